@@ -1,0 +1,10 @@
+//! The protocol of the swarm, in two halves.
+//!
+//! * [`proto`] decides. Bytes, time and randomness come in as arguments; frames, events and deadlines go out.
+//!   It has no sockets, no files, no clock, and builds alone with `--no-default-features`.
+//! * `net` carries out what `proto` decides: sockets, TLS, mDNS, files, timers, tasks.
+
+pub mod proto;
+
+#[cfg(feature = "net")]
+pub mod net;

@@ -1,0 +1,1 @@
+//! The half that carries out: sockets, TLS, discovery, files, timers and tasks.

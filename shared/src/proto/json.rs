@@ -1,0 +1,175 @@
+//! JSON as it is met in the field: nesting is bounded, text may be UTF-16, and numbers may be the bare words
+//! `NaN`, `Infinity` and `-Infinity`, which Python writes and RFC 8259 forbids. Those are read as `null`.
+
+use std::borrow::Cow;
+
+use serde_json::Value;
+
+use super::wire::ContentEncoding;
+
+/// Deepest nesting of arrays and objects that is read, in levels.
+pub const JSON_DEPTH_MAX: usize = 32;
+
+/// Why bytes are not JSON that we read. The link survives each of these.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum JsonError {
+    /// Arrays or objects nested too deeply; found before anything was built.
+    #[error("JSON is nested deeper than {JSON_DEPTH_MAX} levels")]
+    TooDeep,
+    /// The text is not JSON.
+    #[error("not JSON: {0}")]
+    Syntax(String),
+    /// The bytes are not text in the encoding that the frame names.
+    #[error("content is not valid {0}")]
+    NotText(&'static str),
+    /// The frame names an encoding that we do not read.
+    #[error("content-encoding {0:?} is not known; use utf-8")]
+    UnknownEncoding(String),
+}
+
+/// Whether no array or object in `text` is nested deeper than [`JSON_DEPTH_MAX`]. Text that is not JSON may
+/// pass: the parser refuses it.
+pub fn depth_is_safe(text: &[u8]) -> bool {
+    let mut depth = 0_usize;
+    let mut in_string = false;
+    let mut escaped = false;
+    for byte in text {
+        if in_string {
+            match byte {
+                _ if escaped => escaped = false,
+                b'\\' => escaped = true,
+                b'"' => in_string = false,
+                _ => {}
+            }
+            continue;
+        }
+        match byte {
+            b'"' => in_string = true,
+            b'{' | b'[' => {
+                depth += 1;
+                if depth > JSON_DEPTH_MAX {
+                    return false;
+                }
+            }
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    true
+}
+
+/// Parses content in its encoding.
+///
+/// # Errors
+/// [`JsonError`]: what is wrong with the content; nothing else is affected.
+pub fn parse(content: &[u8], encoding: &ContentEncoding) -> Result<Value, JsonError> {
+    let text = to_text(content, encoding)?;
+    if !depth_is_safe(text.as_bytes()) {
+        return Err(JsonError::TooDeep);
+    }
+    match serde_json::from_str(&text) {
+        Ok(value) => Ok(value),
+        Err(strict) => match without_bare_words(&text) {
+            Some(mended) => serde_json::from_str(&mended).map_err(|e| JsonError::Syntax(e.to_string())),
+            None => Err(JsonError::Syntax(strict.to_string())),
+        },
+    }
+}
+
+fn to_text<'a>(content: &'a [u8], encoding: &ContentEncoding) -> Result<Cow<'a, str>, JsonError> {
+    match encoding {
+        ContentEncoding::Utf8 => {
+            let text = content.strip_prefix(b"\xef\xbb\xbf").unwrap_or(content);
+            std::str::from_utf8(text).map(Cow::Borrowed).map_err(|_utf8| JsonError::NotText("utf-8"))
+        }
+        ContentEncoding::Utf16 => utf16(content).map(Cow::Owned).ok_or(JsonError::NotText("utf-16")),
+        ContentEncoding::Other(name) => Err(JsonError::UnknownEncoding(name.clone())),
+    }
+}
+
+/// UTF-16 with a byte order mark (RFC 2781); without one, little-endian, as Python on every Pi and PC writes it.
+fn utf16(bytes: &[u8]) -> Option<String> {
+    let (big, bytes) = match bytes {
+        [0xfe, 0xff, rest @ ..] => (true, rest),
+        [0xff, 0xfe, rest @ ..] => (false, rest),
+        rest => (false, rest),
+    };
+    let (pairs, rest) = bytes.as_chunks::<2>();
+    if !rest.is_empty() {
+        return None;
+    }
+    let units = pairs.iter().map(|pair| if big { u16::from_be_bytes(*pair) } else { u16::from_le_bytes(*pair) });
+    char::decode_utf16(units).collect::<Result<String, _>>().ok()
+}
+
+/// The text with each bare `NaN`, `Infinity` and `-Infinity` outside strings replaced by `null`; `None` if there
+/// is none to replace.
+fn without_bare_words(text: &str) -> Option<String> {
+    const WORDS: [&str; 3] = ["-Infinity", "Infinity", "NaN"];
+    let mut mended = String::with_capacity(text.len());
+    let mut found = false;
+    let mut in_string = false;
+    let mut rest = text;
+    while let Some(c) = rest.chars().next() {
+        if !in_string && let Some(word) = WORDS.iter().find(|word| rest.starts_with(**word)) {
+            mended.push_str("null");
+            rest = &rest[word.len()..];
+            found = true;
+            continue;
+        }
+        let mut taken = c.len_utf8();
+        match c {
+            '"' => in_string = !in_string,
+            '\\' if in_string => taken += rest[taken..].chars().next().map_or(0, char::len_utf8),
+            _ => {}
+        }
+        mended.push_str(&rest[..taken]);
+        rest = &rest[taken..];
+    }
+    found.then_some(mended)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn parse_utf8(text: &str) -> Result<Value, JsonError> {
+        parse(text.as_bytes(), &ContentEncoding::Utf8)
+    }
+
+    #[test]
+    fn python_numbers_become_null_and_strings_stay() {
+        let value = parse_utf8(r#"{"a":[NaN,-Infinity,Infinity,1],"NaN":"Infinity \" NaN"}"#);
+        assert_eq!(value, Ok(json!({"a":[null,null,null,1],"NaN":"Infinity \" NaN"})));
+    }
+
+    #[test]
+    fn depth_is_checked_before_parsing() {
+        let nest = |depth| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+        assert!(parse_utf8(&nest(JSON_DEPTH_MAX)).is_ok());
+        assert_eq!(parse_utf8(&nest(JSON_DEPTH_MAX + 1)), Err(JsonError::TooDeep));
+        assert!(parse_utf8(&format!("\"{}\"", "[".repeat(100))).is_ok());
+    }
+
+    #[test]
+    fn utf16_of_both_orders_is_read() {
+        let text = "{\"a\":\"№\"}";
+        let little: Vec<u8> =
+            [0xff, 0xfe].into_iter().chain(text.encode_utf16().flat_map(u16::to_le_bytes)).collect();
+        let big: Vec<u8> = [0xfe, 0xff].into_iter().chain(text.encode_utf16().flat_map(u16::to_be_bytes)).collect();
+        for bytes in [&little, &big, &little[2..].to_vec()] {
+            assert_eq!(parse(bytes, &ContentEncoding::Utf16), Ok(json!({"a":"№"})));
+        }
+        assert_eq!(parse(&little[..5], &ContentEncoding::Utf16), Err(JsonError::NotText("utf-16")));
+    }
+
+    #[test]
+    fn each_fault_says_what_it_is() {
+        assert_eq!(parse(&[0xff], &ContentEncoding::Utf8), Err(JsonError::NotText("utf-8")));
+        assert!(matches!(parse_utf8("{"), Err(JsonError::Syntax(_))));
+        assert!(matches!(parse_utf8("[NaN"), Err(JsonError::Syntax(_))));
+        let odd = ContentEncoding::Other("koi8-r".to_owned());
+        assert_eq!(parse(b"{}", &odd), Err(JsonError::UnknownEncoding("koi8-r".to_owned())));
+    }
+}

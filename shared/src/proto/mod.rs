@@ -1,0 +1,10 @@
+//! The half that decides: pure, deterministic, without I/O.
+//!
+//! Nothing here reads a clock, draws a random number or touches a socket; `shared/tests/layers.rs` guards it.
+
+pub mod hex;
+pub mod id;
+pub mod json;
+pub mod message;
+pub mod outcome;
+pub mod wire;
