@@ -1,1 +1,3 @@
 //! The half that carries out: sockets, TLS, discovery, files, timers and tasks.
+
+pub mod clock;

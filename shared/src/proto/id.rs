@@ -42,7 +42,11 @@ impl PeerId {
 
     /// Whether the id starts with these hexadecimal digits; dashes and case do not count.
     pub fn has_prefix(&self, prefix: &str) -> bool {
-        let wanted: String = prefix.chars().filter(|c| *c != '-').map(|c| c.to_ascii_lowercase()).collect();
+        let wanted: String = prefix
+            .chars()
+            .filter(|c| *c != '-')
+            .map(|c| c.to_ascii_lowercase())
+            .collect();
         !wanted.is_empty() && hex::encode(&self.0).starts_with(&wanted)
     }
 }
@@ -93,14 +97,23 @@ impl NodeName {
             && text.len() <= NAME_BYTES_MAX
             && !text.starts_with('-')
             && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
-        if good { Ok(Self(text.to_owned())) } else { Err(BadName { text: text.chars().take(80).collect() }) }
+        if good {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(BadName {
+                text: text.chars().take(80).collect(),
+            })
+        }
     }
 
     /// The nearest name to a host name: its first label, with what a name cannot hold turned into dashes.
     pub fn from_host(host: &str) -> Self {
         let label = host.split('.').next().unwrap_or_default();
-        let mut text: String =
-            label.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(NAME_BYTES_MAX).collect();
+        let mut text: String = label
+            .chars()
+            .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
+            .take(NAME_BYTES_MAX)
+            .collect();
         text = text.trim_matches('-').to_owned();
         Self(if text.is_empty() { "node".to_owned() } else { text })
     }
@@ -181,7 +194,13 @@ mod tests {
 
     #[test]
     fn a_host_name_always_gives_a_name() {
-        for (host, name) in [("pi.local", "pi"), ("my_pi", "my-pi"), ("", "node"), ("--", "node"), ("é", "node")] {
+        for (host, name) in [
+            ("pi.local", "pi"),
+            ("my_pi", "my-pi"),
+            ("", "node"),
+            ("--", "node"),
+            ("é", "node"),
+        ] {
             assert_eq!(NodeName::from_host(host).as_str(), name);
             NodeName::parse(NodeName::from_host(host).as_str()).expect("a name");
         }

@@ -80,7 +80,9 @@ fn to_text<'a>(content: &'a [u8], encoding: &ContentEncoding) -> Result<Cow<'a, 
     match encoding {
         ContentEncoding::Utf8 => {
             let text = content.strip_prefix(b"\xef\xbb\xbf").unwrap_or(content);
-            std::str::from_utf8(text).map(Cow::Borrowed).map_err(|_utf8| JsonError::NotText("utf-8"))
+            std::str::from_utf8(text)
+                .map(Cow::Borrowed)
+                .map_err(|_utf8| JsonError::NotText("utf-8"))
         }
         ContentEncoding::Utf16 => utf16(content).map(Cow::Owned).ok_or(JsonError::NotText("utf-16")),
         ContentEncoding::Other(name) => Err(JsonError::UnknownEncoding(name.clone())),
@@ -98,7 +100,13 @@ fn utf16(bytes: &[u8]) -> Option<String> {
     if !rest.is_empty() {
         return None;
     }
-    let units = pairs.iter().map(|pair| if big { u16::from_be_bytes(*pair) } else { u16::from_le_bytes(*pair) });
+    let units = pairs.iter().map(|pair| {
+        if big {
+            u16::from_be_bytes(*pair)
+        } else {
+            u16::from_le_bytes(*pair)
+        }
+    });
     char::decode_utf16(units).collect::<Result<String, _>>().ok()
 }
 
@@ -155,21 +163,35 @@ mod tests {
     #[test]
     fn utf16_of_both_orders_is_read() {
         let text = "{\"a\":\"№\"}";
-        let little: Vec<u8> =
-            [0xff, 0xfe].into_iter().chain(text.encode_utf16().flat_map(u16::to_le_bytes)).collect();
-        let big: Vec<u8> = [0xfe, 0xff].into_iter().chain(text.encode_utf16().flat_map(u16::to_be_bytes)).collect();
+        let little: Vec<u8> = [0xff, 0xfe]
+            .into_iter()
+            .chain(text.encode_utf16().flat_map(u16::to_le_bytes))
+            .collect();
+        let big: Vec<u8> = [0xfe, 0xff]
+            .into_iter()
+            .chain(text.encode_utf16().flat_map(u16::to_be_bytes))
+            .collect();
         for bytes in [&little, &big, &little[2..].to_vec()] {
             assert_eq!(parse(bytes, &ContentEncoding::Utf16), Ok(json!({"a":"№"})));
         }
-        assert_eq!(parse(&little[..5], &ContentEncoding::Utf16), Err(JsonError::NotText("utf-16")));
+        assert_eq!(
+            parse(&little[..5], &ContentEncoding::Utf16),
+            Err(JsonError::NotText("utf-16"))
+        );
     }
 
     #[test]
     fn each_fault_says_what_it_is() {
-        assert_eq!(parse(&[0xff], &ContentEncoding::Utf8), Err(JsonError::NotText("utf-8")));
+        assert_eq!(
+            parse(&[0xff], &ContentEncoding::Utf8),
+            Err(JsonError::NotText("utf-8"))
+        );
         assert!(matches!(parse_utf8("{"), Err(JsonError::Syntax(_))));
         assert!(matches!(parse_utf8("[NaN"), Err(JsonError::Syntax(_))));
         let odd = ContentEncoding::Other("koi8-r".to_owned());
-        assert_eq!(parse(b"{}", &odd), Err(JsonError::UnknownEncoding("koi8-r".to_owned())));
+        assert_eq!(
+            parse(b"{}", &odd),
+            Err(JsonError::UnknownEncoding("koi8-r".to_owned()))
+        );
     }
 }

@@ -128,7 +128,10 @@ pub struct Refused {
 impl Refused {
     /// A refusal with its reason.
     pub fn new(code: RefusalCode, reason: impl Into<String>) -> Self {
-        Self { code, reason: reason.into() }
+        Self {
+            code,
+            reason: reason.into(),
+        }
     }
 }
 

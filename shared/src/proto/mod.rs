@@ -7,4 +7,5 @@ pub mod id;
 pub mod json;
 pub mod message;
 pub mod outcome;
+pub mod trust;
 pub mod wire;

@@ -66,12 +66,24 @@ impl Reply {
     /// Success with a value; `null` is left out.
     pub fn done(value: Value) -> Self {
         let value = if value.is_null() { None } else { Some(value) };
-        Self { state: Outcome::Done, value, output: None, exit: None, error: None }
+        Self {
+            state: Outcome::Done,
+            value,
+            output: None,
+            exit: None,
+            error: None,
+        }
     }
 
     /// Any other end, with its reason.
     pub fn ended(state: Outcome, error: impl Into<String>) -> Self {
-        Self { state, value: None, output: None, exit: None, error: Some(error.into()) }
+        Self {
+            state,
+            value: None,
+            output: None,
+            exit: None,
+            error: Some(error.into()),
+        }
     }
 
     /// The action ran and failed.

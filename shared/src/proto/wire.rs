@@ -32,11 +32,20 @@ pub struct Limits {
 
 impl Limits {
     /// Before a peer has proved who it is.
-    pub const PREAUTH: Self = Self { header: PREAUTH_BYTES_MAX, content: PREAUTH_BYTES_MAX };
+    pub const PREAUTH: Self = Self {
+        header: PREAUTH_BYTES_MAX,
+        content: PREAUTH_BYTES_MAX,
+    };
     /// On a control connection.
-    pub const CONTROL: Self = Self { header: HEADER_BYTES_MAX, content: CONTENT_BYTES_MAX };
+    pub const CONTROL: Self = Self {
+        header: HEADER_BYTES_MAX,
+        content: CONTENT_BYTES_MAX,
+    };
     /// On a bulk connection.
-    pub const BULK: Self = Self { header: HEADER_BYTES_MAX, content: CHUNK_BYTES_MAX };
+    pub const BULK: Self = Self {
+        header: HEADER_BYTES_MAX,
+        content: CHUNK_BYTES_MAX,
+    };
 }
 
 /// Why bytes are not a frame. The stream cannot go on after any of these.
@@ -289,11 +298,13 @@ fn digits<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error
         Text(String),
         Number(u64),
     }
-    Ok(match Option::<TextOrNumber>::deserialize(from).map_err(D::Error::custom)? {
-        None => None,
-        Some(TextOrNumber::Text(text)) => Some(text),
-        Some(TextOrNumber::Number(number)) => Some(number.to_string()),
-    })
+    Ok(
+        match Option::<TextOrNumber>::deserialize(from).map_err(D::Error::custom)? {
+            None => None,
+            Some(TextOrNumber::Text(text)) => Some(text),
+            Some(TextOrNumber::Number(number)) => Some(number.to_string()),
+        },
+    )
 }
 
 impl Header {
@@ -306,8 +317,12 @@ impl Header {
         Ok(Self {
             byteorder: raw.byteorder.ok_or(WireError::MissingKey("byteorder"))?,
             content_type: raw.content_type.ok_or(WireError::MissingKey("content-type"))?,
-            content_encoding: raw.content_encoding.ok_or(WireError::MissingKey("content-encoding"))?,
-            content_length: raw.content_length.ok_or(WireError::MissingKey("content-length"))?,
+            content_encoding: raw
+                .content_encoding
+                .ok_or(WireError::MissingKey("content-encoding"))?,
+            content_length: raw
+                .content_length
+                .ok_or(WireError::MissingKey("content-length"))?,
             message_type: raw.message_type.ok_or(WireError::MissingKey("message-type"))?,
             action: raw.action,
             filepath: raw.filepath,
@@ -340,9 +355,17 @@ impl Frame {
     /// # Panics
     /// Never for types that are plain data: serialising them to JSON cannot fail.
     pub fn json<T: Serialize + ?Sized>(kind: Kind, content: &T) -> Self {
-        let content = serde_json::to_vec(content).unwrap_or_else(|e| unreachable!("plain data serialises: {e}"));
-        let header = Header { kind: Some(kind), content_length: content.len() as u64, ..Header::default() };
-        Self { header, content: content.into() }
+        let content =
+            serde_json::to_vec(content).unwrap_or_else(|e| unreachable!("plain data serialises: {e}"));
+        let header = Header {
+            kind: Some(kind),
+            content_length: content.len() as u64,
+            ..Header::default()
+        };
+        Self {
+            header,
+            content: content.into(),
+        }
     }
 
     /// A frame of one of our own links with bytes for content; an empty one has no content at all.
@@ -403,7 +426,10 @@ impl Frame {
             }
             _ => {
                 to.truncate(start);
-                Err(WireError::HeaderTooLong { bytes, max: HEADER_BYTES_MAX })
+                Err(WireError::HeaderTooLong {
+                    bytes,
+                    max: HEADER_BYTES_MAX,
+                })
             }
         }
     }
@@ -414,12 +440,17 @@ impl Frame {
 pub struct FrameReader {
     limits: Limits,
     header: Option<Header>,
+    lacking: usize,
 }
 
 impl FrameReader {
     /// A reader at the start of a stream.
     pub fn new(limits: Limits) -> Self {
-        Self { limits, header: None }
+        Self {
+            limits,
+            header: None,
+            lacking: LENGTH_BYTES,
+        }
     }
 
     /// Changes the caps, from the next header on.
@@ -427,55 +458,58 @@ impl FrameReader {
         self.limits = limits;
     }
 
-    /// Takes the next whole frame from `from`, or says how many bytes it lacks to go on.
+    /// How many bytes more the next frame is known to need, after [`Self::next_frame`] found none: never more
+    /// than the caps allow.
+    pub fn lacking(&self) -> usize {
+        self.lacking
+    }
+
+    /// Takes the next whole frame from `from`; `None` until all of it is there.
     ///
     /// # Errors
     /// [`WireError`]: the stream cannot go on.
-    pub fn next_frame(&mut self, from: &mut BytesMut) -> Result<Progress, WireError> {
-        let header = match self.header.take() {
-            Some(header) => header,
-            None => match self.take_header(from)? {
-                Ok(header) => header,
-                Err(lacking) => return Ok(Progress::Lacks(lacking)),
-            },
-        };
-        let max = self.limits.content;
-        let bytes = usize::try_from(header.content_length).unwrap_or(usize::MAX);
-        if bytes > max {
-            return Err(WireError::ContentTooLong { bytes: header.content_length, max });
+    pub fn next_frame(&mut self, from: &mut BytesMut) -> Result<Option<Frame>, WireError> {
+        if self.header.is_none() {
+            self.header = self.take_header(from)?;
         }
+        let Some(header) = &self.header else {
+            return Ok(None);
+        };
+        let bytes = usize::try_from(header.content_length).unwrap_or(usize::MAX);
         if from.len() < bytes {
-            self.header = Some(header);
-            return Ok(Progress::Lacks(bytes - from.len()));
+            self.lacking = bytes - from.len();
+            return Ok(None);
         }
         let content = from.split_to(bytes).freeze();
-        Ok(Progress::Frame(Frame { header, content }))
+        Ok(self.header.take().map(|header| Frame { header, content }))
     }
 
-    /// The header at the front, or how many bytes it lacks.
-    fn take_header(&self, from: &mut BytesMut) -> Result<Result<Header, usize>, WireError> {
+    fn take_header(&mut self, from: &mut BytesMut) -> Result<Option<Header>, WireError> {
         let Some(length) = from.first_chunk::<LENGTH_BYTES>() else {
-            return Ok(Err(LENGTH_BYTES - from.len()));
+            self.lacking = LENGTH_BYTES - from.len();
+            return Ok(None);
         };
         let bytes = usize::from(u16::from_be_bytes(*length));
         if bytes > self.limits.header {
-            return Err(WireError::HeaderTooLong { bytes, max: self.limits.header });
+            return Err(WireError::HeaderTooLong {
+                bytes,
+                max: self.limits.header,
+            });
         }
         let whole = LENGTH_BYTES + bytes;
         if from.len() < whole {
-            return Ok(Err(whole - from.len()));
+            self.lacking = whole - from.len();
+            return Ok(None);
         }
         let header = Header::parse(&from[LENGTH_BYTES..whole])?;
+        let max = self.limits.content;
+        if header.content_length > max as u64 {
+            return Err(WireError::ContentTooLong {
+                bytes: header.content_length,
+                max,
+            });
+        }
         from.advance(whole);
-        Ok(Ok(header))
+        Ok(Some(header))
     }
-}
-
-/// What [`FrameReader::next_frame`] found.
-#[derive(Debug, PartialEq)]
-pub enum Progress {
-    /// A whole frame.
-    Frame(Frame),
-    /// At least this many bytes more are needed.
-    Lacks(usize),
 }

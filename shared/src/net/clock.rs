@@ -1,0 +1,19 @@
+//! The one place where clocks are read.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "everything else asks here, so that a test can see who reads a clock"
+)]
+
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+/// The monotonic clock: for deadlines and for measuring.
+pub fn now() -> Instant {
+    Instant::now()
+}
+
+/// Wall-clock time in milliseconds since 1970-01-01 UTC, for people and logs only; 0 if the clock is before that.
+pub fn unix_time_ms() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
