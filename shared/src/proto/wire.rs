@@ -198,6 +198,8 @@ pub enum Kind {
     Reply,
     /// Whom I know.
     Roster,
+    /// Please dial me once more, for files: I cannot reach you.
+    OpenBulk,
     /// Who is revoked, signed by the fleet root.
     FleetState,
     /// A part of a file.
