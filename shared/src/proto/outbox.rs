@@ -32,10 +32,10 @@ impl OutboxLimits {
     };
     /// For files: what is in the window is kept in memory until the receiver has it.
     pub const BULK: Self = Self {
-        queued_max: 64,
-        queued_bytes_max: 4 * 1024 * 1024,
+        queued_max: 16,
+        queued_bytes_max: 512 * 1024,
         window_max: 256,
-        window_bytes_max: 8 * 1024 * 1024,
+        window_bytes_max: 2 * 1024 * 1024,
     };
 }
 

@@ -16,7 +16,7 @@ pub const HEADER_BYTES_MAX: usize = 16 * 1024;
 pub const CONTENT_BYTES_MAX: usize = 1024 * 1024;
 /// Longest content of a file chunk, in bytes.
 pub const CHUNK_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// Most bytes that a peer may send before it has proved who it is: the longest header or content until then.
+/// Longest frame of a peer that has not proved yet who it is, in bytes: a quarter for its header.
 pub const PREAUTH_BYTES_MAX: usize = 16 * 1024;
 
 const LENGTH_BYTES: usize = 2;
