@@ -12,5 +12,6 @@ pub mod outbox;
 pub mod outcome;
 pub mod parcel;
 pub mod session;
+pub mod ping;
 pub mod trust;
 pub mod wire;
