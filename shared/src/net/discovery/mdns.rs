@@ -24,7 +24,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use mdns_sd::{IfKind, ResolvedService, ScopedIp, ServiceDaemon, ServiceEvent, ServiceInfo};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::proto::hex;
@@ -151,7 +151,8 @@ pub trait Mdns: Send {
     /// [`MdnsError`]; trying again later may work.
     fn publish(&mut self, announcement: Announcement) -> Result<(), MdnsError>;
 
-    /// Reports peers of a kind, until shutdown or until the channel closes. Our own announcement is left out.
+    /// Reports peers of a kind, until shutdown or until the channel closes. Our own announcement is left out,
+    /// unless mDNS had to rename it because of a clone; TLS tells then.
     ///
     /// # Errors
     /// [`MdnsError`]; trying again later may work.
@@ -172,7 +173,9 @@ pub fn service_type(kind: PeerKind) -> &'static str {
 /// mDNS on this machine's real interfaces.
 pub struct MdnsSd {
     daemon: ServiceDaemon,
-    published: Option<(Announcement, String)>,
+    published: Option<Announcement>,
+    /// The full name of what is published; the browsers look.
+    fullname: watch::Sender<Option<String>>,
     stop: CancellationToken,
 }
 
@@ -199,6 +202,7 @@ impl MdnsSd {
         Ok(Self {
             daemon,
             published: None,
+            fullname: watch::Sender::new(None),
             stop,
         })
     }
@@ -206,31 +210,29 @@ impl MdnsSd {
 
 impl Mdns for MdnsSd {
     fn publish(&mut self, announcement: Announcement) -> Result<(), MdnsError> {
-        if self
-            .published
-            .as_ref()
-            .is_some_and(|(known, _)| *known == announcement)
-        {
+        if self.published.as_ref() == Some(&announcement) {
             return Ok(());
         }
         let info = service_info(&announcement)?;
-        let fullname = info.get_fullname().to_owned();
-        let renamed = self.published.take().filter(|(_, old)| *old != fullname);
-        if let Some((_, old)) = renamed {
+        let new = info.get_fullname().to_owned();
+        // Until all is done it counts as not published, so that a failure is tried again.
+        self.published = None;
+        let old = self.fullname.borrow().clone().filter(|old| *old != new);
+        if let Some(old) = old {
             // Its answer says only whether the goodbye was sent, and nothing waits for that.
             drop(self.daemon.unregister(&old)?);
         }
+        self.fullname.send_replace(Some(new));
         self.daemon.register(info)?;
-        self.published = Some((announcement, fullname));
+        self.published = Some(announcement);
         Ok(())
     }
 
     fn browse(&mut self, kind: PeerKind, sightings: mpsc::Sender<Sighting>) -> Result<(), MdnsError> {
         let events = self.daemon.browse(service_type(kind))?;
-        let own = self.published.as_ref().map(|(_, fullname)| fullname.clone());
         let browser = Browser {
             kind,
-            own,
+            own: self.fullname.subscribe(),
             known: BTreeMap::new(),
             sightings,
         };
@@ -298,7 +300,7 @@ fn service_info(of: &Announcement) -> Result<ServiceInfo, mdns_sd::Error> {
 /// channel ends the subscription at worst, which then begins anew and repeats all that is known.
 struct Browser {
     kind: PeerKind,
-    own: Option<String>,
+    own: watch::Receiver<Option<String>>,
     known: BTreeMap<String, Found>,
     sightings: mpsc::Sender<Sighting>,
 }
@@ -340,7 +342,7 @@ impl Browser {
     fn sighting(&mut self, event: ServiceEvent) -> Option<Sighting> {
         match event {
             ServiceEvent::ServiceResolved(service) => {
-                if self.own.as_deref() == Some(service.get_fullname()) {
+                if self.own.borrow().as_deref() == Some(service.get_fullname()) {
                     return None;
                 }
                 let found = found(self.kind, &service)?;
