@@ -6,3 +6,5 @@ pub mod endpoint;
 pub mod handshake;
 pub mod peer;
 pub mod random;
+pub mod discovery;
+pub mod socket;
