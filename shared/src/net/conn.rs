@@ -20,7 +20,7 @@ const READ_BYTES_MAX: usize = 512 * 1024;
 const WRITE_SLICES_MAX: usize = 16;
 
 /// Anything that a link can run over: TLS over TCP, an in-memory pipe, a simulated network.
-pub trait Transport: AsyncRead + AsyncWrite + Send + Unpin {}
+pub(crate) trait Transport: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Transport for T {}
 

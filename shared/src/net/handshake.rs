@@ -4,6 +4,7 @@
 //! fleet. Nothing that a peer says is acted on before its grant is good; all of it happens within
 //! [`PREAUTH_TIMEOUT`] and the caps of [`Limits::PREAUTH`].
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,19 +13,41 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::timeout;
-use tokio_rustls::{TlsAcceptor, TlsConnector};
+use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
 use super::conn::{Conn, ReadError};
-use super::identity::Identity;
+use super::random::{self, NoRandomness};
 use super::tls;
 use crate::proto::duplicates::Dialler;
-use crate::proto::id::{NodeName, PeerKind, PublicKey};
+use crate::proto::id::{Instance, NodeName, PeerKind, PublicKey};
 use crate::proto::message::{Channel, Hello, RefusalCode, Refused, VERSIONS};
-use crate::proto::trust::{Grant, Membership};
+use crate::proto::trust::{Grant, Membership, SigningKey};
 use crate::proto::wire::{Frame, Kind, Limits, WireError};
 
 /// How long a peer has to prove who it is.
 pub const PREAUTH_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Who this program is on every link: its key, and this run of its process.
+#[derive(Debug)]
+pub struct Identity {
+    /// What others know it by.
+    pub key: SigningKey,
+    /// Drawn at random at start.
+    pub instance: Instance,
+}
+
+impl Identity {
+    /// A key in a new run.
+    ///
+    /// # Errors
+    /// [`NoRandomness`].
+    pub fn new(key: SigningKey) -> Result<Self, NoRandomness> {
+        Ok(Self {
+            key,
+            instance: Instance(u64::from_le_bytes(random::bytes()?)),
+        })
+    }
+}
 
 /// What a peer tells of itself besides its key.
 #[derive(Clone, Debug)]
@@ -32,7 +55,7 @@ pub struct Profile {
     /// Its name.
     pub name: NodeName,
     /// Its tags, for selectors.
-    pub tags: std::collections::BTreeMap<String, String>,
+    pub tags: BTreeMap<String, String>,
     /// The TCP port that it listens on; 0 if none.
     pub port: u16,
 }
@@ -134,10 +157,9 @@ impl Local {
     /// Greets a peer that dialled us.
     pub(crate) async fn accept(&self, tcp: TcpStream, addr: SocketAddr) -> Result<Greeted, HandshakeError> {
         let greeting = async {
-            let stream = self.acceptor.accept(tcp).await?;
-            let (_, session) = stream.get_ref();
-            let key = tls::peer_key(session)?;
-            let exporter = tls::exporter(session)?;
+            let stream = TlsStream::from(self.acceptor.accept(tcp).await?);
+            let key = tls::peer_key(stream.get_ref().1)?;
+            let exporter = tls::exporter(&stream)?;
             self.greet_dialler(Conn::new(stream, Limits::PREAUTH), key, exporter, addr)
                 .await
         };
@@ -154,10 +176,9 @@ impl Local {
         channel: Channel,
     ) -> Result<Greeted, HandshakeError> {
         let greeting = async {
-            let stream = self.connector.connect(tls::server_name(), tcp).await?;
-            let (_, session) = stream.get_ref();
-            let key = tls::peer_key(session)?;
-            let exporter = tls::exporter(session)?;
+            let stream = TlsStream::from(self.connector.connect(tls::server_name(), tcp).await?);
+            let key = tls::peer_key(stream.get_ref().1)?;
+            let exporter = tls::exporter(&stream)?;
             self.greet_dialled(Conn::new(stream, Limits::PREAUTH), key, exporter, addr, channel)
                 .await
         };

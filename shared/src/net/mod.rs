@@ -2,9 +2,13 @@
 
 pub mod clock;
 mod conn;
+pub mod discovery;
 pub mod endpoint;
 pub mod handshake;
+pub mod identity;
+pub mod join;
 pub mod peer;
 pub mod random;
-pub mod discovery;
 pub mod socket;
+pub mod store;
+pub mod tls;

@@ -11,7 +11,7 @@ pub mod message;
 pub mod outbox;
 pub mod outcome;
 pub mod parcel;
-pub mod session;
 pub mod ping;
+pub mod session;
 pub mod trust;
 pub mod wire;

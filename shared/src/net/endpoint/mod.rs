@@ -17,8 +17,9 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::handshake::{Local, Profile};
-use super::identity::Identity;
+pub use accept::{JOIN_WAIT, JOINS_MAX, PREAUTH_CONNECTIONS_MAX};
+
+use super::handshake::{Identity, Local, Profile};
 use super::peer::{LinkError, PeerEvent, PeerLink};
 use super::socket::{self, KeepaliveConfig, SocketError};
 use super::tls::TlsError;

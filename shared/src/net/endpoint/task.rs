@@ -1,6 +1,6 @@
 //! The task that owns the table of peers and the book of addresses.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -67,7 +67,7 @@ struct Entry {
 struct EndpointTask {
     parts: Parts,
     id: PeerId,
-    peers: HashMap<PeerId, Entry>,
+    peers: BTreeMap<PeerId, Entry>,
     book: DialBook,
     links: u64,
     words: mpsc::Sender<LinkWord>,
@@ -92,7 +92,7 @@ pub(super) fn spawn(parts: Parts, listener: TcpListener) {
     let task = EndpointTask {
         id: parts.local.identity.key.public().id(),
         parts,
-        peers: HashMap::new(),
+        peers: BTreeMap::new(),
         book: DialBook::default(),
         links: 0,
         words,
@@ -530,13 +530,12 @@ impl EndpointTask {
             return;
         }
         self.next_roster = now + ROSTER_INTERVAL;
-        let mut open: Vec<PeerId> = self
+        let open: Vec<PeerId> = self
             .peers
             .iter()
             .filter(|(_, e)| e.open)
             .map(|(id, _)| *id)
             .collect();
-        open.sort_unstable();
         for id in open {
             self.send_roster(id);
         }
@@ -559,7 +558,7 @@ impl EndpointTask {
             .filter_map(|entry| entry.info.as_ref());
         let wanted =
             known.filter(|info| info.id != to && wants(receiver.kind, info.kind) && info.listens.port() != 0);
-        let mut peers: Vec<RosterPeer> = wanted
+        let peers: Vec<RosterPeer> = wanted
             .take(ROSTER_PEERS_MAX)
             .map(|info| RosterPeer {
                 id: info.id,
@@ -571,7 +570,6 @@ impl EndpointTask {
         if peers.is_empty() {
             return;
         }
-        peers.sort_unstable_by_key(|peer| peer.id);
         send(&control.link, &Frame::json(Kind::Roster, &Roster { peers }));
     }
 
@@ -614,7 +612,6 @@ impl EndpointTask {
                 send(&entry.control.link, &news);
             }
         }
-        revoked.sort_unstable();
         for id in revoked {
             self.put_out(id, &membership);
         }

@@ -240,7 +240,7 @@ pub enum PeerEvent {
         /// To send files with.
         link: PeerLink,
         /// Its frames.
-        events: mpsc::Receiver<PeerEvent>,
+        events: mpsc::Receiver<Self>,
     },
     /// A frame that its role permits.
     Frame {

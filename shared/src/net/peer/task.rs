@@ -4,7 +4,6 @@
 //! its link for the endpoint. While the application takes no events, nothing more is read from the peer.
 
 use std::collections::VecDeque;
-use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -24,7 +23,8 @@ use crate::proto::outbox::OutboxLimits;
 use crate::proto::outcome::Reply;
 use crate::proto::parcel::Parcel;
 use crate::proto::session::{Event as SessionEvent, LinkFault, Outgoing, Session, Settled, Timing};
-use crate::proto::trust::{Role, Wish, classify, permit};
+use crate::proto::trust::Role;
+use crate::proto::trust::gate::{Wish, classify, permit};
 use crate::proto::wire::{Frame, Kind, Lane, WireError};
 
 /// Messages that wait in front of a control session, beyond its outbox.

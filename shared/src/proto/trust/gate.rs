@@ -3,7 +3,7 @@
 //! | wish | observer | node | operator | admin |
 //! |---|---|---|---|---|
 //! | link upkeep, fleet state | yes | yes | yes | yes |
-//! | roster, reply, chunk, end of a file | | yes | yes | yes |
+//! | roster, connection for files, reply, chunk, end of a file | | yes | yes | yes |
 //! | command that reads | yes | | yes | yes |
 //! | command that acts | | | yes | yes |
 //! | `execute` | | | | yes, where the node's configuration allows it |
@@ -122,7 +122,7 @@ fn need_for_frame(kind: Kind) -> Need {
         // The root signed it, so it does not matter who brings it: bad news travels over every link.
         Kind::FleetState => Need::AnyMember,
         Kind::Hello | Kind::Welcome | Kind::Refused | Kind::Heartbeat | Kind::Ack => Need::AnyMember,
-        Kind::Roster | Kind::Reply | Kind::Chunk | Kind::ChunkEnd => Need::Worker,
+        Kind::Roster | Kind::OpenBulk | Kind::Reply | Kind::Chunk | Kind::ChunkEnd => Need::Worker,
         Kind::Command => need_for_command(ActionClass::Execute),
         Kind::Join | Kind::Joined | Kind::Unknown => Need::Nobody,
     }
@@ -147,6 +147,7 @@ impl Wish {
             }
             Self::Frame(Kind::FleetState) => "a fleet state",
             Self::Frame(Kind::Roster) => "a roster",
+            Self::Frame(Kind::OpenBulk) => "a connection for files",
             Self::Frame(Kind::Reply) => "a reply",
             Self::Frame(Kind::Chunk | Kind::ChunkEnd) => "a part of a file",
             Self::Frame(Kind::Join | Kind::Joined) => "joining",
@@ -188,7 +189,13 @@ mod tests {
         ] {
             assert_eq!(allowed(Wish::Frame(kind)), ROLES, "{kind:?}");
         }
-        for kind in [Kind::Roster, Kind::Reply, Kind::Chunk, Kind::ChunkEnd] {
+        for kind in [
+            Kind::Roster,
+            Kind::OpenBulk,
+            Kind::Reply,
+            Kind::Chunk,
+            Kind::ChunkEnd,
+        ] {
             assert_eq!(allowed(Wish::Frame(kind)), [Node, Operator, Admin], "{kind:?}");
         }
         for kind in [Kind::Join, Kind::Joined, Kind::Unknown] {
