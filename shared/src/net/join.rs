@@ -12,7 +12,7 @@ use crate::proto::json::JsonError;
 use crate::proto::message::{Channel, Join, Joined, Refused};
 use crate::proto::trust::invite::{self, Invitation, Side};
 use crate::proto::trust::{Fingerprint, Membership, TrustError};
-use crate::proto::wire::{Frame, Kind};
+use crate::proto::wire::{Frame, Kind, Limits};
 
 /// How long the dial may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -76,6 +76,8 @@ pub async fn join(
     conn.put(&Frame::json(Kind::Join, &Join { proof }))
         .map_err(HandshakeError::from)?;
     conn.flush().await.map_err(HandshakeError::from)?;
+    // The answer carries the fleet state, which grows with every key that was ever revoked.
+    conn.set_limits(Limits::CONTROL);
     let answer = timeout(patience, conn.read_frame())
         .await
         .map_err(|_elapsed| JoinError::NoAnswer(addr))?;
