@@ -31,7 +31,8 @@ struct Program {
 fn start(root: &mut FleetRoot, kind: PeerKind, role: Role, name: &str) -> Program {
     let key = SigningKey::from_seed(random::bytes().expect("randomness"));
     let grant = root.grant(key.public(), role).expect("a grant");
-    let membership = Membership::new(root.public(), &key.public(), grant, root.state().clone()).expect("good");
+    let membership =
+        Membership::new(root.public(), &key.public(), grant, root.state().clone()).expect("good");
     let config = Config {
         kind,
         name: NodeName::parse(name).expect("a name"),
@@ -49,14 +50,18 @@ fn start(root: &mut FleetRoot, kind: PeerKind, role: Role, name: &str) -> Progra
 
 impl Program {
     async fn event(&mut self) -> PeerEvent {
-        timeout(PATIENCE, self.events.peers.recv()).await.expect("in time").expect("running")
+        timeout(PATIENCE, self.events.peers.recv())
+            .await
+            .expect("in time")
+            .expect("running")
     }
 
     async fn up(&mut self) -> Arc<PeerInfo> {
-        match self.event().await {
-            PeerEvent::Up { peer, .. } => peer,
-            other => panic!("expected a link, got {other:?}"),
-        }
+        let event = self.event().await;
+        let PeerEvent::Up { peer, .. } = event else {
+            panic!("expected a link, got {event:?}")
+        };
+        peer
     }
 }
 
@@ -69,7 +74,10 @@ async fn a_command_goes_out_and_its_reply_comes_back() {
     let mut root = fleet();
     let mut station = start(&mut root, PeerKind::Station, Role::Admin, "station");
     let mut node = start(&mut root, PeerKind::Node, Role::Node, "drone-1");
-    station.endpoint.heard(node.endpoint.listens(), Source::Static, Hint::None).await;
+    station
+        .endpoint
+        .heard(node.endpoint.listens(), Source::Static, Hint::None)
+        .await;
     let seen = station.up().await;
     assert_eq!(seen.name.as_str(), "drone-1");
     assert_eq!(node.up().await.id, station.endpoint.id());
@@ -79,19 +87,42 @@ async fn a_command_goes_out_and_its_reply_comes_back() {
     command.header.id = Some(7);
     let (reply_to, mut ends) = mpsc::channel(1);
     let link = station.endpoint.open(seen.id).await.expect("running");
-    let outgoing = Outgoing { parcel: Parcel::new(&command).expect("short"), lane: Lane::Control, deadline: None };
+    let outgoing = Outgoing {
+        parcel: Parcel::new(&command).expect("short"),
+        lane: Lane::Control,
+        deadline: None,
+    };
     let until = clock::now() + PATIENCE;
-    link.try_request(outgoing, Request { id: 7, until, reply_to: ReplyTo(reply_to) }).expect("room");
+    link.try_request(
+        outgoing,
+        Request {
+            id: 7,
+            until,
+            reply_to: ReplyTo(reply_to),
+        },
+    )
+    .expect("room");
 
-    let PeerEvent::Frame { peer, frame, .. } = node.event().await else { panic!("expected the command") };
+    let PeerEvent::Frame { peer, frame, .. } = node.event().await else {
+        panic!("expected the command")
+    };
     assert_eq!(frame.header.action.as_deref(), Some("ping"));
     let reply = Reply::done("pong".into()).to_frame(&frame.header);
     let back = node.endpoint.open(peer.id).await.expect("running");
-    back.try_send(Outgoing { parcel: Parcel::new(&reply).expect("short"), lane: Lane::Control, deadline: None })
-        .expect("room");
+    back.try_send(Outgoing {
+        parcel: Parcel::new(&reply).expect("short"),
+        lane: Lane::Control,
+        deadline: None,
+    })
+    .expect("room");
 
-    let Delivery { ended: Ended::Reply(content), .. } =
-        timeout(PATIENCE, ends.recv()).await.expect("in time").expect("one end")
+    let Delivery {
+        ended: Ended::Reply(content),
+        ..
+    } = timeout(PATIENCE, ends.recv())
+        .await
+        .expect("in time")
+        .expect("one end")
     else {
         panic!("expected a reply")
     };

@@ -25,21 +25,21 @@ pub const DIALS_MAX: usize = 64;
 pub enum Source {
     /// Configured: always.
     Static,
-    /// mDNS: until it is withdrawn, or [`Self::lifetime`] after it was last heard.
+    /// mDNS: until it is withdrawn.
     Mdns,
-    /// A notifier ping.
+    /// A notifier ping: for 15 s.
     Ping,
-    /// Another peer's roster.
+    /// Another peer's roster: for 5 min.
     Roster,
-    /// It was linked here before.
+    /// A peer was linked from here before: for an hour.
     Known,
 }
 
 impl Source {
     fn lifetime(self) -> Option<Duration> {
         match self {
-            Self::Static | Self::Known => None,
-            Self::Mdns => Some(Duration::from_secs(150)),
+            Self::Static | Self::Mdns => None,
+            Self::Known => Some(Duration::from_secs(3_600)),
             Self::Ping => Some(Duration::from_secs(15)),
             Self::Roster => Some(Duration::from_secs(300)),
         }
@@ -117,9 +117,9 @@ impl DialBook {
             (Hint::None, _) | (Hint::Prefix(_), Hint::Id(_)) => {}
             (Hint::Prefix(_) | Hint::Id(_), _) => entry.hint = hint,
         }
-        if entry.source.lifetime().is_some() {
+        if entry.expires.is_some() {
             entry.source = source;
-            entry.expires = expires;
+            entry.expires = expires.map(|expires| entry.expires.map_or(expires, |old| old.max(expires)));
         }
         if !entry.dialling {
             entry.bound = BACKOFF_MIN;

@@ -9,8 +9,10 @@
 //! | [`interfaces::watch`] | the list of addresses | when its token is cancelled |
 //! | [`pings::send`] | one socket for each IPv4 address | when its token is cancelled |
 //! | [`pings::receive`] | the receiving socket, the rate limit | when its token is cancelled or its channel closes |
+//! | [`presence::start`] | which of it all is used, and what follows | [`presence::Presence::shutdown`] |
 //! | [`mdns::MdnsSd`] | the mDNS thread, the published record | [`mdns::Mdns::shutdown`], within [`mdns::SHUTDOWN_MAX`] |
 
 pub mod interfaces;
 pub mod mdns;
 pub mod pings;
+pub mod presence;

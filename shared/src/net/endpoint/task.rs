@@ -292,9 +292,13 @@ impl EndpointTask {
             return;
         }
         entry.number = number;
-        entry.info = Some(info);
+        entry.info = Some(Arc::clone(&info));
         entry.fleet_state = hello.fleet_state;
         entry.open = false;
+        if wants(self.parts.local.kind, info.kind) && info.listens.port() != 0 {
+            self.book
+                .heard(info.listens, Source::Known, Hint::Id(id), clock::now());
+        }
         self.book.linked(id);
     }
 
