@@ -142,7 +142,7 @@ impl Outbox {
                 || self.unacked_bytes >= self.limits.window_bytes_max);
         // An emergency goes out over a full window: it is small, and it may not wait for acknowledgements. Only a
         // peer that hears and never acknowledges meets the bound.
-        let over_window_max = self.limits.window_max + self.limits.queued_max;
+        let over_window_max = self.limits.window_max.saturating_add(self.limits.queued_max);
         if self.unacked.len() < over_window_max
             && let Some(item) = self.emergency.pop_front()
         {
