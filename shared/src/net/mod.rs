@@ -12,3 +12,4 @@ pub mod random;
 pub mod socket;
 pub mod store;
 pub mod tls;
+pub mod codec;

@@ -14,11 +14,11 @@ use super::wire::Lane;
 pub struct OutboxLimits {
     /// Most parcels that wait, in each lane.
     pub queued_max: usize,
-    /// Most bytes that wait, over all lanes. One parcel always fits an empty lane.
+    /// No more is taken once this many bytes wait, over all lanes. One parcel always fits an empty lane.
     pub queued_bytes_max: usize,
     /// Most parcels sent and not acknowledged.
     pub window_max: usize,
-    /// Most bytes sent and not acknowledged. One parcel always fits an empty window.
+    /// No more is sent once this many bytes are not acknowledged.
     pub window_bytes_max: usize,
 }
 
@@ -101,21 +101,20 @@ impl Outbox {
     /// [`Busy`] if the lane is full. Emergency has a bound of its own, so that nothing else can fill it.
     pub fn push(&mut self, item: Item) -> Result<(), Busy> {
         let bytes = item.parcel.bytes();
-        let bytes_full = self.queued_bytes + bytes > self.limits.queued_bytes_max;
-        let queued_max = self.limits.queued_max;
         let deadline = item.deadline;
+        let has_room = self.has_room(item.lane);
         let queue = match item.lane {
             Lane::Telemetry => {
                 let old = self.telemetry.replace(item).map_or(0, |old| old.parcel.bytes());
                 self.queued_bytes = self.queued_bytes + bytes - old;
+                self.note_deadline(deadline);
                 return Ok(());
             }
             Lane::Emergency => &mut self.emergency,
             Lane::Control => &mut self.control,
             Lane::Bulk => &mut self.bulk,
         };
-        let bytes_count = bytes_full && !queue.is_empty() && item.lane != Lane::Emergency;
-        if queue.len() >= queued_max || bytes_count {
+        if !has_room {
             return Err(Busy { waiting: queue.len() });
         }
         queue.push_back(item);
@@ -124,7 +123,7 @@ impl Outbox {
         Ok(())
     }
 
-    /// Whether another item fits the lane now.
+    /// Whether another item fits the lane now: if so, [`Self::push`] takes it.
     pub fn has_room(&self, lane: Lane) -> bool {
         let waiting = match lane {
             Lane::Telemetry => return true,
@@ -141,8 +140,12 @@ impl Outbox {
         let window_full = !self.unacked.is_empty()
             && (self.unacked.len() >= self.limits.window_max
                 || self.unacked_bytes >= self.limits.window_bytes_max);
-        // An emergency goes out over a full window: it is small, and it may not wait for acknowledgements.
-        if let Some(item) = self.emergency.pop_front() {
+        // An emergency goes out over a full window: it is small, and it may not wait for acknowledgements. Only a
+        // peer that hears and never acknowledges meets the bound.
+        let over_window_max = self.limits.window_max.saturating_add(self.limits.queued_max);
+        if self.unacked.len() < over_window_max
+            && let Some(item) = self.emergency.pop_front()
+        {
             return Some(self.number(item));
         }
         if !window_full && let Some(item) = self.control.pop_front() {
@@ -249,8 +252,9 @@ impl Outbox {
                 !late(item)
             });
         }
+        expired.extend(self.telemetry.take_if(|item| late(item)));
         let left = [&self.emergency, &self.control, &self.bulk].into_iter().flatten();
-        self.earliest_deadline = left.filter_map(|item| item.deadline).min();
+        self.earliest_deadline = left.chain(&self.telemetry).filter_map(|item| item.deadline).min();
         self.queued_bytes -= expired.iter().map(|item| item.parcel.bytes()).sum::<usize>();
         expired
     }

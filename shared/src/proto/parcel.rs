@@ -19,6 +19,7 @@ pub struct Parcel {
     /// The header's JSON up to, but without, its closing brace.
     head: Bytes,
     content: Bytes,
+    epoch: Option<u64>,
 }
 
 /// The header keys that belong to one transmission.
@@ -36,9 +37,11 @@ impl Parcel {
     /// Encodes a frame. Its own `seq`, `ack` and `ttl` must be absent: the session sets them.
     ///
     /// # Errors
-    /// [`WireError::HeaderTooLong`] if the header would not fit with its trailer.
+    /// [`WireError::HeaderTooLong`] if the header would not fit with its trailer, [`WireError::BadHeader`] if it tells
+    /// another length than the content has.
     pub fn new(frame: &Frame) -> Result<Self, WireError> {
         debug_assert!(frame.header.seq.is_none() && frame.header.ack.is_none() && frame.header.ttl.is_none());
+        frame.check_length()?;
         let mut head = serde_json::to_vec(&frame.header).map_err(|e| WireError::BadHeader(e.to_string()))?;
         head.pop();
         if head.len() + TRAILER_BYTES_MAX > HEADER_BYTES_MAX {
@@ -50,7 +53,13 @@ impl Parcel {
         Ok(Self {
             head: head.into(),
             content: frame.content.clone(),
+            epoch: frame.header.epoch,
         })
+    }
+
+    /// The epoch that its frame names: a reply to it names the same.
+    pub(super) fn epoch(&self) -> Option<u64> {
+        self.epoch
     }
 
     /// Bytes that it keeps in memory while it waits.

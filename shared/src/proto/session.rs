@@ -175,6 +175,8 @@ pub struct Expected<T> {
 
 #[derive(Debug)]
 struct Pending<T> {
+    /// The request's epoch: numbers start anew with each, and a reply of an old one may come late.
+    epoch: Option<u64>,
     until: Instant,
     token: T,
 }
@@ -216,7 +218,8 @@ pub struct Session<T> {
 }
 
 impl<T> Session<T> {
-    /// A session without a link. `instance` is this run of our process.
+    /// A session without a link. `instance` is this run of our process; a session that is made anew for the same
+    /// peer needs a new one, because the peer resumes by it.
     ///
     /// # Errors
     /// Never in practice: [`WireError`] if the constant frames did not encode.
@@ -312,6 +315,7 @@ impl<T> Session<T> {
             }
         }
         let request = expected.as_ref().map(|expected| expected.id);
+        let epoch = message.parcel.epoch();
         let Outgoing {
             parcel,
             lane,
@@ -328,7 +332,7 @@ impl<T> Session<T> {
                 self.pending_earliest
                     .map_or(until, |earliest| earliest.min(until)),
             );
-            self.pending.insert(id, Pending { until, token });
+            self.pending.insert(id, Pending { epoch, until, token });
         }
         Ok(())
     }
@@ -373,24 +377,33 @@ impl<T> Session<T> {
                 );
             }
             if self.ack_due.is_some_and(|due| now >= due) {
-                let ack = self.take_ack();
-                to.put(
-                    &self.ack,
-                    Trailer {
-                        ack,
-                        ..Trailer::default()
-                    },
-                );
+                if to.len() < room {
+                    let ack = self.take_ack();
+                    to.put(
+                        &self.ack,
+                        Trailer {
+                            ack,
+                            ..Trailer::default()
+                        },
+                    );
+                } else {
+                    // Behind what waits it would come no sooner, and a peer that does not read would pile them up.
+                    self.ack_due = Some(now + self.timing.ack_delay);
+                }
             }
-            if to.len() == before && now >= self.last_sent + self.timing.heartbeat {
-                let ack = Some(self.received);
-                to.put(
-                    &self.heartbeat,
-                    Trailer {
-                        ack,
-                        ..Trailer::default()
-                    },
-                );
+            if now >= self.last_sent + self.timing.heartbeat {
+                // What still waits in the buffer is as good a sign of life.
+                if to.is_empty() {
+                    let ack = Some(self.received);
+                    to.put(
+                        &self.heartbeat,
+                        Trailer {
+                            ack,
+                            ..Trailer::default()
+                        },
+                    );
+                }
+                self.last_sent = now;
             }
         }
         if to.len() > before {
@@ -407,12 +420,18 @@ impl<T> Session<T> {
         self.take_frame(frame, now).inspect_err(|_fault| self.detach())
     }
 
-    fn take_frame(&mut self, frame: Frame, now: Instant) -> Result<(), LinkFault> {
+    /// Bytes of the peer have come: it lives, even if a large frame takes longer than [`Timing::lost_after`].
+    /// [`Self::handle_frame`] says so itself; call this when a read did not complete a frame.
+    pub fn heard(&mut self, now: Instant) {
         self.last_heard = now;
         if self.silent {
             self.silent = false;
             self.events.push(Event::Heard);
         }
+    }
+
+    fn take_frame(&mut self, frame: Frame, now: Instant) -> Result<(), LinkFault> {
+        self.heard(now);
         match (frame.header.kind, self.state) {
             (Some(kind @ Kind::Refused), _) => {
                 let why = |why| LinkFault::Unreadable { kind, why };
@@ -512,10 +531,11 @@ impl<T> Session<T> {
     }
 
     fn pass_on(&mut self, frame: Frame) {
-        let Header { kind, id, .. } = frame.header;
+        let Header { kind, id, epoch, .. } = frame.header;
+        let answers = |pending: &Pending<T>| epoch.is_none() || epoch == pending.epoch;
         match (kind, id) {
             (Some(Kind::Heartbeat | Kind::Ack | Kind::Unknown), _) => {}
-            (Some(Kind::Reply), Some(id)) if self.pending.contains_key(&id) => {
+            (Some(Kind::Reply), Some(id)) if self.pending.get(&id).is_some_and(answers) => {
                 self.settle(id, Settled::Reply(frame.content));
             }
             _ => self.events.push(Event::Frame(Box::new(frame))),

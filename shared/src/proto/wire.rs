@@ -139,10 +139,13 @@ impl<'de> Deserialize<'de> for ContentEncoding {
             }
 
             fn visit_str<E: serde::de::Error>(self, name: &str) -> Result<ContentEncoding, E> {
-                Ok(match name.to_ascii_lowercase().as_str() {
-                    "utf-8" | "utf8" => ContentEncoding::Utf8,
-                    "utf-16" | "utf16" => ContentEncoding::Utf16,
-                    _ => ContentEncoding::Other(name.to_owned()),
+                let is = |known: [&str; 2]| known.iter().any(|k| name.eq_ignore_ascii_case(k));
+                Ok(if is(["utf-8", "utf8"]) {
+                    ContentEncoding::Utf8
+                } else if is(["utf-16", "utf16"]) {
+                    ContentEncoding::Utf16
+                } else {
+                    ContentEncoding::Other(name.to_owned())
                 })
             }
         }
@@ -403,11 +406,24 @@ impl Frame {
     /// Appends the frame's bytes.
     ///
     /// # Errors
-    /// [`WireError::HeaderTooLong`] if the header does not fit its cap.
+    /// [`WireError::HeaderTooLong`] if the header does not fit its cap, [`WireError::BadHeader`] if it tells another
+    /// length than the content has. Nothing is appended then.
     pub fn encode(&self, to: &mut BytesMut) -> Result<(), WireError> {
+        self.check_length()?;
         self.encode_head(to)?;
         to.put_slice(&self.content);
         Ok(())
+    }
+
+    /// A header that told another length would shift every later frame of the stream.
+    pub(super) fn check_length(&self) -> Result<(), WireError> {
+        let (told, is) = (self.header.content_length, self.content.len());
+        if told == is as u64 {
+            return Ok(());
+        }
+        Err(WireError::BadHeader(format!(
+            "content-length is {told} for {is} bytes"
+        )))
     }
 
     /// Appends the frame's bytes up to its content, for writers that send the content from where it lies.
@@ -458,6 +474,12 @@ impl FrameReader {
     /// Changes the caps, from the next header on.
     pub fn set_limits(&mut self, limits: Limits) {
         self.limits = limits;
+    }
+
+    /// Whether the stream may end here: no header without its content has been taken. Bytes that still wait in the
+    /// buffer are for the caller to see.
+    pub fn is_between_frames(&self) -> bool {
+        self.header.is_none()
     }
 
     /// How many bytes more the next frame is known to need, after [`Self::next_frame`] found none: never more
