@@ -133,7 +133,10 @@ fn packages_depend_downwards_only() {
     ] {
         let names = dependencies(package);
         for name in forbidden {
-            assert!(!names.iter().any(|n| n == name), "{package} must not depend on {name}");
+            assert!(
+                !names.iter().any(|n| n == name),
+                "{package} must not depend on {name}"
+            );
         }
     }
 }
