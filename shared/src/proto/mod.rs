@@ -7,5 +7,6 @@ pub mod id;
 pub mod json;
 pub mod message;
 pub mod outcome;
+pub mod selector;
 pub mod trust;
 pub mod wire;
