@@ -14,3 +14,4 @@ pub mod control;
 pub mod duration;
 pub mod fleet;
 pub mod store;
+pub mod view;
