@@ -13,5 +13,6 @@ pub mod outcome;
 pub mod parcel;
 pub mod ping;
 pub mod session;
+pub mod selector;
 pub mod trust;
 pub mod wire;
