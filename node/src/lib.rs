@@ -1,1 +1,7 @@
-//! The node.
+//! The node: the daemon that runs on every device of a swarm.
+//!
+//! It does what its own configuration allows and nothing else: see [`config`] for what that is, [`actions`] for what
+//! a command can ask for, and [`daemon`] for how the parts are put together.
+
+pub mod config;
+pub mod process;

@@ -13,3 +13,4 @@ pub mod socket;
 pub mod store;
 pub mod tls;
 pub mod codec;
+pub mod roots;

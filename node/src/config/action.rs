@@ -1,0 +1,550 @@
+//! An owner's action: a command with typed arguments.
+//!
+//! A value is put where `{name}` stands inside one element of the command, and stays one element: there is no shell
+//! that could read it otherwise. The program itself is fixed.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::Value;
+use swarm_shared::proto::message::Arguments;
+
+use super::values::{Argv, Word};
+
+/// How long an action may run unless it says otherwise.
+const TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest value of a string argument, in bytes.
+pub const TEXT_BYTES_MAX: usize = 4096;
+
+/// What kind of deed an action is. Accepted for what is to come: flight actions will be refused when they are late.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Class {
+    /// May be queued for a node that is away.
+    #[default]
+    Ordinary,
+    /// Moves something: never late.
+    Flight,
+}
+
+/// An owner's action.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(try_from = "RawAction")]
+pub struct Action {
+    command: Vec<Vec<Piece>>,
+    args: BTreeMap<Word, Argument>,
+    /// When its process group is killed.
+    pub timeout: Duration,
+    /// Whether it does no harm to run it twice.
+    pub idempotent: bool,
+    /// Whether it may run while an emergency stop is latched.
+    pub while_stopped: bool,
+    /// What kind of deed it is.
+    pub class: Class,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawAction {
+    command: Argv,
+    #[serde(default)]
+    args: BTreeMap<Word, Argument>,
+    #[serde(default = "timeout", deserialize_with = "super::values::duration")]
+    timeout: Duration,
+    #[serde(default)]
+    idempotent: bool,
+    #[serde(default)]
+    while_stopped: bool,
+    #[serde(default)]
+    class: Class,
+}
+
+fn timeout() -> Duration {
+    TIMEOUT
+}
+
+impl TryFrom<RawAction> for Action {
+    type Error = String;
+
+    fn try_from(raw: RawAction) -> Result<Self, String> {
+        let mut command = Vec::new();
+        for (i, part) in raw.command.as_slice().iter().enumerate() {
+            let pieces = pieces(part)?;
+            for piece in &pieces {
+                let Piece::Argument(name) = piece else { continue };
+                if i == 0 {
+                    return Err(format!(
+                        "the program itself must be fixed: {part:?} holds {{{name}}}"
+                    ));
+                }
+                if !raw.args.contains_key(name.as_str()) {
+                    return Err(format!(
+                        "{part:?} uses {{{name}}}, but there is no args.{name}; write {{{{ and }}}} for plain braces"
+                    ));
+                }
+            }
+            command.push(pieces);
+        }
+        let used = |name: &Word| {
+            command
+                .iter()
+                .flatten()
+                .any(|piece| matches!(piece, Piece::Argument(used) if used == name.as_str()))
+        };
+        if let Some(name) = raw.args.keys().find(|name| !used(name)) {
+            return Err(format!(
+                "args.{name} is never used: put {{{name}}} into the command"
+            ));
+        }
+        Ok(Self {
+            command,
+            args: raw.args,
+            timeout: raw.timeout,
+            idempotent: raw.idempotent,
+            while_stopped: raw.while_stopped,
+            class: raw.class,
+        })
+    }
+}
+
+impl Action {
+    /// The command for these arguments.
+    ///
+    /// # Errors
+    /// A sentence that names the argument and quotes its rule.
+    pub fn argv(&self, given: &Arguments) -> Result<Vec<String>, String> {
+        let values = self.values(given)?;
+        let fill = |piece: &Piece| match piece {
+            Piece::Text(text) => text.clone(),
+            Piece::Argument(name) => values.get(name.as_str()).cloned().unwrap_or_default(),
+        };
+        Ok(self
+            .command
+            .iter()
+            .map(|pieces| pieces.iter().map(fill).collect())
+            .collect())
+    }
+
+    fn values(&self, given: &Arguments) -> Result<BTreeMap<&str, String>, String> {
+        let names: Vec<&str> = self.args.keys().map(Word::as_str).collect();
+        let takes = || match names.as_slice() {
+            [] => "it takes none".to_owned(),
+            names => format!("it takes: {}", names.join(", ")),
+        };
+        if let Some(unknown) = given.kwargs.keys().find(|name| !names.contains(&name.as_str())) {
+            return Err(format!("unknown argument {unknown:?}; {}", takes()));
+        }
+        // With one argument it is clear which one is meant.
+        let positional = match (given.args.as_slice(), names.as_slice()) {
+            ([], _) => None,
+            ([value], [only]) if !given.kwargs.contains_key(*only) => Some(value),
+            _ => return Err(format!("give arguments by name, once each; {}", takes())),
+        };
+        let mut values = BTreeMap::new();
+        for (name, argument) in &self.args {
+            let text = match given.kwargs.get(name.as_str()).or(positional) {
+                Some(value) => argument.check(value).ok_or_else(|| {
+                    format!(
+                        "argument {name} must be {}, not {}",
+                        argument.rule(),
+                        brief(value)
+                    )
+                })?,
+                None => argument
+                    .default
+                    .clone()
+                    .ok_or_else(|| format!("argument {name} is missing: it must be {}", argument.rule()))?,
+            };
+            values.insert(name.as_str(), text);
+        }
+        Ok(values)
+    }
+}
+
+fn brief(value: &Value) -> String {
+    let text = value.to_string();
+    match text.char_indices().nth(80) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Piece {
+    Text(String),
+    Argument(String),
+}
+
+/// Splits `a{name}b` at its placeholders; `{{` and `}}` are plain braces.
+fn pieces(part: &str) -> Result<Vec<Piece>, String> {
+    let bad = || format!("{part:?}: write {{name}} for an argument, {{{{ and }}}} for plain braces");
+    let mut pieces = Vec::new();
+    let mut text = String::new();
+    let mut rest = part;
+    while let Some(at) = rest.find(['{', '}']) {
+        text.push_str(&rest[..at]);
+        rest = &rest[at..];
+        if let Some(after) = rest.strip_prefix("{{") {
+            text.push('{');
+            rest = after;
+        } else if let Some(after) = rest.strip_prefix("}}") {
+            text.push('}');
+            rest = after;
+        } else {
+            let (name, after) = rest
+                .strip_prefix('{')
+                .and_then(|inner| inner.split_once('}'))
+                .ok_or_else(bad)?;
+            let name = Word::parse(name).map_err(|_rule| bad())?;
+            if !text.is_empty() {
+                pieces.push(Piece::Text(std::mem::take(&mut text)));
+            }
+            pieces.push(Piece::Argument(name.as_str().to_owned()));
+            rest = after;
+        }
+    }
+    text.push_str(rest);
+    if !text.is_empty() {
+        pieces.push(Piece::Text(text));
+    }
+    Ok(pieces)
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(try_from = "RawArgument")]
+struct Argument {
+    rule: Rule,
+    default: Option<String>,
+}
+
+#[derive(Clone, Debug)]
+enum Rule {
+    Text(Option<Pattern>),
+    Integer { min: i64, max: i64 },
+    Number { min: f64, max: f64 },
+    Boolean,
+    Choice(Vec<String>),
+}
+
+/// A pattern that the whole value has to match.
+#[derive(Clone, Debug)]
+struct Pattern {
+    shown: String,
+    whole: regex_lite::Regex,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Type {
+    String,
+    Integer,
+    Number,
+    Boolean,
+    Choice,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawArgument {
+    r#type: Type,
+    pattern: Option<String>,
+    min: Option<toml::Value>,
+    max: Option<toml::Value>,
+    choices: Option<Vec<String>>,
+    default: Option<Value>,
+}
+
+impl TryFrom<RawArgument> for Argument {
+    type Error = String;
+
+    fn try_from(raw: RawArgument) -> Result<Self, String> {
+        let kind = raw.r#type;
+        let numeric = matches!(kind, Type::Integer | Type::Number);
+        let misplaced = [
+            ("pattern", raw.pattern.is_some() && kind != Type::String, "string"),
+            ("min", raw.min.is_some() && !numeric, "integer or number"),
+            ("max", raw.max.is_some() && !numeric, "integer or number"),
+            ("choices", raw.choices.is_some() && kind != Type::Choice, "choice"),
+        ];
+        if let Some((key, _, of)) = misplaced.iter().find(|(_, misplaced, _)| *misplaced) {
+            return Err(format!("{key} is for an argument of type {of}"));
+        }
+        let rule = match kind {
+            Type::String => Rule::Text(raw.pattern.map(Pattern::parse).transpose()?),
+            Type::Integer => Rule::Integer {
+                min: bound("min", raw.min, toml::Value::as_integer)?.unwrap_or(i64::MIN),
+                max: bound("max", raw.max, toml::Value::as_integer)?.unwrap_or(i64::MAX),
+            },
+            Type::Number => Rule::Number {
+                min: bound("min", raw.min, as_number)?.unwrap_or(f64::NEG_INFINITY),
+                max: bound("max", raw.max, as_number)?.unwrap_or(f64::INFINITY),
+            },
+            Type::Boolean => Rule::Boolean,
+            Type::Choice => match raw.choices {
+                Some(choices) if !choices.is_empty() => Rule::Choice(choices),
+                _ => return Err("an argument of type choice needs choices = [\"a\", \"b\"]".to_owned()),
+            },
+        };
+        let mut argument = Self { rule, default: None };
+        if argument.rule.is_empty() {
+            return Err("min is above max".to_owned());
+        }
+        if let Some(default) = raw.default {
+            let checked = argument
+                .check(&default)
+                .ok_or_else(|| format!("its default {} is not {}", brief(&default), argument.rule()))?;
+            argument.default = Some(checked);
+        }
+        Ok(argument)
+    }
+}
+
+fn as_number(value: &toml::Value) -> Option<f64> {
+    match value.as_integer() {
+        Some(integer) => i32::try_from(integer).ok().map(f64::from),
+        None => value.as_float().filter(|number| !number.is_nan()),
+    }
+}
+
+fn bound<T>(
+    key: &str,
+    value: Option<toml::Value>,
+    read: impl Fn(&toml::Value) -> Option<T>,
+) -> Result<Option<T>, String> {
+    value
+        .map(|value| {
+            read(&value).ok_or_else(|| format!("{key} = {value} is not a number of the argument's type"))
+        })
+        .transpose()
+}
+
+impl Pattern {
+    fn parse(shown: String) -> Result<Self, String> {
+        let whole = regex_lite::Regex::new(&format!("^(?:{shown})$"))
+            .map_err(|error| format!("pattern {shown:?} is not a regular expression: {error}"))?;
+        Ok(Self { shown, whole })
+    }
+}
+
+impl Rule {
+    fn is_empty(&self) -> bool {
+        match self {
+            Self::Integer { min, max } => min > max,
+            Self::Number { min, max } => min > max,
+            Self::Text(_) | Self::Boolean | Self::Choice(_) => false,
+        }
+    }
+}
+
+impl Argument {
+    /// The value as it goes into the command; `None` if it breaks the rule.
+    fn check(&self, value: &Value) -> Option<String> {
+        match &self.rule {
+            Rule::Text(pattern) => plain_text(value).filter(|text| {
+                let fits = text.len() <= TEXT_BYTES_MAX && !text.contains('\0');
+                fits && pattern
+                    .as_ref()
+                    .is_none_or(|pattern| pattern.whole.is_match(text))
+            }),
+            Rule::Integer { min, max } => value
+                .as_i64()
+                .filter(|number| min <= number && number <= max)
+                .map(|number| number.to_string()),
+            Rule::Number { min, max } => value
+                .as_f64()
+                .filter(|number| *min <= *number && *number <= *max)
+                .map(|_in_range| value.to_string()),
+            Rule::Boolean => value.as_bool().map(|yes| yes.to_string()),
+            Rule::Choice(choices) => plain_text(value).filter(|text| choices.contains(text)),
+        }
+    }
+
+    /// What it must be, as a phrase.
+    fn rule(&self) -> String {
+        match &self.rule {
+            Rule::Text(None) => format!("a string of at most {TEXT_BYTES_MAX} bytes"),
+            Rule::Text(Some(pattern)) => format!("a string that matches {}", pattern.shown),
+            Rule::Integer { min, max } => match (*min, *max) {
+                (i64::MIN, i64::MAX) => "an integer".to_owned(),
+                (min, i64::MAX) => format!("an integer of at least {min}"),
+                (i64::MIN, max) => format!("an integer of at most {max}"),
+                (min, max) => format!("an integer from {min} to {max}"),
+            },
+            Rule::Number { min, max } => match (min.is_finite(), max.is_finite()) {
+                (false, false) => "a number".to_owned(),
+                (true, false) => format!("a number of at least {min}"),
+                (false, true) => format!("a number of at most {max}"),
+                (true, true) => format!("a number from {min} to {max}"),
+            },
+            Rule::Boolean => "true or false".to_owned(),
+            Rule::Choice(choices) => format!("one of: {}", choices.join(", ")),
+        }
+    }
+}
+
+/// A string's own text. A command line that writes `code=7` means the text `7`, and so for `true`; a number with a
+/// point has lost its spelling, and is refused.
+fn plain_text(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Bool(yes) => Some(yes.to_string()),
+        Value::Number(number) if !number.is_f64() => Some(number.to_string()),
+        Value::Number(_) | Value::Null | Value::Array(_) | Value::Object(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn action(toml: &str) -> Result<Action, String> {
+        toml::from_str(toml).map_err(|error: toml::de::Error| error.message().to_owned())
+    }
+
+    fn argv(action: &Action, kwargs: Value) -> Result<Vec<String>, String> {
+        let arguments = json!({"args": [], "kwargs": kwargs});
+        action.argv(&serde_json::from_value(arguments).expect("arguments"))
+    }
+
+    #[test]
+    fn values_stay_inside_their_element() {
+        let led = action(
+            r#"command = ["led", "--color={color}", "{{x}} {n}"]
+               args.color = { type = "string", pattern = "\\S+", default = "red" }
+               args.n = { type = "integer", min = 0, max = 9 }"#,
+        )
+        .expect("an action");
+        let sharp = "$(reboot);'\"`{n}";
+        assert_eq!(
+            argv(&led, json!({"color": sharp, "n": 3})),
+            Ok(vec!["led".into(), format!("--color={sharp}"), "{x} 3".into()])
+        );
+        assert_eq!(argv(&led, json!({"n": 3})).expect("a default")[1], "--color=red");
+    }
+
+    #[test]
+    fn a_bad_argument_is_refused_with_its_rule() {
+        let all = action(
+            r##"command = ["x", "{s}", "{i}", "{f}", "{b}", "{c}"]
+               args.s = { type = "string", pattern = "#[0-9a-f]{6}", default = "#ffffff" }
+               args.i = { type = "integer", min = 1, max = 5, default = 1 }
+               args.f = { type = "number", min = -1.5, default = 0 }
+               args.b = { type = "boolean", default = false }
+               args.c = { type = "choice", choices = ["up", "down"], default = "up" }"##,
+        )
+        .expect("an action");
+        for (kwargs, says) in [
+            (
+                json!({"s": "x#00ff00x"}),
+                "argument s must be a string that matches #[0-9a-f]{6}, not \"x#00ff00x\"",
+            ),
+            (json!({"s": 1.5}), "must be a string"),
+            (json!({"s": "a\u{0}"}), "must be a string"),
+            (
+                json!({"i": 6}),
+                "argument i must be an integer from 1 to 5, not 6",
+            ),
+            (json!({"i": "3"}), "must be an integer"),
+            (json!({"i": 2.5}), "must be an integer"),
+            (json!({"f": -2}), "a number of at least -1.5"),
+            (json!({"f": null}), "a number"),
+            (json!({"b": 1}), "true or false"),
+            (json!({"c": "left"}), "one of: up, down"),
+            (
+                json!({"zz": 1}),
+                "unknown argument \"zz\"; it takes: b, c, f, i, s",
+            ),
+        ] {
+            let error = argv(&all, kwargs).expect_err(says);
+            assert!(error.contains(says), "{error}");
+        }
+        assert_eq!(
+            argv(&all, json!({"i": 2, "f": 1e3, "b": true, "c": "down"})),
+            Ok(["x", "#ffffff", "2", "1000.0", "true", "down"]
+                .map(str::to_owned)
+                .to_vec())
+        );
+    }
+
+    #[test]
+    fn one_argument_may_come_without_its_name() {
+        let say = action("command = ['say', '{t}']\nargs.t = { type = 'string' }").expect("an action");
+        let by = |value: Value| say.argv(&serde_json::from_value(value).expect("arguments"));
+        assert_eq!(by(json!({"args": [42]})), Ok(vec!["say".into(), "42".into()]));
+        assert_eq!(
+            by(json!({})),
+            Err("argument t is missing: it must be a string of at most 4096 bytes".into())
+        );
+        by(json!({"args": [1, 2]})).expect_err("too many");
+        by(json!({"args": [1], "kwargs": {"t": "x"}})).expect_err("twice");
+    }
+
+    #[test]
+    fn a_definition_that_cannot_work_is_refused() {
+        for (toml, says) in [
+            ("command = []", "command is empty"),
+            (
+                "command = ['{x}']\nargs.x = { type = 'string' }",
+                "the program itself must be fixed",
+            ),
+            ("command = ['a', '{x}']", "there is no args.x"),
+            ("command = ['a', '{x']", "write {name}"),
+            ("command = ['a', 'x}']", "write {name}"),
+            (
+                "command = ['a']\nargs.x = { type = 'string' }",
+                "args.x is never used",
+            ),
+            (
+                "command = ['a', '{x}']\nargs.x = { type = 'integer', pattern = 'x' }",
+                "pattern is for",
+            ),
+            (
+                "command = ['a', '{x}']\nargs.x = { type = 'string', min = 1 }",
+                "min is for",
+            ),
+            (
+                "command = ['a', '{x}']\nargs.x = { type = 'integer', min = 'a' }",
+                "min = \"a\"",
+            ),
+            (
+                "command = ['a', '{x}']\nargs.x = { type = 'integer', min = 2, max = 1 }",
+                "min is above max",
+            ),
+            (
+                "command = ['a', '{x}']\nargs.x = { type = 'choice' }",
+                "needs choices",
+            ),
+            (
+                "command = ['a', '{x}']\nargs.x = { type = 'string', pattern = '(' }",
+                "regular expression",
+            ),
+            (
+                "command = ['a', '{x}']\nargs.x = { type = 'integer', default = 'q' }",
+                "its default",
+            ),
+            ("command = ['a']\nclass = 'fast'", "unknown variant"),
+        ] {
+            let error = action(toml).expect_err(toml);
+            assert!(error.contains(says), "{toml}: {error}");
+        }
+    }
+
+    proptest::proptest! {
+        /// Whatever a value holds, it fills its one element and changes no other.
+        #[test]
+        fn any_text_fills_one_element(text in "[^\u{0}]{0,200}") {
+            let say = action("command = ['say', 'a{t}b', 'c']\nargs.t = { type = 'string' }").expect("an action");
+            let made = argv(&say, json!({"t": text})).expect("a command");
+            proptest::prop_assert_eq!(made, vec!["say".to_owned(), format!("a{text}b"), "c".to_owned()]);
+        }
+
+        #[test]
+        fn any_template_is_answered(part in "[{}a]{0,8}") {
+            if let Ok(pieces) = pieces(&part) {
+                proptest::prop_assert!(pieces.len() <= part.len());
+            }
+        }
+    }
+}

@@ -1,0 +1,292 @@
+//! Changing the configuration file from afar, without losing a comment of its owner's.
+//!
+//! `[private]` is neither shown nor changed, and a new text is checked as a whole before anything is written.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+
+use serde_json::{Map, Value};
+use toml_edit::{DocumentMut, InlineTable, Item, Table, TableLike};
+
+use super::schema;
+use super::{Config, ConfigError, Origin};
+
+/// Longest configuration file, in bytes.
+pub const CONFIG_BYTES_MAX: usize = 256 * 1024;
+
+/// Neither read nor written by `config`.
+const PRIVATE: &str = "private";
+/// A secret that is good for joining the fleet: not shown.
+const JOIN: &str = "join";
+
+/// Why a configuration is not changed.
+#[derive(Debug, thiserror::Error)]
+pub enum EditError {
+    /// The request names what may not be changed, or no key at all.
+    #[error("{0}")]
+    Refused(String),
+    /// The new text is not a configuration.
+    #[error("{0}; the file was not changed")]
+    Config(#[from] ConfigError),
+    /// It could not be written.
+    #[error("{path}: cannot be written: {source}")]
+    Io {
+        /// The file.
+        path: String,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// A configuration as it may be shown: without `[private]` and the invitation code.
+///
+/// # Errors
+/// [`ConfigError`] if the text is not a configuration.
+pub fn shown(text: &str) -> Result<Map<String, Value>, ConfigError> {
+    let (_, mut table) = Config::parse(text, &Origin::Text(None))?;
+    table.remove(PRIVATE);
+    table.remove(JOIN);
+    Ok(table
+        .into_iter()
+        .map(|(key, value)| (key, to_json(value)))
+        .collect())
+}
+
+/// The text with these keys changed: a key may be a path (`telemetry.interval`), an object is merged key by key,
+/// `null` takes a key out. Returns the new text, checked.
+///
+/// # Errors
+/// [`EditError`]
+pub fn modified(text: &str, changes: &Map<String, Value>) -> Result<String, EditError> {
+    let mut document = parse(text)?;
+    if changes.is_empty() {
+        return Err(EditError::Refused("no key to change was given".to_owned()));
+    }
+    for (key, value) in changes {
+        let mut path: Vec<&str> = key.split('.').collect();
+        apply(document.as_table_mut(), &mut Vec::new(), &mut path, value)?;
+    }
+    checked(document.to_string())
+}
+
+/// `new`, with the `[private]` table of `text`.
+///
+/// # Errors
+/// [`EditError`], also if `new` has a `[private]` of its own.
+pub fn rewritten(text: &str, new: &str) -> Result<String, EditError> {
+    let mut document = parse(new)?;
+    if document.contains_key(PRIVATE) {
+        return Err(private());
+    }
+    if let Some((key, mut kept)) = parse(text)?.remove_entry(PRIVATE) {
+        to_the_end(&mut kept);
+        document.insert_formatted(&key, kept);
+    }
+    checked(document.to_string())
+}
+
+/// Replaces the file by the text, at once and whole, keeping its mode and, if that is possible, its owner.
+///
+/// # Errors
+/// [`EditError::Io`]; the old file is unchanged then.
+pub fn write(path: &Path, text: &str) -> Result<(), EditError> {
+    // Through a link to the file itself: a link is how some owners keep it elsewhere.
+    let target = std::fs::canonicalize(path).unwrap_or_else(|_absent| path.to_owned());
+    let result = replace(&target, text);
+    result.map_err(|source| EditError::Io {
+        path: target.display().to_string(),
+        source,
+    })
+}
+
+fn replace(target: &Path, text: &str) -> io::Result<()> {
+    let mut name = target.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}.new", std::process::id()));
+    let temp = target.with_file_name(name);
+    let written = (|| {
+        let mut file = File::options()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o640)
+            .open(&temp)?;
+        if let Ok(old) = std::fs::metadata(target) {
+            file.set_permissions(PermissionsExt::from_mode(old.mode() & 0o7777))?;
+            // Only root may give a file away; for others the new file is their own.
+            let _not_root = std::os::unix::fs::fchown(&file, Some(old.uid()), Some(old.gid()));
+        }
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        std::fs::rename(&temp, target)
+    })();
+    if written.is_err() {
+        let _not_made = std::fs::remove_file(&temp);
+        return written;
+    }
+    let dir = target.parent().unwrap_or(Path::new("."));
+    File::open(dir).and_then(|dir| dir.sync_all())
+}
+
+fn parse(text: &str) -> Result<DocumentMut, EditError> {
+    if text.len() > CONFIG_BYTES_MAX {
+        let bytes = text.len();
+        return Err(EditError::Refused(format!(
+            "a configuration of {bytes} bytes is longer than the {CONFIG_BYTES_MAX} allowed"
+        )));
+    }
+    // For the error with its line; the document itself knows less.
+    Config::parse(text, &Origin::Text(None))?;
+    text.parse()
+        .map_err(|error: toml_edit::TomlError| EditError::Refused(error.to_string()))
+}
+
+fn checked(text: String) -> Result<String, EditError> {
+    if text.len() > CONFIG_BYTES_MAX {
+        return Err(EditError::Refused(format!(
+            "the configuration would be longer than the {CONFIG_BYTES_MAX} bytes allowed"
+        )));
+    }
+    Config::parse(&text, &Origin::Text(None))?;
+    Ok(text)
+}
+
+fn private() -> EditError {
+    EditError::Refused("[private] is changed on the device only".to_owned())
+}
+
+/// Walks down `path`, which has at least one element, and changes what is there.
+fn apply<'k>(
+    table: &mut dyn TableLike,
+    above: &mut Vec<&'k str>,
+    path: &mut Vec<&'k str>,
+    value: &'k Value,
+) -> Result<(), EditError> {
+    let key = path.remove(0);
+    above.push(key);
+    if above.first() == Some(&PRIVATE) {
+        return Err(private());
+    }
+    let Some(kind) = schema::kind_of(above) else {
+        return Err(EditError::Refused(unknown(above)));
+    };
+    match value {
+        _ if !path.is_empty() => {
+            apply(sub_table(table, key)?, above, path, value)?;
+        }
+        Value::Null => {
+            table.remove(key);
+        }
+        Value::Object(fields) => {
+            let below = sub_table(table, key)?;
+            for (field, value) in fields {
+                apply(below, above, &mut vec![field], value)?;
+            }
+        }
+        Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => {
+            set(table, key, to_toml(kind, value)?);
+        }
+    }
+    above.pop();
+    Ok(())
+}
+
+fn unknown(path: &[&str]) -> String {
+    let (name, above) = path.split_last().unwrap_or((&"", &[]));
+    let known = match schema::kind_of(above) {
+        Some(schema::Kind::Table(keys)) => keys,
+        _ => &[],
+    };
+    schema::unknown(&path.join("."), name, known.iter().map(|key| key.name))
+}
+
+fn sub_table<'t>(table: &'t mut dyn TableLike, key: &str) -> Result<&'t mut dyn TableLike, EditError> {
+    if table.get(key).is_none() {
+        table.insert(key, Item::Table(Table::new()));
+    }
+    table
+        .get_mut(key)
+        .and_then(Item::as_table_like_mut)
+        .ok_or_else(|| EditError::Refused(format!("{key} is not a table")))
+}
+
+/// Puts the value in place of the old one, which keeps the comment behind it.
+fn set(table: &mut dyn TableLike, key: &str, mut value: toml_edit::Value) {
+    if let Some(old) = table.get(key).and_then(Item::as_value) {
+        *value.decor_mut() = old.decor().clone();
+    }
+    match table.get_mut(key) {
+        Some(item) => *item = Item::Value(value),
+        None => {
+            table.insert(key, Item::Value(value));
+        }
+    }
+}
+
+fn to_toml(kind: schema::Kind, value: &Value) -> Result<toml_edit::Value, EditError> {
+    match (kind, value) {
+        // A command line's text for a key that holds no text: `ping_port=7000`, `stations=["10.0.0.2:7421"]`.
+        (schema::Kind::Value, Value::String(text)) => match text.parse::<toml_edit::Value>() {
+            Ok(value) => Ok(value),
+            Err(_not_toml) => Ok(text.as_str().into()),
+        },
+        (schema::Kind::Text, Value::Number(_) | Value::Bool(_)) => Ok(value.to_string().into()),
+        _ => plain(value).ok_or_else(|| EditError::Refused(format!("{value} has no form in TOML"))),
+    }
+}
+
+fn plain(value: &Value) -> Option<toml_edit::Value> {
+    Some(match value {
+        Value::Null => return None,
+        Value::Bool(yes) => (*yes).into(),
+        Value::Number(number) => match number.as_i64() {
+            Some(integer) => integer.into(),
+            None => number.as_f64()?.into(),
+        },
+        Value::String(text) => text.as_str().into(),
+        Value::Array(values) => values
+            .iter()
+            .map(plain)
+            .collect::<Option<toml_edit::Array>>()?
+            .into(),
+        Value::Object(fields) => {
+            let mut table = InlineTable::new();
+            for (key, value) in fields {
+                table.insert(key, plain(value)?);
+            }
+            table.into()
+        }
+    })
+}
+
+/// Tables are written in the order of the document they came from; in another one that means nothing.
+fn to_the_end(item: &mut Item) {
+    if let Some(table) = item.as_table_mut() {
+        table.set_position(None);
+        for (_, below) in table.iter_mut() {
+            to_the_end(below);
+        }
+    } else if let Some(tables) = item.as_array_of_tables_mut() {
+        for table in tables.iter_mut() {
+            table.set_position(None);
+        }
+    }
+}
+
+fn to_json(value: toml::Value) -> Value {
+    match value {
+        toml::Value::String(text) => Value::String(text),
+        toml::Value::Integer(number) => number.into(),
+        toml::Value::Float(number) => number.into(),
+        toml::Value::Boolean(yes) => Value::Bool(yes),
+        toml::Value::Datetime(time) => Value::String(time.to_string()),
+        toml::Value::Array(values) => values.into_iter().map(to_json).collect(),
+        toml::Value::Table(table) => Value::Object(
+            table
+                .into_iter()
+                .map(|(key, value)| (key, to_json(value)))
+                .collect(),
+        ),
+    }
+}

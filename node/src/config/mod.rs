@@ -1,0 +1,567 @@
+//! The node's configuration: a TOML file, environment variables over it, flags over both.
+//!
+//! * A key that is not known is refused, with its line and the nearest known key.
+//! * `SWARM_NODE_` and the key's path in capitals, joined by `_`, is its variable: `telemetry.interval` is
+//!   `SWARM_NODE_TELEMETRY_INTERVAL`. A string is written as it is, anything else as in TOML:
+//!   `SWARM_NODE_STATIONS='["10.0.0.2:7421"]'`, `SWARM_NODE_TAGS='{ row = "3" }'`. Tables whose keys the owner
+//!   chooses (`tags`, `files.roots`, `actions`, `private`) have one variable each, merged over the file's table.
+//! * What is read here is right: nothing is checked again later.
+
+mod action;
+mod edit;
+mod schema;
+#[cfg(test)]
+mod tests;
+mod values;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
+use swarm_shared::proto::id::NodeName;
+use toml::de::DeTable;
+
+pub use action::{Action, Class, TEXT_BYTES_MAX};
+pub use edit::{CONFIG_BYTES_MAX, EditError, modified, rewritten, shown, write};
+pub use values::{Argv, TagValue, Unit, Word, parse_duration};
+
+/// The names of the actions that every node has; an owner's action cannot take one.
+pub const BUILT_IN: [&str; 12] = [
+    "config",
+    "execute",
+    "filetransfer",
+    "id",
+    "log",
+    "notify",
+    "ping",
+    "reboot",
+    "selfcheck",
+    "service_restart",
+    "telemetry",
+    "time",
+];
+
+/// What variables of the configuration begin with.
+const PREFIX: &str = "SWARM_NODE_";
+/// Variables that belong to flags that are not keys.
+const NOT_KEYS: [&str; 3] = ["SWARM_NODE_CONFIG", "SWARM_NODE_STATE_DIR", "SWARM_NODE_LOG"];
+
+/// Where a mistake is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// In a file, at a line if that is known.
+    File(PathBuf, Option<usize>),
+    /// In an environment variable.
+    Variable(String),
+    /// In text that came with a command.
+    Text(Option<usize>),
+}
+
+impl Origin {
+    fn at(&self, line: usize) -> Self {
+        match self {
+            Self::File(path, _) => Self::File(path.clone(), Some(line)),
+            Self::Variable(name) => Self::Variable(name.clone()),
+            Self::Text(_) => Self::Text(Some(line)),
+        }
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path, Some(line)) => write!(f, "{}, line {line}", path.display()),
+            Self::File(path, None) => write!(f, "{}", path.display()),
+            Self::Variable(name) => f.write_str(name),
+            Self::Text(Some(line)) => write!(f, "line {line}"),
+            Self::Text(None) => f.write_str("configuration"),
+        }
+    }
+}
+
+/// Why a configuration is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{origin}: {message}")]
+pub struct ConfigError {
+    /// Where.
+    pub origin: Origin,
+    /// What is wrong, and what to write instead.
+    pub message: String,
+}
+
+/// The configuration, whole and checked. Defaults are those of a node without a file.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// The node's name; the host's if absent.
+    #[serde(deserialize_with = "values::node_name")]
+    pub name: Option<NodeName>,
+    /// Where links are accepted; port 0 picks a free one.
+    #[serde(deserialize_with = "address")]
+    pub listen: SocketAddr,
+    /// For selectors.
+    pub tags: BTreeMap<Word, TagValue>,
+    /// An invitation code to join with, while the node belongs to no fleet.
+    pub join: Option<String>,
+    /// Whether a station may take the node in without a code.
+    pub adoptable: bool,
+    /// Stations to dial, for networks that drop broadcasts.
+    #[serde(deserialize_with = "addresses")]
+    pub stations: Vec<SocketAddr>,
+    /// UDP port of the stations' notifier pings.
+    pub ping_port: u16,
+    /// Whether to listen for notifier pings.
+    pub pings: bool,
+    /// Whether to publish and browse by mDNS.
+    pub mdns: bool,
+    /// Where files may go and come from.
+    pub files: Files,
+    /// TCP keepalive of links.
+    pub keepalive: Keepalive,
+    /// The frames that show that a peer is alive.
+    pub heartbeat: Heartbeat,
+    /// Running any program at all.
+    pub execute: Execute,
+    /// Which services may be restarted.
+    pub services: Services,
+    /// Restarting the device.
+    pub reboot: Reboot,
+    /// What shows a text to people near the device.
+    pub notify: Notify,
+    /// Readings.
+    pub telemetry: Telemetry,
+    /// What an emergency stop runs.
+    pub emergency_stop: Option<EmergencyStop>,
+    /// What the loss of every station runs.
+    pub lost_link: Option<LostLink>,
+    /// The owner's actions.
+    pub actions: BTreeMap<ActionName, Action>,
+    /// The owner's own: never shown to a peer, never changed by one.
+    pub private: toml::Table,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            name: None,
+            listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 7420),
+            tags: BTreeMap::new(),
+            join: None,
+            adoptable: false,
+            stations: Vec::new(),
+            ping_port: 7422,
+            pings: true,
+            mdns: true,
+            files: Files::default(),
+            keepalive: Keepalive::default(),
+            heartbeat: Heartbeat::default(),
+            execute: Execute::default(),
+            services: Services::default(),
+            reboot: Reboot::default(),
+            notify: Notify::default(),
+            telemetry: Telemetry::default(),
+            emergency_stop: None,
+            lost_link: None,
+            actions: BTreeMap::new(),
+            private: toml::Table::new(),
+        }
+    }
+}
+
+/// `[files]`
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Files {
+    /// Directories by the name that paths begin with.
+    pub roots: BTreeMap<Word, RootDir>,
+}
+
+/// A root's directory, absolute.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RootDir(pub PathBuf);
+
+impl<'de> Deserialize<'de> for RootDir {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let path = PathBuf::deserialize(from)?;
+        if path.is_absolute() {
+            Ok(Self(path))
+        } else {
+            let shown = path.display();
+            Err(D::Error::custom(format!(
+                "{shown} is not an absolute path: begin it with /"
+            )))
+        }
+    }
+}
+
+/// `[keepalive]`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Keepalive {
+    /// Silence before the first probe.
+    #[serde(deserialize_with = "values::duration")]
+    pub idle: Duration,
+    /// Between probes.
+    #[serde(deserialize_with = "values::duration")]
+    pub interval: Duration,
+    /// Unanswered probes before the connection is given up.
+    pub probes: u8,
+}
+
+impl Default for Keepalive {
+    fn default() -> Self {
+        Self {
+            idle: Duration::from_secs(1),
+            interval: Duration::from_secs(3),
+            probes: 5,
+        }
+    }
+}
+
+/// `[heartbeat]`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Heartbeat {
+    /// Between two heartbeats; a peer silent for three is offline.
+    #[serde(deserialize_with = "values::duration")]
+    pub interval: Duration,
+}
+
+impl Default for Heartbeat {
+    fn default() -> Self {
+        Self {
+            interval: Duration::from_secs(1),
+        }
+    }
+}
+
+/// `[execute]`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Execute {
+    /// Whether an admin may run any program.
+    pub allowed: bool,
+    /// When its process group is killed.
+    #[serde(deserialize_with = "values::duration")]
+    pub timeout: Duration,
+}
+
+impl Default for Execute {
+    fn default() -> Self {
+        Self {
+            allowed: false,
+            timeout: Duration::from_secs(60),
+        }
+    }
+}
+
+/// `[services]`
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Services {
+    /// Units that `service_restart` may restart.
+    pub allow: Vec<Unit>,
+}
+
+/// `[reboot]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Reboot {
+    /// Whether an operator may restart the device.
+    pub allowed: bool,
+    /// What restarts it.
+    pub command: Argv,
+}
+
+impl Default for Reboot {
+    fn default() -> Self {
+        let command = ["systemctl", "reboot"].map(str::to_owned).to_vec();
+        Self {
+            allowed: false,
+            command: Argv::new(command).unwrap_or_else(|e| unreachable!("a constant: {e}")),
+        }
+    }
+}
+
+/// `[notify]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Notify {
+    /// Gets the text as its last argument.
+    pub command: Option<Argv>,
+    /// When its process group is killed.
+    #[serde(deserialize_with = "values::duration")]
+    pub timeout: Duration,
+}
+
+impl Default for Notify {
+    fn default() -> Self {
+        Self {
+            command: None,
+            timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// `[telemetry]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Telemetry {
+    /// Between samples.
+    #[serde(deserialize_with = "values::duration")]
+    pub interval: Duration,
+    /// Prints a JSON object whose fields are added to the sample.
+    pub command: Option<Argv>,
+    /// When its process group is killed.
+    #[serde(deserialize_with = "values::duration")]
+    pub timeout: Duration,
+}
+
+impl Default for Telemetry {
+    fn default() -> Self {
+        Self {
+            interval: Duration::from_secs(5),
+            command: None,
+            timeout: Duration::from_secs(5),
+        }
+    }
+}
+
+/// `[emergency_stop]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EmergencyStop {
+    /// What it runs.
+    pub command: Argv,
+    /// When its process group is killed.
+    #[serde(default = "safety_timeout", deserialize_with = "values::duration")]
+    pub timeout: Duration,
+}
+
+/// `[lost_link]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LostLink {
+    /// How long no station has to have been heard.
+    #[serde(deserialize_with = "values::duration")]
+    pub after: Duration,
+    /// What it runs.
+    pub command: Argv,
+    /// When its process group is killed.
+    #[serde(default = "safety_timeout", deserialize_with = "values::duration")]
+    pub timeout: Duration,
+}
+
+fn safety_timeout() -> Duration {
+    Duration::from_secs(60)
+}
+
+/// The name of an owner's action: not that of a built-in one.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ActionName(Word);
+
+impl ActionName {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        self.0.as_str()
+    }
+}
+
+impl std::borrow::Borrow<str> for ActionName {
+    fn borrow(&self) -> &str {
+        self.as_str()
+    }
+}
+
+impl<'de> Deserialize<'de> for ActionName {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let name = Word::deserialize(from)?;
+        if BUILT_IN.contains(&name.as_str()) {
+            let rule = "is the name of a built-in action; choose another";
+            return Err(D::Error::custom(format!("{:?} {rule}", name.as_str())));
+        }
+        Ok(Self(name))
+    }
+}
+
+fn parse_address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_syntax| {
+        format!("{text:?} is not an address: write ADDR:PORT, such as \"192.168.1.10:7421\"")
+    })
+}
+
+fn address<'de, D: Deserializer<'de>>(from: D) -> Result<SocketAddr, D::Error> {
+    parse_address(&String::deserialize(from)?).map_err(D::Error::custom)
+}
+
+fn addresses<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<SocketAddr>, D::Error> {
+    let texts: Vec<String> = Vec::deserialize(from)?;
+    texts
+        .iter()
+        .map(|text| parse_address(text).map_err(D::Error::custom))
+        .collect()
+}
+
+impl Config {
+    /// Reads the file, if there is one, and the variables over it.
+    ///
+    /// # Errors
+    /// The first mistake, with its line or its variable.
+    pub fn load(
+        file: Option<&Path>,
+        variables: impl Iterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigError> {
+        let mut table = toml::Table::new();
+        if let Some(path) = file {
+            let origin = Origin::File(path.to_owned(), None);
+            let text = std::fs::read_to_string(path).map_err(|error| ConfigError {
+                origin: origin.clone(),
+                message: format!("cannot be read: {error}"),
+            })?;
+            table = Self::parse(&text, &origin)?.1;
+        }
+        for (variable, over) in overrides(variables)? {
+            // On its own first, so that a mistake is told with the variable's name; what else its table needs may
+            // come from elsewhere.
+            match read(over.clone(), &Origin::Variable(variable)) {
+                Err(error) if !error.message.starts_with("missing field") => return Err(error),
+                _ => merge(&mut table, over),
+            }
+        }
+        read(table, &Origin::Text(None))
+    }
+
+    /// Reads text as a whole configuration: checked, and as a table.
+    ///
+    /// # Errors
+    /// The first mistake, with its line.
+    pub fn parse(text: &str, origin: &Origin) -> Result<(Self, toml::Table), ConfigError> {
+        let located = |error: toml::de::Error| ConfigError {
+            origin: match error.span() {
+                Some(span) => origin.at(line_of(text, span.start)),
+                None => origin.clone(),
+            },
+            message: error.message().trim().to_owned(),
+        };
+        let spanned = DeTable::parse(text).map_err(located)?;
+        schema::refuse_unknown(text, spanned.get_ref(), origin)?;
+        let config = toml::from_str(text).map_err(located)?;
+        let table = text.parse().map_err(located)?;
+        Ok((config, table))
+    }
+
+    /// The tags, as peers are told.
+    pub fn tag_map(&self) -> BTreeMap<String, String> {
+        let text = |(key, value): (&Word, &TagValue)| (key.to_string(), value.as_str().to_owned());
+        self.tags.iter().map(text).collect()
+    }
+
+    /// The roots' directories by name.
+    pub fn root_map(&self) -> BTreeMap<String, PathBuf> {
+        let dir = |(name, dir): (&Word, &RootDir)| (name.to_string(), dir.0.clone());
+        self.files.roots.iter().map(dir).collect()
+    }
+
+    /// What is configured but does nothing in this version, so that nobody relies on it.
+    pub fn not_acted_on(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        if self.emergency_stop.is_some() {
+            found.push("emergency_stop".to_owned());
+        }
+        if self.lost_link.is_some() {
+            found.push("lost_link".to_owned());
+        }
+        for (name, action) in &self.actions {
+            if action.while_stopped {
+                found.push(format!("actions.{}.while_stopped", name.as_str()));
+            }
+            if action.idempotent {
+                found.push(format!("actions.{}.idempotent", name.as_str()));
+            }
+            if action.class == Class::Flight {
+                found.push(format!("actions.{}.class", name.as_str()));
+            }
+        }
+        found
+    }
+}
+
+fn read(table: toml::Table, origin: &Origin) -> Result<Config, ConfigError> {
+    Config::deserialize(table).map_err(|error| ConfigError {
+        origin: origin.clone(),
+        message: error.message().trim().to_owned(),
+    })
+}
+
+fn line_of(text: &str, at: usize) -> usize {
+    1 + text.bytes().take(at).filter(|byte| *byte == b'\n').count()
+}
+
+/// What the variables say, each as a table to lay over the file's.
+fn overrides(
+    variables: impl Iterator<Item = (String, String)>,
+) -> Result<Vec<(String, toml::Table)>, ConfigError> {
+    let known: BTreeMap<String, _> = schema::paths()
+        .into_iter()
+        .map(|(path, kind)| (format!("{PREFIX}{}", path.join("_").to_uppercase()), (path, kind)))
+        .collect();
+    let mut found = Vec::new();
+    let mut sorted: Vec<_> = variables.filter(|(name, _)| name.starts_with(PREFIX)).collect();
+    sorted.sort();
+    for (variable, text) in sorted {
+        if NOT_KEYS.contains(&variable.as_str()) {
+            continue;
+        }
+        let refused = |message| ConfigError {
+            origin: Origin::Variable(variable.clone()),
+            message,
+        };
+        let Some((path, kind)) = known.get(&variable) else {
+            // Without what all have in common, which would make any two look alike.
+            let short = |name: &str| name.get(PREFIX.len()..).unwrap_or_default().to_lowercase();
+            let names: Vec<String> = known.keys().map(|name| short(name)).collect();
+            return Err(refused(
+                match schema::nearest(&short(&variable), names.iter().map(String::as_str)) {
+                    Some(near) => format!(
+                        "is no key of the configuration; did you mean {PREFIX}{}?",
+                        near.to_uppercase()
+                    ),
+                    None => "is no key of the configuration".to_owned(),
+                },
+            ));
+        };
+        let mut value = schema::read_text(*kind, &text).map_err(refused)?;
+        let (mut table, mut path) = (toml::Table::new(), path.as_slice());
+        while let [above @ .., key] = path {
+            table = toml::Table::from_iter([((*key).to_owned(), value)]);
+            value = toml::Value::Table(table.clone());
+            path = above;
+        }
+        unknown_below(&table).map_err(refused)?;
+        found.push((variable, table));
+    }
+    Ok(found)
+}
+
+/// The text of a table is checked like a file's, for its unknown keys.
+fn unknown_below(table: &toml::Table) -> Result<(), String> {
+    let text = table.to_string();
+    let spanned = DeTable::parse(&text).map_err(|error| error.message().to_owned())?;
+    schema::refuse_unknown(&text, spanned.get_ref(), &Origin::Text(None)).map_err(|error| error.message)
+}
+
+/// Lays `over` over `under`: tables are merged, anything else is replaced.
+pub(crate) fn merge(under: &mut toml::Table, over: toml::Table) {
+    for (key, value) in over {
+        match (under.get_mut(&key), value) {
+            (Some(toml::Value::Table(under)), toml::Value::Table(over)) => merge(under, over),
+            (_, value) => {
+                under.insert(key, value);
+            }
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! Every key that the configuration knows, once: for naming unknown keys, for environment variables, and for the
+//! test that the shipped example leaves none out.
+
+use toml::de::{DeTable, DeValue};
+
+use super::{ConfigError, Origin, line_of};
+
+/// What a key may hold, as far as finding keys needs to know.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Kind {
+    /// A string.
+    Text,
+    /// Anything else that is one value: a number, a boolean, a list.
+    Value,
+    /// A table with fixed keys.
+    Table(&'static [Key]),
+    /// A table whose keys the owner chooses, and what each holds.
+    Map(&'static Self),
+    /// A table of the owner's own.
+    Free,
+}
+
+/// A key and what it may hold.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Key {
+    pub(super) name: &'static str,
+    pub(super) kind: Kind,
+}
+
+const fn key(name: &'static str, kind: Kind) -> Key {
+    Key { name, kind }
+}
+
+use Kind::{Free, Map, Table, Text, Value};
+
+const PROGRAM: &[Key] = &[key("command", Value), key("timeout", Text)];
+
+const ARGUMENT: &[Key] = &[
+    key("type", Text),
+    key("pattern", Text),
+    key("min", Value),
+    key("max", Value),
+    key("choices", Value),
+    key("default", Value),
+];
+
+const ACTION: &[Key] = &[
+    key("command", Value),
+    key("args", Map(&Table(ARGUMENT))),
+    key("timeout", Text),
+    key("idempotent", Value),
+    key("while_stopped", Value),
+    key("class", Text),
+];
+
+/// The whole file.
+pub(super) const TOP: &[Key] = &[
+    key("name", Text),
+    key("listen", Text),
+    key("tags", Map(&Text)),
+    key("join", Text),
+    key("adoptable", Value),
+    key("stations", Value),
+    key("ping_port", Value),
+    key("pings", Value),
+    key("mdns", Value),
+    key("files", Table(&[key("roots", Map(&Text))])),
+    key(
+        "keepalive",
+        Table(&[key("idle", Text), key("interval", Text), key("probes", Value)]),
+    ),
+    key("heartbeat", Table(&[key("interval", Text)])),
+    key("execute", Table(&[key("allowed", Value), key("timeout", Text)])),
+    key("services", Table(&[key("allow", Value)])),
+    key("reboot", Table(&[key("allowed", Value), key("command", Value)])),
+    key("notify", Table(PROGRAM)),
+    key(
+        "telemetry",
+        Table(&[key("interval", Text), key("command", Value), key("timeout", Text)]),
+    ),
+    key("emergency_stop", Table(PROGRAM)),
+    key(
+        "lost_link",
+        Table(&[key("after", Text), key("command", Value), key("timeout", Text)]),
+    ),
+    key("actions", Map(&Table(ACTION))),
+    key("private", Free),
+];
+
+/// Refuses the first key that is not known.
+pub(super) fn refuse_unknown(text: &str, table: &DeTable<'_>, origin: &Origin) -> Result<(), ConfigError> {
+    walk(text, table, TOP, &mut Vec::new(), origin)
+}
+
+fn walk<'t>(
+    text: &str,
+    table: &'t DeTable<'_>,
+    keys: &'static [Key],
+    path: &mut Vec<&'t str>,
+    origin: &Origin,
+) -> Result<(), ConfigError> {
+    for (name, value) in table {
+        let found = keys.iter().find(|key| key.name == name.get_ref().as_ref());
+        let Some(found) = found else {
+            path.push(name.get_ref());
+            return Err(ConfigError {
+                origin: origin.at(line_of(text, name.span().start)),
+                message: unknown(&path.join("."), name.get_ref(), keys.iter().map(|key| key.name)),
+            });
+        };
+        path.push(name.get_ref());
+        descend(text, value.get_ref(), &found.kind, path, origin)?;
+        path.pop();
+    }
+    Ok(())
+}
+
+fn descend<'t>(
+    text: &str,
+    value: &'t DeValue<'_>,
+    kind: &Kind,
+    path: &mut Vec<&'t str>,
+    origin: &Origin,
+) -> Result<(), ConfigError> {
+    // A value of another type is for the typed reading to refuse.
+    let DeValue::Table(table) = value else {
+        return Ok(());
+    };
+    match kind {
+        Text | Value | Free => Ok(()),
+        Table(keys) => walk(text, table, keys, path, origin),
+        Map(each) => {
+            for (name, value) in table {
+                path.push(name.get_ref());
+                descend(text, value.get_ref(), each, path, origin)?;
+                path.pop();
+            }
+            Ok(())
+        }
+    }
+}
+
+/// The message for a key that is not known.
+pub(super) fn unknown<'a>(path: &str, name: &str, known: impl Iterator<Item = &'a str> + Clone) -> String {
+    match nearest(name, known.clone()) {
+        Some(near) => format!("unknown key `{path}`; did you mean `{near}`?"),
+        None => format!(
+            "unknown key `{path}`; known here: {}",
+            known.collect::<Vec<_>>().join(", ")
+        ),
+    }
+}
+
+/// The known name that a typing mistake probably meant.
+pub(super) fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let name = name.to_lowercase().replace('-', "_");
+    known
+        .map(|known| (distance(&name, &known.to_lowercase()), known))
+        .filter(|(distance, known)| *distance <= (known.len() / 3).max(1) + 1)
+        .min()
+        .map(|(_, known)| known)
+}
+
+/// Levenshtein's.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let substituted = diagonal + usize::from(x != *y);
+            diagonal = row[j + 1];
+            row[j + 1] = substituted.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+/// Every key that has an environment variable, as its path: keys with fixed names. What lies below a name of the
+/// owner's own is set through the variable of the whole table.
+pub(super) fn paths() -> Vec<(Vec<&'static str>, Kind)> {
+    let mut found = Vec::new();
+    collect(TOP, &mut Vec::new(), &mut found);
+    found
+}
+
+fn collect(keys: &'static [Key], path: &mut Vec<&'static str>, found: &mut Vec<(Vec<&'static str>, Kind)>) {
+    for key in keys {
+        path.push(key.name);
+        match key.kind {
+            Table(keys) => collect(keys, path, found),
+            Text | Value | Map(_) | Free => found.push((path.clone(), key.kind)),
+        }
+        path.pop();
+    }
+}
+
+/// What the key at `path` may hold; `None` if there is no such key.
+pub(super) fn kind_of(path: &[&str]) -> Option<Kind> {
+    let mut kind = Table(TOP);
+    for name in path {
+        kind = match kind {
+            Table(keys) => keys.iter().find(|key| key.name == *name)?.kind,
+            Map(each) => *each,
+            Free => Free,
+            Text | Value => return None,
+        };
+    }
+    Some(kind)
+}
+
+/// A value given as text, in a variable or on a command line: a string's own characters, or TOML for the rest.
+pub(super) fn read_text(kind: Kind, text: &str) -> Result<toml::Value, String> {
+    if matches!(kind, Text) {
+        return Ok(toml::Value::String(text.to_owned()));
+    }
+    let mut table: toml::Table = format!("v = {text}")
+        .parse()
+        .map_err(|error: toml::de::Error| format!("{text:?} is not a TOML value: {}", error.message()))?;
+    match (table.remove("v"), table.is_empty()) {
+        (Some(value), true) => Ok(value),
+        _ => Err(format!("{text:?} is not one TOML value")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn typing_mistakes_are_recognised() {
+        let names = || TOP.iter().map(|key| key.name);
+        assert_eq!(nearest("lisen", names()), Some("listen"));
+        assert_eq!(nearest("ping-port", names()), Some("ping_port"));
+        assert_eq!(nearest("emergency", names()), Some("emergency_stop"));
+        assert_eq!(nearest("xyzzy", names()), None);
+    }
+
+    #[test]
+    fn keys_are_found_by_path() {
+        assert!(matches!(kind_of(&["telemetry", "interval"]), Some(Text)));
+        assert!(matches!(
+            kind_of(&["actions", "led", "args", "color", "min"]),
+            Some(Value)
+        ));
+        assert!(kind_of(&["telemetry", "nope"]).is_none());
+        assert!(kind_of(&["name", "x"]).is_none());
+    }
+
+    #[test]
+    fn text_becomes_the_value_that_the_key_holds() {
+        assert_eq!(read_text(Text, "7"), Ok(toml::Value::String("7".to_owned())));
+        assert_eq!(read_text(Value, "7"), Ok(toml::Value::Integer(7)));
+        read_text(Value, "1\nname = 2").expect_err("two keys");
+    }
+}

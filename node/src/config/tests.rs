@@ -1,0 +1,349 @@
+//! The configuration as its owner meets it.
+
+use std::path::Path;
+
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::*;
+
+const EXAMPLE: &str = include_str!("../../swarm-node.example.toml");
+
+/// The example with every setting in use.
+fn full_example() -> String {
+    EXAMPLE
+        .lines()
+        .map(|line| match line.strip_prefix('#') {
+            Some(setting) if !setting.is_empty() && !setting.starts_with(' ') => setting,
+            _ => line,
+        })
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+fn parse(text: &str) -> Result<Config, ConfigError> {
+    Config::parse(text, &Origin::File(Path::new("node.toml").to_owned(), None)).map(|(config, _)| config)
+}
+
+fn with(variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
+    Config::load(
+        None,
+        variables
+            .iter()
+            .map(|(name, text)| ((*name).into(), (*text).into())),
+    )
+}
+
+fn object(value: Value) -> serde_json::Map<String, Value> {
+    serde_json::from_value(value).expect("an object")
+}
+
+#[test]
+fn the_shipped_example_is_right_as_it_is_and_with_everything_in_use() {
+    let bare = parse(EXAMPLE).expect("as shipped");
+    assert!(bare.actions.is_empty() && !bare.execute.allowed && !bare.adoptable && !bare.reboot.allowed);
+    let full = parse(&full_example()).expect("everything in use");
+    assert_eq!(full.actions.len(), 1);
+    assert_eq!(full.tag_map().get("row").map(String::as_str), Some("3"));
+    assert_eq!(
+        full.not_acted_on(),
+        ["emergency_stop", "lost_link", "actions.led.idempotent"]
+    );
+}
+
+#[test]
+fn the_example_shows_the_defaults() {
+    let (bare, full) = (Config::default(), parse(&full_example()).expect("an example"));
+    assert_eq!(bare.listen, full.listen);
+    assert_eq!(
+        (bare.ping_port, bare.pings, bare.mdns),
+        (full.ping_port, full.pings, full.mdns)
+    );
+    assert_eq!(
+        (bare.keepalive, bare.heartbeat, bare.execute),
+        (full.keepalive, full.heartbeat, full.execute)
+    );
+    assert_eq!(bare.reboot.command, full.reboot.command);
+    assert_eq!(bare.notify.timeout, full.notify.timeout);
+    assert_eq!(bare.telemetry.interval, full.telemetry.interval);
+    assert_eq!(bare.telemetry.timeout, full.telemetry.timeout);
+}
+
+#[test]
+fn the_example_mentions_every_key() {
+    fn missing(keys: &[schema::Key], table: &toml::Table, path: &str, found: &mut Vec<String>) {
+        for key in keys {
+            match table.get(key.name) {
+                None => found.push(format!("{path}{}", key.name)),
+                Some(value) => below(key.kind, value, &format!("{path}{}.", key.name), found),
+            }
+        }
+    }
+    fn below(kind: schema::Kind, value: &toml::Value, path: &str, found: &mut Vec<String>) {
+        let Some(table) = value.as_table() else { return };
+        match kind {
+            schema::Kind::Table(keys) => missing(keys, table, path, found),
+            schema::Kind::Map(schema::Kind::Table(keys)) => {
+                // Together, the owner's entries show each key.
+                let all = table.values().filter_map(toml::Value::as_table).cloned();
+                let mut together = toml::Table::new();
+                all.for_each(|entry| merge(&mut together, entry));
+                missing(keys, &together, path, found);
+            }
+            schema::Kind::Map(_) | schema::Kind::Text | schema::Kind::Value | schema::Kind::Free => {}
+        }
+    }
+    let table = full_example().parse().expect("an example");
+    let mut found = Vec::new();
+    missing(schema::TOP, &table, "", &mut found);
+    assert!(found.is_empty(), "not in the example: {found:?}");
+}
+
+#[test]
+fn a_mistake_is_told_with_its_line() {
+    for (text, says) in [
+        (
+            "\nlisen = \"x\"",
+            "node.toml, line 2: unknown key `lisen`; did you mean `listen`?",
+        ),
+        (
+            "[telemetry]\nintervall = \"1s\"",
+            "line 2: unknown key `telemetry.intervall`; did you mean `interval`?",
+        ),
+        (
+            "[actions.led]\ncomand = []",
+            "unknown key `actions.led.comand`; did you mean `command`?",
+        ),
+        ("[files.root]\na = 1", "did you mean `roots`?"),
+        ("xyzzy = 1", "unknown key `xyzzy`; known here: name, listen"),
+        ("name = \"a b\"", "line 1: \"a b\" is not a name"),
+        ("\n\nlisten = \"7420\"", "line 3: \"7420\" is not an address"),
+        ("stations = [\"host\"]", "write ADDR:PORT"),
+        ("ping_port = 70000", "line 1: invalid value"),
+        ("pings = \"yes\"", "line 1: invalid type"),
+        ("[telemetry]\ninterval = \"5\"", "line 2: \"5\" is not a time"),
+        ("[files]\nroots = { a = \"rel\" }", "is not an absolute path"),
+        ("[files]\nroots = { \"a/b\" = \"/x\" }", "is not a name here"),
+        (
+            "[actions.ping]\ncommand = [\"x\"]",
+            "line 1: \"ping\" is the name of a built-in action",
+        ),
+        ("[actions.x]\n", "missing field `command`"),
+        ("[actions.x]\ncommand = [\"x\", \"{y}\"]", "there is no args.y"),
+        ("[services]\nallow = [\"--now\"]", "is not the name of a unit"),
+        ("tags = { a = \"1,2\" }", "is not a tag's value"),
+        ("[lost_link]\ncommand = [\"x\"]", "missing field `after`"),
+        ("name = ", "line 1"),
+        ("name = \"a\"\nname = \"b\"", "line 2: duplicate key"),
+    ] {
+        let error = parse(text).expect_err(text).to_string();
+        assert!(error.contains(says), "{text:?} gives: {error}");
+    }
+}
+
+#[test]
+fn every_key_has_a_variable() {
+    let table: toml::Table = full_example().parse().expect("an example");
+    for (path, kind) in schema::paths() {
+        let variable = format!("{PREFIX}{}", path.join("_").to_uppercase());
+        let value = path
+            .iter()
+            .try_fold(toml::Value::Table(table.clone()), |at, key| at.get(*key).cloned())
+            .expect("the example has every key");
+        let text = match (kind, &value) {
+            (schema::Kind::Text, toml::Value::String(text)) => text.clone(),
+            (_, value) => value.to_string(),
+        };
+        match Config::load(None, std::iter::once((variable.clone(), text))) {
+            Ok(_) => {}
+            // Two tables need a second key.
+            Err(error) => assert!(error.message.starts_with("missing field"), "{error}"),
+        }
+    }
+    let both = with(&[
+        ("SWARM_NODE_LOST_LINK_COMMAND", "[\"hold\"]"),
+        ("SWARM_NODE_LOST_LINK_AFTER", "3s"),
+    ])
+    .expect("half a table each");
+    assert!(both.lost_link.is_some());
+}
+
+#[test]
+fn variables_go_before_the_file_and_their_mistakes_name_them() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("c.toml");
+    std::fs::write(
+        &file,
+        "name = \"a\"\nping_port = 1\n[files]\nroots = { a = \"/a\" }",
+    )
+    .expect("written");
+    let variables = [
+        ("SWARM_NODE_NAME", "b"),
+        ("SWARM_NODE_FILES_ROOTS", "{ b = \"/b\" }"),
+        ("SWARM_NODE_STATE_DIR", "/x"),
+        ("OTHER", "x"),
+    ];
+    let variables = variables.map(|(name, text)| (name.to_owned(), text.to_owned()));
+    let config = Config::load(Some(&file), variables.into_iter()).expect("a configuration");
+    assert_eq!(config.name.as_ref().expect("a name").as_str(), "b");
+    assert_eq!(config.ping_port, 1);
+    assert_eq!(config.root_map().into_keys().collect::<Vec<_>>(), ["a", "b"]);
+
+    for (variable, text, says) in [
+        (
+            "SWARM_NODE_LISTEN",
+            "x",
+            "SWARM_NODE_LISTEN: \"x\" is not an address",
+        ),
+        (
+            "SWARM_NODE_PING_PORT",
+            "x",
+            "SWARM_NODE_PING_PORT: \"x\" is not a TOML value",
+        ),
+        ("SWARM_NODE_PINGS", "1", "SWARM_NODE_PINGS: invalid type"),
+        ("SWARM_NODE_LISEN", "x", "did you mean SWARM_NODE_LISTEN?"),
+        (
+            "SWARM_NODE_ACTIONS",
+            "{ x = { comand = [] } }",
+            "did you mean `command`?",
+        ),
+        ("SWARM_NODE_XYZZY", "x", "is no key of the configuration"),
+    ] {
+        let error = with(&[(variable, text)]).expect_err(variable).to_string();
+        assert!(error.contains(says), "{error}");
+    }
+}
+
+#[test]
+fn a_file_that_is_not_there_is_named() {
+    let error = Config::load(Some(Path::new("/no/such.toml")), std::iter::empty()).expect_err("no file");
+    assert!(
+        error.to_string().starts_with("/no/such.toml: cannot be read"),
+        "{error}"
+    );
+}
+
+const FILE: &str = r#"# mine
+name = "a"   # why
+
+[private]   # hands off
+key = "s3cret"
+
+[private.deep]
+x = 1979-05-27
+
+[telemetry]
+interval = "5s" # often
+"#;
+
+#[test]
+fn what_is_shown_has_no_secret() {
+    let shown = shown(&format!("join = \"CODE\"\n{FILE}")).expect("a configuration");
+    assert_eq!(
+        Value::Object(shown),
+        json!({"name": "a", "telemetry": {"interval": "5s"}})
+    );
+}
+
+#[test]
+fn a_change_keeps_every_other_byte() {
+    let changes = json!({"telemetry.interval": "10s", "name": "b"});
+    let text = modified(FILE, &object(changes)).expect("changed");
+    assert_eq!(text, FILE.replace("\"5s\"", "\"10s\"").replace("\"a\"", "\"b\""));
+
+    let changes = json!({
+        "ping_port": "7000", "stations": ["10.0.0.2:7421"], "mdns": "false", "telemetry": {"command": ["x"]},
+        "files.roots.shows": "/shows", "tags": {"row": 3}, "name": null,
+        "actions": {"led": {"command": ["led", "{n}"], "args": {"n": {"type": "integer", "max": 3}}}},
+    });
+    let text = modified(FILE, &object(changes)).expect("changed");
+    let config = parse(&text).expect("a configuration");
+    assert_eq!(
+        (config.ping_port, config.mdns, config.name.is_none()),
+        (7000, false, true)
+    );
+    assert_eq!(config.tag_map().get("row").map(String::as_str), Some("3"));
+    assert_eq!(config.actions.len(), 1);
+    assert!(text.contains("[private]   # hands off\nkey = \"s3cret\"") && text.contains("# often"));
+}
+
+#[test]
+fn a_change_that_is_wrong_changes_nothing() {
+    for (changes, says) in [
+        (json!({}), "no key"),
+        (json!({"private.key": "x"}), "on the device only"),
+        (json!({"private": {"key": "x"}}), "on the device only"),
+        (json!({"private": null}), "on the device only"),
+        (json!({"lisen": "x"}), "did you mean `listen`?"),
+        (
+            json!({"telemetry": {"intervall": "1s"}}),
+            "did you mean `interval`?",
+        ),
+        (json!({"telemetry.interval": "5"}), "is not a time"),
+        (json!({"ping_port": "x"}), "invalid type"),
+        (json!({"name.x": 1}), "name is not a table"),
+        (json!({"actions.ping.command": ["x"]}), "built-in"),
+        (json!({"stations": [null]}), "no form in TOML"),
+    ] {
+        let error = modified(FILE, &object(changes.clone()))
+            .expect_err("refused")
+            .to_string();
+        assert!(error.contains(says), "{changes}: {error}");
+    }
+}
+
+#[test]
+fn a_rewrite_keeps_what_is_private() {
+    let new = "# new\nmdns = false\n[heartbeat]\ninterval = \"2s\"\n[keepalive]\nprobes = 3\n";
+    let text = rewritten(FILE, new).expect("rewritten");
+    assert!(text.starts_with(new), "{text}");
+    let (old, new) = (parse(FILE).expect("old"), parse(&text).expect("new"));
+    assert_eq!(old.private, new.private);
+    assert!(text.contains("key = \"s3cret\""), "{text}");
+    rewritten(FILE, "[private]\nkey = 1").expect_err("not from afar");
+    rewritten(FILE, "nam = 1").expect_err("unknown key");
+    rewritten(FILE, &"#".repeat(CONFIG_BYTES_MAX + 1)).expect_err("too long");
+}
+
+#[test]
+fn writing_keeps_the_mode_and_leaves_nothing_beside() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("config.toml");
+    std::fs::write(&file, FILE).expect("written");
+    std::fs::set_permissions(&file, PermissionsExt::from_mode(0o604)).expect("a mode");
+    write(&file, "mdns = false\n").expect("replaced");
+    assert_eq!(std::fs::read_to_string(&file).expect("there"), "mdns = false\n");
+    let mode = std::fs::metadata(&file).expect("there").permissions().mode();
+    assert_eq!(mode & 0o7777, 0o604);
+    assert_eq!(std::fs::read_dir(dir.path()).expect("a directory").count(), 1);
+    let error = write(Path::new("/no/dir/config.toml"), "")
+        .expect_err("no directory")
+        .to_string();
+    assert!(
+        error.contains("/no/dir/config.toml: cannot be written"),
+        "{error}"
+    );
+}
+
+proptest! {
+    /// No text makes reading or changing a configuration panic, and no change touches what is private.
+    #[test]
+    fn any_change_leaves_private_alone(
+        key in "(name|private|tags|telemetry|files|actions)(\\.[a-z]{0,4}){0,3}",
+        value in prop_oneof![
+            Just(Value::Null), any::<i64>().prop_map(Value::from), "\\PC{0,12}".prop_map(Value::from),
+            "[a-z]{0,3}".prop_map(|key| json!({key: {"command": ["x"]}})),
+        ],
+    ) {
+        if let Ok(text) = modified(FILE, &object(json!({key: value}))) {
+            let private = |text: &str| parse(text).expect("checked").private;
+            prop_assert_eq!(private(FILE), private(&text));
+        }
+    }
+
+    #[test]
+    fn any_text_is_answered(text in "([a-z]{1,9}|[\\[\\]{}=\".,#\n 0-9]){0,40}") {
+        let _answered = parse(&text);
+    }
+}

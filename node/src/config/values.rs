@@ -1,0 +1,212 @@
+//! The small types of the configuration, each parsed once.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
+use swarm_shared::proto::id::NodeName;
+
+/// Longest time that a key may hold.
+const DURATION_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// Reads `250ms`, `5s`, `2m` or `1h`.
+///
+/// # Errors
+/// A sentence that quotes the text and says the rule.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let number: Option<u64> = text[..digits].parse().ok();
+    let duration = number.and_then(|number| match &text[digits..] {
+        "ms" => Some(Duration::from_millis(number)),
+        "s" => Some(Duration::from_secs(number)),
+        "m" => number.checked_mul(60).map(Duration::from_secs),
+        "h" => number.checked_mul(3600).map(Duration::from_secs),
+        _ => None,
+    });
+    duration
+        .filter(|duration| !duration.is_zero() && *duration <= DURATION_MAX)
+        .ok_or_else(|| {
+            format!("{text:?} is not a time: write a whole number above 0 with ms, s, m or h, such as \"5s\" (at most 720h)")
+        })
+}
+
+pub(super) fn duration<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+    parse_duration(&String::deserialize(from)?).map_err(D::Error::custom)
+}
+
+/// The name of an action, an argument, a tag's key or a root: 1 to 64 ASCII letters, digits, `_` and `-`,
+/// starting with a letter or a digit.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Word(String);
+
+impl Word {
+    /// Parses a word.
+    ///
+    /// # Errors
+    /// A sentence that quotes the text and says the rule.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let allowed = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
+        let good =
+            (1..=64).contains(&text.len()) && text.bytes().all(allowed) && !text.starts_with(['_', '-']);
+        if good {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(format!(
+                "{text:?} is not a name here: use 1 to 64 letters, digits, _ and -, beginning with a letter or digit"
+            ))
+        }
+    }
+
+    /// The word as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Word {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl std::borrow::Borrow<str> for Word {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
+impl<'de> Deserialize<'de> for Word {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        Self::parse(&String::deserialize(from)?).map_err(D::Error::custom)
+    }
+}
+
+/// A program and its arguments: at least the program.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Argv(Vec<String>);
+
+impl Argv {
+    /// Checks a command.
+    ///
+    /// # Errors
+    /// A sentence that says what is wrong.
+    pub fn new(argv: Vec<String>) -> Result<Self, String> {
+        if argv.first().is_none_or(String::is_empty) {
+            return Err("command is empty: write [\"/path/to/program\", \"argument\"]".to_owned());
+        }
+        if argv.iter().any(|part| part.contains('\0')) {
+            return Err("a command cannot hold NUL characters".to_owned());
+        }
+        Ok(Self(argv))
+    }
+
+    /// Program first.
+    pub fn as_slice(&self) -> &[String] {
+        &self.0
+    }
+}
+
+impl<'de> Deserialize<'de> for Argv {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        Self::new(Vec::deserialize(from)?).map_err(D::Error::custom)
+    }
+}
+
+/// A tag's value: what a selector such as `tag:row=3,!drone-07` can name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TagValue(String);
+
+impl TagValue {
+    /// The value as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl<'de> Deserialize<'de> for TagValue {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(from)?;
+        if text.len() > 64 || text.contains(|c: char| c == ',' || c.is_control()) {
+            let rule = "use at most 64 bytes without commas and control characters";
+            return Err(D::Error::custom(format!("{text:?} is not a tag's value: {rule}")));
+        }
+        Ok(Self(text))
+    }
+}
+
+pub(super) fn node_name<'de, D: Deserializer<'de>>(from: D) -> Result<Option<NodeName>, D::Error> {
+    NodeName::parse(&String::deserialize(from)?)
+        .map(Some)
+        .map_err(D::Error::custom)
+}
+
+/// A systemd unit's name, such as `nginx` or `nginx.service`: nothing that could be taken for an option.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unit(String);
+
+impl Unit {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl<'de> Deserialize<'de> for Unit {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(from)?;
+        let allowed = |b: u8| b.is_ascii_alphanumeric() || b":-_.@\\".contains(&b);
+        if text.is_empty() || text.len() > 255 || text.starts_with('-') || !text.bytes().all(allowed) {
+            let rule = "use letters, digits and :-_.@, not beginning with -";
+            return Err(D::Error::custom(format!(
+                "{text:?} is not the name of a unit: {rule}"
+            )));
+        }
+        Ok(Self(text))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_need_a_number_and_a_unit() {
+        for (text, ms) in [("250ms", 250), ("5s", 5_000), ("2m", 120_000), ("1h", 3_600_000)] {
+            assert_eq!(parse_duration(text), Ok(Duration::from_millis(ms)), "{text}");
+        }
+        for bad in [
+            "",
+            "5",
+            "s",
+            "0s",
+            "-1s",
+            "1.5s",
+            "5 s",
+            "5d",
+            "99999999999999999999s",
+            "721h",
+            "5µs",
+        ] {
+            let error = parse_duration(bad).expect_err(bad);
+            assert!(error.contains("such as \"5s\""), "{error}");
+        }
+    }
+
+    #[test]
+    fn words_follow_one_rule() {
+        for good in ["led", "take-off", "0", "a_b", "Led"] {
+            Word::parse(good).expect(good);
+        }
+        for bad in ["", "-a", "_a", "a b", "a/b", "é", &"x".repeat(65)] {
+            Word::parse(bad).expect_err(bad);
+        }
+    }
+
+    #[test]
+    fn a_command_has_a_program() {
+        Argv::new(vec![]).expect_err("empty");
+        Argv::new(vec![String::new()]).expect_err("empty");
+        Argv::new(vec!["a".to_owned(), "b\0".to_owned()]).expect_err("NUL");
+    }
+}

@@ -1,0 +1,381 @@
+//! Running a program: its own process group, a time-out, and a cap on what is kept of its output.
+//!
+//! Never a shell: the program and each argument are given one by one. No input; standard output and standard error
+//! go into one pipe, so that they stay in the order in which they were written.
+//!
+//! | phase | until | then |
+//! |---|---|---|
+//! | running | the program ends | draining |
+//! | running | the time-out, or shutdown | `SIGTERM` to the group: terminating |
+//! | terminating | program ended and output closed | the group is killed, done |
+//! | terminating | [`TERM_GRACE`] | `SIGKILL` to the group: draining |
+//! | draining | output closed, or [`DRAIN_GRACE`] | what still holds the output is killed with its group, done |
+//!
+//! A caller that drops the future kills the group at once.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process_group};
+use swarm_shared::net::clock;
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe;
+use tokio_util::sync::CancellationToken;
+
+/// How much of a program's output is kept, in bytes: the first half and the last half of it.
+pub const OUTPUT_BYTES_MAX: usize = 64 * 1024;
+/// Between asking a group to end and killing it.
+pub const TERM_GRACE: Duration = Duration::from_secs(2);
+/// How long output is still read after the program has ended, if something else holds it open.
+pub const DRAIN_GRACE: Duration = Duration::from_millis(500);
+
+/// What the daemon's own environment holds and a program must not get: systemd's sockets and the invitation.
+const NOT_INHERITED: [&str; 7] = [
+    "NOTIFY_SOCKET",
+    "WATCHDOG_USEC",
+    "WATCHDOG_PID",
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "LISTEN_FDNAMES",
+    "SWARM_NODE_JOIN",
+];
+
+/// Why a program ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// By itself.
+    Exited,
+    /// It was killed when its time was up.
+    TimedOut,
+    /// It was killed because the daemon shuts down.
+    Stopped,
+}
+
+/// What a program left behind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finished {
+    /// Why it ended.
+    pub end: End,
+    /// Its exit status; 128 plus the signal's number if a signal ended it.
+    pub exit: i32,
+    /// What it printed, capped at [`OUTPUT_BYTES_MAX`]; what is not UTF-8 is replaced.
+    pub output: String,
+}
+
+/// What happens to standard error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stderr {
+    /// It is part of the output.
+    Merged,
+    /// It is thrown away, for programs whose output is read by a program.
+    Dropped,
+}
+
+/// The program did not even start.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot start {program:?}: {source}")]
+pub struct StartError {
+    program: String,
+    source: io::Error,
+}
+
+/// Runs `argv` to its end.
+///
+/// # Errors
+/// [`StartError`] if it cannot be started; every other end is [`Finished`].
+pub async fn run(
+    argv: &[String],
+    stderr: Stderr,
+    timeout: Duration,
+    stop: &CancellationToken,
+) -> Result<Finished, StartError> {
+    let failed = |source| StartError {
+        program: argv.first().cloned().unwrap_or_default(),
+        source,
+    };
+    let mut running = Running::start(argv, stderr).map_err(failed)?;
+    running.drive(timeout, stop).await.map_err(failed)
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Running,
+    Terminating,
+    Draining,
+}
+
+struct Running {
+    child: tokio::process::Child,
+    group: Group,
+    pipe: pipe::Receiver,
+    kept: Kept,
+}
+
+impl Running {
+    fn start(argv: &[String], stderr: Stderr) -> io::Result<Self> {
+        let [program, arguments @ ..] = argv else {
+            return Err(io::Error::other("the command is empty"));
+        };
+        let (reader, writer) = io::pipe()?;
+        let mut command = tokio::process::Command::new(program);
+        command.args(arguments).stdin(Stdio::null()).process_group(0);
+        match stderr {
+            Stderr::Merged => command.stderr(writer.try_clone()?),
+            Stderr::Dropped => command.stderr(Stdio::null()),
+        };
+        command.stdout(writer);
+        for name in NOT_INHERITED {
+            command.env_remove(name);
+        }
+        let child = command.spawn()?;
+        // The command holds our copies of the pipe's writing end: the output would never close.
+        drop(command);
+        let group = Group(child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)));
+        Ok(Self {
+            child,
+            group,
+            pipe: pipe::Receiver::from_owned_fd(OwnedFd::from(reader))?,
+            kept: Kept::default(),
+        })
+    }
+
+    async fn drive(&mut self, timeout: Duration, stop: &CancellationToken) -> io::Result<Finished> {
+        let timer = tokio::time::sleep(timeout);
+        tokio::pin!(timer);
+        let after = |timer: std::pin::Pin<&mut tokio::time::Sleep>, time: Duration| {
+            timer.reset(tokio::time::Instant::from_std(clock::now() + time));
+        };
+        let mut phase = Phase::Running;
+        let mut end = End::Exited;
+        let mut status: Option<ExitStatus> = None;
+        let mut open = true;
+        let mut buffer = Vec::with_capacity(16 * 1024);
+        while status.is_none() || open {
+            tokio::select! {
+                read = self.pipe.read_buf(&mut buffer), if open => {
+                    open = read? > 0;
+                    self.kept.push(&buffer);
+                    buffer.clear();
+                }
+                ended = self.child.wait(), if status.is_none() => {
+                    status = Some(ended?);
+                    if phase == Phase::Running {
+                        phase = Phase::Draining;
+                        after(timer.as_mut(), DRAIN_GRACE);
+                    }
+                }
+                () = stop.cancelled(), if phase == Phase::Running => {
+                    (phase, end) = (Phase::Terminating, End::Stopped);
+                    self.group.signal(Signal::TERM);
+                    after(timer.as_mut(), TERM_GRACE);
+                }
+                () = timer.as_mut() => match phase {
+                    Phase::Running => {
+                        (phase, end) = (Phase::Terminating, End::TimedOut);
+                        self.group.signal(Signal::TERM);
+                        after(timer.as_mut(), TERM_GRACE);
+                    }
+                    Phase::Terminating => {
+                        phase = Phase::Draining;
+                        self.group.signal(Signal::KILL);
+                        after(timer.as_mut(), DRAIN_GRACE);
+                    }
+                    Phase::Draining if status.is_some() => break,
+                    // Killed, and not yet gone: it is inside the kernel, on a dead disk perhaps.
+                    Phase::Draining => after(timer.as_mut(), DRAIN_GRACE),
+                },
+            }
+        }
+        // A daemon that has let go of the output of a program that ended well is left alone.
+        if end != End::Exited || open {
+            self.group.signal(Signal::KILL);
+        }
+        self.group.0 = None;
+        let status = status.unwrap_or_default();
+        Ok(Finished {
+            end,
+            exit: status
+                .code()
+                .unwrap_or_else(|| 128 + status.signal().unwrap_or_default()),
+            output: std::mem::take(&mut self.kept).into_text(),
+        })
+    }
+}
+
+/// A process group that dies with its owner.
+struct Group(Option<Pid>);
+
+impl Group {
+    fn signal(&self, signal: Signal) {
+        if let Some(pid) = self.0 {
+            // It may have ended by itself meanwhile: then there is nobody to tell.
+            let _gone = kill_process_group(pid, signal);
+        }
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        self.signal(Signal::KILL);
+    }
+}
+
+/// The beginning and the end of an output.
+#[derive(Default)]
+struct Kept {
+    head: Vec<u8>,
+    tail: VecDeque<u8>,
+    left_out: u64,
+}
+
+impl Kept {
+    const HALF: usize = OUTPUT_BYTES_MAX / 2;
+
+    fn push(&mut self, bytes: &[u8]) {
+        let (head, rest) = bytes.split_at(bytes.len().min(Self::HALF - self.head.len()));
+        self.head.extend_from_slice(head);
+        self.tail.extend(rest);
+        let over = self.tail.len().saturating_sub(Self::HALF);
+        self.tail.drain(..over);
+        self.left_out += over as u64;
+    }
+
+    fn into_text(mut self) -> String {
+        if self.left_out > 0 {
+            let note = format!("\n[… {} bytes left out …]\n", self.left_out);
+            self.head.extend_from_slice(note.as_bytes());
+        }
+        self.head.extend(self.tail);
+        match String::from_utf8(self.head) {
+            Ok(text) => text,
+            Err(other) => String::from_utf8_lossy(other.as_bytes()).into_owned(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn sh(script: &str, timeout_ms: u64) -> Finished {
+        let argv = ["sh", "-c", script].map(str::to_owned);
+        run(
+            &argv,
+            Stderr::Merged,
+            Duration::from_millis(timeout_ms),
+            &CancellationToken::new(),
+        )
+        .await
+        .expect("sh starts")
+    }
+
+    /// Whether a process is there and not a zombie.
+    fn lives(pid: &str) -> bool {
+        std::fs::read_to_string(format!("/proc/{}/stat", pid.trim()))
+            .is_ok_and(|stat| !stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" Z")))
+    }
+
+    async fn dies(pid: &str) -> bool {
+        for _ in 0..200 {
+            if !lives(pid) {
+                return true;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        false
+    }
+
+    #[tokio::test]
+    async fn output_keeps_its_order_and_the_status_is_told() {
+        let ran = sh("echo a; echo b >&2; echo c; exit 3", 5000).await;
+        assert_eq!(
+            (ran.end, ran.exit, ran.output.as_str()),
+            (End::Exited, 3, "a\nb\nc\n")
+        );
+        assert_eq!(sh("kill -9 $$", 5000).await.exit, 137);
+    }
+
+    #[tokio::test]
+    async fn a_program_that_is_not_there_says_so() {
+        let argv = ["/no/such/program".to_owned()];
+        let error = run(
+            &argv,
+            Stderr::Merged,
+            Duration::from_secs(1),
+            &CancellationToken::new(),
+        )
+        .await;
+        let error = error.expect_err("nothing to start").to_string();
+        assert!(
+            error.contains("/no/such/program") && error.contains("No such file"),
+            "{error}"
+        );
+        run(
+            &[],
+            Stderr::Merged,
+            Duration::from_secs(1),
+            &CancellationToken::new(),
+        )
+        .await
+        .expect_err("nothing to start");
+    }
+
+    #[tokio::test]
+    async fn a_timeout_takes_the_grandchildren_along() {
+        let start = clock::now();
+        let ran = sh("sleep 60 & echo $!; sh -c 'sleep 60' & sleep 60", 300).await;
+        assert_eq!((ran.end, ran.exit), (End::TimedOut, 128 + 15));
+        assert!(clock::now() - start < Duration::from_secs(2));
+        assert!(dies(&ran.output).await, "the grandchild {} lives", ran.output);
+    }
+
+    #[tokio::test]
+    async fn a_program_that_ignores_sigterm_is_killed() {
+        let ran = sh("trap '' TERM; echo $$; while :; do sleep 0.1; done", 200).await;
+        assert_eq!((ran.end, ran.exit), (End::TimedOut, 128 + 9));
+        assert!(dies(&ran.output).await);
+    }
+
+    #[tokio::test]
+    async fn what_holds_the_output_open_does_not_hold_the_answer() {
+        let ran = sh("sleep 60 & echo $!", 10_000).await;
+        assert_eq!((ran.end, ran.exit), (End::Exited, 0));
+        assert!(dies(&ran.output).await, "it is killed with its group");
+    }
+
+    #[tokio::test]
+    async fn dropping_the_future_kills_the_group() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = dir.path().join("pid");
+        let script = format!("sleep 60 & echo $! > {}; wait", file.display());
+        let early = tokio::time::timeout(Duration::from_millis(400), sh(&script, 60_000)).await;
+        assert!(early.is_err());
+        let pid = std::fs::read_to_string(file).expect("written");
+        assert!(dies(&pid).await);
+    }
+
+    #[tokio::test]
+    async fn shutdown_ends_it() {
+        let stop = CancellationToken::new();
+        let argv = ["sleep", "60"].map(str::to_owned);
+        let run = run(&argv, Stderr::Merged, Duration::from_secs(60), &stop);
+        let (ran, ()) = tokio::join!(run, async { stop.cancel() });
+        assert_eq!(ran.expect("sleep starts").end, End::Stopped);
+    }
+
+    #[tokio::test]
+    async fn long_output_keeps_both_ends() {
+        let ran = sh(
+            "echo first; head -c 300000 /dev/zero | tr '\\0' x; echo; echo last",
+            10_000,
+        )
+        .await;
+        assert!(ran.output.starts_with("first\nxxx") && ran.output.ends_with("x\nlast\n"));
+        assert!(ran.output.contains("bytes left out"));
+        assert!(ran.output.len() < OUTPUT_BYTES_MAX + 64);
+    }
+}
