@@ -1,6 +1,7 @@
 //! The half that carries out: sockets, TLS, discovery, files, timers and tasks.
 
 pub mod clock;
+pub mod codec;
 mod conn;
 pub mod discovery;
 pub mod endpoint;
@@ -9,8 +10,7 @@ pub mod identity;
 pub mod join;
 pub mod peer;
 pub mod random;
+pub mod roots;
 pub mod socket;
 pub mod store;
 pub mod tls;
-pub mod codec;
-pub mod roots;

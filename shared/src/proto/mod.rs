@@ -12,7 +12,7 @@ pub mod outbox;
 pub mod outcome;
 pub mod parcel;
 pub mod ping;
-pub mod session;
 pub mod selector;
+pub mod session;
 pub mod trust;
 pub mod wire;
