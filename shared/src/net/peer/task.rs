@@ -13,7 +13,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::{
-    Attachment, Ended, LinkInput, LinkWord, Message, PeerControl, PeerEvent, PeerInfo, PeerLink, Token,
+    Attachment, Ended, LastHeard, LinkInput, LinkWord, Message, PeerControl, PeerEvent, PeerInfo, PeerLink,
+    Token,
 };
 use crate::net::clock;
 use crate::net::conn::{Conn, Driven};
@@ -78,6 +79,7 @@ struct PeerTask {
     /// Events that the application has not taken yet; nothing is read while there are any.
     backlog: VecDeque<PeerEvent>,
     words: mpsc::Sender<LinkWord>,
+    heard: Arc<LastHeard>,
     /// When a bulk session last had anything to do, or asked for a connection.
     last_busy: Instant,
     stop: CancellationToken,
@@ -115,6 +117,7 @@ pub(crate) fn spawn(parts: TaskParts) -> Result<PeerControl, WireError> {
     let (message_sender, messages) = mpsc::channel(depth);
     let (link_sender, links) = mpsc::channel(LINK_INPUTS);
     let tracker = tasks.clone();
+    let heard = LastHeard::never(now);
     let task = PeerTask {
         id,
         channel,
@@ -125,6 +128,7 @@ pub(crate) fn spawn(parts: TaskParts) -> Result<PeerControl, WireError> {
         events,
         backlog: VecDeque::new(),
         words,
+        heard: Arc::clone(&heard),
         last_busy: now,
         stop,
         tasks,
@@ -134,6 +138,7 @@ pub(crate) fn spawn(parts: TaskParts) -> Result<PeerControl, WireError> {
         link: PeerLink {
             id,
             messages: message_sender,
+            heard,
         },
         links: link_sender,
     })
@@ -281,6 +286,7 @@ impl PeerTask {
 
     async fn take_frames(&mut self) {
         let now = clock::now();
+        self.heard.note(now);
         while let Some(linked) = &mut self.linked {
             match linked.conn.next_frame() {
                 Ok(Some(frame)) => {
