@@ -25,7 +25,7 @@ enum Verb {
     Init,
     /// Make a code that a node (or another station) joins with
     Invite {
-        /// What the one that joins may be
+        /// What the one that joins may be: a device, or a station that reads, commands or enrols
         #[arg(long, value_enum, default_value = "node")]
         role: RoleName,
         /// How many may join with it; for SD-card images, as many as there are cards
@@ -58,13 +58,9 @@ enum Verb {
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 enum RoleName {
-    /// A device
     Node,
-    /// A station that only reads
     Observer,
-    /// A station that commands
     Operator,
-    /// A station that commands, enrols and revokes
     Admin,
 }
 
