@@ -231,6 +231,7 @@ fn ctrl_c_prints_what_is_known() {
     });
     let child = command(station.dir()).arg("ping").spawn().expect("starts");
     station.wait_for_request();
+    // What was answered is on its way; it has to be there before the interrupt.
     std::thread::sleep(Duration::from_millis(300));
     let pid = i32::try_from(child.id())
         .ok()

@@ -15,6 +15,9 @@ use crate::duration::to_ms;
 use crate::fleet::{Delivery, Event, Failure, Fleet, Request};
 use crate::view::deliveries::Report;
 
+/// How often progress is shown; what takes less time shows none.
+const PROGRESS_EVERY: Duration = Duration::from_millis(200);
+
 /// How an answer ended.
 pub(super) enum Ended {
     /// All has been said.
@@ -25,20 +28,28 @@ pub(super) enum Ended {
     Interrupted,
 }
 
-/// Follows an answer to its end. Notes and JSON lines are printed here; `on` sees every event.
+/// Follows an answer to its end. Notes and JSON lines are printed here; `on` sees every event, and now and then
+/// `None`: time to show progress.
 pub(super) async fn follow(
     fleet: &Fleet,
     request: Request,
     screen: &mut Screen,
-    mut on: impl FnMut(&Event, &mut Screen) -> Result<(), CliError>,
+    mut on: impl FnMut(Option<&Event>, &mut Screen) -> Result<(), CliError>,
 ) -> Result<Ended, CliError> {
     let mut events = fleet.perform(request).await;
+    let mut progress = tokio::time::interval(PROGRESS_EVERY);
+    progress.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    progress.reset();
     let interrupt = tokio::signal::ctrl_c();
     tokio::pin!(interrupt);
     loop {
         let event = tokio::select! {
             biased;
             _ = &mut interrupt => return Ok(Ended::Interrupted),
+            _ = progress.tick() => {
+                on(None, screen)?;
+                continue;
+            }
             event = events.recv() => event,
         };
         match event {
@@ -53,7 +64,7 @@ pub(super) async fn follow(
                     screen.note(text);
                 }
                 screen.event(&event)?;
-                on(&event, screen)?;
+                on(Some(&event), screen)?;
             }
         }
     }
@@ -76,8 +87,10 @@ async fn report(fleet: &Fleet, request: Request, screen: &mut Screen) -> Result<
     let started = clock::now();
     let mut report = Report::default();
     let ended = follow(fleet, request, screen, |event, screen| {
-        report.add(event);
-        screen.progress(&report);
+        match event {
+            Some(event) => report.add(event),
+            None => screen.progress(&report),
+        }
         Ok(())
     })
     .await?;

@@ -98,6 +98,7 @@ pub(super) async fn run(args: Args, common: &Common, screen: &mut Screen) -> Res
     let mut members = Vec::new();
     let mut pending = Vec::new();
     let ended = follow(&connection.fleet, request, screen, |event, screen| {
+        let Some(event) = event else { return Ok(()) };
         match event {
             Event::Membership(shown) if !screen.json => {
                 screen.result(&view::fleet::membership(shown, screen.style))?;

@@ -56,7 +56,7 @@ async fn once(fleet: &Fleet, request: Request, screen: &mut Screen) -> Result<u8
     let mut nodes = Nodes::default();
     let style = screen.style;
     let ended = follow(fleet, request, screen, |event, _screen| {
-        if let Event::Node(view) = event {
+        if let Some(Event::Node(view)) = event {
             nodes.add(view, style);
         }
         Ok(())
