@@ -4,4 +4,8 @@
 //! a command can ask for, and [`daemon`] for how the parts are put together.
 
 pub mod config;
+pub mod logging;
 pub mod process;
+pub mod state;
+pub mod status;
+pub mod telemetry;
