@@ -1,1 +1,17 @@
-//! The station.
+//! The operator's program: finds the nodes of a fleet, commands them, moves files.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`fleet`] | the façade that command line, pages and tests call; it never prints |
+//! | [`control`] | the same façade for other processes of this machine, over a Unix socket |
+//! | [`store`] | what survives a restart: members, invitations, counters |
+//! | [`config`] | `config.toml` and `GROUND_STATION_*` |
+//! | [`view`] | events in, text out |
+//! | [`cli`] | one file for each verb |
+
+pub mod config;
+pub mod control;
+pub mod duration;
+pub mod fleet;
+pub mod store;
+pub mod view;

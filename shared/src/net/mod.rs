@@ -1,4 +1,16 @@
 //! The half that carries out: sockets, TLS, discovery, files, timers and tasks.
 
 pub mod clock;
+pub mod codec;
+mod conn;
+pub mod discovery;
+pub mod endpoint;
+pub mod handshake;
+pub mod identity;
+pub mod join;
+pub mod peer;
+pub mod random;
 pub mod roots;
+pub mod socket;
+pub mod store;
+pub mod tls;

@@ -2,10 +2,17 @@
 //!
 //! Nothing here reads a clock, draws a random number or touches a socket; `shared/tests/layers.rs` guards it.
 
+pub mod dial;
+pub mod duplicates;
 pub mod hex;
 pub mod id;
 pub mod json;
 pub mod message;
+pub mod outbox;
 pub mod outcome;
+pub mod parcel;
+pub mod ping;
+pub mod selector;
+pub mod session;
 pub mod trust;
 pub mod wire;

@@ -5,6 +5,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::wire::{Frame, Header, Kind, MessageType};
+
 /// The one way in which a delivery ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -89,6 +91,15 @@ impl Reply {
     /// The action ran and failed.
     pub fn failed(error: impl Into<String>) -> Self {
         Self::ended(Outcome::Failed, error)
+    }
+
+    /// The frame that brings this to whoever sent the command with this header.
+    pub fn to_frame(&self, command: &Header) -> Frame {
+        let mut frame = Frame::json(Kind::Reply, self);
+        frame.header.message_type = MessageType::Response;
+        frame.header.id = command.id;
+        frame.header.epoch = command.epoch;
+        frame
     }
 
     /// The node would not run it.

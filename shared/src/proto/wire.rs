@@ -16,7 +16,7 @@ pub const HEADER_BYTES_MAX: usize = 16 * 1024;
 pub const CONTENT_BYTES_MAX: usize = 1024 * 1024;
 /// Longest content of a file chunk, in bytes.
 pub const CHUNK_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// Most bytes that a peer may send before it has proved who it is: the longest header or content until then.
+/// Longest frame of a peer that has not proved yet who it is, in bytes: a quarter for its header.
 pub const PREAUTH_BYTES_MAX: usize = 16 * 1024;
 
 const LENGTH_BYTES: usize = 2;
@@ -139,10 +139,13 @@ impl<'de> Deserialize<'de> for ContentEncoding {
             }
 
             fn visit_str<E: serde::de::Error>(self, name: &str) -> Result<ContentEncoding, E> {
-                Ok(match name.to_ascii_lowercase().as_str() {
-                    "utf-8" | "utf8" => ContentEncoding::Utf8,
-                    "utf-16" | "utf16" => ContentEncoding::Utf16,
-                    _ => ContentEncoding::Other(name.to_owned()),
+                let is = |known: [&str; 2]| known.iter().any(|k| name.eq_ignore_ascii_case(k));
+                Ok(if is(["utf-8", "utf8"]) {
+                    ContentEncoding::Utf8
+                } else if is(["utf-16", "utf16"]) {
+                    ContentEncoding::Utf16
+                } else {
+                    ContentEncoding::Other(name.to_owned())
                 })
             }
         }
@@ -198,6 +201,8 @@ pub enum Kind {
     Reply,
     /// Whom I know.
     Roster,
+    /// Please dial me once more, for files: I cannot reach you.
+    OpenBulk,
     /// Who is revoked, signed by the fleet root.
     FleetState,
     /// A part of a file.
@@ -401,11 +406,24 @@ impl Frame {
     /// Appends the frame's bytes.
     ///
     /// # Errors
-    /// [`WireError::HeaderTooLong`] if the header does not fit its cap.
+    /// [`WireError::HeaderTooLong`] if the header does not fit its cap, [`WireError::BadHeader`] if it tells another
+    /// length than the content has. Nothing is appended then.
     pub fn encode(&self, to: &mut BytesMut) -> Result<(), WireError> {
+        self.check_length()?;
         self.encode_head(to)?;
         to.put_slice(&self.content);
         Ok(())
+    }
+
+    /// A header that told another length would shift every later frame of the stream.
+    pub(super) fn check_length(&self) -> Result<(), WireError> {
+        let (told, is) = (self.header.content_length, self.content.len());
+        if told == is as u64 {
+            return Ok(());
+        }
+        Err(WireError::BadHeader(format!(
+            "content-length is {told} for {is} bytes"
+        )))
     }
 
     /// Appends the frame's bytes up to its content, for writers that send the content from where it lies.
@@ -456,6 +474,12 @@ impl FrameReader {
     /// Changes the caps, from the next header on.
     pub fn set_limits(&mut self, limits: Limits) {
         self.limits = limits;
+    }
+
+    /// Whether the stream may end here: no header without its content has been taken. Bytes that still wait in the
+    /// buffer are for the caller to see.
+    pub fn is_between_frames(&self) -> bool {
+        self.header.is_none()
     }
 
     /// How many bytes more the next frame is known to need, after [`Self::next_frame`] found none: never more

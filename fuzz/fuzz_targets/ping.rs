@@ -1,0 +1,36 @@
+//! Datagrams that may be pings: none is believed that the station did not sign, none is heard twice.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use swarm_shared::proto::ping::{Ping, PingGuard};
+use swarm_shared::proto::trust::SigningKey;
+
+fuzz_target!(|data: &[u8]| {
+    let mut guard = PingGuard::default();
+    let heard = guard.accept(data, None);
+    assert_eq!(heard, Ping::decode(data));
+    if heard.is_ok() {
+        assert!(guard.accept(data, None).is_err(), "a repeat");
+    }
+
+    // Past the signature: any fields of a good ping read back, and any change is noticed.
+    let Some((fields, change)) = data.split_first_chunk::<18>() else {
+        return;
+    };
+    let key = SigningKey::from_seed([7; 32]);
+    let ping = Ping {
+        fleet: std::array::from_fn(|at| fields[at]),
+        station: key.public(),
+        counter: u64::from_be_bytes(std::array::from_fn(|at| fields[8 + at])),
+        port: u16::from_be_bytes([fields[16], fields[17]]).max(1),
+    };
+    let mut bytes = ping.encode(&key);
+    assert_eq!(Ping::decode(&bytes), Ok(ping));
+    if let [at, bits, ..] = change
+        && *bits != 0
+    {
+        let at = usize::from(*at) % bytes.len();
+        bytes[at] ^= bits;
+        assert!(Ping::decode(&bytes).is_err(), "byte {at} was changed");
+    }
+});

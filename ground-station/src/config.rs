@@ -1,0 +1,362 @@
+//! The station's configuration: `config.toml`, then `GROUND_STATION_*`, then the command line; later ones win.
+//!
+//! ```toml
+//! name = "field-laptop"            # GROUND_STATION_NAME; default: the host's name
+//! listen = "0.0.0.0:7421"          # GROUND_STATION_LISTEN; port 0 picks a free one
+//! ping_port = 7422                 # GROUND_STATION_PING_PORT
+//! pings = true                     # GROUND_STATION_PINGS: broadcast notifier pings
+//! mdns = true                      # GROUND_STATION_MDNS: publish and browse by multicast DNS
+//! nodes = ["10.0.0.7:7420"]        # GROUND_STATION_NODES, separated by commas: dial these too
+//!
+//! [keepalive]                      # of TCP, under the heartbeat
+//! idle = "1s"                      # GROUND_STATION_KEEPALIVE_IDLE
+//! interval = "3s"                  # GROUND_STATION_KEEPALIVE_INTERVAL
+//! probes = 5                       # GROUND_STATION_KEEPALIVE_PROBES
+//! ```
+//!
+//! An unknown key is refused with its line and the nearest known key: a misspelt key that is ignored is found on the
+//! field.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use swarm_shared::proto::id::NodeName;
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use crate::duration;
+
+#[cfg(test)]
+mod tests;
+
+/// Name of the file in the state directory.
+pub const CONFIG_FILE: &str = "config.toml";
+/// The port that stations listen on.
+pub const STATION_PORT: u16 = 7421;
+/// The port that notifier pings go to.
+pub const PING_PORT: u16 = 7422;
+/// Longest configuration file, in bytes.
+pub const CONFIG_BYTES_MAX: u64 = 1024 * 1024;
+
+/// The configuration, checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// This station's name.
+    pub name: NodeName,
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// Where notifier pings go.
+    pub ping_port: u16,
+    /// Whether it sends notifier pings.
+    pub pings: bool,
+    /// Whether it uses multicast DNS.
+    pub mdns: bool,
+    /// Addresses that it dials whatever discovery says.
+    pub nodes: Vec<SocketAddr>,
+    /// TCP keepalive.
+    pub keepalive: Keepalive,
+}
+
+/// TCP keepalive, under the heartbeat.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Keepalive {
+    /// Silence before the first probe.
+    pub idle: Duration,
+    /// Between probes.
+    pub interval: Duration,
+    /// Unanswered probes until the connection is dead.
+    pub probes: u32,
+}
+
+impl Default for Keepalive {
+    fn default() -> Self {
+        Self {
+            idle: Duration::from_secs(1),
+            interval: Duration::from_secs(3),
+            probes: 5,
+        }
+    }
+}
+
+/// Why a configuration is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {path:?}: {reason}")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// Something in the file is wrong.
+    #[error("{path}:{line}: {fault}", path = path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Counted from 1.
+        line: usize,
+        /// What is wrong and what to write.
+        fault: String,
+    },
+    /// An environment variable is wrong.
+    #[error("environment variable {variable}: {fault}")]
+    Environment {
+        /// Which.
+        variable: String,
+        /// What is wrong and what to write.
+        fault: String,
+    },
+}
+
+/// Every key, with the environment variable that overrides it.
+const KEYS: &[(&str, &str)] = &[
+    ("name", "GROUND_STATION_NAME"),
+    ("listen", "GROUND_STATION_LISTEN"),
+    ("ping_port", "GROUND_STATION_PING_PORT"),
+    ("pings", "GROUND_STATION_PINGS"),
+    ("mdns", "GROUND_STATION_MDNS"),
+    ("nodes", "GROUND_STATION_NODES"),
+    ("keepalive.idle", "GROUND_STATION_KEEPALIVE_IDLE"),
+    ("keepalive.interval", "GROUND_STATION_KEEPALIVE_INTERVAL"),
+    ("keepalive.probes", "GROUND_STATION_KEEPALIVE_PROBES"),
+];
+
+/// A value of any key, before it is checked.
+enum Raw<'a> {
+    Text(&'a str),
+    Number(i64),
+    Flag(bool),
+    List(Vec<&'a str>),
+}
+
+impl Config {
+    /// The defaults, for a host of this name.
+    pub fn for_host(host: &str) -> Self {
+        Self {
+            name: NodeName::from_host(host),
+            listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, STATION_PORT)),
+            ping_port: PING_PORT,
+            pings: true,
+            mdns: true,
+            nodes: Vec::new(),
+            keepalive: Keepalive::default(),
+        }
+    }
+
+    /// Reads `file`, or `config.toml` in the state directory if that exists, and then the environment.
+    ///
+    /// # Errors
+    /// [`ConfigError`]: the first fault that is found.
+    pub fn load(file: Option<&Path>, state_dir: &Path) -> Result<Self, ConfigError> {
+        let host = rustix::system::uname();
+        let mut config = Self::for_host(&host.nodename().to_string_lossy());
+        let default = state_dir.join(CONFIG_FILE);
+        let path = file.unwrap_or(&default);
+        match read(path) {
+            Ok(text) => config.read_file(path, &text)?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && file.is_none() => {}
+            Err(error) => {
+                return Err(ConfigError::Unreadable {
+                    path: path.to_owned(),
+                    reason: error.to_string(),
+                });
+            }
+        }
+        config.read_environment(|variable| std::env::var(variable).ok())?;
+        Ok(config)
+    }
+
+    /// Takes over what the text of a file says; `path` is what errors call it.
+    ///
+    /// # Errors
+    /// [`ConfigError::File`].
+    pub fn read_file(&mut self, path: &Path, text: &str) -> Result<(), ConfigError> {
+        let fault = |at: usize, fault: String| {
+            let line = text.as_bytes().iter().take(at).filter(|b| **b == b'\n').count() + 1;
+            ConfigError::File {
+                path: path.to_owned(),
+                line,
+                fault,
+            }
+        };
+        let table = DeTable::parse(text).map_err(|error| {
+            fault(
+                error.span().map_or(0, |span| span.start),
+                error.message().to_owned(),
+            )
+        })?;
+        self.read_table(table.get_ref(), "")
+            .map_err(|(at, text)| fault(at, text))
+    }
+
+    /// Errors carry the byte at which they are.
+    fn read_table(&mut self, table: &DeTable<'_>, prefix: &str) -> Result<(), (usize, String)> {
+        let mut entries: Vec<_> = table.iter().collect();
+        // The first fault in the file is the one that is reported.
+        entries.sort_by_key(|(key, _)| key.span().start);
+        for (key, value) in entries {
+            let at = key.span().start;
+            let full = format!("{prefix}{}", key.get_ref());
+            if full == "doors" {
+                let text =
+                    "[doors] is not built yet: this version talks to no other programs; take the table out";
+                return Err((at, text.to_owned()));
+            }
+            if full == "keepalive" {
+                let table = value
+                    .get_ref()
+                    .as_table()
+                    .ok_or_else(|| (at, "keepalive is a table: write [keepalive]".to_owned()))?;
+                self.read_table(table, "keepalive.")?;
+                continue;
+            }
+            if !KEYS.iter().any(|(known, _)| *known == full) {
+                return Err((at, unknown_key(&full)));
+            }
+            let raw =
+                raw(value).ok_or_else(|| (at, format!("{full} holds a value of a kind that no key has")))?;
+            self.set(&full, &raw)
+                .map_err(|fault| (value.span().start, fault))?;
+        }
+        Ok(())
+    }
+
+    fn read_environment(&mut self, get: impl Fn(&str) -> Option<String>) -> Result<(), ConfigError> {
+        for (key, variable) in KEYS {
+            let Some(text) = get(variable) else { continue };
+            let raw = match *key {
+                "ping_port" | "keepalive.probes" => text.parse().map_or(Raw::Text(&text), Raw::Number),
+                "pings" | "mdns" => text.parse().map_or(Raw::Text(&text), Raw::Flag),
+                "nodes" => Raw::List(
+                    text.split(',')
+                        .map(str::trim)
+                        .filter(|part| !part.is_empty())
+                        .collect(),
+                ),
+                _ => Raw::Text(&text),
+            };
+            self.set(key, &raw).map_err(|fault| ConfigError::Environment {
+                variable: (*variable).to_owned(),
+                fault,
+            })?;
+        }
+        Ok(())
+    }
+
+    fn set(&mut self, key: &str, raw: &Raw<'_>) -> Result<(), String> {
+        let want = |rule: &str| format!("{key} has to be {rule}");
+        let address = |text: &str| {
+            text.parse::<SocketAddr>()
+                .map_err(|_bad| format!("{text:?} is not ADDR:PORT, such as 10.0.0.7:7420"))
+        };
+        match (key, raw) {
+            ("name", Raw::Text(text)) => {
+                self.name = NodeName::parse(text).map_err(|error| error.to_string())?;
+            }
+            ("listen", Raw::Text(text)) => self.listen = address(text)?,
+            ("ping_port", Raw::Number(port)) => {
+                self.ping_port = u16::try_from(*port)
+                    .ok()
+                    .filter(|port| *port > 0)
+                    .ok_or_else(|| want("1 to 65535"))?;
+            }
+            ("pings", Raw::Flag(on)) => self.pings = *on,
+            ("mdns", Raw::Flag(on)) => self.mdns = *on,
+            ("nodes", Raw::List(list)) => {
+                self.nodes = list.iter().map(|text| address(text)).collect::<Result<_, _>>()?;
+            }
+            ("keepalive.idle", Raw::Text(text)) => self.keepalive.idle = seconds(text)?,
+            ("keepalive.interval", Raw::Text(text)) => self.keepalive.interval = seconds(text)?,
+            ("keepalive.probes", Raw::Number(probes)) => {
+                self.keepalive.probes = u32::try_from(*probes)
+                    .ok()
+                    .filter(|probes| (1..=127).contains(probes))
+                    .ok_or_else(|| want("1 to 127"))?;
+            }
+            ("name" | "listen", _) => return Err(want("a text in quotes")),
+            ("ping_port" | "keepalive.probes", _) => return Err(want("a whole number")),
+            ("pings" | "mdns", _) => return Err(want("true or false")),
+            ("nodes", _) => return Err(want("a list of addresses, such as [\"10.0.0.7:7420\"]")),
+            _ => return Err(want("a length of time in quotes, such as \"3s\"")),
+        }
+        Ok(())
+    }
+}
+
+/// The kernel counts keepalive in whole seconds (tcp(7)).
+fn seconds(text: &str) -> Result<Duration, String> {
+    let time = duration::parse(text).map_err(|error| error.to_string())?;
+    let whole = time.subsec_nanos() == 0 && (1..=32_767).contains(&time.as_secs());
+    if whole {
+        Ok(time)
+    } else {
+        Err(format!(
+            "{text:?} is not 1 to 32767 whole seconds, as TCP keepalive needs"
+        ))
+    }
+}
+
+fn read(path: &Path) -> std::io::Result<String> {
+    use std::io::Read;
+    let mut text = String::new();
+    std::fs::File::open(path)?
+        .take(CONFIG_BYTES_MAX + 1)
+        .read_to_string(&mut text)?;
+    if u64::try_from(text.len()).map_or(true, |bytes| bytes > CONFIG_BYTES_MAX) {
+        return Err(std::io::Error::other(format!(
+            "it is longer than {CONFIG_BYTES_MAX} bytes"
+        )));
+    }
+    Ok(text)
+}
+
+fn raw<'a>(value: &'a Spanned<DeValue<'_>>) -> Option<Raw<'a>> {
+    let value = value.get_ref();
+    if let Some(text) = value.as_str() {
+        return Some(Raw::Text(text));
+    }
+    if let Some(on) = value.as_bool() {
+        return Some(Raw::Flag(on));
+    }
+    if let Some(number) = value.as_integer() {
+        return i64::from_str_radix(number.as_str(), number.radix())
+            .ok()
+            .map(Raw::Number);
+    }
+    let list = value.as_array()?;
+    list.iter()
+        .map(|item| item.get_ref().as_str())
+        .collect::<Option<_>>()
+        .map(Raw::List)
+}
+
+fn unknown_key(key: &str) -> String {
+    let nearest = KEYS.iter().map(|(known, _)| (distance(key, known), known)).min();
+    match nearest {
+        Some((distance, known)) if distance <= known.len().div_ceil(2) => {
+            format!("unknown key {key:?}; did you mean {known:?}?")
+        }
+        Some(_) | None => {
+            let known: Vec<&str> = KEYS.iter().map(|(known, _)| *known).collect();
+            format!("unknown key {key:?}; known are {}", known.join(", "))
+        }
+    }
+}
+
+/// Levenshtein's distance, in characters.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, from) in a.chars().enumerate() {
+        let mut diagonal = i;
+        row[0] = i + 1;
+        for (j, to) in b.iter().enumerate() {
+            let replaced = diagonal + usize::from(from != *to);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row.last().copied().unwrap_or_default()
+}

@@ -1,0 +1,93 @@
+//! The façade: what can be asked of a fleet, and what comes back.
+//!
+//! The command line, web pages and tests all call [`Fleet::perform`] with a [`Request`] and read [`Event`]s; nothing
+//! in here prints. A fleet is *local* when the links live in this process (an engine task owns them), or *remote*
+//! when a running `serve` has them: then the request travels over the Unix socket in the state directory, and the
+//! events are the same.
+//!
+//! Invariants:
+//! * the last event is [`Event::End`] or [`Event::Failed`]; a stream that stops without one was cut off midway;
+//! * every entry of [`Event::Targets`] gets exactly one [`Event::Delivery`] in a stream that ends;
+//! * dropping the receiver cancels the request.
+
+use std::path::PathBuf;
+
+use tokio::sync::mpsc;
+
+use crate::control;
+
+pub mod engine;
+mod event;
+pub mod files;
+mod request;
+
+pub use event::{
+    Check, Delivery, Event, Failure, InvitationView, MemberView, MembershipView, NodeRef, NodeState,
+    NodeView, PendingView,
+};
+pub use request::{FileToSend, FilesToSend, Request};
+
+/// Most requests that wait for the engine.
+pub const CALLS_MAX: usize = 64;
+/// Most events of one request that wait to be read.
+pub const EVENTS_MAX: usize = 1_024;
+
+/// A request on its way to the engine, with where its events go. The engine ends with [`Event::End`] or
+/// [`Event::Failed`], and gives up when the receiver is gone (`events.closed()`).
+#[derive(Debug)]
+pub struct Call {
+    /// What is asked.
+    pub request: Request,
+    /// Where the events go.
+    pub events: mpsc::Sender<Event>,
+}
+
+/// A handle on a fleet; clones share it.
+#[derive(Clone, Debug)]
+pub struct Fleet(Reach);
+
+#[derive(Clone, Debug)]
+enum Reach {
+    Local(mpsc::Sender<Call>),
+    Remote(PathBuf),
+}
+
+impl Fleet {
+    /// A fleet whose links live in this process, and the calls that its engine has to answer.
+    pub fn local() -> (Self, mpsc::Receiver<Call>) {
+        let (calls, receiver) = mpsc::channel(CALLS_MAX);
+        (Self(Reach::Local(calls)), receiver)
+    }
+
+    /// A fleet that a running `serve` keeps, reached by its control socket.
+    pub fn remote(socket: PathBuf) -> Self {
+        Self(Reach::Remote(socket))
+    }
+
+    /// Whether a running `serve` has the links.
+    pub fn is_remote(&self) -> bool {
+        matches!(self.0, Reach::Remote(_))
+    }
+
+    /// Asks. Faults come as [`Event::Failed`]; dropping the receiver cancels the request.
+    pub async fn perform(&self, request: Request) -> mpsc::Receiver<Event> {
+        let (events, receiver) = mpsc::channel(EVENTS_MAX);
+        match &self.0 {
+            Reach::Local(calls) => {
+                let call = Call {
+                    request,
+                    events: events.clone(),
+                };
+                if calls.send(call).await.is_err() {
+                    let stopped = Event::failed(Failure::Stopped, "the station is shutting down; ask again");
+                    // The channel is empty and its receiver is in our hands, so this cannot fail.
+                    events.send(stopped).await.ok();
+                }
+            }
+            Reach::Remote(socket) => {
+                tokio::spawn(control::client::ask(socket.clone(), request, events));
+            }
+        }
+        receiver
+    }
+}

@@ -1,0 +1,255 @@
+//! What comes back from a fleet.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use swarm_shared::proto::id::{NodeName, PeerId, PeerKind};
+use swarm_shared::proto::outcome::{Outcome, Reply};
+use swarm_shared::proto::trust::Role;
+
+/// One thing that came back.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum Event {
+    /// Whom a command or a file goes to: one entry for each delivery to come.
+    Targets {
+        /// In no particular order.
+        targets: Vec<NodeRef>,
+    },
+    /// How far the files of one node are.
+    Progress {
+        /// Whose.
+        #[serde(flatten)]
+        node: NodeRef,
+        /// Transferred.
+        bytes: u64,
+        /// In all.
+        total: u64,
+    },
+    /// One delivery ended.
+    Delivery(Delivery),
+    /// A node, or what became of it.
+    Node(NodeView),
+    /// Something that people should know; programs need not.
+    Note {
+        /// One sentence.
+        text: String,
+    },
+    /// This station and its fleet.
+    Membership(MembershipView),
+    /// A new invitation code.
+    Invitation(InvitationView),
+    /// A member of the fleet.
+    Member(MemberView),
+    /// One that waits to be accepted.
+    Pending(PendingView),
+    /// The last event: it could not be done.
+    Failed {
+        /// For programs.
+        failure: Failure,
+        /// For people: what was wrong and what to do.
+        message: String,
+    },
+    /// The last event: all has been said.
+    End,
+}
+
+impl Event {
+    /// The last event of a request that could not be done.
+    pub fn failed(failure: Failure, message: impl Into<String>) -> Self {
+        Self::Failed {
+            failure,
+            message: message.into(),
+        }
+    }
+
+    /// Something that people should know.
+    pub fn note(text: impl Into<String>) -> Self {
+        Self::Note { text: text.into() }
+    }
+}
+
+/// Why a request could not be done, as far as a program cares; each has its exit status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Failure {
+    /// It was tried and did not work, or was refused.
+    Failed,
+    /// The request or the configuration is at fault.
+    Usage,
+    /// No node matched the selector.
+    NobodyMatched,
+    /// The process that had the links went away midway.
+    Stopped,
+}
+
+/// A node, as a target.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct NodeRef {
+    /// Its name.
+    pub node: NodeName,
+    /// Its id.
+    pub id: PeerId,
+}
+
+/// How one delivery ended; with `--json` exactly this object, on one line.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Delivery {
+    /// The node's name.
+    pub node: NodeName,
+    /// The node's id.
+    pub id: PeerId,
+    /// The outcome.
+    pub state: Outcome,
+    /// What the action returned.
+    pub value: Option<Value>,
+    /// What its program printed.
+    pub output: Option<String>,
+    /// Its program's exit status.
+    pub exit: Option<i32>,
+    /// What went wrong and what to do about it.
+    pub error: Option<String>,
+    /// Milliseconds from the request until the outcome.
+    pub ms: f64,
+}
+
+impl Delivery {
+    /// A node's reply, `ms` milliseconds after the request; kept to a microsecond.
+    pub fn new(target: NodeRef, reply: Reply, ms: f64) -> Self {
+        Self {
+            node: target.node,
+            id: target.id,
+            state: reply.state,
+            value: reply.value,
+            output: reply.output,
+            exit: reply.exit,
+            error: reply.error,
+            ms: (ms * 1_000.0).round() / 1_000.0,
+        }
+    }
+}
+
+/// Whether a node is heard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NodeState {
+    /// Linked and heard.
+    Online,
+    /// Linked, but late: one heartbeat or more is missing.
+    Silent,
+    /// Not linked.
+    Offline,
+}
+
+impl NodeState {
+    /// The word used in JSON and on screens.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Online => "online",
+            Self::Silent => "silent",
+            Self::Offline => "offline",
+        }
+    }
+}
+
+/// A node as a station knows it; with `nodes --json` exactly this object, on one line.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NodeView {
+    /// Its name.
+    pub node: NodeName,
+    /// Its id.
+    pub id: PeerId,
+    /// Whether it is heard.
+    pub state: NodeState,
+    /// What it runs.
+    pub kind: PeerKind,
+    /// Where it was seen last.
+    pub address: Option<SocketAddr>,
+    /// Milliseconds since it was heard; absent if it never was.
+    pub last_heard_ms: Option<u64>,
+    /// Its tags.
+    #[serde(default)]
+    pub tags: BTreeMap<String, String>,
+    /// Its program's version.
+    pub software: Option<String>,
+    /// What the operator should look into, such as two nodes with one key.
+    #[serde(default)]
+    pub warnings: Vec<String>,
+    /// What its last self-check said.
+    #[serde(default)]
+    pub checks: Vec<Check>,
+}
+
+/// One point of a node's self-check.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Check {
+    /// What was looked at.
+    pub name: String,
+    /// Whether it is well.
+    pub ok: bool,
+    /// What was found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
+}
+
+/// This station and its fleet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MembershipView {
+    /// This station's name.
+    pub node: NodeName,
+    /// This station's id.
+    pub id: PeerId,
+    /// What this station may do.
+    pub role: Role,
+    /// The fleet's fingerprint: the id of its root key.
+    pub fleet: PeerId,
+    /// Whether the root key is on this machine.
+    pub has_root: bool,
+}
+
+/// A new invitation code.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InvitationView {
+    /// What the other side hands in.
+    pub code: String,
+    /// What the joining key may be.
+    pub role: Role,
+    /// How many may join with it.
+    pub uses: u32,
+    /// How long it is good, from now, in milliseconds.
+    pub valid_for_ms: u64,
+}
+
+/// A member of the fleet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberView {
+    /// Its name.
+    pub node: NodeName,
+    /// Its id.
+    pub id: PeerId,
+    /// What it runs.
+    pub kind: PeerKind,
+    /// What it may do.
+    pub role: Role,
+    /// Whether it has been put out.
+    pub revoked: bool,
+    /// Where it was seen last.
+    pub address: Option<SocketAddr>,
+    /// Milliseconds since it was heard; absent if it never was.
+    pub last_heard_ms: Option<u64>,
+}
+
+/// One that waits to be accepted by hand.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PendingView {
+    /// The name that it gives itself.
+    pub node: NodeName,
+    /// Its id, which its own log shows too: compare before you accept.
+    pub id: PeerId,
+    /// Where it knocked from.
+    pub address: Option<SocketAddr>,
+    /// Milliseconds since it first knocked.
+    pub waiting_ms: u64,
+}

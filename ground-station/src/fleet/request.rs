@@ -1,0 +1,125 @@
+//! What can be asked of a fleet.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use swarm_shared::proto::message::Arguments;
+use swarm_shared::proto::selector::Selector;
+use swarm_shared::proto::trust::Role;
+use swarm_shared::proto::wire::Lane;
+
+/// What can be asked. Times are in milliseconds; paths on this machine are absolute, as the process that carries
+/// the request out may stand in another directory.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "kebab-case")]
+pub enum Request {
+    /// Who is there: one `node` event each.
+    Nodes {
+        /// Which.
+        selector: Selector,
+        /// How long to look for nodes that are not linked yet.
+        timeout_ms: u64,
+    },
+    /// Who is there, and every change from then on, until the receiver is dropped.
+    Watch {
+        /// Which.
+        selector: Selector,
+    },
+    /// One action on many nodes: `targets`, then one `delivery` each.
+    Command {
+        /// Which.
+        selector: Selector,
+        /// What they do.
+        action: String,
+        /// With what.
+        arguments: Arguments,
+        /// How urgent.
+        lane: Lane,
+        /// How long the command may still start, counted from now.
+        ttl_ms: u64,
+        /// How long to wait for outcomes.
+        timeout_ms: u64,
+    },
+    /// Files to many nodes: `targets` (a node once for each of its files), `progress`, one `delivery` for each.
+    SendFiles {
+        /// Which.
+        selector: Selector,
+        /// What goes where.
+        files: FilesToSend,
+        /// How long the transfer may still start, counted from now.
+        ttl_ms: u64,
+        /// The longest pause without progress.
+        timeout_ms: u64,
+    },
+    /// One path from many nodes into a directory; [`super::files::copy_name`] names the copies.
+    Fetch {
+        /// Which.
+        selector: Selector,
+        /// ROOT/RELATIVE on the nodes.
+        path: String,
+        /// Where the copies go on this machine.
+        dir: PathBuf,
+        /// The longest pause without progress.
+        timeout_ms: u64,
+    },
+    /// Make a fleet whose root is here: a `membership` event.
+    Init,
+    /// Make an invitation code: an `invitation` event.
+    Invite {
+        /// What the joining key may be.
+        role: Role,
+        /// How many may join with it.
+        uses: u32,
+        /// How long it is good.
+        valid_for_ms: u64,
+    },
+    /// Hand in an invitation code, to become a station of that fleet: a `membership` event.
+    Join {
+        /// The code.
+        code: String,
+        /// How long to look for the fleet.
+        timeout_ms: u64,
+    },
+    /// Who waits to be accepted by hand: `pending` events.
+    Pending,
+    /// Take in one that waits: a `member` event.
+    Accept {
+        /// Its name, or the beginning of its id.
+        node: String,
+    },
+    /// Put a member out for good: a `member` event.
+    Revoke {
+        /// Its name, or the beginning of its id.
+        node: String,
+    },
+    /// Who belongs to the fleet: a `membership` event, then `member` events.
+    Members,
+}
+
+/// What goes where.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "to", rename_all = "kebab-case")]
+pub enum FilesToSend {
+    /// The same files to every node.
+    Same {
+        /// In this order.
+        files: Vec<FileToSend>,
+    },
+    /// To each node its own file of a directory; [`super::files::per_node`] finds it, and a node without one ends
+    /// in `failed`.
+    PerNode {
+        /// The directory on this machine.
+        dir: PathBuf,
+        /// ROOT/RELATIVE on the nodes, as [`super::files::destination`] reads it.
+        dest: String,
+    },
+}
+
+/// One file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileToSend {
+    /// On this machine.
+    pub source: PathBuf,
+    /// ROOT/RELATIVE on the nodes: the file's own path there.
+    pub dest: String,
+}

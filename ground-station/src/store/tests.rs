@@ -1,0 +1,230 @@
+use std::os::unix::fs::PermissionsExt;
+
+use super::*;
+use swarm_shared::proto::id::{NodeName, PeerKind, PublicKey};
+use swarm_shared::proto::trust::Role;
+
+fn member(key: u8, name: &str) -> MemberRow {
+    MemberRow {
+        key: PublicKey([key; 32]),
+        name: NodeName::parse(name).expect("a name"),
+        role: Role::Node,
+        kind: PeerKind::Node,
+        tags: [("row".to_owned(), "3".to_owned())].into(),
+        address: Some("10.0.0.7:7420".parse().expect("an address")),
+        last_seen_ms: 5,
+        grant: Some("{}".to_owned()),
+        revoked: false,
+    }
+}
+
+fn knocker(key: u16) -> PendingRow {
+    let mut bytes = [0; 32];
+    bytes[..2].copy_from_slice(&key.to_be_bytes());
+    PendingRow {
+        key: PublicKey(bytes),
+        name: NodeName::parse("pi").expect("a name"),
+        kind: PeerKind::Node,
+        address: None,
+        first_seen_ms: u64::from(key),
+    }
+}
+
+#[tokio::test]
+async fn everything_survives_a_reopen_and_the_epoch_counts_up() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let root = PublicKey([9; 32]);
+    {
+        let store = Store::open(dir.path()).await.expect("opens");
+        assert_eq!(store.epoch(), 1);
+        assert_eq!(store.fleet_root().await.expect("reads"), None);
+        assert_eq!(store.fleet_state().await.expect("reads"), None);
+        store
+            .set_membership(root, "{\"me\":1}".to_owned())
+            .await
+            .expect("writes");
+        assert_eq!(store.next_grant_serial().await.expect("counts"), 1);
+        assert_eq!(store.next_grant_serial().await.expect("counts"), 2);
+        store.put_member(member(2, "drone-02")).await.expect("writes");
+        store.put_member(member(1, "drone-01")).await.expect("writes");
+        store
+            .put_invitation(InvitationRow {
+                code: [3; 8],
+                json: "{}".to_owned(),
+            })
+            .await
+            .expect("writes");
+        store.put_pending(knocker(4), 10).await.expect("writes");
+    }
+    let store = Store::open(dir.path()).await.expect("opens again");
+    assert_eq!(store.epoch(), 2);
+    assert_eq!(store.fleet_root().await.expect("reads"), Some(root));
+    assert_eq!(
+        store.membership().await.expect("reads").as_deref(),
+        Some("{\"me\":1}")
+    );
+    assert_eq!(store.next_grant_serial().await.expect("counts"), 3);
+    assert_eq!(
+        store.members().await.expect("reads"),
+        [member(1, "drone-01"), member(2, "drone-02")]
+    );
+    assert_eq!(
+        store.invitation([3; 8]).await.expect("reads").as_deref(),
+        Some("{}")
+    );
+    assert_eq!(store.invitations().await.expect("reads").len(), 1);
+    assert!(store.remove_invitation([3; 8]).await.expect("removes"));
+    assert!(!store.remove_invitation([3; 8]).await.expect("removes"));
+    assert_eq!(store.pending().await.expect("reads"), [knocker(4)]);
+    assert!(store.remove_pending(knocker(4).key).await.expect("removes"));
+    for file in [STORE_FILE, "station.db-wal"] {
+        let mode = std::fs::metadata(dir.path().join(file))
+            .expect(file)
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o600, "{file}");
+    }
+}
+
+#[tokio::test]
+async fn only_a_higher_fleet_state_wins() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = Store::open(dir.path()).await.expect("opens");
+    assert!(store.set_fleet_state(2, "two".to_owned()).await.expect("writes"));
+    assert!(
+        !store
+            .set_fleet_state(2, "other".to_owned())
+            .await
+            .expect("writes")
+    );
+    assert!(!store.set_fleet_state(1, "one".to_owned()).await.expect("writes"));
+    assert_eq!(
+        store.fleet_state().await.expect("reads"),
+        Some((2, "two".to_owned()))
+    );
+}
+
+#[tokio::test]
+async fn another_root_is_another_fleet() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = Store::open(dir.path()).await.expect("opens");
+    store
+        .set_membership(PublicKey([1; 32]), "a".to_owned())
+        .await
+        .expect("writes");
+    store.set_fleet_state(7, "old".to_owned()).await.expect("writes");
+    store.put_member(member(2, "x")).await.expect("writes");
+    store
+        .set_membership(PublicKey([1; 32]), "b".to_owned())
+        .await
+        .expect("writes");
+    assert_eq!(
+        store.members().await.expect("reads").len(),
+        1,
+        "the same fleet keeps its members"
+    );
+    store
+        .set_membership(PublicKey([2; 32]), "c".to_owned())
+        .await
+        .expect("writes");
+    assert_eq!(store.members().await.expect("reads"), []);
+    assert_eq!(store.fleet_state().await.expect("reads"), None);
+}
+
+#[tokio::test]
+async fn a_member_is_refreshed_and_a_revoked_one_stays_out() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = Store::open(dir.path()).await.expect("opens");
+    let key = PublicKey([2; 32]);
+    store.put_member(member(2, "old")).await.expect("writes");
+    store
+        .saw_member(key, Some("10.0.0.8:1".parse().expect("an address")), 50)
+        .await
+        .expect("writes");
+    store.saw_member(key, None, 40).await.expect("writes");
+    store
+        .revoke_members(vec![key, PublicKey([3; 32])])
+        .await
+        .expect("writes");
+    store
+        .put_member(MemberRow {
+            address: None,
+            grant: None,
+            ..member(2, "new")
+        })
+        .await
+        .expect("writes");
+    let found = store.members().await.expect("reads");
+    let wanted = MemberRow {
+        address: Some("10.0.0.8:1".parse().expect("an address")),
+        last_seen_ms: 50,
+        revoked: true,
+        ..member(2, "new")
+    };
+    assert_eq!(found, [wanted]);
+}
+
+#[tokio::test]
+async fn pending_is_bounded_and_forgets_the_longest_unheard() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = Store::open(dir.path()).await.expect("opens");
+    let most = u16::try_from(PENDING_MAX).expect("fits");
+    for key in 0..most {
+        store
+            .put_pending(knocker(key), u64::from(key))
+            .await
+            .expect("writes");
+    }
+    store.put_pending(knocker(0), 10_000).await.expect("knocks again");
+    store.put_pending(knocker(most), 10_000).await.expect("writes");
+    let waiting = store.pending().await.expect("reads");
+    assert_eq!(waiting.len(), PENDING_MAX);
+    assert_eq!(waiting[0], knocker(0), "it knocked again and kept its place");
+    assert!(!waiting.contains(&knocker(1)), "it was not heard for longest");
+    assert!(waiting.contains(&knocker(most)));
+}
+
+#[tokio::test]
+async fn a_damaged_or_foreign_file_is_refused_clearly() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join(STORE_FILE);
+    std::fs::write(&path, "this is not a database, it only has its name").expect("writes");
+    let error = Store::open(dir.path()).await.expect_err("refused");
+    assert!(matches!(error, StoreError::Corrupt { .. }), "{error}");
+    assert!(error.to_string().contains("move it away"), "{error}");
+
+    std::fs::remove_file(&path).expect("removes");
+    Connection::open(&path)
+        .and_then(|other| other.execute_batch("CREATE TABLE theirs (x)"))
+        .expect("another program's file");
+    let error = Store::open(dir.path()).await.expect_err("refused").to_string();
+    assert!(error.contains("another program"), "{error}");
+}
+
+#[tokio::test]
+async fn a_newer_schema_is_refused_and_left_alone() {
+    let dir = tempfile::tempdir().expect("a directory");
+    drop(Store::open(dir.path()).await.expect("opens"));
+    let path = dir.path().join(STORE_FILE);
+    let newer = SCHEMA_VERSION + 1;
+    let connection = Connection::open(&path).expect("opens");
+    connection
+        .pragma_update(None, "user_version", i64::try_from(newer).expect("fits"))
+        .expect("writes");
+    drop(connection);
+    let error = Store::open(dir.path()).await.expect_err("refused");
+    assert!(
+        matches!(error, StoreError::Newer { found, .. } if usize::try_from(found) == Ok(newer)),
+        "{error}"
+    );
+    assert!(error.to_string().contains("install the newer"), "{error}");
+}
+
+#[tokio::test]
+async fn a_missing_directory_says_what_to_do() {
+    let error = Store::open(Path::new("/nonexistent"))
+        .await
+        .expect_err("refused")
+        .to_string();
+    assert!(error.contains("--state-dir"), "{error}");
+}

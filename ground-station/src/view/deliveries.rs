@@ -1,0 +1,259 @@
+//! How the deliveries of a request ended: equal ends in one group, and a line that sums up.
+//!
+//! ```text
+//! drone-[01-12] (12 nodes)  done  0.21 ms to 3.10 ms
+//!   LED set to #ff0000
+//! drone-13  no-answer
+//!   nothing heard within 10 s; see `ground-station nodes`
+//!
+//! 12 done, 1 no-answer in 0.31 s
+//! ```
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde_json::Value;
+use swarm_shared::proto::id::NodeName;
+use swarm_shared::proto::outcome::Outcome;
+
+use super::fold::{fold, natural_key};
+use super::{Paint, Style, harmless, milliseconds};
+use crate::duration;
+use crate::fleet::{Delivery, Event, NodeRef};
+
+/// All that came back so far.
+#[derive(Debug, Default)]
+pub struct Report {
+    targets: Vec<NodeRef>,
+    deliveries: Vec<Delivery>,
+    bytes: BTreeMap<NodeRef, (u64, u64)>,
+}
+
+impl Report {
+    /// Takes in what concerns it.
+    pub fn add(&mut self, event: &Event) {
+        match event {
+            Event::Targets { targets } => self.targets.extend(targets.iter().cloned()),
+            Event::Delivery(delivery) => self.deliveries.push(delivery.clone()),
+            Event::Progress { node, bytes, total } => {
+                self.bytes.insert(node.clone(), (*bytes, *total));
+            }
+            Event::Node(_)
+            | Event::Note { .. }
+            | Event::Membership(_)
+            | Event::Invitation(_)
+            | Event::Member(_)
+            | Event::Pending(_)
+            | Event::Failed { .. }
+            | Event::End => {}
+        }
+    }
+
+    /// Deliveries that ended, and deliveries in all.
+    pub fn counts(&self) -> (usize, usize) {
+        (
+            self.deliveries.len(),
+            self.targets.len().max(self.deliveries.len()),
+        )
+    }
+
+    /// Bytes transferred, and bytes in all, as far as they are known; `None` if nothing is being transferred.
+    pub fn bytes(&self) -> Option<(u64, u64)> {
+        self.bytes
+            .values()
+            .copied()
+            .reduce(|(bytes, total), (more, of)| (bytes.saturating_add(more), total.saturating_add(of)))
+    }
+
+    /// Targets whose delivery has not ended, one entry for each such delivery.
+    pub fn unanswered(&self) -> Vec<NodeRef> {
+        let mut ended: BTreeMap<_, usize> = BTreeMap::new();
+        for delivery in &self.deliveries {
+            *ended.entry(delivery.id).or_default() += 1;
+        }
+        let open = |target: &&NodeRef| match ended.get_mut(&target.id) {
+            Some(left) if *left > 0 => {
+                *left -= 1;
+                false
+            }
+            Some(_) | None => true,
+        };
+        self.targets.iter().filter(open).cloned().collect()
+    }
+
+    /// The exit status: 1 if any delivery failed, was refused, expired or is unknown; else 4 if any gave no answer
+    /// or none yet; else 0. A failure weighs more than a silence, because it will not go away by waiting.
+    pub fn exit_status(&self) -> u8 {
+        let mut status = if self.unanswered().is_empty() { 0 } else { 4 };
+        for delivery in &self.deliveries {
+            status = match (delivery.state, status) {
+                (_, 1) | (Outcome::Failed | Outcome::Refused | Outcome::Expired | Outcome::Unknown, _) => 1,
+                (Outcome::NoAnswer, _) => 4,
+                (Outcome::Done, status) => status,
+            };
+        }
+        status
+    }
+
+    /// The groups: what went well first, what did not last, where the eye is.
+    pub fn groups(&self, style: Style) -> String {
+        let mut groups: BTreeMap<End, Vec<&Delivery>> = BTreeMap::new();
+        for delivery in &self.deliveries {
+            groups.entry(End::of(delivery)).or_default().push(delivery);
+        }
+        let mut groups: Vec<(End, Vec<&Delivery>)> = groups.into_iter().collect();
+        for (_, members) in &mut groups {
+            members.sort_by_key(|delivery| (natural_key(&delivery.node), delivery.id));
+        }
+        groups
+            .sort_by_key(|(end, members)| (end.state, members.first().map(|first| natural_key(&first.node))));
+
+        let mut text = String::new();
+        for (end, members) in groups {
+            let who = self.label(members.iter().map(|delivery| (&delivery.node, delivery.id)));
+            let state = style.paint(end.state.as_str(), paint(end.state));
+            let times = if end.state == Outcome::NoAnswer {
+                String::new()
+            } else {
+                times(&members)
+            };
+            let times = if times.is_empty() {
+                times
+            } else {
+                format!("  {}", style.paint(&times, Paint::Dim))
+            };
+            text.push_str(&format!("{}  {state}{times}\n", style.paint(&who, Paint::Strong)));
+            for line in end.lines() {
+                text.push_str(&format!("  {line}\n"));
+            }
+        }
+        text
+    }
+
+    /// `12 done, 1 no-answer in 0.31 s`, with whom is still awaited.
+    pub fn summary(&self, took: Duration, style: Style) -> String {
+        let mut counts: BTreeMap<Outcome, usize> = BTreeMap::new();
+        for delivery in &self.deliveries {
+            *counts.entry(delivery.state).or_default() += 1;
+        }
+        let mut parts: Vec<String> = counts
+            .into_iter()
+            .map(|(state, count)| style.paint(&format!("{count} {state}"), paint(state)))
+            .collect();
+        let open = self.unanswered();
+        if !open.is_empty() {
+            let who = self.label(open.iter().map(|target| (&target.node, target.id)));
+            let text = format!("{} not answered yet: {who}", open.len());
+            parts.push(style.paint(&text, Paint::Warning));
+        }
+        if parts.is_empty() {
+            parts.push("nothing sent".to_owned());
+        }
+        format!("{} in {}", parts.join(", "), duration::show(took))
+    }
+
+    /// Names folded; nodes that share a name with another are told apart by id.
+    fn label<'a>(
+        &self,
+        who: impl Iterator<Item = (&'a NodeName, swarm_shared::proto::id::PeerId)>,
+    ) -> String {
+        let mut clear = Vec::new();
+        let mut shared = Vec::new();
+        let mut ids = std::collections::BTreeSet::new();
+        for (name, id) in who {
+            if !ids.insert(id) {
+                continue;
+            }
+            let twin = |other: &NodeRef| other.node == *name && other.id != id;
+            if self.targets.iter().any(twin) {
+                shared.push(format!("{name} (id:{})", id.short()));
+            } else {
+                clear.push(name);
+            }
+        }
+        let mut parts = Vec::new();
+        if !clear.is_empty() {
+            parts.push(fold(clear.iter().copied()));
+        }
+        parts.extend(shared);
+        let count = if ids.len() > 1 {
+            format!(" ({} nodes)", ids.len())
+        } else {
+            String::new()
+        };
+        format!("{}{count}", parts.join(", "))
+    }
+}
+
+/// What makes two deliveries equal to the eye.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct End {
+    state: Outcome,
+    output: Option<String>,
+    value: Option<String>,
+    exit: Option<i32>,
+    error: Option<String>,
+}
+
+impl End {
+    fn of(delivery: &Delivery) -> Self {
+        Self {
+            state: delivery.state,
+            output: delivery.output.as_deref().map(harmless),
+            value: delivery.value.as_ref().and_then(show_value),
+            exit: delivery.exit,
+            error: delivery.error.as_deref().map(harmless),
+        }
+    }
+
+    fn lines(&self) -> impl Iterator<Item = String> + '_ {
+        let exit = self
+            .exit
+            .filter(|status| *status != 0)
+            .map(|status| format!("exit status {status}"));
+        let texts = [self.output.clone(), self.value.clone(), exit, self.error.clone()];
+        texts.into_iter().flatten().flat_map(|text| {
+            let lines: Vec<String> = text.trim_end().lines().map(str::to_owned).collect();
+            lines
+        })
+    }
+}
+
+/// A value for people: text as it is, an object as `key: value` lines, anything else as JSON; an empty one not at all.
+fn show_value(value: &Value) -> Option<String> {
+    let inner = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let text = match value {
+        Value::Null => return None,
+        Value::Object(fields) => {
+            let lines: Vec<String> = fields
+                .iter()
+                .map(|(key, value)| format!("{key}: {}", inner(value)))
+                .collect();
+            lines.join("\n")
+        }
+        Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => inner(value),
+    };
+    (!text.is_empty()).then(|| harmless(&text))
+}
+
+fn times(members: &[&Delivery]) -> String {
+    let least = members
+        .iter()
+        .map(|delivery| delivery.ms)
+        .fold(f64::INFINITY, f64::min);
+    let most = members.iter().map(|delivery| delivery.ms).fold(0.0, f64::max);
+    let (least, most) = (milliseconds(least), milliseconds(most));
+    if least == most {
+        most
+    } else {
+        format!("{least} to {most}")
+    }
+}
+
+fn paint(state: Outcome) -> Paint {
+    match state {
+        Outcome::Done => Paint::Good,
+        Outcome::NoAnswer => Paint::Warning,
+        Outcome::Failed | Outcome::Refused | Outcome::Expired | Outcome::Unknown => Paint::Bad,
+    }
+}

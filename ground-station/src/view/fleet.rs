@@ -1,0 +1,117 @@
+//! The fleet: this station's place in it, its members, invitations, and who waits.
+
+use std::time::Duration;
+
+use swarm_shared::proto::trust::Role;
+
+use super::table::{self, Cell};
+use super::{Paint, Style, ago};
+use crate::duration;
+use crate::fleet::{InvitationView, MemberView, MembershipView, PendingView};
+
+/// This station and its fleet.
+pub fn membership(view: &MembershipView, style: Style) -> String {
+    let root = if view.has_root {
+        ", and holds the fleet's root key"
+    } else {
+        ""
+    };
+    format!(
+        "fleet {}\nthis station is {} ({}), {}{root}\n",
+        style.paint(&view.fleet.short(), Paint::Strong),
+        style.paint(view.node.as_str(), Paint::Strong),
+        view.id.short(),
+        role(view.role),
+    )
+}
+
+/// A new code, and what to do with it. The code stands alone on the first line, so that it can be cut out.
+pub fn invitation(view: &InvitationView, style: Style) -> String {
+    let valid = duration::show(Duration::from_millis(view.valid_for_ms));
+    let uses = match view.uses {
+        1 => "once".to_owned(),
+        uses => format!("{uses} times"),
+    };
+    let (join, config) = match view.role {
+        Role::Node => (
+            "swarm-node join",
+            format!("or put join = {:?} into its configuration\n", view.code),
+        ),
+        Role::Observer | Role::Operator | Role::Admin => ("ground-station fleet join", String::new()),
+    };
+    format!(
+        "{}\ngood {uses}, for {valid}, as {}; on the other machine:\n  {join} {}\n{config}keep `ground-station serve` running here until it has joined\n",
+        style.paint(&view.code, Paint::Strong),
+        role(view.role),
+        view.code,
+    )
+}
+
+/// Who belongs.
+pub fn members(views: &[MemberView], style: Style) -> Vec<String> {
+    let rows: Vec<Vec<Cell>> = views
+        .iter()
+        .map(|view| {
+            let standing = if view.revoked {
+                Cell::painted("revoked", Paint::Bad)
+            } else {
+                Cell::painted("member", Paint::Good)
+            };
+            vec![
+                Cell::plain(view.node.as_str()),
+                Cell::painted(view.id.short(), Paint::Dim),
+                Cell::plain(role(view.role)),
+                standing,
+                Cell::plain(ago(view.last_heard_ms)),
+                Cell::plain(
+                    view.address
+                        .map(|address| address.to_string())
+                        .unwrap_or_default(),
+                ),
+            ]
+        })
+        .collect();
+    table::render(
+        &["NAME", "ID", "ROLE", "STANDING", "HEARD", "ADDRESS"],
+        &rows,
+        style,
+    )
+}
+
+/// Who waits, and what to do.
+pub fn pending(views: &[PendingView], style: Style) -> Vec<String> {
+    if views.is_empty() {
+        let text = "nobody waits; a node asks to be taken in if its configuration says adoptable = true";
+        return vec![text.to_owned()];
+    }
+    let rows: Vec<Vec<Cell>> = views
+        .iter()
+        .map(|view| {
+            vec![
+                Cell::plain(view.node.as_str()),
+                Cell::plain(view.id.short()),
+                Cell::plain(ago(Some(view.waiting_ms))),
+                Cell::plain(
+                    view.address
+                        .map(|address| address.to_string())
+                        .unwrap_or_default(),
+                ),
+            ]
+        })
+        .collect();
+    let mut lines = table::render(&["NAME", "ID", "SINCE", "ADDRESS"], &rows, style);
+    lines.push(String::new());
+    lines.push(
+        "compare the id with the one in the node's log, then: ground-station fleet accept NODE".to_owned(),
+    );
+    lines
+}
+
+fn role(role: Role) -> &'static str {
+    match role {
+        Role::Observer => "observer",
+        Role::Node => "node",
+        Role::Operator => "operator",
+        Role::Admin => "admin",
+    }
+}

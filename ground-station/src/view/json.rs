@@ -1,0 +1,27 @@
+//! One object per line, for programs.
+
+use serde::Serialize;
+
+use crate::fleet::Event;
+
+/// The line of an event on standard output; `None` for what is only for people or only internal.
+pub fn line(event: &Event) -> Option<String> {
+    match event {
+        Event::Delivery(view) => object(view),
+        Event::Node(view) => object(view),
+        Event::Membership(view) => object(view),
+        Event::Invitation(view) => object(view),
+        Event::Member(view) => object(view),
+        Event::Pending(view) => object(view),
+        Event::Targets { .. }
+        | Event::Progress { .. }
+        | Event::Note { .. }
+        | Event::Failed { .. }
+        | Event::End => None,
+    }
+}
+
+/// Views hold nothing that JSON cannot say, so there always is a line.
+fn object(view: &impl Serialize) -> Option<String> {
+    serde_json::to_string(view).ok()
+}

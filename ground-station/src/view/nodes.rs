@@ -1,0 +1,148 @@
+//! Who is there.
+
+use std::collections::BTreeMap;
+
+use swarm_shared::proto::id::{PeerId, PeerKind};
+
+use super::fold::natural_key;
+use super::table::{self, Cell};
+use super::{Paint, Style, ago, harmless};
+use crate::fleet::{NodeState, NodeView};
+
+const HEADING: &[&str] = &[
+    "NAME", "ID", "STATE", "HEARD", "ADDRESS", "TAGS", "VERSION", "CHECKS",
+];
+
+/// All nodes, the newest view of each.
+#[derive(Debug, Default)]
+pub struct Nodes(BTreeMap<PeerId, NodeView>);
+
+impl Nodes {
+    /// Takes in a view; returns the line that says what changed, if it is worth one.
+    pub fn add(&mut self, view: &NodeView, style: Style) -> Option<String> {
+        let old = self.0.insert(view.id, view.clone());
+        let changed = old.is_none_or(|old| {
+            (old.state, &old.node, old.address, &old.warnings)
+                != (view.state, &view.node, view.address, &view.warnings)
+        });
+        changed.then(|| change(view, style))
+    }
+
+    /// Whether nobody is known.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The table, and one line that counts. `older_ms`: how long ago each view was taken, for redrawing.
+    pub fn table(&self, older_ms: impl Fn(&PeerId) -> u64, style: Style) -> Vec<String> {
+        let mut views: Vec<&NodeView> = self.0.values().collect();
+        views.sort_by_key(|view| (natural_key(&view.node), view.id));
+        let rows: Vec<Vec<Cell>> = views
+            .iter()
+            .map(|view| {
+                let heard = view.last_heard_ms.map(|ms| ms.saturating_add(older_ms(&view.id)));
+                row(view, heard)
+            })
+            .collect();
+        let mut lines = table::render(HEADING, &rows, style);
+        for view in &views {
+            for warning in &view.warnings {
+                let text = format!("{}: {}", view.node, harmless(warning));
+                let text = table::cut(&text, style.columns.unwrap_or(usize::MAX));
+                lines.push(style.paint(&text, Paint::Warning));
+            }
+        }
+        lines.push(String::new());
+        lines.push(self.counts(style));
+        lines
+    }
+
+    /// `3 online, 1 silent, 2 offline`.
+    fn counts(&self, style: Style) -> String {
+        let mut parts = Vec::new();
+        for state in [NodeState::Online, NodeState::Silent, NodeState::Offline] {
+            let count = self.0.values().filter(|view| view.state == state).count();
+            if count > 0 {
+                parts.push(style.paint(&format!("{count} {}", state.as_str()), paint(state)));
+            }
+        }
+        if parts.is_empty() {
+            "no nodes".to_owned()
+        } else {
+            parts.join(", ")
+        }
+    }
+}
+
+fn row(view: &NodeView, heard: Option<u64>) -> Vec<Cell> {
+    let tags: Vec<String> = view
+        .tags
+        .iter()
+        .map(|(key, value)| harmless(&format!("{key}={value}")))
+        .collect();
+    let name = match view.kind {
+        PeerKind::Node => view.node.to_string(),
+        PeerKind::Station => format!("{} (station)", view.node),
+    };
+    vec![
+        Cell::plain(name),
+        Cell::painted(view.id.short(), Paint::Dim),
+        Cell::painted(view.state.as_str(), paint(view.state)),
+        Cell::plain(ago(heard)),
+        Cell::plain(
+            view.address
+                .map(|address| address.to_string())
+                .unwrap_or_default(),
+        ),
+        Cell::plain(tags.join(" ")),
+        Cell::plain(view.software.as_deref().map(harmless).unwrap_or_default()),
+        checks(view),
+    ]
+}
+
+fn checks(view: &NodeView) -> Cell {
+    let bad: Vec<String> = view
+        .checks
+        .iter()
+        .filter(|check| !check.ok)
+        .map(|check| {
+            harmless(
+                &check
+                    .text
+                    .as_ref()
+                    .map_or(check.name.clone(), |text| format!("{}: {text}", check.name)),
+            )
+        })
+        .collect();
+    match (view.checks.is_empty(), bad.is_empty()) {
+        (true, _) => Cell::plain(""),
+        (false, true) => Cell::painted("ok", Paint::Good),
+        (false, false) => Cell::painted(bad.join("; "), Paint::Bad),
+    }
+}
+
+fn change(view: &NodeView, style: Style) -> String {
+    let address = view
+        .address
+        .map(|address| format!("  {address}"))
+        .unwrap_or_default();
+    let warnings: String = view
+        .warnings
+        .iter()
+        .map(|warning| format!("  {}", harmless(warning)))
+        .collect();
+    let state = style.paint(view.state.as_str(), paint(view.state));
+    format!(
+        "{}  {state}{address}{}",
+        view.node,
+        style.paint(&warnings, Paint::Warning)
+    )
+}
+
+fn paint(state: NodeState) -> Paint {
+    match state {
+        NodeState::Online => Paint::Good,
+        NodeState::Silent => Paint::Warning,
+        NodeState::Offline => Paint::Bad,
+    }
+}

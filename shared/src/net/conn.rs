@@ -1,0 +1,170 @@
+//! One connection: frames in, bytes out, both at once from a single task, so that neither side can block the other.
+
+use std::future::poll_fn;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::BytesMut;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::io::poll_read_buf;
+
+use crate::proto::parcel::{OutBuffer, Parcel, Trailer};
+use crate::proto::wire::{Frame, FrameReader, Limits, WireError};
+
+/// Least room that is made for a read, in bytes; a chunk of which more is known to come gets more.
+const READ_BYTES_MIN: usize = 4 * 1024;
+/// Most room that is made for a read, in bytes.
+const READ_BYTES_MAX: usize = 512 * 1024;
+/// Most slices in one write.
+const WRITE_SLICES_MAX: usize = 16;
+
+/// Anything that a link can run over: TLS over TCP, an in-memory pipe, a simulated network.
+pub(crate) trait Transport: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Transport for T {}
+
+/// What [`Conn::drive`] achieved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Driven {
+    /// Bytes came in: ask [`Conn::next_frame`].
+    Read,
+    /// Everything that waited has gone out.
+    Flushed,
+    /// The peer has closed its side.
+    Closed,
+}
+
+/// Why no frame could be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The connection broke.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// What came is not a frame.
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    /// The peer closed the connection without a word.
+    #[error("the other side closed the connection")]
+    Closed,
+}
+
+/// See the module.
+pub(crate) struct Conn {
+    io: Box<dyn Transport>,
+    reader: FrameReader,
+    incoming: BytesMut,
+    pub(crate) out: OutBuffer,
+    unflushed: bool,
+}
+
+impl std::fmt::Debug for Conn {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Conn")
+            .field("incoming", &self.incoming.len())
+            .field("out", &self.out.len())
+            .finish()
+    }
+}
+
+impl Conn {
+    /// A connection at its first frame.
+    pub(crate) fn new(io: impl Transport + 'static, limits: Limits) -> Self {
+        Self {
+            io: Box::new(io),
+            reader: FrameReader::new(limits),
+            incoming: BytesMut::new(),
+            out: OutBuffer::default(),
+            unflushed: false,
+        }
+    }
+
+    /// Changes the caps: the peer has proved who it is.
+    pub(crate) fn set_limits(&mut self, limits: Limits) {
+        self.reader.set_limits(limits);
+    }
+
+    /// The next whole frame that has been read.
+    pub(crate) fn next_frame(&mut self) -> Result<Option<Frame>, WireError> {
+        let frame = self.reader.next_frame(&mut self.incoming)?;
+        if frame.is_none() && self.incoming.is_empty() {
+            // A quiet link keeps no buffer.
+            self.incoming = BytesMut::new();
+        }
+        Ok(frame)
+    }
+
+    /// Writes what waits and reads what comes, whichever is possible; `read` may be false to hold the peer back.
+    /// Nothing is lost if the future is dropped.
+    pub(crate) async fn drive(&mut self, read: bool) -> io::Result<Driven> {
+        poll_fn(|cx| self.poll_drive(cx, read)).await
+    }
+
+    fn poll_drive(&mut self, cx: &mut Context<'_>, read: bool) -> Poll<io::Result<Driven>> {
+        let flushed = self.poll_write_out(cx)?;
+        if read && let Poll::Ready(bytes) = self.poll_read_in(cx)? {
+            return Poll::Ready(Ok(if bytes == 0 { Driven::Closed } else { Driven::Read }));
+        }
+        match flushed {
+            Poll::Ready(true) => Poll::Ready(Ok(Driven::Flushed)),
+            Poll::Ready(false) | Poll::Pending => Poll::Pending,
+        }
+    }
+
+    /// Ready with whether anything was written.
+    fn poll_write_out(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        let mut wrote = self.unflushed;
+        while !self.out.is_empty() {
+            let mut slices = [IoSlice::new(&[]); WRITE_SLICES_MAX];
+            let filled = self.out.fill(&mut slices);
+            let written = ready!(Pin::new(&mut self.io).poll_write_vectored(cx, &slices[..filled]))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.out.consume(written);
+            self.unflushed = true;
+            wrote = true;
+        }
+        if self.unflushed {
+            ready!(Pin::new(&mut self.io).poll_flush(cx))?;
+            self.unflushed = false;
+        }
+        Poll::Ready(Ok(wrote))
+    }
+
+    fn poll_read_in(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let wanted = self.reader.lacking().clamp(READ_BYTES_MIN, READ_BYTES_MAX);
+        self.incoming.reserve(wanted);
+        poll_read_buf(Pin::new(&mut self.io), cx, &mut self.incoming)
+    }
+
+    /// The next frame, waiting for it.
+    pub(crate) async fn read_frame(&mut self) -> Result<Frame, ReadError> {
+        loop {
+            if let Some(frame) = self.next_frame()? {
+                return Ok(frame);
+            }
+            if self.drive(true).await? == Driven::Closed {
+                return Err(ReadError::Closed);
+            }
+        }
+    }
+
+    /// Appends a frame outside any session: hello, refusal, join.
+    pub(crate) fn put(&mut self, frame: &Frame) -> Result<(), WireError> {
+        self.out.put(&Parcel::new(frame)?, Trailer::default());
+        Ok(())
+    }
+
+    /// Writes everything that waits.
+    pub(crate) async fn flush(&mut self) -> io::Result<()> {
+        poll_fn(|cx| self.poll_write_out(cx)).await?;
+        Ok(())
+    }
+
+    /// Writes everything that waits and closes the connection in good order.
+    pub(crate) async fn close(mut self) -> io::Result<()> {
+        self.flush().await?;
+        poll_fn(|cx| Pin::new(&mut self.io).poll_shutdown(cx)).await
+    }
+}

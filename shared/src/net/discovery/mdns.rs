@@ -1,0 +1,650 @@
+//! mDNS, behind a small trait so that a simulator can take its place.
+//!
+//! A peer publishes `_swarm-node._tcp.local.` or `_ground-station._tcp.local.` with a TXT record of
+//!
+//! | key | value |
+//! |---|---|
+//! | `v` | [`VERSION`] |
+//! | `id` | the first 8 bytes of its id, as 16 hexadecimal digits |
+//! | `name` | its name |
+//! | `fleet` | the first 8 bytes of its fleet's fingerprint, likewise; absent without a fleet |
+//!
+//! Nothing of it is secret and nothing of it is trusted. The instance is called `NAME-ID` and the host
+//! `swarm-ID.local.`, so that equal names coexist; of two peers with one cloned key mDNS itself renames one
+//! (`… (2)`), and both stay visible.
+//!
+//! mdns-sd follows interfaces that come and go and joins the group on each one by itself, so neither a default
+//! route nor DNS is needed. An IPv6 link-local address carries the scope of the interface it was heard on.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::future::Future;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::pin::Pin;
+use std::time::Duration;
+
+use mdns_sd::{IfKind, ResolvedService, ScopedIp, ServiceDaemon, ServiceEvent, ServiceInfo};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::proto::hex;
+use crate::proto::id::{NAME_BYTES_MAX, NodeName, PeerId, PeerKind};
+
+/// The TXT record's `v`. Another version is not shown to us.
+pub const VERSION: &str = "1";
+
+/// Most instances of one kind that are remembered; more are not reported until others leave. It bounds what
+/// anybody on the network can make us hold.
+pub const INSTANCES_MAX: usize = 4096;
+
+/// Most addresses that are reported of one peer.
+pub const PEER_ADDRESSES_MAX: usize = 8;
+
+/// Longest wait for the goodbyes to be sent.
+pub const SHUTDOWN_MAX: Duration = Duration::from_secs(2);
+
+/// Pause before a browse that broke off begins again.
+const BROWSE_AGAIN_AFTER: Duration = Duration::from_secs(1);
+
+/// How often mdns-sd looks for changed interfaces, in seconds.
+const IP_CHECK_INTERVAL_S: u32 = 1;
+
+/// Pause between attempts to hand mdns-sd a command while its queue is full.
+const COMMAND_AGAIN_AFTER: Duration = Duration::from_millis(50);
+
+/// The first 8 bytes of an id or a fingerprint: enough to recognise one, too little to trust one.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Prefix(pub [u8; 8]);
+
+impl Prefix {
+    /// The beginning of an id or a fingerprint.
+    pub fn of(whole: &[u8; 32]) -> Self {
+        let mut prefix = [0; 8];
+        prefix.copy_from_slice(&whole[..8]);
+        Self(prefix)
+    }
+
+    /// Reads 16 hexadecimal digits.
+    pub fn parse(text: &str) -> Option<Self> {
+        hex::decode(text).map(Self)
+    }
+}
+
+impl From<&PeerId> for Prefix {
+    fn from(id: &PeerId) -> Self {
+        Self::of(&id.0)
+    }
+}
+
+/// 16 hexadecimal digits.
+impl fmt::Display for Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex::encode(&self.0))
+    }
+}
+
+impl fmt::Debug for Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Prefix({self})")
+    }
+}
+
+/// What a peer says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Announcement {
+    /// Node or station: decides the service's type.
+    pub kind: PeerKind,
+    /// The beginning of its id.
+    pub id: Prefix,
+    /// Its name.
+    pub name: NodeName,
+    /// The beginning of its fleet's fingerprint.
+    pub fleet: Option<Prefix>,
+    /// Where it listens. `0.0.0.0` announces every IPv4 address, `[::]` every address, another just itself.
+    pub listen: SocketAddr,
+}
+
+/// A peer that was heard, or that fell silent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Sighting {
+    /// It is there; said again whenever its name, fleet or addresses change.
+    Found(Found),
+    /// It said goodbye, or its record ran out (up to two minutes after it vanished). That a link still lives
+    /// counts for more.
+    Lost {
+        /// Node or station.
+        kind: PeerKind,
+        /// Its beginning of an id.
+        id: Prefix,
+        /// The same as in [`Found::instance`].
+        instance: String,
+    },
+}
+
+/// A peer as it announces itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Node or station.
+    pub kind: PeerKind,
+    /// The beginning of its id. Two peers with a cloned key have one id and two instances.
+    pub id: Prefix,
+    /// Its full name in mDNS: what tells announcements apart.
+    pub instance: String,
+    /// Its name.
+    pub name: NodeName,
+    /// The beginning of its fleet's fingerprint.
+    pub fleet: Option<Prefix>,
+    /// Where to dial, most promising first; never empty.
+    pub addrs: Vec<SocketAddr>,
+}
+
+/// Why mDNS does not work here. Pings and static addresses still do.
+#[derive(Debug, thiserror::Error)]
+#[error("mDNS does not work here: {0}; peers are still found by pings and by address")]
+pub struct MdnsError(#[from] mdns_sd::Error);
+
+/// What discovery needs of mDNS.
+pub trait Mdns: Send {
+    /// Publishes this announcement in place of the one before it, if it says anything new.
+    ///
+    /// # Errors
+    /// [`MdnsError`]; trying again later may work.
+    fn publish(&mut self, announcement: Announcement) -> Result<(), MdnsError>;
+
+    /// Reports peers of a kind, until shutdown or until the channel closes. Our own announcement is left out,
+    /// unless mDNS had to rename it because of a clone; TLS tells then.
+    ///
+    /// # Errors
+    /// [`MdnsError`]; trying again later may work.
+    fn browse(&mut self, kind: PeerKind, sightings: mpsc::Sender<Sighting>) -> Result<(), MdnsError>;
+
+    /// Says goodbye and ends, within [`SHUTDOWN_MAX`].
+    fn shutdown(&mut self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
+}
+
+/// The type of service that peers of a kind publish.
+pub fn service_type(kind: PeerKind) -> &'static str {
+    match kind {
+        PeerKind::Node => "_swarm-node._tcp.local.",
+        PeerKind::Station => "_ground-station._tcp.local.",
+    }
+}
+
+/// mDNS on this machine's real interfaces.
+pub struct MdnsSd {
+    daemon: ServiceDaemon,
+    published: Option<Announcement>,
+    /// The full name of what is published; the browsers look.
+    fullname: watch::Sender<Option<String>>,
+    stop: CancellationToken,
+}
+
+impl fmt::Debug for MdnsSd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MdnsSd")
+            .field("published", &self.published)
+            .finish_non_exhaustive()
+    }
+}
+
+impl MdnsSd {
+    /// Starts mDNS. A network need not be there yet.
+    ///
+    /// # Errors
+    /// [`MdnsError`] if the machine is out of threads or descriptors.
+    pub fn start() -> Result<Self, MdnsError> {
+        let daemon = ServiceDaemon::new()?;
+        daemon.set_ip_check_interval(IP_CHECK_INTERVAL_S)?;
+        let stop = CancellationToken::new();
+        if let Ok(events) = daemon.monitor() {
+            tokio::spawn(log_troubles(events, stop.clone()));
+        }
+        Ok(Self {
+            daemon,
+            published: None,
+            fullname: watch::Sender::new(None),
+            stop,
+        })
+    }
+}
+
+impl Mdns for MdnsSd {
+    fn publish(&mut self, announcement: Announcement) -> Result<(), MdnsError> {
+        if self.published.as_ref() == Some(&announcement) {
+            return Ok(());
+        }
+        let info = service_info(&announcement)?;
+        let new = info.get_fullname().to_owned();
+        // Until all is done it counts as not published, so that a failure is tried again.
+        self.published = None;
+        let old = self.fullname.borrow().clone().filter(|old| *old != new);
+        if let Some(old) = old {
+            // Its answer says only whether the goodbye was sent, and nothing waits for that.
+            drop(self.daemon.unregister(&old)?);
+        }
+        self.fullname.send_replace(Some(new));
+        self.daemon.register(info)?;
+        self.published = Some(announcement);
+        Ok(())
+    }
+
+    fn browse(&mut self, kind: PeerKind, sightings: mpsc::Sender<Sighting>) -> Result<(), MdnsError> {
+        let events = self.daemon.browse(service_type(kind))?;
+        let browser = Browser {
+            kind,
+            own: self.fullname.subscribe(),
+            known: BTreeMap::new(),
+            sightings,
+        };
+        tokio::spawn(browser.run(self.daemon.clone(), events, self.stop.clone()));
+        Ok(())
+    }
+
+    fn shutdown(&mut self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(async {
+            self.stop.cancel();
+            let goodbye = async {
+                loop {
+                    match self.daemon.shutdown() {
+                        // mdns-sd answers once the goodbyes are sent and its thread is about to end.
+                        Ok(done) => return drop(done.recv_async().await),
+                        Err(mdns_sd::Error::Again) => tokio::time::sleep(COMMAND_AGAIN_AFTER).await,
+                        Err(_already_ended) => return,
+                    }
+                }
+            };
+            if tokio::time::timeout(SHUTDOWN_MAX, goodbye).await.is_err() {
+                tracing::warn!(wait = ?SHUTDOWN_MAX, "mDNS did not end in time");
+            }
+        })
+    }
+}
+
+impl Drop for MdnsSd {
+    fn drop(&mut self) {
+        // Without it the thread would outlive us; after `shutdown` it is gone and there is nothing to say.
+        self.stop.cancel();
+        drop(self.daemon.shutdown());
+    }
+}
+
+fn service_info(of: &Announcement) -> Result<ServiceInfo, mdns_sd::Error> {
+    let id = of.id.to_string();
+    // One DNS label has 63 bytes: a long name gives way to the id, and is whole in the TXT record.
+    let room = NAME_BYTES_MAX - 1 - id.len();
+    let name = of.name.as_str();
+    let instance = format!("{}-{id}", &name[..name.len().min(room)]);
+    let mut txt = vec![
+        ("v", VERSION.to_owned()),
+        ("id", id.clone()),
+        ("name", name.to_owned()),
+    ];
+    if let Some(fleet) = of.fleet {
+        txt.push(("fleet", fleet.to_string()));
+    }
+    let host = format!("swarm-{id}.local.");
+    let port = of.listen.port();
+    let kind = service_type(of.kind);
+    let ip = of.listen.ip();
+    if !ip.is_unspecified() {
+        return ServiceInfo::new(kind, &instance, &host, ip, port, &txt[..]);
+    }
+    let mut info = ServiceInfo::new(kind, &instance, &host, "", port, &txt[..])?.enable_addr_auto();
+    if ip.is_ipv4() {
+        info.set_interfaces(vec![IfKind::IPv4]);
+    }
+    Ok(info)
+}
+
+/// Turns one subscription of mdns-sd into sightings. Bounded in the number of instances; back-pressure of the
+/// channel ends the subscription at worst, which then begins anew and repeats all that is known.
+struct Browser {
+    kind: PeerKind,
+    own: watch::Receiver<Option<String>>,
+    known: BTreeMap<String, Found>,
+    sightings: mpsc::Sender<Sighting>,
+}
+
+impl Browser {
+    async fn run(
+        mut self,
+        daemon: ServiceDaemon,
+        mut events: mdns_sd::Receiver<ServiceEvent>,
+        stop: CancellationToken,
+    ) {
+        loop {
+            let event = tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                () = self.sightings.closed() => return,
+                event = events.recv_async() => event,
+            };
+            let Ok(event) = event else {
+                tokio::time::sleep(BROWSE_AGAIN_AFTER).await;
+                match daemon.browse(service_type(self.kind)) {
+                    Ok(again) => events = again,
+                    Err(mdns_sd::Error::Again) => {}
+                    Err(_ended) => return,
+                }
+                continue;
+            };
+            let Some(sighting) = self.sighting(event) else {
+                continue;
+            };
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                sent = self.sightings.send(sighting) => if sent.is_err() { return },
+            }
+        }
+    }
+
+    fn sighting(&mut self, event: ServiceEvent) -> Option<Sighting> {
+        match event {
+            ServiceEvent::ServiceResolved(service) => {
+                if self.own.borrow().as_deref() == Some(service.get_fullname()) {
+                    return None;
+                }
+                let found = found(self.kind, &service)?;
+                let full = self.known.len() >= INSTANCES_MAX && !self.known.contains_key(&found.instance);
+                if full || self.known.get(&found.instance) == Some(&found) {
+                    return None;
+                }
+                self.known.insert(found.instance.clone(), found.clone());
+                Some(Sighting::Found(found))
+            }
+            ServiceEvent::ServiceRemoved(_, instance) => {
+                let gone = self.known.remove(&instance)?;
+                Some(Sighting::Lost {
+                    kind: self.kind,
+                    id: gone.id,
+                    instance,
+                })
+            }
+            // The search itself, and names without an address yet.
+            ServiceEvent::SearchStarted(_)
+            | ServiceEvent::ServiceFound(..)
+            | ServiceEvent::SearchStopped(_)
+            | _ => None,
+        }
+    }
+}
+
+/// Reads an announcement; one that is not ours, or of another version, or broken, is passed over.
+fn found(kind: PeerKind, service: &ResolvedService) -> Option<Found> {
+    let text = |key| service.get_property_val_str(key);
+    if text("v") != Some(VERSION) {
+        return None;
+    }
+    let fleet = match text("fleet") {
+        Some(digits) => Some(Prefix::parse(digits)?),
+        None => None,
+    };
+    let addrs = addresses(service);
+    if addrs.is_empty() || service.get_port() == 0 {
+        return None;
+    }
+    Some(Found {
+        kind,
+        id: Prefix::parse(text("id")?)?,
+        instance: service.get_fullname().to_owned(),
+        name: NodeName::parse(text("name")?).ok()?,
+        fleet,
+        addrs,
+    })
+}
+
+/// This machine first, then IPv4, then IPv6, then what only works on one link.
+fn addresses(service: &ResolvedService) -> Vec<SocketAddr> {
+    let port = service.get_port();
+    let mut addrs: Vec<SocketAddr> = service
+        .get_addresses()
+        .iter()
+        .filter_map(|ip| match ip {
+            ScopedIp::V4(v4) => Some(SocketAddr::from((*v4.addr(), port))),
+            ScopedIp::V6(v6) => {
+                let scope = if is_link_local(v6.addr()) {
+                    v6.scope_id().index
+                } else {
+                    0
+                };
+                Some(SocketAddrV6::new(*v6.addr(), port, 0, scope).into())
+            }
+            // A third kind of address would have no port of ours.
+            _ => None,
+        })
+        .filter(|addr| !addr.ip().is_unspecified() && !addr.ip().is_multicast())
+        .collect();
+    addrs.sort_by_key(|addr| {
+        let last_resort = match addr.ip() {
+            IpAddr::V4(_) => false,
+            IpAddr::V6(ip) => is_link_local(&ip),
+        };
+        (!addr.ip().is_loopback(), last_resort, *addr)
+    });
+    addrs.truncate(PEER_ADDRESSES_MAX);
+    addrs
+}
+
+fn is_link_local(ip: &Ipv6Addr) -> bool {
+    ip.segments()[0] & 0xffc0 == 0xfe80
+}
+
+/// Says once what mDNS complains about; it goes on by itself.
+async fn log_troubles(events: mdns_sd::Receiver<mdns_sd::DaemonEvent>, stop: CancellationToken) {
+    let mut last = String::new();
+    loop {
+        let event = tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            event = events.recv_async() => event,
+        };
+        match event {
+            Ok(mdns_sd::DaemonEvent::Error(error)) => {
+                let text = error.to_string();
+                if text != last {
+                    tracing::warn!(error = %text, "mDNS has trouble; it goes on trying");
+                    last = text;
+                }
+            }
+            Ok(mdns_sd::DaemonEvent::NameChange(change)) => tracing::warn!(
+                was = %change.original, is = %change.new_name,
+                "another peer announces the same name and id: two devices with one cloned key?"
+            ),
+            Ok(_) => {}
+            Err(_ended) => return,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn announcement(name: &str, listen: &str) -> Announcement {
+        Announcement {
+            kind: PeerKind::Node,
+            id: Prefix([0xa1, 2, 3, 4, 5, 6, 7, 8]),
+            name: NodeName::parse(name).expect("a name"),
+            fleet: Some(Prefix([9; 8])),
+            listen: listen.parse().expect("an address"),
+        }
+    }
+
+    fn resolved(of: &Announcement) -> ResolvedService {
+        service_info(of).expect("valid").as_resolved_service()
+    }
+
+    #[test]
+    fn an_announcement_reads_back() {
+        for kind in [PeerKind::Node, PeerKind::Station] {
+            for fleet in [None, Some(Prefix([9; 8]))] {
+                let said = Announcement {
+                    kind,
+                    fleet,
+                    ..announcement("drone-07", "10.0.0.7:7420")
+                };
+                let heard = found(kind, &resolved(&said)).expect("ours");
+                assert_eq!(heard.kind, kind);
+                assert_eq!(heard.id, said.id);
+                assert_eq!(heard.name, said.name);
+                assert_eq!(heard.fleet, said.fleet);
+                assert_eq!(heard.addrs, [said.listen]);
+                let expected = format!("drone-07-a102030405060708.{}", service_type(kind));
+                assert_eq!(heard.instance, expected);
+            }
+        }
+    }
+
+    #[test]
+    fn the_longest_name_fits_a_label_and_survives_whole() {
+        let said = announcement(&"x".repeat(NAME_BYTES_MAX), "10.0.0.7:7420");
+        let heard = found(PeerKind::Node, &resolved(&said)).expect("ours");
+        let label = heard.instance.split('.').next().expect("a label");
+        assert_eq!(label.len(), 63);
+        assert_eq!(heard.name, said.name);
+    }
+
+    #[test]
+    fn what_is_not_ours_is_passed_over() {
+        let good = [
+            ("v", "1"),
+            ("id", "a102030405060708"),
+            ("name", "drone-07"),
+            ("fleet", "0909090909090909"),
+        ];
+        let with = |key: &str, value: Option<&str>, ip: &str, port| {
+            let txt: Vec<(&str, &str)> = good
+                .iter()
+                .filter_map(|&(k, v)| {
+                    if k == key {
+                        value.map(|v| (k, v))
+                    } else {
+                        Some((k, v))
+                    }
+                })
+                .collect();
+            let kind = service_type(PeerKind::Node);
+            let info = ServiceInfo::new(kind, "x", "x.local.", ip, port, &txt[..]).expect("valid mDNS");
+            found(PeerKind::Node, &info.as_resolved_service())
+        };
+        assert!(with("", None, "10.0.0.7", 1).is_some());
+        for (key, value) in [
+            ("v", Some("2")),
+            ("v", None),
+            ("id", None),
+            ("id", Some("a1")),
+            ("id", Some("+102030405060708")),
+            ("name", Some("no spaces")),
+            ("name", None),
+            ("fleet", Some("0")),
+        ] {
+            assert_eq!(with(key, value, "10.0.0.7", 1), None, "{key} {value:?}");
+        }
+        assert_eq!(with("", None, "", 1), None, "no address");
+        assert_eq!(with("", None, "0.0.0.0", 1), None, "no usable address");
+        assert_eq!(with("", None, "10.0.0.7", 0), None, "no port");
+        let crowd: Vec<String> = (1..100).map(|i| format!("10.0.0.{i}")).collect();
+        let many = with("", None, &crowd.join(","), 1).expect("ours");
+        assert_eq!(many.addrs.len(), PEER_ADDRESSES_MAX);
+        let mixed = with("", None, "fe80::1,2001:db8::1,10.0.0.7,127.0.0.1", 1).expect("ours");
+        let order: Vec<String> = mixed.addrs.iter().map(|a| a.ip().to_string()).collect();
+        assert_eq!(order, ["127.0.0.1", "10.0.0.7", "2001:db8::1", "fe80::1"]);
+    }
+
+    #[test]
+    fn prefixes_read_back() {
+        let prefix = Prefix::of(&[0xab; 32]);
+        assert_eq!(prefix.to_string(), "abababababababab");
+        assert_eq!(Prefix::parse("abababababababab"), Some(prefix));
+        for bad in [
+            "",
+            "ab",
+            "zzzzzzzzzzzzzzzz",
+            "+bababababababab",
+            "ababababababababab",
+        ] {
+            assert_eq!(Prefix::parse(bad), None, "{bad}");
+        }
+    }
+
+    /// On loopback alone: the record names only 127.0.0.1. Other tests' announcements may be heard too.
+    #[tokio::test]
+    async fn a_peer_is_found_renamed_and_lost() {
+        // Tests run in several processes at once, so the id has to differ between them.
+        let mut id = [0x7e; 8];
+        id[..4].copy_from_slice(&std::process::id().to_be_bytes());
+        let mut said = Announcement {
+            id: Prefix(id),
+            ..announcement("drone-07", "127.0.0.1:7420")
+        };
+        let mut node = MdnsSd::start().expect("starts");
+        let mut station = MdnsSd::start().expect("starts");
+        let (sender, mut sightings) = mpsc::channel(16);
+        station.browse(PeerKind::Node, sender).expect("browses");
+
+        node.publish(said.clone()).expect("publishes");
+        let found = next(&mut sightings, said.id, |s| matches!(s, Sighting::Found(_))).await;
+        let Sighting::Found(found) = found else {
+            panic!("{found:?}")
+        };
+        assert_eq!(found.name, said.name);
+        assert_eq!(found.addrs, [said.listen]);
+
+        said.listen.set_port(7999);
+        node.publish(said.clone()).expect("publishes");
+        next(
+            &mut sightings,
+            said.id,
+            |s| matches!(s, Sighting::Found(found) if found.addrs == [said.listen]),
+        )
+        .await;
+
+        said.fleet = None;
+        node.publish(said.clone()).expect("publishes");
+        next(
+            &mut sightings,
+            said.id,
+            |s| matches!(s, Sighting::Found(found) if found.fleet.is_none()),
+        )
+        .await;
+
+        said.name = NodeName::parse("drone-08").expect("a name");
+        node.publish(said.clone()).expect("publishes");
+        let (mut old_gone, mut new_there) = (false, false);
+        while !(old_gone && new_there) {
+            match next(&mut sightings, said.id, |_| true).await {
+                Sighting::Found(found) => new_there |= found.name == said.name,
+                Sighting::Lost { instance, .. } => old_gone |= instance == found.instance,
+            }
+        }
+
+        node.shutdown().await;
+        next(&mut sightings, said.id, |s| matches!(s, Sighting::Lost { .. })).await;
+        station.shutdown().await;
+        // What was on its way is still read; then the channel ends.
+        while sightings.recv().await.is_some() {}
+    }
+
+    async fn next(
+        sightings: &mut mpsc::Receiver<Sighting>,
+        of: Prefix,
+        wanted: impl Fn(&Sighting) -> bool,
+    ) -> Sighting {
+        let search = async {
+            loop {
+                let sighting = sightings.recv().await.expect("still browsing");
+                let id = match &sighting {
+                    Sighting::Found(found) => found.id,
+                    Sighting::Lost { id, .. } => *id,
+                };
+                if id == of && wanted(&sighting) {
+                    return sighting;
+                }
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), search)
+            .await
+            .expect("heard in time")
+    }
+}

@@ -1,0 +1,439 @@
+//! Notifier pings: small UDP broadcasts by which a station tells nodes where it is, for networks that drop
+//! multicast. What a ping says and whether it is genuine is `proto`'s business; here it is bytes.
+//!
+//! Sender: from every IPv4 address of this machine, to 255.255.255.255 and to the interface's own broadcast
+//! address, because access points drop one or the other. A socket bound to an address broadcasts on that
+//! address's interface, without any route. Receiver: shares its port with other programs that do so too, since
+//! several nodes may run on one machine, and the kernel gives every one of them each broadcast.
+//!
+//! Nothing on the network ends either of them; a network that is down is tried again with the next round.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::UdpSocket;
+use tokio::sync::{mpsc, watch};
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+
+use super::interfaces::{InterfaceAddr, Interfaces};
+use crate::net::clock;
+
+/// The UDP port of pings unless configured otherwise.
+pub const PING_PORT: u16 = 7422;
+
+/// Time between two rounds of pings.
+pub const PING_INTERVAL: Duration = Duration::from_secs(3);
+
+/// Longest ping that is read, in bytes; longer datagrams are dropped unread.
+pub const PING_BYTES_MAX: usize = 512;
+
+/// Most pings a second from one address, on average. A station sends about one a second on each interface.
+pub const PINGS_PER_SOURCE_PER_S: u32 = 8;
+
+/// Most pings at once from one address: several stations behind one address that all start.
+pub const PINGS_PER_SOURCE_BURST: u32 = 32;
+
+/// Most pings a second from all addresses together: sender addresses are easily forged, and each ping costs a
+/// signature check of about a third of a millisecond on a small Pi.
+pub const PINGS_PER_S: u32 = 256;
+
+/// Most addresses whose rate is remembered; pings from further ones are dropped until others fall silent.
+pub const SOURCES_MAX: usize = 1024;
+
+/// Longest wait for room in the kernel's send buffer, so that one interface that takes nothing does not hold
+/// up the others.
+const SEND_MAX: Duration = Duration::from_millis(100);
+
+/// A datagram that may be a ping.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Datagram {
+    /// At most [`PING_BYTES_MAX`] bytes.
+    pub bytes: Vec<u8>,
+    /// Whom it claims to come from.
+    pub from: SocketAddr,
+}
+
+/// Broadcasts what `datagram` returns on every interface: at once, every [`PING_INTERVAL`], and at once when
+/// the interfaces change. It is asked once a round, so all copies of one round are the same bytes, and a
+/// receiver that counts takes one of them. Returns when the token is cancelled.
+pub async fn send(
+    port: u16,
+    mut interfaces: watch::Receiver<Interfaces>,
+    mut datagram: impl FnMut() -> Vec<u8> + Send,
+    stop: CancellationToken,
+) {
+    let mut sockets = Sockets::default();
+    let mut tick = tokio::time::interval(PING_INTERVAL);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut watching = true;
+    loop {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            changed = interfaces.changed(), if watching => {
+                watching = changed.is_ok();
+                tick.reset();
+            }
+            _tick = tick.tick() => {}
+        }
+        let present = interfaces.borrow_and_update().clone();
+        let bytes = datagram();
+        sockets.send_round(&present, port, &bytes).await;
+    }
+}
+
+/// One socket for each address that is there, and what was last wrong with it.
+#[derive(Default)]
+struct Sockets {
+    open: BTreeMap<Ipv4Addr, Outlet>,
+}
+
+#[derive(Default)]
+struct Outlet {
+    socket: Option<UdpSocket>,
+    trouble: Option<io::ErrorKind>,
+}
+
+impl Sockets {
+    async fn send_round(&mut self, present: &[InterfaceAddr], port: u16, bytes: &[u8]) {
+        let outlets: BTreeMap<Ipv4Addr, &InterfaceAddr> = present
+            .iter()
+            .filter_map(|interface| match interface.ip {
+                IpAddr::V4(ip) => interface.broadcast.map(|_| (ip, interface)),
+                IpAddr::V6(_) => None,
+            })
+            .collect();
+        self.open.retain(|ip, _| outlets.contains_key(ip));
+        for (ip, interface) in outlets {
+            let outlet = self.open.entry(ip).or_default();
+            let result = outlet.send(ip, interface, port, bytes).await;
+            let trouble = result.as_ref().err().map(io::Error::kind);
+            if trouble == outlet.trouble {
+                continue;
+            }
+            outlet.trouble = trouble;
+            let name = &interface.name;
+            match result {
+                Ok(()) => tracing::info!(interface = name, %ip, "pings go out again"),
+                Err(error) => {
+                    tracing::info!(interface = name, %ip, %error, "pings do not go out; trying again");
+                }
+            }
+        }
+    }
+}
+
+impl Outlet {
+    async fn send(
+        &mut self,
+        ip: Ipv4Addr,
+        interface: &InterfaceAddr,
+        port: u16,
+        bytes: &[u8],
+    ) -> io::Result<()> {
+        let mut result = Ok(());
+        let socket = match self.socket.take() {
+            Some(socket) => socket,
+            None => sending_socket(ip)?,
+        };
+        // Loopback has no limited broadcast.
+        let limited = Some(Ipv4Addr::BROADCAST).filter(|_| !ip.is_loopback());
+        for to in limited.into_iter().chain(interface.broadcast) {
+            let sent = tokio::time::timeout(SEND_MAX, socket.send_to(bytes, (to, port))).await;
+            if let Err(error) = sent.unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into())) {
+                result = Err(error);
+            }
+        }
+        if result.is_ok() {
+            self.socket = Some(socket);
+        }
+        result
+    }
+}
+
+fn sending_socket(ip: Ipv4Addr) -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
+    socket.set_broadcast(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&SocketAddr::from((ip, 0)).into())?;
+    UdpSocket::from_std(socket.into())
+}
+
+/// Why pings cannot be heard.
+#[derive(Debug, thiserror::Error)]
+pub enum PingError {
+    /// Somebody has the port for itself.
+    #[error(
+        "UDP port {0} is in use by another program, so pings cannot be heard; stop it, or choose another port \
+         with --ping-port, the same on stations and nodes"
+    )]
+    PortInUse(u16),
+    /// Anything else that the kernel refused.
+    #[error("cannot listen for pings on UDP port {port}: {source}")]
+    Other {
+        /// The port.
+        port: u16,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// Opens the socket for [`receive`]. It shares the port with other receivers on this machine.
+///
+/// # Errors
+/// [`PingError`], which says what to change.
+pub fn listen(port: u16) -> Result<UdpSocket, PingError> {
+    let bound = || -> io::Result<UdpSocket> {
+        let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
+        // Only SO_REUSEADDR: with it every receiver gets each broadcast, whoever runs it. SO_REUSEPORT would
+        // in addition demand one user for all.
+        socket.set_reuse_address(true)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)).into())?;
+        UdpSocket::from_std(socket.into())
+    };
+    bound().map_err(|source| {
+        if source.kind() == io::ErrorKind::AddrInUse {
+            PingError::PortInUse(port)
+        } else {
+            PingError::Other { port, source }
+        }
+    })
+}
+
+/// Passes on what arrives, within the rates named above. A full channel drops the newest: another ping comes
+/// in seconds. Returns when the token is cancelled or the channel closed.
+pub async fn receive(socket: UdpSocket, datagrams: mpsc::Sender<Datagram>, stop: CancellationToken) {
+    let mut rates = Rates::new(clock::now());
+    // One byte more than allowed tells a ping of the greatest length from one that was cut off.
+    let mut buffer = [0; PING_BYTES_MAX + 1];
+    loop {
+        let received = tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            () = datagrams.closed() => return,
+            received = socket.recv_from(&mut buffer) => received,
+        };
+        let (length, from) = match received {
+            Ok(received) => received,
+            Err(error) => {
+                // Nothing known does this to an unconnected socket; if something does, it must not spin.
+                tracing::debug!(%error, "cannot receive pings; trying again");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                continue;
+            }
+        };
+        if length > PING_BYTES_MAX || !rates.allow(from.ip(), clock::now()) {
+            tracing::trace!(%from, length, "ping dropped");
+            continue;
+        }
+        let bytes = buffer[..length].to_vec();
+        if datagrams.try_send(Datagram { bytes, from }).is_err() {
+            tracing::trace!(%from, "ping dropped: the reader is behind");
+        }
+    }
+}
+
+/// How much a source may still send: a bucket that fills with time.
+#[derive(Clone, Copy, Debug)]
+struct Bucket {
+    tokens: f64,
+    filled: Instant,
+}
+
+impl Bucket {
+    fn full(burst: u32, now: Instant) -> Self {
+        Self {
+            tokens: f64::from(burst),
+            filled: now,
+        }
+    }
+
+    fn fill(&mut self, per_s: u32, burst: u32, now: Instant) {
+        let passed = now.saturating_duration_since(self.filled).as_secs_f64();
+        self.tokens = (self.tokens + passed * f64::from(per_s)).min(f64::from(burst));
+        self.filled = now;
+    }
+
+    fn take(&mut self) -> bool {
+        let allowed = self.tokens >= 1.0;
+        if allowed {
+            self.tokens -= 1.0;
+        }
+        allowed
+    }
+}
+
+struct Rates {
+    all: Bucket,
+    sources: BTreeMap<IpAddr, Bucket>,
+}
+
+impl Rates {
+    fn new(now: Instant) -> Self {
+        Self {
+            all: Bucket::full(PINGS_PER_S, now),
+            sources: BTreeMap::new(),
+        }
+    }
+
+    fn allow(&mut self, source: IpAddr, now: Instant) -> bool {
+        if !self.sources.contains_key(&source) && self.sources.len() >= SOURCES_MAX {
+            // A bucket that is full again says nothing that a new one would not.
+            self.sources.retain(|_, bucket| {
+                bucket.fill(PINGS_PER_SOURCE_PER_S, PINGS_PER_SOURCE_BURST, now);
+                bucket.tokens < f64::from(PINGS_PER_SOURCE_BURST)
+            });
+            if self.sources.len() >= SOURCES_MAX {
+                return false;
+            }
+        }
+        let bucket = self
+            .sources
+            .entry(source)
+            .or_insert_with(|| Bucket::full(PINGS_PER_SOURCE_BURST, now));
+        bucket.fill(PINGS_PER_SOURCE_PER_S, PINGS_PER_SOURCE_BURST, now);
+        self.all.fill(PINGS_PER_S, PINGS_PER_S, now);
+        // One that talks too much must not use up what all share.
+        bucket.take() && self.all.take()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::interfaces;
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(5);
+
+    fn source(number: u32) -> IpAddr {
+        Ipv4Addr::from(0x0a00_0000 + number).into()
+    }
+
+    #[test]
+    fn one_source_gets_its_burst_and_then_its_rate() {
+        let start = clock::now();
+        let mut rates = Rates::new(start);
+        let allowed = |rates: &mut Rates, now| (0..1000).filter(|_| rates.allow(source(1), now)).count();
+        assert_eq!(allowed(&mut rates, start), 32);
+        assert_eq!(allowed(&mut rates, start + Duration::from_secs(1)), 8);
+        assert!(rates.allow(source(2), start), "others are not affected");
+        assert_eq!(allowed(&mut rates, start + Duration::from_secs(3600)), 32);
+    }
+
+    #[test]
+    fn all_sources_together_are_bounded_in_rate_and_in_memory() {
+        let start = clock::now();
+        let mut rates = Rates::new(start);
+        let many = u32::try_from(SOURCES_MAX).expect("small") * 2;
+        let allowed = (0..many).filter(|n| rates.allow(source(*n), start)).count();
+        assert_eq!(allowed, usize::try_from(PINGS_PER_S).expect("small"));
+        assert_eq!(rates.sources.len(), SOURCES_MAX);
+        let later = start + Duration::from_secs(60);
+        assert!(rates.allow(source(many + 1), later), "the silent make room");
+        assert_eq!(rates.sources.len(), 1);
+    }
+
+    fn free_port() -> u16 {
+        let socket = std::net::UdpSocket::bind("0.0.0.0:0").expect("a free port");
+        socket.local_addr().expect("bound").port()
+    }
+
+    #[tokio::test]
+    async fn every_receiver_on_this_machine_hears_each_round() {
+        let stop = CancellationToken::new();
+        let _stopped_at_the_end = stop.clone().drop_guard();
+        let port = free_port();
+        let mut ears = Vec::new();
+        for _ in 0..3 {
+            let (sender, datagrams) = mpsc::channel(64);
+            tokio::spawn(receive(listen(port).expect("shared"), sender, stop.clone()));
+            ears.push(datagrams);
+        }
+        let mut round = 0_u8;
+        let interfaces = interfaces::watch(stop.clone());
+        let ping = move || {
+            round += 1;
+            vec![round; PING_BYTES_MAX]
+        };
+        tokio::spawn(send(port, interfaces, ping, stop.clone()));
+        for ear in &mut ears {
+            for expected in 1..=2_u8 {
+                let heard = tokio::time::timeout(PATIENCE, async {
+                    loop {
+                        let datagram = ear.recv().await.expect("still listening");
+                        if datagram.bytes[0] == expected && datagram.from.ip().is_loopback() {
+                            return datagram;
+                        }
+                    }
+                });
+                let heard = heard.await.expect("in time");
+                assert_eq!(heard.bytes, vec![expected; PING_BYTES_MAX]);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn an_oversize_datagram_is_dropped() {
+        let stop = CancellationToken::new();
+        let _stopped_at_the_end = stop.clone().drop_guard();
+        let port = free_port();
+        let (sender, mut datagrams) = mpsc::channel(64);
+        tokio::spawn(receive(listen(port).expect("free"), sender, stop));
+        let out = sending_socket(Ipv4Addr::LOCALHOST).expect("a socket");
+        for length in [PING_BYTES_MAX + 1, 60_000, PING_BYTES_MAX] {
+            out.send_to(&vec![0; length], ("127.0.0.1", port))
+                .await
+                .expect("sent");
+        }
+        let heard = tokio::time::timeout(PATIENCE, datagrams.recv()).await;
+        let heard = heard.expect("in time").expect("still listening");
+        assert_eq!(heard.bytes.len(), PING_BYTES_MAX);
+    }
+
+    #[tokio::test]
+    async fn an_interface_that_is_gone_does_not_end_the_others() {
+        let stop = CancellationToken::new();
+        let _stopped_at_the_end = stop.clone().drop_guard();
+        let port = free_port();
+        let (sender, mut datagrams) = mpsc::channel(64);
+        tokio::spawn(receive(listen(port).expect("free"), sender, stop.clone()));
+        let gone = InterfaceAddr {
+            index: 999,
+            name: "gone0".to_owned(),
+            ip: "192.0.2.1".parse().expect("an address"),
+            broadcast: Some(Ipv4Addr::new(192, 0, 2, 255)),
+        };
+        let loopback = InterfaceAddr {
+            index: 1,
+            name: "lo".to_owned(),
+            ip: Ipv4Addr::LOCALHOST.into(),
+            broadcast: Some(Ipv4Addr::new(127, 255, 255, 255)),
+        };
+        let (change, interfaces) = watch::channel(Interfaces::from([gone.clone()]));
+        tokio::spawn(send(port, interfaces, || b"ping".to_vec(), stop));
+        // Later than the first round, so that only the change can bring a ping this soon.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        change
+            .send(Interfaces::from([gone, loopback]))
+            .expect("still sending");
+        let soon = PING_INTERVAL / 2;
+        let heard = tokio::time::timeout(soon, datagrams.recv()).await;
+        assert_eq!(heard.expect("at once").expect("listening").bytes, b"ping");
+    }
+
+    #[tokio::test]
+    async fn a_port_that_is_not_shared_is_named_with_the_way_out() {
+        let taken = std::net::UdpSocket::bind("0.0.0.0:0").expect("a free port");
+        let port = taken.local_addr().expect("bound").port();
+        let error = listen(port).expect_err("not shared").to_string();
+        assert!(
+            error.contains(&port.to_string()) && error.contains("--ping-port"),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,250 @@
+//! Discovery put to use: announces this program, and tells its endpoint whom to dial.
+//!
+//! Members of the own fleet only: what belongs to other fleets is passed over in silence. A program that has no
+//! fleet yet hears every station, for it may be waiting to be taken in.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::interfaces::{self, Interfaces};
+use super::mdns::{Announcement, Found, Mdns, MdnsSd, Prefix, Sighting};
+use super::pings::{self, Datagram, PingError};
+use crate::net::clock;
+use crate::net::endpoint::Endpoint;
+use crate::proto::dial::{Hint, Source};
+use crate::proto::id::PeerKind;
+use crate::proto::ping::{PingGuard, PingSender};
+use crate::proto::trust::Fingerprint;
+
+/// Pings, sightings and strangers that wait to be looked at.
+const QUEUE_MAX: usize = 64;
+
+/// Which means of discovery to use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Means {
+    /// Announce and browse by mDNS.
+    pub mdns: bool,
+    /// Send (a station) or hear (a node) notifier pings on this UDP port.
+    pub pings: Option<u16>,
+}
+
+/// Discovery at work; see [`start`].
+#[derive(Debug)]
+pub struct Presence {
+    /// Stations seen while this program has no fleet: whom to ask to be taken in.
+    pub strangers: mpsc::Receiver<SocketAddr>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Presence {
+    /// Says goodbye and ends.
+    pub async fn shutdown(self) {
+        self.stop.cancel();
+        self.tasks.close();
+        // Each task ends by itself: mDNS within its own bound, the others at once.
+        self.tasks.wait().await;
+    }
+}
+
+/// Starts discovery for an endpoint.
+///
+/// # Errors
+/// [`PingError`] if the port for pings cannot be had. Where mDNS does not work, a warning says so and the other
+/// means go on.
+pub fn start(endpoint: &Endpoint, means: Means) -> Result<Presence, PingError> {
+    let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+    let (strangers, strangers_seen) = mpsc::channel(QUEUE_MAX);
+    let interfaces = interfaces::watch(stop.clone());
+    tasks.spawn(nudge(endpoint.clone(), interfaces.clone(), stop.clone()));
+    if let Some(port) = means.pings {
+        match endpoint.local().kind {
+            PeerKind::Station => {
+                tasks.spawn(send_pings(endpoint.clone(), port, interfaces, stop.clone()));
+            }
+            PeerKind::Node => {
+                let (datagrams, heard) = mpsc::channel(QUEUE_MAX);
+                tasks.spawn(pings::receive(pings::listen(port)?, datagrams, stop.clone()));
+                tasks.spawn(hear_pings(endpoint.clone(), heard, strangers.clone()));
+            }
+        }
+    }
+    if means.mdns {
+        match MdnsSd::start() {
+            Ok(mdns) => {
+                tasks.spawn(run_mdns(endpoint.clone(), mdns, strangers, stop.clone()));
+            }
+            Err(error) => tracing::warn!(%error, "no mDNS"),
+        }
+    }
+    Ok(Presence {
+        strangers: strangers_seen,
+        stop,
+        tasks,
+    })
+}
+
+async fn nudge(endpoint: Endpoint, mut interfaces: watch::Receiver<Interfaces>, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            changed = interfaces.changed() => match changed {
+                Ok(()) => endpoint.nudge().await,
+                Err(_ended) => return,
+            },
+        }
+    }
+}
+
+async fn send_pings(
+    endpoint: Endpoint,
+    port: u16,
+    interfaces: watch::Receiver<Interfaces>,
+    stop: CancellationToken,
+) {
+    let mut membership = endpoint.membership();
+    let fleet = tokio::select! {
+        biased;
+        () = stop.cancelled() => return,
+        fleet = membership.wait_for(Option::is_some) => match fleet {
+            Ok(fleet) => fleet.as_ref().map(|membership| membership.fingerprint()),
+            Err(_ended) => return,
+        },
+    };
+    let Some(fleet) = fleet else { return };
+    let key = endpoint.local().identity.key.clone();
+    let mut sender = PingSender::new(key, &fleet, endpoint.listens().port(), 0);
+    pings::send(
+        port,
+        interfaces,
+        move || sender.next(clock::unix_time_ms()).to_vec(),
+        stop,
+    )
+    .await;
+}
+
+fn own_fleet(endpoint: &Endpoint) -> Option<Fingerprint> {
+    endpoint
+        .membership()
+        .borrow()
+        .as_ref()
+        .map(|membership| membership.fingerprint())
+}
+
+async fn hear_pings(
+    endpoint: Endpoint,
+    mut datagrams: mpsc::Receiver<Datagram>,
+    strangers: mpsc::Sender<SocketAddr>,
+) {
+    let mut guard = PingGuard::default();
+    while let Some(Datagram { bytes, from }) = datagrams.recv().await {
+        let fleet = own_fleet(&endpoint);
+        match guard.accept(&bytes, fleet.as_ref()) {
+            Ok(ping) => {
+                let addr = SocketAddr::new(from.ip(), ping.port);
+                if fleet.is_some() {
+                    endpoint
+                        .heard(addr, Source::Ping, Hint::Id(ping.station.id()))
+                        .await;
+                } else {
+                    // A full queue drops the newest: another ping comes in seconds.
+                    let _later = strangers.try_send(addr);
+                }
+            }
+            // Every copy of a round but the first is a replay.
+            Err(why) => tracing::trace!(%from, %why, "ping not heeded"),
+        }
+    }
+}
+
+async fn run_mdns(
+    endpoint: Endpoint,
+    mut mdns: MdnsSd,
+    strangers: mpsc::Sender<SocketAddr>,
+    stop: CancellationToken,
+) {
+    let (sightings, mut seen) = mpsc::channel(QUEUE_MAX);
+    let browsed: &[PeerKind] = match endpoint.local().kind {
+        PeerKind::Station => &[PeerKind::Node, PeerKind::Station],
+        PeerKind::Node => &[PeerKind::Station],
+    };
+    let (mut membership, mut profile) = (endpoint.membership(), endpoint.profile());
+    let publish = |mdns: &mut MdnsSd| {
+        if let Err(error) = mdns.publish(announcement(&endpoint)) {
+            tracing::warn!(%error, "not announced by mDNS");
+        }
+    };
+    publish(&mut mdns);
+    for kind in browsed {
+        if let Err(error) = mdns.browse(*kind, sightings.clone()) {
+            tracing::warn!(%error, "not browsing by mDNS");
+        }
+    }
+    let mut addresses: BTreeMap<String, Vec<SocketAddr>> = BTreeMap::new();
+    loop {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => break,
+            Ok(()) = membership.changed() => publish(&mut mdns),
+            Ok(()) = profile.changed() => publish(&mut mdns),
+            Some(sighting) = seen.recv() => take_sighting(&endpoint, sighting, &mut addresses, &strangers).await,
+        }
+    }
+    mdns.shutdown().await;
+}
+
+fn announcement(endpoint: &Endpoint) -> Announcement {
+    Announcement {
+        kind: endpoint.local().kind,
+        id: Prefix::of(&endpoint.id().0),
+        name: endpoint.profile().borrow().name.clone(),
+        fleet: own_fleet(endpoint).map(|fleet| Prefix(fleet.prefix())),
+        listen: endpoint.listens(),
+    }
+}
+
+async fn take_sighting(
+    endpoint: &Endpoint,
+    sighting: Sighting,
+    addresses: &mut BTreeMap<String, Vec<SocketAddr>>,
+    strangers: &mpsc::Sender<SocketAddr>,
+) {
+    let gone = match sighting {
+        Sighting::Lost { instance, .. } => addresses.remove(&instance).unwrap_or_default(),
+        Sighting::Found(Found {
+            id,
+            instance,
+            fleet,
+            addrs,
+            kind,
+            ..
+        }) => {
+            let ours = own_fleet(endpoint).map(|own| Prefix(own.prefix()));
+            let old = addresses.remove(&instance).unwrap_or_default();
+            if ours.is_none() && kind == PeerKind::Station {
+                if let Some(addr) = addrs.first() {
+                    // A full queue drops it: pings and the next announcement bring it again.
+                    let _later = strangers.try_send(*addr);
+                }
+                old
+            } else if ours.is_some() && ours == fleet {
+                for addr in &addrs {
+                    endpoint.heard(*addr, Source::Mdns, Hint::Prefix(id.0)).await;
+                }
+                let gone = old.into_iter().filter(|addr| !addrs.contains(addr)).collect();
+                addresses.insert(instance, addrs);
+                gone
+            } else {
+                old
+            }
+        }
+    };
+    for addr in gone {
+        endpoint.withdrawn(addr).await;
+    }
+}

@@ -1,0 +1,198 @@
+//! Connections on their way to becoming links: accepted or dialled, greeted, or taken into the fleet.
+//!
+//! At most [`PREAUTH_CONNECTIONS_MAX`] strangers are greeted at once; the others wait in the kernel's queue.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::JoinRequest;
+use crate::net::handshake::{Greeted, HandshakeError, Local, PREAUTH_TIMEOUT};
+use crate::net::socket::{self, KeepaliveConfig, Purpose};
+use crate::proto::message::{Channel, Join, RefusalCode, Refused};
+use crate::proto::wire::{Frame, Kind};
+
+/// Most connections at once whose other end has not proved who it is.
+pub const PREAUTH_CONNECTIONS_MAX: usize = 64;
+/// Most strangers at once that wait to be accepted by hand.
+pub const JOINS_MAX: usize = 64;
+/// How long a stranger is kept waiting on one connection; then it asks again.
+pub const JOIN_WAIT: Duration = Duration::from_secs(60);
+/// How long to wait when the kernel gives no connection, most often for want of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How long a dial may take until TCP is connected.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// A connection that was greeted, or came to nothing.
+pub(super) enum Arrival {
+    /// A peer dialled us.
+    Accepted {
+        addr: SocketAddr,
+        result: Result<Box<Greeted>, HandshakeError>,
+    },
+    /// We dialled a peer.
+    Dialled {
+        addr: SocketAddr,
+        channel: Channel,
+        result: Result<Box<Greeted>, HandshakeError>,
+    },
+}
+
+pub(super) struct Listening {
+    pub(super) listener: TcpListener,
+    pub(super) local: Local,
+    pub(super) keepalive: KeepaliveConfig,
+    pub(super) arrivals: mpsc::Sender<Arrival>,
+    pub(super) stop: CancellationToken,
+    pub(super) tasks: TaskTracker,
+}
+
+/// Accepts until the endpoint stops.
+pub(super) async fn listen(this: Listening) {
+    let permits = Arc::new(Semaphore::new(PREAUTH_CONNECTIONS_MAX));
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = this.stop.cancelled() => return,
+            accepted = accept_next(&this.listener, &permits) => accepted,
+        };
+        let (tcp, addr, permit) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        // The channel is not known yet; a bulk connection works with a control connection's small buffer mark.
+        if let Err(error) = socket::tune(&tcp, &this.keepalive, Purpose::Control) {
+            tracing::debug!(%addr, %error, "connection dropped");
+            continue;
+        }
+        let (local, arrivals, stop) = (this.local.clone(), this.arrivals.clone(), this.stop.clone());
+        this.tasks.spawn(async move {
+            let greeted = tokio::select! {
+                () = stop.cancelled() => return,
+                greeted = local.accept(tcp, addr) => greeted,
+            };
+            drop(permit);
+            let arrival = Arrival::Accepted {
+                addr,
+                result: greeted.map(Box::new),
+            };
+            let _stopping = arrivals.send(arrival).await;
+        });
+    }
+}
+
+async fn accept_next(
+    listener: &TcpListener,
+    permits: &Arc<Semaphore>,
+) -> std::io::Result<(TcpStream, SocketAddr, tokio::sync::OwnedSemaphorePermit)> {
+    let permit = Arc::clone(permits)
+        .acquire_owned()
+        .await
+        .map_err(std::io::Error::other)?;
+    let (tcp, addr) = listener.accept().await?;
+    Ok((tcp, addr, permit))
+}
+
+/// Dials and greets.
+pub(super) async fn dial(
+    local: Local,
+    keepalive: KeepaliveConfig,
+    addr: SocketAddr,
+    channel: Channel,
+) -> Arrival {
+    let purpose = match channel {
+        Channel::Control | Channel::Join => Purpose::Control,
+        Channel::Bulk => Purpose::Bulk,
+    };
+    let result = async {
+        let connected = socket::connect(addr, CONNECT_TIMEOUT, &keepalive, purpose).await;
+        let tcp = connected.map_err(std::io::Error::other)?;
+        local.dial(tcp, addr, channel).await.map(Box::new)
+    };
+    Arrival::Dialled {
+        addr,
+        channel,
+        result: result.await,
+    }
+}
+
+/// Refuses a greeted connection, telling why.
+pub(super) async fn refuse(mut greeted: Box<Greeted>, refused: Refused) {
+    let told = async {
+        greeted
+            .conn
+            .put(&Frame::json(Kind::Refused, &refused))
+            .map_err(std::io::Error::other)?;
+        greeted.conn.close().await
+    };
+    if !matches!(timeout(PREAUTH_TIMEOUT, told).await, Ok(Ok(()))) {
+        tracing::debug!(%refused, "the peer went before it was told");
+    }
+}
+
+/// Takes a stranger's request to join, and brings it the answer.
+pub(super) async fn take_in(mut greeted: Box<Greeted>, joins: Option<mpsc::Sender<JoinRequest>>) {
+    let Some(joins) = joins else {
+        let reason = "this is a node, and only a station takes others in: dial the station";
+        return refuse(greeted, Refused::new(RefusalCode::NotAllowed, reason)).await;
+    };
+    let asked = timeout(PREAUTH_TIMEOUT, greeted.conn.read_frame()).await;
+    let join = match asked {
+        Ok(Ok(frame)) if frame.header.kind == Some(Kind::Join) => frame.read::<Join>().ok(),
+        Ok(Ok(_) | Err(_)) | Err(_) => None,
+    };
+    let Some(join) = join else {
+        return refuse(
+            greeted,
+            Refused::new(RefusalCode::Protocol, "expected a request to join"),
+        )
+        .await;
+    };
+    let (answer, answered) = oneshot::channel();
+    let request = JoinRequest {
+        key: greeted.key,
+        name: greeted.hello.name.clone(),
+        kind: greeted.hello.kind,
+        listens: SocketAddr::new(greeted.addr.ip(), greeted.hello.port),
+        proof: join.proof,
+        exporter: greeted.exporter,
+        answer,
+    };
+    if joins.try_send(request).is_err() {
+        let busy = Refused::new(RefusalCode::Busy, "too many ask to join at once; try again");
+        return refuse(greeted, busy).await;
+    }
+    let verdict = match timeout(JOIN_WAIT, answered).await {
+        Ok(Ok(verdict)) => verdict,
+        Ok(Err(_dropped)) => Err(Refused::new(RefusalCode::Busy, "the station is busy; try again")),
+        Err(_elapsed) => Err(Refused::new(
+            RefusalCode::Pending,
+            "waiting for the operator: `ground-station fleet pending` shows this device, `fleet accept` takes it in",
+        )),
+    };
+    match verdict {
+        Err(refused) => refuse(greeted, refused).await,
+        Ok(joined) => {
+            let told = async {
+                greeted
+                    .conn
+                    .put(&Frame::json(Kind::Joined, &joined))
+                    .map_err(std::io::Error::other)?;
+                greeted.conn.close().await
+            };
+            if !matches!(timeout(PREAUTH_TIMEOUT, told).await, Ok(Ok(()))) {
+                tracing::warn!("a peer was taken in, but went before it was told; it will ask again");
+            }
+        }
+    }
+}

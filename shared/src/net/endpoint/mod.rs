@@ -1,0 +1,297 @@
+//! Everything that one program has to do with its peers: listening, dialling, the table of links.
+//!
+//! One task (`task`) owns the table; [`Endpoint`] is a handle of it. Each session has a task of its own
+//! ([`super::peer`]), which lives as long as the endpoint, across links. What happens to peers comes to the
+//! application on one channel; what the operator should know of refused or doubtful connections on another.
+
+mod accept;
+mod task;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use accept::{JOIN_WAIT, JOINS_MAX, PREAUTH_CONNECTIONS_MAX};
+
+use super::handshake::{Identity, Local, Profile};
+use super::peer::{LinkError, PeerEvent, PeerLink};
+use super::socket::{self, KeepaliveConfig, SocketError};
+use super::tls::TlsError;
+use crate::proto::dial::{Hint, Source};
+use crate::proto::id::{NodeName, PeerId, PeerKind, PublicKey};
+use crate::proto::message::{JoinProof, Joined, Refused};
+use crate::proto::session::Timing;
+use crate::proto::trust::Membership;
+
+/// Events that wait for the application. While it is full, peers are held back.
+pub const EVENTS_MAX: usize = 1_024;
+/// Notices that wait for the application; beyond this they are only logged.
+pub const NOTICES_MAX: usize = 256;
+/// Questions that wait for the endpoint's task.
+const REQUESTS_MAX: usize = 1_024;
+/// How long the tasks of an endpoint may take to end.
+pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
+
+/// What an endpoint is started with.
+#[derive(Debug)]
+pub struct Config {
+    /// What this program is.
+    pub kind: PeerKind,
+    /// Its name.
+    pub name: NodeName,
+    /// Its tags.
+    pub tags: BTreeMap<String, String>,
+    /// Where to listen; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// When the kernel gives a silent connection up.
+    pub keepalive: KeepaliveConfig,
+    /// When a session does.
+    pub timing: Timing,
+    /// The fleet, if one has been joined.
+    pub membership: Option<Membership>,
+    /// Where requests to be taken into the fleet go; without it they are refused.
+    pub joins: Option<mpsc::Sender<JoinRequest>>,
+}
+
+/// Somebody wants to be taken in.
+#[derive(Debug)]
+pub struct JoinRequest {
+    /// Its key, proved by TLS.
+    pub key: PublicKey,
+    /// What it calls itself.
+    pub name: NodeName,
+    /// What it says it runs.
+    pub kind: PeerKind,
+    /// Where it called from, with the port that it listens on.
+    pub listens: SocketAddr,
+    /// The proof of an invitation code; without one it waits to be accepted by hand.
+    pub proof: Option<JoinProof>,
+    /// Binds the proof to the connection.
+    pub exporter: [u8; 32],
+    /// The answer. Dropping it refuses.
+    pub answer: oneshot::Sender<Result<Box<Joined>, Refused>>,
+}
+
+/// What the operator should know of connections that did not become links, and of keys that are not what they
+/// seem.
+#[derive(Clone, Debug)]
+pub enum Notice {
+    /// A connection was refused.
+    Refused {
+        /// The other end.
+        addr: SocketAddr,
+        /// Who it is, if it proved that.
+        peer: Option<PeerId>,
+        /// What it calls itself.
+        name: Option<NodeName>,
+        /// Whether we refused it, or it us.
+        by_us: bool,
+        /// Why.
+        refused: Refused,
+    },
+    /// Two running programs hold one key. The first stays linked.
+    Cloned {
+        /// The id that both have.
+        id: PeerId,
+        /// Name and address of the one that is linked.
+        linked: (NodeName, SocketAddr),
+        /// Name and address of the other.
+        other: (NodeName, SocketAddr),
+    },
+    /// Our own key has been revoked: nobody will link with us.
+    OwnKeyRevoked,
+}
+
+/// Questions to the endpoint's task.
+#[derive(Debug)]
+enum Ask {
+    Heard {
+        addr: SocketAddr,
+        source: Source,
+        hint: Hint,
+    },
+    Withdrawn(SocketAddr),
+    Nudge,
+    Open {
+        id: PeerId,
+        answer: oneshot::Sender<PeerLink>,
+    },
+    Bulk {
+        id: PeerId,
+        answer: oneshot::Sender<PeerLink>,
+    },
+    Adopt(Arc<Membership>),
+}
+
+/// Why an endpoint did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The address could not be listened on.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The key could not be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The listener told no address.
+    #[error("cannot tell the address listened on: {0}")]
+    Address(std::io::Error),
+}
+
+/// A cloneable handle of everything that has to do with peers.
+#[derive(Clone, Debug)]
+pub struct Endpoint {
+    local: Local,
+    profile: watch::Sender<Profile>,
+    listens: SocketAddr,
+    asks: mpsc::Sender<Ask>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+/// What an endpoint tells its application.
+#[derive(Debug)]
+pub struct Events {
+    /// What happens to peers.
+    pub peers: mpsc::Receiver<PeerEvent>,
+    /// What the operator should know.
+    pub notices: mpsc::Receiver<Notice>,
+}
+
+impl Endpoint {
+    /// Listens, and starts the task.
+    ///
+    /// # Errors
+    /// [`StartError`], which says what to change.
+    pub fn start(config: Config, identity: Arc<Identity>) -> Result<(Self, Events), StartError> {
+        let listener = socket::listen(config.listen)?;
+        let listens = listener.local_addr().map_err(StartError::Address)?;
+        let profile = Profile {
+            name: config.name,
+            tags: config.tags,
+            port: listens.port(),
+        };
+        let (profile, profile_seen) = watch::channel(profile);
+        let (membership, membership_seen) = watch::channel(config.membership.map(Arc::new));
+        let local = Local::new(config.kind, identity, profile_seen, membership_seen)?;
+        let (asks, asks_in) = mpsc::channel(REQUESTS_MAX);
+        let (events, peers) = mpsc::channel(EVENTS_MAX);
+        let (notice, notices) = mpsc::channel(NOTICES_MAX);
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        task::spawn(
+            task::Parts {
+                local: local.clone(),
+                keepalive: config.keepalive,
+                timing: config.timing,
+                membership,
+                joins: config.joins,
+                asks: asks_in,
+                events,
+                notices: notice,
+                stop: stop.clone(),
+                tasks: tasks.clone(),
+            },
+            listener,
+        );
+        Ok((
+            Self {
+                local,
+                profile,
+                listens,
+                asks,
+                stop,
+                tasks,
+            },
+            Events { peers, notices },
+        ))
+    }
+
+    /// The address that is listened on, with its real port.
+    pub fn listens(&self) -> SocketAddr {
+        self.listens
+    }
+
+    /// This side of every link.
+    pub fn local(&self) -> &Local {
+        &self.local
+    }
+
+    /// The id of this program's key.
+    pub fn id(&self) -> PeerId {
+        self.local.identity.key.public().id()
+    }
+
+    /// The fleet, and news of it: store what changes.
+    pub fn membership(&self) -> watch::Receiver<Option<Arc<Membership>>> {
+        self.local.membership.clone()
+    }
+
+    /// Takes another name; peers learn it with the next link.
+    pub fn rename(&self, name: NodeName) {
+        self.profile.send_modify(|profile| profile.name = name);
+    }
+
+    /// Name, tags and port, and news of them.
+    pub fn profile(&self) -> watch::Receiver<Profile> {
+        self.local.profile.clone()
+    }
+
+    /// An address to dial was heard of.
+    pub async fn heard(&self, addr: SocketAddr, source: Source, hint: Hint) {
+        self.ask(Ask::Heard { addr, source, hint }).await;
+    }
+
+    /// An announcement of an address was withdrawn.
+    pub async fn withdrawn(&self, addr: SocketAddr) {
+        self.ask(Ask::Withdrawn(addr)).await;
+    }
+
+    /// The network has changed: whoever is not linked is worth a dial now.
+    pub async fn nudge(&self) {
+        self.ask(Ask::Nudge).await;
+    }
+
+    /// This program has joined a fleet, or its root has spoken: links of keys that are out now close.
+    pub async fn adopt(&self, membership: Arc<Membership>) {
+        self.ask(Ask::Adopt(membership)).await;
+    }
+
+    /// The session with a peer, linked or not: what is sent waits for its link.
+    ///
+    /// # Errors
+    /// [`LinkError::Stopped`].
+    pub async fn open(&self, id: PeerId) -> Result<PeerLink, LinkError> {
+        let (answer, opened) = oneshot::channel();
+        self.ask(Ask::Open { id, answer }).await;
+        opened.await.map_err(|_gone| LinkError::Stopped)
+    }
+
+    /// The session for files with a peer; its connection is opened if there is none.
+    ///
+    /// # Errors
+    /// [`LinkError::Stopped`].
+    pub async fn bulk(&self, id: PeerId) -> Result<PeerLink, LinkError> {
+        let (answer, opened) = oneshot::channel();
+        self.ask(Ask::Bulk { id, answer }).await;
+        opened.await.map_err(|_gone| LinkError::Stopped)
+    }
+
+    async fn ask(&self, ask: Ask) {
+        // Fails only while everything is being shut down.
+        let _stopping = self.asks.send(ask).await;
+    }
+
+    /// Tells every peer good-bye and ends all tasks, within [`SHUTDOWN_GRACE`].
+    pub async fn shutdown(&self) {
+        self.stop.cancel();
+        self.tasks.close();
+        if timeout(SHUTDOWN_GRACE, self.tasks.wait()).await.is_err() {
+            tracing::warn!(left = self.tasks.len(), grace = ?SHUTDOWN_GRACE, "tasks outlived shutdown");
+        }
+    }
+}

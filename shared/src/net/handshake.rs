@@ -1,0 +1,328 @@
+//! From a fresh TCP connection to a peer that is known and allowed: TLS, then one hello each way.
+//!
+//! The side that was dialled speaks first, so that a dialler shows its name and grant only to a member of its own
+//! fleet. Nothing that a peer says is acted on before its grant is good; all of it happens within
+//! [`PREAUTH_TIMEOUT`] and the caps of [`Limits::PREAUTH`].
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
+
+use super::conn::{Conn, ReadError};
+use super::random::{self, NoRandomness};
+use super::tls;
+use crate::proto::duplicates::Dialler;
+use crate::proto::id::{Instance, NodeName, PeerKind, PublicKey};
+use crate::proto::message::{Channel, Hello, RefusalCode, Refused, VERSIONS};
+use crate::proto::trust::{Grant, Membership, SigningKey};
+use crate::proto::wire::{Frame, Kind, Limits, WireError};
+
+/// How long a peer has to prove who it is.
+pub const PREAUTH_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Who this program is on every link: its key, and this run of its process.
+#[derive(Debug)]
+pub struct Identity {
+    /// What others know it by.
+    pub key: SigningKey,
+    /// Drawn at random at start.
+    pub instance: Instance,
+}
+
+impl Identity {
+    /// A key in a new run.
+    ///
+    /// # Errors
+    /// [`NoRandomness`].
+    pub fn new(key: SigningKey) -> Result<Self, NoRandomness> {
+        Ok(Self {
+            key,
+            instance: Instance(u64::from_le_bytes(random::bytes()?)),
+        })
+    }
+}
+
+/// What a peer tells of itself besides its key.
+#[derive(Clone, Debug)]
+pub struct Profile {
+    /// Its name.
+    pub name: NodeName,
+    /// Its tags, for selectors.
+    pub tags: BTreeMap<String, String>,
+    /// The TCP port that it listens on; 0 if none.
+    pub port: u16,
+}
+
+/// This side of every link.
+#[derive(Clone)]
+pub struct Local {
+    /// What this program is.
+    pub kind: PeerKind,
+    /// Key and run.
+    pub identity: Arc<Identity>,
+    /// Name, tags, port; they may change while links are up.
+    pub profile: watch::Receiver<Profile>,
+    /// The fleet; `None` until this side has joined one.
+    pub membership: watch::Receiver<Option<Arc<Membership>>>,
+    connector: TlsConnector,
+    acceptor: TlsAcceptor,
+}
+
+impl std::fmt::Debug for Local {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Local")
+            .field("kind", &self.kind)
+            .field("identity", &self.identity)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A peer that has said who it is and may stay.
+#[derive(Debug)]
+pub(crate) struct Greeted {
+    pub(crate) conn: Conn,
+    pub(crate) key: PublicKey,
+    pub(crate) hello: Hello,
+    /// Absent on [`Channel::Join`] only.
+    pub(crate) grant: Option<Grant>,
+    pub(crate) dialler: Dialler,
+    pub(crate) addr: SocketAddr,
+    /// Binds proofs to this connection.
+    pub(crate) exporter: [u8; 32],
+}
+
+/// Why a connection did not become a link.
+#[derive(Debug, thiserror::Error)]
+pub enum HandshakeError {
+    /// TCP or TLS failed.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// The connection ended or was not understood.
+    #[error("{0}")]
+    Read(#[from] ReadError),
+    /// A frame of ours could not be encoded.
+    #[error("{0}")]
+    Wire(#[from] WireError),
+    /// TLS told no usable key.
+    #[error("{0}")]
+    Tls(#[from] tls::TlsError),
+    /// It took longer than [`PREAUTH_TIMEOUT`].
+    #[error("no hello within {} s", PREAUTH_TIMEOUT.as_secs())]
+    TimedOut,
+    /// The peer refused us.
+    #[error("refused by the peer: {0}")]
+    ByPeer(Refused),
+    /// We refused the peer, and told it why.
+    #[error("refused: {refused}")]
+    ByUs {
+        /// The peer's key.
+        key: PublicKey,
+        /// What it calls itself.
+        name: NodeName,
+        /// Why.
+        refused: Refused,
+    },
+}
+
+impl Local {
+    /// This side, ready for TLS.
+    ///
+    /// # Errors
+    /// [`tls::TlsError`] if the key cannot be used.
+    pub fn new(
+        kind: PeerKind,
+        identity: Arc<Identity>,
+        profile: watch::Receiver<Profile>,
+        membership: watch::Receiver<Option<Arc<Membership>>>,
+    ) -> Result<Self, tls::TlsError> {
+        let connector = TlsConnector::from(tls::client_config(&identity.key)?);
+        let acceptor = TlsAcceptor::from(tls::server_config(&identity.key)?);
+        Ok(Self {
+            kind,
+            identity,
+            profile,
+            membership,
+            connector,
+            acceptor,
+        })
+    }
+
+    /// Greets a peer that dialled us.
+    pub(crate) async fn accept(&self, tcp: TcpStream, addr: SocketAddr) -> Result<Greeted, HandshakeError> {
+        let greeting = async {
+            let stream = TlsStream::from(self.acceptor.accept(tcp).await?);
+            let key = tls::peer_key(stream.get_ref().1)?;
+            let exporter = tls::exporter(&stream)?;
+            self.greet_dialler(Conn::new(stream, Limits::PREAUTH), key, exporter, addr)
+                .await
+        };
+        timeout(PREAUTH_TIMEOUT, greeting)
+            .await
+            .map_err(|_elapsed| HandshakeError::TimedOut)?
+    }
+
+    /// Greets a peer that we dialled.
+    pub(crate) async fn dial(
+        &self,
+        tcp: TcpStream,
+        addr: SocketAddr,
+        channel: Channel,
+    ) -> Result<Greeted, HandshakeError> {
+        let greeting = async {
+            let stream = TlsStream::from(self.connector.connect(tls::server_name(), tcp).await?);
+            let key = tls::peer_key(stream.get_ref().1)?;
+            let exporter = tls::exporter(&stream)?;
+            self.greet_dialled(Conn::new(stream, Limits::PREAUTH), key, exporter, addr, channel)
+                .await
+        };
+        timeout(PREAUTH_TIMEOUT, greeting)
+            .await
+            .map_err(|_elapsed| HandshakeError::TimedOut)?
+    }
+
+    async fn greet_dialler(
+        &self,
+        mut conn: Conn,
+        key: PublicKey,
+        exporter: [u8; 32],
+        addr: SocketAddr,
+    ) -> Result<Greeted, HandshakeError> {
+        // The dialler says what the connection is for; this word of ours decides nothing.
+        conn.put(&Frame::json(Kind::Hello, &self.hello(Channel::Control)))?;
+        let hello = read_hello(&mut conn).await?;
+        let channel = hello.channel;
+        let grant = self.judge_or_refuse(&mut conn, key, &hello, channel).await?;
+        Ok(Greeted {
+            conn,
+            key,
+            hello,
+            grant,
+            dialler: Dialler::Them,
+            addr,
+            exporter,
+        })
+    }
+
+    async fn greet_dialled(
+        &self,
+        mut conn: Conn,
+        key: PublicKey,
+        exporter: [u8; 32],
+        addr: SocketAddr,
+        channel: Channel,
+    ) -> Result<Greeted, HandshakeError> {
+        let hello = read_hello(&mut conn).await?;
+        let grant = self.judge_or_refuse(&mut conn, key, &hello, channel).await?;
+        conn.put(&Frame::json(Kind::Hello, &self.hello(channel)))?;
+        conn.flush().await?;
+        Ok(Greeted {
+            conn,
+            key,
+            hello,
+            grant,
+            dialler: Dialler::Us,
+            addr,
+            exporter,
+        })
+    }
+
+    fn hello(&self, channel: Channel) -> Hello {
+        let profile = self.profile.borrow().clone();
+        let membership = self.membership.borrow().clone();
+        Hello {
+            versions: VERSIONS,
+            channel,
+            kind: self.kind,
+            name: profile.name,
+            instance: self.identity.instance,
+            port: profile.port,
+            tags: profile.tags,
+            software: env!("CARGO_PKG_VERSION").to_owned(),
+            fleet_state: membership.as_ref().map_or(0, |m| m.state_number()),
+            // A join is between strangers: who is asked to join shows no grant.
+            grant: membership
+                .filter(|_| channel != Channel::Join)
+                .map(|m| m.grant().clone()),
+        }
+    }
+
+    async fn judge_or_refuse(
+        &self,
+        conn: &mut Conn,
+        key: PublicKey,
+        hello: &Hello,
+        channel: Channel,
+    ) -> Result<Option<Grant>, HandshakeError> {
+        match self.judge(&key, hello, channel) {
+            Ok(grant) => Ok(grant),
+            Err(refused) => {
+                conn.put(&Frame::json(Kind::Refused, &refused))?;
+                conn.flush().await?;
+                Err(HandshakeError::ByUs {
+                    key,
+                    name: hello.name.clone(),
+                    refused,
+                })
+            }
+        }
+    }
+
+    fn judge(&self, key: &PublicKey, hello: &Hello, channel: Channel) -> Result<Option<Grant>, Refused> {
+        if VERSIONS.agree(hello.versions).is_none() {
+            let (ours, theirs) = (VERSIONS, hello.versions);
+            return Err(Refused::new(
+                RefusalCode::Version,
+                format!(
+                    "no protocol version in common: one side speaks {} to {}, the other {} to {}; install the \
+                     same release on both",
+                    ours.min, ours.max, theirs.min, theirs.max
+                ),
+            ));
+        }
+        if *key == self.identity.key.public() {
+            return Err(Refused::new(
+                RefusalCode::ClonedKey,
+                "both ends hold the same key: this is the program itself, or a copied identity.key; delete the \
+                 copy and let the device make its own",
+            ));
+        }
+        if channel == Channel::Join {
+            return Ok(None);
+        }
+        let membership = self.membership.borrow().clone();
+        let Some(membership) = membership else {
+            return Err(Refused::new(
+                RefusalCode::NoGrant,
+                format!(
+                    "this {} belongs to no fleet yet: join it with a code of `ground-station fleet invite`",
+                    self.kind
+                ),
+            ));
+        };
+        membership.check_peer(key, hello.grant.as_ref()).map(Some)
+    }
+}
+
+async fn read_hello(conn: &mut Conn) -> Result<Hello, HandshakeError> {
+    let frame = conn.read_frame().await?;
+    let protocol = |reason: String| HandshakeError::ByPeer(Refused::new(RefusalCode::Protocol, reason));
+    match frame.header.kind {
+        Some(Kind::Hello) => frame
+            .read()
+            .map_err(|e| protocol(format!("unreadable hello: {e}"))),
+        Some(Kind::Refused) => {
+            let refused = frame
+                .read()
+                .map_err(|e| protocol(format!("unreadable refusal: {e}")))?;
+            Err(HandshakeError::ByPeer(refused))
+        }
+        other => Err(protocol(format!("expected a hello, got {other:?}"))),
+    }
+}

@@ -1,0 +1,108 @@
+//! Joining a fleet: with an invitation code, or by waiting to be accepted by hand.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use super::endpoint::JOIN_WAIT;
+use super::handshake::{Greeted, HandshakeError, Local, PREAUTH_TIMEOUT};
+use super::socket::{self, KeepaliveConfig, Purpose, SocketError};
+use crate::proto::json::JsonError;
+use crate::proto::message::{Channel, Join, Joined, Refused};
+use crate::proto::trust::invite::{self, Invitation, Side};
+use crate::proto::trust::{Fingerprint, Membership, TrustError};
+use crate::proto::wire::{Frame, Kind, Limits};
+
+/// How long the dial may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why joining failed. Nothing has changed; it can be tried again.
+#[derive(Debug, thiserror::Error)]
+pub enum JoinError {
+    /// Nobody answered there.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The connection did not get as far as the question.
+    #[error(transparent)]
+    Handshake(#[from] HandshakeError),
+    /// The station said no.
+    #[error("the station refused: {0}")]
+    Refused(Refused),
+    /// The station did not answer.
+    #[error("the station at {0} did not answer; try again")]
+    NoAnswer(SocketAddr),
+    /// The station answered something else.
+    #[error("the station's answer is unreadable: {0}")]
+    Unreadable(#[from] JsonError),
+    /// The station is not the one that gave the code out.
+    #[error(
+        "the program at {addr} does not hold this invitation (its fleet is {fleet}): somebody else answers there, or \
+         the code is of another fleet"
+    )]
+    Impostor {
+        /// Who answered.
+        addr: SocketAddr,
+        /// Which fleet it showed.
+        fleet: String,
+    },
+    /// What the station signed does not hold.
+    #[error("the station's grant is not good: {0}")]
+    Trust(#[from] TrustError),
+}
+
+/// Asks the station at `addr` to take this program into its fleet. With an invitation, only the station that gave it
+/// out is believed. Without one, whoever answers is (trust on first use), and the call waits up to
+/// [`JOIN_WAIT`] for the operator there.
+///
+/// # Errors
+/// [`JoinError`], which says what was wrong and what to do.
+pub async fn join(
+    local: &Local,
+    keepalive: &KeepaliveConfig,
+    addr: SocketAddr,
+    invitation: Option<&Invitation>,
+) -> Result<Membership, JoinError> {
+    let tcp = socket::connect(addr, CONNECT_TIMEOUT, keepalive, Purpose::Control).await?;
+    let Greeted {
+        mut conn, exporter, ..
+    } = local.dial(tcp, addr, Channel::Join).await?;
+    let proof = invitation.map(|invitation| invite::prove(invitation.secret(), Side::Joiner, &exporter));
+    let patience = if proof.is_some() {
+        PREAUTH_TIMEOUT * 2
+    } else {
+        JOIN_WAIT + PREAUTH_TIMEOUT
+    };
+    conn.put(&Frame::json(Kind::Join, &Join { proof }))
+        .map_err(HandshakeError::from)?;
+    conn.flush().await.map_err(HandshakeError::from)?;
+    // The answer carries the fleet state, which grows with every key that was ever revoked.
+    conn.set_limits(Limits::CONTROL);
+    let answer = timeout(patience, conn.read_frame())
+        .await
+        .map_err(|_elapsed| JoinError::NoAnswer(addr))?;
+    let frame = answer.map_err(HandshakeError::from)?;
+    if frame.header.kind == Some(Kind::Refused) {
+        return Err(JoinError::Refused(frame.read()?));
+    }
+    let joined: Joined = frame.read()?;
+    if let Some(invitation) = invitation {
+        let proved = joined
+            .proof
+            .is_some_and(|proof| invite::check(invitation.secret(), Side::Inviter, &exporter, &proof));
+        let fleet = Fingerprint::of(&joined.root);
+        if !proved || fleet != *invitation.fingerprint() {
+            return Err(JoinError::Impostor {
+                addr,
+                fleet: fleet.short(),
+            });
+        }
+    }
+    let own = local.identity.key.public();
+    Ok(Membership::new(
+        joined.root,
+        &own,
+        joined.grant,
+        joined.fleet_state,
+    )?)
+}

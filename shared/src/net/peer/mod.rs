@@ -1,0 +1,296 @@
+//! A peer as the rest of the program sees it: who it is, what happens to it, and a handle to send with.
+//!
+//! Behind each handle stands one task (`task`) that owns the session and the connection at hand, and outlives
+//! connections.
+
+mod task;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+use super::conn::Conn;
+use crate::proto::id::{Instance, NodeName, PeerId, PeerKind, PublicKey};
+use crate::proto::message::{Channel, Refused};
+use crate::proto::session::{Expected, Outgoing};
+use crate::proto::trust::Role;
+use crate::proto::wire::Frame;
+
+pub(crate) use task::{TaskParts, spawn};
+
+/// What is known of a peer while it is linked.
+#[derive(Clone, Debug)]
+pub struct PeerInfo {
+    /// Its key's hash.
+    pub id: PeerId,
+    /// Its key.
+    pub key: PublicKey,
+    /// What it runs.
+    pub kind: PeerKind,
+    /// What the fleet root says it may be.
+    pub role: Role,
+    /// Its name.
+    pub name: NodeName,
+    /// Its tags.
+    pub tags: BTreeMap<String, String>,
+    /// Its program's version.
+    pub software: String,
+    /// The other end of the connection.
+    pub addr: SocketAddr,
+    /// Where it can be dialled: its address with the port that it listens on.
+    pub listens: SocketAddr,
+    /// This run of its process.
+    pub instance: Instance,
+}
+
+/// How a request ended, for whoever sent it.
+#[derive(Debug)]
+pub enum Ended {
+    /// The content of its reply.
+    Reply(Bytes),
+    /// Its time to live ran out before it could be sent.
+    Expired,
+    /// It was sent, and the peer's process ended before its reply came.
+    Lost,
+    /// No reply came in time.
+    TimedOut,
+    /// It was never queued.
+    NotSent(String),
+}
+
+/// A request's end and whose it was.
+#[derive(Debug)]
+pub struct Delivery {
+    /// The peer that it was for.
+    pub peer: PeerId,
+    /// The request's number.
+    pub id: u64,
+    /// How it ended.
+    pub ended: Ended,
+}
+
+/// Where the end of a request goes: a channel with room for as many as its owner sends.
+#[derive(Clone, Debug)]
+pub struct ReplyTo(pub mpsc::Sender<Delivery>);
+
+#[derive(Clone, Debug)]
+pub(crate) struct Token {
+    id: u64,
+    reply_to: ReplyTo,
+}
+
+impl Token {
+    fn settle(self, peer: PeerId, ended: Ended) {
+        // The receiver may have gone: then nobody wants to know.
+        let _unwanted = self.reply_to.0.try_send(Delivery {
+            peer,
+            id: self.id,
+            ended,
+        });
+    }
+}
+
+/// A message for a session.
+#[derive(Debug)]
+pub(crate) struct Message {
+    pub(crate) outgoing: Outgoing,
+    pub(crate) expected: Option<Expected<Token>>,
+}
+
+/// A request's number, its patience, and where its end goes.
+#[derive(Debug)]
+pub struct Request {
+    /// As in the header.
+    pub id: u64,
+    /// When to stop waiting for the reply.
+    pub until: Instant,
+    /// Where the end goes.
+    pub reply_to: ReplyTo,
+}
+
+/// A cloneable handle of one session.
+#[derive(Clone)]
+pub struct PeerLink {
+    id: PeerId,
+    messages: mpsc::Sender<Message>,
+}
+
+impl fmt::Debug for PeerLink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PeerLink({})", self.id.short())
+    }
+}
+
+/// The session's task has ended, or its queue is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LinkError {
+    /// Too much waits for this peer.
+    #[error("busy: too much waits for this peer")]
+    Busy,
+    /// The program is shutting down.
+    #[error("shutting down")]
+    Stopped,
+}
+
+impl PeerLink {
+    /// Whose session it is.
+    pub fn id(&self) -> PeerId {
+        self.id
+    }
+
+    /// Queues a message at once or not at all.
+    ///
+    /// # Errors
+    /// [`LinkError`]; nothing was queued.
+    pub fn try_send(&self, outgoing: Outgoing) -> Result<(), LinkError> {
+        self.try_put(Message {
+            outgoing,
+            expected: None,
+        })
+    }
+
+    /// Queues a request at once or not at all. If this returns `Ok`, its end goes to `request.reply_to`.
+    ///
+    /// # Errors
+    /// [`LinkError`]; nothing was queued.
+    pub fn try_request(&self, outgoing: Outgoing, request: Request) -> Result<(), LinkError> {
+        self.try_put(Message {
+            outgoing,
+            expected: Some(expect(request)),
+        })
+    }
+
+    /// Queues a message, waiting for room: for files.
+    ///
+    /// # Errors
+    /// [`LinkError::Stopped`].
+    pub async fn send(&self, outgoing: Outgoing) -> Result<(), LinkError> {
+        let message = Message {
+            outgoing,
+            expected: None,
+        };
+        self.messages
+            .send(message)
+            .await
+            .map_err(|_closed| LinkError::Stopped)
+    }
+
+    /// Queues a request, waiting for room: for files.
+    ///
+    /// # Errors
+    /// [`LinkError::Stopped`].
+    pub async fn request(&self, outgoing: Outgoing, request: Request) -> Result<(), LinkError> {
+        let message = Message {
+            outgoing,
+            expected: Some(expect(request)),
+        };
+        self.messages
+            .send(message)
+            .await
+            .map_err(|_closed| LinkError::Stopped)
+    }
+
+    fn try_put(&self, message: Message) -> Result<(), LinkError> {
+        self.messages.try_send(message).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => LinkError::Busy,
+            mpsc::error::TrySendError::Closed(_) => LinkError::Stopped,
+        })
+    }
+}
+
+fn expect(request: Request) -> Expected<Token> {
+    let Request { id, until, reply_to } = request;
+    Expected {
+        id,
+        until,
+        token: Token { id, reply_to },
+    }
+}
+
+/// What happens to a peer, for the application.
+#[derive(Debug)]
+pub enum PeerEvent {
+    /// Frames flow.
+    Up {
+        /// Who it is.
+        peer: Arc<PeerInfo>,
+        /// Whether the session went on from the link before.
+        resumed: bool,
+    },
+    /// It has not been heard for two heartbeats.
+    Silent(PeerId),
+    /// It has been heard again.
+    Heard(PeerId),
+    /// Its link is gone.
+    Down {
+        /// Whose.
+        id: PeerId,
+        /// Why, for people.
+        why: String,
+    },
+    /// A bulk session with the peer has begun: what happens there comes here, so that files wait only for files.
+    Bulk {
+        /// Whose.
+        id: PeerId,
+        /// To send files with.
+        link: PeerLink,
+        /// Its frames.
+        events: mpsc::Receiver<Self>,
+    },
+    /// A frame that its role permits.
+    Frame {
+        /// Who sent it.
+        peer: Arc<PeerInfo>,
+        /// On which connection it came.
+        channel: Channel,
+        /// The frame.
+        frame: Box<Frame>,
+    },
+}
+
+/// A connection for a session.
+#[derive(Debug)]
+pub(crate) struct Attachment {
+    pub(crate) conn: Conn,
+    pub(crate) info: Arc<PeerInfo>,
+    /// Tells this link from others of the same session.
+    pub(crate) number: u64,
+}
+
+#[derive(Debug)]
+pub(crate) enum LinkInput {
+    Attach(Box<Attachment>),
+    /// Tell the peer why and close the link.
+    Close(Refused),
+}
+
+/// Word of a link, for the endpoint.
+#[derive(Debug)]
+pub(crate) enum LinkWord {
+    /// Frames flow.
+    Opened { id: PeerId, channel: Channel },
+    /// The link is gone; `refused` if the peer said why.
+    Closed {
+        id: PeerId,
+        channel: Channel,
+        number: u64,
+        addr: SocketAddr,
+        refused: Option<Refused>,
+    },
+    /// A frame that concerns all links.
+    Frame { peer: Arc<PeerInfo>, frame: Box<Frame> },
+    /// There are files to send, and no connection for them.
+    WantBulk { id: PeerId },
+}
+
+/// The endpoint's side of a session's task.
+#[derive(Clone, Debug)]
+pub(crate) struct PeerControl {
+    pub(crate) link: PeerLink,
+    pub(crate) links: mpsc::Sender<LinkInput>,
+}

@@ -1,0 +1,25 @@
+//! The one place where randomness is drawn.
+
+use ring::rand::{SecureRandom as _, SystemRandom};
+
+/// The kernel gave no randomness: nothing that needs a secret can go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the kernel gives no random numbers")]
+pub struct NoRandomness;
+
+/// Fresh random bytes.
+///
+/// # Errors
+/// [`NoRandomness`].
+pub fn bytes<const N: usize>() -> Result<[u8; N], NoRandomness> {
+    let mut bytes = [0; N];
+    SystemRandom::new()
+        .fill(&mut bytes)
+        .map_err(|_unspecified| NoRandomness)?;
+    Ok(bytes)
+}
+
+/// A random number to spread retries with; 0 if there is none to be had, which only makes them meet.
+pub fn spread() -> u64 {
+    bytes().map_or(0, u64::from_le_bytes)
+}

@@ -1,0 +1,313 @@
+//! Whom to dial, and when: every address that was heard of, with its own backoff.
+//!
+//! A failed dial is tried again after a random time between nothing and a bound that doubles from 0.2 s to 10 s
+//! (exponential backoff with full jitter). News of the peer resets the bound and dials at once. Nobody is dialled
+//! while the peer behind the address is linked.
+
+use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use super::hex;
+use super::id::PeerId;
+
+/// The first bound of the backoff.
+pub const BACKOFF_MIN: Duration = Duration::from_millis(200);
+/// The last bound of the backoff.
+pub const BACKOFF_MAX: Duration = Duration::from_secs(10);
+/// Most addresses that are remembered; configured ones always are.
+pub const ADDRESSES_MAX: usize = 8_192;
+/// Most dials under way at once.
+pub const DIALS_MAX: usize = 64;
+
+/// How an address was heard of, and so for how long it is worth dialling.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Source {
+    /// Configured: always.
+    Static,
+    /// mDNS: until it is withdrawn.
+    Mdns,
+    /// A notifier ping: for 15 s.
+    Ping,
+    /// Another peer's roster: for 5 min.
+    Roster,
+    /// A peer was linked from here before: for an hour.
+    Known,
+}
+
+impl Source {
+    fn lifetime(self) -> Option<Duration> {
+        match self {
+            Self::Static | Self::Mdns => None,
+            Self::Known => Some(Duration::from_secs(3_600)),
+            Self::Ping => Some(Duration::from_secs(15)),
+            Self::Roster => Some(Duration::from_secs(300)),
+        }
+    }
+}
+
+/// What is known of the peer behind an address before it is dialled. Never a reason to trust.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hint {
+    /// Nothing.
+    None,
+    /// The first bytes of its id, as mDNS tells.
+    Prefix([u8; 8]),
+    /// Its id.
+    Id(PeerId),
+}
+
+impl Hint {
+    /// The hint that an announcement's 16 hexadecimal digits give.
+    pub fn from_short(digits: &str) -> Self {
+        hex::decode(&digits.replace('-', "")).map_or(Self::None, Self::Prefix)
+    }
+
+    fn is_of(self, id: &PeerId) -> bool {
+        match self {
+            Self::None => false,
+            Self::Prefix(prefix) => id.0.starts_with(&prefix),
+            Self::Id(hint) => hint == *id,
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Entry {
+    hint: Hint,
+    source: Source,
+    bound: Duration,
+    next: Instant,
+    dialling: bool,
+    expires: Option<Instant>,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct DialBook {
+    entries: HashMap<SocketAddr, Entry>,
+    linked: HashSet<PeerId>,
+    dialling: usize,
+}
+
+impl DialBook {
+    /// An address was heard of: it is dialled at once unless its peer is linked.
+    pub fn heard(&mut self, addr: SocketAddr, source: Source, hint: Hint, now: Instant) {
+        if !self.entries.contains_key(&addr)
+            && self.entries.len() >= ADDRESSES_MAX
+            && source != Source::Static
+        {
+            self.forget_expired(now);
+            if self.entries.len() >= ADDRESSES_MAX {
+                return;
+            }
+        }
+        let expires = source.lifetime().map(|lifetime| now + lifetime);
+        let fresh = Entry {
+            hint,
+            source,
+            bound: BACKOFF_MIN,
+            next: now,
+            dialling: false,
+            expires,
+        };
+        let entry = self.entries.entry(addr).or_insert(fresh);
+        match (hint, entry.hint) {
+            // What a dial has found out says more than an announcement.
+            (Hint::None, _) | (Hint::Prefix(_), Hint::Id(_)) => {}
+            (Hint::Prefix(_) | Hint::Id(_), _) => entry.hint = hint,
+        }
+        if entry.expires.is_some() {
+            entry.source = source;
+            entry.expires = expires.map(|expires| entry.expires.map_or(expires, |old| old.max(expires)));
+        }
+        if !entry.dialling {
+            entry.bound = BACKOFF_MIN;
+            entry.next = entry.next.min(now);
+        }
+    }
+
+    /// An announcement was withdrawn.
+    pub fn withdrawn(&mut self, addr: SocketAddr) {
+        if self
+            .entries
+            .get(&addr)
+            .is_some_and(|entry| entry.source == Source::Mdns)
+        {
+            self.remove(addr);
+        }
+    }
+
+    fn remove(&mut self, addr: SocketAddr) {
+        if self.entries.remove(&addr).is_some_and(|entry| entry.dialling) {
+            self.dialling -= 1;
+        }
+    }
+
+    fn forget_expired(&mut self, now: Instant) {
+        self.entries
+            .retain(|_, entry| entry.dialling || entry.expires.is_none_or(|expires| now < expires));
+    }
+
+    /// A peer is linked: its addresses rest.
+    pub fn linked(&mut self, id: PeerId) {
+        self.linked.insert(id);
+    }
+
+    /// A peer's link is gone: its addresses are dialled within the first bound, spread by `random` so that a
+    /// fleet does not come back in one instant.
+    pub fn unlinked(&mut self, id: PeerId, now: Instant, random: u64) {
+        self.linked.remove(&id);
+        for entry in self
+            .entries
+            .values_mut()
+            .filter(|entry| entry.hint.is_of(&id) && !entry.dialling)
+        {
+            entry.bound = BACKOFF_MIN;
+            entry.next = now + jitter(BACKOFF_MIN, random);
+        }
+    }
+
+    /// The network has changed: everything is worth a dial now.
+    pub fn nudge(&mut self, now: Instant) {
+        for entry in self.entries.values_mut().filter(|entry| !entry.dialling) {
+            entry.bound = BACKOFF_MIN;
+            entry.next = now;
+        }
+    }
+
+    fn may_dial(&self, entry: &Entry) -> bool {
+        let linked = match entry.hint {
+            Hint::None => false,
+            Hint::Id(id) => self.linked.contains(&id),
+            Hint::Prefix(_) => self.linked.iter().any(|id| entry.hint.is_of(id)),
+        };
+        !entry.dialling && !linked
+    }
+
+    /// The addresses to dial now. Report the end of each with [`Self::dialled`] or [`Self::failed`].
+    pub fn due(&mut self, now: Instant) -> Vec<SocketAddr> {
+        self.forget_expired(now);
+        let mut due: Vec<(Instant, SocketAddr)> = self
+            .entries
+            .iter()
+            .filter(|(_, entry)| entry.next <= now && self.may_dial(entry))
+            .map(|(addr, entry)| (entry.next, *addr))
+            .collect();
+        due.sort_unstable();
+        due.truncate(DIALS_MAX.saturating_sub(self.dialling));
+        for (_, addr) in &due {
+            if let Some(entry) = self.entries.get_mut(addr) {
+                entry.dialling = true;
+                self.dialling += 1;
+            }
+        }
+        due.into_iter().map(|(_, addr)| addr).collect()
+    }
+
+    /// A dial reached this peer, whether or not the link stays. The next one, should it be needed, backs off.
+    pub fn dialled(&mut self, addr: SocketAddr, id: PeerId, now: Instant, random: u64) {
+        if let Some(entry) = self.entries.get_mut(&addr) {
+            entry.hint = Hint::Id(id);
+        }
+        self.failed(addr, now, random);
+    }
+
+    /// A dial came to nothing.
+    pub fn failed(&mut self, addr: SocketAddr, now: Instant, random: u64) {
+        if let Some(entry) = self.entries.get_mut(&addr)
+            && entry.dialling
+        {
+            entry.dialling = false;
+            self.dialling -= 1;
+            entry.next = now + jitter(entry.bound, random);
+            entry.bound = (entry.bound * 2).min(BACKOFF_MAX);
+        }
+    }
+
+    /// When [`Self::due`] has something, if nothing else happens.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        if self.dialling >= DIALS_MAX {
+            return None;
+        }
+        self.entries
+            .values()
+            .filter(|entry| self.may_dial(entry))
+            .map(|entry| entry.next)
+            .min()
+    }
+}
+
+/// A time between nothing and `bound`, chosen by `random`.
+fn jitter(bound: Duration, random: u64) -> Duration {
+    let bound_us = u64::try_from(bound.as_micros()).unwrap_or(u64::MAX);
+    Duration::from_micros(random % bound_us.max(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::clock;
+
+    const ID: PeerId = PeerId([9; 32]);
+
+    fn addr(port: u16) -> SocketAddr {
+        ([192, 0, 2, 1], port).into()
+    }
+
+    #[test]
+    fn backoff_doubles_to_its_bound_and_news_resets_it() {
+        let (mut book, mut now) = (DialBook::default(), clock::now());
+        book.heard(addr(1), Source::Static, Hint::None, now);
+        for bound_ms in [200, 400, 800, 1_600, 3_200, 6_400, 10_000, 10_000] {
+            assert_eq!(book.due(now), [addr(1)]);
+            assert_eq!(book.due(now), [], "it is being dialled");
+            book.failed(addr(1), now, u64::MAX - 1);
+            let next = book.poll_timeout().expect("it is tried again");
+            assert!(next - now < Duration::from_millis(bound_ms));
+            assert_eq!(
+                book.due(next - Duration::from_nanos(1)),
+                [],
+                "not before its time"
+            );
+            now += Duration::from_millis(bound_ms);
+        }
+        book.due(now);
+        book.failed(addr(1), now, 9_999_999);
+        book.heard(addr(1), Source::Ping, Hint::None, now);
+        assert_eq!(book.due(now), [addr(1)]);
+    }
+
+    #[test]
+    fn a_linked_peer_is_not_dialled_and_a_lost_one_is_soon() {
+        let (mut book, now) = (DialBook::default(), clock::now());
+        book.heard(addr(1), Source::Mdns, Hint::Prefix([9; 8]), now);
+        book.heard(addr(2), Source::Known, Hint::Id(ID), now);
+        book.linked(ID);
+        assert_eq!(book.due(now), []);
+        assert_eq!(book.poll_timeout(), None);
+        book.unlinked(ID, now, 199_999);
+        assert_eq!(book.due(now + BACKOFF_MIN).len(), 2);
+    }
+
+    #[test]
+    fn what_is_not_heard_again_is_forgotten_unless_configured() {
+        let (mut book, now) = (DialBook::default(), clock::now());
+        book.heard(addr(1), Source::Ping, Hint::None, now);
+        book.heard(addr(2), Source::Static, Hint::None, now);
+        assert_eq!(book.due(now + Duration::from_secs(16)), [addr(2)]);
+    }
+
+    #[test]
+    fn the_number_of_dials_is_bounded() {
+        let (mut book, now) = (DialBook::default(), clock::now());
+        for port in 1..=200 {
+            book.heard(addr(port), Source::Roster, Hint::None, now);
+        }
+        let first = book.due(now);
+        assert_eq!(first.len(), DIALS_MAX);
+        assert_eq!(book.poll_timeout(), None);
+        book.failed(first[0], now, 0);
+        assert_eq!(book.due(now).len(), 1);
+    }
+}

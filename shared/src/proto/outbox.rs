@@ -1,0 +1,270 @@
+//! What waits to be sent to one peer, and what was sent and not yet acknowledged. It outlives links.
+//!
+//! Invariants: within a lane the order never changes; a parcel is in exactly one of the two places until it is
+//! acknowledged, has expired, or is lost with its peer; both places are bounded.
+
+use std::collections::{HashSet, VecDeque};
+use std::time::Instant;
+
+use super::parcel::Parcel;
+use super::wire::Lane;
+
+/// How much may wait and how much may be on the way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OutboxLimits {
+    /// Most parcels that wait, in each lane.
+    pub queued_max: usize,
+    /// No more is taken once this many bytes wait, over all lanes. One parcel always fits an empty lane.
+    pub queued_bytes_max: usize,
+    /// Most parcels sent and not acknowledged.
+    pub window_max: usize,
+    /// No more is sent once this many bytes are not acknowledged.
+    pub window_bytes_max: usize,
+}
+
+impl OutboxLimits {
+    /// For commands and replies.
+    pub const CONTROL: Self = Self {
+        queued_max: 4_096,
+        queued_bytes_max: 8 * 1024 * 1024,
+        window_max: 4_096,
+        window_bytes_max: 4 * 1024 * 1024,
+    };
+    /// For files: what is in the window is kept in memory until the receiver has it.
+    pub const BULK: Self = Self {
+        queued_max: 16,
+        queued_bytes_max: 512 * 1024,
+        window_max: 256,
+        window_bytes_max: 2 * 1024 * 1024,
+    };
+}
+
+/// The lane is full: nothing was queued; send it again later or give up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("busy: {waiting} messages wait for this peer already")]
+pub struct Busy {
+    /// How many wait in that lane.
+    pub waiting: usize,
+}
+
+/// One parcel with what the outbox needs to know of it.
+#[derive(Clone, Debug)]
+pub struct Item {
+    /// The bytes.
+    pub parcel: Parcel,
+    /// Its lane.
+    pub lane: Lane,
+    /// When it is too late to send it.
+    pub deadline: Option<Instant>,
+    /// The request that it is, if it is one.
+    pub request: Option<u64>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Outbox {
+    limits: OutboxLimits,
+    emergency: VecDeque<Item>,
+    control: VecDeque<Item>,
+    /// Only the newest is worth sending.
+    telemetry: Option<Item>,
+    bulk: VecDeque<Item>,
+    queued_bytes: usize,
+    /// Sent, oldest first; the last has number `next_seq - 1`.
+    unacked: VecDeque<Item>,
+    unacked_bytes: usize,
+    next_seq: u64,
+    /// No queued item is due before this; `None` if none has a deadline.
+    earliest_deadline: Option<Instant>,
+}
+
+impl Outbox {
+    /// An empty outbox.
+    pub fn new(limits: OutboxLimits) -> Self {
+        Self {
+            limits,
+            emergency: VecDeque::new(),
+            control: VecDeque::new(),
+            telemetry: None,
+            bulk: VecDeque::new(),
+            queued_bytes: 0,
+            unacked: VecDeque::new(),
+            unacked_bytes: 0,
+            next_seq: 1,
+            earliest_deadline: None,
+        }
+    }
+
+    /// Queues an item at the end of its lane. Telemetry replaces what waited.
+    ///
+    /// # Errors
+    /// [`Busy`] if the lane is full. Emergency has a bound of its own, so that nothing else can fill it.
+    pub fn push(&mut self, item: Item) -> Result<(), Busy> {
+        let bytes = item.parcel.bytes();
+        let deadline = item.deadline;
+        let has_room = self.has_room(item.lane);
+        let queue = match item.lane {
+            Lane::Telemetry => {
+                let old = self.telemetry.replace(item).map_or(0, |old| old.parcel.bytes());
+                self.queued_bytes = self.queued_bytes + bytes - old;
+                self.note_deadline(deadline);
+                return Ok(());
+            }
+            Lane::Emergency => &mut self.emergency,
+            Lane::Control => &mut self.control,
+            Lane::Bulk => &mut self.bulk,
+        };
+        if !has_room {
+            return Err(Busy { waiting: queue.len() });
+        }
+        queue.push_back(item);
+        self.queued_bytes += bytes;
+        self.note_deadline(deadline);
+        Ok(())
+    }
+
+    /// Whether another item fits the lane now: if so, [`Self::push`] takes it.
+    pub fn has_room(&self, lane: Lane) -> bool {
+        let waiting = match lane {
+            Lane::Telemetry => return true,
+            Lane::Emergency => return self.emergency.len() < self.limits.queued_max,
+            Lane::Control => self.control.len(),
+            Lane::Bulk => self.bulk.len(),
+        };
+        waiting == 0 || (waiting < self.limits.queued_max && self.queued_bytes < self.limits.queued_bytes_max)
+    }
+
+    /// The next item to send, by lane, with its sequence number (telemetry has none). Items with a number stay
+    /// here, unacknowledged, until [`Self::acknowledge`].
+    pub fn next_to_send(&mut self) -> Option<(Option<u64>, Item)> {
+        let window_full = !self.unacked.is_empty()
+            && (self.unacked.len() >= self.limits.window_max
+                || self.unacked_bytes >= self.limits.window_bytes_max);
+        // An emergency goes out over a full window: it is small, and it may not wait for acknowledgements. Only a
+        // peer that hears and never acknowledges meets the bound.
+        let over_window_max = self.limits.window_max.saturating_add(self.limits.queued_max);
+        if self.unacked.len() < over_window_max
+            && let Some(item) = self.emergency.pop_front()
+        {
+            return Some(self.number(item));
+        }
+        if !window_full && let Some(item) = self.control.pop_front() {
+            return Some(self.number(item));
+        }
+        if let Some(item) = self.telemetry.take() {
+            self.queued_bytes -= item.parcel.bytes();
+            return Some((None, item));
+        }
+        if window_full {
+            return None;
+        }
+        let item = self.bulk.pop_front()?;
+        Some(self.number(item))
+    }
+
+    fn number(&mut self, item: Item) -> (Option<u64>, Item) {
+        let seq = self.next_seq;
+        self.next_seq += 1;
+        self.queued_bytes -= item.parcel.bytes();
+        self.unacked_bytes += item.parcel.bytes();
+        self.unacked.push_back(item.clone());
+        (Some(seq), item)
+    }
+
+    /// Whether anything waits to be sent.
+    pub fn has_queued(&self) -> bool {
+        self.telemetry.is_some()
+            || [&self.emergency, &self.control, &self.bulk]
+                .iter()
+                .any(|q| !q.is_empty())
+    }
+
+    /// The requests among what waits.
+    pub fn queued_requests(&self) -> HashSet<u64> {
+        let queued = [&self.emergency, &self.control, &self.bulk].into_iter().flatten();
+        queued
+            .chain(&self.telemetry)
+            .filter_map(|item| item.request)
+            .collect()
+    }
+
+    /// The highest number that has been sent; 0 before the first.
+    pub fn sent(&self) -> u64 {
+        self.next_seq - 1
+    }
+
+    /// The highest number that has been acknowledged; 0 before the first.
+    pub fn acknowledged(&self) -> u64 {
+        self.sent() - self.unacked.len() as u64
+    }
+
+    /// Forgets what the peer has read, up to `number`. Returns false, and does nothing, if `number` was never sent.
+    #[must_use]
+    pub fn acknowledge(&mut self, number: u64) -> bool {
+        if number > self.sent() {
+            return false;
+        }
+        while self.acknowledged() < number
+            && let Some(item) = self.unacked.pop_front()
+        {
+            self.unacked_bytes -= item.parcel.bytes();
+        }
+        true
+    }
+
+    /// A new link resumes the session: what was sent and never read goes back to the front, oldest first, and will
+    /// be numbered again. Call [`Self::acknowledge`] with the peer's resume point first.
+    pub fn rewind(&mut self) {
+        self.next_seq -= self.unacked.len() as u64;
+        while let Some(item) = self.unacked.pop_back() {
+            self.queued_bytes += item.parcel.bytes();
+            self.note_deadline(item.deadline);
+            match item.lane {
+                Lane::Emergency => self.emergency.push_front(item),
+                Lane::Control | Lane::Telemetry => self.control.push_front(item),
+                Lane::Bulk => self.bulk.push_front(item),
+            }
+        }
+        self.unacked_bytes = 0;
+    }
+
+    /// The peer has restarted: numbering starts anew. What was sent and never acknowledged is handed back, because
+    /// nobody knows whether the old process did it; what was never sent still waits.
+    pub fn reset(&mut self) -> Vec<Item> {
+        self.next_seq = 1;
+        self.unacked_bytes = 0;
+        self.unacked.drain(..).collect()
+    }
+
+    /// Takes out what waited beyond its deadline.
+    pub fn expire(&mut self, now: Instant) -> Vec<Item> {
+        if self.earliest_deadline.is_none_or(|earliest| now < earliest) {
+            return Vec::new();
+        }
+        let late = |item: &Item| item.deadline.is_some_and(|deadline| now >= deadline);
+        let mut expired = Vec::new();
+        self.earliest_deadline = None;
+        for queue in [&mut self.emergency, &mut self.control, &mut self.bulk] {
+            queue.retain(|item| {
+                if late(item) {
+                    expired.push(item.clone());
+                }
+                !late(item)
+            });
+        }
+        expired.extend(self.telemetry.take_if(|item| late(item)));
+        let left = [&self.emergency, &self.control, &self.bulk].into_iter().flatten();
+        self.earliest_deadline = left.chain(&self.telemetry).filter_map(|item| item.deadline).min();
+        self.queued_bytes -= expired.iter().map(|item| item.parcel.bytes()).sum::<usize>();
+        expired
+    }
+
+    /// When [`Self::expire`] may find something.
+    pub fn earliest_deadline(&self) -> Option<Instant> {
+        self.earliest_deadline
+    }
+
+    fn note_deadline(&mut self, deadline: Option<Instant>) {
+        self.earliest_deadline = [self.earliest_deadline, deadline].into_iter().flatten().min();
+    }
+}

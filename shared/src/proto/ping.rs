@@ -1,0 +1,375 @@
+//! The notifier ping: the small UDP datagram by which a station says that it is there.
+//!
+//! A ping can make a node dial; it can never make it trust. Layout of version 1, 119 bytes, numbers big-endian:
+//!
+//! | at | bytes | what |
+//! |---|---|---|
+//! | 0 | 4 | `SWNP` |
+//! | 4 | 1 | version, 1 |
+//! | 5 | 8 | the first bytes of the fleet's fingerprint |
+//! | 13 | 32 | the station's public key |
+//! | 45 | 8 | counter, rising with every ping |
+//! | 53 | 2 | TCP port to dial at the address that the datagram came from |
+//! | 55 | 64 | Ed25519 by the station over a label and the 55 bytes before |
+//!
+//! The counter starts at the station's wall clock in milliseconds, so that it also rises over restarts: at one ping a
+//! second or fewer the clock always wins. [`PingGuard`] drops what is not newer than the last one heard.
+
+use super::id::PublicKey;
+use super::trust::{FINGERPRINT_PREFIX_BYTES, Fingerprint, SIGNATURE_BYTES, SigningKey};
+
+/// Length of a ping, in bytes.
+pub const PING_BYTES: usize = SIGNED_BYTES + SIGNATURE_BYTES;
+/// Most stations whose counters are remembered; the one heard longest ago is forgotten for a new one.
+pub const PING_STATIONS_MAX: usize = 64;
+
+const MAGIC: &[u8; 4] = b"SWNP";
+const VERSION: u8 = 1;
+const LABEL: &[u8] = b"swarm ping v1\0";
+const SIGNED_BYTES: usize = 55;
+
+/// A station is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ping {
+    /// The first bytes of its fleet's fingerprint.
+    pub fleet: [u8; FINGERPRINT_PREFIX_BYTES],
+    /// Its key.
+    pub station: PublicKey,
+    /// Rises with every ping.
+    pub counter: u64,
+    /// Its TCP port; the address is the sender's.
+    pub port: u16,
+}
+
+/// Why a datagram is not heeded. On a shared network all of these are everyday.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum PingError {
+    /// Not the length of a ping.
+    #[error("{0} bytes are no ping: it has {PING_BYTES}")]
+    BadLength(usize),
+    /// Does not begin as a ping.
+    #[error("not a ping")]
+    BadMagic,
+    /// A later version.
+    #[error("ping of version {0}; this program reads version {VERSION}")]
+    OtherVersion(u8),
+    /// Another fleet's station.
+    #[error("ping of another fleet")]
+    OtherFleet,
+    /// Port 0 cannot be dialled.
+    #[error("ping without a port")]
+    NoPort,
+    /// Heard before, or older than what was heard.
+    #[error("ping {counter} is not newer than {heard}: a repeat, or the station's clock went back")]
+    Replayed {
+        /// The ping's counter.
+        counter: u64,
+        /// The highest that was heard from this station.
+        heard: u64,
+    },
+    /// The station did not sign these bytes.
+    #[error("ping with a bad signature")]
+    BadSignature,
+}
+
+impl Ping {
+    /// The datagram, signed by the key whose public half [`Ping::station`] is: any other makes a ping that nobody
+    /// heeds.
+    pub fn encode(&self, key: &SigningKey) -> [u8; PING_BYTES] {
+        let mut bytes = [0; PING_BYTES];
+        bytes[..4].copy_from_slice(MAGIC);
+        bytes[4] = VERSION;
+        bytes[5..13].copy_from_slice(&self.fleet);
+        bytes[13..45].copy_from_slice(&self.station.0);
+        bytes[45..53].copy_from_slice(&self.counter.to_be_bytes());
+        bytes[53..55].copy_from_slice(&self.port.to_be_bytes());
+        let signature = key.sign(&labelled(&bytes[..SIGNED_BYTES]));
+        bytes[SIGNED_BYTES..].copy_from_slice(&signature);
+        bytes
+    }
+
+    /// Reads a datagram and checks its signature; whether it is new is for [`PingGuard`].
+    ///
+    /// # Errors
+    /// [`PingError`]: the first fault found.
+    pub fn decode(bytes: &[u8]) -> Result<Self, PingError> {
+        let ping = Self::read_unverified(bytes)?;
+        ping.check_signature(bytes)?;
+        Ok(ping)
+    }
+
+    fn read_unverified(bytes: &[u8]) -> Result<Self, PingError> {
+        let bytes: &[u8; PING_BYTES] = bytes
+            .try_into()
+            .map_err(|_length| PingError::BadLength(bytes.len()))?;
+        if !bytes.starts_with(MAGIC) {
+            return Err(PingError::BadMagic);
+        }
+        if bytes[4] != VERSION {
+            return Err(PingError::OtherVersion(bytes[4]));
+        }
+        let ping = Self {
+            fleet: field(bytes, 5),
+            station: PublicKey(field(bytes, 13)),
+            counter: u64::from_be_bytes(field(bytes, 45)),
+            port: u16::from_be_bytes(field(bytes, 53)),
+        };
+        if ping.port == 0 {
+            return Err(PingError::NoPort);
+        }
+        Ok(ping)
+    }
+
+    fn check_signature(&self, bytes: &[u8]) -> Result<(), PingError> {
+        let (signed, signature) = bytes
+            .split_at_checked(SIGNED_BYTES)
+            .ok_or(PingError::BadLength(bytes.len()))?;
+        self.station
+            .verify(&labelled(signed), signature)
+            .map_err(|_trust| PingError::BadSignature)
+    }
+}
+
+fn field<const N: usize>(bytes: &[u8; PING_BYTES], at: usize) -> [u8; N] {
+    std::array::from_fn(|n| bytes[at + n])
+}
+
+fn labelled(signed: &[u8]) -> Vec<u8> {
+    [LABEL, signed].concat()
+}
+
+/// Makes a station's pings, each with a higher counter than the one before.
+#[derive(Debug)]
+pub struct PingSender {
+    key: SigningKey,
+    fleet: [u8; FINGERPRINT_PREFIX_BYTES],
+    port: u16,
+    last: u64,
+}
+
+impl PingSender {
+    /// A sender for the station with this key, which listens on `port`. `last` is the highest counter that this
+    /// station has used if it knows one, else 0: it matters where the wall clock may go back.
+    pub fn new(key: SigningKey, fleet: &Fingerprint, port: u16, last: u64) -> Self {
+        Self {
+            key,
+            fleet: fleet.prefix(),
+            port,
+            last,
+        }
+    }
+
+    /// The next datagram.
+    pub fn next(&mut self, now_unix_ms: u64) -> [u8; PING_BYTES] {
+        self.last = now_unix_ms.max(self.last.saturating_add(1));
+        let ping = Ping {
+            fleet: self.fleet,
+            station: self.key.public(),
+            counter: self.last,
+            port: self.port,
+        };
+        ping.encode(&self.key)
+    }
+
+    /// The highest counter used so far.
+    pub fn last(&self) -> u64 {
+        self.last
+    }
+}
+
+/// Hears each ping once. It remembers [`PING_STATIONS_MAX`] stations, and looks at a signature last, for that is what
+/// costs.
+#[derive(Debug, Default)]
+pub struct PingGuard {
+    /// The highest counter of each station, the one heard last at the end.
+    heard: Vec<(PublicKey, u64)>,
+}
+
+impl PingGuard {
+    /// Reads a datagram. `fleet` is ours; without one, as when waiting to be taken in, any fleet's pings are heard.
+    ///
+    /// # Errors
+    /// [`PingError`]: why it is not to be heeded.
+    pub fn accept(&mut self, datagram: &[u8], fleet: Option<&Fingerprint>) -> Result<Ping, PingError> {
+        let ping = Ping::read_unverified(datagram)?;
+        if fleet.is_some_and(|fleet| fleet.prefix() != ping.fleet) {
+            return Err(PingError::OtherFleet);
+        }
+        let known = self
+            .heard
+            .iter()
+            .position(|(station, _)| *station == ping.station);
+        if let Some((_, heard)) = known.map(|at| self.heard[at])
+            && ping.counter <= heard
+        {
+            return Err(PingError::Replayed {
+                counter: ping.counter,
+                heard,
+            });
+        }
+        ping.check_signature(datagram)?;
+        match known {
+            Some(at) => {
+                self.heard.remove(at);
+            }
+            None if self.heard.len() >= PING_STATIONS_MAX => {
+                self.heard.remove(0);
+            }
+            None => {}
+        }
+        self.heard.push((ping.station, ping.counter));
+        Ok(ping)
+    }
+
+    /// Forgets a station's counter: its next ping is heard whatever it counts. For when a link with it came up by
+    /// other means, which proves more than a counter, and its clock may have gone back.
+    pub fn forget(&mut self, station: &PublicKey) {
+        self.heard.retain(|(known, _)| known != station);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::proto::hex;
+
+    fn key(seed: u8) -> SigningKey {
+        SigningKey::from_seed([seed; 32])
+    }
+
+    fn fleet() -> Fingerprint {
+        Fingerprint([0xf1; 32])
+    }
+
+    fn ping(seed: u8, counter: u64) -> Ping {
+        Ping {
+            fleet: fleet().prefix(),
+            station: key(seed).public(),
+            counter,
+            port: 7421,
+        }
+    }
+
+    fn datagram(seed: u8, counter: u64) -> [u8; PING_BYTES] {
+        ping(seed, counter).encode(&key(seed))
+    }
+
+    /// Bytes of a released version never change: if this fails, undo your change, not the test.
+    #[test]
+    fn golden_ping() {
+        let bytes = datagram(1, 1_700_000_000_000);
+        assert_eq!(
+            hex::encode(&bytes),
+            concat!(
+                "53574e5001f1f1f1f1f1f1f1f18a88e3dd7409f195fd52db2d3cba5d72ca6709bf1d94121bf37488",
+                "01b40f6f5c0000018bcfe568001cfdeec2f12428578aa5a9b185b98e98cdd5bd6647a60ad0016b88",
+                "b7eaa26ecf497d98d9790693deef6b0441075105a546d5a9cc12a7f0e9c09eb7b58a4f5d0ca70d"
+            )
+        );
+        assert_eq!(Ping::decode(&bytes), Ok(ping(1, 1_700_000_000_000)));
+    }
+
+    #[test]
+    fn each_fault_has_its_error() {
+        let good = datagram(1, 5);
+        let change = |at: usize, byte: u8| {
+            let mut bytes = good;
+            bytes[at] = byte;
+            Ping::decode(&bytes)
+        };
+        assert_eq!(Ping::decode(&good[1..]), Err(PingError::BadLength(118)));
+        assert_eq!(change(0, b'X'), Err(PingError::BadMagic));
+        assert_eq!(change(4, 2), Err(PingError::OtherVersion(2)));
+        assert_eq!(change(52, 6), Err(PingError::BadSignature));
+        let portless = Ping {
+            port: 0,
+            ..ping(1, 5)
+        };
+        assert_eq!(Ping::decode(&portless.encode(&key(1))), Err(PingError::NoPort));
+        assert_eq!(
+            Ping::decode(&ping(1, 5).encode(&key(2))),
+            Err(PingError::BadSignature)
+        );
+    }
+
+    #[test]
+    fn a_ping_is_heard_once_and_only_in_its_fleet() {
+        let mut guard = PingGuard::default();
+        let other = Fingerprint([2; 32]);
+        assert_eq!(
+            guard.accept(&datagram(1, 5), Some(&other)),
+            Err(PingError::OtherFleet)
+        );
+        assert_eq!(guard.accept(&datagram(1, 5), Some(&fleet())), Ok(ping(1, 5)));
+        for old in [5, 4] {
+            let replayed = PingError::Replayed {
+                counter: old,
+                heard: 5,
+            };
+            assert_eq!(guard.accept(&datagram(1, old), None), Err(replayed));
+        }
+        assert_eq!(guard.accept(&datagram(2, 1), None), Ok(ping(2, 1)));
+        assert_eq!(guard.accept(&datagram(1, 6), None), Ok(ping(1, 6)));
+        guard.forget(&key(1).public());
+        assert_eq!(guard.accept(&datagram(1, 3), None), Ok(ping(1, 3)));
+    }
+
+    #[test]
+    fn a_forged_counter_does_not_silence_a_station() {
+        let mut guard = PingGuard::default();
+        let forged = ping(1, u64::MAX).encode(&key(2));
+        assert_eq!(guard.accept(&forged, None), Err(PingError::BadSignature));
+        assert_eq!(guard.accept(&datagram(1, 1), None), Ok(ping(1, 1)));
+    }
+
+    #[test]
+    fn the_guard_is_bounded_and_keeps_who_was_heard_last() {
+        let mut guard = PingGuard::default();
+        let max = u8::try_from(PING_STATIONS_MAX).expect("small");
+        guard.accept(&datagram(200, 1), None).expect("new");
+        for seed in 0..max - 1 {
+            guard.accept(&datagram(seed, 1), None).expect("new");
+        }
+        guard.accept(&datagram(200, 2), None).expect("newer");
+        guard.accept(&datagram(201, 1), None).expect("new");
+        assert_eq!(guard.heard.len(), PING_STATIONS_MAX);
+        assert!(guard.accept(&datagram(200, 2), None).is_err());
+        assert_eq!(guard.accept(&datagram(0, 1), None), Ok(ping(0, 1)));
+    }
+
+    #[test]
+    fn counters_rise_over_restarts_and_over_clocks_that_go_back() {
+        let mut sender = PingSender::new(key(1), &fleet(), 7421, 0);
+        let counter = |sender: &mut PingSender, now| Ping::decode(&sender.next(now)).map(|ping| ping.counter);
+        assert_eq!(counter(&mut sender, 1_000), Ok(1_000));
+        assert_eq!(counter(&mut sender, 1_000), Ok(1_001));
+        assert_eq!(counter(&mut sender, 10), Ok(1_002));
+        assert_eq!(counter(&mut sender, 5_000), Ok(5_000));
+        let mut restarted = PingSender::new(key(1), &fleet(), 7421, sender.last());
+        assert_eq!(counter(&mut restarted, 20), Ok(5_001));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_without_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            prop_assert!(Ping::decode(&bytes).is_err());
+            prop_assert!(PingGuard::default().accept(&bytes, None).is_err());
+        }
+
+        #[test]
+        fn any_fields_survive(fleet: [u8; FINGERPRINT_PREFIX_BYTES], seed: [u8; 32], counter: u64, port in 1..=u16::MAX) {
+            let key = SigningKey::from_seed(seed);
+            let ping = Ping { fleet, station: key.public(), counter, port };
+            prop_assert_eq!(Ping::decode(&ping.encode(&key)), Ok(ping));
+        }
+
+        #[test]
+        fn one_changed_bit_anywhere_is_refused(at in 0..PING_BYTES, bit in 0_u32..8) {
+            let mut bytes = datagram(1, 5);
+            bytes[at] ^= 1 << bit;
+            prop_assert!(Ping::decode(&bytes).is_err());
+        }
+    }
+}

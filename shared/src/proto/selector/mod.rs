@@ -1,0 +1,386 @@
+//! Which nodes: `drone-*,!drone-07`.
+//!
+//! A selector is a comma-separated list of terms. It selects whatever any term names, less whatever any `!term`
+//! names; the order of terms does not matter. A list of nothing but `!terms` selects all nodes less those.
+//!
+//! | term | selects |
+//! |---|---|
+//! | `all` | every node |
+//! | `drone-07`, `drone-*`, `drone-0[1-5]`, `drone-[01-12,15]` | by name; upper and lower case differ |
+//! | `tag:row` | nodes that have the tag `row` |
+//! | `tag:row=3`, `tag:row=[1-3]` | nodes whose tag `row` matches |
+//! | `id:a1b2-c3` | nodes whose id starts so |
+//! | `!term` | takes away |
+//!
+//! A comma inside `[…]` does not end a term, so a group that a screen shows can be pasted back as a selector.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use super::id::{NodeName, PeerId};
+
+mod glob;
+
+use glob::Glob;
+
+/// Longest selector, in bytes.
+pub const SELECTOR_BYTES_MAX: usize = 64 * 1024;
+
+/// What a selector looks at.
+#[derive(Clone, Copy, Debug)]
+pub struct Target<'a> {
+    /// The node's name.
+    pub name: &'a NodeName,
+    /// The node's id.
+    pub id: &'a PeerId,
+    /// The node's tags.
+    pub tags: &'a BTreeMap<String, String>,
+}
+
+/// Which nodes; see the module's page.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Selector {
+    text: String,
+    wanted: Vec<Term>,
+    unwanted: Vec<Term>,
+}
+
+/// Why a text is not a selector.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{term:?} is not a selector: {rule}")]
+pub struct BadSelector {
+    /// The term at fault.
+    pub term: String,
+    /// What a term has to be.
+    pub rule: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Term {
+    All,
+    Name(Glob),
+    Tag { key: String, value: Option<Glob> },
+    Id(String),
+}
+
+impl Selector {
+    /// Every node.
+    pub fn all() -> Self {
+        Self {
+            text: "all".to_owned(),
+            wanted: vec![Term::All],
+            unwanted: Vec::new(),
+        }
+    }
+
+    /// Parses a selector.
+    ///
+    /// # Errors
+    /// [`BadSelector`], which quotes the term at fault and says the rule.
+    pub fn parse(text: &str) -> Result<Self, BadSelector> {
+        if text.len() > SELECTOR_BYTES_MAX {
+            return Err(bad(
+                text,
+                format!("it is longer than {SELECTOR_BYTES_MAX} bytes; use a glob or a tag"),
+            ));
+        }
+        let mut selector = Self {
+            text: text.trim().to_owned(),
+            wanted: Vec::new(),
+            unwanted: Vec::new(),
+        };
+        for term in split_terms(text) {
+            let term = term.trim();
+            match term.strip_prefix('!') {
+                Some(taken) => selector.unwanted.push(Term::parse(taken.trim_start(), term)?),
+                None => selector.wanted.push(Term::parse(term, term)?),
+            }
+        }
+        if selector.wanted.is_empty() {
+            selector.wanted.push(Term::All);
+        }
+        Ok(selector)
+    }
+
+    /// Splits `SELECTOR:PATH`. The colon of `tag:` and `id:` is part of the selector; a tag's value that holds a
+    /// colon itself is written with `?` in its place.
+    ///
+    /// # Errors
+    /// [`BadSelector`] if there is no such colon, or what stands before it is not a selector.
+    pub fn split_path(text: &str) -> Result<(Self, &str), BadSelector> {
+        let mut term_starts = true;
+        let mut in_brackets = false;
+        let mut at = 0;
+        while let Some(c) = text[at..].chars().next() {
+            let prefix = ["tag:", "id:"]
+                .iter()
+                .find(|prefix| text[at..].starts_with(**prefix));
+            if let (true, Some(prefix)) = (term_starts, prefix) {
+                at += prefix.len();
+                term_starts = false;
+                continue;
+            }
+            match c {
+                '[' => in_brackets = true,
+                ']' => in_brackets = false,
+                ':' if !in_brackets => return Ok((Self::parse(&text[..at])?, &text[at + 1..])),
+                _ => {}
+            }
+            term_starts = (c == ',' && !in_brackets) || (term_starts && (c == '!' || c == ' '));
+            at += c.len_utf8();
+        }
+        Err(bad(
+            text,
+            "write SELECTOR:PATH, such as drone-*:shows/take1.csv".to_owned(),
+        ))
+    }
+
+    /// Whether this node is meant.
+    pub fn matches(&self, target: &Target<'_>) -> bool {
+        let any = |terms: &[Term]| terms.iter().any(|term| term.matches(target));
+        any(&self.wanted) && !any(&self.unwanted)
+    }
+
+    /// The selector as it was written.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+}
+
+impl Term {
+    /// `text` is the term without its `!`; `whole` is what errors quote.
+    fn parse(text: &str, whole: &str) -> Result<Self, BadSelector> {
+        let glob = |pattern: &str| Glob::parse(pattern).map_err(|rule| bad(whole, rule));
+        if text.is_empty() {
+            let rule = "a term is empty; use all, a name, a glob such as drone-*, tag:KEY, tag:KEY=VALUE or id:PREFIX";
+            return Err(bad(whole, rule.to_owned()));
+        }
+        if text == "all" {
+            return Ok(Self::All);
+        }
+        if let Some(tag) = text.strip_prefix("tag:") {
+            let (key, value) = match tag.split_once('=') {
+                Some((key, value)) => (key, Some(glob(value)?)),
+                None => (tag, None),
+            };
+            if key.is_empty() {
+                return Err(bad(
+                    whole,
+                    "tag: needs a key, such as tag:row or tag:row=3".to_owned(),
+                ));
+            }
+            return Ok(Self::Tag {
+                key: key.to_owned(),
+                value,
+            });
+        }
+        if let Some(prefix) = text.strip_prefix("id:") {
+            let digits = prefix.bytes().filter(u8::is_ascii_hexdigit).count();
+            let dashes = prefix.bytes().filter(|b| *b == b'-').count();
+            if digits == 0 || digits > 64 || digits + dashes != prefix.len() {
+                let rule = "id: needs 1 to 64 hexadecimal digits, such as id:a1b2-c3";
+                return Err(bad(whole, rule.to_owned()));
+            }
+            return Ok(Self::Id(prefix.to_owned()));
+        }
+        let name = glob(text)?;
+        if let Some(c) = name.literals().find(|c| !c.is_ascii_alphanumeric() && *c != '-') {
+            return Err(bad(
+                whole,
+                format!("no name holds {c:?}; use names, globs such as drone-*, tag:KEY=VALUE or id:PREFIX"),
+            ));
+        }
+        Ok(Self::Name(name))
+    }
+
+    fn matches(&self, target: &Target<'_>) -> bool {
+        match self {
+            Self::All => true,
+            Self::Name(glob) => glob.matches(target.name.as_str()),
+            Self::Tag { key, value } => target
+                .tags
+                .get(key)
+                .is_some_and(|has| value.as_ref().is_none_or(|glob| glob.matches(has))),
+            Self::Id(prefix) => target.id.has_prefix(prefix),
+        }
+    }
+}
+
+/// Splits at commas outside brackets.
+fn split_terms(text: &str) -> impl Iterator<Item = &str> {
+    let mut in_brackets = false;
+    text.split(move |c| {
+        match c {
+            '[' => in_brackets = true,
+            ']' => in_brackets = false,
+            _ => {}
+        }
+        c == ',' && !in_brackets
+    })
+}
+
+fn bad(term: &str, rule: String) -> BadSelector {
+    BadSelector {
+        term: term.chars().take(80).collect(),
+        rule,
+    }
+}
+
+impl fmt::Display for Selector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.text)
+    }
+}
+
+impl FromStr for Selector {
+    type Err = BadSelector;
+
+    fn from_str(text: &str) -> Result<Self, BadSelector> {
+        Self::parse(text)
+    }
+}
+
+impl TryFrom<String> for Selector {
+    type Error = BadSelector;
+
+    fn try_from(text: String) -> Result<Self, BadSelector> {
+        Self::parse(&text)
+    }
+}
+
+impl From<Selector> for String {
+    fn from(selector: Selector) -> Self {
+        selector.text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::id::PublicKey;
+    use proptest::prelude::*;
+
+    fn selects(selector: &str, name: &str, tags: &[(&str, &str)]) -> bool {
+        let tags = tags
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect();
+        Selector::parse(selector).expect(selector).matches(&Target {
+            name: &NodeName::parse(name).expect(name),
+            id: &PublicKey([7; 32]).id(),
+            tags: &tags,
+        })
+    }
+
+    #[test]
+    fn terms_add_and_take_away_in_any_order() {
+        assert!(selects("all", "drone-07", &[]));
+        assert!(selects("drone-*, lead", "lead", &[]));
+        assert!(!selects("drone-*,!drone-07", "drone-07", &[]));
+        assert!(!selects("!drone-07,drone-*", "drone-07", &[]));
+        assert!(selects("drone-*,!drone-07", "drone-08", &[]));
+        assert!(!selects("Drone-07", "drone-07", &[]));
+        assert!(!selects("all,!all", "drone-07", &[]));
+    }
+
+    #[test]
+    fn only_taking_away_starts_from_all() {
+        assert!(selects("!drone-07", "lead", &[]));
+        assert!(!selects("!drone-07", "drone-07", &[]));
+        assert!(!selects("! tag:row", "lead", &[("row", "3")]));
+    }
+
+    #[test]
+    fn tags_match_by_key_and_by_value() {
+        let tags = [("row", "3"), ("site", "a,b")];
+        assert!(selects("tag:row", "x", &tags));
+        assert!(selects("tag:row=3", "x", &tags));
+        assert!(selects("tag:row=[2-4]", "x", &tags));
+        assert!(!selects("tag:row=", "x", &tags));
+        assert!(!selects("tag:role", "x", &tags));
+        assert!(!selects("tag:row=33", "x", &tags));
+    }
+
+    #[test]
+    fn ids_match_by_prefix() {
+        let id = PublicKey([7; 32]).id();
+        assert!(selects(&format!("id:{}", id.short()), "x", &[]));
+        assert!(selects(
+            &format!("id:{}", &id.to_string()[..2].to_uppercase()),
+            "x",
+            &[]
+        ));
+        assert!(!selects(&format!("!id:{id}"), "x", &[]));
+    }
+
+    #[test]
+    fn a_bad_term_is_quoted_with_its_rule() {
+        for (text, says) in [
+            ("", "a term is empty"),
+            ("drone-1,,x", "a term is empty"),
+            ("!", "a term is empty"),
+            ("drone_1", "no name holds '_'"),
+            ("tags:row", "no name holds ':'"),
+            ("tag:=3", "needs a key"),
+            ("id:", "hexadecimal"),
+            ("id:xyz", "hexadecimal"),
+            ("x,drone-[1", "needs its `]`"),
+        ] {
+            let error = Selector::parse(text).expect_err(text).to_string();
+            assert!(error.contains(says), "{text}: {error}");
+        }
+        let error = Selector::parse("ok,dr one").expect_err("a space").to_string();
+        assert!(error.starts_with("\"dr one\" is not a selector"), "{error}");
+    }
+
+    #[test]
+    fn a_path_follows_the_first_colon_that_no_term_owns() {
+        for (text, selector, path) in [
+            ("all:shows/a.csv", "all", "shows/a.csv"),
+            (
+                "drone-*,!tag:row=3:logs/12:00.txt",
+                "drone-*,!tag:row=3",
+                "logs/12:00.txt",
+            ),
+            ("id:a1b2:x", "id:a1b2", "x"),
+            ("d-[01-03,05]:x", "d-[01-03,05]", "x"),
+            ("a, ! tag:b:x", "a, ! tag:b", "x"),
+        ] {
+            let (found, rest) = Selector::split_path(text).expect(text);
+            assert_eq!((found.as_str(), rest), (selector, path));
+        }
+        for bad in ["all", "tag:x", ":x", "a_b:x"] {
+            Selector::split_path(bad).expect_err(bad);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_panics_and_what_parses_survives_its_own_text(text in "[a-c0-9!,:=*?\\[\\] -]{0,24}") {
+            if let Ok(selector) = Selector::parse(&text) {
+                prop_assert_eq!(&Selector::parse(selector.as_str()).expect("its own text"), &selector);
+                let json = serde_json::to_string(&selector).expect("serialises");
+                prop_assert_eq!(serde_json::from_str::<Selector>(&json).expect("reads back"), selector);
+            }
+            if let Ok((selector, path)) = Selector::split_path(&text) {
+                prop_assert_eq!(selector.as_str(), text[..text.len() - path.len() - 1].trim());
+            }
+        }
+
+        #[test]
+        fn a_list_is_the_union_of_its_terms_less_the_taken(
+            names in proptest::collection::vec("[a-b]{1,2}", 1..4),
+            taken in proptest::collection::vec("[a-b]{1,2}", 0..3),
+            name in "[a-b]{1,2}",
+        ) {
+            let text: Vec<String> =
+                names.iter().cloned().chain(taken.iter().map(|name| format!("!{name}"))).collect();
+            let wanted = names.contains(&name) && !taken.contains(&name);
+            prop_assert_eq!(selects(&text.join(","), &name, &[]), wanted);
+        }
+    }
+}

@@ -1,0 +1,628 @@
+//! What two peers share across links: numbering, acknowledgement, resume, heartbeat, pending requests.
+//!
+//! ```text
+//!            attach                    welcome received
+//! Detached ──────────▶ Greeting ──────────────────────▶ Open
+//!    ▲                    │ Timing::lost_after             │ Timing::lost_after of silence,
+//!    └────────────────────┴────────────────────────────────┘ detach, or an error
+//! ```
+//!
+//! Each side sends a welcome as the first frame of a link: which run of which process it is, and the last number it
+//! has read from the other. The other forgets what was read and sends the rest again, in order. So nothing is lost
+//! and nothing comes twice while both processes live. When the peer has restarted, what was sent and not
+//! acknowledged is settled as [`Settled::Lost`]: nobody knows whether the old process did it.
+//!
+//! A session never asks for the time: every call that may need it brings it.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use super::id::Instance;
+use super::json::JsonError;
+use super::message::{Refused, Welcome};
+use super::outbox::{Busy, Item, Outbox, OutboxLimits};
+use super::parcel::{OutBuffer, Parcel, Trailer};
+use super::wire::{Frame, Header, Kind, Lane, WireError};
+
+/// The session's clocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// A peer that has sent nothing for this long sends a heartbeat.
+    pub heartbeat: Duration,
+    /// A peer that was not heard for this long is called silent.
+    pub silent_after: Duration,
+    /// A peer that was not heard for this long is offline, and its link closes.
+    pub lost_after: Duration,
+    /// How long an acknowledgement may wait for a frame that carries it.
+    pub ack_delay: Duration,
+}
+
+impl Timing {
+    /// Silent after two heartbeats, lost after three.
+    pub const fn from_heartbeat(heartbeat: Duration) -> Self {
+        Self {
+            heartbeat,
+            silent_after: heartbeat.saturating_mul(2),
+            lost_after: heartbeat.saturating_mul(3),
+            ack_delay: Duration::from_millis(25),
+        }
+    }
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self::from_heartbeat(Duration::from_secs(1))
+    }
+}
+
+/// After this many numbered frames an acknowledgement waits no longer.
+const ACK_FRAMES_MAX: u64 = 256;
+/// After this many bytes of content an acknowledgement waits no longer: a quarter of the bulk window.
+const ACK_BYTES_MAX: usize = OutboxLimits::BULK.window_bytes_max / 4;
+/// Most requests of one session that may wait for their replies.
+pub const PENDING_MAX: usize = 16 * 1024;
+
+/// A request's end, or what the application has to know; see [`Session::handle_frame`].
+#[derive(Debug)]
+pub enum Event<T> {
+    /// Both welcomes are through: frames flow.
+    Opened {
+        /// Whether the peer is the same process as before the link.
+        resumed: bool,
+    },
+    /// A frame for the application: each once, in order within its lane.
+    Frame(Box<Frame>),
+    /// A request that waited has ended.
+    Settled(T, Settled),
+    /// Nothing was heard for [`Timing::silent_after`].
+    Silent,
+    /// The silent peer was heard again.
+    Heard,
+}
+
+/// How a request ended.
+#[derive(Debug)]
+pub enum Settled {
+    /// The content of its reply.
+    Reply(bytes::Bytes),
+    /// It was too late to send it.
+    Expired,
+    /// It was sent, and the peer restarted: it may or may not have run.
+    Lost,
+    /// No reply came in time.
+    TimedOut,
+}
+
+/// Why a link has to close. The session survives it and resumes on the next one.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkFault {
+    /// The peer refused us.
+    #[error("refused: {0}")]
+    Refused(Refused),
+    /// A frame that should be JSON of ours is not.
+    #[error("unreadable {kind:?} frame: {why}")]
+    Unreadable {
+        /// Which frame.
+        kind: Kind,
+        /// What is wrong with it.
+        why: JsonError,
+    },
+    /// A frame came before the peer's welcome, or a second welcome.
+    #[error("{0:?} frame out of place")]
+    OutOfPlace(Option<Kind>),
+    /// A number is missing: the link has lost a frame.
+    #[error("frame {got} came where {expected} was due")]
+    Gap {
+        /// The number of the frame.
+        got: u64,
+        /// The number that was due.
+        expected: u64,
+    },
+    /// An acknowledgement of something never sent.
+    #[error("acknowledges frame {ack}, but only {sent} were sent")]
+    AckAhead {
+        /// What is acknowledged.
+        ack: u64,
+        /// What was sent.
+        sent: u64,
+    },
+    /// The peer's process is not the one that said hello.
+    #[error("the welcome is of another process than the hello")]
+    OtherInstance,
+    /// Nothing was heard for too long.
+    #[error("not heard for {} ms", .0.as_millis())]
+    Silence(Duration),
+}
+
+/// A message that was not taken. Nothing was queued.
+#[derive(Debug, thiserror::Error)]
+pub enum SendError {
+    /// The lane is full.
+    #[error(transparent)]
+    Busy(#[from] Busy),
+    /// Too many requests wait for replies.
+    #[error("busy: {PENDING_MAX} requests wait for replies of this peer already")]
+    TooManyPending,
+    /// A request with this number waits already.
+    #[error("request {0} waits already")]
+    Repeated(u64),
+    /// The header is too long.
+    #[error(transparent)]
+    Wire(#[from] WireError),
+}
+
+/// A message to send.
+#[derive(Clone, Debug)]
+pub struct Outgoing {
+    /// The frame, ready to send.
+    pub parcel: Parcel,
+    /// Its lane.
+    pub lane: Lane,
+    /// When it is too late to send it; also the time to live that the peer is told.
+    pub deadline: Option<Instant>,
+}
+
+/// The reply that a request waits for.
+#[derive(Debug)]
+pub struct Expected<T> {
+    /// The number of the request, in its header as [`Header::id`].
+    pub id: u64,
+    /// When to stop waiting.
+    pub until: Instant,
+    /// Handed back with the end.
+    pub token: T,
+}
+
+#[derive(Debug)]
+struct Pending<T> {
+    /// The request's epoch: numbers start anew with each, and a reply of an old one may come late.
+    epoch: Option<u64>,
+    until: Instant,
+    token: T,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Detached,
+    /// Our welcome is sent or about to be; the peer's is awaited.
+    Greeting,
+    Open,
+}
+
+/// See the module. `T` is what the application wants back when a request ends.
+#[derive(Debug)]
+pub struct Session<T> {
+    timing: Timing,
+    instance: Instance,
+    state: State,
+    /// The run of the peer's process that `received` and the unacknowledged frames belong to.
+    peer: Option<Instance>,
+    /// Whether the link at hand is to the same process as the one before.
+    resumed: bool,
+    outbox: Outbox,
+    pending: HashMap<u64, Pending<T>>,
+    /// No pending request ends before this.
+    pending_earliest: Option<Instant>,
+    /// The last number read from the peer.
+    received: u64,
+    unacked_frames: u64,
+    unacked_bytes: usize,
+    ack_due: Option<Instant>,
+    welcome_due: bool,
+    last_heard: Instant,
+    last_sent: Instant,
+    silent: bool,
+    heartbeat: Parcel,
+    ack: Parcel,
+    events: Vec<Event<T>>,
+}
+
+impl<T> Session<T> {
+    /// A session without a link. `instance` is this run of our process; a session that is made anew for the same
+    /// peer needs a new one, because the peer resumes by it.
+    ///
+    /// # Errors
+    /// Never in practice: [`WireError`] if the constant frames did not encode.
+    pub fn new(
+        instance: Instance,
+        timing: Timing,
+        limits: OutboxLimits,
+        now: Instant,
+    ) -> Result<Self, WireError> {
+        let empty = |kind| Parcel::new(&Frame::binary(kind, bytes::Bytes::new()));
+        Ok(Self {
+            timing,
+            instance,
+            state: State::Detached,
+            peer: None,
+            resumed: false,
+            outbox: Outbox::new(limits),
+            pending: HashMap::new(),
+            pending_earliest: None,
+            received: 0,
+            unacked_frames: 0,
+            unacked_bytes: 0,
+            ack_due: None,
+            welcome_due: false,
+            last_heard: now,
+            last_sent: now,
+            silent: false,
+            heartbeat: empty(Kind::Heartbeat)?,
+            ack: empty(Kind::Ack)?,
+            events: Vec::new(),
+        })
+    }
+
+    /// Whether frames flow.
+    pub fn is_open(&self) -> bool {
+        self.state == State::Open
+    }
+
+    /// When the peer was last heard; the session's start before that.
+    pub fn last_heard(&self) -> Instant {
+        self.last_heard
+    }
+
+    /// Whether another message fits the lane now.
+    pub fn has_room(&self, lane: Lane) -> bool {
+        self.outbox.has_room(lane)
+    }
+
+    /// Whether nothing waits to be sent, acknowledged or answered.
+    pub fn is_idle(&self) -> bool {
+        self.pending.is_empty()
+            && self.outbox.acknowledged() == self.outbox.sent()
+            && !self.outbox.has_queued()
+            && self.ack_due.is_none()
+    }
+
+    /// A new link to the peer's process `peer` takes the place of the old one, if there was one. From here on
+    /// nothing that the old link brings may be handed in.
+    pub fn attach(&mut self, peer: Instance, now: Instant) {
+        self.resumed = self.peer == Some(peer);
+        if self.peer.is_some() && !self.resumed {
+            self.forget_peer();
+        }
+        self.peer = Some(peer);
+        self.state = State::Greeting;
+        self.welcome_due = true;
+        self.ack_due = None;
+        self.unacked_frames = 0;
+        self.unacked_bytes = 0;
+        self.last_heard = now;
+        self.last_sent = now;
+        self.silent = false;
+    }
+
+    /// The link is gone. What waits, waits for the next one.
+    pub fn detach(&mut self) {
+        self.state = State::Detached;
+        self.welcome_due = false;
+        self.ack_due = None;
+    }
+
+    /// Queues a message, and waits for its reply if one is expected. It is sent when a link is open.
+    ///
+    /// # Errors
+    /// [`SendError`]; nothing was queued, and the token is dropped.
+    pub fn send(&mut self, message: Outgoing, expected: Option<Expected<T>>) -> Result<(), SendError> {
+        if let Some(expected) = &expected {
+            if self.pending.len() >= PENDING_MAX {
+                return Err(SendError::TooManyPending);
+            }
+            if self.pending.contains_key(&expected.id) {
+                return Err(SendError::Repeated(expected.id));
+            }
+        }
+        let request = expected.as_ref().map(|expected| expected.id);
+        let epoch = message.parcel.epoch();
+        let Outgoing {
+            parcel,
+            lane,
+            deadline,
+        } = message;
+        self.outbox.push(Item {
+            parcel,
+            lane,
+            deadline,
+            request,
+        })?;
+        if let Some(Expected { id, until, token }) = expected {
+            self.pending_earliest = Some(
+                self.pending_earliest
+                    .map_or(until, |earliest| earliest.min(until)),
+            );
+            self.pending.insert(id, Pending { epoch, until, token });
+        }
+        Ok(())
+    }
+
+    /// Writes what is to be sent now, until `room` bytes wait in `to`.
+    ///
+    /// # Errors
+    /// Never in practice: [`WireError`] if the welcome did not encode.
+    pub fn transmit(&mut self, to: &mut OutBuffer, room: usize, now: Instant) -> Result<(), WireError> {
+        let before = to.len();
+        if self.welcome_due
+            && let Some(peer_instance) = self.peer
+        {
+            let welcome = Welcome {
+                instance: self.instance,
+                peer_instance,
+                received: self.received,
+            };
+            to.put(
+                &Parcel::new(&Frame::json(Kind::Welcome, &welcome))?,
+                Trailer::default(),
+            );
+            self.welcome_due = false;
+        }
+        if self.state == State::Open {
+            for item in self.outbox.expire(now) {
+                self.settle_item(&item, Settled::Expired);
+            }
+            while to.len() < room
+                && let Some((seq, item)) = self.outbox.next_to_send()
+            {
+                let ttl = item
+                    .deadline
+                    .map(|deadline| millis(deadline.saturating_duration_since(now)));
+                to.put(
+                    &item.parcel,
+                    Trailer {
+                        seq,
+                        ack: self.take_ack(),
+                        ttl,
+                    },
+                );
+            }
+            if self.ack_due.is_some_and(|due| now >= due) {
+                if to.len() < room {
+                    let ack = self.take_ack();
+                    to.put(
+                        &self.ack,
+                        Trailer {
+                            ack,
+                            ..Trailer::default()
+                        },
+                    );
+                } else {
+                    // Behind what waits it would come no sooner, and a peer that does not read would pile them up.
+                    self.ack_due = Some(now + self.timing.ack_delay);
+                }
+            }
+            if now >= self.last_sent + self.timing.heartbeat {
+                // What still waits in the buffer is as good a sign of life.
+                if to.is_empty() {
+                    let ack = Some(self.received);
+                    to.put(
+                        &self.heartbeat,
+                        Trailer {
+                            ack,
+                            ..Trailer::default()
+                        },
+                    );
+                }
+                self.last_sent = now;
+            }
+        }
+        if to.len() > before {
+            self.last_sent = now;
+        }
+        Ok(())
+    }
+
+    /// Takes a frame that the link brought. What follows from it is in [`Self::next_event`].
+    ///
+    /// # Errors
+    /// [`LinkFault`]: the link has to close; the session is detached and resumes on the next link.
+    pub fn handle_frame(&mut self, frame: Frame, now: Instant) -> Result<(), LinkFault> {
+        self.take_frame(frame, now).inspect_err(|_fault| self.detach())
+    }
+
+    /// Bytes of the peer have come: it lives, even if a large frame takes longer than [`Timing::lost_after`].
+    /// [`Self::handle_frame`] says so itself; call this when a read did not complete a frame.
+    pub fn heard(&mut self, now: Instant) {
+        self.last_heard = now;
+        if self.silent {
+            self.silent = false;
+            self.events.push(Event::Heard);
+        }
+    }
+
+    fn take_frame(&mut self, frame: Frame, now: Instant) -> Result<(), LinkFault> {
+        self.heard(now);
+        match (frame.header.kind, self.state) {
+            (Some(kind @ Kind::Refused), _) => {
+                let why = |why| LinkFault::Unreadable { kind, why };
+                return Err(LinkFault::Refused(frame.read().map_err(why)?));
+            }
+            (Some(Kind::Welcome), State::Greeting) => return self.take_welcome(&frame),
+            (Some(Kind::Hello | Kind::Welcome | Kind::Join | Kind::Joined), _)
+            | (_, State::Detached | State::Greeting) => return Err(LinkFault::OutOfPlace(frame.header.kind)),
+            (_, State::Open) => {}
+        }
+        if let Some(ack) = frame.header.ack {
+            let sent = self.outbox.sent();
+            if !self.outbox.acknowledge(ack) {
+                return Err(LinkFault::AckAhead { ack, sent });
+            }
+        }
+        if let Some(seq) = frame.header.seq {
+            if seq <= self.received {
+                return Ok(());
+            }
+            if seq != self.received + 1 {
+                return Err(LinkFault::Gap {
+                    got: seq,
+                    expected: self.received + 1,
+                });
+            }
+            self.received = seq;
+            self.owe_ack(frame.content.len(), now);
+        }
+        self.pass_on(frame);
+        Ok(())
+    }
+
+    fn take_welcome(&mut self, frame: &Frame) -> Result<(), LinkFault> {
+        let unreadable = |why| LinkFault::Unreadable {
+            kind: Kind::Welcome,
+            why,
+        };
+        let welcome: Welcome = frame.read().map_err(unreadable)?;
+        if Some(welcome.instance) != self.peer {
+            return Err(LinkFault::OtherInstance);
+        }
+        let remembered =
+            welcome.peer_instance == self.instance && welcome.received >= self.outbox.acknowledged();
+        if remembered {
+            let (ack, sent) = (welcome.received, self.outbox.sent());
+            if !self.outbox.acknowledge(ack) {
+                return Err(LinkFault::AckAhead { ack, sent });
+            }
+            self.outbox.rewind();
+        } else {
+            self.forget_peer();
+            self.resumed = false;
+        }
+        self.state = State::Open;
+        self.events.push(Event::Opened {
+            resumed: self.resumed,
+        });
+        Ok(())
+    }
+
+    /// The peer remembers nothing of us: numbering starts anew both ways.
+    fn forget_peer(&mut self) {
+        self.received = 0;
+        for item in self.outbox.reset() {
+            self.settle_item(&item, Settled::Lost);
+        }
+        let queued = self.outbox.queued_requests();
+        // Acknowledged, and not answered: the old process had it.
+        let mut lost: Vec<u64> = self
+            .pending
+            .keys()
+            .copied()
+            .filter(|id| !queued.contains(id))
+            .collect();
+        lost.sort_unstable();
+        for id in lost {
+            self.settle(id, Settled::Lost);
+        }
+    }
+
+    fn owe_ack(&mut self, bytes: usize, now: Instant) {
+        self.unacked_frames += 1;
+        self.unacked_bytes += bytes;
+        if self.unacked_frames >= ACK_FRAMES_MAX || self.unacked_bytes >= ACK_BYTES_MAX {
+            self.ack_due = Some(now);
+        } else if self.ack_due.is_none() {
+            self.ack_due = Some(now + self.timing.ack_delay);
+        }
+    }
+
+    fn take_ack(&mut self) -> Option<u64> {
+        self.ack_due.take()?;
+        self.unacked_frames = 0;
+        self.unacked_bytes = 0;
+        Some(self.received)
+    }
+
+    fn pass_on(&mut self, frame: Frame) {
+        let Header { kind, id, epoch, .. } = frame.header;
+        let answers = |pending: &Pending<T>| epoch.is_none() || epoch == pending.epoch;
+        match (kind, id) {
+            (Some(Kind::Heartbeat | Kind::Ack | Kind::Unknown), _) => {}
+            (Some(Kind::Reply), Some(id)) if self.pending.get(&id).is_some_and(answers) => {
+                self.settle(id, Settled::Reply(frame.content));
+            }
+            _ => self.events.push(Event::Frame(Box::new(frame))),
+        }
+    }
+
+    fn settle_item(&mut self, item: &Item, how: Settled) {
+        if let Some(id) = item.request {
+            self.settle(id, how);
+        }
+    }
+
+    fn settle(&mut self, id: u64, how: Settled) {
+        if let Some(pending) = self.pending.remove(&id) {
+            self.events.push(Event::Settled(pending.token, how));
+        }
+    }
+
+    /// Takes out everything that has happened, oldest first.
+    pub fn take_events(&mut self) -> std::vec::Drain<'_, Event<T>> {
+        self.events.drain(..)
+    }
+
+    /// When [`Self::handle_timeout`] or [`Self::transmit`] has something to do, if nothing else happens.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let lost = self.last_heard + self.timing.lost_after;
+        let silent = self.last_heard + self.timing.silent_after;
+        let alive = match self.state {
+            State::Detached => None,
+            State::Greeting => Some(lost),
+            State::Open => {
+                let beat = self.last_sent + self.timing.heartbeat;
+                Some(beat.min(if self.silent { lost } else { silent }))
+            }
+        };
+        let deadlines = [
+            alive,
+            self.ack_due,
+            self.outbox.earliest_deadline(),
+            self.pending_earliest,
+        ];
+        deadlines.into_iter().flatten().min()
+    }
+
+    /// Does what is due.
+    ///
+    /// # Errors
+    /// [`LinkFault::Silence`]: the peer is offline; the session is detached.
+    pub fn handle_timeout(&mut self, now: Instant) -> Result<(), LinkFault> {
+        for item in self.outbox.expire(now) {
+            self.settle_item(&item, Settled::Expired);
+        }
+        if self.pending_earliest.is_some_and(|earliest| now >= earliest) {
+            let mut late: Vec<u64> = self
+                .pending
+                .iter()
+                .filter(|(_, p)| now >= p.until)
+                .map(|(id, _)| *id)
+                .collect();
+            late.sort_unstable();
+            for id in late {
+                self.settle(id, Settled::TimedOut);
+            }
+            self.pending_earliest = self.pending.values().map(|p| p.until).min();
+        }
+        if self.state == State::Detached {
+            return Ok(());
+        }
+        let quiet = now.saturating_duration_since(self.last_heard);
+        if quiet >= self.timing.lost_after {
+            self.detach();
+            return Err(LinkFault::Silence(quiet));
+        }
+        if quiet >= self.timing.silent_after && !self.silent && self.is_open() {
+            self.silent = true;
+            self.events.push(Event::Silent);
+        }
+        Ok(())
+    }
+
+    /// We were not reading for a while, by our own choice: the peer's silence meanwhile means nothing.
+    pub fn excuse_silence(&mut self, now: Instant) {
+        self.last_heard = now;
+    }
+}
+
+/// Whole milliseconds, rounded up, so that a time to live of less than one is not told as none.
+fn millis(left: Duration) -> u64 {
+    u64::try_from(left.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
+}

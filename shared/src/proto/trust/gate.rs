@@ -1,0 +1,250 @@
+//! The one gate: what a linked peer may ask for, by the role that the fleet root granted it.
+//!
+//! | wish | observer | node | operator | admin |
+//! |---|---|---|---|---|
+//! | link upkeep, fleet state | yes | yes | yes | yes |
+//! | roster, connection for files, reply, chunk, end of a file | | yes | yes | yes |
+//! | command that reads | yes | | yes | yes |
+//! | command that acts | | | yes | yes |
+//! | `execute` | | | | yes, where the node's configuration allows it |
+//! | joining, kinds of later versions | | | | |
+//!
+//! Invariants: every match below names each kind and each role, so that a new one does not compile until somebody
+//! has decided about it; an action that is not known to be harmless acts.
+
+use crate::proto::message::{Arguments, RefusalCode, Refused};
+use crate::proto::wire::Kind;
+
+use super::Role;
+
+/// How far an action reaches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ActionClass {
+    /// Tells something and changes nothing.
+    Read,
+    /// Changes something, in a way that the node's owner has named.
+    Act,
+    /// Runs any program.
+    Execute,
+}
+
+/// What a peer asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Wish {
+    /// A frame of this kind to be heard. [`Kind::Command`] counts as the furthest-reaching command: ask with
+    /// [`Wish::Command`] instead.
+    Frame(Kind),
+    /// An action of this class to be run: see [`classify`].
+    Command(ActionClass),
+}
+
+/// The class of an action. Owner-defined and unknown actions act.
+pub fn classify(action: &str, arguments: &Arguments) -> ActionClass {
+    let Arguments { args, kwargs } = arguments;
+    match action {
+        "execute" => ActionClass::Execute,
+        "ping" | "time" | "telemetry" | "selfcheck" => ActionClass::Read,
+        // `new_id=` renames; other programs also write the new name by position.
+        "id" if args.is_empty() && kwargs.is_empty() => ActionClass::Read,
+        // Without `mode` the configuration is read.
+        "config" if args.is_empty() && !kwargs.contains_key("mode") => ActionClass::Read,
+        _ => ActionClass::Act,
+    }
+}
+
+/// Whether a peer with this role may have its wish. A frame that is not permitted is not acted on; the link stays.
+///
+/// # Errors
+/// [`Refused`] with [`RefusalCode::NotAllowed`]: which role it takes.
+pub fn permit(role: Role, wish: &Wish) -> Result<(), Refused> {
+    let need = match wish {
+        Wish::Frame(kind) => need_for_frame(*kind),
+        Wish::Command(class) => need_for_command(*class),
+    };
+    if need.met_by(role) {
+        return Ok(());
+    }
+    Err(Refused::new(
+        RefusalCode::NotAllowed,
+        format!(
+            "{} may not be asked for by role {role}: {}",
+            wish.name(),
+            need.advice()
+        ),
+    ))
+}
+
+/// Who may have something.
+#[derive(Clone, Copy)]
+enum Need {
+    AnyMember,
+    /// Whoever takes part in the fleet's work.
+    Worker,
+    /// A station of any role.
+    Station,
+    Operator,
+    Admin,
+    Nobody,
+}
+
+impl Need {
+    fn met_by(self, role: Role) -> bool {
+        match (self, role) {
+            (Self::AnyMember, Role::Observer | Role::Node | Role::Operator | Role::Admin)
+            | (Self::Worker, Role::Node | Role::Operator | Role::Admin)
+            | (Self::Station, Role::Observer | Role::Operator | Role::Admin)
+            | (Self::Operator, Role::Operator | Role::Admin)
+            | (Self::Admin, Role::Admin) => true,
+            (Self::Worker, Role::Observer)
+            | (Self::Station, Role::Node)
+            | (Self::Operator, Role::Observer | Role::Node)
+            | (Self::Admin, Role::Observer | Role::Node | Role::Operator)
+            | (Self::Nobody, Role::Observer | Role::Node | Role::Operator | Role::Admin) => false,
+        }
+    }
+
+    fn advice(self) -> &'static str {
+        match self {
+            Self::AnyMember => "it takes a member of the fleet",
+            Self::Worker => "it takes role node, operator or admin",
+            Self::Station => "it takes a station (observer, operator or admin)",
+            Self::Operator => {
+                "it takes role operator or admin; the fleet's admin can invite this key anew as one"
+            }
+            Self::Admin => "it takes role admin; the fleet's admin can invite this key anew as one",
+            Self::Nobody => "it has no place on a link that is up",
+        }
+    }
+}
+
+fn need_for_frame(kind: Kind) -> Need {
+    match kind {
+        // The root signed it, so it does not matter who brings it: bad news travels over every link.
+        Kind::FleetState => Need::AnyMember,
+        Kind::Hello | Kind::Welcome | Kind::Refused | Kind::Heartbeat | Kind::Ack => Need::AnyMember,
+        Kind::Roster | Kind::OpenBulk | Kind::Reply | Kind::Chunk | Kind::ChunkEnd => Need::Worker,
+        Kind::Command => need_for_command(ActionClass::Execute),
+        Kind::Join | Kind::Joined | Kind::Unknown => Need::Nobody,
+    }
+}
+
+fn need_for_command(class: ActionClass) -> Need {
+    match class {
+        ActionClass::Read => Need::Station,
+        ActionClass::Act => Need::Operator,
+        ActionClass::Execute => Need::Admin,
+    }
+}
+
+impl Wish {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Command(ActionClass::Read) => "a command that reads",
+            Self::Command(ActionClass::Act) => "a command that changes something",
+            Self::Command(ActionClass::Execute) | Self::Frame(Kind::Command) => "running a program",
+            Self::Frame(Kind::Hello | Kind::Welcome | Kind::Refused | Kind::Heartbeat | Kind::Ack) => {
+                "the upkeep of a link"
+            }
+            Self::Frame(Kind::FleetState) => "a fleet state",
+            Self::Frame(Kind::Roster) => "a roster",
+            Self::Frame(Kind::OpenBulk) => "a connection for files",
+            Self::Frame(Kind::Reply) => "a reply",
+            Self::Frame(Kind::Chunk | Kind::ChunkEnd) => "a part of a file",
+            Self::Frame(Kind::Join | Kind::Joined) => "joining",
+            Self::Frame(Kind::Unknown) => "a kind of frame that this version does not know",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    const ROLES: [Role; 4] = [Role::Observer, Role::Node, Role::Operator, Role::Admin];
+
+    fn allowed(wish: Wish) -> Vec<Role> {
+        ROLES
+            .into_iter()
+            .filter(|role| permit(*role, &wish).is_ok())
+            .collect()
+    }
+
+    fn class(action: &str, args: Value, kwargs: Value) -> ActionClass {
+        let arguments = serde_json::from_value(json!({"args": args, "kwargs": kwargs})).expect("arguments");
+        classify(action, &arguments)
+    }
+
+    #[test]
+    fn the_whole_table() {
+        use Role::{Admin, Node, Observer, Operator};
+        for kind in [
+            Kind::Hello,
+            Kind::Welcome,
+            Kind::Refused,
+            Kind::Heartbeat,
+            Kind::Ack,
+            Kind::FleetState,
+        ] {
+            assert_eq!(allowed(Wish::Frame(kind)), ROLES, "{kind:?}");
+        }
+        for kind in [
+            Kind::Roster,
+            Kind::OpenBulk,
+            Kind::Reply,
+            Kind::Chunk,
+            Kind::ChunkEnd,
+        ] {
+            assert_eq!(allowed(Wish::Frame(kind)), [Node, Operator, Admin], "{kind:?}");
+        }
+        for kind in [Kind::Join, Kind::Joined, Kind::Unknown] {
+            assert_eq!(allowed(Wish::Frame(kind)), [], "{kind:?}");
+        }
+        assert_eq!(
+            allowed(Wish::Command(ActionClass::Read)),
+            [Observer, Operator, Admin]
+        );
+        assert_eq!(allowed(Wish::Command(ActionClass::Act)), [Operator, Admin]);
+        assert_eq!(allowed(Wish::Command(ActionClass::Execute)), [Admin]);
+        assert_eq!(allowed(Wish::Frame(Kind::Command)), [Admin]);
+    }
+
+    #[test]
+    fn actions_fall_into_classes() {
+        for action in ["ping", "id", "time", "telemetry", "selfcheck", "config"] {
+            assert_eq!(class(action, json!([]), json!({})), ActionClass::Read, "{action}");
+        }
+        for action in ["reboot", "takeoff", "filetransfer", "notify", "log", "PING", ""] {
+            assert_eq!(class(action, json!([]), json!({})), ActionClass::Act, "{action}");
+        }
+        assert_eq!(class("id", json!([]), json!({"new_id": "x"})), ActionClass::Act);
+        assert_eq!(class("id", json!(["x"]), json!({})), ActionClass::Act);
+        for mode in ["modify", "rewrite"] {
+            assert_eq!(
+                class("config", json!([]), json!({"mode": mode})),
+                ActionClass::Act
+            );
+        }
+        assert_eq!(
+            class("config", json!([{}, "rewrite"]), json!({})),
+            ActionClass::Act
+        );
+        assert_eq!(
+            class("config", json!([]), json!({"send_configspec": true})),
+            ActionClass::Read
+        );
+        assert_eq!(class("execute", json!([]), json!({})), ActionClass::Execute);
+    }
+
+    #[test]
+    fn a_refusal_says_what_it_takes() {
+        let refused = permit(Role::Observer, &Wish::Command(ActionClass::Act)).expect_err("refused");
+        assert_eq!(refused.code, RefusalCode::NotAllowed);
+        assert_eq!(
+            refused.reason,
+            "a command that changes something may not be asked for by role observer: it takes role operator or \
+             admin; the fleet's admin can invite this key anew as one"
+        );
+    }
+}

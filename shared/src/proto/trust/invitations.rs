@@ -1,0 +1,272 @@
+//! The invitations that a station has given out, and what handing one in gives.
+//!
+//! An invitation is `open` until its last use or its hour, whichever comes first; then it is kept for a while, so that
+//! a late joiner hears `used up` or `expired` and not `wrong code`.
+//!
+//! Time is the station's wall clock, in milliseconds since 1970: an invitation outlives a restart of the station, which
+//! no monotonic clock does, and only the machine that issued it reads its hour. If somebody moves that clock, its
+//! open invitations end sooner or later by as much; uses and the 128-bit secret do not depend on it.
+
+use serde::{Deserialize, Serialize};
+
+use super::Role;
+use super::invite::{self, InviteSecret, Side};
+use crate::proto::hex;
+use crate::proto::id::PublicKey;
+use crate::proto::message::{JoinProof, RefusalCode, Refused};
+
+/// Most invitations that are remembered, open or not.
+pub const INVITATIONS_MAX: usize = 64;
+/// Most uses of one invitation: the keys that used it are remembered.
+pub const INVITATION_USES_MAX: u32 = 1_000;
+
+/// One invitation as its issuer keeps it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Issued {
+    /// Names the code without giving it away.
+    #[serde(with = "hex")]
+    pub code: [u8; 8],
+    /// What it gives.
+    pub role: Role,
+    /// How often it can still be used.
+    pub uses_left: u32,
+    /// When it ends, by the issuer's wall clock, in milliseconds since 1970.
+    pub expires_unix_ms: u64,
+    /// Whom it has let in.
+    pub redeemed_by: Vec<PublicKey>,
+    secret: InviteSecret,
+}
+
+/// Why no invitation could be issued.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum InviteError {
+    /// The list is full of open ones.
+    #[error("{INVITATIONS_MAX} invitations are open: wait until one is used or expires")]
+    TooManyOpen,
+    /// The number of uses makes no sense.
+    #[error("{0} uses: an invitation has 1 to {INVITATION_USES_MAX}")]
+    BadUses(u32),
+}
+
+/// A good code was handed in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Admission {
+    /// The role that the joiner's grant is to have.
+    pub role: Role,
+    /// The inviter's own proof, to send back.
+    pub proof: JoinProof,
+}
+
+/// All invitations of one station, oldest first. Store it after every change, before anybody hears of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Invitations {
+    list: Vec<Issued>,
+}
+
+impl Invitations {
+    /// Takes up a new invitation with this freshly drawn secret. Forgets the oldest ended one if the list is full.
+    ///
+    /// # Errors
+    /// [`InviteError`]; nothing has changed.
+    pub fn issue(
+        &mut self,
+        secret: InviteSecret,
+        role: Role,
+        uses: u32,
+        now_unix_ms: u64,
+        valid_ms: u64,
+    ) -> Result<(), InviteError> {
+        if !(1..=INVITATION_USES_MAX).contains(&uses) {
+            return Err(InviteError::BadUses(uses));
+        }
+        if self.list.len() >= INVITATIONS_MAX {
+            let ended = self.list.iter().position(|issued| !issued.is_open(now_unix_ms));
+            self.list.remove(ended.ok_or(InviteError::TooManyOpen)?);
+        }
+        self.list.push(Issued {
+            code: secret.code_id(),
+            role,
+            uses_left: uses,
+            expires_unix_ms: now_unix_ms.saturating_add(valid_ms),
+            redeemed_by: Vec::new(),
+            secret,
+        });
+        Ok(())
+    }
+
+    /// All that are remembered, oldest first.
+    pub fn list(&self) -> &[Issued] {
+        &self.list
+    }
+
+    /// Hands in a code: checks the proof and takes one use. The same key again takes none and is let in again, for
+    /// it may have lost the answer; that it is not revoked is for the fleet root to see.
+    ///
+    /// # Errors
+    /// [`Refused`] with [`RefusalCode::BadCode`]: wrong, expired or used up.
+    pub fn redeem(
+        &mut self,
+        proof: &JoinProof,
+        exporter: &[u8],
+        now_unix_ms: u64,
+        joiner: &PublicKey,
+    ) -> Result<Admission, Refused> {
+        let refuse = |reason: &str| Err(Refused::new(RefusalCode::BadCode, reason));
+        let known = self.list.iter_mut().find(|issued| {
+            issued.code == proof.code && invite::check(&issued.secret, Side::Joiner, exporter, proof)
+        });
+        let Some(issued) = known else {
+            return refuse(
+                "wrong code: this station did not give it out, or no longer knows it; type \
+                 `ground-station fleet invite` for a new one",
+            );
+        };
+        if now_unix_ms >= issued.expires_unix_ms {
+            return refuse(
+                "the code has expired; type `ground-station fleet invite` on its station for a new one",
+            );
+        }
+        if !issued.redeemed_by.contains(joiner) {
+            if issued.uses_left == 0 {
+                return refuse(
+                    "the code is used up; type `ground-station fleet invite` on its station for a new one",
+                );
+            }
+            issued.uses_left -= 1;
+            issued.redeemed_by.push(*joiner);
+        }
+        Ok(Admission {
+            role: issued.role,
+            proof: invite::prove(&issued.secret, Side::Inviter, exporter),
+        })
+    }
+}
+
+impl Issued {
+    /// Whether another key can still use it.
+    pub fn is_open(&self, now_unix_ms: u64) -> bool {
+        self.uses_left > 0 && now_unix_ms < self.expires_unix_ms
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: u64 = 1_700_000_000_000;
+    const QUARTER: u64 = 15 * 60 * 1000;
+    const EXPORTER: &[u8] = &[7; 32];
+
+    fn secret(n: usize) -> InviteSecret {
+        InviteSecret::new(u128::try_from(n).expect("small").to_be_bytes())
+    }
+
+    fn issued(uses: u32) -> Invitations {
+        let mut invitations = Invitations::default();
+        invitations
+            .issue(secret(1), Role::Node, uses, NOW, QUARTER)
+            .expect("room");
+        invitations
+    }
+
+    fn hand_in(invitations: &mut Invitations, n: usize, now: u64, joiner: u8) -> Result<Role, String> {
+        let proof = invite::prove(&secret(n), Side::Joiner, EXPORTER);
+        let answer = invitations.redeem(&proof, EXPORTER, now, &PublicKey([joiner; 32]));
+        answer
+            .map(|admission| admission.role)
+            .map_err(|refused| refused.reason)
+    }
+
+    #[test]
+    fn the_inviter_proves_itself_too() {
+        let proof = invite::prove(&secret(1), Side::Joiner, EXPORTER);
+        let admission = issued(1)
+            .redeem(&proof, EXPORTER, NOW, &PublicKey([8; 32]))
+            .expect("good");
+        assert!(invite::check(
+            &secret(1),
+            Side::Inviter,
+            EXPORTER,
+            &admission.proof
+        ));
+        let refused = issued(1)
+            .redeem(&proof, b"another", NOW, &PublicKey([8; 32]))
+            .expect_err("bad");
+        assert_eq!(refused.code, RefusalCode::BadCode);
+    }
+
+    #[test]
+    fn a_single_use_code_lets_one_key_in_however_often_it_asks() {
+        let mut invitations = issued(1);
+        assert_eq!(hand_in(&mut invitations, 1, NOW, 8), Ok(Role::Node));
+        assert_eq!(hand_in(&mut invitations, 1, NOW, 8), Ok(Role::Node));
+        let used = hand_in(&mut invitations, 1, NOW, 9).expect_err("used");
+        assert!(used.contains("used up"), "{used}");
+        assert_eq!(invitations.list()[0].redeemed_by, [PublicKey([8; 32])]);
+    }
+
+    #[test]
+    fn a_code_for_many_counts_keys() {
+        let mut invitations = issued(3);
+        for joiner in [1, 2, 2, 1, 3] {
+            assert_eq!(hand_in(&mut invitations, 1, NOW, joiner), Ok(Role::Node));
+        }
+        assert!(hand_in(&mut invitations, 1, NOW, 4).is_err());
+    }
+
+    #[test]
+    fn wrong_and_expired_are_told_apart() {
+        let mut invitations = issued(1);
+        let wrong = hand_in(&mut invitations, 2, NOW, 8).expect_err("wrong");
+        assert!(wrong.contains("wrong code"), "{wrong}");
+        let late = hand_in(&mut invitations, 1, NOW + QUARTER, 8).expect_err("late");
+        assert!(late.contains("expired"), "{late}");
+        assert_eq!(hand_in(&mut invitations, 1, NOW + QUARTER - 1, 8), Ok(Role::Node));
+    }
+
+    #[test]
+    fn a_proof_from_another_connection_takes_no_use() {
+        let mut invitations = issued(1);
+        let overheard = invite::prove(&secret(1), Side::Joiner, b"another connection");
+        let refused = invitations.redeem(&overheard, EXPORTER, NOW, &PublicKey([8; 32]));
+        assert!(refused.is_err());
+        assert_eq!(invitations, issued(1));
+    }
+
+    #[test]
+    fn the_list_is_bounded_and_forgets_ended_ones_first() {
+        let mut invitations = Invitations::default();
+        for n in 0..INVITATIONS_MAX {
+            invitations
+                .issue(secret(n), Role::Node, 1, NOW, QUARTER)
+                .expect("room");
+        }
+        let one_more =
+            |invitations: &mut Invitations| invitations.issue(secret(99), Role::Node, 1, NOW, QUARTER);
+        assert_eq!(one_more(&mut invitations), Err(InviteError::TooManyOpen));
+        assert_eq!(hand_in(&mut invitations, 5, NOW, 8), Ok(Role::Node));
+        assert_eq!(one_more(&mut invitations), Ok(()));
+        assert_eq!(invitations.list().len(), INVITATIONS_MAX);
+        assert!(hand_in(&mut invitations, 5, NOW, 8).is_err());
+        assert_eq!(hand_in(&mut invitations, 99, NOW, 8), Ok(Role::Node));
+    }
+
+    #[test]
+    fn uses_have_bounds() {
+        for uses in [0, INVITATION_USES_MAX + 1] {
+            let refused = Invitations::default().issue(secret(1), Role::Node, uses, NOW, QUARTER);
+            assert_eq!(refused, Err(InviteError::BadUses(uses)));
+        }
+    }
+
+    #[test]
+    fn the_list_survives_a_restart() {
+        let mut invitations = issued(2);
+        hand_in(&mut invitations, 1, NOW, 8).expect("good");
+        let stored = serde_json::to_string(&invitations).expect("JSON");
+        let mut back: Invitations = serde_json::from_str(&stored).expect("our own JSON");
+        assert_eq!(back, invitations);
+        assert_eq!(hand_in(&mut back, 1, NOW, 9), Ok(Role::Node));
+    }
+}

@@ -1,0 +1,338 @@
+//! Invitation codes: what they hold, how they look, and how each side proves that it knows one.
+//!
+//! A code is `SWARM1-` and groups of five letters and digits (Crockford's base 32: no I, L, O or U, and any case,
+//! spaces and dashes are read). It holds, in this order:
+//!
+//! | bytes | what |
+//! |---|---|
+//! | 32 | the fleet's fingerprint |
+//! | 16 | the secret |
+//! | 1 | number of addresses, at most 4 |
+//! | 7 or 19 each | `4` or `6`, the IP address, the port (big-endian) |
+//! | 4 | the first bytes of the SHA-256 of all that: tells a slip of the pen from a wrong code |
+//!
+//! Each side proves the secret by an HMAC over the TLS exporter, so a proof is worth nothing on any other connection,
+//! and over a label for its side, so that it cannot be handed back to whom it came from.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::str::FromStr;
+
+use ring::{digest, hmac};
+use serde::{Deserialize, Serialize};
+
+use super::Fingerprint;
+use crate::proto::hex;
+use crate::proto::message::JoinProof;
+
+/// Length of an invitation's secret, in bytes.
+pub const SECRET_BYTES: usize = 16;
+/// Most addresses that a code holds.
+pub const CODE_ADDRESSES_MAX: usize = 4;
+/// Longest text that is read as a code, in bytes: the longest code with every group on its own line fits.
+pub const CODE_TEXT_BYTES_MAX: usize = 512;
+
+const PREFIX: &str = "SWARM";
+const VERSION: char = '1';
+const GROUP_CHARS: usize = 5;
+const CHECKSUM_BYTES: usize = 4;
+const ALPHABET: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
+const IP_V4: u8 = 4;
+const IP_V6: u8 = 6;
+
+/// What makes an invitation one: 128 bits that nobody can guess. `Debug` does not show it.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct InviteSecret(#[serde(with = "hex")] [u8; SECRET_BYTES]);
+
+impl InviteSecret {
+    /// A secret of these bytes, which have to be drawn at random.
+    pub fn new(bytes: [u8; SECRET_BYTES]) -> Self {
+        Self(bytes)
+    }
+
+    /// Names the secret and gives nothing away: the first bytes of its SHA-256.
+    pub fn code_id(&self) -> [u8; 8] {
+        first_of_sha256(&self.0)
+    }
+}
+
+impl fmt::Debug for InviteSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "InviteSecret(code {})", hex::encode(&self.code_id()))
+    }
+}
+
+/// Which end of the connection proves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// Who hands the code in.
+    Joiner,
+    /// Who gave it out.
+    Inviter,
+}
+
+/// Proves knowledge of `secret` on the connection with this TLS exporter.
+pub fn prove(secret: &InviteSecret, side: Side, exporter: &[u8]) -> JoinProof {
+    let tag = hmac::sign(&hmac_key(secret), &proven_bytes(side, exporter));
+    let mut mac = [0; 32];
+    mac.copy_from_slice(tag.as_ref());
+    JoinProof {
+        code: secret.code_id(),
+        mac,
+    }
+}
+
+/// Whether `proof` was made by `side` with `secret` on this connection. Takes the same time for every wrong proof.
+#[must_use]
+pub fn check(secret: &InviteSecret, side: Side, exporter: &[u8], proof: &JoinProof) -> bool {
+    hmac::verify(&hmac_key(secret), &proven_bytes(side, exporter), &proof.mac).is_ok()
+}
+
+fn hmac_key(secret: &InviteSecret) -> hmac::Key {
+    hmac::Key::new(hmac::HMAC_SHA256, &secret.0)
+}
+
+fn proven_bytes(side: Side, exporter: &[u8]) -> Vec<u8> {
+    let label: &[u8] = match side {
+        Side::Joiner => b"swarm join v1 joiner\0",
+        Side::Inviter => b"swarm join v1 inviter\0",
+    };
+    [label, exporter].concat()
+}
+
+/// What an invitation code says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Invitation {
+    fingerprint: Fingerprint,
+    secret: InviteSecret,
+    addresses: Vec<SocketAddr>,
+}
+
+impl Invitation {
+    /// An invitation into a fleet. Of the addresses, where the inviter can be dialled, it keeps the first
+    /// [`CODE_ADDRESSES_MAX`] that mean something to another machine: not the link-local ones of IPv6, which need
+    /// the name of an interface there.
+    pub fn new(
+        fingerprint: Fingerprint,
+        secret: InviteSecret,
+        addresses: impl IntoIterator<Item = SocketAddr>,
+    ) -> Self {
+        let addresses = addresses
+            .into_iter()
+            .filter(|address| match address.ip() {
+                IpAddr::V4(_) => true,
+                IpAddr::V6(ip) => !ip.is_unicast_link_local(),
+            })
+            .map(|address| SocketAddr::new(address.ip(), address.port()))
+            .take(CODE_ADDRESSES_MAX)
+            .collect();
+        Self {
+            fingerprint,
+            secret,
+            addresses,
+        }
+    }
+
+    /// The fleet that it invites into: whoever answers has to show the root key of this fingerprint.
+    pub fn fingerprint(&self) -> &Fingerprint {
+        &self.fingerprint
+    }
+
+    /// What both sides prove.
+    pub fn secret(&self) -> &InviteSecret {
+        &self.secret
+    }
+
+    /// Where to try first; may be empty.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = [self.fingerprint.0.as_slice(), &self.secret.0].concat();
+        bytes.push(u8::try_from(self.addresses.len()).unwrap_or(0));
+        for address in &self.addresses {
+            match address.ip() {
+                IpAddr::V4(ip) => {
+                    bytes.push(IP_V4);
+                    bytes.extend(ip.octets());
+                }
+                IpAddr::V6(ip) => {
+                    bytes.push(IP_V6);
+                    bytes.extend(ip.octets());
+                }
+            }
+            bytes.extend(address.port().to_be_bytes());
+        }
+        bytes
+    }
+
+    /// `None` if the bytes are too few, too many or not of this form.
+    fn from_bytes(mut bytes: &[u8]) -> Option<Self> {
+        let fingerprint = Fingerprint(take(&mut bytes)?);
+        let secret = InviteSecret(take(&mut bytes)?);
+        let [count] = take(&mut bytes)?;
+        if usize::from(count) > CODE_ADDRESSES_MAX {
+            return None;
+        }
+        let mut addresses = Vec::new();
+        for _ in 0..count {
+            let ip: IpAddr = match take(&mut bytes)? {
+                [IP_V4] => Ipv4Addr::from(take::<4>(&mut bytes)?).into(),
+                [IP_V6] => Ipv6Addr::from(take::<16>(&mut bytes)?).into(),
+                [_] => return None,
+            };
+            addresses.push(SocketAddr::new(ip, u16::from_be_bytes(take(&mut bytes)?)));
+        }
+        bytes
+            .is_empty()
+            .then(|| Self::new(fingerprint, secret, addresses))
+    }
+}
+
+fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
+    let (taken, rest) = bytes.split_first_chunk()?;
+    *bytes = rest;
+    Some(*taken)
+}
+
+fn first_of_sha256<const N: usize>(bytes: &[u8]) -> [u8; N] {
+    let mut first = [0; N];
+    first.copy_from_slice(&digest::digest(&digest::SHA256, bytes).as_ref()[..N]);
+    first
+}
+
+/// The code as people copy it.
+impl fmt::Display for Invitation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut bytes = self.to_bytes();
+        bytes.extend(first_of_sha256::<CHECKSUM_BYTES>(&bytes));
+        write!(f, "{PREFIX}{VERSION}")?;
+        for (at, digit) in to_base32(&bytes).chars().enumerate() {
+            if at % GROUP_CHARS == 0 {
+                f.write_str("-")?;
+            }
+            write!(f, "{digit}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Why a text is not an invitation code. None of them repeats the text: it may hold a good secret.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CodeError {
+    /// It is far too long.
+    #[error("an invitation code has at most {CODE_TEXT_BYTES_MAX} characters; copy the code alone")]
+    TooLong,
+    /// It does not begin as codes do.
+    #[error("an invitation code begins with SWARM1-; copy all of what `ground-station fleet invite` prints")]
+    NotACode,
+    /// It is of another version.
+    #[error("this is a code of version {0}, and this program reads version 1: update it")]
+    OtherVersion(char),
+    /// A character that no code holds.
+    #[error(
+        "{found:?}, digit {position} after SWARM1-, is in no invitation code: check it against the original"
+    )]
+    BadCharacter {
+        /// The character.
+        found: char,
+        /// Which one after the prefix, from 1, dashes and spaces not counted.
+        position: usize,
+    },
+    /// Characters are missing, doubled, swapped or wrong.
+    #[error("the code has a slip in it, or a part is missing: check it against the original")]
+    Mistyped,
+    /// It was copied well and says nothing that this version understands.
+    #[error("the code was copied well, but its content is not understood: update this program")]
+    Malformed,
+}
+
+impl FromStr for Invitation {
+    type Err = CodeError;
+
+    fn from_str(text: &str) -> Result<Self, CodeError> {
+        if text.len() > CODE_TEXT_BYTES_MAX {
+            return Err(CodeError::TooLong);
+        }
+        let mut digits = text.chars().filter(|c| !is_filler(*c)).map(canonical);
+        if !PREFIX.chars().all(|c| digits.next() == Some(c)) {
+            return Err(CodeError::NotACode);
+        }
+        match digits.next() {
+            Some(VERSION) => {}
+            Some(other) if other.is_ascii_digit() => return Err(CodeError::OtherVersion(other)),
+            Some(_) | None => return Err(CodeError::NotACode),
+        }
+        let bytes = from_base32(digits)?;
+        let (body, checksum) = bytes
+            .split_last_chunk::<CHECKSUM_BYTES>()
+            .ok_or(CodeError::Mistyped)?;
+        if first_of_sha256(body) != *checksum {
+            return Err(CodeError::Mistyped);
+        }
+        Self::from_bytes(body).ok_or(CodeError::Malformed)
+    }
+}
+
+/// What stands between digits: white space and every dash that a program may have made of ours.
+fn is_filler(c: char) -> bool {
+    c.is_whitespace() || matches!(c, '-' | '\u{2010}'..='\u{2015}' | '\u{2212}')
+}
+
+/// The digit that is meant: capitals, and what is easily taken for 0 and 1.
+fn canonical(c: char) -> char {
+    match c.to_ascii_uppercase() {
+        'O' => '0',
+        'I' | 'L' => '1',
+        other => other,
+    }
+}
+
+fn to_base32(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len() * 8 / 5 + 1);
+    for group in bytes.chunks(5) {
+        let mut padded = [0; 8];
+        padded[3..3 + group.len()].copy_from_slice(group);
+        let bits = u64::from_be_bytes(padded);
+        for digit in 0..(group.len() * 8).div_ceil(5) {
+            let index = (bits >> (35 - 5 * digit)) & 31;
+            text.extend(usize::try_from(index).map(|index| char::from(ALPHABET[index])));
+        }
+    }
+    text
+}
+
+fn from_base32(digits: impl Iterator<Item = char>) -> Result<Vec<u8>, CodeError> {
+    let mut bytes = Vec::new();
+    let mut bits = 0_u16;
+    let mut held = 0;
+    for (at, found) in digits.enumerate() {
+        let value = ALPHABET
+            .iter()
+            .position(|c| char::from(*c) == found)
+            .and_then(|value| u16::try_from(value).ok())
+            .ok_or(CodeError::BadCharacter {
+                found,
+                position: at + 1,
+            })?;
+        bits = (bits << 5) | value;
+        held += 5;
+        if held >= 8 {
+            held -= 8;
+            let [_, byte] = (bits >> held).to_be_bytes();
+            bytes.push(byte);
+            bits &= (1 << held) - 1;
+        }
+    }
+    // What is left pads the last byte: fewer than one digit, and zero.
+    if held >= 5 || bits != 0 {
+        return Err(CodeError::Mistyped);
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+#[path = "invite_tests.rs"]
+mod tests;

@@ -1,0 +1,339 @@
+//! A peer's own place in its fleet, and its judgement of others.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Fingerprint, FleetState, Grant, Role, Signed, TrustError};
+use crate::proto::id::PublicKey;
+use crate::proto::message::{RefusalCode, Refused};
+
+/// The fleet that a peer belongs to: the root it trusts, its own grant, and the newest fleet state.
+///
+/// It exists only verified: reading one from a file checks every signature again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Stored", into = "Stored")]
+pub struct Membership {
+    root: PublicKey,
+    signed_grant: Signed<Grant>,
+    signed_state: Signed<FleetState>,
+    grant: Grant,
+    state: FleetState,
+}
+
+/// A membership as files hold it.
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    root: PublicKey,
+    grant: Signed<Grant>,
+    fleet_state: Signed<FleetState>,
+}
+
+impl TryFrom<Stored> for Membership {
+    type Error = TrustError;
+
+    fn try_from(stored: Stored) -> Result<Self, TrustError> {
+        Self::verified(stored.root, stored.grant, stored.fleet_state)
+    }
+}
+
+impl From<Membership> for Stored {
+    fn from(membership: Membership) -> Self {
+        Self {
+            root: membership.root,
+            grant: membership.signed_grant,
+            fleet_state: membership.signed_state,
+        }
+    }
+}
+
+impl Membership {
+    /// The membership of the peer that holds `own`, from what it was handed when it joined.
+    ///
+    /// # Errors
+    /// [`TrustError`] if the root did not sign it all, or the grant is for another key.
+    pub fn new(
+        root: PublicKey,
+        own: &PublicKey,
+        grant: Signed<Grant>,
+        fleet_state: Signed<FleetState>,
+    ) -> Result<Self, TrustError> {
+        let membership = Self::verified(root, grant, fleet_state)?;
+        membership.check_own(own)?;
+        Ok(membership)
+    }
+
+    fn verified(
+        root: PublicKey,
+        signed_grant: Signed<Grant>,
+        signed_state: Signed<FleetState>,
+    ) -> Result<Self, TrustError> {
+        Ok(Self {
+            grant: signed_grant.verify(&root)?,
+            state: signed_state.verify(&root)?,
+            root,
+            signed_grant,
+            signed_state,
+        })
+    }
+
+    /// Whether this is the membership of the peer that holds `own`: after reading it from a file.
+    ///
+    /// # Errors
+    /// [`TrustError::OtherKey`]: the file came from another device.
+    pub fn check_own(&self, own: &PublicKey) -> Result<(), TrustError> {
+        if self.grant.key == *own {
+            return Ok(());
+        }
+        Err(TrustError::OtherKey {
+            granted: self.grant.key,
+            held: *own,
+        })
+    }
+
+    /// The fleet root's public key.
+    pub fn root(&self) -> &PublicKey {
+        &self.root
+    }
+
+    /// Which fleet.
+    pub fn fingerprint(&self) -> Fingerprint {
+        Fingerprint::of(&self.root)
+    }
+
+    /// What this peer is in its fleet.
+    pub fn own_role(&self) -> Role {
+        self.grant.role
+    }
+
+    /// This peer's grant, to show to others.
+    pub fn grant(&self) -> &Signed<Grant> {
+        &self.signed_grant
+    }
+
+    /// The newest fleet state, to pass on.
+    pub fn fleet_state(&self) -> &Signed<FleetState> {
+        &self.signed_state
+    }
+
+    /// The newest fleet state's number.
+    pub fn state_number(&self) -> u64 {
+        self.state.number
+    }
+
+    /// Whether `key` no longer belongs.
+    pub fn is_revoked(&self, key: &PublicKey) -> bool {
+        self.state.revoked.contains(key)
+    }
+
+    /// Whether this peer itself has been put out: nobody will link with it until it joins anew with a new key.
+    pub fn own_key_revoked(&self) -> bool {
+        self.is_revoked(&self.grant.key)
+    }
+
+    /// Takes in a fleet state if it is newer; `Ok(true)` if it was. Then store this membership, close the links of
+    /// keys that are revoked now, and look at [`Membership::own_key_revoked`].
+    ///
+    /// # Errors
+    /// [`TrustError`] if the root did not sign it, or signed another one under the same number. The one that is
+    /// held stays.
+    pub fn adopt_state(&mut self, offered: Signed<FleetState>) -> Result<bool, TrustError> {
+        if offered == self.signed_state {
+            return Ok(false);
+        }
+        let state = offered.verify(&self.root)?;
+        if state.number < self.state.number || state == self.state {
+            return Ok(false);
+        }
+        if state.number == self.state.number {
+            return Err(TrustError::Forked(state.number));
+        }
+        self.state = state;
+        self.signed_state = offered;
+        Ok(true)
+    }
+
+    /// Whether the peer that proved to hold `peer_key` belongs to this fleet, by the grant in its hello.
+    ///
+    /// # Errors
+    /// [`Refused`], worded for the peer: what is wrong with it and what to do.
+    pub fn check_peer(
+        &self,
+        peer_key: &PublicKey,
+        hello_grant: Option<&Signed<Grant>>,
+    ) -> Result<Grant, Refused> {
+        let ours = self.fingerprint().short();
+        if self.is_revoked(peer_key) {
+            return Err(Refused::new(
+                RefusalCode::Revoked,
+                format!(
+                    "key {} is revoked in fleet {ours} (fleet state {}): to come back, delete identity.key and \
+                     fleet.json, which makes a new key, and join with a new code",
+                    peer_key.id().short(),
+                    self.state.number
+                ),
+            ));
+        }
+        let Some(signed) = hello_grant else {
+            return Err(Refused::new(
+                RefusalCode::NoGrant,
+                format!(
+                    "key {} is not in fleet {ours}: on its station type `ground-station fleet invite`, and join \
+                     with the code",
+                    peer_key.id().short()
+                ),
+            ));
+        };
+        match signed.verify(&self.root) {
+            Ok(grant) if grant.key == *peer_key => Ok(grant),
+            Ok(grant) => Err(Refused::new(
+                RefusalCode::BadGrant,
+                format!(
+                    "the grant is for key {}, and the peer holds key {}: its fleet.json was copied from another \
+                     device; delete it there and join with a new code",
+                    grant.key.id().short(),
+                    peer_key.id().short()
+                ),
+            )),
+            Err(error) => Err(self.refuse_unverified(signed, &error)),
+        }
+    }
+
+    /// A grant that our root did not sign: another fleet's is an honest mistake, one in our root's name is not.
+    fn refuse_unverified(&self, signed: &Signed<Grant>, error: &TrustError) -> Refused {
+        let ours = self.fingerprint().short();
+        match signed.read_unverified() {
+            Ok(grant) if grant.fleet != self.root => Refused::new(
+                RefusalCode::WrongFleet,
+                format!(
+                    "the peer belongs to fleet {}, and this is fleet {ours}: to move it here, join with a code of \
+                     this fleet",
+                    Fingerprint::of(&grant.fleet).short()
+                ),
+            ),
+            Ok(_) | Err(_) => Refused::new(
+                RefusalCode::BadGrant,
+                format!(
+                    "the root of fleet {ours} does not vouch for the grant ({error}): delete the peer's fleet.json \
+                     and join with a new code"
+                ),
+            ),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::trust::{FleetRoot, SigningKey};
+
+    const OWN: PublicKey = PublicKey([3; 32]);
+    const PEER: PublicKey = PublicKey([4; 32]);
+
+    fn fleet(seed: u8) -> (FleetRoot, Membership) {
+        let mut root = FleetRoot::create(SigningKey::from_seed([seed; 32])).expect("a new fleet");
+        let grant = root.grant(OWN, Role::Node).expect("a grant");
+        let membership = Membership::new(root.public(), &OWN, grant, root.state().clone());
+        (root, membership.expect("all signed by one root"))
+    }
+
+    fn refusal(membership: &Membership, grant: Option<&Signed<Grant>>) -> (RefusalCode, String) {
+        let refused = membership.check_peer(&PEER, grant).expect_err("refused");
+        (refused.code, refused.reason)
+    }
+
+    #[test]
+    fn a_member_is_let_in_with_its_role() {
+        let (mut root, membership) = fleet(1);
+        let grant = root.grant(PEER, Role::Operator).expect("a grant");
+        let seen = membership.check_peer(&PEER, Some(&grant)).expect("a member");
+        assert_eq!((seen.key, seen.role), (PEER, Role::Operator));
+        assert_eq!(membership.own_role(), Role::Node);
+    }
+
+    #[test]
+    fn each_refusal_has_its_code_and_says_what_to_do() {
+        let (mut root, mut membership) = fleet(1);
+        let (mut other, _) = fleet(2);
+
+        let (code, reason) = refusal(&membership, None);
+        assert_eq!(code, RefusalCode::NoGrant);
+        assert!(reason.contains("fleet invite"), "{reason}");
+
+        let foreign = other.grant(PEER, Role::Node).expect("a grant");
+        let (code, reason) = refusal(&membership, Some(&foreign));
+        assert_eq!(code, RefusalCode::WrongFleet);
+        assert!(reason.contains(&other.fingerprint().short()), "{reason}");
+
+        let for_another = root.grant(PublicKey([5; 32]), Role::Node).expect("a grant");
+        let (code, reason) = refusal(&membership, Some(&for_another));
+        assert_eq!(code, RefusalCode::BadGrant);
+        assert!(reason.contains("copied"), "{reason}");
+
+        let mut in_our_name = foreign.verify(&other.public()).expect("theirs");
+        in_our_name.fleet = root.public();
+        let forged = Signed::sign(&in_our_name, &SigningKey::from_seed([2; 32])).expect("short");
+        let (code, reason) = refusal(&membership, Some(&forged));
+        assert_eq!(code, RefusalCode::BadGrant);
+        assert!(reason.contains("bad signature"), "{reason}");
+
+        let good = root.grant(PEER, Role::Node).expect("a grant");
+        root.revoke(PEER).expect("room");
+        assert_eq!(membership.adopt_state(root.state().clone()), Ok(true));
+        for grant in [Some(&good), None] {
+            let (code, reason) = refusal(&membership, grant);
+            assert_eq!(code, RefusalCode::Revoked);
+            assert!(reason.contains("new key"), "{reason}");
+        }
+    }
+
+    #[test]
+    fn the_highest_state_wins_and_only_the_root_is_believed() {
+        let (mut root, mut membership) = fleet(1);
+        let first = root.state().clone();
+        let second = root.revoke(PEER).expect("room").clone();
+        let third = root.revoke(OWN).expect("room").clone();
+
+        assert_eq!(membership.adopt_state(first.clone()), Ok(false));
+        assert_eq!(membership.adopt_state(third.clone()), Ok(true));
+        assert_eq!(membership.adopt_state(second), Ok(false));
+        assert_eq!(membership.adopt_state(third), Ok(false));
+        assert_eq!(membership.state_number(), 3);
+        assert!(membership.is_revoked(&PEER) && membership.own_key_revoked());
+
+        let foreign = fleet(2).0.state().clone();
+        assert_eq!(membership.adopt_state(foreign), Err(TrustError::BadSignature));
+        assert_eq!(membership.state_number(), 3);
+    }
+
+    #[test]
+    fn two_states_of_one_number_are_reported() {
+        let (mut root, mut membership) = fleet(1);
+        let mut copy =
+            FleetRoot::resume(SigningKey::from_seed([1; 32]), root.record().clone()).expect("a copy");
+        let ours = root.revoke(PEER).expect("room").clone();
+        let theirs = copy.revoke(OWN).expect("room").clone();
+        assert_eq!(membership.adopt_state(ours), Ok(true));
+        assert_eq!(membership.adopt_state(theirs), Err(TrustError::Forked(2)));
+        assert!(!membership.own_key_revoked());
+    }
+
+    #[test]
+    fn a_file_is_verified_when_it_is_read() {
+        let (root, membership) = fleet(1);
+        let text = serde_json::to_string(&membership).expect("JSON");
+        let back: Membership = serde_json::from_str(&text).expect("our own file");
+        assert_eq!(back, membership);
+        assert_eq!(back.check_own(&OWN), Ok(()));
+        assert!(matches!(back.check_own(&PEER), Err(TrustError::OtherKey { .. })));
+        let changed = text.replace(r#"\"role\":\"node\""#, r#"\"role\":\"admin\""#);
+        assert_ne!(changed, text);
+        let error = serde_json::from_str::<Membership>(&changed).expect_err("forged");
+        assert!(error.to_string().contains("bad signature"), "{error}");
+        let another = Membership::new(
+            root.public(),
+            &PEER,
+            membership.grant().clone(),
+            membership.fleet_state().clone(),
+        );
+        assert!(matches!(another, Err(TrustError::OtherKey { .. })));
+    }
+}

@@ -1,0 +1,229 @@
+//! The fleet root: the key that speaks for a fleet, and what it has said so far.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::{FleetState, Grant, Role, Signed, SigningKey, TrustError};
+use crate::proto::hex;
+use crate::proto::id::PublicKey;
+
+/// SHA-256 of a fleet root's public key: which fleet.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Fingerprint(#[serde(with = "hex")] pub [u8; 32]);
+
+/// Length of the part of a fingerprint that is announced, in bytes.
+pub const FINGERPRINT_PREFIX_BYTES: usize = 8;
+
+impl Fingerprint {
+    /// The fingerprint of the fleet of this root.
+    pub fn of(root: &PublicKey) -> Self {
+        Self(root.id().0)
+    }
+
+    /// The first 8 bytes, as announcements carry them: enough to tell fleets apart, not to prove anything.
+    pub fn prefix(&self) -> [u8; FINGERPRINT_PREFIX_BYTES] {
+        let mut prefix = [0; FINGERPRINT_PREFIX_BYTES];
+        prefix.copy_from_slice(&self.0[..FINGERPRINT_PREFIX_BYTES]);
+        prefix
+    }
+
+    /// The first 8 bytes in groups of four digits, for people: `a1b2-c3d4-e5f6-0718`.
+    pub fn short(&self) -> String {
+        groups(&self.0[..FINGERPRINT_PREFIX_BYTES])
+    }
+}
+
+fn groups(bytes: &[u8]) -> String {
+    let groups: Vec<String> = bytes.chunks(2).map(hex::encode).collect();
+    groups.join("-")
+}
+
+/// The whole fingerprint in groups of four digits, for comparing by eye.
+impl fmt::Display for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&groups(&self.0))
+    }
+}
+
+impl fmt::Debug for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Fingerprint({})", self.short())
+    }
+}
+
+/// What a fleet root has said so far: stored beside its key, so that no serial is used twice.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RootRecord {
+    /// The serial of the newest grant; 0 if there is none.
+    pub grants: u64,
+    /// The newest fleet state.
+    pub state: Signed<FleetState>,
+}
+
+/// A fleet root's key and record.
+///
+/// Store [`FleetRoot::record`] before handing out what an operation returned: a statement that left and is not in
+/// the record can be contradicted by a later one.
+#[derive(Debug)]
+pub struct FleetRoot {
+    key: SigningKey,
+    record: RootRecord,
+    state: FleetState,
+}
+
+impl FleetRoot {
+    /// A new fleet: state 1, nobody revoked, nobody granted.
+    ///
+    /// # Errors
+    /// [`TrustError::TooLong`] never in fact: an empty state is short.
+    pub fn create(key: SigningKey) -> Result<Self, TrustError> {
+        let state = FleetState {
+            fleet: key.public(),
+            number: 1,
+            revoked: Vec::new(),
+        };
+        let record = RootRecord {
+            grants: 0,
+            state: Signed::sign(&state, &key)?,
+        };
+        Ok(Self { key, record, state })
+    }
+
+    /// A fleet as it was stored.
+    ///
+    /// # Errors
+    /// [`TrustError`] if the record is not this key's.
+    pub fn resume(key: SigningKey, record: RootRecord) -> Result<Self, TrustError> {
+        let state = record.state.verify(&key.public())?;
+        Ok(Self { key, record, state })
+    }
+
+    /// What is to be stored.
+    pub fn record(&self) -> &RootRecord {
+        &self.record
+    }
+
+    /// The root's public key.
+    pub fn public(&self) -> PublicKey {
+        self.key.public()
+    }
+
+    /// Which fleet.
+    pub fn fingerprint(&self) -> Fingerprint {
+        Fingerprint::of(&self.public())
+    }
+
+    /// The newest fleet state.
+    pub fn state(&self) -> &Signed<FleetState> {
+        &self.record.state
+    }
+
+    /// Grants `key` a role, under a new serial.
+    ///
+    /// # Errors
+    /// [`TrustError::KeyRevoked`]: a revoked key stays out.
+    pub fn grant(&mut self, key: PublicKey, role: Role) -> Result<Signed<Grant>, TrustError> {
+        if self.state.revoked.contains(&key) {
+            return Err(TrustError::KeyRevoked(key));
+        }
+        let serial = self.record.grants.saturating_add(1);
+        let grant = Grant {
+            fleet: self.public(),
+            key,
+            role,
+            capabilities: Vec::new(),
+            serial,
+        };
+        let signed = Signed::sign(&grant, &self.key)?;
+        self.record.grants = serial;
+        Ok(signed)
+    }
+
+    /// Revokes `key`, under a new state number. A key that is revoked already changes nothing.
+    ///
+    /// # Errors
+    /// [`TrustError::TooLong`] if the state is full: then a new fleet is due. Nothing has changed.
+    pub fn revoke(&mut self, key: PublicKey) -> Result<&Signed<FleetState>, TrustError> {
+        if !self.state.revoked.contains(&key) {
+            let mut state = self.state.clone();
+            state.number = state.number.saturating_add(1);
+            state.revoked.push(key);
+            self.record.state = Signed::sign(&state, &self.key)?;
+            self.state = state;
+        }
+        Ok(&self.record.state)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn root() -> FleetRoot {
+        FleetRoot::create(SigningKey::from_seed([1; 32])).expect("a new fleet")
+    }
+
+    #[test]
+    fn serials_and_numbers_only_rise_also_over_a_restart() {
+        let mut root = root();
+        let key = PublicKey([5; 32]);
+        let first = root.grant(key, Role::Node).expect("a grant");
+        assert_eq!(first.verify(&root.public()).expect("ours").serial, 1);
+        root.revoke(PublicKey([6; 32])).expect("room");
+        let stored = serde_json::to_string(root.record()).expect("JSON");
+
+        let record = serde_json::from_str(&stored).expect("our own JSON");
+        let mut root = FleetRoot::resume(SigningKey::from_seed([1; 32]), record).expect("our own record");
+        let second = root.grant(key, Role::Admin).expect("a grant");
+        assert_eq!(second.verify(&root.public()).expect("ours").serial, 2);
+        root.revoke(key).expect("room");
+        let state = root.state().verify(&root.public()).expect("ours");
+        assert_eq!((state.number, state.revoked), (3, vec![PublicKey([6; 32]), key]));
+    }
+
+    #[test]
+    fn revoking_twice_is_revoking_once_and_a_revoked_key_stays_out() {
+        let mut root = root();
+        let key = PublicKey([5; 32]);
+        let once = root.revoke(key).expect("room").clone();
+        assert_eq!(root.revoke(key).expect("room"), &once);
+        assert_eq!(root.grant(key, Role::Node), Err(TrustError::KeyRevoked(key)));
+    }
+
+    #[test]
+    fn a_record_of_another_root_is_refused() {
+        let record = root().record().clone();
+        let other = FleetRoot::resume(SigningKey::from_seed([2; 32]), record);
+        assert_eq!(other.map(|_| ()), Err(TrustError::BadSignature));
+    }
+
+    #[test]
+    fn a_full_state_is_an_error_and_changes_nothing() {
+        let mut root = root();
+        root.state.revoked = (0..8_000_u16)
+            .map(|n| {
+                let mut key = [0; 32];
+                key[..2].copy_from_slice(&n.to_be_bytes());
+                PublicKey(key)
+            })
+            .collect();
+        let before = root.record().clone();
+        let refused = root.revoke(PublicKey([9; 32])).map(|_| ());
+        assert!(matches!(refused, Err(TrustError::TooLong { .. })));
+        assert_eq!(root.record(), &before);
+    }
+
+    #[test]
+    fn a_fingerprint_shows_in_groups() {
+        let fingerprint = root().fingerprint();
+        assert_eq!(fingerprint.short().len(), 19);
+        assert_eq!(fingerprint.to_string().len(), 79);
+        assert!(fingerprint.to_string().starts_with(&fingerprint.short()));
+        assert_eq!(
+            hex::encode(&fingerprint.prefix()),
+            fingerprint.short().replace('-', "")
+        );
+    }
+}

@@ -1,0 +1,142 @@
+//! Guards the direction of dependencies: `node`, `ground-station` → `shared::net` → `shared::proto`.
+//!
+//! If this fails, move the code to the half where it belongs; the list of words is not what is wrong.
+
+use std::path::{Path, PathBuf};
+
+/// What the deciding half must not touch, and who does it instead.
+const BANNED_IN_PROTO: &[(&str, &str)] = &[
+    ("tokio::", "net has the tasks and the sockets"),
+    ("crate::net", "net builds on proto, never the other way round"),
+    ("std::net::Tcp", "net has the sockets"),
+    ("std::net::Udp", "net has the sockets"),
+    ("std::os::unix::net", "net has the sockets"),
+    ("socket2", "net has the sockets"),
+    ("rustix", "net talks to the kernel"),
+    ("mdns_sd", "net has mDNS"),
+    ("if_addrs", "net has the interfaces"),
+    ("rustls", "net has TLS"),
+    ("std::fs", "net has the files"),
+    ("std::env", "configuration comes in as arguments"),
+    ("std::process", "programs are the node's business"),
+    ("std::thread", "nothing in proto waits"),
+    ("Instant::now", "time comes in as an argument"),
+    ("SystemTime", "time comes in as an argument"),
+    ("UNIX_EPOCH", "time comes in as an argument"),
+    (".elapsed()", "it reads the clock: time comes in as an argument"),
+    ("SystemRandom", "randomness comes in as an argument"),
+    ("rand::", "randomness comes in as an argument"),
+    ("getrandom", "randomness comes in as an argument"),
+    ("HashMap", "its order is random: use BTreeMap"),
+    ("HashSet", "its order is random: use BTreeSet"),
+    ("println!", "proto returns events, it does not print"),
+    ("tracing::", "proto returns events, it does not log"),
+];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("shared is a member of a workspace")
+}
+
+fn sources(below: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut left = vec![below.to_owned()];
+    while let Some(path) = left.pop() {
+        if path.is_dir() {
+            let entries = std::fs::read_dir(&path).expect("a readable directory");
+            left.extend(entries.map(|entry| entry.expect("a readable entry").path()));
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            found.push(path);
+        }
+    }
+    assert!(!found.is_empty(), "no sources below {}", below.display());
+    found
+}
+
+/// The numbered lines of code, without comments and without tests, which may do what they like.
+fn code(path: &Path) -> Vec<(usize, String)> {
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    if stem == "tests" || stem.ends_with("_tests") {
+        return Vec::new();
+    }
+    let text = std::fs::read_to_string(path).expect("readable source");
+    let tests = text.find("#[cfg(test)]\nmod tests {").unwrap_or(text.len());
+    text[..tests]
+        .lines()
+        .enumerate()
+        .filter(|(_, line)| !line.trim_start().starts_with("//"))
+        .map(|(number, line)| (number + 1, line.to_owned()))
+        .collect()
+}
+
+#[test]
+fn the_deciding_half_is_pure() {
+    let mut faults = Vec::new();
+    for path in sources(&root().join("shared/src/proto")) {
+        for (number, line) in code(&path) {
+            for (word, why) in BANNED_IN_PROTO {
+                if line.contains(word) {
+                    faults.push(format!("{}:{number}: {word}: {why}", path.display()));
+                }
+            }
+        }
+    }
+    assert!(faults.is_empty(), "\n{}\n", faults.join("\n"));
+}
+
+#[test]
+fn clocks_are_read_in_one_file() {
+    let mut faults = Vec::new();
+    for package in ["shared", "node", "ground-station"] {
+        for path in sources(&root().join(package).join("src")) {
+            if path.ends_with("net/clock.rs") {
+                continue;
+            }
+            for (number, line) in code(&path) {
+                if line.contains("Instant::now()") || line.contains("SystemTime::now()") {
+                    faults.push(format!("{}:{number}: ask net::clock", path.display()));
+                }
+            }
+        }
+    }
+    assert!(faults.is_empty(), "\n{}\n", faults.join("\n"));
+}
+
+/// The dependencies that a package names, of whatever sort.
+fn dependencies(package: &str) -> Vec<String> {
+    let text = std::fs::read_to_string(root().join(package).join("Cargo.toml")).expect("a manifest");
+    let mut within = false;
+    let mut found = Vec::new();
+    for line in text.lines().map(str::trim) {
+        if line.starts_with('[') {
+            within = line.contains("dependencies");
+            // [dependencies.NAME]
+            if let Some((_, name)) = line.trim_end_matches(']').split_once("dependencies.") {
+                found.push(name.to_owned());
+            }
+        } else if within && !line.is_empty() && !line.starts_with('#') {
+            let name = line.split(['.', '=', ' ']).next().unwrap_or_default();
+            found.push(name.trim_matches('"').to_owned());
+        }
+    }
+    assert!(found.len() > 3, "{package} names hardly a dependency: {found:?}");
+    found
+}
+
+#[test]
+fn packages_depend_downwards_only() {
+    for (package, forbidden) in [
+        ("shared", &["swarm-node", "ground-station", "swarm-tests"][..]),
+        ("node", &["ground-station", "swarm-tests", "rusqlite"]),
+        ("ground-station", &["swarm-node", "swarm-tests"]),
+    ] {
+        let names = dependencies(package);
+        for name in forbidden {
+            assert!(
+                !names.iter().any(|n| n == name),
+                "{package} must not depend on {name}"
+            );
+        }
+    }
+}

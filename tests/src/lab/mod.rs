@@ -1,0 +1,404 @@
+//! A network on this machine: hosts in network namespaces, joined by bridges in a namespace of their own.
+//!
+//! ```text
+//! host 0: eth0 10.77.0.1 ── p0 ┐
+//! host 1: eth0 10.77.0.2 ── p1 ┼ br0      br1 ── parted hosts        (switch's namespace)
+//! host 2: eth0 10.77.0.3 ── p2 ┘
+//! ```
+//!
+//! As on a field there is no default route and no DNS. Nothing exists in the machine's own namespace, so
+//! laboratories run side by side, in one process or in several. Dropping one kills what still runs in it and
+//! deletes it; what a killed test left behind is swept away by the next one.
+//!
+//! It needs root and `ip`. Without them [`Lab::or_skip`] says so on standard error and returns nothing; with
+//! `SWARM_LAB=required` in the environment it fails instead.
+
+mod names;
+
+use std::fmt;
+use std::io::Write as _;
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use tempfile::TempDir;
+
+use crate::process::Process;
+
+/// Most hosts of one laboratory: what its addressing holds, far beyond what two cores drive.
+pub const HOSTS_MAX: usize = 250;
+
+/// Why there is no laboratory here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Skip(pub String);
+
+impl fmt::Display for Skip {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The laboratory. Hosts are numbered from 0.
+#[derive(Debug)]
+pub struct Lab {
+    prefix: String,
+    addresses: Vec<Ipv4Addr>,
+    /// Every port of the switch: host, its interface there, the bridge that it belongs to.
+    ports: Vec<Port>,
+    logs: TempDir,
+}
+
+#[derive(Debug, Clone)]
+struct Port {
+    host: usize,
+    network: usize,
+    name: String,
+}
+
+/// The bridge of each network, and the one for its parted hosts.
+fn bridge(network: usize) -> String {
+    format!("br{network}")
+}
+
+fn parted_bridge(network: usize) -> String {
+    format!("parted{network}")
+}
+
+impl Lab {
+    /// Builds a network of that many hosts.
+    ///
+    /// # Errors
+    /// [`Skip`] if this machine cannot.
+    pub fn new(hosts: usize) -> Result<Self, Skip> {
+        if hosts > HOSTS_MAX {
+            return Err(Skip(format!("{hosts} hosts are more than {HOSTS_MAX}")));
+        }
+        names::check_machine()?;
+        names::sweep();
+        let mut lab = Self {
+            prefix: names::next_prefix(),
+            addresses: Vec::new(),
+            ports: Vec::new(),
+            logs: TempDir::with_prefix("swarmlab-")
+                .map_err(|e| Skip(format!("no temporary directory: {e}")))?,
+        };
+        lab.build(hosts)?;
+        Ok(lab)
+    }
+
+    /// Builds a network, or says on standard error why not: `let Some(lab) = Lab::or_skip(2) else { return };`
+    ///
+    /// # Panics
+    /// If it cannot and the environment says `SWARM_LAB=required`.
+    pub fn or_skip(hosts: usize) -> Option<Self> {
+        let why = match Self::new(hosts) {
+            Ok(lab) => return Some(lab),
+            Err(why) => why,
+        };
+        assert!(
+            std::env::var_os("SWARM_LAB").is_none_or(|wish| wish != "required"),
+            "no laboratory: {why}"
+        );
+        let test = std::thread::current().name().unwrap_or("a test").to_owned();
+        // Written directly: what goes through `eprintln!` is hidden when a test passes.
+        let _written = std::io::stderr().write_all(format!("skipped: {test}: {why}\n").as_bytes());
+        None
+    }
+
+    fn build(&mut self, hosts: usize) -> Result<(), Skip> {
+        let switch = self.switch();
+        try_ip(&["netns", "add", &switch])?;
+        self.add_bridges(0)?;
+        for host in 0..hosts {
+            let namespace = self.namespace(host);
+            try_ip(&["netns", "add", &namespace])?;
+            self.addresses.push(address(0, host));
+            try_ip(&["-n", &namespace, "link", "set", "lo", "up"])?;
+            self.add_port(host, 0)?;
+        }
+        Ok(())
+    }
+
+    fn add_bridges(&self, network: usize) -> Result<(), Skip> {
+        let switch = self.switch();
+        for bridge in [bridge(network), parted_bridge(network)] {
+            // Snooping would need a querier; without it multicast is flooded, as by a plain switch.
+            let kind = ["type", "bridge", "mcast_snooping", "0", "forward_delay", "0"];
+            try_ip(&[&["-n", &switch, "link", "add", &bridge][..], &kind].concat())?;
+            try_ip(&["-n", &switch, "link", "set", &bridge, "up"])?;
+        }
+        Ok(())
+    }
+
+    fn add_port(&mut self, host: usize, network: usize) -> Result<(), Skip> {
+        let (switch, namespace) = (self.switch(), self.namespace(host));
+        let (port, interface) = (format!("p{network}-{host}"), interface(network));
+        let mac = mac(network, host);
+        let peer = ["address", &mac, "netns", &namespace];
+        let pair = ["type", "veth", "peer", "name", &interface];
+        try_ip(&[&["-n", &switch, "link", "add", &port][..], &pair, &peer].concat())?;
+        try_ip(&["-n", &switch, "link", "set", &port, "master", &bridge(network)])?;
+        try_ip(&["-n", &switch, "link", "set", &port, "up"])?;
+        try_ip(&["-n", &namespace, "link", "set", &interface, "up"])?;
+        let cidr = format!("{}/16", address(network, host));
+        try_ip(&[
+            "-n", &namespace, "addr", "add", &cidr, "brd", "+", "dev", &interface,
+        ])?;
+        self.ports.push(Port {
+            host,
+            network,
+            name: port,
+        });
+        Ok(())
+    }
+
+    /// The namespace of a host, for `ip -n`.
+    pub fn namespace(&self, host: usize) -> String {
+        format!("{}h{host}", self.prefix)
+    }
+
+    fn switch(&self) -> String {
+        format!("{}sw", self.prefix)
+    }
+
+    /// How many hosts there are.
+    pub fn hosts(&self) -> usize {
+        self.addresses.len()
+    }
+
+    /// The present address of a host's first interface.
+    pub fn ip(&self, host: usize) -> Ipv4Addr {
+        self.addresses[host]
+    }
+
+    /// Where the logs are. They are kept if the test fails.
+    pub fn logs(&self) -> &Path {
+        self.logs.path()
+    }
+
+    /// A command that runs on a host.
+    pub fn command(&self, host: usize, program: impl AsRef<Path>) -> Command {
+        let mut command = Command::new("ip");
+        command
+            .args(["netns", "exec", &self.namespace(host)])
+            .arg(program.as_ref());
+        command
+    }
+
+    /// Runs a command on a host to its end.
+    ///
+    /// # Panics
+    /// If it does not start.
+    pub fn run(&self, host: usize, program: &str, args: &[&str]) -> Output {
+        let mut command = self.command(host, program);
+        command.args(args).stdin(Stdio::null());
+        command.output().expect("ip netns exec runs")
+    }
+
+    /// Starts a program on a host; its logs are called `NAME.out` and `NAME.err`.
+    pub fn spawn(&self, host: usize, name: &str, program: impl AsRef<Path>, args: &[&str]) -> Process {
+        let mut command = self.command(host, program);
+        command.args(args);
+        Process::spawn(command, name, self.logs())
+    }
+
+    /// Takes a host's first interface down, as `ifdown` or a crashed driver does: routes go with it.
+    pub fn link_down(&self, host: usize) {
+        ip(&["-n", &self.namespace(host), "link", "set", "eth0", "down"]);
+    }
+
+    /// Brings it up again, with its address.
+    pub fn link_up(&self, host: usize) {
+        ip(&["-n", &self.namespace(host), "link", "set", "eth0", "up"]);
+    }
+
+    /// Pulls a host's cable (`false`) or plugs it in again: the interface stays up, without a carrier.
+    pub fn plug(&self, host: usize, plugged: bool) {
+        for port in self.ports.iter().filter(|port| port.host == host) {
+            let state = if plugged { "up" } else { "down" };
+            ip(&["-n", &self.switch(), "link", "set", &port.name, state]);
+        }
+    }
+
+    /// Gives a host's first interface another address of the same network.
+    pub fn set_address(&mut self, host: usize, new: Ipv4Addr) {
+        let namespace = self.namespace(host);
+        let old = format!("{}/16", self.addresses[host]);
+        let cidr = format!("{new}/16");
+        // In this order: the kernel takes all addresses of a network away with the first.
+        ip(&["-n", &namespace, "addr", "del", &old, "dev", "eth0"]);
+        ip(&["-n", &namespace, "addr", "add", &cidr, "brd", "+", "dev", "eth0"]);
+        self.addresses[host] = new;
+    }
+
+    /// Joins hosts by one more network on an interface of their own, 10.78.0.0/16 and on, and returns their
+    /// addresses there.
+    ///
+    /// # Panics
+    /// If the machine refuses.
+    pub fn add_network(&mut self, hosts: &[usize]) -> Vec<Ipv4Addr> {
+        let network = self.ports.iter().map(|port| port.network + 1).max().unwrap_or(1);
+        self.add_bridges(network).unwrap_or_else(|why| panic!("{why}"));
+        for host in hosts {
+            self.add_port(*host, network)
+                .unwrap_or_else(|why| panic!("{why}"));
+        }
+        hosts.iter().map(|host| address(network, *host)).collect()
+    }
+
+    /// Cuts these hosts off from the others; among themselves they stay joined, and every carrier stays up.
+    pub fn partition(&self, hosts: &[usize]) {
+        for port in self.ports.iter().filter(|port| hosts.contains(&port.host)) {
+            self.move_port(port, &parted_bridge(port.network));
+        }
+    }
+
+    /// Joins all hosts again.
+    pub fn heal(&self) {
+        for port in &self.ports {
+            self.move_port(port, &bridge(port.network));
+        }
+    }
+
+    fn move_port(&self, port: &Port, bridge: &str) {
+        ip(&["-n", &self.switch(), "link", "set", &port.name, "master", bridge]);
+    }
+
+    /// Whether the switch passes multicast on. Without, mDNS and IPv6 do not work.
+    pub fn multicast(&self, passed: bool) {
+        self.flood("mcast_flood", passed);
+    }
+
+    /// Whether the switch passes broadcast on. ARP is broadcast, so without it every host is told its
+    /// neighbours; an address that changes later is not reachable.
+    pub fn broadcast(&self, passed: bool) {
+        if !passed {
+            self.permanent_neighbours();
+        }
+        self.flood("bcast_flood", passed);
+    }
+
+    fn flood(&self, flag: &str, passed: bool) {
+        let state = if passed { "on" } else { "off" };
+        for port in &self.ports {
+            let args = [
+                "-n",
+                &self.switch(),
+                "link",
+                "set",
+                "dev",
+                &port.name,
+                flag,
+                state,
+            ];
+            run_or_panic("bridge", &args);
+        }
+    }
+
+    /// Writes every host into every other's neighbour table. The kernel's table holds 1,024 learned entries
+    /// for all namespaces together, which 33 hosts that all talk to one another overflow.
+    ///
+    /// # Panics
+    /// If the machine refuses.
+    pub fn permanent_neighbours(&self) {
+        for host in 0..self.hosts() {
+            let batch: String = (0..self.hosts())
+                .filter(|other| *other != host)
+                .map(|other| {
+                    let (ip, mac) = (self.ip(other), mac(0, other));
+                    format!("neigh replace {ip} lladdr {mac} dev eth0 nud permanent\n")
+                })
+                .collect();
+            let mut child = Command::new("ip")
+                .args(["-n", &self.namespace(host), "-batch", "-"])
+                .stdin(Stdio::piped())
+                .spawn()
+                .expect("ip runs");
+            let mut input = child.stdin.take().expect("piped above");
+            input.write_all(batch.as_bytes()).expect("ip reads");
+            drop(input);
+            let status = child.wait().expect("ip ends");
+            assert!(status.success(), "ip -batch: {status}");
+        }
+    }
+
+    /// Limits a host's first interface in both directions, in `tc`'s words: `10mbit`. `None` lifts the limit.
+    pub fn rate(&self, host: usize, rate: Option<&str>) {
+        let (switch, namespace) = (self.switch(), self.namespace(host));
+        let port = format!("p0-{host}");
+        for (namespace, interface) in [(namespace.as_str(), "eth0"), (switch.as_str(), port.as_str())] {
+            let on = ["-n", namespace, "qdisc"];
+            match rate {
+                Some(rate) => {
+                    let shape = ["tbf", "rate", rate, "burst", "64k", "latency", "100ms"];
+                    run_or_panic(
+                        "tc",
+                        &[&on[..], &["replace", "dev", interface, "root"], &shape].concat(),
+                    );
+                }
+                None => run_or_panic("tc", &[&on[..], &["del", "dev", interface, "root"]].concat()),
+            }
+        }
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        let all = (0..self.hosts()).map(|host| self.namespace(host));
+        for namespace in all.chain([self.switch()]) {
+            names::delete(&namespace);
+        }
+        if std::thread::panicking() {
+            self.logs.disable_cleanup(true);
+            let text = format!("logs are kept in {}\n", self.logs().display());
+            let _written = std::io::stderr().write_all(text.as_bytes());
+        }
+    }
+}
+
+/// A host's interface in a network.
+fn interface(network: usize) -> String {
+    format!("eth{network}")
+}
+
+/// 10.77.0.1 is host 0's in the first network, 10.78.0.1 in the second.
+fn address(network: usize, host: usize) -> Ipv4Addr {
+    let (network, host) = (u8::try_from(77 + network), u8::try_from(host + 1));
+    Ipv4Addr::new(
+        10,
+        network.expect("fewer than 178 networks"),
+        0,
+        host.expect("fewer than 255 hosts"),
+    )
+}
+
+fn mac(network: usize, host: usize) -> String {
+    let [_, network, _, host] = address(network, host).octets();
+    format!("02:00:00:00:{network:02x}:{host:02x}")
+}
+
+fn try_ip(args: &[&str]) -> Result<(), Skip> {
+    try_run("ip", args)
+}
+
+fn ip(args: &[&str]) {
+    run_or_panic("ip", args);
+}
+
+fn run_or_panic(program: &str, args: &[&str]) {
+    try_run(program, args).unwrap_or_else(|why| panic!("{why}"));
+}
+
+fn try_run(program: &str, args: &[&str]) -> Result<(), Skip> {
+    let said = |what: &str| Skip(format!("{program} {}: {what}", args.join(" ")));
+    let output = Command::new(program)
+        .args(args)
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|e| said(&e.to_string()))?;
+    if output.status.success() {
+        Ok(())
+    } else {
+        Err(said(String::from_utf8_lossy(&output.stderr).trim()))
+    }
+}

@@ -1,0 +1,78 @@
+//! Names of namespaces that are ours alone, and what becomes of namespaces whose owner is gone.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Once;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use rustix::process::{Pid, Signal, geteuid, kill_process};
+
+use super::Skip;
+
+/// What the names of all laboratories begin with; the number of the owning process follows.
+const PREFIX: &str = "swarmlab";
+
+/// A beginning of names that no other laboratory of this machine has.
+pub(super) fn next_prefix() -> String {
+    static COUNTER: AtomicU32 = AtomicU32::new(0);
+    let number = COUNTER.fetch_add(1, Ordering::Relaxed);
+    format!("{PREFIX}{}-{number}-", std::process::id())
+}
+
+/// Whether a laboratory can be tried at all.
+pub(super) fn check_machine() -> Result<(), Skip> {
+    if !geteuid().is_root() {
+        return Err(Skip("network namespaces need root".to_owned()));
+    }
+    for (program, package) in [("ip", "iproute2"), ("bridge", "iproute2"), ("tc", "iproute2")] {
+        let runs = Command::new(program)
+            .arg("-V")
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status();
+        if runs.is_err() {
+            return Err(Skip(format!("{program} is not installed (package {package})")));
+        }
+    }
+    Ok(())
+}
+
+/// Deletes, once a process, the laboratories whose process is gone.
+pub(super) fn sweep() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        for name in listed(&["netns", "list"]) {
+            let owner: Option<&str> = name
+                .strip_prefix(PREFIX)
+                .and_then(|rest| Some(rest.split_once('-')?.0));
+            let gone = owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists());
+            if gone {
+                delete(&name);
+            }
+        }
+    });
+}
+
+/// Kills what runs in a namespace and deletes it.
+pub(super) fn delete(namespace: &str) {
+    for pid in listed(&["netns", "pids", namespace]) {
+        if let Some(pid) = pid.parse().ok().and_then(Pid::from_raw) {
+            let _ended_meanwhile = kill_process(pid, Signal::KILL);
+        }
+    }
+    let _never_made = Command::new("ip")
+        .args(["netns", "delete", namespace])
+        .stderr(Stdio::null())
+        .status();
+}
+
+/// The first word of each line that `ip` prints.
+fn listed(args: &[&str]) -> Vec<String> {
+    let Ok(output) = Command::new("ip").args(args).output() else {
+        return Vec::new();
+    };
+    String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .filter_map(|line| Some(line.split_whitespace().next()?.to_owned()))
+        .collect()
+}

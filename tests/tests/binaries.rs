@@ -1,0 +1,12 @@
+//! The programs under test are found, wherever this test runs from.
+
+use std::process::Command;
+
+#[test]
+fn they_are_there_and_run() {
+    let binaries = swarm_tests::binaries();
+    for binary in [&binaries.node, &binaries.station] {
+        let output = Command::new(binary).arg("--help").output();
+        output.unwrap_or_else(|e| panic!("{}: {e}", binary.display()));
+    }
+}

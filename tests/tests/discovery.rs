@@ -1,0 +1,215 @@
+//! Peers find one another on real interfaces, by either way alone, whatever the network does meanwhile.
+//!
+//! Stations send pings and look for nodes by mDNS; nodes hear pings and look for stations.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use serde_json::Value;
+use swarm_tests::lab::Lab;
+use swarm_tests::process::{Process, Signal};
+
+/// Enough on a busy machine; what is expected within a certain time has a bound of its own.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Longer than a round of pings or the first mDNS queries: what is not heard by then is not on its way.
+const QUIET: Duration = Duration::from_secs(5);
+/// One look at the interfaces and some slack; well below a round of pings.
+const AT_ONCE: Duration = Duration::from_millis(2500);
+
+const STATION: usize = 0;
+const NODE: usize = 1;
+
+fn start(lab: &Lab, host: usize, name: &str, more: &[&str]) -> Process {
+    let id = format!("{:016x}", 0xa0 + host);
+    let args = [&["--name", name, "--id", &id][..], more].concat();
+    let program = env!("CARGO_BIN_EXE_discover");
+    let mut process = lab.spawn(host, name, program, &args);
+    process.wait_json(PATIENCE, "started", |line| line["event"] == "started");
+    process
+}
+
+fn station(lab: &Lab, more: &[&str]) -> Process {
+    start(lab, STATION, "station", &[&["--station"][..], more].concat())
+}
+
+fn node(lab: &Lab, more: &[&str]) -> Process {
+    start(lab, NODE, "node", more)
+}
+
+fn found_at(line: &Value, name: &str, ip: Ipv4Addr) -> bool {
+    let addr = format!("{ip}:7420");
+    line["event"] == "found"
+        && line["name"] == name
+        && line["addrs"]
+            .as_array()
+            .is_some_and(|addrs| addrs.iter().any(|a| *a == addr))
+}
+
+fn wait_found(process: &mut Process, name: &str, ip: Ipv4Addr) {
+    let what = format!("found {name} at {ip}");
+    process.wait_json(PATIENCE, &what, |line| found_at(line, name, ip));
+}
+
+fn is_ping(line: &Value, from: Ipv4Addr) -> bool {
+    line["event"] == "ping" && line["text"] == "station" && line["from"] == from.to_string()
+}
+
+fn wait_ping(process: &mut Process, from: Ipv4Addr, patience: Duration) {
+    let what = format!("a ping from {from}");
+    process.wait_json(patience, &what, |line| is_ping(line, from));
+}
+
+/// Both, in either order.
+fn wait_ping_and_found(process: &mut Process, station: Ipv4Addr) {
+    let (mut pinged, mut found) = (false, false);
+    process.wait_json(
+        PATIENCE,
+        &format!("a ping from {station} and its record"),
+        |line| {
+            pinged |= is_ping(line, station);
+            found |= found_at(line, "station", station);
+            pinged && found
+        },
+    );
+}
+
+fn heard(process: &Process, event: &str) -> usize {
+    let lines = process.lines(swarm_tests::process::Stream::Out);
+    let events = lines
+        .iter()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    events.filter(|line| line["event"] == event).count()
+}
+
+#[test]
+fn by_mdns_alone() {
+    let Some(lab) = Lab::or_skip(2) else { return };
+    lab.broadcast(false);
+    let mut station = station(&lab, &[]);
+    let mut node = node(&lab, &[]);
+    wait_found(&mut station, "node", lab.ip(NODE));
+    wait_found(&mut node, "station", lab.ip(STATION));
+    std::thread::sleep(QUIET);
+    assert_eq!(heard(&node, "ping"), 0, "broadcast is filtered");
+
+    node.signal(Signal::TERM);
+    assert!(node.wait_exit(PATIENCE).success());
+    station.wait_json(PATIENCE, "a goodbye", |line| {
+        line["event"] == "lost" && line["id"] == "00000000000000a1"
+    });
+}
+
+#[test]
+fn by_pings_alone() {
+    let Some(lab) = Lab::or_skip(2) else { return };
+    lab.multicast(false);
+    let _station = station(&lab, &[]);
+    let mut node = node(&lab, &[]);
+    wait_ping(&mut node, lab.ip(STATION), PATIENCE);
+    std::thread::sleep(QUIET);
+    assert_eq!(heard(&node, "found"), 0, "multicast is filtered");
+    wait_ping(&mut node, lab.ip(STATION), QUIET);
+}
+
+#[test]
+fn every_node_on_a_machine_hears_each_ping() {
+    let Some(lab) = Lab::or_skip(2) else { return };
+    let _station = station(&lab, &["--no-mdns"]);
+    let names = ["first", "second", "third"];
+    let mut nodes = names.map(|name| start(&lab, NODE, name, &["--no-mdns"]));
+    for _round in 0..2 {
+        for node in &mut nodes {
+            wait_ping(node, lab.ip(STATION), PATIENCE);
+        }
+    }
+    // On the station's own machine too.
+    let mut local = start(&lab, STATION, "local", &["--no-mdns"]);
+    wait_ping(&mut local, Ipv4Addr::LOCALHOST, PATIENCE);
+}
+
+#[test]
+fn an_interface_comes_and_goes() {
+    let Some(lab) = Lab::or_skip(2) else { return };
+    // Nothing is plugged in when the programs start.
+    lab.plug(STATION, false);
+    lab.plug(NODE, false);
+    let mut station = station(&lab, &[]);
+    let mut node = node(&lab, &[]);
+    lab.plug(NODE, true);
+    lab.plug(STATION, true);
+    wait_ping(&mut node, lab.ip(STATION), AT_ONCE);
+    wait_found(&mut station, "node", lab.ip(NODE));
+    wait_found(&mut node, "station", lab.ip(STATION));
+
+    lab.link_down(STATION);
+    std::thread::sleep(QUIET);
+    node.skip_lines();
+    lab.link_up(STATION);
+    wait_ping(&mut node, lab.ip(STATION), AT_ONCE);
+
+    lab.link_down(NODE);
+    std::thread::sleep(QUIET);
+    node.skip_lines();
+    lab.link_up(NODE);
+    // The node forgot what it had heard on the interface that went away, and asks anew.
+    wait_ping_and_found(&mut node, lab.ip(STATION));
+    for process in [&mut station, &mut node] {
+        assert_eq!(process.ended(), None);
+    }
+}
+
+#[test]
+fn an_address_changes() {
+    let Some(mut lab) = Lab::or_skip(2) else { return };
+    let mut station = station(&lab, &[]);
+    let mut node = node(&lab, &[]);
+    wait_found(&mut station, "node", lab.ip(NODE));
+    wait_found(&mut node, "station", lab.ip(STATION));
+
+    let new = Ipv4Addr::new(10, 77, 1, 1);
+    lab.set_address(STATION, new);
+    node.skip_lines();
+    wait_ping(&mut node, new, AT_ONCE);
+    wait_found(&mut node, "station", new);
+    let new = Ipv4Addr::new(10, 77, 1, 2);
+    lab.set_address(NODE, new);
+    wait_found(&mut station, "node", new);
+}
+
+#[test]
+fn on_every_interface() {
+    let Some(mut lab) = Lab::or_skip(3) else { return };
+    // The third host shares only the second network with the station; no host has a default route.
+    let second = lab.add_network(&[STATION, 2]);
+    let mut station = station(&lab, &[]);
+    let mut near = node(&lab, &[]);
+    lab.link_down(2);
+    let mut far = start(&lab, 2, "far", &[]);
+    wait_ping_and_found(&mut near, lab.ip(STATION));
+    wait_ping_and_found(&mut far, second[0]);
+    // In either order.
+    let mut left = vec![("node", lab.ip(NODE)), ("far", second[1])];
+    station.wait_json(PATIENCE, "both nodes", |line| {
+        left.retain(|(name, ip)| !found_at(line, name, *ip));
+        left.is_empty()
+    });
+}
+
+#[test]
+fn equal_names_and_a_cloned_key_stay_apart() {
+    let Some(lab) = Lab::or_skip(3) else { return };
+    let mut station = station(&lab, &["--no-pings"]);
+    let clone = ["--id", "00000000000000ff", "--name", "twin", "--no-pings"];
+    let program = env!("CARGO_BIN_EXE_discover");
+    let _twins = [1, 2].map(|host| lab.spawn(host, &format!("twin-{host}"), program, &clone));
+    let mut left = vec![lab.ip(1), lab.ip(2)];
+    let mut instances = Vec::new();
+    station.wait_json(PATIENCE, "both twins", |line| {
+        left.retain(|ip| !found_at(line, "twin", *ip));
+        instances.push(line["instance"].to_string());
+        left.is_empty()
+    });
+    instances.sort();
+    instances.dedup();
+    assert_eq!(instances.len(), 2, "{instances:?}");
+}

@@ -1,0 +1,124 @@
+//! The laboratory itself: if one of these fails, no other test in namespaces says anything.
+
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::time::Duration;
+
+use swarm_shared::net::clock;
+use swarm_tests::lab::Lab;
+use swarm_tests::process::{Process, Signal, Stream, wait_until};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+/// What a connection attempt that cannot succeed is given.
+const ATTEMPT: &str = "1";
+
+/// The test's own helper program: answers TCP connections, or makes one.
+const TALK: &str = env!("CARGO_BIN_EXE_talk");
+
+fn listen(lab: &Lab, host: usize) -> Process {
+    let mut server = lab.spawn(host, &format!("listen-{host}"), TALK, &["listen", "0.0.0.0:9000"]);
+    server.wait_line(Stream::Out, PATIENCE, "listening", |line| line == "listening");
+    server
+}
+
+fn reaches(lab: &Lab, from: usize, to: Ipv4Addr) -> bool {
+    let to = format!("{to}:9000");
+    lab.run(from, TALK, &["call", &to, ATTEMPT]).status.success()
+}
+
+#[test]
+fn hosts_talk_until_a_link_is_down_and_again_when_it_is_up() {
+    let Some(lab) = Lab::or_skip(2) else { return };
+    let _server = listen(&lab, 1);
+    assert!(reaches(&lab, 0, lab.ip(1)));
+    lab.link_down(1);
+    assert!(!reaches(&lab, 0, lab.ip(1)));
+    lab.link_up(1);
+    wait_until(PATIENCE, "reachable again", || reaches(&lab, 0, lab.ip(1)));
+    lab.plug(1, false);
+    assert!(!reaches(&lab, 0, lab.ip(1)));
+    lab.plug(1, true);
+    wait_until(PATIENCE, "reachable again", || reaches(&lab, 0, lab.ip(1)));
+}
+
+#[test]
+fn a_partition_keeps_each_side_joined() {
+    let Some(lab) = Lab::or_skip(4) else { return };
+    let _servers: Vec<Process> = (0..4).map(|host| listen(&lab, host)).collect();
+    lab.partition(&[2, 3]);
+    for (from, to, expected) in [(0, 1, true), (2, 3, true), (0, 2, false), (3, 1, false)] {
+        assert_eq!(reaches(&lab, from, lab.ip(to)), expected, "{from} to {to}");
+    }
+    lab.heal();
+    // Not at once: the kernel remembers for a moment that nobody answered its ARP requests.
+    for (from, to) in [(0, 2), (3, 1)] {
+        wait_until(PATIENCE, "reachable again", || reaches(&lab, from, lab.ip(to)));
+    }
+}
+
+#[test]
+fn addresses_change_and_networks_are_added() {
+    let Some(mut lab) = Lab::or_skip(2) else { return };
+    let _server = listen(&lab, 1);
+    let new = Ipv4Addr::new(10, 77, 9, 9);
+    let old = lab.ip(1);
+    lab.set_address(1, new);
+    assert_eq!(lab.ip(1), new);
+    assert!(reaches(&lab, 0, new) && !reaches(&lab, 0, old));
+    let second = lab.add_network(&[0, 1]);
+    lab.link_down(1);
+    assert!(
+        reaches(&lab, 0, second[1]),
+        "the second network is one of its own"
+    );
+}
+
+#[test]
+fn a_rate_slows_and_is_lifted() {
+    let Some(lab) = Lab::or_skip(2) else { return };
+    let _server = listen(&lab, 1);
+    let to = format!("{}:9000", lab.ip(1));
+    // 1 MiB at 4 Mbit/s takes 2.1 s, the burst of 64 KiB less a little.
+    let timed = || {
+        let start = clock::now();
+        let sent = lab.run(0, TALK, &["send", &to, "1048576"]);
+        assert!(sent.status.success(), "{sent:?}");
+        start.elapsed()
+    };
+    assert!(timed() < Duration::from_secs(1));
+    lab.rate(0, Some("4mbit"));
+    assert!(timed() > Duration::from_millis(1500));
+    lab.rate(0, None);
+    assert!(timed() < Duration::from_secs(1));
+}
+
+#[test]
+fn nothing_is_left_behind() {
+    let Some(lab) = Lab::or_skip(1) else { return };
+    let server = listen(&lab, 0);
+    let (namespace, logs) = (lab.namespace(0), lab.logs().to_owned());
+    let alive = Path::new("/proc").join(server.pid().to_string());
+    assert!(alive.exists() && Path::new("/run/netns").join(&namespace).exists());
+    drop(lab);
+    wait_until(PATIENCE, "the program is killed", || {
+        // It stays a zombie until its `Process` is dropped, too.
+        let status = std::fs::read_to_string(alive.join("status")).unwrap_or_default();
+        !alive.exists() || status.contains("State:\tZ")
+    });
+    assert!(!Path::new("/run/netns").join(&namespace).exists() && !logs.exists());
+    drop(server);
+}
+
+#[test]
+fn a_process_tells_its_end_and_takes_signals() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut command = std::process::Command::new(TALK);
+    command.args(["listen", "127.0.0.1:0"]);
+    let mut server = Process::spawn(command, "talk", dir.path());
+    server.wait_line(Stream::Out, PATIENCE, "listening", |line| line == "listening");
+    assert_eq!(server.lines(Stream::Out), ["listening"]);
+    assert_eq!(server.ended(), None);
+    server.signal(Signal::TERM);
+    assert!(!server.wait_exit(PATIENCE).success());
+    server.signal(Signal::TERM);
+}
