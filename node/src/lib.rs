@@ -3,5 +3,11 @@
 //! It does what its own configuration allows and nothing else: see [`config`] for what that is, [`actions`] for what
 //! a command can ask for, and [`daemon`] for how the parts are put together.
 
+pub mod actions;
 pub mod config;
+pub mod logging;
 pub mod process;
+pub mod state;
+pub mod status;
+pub mod telemetry;
+pub mod transfers;
