@@ -56,6 +56,8 @@ pub(crate) struct Conn {
     incoming: BytesMut,
     pub(crate) out: OutBuffer,
     unflushed: bool,
+    /// Why nothing can be written any more. What the peer said before is still read: it may be the reason.
+    broken: Option<io::Error>,
 }
 
 impl std::fmt::Debug for Conn {
@@ -76,6 +78,7 @@ impl Conn {
             incoming: BytesMut::new(),
             out: OutBuffer::default(),
             unflushed: false,
+            broken: None,
         }
     }
 
@@ -101,13 +104,30 @@ impl Conn {
     }
 
     fn poll_drive(&mut self, cx: &mut Context<'_>, read: bool) -> Poll<io::Result<Driven>> {
-        let flushed = self.poll_write_out(cx)?;
-        if read && let Poll::Ready(bytes) = self.poll_read_in(cx)? {
-            return Poll::Ready(Ok(if bytes == 0 { Driven::Closed } else { Driven::Read }));
+        let flushed = if self.broken.is_none() {
+            match self.poll_write_out(cx) {
+                Poll::Ready(Ok(wrote)) => wrote,
+                Poll::Ready(Err(error)) => {
+                    self.broken = Some(error);
+                    false
+                }
+                Poll::Pending => false,
+            }
+        } else {
+            false
+        };
+        if read || self.broken.is_some() {
+            match self.poll_read_in(cx) {
+                Poll::Ready(Ok(0)) => return Poll::Ready(self.broken.take().map_or(Ok(Driven::Closed), Err)),
+                Poll::Ready(Ok(_)) => return Poll::Ready(Ok(Driven::Read)),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(self.broken.take().unwrap_or(error))),
+                Poll::Pending => {}
+            }
         }
-        match flushed {
-            Poll::Ready(true) => Poll::Ready(Ok(Driven::Flushed)),
-            Poll::Ready(false) | Poll::Pending => Poll::Pending,
+        match self.broken.take() {
+            Some(error) => Poll::Ready(Err(error)),
+            None if flushed => Poll::Ready(Ok(Driven::Flushed)),
+            None => Poll::Pending,
         }
     }
 
@@ -162,9 +182,15 @@ impl Conn {
         Ok(())
     }
 
-    /// Writes everything that waits and closes the connection in good order.
+    /// Writes everything that waits, closes the connection in good order, and waits until the peer has closed its
+    /// side: bytes of the peer that nobody reads would make the kernel throw away our last words. Bound it in time.
     pub(crate) async fn close(mut self) -> io::Result<()> {
         self.flush().await?;
-        poll_fn(|cx| Pin::new(&mut self.io).poll_shutdown(cx)).await
+        poll_fn(|cx| Pin::new(&mut self.io).poll_shutdown(cx)).await?;
+        // How the peer leaves does not matter.
+        while let Ok(1..) = poll_fn(|cx| self.poll_read_in(cx)).await {
+            self.incoming.clear();
+        }
+        Ok(())
     }
 }

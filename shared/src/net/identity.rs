@@ -9,6 +9,7 @@ use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use super::random::{self, NoRandomness};
 use super::store::{self, MODE_SECRET, StoreError};
 use crate::proto::hex;
 use crate::proto::trust::SigningKey;
@@ -52,6 +53,9 @@ pub enum IdentityError {
     /// The file cannot be read or written.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// A new key could not be drawn.
+    #[error(transparent)]
+    NoRandomness(#[from] NoRandomness),
     /// Others could have read it.
     #[error(
         "{path} has mode {mode:04o}, so other users of this machine can read the key: type `chmod 600 {path}` if you \
@@ -118,7 +122,7 @@ pub fn load_or_create(dir: &Path, which: KeyFile) -> Result<SigningKey, Identity
     if let Some(key) = load(dir, which)? {
         return Ok(key);
     }
-    let key = SigningKey::from_seed(store::random_bytes()?);
+    let key = SigningKey::from_seed(random::bytes()?);
     let path = dir.join(which.name());
     if store::create_atomic(&path, text(&key, which).as_bytes(), MODE_SECRET)? {
         return Ok(key);

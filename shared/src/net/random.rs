@@ -2,9 +2,9 @@
 
 use ring::rand::{SecureRandom as _, SystemRandom};
 
-/// The kernel gave no randomness: nothing that needs a secret can go on.
+/// The system gave no randomness: nothing that needs a secret can go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the kernel gives no random numbers")]
+#[error("the system gives no random bytes; is /dev/urandom there?")]
 pub struct NoRandomness;
 
 /// Fresh random bytes.

@@ -8,8 +8,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use ring::rand::{SecureRandom, SystemRandom};
-
+use super::random::{self, NoRandomness};
 use crate::proto::hex;
 
 /// Longest state file that is read, in bytes.
@@ -49,9 +48,9 @@ pub enum StoreError {
         /// The path.
         path: PathBuf,
     },
-    /// The system gave no random bytes.
-    #[error("the system gives no random bytes; is /dev/urandom there?")]
-    NoRandom,
+    /// A new file could not be given a name of its own.
+    #[error(transparent)]
+    NoRandomness(#[from] NoRandomness),
 }
 
 fn advice(error: &io::Error) -> &'static str {
@@ -73,18 +72,6 @@ fn advice(error: &io::Error) -> &'static str {
 pub fn create_dir(path: &Path) -> Result<(), StoreError> {
     let made = fs::DirBuilder::new().recursive(true).mode(MODE_DIR).create(path);
     made.map_err(io_error("create", path))
-}
-
-/// Random bytes for secrets, keys and names.
-///
-/// # Errors
-/// [`StoreError::NoRandom`].
-pub fn random_bytes<const N: usize>() -> Result<[u8; N], StoreError> {
-    let mut bytes = [0; N];
-    SystemRandom::new()
-        .fill(&mut bytes)
-        .map_err(|_unspecified| StoreError::NoRandom)?;
-    Ok(bytes)
 }
 
 /// The file's content; `None` if there is no such file.
@@ -158,7 +145,7 @@ impl<'a> Temp<'a> {
             here if here.as_os_str().is_empty() => Path::new("."),
             dir => dir,
         };
-        let tail = hex::encode(&random_bytes::<8>()?);
+        let tail = hex::encode(&random::bytes::<8>()?);
         let path = dir.join(format!(".{}.{tail}.tmp", name.to_string_lossy()));
 
         let mut file = OpenOptions::new()
