@@ -53,14 +53,21 @@ pub(super) async fn run(shared: Shared, targets: Vec<Target>, command: Command, 
     let started = clock::now();
     let frame = frame(&shared, &command.action, &command.arguments, command.lane);
     let (id, parcel) = match (frame.header.id, Parcel::new(&frame)) {
-        (Some(id), Ok(parcel)) if frame.content.len() <= swarm_shared::proto::wire::CONTENT_BYTES_MAX => (id, parcel),
+        (Some(id), Ok(parcel)) if frame.content.len() <= swarm_shared::proto::wire::CONTENT_BYTES_MAX => {
+            (id, parcel)
+        }
         (_, Err(error)) => return fail(&events, &error).await,
         (_, Ok(_)) => {
-            let (bytes, max) = (frame.content.len() as u64, swarm_shared::proto::wire::CONTENT_BYTES_MAX);
+            let (bytes, max) = (
+                frame.content.len() as u64,
+                swarm_shared::proto::wire::CONTENT_BYTES_MAX,
+            );
             return fail(&events, &WireError::ContentTooLong { bytes, max }).await;
         }
     };
-    let named = Event::Targets { targets: targets.iter().map(|target| target.node.clone()).collect() };
+    let named = Event::Targets {
+        targets: targets.iter().map(|target| target.node.clone()).collect(),
+    };
     if events.send(named).await.is_err() {
         return;
     }
@@ -69,8 +76,16 @@ pub(super) async fn run(shared: Shared, targets: Vec<Target>, command: Command, 
     let deadline = started + command.ttl;
     let until = deadline.max(started + command.timeout) + REMEMBERED;
     for target in targets {
-        let outgoing = Outgoing { parcel: parcel.clone(), lane: command.lane, deadline: Some(deadline) };
-        let request = Request { id, until, reply_to: ReplyTo(reply_to.clone()) };
+        let outgoing = Outgoing {
+            parcel: parcel.clone(),
+            lane: command.lane,
+            deadline: Some(deadline),
+        };
+        let request = Request {
+            id,
+            until,
+            reply_to: ReplyTo(reply_to.clone()),
+        };
         match target.link.try_request(outgoing, request) {
             Ok(()) => drop(waiting.insert(target.node.id, target)),
             Err(error) => {
@@ -90,7 +105,9 @@ pub(super) async fn run(shared: Shared, targets: Vec<Target>, command: Command, 
             end = timeout_at(give_up.into(), ends.recv()) => end,
         };
         let Ok(Some(end)) = end else { break };
-        let Some(target) = waiting.remove(&end.peer) else { continue };
+        let Some(target) = waiting.remove(&end.peer) else {
+            continue;
+        };
         let delivery = Delivery::new(target.node, reply(end.ended), elapsed_ms(started));
         if events.send(Event::Delivery(delivery)).await.is_err() {
             return;
@@ -133,10 +150,14 @@ pub(super) fn reply(ended: Ended) -> Reply {
     match ended {
         Ended::Reply(content) => serde_json::from_slice(&content)
             .unwrap_or_else(|error| Reply::failed(format!("the node's reply is unreadable: {error}"))),
-        Ended::Expired => Reply::ended(Outcome::Expired, "its time to live ran out before it could be sent"),
-        Ended::Lost => {
-            Reply::ended(Outcome::Unknown, "the node restarted midway: it may have run, or not; look before you repeat")
-        }
+        Ended::Expired => Reply::ended(
+            Outcome::Expired,
+            "its time to live ran out before it could be sent",
+        ),
+        Ended::Lost => Reply::ended(
+            Outcome::Unknown,
+            "the node restarted midway: it may have run, or not; look before you repeat",
+        ),
         Ended::TimedOut => Reply::ended(Outcome::NoAnswer, "no answer"),
         Ended::NotSent(why) => Reply::refused(why),
     }
@@ -161,8 +182,20 @@ async fn ask_checks(shared: &Shared, link: &PeerLink) -> Option<Vec<Check>> {
     let (id, parcel) = (frame.header.id?, Parcel::new(&frame).ok()?);
     let until = clock::now() + SELF_CHECK_TIMEOUT;
     let (reply_to, mut ends) = mpsc::channel(1);
-    let outgoing = Outgoing { parcel, lane: Lane::Control, deadline: Some(until) };
-    link.try_request(outgoing, Request { id, until, reply_to: ReplyTo(reply_to) }).ok()?;
+    let outgoing = Outgoing {
+        parcel,
+        lane: Lane::Control,
+        deadline: Some(until),
+    };
+    link.try_request(
+        outgoing,
+        Request {
+            id,
+            until,
+            reply_to: ReplyTo(reply_to),
+        },
+    )
+    .ok()?;
     let end = ends.recv().await?;
     let value = reply(end.ended).value?;
     value.as_array()?.iter().map(check).collect()

@@ -29,7 +29,10 @@ impl Task {
         if self.membership().is_some() {
             return Ok(());
         }
-        let membership = self.found().await.map_err(|error| format!("cannot make a fleet: {error}"))?;
+        let membership = self
+            .found()
+            .await
+            .map_err(|error| format!("cannot make a fleet: {error}"))?;
         let note = format!(
             "made a new fleet, {}; its root key is on this machine: back up the state directory",
             membership.fingerprint().short()
@@ -43,8 +46,7 @@ impl Task {
         let membership = Arc::new(self.office.found(own).await?);
         self.shared.endpoint.adopt(Arc::clone(&membership)).await;
         // The endpoint's task takes it up in its own time; what follows here relies on it.
-        let mut seen = self.shared.endpoint.membership();
-        let _stopping = seen.wait_for(Option::is_some).await;
+        self.shared.endpoint.adopted().await;
         Ok(membership)
     }
 
@@ -54,15 +56,17 @@ impl Task {
             None => self.found().await,
         };
         let view = match made {
-            Ok(_) => self.membership_view().await.map(|view| vec![Event::Membership(view)]),
+            Ok(_) => self.membership_view().map(|view| vec![Event::Membership(view)]),
             Err(error) => Err(error),
         };
         finish(&events, view).await;
     }
 
-    pub(super) async fn membership_view(&self) -> Result<MembershipView, OfficeError> {
+    pub(super) fn membership_view(&self) -> Result<MembershipView, OfficeError> {
         let Some(membership) = self.membership() else {
-            return Err(OfficeError::Internal("this station belongs to no fleet".to_owned()));
+            return Err(OfficeError::Internal(
+                "this station belongs to no fleet".to_owned(),
+            ));
         };
         Ok(MembershipView {
             node: self.shared.endpoint.profile().borrow().name.clone(),
@@ -75,7 +79,9 @@ impl Task {
 
     pub(super) async fn revoke(&mut self, node: &str) -> Result<Vec<Event>, OfficeError> {
         let row = self.roll.find(node).map_err(|why| {
-            OfficeError::WhichOne(format!("{why} among the members; see `ground-station fleet members`"))
+            OfficeError::WhichOne(format!(
+                "{why} among the members; see `ground-station fleet members`"
+            ))
         })?;
         let membership = self.membership().ok_or(OfficeError::NoRoot)?;
         let membership = Arc::new(self.office.revoke(row.key, &membership).await?);
@@ -108,11 +114,14 @@ impl Task {
                 Ok(membership) => break membership,
                 // The station's word is final; that nobody answers is not.
                 Err(error @ (JoinError::Refused(_) | JoinError::Trust(_))) => {
-                    let _caller_gone = events.send(Event::failed(Failure::Failed, error.to_string())).await;
+                    let _caller_gone = events
+                        .send(Event::failed(Failure::Failed, error.to_string()))
+                        .await;
                     return;
                 }
                 Err(error) if clock::now() >= deadline || events.is_closed() => {
-                    let message = format!("cannot join: {error}; check that `ground-station serve` runs there");
+                    let message =
+                        format!("cannot join: {error}; check that `ground-station serve` runs there");
                     let _caller_gone = events.send(Event::failed(Failure::Failed, message)).await;
                     return;
                 }
@@ -122,12 +131,13 @@ impl Task {
         let joined = async {
             office::keep_membership(&self.store, &membership).await?;
             self.shared.endpoint.adopt(Arc::new(membership)).await;
-            let mut seen = self.shared.endpoint.membership();
-            let _stopping = seen.wait_for(Option::is_some).await;
+            self.shared.endpoint.adopted().await;
             for addr in invitation.addresses() {
                 self.remember_station(*addr).await;
             }
-            self.membership_view().await.map(|view| vec![Event::Membership(view)])
+            self.membership_view()
+                .await
+                .map(|view| vec![Event::Membership(view)])
         };
         let joined = joined.await;
         finish(&events, joined).await;
@@ -136,7 +146,14 @@ impl Task {
     async fn join_any(&self, invitation: &Invitation) -> Result<Membership, JoinError> {
         let mut last = None;
         for addr in invitation.addresses() {
-            match join(self.shared.endpoint.local(), &self.keepalive, *addr, Some(invitation)).await {
+            match join(
+                self.shared.endpoint.local(),
+                &self.keepalive,
+                *addr,
+                Some(invitation),
+            )
+            .await
+            {
                 Ok(membership) => return Ok(membership),
                 Err(error @ (JoinError::Refused(_) | JoinError::Trust(_))) => return Err(error),
                 Err(error) => last = Some(error),

@@ -16,8 +16,9 @@ mod office;
 mod roll;
 mod send;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
@@ -30,17 +31,18 @@ use swarm_shared::net::handshake::Identity;
 use swarm_shared::net::identity::{self, IdentityError, KeyFile};
 use swarm_shared::net::peer::PeerEvent;
 use swarm_shared::net::random::NoRandomness;
-use swarm_shared::net::socket::KeepaliveConfig;
+use swarm_shared::net::socket::{BadKeepalive, KeepaliveConfig, SocketError};
 use swarm_shared::proto::dial::{Hint, Source};
-use swarm_shared::proto::id::{NodeName, PeerKind};
+use swarm_shared::proto::id::PeerKind;
 use swarm_shared::proto::selector::Selector;
 use swarm_shared::proto::session::Timing;
 use swarm_shared::proto::trust::Membership;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::{Call, Event, Failure, Fleet, Request};
+use crate::config::Config;
 use crate::store::{Store, StoreError};
 use office::Office;
 use roll::Roll;
@@ -53,18 +55,13 @@ const LOOK_STEP: Duration = Duration::from_millis(20);
 /// What an engine is started with.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// This station's name.
-    pub name: NodeName,
-    /// Where it listens; port 0 takes a free one.
-    pub listen: SocketAddr,
-    /// How peers are looked for.
-    pub means: Means,
-    /// Addresses that are dialled whatever discovery says.
-    pub nodes: Vec<SocketAddr>,
-    /// When the kernel gives a silent connection up.
-    pub keepalive: KeepaliveConfig,
-    /// When a session does.
-    pub timing: Timing,
+    /// The configuration.
+    pub config: Config,
+    /// Where keys and members are kept; it exists, and this process owns it.
+    pub state_dir: PathBuf,
+    /// Whether it stays up (`serve`, `nodes --watch`) or goes after one request: then, if its port is taken, any other
+    /// does, for nodes are told where to dial.
+    pub stays: bool,
 }
 
 /// Why an engine did not start.
@@ -85,14 +82,20 @@ pub enum EngineError {
     /// The kernel.
     #[error(transparent)]
     Random(#[from] NoRandomness),
+    /// The keepalive of the configuration.
+    #[error("[keepalive]: {0}")]
+    Keepalive(#[from] BadKeepalive),
     /// What the store holds of the fleet is not sound.
-    #[error("what station.db holds of the fleet is not sound: {0}; restore a backup, or start with another --state-dir")]
+    #[error(
+        "what station.db holds of the fleet is not sound: {0}; restore a backup, or start with another --state-dir"
+    )]
     Fleet(String),
 }
 
 /// A running engine.
 #[derive(Debug)]
 pub struct Engine {
+    fleet: Fleet,
     endpoint: Endpoint,
     presence: Option<Presence>,
     stop: CancellationToken,
@@ -108,63 +111,90 @@ struct Shared {
     epoch: u64,
     routes: fetch::Routes,
     /// How many nodes are sent files at once.
-    sends: Arc<tokio::sync::Semaphore>,
+    sends: Arc<Semaphore>,
 }
 
 impl Engine {
-    /// Brings the links up. `state_dir` exists and is owned by this process.
+    /// Brings the links up.
     ///
     /// # Errors
     /// [`EngineError`], which says what to change.
-    pub async fn start(state_dir: &Path, settings: Settings) -> Result<(Fleet, Self), EngineError> {
-        let dir = state_dir.to_owned();
+    pub async fn start(settings: Settings) -> Result<Self, EngineError> {
+        let Settings {
+            config,
+            state_dir,
+            stays,
+        } = settings;
+        let keepalive = config.keepalive;
+        let keepalive = KeepaliveConfig::new(keepalive.idle, keepalive.interval, keepalive.probes)?;
+        let dir = state_dir.clone();
         let key = tokio::task::spawn_blocking(move || identity::load_or_create(&dir, KeyFile::Identity));
         let key = key.await.map_err(|e| EngineError::Fleet(e.to_string()))??;
-        let store = Store::open(state_dir).await?;
+        let store = Store::open(&state_dir).await?;
         let membership = office::stored_membership(&store, &key.public()).await?;
-        let office = Office::open(state_dir, store.clone()).await?;
+        let office = Office::open(&state_dir, store.clone()).await?;
         let roll = Roll::load(&store).await?;
         let (joins, join_requests) = mpsc::channel(JOINS_MAX);
-        let config = endpoint::Config {
+        let identity = Arc::new(Identity::new(key)?);
+        let listening = |listen| endpoint::Config {
             kind: PeerKind::Station,
-            name: settings.name,
-            tags: std::collections::BTreeMap::new(),
-            listen: settings.listen,
-            keepalive: settings.keepalive,
-            timing: settings.timing,
-            membership,
-            joins: Some(joins),
+            name: config.name.clone(),
+            tags: BTreeMap::new(),
+            listen,
+            keepalive,
+            timing: Timing::default(),
+            membership: membership.clone(),
+            joins: Some(joins.clone()),
         };
-        let (endpoint, events) = Endpoint::start(config, Arc::new(Identity::new(key)?))?;
-        let presence = presence::start(&endpoint, settings.means)?;
-        for addr in &settings.nodes {
+        let (endpoint, events) = match Endpoint::start(listening(config.listen), Arc::clone(&identity)) {
+            Err(StartError::Socket(SocketError::PortInUse(_))) if !stays => {
+                Endpoint::start(listening(SocketAddr::new(config.listen.ip(), 0)), identity)?
+            }
+            started => started?,
+        };
+        let means = Means {
+            mdns: config.mdns,
+            pings: config.pings.then_some(config.ping_port),
+        };
+        let presence = presence::start(&endpoint, means)?;
+        for addr in &config.nodes {
             endpoint.heard(*addr, Source::Static, Hint::None).await;
         }
         let (fleet, calls) = Fleet::local();
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let shared = Shared {
-            endpoint: endpoint.clone(),
-            next_id: Arc::new(AtomicU64::new(1)),
-            epoch: store.epoch(),
-            routes: fetch::Routes::default(),
-            sends: Arc::new(tokio::sync::Semaphore::new(send::NODES_AT_ONCE)),
-        };
-        let membership_seen = endpoint.membership();
         let mut task = Task {
-            shared,
+            shared: Shared {
+                endpoint: endpoint.clone(),
+                next_id: Arc::new(AtomicU64::new(1)),
+                epoch: store.epoch(),
+                routes: fetch::Routes::default(),
+                sends: Arc::new(Semaphore::new(send::NODES_AT_ONCE)),
+            },
             store,
             office,
             roll,
             watchers: Vec::new(),
             looks: Vec::new(),
-            keepalive: settings.keepalive,
+            keepalive,
             started: clock::now(),
             stop: stop.clone(),
             tasks: tasks.clone(),
         };
         task.open_members().await;
-        tasks.spawn(task.run(calls, events, join_requests, membership_seen));
-        Ok((fleet, Self { endpoint, presence: Some(presence), stop, tasks }))
+        tasks.spawn(task.run(calls, events, join_requests, endpoint.membership()));
+        tracing::info!(addr = %endpoint.listens(), "listening");
+        Ok(Self {
+            fleet,
+            endpoint,
+            presence: Some(presence),
+            stop,
+            tasks,
+        })
+    }
+
+    /// To ask it.
+    pub fn fleet(&self) -> Fleet {
+        self.fleet.clone()
     }
 
     /// The address that is listened on, with its real port.
@@ -173,14 +203,17 @@ impl Engine {
     }
 
     /// Says goodbye to all peers and ends.
-    pub async fn shutdown(mut self) {
+    pub async fn stop(mut self) {
         self.stop.cancel();
         self.tasks.close();
         if let Some(presence) = self.presence.take() {
             presence.shutdown().await;
         }
         self.endpoint.shutdown().await;
-        if tokio::time::timeout(endpoint::SHUTDOWN_GRACE, self.tasks.wait()).await.is_err() {
+        if tokio::time::timeout(endpoint::SHUTDOWN_GRACE, self.tasks.wait())
+            .await
+            .is_err()
+        {
             tracing::warn!(left = self.tasks.len(), "requests outlived shutdown");
         }
     }
@@ -249,7 +282,10 @@ impl Task {
                 self.roll.opened(id, link);
             }
             if let Some(address) = address {
-                self.shared.endpoint.heard(address, Source::Known, Hint::Id(id)).await;
+                self.shared
+                    .endpoint
+                    .heard(address, Source::Known, Hint::Id(id))
+                    .await;
             }
         }
     }
@@ -261,7 +297,8 @@ impl Task {
                 if let Some(link) = self.roll.up(&peer)
                     && peer.kind == PeerKind::Node
                 {
-                    self.tasks.spawn(commands::self_check(self.shared.clone(), link, checks.clone()));
+                    self.tasks
+                        .spawn(commands::self_check(self.shared.clone(), link, checks.clone()));
                 }
                 peer.id
             }
@@ -292,7 +329,13 @@ impl Task {
 
     fn take_notice(&mut self, notice: Notice) {
         match notice {
-            Notice::Refused { addr, name, by_us, refused, .. } => {
+            Notice::Refused {
+                addr,
+                name,
+                by_us,
+                refused,
+                ..
+            } => {
                 let who = name.map_or_else(|| addr.to_string(), |name| format!("{name} at {addr}"));
                 let how = if by_us { "refused" } else { "refused by" };
                 tracing::warn!("{how} {who}: {refused}");
@@ -331,7 +374,10 @@ impl Task {
 
     async fn take_join(&mut self, join: JoinRequest) {
         let membership = self.shared.endpoint.membership().borrow().clone();
-        let taken_in = self.office.take_join(join, membership.as_deref(), &self.roll).await;
+        let taken_in = self
+            .office
+            .take_join(join, membership.as_deref(), &self.roll)
+            .await;
         if let Some(member) = taken_in {
             self.roll.admit(member);
             self.open_members().await;
@@ -368,7 +414,11 @@ impl Task {
         match request {
             Request::Nodes { selector, timeout_ms } => {
                 let deadline = self.started + Duration::from_millis(timeout_ms);
-                self.looks.push(Look { selector, deadline, events });
+                self.looks.push(Look {
+                    selector,
+                    deadline,
+                    events,
+                });
                 self.answer_looks();
             }
             Request::Watch { selector } => {
@@ -377,8 +427,17 @@ impl Task {
                 }
                 self.watchers.push(Watcher { selector, events });
             }
-            Request::Command { selector, action, arguments, lane, ttl_ms, timeout_ms } => {
-                let Some(targets) = self.targets(&selector, &events) else { return };
+            Request::Command {
+                selector,
+                action,
+                arguments,
+                lane,
+                ttl_ms,
+                timeout_ms,
+            } => {
+                let Some(targets) = self.targets(&selector, &events) else {
+                    return;
+                };
                 let command = commands::Command {
                     action,
                     arguments,
@@ -386,25 +445,50 @@ impl Task {
                     ttl: Duration::from_millis(ttl_ms),
                     timeout: Duration::from_millis(timeout_ms),
                 };
-                self.tasks.spawn(commands::run(self.shared.clone(), targets, command, events));
+                self.tasks
+                    .spawn(commands::run(self.shared.clone(), targets, command, events));
             }
-            Request::SendFiles { selector, files, ttl_ms, timeout_ms } => {
-                let Some(targets) = self.targets(&selector, &events) else { return };
+            Request::SendFiles {
+                selector,
+                files,
+                ttl_ms,
+                timeout_ms,
+            } => {
+                let Some(targets) = self.targets(&selector, &events) else {
+                    return;
+                };
                 let patience = send::Patience {
                     ttl: Duration::from_millis(ttl_ms),
                     pause: Duration::from_millis(timeout_ms),
                 };
-                self.tasks.spawn(send::run(self.shared.clone(), targets, files, patience, events));
+                self.tasks
+                    .spawn(send::run(self.shared.clone(), targets, files, patience, events));
             }
-            Request::Fetch { selector, path, dir, timeout_ms } => {
-                let Some(targets) = self.targets(&selector, &events) else { return };
+            Request::Fetch {
+                selector,
+                path,
+                dir,
+                timeout_ms,
+            } => {
+                let Some(targets) = self.targets(&selector, &events) else {
+                    return;
+                };
                 let pause = Duration::from_millis(timeout_ms);
-                self.tasks.spawn(fetch::run(self.shared.clone(), targets, path, dir, pause, events));
+                self.tasks
+                    .spawn(fetch::run(self.shared.clone(), targets, path, dir, pause, events));
             }
             Request::Init => self.init(events).await,
-            Request::Invite { role, uses, valid_for_ms } => {
+            Request::Invite {
+                role,
+                uses,
+                valid_for_ms,
+            } => {
                 let listens = self.shared.endpoint.listens();
-                finish(&events, self.office.invite(role, uses, valid_for_ms, listens).await).await;
+                finish(
+                    &events,
+                    self.office.invite(role, uses, valid_for_ms, listens).await,
+                )
+                .await;
             }
             Request::Join { code, timeout_ms } => self.join(code, timeout_ms, events).await,
             Request::Pending => finish(&events, self.office.pending().await).await,
@@ -415,13 +499,21 @@ impl Task {
                     self.roll.admit(member.clone());
                     self.open_members().await;
                 }
-                finish(&events, accepted.map(|row| vec![Event::Member(roll::member_view(&row))])).await;
+                finish(
+                    &events,
+                    accepted.map(|row| vec![Event::Member(roll::member_view(&row))]),
+                )
+                .await;
             }
             Request::Revoke { node } => finish(&events, self.revoke(&node).await).await,
             Request::Members => {
-                let own = self.membership_view().await.map(Event::Membership);
+                let own = self.membership_view().map(Event::Membership);
                 let members = self.roll.members().into_iter().map(Event::Member);
-                finish(&events, own.map(|own| std::iter::once(own).chain(members).collect())).await;
+                finish(
+                    &events,
+                    own.map(|own| std::iter::once(own).chain(members).collect()),
+                )
+                .await;
             }
         }
     }
@@ -444,8 +536,17 @@ impl Task {
                     a device"
                 .to_owned();
         }
-        let shown = known.iter().take(8).map(String::as_str).collect::<Vec<_>>().join(", ");
-        let more = if known.len() > 8 { format!(" and {} more", known.len() - 8) } else { String::new() };
+        let shown = known
+            .iter()
+            .take(8)
+            .map(String::as_str)
+            .collect::<Vec<_>>()
+            .join(", ");
+        let more = if known.len() > 8 {
+            format!(" and {} more", known.len() - 8)
+        } else {
+            String::new()
+        };
         format!("no node matches {:?}; known are {shown}{more}", selector.as_str())
     }
 
@@ -468,7 +569,8 @@ impl Task {
             } else {
                 views.into_iter().map(Event::Node).chain([Event::End]).collect()
             };
-            self.tasks.spawn(async move { say_all(&look.events, found).await });
+            self.tasks
+                .spawn(async move { say_all(&look.events, found).await });
         }
     }
 }

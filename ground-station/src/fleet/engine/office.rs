@@ -87,10 +87,18 @@ impl OfficeError {
 }
 
 /// This station's membership, as the store has it.
-pub(super) async fn stored_membership(store: &Store, own: &PublicKey) -> Result<Option<Membership>, EngineError> {
-    let Some(text) = store.membership().await? else { return Ok(None) };
-    let membership: Membership = serde_json::from_str(&text).map_err(|e| EngineError::Fleet(e.to_string()))?;
-    membership.check_own(own).map_err(|e| EngineError::Fleet(e.to_string()))?;
+pub(super) async fn stored_membership(
+    store: &Store,
+    own: &PublicKey,
+) -> Result<Option<Membership>, EngineError> {
+    let Some(text) = store.membership().await? else {
+        return Ok(None);
+    };
+    let membership: Membership =
+        serde_json::from_str(&text).map_err(|e| EngineError::Fleet(e.to_string()))?;
+    membership
+        .check_own(own)
+        .map_err(|e| EngineError::Fleet(e.to_string()))?;
     Ok(Some(membership))
 }
 
@@ -122,7 +130,13 @@ impl Office {
             None => Invitations::default(),
         };
         let state_dir = state_dir.to_owned();
-        Ok(Self { state_dir, store, root, invitations, waiting: BTreeMap::new() })
+        Ok(Self {
+            state_dir,
+            store,
+            root,
+            invitations,
+            waiting: BTreeMap::new(),
+        })
     }
 
     pub(super) fn has_root(&self) -> bool {
@@ -135,7 +149,8 @@ impl Office {
             Some(root) => root,
             None => {
                 let dir = self.state_dir.clone();
-                let key = tokio::task::spawn_blocking(move || identity::load_or_create(&dir, KeyFile::FleetRoot));
+                let key =
+                    tokio::task::spawn_blocking(move || identity::load_or_create(&dir, KeyFile::FleetRoot));
                 let key = key.await.map_err(|e| OfficeError::Internal(e.to_string()))??;
                 self.root.insert(FleetRoot::create(key)?)
             }
@@ -163,10 +178,16 @@ impl Office {
     ) -> Result<Vec<Event>, OfficeError> {
         let fingerprint = self.root.as_ref().ok_or(OfficeError::NoRoot)?.fingerprint();
         let secret = InviteSecret::new(random::bytes()?);
-        self.invitations.issue(secret.clone(), role, uses, clock::unix_time_ms(), valid_ms)?;
+        self.invitations
+            .issue(secret.clone(), role, uses, clock::unix_time_ms(), valid_ms)?;
         self.store.set_invitations(json(&self.invitations)).await?;
         let code = Invitation::new(fingerprint, secret, dial_addresses(listens)).to_string();
-        Ok(vec![Event::Invitation(InvitationView { code, role, uses, valid_for_ms: valid_ms })])
+        Ok(vec![Event::Invitation(InvitationView {
+            code,
+            role,
+            uses,
+            valid_for_ms: valid_ms,
+        })])
     }
 
     pub(super) async fn pending(&self) -> Result<Vec<Event>, OfficeError> {
@@ -189,7 +210,9 @@ impl Office {
     ) -> Result<MemberRow, OfficeError> {
         let rows = self.store.pending().await?;
         let row = find_one(&rows, node, |row| (&row.name, row.key.id())).map_err(|why| {
-            OfficeError::WhichOne(format!("{why} among those that wait; see `ground-station fleet pending`"))
+            OfficeError::WhichOne(format!(
+                "{why} among those that wait; see `ground-station fleet pending`"
+            ))
         })?;
         let role = match row.kind {
             PeerKind::Node => Role::Node,
@@ -206,7 +229,12 @@ impl Office {
     }
 
     /// Grants a key its role and stores that, before anybody hears of it.
-    async fn enrol(&mut self, key: PublicKey, role: Role, seen: PendingRow) -> Result<MemberRow, OfficeError> {
+    async fn enrol(
+        &mut self,
+        key: PublicKey,
+        role: Role,
+        seen: PendingRow,
+    ) -> Result<MemberRow, OfficeError> {
         let root = self.root.as_mut().ok_or(OfficeError::NoRoot)?;
         let grant = json(&root.grant(key, role)?);
         self.keep_root().await?;
@@ -226,7 +254,11 @@ impl Office {
     }
 
     /// Puts a key out for good.
-    pub(super) async fn revoke(&mut self, key: PublicKey, membership: &Membership) -> Result<Membership, OfficeError> {
+    pub(super) async fn revoke(
+        &mut self,
+        key: PublicKey,
+        membership: &Membership,
+    ) -> Result<Membership, OfficeError> {
         let root = self.root.as_mut().ok_or(OfficeError::NoRoot)?;
         let state = root.revoke(key)?.clone();
         self.keep_root().await?;
@@ -241,11 +273,17 @@ impl Office {
         membership: Option<&Membership>,
         proof: Option<JoinProof>,
     ) -> Result<Box<Joined>, Refused> {
-        let broken = |why: String| Refused::new(RefusalCode::Other, format!("the station cannot answer: {why}"));
+        let broken =
+            |why: String| Refused::new(RefusalCode::Other, format!("the station cannot answer: {why}"));
         let grant: Signed<Grant> = serde_json::from_str(grant).map_err(|e| broken(e.to_string()))?;
         let membership = membership.ok_or_else(|| broken("it has no fleet".to_owned()))?;
         let (root, fleet_state) = (*membership.root(), membership.fleet_state().clone());
-        Ok(Box::new(Joined { root, grant, fleet_state, proof }))
+        Ok(Box::new(Joined {
+            root,
+            grant,
+            fleet_state,
+            proof,
+        }))
     }
 
     /// Somebody wants in. Returns the member, if that made one.
@@ -255,7 +293,15 @@ impl Office {
         membership: Option<&Membership>,
         roll: &Roll,
     ) -> Option<MemberRow> {
-        let JoinRequest { key, name, kind, listens, proof, exporter, answer } = join;
+        let JoinRequest {
+            key,
+            name,
+            kind,
+            listens,
+            proof,
+            exporter,
+            answer,
+        } = join;
         let seen = PendingRow {
             key,
             name,
@@ -287,17 +333,32 @@ impl Office {
         let key = seen.key;
         let redeemed = async {
             let Admission { role, proof } =
-                self.invitations.redeem(proof, exporter, clock::unix_time_ms(), &key)?;
+                self.invitations
+                    .redeem(proof, exporter, clock::unix_time_ms(), &key)?;
             if (role == Role::Node) != (seen.kind == PeerKind::Node) {
-                let reason = format!("the code is for role {}, and this is a {}", role_name(role), seen.kind);
+                let reason = format!(
+                    "the code is for role {}, and this is a {}",
+                    role_name(role),
+                    seen.kind
+                );
                 return Err(Refused::new(RefusalCode::BadCode, reason));
             }
             let cannot = |error: &dyn std::fmt::Display| {
-                Refused::new(RefusalCode::Other, format!("the station cannot take anybody in: {error}"))
+                Refused::new(
+                    RefusalCode::Other,
+                    format!("the station cannot take anybody in: {error}"),
+                )
             };
-            self.store.set_invitations(json(&self.invitations)).await.map_err(|e| cannot(&e))?;
+            self.store
+                .set_invitations(json(&self.invitations))
+                .await
+                .map_err(|e| cannot(&e))?;
             let member = self.enrol(key, role, seen).await.map_err(|e| cannot(&e))?;
-            let joined = self.joined(member.grant.as_deref().unwrap_or_default(), membership, Some(proof))?;
+            let joined = self.joined(
+                member.grant.as_deref().unwrap_or_default(),
+                membership,
+                Some(proof),
+            )?;
             Ok((member, joined))
         };
         match redeemed.await {
@@ -367,5 +428,7 @@ fn dial_addresses(listens: SocketAddr) -> Vec<SocketAddr> {
     if ips.iter().any(|ip| !ip.is_loopback()) {
         ips.retain(|ip| !ip.is_loopback());
     }
-    ips.into_iter().map(|ip| SocketAddr::new(ip, listens.port())).collect()
+    ips.into_iter()
+        .map(|ip| SocketAddr::new(ip, listens.port()))
+        .collect()
 }

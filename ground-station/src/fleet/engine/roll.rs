@@ -58,7 +58,11 @@ impl Member {
 
     fn matches(&self, selector: &Selector) -> bool {
         let id = self.row.key.id();
-        selector.matches(&Matched { name: &self.row.name, id: &id, tags: &self.row.tags })
+        selector.matches(&Matched {
+            name: &self.row.name,
+            id: &id,
+            tags: &self.row.tags,
+        })
     }
 
     fn last_heard_ms(&self, now: Instant) -> Option<u64> {
@@ -96,7 +100,11 @@ pub(super) struct Roll(BTreeMap<PeerId, Member>);
 impl Roll {
     pub(super) async fn load(store: &Store) -> Result<Self, StoreError> {
         let rows = store.members().await?;
-        Ok(Self(rows.into_iter().map(|row| (row.key.id(), Member::new(row))).collect()))
+        Ok(Self(
+            rows.into_iter()
+                .map(|row| (row.key.id(), Member::new(row)))
+                .collect(),
+        ))
     }
 
     /// Takes a member in, or notes what is new about it.
@@ -110,7 +118,10 @@ impl Roll {
 
     /// Members that still lack a session, with where each was seen last.
     pub(super) fn unopened(&self) -> Vec<(PeerId, Option<SocketAddr>)> {
-        let lacking = self.0.iter().filter(|(_, member)| member.link.is_none() && !member.row.revoked);
+        let lacking = self
+            .0
+            .iter()
+            .filter(|(_, member)| member.link.is_none() && !member.row.revoked);
         lacking.map(|(id, member)| (*id, member.row.address)).collect()
     }
 
@@ -181,7 +192,10 @@ impl Roll {
 
     /// Marks those that the fleet state has put out; returns their keys.
     pub(super) fn revoke(&mut self, membership: &Membership) -> Vec<swarm_shared::proto::id::PublicKey> {
-        let out = self.0.values_mut().filter(|member| membership.is_revoked(&member.row.key));
+        let out = self
+            .0
+            .values_mut()
+            .filter(|member| membership.is_revoked(&member.row.key));
         out.map(|member| {
             member.row.revoked = true;
             member.row.key
@@ -190,7 +204,9 @@ impl Roll {
     }
 
     pub(super) fn name(&self, id: PeerId) -> String {
-        self.0.get(&id).map_or_else(|| id.short(), |member| member.row.name.to_string())
+        self.0
+            .get(&id)
+            .map_or_else(|| id.short(), |member| member.row.name.to_string())
     }
 
     /// The grant of a member that was taken in here.
@@ -200,7 +216,9 @@ impl Roll {
     }
 
     fn nodes(&self) -> impl Iterator<Item = &Member> {
-        self.0.values().filter(|member| member.row.kind == PeerKind::Node && !member.row.revoked)
+        self.0
+            .values()
+            .filter(|member| member.row.kind == PeerKind::Node && !member.row.revoked)
     }
 
     pub(super) fn node_names(&self) -> Vec<String> {
@@ -218,7 +236,10 @@ impl Roll {
             .iter()
             .filter_map(|member| {
                 Some(Target {
-                    node: NodeRef { node: member.row.name.clone(), id: member.row.key.id() },
+                    node: NodeRef {
+                        node: member.row.name.clone(),
+                        id: member.row.key.id(),
+                    },
                     link: member.link.clone()?,
                     online: member.online.subscribe(),
                     name_is_unique: names.get(&member.row.name) == Some(&1),
@@ -245,7 +266,10 @@ impl Roll {
 
     pub(super) fn members(&self) -> Vec<MemberView> {
         let now = clock::now();
-        let view = |member: &Member| MemberView { last_heard_ms: member.last_heard_ms(now), ..member_view(&member.row) };
+        let view = |member: &Member| MemberView {
+            last_heard_ms: member.last_heard_ms(now),
+            ..member_view(&member.row)
+        };
         let mut views: Vec<MemberView> = self.0.values().map(view).collect();
         views.sort_by(|a, b| (&a.node, a.id).cmp(&(&b.node, b.id)));
         views
@@ -253,14 +277,24 @@ impl Roll {
 
     /// The member that a name, or the beginning of an id, means.
     pub(super) fn find(&self, text: &str) -> Result<MemberRow, String> {
-        let rows: Vec<&MemberRow> = self.0.values().map(|member| &member.row).filter(|row| !row.revoked).collect();
+        let rows: Vec<&MemberRow> = self
+            .0
+            .values()
+            .map(|member| &member.row)
+            .filter(|row| !row.revoked)
+            .collect();
         find_one(&rows, text, |row| (&row.name, row.key.id())).map(|row| (*row).clone())
     }
 
     /// What has to be written to the store.
     pub(super) fn take_unsaved(&mut self) -> Vec<MemberRow> {
-        let unsaved = self.0.values_mut().filter(|member| std::mem::take(&mut member.unsaved));
-        unsaved.map(|member| member.row.clone()).collect()
+        let unsaved = self.0.values_mut().filter(|member| member.unsaved);
+        unsaved
+            .map(|member| {
+                member.unsaved = false;
+                member.row.clone()
+            })
+            .collect()
     }
 }
 
@@ -282,7 +316,11 @@ pub(super) fn find_one<'a, T>(
         [] => Err(format!("nobody is called {text:?}, and no id begins so")),
         several => {
             let ids: Vec<String> = several.iter().map(|one| names(one).1.short()).collect();
-            Err(format!("{text:?} means {}: {}; say which with the beginning of its id", several.len(), ids.join(", ")))
+            Err(format!(
+                "{text:?} means {}: {}; say which with the beginning of its id",
+                several.len(),
+                ids.join(", ")
+            ))
         }
     }
 }

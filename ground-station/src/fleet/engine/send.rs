@@ -3,18 +3,15 @@
 //! For each file: the command that announces it, its chunks, its digest; then the node's reply, which is the outcome.
 //! A reply that comes early (no room, not allowed) ends the sending.
 
-use std::collections::BTreeMap;
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 use swarm_shared::net::clock;
 use swarm_shared::net::peer::{Delivery as End, PeerLink, ReplyTo, Request};
 use swarm_shared::net::roots::{Chunk, FileError, Outgoing as Source};
-use swarm_shared::proto::hex;
-use swarm_shared::proto::id::PeerId;
-use swarm_shared::proto::message::Arguments;
+use swarm_shared::proto::message::{Arguments, FileEnd};
 use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::parcel::Parcel;
 use swarm_shared::proto::session::Outgoing;
@@ -32,6 +29,8 @@ use crate::fleet::{Event, FileToSend, FilesToSend, NodeRef, files};
 pub(super) const NODES_AT_ONCE: usize = 32;
 /// Chunks that are read ahead of the link.
 const READ_AHEAD_CHUNKS: usize = 4;
+/// The longest that the end of a file is remembered; whoever waits gives up sooner, when nothing moves.
+pub(super) const TRANSFER_MAX: Duration = Duration::from_secs(24 * 3_600);
 /// Bytes between two reports of progress.
 const REPORT_BYTES: u64 = 1024 * 1024;
 
@@ -58,7 +57,14 @@ pub(super) async fn run(
     for target in targets {
         let files = files_for(&what, &target.node);
         named.extend(std::iter::repeat_n(target.node.clone(), files.len()));
-        jobs.spawn(send_all(shared.clone(), target, files, patience, started, events.clone()));
+        jobs.spawn(send_all(
+            shared.clone(),
+            target,
+            files,
+            patience,
+            started,
+            events.clone(),
+        ));
     }
     // The jobs wait for the first poll of their own, and their events are taken in any order.
     if events.send(Event::Targets { targets: named }).await.is_err() {
@@ -95,15 +101,28 @@ async fn send_all(
     events: mpsc::Sender<Event>,
 ) {
     // The semaphore is never closed.
-    let Ok(_turn) = shared.sends.clone().acquire_owned().await else { return };
+    let Ok(_turn) = shared.sends.clone().acquire_owned().await else {
+        return;
+    };
     let sizes = files.iter().flatten().map(|file| size_of(&file.source));
-    let mut progress = Progress { node: target.node.clone(), bytes: 0, reported: 0, total: sizes.sum(), events };
+    let mut progress = Progress {
+        node: target.node.clone(),
+        bytes: 0,
+        reported: 0,
+        total: sizes.sum(),
+        events,
+    };
     for file in files {
         let reply = match file {
             Ok(file) => send_one(&shared, &target, &file, patience, started, &mut progress).await,
             Err(why) => Reply::failed(why),
         };
-        if progress.events.send(ended(&target.node, reply, started)).await.is_err() {
+        if progress
+            .events
+            .send(ended(&target.node, reply, started))
+            .await
+            .is_err()
+        {
             return;
         }
     }
@@ -137,7 +156,7 @@ impl Progress {
 /// What the reading thread hands over.
 enum Read {
     Chunk(Chunk),
-    End { sha256: [u8; 32], size: u64 },
+    End(FileEnd),
     Failed(FileError),
 }
 
@@ -161,7 +180,11 @@ fn read_all(mut source: Source, to: &mpsc::Sender<Read>) {
         }
     }
     // The transfer may have been given up.
-    let _given_up = to.blocking_send(Read::End { sha256: source.sha256(), size });
+    let _given_up = to.blocking_send(Read::End(FileEnd {
+        size,
+        mode: None,
+        sha256: source.sha256(),
+    }));
 }
 
 async fn send_one(
@@ -181,18 +204,27 @@ async fn send_one(
     };
     let mut online = target.online.clone();
     let begin_by = started + patience.ttl.min(patience.pause);
-    if !matches!(timeout_at(begin_by.into(), online.wait_for(|online| *online)).await, Ok(Ok(_))) {
+    if !matches!(
+        timeout_at(begin_by.into(), online.wait_for(|online| *online)).await,
+        Ok(Ok(_))
+    ) {
         return Reply::ended(Outcome::NoAnswer, "offline: nothing was sent");
     }
     let Ok(link) = shared.endpoint.bulk(target.node.id).await else {
         return Reply::failed("this station is shutting down");
     };
-    Transfer { link, id: 0, patience, reply: None }.run(shared, &source_command(file, &source), source, progress).await
+    match Transfer::announce(shared, link, &source_command(file, &source), patience).await {
+        Ok((transfer, ends)) => transfer.run(source, ends, progress).await,
+        Err(why) => Reply::failed(why),
+    }
 }
 
 fn source_command(file: &FileToSend, source: &Source) -> Arguments {
     let kwargs = json!({ "op": "push", "path": file.dest, "size": source.size(), "mode": source.mode() });
-    Arguments { args: Vec::new(), kwargs: kwargs.as_object().cloned().unwrap_or_default() }
+    Arguments {
+        args: Vec::new(),
+        kwargs: kwargs.as_object().cloned().unwrap_or_default(),
+    }
 }
 
 /// One file on its way to one node.
@@ -200,91 +232,115 @@ struct Transfer {
     link: PeerLink,
     id: u64,
     patience: Patience,
-    reply: Option<mpsc::Receiver<End>>,
 }
 
 impl Transfer {
-    async fn run(mut self, shared: &Shared, arguments: &Arguments, source: Source, progress: &mut Progress) -> Reply {
-        if let Err(why) = self.announce(shared, arguments).await {
-            return Reply::failed(why);
-        }
-        let (read, mut chunks) = mpsc::channel(READ_AHEAD_CHUNKS);
-        // Ends by itself: with the file, or when the transfer is given up and its channel closes.
-        let _reading = tokio::task::spawn_blocking(move || read_all(source, &read));
-        loop {
-            let read = tokio::select! {
-                biased;
-                end = next_end(&mut self.reply) => return end,
-                read = chunks.recv() => read,
-            };
-            let (frame, bytes, last) = match read {
-                Some(Read::Chunk(chunk)) => (chunk_frame(self.id, &chunk), chunk.bytes.len() as u64, false),
-                Some(Read::End { sha256, size }) => (end_frame(self.id, Some(sha256), size), 0, true),
-                Some(Read::Failed(error)) => return self.give_up(format!("on this machine: {error}")).await,
-                None => return self.give_up("on this machine: the file could not be read".to_owned()).await,
-            };
-            tokio::select! {
-                biased;
-                end = next_end(&mut self.reply) => return end,
-                sent = timeout(self.patience.pause, self.put(&frame)) => match sent {
-                    Ok(Ok(())) => progress.add(bytes),
-                    Ok(Err(why)) => return Reply::failed(why),
-                    Err(_elapsed) => return self.stalled().await,
-                },
-            }
-            if last {
-                break;
-            }
-        }
-        match timeout(self.patience.pause, next_end(&mut self.reply)).await {
-            Ok(reply) => reply,
-            Err(_elapsed) => Reply::ended(Outcome::NoAnswer, "the file was sent, and the node has not confirmed it"),
-        }
-    }
-
-    async fn announce(&mut self, shared: &Shared, arguments: &Arguments) -> Result<(), String> {
+    /// Sends the command; its end comes on the channel.
+    async fn announce(
+        shared: &Shared,
+        link: PeerLink,
+        arguments: &Arguments,
+        patience: Patience,
+    ) -> Result<(Self, mpsc::Receiver<End>), String> {
         let frame = commands::frame(shared, "filetransfer", arguments, Lane::Bulk);
         let id = frame.header.id.unwrap_or_default();
         let now = clock::now();
         let (reply_to, ends) = mpsc::channel(1);
-        // The end of a file may take as long as the file; its caller gives up by itself, without progress.
-        let request = Request { id, until: now + Duration::from_secs(24 * 3_600), reply_to: ReplyTo(reply_to) };
+        let request = Request {
+            id,
+            until: now + TRANSFER_MAX,
+            reply_to: ReplyTo(reply_to),
+        };
         let parcel = Parcel::new(&frame).map_err(|error| error.to_string())?;
-        let outgoing = Outgoing { parcel, lane: Lane::Bulk, deadline: Some(now + self.patience.ttl) };
-        self.id = id;
-        self.reply = Some(ends);
-        self.link.request(outgoing, request).await.map_err(|error| error.to_string())
+        let outgoing = Outgoing {
+            parcel,
+            lane: Lane::Bulk,
+            deadline: Some(now + patience.ttl),
+        };
+        link.request(outgoing, request)
+            .await
+            .map_err(|error| error.to_string())?;
+        Ok((Self { link, id, patience }, ends))
     }
 
-    async fn put(&self, frame: &Frame) -> Result<(), String> {
-        let parcel = Parcel::new(frame).map_err(|error| error.to_string())?;
-        let outgoing = Outgoing { parcel, lane: Lane::Bulk, deadline: None };
-        self.link.send(outgoing).await.map_err(|error| error.to_string())
+    /// Sends the file unless the command ends first.
+    async fn run(self, source: Source, mut ends: mpsc::Receiver<End>, progress: &mut Progress) -> Reply {
+        let pause = self.patience.pause;
+        let early = tokio::select! {
+            biased;
+            reply = next_end(&mut ends) => Some(reply),
+            sent = self.send_chunks(source, progress) => sent.err(),
+        };
+        if let Some(reply) = early {
+            return reply;
+        }
+        timeout(pause, next_end(&mut ends))
+            .await
+            .unwrap_or_else(|_elapsed| {
+                Reply::ended(
+                    Outcome::NoAnswer,
+                    "the file was sent, and the node has not confirmed it",
+                )
+            })
     }
 
-    async fn stalled(self) -> Reply {
-        let pause = self.patience.pause.as_secs_f64();
-        let mut reply = self.give_up(format!("no progress for {pause} s")).await;
-        reply.state = Outcome::NoAnswer;
-        reply
+    async fn send_chunks(&self, source: Source, progress: &mut Progress) -> Result<(), Reply> {
+        let (read, mut chunks) = mpsc::channel(READ_AHEAD_CHUNKS);
+        // Ends by itself: with the file, or when the transfer is given up and its channel closes.
+        let _reading = tokio::task::spawn_blocking(move || read_all(source, &read));
+        loop {
+            match chunks.recv().await {
+                Some(Read::Chunk(chunk)) => {
+                    self.put(&chunk_frame(self.id, &chunk)).await?;
+                    progress.add(chunk.bytes.len() as u64);
+                }
+                Some(Read::End(end)) => return self.put(&end_frame(self.id, &end)).await,
+                Some(Read::Failed(error)) => return Err(self.give_up(error.to_string()).await),
+                None => return Err(self.give_up("the file could not be read".to_owned()).await),
+            }
+        }
+    }
+
+    async fn put(&self, frame: &Frame) -> Result<(), Reply> {
+        let parcel = Parcel::new(frame).map_err(|error| Reply::failed(error.to_string()))?;
+        let outgoing = Outgoing {
+            parcel,
+            lane: Lane::Bulk,
+            deadline: None,
+        };
+        match timeout(self.patience.pause, self.link.send(outgoing)).await {
+            Ok(sent) => sent.map_err(|error| Reply::failed(error.to_string())),
+            Err(_elapsed) => {
+                let pause = self.patience.pause.as_secs_f64();
+                Err(Reply::ended(
+                    Outcome::NoAnswer,
+                    format!("no progress for {pause} s"),
+                ))
+            }
+        }
     }
 
     /// Tells the node that no more will come, if that can be told at all, so that it need not wait for the rest.
-    async fn give_up(self, why: String) -> Reply {
-        let ending = end_frame(self.id, None, 0);
-        let _told = timeout(Duration::from_millis(100), self.put(&ending)).await;
-        Reply::failed(why)
+    async fn give_up(&self, why: String) -> Reply {
+        // The digest of nothing: the node finds that the file is not whole, and removes it.
+        let ending = end_frame(
+            self.id,
+            &FileEnd {
+                sha256: [0; 32],
+                size: 0,
+                mode: None,
+            },
+        );
+        let _told = self.put(&ending).await;
+        Reply::failed(format!("on this machine: {why}"))
     }
 }
 
 /// The end of the command, when it comes.
-async fn next_end(ends: &mut Option<mpsc::Receiver<End>>) -> Reply {
-    match ends {
-        Some(ends) => match ends.recv().await {
-            Some(end) => commands::reply(end.ended),
-            None => Reply::failed("this station is shutting down"),
-        },
-        None => std::future::pending().await,
+async fn next_end(ends: &mut mpsc::Receiver<End>) -> Reply {
+    match ends.recv().await {
+        Some(end) => commands::reply(end.ended),
+        None => Reply::failed("this station is shutting down"),
     }
 }
 
@@ -295,12 +351,8 @@ fn chunk_frame(id: u64, chunk: &Chunk) -> Frame {
     frame
 }
 
-/// Without a digest: the sender gives up.
-fn end_frame(id: u64, sha256: Option<[u8; 32]>, size: u64) -> Frame {
-    let mut frame = Frame::json(
-        Kind::ChunkEnd,
-        &json!({ "sha256": sha256.map(|digest| hex::encode(&digest)), "size": size }),
-    );
+fn end_frame(id: u64, end: &FileEnd) -> Frame {
+    let mut frame = Frame::json(Kind::ChunkEnd, end);
     frame.header.id = Some(id);
     frame
 }
