@@ -4,6 +4,7 @@ mod settings;
 mod show;
 
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -117,6 +118,7 @@ fn join(args: RunArgs, code: String) -> anyhow::Result<()> {
     let dir = args.state_dir();
     let asked = status::ask(&StateDir::socket(&dir), &Request::Join { code: code.clone() });
     let Some(line) = asked.with_context(|| cannot_ask(&dir))? else {
+        refuse_foreign(&dir)?;
         return run_daemon(args, Some(code));
     };
     let joined: Joined = serde_json::from_str(&line).context("the daemon's answer is unreadable")?;
@@ -124,6 +126,18 @@ fn join(args: RunArgs, code: String) -> anyhow::Result<()> {
         (Some(fleet), _) => print(&format!("joined fleet {fleet}\n")),
         (None, error) => bail!("not joined: {}", error.unwrap_or_default()),
     }
+}
+
+/// Root would leave a key behind that the directory's owner cannot read, and the daemon would not start again.
+fn refuse_foreign(dir: &std::path::Path) -> anyhow::Result<()> {
+    let owner = std::fs::metadata(dir).map_or(0, |meta| meta.uid());
+    if rustix::process::geteuid().is_root() && owner != 0 {
+        bail!(
+            "{} belongs to user {owner} and its daemon is not running: start the daemon first, or be that user",
+            dir.display()
+        );
+    }
+    Ok(())
 }
 
 fn id(ask: AskArgs) -> anyhow::Result<()> {
