@@ -4,7 +4,9 @@
 //! a command can ask for, and [`daemon`] for how the parts are put together.
 
 pub mod actions;
+pub mod cli;
 pub mod config;
+pub mod daemon;
 pub mod logging;
 pub mod process;
 pub mod state;

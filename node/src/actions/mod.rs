@@ -30,6 +30,8 @@ use crate::process::{self, End, Stderr};
 use crate::state::StateDir;
 use crate::telemetry::Telemetry;
 
+pub(crate) use builtin::host_name;
+
 /// How many programs run for commands at once; one more is refused as busy.
 pub const PROGRAMS_MAX: usize = 8;
 
