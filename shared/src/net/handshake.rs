@@ -2,7 +2,8 @@
 //!
 //! The side that was dialled speaks first, so that a dialler shows its name and grant only to a member of its own
 //! fleet. Nothing that a peer says is acted on before its grant is good; all of it happens within
-//! [`PREAUTH_TIMEOUT`] and the caps of [`Limits::PREAUTH`].
+//! [`PREAUTH_TIMEOUT`] and the caps of [`Limits::PREAUTH`]. Whoever is refused is told why, for which there is
+//! [`REFUSE_GRACE`].
 
 use std::collections::BTreeMap;
 use std::io;
@@ -11,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::timeout;
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
@@ -26,6 +27,8 @@ use crate::proto::wire::{Frame, Kind, Limits, WireError};
 
 /// How long a peer has to prove who it is.
 pub const PREAUTH_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long telling a peer that it is refused may take.
+pub const REFUSE_GRACE: Duration = Duration::from_secs(1);
 
 /// Who this program is on every link: its key, and this run of its process.
 #[derive(Debug)]
@@ -96,6 +99,8 @@ pub(crate) struct Greeted {
     pub(crate) addr: SocketAddr,
     /// Binds proofs to this connection.
     pub(crate) exporter: [u8; 32],
+    /// A stranger's place among those that may be greeted at once; kept until it is told what becomes of it.
+    pub(crate) permit: Option<OwnedSemaphorePermit>,
 }
 
 /// Why a connection did not become a link.
@@ -124,11 +129,65 @@ pub enum HandshakeError {
     ByUs {
         /// The peer's key.
         key: PublicKey,
-        /// What it calls itself.
-        name: NodeName,
+        /// What it calls itself, if it got as far as that.
+        name: Option<NodeName>,
         /// Why.
         refused: Refused,
     },
+}
+
+/// Why a greeting ended.
+enum Failed {
+    /// There is nobody to be told.
+    With(HandshakeError),
+    /// The peer is to be told why.
+    Refusing(Box<Refusing>),
+}
+
+struct Refusing {
+    conn: Conn,
+    key: PublicKey,
+    name: Option<NodeName>,
+    refused: Refused,
+}
+
+impl<E: Into<HandshakeError>> From<E> for Failed {
+    fn from(error: E) -> Self {
+        Self::With(error.into())
+    }
+}
+
+/// Waits for a greeting, and tells the peer if it is refused.
+async fn within_time(
+    greeting: impl Future<Output = Result<Greeted, Failed>>,
+) -> Result<Greeted, HandshakeError> {
+    let greeted = timeout(PREAUTH_TIMEOUT, greeting).await;
+    match greeted.map_err(|_elapsed| HandshakeError::TimedOut)? {
+        Ok(greeted) => Ok(greeted),
+        Err(Failed::With(error)) => Err(error),
+        Err(Failed::Refusing(refusing)) => {
+            let Refusing {
+                conn,
+                key,
+                name,
+                refused,
+            } = *refusing;
+            refuse(conn, &refused).await;
+            Err(HandshakeError::ByUs { key, name, refused })
+        }
+    }
+}
+
+/// Tells a peer why it is refused, and closes the connection.
+pub(crate) async fn refuse(mut conn: Conn, refused: &Refused) {
+    let told = async {
+        conn.put(&Frame::json(Kind::Refused, refused))
+            .map_err(io::Error::other)?;
+        conn.close().await
+    };
+    if !matches!(timeout(REFUSE_GRACE, told).await, Ok(Ok(()))) {
+        tracing::debug!(%refused, "the peer may have gone before it was told");
+    }
 }
 
 impl Local {
@@ -163,9 +222,7 @@ impl Local {
             self.greet_dialler(Conn::new(stream, Limits::PREAUTH), key, exporter, addr)
                 .await
         };
-        timeout(PREAUTH_TIMEOUT, greeting)
-            .await
-            .map_err(|_elapsed| HandshakeError::TimedOut)?
+        within_time(greeting).await
     }
 
     /// Greets a peer that we dialled.
@@ -182,9 +239,7 @@ impl Local {
             self.greet_dialled(Conn::new(stream, Limits::PREAUTH), key, exporter, addr, channel)
                 .await
         };
-        timeout(PREAUTH_TIMEOUT, greeting)
-            .await
-            .map_err(|_elapsed| HandshakeError::TimedOut)?
+        within_time(greeting).await
     }
 
     async fn greet_dialler(
@@ -193,12 +248,12 @@ impl Local {
         key: PublicKey,
         exporter: [u8; 32],
         addr: SocketAddr,
-    ) -> Result<Greeted, HandshakeError> {
+    ) -> Result<Greeted, Failed> {
         // The dialler says what the connection is for; this word of ours decides nothing.
         conn.put(&Frame::json(Kind::Hello, &self.hello(Channel::Control)))?;
-        let hello = read_hello(&mut conn).await?;
+        let (conn, hello) = read_hello(conn, key).await?;
         let channel = hello.channel;
-        let grant = self.judge_or_refuse(&mut conn, key, &hello, channel).await?;
+        let (conn, grant) = self.judge_or_refuse(conn, key, &hello, channel)?;
         Ok(Greeted {
             conn,
             key,
@@ -207,19 +262,20 @@ impl Local {
             dialler: Dialler::Them,
             addr,
             exporter,
+            permit: None,
         })
     }
 
     async fn greet_dialled(
         &self,
-        mut conn: Conn,
+        conn: Conn,
         key: PublicKey,
         exporter: [u8; 32],
         addr: SocketAddr,
         channel: Channel,
-    ) -> Result<Greeted, HandshakeError> {
-        let hello = read_hello(&mut conn).await?;
-        let grant = self.judge_or_refuse(&mut conn, key, &hello, channel).await?;
+    ) -> Result<Greeted, Failed> {
+        let (conn, hello) = read_hello(conn, key).await?;
+        let (mut conn, grant) = self.judge_or_refuse(conn, key, &hello, channel)?;
         conn.put(&Frame::json(Kind::Hello, &self.hello(channel)))?;
         conn.flush().await?;
         Ok(Greeted {
@@ -230,6 +286,7 @@ impl Local {
             dialler: Dialler::Us,
             addr,
             exporter,
+            permit: None,
         })
     }
 
@@ -253,24 +310,21 @@ impl Local {
         }
     }
 
-    async fn judge_or_refuse(
+    fn judge_or_refuse(
         &self,
-        conn: &mut Conn,
+        conn: Conn,
         key: PublicKey,
         hello: &Hello,
         channel: Channel,
-    ) -> Result<Option<Grant>, HandshakeError> {
+    ) -> Result<(Conn, Option<Grant>), Failed> {
         match self.judge(&key, hello, channel) {
-            Ok(grant) => Ok(grant),
-            Err(refused) => {
-                conn.put(&Frame::json(Kind::Refused, &refused))?;
-                conn.flush().await?;
-                Err(HandshakeError::ByUs {
-                    key,
-                    name: hello.name.clone(),
-                    refused,
-                })
-            }
+            Ok(grant) => Ok((conn, grant)),
+            Err(refused) => Err(Failed::Refusing(Box::new(Refusing {
+                conn,
+                key,
+                name: Some(hello.name.clone()),
+                refused,
+            }))),
         }
     }
 
@@ -310,19 +364,24 @@ impl Local {
     }
 }
 
-async fn read_hello(conn: &mut Conn) -> Result<Hello, HandshakeError> {
-    let frame = conn.read_frame().await?;
-    let protocol = |reason: String| HandshakeError::ByPeer(Refused::new(RefusalCode::Protocol, reason));
-    match frame.header.kind {
-        Some(Kind::Hello) => frame
-            .read()
-            .map_err(|e| protocol(format!("unreadable hello: {e}"))),
-        Some(Kind::Refused) => {
-            let refused = frame
-                .read()
-                .map_err(|e| protocol(format!("unreadable refusal: {e}")))?;
-            Err(HandshakeError::ByPeer(refused))
-        }
-        other => Err(protocol(format!("expected a hello, got {other:?}"))),
-    }
+async fn read_hello(mut conn: Conn, key: PublicKey) -> Result<(Conn, Hello), Failed> {
+    let fault = match conn.read_frame().await {
+        Ok(frame) if frame.header.kind == Some(Kind::Hello) => match frame.read() {
+            Ok(hello) => return Ok((conn, hello)),
+            Err(error) => format!("unreadable hello: {error}"),
+        },
+        Ok(frame) if frame.header.kind == Some(Kind::Refused) => match frame.read() {
+            Ok(refused) => return Err(HandshakeError::ByPeer(refused).into()),
+            Err(error) => format!("unreadable refusal: {error}"),
+        },
+        Ok(frame) => format!("expected a hello, got {:?}", frame.header.kind),
+        Err(ReadError::Wire(error)) => format!("expected a hello, got no frame at all: {error}"),
+        Err(error @ (ReadError::Io(_) | ReadError::Closed)) => return Err(error.into()),
+    };
+    Err(Failed::Refusing(Box::new(Refusing {
+        conn,
+        key,
+        name: None,
+        refused: Refused::new(RefusalCode::Protocol, fault),
+    })))
 }

@@ -64,9 +64,13 @@ pub async fn join(
     invitation: Option<&Invitation>,
 ) -> Result<Membership, JoinError> {
     let tcp = socket::connect(addr, CONNECT_TIMEOUT, keepalive, Purpose::Control).await?;
+    let greeted = local.dial(tcp, addr, Channel::Join).await;
     let Greeted {
         mut conn, exporter, ..
-    } = local.dial(tcp, addr, Channel::Join).await?;
+    } = match greeted {
+        Err(HandshakeError::ByPeer(refused)) => return Err(JoinError::Refused(refused)),
+        greeted => greeted?,
+    };
     let proof = invitation.map(|invitation| invite::prove(invitation.secret(), Side::Joiner, &exporter));
     let patience = if proof.is_some() {
         PREAUTH_TIMEOUT * 2
@@ -75,7 +79,6 @@ pub async fn join(
     };
     conn.put(&Frame::json(Kind::Join, &Join { proof }))
         .map_err(HandshakeError::from)?;
-    conn.flush().await.map_err(HandshakeError::from)?;
     // The answer carries the fleet state, which grows with every key that was ever revoked.
     conn.set_limits(Limits::CONTROL);
     let answer = timeout(patience, conn.read_frame())

@@ -4,7 +4,7 @@
 //! (exponential backoff with full jitter). News of the peer resets the bound and dials at once. Nobody is dialled
 //! while the peer behind the address is linked.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -86,7 +86,7 @@ struct Entry {
 #[derive(Debug, Default)]
 pub struct DialBook {
     entries: HashMap<SocketAddr, Entry>,
-    linked: HashSet<PeerId>,
+    linked: BTreeSet<PeerId>,
     dialling: usize,
 }
 
@@ -168,6 +168,12 @@ impl DialBook {
         }
     }
 
+    /// A connection to a peer did not become a link: its addresses are dialled again, and the backoff goes on. A
+    /// peer that answers and then refuses us is not to be pestered.
+    pub fn turned_away(&mut self, id: PeerId) {
+        self.linked.remove(&id);
+    }
+
     /// The network has changed: everything is worth a dial now.
     pub fn nudge(&mut self, now: Instant) {
         for entry in self.entries.values_mut().filter(|entry| !entry.dialling) {
@@ -180,7 +186,12 @@ impl DialBook {
         let linked = match entry.hint {
             Hint::None => false,
             Hint::Id(id) => self.linked.contains(&id),
-            Hint::Prefix(_) => self.linked.iter().any(|id| entry.hint.is_of(id)),
+            Hint::Prefix(prefix) => {
+                let mut lowest = PeerId([0; 32]);
+                lowest.0[..prefix.len()].copy_from_slice(&prefix);
+                let next = self.linked.range(lowest..).next();
+                next.is_some_and(|id| entry.hint.is_of(id))
+            }
         };
         !entry.dialling && !linked
     }
@@ -288,6 +299,34 @@ mod tests {
         assert_eq!(book.poll_timeout(), None);
         book.unlinked(ID, now, 199_999);
         assert_eq!(book.due(now + BACKOFF_MIN).len(), 2);
+    }
+
+    #[test]
+    fn a_peer_that_answers_and_then_refuses_is_dialled_ever_less_often() {
+        let (mut book, mut now) = (DialBook::default(), clock::now());
+        book.heard(addr(1), Source::Static, Hint::None, now);
+        for bound_ms in [200, 400, 800, 1_600, 3_200, 6_400, 10_000, 10_000] {
+            assert_eq!(book.due(now), [addr(1)]);
+            book.dialled(addr(1), ID, now, bound_ms * 1_000 - 1);
+            book.linked(ID);
+            assert_eq!(book.poll_timeout(), None);
+            book.turned_away(ID);
+            let before = now + Duration::from_millis(bound_ms) - Duration::from_micros(2);
+            assert_eq!(book.due(before), []);
+            now += Duration::from_millis(bound_ms);
+        }
+    }
+
+    #[test]
+    fn a_prefix_is_of_the_peer_that_begins_so() {
+        let (mut book, now) = (DialBook::default(), clock::now());
+        let mut other = ID;
+        other.0[7] = 10;
+        book.heard(addr(1), Source::Mdns, Hint::Prefix([9; 8]), now);
+        book.linked(other);
+        assert_eq!(book.poll_timeout(), Some(now), "another peer is linked");
+        book.linked(ID);
+        assert_eq!(book.poll_timeout(), None);
     }
 
     #[test]

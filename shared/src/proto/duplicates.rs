@@ -2,19 +2,17 @@
 //!
 //! | the new link | stays |
 //! |---|---|
-//! | comes from another run of the peer's process | the new one: the old process is gone |
 //! | was dialled by the side that dialled the old one | the new one: its dialler had lost the old one |
 //! | was dialled by the other side | the one dialled by the peer with the smaller id |
+//! | comes from another run of the peer's process | the old one, while it lives |
 //!
-//! A key that two devices hold (a cloned card) shows itself when a run that was replaced comes back while the other
-//! is linked: then the linked one stays, the other is refused, and the operator is told.
+//! After a restart the old run's link is gone as soon as its machine says so, and otherwise after a silence of
+//! `lost_after`; so the new run is asked to try again, and finds it gone. If it finds it alive after that time, then
+//! two devices hold one key (a cloned card): the first stays linked, the other is refused, and the operator is told.
 
-use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
 use super::id::{Instance, PeerId};
-
-/// Runs of a peer that are remembered as replaced.
-const REPLACED_MAX: usize = 8;
 
 /// Which side dialled a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -41,6 +39,8 @@ pub enum Verdict {
     Take,
     /// The old one stays.
     Refuse,
+    /// Another run is linked, which may be over: the new one is to try again.
+    Wait,
     /// Two processes hold the same key; the old one stays.
     Cloned,
 }
@@ -49,8 +49,8 @@ pub enum Verdict {
 #[derive(Debug, Default)]
 pub struct LinkChoice {
     current: Option<LinkFacts>,
-    /// Runs whose link was taken away while it was up.
-    replaced: VecDeque<Instance>,
+    /// The first time that another run was told to wait for the current one's end.
+    waiting: Option<Instant>,
 }
 
 impl LinkChoice {
@@ -59,24 +59,26 @@ impl LinkChoice {
         self.current
     }
 
-    /// Decides about a new link between `us` and `peer`, and takes it up if it stays.
-    pub fn offer(&mut self, us: PeerId, peer: PeerId, new: LinkFacts) -> Verdict {
-        let Some(old) = self.current else {
-            self.current = Some(new);
-            return Verdict::Take;
-        };
-        if old.instance != new.instance {
-            if self.replaced.contains(&new.instance) {
-                return Verdict::Cloned;
+    /// Decides about a new link between `us` and `peer`, and takes it up if it stays. A link that nothing is heard
+    /// on closes after `lost_after`.
+    pub fn offer(
+        &mut self,
+        us: PeerId,
+        peer: PeerId,
+        new: LinkFacts,
+        now: Instant,
+        lost_after: Duration,
+    ) -> Verdict {
+        if let Some(old) = self.current {
+            if old.instance != new.instance {
+                let since = *self.waiting.get_or_insert(now);
+                // Twice, so that a late timer does not make a clone of a restart.
+                let alive = now >= since + lost_after * 2;
+                return if alive { Verdict::Cloned } else { Verdict::Wait };
             }
-            self.replaced.push_back(old.instance);
-            if self.replaced.len() > REPLACED_MAX {
-                self.replaced.pop_front();
-            }
-        } else if old.dialler != new.dialler {
             let ours_stays = us < peer;
             let new_is_ours = new.dialler == Dialler::Us;
-            if ours_stays != new_is_ours {
+            if old.dialler != new.dialler && ours_stays != new_is_ours {
                 return Verdict::Refuse;
             }
         }
@@ -86,16 +88,18 @@ impl LinkChoice {
 
     /// The link that was up is gone.
     pub fn closed(&mut self) {
-        self.current = None;
+        *self = Self::default();
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::net::clock;
 
     const LOW: PeerId = PeerId([1; 32]);
     const HIGH: PeerId = PeerId([2; 32]);
+    const LOST_AFTER: Duration = Duration::from_secs(3);
 
     fn link(dialler: Dialler, run: u64) -> LinkFacts {
         LinkFacts {
@@ -106,6 +110,7 @@ mod tests {
 
     #[test]
     fn both_sides_keep_the_same_of_two_crossing_links() {
+        let now = clock::now();
         for low_first in [true, false] {
             for high_first in [true, false] {
                 let (mut low, mut high) = (LinkChoice::default(), LinkChoice::default());
@@ -118,8 +123,8 @@ mod tests {
                     at_high.reverse();
                 }
                 for (a, b) in at_low.into_iter().zip(at_high) {
-                    low.offer(LOW, HIGH, a);
-                    high.offer(HIGH, LOW, b);
+                    low.offer(LOW, HIGH, a, now, LOST_AFTER);
+                    high.offer(HIGH, LOW, b, now, LOST_AFTER);
                 }
                 assert_eq!(low.current().map(|l| l.dialler), Some(Dialler::Us));
                 assert_eq!(high.current().map(|l| l.dialler), Some(Dialler::Them));
@@ -129,19 +134,36 @@ mod tests {
 
     #[test]
     fn who_dials_again_has_lost_its_link() {
-        let mut choice = LinkChoice::default();
-        assert_eq!(choice.offer(LOW, HIGH, link(Dialler::Them, 1)), Verdict::Take);
-        assert_eq!(choice.offer(LOW, HIGH, link(Dialler::Them, 1)), Verdict::Take);
+        let (mut choice, now) = (LinkChoice::default(), clock::now());
+        for _ in 0..2 {
+            let verdict = choice.offer(LOW, HIGH, link(Dialler::Them, 1), now, LOST_AFTER);
+            assert_eq!(verdict, Verdict::Take);
+        }
     }
 
     #[test]
-    fn a_restarted_peer_is_taken_and_a_clone_is_told_apart() {
-        let mut choice = LinkChoice::default();
-        assert_eq!(choice.offer(LOW, HIGH, link(Dialler::Them, 1)), Verdict::Take);
-        assert_eq!(choice.offer(LOW, HIGH, link(Dialler::Them, 2)), Verdict::Take);
-        assert_eq!(choice.offer(LOW, HIGH, link(Dialler::Them, 1)), Verdict::Cloned);
-        assert_eq!(choice.current(), Some(link(Dialler::Them, 2)));
+    fn a_restarted_peer_is_taken_once_its_old_link_is_gone() {
+        let (mut choice, now) = (LinkChoice::default(), clock::now());
+        choice.offer(LOW, HIGH, link(Dialler::Them, 1), now, LOST_AFTER);
+        let restarted = link(Dialler::Them, 2);
+        assert_eq!(choice.offer(LOW, HIGH, restarted, now, LOST_AFTER), Verdict::Wait);
         choice.closed();
-        assert_eq!(choice.offer(LOW, HIGH, link(Dialler::Them, 1)), Verdict::Take);
+        assert_eq!(choice.offer(LOW, HIGH, restarted, now, LOST_AFTER), Verdict::Take);
+    }
+
+    #[test]
+    fn a_clone_is_told_apart_by_the_first_one_living_on() {
+        let (mut choice, now) = (LinkChoice::default(), clock::now());
+        let (first, clone) = (link(Dialler::Them, 1), link(Dialler::Us, 2));
+        choice.offer(LOW, HIGH, first, now, LOST_AFTER);
+        assert_eq!(choice.offer(LOW, HIGH, clone, now, LOST_AFTER), Verdict::Wait);
+        let later = now + LOST_AFTER * 2;
+        let just_before = later - Duration::from_nanos(1);
+        assert_eq!(
+            choice.offer(LOW, HIGH, clone, just_before, LOST_AFTER),
+            Verdict::Wait
+        );
+        assert_eq!(choice.offer(LOW, HIGH, clone, later, LOST_AFTER), Verdict::Cloned);
+        assert_eq!(choice.current(), Some(first));
     }
 }

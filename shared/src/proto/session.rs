@@ -301,6 +301,24 @@ impl<T> Session<T> {
         self.ack_due = None;
     }
 
+    /// The session is over, and its link gone. Requests that were sent end as [`Settled::Lost`]; the others are handed
+    /// back.
+    pub fn end(&mut self) -> Vec<T> {
+        self.detach();
+        let queued = self.outbox.queued_requests();
+        let mut waiting: Vec<u64> = self.pending.keys().copied().collect();
+        waiting.sort_unstable();
+        let mut unsent = Vec::new();
+        for id in waiting {
+            if !queued.contains(&id) {
+                self.settle(id, Settled::Lost);
+            } else if let Some(pending) = self.pending.remove(&id) {
+                unsent.push(pending.token);
+            }
+        }
+        unsent
+    }
+
     /// Queues a message, and waits for its reply if one is expected. It is sent when a link is open.
     ///
     /// # Errors

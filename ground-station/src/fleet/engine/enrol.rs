@@ -135,9 +135,7 @@ impl Task {
             for addr in invitation.addresses() {
                 self.remember_station(*addr).await;
             }
-            self.membership_view()
-                .await
-                .map(|view| vec![Event::Membership(view)])
+            self.membership_view().map(|view| vec![Event::Membership(view)])
         };
         let joined = joined.await;
         finish(&events, joined).await;

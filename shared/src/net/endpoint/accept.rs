@@ -13,8 +13,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::JoinRequest;
-use crate::net::handshake::{Greeted, HandshakeError, Local, PREAUTH_TIMEOUT};
+use crate::net::handshake::{self, Greeted, HandshakeError, Local, PREAUTH_TIMEOUT, REFUSE_GRACE};
 use crate::net::socket::{self, KeepaliveConfig, Purpose};
+use crate::proto::id::PeerId;
 use crate::proto::message::{Channel, Join, RefusalCode, Refused};
 use crate::proto::wire::{Frame, Kind};
 
@@ -29,6 +30,15 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long a dial may take until TCP is connected.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// What a dial is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Errand {
+    /// A link with whoever answers.
+    Link,
+    /// A connection for files with this peer.
+    Files(PeerId),
+}
+
 /// A connection that was greeted, or came to nothing.
 pub(super) enum Arrival {
     /// A peer dialled us.
@@ -39,7 +49,7 @@ pub(super) enum Arrival {
     /// We dialled a peer.
     Dialled {
         addr: SocketAddr,
-        channel: Channel,
+        errand: Errand,
         result: Result<Box<Greeted>, HandshakeError>,
     },
 }
@@ -81,10 +91,12 @@ pub(super) async fn listen(this: Listening) {
                 () = stop.cancelled() => return,
                 greeted = local.accept(tcp, addr) => greeted,
             };
-            drop(permit);
             let arrival = Arrival::Accepted {
                 addr,
-                result: greeted.map(Box::new),
+                result: greeted.map(|greeted| {
+                    let permit = Some(permit);
+                    Box::new(Greeted { permit, ..greeted })
+                }),
             };
             let _stopping = arrivals.send(arrival).await;
         });
@@ -108,11 +120,11 @@ pub(super) async fn dial(
     local: Local,
     keepalive: KeepaliveConfig,
     addr: SocketAddr,
-    channel: Channel,
+    errand: Errand,
 ) -> Arrival {
-    let purpose = match channel {
-        Channel::Control | Channel::Join => Purpose::Control,
-        Channel::Bulk => Purpose::Bulk,
+    let (channel, purpose) = match errand {
+        Errand::Link => (Channel::Control, Purpose::Control),
+        Errand::Files(_) => (Channel::Bulk, Purpose::Bulk),
     };
     let result = async {
         let connected = socket::connect(addr, CONNECT_TIMEOUT, &keepalive, purpose).await;
@@ -121,23 +133,16 @@ pub(super) async fn dial(
     };
     Arrival::Dialled {
         addr,
-        channel,
+        errand,
         result: result.await,
     }
 }
 
 /// Refuses a greeted connection, telling why.
-pub(super) async fn refuse(mut greeted: Box<Greeted>, refused: Refused) {
-    let told = async {
-        greeted
-            .conn
-            .put(&Frame::json(Kind::Refused, &refused))
-            .map_err(std::io::Error::other)?;
-        greeted.conn.close().await
-    };
-    if !matches!(timeout(PREAUTH_TIMEOUT, told).await, Ok(Ok(()))) {
-        tracing::debug!(%refused, "the peer went before it was told");
-    }
+pub(super) async fn refuse(greeted: Box<Greeted>, refused: Refused) {
+    let Greeted { conn, permit, .. } = *greeted;
+    handshake::refuse(conn, &refused).await;
+    drop(permit);
 }
 
 /// Takes a stranger's request to join, and brings it the answer.
@@ -152,12 +157,11 @@ pub(super) async fn take_in(mut greeted: Box<Greeted>, joins: Option<mpsc::Sende
         Ok(Ok(_) | Err(_)) | Err(_) => None,
     };
     let Some(join) = join else {
-        return refuse(
-            greeted,
-            Refused::new(RefusalCode::Protocol, "expected a request to join"),
-        )
-        .await;
+        let reason = "expected a request to join";
+        return refuse(greeted, Refused::new(RefusalCode::Protocol, reason)).await;
     };
+    // Its wait is bounded by the places for those who join.
+    greeted.permit = None;
     let (answer, answered) = oneshot::channel();
     let request = JoinRequest {
         key: greeted.key,
@@ -172,7 +176,12 @@ pub(super) async fn take_in(mut greeted: Box<Greeted>, joins: Option<mpsc::Sende
         let busy = Refused::new(RefusalCode::Busy, "too many ask to join at once; try again");
         return refuse(greeted, busy).await;
     }
-    let verdict = match timeout(JOIN_WAIT, answered).await {
+    let answered = tokio::select! {
+        answered = timeout(JOIN_WAIT, answered) => answered,
+        // It has nothing to say now: whatever ends the reading, nobody waits here any more.
+        _ = greeted.conn.read_frame() => return,
+    };
+    let verdict = match answered {
         Ok(Ok(verdict)) => verdict,
         Ok(Err(_dropped)) => Err(Refused::new(RefusalCode::Busy, "the station is busy; try again")),
         Err(_elapsed) => Err(Refused::new(
@@ -190,7 +199,7 @@ pub(super) async fn take_in(mut greeted: Box<Greeted>, joins: Option<mpsc::Sende
                     .map_err(std::io::Error::other)?;
                 greeted.conn.close().await
             };
-            if !matches!(timeout(PREAUTH_TIMEOUT, told).await, Ok(Ok(()))) {
+            if !matches!(timeout(REFUSE_GRACE, told).await, Ok(Ok(()))) {
                 tracing::warn!("a peer was taken in, but went before it was told; it will ask again");
             }
         }

@@ -5,6 +5,7 @@
 //! application on one channel; what the operator should know of refused or doubtful connections on another.
 
 mod accept;
+mod fleet;
 mod task;
 
 use std::collections::BTreeMap;

@@ -1,9 +1,10 @@
-//! The task that owns the table of peers and the book of addresses.
+//! The task that owns the table of peers and the book of addresses. What it does for the fleet as a whole is in
+//! [`super::fleet`].
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -11,7 +12,8 @@ use tokio::time::sleep_until;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::accept::{self, Arrival, JOINS_MAX, Listening};
+use super::accept::{self, Arrival, Errand, JOINS_MAX, Listening};
+use super::fleet::ROSTER_INTERVAL;
 use super::{Ask, JoinRequest, Notice};
 use crate::net::handshake::{Greeted, HandshakeError, Local};
 use crate::net::peer::{
@@ -23,16 +25,17 @@ use crate::net::{clock, random};
 use crate::proto::dial::{DialBook, Hint, Source};
 use crate::proto::duplicates::{Dialler, LinkChoice, LinkFacts, Verdict};
 use crate::proto::id::{PeerId, PeerKind};
-use crate::proto::message::{Channel, ROSTER_PEERS_MAX, RefusalCode, Refused, Roster, RosterPeer};
+use crate::proto::message::{Channel, RefusalCode, Refused, Roster};
 use crate::proto::parcel::Parcel;
 use crate::proto::session::{Outgoing, Timing};
 use crate::proto::trust::Membership;
+use crate::proto::trust::gate::{Wish, permit};
 use crate::proto::wire::{Frame, Kind, Lane, Limits};
 
-/// How often linked peers are told whom this one knows.
-const ROSTER_INTERVAL: Duration = Duration::from_secs(30);
 /// Words of links and arrivals that wait for this task.
 const INPUTS_MAX: usize = 1_024;
+/// Inputs of one kind taken in one go before the others get their turn.
+const INPUTS_A_TURN: usize = 64;
 /// Frames of a bulk session that wait for the application: small, because each may hold a chunk.
 const BULK_EVENTS_MAX: usize = 4;
 
@@ -50,30 +53,43 @@ pub(super) struct Parts {
 }
 
 /// One peer: its sessions, and the control link that is up.
-struct Entry {
-    control: PeerControl,
+pub(super) struct Entry {
+    pub(super) control: PeerControl,
     bulk: Option<PeerControl>,
-    choice: LinkChoice,
+    pub(super) choice: LinkChoice,
     /// The link attached last.
     number: u64,
-    info: Option<Arc<PeerInfo>>,
-    /// The fleet state that the peer had when it said hello.
-    fleet_state: u64,
-    open: bool,
+    pub(super) info: Option<Arc<PeerInfo>>,
+    /// The newest fleet state that the peer has or was sent.
+    pub(super) fleet_state: u64,
+    pub(super) open: bool,
+    /// The connection for files that is up, or 0.
+    bulk_number: u64,
     bulk_dialling: bool,
-    stop: CancellationToken,
+    pub(super) stop: CancellationToken,
 }
 
-struct EndpointTask {
-    parts: Parts,
-    id: PeerId,
-    peers: BTreeMap<PeerId, Entry>,
-    book: DialBook,
+impl Entry {
+    /// Closes the links of both sessions; false if one is so far behind that it cannot be told.
+    pub(super) fn close(&self, input: impl Fn() -> LinkInput) -> bool {
+        let mut told = true;
+        for session in [Some(&self.control), self.bulk.as_ref()].into_iter().flatten() {
+            told &= session.links.try_send(input()).is_ok();
+        }
+        told
+    }
+}
+
+pub(super) struct EndpointTask {
+    pub(super) parts: Parts,
+    pub(super) id: PeerId,
+    pub(super) peers: BTreeMap<PeerId, Entry>,
+    pub(super) book: DialBook,
     links: u64,
     words: mpsc::Sender<LinkWord>,
     arrivals: mpsc::Sender<Arrival>,
     joins_waiting: Arc<Semaphore>,
-    next_roster: Instant,
+    pub(super) next_roster: Instant,
 }
 
 pub(super) fn spawn(parts: Parts, listener: TcpListener) {
@@ -108,23 +124,39 @@ impl EndpointTask {
         let stop = self.parts.stop.clone();
         loop {
             self.dial_due();
-            let next = self
-                .book
-                .poll_timeout()
-                .map_or(self.next_roster, |next| next.min(self.next_roster));
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
-                Some(word) = words.recv() => self.take_word(word),
-                Some(arrival) = arrivals.recv() => self.take_arrival(arrival),
-                Some(ask) = self.parts.asks.recv() => self.take_ask(ask),
-                () = sleep_until(next.into()) => self.send_rosters_when_due(),
+                () = self.work(&mut words, &mut arrivals) => {}
             }
         }
         // The peers' tasks say good-bye with the same token; their last words need a reader until all are gone.
         drop(self);
         words.close();
         while words.recv().await.is_some() {}
+    }
+
+    /// Takes what has come, of whichever kind: none may keep the others waiting.
+    async fn work(&mut self, words: &mut mpsc::Receiver<LinkWord>, arrivals: &mut mpsc::Receiver<Arrival>) {
+        let next = self
+            .next_dial()
+            .map_or(self.next_roster, |next| next.min(self.next_roster));
+        tokio::select! {
+            Some(word) = words.recv() => {
+                self.take_word(word);
+                for word in std::iter::from_fn(|| words.try_recv().ok()).take(INPUTS_A_TURN) {
+                    self.take_word(word);
+                }
+            }
+            Some(arrival) = arrivals.recv() => {
+                self.take_arrival(arrival);
+                for arrival in std::iter::from_fn(|| arrivals.try_recv().ok()).take(INPUTS_A_TURN) {
+                    self.take_arrival(arrival);
+                }
+            }
+            Some(ask) = self.parts.asks.recv() => self.take_ask(ask),
+            () = sleep_until(next.into()) => self.send_rosters_when_due(),
+        }
     }
 
     fn take_ask(&mut self, ask: Ask) {
@@ -141,32 +173,42 @@ impl EndpointTask {
             Ask::Bulk { id, answer } => {
                 if let Some(link) = self.bulk_session(id) {
                     let _caller_gone = answer.send(link);
-                    self.want_bulk(id);
+                    if self.peers.get(&id).is_some_and(|entry| entry.bulk_number == 0) {
+                        self.want_bulk(id);
+                    }
                 }
             }
-            Ask::Adopt(membership) => self.adopt(membership),
+            Ask::Adopt(membership) => self.adopt(Membership::clone(&membership)),
         }
     }
 
     // ── Addresses ────────────────────────────────────────────────────────────────────────────────────────────
 
+    /// Nobody would take a link of ours before we belong to a fleet.
+    fn may_dial(&self) -> bool {
+        self.parts.membership.borrow().is_some()
+    }
+
+    fn next_dial(&self) -> Option<Instant> {
+        self.book.poll_timeout().filter(|_| self.may_dial())
+    }
+
     fn dial_due(&mut self) {
-        if self.parts.membership.borrow().is_none() {
-            // Nobody would take a link of ours.
+        if !self.may_dial() {
             return;
         }
         for addr in self.book.due(clock::now()) {
-            self.spawn_dial(addr, Channel::Control);
+            self.spawn_dial(addr, Errand::Link);
         }
     }
 
-    fn spawn_dial(&self, addr: SocketAddr, channel: Channel) {
+    fn spawn_dial(&self, addr: SocketAddr, errand: Errand) {
         let (local, keepalive) = (self.parts.local.clone(), self.parts.keepalive);
         let (arrivals, stop) = (self.arrivals.clone(), self.parts.stop.clone());
         self.parts.tasks.spawn(async move {
             tokio::select! {
                 () = stop.cancelled() => {}
-                arrival = accept::dial(local, keepalive, addr, channel) => {
+                arrival = accept::dial(local, keepalive, addr, errand) => {
                     let _stopping = arrivals.send(arrival).await;
                 }
             }
@@ -188,60 +230,75 @@ impl EndpointTask {
                 addr,
                 result: Err(error),
             } => self.report(addr, error),
-            Arrival::Dialled {
-                addr,
-                channel,
-                result,
-            } => self.take_dialled(addr, channel, result),
+            Arrival::Dialled { addr, errand, result } => self.take_dialled(addr, errand, result),
         }
     }
 
     fn take_dialled(
         &mut self,
         addr: SocketAddr,
-        channel: Channel,
+        errand: Errand,
         result: Result<Box<Greeted>, HandshakeError>,
     ) {
         let (now, spread) = (clock::now(), random::spread());
-        match (channel, result) {
-            (Channel::Control, Ok(greeted)) => {
+        if let Errand::Files(id) = errand
+            && let Some(entry) = self.peers.get_mut(&id)
+        {
+            entry.bulk_dialling = false;
+        }
+        match (errand, result) {
+            (Errand::Link, Ok(greeted)) => {
                 self.book.dialled(addr, greeted.key.id(), now, spread);
                 self.take_control(greeted);
             }
-            (Channel::Bulk, Ok(greeted)) => self.take_bulk(greeted),
-            // Joining dials on its own.
-            (Channel::Join, _) => {}
-            (Channel::Control, Err(error)) => {
+            (Errand::Files(_), Ok(greeted)) => self.take_bulk(greeted),
+            (Errand::Link, Err(error)) => {
                 self.book.failed(addr, now, spread);
                 self.report(addr, error);
             }
-            (Channel::Bulk, Err(error)) => {
-                for entry in self.peers.values_mut() {
-                    if entry
-                        .info
-                        .as_ref()
-                        .is_some_and(|info| info.addr == addr || info.listens == addr)
-                    {
-                        entry.bulk_dialling = false;
-                    }
-                }
-                self.report(addr, error);
+            (Errand::Files(_), Err(error)) => self.report(addr, error),
+        }
+    }
+
+    /// Judges a peer once more: it may have been put out since it was greeted.
+    fn judge(&mut self, greeted: Box<Greeted>) -> Option<Box<Greeted>> {
+        let membership = self.parts.membership.borrow().clone()?;
+        match membership.check_peer(&greeted.key, greeted.hello.grant.as_ref()) {
+            Ok(_grant) => Some(greeted),
+            Err(refused) => {
+                self.notice(Notice::Refused {
+                    addr: greeted.addr,
+                    peer: Some(greeted.key.id()),
+                    name: Some(greeted.hello.name.clone()),
+                    by_us: true,
+                    refused: refused.clone(),
+                });
+                self.refuse(greeted, refused);
+                None
             }
         }
     }
 
     fn take_control(&mut self, greeted: Box<Greeted>) {
+        let Some(greeted) = self.judge(greeted) else {
+            return;
+        };
         let id = greeted.key.id();
-        let us = self.id;
+        let (us, now, lost_after) = (self.id, clock::now(), self.parts.timing.lost_after);
         let facts = LinkFacts {
             dialler: greeted.dialler,
             instance: greeted.hello.instance,
         };
         let Some(entry) = self.entry(id) else { return };
-        match entry.choice.offer(us, id, facts) {
+        match entry.choice.offer(us, id, facts, now, lost_after) {
             Verdict::Take => self.attach_control(id, greeted),
             Verdict::Refuse => {
                 let reason = "another link between the two stays";
+                self.refuse(greeted, Refused::new(RefusalCode::Duplicate, reason));
+            }
+            Verdict::Wait => {
+                let reason =
+                    "another run of this program is linked; once its link is gone, this one is taken";
                 self.refuse(greeted, Refused::new(RefusalCode::Duplicate, reason));
             }
             Verdict::Cloned => self.refuse_clone(id, greeted),
@@ -289,16 +346,13 @@ impl EndpointTask {
         {
             // It is taking up others faster than it can: the peer dials again.
             tracing::warn!(peer = %info.name, "too many links at once; one dropped");
+            entry.choice.closed();
             return;
         }
         entry.number = number;
-        entry.info = Some(Arc::clone(&info));
+        entry.info = Some(info);
         entry.fleet_state = hello.fleet_state;
         entry.open = false;
-        if wants(self.parts.local.kind, info.kind) && info.listens.port() != 0 {
-            self.book
-                .heard(info.listens, Source::Known, Hint::Id(id), clock::now());
-        }
         self.book.linked(id);
     }
 
@@ -318,15 +372,12 @@ impl EndpointTask {
     }
 
     fn take_bulk(&mut self, greeted: Box<Greeted>) {
+        let Some(greeted) = self.judge(greeted) else {
+            return;
+        };
         let id = greeted.key.id();
-        let linked = self.peers.get_mut(&id).and_then(|entry| {
-            entry.bulk_dialling = false;
-            entry
-                .info
-                .clone()
-                .filter(|info| info.instance == greeted.hello.instance)
-        });
-        let Some(info) = linked else {
+        let info = self.peers.get(&id).and_then(|entry| entry.info.clone());
+        let Some(info) = info.filter(|info| info.instance == greeted.hello.instance) else {
             let reason = "a connection for files needs a link first";
             return self.refuse(greeted, Refused::new(RefusalCode::Protocol, reason));
         };
@@ -338,10 +389,14 @@ impl EndpointTask {
         let Greeted { mut conn, .. } = *greeted;
         conn.set_limits(Limits::BULK);
         let attachment = Box::new(Attachment { conn, info, number });
-        if let Some(Entry { bulk: Some(bulk), .. }) = self.peers.get(&id)
-            && bulk.links.try_send(LinkInput::Attach(attachment)).is_err()
+        if let Some(entry) = self.peers.get_mut(&id)
+            && let Some(bulk) = &entry.bulk
         {
-            tracing::warn!(peer = %id.short(), "too many bulk connections at once; one dropped");
+            if bulk.links.try_send(LinkInput::Attach(attachment)).is_err() {
+                tracing::warn!(peer = %id.short(), "too many bulk connections at once; one dropped");
+                return;
+            }
+            entry.bulk_number = number;
         }
     }
 
@@ -380,6 +435,7 @@ impl EndpointTask {
                 info: None,
                 fleet_state: 0,
                 open: false,
+                bulk_number: 0,
                 bulk_dialling: false,
                 stop,
             };
@@ -425,15 +481,19 @@ impl EndpointTask {
             link: link.clone(),
             events: events_in,
         };
-        let application = self.parts.events.clone();
+        let (application, stop) = (self.parts.events.clone(), self.parts.stop.clone());
         self.parts.tasks.spawn(async move {
-            let _stopping = application.send(told).await;
+            tokio::select! {
+                () = stop.cancelled() => {}
+                _stopping = application.send(told) => {}
+            }
         });
         Some(link)
     }
 
     /// Opens the connection for files: whoever dialled the link dials this one too, because it can.
     fn want_bulk(&mut self, id: PeerId) {
+        let may_ask = self.may_send(Kind::OpenBulk);
         let Some(entry) = self.peers.get_mut(&id) else {
             return;
         };
@@ -444,13 +504,22 @@ impl EndpointTask {
             Dialler::Us if entry.bulk_dialling => {}
             Dialler::Us => {
                 entry.bulk_dialling = true;
-                self.spawn_dial(info.addr, Channel::Bulk);
+                self.spawn_dial(info.addr, Errand::Files(id));
             }
-            Dialler::Them => {
+            Dialler::Them if may_ask => {
                 let ask = Frame::binary(Kind::OpenBulk, bytes::Bytes::new());
-                send(&entry.control.link, &ask);
+                send(&entry.control.link, &ask, Lane::Control);
             }
+            Dialler::Them => tracing::debug!(peer = %info.name, "our role allows no connection for files"),
         }
+    }
+
+    /// Whether the peers' gate would let a frame of ours through.
+    pub(super) fn may_send(&self, kind: Kind) -> bool {
+        let membership = self.parts.membership.borrow();
+        membership
+            .as_ref()
+            .is_some_and(|membership| permit(membership.own_role(), &Wish::Frame(kind)).is_ok())
     }
 
     // ── Words of links ───────────────────────────────────────────────────────────────────────────────────────
@@ -473,7 +542,7 @@ impl EndpointTask {
                 refused,
             } => {
                 if let Some(refused) = refused {
-                    self.report_refusal(addr, Some(id), refused, false);
+                    self.report_refusal(addr, Some(id), refused);
                 }
                 self.closed(id, channel, number);
             }
@@ -488,13 +557,15 @@ impl EndpointTask {
             return;
         };
         entry.open = true;
-        if let Some(membership) = membership
-            && entry.fleet_state < membership.state_number()
+        if let Some(info) = &entry.info
+            && wants(self.parts.local.kind, info.kind)
+            && info.listens.port() != 0
         {
-            send(
-                &entry.control.link,
-                &Frame::json(Kind::FleetState, membership.fleet_state()),
-            );
+            self.book
+                .heard(info.listens, Source::Known, Hint::Id(id), clock::now());
+        }
+        if let Some(membership) = membership {
+            entry.tell_fleet_state(&membership);
         }
         self.send_roster(id);
     }
@@ -503,12 +574,19 @@ impl EndpointTask {
         let Some(entry) = self.peers.get_mut(&id) else {
             return;
         };
-        if channel != Channel::Control || entry.number != number {
-            return;
+        match channel {
+            Channel::Control if entry.number == number => {
+                entry.choice.closed();
+                if std::mem::take(&mut entry.open) {
+                    self.book.unlinked(id, clock::now(), random::spread());
+                } else {
+                    self.book.turned_away(id);
+                }
+            }
+            Channel::Bulk if entry.bulk_number == number => entry.bulk_number = 0,
+            // Another has taken its place already.
+            Channel::Control | Channel::Bulk | Channel::Join => {}
         }
-        entry.choice.closed();
-        entry.open = false;
-        self.book.unlinked(id, clock::now(), random::spread());
     }
 
     fn take_frame(&mut self, peer: &PeerInfo, frame: &Frame) {
@@ -525,182 +603,24 @@ impl EndpointTask {
             tracing::warn!(peer = %peer.name, kind = ?frame.header.kind, %error, "unreadable frame");
         }
     }
-
-    // ── Rosters ──────────────────────────────────────────────────────────────────────────────────────────────
-
-    fn send_rosters_when_due(&mut self) {
-        let now = clock::now();
-        if now < self.next_roster {
-            return;
-        }
-        self.next_roster = now + ROSTER_INTERVAL;
-        let open: Vec<PeerId> = self
-            .peers
-            .iter()
-            .filter(|(_, e)| e.open)
-            .map(|(id, _)| *id)
-            .collect();
-        for id in open {
-            self.send_roster(id);
-        }
-    }
-
-    /// A node is told of stations, a station of everybody.
-    fn send_roster(&self, to: PeerId) {
-        let Some(Entry {
-            info: Some(receiver),
-            control,
-            ..
-        }) = self.peers.get(&to)
-        else {
-            return;
-        };
-        let known = self
-            .peers
-            .values()
-            .filter(|entry| entry.open)
-            .filter_map(|entry| entry.info.as_ref());
-        let wanted =
-            known.filter(|info| info.id != to && wants(receiver.kind, info.kind) && info.listens.port() != 0);
-        let peers: Vec<RosterPeer> = wanted
-            .take(ROSTER_PEERS_MAX)
-            .map(|info| RosterPeer {
-                id: info.id,
-                kind: info.kind,
-                name: info.name.clone(),
-                addr: info.listens,
-            })
-            .collect();
-        if peers.is_empty() {
-            return;
-        }
-        send(&control.link, &Frame::json(Kind::Roster, &Roster { peers }));
-    }
-
-    fn take_roster(&mut self, roster: Roster) {
-        let now = clock::now();
-        for peer in roster.peers.into_iter().take(ROSTER_PEERS_MAX) {
-            if peer.id != self.id && wants(self.parts.local.kind, peer.kind) {
-                self.book.heard(peer.addr, Source::Roster, Hint::Id(peer.id), now);
-            }
-        }
-    }
-
-    // ── The fleet ────────────────────────────────────────────────────────────────────────────────────────────
-
-    fn take_fleet_state(&mut self, peer: &PeerInfo, state: crate::proto::message::FleetStateMessage) {
-        let Some(membership) = self.parts.membership.borrow().clone() else {
-            return;
-        };
-        let mut membership = Membership::clone(&membership);
-        match membership.adopt_state(state) {
-            Ok(true) => self.adopt(Arc::new(membership)),
-            Ok(false) => {}
-            Err(error) => tracing::warn!(peer = %peer.name, %error, "fleet state not taken"),
-        }
-    }
-
-    fn adopt(&mut self, membership: Arc<Membership>) {
-        self.parts.membership.send_replace(Some(Arc::clone(&membership)));
-        if membership.own_key_revoked() {
-            self.notice(Notice::OwnKeyRevoked);
-        }
-        let news = Frame::json(Kind::FleetState, membership.fleet_state());
-        let mut revoked = Vec::new();
-        for (id, entry) in &mut self.peers {
-            let Some(info) = &entry.info else { continue };
-            if membership.is_revoked(&info.key) {
-                revoked.push(*id);
-            } else if entry.open && entry.fleet_state < membership.state_number() {
-                entry.fleet_state = membership.state_number();
-                send(&entry.control.link, &news);
-            }
-        }
-        for id in revoked {
-            self.put_out(id, &membership);
-        }
-    }
-
-    fn put_out(&mut self, id: PeerId, membership: &Membership) {
-        let Some(entry) = self.peers.get(&id) else { return };
-        let Some(info) = entry.info.clone().filter(|_| entry.choice.current().is_some()) else {
-            return;
-        };
-        let Err(refused) = membership.check_peer(&info.key, None) else {
-            return;
-        };
-        let sessions = [Some(&entry.control), entry.bulk.as_ref()];
-        for session in sessions.into_iter().flatten() {
-            if session.links.try_send(LinkInput::Close(refused.clone())).is_err() {
-                tracing::warn!(peer = %info.name, "its link closes late");
-            }
-        }
-        self.report_refusal(info.addr, Some(id), refused, true);
-    }
-
-    // ── For the operator ─────────────────────────────────────────────────────────────────────────────────────
-
-    fn report(&self, addr: SocketAddr, error: HandshakeError) {
-        match error {
-            HandshakeError::ByPeer(refused) => self.report_refusal(addr, None, refused, false),
-            HandshakeError::ByUs { key, name, refused } => {
-                let peer = Some(key.id());
-                self.notice(Notice::Refused {
-                    addr,
-                    peer,
-                    name: Some(name),
-                    by_us: true,
-                    refused,
-                });
-            }
-            HandshakeError::Io(_)
-            | HandshakeError::Read(_)
-            | HandshakeError::Wire(_)
-            | HandshakeError::Tls(_)
-            | HandshakeError::TimedOut => tracing::debug!(%addr, %error, "no link"),
-        }
-    }
-
-    fn report_refusal(&self, addr: SocketAddr, peer: Option<PeerId>, refused: Refused, by_us: bool) {
-        if matches!(refused.code, RefusalCode::Duplicate | RefusalCode::ShuttingDown) {
-            return;
-        }
-        let info = peer
-            .and_then(|id| self.peers.get(&id))
-            .and_then(|entry| entry.info.as_ref());
-        let name = info.map(|info| info.name.clone());
-        self.notice(Notice::Refused {
-            addr,
-            peer,
-            name,
-            by_us,
-            refused,
-        });
-    }
-
-    fn notice(&self, notice: Notice) {
-        if let Err(error) = self.parts.notices.try_send(notice) {
-            tracing::warn!(%error, "a notice was lost");
-        }
-    }
 }
 
 /// Whether a program of one kind keeps links to programs of the other by itself.
-fn wants(kind: PeerKind, of: PeerKind) -> bool {
+pub(super) fn wants(kind: PeerKind, of: PeerKind) -> bool {
     match (kind, of) {
         (PeerKind::Station, PeerKind::Node | PeerKind::Station) | (PeerKind::Node, PeerKind::Station) => true,
         (PeerKind::Node, PeerKind::Node) => false,
     }
 }
 
-fn send(link: &PeerLink, frame: &Frame) {
+pub(super) fn send(link: &PeerLink, frame: &Frame, lane: Lane) {
     let parcel = match Parcel::new(frame) {
         Ok(parcel) => parcel,
         Err(error) => return tracing::error!(%error, "a frame of ours does not encode"),
     };
     if let Err(error) = link.try_send(Outgoing {
         parcel,
-        lane: Lane::Control,
+        lane,
         deadline: None,
     }) {
         tracing::debug!(peer = %link.id().short(), %error, "not told");

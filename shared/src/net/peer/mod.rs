@@ -20,7 +20,7 @@ use crate::proto::id::{Instance, NodeName, PeerId, PeerKind, PublicKey};
 use crate::proto::message::{Channel, Refused};
 use crate::proto::session::{Expected, Outgoing};
 use crate::proto::trust::Role;
-use crate::proto::wire::Frame;
+use crate::proto::wire::{Frame, Lane};
 
 pub(crate) use task::{TaskParts, spawn};
 
@@ -120,6 +120,8 @@ pub struct PeerLink {
     id: PeerId,
     messages: mpsc::Sender<Message>,
     heard: Arc<LastHeard>,
+    /// For the emergency lane, so that a full queue of other messages is never in its way.
+    urgent: mpsc::Sender<Message>,
 }
 
 /// When a peer was heard last: written by its session's task, read by anybody.
@@ -159,8 +161,8 @@ pub enum LinkError {
     /// Too much waits for this peer.
     #[error("busy: too much waits for this peer")]
     Busy,
-    /// The program is shutting down.
-    #[error("shutting down")]
+    /// The program is shutting down, or the peer's key has been revoked.
+    #[error("the session has ended: this program is shutting down, or the peer's key was revoked")]
     Stopped,
 }
 
@@ -187,7 +189,8 @@ impl PeerLink {
         })
     }
 
-    /// Queues a request at once or not at all. If this returns `Ok`, its end goes to `request.reply_to`.
+    /// Queues a request at once or not at all. If this returns `Ok`, its end goes to `request.reply_to`, whatever
+    /// happens.
     ///
     /// # Errors
     /// [`LinkError`]; nothing was queued.
@@ -207,10 +210,7 @@ impl PeerLink {
             outgoing,
             expected: None,
         };
-        self.messages
-            .send(message)
-            .await
-            .map_err(|_closed| LinkError::Stopped)
+        self.put(message).await
     }
 
     /// Queues a request, waiting for room: for files.
@@ -222,14 +222,24 @@ impl PeerLink {
             outgoing,
             expected: Some(expect(request)),
         };
-        self.messages
-            .send(message)
-            .await
-            .map_err(|_closed| LinkError::Stopped)
+        self.put(message).await
+    }
+
+    fn queue(&self, lane: Lane) -> &mpsc::Sender<Message> {
+        match lane {
+            Lane::Emergency => &self.urgent,
+            Lane::Control | Lane::Telemetry | Lane::Bulk => &self.messages,
+        }
+    }
+
+    async fn put(&self, message: Message) -> Result<(), LinkError> {
+        let queue = self.queue(message.outgoing.lane);
+        queue.send(message).await.map_err(|_closed| LinkError::Stopped)
     }
 
     fn try_put(&self, message: Message) -> Result<(), LinkError> {
-        self.messages.try_send(message).map_err(|error| match error {
+        let queue = self.queue(message.outgoing.lane);
+        queue.try_send(message).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => LinkError::Busy,
             mpsc::error::TrySendError::Closed(_) => LinkError::Stopped,
         })
@@ -300,6 +310,8 @@ pub(crate) enum LinkInput {
     Attach(Box<Attachment>),
     /// Tell the peer why and close the link.
     Close(Refused),
+    /// The same, and end the session: nothing is shared with this peer any more.
+    End(Refused),
 }
 
 /// Word of a link, for the endpoint.

@@ -1,7 +1,8 @@
 //! The task of one session.
 //!
 //! Inputs: messages to send, links to take up or to close, bytes, time. Outputs: events for the application, word of
-//! its link for the endpoint. While the application takes no events, nothing more is read from the peer.
+//! its link for the endpoint. While the application takes no events, nothing more is read from the peer; while the
+//! session's outbox is full, no more messages are taken, so that their senders hear of it at once.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -32,6 +33,8 @@ use crate::proto::wire::{Frame, Kind, Lane, WireError};
 const CONTROL_INPUT_MESSAGES: usize = 256;
 /// Chunks that wait in front of a bulk session, beyond its outbox.
 const BULK_INPUT_MESSAGES: usize = 4;
+/// Emergency messages that wait in front of a session.
+const URGENT_INPUT_MESSAGES: usize = 64;
 /// Links that wait to be taken up by one session.
 const LINK_INPUTS: usize = 8;
 /// Messages taken in one go before the connection gets its turn.
@@ -74,6 +77,7 @@ struct PeerTask {
     session: Session<Token>,
     linked: Option<Linked>,
     messages: mpsc::Receiver<Message>,
+    urgent: mpsc::Receiver<Message>,
     links: mpsc::Receiver<LinkInput>,
     events: mpsc::Sender<PeerEvent>,
     /// Events that the application has not taken yet; nothing is read while there are any.
@@ -115,6 +119,7 @@ pub(crate) fn spawn(parts: TaskParts) -> Result<PeerControl, WireError> {
     let now = clock::now();
     let session = Session::new(instance, timing, limits, now)?;
     let (message_sender, messages) = mpsc::channel(depth);
+    let (urgent_sender, urgent) = mpsc::channel(URGENT_INPUT_MESSAGES);
     let (link_sender, links) = mpsc::channel(LINK_INPUTS);
     let tracker = tasks.clone();
     let heard = LastHeard::never(now);
@@ -124,6 +129,7 @@ pub(crate) fn spawn(parts: TaskParts) -> Result<PeerControl, WireError> {
         session,
         linked: None,
         messages,
+        urgent,
         links,
         events,
         backlog: VecDeque::new(),
@@ -139,6 +145,7 @@ pub(crate) fn spawn(parts: TaskParts) -> Result<PeerControl, WireError> {
             id,
             messages: message_sender,
             heard,
+            urgent: urgent_sender,
         },
         links: link_sender,
     })
@@ -146,16 +153,23 @@ pub(crate) fn spawn(parts: TaskParts) -> Result<PeerControl, WireError> {
 
 impl PeerTask {
     async fn run(mut self) {
-        loop {
+        let farewell = loop {
             self.take_waiting_messages();
             self.look_after_bulk().await;
             self.transmit().await;
             match self.wait().await {
-                Woken::Stop => break,
+                Woken::Stop => break Refused::new(RefusalCode::ShuttingDown, "the peer is shutting down"),
+                Woken::Link(LinkInput::End(refused)) => break refused,
                 Woken::Link(LinkInput::Attach(attachment)) => self.attach(*attachment).await,
                 Woken::Link(LinkInput::Close(refused)) => self.close_link(&refused).await,
                 Woken::Message(message) => self.take_message(message),
-                Woken::Driven(Ok(Driven::Read)) => self.take_frames().await,
+                Woken::Driven(Ok(Driven::Read)) => {
+                    self.take_frames().await;
+                    // A busy link has always something to read, and its time-outs would wait for a quiet moment.
+                    if self.next_timeout().is_some_and(|next| clock::now() >= next) {
+                        self.handle_timeout().await;
+                    }
+                }
                 Woken::Driven(Ok(Driven::Flushed)) | Woken::EventTaken => {}
                 Woken::Driven(Ok(Driven::Closed)) => {
                     self.lose_link("the other side closed the connection", None).await;
@@ -163,24 +177,45 @@ impl PeerTask {
                 Woken::Driven(Err(error)) => self.lose_link(&error.to_string(), None).await,
                 Woken::Time => self.handle_timeout().await,
             }
+        };
+        self.close_link(&farewell).await;
+        self.end(&farewell).await;
+    }
+
+    /// Gives everything that still waits its end.
+    async fn end(&mut self, why: &Refused) {
+        for token in self.session.end() {
+            token.settle(self.id, Ended::NotSent(why.reason.clone()));
         }
-        self.close_link(&Refused::new(
-            RefusalCode::ShuttingDown,
-            "the peer is shutting down",
-        ))
-        .await;
+        for queue in [&mut self.urgent, &mut self.messages] {
+            queue.close();
+            while let Some(message) = queue.recv().await {
+                if let Some(expected) = message.expected {
+                    expected.token.settle(self.id, Ended::NotSent(why.reason.clone()));
+                }
+            }
+        }
+        self.pass_events().await;
+        for event in self.backlog.drain(..) {
+            if self.events.try_send(event).is_err() {
+                tracing::debug!(peer = %self.id.short(), "the application has not taken the last events");
+                break;
+            }
+        }
     }
 
     async fn wait(&mut self) -> Woken {
         let takes_message = self.takes_message();
+        let takes_urgent = self.session.has_room(Lane::Emergency);
         let reads = self.backlog.is_empty();
         let next = self.next_timeout();
         let conn = self.linked.as_mut().map(|linked| &mut linked.conn);
         tokio::select! {
             biased;
             () = self.stop.cancelled() => Woken::Stop,
-            // The endpoint holds the senders for as long as it lives, and stops this task before it ends.
+            // The endpoint holds the senders for as long as the session is to live, and says when it ends.
             Some(link) = self.links.recv() => Woken::Link(link),
+            Some(message) = self.urgent.recv(), if takes_urgent => Woken::Message(message),
             permit = self.events.reserve(), if !reads => {
                 if let (Ok(permit), Some(event)) = (permit, self.backlog.pop_front()) {
                     permit.send(event);
@@ -193,24 +228,33 @@ impl PeerTask {
         }
     }
 
-    /// A control session answers `busy` when it is full; a bulk session lets its senders wait.
+    /// A full session takes no more: its input fills up, and whoever sends waits or is told that it is busy.
     fn takes_message(&self) -> bool {
-        match self.channel {
-            Channel::Control | Channel::Join => true,
-            Channel::Bulk => self.session.has_room(Lane::Bulk),
-        }
+        self.session.has_room(match self.channel {
+            Channel::Control | Channel::Join => Lane::Control,
+            Channel::Bulk => Lane::Bulk,
+        })
     }
 
     fn next_timeout(&self) -> Option<Instant> {
-        let bulk = match (self.channel, &self.linked) {
-            (Channel::Bulk, Some(_)) => Some(self.last_busy + BULK_IDLE),
-            (Channel::Bulk, None) if !self.session.is_idle() => Some(self.last_busy + BULK_WANT_INTERVAL),
-            (Channel::Bulk | Channel::Control | Channel::Join, _) => None,
+        let bulk = match (self.channel, self.linked.is_some(), self.session.is_idle()) {
+            // While the application takes no events, nothing is done about the connection.
+            (Channel::Bulk, _, _) if !self.backlog.is_empty() => None,
+            (Channel::Bulk, true, true) => Some(self.last_busy + BULK_IDLE),
+            (Channel::Bulk, false, false) => Some(self.last_busy + BULK_WANT_INTERVAL),
+            (Channel::Bulk, true, false)
+            | (Channel::Bulk, false, true)
+            | (Channel::Control | Channel::Join, _, _) => None,
         };
         [self.session.poll_timeout(), bulk].into_iter().flatten().min()
     }
 
     fn take_waiting_messages(&mut self) {
+        while self.session.has_room(Lane::Emergency)
+            && let Ok(message) = self.urgent.try_recv()
+        {
+            self.take_message(message);
+        }
         for _ in 0..MESSAGES_A_TURN {
             if !self.takes_message() {
                 return;
@@ -287,6 +331,7 @@ impl PeerTask {
     async fn take_frames(&mut self) {
         let now = clock::now();
         self.heard.note(now);
+        self.session.heard(now);
         while let Some(linked) = &mut self.linked {
             match linked.conn.next_frame() {
                 Ok(Some(frame)) => {

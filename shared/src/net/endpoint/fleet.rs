@@ -1,0 +1,225 @@
+//! What an endpoint's task does for the fleet as a whole: rosters, fleet states, and word for the operator.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Notice;
+use super::task::{EndpointTask, Entry, send, wants};
+use crate::net::clock;
+use crate::net::handshake::HandshakeError;
+use crate::net::peer::{LinkInput, PeerInfo};
+use crate::proto::dial::{Hint, Source};
+use crate::proto::id::PeerId;
+use crate::proto::message::{FleetStateMessage, ROSTER_PEERS_MAX, RefusalCode, Refused, Roster, RosterPeer};
+use crate::proto::trust::Membership;
+use crate::proto::wire::{Frame, Kind, Lane};
+
+/// How often linked peers are told whom this one knows.
+pub(super) const ROSTER_INTERVAL: Duration = Duration::from_secs(30);
+
+impl Entry {
+    /// Tells a linked peer who is out, unless it knows. A revocation waits behind nothing.
+    pub(super) fn tell_fleet_state(&mut self, membership: &Membership) {
+        if self.fleet_state < membership.state_number() {
+            self.fleet_state = membership.state_number();
+            let news = Frame::json(Kind::FleetState, membership.fleet_state());
+            send(&self.control.link, &news, Lane::Emergency);
+        }
+    }
+}
+
+impl EndpointTask {
+    // ── Rosters ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    pub(super) fn send_rosters_when_due(&mut self) {
+        let now = clock::now();
+        if now < self.next_roster {
+            return;
+        }
+        self.next_roster = now + ROSTER_INTERVAL;
+        let open: Vec<PeerId> = self
+            .peers
+            .iter()
+            .filter(|(_, e)| e.open)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in open {
+            self.send_roster(id);
+        }
+    }
+
+    /// A node is told of stations, a station of everybody.
+    pub(super) fn send_roster(&self, to: PeerId) {
+        if !self.may_send(Kind::Roster) {
+            return;
+        }
+        let Some(Entry {
+            info: Some(receiver),
+            control,
+            ..
+        }) = self.peers.get(&to)
+        else {
+            return;
+        };
+        let known = self
+            .peers
+            .values()
+            .filter(|entry| entry.open)
+            .filter_map(|entry| entry.info.as_ref());
+        let wanted =
+            known.filter(|info| info.id != to && wants(receiver.kind, info.kind) && info.listens.port() != 0);
+        let peers: Vec<RosterPeer> = wanted
+            .take(ROSTER_PEERS_MAX)
+            .map(|info| RosterPeer {
+                id: info.id,
+                kind: info.kind,
+                name: info.name.clone(),
+                addr: info.listens,
+            })
+            .collect();
+        if !peers.is_empty() {
+            let roster = Frame::json(Kind::Roster, &Roster { peers });
+            send(&control.link, &roster, Lane::Control);
+        }
+    }
+
+    pub(super) fn take_roster(&mut self, roster: Roster) {
+        let now = clock::now();
+        for peer in roster.peers.into_iter().take(ROSTER_PEERS_MAX) {
+            if peer.id != self.id && wants(self.parts.local.kind, peer.kind) {
+                self.book.heard(peer.addr, Source::Roster, Hint::Id(peer.id), now);
+            }
+        }
+    }
+
+    // ── The fleet ────────────────────────────────────────────────────────────────────────────────────────────
+
+    pub(super) fn take_fleet_state(&mut self, peer: &PeerInfo, state: FleetStateMessage) {
+        let Some(membership) = self.parts.membership.borrow().clone() else {
+            return;
+        };
+        let mut membership = Membership::clone(&membership);
+        match membership.adopt_state(state) {
+            Ok(true) => {
+                if let Some(entry) = self.peers.get_mut(&peer.id) {
+                    // It need not hear its own words.
+                    entry.fleet_state = membership.state_number();
+                }
+                self.adopt(membership);
+            }
+            Ok(false) => {}
+            Err(error) => tracing::warn!(peer = %peer.name, %error, "fleet state not taken"),
+        }
+    }
+
+    /// Takes a membership, new or with a newer fleet state, and lets every link follow from it.
+    pub(super) fn adopt(&mut self, mut membership: Membership) {
+        let old = self.parts.membership.borrow().clone();
+        if let Some(old) = &old
+            && old.root() == membership.root()
+            && let Err(error) = membership.adopt_state(old.fleet_state().clone())
+        {
+            tracing::warn!(%error, "the older fleet state is not taken");
+        }
+        let membership = Arc::new(membership);
+        self.parts.membership.send_replace(Some(Arc::clone(&membership)));
+        if membership.own_key_revoked() {
+            self.notice(Notice::OwnKeyRevoked);
+        }
+        let moved = old.as_ref().is_some_and(|old| old.root() != membership.root());
+        let renewed = old.is_some_and(|old| old.grant() != membership.grant());
+        let mut out = Vec::new();
+        for (id, entry) in &mut self.peers {
+            let Some(info) = &entry.info else { continue };
+            if moved {
+                let fleet = membership.fingerprint().short();
+                let reason = format!("this program has moved to fleet {fleet}");
+                let refused = Refused::new(RefusalCode::WrongFleet, reason);
+                entry.close(|| LinkInput::Close(refused.clone()));
+            } else if membership.is_revoked(&info.key) {
+                out.push(*id);
+            } else if entry.open {
+                entry.tell_fleet_state(&membership);
+                if renewed {
+                    let reason = "this program has a new grant, and links anew to show it";
+                    let refused = Refused::new(RefusalCode::ShuttingDown, reason);
+                    entry.close(|| LinkInput::Close(refused.clone()));
+                }
+            }
+        }
+        for id in out {
+            self.put_out(id, &membership);
+        }
+    }
+
+    /// Ends everything shared with a peer whose key is revoked.
+    fn put_out(&mut self, id: PeerId, membership: &Membership) {
+        let Some(entry) = self.peers.remove(&id) else {
+            return;
+        };
+        self.book.turned_away(id);
+        let Some(info) = &entry.info else { return };
+        let Err(refused) = membership.check_peer(&info.key, None) else {
+            return;
+        };
+        if !entry.close(|| LinkInput::End(refused.clone())) {
+            entry.stop.cancel();
+        }
+        if entry.choice.current().is_some() {
+            self.notice(Notice::Refused {
+                addr: info.addr,
+                peer: Some(id),
+                name: Some(info.name.clone()),
+                by_us: true,
+                refused,
+            });
+        }
+    }
+
+    // ── For the operator ─────────────────────────────────────────────────────────────────────────────────────
+
+    pub(super) fn report(&self, addr: SocketAddr, error: HandshakeError) {
+        match error {
+            HandshakeError::ByPeer(refused) => self.report_refusal(addr, None, refused),
+            HandshakeError::ByUs { key, name, refused } => {
+                let peer = Some(key.id());
+                self.notice(Notice::Refused {
+                    addr,
+                    peer,
+                    name,
+                    by_us: true,
+                    refused,
+                });
+            }
+            HandshakeError::Io(_)
+            | HandshakeError::Read(_)
+            | HandshakeError::Wire(_)
+            | HandshakeError::Tls(_)
+            | HandshakeError::TimedOut => tracing::debug!(%addr, %error, "no link"),
+        }
+    }
+
+    pub(super) fn report_refusal(&self, addr: SocketAddr, peer: Option<PeerId>, refused: Refused) {
+        if matches!(refused.code, RefusalCode::Duplicate | RefusalCode::ShuttingDown) {
+            return;
+        }
+        let info = peer
+            .and_then(|id| self.peers.get(&id))
+            .and_then(|entry| entry.info.as_ref());
+        let name = info.map(|info| info.name.clone());
+        self.notice(Notice::Refused {
+            addr,
+            peer,
+            name,
+            by_us: false,
+            refused,
+        });
+    }
+
+    pub(super) fn notice(&self, notice: Notice) {
+        if let Err(error) = self.parts.notices.try_send(notice) {
+            tracing::warn!(%error, "a notice was lost");
+        }
+    }
+}
