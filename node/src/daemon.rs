@@ -3,6 +3,7 @@
 //! | task | owns | ends |
 //! |---|---|---|
 //! | [`run`] | the parts, the signals | `SIGTERM`, `SIGINT`, or joined when that was all |
+//! | links, enrolment | see [`crate::links`] | at stop |
 //! | telemetry | the readings | at stop |
 //! | status | the status socket | at stop |
 //! | watchdog | systemd's patience | at stop |
@@ -11,7 +12,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use sd_notify::NotifyState;
 use swarm_shared::net::identity::{self, IdentityError, KeyFile};
 use swarm_shared::net::random;
@@ -19,12 +20,13 @@ use swarm_shared::net::roots::Roots;
 use swarm_shared::proto::id::NodeName;
 use swarm_shared::proto::trust::SigningKey;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::actions::{Actions, Setup, host_name};
 use crate::config::Config;
+use crate::links::Links;
 use crate::logging::LogRing;
 use crate::state::StateDir;
 use crate::status::{self, JOIN_REQUESTS_MAX, JoinRequest, Status};
@@ -71,7 +73,9 @@ pub struct Node {
     /// What `status` shows: links, the real address, refusals are to be told here.
     pub status: Status,
     /// Codes that somebody on this device wants tried.
-    pub joins: mpsc::Receiver<JoinRequest>,
+    joins: mpsc::Receiver<JoinRequest>,
+    /// Where they are handed in.
+    codes: mpsc::Sender<JoinRequest>,
     /// Cancelled at shutdown.
     pub stop: CancellationToken,
     /// What is waited for at shutdown.
@@ -85,17 +89,44 @@ pub struct Node {
 pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
-    let node = Node::start(settings)?;
-    // Links come in here: an endpoint for `node.key`, whose commands go to `node.actions` and `node.transfers`.
+    let code = settings.config.join.clone().filter(|_| settings.until_joined);
+    let mut node = Node::start(settings)?;
+    let codes = node.codes.clone();
+    let links = match Links::start(&mut node).await {
+        Ok(links) => links,
+        Err(error) => {
+            node.shut_down().await;
+            return Err(error);
+        }
+    };
     tell_systemd(&[NotifyState::Ready]);
     tracing::info!(name = %*node.name.borrow(), id = node.key.public().id().short(), "ready");
+    let mut ended = Ok(());
     tokio::select! {
         _ = terminate.recv() => tracing::info!("stopping: SIGTERM"),
         _ = interrupt.recv() => tracing::info!("stopping: interrupted"),
+        joined = hand_in(code.clone().unwrap_or_default(), codes), if code.is_some() => ended = joined,
     }
     tell_systemd(&[NotifyState::Stopping]);
+    links.shut_down().await;
     node.shut_down().await;
-    Ok(())
+    ended
+}
+
+/// Has a code tried, for `swarm-node join`.
+async fn hand_in(code: String, codes: mpsc::Sender<JoinRequest>) -> anyhow::Result<()> {
+    let (done, joined) = oneshot::channel();
+    codes
+        .send(JoinRequest { code, done })
+        .await
+        .context("the node is shutting down")?;
+    match joined.await.context("the node is shutting down")? {
+        Ok(fleet) => {
+            tracing::info!(fleet, "joined");
+            Ok(())
+        }
+        Err(why) => bail!("not joined: {why}"),
+    }
 }
 
 impl Node {
@@ -165,7 +196,7 @@ impl Node {
             name_fixed_by: settings.name_fixed_by,
             stop: stop.clone(),
         });
-        let (joins_in, joins) = mpsc::channel(JOIN_REQUESTS_MAX);
+        let (codes, joins) = mpsc::channel(JOIN_REQUESTS_MAX);
         let node = Self {
             key,
             config,
@@ -176,18 +207,30 @@ impl Node {
             telemetry,
             status,
             joins,
+            codes,
             stop,
             tasks,
         };
-        node.spawn_tasks(joins_in);
+        node.spawn_tasks();
         Ok(node)
     }
 
-    fn spawn_tasks(&self, joins: mpsc::Sender<JoinRequest>) {
+    /// Hands over the codes that are handed in on this device, once.
+    pub(crate) fn take_joins(&mut self) -> mpsc::Receiver<JoinRequest> {
+        let (_none, nobody) = mpsc::channel(1);
+        std::mem::replace(&mut self.joins, nobody)
+    }
+
+    fn spawn_tasks(&self) {
         let socket = StateDir::socket(self.state.path());
         match status::bind(&socket) {
             Ok(listener) => {
-                let serve = status::serve(listener, self.status.clone(), joins, self.stop.clone());
+                let serve = status::serve(
+                    listener,
+                    self.status.clone(),
+                    self.codes.clone(),
+                    self.stop.clone(),
+                );
                 self.tasks.spawn(serve);
             }
             Err(error) => tracing::warn!(%error, path = %socket.display(), "there is no status socket"),
