@@ -26,7 +26,7 @@ use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::parcel::Parcel;
 use swarm_shared::proto::session::{Outgoing, Timing};
 use swarm_shared::proto::trust::Membership;
-use swarm_shared::proto::wire::{Frame, Header, Kind, Lane};
+use swarm_shared::proto::wire::{CONTENT_BYTES_MAX, Frame, Header, Kind, Lane};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -372,38 +372,37 @@ async fn take_files(work: Work, bulk: PeerLink, mut events: mpsc::Receiver<PeerE
                 Ok(end) => work.transfers.end(peer_id, id, end),
                 Err(error) => tracing::warn!(%error, id, "unreadable end of a file"),
             },
-            Some(Kind::Command) => begin_file(&work, peer_id, id, *frame).await,
+            Some(Kind::Command) => begin_file(&work, &bulk, id, *frame),
             _ => tracing::debug!(kind = ?frame.header.kind, "frame not asked for"),
         }
     }
 }
 
-/// The command that announces a file. The transfer is known before the next frame is read.
-async fn begin_file(work: &Work, peer: PeerId, id: u64, frame: Frame) {
-    let Ok(link) = work.endpoint.open(peer).await else {
-        return;
-    };
+/// The command that announces a file. The transfer is known before the next frame is read. The reply goes back on
+/// the session that the command came on: there it is waited for.
+fn begin_file(work: &Work, link: &PeerLink, id: u64, frame: Frame) {
     if frame.header.action.as_deref() != Some("filetransfer") {
         return answer(
-            &link,
+            link,
             &frame.header,
             &Reply::refused("only filetransfer comes on a connection for files"),
         );
     }
     if frame.header.ttl == Some(0) {
         return answer(
-            &link,
+            link,
             &frame.header,
             &Reply::ended(Outcome::Expired, "too late when it arrived"),
         );
     }
     let arguments = match arguments(&frame) {
         Ok(arguments) => arguments,
-        Err(reply) => return answer(&link, &frame.header, &reply),
+        Err(reply) => return answer(link, &frame.header, &reply),
     };
     // A file that comes in sends nothing, so nobody reads this.
     let (nothing, _unread) = mpsc::channel(1);
-    let outcome = work.transfers.begin(peer, id, &arguments, nothing);
+    let outcome = work.transfers.begin(link.id(), id, &arguments, nothing);
+    let link = link.clone();
     work.tasks.spawn(async move {
         let reply = outcome
             .await
@@ -423,18 +422,26 @@ fn arguments(frame: &Frame) -> Result<Arguments, Reply> {
 }
 
 fn answer(link: &PeerLink, command: &Header, reply: &Reply) {
-    let parcel = Parcel::new(&reply.to_frame(command)).or_else(|error| {
-        let short = Reply::failed(format!("the reply does not fit a frame: {error}"));
-        Parcel::new(&short.to_frame(command))
-    });
-    let sent = parcel.map_err(|error| error.to_string()).and_then(|parcel| {
-        let outgoing = Outgoing {
-            parcel,
-            lane: Lane::Control,
-            deadline: None,
-        };
-        link.try_send(outgoing).map_err(|error| error.to_string())
-    });
+    let mut frame = reply.to_frame(command);
+    if frame.content.len() > CONTENT_BYTES_MAX {
+        let short = format!(
+            "it ended {}, but its reply of {} bytes fits no frame",
+            reply.state,
+            frame.content.len()
+        );
+        frame = Reply::ended(reply.state, short).to_frame(command);
+    }
+    let sent = Parcel::new(&frame)
+        .map_err(|error| error.to_string())
+        .and_then(|parcel| {
+            let lane = command.lane.unwrap_or_default();
+            let outgoing = Outgoing {
+                parcel,
+                lane,
+                deadline: None,
+            };
+            link.try_send(outgoing).map_err(|error| error.to_string())
+        });
     if let Err(error) = sent {
         tracing::warn!(peer = %link.id().short(), id = command.id, error, "a reply is lost");
     }

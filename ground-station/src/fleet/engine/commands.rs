@@ -12,7 +12,7 @@ use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::parcel::Parcel;
 use swarm_shared::proto::session::Outgoing;
-use swarm_shared::proto::wire::{Frame, Kind, Lane, MessageType, WireError};
+use swarm_shared::proto::wire::{CONTENT_BYTES_MAX, Frame, Kind, Lane, MessageType, WireError};
 use tokio::sync::mpsc;
 use tokio::time::timeout_at;
 
@@ -53,15 +53,10 @@ pub(super) async fn run(shared: Shared, targets: Vec<Target>, command: Command, 
     let started = clock::now();
     let frame = frame(&shared, &command.action, &command.arguments, command.lane);
     let (id, parcel) = match (frame.header.id, Parcel::new(&frame)) {
-        (Some(id), Ok(parcel)) if frame.content.len() <= swarm_shared::proto::wire::CONTENT_BYTES_MAX => {
-            (id, parcel)
-        }
+        (Some(id), Ok(parcel)) if frame.content.len() <= CONTENT_BYTES_MAX => (id, parcel),
         (_, Err(error)) => return fail(&events, &error).await,
         (_, Ok(_)) => {
-            let (bytes, max) = (
-                frame.content.len() as u64,
-                swarm_shared::proto::wire::CONTENT_BYTES_MAX,
-            );
+            let (bytes, max) = (frame.content.len() as u64, CONTENT_BYTES_MAX);
             return fail(&events, &WireError::ContentTooLong { bytes, max }).await;
         }
     };

@@ -256,8 +256,8 @@ fn write_all(
     events: &mpsc::Sender<Event>,
     ticks: &mpsc::Sender<()>,
 ) -> Result<Reply, FileError> {
-    // The size is known at the end only: 0 asks for no room in advance.
-    let mut file = Incoming::create(&receiving.roots, &receiving.copy, 0)?;
+    // The size is known at the end only.
+    let mut file = Incoming::create(&receiving.roots, &receiving.copy, None)?;
     let mut reported = 0;
     while let Some(frame) = chunks.blocking_recv() {
         // A full channel has told of progress already.

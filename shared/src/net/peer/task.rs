@@ -158,7 +158,7 @@ impl PeerTask {
             self.look_after_bulk().await;
             self.transmit().await;
             match self.wait().await {
-                Woken::Stop => break Refused::new(RefusalCode::ShuttingDown, "the peer is shutting down"),
+                Woken::Stop => break Refused::new(RefusalCode::ShuttingDown, "it is shutting down"),
                 Woken::Link(LinkInput::End(refused)) => break refused,
                 Woken::Link(LinkInput::Attach(attachment)) => self.attach(*attachment).await,
                 Woken::Link(LinkInput::Close(refused)) => self.close_link(&refused).await,
@@ -341,7 +341,11 @@ impl PeerTask {
                     match self.session.handle_frame(frame, now) {
                         Ok(()) => {}
                         Err(LinkFault::Refused(refused)) => {
-                            let why = format!("refused by the peer: {refused}");
+                            let why = if refused.code == RefusalCode::ShuttingDown {
+                                refused.reason.clone()
+                            } else {
+                                format!("refused by the peer: {refused}")
+                            };
                             self.lose_link(&why, Some(refused)).await;
                         }
                         Err(fault) => self.lose_link(&fault.to_string(), None).await,
