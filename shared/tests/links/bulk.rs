@@ -31,8 +31,8 @@ async fn send_chunks(link: PeerLink) {
     }
 }
 
-/// Reads and checks all chunks; returns how often the connection came up.
-async fn read_chunks(mut events: mpsc::Receiver<PeerEvent>) -> usize {
+/// Reads and checks all chunks, and tells of each; returns how often the connection came up.
+async fn read_chunks(mut events: mpsc::Receiver<PeerEvent>, tell: impl Fn(usize)) -> usize {
     let (mut next, mut ups) = (0, 0);
     while next < CHUNKS {
         let event = timeout(PATIENCE, events.recv())
@@ -51,6 +51,7 @@ async fn read_chunks(mut events: mpsc::Receiver<PeerEvent>) -> usize {
                     Some(u64::try_from(next * CHUNK_BYTES).expect("small"))
                 );
                 assert_eq!(frame.content, content(next), "chunk {next} has changed");
+                tell(next);
                 next += 1;
             }
             PeerEvent::Down { .. } | PeerEvent::Silent(_) | PeerEvent::Heard(_) => {}
@@ -65,7 +66,7 @@ async fn transfer(from: &Program, mut to: Program) {
     let link = from.endpoint.bulk(to.id()).await.expect("running");
     let sender = tokio::spawn(send_chunks(link));
     let (_back, events) = to.bulk().await;
-    let reader = tokio::spawn(read_chunks(events));
+    let reader = tokio::spawn(read_chunks(events, |_| ()));
     assert_eq!(reader.await.expect("all came"), 1);
     sender.await.expect("all sent");
 }
@@ -92,7 +93,7 @@ async fn a_file_does_not_delay_a_command() {
     let (_back, events) = node.bulk().await;
     let id = node.id();
     let sender = tokio::spawn(send_chunks(bulk));
-    let reader = tokio::spawn(read_chunks(events));
+    let reader = tokio::spawn(read_chunks(events, |_| ()));
     let answering = tokio::spawn(node.answer_all());
     let mut asking = Asking::new();
     let link = station.link(id).await;
@@ -128,12 +129,13 @@ async fn a_file_goes_on_after_its_connection_was_cut() {
     let link = station.endpoint.bulk(node.id()).await.expect("running");
     let sender = tokio::spawn(send_chunks(link));
     let (_back, events) = node.bulk().await;
-    let reader = tokio::spawn(read_chunks(events));
-    for _ in 0..3 {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        proxy.cut();
-    }
-    assert!(reader.await.expect("all came") > 1, "it was never cut");
+    let cut = move |chunk| {
+        if chunk % 64 == 32 {
+            proxy.cut();
+        }
+    };
+    let ups = tokio::spawn(read_chunks(events, cut)).await.expect("all came");
+    assert!(ups > 1, "it was never cut");
     sender.await.expect("all sent");
 }
 

@@ -14,7 +14,8 @@ use crate::proxy::Proxy;
 
 /// Frames sent each way while the link is cut again and again.
 const STREAM_FRAMES: u64 = 20_000;
-const CUTS: usize = 12;
+/// Frames from one cut to the next, as the station reads them.
+const CUT_INTERVAL_FRAMES: u64 = 1_500;
 
 async fn send_stream(link: PeerLink) {
     for id in 1..=STREAM_FRAMES {
@@ -26,8 +27,8 @@ async fn send_stream(link: PeerLink) {
     }
 }
 
-/// Reads the other side's stream; returns how often the link came up again.
-async fn read_stream(mut program: Program) -> (Program, usize) {
+/// Reads the other side's stream, and tells of each frame; returns how often the link came up again.
+async fn read_stream(mut program: Program, tell: impl Fn(u64)) -> (Program, usize) {
     let (mut next, mut ups, mut is_up) = (1, 0, true);
     while next <= STREAM_FRAMES {
         match program.event().await {
@@ -43,6 +44,7 @@ async fn read_stream(mut program: Program) -> (Program, usize) {
             PeerEvent::Frame { frame, .. } => {
                 assert!(is_up, "a frame of a link that is gone");
                 assert_eq!(frame.header.id, Some(next), "lost, doubled or out of order");
+                tell(next);
                 next += 1;
             }
             PeerEvent::Silent(_) | PeerEvent::Heard(_) | PeerEvent::Bulk { .. } => {}
@@ -61,19 +63,20 @@ async fn linked_through(station: Setup, node: Setup) -> (Program, Program, Proxy
 }
 
 /// Streams both ways while `disturb` is done to the connection again and again.
-async fn stream_both_ways(disturb: impl Fn(&Proxy)) {
+async fn stream_both_ways(disturb: fn(&Proxy)) {
     let mut root = fleet();
     let beat = Duration::from_millis(300);
     let (station, node) = (Setup::station(&mut root), Setup::node(&mut root));
     let (station, node, proxy) = linked_through(station.heartbeat(beat), node.heartbeat(beat)).await;
     let down = tokio::spawn(send_stream(station.link(node.id()).await));
     let up = tokio::spawn(send_stream(node.link(station.id()).await));
-    let at_station = tokio::spawn(read_stream(station));
-    let at_node = tokio::spawn(read_stream(node));
-    for _ in 0..CUTS {
-        tokio::time::sleep(Duration::from_millis(60)).await;
-        disturb(&proxy);
-    }
+    let cut = move |frame| {
+        if frame % CUT_INTERVAL_FRAMES == 0 {
+            disturb(&proxy);
+        }
+    };
+    let at_station = tokio::spawn(read_stream(station, cut));
+    let at_node = tokio::spawn(read_stream(node, |_| ()));
     down.await.expect("sent");
     up.await.expect("sent");
     let (station, ups) = at_station.await.expect("all has come to the station");
