@@ -1,6 +1,6 @@
 //! The engine: carries requests out over the links of this process.
 //!
-//! One task owns the [`Roll`] of members and the fleet root's [`Office`]; each request that takes time runs in a task
+//! One task owns the `Roll` of members and the fleet root's `Office`; each request that takes time runs in a task
 //! of its own with what it needs of both, and ends when its caller goes. The engine never waits for a peer.
 //!
 //! | task | owns | ends |
