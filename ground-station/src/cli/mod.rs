@@ -1,5 +1,5 @@
 //! The command line. A verb is `Args` plus `run`, one file each; it asks the [`fleet`](crate::fleet) and prints a
-//! [`view`](crate::view). All printing goes through one [`Screen`].
+//! [`view`](crate::view). All printing goes through one `Screen`.
 //!
 //! | exit status | meaning |
 //! |---|---|
