@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::process::Command;
+use std::time::Duration;
 
 use rustix::process::{Signal, set_parent_process_death_signal};
 use swarm_shared::net::peer::{PeerEvent, PeerLink};
@@ -14,13 +15,13 @@ use swarm_shared::proto::session::Outgoing;
 use swarm_shared::proto::wire::{Frame, Kind, Lane};
 use tempfile::TempDir;
 
-use super::{Members, Program, raise_file_limit};
+use super::{Members, Program, cpu_time_of, raise_file_limit};
 use crate::process::Process;
 
 /// Nodes of a fleet, spread over processes that end with this value.
 #[derive(Debug)]
 pub struct Hosts {
-    _processes: Vec<Process>,
+    processes: Vec<Process>,
     _logs: TempDir,
 }
 
@@ -29,12 +30,7 @@ impl Hosts {
     ///
     /// # Errors
     /// If this program's own path is not known.
-    pub fn start(
-        members: &Members,
-        nodes: u32,
-        processes: u32,
-        station: SocketAddr,
-    ) -> anyhow::Result<Self> {
+    pub fn start(members: &Members, nodes: u32, processes: u32, station: SocketAddr) -> anyhow::Result<Self> {
         let logs = TempDir::with_prefix("measure-")?;
         let program = std::env::current_exe()?;
         let mut started = Vec::new();
@@ -52,9 +48,23 @@ impl Hosts {
             first += count;
         }
         Ok(Self {
-            _processes: started,
+            processes: started,
             _logs: logs,
         })
+    }
+}
+
+impl Hosts {
+    /// How long the nodes have been on a processor.
+    ///
+    /// # Errors
+    /// If a process is gone.
+    pub fn cpu_time(&self) -> anyhow::Result<Duration> {
+        let times = self
+            .processes
+            .iter()
+            .map(|process| cpu_time_of(&process.pid().to_string()));
+        times.sum()
     }
 }
 
@@ -103,7 +113,9 @@ async fn answer_commands(node: Program) {
     while let Some(event) = events.peers.recv().await {
         match event {
             PeerEvent::Up { peer, .. } => {
-                let Ok(link) = endpoint.open(peer.id).await else { return };
+                let Ok(link) = endpoint.open(peer.id).await else {
+                    return;
+                };
                 links.insert(peer.id, link);
             }
             PeerEvent::Frame { peer, frame, .. } if frame.header.kind == Some(Kind::Command) => {
