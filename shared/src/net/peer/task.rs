@@ -555,11 +555,16 @@ async fn drive(conn: Option<&mut Conn>, read: bool) -> std::io::Result<Driven> {
 /// at every frame.
 struct Alarm {
     sleep: Option<Pin<Box<Sleep>>>,
+    /// It has woken the task, and was not set since.
+    rung: bool,
 }
 
 impl Alarm {
     fn new() -> Self {
-        Self { sleep: None }
+        Self {
+            sleep: None,
+            rung: false,
+        }
     }
 
     fn set(&mut self, next: Option<Instant>) {
@@ -567,16 +572,19 @@ impl Alarm {
             return;
         };
         match &mut self.sleep {
-            Some(sleep) if sleep.deadline() <= next && !sleep.is_elapsed() => {}
+            Some(sleep) if sleep.deadline() <= next && !self.rung => {}
             Some(sleep) => sleep.as_mut().reset(next),
             None => self.sleep = Some(Box::pin(sleep_until(next))),
         }
+        self.rung = false;
     }
 
     async fn ring(&mut self) {
         match &mut self.sleep {
-            Some(sleep) if !sleep.is_elapsed() => sleep.await,
-            // Nothing is due, and it has rung already.
+            Some(sleep) if !self.rung => {
+                sleep.await;
+                self.rung = true;
+            }
             Some(_) | None => std::future::pending().await,
         }
     }
