@@ -9,6 +9,7 @@
 //! | [`view`] | events in, text out |
 //! | [`cli`] | one file for each verb |
 
+pub mod cli;
 pub mod config;
 pub mod control;
 pub mod duration;

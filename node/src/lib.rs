@@ -3,5 +3,16 @@
 //! It does what its own configuration allows and nothing else: see [`config`] for what that is, [`actions`] for what
 //! a command can ask for, and [`daemon`] for how the parts are put together.
 
+pub mod actions;
+pub mod cli;
 pub mod config;
+pub mod daemon;
+mod enrol;
+pub mod links;
+pub mod logging;
+pub mod memory;
 pub mod process;
+pub mod state;
+pub mod status;
+pub mod telemetry;
+pub mod transfers;

@@ -1,2 +1,7 @@
-//! x
-fn main() {}
+//! `swarm-node`: see `swarm_node::cli`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    swarm_node::cli::main()
+}

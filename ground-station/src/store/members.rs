@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use rusqlite::{OptionalExtension, Row, params};
+use rusqlite::{Row, params};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use swarm_shared::proto::hex;
@@ -39,15 +39,6 @@ pub struct MemberRow {
     pub revoked: bool,
 }
 
-/// An invitation: what is behind a code.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct InvitationRow {
-    /// Which code, without its secret.
-    pub code: [u8; 8],
-    /// What its owner wrote (JSON).
-    pub json: String,
-}
-
 /// One that waits to be accepted by hand.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PendingRow {
@@ -64,57 +55,17 @@ pub struct PendingRow {
 }
 
 impl Store {
-    /// Adds a member or replaces what is known of it. A revoked key stays revoked.
+    /// Adds members or replaces what is known of them, all or none. A revoked key stays revoked.
     ///
     /// # Errors
     /// [`StoreError`]; then nothing changed.
-    pub async fn put_member(&self, member: MemberRow) -> Result<(), StoreError> {
+    pub async fn put_members(&self, members: Vec<MemberRow>) -> Result<(), StoreError> {
         self.call(move |connection| {
-            let sql = "INSERT INTO members
-                           (key, id, name, role, kind, tags, address, last_seen_ms, grant_json, revoked)
-                       VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
-                       ON CONFLICT (key) DO UPDATE SET
-                           name = excluded.name, role = excluded.role, kind = excluded.kind, tags = excluded.tags,
-                           address = coalesce(excluded.address, address),
-                           last_seen_ms = max(excluded.last_seen_ms, last_seen_ms),
-                           grant_json = coalesce(excluded.grant_json, grant_json),
-                           revoked = max(excluded.revoked, revoked)";
-            connection.execute(
-                sql,
-                params![
-                    hex::encode(&member.key.0),
-                    member.key.id().to_string(),
-                    member.name.as_str(),
-                    word("role", &member.role)?,
-                    word("kind", &member.kind)?,
-                    word("tags", &member.tags)?,
-                    member.address.map(|address| address.to_string()),
-                    to_sql(member.last_seen_ms),
-                    member.grant,
-                    member.revoked,
-                ],
-            )?;
-            Ok(())
-        })
-        .await
-    }
-
-    /// Remembers that a member was heard at `at_ms`, and where. An unknown key changes nothing.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn saw_member(
-        &self,
-        key: PublicKey,
-        address: Option<SocketAddr>,
-        at_ms: u64,
-    ) -> Result<(), StoreError> {
-        self.call(move |connection| {
-            let sql =
-                "UPDATE members SET address = coalesce(?2, address), last_seen_ms = max(?3, last_seen_ms)
-                       WHERE key = ?1";
-            let address = address.map(|address| address.to_string());
-            connection.execute(sql, params![hex::encode(&key.0), address, to_sql(at_ms)])?;
+            let transaction = connection.transaction()?;
+            for member in &members {
+                put_member(&transaction, member)?;
+            }
+            transaction.commit()?;
             Ok(())
         })
         .await
@@ -154,71 +105,6 @@ impl Store {
                 members.push(member(row)?);
             }
             Ok(members)
-        })
-        .await
-    }
-
-    /// Adds an invitation or replaces it.
-    ///
-    /// # Errors
-    /// [`StoreError`]; then nothing changed.
-    pub async fn put_invitation(&self, invitation: InvitationRow) -> Result<(), StoreError> {
-        self.call(move |connection| {
-            let sql = "INSERT INTO invitations (code, json) VALUES (?1, ?2)
-                       ON CONFLICT (code) DO UPDATE SET json = excluded.json";
-            connection.execute(sql, params![hex::encode(&invitation.code), invitation.json])?;
-            Ok(())
-        })
-        .await
-    }
-
-    /// What is behind a code.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn invitation(&self, code: [u8; 8]) -> Result<Option<String>, StoreError> {
-        self.call(move |connection| {
-            let sql = "SELECT json FROM invitations WHERE code = ?1";
-            Ok(connection
-                .query_row(sql, [hex::encode(&code)], |row| row.get(0))
-                .optional()?)
-        })
-        .await
-    }
-
-    /// All invitations.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn invitations(&self) -> Result<Vec<InvitationRow>, StoreError> {
-        self.call(|connection| {
-            let mut statement =
-                connection.prepare_cached("SELECT code, json FROM invitations ORDER BY code")?;
-            let mut rows = statement.query([])?;
-            let mut invitations = Vec::new();
-            while let Some(row) = rows.next()? {
-                let code: String = row.get(0)?;
-                let code = hex::decode(&code).ok_or_else(|| StoreError::BadRow {
-                    what: "invitation",
-                    reason: format!("{code:?} is no code"),
-                })?;
-                invitations.push(InvitationRow {
-                    code,
-                    json: row.get(1)?,
-                });
-            }
-            Ok(invitations)
-        })
-        .await
-    }
-
-    /// Forgets an invitation; says whether there was one.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn remove_invitation(&self, code: [u8; 8]) -> Result<bool, StoreError> {
-        self.call(move |connection| {
-            Ok(connection.execute("DELETE FROM invitations WHERE code = ?1", [hex::encode(&code)])? > 0)
         })
         .await
     }
@@ -292,6 +178,31 @@ impl Store {
         })
         .await
     }
+}
+
+fn put_member(connection: &rusqlite::Connection, member: &MemberRow) -> Result<(), StoreError> {
+    let sql = "INSERT INTO members
+                   (key, id, name, role, kind, tags, address, last_seen_ms, grant_json, revoked)
+               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
+               ON CONFLICT (key) DO UPDATE SET
+                   name = excluded.name, role = excluded.role, kind = excluded.kind, tags = excluded.tags,
+                   address = coalesce(excluded.address, address),
+                   last_seen_ms = max(excluded.last_seen_ms, last_seen_ms),
+                   grant_json = coalesce(excluded.grant_json, grant_json),
+                   revoked = max(excluded.revoked, revoked)";
+    connection.prepare_cached(sql)?.execute(params![
+        hex::encode(&member.key.0),
+        member.key.id().to_string(),
+        member.name.as_str(),
+        word("role", &member.role)?,
+        word("kind", &member.kind)?,
+        word("tags", &member.tags)?,
+        member.address.map(|address| address.to_string()),
+        to_sql(member.last_seen_ms),
+        member.grant,
+        member.revoked,
+    ])?;
+    Ok(())
 }
 
 fn member(row: &Row<'_>) -> Result<MemberRow, StoreError> {

@@ -1,27 +1,18 @@
-//! Single values: counters, the fleet's root, the fleet state, and this station's own membership.
+//! Single values: the epoch, the fleet's root and its record, invitations, and this station's own membership.
 
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 use swarm_shared::proto::hex;
 use swarm_shared::proto::id::PublicKey;
 
-use super::{Store, StoreError, from_sql, to_sql};
+use super::{Store, StoreError, from_sql};
 
 pub(super) const EPOCH: &str = "epoch";
-const GRANT_SERIAL: &str = "grant_serial";
 const FLEET_ROOT: &str = "fleet_root";
-const FLEET_STATE_NUMBER: &str = "fleet_state_number";
-const FLEET_STATE: &str = "fleet_state";
+const ROOT_RECORD: &str = "root_record";
+const INVITATIONS: &str = "invitations";
 const MEMBERSHIP: &str = "membership";
 
 impl Store {
-    /// The next serial for a grant, from 1; never handed out twice.
-    ///
-    /// # Errors
-    /// [`StoreError`]; then none was handed out.
-    pub async fn next_grant_serial(&self) -> Result<u64, StoreError> {
-        self.call(|connection| count_up(connection, GRANT_SERIAL)).await
-    }
-
     /// The fleet root's public key, if this station belongs to a fleet.
     ///
     /// # Errors
@@ -40,7 +31,7 @@ impl Store {
     }
 
     /// Remembers the fleet's root and this station's own membership (JSON): both or neither. Another root means
-    /// another fleet: members, invitations, pending and fleet state of the old one are forgotten.
+    /// another fleet: members, invitations and pending of the old one are forgotten.
     ///
     /// # Errors
     /// [`StoreError`]; then nothing changed.
@@ -49,10 +40,9 @@ impl Store {
             let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             let root = hex::encode(&root.0);
             if text(&transaction, FLEET_ROOT)?.is_some_and(|old| old != root) {
-                transaction
-                    .execute_batch("DELETE FROM members; DELETE FROM invitations; DELETE FROM pending;")?;
-                let state = params![FLEET_STATE, FLEET_STATE_NUMBER];
-                transaction.execute("DELETE FROM meta WHERE key IN (?1, ?2)", state)?;
+                transaction.execute_batch("DELETE FROM members; DELETE FROM pending;")?;
+                let old = params![ROOT_RECORD, INVITATIONS];
+                transaction.execute("DELETE FROM meta WHERE key IN (?1, ?2)", old)?;
             }
             put(&transaction, FLEET_ROOT, &root)?;
             put(&transaction, MEMBERSHIP, &json)?;
@@ -62,35 +52,38 @@ impl Store {
         .await
     }
 
-    /// The newest fleet state and its number.
+    /// What the fleet root counts and has revoked, as its owner wrote it.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn fleet_state(&self) -> Result<Option<(u64, String)>, StoreError> {
-        self.call(|connection| {
-            let number = number(connection, FLEET_STATE_NUMBER)?;
-            let state = text(connection, FLEET_STATE)?;
-            Ok(number.zip(state))
-        })
-        .await
+    pub async fn root_record(&self) -> Result<Option<String>, StoreError> {
+        self.call(|connection| text(connection, ROOT_RECORD)).await
     }
 
-    /// Remembers a fleet state if its number is higher than the stored one; says whether it was.
+    /// Remembers the fleet root's record (JSON). Call it before anything that the root has signed is handed out.
     ///
     /// # Errors
     /// [`StoreError`]; then nothing changed.
-    pub async fn set_fleet_state(&self, number: u64, json: String) -> Result<bool, StoreError> {
-        self.call(move |connection| {
-            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            if self::number(&transaction, FLEET_STATE_NUMBER)?.is_some_and(|stored| stored >= number) {
-                return Ok(false);
-            }
-            put(&transaction, FLEET_STATE_NUMBER, to_sql(number))?;
-            put(&transaction, FLEET_STATE, &json)?;
-            transaction.commit()?;
-            Ok(true)
-        })
-        .await
+    pub async fn set_root_record(&self, json: String) -> Result<(), StoreError> {
+        self.call(move |connection| put(connection, ROOT_RECORD, &json))
+            .await
+    }
+
+    /// The invitations given out, as their owner wrote them.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn invitations(&self) -> Result<Option<String>, StoreError> {
+        self.call(|connection| text(connection, INVITATIONS)).await
+    }
+
+    /// Remembers the invitations given out (JSON; it holds their secrets).
+    ///
+    /// # Errors
+    /// [`StoreError`]; then nothing changed.
+    pub async fn set_invitations(&self, json: String) -> Result<(), StoreError> {
+        self.call(move |connection| put(connection, INVITATIONS, &json))
+            .await
     }
 }
 
@@ -113,14 +106,6 @@ pub(super) fn public_key(what: &'static str, text: &str) -> Result<PublicKey, St
 fn text(connection: &Connection, key: &str) -> Result<Option<String>, StoreError> {
     let sql = "SELECT value FROM meta WHERE key = ?1";
     Ok(connection.query_row(sql, [key], |row| row.get(0)).optional()?)
-}
-
-fn number(connection: &Connection, key: &str) -> Result<Option<u64>, StoreError> {
-    let sql = "SELECT value FROM meta WHERE key = ?1";
-    Ok(connection
-        .query_row(sql, [key], |row| row.get(0))
-        .optional()?
-        .map(from_sql))
 }
 
 fn put(connection: &Connection, key: &str, value: impl rusqlite::ToSql) -> Result<(), StoreError> {

@@ -19,7 +19,7 @@ mod schema;
 #[cfg(test)]
 mod tests;
 
-pub use members::{InvitationRow, MemberRow, PENDING_MAX, PendingRow};
+pub use members::{MemberRow, PENDING_MAX, PendingRow};
 pub use schema::SCHEMA_VERSION;
 
 /// Name of the file in the state directory.

@@ -29,11 +29,6 @@ const STEPS: &[&str] = &["
         revoked      INTEGER NOT NULL
     ) STRICT, WITHOUT ROWID;
 
-    CREATE TABLE invitations (
-        code TEXT PRIMARY KEY,
-        json TEXT NOT NULL
-    ) STRICT, WITHOUT ROWID;
-
     CREATE TABLE pending (
         key           TEXT PRIMARY KEY,
         name          TEXT NOT NULL,

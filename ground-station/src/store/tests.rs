@@ -38,22 +38,18 @@ async fn everything_survives_a_reopen_and_the_epoch_counts_up() {
         let store = Store::open(dir.path()).await.expect("opens");
         assert_eq!(store.epoch(), 1);
         assert_eq!(store.fleet_root().await.expect("reads"), None);
-        assert_eq!(store.fleet_state().await.expect("reads"), None);
+        assert_eq!(store.root_record().await.expect("reads"), None);
         store
             .set_membership(root, "{\"me\":1}".to_owned())
             .await
             .expect("writes");
-        assert_eq!(store.next_grant_serial().await.expect("counts"), 1);
-        assert_eq!(store.next_grant_serial().await.expect("counts"), 2);
-        store.put_member(member(2, "drone-02")).await.expect("writes");
-        store.put_member(member(1, "drone-01")).await.expect("writes");
+        let both = vec![member(2, "drone-02"), member(1, "drone-01")];
+        store.put_members(both).await.expect("writes");
         store
-            .put_invitation(InvitationRow {
-                code: [3; 8],
-                json: "{}".to_owned(),
-            })
+            .set_root_record("{\"grants\":3}".to_owned())
             .await
             .expect("writes");
+        store.set_invitations("[]".to_owned()).await.expect("writes");
         store.put_pending(knocker(4), 10).await.expect("writes");
     }
     let store = Store::open(dir.path()).await.expect("opens again");
@@ -63,18 +59,15 @@ async fn everything_survives_a_reopen_and_the_epoch_counts_up() {
         store.membership().await.expect("reads").as_deref(),
         Some("{\"me\":1}")
     );
-    assert_eq!(store.next_grant_serial().await.expect("counts"), 3);
+    assert_eq!(
+        store.root_record().await.expect("reads").as_deref(),
+        Some("{\"grants\":3}")
+    );
+    assert_eq!(store.invitations().await.expect("reads").as_deref(), Some("[]"));
     assert_eq!(
         store.members().await.expect("reads"),
         [member(1, "drone-01"), member(2, "drone-02")]
     );
-    assert_eq!(
-        store.invitation([3; 8]).await.expect("reads").as_deref(),
-        Some("{}")
-    );
-    assert_eq!(store.invitations().await.expect("reads").len(), 1);
-    assert!(store.remove_invitation([3; 8]).await.expect("removes"));
-    assert!(!store.remove_invitation([3; 8]).await.expect("removes"));
     assert_eq!(store.pending().await.expect("reads"), [knocker(4)]);
     assert!(store.remove_pending(knocker(4).key).await.expect("removes"));
     for file in [STORE_FILE, "station.db-wal"] {
@@ -87,24 +80,6 @@ async fn everything_survives_a_reopen_and_the_epoch_counts_up() {
 }
 
 #[tokio::test]
-async fn only_a_higher_fleet_state_wins() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let store = Store::open(dir.path()).await.expect("opens");
-    assert!(store.set_fleet_state(2, "two".to_owned()).await.expect("writes"));
-    assert!(
-        !store
-            .set_fleet_state(2, "other".to_owned())
-            .await
-            .expect("writes")
-    );
-    assert!(!store.set_fleet_state(1, "one".to_owned()).await.expect("writes"));
-    assert_eq!(
-        store.fleet_state().await.expect("reads"),
-        Some((2, "two".to_owned()))
-    );
-}
-
-#[tokio::test]
 async fn another_root_is_another_fleet() {
     let dir = tempfile::tempdir().expect("a directory");
     let store = Store::open(dir.path()).await.expect("opens");
@@ -112,8 +87,8 @@ async fn another_root_is_another_fleet() {
         .set_membership(PublicKey([1; 32]), "a".to_owned())
         .await
         .expect("writes");
-    store.set_fleet_state(7, "old".to_owned()).await.expect("writes");
-    store.put_member(member(2, "x")).await.expect("writes");
+    store.set_root_record("old".to_owned()).await.expect("writes");
+    store.put_members(vec![member(2, "x")]).await.expect("writes");
     store
         .set_membership(PublicKey([1; 32]), "b".to_owned())
         .await
@@ -128,7 +103,7 @@ async fn another_root_is_another_fleet() {
         .await
         .expect("writes");
     assert_eq!(store.members().await.expect("reads"), []);
-    assert_eq!(store.fleet_state().await.expect("reads"), None);
+    assert_eq!(store.root_record().await.expect("reads"), None);
 }
 
 #[tokio::test]
@@ -136,22 +111,24 @@ async fn a_member_is_refreshed_and_a_revoked_one_stays_out() {
     let dir = tempfile::tempdir().expect("a directory");
     let store = Store::open(dir.path()).await.expect("opens");
     let key = PublicKey([2; 32]);
-    store.put_member(member(2, "old")).await.expect("writes");
-    store
-        .saw_member(key, Some("10.0.0.8:1".parse().expect("an address")), 50)
-        .await
-        .expect("writes");
-    store.saw_member(key, None, 40).await.expect("writes");
+    store.put_members(vec![member(2, "old")]).await.expect("writes");
+    let moved = MemberRow {
+        address: Some("10.0.0.8:1".parse().expect("an address")),
+        last_seen_ms: 50,
+        ..member(2, "old")
+    };
+    store.put_members(vec![moved]).await.expect("writes");
     store
         .revoke_members(vec![key, PublicKey([3; 32])])
         .await
         .expect("writes");
     store
-        .put_member(MemberRow {
+        .put_members(vec![MemberRow {
             address: None,
             grant: None,
+            last_seen_ms: 40,
             ..member(2, "new")
-        })
+        }])
         .await
         .expect("writes");
     let found = store.members().await.expect("reads");

@@ -28,6 +28,14 @@ impl Nodes {
         changed.then(|| change(view, style))
     }
 
+    /// The state of the node with this name, if one has it.
+    pub fn state(&self, name: &str) -> Option<NodeState> {
+        self.0
+            .values()
+            .find(|view| view.node.as_str() == name)
+            .map(|view| view.state)
+    }
+
     /// Whether nobody is known.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -35,6 +43,9 @@ impl Nodes {
 
     /// The table, and one line that counts. `older_ms`: how long ago each view was taken, for redrawing.
     pub fn table(&self, older_ms: impl Fn(&PeerId) -> u64, style: Style) -> Vec<String> {
+        if self.0.is_empty() {
+            return vec![self.counts(style)];
+        }
         let mut views: Vec<&NodeView> = self.0.values().collect();
         views.sort_by_key(|view| (natural_key(&view.node), view.id));
         let rows: Vec<Vec<Cell>> = views
@@ -67,7 +78,7 @@ impl Nodes {
             }
         }
         if parts.is_empty() {
-            "no nodes".to_owned()
+            "no nodes yet".to_owned()
         } else {
             parts.join(", ")
         }

@@ -1,1 +1,381 @@
 //! What an operator sees.
+
+use std::time::Duration;
+
+use insta::assert_snapshot;
+use serde_json::json;
+use swarm_shared::proto::id::{NodeName, PeerId, PeerKind};
+use swarm_shared::proto::outcome::{Outcome, Reply};
+use swarm_shared::proto::trust::Role;
+
+use super::deliveries::Report;
+use super::nodes::Nodes;
+use super::*;
+use crate::fleet::{
+    Check, Delivery, Event, InvitationView, MemberView, MembershipView, NodeRef, NodeState, NodeView,
+    PendingView,
+};
+
+fn target(number: u8) -> NodeRef {
+    NodeRef {
+        node: NodeName::parse(&format!("drone-{number:02}")).expect("a name"),
+        id: PeerId([number; 32]),
+    }
+}
+
+fn delivery(number: u8, reply: Reply, ms: f64) -> Event {
+    Event::Delivery(Delivery::new(target(number), reply, ms))
+}
+
+fn report(targets: u8, deliveries: &[Event]) -> Report {
+    let mut report = Report::default();
+    report.add(&Event::Targets {
+        targets: (1..=targets).map(target).collect(),
+    });
+    deliveries.iter().for_each(|event| report.add(event));
+    report
+}
+
+fn printed(output: &str, exit: i32) -> Reply {
+    let state = if exit == 0 { Outcome::Done } else { Outcome::Failed };
+    Reply {
+        state,
+        value: None,
+        output: Some(output.to_owned()),
+        exit: Some(exit),
+        error: None,
+    }
+}
+
+#[test]
+fn equal_ends_are_one_group_and_bad_ones_come_last() {
+    let mut events = vec![
+        delivery(
+            13,
+            Reply::ended(Outcome::NoAnswer, "nothing heard within 10 s"),
+            10_000.0,
+        ),
+        delivery(14, printed("no such file\n", 2), 7.0),
+    ];
+    events.extend((1..=12).map(|number| {
+        delivery(
+            number,
+            printed("up 3 days\nload 0.1\n", 0),
+            f64::from(number) * 1.25,
+        )
+    }));
+    let report = report(14, &events);
+    assert_snapshot!(report.groups(Style::default()), @"
+    drone-[01-12] (12 nodes)  done  1.25 ms to 15.0 ms
+      up 3 days
+      load 0.1
+    drone-14  failed  7.00 ms
+      no such file
+      exit status 2
+    drone-13  no-answer
+      nothing heard within 10 s
+    ");
+    assert_snapshot!(report.summary(Duration::from_millis(310), Style::default()), @"12 done, 1 failed, 1 no-answer in 310 ms");
+    assert_eq!(report.exit_status(), 1);
+}
+
+#[test]
+fn values_are_shown_for_people() {
+    let value = json!({"uptime_s": 5, "note": "ok", "load": [0.1, 0.2]});
+    let report = report(
+        3,
+        &[
+            delivery(1, Reply::done(value), 0.214),
+            delivery(2, Reply::done(json!("2.0.1")), 250.0),
+            delivery(
+                3,
+                Reply::refused("an observer may not call reboot\u{1b}[2J; ask an operator"),
+                1_200.0,
+            ),
+        ],
+    );
+    assert_snapshot!(report.groups(Style::default()), @"
+    drone-01  done  0.21 ms
+      load: [0.1,0.2]
+      note: ok
+      uptime_s: 5
+    drone-02  done  250 ms
+      2.0.1
+    drone-03  refused  1.20 s
+      an observer may not call reboot�[2J; ask an operator
+    ");
+}
+
+#[test]
+fn two_nodes_with_one_name_are_told_apart() {
+    let twin = NodeRef {
+        id: PeerId([0x99; 32]),
+        ..target(1)
+    };
+    let mut report = report(
+        2,
+        &[
+            delivery(1, Reply::done(json!(null)), 1.0),
+            delivery(2, Reply::done(json!(null)), 1.0),
+        ],
+    );
+    report.add(&Event::Targets {
+        targets: vec![twin.clone()],
+    });
+    report.add(&Event::Delivery(Delivery::new(
+        twin,
+        Reply::done(json!(null)),
+        1.0,
+    )));
+    assert_snapshot!(report.groups(Style::default()), @"drone-02, drone-01 (id:0101-0101-0101-0101), drone-01 (id:9999-9999-9999-9999) (3 nodes)  done  1.00 ms");
+}
+
+#[test]
+fn what_is_open_is_named() {
+    let report = report(3, &[delivery(2, Reply::done(json!(1)), 1.0)]);
+    assert_snapshot!(report.summary(Duration::from_secs(75), Style::default()), @"1 done, 2 not answered yet: drone-[01,03] (2 nodes) in 1 min 15 s");
+    assert_eq!(report.unanswered(), [target(1), target(3)]);
+    assert_eq!(report.exit_status(), 4);
+    assert_snapshot!(Report::default().summary(Duration::ZERO, Style::default()), @"nothing sent in 0.00 ms");
+}
+
+#[test]
+fn a_node_with_several_files_is_open_until_the_last() {
+    let mut report = report(1, &[delivery(1, Reply::done(json!(1)), 1.0)]);
+    report.add(&Event::Targets {
+        targets: vec![target(1)],
+    });
+    assert_eq!(report.unanswered(), [target(1)]);
+}
+
+#[test]
+fn a_failure_weighs_more_than_a_silence() {
+    let silent = delivery(1, Reply::ended(Outcome::NoAnswer, ""), 1.0);
+    for bad in [
+        Outcome::Failed,
+        Outcome::Refused,
+        Outcome::Expired,
+        Outcome::Unknown,
+    ] {
+        let failed = delivery(2, Reply::ended(bad, ""), 1.0);
+        assert_eq!(report(2, &[silent.clone(), failed.clone()]).exit_status(), 1);
+        assert_eq!(report(2, &[failed, silent.clone()]).exit_status(), 1);
+    }
+    let done = delivery(2, Reply::done(json!(null)), 1.0);
+    assert_eq!(report(2, &[silent.clone(), done.clone()]).exit_status(), 4);
+    assert_eq!(report(2, &[done.clone(), silent]).exit_status(), 4);
+    assert_eq!(
+        report(1, &[delivery(1, Reply::done(json!(null)), 1.0)]).exit_status(),
+        0
+    );
+}
+
+#[test]
+fn colours_mean_something() {
+    let color = Style {
+        color: true,
+        columns: None,
+    };
+    let report = report(1, &[delivery(1, Reply::done(json!(null)), 1.0)]);
+    assert_eq!(
+        report.groups(color),
+        "\x1b[1mdrone-01\x1b[0m  \x1b[32mdone\x1b[0m  \x1b[2m1.00 ms\x1b[0m\n"
+    );
+}
+
+fn node(number: u8, state: NodeState, heard: Option<u64>) -> NodeView {
+    NodeView {
+        node: target(number).node,
+        id: target(number).id,
+        state,
+        kind: PeerKind::Node,
+        address: Some(format!("10.0.0.{number}:7420").parse().expect("an address")),
+        last_heard_ms: heard,
+        tags: [("row".to_owned(), "3".to_owned())].into(),
+        software: Some("0.1.0".to_owned()),
+        warnings: Vec::new(),
+        checks: Vec::new(),
+    }
+}
+
+fn nodes() -> Nodes {
+    let check = |name: &str, ok, text: Option<&str>| Check {
+        name: name.to_owned(),
+        ok,
+        text: text.map(str::to_owned),
+    };
+    let mut views = [
+        node(10, NodeState::Silent, Some(2_500)),
+        node(2, NodeState::Online, Some(20)),
+        NodeView {
+            checks: vec![check("disk", true, None)],
+            ..node(1, NodeState::Online, Some(0))
+        },
+        NodeView {
+            address: None,
+            checks: vec![check("disk", false, Some("98% full"))],
+            ..node(3, NodeState::Offline, None)
+        },
+    ];
+    views[0].warnings = vec!["the same key answers at 10.0.0.10 and 10.0.0.11; re-image one".to_owned()];
+    let mut nodes = Nodes::default();
+    for view in &views {
+        nodes.add(view, Style::default());
+    }
+    nodes
+}
+
+#[test]
+fn nodes_are_a_table() {
+    assert_snapshot!(nodes().table(|_| 0, Style::default()).join("\n"), @"
+    NAME      ID                   STATE    HEARD    ADDRESS         TAGS   VERSION  CHECKS
+    drone-01  0101-0101-0101-0101  online   now      10.0.0.1:7420   row=3  0.1.0    ok
+    drone-02  0202-0202-0202-0202  online   now      10.0.0.2:7420   row=3  0.1.0
+    drone-03  0303-0303-0303-0303  offline  never                    row=3  0.1.0    disk: 98% full
+    drone-10  0a0a-0a0a-0a0a-0a0a  silent   2 s ago  10.0.0.10:7420  row=3  0.1.0
+    drone-10: the same key answers at 10.0.0.10 and 10.0.0.11; re-image one
+
+    2 online, 1 silent, 1 offline
+    ");
+}
+
+#[test]
+fn a_narrow_terminal_cuts_lines_and_time_goes_on() {
+    let narrow = Style {
+        color: false,
+        columns: Some(48),
+    };
+    let lines = nodes().table(|_| 60_000, narrow);
+    assert!(lines.iter().all(|line| table::width(line) <= 48), "{lines:?}");
+    assert_snapshot!(lines.join("\n"), @"
+    NAME      ID                   STATE    HEARD
+    drone-01  0101-0101-0101-0101  online   60 s ago
+    drone-02  0202-0202-0202-0202  online   60 s ago
+    drone-03  0303-0303-0303-0303  offline  never
+    drone-10  0a0a-0a0a-0a0a-0a0a  silent   62 s ago
+    drone-10: the same key answers at 10.0.0.10 and…
+
+    2 online, 1 silent, 1 offline
+    ");
+}
+
+#[test]
+fn a_change_is_a_line_and_the_same_again_is_none() {
+    let mut nodes = Nodes::default();
+    let online = node(1, NodeState::Online, Some(1));
+    assert_eq!(
+        nodes.add(&online, Style::default()).as_deref(),
+        Some("drone-01  online  10.0.0.1:7420")
+    );
+    assert_eq!(
+        nodes.add(
+            &NodeView {
+                last_heard_ms: Some(900),
+                ..online.clone()
+            },
+            Style::default()
+        ),
+        None
+    );
+    let offline = NodeView {
+        state: NodeState::Offline,
+        ..online
+    };
+    assert_eq!(
+        nodes.add(&offline, Style::default()).as_deref(),
+        Some("drone-01  offline  10.0.0.1:7420")
+    );
+}
+
+#[test]
+fn the_fleet_is_shown() {
+    let style = Style::default();
+    let membership = MembershipView {
+        node: target(1).node,
+        id: target(1).id,
+        role: Role::Admin,
+        fleet: PeerId([0xab; 32]),
+        has_root: true,
+    };
+    assert_snapshot!(fleet::membership(&membership, style), @"
+    fleet abab-abab-abab-abab
+    this station is drone-01 (0101-0101-0101-0101), admin, and holds the fleet's root key
+    ");
+    let invitation = InvitationView {
+        code: "swarm-abc".to_owned(),
+        role: Role::Node,
+        uses: 1,
+        valid_for_ms: 900_000,
+    };
+    assert_snapshot!(fleet::invitation(&invitation, style), @r#"
+    swarm-abc
+    good once, for 15 min 0 s, as node; on the other machine:
+      swarm-node join swarm-abc
+    or put join = "swarm-abc" into its configuration
+    keep `ground-station serve` running here until it has joined
+    "#);
+    let station = InvitationView {
+        role: Role::Operator,
+        uses: 3,
+        ..invitation
+    };
+    assert_snapshot!(fleet::invitation(&station, style), @"
+    swarm-abc
+    good 3 times, for 15 min 0 s, as operator; on the other machine:
+      ground-station fleet join swarm-abc
+    keep `ground-station serve` running here until it has joined
+    ");
+    let member = |number, role, revoked| MemberView {
+        node: target(number).node,
+        id: target(number).id,
+        kind: PeerKind::Node,
+        role,
+        revoked,
+        address: None,
+        last_heard_ms: Some(7_200_000),
+    };
+    let members = [member(1, Role::Node, false), member(2, Role::Operator, true)];
+    assert_snapshot!(fleet::members(&members, style).join("\n"), @"
+    NAME      ID                   ROLE      STANDING  HEARD
+    drone-01  0101-0101-0101-0101  node      member    2 h ago
+    drone-02  0202-0202-0202-0202  operator  revoked   2 h ago
+    ");
+    let pending = PendingView {
+        node: target(7).node,
+        id: target(7).id,
+        address: Some("10.0.0.7:51000".parse().expect("an address")),
+        waiting_ms: 61_000,
+    };
+    assert_snapshot!(fleet::pending(&[pending], style).join("\n"), @"
+    NAME      ID                   SINCE     ADDRESS
+    drone-07  0707-0707-0707-0707  61 s ago  10.0.0.7:51000
+
+    compare the id with the one in the node's log, then: ground-station fleet accept NODE
+    ");
+    assert_snapshot!(fleet::pending(&[], style).join("\n"), @"nobody waits; a node asks to be taken in if its configuration says adoptable = true");
+}
+
+#[test]
+fn json_lines_hold_exactly_what_programs_were_promised() {
+    let Event::Delivery(mut done) = delivery(1, Reply::done(json!(7)), 1.23456) else {
+        unreachable!("made so")
+    };
+    done.output = Some("a\nb".to_owned());
+    assert_snapshot!(json::line(&Event::Delivery(done)).expect("a line"), @r#"{"node":"drone-01","id":"0101010101010101010101010101010101010101010101010101010101010101","state":"done","value":7,"output":"a\nb","exit":null,"error":null,"ms":1.235}"#);
+    assert_snapshot!(json::line(&Event::Node(node(1, NodeState::Silent, Some(5)))).expect("a line"), @r#"{"node":"drone-01","id":"0101010101010101010101010101010101010101010101010101010101010101","state":"silent","kind":"node","address":"10.0.0.1:7420","last_heard_ms":5,"tags":{"row":"3"},"software":"0.1.0","warnings":[],"checks":[]}"#);
+    for quiet in [
+        Event::End,
+        Event::note("x"),
+        Event::Targets { targets: Vec::new() },
+    ] {
+        assert_eq!(json::line(&quiet), None);
+    }
+}
+
+#[test]
+fn wide_characters_take_two_columns() {
+    assert_eq!(table::width("日本e\u{301}"), 5);
+    assert_eq!(table::cut("日本語", 5), "日本…");
+    assert_eq!(table::cut("日本語", 6), "日本語");
+    assert_eq!(table::cut("abc", 0), "");
+}

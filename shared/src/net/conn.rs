@@ -35,6 +35,14 @@ pub(crate) enum Driven {
     Closed,
 }
 
+/// A process that is killed closes its connection without TLS's good-bye: that says all there is to say.
+fn plainly(error: io::Error) -> io::Error {
+    if error.kind() == io::ErrorKind::UnexpectedEof {
+        return io::Error::new(io::ErrorKind::UnexpectedEof, "the connection broke off");
+    }
+    error
+}
+
 /// Why no frame could be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
@@ -155,7 +163,7 @@ impl Conn {
     fn poll_read_in(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let wanted = self.reader.lacking().clamp(READ_BYTES_MIN, READ_BYTES_MAX);
         self.incoming.reserve(wanted);
-        poll_read_buf(Pin::new(&mut self.io), cx, &mut self.incoming)
+        poll_read_buf(Pin::new(&mut self.io), cx, &mut self.incoming).map_err(plainly)
     }
 
     /// The next frame, waiting for it.

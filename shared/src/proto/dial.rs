@@ -4,7 +4,7 @@
 //! (exponential backoff with full jitter). News of the peer resets the bound and dials at once. Nobody is dialled
 //! while the peer behind the address is linked.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -85,7 +85,7 @@ struct Entry {
 /// See the module.
 #[derive(Debug, Default)]
 pub struct DialBook {
-    entries: HashMap<SocketAddr, Entry>,
+    entries: BTreeMap<SocketAddr, Entry>,
     linked: BTreeSet<PeerId>,
     dialling: usize,
 }

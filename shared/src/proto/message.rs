@@ -212,3 +212,16 @@ pub struct Joined {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proof: Option<JoinProof>,
 }
+
+/// Content of a `chunk-end` frame: what the file was, for whoever received it to check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileEnd {
+    /// Of the whole content.
+    #[serde(with = "super::hex")]
+    pub sha256: [u8; 32],
+    /// In bytes.
+    pub size: u64,
+    /// Permission bits; absent where the command has said them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<u32>,
+}

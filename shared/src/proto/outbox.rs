@@ -3,7 +3,7 @@
 //! Invariants: within a lane the order never changes; a parcel is in exactly one of the two places until it is
 //! acknowledged, has expired, or is lost with its peer; both places are bounded.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Instant;
 
 use super::parcel::Parcel;
@@ -180,7 +180,7 @@ impl Outbox {
     }
 
     /// The requests among what waits.
-    pub fn queued_requests(&self) -> HashSet<u64> {
+    pub fn queued_requests(&self) -> BTreeSet<u64> {
         let queued = [&self.emergency, &self.control, &self.bulk].into_iter().flatten();
         queued
             .chain(&self.telemetry)

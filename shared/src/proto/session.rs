@@ -14,7 +14,7 @@
 //!
 //! A session never asks for the time: every call that may need it brings it.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::id::Instance;
@@ -200,7 +200,7 @@ pub struct Session<T> {
     /// Whether the link at hand is to the same process as the one before.
     resumed: bool,
     outbox: Outbox,
-    pending: HashMap<u64, Pending<T>>,
+    pending: BTreeMap<u64, Pending<T>>,
     /// No pending request ends before this.
     pending_earliest: Option<Instant>,
     /// The last number read from the peer.
@@ -237,7 +237,7 @@ impl<T> Session<T> {
             peer: None,
             resumed: false,
             outbox: Outbox::new(limits),
-            pending: HashMap::new(),
+            pending: BTreeMap::new(),
             pending_earliest: None,
             received: 0,
             unacked_frames: 0,
@@ -430,7 +430,7 @@ impl<T> Session<T> {
         Ok(())
     }
 
-    /// Takes a frame that the link brought. What follows from it is in [`Self::next_event`].
+    /// Takes a frame that the link brought. What follows from it is in [`Self::take_events`].
     ///
     /// # Errors
     /// [`LinkFault`]: the link has to close; the session is detached and resumes on the next link.

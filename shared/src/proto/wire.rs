@@ -10,6 +10,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::json::{self, JSON_DEPTH_MAX};
 
+mod scan;
+
 /// Longest header, in bytes.
 pub const HEADER_BYTES_MAX: usize = 16 * 1024;
 /// Longest content of any frame that is not a file chunk, in bytes.
@@ -19,7 +21,8 @@ pub const CHUNK_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Longest frame of a peer that has not proved yet who it is, in bytes: a quarter for its header.
 pub const PREAUTH_BYTES_MAX: usize = 16 * 1024;
 
-const LENGTH_BYTES: usize = 2;
+/// Length of the header's length.
+pub(super) const LENGTH_BYTES: usize = 2;
 
 /// How long the parts of a frame may be, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,6 +121,19 @@ pub enum ContentEncoding {
     Other(String),
 }
 
+impl ContentEncoding {
+    fn named(name: &str) -> Self {
+        let is = |known: [&str; 2]| known.iter().any(|k| name.eq_ignore_ascii_case(k));
+        if is(["utf-8", "utf8"]) {
+            Self::Utf8
+        } else if is(["utf-16", "utf16"]) {
+            Self::Utf16
+        } else {
+            Self::Other(name.to_owned())
+        }
+    }
+}
+
 impl Serialize for ContentEncoding {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         to.serialize_str(match self {
@@ -139,14 +155,7 @@ impl<'de> Deserialize<'de> for ContentEncoding {
             }
 
             fn visit_str<E: serde::de::Error>(self, name: &str) -> Result<ContentEncoding, E> {
-                let is = |known: [&str; 2]| known.iter().any(|k| name.eq_ignore_ascii_case(k));
-                Ok(if is(["utf-8", "utf8"]) {
-                    ContentEncoding::Utf8
-                } else if is(["utf-16", "utf16"]) {
-                    ContentEncoding::Utf16
-                } else {
-                    ContentEncoding::Other(name.to_owned())
-                })
+                Ok(ContentEncoding::named(name))
             }
         }
         from.deserialize_str(Name)
@@ -271,7 +280,7 @@ pub struct Header {
 }
 
 /// As read, with every key optional, so that the error can name the one that is missing.
-#[derive(Deserialize)]
+#[derive(Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 struct RawHeader {
     byteorder: Option<ByteOrder>,
@@ -315,10 +324,11 @@ fn digits<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error
 impl Header {
     fn parse(bytes: &[u8]) -> Result<Self, WireError> {
         let text = std::str::from_utf8(bytes).map_err(|_utf8| WireError::HeaderNotUtf8)?;
-        if !json::depth_is_safe(bytes) {
-            return Err(WireError::HeaderTooDeep);
-        }
-        let raw: RawHeader = serde_json::from_str(text).map_err(|e| WireError::BadHeader(e.to_string()))?;
+        let raw = match scan::header(text) {
+            Some(raw) => raw,
+            None if !json::depth_is_safe(bytes) => return Err(WireError::HeaderTooDeep),
+            None => serde_json::from_str(text).map_err(|e| WireError::BadHeader(e.to_string()))?,
+        };
         Ok(Self {
             byteorder: raw.byteorder.ok_or(WireError::MissingKey("byteorder"))?,
             content_type: raw.content_type.ok_or(WireError::MissingKey("content-type"))?,

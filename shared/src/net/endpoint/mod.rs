@@ -262,6 +262,13 @@ impl Endpoint {
         self.ask(Ask::Adopt(membership)).await;
     }
 
+    /// Waits until this program belongs to a fleet.
+    pub async fn adopted(&self) {
+        let mut membership = self.local.membership.clone();
+        // Fails only while everything is being shut down.
+        let _stopping = membership.wait_for(Option::is_some).await.is_ok();
+    }
+
     /// The session with a peer, linked or not: what is sent waits for its link.
     ///
     /// # Errors

@@ -11,7 +11,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
@@ -120,8 +121,34 @@ pub struct Request {
 pub struct PeerLink {
     id: PeerId,
     messages: mpsc::Sender<Message>,
+    heard: Arc<LastHeard>,
     /// For the emergency lane, so that a full queue of other messages is never in its way.
     urgent: mpsc::Sender<Message>,
+}
+
+/// When a peer was heard last: written by its session's task, read by anybody.
+#[derive(Debug)]
+pub(crate) struct LastHeard {
+    start: Instant,
+    /// Since `start`, in milliseconds, plus one; 0 for never.
+    after_ms: AtomicU64,
+}
+
+impl LastHeard {
+    fn never(start: Instant) -> Arc<Self> {
+        Arc::new(Self {
+            start,
+            after_ms: AtomicU64::new(0),
+        })
+    }
+
+    fn note(&self, now: Instant) {
+        let after = now.saturating_duration_since(self.start).as_millis();
+        self.after_ms.store(
+            u64::try_from(after).unwrap_or(u64::MAX - 1) + 1,
+            Ordering::Relaxed,
+        );
+    }
 }
 
 impl fmt::Debug for PeerLink {
@@ -145,6 +172,12 @@ impl PeerLink {
     /// Whose session it is.
     pub fn id(&self) -> PeerId {
         self.id
+    }
+
+    /// When the peer was heard last; `None` if it never was.
+    pub fn last_heard(&self) -> Option<Instant> {
+        let after_ms = self.heard.after_ms.load(Ordering::Relaxed).checked_sub(1)?;
+        Some(self.heard.start + Duration::from_millis(after_ms))
     }
 
     /// Queues a message at once or not at all.

@@ -14,7 +14,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::{
-    Attachment, Ended, LinkInput, LinkWord, Message, PeerControl, PeerEvent, PeerInfo, PeerLink, Token,
+    Attachment, Ended, LastHeard, LinkInput, LinkWord, Message, PeerControl, PeerEvent, PeerInfo, PeerLink,
+    Token,
 };
 use crate::net::clock;
 use crate::net::conn::{Conn, Driven};
@@ -82,6 +83,7 @@ struct PeerTask {
     /// Events that the application has not taken yet; nothing is read while there are any.
     backlog: VecDeque<PeerEvent>,
     words: mpsc::Sender<LinkWord>,
+    heard: Arc<LastHeard>,
     /// When a bulk session last had anything to do, or asked for a connection.
     last_busy: Instant,
     stop: CancellationToken,
@@ -120,6 +122,7 @@ pub(crate) fn spawn(parts: TaskParts) -> Result<PeerControl, WireError> {
     let (urgent_sender, urgent) = mpsc::channel(URGENT_INPUT_MESSAGES);
     let (link_sender, links) = mpsc::channel(LINK_INPUTS);
     let tracker = tasks.clone();
+    let heard = LastHeard::never(now);
     let task = PeerTask {
         id,
         channel,
@@ -131,6 +134,7 @@ pub(crate) fn spawn(parts: TaskParts) -> Result<PeerControl, WireError> {
         events,
         backlog: VecDeque::new(),
         words,
+        heard: Arc::clone(&heard),
         last_busy: now,
         stop,
         tasks,
@@ -140,6 +144,7 @@ pub(crate) fn spawn(parts: TaskParts) -> Result<PeerControl, WireError> {
         link: PeerLink {
             id,
             messages: message_sender,
+            heard,
             urgent: urgent_sender,
         },
         links: link_sender,
@@ -153,7 +158,7 @@ impl PeerTask {
             self.look_after_bulk().await;
             self.transmit().await;
             match self.wait().await {
-                Woken::Stop => break Refused::new(RefusalCode::ShuttingDown, "the peer is shutting down"),
+                Woken::Stop => break Refused::new(RefusalCode::ShuttingDown, "it is shutting down"),
                 Woken::Link(LinkInput::End(refused)) => break refused,
                 Woken::Link(LinkInput::Attach(attachment)) => self.attach(*attachment).await,
                 Woken::Link(LinkInput::Close(refused)) => self.close_link(&refused).await,
@@ -325,6 +330,7 @@ impl PeerTask {
 
     async fn take_frames(&mut self) {
         let now = clock::now();
+        self.heard.note(now);
         self.session.heard(now);
         while let Some(linked) = &mut self.linked {
             match linked.conn.next_frame() {
@@ -335,7 +341,11 @@ impl PeerTask {
                     match self.session.handle_frame(frame, now) {
                         Ok(()) => {}
                         Err(LinkFault::Refused(refused)) => {
-                            let why = format!("refused by the peer: {refused}");
+                            let why = if refused.code == RefusalCode::ShuttingDown {
+                                refused.reason.clone()
+                            } else {
+                                format!("refused by the peer: {refused}")
+                            };
                             self.lose_link(&why, Some(refused)).await;
                         }
                         Err(fault) => self.lose_link(&fault.to_string(), None).await,

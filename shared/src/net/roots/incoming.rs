@@ -41,7 +41,7 @@ pub struct Incoming {
     temp: Temp,
     file: File,
     hash: digest::Context,
-    size: u64,
+    announced: Option<u64>,
     written: u64,
     unsynced: u64,
     flusher: Option<Flusher>,
@@ -49,16 +49,19 @@ pub struct Incoming {
 
 impl std::fmt::Debug for Incoming {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Incoming({} {}/{})", self.path, self.written, self.size)
+        write!(f, "Incoming({} {}/{:?})", self.path, self.written, self.announced)
     }
 }
 
 impl Incoming {
-    /// Opens a hidden file beside the target, making directories that are missing.
+    /// Opens a hidden file beside the target, making directories that are missing. `size` is what the sender has
+    /// announced, if it has.
     ///
     /// # Errors
     /// [`FileError`]; nothing is left behind but directories.
-    pub fn create(roots: &Roots, path: &str, size: u64) -> Result<Self, FileError> {
+    pub fn create(roots: &Roots, path: &str, size: impl Into<Option<u64>>) -> Result<Self, FileError> {
+        let announced = size.into();
+        let size = announced.unwrap_or_default();
         let (dir, name) = roots.parent_of(path, true)?;
         let free =
             rustix::fs::fstatvfs(&dir).map_or(u64::MAX, |disk| disk.f_bavail.saturating_mul(disk.f_frsize));
@@ -90,7 +93,7 @@ impl Incoming {
             temp,
             file,
             hash: digest::Context::new(&digest::SHA256),
-            size,
+            announced,
             written: 0,
             unsynced: 0,
             flusher: None,
@@ -120,9 +123,8 @@ impl Incoming {
             );
             return Err(self.mismatch(what));
         }
-        if after > self.size {
-            let what = format!("more came than the {} bytes announced", self.size);
-            return Err(self.mismatch(what));
+        if let Some(announced) = self.announced.filter(|announced| after > *announced) {
+            return Err(self.mismatch(format!("more came than the {announced} bytes announced")));
         }
         self.file
             .write_all(bytes)
@@ -141,8 +143,9 @@ impl Incoming {
     /// # Errors
     /// [`FileError`]; a file that was there before under that name is unchanged.
     pub fn finish(mut self, size: u64, sha256: [u8; 32], mode: u32) -> Result<Written, FileError> {
-        if self.written != self.size || size != self.size {
-            let (written, announced) = (self.written, self.size);
+        let announced = self.announced.unwrap_or(size);
+        if self.written != announced || size != announced {
+            let written = self.written;
             return Err(self.mismatch(format!("{written} bytes came, {announced} were announced")));
         }
         let digest = self.hash.clone().finish();
@@ -167,7 +170,7 @@ impl Incoming {
         rustix::fs::fsync(&self.dir).map_err(|e| self.disk_error("sync its directory", e.into()))?;
         Ok(Written {
             path: std::mem::take(&mut self.path),
-            size: self.size,
+            size: self.written,
             sha256,
         })
     }
@@ -199,7 +202,7 @@ impl Incoming {
         match error.raw_os_error().map(Errno::from_raw_os_error) {
             Some(Errno::NOSPC | Errno::DQUOT) => FileError::Full {
                 path: self.path.clone(),
-                needed: self.size,
+                needed: self.announced.unwrap_or(self.written),
                 free: rustix::fs::fstatvfs(&self.dir)
                     .map_or(0, |disk| disk.f_bavail.saturating_mul(disk.f_frsize))
                     .saturating_add(self.written),

@@ -120,7 +120,8 @@ impl FileError {
         }
     }
 
-    fn io(path: &str, doing: &'static str, error: impl Into<io::Error>) -> Self {
+    /// What the system says of a file while `doing` something to it, such as `open it`.
+    pub fn io(path: &str, doing: &'static str, error: impl Into<io::Error>) -> Self {
         let source = error.into();
         let path = path.to_owned();
         match source.raw_os_error().map(Errno::from_raw_os_error) {

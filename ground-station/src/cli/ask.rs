@@ -1,0 +1,158 @@
+//! Asking the fleet and following its answer: what all verbs share.
+
+use std::time::Duration;
+
+use swarm_shared::net::clock;
+use swarm_shared::proto::message::Arguments;
+use swarm_shared::proto::outcome::{Outcome, Reply};
+use swarm_shared::proto::selector::Selector;
+use swarm_shared::proto::wire::Lane;
+
+use super::Common;
+use super::connect::Connection;
+use super::screen::{CliError, EXIT_INTERRUPTED, Screen};
+use crate::duration::to_ms;
+use crate::fleet::{Delivery, Event, Failure, Fleet, Request};
+use crate::view::deliveries::Report;
+
+/// How often progress is shown; what takes less time shows none.
+const PROGRESS_EVERY: Duration = Duration::from_millis(200);
+
+/// How an answer ended.
+pub(super) enum Ended {
+    /// All has been said.
+    Whole,
+    /// It could not be done.
+    Failed(Failure, String),
+    /// Ctrl-C; the request has been cancelled.
+    Interrupted,
+}
+
+/// Follows an answer to its end. Notes and JSON lines are printed here; `on` sees every event, and now and then
+/// `None`: time to show progress.
+pub(super) async fn follow(
+    fleet: &Fleet,
+    request: Request,
+    screen: &mut Screen,
+    mut on: impl FnMut(Option<&Event>, &mut Screen) -> Result<(), CliError>,
+) -> Result<Ended, CliError> {
+    let mut events = fleet.perform(request).await;
+    let mut progress = tokio::time::interval(PROGRESS_EVERY);
+    progress.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    progress.reset();
+    let interrupt = tokio::signal::ctrl_c();
+    tokio::pin!(interrupt);
+    loop {
+        let event = tokio::select! {
+            biased;
+            _ = &mut interrupt => return Ok(Ended::Interrupted),
+            _ = progress.tick() => {
+                on(None, screen)?;
+                continue;
+            }
+            event = events.recv() => event,
+        };
+        match event {
+            None => {
+                let text = "the station stopped before it had answered; ask again";
+                return Ok(Ended::Failed(Failure::Stopped, text.to_owned()));
+            }
+            Some(Event::End) => return Ok(Ended::Whole),
+            Some(Event::Failed { failure, message }) => return Ok(Ended::Failed(failure, message)),
+            Some(event) => {
+                if let Event::Note { text } = &event {
+                    screen.note(text);
+                }
+                screen.event(&event)?;
+                on(Some(&event), screen)?;
+            }
+        }
+    }
+}
+
+/// Opens the fleet, follows a request that ends in deliveries, prints the report, and gives the exit status.
+pub(super) async fn deliver(
+    verb: &str,
+    request: Request,
+    common: &Common,
+    screen: &mut Screen,
+) -> Result<u8, CliError> {
+    let connection = Connection::open(common, verb, screen).await?;
+    let outcome = report(&connection.fleet, request, screen).await;
+    connection.close().await;
+    outcome
+}
+
+async fn report(fleet: &Fleet, request: Request, screen: &mut Screen) -> Result<u8, CliError> {
+    let started = clock::now();
+    let mut report = Report::default();
+    let ended = follow(fleet, request, screen, |event, screen| {
+        match event {
+            Some(event) => report.add(event),
+            None => screen.progress(&report),
+        }
+        Ok(())
+    })
+    .await?;
+    if let Ended::Failed(Failure::Stopped, why) = &ended {
+        // Nobody vanishes from a report.
+        let ms = Duration::as_secs_f64(&started.elapsed()) * 1_000.0;
+        for target in report.unanswered() {
+            let lost = Event::Delivery(Delivery::new(
+                target,
+                Reply::ended(Outcome::NoAnswer, why.clone()),
+                ms,
+            ));
+            screen.event(&lost)?;
+            report.add(&lost);
+        }
+    }
+    let summary = report.summary(started.elapsed(), screen.style);
+    let begun = report.counts().1 > 0;
+    if !screen.json && begun {
+        screen.result(&report.groups(screen.style))?;
+        if !screen.quiet || matches!(ended, Ended::Interrupted) {
+            screen.result(&format!("\n{summary}"))?;
+        }
+    }
+    match ended {
+        Ended::Whole => Ok(report.exit_status()),
+        Ended::Interrupted => {
+            if screen.json || !begun {
+                screen.note(&format!("interrupted: {summary}"));
+            }
+            Ok(EXIT_INTERRUPTED)
+        }
+        Ended::Failed(failure, message) => {
+            let status = screen.fault(&CliError::request(failure, message));
+            Ok(if begun && report.exit_status() != 0 {
+                report.exit_status()
+            } else {
+                status
+            })
+        }
+    }
+}
+
+/// One action on many nodes.
+pub(super) fn command(selector: Selector, action: &str, arguments: Arguments, common: &Common) -> Request {
+    Request::Command {
+        selector,
+        action: action.to_owned(),
+        arguments,
+        lane: Lane::Control,
+        ttl_ms: to_ms(common.ttl),
+        timeout_ms: to_ms(common.timeout),
+    }
+}
+
+/// Arguments by name.
+pub(super) fn named<const N: usize>(fields: [(&str, serde_json::Value); N]) -> Arguments {
+    Arguments {
+        args: Vec::new(),
+        kwargs: fields
+            .into_iter()
+            .map(|(key, value)| (key.to_owned(), value))
+            .collect(),
+    }
+}

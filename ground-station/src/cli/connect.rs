@@ -1,0 +1,185 @@
+//! How a verb comes by a fleet: a running `serve` if there is one, else its own links for as long as it takes.
+//!
+//! | state directory | what happens |
+//! |---|---|
+//! | its socket answers | requests go over the socket |
+//! | free | this process takes the lock and brings up the links |
+//! | locked, and no socket answers | another verb is at work, or `serve` is starting: wait, up to `--timeout` |
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use swarm_shared::net::clock;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::Common;
+use super::screen::{CliError, Screen};
+use crate::config::Config;
+use crate::control::lock::{LockError, StateLock};
+use crate::control::server::ControlServer;
+use crate::control::{CONTROL_SOCKET, client};
+use crate::fleet::Fleet;
+use crate::fleet::engine::{Engine, Settings};
+
+/// How often a taken state directory is tried again.
+const RETRY_EVERY: Duration = Duration::from_millis(50);
+/// How long a verb waits before it says that it waits.
+const SAY_AFTER: Duration = Duration::from_millis(300);
+
+/// A fleet to ask, and what has to end with it.
+#[derive(Debug)]
+pub(super) struct Connection {
+    /// To ask.
+    pub(super) fleet: Fleet,
+    own: Option<Own>,
+}
+
+/// What this process runs itself.
+#[derive(Debug)]
+struct Own {
+    engine: Engine,
+    control: Option<(CancellationToken, JoinHandle<()>)>,
+    _lock: StateLock,
+}
+
+impl Connection {
+    /// For a verb that ends by itself.
+    pub(super) async fn open(common: &Common, verb: &str, screen: &mut Screen) -> Result<Self, CliError> {
+        match find(common, verb, screen).await? {
+            Found::Running(socket) => Ok(Self {
+                fleet: Fleet::remote(socket),
+                own: None,
+            }),
+            Found::Free(lock) => Self::own(common, lock, |_config| {}, false).await,
+        }
+    }
+
+    /// For a verb that stays: if it brings up the links itself, it shares them with other verbs.
+    pub(super) async fn open_to_stay(
+        common: &Common,
+        verb: &str,
+        screen: &mut Screen,
+    ) -> Result<Self, CliError> {
+        match find(common, verb, screen).await? {
+            Found::Running(socket) => Ok(Self {
+                fleet: Fleet::remote(socket),
+                own: None,
+            }),
+            Found::Free(lock) => Self::own(common, lock, |_config| {}, true).await,
+        }
+    }
+
+    /// For `serve`: the links are its own or it fails.
+    pub(super) async fn serve(
+        common: &Common,
+        adjust: impl FnOnce(&mut Config),
+        screen: &mut Screen,
+    ) -> Result<Self, CliError> {
+        match find(common, "serve", screen).await? {
+            Found::Running(socket) => Err(CliError::usage(format!(
+                "a station already serves {}; stop it first, or use another --state-dir",
+                socket.parent().unwrap_or(&socket).display()
+            ))),
+            Found::Free(lock) => Self::own(common, lock, adjust, true).await,
+        }
+    }
+
+    async fn own(
+        common: &Common,
+        lock: StateLock,
+        adjust: impl FnOnce(&mut Config),
+        stays: bool,
+    ) -> Result<Self, CliError> {
+        let state_dir = lock.state_dir().to_owned();
+        let mut config = Config::load(common.config.as_deref(), &state_dir)?;
+        adjust(&mut config);
+        // Bound first: a path that is too long is found before any link is up.
+        let server = if stays {
+            Some(ControlServer::bind(&lock)?)
+        } else {
+            None
+        };
+        let engine = Engine::start(Settings {
+            config,
+            state_dir,
+            stays,
+        })
+        .await?;
+        let fleet = engine.fleet();
+        let control = server.map(|server| {
+            let stop = CancellationToken::new();
+            (stop.clone(), tokio::spawn(server.serve(fleet.clone(), stop)))
+        });
+        Ok(Self {
+            fleet,
+            own: Some(Own {
+                engine,
+                control,
+                _lock: lock,
+            }),
+        })
+    }
+
+    /// Ends what this process runs itself, within the graces that its parts name.
+    pub(super) async fn close(self) {
+        let Some(own) = self.own else { return };
+        if let Some((stop, serving)) = own.control {
+            stop.cancel();
+            if let Err(error) = serving.await {
+                tracing::warn!(%error, "control socket");
+            }
+        }
+        own.engine.stop().await;
+    }
+}
+
+enum Found {
+    Running(PathBuf),
+    Free(StateLock),
+}
+
+async fn find(common: &Common, verb: &str, screen: &mut Screen) -> Result<Found, CliError> {
+    let state_dir = state_dir(common)?;
+    let socket = state_dir.join(CONTROL_SOCKET);
+    let started = clock::now();
+    let mut said = false;
+    loop {
+        if client::answers(&socket).await {
+            return Ok(Found::Running(socket));
+        }
+        match StateLock::try_take(&state_dir, &format!("ground-station {verb}")) {
+            Ok(lock) => return Ok(Found::Free(lock)),
+            Err(LockError::Held { holder, .. }) if started.elapsed() < common.timeout => {
+                if !said && started.elapsed() >= SAY_AFTER {
+                    said = true;
+                    screen.note(&format!(
+                        "waiting for {holder}, which uses {}",
+                        state_dir.display()
+                    ));
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
+        tokio::time::sleep(RETRY_EVERY).await;
+    }
+}
+
+/// `--state-dir`, or `ground-station` below `$XDG_STATE_HOME`, or below `~/.local/state`; always absolute.
+fn state_dir(common: &Common) -> Result<PathBuf, CliError> {
+    let variable = |name: &str| {
+        std::env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
+    let default = || {
+        // A relative path there has to be ignored (XDG Base Directory Specification).
+        let state_home = variable("XDG_STATE_HOME").filter(|path| path.is_absolute());
+        let state_home = state_home.or_else(|| Some(variable("HOME")?.join(".local/state")))?;
+        Some(state_home.join("ground-station"))
+    };
+    let chosen = common.state_dir.clone().or_else(default);
+    let chosen = chosen
+        .ok_or_else(|| CliError::usage("neither XDG_STATE_HOME nor HOME is set; use --state-dir DIR"))?;
+    std::path::absolute(&chosen).map_err(|error| CliError::usage(format!("--state-dir {chosen:?}: {error}")))
+}

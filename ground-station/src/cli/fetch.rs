@@ -1,0 +1,40 @@
+//! `fetch`: the same path from many nodes.
+
+use std::path::PathBuf;
+
+use swarm_shared::proto::selector::Selector;
+
+use super::screen::{CliError, Screen};
+use super::send::absolute;
+use super::{Common, ask};
+use crate::duration::to_ms;
+use crate::fleet::{Request, files};
+
+/// Collect a file from nodes; each copy is named by its node
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Example:
+  ground-station fetch 'drone-*:logs/flight.log' ./collected
+                                           makes collected/drone-07-flight.log, and so on")]
+pub(super) struct Args {
+    /// Which nodes, and which file: ROOT/PATH, one of the roots that nodes configure
+    #[arg(value_name = "SELECTOR:PATH")]
+    from: String,
+    /// Where the copies go; made if need be
+    dir: PathBuf,
+}
+
+pub(super) async fn run(args: Args, common: &Common, screen: &mut Screen) -> Result<u8, CliError> {
+    let (selector, path) =
+        Selector::split_path(&args.from).map_err(|error| CliError::usage(error.to_string()))?;
+    files::check_path(path)?;
+    std::fs::create_dir_all(&args.dir)
+        .map_err(|error| CliError::usage(format!("cannot make {:?}: {error}", args.dir)))?;
+    let request = Request::Fetch {
+        selector,
+        path: path.to_owned(),
+        dir: absolute(&args.dir)?,
+        timeout_ms: to_ms(common.timeout),
+    };
+    ask::deliver("fetch", request, common, screen).await
+}

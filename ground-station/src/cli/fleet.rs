@@ -1,0 +1,139 @@
+//! `fleet …`: who belongs.
+
+use std::time::Duration;
+
+use swarm_shared::proto::trust::Role;
+
+use super::Common;
+use super::ask::{Ended, follow};
+use super::connect::Connection;
+use super::screen::{CliError, EXIT_INTERRUPTED, Screen};
+use crate::duration::{self, to_ms};
+use crate::fleet::{Event, Request};
+use crate::view;
+
+/// Make a fleet, take nodes and stations in, put them out
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Verb {
+    /// Make a fleet whose root key is on this machine
+    Init,
+    /// Make a code that a node (or another station) joins with
+    Invite {
+        /// What the one that joins may be: a device, or a station that reads, commands or enrols
+        #[arg(long, value_enum, default_value = "node")]
+        role: RoleName,
+        /// How many may join with it; for SD-card images, as many as there are cards
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+        uses: u32,
+        /// How long it is good
+        #[arg(long, value_name = "TIME", default_value = "15m", value_parser = duration::parse)]
+        valid_for: Duration,
+    },
+    /// Become a station of another machine's fleet, with a code from there
+    Join {
+        /// What `ground-station fleet invite --role operator` printed
+        code: String,
+    },
+    /// Show who waits to be taken in by hand
+    Pending,
+    /// Take in one that waits; compare its id with its log first
+    Accept {
+        /// Its name, or the beginning of its id
+        node: String,
+    },
+    /// Put a member out for good; its links close
+    Revoke {
+        /// Its name, or the beginning of its id
+        node: String,
+    },
+    /// Show who belongs
+    Members,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum RoleName {
+    Node,
+    Observer,
+    Operator,
+    Admin,
+}
+
+pub(super) async fn run(args: Args, common: &Common, screen: &mut Screen) -> Result<u8, CliError> {
+    let request = match args.verb {
+        Verb::Init => Request::Init,
+        Verb::Invite {
+            role,
+            uses,
+            valid_for,
+        } => {
+            let role = match role {
+                RoleName::Node => Role::Node,
+                RoleName::Observer => Role::Observer,
+                RoleName::Operator => Role::Operator,
+                RoleName::Admin => Role::Admin,
+            };
+            Request::Invite {
+                role,
+                uses,
+                valid_for_ms: to_ms(valid_for),
+            }
+        }
+        Verb::Join { code } => Request::Join {
+            code,
+            timeout_ms: to_ms(common.timeout),
+        },
+        Verb::Pending => Request::Pending,
+        Verb::Accept { node } => Request::Accept { node },
+        Verb::Revoke { node } => Request::Revoke { node },
+        Verb::Members => Request::Members,
+    };
+    let connection = Connection::open(common, "fleet", screen).await?;
+    let asks_pending = request == Request::Pending;
+    let mut members = Vec::new();
+    let mut pending = Vec::new();
+    let ended = follow(&connection.fleet, request, screen, |event, screen| {
+        let Some(event) = event else { return Ok(()) };
+        match event {
+            Event::Membership(shown) if !screen.json => {
+                screen.result(&view::fleet::membership(shown, screen.style))?;
+            }
+            Event::Invitation(shown) if !screen.json => {
+                screen.result(&view::fleet::invitation(shown, screen.style))?;
+            }
+            Event::Member(shown) => members.push(shown.clone()),
+            Event::Pending(shown) => pending.push(shown.clone()),
+            Event::Membership(_)
+            | Event::Invitation(_)
+            | Event::Targets { .. }
+            | Event::Progress { .. }
+            | Event::Delivery(_)
+            | Event::Node(_)
+            | Event::Note { .. }
+            | Event::Failed { .. }
+            | Event::End => {}
+        }
+        Ok(())
+    })
+    .await;
+    connection.close().await;
+    let ended = ended?;
+    if !screen.json && !members.is_empty() {
+        screen.result(&view::fleet::members(&members, screen.style).join("\n"))?;
+    }
+    match ended {
+        Ended::Whole => {
+            if asks_pending && !screen.json {
+                screen.result(&view::fleet::pending(&pending, screen.style).join("\n"))?;
+            }
+            Ok(0)
+        }
+        Ended::Interrupted => Ok(EXIT_INTERRUPTED),
+        Ended::Failed(failure, message) => Ok(screen.fault(&CliError::request(failure, message))),
+    }
+}

@@ -1,0 +1,191 @@
+//! The command line. A verb is `Args` plus `run`, one file each; it asks the [`fleet`](crate::fleet) and prints a
+//! [`view`](crate::view). All printing goes through one `Screen`.
+//!
+//! | exit status | meaning |
+//! |---|---|
+//! | 0 | every delivery `done` |
+//! | 1 | some `failed`, `refused`, `expired` or `unknown`, or the request itself failed; weighs more than 4 |
+//! | 2 | usage or configuration |
+//! | 3 | nobody matched the selector |
+//! | 4 | some gave no answer |
+//! | 130 | interrupted by Ctrl-C |
+//! | 141 | nobody reads the output any more |
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+
+use crate::duration;
+
+mod ask;
+mod call;
+mod completions;
+mod connect;
+mod demo;
+mod fetch;
+mod fleet;
+mod man;
+mod nodes;
+mod notify;
+mod ping;
+mod run;
+mod screen;
+mod send;
+mod serve;
+
+use screen::{CliError, Screen};
+
+const EXAMPLES: &str = "\
+Examples:
+  ground-station demo                          see it work on this machine, no set-up
+  ground-station fleet invite                  a code that a new node joins with
+  ground-station nodes --watch                 who is there, redrawn in place
+  ground-station ping 'drone-*,!drone-07'      all drones but one
+  ground-station call tag:row=3 led color=#ff0000
+  ground-station run all -- uptime             a program, on every node that allows it
+  ground-station send take1.csv all:shows/     the same file to everybody
+  ground-station send --per-node takes/ 'drone-*:shows/take1.csv'
+  ground-station fetch all:logs/flight.log ./collected
+
+SELECTOR is a comma-separated list: all, a name or glob (drone-*, drone-[01-12]),
+tag:KEY, tag:KEY=VALUE, id:PREFIX; !TERM takes away.
+
+Exit status: 0 all done; 1 some failed, were refused, expired or are unknown;
+2 usage or configuration; 3 nobody matched; 4 some gave no answer.";
+
+/// Find, command and feed a fleet of drones or Raspberry Pis from one machine.
+#[derive(Debug, Parser)]
+#[command(
+    name = "ground-station",
+    version,
+    after_help = EXAMPLES,
+    max_term_width = 100,
+    subcommand_required = true,
+    arg_required_else_help = true,
+    disable_help_subcommand = true
+)]
+struct Cli {
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+/// Options of every verb.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Common options")]
+struct Common {
+    /// Where keys and members are kept [default: below $XDG_STATE_HOME]
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        env = "GROUND_STATION_STATE_DIR",
+        hide_env = true
+    )]
+    state_dir: Option<PathBuf>,
+    /// Configuration [default: config.toml in the state directory]
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "GROUND_STATION_CONFIG",
+        hide_env = true
+    )]
+    config: Option<PathBuf>,
+    /// How long a command may still start [default: 30s]
+    #[arg(long, global = true, value_name = "TIME", default_value = "30s", hide_default_value = true, value_parser = duration::parse)]
+    ttl: Duration,
+    /// How long to wait for answers; for files, the longest pause [default: 10s]
+    #[arg(long, global = true, value_name = "TIME", default_value = "10s", hide_default_value = true, value_parser = duration::parse)]
+    timeout: Duration,
+    /// One JSON object per line on standard output, nothing else there
+    #[arg(long, global = true)]
+    json: bool,
+    /// Results and errors only: no notes, no progress, no summary
+    #[arg(long, global = true)]
+    quiet: bool,
+    /// No colours (as with NO_COLOR set)
+    #[arg(long, global = true)]
+    no_color: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Demo(demo::Args),
+    Fleet(fleet::Args),
+    Serve(serve::Args),
+    Nodes(nodes::Args),
+    Ping(ping::Args),
+    Call(call::Args),
+    Run(run::Args),
+    Send(send::Args),
+    Fetch(fetch::Args),
+    Notify(notify::Args),
+    Completions(completions::Args),
+    Man(man::Args),
+}
+
+/// Reads the command line, does it, and says how it went.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    start_log(&cli);
+    let mut screen = Screen::new(cli.common.json, cli.common.quiet, cli.common.no_color);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let outcome = match runtime {
+        Ok(runtime) => {
+            let outcome = runtime.block_on(run(cli, &mut screen));
+            // A blocking read of a huge file must not hold up the end.
+            runtime.shutdown_timeout(Duration::from_millis(100));
+            outcome
+        }
+        Err(error) => Err(CliError::failed(format!("cannot start: {error}"))),
+    };
+    ExitCode::from(outcome.unwrap_or_else(|error| screen.fault(&error)))
+}
+
+async fn run(cli: Cli, screen: &mut Screen) -> Result<u8, CliError> {
+    let common = &cli.common;
+    match cli.verb {
+        Verb::Demo(args) => demo::run(args, screen).await,
+        Verb::Fleet(args) => fleet::run(args, common, screen).await,
+        Verb::Serve(args) => serve::run(args, common, screen).await,
+        Verb::Nodes(args) => nodes::run(args, common, screen).await,
+        Verb::Ping(args) => ping::run(args, common, screen).await,
+        Verb::Call(args) => call::run(args, common, screen).await,
+        Verb::Run(args) => run::run(args, common, screen).await,
+        Verb::Send(args) => send::run(args, common, screen).await,
+        Verb::Fetch(args) => fetch::run(args, common, screen).await,
+        Verb::Notify(args) => notify::run(args, common, screen).await,
+        Verb::Completions(args) => completions::run(&args, &mut Cli::command(), screen),
+        Verb::Man(args) => man::run(&args, Cli::command(), screen),
+    }
+}
+
+/// `GROUND_STATION_LOG` says what is logged to standard error (as `debug` or `swarm_shared=trace`).
+fn start_log(cli: &Cli) {
+    let level = match (&cli.verb, cli.common.quiet) {
+        (_, true) => "error",
+        (Verb::Serve(_), false) => "info",
+        (_, false) => "warn",
+    };
+    let filter = tracing_subscriber::EnvFilter::try_from_env("GROUND_STATION_LOG")
+        .unwrap_or_else(|_unset_or_bad| tracing_subscriber::EnvFilter::new(level));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(screen::wants_color(cli.common.no_color, &std::io::stderr()))
+        .init();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+}

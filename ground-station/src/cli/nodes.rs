@@ -1,0 +1,150 @@
+//! `nodes`: who is there.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use swarm_shared::net::clock;
+use swarm_shared::proto::id::PeerId;
+use swarm_shared::proto::selector::Selector;
+
+use super::Common;
+use super::ask::{Ended, follow};
+use super::connect::Connection;
+use super::screen::{CliError, EXIT_INTERRUPTED, EXIT_NOBODY, Screen};
+use crate::duration::to_ms;
+use crate::fleet::{Event, Failure, Fleet, Request};
+use crate::view::Style;
+use crate::view::nodes::Nodes;
+
+/// Shortest time between two redraws.
+const REDRAW_MIN: Duration = Duration::from_millis(100);
+/// Longest: what was heard when grows older on the screen too.
+const REDRAW_MAX: Duration = Duration::from_secs(1);
+
+const NOBODY: &str = "no node is known; run `ground-station fleet invite` and `swarm-node join CODE` on a device, \
+                      or see `ground-station demo`";
+
+/// Show who is there: name, id, state, last heard, address, checks
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Which nodes
+    #[arg(default_value = "all")]
+    selector: Selector,
+    /// Keep showing, redrawn in place; not on a terminal: a line for each change
+    #[arg(long)]
+    watch: bool,
+}
+
+pub(super) async fn run(args: Args, common: &Common, screen: &mut Screen) -> Result<u8, CliError> {
+    if args.watch {
+        let connection = Connection::open_to_stay(common, "nodes --watch", screen).await?;
+        let outcome = watch(&connection.fleet, args.selector, screen).await;
+        connection.close().await;
+        return outcome;
+    }
+    let connection = Connection::open(common, "nodes", screen).await?;
+    let request = Request::Nodes {
+        selector: args.selector,
+        timeout_ms: to_ms(common.timeout),
+    };
+    let outcome = once(&connection.fleet, request, screen).await;
+    connection.close().await;
+    outcome
+}
+
+async fn once(fleet: &Fleet, request: Request, screen: &mut Screen) -> Result<u8, CliError> {
+    let mut nodes = Nodes::default();
+    let style = screen.style;
+    let ended = follow(fleet, request, screen, |event, _screen| {
+        if let Some(Event::Node(view)) = event {
+            nodes.add(view, style);
+        }
+        Ok(())
+    })
+    .await?;
+    if !screen.json && !nodes.is_empty() {
+        screen.result(&nodes.table(|_id| 0, style).join("\n"))?;
+    }
+    match ended {
+        Ended::Whole if nodes.is_empty() => {
+            Ok(screen.fault(&CliError::request(Failure::NobodyMatched, NOBODY)))
+        }
+        Ended::Whole => Ok(0),
+        Ended::Interrupted => Ok(EXIT_INTERRUPTED),
+        Ended::Failed(failure, message) => Ok(screen.fault(&CliError::request(failure, message))),
+    }
+}
+
+async fn watch(fleet: &Fleet, selector: Selector, screen: &mut Screen) -> Result<u8, CliError> {
+    let mut events = fleet.perform(Request::Watch { selector }).await;
+    let mut shown = Shown::default();
+    let mut redraw = tokio::time::interval(REDRAW_MAX);
+    redraw.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let interrupt = tokio::signal::ctrl_c();
+    tokio::pin!(interrupt);
+    loop {
+        let event = tokio::select! {
+            biased;
+            _ = &mut interrupt => return Ok(EXIT_INTERRUPTED),
+            event = events.recv() => event,
+            _ = redraw.tick() => {
+                shown.draw(screen)?;
+                continue;
+            }
+        };
+        match event {
+            Some(Event::Node(view)) => {
+                screen.event(&Event::Node(view.clone()))?;
+                if let Some(line) = shown.add(&view, screen.style)
+                    && !screen.json
+                {
+                    if screen.is_terminal {
+                        redraw.reset_after(REDRAW_MIN);
+                    } else {
+                        screen.result(&line)?;
+                    }
+                }
+            }
+            Some(Event::Note { text }) => screen.note(&text),
+            Some(Event::Failed { failure, message }) => return Err(CliError::request(failure, message)),
+            Some(Event::End) => return Ok(if shown.nodes.is_empty() { EXIT_NOBODY } else { 0 }),
+            None => return Err(CliError::failed("the station stopped; start it again")),
+            Some(
+                Event::Targets { .. }
+                | Event::Progress { .. }
+                | Event::Delivery(_)
+                | Event::Membership(_)
+                | Event::Invitation(_)
+                | Event::Member(_)
+                | Event::Pending(_),
+            ) => {}
+        }
+    }
+}
+
+/// What is on the screen, and since when each view is known.
+#[derive(Default)]
+struct Shown {
+    nodes: Nodes,
+    taken: BTreeMap<PeerId, Instant>,
+}
+
+impl Shown {
+    fn add(&mut self, view: &crate::fleet::NodeView, style: Style) -> Option<String> {
+        self.taken.insert(view.id, clock::now());
+        self.nodes.add(view, style)
+    }
+
+    fn draw(&self, screen: &mut Screen) -> Result<(), CliError> {
+        if screen.json || !screen.is_terminal {
+            return Ok(());
+        }
+        let (columns, _) = screen.size();
+        let style = Style {
+            columns: Some(columns),
+            ..screen.style
+        };
+        let older = |id: &PeerId| self.taken.get(id).map_or(0, |taken| to_ms(taken.elapsed()));
+        screen.redraw(&self.nodes.table(older, style))
+    }
+}

@@ -1,0 +1,22 @@
+//! `notify`: a text for whoever sits at the node.
+
+use serde_json::json;
+use swarm_shared::proto::selector::Selector;
+
+use super::screen::{CliError, Screen};
+use super::{Common, ask};
+
+/// Show a text on nodes, by the command that each has configured for it
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Which nodes
+    selector: Selector,
+    /// What to say
+    text: String,
+}
+
+pub(super) async fn run(args: Args, common: &Common, screen: &mut Screen) -> Result<u8, CliError> {
+    let arguments = ask::named([("text", json!(args.text))]);
+    let request = ask::command(args.selector, "notify", arguments, common);
+    ask::deliver("notify", request, common, screen).await
+}

@@ -1,0 +1,20 @@
+//! `ping`: is everybody there, and how fast.
+
+use swarm_shared::proto::message::Arguments;
+use swarm_shared::proto::selector::Selector;
+
+use super::screen::{CliError, Screen};
+use super::{Common, ask};
+
+/// Ask nodes for a sign of life, and see how long each takes
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Which nodes
+    #[arg(default_value = "all")]
+    selector: Selector,
+}
+
+pub(super) async fn run(args: Args, common: &Common, screen: &mut Screen) -> Result<u8, CliError> {
+    let request = ask::command(args.selector, "ping", Arguments::default(), common);
+    ask::deliver("ping", request, common, screen).await
+}

@@ -1,0 +1,38 @@
+//! `run`: a program on nodes.
+
+use serde_json::json;
+use swarm_shared::proto::selector::Selector;
+
+use super::screen::{CliError, Screen};
+use super::{Common, ask};
+
+/// Run a program on nodes that allow it, and show what it printed
+#[derive(Debug, clap::Args)]
+#[command(
+    override_usage = "ground-station run [OPTIONS] <SELECTOR> -- <PROGRAM> [ARG]...",
+    after_help = "\
+No shell is involved: the program gets exactly these arguments. Nodes refuse unless their
+configuration says [execute] allowed = true and this station is an admin.
+
+Examples:
+  ground-station run all -- systemctl is-active chrony
+  ground-station run tag:row=3 -- sh -c 'df -h | head'"
+)]
+pub(super) struct Args {
+    /// Which nodes
+    selector: Selector,
+    /// The program and its arguments
+    #[arg(last = true, required = true, value_name = "PROGRAM")]
+    program: Vec<String>,
+}
+
+pub(super) async fn run(args: Args, common: &Common, screen: &mut Screen) -> Result<u8, CliError> {
+    let Some((program, rest)) = args.program.split_first() else {
+        return Err(CliError::usage(
+            "name a program after --, such as: ground-station run all -- uptime",
+        ));
+    };
+    let arguments = ask::named([("program", json!(program)), ("args", json!(rest))]);
+    let request = ask::command(args.selector, "execute", arguments, common);
+    ask::deliver("run", request, common, screen).await
+}

@@ -1,0 +1,258 @@
+//! The one writer: results to standard output, everything else to standard error.
+
+use std::io::{self, IsTerminal, Write};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::json;
+
+use crate::config::ConfigError;
+use crate::control::lock::LockError;
+use crate::control::server::ServerError;
+use crate::fleet::engine::EngineError;
+use crate::fleet::files::FilesError;
+use crate::fleet::{Event, Failure};
+use crate::view::deliveries::Report;
+use crate::view::{self, Paint, Style};
+
+/// Exit status: it was tried and failed.
+pub(super) const EXIT_FAILED: u8 = 1;
+/// Exit status: usage or configuration.
+pub(super) const EXIT_USAGE: u8 = 2;
+/// Exit status: nobody matched.
+pub(super) const EXIT_NOBODY: u8 = 3;
+/// Exit status: Ctrl-C (128 + SIGINT).
+pub(super) const EXIT_INTERRUPTED: u8 = 130;
+/// Exit status: nobody reads the output any more (128 + SIGPIPE).
+const EXIT_PIPE: u8 = 141;
+
+/// Why a verb ends early.
+#[derive(Debug)]
+pub(super) struct CliError {
+    status: u8,
+    /// Absent if there is nobody left to tell.
+    message: Option<String>,
+}
+
+impl CliError {
+    pub(super) fn failed(message: impl Into<String>) -> Self {
+        Self {
+            status: EXIT_FAILED,
+            message: Some(message.into()),
+        }
+    }
+
+    pub(super) fn usage(message: impl Into<String>) -> Self {
+        Self {
+            status: EXIT_USAGE,
+            message: Some(message.into()),
+        }
+    }
+
+    pub(super) fn request(failure: Failure, message: impl Into<String>) -> Self {
+        let status = match failure {
+            Failure::Failed | Failure::Stopped => EXIT_FAILED,
+            Failure::Usage => EXIT_USAGE,
+            Failure::NobodyMatched => EXIT_NOBODY,
+        };
+        Self {
+            status,
+            message: Some(message.into()),
+        }
+    }
+}
+
+/// Only writing to the screen gives a bare I/O error.
+impl From<io::Error> for CliError {
+    fn from(error: io::Error) -> Self {
+        if error.kind() == io::ErrorKind::BrokenPipe {
+            return Self {
+                status: EXIT_PIPE,
+                message: None,
+            };
+        }
+        Self::failed(format!("cannot write the output: {error}"))
+    }
+}
+
+impl From<ConfigError> for CliError {
+    fn from(error: ConfigError) -> Self {
+        Self::usage(error.to_string())
+    }
+}
+
+impl From<LockError> for CliError {
+    fn from(error: LockError) -> Self {
+        Self::usage(error.to_string())
+    }
+}
+
+impl From<ServerError> for CliError {
+    fn from(error: ServerError) -> Self {
+        Self::usage(error.to_string())
+    }
+}
+
+impl From<FilesError> for CliError {
+    fn from(error: FilesError) -> Self {
+        Self::usage(error.to_string())
+    }
+}
+
+impl From<EngineError> for CliError {
+    fn from(error: EngineError) -> Self {
+        Self::usage(error.to_string())
+    }
+}
+
+/// Standard output and standard error, and how they like their text.
+#[derive(Debug)]
+pub(super) struct Screen {
+    pub(super) json: bool,
+    pub(super) quiet: bool,
+    /// How results look.
+    pub(super) style: Style,
+    /// Whether results go to a terminal.
+    pub(super) is_terminal: bool,
+    error_style: Style,
+    progress: Option<ProgressBar>,
+    /// Lines that the next redraw replaces.
+    drawn: usize,
+}
+
+impl Screen {
+    pub(super) fn new(json: bool, quiet: bool, no_color: bool) -> Self {
+        let style = |color| Style { color, columns: None };
+        Self {
+            json,
+            quiet,
+            style: style(wants_color(no_color, &io::stdout())),
+            is_terminal: io::stdout().is_terminal(),
+            error_style: style(wants_color(no_color, &io::stderr())),
+            progress: None,
+            drawn: 0,
+        }
+    }
+
+    /// A result, whole lines.
+    pub(super) fn result(&mut self, text: &str) -> Result<(), CliError> {
+        self.end_progress();
+        let mut out = io::stdout().lock();
+        out.write_all(text.as_bytes())?;
+        if !text.is_empty() && !text.ends_with('\n') {
+            out.write_all(b"\n")?;
+        }
+        Ok(out.flush()?)
+    }
+
+    /// An event as its line of JSON, if it has one; only with `--json`.
+    pub(super) fn event(&mut self, event: &Event) -> Result<(), CliError> {
+        match view::json::line(event) {
+            Some(line) if self.json => self.result(&line),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// For people; nothing with `--quiet`.
+    pub(super) fn note(&mut self, text: &str) {
+        if !self.quiet {
+            let text = self.error_style.paint(&view::harmless(text), Paint::Dim);
+            self.aside(&text);
+        }
+    }
+
+    /// Says why a verb ended early, and returns its exit status.
+    pub(super) fn fault(&mut self, error: &CliError) -> u8 {
+        self.end_progress();
+        if let Some(message) = &error.message {
+            if self.json {
+                let line = json!({ "error": message }).to_string();
+                self.aside(&line);
+            } else {
+                let label = self.error_style.paint("error:", Paint::Bad);
+                self.aside(&format!("{label} {}", view::harmless(message)));
+            }
+        }
+        error.status
+    }
+
+    /// A line on standard error. If that is closed there is nobody left to tell.
+    fn aside(&self, text: &str) {
+        let write = || writeln!(io::stderr().lock(), "{text}").ok();
+        match &self.progress {
+            Some(bar) => bar.suspend(write),
+            None => write(),
+        };
+    }
+
+    /// How far it is, on standard error if that is a terminal.
+    pub(super) fn progress(&mut self, report: &Report) {
+        let (ended, all) = report.counts();
+        if self.json || self.quiet || (all < 2 && report.bytes().is_none()) {
+            return;
+        }
+        let bar = self.progress.get_or_insert_with(|| {
+            let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
+            bar.enable_steady_tick(Duration::from_millis(200));
+            bar
+        });
+        let template = match report.bytes() {
+            Some((bytes, total)) => {
+                bar.set_length(total);
+                bar.set_position(bytes);
+                "{wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {msg}"
+            }
+            None => {
+                bar.set_length(u64::try_from(all).unwrap_or(u64::MAX));
+                bar.set_position(u64::try_from(ended).unwrap_or(u64::MAX));
+                "{wide_bar} {msg}"
+            }
+        };
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style);
+        }
+        bar.set_message(format!("{ended} of {all} ended"));
+    }
+
+    fn end_progress(&mut self) {
+        if let Some(bar) = self.progress.take() {
+            bar.finish_and_clear();
+        }
+    }
+
+    /// Columns and rows of the terminal that results go to; 80 by 24 if it does not say.
+    pub(super) fn size(&self) -> (usize, usize) {
+        match rustix::termios::tcgetwinsize(io::stdout()) {
+            Ok(size) if size.ws_col > 0 && size.ws_row > 0 => (size.ws_col.into(), size.ws_row.into()),
+            Ok(_) | Err(_) => (80, 24),
+        }
+    }
+
+    /// Replaces what was drawn last. Lines have to be cut to the width; beyond the height they are left out.
+    pub(super) fn redraw(&mut self, lines: &[String]) -> Result<(), CliError> {
+        let (_, rows) = self.size();
+        let fit = rows.saturating_sub(2).max(1);
+        let mut text = if self.drawn > 0 {
+            format!("\x1b[{}A\r\x1b[J", self.drawn)
+        } else {
+            String::new()
+        };
+        for line in lines.iter().take(fit) {
+            text.push_str(line);
+            text.push('\n');
+        }
+        self.drawn = lines.len().min(fit);
+        if lines.len() > fit {
+            text.push_str(&format!("… {} more lines; name fewer nodes\n", lines.len() - fit));
+            self.drawn += 1;
+        }
+        self.result(&text)
+    }
+}
+
+/// Whether a stream gets colours: a terminal that has them, and nobody said no (<https://no-color.org>).
+pub(super) fn wants_color(no_color: bool, stream: &impl IsTerminal) -> bool {
+    let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let dumb = std::env::var_os("TERM").is_some_and(|value| value == "dumb");
+    !no_color && !refused && !dumb && stream.is_terminal()
+}

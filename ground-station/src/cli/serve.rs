@@ -1,0 +1,47 @@
+//! `serve`: stay up.
+
+use std::net::SocketAddr;
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::Common;
+use super::connect::Connection;
+use super::screen::{CliError, Screen};
+
+/// Stay up: keep the links, find nodes, and let other verbs use them
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Where nodes and stations link to us; port 0 picks a free one [default: 0.0.0.0:7421]
+    #[arg(long, value_name = "ADDR:PORT")]
+    listen: Option<SocketAddr>,
+    /// Where notifier pings go [default: 7422]
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    ping_port: Option<u16>,
+    /// Do not broadcast notifier pings
+    #[arg(long)]
+    no_pings: bool,
+    /// Neither publish nor browse by multicast DNS
+    #[arg(long)]
+    no_mdns: bool,
+}
+
+pub(super) async fn run(args: Args, common: &Common, screen: &mut Screen) -> Result<u8, CliError> {
+    let mut terminate = signal(SignalKind::terminate())
+        .map_err(|error| CliError::failed(format!("cannot listen for SIGTERM: {error}")))?;
+    let adjust = |config: &mut crate::config::Config| {
+        config.listen = args.listen.unwrap_or(config.listen);
+        config.ping_port = args.ping_port.unwrap_or(config.ping_port);
+        config.pings &= !args.no_pings;
+        config.mdns &= !args.no_mdns;
+    };
+    let connection = Connection::serve(common, adjust, screen).await?;
+    screen.note("serving; other verbs use these links; Ctrl-C ends it");
+    tokio::select! {
+        outcome = tokio::signal::ctrl_c() => {
+            outcome.map_err(|error| CliError::failed(format!("cannot listen for Ctrl-C: {error}")))?;
+        }
+        _ = terminate.recv() => {}
+    }
+    connection.close().await;
+    Ok(0)
+}

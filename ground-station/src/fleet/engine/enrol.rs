@@ -1,0 +1,168 @@
+//! Requests about the fleet itself: making one, joining one, putting out.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use swarm_shared::net::clock;
+use swarm_shared::net::join::{JoinError, join};
+use swarm_shared::proto::id::PeerId;
+use swarm_shared::proto::trust::Membership;
+use swarm_shared::proto::trust::invite::Invitation;
+use tokio::sync::mpsc;
+
+use super::office::OfficeError;
+use super::roll::member_view;
+use super::{Task, finish, office};
+use crate::fleet::{Event, Failure, MembershipView};
+
+/// Between two attempts to reach the station that gave out a code.
+const JOIN_PAUSE: Duration = Duration::from_millis(500);
+
+impl Task {
+    fn membership(&self) -> Option<Arc<Membership>> {
+        self.shared.endpoint.membership().borrow().clone()
+    }
+
+    /// Makes a fleet if this station has none, and says so.
+    pub(super) async fn ensure_fleet(&mut self, events: &mpsc::Sender<Event>) -> Result<(), String> {
+        if self.membership().is_some() {
+            return Ok(());
+        }
+        let membership = self
+            .found()
+            .await
+            .map_err(|error| format!("cannot make a fleet: {error}"))?;
+        let note = format!(
+            "made a new fleet, {}; its root key is on this machine: back up the state directory",
+            membership.fingerprint().short()
+        );
+        let _caller_gone = events.send(Event::note(note)).await;
+        Ok(())
+    }
+
+    async fn found(&mut self) -> Result<Arc<Membership>, OfficeError> {
+        let own = self.shared.endpoint.local().identity.key.public();
+        let membership = Arc::new(self.office.found(own).await?);
+        self.shared.endpoint.adopt(Arc::clone(&membership)).await;
+        // The endpoint's task takes it up in its own time; what follows here relies on it.
+        self.shared.endpoint.adopted().await;
+        Ok(membership)
+    }
+
+    pub(super) async fn init(&mut self, events: mpsc::Sender<Event>) {
+        let made = match self.membership() {
+            Some(old) => Err(OfficeError::HasFleet(old.fingerprint().short())),
+            None => self.found().await,
+        };
+        let view = match made {
+            Ok(_) => self.membership_view().map(|view| vec![Event::Membership(view)]),
+            Err(error) => Err(error),
+        };
+        finish(&events, view).await;
+    }
+
+    pub(super) fn membership_view(&self) -> Result<MembershipView, OfficeError> {
+        let Some(membership) = self.membership() else {
+            return Err(OfficeError::Internal(
+                "this station belongs to no fleet".to_owned(),
+            ));
+        };
+        Ok(MembershipView {
+            node: self.shared.endpoint.profile().borrow().name.clone(),
+            id: self.shared.endpoint.id(),
+            role: membership.own_role(),
+            fleet: PeerId(membership.fingerprint().0),
+            has_root: self.office.has_root(),
+        })
+    }
+
+    pub(super) async fn revoke(&mut self, node: &str) -> Result<Vec<Event>, OfficeError> {
+        let row = self.roll.find(node).map_err(|why| {
+            OfficeError::WhichOne(format!(
+                "{why} among the members; see `ground-station fleet members`"
+            ))
+        })?;
+        let membership = self.membership().ok_or(OfficeError::NoRoot)?;
+        let membership = Arc::new(self.office.revoke(row.key, &membership).await?);
+        office::keep_membership(&self.store, &membership).await?;
+        self.store.revoke_members(self.roll.revoke(&membership)).await?;
+        self.shared.endpoint.adopt(membership).await;
+        let mut row = row;
+        row.revoked = true;
+        Ok(vec![Event::Member(member_view(&row))])
+    }
+
+    /// Joins another station's fleet by its code.
+    pub(super) async fn join(&mut self, code: String, timeout_ms: u64, events: mpsc::Sender<Event>) {
+        let usage = |message: String| Event::failed(Failure::Usage, message);
+        if let Some(old) = self.membership() {
+            let error = OfficeError::HasFleet(old.fingerprint().short());
+            let _caller_gone = events.send(usage(error.to_string())).await;
+            return;
+        }
+        let invitation: Invitation = match code.parse() {
+            Ok(invitation) => invitation,
+            Err(error) => {
+                let _caller_gone = events.send(usage(format!("{error}"))).await;
+                return;
+            }
+        };
+        let deadline = clock::now() + Duration::from_millis(timeout_ms);
+        let membership = loop {
+            match self.join_any(&invitation).await {
+                Ok(membership) => break membership,
+                // The station's word is final; that nobody answers is not.
+                Err(error @ (JoinError::Refused(_) | JoinError::Trust(_))) => {
+                    let _caller_gone = events
+                        .send(Event::failed(Failure::Failed, error.to_string()))
+                        .await;
+                    return;
+                }
+                Err(error) if clock::now() >= deadline || events.is_closed() => {
+                    let message =
+                        format!("cannot join: {error}; check that `ground-station serve` runs there");
+                    let _caller_gone = events.send(Event::failed(Failure::Failed, message)).await;
+                    return;
+                }
+                Err(_nobody_yet) => tokio::time::sleep(JOIN_PAUSE).await,
+            }
+        };
+        let joined = async {
+            office::keep_membership(&self.store, &membership).await?;
+            self.shared.endpoint.adopt(Arc::new(membership)).await;
+            self.shared.endpoint.adopted().await;
+            for addr in invitation.addresses() {
+                self.remember_station(*addr).await;
+            }
+            self.membership_view().map(|view| vec![Event::Membership(view)])
+        };
+        let joined = joined.await;
+        finish(&events, joined).await;
+    }
+
+    async fn join_any(&self, invitation: &Invitation) -> Result<Membership, JoinError> {
+        let mut last = None;
+        for addr in invitation.addresses() {
+            match join(
+                self.shared.endpoint.local(),
+                &self.keepalive,
+                *addr,
+                Some(invitation),
+            )
+            .await
+            {
+                Ok(membership) => return Ok(membership),
+                Err(error @ (JoinError::Refused(_) | JoinError::Trust(_))) => return Err(error),
+                Err(error) => last = Some(error),
+            }
+        }
+        let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
+        Err(last.unwrap_or(JoinError::NoAnswer(nowhere)))
+    }
+
+    async fn remember_station(&self, addr: SocketAddr) {
+        use swarm_shared::proto::dial::{Hint, Source};
+        self.shared.endpoint.heard(addr, Source::Known, Hint::None).await;
+    }
+}

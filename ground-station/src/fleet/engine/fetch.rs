@@ -1,0 +1,287 @@
+//! One path from many nodes: asked for over the link, received over each node's connection for files, and written
+//! beside one another, each copy named by its node.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use serde_json::json;
+use swarm_shared::net::clock;
+use swarm_shared::net::peer::{PeerEvent, ReplyTo, Request};
+use swarm_shared::net::roots::{FileError, Incoming, Roots};
+use swarm_shared::proto::hex;
+use swarm_shared::proto::id::PeerId;
+use swarm_shared::proto::message::{Arguments, FileEnd};
+use swarm_shared::proto::outcome::{Outcome, Reply};
+use swarm_shared::proto::parcel::Parcel;
+use swarm_shared::proto::session::Outgoing;
+use swarm_shared::proto::wire::{Frame, Kind, Lane};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use super::Shared;
+use super::commands::{self, ended};
+use super::roll::Target;
+use super::send::TRANSFER_MAX;
+use crate::fleet::{Event, Failure, NodeRef, files};
+
+/// Chunks of one file that wait to be written.
+const CHUNKS_WAITING: usize = 8;
+/// The name of the only root of a fetch: the directory that the operator named.
+const ROOT: &str = "dir";
+/// Longest time between the question and the answer's deadline on the wire.
+const ASK_TTL: Duration = Duration::from_secs(30);
+/// Bytes between two reports of progress.
+const REPORT_BYTES: u64 = 1024 * 1024;
+
+type Chunks = mpsc::Sender<Box<Frame>>;
+
+/// Where the chunks of a transfer go. Cheap to clone; the lock is held for a look-up and no longer.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Routes(Arc<Mutex<BTreeMap<(PeerId, u64), Chunks>>>);
+
+impl Routes {
+    fn put(&self, peer: PeerId, id: u64, to: Chunks) {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert((peer, id), to);
+    }
+
+    fn remove(&self, peer: PeerId, id: u64) {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&(peer, id));
+    }
+
+    fn get(&self, peer: PeerId, id: u64) -> Option<Chunks> {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&(peer, id))
+            .cloned()
+    }
+}
+
+/// Passes what one peer sends of files to the transfers that asked for it; the rest is dropped. A transfer that is
+/// behind holds its own peer back, and nobody else.
+pub(super) async fn route(mut events: mpsc::Receiver<PeerEvent>, routes: Routes) {
+    while let Some(event) = events.recv().await {
+        if let PeerEvent::Frame { peer, frame, .. } = event
+            && let Some(Kind::Chunk | Kind::ChunkEnd) = frame.header.kind
+            && let Some(to) = frame.header.id.and_then(|id| routes.get(peer.id, id))
+        {
+            // The transfer has ended meanwhile: nobody wants the rest.
+            let _ended = to.send(frame).await;
+        }
+    }
+}
+
+/// Fetches and reports how each delivery ended.
+pub(super) async fn run(
+    shared: Shared,
+    targets: Vec<Target>,
+    path: String,
+    dir: PathBuf,
+    pause: Duration,
+    events: mpsc::Sender<Event>,
+) {
+    let started = clock::now();
+    let roots = match open_dir(dir.clone()).await {
+        Ok(roots) => roots,
+        Err(why) => {
+            let _caller_gone = events.send(Event::failed(Failure::Usage, why)).await;
+            return;
+        }
+    };
+    let named = Event::Targets {
+        targets: targets.iter().map(|target| target.node.clone()).collect(),
+    };
+    if events.send(named).await.is_err() {
+        return;
+    }
+    let mut jobs = JoinSet::new();
+    for target in targets {
+        let (shared, roots, path) = (shared.clone(), roots.clone(), path.clone());
+        let (dir, events) = (dir.clone(), events.clone());
+        jobs.spawn(async move {
+            let Ok(_turn) = shared.sends.clone().acquire_owned().await else {
+                return;
+            };
+            let reply = fetch_one(&shared, &target, &path, &roots, &dir, pause, &events).await;
+            let _caller_gone = events.send(ended(&target.node, reply, started)).await;
+        });
+    }
+    tokio::select! {
+        () = events.closed() => {}
+        () = async { while jobs.join_next().await.is_some() {} } => {
+            let _caller_gone = events.send(Event::End).await;
+        }
+    }
+}
+
+async fn open_dir(dir: PathBuf) -> Result<Roots, String> {
+    let made = tokio::task::spawn_blocking(move || {
+        std::fs::create_dir_all(&dir).map_err(|error| format!("cannot make {}: {error}", dir.display()))?;
+        Ok(Roots::new(BTreeMap::from([(ROOT.to_owned(), dir)])))
+    });
+    made.await.map_err(|error| error.to_string())?
+}
+
+async fn fetch_one(
+    shared: &Shared,
+    target: &Target,
+    path: &str,
+    roots: &Roots,
+    dir: &Path,
+    pause: Duration,
+    events: &mpsc::Sender<Event>,
+) -> Reply {
+    let NodeRef { node, id } = &target.node;
+    let copy = match files::copy_name(node, id, target.name_is_unique, path) {
+        Ok(copy) => copy,
+        Err(error) => return Reply::failed(error.to_string()),
+    };
+    let mut online = target.online.clone();
+    if !matches!(timeout(pause, online.wait_for(|online| *online)).await, Ok(Ok(_))) {
+        return Reply::ended(Outcome::NoAnswer, "offline: nothing was asked");
+    }
+    // Made first, so that somebody listens before the node speaks.
+    if shared.endpoint.bulk(*id).await.is_err() {
+        return Reply::failed("this station is shutting down");
+    }
+    let kwargs = json!({ "op": "pull", "path": path });
+    let arguments = Arguments {
+        args: Vec::new(),
+        kwargs: kwargs.as_object().cloned().unwrap_or_default(),
+    };
+    let question = commands::frame(shared, "filetransfer", &arguments, Lane::Control);
+    let number = question.header.id.unwrap_or_default();
+    let (chunks, chunks_in) = mpsc::channel(CHUNKS_WAITING);
+    shared.routes.put(*id, number, chunks);
+    let receiving = Receiving {
+        roots: roots.clone(),
+        copy: format!("{ROOT}/{copy}"),
+        target: target.node.clone(),
+    };
+    let reply = ask_and_receive(target, &question, receiving, chunks_in, pause, events).await;
+    shared.routes.remove(*id, number);
+    match reply {
+        Reply {
+            state: Outcome::Done,
+            value: Some(mut value),
+            ..
+        } => {
+            value["path"] = json!(dir.join(copy).display().to_string());
+            Reply::done(value)
+        }
+        reply => reply,
+    }
+}
+
+/// A file on its way in.
+struct Receiving {
+    roots: Roots,
+    copy: String,
+    target: NodeRef,
+}
+
+async fn ask_and_receive(
+    target: &Target,
+    question: &Frame,
+    receiving: Receiving,
+    chunks: mpsc::Receiver<Box<Frame>>,
+    pause: Duration,
+    events: &mpsc::Sender<Event>,
+) -> Reply {
+    let parcel = match Parcel::new(question) {
+        Ok(parcel) => parcel,
+        Err(error) => return Reply::failed(error.to_string()),
+    };
+    let now = clock::now();
+    let (reply_to, mut ends) = mpsc::channel(1);
+    let id = question.header.id.unwrap_or_default();
+    let request = Request {
+        id,
+        until: now + TRANSFER_MAX,
+        reply_to: ReplyTo(reply_to),
+    };
+    let outgoing = Outgoing {
+        parcel,
+        lane: Lane::Control,
+        deadline: Some(now + ASK_TTL),
+    };
+    if let Err(error) = target.link.try_request(outgoing, request) {
+        return Reply::refused(error.to_string());
+    }
+    let (written, mut whole) = oneshot::channel();
+    let (ticks, mut progressed) = mpsc::channel(1);
+    let told = events.clone();
+    let writing = move || {
+        // Nobody waits any more if the caller has gone.
+        let _given_up = written.send(write_all(&receiving, chunks, &told, &ticks));
+    };
+    tokio::task::spawn_blocking(writing);
+    loop {
+        tokio::select! {
+            biased;
+            written = &mut whole => return match written {
+                Ok(Ok(reply)) => reply,
+                Ok(Err(error)) => Reply::failed(format!("on this machine: {error}")),
+                Err(_thread_died) => Reply::failed("the file was not received"),
+            },
+            Some(end) = ends.recv() => {
+                let reply = commands::reply(end.ended);
+                if reply.state != Outcome::Done {
+                    return reply;
+                }
+                // All chunks are on their way: what counts now is that they are written.
+            }
+            tick = timeout(pause, progressed.recv()) => {
+                if tick.is_err() {
+                    return Reply::ended(Outcome::NoAnswer, format!("no progress for {} s", pause.as_secs_f64()));
+                }
+            }
+        }
+    }
+}
+
+/// Writes chunks as they come, until the end of the file, which has to match.
+fn write_all(
+    receiving: &Receiving,
+    mut chunks: mpsc::Receiver<Box<Frame>>,
+    events: &mpsc::Sender<Event>,
+    ticks: &mpsc::Sender<()>,
+) -> Result<Reply, FileError> {
+    // The size is known at the end only.
+    let mut file = Incoming::create(&receiving.roots, &receiving.copy, None)?;
+    let mut reported = 0;
+    while let Some(frame) = chunks.blocking_recv() {
+        // A full channel has told of progress already.
+        let _told = ticks.try_send(());
+        if frame.header.kind == Some(Kind::Chunk) {
+            file.write(frame.header.offset.unwrap_or_default(), &frame.content)?;
+            let bytes = file.written();
+            if bytes - reported >= REPORT_BYTES {
+                reported = bytes;
+                let _behind = events.try_send(Event::Progress {
+                    node: receiving.target.clone(),
+                    bytes,
+                    total: bytes,
+                });
+            }
+            continue;
+        }
+        let Ok(end) = frame.read::<FileEnd>() else {
+            return Ok(Reply::failed("the node's end of the file is unreadable"));
+        };
+        let written = file.finish(end.size, end.sha256, end.mode.unwrap_or(0o644))?;
+        return Ok(Reply::done(
+            json!({ "size": written.size, "sha256": hex::encode(&written.sha256) }),
+        ));
+    }
+    Ok(Reply::failed("given up"))
+}

@@ -1,0 +1,603 @@
+//! The engine: carries requests out over the links of this process.
+//!
+//! One task owns the `Roll` of members and the fleet root's `Office`; each request that takes time runs in a task
+//! of its own with what it needs of both, and ends when its caller goes. The engine never waits for a peer.
+//!
+//! | task | owns | ends |
+//! |---|---|---|
+//! | engine | roll, office, watchers | when its [`Engine`] shuts down |
+//! | one for each request | its targets, its deadline | with its last event, or when nobody reads them |
+//! | one for each peer that moves files | nothing: passes chunks to their transfer | with the peer's session |
+
+mod commands;
+mod enrol;
+mod fetch;
+mod office;
+mod roll;
+mod send;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant};
+
+use swarm_shared::net::clock;
+use swarm_shared::net::discovery::pings::PingError;
+use swarm_shared::net::discovery::presence::{self, Means, Presence};
+use swarm_shared::net::endpoint::{self, Endpoint, Events, JOINS_MAX, JoinRequest, Notice, StartError};
+use swarm_shared::net::handshake::Identity;
+use swarm_shared::net::identity::{self, IdentityError, KeyFile};
+use swarm_shared::net::peer::PeerEvent;
+use swarm_shared::net::random::NoRandomness;
+use swarm_shared::net::socket::{BadKeepalive, KeepaliveConfig, SocketError};
+use swarm_shared::proto::dial::{Hint, Source};
+use swarm_shared::proto::id::PeerKind;
+use swarm_shared::proto::selector::Selector;
+use swarm_shared::proto::session::Timing;
+use swarm_shared::proto::trust::Membership;
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::{Call, Event, Failure, Fleet, Request};
+use crate::config::Config;
+use crate::store::{Store, StoreError};
+use office::Office;
+use roll::Roll;
+
+/// How often what has changed of members is written to the store, and watchers are told of quiet changes.
+const UPKEEP_INTERVAL: Duration = Duration::from_secs(1);
+/// How often a waiting `nodes` looks whether all are there.
+const LOOK_STEP: Duration = Duration::from_millis(20);
+
+/// What an engine is started with.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The configuration.
+    pub config: Config,
+    /// Where keys and members are kept; it exists, and this process owns it.
+    pub state_dir: PathBuf,
+    /// Whether it stays up (`serve`, `nodes --watch`) or goes after one request: then, if its port is taken, any other
+    /// does, for nodes are told where to dial.
+    pub stays: bool,
+}
+
+/// Why an engine did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The address, or the key.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// The key file.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The port for pings.
+    #[error(transparent)]
+    Ping(#[from] PingError),
+    /// The kernel.
+    #[error(transparent)]
+    Random(#[from] NoRandomness),
+    /// The keepalive of the configuration.
+    #[error("[keepalive]: {0}")]
+    Keepalive(#[from] BadKeepalive),
+    /// What the store holds of the fleet is not sound.
+    #[error(
+        "what station.db holds of the fleet is not sound: {0}; restore a backup, or start with another --state-dir"
+    )]
+    Fleet(String),
+}
+
+/// A running engine.
+#[derive(Debug)]
+pub struct Engine {
+    fleet: Fleet,
+    endpoint: Endpoint,
+    presence: Option<Presence>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+/// What requests share: everything that their tasks may use without asking the engine.
+#[derive(Clone, Debug)]
+struct Shared {
+    endpoint: Endpoint,
+    /// The next command's number.
+    next_id: Arc<AtomicU64>,
+    epoch: u64,
+    routes: fetch::Routes,
+    /// How many nodes are sent files at once.
+    sends: Arc<Semaphore>,
+}
+
+impl Engine {
+    /// Brings the links up.
+    ///
+    /// # Errors
+    /// [`EngineError`], which says what to change.
+    pub async fn start(settings: Settings) -> Result<Self, EngineError> {
+        let Settings {
+            config,
+            state_dir,
+            stays,
+        } = settings;
+        let keepalive = config.keepalive;
+        let keepalive = KeepaliveConfig::new(keepalive.idle, keepalive.interval, keepalive.probes)?;
+        let dir = state_dir.clone();
+        let key = tokio::task::spawn_blocking(move || identity::load_or_create(&dir, KeyFile::Identity));
+        let key = key.await.map_err(|e| EngineError::Fleet(e.to_string()))??;
+        let store = Store::open(&state_dir).await?;
+        let membership = office::stored_membership(&store, &key.public()).await?;
+        let office = Office::open(&state_dir, store.clone()).await?;
+        let roll = Roll::load(&store).await?;
+        let (joins, join_requests) = mpsc::channel(JOINS_MAX);
+        let identity = Arc::new(Identity::new(key)?);
+        let listening = |listen| endpoint::Config {
+            kind: PeerKind::Station,
+            name: config.name.clone(),
+            tags: BTreeMap::new(),
+            listen,
+            keepalive,
+            timing: Timing::default(),
+            membership: membership.clone(),
+            joins: Some(joins.clone()),
+        };
+        let (endpoint, events) = match Endpoint::start(listening(config.listen), Arc::clone(&identity)) {
+            Err(StartError::Socket(SocketError::PortInUse(_))) if !stays => {
+                Endpoint::start(listening(SocketAddr::new(config.listen.ip(), 0)), identity)?
+            }
+            started => started?,
+        };
+        let means = Means {
+            mdns: config.mdns,
+            pings: config.pings.then_some(config.ping_port),
+        };
+        let presence = presence::start(&endpoint, means)?;
+        for addr in &config.nodes {
+            endpoint.heard(*addr, Source::Static, Hint::None).await;
+        }
+        let (fleet, calls) = Fleet::local();
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let mut task = Task {
+            shared: Shared {
+                endpoint: endpoint.clone(),
+                next_id: Arc::new(AtomicU64::new(1)),
+                epoch: store.epoch(),
+                routes: fetch::Routes::default(),
+                sends: Arc::new(Semaphore::new(send::NODES_AT_ONCE)),
+            },
+            store,
+            office,
+            roll,
+            watchers: Vec::new(),
+            looks: Vec::new(),
+            keepalive,
+            started: clock::now(),
+            stop: stop.clone(),
+            tasks: tasks.clone(),
+        };
+        task.open_members().await;
+        tasks.spawn(task.run(calls, events, join_requests, endpoint.membership()));
+        tracing::info!(addr = %endpoint.listens(), "listening");
+        Ok(Self {
+            fleet,
+            endpoint,
+            presence: Some(presence),
+            stop,
+            tasks,
+        })
+    }
+
+    /// To ask it.
+    pub fn fleet(&self) -> Fleet {
+        self.fleet.clone()
+    }
+
+    /// The address that is listened on, with its real port.
+    pub fn listens(&self) -> SocketAddr {
+        self.endpoint.listens()
+    }
+
+    /// Says goodbye to all peers and ends.
+    pub async fn stop(mut self) {
+        self.stop.cancel();
+        self.tasks.close();
+        if let Some(presence) = self.presence.take() {
+            presence.shutdown().await;
+        }
+        self.endpoint.shutdown().await;
+        if tokio::time::timeout(endpoint::SHUTDOWN_GRACE, self.tasks.wait())
+            .await
+            .is_err()
+        {
+            tracing::warn!(left = self.tasks.len(), "requests outlived shutdown");
+        }
+    }
+}
+
+struct Watcher {
+    selector: Selector,
+    events: mpsc::Sender<Event>,
+}
+
+/// A question who is there, waiting for a process that has just started to find its nodes.
+struct Look {
+    selector: Selector,
+    deadline: Instant,
+    events: mpsc::Sender<Event>,
+}
+
+struct Task {
+    shared: Shared,
+    store: Store,
+    office: Office,
+    roll: Roll,
+    watchers: Vec<Watcher>,
+    looks: Vec<Look>,
+    keepalive: KeepaliveConfig,
+    started: Instant,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Task {
+    async fn run(
+        mut self,
+        mut calls: mpsc::Receiver<Call>,
+        mut events: Events,
+        mut joins: mpsc::Receiver<JoinRequest>,
+        mut membership: watch::Receiver<Option<Arc<Membership>>>,
+    ) {
+        let mut upkeep = tokio::time::interval(UPKEEP_INTERVAL);
+        let (checks, mut checked) = mpsc::channel(endpoint::EVENTS_MAX);
+        let stop = self.stop.clone();
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                Some(event) = events.peers.recv() => self.take_event(event, &checks).await,
+                Some(notice) = events.notices.recv() => self.take_notice(notice),
+                Some(checked) = checked.recv() => self.roll.take_check(checked),
+                Ok(()) = membership.changed() => {
+                    let now = membership.borrow_and_update().clone();
+                    self.take_membership(now).await;
+                }
+                Some(call) = calls.recv() => self.take_call(call).await,
+                Some(join) = joins.recv() => self.take_join(join).await,
+                _tick = upkeep.tick() => self.look_after().await,
+                () = tokio::time::sleep(LOOK_STEP), if !self.looks.is_empty() => self.answer_looks(),
+            }
+        }
+        self.look_after().await;
+    }
+
+    /// Every member gets its session, so that commands can wait for those that are away; and its address is dialled.
+    async fn open_members(&mut self) {
+        for (id, address) in self.roll.unopened() {
+            if let Ok(link) = self.shared.endpoint.open(id).await {
+                self.roll.opened(id, link);
+            }
+            if let Some(address) = address {
+                self.shared
+                    .endpoint
+                    .heard(address, Source::Known, Hint::Id(id))
+                    .await;
+            }
+        }
+    }
+
+    async fn take_event(&mut self, event: PeerEvent, checks: &mpsc::Sender<commands::Checked>) {
+        let changed = match event {
+            PeerEvent::Up { peer, .. } => {
+                tracing::info!(peer = %peer.name, id = %peer.id.short(), addr = %peer.addr, "linked");
+                let mut link = self.roll.up(&peer);
+                if link.is_none() {
+                    // Another station took it in: it is met here for the first time.
+                    self.open_members().await;
+                    link = self.roll.up(&peer);
+                }
+                if let Some(link) = link
+                    && peer.kind == PeerKind::Node
+                {
+                    self.tasks
+                        .spawn(commands::self_check(self.shared.clone(), link, checks.clone()));
+                }
+                peer.id
+            }
+            PeerEvent::Silent(id) => {
+                self.roll.silent(id, true);
+                id
+            }
+            PeerEvent::Heard(id) => {
+                self.roll.silent(id, false);
+                id
+            }
+            PeerEvent::Down { id, why } => {
+                tracing::info!(peer = %self.roll.name(id), why, "link lost");
+                self.roll.down(id);
+                id
+            }
+            PeerEvent::Bulk { events, .. } => {
+                self.tasks.spawn(fetch::route(events, self.shared.routes.clone()));
+                return;
+            }
+            PeerEvent::Frame { peer, frame, .. } => {
+                tracing::debug!(peer = %peer.name, kind = ?frame.header.kind, "frame not asked for");
+                return;
+            }
+        };
+        self.tell_watchers(|view| view.id == changed);
+    }
+
+    fn take_notice(&mut self, notice: Notice) {
+        match notice {
+            Notice::Refused {
+                addr,
+                name,
+                by_us,
+                refused,
+                ..
+            } => {
+                let who = name.map_or_else(|| addr.to_string(), |name| format!("{name} at {addr}"));
+                let how = if by_us { "refused" } else { "refused by" };
+                tracing::warn!("{how} {who}: {refused}");
+            }
+            Notice::Cloned { id, linked, other } => {
+                let text = format!(
+                    "two devices hold the key of {}: {} at {} (linked) and {} at {} (refused); delete identity.key on \
+                     one of them and join it anew",
+                    id.short(),
+                    linked.0,
+                    linked.1,
+                    other.0,
+                    other.1
+                );
+                tracing::warn!("{text}");
+                self.roll.warn(id, text);
+                self.tell_watchers(|view| view.id == id);
+            }
+            Notice::OwnKeyRevoked => {
+                tracing::error!("this station's key has been revoked: no node will link with it");
+            }
+        }
+    }
+
+    async fn take_membership(&mut self, membership: Option<Arc<Membership>>) {
+        let Some(membership) = membership else { return };
+        let revoked = self.roll.revoke(&membership);
+        let kept = async {
+            office::keep_membership(&self.store, &membership).await?;
+            self.store.revoke_members(revoked).await
+        };
+        if let Err(error) = kept.await {
+            tracing::error!(%error, "the fleet's state is not stored");
+        }
+    }
+
+    async fn take_join(&mut self, join: JoinRequest) {
+        let membership = self.shared.endpoint.membership().borrow().clone();
+        let taken_in = self
+            .office
+            .take_join(join, membership.as_deref(), &self.roll)
+            .await;
+        if let Some(member) = taken_in {
+            self.roll.admit(member);
+            self.open_members().await;
+        }
+    }
+
+    async fn look_after(&mut self) {
+        let changed = self.roll.take_unsaved();
+        if !changed.is_empty()
+            && let Err(error) = self.store.put_members(changed).await
+        {
+            tracing::error!(%error, "members are not stored");
+        }
+        self.watchers.retain(|watcher| !watcher.events.is_closed());
+    }
+
+    fn tell_watchers(&self, which: impl Fn(&super::NodeView) -> bool) {
+        for watcher in &self.watchers {
+            for view in self.roll.views(&watcher.selector).into_iter().filter(&which) {
+                // A watcher that is behind sees the next change.
+                let _behind = watcher.events.try_send(Event::Node(view));
+            }
+        }
+    }
+
+    async fn take_call(&mut self, call: Call) {
+        let Call { request, events } = call;
+        if !matches!(request, Request::Init | Request::Join { .. })
+            && let Err(message) = self.ensure_fleet(&events).await
+        {
+            let _caller_gone = events.send(Event::failed(Failure::Failed, message)).await;
+            return;
+        }
+        match request {
+            Request::Nodes { selector, timeout_ms } => {
+                let deadline = self.started + Duration::from_millis(timeout_ms);
+                self.looks.push(Look {
+                    selector,
+                    deadline,
+                    events,
+                });
+                self.answer_looks();
+            }
+            Request::Watch { selector } => {
+                for view in self.roll.views(&selector) {
+                    let _behind = events.try_send(Event::Node(view));
+                }
+                self.watchers.push(Watcher { selector, events });
+            }
+            Request::Command {
+                selector,
+                action,
+                arguments,
+                lane,
+                ttl_ms,
+                timeout_ms,
+            } => {
+                let Some(targets) = self.targets(&selector, &events) else {
+                    return;
+                };
+                let command = commands::Command {
+                    action,
+                    arguments,
+                    lane,
+                    ttl: Duration::from_millis(ttl_ms),
+                    timeout: Duration::from_millis(timeout_ms),
+                };
+                self.tasks
+                    .spawn(commands::run(self.shared.clone(), targets, command, events));
+            }
+            Request::SendFiles {
+                selector,
+                files,
+                ttl_ms,
+                timeout_ms,
+            } => {
+                let Some(targets) = self.targets(&selector, &events) else {
+                    return;
+                };
+                let patience = send::Patience {
+                    ttl: Duration::from_millis(ttl_ms),
+                    pause: Duration::from_millis(timeout_ms),
+                };
+                self.tasks
+                    .spawn(send::run(self.shared.clone(), targets, files, patience, events));
+            }
+            Request::Fetch {
+                selector,
+                path,
+                dir,
+                timeout_ms,
+            } => {
+                let Some(targets) = self.targets(&selector, &events) else {
+                    return;
+                };
+                let pause = Duration::from_millis(timeout_ms);
+                self.tasks
+                    .spawn(fetch::run(self.shared.clone(), targets, path, dir, pause, events));
+            }
+            Request::Init => self.init(events).await,
+            Request::Invite {
+                role,
+                uses,
+                valid_for_ms,
+            } => {
+                let listens = self.shared.endpoint.listens();
+                finish(
+                    &events,
+                    self.office.invite(role, uses, valid_for_ms, listens).await,
+                )
+                .await;
+            }
+            Request::Join { code, timeout_ms } => self.join(code, timeout_ms, events).await,
+            Request::Pending => finish(&events, self.office.pending().await).await,
+            Request::Accept { node } => {
+                let membership = self.shared.endpoint.membership().borrow().clone();
+                let accepted = self.office.accept(&node, membership.as_deref()).await;
+                if let Ok(member) = &accepted {
+                    self.roll.admit(member.clone());
+                    self.open_members().await;
+                }
+                finish(
+                    &events,
+                    accepted.map(|row| vec![Event::Member(roll::member_view(&row))]),
+                )
+                .await;
+            }
+            Request::Revoke { node } => finish(&events, self.revoke(&node).await).await,
+            Request::Members => {
+                let own = self.membership_view().map(Event::Membership);
+                let members = self.roll.members().into_iter().map(Event::Member);
+                finish(
+                    &events,
+                    own.map(|own| std::iter::once(own).chain(members).collect()),
+                )
+                .await;
+            }
+        }
+    }
+
+    /// The nodes that a selector means; an error has been sent if there are none.
+    fn targets(&self, selector: &Selector, events: &mpsc::Sender<Event>) -> Option<Vec<roll::Target>> {
+        let targets = self.roll.targets(selector);
+        if targets.is_empty() {
+            // The first event of this request: there is room.
+            let _caller_gone = events.try_send(Event::failed(Failure::NobodyMatched, self.nobody(selector)));
+            return None;
+        }
+        Some(targets)
+    }
+
+    fn nobody(&self, selector: &Selector) -> String {
+        let known: Vec<String> = self.roll.node_names();
+        if known.is_empty() {
+            return "this fleet has no nodes yet: type `ground-station fleet invite` here and `swarm-node join CODE` on \
+                    a device"
+                .to_owned();
+        }
+        let shown = known
+            .iter()
+            .take(8)
+            .map(String::as_str)
+            .collect::<Vec<_>>()
+            .join(", ");
+        let more = if known.len() > 8 {
+            format!(" and {} more", known.len() - 8)
+        } else {
+            String::new()
+        };
+        format!("no node matches {:?}; known are {shown}{more}", selector.as_str())
+    }
+
+    /// Answers who is there, to whoever has waited long enough: a process that has just started first lets the
+    /// members that it knows link and check themselves.
+    fn answer_looks(&mut self) {
+        let now = clock::now();
+        let looks = std::mem::take(&mut self.looks);
+        for look in looks {
+            if look.events.is_closed() {
+                continue;
+            }
+            if now < look.deadline && !self.roll.is_settled(&look.selector) {
+                self.looks.push(look);
+                continue;
+            }
+            let views = self.roll.views(&look.selector);
+            let found = if views.is_empty() && look.selector != Selector::all() {
+                vec![Event::failed(Failure::NobodyMatched, self.nobody(&look.selector))]
+            } else {
+                views.into_iter().map(Event::Node).chain([Event::End]).collect()
+            };
+            self.tasks
+                .spawn(async move { say_all(&look.events, found).await });
+        }
+    }
+}
+
+/// Sends what came of a request, and its end.
+async fn finish(events: &mpsc::Sender<Event>, done: Result<Vec<Event>, office::OfficeError>) {
+    let all = match done {
+        Ok(mut all) => {
+            all.push(Event::End);
+            all
+        }
+        Err(error) => vec![Event::failed(error.failure(), error.to_string())],
+    };
+    say_all(events, all).await;
+}
+
+async fn say_all(events: &mpsc::Sender<Event>, all: Vec<Event>) {
+    for event in all {
+        if events.send(event).await.is_err() {
+            // Nobody wants to know.
+            return;
+        }
+    }
+}

@@ -1,0 +1,338 @@
+//! Who belongs to the fleet, and who of them is linked.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use swarm_shared::net::clock;
+use swarm_shared::net::peer::{PeerInfo, PeerLink};
+use swarm_shared::proto::id::{NodeName, PeerId, PeerKind};
+use swarm_shared::proto::selector::{Selector, Target as Matched};
+use swarm_shared::proto::trust::Membership;
+use tokio::sync::watch;
+
+use super::commands::Checked;
+use crate::fleet::{Check, MemberView, NodeRef, NodeState, NodeView};
+use crate::store::{MemberRow, Store, StoreError};
+
+/// A node that a command goes to.
+#[derive(Clone, Debug)]
+pub(super) struct Target {
+    pub(super) node: NodeRef,
+    pub(super) link: PeerLink,
+    /// Whether it is linked, and news of it.
+    pub(super) online: watch::Receiver<bool>,
+    /// Whether no other target has its name.
+    pub(super) name_is_unique: bool,
+}
+
+struct Member {
+    row: MemberRow,
+    link: Option<PeerLink>,
+    online: watch::Sender<bool>,
+    silent: bool,
+    software: Option<String>,
+    warnings: Vec<String>,
+    /// `None` until the first self-check of this link has ended, however it ended.
+    checks: Option<Vec<Check>>,
+    unsaved: bool,
+}
+
+impl Member {
+    fn new(row: MemberRow) -> Self {
+        Self {
+            row,
+            link: None,
+            online: watch::Sender::new(false),
+            silent: false,
+            software: None,
+            warnings: Vec::new(),
+            checks: None,
+            unsaved: false,
+        }
+    }
+
+    fn is_online(&self) -> bool {
+        *self.online.borrow()
+    }
+
+    fn matches(&self, selector: &Selector) -> bool {
+        let id = self.row.key.id();
+        selector.matches(&Matched {
+            name: &self.row.name,
+            id: &id,
+            tags: &self.row.tags,
+        })
+    }
+
+    fn last_heard_ms(&self, now: Instant) -> Option<u64> {
+        if let Some(heard) = self.link.as_ref().and_then(PeerLink::last_heard) {
+            let ago = now.saturating_duration_since(heard);
+            return Some(u64::try_from(ago.as_millis()).unwrap_or(u64::MAX));
+        }
+        (self.row.last_seen_ms > 0).then(|| clock::unix_time_ms().saturating_sub(self.row.last_seen_ms))
+    }
+
+    fn view(&self, now: Instant) -> NodeView {
+        let state = match (self.is_online(), self.silent) {
+            (true, false) => NodeState::Online,
+            (true, true) => NodeState::Silent,
+            (false, _) => NodeState::Offline,
+        };
+        NodeView {
+            node: self.row.name.clone(),
+            id: self.row.key.id(),
+            state,
+            kind: self.row.kind,
+            address: self.row.address,
+            last_heard_ms: self.last_heard_ms(now),
+            tags: self.row.tags.clone(),
+            software: self.software.clone(),
+            warnings: self.warnings.clone(),
+            checks: self.checks.clone().unwrap_or_default(),
+        }
+    }
+}
+
+/// See the module.
+pub(super) struct Roll(BTreeMap<PeerId, Member>);
+
+impl Roll {
+    pub(super) async fn load(store: &Store) -> Result<Self, StoreError> {
+        let rows = store.members().await?;
+        Ok(Self(
+            rows.into_iter()
+                .map(|row| (row.key.id(), Member::new(row)))
+                .collect(),
+        ))
+    }
+
+    /// Takes a member in, or notes what is new about it.
+    pub(super) fn admit(&mut self, row: MemberRow) {
+        let id = row.key.id();
+        match self.0.get_mut(&id) {
+            Some(member) => member.row = row,
+            None => drop(self.0.insert(id, Member::new(row))),
+        }
+    }
+
+    /// Members that still lack a session, with where each was seen last.
+    pub(super) fn unopened(&self) -> Vec<(PeerId, Option<SocketAddr>)> {
+        let lacking = self
+            .0
+            .iter()
+            .filter(|(_, member)| member.link.is_none() && !member.row.revoked);
+        lacking.map(|(id, member)| (*id, member.row.address)).collect()
+    }
+
+    pub(super) fn opened(&mut self, id: PeerId, link: PeerLink) {
+        if let Some(member) = self.0.get_mut(&id) {
+            member.link = Some(link);
+        }
+    }
+
+    /// A peer is linked. Its session, if a member has one; a station of the fleet that nobody here has taken in
+    /// becomes known now.
+    pub(super) fn up(&mut self, peer: &PeerInfo) -> Option<PeerLink> {
+        let member = self.0.entry(peer.id).or_insert_with(|| {
+            Member::new(MemberRow {
+                key: peer.key,
+                name: peer.name.clone(),
+                role: peer.role,
+                kind: peer.kind,
+                tags: BTreeMap::new(),
+                address: None,
+                last_seen_ms: 0,
+                grant: None,
+                revoked: false,
+            })
+        });
+        member.row.name = peer.name.clone();
+        member.row.tags.clone_from(&peer.tags);
+        member.row.role = peer.role;
+        member.row.kind = peer.kind;
+        member.row.address = Some(peer.listens);
+        member.row.last_seen_ms = clock::unix_time_ms();
+        member.software = Some(peer.software.clone());
+        member.silent = false;
+        member.checks = None;
+        member.unsaved = true;
+        member.online.send_replace(true);
+        member.link.clone()
+    }
+
+    pub(super) fn down(&mut self, id: PeerId) {
+        if let Some(member) = self.0.get_mut(&id) {
+            member.row.last_seen_ms = clock::unix_time_ms();
+            member.unsaved = true;
+            member.online.send_replace(false);
+        }
+    }
+
+    pub(super) fn silent(&mut self, id: PeerId, silent: bool) {
+        if let Some(member) = self.0.get_mut(&id) {
+            member.silent = silent;
+        }
+    }
+
+    pub(super) fn warn(&mut self, id: PeerId, text: String) {
+        if let Some(member) = self.0.get_mut(&id)
+            && !member.warnings.contains(&text)
+        {
+            // One device's addresses change; the newest warning says it all.
+            member.warnings = vec![text];
+        }
+    }
+
+    pub(super) fn take_check(&mut self, checked: Checked) {
+        if let Some(member) = self.0.get_mut(&checked.id) {
+            member.checks = Some(checked.checks);
+        }
+    }
+
+    /// Marks those that the fleet state has put out; returns their keys.
+    pub(super) fn revoke(&mut self, membership: &Membership) -> Vec<swarm_shared::proto::id::PublicKey> {
+        let out = self
+            .0
+            .values_mut()
+            .filter(|member| membership.is_revoked(&member.row.key));
+        out.map(|member| {
+            member.row.revoked = true;
+            member.row.key
+        })
+        .collect()
+    }
+
+    pub(super) fn name(&self, id: PeerId) -> String {
+        self.0
+            .get(&id)
+            .map_or_else(|| id.short(), |member| member.row.name.to_string())
+    }
+
+    /// The grant of a member that was taken in here.
+    pub(super) fn grant(&self, id: PeerId) -> Option<String> {
+        let member = self.0.get(&id).filter(|member| !member.row.revoked)?;
+        member.row.grant.clone()
+    }
+
+    fn nodes(&self) -> impl Iterator<Item = &Member> {
+        self.0
+            .values()
+            .filter(|member| member.row.kind == PeerKind::Node && !member.row.revoked)
+    }
+
+    pub(super) fn node_names(&self) -> Vec<String> {
+        let names: BTreeSet<String> = self.nodes().map(|member| member.row.name.to_string()).collect();
+        names.into_iter().collect()
+    }
+
+    pub(super) fn targets(&self, selector: &Selector) -> Vec<Target> {
+        let matched: Vec<&Member> = self.nodes().filter(|member| member.matches(selector)).collect();
+        let mut names: BTreeMap<&NodeName, usize> = BTreeMap::new();
+        for member in &matched {
+            *names.entry(&member.row.name).or_default() += 1;
+        }
+        let mut targets: Vec<Target> = matched
+            .iter()
+            .filter_map(|member| {
+                Some(Target {
+                    node: NodeRef {
+                        node: member.row.name.clone(),
+                        id: member.row.key.id(),
+                    },
+                    link: member.link.clone()?,
+                    online: member.online.subscribe(),
+                    name_is_unique: names.get(&member.row.name) == Some(&1),
+                })
+            })
+            .collect();
+        targets.sort_by(|a, b| a.node.cmp(&b.node));
+        targets
+    }
+
+    /// Whether all that a selector means are linked and have checked themselves.
+    pub(super) fn is_settled(&self, selector: &Selector) -> bool {
+        let mut meant = self.nodes().filter(|member| member.matches(selector)).peekable();
+        meant.peek().is_some() && meant.all(|member| member.is_online() && member.checks.is_some())
+    }
+
+    pub(super) fn views(&self, selector: &Selector) -> Vec<NodeView> {
+        let now = clock::now();
+        let matched = self.nodes().filter(|member| member.matches(selector));
+        let mut views: Vec<NodeView> = matched.map(|member| member.view(now)).collect();
+        views.sort_by(|a, b| (&a.node, a.id).cmp(&(&b.node, b.id)));
+        views
+    }
+
+    pub(super) fn members(&self) -> Vec<MemberView> {
+        let now = clock::now();
+        let view = |member: &Member| MemberView {
+            last_heard_ms: member.last_heard_ms(now),
+            ..member_view(&member.row)
+        };
+        let mut views: Vec<MemberView> = self.0.values().map(view).collect();
+        views.sort_by(|a, b| (&a.node, a.id).cmp(&(&b.node, b.id)));
+        views
+    }
+
+    /// The member that a name, or the beginning of an id, means.
+    pub(super) fn find(&self, text: &str) -> Result<MemberRow, String> {
+        let rows: Vec<&MemberRow> = self
+            .0
+            .values()
+            .map(|member| &member.row)
+            .filter(|row| !row.revoked)
+            .collect();
+        find_one(&rows, text, |row| (&row.name, row.key.id())).map(|row| (*row).clone())
+    }
+
+    /// What has to be written to the store.
+    pub(super) fn take_unsaved(&mut self) -> Vec<MemberRow> {
+        let unsaved = self.0.values_mut().filter(|member| member.unsaved);
+        unsaved
+            .map(|member| {
+                member.unsaved = false;
+                member.row.clone()
+            })
+            .collect()
+    }
+}
+
+/// The only one of `all` that has this name, or an id that begins so.
+pub(super) fn find_one<'a, T>(
+    all: &'a [T],
+    text: &str,
+    names: impl Fn(&T) -> (&NodeName, PeerId),
+) -> Result<&'a T, String> {
+    let prefix = text.strip_prefix("id:").unwrap_or(text);
+    let named: Vec<&T> = all.iter().filter(|one| names(one).0.as_str() == text).collect();
+    let found = if named.is_empty() {
+        all.iter().filter(|one| names(one).1.has_prefix(prefix)).collect()
+    } else {
+        named
+    };
+    match found.as_slice() {
+        [one] => Ok(one),
+        [] => Err(format!("nobody is called {text:?}, and no id begins so")),
+        several => {
+            let ids: Vec<String> = several.iter().map(|one| names(one).1.short()).collect();
+            Err(format!(
+                "{text:?} means {}: {}; say which with the beginning of its id",
+                several.len(),
+                ids.join(", ")
+            ))
+        }
+    }
+}
+
+pub(super) fn member_view(row: &MemberRow) -> MemberView {
+    MemberView {
+        node: row.name.clone(),
+        id: row.key.id(),
+        kind: row.kind,
+        role: row.role,
+        revoked: row.revoked,
+        address: row.address,
+        last_heard_ms: (row.last_seen_ms > 0).then(|| clock::unix_time_ms().saturating_sub(row.last_seen_ms)),
+    }
+}

@@ -1,0 +1,358 @@
+//! Files to many nodes: each over the node's own connection for files, a few nodes at a time.
+//!
+//! For each file: the command that announces it, its chunks, its digest; then the node's reply, which is the outcome.
+//! A reply that comes early (no room, not allowed) ends the sending.
+
+use std::fs::File;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use swarm_shared::net::clock;
+use swarm_shared::net::peer::{Delivery as End, PeerLink, ReplyTo, Request};
+use swarm_shared::net::roots::{Chunk, FileError, Outgoing as Source};
+use swarm_shared::proto::message::{Arguments, FileEnd};
+use swarm_shared::proto::outcome::{Outcome, Reply};
+use swarm_shared::proto::parcel::Parcel;
+use swarm_shared::proto::session::Outgoing;
+use swarm_shared::proto::wire::{Frame, Kind, Lane};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::{timeout, timeout_at};
+
+use super::Shared;
+use super::commands::{self, ended};
+use super::roll::Target;
+use crate::fleet::{Event, FileToSend, FilesToSend, NodeRef, files};
+
+/// How many nodes are sent files at once: each may hold some 3 MiB of this program's memory.
+pub(super) const NODES_AT_ONCE: usize = 32;
+/// Chunks that are read ahead of the link.
+const READ_AHEAD_CHUNKS: usize = 4;
+/// The longest that the end of a file is remembered; whoever waits gives up sooner, when nothing moves.
+pub(super) const TRANSFER_MAX: Duration = Duration::from_secs(24 * 3_600);
+/// Bytes between two reports of progress.
+const REPORT_BYTES: u64 = 1024 * 1024;
+
+/// How long to wait.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Patience {
+    /// How long a transfer may still start.
+    pub(super) ttl: Duration,
+    /// The longest pause without progress.
+    pub(super) pause: Duration,
+}
+
+/// Sends the files and reports how each delivery ended.
+pub(super) async fn run(
+    shared: Shared,
+    targets: Vec<Target>,
+    what: FilesToSend,
+    patience: Patience,
+    events: mpsc::Sender<Event>,
+) {
+    let started = clock::now();
+    let mut named = Vec::new();
+    let mut jobs = JoinSet::new();
+    for target in targets {
+        let files = files_for(&what, &target.node);
+        named.extend(std::iter::repeat_n(target.node.clone(), files.len()));
+        jobs.spawn(send_all(
+            shared.clone(),
+            target,
+            files,
+            patience,
+            started,
+            events.clone(),
+        ));
+    }
+    // The jobs wait for the first poll of their own, and their events are taken in any order.
+    if events.send(Event::Targets { targets: named }).await.is_err() {
+        return;
+    }
+    tokio::select! {
+        () = events.closed() => {}
+        () = async { while jobs.join_next().await.is_some() {} } => {
+            let _caller_gone = events.send(Event::End).await;
+        }
+    }
+}
+
+/// What one node is to get, or why it gets nothing.
+fn files_for(what: &FilesToSend, node: &NodeRef) -> Vec<Result<FileToSend, String>> {
+    match what {
+        FilesToSend::Same { files } => files.iter().cloned().map(Ok).collect(),
+        FilesToSend::PerNode { dir, dest } => {
+            let found = files::per_node(dir, &node.node).and_then(|source| {
+                let dest = files::destination(dest, &source, false)?;
+                Ok(FileToSend { source, dest })
+            });
+            vec![found.map_err(|error| error.to_string())]
+        }
+    }
+}
+
+async fn send_all(
+    shared: Shared,
+    target: Target,
+    files: Vec<Result<FileToSend, String>>,
+    patience: Patience,
+    started: Instant,
+    events: mpsc::Sender<Event>,
+) {
+    // The semaphore is never closed.
+    let Ok(_turn) = shared.sends.clone().acquire_owned().await else {
+        return;
+    };
+    let sizes = files.iter().flatten().map(|file| size_of(&file.source));
+    let mut progress = Progress {
+        node: target.node.clone(),
+        bytes: 0,
+        reported: 0,
+        total: sizes.sum(),
+        events,
+    };
+    for file in files {
+        let reply = match file {
+            Ok(file) => send_one(&shared, &target, &file, patience, started, &mut progress).await,
+            Err(why) => Reply::failed(why),
+        };
+        if progress
+            .events
+            .send(ended(&target.node, reply, started))
+            .await
+            .is_err()
+        {
+            return;
+        }
+    }
+}
+
+fn size_of(path: &Path) -> u64 {
+    std::fs::metadata(path).map_or(0, |meta| meta.len())
+}
+
+/// How far the files of one node are.
+struct Progress {
+    node: NodeRef,
+    bytes: u64,
+    reported: u64,
+    total: u64,
+    events: mpsc::Sender<Event>,
+}
+
+impl Progress {
+    fn add(&mut self, bytes: u64) {
+        self.bytes += bytes;
+        if self.bytes - self.reported >= REPORT_BYTES || self.bytes >= self.total {
+            self.reported = self.bytes;
+            let (node, bytes, total) = (self.node.clone(), self.bytes, self.total.max(self.bytes));
+            // A reader that is behind sees the next report.
+            let _behind = self.events.try_send(Event::Progress { node, bytes, total });
+        }
+    }
+}
+
+/// What the reading thread hands over.
+enum Read {
+    Chunk(Chunk),
+    End(FileEnd),
+    Failed(FileError),
+}
+
+fn open(path: &Path) -> Result<Source, FileError> {
+    let name = path.display().to_string();
+    let file = File::open(path).map_err(|error| FileError::io(&name, "open it", error))?;
+    Source::of(file, &name)
+}
+
+fn read_all(mut source: Source, to: &mpsc::Sender<Read>) {
+    let size = source.size();
+    loop {
+        let read = match source.next_chunk() {
+            Ok(Some(chunk)) => Read::Chunk(chunk),
+            Ok(None) => break,
+            Err(error) => Read::Failed(error),
+        };
+        let failed = matches!(read, Read::Failed(_));
+        if to.blocking_send(read).is_err() || failed {
+            return;
+        }
+    }
+    // The transfer may have been given up.
+    let _given_up = to.blocking_send(Read::End(FileEnd {
+        size,
+        mode: None,
+        sha256: source.sha256(),
+    }));
+}
+
+async fn send_one(
+    shared: &Shared,
+    target: &Target,
+    file: &FileToSend,
+    patience: Patience,
+    started: Instant,
+    progress: &mut Progress,
+) -> Reply {
+    let source = file.source.clone();
+    let opened = tokio::task::spawn_blocking(move || open(&source)).await;
+    let source = match opened {
+        Ok(Ok(source)) => source,
+        Ok(Err(error)) => return Reply::failed(format!("on this machine: {error}")),
+        Err(error) => return Reply::failed(error.to_string()),
+    };
+    let mut online = target.online.clone();
+    let begin_by = started + patience.ttl.min(patience.pause);
+    if !matches!(
+        timeout_at(begin_by.into(), online.wait_for(|online| *online)).await,
+        Ok(Ok(_))
+    ) {
+        return Reply::ended(Outcome::NoAnswer, "offline: nothing was sent");
+    }
+    let Ok(link) = shared.endpoint.bulk(target.node.id).await else {
+        return Reply::failed("this station is shutting down");
+    };
+    match Transfer::announce(shared, link, &source_command(file, &source), patience).await {
+        Ok((transfer, ends)) => transfer.run(source, ends, progress).await,
+        Err(why) => Reply::failed(why),
+    }
+}
+
+fn source_command(file: &FileToSend, source: &Source) -> Arguments {
+    let kwargs = json!({ "op": "push", "path": file.dest, "size": source.size(), "mode": source.mode() });
+    Arguments {
+        args: Vec::new(),
+        kwargs: kwargs.as_object().cloned().unwrap_or_default(),
+    }
+}
+
+/// One file on its way to one node.
+struct Transfer {
+    link: PeerLink,
+    id: u64,
+    patience: Patience,
+}
+
+impl Transfer {
+    /// Sends the command; its end comes on the channel.
+    async fn announce(
+        shared: &Shared,
+        link: PeerLink,
+        arguments: &Arguments,
+        patience: Patience,
+    ) -> Result<(Self, mpsc::Receiver<End>), String> {
+        let frame = commands::frame(shared, "filetransfer", arguments, Lane::Bulk);
+        let id = frame.header.id.unwrap_or_default();
+        let now = clock::now();
+        let (reply_to, ends) = mpsc::channel(1);
+        let request = Request {
+            id,
+            until: now + TRANSFER_MAX,
+            reply_to: ReplyTo(reply_to),
+        };
+        let parcel = Parcel::new(&frame).map_err(|error| error.to_string())?;
+        let outgoing = Outgoing {
+            parcel,
+            lane: Lane::Bulk,
+            deadline: Some(now + patience.ttl),
+        };
+        link.request(outgoing, request)
+            .await
+            .map_err(|error| error.to_string())?;
+        Ok((Self { link, id, patience }, ends))
+    }
+
+    /// Sends the file unless the command ends first.
+    async fn run(self, source: Source, mut ends: mpsc::Receiver<End>, progress: &mut Progress) -> Reply {
+        let pause = self.patience.pause;
+        let early = tokio::select! {
+            biased;
+            reply = next_end(&mut ends) => Some(reply),
+            sent = self.send_chunks(source, progress) => sent.err(),
+        };
+        if let Some(reply) = early {
+            return reply;
+        }
+        timeout(pause, next_end(&mut ends))
+            .await
+            .unwrap_or_else(|_elapsed| {
+                Reply::ended(
+                    Outcome::NoAnswer,
+                    "the file was sent, and the node has not confirmed it",
+                )
+            })
+    }
+
+    async fn send_chunks(&self, source: Source, progress: &mut Progress) -> Result<(), Reply> {
+        let (read, mut chunks) = mpsc::channel(READ_AHEAD_CHUNKS);
+        // Ends by itself: with the file, or when the transfer is given up and its channel closes.
+        let _reading = tokio::task::spawn_blocking(move || read_all(source, &read));
+        loop {
+            match chunks.recv().await {
+                Some(Read::Chunk(chunk)) => {
+                    self.put(&chunk_frame(self.id, &chunk)).await?;
+                    progress.add(chunk.bytes.len() as u64);
+                }
+                Some(Read::End(end)) => return self.put(&end_frame(self.id, &end)).await,
+                Some(Read::Failed(error)) => return Err(self.give_up(error.to_string()).await),
+                None => return Err(self.give_up("the file could not be read".to_owned()).await),
+            }
+        }
+    }
+
+    async fn put(&self, frame: &Frame) -> Result<(), Reply> {
+        let parcel = Parcel::new(frame).map_err(|error| Reply::failed(error.to_string()))?;
+        let outgoing = Outgoing {
+            parcel,
+            lane: Lane::Bulk,
+            deadline: None,
+        };
+        match timeout(self.patience.pause, self.link.send(outgoing)).await {
+            Ok(sent) => sent.map_err(|error| Reply::failed(error.to_string())),
+            Err(_elapsed) => {
+                let pause = self.patience.pause.as_secs_f64();
+                Err(Reply::ended(
+                    Outcome::NoAnswer,
+                    format!("no progress for {pause} s"),
+                ))
+            }
+        }
+    }
+
+    /// Tells the node that no more will come, if that can be told at all, so that it need not wait for the rest.
+    async fn give_up(&self, why: String) -> Reply {
+        // The digest of nothing: the node finds that the file is not whole, and removes it.
+        let ending = end_frame(
+            self.id,
+            &FileEnd {
+                sha256: [0; 32],
+                size: 0,
+                mode: None,
+            },
+        );
+        let _told = self.put(&ending).await;
+        Reply::failed(format!("on this machine: {why}"))
+    }
+}
+
+/// The end of the command, when it comes.
+async fn next_end(ends: &mut mpsc::Receiver<End>) -> Reply {
+    match ends.recv().await {
+        Some(end) => commands::reply(end.ended),
+        None => Reply::failed("this station is shutting down"),
+    }
+}
+
+fn chunk_frame(id: u64, chunk: &Chunk) -> Frame {
+    let mut frame = Frame::binary(Kind::Chunk, chunk.bytes.clone());
+    frame.header.id = Some(id);
+    frame.header.offset = Some(chunk.offset);
+    frame
+}
+
+fn end_frame(id: u64, end: &FileEnd) -> Frame {
+    let mut frame = Frame::json(Kind::ChunkEnd, end);
+    frame.header.id = Some(id);
+    frame
+}

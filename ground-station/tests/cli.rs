@@ -1,0 +1,468 @@
+//! What people and scripts meet: help, errors, JSON, exit statuses. The real program runs; behind its control socket
+//! stands a scripted station, so that every ending can be played.
+
+use std::process::Command;
+use std::time::Duration;
+
+use ground_station::control::lock::StateLock;
+use ground_station::fleet::{Delivery, Event, Failure, InvitationView, NodeState, NodeView};
+use insta::assert_snapshot;
+use serde_json::json;
+use swarm_shared::proto::id::PeerKind;
+use swarm_shared::proto::outcome::{Outcome, Reply};
+use swarm_shared::proto::trust::Role;
+
+mod station;
+
+use station::{Ran, ScriptedStation, command, finish, target};
+
+/// The program alone, in an empty state directory.
+fn alone(arguments: &[&str]) -> Ran {
+    let dir = tempfile::tempdir().expect("a directory");
+    finish(
+        command(dir.path()).args(arguments).spawn().expect("starts"),
+        dir.path(),
+    )
+}
+
+fn targets(numbers: impl IntoIterator<Item = u8>) -> Event {
+    Event::Targets {
+        targets: numbers.into_iter().map(target).collect(),
+    }
+}
+
+fn delivery(number: u8, reply: Reply) -> Event {
+    Event::Delivery(Delivery::new(target(number), reply, 1.5))
+}
+
+#[test]
+fn the_first_page_is_pleasant() {
+    let ran = alone(&["--help"]);
+    assert_eq!((ran.status, ran.err.as_str()), (0, ""));
+    assert_snapshot!(ran.out);
+}
+
+#[test]
+fn each_verb_has_a_page() {
+    let mut pages = String::new();
+    for verb in [
+        "demo",
+        "serve",
+        "nodes",
+        "ping",
+        "call",
+        "run",
+        "send",
+        "fetch",
+        "notify",
+        "completions",
+        "man",
+        "fleet",
+    ] {
+        let ran = alone(&[verb, "--help"]);
+        assert_eq!(ran.status, 0, "{verb}");
+        let (before, rest) = ran.out.split_once("Common options:").expect(verb);
+        let after = rest.split_once("\n\n").map_or("", |(_, after)| after);
+        pages.push_str(&format!("=== {verb}\n{before}{after}"));
+    }
+    let invite = alone(&["fleet", "invite", "--help"]).out;
+    pages.push_str(&format!("=== fleet invite\n{invite}"));
+    assert_snapshot!(pages);
+}
+
+#[test]
+fn usage_errors_quote_the_text_and_say_the_rule() {
+    let mut errors = String::new();
+    for arguments in [
+        &["ping", "drone_1"][..],
+        &["ping", "drone-[1"],
+        &["ping", "--ttl", "soon"],
+        &["call", "all", "led", "red"],
+        &["call", "all"],
+        &["run", "all", "uptime"],
+        &["send", "all:shows/x"],
+        &["send", "/nonexistent", "all:shows/x"],
+        &["send", "Cargo.toml", "all"],
+        &["send", "Cargo.toml", "all:/etc/passwd"],
+        &["send", "--per-node", "/nonexistent", "all:shows/x"],
+        &["fetch", "all:../x", "."],
+        &["serve", "--ping-port", "0"],
+        &["nodes", "--config", "/nonexistent/config.toml"],
+        &["fleet", "invite", "--uses", "0"],
+        &["dance"],
+    ] {
+        let ran = alone(arguments);
+        assert_eq!(
+            (ran.status, ran.out.as_str()),
+            (2, ""),
+            "{arguments:?}: {}",
+            ran.err
+        );
+        let first = ran.err.split("\n\n").next().unwrap_or_default();
+        errors.push_str(&format!("{arguments:?}\n  {}\n", first.replace('\n', "\n  ")));
+    }
+    assert_snapshot!(errors);
+}
+
+#[test]
+fn a_bad_configuration_names_its_line() {
+    let dir = tempfile::tempdir().expect("a directory");
+    std::fs::write(dir.path().join("config.toml"), "name = \"x\"\nlissten = \"\"\n").expect("writes");
+    let ran = finish(
+        command(dir.path()).arg("nodes").spawn().expect("starts"),
+        dir.path(),
+    );
+    assert_eq!(ran.status, 2);
+    assert_snapshot!(ran.err, @r#"error: DIR/config.toml:2: unknown key "lissten"; did you mean "listen"?"#);
+}
+
+#[test]
+fn deliveries_are_grouped_for_people_and_whole_for_programs() {
+    let station = ScriptedStation::start(|_request| {
+        let mut events = vec![Event::note("no fleet was here; made one"), targets(1..=4)];
+        events.extend((1..=3).map(|number| delivery(number, Reply::done(json!("pong")))));
+        events.push(delivery(
+            4,
+            Reply::ended(Outcome::NoAnswer, "nothing heard within 10 s"),
+        ));
+        events.push(Event::End);
+        events
+    });
+    let ran = station.run(&["ping"]);
+    assert_eq!(ran.status, 4);
+    assert_snapshot!(ran.out_without_times(), @"
+    drone-[01-03] (3 nodes)  done  1.50 ms
+      pong
+    drone-04  no-answer
+      nothing heard within 10 s
+
+    3 done, 1 no-answer in TIME
+    ");
+    assert_eq!(ran.err, "no fleet was here; made one\n");
+
+    let ran = station.run(&["ping", "--json", "drone-*"]);
+    assert_eq!(ran.status, 4);
+    assert_snapshot!(ran.out, @r#"
+    {"node":"drone-01","id":"0101010101010101010101010101010101010101010101010101010101010101","state":"done","value":"pong","output":null,"exit":null,"error":null,"ms":1.5}
+    {"node":"drone-02","id":"0202020202020202020202020202020202020202020202020202020202020202","state":"done","value":"pong","output":null,"exit":null,"error":null,"ms":1.5}
+    {"node":"drone-03","id":"0303030303030303030303030303030303030303030303030303030303030303","state":"done","value":"pong","output":null,"exit":null,"error":null,"ms":1.5}
+    {"node":"drone-04","id":"0404040404040404040404040404040404040404040404040404040404040404","state":"no-answer","value":null,"output":null,"exit":null,"error":"nothing heard within 10 s","ms":1.5}
+    "#);
+    for line in ran.out.lines() {
+        let object: serde_json::Map<String, serde_json::Value> =
+            serde_json::from_str(line).expect("an object");
+        let mut keys: Vec<&str> = object.keys().map(String::as_str).collect();
+        keys.sort_unstable();
+        assert_eq!(
+            keys,
+            ["error", "exit", "id", "ms", "node", "output", "state", "value"]
+        );
+    }
+
+    let ran = station.run(&["ping", "--quiet"]);
+    assert!(
+        ran.err.is_empty() && !ran.out.contains(" in "),
+        "{} {}",
+        ran.err,
+        ran.out
+    );
+}
+
+#[test]
+fn each_ending_has_its_exit_status() {
+    for (ending, status) in [
+        (
+            vec![targets([1]), delivery(1, Reply::done(json!(1))), Event::End],
+            0,
+        ),
+        (
+            vec![targets([1]), delivery(1, Reply::failed("no")), Event::End],
+            1,
+        ),
+        (
+            vec![targets([1]), delivery(1, Reply::refused("no")), Event::End],
+            1,
+        ),
+        (
+            vec![
+                targets([1]),
+                delivery(1, Reply::ended(Outcome::Expired, "late")),
+                Event::End,
+            ],
+            1,
+        ),
+        (
+            vec![
+                targets([1]),
+                delivery(1, Reply::ended(Outcome::Unknown, "?")),
+                Event::End,
+            ],
+            1,
+        ),
+        (vec![Event::failed(Failure::Usage, "no such code")], 2),
+        (vec![Event::failed(Failure::NobodyMatched, "no node matches")], 3),
+        (
+            vec![targets([1, 2]), delivery(1, Reply::done(json!(1))), Event::End],
+            4,
+        ),
+        (vec![Event::failed(Failure::Failed, "no")], 1),
+    ] {
+        let station = ScriptedStation::start(move |_request| ending.clone());
+        assert_eq!(station.run(&["ping"]).status, status);
+        assert_eq!(station.run(&["ping", "--json"]).status, status);
+    }
+}
+
+#[test]
+fn a_station_that_stops_midway_loses_nobody() {
+    let station =
+        ScriptedStation::start(|_request| vec![targets([1, 2]), delivery(1, Reply::done(json!(1)))]);
+    let ran = station.run(&["ping", "--json"]);
+    assert_eq!(ran.status, 4);
+    assert_eq!(ran.out.lines().count(), 2);
+    assert!(ran.out.contains("\"state\":\"no-answer\""), "{}", ran.out);
+    assert!(ran.err.contains("ask again"), "{}", ran.err);
+}
+
+#[test]
+fn ctrl_c_prints_what_is_known() {
+    let station = ScriptedStation::start_hanging(|_request| {
+        vec![targets([1, 2]), delivery(1, Reply::done(json!("pong")))]
+    });
+    let child = command(station.dir()).arg("ping").spawn().expect("starts");
+    station.wait_for_request();
+    // What was answered is on its way; it has to be there before the interrupt.
+    std::thread::sleep(Duration::from_millis(300));
+    let pid = i32::try_from(child.id())
+        .ok()
+        .and_then(rustix::process::Pid::from_raw)
+        .expect("a pid");
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("signalled");
+    let ran = finish(child, station.dir());
+    assert_eq!(ran.status, 130);
+    assert_snapshot!(ran.out_without_times(), @"
+    drone-01  done  1.50 ms
+      pong
+
+    1 done, 1 not answered yet: drone-02 in TIME
+    ");
+}
+
+#[test]
+fn a_closed_pipe_ends_quietly() {
+    let station =
+        ScriptedStation::start(|_request| vec![targets([1]), delivery(1, Reply::done(json!(1))), Event::End]);
+    let mut child = command(station.dir())
+        .args(["ping", "--json"])
+        .spawn()
+        .expect("starts");
+    drop(child.stdout.take());
+    let ran = finish(child, station.dir());
+    assert_eq!((ran.status, ran.err.as_str()), (141, ""));
+}
+
+#[test]
+fn nodes_are_listed_and_watched() {
+    let view = |number: u8, state| {
+        Event::Node(NodeView {
+            node: target(number).node,
+            id: target(number).id,
+            state,
+            kind: PeerKind::Node,
+            address: Some("10.0.0.7:7420".parse().expect("an address")),
+            last_heard_ms: Some(40),
+            tags: [("row".to_owned(), "3".to_owned())].into(),
+            software: Some("0.1.0".to_owned()),
+            warnings: Vec::new(),
+            checks: Vec::new(),
+        })
+    };
+    let station = ScriptedStation::start(move |_request| {
+        vec![
+            view(1, NodeState::Online),
+            view(2, NodeState::Offline),
+            view(2, NodeState::Online),
+            Event::End,
+        ]
+    });
+    let ran = station.run(&["nodes"]);
+    assert_eq!(ran.status, 0);
+    assert_snapshot!(ran.out, @"
+    NAME      ID                   STATE   HEARD  ADDRESS        TAGS   VERSION
+    drone-01  0101-0101-0101-0101  online  now    10.0.0.7:7420  row=3  0.1.0
+    drone-02  0202-0202-0202-0202  online  now    10.0.0.7:7420  row=3  0.1.0
+
+    2 online
+    ");
+    let ran = station.run(&["nodes", "--watch"]);
+    assert_snapshot!(ran.out, @"
+    drone-01  online  10.0.0.7:7420
+    drone-02  offline  10.0.0.7:7420
+    drone-02  online  10.0.0.7:7420
+    ");
+    let ran = station.run(&["nodes", "--json", "drone-01"]);
+    assert_snapshot!(ran.out.lines().next().unwrap_or_default(), @r#"{"node":"drone-01","id":"0101010101010101010101010101010101010101010101010101010101010101","state":"online","kind":"node","address":"10.0.0.7:7420","last_heard_ms":40,"tags":{"row":"3"},"software":"0.1.0","warnings":[],"checks":[]}"#);
+
+    let nobody = ScriptedStation::start(|_request| vec![Event::End]);
+    let ran = nobody.run(&["nodes"]);
+    assert_eq!((ran.status, ran.out.as_str()), (3, ""));
+    assert_snapshot!(ran.err, @"error: no node is known; run `ground-station fleet invite` and `swarm-node join CODE` on a device, or see `ground-station demo`");
+}
+
+#[test]
+fn verbs_ask_for_what_was_typed() {
+    let station =
+        ScriptedStation::start(|_request| vec![targets([1]), delivery(1, Reply::done(json!(1))), Event::End]);
+    let here = station.dir().to_str().expect("text").to_owned();
+    let file = format!("{here}/take1.csv");
+    std::fs::write(&file, "x").expect("writes");
+    let copies = format!("{here}/copies");
+    for arguments in [
+        &["ping"][..],
+        &[
+            "call",
+            "tag:row=3",
+            "led",
+            "color=#ff0000",
+            "n=5",
+            "deep={\"a\":[1]}",
+            "--ttl",
+            "2s",
+            "--timeout",
+            "500ms",
+        ],
+        &["run", "all,!drone-07", "--", "sh", "-c", "uptime"],
+        &["notify", "all", "lunch"],
+        &["send", &file, "drone-*:shows/"],
+        &["send", "--per-node", &here, "drone-*:shows/take1.csv"],
+        &["fetch", "id:a1b2:logs/run.log", &copies],
+        &[
+            "fleet",
+            "invite",
+            "--role",
+            "operator",
+            "--uses",
+            "3",
+            "--valid-for",
+            "1h",
+        ],
+        &["fleet", "join", "swarm-abc"],
+        &["fleet", "accept", "drone-07"],
+        &["nodes", "--timeout", "1s"],
+    ] {
+        station.run(arguments);
+    }
+    let asked: Vec<String> = station
+        .requests()
+        .iter()
+        .map(|line| line.replace(&here, "HERE"))
+        .collect();
+    assert_snapshot!(asked.join("\n"));
+}
+
+#[test]
+fn an_invitation_starts_with_its_code() {
+    let invitation = InvitationView {
+        code: "swarm-abc".to_owned(),
+        role: Role::Node,
+        uses: 1,
+        valid_for_ms: 900_000,
+    };
+    let station =
+        ScriptedStation::start(move |_request| vec![Event::Invitation(invitation.clone()), Event::End]);
+    let ran = station.run(&["fleet", "invite"]);
+    assert_eq!(ran.out.lines().next(), Some("swarm-abc"));
+    let ran = station.run(&["fleet", "invite", "--json"]);
+    assert_snapshot!(ran.out, @r#"{"code":"swarm-abc","role":"node","uses":1,"valid_for_ms":900000}"#);
+}
+
+#[test]
+fn a_second_verb_waits_and_says_for_whom() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let lock = StateLock::try_take(dir.path(), "ground-station send").expect("free");
+    let waiting = || {
+        command(dir.path())
+            .args(["nodes", "--timeout", "700ms"])
+            .spawn()
+            .expect("starts")
+    };
+    let ran = finish(waiting(), dir.path());
+    assert_eq!(ran.status, 2);
+    let text = ran.err.replace(&std::process::id().to_string(), "PID");
+    assert_snapshot!(text, @r#"
+    waiting for ground-station send (pid PID), which uses DIR
+    error: "DIR" is in use by ground-station send (pid PID); wait for it to end, or use another --state-dir
+    "#);
+
+    let child = waiting();
+    std::thread::sleep(Duration::from_millis(200));
+    drop(lock);
+    assert_eq!(
+        finish(child, dir.path()).status,
+        3,
+        "it got its turn, and there is nobody"
+    );
+}
+
+#[test]
+fn serve_shares_its_links_and_ends_cleanly() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let server = command(dir.path())
+        .args(["serve", "--listen", "127.0.0.1:0", "--no-pings", "--no-mdns"])
+        .spawn()
+        .expect("starts");
+    let socket = dir.path().join("control.sock");
+    for _ in 0..200 {
+        if socket.exists() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let second = finish(
+        command(dir.path()).arg("serve").spawn().expect("starts"),
+        dir.path(),
+    );
+    assert_eq!(second.status, 2);
+    assert_snapshot!(second.err, @"error: a station already serves DIR; stop it first, or use another --state-dir");
+    let pid = i32::try_from(server.id())
+        .ok()
+        .and_then(rustix::process::Pid::from_raw)
+        .expect("a pid");
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("signalled");
+    assert_eq!(finish(server, dir.path()).status, 0);
+    assert!(!socket.exists(), "the socket goes with it");
+}
+
+#[test]
+fn completions_and_manual_are_made() {
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(
+            alone(&["completions", shell]).out.contains("ground-station"),
+            "{shell}"
+        );
+    }
+    assert!(alone(&["man"]).out.contains(".SH"));
+    let dir = tempfile::tempdir().expect("a directory");
+    let pages = dir.path().join("man1");
+    let ran = alone(&["man", "--dir", pages.to_str().expect("text")]);
+    assert_eq!((ran.status, ran.out.as_str()), (0, ""));
+    for page in [
+        "ground-station.1",
+        "ground-station-send.1",
+        "ground-station-fleet-invite.1",
+    ] {
+        assert!(pages.join(page).exists(), "{page}");
+    }
+}
+
+#[test]
+fn nothing_is_read_from_the_home_of_whoever_runs_it() {
+    let ran = Command::new(station::PROGRAM)
+        .arg("nodes")
+        .env_clear()
+        .output()
+        .expect("runs");
+    let err = String::from_utf8_lossy(&ran.stderr).into_owned();
+    assert_eq!(ran.status.code(), Some(2));
+    assert_snapshot!(err, @"error: neither XDG_STATE_HOME nor HOME is set; use --state-dir DIR");
+}

@@ -1,0 +1,201 @@
+//! What a command can ask of this node: the built-in actions and the owner's.
+//!
+//! The gate has judged whether the issuer's role may ask for that class of action at all. Stricter rules are here,
+//! beside what they guard: `execute`, and writing the configuration, which could allow anything else, take an admin.
+//! Every command ends in exactly one [`Reply`]. A command that is late does not begin.
+
+mod builtin;
+mod configure;
+mod params;
+mod selfcheck;
+#[cfg(test)]
+mod tests;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use swarm_shared::net::clock;
+use swarm_shared::net::roots::Roots;
+use swarm_shared::proto::id::{NodeName, PeerId};
+use swarm_shared::proto::message::Arguments;
+use swarm_shared::proto::outcome::{Outcome, Reply};
+use swarm_shared::proto::trust::Role;
+use tokio::sync::{Mutex, Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::logging::LogRing;
+use crate::process::{self, End, Stderr};
+use crate::state::StateDir;
+use crate::telemetry::Telemetry;
+
+pub(crate) use builtin::host_name;
+
+/// How many programs run for commands at once; one more is refused as busy.
+pub const PROGRAMS_MAX: usize = 8;
+
+/// One instruction for this node.
+#[derive(Clone, Debug)]
+pub struct Command {
+    /// Its number, for logs.
+    pub id: u64,
+    /// Who issued it.
+    pub peer: PeerId,
+    /// What that peer is in the fleet.
+    pub role: Role,
+    /// What to do.
+    pub action: String,
+    /// With what.
+    pub arguments: Arguments,
+    /// When it must not begin any more.
+    pub deadline: Option<Instant>,
+}
+
+/// What the actions work with.
+#[derive(Debug)]
+pub struct Setup {
+    /// This node.
+    pub id: PeerId,
+    /// As it is in force.
+    pub config: Config,
+    /// Where it came from, and where changes go.
+    pub config_path: PathBuf,
+    /// What is remembered.
+    pub state: Arc<StateDir>,
+    /// The roots for files.
+    pub roots: Roots,
+    /// The readings.
+    pub telemetry: Telemetry,
+    /// The newest lines of the log.
+    pub log: LogRing,
+    /// The name in use; whoever announces it subscribes.
+    pub name: watch::Sender<NodeName>,
+    /// Where a name comes from that a rename does not outlive: `--name` or `SWARM_NODE_NAME`.
+    pub name_fixed_by: Option<&'static str>,
+    /// Ends programs when the daemon shuts down.
+    pub stop: CancellationToken,
+}
+
+/// The actions of this node. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Actions {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    setup: Setup,
+    programs: Semaphore,
+    /// Held while the configuration file is read, changed and written.
+    writing: Mutex<()>,
+}
+
+impl Actions {
+    /// All actions, ready.
+    pub fn new(setup: Setup) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                setup,
+                programs: Semaphore::new(PROGRAMS_MAX),
+                writing: Mutex::new(()),
+            }),
+        }
+    }
+
+    /// Carries a command out. Dropping the future kills what it runs.
+    pub async fn run(&self, command: Command) -> Reply {
+        let (action, id, peer) = (command.action.as_str(), command.id, command.peer.short());
+        tracing::info!(action, id, peer, role = %command.role, "command");
+        let reply = self.inner.dispatch(&command).await;
+        if let Some(error) = &reply.error {
+            tracing::info!(action, id, peer, state = %reply.state, error, "command ended");
+        }
+        reply
+    }
+}
+
+impl Inner {
+    async fn dispatch(&self, command: &Command) -> Reply {
+        if command.is_late() {
+            return command.expired();
+        }
+        let arguments = &command.arguments;
+        let answered = match command.action.as_str() {
+            "ping" => builtin::ping(arguments),
+            "id" => self.identify(arguments).await,
+            "time" => builtin::time(arguments),
+            "config" => self.configure(command).await,
+            "telemetry" => self.telemetry(arguments).await,
+            "selfcheck" => self.selfcheck(arguments).await,
+            "execute" => self.execute(command).await,
+            "service_restart" => self.service_restart(command).await,
+            "reboot" => self.reboot(command).await,
+            "notify" => self.notify(command).await,
+            "log" => self.log(arguments),
+            "filetransfer" => {
+                Err("a file needs a connection of its own: use `ground-station send` or `fetch`".to_owned())
+            }
+            other => self.owners(other, command).await,
+        };
+        answered.unwrap_or_else(Reply::refused)
+    }
+
+    async fn owners(&self, name: &str, command: &Command) -> Result<Reply, String> {
+        let actions = &self.setup.config.actions;
+        let Some(action) = actions.get(name) else {
+            let own: Vec<&str> = actions.keys().map(crate::config::ActionName::as_str).collect();
+            let own = if own.is_empty() {
+                "none".to_owned()
+            } else {
+                own.join(", ")
+            };
+            let shown: String = name.chars().take(80).collect();
+            return Err(format!("no action is called {shown:?}; this node's own: {own}"));
+        };
+        let argv = action.argv(&command.arguments)?;
+        Ok(self.program(command, &argv, action.timeout).await)
+    }
+
+    /// Runs a program for a command.
+    async fn program(&self, command: &Command, argv: &[String], timeout: Duration) -> Reply {
+        let Ok(_place) = self.programs.try_acquire() else {
+            return Reply::refused(format!("busy: {PROGRAMS_MAX} programs are running; try again"));
+        };
+        if command.is_late() {
+            return command.expired();
+        }
+        let ran = match process::run(argv, Stderr::Merged, timeout, &self.setup.stop).await {
+            Ok(ran) => ran,
+            Err(error) => return Reply::failed(error.to_string()),
+        };
+        let error = match (ran.end, ran.exit) {
+            (End::Exited, 0) => None,
+            (End::Exited, exit) if exit > 128 => Some(format!("ended by signal {}", exit - 128)),
+            (End::Exited, exit) => Some(format!("exit status {exit}")),
+            (End::TimedOut, _) => Some(format!("ran longer than {timeout:?} and was killed")),
+            (End::Stopped, _) => Some("was killed because the node is shutting down".to_owned()),
+        };
+        Reply {
+            state: if error.is_none() {
+                Outcome::Done
+            } else {
+                Outcome::Failed
+            },
+            value: None,
+            output: Some(ran.output),
+            exit: Some(ran.exit),
+            error,
+        }
+    }
+}
+
+impl Command {
+    fn is_late(&self) -> bool {
+        self.deadline.is_some_and(|deadline| clock::now() >= deadline)
+    }
+
+    fn expired(&self) -> Reply {
+        Reply::ended(Outcome::Expired, "its time to live ran out before it could begin")
+    }
+}

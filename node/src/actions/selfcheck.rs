@@ -1,0 +1,143 @@
+//! `selfcheck`: is this device fit to work? `done` if every check is, else `failed`; the list is in both.
+
+use std::path::Path;
+
+use serde::Serialize;
+use serde_json::json;
+use swarm_shared::net::clock;
+use swarm_shared::proto::message::Arguments;
+use swarm_shared::proto::outcome::Reply;
+
+use super::params::Params;
+use super::{Inner, Setup};
+use crate::config::{Config, Origin};
+use crate::telemetry;
+
+/// Less free room than this, in bytes, is too little.
+const FREE_BYTES_MIN: u64 = 64 * 1024 * 1024;
+/// 2025-01-01 in milliseconds since 1970: a clock before it was never set.
+const CLOCK_MIN_MS: u64 = 1_735_689_600_000;
+/// A Raspberry Pi slows down at 80 degrees Celsius.
+const TEMPERATURE_MAX: f64 = 80.0;
+
+#[derive(Debug, Serialize)]
+struct Check {
+    check: String,
+    ok: bool,
+    detail: String,
+}
+
+impl Inner {
+    pub(super) async fn selfcheck(&self, arguments: &Arguments) -> Result<Reply, String> {
+        Params::of(arguments, &[])?;
+        let owner = self.setup.telemetry.owner_error();
+        let state = self.setup.state.clone();
+        let (path, roots) = (self.setup.config_path.clone(), self.setup.roots.clone());
+        let checked = tokio::task::spawn_blocking(move || {
+            let mut checks = vec![
+                result("state", state.probe().map(|()| "can be written".to_owned())),
+                room("disk state", state.path()),
+                clock_is_set(),
+                config_is_right(&path),
+            ];
+            for (name, dir) in roots.iter() {
+                let opened = std::fs::read_dir(dir).map(|_entries| dir.display().to_string());
+                checks.push(result(&format!("root {name}"), opened));
+                checks.push(room(&format!("disk {name}"), dir));
+            }
+            checks.extend(telemetry::cpu_temperature().map(|degrees| Check {
+                check: "temperature".to_owned(),
+                ok: degrees < TEMPERATURE_MAX,
+                detail: format!("{degrees:.1} °C"),
+            }));
+            checks.extend(telemetry::throttling().map(|now| {
+                Check {
+                    check: "throttling".to_owned(),
+                    ok: !now.throttled && !now.under_voltage,
+                    detail: match (now.under_voltage, now.throttled) {
+                        (true, _) => "the supply's voltage is too low",
+                        (false, true) => "the processor is slowed down",
+                        (false, false) => "none",
+                    }
+                    .to_owned(),
+                }
+            }));
+            checks
+        });
+        let mut checks = checked.await.map_err(|error| error.to_string())?;
+        if self.setup.has_telemetry_command() {
+            checks.push(Check {
+                check: "telemetry".to_owned(),
+                ok: owner.is_none(),
+                detail: owner.unwrap_or_else(|| "the command works".to_owned()),
+            });
+        }
+        let bad: Vec<String> = checks
+            .iter()
+            .filter(|check| !check.ok)
+            .map(|check| format!("{}: {}", check.check, check.detail))
+            .collect();
+        let reply = if bad.is_empty() {
+            Reply::done(json!(checks))
+        } else {
+            Reply {
+                value: Some(json!(checks)),
+                ..Reply::failed(bad.join("; "))
+            }
+        };
+        Ok(reply)
+    }
+}
+
+impl Setup {
+    fn has_telemetry_command(&self) -> bool {
+        self.config.telemetry.command.is_some()
+    }
+}
+
+fn result<E: std::fmt::Display>(check: &str, result: Result<String, E>) -> Check {
+    Check {
+        check: check.to_owned(),
+        ok: result.is_ok(),
+        detail: result.unwrap_or_else(|error| error.to_string()),
+    }
+}
+
+fn room(check: &str, path: &Path) -> Check {
+    let disk = telemetry::disk(path);
+    Check {
+        check: check.to_owned(),
+        ok: disk.is_some_and(|disk| disk.free >= FREE_BYTES_MIN),
+        detail: match disk {
+            Some(disk) => format!("{} of {} MiB free", disk.free >> 20, disk.total >> 20),
+            None => "cannot be examined".to_owned(),
+        },
+    }
+}
+
+fn clock_is_set() -> Check {
+    let now = clock::unix_time_ms();
+    let ok = now >= CLOCK_MIN_MS;
+    Check {
+        check: "clock".to_owned(),
+        ok,
+        detail: if ok {
+            "is set"
+        } else {
+            "was never set: links work, times in logs do not"
+        }
+        .to_owned(),
+    }
+}
+
+fn config_is_right(path: &Path) -> Check {
+    let origin = Origin::File(path.to_owned(), None);
+    let checked = match std::fs::read_to_string(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok("no file".to_owned()),
+        Err(error) => Err(error.to_string()),
+        Ok(text) => Config::parse(&text, &origin)
+            .map(|_| "the file is right".to_owned())
+            .map_err(|error| error.to_string()),
+    };
+    result("config", checked)
+}

@@ -1,0 +1,202 @@
+//! The command line. Each verb ends in an exit status: 0 done, 1 failed, 2 usage or configuration.
+
+mod settings;
+mod show;
+
+use std::io::Write;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::{Args, Parser, Subcommand};
+use swarm_shared::net::identity::{self, KeyFile};
+use swarm_shared::proto::trust::invite::Invitation;
+
+use crate::config::{Config, ConfigError};
+use crate::logging::{self, LogRing};
+use crate::state::StateDir;
+use crate::status::{self, Joined, Request, View};
+use crate::{daemon, process};
+
+pub use settings::RunArgs;
+
+/// How long threads that wait for a disk may hold up the end of the process.
+const BLOCKING_GRACE: Duration = process::TERM_GRACE;
+
+/// The daemon that runs on every device of a swarm. Without a verb it runs.
+#[derive(Debug, Parser)]
+#[command(
+    name = "swarm-node",
+    version,
+    args_conflicts_with_subcommands = true,
+    max_term_width = 110
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    verb: Option<Verb>,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run the daemon.
+    Run(RunArgs),
+    /// Join a fleet with a code from `ground-station fleet invite`, and end. A running daemon is told to join.
+    Join {
+        /// The invitation code.
+        code: String,
+        #[command(flatten)]
+        run: RunArgs,
+    },
+    /// Show this node's name and id.
+    Id(AskArgs),
+    /// Show what the running daemon is doing.
+    Status(AskArgs),
+    /// Check a configuration file, and say what is wrong with it.
+    CheckConfig {
+        /// The file.
+        file: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+struct AskArgs {
+    /// Where keys and the fleet are kept [default: /var/lib/swarm-node, else ~/.local/state/swarm-node]
+    #[arg(long, value_name = "DIR", env = "SWARM_NODE_STATE_DIR")]
+    state_dir: Option<PathBuf>,
+    /// One line of JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Does what the command line says.
+pub fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let text = format!("swarm-node: {error:#}\n");
+            // Where else could that be told?
+            let _no_screen = std::io::stderr().write_all(text.as_bytes());
+            let usage = error.is::<ConfigError>() || error.is::<settings::BadFlag>();
+            ExitCode::from(if usage { 2 } else { 1 })
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    match cli.verb {
+        None => run_daemon(cli.run, None),
+        Some(Verb::Run(run)) => run_daemon(run, None),
+        Some(Verb::Join { code, run }) => join(run, code),
+        Some(Verb::Id(ask)) => id(ask),
+        Some(Verb::Status(ask)) => status(ask),
+        Some(Verb::CheckConfig { file }) => check_config(&file),
+    }
+}
+
+fn run_daemon(args: RunArgs, code: Option<String>) -> anyhow::Result<()> {
+    let ring = LogRing::new();
+    let level = args.log.clone();
+    let settings = args.into_settings(ring.clone(), code)?;
+    logging::init(&level, &ring).map_err(|error| settings::BadFlag(format!("{error:#}")))?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    let ended = runtime.block_on(daemon::run(settings));
+    runtime.shutdown_timeout(BLOCKING_GRACE);
+    ended
+}
+
+fn join(args: RunArgs, code: String) -> anyhow::Result<()> {
+    if let Err(error) = code.parse::<Invitation>() {
+        return Err(settings::BadFlag(error.to_string()).into());
+    }
+    let dir = args.state_dir();
+    let asked = status::ask(&StateDir::socket(&dir), &Request::Join { code: code.clone() });
+    let Some(line) = asked.with_context(|| cannot_ask(&dir))? else {
+        refuse_foreign(&dir)?;
+        return run_daemon(args, Some(code));
+    };
+    let joined: Joined = serde_json::from_str(&line).context("the daemon's answer is unreadable")?;
+    match (joined.fleet, joined.error) {
+        (Some(fleet), _) => print(&format!("joined fleet {fleet}\n")),
+        (None, error) => bail!("not joined: {}", error.unwrap_or_default()),
+    }
+}
+
+/// Root would leave a key behind that the directory's owner cannot read, and the daemon would not start again.
+fn refuse_foreign(dir: &std::path::Path) -> anyhow::Result<()> {
+    let owner = std::fs::metadata(dir).map_or(0, |meta| meta.uid());
+    if rustix::process::geteuid().is_root() && owner != 0 {
+        bail!(
+            "{} belongs to user {owner} and its daemon is not running: start the daemon first, or be that user",
+            dir.display()
+        );
+    }
+    Ok(())
+}
+
+fn id(ask: AskArgs) -> anyhow::Result<()> {
+    let dir = ask.state_dir.unwrap_or_else(StateDir::default_path);
+    let running = view(&dir).ok().flatten().map(|view| (Some(view.name), view.id));
+    let shown = match running {
+        Some(shown) => Some(shown),
+        None => identity::load(&dir, KeyFile::Identity)?.map(|key| (None, key.public().id().to_string())),
+    };
+    let Some((name, id)) = shown else {
+        bail!(
+            "there is no key in {} yet: it is made when the daemon starts",
+            dir.display()
+        );
+    };
+    print(&show::id(name.as_deref(), &id, ask.json))
+}
+
+fn status(ask: AskArgs) -> anyhow::Result<()> {
+    let dir = ask.state_dir.unwrap_or_else(StateDir::default_path);
+    let Some(view) = view(&dir)? else {
+        bail!(
+            "no daemon runs with the state directory {}: start one, or name another with --state-dir",
+            dir.display()
+        );
+    };
+    print(&show::status(&view, ask.json)?)
+}
+
+fn view(dir: &std::path::Path) -> anyhow::Result<Option<View>> {
+    let line = status::ask(&StateDir::socket(dir), &Request::Status).with_context(|| cannot_ask(dir))?;
+    line.map(|line| serde_json::from_str(&line).context("the daemon's answer is unreadable"))
+        .transpose()
+}
+
+fn cannot_ask(dir: &std::path::Path) -> String {
+    format!(
+        "cannot ask the daemon in {}: be its user or in its group, or use sudo",
+        dir.display()
+    )
+}
+
+fn check_config(file: &std::path::Path) -> anyhow::Result<()> {
+    let config = Config::load(Some(file), std::iter::empty())?;
+    let mut text = format!("{}: ok\n", file.display());
+    for key in config.not_acted_on() {
+        text.push_str(&format!(
+            "note: {key} is right, but this version does not act on it yet\n"
+        ));
+    }
+    print(&text)
+}
+
+/// The one place that writes to standard output.
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        // Whoever read it has had enough.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.context("cannot write to standard output"),
+    }
+}

@@ -1,0 +1,131 @@
+//! What a person sees.
+
+use std::fmt::Write;
+
+use serde_json::json;
+
+use crate::status::View;
+
+/// The name and the id, in groups and whole.
+pub(super) fn id(name: Option<&str>, id: &str, json: bool) -> String {
+    if json {
+        return format!("{}\n", json!({ "name": name, "id": id }));
+    }
+    let mut text = String::new();
+    if let Some(name) = name {
+        text.push_str(&format!("name  {name}\n"));
+    }
+    text.push_str(&format!("id    {}\nwhole {id}\n", grouped(id)));
+    text
+}
+
+/// As [`swarm_shared::proto::id::PeerId::short`] has it.
+fn grouped(id: &str) -> String {
+    let digits: Vec<char> = id.chars().take(16).collect();
+    let groups: Vec<String> = digits.chunks(4).map(|group| group.iter().collect()).collect();
+    groups.join("-")
+}
+
+/// The status, as a page or as one line of JSON.
+pub(super) fn status(view: &View, json: bool) -> anyhow::Result<String> {
+    let mut text = String::new();
+    if json {
+        text = serde_json::to_string(view)?;
+        text.push('\n');
+        return Ok(text);
+    }
+    let id = grouped(&view.id);
+    writeln!(
+        text,
+        "{} {id}, version {}, up {}",
+        view.name,
+        view.version,
+        span(view.uptime_s)
+    )?;
+    let none = "none: see `swarm-node join`";
+    writeln!(text, "fleet    {}", view.fleet.as_deref().unwrap_or(none))?;
+    writeln!(text, "listens  {}", view.listen.as_deref().unwrap_or("not yet"))?;
+    writeln!(text, "config   {}", view.config)?;
+    writeln!(text, "state    {}", view.state_dir)?;
+    if let Some(problem) = &view.state_problem {
+        writeln!(text, "         NOTHING CAN BE REMEMBERED: {problem}")?;
+    }
+    match view.links.len() {
+        0 => writeln!(text, "links    none")?,
+        count => writeln!(text, "links    {count}")?,
+    }
+    for link in &view.links {
+        let (name, id, kind, addr) = (&link.name, &link.id, &link.kind, &link.addr);
+        writeln!(
+            text,
+            "         {kind} {name} {id} at {addr}, up {}",
+            span(link.up_s)
+        )?;
+    }
+    if let Some(refusal) = &view.last_refusal {
+        writeln!(text, "refused  {refusal}")?;
+    }
+    if !view.warnings.is_empty() {
+        writeln!(text, "warnings")?;
+    }
+    for warning in &view.warnings {
+        writeln!(text, "  {warning}")?;
+    }
+    Ok(text)
+}
+
+fn span(seconds: u64) -> String {
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds} s"),
+        (0, 0, minutes) => format!("{minutes} min"),
+        (0, hours, minutes) => format!("{hours} h {} min", minutes % 60),
+        (days, hours, _) => format!("{days} d {} h", hours % 24),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::status::LinkView;
+
+    #[test]
+    fn a_page_for_people() {
+        let view = View {
+            name: "drone-07".to_owned(),
+            id: "a1b2c3d4e5f60718".repeat(4),
+            version: "0.1.0".to_owned(),
+            pid: 7,
+            fleet: Some("0011-2233".to_owned()),
+            listen: Some("0.0.0.0:7420".to_owned()),
+            uptime_s: 93_784,
+            links: vec![LinkView {
+                name: "laptop".to_owned(),
+                id: "ffff-0000-1111-2222".to_owned(),
+                kind: "station".to_owned(),
+                addr: "10.0.0.2:7421".to_owned(),
+                up_s: 75,
+            }],
+            config: "/etc/c.toml".to_owned(),
+            state_dir: "/var/lib/swarm-node".to_owned(),
+            state_problem: Some("Read-only file system".to_owned()),
+            last_refusal: Some("wrong fleet".to_owned()),
+            warnings: vec!["WARN careful".to_owned()],
+        };
+        insta::assert_snapshot!(status(&view, false).expect("text"), @r"
+        drone-07 a1b2-c3d4-e5f6-0718, version 0.1.0, up 1 d 2 h
+        fleet    0011-2233
+        listens  0.0.0.0:7420
+        config   /etc/c.toml
+        state    /var/lib/swarm-node
+                 NOTHING CAN BE REMEMBERED: Read-only file system
+        links    1
+                 station laptop ffff-0000-1111-2222 at 10.0.0.2:7421, up 1 min
+        refused  wrong fleet
+        warnings
+          WARN careful
+        ");
+        let line = status(&view, true).expect("a line");
+        assert_eq!(serde_json::from_str::<View>(&line).expect("a view"), view);
+    }
+}

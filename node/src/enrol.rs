@@ -1,0 +1,201 @@
+//! How a node comes into a fleet: by a code from its configuration, by one that somebody on the device hands in, or,
+//! where the configuration says `adoptable`, by asking whatever station it hears of.
+//!
+//! | state | tries | until |
+//! |---|---|---|
+//! | no fleet, a code | the code's addresses, then stations heard of, with backoff | taken in, or a later code |
+//! | no fleet, adoptable | stations heard of, each for as long as it lets us wait | accepted by its operator |
+//! | in a fleet | nothing, unless a code is handed in | stop |
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use swarm_shared::net::clock;
+use swarm_shared::net::endpoint::Endpoint;
+use swarm_shared::net::join::{JoinError, join};
+use swarm_shared::net::socket::KeepaliveConfig;
+use swarm_shared::proto::dial::{BACKOFF_MAX, BACKOFF_MIN, Hint, Source};
+use swarm_shared::proto::message::RefusalCode;
+use swarm_shared::proto::trust::Membership;
+use swarm_shared::proto::trust::invite::Invitation;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::memory::Memory;
+use crate::status::{JoinRequest, Status};
+
+/// Most stations heard of that are asked in turn; the newest stay.
+const STRANGERS_MAX: usize = 16;
+/// How long somebody on the device waits for a code to be tried.
+const REQUEST_PATIENCE: Duration = Duration::from_secs(45);
+/// How long to wait before a code that was refused is tried again: it will not get better soon.
+const REFUSED_PAUSE: Duration = Duration::from_secs(60);
+
+/// What enrolment works with.
+#[derive(Debug)]
+pub(crate) struct Enrolment {
+    pub(crate) endpoint: Endpoint,
+    pub(crate) keepalive: KeepaliveConfig,
+    /// From the configuration.
+    pub(crate) code: Option<String>,
+    pub(crate) adoptable: bool,
+    /// Stations that the configuration names.
+    pub(crate) known: Vec<SocketAddr>,
+    /// Stations heard of while there is no fleet.
+    pub(crate) strangers: mpsc::Receiver<SocketAddr>,
+    /// Codes handed in on this device.
+    pub(crate) requests: mpsc::Receiver<JoinRequest>,
+    pub(crate) memory: Memory,
+    pub(crate) status: Status,
+    pub(crate) stop: CancellationToken,
+}
+
+/// Enrols until the node stops.
+pub(crate) async fn run(mut this: Enrolment) {
+    let stop = this.stop.clone();
+    let invitation = this.configured_code();
+    let mut heard: VecDeque<SocketAddr> = this.known.iter().copied().collect();
+    let mut pause = BACKOFF_MIN;
+    loop {
+        let wants = !this.has_fleet() && (invitation.is_some() || this.adoptable);
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            Some(request) = this.requests.recv() => this.take_request(request, &heard).await,
+            Some(addr) = this.strangers.recv() => {
+                if !heard.contains(&addr) {
+                    heard.push_back(addr);
+                    heard.truncate(STRANGERS_MAX);
+                    pause = BACKOFF_MIN;
+                }
+            }
+            () = tokio::time::sleep(pause), if wants => {
+                let tried = this.try_all(invitation.as_ref(), &mut heard);
+                let (outcome, next) = tokio::select! {
+                    () = stop.cancelled() => return,
+                    tried = tried => tried,
+                };
+                match outcome {
+                    Some(membership) => this.enter(membership).await,
+                    None => pause = next.unwrap_or((pause * 2).min(BACKOFF_MAX)),
+                }
+            }
+        }
+    }
+}
+
+impl Enrolment {
+    fn has_fleet(&self) -> bool {
+        self.endpoint.membership().borrow().is_some()
+    }
+
+    fn configured_code(&self) -> Option<Invitation> {
+        if self.has_fleet() {
+            return None;
+        }
+        let parsed = self.code.as_deref()?.parse::<Invitation>();
+        parsed
+            .inspect_err(|error| self.tell(&format!("the code of `join` is no code: {error}")))
+            .ok()
+    }
+
+    fn tell(&self, text: &str) {
+        tracing::warn!("{text}");
+        self.status
+            .update(|facts| facts.last_refusal = Some(text.to_owned()));
+    }
+
+    /// Asks everybody once. Returns the fleet, or how long to wait if that is not for the backoff to say.
+    async fn try_all(
+        &self,
+        invitation: Option<&Invitation>,
+        heard: &mut VecDeque<SocketAddr>,
+    ) -> (Option<Membership>, Option<Duration>) {
+        let mut next = None;
+        let own = invitation
+            .map(|invitation| invitation.addresses().to_vec())
+            .unwrap_or_default();
+        let strangers = heard.iter().copied().filter(|addr| !own.contains(addr));
+        let all: Vec<(SocketAddr, bool)> = own
+            .iter()
+            .map(|addr| (*addr, true))
+            .chain(strangers.map(|addr| (addr, false)))
+            .collect();
+        for (addr, is_own) in all {
+            if invitation.is_none() {
+                let id = self.endpoint.id().short();
+                tracing::info!(%addr, id, "asking to be taken in: `ground-station fleet accept` there lets this node in");
+            }
+            match join(self.endpoint.local(), &self.keepalive, addr, invitation).await {
+                Ok(membership) => return (Some(membership), None),
+                Err(JoinError::Refused(refused)) if refused.code == RefusalCode::Pending => {}
+                Err(JoinError::Refused(refused)) if is_own => {
+                    self.tell(&format!("the station at {addr} refused: {refused}"));
+                    next = Some(REFUSED_PAUSE);
+                }
+                Err(error) => {
+                    tracing::debug!(%addr, %error, "not taken in");
+                    if !is_own {
+                        // Another fleet's station, or one that has gone: it is heard again if it is there.
+                        heard.retain(|known| *known != addr || self.known.contains(known));
+                    }
+                }
+            }
+        }
+        (None, next)
+    }
+
+    async fn enter(&self, membership: Membership) {
+        let membership = Arc::new(membership);
+        tracing::info!(fleet = membership.fingerprint().short(), "joined a fleet");
+        // Written before anybody hears that it went well.
+        self.memory.keep_fleet(&membership);
+        self.endpoint.adopt(membership).await;
+        self.endpoint.adopted().await;
+    }
+
+    /// A code handed in on this device: tried at once, and for as long as its sender waits.
+    async fn take_request(&self, request: JoinRequest, heard: &VecDeque<SocketAddr>) {
+        let JoinRequest { code, mut done } = request;
+        let tried = tokio::select! {
+            () = self.stop.cancelled() => Err("the node is shutting down".to_owned()),
+            () = done.closed() => return,
+            tried = self.try_code(&code, heard) => tried,
+        };
+        if let Err(why) = &tried {
+            self.tell(&format!("did not join: {why}"));
+        }
+        let _sender_gone = done.send(tried);
+    }
+
+    async fn try_code(&self, code: &str, heard: &VecDeque<SocketAddr>) -> Result<String, String> {
+        let invitation: Invitation = code.parse().map_err(|error| format!("{error}"))?;
+        let deadline = clock::now() + REQUEST_PATIENCE;
+        let mut pause = BACKOFF_MIN;
+        loop {
+            let mut last = "the code holds no address, and no station is heard of".to_owned();
+            for addr in invitation.addresses().iter().chain(heard) {
+                match join(self.endpoint.local(), &self.keepalive, *addr, Some(&invitation)).await {
+                    Ok(membership) => {
+                        let fleet = membership.fingerprint().short();
+                        self.enter(membership).await;
+                        self.endpoint.heard(*addr, Source::Known, Hint::None).await;
+                        return Ok(fleet);
+                    }
+                    // The word of the station that gave the code out is final.
+                    Err(JoinError::Refused(refused)) if invitation.addresses().contains(addr) => {
+                        return Err(refused.to_string());
+                    }
+                    Err(error) => last = error.to_string(),
+                }
+            }
+            if clock::now() >= deadline {
+                return Err(last);
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(BACKOFF_MAX);
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! What the node remembers of its fleet: `fleet.json` (root, grant, fleet state) and `stations.json` (where stations
+//! were seen last). A disk that fails is told in the log; the node goes on with what it knows.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use swarm_shared::net::store::{self, MODE_PLAIN, MODE_SECRET};
+use swarm_shared::proto::id::PublicKey;
+use swarm_shared::proto::trust::Membership;
+
+use crate::links::dialable;
+
+const FLEET: &str = "fleet.json";
+const STATIONS: &str = "stations.json";
+/// Most stations that are remembered, newest first.
+const STATIONS_MAX: usize = 8;
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub struct Memory {
+    dir: PathBuf,
+}
+
+impl Memory {
+    /// What lies in this state directory.
+    pub fn new(dir: &Path) -> Self {
+        Self { dir: dir.to_owned() }
+    }
+
+    /// The fleet that this node belongs to, if it does and the file is sound.
+    pub fn fleet(&self, own: &PublicKey) -> Option<Membership> {
+        let path = self.dir.join(FLEET);
+        let bytes = store::read(&path)
+            .inspect_err(|error| tracing::warn!(%error, "the fleet cannot be read: as if there were none"))
+            .ok()??;
+        let sound = |text: &[u8]| -> anyhow::Result<Membership> {
+            let membership: Membership = serde_json::from_slice(text)?;
+            membership.check_own(own)?;
+            Ok(membership)
+        };
+        sound(&bytes)
+            .inspect_err(|error| {
+                tracing::error!(path = %path.display(), %error, "not a fleet of this node: delete it and join anew");
+            })
+            .ok()
+    }
+
+    /// Remembers the fleet.
+    pub fn keep_fleet(&self, membership: &Membership) {
+        self.write(FLEET, membership, MODE_SECRET);
+    }
+
+    /// Where stations were seen last, newest first.
+    pub fn stations(&self) -> Vec<SocketAddr> {
+        let read = store::read(&self.dir.join(STATIONS)).ok().flatten();
+        let mut stations: Vec<SocketAddr> = read
+            .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+            .unwrap_or_default();
+        stations.retain(dialable);
+        stations.truncate(STATIONS_MAX);
+        stations
+    }
+
+    /// Remembers where a station is.
+    pub fn keep_station(&self, addr: SocketAddr) {
+        let mut stations = self.stations();
+        if stations.first() == Some(&addr) {
+            // Nothing new: an SD card is not written for it.
+            return;
+        }
+        stations.retain(|known| *known != addr);
+        stations.insert(0, addr);
+        stations.truncate(STATIONS_MAX);
+        self.write(STATIONS, &stations, MODE_PLAIN);
+    }
+
+    fn write(&self, file: &str, value: &impl serde::Serialize, mode: u32) {
+        let path = self.dir.join(file);
+        let written = serde_json::to_vec_pretty(value)
+            .map_err(|error| error.to_string())
+            .and_then(|bytes| store::write_atomic(&path, &bytes, mode).map_err(|error| error.to_string()));
+        if let Err(error) = written {
+            tracing::warn!(path = %path.display(), error, "not remembered");
+        }
+    }
+}

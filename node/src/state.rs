@@ -1,0 +1,161 @@
+//! The state directory: what the node remembers between runs. One daemon holds it at a time.
+//!
+//! A directory that cannot be written to (read-only card, full disk) does not stop the daemon: it runs on with what
+//! it can read, and says so. Whoever writes here asks [`StateDir::problem`] first, or copes with the error.
+
+use std::fs::{DirBuilder, File};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::bail;
+use rustix::fs::{Access, FlockOperation};
+use rustix::io::Errno;
+use swarm_shared::proto::id::NodeName;
+
+use crate::config;
+
+const SYSTEM_DIR: &str = "/var/lib/swarm-node";
+const LOCK: &str = "lock";
+const NAME: &str = "name";
+const SOCKET: &str = "status.sock";
+
+/// An open state directory.
+#[derive(Debug)]
+pub struct StateDir {
+    path: PathBuf,
+    problem: Option<String>,
+    /// Held as long as the daemon lives; absent where nothing can be written.
+    _lock: Option<File>,
+}
+
+impl StateDir {
+    /// Where the state is unless somebody says otherwise: what systemd gives, `/var/lib/swarm-node` for root and
+    /// whoever may write there, else the user's own state.
+    pub fn default_path() -> PathBuf {
+        if let Some(dir) = std::env::var_os("STATE_DIRECTORY") {
+            return dir.into();
+        }
+        let system = Path::new(SYSTEM_DIR);
+        if rustix::process::geteuid().is_root() || rustix::fs::access(system, Access::WRITE_OK).is_ok() {
+            return system.to_owned();
+        }
+        let home = || Path::new(&std::env::var_os("HOME").unwrap_or_default()).join(".local/state");
+        std::env::var_os("XDG_STATE_HOME")
+            .map_or_else(home, PathBuf::from)
+            .join("swarm-node")
+    }
+
+    /// Opens the directory, making it if it is missing, and holds it against other daemons.
+    ///
+    /// # Errors
+    /// If another daemon holds it.
+    pub fn open(path: &Path) -> anyhow::Result<Self> {
+        let made = DirBuilder::new().recursive(true).mode(0o750).create(path);
+        let lock = made.and_then(|()| {
+            File::options()
+                .create(true)
+                .truncate(false)
+                .write(true)
+                .mode(0o600)
+                .open(path.join(LOCK))
+        });
+        let mut state = Self {
+            path: path.to_owned(),
+            problem: None,
+            _lock: None,
+        };
+        match lock {
+            Ok(file) => match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Err(Errno::WOULDBLOCK) => bail!(
+                    "another swarm-node runs with the state directory {}: stop it, or choose another --state-dir",
+                    path.display()
+                ),
+                // A file system without locks: better unguarded than not at all.
+                _ => state._lock = Some(file),
+            },
+            Err(error) => state.problem = Some(error.to_string()),
+        }
+        if state.problem.is_none() {
+            state.problem = state.probe().err().map(|error| error.to_string());
+        }
+        Ok(state)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Why nothing could be written when it was opened; `None` if all is well.
+    pub fn problem(&self) -> Option<&str> {
+        self.problem.as_deref()
+    }
+
+    /// Tries to write, now.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn probe(&self) -> io::Result<()> {
+        let path = self.path.join(".probe");
+        let written = std::fs::write(&path, [0; 4096]);
+        let _not_there = std::fs::remove_file(&path);
+        written
+    }
+
+    /// Where the daemon answers `status`.
+    pub fn socket(path: &Path) -> PathBuf {
+        path.join(SOCKET)
+    }
+
+    /// The name given by the `id` action.
+    pub fn name(&self) -> Option<NodeName> {
+        let text = std::fs::read_to_string(self.path.join(NAME)).ok()?;
+        match NodeName::parse(text.trim()) {
+            Ok(name) => Some(name),
+            Err(error) => {
+                tracing::warn!(%error, "the remembered name is passed over");
+                None
+            }
+        }
+    }
+
+    /// Remembers a name.
+    ///
+    /// # Errors
+    /// [`config::EditError::Io`]
+    pub fn set_name(&self, name: &NodeName) -> Result<(), config::EditError> {
+        config::write(&self.path.join(NAME), &format!("{name}\n"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_daemon_holds_it_and_a_name_is_remembered() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("a/b");
+        let state = StateDir::open(&path).expect("made");
+        assert_eq!((state.problem(), state.name()), (None, None));
+        let error = StateDir::open(&path).expect_err("held").to_string();
+        assert!(error.contains("another swarm-node"), "{error}");
+        state.set_name(&NodeName::from_host("x7")).expect("written");
+        drop(state);
+        let again = StateDir::open(&path).expect("free");
+        assert_eq!(again.name().expect("a name").as_str(), "x7");
+        std::fs::write(path.join(NAME), "not a name").expect("written");
+        assert_eq!(again.name(), None);
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_said_and_survived() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = dir.path().join("file");
+        std::fs::write(&file, "").expect("written");
+        let state = StateDir::open(&file.join("below")).expect("runs on");
+        assert!(state.problem().is_some());
+        assert!(state.set_name(&NodeName::from_host("x")).is_err());
+    }
+}

@@ -1,0 +1,395 @@
+//! The status socket: what the daemon on this device is doing, for whoever is on the device.
+//!
+//! One request line, one answer line, both JSON: `{"verb":"status"}` gives [`View`]; `{"verb":"join","code":"…"}`
+//! hands an invitation code to the running daemon and gives [`Joined`]. Somebody who writes nothing gets the status.
+//! The socket has mode 0660: the daemon's user and group.
+
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream as BlockingStream;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use swarm_shared::net::clock;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use crate::logging::LogRing;
+
+/// How many warnings the status shows.
+const WARNINGS_MAX: usize = 20;
+/// Longest request, in bytes.
+const REQUEST_BYTES_MAX: u64 = 4096;
+/// How long a request may take to come.
+const REQUEST_WAIT: Duration = Duration::from_secs(1);
+/// How many may ask at once.
+const CLIENTS_MAX: usize = 8;
+/// How long the daemon may take to join before the one who asked is told that it did not.
+const JOIN_WAIT: Duration = Duration::from_secs(60);
+/// How many codes may wait to be tried.
+pub const JOIN_REQUESTS_MAX: usize = 4;
+
+/// What `status` shows.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct View {
+    /// The node's name.
+    pub name: String,
+    /// The node's id, whole; empty until it is known.
+    pub id: String,
+    /// The program's version.
+    pub version: String,
+    /// The process.
+    pub pid: u32,
+    /// The fleet's fingerprint; absent while the node belongs to none.
+    #[serde(default)]
+    pub fleet: Option<String>,
+    /// The address that is really listened on; absent until it is.
+    #[serde(default)]
+    pub listen: Option<String>,
+    /// Seconds since the daemon started.
+    pub uptime_s: u64,
+    /// Whom it is linked with.
+    pub links: Vec<LinkView>,
+    /// The configuration file, whether it is there or not.
+    pub config: String,
+    /// The state directory.
+    pub state_dir: String,
+    /// Why nothing can be remembered; absent if all is well.
+    #[serde(default)]
+    pub state_problem: Option<String>,
+    /// Why a peer, or this node, was refused last.
+    #[serde(default)]
+    pub last_refusal: Option<String>,
+    /// The newest warnings of the log, oldest first.
+    pub warnings: Vec<String>,
+}
+
+/// One link.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkView {
+    /// The peer's name.
+    pub name: String,
+    /// The peer's id, short.
+    pub id: String,
+    /// `node` or `station`.
+    pub kind: String,
+    /// Where it is.
+    pub addr: String,
+    /// Seconds since the link came up.
+    pub up_s: u64,
+}
+
+/// How a join ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Joined {
+    /// The fleet's fingerprint, if it went well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fleet: Option<String>,
+    /// Why not, else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// What may be asked.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", tag = "verb")]
+pub enum Request {
+    /// For a [`View`].
+    Status,
+    /// To join by a code.
+    Join {
+        /// The invitation code.
+        code: String,
+    },
+}
+
+/// A code that somebody on this device wants tried.
+#[derive(Debug)]
+pub struct JoinRequest {
+    /// The invitation code.
+    pub code: String,
+    /// Takes the fleet's fingerprint, or why not.
+    pub done: oneshot::Sender<Result<String, String>>,
+}
+
+/// The facts behind [`View`], written by those who know them. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Status {
+    facts: Arc<Mutex<View>>,
+    log: LogRing,
+    start: Instant,
+}
+
+impl Status {
+    /// Starts with what is known at start; the rest is filled in by [`Self::update`].
+    pub fn new(facts: View, log: LogRing) -> Self {
+        Self {
+            facts: Arc::new(Mutex::new(facts)),
+            log,
+            start: clock::now(),
+        }
+    }
+
+    /// Changes the facts.
+    pub fn update(&self, change: impl FnOnce(&mut View)) {
+        change(&mut self.facts.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// As of now.
+    pub fn view(&self) -> View {
+        let facts = self.facts.lock().unwrap_or_else(PoisonError::into_inner);
+        View {
+            uptime_s: (clock::now() - self.start).as_secs(),
+            warnings: self.log.warnings(WARNINGS_MAX),
+            ..facts.clone()
+        }
+    }
+}
+
+/// Takes the place of a socket that a dead daemon left behind. The caller holds the state directory.
+///
+/// # Errors
+/// What the system says.
+pub fn bind(path: &Path) -> io::Result<UnixListener> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, PermissionsExt::from_mode(0o660))?;
+    Ok(listener)
+}
+
+/// Answers until `stop`.
+pub async fn serve(
+    listener: UnixListener,
+    status: Status,
+    joins: mpsc::Sender<JoinRequest>,
+    stop: CancellationToken,
+) {
+    let places = Arc::new(Semaphore::new(CLIENTS_MAX));
+    loop {
+        let Ok(place) = places.clone().acquire_owned().await else {
+            return;
+        };
+        let stream = tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tracing::warn!(%error, "the status socket");
+                    tokio::time::sleep(REQUEST_WAIT).await;
+                    continue;
+                }
+            },
+        };
+        let (status, joins, stop) = (status.clone(), joins.clone(), stop.clone());
+        tokio::spawn(async move {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => {}
+                answered = answer(stream, &status, &joins) => if let Err(error) = answered {
+                    tracing::debug!(%error, "a client of the status socket went away");
+                }
+            }
+            drop(place);
+        });
+    }
+}
+
+async fn answer(
+    mut stream: UnixStream,
+    status: &Status,
+    joins: &mpsc::Sender<JoinRequest>,
+) -> io::Result<()> {
+    let mut line = String::new();
+    {
+        let (reader, _) = stream.split();
+        let mut reader = tokio::io::BufReader::new(reader.take(REQUEST_BYTES_MAX));
+        // Whoever writes nothing wants the status.
+        let _late = tokio::time::timeout(REQUEST_WAIT, reader.read_line(&mut line)).await;
+    }
+    let request = match line.trim() {
+        "" => Ok(Request::Status),
+        text => serde_json::from_str(text),
+    };
+    let mut text = match request {
+        Ok(Request::Status) => serde_json::to_vec(&status.view()),
+        Ok(Request::Join { code }) => serde_json::to_vec(&join(code, joins).await),
+        Err(error) => serde_json::to_vec(&Joined {
+            fleet: None,
+            error: Some(format!("not a request: {error}")),
+        }),
+    }?;
+    text.push(b'\n');
+    stream.write_all(&text).await?;
+    stream.shutdown().await
+}
+
+async fn join(code: String, joins: &mpsc::Sender<JoinRequest>) -> Joined {
+    let (done, outcome) = oneshot::channel();
+    let ended = match joins.try_send(JoinRequest { code, done }) {
+        Err(mpsc::error::TrySendError::Full(_)) => Err("other codes are being tried; ask again".to_owned()),
+        Err(mpsc::error::TrySendError::Closed(_)) => Err("the daemon is shutting down".to_owned()),
+        Ok(()) => match tokio::time::timeout(JOIN_WAIT, outcome).await {
+            Ok(Ok(ended)) => ended,
+            Ok(Err(_dropped)) => Err("the daemon is shutting down".to_owned()),
+            Err(_late) => Err(format!(
+                "no answer from the station within {JOIN_WAIT:?}; the log says more"
+            )),
+        },
+    };
+    match ended {
+        Ok(fleet) => Joined {
+            fleet: Some(fleet),
+            error: None,
+        },
+        Err(error) => Joined {
+            fleet: None,
+            error: Some(error),
+        },
+    }
+}
+
+/// Asks the daemon that holds this state directory; `None` if there is none.
+///
+/// # Errors
+/// What the system says about an existing socket.
+pub fn ask(socket: &Path, request: &Request) -> io::Result<Option<String>> {
+    let mut stream = match BlockingStream::connect(socket) {
+        Ok(stream) => stream,
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+            ) =>
+        {
+            return Ok(None);
+        }
+        Err(error) => return Err(error),
+    };
+    let wait = match request {
+        Request::Status => Duration::from_secs(5),
+        Request::Join { .. } => JOIN_WAIT + Duration::from_secs(5),
+    };
+    stream.set_read_timeout(Some(wait))?;
+    let mut text = serde_json::to_vec(request)?;
+    text.push(b'\n');
+    stream.write_all(&text)?;
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line)?;
+    if line.is_empty() {
+        return Err(io::Error::other(
+            "the daemon closed the connection without an answer",
+        ));
+    }
+    Ok(Some(line))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Served {
+        dir: tempfile::TempDir,
+        status: Status,
+        joins: mpsc::Receiver<JoinRequest>,
+        _stop: tokio_util::sync::DropGuard,
+    }
+
+    impl Served {
+        fn start() -> Self {
+            let dir = tempfile::tempdir().expect("a directory");
+            let facts = View {
+                name: "n1".to_owned(),
+                ..View::default()
+            };
+            let status = Status::new(facts, LogRing::new());
+            let (tx, joins) = mpsc::channel(JOIN_REQUESTS_MAX);
+            let stop = CancellationToken::new();
+            let socket = dir.path().join("s");
+            std::fs::write(&socket, "left behind").expect("written");
+            let listener = bind(&socket).expect("bound");
+            tokio::spawn(serve(listener, status.clone(), tx, stop.clone()));
+            Self {
+                dir,
+                status,
+                joins,
+                _stop: stop.drop_guard(),
+            }
+        }
+
+        async fn ask(&self, request: Request) -> String {
+            let socket = self.dir.path().join("s");
+            tokio::task::spawn_blocking(move || ask(&socket, &request))
+                .await
+                .expect("no panic")
+                .expect("asked")
+                .expect("served")
+        }
+    }
+
+    #[tokio::test]
+    async fn the_status_is_told_as_it_is() {
+        let served = Served::start();
+        let mode = std::fs::metadata(served.dir.path().join("s"))
+            .expect("there")
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o660);
+        served
+            .status
+            .update(|facts| facts.listen = Some("127.0.0.1:4711".to_owned()));
+        let view: View = serde_json::from_str(&served.ask(Request::Status).await).expect("a view");
+        assert_eq!(
+            (view.name.as_str(), view.listen.as_deref()),
+            ("n1", Some("127.0.0.1:4711"))
+        );
+    }
+
+    #[tokio::test]
+    async fn silence_gets_the_status_and_nonsense_an_error() {
+        let served = Served::start();
+        let socket = served.dir.path().join("s");
+        for (says, gets) in [
+            ("", "\"name\":\"n1\""),
+            ("{\"verb\":\"dance\"}\n", "not a request"),
+        ] {
+            let mut stream = UnixStream::connect(&socket).await.expect("there");
+            stream.write_all(says.as_bytes()).await.expect("sent");
+            let mut text = String::new();
+            stream.read_to_string(&mut text).await.expect("answered");
+            assert!(text.contains(gets), "{text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_code_reaches_whoever_joins() {
+        let mut served = Served::start();
+        let request = Request::Join { code: "C".to_owned() };
+        let socket = served.dir.path().join("s");
+        let asked = tokio::task::spawn_blocking(move || ask(&socket, &request));
+        let join = served.joins.recv().await.expect("a request");
+        assert_eq!(join.code, "C");
+        join.done.send(Err("used up".to_owned())).expect("awaited");
+        let line = asked.await.expect("no panic").expect("asked").expect("served");
+        assert_eq!(line, "{\"error\":\"used up\"}\n");
+        served.joins.close();
+        assert!(
+            served
+                .ask(Request::Join { code: "D".to_owned() })
+                .await
+                .contains("shutting down")
+        );
+    }
+
+    #[test]
+    fn nobody_there_is_not_an_error() {
+        assert!(matches!(ask(Path::new("/no/such"), &Request::Status), Ok(None)));
+    }
+}

@@ -1,0 +1,277 @@
+//! Readings: what the kernel gives, and what the owner's command prints. What a device does not have is left out.
+
+pub mod parse;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::{Map, Value, json};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::config;
+use crate::process::{self, End, Stderr};
+
+/// A set of readings.
+pub type Sample = Map<String, Value>;
+
+/// Where the firmware of a Raspberry Pi says whether it holds the processor back.
+const THROTTLED: &str = "/sys/devices/platform/soc/soc:firmware/get_throttled";
+
+/// The readings of this device. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Telemetry {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    config: config::Telemetry,
+    disks: Vec<(String, PathBuf)>,
+    owner: watch::Sender<Owner>,
+    latest: watch::Sender<Sample>,
+}
+
+/// What the owner's command gave last.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Owner {
+    fields: Sample,
+    error: Option<String>,
+}
+
+impl Telemetry {
+    /// Readings of the device and of these disks, by name.
+    pub fn new(config: config::Telemetry, disks: Vec<(String, PathBuf)>) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                config,
+                disks,
+                owner: watch::Sender::new(Owner::default()),
+                latest: watch::Sender::new(Sample::new()),
+            }),
+        }
+    }
+
+    /// The newest sample, each time there is one; empty before the first.
+    pub fn subscribe(&self) -> watch::Receiver<Sample> {
+        self.inner.latest.subscribe()
+    }
+
+    /// Samples at the configured interval until `stop`.
+    pub async fn run(&self, stop: &CancellationToken) {
+        let mut ticks = tokio::time::interval(self.inner.config.interval);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                _ = ticks.tick() => {}
+            }
+            self.ask_owner(stop).await;
+            let sample = self.sample().await;
+            self.inner.latest.send_replace(sample);
+        }
+    }
+
+    /// A fresh sample; the owner's fields are those of the last time its command ran.
+    pub async fn sample(&self) -> Sample {
+        let disks = self.inner.disks.clone();
+        let system = tokio::task::spawn_blocking(move || system(&disks)).await;
+        let mut sample = system.unwrap_or_default();
+        let owner = self.inner.owner.borrow();
+        for (key, value) in &owner.fields {
+            sample.entry(key).or_insert_with(|| value.clone());
+        }
+        if let Some(error) = &owner.error {
+            sample.insert("command_error".to_owned(), error.as_str().into());
+        }
+        sample
+    }
+
+    /// Why the owner's command gave nothing the last time.
+    pub fn owner_error(&self) -> Option<String> {
+        self.inner.owner.borrow().error.clone()
+    }
+
+    async fn ask_owner(&self, stop: &CancellationToken) {
+        let Some(command) = &self.inner.config.command else {
+            return;
+        };
+        let timeout = self.inner.config.timeout;
+        let ran = process::run(command.as_slice(), Stderr::Dropped, timeout, stop).await;
+        let read = match ran {
+            Err(error) => Err(error.to_string()),
+            Ok(ran) => match (ran.end, ran.exit) {
+                (End::Exited, 0) => owner_fields(&ran.output),
+                (End::Exited, exit) => Err(format!("exit status {exit}")),
+                (End::TimedOut, _) => Err(format!("ran longer than {timeout:?} and was killed")),
+                (End::Stopped, _) => return,
+            },
+        };
+        let owner = match read {
+            Ok(fields) => Owner { fields, error: None },
+            Err(error) => Owner {
+                fields: Sample::new(),
+                error: Some(format!("the telemetry command: {error}")),
+            },
+        };
+        // Once for each change, not once for each sample.
+        let error = owner.error.clone();
+        let changed = self.inner.owner.send_replace(owner).error != error;
+        if let (true, Some(error)) = (changed, error) {
+            tracing::warn!("{error}");
+        }
+    }
+}
+
+fn owner_fields(output: &str) -> Result<Sample, String> {
+    let utf8 = swarm_shared::proto::wire::ContentEncoding::Utf8;
+    match swarm_shared::proto::json::parse(output.as_bytes(), &utf8) {
+        Ok(Value::Object(fields)) => Ok(fields),
+        Ok(_) => Err("it has to print a JSON object, such as {\"battery\": 87}".to_owned()),
+        Err(error) => Err(format!("it has to print a JSON object: {error}")),
+    }
+}
+
+/// What the kernel gives, now.
+fn system(disks: &[(String, PathBuf)]) -> Sample {
+    let mut sample = Sample::new();
+    let mut put = |key: &str, value: Option<Value>| {
+        if let Some(value) = value {
+            sample.insert(key.to_owned(), value);
+        }
+    };
+    put("uptime_s", read("/proc/uptime", parse::uptime).map(Value::from));
+    put("load", read("/proc/loadavg", parse::load).map(|load| json!(load)));
+    put(
+        "memory",
+        read("/proc/meminfo", parse::memory).map(|memory| json!(memory)),
+    );
+    let disks: Sample = disks
+        .iter()
+        .filter_map(|(name, path)| Some((name.clone(), json!(disk(path)?))))
+        .collect();
+    put("disk", (!disks.is_empty()).then_some(Value::Object(disks)));
+    put("cpu_temperature", cpu_temperature().map(Value::from));
+    put(
+        "wifi",
+        read("/proc/net/wireless", parse::wifi).map(|wifi| json!(wifi)),
+    );
+    put("throttling", throttling().map(|throttling| json!(throttling)));
+    sample
+}
+
+fn read<T>(path: impl AsRef<Path>, parse: impl Fn(&str) -> Option<T>) -> Option<T> {
+    parse(&std::fs::read_to_string(path).ok()?)
+}
+
+/// Room on a disk, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Disk {
+    /// All of it.
+    pub total: u64,
+    /// What this program could still use.
+    pub free: u64,
+}
+
+/// Room on the disk that holds `path`.
+pub fn disk(path: &Path) -> Option<Disk> {
+    let disk = rustix::fs::statvfs(path).ok()?;
+    Some(Disk {
+        total: disk.f_blocks.saturating_mul(disk.f_frsize),
+        free: disk.f_bavail.saturating_mul(disk.f_frsize),
+    })
+}
+
+/// The processor's temperature, or the first that there is.
+pub fn cpu_temperature() -> Option<f64> {
+    let mut zones: Vec<PathBuf> = std::fs::read_dir("/sys/class/thermal")
+        .ok()?
+        .flatten()
+        .map(|entry| entry.path())
+        .collect();
+    zones.sort();
+    let of_cpu = |zone: &PathBuf| {
+        read(zone.join("type"), |kind| {
+            let kind = kind.to_lowercase();
+            (kind.contains("cpu") || kind.contains("pkg")).then_some(())
+        })
+        .is_none()
+    };
+    zones.sort_by_key(of_cpu);
+    zones
+        .iter()
+        .find_map(|zone| read(zone.join("temp"), parse::temperature))
+}
+
+/// Whether the firmware holds the processor back.
+pub fn throttling() -> Option<parse::Throttling> {
+    read(THROTTLED, parse::throttling)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn telemetry(command: Option<&[&str]>) -> Telemetry {
+        let command = command.map(|argv| {
+            let argv = argv.iter().map(|part| (*part).to_owned()).collect();
+            config::Argv::new(argv).expect("a command")
+        });
+        let config = config::Telemetry {
+            interval: Duration::from_millis(20),
+            command,
+            timeout: Duration::from_millis(500),
+        };
+        Telemetry::new(
+            config,
+            vec![
+                ("state".to_owned(), "/".into()),
+                ("gone".to_owned(), "/no/such".into()),
+            ],
+        )
+    }
+
+    #[tokio::test]
+    async fn this_machine_is_read_and_what_it_lacks_is_left_out() {
+        let sample = telemetry(None).sample().await;
+        assert!(sample["uptime_s"].as_f64().expect("a number") > 0.0);
+        assert!(sample["memory"]["total"].as_u64() > sample["memory"]["available"].as_u64());
+        assert!(sample["disk"]["state"]["total"].as_u64().expect("a number") > 0);
+        assert!(sample["disk"].get("gone").is_none());
+    }
+
+    async fn first_with(command: &[&str], key: &str) -> Sample {
+        let telemetry = telemetry(Some(command));
+        let stop = CancellationToken::new();
+        let mut samples = telemetry.subscribe();
+        tokio::select! {
+            () = telemetry.run(&stop) => Sample::new(),
+            found = samples.wait_for(|sample| sample.contains_key(key)) => found.expect("open").clone(),
+        }
+    }
+
+    #[tokio::test]
+    async fn the_owners_fields_are_added_and_never_replace_ours() {
+        let script = "echo noise >&2; echo '{\"battery\": 87, \"load\": \"mine\", \"x\": NaN}'";
+        let sample = first_with(&["sh", "-c", script], "battery").await;
+        assert_eq!(sample["battery"], 87);
+        assert!(sample["load"].is_array() && sample["x"].is_null());
+    }
+
+    #[tokio::test]
+    async fn a_command_that_fails_is_named_in_the_sample() {
+        for (command, says) in [
+            (["sh", "-c", "echo 7"], "JSON object"),
+            (["sh", "-c", "exit 4"], "exit status 4"),
+            (["sh", "-c", "sleep 9"], "was killed"),
+            (["/no/such", "", ""], "cannot start"),
+        ] {
+            let sample = first_with(&command, "command_error").await;
+            let error = sample["command_error"].as_str().expect("a text");
+            assert!(error.contains(says), "{error}");
+        }
+    }
+}

@@ -1,0 +1,377 @@
+//! Files on their way to and from this node: `filetransfer` commands and the chunks that belong to them.
+//!
+//! A transfer is known by the peer and the command's number. Each has a thread of its own, for disks block; chunks
+//! wait in a queue bounded in bytes over all transfers, and a full queue holds back the connection they come on.
+//!
+//! | state | until | then |
+//! |---|---|---|
+//! | receiving | the end of the file | verified, visible, `done` |
+//! | receiving | a fault, [`IDLE_MAX`] of silence, the peer is lost, shutdown | removed, `failed`; later chunks are dropped |
+//! | sending | all chunks and the end are queued | `done` |
+//! | sending | a fault, [`IDLE_MAX`] without room, the peer is lost, shutdown | `failed` |
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use swarm_shared::net::roots::{FileError, Incoming, Outgoing, Roots};
+use swarm_shared::proto::hex;
+use swarm_shared::proto::id::PeerId;
+use swarm_shared::proto::message::{Arguments, FileEnd};
+use swarm_shared::proto::outcome::Reply;
+use swarm_shared::proto::wire::{CHUNK_BYTES_MAX, Frame, Kind, Lane};
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+/// How many transfers run at once; one more is refused as busy.
+pub const TRANSFERS_MAX: usize = 16;
+/// How long a transfer may stand still.
+pub const IDLE_MAX: Duration = Duration::from_secs(60);
+/// How much may wait to be written, in bytes, over all transfers: two of the longest chunks.
+const QUEUE_BYTES_MAX: usize = 2 * CHUNK_BYTES_MAX;
+/// What a chunk counts at least, in bytes, so that tiny ones are bounded too.
+const CHUNK_BYTES_MIN: usize = 4096;
+/// How many chunks may wait at most; the bytes run out first.
+const QUEUE_CHUNKS_MAX: usize = QUEUE_BYTES_MAX / CHUNK_BYTES_MIN + 1;
+
+/// The running transfers. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Transfers {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    roots: Roots,
+    idle_max: Duration,
+    room: Arc<Semaphore>,
+    running: Mutex<BTreeMap<(PeerId, u64), Running>>,
+    begun: AtomicU64,
+    stop: CancellationToken,
+}
+
+#[derive(Debug)]
+struct Running {
+    /// Tells it from another that has the same number after it was given up.
+    serial: u64,
+    /// Where chunks go; absent for a file on its way out.
+    parts: Option<SyncSender<Part>>,
+    /// Ends a file on its way out.
+    cancel: CancellationToken,
+}
+
+#[derive(Debug)]
+enum Part {
+    Chunk {
+        offset: u64,
+        bytes: Bytes,
+        _room: OwnedSemaphorePermit,
+    },
+    End(FileEnd),
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(tag = "op", rename_all = "lowercase", deny_unknown_fields)]
+enum Order {
+    Push {
+        path: String,
+        size: u64,
+        #[serde(default = "usual_mode")]
+        mode: u32,
+    },
+    Pull {
+        path: String,
+    },
+}
+
+fn usual_mode() -> u32 {
+    0o644
+}
+
+impl Transfers {
+    /// Transfers below these roots, until `stop`.
+    pub fn new(roots: Roots, stop: CancellationToken) -> Self {
+        Self::with_idle(roots, stop, IDLE_MAX)
+    }
+
+    fn with_idle(roots: Roots, stop: CancellationToken, idle_max: Duration) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                roots,
+                idle_max,
+                room: Arc::new(Semaphore::new(QUEUE_BYTES_MAX)),
+                running: Mutex::new(BTreeMap::new()),
+                begun: AtomicU64::new(0),
+                stop,
+            }),
+        }
+    }
+
+    /// Takes a `filetransfer` command that the gate has let in. When this returns, the transfer is known, so that
+    /// its chunks may follow at once. A file that is asked for goes to `bulk`. The reply comes from the receiver,
+    /// once; it is an error only if the daemon falls over.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn begin(
+        &self,
+        peer: PeerId,
+        id: u64,
+        arguments: &Arguments,
+        bulk: mpsc::Sender<Frame>,
+    ) -> oneshot::Receiver<Reply> {
+        let (reply, outcome) = oneshot::channel();
+        let order = match order(arguments) {
+            Ok(order) => order,
+            Err(refusal) => return answered(reply, outcome, refusal),
+        };
+        let mut running = self.inner.lock();
+        if self.inner.stop.is_cancelled() {
+            return answered(reply, outcome, "the node is shutting down".to_owned());
+        }
+        if running.contains_key(&(peer, id)) {
+            return answered(reply, outcome, format!("transfer {id} is running already"));
+        }
+        if running.len() >= TRANSFERS_MAX {
+            let refusal = format!("busy: {TRANSFERS_MAX} transfers are running; try again");
+            return answered(reply, outcome, refusal);
+        }
+        let cancel = self.inner.stop.child_token();
+        let (parts, queue) = match order {
+            Order::Push { .. } => {
+                let (parts, queue) = sync_channel(QUEUE_CHUNKS_MAX);
+                (Some(parts), Some(queue))
+            }
+            Order::Pull { .. } => (None, None),
+        };
+        let serial = self.inner.begun.fetch_add(1, Ordering::Relaxed);
+        let entry = Running {
+            serial,
+            parts,
+            cancel: cancel.clone(),
+        };
+        running.insert((peer, id), entry);
+        drop(running);
+        let work = Work {
+            inner: self.inner.clone(),
+            id,
+            cancel,
+        };
+        let inner = self.inner.clone();
+        let handle = Handle::current();
+        tokio::task::spawn_blocking(move || {
+            let ended = match (order, queue) {
+                (Order::Push { path, size, mode }, Some(queue)) => work.receive(&path, size, mode, &queue),
+                (Order::Push { path, .. } | Order::Pull { path }, _) => work.send(&path, &bulk, &handle),
+            };
+            // First forgotten, then answered: whoever has the answer may use the number again.
+            inner
+                .lock()
+                .retain(|key, running| *key != (peer, id) || running.serial != serial);
+            // Nobody may be waiting any more.
+            let _gone = reply.send(ended.unwrap_or_else(Fault::into_reply));
+        });
+        outcome
+    }
+
+    /// Takes a chunk; waits while the queue is full. Chunks of transfers that are not known are dropped.
+    pub async fn chunk(&self, peer: PeerId, id: u64, offset: u64, bytes: Bytes) {
+        if self.inner.parts(peer, id).is_none() {
+            return;
+        }
+        let weight = bytes.len().clamp(CHUNK_BYTES_MIN, QUEUE_BYTES_MAX);
+        let permits = u32::try_from(weight).unwrap_or(u32::MAX);
+        let Ok(room) = self.inner.room.clone().acquire_many_owned(permits).await else {
+            return;
+        };
+        let part = Part::Chunk {
+            offset,
+            bytes,
+            _room: room,
+        };
+        self.inner.pass_on(peer, id, part);
+    }
+
+    /// Takes the end of a file.
+    pub fn end(&self, peer: PeerId, id: u64, end: FileEnd) {
+        self.inner.pass_on(peer, id, Part::End(end));
+    }
+
+    /// Gives up every transfer with a peer that will not come back to it.
+    pub fn lost(&self, peer: PeerId) {
+        self.inner.lock().retain(|(of, _), running| {
+            let lost = *of == peer;
+            if lost {
+                running.cancel.cancel();
+            }
+            !lost
+        });
+    }
+
+    /// Gives up everything, at shutdown.
+    pub fn close(&self) {
+        let mut running = self.inner.lock();
+        running.values().for_each(|running| running.cancel.cancel());
+        running.clear();
+    }
+
+    /// How many are running.
+    pub fn count(&self) -> usize {
+        self.inner.lock().len()
+    }
+}
+
+fn order(arguments: &Arguments) -> Result<Order, String> {
+    if !arguments.args.is_empty() {
+        return Err("give the arguments of filetransfer by name: op, path, size, mode".to_owned());
+    }
+    Order::deserialize(Value::Object(arguments.kwargs.clone())).map_err(|error| {
+        format!("not a transfer ({error}): use op=push with path, size and mode, or op=pull with path")
+    })
+}
+
+fn answered(
+    reply: oneshot::Sender<Reply>,
+    outcome: oneshot::Receiver<Reply>,
+    refusal: String,
+) -> oneshot::Receiver<Reply> {
+    let _waited_for = reply.send(Reply::refused(refusal));
+    outcome
+}
+
+impl Inner {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<(PeerId, u64), Running>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn parts(&self, peer: PeerId, id: u64) -> Option<SyncSender<Part>> {
+        self.lock().get(&(peer, id))?.parts.clone()
+    }
+
+    fn pass_on(&self, peer: PeerId, id: u64, part: Part) {
+        if let Some(parts) = self.parts(peer, id) {
+            // The bytes run out before the places do, so it fails only when the transfer has just ended.
+            let _ended = parts.try_send(part);
+        }
+    }
+}
+
+/// Why a transfer did not succeed.
+#[derive(Debug, thiserror::Error)]
+enum Fault {
+    #[error(transparent)]
+    File(#[from] FileError),
+    #[error("{path}: nothing was heard of it for {idle:?}; send it again")]
+    Idle { path: String, idle: Duration },
+    #[error("{path}: the connection was lost midway; send it again")]
+    Lost { path: String },
+}
+
+impl Fault {
+    fn into_reply(self) -> Reply {
+        match &self {
+            Self::File(error) if error.is_refusal() => Reply::refused(self.to_string()),
+            Self::File(_) | Self::Idle { .. } | Self::Lost { .. } => Reply::failed(self.to_string()),
+        }
+    }
+}
+
+struct Work {
+    inner: Arc<Inner>,
+    id: u64,
+    cancel: CancellationToken,
+}
+
+impl Work {
+    fn receive(&self, path: &str, size: u64, mode: u32, queue: &Receiver<Part>) -> Result<Reply, Fault> {
+        let lost = || Fault::Lost {
+            path: path.to_owned(),
+        };
+        let mut file = Incoming::create(&self.inner.roots, path, size)?;
+        loop {
+            let part = queue.recv_timeout(self.inner.idle_max).map_err(|why| match why {
+                RecvTimeoutError::Disconnected => lost(),
+                RecvTimeoutError::Timeout => Fault::Idle {
+                    path: path.to_owned(),
+                    idle: self.inner.idle_max,
+                },
+            })?;
+            if self.cancel.is_cancelled() {
+                return Err(lost());
+            }
+            match part {
+                Part::Chunk { offset, bytes, _room } => file.write(offset, &bytes)?,
+                Part::End(end) => {
+                    let written = file.finish(end.size, end.sha256, end.mode.unwrap_or(mode))?;
+                    return Ok(Reply::done(json!({
+                        "path": written.path,
+                        "size": written.size,
+                        "sha256": hex::encode(&written.sha256),
+                    })));
+                }
+            }
+        }
+    }
+
+    fn send(&self, path: &str, bulk: &mpsc::Sender<Frame>, handle: &Handle) -> Result<Reply, Fault> {
+        let mut file = Outgoing::open(&self.inner.roots, path)?;
+        let (size, mode) = (file.size(), file.mode());
+        while let Some(chunk) = file.next_chunk()? {
+            let mut frame = Frame::binary(Kind::Chunk, chunk.bytes);
+            frame.header.offset = Some(chunk.offset);
+            self.queue(path, frame, bulk, handle)?;
+        }
+        let sha256 = file.sha256();
+        let end = FileEnd {
+            sha256,
+            size,
+            mode: Some(mode),
+        };
+        self.queue(path, Frame::json(Kind::ChunkEnd, &end), bulk, handle)?;
+        Ok(Reply::done(
+            json!({ "size": size, "sha256": hex::encode(&sha256), "mode": mode }),
+        ))
+    }
+
+    fn queue(
+        &self,
+        path: &str,
+        mut frame: Frame,
+        bulk: &mpsc::Sender<Frame>,
+        handle: &Handle,
+    ) -> Result<(), Fault> {
+        frame.header.id = Some(self.id);
+        frame.header.lane = Some(Lane::Bulk);
+        let lost = || Fault::Lost {
+            path: path.to_owned(),
+        };
+        if self.cancel.is_cancelled() {
+            return Err(lost());
+        }
+        let frame = match bulk.try_send(frame) {
+            Ok(()) => return Ok(()),
+            Err(mpsc::error::TrySendError::Closed(_)) => return Err(lost()),
+            Err(mpsc::error::TrySendError::Full(frame)) => frame,
+        };
+        handle.block_on(async {
+            tokio::select! {
+                biased;
+                () = self.cancel.cancelled() => Err(lost()),
+                sent = bulk.send(frame) => sent.map_err(|_closed| lost()),
+                () = tokio::time::sleep(self.inner.idle_max) => Err(Fault::Idle {
+                    path: path.to_owned(),
+                    idle: self.inner.idle_max,
+                }),
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,55 @@
+//! The frames that are measured: a command of 200 bytes and its reply.
+
+use serde_json::json;
+use swarm_shared::proto::message::Arguments;
+use swarm_shared::proto::outcome::Reply;
+use swarm_shared::proto::parcel::Trailer;
+use swarm_shared::proto::wire::{Frame, Header, Kind, Lane, MessageType};
+
+/// About 200 bytes on the wire: nearly all of it is the header.
+pub(crate) fn command() -> Frame {
+    let frame = Frame::json(Kind::Command, &Arguments::default());
+    Frame {
+        header: Header {
+            message_type: MessageType::Request,
+            action: Some("ping".to_owned()),
+            lane: Some(Lane::Control),
+            id: Some(1_000_001),
+            epoch: Some(3),
+            ..frame.header
+        },
+        ..frame
+    }
+}
+
+/// The shortest reply.
+pub(crate) fn reply() -> Frame {
+    let frame = Frame::json(Kind::Reply, &Reply::done(json!(null)));
+    Frame {
+        header: Header {
+            message_type: MessageType::Response,
+            lane: Some(Lane::Control),
+            id: Some(1_000_001),
+            epoch: Some(3),
+            ..frame.header
+        },
+        ..frame
+    }
+}
+
+/// What a busy session appends.
+pub(crate) fn trailer(seq: u64) -> Trailer {
+    Trailer {
+        seq: Some(1_000_000 + seq),
+        ack: None,
+        ttl: Some(30_000),
+    }
+}
+
+/// The frame with what its session appends.
+pub(crate) fn number(frame: &Frame, seq: u64) -> Frame {
+    let mut frame = frame.clone();
+    let Trailer { seq, ack, ttl } = trailer(seq);
+    (frame.header.seq, frame.header.ack, frame.header.ttl) = (seq, ack, ttl);
+    frame
+}

@@ -1,0 +1,190 @@
+//! What is announced, what is believed of what is heard, and one round over real multicast.
+
+use super::*;
+
+fn announcement(name: &str, listen: &str) -> Announcement {
+    Announcement {
+        kind: PeerKind::Node,
+        id: Prefix([0xa1, 2, 3, 4, 5, 6, 7, 8]),
+        name: NodeName::parse(name).expect("a name"),
+        fleet: Some(Prefix([9; 8])),
+        listen: listen.parse().expect("an address"),
+    }
+}
+
+fn resolved(of: &Announcement) -> ResolvedService {
+    service_info(of).expect("valid").as_resolved_service()
+}
+
+#[test]
+fn an_announcement_reads_back() {
+    for kind in [PeerKind::Node, PeerKind::Station] {
+        for fleet in [None, Some(Prefix([9; 8]))] {
+            let said = Announcement {
+                kind,
+                fleet,
+                ..announcement("drone-07", "10.0.0.7:7420")
+            };
+            let heard = found(kind, &resolved(&said)).expect("ours");
+            assert_eq!(heard.kind, kind);
+            assert_eq!(heard.id, said.id);
+            assert_eq!(heard.name, said.name);
+            assert_eq!(heard.fleet, said.fleet);
+            assert_eq!(heard.addrs, [said.listen]);
+            let expected = format!("drone-07-a102030405060708.{}", service_type(kind));
+            assert_eq!(heard.instance, expected);
+        }
+    }
+}
+
+#[test]
+fn the_longest_name_fits_a_label_and_survives_whole() {
+    let said = announcement(&"x".repeat(NAME_BYTES_MAX), "10.0.0.7:7420");
+    let heard = found(PeerKind::Node, &resolved(&said)).expect("ours");
+    let label = heard.instance.split('.').next().expect("a label");
+    assert_eq!(label.len(), 63);
+    assert_eq!(heard.name, said.name);
+}
+
+#[test]
+fn what_is_not_ours_is_passed_over() {
+    let good = [
+        ("v", "1"),
+        ("id", "a102030405060708"),
+        ("name", "drone-07"),
+        ("fleet", "0909090909090909"),
+    ];
+    let with = |key: &str, value: Option<&str>, ip: &str, port| {
+        let txt: Vec<(&str, &str)> = good
+            .iter()
+            .filter_map(|&(k, v)| {
+                if k == key {
+                    value.map(|v| (k, v))
+                } else {
+                    Some((k, v))
+                }
+            })
+            .collect();
+        let kind = service_type(PeerKind::Node);
+        let info = ServiceInfo::new(kind, "x", "x.local.", ip, port, &txt[..]).expect("valid mDNS");
+        found(PeerKind::Node, &info.as_resolved_service())
+    };
+    assert!(with("", None, "10.0.0.7", 1).is_some());
+    for (key, value) in [
+        ("v", Some("2")),
+        ("v", None),
+        ("id", None),
+        ("id", Some("a1")),
+        ("id", Some("+102030405060708")),
+        ("name", Some("no spaces")),
+        ("name", None),
+        ("fleet", Some("0")),
+    ] {
+        assert_eq!(with(key, value, "10.0.0.7", 1), None, "{key} {value:?}");
+    }
+    assert_eq!(with("", None, "", 1), None, "no address");
+    assert_eq!(with("", None, "0.0.0.0", 1), None, "no usable address");
+    assert_eq!(with("", None, "10.0.0.7", 0), None, "no port");
+    let crowd: Vec<String> = (1..100).map(|i| format!("10.0.0.{i}")).collect();
+    let many = with("", None, &crowd.join(","), 1).expect("ours");
+    assert_eq!(many.addrs.len(), PEER_ADDRESSES_MAX);
+    let mixed = with("", None, "fe80::1,2001:db8::1,10.0.0.7,127.0.0.1", 1).expect("ours");
+    let order: Vec<String> = mixed.addrs.iter().map(|a| a.ip().to_string()).collect();
+    assert_eq!(order, ["127.0.0.1", "10.0.0.7", "2001:db8::1", "fe80::1"]);
+}
+
+#[test]
+fn prefixes_read_back() {
+    let prefix = Prefix::of(&[0xab; 32]);
+    assert_eq!(prefix.to_string(), "abababababababab");
+    assert_eq!(Prefix::parse("abababababababab"), Some(prefix));
+    for bad in [
+        "",
+        "ab",
+        "zzzzzzzzzzzzzzzz",
+        "+bababababababab",
+        "ababababababababab",
+    ] {
+        assert_eq!(Prefix::parse(bad), None, "{bad}");
+    }
+}
+
+/// On loopback alone: the record names only 127.0.0.1. Other tests' announcements may be heard too.
+#[tokio::test]
+async fn a_peer_is_found_renamed_and_lost() {
+    // Tests run in several processes at once, so the id has to differ between them.
+    let mut id = [0x7e; 8];
+    id[..4].copy_from_slice(&std::process::id().to_be_bytes());
+    let mut said = Announcement {
+        id: Prefix(id),
+        ..announcement("drone-07", "127.0.0.1:7420")
+    };
+    let mut node = MdnsSd::start().expect("starts");
+    let mut station = MdnsSd::start().expect("starts");
+    let (sender, mut sightings) = mpsc::channel(16);
+    station.browse(PeerKind::Node, sender).expect("browses");
+
+    node.publish(said.clone()).expect("publishes");
+    let found = next(&mut sightings, said.id, |s| matches!(s, Sighting::Found(_))).await;
+    let Sighting::Found(found) = found else {
+        panic!("{found:?}")
+    };
+    assert_eq!(found.name, said.name);
+    assert_eq!(found.addrs, [said.listen]);
+
+    said.listen.set_port(7999);
+    node.publish(said.clone()).expect("publishes");
+    next(
+        &mut sightings,
+        said.id,
+        |s| matches!(s, Sighting::Found(found) if found.addrs == [said.listen]),
+    )
+    .await;
+
+    said.fleet = None;
+    node.publish(said.clone()).expect("publishes");
+    next(
+        &mut sightings,
+        said.id,
+        |s| matches!(s, Sighting::Found(found) if found.fleet.is_none()),
+    )
+    .await;
+
+    said.name = NodeName::parse("drone-08").expect("a name");
+    node.publish(said.clone()).expect("publishes");
+    let (mut old_gone, mut new_there) = (false, false);
+    while !(old_gone && new_there) {
+        match next(&mut sightings, said.id, |_| true).await {
+            Sighting::Found(found) => new_there |= found.name == said.name,
+            Sighting::Lost { instance, .. } => old_gone |= instance == found.instance,
+        }
+    }
+
+    node.shutdown().await;
+    next(&mut sightings, said.id, |s| matches!(s, Sighting::Lost { .. })).await;
+    station.shutdown().await;
+    // What was on its way is still read; then the channel ends.
+    while sightings.recv().await.is_some() {}
+}
+
+async fn next(
+    sightings: &mut mpsc::Receiver<Sighting>,
+    of: Prefix,
+    wanted: impl Fn(&Sighting) -> bool,
+) -> Sighting {
+    let search = async {
+        loop {
+            let sighting = sightings.recv().await.expect("still browsing");
+            let id = match &sighting {
+                Sighting::Found(found) => found.id,
+                Sighting::Lost { id, .. } => *id,
+            };
+            if id == of && wanted(&sighting) {
+                return sighting;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), search)
+        .await
+        .expect("heard in time")
+}

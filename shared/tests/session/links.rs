@@ -1,0 +1,211 @@
+//! Links that come and go, replies, and faults.
+
+use swarm_shared::proto::id::Instance;
+use swarm_shared::proto::message::{RefusalCode, Refused, Welcome};
+use swarm_shared::proto::outbox::OutboxLimits;
+use swarm_shared::proto::session::{LinkFault, SendError};
+use swarm_shared::proto::wire::{Frame, Kind, Lane};
+
+use super::rig::{PEER, Rig, US, ack, heartbeat, kinds, limits, ms, numbered, outgoing, reply, welcome};
+
+#[test]
+fn a_reply_ends_its_request_once_and_a_late_one_is_an_ordinary_frame() {
+    let mut rig = Rig::open(OutboxLimits::CONTROL);
+    rig.events();
+    rig.request(5, None, ms(100)).expect("room");
+    rig.request(6, None, ms(100)).expect("room");
+    rig.written();
+    assert!(matches!(
+        rig.request(5, None, ms(100)),
+        Err(SendError::Repeated(5))
+    ));
+    rig.take(reply(1, 5, Some(7))).expect("in order");
+    assert_eq!(rig.words(), ["reply"]);
+    rig.pass(ms(100));
+    assert_eq!(rig.words(), ["timed out"]);
+    rig.take(reply(2, 6, Some(7))).expect("in order");
+    rig.take(reply(3, 5, Some(7))).expect("in order");
+    assert_eq!(rig.words(), ["frame", "frame"]);
+    rig.request(5, None, ms(100)).expect("the number is free again");
+}
+
+#[test]
+fn a_reply_of_an_old_epoch_answers_no_new_request() {
+    let mut rig = Rig::open(OutboxLimits::CONTROL);
+    rig.events();
+    rig.request(5, None, ms(100)).expect("room");
+    rig.written();
+    rig.take(reply(1, 5, Some(6))).expect("in order");
+    assert_eq!(rig.words(), ["frame"]);
+    rig.take(reply(2, 5, Some(7))).expect("in order");
+    assert_eq!(rig.words(), ["reply"]);
+}
+
+#[test]
+fn a_restarted_peer_loses_what_was_sent_and_gets_what_never_was() {
+    let mut rig = Rig::open(limits(10, 2));
+    rig.events();
+    for id in 1..=4 {
+        rig.request(id, None, ms(10_000)).expect("room");
+    }
+    // 1 is acknowledged and not answered, 2 is on the way, 3 and 4 wait.
+    assert_eq!(rig.written().len(), 2);
+    rig.take(ack(1)).expect("sent");
+    rig.session.detach();
+    rig.send(Lane::Control, None).expect("room");
+
+    for expected in [vec!["lost", "lost", "opened"], vec!["resumed"]] {
+        rig.link(Instance(3), 0);
+        assert_eq!(rig.words(), expected);
+        let sent: Vec<_> = rig
+            .written()
+            .iter()
+            .map(|f| (f.header.seq, f.header.id))
+            .collect();
+        assert_eq!(sent, [(Some(1), Some(3)), (Some(2), Some(4))]);
+    }
+    rig.take(ack(2)).expect("sent");
+    assert_eq!(kinds(&rig.written()), [Kind::Roster]);
+}
+
+#[test]
+fn a_new_link_resumes_where_the_old_one_broke() {
+    let mut rig = Rig::open(OutboxLimits::CONTROL);
+    assert_eq!(rig.words(), ["opened"]);
+    for id in 1..=3 {
+        rig.session
+            .send(outgoing(Kind::Roster, Lane::Control, id, None), None)
+            .expect("room");
+    }
+    rig.written();
+    rig.take(numbered(Kind::Roster, 1)).expect("in order");
+    rig.session.detach();
+    assert_eq!(rig.written(), []);
+    rig.session.attach(PEER, rig.now);
+    let told: Welcome = rig.written()[0].read().expect("a welcome");
+    assert_eq!(
+        told,
+        Welcome {
+            instance: US,
+            peer_instance: PEER,
+            received: 1
+        }
+    );
+    rig.take(welcome(PEER, 2)).expect("a good welcome");
+    assert_eq!(rig.words(), ["frame", "resumed"]);
+    let sent: Vec<_> = rig
+        .written()
+        .iter()
+        .map(|f| (f.header.seq, f.header.id))
+        .collect();
+    assert_eq!(sent, [(Some(3), Some(3))]);
+    rig.take(numbered(Kind::Roster, 2)).expect("in order");
+}
+
+#[test]
+fn faults_close_the_link_and_the_session_survives() {
+    type Check = fn(&LinkFault) -> bool;
+    let other = Frame::json(
+        Kind::Welcome,
+        &Welcome {
+            instance: Instance(9),
+            peer_instance: US,
+            received: 0,
+        },
+    );
+    let refused = Frame::json(
+        Kind::Refused,
+        &Refused::new(RefusalCode::Revoked, "revoked by the operator"),
+    );
+    let open: [(Frame, Check); 8] = [
+        (numbered(Kind::Roster, 2), |f| {
+            matches!(f, LinkFault::Gap { got: 2, expected: 1 })
+        }),
+        (ack(1), |f| matches!(f, LinkFault::AckAhead { ack: 1, sent: 0 })),
+        (welcome(PEER, 0), |f| {
+            matches!(f, LinkFault::OutOfPlace(Some(Kind::Welcome)))
+        }),
+        (Frame::json(Kind::Hello, &()), |f| {
+            matches!(f, LinkFault::OutOfPlace(Some(Kind::Hello)))
+        }),
+        (Frame::json(Kind::Join, &()), |f| {
+            matches!(f, LinkFault::OutOfPlace(Some(Kind::Join)))
+        }),
+        (Frame::json(Kind::Joined, &()), |f| {
+            matches!(f, LinkFault::OutOfPlace(Some(Kind::Joined)))
+        }),
+        (refused.clone(), |f| {
+            f.to_string() == "refused: revoked by the operator"
+        }),
+        (Frame::json(Kind::Refused, &1), |f| {
+            matches!(
+                f,
+                LinkFault::Unreadable {
+                    kind: Kind::Refused,
+                    ..
+                }
+            )
+        }),
+    ];
+    let greeting: [(Frame, Check); 7] = [
+        (other, |f| matches!(f, LinkFault::OtherInstance)),
+        (welcome(PEER, 1), |f| {
+            matches!(f, LinkFault::AckAhead { ack: 1, sent: 0 })
+        }),
+        (Frame::json(Kind::Welcome, &1), |f| {
+            matches!(
+                f,
+                LinkFault::Unreadable {
+                    kind: Kind::Welcome,
+                    ..
+                }
+            )
+        }),
+        (heartbeat(), |f| {
+            matches!(f, LinkFault::OutOfPlace(Some(Kind::Heartbeat)))
+        }),
+        (numbered(Kind::Command, 1), |f| {
+            matches!(f, LinkFault::OutOfPlace(Some(Kind::Command)))
+        }),
+        (Frame::default(), |f| matches!(f, LinkFault::OutOfPlace(None))),
+        (refused, |f| matches!(f, LinkFault::Refused(_))),
+    ];
+    for (is_open, cases) in [(true, &open[..]), (false, &greeting[..])] {
+        for (frame, check) in cases {
+            let mut rig = Rig::new(OutboxLimits::CONTROL);
+            if is_open {
+                rig.link(PEER, 0);
+            } else {
+                rig.session.attach(PEER, rig.now);
+                rig.written();
+            }
+            let fault = rig.take(frame.clone()).expect_err("a fault");
+            assert!(check(&fault), "{fault:?}");
+            assert!(!rig.session.is_open());
+            assert!(
+                matches!(rig.take(heartbeat()), Err(LinkFault::OutOfPlace(_))),
+                "detached"
+            );
+            rig.link(PEER, 0);
+            rig.take(numbered(Kind::Roster, 1)).expect("in order");
+        }
+    }
+}
+
+#[test]
+fn a_number_that_comes_twice_is_passed_over() {
+    let mut rig = Rig::open(OutboxLimits::CONTROL);
+    rig.events();
+    rig.take(numbered(Kind::Roster, 1)).expect("in order");
+    rig.take(numbered(Kind::Roster, 1)).expect("passed over");
+    assert_eq!(rig.words(), ["frame"]);
+}
+
+#[test]
+fn kinds_of_a_later_version_are_counted_and_passed_over() {
+    let mut rig = Rig::open(OutboxLimits::CONTROL);
+    rig.events();
+    rig.take(numbered(Kind::Unknown, 1)).expect("in order");
+    rig.take(numbered(Kind::Roster, 2)).expect("in order");
+    assert_eq!(rig.words(), ["frame"]);
+}
