@@ -14,8 +14,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::{
-    Attachment, Ended, LastHeard, LinkInput, LinkWord, Message, PeerControl, PeerEvent, PeerInfo, PeerLink,
-    Token,
+    Attachment, Ended, LastHeard, LinkError, LinkInput, LinkWord, Message, PeerControl, PeerEvent, PeerInfo,
+    PeerLink, Token,
 };
 use crate::net::clock;
 use crate::net::conn::{Conn, Driven};
@@ -179,19 +179,20 @@ impl PeerTask {
             }
         };
         self.close_link(&farewell).await;
-        self.end(&farewell).await;
+        self.end().await;
     }
 
     /// Gives everything that still waits its end.
-    async fn end(&mut self, why: &Refused) {
+    async fn end(&mut self) {
+        let not_sent = || Ended::NotSent(LinkError::Stopped.to_string());
         for token in self.session.end() {
-            token.settle(self.id, Ended::NotSent(why.reason.clone()));
+            token.settle(self.id, not_sent());
         }
         for queue in [&mut self.urgent, &mut self.messages] {
             queue.close();
             while let Some(message) = queue.recv().await {
                 if let Some(expected) = message.expected {
-                    expected.token.settle(self.id, Ended::NotSent(why.reason.clone()));
+                    expected.token.settle(self.id, not_sent());
                 }
             }
         }

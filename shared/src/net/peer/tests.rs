@@ -138,10 +138,11 @@ impl Side {
 
     /// Waits for the link, and says whether it resumed.
     async fn up(&mut self) -> bool {
-        match self.event().await {
-            PeerEvent::Up { resumed, .. } => resumed,
-            other => panic!("expected a link, got {other:?}"),
-        }
+        let event = self.event().await;
+        let PeerEvent::Up { resumed, .. } = event else {
+            panic!("expected a link, got {event:?}")
+        };
+        resumed
     }
 
     async fn ends(self) {
@@ -295,16 +296,16 @@ async fn answers_and_closes(over: Over) {
     assert!(matches!(here.event().await, PeerEvent::Down { why, .. } if why == refused.reason));
     assert!(matches!(there.event().await, PeerEvent::Down { why, .. } if why.contains(&refused.reason)));
     assert!(matches!(there.word().await, LinkWord::Opened { .. }));
-    match there.word().await {
-        LinkWord::Closed {
-            number,
-            refused: told,
-            ..
-        } => {
-            assert_eq!((number, told), (there.links, Some(refused)));
-        }
-        other => panic!("{other:?}"),
-    }
+    let word = there.word().await;
+    let LinkWord::Closed {
+        number,
+        refused: told,
+        ..
+    } = word
+    else {
+        panic!("{word:?}")
+    };
+    assert_eq!((number, told), (there.links, Some(refused)));
     assert_eq!(here.control.link.send(numbered(1)).await, Err(LinkError::Stopped));
     here.ends().await;
 }
@@ -316,14 +317,18 @@ async fn gives_up_silence(over: Over) {
     let (at_here, at_there) = connect(over).await;
     let started = clock::now();
     here.attach(at_here).await;
-    match here.word().await {
-        LinkWord::Closed {
-            number: 1,
-            refused: None,
-            ..
-        } => {}
-        other => panic!("{other:?}"),
-    }
+    let word = here.word().await;
+    assert!(
+        matches!(
+            word,
+            LinkWord::Closed {
+                number: 1,
+                refused: None,
+                ..
+            }
+        ),
+        "{word:?}"
+    );
     assert!(started.elapsed() >= timing.lost_after);
     assert!(here.events.try_recv().is_err(), "it was never up");
     drop(at_there);
