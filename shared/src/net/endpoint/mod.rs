@@ -6,6 +6,7 @@
 
 mod accept;
 mod fleet;
+mod sessions;
 mod task;
 
 use std::collections::BTreeMap;
