@@ -5,6 +5,7 @@
 
 mod binaries;
 pub mod lab;
+pub mod measure;
 pub mod process;
 
 pub use binaries::{Binaries, binaries};
