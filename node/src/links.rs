@@ -248,13 +248,13 @@ impl Task {
     }
 
     fn show_links(&self) {
-        let now = clock::now();
         let view = |linked: &Linked| LinkView {
             name: linked.info.name.to_string(),
             id: linked.info.id.short(),
             kind: linked.info.kind.to_string(),
             addr: linked.info.addr.to_string(),
-            up_s: now.saturating_duration_since(linked.since).as_secs(),
+            up_s: 0,
+            since: Some(linked.since),
         };
         let links: Vec<LinkView> = self.peers.values().map(view).collect();
         self.status.update(|facts| facts.links = links);
