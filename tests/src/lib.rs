@@ -6,6 +6,7 @@
 mod binaries;
 pub mod fleet;
 pub mod lab;
+pub mod measure;
 pub mod process;
 
 pub use binaries::{Binaries, binaries};

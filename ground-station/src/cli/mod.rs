@@ -1,5 +1,5 @@
 //! The command line. A verb is `Args` plus `run`, one file each; it asks the [`fleet`](crate::fleet) and prints a
-//! [`view`](crate::view). All printing goes through one [`Screen`].
+//! [`view`](crate::view). All printing goes through one `Screen`.
 //!
 //! | exit status | meaning |
 //! |---|---|
@@ -149,7 +149,7 @@ pub fn main() -> ExitCode {
 async fn run(cli: Cli, screen: &mut Screen) -> Result<u8, CliError> {
     let common = &cli.common;
     match cli.verb {
-        Verb::Demo(args) => demo::run(args, common, screen).await,
+        Verb::Demo(args) => demo::run(args, screen).await,
         Verb::Fleet(args) => fleet::run(args, common, screen).await,
         Verb::Serve(args) => serve::run(args, common, screen).await,
         Verb::Nodes(args) => nodes::run(args, common, screen).await,

@@ -18,7 +18,6 @@ use swarm_shared::proto::outcome::Outcome;
 
 use super::fold::{fold, natural_key};
 use super::{Paint, Style, harmless, milliseconds};
-use crate::duration;
 use crate::fleet::{Delivery, Event, NodeRef};
 
 /// All that came back so far.
@@ -149,7 +148,11 @@ impl Report {
         if parts.is_empty() {
             parts.push("nothing sent".to_owned());
         }
-        format!("{} in {}", parts.join(", "), duration::show(took))
+        format!(
+            "{} in {}",
+            parts.join(", "),
+            milliseconds(took.as_secs_f64() * 1_000.0)
+        )
     }
 
     /// Names folded; nodes that share a name with another are told apart by id.

@@ -28,6 +28,14 @@ impl Nodes {
         changed.then(|| change(view, style))
     }
 
+    /// The state of the node with this name, if one has it.
+    pub fn state(&self, name: &str) -> Option<NodeState> {
+        self.0
+            .values()
+            .find(|view| view.node.as_str() == name)
+            .map(|view| view.state)
+    }
+
     /// Whether nobody is known.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

@@ -75,7 +75,7 @@ fn equal_ends_are_one_group_and_bad_ones_come_last() {
     drone-13  no-answer
       nothing heard within 10 s
     ");
-    assert_snapshot!(report.summary(Duration::from_millis(310), Style::default()), @"12 done, 1 failed, 1 no-answer in 0.31 s");
+    assert_snapshot!(report.summary(Duration::from_millis(310), Style::default()), @"12 done, 1 failed, 1 no-answer in 310 ms");
     assert_eq!(report.exit_status(), 1);
 }
 
@@ -136,7 +136,7 @@ fn what_is_open_is_named() {
     assert_snapshot!(report.summary(Duration::from_secs(75), Style::default()), @"1 done, 2 not answered yet: drone-[01,03] (2 nodes) in 1 min 15 s");
     assert_eq!(report.unanswered(), [target(1), target(3)]);
     assert_eq!(report.exit_status(), 4);
-    assert_snapshot!(Report::default().summary(Duration::ZERO, Style::default()), @"nothing sent in 0.00 s");
+    assert_snapshot!(Report::default().summary(Duration::ZERO, Style::default()), @"nothing sent in 0.00 ms");
 }
 
 #[test]

@@ -430,7 +430,7 @@ impl<T> Session<T> {
         Ok(())
     }
 
-    /// Takes a frame that the link brought. What follows from it is in [`Self::next_event`].
+    /// Takes a frame that the link brought. What follows from it is in [`Self::take_events`].
     ///
     /// # Errors
     /// [`LinkFault`]: the link has to close; the session is detached and resumes on the next link.

@@ -1,6 +1,6 @@
 //! The engine: carries requests out over the links of this process.
 //!
-//! One task owns the [`Roll`] of members and the fleet root's [`Office`]; each request that takes time runs in a task
+//! One task owns the `Roll` of members and the fleet root's `Office`; each request that takes time runs in a task
 //! of its own with what it needs of both, and ends when its caller goes. The engine never waits for a peer.
 //!
 //! | task | owns | ends |
@@ -259,7 +259,7 @@ impl Task {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
-                Some(event) = events.peers.recv() => self.take_event(event, &checks),
+                Some(event) = events.peers.recv() => self.take_event(event, &checks).await,
                 Some(notice) = events.notices.recv() => self.take_notice(notice),
                 Some(checked) = checked.recv() => self.roll.take_check(checked),
                 Ok(()) = membership.changed() => {
@@ -290,11 +290,17 @@ impl Task {
         }
     }
 
-    fn take_event(&mut self, event: PeerEvent, checks: &mpsc::Sender<commands::Checked>) {
+    async fn take_event(&mut self, event: PeerEvent, checks: &mpsc::Sender<commands::Checked>) {
         let changed = match event {
             PeerEvent::Up { peer, .. } => {
                 tracing::info!(peer = %peer.name, id = %peer.id.short(), addr = %peer.addr, "linked");
-                if let Some(link) = self.roll.up(&peer)
+                let mut link = self.roll.up(&peer);
+                if link.is_none() {
+                    // Another station took it in: it is met here for the first time.
+                    self.open_members().await;
+                    link = self.roll.up(&peer);
+                }
+                if let Some(link) = link
                     && peer.kind == PeerKind::Node
                 {
                     self.tasks

@@ -276,7 +276,8 @@ pub enum PeerEvent {
         /// Why, for people.
         why: String,
     },
-    /// A bulk session with the peer has begun: what happens there comes here, so that files wait only for files.
+    /// A bulk session with the peer has begun: what happens there comes here, so that files wait only for files. Take
+    /// its events or drop their receiver: while they lie, the session stands still, its sending too.
     Bulk {
         /// Whose.
         id: PeerId,

@@ -1,0 +1,470 @@
+//! `demo`: a fleet on this machine, from nothing to a lost node that comes back, with real processes.
+//!
+//! Everything lives in one throw-away directory and on loopback. Each step prints what it did and how long it took;
+//! the first that fails ends the demo with its name, and exit status 1.
+
+mod devices;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use swarm_shared::net::{clock, random};
+use swarm_shared::proto::hex;
+use swarm_shared::proto::message::Arguments;
+use swarm_shared::proto::selector::Selector;
+use swarm_shared::proto::trust::Role;
+use swarm_shared::proto::wire::Lane;
+use tokio::sync::mpsc;
+use tokio::time::timeout_at;
+use tokio_util::sync::CancellationToken;
+
+use super::screen::{CliError, Screen};
+use crate::config::Config;
+use crate::control::lock::StateLock;
+use crate::control::server::ControlServer;
+use crate::duration::to_ms;
+use crate::fleet::engine::{Engine, Settings};
+use crate::fleet::{Event, FileToSend, FilesToSend, Fleet, NodeState, Request};
+use crate::view::deliveries::Report;
+use crate::view::nodes::Nodes;
+use crate::view::{Paint, milliseconds};
+use devices::Devices;
+
+/// The longest that any step may take.
+const STEP_MAX: Duration = Duration::from_secs(10);
+/// How much the demo's file holds.
+const FILE_BYTES: usize = 8 * 1024 * 1024;
+/// How long the command for the lost node waits for it.
+const WAIT_FOR_LOST: Duration = Duration::from_secs(30);
+/// Where nodes put the demo's file: root and name.
+const FILE_DEST: &str = "shows/take1.bin";
+
+/// See it work on this machine: a station and a few nodes, no set-up
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// How many nodes
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(2..=100))]
+    nodes: u16,
+    /// Keep it up for playing, until Ctrl-C
+    #[arg(long)]
+    stay: bool,
+}
+
+pub(super) async fn run(args: Args, screen: &mut Screen) -> Result<u8, CliError> {
+    let place = Place::make()?;
+    let started = clock::now();
+    let demo = async {
+        let mut demo = Demo::start(&place, args.nodes, screen).await?;
+        let played = demo.play().await;
+        if played.is_ok() {
+            demo.say(&format!("\nall of it in {}", milliseconds(elapsed_ms(started))))?;
+            if args.stay {
+                demo.stay().await?;
+            }
+        }
+        demo.end().await;
+        played
+    };
+    tokio::select! {
+        played = demo => played?,
+        // Devices are killed, and the directory is removed, when all this is dropped.
+        _interrupted = tokio::signal::ctrl_c(), if !args.stay => return Ok(super::screen::EXIT_INTERRUPTED),
+    }
+    Ok(0)
+}
+
+fn elapsed_ms(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64() * 1_000.0
+}
+
+/// A directory that goes when this is dropped.
+#[derive(Debug)]
+struct Place(PathBuf);
+
+impl Place {
+    fn make() -> Result<Self, CliError> {
+        let cannot = |why: &dyn std::fmt::Display| {
+            CliError::failed(format!(
+                "demo: no directory to work in: {why}; set TMPDIR to one that can be written"
+            ))
+        };
+        let name = random::bytes::<6>().map_err(|error| cannot(&error))?;
+        let path = std::env::temp_dir().join(format!("swarm-demo-{}", hex::encode(&name)));
+        std::fs::create_dir(&path).map_err(|error| cannot(&error))?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.0) {
+            tracing::debug!(path = %self.0.display(), %error, "the demo's directory stays");
+        }
+    }
+}
+
+/// The demo under way.
+struct Demo<'a> {
+    place: &'a Path,
+    screen: &'a mut Screen,
+    engine: Engine,
+    fleet: Fleet,
+    devices: Devices,
+    serving: Option<(CancellationToken, tokio::task::JoinHandle<()>)>,
+    /// What happens to nodes.
+    watch: mpsc::Receiver<Event>,
+    nodes: Nodes,
+    _lock: StateLock,
+}
+
+impl<'a> Demo<'a> {
+    /// A station, and as many nodes as asked for, joining by a code in their configuration.
+    async fn start(place: &'a Place, count: u16, screen: &'a mut Screen) -> Result<Self, CliError> {
+        let place = place.0.as_path();
+        let begun = clock::now();
+        let state_dir = place.join("station");
+        let lock = StateLock::try_take(&state_dir, "ground-station demo")?;
+        let ping_port =
+            devices::free_udp_port().map_err(|error| CliError::failed(format!("demo: {error}")))?;
+        let mut config = Config::for_host("demo-station");
+        config.listen = ([127, 0, 0, 1], 0).into();
+        config.ping_port = ping_port;
+        config.mdns = false;
+        let server = ControlServer::bind(&lock)?;
+        let engine = Engine::start(Settings {
+            config,
+            state_dir,
+            stays: true,
+        })
+        .await?;
+        let fleet = engine.fleet();
+        let stop = CancellationToken::new();
+        let serving = Some((stop.clone(), tokio::spawn(server.serve(fleet.clone(), stop))));
+        let code = invite(&fleet, count).await?;
+        let devices = Devices::start(place, count, ping_port, &code)
+            .await
+            .map_err(|error| CliError::failed(format!("demo: {error}")))?;
+        let watch = fleet
+            .perform(Request::Watch {
+                selector: Selector::all(),
+            })
+            .await;
+        let nodes = Nodes::default();
+        let mut demo = Self {
+            place,
+            screen,
+            engine,
+            fleet,
+            devices,
+            serving,
+            watch,
+            nodes,
+            _lock: lock,
+        };
+        let listens = demo.engine.listens();
+        demo.step(
+            &format!("started a station on {listens} and {count} nodes, each a process of its own"),
+            begun,
+        )?;
+        Ok(demo)
+    }
+
+    /// Ends what was started. The directory goes with its owner.
+    async fn end(mut self) {
+        self.devices.stop().await;
+        if let Some((stop, serving)) = self.serving.take() {
+            stop.cancel();
+            if let Err(error) = serving.await {
+                tracing::warn!(%error, "control socket");
+            }
+        }
+        self.engine.stop().await;
+    }
+
+    async fn play(&mut self) -> Result<(), CliError> {
+        self.find().await?;
+        self.ping_all().await?;
+        self.light_some().await?;
+        self.send_file().await?;
+        self.lose_and_regain().await
+    }
+
+    async fn find(&mut self) -> Result<(), CliError> {
+        let begun = clock::now();
+        let wanted = self.devices.names();
+        self.until("find the nodes", |views| {
+            wanted
+                .iter()
+                .all(|name| views.state(name) == Some(NodeState::Online))
+        })
+        .await?;
+        self.step(&format!("found and linked all {}", wanted.len()), begun)?;
+        let request = Request::Nodes {
+            selector: Selector::all(),
+            timeout_ms: to_ms(STEP_MAX),
+        };
+        let mut events = self.fleet.perform(request).await;
+        let mut table = Nodes::default();
+        while let Some(event) = events.recv().await {
+            if let Event::Node(view) = event {
+                table.add(&view, self.screen.style);
+            }
+        }
+        let lines = table.table(|_id| 0, self.screen.style);
+        self.say(&indented(&lines.join("\n")))
+    }
+
+    async fn ping_all(&mut self) -> Result<(), CliError> {
+        let begun = clock::now();
+        let report = self
+            .command("ping all", Selector::all(), "ping", json!({}), STEP_MAX)
+            .await?;
+        self.step("pinged all", begun)?;
+        self.say(&indented(&report.groups(self.screen.style)))
+    }
+
+    async fn light_some(&mut self) -> Result<(), CliError> {
+        let begun = clock::now();
+        let selector = selector("tag:row=1")?;
+        let report = self
+            .command(
+                "run an action",
+                selector,
+                "led",
+                json!({ "color": "#00ff88" }),
+                STEP_MAX,
+            )
+            .await?;
+        self.step(
+            "ran an action that its nodes define, `led color=#00ff88`, on tag:row=1",
+            begun,
+        )?;
+        self.say(&indented(&report.groups(self.screen.style)))
+    }
+
+    async fn send_file(&mut self) -> Result<(), CliError> {
+        let failed = |why: String| CliError::failed(format!("demo: send a file: {why}"));
+        let source = self.place.join("take1.bin");
+        let (path, begun) = (source.clone(), clock::now());
+        let sha256 = tokio::task::spawn_blocking(move || devices::make_file(&path, FILE_BYTES))
+            .await
+            .map_err(|error| failed(error.to_string()))?
+            .map_err(|error| failed(error.to_string()))?;
+        let request = Request::SendFiles {
+            selector: Selector::all(),
+            files: FilesToSend::Same {
+                files: vec![FileToSend {
+                    source,
+                    dest: FILE_DEST.to_owned(),
+                }],
+            },
+            ttl_ms: to_ms(STEP_MAX),
+            timeout_ms: to_ms(STEP_MAX),
+        };
+        self.deliver("send a file", request).await?;
+        for name in self.devices.names() {
+            let copy = self.devices.root(&name).join("take1.bin");
+            let found = tokio::task::spawn_blocking(move || devices::sha256_of(&copy));
+            let found = found.await.map_err(|error| failed(error.to_string()))?;
+            if found.map_err(|error| failed(error.to_string()))? != sha256 {
+                return Err(failed(format!("the copy on {name} is another file")));
+            }
+        }
+        self.step(
+            "sent a file of 8 MiB to all, and compared every copy's SHA-256 with the original's",
+            begun,
+        )?;
+        self.say(&format!("  {}", hex::encode(&sha256)))
+    }
+
+    async fn lose_and_regain(&mut self) -> Result<(), CliError> {
+        let names = self.devices.names();
+        let Some(lost) = names.last().cloned() else {
+            return Ok(());
+        };
+        let begun = clock::now();
+        self.devices
+            .kill(&lost)
+            .map_err(|error| CliError::failed(format!("demo: kill {lost}: {error}")))?;
+        self.until(&format!("see {lost} offline"), |views| {
+            views.state(&lost) == Some(NodeState::Offline)
+        })
+        .await?;
+        self.step(&format!("killed {lost} (SIGKILL) and saw it offline"), begun)?;
+
+        let waiting = self.queue(&lost).await?;
+        let begun = clock::now();
+        let restarted = self.devices.restart(&lost).await;
+        restarted.map_err(|error| CliError::failed(format!("demo: restart {lost}: {error}")))?;
+        self.until(&format!("see {lost} again"), |views| {
+            views.state(&lost) == Some(NodeState::Online)
+        })
+        .await?;
+        self.step(&format!("started {lost} again, and saw it linked"), begun)?;
+        let report = collect(waiting).await;
+        self.check("deliver the queued command", &report)?;
+        self.step(
+            "delivered the command that had waited for it, `led color=#ff0000`",
+            begun,
+        )?;
+        self.say(&indented(&report.groups(self.screen.style)))
+    }
+
+    /// Sends a command to a node that is away: it waits there.
+    async fn queue(&mut self, name: &str) -> Result<mpsc::Receiver<Event>, CliError> {
+        let arguments = arguments(json!({ "color": "#ff0000" }));
+        let wait = to_ms(WAIT_FOR_LOST);
+        let request = Request::Command {
+            selector: selector(name)?,
+            action: "led".to_owned(),
+            arguments,
+            lane: Lane::Control,
+            ttl_ms: wait,
+            timeout_ms: wait,
+        };
+        Ok(self.fleet.perform(request).await)
+    }
+
+    async fn command(
+        &mut self,
+        step: &str,
+        selector: Selector,
+        action: &str,
+        kwargs: serde_json::Value,
+        patience: Duration,
+    ) -> Result<Report, CliError> {
+        let request = Request::Command {
+            selector,
+            action: action.to_owned(),
+            arguments: arguments(kwargs),
+            lane: Lane::Control,
+            ttl_ms: to_ms(patience),
+            timeout_ms: to_ms(patience),
+        };
+        self.deliver(step, request).await
+    }
+
+    /// Carries a request out; anything but `done` everywhere fails the step.
+    async fn deliver(&mut self, step: &str, request: Request) -> Result<Report, CliError> {
+        let report = collect(self.fleet.perform(request).await).await;
+        self.check(step, &report)?;
+        Ok(report)
+    }
+
+    fn check(&self, step: &str, report: &Report) -> Result<(), CliError> {
+        if report.exit_status() == 0 && report.counts().1 > 0 {
+            return Ok(());
+        }
+        let groups = report.groups(self.screen.style);
+        Err(CliError::failed(format!(
+            "demo: {step}:\n{groups}\n{}",
+            self.devices.logs()
+        )))
+    }
+
+    /// Follows what happens to nodes until it is as wanted.
+    async fn until(&mut self, step: &str, wanted: impl Fn(&Nodes) -> bool) -> Result<(), CliError> {
+        let deadline = clock::now() + STEP_MAX;
+        while !wanted(&self.nodes) {
+            match timeout_at(deadline.into(), self.watch.recv()).await {
+                Ok(Some(Event::Node(view))) => drop(self.nodes.add(&view, self.screen.style)),
+                Ok(Some(_)) => {}
+                Ok(None) => return Err(CliError::failed(format!("demo: {step}: the station stopped"))),
+                Err(_elapsed) => {
+                    let waited = STEP_MAX.as_secs();
+                    return Err(CliError::failed(format!(
+                        "demo: {step}: not within {waited} s\n{}",
+                        self.devices.logs()
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, what: &str, begun: Instant) -> Result<(), CliError> {
+        let ms = elapsed_ms(begun);
+        if self.screen.json {
+            return self.screen.result(&json!({ "step": what, "ms": ms }).to_string());
+        }
+        let mark = self.screen.style.paint("✓", Paint::Good);
+        let time = self.screen.style.paint(&milliseconds(ms), Paint::Dim);
+        self.screen.result(&format!("{mark} {what}  {time}"))
+    }
+
+    fn say(&mut self, text: &str) -> Result<(), CliError> {
+        if self.screen.json || self.screen.quiet {
+            return Ok(());
+        }
+        self.screen.result(text)
+    }
+
+    /// Keeps everything up until Ctrl-C.
+    async fn stay(&mut self) -> Result<(), CliError> {
+        let program = std::env::current_exe().unwrap_or_else(|_unknown| "ground-station".into());
+        let state_dir = self.place.join("station");
+        let verb = format!("{} --state-dir {}", program.display(), state_dir.display());
+        self.say(&format!(
+            "\nit stays up; try, in another terminal:\n  {verb} nodes --watch\n  {verb} call 'drone-*' led color=#0088ff\n\
+             Ctrl-C ends it"
+        ))?;
+        tokio::signal::ctrl_c()
+            .await
+            .map_err(|error| CliError::failed(format!("cannot listen for Ctrl-C: {error}")))
+    }
+}
+
+async fn invite(fleet: &Fleet, uses: u16) -> Result<String, CliError> {
+    let request = Request::Invite {
+        role: Role::Node,
+        uses: u32::from(uses),
+        valid_for_ms: 600_000,
+    };
+    let mut events = fleet.perform(request).await;
+    let mut code = Err(CliError::failed("demo: make a code: the station did not answer"));
+    while let Some(event) = events.recv().await {
+        match event {
+            Event::Invitation(invitation) => code = Ok(invitation.code),
+            Event::Failed { message, .. } => {
+                code = Err(CliError::failed(format!("demo: make a code: {message}")));
+            }
+            Event::Targets { .. }
+            | Event::Progress { .. }
+            | Event::Delivery(_)
+            | Event::Node(_)
+            | Event::Note { .. }
+            | Event::Membership(_)
+            | Event::Member(_)
+            | Event::Pending(_)
+            | Event::End => {}
+        }
+    }
+    code
+}
+
+async fn collect(mut events: mpsc::Receiver<Event>) -> Report {
+    let mut report = Report::default();
+    while let Some(event) = events.recv().await {
+        report.add(&event);
+    }
+    report
+}
+
+fn arguments(kwargs: serde_json::Value) -> Arguments {
+    Arguments {
+        args: Vec::new(),
+        kwargs: kwargs.as_object().cloned().unwrap_or_default(),
+    }
+}
+
+fn selector(text: &str) -> Result<Selector, CliError> {
+    Selector::parse(text).map_err(|error| CliError::usage(error.to_string()))
+}
+
+fn indented(text: &str) -> String {
+    text.trim_end()
+        .lines()
+        .map(|line| format!("  {line}\n"))
+        .collect()
+}

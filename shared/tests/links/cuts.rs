@@ -1,0 +1,256 @@
+//! Links that break, fall silent and come back.
+
+use std::time::Duration;
+
+use swarm_shared::net::clock;
+use swarm_shared::net::peer::{Ended, PeerEvent, PeerLink};
+use swarm_shared::proto::id::PeerKind;
+use swarm_shared::proto::message::RefusalCode;
+use swarm_shared::proto::outcome::Reply;
+use tokio::net::TcpListener;
+
+use crate::common::{Asking, PATIENCE, Program, Setup, fleet, numbered, reply, send_when_possible};
+use crate::proxy::Proxy;
+
+/// Frames sent each way while the link is cut again and again.
+const STREAM_FRAMES: u64 = 20_000;
+/// Frames from one cut to the next, as the station reads them.
+const CUT_INTERVAL_FRAMES: u64 = 1_500;
+
+async fn send_stream(link: PeerLink) {
+    for id in 1..=STREAM_FRAMES {
+        send_when_possible(&link, &numbered(id)).await;
+        if id % 50 == 0 {
+            // Slowly enough to be under way when the link is cut.
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+}
+
+/// Reads the other side's stream, and tells of each frame; returns how often the link came up again.
+async fn read_stream(mut program: Program, tell: impl Fn(u64)) -> (Program, usize) {
+    let (mut next, mut ups, mut is_up) = (1, 0, true);
+    while next <= STREAM_FRAMES {
+        match program.event().await {
+            PeerEvent::Up { resumed, .. } => {
+                assert!(resumed && !is_up, "link {ups}: resumed {resumed}, was up {is_up}");
+                is_up = true;
+                ups += 1;
+            }
+            PeerEvent::Down { .. } => {
+                assert!(is_up, "down twice");
+                is_up = false;
+            }
+            PeerEvent::Frame { frame, .. } => {
+                assert!(is_up, "a frame of a link that is gone");
+                assert_eq!(frame.header.id, Some(next), "lost, doubled or out of order");
+                tell(next);
+                next += 1;
+            }
+            PeerEvent::Silent(_) | PeerEvent::Heard(_) | PeerEvent::Bulk { .. } => {}
+        }
+    }
+    (program, ups)
+}
+
+async fn linked_through(station: Setup, node: Setup) -> (Program, Program, Proxy) {
+    let (mut station, mut node) = (station.start(), node.start());
+    let proxy = Proxy::to(node.endpoint.listens()).await;
+    station.dial(proxy.addr()).await;
+    station.up().await;
+    node.up().await;
+    (station, node, proxy)
+}
+
+/// Streams both ways while `disturb` is done to the connection again and again.
+async fn stream_both_ways(disturb: fn(&Proxy)) {
+    let mut root = fleet();
+    let beat = Duration::from_millis(300);
+    let (station, node) = (Setup::station(&mut root), Setup::node(&mut root));
+    let (station, node, proxy) = linked_through(station.heartbeat(beat), node.heartbeat(beat)).await;
+    let down = tokio::spawn(send_stream(station.link(node.id()).await));
+    let up = tokio::spawn(send_stream(node.link(station.id()).await));
+    let cut = move |frame| {
+        if frame % CUT_INTERVAL_FRAMES == 0 {
+            disturb(&proxy);
+        }
+    };
+    let at_station = tokio::spawn(read_stream(station, cut));
+    let at_node = tokio::spawn(read_stream(node, |_| ()));
+    down.await.expect("sent");
+    up.await.expect("sent");
+    let (station, ups) = at_station.await.expect("all has come to the station");
+    let (node, _ups) = at_node.await.expect("all has come to the node");
+    assert!(ups > 0, "the link was never cut");
+    drop((station, node));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_lost_doubled_or_out_of_order_when_links_are_cut() {
+    stream_both_ways(Proxy::cut).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_lost_doubled_or_out_of_order_when_only_one_side_is_told() {
+    stream_both_ways(Proxy::halve).await;
+}
+
+#[tokio::test]
+async fn a_request_in_flight_when_its_peer_restarts_is_lost_and_one_that_waits_is_delivered() {
+    let mut root = fleet();
+    let mut station = Setup::station(&mut root).start();
+    let node = Setup::node(&mut root);
+    let (key, member) = (node.key.clone(), node.membership.clone());
+    let mut node = node.start();
+    let id = node.id();
+    station.dial(node.endpoint.listens()).await;
+    station.up().await;
+    let mut asking = Asking::new();
+    let link = station.link(id).await;
+    asking.ask(&link, "led", 1).expect("room");
+    assert_eq!(node.frame().await.header.id, Some(1));
+    node.endpoint.shutdown().await;
+    station.down().await;
+    asking.ask(&link, "led", 2).expect("room");
+
+    let mut again = Setup::stranger(PeerKind::Node, "drone-1");
+    (again.key, again.membership) = (key, member);
+    let mut again = again.start();
+    station.dial(again.endpoint.listens()).await;
+    let (_peer, resumed) = station.up().await;
+    assert!(!resumed);
+    let lost = asking.end().await;
+    assert!(lost.id == 1 && matches!(lost.ended, Ended::Lost), "{lost:?}");
+    let frame = again.frame().await;
+    assert_eq!(frame.header.id, Some(2));
+    let back = again.link(station.id()).await;
+    back.try_send(reply(&Reply::done(2.into()), &frame.header))
+        .expect("room");
+    let done = asking.end().await;
+    assert!(done.id == 2 && matches!(done.ended, Ended::Reply(_)), "{done:?}");
+}
+
+#[tokio::test]
+async fn a_peer_that_falls_silent_is_called_silent_and_then_offline_within_four_heartbeats() {
+    let mut root = fleet();
+    let beat = Duration::from_millis(500);
+    let (station, node) = (Setup::station(&mut root), Setup::node(&mut root));
+    let (mut station, mut node, proxy) = linked_through(station.heartbeat(beat), node.heartbeat(beat)).await;
+    proxy.pause(true);
+    let paused = clock::now();
+    let mut silent = false;
+    loop {
+        match station.event().await {
+            PeerEvent::Silent(_) => silent = true,
+            PeerEvent::Down { why, .. } => {
+                assert!(why.contains("heard"), "{why}");
+                break;
+            }
+            other @ (PeerEvent::Up { .. }
+            | PeerEvent::Heard(_)
+            | PeerEvent::Bulk { .. }
+            | PeerEvent::Frame { .. }) => panic!("{other:?}"),
+        }
+    }
+    assert!(silent, "offline without a warning");
+    assert!(paused.elapsed() <= beat * 4, "took {:?}", paused.elapsed());
+    node.down().await;
+    proxy.pause(false);
+    assert!(station.up().await.1 && node.up().await.1, "the session goes on");
+}
+
+#[tokio::test]
+async fn a_short_silence_is_told_and_forgiven() {
+    let mut root = fleet();
+    let beat = Duration::from_millis(500);
+    let (station, node) = (Setup::station(&mut root), Setup::node(&mut root));
+    let (mut station, _node, proxy) = linked_through(station.heartbeat(beat), node.heartbeat(beat)).await;
+    proxy.pause(true);
+    assert!(matches!(station.event().await, PeerEvent::Silent(_)));
+    proxy.pause(false);
+    assert!(matches!(station.event().await, PeerEvent::Heard(_)));
+}
+
+#[tokio::test]
+async fn a_half_open_link_is_replaced() {
+    let mut root = fleet();
+    let (station, node) = (Setup::station(&mut root), Setup::node(&mut root));
+    let (mut station, mut node, proxy) = linked_through(station, node).await;
+    proxy.halve();
+    station.down().await;
+    assert!(station.up().await.1);
+    assert!(node.up().await.1);
+    station.link(node.id()).await.try_send(numbered(5)).expect("room");
+    assert_eq!(node.frame().await.header.id, Some(5));
+}
+
+/// Counts what `dials` brings in three seconds.
+async fn count(mut dials: impl AsyncFnMut()) -> usize {
+    let mut count = 0;
+    let end = tokio::time::Instant::now() + Duration::from_secs(3);
+    while tokio::time::timeout_at(end, dials()).await.is_ok() {
+        count += 1;
+    }
+    count
+}
+
+#[tokio::test]
+async fn a_peer_that_is_not_there_is_dialled_ever_less_often_until_it_is() {
+    let mut root = fleet();
+    let mut station = Setup::station(&mut root).start();
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let addr = listener.local_addr().expect("bound");
+    station.dial(addr).await;
+    let dials = count(async || {
+        listener.accept().await.expect("accepts");
+    })
+    .await;
+    assert!((2..=14).contains(&dials), "{dials} dials in 3 s");
+    drop(listener);
+    let mut node = Setup::node(&mut root);
+    node.listen = addr;
+    let node = node.start();
+    let started = clock::now();
+    assert_eq!(station.up().await.0.id, node.id());
+    assert!(started.elapsed() < PATIENCE);
+}
+
+/// The dialler believes itself linked until it is told otherwise; that may not start its backoff anew.
+#[tokio::test]
+async fn a_peer_that_refuses_is_dialled_ever_less_often_too() {
+    let mut root = fleet();
+    let station = Setup::station(&mut root);
+    let key = station.key.public();
+    let station = station.start();
+    root.revoke(key).expect("it is short");
+    let mut node = Setup::node(&mut root).start();
+    station.dial(node.endpoint.listens()).await;
+    let refusals = count(async || {
+        node.refusal(RefusalCode::Revoked).await;
+    })
+    .await;
+    assert!((2..=14).contains(&refusals), "{refusals} refusals in 3 s");
+}
+
+#[tokio::test]
+async fn a_link_comes_back_when_the_network_does() {
+    let mut root = fleet();
+    let (station, node) = (Setup::station(&mut root), Setup::node(&mut root));
+    let (mut station, mut node, proxy) = linked_through(station, node).await;
+    proxy.close(true);
+    proxy.cut();
+    station.down().await;
+    node.down().await;
+    let link = station.link(node.id()).await;
+    link.try_send(numbered(9)).expect("it waits");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    proxy.close(false);
+    station.endpoint.nudge().await;
+    let started = clock::now();
+    assert!(station.up().await.1);
+    assert!(
+        started.elapsed() < Duration::from_secs(2),
+        "a nudge dials at once"
+    );
+    assert_eq!(node.frame().await.header.id, Some(9));
+}

@@ -1,0 +1,314 @@
+//! Connections that mean no good, or that nobody foresaw.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use swarm_shared::net::clock;
+use swarm_shared::net::tls;
+use swarm_shared::proto::id::{Instance, NodeName, PeerKind};
+use swarm_shared::proto::message::{Channel, Hello, RefusalCode, Refused, VERSIONS, Versions};
+use swarm_shared::proto::trust::{Membership, Role, SigningKey};
+use swarm_shared::proto::wire::{Frame, FrameReader, Kind, Limits};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::{TlsConnector, TlsStream};
+
+use crate::common::{PATIENCE, Program, Setup, fleet, key, linked, membership, numbered};
+
+/// A program that says what it likes.
+struct Raw {
+    stream: TlsStream<TcpStream>,
+    reader: FrameReader,
+    incoming: BytesMut,
+}
+
+impl Raw {
+    async fn dial(addr: SocketAddr, key: &SigningKey) -> Self {
+        let tcp = TcpStream::connect(addr).await.expect("connects");
+        let connector = TlsConnector::from(tls::client_config(key).expect("a good key"));
+        let stream = connector
+            .connect(tls::server_name(), tcp)
+            .await
+            .expect("any key will do");
+        Self {
+            stream: stream.into(),
+            reader: FrameReader::new(Limits::CONTROL),
+            incoming: BytesMut::new(),
+        }
+    }
+
+    async fn say(&mut self, frame: &Frame) {
+        let mut bytes = BytesMut::new();
+        frame.encode(&mut bytes).expect("it encodes");
+        self.write(&bytes).await;
+    }
+
+    async fn write(&mut self, bytes: &[u8]) {
+        // The other side may close at any time.
+        self.stream.write_all(bytes).await.ok();
+        self.stream.flush().await.ok();
+    }
+
+    /// The next frame; `None` at the end.
+    async fn hear(&mut self) -> Option<Frame> {
+        let heard = async {
+            loop {
+                if let Some(frame) = self.reader.next_frame(&mut self.incoming).expect("good frames") {
+                    return Some(frame);
+                }
+                match self.stream.read_buf(&mut self.incoming).await {
+                    Ok(1..) => {}
+                    Ok(0) | Err(_) => return None,
+                }
+            }
+        };
+        timeout(PATIENCE, heard).await.expect("an answer in time")
+    }
+
+    /// Hears until it is refused.
+    async fn refused(&mut self) -> Refused {
+        loop {
+            let frame = self.hear().await.expect("a refusal before the end");
+            if frame.header.kind == Some(Kind::Refused) {
+                return frame.read().expect("readable");
+            }
+        }
+    }
+}
+
+fn hello(membership: &Membership) -> Hello {
+    Hello {
+        versions: VERSIONS,
+        channel: Channel::Control,
+        kind: PeerKind::Node,
+        name: NodeName::parse("raw").expect("a name"),
+        instance: Instance(1),
+        port: 0,
+        tags: std::collections::BTreeMap::new(),
+        software: "raw".to_owned(),
+        grant: Some(membership.grant().clone()),
+        fleet_state: 0,
+    }
+}
+
+/// A station, and the hello of a member that it would take.
+fn target() -> (Program, SigningKey, Hello) {
+    let mut root = fleet();
+    let station = Setup::station(&mut root).start();
+    let key = key();
+    let hello = hello(&membership(&mut root, &key, Role::Node));
+    (station, key, hello)
+}
+
+/// Whatever happened to the station, a good peer links with it.
+async fn still_links(station: &mut Program, key: &SigningKey, hello: &Hello) {
+    let mut raw = Raw::dial(station.endpoint.listens(), key).await;
+    raw.say(&Frame::json(Kind::Hello, hello)).await;
+    let first = raw.hear().await.expect("a hello");
+    assert_eq!(first.header.kind, Some(Kind::Hello));
+    let second = raw.hear().await.expect("a welcome");
+    assert_eq!(second.header.kind, Some(Kind::Welcome));
+}
+
+#[tokio::test]
+async fn another_version_is_refused_on_both_screens() {
+    let (mut station, key, mut hello) = target();
+    hello.versions = Versions { min: 2, max: 3 };
+    let mut raw = Raw::dial(station.endpoint.listens(), &key).await;
+    raw.say(&Frame::json(Kind::Hello, &hello)).await;
+    let seen = raw.refused().await;
+    assert_eq!(seen.code, RefusalCode::Version);
+    assert!(seen.reason.contains("same release"), "{seen}");
+    assert_eq!(station.refusal(RefusalCode::Version).await, (true, seen));
+}
+
+#[tokio::test]
+async fn what_is_no_hello_is_refused_with_a_reason() {
+    let (mut station, key, good) = target();
+    let mut huge = good.clone();
+    huge.software = "x".repeat(20_000);
+    let early = Frame::json(Kind::Command, &());
+    for (frame, word) in [
+        (Frame::json(Kind::Hello, &huge), "longer than"),
+        (Frame::json(Kind::Hello, &7), "unreadable hello"),
+        (early, "expected a hello"),
+    ] {
+        let mut raw = Raw::dial(station.endpoint.listens(), &key).await;
+        raw.say(&frame).await;
+        let refused = raw.refused().await;
+        assert_eq!(refused.code, RefusalCode::Protocol);
+        assert!(refused.reason.contains(word), "{refused}");
+        assert_eq!(station.refusal(RefusalCode::Protocol).await, (true, refused));
+    }
+    let mut raw = Raw::dial(station.endpoint.listens(), &key).await;
+    raw.write(b"\x00\x05hello, world").await;
+    assert_eq!(raw.refused().await.code, RefusalCode::Protocol);
+    still_links(&mut station, &key, &good).await;
+}
+
+#[tokio::test]
+async fn frames_before_the_welcome_close_the_link() {
+    let (mut station, key, good) = target();
+    let mut raw = Raw::dial(station.endpoint.listens(), &key).await;
+    raw.say(&Frame::json(Kind::Hello, &good)).await;
+    raw.say(&Frame::json(Kind::Reply, &())).await;
+    while let Some(frame) = raw.hear().await {
+        assert!(
+            matches!(frame.header.kind, Some(Kind::Hello | Kind::Welcome)),
+            "{frame:?}"
+        );
+    }
+    assert!(station.events.peers.try_recv().is_err(), "it was never up");
+    still_links(&mut station, &key, &good).await;
+}
+
+#[tokio::test]
+async fn a_member_that_never_says_welcome_is_dropped() {
+    let (mut station, key, good) = target();
+    let mut raw = Raw::dial(station.endpoint.listens(), &key).await;
+    raw.say(&Frame::json(Kind::Hello, &good)).await;
+    let started = clock::now();
+    while raw.hear().await.is_some() {}
+    let took = started.elapsed();
+    assert!(
+        took > Duration::from_secs(2) && took < Duration::from_secs(10),
+        "{took:?}"
+    );
+    assert!(station.events.peers.try_recv().is_err(), "it was never up");
+}
+
+/// Bytes that are not TLS, TLS without a key, and no bytes at all: each closes, none disturbs.
+#[tokio::test]
+async fn what_is_not_ours_is_closed_and_disturbs_nobody() {
+    let (mut station, key, good) = target();
+    let addr = station.endpoint.listens();
+    for garbage in [
+        &b"GET / HTTP/1.1\r\n\r\n"[..],
+        &[0xff; 4096],
+        b"\x00\x10{\"byteorder\":1}",
+    ] {
+        let mut tcp = TcpStream::connect(addr).await.expect("connects");
+        tcp.write_all(garbage).await.ok();
+        let mut sink = Vec::new();
+        let closed = timeout(PATIENCE, tcp.read_to_end(&mut sink)).await;
+        assert!(closed.is_ok(), "it was not closed");
+    }
+    let anonymous =
+        rustls::ClientConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .expect("TLS 1.3")
+            .with_root_certificates(rustls::RootCertStore::empty())
+            .with_no_client_auth();
+    let tcp = TcpStream::connect(addr).await.expect("connects");
+    let connector = TlsConnector::from(std::sync::Arc::new(anonymous));
+    connector
+        .connect(tls::server_name(), tcp)
+        .await
+        .expect_err("no key, no link");
+    still_links(&mut station, &key, &good).await;
+    assert!(
+        station.events.notices.try_recv().is_err(),
+        "nothing here is the operator's business"
+    );
+}
+
+#[tokio::test]
+async fn a_connection_that_says_nothing_is_closed_after_five_seconds() {
+    let (station, key, _good) = target();
+    let started = clock::now();
+    let mut silent = TcpStream::connect(station.endpoint.listens())
+        .await
+        .expect("connects");
+    // TLS, and then nothing.
+    let mut half = Raw::dial(station.endpoint.listens(), &key).await;
+    let mut sink = Vec::new();
+    let read = timeout(PATIENCE, silent.read_to_end(&mut sink)).await;
+    read.expect("closed in time").ok();
+    while half.hear().await.is_some() {}
+    let took = started.elapsed();
+    assert!(
+        took > Duration::from_secs(4) && took < Duration::from_secs(10),
+        "{took:?}"
+    );
+}
+
+/// At most 64 strangers are greeted at once; the others wait in the kernel. So 200 that say nothing keep a good peer
+/// out for as long as it takes to tire of them, 64 every five seconds, and no longer. Peers that are linked already
+/// feel nothing.
+#[tokio::test]
+async fn two_hundred_silent_connections_delay_a_good_peer_and_no_more() {
+    let mut root = fleet();
+    let (mut station, mut node) = linked(Setup::station(&mut root), Setup::node(&mut root)).await;
+    let mut silent = Vec::new();
+    for _ in 0..200 {
+        silent.push(
+            TcpStream::connect(station.endpoint.listens())
+                .await
+                .expect("connects"),
+        );
+    }
+    let late = Setup::member(&mut root, PeerKind::Node, Role::Node, "late").start();
+    late.dial(station.endpoint.listens()).await;
+    let asked = clock::now();
+    station.link(node.id()).await.try_send(numbered(1)).expect("room");
+    node.frame().await;
+    assert!(
+        asked.elapsed() < Duration::from_secs(2),
+        "a linked peer was disturbed"
+    );
+    let up = timeout(PATIENCE * 2, async {
+        loop {
+            if let Some(swarm_shared::net::peer::PeerEvent::Up { peer, .. }) =
+                station.events.peers.recv().await
+            {
+                return peer;
+            }
+        }
+    });
+    assert_eq!(up.await.expect("linked in the end").id, late.id());
+    drop(silent);
+}
+
+/// Neither an acknowledgement of what was never sent, nor a gap, nor a broken frame costs more than the link.
+#[tokio::test]
+async fn a_member_that_breaks_the_rules_loses_its_link_and_nothing_else() {
+    let (mut station, key, good) = target();
+    let breaks: [fn() -> Vec<u8>; 3] = [
+        || {
+            let mut frame = Frame::json(Kind::Heartbeat, &());
+            frame.header.ack = Some(1_000);
+            let mut bytes = BytesMut::new();
+            frame.encode(&mut bytes).expect("it encodes");
+            bytes.to_vec()
+        },
+        || {
+            let mut frame = Frame::json(Kind::Reply, &());
+            frame.header.seq = Some(5);
+            let mut bytes = BytesMut::new();
+            frame.encode(&mut bytes).expect("it encodes");
+            bytes.to_vec()
+        },
+        || vec![0xff; 300],
+    ];
+    for (run, broken) in (10..).zip(breaks) {
+        let mut hello = good.clone();
+        hello.instance = Instance(run);
+        let mut raw = Raw::dial(station.endpoint.listens(), &key).await;
+        raw.say(&Frame::json(Kind::Hello, &hello)).await;
+        raw.hear().await.expect("a hello");
+        let theirs = raw.hear().await.expect("a welcome");
+        let mut welcome: swarm_shared::proto::message::Welcome = theirs.read().expect("readable");
+        std::mem::swap(&mut welcome.instance, &mut welcome.peer_instance);
+        welcome.received = 0;
+        raw.say(&Frame::json(Kind::Welcome, &welcome)).await;
+        station.up().await;
+        raw.write(&broken()).await;
+        station.down().await;
+        while raw.hear().await.is_some() {}
+    }
+    let mut hello = good.clone();
+    hello.instance = Instance(99);
+    still_links(&mut station, &key, &hello).await;
+}

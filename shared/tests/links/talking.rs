@@ -1,0 +1,199 @@
+//! What two linked programs say to each other.
+
+use std::time::Duration;
+
+use swarm_shared::net::clock;
+use swarm_shared::net::peer::{Delivery, Ended, LinkError, PeerEvent, PeerInfo};
+use swarm_shared::proto::outcome::{Outcome, Reply};
+use swarm_shared::proto::session::Timing;
+use swarm_shared::proto::wire::Lane;
+
+use crate::common::{Asking, PATIENCE, Setup, command, fleet, linked, numbered, reply};
+
+#[tokio::test]
+async fn a_command_goes_out_and_its_reply_comes_back() {
+    let mut root = fleet();
+    let (station, mut node) = linked(Setup::station(&mut root), Setup::node(&mut root)).await;
+    let mut asking = Asking::new();
+    let link = station.link(node.id()).await;
+    asking.ask(&link, "ping", 7).expect("room");
+
+    let PeerEvent::Frame { peer, frame, .. } = node.event().await else {
+        panic!("expected the command")
+    };
+    assert_eq!(frame.header.action.as_deref(), Some("ping"));
+    let back = node.link(peer.id).await;
+    back.try_send(reply(&Reply::done("pong".into()), &frame.header))
+        .expect("room");
+
+    let Delivery {
+        ended: Ended::Reply(content),
+        ..
+    } = asking.end().await
+    else {
+        panic!("expected a reply")
+    };
+    let reply: Reply = serde_json::from_slice(&content).expect("a reply");
+    assert_eq!(reply.state, Outcome::Done);
+    station.endpoint.shutdown().await;
+    assert!(matches!(node.event().await, PeerEvent::Down { .. }));
+    node.endpoint.shutdown().await;
+}
+
+#[tokio::test]
+async fn idle_peers_stay_linked() {
+    let mut root = fleet();
+    let beat = Duration::from_millis(300);
+    let station = Setup::station(&mut root).heartbeat(beat);
+    let (mut station, _node) = linked(station, Setup::node(&mut root).heartbeat(beat)).await;
+    let event = tokio::time::timeout(beat * 12, station.events.peers.recv()).await;
+    assert!(event.is_err(), "something happened on an idle link: {event:?}");
+}
+
+/// What waits is bounded and told; what was taken is delivered, in order; and an emergency goes ahead of it.
+#[tokio::test]
+async fn a_full_queue_answers_busy_at_once_and_loses_nothing() {
+    let mut root = fleet();
+    let station = Setup::station(&mut root).start();
+    let mut node = Setup::node(&mut root).start();
+    let link = station.link(node.id()).await;
+    let mut taken = 0;
+    let started = clock::now();
+    // The session's task empties its input while there is room behind it: busy twice is full.
+    for _ in 0..50 {
+        while link.try_send(numbered(taken)).is_ok() {
+            taken += 1;
+            assert!(taken < 10_000, "the queue has no end");
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    assert!(started.elapsed() < PATIENCE);
+    assert!(taken > 4_096, "full at {taken}");
+    assert_eq!(link.try_send(numbered(0)), Err(LinkError::Busy));
+    let mut urgent = numbered(99_999);
+    urgent.lane = Lane::Emergency;
+    link.try_send(urgent)
+        .expect("an emergency has a bound of its own");
+
+    station.dial(node.endpoint.listens()).await;
+    assert_eq!(node.frame().await.header.id, Some(99_999));
+    for id in 0..taken {
+        assert_eq!(node.frame().await.header.id, Some(id));
+    }
+}
+
+/// An application that takes nothing holds its peers back and loses neither frames nor links.
+#[tokio::test]
+async fn a_peer_whose_application_sleeps_is_held_back_and_stays_linked() {
+    let mut root = fleet();
+    let beat = Duration::from_millis(200);
+    let station = Setup::station(&mut root).heartbeat(beat);
+    let (mut station, mut node) = linked(station, Setup::node(&mut root).heartbeat(beat)).await;
+    let link = station.link(node.id()).await;
+    let mut sent = 0;
+    let asleep = tokio::time::Instant::now() + beat * 10;
+    while tokio::time::Instant::now() < asleep {
+        while link.try_send(numbered(sent)).is_ok() {
+            sent += 1;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(sent < 40_000, "nothing held {sent} frames back");
+    for id in 0..sent {
+        assert_eq!(node.frame().await.header.id, Some(id));
+    }
+    while let Ok(event) = station.events.peers.try_recv() {
+        assert!(!matches!(event, PeerEvent::Down { .. }), "{event:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_nobody_answers_times_out_even_on_a_busy_link() {
+    let mut root = fleet();
+    let (station, mut node) = linked(Setup::station(&mut root), Setup::node(&mut root)).await;
+    let link = station.link(node.id()).await;
+    let (reply_to, mut ends) = tokio::sync::mpsc::channel(1);
+    let request = swarm_shared::net::peer::Request {
+        id: 1,
+        until: clock::now() + Duration::from_millis(300),
+        reply_to: swarm_shared::net::peer::ReplyTo(reply_to),
+    };
+    link.try_request(command("ping", 1), request).expect("room");
+    let back = node.link(station.id()).await;
+    let chatter = tokio::spawn(async move {
+        for id in 1_000.. {
+            crate::common::send_when_possible(&back, &numbered(id)).await;
+        }
+    });
+    let mut station = station;
+    let drain = tokio::spawn(async move { while station.events.peers.recv().await.is_some() {} });
+    let end = tokio::time::timeout(PATIENCE, ends.recv())
+        .await
+        .expect("in time")
+        .expect("one end");
+    assert!(matches!(end.ended, Ended::TimedOut), "{end:?}");
+    chatter.abort();
+    drain.abort();
+    node.frame().await;
+}
+
+#[tokio::test]
+async fn every_request_has_an_end_when_the_program_stops() {
+    let mut root = fleet();
+    let (station, mut node) = linked(Setup::station(&mut root), Setup::node(&mut root)).await;
+    let mut asking = Asking::new();
+    let link = station.link(node.id()).await;
+    asking.ask(&link, "ping", 1).expect("room");
+    node.frame().await;
+    let absent = station.link(crate::common::key().public().id()).await;
+    asking.ask(&absent, "ping", 2).expect("room");
+    station.endpoint.shutdown().await;
+    let mut ends = [asking.end().await, asking.end().await];
+    ends.sort_by_key(|delivery| delivery.id);
+    assert!(matches!(ends[0].ended, Ended::Lost), "{ends:?}");
+    assert!(matches!(ends[1].ended, Ended::NotSent(_)), "{ends:?}");
+    assert_eq!(asking.ask(&absent, "ping", 3), Err(LinkError::Stopped));
+}
+
+/// Even with its application asleep, a peer in the middle of a dial and another that says nothing.
+#[tokio::test]
+async fn shutdown_ends_within_its_grace() {
+    let mut root = fleet();
+    let (station, node) = linked(Setup::station(&mut root), Setup::node(&mut root)).await;
+    let link = node.link(station.id()).await;
+    for id in 0..3_000 {
+        crate::common::send_when_possible(&link, &numbered(id)).await;
+    }
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0")
+        .await
+        .expect("a port");
+    station.dial(silent.local_addr().expect("bound")).await;
+    let _loris = tokio::net::TcpStream::connect(station.endpoint.listens())
+        .await
+        .expect("connects");
+    let _met = tokio::time::timeout(PATIENCE, silent.accept())
+        .await
+        .expect("dialled")
+        .expect("accepts");
+    let started = clock::now();
+    station.endpoint.shutdown().await;
+    assert!(
+        started.elapsed() < Duration::from_secs(1),
+        "took {:?}",
+        started.elapsed()
+    );
+    node.endpoint.shutdown().await;
+}
+
+#[tokio::test]
+async fn what_a_peer_is_comes_with_its_link() {
+    let mut root = fleet();
+    let (mut station, mut node) = (Setup::station(&mut root).start(), Setup::node(&mut root).start());
+    node.dial(station.endpoint.listens()).await;
+    let (seen, resumed) = station.up().await;
+    let PeerInfo { name, listens, .. } = seen.as_ref();
+    assert_eq!((name.as_str(), *listens), ("drone-1", node.endpoint.listens()));
+    assert!(!resumed);
+    assert_eq!(node.up().await.0.addr, station.endpoint.listens());
+    assert_eq!(Timing::default(), Timing::from_heartbeat(Duration::from_secs(1)));
+}

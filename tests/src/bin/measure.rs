@@ -1,0 +1,158 @@
+//! Measures the product on this machine: `cargo run --release -p swarm-tests --bin measure -- WHAT`.
+//! docs/benchmarks.md holds what came of it.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::Parser;
+use swarm_tests::measure::{Members, fanout, file, host, idle, raise_file_limit, reconnect, silence};
+
+/// Measures the product on this machine. Build it with --release, and leave the machine alone meanwhile.
+#[derive(Parser)]
+enum What {
+    /// One command to many linked nodes until the last has answered.
+    Fanout {
+        /// How many nodes, separated by commas.
+        #[arg(long, value_delimiter = ',', default_value = "16,64,256,1000")]
+        nodes: Vec<u32>,
+        #[arg(long, default_value_t = 100)]
+        runs: usize,
+        /// In how many processes the nodes are.
+        #[arg(long, default_value_t = 2)]
+        processes: u32,
+        /// Ask the station's whole engine, as the command line does, and not its links alone.
+        #[arg(long)]
+        engine: bool,
+    },
+    /// Many commands in flight to each node.
+    Pipelined {
+        #[arg(long, default_value_t = 256)]
+        nodes: u32,
+        #[arg(long, default_value_t = 5)]
+        runs: usize,
+        #[arg(long, default_value_t = 2)]
+        processes: u32,
+        /// Commands to each node in one run.
+        #[arg(long, default_value_t = 4_000)]
+        commands: usize,
+    },
+    /// A station is killed and started again: until the last node is linked.
+    Reconnect {
+        #[arg(long, default_value_t = 256)]
+        nodes: u32,
+        #[arg(long, default_value_t = 5)]
+        runs: usize,
+        #[arg(long, default_value_t = 2)]
+        processes: u32,
+    },
+    /// A node is stopped: until it is shown offline.
+    Silence {
+        #[arg(long, default_value_t = 5)]
+        runs: usize,
+    },
+    /// Memory of an idle node.
+    Idle {
+        #[arg(long, default_value_t = 5)]
+        runs: usize,
+    },
+    /// A station's memory for each link.
+    Links {
+        #[arg(long, default_value_t = 1_000)]
+        nodes: u32,
+        #[arg(long, default_value_t = 5)]
+        runs: usize,
+        #[arg(long, default_value_t = 2)]
+        processes: u32,
+    },
+    /// One large file, hashed and encrypted, beside the speed of hashing and encrypting alone.
+    File {
+        /// In MiB.
+        #[arg(long, default_value_t = 1_024)]
+        size: u64,
+        #[arg(long, default_value_t = 5)]
+        runs: usize,
+        #[arg(long, default_value = "/dev/shm")]
+        from: PathBuf,
+        /// Where the node writes, separated by commas.
+        #[arg(long, value_delimiter = ',', default_value = "/dev/shm,/var/tmp")]
+        to: Vec<PathBuf>,
+    },
+    #[command(hide = true)]
+    NodeHost {
+        #[arg(long)]
+        seed: String,
+        #[arg(long)]
+        first: u32,
+        #[arg(long)]
+        count: u32,
+        #[arg(long)]
+        station: SocketAddr,
+    },
+    #[command(hide = true)]
+    StationHost {
+        #[arg(long)]
+        seed: String,
+        #[arg(long)]
+        listen: SocketAddr,
+    },
+}
+
+fn main() -> anyhow::Result<()> {
+    raise_file_limit()?;
+    let what = What::parse();
+    // As the programs themselves do: a node has one thread, a station one for each core.
+    let mut runtime = match what {
+        What::NodeHost { .. } => tokio::runtime::Builder::new_current_thread(),
+        _ => tokio::runtime::Builder::new_multi_thread(),
+    };
+    let runtime = runtime.enable_all().build()?;
+    runtime.block_on(async { tokio::spawn(run(what)).await? })
+}
+
+async fn run(what: What) -> anyhow::Result<()> {
+    match what {
+        What::Fanout {
+            nodes,
+            runs,
+            processes,
+            engine: false,
+        } => fanout::links(&nodes, runs, processes).await,
+        What::Fanout {
+            nodes,
+            runs,
+            processes,
+            engine: true,
+        } => fanout::engine(&nodes, runs, processes).await,
+        What::Pipelined {
+            nodes,
+            runs,
+            processes,
+            commands,
+        } => fanout::pipelined(nodes, runs, processes, commands).await,
+        What::Reconnect {
+            nodes,
+            runs,
+            processes,
+        } => reconnect::run(nodes, runs, processes).await,
+        What::Silence { runs } => silence::stopped(runs).await,
+        What::Idle { runs } => idle::node(runs).await,
+        What::Links {
+            nodes,
+            runs,
+            processes,
+        } => idle::links(nodes, runs, processes).await,
+        What::File {
+            size,
+            runs,
+            from,
+            to,
+        } => file::run(size, runs, &from, &to).await,
+        What::NodeHost {
+            seed,
+            first,
+            count,
+            station,
+        } => host::run_nodes(Members::parse(&seed)?, first, count, station).await,
+        What::StationHost { seed, listen } => host::run_station(Members::parse(&seed)?, listen).await,
+    }
+}

@@ -1,0 +1,266 @@
+//! One command to many linked nodes until the last has answered, and many commands in flight at once.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use ground_station::config::Config;
+use ground_station::fleet::engine::{Engine, Settings};
+use ground_station::fleet::{Event, Fleet, NodeState, Request};
+use swarm_shared::net::clock;
+use swarm_shared::net::identity::{self, KeyFile};
+use swarm_shared::net::peer::{Delivery, Ended, PeerEvent, PeerLink, ReplyTo, Request as LinkRequest};
+use swarm_shared::net::random;
+use swarm_shared::proto::message::Arguments;
+use swarm_shared::proto::outcome::Outcome;
+use swarm_shared::proto::parcel::Parcel;
+use swarm_shared::proto::selector::Selector;
+use swarm_shared::proto::session::Outgoing;
+use swarm_shared::proto::wire::{Frame, Kind, Lane, MessageType};
+use tempfile::TempDir;
+use tokio::sync::mpsc;
+use tokio::time::{sleep, timeout};
+
+use super::host::Hosts;
+use super::{Members, Samples, Table, cpu_time};
+
+/// How long anything may take before the measurement is given up.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Quiet time after linking, so that rosters and self-checks are over.
+const SETTLE: Duration = Duration::from_secs(2);
+/// Pause between two commands: long enough for acknowledgements that were delayed.
+const PAUSE: Duration = Duration::from_millis(40);
+/// Commands in flight to each node while pipelining.
+const PIPELINE: usize = 64;
+/// Replies taken from the channel in one go.
+const REPLIES_A_TURN: usize = 1_024;
+
+/// One command at a time, over the links themselves: what the engine does, without its events.
+///
+/// # Errors
+/// If the nodes do not link, or a command is not answered.
+pub async fn links(sizes: &[u32], runs: usize, processes: u32) -> anyhow::Result<()> {
+    let mut table = Table::new();
+    for nodes in sizes {
+        let mut station = Station::start(*nodes, processes).await?;
+        let (mut latency, mut cpu) = (Samples::default(), Samples::default());
+        for run in 0..=runs {
+            sleep(PAUSE).await;
+            let (before, started) = (cpu_time()?, clock::now());
+            station.send_round(clock::now() + PATIENCE)?;
+            station.take(*nodes as usize).await?;
+            let took = started.elapsed();
+            // The first is a rehearsal.
+            if run > 0 {
+                latency.add(took.as_secs_f64() * 1_000.0);
+                cpu.add((cpu_time()? - before).as_secs_f64() * 1_000.0);
+            }
+        }
+        table.row(format!("one command to {nodes} nodes, last reply"), "ms", &latency);
+        table.row("  processor time of the station", "ms", &cpu);
+    }
+    Ok(table.print()?)
+}
+
+/// Many commands in flight to each node.
+///
+/// # Errors
+/// As [`links`].
+pub async fn pipelined(nodes: u32, runs: usize, processes: u32, commands: usize) -> anyhow::Result<()> {
+    let mut station = Station::start(nodes, processes).await?;
+    let nodes = nodes as usize;
+    let (mut rate, mut cpu) = (Samples::default(), Samples::default());
+    for run in 0..=runs {
+        sleep(PAUSE).await;
+        let (before, started) = (cpu_time()?, clock::now());
+        let (mut rounds, mut waiting) = (0, 0);
+        while rounds < commands || waiting > 0 {
+            while rounds < commands && waiting + nodes <= nodes * PIPELINE {
+                station.send_round(clock::now() + PATIENCE)?;
+                waiting += nodes;
+                rounds += 1;
+            }
+            waiting -= station.take_some().await?;
+        }
+        let took = started.elapsed();
+        if run > 0 {
+            let replies = commands as f64 * nodes as f64;
+            rate.add(replies / took.as_secs_f64());
+            cpu.add((cpu_time()? - before).as_secs_f64() * 1e6 / replies);
+        }
+    }
+    let mut table = Table::new();
+    table.row(format!("{PIPELINE} commands in flight to each of {nodes} nodes"), "replies/s", &rate);
+    table.row("  processor time of the station, each", "µs", &cpu);
+    Ok(table.print()?)
+}
+
+/// A station's endpoint with all its nodes linked.
+struct Station {
+    links: Vec<PeerLink>,
+    replies: mpsc::Receiver<Delivery>,
+    reply_to: ReplyTo,
+    next_id: u64,
+    _hosts: Hosts,
+}
+
+impl Station {
+    async fn start(nodes: u32, processes: u32) -> anyhow::Result<Self> {
+        let mut members = Members::of(random::bytes()?)?;
+        let mut station = members.station(([127, 0, 0, 1], 0).into())?;
+        let hosts = Hosts::start(&members, nodes, processes, station.endpoint.listens())?;
+        let mut links = Vec::new();
+        while links.len() < nodes as usize {
+            let event = timeout(PATIENCE, station.events.peers.recv()).await;
+            if let PeerEvent::Up { peer, .. } = event.context("not all nodes link")?.context("it has stopped")? {
+                links.push(station.endpoint.open(peer.id).await?);
+            }
+        }
+        tokio::spawn(async move { while station.events.peers.recv().await.is_some() {} });
+        sleep(SETTLE).await;
+        let (reply_to, replies) = mpsc::channel(links.len() * (PIPELINE + 1));
+        Ok(Self {
+            links,
+            replies,
+            reply_to: ReplyTo(reply_to),
+            next_id: 1,
+            _hosts: hosts,
+        })
+    }
+
+    /// One command to all nodes, encoded once.
+    fn send_round(&mut self, until: std::time::Instant) -> anyhow::Result<()> {
+        let mut frame = Frame::json(Kind::Command, &Arguments::default());
+        frame.header.message_type = MessageType::Request;
+        frame.header.action = Some("ping".to_owned());
+        frame.header.lane = Some(Lane::Control);
+        frame.header.id = Some(self.next_id);
+        frame.header.epoch = Some(1);
+        let parcel = Parcel::new(&frame)?;
+        for link in &self.links {
+            let outgoing = Outgoing {
+                parcel: parcel.clone(),
+                lane: Lane::Control,
+                deadline: Some(until),
+            };
+            let request = LinkRequest {
+                id: self.next_id,
+                until,
+                reply_to: self.reply_to.clone(),
+            };
+            link.try_request(outgoing, request)?;
+        }
+        self.next_id += 1;
+        Ok(())
+    }
+
+    async fn take(&mut self, mut count: usize) -> anyhow::Result<()> {
+        while count > 0 {
+            count -= self.take_some().await?;
+        }
+        Ok(())
+    }
+
+    async fn take_some(&mut self) -> anyhow::Result<usize> {
+        let mut batch = Vec::with_capacity(REPLIES_A_TURN);
+        let taken = timeout(PATIENCE, self.replies.recv_many(&mut batch, REPLIES_A_TURN)).await;
+        let taken = taken.context("replies are missing")?;
+        for delivery in batch {
+            ensure!(matches!(delivery.ended, Ended::Reply(_)), "not answered: {delivery:?}");
+        }
+        Ok(taken)
+    }
+}
+
+/// One command at a time, asked of a station's whole engine as the command line does.
+///
+/// # Errors
+/// As [`links`].
+pub async fn engine(sizes: &[u32], runs: usize, processes: u32) -> anyhow::Result<()> {
+    let mut table = Table::new();
+    for nodes in sizes {
+        let dir = TempDir::with_prefix("measure-")?;
+        let mut config = Config::load(None, dir.path())?;
+        config.listen = ([127, 0, 0, 1], 0).into();
+        config.mdns = false;
+        config.pings = false;
+        let settings = Settings {
+            config,
+            state_dir: dir.path().to_owned(),
+            stays: true,
+        };
+        let engine = Engine::start(settings).await?;
+        let fleet = engine.fleet();
+        end_of(&fleet, Request::Init).await?;
+        let root = identity::load(dir.path(), KeyFile::FleetRoot)?.context("no root key")?;
+        let members = Members::of(*root.seed())?;
+        let _hosts = Hosts::start(&members, *nodes, processes, engine.listens())?;
+        let all_linked = async { while online(&fleet).await? < *nodes as usize {} anyhow::Ok(()) };
+        timeout(PATIENCE, all_linked).await.context("not all nodes link")??;
+        sleep(SETTLE).await;
+        let (mut latency, mut cpu) = (Samples::default(), Samples::default());
+        for run in 0..=runs {
+            sleep(PAUSE).await;
+            let (before, started) = (cpu_time()?, clock::now());
+            let done = end_of(&fleet, ping()).await?;
+            let took = started.elapsed();
+            ensure!(done == *nodes as usize, "{done} of {nodes} nodes are done");
+            if run > 0 {
+                latency.add(took.as_secs_f64() * 1_000.0);
+                cpu.add((cpu_time()? - before).as_secs_f64() * 1_000.0);
+            }
+        }
+        table.row(format!("one command to {nodes} nodes through the engine"), "ms", &latency);
+        table.row("  processor time of the station", "ms", &cpu);
+        engine.stop().await;
+    }
+    Ok(table.print()?)
+}
+
+fn ping() -> Request {
+    Request::Command {
+        selector: Selector::all(),
+        action: "ping".to_owned(),
+        arguments: Arguments::default(),
+        lane: Lane::Control,
+        ttl_ms: 30_000,
+        timeout_ms: 60_000,
+    }
+}
+
+/// Reads the events of a request to the end; returns how many deliveries were done.
+pub(super) async fn end_of(fleet: &Fleet, request: Request) -> anyhow::Result<usize> {
+    let mut events = fleet.perform(request).await;
+    let mut done = 0;
+    while let Some(event) = events.recv().await {
+        match event {
+            Event::Delivery(delivery) => done += usize::from(delivery.state == Outcome::Done),
+            Event::Failed { message, .. } => anyhow::bail!(message),
+            Event::End => return Ok(done),
+            Event::Targets { .. }
+            | Event::Progress { .. }
+            | Event::Node(_)
+            | Event::Note { .. }
+            | Event::Membership(_)
+            | Event::Invitation(_)
+            | Event::Member(_)
+            | Event::Pending(_) => {}
+        }
+    }
+    anyhow::bail!("the station went away")
+}
+
+async fn online(fleet: &Fleet) -> anyhow::Result<usize> {
+    sleep(PAUSE).await;
+    let request = Request::Nodes {
+        selector: Selector::all(),
+        timeout_ms: 0,
+    };
+    let mut events = fleet.perform(request).await;
+    let mut online = 0;
+    while let Some(event) = events.recv().await {
+        if let Event::Node(view) = event {
+            online += usize::from(view.state == NodeState::Online);
+        }
+    }
+    Ok(online)
+}

@@ -1,0 +1,19 @@
+//! How fast and how large the product is: each measurement is a verb of the program `measure`.
+//!
+//! Nodes are real endpoints over real TLS links on loopback; where it matters, they are real `swarm-node` processes.
+
+pub mod crypto;
+pub mod fanout;
+pub mod file;
+pub mod host;
+pub mod idle;
+mod members;
+mod proc;
+pub mod real;
+pub mod reconnect;
+pub mod silence;
+mod table;
+
+pub use members::{Members, Program};
+pub use proc::{Memory, cpu_time, memory_of, raise_file_limit};
+pub use table::{Samples, Table};

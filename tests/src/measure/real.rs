@@ -1,0 +1,157 @@
+//! A real station process and real node processes, asked over the station's control socket.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use ground_station::control::CONTROL_SOCKET;
+use ground_station::fleet::{Event, Fleet, NodeState, NodeView, Request};
+use swarm_shared::proto::selector::Selector;
+use swarm_shared::proto::trust::Role;
+use tempfile::TempDir;
+use tokio::sync::mpsc;
+use tokio::time::{sleep, timeout};
+
+use super::fanout::end_of;
+use crate::binaries;
+use crate::process::Process;
+
+/// How long anything may take before the measurement is given up.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+const RETRY: Duration = Duration::from_millis(2);
+const CODE_VALID: Duration = Duration::from_secs(900);
+
+/// A running `ground-station serve` with its fleet.
+#[derive(Debug)]
+pub struct RealStation {
+    /// Where it listens.
+    pub addr: SocketAddr,
+    /// To ask it.
+    pub fleet: Fleet,
+    /// State directories and logs of everything.
+    pub dir: TempDir,
+    process: Option<Process>,
+    starts: usize,
+}
+
+impl RealStation {
+    /// Starts it, and makes its fleet.
+    ///
+    /// # Errors
+    /// If it does not come up.
+    pub async fn start() -> anyhow::Result<Self> {
+        // Free now; nothing else on this machine takes ports at random while it is measured.
+        let addr = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let dir = TempDir::with_prefix("measure-")?;
+        let mut station = Self {
+            addr,
+            fleet: Fleet::remote(dir.path().join("station").join(CONTROL_SOCKET)),
+            dir,
+            process: None,
+            starts: 0,
+        };
+        station.spawn();
+        let made = async { while end_of(&station.fleet, Request::Init).await.is_err() { sleep(RETRY).await } };
+        timeout(PATIENCE, made).await.context("the station does not come up")?;
+        Ok(station)
+    }
+
+    /// Starts its process, after [`Self::kill`] anew.
+    pub fn spawn(&mut self) {
+        self.starts += 1;
+        let mut command = Command::new(&binaries().station);
+        command
+            .arg("serve")
+            .arg("--state-dir")
+            .arg(self.dir.path().join("station"))
+            .args(["--listen", &self.addr.to_string(), "--no-pings", "--no-mdns"]);
+        let name = format!("station-{}", self.starts);
+        self.process = Some(Process::spawn(command, &name, self.dir.path()));
+    }
+
+    /// Kills its process.
+    pub fn kill(&mut self) {
+        self.process = None;
+    }
+
+    /// Its state directory.
+    pub fn state_dir(&self) -> std::path::PathBuf {
+        self.dir.path().join("station")
+    }
+
+    /// Starts a real node that joins this fleet, and waits until it is online.
+    ///
+    /// # Errors
+    /// If it does not join.
+    pub async fn node(&self, name: &str, config: &str) -> anyhow::Result<Process> {
+        let code = self.invite().await?;
+        let dir = self.dir.path().join(name);
+        std::fs::create_dir_all(&dir)?;
+        let file = dir.join("node.toml");
+        std::fs::write(&file, format!("name = \"{name}\"\n{config}"))?;
+        let process = Process::spawn(node_command(&dir, &file, &code), name, self.dir.path());
+        let mut watched = self.watch().await;
+        wait_state(&mut watched, NodeState::Online).await?;
+        Ok(process)
+    }
+
+    async fn invite(&self) -> anyhow::Result<String> {
+        let request = Request::Invite {
+            role: Role::Node,
+            uses: 1,
+            valid_for_ms: u64::try_from(CODE_VALID.as_millis())?,
+        };
+        let mut events = self.fleet.perform(request).await;
+        while let Some(event) = events.recv().await {
+            match event {
+                Event::Invitation(view) => return Ok(view.code),
+                Event::Failed { message, .. } => anyhow::bail!(message),
+                _ => {}
+            }
+        }
+        anyhow::bail!("no code")
+    }
+
+    /// What becomes of all nodes from now on, after what they are now. Empty at once if the station is not up.
+    pub async fn watch(&self) -> mpsc::Receiver<Event> {
+        let selector = Selector::all();
+        self.fleet.perform(Request::Watch { selector }).await
+    }
+}
+
+/// A node's process that joins with a code; afterwards the code is of no account.
+pub fn node_command(dir: &Path, config: &Path, code: &str) -> Command {
+    let mut command = Command::new(&binaries().node);
+    command
+        .arg("run")
+        .arg("--config")
+        .arg(config)
+        .arg("--state-dir")
+        .arg(dir)
+        .args(["--listen", "127.0.0.1:0", "--no-pings", "--no-mdns"])
+        .env("SWARM_NODE_JOIN", code);
+    command
+}
+
+/// Waits until a node is in a state.
+///
+/// # Errors
+/// If it takes too long, or the station goes away.
+pub async fn wait_state(events: &mut mpsc::Receiver<Event>, state: NodeState) -> anyhow::Result<NodeView> {
+    let waited = async {
+        while let Some(event) = events.recv().await {
+            if let Event::Node(view) = event
+                && view.state == state
+            {
+                return Some(view);
+            }
+        }
+        None
+    };
+    let found = timeout(PATIENCE, waited).await;
+    found
+        .with_context(|| format!("no node is {}", state.as_str()))?
+        .context("the station went away")
+}
