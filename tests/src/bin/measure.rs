@@ -141,12 +141,7 @@ async fn run(what: What) -> anyhow::Result<()> {
             runs,
             processes,
         } => idle::links(nodes, runs, processes).await,
-        What::File {
-            size,
-            runs,
-            from,
-            to,
-        } => file::run(size, runs, &from, &to).await,
+        What::File { size, runs, from, to } => file::run(size, runs, &from, &to).await,
         What::NodeHost {
             seed,
             first,

@@ -55,7 +55,11 @@ pub async fn links(sizes: &[u32], runs: usize, processes: u32) -> anyhow::Result
                 cpu.add((cpu_time()? - before).as_secs_f64() * 1_000.0);
             }
         }
-        table.row(format!("one command to {nodes} nodes, last reply"), "ms", &latency);
+        table.row(
+            format!("one command to {nodes} nodes, last reply"),
+            "ms",
+            &latency,
+        );
         table.row("  processor time of the station", "ms", &cpu);
     }
     Ok(table.print()?)
@@ -89,7 +93,11 @@ pub async fn pipelined(nodes: u32, runs: usize, processes: u32, commands: usize)
         }
     }
     let mut table = Table::new();
-    table.row(format!("{PIPELINE} commands in flight to each of {nodes} nodes"), "replies/s", &rate);
+    table.row(
+        format!("{PIPELINE} commands in flight to each of {nodes} nodes"),
+        "replies/s",
+        &rate,
+    );
     table.row("  processor time of the station, each", "µs", &cpu);
     Ok(table.print()?)
 }
@@ -111,7 +119,9 @@ impl Station {
         let mut links = Vec::new();
         while links.len() < nodes as usize {
             let event = timeout(PATIENCE, station.events.peers.recv()).await;
-            if let PeerEvent::Up { peer, .. } = event.context("not all nodes link")?.context("it has stopped")? {
+            if let PeerEvent::Up { peer, .. } =
+                event.context("not all nodes link")?.context("it has stopped")?
+            {
                 links.push(station.endpoint.open(peer.id).await?);
             }
         }
@@ -165,7 +175,10 @@ impl Station {
         let taken = timeout(PATIENCE, self.replies.recv_many(&mut batch, REPLIES_A_TURN)).await;
         let taken = taken.context("replies are missing")?;
         for delivery in batch {
-            ensure!(matches!(delivery.ended, Ended::Reply(_)), "not answered: {delivery:?}");
+            ensure!(
+                matches!(delivery.ended, Ended::Reply(_)),
+                "not answered: {delivery:?}"
+            );
         }
         Ok(taken)
     }
@@ -194,8 +207,13 @@ pub async fn engine(sizes: &[u32], runs: usize, processes: u32) -> anyhow::Resul
         let root = identity::load(dir.path(), KeyFile::FleetRoot)?.context("no root key")?;
         let members = Members::of(*root.seed())?;
         let _hosts = Hosts::start(&members, *nodes, processes, engine.listens())?;
-        let all_linked = async { while online(&fleet).await? < *nodes as usize {} anyhow::Ok(()) };
-        timeout(PATIENCE, all_linked).await.context("not all nodes link")??;
+        let all_linked = async {
+            while online(&fleet).await? < *nodes as usize {}
+            anyhow::Ok(())
+        };
+        timeout(PATIENCE, all_linked)
+            .await
+            .context("not all nodes link")??;
         sleep(SETTLE).await;
         let (mut latency, mut cpu) = (Samples::default(), Samples::default());
         for run in 0..=runs {
@@ -209,7 +227,11 @@ pub async fn engine(sizes: &[u32], runs: usize, processes: u32) -> anyhow::Resul
                 cpu.add((cpu_time()? - before).as_secs_f64() * 1_000.0);
             }
         }
-        table.row(format!("one command to {nodes} nodes through the engine"), "ms", &latency);
+        table.row(
+            format!("one command to {nodes} nodes through the engine"),
+            "ms",
+            &latency,
+        );
         table.row("  processor time of the station", "ms", &cpu);
         engine.stop().await;
     }

@@ -29,12 +29,7 @@ impl Hosts {
     ///
     /// # Errors
     /// If this program's own path is not known.
-    pub fn start(
-        members: &Members,
-        nodes: u32,
-        processes: u32,
-        station: SocketAddr,
-    ) -> anyhow::Result<Self> {
+    pub fn start(members: &Members, nodes: u32, processes: u32, station: SocketAddr) -> anyhow::Result<Self> {
         let logs = TempDir::with_prefix("measure-")?;
         let program = std::env::current_exe()?;
         let mut started = Vec::new();
@@ -103,7 +98,9 @@ async fn answer_commands(node: Program) {
     while let Some(event) = events.peers.recv().await {
         match event {
             PeerEvent::Up { peer, .. } => {
-                let Ok(link) = endpoint.open(peer.id).await else { return };
+                let Ok(link) = endpoint.open(peer.id).await else {
+                    return;
+                };
                 links.insert(peer.id, link);
             }
             PeerEvent::Frame { peer, frame, .. } if frame.header.kind == Some(Kind::Command) => {

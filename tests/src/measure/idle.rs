@@ -72,7 +72,11 @@ pub async fn links(nodes: u32, runs: usize, processes: u32) -> anyhow::Result<()
         each.add((after - before) as f64 / f64::from(nodes));
     }
     let mut table = Table::new();
-    table.row(format!("a station's memory for each of {nodes} links"), "KiB", &each);
+    table.row(
+        format!("a station's memory for each of {nodes} links"),
+        "KiB",
+        &each,
+    );
     Ok(table.print()?)
 }
 

@@ -53,8 +53,14 @@ impl RealStation {
             starts: 0,
         };
         station.spawn();
-        let made = async { while end_of(&station.fleet, Request::Init).await.is_err() { sleep(RETRY).await } };
-        timeout(PATIENCE, made).await.context("the station does not come up")?;
+        let made = async {
+            while end_of(&station.fleet, Request::Init).await.is_err() {
+                sleep(RETRY).await
+            }
+        };
+        timeout(PATIENCE, made)
+            .await
+            .context("the station does not come up")?;
         Ok(station)
     }
 
