@@ -324,7 +324,7 @@ fn a_full_disk_fails_the_file_and_not_the_node() {
     let line = ran.of("n1");
     assert_eq!(line["state"], "failed", "{line}");
     let error = text(&line, "error").to_lowercase();
-    assert!(error.contains("space") || error.contains("room"), "{line}");
+    assert!(error.contains("the disk is full"), "{line}");
     assert_eq!(ran.state("n2"), "done");
     assert_eq!(fleet.nodes[0].files(), (Vec::new(), Vec::new()));
     let small = fleet.field.file("small", OLD).display().to_string();
