@@ -192,36 +192,7 @@ impl Task {
     }
 
     fn take_notice(&self, notice: &Notice) {
-        let text = match notice {
-            Notice::Refused {
-                addr,
-                name,
-                by_us,
-                refused,
-                ..
-            } => {
-                let who = name
-                    .as_ref()
-                    .map_or_else(|| addr.to_string(), |name| format!("{name} at {addr}"));
-                if *by_us {
-                    format!("refused {who}: {refused}")
-                } else {
-                    format!("refused by {who}: {refused}")
-                }
-            }
-            Notice::Cloned { id, linked, other } => format!(
-                "two programs hold the key {}: {} at {} and {} at {}",
-                id.short(),
-                linked.0,
-                linked.1,
-                other.0,
-                other.1
-            ),
-            Notice::OwnKeyRevoked => {
-                "this node's key has been revoked: delete identity.key and fleet.json, and join anew"
-                    .to_owned()
-            }
-        };
+        let text = notice.to_string();
         tracing::warn!("{text}");
         self.status.update(|facts| facts.last_refusal = Some(text));
     }

@@ -379,31 +379,27 @@ impl<T> Session<T> {
             for item in self.outbox.expire(now) {
                 self.settle_item(&item, Settled::Expired);
             }
-            while to.len() < room
-                && let Some((seq, item)) = self.outbox.next_to_send()
-            {
+            while to.len() < room {
+                let ack = self.ack_due.map(|_due| self.received);
+                let Some((seq, item)) = self.outbox.next_to_send() else {
+                    break;
+                };
                 let ttl = item
                     .deadline
                     .map(|deadline| millis(deadline.saturating_duration_since(now)));
-                to.put(
-                    &item.parcel,
-                    Trailer {
-                        seq,
-                        ack: self.take_ack(),
-                        ttl,
-                    },
-                );
+                to.put(&item.parcel, Trailer { seq, ack, ttl });
+                self.forget_ack();
             }
             if self.ack_due.is_some_and(|due| now >= due) {
                 if to.len() < room {
-                    let ack = self.take_ack();
                     to.put(
                         &self.ack,
                         Trailer {
-                            ack,
+                            ack: Some(self.received),
                             ..Trailer::default()
                         },
                     );
+                    self.forget_ack();
                 } else {
                     // Behind what waits it would come no sooner, and a peer that does not read would pile them up.
                     self.ack_due = Some(now + self.timing.ack_delay);
@@ -541,11 +537,11 @@ impl<T> Session<T> {
         }
     }
 
-    fn take_ack(&mut self) -> Option<u64> {
-        self.ack_due.take()?;
+    /// What was owed has been told.
+    fn forget_ack(&mut self) {
+        self.ack_due = None;
         self.unacked_frames = 0;
         self.unacked_bytes = 0;
-        Some(self.received)
     }
 
     fn pass_on(&mut self, frame: Frame) {
