@@ -556,11 +556,17 @@ async fn drive(conn: Option<&mut Conn>, read: bool) -> std::io::Result<Driven> {
 /// at every frame.
 struct Alarm {
     sleep: Option<Pin<Box<Sleep>>>,
+    /// Whether it is still to ring. The timer itself cannot be asked: it may go off on another thread before anybody
+    /// waits for it here, and would then never be heard.
+    armed: bool,
 }
 
 impl Alarm {
     fn new() -> Self {
-        Self { sleep: None }
+        Self {
+            sleep: None,
+            armed: false,
+        }
     }
 
     fn set(&mut self, next: Option<Instant>) {
@@ -568,15 +574,19 @@ impl Alarm {
             return;
         };
         match &mut self.sleep {
-            Some(sleep) if sleep.deadline() <= next && !sleep.is_elapsed() => {}
+            Some(sleep) if self.armed && sleep.deadline() <= next => {}
             Some(sleep) => sleep.as_mut().reset(next),
             None => self.sleep = Some(Box::pin(sleep_until(next))),
         }
+        self.armed = true;
     }
 
     async fn ring(&mut self) {
         match &mut self.sleep {
-            Some(sleep) if !sleep.is_elapsed() => sleep.await,
+            Some(sleep) if self.armed => {
+                sleep.await;
+                self.armed = false;
+            }
             // Nothing is due, and it has rung already.
             Some(_) | None => std::future::pending().await,
         }
