@@ -192,36 +192,7 @@ impl Task {
     }
 
     fn take_notice(&self, notice: &Notice) {
-        let text = match notice {
-            Notice::Refused {
-                addr,
-                name,
-                by_us,
-                refused,
-                ..
-            } => {
-                let who = name
-                    .as_ref()
-                    .map_or_else(|| addr.to_string(), |name| format!("{name} at {addr}"));
-                if *by_us {
-                    format!("refused {who}: {refused}")
-                } else {
-                    format!("refused by {who}: {refused}")
-                }
-            }
-            Notice::Cloned { id, linked, other } => format!(
-                "two programs hold the key {}: {} at {} and {} at {}",
-                id.short(),
-                linked.0,
-                linked.1,
-                other.0,
-                other.1
-            ),
-            Notice::OwnKeyRevoked => {
-                "this node's key has been revoked: delete identity.key and fleet.json, and join anew"
-                    .to_owned()
-            }
-        };
+        let text = notice.to_string();
         tracing::warn!("{text}");
         self.status.update(|facts| facts.last_refusal = Some(text));
     }
@@ -277,13 +248,13 @@ impl Task {
     }
 
     fn show_links(&self) {
-        let now = clock::now();
         let view = |linked: &Linked| LinkView {
             name: linked.info.name.to_string(),
             id: linked.info.id.short(),
             kind: linked.info.kind.to_string(),
             addr: linked.info.addr.to_string(),
-            up_s: now.saturating_duration_since(linked.since).as_secs(),
+            up_s: 0,
+            since: Some(linked.since),
         };
         let links: Vec<LinkView> = self.peers.values().map(view).collect();
         self.status.update(|facts| facts.links = links);

@@ -14,6 +14,8 @@ use crate::proto::wire::{Frame, FrameReader, Limits, WireError};
 
 /// Least room that is made for a read, in bytes; a chunk of which more is known to come gets more.
 const READ_BYTES_MIN: usize = 4 * 1024;
+/// Room that is made for the next read after one that left none, in bytes: as much as TLS decrypts at once.
+const READ_BYTES_BUSY: usize = 16 * 1024;
 /// Most room that is made for a read, in bytes.
 const READ_BYTES_MAX: usize = 512 * 1024;
 /// Most slices in one write.
@@ -62,6 +64,8 @@ pub(crate) struct Conn {
     io: Box<dyn Transport>,
     reader: FrameReader,
     incoming: BytesMut,
+    /// Whether the last read left no room.
+    busy: bool,
     pub(crate) out: OutBuffer,
     unflushed: bool,
     /// Why nothing can be written any more. What the peer said before is still read: it may be the reason.
@@ -84,6 +88,7 @@ impl Conn {
             io: Box::new(io),
             reader: FrameReader::new(limits),
             incoming: BytesMut::new(),
+            busy: false,
             out: OutBuffer::default(),
             unflushed: false,
             broken: None,
@@ -161,9 +166,16 @@ impl Conn {
     }
 
     fn poll_read_in(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let wanted = self.reader.lacking().clamp(READ_BYTES_MIN, READ_BYTES_MAX);
+        let least = if self.busy {
+            READ_BYTES_BUSY
+        } else {
+            READ_BYTES_MIN
+        };
+        let wanted = self.reader.lacking().clamp(least, READ_BYTES_MAX);
         self.incoming.reserve(wanted);
-        poll_read_buf(Pin::new(&mut self.io), cx, &mut self.incoming).map_err(plainly)
+        let read = poll_read_buf(Pin::new(&mut self.io), cx, &mut self.incoming).map_err(plainly);
+        self.busy = self.incoming.len() == self.incoming.capacity();
+        read
     }
 
     /// The next frame, waiting for it.

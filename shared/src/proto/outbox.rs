@@ -3,6 +3,7 @@
 //! Invariants: within a lane the order never changes; a parcel is in exactly one of the two places until it is
 //! acknowledged, has expired, or is lost with its peer; both places are bounded.
 
+use std::borrow::Cow;
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Instant;
 
@@ -136,7 +137,7 @@ impl Outbox {
 
     /// The next item to send, by lane, with its sequence number (telemetry has none). Items with a number stay
     /// here, unacknowledged, until [`Self::acknowledge`].
-    pub fn next_to_send(&mut self) -> Option<(Option<u64>, Item)> {
+    pub fn next_to_send(&mut self) -> Option<(Option<u64>, Cow<'_, Item>)> {
         let window_full = !self.unacked.is_empty()
             && (self.unacked.len() >= self.limits.window_max
                 || self.unacked_bytes >= self.limits.window_bytes_max);
@@ -153,7 +154,7 @@ impl Outbox {
         }
         if let Some(item) = self.telemetry.take() {
             self.queued_bytes -= item.parcel.bytes();
-            return Some((None, item));
+            return Some((None, Cow::Owned(item)));
         }
         if window_full {
             return None;
@@ -162,13 +163,12 @@ impl Outbox {
         Some(self.number(item))
     }
 
-    fn number(&mut self, item: Item) -> (Option<u64>, Item) {
+    fn number(&mut self, item: Item) -> (Option<u64>, Cow<'_, Item>) {
         let seq = self.next_seq;
         self.next_seq += 1;
         self.queued_bytes -= item.parcel.bytes();
         self.unacked_bytes += item.parcel.bytes();
-        self.unacked.push_back(item.clone());
-        (Some(seq), item)
+        (Some(seq), Cow::Borrowed(self.unacked.push_back_mut(item)))
     }
 
     /// Whether anything waits to be sent.

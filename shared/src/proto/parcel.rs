@@ -6,21 +6,24 @@ use std::io::IoSlice;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
+use super::wire::print::number;
 use super::wire::{Frame, HEADER_BYTES_MAX, LENGTH_BYTES, WireError};
 
 /// Room kept in every header for the keys that are appended on sending: three names and three 20-digit numbers.
 const TRAILER_BYTES_MAX: usize = 96;
-/// What most headers fit in, so that most take one allocation.
-const HEAD_BYTES_USUAL: usize = 256;
-/// Contents up to this many bytes are copied beside their header, so that a burst of small frames is one write.
+/// Contents up to this many bytes are kept beside their header and copied with it, so that a small frame is one piece of
+/// memory and a burst of them one write.
 const COPY_BYTES_MAX: usize = 4 * 1024;
 
 /// An encoded frame without its trailer. Clones share the bytes.
 #[derive(Clone, Debug)]
 pub struct Parcel {
-    /// The header's JSON up to, but without, its closing brace.
-    head: Bytes,
-    content: Bytes,
+    /// The header's JSON up to, but without, its closing brace; behind it the content, if that is short.
+    start: Bytes,
+    /// Where the content begins in `start`.
+    head: usize,
+    /// The content, if it is long.
+    rest: Bytes,
     epoch: Option<u64>,
 }
 
@@ -44,18 +47,26 @@ impl Parcel {
     pub fn new(frame: &Frame) -> Result<Self, WireError> {
         debug_assert!(frame.header.seq.is_none() && frame.header.ack.is_none() && frame.header.ttl.is_none());
         frame.check_length()?;
-        let mut head = Vec::with_capacity(HEAD_BYTES_USUAL);
-        serde_json::to_writer(&mut head, &frame.header).map_err(|e| WireError::BadHeader(e.to_string()))?;
-        head.pop();
-        if head.len() + TRAILER_BYTES_MAX > HEADER_BYTES_MAX {
+        let mut start = frame.header.to_json()?;
+        start.pop();
+        let head = start.len();
+        if head + TRAILER_BYTES_MAX > HEADER_BYTES_MAX {
             return Err(WireError::HeaderTooLong {
-                bytes: head.len(),
+                bytes: head,
                 max: HEADER_BYTES_MAX - TRAILER_BYTES_MAX,
             });
         }
+        let rest = if frame.content.len() <= COPY_BYTES_MAX {
+            start.extend_from_slice(&frame.content);
+            Bytes::new()
+        } else {
+            frame.content.clone()
+        };
         Ok(Self {
-            head: head.into(),
-            content: frame.content.clone(),
+            // Cut to its length, `Bytes` takes it over without an allocation of its own.
+            start: start.into_boxed_slice().into(),
+            head,
+            rest,
             epoch: frame.header.epoch,
         })
     }
@@ -67,7 +78,7 @@ impl Parcel {
 
     /// Bytes that it keeps in memory while it waits.
     pub fn bytes(&self) -> usize {
-        self.head.len() + self.content.len()
+        self.start.len() + self.rest.len()
     }
 }
 
@@ -94,31 +105,25 @@ impl OutBuffer {
 
     /// Appends a parcel with its trailer.
     pub fn put(&mut self, parcel: &Parcel, trailer: Trailer) {
-        let copied = if parcel.content.len() <= COPY_BYTES_MAX {
-            parcel.content.len()
-        } else {
-            0
-        };
+        let (head, content) = parcel.start.split_at(parcel.head);
         self.tail
-            .reserve(LENGTH_BYTES + parcel.head.len() + TRAILER_BYTES_MAX + copied);
+            .reserve(LENGTH_BYTES + parcel.start.len() + TRAILER_BYTES_MAX);
         let before = self.tail.len();
         self.tail.put_u16(0);
-        self.tail.put_slice(&parcel.head);
-        put_number(&mut self.tail, b",\"seq\":", trailer.seq);
-        put_number(&mut self.tail, b",\"ack\":", trailer.ack);
-        put_number(&mut self.tail, b",\"ttl\":", trailer.ttl);
+        self.tail.put_slice(head);
+        number(&mut self.tail, b",\"seq\":", trailer.seq);
+        number(&mut self.tail, b",\"ack\":", trailer.ack);
+        number(&mut self.tail, b",\"ttl\":", trailer.ttl);
         self.tail.put_u8(b'}');
         let header_len = self.tail.len() - before - LENGTH_BYTES;
         // `Parcel::new` keeps head and trailer within HEADER_BYTES_MAX, which fits a u16.
         let length = u16::try_from(header_len).unwrap_or(u16::MAX);
         self.tail[before..before + LENGTH_BYTES].copy_from_slice(&length.to_be_bytes());
-        if parcel.content.len() <= COPY_BYTES_MAX {
-            self.tail.put_slice(&parcel.content);
-            self.bytes += self.tail.len() - before;
-        } else {
-            self.bytes += self.tail.len() - before + parcel.content.len();
+        self.tail.put_slice(content);
+        self.bytes += self.tail.len() - before + parcel.rest.len();
+        if !parcel.rest.is_empty() {
             self.slices.push_back(self.tail.split().freeze());
-            self.slices.push_back(parcel.content.clone());
+            self.slices.push_back(parcel.rest.clone());
         }
     }
 
@@ -159,24 +164,4 @@ impl OutBuffer {
     pub fn clear(&mut self) {
         *self = Self::default();
     }
-}
-
-/// Appends a key and its number, if there is one. By hand, because `write!` takes longer than the rest of the frame.
-fn put_number(to: &mut BytesMut, key: &[u8], number: Option<u64>) {
-    const DIGITS_MAX: usize = 20;
-    let Some(mut left) = number else {
-        return;
-    };
-    let mut digits = [b'0'; DIGITS_MAX];
-    let mut start = DIGITS_MAX;
-    for (at, digit) in digits.iter_mut().enumerate().rev() {
-        *digit += u8::try_from(left % 10).unwrap_or_default();
-        left /= 10;
-        start = at;
-        if left == 0 {
-            break;
-        }
-    }
-    to.put_slice(key);
-    to.put_slice(&digits[start..]);
 }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::json::{self, JSON_DEPTH_MAX};
 
+pub(super) mod print;
 mod scan;
 
 /// Longest header, in bytes.
@@ -322,6 +323,14 @@ fn digits<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error
 }
 
 impl Header {
+    /// The header's bytes. They have room for what a session appends.
+    pub(super) fn to_json(&self) -> Result<Vec<u8>, WireError> {
+        if let Some(text) = print::header(self) {
+            return Ok(text);
+        }
+        serde_json::to_vec(self).map_err(|e| WireError::BadHeader(e.to_string()))
+    }
+
     fn parse(bytes: &[u8]) -> Result<Self, WireError> {
         let text = std::str::from_utf8(bytes).map_err(|_utf8| WireError::HeaderNotUtf8)?;
         let raw = match scan::header(text) {
@@ -443,9 +452,8 @@ impl Frame {
     pub fn encode_head(&self, to: &mut BytesMut) -> Result<(), WireError> {
         let start = to.len();
         to.put_u16(0);
-        let mut writer = to.writer();
-        serde_json::to_writer(&mut writer, &self.header).map_err(|e| WireError::BadHeader(e.to_string()))?;
-        let to = writer.into_inner();
+        let header = self.header.to_json()?;
+        to.put_slice(&header);
         let bytes = to.len() - start - LENGTH_BYTES;
         match u16::try_from(bytes) {
             Ok(length) if bytes <= HEADER_BYTES_MAX => {
@@ -503,19 +511,22 @@ impl FrameReader {
     /// # Errors
     /// [`WireError`]: the stream cannot go on.
     pub fn next_frame(&mut self, from: &mut BytesMut) -> Result<Option<Frame>, WireError> {
-        if self.header.is_none() {
-            self.header = self.take_header(from)?;
-        }
-        let Some(header) = &self.header else {
-            return Ok(None);
+        // A header whose content is there already is never put down: moving it costs as much as reading a number.
+        let header = match self.header.take() {
+            Some(header) => header,
+            None => match self.take_header(from)? {
+                Some(header) => header,
+                None => return Ok(None),
+            },
         };
         let bytes = usize::try_from(header.content_length).unwrap_or(usize::MAX);
         if from.len() < bytes {
             self.lacking = bytes - from.len();
+            self.header = Some(header);
             return Ok(None);
         }
         let content = from.split_to(bytes).freeze();
-        Ok(self.header.take().map(|header| Frame { header, content }))
+        Ok(Some(Frame { header, content }))
     }
 
     fn take_header(&mut self, from: &mut BytesMut) -> Result<Option<Header>, WireError> {

@@ -29,8 +29,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const SETTLE: Duration = Duration::from_secs(2);
 /// Pause between two commands: long enough for acknowledgements that were delayed.
 const PAUSE: Duration = Duration::from_millis(40);
-/// Commands in flight to each node while pipelining.
-const PIPELINE: usize = 64;
+/// Most commands in flight to each node while pipelining.
+const PIPELINE: usize = 128;
+/// Commands to each node in one burst.
+const BURST: usize = 64;
 /// Replies taken from the channel in one go.
 const REPLIES_A_TURN: usize = 1_024;
 
@@ -42,10 +44,12 @@ pub async fn links(sizes: &[u32], runs: usize, processes: u32) -> anyhow::Result
     let mut table = Table::new();
     for nodes in sizes {
         let mut station = Station::start(*nodes, processes).await?;
-        let (mut latency, mut cpu) = (Samples::default(), Samples::default());
+        let (mut latency, mut cpu, mut hosts_cpu) =
+            (Samples::default(), Samples::default(), Samples::default());
         for run in 0..=runs {
             sleep(PAUSE).await;
             let (before, started) = (cpu_time()?, clock::now());
+            let hosts_before = station.hosts.cpu_time()?;
             station.send_round(clock::now() + PATIENCE)?;
             station.take(*nodes as usize).await?;
             let took = started.elapsed();
@@ -53,6 +57,7 @@ pub async fn links(sizes: &[u32], runs: usize, processes: u32) -> anyhow::Result
             if run > 0 {
                 latency.add(took.as_secs_f64() * 1_000.0);
                 cpu.add((cpu_time()? - before).as_secs_f64() * 1_000.0);
+                hosts_cpu.add((station.hosts.cpu_time()? - hosts_before).as_secs_f64() * 1_000.0);
             }
         }
         table.row(
@@ -61,6 +66,7 @@ pub async fn links(sizes: &[u32], runs: usize, processes: u32) -> anyhow::Result
             &latency,
         );
         table.row("  processor time of the station", "ms", &cpu);
+        table.row("  processor time of the nodes", "ms", &hosts_cpu);
     }
     Ok(table.print()?)
 }
@@ -72,24 +78,28 @@ pub async fn links(sizes: &[u32], runs: usize, processes: u32) -> anyhow::Result
 pub async fn pipelined(nodes: u32, runs: usize, processes: u32, commands: usize) -> anyhow::Result<()> {
     let mut station = Station::start(nodes, processes).await?;
     let nodes = nodes as usize;
-    let (mut rate, mut cpu) = (Samples::default(), Samples::default());
+    let (mut rate, mut cpu, mut hosts_cpu) = (Samples::default(), Samples::default(), Samples::default());
     for run in 0..=runs {
         sleep(PAUSE).await;
         let (before, started) = (cpu_time()?, clock::now());
+        let hosts_before = station.hosts.cpu_time()?;
         let (mut rounds, mut waiting) = (0, 0);
         while rounds < commands || waiting > 0 {
-            while rounds < commands && waiting + nodes <= nodes * PIPELINE {
-                station.send_round(clock::now() + PATIENCE)?;
-                waiting += nodes;
-                rounds += 1;
+            while rounds < commands && waiting + BURST * nodes <= PIPELINE * nodes {
+                for _ in 0..BURST {
+                    station.send_round(clock::now() + PATIENCE)?;
+                }
+                waiting += BURST * nodes;
+                rounds += BURST;
             }
             waiting -= station.take_some().await?;
         }
         let took = started.elapsed();
         if run > 0 {
-            let replies = commands as f64 * nodes as f64;
+            let replies = rounds as f64 * nodes as f64;
             rate.add(replies / took.as_secs_f64());
             cpu.add((cpu_time()? - before).as_secs_f64() * 1e6 / replies);
+            hosts_cpu.add((station.hosts.cpu_time()? - hosts_before).as_secs_f64() * 1e6 / replies);
         }
     }
     let mut table = Table::new();
@@ -99,6 +109,7 @@ pub async fn pipelined(nodes: u32, runs: usize, processes: u32, commands: usize)
         &rate,
     );
     table.row("  processor time of the station, each", "µs", &cpu);
+    table.row("  processor time of the nodes, each", "µs", &hosts_cpu);
     Ok(table.print()?)
 }
 
@@ -108,7 +119,7 @@ struct Station {
     replies: mpsc::Receiver<Delivery>,
     reply_to: ReplyTo,
     next_id: u64,
-    _hosts: Hosts,
+    hosts: Hosts,
 }
 
 impl Station {
@@ -133,7 +144,7 @@ impl Station {
             replies,
             reply_to: ReplyTo(reply_to),
             next_id: 1,
-            _hosts: hosts,
+            hosts,
         })
     }
 

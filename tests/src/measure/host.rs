@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::process::Command;
+use std::time::Duration;
 
 use rustix::process::{Signal, set_parent_process_death_signal};
 use swarm_shared::net::peer::{PeerEvent, PeerLink};
@@ -14,13 +15,13 @@ use swarm_shared::proto::session::Outgoing;
 use swarm_shared::proto::wire::{Frame, Kind, Lane};
 use tempfile::TempDir;
 
-use super::{Members, Program, raise_file_limit};
+use super::{Members, Program, cpu_time_of, raise_file_limit};
 use crate::process::Process;
 
 /// Nodes of a fleet, spread over processes that end with this value.
 #[derive(Debug)]
 pub struct Hosts {
-    _processes: Vec<Process>,
+    processes: Vec<Process>,
     _logs: TempDir,
 }
 
@@ -47,9 +48,23 @@ impl Hosts {
             first += count;
         }
         Ok(Self {
-            _processes: started,
+            processes: started,
             _logs: logs,
         })
+    }
+}
+
+impl Hosts {
+    /// How long the nodes have been on a processor.
+    ///
+    /// # Errors
+    /// If a process is gone.
+    pub fn cpu_time(&self) -> anyhow::Result<Duration> {
+        let times = self
+            .processes
+            .iter()
+            .map(|process| cpu_time_of(&process.pid().to_string()));
+        times.sum()
     }
 }
 

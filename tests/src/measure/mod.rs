@@ -15,5 +15,5 @@ pub mod silence;
 mod table;
 
 pub use members::{Members, Program};
-pub use proc::{Memory, cpu_time, memory_of, raise_file_limit};
+pub use proc::{Memory, cpu_time, cpu_time_of, memory_of, raise_file_limit};
 pub use table::{Samples, Table};

@@ -41,8 +41,16 @@ pub fn memory_of(pid: u32) -> anyhow::Result<Memory> {
 /// # Errors
 /// If the kernel keeps no account.
 pub fn cpu_time() -> anyhow::Result<Duration> {
+    cpu_time_of("self")
+}
+
+/// The same for the process that `/proc` knows by that name.
+///
+/// # Errors
+/// If it is gone.
+pub fn cpu_time_of(process: &str) -> anyhow::Result<Duration> {
     let mut sum = Duration::ZERO;
-    for thread in std::fs::read_dir("/proc/self/task")? {
+    for thread in std::fs::read_dir(format!("/proc/{process}/task"))? {
         sum += on_processor(&thread?.path().join("schedstat"))?;
     }
     Ok(sum)

@@ -331,6 +331,7 @@ impl Office {
         membership: Option<&Membership>,
     ) -> Option<MemberRow> {
         let key = seen.key;
+        let before = self.invitations.clone();
         let redeemed = async {
             let Admission { role, proof } =
                 self.invitations
@@ -341,6 +342,8 @@ impl Office {
                     role_name(role),
                     seen.kind
                 );
+                // Nobody was let in: the use is still there for whom the code is for.
+                self.invitations = before;
                 return Err(Refused::new(RefusalCode::BadCode, reason));
             }
             let cannot = |error: &dyn std::fmt::Display| {

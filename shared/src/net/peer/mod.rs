@@ -4,6 +4,8 @@
 //! connections.
 
 mod task;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::fmt;

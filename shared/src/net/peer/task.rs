@@ -5,17 +5,18 @@
 //! session's outbox is full, no more messages are taken, so that their senders hear of it at once.
 
 use std::collections::VecDeque;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
-use tokio::time::{sleep_until, timeout};
-use tokio_util::sync::CancellationToken;
+use tokio::time::{Sleep, sleep_until, timeout};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tokio_util::task::TaskTracker;
 
 use super::{
-    Attachment, Ended, LastHeard, LinkInput, LinkWord, Message, PeerControl, PeerEvent, PeerInfo, PeerLink,
-    Token,
+    Attachment, Ended, LastHeard, LinkError, LinkInput, LinkWord, Message, PeerControl, PeerEvent, PeerInfo,
+    PeerLink, Token,
 };
 use crate::net::clock;
 use crate::net::conn::{Conn, Driven};
@@ -41,6 +42,8 @@ const LINK_INPUTS: usize = 8;
 const MESSAGES_A_TURN: usize = 256;
 /// Bytes that wait for the socket before the session is asked for no more.
 const OUT_BYTES_ROOM: usize = 256 * 1024;
+/// Room for events that a quiet session keeps.
+const HAPPENED_KEPT: usize = 16;
 /// How long a closing link may take to say why it closes.
 const CLOSE_GRACE: Duration = Duration::from_millis(500);
 /// A bulk connection on which nothing was to be sent or read for this long is closed.
@@ -83,6 +86,8 @@ struct PeerTask {
     /// Events that the application has not taken yet; nothing is read while there are any.
     backlog: VecDeque<PeerEvent>,
     words: mpsc::Sender<LinkWord>,
+    /// Empty; kept so that not every frame needs an allocation.
+    happened: Vec<SessionEvent<Token>>,
     heard: Arc<LastHeard>,
     /// When a bulk session last had anything to do, or asked for a connection.
     last_busy: Instant,
@@ -134,6 +139,7 @@ pub(crate) fn spawn(parts: TaskParts) -> Result<PeerControl, WireError> {
         events,
         backlog: VecDeque::new(),
         words,
+        happened: Vec::new(),
         heard: Arc::clone(&heard),
         last_busy: now,
         stop,
@@ -153,11 +159,14 @@ pub(crate) fn spawn(parts: TaskParts) -> Result<PeerControl, WireError> {
 
 impl PeerTask {
     async fn run(mut self) {
+        // Both are kept from one wait to the next: a busy link wakes up a hundred thousand times a second.
+        let mut stopped = pin!(self.stop.clone().cancelled_owned());
+        let mut alarm = Alarm::new();
         let farewell = loop {
             self.take_waiting_messages();
             self.look_after_bulk().await;
             self.transmit().await;
-            match self.wait().await {
+            match self.wait(stopped.as_mut(), &mut alarm).await {
                 Woken::Stop => break Refused::new(RefusalCode::ShuttingDown, "it is shutting down"),
                 Woken::Link(LinkInput::End(refused)) => break refused,
                 Woken::Link(LinkInput::Attach(attachment)) => self.attach(*attachment).await,
@@ -179,19 +188,20 @@ impl PeerTask {
             }
         };
         self.close_link(&farewell).await;
-        self.end(&farewell).await;
+        self.end().await;
     }
 
     /// Gives everything that still waits its end.
-    async fn end(&mut self, why: &Refused) {
+    async fn end(&mut self) {
+        let not_sent = || Ended::NotSent(LinkError::Stopped.to_string());
         for token in self.session.end() {
-            token.settle(self.id, Ended::NotSent(why.reason.clone()));
+            token.settle(self.id, not_sent());
         }
         for queue in [&mut self.urgent, &mut self.messages] {
             queue.close();
             while let Some(message) = queue.recv().await {
                 if let Some(expected) = message.expected {
-                    expected.token.settle(self.id, Ended::NotSent(why.reason.clone()));
+                    expected.token.settle(self.id, not_sent());
                 }
             }
         }
@@ -204,15 +214,15 @@ impl PeerTask {
         }
     }
 
-    async fn wait(&mut self) -> Woken {
+    async fn wait(&mut self, stopped: Pin<&mut WaitForCancellationFutureOwned>, alarm: &mut Alarm) -> Woken {
         let takes_message = self.takes_message();
         let takes_urgent = self.session.has_room(Lane::Emergency);
         let reads = self.backlog.is_empty();
-        let next = self.next_timeout();
+        alarm.set(self.next_timeout());
         let conn = self.linked.as_mut().map(|linked| &mut linked.conn);
         tokio::select! {
             biased;
-            () = self.stop.cancelled() => Woken::Stop,
+            () = stopped => Woken::Stop,
             // The endpoint holds the senders for as long as the session is to live, and says when it ends.
             Some(link) = self.links.recv() => Woken::Link(link),
             Some(message) = self.urgent.recv(), if takes_urgent => Woken::Message(message),
@@ -224,7 +234,7 @@ impl PeerTask {
             }
             driven = drive(conn, reads) => Woken::Driven(driven),
             Some(message) = self.messages.recv(), if takes_message => Woken::Message(message),
-            () = sleep_to(next) => Woken::Time,
+            () = alarm.ring() => Woken::Time,
         }
     }
 
@@ -372,8 +382,9 @@ impl PeerTask {
 
     /// Hands on what has happened in the session.
     async fn pass_events(&mut self) {
-        let events: Vec<_> = self.session.take_events().collect();
-        for event in events {
+        let mut events = std::mem::take(&mut self.happened);
+        events.extend(self.session.take_events());
+        for event in events.drain(..) {
             match event {
                 SessionEvent::Settled(token, how) => token.settle(self.id, ended(how)),
                 SessionEvent::Silent => self.tell(PeerEvent::Silent(self.id)),
@@ -391,6 +402,9 @@ impl PeerTask {
                 }
                 SessionEvent::Frame(frame) => self.pass_frame(frame).await,
             }
+        }
+        if events.capacity() <= HAPPENED_KEPT {
+            self.happened = events;
         }
     }
 
@@ -537,10 +551,35 @@ async fn drive(conn: Option<&mut Conn>, read: bool) -> std::io::Result<Driven> {
     }
 }
 
-async fn sleep_to(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => sleep_until(deadline.into()).await,
-        None => std::future::pending().await,
+/// Wakes the task no later than at the next deadline. Deadlines mostly move on, with each frame that comes, so it is set
+/// anew only when one comes nearer: for the price of waking up once too early it saves a turn with the runtime's timers
+/// at every frame.
+struct Alarm {
+    sleep: Option<Pin<Box<Sleep>>>,
+}
+
+impl Alarm {
+    fn new() -> Self {
+        Self { sleep: None }
+    }
+
+    fn set(&mut self, next: Option<Instant>) {
+        let Some(next) = next.map(tokio::time::Instant::from_std) else {
+            return;
+        };
+        match &mut self.sleep {
+            Some(sleep) if sleep.deadline() <= next && !sleep.is_elapsed() => {}
+            Some(sleep) => sleep.as_mut().reset(next),
+            None => self.sleep = Some(Box::pin(sleep_until(next))),
+        }
+    }
+
+    async fn ring(&mut self) {
+        match &mut self.sleep {
+            Some(sleep) if !sleep.is_elapsed() => sleep.await,
+            // Nothing is due, and it has rung already.
+            Some(_) | None => std::future::pending().await,
+        }
     }
 }
 
