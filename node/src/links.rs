@@ -7,7 +7,6 @@
 //! | one for each peer that moves files | nothing: passes chunks on in order | with the peer's session |
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -192,36 +191,7 @@ impl Task {
     }
 
     fn take_notice(&self, notice: &Notice) {
-        let text = match notice {
-            Notice::Refused {
-                addr,
-                name,
-                by_us,
-                refused,
-                ..
-            } => {
-                let who = name
-                    .as_ref()
-                    .map_or_else(|| addr.to_string(), |name| format!("{name} at {addr}"));
-                if *by_us {
-                    format!("refused {who}: {refused}")
-                } else {
-                    format!("refused by {who}: {refused}")
-                }
-            }
-            Notice::Cloned { id, linked, other } => format!(
-                "two programs hold the key {}: {} at {} and {} at {}",
-                id.short(),
-                linked.0,
-                linked.1,
-                other.0,
-                other.1
-            ),
-            Notice::OwnKeyRevoked => {
-                "this node's key has been revoked: delete identity.key and fleet.json, and join anew"
-                    .to_owned()
-            }
-        };
+        let text = notice.to_string();
         tracing::warn!("{text}");
         self.status.update(|facts| facts.last_refusal = Some(text));
     }
@@ -277,13 +247,13 @@ impl Task {
     }
 
     fn show_links(&self) {
-        let now = clock::now();
         let view = |linked: &Linked| LinkView {
             name: linked.info.name.to_string(),
             id: linked.info.id.short(),
             kind: linked.info.kind.to_string(),
             addr: linked.info.addr.to_string(),
-            up_s: now.saturating_duration_since(linked.since).as_secs(),
+            up_s: 0,
+            since: Some(linked.since),
         };
         let links: Vec<LinkView> = self.peers.values().map(view).collect();
         self.status.update(|facts| facts.links = links);
@@ -445,9 +415,4 @@ fn answer(link: &PeerLink, command: &Header, reply: &Reply) {
     if let Err(error) = sent {
         tracing::warn!(peer = %link.id().short(), id = command.id, error, "a reply is lost");
     }
-}
-
-/// Addresses worth remembering are those that somebody else can dial.
-pub(crate) fn dialable(addr: &SocketAddr) -> bool {
-    addr.port() != 0 && !addr.ip().is_unspecified()
 }

@@ -81,6 +81,9 @@ pub struct LinkView {
     pub addr: String,
     /// Seconds since the link came up.
     pub up_s: u64,
+    /// When that was; [`Status::view`] reckons the seconds.
+    #[serde(skip)]
+    pub since: Option<Instant>,
 }
 
 /// How a join ended.
@@ -141,12 +144,16 @@ impl Status {
 
     /// As of now.
     pub fn view(&self) -> View {
-        let facts = self.facts.lock().unwrap_or_else(PoisonError::into_inner);
-        View {
-            uptime_s: (clock::now() - self.start).as_secs(),
-            warnings: self.log.warnings(WARNINGS_MAX),
-            ..facts.clone()
+        let mut view = self.facts.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let now = clock::now();
+        for link in &mut view.links {
+            if let Some(since) = link.since {
+                link.up_s = now.saturating_duration_since(since).as_secs();
+            }
         }
+        view.uptime_s = now.saturating_duration_since(self.start).as_secs();
+        view.warnings = self.log.warnings(WARNINGS_MAX);
+        view
     }
 }
 

@@ -8,3 +8,8 @@ pub mod proto;
 
 #[cfg(feature = "net")]
 pub mod net;
+
+/// The code blocks of docs/protocol.md, compiled and run as documentation tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/protocol.md")]
+mod protocol_page {}

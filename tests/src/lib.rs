@@ -4,6 +4,7 @@
 //! laboratory skips, loudly.
 
 mod binaries;
+pub mod fleet;
 pub mod lab;
 pub mod measure;
 pub mod process;

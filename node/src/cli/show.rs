@@ -105,6 +105,7 @@ mod tests {
                 kind: "station".to_owned(),
                 addr: "10.0.0.2:7421".to_owned(),
                 up_s: 75,
+                since: None,
             }],
             config: "/etc/c.toml".to_owned(),
             state_dir: "/var/lib/swarm-node".to_owned(),

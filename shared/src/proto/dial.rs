@@ -21,18 +21,21 @@ pub const ADDRESSES_MAX: usize = 8_192;
 pub const DIALS_MAX: usize = 64;
 
 /// How an address was heard of, and so for how long it is worth dialling.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+///
+/// In the order in which addresses are dialled when there are too many at once: whatever somebody announces who has
+/// proved nothing comes last, so that it keeps nobody from a peer that is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Source {
     /// Configured: always.
     Static,
-    /// mDNS: until it is withdrawn.
-    Mdns,
+    /// A peer was linked from here before: for an hour.
+    Known,
     /// A notifier ping: for 15 s.
     Ping,
     /// Another peer's roster: for 5 min.
     Roster,
-    /// A peer was linked from here before: for an hour.
-    Known,
+    /// mDNS: until it is withdrawn.
+    Mdns,
 }
 
 impl Source {
@@ -76,6 +79,8 @@ impl Hint {
 struct Entry {
     hint: Hint,
     source: Source,
+    /// The best of its sources so far.
+    rank: Source,
     bound: Duration,
     next: Instant,
     dialling: bool,
@@ -98,7 +103,7 @@ impl DialBook {
             && source != Source::Static
         {
             self.forget_expired(now);
-            if self.entries.len() >= ADDRESSES_MAX {
+            if self.entries.len() >= ADDRESSES_MAX && !self.forget_one_worse_than(source) {
                 return;
             }
         }
@@ -106,6 +111,7 @@ impl DialBook {
         let fresh = Entry {
             hint,
             source,
+            rank: source,
             bound: BACKOFF_MIN,
             next: now,
             dialling: false,
@@ -117,6 +123,7 @@ impl DialBook {
             (Hint::None, _) | (Hint::Prefix(_), Hint::Id(_)) => {}
             (Hint::Prefix(_) | Hint::Id(_), _) => entry.hint = hint,
         }
+        entry.rank = entry.rank.min(source);
         if entry.expires.is_some() {
             entry.source = source;
             entry.expires = expires.map(|expires| entry.expires.map_or(expires, |old| old.max(expires)));
@@ -147,6 +154,17 @@ impl DialBook {
     fn forget_expired(&mut self, now: Instant) {
         self.entries
             .retain(|_, entry| entry.dialling || entry.expires.is_none_or(|expires| now < expires));
+    }
+
+    /// Makes room for an address from a better source.
+    fn forget_one_worse_than(&mut self, source: Source) -> bool {
+        let worst = self
+            .entries
+            .iter()
+            .filter(|(_, entry)| !entry.dialling && entry.rank > source)
+            .max_by_key(|(_, entry)| entry.rank)
+            .map(|(addr, _)| *addr);
+        worst.is_some_and(|addr| self.entries.remove(&addr).is_some())
     }
 
     /// A peer is linked: its addresses rest.
@@ -199,21 +217,21 @@ impl DialBook {
     /// The addresses to dial now. Report the end of each with [`Self::dialled`] or [`Self::failed`].
     pub fn due(&mut self, now: Instant) -> Vec<SocketAddr> {
         self.forget_expired(now);
-        let mut due: Vec<(Instant, SocketAddr)> = self
+        let mut due: Vec<(Source, Instant, SocketAddr)> = self
             .entries
             .iter()
             .filter(|(_, entry)| entry.next <= now && self.may_dial(entry))
-            .map(|(addr, entry)| (entry.next, *addr))
+            .map(|(addr, entry)| (entry.rank, entry.next, *addr))
             .collect();
         due.sort_unstable();
         due.truncate(DIALS_MAX.saturating_sub(self.dialling));
-        for (_, addr) in &due {
+        for (_, _, addr) in &due {
             if let Some(entry) = self.entries.get_mut(addr) {
                 entry.dialling = true;
                 self.dialling += 1;
             }
         }
-        due.into_iter().map(|(_, addr)| addr).collect()
+        due.into_iter().map(|(_, _, addr)| addr).collect()
     }
 
     /// A dial reached this peer, whether or not the link stays. The next one, should it be needed, backs off.
@@ -327,6 +345,17 @@ mod tests {
         assert_eq!(book.poll_timeout(), Some(now), "another peer is linked");
         book.linked(ID);
         assert_eq!(book.poll_timeout(), None);
+    }
+
+    #[test]
+    fn a_flood_of_announcements_keeps_nobody_from_a_known_peer() {
+        let (mut book, now) = (DialBook::default(), clock::now());
+        for port in 1..=8_300 {
+            book.heard(addr(port), Source::Mdns, Hint::None, now);
+        }
+        let later = now + BACKOFF_MIN;
+        book.heard(addr(20_000), Source::Known, Hint::Id(ID), later);
+        assert_eq!(book.due(later).first(), Some(&addr(20_000)));
     }
 
     #[test]

@@ -11,6 +11,7 @@ pub mod message;
 pub mod outbox;
 pub mod outcome;
 pub mod parcel;
+pub mod pending;
 pub mod ping;
 pub mod selector;
 pub mod session;

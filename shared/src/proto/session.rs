@@ -14,7 +14,6 @@
 //!
 //! A session never asks for the time: every call that may need it brings it.
 
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::id::Instance;
@@ -22,6 +21,7 @@ use super::json::JsonError;
 use super::message::{Refused, Welcome};
 use super::outbox::{Busy, Item, Outbox, OutboxLimits};
 use super::parcel::{OutBuffer, Parcel, Trailer};
+use super::pending::{Pending, PendingError};
 use super::wire::{Frame, Header, Kind, Lane, WireError};
 
 /// The session's clocks.
@@ -59,8 +59,6 @@ impl Default for Timing {
 const ACK_FRAMES_MAX: u64 = 256;
 /// After this many bytes of content an acknowledgement waits no longer: a quarter of the bulk window.
 const ACK_BYTES_MAX: usize = OutboxLimits::BULK.window_bytes_max / 4;
-/// Most requests of one session that may wait for their replies.
-pub const PENDING_MAX: usize = 16 * 1024;
 
 /// A request's end, or what the application has to know; see [`Session::handle_frame`].
 #[derive(Debug)]
@@ -140,12 +138,9 @@ pub enum SendError {
     /// The lane is full.
     #[error(transparent)]
     Busy(#[from] Busy),
-    /// Too many requests wait for replies.
-    #[error("busy: {PENDING_MAX} requests wait for replies of this peer already")]
-    TooManyPending,
-    /// A request with this number waits already.
-    #[error("request {0} waits already")]
-    Repeated(u64),
+    /// The request cannot wait for its reply.
+    #[error(transparent)]
+    Pending(#[from] PendingError),
     /// The header is too long.
     #[error(transparent)]
     Wire(#[from] WireError),
@@ -173,14 +168,6 @@ pub struct Expected<T> {
     pub token: T,
 }
 
-#[derive(Debug)]
-struct Pending<T> {
-    /// The request's epoch: numbers start anew with each, and a reply of an old one may come late.
-    epoch: Option<u64>,
-    until: Instant,
-    token: T,
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Detached,
@@ -200,9 +187,7 @@ pub struct Session<T> {
     /// Whether the link at hand is to the same process as the one before.
     resumed: bool,
     outbox: Outbox,
-    pending: BTreeMap<u64, Pending<T>>,
-    /// No pending request ends before this.
-    pending_earliest: Option<Instant>,
+    pending: Pending<T>,
     /// The last number read from the peer.
     received: u64,
     unacked_frames: u64,
@@ -237,8 +222,7 @@ impl<T> Session<T> {
             peer: None,
             resumed: false,
             outbox: Outbox::new(limits),
-            pending: BTreeMap::new(),
-            pending_earliest: None,
+            pending: Pending::default(),
             received: 0,
             unacked_frames: 0,
             unacked_bytes: 0,
@@ -306,14 +290,12 @@ impl<T> Session<T> {
     pub fn end(&mut self) -> Vec<T> {
         self.detach();
         let queued = self.outbox.queued_requests();
-        let mut waiting: Vec<u64> = self.pending.keys().copied().collect();
-        waiting.sort_unstable();
         let mut unsent = Vec::new();
-        for id in waiting {
+        for id in self.pending.ids() {
             if !queued.contains(&id) {
                 self.settle(id, Settled::Lost);
-            } else if let Some(pending) = self.pending.remove(&id) {
-                unsent.push(pending.token);
+            } else if let Some(token) = self.pending.remove(id) {
+                unsent.push(token);
             }
         }
         unsent
@@ -325,12 +307,7 @@ impl<T> Session<T> {
     /// [`SendError`]; nothing was queued, and the token is dropped.
     pub fn send(&mut self, message: Outgoing, expected: Option<Expected<T>>) -> Result<(), SendError> {
         if let Some(expected) = &expected {
-            if self.pending.len() >= PENDING_MAX {
-                return Err(SendError::TooManyPending);
-            }
-            if self.pending.contains_key(&expected.id) {
-                return Err(SendError::Repeated(expected.id));
-            }
+            self.pending.check(expected.id)?;
         }
         let request = expected.as_ref().map(|expected| expected.id);
         let epoch = message.parcel.epoch();
@@ -346,11 +323,7 @@ impl<T> Session<T> {
             request,
         })?;
         if let Some(Expected { id, until, token }) = expected {
-            self.pending_earliest = Some(
-                self.pending_earliest
-                    .map_or(until, |earliest| earliest.min(until)),
-            );
-            self.pending.insert(id, Pending { epoch, until, token });
+            self.pending.insert(id, epoch, until, token);
         }
         Ok(())
     }
@@ -515,15 +488,10 @@ impl<T> Session<T> {
         }
         let queued = self.outbox.queued_requests();
         // Acknowledged, and not answered: the old process had it.
-        let mut lost: Vec<u64> = self
-            .pending
-            .keys()
-            .copied()
-            .filter(|id| !queued.contains(id))
-            .collect();
-        lost.sort_unstable();
-        for id in lost {
-            self.settle(id, Settled::Lost);
+        for id in self.pending.ids() {
+            if !queued.contains(&id) {
+                self.settle(id, Settled::Lost);
+            }
         }
     }
 
@@ -546,10 +514,9 @@ impl<T> Session<T> {
 
     fn pass_on(&mut self, frame: Frame) {
         let Header { kind, id, epoch, .. } = frame.header;
-        let answers = |pending: &Pending<T>| epoch.is_none() || epoch == pending.epoch;
         match (kind, id) {
             (Some(Kind::Heartbeat | Kind::Ack | Kind::Unknown), _) => {}
-            (Some(Kind::Reply), Some(id)) if self.pending.get(&id).is_some_and(answers) => {
+            (Some(Kind::Reply), Some(id)) if self.pending.awaits(id, epoch) => {
                 self.settle(id, Settled::Reply(frame.content));
             }
             _ => self.events.push(Event::Frame(Box::new(frame))),
@@ -563,8 +530,8 @@ impl<T> Session<T> {
     }
 
     fn settle(&mut self, id: u64, how: Settled) {
-        if let Some(pending) = self.pending.remove(&id) {
-            self.events.push(Event::Settled(pending.token, how));
+        if let Some(token) = self.pending.remove(id) {
+            self.events.push(Event::Settled(token, how));
         }
     }
 
@@ -589,7 +556,7 @@ impl<T> Session<T> {
             alive,
             self.ack_due,
             self.outbox.earliest_deadline(),
-            self.pending_earliest,
+            self.pending.earliest(),
         ];
         deadlines.into_iter().flatten().min()
     }
@@ -602,18 +569,8 @@ impl<T> Session<T> {
         for item in self.outbox.expire(now) {
             self.settle_item(&item, Settled::Expired);
         }
-        if self.pending_earliest.is_some_and(|earliest| now >= earliest) {
-            let mut late: Vec<u64> = self
-                .pending
-                .iter()
-                .filter(|(_, p)| now >= p.until)
-                .map(|(id, _)| *id)
-                .collect();
-            late.sort_unstable();
-            for id in late {
-                self.settle(id, Settled::TimedOut);
-            }
-            self.pending_earliest = self.pending.values().map(|p| p.until).min();
+        for id in self.pending.late(now) {
+            self.settle(id, Settled::TimedOut);
         }
         if self.state == State::Detached {
             return Ok(());

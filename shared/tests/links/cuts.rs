@@ -1,5 +1,6 @@
 //! Links that break, fall silent and come back.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use swarm_shared::net::clock;
@@ -70,9 +71,11 @@ async fn stream_both_ways(disturb: fn(&Proxy)) {
     let (station, node, proxy) = linked_through(station.heartbeat(beat), node.heartbeat(beat)).await;
     let down = tokio::spawn(send_stream(station.link(node.id()).await));
     let up = tokio::spawn(send_stream(node.link(station.id()).await));
+    let proxy = Arc::new(proxy);
+    let cutting = Arc::clone(&proxy);
     let cut = move |frame| {
         if frame % CUT_INTERVAL_FRAMES == 0 {
-            disturb(&proxy);
+            disturb(&cutting);
         }
     };
     let at_station = tokio::spawn(read_stream(station, cut));
@@ -82,7 +85,7 @@ async fn stream_both_ways(disturb: fn(&Proxy)) {
     let (station, ups) = at_station.await.expect("all has come to the station");
     let (node, _ups) = at_node.await.expect("all has come to the node");
     assert!(ups > 0, "the link was never cut");
-    drop((station, node));
+    drop((station, node, proxy));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -43,11 +43,12 @@ async fn a_command_goes_out_and_its_reply_comes_back() {
 #[tokio::test]
 async fn idle_peers_stay_linked() {
     let mut root = fleet();
-    let beat = Duration::from_millis(300);
+    let beat = Duration::from_millis(500);
     let station = Setup::station(&mut root).heartbeat(beat);
-    let (mut station, _node) = linked(station, Setup::node(&mut root).heartbeat(beat)).await;
-    let event = tokio::time::timeout(beat * 12, station.events.peers.recv()).await;
-    assert!(event.is_err(), "something happened on an idle link: {event:?}");
+    let (mut station, mut node) = linked(station, Setup::node(&mut root).heartbeat(beat)).await;
+    // A busy machine may make them silent for a moment, but not offline.
+    let lost = tokio::time::timeout(beat * 8, async { tokio::join!(station.down(), node.down()) }).await;
+    assert!(lost.is_err(), "an idle link went down: {lost:?}");
 }
 
 /// What waits is bounded and told; what was taken is delivered, in order; and an emergency goes ahead of it.

@@ -3,6 +3,7 @@
 use swarm_shared::proto::id::Instance;
 use swarm_shared::proto::message::{RefusalCode, Refused, Welcome};
 use swarm_shared::proto::outbox::OutboxLimits;
+use swarm_shared::proto::pending::PendingError;
 use swarm_shared::proto::session::{LinkFault, SendError};
 use swarm_shared::proto::wire::{Frame, Kind, Lane};
 
@@ -17,7 +18,7 @@ fn a_reply_ends_its_request_once_and_a_late_one_is_an_ordinary_frame() {
     rig.written();
     assert!(matches!(
         rig.request(5, None, ms(100)),
-        Err(SendError::Repeated(5))
+        Err(SendError::Pending(PendingError::Repeated(5)))
     ));
     rig.take(reply(1, 5, Some(7))).expect("in order");
     assert_eq!(rig.words(), ["reply"]);

@@ -2,7 +2,8 @@
 
 use swarm_shared::proto::outbox::OutboxLimits;
 use swarm_shared::proto::parcel::OutBuffer;
-use swarm_shared::proto::session::{PENDING_MAX, SendError};
+use swarm_shared::proto::pending::{PENDING_MAX, PendingError};
+use swarm_shared::proto::session::SendError;
 use swarm_shared::proto::wire::{Kind, Lane};
 
 use super::rig::{PEER, Rig, ack, frames, lanes, limits, ms, outgoing};
@@ -143,7 +144,7 @@ fn requests_that_wait_for_replies_are_bounded() {
     }
     assert!(matches!(
         rig.request(many, None, ms(1)),
-        Err(SendError::TooManyPending)
+        Err(SendError::Pending(PendingError::TooMany))
     ));
     rig.pass(ms(10));
     assert_eq!(rig.events().len(), PENDING_MAX);

@@ -43,18 +43,15 @@ type Chunks = mpsc::Sender<Box<Frame>>;
 pub(super) struct Routes(Arc<Mutex<BTreeMap<(PeerId, u64), Chunks>>>);
 
 impl Routes {
-    fn put(&self, peer: PeerId, id: u64, to: Chunks) {
+    fn put(&self, peer: PeerId, id: u64, to: Chunks) -> Route {
         self.0
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .insert((peer, id), to);
-    }
-
-    fn remove(&self, peer: PeerId, id: u64) {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&(peer, id));
+        Route {
+            routes: self.clone(),
+            key: (peer, id),
+        }
     }
 
     fn get(&self, peer: PeerId, id: u64) -> Option<Chunks> {
@@ -63,6 +60,23 @@ impl Routes {
             .unwrap_or_else(PoisonError::into_inner)
             .get(&(peer, id))
             .cloned()
+    }
+}
+
+/// The way to one transfer. Dropping it closes it, however the transfer ends: whoever writes the file then sees that no
+/// more comes, and removes what there is.
+struct Route {
+    routes: Routes,
+    key: (PeerId, u64),
+}
+
+impl Drop for Route {
+    fn drop(&mut self) {
+        self.routes
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&self.key);
     }
 }
 
@@ -126,7 +140,10 @@ pub(super) async fn run(
 async fn open_dir(dir: PathBuf) -> Result<Roots, String> {
     let made = tokio::task::spawn_blocking(move || {
         std::fs::create_dir_all(&dir).map_err(|error| format!("cannot make {}: {error}", dir.display()))?;
-        Ok(Roots::new(BTreeMap::from([(ROOT.to_owned(), dir)])))
+        let roots = Roots::new(BTreeMap::from([(ROOT.to_owned(), dir)]));
+        // What a process that was killed left here; the operator's other directories are not searched.
+        roots.sweep_top();
+        Ok(roots)
     });
     made.await.map_err(|error| error.to_string())?
 }
@@ -161,15 +178,13 @@ async fn fetch_one(
     let question = commands::frame(shared, "filetransfer", &arguments, Lane::Control);
     let number = question.header.id.unwrap_or_default();
     let (chunks, chunks_in) = mpsc::channel(CHUNKS_WAITING);
-    shared.routes.put(*id, number, chunks);
+    let _route = shared.routes.put(*id, number, chunks);
     let receiving = Receiving {
         roots: roots.clone(),
         copy: format!("{ROOT}/{copy}"),
         target: target.node.clone(),
     };
-    let reply = ask_and_receive(target, &question, receiving, chunks_in, pause, events).await;
-    shared.routes.remove(*id, number);
-    match reply {
+    match ask_and_receive(target, &question, receiving, chunks_in, pause, events).await {
         Reply {
             state: Outcome::Done,
             value: Some(mut value),

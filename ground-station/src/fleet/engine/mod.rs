@@ -260,7 +260,7 @@ impl Task {
                 biased;
                 () = stop.cancelled() => break,
                 Some(event) = events.peers.recv() => self.take_event(event, &checks).await,
-                Some(notice) = events.notices.recv() => self.take_notice(notice),
+                Some(notice) = events.notices.recv() => self.take_notice(&notice),
                 Some(checked) = checked.recv() => self.roll.take_check(checked),
                 Ok(()) = membership.changed() => {
                     let now = membership.borrow_and_update().clone();
@@ -290,7 +290,7 @@ impl Task {
         }
     }
 
-    async fn take_event(&mut self, event: PeerEvent, checks: &mpsc::Sender<commands::Checked>) {
+    async fn take_event(&mut self, event: PeerEvent, checks: &mpsc::Sender<roll::Checked>) {
         let changed = match event {
             PeerEvent::Up { peer, .. } => {
                 tracing::info!(peer = %peer.name, id = %peer.id.short(), addr = %peer.addr, "linked");
@@ -333,36 +333,12 @@ impl Task {
         self.tell_watchers(|view| view.id == changed);
     }
 
-    fn take_notice(&mut self, notice: Notice) {
-        match notice {
-            Notice::Refused {
-                addr,
-                name,
-                by_us,
-                refused,
-                ..
-            } => {
-                let who = name.map_or_else(|| addr.to_string(), |name| format!("{name} at {addr}"));
-                let how = if by_us { "refused" } else { "refused by" };
-                tracing::warn!("{how} {who}: {refused}");
-            }
-            Notice::Cloned { id, linked, other } => {
-                let text = format!(
-                    "two devices hold the key of {}: {} at {} (linked) and {} at {} (refused); delete identity.key on \
-                     one of them and join it anew",
-                    id.short(),
-                    linked.0,
-                    linked.1,
-                    other.0,
-                    other.1
-                );
-                tracing::warn!("{text}");
-                self.roll.warn(id, text);
-                self.tell_watchers(|view| view.id == id);
-            }
-            Notice::OwnKeyRevoked => {
-                tracing::error!("this station's key has been revoked: no node will link with it");
-            }
+    fn take_notice(&mut self, notice: &Notice) {
+        let text = notice.to_string();
+        tracing::warn!("{text}");
+        if let Notice::Cloned { id, .. } = notice {
+            self.roll.warn(*id, text);
+            self.tell_watchers(|view| view.id == *id);
         }
     }
 

@@ -31,6 +31,8 @@ pub(super) const NODES_AT_ONCE: usize = 32;
 const READ_AHEAD_CHUNKS: usize = 4;
 /// The longest that the end of a file is remembered; whoever waits gives up sooner, when nothing moves.
 pub(super) const TRANSFER_MAX: Duration = Duration::from_secs(24 * 3_600);
+/// How long it is tried to tell a node that a file will not be finished: as long as the node waits by itself.
+const TELL_MAX: Duration = Duration::from_secs(60);
 /// Bytes between two reports of progress.
 const REPORT_BYTES: u64 = 1024 * 1024;
 
@@ -199,7 +201,7 @@ async fn send_one(
     let opened = tokio::task::spawn_blocking(move || open(&source)).await;
     let source = match opened {
         Ok(Ok(source)) => source,
-        Ok(Err(error)) => return Reply::failed(format!("on this machine: {error}")),
+        Ok(Err(error)) => return on_this_machine(&error.to_string()),
         Err(error) => return Reply::failed(error.to_string()),
     };
     let mut online = target.online.clone();
@@ -217,6 +219,10 @@ async fn send_one(
         Ok((transfer, ends)) => transfer.run(source, ends, progress).await,
         Err(why) => Reply::failed(why),
     }
+}
+
+fn on_this_machine(why: &str) -> Reply {
+    Reply::failed(format!("on this machine: {why}"))
 }
 
 fn source_command(file: &FileToSend, source: &Source) -> Arguments {
@@ -266,14 +272,22 @@ impl Transfer {
     /// Sends the file unless the command ends first.
     async fn run(self, source: Source, mut ends: mpsc::Receiver<End>, progress: &mut Progress) -> Reply {
         let pause = self.patience.pause;
-        let early = tokio::select! {
-            biased;
-            reply = next_end(&mut ends) => Some(reply),
-            sent = self.send_chunks(source, progress) => sent.err(),
+        let mut unfinished = Unfinished {
+            link: Some(self.link.clone()),
+            id: self.id,
         };
-        if let Some(reply) = early {
+        let sent = tokio::select! {
+            biased;
+            reply = next_end(&mut ends) => {
+                unfinished.link = None;
+                return reply;
+            }
+            sent = self.send_chunks(source, progress) => sent,
+        };
+        if let Err(reply) = sent {
             return reply;
         }
+        unfinished.link = None;
         timeout(pause, next_end(&mut ends))
             .await
             .unwrap_or_else(|_elapsed| {
@@ -295,8 +309,8 @@ impl Transfer {
                     progress.add(chunk.bytes.len() as u64);
                 }
                 Some(Read::End(end)) => return self.put(&end_frame(self.id, &end)).await,
-                Some(Read::Failed(error)) => return Err(self.give_up(error.to_string()).await),
-                None => return Err(self.give_up("the file could not be read".to_owned()).await),
+                Some(Read::Failed(error)) => return Err(on_this_machine(&error.to_string())),
+                None => return Err(on_this_machine("the file could not be read")),
             }
         }
     }
@@ -319,20 +333,37 @@ impl Transfer {
             }
         }
     }
+}
 
-    /// Tells the node that no more will come, if that can be told at all, so that it need not wait for the rest.
-    async fn give_up(&self, why: String) -> Reply {
+/// A file whose end the node has not been sent. Dropping it, whoever gives the transfer up and why, tells the node that
+/// no more will come, so that it does not keep what it has and wait for the rest.
+struct Unfinished {
+    link: Option<PeerLink>,
+    id: u64,
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        let Some(link) = self.link.take() else { return };
         // The digest of nothing: the node finds that the file is not whole, and removes it.
-        let ending = end_frame(
-            self.id,
-            &FileEnd {
-                sha256: [0; 32],
-                size: 0,
-                mode: None,
-            },
-        );
-        let _told = self.put(&ending).await;
-        Reply::failed(format!("on this machine: {why}"))
+        let nothing = FileEnd {
+            sha256: [0; 32],
+            size: 0,
+            mode: None,
+        };
+        let (Ok(parcel), Ok(runtime)) = (
+            Parcel::new(&end_frame(self.id, &nothing)),
+            tokio::runtime::Handle::try_current(),
+        ) else {
+            return;
+        };
+        let outgoing = Outgoing {
+            parcel,
+            lane: Lane::Bulk,
+            deadline: None,
+        };
+        // Behind the chunks that wait, which may take its time; if it cannot be told, the node's own patience ends.
+        runtime.spawn(timeout(TELL_MAX, async move { link.send(outgoing).await }));
     }
 }
 

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Notice;
-use super::task::{EndpointTask, Entry, send, wants};
+use super::sessions::Entry;
+use super::task::{EndpointTask, send, wants};
 use crate::net::clock;
 use crate::net::handshake::HandshakeError;
 use crate::net::peer::{LinkInput, PeerInfo};

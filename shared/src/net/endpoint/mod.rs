@@ -6,9 +6,11 @@
 
 mod accept;
 mod fleet;
+mod sessions;
 mod task;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -107,6 +109,35 @@ pub enum Notice {
     },
     /// Our own key has been revoked: nobody will link with us.
     OwnKeyRevoked,
+}
+
+/// One sentence for the operator: what happened, and what to do.
+impl fmt::Display for Notice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused { addr, name, by_us, refused, .. } => {
+                let how = if *by_us { "refused" } else { "refused by" };
+                match name {
+                    Some(name) => write!(f, "{how} {name} at {addr}: {refused}"),
+                    None => write!(f, "{how} {addr}: {refused}"),
+                }
+            }
+            Self::Cloned { id, linked, other } => write!(
+                f,
+                "two devices hold the key of {}: {} at {} (linked) and {} at {} (refused); delete identity.key and \
+                 fleet.json on one of them and join it anew",
+                id.short(),
+                linked.0,
+                linked.1,
+                other.0,
+                other.1
+            ),
+            Self::OwnKeyRevoked => f.write_str(
+                "this program's own key has been revoked: nobody will link with it; to come back, delete identity.key \
+                 and what it remembers of the fleet, and join anew",
+            ),
+        }
+    }
 }
 
 /// Questions to the endpoint's task.

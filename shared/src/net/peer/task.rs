@@ -10,13 +10,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
-use tokio::time::{Sleep, sleep_until, timeout};
+use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tokio_util::task::TaskTracker;
 
+use super::alarm::Alarm;
 use super::{
-    Attachment, Ended, LastHeard, LinkInput, LinkWord, Message, PeerControl, PeerEvent, PeerInfo, PeerLink,
-    Token,
+    Attachment, Ended, LastHeard, LinkError, LinkInput, LinkWord, Message, PeerControl, PeerEvent, PeerInfo,
+    PeerLink, Token,
 };
 use crate::net::clock;
 use crate::net::conn::{Conn, Driven};
@@ -188,19 +189,20 @@ impl PeerTask {
             }
         };
         self.close_link(&farewell).await;
-        self.end(&farewell).await;
+        self.end().await;
     }
 
     /// Gives everything that still waits its end.
-    async fn end(&mut self, why: &Refused) {
+    async fn end(&mut self) {
+        let not_sent = || Ended::NotSent(LinkError::Stopped.to_string());
         for token in self.session.end() {
-            token.settle(self.id, Ended::NotSent(why.reason.clone()));
+            token.settle(self.id, not_sent());
         }
         for queue in [&mut self.urgent, &mut self.messages] {
             queue.close();
             while let Some(message) = queue.recv().await {
                 if let Some(expected) = message.expected {
-                    expected.token.settle(self.id, Ended::NotSent(why.reason.clone()));
+                    expected.token.settle(self.id, not_sent());
                 }
             }
         }
@@ -547,46 +549,6 @@ async fn drive(conn: Option<&mut Conn>, read: bool) -> std::io::Result<Driven> {
     match conn {
         Some(conn) => conn.drive(read).await,
         None => std::future::pending().await,
-    }
-}
-
-/// Wakes the task no later than at the next deadline. Deadlines mostly move on, with each frame that comes, so it is set
-/// anew only when one comes nearer: for the price of waking up once too early it saves a turn with the runtime's timers
-/// at every frame.
-struct Alarm {
-    sleep: Option<Pin<Box<Sleep>>>,
-    /// It has woken the task, and was not set since.
-    rung: bool,
-}
-
-impl Alarm {
-    fn new() -> Self {
-        Self {
-            sleep: None,
-            rung: false,
-        }
-    }
-
-    fn set(&mut self, next: Option<Instant>) {
-        let Some(next) = next.map(tokio::time::Instant::from_std) else {
-            return;
-        };
-        match &mut self.sleep {
-            Some(sleep) if sleep.deadline() <= next && !self.rung => {}
-            Some(sleep) => sleep.as_mut().reset(next),
-            None => self.sleep = Some(Box::pin(sleep_until(next))),
-        }
-        self.rung = false;
-    }
-
-    async fn ring(&mut self) {
-        match &mut self.sleep {
-            Some(sleep) if !self.rung => {
-                sleep.await;
-                self.rung = true;
-            }
-            Some(_) | None => std::future::pending().await,
-        }
     }
 }
 

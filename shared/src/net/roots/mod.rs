@@ -180,6 +180,11 @@ impl Roots {
         self.dirs.values().map(|dir| sweep::sweep(dir)).sum()
     }
 
+    /// The same in the roots themselves, and not below them.
+    pub fn sweep_top(&self) -> usize {
+        self.dirs.values().map(|dir| sweep::sweep_top(dir)).sum()
+    }
+
     /// Opens the directory that holds `path`, and the path's last component.
     fn parent_of(&self, path: &str, create: bool) -> Result<(OwnedFd, String), FileError> {
         let BelowRoot { root, dirs, name } = BelowRoot::parse(path)?;

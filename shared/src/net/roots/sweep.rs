@@ -14,6 +14,11 @@ pub(super) fn sweep(dir: &Path) -> usize {
     below(dir, DEPTH_MAX)
 }
 
+/// Removes leftovers in `dir` itself, and says how many.
+pub(super) fn sweep_top(dir: &Path) -> usize {
+    below(dir, 0)
+}
+
 fn below(dir: &Path, depth: usize) -> usize {
     let Ok(entries) = std::fs::read_dir(dir) else {
         return 0;

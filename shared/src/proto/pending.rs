@@ -1,0 +1,106 @@
+//! Requests that wait for their replies, each until its own time.
+//!
+//! Invariant: a request leaves exactly once, and whoever takes it out settles it.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+/// Most requests of one session that may wait for their replies.
+pub const PENDING_MAX: usize = 16 * 1024;
+
+#[derive(Debug)]
+struct Waiting<T> {
+    /// The issuer's epoch that the request was sent in.
+    epoch: Option<u64>,
+    until: Instant,
+    token: T,
+}
+
+/// See the module. `T` is what the asker wants back.
+#[derive(Debug)]
+pub struct Pending<T> {
+    waiting: BTreeMap<u64, Waiting<T>>,
+    /// No request ends before this.
+    earliest: Option<Instant>,
+}
+
+/// Why a request may not wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PendingError {
+    /// Too many wait.
+    #[error("busy: {PENDING_MAX} requests wait for replies of this peer already")]
+    TooMany,
+    /// One with this number waits already.
+    #[error("request {0} waits already")]
+    Repeated(u64),
+}
+
+impl<T> Default for Pending<T> {
+    fn default() -> Self {
+        Self {
+            waiting: BTreeMap::new(),
+            earliest: None,
+        }
+    }
+}
+
+impl<T> Pending<T> {
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// Whether a request with this number could wait.
+    ///
+    /// # Errors
+    /// [`PendingError`].
+    pub fn check(&self, id: u64) -> Result<(), PendingError> {
+        if self.waiting.len() >= PENDING_MAX {
+            return Err(PendingError::TooMany);
+        }
+        if self.waiting.contains_key(&id) {
+            return Err(PendingError::Repeated(id));
+        }
+        Ok(())
+    }
+
+    /// Lets a request wait that has been [checked](Self::check).
+    pub fn insert(&mut self, id: u64, epoch: Option<u64>, until: Instant, token: T) {
+        self.earliest = Some(self.earliest.map_or(until, |earliest| earliest.min(until)));
+        self.waiting.insert(id, Waiting { epoch, until, token });
+    }
+
+    /// Whether a reply with this number and epoch is waited for. A reply of an earlier epoch answers a request of a
+    /// process that is gone, whatever its number.
+    pub fn awaits(&self, id: u64, epoch: Option<u64>) -> bool {
+        self.waiting
+            .get(&id)
+            .is_some_and(|waiting| epoch.is_none() || epoch == waiting.epoch)
+    }
+
+    /// Takes a request out.
+    pub fn remove(&mut self, id: u64) -> Option<T> {
+        self.waiting.remove(&id).map(|waiting| waiting.token)
+    }
+
+    /// The numbers of all that wait, lowest first.
+    pub fn ids(&self) -> Vec<u64> {
+        self.waiting.keys().copied().collect()
+    }
+
+    /// The numbers of those whose time is up, lowest first; take each out.
+    pub fn late(&mut self, now: Instant) -> Vec<u64> {
+        if self.earliest.is_none_or(|earliest| now < earliest) {
+            return Vec::new();
+        }
+        let (late, left): (Vec<_>, Vec<_>) =
+            self.waiting.iter().partition(|(_, waiting)| now >= waiting.until);
+        self.earliest = left.into_iter().map(|(_, waiting)| waiting.until).min();
+        late.into_iter().map(|(id, _)| *id).collect()
+    }
+
+    /// When [`Self::late`] may find something.
+    pub fn earliest(&self) -> Option<Instant> {
+        self.earliest
+    }
+}

@@ -1,0 +1,241 @@
+//! A fleet of real processes: a station, nodes, and the verbs that an operator would type.
+//!
+//! On loopback every process has a port of its own that stays its own over restarts, and neither pings nor mDNS are
+//! used, so that fleets run side by side. On a [`Lab`]'s hosts the ports are the usual ones.
+//!
+//! No test sleeps and hopes: what is waited for has a deadline, and if it passes, the logs of all processes are shown.
+
+mod node;
+mod ports;
+mod station;
+mod verb;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+pub use node::Node;
+pub use station::{Invite, Station};
+pub use verb::{Ran, Verb};
+
+use crate::lab::Lab;
+
+/// Enough for anything that has to happen soon, on a machine that is busy with other things.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Where a process runs, and at which address it listens there.
+#[derive(Clone, Debug, Default)]
+pub struct Place {
+    /// The network namespace; this machine's own if there is none.
+    namespace: Option<String>,
+}
+
+impl Place {
+    /// This machine's own network, on loopback.
+    pub fn here() -> Self {
+        Self::default()
+    }
+
+    /// A host of a laboratory.
+    pub fn host(lab: &Lab, host: usize) -> Self {
+        Self {
+            namespace: Some(lab.namespace(host)),
+        }
+    }
+
+    fn command(&self, program: &Path) -> Command {
+        let mut command = match &self.namespace {
+            Some(namespace) => {
+                let mut command = Command::new("ip");
+                command.args(["netns", "exec", namespace]).arg(program);
+                command
+            }
+            None => Command::new(program),
+        };
+        // Nobody's settings change a test.
+        for (name, _) in std::env::vars_os() {
+            let text = name.to_string_lossy();
+            if text.starts_with("SWARM_NODE_") || text.starts_with("GROUND_STATION_") {
+                command.env_remove(&name);
+            }
+        }
+        command
+    }
+
+    fn listen(&self, usual: u16) -> String {
+        match self.namespace {
+            Some(_) => format!("0.0.0.0:{usual}"),
+            None => format!("127.0.0.1:{}", ports::next()),
+        }
+    }
+
+    /// Fleets of one machine must not hear one another.
+    fn quiet_flags(&self) -> &'static [&'static str] {
+        match self.namespace {
+            Some(_) => &[],
+            None => &["--no-pings", "--no-mdns"],
+        }
+    }
+}
+
+/// State directories and logs of a test; they are kept if it fails.
+#[derive(Debug)]
+pub struct Field {
+    dir: TempDir,
+}
+
+impl Default for Field {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Field {
+    /// An empty one.
+    ///
+    /// # Panics
+    /// If there is no room for it.
+    pub fn new() -> Self {
+        // Short: the path of a Unix socket in it holds 107 bytes.
+        let dir = TempDir::with_prefix("swarm-").expect("a temporary directory");
+        Self { dir }
+    }
+
+    /// Where everything is.
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// A directory of this name, made if need be.
+    ///
+    /// # Panics
+    /// If it cannot be made.
+    pub fn dir(&self, name: &str) -> PathBuf {
+        let dir = self.dir.path().join(name);
+        std::fs::create_dir_all(&dir).expect("a directory");
+        dir
+    }
+
+    /// A file with this content.
+    ///
+    /// # Panics
+    /// If it cannot be written.
+    pub fn file(&self, name: &str, content: &[u8]) -> PathBuf {
+        let path = self.dir.path().join(name);
+        std::fs::write(&path, content).expect("written");
+        path
+    }
+
+    /// A file of this many bytes that no file system or compression makes small.
+    ///
+    /// # Panics
+    /// If it cannot be written.
+    pub fn big_file(&self, name: &str, bytes: usize) -> PathBuf {
+        self.file(name, &noise(bytes))
+    }
+
+    /// A station that does not run yet.
+    pub fn station(&self, name: &str, place: Place) -> Station {
+        Station::new(self, name, place)
+    }
+
+    /// A node that does not run yet.
+    pub fn node(&self, name: &str, place: Place) -> Node {
+        Node::new(self, name, place)
+    }
+}
+
+impl Drop for Field {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.dir.disable_cleanup(true);
+            let text = format!("state and logs are kept in {}\n", self.dir.path().display());
+            let _written = std::io::Write::write_all(&mut std::io::stderr(), text.as_bytes());
+        }
+    }
+}
+
+/// A station and linked nodes, on loopback.
+#[derive(Debug)]
+pub struct Fleet {
+    /// The station, serving.
+    pub station: Station,
+    /// The nodes, linked, called `n1`, `n2` and so on.
+    pub nodes: Vec<Node>,
+    /// After the processes, which write into it.
+    pub field: Field,
+}
+
+impl Fleet {
+    /// Starts them and waits until all are online.
+    ///
+    /// # Panics
+    /// If that does not come to pass.
+    pub fn linked(nodes: usize) -> Self {
+        Self::linked_with(nodes, |_node| {})
+    }
+
+    /// The same, each node's configuration changed before its start.
+    ///
+    /// # Panics
+    /// If they do not link.
+    pub fn linked_with(nodes: usize, change: impl Fn(&mut Node)) -> Self {
+        let field = Field::new();
+        let mut station = field.station("st", Place::here());
+        station.serve();
+        let code = station.invite(&Invite::nodes(nodes));
+        let nodes: Vec<Node> = (1..=nodes)
+            .map(|number| {
+                let mut node = field.node(&format!("n{number}"), Place::here());
+                change(&mut node);
+                node.start(&["--join", &code]);
+                node
+            })
+            .collect();
+        station.wait_online(nodes.len());
+        Self {
+            station,
+            nodes,
+            field,
+        }
+    }
+
+    /// Has all nodes leave marks of this name, so many seconds apart; see [`Node::marks`].
+    pub fn start_slow(&self, tag: &str, seconds: &str) -> Verb {
+        let (tag, time) = (format!("tag={tag}"), format!("time={seconds}"));
+        let words = [
+            "call",
+            "all",
+            "slow",
+            &tag,
+            &time,
+            "--ttl",
+            "20s",
+            "--timeout",
+            "6s",
+        ];
+        self.station.start(&words)
+    }
+}
+
+/// Bytes that look random and are the same each time.
+pub fn noise(bytes: usize) -> Vec<u8> {
+    let mut state: u64 = 0x9e37_79b9_7f4a_7c15;
+    let mut words = Vec::with_capacity(bytes + 8);
+    while words.len() < bytes {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        words.extend_from_slice(&state.to_le_bytes());
+    }
+    words.truncate(bytes);
+    words
+}
+
+/// The text of a field, or nothing.
+pub fn text<'v>(value: &'v Value, key: &str) -> &'v str {
+    value[key].as_str().unwrap_or_default()
+}

@@ -1,0 +1,208 @@
+//! A node: its configuration, its process, what it has written.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+use super::{Field, PATIENCE, Place};
+use crate::binaries;
+use crate::process::{Process, Signal, Stream, wait_until};
+
+/// Actions that tests use. `slow` leaves a line before and after it takes its time.
+const ACTIONS: &str = r##"
+[actions.echo]
+command = ["/bin/echo", "{word} {times} {side}"]
+args.word = { type = "string", pattern = "[a-z]+" }
+args.times = { type = "integer", min = 1, max = 9, default = 1 }
+args.side = { type = "choice", choices = ["left", "right"], default = "left" }
+
+[actions.fail]
+command = ["/bin/sh", "-c", "echo sorry; exit 7"]
+
+[actions.hang]
+command = ["/bin/sleep", "600"]
+timeout = "500ms"
+
+[actions.slow]
+command = ["/bin/sh", "-c", "echo \"begin $1\" >>MARKS; sleep \"$2\"; echo \"end $1\" >>MARKS", "sh", "{tag}", "{time}"]
+args.tag = { type = "string", pattern = "[a-z0-9]+" }
+args.time = { type = "number", min = 0, max = 60, default = 0 }
+timeout = "60s"
+"##;
+
+/// A node. Dropping it kills it.
+#[derive(Debug)]
+pub struct Node {
+    /// Its name.
+    pub name: String,
+    /// Its state directory.
+    pub dir: PathBuf,
+    /// The directory of its root `files`.
+    pub root: PathBuf,
+    /// More configuration: whole tables, or keys before any table.
+    pub keys: String,
+    /// See [`Self::keys`].
+    pub tables: String,
+    listen: String,
+    place: Place,
+    logs: PathBuf,
+    process: Option<Process>,
+}
+
+impl Node {
+    pub(super) fn new(field: &Field, name: &str, place: Place) -> Self {
+        Self {
+            name: name.to_owned(),
+            dir: field.dir(name),
+            root: field.dir(&format!("{name}-files")),
+            keys: String::new(),
+            tables: String::new(),
+            listen: place.listen(7420),
+            place,
+            logs: field.path().to_owned(),
+            process: None,
+        }
+    }
+
+    /// Where its side effects are noted.
+    pub fn marks(&self) -> Vec<String> {
+        let text = std::fs::read_to_string(self.marks_file()).unwrap_or_default();
+        text.lines().map(str::to_owned).collect()
+    }
+
+    fn marks_file(&self) -> PathBuf {
+        self.logs.join(format!("{}-marks", self.name))
+    }
+
+    /// Makes it listen elsewhere from its next start on.
+    pub fn listen_at(&mut self, addr: &str) {
+        addr.clone_into(&mut self.listen);
+    }
+
+    /// Where it listens.
+    pub fn listen(&self) -> &str {
+        &self.listen
+    }
+
+    fn configure(&self) {
+        let marks = self.marks_file();
+        let actions = ACTIONS.replace("MARKS", &marks.display().to_string());
+        let config = format!(
+            "name = {:?}\nlisten = {:?}\n{}\n[files]\nroots = {{ files = {:?} }}\n{actions}\n{}",
+            self.name,
+            self.listen,
+            self.keys,
+            self.root.display().to_string(),
+            self.tables
+        );
+        std::fs::write(self.dir.join("config.toml"), config).expect("written");
+    }
+
+    fn command(&self) -> Command {
+        let mut command = self.place.command(&binaries().node);
+        command.env("SWARM_NODE_STATE_DIR", &self.dir);
+        command
+    }
+
+    /// Starts it and waits until it is ready.
+    ///
+    /// # Panics
+    /// If it does not start.
+    pub fn start(&mut self, flags: &[&str]) {
+        self.configure();
+        let mut command = self.command();
+        command.arg("run").args(self.place.quiet_flags()).args(flags);
+        let mut process = Process::spawn(command, &self.name, &self.logs);
+        process.wait_line(Stream::Err, PATIENCE, "ready", |line| line.contains(" ready"));
+        self.process = Some(process);
+    }
+
+    /// The running daemon.
+    ///
+    /// # Panics
+    /// If it was not started.
+    pub fn process(&mut self) -> &mut Process {
+        self.process.as_mut().expect("the node runs")
+    }
+
+    /// Ends it with a signal and waits for that.
+    ///
+    /// # Panics
+    /// If it does not end.
+    pub fn end(&mut self, signal: Signal) {
+        let mut process = self.process.take().expect("the node runs");
+        process.signal(signal);
+        let status = process.wait_exit(PATIENCE);
+        assert!(
+            signal != Signal::TERM || status.success(),
+            "{}: {status}\n{}",
+            self.name,
+            process.tail()
+        );
+    }
+
+    /// Its log, of all its runs.
+    pub fn log(&self) -> Vec<String> {
+        let text = std::fs::read_to_string(self.logs.join(format!("{}.err", self.name)));
+        let text = text.unwrap_or_default();
+        text.lines().map(str::to_owned).collect()
+    }
+
+    /// Waits for a line of its log, of any of its runs.
+    ///
+    /// # Panics
+    /// If it does not come.
+    pub fn wait_log(&self, what: &str) {
+        wait_until(PATIENCE, &format!("{}: log says {what:?}", self.name), || {
+            self.log().iter().any(|line| line.contains(what))
+        });
+    }
+
+    /// Runs another verb of `swarm-node` to its end.
+    ///
+    /// # Panics
+    /// If it does not start.
+    pub fn run(&self, words: &[&str]) -> Output {
+        self.configure();
+        self.command().args(words).output().expect("swarm-node runs")
+    }
+
+    /// What `swarm-node status --json` says.
+    ///
+    /// # Panics
+    /// If it says nothing.
+    pub fn status(&self) -> Value {
+        let output = self.run(&["status", "--json"]);
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|e| {
+            panic!(
+                "{}: status: {e}: {}",
+                self.name,
+                String::from_utf8_lossy(&output.stderr)
+            )
+        })
+    }
+
+    /// Whole files in its root, by their names, and leftovers of broken transfers.
+    pub fn files(&self) -> (Vec<String>, Vec<String>) {
+        let mut names = Vec::new();
+        collect(&self.root, &self.root, &mut names);
+        names.sort();
+        names.into_iter().partition(|name| !name.ends_with(".part"))
+    }
+}
+
+fn collect(root: &Path, dir: &Path, names: &mut Vec<String>) {
+    let Ok(entries) = std::fs::read_dir(dir) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            collect(root, &path, names);
+        } else {
+            let below = path.strip_prefix(root).expect("below its root");
+            names.push(below.display().to_string());
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! A ground station: `serve`, and the verbs that go to its state directory.
+
+use std::cell::Cell;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::Value;
+use swarm_shared::net::clock;
+
+use super::verb::VerbLogs;
+use super::{Field, PATIENCE, Place, Ran, Verb, text};
+use crate::binaries;
+use crate::process::{Process, Signal, Stream, wait_until};
+
+/// Longer than any verb of a test may take.
+const VERB_PATIENCE: Duration = Duration::from_secs(60);
+
+/// What an invitation is for.
+#[derive(Clone, Debug)]
+pub struct Invite {
+    /// `node`, `observer`, `operator`, `admin`.
+    pub role: &'static str,
+    /// How many may join.
+    pub uses: usize,
+    /// How long.
+    pub valid_for: &'static str,
+}
+
+impl Invite {
+    /// For so many nodes.
+    pub fn nodes(uses: usize) -> Self {
+        Self {
+            role: "node",
+            uses,
+            valid_for: "15m",
+        }
+    }
+
+    /// For one station of this role.
+    pub fn station(role: &'static str) -> Self {
+        Self {
+            role,
+            ..Self::nodes(1)
+        }
+    }
+}
+
+/// A station. Dropping it kills its `serve`.
+#[derive(Debug)]
+pub struct Station {
+    /// Its name.
+    pub name: String,
+    /// Its state directory.
+    pub dir: PathBuf,
+    /// More flags for `serve`.
+    pub flags: Vec<String>,
+    place: Place,
+    listen: String,
+    logs: PathBuf,
+    verbs: VerbLogs,
+    process: Option<Process>,
+}
+
+impl Station {
+    pub(super) fn new(field: &Field, name: &str, place: Place) -> Self {
+        let dir = field.dir(name);
+        let listen = place.listen(7421);
+        let quiet = if place.quiet_flags().is_empty() {
+            ""
+        } else {
+            "pings = false\nmdns = false\n"
+        };
+        let config = format!("name = \"{name}\"\nlisten = \"{listen}\"\n{quiet}");
+        std::fs::write(dir.join("config.toml"), config).expect("written");
+        let logs = field.path().to_owned();
+        Self {
+            name: name.to_owned(),
+            dir,
+            flags: Vec::new(),
+            listen,
+            place,
+            verbs: VerbLogs {
+                dir: logs.clone(),
+                station: name.to_owned(),
+                count: Cell::new(0),
+            },
+            logs,
+            process: None,
+        }
+    }
+
+    /// Where it listens.
+    pub fn listen(&self) -> &str {
+        &self.listen
+    }
+
+    fn command(&self) -> Command {
+        let mut command = self.place.command(&binaries().station);
+        command.env("GROUND_STATION_STATE_DIR", &self.dir);
+        command
+    }
+
+    /// Starts `serve` and waits until it does.
+    ///
+    /// # Panics
+    /// If it does not start.
+    pub fn serve(&mut self) {
+        let mut command = self.command();
+        command.arg("serve").args(&self.flags);
+        let mut process = Process::spawn(command, &format!("{}-serve", self.name), &self.logs);
+        process.wait_line(Stream::Err, PATIENCE, "serving", |line| {
+            line.starts_with("serving;")
+        });
+        self.process = Some(process);
+    }
+
+    /// The running `serve`.
+    ///
+    /// # Panics
+    /// If it was not started.
+    pub fn process(&mut self) -> &mut Process {
+        self.process.as_mut().expect("serve runs")
+    }
+
+    /// Ends `serve` with a signal and waits for that.
+    ///
+    /// # Panics
+    /// If it does not end.
+    pub fn end(&mut self, signal: Signal) {
+        let mut process = self.process.take().expect("serve runs");
+        process.signal(signal);
+        let status = process.wait_exit(PATIENCE);
+        assert!(
+            signal != Signal::TERM || status.success(),
+            "{}: {status}\n{}",
+            self.name,
+            process.tail()
+        );
+    }
+
+    /// The log of `serve`, of all its runs.
+    pub fn log(&self) -> Vec<String> {
+        let path = self.logs.join(format!("{}-serve.err", self.name));
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        text.lines().map(str::to_owned).collect()
+    }
+
+    /// Starts a verb with `--json`.
+    pub fn start(&self, words: &[&str]) -> Verb {
+        let mut command = self.command();
+        command.arg("--json").args(words);
+        self.spawn(command, words)
+    }
+
+    fn spawn(&self, command: Command, words: &[&str]) -> Verb {
+        let started = clock::now();
+        let process = Process::spawn(command, &self.verbs.next(), &self.verbs.dir);
+        Verb {
+            words: words.join(" "),
+            process,
+            started,
+        }
+    }
+
+    /// Runs a verb with `--json` to its end.
+    ///
+    /// # Panics
+    /// If it hangs.
+    pub fn run(&self, words: &[&str]) -> Ran {
+        self.start(words).finish(VERB_PATIENCE)
+    }
+
+    /// Runs a verb as a person would, without `--json`.
+    ///
+    /// # Panics
+    /// If it hangs.
+    pub fn say(&self, words: &[&str]) -> Ran {
+        let mut command = self.command();
+        command.args(words);
+        self.spawn(command, words).finish(VERB_PATIENCE)
+    }
+
+    /// Makes a code.
+    ///
+    /// # Panics
+    /// If it does not.
+    pub fn invite(&self, invite: &Invite) -> String {
+        let uses = invite.uses.to_string();
+        let words = ["fleet", "invite", "--role", invite.role, "--uses", &uses];
+        let ran = self
+            .run(&[&words[..], &["--valid-for", invite.valid_for]].concat())
+            .expect(0);
+        text(&ran.json()[0], "code").to_owned()
+    }
+
+    /// Who is there, without waiting for anybody.
+    pub fn nodes(&self) -> Vec<Value> {
+        self.run(&["nodes", "--timeout", "1ms"]).json()
+    }
+
+    /// A node's line in `nodes`; null if it is not there.
+    pub fn node(&self, name: &str) -> Value {
+        let mut nodes = self.nodes();
+        nodes.retain(|node| node["node"] == name);
+        nodes.pop().unwrap_or(Value::Null)
+    }
+
+    /// Waits until so many nodes are online, and no fewer are known.
+    ///
+    /// # Panics
+    /// If they do not come.
+    pub fn wait_online(&self, count: usize) {
+        self.wait_nodes(&format!("{count} nodes online"), |nodes| {
+            nodes.len() == count && nodes.iter().all(|node| node["state"] == "online")
+        });
+    }
+
+    /// Waits until a node is in this state.
+    ///
+    /// # Panics
+    /// If it never is.
+    pub fn wait_state(&self, name: &str, state: &str) {
+        self.wait_nodes(&format!("{name} {state}"), |nodes| {
+            nodes
+                .iter()
+                .any(|node| node["node"] == name && node["state"] == state)
+        });
+    }
+
+    /// Waits until what `nodes` shows meets a condition.
+    ///
+    /// # Panics
+    /// If it never does.
+    pub fn wait_nodes(&self, what: &str, mut wanted: impl FnMut(&[Value]) -> bool) {
+        let mut shown = Vec::new();
+        let deadline = clock::now() + PATIENCE;
+        wait_until(PATIENCE + VERB_PATIENCE, what, || {
+            shown = self.nodes();
+            let met = wanted(&shown);
+            assert!(
+                met || clock::now() < deadline,
+                "{}: not within {PATIENCE:?}: {what}\n{shown:#?}",
+                self.name
+            );
+            met
+        });
+    }
+
+    /// `nodes --watch --json`, whose lines tell of changes as they come.
+    pub fn watch(&self) -> Process {
+        self.start(&["nodes", "--watch"]).process
+    }
+
+    /// Its configuration file, to be changed before it starts.
+    ///
+    /// # Panics
+    /// If it cannot be written.
+    pub fn configure(&self, more: &str) {
+        let path = self.dir.join("config.toml");
+        let old = std::fs::read_to_string(&path).expect("written by new");
+        std::fs::write(path, format!("{old}{more}\n")).expect("written");
+    }
+
+    /// A file in its state directory.
+    pub fn state_file(&self, name: &str) -> PathBuf {
+        Path::new(&self.dir).join(name)
+    }
+}

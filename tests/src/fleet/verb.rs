@@ -1,0 +1,148 @@
+//! A verb of `ground-station`, at work or done.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use swarm_shared::net::clock;
+
+use crate::process::{Process, Signal, Stream};
+
+/// A verb at work. Dropping it kills it.
+#[derive(Debug)]
+pub struct Verb {
+    pub(super) words: String,
+    pub(super) process: Process,
+    pub(super) started: Instant,
+}
+
+impl Verb {
+    /// Waits for its end.
+    ///
+    /// # Panics
+    /// If it does not end in time.
+    pub fn finish(mut self, patience: Duration) -> Ran {
+        let status = self.process.wait_exit(patience);
+        let lines = self.process.lines(Stream::Out);
+        Ran {
+            words: self.words,
+            status: status.code(),
+            took: clock::now() - self.started,
+            err: self.process.lines(Stream::Err).join("\n"),
+            out: lines,
+        }
+    }
+
+    /// Ctrl-C, or worse.
+    pub fn signal(&mut self, signal: Signal) {
+        self.process.signal(signal);
+    }
+
+    /// The process, to look at.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+}
+
+/// A verb that has ended.
+#[derive(Debug)]
+pub struct Ran {
+    words: String,
+    /// Its exit status; absent if a signal ended it.
+    pub status: Option<i32>,
+    /// How long it took.
+    pub took: Duration,
+    /// Lines of standard output.
+    pub out: Vec<String>,
+    /// Standard error.
+    pub err: String,
+}
+
+impl Ran {
+    /// Checks the exit status.
+    ///
+    /// # Panics
+    /// If it is another.
+    pub fn expect(self, status: i32) -> Self {
+        assert_eq!(
+            self.status,
+            Some(status),
+            "exit status of: {}\n{}\n{}",
+            self.words,
+            self.out.join("\n"),
+            self.err
+        );
+        self
+    }
+
+    /// Checks that standard error says something.
+    ///
+    /// # Panics
+    /// If it does not.
+    pub fn says(self, what: &str) -> Self {
+        assert!(
+            self.err.contains(what),
+            "{}: not on standard error: {what:?}\n{}\n{}",
+            self.words,
+            self.out.join("\n"),
+            self.err
+        );
+        self
+    }
+
+    /// The lines of standard output, which are JSON objects, all of them.
+    ///
+    /// # Panics
+    /// If one is not.
+    pub fn json(&self) -> Vec<Value> {
+        let read = |line: &String| {
+            let value: Value = serde_json::from_str(line)
+                .unwrap_or_else(|e| panic!("{}: not JSON: {line:?}: {e}", self.words));
+            assert!(value.is_object(), "{}: not an object: {line:?}", self.words);
+            value
+        };
+        self.out.iter().map(read).collect()
+    }
+
+    /// The one line of JSON of this node.
+    ///
+    /// # Panics
+    /// If there is none, or more than one.
+    pub fn of(&self, node: &str) -> Value {
+        let mut lines = self.json();
+        lines.retain(|line| line["node"] == node);
+        assert_eq!(
+            lines.len(),
+            1,
+            "{}: lines of {node}\n{}\n{}",
+            self.words,
+            self.out.join("\n"),
+            self.err
+        );
+        lines.remove(0)
+    }
+
+    /// The outcome of this node.
+    ///
+    /// # Panics
+    /// If there is not exactly one.
+    pub fn state(&self, node: &str) -> String {
+        super::text(&self.of(node), "state").to_owned()
+    }
+}
+
+/// Where the next verb of a station writes.
+#[derive(Debug)]
+pub(super) struct VerbLogs {
+    pub(super) dir: PathBuf,
+    pub(super) station: String,
+    pub(super) count: std::cell::Cell<usize>,
+}
+
+impl VerbLogs {
+    pub(super) fn next(&self) -> String {
+        let number = self.count.get() + 1;
+        self.count.set(number);
+        format!("{}-verb{number}", self.station)
+    }
+}

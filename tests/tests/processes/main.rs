@@ -1,0 +1,8 @@
+//! The programs as an operator uses them: real processes on loopback, TLS and files and all.
+
+mod commands;
+mod files;
+mod queue;
+mod transfers;
+mod trust;
+mod verbs;

@@ -1,0 +1,67 @@
+//! Commands for nodes that are away, while the station serves.
+
+use std::time::Duration;
+
+use swarm_tests::fleet::{Fleet, PATIENCE, text};
+use swarm_tests::process::{Signal, wait_until};
+
+#[test]
+fn a_command_waits_for_its_node_as_long_as_it_lives() {
+    let mut fleet = Fleet::linked(2);
+    fleet.nodes[0].end(Signal::TERM);
+    fleet.station.wait_state("n1", "offline");
+    let slow = |tag: &'static str, ttl, timeout| {
+        let tag = format!("tag={tag}");
+        fleet
+            .station
+            .run(&["call", "all", "slow", &tag, "--ttl", ttl, "--timeout", timeout])
+    };
+
+    // It outlives the verb that gave it.
+    let ran = slow("patient", "60s", "300ms").expect(4);
+    assert_eq!(
+        (ran.state("n1"), ran.state("n2")),
+        ("no-answer".to_owned(), "done".to_owned())
+    );
+    assert!(text(&ran.of("n1"), "error").contains("offline"), "{ran:#?}");
+    // It does not outlive its time.
+    let ran = slow("hasty", "300ms", "10s").expect(1);
+    assert_eq!(
+        (ran.state("n1"), ran.state("n2")),
+        ("expired".to_owned(), "done".to_owned())
+    );
+    assert!(
+        ran.took < Duration::from_secs(5),
+        "as soon as it is known: {ran:#?}"
+    );
+    slow("blind", "400ms", "100ms").expect(4);
+
+    wait_until(PATIENCE, "the last has expired", {
+        let since = std::time::Instant::elapsed;
+        let begun = swarm_shared::net::clock::now();
+        move || since(&begun) > Duration::from_millis(400)
+    });
+    fleet.nodes[0].start(&[]);
+    wait_until(PATIENCE, "it is delivered", || !fleet.nodes[0].marks().is_empty());
+    fleet.station.wait_online(2);
+    fleet.station.run(&["ping"]).expect(0);
+    let mut marks = fleet.nodes[0].marks();
+    marks.retain(|mark| mark.starts_with("begin"));
+    assert_eq!(marks, ["begin patient"]);
+}
+
+#[test]
+fn commands_for_an_absent_node_come_in_order() {
+    let mut fleet = Fleet::linked(1);
+    fleet.nodes[0].end(Signal::KILL);
+    fleet.station.wait_state("n1", "offline");
+    for number in 1..=5 {
+        let new_id = format!("new_id=name{number}");
+        let words = ["call", "n1", "id", &new_id, "--timeout", "100ms"];
+        fleet.station.run(&words).expect(4);
+    }
+    fleet.nodes[0].start(&[]);
+    fleet.station.wait_online(1);
+    fleet.station.run(&["ping"]).expect(0);
+    assert_eq!(fleet.nodes[0].status()["name"], "name5");
+}

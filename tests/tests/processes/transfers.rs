@@ -1,0 +1,366 @@
+//! Each side of a file is killed or told to end, at each of its stages. Whatever happens: every target ends in exactly
+//! one outcome in time, no half of a file is seen under its name, nothing is left behind after a restart, and the
+//! fleet links again and works.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use swarm_shared::net::clock;
+use swarm_tests::fleet::{Fleet, PATIENCE, Ran, Verb, noise, text};
+use swarm_tests::process::{Signal, wait_until};
+
+/// More than all buffers between two stopped processes hold.
+const FILE_BYTES: usize = 48 * 1024 * 1024;
+/// `--timeout`, and what a verb may take in all: it is the longest pause, and there may be two.
+const TIMEOUT: &str = "3s";
+const IN_TIME: Duration = Duration::from_secs(12);
+const SIGNALS: [Signal; 2] = [Signal::KILL, Signal::TERM];
+/// What the destination holds before.
+const OLD: &[u8] = b"the take of yesterday";
+
+struct Rig {
+    fleet: Fleet,
+    source: PathBuf,
+    content: Vec<u8>,
+}
+
+impl Rig {
+    fn new() -> Self {
+        let fleet = Fleet::linked(1);
+        let content = noise(FILE_BYTES);
+        let source = fleet.field.file("take", &content);
+        std::fs::write(fleet.nodes[0].root.join("old"), OLD).expect("written");
+        std::fs::write(fleet.nodes[0].root.join("big"), &content).expect("written");
+        Self {
+            fleet,
+            source,
+            content,
+        }
+    }
+
+    fn send(&self) -> Verb {
+        let source = self.source.display().to_string();
+        self.fleet
+            .station
+            .start(&["send", &source, "n1:files/old", "--timeout", TIMEOUT])
+    }
+
+    fn collected(&self) -> PathBuf {
+        self.fleet.field.dir("collected")
+    }
+
+    fn fetch(&self) -> Verb {
+        let dir = self.collected().display().to_string();
+        self.fleet
+            .station
+            .start(&["fetch", "n1:files/big", &dir, "--timeout", TIMEOUT])
+    }
+
+    /// Stops the node when a part of the file is there.
+    fn stop_node_midway(&mut self) {
+        let node = &mut self.fleet.nodes[0];
+        wait_until(PATIENCE, "a part of the file", || !node.files().1.is_empty());
+        node.process().signal(Signal::STOP);
+        assert_eq!(
+            node.files().1.len(),
+            1,
+            "it was not over before: choose a bigger file"
+        );
+    }
+
+    fn one_outcome(ran: &Ran) -> String {
+        assert!(ran.took < IN_TIME, "{ran:#?}");
+        let line = ran.of("n1");
+        let state = text(&line, "state");
+        assert!(state == "done" || !text(&line, "error").is_empty(), "{line}");
+        state.to_owned()
+    }
+
+    /// The old file or the new one, whole; and no leftovers.
+    fn check_node(&self, new: Option<bool>) {
+        let there = std::fs::read(self.fleet.nodes[0].root.join("old")).expect("one of the two is there");
+        let is_new = there == self.content;
+        assert!(is_new || there == OLD, "half a file: {} bytes", there.len());
+        assert!(new.is_none_or(|new| new == is_new), "the new one: {is_new}");
+        wait_until(PATIENCE, "leftovers are removed", || {
+            self.fleet.nodes[0].files().1.is_empty()
+        });
+        assert_eq!(self.fleet.nodes[0].files().0, ["big", "old"]);
+    }
+
+    fn works_again(&self) {
+        self.fleet.station.wait_online(1);
+        let small = self.fleet.field.file("small", OLD).display().to_string();
+        self.fleet
+            .station
+            .run(&["send", &small, "n1:files/old"])
+            .expect(0);
+        self.check_node(Some(false));
+    }
+}
+
+fn leftovers(dir: &Path) -> Vec<String> {
+    let names = std::fs::read_dir(dir).expect("there").flatten();
+    names
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect()
+}
+
+#[test]
+fn a_node_that_ends_while_it_is_sent_a_file() {
+    let mut rig = Rig::new();
+    for signal in SIGNALS {
+        // At the start: it has not read a byte of it.
+        rig.fleet.nodes[0].process().signal(Signal::STOP);
+        let verb = rig.send();
+        rig.fleet.station.wait_state("n1", "silent");
+        rig.fleet.nodes[0].end(Signal::KILL);
+        let ran = verb.finish(PATIENCE);
+        assert_ne!(Rig::one_outcome(&ran), "done");
+        rig.fleet.nodes[0].start(&[]);
+        rig.check_node(Some(false));
+        rig.works_again();
+
+        // Midway.
+        let verb = rig.send();
+        rig.stop_node_midway();
+        rig.fleet.nodes[0].process().signal(signal);
+        rig.fleet.nodes[0].process().signal(Signal::CONT);
+        rig.fleet.nodes[0].end(signal);
+        if signal == Signal::TERM {
+            assert!(
+                rig.fleet.nodes[0].files().1.is_empty(),
+                "it clears up behind itself"
+            );
+        }
+        rig.fleet.nodes[0].start(&[]);
+        let ran = verb.finish(PATIENCE).expect(1);
+        assert!(
+            matches!(Rig::one_outcome(&ran).as_str(), "unknown" | "failed"),
+            "{ran:#?}"
+        );
+        rig.check_node(Some(false));
+        rig.works_again();
+
+        // At the end.
+        let ran = rig.send().finish(PATIENCE).expect(0);
+        assert_eq!(Rig::one_outcome(&ran), "done");
+        rig.fleet.nodes[0].end(signal);
+        rig.fleet.nodes[0].start(&[]);
+        rig.check_node(Some(true));
+        rig.works_again();
+    }
+}
+
+#[test]
+fn a_station_that_ends_while_it_sends_a_file() {
+    let mut rig = Rig::new();
+    for signal in SIGNALS {
+        // At the start: nothing has been read by the node.
+        rig.fleet.nodes[0].process().signal(Signal::STOP);
+        let verb = rig.send();
+        rig.fleet.station.wait_state("n1", "silent");
+        rig.fleet.station.end(signal);
+        rig.fleet.nodes[0].process().signal(Signal::CONT);
+        let ran = verb.finish(PATIENCE);
+        assert_ne!(Rig::one_outcome(&ran), "done");
+        rig.fleet.station.serve();
+        rig.works_again();
+
+        // Midway.
+        let verb = rig.send();
+        rig.stop_node_midway();
+        rig.fleet.station.end(signal);
+        rig.fleet.nodes[0].process().signal(Signal::CONT);
+        let ran = verb.finish(PATIENCE);
+        assert_ne!(Rig::one_outcome(&ran), "done");
+        rig.fleet.station.serve();
+        rig.check_node(Some(false));
+        rig.works_again();
+
+        // At the end.
+        rig.send().finish(PATIENCE).expect(0);
+        rig.fleet.station.end(signal);
+        rig.fleet.station.serve();
+        rig.check_node(Some(true));
+        rig.works_again();
+    }
+}
+
+#[test]
+fn a_verb_that_ends_while_a_file_is_sent() {
+    let mut rig = Rig::new();
+    for signal in [Signal::KILL, Signal::TERM, Signal::INT] {
+        let mut verb = rig.send();
+        rig.stop_node_midway();
+        verb.signal(signal);
+        if signal == Signal::INT {
+            verb.finish(PATIENCE).expect(130);
+        } else {
+            drop(verb);
+        }
+        rig.fleet.nodes[0].process().signal(Signal::CONT);
+        rig.works_again();
+    }
+}
+
+#[test]
+fn whoever_ends_while_a_file_is_fetched() {
+    let mut rig = Rig::new();
+    let copy = rig.collected().join("n1-big");
+    for signal in SIGNALS {
+        // The node, midway.
+        let verb = rig.fetch();
+        wait_until(PATIENCE, "a part of the file", || {
+            !leftovers(&rig.collected()).is_empty()
+        });
+        rig.fleet.nodes[0].process().signal(Signal::STOP);
+        assert!(!copy.exists(), "it was not over before: choose a bigger file");
+        rig.fleet.nodes[0].process().signal(signal);
+        rig.fleet.nodes[0].process().signal(Signal::CONT);
+        rig.fleet.nodes[0].end(signal);
+        rig.fleet.nodes[0].start(&[]);
+        let ran = verb.finish(PATIENCE);
+        assert_ne!(Rig::one_outcome(&ran), "done");
+        wait_until(PATIENCE, "nothing is left", || {
+            leftovers(&rig.collected()).is_empty()
+        });
+        rig.works_again();
+
+        // The station, midway.
+        let verb = rig.fetch();
+        wait_until(PATIENCE, "a part of the file", || {
+            !leftovers(&rig.collected()).is_empty()
+        });
+        rig.fleet.nodes[0].process().signal(Signal::STOP);
+        rig.fleet.station.end(signal);
+        rig.fleet.nodes[0].process().signal(Signal::CONT);
+        let ran = verb.finish(PATIENCE);
+        assert_ne!(Rig::one_outcome(&ran), "done");
+        assert!(!copy.exists());
+        rig.fleet.station.serve();
+        rig.works_again();
+
+        // The next one clears up what a killed station could not, and has its file.
+        let ran = rig.fetch().finish(PATIENCE).expect(0);
+        assert_eq!(Rig::one_outcome(&ran), "done");
+        assert!(std::fs::read(&copy).expect("there") == rig.content);
+        assert_eq!(leftovers(&rig.collected()), ["n1-big"]);
+        std::fs::remove_file(&copy).expect("there");
+    }
+}
+
+#[test]
+fn a_file_in_flight_does_not_delay_a_command() {
+    let fleet = Fleet::linked(1);
+    let source = fleet.field.path().join("huge");
+    let huge = std::fs::File::create(&source).expect("a file");
+    huge.set_len(200 * 1024 * 1024).expect("room");
+    let words = ["send", &source.display().to_string(), "n1:files/huge"];
+    let mut verb = fleet.station.start(&words);
+    wait_until(PATIENCE, "a part of the file", || {
+        !fleet.nodes[0].files().1.is_empty()
+    });
+    let mut took: Vec<f64> = Vec::new();
+    let begun = clock::now();
+    while fleet.nodes[0].files().0.is_empty() {
+        let line = fleet.station.run(&["ping"]).expect(0).of("n1");
+        took.push(line["ms"].as_f64().expect("a number"));
+    }
+    took.sort_by(f64::total_cmp);
+    let (median, worst) = (took[took.len() / 2], took[took.len() - 1]);
+    let text = format!(
+        "ping beside a file of 200 MiB: median {median:.1} ms, worst {worst:.1} ms, {} pings in {:?}\n",
+        took.len(),
+        clock::now() - begun
+    );
+    let _written = std::io::Write::write_all(&mut std::io::stderr(), text.as_bytes());
+    // Generous: both programs are debug builds on a machine that does other things too.
+    assert!(worst < 1_500.0, "{took:?}");
+    assert!(
+        verb.process().ended().is_none() || took.len() > 1,
+        "they ran side by side"
+    );
+    verb.finish(PATIENCE).expect(0);
+}
+
+/// A small file system; unmounted when dropped.
+struct Tmpfs(PathBuf);
+
+impl Tmpfs {
+    fn mount(dir: PathBuf, kib: u32) -> Option<Self> {
+        let size = format!("size={kib}k");
+        let mut mount = std::process::Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &size, "swarm-tests"]).arg(&dir);
+        let mounted = mount.stderr(std::process::Stdio::null()).status();
+        if mounted.is_ok_and(|status| status.success()) {
+            return Some(Self(dir));
+        }
+        let text = "skipped: a full disk: mounting a tmpfs needs root\n";
+        let _written = std::io::Write::write_all(&mut std::io::stderr(), text.as_bytes());
+        None
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        let mut unmount = std::process::Command::new("umount");
+        let _left_behind = unmount.arg("-l").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_full_disk_fails_the_file_and_not_the_node() {
+    let mut fleet = Fleet::linked(2);
+    let Some(_disk) = Tmpfs::mount(fleet.nodes[0].root.clone(), 1024) else {
+        return;
+    };
+    let source = fleet
+        .field
+        .file("take", &noise(3 * 1024 * 1024))
+        .display()
+        .to_string();
+    let ran = fleet.station.run(&["send", &source, "all:files/take"]).expect(1);
+    let line = ran.of("n1");
+    assert_eq!(line["state"], "failed", "{line}");
+    let error = text(&line, "error").to_lowercase();
+    assert!(error.contains("the disk is full"), "{line}");
+    assert_eq!(ran.state("n2"), "done");
+    assert_eq!(fleet.nodes[0].files(), (Vec::new(), Vec::new()));
+    let small = fleet.field.file("small", OLD).display().to_string();
+    fleet.station.run(&["send", &small, "all:files/small"]).expect(0);
+
+    // Its own state directory full: it says so, lives on, and restarts into the same fleet.
+    fleet.nodes[0].end(Signal::TERM);
+    let state = fleet.nodes[0].dir.clone();
+    let keep: Vec<(String, Vec<u8>)> = ["identity.key", "fleet.json"]
+        .iter()
+        .map(|name| {
+            (
+                (*name).to_owned(),
+                std::fs::read(state.join(name)).expect("there"),
+            )
+        })
+        .collect();
+    let Some(_state) = Tmpfs::mount(state.clone(), 64) else {
+        return;
+    };
+    for (name, content) in keep {
+        std::fs::write(state.join(&name), content).expect("written");
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::set_permissions(state.join(&name), PermissionsExt::from_mode(0o600)).expect("a mode");
+    }
+    fleet.nodes[0].start(&[]);
+    while std::fs::File::options()
+        .create(true)
+        .append(true)
+        .open(state.join("ballast"))
+        .and_then(|mut file| std::io::Write::write_all(&mut file, &[0; 4096]))
+        .is_ok()
+    {}
+    fleet.station.wait_online(2);
+    fleet.station.run(&["ping"]).expect(0);
+    let line = fleet.station.run(&["call", "n1", "id", "new_id=full"]).of("n1");
+    assert_ne!(line["state"], "no-answer", "{line}");
+    fleet.station.run(&["ping"]).expect(0);
+}
