@@ -192,6 +192,9 @@ impl Task {
 
     fn take_notice(&self, notice: &Notice) {
         let text = notice.to_string();
+        if let Notice::Renamed { .. } = notice {
+            return tracing::info!("{text}");
+        }
         tracing::warn!("{text}");
         self.status.update(|facts| facts.last_refusal = Some(text));
     }
