@@ -7,7 +7,6 @@
 //! | one for each peer that moves files | nothing: passes chunks on in order | with the peer's session |
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -416,9 +415,4 @@ fn answer(link: &PeerLink, command: &Header, reply: &Reply) {
     if let Err(error) = sent {
         tracing::warn!(peer = %link.id().short(), id = command.id, error, "a reply is lost");
     }
-}
-
-/// Addresses worth remembering are those that somebody else can dial.
-pub(crate) fn dialable(addr: &SocketAddr) -> bool {
-    addr.port() != 0 && !addr.ip().is_unspecified()
 }

@@ -75,6 +75,11 @@ impl Node {
         self.logs.join(format!("{}-marks", self.name))
     }
 
+    /// Makes it listen elsewhere from its next start on.
+    pub fn listen_at(&mut self, addr: &str) {
+        addr.clone_into(&mut self.listen);
+    }
+
     /// Where it listens.
     pub fn listen(&self) -> &str {
         &self.listen

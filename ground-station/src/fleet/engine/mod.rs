@@ -290,7 +290,7 @@ impl Task {
         }
     }
 
-    async fn take_event(&mut self, event: PeerEvent, checks: &mpsc::Sender<commands::Checked>) {
+    async fn take_event(&mut self, event: PeerEvent, checks: &mpsc::Sender<roll::Checked>) {
         let changed = match event {
             PeerEvent::Up { peer, .. } => {
                 tracing::info!(peer = %peer.name, id = %peer.id.short(), addr = %peer.addr, "linked");

@@ -1,0 +1,218 @@
+//! The network and the processes change under a linked fleet, and it is linked again.
+
+use std::net::Ipv4Addr;
+
+use swarm_tests::fleet::{Invite, PATIENCE};
+use swarm_tests::process::{Signal, wait_until};
+
+use crate::rig::Rig;
+
+#[test]
+fn stations_and_nodes_restart() {
+    let Some(mut rig) = Rig::linked(3) else { return };
+    for signal in [Signal::TERM, Signal::KILL] {
+        rig.station.end(signal);
+        rig.station.serve();
+        rig.all_linked();
+        rig.nodes[0].end(signal);
+        rig.station.wait_state("n1", "offline");
+        rig.nodes[0].start(&[]);
+        rig.all_linked();
+    }
+    // All at once, as when the power fails.
+    rig.station.end(Signal::KILL);
+    for node in &mut rig.nodes {
+        node.end(Signal::KILL);
+    }
+    for node in &mut rig.nodes {
+        node.start(&[]);
+    }
+    rig.station.serve();
+    rig.all_linked();
+}
+
+#[test]
+fn addresses_change() {
+    let Some(mut rig) = Rig::linked(3) else { return };
+    rig.lab.set_address(1, Ipv4Addr::new(10, 77, 3, 1));
+    rig.wait_address("n1", "10.77.3.1:");
+    rig.all_linked();
+    rig.lab.set_address(0, Ipv4Addr::new(10, 77, 3, 100));
+    rig.station.wait_state("n1", "offline");
+    rig.all_linked();
+    // Two nodes change places.
+    let (second, third) = (rig.lab.ip(2), rig.lab.ip(3));
+    rig.lab.link_down(2);
+    rig.lab.link_down(3);
+    rig.lab.set_address(2, Ipv4Addr::new(10, 77, 9, 9));
+    rig.lab.set_address(3, second);
+    rig.lab.set_address(2, third);
+    rig.lab.link_up(2);
+    rig.lab.link_up(3);
+    rig.wait_address("n2", &format!("{third}:"));
+    rig.wait_address("n3", &format!("{second}:"));
+    rig.all_linked();
+}
+
+#[test]
+fn half_of_the_fleet_is_cut_off_and_comes_back() {
+    let Some(rig) = Rig::linked(4) else { return };
+    rig.lab.partition(&[3, 4]);
+    rig.station.wait_state("n3", "offline");
+    rig.station.wait_state("n4", "offline");
+    let ran = rig.station.run(&["ping", "--timeout", "1s"]).expect(4);
+    for (node, state) in [
+        ("n1", "done"),
+        ("n2", "done"),
+        ("n3", "no-answer"),
+        ("n4", "no-answer"),
+    ] {
+        assert_eq!(ran.state(node), state);
+    }
+    // What is asked meanwhile is done when they are back.
+    let verb = rig
+        .station
+        .start(&["call", "all", "slow", "tag=parted", "--timeout", "30s"]);
+    wait_until(PATIENCE, "the near half has done it", || {
+        rig.nodes[0].marks().len() == 2
+    });
+    rig.lab.heal();
+    let ran = verb.finish(PATIENCE).expect(0);
+    assert_eq!(ran.json().len(), 4);
+    rig.all_linked();
+    for node in &rig.nodes {
+        assert_eq!(node.marks(), ["begin parted", "end parted"]);
+    }
+}
+
+#[test]
+fn an_interface_goes_and_comes_during_a_command() {
+    let Some(rig) = Rig::linked(2) else { return };
+    // While the action runs, and back before anybody is called offline.
+    let mut watch = rig.station.watch();
+    watch.wait_json(PATIENCE, "the second node", |line| line["node"] == "n2");
+    let verb = rig
+        .station
+        .start(&["call", "all", "slow", "tag=brief", "time=2", "--timeout", "20s"]);
+    wait_until(PATIENCE, "it has begun", || rig.nodes[0].marks().len() == 1);
+    rig.lab.link_down(1);
+    wait_until(PATIENCE, "the other has done it", || {
+        rig.nodes[1].marks().len() == 2
+    });
+    rig.lab.link_up(1);
+    verb.finish(PATIENCE).expect(0);
+    assert_eq!(rig.nodes[0].marks(), ["begin brief", "end brief"]);
+
+    // Down before it is sent, and for longer.
+    rig.lab.link_down(1);
+    rig.station.wait_state("n1", "offline");
+    let verb = rig
+        .station
+        .start(&["call", "all", "slow", "tag=long", "--timeout", "25s"]);
+    wait_until(PATIENCE, "the other has done it", || {
+        rig.nodes[1].marks().len() == 4
+    });
+    assert_eq!(rig.nodes[0].marks().len(), 2);
+    rig.lab.link_up(1);
+    verb.finish(PATIENCE).expect(0);
+    assert_eq!(rig.nodes[0].marks()[2..], ["begin long", "end long"]);
+
+    // The station's own, while the actions run.
+    let verb = rig
+        .station
+        .start(&["call", "all", "slow", "tag=own", "time=1", "--timeout", "25s"]);
+    wait_until(PATIENCE, "it has begun", || {
+        rig.nodes.iter().all(|node| node.marks().len() == 5)
+    });
+    rig.lab.link_down(0);
+    rig.station.wait_state("n1", "offline");
+    rig.station.wait_state("n2", "offline");
+    rig.lab.link_up(0);
+    verb.finish(PATIENCE).expect(0);
+    rig.all_linked();
+    for node in &rig.nodes {
+        assert_eq!(node.marks()[4..], ["begin own", "end own"]);
+    }
+}
+
+#[test]
+fn a_file_survives_a_short_loss() {
+    let Some(rig) = Rig::linked(1) else { return };
+    rig.lab.rate(1, Some("40mbit"));
+    let source = rig.field.big_file("take", 6 * 1024 * 1024);
+    let words = [
+        "send",
+        &source.display().to_string(),
+        "n1:files/take",
+        "--timeout",
+        "10s",
+    ];
+    let verb = rig.station.start(&words);
+    wait_until(PATIENCE, "a part of the file", || {
+        !rig.nodes[0].files().1.is_empty()
+    });
+    rig.lab.plug(1, false);
+    let until = swarm_shared::net::clock::now() + std::time::Duration::from_secs(1);
+    wait_until(PATIENCE, "a second passes", || {
+        swarm_shared::net::clock::now() > until
+    });
+    assert!(rig.nodes[0].files().0.is_empty(), "it was not over before");
+    rig.lab.plug(1, true);
+    verb.finish(PATIENCE).expect(0);
+    let there = std::fs::read(rig.nodes[0].root.join("take")).expect("there");
+    assert!(there == std::fs::read(&source).expect("there"));
+}
+
+#[test]
+fn a_station_with_two_networks_finds_nodes_on_both() {
+    let Some(mut rig) = Rig::new(3) else { return };
+    // The third is on the second network only.
+    let addresses = rig.lab.add_network(&[0, 3]);
+    rig.lab.link_down(3);
+    rig.join(&[]);
+    rig.wait_address("n1", "10.77.0.2:");
+    rig.wait_address("n3", &addresses[1].to_string());
+    // Found by announcements there too, not only by what it remembers.
+    rig.nodes[2].end(Signal::TERM);
+    std::fs::remove_file(rig.nodes[2].dir.join("stations.json")).expect("there");
+    rig.nodes[2].listen_at("0.0.0.0:7500");
+    rig.nodes[2].start(&[]);
+    rig.wait_address("n3", &format!("{}:7500", addresses[1]));
+    // One that has two ways keeps its link, or has another, when the one in use goes away.
+    rig.lab.link_up(3);
+    rig.all_linked();
+}
+
+#[test]
+fn there_is_no_network_at_boot() {
+    let Some(mut rig) = Rig::new(2) else { return };
+    for host in 0..=2 {
+        rig.lab.link_down(host);
+    }
+    rig.station.serve();
+    // The code cannot hold an address, for there is none.
+    let code = rig.station.invite(&Invite::nodes(2));
+    for node in &mut rig.nodes {
+        node.start(&["--join", &code]);
+    }
+    rig.lab.link_up(1);
+    rig.lab.link_up(0);
+    rig.lab.link_up(2);
+    rig.all_linked();
+    // The same when they know one another.
+    rig.station.end(Signal::TERM);
+    for node in &mut rig.nodes {
+        node.end(Signal::TERM);
+    }
+    for host in 0..=2 {
+        rig.lab.link_down(host);
+    }
+    for node in &mut rig.nodes {
+        node.start(&[]);
+    }
+    rig.station.serve();
+    for host in [2, 0, 1] {
+        rig.lab.link_up(host);
+    }
+    rig.all_linked();
+}

@@ -1,0 +1,67 @@
+//! A station on host 0 and a node on each of the others, linked.
+
+use swarm_tests::fleet::{Field, Invite, Node, PATIENCE, Place, Station};
+use swarm_tests::lab::Lab;
+use swarm_tests::process::wait_until;
+
+pub(crate) struct Rig {
+    pub(crate) station: Station,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) lab: Lab,
+    pub(crate) field: Field,
+}
+
+impl Rig {
+    /// Nothing runs yet; the nodes are called `n1` and so on, as their hosts are numbered.
+    pub(crate) fn new(nodes: usize) -> Option<Self> {
+        let lab = Lab::or_skip(nodes + 1)?;
+        let field = Field::new();
+        let station = field.station("st", Place::host(&lab, 0));
+        let nodes = (1..=nodes)
+            .map(|host| field.node(&format!("n{host}"), Place::host(&lab, host)))
+            .collect();
+        Some(Self {
+            station,
+            nodes,
+            lab,
+            field,
+        })
+    }
+
+    /// All linked, by whatever means.
+    pub(crate) fn linked(nodes: usize) -> Option<Self> {
+        let mut rig = Self::new(nodes)?;
+        rig.join(&[]);
+        Some(rig)
+    }
+
+    pub(crate) fn join(&mut self, flags: &[&str]) {
+        self.station.serve();
+        let code = self.station.invite(&Invite::nodes(self.nodes.len()));
+        for node in &mut self.nodes {
+            node.start(&[&["--join", &code][..], flags].concat());
+        }
+        self.all_linked();
+    }
+
+    /// All are online, and answer.
+    pub(crate) fn all_linked(&self) {
+        self.station.wait_online(self.nodes.len());
+        let ran = self.station.run(&["ping"]).expect(0);
+        assert_eq!(ran.json().len(), self.nodes.len());
+    }
+
+    /// Waits until the station has seen a node at this address.
+    pub(crate) fn wait_address(&self, node: &str, address: &str) {
+        wait_until(PATIENCE, &format!("{node} online at {address}"), || {
+            let line = self.station.node(node);
+            let seen = line["address"].as_str().unwrap_or_default();
+            line["state"] == "online" && seen.starts_with(address)
+        });
+    }
+}
+
+/// On standard error at once: what goes through `eprintln!` is hidden when a test passes.
+pub(crate) fn say(text: &str) {
+    let _written = std::io::Write::write_all(&mut std::io::stderr(), format!("{text}\n").as_bytes());
+}

@@ -1,0 +1,94 @@
+//! How soon a silent node is called offline, and that a brief loss is not called so.
+
+use std::time::Duration;
+
+use swarm_shared::net::clock;
+use swarm_tests::fleet::PATIENCE;
+use swarm_tests::process::{Process, Signal, Stream, wait_until};
+
+use crate::rig::{Rig, say};
+
+/// What the product promises.
+const OFFLINE_WITHIN: Duration = Duration::from_secs(4);
+
+fn wait_state(watch: &mut Process, node: &str, state: &str) {
+    watch.wait_json(PATIENCE, &format!("{node} {state}"), |line| {
+        line["node"] == node && line["state"] == state
+    });
+}
+
+fn seconds(time: f64) {
+    let until = clock::now() + Duration::from_secs_f64(time);
+    wait_until(PATIENCE, "time passes", || clock::now() >= until);
+}
+
+#[test]
+fn a_silent_node_is_offline_within_four_seconds() {
+    let Some(mut rig) = Rig::linked(2) else { return };
+    let mut watch = rig.station.watch();
+    wait_state(&mut watch, "n1", "online");
+    let mut figures = Vec::new();
+    for (round, how) in [
+        "interface down",
+        "cable pulled",
+        "process stopped",
+        "interface down",
+        "cable pulled",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        // At different moments of the heartbeat.
+        seconds(0.3 * f64::from(u32::try_from(round).expect("few")));
+        let begun = clock::now();
+        match how {
+            "interface down" => rig.lab.link_down(1),
+            "cable pulled" => rig.lab.plug(1, false),
+            _ => rig.nodes[0].process().signal(Signal::STOP),
+        }
+        wait_state(&mut watch, "n1", "offline");
+        let took = clock::now() - begun;
+        figures.push(format!("{how} {:.2} s", took.as_secs_f64()));
+        assert!(took < OFFLINE_WITHIN, "{figures:?}");
+        match how {
+            "interface down" => rig.lab.link_up(1),
+            "cable pulled" => rig.lab.plug(1, true),
+            _ => rig.nodes[0].process().signal(Signal::CONT),
+        }
+        let begun = clock::now();
+        wait_state(&mut watch, "n1", "online");
+        figures.push(format!("back {:.2} s", (clock::now() - begun).as_secs_f64()));
+    }
+    say(&format!("offline after: {}", figures.join(", ")));
+    assert!(
+        !watch
+            .lines(Stream::Out)
+            .iter()
+            .any(|line| line.contains("\"n2\"") && line.contains("\"offline\"")),
+        "the other node was never in doubt"
+    );
+}
+
+#[test]
+fn a_brief_loss_is_not_called_offline() {
+    let Some(rig) = Rig::linked(2) else { return };
+    let mut watch = rig.station.watch();
+    wait_state(&mut watch, "n1", "online");
+    for _ in 0..4 {
+        rig.lab.plug(1, false);
+        seconds(1.2);
+        rig.lab.plug(1, true);
+        seconds(1.0);
+    }
+    // A radio that stutters.
+    for _ in 0..12 {
+        rig.lab.plug(1, false);
+        seconds(0.15);
+        rig.lab.plug(1, true);
+        seconds(0.35);
+    }
+    rig.all_linked();
+    let lines = watch.lines(Stream::Out);
+    let offline: Vec<&String> = lines.iter().filter(|line| line.contains("\"offline\"")).collect();
+    assert!(offline.is_empty(), "{offline:#?}");
+}
