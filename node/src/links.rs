@@ -14,6 +14,7 @@ use anyhow::Context;
 use serde_json::from_value;
 use swarm_shared::net::clock;
 use swarm_shared::net::discovery::presence::{self, Means, Presence};
+use swarm_shared::net::endpoint::hush::Hush;
 use swarm_shared::net::endpoint::{self, Endpoint, Events, Notice};
 use swarm_shared::net::handshake::Identity;
 use swarm_shared::net::peer::{PeerEvent, PeerInfo, PeerLink};
@@ -73,6 +74,7 @@ struct Task {
     status: Status,
     peers: BTreeMap<PeerId, Linked>,
     runs: BTreeMap<PeerId, swarm_shared::proto::id::Instance>,
+    hush: Hush,
 }
 
 impl Links {
@@ -129,6 +131,7 @@ impl Links {
             status: node.status.clone(),
             peers: BTreeMap::new(),
             runs: BTreeMap::new(),
+            hush: Hush::default(),
         };
         node.tasks.spawn(task.run(events, node.name.clone()));
         let (_none, nobody) = mpsc::channel(1);
@@ -190,12 +193,16 @@ impl Task {
         self.status.update(|facts| facts.fleet = fleet);
     }
 
-    fn take_notice(&self, notice: &Notice) {
+    fn take_notice(&mut self, notice: &Notice) {
         let text = notice.to_string();
         if let Notice::Renamed { .. } = notice {
             return tracing::info!("{text}");
         }
-        tracing::warn!("{text}");
+        if self.hush.is_news(notice, clock::now()) {
+            tracing::warn!("{text}");
+        } else {
+            tracing::debug!("again: {text}");
+        }
         self.status.update(|facts| facts.last_refusal = Some(text));
     }
 
