@@ -195,6 +195,9 @@ impl Task {
 
     fn take_notice(&mut self, notice: &Notice) {
         let text = notice.to_string();
+        if let Notice::Renamed { .. } = notice {
+            return tracing::info!("{text}");
+        }
         if self.hush.is_news(notice, clock::now()) {
             tracing::warn!("{text}");
         } else {

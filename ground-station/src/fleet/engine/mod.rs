@@ -338,14 +338,24 @@ impl Task {
 
     fn take_notice(&mut self, notice: &Notice) {
         let text = notice.to_string();
-        if self.hush.is_news(notice, clock::now()) {
-            tracing::warn!("{text}");
-        } else {
-            tracing::debug!("again: {text}");
-        }
-        if let Notice::Cloned { id, .. } = notice {
-            self.roll.warn(*id, text);
-            self.tell_watchers(|view| view.id == *id);
+        match notice {
+            Notice::Renamed { id, name, .. } => {
+                tracing::info!("{text}");
+                self.roll.rename(*id, name.clone());
+                self.tell_watchers(|view| view.id == *id);
+            }
+            Notice::Cloned { id, .. } => {
+                tracing::warn!("{text}");
+                self.roll.warn(*id, text);
+                self.tell_watchers(|view| view.id == *id);
+            }
+            Notice::Refused { .. } | Notice::OwnKeyRevoked => {
+                if self.hush.is_news(notice, clock::now()) {
+                    tracing::warn!("{text}");
+                } else {
+                    tracing::debug!("again: {text}");
+                }
+            }
         }
     }
 
