@@ -339,17 +339,8 @@ impl Task {
     fn take_notice(&mut self, notice: &Notice) {
         let text = notice.to_string();
         match notice {
-            Notice::Renamed { id, name, .. } => {
-                tracing::info!("{text}");
-                self.roll.rename(*id, name.clone());
-                self.tell_watchers(|view| view.id == *id);
-            }
-            Notice::Cloned { id, .. } => {
-                tracing::warn!("{text}");
-                self.roll.warn(*id, text);
-                self.tell_watchers(|view| view.id == *id);
-            }
-            Notice::Refused { .. } | Notice::OwnKeyRevoked => {
+            Notice::Renamed { .. } => tracing::info!("{text}"),
+            Notice::Refused { .. } | Notice::Cloned { .. } | Notice::OwnKeyRevoked => {
                 if self.hush.is_news(notice, clock::now()) {
                     tracing::warn!("{text}");
                 } else {
@@ -357,6 +348,18 @@ impl Task {
                 }
             }
         }
+        let about = match notice {
+            Notice::Renamed { id, name, .. } => {
+                self.roll.rename(*id, name.clone());
+                *id
+            }
+            Notice::Cloned { id, .. } => {
+                self.roll.warn(*id, text);
+                *id
+            }
+            Notice::Refused { .. } | Notice::OwnKeyRevoked => return,
+        };
+        self.tell_watchers(|view| view.id == about);
     }
 
     async fn take_membership(&mut self, membership: Option<Arc<Membership>>) {
