@@ -14,6 +14,7 @@ use anyhow::Context;
 use serde_json::from_value;
 use swarm_shared::net::clock;
 use swarm_shared::net::discovery::presence::{self, Means, Presence};
+use swarm_shared::net::endpoint::hush::Hush;
 use swarm_shared::net::endpoint::{self, Endpoint, Events, Notice};
 use swarm_shared::net::handshake::Identity;
 use swarm_shared::net::peer::{PeerEvent, PeerInfo, PeerLink};
@@ -25,7 +26,7 @@ use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::parcel::Parcel;
 use swarm_shared::proto::session::{Outgoing, Timing};
 use swarm_shared::proto::trust::Membership;
-use swarm_shared::proto::wire::{CONTENT_BYTES_MAX, Frame, Header, Kind, Lane};
+use swarm_shared::proto::wire::{CONTENT_BYTES_MAX, Frame, Header, Kind, Lane, WireError};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -39,6 +40,8 @@ use crate::transfers::Transfers;
 
 /// Commands that may be at work at once; one more is refused as busy.
 const COMMANDS_MAX: usize = 256;
+/// How long a reply waits for room.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(60);
 /// Chunks of one file that wait for its connection.
 const CHUNKS_WAITING: usize = 2;
 
@@ -73,6 +76,7 @@ struct Task {
     status: Status,
     peers: BTreeMap<PeerId, Linked>,
     runs: BTreeMap<PeerId, swarm_shared::proto::id::Instance>,
+    hush: Hush,
 }
 
 impl Links {
@@ -129,6 +133,7 @@ impl Links {
             status: node.status.clone(),
             peers: BTreeMap::new(),
             runs: BTreeMap::new(),
+            hush: Hush::default(),
         };
         node.tasks.spawn(task.run(events, node.name.clone()));
         let (_none, nobody) = mpsc::channel(1);
@@ -190,9 +195,16 @@ impl Task {
         self.status.update(|facts| facts.fleet = fleet);
     }
 
-    fn take_notice(&self, notice: &Notice) {
+    fn take_notice(&mut self, notice: &Notice) {
         let text = notice.to_string();
-        tracing::warn!("{text}");
+        if let Notice::Renamed { .. } = notice {
+            return tracing::info!("{text}");
+        }
+        if self.hush.is_news(notice, clock::now()) {
+            tracing::warn!("{text}");
+        } else {
+            tracing::debug!("again: {text}");
+        }
         self.status.update(|facts| facts.last_refusal = Some(text));
     }
 
@@ -273,7 +285,7 @@ impl Work {
         };
         let arguments = match arguments(&frame) {
             Ok(arguments) => arguments,
-            Err(reply) => return answer(link, &frame.header, &reply),
+            Err(reply) => return self.answer_soon(link, frame.header, reply),
         };
         let (work, link, header) = (self.clone(), link.clone(), frame.header);
         let command = Command {
@@ -290,9 +302,16 @@ impl Work {
             } else {
                 work.actions.run(command).await
             };
-            answer(&link, &header, &reply);
+            answer_in_turn(&link, &header, &reply).await;
             drop(turn);
         });
+    }
+
+    /// Answers without keeping its caller waiting.
+    fn answer_soon(&self, link: &PeerLink, command: Header, reply: Reply) {
+        let link = link.clone();
+        self.tasks
+            .spawn(async move { answer_in_turn(&link, &command, &reply).await });
     }
 
     /// A file that the peer asks for, on its way over the connection for files.
@@ -352,22 +371,16 @@ async fn take_files(work: Work, bulk: PeerLink, mut events: mpsc::Receiver<PeerE
 /// the session that the command came on: there it is waited for.
 fn begin_file(work: &Work, link: &PeerLink, id: u64, frame: Frame) {
     if frame.header.action.as_deref() != Some("filetransfer") {
-        return answer(
-            link,
-            &frame.header,
-            &Reply::refused("only filetransfer comes on a connection for files"),
-        );
+        let reply = Reply::refused("only filetransfer comes on a connection for files");
+        return work.answer_soon(link, frame.header, reply);
     }
     if frame.header.ttl == Some(0) {
-        return answer(
-            link,
-            &frame.header,
-            &Reply::ended(Outcome::Expired, "too late when it arrived"),
-        );
+        let reply = Reply::ended(Outcome::Expired, "too late when it arrived");
+        return work.answer_soon(link, frame.header, reply);
     }
     let arguments = match arguments(&frame) {
         Ok(arguments) => arguments,
-        Err(reply) => return answer(link, &frame.header, &reply),
+        Err(reply) => return work.answer_soon(link, frame.header, reply),
     };
     // A file that comes in sends nothing, so nobody reads this.
     let (nothing, _unread) = mpsc::channel(1);
@@ -377,7 +390,7 @@ fn begin_file(work: &Work, link: &PeerLink, id: u64, frame: Frame) {
         let reply = outcome
             .await
             .unwrap_or_else(|_ended| Reply::failed("the node is shutting down"));
-        answer(&link, &frame.header, &reply);
+        answer_in_turn(&link, &frame.header, &reply).await;
     });
 }
 
@@ -391,7 +404,27 @@ fn arguments(frame: &Frame) -> Result<Arguments, Reply> {
     from_value(value).map_err(|error| unreadable(&error))
 }
 
+/// Answers, waiting for room: behind a file that is on its way there may be none just now.
+async fn answer_in_turn(link: &PeerLink, command: &Header, reply: &Reply) {
+    let sent = match outgoing_reply(command, reply) {
+        Ok(outgoing) => match tokio::time::timeout(ANSWER_PATIENCE, link.send(outgoing)).await {
+            Ok(sent) => sent.map_err(|error| error.to_string()),
+            Err(_elapsed) => Err(format!("no room for it within {ANSWER_PATIENCE:?}")),
+        },
+        Err(error) => Err(error.to_string()),
+    };
+    tell_lost(link, command, sent);
+}
+
+/// Answers if there is room at once: where so much comes in that answers must not pile up.
 fn answer(link: &PeerLink, command: &Header, reply: &Reply) {
+    let sent = outgoing_reply(command, reply)
+        .map_err(|error| error.to_string())
+        .and_then(|outgoing| link.try_send(outgoing).map_err(|error| error.to_string()));
+    tell_lost(link, command, sent);
+}
+
+fn outgoing_reply(command: &Header, reply: &Reply) -> Result<Outgoing, WireError> {
     let mut frame = reply.to_frame(command);
     if frame.content.len() > CONTENT_BYTES_MAX {
         let short = format!(
@@ -401,17 +434,14 @@ fn answer(link: &PeerLink, command: &Header, reply: &Reply) {
         );
         frame = Reply::ended(reply.state, short).to_frame(command);
     }
-    let sent = Parcel::new(&frame)
-        .map_err(|error| error.to_string())
-        .and_then(|parcel| {
-            let lane = command.lane.unwrap_or_default();
-            let outgoing = Outgoing {
-                parcel,
-                lane,
-                deadline: None,
-            };
-            link.try_send(outgoing).map_err(|error| error.to_string())
-        });
+    Ok(Outgoing {
+        parcel: Parcel::new(&frame)?,
+        lane: command.lane.unwrap_or_default(),
+        deadline: None,
+    })
+}
+
+fn tell_lost(link: &PeerLink, command: &Header, sent: Result<(), String>) {
     if let Err(error) = sent {
         tracing::warn!(peer = %link.id().short(), id = command.id, error, "a reply is lost");
     }

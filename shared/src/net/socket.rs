@@ -1,7 +1,7 @@
 //! TCP connections as every link wants them: quick to notice a dead peer, never waiting to fill a packet.
 //!
-//! Invariants: no connection leaves this module without keepalive, `TCP_USER_TIMEOUT`, `TCP_NODELAY` and
-//! `TCP_NOTSENT_LOWAT` set; every error says what to do about it.
+//! Invariants: no connection leaves this module without keepalive, `TCP_USER_TIMEOUT`, `TCP_NODELAY`,
+//! `TCP_THIN_LINEAR_TIMEOUTS` and `TCP_NOTSENT_LOWAT` set; every error says what to do about it.
 
 use std::io;
 use std::net::SocketAddr;
@@ -275,6 +275,9 @@ fn set_options(socket: SockRef<'_>, keepalive: &KeepaliveConfig, purpose: Purpos
     )?;
     socket.set_tcp_user_timeout(Some(keepalive.user_timeout()))?;
     socket.set_tcp_nodelay(true)?;
+    // What a quiet link loses is sent again every few hundred milliseconds and not at doubling intervals: a radio that
+    // is gone for a second must not add another two of silence.
+    socket.set_tcp_thin_linear_timeouts(true)?;
     socket.set_tcp_notsent_lowat(purpose.notsent_lowat())
 }
 
@@ -301,6 +304,7 @@ mod tests {
             Some(keepalive.user_timeout())
         );
         assert!(socket.tcp_nodelay().expect("readable"));
+        assert!(socket.tcp_thin_linear_timeouts().expect("readable"));
         assert_eq!(
             socket.tcp_notsent_lowat().expect("readable"),
             purpose.notsent_lowat()

@@ -74,18 +74,18 @@ fn a_brief_loss_is_not_called_offline() {
     let Some(rig) = Rig::linked(2) else { return };
     let mut watch = rig.station.watch();
     wait_state(&mut watch, "n1", "online");
-    for _ in 0..4 {
+    for _ in 0..2 {
         rig.lab.plug(1, false);
         seconds(1.2);
         rig.lab.plug(1, true);
-        seconds(1.0);
+        seconds(2.5);
     }
-    // A radio that stutters.
-    for _ in 0..12 {
-        rig.lab.plug(1, false);
-        seconds(0.15);
-        rig.lab.plug(1, true);
-        seconds(0.35);
+    // A radio that stutters: the carrier stays, packets are lost.
+    for _ in 0..15 {
+        rig.lab.partition(&[1]);
+        seconds(0.1);
+        rig.lab.heal();
+        seconds(0.4);
     }
     rig.all_linked();
     let lines = watch.lines(Stream::Out);

@@ -55,13 +55,27 @@ fn commands_for_an_absent_node_come_in_order() {
     let mut fleet = Fleet::linked(1);
     fleet.nodes[0].end(Signal::KILL);
     fleet.station.wait_state("n1", "offline");
-    for number in 1..=5 {
-        let new_id = format!("new_id=name{number}");
-        let words = ["call", "n1", "id", &new_id, "--timeout", "100ms"];
-        fleet.station.run(&words).expect(4);
+    for action in ["time", "id", "telemetry", "config", "selfcheck", "ping"] {
+        fleet
+            .station
+            .run(&["call", "n1", action, "--timeout", "100ms"])
+            .expect(4);
     }
     fleet.nodes[0].start(&[]);
     fleet.station.wait_online(1);
-    fleet.station.run(&["ping"]).expect(0);
-    assert_eq!(fleet.nodes[0].status()["name"], "name5");
+    fleet.station.run(&["call", "n1", "log"]).expect(0);
+    // They are begun in order; that they end in order is not said. The check of itself is the station's own.
+    let log = fleet.nodes[0].log();
+    let begun: Vec<&str> = log
+        .iter()
+        .filter_map(|line| line.split_once("action=\"")?.1.split('"').next())
+        .collect();
+    let queued = ["time", "id", "telemetry", "config", "selfcheck", "ping"];
+    let at = begun
+        .iter()
+        .position(|action| *action == "time")
+        .expect("delivered");
+    let mut from = begun[at..].to_vec();
+    from.truncate(queued.len());
+    assert_eq!(from, queued, "{begun:?}");
 }

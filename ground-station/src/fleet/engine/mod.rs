@@ -26,6 +26,7 @@ use std::time::{Duration, Instant};
 use swarm_shared::net::clock;
 use swarm_shared::net::discovery::pings::PingError;
 use swarm_shared::net::discovery::presence::{self, Means, Presence};
+use swarm_shared::net::endpoint::hush::Hush;
 use swarm_shared::net::endpoint::{self, Endpoint, Events, JOINS_MAX, JoinRequest, Notice, StartError};
 use swarm_shared::net::handshake::Identity;
 use swarm_shared::net::identity::{self, IdentityError, KeyFile};
@@ -177,6 +178,7 @@ impl Engine {
             looks: Vec::new(),
             keepalive,
             started: clock::now(),
+            hush: Hush::default(),
             stop: stop.clone(),
             tasks: tasks.clone(),
         };
@@ -240,6 +242,7 @@ struct Task {
     looks: Vec<Look>,
     keepalive: KeepaliveConfig,
     started: Instant,
+    hush: Hush,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -335,11 +338,28 @@ impl Task {
 
     fn take_notice(&mut self, notice: &Notice) {
         let text = notice.to_string();
-        tracing::warn!("{text}");
-        if let Notice::Cloned { id, .. } = notice {
-            self.roll.warn(*id, text);
-            self.tell_watchers(|view| view.id == *id);
+        match notice {
+            Notice::Renamed { .. } => tracing::info!("{text}"),
+            Notice::Refused { .. } | Notice::Cloned { .. } | Notice::OwnKeyRevoked => {
+                if self.hush.is_news(notice, clock::now()) {
+                    tracing::warn!("{text}");
+                } else {
+                    tracing::debug!("again: {text}");
+                }
+            }
         }
+        let about = match notice {
+            Notice::Renamed { id, name, .. } => {
+                self.roll.rename(*id, name.clone());
+                *id
+            }
+            Notice::Cloned { id, .. } => {
+                self.roll.warn(*id, text);
+                *id
+            }
+            Notice::Refused { .. } | Notice::OwnKeyRevoked => return,
+        };
+        self.tell_watchers(|view| view.id == about);
     }
 
     async fn take_membership(&mut self, membership: Option<Arc<Membership>>) {

@@ -181,6 +181,13 @@ impl Roll {
         }
     }
 
+    pub(super) fn rename(&mut self, id: PeerId, name: NodeName) {
+        if let Some(member) = self.0.get_mut(&id) {
+            member.row.name = name;
+            member.unsaved = true;
+        }
+    }
+
     pub(super) fn warn(&mut self, id: PeerId, text: String) {
         if let Some(member) = self.0.get_mut(&id)
             && !member.warnings.contains(&text)

@@ -1,6 +1,6 @@
 //! What an endpoint's task does for the fleet as a whole: rosters, fleet states, and word for the operator.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::net::clock;
 use crate::net::handshake::HandshakeError;
 use crate::net::peer::{LinkInput, PeerInfo};
 use crate::proto::dial::{Hint, Source};
-use crate::proto::id::PeerId;
+use crate::proto::id::{NodeName, PeerId};
 use crate::proto::message::{FleetStateMessage, ROSTER_PEERS_MAX, RefusalCode, Refused, Roster, RosterPeer};
 use crate::proto::trust::Membership;
 use crate::proto::wire::{Frame, Kind, Lane};
@@ -85,10 +85,49 @@ impl EndpointTask {
         }
     }
 
-    pub(super) fn take_roster(&mut self, roster: Roster) {
+    /// Our own name has changed: everybody who is linked is told, by a roster that holds ourselves.
+    pub(super) fn send_name(&self) {
+        if !self.may_send(Kind::Roster) {
+            return;
+        }
+        let local = &self.parts.local;
+        let (name, port) = {
+            let profile = local.profile.borrow();
+            (profile.name.clone(), profile.port)
+        };
+        let own = RosterPeer {
+            id: self.id,
+            kind: local.kind,
+            name,
+            // Whoever reads this knows our address better than we do.
+            addr: SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)),
+        };
+        let roster = Frame::json(Kind::Roster, &Roster { peers: vec![own] });
+        for entry in self.peers.values().filter(|entry| entry.open) {
+            send(&entry.control.link, &roster, Lane::Control);
+        }
+    }
+
+    fn rename(&mut self, id: PeerId, name: NodeName) {
+        let Some(info) = self.peers.get_mut(&id).and_then(|entry| entry.info.as_mut()) else {
+            return;
+        };
+        if info.name != name {
+            let old = info.name.clone();
+            *info = Arc::new(PeerInfo {
+                name: name.clone(),
+                ..PeerInfo::clone(info)
+            });
+            self.notice(Notice::Renamed { id, old, name });
+        }
+    }
+
+    pub(super) fn take_roster(&mut self, from: PeerId, roster: Roster) {
         let now = clock::now();
         for peer in roster.peers.into_iter().take(ROSTER_PEERS_MAX) {
-            if peer.id != self.id && wants(self.parts.local.kind, peer.kind) {
+            if peer.id == from {
+                self.rename(from, peer.name);
+            } else if peer.id != self.id && wants(self.parts.local.kind, peer.kind) {
                 self.book.heard(peer.addr, Source::Roster, Hint::Id(peer.id), now);
             }
         }
@@ -159,7 +198,7 @@ impl EndpointTask {
         let Some(entry) = self.peers.remove(&id) else {
             return;
         };
-        self.book.turned_away(id);
+        self.book.forget(id);
         let Some(info) = &entry.info else { return };
         let Err(refused) = membership.check_peer(&info.key, None) else {
             return;

@@ -6,6 +6,7 @@
 
 mod accept;
 mod fleet;
+pub mod hush;
 mod sessions;
 mod task;
 
@@ -109,6 +110,15 @@ pub enum Notice {
     },
     /// Our own key has been revoked: nobody will link with us.
     OwnKeyRevoked,
+    /// A linked peer calls itself otherwise now.
+    Renamed {
+        /// Whose name it is.
+        id: PeerId,
+        /// What it was called.
+        old: NodeName,
+        /// What it is called now.
+        name: NodeName,
+    },
 }
 
 /// One sentence for the operator: what happened, and what to do.
@@ -136,6 +146,7 @@ impl fmt::Display for Notice {
                 "this program's own key has been revoked: nobody will link with it; to come back, delete identity.key \
                  and what it remembers of the fleet, and join anew",
             ),
+            Self::Renamed { old, name, .. } => write!(f, "{old} is called {name} now"),
         }
     }
 }

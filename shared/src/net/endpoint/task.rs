@@ -90,11 +90,14 @@ pub(super) fn spawn(parts: Parts, listener: TcpListener) {
 impl EndpointTask {
     async fn run(mut self, mut words: mpsc::Receiver<LinkWord>, mut arrivals: mpsc::Receiver<Arrival>) {
         let stop = self.parts.stop.clone();
+        let mut profile = self.parts.local.profile.clone();
+        profile.mark_unchanged();
         loop {
             self.dial_due();
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
+                Ok(()) = profile.changed() => self.send_name(),
                 () = self.work(&mut words, &mut arrivals) => {}
             }
         }
@@ -456,7 +459,9 @@ impl EndpointTask {
 
     fn take_frame(&mut self, peer: &PeerInfo, frame: &Frame) {
         let outcome = match frame.header.kind {
-            Some(Kind::Roster) => frame.read::<Roster>().map(|roster| self.take_roster(roster)),
+            Some(Kind::Roster) => frame
+                .read::<Roster>()
+                .map(|roster| self.take_roster(peer.id, roster)),
             Some(Kind::FleetState) => frame.read().map(|state| self.take_fleet_state(peer, state)),
             Some(Kind::OpenBulk) => {
                 self.want_bulk(peer.id);
