@@ -117,11 +117,40 @@ fn revoking_ends_the_live_link_and_is_final() {
     fleet.station.wait_online(2);
 }
 
-/// A second station of the fleet, which dials its nodes.
+#[test]
+fn another_fleet_and_a_forged_membership() {
+    let ours = Fleet::linked(1);
+    let theirs = Fleet::linked(1);
+    // A node of ours is told to dial their station, where nobody knows its root.
+    let mut lost = ours.field.node("lost", Place::here());
+    lost.keys = format!("stations = [{:?}]", theirs.station.listen());
+    lost.start(&["--join", &ours.station.invite(&Invite::nodes(1))]);
+    ours.station.wait_online(2);
+    lost.wait_log("fleet");
+    wait_until(PATIENCE, "both say why", || {
+        let refused = |log: &[String]| {
+            log.iter()
+                .any(|line| line.contains("WARN") && line.contains("fleet"))
+        };
+        refused(&lost.log()) && refused(&theirs.station.log())
+    });
+    theirs.station.wait_online(1);
+    ours.station.run(&["ping", "lost"]).expect(0);
+
+    // A membership that was made out for another key is worth nothing, and is not used.
+    let mut thief = ours.field.node("thief", Place::here());
+    for name in ["fleet.json", "stations.json"] {
+        std::fs::copy(lost.dir.join(name), thief.dir.join(name)).expect("copied");
+    }
+    thief.start(&[]);
+    thief.wait_log("not a fleet of this node");
+    assert!(thief.status()["fleet"].is_null());
+    ours.station.wait_online(2);
+}
+
+/// A second station of the fleet, which hears of its nodes from the first.
 fn second_station(fleet: &Fleet, role: &'static str) -> Station {
     let mut station = fleet.field.station(role, Place::here());
-    let addrs: Vec<&str> = fleet.nodes.iter().map(Node::listen).collect();
-    station.configure(&format!("nodes = {addrs:?}"));
     let code = fleet.station.invite(&Invite::station(role));
     let line = station.run(&["fleet", "join", &code]).expect(0).json().remove(0);
     assert_eq!((text(&line, "role"), &line["has_root"]), (role, &false.into()));
