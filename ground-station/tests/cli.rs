@@ -250,8 +250,12 @@ fn ctrl_c_prints_what_is_known() {
 
 #[test]
 fn a_closed_pipe_ends_quietly() {
-    let station =
-        ScriptedStation::start(|_request| vec![targets([1]), delivery(1, Reply::done(json!(1))), Event::End]);
+    // So many lines that some come after the pipe is closed everywhere: for a moment, a process that another test is
+    // starting may hold it open too. Without an end, so that only the pipe can end it.
+    let station = ScriptedStation::start(|_request| {
+        let deliveries = (0..20_000).map(|_| delivery(1, Reply::done(json!(1))));
+        std::iter::once(targets([1])).chain(deliveries).collect()
+    });
     let mut child = command(station.dir())
         .args(["ping", "--json"])
         .spawn()

@@ -7,7 +7,6 @@
 //! | one for each peer that moves files | nothing: passes chunks on in order | with the peer's session |
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,6 +14,7 @@ use anyhow::Context;
 use serde_json::from_value;
 use swarm_shared::net::clock;
 use swarm_shared::net::discovery::presence::{self, Means, Presence};
+use swarm_shared::net::endpoint::hush::Hush;
 use swarm_shared::net::endpoint::{self, Endpoint, Events, Notice};
 use swarm_shared::net::handshake::Identity;
 use swarm_shared::net::peer::{PeerEvent, PeerInfo, PeerLink};
@@ -76,6 +76,7 @@ struct Task {
     status: Status,
     peers: BTreeMap<PeerId, Linked>,
     runs: BTreeMap<PeerId, swarm_shared::proto::id::Instance>,
+    hush: Hush,
 }
 
 impl Links {
@@ -132,6 +133,7 @@ impl Links {
             status: node.status.clone(),
             peers: BTreeMap::new(),
             runs: BTreeMap::new(),
+            hush: Hush::default(),
         };
         node.tasks.spawn(task.run(events, node.name.clone()));
         let (_none, nobody) = mpsc::channel(1);
@@ -193,12 +195,16 @@ impl Task {
         self.status.update(|facts| facts.fleet = fleet);
     }
 
-    fn take_notice(&self, notice: &Notice) {
+    fn take_notice(&mut self, notice: &Notice) {
         let text = notice.to_string();
         if let Notice::Renamed { .. } = notice {
             return tracing::info!("{text}");
         }
-        tracing::warn!("{text}");
+        if self.hush.is_news(notice, clock::now()) {
+            tracing::warn!("{text}");
+        } else {
+            tracing::debug!("again: {text}");
+        }
         self.status.update(|facts| facts.last_refusal = Some(text));
     }
 
@@ -439,9 +445,4 @@ fn tell_lost(link: &PeerLink, command: &Header, sent: Result<(), String>) {
     if let Err(error) = sent {
         tracing::warn!(peer = %link.id().short(), id = command.id, error, "a reply is lost");
     }
-}
-
-/// Addresses worth remembering are those that somebody else can dial.
-pub(crate) fn dialable(addr: &SocketAddr) -> bool {
-    addr.port() != 0 && !addr.ip().is_unspecified()
 }

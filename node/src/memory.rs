@@ -8,8 +8,6 @@ use swarm_shared::net::store::{self, MODE_PLAIN, MODE_SECRET};
 use swarm_shared::proto::id::PublicKey;
 use swarm_shared::proto::trust::Membership;
 
-use crate::links::dialable;
-
 const FLEET: &str = "fleet.json";
 const STATIONS: &str = "stations.json";
 /// Most stations that are remembered, newest first.
@@ -83,4 +81,9 @@ impl Memory {
             tracing::warn!(path = %path.display(), error, "not remembered");
         }
     }
+}
+
+/// Addresses worth remembering are those that can be dialled.
+fn dialable(addr: &SocketAddr) -> bool {
+    addr.port() != 0 && !addr.ip().is_unspecified()
 }

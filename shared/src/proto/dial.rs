@@ -192,6 +192,13 @@ impl DialBook {
         self.linked.remove(&id);
     }
 
+    /// A peer is out of the fleet: what is known of its addresses is forgotten, but for configured ones.
+    pub fn forget(&mut self, id: PeerId) {
+        self.linked.remove(&id);
+        self.entries
+            .retain(|_, entry| entry.dialling || entry.source == Source::Static || !entry.hint.is_of(&id));
+    }
+
     /// The network has changed: everything is worth a dial now.
     pub fn nudge(&mut self, now: Instant) {
         for entry in self.entries.values_mut().filter(|entry| !entry.dialling) {
@@ -364,6 +371,16 @@ mod tests {
         book.heard(addr(1), Source::Ping, Hint::None, now);
         book.heard(addr(2), Source::Static, Hint::None, now);
         assert_eq!(book.due(now + Duration::from_secs(16)), [addr(2)]);
+    }
+
+    #[test]
+    fn who_is_put_out_is_dialled_no_more_unless_configured() {
+        let (mut book, now) = (DialBook::default(), clock::now());
+        book.heard(addr(1), Source::Known, Hint::Id(ID), now);
+        book.heard(addr(2), Source::Static, Hint::Id(ID), now);
+        book.linked(ID);
+        book.forget(ID);
+        assert_eq!(book.due(now), [addr(2)]);
     }
 
     #[test]

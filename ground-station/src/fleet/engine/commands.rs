@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout_at;
 
 use super::Shared;
-use super::roll::Target;
+use super::roll::{Checked, Target};
 use crate::fleet::{Check, Delivery, Event, Failure, NodeRef};
 
 /// How long a session remembers a request beyond all that its caller waits for.
@@ -156,13 +156,6 @@ pub(super) fn reply(ended: Ended) -> Reply {
         Ended::TimedOut => Reply::ended(Outcome::NoAnswer, "no answer"),
         Ended::NotSent(why) => Reply::refused(why),
     }
-}
-
-/// What a node's check of itself said.
-#[derive(Debug)]
-pub(super) struct Checked {
-    pub(super) id: PeerId,
-    pub(super) checks: Vec<Check>,
 }
 
 /// Asks a node that has just been linked how it is. However that ends, the answer is told.

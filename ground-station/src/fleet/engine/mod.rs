@@ -26,6 +26,7 @@ use std::time::{Duration, Instant};
 use swarm_shared::net::clock;
 use swarm_shared::net::discovery::pings::PingError;
 use swarm_shared::net::discovery::presence::{self, Means, Presence};
+use swarm_shared::net::endpoint::hush::Hush;
 use swarm_shared::net::endpoint::{self, Endpoint, Events, JOINS_MAX, JoinRequest, Notice, StartError};
 use swarm_shared::net::handshake::Identity;
 use swarm_shared::net::identity::{self, IdentityError, KeyFile};
@@ -177,6 +178,7 @@ impl Engine {
             looks: Vec::new(),
             keepalive,
             started: clock::now(),
+            hush: Hush::default(),
             stop: stop.clone(),
             tasks: tasks.clone(),
         };
@@ -240,6 +242,7 @@ struct Task {
     looks: Vec<Look>,
     keepalive: KeepaliveConfig,
     started: Instant,
+    hush: Hush,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -290,7 +293,7 @@ impl Task {
         }
     }
 
-    async fn take_event(&mut self, event: PeerEvent, checks: &mpsc::Sender<commands::Checked>) {
+    async fn take_event(&mut self, event: PeerEvent, checks: &mpsc::Sender<roll::Checked>) {
         let changed = match event {
             PeerEvent::Up { peer, .. } => {
                 tracing::info!(peer = %peer.name, id = %peer.id.short(), addr = %peer.addr, "linked");
@@ -336,18 +339,27 @@ impl Task {
     fn take_notice(&mut self, notice: &Notice) {
         let text = notice.to_string();
         match notice {
+            Notice::Renamed { .. } => tracing::info!("{text}"),
+            Notice::Refused { .. } | Notice::Cloned { .. } | Notice::OwnKeyRevoked => {
+                if self.hush.is_news(notice, clock::now()) {
+                    tracing::warn!("{text}");
+                } else {
+                    tracing::debug!("again: {text}");
+                }
+            }
+        }
+        let about = match notice {
             Notice::Renamed { id, name, .. } => {
-                tracing::info!("{text}");
                 self.roll.rename(*id, name.clone());
-                self.tell_watchers(|view| view.id == *id);
+                *id
             }
             Notice::Cloned { id, .. } => {
-                tracing::warn!("{text}");
                 self.roll.warn(*id, text);
-                self.tell_watchers(|view| view.id == *id);
+                *id
             }
-            Notice::Refused { .. } | Notice::OwnKeyRevoked => tracing::warn!("{text}"),
-        }
+            Notice::Refused { .. } | Notice::OwnKeyRevoked => return,
+        };
+        self.tell_watchers(|view| view.id == about);
     }
 
     async fn take_membership(&mut self, membership: Option<Arc<Membership>>) {

@@ -218,7 +218,7 @@ impl Office {
             PeerKind::Node => Role::Node,
             PeerKind::Station => Role::Operator,
         };
-        let member = self.enrol(row.key, role, row.clone()).await?;
+        let member = self.enrol(row.key, role, row.clone(), membership).await?;
         self.store.remove_pending(row.key).await?;
         if let Some(grant) = &member.grant {
             for answer in self.waiting.remove(&row.key.id()).unwrap_or_default() {
@@ -228,14 +228,24 @@ impl Office {
         Ok(member)
     }
 
+    /// The root, as far as the fleet is: the key may have been moved here alone, or have come back from an old copy.
+    fn root_up_to(&mut self, membership: Option<&Membership>) -> Result<&mut FleetRoot, OfficeError> {
+        let root = self.root.as_mut().ok_or(OfficeError::NoRoot)?;
+        if let Some(membership) = membership {
+            root.catch_up(membership.fleet_state(), membership.own_serial())?;
+        }
+        Ok(root)
+    }
+
     /// Grants a key its role and stores that, before anybody hears of it.
     async fn enrol(
         &mut self,
         key: PublicKey,
         role: Role,
         seen: PendingRow,
+        membership: Option<&Membership>,
     ) -> Result<MemberRow, OfficeError> {
-        let root = self.root.as_mut().ok_or(OfficeError::NoRoot)?;
+        let root = self.root_up_to(membership)?;
         let grant = json(&root.grant(key, role)?);
         self.keep_root().await?;
         let member = MemberRow {
@@ -259,8 +269,7 @@ impl Office {
         key: PublicKey,
         membership: &Membership,
     ) -> Result<Membership, OfficeError> {
-        let root = self.root.as_mut().ok_or(OfficeError::NoRoot)?;
-        let state = root.revoke(key)?.clone();
+        let state = self.root_up_to(Some(membership))?.revoke(key)?.clone();
         self.keep_root().await?;
         let mut membership = membership.clone();
         membership.adopt_state(state)?;
@@ -356,7 +365,10 @@ impl Office {
                 .set_invitations(json(&self.invitations))
                 .await
                 .map_err(|e| cannot(&e))?;
-            let member = self.enrol(key, role, seen).await.map_err(|e| cannot(&e))?;
+            let member = self
+                .enrol(key, role, seen, membership)
+                .await
+                .map_err(|e| cannot(&e))?;
             let joined = self.joined(
                 member.grant.as_deref().unwrap_or_default(),
                 membership,

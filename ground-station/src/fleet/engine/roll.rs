@@ -11,7 +11,6 @@ use swarm_shared::proto::selector::{Selector, Target as Matched};
 use swarm_shared::proto::trust::Membership;
 use tokio::sync::watch;
 
-use super::commands::Checked;
 use crate::fleet::{Check, MemberView, NodeRef, NodeState, NodeView};
 use crate::store::{MemberRow, Store, StoreError};
 
@@ -24,6 +23,13 @@ pub(super) struct Target {
     pub(super) online: watch::Receiver<bool>,
     /// Whether no other target has its name.
     pub(super) name_is_unique: bool,
+}
+
+/// What a node's check of itself said.
+#[derive(Debug)]
+pub(super) struct Checked {
+    pub(super) id: PeerId,
+    pub(super) checks: Vec<Check>,
 }
 
 struct Member {

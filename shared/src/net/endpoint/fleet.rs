@@ -198,7 +198,7 @@ impl EndpointTask {
         let Some(entry) = self.peers.remove(&id) else {
             return;
         };
-        self.book.turned_away(id);
+        self.book.forget(id);
         let Some(info) = &entry.info else { return };
         let Err(refused) = membership.check_peer(&info.key, None) else {
             return;

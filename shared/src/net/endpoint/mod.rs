@@ -6,6 +6,7 @@
 
 mod accept;
 mod fleet;
+pub mod hush;
 mod sessions;
 mod task;
 

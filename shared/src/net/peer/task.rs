@@ -10,10 +10,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
-use tokio::time::{Sleep, sleep_until, timeout};
+use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tokio_util::task::TaskTracker;
 
+use super::alarm::Alarm;
 use super::{
     Attachment, Ended, LastHeard, LinkError, LinkInput, LinkWord, Message, PeerControl, PeerEvent, PeerInfo,
     PeerLink, Token,
@@ -548,38 +549,6 @@ async fn drive(conn: Option<&mut Conn>, read: bool) -> std::io::Result<Driven> {
     match conn {
         Some(conn) => conn.drive(read).await,
         None => std::future::pending().await,
-    }
-}
-
-/// Wakes the task no later than at the next deadline. Deadlines mostly move on, with each frame that comes, so it is set
-/// anew only when one comes nearer: for the price of waking up once too early it saves a turn with the runtime's timers
-/// at every frame.
-struct Alarm {
-    sleep: Option<Pin<Box<Sleep>>>,
-}
-
-impl Alarm {
-    fn new() -> Self {
-        Self { sleep: None }
-    }
-
-    fn set(&mut self, next: Option<Instant>) {
-        let Some(next) = next.map(tokio::time::Instant::from_std) else {
-            return;
-        };
-        match &mut self.sleep {
-            Some(sleep) if sleep.deadline() <= next && !sleep.is_elapsed() => {}
-            Some(sleep) => sleep.as_mut().reset(next),
-            None => self.sleep = Some(Box::pin(sleep_until(next))),
-        }
-    }
-
-    async fn ring(&mut self) {
-        match &mut self.sleep {
-            Some(sleep) if !sleep.is_elapsed() => sleep.await,
-            // Nothing is due, and it has rung already.
-            Some(_) | None => std::future::pending().await,
-        }
     }
 }
 

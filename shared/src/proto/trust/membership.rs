@@ -109,6 +109,11 @@ impl Membership {
         &self.signed_grant
     }
 
+    /// Which of the root's grants this peer's is.
+    pub fn own_serial(&self) -> u64 {
+        self.grant.serial
+    }
+
     /// The newest fleet state, to pass on.
     pub fn fleet_state(&self) -> &Signed<FleetState> {
         &self.signed_state

@@ -120,6 +120,24 @@ impl FleetRoot {
         &self.record.state
     }
 
+    /// Takes over what this root has said elsewhere: its key was moved here, or the record comes from an old copy. What
+    /// it signs from then on counts as newer.
+    ///
+    /// # Errors
+    /// [`TrustError`] if this root did not sign the state, or if two of its states carry one number. Nothing has changed.
+    pub fn catch_up(&mut self, state: &Signed<FleetState>, grants: u64) -> Result<(), TrustError> {
+        let told = state.verify(&self.public())?;
+        if told.number == self.state.number && told != self.state {
+            return Err(TrustError::Forked(told.number));
+        }
+        if told.number > self.state.number {
+            self.record.state = state.clone();
+            self.state = told;
+        }
+        self.record.grants = self.record.grants.max(grants);
+        Ok(())
+    }
+
     /// Grants `key` a role, under a new serial.
     ///
     /// # Errors
@@ -181,6 +199,30 @@ mod tests {
         root.revoke(key).expect("room");
         let state = root.state().verify(&root.public()).expect("ours");
         assert_eq!((state.number, state.revoked), (3, vec![PublicKey([6; 32]), key]));
+    }
+
+    #[test]
+    fn a_root_that_was_moved_goes_on_from_what_it_has_said() {
+        let mut old = root();
+        let (first, second) = (PublicKey([5; 32]), PublicKey([6; 32]));
+        old.grant(first, Role::Node).expect("a grant");
+        old.revoke(first).expect("room");
+        // Another machine, with the key alone.
+        let mut moved = root();
+        moved.catch_up(old.state(), 1).expect("its own state");
+        assert_eq!(moved.grant(first, Role::Node), Err(TrustError::KeyRevoked(first)));
+        let grant = moved.grant(second, Role::Node).expect("a grant");
+        assert_eq!(grant.verify(&moved.public()).expect("ours").serial, 2);
+        let state = moved.revoke(second).expect("room").verify(&old.public());
+        let state = state.expect("ours");
+        assert_eq!((state.number, state.revoked), (3, vec![first, second]));
+        moved.catch_up(old.state(), 0).expect("older, and nothing new");
+        assert_eq!(moved.record().grants, 2);
+        let mut other = FleetRoot::create(SigningKey::from_seed([2; 32])).expect("a new fleet");
+        assert_eq!(other.catch_up(old.state(), 0), Err(TrustError::BadSignature));
+        let mut forked = root();
+        forked.revoke(second).expect("room");
+        assert_eq!(forked.catch_up(old.state(), 0), Err(TrustError::Forked(2)));
     }
 
     #[test]

@@ -1,0 +1,83 @@
+//! The one timer of a session's task.
+
+use std::pin::Pin;
+use std::time::Instant;
+
+use tokio::time::{Sleep, sleep_until};
+
+/// Wakes the task no later than at the next deadline. Deadlines mostly move on, with each frame that comes, so it is set
+/// anew only when one comes nearer: for the price of waking up once too early it saves a turn with the runtime's timers
+/// at every frame.
+pub(super) struct Alarm {
+    sleep: Option<Pin<Box<Sleep>>>,
+    /// Whether it is still to ring. The timer itself cannot be asked: it may go off on another thread before anybody
+    /// waits for it here, and would then never be heard.
+    armed: bool,
+}
+
+impl Alarm {
+    pub(super) fn new() -> Self {
+        Self {
+            sleep: None,
+            armed: false,
+        }
+    }
+
+    pub(super) fn set(&mut self, next: Option<Instant>) {
+        let Some(next) = next.map(tokio::time::Instant::from_std) else {
+            return;
+        };
+        match &mut self.sleep {
+            Some(sleep) if self.armed && sleep.deadline() <= next => {}
+            Some(sleep) => sleep.as_mut().reset(next),
+            None => self.sleep = Some(Box::pin(sleep_until(next))),
+        }
+        self.armed = true;
+    }
+
+    pub(super) async fn ring(&mut self) {
+        match &mut self.sleep {
+            Some(sleep) if self.armed => {
+                sleep.await;
+                self.armed = false;
+            }
+            // Nothing is due, and it has rung already.
+            Some(_) | None => std::future::pending().await,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::net::clock;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn an_alarm_that_went_off_unheard_is_heard() {
+        let mut alarm = Alarm::new();
+        for _ in 0..50 {
+            let next = clock::now() + Duration::from_millis(2);
+            alarm.set(Some(next));
+            tokio::time::sleep(Duration::from_millis(4)).await;
+            // Nothing else is due; the one that was has to ring.
+            alarm.set(None);
+            let rung = tokio::time::timeout(Duration::from_secs(5), alarm.ring()).await;
+            assert!(rung.is_ok() && clock::now() >= next);
+        }
+        let again = tokio::time::timeout(Duration::from_millis(20), alarm.ring()).await;
+        assert!(again.is_err(), "it rings once");
+    }
+
+    #[tokio::test]
+    async fn a_nearer_deadline_counts_and_a_farther_one_may_wake_early() {
+        let mut alarm = Alarm::new();
+        let now = clock::now();
+        alarm.set(Some(now + Duration::from_secs(60)));
+        alarm.set(Some(now + Duration::from_millis(5)));
+        alarm.set(Some(now + Duration::from_secs(60)));
+        alarm.ring().await;
+        assert!(now.elapsed() < Duration::from_secs(30));
+    }
+}
