@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use swarm_shared::net::clock;
 use swarm_tests::fleet::PATIENCE;
-use swarm_tests::process::{Process, Signal, Stream, wait_until};
+use swarm_tests::process::{Process, Signal, Stream, let_pass};
 
 use crate::rig::{Rig, say};
 
@@ -18,8 +18,7 @@ fn wait_state(watch: &mut Process, node: &str, state: &str) {
 }
 
 fn seconds(time: f64) {
-    let until = clock::now() + Duration::from_secs_f64(time);
-    wait_until(PATIENCE, "time passes", || clock::now() >= until);
+    let_pass(Duration::from_secs_f64(time));
 }
 
 #[test]

@@ -2,10 +2,9 @@
 
 use std::time::Duration;
 
-use swarm_shared::net::clock;
 use swarm_shared::proto::trust::invite::{Invitation, InviteSecret};
 use swarm_tests::fleet::{Field, Fleet, Invite, Node, PATIENCE, Place, Station, text};
-use swarm_tests::process::{Signal, wait_until};
+use swarm_tests::process::{Signal, let_pass, wait_until};
 
 fn joined(node: &Node, code: &str) -> Result<String, String> {
     let output = node.run(&["join", code, "--no-pings", "--no-mdns"]);
@@ -48,8 +47,7 @@ fn codes_that_are_not_good() {
         ..Invite::nodes(1)
     };
     let late = station.invite(&short);
-    let until = clock::now() + Duration::from_millis(300);
-    wait_until(PATIENCE, "it is too late", || clock::now() > until);
+    let_pass(Duration::from_millis(300));
     let why = joined(&node, &late).expect_err("expired");
     assert!(why.contains("expired"), "{why}");
     wait_station_log(&station, "expired");
@@ -282,8 +280,7 @@ fn a_node_that_asks_is_taken_in_by_hand() {
     let mut shy = field.node("shy", Place::here());
     shy.keys = format!("stations = [{:?}]", station.listen());
     shy.start(&[]);
-    let until = clock::now() + Duration::from_secs(2);
-    wait_until(PATIENCE, "it could have asked", || clock::now() > until);
+    let_pass(Duration::from_secs(2));
     assert!(station.run(&["fleet", "pending"]).expect(0).json().is_empty());
     assert_eq!(station.nodes().len(), 1);
 }
