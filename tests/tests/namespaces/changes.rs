@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use swarm_tests::fleet::{Invite, PATIENCE};
+use swarm_tests::fleet::{Invite, PATIENCE, text};
 use swarm_tests::process::{Signal, let_pass, wait_until};
 
 use crate::rig::Rig;
@@ -39,7 +39,11 @@ fn addresses_change() {
     rig.wait_address("n1", "10.77.3.1:");
     rig.all_linked();
     rig.lab.set_address(0, Ipv4Addr::new(10, 77, 3, 100));
-    rig.station.wait_state("n1", "offline");
+    for node in &rig.nodes {
+        wait_until(PATIENCE, "they see the station at its new address", || {
+            text(&node.status()["links"][0], "addr").starts_with("10.77.3.100:")
+        });
+    }
     rig.all_linked();
     // Two nodes change places.
     let (second, third) = (rig.lab.ip(2), rig.lab.ip(3));
