@@ -15,6 +15,7 @@ mod fetch;
 mod office;
 mod roll;
 mod send;
+mod watchers;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -47,6 +48,7 @@ use crate::config::Config;
 use crate::store::{Store, StoreError};
 use office::Office;
 use roll::Roll;
+use watchers::Watchers;
 
 /// How often what has changed of members is written to the store, and watchers are told of quiet changes.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(1);
@@ -174,7 +176,7 @@ impl Engine {
             store,
             office,
             roll,
-            watchers: Vec::new(),
+            watchers: Watchers::default(),
             looks: Vec::new(),
             keepalive,
             started: clock::now(),
@@ -221,11 +223,6 @@ impl Engine {
     }
 }
 
-struct Watcher {
-    selector: Selector,
-    events: mpsc::Sender<Event>,
-}
-
 /// A question who is there, waiting for a process that has just started to find its nodes.
 struct Look {
     selector: Selector,
@@ -238,7 +235,7 @@ struct Task {
     store: Store,
     office: Office,
     roll: Roll,
-    watchers: Vec<Watcher>,
+    watchers: Watchers,
     looks: Vec<Look>,
     keepalive: KeepaliveConfig,
     started: Instant,
@@ -264,7 +261,11 @@ impl Task {
                 () = stop.cancelled() => break,
                 Some(event) = events.peers.recv() => self.take_event(event, &checks).await,
                 Some(notice) = events.notices.recv() => self.take_notice(&notice),
-                Some(checked) = checked.recv() => self.roll.take_check(checked),
+                Some(checked) = checked.recv() => {
+                    let id = checked.id;
+                    self.roll.take_check(checked);
+                    self.watchers.tell(&self.roll, id);
+                }
                 Ok(()) = membership.changed() => {
                     let now = membership.borrow_and_update().clone();
                     self.take_membership(now).await;
@@ -333,7 +334,7 @@ impl Task {
                 return;
             }
         };
-        self.tell_watchers(|view| view.id == changed);
+        self.watchers.tell(&self.roll, changed);
     }
 
     fn take_notice(&mut self, notice: &Notice) {
@@ -359,7 +360,7 @@ impl Task {
             }
             Notice::Refused { .. } | Notice::OwnKeyRevoked => return,
         };
-        self.tell_watchers(|view| view.id == about);
+        self.watchers.tell(&self.roll, about);
     }
 
     async fn take_membership(&mut self, membership: Option<Arc<Membership>>) {
@@ -393,16 +394,9 @@ impl Task {
         {
             tracing::error!(%error, "members are not stored");
         }
-        self.watchers.retain(|watcher| !watcher.events.is_closed());
-    }
-
-    fn tell_watchers(&self, which: impl Fn(&super::NodeView) -> bool) {
-        for watcher in &self.watchers {
-            for view in self.roll.views(&watcher.selector).into_iter().filter(&which) {
-                // A watcher that is behind sees the next change.
-                let _behind = watcher.events.try_send(Event::Node(view));
-            }
-        }
+        self.watchers.catch_up(&self.roll);
+        // Links that come up without a pause leave no time for the short step.
+        self.answer_looks();
     }
 
     async fn take_call(&mut self, call: Call) {
@@ -423,12 +417,7 @@ impl Task {
                 });
                 self.answer_looks();
             }
-            Request::Watch { selector } => {
-                for view in self.roll.views(&selector) {
-                    let _behind = events.try_send(Event::Node(view));
-                }
-                self.watchers.push(Watcher { selector, events });
-            }
+            Request::Watch { selector } => self.watchers.add(&self.roll, selector, events),
             Request::Command {
                 selector,
                 action,

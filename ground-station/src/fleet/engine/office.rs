@@ -351,8 +351,6 @@ impl Office {
                     role_name(role),
                     seen.kind
                 );
-                // Nobody was let in: the use is still there for whom the code is for.
-                self.invitations = before;
                 return Err(Refused::new(RefusalCode::BadCode, reason));
             }
             let cannot = |error: &dyn std::fmt::Display| {
@@ -376,7 +374,8 @@ impl Office {
             )?;
             Ok((member, joined))
         };
-        match redeemed.await {
+        let redeemed = redeemed.await;
+        match redeemed {
             Ok((member, joined)) => {
                 tracing::info!(name = %member.name, id = %key.id().short(), "taken in by code");
                 let _stranger_gone = answer.send(Ok(joined));
@@ -384,9 +383,21 @@ impl Office {
             }
             Err(refused) => {
                 tracing::warn!(id = %key.id().short(), "refused to take in: {refused}");
+                self.keep_use(before).await;
                 let _stranger_gone = answer.send(Err(refused));
                 None
             }
+        }
+    }
+
+    /// Nobody was let in: the use is still there for whom the code is for.
+    async fn keep_use(&mut self, before: Invitations) {
+        if self.invitations == before {
+            return;
+        }
+        self.invitations = before;
+        if let Err(error) = self.store.set_invitations(json(&self.invitations)).await {
+            tracing::error!(%error, "invitations are not stored");
         }
     }
 
@@ -446,4 +457,79 @@ fn dial_addresses(listens: SocketAddr) -> Vec<SocketAddr> {
     ips.into_iter()
         .map(|ip| SocketAddr::new(ip, listens.port()))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use swarm_shared::proto::id::NodeName;
+    use swarm_shared::proto::trust::SigningKey;
+    use swarm_shared::proto::trust::invite::{self, Side};
+
+    use super::*;
+
+    const EXPORTER: [u8; 32] = [7; 32];
+
+    struct Rig {
+        office: Office,
+        membership: Membership,
+        _dir: tempfile::TempDir,
+    }
+
+    impl Rig {
+        async fn new() -> Self {
+            let dir = tempfile::tempdir().expect("a directory");
+            let store = Store::open(dir.path()).await.expect("opened");
+            let mut office = Office::open(dir.path(), store).await.expect("opened");
+            let own = SigningKey::from_seed([1; 32]).public();
+            let membership = office.found(own).await.expect("a fleet");
+            Self {
+                office,
+                membership,
+                _dir: dir,
+            }
+        }
+
+        async fn invite(&mut self) -> Invitation {
+            let listens = ([127, 0, 0, 1], 7421).into();
+            let events = self.office.invite(Role::Node, 1, 60_000, listens).await;
+            match events.expect("an invitation").as_slice() {
+                [Event::Invitation(view)] => view.code.parse().expect("a code"),
+                other => panic!("{other:?}"),
+            }
+        }
+
+        async fn join(&mut self, invitation: &Invitation, key: PublicKey) -> Result<(), String> {
+            let (answer, answered) = oneshot::channel();
+            let join = JoinRequest {
+                key,
+                name: NodeName::from_host("n1"),
+                kind: PeerKind::Node,
+                listens: ([127, 0, 0, 1], 7420).into(),
+                proof: Some(invite::prove(invitation.secret(), Side::Joiner, &EXPORTER)),
+                exporter: EXPORTER,
+                answer,
+            };
+            let roll = Roll::default();
+            self.office.take_join(join, Some(&self.membership), &roll).await;
+            let verdict = answered.await.expect("answered");
+            verdict.map(drop).map_err(|refused| refused.to_string())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_revoked_key_does_not_use_a_code_up() {
+        let mut rig = Rig::new().await;
+        let out = PublicKey([9; 32]);
+        rig.membership = rig.office.revoke(out, &rig.membership).await.expect("put out");
+        let invitation = rig.invite().await;
+        rig.join(&invitation, out).await.expect_err("stays out");
+        let stored = rig.office.store.invitations().await.expect("read");
+        assert_eq!(stored, Some(json(&rig.office.invitations)));
+        rig.join(&invitation, PublicKey([5; 32]))
+            .await
+            .expect("the use is still there");
+        rig.join(&invitation, PublicKey([6; 32]))
+            .await
+            .expect_err("and only that one");
+    }
 }

@@ -85,6 +85,8 @@ impl Member {
             (true, true) => NodeState::Silent,
             (false, _) => NodeState::Offline,
         };
+        let mut warnings = self.warnings.clone();
+        warnings.extend(self.row.revoked.then(|| "put out of the fleet".to_owned()));
         NodeView {
             node: self.row.name.clone(),
             id: self.row.key.id(),
@@ -94,13 +96,14 @@ impl Member {
             last_heard_ms: self.last_heard_ms(now),
             tags: self.row.tags.clone(),
             software: self.software.clone(),
-            warnings: self.warnings.clone(),
+            warnings,
             checks: self.checks.clone().unwrap_or_default(),
         }
     }
 }
 
 /// See the module.
+#[derive(Default)]
 pub(super) struct Roll(BTreeMap<PeerId, Member>);
 
 impl Roll {
@@ -275,6 +278,13 @@ impl Roll {
         let mut views: Vec<NodeView> = matched.map(|member| member.view(now)).collect();
         views.sort_by(|a, b| (&a.node, a.id).cmp(&(&b.node, b.id)));
         views
+    }
+
+    /// One node, if the selector means it; one that has been put out too, for whoever has seen it before.
+    pub(super) fn view_of(&self, id: PeerId, selector: &Selector) -> Option<NodeView> {
+        let member = self.0.get(&id)?;
+        let meant = member.row.kind == PeerKind::Node && member.matches(selector);
+        meant.then(|| member.view(clock::now()))
     }
 
     pub(super) fn members(&self) -> Vec<MemberView> {
