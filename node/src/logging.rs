@@ -126,7 +126,7 @@ impl<'r> MakeWriter<'r> for LogRing {
 /// # Errors
 /// If `level` is not a filter, or logging has been started before.
 pub fn init(level: &str, ring: &LogRing) -> anyhow::Result<()> {
-    // Not `EnvFilter`: its regular expressions would be a tenth of the program.
+    // Not `EnvFilter`: its regular expressions would be among the largest parts of the program.
     let filter: Targets = level
         .parse()
         .with_context(|| format!("--log {level:?} is not a level: use error, warn, info, debug or trace"))?;

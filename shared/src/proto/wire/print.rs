@@ -1,4 +1,4 @@
-//! The quick way to write a header: a reply takes 0.05 µs with it and 0.25 µs without.
+//! The quick way to write a header: without it, writing headers was a tenth of what a busy node did.
 //!
 //! It writes what our programs put in a header: plain texts and whole numbers. At a text that needs escapes it gives
 //! up, and the general way writes the header. Invariant: where it does not give up, both ways write the same.
