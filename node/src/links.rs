@@ -317,12 +317,14 @@ impl Work {
 
 /// A file that the peer asks for, on its way over the connection for files.
 async fn send_file(endpoint: &Endpoint, transfers: &Transfers, command: &Command) -> Reply {
-    let (chunks, mut frames) = mpsc::channel::<Frame>(CHUNKS_WAITING);
+    let (chunks, frames) = mpsc::channel::<Frame>(CHUNKS_WAITING);
     let mut outcome = transfers.begin(command.peer, command.id, &command.arguments, chunks);
     let ended = |outcome: Result<Reply, _>| {
         outcome.unwrap_or_else(|_: oneshot::error::RecvError| Reply::failed("the node is shutting down"))
     };
-    let moving = async {
+    let moving = async move {
+        // Closed when nothing can be passed on any more, so that the transfer hears of it at once.
+        let mut frames = frames;
         let Ok(bulk) = endpoint.bulk(command.peer).await else {
             return;
         };
