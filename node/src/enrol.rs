@@ -174,7 +174,7 @@ impl Enrolment {
         let membership = Arc::new(membership);
         tracing::info!(fleet = membership.fingerprint().short(), "joined a fleet");
         // Written before anybody hears that it went well.
-        self.memory.keep_fleet(&membership);
+        self.memory.keep_fleet(&membership).await;
         self.endpoint.adopt(membership).await;
         self.endpoint.adopted().await;
         self.endpoint.heard(station, Source::Known, Hint::None).await;

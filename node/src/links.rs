@@ -171,7 +171,7 @@ impl Task {
                 () = stop.cancelled() => return,
                 Ok(()) = membership.changed() => {
                     let now = membership.borrow_and_update().clone();
-                    self.keep_fleet(now.as_deref());
+                    self.keep_fleet(now.as_deref()).await;
                 }
                 Ok(()) = name.changed() => {
                     let name = name.borrow_and_update().clone();
@@ -183,9 +183,9 @@ impl Task {
         }
     }
 
-    fn keep_fleet(&self, membership: Option<&Membership>) {
+    async fn keep_fleet(&self, membership: Option<&Membership>) {
         if let Some(membership) = membership {
-            self.memory.keep_fleet(membership);
+            self.memory.keep_fleet(membership).await;
         }
         self.show_fleet(membership);
     }
@@ -241,7 +241,7 @@ impl Task {
             self.work.transfers.lost(peer.id);
         }
         if peer.kind == PeerKind::Station && peer.listens.port() != 0 {
-            self.memory.keep_station(peer.listens);
+            self.memory.keep_station(peer.listens).await;
         }
         let Ok(link) = self.work.endpoint.open(peer.id).await else {
             return;
