@@ -198,8 +198,14 @@ impl Transfers {
         self.inner.pass_on(peer, id, part);
     }
 
-    /// Takes the end of a file.
+    /// Takes the end of a file; for a file on its way out, word that nobody wants the rest.
     pub fn end(&self, peer: PeerId, id: u64, end: FileEnd) {
+        if let Some(Running {
+            parts: None, cancel, ..
+        }) = self.inner.lock().get(&(peer, id))
+        {
+            return cancel.cancel();
+        }
         self.inner.pass_on(peer, id, Part::End(end));
     }
 

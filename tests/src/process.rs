@@ -235,3 +235,8 @@ pub fn wait_until(patience: Duration, what: &str, mut answer: impl FnMut() -> bo
         thread::sleep(LOOK_INTERVAL);
     }
 }
+
+/// Lets time pass, where that nothing happens is what is tested, or where something has to be on its way for a while.
+pub fn let_pass(time: Duration) {
+    thread::sleep(time);
+}

@@ -16,6 +16,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::duration;
 
@@ -167,16 +170,19 @@ async fn run(cli: Cli, screen: &mut Screen) -> Result<u8, CliError> {
 /// `GROUND_STATION_LOG` says what is logged to standard error (as `debug` or `swarm_shared=trace`).
 fn start_log(cli: &Cli) {
     let level = match (&cli.verb, cli.common.quiet) {
-        (_, true) => "error",
-        (Verb::Serve(_), false) => "info",
-        (_, false) => "warn",
+        (_, true) => LevelFilter::ERROR,
+        (Verb::Serve(_), false) => LevelFilter::INFO,
+        (_, false) => LevelFilter::WARN,
     };
-    let filter = tracing_subscriber::EnvFilter::try_from_env("GROUND_STATION_LOG")
-        .unwrap_or_else(|_unset_or_bad| tracing_subscriber::EnvFilter::new(level));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let wanted: Option<Targets> = std::env::var("GROUND_STATION_LOG")
+        .ok()
+        .and_then(|filter| filter.parse().ok());
+    let screen = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
-        .with_ansi(screen::wants_color(cli.common.no_color, &std::io::stderr()))
+        .with_ansi(screen::wants_color(cli.common.no_color, &std::io::stderr()));
+    tracing_subscriber::registry()
+        .with(wanted.unwrap_or_else(|| Targets::new().with_default(level)))
+        .with(screen)
         .init();
 }
 

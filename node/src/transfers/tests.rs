@@ -237,3 +237,16 @@ async fn too_many_at_once_are_refused() {
         ended(outcome).await;
     }
 }
+
+#[tokio::test]
+async fn a_file_that_nobody_wants_any_more_is_not_sent_on() {
+    let place = Place::new(SOON);
+    std::fs::write(place.path("big"), vec![0; 4 * FILE_CHUNK_BYTES]).expect("written");
+    let (bulk, mut frames) = mpsc::channel(1);
+    let outcome = place.begin(1, json!({"op": "pull", "path": "r/big"}), bulk);
+    frames.recv().await.expect("its first chunk");
+    place.transfers.end(place.peer, 1, end_of(b""));
+    let (state, error) = ended(outcome).await;
+    assert_eq!(state, Outcome::Failed, "{error}");
+    assert_eq!(place.transfers.count(), 0);
+}

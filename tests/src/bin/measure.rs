@@ -101,9 +101,10 @@ fn main() -> anyhow::Result<()> {
     raise_file_limit()?;
     let what = What::parse();
     // As the programs themselves do: a node has one thread, a station one for each core.
-    let mut runtime = match what {
-        What::NodeHost { .. } => tokio::runtime::Builder::new_current_thread(),
-        _ => tokio::runtime::Builder::new_multi_thread(),
+    let mut runtime = if matches!(what, What::NodeHost { .. }) {
+        tokio::runtime::Builder::new_current_thread()
+    } else {
+        tokio::runtime::Builder::new_multi_thread()
     };
     let runtime = runtime.enable_all().build()?;
     runtime.block_on(async { tokio::spawn(run(what)).await? })

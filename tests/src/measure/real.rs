@@ -55,7 +55,7 @@ impl RealStation {
         station.spawn();
         let made = async {
             while end_of(&station.fleet, Request::Init).await.is_err() {
-                sleep(RETRY).await
+                sleep(RETRY).await;
             }
         };
         timeout(PATIENCE, made)
@@ -114,7 +114,15 @@ impl RealStation {
             match event {
                 Event::Invitation(view) => return Ok(view.code),
                 Event::Failed { message, .. } => anyhow::bail!(message),
-                _ => {}
+                Event::Targets { .. }
+                | Event::Progress { .. }
+                | Event::Delivery(_)
+                | Event::Node(_)
+                | Event::Note { .. }
+                | Event::Membership(_)
+                | Event::Member(_)
+                | Event::Pending(_)
+                | Event::End => {}
             }
         }
         anyhow::bail!("no code")

@@ -114,7 +114,9 @@ fn a_node_that_ends_while_it_is_sent_a_file() {
         rig.fleet.nodes[0].process().signal(Signal::STOP);
         let verb = rig.send();
         rig.fleet.station.wait_state("n1", "silent");
-        rig.fleet.nodes[0].end(Signal::KILL);
+        rig.fleet.nodes[0].process().signal(signal);
+        rig.fleet.nodes[0].process().signal(Signal::CONT);
+        rig.fleet.nodes[0].end(signal);
         let ran = verb.finish(PATIENCE);
         assert_ne!(Rig::one_outcome(&ran), "done");
         rig.fleet.nodes[0].start(&[]);

@@ -2,10 +2,9 @@
 
 use std::time::Duration;
 
-use swarm_shared::net::clock;
 use swarm_shared::proto::trust::invite::{Invitation, InviteSecret};
 use swarm_tests::fleet::{Field, Fleet, Invite, Node, PATIENCE, Place, Station, text};
-use swarm_tests::process::{Signal, wait_until};
+use swarm_tests::process::{Signal, let_pass, wait_until};
 
 fn joined(node: &Node, code: &str) -> Result<String, String> {
     let output = node.run(&["join", code, "--no-pings", "--no-mdns"]);
@@ -48,8 +47,7 @@ fn codes_that_are_not_good() {
         ..Invite::nodes(1)
     };
     let late = station.invite(&short);
-    let until = clock::now() + Duration::from_millis(300);
-    wait_until(PATIENCE, "it is too late", || clock::now() > until);
+    let_pass(Duration::from_millis(300));
     let why = joined(&node, &late).expect_err("expired");
     assert!(why.contains("expired"), "{why}");
     wait_station_log(&station, "expired");
@@ -117,11 +115,40 @@ fn revoking_ends_the_live_link_and_is_final() {
     fleet.station.wait_online(2);
 }
 
-/// A second station of the fleet, which dials its nodes.
+#[test]
+fn another_fleet_and_a_forged_membership() {
+    let ours = Fleet::linked(1);
+    let theirs = Fleet::linked(1);
+    // A node of ours is told to dial their station, where nobody knows its root.
+    let mut lost = ours.field.node("lost", Place::here());
+    lost.keys = format!("stations = [{:?}]", theirs.station.listen());
+    lost.start(&["--join", &ours.station.invite(&Invite::nodes(1))]);
+    ours.station.wait_online(2);
+    lost.wait_log("fleet");
+    wait_until(PATIENCE, "both say why", || {
+        let refused = |log: &[String]| {
+            log.iter()
+                .any(|line| line.contains("WARN") && line.contains("fleet"))
+        };
+        refused(&lost.log()) && refused(&theirs.station.log())
+    });
+    theirs.station.wait_online(1);
+    ours.station.run(&["ping", "lost"]).expect(0);
+
+    // A membership that was made out for another key is worth nothing, and is not used.
+    let mut thief = ours.field.node("thief", Place::here());
+    for name in ["fleet.json", "stations.json"] {
+        std::fs::copy(lost.dir.join(name), thief.dir.join(name)).expect("copied");
+    }
+    thief.start(&[]);
+    thief.wait_log("not a fleet of this node");
+    assert!(thief.status()["fleet"].is_null());
+    ours.station.wait_online(2);
+}
+
+/// A second station of the fleet, which hears of its nodes from the first.
 fn second_station(fleet: &Fleet, role: &'static str) -> Station {
     let mut station = fleet.field.station(role, Place::here());
-    let addrs: Vec<&str> = fleet.nodes.iter().map(Node::listen).collect();
-    station.configure(&format!("nodes = {addrs:?}"));
     let code = fleet.station.invite(&Invite::station(role));
     let line = station.run(&["fleet", "join", &code]).expect(0).json().remove(0);
     assert_eq!((text(&line, "role"), &line["has_root"]), (role, &false.into()));
@@ -253,8 +280,7 @@ fn a_node_that_asks_is_taken_in_by_hand() {
     let mut shy = field.node("shy", Place::here());
     shy.keys = format!("stations = [{:?}]", station.listen());
     shy.start(&[]);
-    let until = clock::now() + Duration::from_secs(2);
-    wait_until(PATIENCE, "it could have asked", || clock::now() > until);
+    let_pass(Duration::from_secs(2));
     assert!(station.run(&["fleet", "pending"]).expect(0).json().is_empty());
     assert_eq!(station.nodes().len(), 1);
 }

@@ -24,7 +24,7 @@ use tokio::time::timeout;
 use super::Shared;
 use super::commands::{self, ended};
 use super::roll::Target;
-use super::send::TRANSFER_MAX;
+use super::send::{TRANSFER_MAX, Unfinished};
 use crate::fleet::{Event, Failure, NodeRef, files};
 
 /// Chunks of one file that wait to be written.
@@ -169,9 +169,9 @@ async fn fetch_one(
         Err(error) => return Reply::failed(error.to_string()),
     };
     // Made first, so that somebody listens before the node speaks.
-    if shared.endpoint.bulk(*id).await.is_err() {
+    let Ok(bulk) = shared.endpoint.bulk(*id).await else {
         return Reply::failed("this station is shutting down");
-    }
+    };
     let kwargs = json!({ "op": "pull", "path": path });
     let arguments = Arguments {
         args: Vec::new(),
@@ -186,12 +186,17 @@ async fn fetch_one(
         copy: format!("{ROOT}/{copy}"),
         target: target.node.clone(),
     };
+    let mut unfinished = Unfinished {
+        link: Some(bulk),
+        id: number,
+    };
     match ask_and_receive(target, &question, receiving, chunks_in, pause, events).await {
         Reply {
             state: Outcome::Done,
             value: Some(mut value),
             ..
         } => {
+            unfinished.link = None;
             value["path"] = json!(dir.join(copy).display().to_string());
             Reply::done(value)
         }

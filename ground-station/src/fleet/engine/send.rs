@@ -335,11 +335,13 @@ fn no_progress(pause: Duration) -> Reply {
     Reply::ended(Outcome::NoAnswer, error)
 }
 
-/// A file whose end the node has not been sent. Dropping it, whoever gives the transfer up and why, tells the node that
-/// no more will come, so that it does not keep what it has and wait for the rest.
-struct Unfinished {
-    link: Option<PeerLink>,
-    id: u64,
+/// A file that has not been sent, or received, to its end. Dropping it, whoever gives the transfer up and why, tells the
+/// node: that no more will come, so that it does not keep what it has and wait for the rest; or that no more is wanted.
+pub(super) struct Unfinished {
+    /// The node's connection for files; taken out when the file is whole.
+    pub(super) link: Option<PeerLink>,
+    /// The transfer.
+    pub(super) id: u64,
 }
 
 impl Drop for Unfinished {
