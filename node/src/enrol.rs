@@ -57,28 +57,34 @@ pub(crate) async fn run(mut this: Enrolment) {
     let stop = this.stop.clone();
     let invitation = this.configured_code();
     let mut heard: VecDeque<SocketAddr> = this.known.iter().copied().collect();
+    let (_none, nobody) = mpsc::channel(1);
+    let mut requests = std::mem::replace(&mut this.requests, nobody);
     let mut pause = BACKOFF_MIN;
     loop {
         let wants = !this.has_fleet() && (invitation.is_some() || this.adoptable);
         tokio::select! {
             biased;
             () = stop.cancelled() => return,
-            Some(request) = this.requests.recv() => this.take_request(request, &heard).await,
+            Some(request) = requests.recv() => this.take_request(request, &heard).await,
             Some(addr) = this.strangers.recv() => {
-                if !heard.contains(&addr) {
-                    heard.push_back(addr);
-                    heard.truncate(STRANGERS_MAX);
+                if this.remember(&mut heard, addr) {
                     pause = BACKOFF_MIN;
                 }
             }
             () = tokio::time::sleep(pause), if wants => {
                 let tried = this.try_all(invitation.as_ref(), &mut heard);
                 let (outcome, next) = tokio::select! {
+                    biased;
                     () = stop.cancelled() => return,
+                    // Whoever waits at the door of a station does not keep somebody with a code waiting.
+                    Some(request) = requests.recv() => {
+                        this.take_request(request, &heard).await;
+                        continue;
+                    }
                     tried = tried => tried,
                 };
                 match outcome {
-                    Some(membership) => this.enter(membership).await,
+                    Some((membership, addr)) => this.enter(membership, addr).await,
                     None => pause = next.unwrap_or((pause * 2).min(BACKOFF_MAX)),
                 }
             }
@@ -107,12 +113,28 @@ impl Enrolment {
             .update(|facts| facts.last_refusal = Some(text.to_owned()));
     }
 
-    /// Asks everybody once. Returns the fleet, or how long to wait if that is not for the backoff to say.
+    /// Remembers a station that was heard of; the newest stay, and those that the configuration names. Says whether it
+    /// is news.
+    fn remember(&self, heard: &mut VecDeque<SocketAddr>, addr: SocketAddr) -> bool {
+        if heard.contains(&addr) {
+            return false;
+        }
+        heard.push_back(addr);
+        let strangers = heard.iter().filter(|addr| !self.known.contains(addr)).count();
+        if strangers > STRANGERS_MAX
+            && let Some(oldest) = heard.iter().position(|addr| !self.known.contains(addr))
+        {
+            heard.remove(oldest);
+        }
+        true
+    }
+
+    /// Asks everybody once. Returns the fleet and who let this node in, or how long to wait if that is not for the backoff to say.
     async fn try_all(
         &self,
         invitation: Option<&Invitation>,
         heard: &mut VecDeque<SocketAddr>,
-    ) -> (Option<Membership>, Option<Duration>) {
+    ) -> (Option<(Membership, SocketAddr)>, Option<Duration>) {
         let mut next = None;
         let own = invitation
             .map(|invitation| invitation.addresses().to_vec())
@@ -129,7 +151,7 @@ impl Enrolment {
                 tracing::info!(%addr, id, "asking to be taken in: `ground-station fleet accept` there lets this node in");
             }
             match join(self.endpoint.local(), &self.keepalive, addr, invitation).await {
-                Ok(membership) => return (Some(membership), None),
+                Ok(membership) => return (Some((membership, addr)), None),
                 Err(JoinError::Refused(refused)) if refused.code == RefusalCode::Pending => {}
                 Err(JoinError::Refused(refused)) if is_own => {
                     self.tell(&format!("the station at {addr} refused: {refused}"));
@@ -147,13 +169,15 @@ impl Enrolment {
         (None, next)
     }
 
-    async fn enter(&self, membership: Membership) {
+    /// Takes the fleet up, and dials the station that let this node in: it may have no way to dial back.
+    async fn enter(&self, membership: Membership, station: SocketAddr) {
         let membership = Arc::new(membership);
         tracing::info!(fleet = membership.fingerprint().short(), "joined a fleet");
         // Written before anybody hears that it went well.
-        self.memory.keep_fleet(&membership);
+        self.memory.keep_fleet(&membership).await;
         self.endpoint.adopt(membership).await;
         self.endpoint.adopted().await;
+        self.endpoint.heard(station, Source::Known, Hint::None).await;
     }
 
     /// A code handed in on this device: tried at once, and for as long as its sender waits.
@@ -180,8 +204,7 @@ impl Enrolment {
                 match join(self.endpoint.local(), &self.keepalive, *addr, Some(&invitation)).await {
                     Ok(membership) => {
                         let fleet = membership.fingerprint().short();
-                        self.enter(membership).await;
-                        self.endpoint.heard(*addr, Source::Known, Hint::None).await;
+                        self.enter(membership, *addr).await;
                         return Ok(fleet);
                     }
                     // The word of the station that gave the code out is final.
@@ -199,3 +222,6 @@ impl Enrolment {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -27,7 +27,7 @@ use swarm_shared::proto::parcel::Parcel;
 use swarm_shared::proto::session::{Outgoing, Timing};
 use swarm_shared::proto::trust::Membership;
 use swarm_shared::proto::wire::{CONTENT_BYTES_MAX, Frame, Header, Kind, Lane, WireError};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -171,7 +171,7 @@ impl Task {
                 () = stop.cancelled() => return,
                 Ok(()) = membership.changed() => {
                     let now = membership.borrow_and_update().clone();
-                    self.keep_fleet(now.as_deref());
+                    self.keep_fleet(now.as_deref()).await;
                 }
                 Ok(()) = name.changed() => {
                     let name = name.borrow_and_update().clone();
@@ -183,9 +183,9 @@ impl Task {
         }
     }
 
-    fn keep_fleet(&self, membership: Option<&Membership>) {
+    async fn keep_fleet(&self, membership: Option<&Membership>) {
         if let Some(membership) = membership {
-            self.memory.keep_fleet(membership);
+            self.memory.keep_fleet(membership).await;
         }
         self.show_fleet(membership);
     }
@@ -241,7 +241,7 @@ impl Task {
             self.work.transfers.lost(peer.id);
         }
         if peer.kind == PeerKind::Station && peer.listens.port() != 0 {
-            self.memory.keep_station(peer.listens);
+            self.memory.keep_station(peer.listens).await;
         }
         let Ok(link) = self.work.endpoint.open(peer.id).await else {
             return;
@@ -298,7 +298,7 @@ impl Work {
         };
         self.tasks.spawn(async move {
             let reply = if command.action == "filetransfer" {
-                work.send_file(&command).await
+                send_file(&work.endpoint, &work.transfers, &command).await
             } else {
                 work.actions.run(command).await
             };
@@ -313,35 +313,50 @@ impl Work {
         self.tasks
             .spawn(async move { answer_in_turn(&link, &command, &reply).await });
     }
+}
 
-    /// A file that the peer asks for, on its way over the connection for files.
-    async fn send_file(&self, command: &Command) -> Reply {
-        let (chunks, mut frames) = mpsc::channel::<Frame>(CHUNKS_WAITING);
-        let outcome = self
-            .transfers
-            .begin(command.peer, command.id, &command.arguments, chunks);
-        let moving = async {
-            let Ok(bulk) = self.endpoint.bulk(command.peer).await else {
-                return;
-            };
-            while let Some(frame) = frames.recv().await {
-                let Ok(parcel) = Parcel::new(&frame) else { return };
-                if bulk
-                    .send(Outgoing {
-                        parcel,
-                        lane: Lane::Bulk,
-                        deadline: None,
-                    })
-                    .await
-                    .is_err()
-                {
-                    return;
-                }
-            }
+/// A file that the peer asks for, on its way over the connection for files.
+async fn send_file(endpoint: &Endpoint, transfers: &Transfers, command: &Command) -> Reply {
+    let (chunks, frames) = mpsc::channel::<Frame>(CHUNKS_WAITING);
+    let mut outcome = transfers.begin(command.peer, command.id, &command.arguments, chunks);
+    let ended = |outcome: Result<Reply, _>| {
+        outcome.unwrap_or_else(|_: oneshot::error::RecvError| Reply::failed("the node is shutting down"))
+    };
+    let moving = async move {
+        // Closed when nothing can be passed on any more, so that the transfer hears of it at once.
+        let mut frames = frames;
+        let Ok(bulk) = endpoint.bulk(command.peer).await else {
+            return;
         };
-        let (outcome, ()) = tokio::join!(outcome, moving);
-        outcome.unwrap_or_else(|_ended| Reply::failed("the node is shutting down"))
+        while let Some(frame) = frames.recv().await {
+            let Ok(parcel) = Parcel::new(&frame) else { return };
+            if bulk
+                .send(Outgoing {
+                    parcel,
+                    lane: Lane::Bulk,
+                    deadline: None,
+                })
+                .await
+                .is_err()
+            {
+                return;
+            }
+        }
+    };
+    tokio::pin!(moving);
+    let reply = tokio::select! {
+        outcome = &mut outcome => outcome,
+        // Nobody takes chunks any more: the transfer sees it and says why.
+        () = &mut moving => return ended(outcome.await),
+    };
+    let reply = ended(reply);
+    if reply.state == Outcome::Done {
+        // All is read; the last chunks still wait for room, which never comes if the peer does not.
+        if tokio::time::timeout(ANSWER_PATIENCE, moving).await.is_err() {
+            return Reply::failed("the connection stood still before the last of the file was sent");
+        }
     }
+    reply
 }
 
 /// What a peer sends over its connection for files, in order. A full disk queue holds back this peer only.
@@ -446,3 +461,6 @@ fn tell_lost(link: &PeerLink, command: &Header, sent: Result<(), String>) {
         tracing::warn!(peer = %link.id().short(), id = command.id, error, "a reply is lost");
     }
 }
+
+#[cfg(test)]
+mod tests;

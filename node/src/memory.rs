@@ -1,5 +1,6 @@
 //! What the node remembers of its fleet: `fleet.json` (root, grant, fleet state) and `stations.json` (where stations
-//! were seen last). A disk that fails is told in the log; the node goes on with what it knows.
+//! were seen last). A disk that fails is told in the log; the node goes on with what it knows. Writing is for a thread of
+//! its own: a memory card may take seconds, and the heartbeats of all links share one thread.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -44,8 +45,9 @@ impl Memory {
     }
 
     /// Remembers the fleet.
-    pub fn keep_fleet(&self, membership: &Membership) {
-        self.write(FLEET, membership, MODE_SECRET);
+    pub async fn keep_fleet(&self, membership: &Membership) {
+        let (this, membership) = (self.clone(), membership.clone());
+        aside(move || this.write(FLEET, &membership, MODE_SECRET)).await;
     }
 
     /// Where stations were seen last, newest first.
@@ -60,7 +62,12 @@ impl Memory {
     }
 
     /// Remembers where a station is.
-    pub fn keep_station(&self, addr: SocketAddr) {
+    pub async fn keep_station(&self, addr: SocketAddr) {
+        let this = self.clone();
+        aside(move || this.put_station(addr)).await;
+    }
+
+    fn put_station(&self, addr: SocketAddr) {
         let mut stations = self.stations();
         if stations.first() == Some(&addr) {
             // Nothing new: an SD card is not written for it.
@@ -80,6 +87,12 @@ impl Memory {
         if let Err(error) = written {
             tracing::warn!(path = %path.display(), error, "not remembered");
         }
+    }
+}
+
+async fn aside(work: impl FnOnce() + Send + 'static) {
+    if let Err(error) = tokio::task::spawn_blocking(work).await {
+        tracing::warn!(%error, "not remembered");
     }
 }
 

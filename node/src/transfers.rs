@@ -100,7 +100,7 @@ impl Transfers {
         Self::with_idle(roots, stop, IDLE_MAX)
     }
 
-    fn with_idle(roots: Roots, stop: CancellationToken, idle_max: Duration) -> Self {
+    pub(crate) fn with_idle(roots: Roots, stop: CancellationToken, idle_max: Duration) -> Self {
         Self {
             inner: Arc::new(Inner {
                 roots,

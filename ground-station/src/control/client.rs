@@ -1,10 +1,12 @@
 //! Asking a running station.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tokio::io::{AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 
 use super::{EVENT_LINE_BYTES_MAX, REQUEST_LINE_BYTES_MAX, read_line};
 use crate::fleet::{Event, Failure, Request};
@@ -13,6 +15,10 @@ use crate::fleet::{Event, Failure, Request};
 pub async fn answers(socket: &Path) -> bool {
     UnixStream::connect(socket).await.is_ok()
 }
+
+/// How long a running station may take until it says anything, beyond what the request itself may take: one that is
+/// stopped (Ctrl-Z) takes connections and says nothing.
+const FIRST_EVENT_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Carries one request over the socket; faults become [`Event::Failed`]. Ends early, and so cancels the request,
 /// when nobody reads the events any more.
@@ -23,10 +29,11 @@ pub async fn ask(socket: PathBuf, request: Request, events: mpsc::Sender<Event>)
             "the running station stopped before it had answered; ask again",
         )
     };
+    let patience = first_event_patience(&request);
     let outcome = tokio::select! {
         biased;
         () = events.closed() => return,
-        outcome = exchange(&socket, &request, &events) => outcome,
+        outcome = exchange(&socket, &request, patience, &events) => outcome,
     };
     let last = match outcome {
         Ok(true) => return,
@@ -37,6 +44,11 @@ pub async fn ask(socket: PathBuf, request: Request, events: mpsc::Sender<Event>)
             );
             Event::failed(Failure::Failed, text)
         }
+        Err(error) if error.kind() == std::io::ErrorKind::TimedOut => {
+            let text = "the running station does not answer: if it was put to sleep (Ctrl-Z), type `fg` there; else \
+                        start it anew";
+            Event::failed(Failure::Stopped, text)
+        }
         Err(error) => {
             tracing::debug!(%error, "control socket");
             stopped()
@@ -46,8 +58,31 @@ pub async fn ask(socket: PathBuf, request: Request, events: mpsc::Sender<Event>)
     events.send(last).await.ok();
 }
 
+/// `None` for what may rightly say nothing for as long as it lasts.
+fn first_event_patience(request: &Request) -> Option<Duration> {
+    let own = match request {
+        Request::Watch { .. } => return None,
+        Request::Nodes { timeout_ms, .. } | Request::Join { timeout_ms, .. } => *timeout_ms,
+        Request::Command { .. }
+        | Request::SendFiles { .. }
+        | Request::Fetch { .. }
+        | Request::Init
+        | Request::Invite { .. }
+        | Request::Pending
+        | Request::Accept { .. }
+        | Request::Revoke { .. }
+        | Request::Members => 0,
+    };
+    Some(FIRST_EVENT_PATIENCE.saturating_add(Duration::from_millis(own)))
+}
+
 /// Whether the last event came.
-async fn exchange(socket: &Path, request: &Request, events: &mpsc::Sender<Event>) -> std::io::Result<bool> {
+pub(super) async fn exchange(
+    socket: &Path,
+    request: &Request,
+    first_event_patience: Option<Duration>,
+    events: &mpsc::Sender<Event>,
+) -> std::io::Result<bool> {
     let invalid = |text: String| std::io::Error::new(std::io::ErrorKind::InvalidData, text);
     let mut line = serde_json::to_vec(request).map_err(|error| invalid(error.to_string()))?;
     if line.len() > REQUEST_LINE_BYTES_MAX {
@@ -60,12 +95,18 @@ async fn exchange(socket: &Path, request: &Request, events: &mpsc::Sender<Event>
     let mut stream = UnixStream::connect(socket).await?;
     stream.write_all(&line).await?;
     let mut stream = BufReader::new(stream);
-    while let Some(line) = read_line(&mut stream, EVENT_LINE_BYTES_MAX).await? {
+    let mut patience = first_event_patience;
+    loop {
+        let reading = read_line(&mut stream, EVENT_LINE_BYTES_MAX);
+        let line = match patience.take() {
+            Some(patience) => timeout(patience, reading).await??,
+            None => reading.await?,
+        };
+        let Some(line) = line else { return Ok(false) };
         let event: Event = serde_json::from_slice(&line).map_err(|error| invalid(error.to_string()))?;
         let last = matches!(event, Event::End | Event::Failed { .. });
         if events.send(event).await.is_err() || last {
             return Ok(true);
         }
     }
-    Ok(false)
 }

@@ -119,6 +119,19 @@ async fn nobody_there_is_a_failure_with_advice() {
 }
 
 #[tokio::test]
+async fn a_station_that_takes_the_question_and_sleeps_is_not_waited_for() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let socket = dir.path().join(CONTROL_SOCKET);
+    let _asleep = std::os::unix::net::UnixListener::bind(&socket).expect("bound");
+    let (events, _unread) = mpsc::channel(1);
+    let patience = Some(Duration::from_millis(100));
+    let asked = client::exchange(&socket, &Request::Members, patience, &events);
+    let asked = tokio::time::timeout(Duration::from_secs(5), asked).await;
+    let error = asked.expect("it ends").expect_err("nobody answers");
+    assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+}
+
+#[tokio::test]
 async fn lines_that_are_no_request_are_refused() {
     let station = Station::start();
     let answer = station.raw(b"{\"request\":\"brew\"}\n").await;

@@ -5,6 +5,7 @@
 
 mod devices;
 
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,7 @@ use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::selector::Selector;
 use swarm_shared::proto::trust::Role;
 use swarm_shared::proto::wire::Lane;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::timeout_at;
 use tokio_util::sync::CancellationToken;
@@ -54,24 +56,34 @@ pub(super) struct Args {
 pub(super) async fn run(args: Args, screen: &mut Screen) -> Result<u8, CliError> {
     let place = Place::make()?;
     let started = clock::now();
-    let demo = async {
+    let begun = async {
         let mut demo = Demo::start(&place, args.nodes, screen).await?;
         let played = demo.play().await;
-        if played.is_ok() {
-            demo.say(&format!("\nall of it in {}", milliseconds(elapsed_ms(started))))?;
-            if args.stay {
-                demo.stay().await?;
-            }
-        }
-        demo.end().await;
-        played
+        Ok::<_, CliError>((demo, played))
     };
-    tokio::select! {
-        played = demo => played?,
+    let (mut demo, played) = tokio::select! {
+        begun = begun => begun?,
         // Devices are killed, and the directory is removed, when all this is dropped.
-        _interrupted = tokio::signal::ctrl_c(), if !args.stay => return Ok(super::screen::EXIT_INTERRUPTED),
+        interrupted = interrupted() => return interrupted.map(|()| super::screen::EXIT_INTERRUPTED),
+    };
+    if played.is_ok() {
+        demo.say(&format!("\nall of it in {}", milliseconds(elapsed_ms(started))))?;
+        if args.stay {
+            demo.stay().await?;
+        }
     }
-    Ok(0)
+    demo.end().await;
+    played.map(|()| 0)
+}
+
+/// Ctrl-C or `SIGTERM`. Whoever is killed by either leaves processes and a directory behind.
+async fn interrupted() -> Result<(), CliError> {
+    let cannot = |error| CliError::failed(format!("cannot listen for signals: {error}"));
+    let mut terminate = signal(SignalKind::terminate()).map_err(cannot)?;
+    tokio::select! {
+        interrupted = tokio::signal::ctrl_c() => interrupted.map_err(cannot),
+        _ = terminate.recv() => Ok(()),
+    }
 }
 
 fn elapsed_ms(since: Instant) -> f64 {
@@ -91,7 +103,9 @@ impl Place {
         };
         let name = random::bytes::<6>().map_err(|error| cannot(&error))?;
         let path = std::env::temp_dir().join(format!("swarm-demo-{}", hex::encode(&name)));
-        std::fs::create_dir(&path).map_err(|error| cannot(&error))?;
+        // Others on this machine have no business with the code and the keys in there.
+        let made = std::fs::DirBuilder::new().mode(0o700).create(&path);
+        made.map_err(|error| cannot(&error))?;
         Ok(Self(path))
     }
 }
@@ -409,9 +423,7 @@ impl<'a> Demo<'a> {
             "\nit stays up; try, in another terminal:\n  {verb} nodes --watch\n  {verb} call 'drone-*' led color=#0088ff\n\
              Ctrl-C ends it"
         ))?;
-        tokio::signal::ctrl_c()
-            .await
-            .map_err(|error| CliError::failed(format!("cannot listen for Ctrl-C: {error}")))
+        interrupted().await
     }
 }
 
@@ -467,4 +479,21 @@ fn indented(text: &str) -> String {
         .lines()
         .map(|line| format!("  {line}\n"))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn nobody_else_looks_into_the_demos_directory() {
+        let place = Place::make().expect("made");
+        let mode = std::fs::metadata(&place.0).expect("there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o700);
+        let path = place.0.clone();
+        drop(place);
+        assert!(!path.exists());
+    }
 }

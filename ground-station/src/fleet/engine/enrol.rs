@@ -10,6 +10,7 @@ use swarm_shared::proto::id::PeerId;
 use swarm_shared::proto::trust::Membership;
 use swarm_shared::proto::trust::invite::Invitation;
 use tokio::sync::mpsc;
+use tokio::time::timeout_at;
 
 use super::office::OfficeError;
 use super::roll::member_view;
@@ -109,8 +110,15 @@ impl Task {
             }
         };
         let deadline = clock::now() + Duration::from_millis(timeout_ms);
+        let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
+        let first = invitation.addresses().first().copied().unwrap_or(nowhere);
         let membership = loop {
-            match self.join_any(&invitation).await {
+            let tried = tokio::select! {
+                biased;
+                () = events.closed() => return,
+                tried = timeout_at(deadline.into(), self.join_any(&invitation)) => tried,
+            };
+            match tried.unwrap_or(Err(JoinError::NoAnswer(first))) {
                 Ok(membership) => break membership,
                 // The station's word is final; that nobody answers is not.
                 Err(error @ (JoinError::Refused(_) | JoinError::Trust(_))) => {
@@ -119,7 +127,7 @@ impl Task {
                         .await;
                     return;
                 }
-                Err(error) if clock::now() >= deadline || events.is_closed() => {
+                Err(error) if clock::now() >= deadline => {
                     let message =
                         format!("cannot join: {error}; check that `ground-station serve` runs there");
                     let _caller_gone = events.send(Event::failed(Failure::Failed, message)).await;
@@ -164,5 +172,57 @@ impl Task {
     async fn remember_station(&self, addr: SocketAddr) {
         use swarm_shared::proto::dial::{Hint, Source};
         self.shared.endpoint.heard(addr, Source::Known, Hint::None).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use swarm_shared::net::random;
+    use swarm_shared::proto::trust::Fingerprint;
+    use swarm_shared::proto::trust::invite::InviteSecret;
+
+    use super::*;
+    use crate::config::Config;
+    use crate::fleet::Request;
+    use crate::fleet::engine::{Engine, Settings};
+
+    #[tokio::test]
+    async fn joining_ends_in_time_where_something_listens_and_says_nothing() {
+        let mute = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bound");
+        let secret = InviteSecret::new(random::bytes().expect("randomness"));
+        let code = Invitation::new(
+            Fingerprint([1; 32]),
+            secret,
+            vec![mute.local_addr().expect("an address")],
+        );
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut config = Config::load(None, dir.path()).expect("the usual");
+        config.listen = ([127, 0, 0, 1], 0).into();
+        (config.pings, config.mdns) = (false, false);
+        let settings = Settings {
+            config,
+            state_dir: dir.path().to_owned(),
+            stays: false,
+        };
+        let engine = Engine::start(settings).await.expect("started");
+        let began = clock::now();
+        let join = Request::Join {
+            code: code.to_string(),
+            timeout_ms: 500,
+        };
+        let mut events = engine.fleet().perform(join).await;
+        let last = events.recv().await.expect("an answer");
+        assert!(
+            matches!(
+                last,
+                Event::Failed {
+                    failure: Failure::Failed,
+                    ..
+                }
+            ),
+            "{last:?}"
+        );
+        assert!(clock::now() - began < Duration::from_secs(3));
+        engine.stop().await;
     }
 }

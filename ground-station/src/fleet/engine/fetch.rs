@@ -122,10 +122,16 @@ pub(super) async fn run(
         let (shared, roots, path) = (shared.clone(), roots.clone(), path.clone());
         let (dir, events) = (dir.clone(), events.clone());
         jobs.spawn(async move {
+            // Not in turn: those that are away keep nobody waiting who is there.
+            let is_there = target.is_online_by(started + pause).await;
             let Ok(_turn) = shared.sends.clone().acquire_owned().await else {
                 return;
             };
-            let reply = fetch_one(&shared, &target, &path, &roots, &dir, pause, &events).await;
+            let reply = if is_there {
+                fetch_one(&shared, &target, &path, &roots, &dir, pause, &events).await
+            } else {
+                Reply::ended(Outcome::NoAnswer, "offline: nothing was asked")
+            };
             let _caller_gone = events.send(ended(&target.node, reply, started)).await;
         });
     }
@@ -162,10 +168,6 @@ async fn fetch_one(
         Ok(copy) => copy,
         Err(error) => return Reply::failed(error.to_string()),
     };
-    let mut online = target.online.clone();
-    if !matches!(timeout(pause, online.wait_for(|online| *online)).await, Ok(Ok(_))) {
-        return Reply::ended(Outcome::NoAnswer, "offline: nothing was asked");
-    }
     // Made first, so that somebody listens before the node speaks.
     let Ok(bulk) = shared.endpoint.bulk(*id).await else {
         return Reply::failed("this station is shutting down");
@@ -304,4 +306,72 @@ fn write_all(
         ));
     }
     Ok(Reply::failed("given up"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU64;
+
+    use swarm_shared::net::endpoint::{Config, Endpoint};
+    use swarm_shared::net::handshake::Identity;
+    use swarm_shared::net::socket::KeepaliveConfig;
+    use swarm_shared::proto::id::{NodeName, PeerKind, PublicKey};
+    use swarm_shared::proto::session::Timing;
+    use swarm_shared::proto::trust::SigningKey;
+    use tokio::sync::{Semaphore, watch};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn those_that_are_away_wait_side_by_side() {
+        let config = Config {
+            kind: PeerKind::Station,
+            name: NodeName::from_host("station"),
+            tags: BTreeMap::new(),
+            listen: ([127, 0, 0, 1], 0).into(),
+            keepalive: KeepaliveConfig::default(),
+            timing: Timing::default(),
+            membership: None,
+            joins: None,
+        };
+        let identity = Identity::new(SigningKey::from_seed([1; 32])).expect("randomness");
+        let (endpoint, _events) = Endpoint::start(config, Arc::new(identity)).expect("started");
+        let shared = Shared {
+            endpoint: endpoint.clone(),
+            next_id: Arc::new(AtomicU64::new(1)),
+            epoch: 1,
+            routes: Routes::default(),
+            sends: Arc::new(Semaphore::new(1)),
+        };
+        let (_never, online) = watch::channel(false);
+        let mut targets = Vec::new();
+        for number in 1..=5 {
+            let id = PublicKey([number; 32]).id();
+            targets.push(Target {
+                node: NodeRef {
+                    node: NodeName::from_host(&format!("n{number}")),
+                    id,
+                },
+                link: endpoint.open(id).await.expect("opened"),
+                online: online.clone(),
+                name_is_unique: true,
+            });
+        }
+        let dir = tempfile::tempdir().expect("a directory");
+        let (events, mut told) = mpsc::channel(64);
+        let pause = Duration::from_millis(400);
+        let began = clock::now();
+        let path = "logs/run.log".to_owned();
+        run(shared, targets, path, dir.path().to_owned(), pause, events).await;
+        assert!(clock::now() - began < pause * 2, "one after the other");
+        let mut absent = 0;
+        while let Some(event) = told.recv().await {
+            if let Event::Delivery(delivery) = event {
+                assert_eq!(delivery.state, Outcome::NoAnswer);
+                absent += 1;
+            }
+        }
+        assert_eq!(absent, 5);
+        endpoint.shutdown().await;
+    }
 }

@@ -10,6 +10,7 @@ use swarm_shared::proto::id::{NodeName, PeerId, PeerKind};
 use swarm_shared::proto::selector::{Selector, Target as Matched};
 use swarm_shared::proto::trust::Membership;
 use tokio::sync::watch;
+use tokio::time::timeout_at;
 
 use crate::fleet::{Check, MemberView, NodeRef, NodeState, NodeView};
 use crate::store::{MemberRow, Store, StoreError};
@@ -23,6 +24,15 @@ pub(super) struct Target {
     pub(super) online: watch::Receiver<bool>,
     /// Whether no other target has its name.
     pub(super) name_is_unique: bool,
+}
+
+impl Target {
+    /// Waits until it is linked; whether that came in time.
+    pub(super) async fn is_online_by(&self, deadline: Instant) -> bool {
+        let mut online = self.online.clone();
+        let linked = online.wait_for(|online| *online);
+        matches!(timeout_at(deadline.into(), linked).await, Ok(Ok(_)))
+    }
 }
 
 /// What a node's check of itself said.

@@ -18,7 +18,7 @@ use swarm_shared::proto::session::Outgoing;
 use swarm_shared::proto::wire::{Frame, Kind, Lane};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::{timeout, timeout_at};
+use tokio::time::timeout;
 
 use super::Shared;
 use super::commands::{self, ended};
@@ -102,6 +102,9 @@ async fn send_all(
     started: Instant,
     events: mpsc::Sender<Event>,
 ) {
+    let begin_by = started + patience.ttl.min(patience.pause);
+    // Not in turn: those that are away keep nobody waiting who is there.
+    let _each_file_asks_again = target.is_online_by(begin_by).await;
     // The semaphore is never closed.
     let Ok(_turn) = shared.sends.clone().acquire_owned().await else {
         return;
@@ -204,12 +207,8 @@ async fn send_one(
         Ok(Err(error)) => return on_this_machine(&error.to_string()),
         Err(error) => return Reply::failed(error.to_string()),
     };
-    let mut online = target.online.clone();
     let begin_by = started + patience.ttl.min(patience.pause);
-    if !matches!(
-        timeout_at(begin_by.into(), online.wait_for(|online| *online)).await,
-        Ok(Ok(_))
-    ) {
+    if !target.is_online_by(begin_by).await {
         return Reply::ended(Outcome::NoAnswer, "offline: nothing was sent");
     }
     let Ok(link) = shared.endpoint.bulk(target.node.id).await else {
@@ -217,7 +216,7 @@ async fn send_one(
     };
     match Transfer::announce(shared, link, &source_command(file, &source), patience).await {
         Ok((transfer, ends)) => transfer.run(source, ends, progress).await,
-        Err(why) => Reply::failed(why),
+        Err(reply) => reply,
     }
 }
 
@@ -247,7 +246,7 @@ impl Transfer {
         link: PeerLink,
         arguments: &Arguments,
         patience: Patience,
-    ) -> Result<(Self, mpsc::Receiver<End>), String> {
+    ) -> Result<(Self, mpsc::Receiver<End>), Reply> {
         let frame = commands::frame(shared, "filetransfer", arguments, Lane::Bulk);
         let id = frame.header.id.unwrap_or_default();
         let now = clock::now();
@@ -257,16 +256,18 @@ impl Transfer {
             until: now + TRANSFER_MAX,
             reply_to: ReplyTo(reply_to),
         };
-        let parcel = Parcel::new(&frame).map_err(|error| error.to_string())?;
+        let parcel = Parcel::new(&frame).map_err(|error| Reply::failed(error.to_string()))?;
         let outgoing = Outgoing {
             parcel,
             lane: Lane::Bulk,
             deadline: Some(now + patience.ttl),
         };
-        link.request(outgoing, request)
-            .await
-            .map_err(|error| error.to_string())?;
-        Ok((Self { link, id, patience }, ends))
+        // What an earlier file left in the queue may stand still.
+        match timeout(patience.pause, link.request(outgoing, request)).await {
+            Ok(Ok(())) => Ok((Self { link, id, patience }, ends)),
+            Ok(Err(error)) => Err(Reply::failed(error.to_string())),
+            Err(_elapsed) => Err(no_progress(patience.pause)),
+        }
     }
 
     /// Sends the file unless the command ends first.
@@ -324,15 +325,14 @@ impl Transfer {
         };
         match timeout(self.patience.pause, self.link.send(outgoing)).await {
             Ok(sent) => sent.map_err(|error| Reply::failed(error.to_string())),
-            Err(_elapsed) => {
-                let pause = self.patience.pause.as_secs_f64();
-                Err(Reply::ended(
-                    Outcome::NoAnswer,
-                    format!("no progress for {pause} s"),
-                ))
-            }
+            Err(_elapsed) => Err(no_progress(self.patience.pause)),
         }
     }
+}
+
+fn no_progress(pause: Duration) -> Reply {
+    let error = format!("no progress for {} s", pause.as_secs_f64());
+    Reply::ended(Outcome::NoAnswer, error)
 }
 
 /// A file that has not been sent, or received, to its end. Dropping it, whoever gives the transfer up and why, tells the

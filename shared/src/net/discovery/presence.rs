@@ -23,6 +23,11 @@ use crate::proto::trust::Fingerprint;
 /// Pings, sightings and strangers that wait to be looked at.
 const QUEUE_MAX: usize = 64;
 
+/// Most announced instances whose addresses are remembered.
+const INSTANCES_MAX: usize = 4096;
+/// Most addresses of one instance that are remembered, and dialled.
+const ADDRESSES_MAX: usize = 16;
+
 /// Which means of discovery to use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Means {
@@ -208,6 +213,15 @@ fn announcement(endpoint: &Endpoint) -> Announcement {
     }
 }
 
+/// Notes the addresses of an announced instance, so that their withdrawal is understood. Anybody can announce any
+/// number: beyond [`INSTANCES_MAX`] a withdrawal is not noticed, and dialling finds out.
+fn remember(addresses: &mut BTreeMap<String, Vec<SocketAddr>>, instance: String, mut addrs: Vec<SocketAddr>) {
+    if addresses.len() < INSTANCES_MAX {
+        addrs.truncate(ADDRESSES_MAX);
+        addresses.insert(instance, addrs);
+    }
+}
+
 async fn take_sighting(
     endpoint: &Endpoint,
     sighting: Sighting,
@@ -233,11 +247,11 @@ async fn take_sighting(
                 }
                 old
             } else if ours.is_some() && ours == fleet {
-                for addr in &addrs {
+                for addr in addrs.iter().take(ADDRESSES_MAX) {
                     endpoint.heard(*addr, Source::Mdns, Hint::Prefix(id.0)).await;
                 }
                 let gone = old.into_iter().filter(|addr| !addrs.contains(addr)).collect();
-                addresses.insert(instance, addrs);
+                remember(addresses, instance, addrs);
                 gone
             } else {
                 old
@@ -246,5 +260,21 @@ async fn take_sighting(
     };
     for addr in gone {
         endpoint.withdrawn(addr).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_strangers_announce_does_not_fill_the_memory() {
+        let addr = SocketAddr::from(([10, 0, 0, 1], 7420));
+        let mut addresses = BTreeMap::new();
+        for number in 0..=INSTANCES_MAX {
+            remember(&mut addresses, number.to_string(), vec![addr; ADDRESSES_MAX + 1]);
+        }
+        assert_eq!(addresses.len(), INSTANCES_MAX);
+        assert_eq!(addresses["0"].len(), ADDRESSES_MAX);
     }
 }

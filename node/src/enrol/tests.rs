@@ -1,0 +1,185 @@
+use std::collections::BTreeMap;
+
+use swarm_shared::net::endpoint::{Config, Events, JoinRequest as Knock};
+use swarm_shared::net::handshake::Identity;
+use swarm_shared::net::peer::PeerEvent;
+use swarm_shared::net::random;
+use swarm_shared::proto::id::{NodeName, PeerKind};
+use swarm_shared::proto::message::{Joined, Refused};
+use swarm_shared::proto::session::Timing;
+use swarm_shared::proto::trust::invitations::Invitations;
+use swarm_shared::proto::trust::invite::InviteSecret;
+use swarm_shared::proto::trust::{FleetRoot, Role, SigningKey};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use super::*;
+use crate::logging::LogRing;
+use crate::status::View;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn key() -> SigningKey {
+    SigningKey::from_seed(random::bytes().expect("randomness"))
+}
+
+fn start(
+    kind: PeerKind,
+    key: SigningKey,
+    membership: Option<Membership>,
+    joins: Option<mpsc::Sender<Knock>>,
+) -> (Endpoint, Events) {
+    let config = Config {
+        kind,
+        name: NodeName::from_host("one"),
+        tags: BTreeMap::new(),
+        listen: ([127, 0, 0, 1], 0).into(),
+        keepalive: KeepaliveConfig::default(),
+        timing: Timing::default(),
+        membership,
+        joins,
+    };
+    let identity = Identity::new(key).expect("randomness");
+    Endpoint::start(config, Arc::new(identity)).expect("started")
+}
+
+/// A station that answers codes, never answers who has none, and dials nobody.
+struct Door {
+    endpoint: Endpoint,
+    invitation: Invitation,
+    _events: Events,
+    _desk: JoinHandle<()>,
+}
+
+impl Door {
+    fn open() -> Self {
+        let own = key();
+        let mut root = FleetRoot::create(key()).expect("a fleet");
+        let grant = root.grant(own.public(), Role::Admin).expect("a grant");
+        let state = root.state().clone();
+        let membership = Membership::new(root.public(), &own.public(), grant, state).expect("good");
+        let (joins, mut knocks) = mpsc::channel::<Knock>(8);
+        let (endpoint, events) = start(PeerKind::Station, own, Some(membership), Some(joins));
+        let secret = InviteSecret::new(random::bytes().expect("randomness"));
+        let invitation = Invitation::new(root.fingerprint(), secret.clone(), vec![endpoint.listens()]);
+        let mut invitations = Invitations::default();
+        invitations
+            .issue(secret, Role::Node, 1, clock::unix_time_ms(), 600_000)
+            .expect("room");
+        let desk = tokio::spawn(async move {
+            let mut waiting = Vec::new();
+            while let Some(knock) = knocks.recv().await {
+                let Some(proof) = &knock.proof else {
+                    waiting.push(knock.answer);
+                    continue;
+                };
+                let now = clock::unix_time_ms();
+                let admitted = invitations.redeem(proof, &knock.exporter, now, &knock.key);
+                let joined = admitted.map(|admission| {
+                    let grant = root.grant(knock.key, admission.role).expect("a grant");
+                    Box::new(Joined {
+                        root: root.public(),
+                        grant,
+                        fleet_state: root.state().clone(),
+                        proof: Some(admission.proof),
+                    })
+                });
+                let _gone: Result<(), Result<Box<Joined>, Refused>> = knock.answer.send(joined);
+            }
+        });
+        Self {
+            endpoint,
+            invitation,
+            _events: events,
+            _desk: desk,
+        }
+    }
+}
+
+struct Device {
+    events: Events,
+    codes: mpsc::Sender<JoinRequest>,
+    _strangers: mpsc::Sender<SocketAddr>,
+    _dir: tempfile::TempDir,
+    _stop: tokio_util::sync::DropGuard,
+}
+
+/// A node that enrols; `change` says how it is configured.
+fn device(change: impl FnOnce(&mut Enrolment)) -> Device {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (endpoint, events) = start(PeerKind::Node, key(), None, None);
+    let (codes, requests) = mpsc::channel(1);
+    let (strangers_tx, strangers) = mpsc::channel(1);
+    let stop = CancellationToken::new();
+    let mut enrolment = Enrolment {
+        endpoint,
+        keepalive: KeepaliveConfig::default(),
+        code: None,
+        adoptable: false,
+        known: Vec::new(),
+        strangers,
+        requests,
+        memory: Memory::new(dir.path()),
+        status: Status::new(View::default(), LogRing::new()),
+        stop: stop.clone(),
+    };
+    change(&mut enrolment);
+    tokio::spawn(run(enrolment));
+    Device {
+        events,
+        codes,
+        _strangers: strangers_tx,
+        _dir: dir,
+        _stop: stop.drop_guard(),
+    }
+}
+
+#[tokio::test]
+async fn a_node_dials_the_station_that_its_code_names() {
+    let door = Door::open();
+    let mut device = device(|enrolment| enrolment.code = Some(door.invitation.to_string()));
+    let linked = timeout(PATIENCE, device.events.peers.recv()).await;
+    let event = linked
+        .expect("in time, though the station never dials")
+        .expect("running");
+    assert!(matches!(event, PeerEvent::Up { peer, .. } if peer.id == door.endpoint.id()));
+}
+
+#[tokio::test]
+async fn one_that_waits_to_be_accepted_takes_a_code_at_once() {
+    let door = Door::open();
+    let addr = door.endpoint.listens();
+    let device = device(|enrolment| {
+        enrolment.adoptable = true;
+        enrolment.known = vec![addr];
+    });
+    // By now it waits at the station's door.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let (done, joined) = oneshot::channel();
+    let request = JoinRequest {
+        code: door.invitation.to_string(),
+        done,
+    };
+    device.codes.send(request).await.expect("running");
+    let fleet = timeout(PATIENCE, joined)
+        .await
+        .expect("in time")
+        .expect("answered");
+    assert_eq!(fleet, Ok(door.invitation.fingerprint().short()));
+}
+
+#[tokio::test]
+async fn the_newest_stations_heard_of_stay_and_the_configured_ones() {
+    let addr = |number: u16| SocketAddr::from(([10, 0, 0, 1], number));
+    let mut kept = VecDeque::from([addr(1)]);
+    device(|enrolment| {
+        enrolment.known = vec![addr(1)];
+        for number in 2..100 {
+            assert!(enrolment.remember(&mut kept, addr(number)));
+        }
+        assert!(!enrolment.remember(&mut kept, addr(99)));
+    });
+    assert_eq!(kept.len(), STRANGERS_MAX + 1);
+    assert!(kept.contains(&addr(1)) && kept.contains(&addr(99)) && !kept.contains(&addr(2)));
+}

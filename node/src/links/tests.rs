@@ -1,0 +1,44 @@
+use serde_json::json;
+use swarm_shared::net::roots::Roots;
+use swarm_shared::proto::id::{NodeName, PublicKey};
+use swarm_shared::proto::trust::{Role, SigningKey};
+
+use super::*;
+
+#[tokio::test]
+async fn a_file_for_a_peer_that_never_comes_back_is_given_up() {
+    let config = endpoint::Config {
+        kind: PeerKind::Node,
+        name: NodeName::from_host("n1"),
+        tags: BTreeMap::new(),
+        listen: ([127, 0, 0, 1], 0).into(),
+        keepalive: KeepaliveConfig::default(),
+        timing: Timing::default(),
+        membership: None,
+        joins: None,
+    };
+    let identity = Identity::new(SigningKey::from_seed([1; 32])).expect("randomness");
+    let (endpoint, _events) = Endpoint::start(config, Arc::new(identity)).expect("started");
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = std::fs::File::create(dir.path().join("big")).expect("made");
+    // More than all queues on the way hold.
+    file.set_len(64 * 1024 * 1024).expect("a hole");
+    let roots = Roots::new(BTreeMap::from([("r".to_owned(), dir.path().to_owned())]));
+    let transfers = Transfers::with_idle(roots, CancellationToken::new(), Duration::from_millis(300));
+    let kwargs = json!({ "op": "pull", "path": "r/big" });
+    let command = Command {
+        id: 1,
+        peer: PublicKey([2; 32]).id(),
+        role: Role::Operator,
+        action: "filetransfer".to_owned(),
+        arguments: Arguments {
+            args: Vec::new(),
+            kwargs: kwargs.as_object().cloned().expect("an object"),
+        },
+        deadline: None,
+    };
+    let sent = send_file(&endpoint, &transfers, &command);
+    let reply = tokio::time::timeout(Duration::from_secs(20), sent).await;
+    assert_eq!(reply.expect("it ends").state, Outcome::Failed);
+    endpoint.shutdown().await;
+}
