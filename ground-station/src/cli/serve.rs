@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::Common;
@@ -34,6 +35,7 @@ pub(super) async fn run(args: Args, common: &Common, screen: &mut Screen) -> Res
         config.pings &= !args.no_pings;
         config.mdns &= !args.no_mdns;
     };
+    raise_file_limit();
     let connection = Connection::serve(common, adjust, screen).await?;
     screen.note("serving; other verbs use these links; Ctrl-C ends it");
     tokio::select! {
@@ -44,4 +46,16 @@ pub(super) async fn run(args: Args, common: &Common, screen: &mut Screen) -> Res
     }
     connection.close().await;
     Ok(0)
+}
+
+/// Each link takes a file descriptor, and many systems start a process with 1,024: a fleet of 500 needs twice that.
+fn raise_file_limit() {
+    let limits = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limits.maximum,
+        maximum: limits.maximum,
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::debug!(%error, "the limit of open files stays");
+    }
 }

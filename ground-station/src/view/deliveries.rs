@@ -214,6 +214,12 @@ impl End {
             .exit
             .filter(|status| *status != 0)
             .map(|status| format!("exit status {status}"));
+        // The error of a program that failed says its exit status already.
+        let exit = exit.filter(|exit| {
+            self.error
+                .as_ref()
+                .is_none_or(|error| !error.contains(exit.as_str()))
+        });
         let texts = [self.output.clone(), self.value.clone(), exit, self.error.clone()];
         texts.into_iter().flatten().flat_map(|text| {
             let lines: Vec<String> = text.trim_end().lines().map(str::to_owned).collect();

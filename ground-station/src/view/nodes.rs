@@ -51,7 +51,13 @@ impl Nodes {
         let rows: Vec<Vec<Cell>> = views
             .iter()
             .map(|view| {
-                let heard = view.last_heard_ms.map(|ms| ms.saturating_add(older_ms(&view.id)));
+                // Whoever is online is heard every second, without a word to whoever watches.
+                let older = if view.state == NodeState::Online {
+                    0
+                } else {
+                    older_ms(&view.id)
+                };
+                let heard = view.last_heard_ms.map(|ms| ms.saturating_add(older));
                 row(view, heard)
             })
             .collect();

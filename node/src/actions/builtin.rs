@@ -138,15 +138,17 @@ impl Inner {
     pub(super) async fn notify(&self, command: &Command) -> Result<Reply, String> {
         let params = Params::of(&command.arguments, &["text"])?;
         let text = params.need("text")?;
-        if text.len() > TEXT_BYTES_MAX || text.contains('\0') {
+        if text.is_empty() || text.len() > TEXT_BYTES_MAX || text.contains('\0') {
             return Err(format!(
-                "the text must have at most {TEXT_BYTES_MAX} bytes and no NUL"
+                "the text must not be empty and have at most {TEXT_BYTES_MAX} bytes and no NUL"
             ));
         }
         tracing::info!(peer = command.peer.short(), text = ?text, "notice");
         let notify = &self.setup.config.notify;
         let Some(program) = &notify.command else {
-            return Ok(Reply::done(Value::Null));
+            return Ok(Reply::done(
+                "logged only: this node configures no [notify] command to show it".into(),
+            ));
         };
         let mut argv = program.as_slice().to_vec();
         argv.push(text.into_owned());

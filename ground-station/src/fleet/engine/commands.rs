@@ -109,7 +109,7 @@ pub(super) async fn run(shared: Shared, targets: Vec<Target>, command: Command, 
         }
     }
     for target in waiting.into_values() {
-        let reply = no_answer(&target, &command);
+        let reply = no_answer(&target, &command, shared.stays);
         let delivery = Delivery::new(target.node, reply, elapsed_ms(started));
         if events.send(Event::Delivery(delivery)).await.is_err() {
             return;
@@ -123,12 +123,12 @@ async fn fail(events: &mpsc::Sender<Event>, error: &WireError) {
     let _caller_gone = events.send(Event::failed(Failure::Usage, message)).await;
 }
 
-fn no_answer(target: &Target, command: &Command) -> Reply {
+fn no_answer(target: &Target, command: &Command, stays: bool) -> Reply {
     let wait = command.timeout.as_secs_f64();
-    let error = match (*target.online.borrow(), command.ttl > command.timeout) {
+    let error = match (*target.online.borrow(), stays && command.ttl > command.timeout) {
         (true, _) => format!("no answer within {wait} s; it may still be at work"),
         (false, true) => format!(
-            "offline; while this station runs, the command waits for it up to {} s in all",
+            "offline; it will run if the node comes back within {} s of being asked, while `serve` runs",
             command.ttl.as_secs_f64()
         ),
         (false, false) => format!("offline for the {wait} s that were waited"),

@@ -97,11 +97,6 @@ impl Task {
     /// Joins another station's fleet by its code.
     pub(super) async fn join(&mut self, code: String, timeout_ms: u64, events: mpsc::Sender<Event>) {
         let usage = |message: String| Event::failed(Failure::Usage, message);
-        if let Some(old) = self.membership() {
-            let error = OfficeError::HasFleet(old.fingerprint().short());
-            let _caller_gone = events.send(usage(error.to_string())).await;
-            return;
-        }
         let invitation: Invitation = match code.parse() {
             Ok(invitation) => invitation,
             Err(error) => {
@@ -109,6 +104,16 @@ impl Task {
                 return;
             }
         };
+        // A code of the same fleet brings another role; a fleet without members is given up for another one.
+        let own = self.membership();
+        let other = own
+            .as_ref()
+            .is_some_and(|own| own.fingerprint() != *invitation.fingerprint());
+        if other && !self.roll.is_empty() {
+            let fleet = own.map_or_else(String::new, |own| own.fingerprint().short());
+            let _caller_gone = events.send(usage(OfficeError::HasFleet(fleet).to_string())).await;
+            return;
+        }
         let deadline = clock::now() + Duration::from_millis(timeout_ms);
         let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
         let first = invitation.addresses().first().copied().unwrap_or(nowhere);
@@ -137,6 +142,9 @@ impl Task {
             }
         };
         let joined = async {
+            if other {
+                self.office.leave().await?;
+            }
             office::keep_membership(&self.store, &membership).await?;
             self.shared.endpoint.adopt(Arc::new(membership)).await;
             self.shared.endpoint.adopted().await;

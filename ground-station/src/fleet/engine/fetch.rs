@@ -342,6 +342,7 @@ mod tests {
             epoch: 1,
             routes: Routes::default(),
             sends: Arc::new(Semaphore::new(1)),
+            stays: true,
         };
         let (_never, online) = watch::channel(false);
         let mut targets = Vec::new();

@@ -50,7 +50,7 @@ use office::Office;
 use roll::Roll;
 use watchers::Watchers;
 
-/// How often what has changed of members is written to the store, and watchers are told of quiet changes.
+/// How often what has changed of members is written to the store, and watchers are told what found no room before.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// How often a waiting `nodes` looks whether all are there.
 const LOOK_STEP: Duration = Duration::from_millis(20);
@@ -115,6 +115,8 @@ struct Shared {
     routes: fetch::Routes,
     /// How many nodes are sent files at once.
     sends: Arc<Semaphore>,
+    /// Whether the links stay up when a verb has its answer.
+    stays: bool,
 }
 
 impl Engine {
@@ -172,6 +174,7 @@ impl Engine {
                 epoch: store.epoch(),
                 routes: fetch::Routes::default(),
                 sends: Arc::new(Semaphore::new(send::NODES_AT_ONCE)),
+                stays,
             },
             store,
             office,
@@ -401,7 +404,7 @@ impl Task {
 
     async fn take_call(&mut self, call: Call) {
         let Call { request, events } = call;
-        if !matches!(request, Request::Init | Request::Join { .. })
+        if needs_fleet(&request)
             && let Err(message) = self.ensure_fleet(&events).await
         {
             let _caller_gone = events.send(Event::failed(Failure::Failed, message)).await;
@@ -563,6 +566,25 @@ impl Task {
             self.tasks
                 .spawn(async move { say_all(&look.events, found).await });
         }
+    }
+}
+
+/// Whether a request is about a fleet of this station's own, so that one is made if there is none. Who only looks, or
+/// commands nobody, stays free to join another station's fleet.
+fn needs_fleet(request: &Request) -> bool {
+    match request {
+        Request::Invite { .. }
+        | Request::Pending
+        | Request::Accept { .. }
+        | Request::Revoke { .. }
+        | Request::Members => true,
+        Request::Init
+        | Request::Join { .. }
+        | Request::Nodes { .. }
+        | Request::Watch { .. }
+        | Request::Command { .. }
+        | Request::SendFiles { .. }
+        | Request::Fetch { .. } => false,
     }
 }
 

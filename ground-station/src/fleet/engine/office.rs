@@ -162,6 +162,19 @@ impl Office {
         Ok(membership)
     }
 
+    /// Gives this station's own fleet up, which has no members. Its root key is put aside, not destroyed.
+    pub(super) async fn leave(&mut self) -> Result<(), OfficeError> {
+        if self.root.take().is_none() {
+            return Ok(());
+        }
+        let key = self.state_dir.join(KeyFile::FleetRoot.name());
+        let aside = key.with_extension("key.unused");
+        let moved = tokio::task::spawn_blocking(move || std::fs::rename(key, aside)).await;
+        moved
+            .map_err(|error| OfficeError::Internal(error.to_string()))?
+            .map_err(|error| OfficeError::Internal(format!("cannot put the old root key aside: {error}")))
+    }
+
     async fn keep_root(&self) -> Result<(), StoreError> {
         match &self.root {
             Some(root) => self.store.set_root_record(json(root.record())).await,

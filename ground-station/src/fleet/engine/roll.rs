@@ -235,6 +235,11 @@ impl Roll {
             .map_or_else(|| id.short(), |member| member.row.name.to_string())
     }
 
+    /// Whether nobody has ever belonged.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// The grant of a member that was taken in here.
     pub(super) fn grant(&self, id: PeerId) -> Option<String> {
         let member = self.0.get(&id).filter(|member| !member.row.revoked)?;

@@ -1,4 +1,4 @@
-//! Says a thing once: a peer that is refused dials again and again, and each time for the same reason.
+//! Says a thing once: a peer that is refused, or holds a copied key, dials again and again.
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
@@ -32,21 +32,26 @@ pub struct Hush {
 impl Hush {
     /// Whether an operator who reads along has not been told this yet, or not for a long time.
     pub fn is_news(&mut self, notice: &Notice, now: Instant) -> bool {
-        let Notice::Refused {
-            addr,
-            peer,
-            by_us,
-            refused,
-            ..
-        } = notice
-        else {
-            return true;
-        };
-        let refusal = Refusal {
-            peer: *peer,
-            ip: peer.is_none().then(|| addr.ip()),
-            by_us: *by_us,
-            code: refused.code,
+        let refusal = match notice {
+            Notice::Refused {
+                addr,
+                peer,
+                by_us,
+                refused,
+                ..
+            } => Refusal {
+                peer: *peer,
+                ip: peer.is_none().then(|| addr.ip()),
+                by_us: *by_us,
+                code: refused.code,
+            },
+            Notice::Cloned { id, other, .. } => Refusal {
+                peer: Some(*id),
+                ip: Some(other.1.ip()),
+                by_us: true,
+                code: RefusalCode::ClonedKey,
+            },
+            Notice::Renamed { .. } | Notice::OwnKeyRevoked => return true,
         };
         self.said
             .retain(|(_, at)| now.saturating_duration_since(*at) < SAY_AGAIN_AFTER);

@@ -140,7 +140,7 @@ impl Wish {
     fn name(&self) -> &'static str {
         match self {
             Self::Command(ActionClass::Read) => "a command that reads",
-            Self::Command(ActionClass::Act) => "a command that changes something",
+            Self::Command(ActionClass::Act) => "a command that does more than look",
             Self::Command(ActionClass::Execute) | Self::Frame(Kind::Command) => "running a program",
             Self::Frame(Kind::Hello | Kind::Welcome | Kind::Refused | Kind::Heartbeat | Kind::Ack) => {
                 "the upkeep of a link"
@@ -243,7 +243,7 @@ mod tests {
         assert_eq!(refused.code, RefusalCode::NotAllowed);
         assert_eq!(
             refused.reason,
-            "a command that changes something may not be asked for by role observer: it takes role operator or \
+            "a command that does more than look may not be asked for by role observer: it takes role operator or \
              admin; the fleet's admin can invite this key anew as one"
         );
     }
