@@ -330,7 +330,8 @@ impl EndpointTask {
     fn refuse_clone(&mut self, id: PeerId, greeted: Box<Greeted>) {
         let other = (greeted.hello.name.clone(), greeted.addr);
         let linked = self.peers.get(&id).and_then(|entry| entry.info.clone());
-        let linked = linked.map_or_else(|| other.clone(), |info| (info.name.clone(), info.addr));
+        // Where it listens: which side dialled, and from which port, tells nobody anything.
+        let linked = linked.map_or_else(|| other.clone(), |info| (info.name.clone(), info.listens));
         let reason = format!(
             "key {} is in use by {} at {} too: two devices hold one copied identity.key; delete it on one of them and \
              join that one anew",
