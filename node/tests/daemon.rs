@@ -172,6 +172,11 @@ fn a_configuration_can_be_checked() {
     );
     let example = concat!(env!("CARGO_MANIFEST_DIR"), "/swarm-node.example.toml");
     assert_eq!(say(swarm_node(dir.path()).args(["check-config", example])).0, 0);
+    let slip = dir.path().join("slip.toml");
+    std::fs::write(&slip, "join = \"SWARM1-XXXX\"\n").expect("written");
+    let (code, _, error) = say(swarm_node(dir.path()).arg("check-config").arg(&slip));
+    assert_eq!(code, 2);
+    assert!(error.contains("join: "), "{error}");
     let (code, out, error) = say(swarm_node(dir.path()).args(["check-config", "/no/such"]));
     assert_eq!((code, out.as_str()), (2, ""));
     assert!(error.contains("/no/such: cannot be read"), "{error}");

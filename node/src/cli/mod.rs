@@ -182,6 +182,10 @@ fn cannot_ask(dir: &std::path::Path) -> String {
 
 fn check_config(file: &std::path::Path) -> anyhow::Result<()> {
     let config = Config::load(Some(file), std::iter::empty())?;
+    if let Some(Err(error)) = config.join.as_deref().map(str::parse::<Invitation>) {
+        // Found here, and not on twenty SD cards.
+        return Err(settings::BadFlag(format!("{}: join: {error}", file.display())).into());
+    }
     let mut text = format!("{}: ok\n", file.display());
     for key in config.not_acted_on() {
         text.push_str(&format!(
