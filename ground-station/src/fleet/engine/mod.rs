@@ -188,6 +188,7 @@ impl Engine {
             tasks: tasks.clone(),
         };
         task.open_members().await;
+        task.dial_members().await;
         tasks.spawn(task.run(calls, events, join_requests, endpoint.membership()));
         tracing::info!(addr = %endpoint.listens(), "listening");
         Ok(Self {
@@ -282,18 +283,23 @@ impl Task {
         self.look_after().await;
     }
 
-    /// Every member gets its session, so that commands can wait for those that are away; and its address is dialled.
+    /// Every member gets its session, so that commands can wait for those that are away.
     async fn open_members(&mut self) {
-        for (id, address) in self.roll.unopened() {
+        for id in self.roll.unopened() {
             if let Ok(link) = self.shared.endpoint.open(id).await {
                 self.roll.opened(id, link);
             }
-            if let Some(address) = address {
-                self.shared
-                    .endpoint
-                    .heard(address, Source::Known, Hint::Id(id))
-                    .await;
-            }
+        }
+    }
+
+    /// Dials members where they were seen last, at start. Who is taken in later dials by itself, as soon as it has its
+    /// grant: dialled sooner, it would be refused for want of one.
+    async fn dial_members(&self) {
+        for (id, address) in self.roll.addresses() {
+            self.shared
+                .endpoint
+                .heard(address, Source::Known, Hint::Id(id))
+                .await;
         }
     }
 

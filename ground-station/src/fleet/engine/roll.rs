@@ -135,13 +135,21 @@ impl Roll {
         }
     }
 
-    /// Members that still lack a session, with where each was seen last.
-    pub(super) fn unopened(&self) -> Vec<(PeerId, Option<SocketAddr>)> {
+    /// Members that still lack a session.
+    pub(super) fn unopened(&self) -> Vec<PeerId> {
         let lacking = self
             .0
             .iter()
             .filter(|(_, member)| member.link.is_none() && !member.row.revoked);
-        lacking.map(|(id, member)| (*id, member.row.address)).collect()
+        lacking.map(|(id, _)| *id).collect()
+    }
+
+    /// Where members were seen last.
+    pub(super) fn addresses(&self) -> Vec<(PeerId, SocketAddr)> {
+        let known = self.0.iter().filter(|(_, member)| !member.row.revoked);
+        known
+            .filter_map(|(id, member)| Some((*id, member.row.address?)))
+            .collect()
     }
 
     pub(super) fn opened(&mut self, id: PeerId, link: PeerLink) {
