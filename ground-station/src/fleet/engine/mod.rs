@@ -45,13 +45,15 @@ use tokio_util::task::TaskTracker;
 
 use super::{Call, Event, Failure, Fleet, Request};
 use crate::config::Config;
-use crate::store::{Store, StoreError};
+use crate::store::{MemberRow, Store, StoreError};
 use office::Office;
 use roll::Roll;
 use watchers::Watchers;
 
 /// How often what has changed of members is written to the store, and watchers are told what found no room before.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(1);
+/// How long a newcomer has to store its grant and dial, before it is dialled.
+const NEWCOMER_HEAD_START: Duration = Duration::from_secs(2);
 /// How often a waiting `nodes` looks whether all are there.
 const LOOK_STEP: Duration = Duration::from_millis(20);
 
@@ -292,15 +294,31 @@ impl Task {
         }
     }
 
-    /// Dials members where they were seen last, at start. Who is taken in later dials by itself, as soon as it has its
-    /// grant: dialled sooner, it would be refused for want of one.
+    /// Dials members where they were seen last.
     async fn dial_members(&self) {
         for (id, address) in self.roll.addresses() {
-            self.shared
-                .endpoint
-                .heard(address, Source::Known, Hint::Id(id))
-                .await;
+            let hint = Hint::Id(id);
+            self.shared.endpoint.heard(address, Source::Known, hint).await;
         }
+    }
+
+    /// Dials who has just been taken in, unless it dials first: dialled before it has its grant, it would be refused for
+    /// want of one.
+    fn dial_newcomer(&self, member: &MemberRow) {
+        let (endpoint, hint, address) = (
+            self.shared.endpoint.clone(),
+            Hint::Id(member.key.id()),
+            member.address,
+        );
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move {
+            let head_start = stop
+                .run_until_cancelled(tokio::time::sleep(NEWCOMER_HEAD_START))
+                .await;
+            if let (Some(()), Some(address)) = (head_start, address) {
+                endpoint.heard(address, Source::Known, hint).await;
+            }
+        });
     }
 
     async fn take_event(&mut self, event: PeerEvent, checks: &mpsc::Sender<roll::Checked>) {
@@ -391,6 +409,7 @@ impl Task {
             .take_join(join, membership.as_deref(), &self.roll)
             .await;
         if let Some(member) = taken_in {
+            self.dial_newcomer(&member);
             self.roll.admit(member);
             self.open_members().await;
         }
@@ -496,6 +515,7 @@ impl Task {
                 let membership = self.shared.endpoint.membership().borrow().clone();
                 let accepted = self.office.accept(&node, membership.as_deref()).await;
                 if let Ok(member) = &accepted {
+                    self.dial_newcomer(member);
                     self.roll.admit(member.clone());
                     self.open_members().await;
                 }
