@@ -176,7 +176,6 @@ impl Enrolment {
         // Written before anybody hears that it went well.
         self.memory.keep_fleet(&membership).await;
         self.endpoint.adopt(membership).await;
-        self.endpoint.adopted().await;
         self.endpoint.heard(station, Source::Known, Hint::None).await;
     }
 

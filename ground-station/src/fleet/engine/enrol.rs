@@ -46,8 +46,6 @@ impl Task {
         let own = self.shared.endpoint.local().identity.key.public();
         let membership = Arc::new(self.office.found(own).await?);
         self.shared.endpoint.adopt(Arc::clone(&membership)).await;
-        // The endpoint's task takes it up in its own time; what follows here relies on it.
-        self.shared.endpoint.adopted().await;
         Ok(membership)
     }
 
@@ -147,7 +145,6 @@ impl Task {
             }
             office::keep_membership(&self.store, &membership).await?;
             self.shared.endpoint.adopt(Arc::new(membership)).await;
-            self.shared.endpoint.adopted().await;
             for addr in invitation.addresses() {
                 self.remember_station(*addr).await;
             }

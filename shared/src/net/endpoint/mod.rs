@@ -169,7 +169,10 @@ enum Ask {
         id: PeerId,
         answer: oneshot::Sender<PeerLink>,
     },
-    Adopt(Arc<Membership>),
+    Adopt {
+        membership: Arc<Membership>,
+        done: oneshot::Sender<()>,
+    },
 }
 
 /// Why an endpoint did not start.
@@ -299,16 +302,13 @@ impl Endpoint {
         self.ask(Ask::Nudge).await;
     }
 
-    /// This program has joined a fleet, or its root has spoken: links of keys that are out now close.
+    /// This program has joined a fleet, or its root has spoken: links of keys that are out now close. When this
+    /// returns, the membership is in force.
     pub async fn adopt(&self, membership: Arc<Membership>) {
-        self.ask(Ask::Adopt(membership)).await;
-    }
-
-    /// Waits until this program belongs to a fleet.
-    pub async fn adopted(&self) {
-        let mut membership = self.local.membership.clone();
+        let (done, adopted) = oneshot::channel();
+        self.ask(Ask::Adopt { membership, done }).await;
         // Fails only while everything is being shut down.
-        let _stopping = membership.wait_for(Option::is_some).await.is_ok();
+        let _stopping = adopted.await.is_ok();
     }
 
     /// The session with a peer, linked or not: what is sent waits for its link.

@@ -149,7 +149,10 @@ impl EndpointTask {
                     }
                 }
             }
-            Ask::Adopt(membership) => self.adopt(Membership::clone(&membership)),
+            Ask::Adopt { membership, done } => {
+                self.adopt(Membership::clone(&membership));
+                let _caller_gone = done.send(());
+            }
         }
     }
 
