@@ -96,6 +96,27 @@ pub enum Request {
     Members,
 }
 
+impl Request {
+    /// Whether it is about a fleet of this station's own, so that one is made if there is none. Who only looks, or
+    /// commands nobody, stays free to join another station's fleet.
+    pub fn needs_fleet(&self) -> bool {
+        match self {
+            Self::Invite { .. }
+            | Self::Pending
+            | Self::Accept { .. }
+            | Self::Revoke { .. }
+            | Self::Members => true,
+            Self::Init
+            | Self::Join { .. }
+            | Self::Nodes { .. }
+            | Self::Watch { .. }
+            | Self::Command { .. }
+            | Self::SendFiles { .. }
+            | Self::Fetch { .. } => false,
+        }
+    }
+}
+
 /// What goes where.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "to", rename_all = "kebab-case")]

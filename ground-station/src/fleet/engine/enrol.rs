@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use swarm_shared::net::clock;
 use swarm_shared::net::join::{JoinError, join};
+use swarm_shared::proto::dial::{Hint, Source};
 use swarm_shared::proto::id::PeerId;
 use swarm_shared::proto::trust::Membership;
 use swarm_shared::proto::trust::invite::Invitation;
@@ -16,13 +17,36 @@ use super::office::OfficeError;
 use super::roll::member_view;
 use super::{Task, finish, office};
 use crate::fleet::{Event, Failure, MembershipView};
+use crate::store::MemberRow;
 
 /// Between two attempts to reach the station that gave out a code.
 const JOIN_PAUSE: Duration = Duration::from_millis(500);
 
+/// How long a newcomer has to store its grant and dial, before it is dialled.
+const NEWCOMER_HEAD_START: Duration = Duration::from_secs(2);
+
 impl Task {
     fn membership(&self) -> Option<Arc<Membership>> {
         self.shared.endpoint.membership().borrow().clone()
+    }
+
+    /// Dials who has just been taken in, unless it dials first: dialled before it has its grant, it would be refused for
+    /// want of one.
+    pub(super) fn dial_newcomer(&self, member: &MemberRow) {
+        let (endpoint, hint, address) = (
+            self.shared.endpoint.clone(),
+            Hint::Id(member.key.id()),
+            member.address,
+        );
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move {
+            let head_start = stop
+                .run_until_cancelled(tokio::time::sleep(NEWCOMER_HEAD_START))
+                .await;
+            if let (Some(()), Some(address)) = (head_start, address) {
+                endpoint.heard(address, Source::Known, hint).await;
+            }
+        });
     }
 
     /// Makes a fleet if this station has none, and says so.
@@ -175,7 +199,6 @@ impl Task {
     }
 
     async fn remember_station(&self, addr: SocketAddr) {
-        use swarm_shared::proto::dial::{Hint, Source};
         self.shared.endpoint.heard(addr, Source::Known, Hint::None).await;
     }
 }

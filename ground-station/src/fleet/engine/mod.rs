@@ -45,15 +45,13 @@ use tokio_util::task::TaskTracker;
 
 use super::{Call, Event, Failure, Fleet, Request};
 use crate::config::Config;
-use crate::store::{MemberRow, Store, StoreError};
+use crate::store::{Store, StoreError};
 use office::Office;
 use roll::Roll;
 use watchers::Watchers;
 
 /// How often what has changed of members is written to the store, and watchers are told what found no room before.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(1);
-/// How long a newcomer has to store its grant and dial, before it is dialled.
-const NEWCOMER_HEAD_START: Duration = Duration::from_secs(2);
 /// How often a waiting `nodes` looks whether all are there.
 const LOOK_STEP: Duration = Duration::from_millis(20);
 
@@ -302,25 +300,6 @@ impl Task {
         }
     }
 
-    /// Dials who has just been taken in, unless it dials first: dialled before it has its grant, it would be refused for
-    /// want of one.
-    fn dial_newcomer(&self, member: &MemberRow) {
-        let (endpoint, hint, address) = (
-            self.shared.endpoint.clone(),
-            Hint::Id(member.key.id()),
-            member.address,
-        );
-        let stop = self.stop.clone();
-        self.tasks.spawn(async move {
-            let head_start = stop
-                .run_until_cancelled(tokio::time::sleep(NEWCOMER_HEAD_START))
-                .await;
-            if let (Some(()), Some(address)) = (head_start, address) {
-                endpoint.heard(address, Source::Known, hint).await;
-            }
-        });
-    }
-
     async fn take_event(&mut self, event: PeerEvent, checks: &mpsc::Sender<roll::Checked>) {
         let changed = match event {
             PeerEvent::Up { peer, .. } => {
@@ -429,7 +408,7 @@ impl Task {
 
     async fn take_call(&mut self, call: Call) {
         let Call { request, events } = call;
-        if needs_fleet(&request)
+        if request.needs_fleet()
             && let Err(message) = self.ensure_fleet(&events).await
         {
             let _caller_gone = events.send(Event::failed(Failure::Failed, message)).await;
@@ -592,25 +571,6 @@ impl Task {
             self.tasks
                 .spawn(async move { say_all(&look.events, found).await });
         }
-    }
-}
-
-/// Whether a request is about a fleet of this station's own, so that one is made if there is none. Who only looks, or
-/// commands nobody, stays free to join another station's fleet.
-fn needs_fleet(request: &Request) -> bool {
-    match request {
-        Request::Invite { .. }
-        | Request::Pending
-        | Request::Accept { .. }
-        | Request::Revoke { .. }
-        | Request::Members => true,
-        Request::Init
-        | Request::Join { .. }
-        | Request::Nodes { .. }
-        | Request::Watch { .. }
-        | Request::Command { .. }
-        | Request::SendFiles { .. }
-        | Request::Fetch { .. } => false,
     }
 }
 
