@@ -223,7 +223,7 @@ proptest! {
                 fill = fill.wrapping_add(1);
                 let mut frame = Frame::binary(Kind::Chunk, Bytes::from(vec![fill; *size]));
                 let [seq, ack, ttl] = trailer;
-                out.put(&Parcel::new(&frame).expect("a short header"), Trailer { seq, ack, ttl });
+                out.put(&Parcel::new(&frame).expect("a short header"), Trailer { seq, ack, ttl, ..Trailer::default() });
                 (frame.header.seq, frame.header.ack, frame.header.ttl) = (seq, ack, ttl);
                 frames.push(frame);
             } else if out.is_empty() {

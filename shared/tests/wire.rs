@@ -318,8 +318,8 @@ fn any_header() -> impl Strategy<Value = Header> {
         Just(Lane::Telemetry),
         Just(Lane::Bulk),
     ]);
-    (words, texts, kinds, lanes, any::<[Option<u64>; 6]>()).prop_map(|(words, texts, kind, lane, numbers)| {
-        let [id, epoch, offset, seq, ack, ttl] = numbers;
+    (words, texts, kinds, lanes, any::<[Option<u64>; 9]>()).prop_map(|(words, texts, kind, lane, numbers)| {
+        let [id, epoch, offset, life, seq, ack, ttl, until, stamp] = numbers;
         Header {
             byteorder: words.0,
             content_type: words.1,
@@ -335,9 +335,12 @@ fn any_header() -> impl Strategy<Value = Header> {
             id,
             epoch,
             offset,
+            life,
             seq,
             ack,
             ttl,
+            until,
+            stamp,
         }
     })
 }

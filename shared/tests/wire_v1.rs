@@ -49,8 +49,7 @@ fn golden(mut frame: Frame, trailer: Trailer, header: &str, content: &[u8]) {
         .next_frame(&mut bytes)
         .expect("sound")
         .expect("whole");
-    let Trailer { seq, ack, ttl } = trailer;
-    (frame.header.seq, frame.header.ack, frame.header.ttl) = (seq, ack, ttl);
+    frame.header.set_trailer(trailer);
     assert_eq!(read, frame);
 
     // The other way to write a frame writes the same.
@@ -260,6 +259,7 @@ fn command() {
             seq: Some(5),
             ack: Some(4),
             ttl: Some(2_000),
+            ..Trailer::default()
         },
         r##"{"byteorder":"little","content-type":"json","content-encoding":"utf-8","content-length":40,"message-type":"request","action":"led","kind":"command","lane":"control","id":41,"epoch":3,"seq":5,"ack":4,"ttl":2000}"##,
         br##"{"args":[],"kwargs":{"color":"#ff0000"}}"##,
@@ -278,6 +278,7 @@ fn command() {
             seq: most,
             ack: most,
             ttl: most,
+            ..Trailer::default()
         };
         golden(
             frame.clone(),
@@ -286,6 +287,26 @@ fn command() {
             br##"{"args":[],"kwargs":{"color":"#ff0000"}}"##,
         );
     }
+}
+
+#[test]
+fn command_with_all_its_deadlines() {
+    let mut frame = Frame::json(Kind::Command, &Arguments::default());
+    frame.header.message_type = MessageType::Request;
+    frame.header.action = Some("takeoff".to_owned());
+    frame.header.life = Some(2_000);
+    golden(
+        frame,
+        Trailer {
+            seq: Some(1),
+            ack: None,
+            ttl: Some(1_500),
+            until: Some(72_000),
+            stamp: Some(9),
+        },
+        r#"{"byteorder":"little","content-type":"json","content-encoding":"utf-8","content-length":23,"message-type":"request","action":"takeoff","kind":"command","life":2000,"seq":1,"ttl":1500,"until":72000,"stamp":9}"#,
+        br#"{"args":[],"kwargs":{}}"#,
+    );
 }
 
 #[test]

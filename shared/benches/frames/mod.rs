@@ -43,13 +43,14 @@ pub(crate) fn trailer(seq: u64) -> Trailer {
         seq: Some(1_000_000 + seq),
         ack: None,
         ttl: Some(30_000),
+        until: Some(1_030_000),
+        stamp: None,
     }
 }
 
 /// The frame with what its session appends.
 pub(crate) fn number(frame: &Frame, seq: u64) -> Frame {
     let mut frame = frame.clone();
-    let Trailer { seq, ack, ttl } = trailer(seq);
-    (frame.header.seq, frame.header.ack, frame.header.ttl) = (seq, ack, ttl);
+    frame.header.set_trailer(trailer(seq));
     frame
 }

@@ -7,10 +7,10 @@ use std::io::IoSlice;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::wire::print::number;
-use super::wire::{Frame, HEADER_BYTES_MAX, LENGTH_BYTES, WireError};
+use super::wire::{Frame, HEADER_BYTES_MAX, Header, LENGTH_BYTES, WireError};
 
-/// Room kept in every header for the keys that are appended on sending: three names and three 20-digit numbers.
-const TRAILER_BYTES_MAX: usize = 96;
+/// Room kept in every header for the keys that are appended on sending: five names and five 20-digit numbers.
+const TRAILER_BYTES_MAX: usize = 144;
 /// Contents up to this many bytes are kept beside their header and copied with it, so that a small frame is one piece of
 /// memory and a burst of them one write.
 const COPY_BYTES_MAX: usize = 4 * 1024;
@@ -36,16 +36,46 @@ pub struct Trailer {
     pub ack: Option<u64>,
     /// Time to live left, in milliseconds.
     pub ttl: Option<u64>,
+    /// When that ends on the receiver's clock, in milliseconds.
+    pub until: Option<u64>,
+    /// The sender's clock, in milliseconds.
+    pub stamp: Option<u64>,
+}
+
+impl Header {
+    /// The keys that belong to one transmission.
+    pub fn trailer(&self) -> Trailer {
+        Trailer {
+            seq: self.seq,
+            ack: self.ack,
+            ttl: self.ttl,
+            until: self.until,
+            stamp: self.stamp,
+        }
+    }
+
+    /// Sets the keys that belong to one transmission, as sending would.
+    pub fn set_trailer(&mut self, trailer: Trailer) {
+        let Trailer {
+            seq,
+            ack,
+            ttl,
+            until,
+            stamp,
+        } = trailer;
+        (self.seq, self.ack, self.ttl) = (seq, ack, ttl);
+        (self.until, self.stamp) = (until, stamp);
+    }
 }
 
 impl Parcel {
-    /// Encodes a frame. Its own `seq`, `ack` and `ttl` must be absent: the session sets them.
+    /// Encodes a frame. What a [`Trailer`] holds must be absent: the session sets it.
     ///
     /// # Errors
     /// [`WireError::HeaderTooLong`] if the header would not fit with its trailer, [`WireError::BadHeader`] if it tells
     /// another length than the content has.
     pub fn new(frame: &Frame) -> Result<Self, WireError> {
-        debug_assert!(frame.header.seq.is_none() && frame.header.ack.is_none() && frame.header.ttl.is_none());
+        debug_assert_eq!(frame.header.trailer(), Trailer::default());
         frame.check_length()?;
         let mut start = frame.header.to_json()?;
         start.pop();
@@ -114,6 +144,8 @@ impl OutBuffer {
         number(&mut self.tail, b",\"seq\":", trailer.seq);
         number(&mut self.tail, b",\"ack\":", trailer.ack);
         number(&mut self.tail, b",\"ttl\":", trailer.ttl);
+        number(&mut self.tail, b",\"until\":", trailer.until);
+        number(&mut self.tail, b",\"stamp\":", trailer.stamp);
         self.tail.put_u8(b'}');
         let header_len = self.tail.len() - before - LENGTH_BYTES;
         // `Parcel::new` keeps head and trailer within HEADER_BYTES_MAX, which fits a u16.

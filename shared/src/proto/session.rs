@@ -360,7 +360,15 @@ impl<T> Session<T> {
                 let ttl = item
                     .deadline
                     .map(|deadline| millis(deadline.saturating_duration_since(now)));
-                to.put(&item.parcel, Trailer { seq, ack, ttl });
+                to.put(
+                    &item.parcel,
+                    Trailer {
+                        seq,
+                        ack,
+                        ttl,
+                        ..Trailer::default()
+                    },
+                );
                 self.forget_ack();
             }
             if self.ack_due.is_some_and(|due| now >= due) {

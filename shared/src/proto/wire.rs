@@ -223,6 +223,14 @@ pub enum Kind {
     Join,
     /// Here is your grant.
     Joined,
+    /// Your command has come this far.
+    Stage,
+    /// Emergency stop: its content is the signed order, as in a datagram.
+    Stop,
+    /// How my emergency stop stands.
+    Stopped,
+    /// What I can do.
+    Offer,
     /// From a later version: counted and passed over.
     #[serde(other)]
     Unknown,
@@ -269,6 +277,9 @@ pub struct Header {
     /// Where a chunk belongs in its file, in bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub offset: Option<u64>,
+    /// The time to live that a command was issued with, in milliseconds: how old it may ever get, wherever it waits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub life: Option<u64>,
     /// The frame's number in its session, from 1; frames without one are not acknowledged.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seq: Option<u64>,
@@ -278,6 +289,12 @@ pub struct Header {
     /// Time to live left when the frame was sent, in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ttl: Option<u64>,
+    /// When the time to live ends on the receiver's clock, in milliseconds, reckoned from its newest [`Header::stamp`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub until: Option<u64>,
+    /// The sender's clock when the frame was sent, in milliseconds since its session began.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stamp: Option<u64>,
 }
 
 /// As read, with every key optional, so that the error can name the one that is missing.
@@ -300,9 +317,12 @@ struct RawHeader {
     id: Option<u64>,
     epoch: Option<u64>,
     offset: Option<u64>,
+    life: Option<u64>,
     seq: Option<u64>,
     ack: Option<u64>,
     ttl: Option<u64>,
+    until: Option<u64>,
+    stamp: Option<u64>,
 }
 
 /// Some peers write `request_id` as a number.
@@ -359,7 +379,10 @@ impl Header {
             offset: raw.offset,
             seq: raw.seq,
             ack: raw.ack,
+            life: raw.life,
             ttl: raw.ttl,
+            until: raw.until,
+            stamp: raw.stamp,
         })
     }
 }

@@ -3,9 +3,9 @@
 //! | wish | observer | node | operator | admin |
 //! |---|---|---|---|---|
 //! | link upkeep, fleet state | yes | yes | yes | yes |
-//! | roster, connection for files, reply, chunk, end of a file | | yes | yes | yes |
+//! | roster, connection for files, reply, stage, chunk, end of a file, word of a stop, offer | | yes | yes | yes |
 //! | command that reads | yes | | yes | yes |
-//! | command that acts | | | yes | yes |
+//! | emergency stop, command that acts | | | yes | yes |
 //! | `execute` | | | | yes, where the node's configuration allows it |
 //! | joining, kinds of later versions | | | | |
 //!
@@ -123,6 +123,8 @@ fn need_for_frame(kind: Kind) -> Need {
         Kind::FleetState => Need::AnyMember,
         Kind::Hello | Kind::Welcome | Kind::Refused | Kind::Heartbeat | Kind::Ack => Need::AnyMember,
         Kind::Roster | Kind::OpenBulk | Kind::Reply | Kind::Chunk | Kind::ChunkEnd => Need::Worker,
+        Kind::Stage | Kind::Stopped | Kind::Offer => Need::Worker,
+        Kind::Stop => Need::Operator,
         Kind::Command => need_for_command(ActionClass::Execute),
         Kind::Join | Kind::Joined | Kind::Unknown => Need::Nobody,
     }
@@ -150,6 +152,10 @@ impl Wish {
             Self::Frame(Kind::OpenBulk) => "a connection for files",
             Self::Frame(Kind::Reply) => "a reply",
             Self::Frame(Kind::Chunk | Kind::ChunkEnd) => "a part of a file",
+            Self::Frame(Kind::Stage) => "word of a command",
+            Self::Frame(Kind::Stop) => "an emergency stop",
+            Self::Frame(Kind::Stopped) => "word of an emergency stop",
+            Self::Frame(Kind::Offer) => "word of what a peer can do",
             Self::Frame(Kind::Join | Kind::Joined) => "joining",
             Self::Frame(Kind::Unknown) => "a kind of frame that this version does not know",
         }
@@ -195,9 +201,13 @@ mod tests {
             Kind::Reply,
             Kind::Chunk,
             Kind::ChunkEnd,
+            Kind::Stage,
+            Kind::Stopped,
+            Kind::Offer,
         ] {
             assert_eq!(allowed(Wish::Frame(kind)), [Node, Operator, Admin], "{kind:?}");
         }
+        assert_eq!(allowed(Wish::Frame(Kind::Stop)), [Operator, Admin]);
         for kind in [Kind::Join, Kind::Joined, Kind::Unknown] {
             assert_eq!(allowed(Wish::Frame(kind)), [], "{kind:?}");
         }

@@ -48,9 +48,12 @@ pub(super) fn header(header: &Header) -> Option<Vec<u8>> {
     number(&mut to, b",\"id\":", header.id);
     number(&mut to, b",\"epoch\":", header.epoch);
     number(&mut to, b",\"offset\":", header.offset);
+    number(&mut to, b",\"life\":", header.life);
     number(&mut to, b",\"seq\":", header.seq);
     number(&mut to, b",\"ack\":", header.ack);
     number(&mut to, b",\"ttl\":", header.ttl);
+    number(&mut to, b",\"until\":", header.until);
+    number(&mut to, b",\"stamp\":", header.stamp);
     to.push(b'}');
     Some(to)
 }
@@ -144,6 +147,10 @@ fn kind(kind: Kind) -> &'static str {
         Kind::ChunkEnd => "chunk-end",
         Kind::Join => "join",
         Kind::Joined => "joined",
+        Kind::Stage => "stage",
+        Kind::Stop => "stop",
+        Kind::Stopped => "stopped",
+        Kind::Offer => "offer",
         Kind::Unknown => "unknown",
     }
 }
@@ -210,6 +217,10 @@ mod tests {
             Kind::ChunkEnd,
             Kind::Join,
             Kind::Joined,
+            Kind::Stage,
+            Kind::Stop,
+            Kind::Stopped,
+            Kind::Offer,
             Kind::Unknown,
         ] {
             assert_same(&Header {

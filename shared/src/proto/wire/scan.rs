@@ -84,7 +84,10 @@ fn set(raw: &mut RawHeader, key: &str, value: Value<'_>) -> Option<()> {
         "offset" => once(&mut raw.offset, value.number()?),
         "seq" => once(&mut raw.seq, value.number()?),
         "ack" => once(&mut raw.ack, value.number()?),
+        "life" => once(&mut raw.life, value.number()?),
         "ttl" => once(&mut raw.ttl, value.number()?),
+        "until" => once(&mut raw.until, value.number()?),
+        "stamp" => once(&mut raw.stamp, value.number()?),
         _ => Some(()),
     }
 }
@@ -144,6 +147,10 @@ fn kind(word: &str) -> Kind {
         "fleet-state" => Kind::FleetState,
         "join" => Kind::Join,
         "joined" => Kind::Joined,
+        "stage" => Kind::Stage,
+        "stop" => Kind::Stop,
+        "stopped" => Kind::Stopped,
+        "offer" => Kind::Offer,
         _ => Kind::Unknown,
     }
 }
@@ -233,6 +240,10 @@ mod tests {
             "chunk-end",
             "join",
             "joined",
+            "stage",
+            "stop",
+            "stopped",
+            "offer",
             "later",
             "little",
             "big",
@@ -291,7 +302,10 @@ mod tests {
             lane: Some(Lane::Control),
             id: Some(u64::MAX),
             epoch: Some(0),
+            life: Some(30_000),
             ttl: Some(2_000),
+            until: Some(70_000),
+            stamp: Some(1),
             ..Header::default()
         })
         .expect("plain data");
@@ -337,7 +351,7 @@ mod tests {
 
         #[test]
         fn where_it_does_not_give_up_both_ways_read_the_same(
-            text in r#"\{( ?"(id|ttl|action|kind|lane|x|request_id|content-encoding)" ?: ?("[a-z\\é]{0,3}"|[0-9]{1,20}|0|[-.e0-9]{1,4}|null|\[\])[, ]{0,2}){0,4}[ }]{0,2}"#
+            text in r#"\{( ?"(id|ttl|until|stamp|life|action|kind|lane|x|request_id|content-encoding)" ?: ?("[a-z\\é]{0,3}"|[0-9]{1,20}|0|[-.e0-9]{1,4}|null|\[\])[, ]{0,2}){0,4}[ }]{0,2}"#
         ) {
             if let Some(raw) = header(&text) {
                 prop_assert_eq!(Ok(raw), slow(&text));

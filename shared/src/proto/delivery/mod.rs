@@ -1,0 +1,130 @@
+//! Commands that survive: each runs at most once, never late, and ends in exactly one outcome.
+//!
+//! A command's identity is [`CommandId`]: whose it is, the epoch of that station's store, and its number there. The
+//! station keeps a delivery for each target until its outcome is known; the node keeps what it has begun and how it
+//! ended. Either may be killed at any instant: the station asks again with the same identity, and the node answers
+//! from what it has kept.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::id::PeerId;
+use super::wire::{Frame, Header, Kind};
+
+/// The longest time to live of an action of class `flight`, in milliseconds, from issue to start.
+pub const FLIGHT_LIFE_MS_MAX: u64 = 2_000;
+
+/// What makes two copies of a command the same one. The order is that of issue, for each issuer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct CommandId {
+    /// The station that issued it.
+    pub issuer: PeerId,
+    /// The epoch of that station's store when it did: rises with every opening, see [`next_epoch`].
+    pub epoch: u64,
+    /// Its number in that epoch, from 1.
+    pub seq: u64,
+}
+
+impl CommandId {
+    /// The identity that a frame from `issuer` names; `None` if it names none.
+    pub fn of(issuer: PeerId, header: &Header) -> Option<Self> {
+        Some(Self {
+            issuer,
+            epoch: header.epoch?,
+            seq: header.id?,
+        })
+    }
+}
+
+/// `epoch-number`, as people type it; the issuer goes without saying.
+impl fmt::Display for CommandId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.epoch, self.seq)
+    }
+}
+
+/// Random bits at the end of an epoch.
+const EPOCH_RANDOM_BITS: u32 = 12;
+
+/// The epoch of a store that is opened now. It is higher than `last`, the one before, and starts from the wall clock,
+/// so that a store that was put back from a backup does not count the same epochs again; should the clock have been
+/// put back as well, the random bits make it unlikely. It stays below 2^53, which every JSON reader can hold.
+pub fn next_epoch(last: u64, now_unix_ms: u64, random: u16) -> u64 {
+    let random = u64::from(random) & ((1 << EPOCH_RANDOM_BITS) - 1);
+    let after = (last >> EPOCH_RANDOM_BITS) + 1;
+    (after.max(now_unix_ms) << EPOCH_RANDOM_BITS) | random
+}
+
+/// How far a delivery has come. Each is acknowledged by the node; the order is that of time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stage {
+    /// It is at the node.
+    Received,
+    /// The node may and will run it, unless it is too late by then.
+    Accepted,
+    /// It is in the node's journal, and its action has begun.
+    Started,
+    /// Its outcome is known.
+    Finished,
+}
+
+impl Stage {
+    /// The word used on the wire, in JSON and on screens.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Received => "received",
+            Self::Accepted => "accepted",
+            Self::Started => "started",
+            Self::Finished => "finished",
+        }
+    }
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// Content of a `stage` frame. A reply says `finished` by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StageMessage {
+    /// How far the command with this frame's epoch and number has come.
+    pub stage: Stage,
+}
+
+impl StageMessage {
+    /// The frame that tells the issuer of `id`.
+    pub fn to_frame(self, id: CommandId) -> Frame {
+        let mut frame = Frame::json(Kind::Stage, &self);
+        frame.header.id = Some(id.seq);
+        frame.header.epoch = Some(id.epoch);
+        frame
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_epoch_is_higher_than_the_last_and_fits_a_double() {
+        let now = 1_795_000_000_000;
+        let first = next_epoch(0, now, 0xabcd);
+        assert_eq!(first, (now << 12) | 0xbcd);
+        assert!(next_epoch(first, now, 0) > first);
+        assert!(next_epoch(first, now - 1_000_000, 0) > first);
+        // Until the year 2039.
+        assert!(next_epoch(0, (1 << 41) - 1, u16::MAX) < 1 << 53);
+    }
+
+    #[test]
+    fn an_older_store_opened_later_has_a_new_epoch() {
+        let backed_up = next_epoch(0, 1_000, 7);
+        let went_on = next_epoch(backed_up, 2_000, 7);
+        let put_back = next_epoch(backed_up, 3_000, 7);
+        assert!(put_back > went_on);
+    }
+}
