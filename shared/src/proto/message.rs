@@ -264,4 +264,37 @@ pub struct Stopped {
     /// Whether the order was heard, and does not mean this node.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub not_meant: bool,
+
+/// Content of an `offer` frame: what this node can do, told to each station when a link comes up and when it changes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offer {
+    /// Its actions that act, by name.
+    #[serde(default)]
+    pub actions: BTreeMap<String, OfferedAction>,
+}
+
+/// One action of an [`Offer`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OfferedAction {
+    /// How strictly its time to live is taken.
+    #[serde(default)]
+    pub class: OfferedClass,
+    /// Whether it may run again when nobody knows whether it has run.
+    #[serde(default)]
+    pub idempotent: bool,
+    /// Whether it runs while the node is stopped.
+    #[serde(default)]
+    pub while_stopped: bool,
+}
+
+/// How strictly an action's time to live is taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OfferedClass {
+    /// At most [`FLIGHT_LIFE_MS_MAX`](super::delivery::FLIGHT_LIFE_MS_MAX), and it never waits for an absent node.
+    Flight,
+    /// As long as its issuer says.
+    #[default]
+    #[serde(other)]
+    Ordinary,
 }
