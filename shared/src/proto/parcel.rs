@@ -15,6 +15,9 @@ const TRAILER_BYTES_MAX: usize = 144;
 /// memory and a burst of them one write.
 const COPY_BYTES_MAX: usize = 4 * 1024;
 
+/// What a question says of its time to live; the trailer then holds none.
+const NO_TIME_LEFT: &[u8] = b",\"ttl\":0";
+
 /// An encoded frame without its trailer. Clones share the bytes.
 #[derive(Clone, Debug)]
 pub struct Parcel {
@@ -99,6 +102,20 @@ impl Parcel {
             rest,
             epoch: frame.header.epoch,
         })
+    }
+
+    /// The same frame, saying that no time to live is left: it asks what became of it, and starts nothing. Send it
+    /// without a deadline, which would say it again.
+    #[must_use]
+    pub fn to_question(&self) -> Self {
+        let (head, content) = self.start.split_at(self.head);
+        let start = [head, NO_TIME_LEFT, content].concat();
+        Self {
+            start: start.into_boxed_slice().into(),
+            head: self.head + NO_TIME_LEFT.len(),
+            rest: self.rest.clone(),
+            epoch: self.epoch,
+        }
     }
 
     /// The epoch that its frame names: a reply to it names the same.
