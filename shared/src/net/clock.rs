@@ -19,3 +19,12 @@ pub fn unix_time_ms() -> u64 {
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
+
+/// Milliseconds since this machine booted, with those that it slept: a clock that every program on it can read, for
+/// what they tell one another.
+pub fn boot_time_ms() -> u64 {
+    let since = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let seconds = u64::try_from(since.tv_sec).unwrap_or_default();
+    let nanos = u64::try_from(since.tv_nsec).unwrap_or_default();
+    seconds.saturating_mul(1000).saturating_add(nanos / 1_000_000)
+}
