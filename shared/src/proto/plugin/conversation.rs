@@ -271,10 +271,7 @@ impl Conversation {
         self.state = State::Closed;
         let name = self.name().to_owned();
         for open in std::mem::take(&mut self.open).into_values() {
-            let reply = Reply::failed(format!(
-                "the plug-in {name} {how} while {} ran: {why}",
-                open.name
-            ));
+            let reply = Reply::failed(format!("the plug-in {name} {how} while {} ran: {why}", open.name));
             self.events.push_back(Event::Ended(open.number, reply));
         }
         self.events.push_back(Event::Close(why.to_owned()));
