@@ -11,6 +11,7 @@ mod enrol;
 pub mod links;
 pub mod logging;
 pub mod memory;
+pub mod plugins;
 pub mod process;
 pub mod state;
 pub mod status;
