@@ -65,12 +65,6 @@ pub enum JournalFault {
         "the file `journal` in the state directory cannot be read: {0}; repair the disk, or move the file away, and restart"
     )]
     Unreadable(String),
-    /// There is no place for a journal.
-    #[error("nothing can be written to the state directory: {0}; repair that and restart")]
-    NoPlace(String),
-    /// Too many appends wait for the disk.
-    #[error("the disk does not keep up with the journal: try again")]
-    Busy,
     /// The program is stopping.
     #[error("the journal is closed: the node is stopping")]
     Stopped,
