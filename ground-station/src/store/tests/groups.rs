@@ -1,7 +1,7 @@
 //! Changes that are committed together.
 
 use serde_json::json;
-use swarm_shared::proto::outcome::Outcome;
+use swarm_shared::proto::outcome::{Outcome, Reply};
 
 use super::super::*;
 use super::deliveries::{ended, id, issued};
