@@ -225,3 +225,6 @@ pub(super) async fn prune(store: Store, keep: Keep, stop: CancellationToken) {
         };
     }
 }
+
+#[cfg(test)]
+mod tests;
