@@ -4,6 +4,7 @@ mod commands;
 mod deadlines;
 mod files;
 mod queue;
+mod repeats;
 mod transfers;
 mod trust;
 mod verbs;
