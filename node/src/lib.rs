@@ -12,6 +12,7 @@ pub mod journal;
 pub mod links;
 pub mod logging;
 pub mod memory;
+pub mod plugins;
 pub mod process;
 pub mod state;
 pub mod status;
