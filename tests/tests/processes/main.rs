@@ -2,6 +2,7 @@
 
 mod commands;
 mod files;
+mod plugins;
 mod queue;
 mod transfers;
 mod trust;
