@@ -279,17 +279,22 @@ async fn what_it_answered_before_it_went_counts() {
     let question = lamp.read().await.expect("the action");
     lamp.answer(&question, &json!({ "value": "just in time" })).await;
     drop(lamp);
+    // Written before its answer is read, which shows that it is gone.
+    let late = rig.call("blink");
     assert_eq!(
         answered.await.expect("no panic"),
         Reply::done(json!("just in time"))
     );
     assert_eq!(unread.await.expect("no panic").state, Outcome::Failed);
+    assert_eq!(late.await.expect("no panic").state, Outcome::Failed);
 }
 
 #[tokio::test]
 async fn whoever_waits_no_more_has_it_called_off() {
     let rig = Rig::new();
-    let mut lamp = rig.plugin(lamp()).await;
+    // With more time than this test has.
+    let slow = json!({"name": "slow", "actions": {"blink": {"timeout": 3600}}});
+    let mut lamp = rig.plugin(slow).await;
     let call = rig.call("blink");
     lamp.read().await.expect("the action");
     call.abort();
