@@ -17,5 +17,6 @@ pub mod ping;
 pub mod plugin;
 pub mod selector;
 pub mod session;
+pub mod stop;
 pub mod trust;
 pub mod wire;

@@ -5,6 +5,16 @@
 //! ended. Either may be killed at any instant: the station asks again with the same identity, and the node answers
 //! from what it has kept.
 
+pub mod book;
+pub mod desk;
+pub mod journal;
+#[cfg(test)]
+mod journal_tests;
+pub mod ledger;
+#[cfg(test)]
+mod ledger_tests;
+pub mod record;
+
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
