@@ -6,7 +6,12 @@ use std::process::Command;
 
 use swarm_tests::binaries;
 
-const DOCUMENTS: [&str; 3] = ["README.md", "docs/operations.md", "docs/security.md"];
+const DOCUMENTS: [&str; 4] = [
+    "README.md",
+    "docs/operations.md",
+    "docs/plugins.md",
+    "docs/security.md",
+];
 /// Fewer than these in all, and what finds them is at fault.
 const COMMANDS_MIN: usize = 50;
 
