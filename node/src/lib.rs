@@ -8,6 +8,7 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 mod enrol;
+pub mod journal;
 pub mod links;
 pub mod logging;
 pub mod memory;

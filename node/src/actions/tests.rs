@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use swarm_shared::proto::delivery::desk::Traits;
 use swarm_shared::proto::id::PublicKey;
 use tempfile::TempDir;
 
@@ -75,7 +76,6 @@ impl Place {
             log: LogRing::new(),
             name,
             name_fixed_by: None,
-            stop: stop.clone(),
         });
         Self {
             dir,
@@ -87,12 +87,16 @@ impl Place {
 
     async fn call_as(&self, role: Role, action: &str, arguments: Value) -> Reply {
         let command = Command {
-            id: 1,
-            peer: PublicKey([2; 32]).id(),
+            id: CommandId {
+                issuer: PublicKey([2; 32]).id(),
+                epoch: 1,
+                seq: 1,
+            },
             role,
             action: action.to_owned(),
             arguments: serde_json::from_value(arguments).expect("arguments"),
             deadline: Some(clock::now() + Duration::from_secs(20)),
+            stop: self.stop.clone(),
         };
         self.actions.run(command).await
     }
@@ -195,25 +199,61 @@ async fn owners_actions_run_without_a_shell() {
 }
 
 #[tokio::test]
-async fn too_many_programs_are_refused_and_shutdown_ends_them() {
+async fn shutdown_ends_a_program() {
     let place = Place::new(FILE);
-    let held = (0..PROGRAMS_MAX).map(|_| place.call("hold", json!({})));
-    let mut held: Vec<_> = held.map(Box::pin).collect();
-    for call in &mut held {
-        // Each begins when it is first polled.
-        tokio::time::timeout(Duration::from_millis(20), call)
-            .await
-            .expect_err("it runs on");
-    }
-    place
-        .refused("hold", json!({}), "busy: 8 programs are running")
-        .await;
+    let mut held = Box::pin(place.call("hold", json!({})));
+    // It begins when it is first polled.
+    tokio::time::timeout(Duration::from_millis(20), &mut held)
+        .await
+        .expect_err("it runs on");
     place.stop.cancel();
-    for call in held {
-        let reply = call.await;
-        assert_eq!(reply.state, Outcome::Failed);
-        assert!(reply.error.unwrap_or_default().contains("shutting down"));
+    let reply = held.await;
+    assert_eq!(reply.state, Outcome::Failed);
+    assert!(reply.error.unwrap_or_default().contains("shutting down"));
+}
+
+#[tokio::test]
+async fn the_owner_says_what_an_action_is_like_and_peers_are_told() {
+    let place = Place::new(
+        r#"
+        actions.a.command = ["true"]
+        actions.b = { command = ["true"], idempotent = true }
+        actions.c = { command = ["true"], while_stopped = true, class = "flight" }
+        "#,
+    );
+    let traits = |idempotent, while_stopped, flight| Traits {
+        idempotent,
+        while_stopped,
+        flight,
+    };
+    let of = |action| place.actions.traits(action);
+    assert_eq!(of("a"), traits(false, false, false));
+    assert_eq!(of("b"), traits(true, false, false));
+    assert_eq!(of("c"), traits(false, true, true));
+    assert_eq!(of("nobody's"), Traits::default());
+    for harmful in ["execute", "reboot", "service_restart"] {
+        assert_eq!(of(harmful), Traits::default(), "{harmful}");
     }
+    for through in ["log", "notify", "config", "id"] {
+        assert_eq!(of(through), traits(through == "log", true, false), "{through}");
+    }
+    let offer = serde_json::to_value(place.actions.offer()).expect("JSON");
+    let plain = json!({"class": "ordinary", "idempotent": false, "while_stopped": false});
+    assert_eq!(
+        offer,
+        json!({"actions": {
+            "a": plain,
+            "b": {"class": "ordinary", "idempotent": true, "while_stopped": false},
+            "c": {"class": "flight", "idempotent": false, "while_stopped": true},
+        }})
+    );
+}
+
+#[tokio::test]
+async fn an_offer_is_bounded() {
+    let action = |n: usize| format!("actions.a{n}.command = [\"true\"]\n");
+    let place = Place::new(&(0..OFFERED_MAX + 10).map(action).collect::<String>());
+    assert_eq!(place.actions.offer().actions.len(), OFFERED_MAX);
 }
 
 #[tokio::test]
@@ -221,13 +261,17 @@ async fn a_late_command_does_not_begin() {
     let place = Place::new(FILE);
     let mark = place.dir.path().join("mark");
     let command = Command {
-        id: 1,
-        peer: PublicKey([2; 32]).id(),
+        id: CommandId {
+            issuer: PublicKey([2; 32]).id(),
+            epoch: 1,
+            seq: 1,
+        },
         role: Role::Admin,
         action: "execute".to_owned(),
         arguments: serde_json::from_value(json!({"kwargs": {"program": "touch", "args": [mark]}}))
             .expect("arguments"),
         deadline: Some(clock::now()),
+        stop: place.stop.clone(),
     };
     assert_eq!(place.actions.run(command).await.state, Outcome::Expired);
     assert!(!mark.exists());

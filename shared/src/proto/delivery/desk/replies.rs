@@ -18,9 +18,7 @@ pub(super) fn stopped() -> Reply {
 }
 
 pub(super) fn journal_fails(why: &str) -> Reply {
-    Reply::refused(format!(
-        "the node's journal cannot be written: {why}; what acts is refused until it can"
-    ))
+    Reply::refused(format!("the node's journal cannot be written: {why}"))
 }
 
 pub(super) fn busy() -> Reply {
