@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::logging::LogRing;
-use crate::plugins::Plugins;
+use crate::plugins::{PluginAction, Plugins};
 use crate::process::{self, End, Stderr};
 use crate::state::StateDir;
 use crate::telemetry::Telemetry;
@@ -144,7 +144,7 @@ impl Inner {
         let actions = &self.setup.config.actions;
         let Some(action) = actions.get(name) else {
             if let Some(action) = self.setup.plugins.find(name) {
-                return Ok(action.call(command.arguments.clone(), command.deadline).await);
+                return Ok(plugins_action(action, command).await);
             }
             let plugins = self.setup.plugins.actions();
             let own = actions.keys().map(crate::config::ActionName::as_str);
@@ -187,6 +187,19 @@ impl Inner {
             exit: Some(ran.exit),
             error,
         }
+    }
+}
+
+/// Has a plug-in do it, until it is to end: nobody can kill what runs in another program.
+async fn plugins_action(action: PluginAction, command: &Command) -> Reply {
+    let told = format!(
+        "ended early; the plug-in {} was told, and may go on all the same",
+        action.plugin
+    );
+    tokio::select! {
+        biased;
+        reply = action.call(command.arguments.clone(), command.deadline) => reply,
+        () = command.stop.cancelled() => Reply::failed(told),
     }
 }
 

@@ -5,7 +5,9 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use swarm_shared::proto::delivery::desk::Traits;
 use swarm_shared::proto::id::PublicKey;
+use swarm_shared::proto::plugin::message;
 use tempfile::TempDir;
+use tokio::io::AsyncWriteExt;
 
 use super::*;
 use crate::config::Origin;
@@ -85,8 +87,8 @@ impl Place {
         }
     }
 
-    async fn call_as(&self, role: Role, action: &str, arguments: Value) -> Reply {
-        let command = Command {
+    fn command(&self, role: Role, action: &str, arguments: Value) -> Command {
+        Command {
             id: CommandId {
                 issuer: PublicKey([2; 32]).id(),
                 epoch: 1,
@@ -96,9 +98,12 @@ impl Place {
             action: action.to_owned(),
             arguments: serde_json::from_value(arguments).expect("arguments"),
             deadline: Some(clock::now() + Duration::from_secs(20)),
-            stop: self.stop.clone(),
-        };
-        self.actions.run(command).await
+            stop: self.stop.child_token(),
+        }
+    }
+
+    async fn call_as(&self, role: Role, action: &str, arguments: Value) -> Reply {
+        self.actions.run(self.command(role, action, arguments)).await
     }
 
     async fn call(&self, action: &str, kwargs: Value) -> Reply {
@@ -247,6 +252,71 @@ async fn the_owner_says_what_an_action_is_like_and_peers_are_told() {
             "c": {"class": "flight", "idempotent": false, "while_stopped": true},
         }})
     );
+}
+
+#[tokio::test]
+async fn what_a_plug_in_offers_is_an_action_like_any_other() {
+    let place = Place::new("");
+    let socket = place.dir.path().join("s");
+    let listener = crate::status::bind(&socket).expect("bound");
+    let plugins = place.actions.inner.setup.plugins.clone();
+    let (tasks, stop) = (tokio_util::task::TaskTracker::new(), place.stop.clone());
+    tokio::spawn(crate::plugins::serve(
+        listener,
+        plugins,
+        || json!({}),
+        tasks,
+        stop,
+    ));
+    let mut changes = place.actions.offer_changes();
+    let mut program = tokio::net::UnixStream::connect(&socket)
+        .await
+        .expect("it listens");
+    let kwargs = json!({
+        "name": "copter",
+        "actions": { "fly": { "class": "flight", "timeout": 3600 } },
+        "requests": ["height"],
+    });
+    let register = message("register", serde_json::from_value(kwargs).expect("an object"));
+    let mut bytes = bytes::BytesMut::new();
+    register.encode(&mut bytes).expect("fits");
+    program.write_all(&bytes).await.expect("written");
+    changes.changed().await.expect("it is taken in");
+
+    let traits = |idempotent, while_stopped, flight| Traits {
+        idempotent,
+        while_stopped,
+        flight,
+    };
+    assert_eq!(place.actions.traits("fly"), traits(false, false, true));
+    assert_eq!(place.actions.traits("height"), traits(true, true, false));
+    let offer = serde_json::to_value(place.actions.offer()).expect("JSON");
+    assert_eq!(offer["actions"]["fly"]["class"], "flight");
+
+    // Whoever ends it early is not kept waiting by another program.
+    let command = place.command(Role::Operator, "fly", json!({}));
+    let end = command.stop.clone();
+    let running = tokio::spawn({
+        let actions = place.actions.clone();
+        async move { actions.run(command).await }
+    });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(!running.is_finished(), "it waits for its answer");
+    end.cancel();
+    let reply = running.await.expect("no panic");
+    assert_eq!(reply.state, Outcome::Failed);
+    assert!(
+        reply
+            .error
+            .is_some_and(|error| error.starts_with("ended early; the plug-in copter was told"))
+    );
+
+    drop(program);
+    changes.changed().await.expect("it is gone");
+    assert_eq!(place.actions.traits("fly"), Traits::default());
+    assert!(place.actions.offer().actions.is_empty());
+    let says = "no action is called \"fly\"; this node's own: none";
+    place.refused("fly", json!({}), says).await;
 }
 
 #[tokio::test]

@@ -48,6 +48,9 @@ use crate::transfers::Transfers;
 /// How long what runs may take to end at shutdown, until its outcome is written.
 const DRAIN_MAX: Duration = Duration::from_secs(4);
 
+/// How long a change of what this node can do is held back, so that a plug-in that comes and goes does not fill links.
+const OFFER_AFTER: Duration = Duration::from_millis(200);
+
 /// The links of a running node.
 #[derive(Debug)]
 pub struct Links {
@@ -190,6 +193,8 @@ impl Task {
     async fn run(mut self, mut events: Events, mut name: watch::Receiver<swarm_shared::proto::id::NodeName>) {
         let mut membership = self.work.endpoint.membership();
         self.show_fleet(membership.borrow_and_update().clone().as_deref());
+        let mut offers = self.work.actions.offer_changes();
+        let mut offer_at = None;
         let stop = self.work.stop.clone();
         loop {
             tokio::select! {
@@ -202,6 +207,14 @@ impl Task {
                 Ok(()) = membership.changed() => {
                     let now = membership.borrow_and_update().clone();
                     self.keep_fleet(now.as_deref()).await;
+                }
+                Ok(()) = offers.changed(), if offer_at.is_none() => {
+                    offers.borrow_and_update();
+                    offer_at = Some(clock::now() + OFFER_AFTER);
+                }
+                () = clock::sleep_until(offer_at.unwrap_or_else(clock::now)), if offer_at.is_some() => {
+                    offer_at = None;
+                    self.offer_all();
                 }
                 Ok(()) = name.changed() => {
                     let name = name.borrow_and_update().clone();
@@ -315,6 +328,18 @@ impl Task {
             },
         );
         self.show_links();
+    }
+
+    /// What this node can do has changed.
+    fn offer_all(&self) {
+        let stations = self
+            .peers
+            .values()
+            .filter(|linked| linked.info.kind == PeerKind::Station);
+        let now = self.work.actions.offer();
+        for linked in stations {
+            offer(&linked.link, &now);
+        }
     }
 
     fn show_links(&self) {

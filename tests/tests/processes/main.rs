@@ -3,6 +3,7 @@
 mod commands;
 mod deadlines;
 mod files;
+mod plugins;
 mod queue;
 mod repeats;
 mod transfers;
