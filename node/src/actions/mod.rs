@@ -174,7 +174,7 @@ impl Inner {
             (End::Exited, exit) if exit > 128 => Some(format!("ended by signal {}", exit - 128)),
             (End::Exited, exit) => Some(format!("exit status {exit}")),
             (End::TimedOut, _) => Some(format!("ran longer than {timeout:?} and was killed")),
-            (End::Stopped, _) => Some("was killed because the node is shutting down".to_owned()),
+            (End::Stopped, _) => Some("it was killed before its end".to_owned()),
         };
         Reply {
             state: if error.is_none() {

@@ -214,7 +214,7 @@ async fn shutdown_ends_a_program() {
     place.stop.cancel();
     let reply = held.await;
     assert_eq!(reply.state, Outcome::Failed);
-    assert!(reply.error.unwrap_or_default().contains("shutting down"));
+    assert_eq!(reply.error.as_deref(), Some("it was killed before its end"));
 }
 
 #[tokio::test]

@@ -183,7 +183,10 @@ async fn a_stop_kills_the_group_of_what_runs() {
         .await;
     let reply = outcome(&counter.disk, 1, "hold", &content).expect("it is written");
     assert_eq!(reply.state, Outcome::Failed);
-    assert_eq!(reply.error.as_deref(), Some("was killed by the emergency stop"));
+    assert_eq!(
+        reply.error.as_deref(),
+        Some("emergency stop: it was killed before its end")
+    );
     counter
         .until("its child dies", |counter| !lives(&counter.text("pid")))
         .await;
