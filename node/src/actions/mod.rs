@@ -9,7 +9,7 @@ mod configure;
 mod params;
 mod selfcheck;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod traits;
 
 use std::path::PathBuf;

@@ -49,15 +49,15 @@ command = ["sleep", "60"]
 key = "s3cret"
 "#;
 
-struct Place {
-    dir: TempDir,
-    actions: Actions,
+pub(crate) struct Place {
+    pub(crate) dir: TempDir,
+    pub(crate) actions: Actions,
     name: watch::Receiver<NodeName>,
     stop: CancellationToken,
 }
 
 impl Place {
-    fn new(text: &str) -> Self {
+    pub(crate) fn new(text: &str) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let config_path = dir.path().join("config.toml");
         std::fs::write(&config_path, text).expect("written");

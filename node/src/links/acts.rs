@@ -265,3 +265,6 @@ async fn scribe(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,8 +12,7 @@ use super::files::send_file;
 use super::*;
 use crate::actions::Command;
 
-#[tokio::test]
-async fn a_file_for_a_peer_that_never_comes_back_is_given_up() {
+pub(super) fn endpoint() -> Endpoint {
     let config = endpoint::Config {
         kind: PeerKind::Node,
         name: NodeName::from_host("n1"),
@@ -26,6 +25,12 @@ async fn a_file_for_a_peer_that_never_comes_back_is_given_up() {
     };
     let identity = Identity::new(SigningKey::from_seed([1; 32])).expect("randomness");
     let (endpoint, _events) = Endpoint::start(config, Arc::new(identity)).expect("started");
+    endpoint
+}
+
+#[tokio::test]
+async fn a_file_for_a_peer_that_never_comes_back_is_given_up() {
+    let endpoint = endpoint();
     let dir = tempfile::tempdir().expect("a directory");
     let file = std::fs::File::create(dir.path().join("big")).expect("made");
     // More than all queues on the way hold.

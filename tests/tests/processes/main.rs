@@ -5,6 +5,7 @@ mod deadlines;
 mod files;
 mod plugins;
 mod queue;
+mod repeats;
 mod transfers;
 mod trust;
 mod verbs;

@@ -99,7 +99,7 @@ fn survives(disk: &MemoryDisk, allowed: &[Ledger], what: &str) {
             let found = journal.ledger().clone();
             assert!(
                 allowed.contains(&found),
-                "{what}, {loss:?}, {names:b}: found {found:?} and not one of {allowed:?}"
+                "{what}, {loss:?}, {names:b}: neither what was acknowledged nor a first part of what was tried"
             );
             // What has been read once stays, even through a power cut that comes at once.
             let (again, _) = open(&after.restarted(Loss::All, 0));
