@@ -17,7 +17,7 @@ use swarm_shared::net::discovery::presence::{self, Means, Presence};
 use swarm_shared::net::endpoint::hush::Hush;
 use swarm_shared::net::endpoint::{self, Endpoint, Events, Notice};
 use swarm_shared::net::handshake::Identity;
-use swarm_shared::net::peer::{PeerEvent, PeerInfo, PeerLink};
+use swarm_shared::net::peer::{ChunkBytes, PeerEvent, PeerInfo, PeerLink};
 use swarm_shared::net::socket::KeepaliveConfig;
 use swarm_shared::proto::dial::{Hint, Source};
 use swarm_shared::proto::id::{PeerId, PeerKind};
@@ -26,6 +26,7 @@ use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::parcel::Parcel;
 use swarm_shared::proto::session::{Outgoing, Timing};
 use swarm_shared::proto::trust::Membership;
+use swarm_shared::proto::window::CHUNK_BYTES_LEAST;
 use swarm_shared::proto::wire::{CONTENT_BYTES_MAX, Frame, Header, Kind, Lane, WireError};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -36,7 +37,7 @@ use crate::daemon::Node;
 use crate::enrol::{self, Enrolment};
 use crate::memory::Memory;
 use crate::status::{LinkView, Status};
-use crate::transfers::Transfers;
+use crate::transfers::{Outlet, Transfers};
 
 /// Commands that may be at work at once; one more is refused as busy.
 const COMMANDS_MAX: usize = 256;
@@ -322,7 +323,12 @@ impl Work {
 /// A file that the peer asks for, on its way over the connection for files.
 async fn send_file(endpoint: &Endpoint, transfers: &Transfers, command: &Command) -> Reply {
     let (chunks, frames) = mpsc::channel::<Frame>(CHUNKS_WAITING);
-    let mut outcome = transfers.begin(command.peer, command.id, &command.arguments, chunks);
+    let chunk_bytes = ChunkBytes::new(CHUNK_BYTES_LEAST);
+    let outlet = Outlet {
+        frames: chunks,
+        chunk_bytes: chunk_bytes.clone(),
+    };
+    let mut outcome = transfers.begin(command.peer, command.id, &command.arguments, outlet);
     let ended = |outcome: Result<Reply, _>| {
         outcome.unwrap_or_else(|_: oneshot::error::RecvError| Reply::failed("the node is shutting down"))
     };
@@ -332,7 +338,9 @@ async fn send_file(endpoint: &Endpoint, transfers: &Transfers, command: &Command
         let Ok(bulk) = endpoint.bulk(command.peer).await else {
             return;
         };
+        let best = bulk.chunk_bytes();
         while let Some(frame) = frames.recv().await {
+            chunk_bytes.set(best.get());
             let Ok(parcel) = Parcel::new(&frame) else { return };
             if bulk
                 .send(Outgoing {
@@ -402,7 +410,9 @@ fn begin_file(work: &Work, link: &PeerLink, id: u64, frame: Frame, deadline: Opt
         Err(reply) => return work.answer_soon(link, frame.header, reply),
     };
     // A file that comes in sends nothing, so nobody reads this.
-    let (nothing, _unread) = mpsc::channel(1);
+    let (frames, _unread) = mpsc::channel(1);
+    let chunk_bytes = link.chunk_bytes();
+    let nothing = Outlet { frames, chunk_bytes };
     let outcome = work.transfers.begin(link.id(), id, &arguments, nothing);
     let link = link.clone();
     work.tasks.spawn(async move {

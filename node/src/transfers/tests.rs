@@ -42,7 +42,11 @@ impl Place {
 
     fn begin(&self, id: u64, kwargs: Value, bulk: mpsc::Sender<Frame>) -> oneshot::Receiver<Reply> {
         let arguments = serde_json::from_value(json!({"kwargs": kwargs})).expect("arguments");
-        self.transfers.begin(self.peer, id, &arguments, bulk)
+        let outlet = Outlet {
+            frames: bulk,
+            chunk_bytes: ChunkBytes::new(FILE_CHUNK_BYTES),
+        };
+        self.transfers.begin(self.peer, id, &arguments, outlet)
     }
 
     async fn send(&self, id: u64, content: &Bytes) {

@@ -17,4 +17,5 @@ pub mod ping;
 pub mod selector;
 pub mod session;
 pub mod trust;
+pub mod window;
 pub mod wire;

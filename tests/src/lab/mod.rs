@@ -324,13 +324,18 @@ impl Lab {
 
     /// Limits a host's first interface in both directions, in `tc`'s words: `10mbit`. `None` lifts the limit.
     pub fn rate(&self, host: usize, rate: Option<&str>) {
+        self.narrow(host, rate, "100ms");
+    }
+
+    /// The same, with a queue that holds what takes so long to leave: `400ms`.
+    pub fn narrow(&self, host: usize, rate: Option<&str>, queue: &str) {
         let (switch, namespace) = (self.switch(), self.namespace(host));
         let port = format!("p0-{host}");
         for (namespace, interface) in [(namespace.as_str(), "eth0"), (switch.as_str(), port.as_str())] {
             let on = ["-n", namespace, "qdisc"];
             match rate {
                 Some(rate) => {
-                    let shape = ["tbf", "rate", rate, "burst", "64k", "latency", "100ms"];
+                    let shape = ["tbf", "rate", rate, "burst", "64k", "latency", queue];
                     run_or_panic(
                         "tc",
                         &[&on[..], &["replace", "dev", interface, "root"], &shape].concat(),
