@@ -41,7 +41,7 @@ impl OutboxLimits {
         queued_bytes_max: 512 * 1024,
         window_max: 256,
         window_bytes_max: 2 * 1024 * 1024,
-        window_bytes_min: 64 * 1024,
+        window_bytes_min: 32 * 1024,
     };
 }
 

@@ -102,6 +102,8 @@ impl Window {
         if alone && looking {
             self.empty = Some(delay);
             self.look = Look::Next(Some(now + LOOK_INTERVAL));
+            // All of it at once would be a queue that was not there before.
+            self.bytes = (self.bytes / 2).max(self.least);
             return;
         }
         let empty = self.empty.map_or(delay, |empty| empty.min(delay));
@@ -122,8 +124,11 @@ impl Window {
             // Half of the window in the time that all of it takes, at most.
             self.bytes.saturating_sub(part(queue - QUEUE_TARGET) / 2)
         } else if before.saturating_mul(USED_SHARE) >= self.bytes {
-            // Twice the window in the time that all of it takes, at most.
-            self.bytes.saturating_add(part(QUEUE_TARGET - queue))
+            // Twice the window in the time that all of it takes, at most; with care once there is a queue, because
+            // what is added now shows only when all that is on its way has come through.
+            let more = part(QUEUE_TARGET - queue);
+            let care = if queue > QUEUE_TARGET / 5 { 4 } else { 1 };
+            self.bytes.saturating_add(more / care)
         } else {
             // It was not the window that held the sender back.
             self.bytes

@@ -324,18 +324,13 @@ impl Lab {
 
     /// Limits a host's first interface in both directions, in `tc`'s words: `10mbit`. `None` lifts the limit.
     pub fn rate(&self, host: usize, rate: Option<&str>) {
-        self.narrow(host, rate, "100ms");
-    }
-
-    /// The same, with a queue that holds what takes so long to leave: `400ms`.
-    pub fn narrow(&self, host: usize, rate: Option<&str>, queue: &str) {
         let (switch, namespace) = (self.switch(), self.namespace(host));
         let port = format!("p0-{host}");
         for (namespace, interface) in [(namespace.as_str(), "eth0"), (switch.as_str(), port.as_str())] {
             let on = ["-n", namespace, "qdisc"];
             match rate {
                 Some(rate) => {
-                    let shape = ["tbf", "rate", rate, "burst", "64k", "latency", queue];
+                    let shape = ["tbf", "rate", rate, "burst", "64k", "latency", "100ms"];
                     run_or_panic(
                         "tc",
                         &[&on[..], &["replace", "dev", interface, "root"], &shape].concat(),
@@ -344,6 +339,37 @@ impl Lab {
                 None => run_or_panic("tc", &[&on[..], &["del", "dev", interface, "root"]].concat()),
             }
         }
+    }
+
+    /// Leads what two hosts send each other through a third, over one queue of so many milliseconds at `rate`, as over
+    /// an access point. A host that shapes its own interface is told by its kernel not to fill the queue; a queue
+    /// elsewhere on the way is not so kind.
+    ///
+    /// # Panics
+    /// If the machine refuses.
+    pub fn narrow(&self, ends: [usize; 2], router: usize, rate: &str, queue: &str) {
+        let via = self.ip(router).to_string();
+        let quiet = "for f in /proc/sys/net/ipv4/conf/*/*_redirects; do echo 0 > $f; done; \
+                     echo 1 > /proc/sys/net/ipv4/ip_forward";
+        for host in [ends[0], ends[1], router] {
+            let done = self.run(host, "sh", &["-c", quiet]);
+            assert!(done.status.success(), "{done:?}");
+        }
+        for (host, other) in [(ends[0], ends[1]), (ends[1], ends[0])] {
+            let to = format!("{}/32", self.ip(other));
+            ip(&["-n", &self.namespace(host), "route", "replace", &to, "via", &via]);
+        }
+        let on = [
+            "-n",
+            &self.namespace(router),
+            "qdisc",
+            "replace",
+            "dev",
+            "eth0",
+            "root",
+        ];
+        let shape = ["tbf", "rate", rate, "burst", "16k", "latency", queue];
+        run_or_panic("tc", &[&on[..], &shape].concat());
     }
 }
 

@@ -47,7 +47,7 @@ pub async fn run(
     seconds: u64,
     mib: u64,
 ) -> anyhow::Result<()> {
-    let lab = Lab::new(2).map_err(|why| anyhow::anyhow!("no laboratory: {why}"))?;
+    let lab = Lab::new(3).map_err(|why| anyhow::anyhow!("no laboratory: {why}"))?;
     let field = Field::new();
     let mut station = field.station("st", Place::host(&lab, 0));
     let mut node = field.node("n1", Place::host(&lab, 1));
@@ -56,7 +56,7 @@ pub async fn run(
     node.start(&["--join", &code]);
     station.wait_online(1);
     let fleet = Fleet::remote(station.dir.join(CONTROL_SOCKET));
-    lab.narrow(1, Some(rate), queue);
+    lab.narrow([0, 1], 2, rate, queue);
 
     let mut table = Table::new();
     let mut quiet = Samples::default();
