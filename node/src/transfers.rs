@@ -20,6 +20,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use swarm_shared::net::peer::ChunkBytes;
 use swarm_shared::net::roots::{FileError, Incoming, Outgoing, Roots};
 use swarm_shared::proto::delivery::CommandId;
 use swarm_shared::proto::hex;
@@ -41,6 +42,15 @@ const QUEUE_BYTES_MAX: usize = 2 * CHUNK_BYTES_MAX;
 const CHUNK_BYTES_MIN: usize = 4096;
 /// How many chunks may wait at most; the bytes run out first.
 const QUEUE_CHUNKS_MAX: usize = QUEUE_BYTES_MAX / CHUNK_BYTES_MIN + 1;
+
+/// Where the chunks of a file that is asked for go.
+#[derive(Debug)]
+pub struct Outlet {
+    /// The connection for files.
+    pub frames: mpsc::Sender<Frame>,
+    /// What suits it.
+    pub chunk_bytes: ChunkBytes,
+}
 
 /// The running transfers. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -121,12 +131,7 @@ impl Transfers {
     ///
     /// # Panics
     /// Outside of a tokio runtime.
-    pub fn begin(
-        &self,
-        id: CommandId,
-        arguments: &Arguments,
-        bulk: mpsc::Sender<Frame>,
-    ) -> oneshot::Receiver<Reply> {
+    pub fn begin(&self, id: CommandId, arguments: &Arguments, bulk: Outlet) -> oneshot::Receiver<Reply> {
         let (reply, outcome) = oneshot::channel();
         let order = match order(arguments) {
             Ok(order) => order,
@@ -342,13 +347,13 @@ impl Work {
         }
     }
 
-    fn send(&self, path: &str, bulk: &mpsc::Sender<Frame>, handle: &Handle) -> Result<Reply, Fault> {
+    fn send(&self, path: &str, bulk: &Outlet, handle: &Handle) -> Result<Reply, Fault> {
         let mut file = Outgoing::open(&self.inner.roots, path)?;
         let (size, mode) = (file.size(), file.mode());
-        while let Some(chunk) = file.next_chunk()? {
+        while let Some(chunk) = file.next_chunk(bulk.chunk_bytes.get())? {
             let mut frame = Frame::binary(Kind::Chunk, chunk.bytes);
             frame.header.offset = Some(chunk.offset);
-            self.queue(path, frame, bulk, handle)?;
+            self.queue(path, frame, &bulk.frames, handle)?;
         }
         let sha256 = file.sha256();
         let end = FileEnd {
@@ -356,7 +361,7 @@ impl Work {
             size,
             mode: Some(mode),
         };
-        self.queue(path, Frame::json(Kind::ChunkEnd, &end), bulk, handle)?;
+        self.queue(path, Frame::json(Kind::ChunkEnd, &end), &bulk.frames, handle)?;
         Ok(Reply::done(
             json!({ "size": size, "sha256": hex::encode(&sha256), "mode": mode }),
         ))

@@ -4,19 +4,20 @@ use std::time::Instant;
 
 use swarm_shared::net::clock;
 use swarm_shared::net::endpoint::Endpoint;
-use swarm_shared::net::peer::{PeerEvent, PeerLink};
+use swarm_shared::net::peer::{ChunkBytes, PeerEvent, PeerLink};
 use swarm_shared::proto::delivery::CommandId;
 use swarm_shared::proto::message::FileEnd;
 use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::parcel::Parcel;
 use swarm_shared::proto::session::Outgoing;
+use swarm_shared::proto::window::CHUNK_BYTES_LEAST;
 use swarm_shared::proto::wire::{Frame, Kind, Lane};
 use tokio::sync::{mpsc, oneshot};
 
 use super::Work;
 use super::commands::{ANSWER_PATIENCE, answer_in_turn, arguments};
 use crate::actions::Command;
-use crate::transfers::Transfers;
+use crate::transfers::{Outlet, Transfers};
 
 /// The action that moves files. It may be repeated: a file under its own name is whole.
 pub(super) const FILE_TRANSFER: &str = "filetransfer";
@@ -26,7 +27,12 @@ const CHUNKS_WAITING: usize = 2;
 /// A file that the peer asks for, on its way over the connection for files.
 pub(super) async fn send_file(endpoint: &Endpoint, transfers: &Transfers, command: &Command) -> Reply {
     let (chunks, frames) = mpsc::channel::<Frame>(CHUNKS_WAITING);
-    let mut outcome = transfers.begin(command.id, &command.arguments, chunks);
+    let chunk_bytes = ChunkBytes::new(CHUNK_BYTES_LEAST);
+    let outlet = Outlet {
+        frames: chunks,
+        chunk_bytes: chunk_bytes.clone(),
+    };
+    let mut outcome = transfers.begin(command.id, &command.arguments, outlet);
     let ended = |outcome: Result<Reply, _>| {
         outcome.unwrap_or_else(|_: oneshot::error::RecvError| Reply::failed("the node is shutting down"))
     };
@@ -36,7 +42,9 @@ pub(super) async fn send_file(endpoint: &Endpoint, transfers: &Transfers, comman
         let Ok(bulk) = endpoint.bulk(command.id.issuer).await else {
             return;
         };
+        let best = bulk.chunk_bytes();
         while let Some(frame) = frames.recv().await {
+            chunk_bytes.set(best.get());
             let Ok(parcel) = Parcel::new(&frame) else { return };
             if bulk
                 .send(Outgoing {
@@ -117,7 +125,9 @@ fn begin_file(work: &Work, link: &PeerLink, frame: Frame, deadline: Option<Insta
         seq: frame.header.id.unwrap_or_default(),
     };
     // A file that comes in sends nothing, so nobody reads this.
-    let (nothing, _unread) = mpsc::channel(1);
+    let (frames, _unread) = mpsc::channel(1);
+    let chunk_bytes = link.chunk_bytes();
+    let nothing = Outlet { frames, chunk_bytes };
     let outcome = work.transfers.begin(id, &arguments, nothing);
     let link = link.clone();
     work.tasks.spawn(async move {

@@ -50,7 +50,11 @@ impl Place {
 
     fn begin(&self, id: u64, kwargs: Value, bulk: mpsc::Sender<Frame>) -> oneshot::Receiver<Reply> {
         let arguments = serde_json::from_value(json!({"kwargs": kwargs})).expect("arguments");
-        self.transfers.begin(self.id(id), &arguments, bulk)
+        let outlet = Outlet {
+            frames: bulk,
+            chunk_bytes: ChunkBytes::new(FILE_CHUNK_BYTES),
+        };
+        self.transfers.begin(self.id(id), &arguments, outlet)
     }
 
     async fn send(&self, id: u64, content: &Bytes) {

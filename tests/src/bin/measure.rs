@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use clap::Parser;
 use swarm_tests::measure::{
-    Members, fanout, file, host, idle, raise_file_limit, reconnect, recovery, silence,
+    Members, fanout, file, host, idle, raise_file_limit, reconnect, recovery, saturated, silence,
 };
 
 /// Measures the product on this machine. Build it with --release, and leave the machine alone meanwhile.
@@ -89,6 +89,24 @@ enum What {
         #[arg(long, default_value = "/var/tmp")]
         dir: PathBuf,
     },
+    /// Round trips of a command over a narrow link that a file keeps busy, in network namespaces; needs root.
+    Saturated {
+        /// In `tc`'s words.
+        #[arg(long, default_value = "20mbit")]
+        rate: String,
+        /// How long the narrow link's queue may get.
+        #[arg(long, default_value = "400ms")]
+        queue: String,
+        /// Which way the file goes.
+        #[arg(long, value_enum, default_value = "send")]
+        direction: saturated::Direction,
+        /// How long the file is on its way, in seconds.
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+        /// Size of the file, in MiB.
+        #[arg(long, default_value_t = 1_024)]
+        size: u64,
+    },
     #[command(hide = true)]
     NodeHost {
         #[arg(long)]
@@ -160,6 +178,13 @@ async fn run(what: What) -> anyhow::Result<()> {
             runs,
             dir,
         } => recovery::station(deliveries, runs, &dir).await,
+        What::Saturated {
+            rate,
+            queue,
+            direction,
+            seconds,
+            size,
+        } => saturated::run(&rate, &queue, direction, seconds, size).await,
         What::NodeHost {
             seed,
             first,

@@ -249,7 +249,8 @@ pub async fn engine(sizes: &[u32], runs: usize, processes: u32) -> anyhow::Resul
     Ok(table.print()?)
 }
 
-fn ping() -> Request {
+/// The command whose round trip is measured.
+pub(super) fn ping() -> Request {
     Request::Command {
         selector: Selector::all(),
         action: "ping".to_owned(),

@@ -12,6 +12,7 @@ mod proc;
 pub mod real;
 pub mod reconnect;
 pub mod recovery;
+pub mod saturated;
 pub mod silence;
 mod table;
 

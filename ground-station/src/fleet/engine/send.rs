@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use serde_json::json;
 use swarm_shared::net::clock;
-use swarm_shared::net::peer::{Delivery as End, PeerLink, ReplyTo, Request};
+use swarm_shared::net::peer::{ChunkBytes, Delivery as End, PeerLink, ReplyTo, Request};
 use swarm_shared::net::roots::{Chunk, FileError, Outgoing as Source};
 use swarm_shared::proto::message::{Arguments, FileEnd};
 use swarm_shared::proto::outcome::{Outcome, Reply};
@@ -217,10 +217,10 @@ fn open(path: &Path) -> Result<Source, FileError> {
     Source::of(file, &name)
 }
 
-fn read_all(mut source: Source, to: &mpsc::Sender<Read>) {
+fn read_all(mut source: Source, chunk_bytes: &ChunkBytes, to: &mpsc::Sender<Read>) {
     let size = source.size();
     loop {
-        let read = match source.next_chunk() {
+        let read = match source.next_chunk(chunk_bytes.get()) {
             Ok(Some(chunk)) => Read::Chunk(chunk),
             Ok(None) => break,
             Err(error) => Read::Failed(error),
@@ -348,7 +348,8 @@ impl Transfer {
     async fn send_chunks(&self, source: Source, progress: &mut Progress) -> Result<(), Reply> {
         let (read, mut chunks) = mpsc::channel(READ_AHEAD_CHUNKS);
         // Ends by itself: with the file, or when the transfer is given up and its channel closes.
-        let _reading = tokio::task::spawn_blocking(move || read_all(source, &read));
+        let chunk_bytes = self.link.chunk_bytes();
+        let _reading = tokio::task::spawn_blocking(move || read_all(source, &chunk_bytes, &read));
         loop {
             match chunks.recv().await {
                 Some(Read::Chunk(chunk)) => {
