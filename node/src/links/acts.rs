@@ -6,12 +6,13 @@
 //! | scribe | nothing: hands writes to the journal, in order, as many at once as wait | with the desk |
 //! | one for each action that runs | its reply | with the reply, or [`KILL_PATIENCE`] after it was to end |
 //!
-//! Whoever asked may be gone when there is something to tell: answers are kept, and it asks again.
+//! Whoever asked may have restarted when there is something to tell: answers are kept, and it asks again.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use swarm_shared::net::clock;
+use swarm_shared::net::peer::PeerLink;
 use swarm_shared::proto::delivery::desk::{Desk, Effect, Incoming, OPEN_MAX, RUNNING_MAX, Ticket};
 use swarm_shared::proto::delivery::ledger::Ledger;
 use swarm_shared::proto::delivery::record::{Record, digest};
@@ -24,7 +25,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::commands::Reach;
+use super::Work;
 use crate::actions::{Actions, Command};
 use crate::journal::Journal;
 use crate::process::{DRAIN_GRACE, TERM_GRACE};
@@ -43,6 +44,12 @@ pub(super) enum Word {
     Timeout,
 }
 
+/// Where a command came from. Its session outlives connections: what is told while there is none goes with the next.
+struct Asker {
+    link: PeerLink,
+    lane: Lane,
+}
+
 /// The desk and what it needs.
 pub(super) struct Acts {
     desk: Desk,
@@ -50,8 +57,8 @@ pub(super) struct Acts {
     tasks: TaskTracker,
     /// What may have to run, until it does.
     kept: BTreeMap<CommandId, Command>,
-    /// How urgently the issuer wants to hear.
-    lanes: BTreeMap<CommandId, Lane>,
+    /// Who wants to hear of each command at hand.
+    askers: BTreeMap<CommandId, Asker>,
     running: BTreeMap<CommandId, CancellationToken>,
     writes: mpsc::Sender<(Ticket, Vec<Record>)>,
     written: mpsc::Receiver<(Vec<Ticket>, Result<(), String>)>,
@@ -71,7 +78,7 @@ impl Acts {
             actions,
             tasks,
             kept: BTreeMap::new(),
-            lanes: BTreeMap::new(),
+            askers: BTreeMap::new(),
             running: BTreeMap::new(),
             writes,
             written,
@@ -92,7 +99,7 @@ impl Acts {
     }
 
     /// Takes such a word.
-    pub(super) fn take(&mut self, word: Word, reach: &Reach<'_>) {
+    pub(super) fn take(&mut self, word: Word, work: &Work) {
         let now = clock::now();
         match word {
             Word::Written(tickets, Ok(())) => {
@@ -111,11 +118,18 @@ impl Acts {
             }
             Word::Timeout => self.desk.handle_timeout(now),
         }
-        self.carry_out(reach);
+        self.carry_out(work);
     }
 
     /// A command that acts has arrived; `content` is its frame's.
-    pub(super) fn command(&mut self, command: Command, header: &Header, content: &[u8], reach: &Reach<'_>) {
+    pub(super) fn command(
+        &mut self,
+        command: Command,
+        link: &PeerLink,
+        header: &Header,
+        content: &[u8],
+        work: &Work,
+    ) {
         let id = command.id;
         let incoming = Incoming {
             id,
@@ -124,18 +138,22 @@ impl Acts {
             life_ms: header.life,
             traits: self.actions.traits(&command.action),
         };
-        self.lanes.insert(id, header.lane.unwrap_or_default());
+        let asker = Asker {
+            link: link.clone(),
+            lane: header.lane.unwrap_or_default(),
+        };
+        self.askers.insert(id, asker);
         if self.desk.command(incoming, clock::now()) {
             self.kept.insert(id, command);
         }
-        self.carry_out(reach);
+        self.carry_out(work);
     }
 
     /// The process ends: see [`Desk::close`].
-    pub(super) fn close(&mut self, reach: &Reach<'_>) {
+    pub(super) fn close(&mut self, work: &Work) {
         self.desk.close(clock::now());
         self.kept.retain(|id, _| self.desk.holds(*id));
-        self.carry_out(reach);
+        self.carry_out(work);
     }
 
     /// Whether nothing is left to be waited for.
@@ -143,18 +161,18 @@ impl Acts {
         self.desk.is_idle()
     }
 
-    fn carry_out(&mut self, reach: &Reach<'_>) {
+    fn carry_out(&mut self, work: &Work) {
         for effect in self.desk.take_effects() {
             match effect {
                 Effect::Write { ticket, records } => self.write(ticket, records),
-                Effect::Stage { id, stage } => self.tell(id, stage, reach),
+                Effect::Stage { id, stage } => self.tell(id, stage),
                 Effect::Run { id } => self.run(id),
                 Effect::Kill { id } => {
                     if let Some(stop) = self.running.get(&id) {
                         stop.cancel();
                     }
                 }
-                Effect::Answer { id, reply } => self.answer(id, reply, reach),
+                Effect::Answer { id, reply } => self.answer(id, reply, work),
             }
         }
     }
@@ -196,14 +214,16 @@ impl Acts {
         });
     }
 
-    fn tell(&self, id: CommandId, stage: Stage, reach: &Reach<'_>) {
-        let Some(link) = reach.link(id) else { return };
+    fn tell(&self, id: CommandId, stage: Stage) {
+        let Some(Asker { link, lane }) = self.askers.get(&id) else {
+            return;
+        };
         let told = Parcel::new(&StageMessage { stage }.to_frame(id))
             .map_err(|error| error.to_string())
             .and_then(|parcel| {
                 let outgoing = Outgoing {
                     parcel,
-                    lane: self.lanes.get(&id).copied().unwrap_or_default(),
+                    lane: *lane,
                     deadline: None,
                 };
                 link.try_send(outgoing).map_err(|error| error.to_string())
@@ -213,23 +233,24 @@ impl Acts {
         }
     }
 
-    fn answer(&mut self, id: CommandId, reply: Reply, reach: &Reach<'_>) {
-        let lane = self.lanes.get(&id).copied();
-        if !self.desk.holds(id) {
-            self.lanes.remove(&id);
-            self.kept.remove(&id);
-        }
-        let Some(link) = reach.link(id) else {
-            tracing::debug!(%id, "answered when its issuer asks again");
+    fn answer(&mut self, id: CommandId, reply: Reply, work: &Work) {
+        let Some(Asker { link, lane }) = self.askers.remove(&id) else {
             return;
         };
+        if self.desk.holds(id) {
+            // This was for a copy that is another command; the first goes on.
+            let link = link.clone();
+            self.askers.insert(id, Asker { link, lane });
+        } else {
+            self.kept.remove(&id);
+        }
         let command = Header {
             id: Some(id.seq),
             epoch: Some(id.epoch),
-            lane,
+            lane: Some(lane),
             ..Header::default()
         };
-        reach.work.answer_soon(link, command, reply);
+        work.answer_soon(&link, command, reply);
     }
 }
 

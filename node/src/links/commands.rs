@@ -1,13 +1,11 @@
 //! Commands on the control connection, and the replies to them.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::from_value;
 use swarm_shared::net::peer::{PeerInfo, PeerLink};
 use swarm_shared::proto::delivery::CommandId;
-use swarm_shared::proto::id::PeerId;
 use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::outcome::Reply;
 use swarm_shared::proto::parcel::Parcel;
@@ -15,9 +13,9 @@ use swarm_shared::proto::session::Outgoing;
 use swarm_shared::proto::trust::gate::{ActionClass, classify};
 use swarm_shared::proto::wire::{CONTENT_BYTES_MAX, Frame, Header, WireError};
 
+use super::Work;
 use super::acts::Acts;
 use super::files::{FILE_TRANSFER, send_file};
-use super::{Linked, Work};
 use crate::actions::Command;
 
 /// Commands that read, or move a file, and may be at work at once; one more is refused as busy.
@@ -27,31 +25,15 @@ pub(super) const ANSWERS_MAX: usize = 512;
 /// How long a reply waits for room.
 pub(super) const ANSWER_PATIENCE: Duration = Duration::from_secs(60);
 
-/// The way to whoever waits for an answer.
-pub(super) struct Reach<'a> {
-    pub(super) work: &'a Work,
-    pub(super) peers: &'a BTreeMap<PeerId, Linked>,
-}
-
-impl Reach<'_> {
-    /// The issuer's link; `None` while it has none.
-    pub(super) fn link(&self, id: CommandId) -> Option<&PeerLink> {
-        self.peers.get(&id.issuer).map(|linked| &linked.link)
-    }
-}
-
 /// Takes a command that the gate has let in: what reads or moves a file goes its own way, what acts goes to the desk.
 pub(super) fn take_command(
     acts: &mut Acts,
-    reach: &Reach<'_>,
+    work: &Work,
     peer: &PeerInfo,
+    link: &PeerLink,
     frame: Frame,
     deadline: Option<Instant>,
 ) {
-    let work = reach.work;
-    let Some(link) = reach.peers.get(&peer.id).map(|linked| &linked.link) else {
-        return;
-    };
     let arguments = match arguments(&frame) {
         Ok(arguments) => arguments,
         Err(reply) => return work.answer_soon(link, frame.header, reply),
@@ -80,7 +62,7 @@ pub(super) fn take_command(
             let reply = Reply::refused("what acts needs an identity: send `id` and `epoch`");
             work.answer_soon(link, header, reply);
         }
-        ActionClass::Act | ActionClass::Execute => acts.command(command, &header, &content, reach),
+        ActionClass::Act | ActionClass::Execute => acts.command(command, link, &header, &content, work),
     }
 }
 

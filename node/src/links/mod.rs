@@ -36,7 +36,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use self::acts::Acts;
-use self::commands::{ANSWERS_MAX, COMMANDS_MAX, Reach, take_command};
+use self::commands::{ANSWERS_MAX, COMMANDS_MAX, take_command};
 use self::files::take_files;
 use crate::actions::Actions;
 use crate::daemon::Node;
@@ -201,8 +201,7 @@ impl Task {
                 biased;
                 () = stop.cancelled() => return self.drain().await,
                 word = self.acts.word() => {
-                    let reach = Reach { work: &self.work, peers: &self.peers };
-                    self.acts.take(word, &reach);
+                    self.acts.take(word, &self.work);
                 }
                 Ok(()) = membership.changed() => {
                     let now = membership.borrow_and_update().clone();
@@ -228,15 +227,11 @@ impl Task {
 
     /// What runs is being killed: its outcomes are written, and told to whoever is linked.
     async fn drain(&mut self) {
-        let reach = Reach {
-            work: &self.work,
-            peers: &self.peers,
-        };
-        self.acts.close(&reach);
+        self.acts.close(&self.work);
         let drained = async {
             while !self.acts.is_idle() {
                 let word = self.acts.word().await;
-                self.acts.take(word, &reach);
+                self.acts.take(word, &self.work);
             }
         };
         if tokio::time::timeout(DRAIN_MAX, drained).await.is_err() {
@@ -289,11 +284,10 @@ impl Task {
                 ..
             } => {
                 if frame.header.kind == Some(Kind::Command) {
-                    let reach = Reach {
-                        work: &self.work,
-                        peers: &self.peers,
+                    let Some(linked) = self.peers.get(&peer.id) else {
+                        return;
                     };
-                    take_command(&mut self.acts, &reach, &peer, *frame, deadline);
+                    take_command(&mut self.acts, &self.work, &peer, &linked.link, *frame, deadline);
                 }
             }
         }

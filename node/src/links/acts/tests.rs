@@ -36,6 +36,7 @@ struct Counter {
     work: Work,
     acts: Acts,
     disk: MemoryDisk,
+    link: PeerLink,
     stop: CancellationToken,
 }
 
@@ -67,7 +68,7 @@ fn outcome(disk: &MemoryDisk, seq: u64, action: &str, content: &[u8]) -> Option<
 }
 
 impl Counter {
-    fn new() -> Self {
+    async fn new() -> Self {
         let place = Place::new(FILE);
         let disk = MemoryDisk::default();
         let (journal, ledger) = journal(&disk);
@@ -82,7 +83,9 @@ impl Counter {
             tasks: tasks.clone(),
             stop: stop.clone(),
         };
+        let link = work.endpoint.open(id(1).issuer).await.expect("running");
         Self {
+            link,
             acts: Acts::new(place.actions.clone(), journal, ledger, tasks),
             place,
             work,
@@ -103,12 +106,8 @@ impl Counter {
             deadline: None,
             stop: self.stop.child_token(),
         };
-        let peers = BTreeMap::new();
-        let reach = Reach {
-            work: &self.work,
-            peers: &peers,
-        };
-        self.acts.command(command, &Header::default(), &content, &reach);
+        self.acts
+            .command(command, &self.link, &Header::default(), &content, &self.work);
         content
     }
 
@@ -128,12 +127,7 @@ impl Counter {
     }
 
     fn take(&mut self, word: Word) {
-        let peers = BTreeMap::new();
-        let reach = Reach {
-            work: &self.work,
-            peers: &peers,
-        };
-        self.acts.take(word, &reach);
+        self.acts.take(word, &self.work);
     }
 
     fn file(&self, name: &str) -> String {
@@ -153,7 +147,7 @@ fn lives(pid: &str) -> bool {
 
 #[tokio::test]
 async fn it_is_durable_before_it_begins_and_its_outcome_before_it_is_told() {
-    let mut counter = Counter::new();
+    let mut counter = Counter::new().await;
     let kwargs = json!({"what": "x", "file": counter.file("marks")});
     let content = counter.send(1, "mark", &kwargs);
     counter.send(1, "mark", &kwargs);
@@ -164,12 +158,12 @@ async fn it_is_durable_before_it_begins_and_its_outcome_before_it_is_told() {
     let reply = outcome(&counter.disk, 1, "mark", &content).expect("it is written");
     assert_eq!(reply.state, Outcome::Done, "{reply:?}");
     assert_eq!(counter.text("marks"), "x\n");
-    assert!(counter.acts.is_idle() && counter.acts.kept.is_empty() && counter.acts.lanes.is_empty());
+    assert!(counter.acts.is_idle() && counter.acts.kept.is_empty() && counter.acts.askers.is_empty());
 }
 
 #[tokio::test]
 async fn a_stop_kills_the_group_of_what_runs() {
-    let mut counter = Counter::new();
+    let mut counter = Counter::new().await;
     let kwargs = json!({"file": counter.file("pid")});
     let content = counter.send(1, "hold", &kwargs);
     counter
@@ -194,7 +188,7 @@ async fn a_stop_kills_the_group_of_what_runs() {
 
 #[tokio::test]
 async fn at_shutdown_the_outcome_is_written() {
-    let mut counter = Counter::new();
+    let mut counter = Counter::new().await;
     let kwargs = json!({"file": counter.file("pid")});
     let content = counter.send(1, "hold", &kwargs);
     counter
@@ -212,7 +206,7 @@ async fn at_shutdown_the_outcome_is_written() {
 
 #[tokio::test]
 async fn a_full_disk_refuses_and_nothing_runs() {
-    let mut counter = Counter::new();
+    let mut counter = Counter::new().await;
     let kwargs = json!({"what": "x", "file": counter.file("marks")});
     counter
         .disk
