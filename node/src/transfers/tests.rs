@@ -18,6 +18,13 @@ struct Place {
     peer: PeerId,
 }
 
+fn outlet(frames: mpsc::Sender<Frame>) -> Outlet {
+    Outlet {
+        frames,
+        chunk_bytes: ChunkBytes::new(FILE_CHUNK_BYTES),
+    }
+}
+
 impl Place {
     fn new(idle_max: Duration) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
@@ -50,11 +57,7 @@ impl Place {
 
     fn begin(&self, id: u64, kwargs: Value, bulk: mpsc::Sender<Frame>) -> oneshot::Receiver<Reply> {
         let arguments = serde_json::from_value(json!({"kwargs": kwargs})).expect("arguments");
-        let outlet = Outlet {
-            frames: bulk,
-            chunk_bytes: ChunkBytes::new(FILE_CHUNK_BYTES),
-        };
-        self.transfers.begin(self.id(id), &arguments, outlet)
+        self.transfers.begin(self.id(id), &arguments, outlet(bulk))
     }
 
     async fn send(&self, id: u64, content: &Bytes) {
@@ -273,7 +276,9 @@ async fn a_station_that_counts_anew_does_not_meet_its_old_transfers() {
     };
     let kwargs = json!({"op": "push", "path": "r/new", "size": 5, "mode": 0o640});
     let arguments = serde_json::from_value(json!({ "kwargs": kwargs })).expect("arguments");
-    let new = place.transfers.begin(newer, &arguments, mpsc::channel(1).0);
+    let new = place
+        .transfers
+        .begin(newer, &arguments, outlet(mpsc::channel(1).0));
 
     let part = |epoch| Header {
         id: Some(1),
