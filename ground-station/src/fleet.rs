@@ -14,17 +14,20 @@ use std::path::PathBuf;
 
 use tokio::sync::mpsc;
 
-use crate::control;
+use crate::{control, who};
 
+pub mod archive;
 pub mod engine;
 mod event;
 pub mod files;
+mod past;
 mod request;
 
 pub use event::{
     Check, Delivery, Event, Failure, InvitationView, MemberView, MembershipView, NodeRef, NodeState,
     NodeView, PendingView,
 };
+pub use past::{AuditView, CommandKind, CommandView, PastDelivery, PastQuery, PastState};
 pub use request::{FileToSend, FilesToSend, Request};
 
 /// Most requests that wait for the engine.
@@ -40,6 +43,8 @@ pub struct Call {
     pub request: Request,
     /// Where the events go.
     pub events: mpsc::Sender<Event>,
+    /// The user of this machine who asks.
+    pub who: String,
 }
 
 /// A handle on a fleet; clones share it.
@@ -71,12 +76,18 @@ impl Fleet {
 
     /// Asks. Faults come as [`Event::Failed`]; dropping the receiver cancels the request.
     pub async fn perform(&self, request: Request) -> mpsc::Receiver<Event> {
+        self.perform_as(request, who::own().to_owned()).await
+    }
+
+    /// Asks for another user of this machine. A remote fleet sees for itself who asks.
+    pub async fn perform_as(&self, request: Request, who: String) -> mpsc::Receiver<Event> {
         let (events, receiver) = mpsc::channel(EVENTS_MAX);
         match &self.0 {
             Reach::Local(calls) => {
                 let call = Call {
                     request,
                     events: events.clone(),
+                    who,
                 };
                 if calls.send(call).await.is_err() {
                     let stopped = Event::failed(Failure::Stopped, "the station is shutting down; ask again");

@@ -5,7 +5,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Parser;
-use swarm_tests::measure::{Members, fanout, file, host, idle, raise_file_limit, reconnect, silence};
+use swarm_tests::measure::{
+    Members, fanout, file, host, idle, raise_file_limit, reconnect, recovery, silence,
+};
 
 /// Measures the product on this machine. Build it with --release, and leave the machine alone meanwhile.
 #[derive(Parser)]
@@ -77,6 +79,16 @@ enum What {
         #[arg(long, value_delimiter = ',', default_value = "/dev/shm,/var/tmp")]
         to: Vec<PathBuf>,
     },
+    /// A station with many deliveries in its store starts again.
+    Recovery {
+        #[arg(long, default_value_t = 1_000_000)]
+        deliveries: u64,
+        #[arg(long, default_value_t = 20)]
+        runs: usize,
+        /// Where the store is.
+        #[arg(long, default_value = "/var/tmp")]
+        dir: PathBuf,
+    },
     #[command(hide = true)]
     NodeHost {
         #[arg(long)]
@@ -143,6 +155,11 @@ async fn run(what: What) -> anyhow::Result<()> {
             processes,
         } => idle::links(nodes, runs, processes).await,
         What::File { size, runs, from, to } => file::run(size, runs, &from, &to).await,
+        What::Recovery {
+            deliveries,
+            runs,
+            dir,
+        } => recovery::station(deliveries, runs, &dir).await,
         What::NodeHost {
             seed,
             first,

@@ -276,7 +276,11 @@ pub(super) async fn end_of(fleet: &Fleet, request: Request) -> anyhow::Result<us
             | Event::Membership(_)
             | Event::Invitation(_)
             | Event::Member(_)
-            | Event::Pending(_) => {}
+            | Event::Pending(_)
+            | Event::Command(_)
+            | Event::About(_)
+            | Event::Past(_)
+            | Event::Audit(_) => {}
         }
     }
     anyhow::bail!("the station went away")

@@ -11,6 +11,7 @@ mod members;
 mod proc;
 pub mod real;
 pub mod reconnect;
+pub mod recovery;
 pub mod silence;
 mod table;
 
