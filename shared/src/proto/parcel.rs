@@ -15,9 +15,6 @@ const TRAILER_BYTES_MAX: usize = 144;
 /// memory and a burst of them one write.
 const COPY_BYTES_MAX: usize = 4 * 1024;
 
-/// What a question says of its time to live; the trailer then holds none.
-const NO_TIME_LEFT: &[u8] = b",\"ttl\":0";
-
 /// An encoded frame without its trailer. Clones share the bytes.
 #[derive(Clone, Debug)]
 pub struct Parcel {
@@ -28,6 +25,7 @@ pub struct Parcel {
     /// The content, if it is long.
     rest: Bytes,
     epoch: Option<u64>,
+    question: bool,
 }
 
 /// The header keys that belong to one transmission.
@@ -101,21 +99,23 @@ impl Parcel {
             head,
             rest,
             epoch: frame.header.epoch,
+            question: false,
         })
     }
 
-    /// The same frame, saying that no time to live is left: it asks what became of it, and starts nothing. Send it
-    /// without a deadline, which would say it again.
+    /// The same command as a question after its end: its time to live is told as 0, so that whoever has not begun it
+    /// never will, and whoever has says how it ended.
     #[must_use]
-    pub fn to_question(&self) -> Self {
-        let (head, content) = self.start.split_at(self.head);
-        let start = [head, NO_TIME_LEFT, content].concat();
+    pub fn question(self) -> Self {
         Self {
-            start: start.into_boxed_slice().into(),
-            head: self.head + NO_TIME_LEFT.len(),
-            rest: self.rest.clone(),
-            epoch: self.epoch,
+            question: true,
+            ..self
         }
+    }
+
+    /// Whether it is a question; see [`Self::question`].
+    pub fn is_question(&self) -> bool {
+        self.question
     }
 
     /// The epoch that its frame names: a reply to it names the same.
