@@ -173,11 +173,14 @@ fn a_plug_in_that_dies_or_hangs_midway_fails_with_the_reason() {
 
     let mut process = lamp.start("lamp2");
     process.signal(Signal::STOP);
-    let ended = lamp.call(&["blink"], 1);
+    let ended = lamp.call(&["blink", "times=9"], 1);
     assert_eq!(ended["state"], "failed");
     assert_eq!(text(&ended, "error"), "the plug-in lamp did not answer within 5s");
-    // Its late answer is nobody's, and it works again.
+    // What it finds in its socket when it goes on is too late to begin, and it works again.
     process.signal(Signal::CONT);
+    lamp.call(&["clock"], 0);
+    let told = lamp.call(&["telemetry"], 0);
+    assert!(told["value"]["plugins"].is_null(), "the old call ran: {told}");
     assert_eq!(lamp.call(&["blink", "times=2"], 0)["value"], "blinked 2 times");
 }
 
