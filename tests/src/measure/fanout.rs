@@ -257,6 +257,7 @@ fn ping() -> Request {
         lane: Lane::Control,
         ttl_ms: 30_000,
         timeout_ms: 60_000,
+        batch: None,
     }
 }
 

@@ -47,7 +47,7 @@ pub(super) struct NewCommand {
 #[derive(Debug)]
 pub(super) enum Told {
     /// It is stored, as this command of the history.
-    Issued { id: CommandId, number: Option<u64> },
+    Issued { id: CommandId, number: u64 },
     /// It was not issued to anybody.
     NotIssued(String),
     /// A node has acknowledged a stage.
@@ -182,7 +182,9 @@ impl Task {
             }
         };
         if tokio::time::timeout(LAST_WRITES_MAX, last).await.is_err() {
-            tracing::warn!("the last changes of deliveries are not stored; the next start asks the nodes again");
+            tracing::warn!(
+                "the last changes of deliveries are not stored; the next start asks the nodes again"
+            );
         }
     }
 
@@ -262,7 +264,7 @@ impl Task {
                             deadline,
                         };
                         let link = self.links.get(&to).filter(|_| !full.contains(&to));
-                        if !link.is_some_and(|link| link.try_send(outgoing).is_ok()) {
+                        if link.is_none_or(|link| link.try_send(outgoing).is_err()) {
                             full.insert(to);
                             self.book.not_sent(to, id, clock::now());
                         }
@@ -332,7 +334,6 @@ impl Task {
         match done {
             Ok(numbers) => {
                 for (id, number) in begun.into_iter().zip(numbers) {
-                    let number = Some(number);
                     self.tell(id, Told::Issued { id, number });
                 }
                 for ticket in tickets {
