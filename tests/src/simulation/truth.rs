@@ -1,0 +1,245 @@
+//! What really happened, and whether any of it should not have.
+//!
+//! Processes report here what the world could see: an action that began, an outcome that was told, a stop that was
+//! promised. Times are global: no process's own clock decides whether something was late.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use swarm_shared::proto::delivery::CommandId;
+use swarm_shared::proto::outcome::Outcome;
+use swarm_shared::proto::stop::Latch;
+
+use super::world::{Host, HostId};
+
+/// A time to live is told in whole milliseconds, rounded up.
+const ROUNDING_MS: u64 = 1;
+
+/// A promise that a run is judged by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[expect(missing_docs, reason = "the text of each says what it is")]
+pub enum Invariant {
+    AtMostOnce,
+    NeverLate,
+    ExecutedOrReported,
+    OneOutcome,
+    OutcomeIsTrue,
+    StopReaches,
+    StoppedStaysStopped,
+    Unauthorised,
+    MemoryBounded,
+    Reconverged,
+    LaneOrder,
+    Progress,
+}
+
+impl fmt::Display for Invariant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::AtMostOnce => "no identity is executed twice",
+            Self::NeverLate => "nothing is executed after its deadline",
+            Self::ExecutedOrReported => "every acknowledged command is executed or reported",
+            Self::OneOutcome => "every delivery has exactly one outcome",
+            Self::OutcomeIsTrue => "an outcome says what happened",
+            Self::StopReaches => "a stop reaches every reachable node",
+            Self::StoppedStaysStopped => "a stopped node stays stopped until it is released",
+            Self::Unauthorised => "the unauthorised change nothing",
+            Self::MemoryBounded => "memory is bounded",
+            Self::Reconverged => "the fleet is whole again 5 s after healing",
+            Self::LaneOrder => "an emergency overtakes what waits",
+            Self::Progress => "nothing hangs or fails that nobody disturbed",
+        })
+    }
+}
+
+/// A promise that was broken.
+#[derive(Clone, Debug)]
+pub(super) struct Broken {
+    pub(super) invariant: Invariant,
+    pub(super) what: String,
+}
+
+impl Broken {
+    pub(super) fn new(invariant: Invariant, what: impl Into<String>) -> Self {
+        Self {
+            invariant,
+            what: what.into(),
+        }
+    }
+}
+
+/// How an action behaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Nature {
+    pub(super) idempotent: bool,
+    pub(super) while_stopped: bool,
+    pub(super) flight: bool,
+}
+
+pub(super) struct Issued {
+    pub(super) at_ms: u64,
+    pub(super) life_ms: u64,
+    pub(super) nature: Nature,
+    pub(super) targets: BTreeSet<HostId>,
+    pub(super) authorised: bool,
+    /// The station has said that it has it.
+    pub(super) acknowledged: bool,
+    /// A copy of the store that held it open has been used since: what that copy says of it may be out of date.
+    pub(super) copied: bool,
+    /// The store that held it was put back to before it: nobody is left to report it.
+    pub(super) forgotten: bool,
+}
+
+#[derive(Default)]
+struct NodeTruth {
+    /// The stop that the node has promised to stay under.
+    latch: Option<Latch>,
+}
+
+pub(super) struct Truth {
+    pub(super) commands: BTreeMap<CommandId, Issued>,
+    effects: BTreeMap<(CommandId, HostId), u32>,
+    /// What each station has said, by the number of its store.
+    outcomes: BTreeMap<(usize, CommandId, HostId), Outcome>,
+    nodes: BTreeMap<HostId, NodeTruth>,
+    broken: Option<Broken>,
+    names: Vec<String>,
+    /// Deliveries that ended, by outcome.
+    pub(super) ended: BTreeMap<Outcome, u64>,
+    pub(super) executed: u64,
+    pub(super) latched: u64,
+    pub(super) released: u64,
+}
+
+impl Truth {
+    pub(super) fn new(hosts: &[Host]) -> Self {
+        Self {
+            commands: BTreeMap::new(),
+            effects: BTreeMap::new(),
+            outcomes: BTreeMap::new(),
+            nodes: (0..hosts.len()).map(|host| (host, NodeTruth::default())).collect(),
+            broken: None,
+            names: hosts.iter().map(|host| host.name.clone()).collect(),
+            ended: BTreeMap::new(),
+            executed: 0,
+            latched: 0,
+            released: 0,
+        }
+    }
+
+    /// The first promise that was broken counts.
+    pub(super) fn break_promise(&mut self, invariant: Invariant, what: impl Into<String>) {
+        self.broken.get_or_insert_with(|| Broken::new(invariant, what));
+    }
+
+    pub(super) fn broken(&self) -> Option<&Broken> {
+        self.broken.as_ref()
+    }
+
+    /// An action began on a node, for all to see.
+    pub(super) fn executed(&mut self, node: HostId, id: CommandId, at_ms: u64) {
+        self.executed += 1;
+        let name = &self.names[node];
+        let before = self.effects.entry((id, node)).or_insert(0);
+        *before += 1;
+        let times = *before;
+        let Some(issued) = self.commands.get(&id) else {
+            let what = format!("{name} executed {id}, which nobody issued");
+            return self.break_promise(Invariant::Unauthorised, what);
+        };
+        let (late, nature) = (issued.at_ms + issued.life_ms, issued.nature);
+        if !issued.authorised {
+            let what = format!("{name} executed {id} of somebody who may not order it");
+            self.break_promise(Invariant::Unauthorised, what);
+        } else if !issued.targets.contains(&node) {
+            let what = format!("{name} executed {id}, which was not for it");
+            self.break_promise(Invariant::Unauthorised, what);
+        } else if times > 1 && !nature.idempotent {
+            let what = format!("{name} executed {id} {times} times");
+            self.break_promise(Invariant::AtMostOnce, what);
+        } else if at_ms > late + ROUNDING_MS {
+            let what = format!("{name} executed {id} {} ms after its deadline", at_ms - late);
+            self.break_promise(Invariant::NeverLate, what);
+        } else if let Some(latch) = self.nodes.get(&node).and_then(|node| node.latch)
+            && !nature.while_stopped
+        {
+            let what = format!("{name} executed {id} while under stop {}", latch.number);
+            self.break_promise(Invariant::StoppedStaysStopped, what);
+        }
+    }
+
+    pub(super) fn has_executed(&self, node: HostId, id: CommandId) -> bool {
+        self.effects.contains_key(&(id, node))
+    }
+
+    /// A station's store holds an outcome, or its book has told one.
+    pub(super) fn ended(&mut self, store: usize, id: CommandId, node: HostId, how: Outcome) {
+        let name = &self.names[node];
+        if let Some(before) = self.outcomes.insert((store, id, node), how) {
+            if before != how {
+                let what = format!("{id} on {name} ended as {before}, and then as {how}");
+                self.break_promise(Invariant::OneOutcome, what);
+            }
+            return;
+        }
+        *self.ended.entry(how).or_default() += 1;
+        let executed = self.has_executed(node, id);
+        let copied = self.commands.get(&id).is_some_and(|issued| issued.copied);
+        let lie = match how {
+            Outcome::Done => !executed,
+            // A copy of the store may not know that the command was sent.
+            Outcome::Refused | Outcome::Expired => executed && !copied,
+            Outcome::Failed | Outcome::Unknown | Outcome::NoAnswer => false,
+        };
+        if lie {
+            let seen = if executed { "executed" } else { "never executed" };
+            let what = format!("{id} on {name} ended as {how}, and was {seen}");
+            self.break_promise(Invariant::OutcomeIsTrue, what);
+        }
+    }
+
+    /// What this store has said of a delivery.
+    pub(super) fn outcome(&self, store: usize, id: CommandId, node: HostId) -> Option<Outcome> {
+        self.outcomes.get(&(store, id, node)).copied()
+    }
+
+    /// A node says that it is under this stop, and will be after a restart.
+    pub(super) fn promised_stop(&mut self, node: HostId, latch: Latch) {
+        if let Some(truth) = self.nodes.get_mut(&node)
+            && truth.latch.replace(latch) != Some(latch)
+        {
+            self.latched += 1;
+        }
+    }
+
+    /// A node goes again, by an order to release `named`.
+    pub(super) fn released(&mut self, node: HostId, named: Latch) {
+        self.released += 1;
+        let Some(truth) = self.nodes.get_mut(&node) else { return };
+        if let Some(latch) = truth.latch
+            && latch != named
+        {
+            let what = format!(
+                "{} is under stop {}, and was released by an order to release {}",
+                self.names[node], latch.number, named.number
+            );
+            return self.break_promise(Invariant::StoppedStaysStopped, what);
+        }
+        truth.latch = None;
+    }
+
+    /// The stop that a node is under, as it has said.
+    pub(super) fn latch(&self, node: HostId) -> Option<Latch> {
+        self.nodes.get(&node).and_then(|truth| truth.latch)
+    }
+
+    /// A node that has just started finds this stop in its journal.
+    pub(super) fn restored(&mut self, node: HostId, found: Option<Latch>) {
+        if let Some(latch) = self.latch(node)
+            && found.is_none()
+        {
+            let what = format!("{} forgot stop {} over a restart", self.names[node], latch.number);
+            self.break_promise(Invariant::StoppedStaysStopped, what);
+        }
+    }
+}
