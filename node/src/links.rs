@@ -221,10 +221,15 @@ impl Task {
             PeerEvent::Bulk { link, events, .. } => {
                 self.work.tasks.spawn(take_files(self.work.clone(), link, events));
             }
-            PeerEvent::Frame { peer, frame, .. } => {
+            PeerEvent::Frame {
+                peer,
+                frame,
+                deadline,
+                ..
+            } => {
                 let link = self.peers.get(&peer.id).map(|linked| linked.link.clone());
                 if let (Some(link), Some(Kind::Command)) = (link, frame.header.kind) {
-                    self.work.take_command(&peer, &link, *frame);
+                    self.work.take_command(&peer, &link, *frame, deadline);
                 }
             }
         }
@@ -274,8 +279,7 @@ impl Task {
 
 impl Work {
     /// Runs a command that the gate has let in; its reply goes back over `link`.
-    fn take_command(&self, peer: &PeerInfo, link: &PeerLink, frame: Frame) {
-        let arrived = clock::now();
+    fn take_command(&self, peer: &PeerInfo, link: &PeerLink, frame: Frame, deadline: Option<Instant>) {
         let Ok(turn) = Arc::clone(&self.commands).try_acquire_owned() else {
             return answer(
                 link,
@@ -294,7 +298,7 @@ impl Work {
             role: peer.role,
             action: header.action.clone().unwrap_or_default(),
             arguments,
-            deadline: header.ttl.map(|ttl| arrived + Duration::from_millis(ttl)),
+            deadline,
         };
         self.tasks.spawn(async move {
             let reply = if command.action == "filetransfer" {
@@ -363,7 +367,7 @@ async fn send_file(endpoint: &Endpoint, transfers: &Transfers, command: &Command
 async fn take_files(work: Work, bulk: PeerLink, mut events: mpsc::Receiver<PeerEvent>) {
     let peer_id = bulk.id();
     while let Some(event) = events.recv().await {
-        let PeerEvent::Frame { frame, .. } = event else {
+        let PeerEvent::Frame { frame, deadline, .. } = event else {
             continue;
         };
         let Some(id) = frame.header.id else { continue };
@@ -376,7 +380,7 @@ async fn take_files(work: Work, bulk: PeerLink, mut events: mpsc::Receiver<PeerE
                 Ok(end) => work.transfers.end(peer_id, id, end),
                 Err(error) => tracing::warn!(%error, id, "unreadable end of a file"),
             },
-            Some(Kind::Command) => begin_file(&work, &bulk, id, *frame),
+            Some(Kind::Command) => begin_file(&work, &bulk, id, *frame, deadline),
             _ => tracing::debug!(kind = ?frame.header.kind, "frame not asked for"),
         }
     }
@@ -384,12 +388,12 @@ async fn take_files(work: Work, bulk: PeerLink, mut events: mpsc::Receiver<PeerE
 
 /// The command that announces a file. The transfer is known before the next frame is read. The reply goes back on
 /// the session that the command came on: there it is waited for.
-fn begin_file(work: &Work, link: &PeerLink, id: u64, frame: Frame) {
+fn begin_file(work: &Work, link: &PeerLink, id: u64, frame: Frame, deadline: Option<Instant>) {
     if frame.header.action.as_deref() != Some("filetransfer") {
         let reply = Reply::refused("only filetransfer comes on a connection for files");
         return work.answer_soon(link, frame.header, reply);
     }
-    if frame.header.ttl == Some(0) {
+    if deadline.is_some_and(|deadline| clock::now() >= deadline) {
         let reply = Reply::ended(Outcome::Expired, "too late when it arrived");
         return work.answer_soon(link, frame.header, reply);
     }

@@ -1,6 +1,7 @@
 //! The programs as an operator uses them: real processes on loopback, TLS and files and all.
 
 mod commands;
+mod deadlines;
 mod files;
 mod queue;
 mod transfers;

@@ -5,6 +5,14 @@
 //! ended. Either may be killed at any instant: the station asks again with the same identity, and the node answers
 //! from what it has kept.
 
+pub mod journal;
+#[cfg(test)]
+mod journal_tests;
+pub mod ledger;
+#[cfg(test)]
+mod ledger_tests;
+pub mod record;
+
 use std::fmt;
 
 use serde::{Deserialize, Serialize};

@@ -1,0 +1,214 @@
+//! The bytes of a journal: a header, then records, each framed so that no damage is mistaken for a record.
+//!
+//! `magic 8 · version u32 · crc32 u32 · number of the first record u64`, then for each record
+//! `length of the body u32 · crc32 u32 · number u64 · body`, all big-endian. A checksum covers everything of its header
+//! or frame but itself. Numbers rise by one, and go on over snapshots, so that what is left on a disk of an older file
+//! is not taken for the end of this one. Replay stops at the first byte that is not as it must be, and says why.
+
+use super::ledger::Ledger;
+use super::record::{BODY_BYTES_MAX, BadRecord, Record};
+
+/// Bytes of a journal's header.
+pub const HEADER_BYTES: usize = 24;
+/// Bytes around a record's body.
+pub const FRAME_BYTES: usize = 16;
+/// The version of the format that this program writes, and the newest that it reads.
+pub const JOURNAL_VERSION: u32 = 1;
+
+const MAGIC: [u8; 8] = *b"swarmjnl";
+
+/// Why replay stopped before the end.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Damage {
+    /// The file does not begin as a journal.
+    #[error("it does not begin as a journal of ours")]
+    Header,
+    /// The file was written by a later version; it is whole.
+    #[error(
+        "it has format {found} and this program reads up to {JOURNAL_VERSION}: install the newer swarm-node"
+    )]
+    NewerFormat {
+        /// The format of the file.
+        found: u32,
+    },
+    /// The file ends in the middle of a record, as after a power cut.
+    #[error("its last record is torn")]
+    Torn,
+    /// A length that no record has.
+    #[error("a record claims to be {0} bytes long")]
+    Length(u32),
+    /// The checksum does not match.
+    #[error("a record's checksum is wrong")]
+    Checksum,
+    /// A record of another place, or of an older file.
+    #[error("record {found} stands where record {expected} belongs")]
+    Sequence {
+        /// The number that is there.
+        found: u64,
+        /// The number that belongs there.
+        expected: u64,
+    },
+    /// A record is whole and yet cannot be read.
+    #[error("record {number} cannot be read: {reason}")]
+    Record {
+        /// Its number.
+        number: u64,
+        /// Why.
+        reason: BadRecord,
+    },
+}
+
+impl Damage {
+    /// Whether the file is whole and comes from a later version: it must not be replaced.
+    pub fn is_newer(&self) -> bool {
+        match self {
+            Self::NewerFormat { .. }
+            | Self::Record {
+                reason: BadRecord::UnknownKind(_),
+                ..
+            } => true,
+            Self::Header
+            | Self::Torn
+            | Self::Length(_)
+            | Self::Checksum
+            | Self::Sequence { .. }
+            | Self::Record { .. } => false,
+        }
+    }
+}
+
+/// What replaying found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Replayed {
+    /// How many records were read.
+    pub records: u64,
+    /// The number that the next record gets.
+    pub next: u64,
+    /// How many bytes are sound, from the beginning.
+    pub sound_bytes: usize,
+    /// Why it stopped there; `None` at the end of a sound file.
+    pub damage: Option<Damage>,
+}
+
+/// The header of a journal whose first record has this number.
+pub fn header(first: u64) -> [u8; HEADER_BYTES] {
+    header_of(JOURNAL_VERSION, first)
+}
+
+fn header_of(version: u32, first: u64) -> [u8; HEADER_BYTES] {
+    let mut bytes = [0; HEADER_BYTES];
+    bytes[..8].copy_from_slice(&MAGIC);
+    bytes[8..12].copy_from_slice(&version.to_be_bytes());
+    bytes[16..].copy_from_slice(&first.to_be_bytes());
+    let crc = checksum(&[&bytes[..12], &bytes[16..]]);
+    bytes[12..16].copy_from_slice(&crc.to_be_bytes());
+    bytes
+}
+
+/// Appends a framed record with this number.
+pub fn frame(out: &mut Vec<u8>, number: u64, record: &Record) {
+    let start = out.len();
+    out.extend([0; FRAME_BYTES]);
+    record.encode(out);
+    let body = start + FRAME_BYTES;
+    let length = u32::try_from(out.len() - body).unwrap_or(u32::MAX);
+    out[start..start + 4].copy_from_slice(&length.to_be_bytes());
+    out[start + 8..body].copy_from_slice(&number.to_be_bytes());
+    let crc = checksum(&[&out[start..start + 4], &out[start + 8..]]);
+    out[start + 4..start + 8].copy_from_slice(&crc.to_be_bytes());
+}
+
+/// A whole journal that says what the ledger knows, and the number of the record after it.
+pub fn snapshot(ledger: &Ledger, first: u64) -> (Vec<u8>, u64) {
+    let mut bytes = header(first).to_vec();
+    let mut next = first;
+    for record in ledger.records() {
+        frame(&mut bytes, next, &record);
+        next = next.wrapping_add(1);
+    }
+    (bytes, next)
+}
+
+/// Reads a journal from its beginning, and hands each record over in order.
+pub fn replay(bytes: &[u8], mut each: impl FnMut(Record)) -> Replayed {
+    let mut replayed = Replayed {
+        records: 0,
+        next: 0,
+        sound_bytes: 0,
+        damage: None,
+    };
+    match read_header(bytes) {
+        Ok(first) => replayed.next = first,
+        Err(damage) => {
+            replayed.damage = Some(damage);
+            return replayed;
+        }
+    }
+    replayed.sound_bytes = HEADER_BYTES;
+    while replayed.sound_bytes < bytes.len() {
+        match read_frame(&bytes[replayed.sound_bytes..], replayed.next) {
+            Ok((record, length)) => {
+                each(record);
+                replayed.records += 1;
+                replayed.next = replayed.next.wrapping_add(1);
+                replayed.sound_bytes += length;
+            }
+            Err(damage) => {
+                replayed.damage = Some(damage);
+                break;
+            }
+        }
+    }
+    replayed
+}
+
+fn read_header(bytes: &[u8]) -> Result<u64, Damage> {
+    let (header, _) = bytes.split_first_chunk::<HEADER_BYTES>().ok_or(Damage::Header)?;
+    let first = be_u64(&header[16..]);
+    let version = be_u32(&header[8..]);
+    if *header != header_of(version, first) {
+        return Err(Damage::Header);
+    }
+    if version != JOURNAL_VERSION {
+        return Err(Damage::NewerFormat { found: version });
+    }
+    Ok(first)
+}
+
+fn read_frame(bytes: &[u8], expected: u64) -> Result<(Record, usize), Damage> {
+    let (head, rest) = bytes.split_first_chunk::<FRAME_BYTES>().ok_or(Damage::Torn)?;
+    let length = be_u32(head);
+    let body_bytes = usize::try_from(length).unwrap_or(usize::MAX);
+    if body_bytes == 0 || body_bytes > BODY_BYTES_MAX {
+        return Err(Damage::Length(length));
+    }
+    let body = rest.get(..body_bytes).ok_or(Damage::Torn)?;
+    if checksum(&[&head[..4], &head[8..], body]) != be_u32(&head[4..]) {
+        return Err(Damage::Checksum);
+    }
+    let number = be_u64(&head[8..]);
+    if number != expected {
+        return Err(Damage::Sequence {
+            found: number,
+            expected,
+        });
+    }
+    let record = Record::decode(body).map_err(|reason| Damage::Record { number, reason })?;
+    Ok((record, FRAME_BYTES + body_bytes))
+}
+
+fn checksum(parts: &[&[u8]]) -> u32 {
+    let mut crc = crc32fast::Hasher::new();
+    for part in parts {
+        crc.update(part);
+    }
+    crc.finalize()
+}
+
+fn be_u32(bytes: &[u8]) -> u32 {
+    bytes.first_chunk().map_or(0, |bytes| u32::from_be_bytes(*bytes))
+}
+
+fn be_u64(bytes: &[u8]) -> u64 {
+    bytes.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes))
+}

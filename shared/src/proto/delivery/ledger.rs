@@ -1,0 +1,393 @@
+//! What a journal amounts to: which commands a node has begun, how they ended, and whether it is stopped.
+//!
+//! Invariants:
+//! * Everything above an issuer's floor is known: what is not in the window there has never begun. Nothing up to the
+//!   floor may run; whether it has run is not known any more.
+//! * The order of records is all that counts: the same records give an equal ledger, and [`Ledger::records`] gives one
+//!   that is equal too.
+//! * Bounded: [`WINDOW_IDENTITIES`] for each of [`WINDOW_ISSUERS`], [`REPLY_BYTES_MAX`] of text for all, and a floor
+//!   or a number for each of [`ISSUERS_MAX`].
+
+use std::collections::BTreeMap;
+
+use super::super::id::PeerId;
+use super::CommandId;
+use super::record::{Digest, Record, StoredReply, head};
+
+/// How many of an issuer's newest commands are known one by one.
+pub const WINDOW_IDENTITIES: usize = 1024;
+/// For how many issuers that is; of those that issued longest ago only the floor stays.
+pub const WINDOW_ISSUERS: usize = 64;
+/// How much text of replies is kept, in bytes; the oldest goes first, the outcome stays.
+pub const REPLY_BYTES_MAX: usize = 1024 * 1024;
+/// For how many issuers without a window a floor is kept, and for how many the highest number of a stop.
+pub const ISSUERS_MAX: usize = 1024;
+
+/// A command's place in what its issuer issued.
+type Place = (u64, u64);
+
+/// What replaying a journal yields.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ledger {
+    /// Issuers with a window, which is never empty.
+    windows: BTreeMap<PeerId, Window>,
+    /// The same issuers, the one that issued last at the end.
+    used: Vec<PeerId>,
+    /// The floors of the others.
+    floors: BTreeMap<PeerId, Place>,
+    text_bytes: usize,
+    latch: Option<Latch>,
+    stops: BTreeMap<PeerId, u64>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Window {
+    floor: Option<Place>,
+    entries: BTreeMap<Place, Entry>,
+    text_bytes: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Entry {
+    /// `None` if it ended without having begun.
+    digest: Option<Digest>,
+    state: State,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum State {
+    Begun { idempotent: bool },
+    Ended(StoredReply),
+}
+
+/// What is known of an identity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found<'a> {
+    /// It has never begun.
+    New,
+    /// It has begun, and no end is known: it runs, or a crash came in between.
+    Begun {
+        /// Whether it may run again.
+        idempotent: bool,
+    },
+    /// It has ended.
+    Ended(&'a StoredReply),
+    /// It is too old to be known; it may have run.
+    Forgotten,
+    /// It has never begun, and its issuer has counted a later epoch since: a store put back, or a straggler.
+    OldEpoch {
+        /// The highest epoch seen from that issuer.
+        seen: u64,
+    },
+    /// Another command has had this identity.
+    Different,
+}
+
+/// The emergency stop that is in force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Latch {
+    /// Who ordered it.
+    pub issuer: PeerId,
+    /// Its number, which a release must name.
+    pub number: u64,
+    /// How the node's own command for it ended; `None` while that is not known.
+    pub ended: Option<Result<(), String>>,
+}
+
+impl Ledger {
+    /// Takes the next record in.
+    pub fn apply(&mut self, record: &Record) {
+        match record {
+            Record::Started {
+                id,
+                digest,
+                idempotent,
+            } => {
+                let state = State::Begun {
+                    idempotent: *idempotent,
+                };
+                self.note(id, Some(*digest), state);
+            }
+            Record::Ended { id, reply } => self.note(id, None, State::Ended(reply.clone())),
+            Record::Floor { issuer, epoch, seq } => self.raise_floor(*issuer, (*epoch, *seq)),
+            Record::Stopped { issuer, number } => {
+                self.latch = Some(Latch {
+                    issuer: *issuer,
+                    number: *number,
+                    ended: None,
+                });
+                self.heard_stop(*issuer, *number);
+            }
+            Record::Released { number } => {
+                self.latch.take_if(|latch| latch.number == *number);
+            }
+            Record::StopEnded { number, error } => {
+                if let Some(latch) = self.latch.as_mut().filter(|latch| latch.number == *number) {
+                    latch.ended = Some(match error {
+                        None => Ok(()),
+                        Some(error) => Err(head(error).to_owned()),
+                    });
+                }
+            }
+            Record::StopSeen { issuer, number } => self.heard_stop(*issuer, *number),
+        }
+    }
+
+    /// The fewest records that give an equal ledger: the content of a snapshot.
+    pub fn records(&self) -> Vec<Record> {
+        let mut records = Vec::new();
+        // Floors of issuers with a window come first: each makes room for the next by becoming a window.
+        for issuer in &self.used {
+            if let Some(window) = self.windows.get(issuer) {
+                window.records(*issuer, &mut records);
+            }
+        }
+        records.extend(self.floors.iter().map(|(issuer, floor)| Record::Floor {
+            issuer: *issuer,
+            epoch: floor.0,
+            seq: floor.1,
+        }));
+        records.extend(self.stops.iter().map(|(issuer, number)| Record::StopSeen {
+            issuer: *issuer,
+            number: *number,
+        }));
+        if let Some(latch) = &self.latch {
+            let number = latch.number;
+            records.push(Record::Stopped {
+                issuer: latch.issuer,
+                number,
+            });
+            if let Some(ended) = &latch.ended {
+                let error = ended.as_ref().err().cloned();
+                records.push(Record::StopEnded { number, error });
+            }
+        }
+        records
+    }
+
+    /// What is known of a command with this identity and this digest.
+    pub fn find(&self, id: CommandId, digest: Digest) -> Found<'_> {
+        let place = (id.epoch, id.seq);
+        let (floor, seen) = match self.windows.get(&id.issuer) {
+            Some(window) => {
+                if let Some(entry) = window.entries.get(&place) {
+                    return entry.found(digest);
+                }
+                (window.floor, window.highest_epoch())
+            }
+            None => {
+                let floor = self.floors.get(&id.issuer).copied();
+                (floor, floor.map_or(0, |floor| floor.0))
+            }
+        };
+        if floor.is_some_and(|floor| place <= floor) {
+            Found::Forgotten
+        } else if id.epoch < seen {
+            Found::OldEpoch { seen }
+        } else {
+            Found::New
+        }
+    }
+
+    /// The stop that is in force; `None` if the node is not stopped.
+    pub fn latch(&self) -> Option<&Latch> {
+        self.latch.as_ref()
+    }
+
+    /// The highest number of a stop that was heard from this issuer; 0 if none was.
+    pub fn stop_seen(&self, issuer: PeerId) -> u64 {
+        self.stops.get(&issuer).copied().unwrap_or(0)
+    }
+
+    fn note(&mut self, id: &CommandId, digest: Option<Digest>, state: State) {
+        let place = (id.epoch, id.seq);
+        let window = self.windows.get(&id.issuer);
+        let floor = match window {
+            Some(window) => window.floor,
+            None => self.floors.get(&id.issuer).copied(),
+        };
+        if floor.is_some_and(|floor| place <= floor) {
+            return;
+        }
+        self.use_window(id.issuer);
+        let Some(window) = self.windows.get_mut(&id.issuer) else {
+            return;
+        };
+        let before = window.text_bytes;
+        window.floor = floor;
+        window.note(place, digest, state);
+        self.text_bytes = self.text_bytes - before + window.text_bytes;
+        self.drop_old_texts();
+    }
+
+    /// Makes sure that the issuer has a window, and puts it last in the order.
+    fn use_window(&mut self, issuer: PeerId) {
+        self.used.retain(|used| *used != issuer);
+        self.used.push(issuer);
+        self.floors.remove(&issuer);
+        self.windows.entry(issuer).or_default();
+        if self.used.len() > WINDOW_ISSUERS {
+            let oldest = self.used.remove(0);
+            self.close_window(oldest);
+        }
+    }
+
+    /// Leaves only the floor of a window, above all that it knew.
+    fn close_window(&mut self, issuer: PeerId) {
+        let Some(window) = self.windows.remove(&issuer) else {
+            return;
+        };
+        self.text_bytes -= window.text_bytes;
+        let newest = window.entries.last_key_value().map(|(place, _)| *place);
+        if let Some(floor) = newest.max(window.floor) {
+            self.keep_floor(issuer, floor);
+        }
+    }
+
+    fn raise_floor(&mut self, issuer: PeerId, floor: Place) {
+        let Some(window) = self.windows.get_mut(&issuer) else {
+            self.keep_floor(issuer, floor);
+            return;
+        };
+        let before = window.text_bytes;
+        while let Some(first) = window.entries.first_entry().filter(|first| *first.key() <= floor) {
+            window.text_bytes -= first.remove().text_bytes();
+        }
+        window.floor = window.floor.max(Some(floor));
+        self.text_bytes = self.text_bytes - before + window.text_bytes;
+        if window.entries.is_empty() {
+            self.used.retain(|used| *used != issuer);
+            self.close_window(issuer);
+        }
+    }
+
+    fn keep_floor(&mut self, issuer: PeerId, floor: Place) {
+        let kept = self.floors.entry(issuer).or_insert(floor);
+        *kept = floor.max(*kept);
+        if self.floors.len() > ISSUERS_MAX {
+            let oldest = self.floors.iter().min_by_key(|(_, floor)| **floor);
+            if let Some(issuer) = oldest.map(|(issuer, _)| *issuer) {
+                self.floors.remove(&issuer);
+            }
+        }
+    }
+
+    fn drop_old_texts(&mut self) {
+        while self.text_bytes > REPLY_BYTES_MAX {
+            let windows = &mut self.windows;
+            let oldest = self
+                .used
+                .iter()
+                .find(|issuer| windows.get(issuer).is_some_and(|window| window.text_bytes > 0));
+            let Some(window) = oldest.and_then(|issuer| windows.get_mut(issuer)) else {
+                return;
+            };
+            self.text_bytes -= window.drop_oldest_text();
+        }
+    }
+
+    fn heard_stop(&mut self, issuer: PeerId, number: u64) {
+        let highest = self.stops.entry(issuer).or_insert(number);
+        *highest = number.max(*highest);
+        if self.stops.len() > ISSUERS_MAX {
+            let latched = self.latch.as_ref().map(|latch| latch.issuer);
+            let others = self.stops.iter().filter(|(issuer, _)| Some(**issuer) != latched);
+            let oldest = others
+                .min_by_key(|(_, number)| **number)
+                .map(|(issuer, _)| *issuer);
+            if let Some(issuer) = oldest {
+                self.stops.remove(&issuer);
+            }
+        }
+    }
+}
+
+impl Window {
+    fn highest_epoch(&self) -> u64 {
+        let newest = self.entries.last_key_value().map(|(place, _)| *place);
+        newest.max(self.floor).map_or(0, |place| place.0)
+    }
+
+    fn note(&mut self, place: Place, digest: Option<Digest>, state: State) {
+        let entry = self.entries.entry(place).or_insert_with(|| Entry {
+            digest,
+            state: State::Begun { idempotent: false },
+        });
+        entry.digest = entry.digest.or(digest);
+        // An end is an end: no later record changes what may have been answered already.
+        if matches!(entry.state, State::Begun { .. }) {
+            entry.state = state;
+            self.text_bytes += entry.text_bytes();
+        }
+        if self.entries.len() > WINDOW_IDENTITIES
+            && let Some((place, entry)) = self.entries.pop_first()
+        {
+            self.text_bytes -= entry.text_bytes();
+            self.floor = self.floor.max(Some(place));
+        }
+    }
+
+    /// Gives back how many bytes that was.
+    fn drop_oldest_text(&mut self) -> usize {
+        for entry in self.entries.values_mut() {
+            let bytes = entry.text_bytes();
+            if bytes > 0
+                && let State::Ended(reply) = &mut entry.state
+            {
+                reply.drop_texts();
+                self.text_bytes -= bytes;
+                return bytes;
+            }
+        }
+        0
+    }
+
+    fn records(&self, issuer: PeerId, records: &mut Vec<Record>) {
+        if let Some((epoch, seq)) = self.floor {
+            records.push(Record::Floor { issuer, epoch, seq });
+        }
+        for ((epoch, seq), entry) in &self.entries {
+            let id = CommandId {
+                issuer,
+                epoch: *epoch,
+                seq: *seq,
+            };
+            let idempotent = match &entry.state {
+                State::Begun { idempotent } => *idempotent,
+                State::Ended(_) => false,
+            };
+            if let Some(digest) = entry.digest {
+                records.push(Record::Started {
+                    id,
+                    digest,
+                    idempotent,
+                });
+            }
+            if let State::Ended(reply) = &entry.state {
+                let reply = reply.clone();
+                records.push(Record::Ended { id, reply });
+            }
+        }
+    }
+}
+
+impl Entry {
+    fn text_bytes(&self) -> usize {
+        match &self.state {
+            State::Begun { .. } => 0,
+            State::Ended(reply) => reply.text_bytes(),
+        }
+    }
+
+    fn found(&self, digest: Digest) -> Found<'_> {
+        if self.digest.is_some_and(|ours| ours != digest) {
+            return Found::Different;
+        }
+        match &self.state {
+            State::Begun { idempotent } => Found::Begun {
+                idempotent: *idempotent,
+            },
+            State::Ended(reply) => Found::Ended(reply),
+        }
+    }
+}

@@ -1,0 +1,435 @@
+//! What a node's journal says, record by record, and how each is written as bytes.
+//!
+//! A body is one byte that says the kind, then its fields in the order of their declaration: numbers big-endian,
+//! texts with a length of two bytes. The layout of a released kind never changes; a new meaning gets a new kind, and a
+//! program that does not know a kind stops there: what it cannot read might be what forbids a second run.
+
+use std::fmt;
+
+use super::super::id::PeerId;
+use super::super::outcome::{Outcome, Reply};
+use super::CommandId;
+
+/// Longest text that is kept of a reply's value, of its output and of its error, in bytes each.
+pub const STORED_TEXT_BYTES_MAX: usize = 1024;
+/// Longest body of a record, in bytes: an ending with three texts, and some room.
+pub const BODY_BYTES_MAX: usize = 4096;
+
+/// What a command asked for: the first 8 bytes of SHA-256 over action and content. It tells an honest repeat from a
+/// second command under the same identity; it does not keep out somebody who searches for a collision.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Digest(pub [u8; 8]);
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Digest({})", super::super::hex::encode(&self.0))
+    }
+}
+
+/// The digest of a command: its action and its content, byte for byte as it came.
+pub fn digest(action: &str, content: &[u8]) -> Digest {
+    let mut hash = ring::digest::Context::new(&ring::digest::SHA256);
+    hash.update(&(action.len() as u64).to_be_bytes());
+    hash.update(action.as_bytes());
+    hash.update(content);
+    let mut first = [0; 8];
+    first.copy_from_slice(&hash.finish().as_ref()[..8]);
+    Digest(first)
+}
+
+/// What is kept of a [`Reply`]: the outcome whole, the texts up to [`STORED_TEXT_BYTES_MAX`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredReply {
+    state: Outcome,
+    exit: Option<i32>,
+    /// As JSON text.
+    value: Option<String>,
+    output: Option<String>,
+    error: Option<String>,
+    cut: bool,
+}
+
+impl StoredReply {
+    /// What is kept of this reply.
+    pub fn new(reply: &Reply) -> Self {
+        let mut cut = false;
+        let mut keep = |text: &Option<String>| {
+            text.as_ref().map(|text| {
+                let kept = head(text);
+                cut |= kept.len() < text.len();
+                kept.to_owned()
+            })
+        };
+        let output = keep(&reply.output);
+        let error = keep(&reply.error);
+        let value = reply.value.as_ref().map(ToString::to_string);
+        // Half a value is none, and what is nested too deeply to be read again must not be written.
+        let readable = |text: &String| text.len() <= STORED_TEXT_BYTES_MAX && is_json(text);
+        let kept = value.clone().filter(readable);
+        cut |= kept != value;
+        Self {
+            state: reply.state,
+            exit: reply.exit,
+            value: kept,
+            output,
+            error,
+            cut,
+        }
+    }
+
+    /// How it ended.
+    pub fn state(&self) -> Outcome {
+        self.state
+    }
+
+    /// Whether something of the reply was not kept.
+    pub fn is_cut(&self) -> bool {
+        self.cut
+    }
+
+    /// The answer to a repeat. What was cut is said at the end of its output.
+    pub fn reply(&self) -> Reply {
+        let mut output = self.output.clone();
+        if self.cut {
+            let text = output.get_or_insert_default();
+            if !text.is_empty() {
+                text.push('\n');
+            }
+            text.push_str("[the node has kept only the beginning of this answer]");
+        }
+        Reply {
+            state: self.state,
+            value: self
+                .value
+                .as_ref()
+                .and_then(|text| serde_json::from_str(text).ok()),
+            output,
+            exit: self.exit,
+            error: self.error.clone(),
+        }
+    }
+
+    /// How many bytes of text it keeps.
+    pub(super) fn text_bytes(&self) -> usize {
+        [&self.value, &self.output, &self.error]
+            .into_iter()
+            .flatten()
+            .map(String::len)
+            .sum()
+    }
+
+    /// Lets go of the texts; the outcome stays.
+    pub(super) fn drop_texts(&mut self) {
+        self.cut |= self.text_bytes() > 0;
+        (self.value, self.output, self.error) = (None, None, None);
+    }
+}
+
+/// As much of a text as is kept.
+pub(super) fn head(text: &str) -> &str {
+    &text[..text.floor_char_boundary(STORED_TEXT_BYTES_MAX)]
+}
+
+fn is_json(text: &str) -> bool {
+    serde_json::from_str::<serde_json::Value>(text).is_ok()
+}
+
+/// One thing that a node has to know after a crash.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Record {
+    /// A command is about to run: written before its first effect.
+    Started {
+        /// Which.
+        id: CommandId,
+        /// What it asked for.
+        digest: Digest,
+        /// Whether its action may run again after a crash.
+        idempotent: bool,
+    },
+    /// A command has ended, or will never run: written before the answer is given.
+    Ended {
+        /// Which.
+        id: CommandId,
+        /// How.
+        reply: StoredReply,
+    },
+    /// Nothing is known any more about this issuer's commands up to this one, and none of them may run.
+    Floor {
+        /// Whose.
+        issuer: PeerId,
+        /// The epoch of the last of them.
+        epoch: u64,
+        /// Its number in that epoch.
+        seq: u64,
+    },
+    /// An emergency stop is in force.
+    Stopped {
+        /// Who ordered it.
+        issuer: PeerId,
+        /// Its number.
+        number: u64,
+    },
+    /// The stop with this number was released.
+    Released {
+        /// The stop's number.
+        number: u64,
+    },
+    /// The node's own command for the stop with this number has ended.
+    StopEnded {
+        /// The stop's number.
+        number: u64,
+        /// What went wrong; `None` if it went well. Kept up to [`STORED_TEXT_BYTES_MAX`].
+        error: Option<String>,
+    },
+    /// The highest number of a stop that was heard from this issuer, in force or not.
+    StopSeen {
+        /// Who ordered it.
+        issuer: PeerId,
+        /// Its number.
+        number: u64,
+    },
+}
+
+/// Why bytes are no record.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadRecord {
+    /// A later version writes this.
+    #[error("it is of kind {0}, which this version does not know")]
+    UnknownKind(u8),
+    /// The body ends in the middle of a field.
+    #[error("it ends too early")]
+    Short,
+    /// The body goes on after its last field.
+    #[error("it has {0} bytes too many")]
+    Long(usize),
+    /// A field holds what it cannot hold.
+    #[error("its {0} is not one")]
+    Field(&'static str),
+}
+
+const STARTED: u8 = 1;
+const ENDED: u8 = 2;
+const FLOOR: u8 = 3;
+const STOPPED: u8 = 4;
+const RELEASED: u8 = 5;
+const STOP_ENDED: u8 = 6;
+const STOP_SEEN: u8 = 7;
+
+const HAS_VALUE: u8 = 1;
+const HAS_OUTPUT: u8 = 2;
+const HAS_ERROR: u8 = 4;
+const HAS_EXIT: u8 = 8;
+const IS_CUT: u8 = 16;
+const REPLY_FLAGS: u8 = HAS_VALUE | HAS_OUTPUT | HAS_ERROR | HAS_EXIT | IS_CUT;
+
+impl Record {
+    /// Appends the body; it is no longer than [`BODY_BYTES_MAX`].
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Started {
+                id,
+                digest,
+                idempotent,
+            } => {
+                out.push(STARTED);
+                put_id(out, id);
+                out.extend(digest.0);
+                out.push(u8::from(*idempotent));
+            }
+            Self::Ended { id, reply } => {
+                out.push(ENDED);
+                put_id(out, id);
+                put_reply(out, reply);
+            }
+            Self::Floor { issuer, epoch, seq } => {
+                out.push(FLOOR);
+                put_numbered(out, issuer, *epoch);
+                out.extend(seq.to_be_bytes());
+            }
+            Self::Stopped { issuer, number } => {
+                out.push(STOPPED);
+                put_numbered(out, issuer, *number);
+            }
+            Self::Released { number } => {
+                out.push(RELEASED);
+                out.extend(number.to_be_bytes());
+            }
+            Self::StopEnded { number, error } => {
+                out.push(STOP_ENDED);
+                out.extend(number.to_be_bytes());
+                out.push(u8::from(error.is_some()));
+                put_text(out, error.as_ref());
+            }
+            Self::StopSeen { issuer, number } => {
+                out.push(STOP_SEEN);
+                put_numbered(out, issuer, *number);
+            }
+        }
+    }
+
+    /// Reads a body.
+    ///
+    /// # Errors
+    /// [`BadRecord`], also if there is anything after the last field.
+    pub fn decode(body: &[u8]) -> Result<Self, BadRecord> {
+        let mut from = Reader(body);
+        let record = match from.byte()? {
+            STARTED => Self::Started {
+                id: from.id()?,
+                digest: Digest(from.array()?),
+                idempotent: from.flag("flag")?,
+            },
+            ENDED => Self::Ended {
+                id: from.id()?,
+                reply: from.reply()?,
+            },
+            FLOOR => Self::Floor {
+                issuer: PeerId(from.array()?),
+                epoch: from.number()?,
+                seq: from.number()?,
+            },
+            STOPPED => Self::Stopped {
+                issuer: PeerId(from.array()?),
+                number: from.number()?,
+            },
+            RELEASED => Self::Released {
+                number: from.number()?,
+            },
+            STOP_ENDED => Self::StopEnded {
+                number: from.number()?,
+                error: from.flag("flag")?.then(|| from.text("error")).transpose()?,
+            },
+            STOP_SEEN => Self::StopSeen {
+                issuer: PeerId(from.array()?),
+                number: from.number()?,
+            },
+            kind => return Err(BadRecord::UnknownKind(kind)),
+        };
+        match from.0.len() {
+            0 => Ok(record),
+            left => Err(BadRecord::Long(left)),
+        }
+    }
+}
+
+fn put_id(out: &mut Vec<u8>, id: &CommandId) {
+    put_numbered(out, &id.issuer, id.epoch);
+    out.extend(id.seq.to_be_bytes());
+}
+
+fn put_numbered(out: &mut Vec<u8>, issuer: &PeerId, number: u64) {
+    out.extend(issuer.0);
+    out.extend(number.to_be_bytes());
+}
+
+fn put_text(out: &mut Vec<u8>, text: Option<&String>) {
+    if let Some(text) = text {
+        let text = head(text);
+        let length = u16::try_from(text.len()).unwrap_or(u16::MAX);
+        out.extend(length.to_be_bytes());
+        out.extend(text.as_bytes());
+    }
+}
+
+fn put_reply(out: &mut Vec<u8>, reply: &StoredReply) {
+    out.push(outcome_byte(reply.state));
+    let flag = |is: bool, flag: u8| if is { flag } else { 0 };
+    out.push(
+        flag(reply.value.is_some(), HAS_VALUE)
+            | flag(reply.output.is_some(), HAS_OUTPUT)
+            | flag(reply.error.is_some(), HAS_ERROR)
+            | flag(reply.exit.is_some(), HAS_EXIT)
+            | flag(reply.cut, IS_CUT),
+    );
+    for text in [&reply.value, &reply.output, &reply.error] {
+        put_text(out, text.as_ref());
+    }
+    out.extend(reply.exit.map(i32::to_be_bytes).into_iter().flatten());
+}
+
+fn outcome_byte(outcome: Outcome) -> u8 {
+    match outcome {
+        Outcome::Done => 1,
+        Outcome::Failed => 2,
+        Outcome::Refused => 3,
+        Outcome::Expired => 4,
+        Outcome::Unknown => 5,
+        Outcome::NoAnswer => 6,
+    }
+}
+
+struct Reader<'a>(&'a [u8]);
+
+impl Reader<'_> {
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], BadRecord> {
+        let (array, rest) = self.0.split_first_chunk().ok_or(BadRecord::Short)?;
+        self.0 = rest;
+        Ok(*array)
+    }
+
+    fn byte(&mut self) -> Result<u8, BadRecord> {
+        self.array::<1>().map(|[byte]| byte)
+    }
+
+    fn number(&mut self) -> Result<u64, BadRecord> {
+        self.array().map(u64::from_be_bytes)
+    }
+
+    fn flag(&mut self, what: &'static str) -> Result<bool, BadRecord> {
+        match self.byte()? {
+            0 => Ok(false),
+            1 => Ok(true),
+            _ => Err(BadRecord::Field(what)),
+        }
+    }
+
+    fn id(&mut self) -> Result<CommandId, BadRecord> {
+        Ok(CommandId {
+            issuer: PeerId(self.array()?),
+            epoch: self.number()?,
+            seq: self.number()?,
+        })
+    }
+
+    fn text(&mut self, what: &'static str) -> Result<String, BadRecord> {
+        let length = usize::from(u16::from_be_bytes(self.array()?));
+        if length > STORED_TEXT_BYTES_MAX {
+            return Err(BadRecord::Field(what));
+        }
+        let (text, rest) = self.0.split_at_checked(length).ok_or(BadRecord::Short)?;
+        self.0 = rest;
+        String::from_utf8(text.to_owned()).map_err(|_bytes| BadRecord::Field(what))
+    }
+
+    fn reply(&mut self) -> Result<StoredReply, BadRecord> {
+        let state = match self.byte()? {
+            1 => Outcome::Done,
+            2 => Outcome::Failed,
+            3 => Outcome::Refused,
+            4 => Outcome::Expired,
+            5 => Outcome::Unknown,
+            6 => Outcome::NoAnswer,
+            _ => return Err(BadRecord::Field("outcome")),
+        };
+        let flags = self.byte()?;
+        if flags & !REPLY_FLAGS != 0 {
+            return Err(BadRecord::Field("set of flags"));
+        }
+        let mut text = |flag: u8, what| (flags & flag != 0).then(|| self.text(what)).transpose();
+        let value = text(HAS_VALUE, "value")?;
+        if !value.as_deref().is_none_or(is_json) {
+            return Err(BadRecord::Field("value"));
+        }
+        let output = text(HAS_OUTPUT, "output")?;
+        let error = text(HAS_ERROR, "error")?;
+        let exit = (flags & HAS_EXIT != 0).then(|| self.array().map(i32::from_be_bytes));
+        Ok(StoredReply {
+            state,
+            exit: exit.transpose()?,
+            value,
+            output,
+            error,
+            cut: flags & IS_CUT != 0,
+        })
+    }
+}
