@@ -1,9 +1,15 @@
+use std::time::Duration;
+
 use serde_json::json;
 use swarm_shared::net::roots::Roots;
 use swarm_shared::proto::id::{NodeName, PublicKey};
+use swarm_shared::proto::message::Arguments;
+use swarm_shared::proto::outcome::Outcome;
 use swarm_shared::proto::trust::{Role, SigningKey};
 
+use super::files::send_file;
 use super::*;
+use crate::actions::Command;
 
 #[tokio::test]
 async fn a_file_for_a_peer_that_never_comes_back_is_given_up() {

@@ -225,3 +225,77 @@ pub struct FileEnd {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<u32>,
 }
+
+/// What became of the command that a node's owner named for the emergency stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StopCommand {
+    /// There is none.
+    None,
+    /// It is at work.
+    Running,
+    /// It ended well.
+    Done,
+    /// It did not: [`Stopped::error`] says why.
+    Failed,
+}
+
+/// Content of a `stopped` frame: how a node's emergency stop stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stopped {
+    /// Whether the node is stopped.
+    pub stopped: bool,
+    /// Who gave the order in force; if there is none, the one that this answers.
+    pub issuer: PeerId,
+    /// That order's number: what a release has to name.
+    pub number: u64,
+    /// Whether it is in the node's journal, so that the node is still stopped after a restart.
+    pub latched: bool,
+    /// What became of the node's own command.
+    pub command: StopCommand,
+    /// Why it is not latched, what went wrong with the command, or why the order is not for this node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// Milliseconds since the order was heard.
+    pub since_ms: u64,
+    /// The highest number that the node has heard of the receiver's own orders; 0 if none.
+    #[serde(default)]
+    pub seen: u64,
+    /// Whether the order was heard, and does not mean this node.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub not_meant: bool,
+}
+
+/// Content of an `offer` frame: what this node can do, told to each station when a link comes up and when it changes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offer {
+    /// Its actions that act, by name.
+    #[serde(default)]
+    pub actions: BTreeMap<String, OfferedAction>,
+}
+
+/// One action of an [`Offer`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OfferedAction {
+    /// How strictly its time to live is taken.
+    #[serde(default)]
+    pub class: OfferedClass,
+    /// Whether it may run again when nobody knows whether it has run.
+    #[serde(default)]
+    pub idempotent: bool,
+    /// Whether it runs while the node is stopped.
+    #[serde(default)]
+    pub while_stopped: bool,
+}
+
+/// How strictly an action's time to live is taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OfferedClass {
+    /// At most [`FLIGHT_LIFE_MS_MAX`](super::delivery::FLIGHT_LIFE_MS_MAX), and it never waits for an absent node.
+    Flight,
+    /// As long as its issuer says.
+    #[default]
+    #[serde(other)]
+    Ordinary,
+}

@@ -16,5 +16,6 @@ pub mod pending;
 pub mod ping;
 pub mod selector;
 pub mod session;
+pub mod stop;
 pub mod trust;
 pub mod wire;

@@ -20,6 +20,8 @@ use serde::{Deserialize, Serialize};
 use super::id::PeerId;
 use super::wire::{Frame, Header, Kind};
 
+pub mod book;
+
 /// The longest time to live of an action of class `flight`, in milliseconds, from issue to start.
 pub const FLIGHT_LIFE_MS_MAX: u64 = 2_000;
 

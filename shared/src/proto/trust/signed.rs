@@ -95,8 +95,27 @@ impl<T: Statement> Signed<T> {
         }
     }
 
-    /// What it says, believed by nobody: only to choose the words of a refusal.
-    pub(super) fn read_unverified(&self) -> Result<T, TrustError> {
+    /// Put together from what another encoding carried: believed by nobody until [`Signed::verify`].
+    pub(in crate::proto) fn from_parts(body: String, signature: [u8; 64]) -> Self {
+        Self {
+            body,
+            signature,
+            of: PhantomData,
+        }
+    }
+
+    /// The text that was signed, for another encoding to carry.
+    pub(in crate::proto) fn text(&self) -> &str {
+        &self.body
+    }
+
+    /// The root's signature, for another encoding to carry.
+    pub(in crate::proto) fn signature(&self) -> &[u8; 64] {
+        &self.signature
+    }
+
+    /// What it says, believed by nobody: to choose the words of a refusal, or to refuse before a signature is checked.
+    pub(in crate::proto) fn read_unverified(&self) -> Result<T, TrustError> {
         check_length::<T>(&self.body)?;
         if !json::depth_is_safe(self.body.as_bytes()) {
             return Err(TrustError::TooDeep(T::WHAT));

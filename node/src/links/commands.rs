@@ -1,0 +1,117 @@
+//! Commands on the control connection, and the replies to them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::from_value;
+use swarm_shared::net::clock;
+use swarm_shared::net::peer::{PeerInfo, PeerLink};
+use swarm_shared::proto::message::Arguments;
+use swarm_shared::proto::outcome::Reply;
+use swarm_shared::proto::parcel::Parcel;
+use swarm_shared::proto::session::Outgoing;
+use swarm_shared::proto::wire::{CONTENT_BYTES_MAX, Frame, Header, WireError};
+
+use super::Work;
+use super::files::send_file;
+use crate::actions::Command;
+
+/// Commands that may be at work at once; one more is refused as busy.
+pub(super) const COMMANDS_MAX: usize = 256;
+/// How long a reply waits for room.
+pub(super) const ANSWER_PATIENCE: Duration = Duration::from_secs(60);
+
+impl Work {
+    /// Runs a command that the gate has let in; its reply goes back over `link`.
+    pub(super) fn take_command(&self, peer: &PeerInfo, link: &PeerLink, frame: Frame) {
+        let arrived = clock::now();
+        let Ok(turn) = Arc::clone(&self.commands).try_acquire_owned() else {
+            return answer(
+                link,
+                &frame.header,
+                &Reply::refused("busy: too many commands at once; try again"),
+            );
+        };
+        let arguments = match arguments(&frame) {
+            Ok(arguments) => arguments,
+            Err(reply) => return self.answer_soon(link, frame.header, reply),
+        };
+        let (work, link, header) = (self.clone(), link.clone(), frame.header);
+        let command = Command {
+            id: header.id.unwrap_or_default(),
+            peer: peer.id,
+            role: peer.role,
+            action: header.action.clone().unwrap_or_default(),
+            arguments,
+            deadline: header.ttl.map(|ttl| arrived + Duration::from_millis(ttl)),
+        };
+        self.tasks.spawn(async move {
+            let reply = if command.action == "filetransfer" {
+                send_file(&work.endpoint, &work.transfers, &command).await
+            } else {
+                work.actions.run(command).await
+            };
+            answer_in_turn(&link, &header, &reply).await;
+            drop(turn);
+        });
+    }
+
+    /// Answers without keeping its caller waiting.
+    pub(super) fn answer_soon(&self, link: &PeerLink, command: Header, reply: Reply) {
+        let link = link.clone();
+        self.tasks
+            .spawn(async move { answer_in_turn(&link, &command, &reply).await });
+    }
+}
+pub(super) fn arguments(frame: &Frame) -> Result<Arguments, Reply> {
+    let unreadable = |error: &dyn std::fmt::Display| {
+        Reply::refused(format!(
+            "the arguments are unreadable: {error}; send {{\"args\": [], \"kwargs\": {{}}}}"
+        ))
+    };
+    let value = frame.value().map_err(|error| unreadable(&error))?;
+    from_value(value).map_err(|error| unreadable(&error))
+}
+
+/// Answers, waiting for room: behind a file that is on its way there may be none just now.
+pub(super) async fn answer_in_turn(link: &PeerLink, command: &Header, reply: &Reply) {
+    let sent = match outgoing_reply(command, reply) {
+        Ok(outgoing) => match tokio::time::timeout(ANSWER_PATIENCE, link.send(outgoing)).await {
+            Ok(sent) => sent.map_err(|error| error.to_string()),
+            Err(_elapsed) => Err(format!("no room for it within {ANSWER_PATIENCE:?}")),
+        },
+        Err(error) => Err(error.to_string()),
+    };
+    tell_lost(link, command, sent);
+}
+
+/// Answers if there is room at once: where so much comes in that answers must not pile up.
+fn answer(link: &PeerLink, command: &Header, reply: &Reply) {
+    let sent = outgoing_reply(command, reply)
+        .map_err(|error| error.to_string())
+        .and_then(|outgoing| link.try_send(outgoing).map_err(|error| error.to_string()));
+    tell_lost(link, command, sent);
+}
+
+fn outgoing_reply(command: &Header, reply: &Reply) -> Result<Outgoing, WireError> {
+    let mut frame = reply.to_frame(command);
+    if frame.content.len() > CONTENT_BYTES_MAX {
+        let short = format!(
+            "it ended {}, but its reply of {} bytes fits no frame",
+            reply.state,
+            frame.content.len()
+        );
+        frame = Reply::ended(reply.state, short).to_frame(command);
+    }
+    Ok(Outgoing {
+        parcel: Parcel::new(&frame)?,
+        lane: command.lane.unwrap_or_default(),
+        deadline: None,
+    })
+}
+
+fn tell_lost(link: &PeerLink, command: &Header, sent: Result<(), String>) {
+    if let Err(error) = sent {
+        tracing::warn!(peer = %link.id().short(), id = command.id, error, "a reply is lost");
+    }
+}

@@ -1,0 +1,112 @@
+//! Files on their way in and out, over a connection of their own.
+
+use swarm_shared::net::endpoint::Endpoint;
+use swarm_shared::net::peer::{PeerEvent, PeerLink};
+use swarm_shared::proto::message::FileEnd;
+use swarm_shared::proto::outcome::{Outcome, Reply};
+use swarm_shared::proto::parcel::Parcel;
+use swarm_shared::proto::session::Outgoing;
+use swarm_shared::proto::wire::{Frame, Kind, Lane};
+use tokio::sync::{mpsc, oneshot};
+
+use super::Work;
+use super::commands::{ANSWER_PATIENCE, answer_in_turn, arguments};
+use crate::actions::Command;
+use crate::transfers::Transfers;
+
+/// Chunks of one file that wait for its connection.
+const CHUNKS_WAITING: usize = 2;
+
+/// A file that the peer asks for, on its way over the connection for files.
+pub(super) async fn send_file(endpoint: &Endpoint, transfers: &Transfers, command: &Command) -> Reply {
+    let (chunks, frames) = mpsc::channel::<Frame>(CHUNKS_WAITING);
+    let mut outcome = transfers.begin(command.peer, command.id, &command.arguments, chunks);
+    let ended = |outcome: Result<Reply, _>| {
+        outcome.unwrap_or_else(|_: oneshot::error::RecvError| Reply::failed("the node is shutting down"))
+    };
+    let moving = async move {
+        // Closed when nothing can be passed on any more, so that the transfer hears of it at once.
+        let mut frames = frames;
+        let Ok(bulk) = endpoint.bulk(command.peer).await else {
+            return;
+        };
+        while let Some(frame) = frames.recv().await {
+            let Ok(parcel) = Parcel::new(&frame) else { return };
+            if bulk
+                .send(Outgoing {
+                    parcel,
+                    lane: Lane::Bulk,
+                    deadline: None,
+                })
+                .await
+                .is_err()
+            {
+                return;
+            }
+        }
+    };
+    tokio::pin!(moving);
+    let reply = tokio::select! {
+        outcome = &mut outcome => outcome,
+        // Nobody takes chunks any more: the transfer sees it and says why.
+        () = &mut moving => return ended(outcome.await),
+    };
+    let reply = ended(reply);
+    if reply.state == Outcome::Done {
+        // All is read; the last chunks still wait for room, which never comes if the peer does not.
+        if tokio::time::timeout(ANSWER_PATIENCE, moving).await.is_err() {
+            return Reply::failed("the connection stood still before the last of the file was sent");
+        }
+    }
+    reply
+}
+
+/// What a peer sends over its connection for files, in order. A full disk queue holds back this peer only.
+pub(super) async fn take_files(work: Work, bulk: PeerLink, mut events: mpsc::Receiver<PeerEvent>) {
+    let peer_id = bulk.id();
+    while let Some(event) = events.recv().await {
+        let PeerEvent::Frame { frame, .. } = event else {
+            continue;
+        };
+        let Some(id) = frame.header.id else { continue };
+        match frame.header.kind {
+            Some(Kind::Chunk) => {
+                let offset = frame.header.offset.unwrap_or_default();
+                work.transfers.chunk(peer_id, id, offset, frame.content).await;
+            }
+            Some(Kind::ChunkEnd) => match frame.read::<FileEnd>() {
+                Ok(end) => work.transfers.end(peer_id, id, end),
+                Err(error) => tracing::warn!(%error, id, "unreadable end of a file"),
+            },
+            Some(Kind::Command) => begin_file(&work, &bulk, id, *frame),
+            _ => tracing::debug!(kind = ?frame.header.kind, "frame not asked for"),
+        }
+    }
+}
+
+/// The command that announces a file. The transfer is known before the next frame is read. The reply goes back on
+/// the session that the command came on: there it is waited for.
+fn begin_file(work: &Work, link: &PeerLink, id: u64, frame: Frame) {
+    if frame.header.action.as_deref() != Some("filetransfer") {
+        let reply = Reply::refused("only filetransfer comes on a connection for files");
+        return work.answer_soon(link, frame.header, reply);
+    }
+    if frame.header.ttl == Some(0) {
+        let reply = Reply::ended(Outcome::Expired, "too late when it arrived");
+        return work.answer_soon(link, frame.header, reply);
+    }
+    let arguments = match arguments(&frame) {
+        Ok(arguments) => arguments,
+        Err(reply) => return work.answer_soon(link, frame.header, reply),
+    };
+    // A file that comes in sends nothing, so nobody reads this.
+    let (nothing, _unread) = mpsc::channel(1);
+    let outcome = work.transfers.begin(link.id(), id, &arguments, nothing);
+    let link = link.clone();
+    work.tasks.spawn(async move {
+        let reply = outcome
+            .await
+            .unwrap_or_else(|_ended| Reply::failed("the node is shutting down"));
+        answer_in_turn(&link, &frame.header, &reply).await;
+    });
+}

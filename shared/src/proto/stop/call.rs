@@ -1,0 +1,345 @@
+//! The station's side of one stop: whom to send it to and when, and who has answered.
+//!
+//! | time | what goes out |
+//! |---|---|
+//! | at once | the order over the link of each target that is linked, and a datagram |
+//! | [`BURST_MS`] | datagrams |
+//! | every [`REPEAT_INTERVAL`] after them | a datagram, and the order over each link, while somebody has not answered |
+//! | a target's link comes up | the order over it |
+//!
+//! It ends when every target has answered, or when its owner gives up. An answer counts for the order if the node has
+//! heard one of this station that is as new, and not newer than this station has given: a node that has heard a newer one
+//! has met a station that counts from an older store, and takes nothing but a higher number.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use crate::proto::id::PeerId;
+use crate::proto::message::{StopCommand, Stopped};
+use crate::proto::outcome::{Outcome, Reply};
+
+/// When datagrams go out, in milliseconds since the stop: five, so that most nodes hear one where many are lost.
+pub const BURST_MS: [u64; 5] = [0, 20, 60, 140, 300];
+/// Time between two rounds for those that have not answered.
+pub const REPEAT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What came of a report.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Verdict {
+    /// It says nothing new about this stop.
+    Nothing,
+    /// The node is stopped, which it had not said before; more is to come.
+    Stopped,
+    /// The node has said all.
+    Ended(Reply),
+    /// The node has heard a higher number of this station than this station knows: give the order anew, with a number
+    /// above this one.
+    CountOn(u64),
+}
+
+/// What is to go out now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Round {
+    /// Targets that have not answered: the order goes over their links, where there are any, and to where they were
+    /// seen last.
+    pub to: Vec<PeerId>,
+    /// Whether the links get it too; else only a datagram goes out.
+    pub links: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answer {
+    None,
+    Stopped,
+    Ended,
+}
+
+/// One stop; see the module.
+#[derive(Debug)]
+pub struct StopCall {
+    /// The first of its orders' numbers.
+    number: u64,
+    targets: BTreeMap<PeerId, Answer>,
+    start: Instant,
+    /// Datagrams of the burst that went out.
+    burst: usize,
+    /// When the next round is due.
+    next: Instant,
+}
+
+impl StopCall {
+    /// A stop of these targets, by orders from `number` on.
+    pub fn new(number: u64, targets: impl IntoIterator<Item = PeerId>, now: Instant) -> Self {
+        Self {
+            number,
+            targets: targets.into_iter().map(|id| (id, Answer::None)).collect(),
+            start: now,
+            burst: 0,
+            next: now,
+        }
+    }
+
+    /// The order is given anew, from `number` on: all who have not answered are sent to as at first.
+    pub fn give_anew(&mut self, number: u64, now: Instant) {
+        (self.number, self.start, self.burst, self.next) = (number, now, 0, now);
+    }
+
+    /// Who has not answered.
+    pub fn unanswered(&self) -> impl Iterator<Item = PeerId> {
+        self.with(Answer::None)
+    }
+
+    /// Who has answered and not said all.
+    pub fn at_work(&self) -> impl Iterator<Item = PeerId> {
+        self.with(Answer::Stopped)
+    }
+
+    fn with(&self, answer: Answer) -> impl Iterator<Item = PeerId> {
+        let those = self.targets.iter().filter(move |(_, have)| **have == answer);
+        those.map(|(id, _)| *id)
+    }
+
+    /// Whether every target has said all.
+    pub fn is_over(&self) -> bool {
+        self.targets.values().all(|answer| *answer == Answer::Ended)
+    }
+
+    /// Whether the burst of datagrams goes on, whoever has answered: there may be nodes that the station does not know.
+    fn bursts(&self) -> bool {
+        self.burst < BURST_MS.len()
+    }
+
+    /// When something is to go out next; `None` when nothing is.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        (self.bursts() || self.unanswered().next().is_some()).then_some(self.next)
+    }
+
+    /// What is to go out, if its time has come.
+    pub fn handle_timeout(&mut self, now: Instant) -> Option<Round> {
+        if now < self.poll_timeout()? {
+            return None;
+        }
+        let round = Round {
+            to: self.unanswered().collect(),
+            links: self.burst == 0 || !self.bursts(),
+        };
+        self.burst = (self.burst + 1).min(BURST_MS.len());
+        self.next = match BURST_MS.get(self.burst) {
+            // From the start on, so that a late one does not put off the others.
+            Some(after) => now.max(self.start + Duration::from_millis(*after)),
+            None => now + REPEAT_INTERVAL,
+        };
+        Some(round)
+    }
+
+    /// Whether the order is to go over the link of `peer`, which has just come up.
+    pub fn up(&self, peer: &PeerId) -> bool {
+        self.targets.get(peer) == Some(&Answer::None)
+    }
+
+    /// Takes a node's report. `given` is the highest number that this station has given.
+    pub fn report(&mut self, peer: &PeerId, report: &Stopped, given: u64) -> Verdict {
+        let Some(answer) = self.targets.get_mut(peer) else {
+            return Verdict::Nothing;
+        };
+        if *answer == Answer::Ended {
+            return Verdict::Nothing;
+        }
+        if report.not_meant && report.number >= self.number && report.number <= given {
+            *answer = Answer::Ended;
+            let error = report.error.clone();
+            let error = error.unwrap_or_else(|| "it says that the selector does not mean it".to_owned());
+            return Verdict::Ended(Reply::refused(error));
+        }
+        if report.seen < self.number {
+            return Verdict::Nothing;
+        }
+        if report.seen > given {
+            return Verdict::CountOn(report.seen);
+        }
+        if let Some(reply) = ended(report) {
+            *answer = Answer::Ended;
+            return Verdict::Ended(reply);
+        }
+        if *answer == Answer::Stopped {
+            return Verdict::Nothing;
+        }
+        *answer = Answer::Stopped;
+        Verdict::Stopped
+    }
+}
+
+/// How a delivery ended whose node has heard the order; `None` while something is at work there.
+fn ended(report: &Stopped) -> Option<Reply> {
+    let value = serde_json::json!({
+        "stopped": report.stopped,
+        "number": report.number,
+        "latched": report.latched,
+        "command": report.command,
+    });
+    let done = Reply::done(value.clone());
+    if !report.stopped {
+        // Another station has released it meanwhile.
+        return Some(done);
+    }
+    match (report.command, report.latched, &report.error) {
+        (StopCommand::Running, _, _) | (StopCommand::None | StopCommand::Done, false, None) => None,
+        (StopCommand::None | StopCommand::Done, true, _) => Some(done),
+        (StopCommand::Failed, _, error) | (StopCommand::None | StopCommand::Done, false, error) => {
+            let error = error
+                .clone()
+                .unwrap_or_else(|| "its emergency_stop command failed".to_owned());
+            Some(Reply {
+                state: Outcome::Failed,
+                value: Some(value),
+                ..Reply::failed(error)
+            })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::id::PublicKey;
+
+    fn peer(n: u8) -> PeerId {
+        PublicKey([n; 32]).id()
+    }
+
+    fn start() -> Instant {
+        crate::net::clock::now()
+    }
+
+    fn after(start: Instant, ms: u64) -> Instant {
+        start + Duration::from_millis(ms)
+    }
+
+    fn report(seen: u64) -> Stopped {
+        Stopped {
+            stopped: true,
+            issuer: peer(9),
+            number: seen,
+            latched: true,
+            command: StopCommand::None,
+            error: None,
+            since_ms: 0,
+            seen,
+            not_meant: false,
+        }
+    }
+
+    fn state(verdict: Verdict) -> Option<Outcome> {
+        match verdict {
+            Verdict::Ended(reply) => Some(reply.state),
+            Verdict::Nothing | Verdict::Stopped | Verdict::CountOn(_) => None,
+        }
+    }
+
+    #[test]
+    fn five_datagrams_go_out_and_then_one_a_second_while_somebody_is_missing() {
+        let start = start();
+        let mut call = StopCall::new(10, [peer(1), peer(2)], start);
+        let mut sent = Vec::new();
+        for ms in 0..3_500 {
+            if let Some(round) = call.handle_timeout(after(start, ms)) {
+                sent.push((ms, round.links, round.to.len()));
+            }
+        }
+        let burst = [
+            (0, true, 2),
+            (20, false, 2),
+            (60, false, 2),
+            (140, false, 2),
+            (300, false, 2),
+        ];
+        assert_eq!(sent[..5], burst);
+        assert_eq!(sent[5..], [(1_300, true, 2), (2_300, true, 2), (3_300, true, 2)]);
+        assert_eq!(state(call.report(&peer(1), &report(10), 10)), Some(Outcome::Done));
+        assert!(!call.up(&peer(1)) && call.up(&peer(2)));
+        let round = call.handle_timeout(after(start, 4_300)).expect("due");
+        assert_eq!(round.to, [peer(2)]);
+        assert_eq!(state(call.report(&peer(2), &report(10), 10)), Some(Outcome::Done));
+        assert!(call.is_over() && call.poll_timeout().is_none());
+    }
+
+    #[test]
+    fn the_burst_goes_on_for_nodes_that_the_station_does_not_know() {
+        let start = start();
+        let mut call = StopCall::new(10, [], start);
+        let rounds = (0..3_000)
+            .filter(|ms| call.handle_timeout(after(start, *ms)).is_some())
+            .count();
+        assert_eq!(rounds, BURST_MS.len());
+    }
+
+    #[test]
+    fn an_answer_comes_in_parts() {
+        let mut call = StopCall::new(10, [peer(1)], start());
+        let running = Stopped {
+            latched: false,
+            command: StopCommand::Running,
+            ..report(10)
+        };
+        assert_eq!(call.report(&peer(1), &running, 10), Verdict::Stopped);
+        assert_eq!(call.report(&peer(1), &running, 10), Verdict::Nothing);
+        assert_eq!(call.unanswered().count(), 0);
+        assert_eq!(call.at_work().count(), 1);
+        let unlatched = Stopped {
+            command: StopCommand::Done,
+            ..running.clone()
+        };
+        assert_eq!(call.report(&peer(1), &unlatched, 10), Verdict::Nothing);
+        let failed = Stopped {
+            latched: true,
+            command: StopCommand::Failed,
+            error: Some("exit status 3".to_owned()),
+            ..running
+        };
+        assert_eq!(state(call.report(&peer(1), &failed, 10)), Some(Outcome::Failed));
+        assert!(call.is_over());
+        assert_eq!(call.report(&peer(1), &report(10), 10), Verdict::Nothing);
+    }
+
+    #[test]
+    fn a_stop_that_is_not_on_disk_is_not_done() {
+        let mut call = StopCall::new(10, [peer(1)], start());
+        let unlatched = Stopped {
+            latched: false,
+            error: Some("no space".to_owned()),
+            ..report(10)
+        };
+        assert_eq!(
+            state(call.report(&peer(1), &unlatched, 10)),
+            Some(Outcome::Failed)
+        );
+    }
+
+    #[test]
+    fn only_an_answer_to_this_order_counts() {
+        let mut call = StopCall::new(10, [peer(1)], start());
+        assert_eq!(call.report(&peer(1), &report(9), 10), Verdict::Nothing);
+        assert_eq!(call.report(&peer(2), &report(10), 10), Verdict::Nothing);
+        assert_eq!(call.report(&peer(1), &report(50), 10), Verdict::CountOn(50));
+        call.give_anew(51, start());
+        assert_eq!(call.report(&peer(1), &report(50), 51), Verdict::Nothing);
+        // A later order of this very station, given meanwhile.
+        assert_eq!(state(call.report(&peer(1), &report(52), 52)), Some(Outcome::Done));
+    }
+
+    #[test]
+    fn a_node_that_is_not_meant_says_so() {
+        let mut call = StopCall::new(10, [peer(1)], start());
+        let not_meant = Stopped {
+            stopped: false,
+            number: 10,
+            error: Some("it is called drone-08".to_owned()),
+            not_meant: true,
+            ..report(0)
+        };
+        assert_eq!(
+            state(call.report(&peer(1), &not_meant, 10)),
+            Some(Outcome::Refused)
+        );
+    }
+}

@@ -1,0 +1,24 @@
+//! The emergency stop: an order that anybody may carry and only an operator can give.
+//!
+//! | part | what |
+//! |---|---|
+//! | [`StopOrder`] | the order and its signed datagram; the same bytes are the content of a `stop` frame |
+//! | [`StopDesk`] | the node's side: what is heard, what is in force, what it takes to release it |
+//! | [`StopCall`] | the station's side: whom to send to and when, who has answered |
+//!
+//! Invariants:
+//! * an order counts only with its issuer's signature over every byte before it, and with the fleet root's grant for
+//!   that issuer as operator or admin; whoever carries it can change nothing, and cannot address it anew;
+//! * the numbers of one issuer only rise, and a node heeds each at most once: an order that is heard again does nothing;
+//! * a stop ends by a release that names its number, and by nothing else: neither a restart nor an old release.
+
+mod call;
+mod desk;
+mod order;
+
+pub use call::{BURST_MS, REPEAT_INTERVAL, Round, StopCall, Verdict};
+pub use desk::{Carrier, Heard, ISSUERS_MAX, Latch, NotReleased, PASSED_MAX, Present, StopDesk, StopFault};
+pub use order::{
+    BadStop, NOBODY, STOP_BYTES_MAX, STOP_SELECTOR_BYTES_MAX, StopDatagram, StopNotMade, StopOrder, is_stop,
+    next_number, selectors,
+};
