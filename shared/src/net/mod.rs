@@ -1,5 +1,6 @@
 //! The half that carries out: sockets, TLS, discovery, files, timers and tasks.
 
+pub mod boot;
 pub mod clock;
 pub mod codec;
 mod conn;
