@@ -141,7 +141,7 @@ struct Linked {
     conn: Conn,
     instance: Instance,
     /// How often this end had moved when it was made.
-    moves: u64,
+    moves: u16,
     /// A frame that the middlebox keeps back.
     kept: Option<Frame>,
     meddled: bool,
@@ -183,7 +183,7 @@ impl Peer {
 
     pub(super) fn attach(&mut self, world: &World, me: HostId, greeting: Greeting, instance: Instance) {
         self.host = greeting.host;
-        self.session.attach(instance, world.instance(me));
+        self.session.attach(instance, world.instant(me));
         self.linked = Some(Linked {
             conn: greeting.conn,
             instance,
@@ -215,7 +215,7 @@ impl Peer {
 
     /// Reads what has come, and lets the session do what is due.
     pub(super) fn read(&mut self, world: &World, me: HostId) -> Vec<Event<()>> {
-        let now = world.instance(me);
+        let now = world.instant(me);
         let node = me.max(self.host);
         let moves = world.controls[me].borrow().moves;
         let mut why = None;
@@ -270,7 +270,7 @@ impl Peer {
 
     /// Sends what is to be sent.
     pub(super) fn write(&mut self, world: &World, me: HostId) -> Result<(), Died> {
-        let now = world.instance(me);
+        let now = world.instant(me);
         let Some(linked) = &mut self.linked else {
             return Ok(());
         };

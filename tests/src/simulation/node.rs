@@ -6,7 +6,6 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::time::Duration;
 
 use swarm_shared::proto::delivery::desk::{Desk, Effect, Incoming, OPEN_MAX, RUNNING_MAX, Ticket, Traits};
 use swarm_shared::proto::delivery::ledger::Ledger;
@@ -18,15 +17,13 @@ use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::parcel::Parcel;
 use swarm_shared::proto::selector::Target;
 use swarm_shared::proto::session::Event;
-use swarm_shared::proto::stop::{Carrier, Heard, Latch, NotReleased, Present, StopDesk};
+use swarm_shared::proto::stop::{Carrier, Heard, Latch, Present, StopDesk};
 use swarm_shared::proto::trust::gate::{Wish, classify, permit};
 use swarm_shared::proto::wire::{Frame, Header, Kind, Lane, MessageType};
 use turmoil::net::{TcpStream, UdpSocket};
 
 use super::disk::{Journal, Written};
-use super::fault::Fault;
 use super::link::{Dialing, Greeting, Peer, look};
-use super::plan::OUTSIDER;
 use super::truth::Invariant;
 use super::world::{Died, Gauge, HostId, Meddling, Moment, STATION_PORT, STOP_PORT, TICK, World};
 
@@ -89,7 +86,7 @@ struct Node {
     /// What the commands at hand are to do.
     orders: BTreeMap<CommandId, (String, Arguments)>,
     running: BTreeMap<CommandId, Work>,
-    moves: u64,
+    moves: u16,
 }
 
 impl Node {

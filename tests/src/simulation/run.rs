@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use swarm_shared::net::clock;
 use swarm_shared::proto::outcome::Outcome;
+use swarm_shared::proto::trust::TrustError;
 use turmoil::Sim;
 
 use super::fault::{Fault, FaultCounts};
@@ -15,11 +16,9 @@ use super::fleet;
 use super::plan::{HEAL_MS, Mishap, NODES, OUTSIDER, Order, Plan, SECOND, SETTLE_MS, STATION, Step};
 use super::rng::Rng;
 use super::truth::Invariant;
-use super::world::{HostId, Meddling, World};
+use super::world::{HostId, TICK, World};
 use super::{node, outsider, station};
 
-/// One step of simulated time. A process looks at its sockets and timers once in it.
-const TICK: Duration = Duration::from_millis(10);
 /// After healing the fleet is whole again within this.
 const RECONVERGE_MS: u64 = 5_000;
 /// A slow link's messages take up to so long.
@@ -115,7 +114,16 @@ impl fmt::Display for Violation {
 /// [`Violation`]: a promise that was broken, and how to see it again.
 pub fn run(options: &Options) -> Result<Report, Box<Violation>> {
     let nodes = options.nodes.unwrap_or_else(|| size(options.seed));
-    let mut runner = Runner::new(options, nodes);
+    let mut runner = Runner::new(options, nodes).map_err(|error| {
+        Box::new(Violation {
+            seed: options.seed,
+            nodes,
+            step: 0,
+            invariant: Invariant::Progress,
+            what: format!("the fleet root cannot sign: {error}"),
+            tail: String::new(),
+        })
+    })?;
     let result = runner.run();
     let world = Rc::clone(&runner.world);
     result.map_err(|()| {
@@ -165,8 +173,6 @@ struct Runner {
     /// By time, then by order of arrival.
     undo: BTreeMap<(u64, u64), Undo>,
     undos: u64,
-    /// Pairs whose link something is the matter with: one thing at a time.
-    busy: BTreeSet<(HostId, HostId)>,
     down: BTreeSet<HostId>,
     /// Stations that are gone for good.
     gone: BTreeSet<HostId>,
@@ -178,17 +184,12 @@ struct Runner {
 }
 
 impl Runner {
-    fn new(options: &Options, nodes: usize) -> Self {
+    fn new(options: &Options, nodes: usize) -> Result<Self, TrustError> {
         let seed = options.seed;
         let plan = Plan::new(seed, nodes);
         let latency = Duration::from_millis(plan.latency_ms_max);
-        let world = Rc::new(World::new(
-            seed,
-            clock::now(),
-            fleet::hosts(seed, nodes),
-            plan.loss_percent,
-            options.trace,
-        ));
+        let found = fleet::found(seed, nodes)?;
+        let world = Rc::new(World::new(seed, clock::now(), found, &plan, options.trace));
         let mut builder = turmoil::Builder::new();
         builder
             .rng_seed(seed)
@@ -229,20 +230,19 @@ impl Runner {
         if world.is_member(super::plan::RIVAL) {
             world.count(Fault::SecondIssuer);
         }
-        Self {
+        Ok(Self {
             sim,
             world,
             steps_left: plan.steps.into(),
             undo: BTreeMap::new(),
             undos: 0,
-            busy: BTreeSet::new(),
             down: BTreeSet::new(),
             gone: BTreeSet::new(),
             second_at: None,
             ips,
             latency,
             steps: 0,
-        }
+        })
     }
 
     fn now_ms(&self) -> u64 {
@@ -294,15 +294,11 @@ impl Runner {
                 .borrow_mut()
                 .break_promise(Invariant::Progress, format!("a process ended: {error}"));
         }
-        let dead: Vec<HostId> = self
-            .ips
-            .keys()
-            .copied()
-            .filter(|host| self.world.take_dead(*host))
-            .collect();
-        for host in dead {
-            let later = self.world.down_ms(host);
-            self.crash(host, later);
+        let hosts: Vec<HostId> = self.ips.keys().copied().collect();
+        for host in hosts {
+            if let Some(down_ms) = self.world.take_dead(host) {
+                self.crash(host, down_ms);
+            }
         }
         self.world.check_step();
         self.verdict()
@@ -446,7 +442,7 @@ impl Runner {
                 && self.ips.contains_key(&a)
                 && self.ips.contains_key(&b)
                 && !(matches!(mishap, Mishap::HalfOpen(..)) && self.down.contains(&b))
-                && self.busy.insert((a, b));
+                && self.world.busy.borrow_mut().insert((a, b));
         }
         match mishap {
             Mishap::Crash(host, _) | Mishap::CorruptTail(host, _) => !self.down.contains(&host),
@@ -459,10 +455,8 @@ impl Runner {
             }
             Mishap::Replace(_) => !self.down.contains(&STATION),
             Mishap::Move(host) => {
-                let clear = self
-                    .busy
-                    .iter()
-                    .all(|(a, b)| *a != host && *b != host);
+                let busy = self.world.busy.borrow();
+                let clear = busy.iter().all(|(a, b)| *a != host && *b != host);
                 clear && self.ips.contains_key(&host)
             }
             _ => true,
@@ -474,7 +468,7 @@ impl Runner {
         let others: Vec<HostId> = self.ips.keys().copied().filter(|other| *other != host).collect();
         for other in others {
             let (a, b) = (host.min(other), host.max(other));
-            self.busy.insert((a, b));
+            self.world.busy.borrow_mut().insert((a, b));
             self.sim.partition(self.ips[&a], self.ips[&b]);
             self.later(50, Undo::Repair(a, b));
         }
@@ -508,7 +502,7 @@ impl Runner {
         }
         if let Undo::Release(a, b) | Undo::Repair(a, b) | Undo::Fast(a, b) = undo {
             self.world.note_world(format_args!("link {a}-{b} is well again"));
-            self.busy.remove(&(a.min(b), a.max(b)));
+            self.world.busy.borrow_mut().remove(&(a.min(b), a.max(b)));
         }
     }
 
@@ -521,6 +515,7 @@ impl Runner {
                 self.world.crashed(STATION);
             }
             self.world.set_member(STATION, false);
+            self.world.truth.borrow_mut().replaced(STATION, SECOND);
         }
         self.world.set_member(SECOND, true);
         self.world.note(SECOND, format_args!("starts on the copy"));

@@ -15,6 +15,9 @@ use super::world::{Host, HostId};
 /// A time to live is told in whole milliseconds, rounded up.
 const ROUNDING_MS: u64 = 1;
 
+/// How long a command may wait for the store before it is in there, and in its copies.
+const COPY_SLACK_MS: u64 = 100;
+
 /// A promise that a run is judged by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[expect(missing_docs, reason = "the text of each says what it is")]
@@ -77,6 +80,8 @@ pub(super) struct Nature {
 }
 
 pub(super) struct Issued {
+    /// The station whose store has it.
+    pub(super) by: HostId,
     pub(super) at_ms: u64,
     pub(super) life_ms: u64,
     pub(super) nature: Nature,
@@ -86,14 +91,14 @@ pub(super) struct Issued {
     pub(super) acknowledged: bool,
     /// A copy of the store that held it open has been used since: what that copy says of it may be out of date.
     pub(super) copied: bool,
-    /// The store that held it was put back to before it: nobody is left to report it.
-    pub(super) forgotten: bool,
 }
 
 #[derive(Default)]
 struct NodeTruth {
     /// The stop that the node has promised to stay under.
     latch: Option<Latch>,
+    /// The orders that it has heeded, and whether it has promised to remember them.
+    heeded: BTreeMap<Latch, bool>,
 }
 
 pub(super) struct Truth {
@@ -102,8 +107,11 @@ pub(super) struct Truth {
     /// What each station has said, by the number of its store.
     outcomes: BTreeMap<(usize, CommandId, HostId), Outcome>,
     nodes: BTreeMap<HostId, NodeTruth>,
+    /// Stops that were really ordered.
+    pub(super) stops: BTreeSet<Latch>,
     broken: Option<Broken>,
     names: Vec<String>,
+    copied_ms: u64,
     /// Deliveries that ended, by outcome.
     pub(super) ended: BTreeMap<Outcome, u64>,
     pub(super) executed: u64,
@@ -118,8 +126,10 @@ impl Truth {
             effects: BTreeMap::new(),
             outcomes: BTreeMap::new(),
             nodes: (0..hosts.len()).map(|host| (host, NodeTruth::default())).collect(),
+            stops: BTreeSet::new(),
             broken: None,
             names: hosts.iter().map(|host| host.name.clone()).collect(),
+            copied_ms: 0,
             ended: BTreeMap::new(),
             executed: 0,
             latched: 0,
@@ -134,6 +144,45 @@ impl Truth {
 
     pub(super) fn broken(&self) -> Option<&Broken> {
         self.broken.as_ref()
+    }
+
+    pub(super) fn issued(&mut self, id: CommandId, issued: Issued) {
+        if self.commands.insert(id, issued).is_some() {
+            self.break_promise(Invariant::AtMostOnce, format!("{id} names two commands"));
+        }
+    }
+
+    /// The station has stored it, and says so.
+    pub(super) fn acknowledged(&mut self, id: CommandId) {
+        if let Some(issued) = self.commands.get_mut(&id) {
+            issued.acknowledged = true;
+        }
+    }
+
+    /// The store of this station has been copied: whatever it holds open may go on in two places.
+    pub(super) fn copied(&mut self, by: HostId, now_ms: u64) {
+        for issued in self.commands.values_mut() {
+            issued.copied |= issued.by == by;
+        }
+        self.copied_ms = now_ms;
+    }
+
+    /// The station is gone for good, and its second has the copy: nobody is left to report what came after it.
+    pub(super) fn replaced(&mut self, by: HostId, with: HostId) {
+        for issued in self.commands.values_mut().filter(|issued| issued.by == by) {
+            issued.by = with;
+            if issued.at_ms + COPY_SLACK_MS >= self.copied_ms {
+                issued.acknowledged = false;
+            }
+        }
+    }
+
+    /// What this station has told the end of.
+    pub(super) fn told(&self, store: HostId) -> Vec<(CommandId, HostId)> {
+        let keys = self.outcomes.keys();
+        keys.filter(|(by, _, _)| *by == store)
+            .map(|(_, id, node)| (*id, *node))
+            .collect()
     }
 
     /// An action began on a node, for all to see.
@@ -203,11 +252,41 @@ impl Truth {
         self.outcomes.get(&(store, id, node)).copied()
     }
 
+    /// A node heeds an order to stop.
+    pub(super) fn heard_stop(&mut self, node: HostId, order: Latch) {
+        if !self.stops.contains(&order) {
+            let what = format!(
+                "{} was stopped by {} of {}, which nobody who may has ordered",
+                self.names[node],
+                order.number,
+                order.issuer.short()
+            );
+            return self.break_promise(Invariant::Unauthorised, what);
+        }
+        let Some(truth) = self.nodes.get_mut(&node) else { return };
+        // Before it is on the disk a crash may take it, and then it counts once more.
+        if truth.heeded.insert(order, false) == Some(true) {
+            let what = format!("{} heeded stop {} twice", self.names[node], order.number);
+            self.break_promise(Invariant::StoppedStaysStopped, what);
+        }
+    }
+
+    /// Whether a node has heeded an order of this issuer that is as new.
+    pub(super) fn has_heeded(&self, node: HostId, order: Latch) -> bool {
+        self.nodes.get(&node).is_some_and(|truth| {
+            truth
+                .heeded
+                .keys()
+                .any(|heeded| heeded.issuer == order.issuer && heeded.number >= order.number)
+        })
+    }
+
     /// A node says that it is under this stop, and will be after a restart.
     pub(super) fn promised_stop(&mut self, node: HostId, latch: Latch) {
         if let Some(truth) = self.nodes.get_mut(&node)
             && truth.latch.replace(latch) != Some(latch)
         {
+            truth.heeded.insert(latch, true);
             self.latched += 1;
         }
     }
