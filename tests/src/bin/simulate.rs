@@ -43,8 +43,11 @@ fn main() -> std::process::ExitCode {
         Some(seed) => one(&args, seed),
         None => many(&args),
     };
-    for violation in violations.iter().take(3) {
-        println!("{violation}\n");
+    if let Some(first) = violations.first() {
+        println!("{first}\n");
+    }
+    for other in violations.iter().skip(1) {
+        println!("seed {}: {}: {}", other.seed, other.invariant, other.what);
     }
     print_report(&report, clock::since(began));
     if violations.is_empty() {

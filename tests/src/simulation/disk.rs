@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use swarm_shared::net::journal::{Disk, JOURNAL_FILE, JournalFile};
@@ -106,6 +106,12 @@ impl SimDisk {
         PathBuf::from("/").join(name)
     }
 
+    /// turmoil takes a file for its name: what was written to the old one and not synced would go to the new one of
+    /// that name. A real system, too, may write it at any time.
+    fn forget(path: &Path) -> io::Result<()> {
+        OpenOptions::new().append(true).open(path)?.sync_data()
+    }
+
     /// Says what the last crash has cost, and puts the garbage there that was ordered.
     fn look_around(&mut self) {
         let Ok(bytes) = fs::read(Self::path(JOURNAL_FILE)) else {
@@ -196,8 +202,8 @@ impl Disk for SimDisk {
         }
         let path = Self::path(name);
         if fs::exists(&path) {
+            Self::forget(&path)?;
             fs::remove_file(&path)?;
-            // Files are their names there: without this, what is written next would be lost with the old one.
             fs::sync_dir("/")?;
         }
         let file = OpenOptions::new().append(true).create_new(true).open(path)?;
@@ -249,6 +255,9 @@ impl Disk for SimDisk {
 
     fn rename(&mut self, from: &str, to: &str) -> io::Result<()> {
         self.trouble()?;
+        if fs::exists(Self::path(to)) {
+            Self::forget(&Self::path(to))?;
+        }
         fs::rename(Self::path(from), Self::path(to))?;
         let mut control = self.world.controls[self.me].borrow_mut();
         if let Some(length) = control.lengths.0.remove(from) {

@@ -139,7 +139,6 @@ impl Greeting {
 
 struct Linked {
     conn: Conn,
-    instance: Instance,
     /// How often this end had moved when it was made.
     moves: u16,
     /// A frame that the middlebox keeps back.
@@ -152,10 +151,6 @@ pub(super) struct Peer {
     pub(super) session: Session<()>,
     pub(super) host: HostId,
     linked: Option<Linked>,
-    /// The highest number sent to this run of the peer.
-    sent: u64,
-    /// Emergencies that were handed to the session and have not been sent.
-    urgent: u64,
     /// Whether the owner has been told that frames flow.
     pub(super) up: bool,
 }
@@ -166,8 +161,6 @@ impl Peer {
             session: Session::new(own, Timing::default(), OutboxLimits::CONTROL, now)?,
             host,
             linked: None,
-            sent: 0,
-            urgent: 0,
             up: false,
         })
     }
@@ -176,17 +169,11 @@ impl Peer {
         self.linked.is_some()
     }
 
-    /// Which run of the peer's process the link at hand is to.
-    pub(super) fn instance(&self) -> Option<Instance> {
-        self.linked.as_ref().map(|linked| linked.instance)
-    }
-
     pub(super) fn attach(&mut self, world: &World, me: HostId, greeting: Greeting, instance: Instance) {
         self.host = greeting.host;
         self.session.attach(instance, world.instant(me));
         self.linked = Some(Linked {
             conn: greeting.conn,
-            instance,
             moves: world.controls[me].borrow().moves,
             kept: None,
             meddled: false,
@@ -206,11 +193,7 @@ impl Peer {
             lane,
             deadline,
         };
-        let taken = self.session.send(outgoing, None).is_ok();
-        if taken && lane == Lane::Emergency {
-            self.urgent += 1;
-        }
-        taken
+        self.session.send(outgoing, None).is_ok()
     }
 
     /// Reads what has come, and lets the session do what is due.
@@ -304,40 +287,26 @@ impl Peer {
         }
     }
 
-    /// Looks at what the session has made to be sent: notes it, and judges its order.
+    /// Looks at what the session has made in one go: notes it, and judges its order. What waited in the emergency lane
+    /// goes first.
     fn look_at(&mut self, world: &World, me: HostId, made: &[u8]) {
         let mut bytes = BytesMut::from(made);
         let mut reader = FrameReader::new(Limits::CONTROL);
+        let mut before = None;
         while let Ok(Some(frame)) = reader.next_frame(&mut bytes) {
             let header = &frame.header;
-            if header.kind == Some(Kind::Welcome) {
-                continue;
-            }
             let Some(seq) = header.seq else { continue };
-            if seq == 1 {
-                // The other end remembers nothing: what was on the way is given up, and counting begins anew.
-                self.sent = 0;
-            }
-            let again = seq <= self.sent;
             let to = &world.hosts[self.host].name;
             let (kind, id) = (header.kind, header.id.unwrap_or_default());
-            let repeat = if again { " again" } else { "" };
             world.note(
                 me,
-                format_args!("sends {kind:?} {id} as {seq} to {to}{repeat}, {:?} ms to live", header.ttl),
+                format_args!("sends {kind:?} {id} as {seq} to {to}, {:?} ms to live", header.ttl),
             );
-            if again {
-                continue;
-            }
-            self.sent = seq;
             let urgent = matches!(kind, Some(Kind::Stop | Kind::Stopped)) || header.lane == Some(Lane::Emergency);
-            if urgent {
-                self.urgent = self.urgent.saturating_sub(1);
-            } else if self.urgent > 0 {
-                let what = format!(
-                    "{} sent {kind:?} to {to} while an emergency waited",
-                    world.hosts[me].name
-                );
+            if !urgent {
+                before = before.or(kind);
+            } else if let Some(before) = before {
+                let what = format!("{} sent {before:?} to {to} before {kind:?}", world.hosts[me].name);
                 world
                     .truth
                     .borrow_mut()
