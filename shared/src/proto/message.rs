@@ -264,6 +264,7 @@ pub struct Stopped {
     /// Whether the order was heard, and does not mean this node.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub not_meant: bool,
+}
 
 /// Content of an `offer` frame: what this node can do, told to each station when a link comes up and when it changes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
