@@ -72,10 +72,14 @@ impl World {
         for watch in &mut watches {
             let by = watch.by;
             watch.targets.retain(|node, (since, open)| {
-                if self.truth.borrow().has_heeded(*node, watch.order) {
+                let truth = self.truth.borrow();
+                if truth.has_promised(*node, watch.order) {
                     return false;
                 }
-                if self.is_troubled(by, *node) {
+                // What it has heeded and not written down a crash may take from it again.
+                let heeded = truth.has_heeded(*node, watch.order);
+                drop(truth);
+                if heeded || self.is_troubled(by, *node) {
                     (*since, *open) = (now, false);
                 }
                 let bound = if *open {

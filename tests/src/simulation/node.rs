@@ -419,6 +419,7 @@ impl Node {
         let number = arguments.kwargs.get("number").and_then(serde_json::Value::as_u64);
         match self.stop.may_release(number.unwrap_or_default(), None) {
             Ok(order) => {
+                self.world.truth.borrow_mut().releasing(self.me, order);
                 let record = Record::Released { number: order.number };
                 self.write(vec![record], Wait::Release(order, id));
             }

@@ -97,6 +97,8 @@ pub(super) struct Issued {
 struct NodeTruth {
     /// The stop that the node has promised to stay under.
     latch: Option<Latch>,
+    /// The stop that it is about to write down the release of.
+    releasing: Option<Latch>,
     /// The orders that it has heeded, and whether it has promised to remember them.
     heeded: BTreeMap<Latch, bool>,
 }
@@ -247,11 +249,6 @@ impl Truth {
         }
     }
 
-    /// What this store has said of a delivery.
-    pub(super) fn outcome(&self, store: usize, id: CommandId, node: HostId) -> Option<Outcome> {
-        self.outcomes.get(&(store, id, node)).copied()
-    }
-
     /// A node heeds an order to stop.
     pub(super) fn heard_stop(&mut self, node: HostId, order: Latch) {
         if !self.stops.contains(&order) {
@@ -269,6 +266,15 @@ impl Truth {
             let what = format!("{} heeded stop {} twice", self.names[node], order.number);
             self.break_promise(Invariant::StoppedStaysStopped, what);
         }
+    }
+
+    /// Whether a node has promised to stay under an order of this issuer that is as new, or has been released from it.
+    pub(super) fn has_promised(&self, node: HostId, order: Latch) -> bool {
+        self.nodes.get(&node).is_some_and(|truth| {
+            truth.heeded.iter().any(|(heeded, promised)| {
+                *promised && heeded.issuer == order.issuer && heeded.number >= order.number
+            })
+        })
     }
 
     /// Whether a node has heeded an order of this issuer that is as new.
@@ -291,6 +297,13 @@ impl Truth {
         }
     }
 
+    /// A node is about to write down that it is released from this stop.
+    pub(super) fn releasing(&mut self, node: HostId, order: Latch) {
+        if let Some(truth) = self.nodes.get_mut(&node) {
+            truth.releasing = Some(order);
+        }
+    }
+
     /// A node goes again, by an order to release `named`.
     pub(super) fn released(&mut self, node: HostId, named: Latch) {
         self.released += 1;
@@ -304,7 +317,7 @@ impl Truth {
             );
             return self.break_promise(Invariant::StoppedStaysStopped, what);
         }
-        truth.latch = None;
+        (truth.latch, truth.releasing) = (None, None);
     }
 
     /// The stop that a node is under, as it has said.
@@ -314,9 +327,15 @@ impl Truth {
 
     /// A node that has just started finds this stop in its journal.
     pub(super) fn restored(&mut self, node: HostId, found: Option<Latch>) {
-        if let Some(latch) = self.latch(node)
-            && found.is_none()
-        {
+        let Some(truth) = self.nodes.get_mut(&node) else { return };
+        // What it had not written down it has never heard.
+        truth.heeded.retain(|_, promised| *promised);
+        let releasing = truth.releasing.take();
+        let Some(latch) = truth.latch else { return };
+        if found.is_none() && releasing == Some(latch) {
+            // It died between writing its release down and saying so.
+            truth.latch = None;
+        } else if found.is_none() {
             let what = format!("{} forgot stop {} over a restart", self.names[node], latch.number);
             self.break_promise(Invariant::StoppedStaysStopped, what);
         }

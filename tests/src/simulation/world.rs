@@ -250,10 +250,6 @@ impl World {
         (0..self.hosts.len()).filter(|host| self.hosts[*host].kind == HostKind::Node)
     }
 
-    pub(super) fn stations(&self) -> impl Iterator<Item = HostId> + '_ {
-        (0..self.hosts.len()).filter(|host| self.hosts[*host].kind == HostKind::Station)
-    }
-
     /// The node with this key.
     pub(super) fn node_of(&self, id: &PeerId) -> Option<HostId> {
         self.nodes().find(|host| self.hosts[*host].id == *id)

@@ -152,6 +152,8 @@ impl StopCall {
             return Verdict::Ended(Reply::refused(error));
         }
         if report.seen < self.number {
+            // It restarted before the order was in its journal: it goes again, and has to be told again.
+            *answer = Answer::None;
             return Verdict::Nothing;
         }
         if report.seen > given {
@@ -299,6 +301,27 @@ mod tests {
         assert_eq!(state(call.report(&peer(1), &failed, 10)), Some(Outcome::Failed));
         assert!(call.is_over());
         assert_eq!(call.report(&peer(1), &report(10), 10), Verdict::Nothing);
+    }
+
+    #[test]
+    fn a_node_that_restarts_before_it_has_written_the_order_down_is_told_again() {
+        let start = start();
+        let mut call = StopCall::new(10, [peer(1)], start);
+        let unlatched = Stopped {
+            latched: false,
+            ..report(10)
+        };
+        while call.handle_timeout(after(start, 400)).is_some() {}
+        assert_eq!(call.report(&peer(1), &unlatched, 10), Verdict::Stopped);
+        assert!(!call.up(&peer(1)));
+        let restarted = Stopped {
+            stopped: false,
+            latched: false,
+            ..report(0)
+        };
+        assert_eq!(call.report(&peer(1), &restarted, 10), Verdict::Nothing);
+        let round = call.handle_timeout(after(start, 2_000)).expect("due");
+        assert_eq!((round.to, round.links), (vec![peer(1)], true));
     }
 
     #[test]
