@@ -6,6 +6,7 @@
 //! | links, enrolment | see [`crate::links`] | at stop |
 //! | telemetry | the readings | at stop |
 //! | status | the status socket | at stop |
+//! | plug-ins | see [`crate::plugins`] | at stop |
 //! | watchdog | systemd's patience | at stop |
 
 use std::path::PathBuf;
@@ -14,6 +15,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use sd_notify::NotifyState;
+use serde_json::json;
 use swarm_shared::net::identity::{self, IdentityError, KeyFile};
 use swarm_shared::net::random;
 use swarm_shared::net::roots::Roots;
@@ -28,6 +30,7 @@ use crate::actions::{Actions, Setup, host_name};
 use crate::config::Config;
 use crate::links::Links;
 use crate::logging::LogRing;
+use crate::plugins::{self, Plugins};
 use crate::state::StateDir;
 use crate::status::{self, JOIN_REQUESTS_MAX, JoinRequest, Status};
 use crate::telemetry::Telemetry;
@@ -68,6 +71,8 @@ pub struct Node {
     pub actions: Actions,
     /// Files on their way.
     pub transfers: Transfers,
+    /// Programs on this device that add to it.
+    pub plugins: Plugins,
     /// Its readings.
     pub telemetry: Telemetry,
     /// What `status` shows: links, the real address, refusals are to be told here.
@@ -168,7 +173,8 @@ impl Node {
 
         let mut disks = vec![("state".to_owned(), state.path().to_owned())];
         disks.extend(roots.iter().map(|(name, dir)| (name.to_owned(), dir.to_owned())));
-        let telemetry = Telemetry::new(config.telemetry.clone(), disks);
+        let plugins = Plugins::new(&config);
+        let telemetry = Telemetry::new(config.telemetry.clone(), disks, plugins.clone());
         let status = Status::new(
             status::View {
                 name: name.to_string(),
@@ -191,6 +197,7 @@ impl Node {
             state: state.clone(),
             roots,
             telemetry: telemetry.clone(),
+            plugins: plugins.clone(),
             log,
             name: names,
             name_fixed_by: settings.name_fixed_by,
@@ -204,6 +211,7 @@ impl Node {
             name,
             actions,
             transfers,
+            plugins,
             telemetry,
             status,
             joins,
@@ -235,6 +243,9 @@ impl Node {
             }
             Err(error) => tracing::warn!(%error, path = %socket.display(), "there is no status socket"),
         }
+        if self.config.plugins.enabled {
+            self.let_plugins_in();
+        }
         let (telemetry, stop) = (self.telemetry.clone(), self.stop.clone());
         self.tasks.spawn(async move { telemetry.run(&stop).await });
         let (mut name, status, stop) = (self.name.clone(), self.status.clone(), self.stop.clone());
@@ -249,6 +260,29 @@ impl Node {
         }
     }
 
+    fn let_plugins_in(&self) {
+        let socket = StateDir::plugin_socket(self.state.path());
+        let listener = match status::bind(&socket) {
+            Ok(listener) => listener,
+            Err(error) => {
+                return tracing::warn!(%error, path = %socket.display(), "there is no socket for plug-ins");
+            }
+        };
+        let (name, id) = (self.name.clone(), self.key.public().id());
+        let welcome = move || json!({ "node": name.borrow().as_str(), "id": id });
+        let (plugins, tasks, stop) = (self.plugins.clone(), self.tasks.clone(), self.stop.clone());
+        self.tasks
+            .spawn(plugins::serve(listener, plugins, welcome, tasks, stop));
+        let (mut changes, stop) = (self.plugins.changes(), self.stop.clone());
+        let (plugins, status) = (self.plugins.clone(), self.status.clone());
+        self.tasks.spawn(async move {
+            while let Some(Ok(())) = stop.run_until_cancelled(changes.changed()).await {
+                let views = plugins.views();
+                status.update(|facts| facts.plugins = views);
+            }
+        });
+    }
+
     /// Ends everything: programs are killed, unfinished files removed.
     pub async fn shut_down(self) {
         self.stop.cancel();
@@ -260,7 +294,9 @@ impl Node {
         {
             tracing::warn!(left = self.tasks.len(), grace = ?SHUTDOWN_GRACE, "tasks outlived shutdown");
         }
-        let _never_bound = std::fs::remove_file(StateDir::socket(self.state.path()));
+        for socket in [StateDir::socket, StateDir::plugin_socket] {
+            let _never_bound = std::fs::remove_file(socket(self.state.path()));
+        }
         tracing::info!("stopped");
     }
 }

@@ -21,6 +21,7 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process_group};
+use swarm_shared::net::clock;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio_util::sync::CancellationToken;
@@ -146,7 +147,7 @@ impl Running {
         let timer = tokio::time::sleep(timeout);
         tokio::pin!(timer);
         let after = |timer: std::pin::Pin<&mut tokio::time::Sleep>, time: Duration| {
-            timer.reset(tokio::time::Instant::now() + time);
+            timer.reset(clock::on_timers(clock::now() + time));
         };
         let mut phase = Phase::Running;
         let mut end = End::Exited;
@@ -258,8 +259,6 @@ impl Kept {
 
 #[cfg(test)]
 mod tests {
-    use swarm_shared::net::clock;
-
     use super::*;
 
     async fn sh(script: &str, timeout_ms: u64) -> Finished {

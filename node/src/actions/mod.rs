@@ -1,4 +1,4 @@
-//! What a command can ask of this node: the built-in actions and the owner's.
+//! What a command can ask of this node: the built-in actions, the owner's, and those of plug-ins, in this order.
 //!
 //! The gate has judged whether the issuer's role may ask for that class of action at all. Stricter rules are here,
 //! beside what they guard: `execute`, and writing the configuration, which could allow anything else, take an admin.
@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::logging::LogRing;
+use crate::plugins::Plugins;
 use crate::process::{self, End, Stderr};
 use crate::state::StateDir;
 use crate::telemetry::Telemetry;
@@ -67,6 +68,8 @@ pub struct Setup {
     pub roots: Roots,
     /// The readings.
     pub telemetry: Telemetry,
+    /// The plug-ins.
+    pub plugins: Plugins,
     /// The newest lines of the log.
     pub log: LogRing,
     /// The name in use; whoever announces it subscribes.
@@ -144,7 +147,14 @@ impl Inner {
     async fn owners(&self, name: &str, command: &Command) -> Result<Reply, String> {
         let actions = &self.setup.config.actions;
         let Some(action) = actions.get(name) else {
-            let own: Vec<&str> = actions.keys().map(crate::config::ActionName::as_str).collect();
+            if let Some(action) = self.setup.plugins.find(name) {
+                return Ok(action.call(command.arguments.clone(), command.deadline).await);
+            }
+            let plugins = self.setup.plugins.actions();
+            let own = actions.keys().map(crate::config::ActionName::as_str);
+            let own: Vec<&str> = own
+                .chain(plugins.iter().map(|action| action.name.as_str()))
+                .collect();
             let own = if own.is_empty() {
                 "none".to_owned()
             } else {

@@ -63,9 +63,11 @@ impl Place {
         let disks = vec![("state".to_owned(), dir.path().to_owned())];
         let (name, names) = watch::channel(NodeName::from_host("n1"));
         let stop = CancellationToken::new();
+        let plugins = Plugins::new(&config);
         let actions = Actions::new(Setup {
             id: PublicKey([1; 32]).id(),
-            telemetry: Telemetry::new(config.telemetry.clone(), disks),
+            telemetry: Telemetry::new(config.telemetry.clone(), disks, plugins.clone()),
+            plugins,
             roots: Roots::new(config.root_map()),
             config,
             config_path,

@@ -134,6 +134,8 @@ pub struct Config {
     pub notify: Notify,
     /// Readings.
     pub telemetry: Telemetry,
+    /// Programs on this device that add to the node.
+    pub plugins: Plugins,
     /// What an emergency stop runs.
     pub emergency_stop: Option<EmergencyStop>,
     /// What the loss of every station runs.
@@ -164,6 +166,7 @@ impl Default for Config {
             reboot: Reboot::default(),
             notify: Notify::default(),
             telemetry: Telemetry::default(),
+            plugins: Plugins::default(),
             emergency_stop: None,
             lost_link: None,
             actions: BTreeMap::new(),
@@ -328,6 +331,20 @@ impl Default for Telemetry {
             command: None,
             timeout: Duration::from_secs(5),
         }
+    }
+}
+
+/// `[plugins]`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Plugins {
+    /// Whether programs may register at `plugin.sock` in the state directory.
+    pub enabled: bool,
+}
+
+impl Default for Plugins {
+    fn default() -> Self {
+        Self { enabled: true }
     }
 }
 

@@ -63,6 +63,7 @@ fn the_example_shows_the_defaults() {
         (bare.keepalive, bare.heartbeat, bare.execute),
         (full.keepalive, full.heartbeat, full.execute)
     );
+    assert_eq!(bare.plugins, full.plugins);
     assert_eq!(bare.reboot.command, full.reboot.command);
     assert_eq!(bare.notify.timeout, full.notify.timeout);
     assert_eq!(bare.telemetry.interval, full.telemetry.interval);

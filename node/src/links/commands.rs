@@ -1,10 +1,9 @@
 //! Commands on the control connection, and the replies to them.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::from_value;
-use swarm_shared::net::clock;
 use swarm_shared::net::peer::{PeerInfo, PeerLink};
 use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::outcome::Reply;
@@ -23,8 +22,13 @@ pub(super) const ANSWER_PATIENCE: Duration = Duration::from_secs(60);
 
 impl Work {
     /// Runs a command that the gate has let in; its reply goes back over `link`.
-    pub(super) fn take_command(&self, peer: &PeerInfo, link: &PeerLink, frame: Frame) {
-        let arrived = clock::now();
+    pub(super) fn take_command(
+        &self,
+        peer: &PeerInfo,
+        link: &PeerLink,
+        frame: Frame,
+        deadline: Option<Instant>,
+    ) {
         let Ok(turn) = Arc::clone(&self.commands).try_acquire_owned() else {
             return answer(
                 link,
@@ -43,7 +47,7 @@ impl Work {
             role: peer.role,
             action: header.action.clone().unwrap_or_default(),
             arguments,
-            deadline: header.ttl.map(|ttl| arrived + Duration::from_millis(ttl)),
+            deadline,
         };
         self.tasks.spawn(async move {
             let reply = if command.action == "filetransfer" {

@@ -1,5 +1,8 @@
 //! Files on their way in and out, over a connection of their own.
 
+use std::time::Instant;
+
+use swarm_shared::net::clock;
 use swarm_shared::net::endpoint::Endpoint;
 use swarm_shared::net::peer::{PeerEvent, PeerLink};
 use swarm_shared::proto::message::FileEnd;
@@ -65,7 +68,7 @@ pub(super) async fn send_file(endpoint: &Endpoint, transfers: &Transfers, comman
 pub(super) async fn take_files(work: Work, bulk: PeerLink, mut events: mpsc::Receiver<PeerEvent>) {
     let peer_id = bulk.id();
     while let Some(event) = events.recv().await {
-        let PeerEvent::Frame { frame, .. } = event else {
+        let PeerEvent::Frame { frame, deadline, .. } = event else {
             continue;
         };
         let Some(id) = frame.header.id else { continue };
@@ -78,7 +81,7 @@ pub(super) async fn take_files(work: Work, bulk: PeerLink, mut events: mpsc::Rec
                 Ok(end) => work.transfers.end(peer_id, id, end),
                 Err(error) => tracing::warn!(%error, id, "unreadable end of a file"),
             },
-            Some(Kind::Command) => begin_file(&work, &bulk, id, *frame),
+            Some(Kind::Command) => begin_file(&work, &bulk, id, *frame, deadline),
             _ => tracing::debug!(kind = ?frame.header.kind, "frame not asked for"),
         }
     }
@@ -86,12 +89,12 @@ pub(super) async fn take_files(work: Work, bulk: PeerLink, mut events: mpsc::Rec
 
 /// The command that announces a file. The transfer is known before the next frame is read. The reply goes back on
 /// the session that the command came on: there it is waited for.
-fn begin_file(work: &Work, link: &PeerLink, id: u64, frame: Frame) {
+fn begin_file(work: &Work, link: &PeerLink, id: u64, frame: Frame, deadline: Option<Instant>) {
     if frame.header.action.as_deref() != Some("filetransfer") {
         let reply = Reply::refused("only filetransfer comes on a connection for files");
         return work.answer_soon(link, frame.header, reply);
     }
-    if frame.header.ttl == Some(0) {
+    if deadline.is_some_and(|deadline| clock::now() >= deadline) {
         let reply = Reply::ended(Outcome::Expired, "too late when it arrived");
         return work.answer_soon(link, frame.header, reply);
     }

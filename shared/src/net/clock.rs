@@ -95,6 +95,12 @@ pub fn unix_time_ms() -> u64 {
         .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
+/// Milliseconds since this machine booted, with those that it slept; 0 where the kernel has no such clock. Every program
+/// on the machine can read it, for what they tell one another.
+pub fn boot_time_ms() -> u64 {
+    since_boot().map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

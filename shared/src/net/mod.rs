@@ -9,6 +9,7 @@ pub mod endpoint;
 pub mod handshake;
 pub mod identity;
 pub mod join;
+pub mod journal;
 pub mod peer;
 pub mod random;
 pub mod roots;

@@ -118,12 +118,6 @@ impl Parcel {
         self.question
     }
 
-    /// [`Self::question`] of a copy that shares the bytes.
-    #[must_use]
-    pub fn to_question(&self) -> Self {
-        self.clone().question()
-    }
-
     /// The epoch that its frame names: a reply to it names the same.
     pub(super) fn epoch(&self) -> Option<u64> {
         self.epoch

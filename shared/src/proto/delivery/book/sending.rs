@@ -109,7 +109,7 @@ impl Book {
             self.effects.push(Effect::Send {
                 to: peer,
                 id,
-                parcel: command.parcel.to_question(),
+                parcel: command.parcel.clone().question(),
                 lane: command.lane,
                 deadline: None,
             });
