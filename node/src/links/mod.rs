@@ -217,10 +217,15 @@ impl Task {
             PeerEvent::Bulk { link, events, .. } => {
                 self.work.tasks.spawn(take_files(self.work.clone(), link, events));
             }
-            PeerEvent::Frame { peer, frame, .. } => {
+            PeerEvent::Frame {
+                peer,
+                frame,
+                deadline,
+                ..
+            } => {
                 let link = self.peers.get(&peer.id).map(|linked| linked.link.clone());
                 if let (Some(link), Some(Kind::Command)) = (link, frame.header.kind) {
-                    self.work.take_command(&peer, &link, *frame);
+                    self.work.take_command(&peer, &link, *frame, deadline);
                 }
             }
         }
