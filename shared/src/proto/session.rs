@@ -353,7 +353,7 @@ impl<T> Session<T> {
             let welcome = Welcome {
                 instance: self.instance,
                 peer_instance,
-                received: self.received,
+                received: self.resume_point(),
             };
             to.put(
                 &Parcel::new(&Frame::json(Kind::Welcome, &welcome))?,
@@ -416,6 +416,15 @@ impl<T> Session<T> {
             self.last_sent = now;
         }
         Ok(())
+    }
+
+    /// The last number that was read from the peer.
+    fn resume_point(&self) -> u64 {
+        #[cfg(feature = "planted-bugs")]
+        if super::planted::is(super::planted::Bug::ResumeOffByOne) {
+            return self.received + u64::from(self.received > 0);
+        }
+        self.received
     }
 
     /// Takes a frame that the link brought. What follows from it is in [`Self::take_events`].
