@@ -1,7 +1,10 @@
 //! Plants ten bugs, one at a time, and lets the simulator find each:
 //! `cargo test -p swarm-tests --features planted-bugs --test planted -- --nocapture`.
 #![cfg(feature = "planted-bugs")]
-#![allow(clippy::print_stdout, reason = "which promise caught which bug is what one wants to see")]
+#![allow(
+    clippy::print_stdout,
+    reason = "which promise caught which bug is what one wants to see"
+)]
 
 use swarm_shared::proto::planted::{Bug, plant};
 use swarm_tests::simulation::{Invariant, Options, run};

@@ -53,7 +53,11 @@ fn main() -> std::process::ExitCode {
     if violations.is_empty() {
         return std::process::ExitCode::SUCCESS;
     }
-    println!("{} of {} runs broke a promise", violations.len(), report.runs + violations.len() as u64);
+    println!(
+        "{} of {} runs broke a promise",
+        violations.len(),
+        report.runs + violations.len() as u64
+    );
     std::process::ExitCode::FAILURE
 }
 

@@ -38,6 +38,16 @@ impl World {
         });
     }
 
+    /// The station has been told that a node is stopped and cannot write it down.
+    pub(super) fn unwatch(&self, by: HostId, order: Latch, node: &PeerId) {
+        let node = self.node_of(node);
+        for watch in self.watches.borrow_mut().iter_mut() {
+            if watch.by == by && watch.order == order {
+                watch.targets.retain(|target, _| Some(*target) != node);
+            }
+        }
+    }
+
     /// The station has learned that it has to count on.
     pub(super) fn watch_anew(&self, by: HostId, old: Latch, new: Latch) {
         let now = self.now_ms();
@@ -176,10 +186,7 @@ impl World {
             if host == OUTSIDER {
                 continue;
             }
-            let held = self
-                .stores
-                .borrow_mut()
-                .deliveries(host, self.hosts[host].id);
+            let held = self.stores.borrow_mut().deliveries(host, self.hosts[host].id);
             match held {
                 Ok(held) => self.check_store(host, &held),
                 Err(error) => self
@@ -196,7 +203,10 @@ impl World {
         for (id, node, how) in held {
             let Some(node) = self.node_of(node) else { continue };
             if ends.insert((*id, node), *how).is_some() {
-                truth.break_promise(Invariant::OneOutcome, format!("{id} is stored twice for one node"));
+                truth.break_promise(
+                    Invariant::OneOutcome,
+                    format!("{id} is stored twice for one node"),
+                );
             }
             if let Some(how) = how {
                 truth.ended(host, *id, node, *how);

@@ -168,7 +168,10 @@ impl SimDisk {
             return Err(io::Error::other("the process is dead"));
         }
         let now = self.world.now_ms();
-        Ok(control.disk.filter(|(_, until)| now < *until).map(|(trouble, _)| trouble))
+        Ok(control
+            .disk
+            .filter(|(_, until)| now < *until)
+            .map(|(trouble, _)| trouble))
     }
 
     fn fail(&self, trouble: DiskTrouble) -> io::Error {

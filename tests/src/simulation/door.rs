@@ -92,7 +92,9 @@ impl Door {
                         };
                     }
                     self.read(world, id, happened);
-                    let Some(peer) = self.peers.get_mut(&id) else { continue };
+                    let Some(peer) = self.peers.get_mut(&id) else {
+                        continue;
+                    };
                     // A node that dials anew knows best that the old link is gone.
                     peer.drop_link();
                     tell_down(peer, id, happened);
@@ -106,7 +108,9 @@ impl Door {
     }
 
     fn read(&mut self, world: &World, id: PeerId, happened: &mut Vec<(PeerId, Happened)>) {
-        let Some(peer) = self.peers.get_mut(&id) else { return };
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return;
+        };
         for event in peer.read(world, self.me) {
             match event {
                 Event::Opened { resumed } => {

@@ -4,7 +4,10 @@ use std::fmt;
 
 /// Every kind of fault that a run may hold. A kind that never fires in a sweep fails the sweep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[expect(missing_docs, reason = "docs/reliability.md says what each means; the names are for that table")]
+#[expect(
+    missing_docs,
+    reason = "docs/reliability.md says what each means; the names are for that table"
+)]
 pub enum Fault {
     Drop,
     Delay,
@@ -119,7 +122,10 @@ impl FaultCounts {
 
     /// Those that never did.
     pub fn missing(&self) -> Vec<Fault> {
-        Fault::ALL.into_iter().filter(|fault| self.of(*fault) == 0).collect()
+        Fault::ALL
+            .into_iter()
+            .filter(|fault| self.of(*fault) == 0)
+            .collect()
     }
 }
 

@@ -246,7 +246,10 @@ impl Peer {
 
     fn lost(&mut self, world: &World, me: HostId, why: &str) {
         if self.linked.is_some() {
-            world.note(me, format_args!("link to {} lost: {why}", world.hosts[self.host].name));
+            world.note(
+                me,
+                format_args!("link to {} lost: {why}", world.hosts[self.host].name),
+            );
         }
         self.drop_link();
     }
@@ -300,17 +303,18 @@ impl Peer {
             let (kind, id) = (header.kind, header.id.unwrap_or_default());
             world.note(
                 me,
-                format_args!("sends {kind:?} {id} as {seq} to {to}, {:?} ms to live", header.ttl),
+                format_args!(
+                    "sends {kind:?} {id} as {seq} to {to}, {:?} ms to live",
+                    header.ttl
+                ),
             );
-            let urgent = matches!(kind, Some(Kind::Stop | Kind::Stopped)) || header.lane == Some(Lane::Emergency);
+            let urgent =
+                matches!(kind, Some(Kind::Stop | Kind::Stopped)) || header.lane == Some(Lane::Emergency);
             if !urgent {
                 before = before.or(kind);
             } else if let Some(before) = before {
                 let what = format!("{} sent {before:?} to {to} before {kind:?}", world.hosts[me].name);
-                world
-                    .truth
-                    .borrow_mut()
-                    .break_promise(Invariant::LaneOrder, what);
+                world.truth.borrow_mut().break_promise(Invariant::LaneOrder, what);
             }
         }
     }

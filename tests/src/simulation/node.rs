@@ -60,8 +60,8 @@ struct Dial {
 enum Wait {
     Desk(Ticket),
     Stop(Latch),
-    /// A release, ordered by this command.
-    Release(Latch, CommandId),
+    /// A release, ordered by this command, which names this number.
+    Release(Latch, CommandId, u64),
     Note,
 }
 
@@ -101,7 +101,10 @@ impl Node {
         };
         let stop = restore_stop(&ledger, now);
         let present = stop.present().map(|present| present.order);
-        world.note(me, format_args!("starts; stop in force: {:?}", present.map(|p| p.number)));
+        world.note(
+            me,
+            format_args!("starts; stop in force: {:?}", present.map(|p| p.number)),
+        );
         world.truth.borrow_mut().restored(me, present);
         let mut desk = Desk::new(ledger);
         if present.is_some() {
@@ -319,7 +322,9 @@ impl Node {
     }
 
     fn send(&mut self, to: PeerId, frame: &Frame, lane: Lane) {
-        let Some(peer) = self.peers.get_mut(&to) else { return };
+        let Some(peer) = self.peers.get_mut(&to) else {
+            return;
+        };
         if let Ok(parcel) = Parcel::new(frame) {
             let taken = peer.send(parcel, lane, None);
             if !taken {
@@ -333,7 +338,9 @@ impl Node {
         let world = Rc::clone(&self.world);
         let ids: Vec<PeerId> = self.peers.keys().copied().collect();
         for id in ids {
-            let Some(peer) = self.peers.get_mut(&id) else { continue };
+            let Some(peer) = self.peers.get_mut(&id) else {
+                continue;
+            };
             let host = peer.host;
             for event in peer.read(&world, self.me) {
                 match event {
@@ -361,10 +368,8 @@ impl Node {
         let world = Rc::clone(&self.world);
         let role = world.hosts[host].role;
         match frame.header.kind {
-            Some(Kind::Stop) => {
-                if permit(role, &Wish::Frame(Kind::Stop)).is_ok() {
-                    self.hear(&frame.content, Carrier::Link, Some(from))?;
-                }
+            Some(Kind::Stop) if permit(role, &Wish::Frame(Kind::Stop)).is_ok() => {
+                self.hear(&frame.content, Carrier::Link, Some(from))?;
             }
             Some(Kind::Command) => {
                 let action = frame.header.action.clone().unwrap_or_default();
@@ -404,7 +409,9 @@ impl Node {
             .map(|(id, _)| *id)
             .collect();
         for id in done {
-            let Some(work) = self.running.remove(&id) else { continue };
+            let Some(work) = self.running.remove(&id) else {
+                continue;
+            };
             if work.action == RELEASE {
                 self.release(id, &work.arguments);
             } else {
@@ -417,11 +424,12 @@ impl Node {
     fn release(&mut self, id: CommandId, arguments: &Arguments) {
         let now = self.world.instant(self.me);
         let number = arguments.kwargs.get("number").and_then(serde_json::Value::as_u64);
-        match self.stop.may_release(number.unwrap_or_default(), None) {
+        let number = number.unwrap_or_default();
+        match self.stop.may_release(number, None) {
             Ok(order) => {
                 self.world.truth.borrow_mut().releasing(self.me, order);
                 let record = Record::Released { number: order.number };
-                self.write(vec![record], Wait::Release(order, id));
+                self.write(vec![record], Wait::Release(order, id, number));
             }
             Err(refused) => self.desk.finished(id, Reply::failed(refused.to_string()), now),
         }
@@ -444,7 +452,9 @@ impl Node {
             .front()
             .is_some_and(|(due, _, _)| *due <= self.world.now_ms())
         {
-            let Some((_, records, wait)) = self.writes.pop_front() else { break };
+            let Some((_, records, wait)) = self.writes.pop_front() else {
+                break;
+            };
             self.world.pass(self.me, Moment::BeforeJournal)?;
             let written = self.journal.append(&records)?;
             self.world.pass(self.me, Moment::AfterJournal)?;
@@ -456,6 +466,7 @@ impl Node {
                 (Wait::Desk(ticket), Written::Yes) => self.desk.written(ticket, now),
                 (Wait::Desk(ticket), Written::No(why)) => self.desk.not_written(ticket, &why, now),
                 (Wait::Stop(order), Written::Yes) => {
+                    self.world.truth.borrow_mut().wrote_stop(self.me, order);
                     if self.stop.written(order) {
                         self.report(None, Some(order));
                     }
@@ -472,11 +483,12 @@ impl Node {
                     let due = self.world.now_ms() + 500;
                     self.writes.push_back((due, vec![record], Wait::Stop(order)));
                 }
-                (Wait::Release(order, id), Written::Yes) => {
+                (Wait::Release(order, id, named), Written::Yes) => {
                     let reply = match self.stop.release(order) {
                         Ok(()) => {
-                            self.world.note(self.me, format_args!("released from stop {}", order.number));
-                            self.world.truth.borrow_mut().released(self.me, order);
+                            self.world
+                                .note(self.me, format_args!("released from stop {}", order.number));
+                            self.world.truth.borrow_mut().released(self.me, named);
                             self.desk.released();
                             Reply::done(serde_json::json!("released"))
                         }
@@ -485,7 +497,7 @@ impl Node {
                     self.desk.finished(id, reply, now);
                     self.report(None, None);
                 }
-                (Wait::Release(_, id), Written::No(why)) => {
+                (Wait::Release(_, id, _), Written::No(why)) => {
                     self.desk.finished(id, Reply::failed(why), now);
                 }
                 (Wait::Note, Written::Yes | Written::No(_)) => {}

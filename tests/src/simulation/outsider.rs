@@ -134,7 +134,11 @@ impl Outsider {
             }
             let order = self.order(&host.key, world.fleet.grant(self.me));
             if let Some(order) = order {
-                self.send(&peer, &Frame::binary(Kind::Stop, order.clone().into()), Lane::Emergency);
+                self.send(
+                    &peer,
+                    &Frame::binary(Kind::Stop, order.clone().into()),
+                    Lane::Emergency,
+                );
                 self.shout(&order);
             }
         }
@@ -167,7 +171,8 @@ impl Outsider {
     fn revoked(&self) {
         let fleet = &self.world.fleet;
         if let Some(bytes) = self.order(&fleet.revoked, &fleet.revoked_grant) {
-            self.world.note(self.me, format_args!("shouts a stop of a revoked key"));
+            self.world
+                .note(self.me, format_args!("shouts a stop of a revoked key"));
             self.world.count(Fault::RevokedOrders);
             self.shout(&bytes);
         }

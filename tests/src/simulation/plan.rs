@@ -154,7 +154,11 @@ impl Plan {
                 Some(at) if rng.percent(60) => at,
                 Some(_) | None => rng.between(500, HEAL_MS),
             };
-            let by = if self.has(RIVAL) && rng.percent(30) { RIVAL } else { STATION };
+            let by = if self.has(RIVAL) && rng.percent(30) {
+                RIVAL
+            } else {
+                STATION
+            };
             let targets = self.some_nodes(rng);
             let nature = Nature {
                 idempotent: rng.percent(25),
@@ -177,7 +181,11 @@ impl Plan {
         }
         if rng.percent(50) {
             let at = rng.between(CALM_MS, HEAL_MS - 2_000);
-            let by = if self.has(RIVAL) && rng.percent(40) { RIVAL } else { STATION };
+            let by = if self.has(RIVAL) && rng.percent(40) {
+                RIVAL
+            } else {
+                STATION
+            };
             let targets = self.some_nodes(rng);
             self.steps.push((
                 at,
@@ -189,12 +197,14 @@ impl Plan {
             if rng.percent(30) {
                 let again = at + rng.between(50, 1_500);
                 let targets = targets.clone();
-                self.steps.push((again, Step::Order(Order::Stop { by: STATION, targets })));
+                self.steps
+                    .push((again, Step::Order(Order::Stop { by: STATION, targets })));
             }
             for _ in 0..rng.between(1, 4) {
                 let at = at + rng.between(100, 4_000);
                 let targets = targets.clone();
-                self.steps.push((at, Step::Order(Order::Release { by: STATION, targets })));
+                self.steps
+                    .push((at, Step::Order(Order::Release { by: STATION, targets })));
             }
             if rng.percent(40) {
                 self.steps

@@ -97,7 +97,9 @@ pub struct Violation {
 
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { seed, nodes, step, .. } = self;
+        let Self {
+            seed, nodes, step, ..
+        } = self;
         write!(
             f,
             "seed {seed} with {nodes} nodes breaks a promise in step {step}\n\
@@ -212,9 +214,13 @@ impl Runner {
             let name = world.hosts[host].name.clone();
             let software = Rc::clone(&world);
             match host {
-                OUTSIDER => sim.host(name.as_str(), move || outsider::process(Rc::clone(&software), host)),
+                OUTSIDER => sim.host(name.as_str(), move || {
+                    outsider::process(Rc::clone(&software), host)
+                }),
                 host if host < NODES => {
-                    sim.host(name.as_str(), move || station::process(Rc::clone(&software), host));
+                    sim.host(name.as_str(), move || {
+                        station::process(Rc::clone(&software), host)
+                    });
                 }
                 _ => sim.host(name.as_str(), move || node::process(Rc::clone(&software), host)),
             }
@@ -308,7 +314,9 @@ impl Runner {
     fn act(&mut self) {
         let now = self.now_ms();
         while self.steps_left.front().is_some_and(|(at, _)| *at <= now) {
-            let Some((_, step)) = self.steps_left.pop_front() else { break };
+            let Some((_, step)) = self.steps_left.pop_front() else {
+                break;
+            };
             match step {
                 Step::Order(order) => self.order(order),
                 Step::Mishap(mishap) => self.mishap(mishap),
@@ -459,7 +467,16 @@ impl Runner {
                 let clear = busy.iter().all(|(a, b)| *a != host && *b != host);
                 clear && self.ips.contains_key(&host)
             }
-            _ => true,
+            Mishap::Meddle(..)
+            | Mishap::Hold(..)
+            | Mishap::Partition(..)
+            | Mishap::OneWay(..)
+            | Mishap::HalfOpen(..)
+            | Mishap::Slow(..)
+            | Mishap::Pause(..)
+            | Mishap::Kill(..)
+            | Mishap::Disk(..)
+            | Mishap::Clone(_) => true,
         }
     }
 

@@ -10,7 +10,7 @@ use swarm_shared::proto::delivery::book::{Addressee, Book, Change, Effect, Issue
 use swarm_shared::proto::delivery::{CommandId, StageMessage};
 use swarm_shared::proto::id::PeerId;
 use swarm_shared::proto::message::Stopped;
-use swarm_shared::proto::outcome::Reply;
+use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::parcel::Parcel;
 use swarm_shared::proto::selector::Selector;
 use swarm_shared::proto::stop::{Latch, StopCall, StopOrder, Verdict, next_number};
@@ -193,6 +193,10 @@ impl Station {
         for (at, call) in self.calls.iter_mut().enumerate() {
             match call.call.report(&peer, report, self.given) {
                 Verdict::CountOn(seen) => count_on = Some((at, seen)),
+                Verdict::Ended(reply) if reply.state == Outcome::Failed => {
+                    // The operator is told that a restart would undo it.
+                    self.world.unwatch(self.me, call.order, &peer);
+                }
                 Verdict::Nothing | Verdict::Stopped | Verdict::Ended(_) => {}
             }
         }
@@ -312,7 +316,10 @@ impl Station {
 
     fn stop(&mut self, targets: &[HostId]) {
         let world = Rc::clone(&self.world);
-        let names: Vec<&str> = targets.iter().map(|host| world.hosts[*host].name.as_str()).collect();
+        let names: Vec<&str> = targets
+            .iter()
+            .map(|host| world.hosts[*host].name.as_str())
+            .collect();
         let Ok(selector) = Selector::parse(&names.join(",")) else {
             return;
         };
@@ -391,7 +398,9 @@ impl Station {
     fn write_store(&mut self) -> Result<(), Died> {
         let world = Rc::clone(&self.world);
         while self.writes.front().is_some_and(|(due, _)| *due <= world.now_ms()) {
-            let Some((_, write)) = self.writes.pop_front() else { break };
+            let Some((_, write)) = self.writes.pop_front() else {
+                break;
+            };
             world.pass(self.me, Moment::BeforeJournal)?;
             match write {
                 Write::Number(number) => {

@@ -1,6 +1,7 @@
 //! The stations' databases: the product's SQL, in memory that outlives the simulated process.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::Path;
 use std::time::Duration;
 
@@ -30,18 +31,21 @@ struct StationDisk {
 
 impl Stores {
     fn disk(&mut self, host: HostId) -> Result<&mut StationDisk, StoreError> {
-        if !self.disks.contains_key(&host) {
-            let disk = StationDisk {
+        match self.disks.entry(host) {
+            Entry::Occupied(disk) => Ok(disk.into_mut()),
+            Entry::Vacant(vacant) => Ok(vacant.insert(StationDisk {
                 connection: Connection::open_in_memory()?,
                 given: 0,
-            };
-            self.disks.insert(host, disk);
+            })),
         }
-        self.disks.get_mut(&host).ok_or(StoreError::Stopped)
     }
 
     /// What a station does when it starts: its epoch, what is open, and the highest number of a stop.
-    pub(super) fn open(&mut self, world: &World, host: HostId) -> Result<(u64, Vec<OpenCommand>, u64), StoreError> {
+    pub(super) fn open(
+        &mut self,
+        world: &World,
+        host: HostId,
+    ) -> Result<(u64, Vec<OpenCommand>, u64), StoreError> {
         let now = moment(world, host);
         let random = u16::try_from(world.controls[host].borrow_mut().rng.between(0, 1 << 16)).unwrap_or(0);
         let disk = self.disk(host)?;

@@ -99,7 +99,7 @@ struct NodeTruth {
     latch: Option<Latch>,
     /// The stop that it is about to write down the release of.
     releasing: Option<Latch>,
-    /// The orders that it has heeded, and whether it has promised to remember them.
+    /// The orders that it has heeded, and whether it has written them down.
     heeded: BTreeMap<Latch, bool>,
 }
 
@@ -127,7 +127,9 @@ impl Truth {
             commands: BTreeMap::new(),
             effects: BTreeMap::new(),
             outcomes: BTreeMap::new(),
-            nodes: (0..hosts.len()).map(|host| (host, NodeTruth::default())).collect(),
+            nodes: (0..hosts.len())
+                .map(|host| (host, NodeTruth::default()))
+                .collect(),
             stops: BTreeSet::new(),
             broken: None,
             names: hosts.iter().map(|host| host.name.clone()).collect(),
@@ -260,7 +262,9 @@ impl Truth {
             );
             return self.break_promise(Invariant::Unauthorised, what);
         }
-        let Some(truth) = self.nodes.get_mut(&node) else { return };
+        let Some(truth) = self.nodes.get_mut(&node) else {
+            return;
+        };
         // Before it is on the disk a crash may take it, and then it counts once more.
         if truth.heeded.insert(order, false) == Some(true) {
             let what = format!("{} heeded stop {} twice", self.names[node], order.number);
@@ -268,7 +272,14 @@ impl Truth {
         }
     }
 
-    /// Whether a node has promised to stay under an order of this issuer that is as new, or has been released from it.
+    /// A node has an order on its disk.
+    pub(super) fn wrote_stop(&mut self, node: HostId, order: Latch) {
+        if let Some(truth) = self.nodes.get_mut(&node) {
+            truth.heeded.insert(order, true);
+        }
+    }
+
+    /// Whether a node has written down an order of this issuer that is as new.
     pub(super) fn has_promised(&self, node: HostId, order: Latch) -> bool {
         self.nodes.get(&node).is_some_and(|truth| {
             truth.heeded.iter().any(|(heeded, promised)| {
@@ -305,31 +316,33 @@ impl Truth {
     }
 
     /// A node goes again, by an order to release `named`.
-    pub(super) fn released(&mut self, node: HostId, named: Latch) {
+    pub(super) fn released(&mut self, node: HostId, named: u64) {
         self.released += 1;
-        let Some(truth) = self.nodes.get_mut(&node) else { return };
+        let Some(truth) = self.nodes.get_mut(&node) else {
+            return;
+        };
         if let Some(latch) = truth.latch
-            && latch != named
+            && latch.number != named
         {
             let what = format!(
-                "{} is under stop {}, and was released by an order to release {}",
-                self.names[node], latch.number, named.number
+                "{} is under stop {}, and was released by an order to release {named}",
+                self.names[node], latch.number
             );
             return self.break_promise(Invariant::StoppedStaysStopped, what);
         }
         (truth.latch, truth.releasing) = (None, None);
     }
 
-    /// The stop that a node is under, as it has said.
-    pub(super) fn latch(&self, node: HostId) -> Option<Latch> {
-        self.nodes.get(&node).and_then(|truth| truth.latch)
-    }
-
     /// A node that has just started finds this stop in its journal.
     pub(super) fn restored(&mut self, node: HostId, found: Option<Latch>) {
-        let Some(truth) = self.nodes.get_mut(&node) else { return };
+        let Some(truth) = self.nodes.get_mut(&node) else {
+            return;
+        };
         // What it had not written down it has never heard.
         truth.heeded.retain(|_, promised| *promised);
+        if let Some(found) = found {
+            truth.heeded.insert(found, true);
+        }
         let releasing = truth.releasing.take();
         let Some(latch) = truth.latch else { return };
         if found.is_none() && releasing == Some(latch) {

@@ -156,7 +156,13 @@ pub(super) struct World {
 }
 
 impl World {
-    pub(super) fn new(seed: u64, base: Instant, (hosts, fleet): (Vec<Host>, Fleet), plan: &Plan, print: bool) -> Self {
+    pub(super) fn new(
+        seed: u64,
+        base: Instant,
+        (hosts, fleet): (Vec<Host>, Fleet),
+        plan: &Plan,
+        print: bool,
+    ) -> Self {
         let controls = hosts
             .iter()
             .map(|host| {
@@ -208,7 +214,8 @@ impl World {
     }
 
     pub(super) fn set_now(&self, elapsed: Duration) {
-        self.now_ms.set(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX));
+        self.now_ms
+            .set(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX));
     }
 
     /// What the monotonic clock of this host says.

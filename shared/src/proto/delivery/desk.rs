@@ -332,7 +332,11 @@ impl Desk {
             .line
             .iter()
             .copied()
-            .filter(|id| self.open.get(id).is_some_and(|open| is_late_by_now(open.deadline, now)))
+            .filter(|id| {
+                self.open
+                    .get(id)
+                    .is_some_and(|open| is_late_by_now(open.deadline, now))
+            })
             .collect();
         for id in late {
             self.line.retain(|waiting| *waiting != id);
