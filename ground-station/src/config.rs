@@ -12,6 +12,10 @@
 //! idle = "1s"                      # GROUND_STATION_KEEPALIVE_IDLE
 //! interval = "3s"                  # GROUND_STATION_KEEPALIVE_INTERVAL
 //! probes = 5                       # GROUND_STATION_KEEPALIVE_PROBES
+//!
+//! [history]                        # what goes first: the oldest, and never what is open
+//! keep_days = 90                   # GROUND_STATION_HISTORY_KEEP_DAYS
+//! keep_deliveries = 1000000        # GROUND_STATION_HISTORY_KEEP_DELIVERIES
 //! ```
 //!
 //! An unknown key is refused with its line and the nearest known key: a misspelt key that is ignored is found on the
@@ -26,6 +30,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::duration;
+use crate::store::retention::Keep;
 
 #[cfg(test)]
 mod tests;
@@ -56,6 +61,8 @@ pub struct Config {
     pub nodes: Vec<SocketAddr>,
     /// TCP keepalive.
     pub keepalive: Keepalive,
+    /// How much of the history is kept.
+    pub history: Keep,
 }
 
 /// TCP keepalive, under the heartbeat.
@@ -121,6 +128,11 @@ const KEYS: &[(&str, &str)] = &[
     ("keepalive.idle", "GROUND_STATION_KEEPALIVE_IDLE"),
     ("keepalive.interval", "GROUND_STATION_KEEPALIVE_INTERVAL"),
     ("keepalive.probes", "GROUND_STATION_KEEPALIVE_PROBES"),
+    ("history.keep_days", "GROUND_STATION_HISTORY_KEEP_DAYS"),
+    (
+        "history.keep_deliveries",
+        "GROUND_STATION_HISTORY_KEEP_DELIVERIES",
+    ),
 ];
 
 /// A value of any key, before it is checked.
@@ -142,6 +154,7 @@ impl Config {
             mdns: true,
             nodes: Vec::new(),
             keepalive: Keepalive::default(),
+            history: Keep::default(),
         }
     }
 
@@ -204,12 +217,12 @@ impl Config {
                     "[doors] is not built yet: this version talks to no other programs; take the table out";
                 return Err((at, text.to_owned()));
             }
-            if full == "keepalive" {
+            if ["keepalive", "history"].contains(&full.as_str()) {
                 let table = value
                     .get_ref()
                     .as_table()
-                    .ok_or_else(|| (at, "keepalive is a table: write [keepalive]".to_owned()))?;
-                self.read_table(table, "keepalive.")?;
+                    .ok_or_else(|| (at, format!("{full} is a table: write [{full}]")))?;
+                self.read_table(table, &format!("{full}."))?;
                 continue;
             }
             if !KEYS.iter().any(|(known, _)| *known == full) {
@@ -227,7 +240,9 @@ impl Config {
         for (key, variable) in KEYS {
             let Some(text) = get(variable) else { continue };
             let raw = match *key {
-                "ping_port" | "keepalive.probes" => text.parse().map_or(Raw::Text(&text), Raw::Number),
+                "ping_port" | "keepalive.probes" | "history.keep_days" | "history.keep_deliveries" => {
+                    text.parse().map_or(Raw::Text(&text), Raw::Number)
+                }
                 "pings" | "mdns" => text.parse().map_or(Raw::Text(&text), Raw::Flag),
                 "nodes" => Raw::List(
                     text.split(',')
@@ -275,8 +290,22 @@ impl Config {
                     .filter(|probes| (1..=127).contains(probes))
                     .ok_or_else(|| want("1 to 127"))?;
             }
+            ("history.keep_days", Raw::Number(days)) => {
+                self.history.days = u32::try_from(*days)
+                    .ok()
+                    .filter(|days| (1..=36_500).contains(days))
+                    .ok_or_else(|| want("1 to 36500"))?;
+            }
+            ("history.keep_deliveries", Raw::Number(deliveries)) => {
+                self.history.deliveries = u64::try_from(*deliveries)
+                    .ok()
+                    .filter(|deliveries| (1..=100_000_000).contains(deliveries))
+                    .ok_or_else(|| want("1 to 100000000"))?;
+            }
             ("name" | "listen", _) => return Err(want("a text in quotes")),
-            ("ping_port" | "keepalive.probes", _) => return Err(want("a whole number")),
+            ("ping_port" | "keepalive.probes" | "history.keep_days" | "history.keep_deliveries", _) => {
+                return Err(want("a whole number"));
+            }
             ("pings" | "mdns", _) => return Err(want("true or false")),
             ("nodes", _) => return Err(want("a list of addresses, such as [\"10.0.0.7:7420\"]")),
             _ => return Err(want("a length of time in quotes, such as \"3s\"")),

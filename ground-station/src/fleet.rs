@@ -14,8 +14,9 @@ use std::path::PathBuf;
 
 use tokio::sync::mpsc;
 
-use crate::control;
+use crate::{control, who};
 
+pub mod archive;
 pub mod engine;
 mod event;
 pub mod files;
@@ -42,6 +43,8 @@ pub struct Call {
     pub request: Request,
     /// Where the events go.
     pub events: mpsc::Sender<Event>,
+    /// The user of this machine who asks.
+    pub who: String,
 }
 
 /// A handle on a fleet; clones share it.
@@ -73,12 +76,18 @@ impl Fleet {
 
     /// Asks. Faults come as [`Event::Failed`]; dropping the receiver cancels the request.
     pub async fn perform(&self, request: Request) -> mpsc::Receiver<Event> {
+        self.perform_as(request, who::own().to_owned()).await
+    }
+
+    /// Asks for another user of this machine. A remote fleet sees for itself who asks.
+    pub async fn perform_as(&self, request: Request, who: String) -> mpsc::Receiver<Event> {
         let (events, receiver) = mpsc::channel(EVENTS_MAX);
         match &self.0 {
             Reach::Local(calls) => {
                 let call = Call {
                     request,
                     events: events.clone(),
+                    who,
                 };
                 if calls.send(call).await.is_err() {
                     let stopped = Event::failed(Failure::Stopped, "the station is shutting down; ask again");

@@ -4,9 +4,10 @@
 //! |---|---|
 //! | [`fleet`] | the façade that command line, pages and tests call; it never prints |
 //! | [`control`] | the same façade for other processes of this machine, over a Unix socket |
-//! | [`store`] | what survives a restart: members, invitations, counters |
+//! | [`store`] | what survives a restart: members, invitations, commands and their deliveries |
 //! | [`config`] | `config.toml` and `GROUND_STATION_*` |
 //! | [`view`] | events in, text out |
+//! | [`who`] | which user of this machine asks |
 //! | [`cli`] | one file for each verb |
 
 pub mod cli;
@@ -16,3 +17,4 @@ pub mod duration;
 pub mod fleet;
 pub mod store;
 pub mod view;
+pub mod who;

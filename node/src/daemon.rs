@@ -17,8 +17,10 @@ use anyhow::{Context, bail};
 use sd_notify::NotifyState;
 use serde_json::json;
 use swarm_shared::net::identity::{self, IdentityError, KeyFile};
+use swarm_shared::net::journal::Recovery;
 use swarm_shared::net::random;
 use swarm_shared::net::roots::Roots;
+use swarm_shared::proto::delivery::ledger::Ledger;
 use swarm_shared::proto::id::NodeName;
 use swarm_shared::proto::trust::SigningKey;
 use tokio::signal::unix::{SignalKind, signal};
@@ -28,6 +30,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::actions::{Actions, Setup, host_name};
 use crate::config::Config;
+use crate::journal::Journal;
 use crate::links::Links;
 use crate::logging::LogRing;
 use crate::plugins::{self, Plugins};
@@ -65,6 +68,10 @@ pub struct Node {
     pub config: Config,
     /// What it remembers.
     pub state: Arc<StateDir>,
+    /// Where it writes down what it must know after a crash.
+    pub journal: Journal,
+    /// What it knew when it started.
+    pub ledger: Ledger,
     /// Its name, and news of it.
     pub name: watch::Receiver<NodeName>,
     /// What commands can ask for.
@@ -113,6 +120,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         joined = hand_in(code.clone().unwrap_or_default(), codes), if code.is_some() => ended = joined,
     }
     tell_systemd(&[NotifyState::Stopping]);
+    node.stop.cancel();
     links.shut_down().await;
     node.shut_down().await;
     ended
@@ -153,6 +161,7 @@ impl Node {
         for key in config.not_acted_on() {
             tracing::warn!(key, "is configured, but this version does not act on it yet");
         }
+        let (journal, ledger) = journal_of(&state)?;
         let key = key_of(&state)?;
         let id = key.public().id();
         let fixed = config.name.clone().filter(|_| settings.name_fixed_by.is_some());
@@ -201,13 +210,14 @@ impl Node {
             log,
             name: names,
             name_fixed_by: settings.name_fixed_by,
-            stop: stop.clone(),
         });
         let (codes, joins) = mpsc::channel(JOIN_REQUESTS_MAX);
         let node = Self {
             key,
             config,
             state,
+            journal,
+            ledger,
             name,
             actions,
             transfers,
@@ -318,6 +328,32 @@ fn key_of(state: &StateDir) -> anyhow::Result<SigningKey> {
         }
         loaded => Ok(loaded?),
     }
+}
+
+/// The node's journal, and what it tells. One that cannot be written refuses what acts, and the node runs on.
+fn journal_of(state: &StateDir) -> anyhow::Result<(Journal, Ledger)> {
+    let (journal, ledger, recovery) =
+        Journal::open(state.path()).context("no thread can be started for the journal")?;
+    let Recovery {
+        records,
+        dropped_bytes,
+        damage,
+        not_kept,
+        fault,
+    } = recovery;
+    tracing::debug!(records, "the journal is read");
+    if let Some(damage) = damage {
+        tracing::warn!(
+            damage,
+            dropped_bytes,
+            not_kept,
+            "the end of the journal cannot be read"
+        );
+    }
+    if let Some(fault) = fault {
+        tracing::warn!(%fault, "WHAT ACTS IS REFUSED: the journal cannot be written");
+    }
+    Ok((journal, ledger))
 }
 
 async fn watchdog(patience: Duration, stop: CancellationToken) {

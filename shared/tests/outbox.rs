@@ -16,6 +16,7 @@ const LIMITS: OutboxLimits = OutboxLimits {
     queued_bytes_max: 2_000,
     window_max: 3,
     window_bytes_max: 1_500,
+    window_bytes_min: 1_500,
 };
 
 #[derive(Clone, Debug)]
@@ -153,17 +154,17 @@ proptest! {
                     }
                 }
                 Op::Next => {
-                    let sent = outbox.next_to_send().map(|(seq, item)| (seq, item.request));
+                    let sent = outbox.next_to_send(at(now)).map(|(seq, item)| (seq, item.request));
                     prop_assert_eq!(sent, model.next().map(|(seq, item)| (seq, item.request)));
                 }
                 Op::Acknowledge(share) => {
                     let read = model.unacked.len() * usize::from(share) / 255;
                     model.unacked.drain(..read);
                     model.acknowledged += read as u64;
-                    prop_assert!(!outbox.acknowledge(outbox.sent() + 1));
-                    prop_assert!(outbox.acknowledge(model.acknowledged));
+                    prop_assert!(!outbox.acknowledge(outbox.sent() + 1, at(now)));
+                    prop_assert!(outbox.acknowledge(model.acknowledged, at(now)));
                     // An older one changes nothing.
-                    prop_assert!(outbox.acknowledge(model.acknowledged.saturating_sub(1)));
+                    prop_assert!(outbox.acknowledge(model.acknowledged.saturating_sub(1), at(now)));
                 }
                 Op::Rewind => {
                     outbox.rewind();

@@ -25,6 +25,7 @@ const LIMITS: OutboxLimits = OutboxLimits {
     queued_bytes_max: 4_000,
     window_max: 5,
     window_bytes_max: 3_000,
+    window_bytes_min: 3_000,
 };
 
 /// Index of one of the two peers.

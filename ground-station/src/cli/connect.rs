@@ -19,8 +19,8 @@ use crate::config::Config;
 use crate::control::lock::{LockError, StateLock};
 use crate::control::server::ControlServer;
 use crate::control::{CONTROL_SOCKET, client};
-use crate::fleet::Fleet;
 use crate::fleet::engine::{Engine, Settings};
+use crate::fleet::{Fleet, archive};
 
 /// How often a taken state directory is tried again.
 const RETRY_EVERY: Duration = Duration::from_millis(50);
@@ -53,6 +53,18 @@ impl Connection {
             }),
             Found::Free(lock) => Self::own(common, lock, |_config| {}, false).await,
         }
+    }
+
+    /// For a verb that only looks back: asks a running `serve`, or else reads the store, whoever holds it.
+    pub(super) async fn open_past(common: &Common) -> Result<Self, CliError> {
+        let state_dir = state_dir(common)?;
+        let socket = state_dir.join(CONTROL_SOCKET);
+        let fleet = if client::answers(&socket).await {
+            Fleet::remote(socket)
+        } else {
+            archive::open(state_dir)
+        };
+        Ok(Self { fleet, own: None })
     }
 
     /// For a verb that stays: if it brings up the links itself, it shares them with other verbs.

@@ -115,6 +115,10 @@ pub(super) async fn run(args: Args, common: &Common, screen: &mut Screen) -> Res
             | Event::Delivery(_)
             | Event::Node(_)
             | Event::Note { .. }
+            | Event::Command(_)
+            | Event::About(_)
+            | Event::Past(_)
+            | Event::Audit(_)
             | Event::Failed { .. }
             | Event::End => {}
         }

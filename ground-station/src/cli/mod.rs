@@ -15,7 +15,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -29,6 +30,7 @@ mod connect;
 mod demo;
 mod fetch;
 mod fleet;
+mod history;
 mod man;
 mod nodes;
 mod notify;
@@ -51,6 +53,7 @@ Examples:
   ground-station send take1.csv all:shows/     the same file to everybody
   ground-station send --per-node takes/ 'drone-*:shows/take1.csv'
   ground-station fetch all:logs/flight.log ./collected
+  ground-station history                       what was sent, and how it ended
 
 SELECTOR is a comma-separated list: all, a name or glob (drone-*, drone-[01-12]),
 tag:KEY, tag:KEY=VALUE, id:PREFIX; !TERM takes away.
@@ -101,6 +104,9 @@ struct Common {
     /// How long a command may still start [default: 30s]
     #[arg(long, global = true, value_name = "TIME", default_value = "30s", hide_default_value = true, value_parser = duration::parse)]
     ttl: Duration,
+    /// Whether that was typed.
+    #[arg(skip)]
+    ttl_given: bool,
     /// How long to wait for answers; for files, the longest pause [default: 10s]
     #[arg(long, global = true, value_name = "TIME", default_value = "10s", hide_default_value = true, value_parser = duration::parse)]
     timeout: Duration,
@@ -127,13 +133,14 @@ enum Verb {
     Send(send::Args),
     Fetch(fetch::Args),
     Notify(notify::Args),
+    History(history::Args),
     Completions(completions::Args),
     Man(man::Args),
 }
 
 /// Reads the command line, does it, and says how it went.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = parse();
     start_log(&cli);
     let mut screen = Screen::new(cli.common.json, cli.common.quiet, cli.common.no_color);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
@@ -162,9 +169,18 @@ async fn run(cli: Cli, screen: &mut Screen) -> Result<u8, CliError> {
         Verb::Send(args) => send::run(args, common, screen).await,
         Verb::Fetch(args) => fetch::run(args, common, screen).await,
         Verb::Notify(args) => notify::run(args, common, screen).await,
+        Verb::History(args) => history::run(args, common, screen).await,
         Verb::Completions(args) => completions::run(&args, &mut Cli::command(), screen),
         Verb::Man(args) => man::run(&args, Cli::command(), screen),
     }
+}
+
+fn parse() -> Cli {
+    let matches = Cli::command().get_matches();
+    let mut cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let typed = |matches: &ArgMatches| matches.value_source("ttl") == Some(ValueSource::CommandLine);
+    cli.common.ttl_given = typed(&matches) || matches.subcommand().is_some_and(|(_, matches)| typed(matches));
+    cli
 }
 
 /// `GROUND_STATION_LOG` says what is logged to standard error (as `debug` or `swarm_shared=trace`).

@@ -116,7 +116,11 @@ async fn watch(fleet: &Fleet, selector: Selector, screen: &mut Screen) -> Result
                 | Event::Membership(_)
                 | Event::Invitation(_)
                 | Event::Member(_)
-                | Event::Pending(_),
+                | Event::Pending(_)
+                | Event::Command(_)
+                | Event::About(_)
+                | Event::Past(_)
+                | Event::Audit(_),
             ) => {}
         }
     }

@@ -80,6 +80,18 @@ fn faults_name_the_line_and_the_way_out() {
             "config.toml:2: keepalive.idle has to be a length of time",
         ),
         (
+            "[history]\nkeep_days = 0",
+            "config.toml:2: history.keep_days has to be 1 to 36500",
+        ),
+        (
+            "[history]\nkeep_deliveries = \"all\"",
+            "config.toml:2: history.keep_deliveries has to be a whole number",
+        ),
+        (
+            "[history]\nkeep = 5",
+            "config.toml:2: unknown key \"history.keep\"",
+        ),
+        (
             "\n[doors.knut]\nlisten = \"x\"",
             "config.toml:2: [doors] is not built yet",
         ),

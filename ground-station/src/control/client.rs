@@ -65,6 +65,9 @@ fn first_event_patience(request: &Request) -> Option<Duration> {
         Request::Nodes { timeout_ms, .. } | Request::Join { timeout_ms, .. } => *timeout_ms,
         Request::Command { .. }
         | Request::SendFiles { .. }
+        | Request::History { .. }
+        | Request::Audit { .. }
+        | Request::Retry { .. }
         | Request::Fetch { .. }
         | Request::Init
         | Request::Invite { .. }

@@ -58,9 +58,13 @@ async fn a_request_goes_over_and_its_events_come_back_in_order() {
         std::fs::metadata(&path).expect("a socket").permissions().mode() & 0o777,
         0o600
     );
-    let mut events = station.remote().perform(Request::Members).await;
+    let fleet = station.remote();
+    let mut events = fleet
+        .perform_as(Request::Members, "somebody else".to_owned())
+        .await;
     let call = station.calls.recv().await.expect("a call");
     assert_eq!(call.request, Request::Members);
+    assert_eq!(call.who, crate::who::own(), "as the kernel says, and nobody else");
     for event in [Event::note("one"), Event::note("two"), Event::End] {
         call.events.send(event).await.expect("read");
     }

@@ -9,6 +9,8 @@ use swarm_shared::proto::id::{NodeName, PeerId, PeerKind};
 use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::trust::Role;
 
+use super::{AuditView, CommandView, PastDelivery};
+
 /// One thing that came back.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
@@ -45,6 +47,14 @@ pub enum Event {
     Member(MemberView),
     /// One that waits to be accepted.
     Pending(PendingView),
+    /// A command in the history.
+    Command(CommandView),
+    /// The command whose deliveries follow, from the history.
+    About(CommandView),
+    /// A delivery in the history.
+    Past(PastDelivery),
+    /// Who did what.
+    Audit(AuditView),
     /// The last event: it could not be done.
     Failed {
         /// For programs.

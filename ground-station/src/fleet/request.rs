@@ -8,6 +8,8 @@ use swarm_shared::proto::selector::Selector;
 use swarm_shared::proto::trust::Role;
 use swarm_shared::proto::wire::Lane;
 
+use super::PastQuery;
+
 /// What can be asked. Times are in milliseconds; paths on this machine are absolute, as the process that carries
 /// the request out may stand in another directory.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -94,6 +96,25 @@ pub enum Request {
     },
     /// Who belongs to the fleet: a `membership` event, then `member` events.
     Members,
+    /// What was sent: `command` events, newest first; of one command, `about` and its `past` deliveries.
+    History {
+        /// Which.
+        query: PastQuery,
+    },
+    /// Who did what: `audit` events, newest first.
+    Audit {
+        /// Which.
+        query: PastQuery,
+    },
+    /// A command of the history again, to the nodes where it was not done and is not open: ends as what it repeats.
+    Retry {
+        /// Its number in the history.
+        number: u64,
+        /// How long it may still start, counted from now; without it, as long as it was at first.
+        ttl_ms: Option<u64>,
+        /// How long to wait for outcomes.
+        timeout_ms: u64,
+    },
 }
 
 impl Request {
@@ -112,6 +133,9 @@ impl Request {
             | Self::Watch { .. }
             | Self::Command { .. }
             | Self::SendFiles { .. }
+            | Self::History { .. }
+            | Self::Audit { .. }
+            | Self::Retry { .. }
             | Self::Fetch { .. } => false,
         }
     }

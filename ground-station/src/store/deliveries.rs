@@ -46,6 +46,8 @@ pub struct Origin {
     pub retry_of: Option<u64>,
     /// How it is spread over batches, as it was asked.
     pub batch: Option<String>,
+    /// The nodes as people read it, if the selector was made by a program.
+    pub shown: Option<String>,
 }
 
 impl Origin {
@@ -56,6 +58,7 @@ impl Origin {
             who: who.into(),
             retry_of: None,
             batch: None,
+            shown: None,
         }
     }
 }
@@ -88,6 +91,17 @@ pub struct RecordTo {
     pub part: u32,
     /// What this one is about, such as its file.
     pub about: Option<String>,
+}
+
+/// How one delivery of a [`Record`] ended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PartEnd {
+    /// The node.
+    pub node: PeerId,
+    /// Which of those for this node.
+    pub part: u32,
+    /// How.
+    pub reply: Reply,
 }
 
 /// Writes what has changed; all or nothing is its caller's transaction. Returns the numbers in the history of the
@@ -229,9 +243,7 @@ pub fn record(connection: &Connection, record: &Record, now: &Moment) -> Result<
 pub fn record_end(
     connection: &Connection,
     number: u64,
-    node: PeerId,
-    part: u32,
-    reply: &Reply,
+    part_end: &PartEnd,
     now: &Moment,
 ) -> Result<(), StoreError> {
     let sql = format!("{COMMAND} WHERE commands.number = ?1");
@@ -240,7 +252,14 @@ pub fn record_end(
         .query_row([to_sql(number)], Issue::read)
         .optional()?;
     let found = found.ok_or_else(|| unknown_command(&number))?;
-    end(connection, &found, node, part, reply, now)
+    end(
+        connection,
+        &found,
+        part_end.node,
+        part_end.part,
+        &part_end.reply,
+        now,
+    )
 }
 
 /// A command that begins, as its row says it.
@@ -259,6 +278,7 @@ struct Begins<'a> {
 fn begin(connection: &Connection, begins: &Begins<'_>, now: &Moment) -> Result<(u64, i64), StoreError> {
     let boot = boot(connection, &now.boot)?;
     let Begins { id, origin, .. } = begins;
+    let selector = origin.shown.as_deref().unwrap_or(begins.selector);
     let number: i64 = connection.prepare_cached(INSERT_COMMAND)?.query_row(
         params![
             id.map(|id| id.issuer.0),
@@ -268,7 +288,7 @@ fn begin(connection: &Connection, begins: &Begins<'_>, now: &Moment) -> Result<(
             begins.action,
             begins.arguments,
             word("lane", &begins.lane)?,
-            begins.selector,
+            selector,
             origin.who,
             origin.retry_of.map(to_sql),
             origin.batch,
@@ -289,7 +309,7 @@ fn begin(connection: &Connection, begins: &Begins<'_>, now: &Moment) -> Result<(
         at_ms: now.unix_ms,
         who: origin.who.clone(),
         what: origin.kind.as_str().to_owned(),
-        detail: format!("{} to {}", begins.action, begins.selector),
+        detail: format!("{} to {selector}", begins.action),
         outcome: format!("command {number}, {} deliveries", begins.targets),
     };
     audit::put(connection, &entry)?;

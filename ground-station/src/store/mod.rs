@@ -26,7 +26,6 @@ use swarm_shared::net::{clock, random};
 use swarm_shared::proto::delivery::CommandId;
 use swarm_shared::proto::delivery::book::{Change, OpenCommand};
 use swarm_shared::proto::id::PeerId;
-use swarm_shared::proto::outcome::Reply;
 use tokio::sync::{mpsc, oneshot};
 
 pub mod audit;
@@ -45,7 +44,8 @@ mod tests;
 pub use members::{MemberRow, PENDING_MAX, PendingRow};
 pub use schema::SCHEMA_VERSION;
 
-use deliveries::{Origin, Record};
+use deliveries::Record;
+pub use deliveries::{Origin, PartEnd};
 use moment::Moment;
 use thread::Job;
 
@@ -201,20 +201,19 @@ impl Store {
             .await
     }
 
-    /// Notes how a delivery of it ended.
+    /// Notes how deliveries of it ended, all or none.
     ///
     /// # Errors
     /// [`StoreError`]; then nothing is stored.
-    pub async fn record_end(
-        &self,
-        number: u64,
-        node: PeerId,
-        part: u32,
-        reply: Reply,
-    ) -> Result<(), StoreError> {
+    pub async fn record_ends(&self, number: u64, ends: Vec<PartEnd>) -> Result<(), StoreError> {
         let now = Moment::now();
-        self.change(move |connection| deliveries::record_end(connection, number, node, part, &reply, &now))
-            .await
+        self.change(move |connection| {
+            for end in &ends {
+                deliveries::record_end(connection, number, end, &now)?;
+            }
+            Ok(())
+        })
+        .await
     }
 
     /// Something that reads, or has a transaction of its own.

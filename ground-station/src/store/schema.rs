@@ -14,7 +14,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Marks the file as ours: "SwSt".
 const APPLICATION_ID: i64 = 0x5377_5374;
 
-const STEPS: &[&str] = &[
+pub(super) const STEPS: &[&str] = &[
     "
     CREATE TABLE meta (
         key   TEXT PRIMARY KEY,
@@ -113,21 +113,12 @@ const HISTORY_SINCE: i64 = 2;
 
 /// Sets the connection up and brings the file to the newest schema.
 pub(super) fn prepare(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
-    prepare_up_to(connection, path, SCHEMA_VERSION)
-}
-
-/// As [`prepare`], with the first `steps` steps only: what an earlier version did.
-pub(super) fn prepare_up_to(
-    connection: &mut Connection,
-    path: &Path,
-    steps: usize,
-) -> Result<(), StoreError> {
     connection.busy_timeout(BUSY_TIMEOUT)?;
     let found = version(connection, path)?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "foreign_keys", true)?;
-    for (version, step) in (1_i64..).zip(STEPS).take(steps) {
+    for (version, step) in (1_i64..).zip(STEPS) {
         if version > found {
             let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             transaction.execute_batch(step)?;

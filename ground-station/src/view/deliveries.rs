@@ -43,6 +43,10 @@ impl Report {
             | Event::Invitation(_)
             | Event::Member(_)
             | Event::Pending(_)
+            | Event::Command(_)
+            | Event::About(_)
+            | Event::Past(_)
+            | Event::Audit(_)
             | Event::Failed { .. }
             | Event::End => {}
         }
@@ -122,7 +126,7 @@ impl Report {
                 format!("  {}", style.paint(&times, Paint::Dim))
             };
             text.push_str(&format!("{}  {state}{times}\n", style.paint(&who, Paint::Strong)));
-            for line in end.lines() {
+            for line in end.lines {
                 text.push_str(&format!("  {line}\n"));
             }
         }
@@ -156,7 +160,7 @@ impl Report {
     }
 
     /// Names folded; nodes that share a name with another are told apart by id.
-    fn label<'a>(
+    pub(super) fn label<'a>(
         &self,
         who: impl Iterator<Item = (&'a NodeName, swarm_shared::proto::id::PeerId)>,
     ) -> String {
@@ -192,40 +196,43 @@ impl Report {
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct End {
     state: Outcome,
-    output: Option<String>,
-    value: Option<String>,
-    exit: Option<i32>,
-    error: Option<String>,
+    lines: Vec<String>,
 }
 
 impl End {
     fn of(delivery: &Delivery) -> Self {
         Self {
             state: delivery.state,
-            output: delivery.output.as_deref().map(harmless),
-            value: delivery.value.as_ref().and_then(show_value),
-            exit: delivery.exit,
-            error: delivery.error.as_deref().map(harmless),
+            lines: lines(
+                delivery.output.as_deref(),
+                delivery.value.as_ref(),
+                delivery.exit,
+                delivery.error.as_deref(),
+            ),
         }
     }
+}
 
-    fn lines(&self) -> impl Iterator<Item = String> + '_ {
-        let exit = self
-            .exit
-            .filter(|status| *status != 0)
-            .map(|status| format!("exit status {status}"));
-        // The error of a program that failed says its exit status already.
-        let exit = exit.filter(|exit| {
-            self.error
-                .as_ref()
-                .is_none_or(|error| !error.contains(exit.as_str()))
-        });
-        let texts = [self.output.clone(), self.value.clone(), exit, self.error.clone()];
-        texts.into_iter().flatten().flat_map(|text| {
-            let lines: Vec<String> = text.trim_end().lines().map(str::to_owned).collect();
-            lines
-        })
-    }
+/// What a delivery left behind, for people.
+pub(super) fn lines(
+    output: Option<&str>,
+    value: Option<&Value>,
+    exit: Option<i32>,
+    error: Option<&str>,
+) -> Vec<String> {
+    let exit = exit
+        .filter(|status| *status != 0)
+        .map(|status| format!("exit status {status}"));
+    // The error of a program that failed says its exit status already.
+    let exit = exit.filter(|exit| error.is_none_or(|error| !error.contains(exit.as_str())));
+    let texts = [
+        output.map(harmless),
+        value.and_then(show_value),
+        exit,
+        error.map(harmless),
+    ];
+    let lines = |text: String| -> Vec<String> { text.trim_end().lines().map(str::to_owned).collect() };
+    texts.into_iter().flatten().flat_map(lines).collect()
 }
 
 /// A value for people: text as it is, an object as `key: value` lines, anything else as JSON; an empty one not at all.
@@ -259,7 +266,7 @@ fn times(members: &[&Delivery]) -> String {
     }
 }
 
-fn paint(state: Outcome) -> Paint {
+pub(super) fn paint(state: Outcome) -> Paint {
     match state {
         Outcome::Done => Paint::Good,
         Outcome::NoAnswer => Paint::Warning,

@@ -13,7 +13,11 @@ pub fn line(event: &Event) -> Option<String> {
         Event::Invitation(view) => object(view),
         Event::Member(view) => object(view),
         Event::Pending(view) => object(view),
+        Event::Command(view) => object(view),
+        Event::Past(view) => object(view),
+        Event::Audit(view) => object(view),
         Event::Targets { .. }
+        | Event::About(_)
         | Event::Progress { .. }
         | Event::Note { .. }
         | Event::Failed { .. }

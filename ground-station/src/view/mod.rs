@@ -8,9 +8,11 @@ use crate::duration;
 pub mod deliveries;
 pub mod fleet;
 pub mod fold;
+pub mod history;
 pub mod json;
 pub mod nodes;
 pub mod table;
+pub mod when;
 
 #[cfg(test)]
 mod tests;

@@ -4,16 +4,18 @@ use std::time::Duration;
 
 use insta::assert_snapshot;
 use serde_json::json;
+use swarm_shared::proto::delivery::Stage;
 use swarm_shared::proto::id::{NodeName, PeerId, PeerKind};
 use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::trust::Role;
 
 use super::deliveries::Report;
+use super::history::Past;
 use super::nodes::Nodes;
 use super::*;
 use crate::fleet::{
-    Check, Delivery, Event, InvitationView, MemberView, MembershipView, NodeRef, NodeState, NodeView,
-    PendingView,
+    AuditView, Check, CommandKind, CommandView, Delivery, Event, InvitationView, MemberView, MembershipView,
+    NodeRef, NodeState, NodeView, PastDelivery, PastState, PendingView,
 };
 
 fn target(number: u8) -> NodeRef {
@@ -378,4 +380,123 @@ fn wide_characters_take_two_columns() {
     assert_eq!(table::cut("日本語", 5), "日本…");
     assert_eq!(table::cut("日本語", 6), "日本語");
     assert_eq!(table::cut("abc", 0), "");
+}
+
+/// A day in 2026.
+const NOW_MS: u64 = 1_795_238_179_000;
+
+fn sent(command: u64, before_ms: u64, states: &[(PastState, u64)]) -> CommandView {
+    CommandView {
+        command,
+        at_ms: NOW_MS - before_ms,
+        who: "pi".to_owned(),
+        kind: CommandKind::Command,
+        action: "led".to_owned(),
+        arguments: json!({"args": [], "kwargs": {"color": "#ff0000", "n": 5}}),
+        selector: "drone-*".to_owned(),
+        ttl_ms: 30_000,
+        retry_of: None,
+        batch: None,
+        deliveries: states.iter().map(|(_, count)| count).sum(),
+        states: states.iter().copied().collect(),
+    }
+}
+
+fn past(number: u8, state: PastState, stages: &[(Stage, f64)]) -> PastDelivery {
+    PastDelivery {
+        node: target(number).node,
+        id: target(number).id,
+        state,
+        value: None,
+        output: None,
+        exit: None,
+        error: None,
+        ms: stages.last().map(|(_, at)| *at),
+        command: 12,
+        about: None,
+        stages: stages.iter().copied().collect(),
+    }
+}
+
+const DONE: PastState = PastState::Ended(Outcome::Done);
+
+#[test]
+fn what_was_sent_is_a_table() {
+    let mut past = Past::default();
+    let expired = PastState::Ended(Outcome::Expired);
+    let mut views = vec![
+        sent(12, 200_000, &[(DONE, 11), (PastState::Open, 1)]),
+        sent(11, 3_600_000 * 5, &[(expired, 2)]),
+        sent(10, 86_400_000 * 3, &[(DONE, 1)]),
+    ];
+    views[1].arguments = json!({"args": ["a\u{1b}[2J\nb"], "kwargs": {"text": "x".repeat(100)}});
+    (views[2].kind, views[2].action) = (CommandKind::Send, "shows/take1.csv".to_owned());
+    views.into_iter().for_each(|view| past.add(&Event::Command(view)));
+    assert_snapshot!(past.table(NOW_MS, Style::default()).join("\n"), @"
+    NO  WHEN               WHO  WHAT                                              TO       ENDED
+    12  3 min ago          pi   led color=#ff0000 n=5                             drone-*  11 done, 1 open
+    11  5 h ago            pi   led a�[2J b text=xxxxxxxxxxxxxxxxxxxxxxxxxxxxxx…  drone-*  2 expired
+    10  2026-11-18 05:16Z  pi   send shows/take1.csv                              drone-*  1 done
+    ");
+}
+
+#[test]
+fn one_command_is_told_whole() {
+    let stages = |step: f64| {
+        [
+            (Stage::Received, step),
+            (Stage::Accepted, 2.0 * step),
+            (Stage::Started, 3.0 * step),
+            (Stage::Finished, 100.0 * step),
+        ]
+    };
+    let mut past_of = Past::default();
+    let mut view = sent(12, 200_000, &[(DONE, 3), (PastState::Open, 1)]);
+    (view.retry_of, view.batch) = (Some(9), Some("25%".to_owned()));
+    past_of.add(&Event::Command(view));
+    for number in 1..=3 {
+        let mut delivery = past(number, DONE, &stages(f64::from(number)));
+        delivery.output = Some("LED set\n".to_owned());
+        past_of.add(&Event::Past(delivery));
+    }
+    past_of.add(&Event::Past(past(4, PastState::Open, &stages(0.5)[..1])));
+    past_of.add(&Event::Past(past(5, PastState::Open, &[])));
+    assert_eq!(past_of.exit_status(), 4, "something is open");
+    let mut late = past(6, PastState::Ended(Outcome::Expired), &[]);
+    late.error = Some("its time to live ran out".to_owned());
+    late.ms = Some(30_000.0);
+    past_of.add(&Event::Past(late));
+    assert_eq!(past_of.exit_status(), 1);
+    assert_snapshot!(past_of.one(NOW_MS, Style::default()), @"
+    command 12: led color=#ff0000 n=5
+    by pi, 2026-11-21 05:12:59Z (3 min ago), to drone-*, time to live 30.0 s
+    repeats command 9
+    in batches of 25%
+
+    drone-[01-03] (3 nodes)  done  received 1.00 ms to 3.00 ms, accepted 2.00 ms to 6.00 ms, started 3.00 ms to 9.00 ms, finished 100 ms to 300 ms
+      LED set
+    drone-06  expired  after 30.0 s
+      its time to live ran out
+    drone-04  open  received 0.50 ms
+    drone-05  open
+    ");
+}
+
+#[test]
+fn who_did_what_is_a_table() {
+    let mut past = Past::default();
+    for (what, detail) in [("revoke", "drone-07"), ("command", "led to drone-*")] {
+        past.add(&Event::Audit(AuditView {
+            at_ms: NOW_MS - 60_000,
+            who: "pi".to_owned(),
+            what: what.to_owned(),
+            detail: detail.to_owned(),
+            outcome: "done".to_owned(),
+        }));
+    }
+    assert_snapshot!(past.trail(NOW_MS, Style::default()).join("\n"), @"
+    WHEN      WHO  WHAT     DETAIL          OUTCOME
+    60 s ago  pi   revoke   drone-07        done
+    60 s ago  pi   command  led to drone-*  done
+    ");
 }

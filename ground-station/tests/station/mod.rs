@@ -95,7 +95,7 @@ impl ScriptedStation {
                     ready.send(()).expect("awaited");
                     let (fleet, mut calls) = Fleet::local();
                     let answers = async {
-                        while let Some(Call { request, events }) = calls.recv().await {
+                        while let Some(Call { request, events, .. }) = calls.recv().await {
                             let said = script(&request);
                             asked.0.lock().expect("sound").push(request);
                             asked.1.notify_all();

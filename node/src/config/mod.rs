@@ -492,17 +492,6 @@ impl Config {
         if self.lost_link.is_some() {
             found.push("lost_link".to_owned());
         }
-        for (name, action) in &self.actions {
-            if action.while_stopped {
-                found.push(format!("actions.{}.while_stopped", name.as_str()));
-            }
-            if action.idempotent {
-                found.push(format!("actions.{}.idempotent", name.as_str()));
-            }
-            if action.class == Class::Flight {
-                found.push(format!("actions.{}.class", name.as_str()));
-            }
-        }
         found
     }
 }

@@ -45,6 +45,8 @@ struct Talk {
     handovers: VecDeque<(u64, u64)>,
     /// When `out` last was empty or became shorter.
     moved: Instant,
+    /// Nothing can be written any more; what the program said before is still read.
+    deaf: bool,
     closed: Option<String>,
 }
 
@@ -68,6 +70,7 @@ pub(super) async fn serve(stream: UnixStream, plugins: Plugins, welcome: Value, 
         taken: 0,
         handovers: VecDeque::new(),
         moved: now,
+        deaf: false,
         closed: None,
     };
     let mut inbox = BytesMut::new();
@@ -82,7 +85,7 @@ pub(super) async fn serve(stream: UnixStream, plugins: Plugins, welcome: Value, 
             biased;
             () = stop.cancelled() => talk.conversation.close("the node is shutting down"),
             Some(order) = orders.recv() => talk.take_order(order),
-            wrote = write.write_buf(&mut talk.out), if !talk.out.is_empty() => talk.wrote(wrote),
+            wrote = write.write_buf(&mut talk.out), if !talk.out.is_empty() && !talk.deaf => talk.wrote(wrote),
             bytes = read.read_buf(&mut inbox), if talk.out.len() < OUT_BYTES_MAX => talk.read(bytes, &mut inbox),
             () = tokio::time::sleep(wait) => talk.handle_timeout(clock::now()),
         }
@@ -98,7 +101,8 @@ pub(super) async fn serve(stream: UnixStream, plugins: Plugins, welcome: Value, 
         }
     }
     tracing::info!(plugin = name, pid, why = closed, "plug-in gone");
-    let _deaf = tokio::time::timeout(LAST_WORDS, write.write_all_buf(&mut talk.out)).await;
+    // Whoever is gone, or does not read, cannot be told.
+    let _untold = tokio::time::timeout(LAST_WORDS, write.write_all_buf(&mut talk.out)).await;
 }
 
 impl Talk {
@@ -140,7 +144,7 @@ impl Talk {
 
     fn wrote(&mut self, wrote: io::Result<usize>) {
         match wrote {
-            Err(error) => self.conversation.lost(&error.to_string()),
+            Err(_read_says_why) => self.deaf = true,
             Ok(bytes) => {
                 self.moved = clock::now();
                 self.taken += bytes as u64;
@@ -156,8 +160,12 @@ impl Talk {
 
     fn read(&mut self, bytes: io::Result<usize>, inbox: &mut BytesMut) {
         match bytes {
-            Err(error) => return self.conversation.lost(&error.to_string()),
             Ok(0) => return self.conversation.lost("it closed its connection"),
+            // The same, before it had read all.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+                return self.conversation.lost("it closed its connection");
+            }
+            Err(error) => return self.conversation.lost(&error.to_string()),
             Ok(_) => {}
         }
         while !self.conversation.is_closed() {

@@ -21,4 +21,5 @@ pub mod selector;
 pub mod session;
 pub mod stop;
 pub mod trust;
+pub mod window;
 pub mod wire;

@@ -8,6 +8,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::time::Instant;
 
 use super::parcel::Parcel;
+use super::window::{Acknowledged, Window};
 use super::wire::Lane;
 
 /// How much may wait and how much may be on the way.
@@ -21,6 +22,8 @@ pub struct OutboxLimits {
     pub window_max: usize,
     /// No more is sent once this many bytes are not acknowledged.
     pub window_bytes_max: usize,
+    /// The same for a link that carries little; see [`Window`]. As much as the most, and the window never changes.
+    pub window_bytes_min: usize,
 }
 
 impl OutboxLimits {
@@ -30,6 +33,7 @@ impl OutboxLimits {
         queued_bytes_max: 8 * 1024 * 1024,
         window_max: 4_096,
         window_bytes_max: 4 * 1024 * 1024,
+        window_bytes_min: 4 * 1024 * 1024,
     };
     /// For files: what is in the window is kept in memory until the receiver has it.
     pub const BULK: Self = Self {
@@ -37,6 +41,7 @@ impl OutboxLimits {
         queued_bytes_max: 512 * 1024,
         window_max: 256,
         window_bytes_max: 2 * 1024 * 1024,
+        window_bytes_min: 32 * 1024,
     };
 }
 
@@ -61,6 +66,17 @@ pub struct Item {
     pub request: Option<u64>,
 }
 
+/// A frame of fewer bytes may be acknowledged late: it shows nothing of the link.
+pub(super) const TELLING_BYTES_MIN: usize = 4 * 1024;
+
+#[derive(Debug)]
+struct Sent {
+    item: Item,
+    at: Instant,
+    /// Whether nothing else was on its way.
+    alone: bool,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Outbox {
@@ -72,8 +88,9 @@ pub struct Outbox {
     bulk: VecDeque<Item>,
     queued_bytes: usize,
     /// Sent, oldest first; the last has number `next_seq - 1`.
-    unacked: VecDeque<Item>,
+    unacked: VecDeque<Sent>,
     unacked_bytes: usize,
+    window: Window,
     next_seq: u64,
     /// No queued item is due before this; `None` if none has a deadline.
     earliest_deadline: Option<Instant>,
@@ -91,6 +108,7 @@ impl Outbox {
             queued_bytes: 0,
             unacked: VecDeque::new(),
             unacked_bytes: 0,
+            window: Window::new(limits.window_bytes_min, limits.window_bytes_max),
             next_seq: 1,
             earliest_deadline: None,
         }
@@ -137,10 +155,9 @@ impl Outbox {
 
     /// The next item to send, by lane, with its sequence number (telemetry has none). Items with a number stay
     /// here, unacknowledged, until [`Self::acknowledge`].
-    pub fn next_to_send(&mut self) -> Option<(Option<u64>, Cow<'_, Item>)> {
+    pub fn next_to_send(&mut self, now: Instant) -> Option<(Option<u64>, Cow<'_, Item>)> {
         let window_full = !self.unacked.is_empty()
-            && (self.unacked.len() >= self.limits.window_max
-                || self.unacked_bytes >= self.limits.window_bytes_max);
+            && (self.unacked.len() >= self.limits.window_max || self.unacked_bytes >= self.window.bytes());
         // An emergency goes out over a full window: it is small, and it may not wait for acknowledgements. Only a
         // peer that hears and never acknowledges meets the bound.
         let over_window_max = self.limits.window_max.saturating_add(self.limits.queued_max);
@@ -154,10 +171,10 @@ impl Outbox {
         if self.unacked.len() < over_window_max
             && let Some(item) = self.emergency.pop_front()
         {
-            return Some(self.number(item));
+            return Some(self.number(item, now));
         }
         if !window_full && let Some(item) = self.control.pop_front() {
-            return Some(self.number(item));
+            return Some(self.number(item, now));
         }
         if let Some(item) = self.telemetry.take() {
             self.queued_bytes -= item.parcel.bytes();
@@ -167,15 +184,20 @@ impl Outbox {
             return None;
         }
         let item = self.bulk.pop_front()?;
-        Some(self.number(item))
+        Some(self.number(item, now))
     }
 
-    fn number(&mut self, item: Item) -> (Option<u64>, Cow<'_, Item>) {
+    fn number(&mut self, item: Item, now: Instant) -> (Option<u64>, Cow<'_, Item>) {
         let seq = self.next_seq;
         self.next_seq += 1;
         self.queued_bytes -= item.parcel.bytes();
         self.unacked_bytes += item.parcel.bytes();
-        (Some(seq), Cow::Borrowed(self.unacked.push_back_mut(item)))
+        let sent = Sent {
+            alone: self.unacked.is_empty(),
+            at: now,
+            item,
+        };
+        (Some(seq), Cow::Borrowed(&self.unacked.push_back_mut(sent).item))
     }
 
     /// Whether anything waits to be sent.
@@ -205,29 +227,47 @@ impl Outbox {
         self.sent() - self.unacked.len() as u64
     }
 
-    /// Forgets what the peer has read, up to `number`. Returns false, and does nothing, if `number` was never sent.
+    /// Forgets what the peer has read, up to `number`, and learns from how long it took. Returns false, and does nothing, if `number` was never sent.
     #[must_use]
-    pub fn acknowledge(&mut self, number: u64) -> bool {
+    pub fn acknowledge(&mut self, number: u64, now: Instant) -> bool {
         if number > self.sent() {
             return false;
         }
+        let before = self.unacked_bytes;
+        let mut last = None;
         while self.acknowledged() < number
-            && let Some(item) = self.unacked.pop_front()
+            && let Some(sent) = self.unacked.pop_front()
         {
-            self.unacked_bytes -= item.parcel.bytes();
+            self.unacked_bytes -= sent.item.parcel.bytes();
+            last = Some(sent);
+        }
+        if let Some(sent) = last.filter(|sent| sent.item.parcel.bytes() >= TELLING_BYTES_MIN) {
+            let what = Acknowledged {
+                before,
+                bytes: before - self.unacked_bytes,
+                delay: now.saturating_duration_since(sent.at),
+                alone: sent.alone,
+            };
+            self.window.acknowledged(what, now);
         }
         true
+    }
+
+    /// How long a chunk of a file is best now, in bytes.
+    pub fn chunk_bytes(&self) -> usize {
+        self.window.chunk_bytes()
     }
 
     /// A new link resumes the session: what was sent and never read goes back to the front, oldest first, and will
     /// be numbered again. Call [`Self::acknowledge`] with the peer's resume point first.
     pub fn rewind(&mut self) {
         self.next_seq -= self.unacked.len() as u64;
+        self.window.restart();
         #[cfg(feature = "planted-bugs")]
         if super::planted::is(super::planted::Bug::DropNewestOnReconnect) {
             self.unacked.pop_back();
         }
-        while let Some(item) = self.unacked.pop_back() {
+        while let Some(Sent { item, .. }) = self.unacked.pop_back() {
             self.queued_bytes += item.parcel.bytes();
             self.note_deadline(item.deadline);
             match item.lane {
@@ -244,7 +284,8 @@ impl Outbox {
     pub fn reset(&mut self) -> Vec<Item> {
         self.next_seq = 1;
         self.unacked_bytes = 0;
-        self.unacked.drain(..).collect()
+        self.window.restart();
+        self.unacked.drain(..).map(|sent| sent.item).collect()
     }
 
     /// Takes out what waited beyond its deadline.

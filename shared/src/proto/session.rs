@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use super::id::Instance;
 use super::json::JsonError;
 use super::message::{Refused, Welcome};
-use super::outbox::{Busy, Item, Outbox, OutboxLimits};
+use super::outbox::{Busy, Item, Outbox, OutboxLimits, TELLING_BYTES_MIN};
 use super::parcel::{OutBuffer, Parcel, Trailer};
 use super::pending::{Pending, PendingError};
 use super::wire::{Frame, Header, Kind, Lane, WireError};
@@ -39,6 +39,8 @@ pub struct Timing {
     pub lost_after: Duration,
     /// How long an acknowledgement may wait for a frame that carries it.
     pub ack_delay: Duration,
+    /// How soon after another one a large frame is acknowledged: its sender learns from it how full the link is.
+    pub ack_interval: Duration,
 }
 
 impl Timing {
@@ -49,6 +51,7 @@ impl Timing {
             silent_after: heartbeat.saturating_mul(2),
             lost_after: heartbeat.saturating_mul(3),
             ack_delay: Duration::from_millis(25),
+            ack_interval: Duration::from_millis(2),
         }
     }
 }
@@ -203,6 +206,7 @@ pub struct Session<T> {
     unacked_frames: u64,
     unacked_bytes: usize,
     ack_due: Option<Instant>,
+    last_ack: Instant,
     welcome_due: bool,
     last_heard: Instant,
     last_sent: Instant,
@@ -238,6 +242,7 @@ impl<T> Session<T> {
             unacked_frames: 0,
             unacked_bytes: 0,
             ack_due: None,
+            last_ack: now,
             welcome_due: false,
             last_heard: now,
             last_sent: now,
@@ -262,6 +267,11 @@ impl<T> Session<T> {
     /// Whether another message fits the lane now.
     pub fn has_room(&self, lane: Lane) -> bool {
         self.outbox.has_room(lane)
+    }
+
+    /// How long a chunk of a file is best on this link now, in bytes.
+    pub fn chunk_bytes(&self) -> usize {
+        self.outbox.chunk_bytes()
     }
 
     /// Whether nothing waits to be sent, acknowledged or answered.
@@ -376,7 +386,7 @@ impl<T> Session<T> {
             };
             while to.len() < room {
                 let word = self.ack_due.map(|_due| word(self.received));
-                let Some((seq, item)) = self.outbox.next_to_send() else {
+                let Some((seq, item)) = self.outbox.next_to_send(now) else {
                     break;
                 };
                 // Rounded up, so that less than a millisecond is not told as none.
@@ -393,12 +403,14 @@ impl<T> Session<T> {
                         ..word.unwrap_or_default()
                     },
                 );
-                self.forget_ack();
+                if word.is_some() {
+                    self.forget_ack(now);
+                }
             }
             if self.ack_due.is_some_and(|due| now >= due) {
                 if to.len() < room {
                     to.put(&self.ack, word(self.received));
-                    self.forget_ack();
+                    self.forget_ack(now);
                 } else {
                     // Behind what waits it would come no sooner, and a peer that does not read would pile them up.
                     self.ack_due = Some(now + self.timing.ack_delay);
@@ -460,7 +472,7 @@ impl<T> Session<T> {
         self.stamps.note(&frame.header, now);
         if let Some(ack) = frame.header.ack {
             let sent = self.outbox.sent();
-            if !self.outbox.acknowledge(ack) {
+            if !self.outbox.acknowledge(ack, now) {
                 return Err(LinkFault::AckAhead { ack, sent });
             }
         }
@@ -494,7 +506,7 @@ impl<T> Session<T> {
             welcome.peer_instance == self.instance && welcome.received >= self.outbox.acknowledged();
         if remembered {
             let (ack, sent) = (welcome.received, self.outbox.sent());
-            if !self.outbox.acknowledge(ack) {
+            if !self.outbox.acknowledge(ack, now) {
                 return Err(LinkFault::AckAhead { ack, sent });
             }
             self.outbox.rewind();
@@ -529,13 +541,19 @@ impl<T> Session<T> {
         self.unacked_bytes += bytes;
         if self.unacked_frames >= ACK_FRAMES_MAX || self.unacked_bytes >= ACK_BYTES_MAX {
             self.ack_due = Some(now);
-        } else if self.ack_due.is_none() {
-            self.ack_due = Some(now + self.timing.ack_delay);
+            return;
         }
+        let due = if bytes >= TELLING_BYTES_MIN {
+            now.max(self.last_ack + self.timing.ack_interval)
+        } else {
+            now + self.timing.ack_delay
+        };
+        self.ack_due = Some(self.ack_due.map_or(due, |earlier| earlier.min(due)));
     }
 
     /// What was owed has been told.
-    fn forget_ack(&mut self) {
+    fn forget_ack(&mut self, now: Instant) {
+        self.last_ack = now;
         self.ack_due = None;
         self.unacked_frames = 0;
         self.unacked_bytes = 0;

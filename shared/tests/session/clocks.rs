@@ -187,3 +187,23 @@ fn what_waits_beyond_its_deadline_is_never_sent() {
     rig.link(PEER, 0);
     assert_eq!(rig.written(), []);
 }
+
+#[test]
+fn a_large_frame_is_acknowledged_soon_but_not_one_by_one() {
+    let mut rig = Rig::open(OutboxLimits::BULK);
+    let mut chunk = Frame::binary(Kind::Chunk, vec![0; 16 * 1024].into());
+    let mut take = |rig: &mut Rig, seq| {
+        chunk.header.seq = Some(seq);
+        rig.take(chunk.clone()).expect("in order");
+    };
+    rig.pass(ms(10));
+    take(&mut rig, 1);
+    assert_eq!(kinds(&rig.written()), [Kind::Ack], "at once after a pause");
+    take(&mut rig, 2);
+    take(&mut rig, 3);
+    assert_eq!(rig.written(), []);
+    assert_eq!(rig.pass(ms(1)), []);
+    assert_eq!(rig.pass(ms(1))[0].header.ack, Some(3));
+    rig.take(numbered(Kind::ChunkEnd, 4)).expect("in order");
+    assert_eq!(rig.pass(ms(24)), [], "a small one waits for something to ride on");
+}

@@ -41,6 +41,7 @@ fn a_full_window_stops_the_lanes_and_an_acknowledgement_lets_them_go_on() {
 fn a_window_full_of_bytes_empties_too() {
     let mut rig = Rig::open(OutboxLimits {
         window_bytes_max: 1,
+        window_bytes_min: 1,
         ..limits(10, 10)
     });
     for seq in 1..=3 {

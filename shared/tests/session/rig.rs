@@ -28,6 +28,7 @@ pub(crate) fn limits(queued_max: usize, window_max: usize) -> OutboxLimits {
         queued_bytes_max: 100_000,
         window_max,
         window_bytes_max: 100_000,
+        window_bytes_min: 100_000,
     }
 }
 

@@ -5,7 +5,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Parser;
-use swarm_tests::measure::{Members, fanout, file, host, idle, raise_file_limit, reconnect, silence};
+use swarm_tests::measure::{
+    Members, fanout, file, host, idle, raise_file_limit, reconnect, recovery, saturated, silence,
+};
 
 /// Measures the product on this machine. Build it with --release, and leave the machine alone meanwhile.
 #[derive(Parser)]
@@ -77,6 +79,34 @@ enum What {
         #[arg(long, value_delimiter = ',', default_value = "/dev/shm,/var/tmp")]
         to: Vec<PathBuf>,
     },
+    /// A station with many deliveries in its store starts again.
+    Recovery {
+        #[arg(long, default_value_t = 1_000_000)]
+        deliveries: u64,
+        #[arg(long, default_value_t = 20)]
+        runs: usize,
+        /// Where the store is.
+        #[arg(long, default_value = "/var/tmp")]
+        dir: PathBuf,
+    },
+    /// Round trips of a command over a narrow link that a file keeps busy, in network namespaces; needs root.
+    Saturated {
+        /// In `tc`'s words.
+        #[arg(long, default_value = "20mbit")]
+        rate: String,
+        /// How long the narrow link's queue may get.
+        #[arg(long, default_value = "400ms")]
+        queue: String,
+        /// Which way the file goes.
+        #[arg(long, value_enum, default_value = "send")]
+        direction: saturated::Direction,
+        /// How long the file is on its way, in seconds.
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+        /// Size of the file, in MiB.
+        #[arg(long, default_value_t = 1_024)]
+        size: u64,
+    },
     #[command(hide = true)]
     NodeHost {
         #[arg(long)]
@@ -143,6 +173,18 @@ async fn run(what: What) -> anyhow::Result<()> {
             processes,
         } => idle::links(nodes, runs, processes).await,
         What::File { size, runs, from, to } => file::run(size, runs, &from, &to).await,
+        What::Recovery {
+            deliveries,
+            runs,
+            dir,
+        } => recovery::station(deliveries, runs, &dir).await,
+        What::Saturated {
+            rate,
+            queue,
+            direction,
+            seconds,
+            size,
+        } => saturated::run(&rate, &queue, direction, seconds, size).await,
         What::NodeHost {
             seed,
             first,

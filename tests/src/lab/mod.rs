@@ -340,6 +340,37 @@ impl Lab {
             }
         }
     }
+
+    /// Leads what two hosts send each other through a third, over one queue of so many milliseconds at `rate`, as over
+    /// an access point. A host that shapes its own interface is told by its kernel not to fill the queue; a queue
+    /// elsewhere on the way is not so kind.
+    ///
+    /// # Panics
+    /// If the machine refuses.
+    pub fn narrow(&self, ends: [usize; 2], router: usize, rate: &str, queue: &str) {
+        let via = self.ip(router).to_string();
+        let quiet = "for f in /proc/sys/net/ipv4/conf/*/*_redirects; do echo 0 > $f; done; \
+                     echo 1 > /proc/sys/net/ipv4/ip_forward";
+        for host in [ends[0], ends[1], router] {
+            let done = self.run(host, "sh", &["-c", quiet]);
+            assert!(done.status.success(), "{done:?}");
+        }
+        for (host, other) in [(ends[0], ends[1]), (ends[1], ends[0])] {
+            let to = format!("{}/32", self.ip(other));
+            ip(&["-n", &self.namespace(host), "route", "replace", &to, "via", &via]);
+        }
+        let on = [
+            "-n",
+            &self.namespace(router),
+            "qdisc",
+            "replace",
+            "dev",
+            "eth0",
+            "root",
+        ];
+        let shape = ["tbf", "rate", rate, "burst", "16k", "latency", queue];
+        run_or_panic("tc", &[&on[..], &shape].concat());
+    }
 }
 
 impl Drop for Lab {

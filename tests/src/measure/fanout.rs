@@ -249,7 +249,8 @@ pub async fn engine(sizes: &[u32], runs: usize, processes: u32) -> anyhow::Resul
     Ok(table.print()?)
 }
 
-fn ping() -> Request {
+/// The command whose round trip is measured.
+pub(super) fn ping() -> Request {
     Request::Command {
         selector: Selector::all(),
         action: "ping".to_owned(),
@@ -276,7 +277,11 @@ pub(super) async fn end_of(fleet: &Fleet, request: Request) -> anyhow::Result<us
             | Event::Membership(_)
             | Event::Invitation(_)
             | Event::Member(_)
-            | Event::Pending(_) => {}
+            | Event::Pending(_)
+            | Event::Command(_)
+            | Event::About(_)
+            | Event::Past(_)
+            | Event::Audit(_) => {}
         }
     }
     anyhow::bail!("the station went away")

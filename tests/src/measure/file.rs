@@ -59,7 +59,8 @@ pub async fn run(mib: u64, runs: usize, source: &Path, dests: &[std::path::PathB
     Ok(table.print()?)
 }
 
-fn write_random(path: &Path, mib: u64) -> anyhow::Result<()> {
+/// A file of so many MiB that nothing makes smaller.
+pub(super) fn write_random(path: &Path, mib: u64) -> anyhow::Result<()> {
     let mut block = vec![0; usize::try_from(MIB)?];
     File::open("/dev/urandom")?.read_exact(&mut block)?;
     let mut file = File::create(path)?;

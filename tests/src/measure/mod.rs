@@ -11,6 +11,8 @@ mod members;
 mod proc;
 pub mod real;
 pub mod reconnect;
+pub mod recovery;
+pub mod saturated;
 pub mod silence;
 mod table;
 

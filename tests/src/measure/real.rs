@@ -122,6 +122,10 @@ impl RealStation {
                 | Event::Membership(_)
                 | Event::Member(_)
                 | Event::Pending(_)
+                | Event::Command(_)
+                | Event::About(_)
+                | Event::Past(_)
+                | Event::Audit(_)
                 | Event::End => {}
             }
         }

@@ -3,7 +3,9 @@
 mod commands;
 mod deadlines;
 mod files;
+mod plugins;
 mod queue;
+mod repeats;
 mod transfers;
 mod trust;
 mod verbs;

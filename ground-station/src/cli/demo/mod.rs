@@ -448,6 +448,10 @@ async fn invite(fleet: &Fleet, uses: u16) -> Result<String, CliError> {
             | Event::Membership(_)
             | Event::Member(_)
             | Event::Pending(_)
+            | Event::Command(_)
+            | Event::About(_)
+            | Event::Past(_)
+            | Event::Audit(_)
             | Event::End => {}
         }
     }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use swarm_shared::net::clock;
 use swarm_shared::net::peer::{PeerEvent, ReplyTo, Request};
@@ -15,6 +16,7 @@ use swarm_shared::proto::id::PeerId;
 use swarm_shared::proto::message::{Arguments, FileEnd};
 use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::parcel::Parcel;
+use swarm_shared::proto::selector::Selector;
 use swarm_shared::proto::session::Outgoing;
 use swarm_shared::proto::wire::{Frame, Kind, Lane};
 use tokio::sync::{mpsc, oneshot};
@@ -24,8 +26,9 @@ use tokio::time::timeout;
 use super::Shared;
 use super::commands::{self, ended};
 use super::roll::Target;
-use super::send::{TRANSFER_MAX, Unfinished};
-use crate::fleet::{Event, Failure, NodeRef, files};
+use super::send::{TRANSFER_MAX, Unfinished, noted};
+use crate::fleet::{CommandKind, Event, Failure, NodeRef, files};
+use crate::store::deliveries::{Origin, Record, RecordTo};
 
 /// Chunks of one file that wait to be written.
 const CHUNKS_WAITING: usize = 8;
@@ -91,6 +94,43 @@ pub(super) async fn route(mut events: mpsc::Receiver<PeerEvent>, routes: Routes)
             // The transfer has ended meanwhile: nobody wants the rest.
             let _ended = to.send(frame).await;
         }
+    }
+}
+
+/// What was fetched, as the history keeps it.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Fetched {
+    pub(super) path: String,
+    pub(super) dir: PathBuf,
+}
+
+/// What the history says of it.
+pub(super) fn record(
+    selector: &Selector,
+    targets: &[Target],
+    path: &str,
+    dir: &Path,
+    origin: Origin,
+) -> Record {
+    let to = |target: &Target| RecordTo {
+        node: target.node.clone(),
+        part: 0,
+        about: None,
+    };
+    Record {
+        origin: Origin {
+            kind: CommandKind::Fetch,
+            ..origin
+        },
+        action: path.to_owned(),
+        arguments: noted(&Fetched {
+            path: path.to_owned(),
+            dir: dir.to_owned(),
+        }),
+        lane: Lane::Bulk,
+        selector: selector.as_str().to_owned(),
+        life_ms: u64::try_from(ASK_TTL.as_millis()).unwrap_or(u64::MAX),
+        deliveries: targets.iter().map(to).collect(),
     }
 }
 

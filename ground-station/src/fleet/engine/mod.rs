@@ -13,6 +13,8 @@ mod commands;
 mod enrol;
 mod fetch;
 mod office;
+mod recorder;
+mod retry;
 mod roll;
 mod send;
 mod watchers;
@@ -43,9 +45,9 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::{Call, Event, Failure, Fleet, Request};
+use super::{Call, Event, Failure, Fleet, Request, archive};
 use crate::config::Config;
-use crate::store::{Store, StoreError};
+use crate::store::{Origin, Store, StoreError};
 use office::Office;
 use roll::Roll;
 use watchers::Watchers;
@@ -184,11 +186,13 @@ impl Engine {
             keepalive,
             started: clock::now(),
             hush: Hush::default(),
+            state_dir,
             stop: stop.clone(),
             tasks: tasks.clone(),
         };
         task.open_members().await;
         task.dial_members().await;
+        tasks.spawn(recorder::prune(task.store.clone(), config.history, stop.clone()));
         tasks.spawn(task.run(calls, events, join_requests, endpoint.membership()));
         tracing::info!(addr = %endpoint.listens(), "listening");
         Ok(Self {
@@ -244,6 +248,7 @@ struct Task {
     keepalive: KeepaliveConfig,
     started: Instant,
     hush: Hush,
+    state_dir: PathBuf,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -407,7 +412,35 @@ impl Task {
     }
 
     async fn take_call(&mut self, call: Call) {
-        let Call { request, events } = call;
+        let Call { request, events, who } = call;
+        let mut origin = Origin::of(who.clone());
+        let request = if let Request::Retry {
+            number,
+            ttl_ms,
+            timeout_ms,
+        } = request
+        {
+            match retry::plan(&self.state_dir, number, ttl_ms, timeout_ms).await {
+                Ok(plan) => {
+                    (origin.retry_of, origin.shown) = (Some(number), Some(plan.shown));
+                    if let Some(note) = plan.note {
+                        // The first event of this request: there is room.
+                        let _caller_gone = events.try_send(Event::note(note));
+                    }
+                    plan.request
+                }
+                Err(retry::Nothing(failure, message)) => {
+                    let _caller_gone = events.try_send(Event::failed(failure, message));
+                    return;
+                }
+            }
+        } else {
+            request
+        };
+        let events = match recorder::audited(&request) {
+            Some(what) => recorder::audit(&self.tasks, self.store.clone(), who, what, events),
+            None => events,
+        };
         if request.needs_fleet()
             && let Err(message) = self.ensure_fleet(&events).await
         {
@@ -455,6 +488,8 @@ impl Task {
                 let Some(targets) = self.targets(&selector, &events) else {
                     return;
                 };
+                let record = send::record(&selector, &targets, &files, ttl_ms, origin);
+                let events = recorder::transfer(&self.tasks, self.store.clone(), record, events);
                 let patience = send::Patience {
                     ttl: Duration::from_millis(ttl_ms),
                     pause: Duration::from_millis(timeout_ms),
@@ -471,6 +506,8 @@ impl Task {
                 let Some(targets) = self.targets(&selector, &events) else {
                     return;
                 };
+                let record = fetch::record(&selector, &targets, &path, &dir, origin);
+                let events = recorder::transfer(&self.tasks, self.store.clone(), record, events);
                 let pause = Duration::from_millis(timeout_ms);
                 self.tasks
                     .spawn(fetch::run(self.shared.clone(), targets, path, dir, pause, events));
@@ -505,6 +542,18 @@ impl Task {
                 .await;
             }
             Request::Revoke { node } => finish(&events, self.revoke(&node).await).await,
+            Request::History { query } => {
+                let state_dir = self.state_dir.clone();
+                self.tasks
+                    .spawn(async move { archive::answer(&state_dir, query, events).await });
+            }
+            Request::Audit { query } => {
+                let state_dir = self.state_dir.clone();
+                self.tasks
+                    .spawn(async move { archive::answer_audit(&state_dir, query, events).await });
+            }
+            // Has become what it repeats, above.
+            Request::Retry { .. } => {}
             Request::Members => {
                 let own = self.membership_view().map(Event::Membership);
                 let members = self.roll.members().into_iter().map(Event::Member);

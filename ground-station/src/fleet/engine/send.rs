@@ -7,13 +7,15 @@ use std::fs::File;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use serde::Serialize;
 use serde_json::json;
 use swarm_shared::net::clock;
-use swarm_shared::net::peer::{Delivery as End, PeerLink, ReplyTo, Request};
+use swarm_shared::net::peer::{ChunkBytes, Delivery as End, PeerLink, ReplyTo, Request};
 use swarm_shared::net::roots::{Chunk, FileError, Outgoing as Source};
 use swarm_shared::proto::message::{Arguments, FileEnd};
 use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::parcel::Parcel;
+use swarm_shared::proto::selector::Selector;
 use swarm_shared::proto::session::Outgoing;
 use swarm_shared::proto::wire::{Frame, Kind, Lane};
 use tokio::sync::mpsc;
@@ -23,7 +25,8 @@ use tokio::time::timeout;
 use super::Shared;
 use super::commands::{self, ended};
 use super::roll::Target;
-use crate::fleet::{Event, FileToSend, FilesToSend, NodeRef, files};
+use crate::fleet::{CommandKind, Event, FileToSend, FilesToSend, NodeRef, files};
+use crate::store::deliveries::{Origin, Record, RecordTo};
 
 /// How many nodes are sent files at once: each may hold some 3 MiB of this program's memory.
 pub(super) const NODES_AT_ONCE: usize = 32;
@@ -43,6 +46,49 @@ pub(super) struct Patience {
     pub(super) ttl: Duration,
     /// The longest pause without progress.
     pub(super) pause: Duration,
+}
+
+/// What the history says of it.
+pub(super) fn record(
+    selector: &Selector,
+    targets: &[Target],
+    what: &FilesToSend,
+    life_ms: u64,
+    origin: Origin,
+) -> Record {
+    let (action, dests) = match what {
+        FilesToSend::Same { files } => {
+            let dests: Vec<String> = files.iter().map(|file| file.dest.clone()).collect();
+            (dests.join(" "), dests)
+        }
+        FilesToSend::PerNode { dir, dest } => {
+            (format!("--per-node {} {dest}", dir.display()), vec![dest.clone()])
+        }
+    };
+    let deliveries = targets.iter().flat_map(|target| {
+        (0..).zip(&dests).map(|(part, dest)| RecordTo {
+            node: target.node.clone(),
+            part,
+            about: Some(dest.clone()),
+        })
+    });
+    Record {
+        origin: Origin {
+            kind: CommandKind::Send,
+            ..origin
+        },
+        action,
+        arguments: noted(what),
+        lane: Lane::Bulk,
+        selector: selector.as_str().to_owned(),
+        life_ms,
+        deliveries: deliveries.collect(),
+    }
+}
+
+/// What is needed to do it again; `null` for a path that JSON cannot say: then it is not repeated.
+pub(super) fn noted(what: &impl Serialize) -> String {
+    serde_json::to_string(what).unwrap_or_else(|_no_text| "null".to_owned())
 }
 
 /// Sends the files and reports how each delivery ended.
@@ -171,10 +217,10 @@ fn open(path: &Path) -> Result<Source, FileError> {
     Source::of(file, &name)
 }
 
-fn read_all(mut source: Source, to: &mpsc::Sender<Read>) {
+fn read_all(mut source: Source, chunk_bytes: &ChunkBytes, to: &mpsc::Sender<Read>) {
     let size = source.size();
     loop {
-        let read = match source.next_chunk() {
+        let read = match source.next_chunk(chunk_bytes.get()) {
             Ok(Some(chunk)) => Read::Chunk(chunk),
             Ok(None) => break,
             Err(error) => Read::Failed(error),
@@ -302,7 +348,8 @@ impl Transfer {
     async fn send_chunks(&self, source: Source, progress: &mut Progress) -> Result<(), Reply> {
         let (read, mut chunks) = mpsc::channel(READ_AHEAD_CHUNKS);
         // Ends by itself: with the file, or when the transfer is given up and its channel closes.
-        let _reading = tokio::task::spawn_blocking(move || read_all(source, &read));
+        let chunk_bytes = self.link.chunk_bytes();
+        let _reading = tokio::task::spawn_blocking(move || read_all(source, &chunk_bytes, &read));
         loop {
             match chunks.recv().await {
                 Some(Read::Chunk(chunk)) => {

@@ -6,7 +6,7 @@ use serde_json::json;
 use swarm_shared::proto::delivery::Stage;
 use swarm_shared::proto::delivery::book::{Issued, IssuedTo, Order, Standing};
 use swarm_shared::proto::id::NodeName;
-use swarm_shared::proto::outcome::Outcome;
+use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::wire::Lane;
 
 use super::super::deliveries::{REPLY_TEXT_BYTES_MAX, RecordTo, apply, record, record_end, recover};
@@ -245,7 +245,12 @@ fn a_transfer_that_was_cut_off_ends_as_unknown() {
             .into(),
     };
     let number = record(&connection, &files, &now).expect("noted");
-    record_end(&connection, number, node(1).id, 1, &Reply::done(json!(1)), &now).expect("noted");
+    let end = PartEnd {
+        node: node(1).id,
+        part: 1,
+        reply: Reply::done(json!(1)),
+    };
+    record_end(&connection, number, &end, &now).expect("noted");
     assert_eq!(recover(&connection, OWN, &now).expect("recovered"), []);
     let found = history::deliveries(&connection, number, &PastQuery::default()).expect("read");
     let states: Vec<_> = found

@@ -1,7 +1,7 @@
 //! Changes that are committed together.
 
 use serde_json::json;
-use swarm_shared::proto::outcome::Outcome;
+use swarm_shared::proto::outcome::{Outcome, Reply};
 
 use super::super::*;
 use super::deliveries::{ended, id, issued};
@@ -51,13 +51,12 @@ async fn many_changes_share_commits_and_each_gets_its_own_answer() {
     for seq in 1..=200 {
         let (store, now) = (store.clone(), now.clone());
         answers.push(tokio::spawn(async move {
-            // Every tenth is about a command that does not exist.
-            let change = if seq % 10 == 0 {
-                ended(seq + 500, 1, Reply::done(json!(1)))
-            } else {
-                issued(seq, &[1], &now, LIFE)
-            };
-            (seq, store.keep(vec![change], origins()).await)
+            // Every tenth begins well, and then is about a command that does not exist.
+            let mut changes = vec![issued(seq, &[1], &now, LIFE)];
+            if seq % 10 == 0 {
+                changes.push(ended(seq + 500, 1, Reply::done(json!(1))));
+            }
+            (seq, store.keep(changes, origins()).await)
         }));
     }
     let mut numbers = Vec::new();
@@ -74,7 +73,8 @@ async fn many_changes_share_commits_and_each_gets_its_own_answer() {
         }
     }
     numbers.sort_unstable();
-    assert_eq!(numbers, (1..=180).collect::<Vec<u64>>());
+    numbers.dedup();
+    assert_eq!(numbers.len(), 180, "each its own");
     let open = store.recover(id(1).issuer).await.expect("recovered");
     assert_eq!(open.len(), 180, "one that fails takes no other with it");
 }

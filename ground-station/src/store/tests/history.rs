@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use swarm_shared::proto::delivery::Stage;
-use swarm_shared::proto::outcome::Outcome;
+use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::selector::Selector;
 
 use super::super::history::*;

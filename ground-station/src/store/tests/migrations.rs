@@ -3,18 +3,32 @@
 use super::super::*;
 use super::{knocker, member};
 
-/// A file with schema 1 as the first release made it: its real step, and rows.
+/// A file as the first release left it, with a row in each table.
+const SCHEMA_1: &[u8] = include_bytes!("schema-1.db");
+
 fn old_file(path: &Path) {
-    let mut connection = Connection::open(path).expect("opens");
-    schema::prepare_up_to(&mut connection, path, 1).expect("schema 1");
-    let rows = "
-        INSERT INTO meta VALUES ('epoch', 41), ('membership', '{\"me\":1}'), ('root_record', '{}');
-        INSERT INTO members VALUES
-            ('0202020202020202020202020202020202020202020202020202020202020202', 'id', 'drone-02', '\"node\"', '\"node\"',
-             '{\"row\":\"3\"}', '10.0.0.7:7420', 5, '{}', 0);
-        INSERT INTO pending VALUES
-            ('0004000000000000000000000000000000000000000000000000000000000000', 'pi', '\"node\"', NULL, 4, 9);";
-    connection.execute_batch(rows).expect("rows");
+    std::fs::write(path, SCHEMA_1).expect("written");
+}
+
+#[test]
+fn the_first_step_still_makes_what_it_made_at_the_first_release() {
+    let tables = |connection: &Connection| -> Vec<String> {
+        let sql = "SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY name";
+        let mut statement = connection.prepare(sql).expect("asked");
+        let rows = statement.query_map([], |row| row.get(0)).expect("asked");
+        rows.collect::<Result<_, _>>().expect("read")
+    };
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join(STORE_FILE);
+    old_file(&path);
+    let released = Connection::open(&path).expect("opens");
+    let now = Connection::open_in_memory().expect("opens");
+    now.execute_batch(schema::STEPS[0]).expect("made");
+    assert_eq!(
+        tables(&now),
+        tables(&released),
+        "undo your change, and add a step"
+    );
 }
 
 #[tokio::test]

@@ -14,7 +14,7 @@ use tokio_util::task::TaskTracker;
 
 use super::JoinRequest;
 use crate::net::handshake::{self, Greeted, HandshakeError, Local, PREAUTH_TIMEOUT, REFUSE_GRACE};
-use crate::net::socket::{self, KeepaliveConfig, Purpose};
+use crate::net::socket::{self, Accepted, KeepaliveConfig, Purpose};
 use crate::proto::id::PeerId;
 use crate::proto::message::{Channel, Join, RefusalCode, Refused};
 use crate::proto::wire::{Frame, Kind};
@@ -80,17 +80,23 @@ pub(super) async fn listen(this: Listening) {
                 continue;
             }
         };
-        // The channel is not known yet; a bulk connection works with a control connection's small buffer mark.
+        // The channel is not known yet.
         if let Err(error) = socket::tune(&tcp, &this.keepalive, Purpose::Control) {
             tracing::debug!(%addr, %error, "connection dropped");
             continue;
         }
         let (local, arrivals, stop) = (this.local.clone(), this.arrivals.clone(), this.stop.clone());
         this.tasks.spawn(async move {
+            let accepted = Accepted::of(&tcp);
             let greeted = tokio::select! {
                 () = stop.cancelled() => return,
                 greeted = local.accept(tcp, addr) => greeted,
             };
+            if let Ok(greeted) = &greeted
+                && greeted.hello.channel == Channel::Bulk
+            {
+                accepted.set_purpose(Purpose::Bulk);
+            }
             let arrival = Arrival::Accepted {
                 addr,
                 result: greeted.map(|greeted| {

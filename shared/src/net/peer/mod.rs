@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -125,6 +125,29 @@ pub struct PeerLink {
     heard: Arc<LastHeard>,
     /// For the emergency lane, so that a full queue of other messages is never in its way.
     urgent: mpsc::Sender<Message>,
+    chunk_bytes: ChunkBytes,
+}
+
+/// How long a chunk of a file is best just now: written by a session's task, read by whoever reads files for it. Clones
+/// are one.
+#[derive(Clone, Debug)]
+pub struct ChunkBytes(Arc<AtomicUsize>);
+
+impl ChunkBytes {
+    /// To begin with.
+    pub fn new(bytes: usize) -> Self {
+        Self(Arc::new(AtomicUsize::new(bytes)))
+    }
+
+    /// As it is now.
+    pub fn get(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// It has changed.
+    pub fn set(&self, bytes: usize) {
+        self.0.store(bytes, Ordering::Relaxed);
+    }
 }
 
 /// When a peer was heard last: written by its session's task, read by anybody.
@@ -179,6 +202,11 @@ impl PeerLink {
     pub fn last_heard(&self) -> Option<Instant> {
         let after_ms = self.heard.after_ms.load(Ordering::Relaxed).checked_sub(1)?;
         Some(self.heard.start + Duration::from_millis(after_ms))
+    }
+
+    /// How long a chunk of a file is best on this session's link.
+    pub fn chunk_bytes(&self) -> ChunkBytes {
+        self.chunk_bytes.clone()
     }
 
     /// Queues a message at once or not at all.

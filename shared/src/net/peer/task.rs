@@ -16,8 +16,8 @@ use tokio_util::task::TaskTracker;
 
 use super::alarm::Alarm;
 use super::{
-    Attachment, Ended, LastHeard, LinkError, LinkInput, LinkWord, Message, PeerControl, PeerEvent, PeerInfo,
-    PeerLink, Token,
+    Attachment, ChunkBytes, Ended, LastHeard, LinkError, LinkInput, LinkWord, Message, PeerControl,
+    PeerEvent, PeerInfo, PeerLink, Token,
 };
 use crate::net::clock;
 use crate::net::conn::{Conn, Driven};
@@ -90,6 +90,7 @@ struct PeerTask {
     /// Empty; kept so that not every frame needs an allocation.
     happened: Vec<SessionEvent<Token>>,
     heard: Arc<LastHeard>,
+    chunk_bytes: ChunkBytes,
     /// When a bulk session last had anything to do, or asked for a connection.
     last_busy: Instant,
     stop: CancellationToken,
@@ -129,6 +130,7 @@ pub(crate) fn spawn(parts: TaskParts) -> Result<PeerControl, WireError> {
     let (link_sender, links) = mpsc::channel(LINK_INPUTS);
     let tracker = tasks.clone();
     let heard = LastHeard::never(now);
+    let chunk_bytes = ChunkBytes::new(session.chunk_bytes());
     let task = PeerTask {
         id,
         channel,
@@ -142,6 +144,7 @@ pub(crate) fn spawn(parts: TaskParts) -> Result<PeerControl, WireError> {
         words,
         happened: Vec::new(),
         heard: Arc::clone(&heard),
+        chunk_bytes: chunk_bytes.clone(),
         last_busy: now,
         stop,
         tasks,
@@ -153,6 +156,7 @@ pub(crate) fn spawn(parts: TaskParts) -> Result<PeerControl, WireError> {
             messages: message_sender,
             heard,
             urgent: urgent_sender,
+            chunk_bytes,
         },
         links: link_sender,
     })
@@ -366,6 +370,7 @@ impl PeerTask {
                 Err(error) => self.lose_link(&error.to_string(), None).await,
             }
         }
+        self.chunk_bytes.set(self.session.chunk_bytes());
         self.pass_events().await;
     }
 

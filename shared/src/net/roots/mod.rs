@@ -29,7 +29,7 @@ pub use incoming::{Incoming, Written};
 pub use outgoing::{Chunk, Outgoing};
 
 /// How much of a file one chunk carries, in bytes; the last one carries what is left.
-pub const FILE_CHUNK_BYTES: usize = 256 * 1024;
+pub const FILE_CHUNK_BYTES: usize = crate::proto::window::CHUNK_BYTES_MOST;
 /// Longest path, in bytes, as PATH_MAX of Linux.
 pub const PATH_BYTES_MAX: usize = 4096;
 

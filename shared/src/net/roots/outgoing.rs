@@ -82,17 +82,18 @@ impl Outgoing {
         self.mode
     }
 
-    /// The next part; `None` after the last.
+    /// The next part, of `most` bytes and no more than [`FILE_CHUNK_BYTES`]; `None` after the last.
     ///
     /// # Errors
     /// [`FileError::Changed`] if the file became shorter, or what the system says.
-    pub fn next_chunk(&mut self) -> Result<Option<Chunk>, FileError> {
+    pub fn next_chunk(&mut self, most: usize) -> Result<Option<Chunk>, FileError> {
         let left = self.size - self.offset;
         if left == 0 {
             return Ok(None);
         }
-        let want = left.min(FILE_CHUNK_BYTES as u64);
-        let mut bytes = Vec::with_capacity(FILE_CHUNK_BYTES.min(usize::try_from(left).unwrap_or(usize::MAX)));
+        let most = most.clamp(1, FILE_CHUNK_BYTES);
+        let want = left.min(most as u64);
+        let mut bytes = Vec::with_capacity(most.min(usize::try_from(left).unwrap_or(usize::MAX)));
         (&self.file)
             .take(want)
             .read_to_end(&mut bytes)

@@ -52,7 +52,7 @@ impl Place {
     fn get(&self, path: &str) -> Result<Vec<u8>, FileError> {
         let mut file = Outgoing::open(&self.roots, path)?;
         let mut content = Vec::new();
-        while let Some(chunk) = file.next_chunk()? {
+        while let Some(chunk) = file.next_chunk(FILE_CHUNK_BYTES)? {
             if chunk.offset == content.len() as u64 {
                 content.extend_from_slice(&chunk.bytes);
             }

@@ -261,7 +261,13 @@ impl Desk {
         else {
             return;
         };
-        let reply = if killed { replies::killed(reply) } else { reply };
+        let reply = if killed {
+            replies::ended_by("emergency stop", reply)
+        } else if self.closing {
+            replies::ended_by("the node is shutting down", reply)
+        } else {
+            reply
+        };
         self.placed -= 1;
         self.end(id, true, reply);
         self.serve(now);

@@ -10,6 +10,8 @@
 
 mod conversation;
 mod frames;
+#[cfg(test)]
+mod model_tests;
 mod register;
 mod rules;
 #[cfg(test)]

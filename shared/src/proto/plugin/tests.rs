@@ -2,16 +2,14 @@
 
 use std::time::Instant;
 
-use bytes::BytesMut;
-use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
 use crate::proto::message::Arguments;
 use crate::proto::outcome::{Outcome, Reply};
-use crate::proto::wire::{ContentType, Frame, FrameReader, Header, MessageType};
+use crate::proto::wire::{ContentType, Frame, Header, MessageType};
 
-fn start() -> Instant {
+pub(super) fn start() -> Instant {
     #[expect(clippy::disallowed_methods, reason = "an arbitrary beginning")]
     Instant::now()
 }
@@ -27,7 +25,7 @@ fn frame_of(header: Header, content: &Value) -> Frame {
     }
 }
 
-fn says(action: &str, kwargs: Value) -> Frame {
+pub(super) fn says(action: &str, kwargs: Value) -> Frame {
     let header = Header {
         action: Some(action.to_owned()),
         ..Header::default()
@@ -35,7 +33,7 @@ fn says(action: &str, kwargs: Value) -> Frame {
     frame_of(header, &json!({ "args": [], "kwargs": kwargs }))
 }
 
-fn answers(id: &str, content: &Value) -> Frame {
+pub(super) fn answers(id: &str, content: &Value) -> Frame {
     let header = Header {
         message_type: MessageType::Response,
         requested_value: Some("x".to_owned()),
@@ -58,7 +56,7 @@ fn lamp() -> Value {
     })
 }
 
-fn call(number: u64, name: &str) -> Call {
+pub(super) fn call(number: u64, name: &str) -> Call {
     Call {
         number,
         name: name.to_owned(),
@@ -72,7 +70,7 @@ fn events(conversation: &mut Conversation) -> Vec<Event> {
 }
 
 /// With the lamp, registered.
-fn registered(now: Instant) -> Conversation {
+pub(super) fn registered(now: Instant) -> Conversation {
     let mut conversation = Conversation::new(now);
     conversation.handle_frame(&says("register", lamp()), now);
     let asked = events(&mut conversation);
@@ -91,7 +89,7 @@ fn sent(conversation: &mut Conversation) -> Frame {
     }
 }
 
-fn ended(conversation: &mut Conversation) -> Vec<(u64, Reply)> {
+pub(super) fn ended(conversation: &mut Conversation) -> Vec<(u64, Reply)> {
     let end = |event| match event {
         Event::Ended(number, reply) => Some((number, reply)),
         Event::Send(..) | Event::Register(_) | Event::Fields(_) | Event::Log(..) | Event::PassedOver(_) => {
@@ -579,129 +577,5 @@ fn rules_check_every_kind() {
     ] {
         let error = check(kwargs).expect_err(says);
         assert!(error.contains(says), "{error}");
-    }
-}
-
-fn json_value() -> impl Strategy<Value = Value> {
-    let leaf = prop_oneof![
-        Just(Value::Null),
-        any::<bool>().prop_map(Value::from),
-        any::<i64>().prop_map(Value::from),
-        any::<f64>().prop_map(Value::from),
-        "[a-z]{0,5}".prop_map(Value::from),
-    ];
-    leaf.prop_recursive(3, 16, 4, |inner| {
-        let key = prop_oneof![
-            "[a-z]{1,3}",
-            prop::sample::select(vec!["type", "args", "min", "timeout", "class"]).prop_map(str::to_owned)
-        ];
-        prop_oneof![
-            prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
-            prop::collection::btree_map(key, inner, 0..4)
-                .prop_map(|map| Value::Object(map.into_iter().collect())),
-        ]
-    })
-}
-
-fn registration() -> impl Strategy<Value = Value> {
-    let part = prop_oneof![
-        3 => prop::collection::btree_map("[a-z]{1,3}", json_value(), 0..4)
-            .prop_map(|map| Value::Object(map.into_iter().collect())),
-        1 => json_value(),
-    ];
-    (part.clone(), part.clone(), part).prop_map(|(actions, requests, telemetry)| {
-        json!({"name": "p", "actions": actions, "requests": requests, "telemetry": telemetry})
-    })
-}
-
-#[derive(Clone, Debug)]
-enum Step {
-    Begin(&'static str),
-    Answer(u64, Value),
-    Say(&'static str, Value),
-    Wait(u64),
-    Cancel(u64),
-    Written(u64),
-    Lose,
-    Close,
-}
-
-fn step() -> impl Strategy<Value = Step> {
-    prop_oneof![
-        6 => prop::sample::select(vec!["blink", "fly", "clever", "uptime", "gone"]).prop_map(Step::Begin),
-        6 => (1..40_u64, json_value()).prop_map(|(id, value)| Step::Answer(id, value)),
-        3 => (prop::sample::select(vec!["telemetry", "log", "noise"]), json_value())
-            .prop_map(|(action, value)| Step::Say(action, value)),
-        3 => (0..4_000_u64).prop_map(Step::Wait),
-        2 => (1..40_u64).prop_map(Step::Cancel),
-        2 => (1..40_u64).prop_map(Step::Written),
-        1 => Just(Step::Lose),
-        1 => Just(Step::Close),
-    ]
-}
-
-proptest! {
-    #[test]
-    fn any_registration_is_read_within_its_bounds_or_refused(kwargs in registration()) {
-        if let Ok(read) = Registration::read(kwargs.as_object().expect("an object")) {
-            prop_assert!(read.entries.len() <= ACTIONS_MAX + REQUESTS_MAX && read.fields.len() <= FIELDS_MAX);
-            for (name, entry) in &read.entries {
-                prop_assert!(is_name(name));
-                prop_assert!(!entry.timeout.is_zero() && entry.timeout <= ANSWER_WAIT_MAX);
-                prop_assert!(entry.answers || entry.kind == EntryKind::Action);
-            }
-        }
-    }
-
-    /// Whatever the plug-in does, every call ends exactly once, and none is open longer than its time.
-    #[test]
-    fn every_call_ends_once(steps in prop::collection::vec(step(), 0..60)) {
-        let mut now = start();
-        let mut lamp = registered(now);
-        let (mut begun, mut ends) = (0_u64, Vec::new());
-        for step in steps {
-            match step {
-                Step::Begin(name) => {
-                    begun += 1;
-                    lamp.begin(call(begun, name), now, 0);
-                }
-                Step::Answer(id, value) => lamp.handle_frame(&answers(&format!("{id:04}"), &json!({"value": value})), now),
-                Step::Say(action, value) => lamp.handle_frame(&says(action, value), now),
-                Step::Wait(ms) => {
-                    now += Duration::from_millis(ms);
-                    lamp.handle_timeout(now);
-                    prop_assert!(lamp.poll_timeout().is_none_or(|due| due > now));
-                }
-                Step::Cancel(number) => lamp.cancel(number),
-                Step::Written(number) => lamp.handed_over(number),
-                Step::Lose => lamp.lost("it is gone"),
-                Step::Close => lamp.close("enough"),
-            }
-            prop_assert!(lamp.open_calls() <= CALLS_MAX);
-            ends.extend(ended(&mut lamp).into_iter().map(|(number, _)| number));
-        }
-        lamp.lost("the end");
-        ends.extend(ended(&mut lamp).into_iter().map(|(number, _)| number));
-        ends.sort_unstable();
-        prop_assert_eq!(ends, (1..=begun).collect::<Vec<_>>());
-    }
-
-    /// What we send is read by the same frame reader that reads clever-show's own frames.
-    #[test]
-    fn frames_are_frames(name in "[a-z]{1,9}", kwargs in json_value()) {
-        let kwargs = kwargs.as_object().cloned().unwrap_or_default();
-        let arguments = Arguments { args: vec![json!(1)], kwargs: kwargs.clone() };
-        for frame in [
-            frames::action(&name, "0001", 7, &arguments),
-            frames::request(&name, "0001", 7, &arguments),
-            message(&name, kwargs),
-            answer(&json!({"x": 1})),
-            no_answer("why not"),
-        ] {
-            let mut bytes = BytesMut::new();
-            frame.encode(&mut bytes).expect("fits");
-            let read = FrameReader::new(LIMITS).next_frame(&mut bytes).expect("sound").expect("whole");
-            prop_assert_eq!(read, frame);
-        }
     }
 }

@@ -18,9 +18,7 @@ pub(super) fn stopped() -> Reply {
 }
 
 pub(super) fn journal_fails(why: &str) -> Reply {
-    Reply::refused(format!(
-        "the node's journal cannot be written: {why}; what acts is refused until it can"
-    ))
+    Reply::refused(format!("the node's journal cannot be written: {why}"))
 }
 
 pub(super) fn busy() -> Reply {
@@ -70,13 +68,14 @@ pub(super) fn crashed() -> Reply {
     )
 }
 
-/// What a stop has ended. If it had succeeded just before, it has.
-pub(super) fn killed(reply: Reply) -> Reply {
+/// Of what has ended early: why. If it had succeeded just before, it has.
+pub(super) fn ended_by(why: &str, reply: Reply) -> Reply {
     if reply.state != Outcome::Failed {
         return reply;
     }
+    let how = reply.error.unwrap_or_default();
     Reply {
-        error: Some("was killed by the emergency stop".to_owned()),
+        error: Some(format!("{why}: {how}")),
         ..reply
     }
 }

@@ -169,7 +169,7 @@ fn a_stop_refuses_what_waits_and_kills_what_runs() {
     assert_eq!(place.said(), [], "once is enough");
     let ended_by_us = Reply {
         exit: Some(143),
-        ..Reply::failed("was killed because the node is shutting down")
+        ..Reply::failed("it was killed")
     };
     place.finish(2, ended_by_us);
     let said = place.said();
@@ -179,7 +179,7 @@ fn a_stop_refuses_what_waits_and_kills_what_runs() {
     );
     let killed = Reply {
         exit: Some(143),
-        ..Reply::failed("was killed by the emergency stop")
+        ..Reply::failed("emergency stop: it was killed")
     };
     assert!(said.contains(&Effect::Answer {
         id: id(2),
@@ -244,7 +244,7 @@ fn at_shutdown_nothing_begins_and_what_ran_is_written() {
     assert!(!place.desk.is_idle());
     place.held = None;
     for seq in 2..=RUNNING_MAX as u64 {
-        place.finish(seq, Reply::failed("was killed because the node is shutting down"));
+        place.finish(seq, Reply::failed("it was killed"));
     }
     assert!(place.desk.is_idle());
     assert!(!place.send(40, PLAIN));
@@ -254,6 +254,9 @@ fn at_shutdown_nothing_begins_and_what_ran_is_written() {
         "it waited, so it is as if it had never come"
     );
     place.said();
+    place.send(3, PLAIN);
+    let why = place.answer(3).1;
+    assert_eq!(why, "the node is shutting down: it was killed");
     for (seq, state) in [(2, Outcome::Failed), (20, Outcome::Done), (21, Outcome::Refused)] {
         assert!(!place.send(seq, PLAIN));
         assert_eq!(place.answer(seq).0, state, "{seq}");

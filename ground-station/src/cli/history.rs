@@ -1,0 +1,131 @@
+//! `history`: what was sent, and how it ended.
+
+use std::time::Duration;
+
+use swarm_shared::net::clock;
+use swarm_shared::proto::selector::Selector;
+
+use super::Common;
+use super::ask::{Ended, deliver, follow};
+use super::connect::Connection;
+use super::screen::{CliError, EXIT_INTERRUPTED, Screen};
+use crate::duration::{self, to_ms};
+use crate::fleet::{Failure, PastQuery, PastState, Request};
+use crate::view::history::Past;
+
+/// Show what was sent and how each delivery ended; who did what; repeat what was not done
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  ground-station history                            the newest commands
+  ground-station history 12                         one, with each delivery and its times
+  ground-station history --state failed --since 2h
+  ground-station history --node drone-07 --action led
+  ground-station history 12 --retry                 again, to those that did not end in done
+  ground-station history --audit                    who did what to the fleet
+
+With NUMBER the exit status is that of its deliveries; one that is open counts as one that gave
+no answer. What matches nothing ends with 3.")]
+pub(super) struct Args {
+    /// Which command; without it, the newest ones
+    number: Option<u64>,
+    /// Only what went to these nodes: names, globs or id:PREFIX
+    #[arg(long, value_name = "SELECTOR")]
+    node: Option<Selector>,
+    /// Only this action
+    #[arg(long)]
+    action: Option<String>,
+    /// Only what has a delivery in this state: open, done, failed, refused, expired, unknown, no-answer
+    #[arg(long, value_parser = state)]
+    state: Option<PastState>,
+    /// Only what was sent within this time
+    #[arg(long, value_name = "TIME", value_parser = duration::parse)]
+    since: Option<Duration>,
+    /// At most so many
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    limit: u32,
+    /// Who did what, and when
+    #[arg(long, conflicts_with_all = ["number", "node", "action", "state"])]
+    audit: bool,
+    /// Send it again to the nodes where it was not done; --ttl is the command's own unless given
+    #[arg(long, requires = "number", conflicts_with_all = ["node", "action", "state", "since", "limit"])]
+    retry: bool,
+}
+
+fn state(text: &str) -> Result<PastState, String> {
+    PastState::parse(text).ok_or_else(|| {
+        let words: Vec<&str> = PastState::ALL.iter().map(|state| state.as_str()).collect();
+        format!("use one of {}", words.join(", "))
+    })
+}
+
+pub(super) async fn run(args: Args, common: &Common, screen: &mut Screen) -> Result<u8, CliError> {
+    if let (true, Some(number)) = (args.retry, args.number) {
+        let request = Request::Retry {
+            number,
+            ttl_ms: common.ttl_given.then(|| to_ms(common.ttl)),
+            timeout_ms: to_ms(common.timeout),
+        };
+        return deliver("history", request, common, screen).await;
+    }
+    if let Some(nodes) = &args.node
+        && has_tags(nodes)
+    {
+        let text = "the history does not keep tags: give names, globs or id:PREFIX to --node";
+        return Err(CliError::usage(text));
+    }
+    let query = PastQuery {
+        number: args.number,
+        nodes: args.node,
+        action: args.action,
+        state: args.state,
+        within_ms: args.since.map(to_ms),
+        limit: args.limit,
+    };
+    let request = if args.audit {
+        Request::Audit { query }
+    } else {
+        Request::History { query }
+    };
+    let connection = Connection::open_past(common).await?;
+    let mut past = Past::default();
+    let ended = follow(&connection.fleet, request, screen, |event, _screen| {
+        if let Some(event) = event {
+            past.add(event);
+        }
+        Ok(())
+    })
+    .await;
+    connection.close().await;
+    match ended? {
+        Ended::Whole => show(&past, args.number.is_some(), args.audit, screen),
+        Ended::Interrupted => Ok(EXIT_INTERRUPTED),
+        Ended::Failed(failure, message) => Ok(screen.fault(&CliError::request(failure, message))),
+    }
+}
+
+fn show(past: &Past, one: bool, audit: bool, screen: &mut Screen) -> Result<u8, CliError> {
+    if past.is_empty() || (one && past.has_no_deliveries()) {
+        let text = match (one, audit) {
+            (true, _) => "no delivery of that command matches",
+            (false, true) => "nothing is noted, or nothing that matches",
+            (false, false) => "nothing was sent from here yet, or nothing that matches",
+        };
+        return Ok(screen.fault(&CliError::request(Failure::NobodyMatched, text)));
+    }
+    if !screen.json {
+        let now_ms = clock::unix_time_ms();
+        let text = match (one, audit) {
+            (true, _) => past.one(now_ms, screen.style),
+            (false, true) => past.trail(now_ms, screen.style).join("\n"),
+            (false, false) => past.table(now_ms, screen.style).join("\n"),
+        };
+        screen.result(&text)?;
+    }
+    Ok(if one { past.exit_status() } else { 0 })
+}
+
+fn has_tags(selector: &Selector) -> bool {
+    let mut terms = selector.as_str().split(',').map(str::trim);
+    terms.any(|term| term.trim_start_matches('!').trim_start().starts_with("tag:"))
+}

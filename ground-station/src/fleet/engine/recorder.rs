@@ -1,0 +1,230 @@
+//! Notes in the store what passes by on its way to whoever asked: transfers of files with each of their ends, and who
+//! did what to the fleet. A store that fails is told in the log; it never holds up what is asked.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use swarm_shared::net::clock;
+use swarm_shared::proto::id::PeerId;
+use swarm_shared::proto::outcome::Reply;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::fleet::{Delivery, EVENTS_MAX, Event, Request};
+use crate::store::audit::Entry;
+use crate::store::deliveries::Record;
+use crate::store::retention::Keep;
+use crate::store::{PartEnd, Store};
+
+/// How often it is looked whether something is too old to keep.
+const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
+/// Between two slices, so that whoever has something to store comes first.
+const SLICE_PAUSE: Duration = Duration::from_millis(20);
+
+/// Where a transfer's events go instead, to be noted and passed on.
+pub(super) fn transfer(
+    tasks: &TaskTracker,
+    store: Store,
+    record: Record,
+    events: mpsc::Sender<Event>,
+) -> mpsc::Sender<Event> {
+    let (to, from) = mpsc::channel(EVENTS_MAX);
+    tasks.spawn(pass_transfer(store, record, from, events));
+    to
+}
+
+async fn pass_transfer(
+    store: Store,
+    record: Record,
+    mut from: mpsc::Receiver<Event>,
+    events: mpsc::Sender<Event>,
+) {
+    let mut open: BTreeMap<PeerId, Vec<u32>> = BTreeMap::new();
+    for delivery in record.deliveries.iter().rev() {
+        open.entry(delivery.node.id).or_default().push(delivery.part);
+    }
+    let number = match store.record(record).await {
+        Ok(number) => Some(number),
+        Err(error) => {
+            tracing::error!(%error, "a transfer is not in the history");
+            None
+        }
+    };
+    let mut batch = Vec::new();
+    loop {
+        let taken = tokio::select! {
+            biased;
+            () = events.closed() => break,
+            taken = from.recv_many(&mut batch, EVENTS_MAX) => taken,
+        };
+        if taken == 0 {
+            break;
+        }
+        let ends = batch.iter().filter_map(|event| end(event, &mut open)).collect();
+        keep(&store, number, ends).await;
+        for event in batch.drain(..) {
+            if events.send(event).await.is_err() {
+                break;
+            }
+        }
+    }
+    let given_up = Reply::failed("given up before its end: whoever asked for it went away");
+    let ends = open.into_iter().flat_map(|(node, parts)| {
+        let reply = given_up.clone();
+        parts.into_iter().map(move |part| PartEnd {
+            node,
+            part,
+            reply: reply.clone(),
+        })
+    });
+    keep(&store, number, ends.collect()).await;
+}
+
+/// The end that an event tells of. A node's files end in their order.
+fn end(event: &Event, open: &mut BTreeMap<PeerId, Vec<u32>>) -> Option<PartEnd> {
+    let Event::Delivery(delivery) = event else {
+        return None;
+    };
+    let Delivery {
+        node: _,
+        id,
+        state,
+        value,
+        output,
+        exit,
+        error,
+        ms: _,
+    } = delivery.clone();
+    let part = open.get_mut(&id)?.pop()?;
+    let reply = Reply {
+        state,
+        value,
+        output,
+        exit,
+        error,
+    };
+    Some(PartEnd {
+        node: id,
+        part,
+        reply,
+    })
+}
+
+async fn keep(store: &Store, number: Option<u64>, ends: Vec<PartEnd>) {
+    if let Some(number) = number
+        && !ends.is_empty()
+        && let Err(error) = store.record_ends(number, ends).await
+    {
+        tracing::error!(%error, "ends of a transfer are not in the history");
+    }
+}
+
+/// What the audit says of a request: what, and of whom. `None` for what is noted elsewhere, or changes nothing.
+pub(super) fn audited(request: &Request) -> Option<(&'static str, String)> {
+    match request {
+        Request::Init => Some(("init", "a new fleet".to_owned())),
+        Request::Invite { role, uses, .. } => {
+            let role = super::office::role_name(*role);
+            Some(("invite", format!("as {role}, {uses} times")))
+        }
+        // The code is a secret.
+        Request::Join { .. } => Some(("join", "another station's fleet".to_owned())),
+        Request::Accept { node } => Some(("accept", node.clone())),
+        Request::Revoke { node } => Some(("revoke", node.clone())),
+        Request::Nodes { .. }
+        | Request::Watch { .. }
+        | Request::Command { .. }
+        | Request::SendFiles { .. }
+        | Request::Fetch { .. }
+        | Request::Pending
+        | Request::Members
+        | Request::History { .. }
+        | Request::Audit { .. }
+        | Request::Retry { .. } => None,
+    }
+}
+
+/// Where the events of an audited request go instead, to be passed on; its end is noted before it is told.
+pub(super) fn audit(
+    tasks: &TaskTracker,
+    store: Store,
+    who: String,
+    (what, detail): (&'static str, String),
+    events: mpsc::Sender<Event>,
+) -> mpsc::Sender<Event> {
+    let (to, mut from) = mpsc::channel(EVENTS_MAX);
+    tasks.spawn(async move {
+        loop {
+            let event = tokio::select! {
+                biased;
+                () = events.closed() => break,
+                event = from.recv() => event,
+            };
+            let Some(event) = event else { break };
+            let outcome = match &event {
+                Event::End => Some("done".to_owned()),
+                Event::Failed { message, .. } => Some(message.clone()),
+                Event::Targets { .. }
+                | Event::Progress { .. }
+                | Event::Delivery(_)
+                | Event::Node(_)
+                | Event::Note { .. }
+                | Event::Membership(_)
+                | Event::Invitation(_)
+                | Event::Member(_)
+                | Event::Pending(_)
+                | Event::Command(_)
+                | Event::About(_)
+                | Event::Past(_)
+                | Event::Audit(_) => None,
+            };
+            if let Some(outcome) = outcome {
+                note(&store, &who, what, &detail, &outcome).await;
+                let _caller_gone = events.send(event).await;
+                return;
+            }
+            if events.send(event).await.is_err() {
+                break;
+            }
+        }
+        note(&store, &who, what, &detail, "cut off: whoever asked went away").await;
+    });
+    to
+}
+
+/// Notes who did what.
+pub(super) async fn note(store: &Store, who: &str, what: &str, detail: &str, outcome: &str) {
+    let entry = Entry {
+        at_ms: clock::unix_time_ms(),
+        who: who.to_owned(),
+        what: what.to_owned(),
+        detail: detail.to_owned(),
+        outcome: outcome.to_owned(),
+    };
+    if let Err(error) = store.audit(entry).await {
+        tracing::error!(%error, who, what, "not in the audit");
+    }
+}
+
+/// Keeps the history within its bounds until `stop`.
+pub(super) async fn prune(store: Store, keep: Keep, stop: CancellationToken) {
+    let mut pause = Duration::ZERO;
+    while stop
+        .run_until_cancelled(tokio::time::sleep(pause))
+        .await
+        .is_some()
+    {
+        pause = match store.prune(keep, clock::unix_time_ms()).await {
+            Ok(true) => SLICE_PAUSE,
+            Ok(false) => PRUNE_INTERVAL,
+            Err(error) => {
+                tracing::warn!(%error, "what is too old is not removed");
+                PRUNE_INTERVAL
+            }
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,155 @@
+//! What passes is noted, and what is noted passes.
+
+use serde_json::json;
+use swarm_shared::proto::id::NodeName;
+use swarm_shared::proto::outcome::Outcome;
+use swarm_shared::proto::wire::Lane;
+
+use super::*;
+use crate::fleet::{CommandKind, Failure, NodeRef, PastQuery, PastState};
+use crate::store::deliveries::RecordTo;
+use crate::store::{Origin, history};
+
+fn node(number: u8) -> NodeRef {
+    NodeRef {
+        node: NodeName::parse(&format!("drone-{number:02}")).expect("a name"),
+        id: PeerId([number; 32]),
+    }
+}
+
+fn two_files_each() -> Record {
+    let to = |number: u8, part: u32| RecordTo {
+        node: node(number),
+        part,
+        about: Some(format!("shows/{part}.csv")),
+    };
+    Record {
+        origin: Origin {
+            kind: CommandKind::Send,
+            ..Origin::of("pi")
+        },
+        action: "shows/0.csv shows/1.csv".to_owned(),
+        arguments: "null".to_owned(),
+        lane: Lane::Bulk,
+        selector: "all".to_owned(),
+        life_ms: 30_000,
+        deliveries: vec![to(1, 0), to(1, 1), to(2, 0), to(2, 1)],
+    }
+}
+
+fn delivery(number: u8, reply: Reply) -> Event {
+    Event::Delivery(Delivery::new(node(number), reply, 1.0))
+}
+
+async fn states(dir: &std::path::Path) -> Vec<(String, PastState)> {
+    let found = history::ask(dir, |c| history::deliveries(c, 1, &PastQuery::default())).await;
+    let found = found.expect("read").expect("there is one");
+    found
+        .into_iter()
+        .map(|d| (format!("{} {}", d.node, d.about.unwrap_or_default()), d.state))
+        .collect()
+}
+
+#[tokio::test]
+async fn each_file_of_a_transfer_has_its_end_before_anybody_is_told() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = Store::open(dir.path()).await.expect("opens");
+    let tasks = TaskTracker::new();
+    let (events, mut told) = mpsc::channel(EVENTS_MAX);
+    let to = transfer(&tasks, store, two_files_each(), events);
+    let done = || Reply::done(json!(1));
+    for event in [
+        delivery(1, done()),
+        delivery(2, Reply::failed("no room")),
+        delivery(1, done()),
+        delivery(2, done()),
+        Event::End,
+    ] {
+        to.send(event).await.expect("taken");
+    }
+    drop(to);
+    let mut last = None;
+    while let Some(event) = told.recv().await {
+        if event == Event::End {
+            let ended = PastState::Ended(Outcome::Done);
+            let wanted = [
+                ("drone-01 shows/0.csv".to_owned(), ended),
+                ("drone-01 shows/1.csv".to_owned(), ended),
+                (
+                    "drone-02 shows/0.csv".to_owned(),
+                    PastState::Ended(Outcome::Failed),
+                ),
+                ("drone-02 shows/1.csv".to_owned(), ended),
+            ];
+            assert_eq!(states(dir.path()).await, wanted);
+        }
+        last = Some(event);
+    }
+    assert_eq!(last, Some(Event::End));
+}
+
+#[tokio::test]
+async fn a_transfer_that_is_given_up_is_noted_so() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = Store::open(dir.path()).await.expect("opens");
+    let tasks = TaskTracker::new();
+    let (events, told) = mpsc::channel(EVENTS_MAX);
+    let to = transfer(&tasks, store, two_files_each(), events);
+    to.send(delivery(1, Reply::done(json!(1)))).await.expect("taken");
+    drop(told);
+    to.closed().await;
+    tasks.close();
+    tasks.wait().await;
+    let open = states(dir.path()).await;
+    assert_eq!(open.len(), 4);
+    assert!(
+        open.iter().all(|(_, state)| *state != PastState::Open),
+        "{open:?}"
+    );
+}
+
+#[tokio::test]
+async fn the_audit_names_who_asked_and_how_it_ended() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = Store::open(dir.path()).await.expect("opens");
+    let tasks = TaskTracker::new();
+    for (last, outcome) in [
+        (Some(Event::End), "done"),
+        (
+            Some(Event::failed(Failure::NobodyMatched, "no such node")),
+            "no such node",
+        ),
+        (None, "cut off: whoever asked went away"),
+    ] {
+        let request = Request::Revoke {
+            node: "drone-07".to_owned(),
+        };
+        let what = audited(&request).expect("audited");
+        let (events, mut told) = mpsc::channel(EVENTS_MAX);
+        let to = audit(&tasks, store.clone(), "eva".to_owned(), what, events);
+        match last.clone() {
+            Some(last) => to.send(last).await.expect("taken"),
+            None => drop(to),
+        }
+        assert_eq!(told.recv().await, last);
+        let query = PastQuery {
+            limit: 1,
+            ..PastQuery::default()
+        };
+        let found = history::ask(dir.path(), move |c| history::audit_trail(c, &query, u64::MAX)).await;
+        let found = found.expect("read").expect("there is one");
+        let entry = found.first().expect("noted before it was told");
+        let noted = [&entry.who, &entry.what, &entry.detail, &entry.outcome].map(String::as_str);
+        assert_eq!(noted, ["eva", "revoke", "drone-07", outcome]);
+    }
+}
+
+#[test]
+fn no_code_gets_into_the_audit() {
+    let request = Request::Join {
+        code: "swarm-secret".to_owned(),
+        timeout_ms: 1,
+    };
+    let (_, detail) = audited(&request).expect("audited");
+    assert!(!detail.contains("secret"), "{detail}");
+}

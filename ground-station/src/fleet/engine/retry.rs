@@ -1,0 +1,223 @@
+//! A command of the history again: what it was, to the nodes where it was not done.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use swarm_shared::proto::id::PeerId;
+use swarm_shared::proto::message::Arguments;
+use swarm_shared::proto::outcome::Outcome;
+use swarm_shared::proto::selector::Selector;
+use swarm_shared::proto::wire::Lane;
+
+use super::fetch::Fetched;
+use crate::fleet::{CommandKind, CommandView, Failure, PastDelivery, PastState, Request};
+use crate::store::{StoreError, history};
+use crate::view::fold::fold;
+
+/// Digits of an id in the selector of a repetition: enough that no two nodes share them, and that thousands fit.
+const ID_DIGITS: usize = 16;
+
+/// What to do, and what to tell whoever asked.
+pub(super) struct Plan {
+    pub(super) request: Request,
+    /// The nodes, as people read it.
+    pub(super) shown: String,
+    pub(super) note: Option<String>,
+}
+
+/// Why nothing is repeated: for programs, and for people.
+#[derive(Debug)]
+pub(super) struct Nothing(pub(super) Failure, pub(super) String);
+
+/// Finds out what there is to do.
+pub(super) async fn plan(
+    state_dir: &Path,
+    number: u64,
+    ttl_ms: Option<u64>,
+    timeout_ms: u64,
+) -> Result<Plan, Nothing> {
+    let found = history::ask(state_dir, move |connection| {
+        let Some(command) = history::command(connection, number)? else {
+            return Ok(None);
+        };
+        Ok(Some((command, history::family(connection, number)?)))
+    });
+    let failed = |error: StoreError| Nothing(Failure::Failed, error.to_string());
+    let Some((command, family)) = found.await.map_err(failed)?.flatten() else {
+        let text = format!("there is no command {number}; see `ground-station history`");
+        return Err(Nothing(Failure::NobodyMatched, text));
+    };
+    let Left { nodes, open } = left(&family);
+    if nodes.is_empty() {
+        let why = if open == 0 {
+            "it is done everywhere".to_owned()
+        } else {
+            format!(
+                "it is done, or open still, everywhere ({open} open): see `ground-station history {number}`"
+            )
+        };
+        return Err(Nothing(
+            Failure::NobodyMatched,
+            format!("nothing of command {number} is to be repeated: {why}"),
+        ));
+    }
+    let terms: Vec<String> = nodes.keys().map(|id| format!("id:{}", digits(*id))).collect();
+    let selector = Selector::parse(&terms.join(","))
+        .map_err(|error| Nothing(Failure::Usage, format!("too many nodes at once: {error}")))?;
+    let shown = fold(nodes.values().map(|delivery| &delivery.node));
+    let request = request(&command, selector, ttl_ms.unwrap_or(command.ttl_ms), timeout_ms)?;
+    let note = (open > 0).then(|| format!("{open} deliveries are open still, and not repeated"));
+    Ok(Plan { request, shown, note })
+}
+
+fn digits(id: PeerId) -> String {
+    swarm_shared::proto::hex::encode(&id.0)
+        .chars()
+        .take(ID_DIGITS)
+        .collect()
+}
+
+/// What is left to do of a command.
+struct Left<'a> {
+    /// Where it ended, and not in `done`, even if it was repeated.
+    nodes: BTreeMap<PeerId, &'a PastDelivery>,
+    /// How many deliveries may still come to an end by themselves.
+    open: usize,
+}
+
+/// Of each node's deliveries, one for each file, all have to be done, in the command or in one that repeats it.
+fn left(family: &[PastDelivery]) -> Left<'_> {
+    let mut last: BTreeMap<(PeerId, Option<&str>), &PastDelivery> = BTreeMap::new();
+    let mut done = BTreeSet::new();
+    for delivery in family {
+        let part = (delivery.id, delivery.about.as_deref());
+        last.insert(part, delivery);
+        if delivery.state == PastState::Ended(Outcome::Done) {
+            done.insert(part);
+        }
+    }
+    last.retain(|part, _| !done.contains(part));
+    let open: BTreeSet<PeerId> = last
+        .values()
+        .filter(|delivery| delivery.state == PastState::Open)
+        .map(|delivery| delivery.id)
+        .collect();
+    let nodes = last
+        .into_iter()
+        .filter(|((id, _), _)| !open.contains(id))
+        .map(|((id, _), delivery)| (id, delivery))
+        .collect();
+    Left {
+        nodes,
+        open: open.len(),
+    }
+}
+
+fn request(
+    command: &CommandView,
+    selector: Selector,
+    ttl_ms: u64,
+    timeout_ms: u64,
+) -> Result<Request, Nothing> {
+    let number = command.command;
+    let unreadable = |error: serde_json::Error| {
+        let text = format!("command {number} cannot be repeated: what it was is not readable ({error})");
+        Nothing(Failure::Failed, text)
+    };
+    Ok(match command.kind {
+        CommandKind::Command => Request::Command {
+            selector,
+            action: command.action.clone(),
+            arguments: serde_json::from_value::<Arguments>(command.arguments.clone()).map_err(unreadable)?,
+            lane: Lane::Control,
+            ttl_ms,
+            timeout_ms,
+        },
+        CommandKind::Send => Request::SendFiles {
+            selector,
+            files: serde_json::from_value(command.arguments.clone()).map_err(unreadable)?,
+            ttl_ms,
+            timeout_ms,
+        },
+        CommandKind::Fetch => {
+            let Fetched { path, dir } =
+                serde_json::from_value(command.arguments.clone()).map_err(unreadable)?;
+            Request::Fetch {
+                selector,
+                path,
+                dir,
+                timeout_ms,
+            }
+        }
+        CommandKind::Stop | CommandKind::Release => {
+            let text = format!(
+                "command {number} was a {0}: type `ground-station {0}` again",
+                command.kind
+            );
+            return Err(Nothing(Failure::Usage, text));
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap as Map;
+
+    use swarm_shared::proto::id::NodeName;
+
+    use super::*;
+
+    fn past(command: u64, node: u8, about: Option<&str>, state: PastState) -> PastDelivery {
+        PastDelivery {
+            node: NodeName::parse(&format!("drone-{node}")).expect("a name"),
+            id: PeerId([node; 32]),
+            state,
+            value: None,
+            output: None,
+            exit: None,
+            error: None,
+            ms: None,
+            command,
+            about: about.map(str::to_owned),
+            stages: Map::new(),
+        }
+    }
+
+    const DONE: PastState = PastState::Ended(Outcome::Done);
+    const FAILED: PastState = PastState::Ended(Outcome::Failed);
+
+    fn nodes(family: &[PastDelivery]) -> (Vec<u8>, usize) {
+        let Left { nodes, open } = left(family);
+        (nodes.keys().map(|id| id.0[0]).collect(), open)
+    }
+
+    #[test]
+    fn what_was_done_or_is_open_is_not_repeated() {
+        let family = [
+            past(1, 1, None, DONE),
+            past(1, 2, None, FAILED),
+            past(1, 3, None, PastState::Open),
+            past(1, 4, None, PastState::Ended(Outcome::NoAnswer)),
+        ];
+        assert_eq!(nodes(&family), (vec![2, 4], 1));
+    }
+
+    #[test]
+    fn what_a_repetition_has_done_is_done() {
+        let mut family = vec![past(1, 1, None, FAILED), past(1, 2, None, FAILED)];
+        family.extend([past(2, 1, None, DONE), past(2, 2, None, FAILED)]);
+        assert_eq!(nodes(&family), (vec![2], 0));
+        family.push(past(3, 2, None, PastState::Open));
+        assert_eq!(nodes(&family), (vec![], 1));
+    }
+
+    #[test]
+    fn a_node_is_done_when_all_its_files_are() {
+        let family = [
+            past(1, 1, Some("a"), DONE),
+            past(1, 1, Some("b"), FAILED),
+            past(1, 2, Some("a"), DONE),
+        ];
+        assert_eq!(nodes(&family), (vec![1], 0));
+    }
+}

@@ -1,0 +1,305 @@
+//! What was sent, and how it ended.
+//!
+//! ```text
+//! NO  WHEN       WHO  WHAT               TO       ENDED
+//! 12  3 min ago  pi   led color=#ff0000  drone-*  11 done, 1 no-answer
+//! ```
+//!
+//! ```text
+//! command 12: led color=#ff0000
+//! by pi, 2026-11-21 05:16:19Z (3 min ago), to drone-*, time to live 30.0 s
+//!
+//! drone-[01-11] (11 nodes)  done  received 0.31 ms to 2.10 ms, accepted …, started …, finished …
+//!   LED set to #ff0000
+//! drone-12  open  received 0.31 ms
+//! ```
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde_json::Value;
+use swarm_shared::proto::delivery::Stage;
+use swarm_shared::proto::outcome::Outcome;
+
+use super::deliveries::{self, Report};
+use super::fold::natural_key;
+use super::table::{self, Cell};
+use super::when::{exact, when};
+use super::{Paint, Style, harmless, milliseconds};
+use crate::duration;
+use crate::fleet::{AuditView, CommandKind, CommandView, Event, NodeRef, PastDelivery, PastState};
+
+/// Longest account of what was asked in a table, in columns.
+const WHAT_COLUMNS: usize = 48;
+
+/// What makes deliveries equal to the eye: their state, what they left behind, how far they came.
+type Alike = (PastState, Vec<String>, Vec<Stage>);
+
+/// All that came back.
+#[derive(Debug, Default)]
+pub struct Past {
+    commands: Vec<CommandView>,
+    deliveries: Vec<PastDelivery>,
+    audit: Vec<AuditView>,
+}
+
+impl Past {
+    /// Takes in what concerns it.
+    pub fn add(&mut self, event: &Event) {
+        match event {
+            Event::Command(view) | Event::About(view) => self.commands.push(view.clone()),
+            Event::Past(view) => self.deliveries.push(view.clone()),
+            Event::Audit(view) => self.audit.push(view.clone()),
+            Event::Targets { .. }
+            | Event::Progress { .. }
+            | Event::Delivery(_)
+            | Event::Node(_)
+            | Event::Note { .. }
+            | Event::Membership(_)
+            | Event::Invitation(_)
+            | Event::Member(_)
+            | Event::Pending(_)
+            | Event::Failed { .. }
+            | Event::End => {}
+        }
+    }
+
+    /// Whether nothing came.
+    pub fn is_empty(&self) -> bool {
+        self.commands.is_empty() && self.audit.is_empty()
+    }
+
+    /// Whether a command came, and none of its deliveries.
+    pub fn has_no_deliveries(&self) -> bool {
+        self.deliveries.is_empty()
+    }
+
+    /// The commands, newest first.
+    pub fn table(&self, now_ms: u64, style: Style) -> Vec<String> {
+        let rows: Vec<Vec<Cell>> = self
+            .commands
+            .iter()
+            .map(|view| {
+                vec![
+                    Cell::plain(view.command.to_string()),
+                    Cell::plain(when(view.at_ms, now_ms)),
+                    Cell::plain(harmless(&view.who)),
+                    Cell::plain(table::cut(&one_line(&what(view)), WHAT_COLUMNS)),
+                    Cell::plain(table::cut(&one_line(&view.selector), WHAT_COLUMNS)),
+                    ended(view),
+                ]
+            })
+            .collect();
+        table::render(&["NO", "WHEN", "WHO", "WHAT", "TO", "ENDED"], &rows, style)
+    }
+
+    /// Who did what, newest first.
+    pub fn trail(&self, now_ms: u64, style: Style) -> Vec<String> {
+        let rows: Vec<Vec<Cell>> = self
+            .audit
+            .iter()
+            .map(|entry| {
+                vec![
+                    Cell::plain(when(entry.at_ms, now_ms)),
+                    Cell::plain(one_line(&entry.who)),
+                    Cell::plain(one_line(&entry.what)),
+                    Cell::plain(one_line(&entry.detail)),
+                    Cell::plain(one_line(&entry.outcome)),
+                ]
+            })
+            .collect();
+        table::render(&["WHEN", "WHO", "WHAT", "DETAIL", "OUTCOME"], &rows, style)
+    }
+
+    /// One command with its deliveries: equal ends in one group, what went well first.
+    pub fn one(&self, now_ms: u64, style: Style) -> String {
+        let Some(view) = self.commands.first() else {
+            return String::new();
+        };
+        let mut text = format!(
+            "{}\nby {}, {} ({}), to {}, time to live {}\n",
+            style.paint(
+                &format!("command {}: {}", view.command, one_line(&what(view))),
+                Paint::Strong
+            ),
+            harmless(&view.who),
+            exact(view.at_ms),
+            when(view.at_ms, now_ms),
+            harmless(&view.selector),
+            duration::show(Duration::from_millis(view.ttl_ms)),
+        );
+        if let Some(number) = view.retry_of {
+            text.push_str(&format!("repeats command {number}\n"));
+        }
+        if let Some(batch) = &view.batch {
+            text.push_str(&format!("in batches of {}\n", harmless(batch)));
+        }
+        text.push('\n');
+        text.push_str(&self.groups(style));
+        text
+    }
+
+    fn groups(&self, style: Style) -> String {
+        let mut report = Report::default();
+        let target = |delivery: &PastDelivery| NodeRef {
+            node: delivery.node.clone(),
+            id: delivery.id,
+        };
+        report.add(&Event::Targets {
+            targets: self.deliveries.iter().map(target).collect(),
+        });
+        let mut groups: BTreeMap<Alike, Vec<&PastDelivery>> = BTreeMap::new();
+        for delivery in &self.deliveries {
+            let stages = delivery.stages.keys().copied().collect();
+            groups
+                .entry((delivery.state, lines(delivery), stages))
+                .or_default()
+                .push(delivery);
+        }
+        let mut groups: Vec<_> = groups.into_iter().collect();
+        for (_, members) in &mut groups {
+            members.sort_by_key(|delivery| (natural_key(&delivery.node), delivery.id));
+        }
+        groups.sort_by_key(|((state, _, _), members)| {
+            (*state, members.first().map(|first| natural_key(&first.node)))
+        });
+        let mut text = String::new();
+        for ((state, lines, _), members) in groups {
+            let who = report.label(members.iter().map(|delivery| (&delivery.node, delivery.id)));
+            let times = times(state, &members);
+            let times = if times.is_empty() {
+                times
+            } else {
+                format!("  {}", style.paint(&times, Paint::Dim))
+            };
+            text.push_str(&format!(
+                "{}  {}{times}\n",
+                style.paint(&who, Paint::Strong),
+                style.paint(state.as_str(), paint(state))
+            ));
+            for line in lines {
+                text.push_str(&format!("  {line}\n"));
+            }
+        }
+        text
+    }
+
+    /// The exit status of a look at one command: as if it had just ended so; what is open counts as not answered.
+    pub fn exit_status(&self) -> u8 {
+        let worst = self.deliveries.iter().map(|delivery| match delivery.state {
+            PastState::Ended(Outcome::Done) => 0,
+            PastState::Ended(Outcome::NoAnswer) | PastState::Open => 1,
+            PastState::Ended(Outcome::Failed | Outcome::Refused | Outcome::Expired | Outcome::Unknown) => 2,
+        });
+        match worst.max() {
+            None | Some(0) => 0,
+            Some(1) => 4,
+            Some(_) => 1,
+        }
+    }
+}
+
+/// What was asked, in a line: `led color=#ff0000`, `send shows/take1.csv`.
+fn what(view: &CommandView) -> String {
+    match view.kind {
+        CommandKind::Command => {
+            let mut words = vec![view.action.clone()];
+            let shown = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            if let Some(args) = view.arguments.get("args").and_then(Value::as_array) {
+                words.extend(args.iter().map(shown));
+            }
+            if let Some(fields) = view.arguments.get("kwargs").and_then(Value::as_object) {
+                words.extend(
+                    fields
+                        .iter()
+                        .map(|(key, value)| format!("{key}={}", shown(value))),
+                );
+            }
+            words.join(" ")
+        }
+        CommandKind::Send | CommandKind::Fetch => format!("{} {}", view.kind, view.action),
+        CommandKind::Stop | CommandKind::Release => view.action.clone(),
+    }
+}
+
+fn one_line(text: &str) -> String {
+    harmless(text).replace(['\n', '\t'], " ")
+}
+
+/// `11 done, 1 open`, in the colour of the worst.
+fn ended(view: &CommandView) -> Cell {
+    let parts: Vec<String> = view
+        .states
+        .iter()
+        .map(|(state, count)| format!("{count} {}", state.as_str()))
+        .collect();
+    let worst = view
+        .states
+        .keys()
+        .map(|state| paint(*state))
+        .max_by_key(|paint| match paint {
+            Paint::Bad => 2,
+            Paint::Warning => 1,
+            Paint::Good | Paint::Strong | Paint::Dim => 0,
+        });
+    let text = parts.join(", ");
+    match worst {
+        Some(worst) => Cell::painted(text, worst),
+        None => Cell::plain(text),
+    }
+}
+
+fn lines(delivery: &PastDelivery) -> Vec<String> {
+    let about = delivery.about.as_deref().map(harmless);
+    let end = deliveries::lines(
+        delivery.output.as_deref(),
+        delivery.value.as_ref(),
+        delivery.exit,
+        delivery.error.as_deref(),
+    );
+    about.into_iter().chain(end).collect()
+}
+
+/// `received 0.31 ms, accepted 0.40 ms to 2.10 ms`; of an end that the node did not make, when that was.
+fn times(state: PastState, members: &[&PastDelivery]) -> String {
+    let mut parts = Vec::new();
+    for stage in [Stage::Received, Stage::Accepted, Stage::Started, Stage::Finished] {
+        let at = members
+            .iter()
+            .filter_map(|delivery| delivery.stages.get(&stage).copied());
+        parts.extend(range(at).map(|range| format!("{stage} {range}")));
+    }
+    let by_node = matches!(
+        state,
+        PastState::Ended(Outcome::Done | Outcome::Failed) | PastState::Open
+    );
+    if !by_node {
+        let at = members.iter().filter_map(|delivery| delivery.ms);
+        parts.extend(range(at).map(|range| format!("after {range}")));
+    }
+    parts.join(", ")
+}
+
+fn range(times: impl Iterator<Item = f64>) -> Option<String> {
+    let (mut least, mut most) = (f64::INFINITY, f64::NEG_INFINITY);
+    for time in times {
+        least = least.min(time);
+        most = most.max(time);
+    }
+    if least > most {
+        return None;
+    }
+    let (least, most) = (milliseconds(least), milliseconds(most));
+    Some(if least == most {
+        most
+    } else {
+        format!("{least} to {most}")
+    })
+}
+
+fn paint(state: PastState) -> Paint {
+    match state {
+        PastState::Ended(outcome) => deliveries::paint(outcome),
+        PastState::Open => Paint::Warning,
+    }
+}

@@ -1,0 +1,161 @@
+//! What a command waits for on a narrow link that a file keeps busy.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use clap::ValueEnum;
+use ground_station::control::CONTROL_SOCKET;
+use ground_station::fleet::{Event, FileToSend, FilesToSend, Fleet, Request};
+use swarm_shared::net::clock;
+use swarm_shared::proto::selector::Selector;
+use tokio::sync::mpsc;
+use tokio::time::sleep;
+
+use super::fanout::{end_of, ping};
+use super::file::write_random;
+use super::{Samples, Table};
+use crate::fleet::{Field, Invite, Place};
+use crate::lab::Lab;
+
+/// Between two commands: they must not be the load themselves.
+const PAUSE: Duration = Duration::from_millis(20);
+/// Commands over the empty link, to compare with.
+const QUIET_RUNS: usize = 100;
+/// How long the file has the link before its steady state is measured.
+const SETTLE: Duration = Duration::from_secs(3);
+/// Longer than any measurement.
+const TTL_MS: u64 = 3_600_000;
+const MIB: f64 = 1024.0 * 1024.0;
+
+/// Which way the file goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Direction {
+    /// From the station to the node.
+    Send,
+    /// From the node to the station.
+    Fetch,
+}
+
+/// Measures on a link of `rate` with a `queue`, while a file of `mib` MiB is on its way for so many seconds.
+///
+/// # Errors
+/// If there is no laboratory, or a command or the file does not arrive.
+pub async fn run(
+    rate: &str,
+    queue: &str,
+    direction: Direction,
+    seconds: u64,
+    mib: u64,
+) -> anyhow::Result<()> {
+    let lab = Lab::new(3).map_err(|why| anyhow::anyhow!("no laboratory: {why}"))?;
+    let field = Field::new();
+    let mut station = field.station("st", Place::host(&lab, 0));
+    let mut node = field.node("n1", Place::host(&lab, 1));
+    station.serve();
+    let code = station.invite(&Invite::nodes(1));
+    node.start(&["--join", &code]);
+    station.wait_online(1);
+    let fleet = Fleet::remote(station.dir.join(CONTROL_SOCKET));
+    lab.narrow([0, 1], 2, rate, queue);
+
+    let mut table = Table::new();
+    let mut quiet = Samples::default();
+    for _run in 0..QUIET_RUNS {
+        quiet.add(round_trip(&fleet).await?);
+        sleep(PAUSE).await;
+    }
+    table.row("a command over the empty link", "ms", &quiet);
+
+    let request = match direction {
+        Direction::Send => {
+            let source = field.path().join("film");
+            write_random(&source, mib)?;
+            Request::SendFiles {
+                selector: Selector::all(),
+                files: FilesToSend::Same {
+                    files: vec![FileToSend {
+                        source,
+                        dest: "files/film".to_owned(),
+                    }],
+                },
+                ttl_ms: TTL_MS,
+                timeout_ms: TTL_MS,
+            }
+        }
+        Direction::Fetch => {
+            write_random(&node.root.join("film"), mib)?;
+            Request::Fetch {
+                selector: Selector::all(),
+                path: "files/film".to_owned(),
+                dir: field.dir("fetched"),
+                timeout_ms: TTL_MS,
+            }
+        }
+    };
+    let mut moving = fleet.perform(request).await;
+    let mut file = Moved::default();
+    let began = clock::now();
+    let (mut first, mut steady) = (Samples::default(), Samples::default());
+    while clock::since(began) < Duration::from_secs(seconds) {
+        let took = round_trip(&fleet).await?;
+        ensure!(
+            file.take(&mut moving)?,
+            "the file was through too soon: take a larger one"
+        );
+        let samples = if clock::since(began) < SETTLE {
+            &mut first
+        } else {
+            &mut steady
+        };
+        samples.add(took);
+        sleep(PAUSE).await;
+    }
+    table.row("  while a file begins, its first 3 s", "ms", &first);
+    table.row("  while it keeps the link busy", "ms", &steady);
+    let mut speed = Samples::default();
+    speed.add(file.mib_per_second().context("the file did not move")?);
+    table.row("the file meanwhile", "MiB/s", &speed);
+    // An emergency stop under the same load belongs here.
+    Ok(table.print()?)
+}
+
+/// In milliseconds, through the station's whole engine.
+async fn round_trip(fleet: &Fleet) -> anyhow::Result<f64> {
+    let started = clock::now();
+    let done = end_of(fleet, ping()).await?;
+    ensure!(done == 1, "the node did not answer");
+    Ok(clock::since(started).as_secs_f64() * 1_000.0)
+}
+
+/// How far the file is.
+#[derive(Default)]
+struct Moved {
+    /// The first report, which is the point from which its speed is counted, and the last.
+    reports: Option<[(Instant, u64); 2]>,
+}
+
+impl Moved {
+    /// Reads what was reported; whether the file is still on its way.
+    fn take(&mut self, events: &mut mpsc::Receiver<Event>) -> anyhow::Result<bool> {
+        loop {
+            match events.try_recv() {
+                Ok(Event::Progress { bytes, .. }) => {
+                    let report = (clock::now(), bytes);
+                    let first = self.reports.map_or(report, |[first, _]| first);
+                    self.reports = Some([first, report]);
+                }
+                Ok(Event::Failed { message, .. }) => anyhow::bail!(message),
+                Ok(Event::Delivery(_) | Event::End) => return Ok(false),
+                Ok(_) => {}
+                Err(mpsc::error::TryRecvError::Empty) => return Ok(true),
+                Err(mpsc::error::TryRecvError::Disconnected) => return Ok(false),
+            }
+        }
+    }
+
+    fn mib_per_second(&self) -> Option<f64> {
+        let [(began, from), (ended, to)] = self.reports?;
+        let took = ended.saturating_duration_since(began).as_secs_f64();
+        (took > 0.0).then(|| (to - from) as f64 / MIB / took)
+    }
+}
