@@ -348,8 +348,9 @@ impl Node {
                     Event::Opened { resumed } => {
                         let name = &world.hosts[host].name;
                         world.note(self.me, format_args!("is linked with {name}, resumed: {resumed}"));
-                        // A station that comes up hears how things stand.
-                        self.report(Some(id), None);
+                        if self.stop.present().is_some() {
+                            self.report(Some(id), None);
+                        }
                     }
                     Event::Settled(..) | Event::Silent | Event::Heard => {}
                 }
