@@ -8,5 +8,6 @@ pub mod fleet;
 pub mod lab;
 pub mod measure;
 pub mod process;
+pub mod simulation;
 
 pub use binaries::{Binaries, binaries};

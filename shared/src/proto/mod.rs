@@ -14,6 +14,8 @@ pub mod outcome;
 pub mod parcel;
 pub mod pending;
 pub mod ping;
+#[cfg(feature = "planted-bugs")]
+pub mod planted;
 pub mod plugin;
 pub mod selector;
 pub mod session;

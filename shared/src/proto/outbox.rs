@@ -161,6 +161,13 @@ impl Outbox {
         // An emergency goes out over a full window: it is small, and it may not wait for acknowledgements. Only a
         // peer that hears and never acknowledges meets the bound.
         let over_window_max = self.limits.window_max.saturating_add(self.limits.queued_max);
+        #[cfg(feature = "planted-bugs")]
+        if super::planted::is(super::planted::Bug::LaneInversion)
+            && !window_full
+            && let Some(item) = self.control.pop_front()
+        {
+            return Some(self.number(item));
+        }
         if self.unacked.len() < over_window_max
             && let Some(item) = self.emergency.pop_front()
         {
@@ -256,6 +263,10 @@ impl Outbox {
     pub fn rewind(&mut self) {
         self.next_seq -= self.unacked.len() as u64;
         self.window.restart();
+        #[cfg(feature = "planted-bugs")]
+        if super::planted::is(super::planted::Bug::DropNewestOnReconnect) {
+            self.unacked.pop_back();
+        }
         while let Some(Sent { item, .. }) = self.unacked.pop_back() {
             self.queued_bytes += item.parcel.bytes();
             self.note_deadline(item.deadline);

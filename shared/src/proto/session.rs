@@ -72,7 +72,8 @@ const ACK_BYTES_MAX: usize = OutboxLimits::BULK.window_bytes_max / 4;
 pub enum Event<T> {
     /// Both welcomes are through: frames flow.
     Opened {
-        /// Whether the peer is the same process as before the link.
+        /// Whether the peer is the same process as when frames flowed last: a link to another one in between that
+        /// never opened counts.
         resumed: bool,
     },
     /// A frame for the application: each once, in order within its lane.
@@ -196,8 +197,8 @@ pub struct Session<T> {
     state: State,
     /// The run of the peer's process that `received` and the unacknowledged frames belong to.
     peer: Option<Instance>,
-    /// Whether the link at hand is to the same process as the one before.
-    resumed: bool,
+    /// Whether frames have flowed with that run: only then does the application know of it.
+    acquainted: bool,
     outbox: Outbox,
     pending: Pending<T>,
     /// The last number read from the peer.
@@ -234,7 +235,7 @@ impl<T> Session<T> {
             instance,
             state: State::Detached,
             peer: None,
-            resumed: false,
+            acquainted: false,
             outbox: Outbox::new(limits),
             pending: Pending::default(),
             received: 0,
@@ -284,8 +285,7 @@ impl<T> Session<T> {
     /// A new link to the peer's process `peer` takes the place of the old one, if there was one. From here on
     /// nothing that the old link brings may be handed in.
     pub fn attach(&mut self, peer: Instance, now: Instant) {
-        self.resumed = self.peer == Some(peer);
-        if self.peer.is_some() && !self.resumed {
+        if self.peer.is_some_and(|known| known != peer) {
             self.forget_peer();
         }
         self.peer = Some(peer);
@@ -363,7 +363,7 @@ impl<T> Session<T> {
             let welcome = Welcome {
                 instance: self.instance,
                 peer_instance,
-                received: self.received,
+                received: self.resume_point(),
             };
             to.put(
                 &Parcel::new(&Frame::json(Kind::Welcome, &welcome))?,
@@ -428,6 +428,15 @@ impl<T> Session<T> {
             self.last_sent = now;
         }
         Ok(())
+    }
+
+    /// The last number that was read from the peer.
+    fn resume_point(&self) -> u64 {
+        #[cfg(feature = "planted-bugs")]
+        if super::planted::is(super::planted::Bug::ResumeOffByOne) {
+            return self.received + u64::from(self.received > 0);
+        }
+        self.received
     }
 
     /// Takes a frame that the link brought. What follows from it is in [`Self::take_events`].
@@ -503,18 +512,17 @@ impl<T> Session<T> {
             self.outbox.rewind();
         } else {
             self.forget_peer();
-            self.resumed = false;
         }
         self.state = State::Open;
         self.stamps.note(&frame.header, now);
-        self.events.push(Event::Opened {
-            resumed: self.resumed,
-        });
+        let resumed = std::mem::replace(&mut self.acquainted, true);
+        self.events.push(Event::Opened { resumed });
         Ok(())
     }
 
     /// The peer remembers nothing of us: numbering starts anew both ways.
     fn forget_peer(&mut self) {
+        self.acquainted = false;
         self.received = 0;
         for item in self.outbox.reset() {
             self.settle_item(&item, Settled::Lost);

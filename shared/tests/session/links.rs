@@ -70,6 +70,21 @@ fn a_restarted_peer_loses_what_was_sent_and_gets_what_never_was() {
 }
 
 #[test]
+fn a_restarted_peer_is_called_new_although_its_first_link_never_opened() {
+    let mut rig = Rig::open(OutboxLimits::CONTROL);
+    assert_eq!(rig.words(), ["opened"]);
+    rig.session.detach();
+    // It has said hello, and its welcome was lost with the link.
+    rig.session.attach(Instance(3), rig.now);
+    rig.session.detach();
+    assert_eq!(rig.words(), Vec::<&str>::new());
+    rig.link(Instance(3), 0);
+    assert_eq!(rig.words(), ["opened"]);
+    rig.link(Instance(3), 0);
+    assert_eq!(rig.words(), ["resumed"]);
+}
+
+#[test]
 fn a_new_link_resumes_where_the_old_one_broke() {
     let mut rig = Rig::open(OutboxLimits::CONTROL);
     assert_eq!(rig.words(), ["opened"]);

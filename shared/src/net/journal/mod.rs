@@ -30,6 +30,8 @@ pub use memory::{Failure, Loss, MemoryDisk, MemoryFile};
 use crate::proto::delivery::journal::{frame, replay, snapshot};
 use crate::proto::delivery::ledger::Ledger;
 use crate::proto::delivery::record::Record;
+#[cfg(feature = "planted-bugs")]
+use crate::proto::planted;
 
 /// Name of the journal in its directory.
 pub const JOURNAL_FILE: &str = "journal";
@@ -260,7 +262,7 @@ impl<D: Disk> JournalFile<D> {
             .rename(SNAPSHOT_FILE, JOURNAL_FILE)
             .map_err(disk_fault(doing))?;
         self.stats.syncs += 1;
-        self.disk.sync_dir().map_err(disk_fault(doing))?;
+        self.sync_dir().map_err(disk_fault(doing))?;
         // By its own name: not every disk below us follows a file that was renamed.
         let file = self.disk.open(JOURNAL_FILE).map_err(disk_fault(doing))?;
         self.next = next;
@@ -269,9 +271,21 @@ impl<D: Disk> JournalFile<D> {
         Ok(file)
     }
 
+    fn sync_dir(&mut self) -> io::Result<()> {
+        #[cfg(feature = "planted-bugs")]
+        if planted::is(planted::Bug::SkipDirSync) {
+            return Ok(());
+        }
+        self.disk.sync_dir()
+    }
+
     fn write(&mut self, file: &mut D::File, bytes: &[u8], doing: &'static str) -> Result<(), JournalFault> {
         self.stats.bytes_written += bytes.len() as u64;
         self.disk.append(file, bytes).map_err(disk_fault(doing))?;
+        #[cfg(feature = "planted-bugs")]
+        if planted::is(planted::Bug::AckBeforeJournal) {
+            return Ok(());
+        }
         self.stats.syncs += 1;
         self.disk.sync(file).map_err(disk_fault(doing))
     }

@@ -43,6 +43,8 @@ use super::ledger::{Found, Ledger};
 use super::record::{Digest, Record, StoredReply};
 use super::{CommandId, FLIGHT_LIFE_MS_MAX, Stage};
 use crate::proto::outcome::Reply;
+#[cfg(feature = "planted-bugs")]
+use crate::proto::planted;
 
 /// Commands that run at once.
 pub const RUNNING_MAX: usize = 8;
@@ -71,6 +73,8 @@ pub struct Desk {
     stopped: bool,
     closing: bool,
     effects: Vec<Effect>,
+    #[cfg(feature = "planted-bugs")]
+    heard: BTreeMap<CommandId, Instant>,
 }
 
 /// A command at hand.
@@ -143,6 +147,8 @@ impl Desk {
             fault: None,
             closing: false,
             effects: Vec::new(),
+            #[cfg(feature = "planted-bugs")]
+            heard: BTreeMap::new(),
         }
     }
 
@@ -181,6 +187,10 @@ impl Desk {
             };
             self.effects.push(Effect::Answer { id, reply });
             return false;
+        }
+        #[cfg(feature = "planted-bugs")]
+        if planted::is(planted::Bug::DedupeByTime) && !self.heard_lately(id, now) {
+            return self.take_on(&incoming, false, now);
         }
         match self.look_up(&incoming) {
             Known::Answered(reply) => {
@@ -328,7 +338,11 @@ impl Desk {
             .line
             .iter()
             .copied()
-            .filter(|id| self.open.get(id).is_some_and(|open| is_late(open.deadline, now)))
+            .filter(|id| {
+                self.open
+                    .get(id)
+                    .is_some_and(|open| is_late_by_now(open.deadline, now))
+            })
             .collect();
         for id in late {
             self.line.retain(|waiting| *waiting != id);
@@ -355,6 +369,13 @@ impl Desk {
         };
         self.stage(id, stage);
         self.handle_timeout(now);
+    }
+
+    /// What the planted bug takes for a repeat.
+    #[cfg(feature = "planted-bugs")]
+    fn heard_lately(&mut self, id: CommandId, now: Instant) -> bool {
+        let before = self.heard.insert(id, now);
+        before.is_some_and(|before| now < before + Duration::from_secs(2))
     }
 
     fn look_up(&self, incoming: &Incoming) -> Known {
@@ -423,7 +444,7 @@ impl Desk {
             let Some(open) = self.open.get_mut(&id) else {
                 continue;
             };
-            if is_late(open.deadline, now) {
+            if is_late_by_now(open.deadline, now) {
                 self.end(id, false, replies::expired());
                 continue;
             }
@@ -450,7 +471,7 @@ impl Desk {
             Some(replies::closing())
         } else if stopped {
             Some(replies::stopped())
-        } else if is_late(open.deadline, now) {
+        } else if is_late_by_now(open.deadline, now) {
             Some(replies::expired())
         } else {
             None
@@ -543,6 +564,15 @@ impl Open {
             state,
         }
     }
+}
+
+/// Whether it has become too late while it was at hand.
+fn is_late_by_now(deadline: Option<Instant>, now: Instant) -> bool {
+    #[cfg(feature = "planted-bugs")]
+    if planted::is(planted::Bug::CheckLifeOnArrivalOnly) {
+        return false;
+    }
+    is_late(deadline, now)
 }
 
 fn is_late(deadline: Option<Instant>, now: Instant) -> bool {

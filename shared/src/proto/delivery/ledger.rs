@@ -11,6 +11,8 @@
 use std::collections::BTreeMap;
 
 use super::super::id::PeerId;
+#[cfg(feature = "planted-bugs")]
+use super::super::planted;
 use super::CommandId;
 use super::record::{Digest, Record, StoredReply, head};
 
@@ -110,6 +112,10 @@ impl Ledger {
             }
             Record::Ended { id, reply } => self.note(id, None, State::Ended(reply.clone())),
             Record::Floor { issuer, epoch, seq } => self.raise_floor(*issuer, (*epoch, *seq)),
+            #[cfg(feature = "planted-bugs")]
+            Record::Stopped { issuer, number } if planted::is(planted::Bug::ForgetLatch) => {
+                self.heard_stop(*issuer, *number);
+            }
             Record::Stopped { issuer, number } => {
                 self.latch = Some(Latch {
                     issuer: *issuer,

@@ -61,6 +61,10 @@ const EPOCH_RANDOM_BITS: u32 = 12;
 /// so that a store that was put back from a backup does not count the same epochs again; should the clock have been
 /// put back as well, the random bits make it unlikely. It stays below 2^53, which every JSON reader can hold.
 pub fn next_epoch(last: u64, now_unix_ms: u64, random: u16) -> u64 {
+    #[cfg(feature = "planted-bugs")]
+    if super::planted::is(super::planted::Bug::ResetEpoch) {
+        return 1;
+    }
     let random = u64::from(random) & ((1 << EPOCH_RANDOM_BITS) - 1);
     let after = (last >> EPOCH_RANDOM_BITS) + 1;
     (after.max(now_unix_ms) << EPOCH_RANDOM_BITS) | random

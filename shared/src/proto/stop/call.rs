@@ -5,7 +5,7 @@
 //! | at once | the order over the link of each target that is linked, and a datagram |
 //! | [`BURST_MS`] | datagrams |
 //! | every [`REPEAT_INTERVAL`] after them | a datagram, and the order over each link, while somebody has not answered |
-//! | a target's link comes up | the order over it |
+//! | the link of a target that has not said all comes up | the order over it |
 //!
 //! It ends when every target has answered, or when its owner gives up. An answer counts for the order if the node has
 //! heard one of this station that is as new, and not newer than this station has given: a node that has heard a newer one
@@ -132,9 +132,12 @@ impl StopCall {
         Some(round)
     }
 
-    /// Whether the order is to go over the link of `peer`, which has just come up.
+    /// Whether the order is to go over the link of `peer`, which has just come up: unless it has said all. One that
+    /// was stopped may have restarted before the order was in its journal, and then it has never heard it.
     pub fn up(&self, peer: &PeerId) -> bool {
-        self.targets.get(peer) == Some(&Answer::None)
+        self.targets
+            .get(peer)
+            .is_some_and(|answer| *answer != Answer::Ended)
     }
 
     /// Takes a node's report. `given` is the highest number that this station has given.
@@ -152,6 +155,8 @@ impl StopCall {
             return Verdict::Ended(Reply::refused(error));
         }
         if report.seen < self.number {
+            // It restarted before the order was in its journal: it goes again, and has to be told again.
+            *answer = Answer::None;
             return Verdict::Nothing;
         }
         if report.seen > given {
@@ -299,6 +304,27 @@ mod tests {
         assert_eq!(state(call.report(&peer(1), &failed, 10)), Some(Outcome::Failed));
         assert!(call.is_over());
         assert_eq!(call.report(&peer(1), &report(10), 10), Verdict::Nothing);
+    }
+
+    #[test]
+    fn a_node_that_restarts_before_it_has_written_the_order_down_is_told_again() {
+        let start = start();
+        let mut call = StopCall::new(10, [peer(1)], start);
+        let unlatched = Stopped {
+            latched: false,
+            ..report(10)
+        };
+        while call.handle_timeout(after(start, 400)).is_some() {}
+        assert_eq!(call.report(&peer(1), &unlatched, 10), Verdict::Stopped);
+        assert!(call.up(&peer(1)));
+        let restarted = Stopped {
+            stopped: false,
+            latched: false,
+            ..report(0)
+        };
+        assert_eq!(call.report(&peer(1), &restarted, 10), Verdict::Nothing);
+        let round = call.handle_timeout(after(start, 2_000)).expect("due");
+        assert_eq!((round.to, round.links), (vec![peer(1)], true));
     }
 
     #[test]

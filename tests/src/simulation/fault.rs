@@ -1,0 +1,143 @@
+//! What can go wrong, and how often it really did.
+
+use std::fmt;
+
+/// Every kind of fault that a run may hold. A kind that never fires in a sweep fails the sweep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[expect(
+    missing_docs,
+    reason = "docs/reliability.md says what each means; the names are for that table"
+)]
+pub enum Fault {
+    Drop,
+    Delay,
+    Reorder,
+    Duplicate,
+    Partition,
+    AsymmetricPartition,
+    HalfOpenLink,
+    SlowLink,
+    ClockForward,
+    ClockBack,
+    Pause,
+    CrashBeforeJournal,
+    CrashInJournal,
+    CrashAfterJournal,
+    CrashBeforeSend,
+    CrashAfterSend,
+    TornWrite,
+    LostUnsynced,
+    NoSpace,
+    IoError,
+    CorruptTail,
+    AddressChange,
+    StationCrash,
+    Reboot,
+    StationReplaced,
+    SecondIssuer,
+    ClonedStation,
+    ForgedDatagram,
+    ReplayedDatagram,
+    ObserverOrders,
+    RevokedOrders,
+}
+
+impl Fault {
+    /// All of them, in the order of reports.
+    pub const ALL: [Self; 31] = [
+        Self::Drop,
+        Self::Delay,
+        Self::Reorder,
+        Self::Duplicate,
+        Self::Partition,
+        Self::AsymmetricPartition,
+        Self::HalfOpenLink,
+        Self::SlowLink,
+        Self::ClockForward,
+        Self::ClockBack,
+        Self::Pause,
+        Self::CrashBeforeJournal,
+        Self::CrashInJournal,
+        Self::CrashAfterJournal,
+        Self::CrashBeforeSend,
+        Self::CrashAfterSend,
+        Self::TornWrite,
+        Self::LostUnsynced,
+        Self::NoSpace,
+        Self::IoError,
+        Self::CorruptTail,
+        Self::AddressChange,
+        Self::StationCrash,
+        Self::Reboot,
+        Self::StationReplaced,
+        Self::SecondIssuer,
+        Self::ClonedStation,
+        Self::ForgedDatagram,
+        Self::ReplayedDatagram,
+        Self::ObserverOrders,
+        Self::RevokedOrders,
+    ];
+}
+
+/// `crash-before-journal`.
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = format!("{self:?}");
+        let mut words = String::new();
+        for (i, letter) in name.char_indices() {
+            if letter.is_ascii_uppercase() && i > 0 {
+                words.push('-');
+            }
+            words.push(letter.to_ascii_lowercase());
+        }
+        f.pad(&words)
+    }
+}
+
+/// How often each kind happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FaultCounts([u64; Fault::ALL.len()]);
+
+impl Default for FaultCounts {
+    fn default() -> Self {
+        Self([0; Fault::ALL.len()])
+    }
+}
+
+impl FaultCounts {
+    pub(super) fn count(&mut self, fault: Fault) {
+        self.0[fault as usize] += 1;
+    }
+
+    pub(super) fn add(&mut self, other: &Self) {
+        for (mine, theirs) in self.0.iter_mut().zip(other.0) {
+            *mine += theirs;
+        }
+    }
+
+    /// How often this one did.
+    pub fn of(&self, fault: Fault) -> u64 {
+        self.0[fault as usize]
+    }
+
+    /// Those that never did.
+    pub fn missing(&self) -> Vec<Fault> {
+        Fault::ALL
+            .into_iter()
+            .filter(|fault| self.of(*fault) == 0)
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_names_each_once_and_in_order() {
+        for (i, fault) in Fault::ALL.into_iter().enumerate() {
+            assert_eq!(fault as usize, i);
+        }
+        assert_eq!(Fault::CrashBeforeJournal.to_string(), "crash-before-journal");
+    }
+}

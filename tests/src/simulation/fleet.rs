@@ -1,0 +1,83 @@
+//! Who takes part: keys from the seed, and what the fleet root has granted each.
+
+use swarm_shared::proto::id::NodeName;
+use swarm_shared::proto::trust::{FleetRoot, Grant, Membership, Role, Signed, SigningKey, TrustError};
+
+use super::plan::{NODES, OUTSIDER, RIVAL, SECOND, STATION};
+use super::rng::Rng;
+use super::world::{Host, HostId, HostKind};
+
+/// What the fleet root has signed.
+pub(super) struct Fleet {
+    memberships: Vec<Membership>,
+    grants: Vec<Signed<Grant>>,
+    /// An operator that was put out.
+    pub(super) revoked: SigningKey,
+    pub(super) revoked_grant: Signed<Grant>,
+}
+
+impl Fleet {
+    fn new(seed: u64, hosts: &[Host]) -> Result<Self, TrustError> {
+        let mut rng = Rng::stream(seed, "root");
+        let mut root = FleetRoot::create(SigningKey::from_seed(rng.bytes()))?;
+        let revoked = SigningKey::from_seed(rng.bytes());
+        let revoked_grant = root.grant(revoked.public(), Role::Operator)?;
+        let grants = hosts
+            .iter()
+            .map(|host| root.grant(host.key.public(), host.role))
+            .collect::<Result<Vec<_>, _>>()?;
+        let state = root.revoke(revoked.public())?.clone();
+        let memberships = hosts
+            .iter()
+            .zip(&grants)
+            .map(|(host, grant)| {
+                Membership::new(root.public(), &host.key.public(), grant.clone(), state.clone())
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        Ok(Self {
+            memberships,
+            grants,
+            revoked,
+            revoked_grant,
+        })
+    }
+
+    pub(super) fn membership(&self, host: HostId) -> &Membership {
+        &self.memberships[host]
+    }
+
+    pub(super) fn grant(&self, host: HostId) -> &Signed<Grant> {
+        &self.grants[host]
+    }
+}
+
+/// All hosts, stations before nodes, and what the root has signed for them.
+pub(super) fn found(seed: u64, nodes: usize) -> Result<(Vec<Host>, Fleet), TrustError> {
+    let mut rng = Rng::stream(seed, "keys");
+    let mut hosts = Vec::new();
+    for host in 0..NODES + nodes {
+        let (name, kind, role) = match host {
+            STATION => ("station".to_owned(), HostKind::Station, Role::Admin),
+            SECOND => ("second".to_owned(), HostKind::Station, Role::Admin),
+            RIVAL => ("rival".to_owned(), HostKind::Station, Role::Operator),
+            OUTSIDER => ("outsider".to_owned(), HostKind::Station, Role::Observer),
+            node => (format!("node-{}", node - NODES), HostKind::Node, Role::Node),
+        };
+        let bytes = rng.bytes();
+        // The second has the station's key.
+        let key = match hosts.first() {
+            Some(Host { key, .. }) if host == SECOND => SigningKey::clone(key),
+            Some(_) | None => SigningKey::from_seed(bytes),
+        };
+        hosts.push(Host {
+            id: key.public().id(),
+            called: NodeName::from_host(&name),
+            name,
+            kind,
+            key,
+            role,
+        });
+    }
+    let fleet = Fleet::new(seed, &hosts)?;
+    Ok((hosts, fleet))
+}

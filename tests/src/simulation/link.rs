@@ -1,0 +1,363 @@
+//! Frames between two simulated processes: the product's session, outbox and decoder over turmoil's TCP.
+//!
+//! There is no TLS: who somebody is follows from the host. Nothing here waits; a process looks at all its sockets
+//! once in each tick.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+use std::time::Instant;
+
+use bytes::{Buf, BytesMut};
+use serde_json::{Value, json};
+use swarm_shared::proto::id::Instance;
+use swarm_shared::proto::outbox::OutboxLimits;
+use swarm_shared::proto::parcel::{OutBuffer, Parcel};
+use swarm_shared::proto::session::{Event, Outgoing, Session, Timing};
+use swarm_shared::proto::wire::{Frame, FrameReader, Kind, Lane, Limits, WireError};
+use tokio::io::{AsyncRead, ReadBuf};
+use turmoil::net::TcpStream;
+
+use super::fault::Fault;
+use super::truth::Invariant;
+use super::world::{Died, HostId, Meddling, Moment, World};
+
+/// Bytes that may wait for the socket before the session keeps its frames to itself, as in the product.
+const WRITE_AHEAD_BYTES: usize = 4 * 1024;
+const READ_BYTES: usize = 16 * 1024;
+/// What one simulated segment carries; so many fit on the way, and then the socket takes no more.
+const SEGMENT_BYTES: usize = 1_024;
+/// A connection whose first frame has not come by then is given up, in milliseconds.
+const HELLO_MS_MAX: u64 = 5_000;
+
+/// A dial that is under way.
+pub(super) type Dialing = Pin<Box<dyn Future<Output = io::Result<TcpStream>>>>;
+
+/// Looks at a future once. What it waits for is looked at again in the next tick.
+pub(super) fn look<F: Future + ?Sized>(future: Pin<&mut F>) -> Option<F::Output> {
+    match future.poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(output) => Some(output),
+        Poll::Pending => None,
+    }
+}
+
+/// Bytes to frames and back.
+struct Conn {
+    stream: TcpStream,
+    reader: FrameReader,
+    bytes: BytesMut,
+    /// Waits for the socket.
+    out: BytesMut,
+}
+
+impl Conn {
+    /// The next frame, if all of it is there.
+    fn next_frame(&mut self) -> io::Result<Option<Frame>> {
+        loop {
+            if let Some(frame) = self.reader.next_frame(&mut self.bytes).map_err(invalid)? {
+                return Ok(Some(frame));
+            }
+            let mut space = [0; READ_BYTES];
+            let mut buffer = ReadBuf::new(&mut space);
+            let mut context = Context::from_waker(Waker::noop());
+            match Pin::new(&mut self.stream).poll_read(&mut context, &mut buffer) {
+                Poll::Pending => return Ok(None),
+                Poll::Ready(Err(error)) => return Err(error),
+                Poll::Ready(Ok(())) if buffer.filled().is_empty() => {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+                Poll::Ready(Ok(())) => self.bytes.extend_from_slice(buffer.filled()),
+            }
+        }
+    }
+
+    /// Writes what the socket takes; whether that was anything.
+    fn write(&mut self) -> io::Result<bool> {
+        let mut any = false;
+        while !self.out.is_empty() {
+            let piece = self.out.len().min(SEGMENT_BYTES);
+            match self.stream.try_write(&self.out[..piece]) {
+                Ok(written) => {
+                    self.out.advance(written);
+                    any = true;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(any)
+    }
+}
+
+fn invalid(error: WireError) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error.to_string())
+}
+
+/// A connection whose other end has not said which run of its process it is.
+pub(super) struct Greeting {
+    pub(super) host: HostId,
+    conn: Conn,
+    since_ms: u64,
+}
+
+impl Greeting {
+    /// Says hello on a new connection with `host`.
+    pub(super) fn new(stream: TcpStream, host: HostId, own: Instance, now_ms: u64) -> io::Result<Self> {
+        let mut hello = BytesMut::new();
+        Frame::json(Kind::Hello, &json!({ "instance": own.0 }))
+            .encode(&mut hello)
+            .map_err(|error| io::Error::other(error.to_string()))?;
+        stream.try_write(&hello)?;
+        Ok(Self {
+            host,
+            conn: Conn {
+                stream,
+                reader: FrameReader::new(Limits::CONTROL),
+                bytes: BytesMut::new(),
+                out: BytesMut::new(),
+            },
+            since_ms: now_ms,
+        })
+    }
+
+    /// Which run of its process the other end is, once it has said so.
+    pub(super) fn turn(&mut self, now_ms: u64) -> io::Result<Option<Instance>> {
+        if now_ms > self.since_ms + HELLO_MS_MAX {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        let Some(frame) = self.conn.next_frame()? else {
+            return Ok(None);
+        };
+        let value = frame.value().unwrap_or(Value::Null);
+        match (frame.header.kind, value["instance"].as_u64()) {
+            (Some(Kind::Hello), Some(instance)) => Ok(Some(Instance(instance))),
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+}
+
+struct Linked {
+    conn: Conn,
+    /// How often this end had moved when it was made.
+    moves: u16,
+    /// A frame that the middlebox keeps back.
+    kept: Option<Frame>,
+    meddled: bool,
+}
+
+/// A session with a peer, and the connection that carries it at present.
+pub(super) struct Peer {
+    pub(super) session: Session<()>,
+    pub(super) host: HostId,
+    linked: Option<Linked>,
+    /// Whether the owner has been told that frames flow.
+    pub(super) up: bool,
+}
+
+impl Peer {
+    pub(super) fn new(host: HostId, own: Instance, now: Instant) -> Result<Self, WireError> {
+        Ok(Self {
+            session: Session::new(own, Timing::default(), OutboxLimits::CONTROL, now)?,
+            host,
+            linked: None,
+            up: false,
+        })
+    }
+
+    pub(super) fn is_linked(&self) -> bool {
+        self.linked.is_some()
+    }
+
+    pub(super) fn attach(&mut self, world: &World, me: HostId, greeting: Greeting, instance: Instance) {
+        self.host = greeting.host;
+        self.session.attach(instance, world.instant(me));
+        self.linked = Some(Linked {
+            conn: greeting.conn,
+            moves: world.controls[me].borrow().moves,
+            kept: None,
+            meddled: false,
+        });
+    }
+
+    /// Gives the link up; the session waits for the next one.
+    pub(super) fn drop_link(&mut self) {
+        self.session.detach();
+        self.linked = None;
+    }
+
+    /// Hands a frame to the session; whether it took it.
+    pub(super) fn send(&mut self, parcel: Parcel, lane: Lane, deadline: Option<Instant>) -> bool {
+        let outgoing = Outgoing {
+            parcel,
+            lane,
+            deadline,
+        };
+        self.session.send(outgoing, None).is_ok()
+    }
+
+    /// Reads what has come, and lets the session do what is due.
+    pub(super) fn read(&mut self, world: &World, me: HostId) -> Vec<Event<()>> {
+        let now = world.instant(me);
+        let node = me.max(self.host);
+        let moves = world.controls[me].borrow().moves;
+        let mut why = None;
+        while let Some(linked) = &mut self.linked {
+            if linked.moves != moves {
+                why = Some("the address is another".to_owned());
+                break;
+            }
+            match linked.conn.next_frame() {
+                Ok(Some(frame)) => {
+                    for frame in meddle(world, node, linked, frame) {
+                        if let Err(fault) = self.session.handle_frame(frame, now) {
+                            why = Some(fault.to_string());
+                            break;
+                        }
+                    }
+                    if why.is_some() {
+                        break;
+                    }
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    why = Some(error.kind().to_string());
+                    break;
+                }
+            }
+        }
+        // A middlebox that has lost a frame for good does not live on: its connection ends with it.
+        if let Some(linked) = &self.linked
+            && linked.meddled
+            && world.controls[node].borrow().meddling.is_none()
+        {
+            why = why.or_else(|| Some("the middlebox went away".to_owned()));
+        }
+        if why.is_none()
+            && let Err(fault) = self.session.handle_timeout(now)
+        {
+            why = Some(fault.to_string());
+        }
+        if let Some(why) = why {
+            self.lost(world, me, &why);
+        }
+        self.session.take_events().collect()
+    }
+
+    fn lost(&mut self, world: &World, me: HostId, why: &str) {
+        if self.linked.is_some() {
+            world.note(
+                me,
+                format_args!("link to {} lost: {why}", world.hosts[self.host].name),
+            );
+        }
+        self.drop_link();
+    }
+
+    /// Sends what is to be sent.
+    pub(super) fn write(&mut self, world: &World, me: HostId) -> Result<(), Died> {
+        let now = world.instant(me);
+        let Some(linked) = &mut self.linked else {
+            return Ok(());
+        };
+        let room = WRITE_AHEAD_BYTES.saturating_sub(linked.conn.out.len());
+        let mut out = OutBuffer::default();
+        if room > 0
+            && let Err(error) = self.session.transmit(&mut out, room, now)
+        {
+            self.lost(world, me, &error.to_string());
+            return Ok(());
+        }
+        let made = flatten(&mut out);
+        self.look_at(world, me, &made);
+        let Some(linked) = &mut self.linked else {
+            return Ok(());
+        };
+        linked.conn.out.extend_from_slice(&made);
+        if linked.conn.out.is_empty() {
+            return Ok(());
+        }
+        if !made.is_empty() {
+            world.pass(me, Moment::BeforeSend)?;
+        }
+        match linked.conn.write() {
+            Ok(true) => world.pass(me, Moment::AfterSend),
+            Ok(false) => Ok(()),
+            Err(error) => {
+                self.lost(world, me, &error.kind().to_string());
+                Ok(())
+            }
+        }
+    }
+
+    /// Looks at what the session has made in one go: notes it, and judges its order. What waited in the emergency lane
+    /// goes first.
+    fn look_at(&mut self, world: &World, me: HostId, made: &[u8]) {
+        let mut bytes = BytesMut::from(made);
+        let mut reader = FrameReader::new(Limits::CONTROL);
+        let mut before = None;
+        while let Ok(Some(frame)) = reader.next_frame(&mut bytes) {
+            let header = &frame.header;
+            let Some(seq) = header.seq else { continue };
+            let to = &world.hosts[self.host].name;
+            let (kind, id) = (header.kind, header.id.unwrap_or_default());
+            world.note(
+                me,
+                format_args!(
+                    "sends {kind:?} {id} as {seq} to {to}, {:?} ms to live",
+                    header.ttl
+                ),
+            );
+            let urgent =
+                matches!(kind, Some(Kind::Stop | Kind::Stopped)) || header.lane == Some(Lane::Emergency);
+            if !urgent {
+                before = before.or(kind);
+            } else if let Some(before) = before {
+                let what = format!("{} sent {before:?} to {to} before {kind:?}", world.hosts[me].name);
+                world.truth.borrow_mut().break_promise(Invariant::LaneOrder, what);
+            }
+        }
+    }
+}
+
+fn flatten(out: &mut OutBuffer) -> Vec<u8> {
+    let mut whole = Vec::with_capacity(out.len());
+    while !out.is_empty() {
+        let mut slices = [io::IoSlice::new(&[]); 16];
+        let filled = out.fill(&mut slices);
+        let before = whole.len();
+        for slice in &slices[..filled] {
+            whole.extend_from_slice(slice);
+        }
+        out.consume(whole.len() - before);
+    }
+    whole
+}
+
+/// What the middlebox of the link makes of a frame. It sits in front of the node, which is the host with the higher
+/// number, and meddles with what goes either way.
+fn meddle(world: &World, in_front_of: HostId, linked: &mut Linked, frame: Frame) -> Vec<Frame> {
+    let mut through = Vec::new();
+    match world.meddle(in_front_of) {
+        Some(Meddling::Drop) => {
+            world.count(Fault::Drop);
+            linked.meddled = true;
+        }
+        Some(Meddling::Duplicate) => {
+            world.count(Fault::Duplicate);
+            through.extend([frame.clone(), frame]);
+        }
+        Some(Meddling::Reorder) if linked.kept.is_none() => {
+            linked.kept = Some(frame);
+            linked.meddled = true;
+        }
+        Some(Meddling::Reorder) | None => {
+            through.push(frame);
+            if let Some(kept) = linked.kept.take() {
+                world.count(Fault::Reorder);
+                through.push(kept);
+            }
+        }
+    }
+    through
+}

@@ -1,0 +1,573 @@
+//! One run: the fleet, what happens to it, and the verdict.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt;
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use swarm_shared::net::clock;
+use swarm_shared::proto::outcome::Outcome;
+use swarm_shared::proto::trust::TrustError;
+use turmoil::Sim;
+
+use super::fault::{Fault, FaultCounts};
+use super::fleet;
+use super::plan::{HEAL_MS, Mishap, NODES, OUTSIDER, Order, Plan, SECOND, SETTLE_MS, STATION, Step};
+use super::rng::Rng;
+use super::truth::Invariant;
+use super::world::{HostId, TICK, World};
+use super::{node, outsider, station};
+
+/// After healing the fleet is whole again within this.
+const RECONVERGE_MS: u64 = 5_000;
+/// A slow link's messages take up to so long.
+const SLOW_MS_MAX: u64 = 2_500;
+/// Blocks in which a disk writes: what is torn is torn between two.
+const DISK_BLOCK_BYTES: u64 = 32;
+
+/// Which run, and how loud.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// What everything follows from.
+    pub seed: u64,
+    /// How many nodes; by the seed if `None`.
+    pub nodes: Option<usize>,
+    /// Whether to print each event.
+    pub trace: bool,
+}
+
+/// What came of a run in which every promise was kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Runs that this is the sum of.
+    pub runs: u64,
+    /// Steps of simulated time.
+    pub steps: u64,
+    /// Events in the trace.
+    pub events: u64,
+    /// Of the trace: two runs of a seed have the same.
+    pub digest: String,
+    /// What went wrong, how often.
+    pub faults: FaultCounts,
+    /// Deliveries by outcome.
+    pub outcomes: BTreeMap<Outcome, u64>,
+    /// Commands that were issued.
+    pub issued: u64,
+    /// Actions that began.
+    pub executed: u64,
+    /// Stops that nodes have latched, and stops that were released.
+    pub stops: (u64, u64),
+}
+
+impl Report {
+    /// Adds another run's; the digest becomes that of the last.
+    pub fn add(&mut self, other: &Self) {
+        self.runs += other.runs;
+        self.steps += other.steps;
+        self.events += other.events;
+        self.digest.clone_from(&other.digest);
+        self.faults.add(&other.faults);
+        for (outcome, count) in &other.outcomes {
+            *self.outcomes.entry(*outcome).or_default() += count;
+        }
+        self.issued += other.issued;
+        self.executed += other.executed;
+        self.stops.0 += other.stops.0;
+        self.stops.1 += other.stops.1;
+    }
+}
+
+/// A promise was broken.
+#[derive(Clone, Debug)]
+pub struct Violation {
+    /// The run.
+    pub seed: u64,
+    /// How many nodes it had.
+    pub nodes: usize,
+    /// In which step.
+    pub step: u64,
+    /// Which promise.
+    pub invariant: Invariant,
+    /// What happened.
+    pub what: String,
+    /// What led to it.
+    pub tail: String,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            seed, nodes, step, ..
+        } = self;
+        write!(
+            f,
+            "seed {seed} with {nodes} nodes breaks a promise in step {step}\n\
+             promise: {}\nbut:     {}\nbefore:\n{}\
+             replay:  cargo run --release -p swarm-tests --bin simulate -- --seed {seed} --nodes {nodes} --trace",
+            self.invariant, self.what, self.tail
+        )
+    }
+}
+
+/// Runs one seed.
+///
+/// # Errors
+/// [`Violation`]: a promise that was broken, and how to see it again.
+pub fn run(options: &Options) -> Result<Report, Box<Violation>> {
+    let nodes = options.nodes.unwrap_or_else(|| size(options.seed));
+    let mut runner = Runner::new(options, nodes).map_err(|error| {
+        Box::new(Violation {
+            seed: options.seed,
+            nodes,
+            step: 0,
+            invariant: Invariant::Progress,
+            what: format!("the fleet root cannot sign: {error}"),
+            tail: String::new(),
+        })
+    })?;
+    let result = runner.run();
+    let world = Rc::clone(&runner.world);
+    result.map_err(|()| {
+        let truth = world.truth.borrow();
+        let broken = truth.broken().cloned();
+        let (invariant, what) = broken.map_or_else(
+            || (Invariant::Progress, "no reason given".to_owned()),
+            |broken| (broken.invariant, broken.what),
+        );
+        Box::new(Violation {
+            seed: options.seed,
+            nodes,
+            step: runner.steps,
+            invariant,
+            what,
+            tail: world.trace().tail(),
+        })
+    })?;
+    Ok(runner.report())
+}
+
+/// How many nodes this seed has, if nobody says: most runs are small, and therefore many.
+fn size(seed: u64) -> usize {
+    let mut rng = Rng::stream(seed, "size");
+    let size = match rng.between(0, 100) {
+        0..=79 => 3,
+        80..=97 => rng.between(4, 12),
+        _ => rng.between(12, 21),
+    };
+    usize::try_from(size).unwrap_or(3)
+}
+
+/// What is undone later.
+#[derive(Clone, Copy, Debug)]
+enum Undo {
+    Release(HostId, HostId),
+    Repair(HostId, HostId),
+    Fast(HostId, HostId),
+    Bounce(HostId),
+    Unmeddle(HostId),
+}
+
+struct Runner {
+    sim: Sim<'static>,
+    world: Rc<World>,
+    steps_left: VecDeque<(u64, Step)>,
+    /// By time, then by order of arrival.
+    undo: BTreeMap<(u64, u64), Undo>,
+    undos: u64,
+    down: BTreeSet<HostId>,
+    /// Stations that are gone for good.
+    gone: BTreeSet<HostId>,
+    /// When the second station starts, and whether the first stays.
+    second_at: Option<(u64, bool)>,
+    ips: BTreeMap<HostId, IpAddr>,
+    latency: Duration,
+    steps: u64,
+}
+
+impl Runner {
+    fn new(options: &Options, nodes: usize) -> Result<Self, TrustError> {
+        let seed = options.seed;
+        let plan = Plan::new(seed, nodes);
+        let latency = Duration::from_millis(plan.latency_ms_max);
+        let found = fleet::found(seed, nodes)?;
+        let world = Rc::new(World::new(seed, clock::now(), found, &plan, options.trace));
+        let mut builder = turmoil::Builder::new();
+        builder
+            .rng_seed(seed)
+            .tick_duration(TICK)
+            .epoch(std::time::UNIX_EPOCH)
+            .simulation_duration(Duration::from_secs(3_600))
+            .min_message_latency(Duration::from_millis(1))
+            .max_message_latency(latency)
+            .tcp_capacity(256)
+            .udp_capacity(256)
+            .enable_random_order();
+        builder.fs().block_size(DISK_BLOCK_BYTES);
+        let mut sim = builder.build();
+        let mut ips = BTreeMap::new();
+        let members = [STATION]
+            .into_iter()
+            .chain(plan.extras.iter().copied())
+            .chain(NODES..NODES + nodes);
+        for host in members {
+            let name = world.hosts[host].name.clone();
+            let software = Rc::clone(&world);
+            match host {
+                OUTSIDER => sim.host(name.as_str(), move || {
+                    outsider::process(Rc::clone(&software), host)
+                }),
+                host if host < NODES => {
+                    sim.host(name.as_str(), move || {
+                        station::process(Rc::clone(&software), host)
+                    });
+                }
+                _ => sim.host(name.as_str(), move || node::process(Rc::clone(&software), host)),
+            }
+            let ip = sim.lookup(name.as_str());
+            world.set_address(host, ip);
+            ips.insert(host, ip);
+        }
+        world.set_member(STATION, true);
+        for host in plan.extras {
+            // The second one joins when its time has come.
+            world.set_member(host, host != SECOND);
+        }
+        if world.is_member(super::plan::RIVAL) {
+            world.count(Fault::SecondIssuer);
+        }
+        Ok(Self {
+            sim,
+            world,
+            steps_left: plan.steps.into(),
+            undo: BTreeMap::new(),
+            undos: 0,
+            down: BTreeSet::new(),
+            gone: BTreeSet::new(),
+            second_at: None,
+            ips,
+            latency,
+            steps: 0,
+        })
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.world.now_ms()
+    }
+
+    fn run(&mut self) -> Result<(), ()> {
+        let mut healed = false;
+        let mut checked = false;
+        loop {
+            self.world.set_now(self.sim.elapsed());
+            let now = self.now_ms();
+            if now < HEAL_MS {
+                self.act();
+            } else if !healed {
+                healed = true;
+                self.heal();
+            }
+            self.step()?;
+            if healed && !checked && now >= HEAL_MS + RECONVERGE_MS {
+                checked = true;
+                self.world.check_reconverged();
+            }
+            if checked && self.world.is_settled() {
+                break;
+            }
+            if now >= HEAL_MS + SETTLE_MS {
+                self.world.check_settled();
+                break;
+            }
+        }
+        self.world.check_end();
+        self.verdict()
+    }
+
+    fn verdict(&self) -> Result<(), ()> {
+        if self.world.truth.borrow().broken().is_some() {
+            return Err(());
+        }
+        Ok(())
+    }
+
+    /// One tick for everybody; then the dead are taken away, and the promises are looked at.
+    fn step(&mut self) -> Result<(), ()> {
+        self.steps += 1;
+        if let Err(error) = self.sim.step() {
+            self.world
+                .truth
+                .borrow_mut()
+                .break_promise(Invariant::Progress, format!("a process ended: {error}"));
+        }
+        let hosts: Vec<HostId> = self.ips.keys().copied().collect();
+        for host in hosts {
+            if let Some(down_ms) = self.world.take_dead(host) {
+                self.crash(host, down_ms);
+            }
+        }
+        self.world.check_step();
+        self.verdict()
+    }
+
+    /// What the plan has for this instant, and what is over.
+    fn act(&mut self) {
+        let now = self.now_ms();
+        while self.steps_left.front().is_some_and(|(at, _)| *at <= now) {
+            let Some((_, step)) = self.steps_left.pop_front() else {
+                break;
+            };
+            match step {
+                Step::Order(order) => self.order(order),
+                Step::Mishap(mishap) => self.mishap(mishap),
+            }
+        }
+        if let Some((at, stays)) = self.second_at
+            && at <= now
+        {
+            self.second_at = None;
+            self.start_second(stays);
+        }
+        while let Some(((at, _), _)) = self.undo.first_key_value()
+            && *at <= now
+        {
+            if let Some((_, undo)) = self.undo.pop_first() {
+                self.undo(undo);
+            }
+        }
+    }
+
+    fn order(&mut self, order: Order) {
+        let to = match &order {
+            Order::Issue { by, .. } | Order::Stop { by, .. } | Order::Release { by, .. } => *by,
+            Order::Presume | Order::Revoked | Order::Forge | Order::Replay => OUTSIDER,
+        };
+        // Whoever had the station goes on with the second.
+        let to = if self.gone.contains(&to) { SECOND } else { to };
+        if to == OUTSIDER && !self.world.is_member(OUTSIDER) {
+            return;
+        }
+        if !self.down.contains(&to) {
+            self.world.give(to, order);
+        }
+    }
+
+    fn later(&mut self, ms: u64, undo: Undo) {
+        self.undos += 1;
+        self.undo.insert((self.now_ms() + ms, self.undos), undo);
+    }
+
+    fn mishap(&mut self, mishap: Mishap) {
+        let world = Rc::clone(&self.world);
+        if !self.applies(mishap) {
+            return;
+        }
+        if let Some(fault) = mishap.fault() {
+            world.count(fault);
+        }
+        world.note_world(format_args!("{mishap:?}"));
+        match mishap {
+            Mishap::Meddle(host, how, ms) => {
+                world.controls[host].borrow_mut().meddling = Some(how);
+                self.later(ms, Undo::Unmeddle(host));
+            }
+            Mishap::Hold(a, b, ms) => {
+                self.sim.hold(self.ips[&a], self.ips[&b]);
+                self.later(ms, Undo::Release(a, b));
+            }
+            Mishap::Partition(a, b, ms) => {
+                self.sim.partition(self.ips[&a], self.ips[&b]);
+                self.later(ms, Undo::Repair(a, b));
+            }
+            Mishap::OneWay(a, b, ms) => {
+                self.sim.partition_oneway(self.ips[&a], self.ips[&b]);
+                self.later(ms, Undo::Repair(a, b));
+            }
+            Mishap::HalfOpen(a, b, ms) => {
+                self.sim.partition(self.ips[&a], self.ips[&b]);
+                self.crash(b, ms);
+                self.later(ms, Undo::Repair(a, b));
+            }
+            Mishap::Slow(a, b, ms) => {
+                let slow = Duration::from_millis(SLOW_MS_MAX);
+                self.sim
+                    .set_link_max_message_latency(self.ips[&a], self.ips[&b], slow);
+                self.later(ms, Undo::Fast(a, b));
+            }
+            Mishap::Clock(host, jump) => world.controls[host].borrow_mut().wall_skew_ms += jump,
+            Mishap::Pause(host, ms) => {
+                let mut control = world.controls[host].borrow_mut();
+                control.paused_until_ms = control.paused_until_ms.max(self.now_ms() + ms);
+            }
+            Mishap::Kill(host, moment, passes, ms) => {
+                let mut control = world.controls[host].borrow_mut();
+                control.kill_at = Some((moment, passes));
+                control.down_ms = ms;
+            }
+            Mishap::Disk(host, trouble, ms) => {
+                world.controls[host].borrow_mut().disk = Some((trouble, self.now_ms() + ms));
+            }
+            Mishap::CorruptTail(host, ms) => {
+                world.controls[host].borrow_mut().corrupt_tail = true;
+                self.crash(host, ms);
+            }
+            Mishap::Move(host) => self.move_away(host),
+            Mishap::Crash(host, ms) => self.crash(host, ms),
+            Mishap::Reboot(host, ms) => {
+                world.reboot(host);
+                self.crash(host, ms);
+            }
+            Mishap::Replace(later) | Mishap::Clone(later) => {
+                world.copy_store(STATION, SECOND);
+                let stays = matches!(mishap, Mishap::Clone(_));
+                self.second_at = Some((self.now_ms() + later, stays));
+            }
+        }
+    }
+
+    /// Whether there is anything for it to happen to; links and hosts that have a trouble keep it to themselves.
+    fn applies(&mut self, mishap: Mishap) -> bool {
+        let pair = match mishap {
+            Mishap::Hold(a, b, _)
+            | Mishap::Partition(a, b, _)
+            | Mishap::OneWay(a, b, _)
+            | Mishap::HalfOpen(a, b, _)
+            | Mishap::Slow(a, b, _) => Some((a.min(b), a.max(b))),
+            Mishap::Meddle(..)
+            | Mishap::Clock(..)
+            | Mishap::Pause(..)
+            | Mishap::Kill(..)
+            | Mishap::Disk(..)
+            | Mishap::CorruptTail(..)
+            | Mishap::Move(_)
+            | Mishap::Crash(..)
+            | Mishap::Reboot(..)
+            | Mishap::Replace(_)
+            | Mishap::Clone(_) => None,
+        };
+        if let Some((a, b)) = pair {
+            return a != b
+                && self.ips.contains_key(&a)
+                && self.ips.contains_key(&b)
+                && !(matches!(mishap, Mishap::HalfOpen(..)) && self.down.contains(&b))
+                && self.world.busy.borrow_mut().insert((a, b));
+        }
+        match mishap {
+            Mishap::Crash(host, _) | Mishap::CorruptTail(host, _) => !self.down.contains(&host),
+            // A wall clock that is put back while the machine is off cannot be told from one that is right.
+            Mishap::Reboot(host, _) => {
+                !self.down.contains(&host) && self.world.controls[host].borrow().wall_skew_ms >= 0
+            }
+            Mishap::Clock(host, jump) => {
+                self.ips.contains_key(&host) && (jump > 0 || self.world.controls[host].borrow().boot == 1)
+            }
+            Mishap::Replace(_) => !self.down.contains(&STATION),
+            Mishap::Move(host) => {
+                let busy = self.world.busy.borrow();
+                let clear = busy.iter().all(|(a, b)| *a != host && *b != host);
+                clear && self.ips.contains_key(&host)
+            }
+            Mishap::Meddle(..)
+            | Mishap::Hold(..)
+            | Mishap::Partition(..)
+            | Mishap::OneWay(..)
+            | Mishap::HalfOpen(..)
+            | Mishap::Slow(..)
+            | Mishap::Pause(..)
+            | Mishap::Kill(..)
+            | Mishap::Disk(..)
+            | Mishap::Clone(_) => true,
+        }
+    }
+
+    /// From here on the host is known under another address, and nothing that was sent to the old one arrives.
+    fn move_away(&mut self, host: HostId) {
+        let others: Vec<HostId> = self.ips.keys().copied().filter(|other| *other != host).collect();
+        for other in others {
+            let (a, b) = (host.min(other), host.max(other));
+            self.world.busy.borrow_mut().insert((a, b));
+            self.sim.partition(self.ips[&a], self.ips[&b]);
+            self.later(50, Undo::Repair(a, b));
+        }
+        self.world.controls[host].borrow_mut().moves += 1;
+    }
+
+    /// The process is killed, and started again so much later. What it had not synced is lost, whole or in part.
+    fn crash(&mut self, host: HostId, ms: u64) {
+        self.world.note(host, format_args!("crashed, back in {ms} ms"));
+        self.sim.crash(self.ips[&host]);
+        self.world.crashed(host);
+        if self.down.insert(host) {
+            self.later(ms.max(20), Undo::Bounce(host));
+        }
+    }
+
+    fn undo(&mut self, undo: Undo) {
+        match undo {
+            Undo::Release(a, b) => self.sim.release(self.ips[&a], self.ips[&b]),
+            Undo::Repair(a, b) => self.sim.repair(self.ips[&a], self.ips[&b]),
+            Undo::Fast(a, b) => {
+                self.sim
+                    .set_link_max_message_latency(self.ips[&a], self.ips[&b], self.latency);
+            }
+            Undo::Unmeddle(host) => self.world.controls[host].borrow_mut().meddling = None,
+            Undo::Bounce(host) => {
+                if self.down.remove(&host) && !self.gone.contains(&host) {
+                    self.sim.bounce(self.ips[&host]);
+                }
+            }
+        }
+        if let Undo::Release(a, b) | Undo::Repair(a, b) | Undo::Fast(a, b) = undo {
+            self.world.note_world(format_args!("link {a}-{b} is well again"));
+            self.world.busy.borrow_mut().remove(&(a.min(b), a.max(b)));
+        }
+    }
+
+    /// A second station with the key of the first starts on the copy of its store.
+    fn start_second(&mut self, first_stays: bool) {
+        if !first_stays {
+            self.gone.insert(STATION);
+            if self.down.insert(STATION) {
+                self.sim.crash(self.ips[&STATION]);
+                self.world.crashed(STATION);
+            }
+            self.world.set_member(STATION, false);
+            self.world.truth.borrow_mut().replaced(STATION, SECOND);
+        }
+        self.world.set_member(SECOND, true);
+        self.world.note(SECOND, format_args!("starts on the copy"));
+    }
+
+    /// Everything is well from here on.
+    fn heal(&mut self) {
+        self.world.note_world(format_args!("healed"));
+        if let Some((_, stays)) = self.second_at.take() {
+            self.start_second(stays);
+        }
+        for control in &self.world.controls {
+            let mut control = control.borrow_mut();
+            control.paused_until_ms = 0;
+            control.kill_at = None;
+            control.disk = None;
+            control.meddling = None;
+        }
+        while let Some((_, undo)) = self.undo.pop_first() {
+            self.undo(undo);
+        }
+    }
+
+    fn report(&self) -> Report {
+        let truth = self.world.truth.borrow();
+        Report {
+            runs: 1,
+            steps: self.steps,
+            events: self.world.trace().lines(),
+            digest: self.world.trace().digest(),
+            faults: self.world.counts.borrow().clone(),
+            outcomes: truth.ended.clone(),
+            issued: truth.commands.len() as u64,
+            executed: truth.executed,
+            stops: (truth.latched, truth.released),
+        }
+    }
+}

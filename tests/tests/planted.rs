@@ -1,0 +1,50 @@
+//! Plants ten bugs, one at a time, and lets the simulator find each:
+//! `cargo test -p swarm-tests --features planted-bugs --test planted -- --nocapture`.
+#![cfg(feature = "planted-bugs")]
+#![allow(
+    clippy::print_stdout,
+    reason = "which promise caught which bug is what one wants to see"
+)]
+
+use swarm_shared::proto::planted::{Bug, plant};
+use swarm_tests::simulation::{Invariant, Options, run};
+
+/// Each bug is found within this many small fleets.
+const SEEDS_MAX: u64 = 300;
+
+/// The first seed that finds the bug, the promise that was broken, and how.
+fn find(bug: Bug) -> Option<(u64, Invariant, String)> {
+    plant(Some(bug));
+    let found = (0..SEEDS_MAX).find_map(|seed| {
+        let options = Options {
+            seed,
+            nodes: Some(3),
+            trace: false,
+        };
+        let violation = run(&options).err()?;
+        Some((seed, violation.invariant, violation.what))
+    });
+    plant(None);
+    found
+}
+
+#[test]
+fn the_simulator_finds_every_bug_that_is_planted() {
+    let mut missed = Vec::new();
+    let half = Bug::ALL.len() / 2;
+    let look = |bugs: &'static [Bug]| bugs.iter().map(|bug| (*bug, find(*bug))).collect::<Vec<_>>();
+    let found = std::thread::scope(|scope| {
+        let (first, second) = const { &Bug::ALL }.split_at(half);
+        let first = scope.spawn(move || look(first));
+        let mut all = look(second);
+        all.extend(first.join().expect("no panic"));
+        all
+    });
+    for (bug, found) in found {
+        match found {
+            Some((seed, invariant, what)) => println!("{bug:?}: seed {seed}: {invariant}: {what}"),
+            None => missed.push(bug),
+        }
+    }
+    assert!(missed.is_empty(), "not found in {SEEDS_MAX} seeds: {missed:?}");
+}
