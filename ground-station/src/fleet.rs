@@ -19,12 +19,14 @@ use crate::control;
 pub mod engine;
 mod event;
 pub mod files;
+mod past;
 mod request;
 
 pub use event::{
     Check, Delivery, Event, Failure, InvitationView, MemberView, MembershipView, NodeRef, NodeState,
     NodeView, PendingView,
 };
+pub use past::{AuditView, CommandKind, CommandView, PastDelivery, PastQuery, PastState};
 pub use request::{FileToSend, FilesToSend, Request};
 
 /// Most requests that wait for the engine.

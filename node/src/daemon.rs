@@ -6,6 +6,7 @@
 //! | links, enrolment | see [`crate::links`] | at stop |
 //! | telemetry | the readings | at stop |
 //! | status | the status socket | at stop |
+//! | plug-ins | see [`crate::plugins`] | at stop |
 //! | watchdog | systemd's patience | at stop |
 
 use std::path::PathBuf;
@@ -14,9 +15,12 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use sd_notify::NotifyState;
+use serde_json::json;
 use swarm_shared::net::identity::{self, IdentityError, KeyFile};
+use swarm_shared::net::journal::Recovery;
 use swarm_shared::net::random;
 use swarm_shared::net::roots::Roots;
+use swarm_shared::proto::delivery::ledger::Ledger;
 use swarm_shared::proto::id::NodeName;
 use swarm_shared::proto::trust::SigningKey;
 use tokio::signal::unix::{SignalKind, signal};
@@ -26,8 +30,10 @@ use tokio_util::task::TaskTracker;
 
 use crate::actions::{Actions, Setup, host_name};
 use crate::config::Config;
+use crate::journal::Journal;
 use crate::links::Links;
 use crate::logging::LogRing;
+use crate::plugins::{self, Plugins};
 use crate::state::StateDir;
 use crate::status::{self, JOIN_REQUESTS_MAX, JoinRequest, Status};
 use crate::telemetry::Telemetry;
@@ -62,12 +68,18 @@ pub struct Node {
     pub config: Config,
     /// What it remembers.
     pub state: Arc<StateDir>,
+    /// Where it writes down what it must know after a crash.
+    pub journal: Journal,
+    /// What it knew when it started.
+    pub ledger: Ledger,
     /// Its name, and news of it.
     pub name: watch::Receiver<NodeName>,
     /// What commands can ask for.
     pub actions: Actions,
     /// Files on their way.
     pub transfers: Transfers,
+    /// Programs on this device that add to it.
+    pub plugins: Plugins,
     /// Its readings.
     pub telemetry: Telemetry,
     /// What `status` shows: links, the real address, refusals are to be told here.
@@ -108,6 +120,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         joined = hand_in(code.clone().unwrap_or_default(), codes), if code.is_some() => ended = joined,
     }
     tell_systemd(&[NotifyState::Stopping]);
+    node.stop.cancel();
     links.shut_down().await;
     node.shut_down().await;
     ended
@@ -148,6 +161,7 @@ impl Node {
         for key in config.not_acted_on() {
             tracing::warn!(key, "is configured, but this version does not act on it yet");
         }
+        let (journal, ledger) = journal_of(&state)?;
         let key = key_of(&state)?;
         let id = key.public().id();
         let fixed = config.name.clone().filter(|_| settings.name_fixed_by.is_some());
@@ -168,7 +182,8 @@ impl Node {
 
         let mut disks = vec![("state".to_owned(), state.path().to_owned())];
         disks.extend(roots.iter().map(|(name, dir)| (name.to_owned(), dir.to_owned())));
-        let telemetry = Telemetry::new(config.telemetry.clone(), disks);
+        let plugins = Plugins::new(&config);
+        let telemetry = Telemetry::new(config.telemetry.clone(), disks, plugins.clone());
         let status = Status::new(
             status::View {
                 name: name.to_string(),
@@ -191,19 +206,22 @@ impl Node {
             state: state.clone(),
             roots,
             telemetry: telemetry.clone(),
+            plugins: plugins.clone(),
             log,
             name: names,
             name_fixed_by: settings.name_fixed_by,
-            stop: stop.clone(),
         });
         let (codes, joins) = mpsc::channel(JOIN_REQUESTS_MAX);
         let node = Self {
             key,
             config,
             state,
+            journal,
+            ledger,
             name,
             actions,
             transfers,
+            plugins,
             telemetry,
             status,
             joins,
@@ -235,6 +253,9 @@ impl Node {
             }
             Err(error) => tracing::warn!(%error, path = %socket.display(), "there is no status socket"),
         }
+        if self.config.plugins.enabled {
+            self.let_plugins_in();
+        }
         let (telemetry, stop) = (self.telemetry.clone(), self.stop.clone());
         self.tasks.spawn(async move { telemetry.run(&stop).await });
         let (mut name, status, stop) = (self.name.clone(), self.status.clone(), self.stop.clone());
@@ -249,6 +270,29 @@ impl Node {
         }
     }
 
+    fn let_plugins_in(&self) {
+        let socket = StateDir::plugin_socket(self.state.path());
+        let listener = match status::bind(&socket) {
+            Ok(listener) => listener,
+            Err(error) => {
+                return tracing::warn!(%error, path = %socket.display(), "there is no socket for plug-ins");
+            }
+        };
+        let (name, id) = (self.name.clone(), self.key.public().id());
+        let welcome = move || json!({ "node": name.borrow().as_str(), "id": id });
+        let (plugins, tasks, stop) = (self.plugins.clone(), self.tasks.clone(), self.stop.clone());
+        self.tasks
+            .spawn(plugins::serve(listener, plugins, welcome, tasks, stop));
+        let (mut changes, stop) = (self.plugins.changes(), self.stop.clone());
+        let (plugins, status) = (self.plugins.clone(), self.status.clone());
+        self.tasks.spawn(async move {
+            while let Some(Ok(())) = stop.run_until_cancelled(changes.changed()).await {
+                let views = plugins.views();
+                status.update(|facts| facts.plugins = views);
+            }
+        });
+    }
+
     /// Ends everything: programs are killed, unfinished files removed.
     pub async fn shut_down(self) {
         self.stop.cancel();
@@ -260,7 +304,9 @@ impl Node {
         {
             tracing::warn!(left = self.tasks.len(), grace = ?SHUTDOWN_GRACE, "tasks outlived shutdown");
         }
-        let _never_bound = std::fs::remove_file(StateDir::socket(self.state.path()));
+        for socket in [StateDir::socket, StateDir::plugin_socket] {
+            let _never_bound = std::fs::remove_file(socket(self.state.path()));
+        }
         tracing::info!("stopped");
     }
 }
@@ -282,6 +328,32 @@ fn key_of(state: &StateDir) -> anyhow::Result<SigningKey> {
         }
         loaded => Ok(loaded?),
     }
+}
+
+/// The node's journal, and what it tells. One that cannot be written refuses what acts, and the node runs on.
+fn journal_of(state: &StateDir) -> anyhow::Result<(Journal, Ledger)> {
+    let (journal, ledger, recovery) =
+        Journal::open(state.path()).context("no thread can be started for the journal")?;
+    let Recovery {
+        records,
+        dropped_bytes,
+        damage,
+        not_kept,
+        fault,
+    } = recovery;
+    tracing::debug!(records, "the journal is read");
+    if let Some(damage) = damage {
+        tracing::warn!(
+            damage,
+            dropped_bytes,
+            not_kept,
+            "the end of the journal cannot be read"
+        );
+    }
+    if let Some(fault) = fault {
+        tracing::warn!(%fault, "WHAT ACTS IS REFUSED: the journal cannot be written");
+    }
+    Ok((journal, ledger))
 }
 
 async fn watchdog(patience: Duration, stop: CancellationToken) {

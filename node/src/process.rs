@@ -147,7 +147,7 @@ impl Running {
         let timer = tokio::time::sleep(timeout);
         tokio::pin!(timer);
         let after = |timer: std::pin::Pin<&mut tokio::time::Sleep>, time: Duration| {
-            timer.reset(tokio::time::Instant::from_std(clock::now() + time));
+            timer.reset(clock::on_timers(clock::now() + time));
         };
         let mut phase = Phase::Running;
         let mut end = End::Exited;

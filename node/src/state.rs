@@ -19,6 +19,7 @@ const SYSTEM_DIR: &str = "/var/lib/swarm-node";
 const LOCK: &str = "lock";
 const NAME: &str = "name";
 const SOCKET: &str = "status.sock";
+const PLUGIN_SOCKET: &str = "plugin.sock";
 
 /// An open state directory.
 #[derive(Debug)]
@@ -106,6 +107,11 @@ impl StateDir {
     /// Where the daemon answers `status`.
     pub fn socket(path: &Path) -> PathBuf {
         path.join(SOCKET)
+    }
+
+    /// Where plug-ins register.
+    pub fn plugin_socket(path: &Path) -> PathBuf {
+        path.join(PLUGIN_SOCKET)
     }
 
     /// The name given by the `id` action.

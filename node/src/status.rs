@@ -54,6 +54,9 @@ pub struct View {
     pub uptime_s: u64,
     /// Whom it is linked with.
     pub links: Vec<LinkView>,
+    /// The plug-ins that are connected.
+    #[serde(default)]
+    pub plugins: Vec<PluginView>,
     /// The configuration file, whether it is there or not.
     pub config: String,
     /// The state directory.
@@ -80,6 +83,27 @@ pub struct LinkView {
     /// Where it is.
     pub addr: String,
     /// Seconds since the link came up.
+    pub up_s: u64,
+    /// When that was; [`Status::view`] reckons the seconds.
+    #[serde(skip)]
+    pub since: Option<Instant>,
+}
+
+/// One plug-in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PluginView {
+    /// Its name.
+    pub name: String,
+    /// Its process, if the system says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<i32>,
+    /// The names of its actions.
+    pub actions: Vec<String>,
+    /// The names of its requests.
+    pub requests: Vec<String>,
+    /// The names of its telemetry fields.
+    pub telemetry: Vec<String>,
+    /// Seconds since it registered.
     pub up_s: u64,
     /// When that was; [`Status::view`] reckons the seconds.
     #[serde(skip)]
@@ -149,6 +173,11 @@ impl Status {
         for link in &mut view.links {
             if let Some(since) = link.since {
                 link.up_s = now.saturating_duration_since(since).as_secs();
+            }
+        }
+        for plugin in &mut view.plugins {
+            if let Some(since) = plugin.since {
+                plugin.up_s = now.saturating_duration_since(since).as_secs();
             }
         }
         view.uptime_s = now.saturating_duration_since(self.start).as_secs();

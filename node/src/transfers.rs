@@ -1,6 +1,7 @@
 //! Files on their way to and from this node: `filetransfer` commands and the chunks that belong to them.
 //!
-//! A transfer is known by the peer and the command's number. Each has a thread of its own, for disks block; chunks
+//! A transfer is known by its command's identity, so that a station that has restarted does not meet its own old
+//! numbers. Each has a thread of its own, for disks block; chunks
 //! wait in a queue bounded in bytes over all transfers, and a full queue holds back the connection they come on.
 //!
 //! | state | until | then |
@@ -20,11 +21,12 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use swarm_shared::net::roots::{FileError, Incoming, Outgoing, Roots};
+use swarm_shared::proto::delivery::CommandId;
 use swarm_shared::proto::hex;
 use swarm_shared::proto::id::PeerId;
 use swarm_shared::proto::message::{Arguments, FileEnd};
 use swarm_shared::proto::outcome::Reply;
-use swarm_shared::proto::wire::{CHUNK_BYTES_MAX, Frame, Kind, Lane};
+use swarm_shared::proto::wire::{CHUNK_BYTES_MAX, Frame, Header, Kind, Lane};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -51,7 +53,7 @@ struct Inner {
     roots: Roots,
     idle_max: Duration,
     room: Arc<Semaphore>,
-    running: Mutex<BTreeMap<(PeerId, u64), Running>>,
+    running: Mutex<BTreeMap<CommandId, Running>>,
     begun: AtomicU64,
     stop: CancellationToken,
 }
@@ -121,8 +123,7 @@ impl Transfers {
     /// Outside of a tokio runtime.
     pub fn begin(
         &self,
-        peer: PeerId,
-        id: u64,
+        id: CommandId,
         arguments: &Arguments,
         bulk: mpsc::Sender<Frame>,
     ) -> oneshot::Receiver<Reply> {
@@ -135,7 +136,7 @@ impl Transfers {
         if self.inner.stop.is_cancelled() {
             return answered(reply, outcome, "the node is shutting down".to_owned());
         }
-        if running.contains_key(&(peer, id)) {
+        if running.contains_key(&id) {
             return answered(reply, outcome, format!("transfer {id} is running already"));
         }
         if running.len() >= TRANSFERS_MAX {
@@ -156,7 +157,7 @@ impl Transfers {
             parts,
             cancel: cancel.clone(),
         };
-        running.insert((peer, id), entry);
+        running.insert(id, entry);
         drop(running);
         let work = Work {
             inner: self.inner.clone(),
@@ -173,16 +174,32 @@ impl Transfers {
             // First forgotten, then answered: whoever has the answer may use the number again.
             inner
                 .lock()
-                .retain(|key, running| *key != (peer, id) || running.serial != serial);
+                .retain(|key, running| *key != id || running.serial != serial);
             // Nobody may be waiting any more.
             let _gone = reply.send(ended.unwrap_or_else(Fault::into_reply));
         });
         outcome
     }
 
+    /// The running transfer that a part of a file from `peer` belongs to. Where the part names no epoch, it is that of
+    /// the newest.
+    pub fn named(&self, peer: PeerId, part: &Header) -> Option<CommandId> {
+        let seq = part.id?;
+        let running = self.inner.lock();
+        let mut ids = running
+            .keys()
+            .rev()
+            .filter(|id| id.issuer == peer && id.seq == seq);
+        match part.epoch {
+            Some(epoch) => ids.find(|id| id.epoch == epoch),
+            None => ids.next(),
+        }
+        .copied()
+    }
+
     /// Takes a chunk; waits while the queue is full. Chunks of transfers that are not known are dropped.
-    pub async fn chunk(&self, peer: PeerId, id: u64, offset: u64, bytes: Bytes) {
-        if self.inner.parts(peer, id).is_none() {
+    pub async fn chunk(&self, id: CommandId, offset: u64, bytes: Bytes) {
+        if self.inner.parts(id).is_none() {
             return;
         }
         let weight = bytes.len().clamp(CHUNK_BYTES_MIN, QUEUE_BYTES_MAX);
@@ -195,24 +212,24 @@ impl Transfers {
             bytes,
             _room: room,
         };
-        self.inner.pass_on(peer, id, part);
+        self.inner.pass_on(id, part);
     }
 
     /// Takes the end of a file; for a file on its way out, word that nobody wants the rest.
-    pub fn end(&self, peer: PeerId, id: u64, end: FileEnd) {
+    pub fn end(&self, id: CommandId, end: FileEnd) {
         if let Some(Running {
             parts: None, cancel, ..
-        }) = self.inner.lock().get(&(peer, id))
+        }) = self.inner.lock().get(&id)
         {
             return cancel.cancel();
         }
-        self.inner.pass_on(peer, id, Part::End(end));
+        self.inner.pass_on(id, Part::End(end));
     }
 
     /// Gives up every transfer with a peer that will not come back to it.
     pub fn lost(&self, peer: PeerId) {
-        self.inner.lock().retain(|(of, _), running| {
-            let lost = *of == peer;
+        self.inner.lock().retain(|id, running| {
+            let lost = id.issuer == peer;
             if lost {
                 running.cancel.cancel();
             }
@@ -252,16 +269,16 @@ fn answered(
 }
 
 impl Inner {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<(PeerId, u64), Running>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<CommandId, Running>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn parts(&self, peer: PeerId, id: u64) -> Option<SyncSender<Part>> {
-        self.lock().get(&(peer, id))?.parts.clone()
+    fn parts(&self, id: CommandId) -> Option<SyncSender<Part>> {
+        self.lock().get(&id)?.parts.clone()
     }
 
-    fn pass_on(&self, peer: PeerId, id: u64, part: Part) {
-        if let Some(parts) = self.parts(peer, id) {
+    fn pass_on(&self, id: CommandId, part: Part) {
+        if let Some(parts) = self.parts(id) {
             // The bytes run out before the places do, so it fails only when the transfer has just ended.
             let _ended = parts.try_send(part);
         }
@@ -290,7 +307,7 @@ impl Fault {
 
 struct Work {
     inner: Arc<Inner>,
-    id: u64,
+    id: CommandId,
     cancel: CancellationToken,
 }
 
@@ -352,7 +369,8 @@ impl Work {
         bulk: &mpsc::Sender<Frame>,
         handle: &Handle,
     ) -> Result<(), Fault> {
-        frame.header.id = Some(self.id);
+        frame.header.id = Some(self.id.seq);
+        frame.header.epoch = Some(self.id.epoch);
         frame.header.lane = Some(Lane::Bulk);
         let lost = || Fault::Lost {
             path: path.to_owned(),

@@ -416,7 +416,7 @@ impl Model {
                         sent.transmitted = None;
                     }
                 }
-                Event::Frame(frame) => self.delivered(side, &frame.content, frame.header.kind),
+                Event::Frame { frame, .. } => self.delivered(side, &frame.content, frame.header.kind),
                 Event::Settled(request, how) => {
                     let word = match &how {
                         Settled::Reply(content) => {

@@ -96,7 +96,7 @@ async fn report(fleet: &Fleet, request: Request, screen: &mut Screen) -> Result<
     .await?;
     if let Ended::Failed(Failure::Stopped, why) = &ended {
         // Nobody vanishes from a report.
-        let ms = Duration::as_secs_f64(&started.elapsed()) * 1_000.0;
+        let ms = Duration::as_secs_f64(&clock::since(started)) * 1_000.0;
         for target in report.unanswered() {
             let lost = Event::Delivery(Delivery::new(
                 target,
@@ -107,7 +107,7 @@ async fn report(fleet: &Fleet, request: Request, screen: &mut Screen) -> Result<
             report.add(&lost);
         }
     }
-    let summary = report.summary(started.elapsed(), screen.style);
+    let summary = report.summary(clock::since(started), screen.style);
     let begun = report.counts().1 > 0;
     if !screen.json && begun {
         screen.result(&report.groups(screen.style))?;

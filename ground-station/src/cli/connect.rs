@@ -150,8 +150,8 @@ async fn find(common: &Common, verb: &str, screen: &mut Screen) -> Result<Found,
         }
         match StateLock::try_take(&state_dir, &format!("ground-station {verb}")) {
             Ok(lock) => return Ok(Found::Free(lock)),
-            Err(LockError::Held { holder, .. }) if started.elapsed() < common.timeout => {
-                if !said && started.elapsed() >= SAY_AFTER {
+            Err(LockError::Held { holder, .. }) if clock::since(started) < common.timeout => {
+                if !said && clock::since(started) >= SAY_AFTER {
                     said = true;
                     screen.note(&format!(
                         "waiting for {holder}, which uses {}",

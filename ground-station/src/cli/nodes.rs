@@ -144,7 +144,7 @@ impl Shown {
             columns: Some(columns),
             ..screen.style
         };
-        let older = |id: &PeerId| self.taken.get(id).map_or(0, |taken| to_ms(taken.elapsed()));
+        let older = |id: &PeerId| self.taken.get(id).map_or(0, |taken| to_ms(clock::since(*taken)));
         screen.redraw(&self.nodes.table(older, style))
     }
 }

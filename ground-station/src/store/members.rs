@@ -237,14 +237,14 @@ fn address(row: &Row<'_>, column: usize) -> Result<Option<SocketAddr>, StoreErro
 }
 
 /// Words and tags are stored as the JSON that the protocol uses for them.
-fn word<T: Serialize>(what: &'static str, value: &T) -> Result<String, StoreError> {
+pub(super) fn word<T: Serialize>(what: &'static str, value: &T) -> Result<String, StoreError> {
     serde_json::to_string(value).map_err(|error| StoreError::BadRow {
         what,
         reason: error.to_string(),
     })
 }
 
-fn from_word<T: DeserializeOwned>(what: &'static str, text: &str) -> Result<T, StoreError> {
+pub(super) fn from_word<T: DeserializeOwned>(what: &'static str, text: &str) -> Result<T, StoreError> {
     serde_json::from_str(text).map_err(|error| StoreError::BadRow {
         what,
         reason: error.to_string(),

@@ -1,12 +1,17 @@
 //! Single values: the epoch, the fleet's root and its record, invitations, and this station's own membership.
 
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
+use swarm_shared::proto::delivery::next_epoch;
 use swarm_shared::proto::hex;
 use swarm_shared::proto::id::PublicKey;
 
-use super::{Store, StoreError, from_sql};
+use super::{Store, StoreError, from_sql, to_sql};
 
-pub(super) const EPOCH: &str = "epoch";
+const EPOCH: &str = "epoch";
+/// How many deliveries there are, so that nobody has to count a million.
+pub(super) const DELIVERIES: &str = "deliveries";
+/// The newest time on the wall clock that this station has seen, in milliseconds since 1970.
+pub(super) const NEWEST_MS: &str = "newest_ms";
 const FLEET_ROOT: &str = "fleet_root";
 const ROOT_RECORD: &str = "root_record";
 const INVITATIONS: &str = "invitations";
@@ -87,11 +92,39 @@ impl Store {
     }
 }
 
-/// Counts a value up, from 1, and returns it.
-pub(super) fn count_up(connection: &mut Connection, key: &str) -> Result<u64, StoreError> {
-    let sql = "INSERT INTO meta (key, value) VALUES (?1, 1)
-               ON CONFLICT (key) DO UPDATE SET value = value + 1 RETURNING value";
-    Ok(from_sql(connection.query_row(sql, [key], |row| row.get(0))?))
+/// Begins the next epoch and returns it; see [`next_epoch`].
+pub(super) fn begin_epoch(connection: &Connection, unix_ms: u64, random: u16) -> Result<u64, StoreError> {
+    let epoch = next_epoch(number(connection, EPOCH)?, unix_ms, random);
+    put(connection, EPOCH, to_sql(epoch))?;
+    Ok(epoch)
+}
+
+/// A number; 0 if there is none.
+pub(super) fn number(connection: &Connection, key: &str) -> Result<u64, StoreError> {
+    let sql = "SELECT value FROM meta WHERE key = ?1";
+    let found = connection
+        .prepare_cached(sql)?
+        .query_row([key], |row| row.get(0))
+        .optional()?;
+    Ok(from_sql(found.unwrap_or(0)))
+}
+
+/// Counts a number up, or down, but not below 0.
+pub(super) fn add(connection: &Connection, key: &str, more: i64) -> Result<(), StoreError> {
+    let sql = "INSERT INTO meta (key, value) VALUES (?1, max(0, ?2))
+               ON CONFLICT (key) DO UPDATE SET value = max(0, value + ?2)";
+    connection.prepare_cached(sql)?.execute(params![key, more])?;
+    Ok(())
+}
+
+/// Notes the time on the wall clock, unless a newer one was seen.
+pub(super) fn set_newest(connection: &Connection, unix_ms: u64) -> Result<(), StoreError> {
+    let sql = "INSERT INTO meta (key, value) VALUES (?1, ?2)
+               ON CONFLICT (key) DO UPDATE SET value = max(value, ?2)";
+    connection
+        .prepare_cached(sql)?
+        .execute(params![NEWEST_MS, to_sql(unix_ms)])?;
+    Ok(())
 }
 
 pub(super) fn public_key(what: &'static str, text: &str) -> Result<PublicKey, StoreError> {

@@ -4,23 +4,50 @@
 //! runtime ever waits for a disk. WAL with `synchronous=FULL`: what a call has answered survives a power cut. The
 //! file and its companions have mode 0600.
 //!
-//! Every open counts the *epoch* up, so that (station key, epoch, sequence) never names two commands.
+//! Every open begins a new *epoch*, so that (station key, epoch, sequence) never names two commands, even if the file
+//! was put back from a backup.
+//!
+//! | module | what it keeps |
+//! |---|---|
+//! | [`deliveries`] | commands, and how each of their deliveries stands |
+//! | [`history`] | the questions that people ask about them; read over a connection of its own |
+//! | [`audit`] | who did what |
+//! | [`retention`] | how much of all that is kept |
+//! | `members`, `meta` | who belongs; single values |
 
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use rusqlite::{Connection, ErrorCode};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use rusqlite::{Connection, ErrorCode, OpenFlags};
+use swarm_shared::net::{clock, random};
+use swarm_shared::proto::delivery::CommandId;
+use swarm_shared::proto::delivery::book::{Change, OpenCommand};
+use swarm_shared::proto::id::PeerId;
+use swarm_shared::proto::outcome::Reply;
 use tokio::sync::{mpsc, oneshot};
 
+pub mod audit;
+pub mod deliveries;
+pub mod history;
 mod members;
 mod meta;
+pub mod moment;
+pub mod retention;
 mod schema;
+mod thread;
 
 #[cfg(test)]
 mod tests;
 
 pub use members::{MemberRow, PENDING_MAX, PendingRow};
 pub use schema::SCHEMA_VERSION;
+
+use deliveries::{Origin, Record};
+use moment::Moment;
+use thread::Job;
 
 /// Name of the file in the state directory.
 pub const STORE_FILE: &str = "station.db";
@@ -73,6 +100,11 @@ pub enum StoreError {
     /// SQLite reports something else, such as a full disk.
     #[error("station.db: {0}; check that the disk is not full and the state directory can be written")]
     Sql(rusqlite::Error),
+    /// The commit that this was part of failed: nothing of it is stored.
+    #[error(
+        "station.db: nothing was stored: {0}; check that the disk is not full and the state directory can be written"
+    )]
+    NotStored(String),
     /// The thread is gone.
     #[error("the store has stopped")]
     Stopped,
@@ -84,27 +116,27 @@ impl From<rusqlite::Error> for StoreError {
     }
 }
 
-type Job = Box<dyn FnOnce(&mut Connection) + Send>;
-
 /// A handle on the store; clones share it. The thread ends, and the file is closed, when the last one is dropped.
 #[derive(Clone, Debug)]
 pub struct Store {
     jobs: mpsc::Sender<Job>,
     epoch: u64,
+    path: Arc<Path>,
 }
 
 impl Store {
-    /// Opens `station.db` in the state directory, making or migrating it, and counts the epoch up.
+    /// Opens `station.db` in the state directory, making or migrating it, and begins a new epoch.
     ///
     /// # Errors
     /// [`StoreError`]; the file is left as it was.
     pub async fn open(state_dir: &Path) -> Result<Self, StoreError> {
-        let path = state_dir.join(STORE_FILE);
+        let path: Arc<Path> = state_dir.join(STORE_FILE).into();
         let (jobs, mut queue) = mpsc::channel::<Job>(STORE_CALLS_MAX);
         let (opened, answer) = oneshot::channel();
         let thread = std::thread::Builder::new().name("store".to_owned());
+        let file = Arc::clone(&path);
         let work = move || {
-            let mut connection = match open(&path) {
+            let mut connection = match open(&file) {
                 Ok((connection, epoch)) => {
                     // Nobody waits any more: the queue is closed too, and the loop below ends at once.
                     opened.send(Ok(epoch)).ok();
@@ -115,36 +147,130 @@ impl Store {
                     return;
                 }
             };
-            while let Some(job) = queue.blocking_recv() {
-                job(&mut connection);
-            }
+            thread::run(&mut connection, &mut queue);
         };
         thread.spawn(work).map_err(|error| StoreError::Open {
-            path: state_dir.join(STORE_FILE),
+            path: path.to_path_buf(),
             reason: error.to_string(),
         })?;
         let epoch = answer.await.map_err(|_gone| StoreError::Stopped)??;
-        Ok(Self { jobs, epoch })
+        Ok(Self { jobs, epoch, path })
     }
 
-    /// This opening's number, from 1; no other opening of this file ever has it.
+    /// This opening's epoch; no other opening of this file, or of a copy of it, ever has it.
     pub fn epoch(&self) -> u64 {
         self.epoch
     }
 
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Writes changes of deliveries, all or none, and returns when they are on the disk, with the numbers in the
+    /// history of the commands that begin among them. `origins` says what is to be noted of those commands.
+    ///
+    /// # Errors
+    /// [`StoreError`]; then nothing is stored.
+    pub async fn keep(
+        &self,
+        changes: Vec<Change>,
+        origins: BTreeMap<CommandId, Origin>,
+    ) -> Result<Vec<u64>, StoreError> {
+        let now = Moment::now();
+        self.change(move |connection| deliveries::apply(connection, &changes, &origins, &now))
+            .await
+    }
+
+    /// What is still open of what `issuer` has issued; see [`deliveries::recover`].
+    ///
+    /// # Errors
+    /// [`StoreError`]; then nothing changed.
+    pub async fn recover(&self, issuer: PeerId) -> Result<Vec<OpenCommand>, StoreError> {
+        self.change(move |connection| deliveries::recover(connection, issuer, &Moment::now()))
+            .await
+    }
+
+    /// Notes that something begins that the book does not carry; see [`deliveries::record`].
+    ///
+    /// # Errors
+    /// [`StoreError`]; then nothing is stored.
+    pub async fn record(&self, record: Record) -> Result<u64, StoreError> {
+        let now = Moment::now();
+        self.change(move |connection| deliveries::record(connection, &record, &now))
+            .await
+    }
+
+    /// Notes how a delivery of it ended.
+    ///
+    /// # Errors
+    /// [`StoreError`]; then nothing is stored.
+    pub async fn record_end(
+        &self,
+        number: u64,
+        node: PeerId,
+        part: u32,
+        reply: Reply,
+    ) -> Result<(), StoreError> {
+        let now = Moment::now();
+        self.change(move |connection| deliveries::record_end(connection, number, node, part, &reply, &now))
+            .await
+    }
+
+    /// Something that reads, or has a transaction of its own.
     async fn call<T, F>(&self, work: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
         F: FnOnce(&mut Connection) -> Result<T, StoreError> + Send + 'static,
     {
         let (done, answer) = oneshot::channel();
-        let job: Job = Box::new(move |connection| {
+        let job = Job::Alone(Box::new(move |connection| {
             // The caller may have gone; the work is done all the same.
             done.send(work(connection)).ok();
-        });
+        }));
         self.jobs.send(job).await.map_err(|_gone| StoreError::Stopped)?;
         answer.await.map_err(|_gone| StoreError::Stopped)?
     }
+
+    /// Something that writes: committed together with whatever else waits, and answered after that.
+    async fn change<T, F>(&self, work: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+    {
+        let (job, answer) = thread::change(work);
+        self.jobs.send(job).await.map_err(|_gone| StoreError::Stopped)?;
+        answer.await.map_err(|_gone| StoreError::Stopped)?
+    }
+}
+
+/// What a path is called that is no file: see [`prepare`].
+pub const IN_MEMORY: &str = ":memory:";
+
+/// A database in memory, with the newest schema, and its first epoch: what a simulation runs the same SQL on.
+///
+/// # Errors
+/// [`StoreError`].
+pub fn open_in_memory(unix_ms: u64, random: u16) -> Result<(Connection, u64), StoreError> {
+    let mut connection = Connection::open_in_memory()?;
+    let epoch = prepare(&mut connection, Path::new(IN_MEMORY), unix_ms, random)?;
+    Ok((connection, epoch))
+}
+
+/// Brings a database to the newest schema and begins its next epoch: what a station does when it starts. `path` is
+/// what errors call it.
+///
+/// # Errors
+/// [`StoreError`]; the steps that were done stay done.
+pub fn prepare(
+    connection: &mut Connection,
+    path: &Path,
+    unix_ms: u64,
+    random: u16,
+) -> Result<u64, StoreError> {
+    schema::prepare(connection, path)
+        .and_then(|()| meta::begin_epoch(connection, unix_ms, random))
+        .map_err(|error| damage(error, path))
 }
 
 fn open(path: &Path) -> Result<(Connection, u64), StoreError> {
@@ -161,27 +287,62 @@ fn open(path: &Path) -> Result<(Connection, u64), StoreError> {
         .open(path)
         .map_err(|error| cannot(error.to_string()))?;
     let mut connection = Connection::open(path).map_err(|error| cannot(error.to_string()))?;
-    let epoch = schema::prepare(&mut connection, path)
-        .and_then(|()| meta::count_up(&mut connection, meta::EPOCH))
-        .map_err(|error| {
-            if let StoreError::Sql(sql) = &error
-                && is_damage(sql)
-            {
-                let reason = sql.to_string();
-                return StoreError::Corrupt {
-                    path: path.to_owned(),
-                    reason,
-                };
-            }
-            error
-        })?;
+    let random = random::bytes().map_err(|error| cannot(error.to_string()))?;
+    let epoch = prepare(
+        &mut connection,
+        path,
+        clock::unix_time_ms(),
+        u16::from_le_bytes(random),
+    )?;
     Ok((connection, epoch))
 }
 
-fn is_damage(error: &rusqlite::Error) -> bool {
+/// Opens the file of a state directory for reading only, whoever else has it open; `None` if there is none yet, or
+/// none with a history.
+///
+/// # Errors
+/// [`StoreError`].
+pub fn open_to_read(state_dir: &Path) -> Result<Option<Connection>, StoreError> {
+    let path = state_dir.join(STORE_FILE);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(&path, flags).map_err(|error| StoreError::Open {
+        path: path.clone(),
+        reason: error.to_string(),
+    })?;
+    let has_history = schema::check(&connection, &path).map_err(|error| damage(error, &path))?;
+    Ok(has_history.then_some(connection))
+}
+
+/// Says of a damaged file what it is.
+fn damage(error: StoreError, path: &Path) -> StoreError {
+    if let StoreError::Sql(sql) = &error
+        && !is_surroundings(sql)
+    {
+        return StoreError::Corrupt {
+            path: path.to_owned(),
+            reason: sql.to_string(),
+        };
+    }
+    error
+}
+
+/// Whether it is the machine's fault, and not the file's.
+fn is_surroundings(error: &rusqlite::Error) -> bool {
     matches!(
         error.sqlite_error_code(),
-        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt)
+        Some(
+            ErrorCode::DiskFull
+                | ErrorCode::SystemIoFailure
+                | ErrorCode::DatabaseBusy
+                | ErrorCode::DatabaseLocked
+                | ErrorCode::ReadOnly
+                | ErrorCode::CannotOpen
+                | ErrorCode::PermissionDenied
+                | ErrorCode::OutOfMemory
+        )
     )
 }
 

@@ -2,15 +2,20 @@
 //! A released step never changes; later tables come as further steps.
 
 use std::path::Path;
+use std::time::Duration;
 
 use rusqlite::{Connection, TransactionBehavior};
 
 use super::StoreError;
 
+/// How long to wait for a lock of somebody who looks into the file.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Marks the file as ours: "SwSt".
 const APPLICATION_ID: i64 = 0x5377_5374;
 
-const STEPS: &[&str] = &["
+const STEPS: &[&str] = &[
+    "
     CREATE TABLE meta (
         key   TEXT PRIMARY KEY,
         value ANY NOT NULL
@@ -37,14 +42,111 @@ const STEPS: &[&str] = &["
         first_seen_ms INTEGER NOT NULL,
         last_seen_ms  INTEGER NOT NULL
     ) STRICT, WITHOUT ROWID;
-"];
+",
+    "
+    -- Boots of this machine in which times were stored.
+    CREATE TABLE boots (
+        number INTEGER PRIMARY KEY,
+        id     TEXT NOT NULL UNIQUE
+    ) STRICT;
+
+    -- AUTOINCREMENT: a number that people have seen never means another command.
+    CREATE TABLE commands (
+        number         INTEGER PRIMARY KEY AUTOINCREMENT,
+        issuer         BLOB,
+        epoch          INTEGER,
+        seq            INTEGER,
+        kind           TEXT NOT NULL,
+        action         TEXT NOT NULL,
+        arguments      TEXT NOT NULL,
+        lane           TEXT NOT NULL,
+        selector       TEXT NOT NULL,
+        who            TEXT NOT NULL,
+        retry_of       INTEGER,
+        batch          TEXT,
+        boot           INTEGER NOT NULL,
+        issued_boot_us INTEGER NOT NULL,
+        issued_ms      INTEGER NOT NULL,
+        life_ms        INTEGER NOT NULL,
+        UNIQUE (epoch, seq)
+    ) STRICT;
+    CREATE INDEX commands_retries ON commands (retry_of) WHERE retry_of IS NOT NULL;
+
+    -- A file's number among those for one node is its part. Times in _us count from the issue.
+    CREATE TABLE deliveries (
+        command     INTEGER NOT NULL REFERENCES commands (number),
+        node        BLOB NOT NULL,
+        part        INTEGER NOT NULL,
+        name        TEXT NOT NULL,
+        about       TEXT,
+        standing    TEXT NOT NULL,
+        boot        INTEGER NOT NULL,
+        due_boot_ms INTEGER NOT NULL,
+        due_ms      INTEGER NOT NULL,
+        received_us INTEGER,
+        accepted_us INTEGER,
+        started_us  INTEGER,
+        ended_us    INTEGER,
+        outcome     TEXT,
+        reply       TEXT,
+        PRIMARY KEY (command, node, part)
+    ) STRICT, WITHOUT ROWID;
+    -- What is open is found at once, however much has ended.
+    CREATE INDEX deliveries_open ON deliveries (command) WHERE outcome IS NULL;
+
+    CREATE TABLE audit (
+        number  INTEGER PRIMARY KEY AUTOINCREMENT,
+        at_ms   INTEGER NOT NULL,
+        who     TEXT NOT NULL,
+        what    TEXT NOT NULL,
+        detail  TEXT NOT NULL,
+        outcome TEXT NOT NULL
+    ) STRICT;
+",
+];
 
 /// The newest schema that this build knows.
 pub const SCHEMA_VERSION: usize = STEPS.len();
 
+/// The schema in which commands and deliveries came.
+const HISTORY_SINCE: i64 = 2;
+
 /// Sets the connection up and brings the file to the newest schema.
 pub(super) fn prepare(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
-    connection.busy_timeout(std::time::Duration::from_secs(5))?;
+    prepare_up_to(connection, path, SCHEMA_VERSION)
+}
+
+/// As [`prepare`], with the first `steps` steps only: what an earlier version did.
+pub(super) fn prepare_up_to(
+    connection: &mut Connection,
+    path: &Path,
+    steps: usize,
+) -> Result<(), StoreError> {
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    let found = version(connection, path)?;
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.pragma_update(None, "foreign_keys", true)?;
+    for (version, step) in (1_i64..).zip(STEPS).take(steps) {
+        if version > found {
+            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            transaction.execute_batch(step)?;
+            transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+            transaction.pragma_update(None, "user_version", version)?;
+            transaction.commit()?;
+        }
+    }
+    Ok(())
+}
+
+/// Checks a file that is only read; says whether its schema has a history.
+pub(super) fn check(connection: &Connection, path: &Path) -> Result<bool, StoreError> {
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    Ok(version(connection, path)? >= HISTORY_SINCE)
+}
+
+/// The file's schema; 0 if it is empty.
+fn version(connection: &Connection, path: &Path) -> Result<i64, StoreError> {
     let application: i64 = connection.query_row("PRAGMA application_id", [], |row| row.get(0))?;
     let found: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
     let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
@@ -63,17 +165,5 @@ pub(super) fn prepare(connection: &mut Connection, path: &Path) -> Result<(), St
             known,
         });
     }
-    connection.pragma_update(None, "journal_mode", "WAL")?;
-    connection.pragma_update(None, "synchronous", "FULL")?;
-    connection.pragma_update(None, "foreign_keys", true)?;
-    for (version, step) in (1_i64..).zip(STEPS) {
-        if version > found {
-            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            transaction.execute_batch(step)?;
-            transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
-            transaction.pragma_update(None, "user_version", version)?;
-            transaction.commit()?;
-        }
-    }
-    Ok(())
+    Ok(found)
 }

@@ -129,7 +129,7 @@ impl Inner {
                 "reboot is off on this node: its own configuration has to say [reboot] allowed = true".into(),
             );
         }
-        tracing::warn!(peer = command.peer.short(), "rebooting");
+        tracing::warn!(peer = command.id.issuer.short(), "rebooting");
         Ok(self
             .program(command, reboot.command.as_slice(), SYSTEMCTL_TIMEOUT)
             .await)
@@ -143,7 +143,7 @@ impl Inner {
                 "the text must not be empty and have at most {TEXT_BYTES_MAX} bytes and no NUL"
             ));
         }
-        tracing::info!(peer = command.peer.short(), text = ?text, "notice");
+        tracing::info!(peer = command.id.issuer.short(), text = ?text, "notice");
         let notify = &self.setup.config.notify;
         let Some(program) = &notify.command else {
             return Ok(Reply::done(

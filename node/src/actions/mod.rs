@@ -1,4 +1,4 @@
-//! What a command can ask of this node: the built-in actions and the owner's.
+//! What a command can ask of this node: the built-in actions, the owner's, and those of plug-ins, in this order.
 //!
 //! The gate has judged whether the issuer's role may ask for that class of action at all. Stricter rules are here,
 //! beside what they guard: `execute`, and writing the configuration, which could allow anything else, take an admin.
@@ -9,7 +9,8 @@ mod configure;
 mod params;
 mod selfcheck;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
+mod traits;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,32 +18,30 @@ use std::time::{Duration, Instant};
 
 use swarm_shared::net::clock;
 use swarm_shared::net::roots::Roots;
+use swarm_shared::proto::delivery::CommandId;
 use swarm_shared::proto::id::{NodeName, PeerId};
 use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::trust::Role;
-use tokio::sync::{Mutex, Semaphore, watch};
+use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::logging::LogRing;
+use crate::plugins::{PluginAction, Plugins};
 use crate::process::{self, End, Stderr};
 use crate::state::StateDir;
 use crate::telemetry::Telemetry;
 
 pub(crate) use builtin::host_name;
-
-/// How many programs run for commands at once; one more is refused as busy.
-pub const PROGRAMS_MAX: usize = 8;
+pub use traits::OFFERED_MAX;
 
 /// One instruction for this node.
 #[derive(Clone, Debug)]
 pub struct Command {
-    /// Its number, for logs.
-    pub id: u64,
-    /// Who issued it.
-    pub peer: PeerId,
-    /// What that peer is in the fleet.
+    /// Which one it is, and who issued it.
+    pub id: CommandId,
+    /// What its issuer is in the fleet.
     pub role: Role,
     /// What to do.
     pub action: String,
@@ -50,6 +49,8 @@ pub struct Command {
     pub arguments: Arguments,
     /// When it must not begin any more.
     pub deadline: Option<Instant>,
+    /// Cancelled to end it early, and when the daemon shuts down.
+    pub stop: CancellationToken,
 }
 
 /// What the actions work with.
@@ -67,14 +68,14 @@ pub struct Setup {
     pub roots: Roots,
     /// The readings.
     pub telemetry: Telemetry,
+    /// The plug-ins.
+    pub plugins: Plugins,
     /// The newest lines of the log.
     pub log: LogRing,
     /// The name in use; whoever announces it subscribes.
     pub name: watch::Sender<NodeName>,
     /// Where a name comes from that a rename does not outlive: `--name` or `SWARM_NODE_NAME`.
     pub name_fixed_by: Option<&'static str>,
-    /// Ends programs when the daemon shuts down.
-    pub stop: CancellationToken,
 }
 
 /// The actions of this node. Cheap to clone.
@@ -86,7 +87,6 @@ pub struct Actions {
 #[derive(Debug)]
 struct Inner {
     setup: Setup,
-    programs: Semaphore,
     /// Held while the configuration file is read, changed and written.
     writing: Mutex<()>,
 }
@@ -97,7 +97,6 @@ impl Actions {
         Self {
             inner: Arc::new(Inner {
                 setup,
-                programs: Semaphore::new(PROGRAMS_MAX),
                 writing: Mutex::new(()),
             }),
         }
@@ -105,11 +104,11 @@ impl Actions {
 
     /// Carries a command out. Dropping the future kills what it runs.
     pub async fn run(&self, command: Command) -> Reply {
-        let (action, id, peer) = (command.action.as_str(), command.id, command.peer.short());
-        tracing::info!(action, id, peer, role = %command.role, "command");
+        let (action, id, peer) = (command.action.as_str(), command.id, command.id.issuer.short());
+        tracing::info!(action, %id, peer, role = %command.role, "command");
         let reply = self.inner.dispatch(&command).await;
         if let Some(error) = &reply.error {
-            tracing::info!(action, id, peer, state = %reply.state, error, "command ended");
+            tracing::info!(action, %id, peer, state = %reply.state, error, "command ended");
         }
         reply
     }
@@ -144,7 +143,14 @@ impl Inner {
     async fn owners(&self, name: &str, command: &Command) -> Result<Reply, String> {
         let actions = &self.setup.config.actions;
         let Some(action) = actions.get(name) else {
-            let own: Vec<&str> = actions.keys().map(crate::config::ActionName::as_str).collect();
+            if let Some(action) = self.setup.plugins.find(name) {
+                return Ok(plugins_action(action, command).await);
+            }
+            let plugins = self.setup.plugins.actions();
+            let own = actions.keys().map(crate::config::ActionName::as_str);
+            let own: Vec<&str> = own
+                .chain(plugins.iter().map(|action| action.name.as_str()))
+                .collect();
             let own = if own.is_empty() {
                 "none".to_owned()
             } else {
@@ -159,13 +165,7 @@ impl Inner {
 
     /// Runs a program for a command.
     async fn program(&self, command: &Command, argv: &[String], timeout: Duration) -> Reply {
-        let Ok(_place) = self.programs.try_acquire() else {
-            return Reply::refused(format!("busy: {PROGRAMS_MAX} programs are running; try again"));
-        };
-        if command.is_late() {
-            return command.expired();
-        }
-        let ran = match process::run(argv, Stderr::Merged, timeout, &self.setup.stop).await {
+        let ran = match process::run(argv, Stderr::Merged, timeout, &command.stop).await {
             Ok(ran) => ran,
             Err(error) => return Reply::failed(error.to_string()),
         };
@@ -187,6 +187,19 @@ impl Inner {
             exit: Some(ran.exit),
             error,
         }
+    }
+}
+
+/// Has a plug-in do it, until it is to end: nobody can kill what runs in another program.
+async fn plugins_action(action: PluginAction, command: &Command) -> Reply {
+    let told = format!(
+        "ended early; the plug-in {} was told, and may go on all the same",
+        action.plugin
+    );
+    tokio::select! {
+        biased;
+        reply = action.call(command.arguments.clone(), command.deadline) => reply,
+        () = command.stop.cancelled() => Reply::failed(told),
     }
 }
 

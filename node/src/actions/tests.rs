@@ -3,8 +3,11 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use swarm_shared::proto::delivery::desk::Traits;
 use swarm_shared::proto::id::PublicKey;
+use swarm_shared::proto::plugin::message;
 use tempfile::TempDir;
+use tokio::io::AsyncWriteExt;
 
 use super::*;
 use crate::config::Origin;
@@ -46,15 +49,15 @@ command = ["sleep", "60"]
 key = "s3cret"
 "#;
 
-struct Place {
-    dir: TempDir,
-    actions: Actions,
+pub(crate) struct Place {
+    pub(crate) dir: TempDir,
+    pub(crate) actions: Actions,
     name: watch::Receiver<NodeName>,
     stop: CancellationToken,
 }
 
 impl Place {
-    fn new(text: &str) -> Self {
+    pub(crate) fn new(text: &str) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let config_path = dir.path().join("config.toml");
         std::fs::write(&config_path, text).expect("written");
@@ -63,9 +66,11 @@ impl Place {
         let disks = vec![("state".to_owned(), dir.path().to_owned())];
         let (name, names) = watch::channel(NodeName::from_host("n1"));
         let stop = CancellationToken::new();
+        let plugins = Plugins::new(&config);
         let actions = Actions::new(Setup {
             id: PublicKey([1; 32]).id(),
-            telemetry: Telemetry::new(config.telemetry.clone(), disks),
+            telemetry: Telemetry::new(config.telemetry.clone(), disks, plugins.clone()),
+            plugins,
             roots: Roots::new(config.root_map()),
             config,
             config_path,
@@ -73,7 +78,6 @@ impl Place {
             log: LogRing::new(),
             name,
             name_fixed_by: None,
-            stop: stop.clone(),
         });
         Self {
             dir,
@@ -83,16 +87,23 @@ impl Place {
         }
     }
 
-    async fn call_as(&self, role: Role, action: &str, arguments: Value) -> Reply {
-        let command = Command {
-            id: 1,
-            peer: PublicKey([2; 32]).id(),
+    fn command(&self, role: Role, action: &str, arguments: Value) -> Command {
+        Command {
+            id: CommandId {
+                issuer: PublicKey([2; 32]).id(),
+                epoch: 1,
+                seq: 1,
+            },
             role,
             action: action.to_owned(),
             arguments: serde_json::from_value(arguments).expect("arguments"),
             deadline: Some(clock::now() + Duration::from_secs(20)),
-        };
-        self.actions.run(command).await
+            stop: self.stop.child_token(),
+        }
+    }
+
+    async fn call_as(&self, role: Role, action: &str, arguments: Value) -> Reply {
+        self.actions.run(self.command(role, action, arguments)).await
     }
 
     async fn call(&self, action: &str, kwargs: Value) -> Reply {
@@ -193,25 +204,126 @@ async fn owners_actions_run_without_a_shell() {
 }
 
 #[tokio::test]
-async fn too_many_programs_are_refused_and_shutdown_ends_them() {
+async fn shutdown_ends_a_program() {
     let place = Place::new(FILE);
-    let held = (0..PROGRAMS_MAX).map(|_| place.call("hold", json!({})));
-    let mut held: Vec<_> = held.map(Box::pin).collect();
-    for call in &mut held {
-        // Each begins when it is first polled.
-        tokio::time::timeout(Duration::from_millis(20), call)
-            .await
-            .expect_err("it runs on");
-    }
-    place
-        .refused("hold", json!({}), "busy: 8 programs are running")
-        .await;
+    let mut held = Box::pin(place.call("hold", json!({})));
+    // It begins when it is first polled.
+    tokio::time::timeout(Duration::from_millis(20), &mut held)
+        .await
+        .expect_err("it runs on");
     place.stop.cancel();
-    for call in held {
-        let reply = call.await;
-        assert_eq!(reply.state, Outcome::Failed);
-        assert!(reply.error.unwrap_or_default().contains("shutting down"));
+    let reply = held.await;
+    assert_eq!(reply.state, Outcome::Failed);
+    assert!(reply.error.unwrap_or_default().contains("shutting down"));
+}
+
+#[tokio::test]
+async fn the_owner_says_what_an_action_is_like_and_peers_are_told() {
+    let place = Place::new(
+        r#"
+        actions.a.command = ["true"]
+        actions.b = { command = ["true"], idempotent = true }
+        actions.c = { command = ["true"], while_stopped = true, class = "flight" }
+        "#,
+    );
+    let traits = |idempotent, while_stopped, flight| Traits {
+        idempotent,
+        while_stopped,
+        flight,
+    };
+    let of = |action| place.actions.traits(action);
+    assert_eq!(of("a"), traits(false, false, false));
+    assert_eq!(of("b"), traits(true, false, false));
+    assert_eq!(of("c"), traits(false, true, true));
+    assert_eq!(of("nobody's"), Traits::default());
+    for harmful in ["execute", "reboot", "service_restart"] {
+        assert_eq!(of(harmful), Traits::default(), "{harmful}");
     }
+    for through in ["log", "notify", "config", "id"] {
+        assert_eq!(of(through), traits(through == "log", true, false), "{through}");
+    }
+    let offer = serde_json::to_value(place.actions.offer()).expect("JSON");
+    let plain = json!({"class": "ordinary", "idempotent": false, "while_stopped": false});
+    assert_eq!(
+        offer,
+        json!({"actions": {
+            "a": plain,
+            "b": {"class": "ordinary", "idempotent": true, "while_stopped": false},
+            "c": {"class": "flight", "idempotent": false, "while_stopped": true},
+        }})
+    );
+}
+
+#[tokio::test]
+async fn what_a_plug_in_offers_is_an_action_like_any_other() {
+    let place = Place::new("");
+    let socket = place.dir.path().join("s");
+    let listener = crate::status::bind(&socket).expect("bound");
+    let plugins = place.actions.inner.setup.plugins.clone();
+    let (tasks, stop) = (tokio_util::task::TaskTracker::new(), place.stop.clone());
+    tokio::spawn(crate::plugins::serve(
+        listener,
+        plugins,
+        || json!({}),
+        tasks,
+        stop,
+    ));
+    let mut changes = place.actions.offer_changes();
+    let mut program = tokio::net::UnixStream::connect(&socket)
+        .await
+        .expect("it listens");
+    let kwargs = json!({
+        "name": "copter",
+        "actions": { "fly": { "class": "flight", "timeout": 3600 } },
+        "requests": ["height"],
+    });
+    let register = message("register", serde_json::from_value(kwargs).expect("an object"));
+    let mut bytes = bytes::BytesMut::new();
+    register.encode(&mut bytes).expect("fits");
+    program.write_all(&bytes).await.expect("written");
+    changes.changed().await.expect("it is taken in");
+
+    let traits = |idempotent, while_stopped, flight| Traits {
+        idempotent,
+        while_stopped,
+        flight,
+    };
+    assert_eq!(place.actions.traits("fly"), traits(false, false, true));
+    assert_eq!(place.actions.traits("height"), traits(true, true, false));
+    let offer = serde_json::to_value(place.actions.offer()).expect("JSON");
+    assert_eq!(offer["actions"]["fly"]["class"], "flight");
+
+    // Whoever ends it early is not kept waiting by another program.
+    let command = place.command(Role::Operator, "fly", json!({}));
+    let end = command.stop.clone();
+    let running = tokio::spawn({
+        let actions = place.actions.clone();
+        async move { actions.run(command).await }
+    });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(!running.is_finished(), "it waits for its answer");
+    end.cancel();
+    let reply = running.await.expect("no panic");
+    assert_eq!(reply.state, Outcome::Failed);
+    assert!(
+        reply
+            .error
+            .is_some_and(|error| error.starts_with("ended early; the plug-in copter was told"))
+    );
+
+    drop(program);
+    changes.changed().await.expect("it is gone");
+    assert_eq!(place.actions.traits("fly"), Traits::default());
+    assert!(place.actions.offer().actions.is_empty());
+    let says = "no action is called \"fly\"; this node's own: none";
+    place.refused("fly", json!({}), says).await;
+}
+
+#[tokio::test]
+async fn an_offer_is_bounded() {
+    let action = |n: usize| format!("actions.a{n}.command = [\"true\"]\n");
+    let place = Place::new(&(0..OFFERED_MAX + 10).map(action).collect::<String>());
+    assert_eq!(place.actions.offer().actions.len(), OFFERED_MAX);
 }
 
 #[tokio::test]
@@ -219,13 +331,17 @@ async fn a_late_command_does_not_begin() {
     let place = Place::new(FILE);
     let mark = place.dir.path().join("mark");
     let command = Command {
-        id: 1,
-        peer: PublicKey([2; 32]).id(),
+        id: CommandId {
+            issuer: PublicKey([2; 32]).id(),
+            epoch: 1,
+            seq: 1,
+        },
         role: Role::Admin,
         action: "execute".to_owned(),
         arguments: serde_json::from_value(json!({"kwargs": {"program": "touch", "args": [mark]}}))
             .expect("arguments"),
         deadline: Some(clock::now()),
+        stop: place.stop.clone(),
     };
     assert_eq!(place.actions.run(command).await.state, Outcome::Expired);
     assert!(!mark.exists());

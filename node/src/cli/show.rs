@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use serde_json::json;
 
-use crate::status::View;
+use crate::status::{PluginView, View};
 
 /// The name and the id, in groups and whole.
 pub(super) fn id(name: Option<&str>, id: &str, json: bool) -> String {
@@ -62,6 +62,9 @@ pub(super) fn status(view: &View, json: bool) -> anyhow::Result<String> {
             span(link.up_s)
         )?;
     }
+    for plugin in &view.plugins {
+        writeln!(text, "plug-in  {}", describe(plugin))?;
+    }
     if let Some(refusal) = &view.last_refusal {
         writeln!(text, "refused  {refusal}")?;
     }
@@ -72,6 +75,25 @@ pub(super) fn status(view: &View, json: bool) -> anyhow::Result<String> {
         writeln!(text, "  {warning}")?;
     }
     Ok(text)
+}
+
+/// A plug-in in one line.
+fn describe(plugin: &PluginView) -> String {
+    let mut parts = Vec::new();
+    if let Some(pid) = plugin.pid {
+        parts.push(format!("process {pid}"));
+    }
+    parts.push(format!("up {}", span(plugin.up_s)));
+    for (what, names) in [
+        ("actions", &plugin.actions),
+        ("requests", &plugin.requests),
+        ("telemetry", &plugin.telemetry),
+    ] {
+        if !names.is_empty() {
+            parts.push(format!("{what} {}", names.join(" ")));
+        }
+    }
+    format!("{}: {}", plugin.name, parts.join(", "))
 }
 
 fn span(seconds: u64) -> String {
@@ -107,6 +129,15 @@ mod tests {
                 up_s: 75,
                 since: None,
             }],
+            plugins: vec![PluginView {
+                name: "lamp".to_owned(),
+                pid: Some(42),
+                actions: vec!["blink".to_owned(), "glow".to_owned()],
+                requests: Vec::new(),
+                telemetry: vec!["blinks".to_owned()],
+                up_s: 61,
+                since: None,
+            }],
             config: "/etc/c.toml".to_owned(),
             state_dir: "/var/lib/swarm-node".to_owned(),
             state_problem: Some("Read-only file system".to_owned()),
@@ -122,6 +153,7 @@ mod tests {
                  NOTHING CAN BE REMEMBERED: Read-only file system
         links    1
                  station laptop ffff-0000-1111-2222 at 10.0.0.2:7421, up 1 min
+        plug-in  lamp: process 42, up 1 min, actions blink glow, telemetry blinks
         refused  wrong fleet
         warnings
           WARN careful

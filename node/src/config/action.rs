@@ -17,14 +17,14 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest value of a string argument, in bytes.
 pub const TEXT_BYTES_MAX: usize = 4096;
 
-/// What kind of deed an action is. Accepted for what is to come: flight actions will be refused when they are late.
+/// What kind of deed an action is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Class {
     /// May be queued for a node that is away.
     #[default]
     Ordinary,
-    /// Moves something: never late.
+    /// Moves something: at most two seconds old when it starts, and it never waits for a node that is away.
     Flight,
 }
 

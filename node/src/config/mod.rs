@@ -134,6 +134,8 @@ pub struct Config {
     pub notify: Notify,
     /// Readings.
     pub telemetry: Telemetry,
+    /// Programs on this device that add to the node.
+    pub plugins: Plugins,
     /// What an emergency stop runs.
     pub emergency_stop: Option<EmergencyStop>,
     /// What the loss of every station runs.
@@ -164,6 +166,7 @@ impl Default for Config {
             reboot: Reboot::default(),
             notify: Notify::default(),
             telemetry: Telemetry::default(),
+            plugins: Plugins::default(),
             emergency_stop: None,
             lost_link: None,
             actions: BTreeMap::new(),
@@ -331,6 +334,20 @@ impl Default for Telemetry {
     }
 }
 
+/// `[plugins]`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Plugins {
+    /// Whether programs may register at `plugin.sock` in the state directory.
+    pub enabled: bool,
+}
+
+impl Default for Plugins {
+    fn default() -> Self {
+        Self { enabled: true }
+    }
+}
+
 /// `[emergency_stop]`
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -474,17 +491,6 @@ impl Config {
         }
         if self.lost_link.is_some() {
             found.push("lost_link".to_owned());
-        }
-        for (name, action) in &self.actions {
-            if action.while_stopped {
-                found.push(format!("actions.{}.while_stopped", name.as_str()));
-            }
-            if action.idempotent {
-                found.push(format!("actions.{}.idempotent", name.as_str()));
-            }
-            if action.class == Class::Flight {
-                found.push(format!("actions.{}.class", name.as_str()));
-            }
         }
         found
     }

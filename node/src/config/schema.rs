@@ -78,6 +78,7 @@ pub(super) const TOP: &[Key] = &[
         "telemetry",
         Table(&[key("interval", Text), key("command", Value), key("timeout", Text)]),
     ),
+    key("plugins", Table(&[key("enabled", Value)])),
     key("emergency_stop", Table(PROGRAM)),
     key(
         "lost_link",

@@ -45,10 +45,7 @@ fn the_shipped_example_is_right_as_it_is_and_with_everything_in_use() {
     let full = parse(&full_example()).expect("everything in use");
     assert_eq!(full.actions.len(), 1);
     assert_eq!(full.tag_map().get("row").map(String::as_str), Some("3"));
-    assert_eq!(
-        full.not_acted_on(),
-        ["emergency_stop", "lost_link", "actions.led.idempotent"]
-    );
+    assert_eq!(full.not_acted_on(), ["emergency_stop", "lost_link"]);
 }
 
 #[test]
@@ -63,6 +60,7 @@ fn the_example_shows_the_defaults() {
         (bare.keepalive, bare.heartbeat, bare.execute),
         (full.keepalive, full.heartbeat, full.execute)
     );
+    assert_eq!(bare.plugins, full.plugins);
     assert_eq!(bare.reboot.command, full.reboot.command);
     assert_eq!(bare.notify.timeout, full.notify.timeout);
     assert_eq!(bare.telemetry.interval, full.telemetry.interval);

@@ -1,52 +1,102 @@
 //! Commands on the control connection, and the replies to them.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::from_value;
-use swarm_shared::net::clock;
 use swarm_shared::net::peer::{PeerInfo, PeerLink};
+use swarm_shared::proto::delivery::CommandId;
+use swarm_shared::proto::id::PeerId;
 use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::outcome::Reply;
 use swarm_shared::proto::parcel::Parcel;
 use swarm_shared::proto::session::Outgoing;
+use swarm_shared::proto::trust::gate::{ActionClass, classify};
 use swarm_shared::proto::wire::{CONTENT_BYTES_MAX, Frame, Header, WireError};
 
-use super::Work;
-use super::files::send_file;
+use super::acts::Acts;
+use super::files::{FILE_TRANSFER, send_file};
+use super::{Linked, Work};
 use crate::actions::Command;
 
-/// Commands that may be at work at once; one more is refused as busy.
+/// Commands that read, or move a file, and may be at work at once; one more is refused as busy.
 pub(super) const COMMANDS_MAX: usize = 256;
+/// Replies that may wait for room at once.
+pub(super) const ANSWERS_MAX: usize = 512;
 /// How long a reply waits for room.
 pub(super) const ANSWER_PATIENCE: Duration = Duration::from_secs(60);
 
+/// The way to whoever waits for an answer.
+pub(super) struct Reach<'a> {
+    pub(super) work: &'a Work,
+    pub(super) peers: &'a BTreeMap<PeerId, Linked>,
+}
+
+impl Reach<'_> {
+    /// The issuer's link; `None` while it has none.
+    pub(super) fn link(&self, id: CommandId) -> Option<&PeerLink> {
+        self.peers.get(&id.issuer).map(|linked| &linked.link)
+    }
+}
+
+/// Takes a command that the gate has let in: what reads or moves a file goes its own way, what acts goes to the desk.
+pub(super) fn take_command(
+    acts: &mut Acts,
+    reach: &Reach<'_>,
+    peer: &PeerInfo,
+    frame: Frame,
+    deadline: Option<Instant>,
+) {
+    let work = reach.work;
+    let Some(link) = reach.peers.get(&peer.id).map(|linked| &linked.link) else {
+        return;
+    };
+    let arguments = match arguments(&frame) {
+        Ok(arguments) => arguments,
+        Err(reply) => return work.answer_soon(link, frame.header, reply),
+    };
+    let Frame { header, content } = frame;
+    let identity = CommandId::of(peer.id, &header);
+    let action = header.action.clone().unwrap_or_default();
+    let class = classify(&action, &arguments);
+    let command = Command {
+        // What only reads may do without.
+        id: identity.unwrap_or(CommandId {
+            issuer: peer.id,
+            epoch: header.epoch.unwrap_or_default(),
+            seq: header.id.unwrap_or_default(),
+        }),
+        role: peer.role,
+        action,
+        arguments,
+        deadline,
+        stop: work.stop.child_token(),
+    };
+    match class {
+        ActionClass::Read => work.run_aside(link, header, command),
+        ActionClass::Act if command.action == FILE_TRANSFER => work.run_aside(link, header, command),
+        ActionClass::Act | ActionClass::Execute if identity.is_none() => {
+            let reply = Reply::refused("what acts needs an identity: send `id` and `epoch`");
+            work.answer_soon(link, header, reply);
+        }
+        ActionClass::Act | ActionClass::Execute => acts.command(command, &header, &content, reach),
+    }
+}
+
 impl Work {
-    /// Runs a command that the gate has let in; its reply goes back over `link`.
-    pub(super) fn take_command(&self, peer: &PeerInfo, link: &PeerLink, frame: Frame) {
-        let arrived = clock::now();
+    /// Runs a command that harms nobody by running twice; its reply goes back over `link`.
+    fn run_aside(&self, link: &PeerLink, header: Header, command: Command) {
         let Ok(turn) = Arc::clone(&self.commands).try_acquire_owned() else {
             return answer(
                 link,
-                &frame.header,
+                &header,
                 &Reply::refused("busy: too many commands at once; try again"),
             );
         };
-        let arguments = match arguments(&frame) {
-            Ok(arguments) => arguments,
-            Err(reply) => return self.answer_soon(link, frame.header, reply),
-        };
-        let (work, link, header) = (self.clone(), link.clone(), frame.header);
-        let command = Command {
-            id: header.id.unwrap_or_default(),
-            peer: peer.id,
-            role: peer.role,
-            action: header.action.clone().unwrap_or_default(),
-            arguments,
-            deadline: header.ttl.map(|ttl| arrived + Duration::from_millis(ttl)),
-        };
+        let (work, link) = (self.clone(), link.clone());
         self.tasks.spawn(async move {
-            let reply = if command.action == "filetransfer" {
+            let reply = if command.action == FILE_TRANSFER {
                 send_file(&work.endpoint, &work.transfers, &command).await
             } else {
                 work.actions.run(command).await
@@ -56,13 +106,20 @@ impl Work {
         });
     }
 
-    /// Answers without keeping its caller waiting.
+    /// Answers without keeping its caller waiting. If too many wait for room already, the answer is lost: whoever
+    /// needs it asks again.
     pub(super) fn answer_soon(&self, link: &PeerLink, command: Header, reply: Reply) {
+        let Ok(turn) = Arc::clone(&self.answers).try_acquire_owned() else {
+            return answer(link, &command, &reply);
+        };
         let link = link.clone();
-        self.tasks
-            .spawn(async move { answer_in_turn(&link, &command, &reply).await });
+        self.tasks.spawn(async move {
+            answer_in_turn(&link, &command, &reply).await;
+            drop(turn);
+        });
     }
 }
+
 pub(super) fn arguments(frame: &Frame) -> Result<Arguments, Reply> {
     let unreadable = |error: &dyn std::fmt::Display| {
         Reply::refused(format!(

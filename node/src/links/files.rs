@@ -1,7 +1,11 @@
 //! Files on their way in and out, over a connection of their own.
 
+use std::time::Instant;
+
+use swarm_shared::net::clock;
 use swarm_shared::net::endpoint::Endpoint;
 use swarm_shared::net::peer::{PeerEvent, PeerLink};
+use swarm_shared::proto::delivery::CommandId;
 use swarm_shared::proto::message::FileEnd;
 use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::parcel::Parcel;
@@ -14,20 +18,22 @@ use super::commands::{ANSWER_PATIENCE, answer_in_turn, arguments};
 use crate::actions::Command;
 use crate::transfers::Transfers;
 
+/// The action that moves files. It may be repeated: a file under its own name is whole.
+pub(super) const FILE_TRANSFER: &str = "filetransfer";
 /// Chunks of one file that wait for its connection.
 const CHUNKS_WAITING: usize = 2;
 
 /// A file that the peer asks for, on its way over the connection for files.
 pub(super) async fn send_file(endpoint: &Endpoint, transfers: &Transfers, command: &Command) -> Reply {
     let (chunks, frames) = mpsc::channel::<Frame>(CHUNKS_WAITING);
-    let mut outcome = transfers.begin(command.peer, command.id, &command.arguments, chunks);
+    let mut outcome = transfers.begin(command.id, &command.arguments, chunks);
     let ended = |outcome: Result<Reply, _>| {
         outcome.unwrap_or_else(|_: oneshot::error::RecvError| Reply::failed("the node is shutting down"))
     };
     let moving = async move {
         // Closed when nothing can be passed on any more, so that the transfer hears of it at once.
         let mut frames = frames;
-        let Ok(bulk) = endpoint.bulk(command.peer).await else {
+        let Ok(bulk) = endpoint.bulk(command.id.issuer).await else {
             return;
         };
         while let Some(frame) = frames.recv().await {
@@ -65,20 +71,26 @@ pub(super) async fn send_file(endpoint: &Endpoint, transfers: &Transfers, comman
 pub(super) async fn take_files(work: Work, bulk: PeerLink, mut events: mpsc::Receiver<PeerEvent>) {
     let peer_id = bulk.id();
     while let Some(event) = events.recv().await {
-        let PeerEvent::Frame { frame, .. } = event else {
+        let PeerEvent::Frame { frame, deadline, .. } = event else {
             continue;
         };
-        let Some(id) = frame.header.id else { continue };
+        let named = || work.transfers.named(peer_id, &frame.header);
         match frame.header.kind {
             Some(Kind::Chunk) => {
                 let offset = frame.header.offset.unwrap_or_default();
-                work.transfers.chunk(peer_id, id, offset, frame.content).await;
+                if let Some(id) = named() {
+                    work.transfers.chunk(id, offset, frame.content).await;
+                }
             }
             Some(Kind::ChunkEnd) => match frame.read::<FileEnd>() {
-                Ok(end) => work.transfers.end(peer_id, id, end),
-                Err(error) => tracing::warn!(%error, id, "unreadable end of a file"),
+                Ok(end) => {
+                    if let Some(id) = named() {
+                        work.transfers.end(id, end);
+                    }
+                }
+                Err(error) => tracing::warn!(%error, id = frame.header.id, "unreadable end of a file"),
             },
-            Some(Kind::Command) => begin_file(&work, &bulk, id, *frame),
+            Some(Kind::Command) => begin_file(&work, &bulk, *frame, deadline),
             _ => tracing::debug!(kind = ?frame.header.kind, "frame not asked for"),
         }
     }
@@ -86,12 +98,12 @@ pub(super) async fn take_files(work: Work, bulk: PeerLink, mut events: mpsc::Rec
 
 /// The command that announces a file. The transfer is known before the next frame is read. The reply goes back on
 /// the session that the command came on: there it is waited for.
-fn begin_file(work: &Work, link: &PeerLink, id: u64, frame: Frame) {
-    if frame.header.action.as_deref() != Some("filetransfer") {
+fn begin_file(work: &Work, link: &PeerLink, frame: Frame, deadline: Option<Instant>) {
+    if frame.header.action.as_deref() != Some(FILE_TRANSFER) {
         let reply = Reply::refused("only filetransfer comes on a connection for files");
         return work.answer_soon(link, frame.header, reply);
     }
-    if frame.header.ttl == Some(0) {
+    if deadline.is_some_and(|deadline| clock::now() >= deadline) {
         let reply = Reply::ended(Outcome::Expired, "too late when it arrived");
         return work.answer_soon(link, frame.header, reply);
     }
@@ -99,9 +111,14 @@ fn begin_file(work: &Work, link: &PeerLink, id: u64, frame: Frame) {
         Ok(arguments) => arguments,
         Err(reply) => return work.answer_soon(link, frame.header, reply),
     };
+    let id = CommandId {
+        issuer: link.id(),
+        epoch: frame.header.epoch.unwrap_or_default(),
+        seq: frame.header.id.unwrap_or_default(),
+    };
     // A file that comes in sends nothing, so nobody reads this.
     let (nothing, _unread) = mpsc::channel(1);
-    let outcome = work.transfers.begin(link.id(), id, &arguments, nothing);
+    let outcome = work.transfers.begin(id, &arguments, nothing);
     let link = link.clone();
     work.tasks.spawn(async move {
         let reply = outcome

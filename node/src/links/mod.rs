@@ -6,6 +6,7 @@
 //! | one for each command | its reply | with the reply |
 //! | one for each peer that moves files | nothing: passes chunks on in order | with the peer's session |
 
+mod acts;
 mod commands;
 mod files;
 #[cfg(test)]
@@ -13,7 +14,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use swarm_shared::net::clock;
@@ -25,14 +26,17 @@ use swarm_shared::net::peer::{PeerEvent, PeerInfo, PeerLink};
 use swarm_shared::net::socket::KeepaliveConfig;
 use swarm_shared::proto::dial::{Hint, Source};
 use swarm_shared::proto::id::{PeerId, PeerKind};
-use swarm_shared::proto::session::Timing;
+use swarm_shared::proto::message::Offer;
+use swarm_shared::proto::parcel::Parcel;
+use swarm_shared::proto::session::{Outgoing, Timing};
 use swarm_shared::proto::trust::Membership;
-use swarm_shared::proto::wire::Kind;
+use swarm_shared::proto::wire::{Frame, Kind, Lane};
 use tokio::sync::{Semaphore, mpsc, watch};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
-use self::commands::COMMANDS_MAX;
+use self::acts::Acts;
+use self::commands::{ANSWERS_MAX, COMMANDS_MAX, Reach, take_command};
 use self::files::take_files;
 use crate::actions::Actions;
 use crate::daemon::Node;
@@ -41,11 +45,19 @@ use crate::memory::Memory;
 use crate::status::{LinkView, Status};
 use crate::transfers::Transfers;
 
+/// How long what runs may take to end at shutdown, until its outcome is written.
+const DRAIN_MAX: Duration = Duration::from_secs(4);
+
+/// How long a change of what this node can do is held back, so that a plug-in that comes and goes does not fill links.
+const OFFER_AFTER: Duration = Duration::from_millis(200);
+
 /// The links of a running node.
 #[derive(Debug)]
 pub struct Links {
     endpoint: Endpoint,
     presence: Presence,
+    /// Cancelled once nothing runs any more.
+    drained: CancellationToken,
 }
 
 /// A linked peer.
@@ -62,12 +74,16 @@ struct Work {
     actions: Actions,
     transfers: Transfers,
     commands: Arc<Semaphore>,
+    answers: Arc<Semaphore>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
 
 struct Task {
     work: Work,
+    acts: Acts,
+    /// Cancels [`Links::drained`] when this task ends, however it does.
+    _drained: DropGuard,
     memory: Memory,
     status: Status,
     peers: BTreeMap<PeerId, Linked>,
@@ -120,11 +136,21 @@ impl Links {
             actions: node.actions.clone(),
             transfers: node.transfers.clone(),
             commands: Arc::new(Semaphore::new(COMMANDS_MAX)),
+            answers: Arc::new(Semaphore::new(ANSWERS_MAX)),
             tasks: node.tasks.clone(),
             stop: node.stop.clone(),
         };
+        let acts = Acts::new(
+            node.actions.clone(),
+            node.journal.clone(),
+            node.ledger.clone(),
+            node.tasks.clone(),
+        );
+        let drained = CancellationToken::new();
         let task = Task {
             work,
+            acts,
+            _drained: drained.clone().drop_guard(),
             memory: memory.clone(),
             status: node.status.clone(),
             peers: BTreeMap::new(),
@@ -146,11 +172,18 @@ impl Links {
             stop: node.stop.clone(),
         };
         node.tasks.spawn(enrol::run(enrolment));
-        Ok(Self { endpoint, presence })
+        Ok(Self {
+            endpoint,
+            presence,
+            drained,
+        })
     }
 
-    /// Says goodbye to all peers and ends.
+    /// Waits until the outcomes of what ran are kept, says goodbye to all peers, and ends. The node's `stop` is
+    /// cancelled before.
     pub async fn shut_down(self) {
+        // The task itself gives up after that time.
+        self.drained.cancelled().await;
         self.presence.shutdown().await;
         self.endpoint.shutdown().await;
     }
@@ -160,14 +193,28 @@ impl Task {
     async fn run(mut self, mut events: Events, mut name: watch::Receiver<swarm_shared::proto::id::NodeName>) {
         let mut membership = self.work.endpoint.membership();
         self.show_fleet(membership.borrow_and_update().clone().as_deref());
+        let mut offers = self.work.actions.offer_changes();
+        let mut offer_at = None;
         let stop = self.work.stop.clone();
         loop {
             tokio::select! {
                 biased;
-                () = stop.cancelled() => return,
+                () = stop.cancelled() => return self.drain().await,
+                word = self.acts.word() => {
+                    let reach = Reach { work: &self.work, peers: &self.peers };
+                    self.acts.take(word, &reach);
+                }
                 Ok(()) = membership.changed() => {
                     let now = membership.borrow_and_update().clone();
                     self.keep_fleet(now.as_deref()).await;
+                }
+                Ok(()) = offers.changed(), if offer_at.is_none() => {
+                    offers.borrow_and_update();
+                    offer_at = Some(clock::now() + OFFER_AFTER);
+                }
+                () = clock::sleep_until(offer_at.unwrap_or_else(clock::now)), if offer_at.is_some() => {
+                    offer_at = None;
+                    self.offer_all();
                 }
                 Ok(()) = name.changed() => {
                     let name = name.borrow_and_update().clone();
@@ -176,6 +223,24 @@ impl Task {
                 Some(notice) = events.notices.recv() => self.take_notice(&notice),
                 Some(event) = events.peers.recv() => self.take_event(event).await,
             }
+        }
+    }
+
+    /// What runs is being killed: its outcomes are written, and told to whoever is linked.
+    async fn drain(&mut self) {
+        let reach = Reach {
+            work: &self.work,
+            peers: &self.peers,
+        };
+        self.acts.close(&reach);
+        let drained = async {
+            while !self.acts.is_idle() {
+                let word = self.acts.word().await;
+                self.acts.take(word, &reach);
+            }
+        };
+        if tokio::time::timeout(DRAIN_MAX, drained).await.is_err() {
+            tracing::warn!(max = ?DRAIN_MAX, "what ran did not end in time; its outcome will be unknown");
         }
     }
 
@@ -217,10 +282,18 @@ impl Task {
             PeerEvent::Bulk { link, events, .. } => {
                 self.work.tasks.spawn(take_files(self.work.clone(), link, events));
             }
-            PeerEvent::Frame { peer, frame, .. } => {
-                let link = self.peers.get(&peer.id).map(|linked| linked.link.clone());
-                if let (Some(link), Some(Kind::Command)) = (link, frame.header.kind) {
-                    self.work.take_command(&peer, &link, *frame);
+            PeerEvent::Frame {
+                peer,
+                frame,
+                deadline,
+                ..
+            } => {
+                if frame.header.kind == Some(Kind::Command) {
+                    let reach = Reach {
+                        work: &self.work,
+                        peers: &self.peers,
+                    };
+                    take_command(&mut self.acts, &reach, &peer, *frame, deadline);
                 }
             }
         }
@@ -242,6 +315,9 @@ impl Task {
         let Ok(link) = self.work.endpoint.open(peer.id).await else {
             return;
         };
+        if peer.kind == PeerKind::Station {
+            offer(&link, &self.work.actions.offer());
+        }
         let id = peer.id;
         self.peers.insert(
             id,
@@ -252,6 +328,18 @@ impl Task {
             },
         );
         self.show_links();
+    }
+
+    /// What this node can do has changed.
+    fn offer_all(&self) {
+        let stations = self
+            .peers
+            .values()
+            .filter(|linked| linked.info.kind == PeerKind::Station);
+        let now = self.work.actions.offer();
+        for linked in stations {
+            offer(&linked.link, &now);
+        }
     }
 
     fn show_links(&self) {
@@ -265,5 +353,22 @@ impl Task {
         };
         let links: Vec<LinkView> = self.peers.values().map(view).collect();
         self.status.update(|facts| facts.links = links);
+    }
+}
+
+/// Tells a station what this node can do. A station that does not hear it takes every action for an ordinary one.
+fn offer(link: &PeerLink, offer: &Offer) {
+    let sent = Parcel::new(&Frame::json(Kind::Offer, offer))
+        .map_err(|error| error.to_string())
+        .and_then(|parcel| {
+            let outgoing = Outgoing {
+                parcel,
+                lane: Lane::Control,
+                deadline: None,
+            };
+            link.try_send(outgoing).map_err(|error| error.to_string())
+        });
+    if let Err(error) = sent {
+        tracing::warn!(peer = %link.id().short(), error, "it is not told what this node can do");
     }
 }

@@ -2,6 +2,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use swarm_shared::net::roots::Roots;
+use swarm_shared::proto::delivery::CommandId;
 use swarm_shared::proto::id::{NodeName, PublicKey};
 use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::outcome::Outcome;
@@ -11,8 +12,7 @@ use super::files::send_file;
 use super::*;
 use crate::actions::Command;
 
-#[tokio::test]
-async fn a_file_for_a_peer_that_never_comes_back_is_given_up() {
+pub(super) fn endpoint() -> Endpoint {
     let config = endpoint::Config {
         kind: PeerKind::Node,
         name: NodeName::from_host("n1"),
@@ -25,6 +25,12 @@ async fn a_file_for_a_peer_that_never_comes_back_is_given_up() {
     };
     let identity = Identity::new(SigningKey::from_seed([1; 32])).expect("randomness");
     let (endpoint, _events) = Endpoint::start(config, Arc::new(identity)).expect("started");
+    endpoint
+}
+
+#[tokio::test]
+async fn a_file_for_a_peer_that_never_comes_back_is_given_up() {
+    let endpoint = endpoint();
     let dir = tempfile::tempdir().expect("a directory");
     let file = std::fs::File::create(dir.path().join("big")).expect("made");
     // More than all queues on the way hold.
@@ -33,8 +39,11 @@ async fn a_file_for_a_peer_that_never_comes_back_is_given_up() {
     let transfers = Transfers::with_idle(roots, CancellationToken::new(), Duration::from_millis(300));
     let kwargs = json!({ "op": "pull", "path": "r/big" });
     let command = Command {
-        id: 1,
-        peer: PublicKey([2; 32]).id(),
+        id: CommandId {
+            issuer: PublicKey([2; 32]).id(),
+            epoch: 1,
+            seq: 1,
+        },
         role: Role::Operator,
         action: "filetransfer".to_owned(),
         arguments: Arguments {
@@ -42,6 +51,7 @@ async fn a_file_for_a_peer_that_never_comes_back_is_given_up() {
             kwargs: kwargs.as_object().cloned().expect("an object"),
         },
         deadline: None,
+        stop: CancellationToken::new(),
     };
     let sent = send_file(&endpoint, &transfers, &command);
     let reply = tokio::time::timeout(Duration::from_secs(20), sent).await;

@@ -1,4 +1,4 @@
-//! Readings: what the kernel gives, and what the owner's command prints. What a device does not have is left out.
+//! Readings: what the kernel gives, what the owner's command prints, and what plug-ins tell. What a device does not have is left out.
 
 pub mod parse;
 
@@ -6,10 +6,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
+use swarm_shared::net::clock;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::config;
+use crate::plugins::Plugins;
 use crate::process::{self, End, Stderr};
 
 /// A set of readings.
@@ -28,6 +30,7 @@ pub struct Telemetry {
 struct Inner {
     config: config::Telemetry,
     disks: Vec<(String, PathBuf)>,
+    plugins: Plugins,
     owner: watch::Sender<Owner>,
     latest: watch::Sender<Sample>,
 }
@@ -40,12 +43,13 @@ struct Owner {
 }
 
 impl Telemetry {
-    /// Readings of the device and of these disks, by name.
-    pub fn new(config: config::Telemetry, disks: Vec<(String, PathBuf)>) -> Self {
+    /// Readings of the device, of these disks, by name, and of these plug-ins.
+    pub fn new(config: config::Telemetry, disks: Vec<(String, PathBuf)>, plugins: Plugins) -> Self {
         Self {
             inner: Arc::new(Inner {
                 config,
                 disks,
+                plugins,
                 owner: watch::Sender::new(Owner::default()),
                 latest: watch::Sender::new(Sample::new()),
             }),
@@ -78,6 +82,9 @@ impl Telemetry {
         let disks = self.inner.disks.clone();
         let system = tokio::task::spawn_blocking(move || system(&disks)).await;
         let mut sample = system.unwrap_or_default();
+        if let Some(readings) = self.inner.plugins.readings(clock::now()) {
+            sample.insert("plugins".to_owned(), readings);
+        }
         let owner = self.inner.owner.borrow();
         for (key, value) in &owner.fields {
             sample.entry(key).or_insert_with(|| value.clone());
@@ -231,6 +238,7 @@ mod tests {
                 ("state".to_owned(), "/".into()),
                 ("gone".to_owned(), "/no/such".into()),
             ],
+            Plugins::new(&config::Config::default()),
         )
     }
 

@@ -31,6 +31,14 @@ impl Place {
         }
     }
 
+    fn id(&self, seq: u64) -> CommandId {
+        CommandId {
+            issuer: self.peer,
+            epoch: 5,
+            seq,
+        }
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
@@ -42,7 +50,7 @@ impl Place {
 
     fn begin(&self, id: u64, kwargs: Value, bulk: mpsc::Sender<Frame>) -> oneshot::Receiver<Reply> {
         let arguments = serde_json::from_value(json!({"kwargs": kwargs})).expect("arguments");
-        self.transfers.begin(self.peer, id, &arguments, bulk)
+        self.transfers.begin(self.id(id), &arguments, bulk)
     }
 
     async fn send(&self, id: u64, content: &Bytes) {
@@ -50,10 +58,10 @@ impl Place {
         while offset < content.len() {
             let end = content.len().min(offset + FILE_CHUNK_BYTES);
             let part = content.slice(offset..end);
-            self.transfers.chunk(self.peer, id, offset as u64, part).await;
+            self.transfers.chunk(self.id(id), offset as u64, part).await;
             offset = end;
         }
-        self.transfers.end(self.peer, id, end_of(content));
+        self.transfers.end(self.id(id), end_of(content));
     }
 
     fn names(&self) -> Vec<String> {
@@ -183,7 +191,7 @@ async fn what_cannot_be_is_refused_or_failed_at_once() {
 async fn a_failed_transfer_drops_what_follows() {
     let place = Place::new(SOON);
     let outcome = place.push(1, "r/x", 10);
-    place.transfers.chunk(place.peer, 1, 5, content(5)).await;
+    place.transfers.chunk(place.id(1), 5, content(5)).await;
     assert_eq!(ended(outcome).await.0, Outcome::Failed);
     place.send(1, &content(10)).await;
     let outcome = place.push(1, "r/x", 10);
@@ -203,7 +211,7 @@ async fn silence_loss_and_shutdown_leave_nothing() {
     std::fs::write(place.path("f"), content(2_000_000)).expect("written");
     let out = place.begin(2, json!({"op": "pull", "path": "r/f"}), bulk);
     let lost = place.push(3, "r/y", 10);
-    place.transfers.chunk(place.peer, 3, 0, content(5)).await;
+    place.transfers.chunk(place.id(3), 0, content(5)).await;
     tokio::time::sleep(Duration::from_millis(50)).await;
     place.transfers.lost(place.peer);
     assert!(ended(lost).await.1.contains("connection was lost"));
@@ -245,8 +253,42 @@ async fn a_file_that_nobody_wants_any_more_is_not_sent_on() {
     let (bulk, mut frames) = mpsc::channel(1);
     let outcome = place.begin(1, json!({"op": "pull", "path": "r/big"}), bulk);
     frames.recv().await.expect("its first chunk");
-    place.transfers.end(place.peer, 1, end_of(b""));
+    place.transfers.end(place.id(1), end_of(b""));
     let (state, error) = ended(outcome).await;
     assert_eq!(state, Outcome::Failed, "{error}");
     assert_eq!(place.transfers.count(), 0);
+}
+
+#[tokio::test]
+async fn a_station_that_counts_anew_does_not_meet_its_old_transfers() {
+    let place = Place::new(IDLE_MAX);
+    let old = place.push(1, "r/old", 5);
+    let newer = CommandId {
+        epoch: 6,
+        ..place.id(1)
+    };
+    let kwargs = json!({"op": "push", "path": "r/new", "size": 5, "mode": 0o640});
+    let arguments = serde_json::from_value(json!({ "kwargs": kwargs })).expect("arguments");
+    let new = place.transfers.begin(newer, &arguments, mpsc::channel(1).0);
+
+    let part = |epoch| Header {
+        id: Some(1),
+        epoch,
+        ..Header::default()
+    };
+    assert_eq!(
+        place.transfers.named(place.peer, &part(Some(5))),
+        Some(place.id(1))
+    );
+    assert_eq!(place.transfers.named(place.peer, &part(Some(7))), None);
+    assert_eq!(
+        place.transfers.named(place.peer, &part(None)),
+        Some(newer),
+        "the newest"
+    );
+    place.transfers.chunk(newer, 0, content(5)).await;
+    place.transfers.end(newer, end_of(&content(5)));
+    assert_eq!(new.await.expect("a reply").state, Outcome::Done);
+    place.send(1, &content(5)).await;
+    assert_eq!(old.await.expect("a reply").state, Outcome::Done);
 }

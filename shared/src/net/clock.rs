@@ -1,14 +1,89 @@
 //! The one place where clocks are read.
+//!
+//! [`now`] counts the time that the machine was suspended (`CLOCK_BOOTTIME`): a command that was to run within two
+//! seconds is late after an hour's sleep. The runtime's timers do not count it (`CLOCK_MONOTONIC`), and neither does
+//! [`Instant::elapsed`]. So whoever waits for an instant of this clock waits with [`sleep_until`] or [`timeout_at`],
+//! and whoever measures from one asks [`since`]; `clippy.toml` bans the others.
+//!
+//! A timer that was set before a suspend rings late, by no more than was left of it then: what hangs on it, such as a
+//! heartbeat, is late once. What must not be late does not rely on timers; it compares with [`now`] when it acts.
 #![allow(
     clippy::disallowed_methods,
     reason = "everything else asks here, so that a test can see who reads a clock"
 )]
 
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// The monotonic clock: for deadlines and for measuring.
+use rustix::time::{ClockId, clock_gettime};
+use tokio::time::error::Elapsed;
+
+/// Readings of both clocks, from which the closest pair is taken.
+const PAIRINGS: usize = 8;
+
+/// One moment on both clocks.
+#[derive(Clone, Copy, Debug)]
+struct Base {
+    instant: Instant,
+    /// Since boot, with suspended time.
+    boot: Duration,
+}
+
+impl Base {
+    /// `None` where the kernel has no such clock.
+    fn take() -> Option<Self> {
+        let pair = || {
+            // In this order the mapped clock is never ahead of `Instant::now`, and behind it by this gap only.
+            let instant = Instant::now();
+            let boot = since_boot()?;
+            Some((instant.elapsed(), Self { instant, boot }))
+        };
+        let pairs = (0..PAIRINGS).map_while(|_again| pair());
+        pairs.min_by_key(|(gap, _)| *gap).map(|(_, base)| base)
+    }
+}
+
+fn since_boot() -> Option<Duration> {
+    Duration::try_from(clock_gettime(ClockId::Boottime)).ok()
+}
+
+/// The monotonic clock: for deadlines and for measuring. It never goes back, and goes on while the machine is suspended.
 pub fn now() -> Instant {
-    Instant::now()
+    static BASE: OnceLock<Option<Base>> = OnceLock::new();
+    let mapped = || {
+        let base = BASE.get_or_init(Base::take).as_ref()?;
+        base.instant.checked_add(since_boot()?.checked_sub(base.boot)?)
+    };
+    mapped().unwrap_or_else(Instant::now)
+}
+
+/// How long ago `then` was; zero if it is still to come.
+pub fn since(then: Instant) -> Duration {
+    now().saturating_duration_since(then)
+}
+
+/// `at` on the runtime's clock, if nothing is suspended until then.
+pub fn on_timers(at: Instant) -> tokio::time::Instant {
+    let left = at.saturating_duration_since(now());
+    let from = tokio::time::Instant::now();
+    // Too far for the clock is too far for anybody to see.
+    from.checked_add(left).unwrap_or(from + FAR)
+}
+
+/// Longer than any program runs.
+const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
+
+/// Waits until `at`.
+pub fn sleep_until(at: Instant) -> tokio::time::Sleep {
+    tokio::time::sleep_until(on_timers(at))
+}
+
+/// Waits for `future`, until `at` at the latest.
+///
+/// # Errors
+/// [`Elapsed`]: it was not ready by then.
+pub async fn timeout_at<F: IntoFuture>(at: Instant, future: F) -> Result<F::Output, Elapsed> {
+    tokio::time::timeout_at(on_timers(at), future).await
 }
 
 /// Wall-clock time in milliseconds since 1970-01-01 UTC; 0 if the clock is before that. For people and logs, for what
@@ -18,4 +93,67 @@ pub fn unix_time_ms() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// Milliseconds since this machine booted, with those that it slept; 0 where the kernel has no such clock. Every program
+/// on the machine can read it, for what they tell one another.
+pub fn boot_time_ms() -> u64 {
+    since_boot().map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Readings that are compared.
+    const READINGS: usize = 100_000;
+
+    #[test]
+    fn it_agrees_with_the_standard_clock_while_nothing_is_suspended() {
+        now();
+        let (before, boot) = (Instant::now(), now());
+        assert!(boot <= Instant::now(), "never ahead");
+        // Generous for a machine that stops a thread between two readings.
+        assert!(before.saturating_duration_since(boot) < Duration::from_millis(50));
+    }
+
+    #[test]
+    fn it_never_goes_back() {
+        let mut last = now();
+        for _ in 0..READINGS {
+            let next = now();
+            assert!(next >= last);
+            last = next;
+        }
+    }
+
+    #[test]
+    fn it_is_mapped_from_the_clock_that_counts_suspended_time() {
+        let base = Base::take().expect("a kernel with CLOCK_BOOTTIME");
+        let uptime = std::fs::read_to_string("/proc/uptime").expect("readable");
+        let uptime: f64 = uptime
+            .split(' ')
+            .next()
+            .and_then(|s| s.parse().ok())
+            .expect("seconds");
+        assert!(
+            (base.boot.as_secs_f64() - uptime).abs() < 5.0,
+            "{base:?}, up {uptime} s"
+        );
+    }
+
+    #[tokio::test]
+    async fn what_is_waited_for_has_come() {
+        for left in [0, 1, 5, 20].map(Duration::from_millis) {
+            let at = now() + left;
+            sleep_until(at).await;
+            assert!(now() >= at);
+            let at = now() + left;
+            let late = timeout_at(at, std::future::pending::<()>()).await;
+            assert!(late.is_err() && now() >= at);
+        }
+        let far = now() + FAR;
+        assert!(timeout_at(far, async {}).await.is_ok());
+        assert!(since(now() + FAR).is_zero());
+    }
 }

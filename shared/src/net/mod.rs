@@ -1,5 +1,6 @@
 //! The half that carries out: sockets, TLS, discovery, files, timers and tasks.
 
+pub mod boot;
 pub mod clock;
 pub mod codec;
 mod conn;
@@ -8,6 +9,7 @@ pub mod endpoint;
 pub mod handshake;
 pub mod identity;
 pub mod join;
+pub mod journal;
 pub mod peer;
 pub mod random;
 pub mod roots;

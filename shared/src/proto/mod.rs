@@ -14,6 +14,7 @@ pub mod outcome;
 pub mod parcel;
 pub mod pending;
 pub mod ping;
+pub mod plugin;
 pub mod selector;
 pub mod session;
 pub mod stop;

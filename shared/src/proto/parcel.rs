@@ -25,6 +25,7 @@ pub struct Parcel {
     /// The content, if it is long.
     rest: Bytes,
     epoch: Option<u64>,
+    question: bool,
 }
 
 /// The header keys that belong to one transmission.
@@ -98,7 +99,23 @@ impl Parcel {
             head,
             rest,
             epoch: frame.header.epoch,
+            question: false,
         })
+    }
+
+    /// The same command as a question after its end: its time to live is told as 0, so that whoever has not begun it
+    /// never will, and whoever has says how it ended.
+    #[must_use]
+    pub fn question(self) -> Self {
+        Self {
+            question: true,
+            ..self
+        }
+    }
+
+    /// Whether it is a question; see [`Self::question`].
+    pub fn is_question(&self) -> bool {
+        self.question
     }
 
     /// The epoch that its frame names: a reply to it names the same.

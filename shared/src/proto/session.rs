@@ -24,6 +24,10 @@ use super::parcel::{OutBuffer, Parcel, Trailer};
 use super::pending::{Pending, PendingError};
 use super::wire::{Frame, Header, Kind, Lane, WireError};
 
+mod stamps;
+
+use stamps::{Stamps, millis_up};
+
 /// The session's clocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timing {
@@ -69,7 +73,12 @@ pub enum Event<T> {
         resumed: bool,
     },
     /// A frame for the application: each once, in order within its lane.
-    Frame(Box<Frame>),
+    Frame {
+        /// The frame.
+        frame: Box<Frame>,
+        /// When it is too late to act on it: never later than its sender meant, however long it was on its way.
+        deadline: Option<Instant>,
+    },
     /// A request that waited has ended.
     Settled(T, Settled),
     /// Nothing was heard for [`Timing::silent_after`].
@@ -197,6 +206,7 @@ pub struct Session<T> {
     last_heard: Instant,
     last_sent: Instant,
     silent: bool,
+    stamps: Stamps,
     heartbeat: Parcel,
     ack: Parcel,
     events: Vec<Event<T>>,
@@ -231,6 +241,7 @@ impl<T> Session<T> {
             last_heard: now,
             last_sent: now,
             silent: false,
+            stamps: Stamps::new(now),
             heartbeat: empty(Kind::Heartbeat)?,
             ack: empty(Kind::Ack)?,
             events: Vec::new(),
@@ -276,6 +287,7 @@ impl<T> Session<T> {
         self.last_heard = now;
         self.last_sent = now;
         self.silent = false;
+        self.stamps.forget();
     }
 
     /// The link is gone. What waits, waits for the next one.
@@ -334,6 +346,7 @@ impl<T> Session<T> {
     /// Never in practice: [`WireError`] if the welcome did not encode.
     pub fn transmit(&mut self, to: &mut OutBuffer, room: usize, now: Instant) -> Result<(), WireError> {
         let before = to.len();
+        let stamp = Some(self.stamps.stamp(now));
         if self.welcome_due
             && let Some(peer_instance) = self.peer
         {
@@ -344,7 +357,10 @@ impl<T> Session<T> {
             };
             to.put(
                 &Parcel::new(&Frame::json(Kind::Welcome, &welcome))?,
-                Trailer::default(),
+                Trailer {
+                    stamp,
+                    ..Trailer::default()
+                },
             );
             self.welcome_due = false;
         }
@@ -352,34 +368,36 @@ impl<T> Session<T> {
             for item in self.outbox.expire(now) {
                 self.settle_item(&item, Settled::Expired);
             }
+            // An acknowledgement never goes without our clock.
+            let word = |received| Trailer {
+                ack: Some(received),
+                stamp,
+                ..Trailer::default()
+            };
             while to.len() < room {
-                let ack = self.ack_due.map(|_due| self.received);
+                let word = self.ack_due.map(|_due| word(self.received));
                 let Some((seq, item)) = self.outbox.next_to_send() else {
                     break;
                 };
-                let ttl = item
-                    .deadline
-                    .map(|deadline| millis(deadline.saturating_duration_since(now)));
+                // Rounded up, so that less than a millisecond is not told as none.
+                let left = |deadline: Instant| millis_up(deadline.saturating_duration_since(now));
+                let question = item.parcel.is_question().then_some(0);
+                let ttl = question.or(item.deadline.map(left));
+                let until = item.deadline.and_then(|deadline| self.stamps.until(deadline));
                 to.put(
                     &item.parcel,
                     Trailer {
                         seq,
-                        ack,
                         ttl,
-                        ..Trailer::default()
+                        until,
+                        ..word.unwrap_or_default()
                     },
                 );
                 self.forget_ack();
             }
             if self.ack_due.is_some_and(|due| now >= due) {
                 if to.len() < room {
-                    to.put(
-                        &self.ack,
-                        Trailer {
-                            ack: Some(self.received),
-                            ..Trailer::default()
-                        },
-                    );
+                    to.put(&self.ack, word(self.received));
                     self.forget_ack();
                 } else {
                     // Behind what waits it would come no sooner, and a peer that does not read would pile them up.
@@ -389,14 +407,7 @@ impl<T> Session<T> {
             if now >= self.last_sent + self.timing.heartbeat {
                 // What still waits in the buffer is as good a sign of life.
                 if to.is_empty() {
-                    let ack = Some(self.received);
-                    to.put(
-                        &self.heartbeat,
-                        Trailer {
-                            ack,
-                            ..Trailer::default()
-                        },
-                    );
+                    to.put(&self.heartbeat, word(self.received));
                 }
                 self.last_sent = now;
             }
@@ -432,11 +443,12 @@ impl<T> Session<T> {
                 let why = |why| LinkFault::Unreadable { kind, why };
                 return Err(LinkFault::Refused(frame.read().map_err(why)?));
             }
-            (Some(Kind::Welcome), State::Greeting) => return self.take_welcome(&frame),
+            (Some(Kind::Welcome), State::Greeting) => return self.take_welcome(&frame, now),
             (Some(Kind::Hello | Kind::Welcome | Kind::Join | Kind::Joined), _)
             | (_, State::Detached | State::Greeting) => return Err(LinkFault::OutOfPlace(frame.header.kind)),
             (_, State::Open) => {}
         }
+        self.stamps.note(&frame.header, now);
         if let Some(ack) = frame.header.ack {
             let sent = self.outbox.sent();
             if !self.outbox.acknowledge(ack) {
@@ -456,11 +468,11 @@ impl<T> Session<T> {
             self.received = seq;
             self.owe_ack(frame.content.len(), now);
         }
-        self.pass_on(frame);
+        self.pass_on(frame, now);
         Ok(())
     }
 
-    fn take_welcome(&mut self, frame: &Frame) -> Result<(), LinkFault> {
+    fn take_welcome(&mut self, frame: &Frame, now: Instant) -> Result<(), LinkFault> {
         let unreadable = |why| LinkFault::Unreadable {
             kind: Kind::Welcome,
             why,
@@ -482,6 +494,7 @@ impl<T> Session<T> {
             self.resumed = false;
         }
         self.state = State::Open;
+        self.stamps.note(&frame.header, now);
         self.events.push(Event::Opened {
             resumed: self.resumed,
         });
@@ -520,14 +533,18 @@ impl<T> Session<T> {
         self.unacked_bytes = 0;
     }
 
-    fn pass_on(&mut self, frame: Frame) {
+    fn pass_on(&mut self, frame: Frame, now: Instant) {
         let Header { kind, id, epoch, .. } = frame.header;
         match (kind, id) {
             (Some(Kind::Heartbeat | Kind::Ack | Kind::Unknown), _) => {}
             (Some(Kind::Reply), Some(id)) if self.pending.awaits(id, epoch) => {
                 self.settle(id, Settled::Reply(frame.content));
             }
-            _ => self.events.push(Event::Frame(Box::new(frame))),
+            _ => {
+                let deadline = self.stamps.deadline(&frame.header, now);
+                let frame = Box::new(frame);
+                self.events.push(Event::Frame { frame, deadline });
+            }
         }
     }
 
@@ -599,9 +616,4 @@ impl<T> Session<T> {
     pub fn excuse_silence(&mut self, now: Instant) {
         self.last_heard = now;
     }
-}
-
-/// Whole milliseconds, rounded up, so that a time to live of less than one is not told as none.
-fn millis(left: Duration) -> u64 {
-    u64::try_from(left.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
 }

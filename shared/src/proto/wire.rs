@@ -289,7 +289,7 @@ pub struct Header {
     /// Time to live left when the frame was sent, in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ttl: Option<u64>,
-    /// When the time to live ends on the receiver's clock, in milliseconds, reckoned from its newest [`Header::stamp`].
+    /// When the time to live ends on the receiver's clock, in milliseconds, reckoned from its [`Header::stamp`]s.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub until: Option<u64>,
     /// The sender's clock when the frame was sent, in milliseconds since its session began.

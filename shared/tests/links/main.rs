@@ -4,6 +4,7 @@ mod bulk;
 mod common;
 mod crossing;
 mod cuts;
+mod deadlines;
 mod hostile;
 mod joining;
 mod proxy;

@@ -1,6 +1,7 @@
 //! The session's clocks, bounds and faults, with time moved by hand.
 
 mod clocks;
+mod deadlines;
 mod links;
 mod queues;
 mod rig;

@@ -122,7 +122,7 @@ impl Rig {
         let word = |event| match event {
             Event::Opened { resumed: true } => "resumed",
             Event::Opened { resumed: false } => "opened",
-            Event::Frame(_) => "frame",
+            Event::Frame { .. } => "frame",
             Event::Settled("token", Settled::Reply(_)) => "reply",
             Event::Settled("token", Settled::Expired) => "expired",
             Event::Settled("token", Settled::Lost) => "lost",

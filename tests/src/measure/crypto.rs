@@ -49,11 +49,11 @@ fn repeat(
     let mut samples = Samples::default();
     for _ in 0..runs {
         let (started, mut done) = (clock::now(), 0_usize);
-        while started.elapsed() < RUN {
+        while clock::since(started) < RUN {
             work()?;
             done += bytes;
         }
-        samples.add(done as f64 / MIB / started.elapsed().as_secs_f64());
+        samples.add(done as f64 / MIB / clock::since(started).as_secs_f64());
     }
     Ok(samples)
 }

@@ -52,7 +52,7 @@ pub async fn links(sizes: &[u32], runs: usize, processes: u32) -> anyhow::Result
             let hosts_before = station.hosts.cpu_time()?;
             station.send_round(clock::now() + PATIENCE)?;
             station.take(*nodes as usize).await?;
-            let took = started.elapsed();
+            let took = clock::since(started);
             // The first is a rehearsal.
             if run > 0 {
                 latency.add(took.as_secs_f64() * 1_000.0);
@@ -94,7 +94,7 @@ pub async fn pipelined(nodes: u32, runs: usize, processes: u32, commands: usize)
             }
             waiting -= station.take_some().await?;
         }
-        let took = started.elapsed();
+        let took = clock::since(started);
         if run > 0 {
             let replies = rounds as f64 * nodes as f64;
             rate.add(replies / took.as_secs_f64());
@@ -231,7 +231,7 @@ pub async fn engine(sizes: &[u32], runs: usize, processes: u32) -> anyhow::Resul
             sleep(PAUSE).await;
             let (before, started) = (cpu_time()?, clock::now());
             let done = end_of(&fleet, ping()).await?;
-            let took = started.elapsed();
+            let took = clock::since(started);
             ensure!(done == *nodes as usize, "{done} of {nodes} nodes are done");
             if run > 0 {
                 latency.add(took.as_secs_f64() * 1_000.0);

@@ -45,7 +45,7 @@ pub async fn run(mib: u64, runs: usize, source: &Path, dests: &[std::path::PathB
             };
             let started = clock::now();
             let done = end_of(&station.fleet, request).await?;
-            let took = started.elapsed();
+            let took = clock::since(started);
             ensure!(done == 1, "the file did not arrive");
             // The first opens the connection for files and fills the page cache.
             if run > 0 {

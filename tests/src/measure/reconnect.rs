@@ -37,7 +37,7 @@ pub async fn run(nodes: u32, runs: usize, processes: u32) -> anyhow::Result<()> 
         let started = clock::now();
         station.spawn();
         all_online(&station, nodes).await?;
-        samples.add(started.elapsed().as_secs_f64());
+        samples.add(clock::since(started).as_secs_f64());
     }
     let mut table = Table::new();
     let what = format!("{nodes} nodes linked again, from the start of the station");

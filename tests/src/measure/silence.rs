@@ -26,9 +26,9 @@ pub async fn stopped(runs: usize) -> anyhow::Result<()> {
         let started = clock::now();
         node.signal(Signal::STOP);
         wait_state(&mut events, NodeState::Silent).await?;
-        silent.add(started.elapsed().as_secs_f64());
+        silent.add(clock::since(started).as_secs_f64());
         wait_state(&mut events, NodeState::Offline).await?;
-        offline.add(started.elapsed().as_secs_f64());
+        offline.add(clock::since(started).as_secs_f64());
         node.signal(Signal::CONT);
         wait_state(&mut events, NodeState::Online).await?;
     }

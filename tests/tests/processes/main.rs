@@ -1,8 +1,11 @@
 //! The programs as an operator uses them: real processes on loopback, TLS and files and all.
 
 mod commands;
+mod deadlines;
 mod files;
+mod plugins;
 mod queue;
+mod repeats;
 mod transfers;
 mod trust;
 mod verbs;

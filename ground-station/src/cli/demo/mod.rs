@@ -18,7 +18,6 @@ use swarm_shared::proto::trust::Role;
 use swarm_shared::proto::wire::Lane;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
-use tokio::time::timeout_at;
 use tokio_util::sync::CancellationToken;
 
 use super::screen::{CliError, Screen};
@@ -87,7 +86,7 @@ async fn interrupted() -> Result<(), CliError> {
 }
 
 fn elapsed_ms(since: Instant) -> f64 {
-    since.elapsed().as_secs_f64() * 1_000.0
+    clock::since(since).as_secs_f64() * 1_000.0
 }
 
 /// A directory that goes when this is dropped.
@@ -381,7 +380,7 @@ impl<'a> Demo<'a> {
     async fn until(&mut self, step: &str, wanted: impl Fn(&Nodes) -> bool) -> Result<(), CliError> {
         let deadline = clock::now() + STEP_MAX;
         while !wanted(&self.nodes) {
-            match timeout_at(deadline.into(), self.watch.recv()).await {
+            match clock::timeout_at(deadline, self.watch.recv()).await {
                 Ok(Some(Event::Node(view))) => drop(self.nodes.add(&view, self.screen.style)),
                 Ok(Some(_)) => {}
                 Ok(None) => return Err(CliError::failed(format!("demo: {step}: the station stopped"))),

@@ -14,7 +14,6 @@ use swarm_shared::proto::parcel::Parcel;
 use swarm_shared::proto::session::Outgoing;
 use swarm_shared::proto::wire::{CONTENT_BYTES_MAX, Frame, Kind, Lane, MessageType, WireError};
 use tokio::sync::mpsc;
-use tokio::time::timeout_at;
 
 use super::Shared;
 use super::roll::{Checked, Target};
@@ -97,7 +96,7 @@ pub(super) async fn run(shared: Shared, targets: Vec<Target>, command: Command, 
         let end = tokio::select! {
             biased;
             () = events.closed() => return,
-            end = timeout_at(give_up.into(), ends.recv()) => end,
+            end = clock::timeout_at(give_up, ends.recv()) => end,
         };
         let Ok(Some(end)) = end else { break };
         let Some(target) = waiting.remove(&end.peer) else {
@@ -137,7 +136,7 @@ fn no_answer(target: &Target, command: &Command, stays: bool) -> Reply {
 }
 
 pub(super) fn elapsed_ms(since: Instant) -> f64 {
-    clock::now().saturating_duration_since(since).as_secs_f64() * 1_000.0
+    clock::since(since).as_secs_f64() * 1_000.0
 }
 
 /// The reply that a request's end amounts to.

@@ -11,7 +11,6 @@ use swarm_shared::proto::id::PeerId;
 use swarm_shared::proto::trust::Membership;
 use swarm_shared::proto::trust::invite::Invitation;
 use tokio::sync::mpsc;
-use tokio::time::timeout_at;
 
 use super::office::OfficeError;
 use super::roll::member_view;
@@ -143,7 +142,7 @@ impl Task {
             let tried = tokio::select! {
                 biased;
                 () = events.closed() => return,
-                tried = timeout_at(deadline.into(), self.join_any(&invitation)) => tried,
+                tried = clock::timeout_at(deadline, self.join_any(&invitation)) => tried,
             };
             match tried.unwrap_or(Err(JoinError::NoAnswer(first))) {
                 Ok(membership) => break membership,

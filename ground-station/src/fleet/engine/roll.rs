@@ -10,7 +10,6 @@ use swarm_shared::proto::id::{NodeName, PeerId, PeerKind};
 use swarm_shared::proto::selector::{Selector, Target as Matched};
 use swarm_shared::proto::trust::Membership;
 use tokio::sync::watch;
-use tokio::time::timeout_at;
 
 use crate::fleet::{Check, MemberView, NodeRef, NodeState, NodeView};
 use crate::store::{MemberRow, Store, StoreError};
@@ -31,7 +30,7 @@ impl Target {
     pub(super) async fn is_online_by(&self, deadline: Instant) -> bool {
         let mut online = self.online.clone();
         let linked = online.wait_for(|online| *online);
-        matches!(timeout_at(deadline.into(), linked).await, Ok(Ok(_)))
+        matches!(clock::timeout_at(deadline, linked).await, Ok(Ok(_)))
     }
 }
 

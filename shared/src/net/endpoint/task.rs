@@ -9,7 +9,6 @@ use std::time::Instant;
 
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, watch};
-use tokio::time::sleep_until;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -126,7 +125,7 @@ impl EndpointTask {
                 }
             }
             Some(ask) = self.parts.asks.recv() => self.take_ask(ask),
-            () = sleep_until(next.into()) => self.send_rosters_when_due(),
+            () = clock::sleep_until(next) => self.send_rosters_when_due(),
         }
     }
 

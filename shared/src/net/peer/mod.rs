@@ -297,6 +297,8 @@ pub enum PeerEvent {
         channel: Channel,
         /// The frame.
         frame: Box<Frame>,
+        /// When it is too late to act on it, on [`clock::now`](super::clock::now).
+        deadline: Option<Instant>,
     },
 }
 

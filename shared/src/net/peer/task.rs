@@ -401,7 +401,7 @@ impl PeerTask {
                     })
                     .await;
                 }
-                SessionEvent::Frame(frame) => self.pass_frame(frame).await,
+                SessionEvent::Frame { frame, deadline } => self.pass_frame(frame, deadline).await,
             }
         }
         if events.capacity() <= HAPPENED_KEPT {
@@ -409,7 +409,7 @@ impl PeerTask {
         }
     }
 
-    async fn pass_frame(&mut self, frame: Box<Frame>) {
+    async fn pass_frame(&mut self, frame: Box<Frame>, deadline: Option<Instant>) {
         let Some(linked) = &self.linked else { return };
         let peer = Arc::clone(&linked.info);
         if let Err(refused) = gate(peer.role, &frame) {
@@ -421,6 +421,7 @@ impl PeerTask {
                 peer,
                 channel: self.channel,
                 frame,
+                deadline,
             });
         }
     }

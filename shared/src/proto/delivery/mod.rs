@@ -5,6 +5,8 @@
 //! ended. Either may be killed at any instant: the station asks again with the same identity, and the node answers
 //! from what it has kept.
 
+pub mod book;
+pub mod desk;
 pub mod journal;
 #[cfg(test)]
 mod journal_tests;
@@ -19,8 +21,6 @@ use serde::{Deserialize, Serialize};
 
 use super::id::PeerId;
 use super::wire::{Frame, Header, Kind};
-
-pub mod book;
 
 /// The longest time to live of an action of class `flight`, in milliseconds, from issue to start.
 pub const FLIGHT_LIFE_MS_MAX: u64 = 2_000;

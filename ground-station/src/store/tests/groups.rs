@@ -1,0 +1,147 @@
+//! Changes that are committed together.
+
+use serde_json::json;
+use swarm_shared::proto::outcome::Outcome;
+
+use super::super::*;
+use super::deliveries::{ended, id, issued};
+use crate::fleet::{PastQuery, PastState};
+
+const LIFE: std::time::Duration = std::time::Duration::from_secs(30);
+
+fn origins() -> BTreeMap<CommandId, Origin> {
+    (1..1_000).map(|seq| (id(seq), Origin::of("pi"))).collect()
+}
+
+#[tokio::test]
+async fn what_was_answered_is_there_after_a_crash() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = Store::open(dir.path()).await.expect("opens");
+    let now = Moment::now();
+    let numbers = store
+        .keep(vec![issued(1, &[1, 2], &now, LIFE)], origins())
+        .await
+        .expect("kept");
+    assert_eq!(numbers, [1]);
+    store
+        .keep(vec![ended(1, 1, Reply::done(json!("ok")))], BTreeMap::new())
+        .await
+        .expect("kept");
+    // The files as a crash leaves them at this instant: copied under the open store.
+    let copy = tempfile::tempdir().expect("a directory");
+    for file in [STORE_FILE, "station.db-wal"] {
+        std::fs::copy(dir.path().join(file), copy.path().join(file)).expect(file);
+    }
+    let again = Store::open(copy.path()).await.expect("opens");
+    let open = again.recover(id(1).issuer).await.expect("recovered");
+    assert_eq!((open.len(), open[0].deliveries.len()), (1, 1));
+    assert_eq!(open[0].order.id, id(1));
+    let found = history::ask(copy.path(), |c| history::deliveries(c, 1, &PastQuery::default()));
+    let found = found.await.expect("read").expect("there is one");
+    assert_eq!(found[0].state, PastState::Ended(Outcome::Done));
+    assert!(again.epoch() > store.epoch());
+}
+
+#[tokio::test]
+async fn many_changes_share_commits_and_each_gets_its_own_answer() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = Store::open(dir.path()).await.expect("opens");
+    let now = Moment::now();
+    let mut answers = Vec::new();
+    for seq in 1..=200 {
+        let (store, now) = (store.clone(), now.clone());
+        answers.push(tokio::spawn(async move {
+            // Every tenth is about a command that does not exist.
+            let change = if seq % 10 == 0 {
+                ended(seq + 500, 1, Reply::done(json!(1)))
+            } else {
+                issued(seq, &[1], &now, LIFE)
+            };
+            (seq, store.keep(vec![change], origins()).await)
+        }));
+    }
+    let mut numbers = Vec::new();
+    for answer in answers {
+        match answer.await.expect("no panic") {
+            (seq, Ok(found)) => {
+                assert_ne!(seq % 10, 0);
+                numbers.extend(found);
+            }
+            (seq, Err(error)) => {
+                assert_eq!(seq % 10, 0, "{error}");
+                assert!(matches!(error, StoreError::BadRow { .. }), "{error}");
+            }
+        }
+    }
+    numbers.sort_unstable();
+    assert_eq!(numbers, (1..=180).collect::<Vec<u64>>());
+    let open = store.recover(id(1).issuer).await.expect("recovered");
+    assert_eq!(open.len(), 180, "one that fails takes no other with it");
+}
+
+#[test]
+fn a_group_is_one_commit() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (mut connection, _) = open(&dir.path().join(STORE_FILE)).expect("opens");
+    let commits = |connection: &Connection| -> i64 {
+        let sql = "SELECT count(*) FROM commands";
+        connection.query_row(sql, [], |row| row.get(0)).expect("counted")
+    };
+    let (jobs, mut queue) = mpsc::channel(STORE_CALLS_MAX);
+    let now = Moment::now();
+    let mut answers = Vec::new();
+    for seq in 1..=50 {
+        let (change, now) = (issued(seq, &[1], &now, LIFE), now.clone());
+        let (job, answer) = thread::change(move |c| deliveries::apply(c, &[change], &BTreeMap::new(), &now));
+        jobs.blocking_send(job).map_err(drop).expect("room");
+        answers.push(answer);
+    }
+    drop(jobs);
+    // Its file grows by one frame for each page of each commit: fifty commits would write the same pages fifty times.
+    thread::run(&mut connection, &mut queue);
+    let wal = std::fs::metadata(dir.path().join("station.db-wal"))
+        .expect("there")
+        .len();
+    assert!(
+        answers
+            .into_iter()
+            .all(|answer| matches!(answer.blocking_recv(), Ok(Ok(_))))
+    );
+    assert_eq!(commits(&connection), 50);
+    let one_each = 50 * 5 * 4_096;
+    assert!(wal < one_each, "{wal} bytes for 50 changes");
+}
+
+#[tokio::test]
+async fn a_disk_that_takes_nothing_is_told_to_each() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = Store::open(dir.path()).await.expect("opens");
+    let full = store.call(|connection| {
+        let pages: i64 = connection.query_row("PRAGMA page_count", [], |row| row.get(0))?;
+        connection.pragma_update(None, "max_page_count", pages)?;
+        Ok(())
+    });
+    full.await.expect("set");
+    let now = Moment::now();
+    let nodes: Vec<u8> = (0..=255).collect();
+    let mut refused = 0;
+    for seq in 1..=20 {
+        if let Err(error) = store.keep(vec![issued(seq, &nodes, &now, LIFE)], origins()).await {
+            assert!(error.to_string().contains("disk is not full"), "{error}");
+            refused += 1;
+        }
+    }
+    assert!(refused > 0);
+    let room = store.call(|connection| Ok(connection.pragma_update(None, "max_page_count", 100_000)?));
+    room.await.expect("set");
+    store
+        .keep(vec![issued(99, &nodes, &now, LIFE)], origins())
+        .await
+        .expect("there is room again");
+    let open = store.recover(id(1).issuer).await.expect("recovered");
+    assert_eq!(open.len(), 21 - refused, "what was refused is not there");
+    assert!(
+        open.iter().all(|command| command.deliveries.len() == 256),
+        "all or none"
+    );
+}

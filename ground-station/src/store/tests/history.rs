@@ -1,0 +1,184 @@
+//! Questions about the past.
+
+use std::time::Duration;
+
+use serde_json::json;
+use swarm_shared::proto::delivery::Stage;
+use swarm_shared::proto::outcome::Outcome;
+use swarm_shared::proto::selector::Selector;
+
+use super::super::history::*;
+use super::super::*;
+use super::deliveries::{NOW_MS, at, ended, id, issued, memory, node, write};
+use crate::fleet::{CommandKind, PastQuery, PastState};
+
+/// Four commands, a minute apart: all done; one failed; one open; and one by another user that repeats the second.
+fn past() -> Connection {
+    let connection = memory();
+    let minute = |minutes: u64| at(Duration::from_secs(60 * minutes));
+    let life = Duration::from_secs(30);
+    for (seq, nodes) in [(1, &[1, 2][..]), (2, &[1, 3]), (3, &[4])] {
+        let now = minute(seq);
+        write(&connection, &[issued(seq, nodes, &now, life)], &now);
+    }
+    let done = || Reply::done(json!("ok"));
+    write(
+        &connection,
+        &[ended(1, 1, done()), ended(1, 2, done())],
+        &minute(1),
+    );
+    write(
+        &connection,
+        &[ended(2, 1, done()), ended(2, 3, Reply::failed("no"))],
+        &minute(2),
+    );
+    let now = minute(4);
+    let origin = Origin {
+        retry_of: Some(2),
+        ..Origin::of("eva")
+    };
+    let changes = [issued(4, &[3], &now, life)];
+    deliveries::apply(&connection, &changes, &[(id(4), origin)].into(), &now).expect("written");
+    let stages = [Stage::Received, Stage::Accepted, Stage::Started].map(|stage| Change::Stage {
+        id: id(4),
+        to: node(3).id,
+        stage,
+    });
+    let later = at(Duration::from_millis(240_007));
+    write(&connection, &stages, &later);
+    write(
+        &connection,
+        &[ended(4, 3, done())],
+        &at(Duration::from_millis(240_500)),
+    );
+    connection
+}
+
+fn numbers_of(connection: &Connection, query: &PastQuery) -> Vec<u64> {
+    let found = commands(connection, query, NOW_MS + 5 * 60_000).expect("read");
+    found.iter().map(|command| command.command).collect()
+}
+
+#[test]
+fn filters_narrow_what_is_shown() {
+    let connection = past();
+    let all = || PastQuery {
+        limit: 20,
+        ..PastQuery::default()
+    };
+    let state = |state| PastQuery {
+        state: Some(state),
+        ..all()
+    };
+    let nodes = |text: &str| PastQuery {
+        nodes: Some(Selector::parse(text).expect("a selector")),
+        ..all()
+    };
+    for (query, wanted) in [
+        (all(), &[4, 3, 2, 1][..]),
+        (PastQuery { limit: 2, ..all() }, &[4, 3]),
+        (state(PastState::Open), &[3]),
+        (state(PastState::Ended(Outcome::Failed)), &[2]),
+        (state(PastState::Ended(Outcome::Expired)), &[]),
+        (nodes("drone-01"), &[2, 1]),
+        (nodes("drone-[03-04]"), &[4, 3, 2]),
+        (nodes("id:0404"), &[3]),
+        (
+            PastQuery {
+                within_ms: Some(150_000),
+                ..all()
+            },
+            &[4, 3],
+        ),
+        (
+            PastQuery {
+                action: Some("led".to_owned()),
+                ..all()
+            },
+            &[4, 3, 2, 1],
+        ),
+        (
+            PastQuery {
+                action: Some("LED".to_owned()),
+                ..all()
+            },
+            &[],
+        ),
+    ] {
+        assert_eq!(numbers_of(&connection, &query), wanted, "{query:?}");
+    }
+}
+
+#[test]
+fn a_command_says_what_it_was_and_what_came_of_it() {
+    let connection = past();
+    let shown = command(&connection, 4).expect("read").expect("there");
+    assert_eq!(
+        (shown.who.as_str(), shown.kind, shown.retry_of),
+        ("eva", CommandKind::Command, Some(2))
+    );
+    assert_eq!(
+        shown.arguments,
+        json!({"args": [], "kwargs": {"color": "#ff0000"}})
+    );
+    assert_eq!((shown.deliveries, shown.ttl_ms), (1, 30_000));
+    assert_eq!(shown.count(PastState::Ended(Outcome::Done)), 1);
+    assert!(command(&connection, 5).expect("read").is_none());
+    assert_eq!(numbers(&connection).expect("read"), Some((1, 4)));
+
+    let shown = deliveries(&connection, 4, &PastQuery::default()).expect("read");
+    let stages = [
+        (Stage::Received, 7.0),
+        (Stage::Accepted, 7.0),
+        (Stage::Started, 7.0),
+        (Stage::Finished, 500.0),
+    ];
+    assert_eq!(shown[0].stages, stages.into());
+    let failed = PastQuery {
+        state: Some(PastState::Ended(Outcome::Failed)),
+        ..PastQuery::default()
+    };
+    let shown = deliveries(&connection, 2, &failed).expect("read");
+    assert_eq!((shown.len(), shown[0].error.as_deref()), (1, Some("no")));
+}
+
+#[test]
+fn a_family_is_a_command_and_what_repeats_it() {
+    let connection = past();
+    let family = family(&connection, 2).expect("read");
+    let ends: Vec<_> = family
+        .iter()
+        .map(|d| (d.command, d.node.as_str(), d.state.as_str()))
+        .collect();
+    assert_eq!(
+        ends,
+        [
+            (2, "drone-01", "done"),
+            (2, "drone-03", "failed"),
+            (4, "drone-03", "done")
+        ]
+    );
+}
+
+#[test]
+fn the_audit_tells_who_did_what() {
+    let connection = past();
+    let entry = audit::Entry {
+        at_ms: NOW_MS + 270_000,
+        who: "root".to_owned(),
+        what: "revoke".to_owned(),
+        detail: "é".repeat(1_000),
+        outcome: "done".to_owned(),
+    };
+    audit::put(&connection, &entry).expect("written");
+    let query = PastQuery {
+        limit: 3,
+        within_ms: Some(70_000),
+        ..PastQuery::default()
+    };
+    let trail = audit_trail(&connection, &query, NOW_MS + 300_000).expect("read");
+    let shown: Vec<_> = trail.iter().map(|e| (e.who.as_str(), e.what.as_str())).collect();
+    assert_eq!(shown, [("root", "revoke"), ("eva", "command")]);
+    assert_eq!(trail[0].detail.len(), 512, "texts are bounded");
+    assert_eq!(trail[1].detail, "led to drone-*");
+}

@@ -1,0 +1,367 @@
+//! Plug-ins: programs on this device that add actions, questions and readings, over `plugin.sock`.
+//!
+//! | task | owns | ends |
+//! |---|---|---|
+//! | listener ([`serve`]) | the socket | at stop |
+//! | one for each plug-in | its connection, what it has to answer, its place in the table | with the connection, or at stop |
+//!
+//! What a program says is decided in [`swarm_shared::proto::plugin`]; here it is carried out. Nothing that a plug-in
+//! does holds up the node: queues are bounded, a full one is `busy` at once, and one that does not read is dropped.
+//!
+//! Invariants: a name belongs to one action at a time, and a built-in or an owner's action goes before every plug-in;
+//! a plug-in is in the table exactly as long as its connection lives.
+
+mod connection;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use serde_json::{Map, Value, json};
+use swarm_shared::net::clock;
+use swarm_shared::proto::message::Arguments;
+use swarm_shared::proto::outcome::Reply;
+use swarm_shared::proto::plugin::{Call, Entry, EntryKind, PLUGINS_MAX, Registration, no_answer};
+use tokio::io::AsyncWriteExt;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::{BUILT_IN, Config};
+use crate::status::PluginView;
+
+/// Calls of one plug-in that may wait for its task; one more is refused as busy.
+const ORDERS_MAX: usize = 32;
+/// How long one plug-in too many is told so, and how long to wait after the socket failed.
+const BRIEFLY: Duration = Duration::from_millis(200);
+
+/// The plug-ins that are connected. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Plugins {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    /// The owner's actions.
+    owners: BTreeSet<String>,
+    table: Mutex<BTreeMap<String, Plugin>>,
+    changes: watch::Sender<u64>,
+    last_number: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Plugin {
+    registration: Registration,
+    orders: mpsc::Sender<Order>,
+    pid: Option<i32>,
+    since: Instant,
+    readings: BTreeMap<String, (Value, Instant)>,
+}
+
+/// What the task of a plug-in is to do.
+#[derive(Debug)]
+enum Order {
+    Call(Call, oneshot::Sender<Reply>),
+    /// Nobody waits for the call with this number any more.
+    Cancel(u64),
+}
+
+/// An action or a request of a plug-in, ready to be called.
+#[derive(Clone, Debug)]
+pub struct PluginAction {
+    /// Its name.
+    pub name: String,
+    /// Whose it is.
+    pub plugin: String,
+    /// What the plug-in said of it: traits, time-out, rules.
+    pub entry: Entry,
+    orders: mpsc::Sender<Order>,
+    number: u64,
+}
+
+impl Plugins {
+    /// None yet. What `config` names itself is not for them to take.
+    pub fn new(config: &Config) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                owners: config
+                    .actions
+                    .keys()
+                    .map(|name| name.as_str().to_owned())
+                    .collect(),
+                table: Mutex::default(),
+                changes: watch::Sender::new(0),
+                last_number: AtomicU64::new(0),
+            }),
+        }
+    }
+
+    /// The action or request of this name.
+    pub fn find(&self, name: &str) -> Option<PluginAction> {
+        let table = self.table();
+        let mut all = table.iter();
+        all.find_map(|(plugin, entry)| {
+            Some(self.action(plugin, entry, name, entry.registration.entries.get(name)?))
+        })
+    }
+
+    /// All actions and requests, in the order of their names.
+    pub fn actions(&self) -> Vec<PluginAction> {
+        let table = self.table();
+        let of = |(plugin, at): (&String, &Plugin)| -> Vec<PluginAction> {
+            let all = at.registration.entries.iter();
+            all.map(|(name, entry)| self.action(plugin, at, name, entry))
+                .collect()
+        };
+        let mut all: Vec<PluginAction> = table.iter().flat_map(of).collect();
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        all
+    }
+
+    fn action(&self, plugin: &str, at: &Plugin, name: &str, entry: &Entry) -> PluginAction {
+        PluginAction {
+            name: name.to_owned(),
+            plugin: plugin.to_owned(),
+            entry: entry.clone(),
+            orders: at.orders.clone(),
+            number: self.inner.last_number.fetch_add(1, Ordering::Relaxed) + 1,
+        }
+    }
+
+    /// Changes whenever a plug-in comes or goes.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.inner.changes.subscribe()
+    }
+
+    /// What the plug-ins have told last, by plug-in and field; `None` if there is nothing.
+    pub fn readings(&self, now: Instant) -> Option<Value> {
+        let table = self.table();
+        let mut all = Map::new();
+        for (name, plugin) in table.iter().filter(|(_, plugin)| !plugin.readings.is_empty()) {
+            let mut fields = Map::new();
+            for (field, (value, at)) in &plugin.readings {
+                let age = now.saturating_duration_since(*at).as_millis();
+                let seconds = u32::try_from(age).map_or(f64::from(u32::MAX), f64::from) / 1000.0;
+                let mut told = json!({ "value": value, "age_s": seconds });
+                let unit = plugin
+                    .registration
+                    .fields
+                    .get(field)
+                    .filter(|unit| !unit.is_empty());
+                if let (Some(unit), Some(told)) = (unit, told.as_object_mut()) {
+                    told.insert("unit".to_owned(), unit.as_str().into());
+                }
+                fields.insert(field.clone(), told);
+            }
+            all.insert(name.clone(), Value::Object(fields));
+        }
+        (!all.is_empty()).then_some(Value::Object(all))
+    }
+
+    /// For `status`.
+    pub fn views(&self) -> Vec<PluginView> {
+        let names = |plugin: &Plugin, kind: EntryKind| {
+            let entries = plugin.registration.entries.iter();
+            entries
+                .filter(|(_, entry)| entry.kind == kind)
+                .map(|(name, _)| name.clone())
+                .collect()
+        };
+        let view = |(name, plugin): (&String, &Plugin)| PluginView {
+            name: name.clone(),
+            pid: plugin.pid,
+            actions: names(plugin, EntryKind::Action),
+            requests: names(plugin, EntryKind::Request),
+            telemetry: plugin.registration.fields.keys().cloned().collect(),
+            up_s: 0,
+            since: Some(plugin.since),
+        };
+        self.table().iter().map(view).collect()
+    }
+
+    /// Takes a plug-in into the table, for as long as its seat is kept.
+    fn seat(
+        &self,
+        registration: Registration,
+        orders: mpsc::Sender<Order>,
+        pid: Option<i32>,
+    ) -> Result<Seat, String> {
+        let name = registration.name.clone();
+        let mut table = self.table();
+        if let Some(other) = table.get(&name) {
+            let pid = other
+                .pid
+                .map_or_else(String::new, |pid| format!(", process {pid}"));
+            return Err(format!(
+                "a plug-in called {name:?} is connected already{pid}; choose another name"
+            ));
+        }
+        for action in registration.entries.keys() {
+            let taken = if BUILT_IN.contains(&action.as_str()) {
+                Some("a built-in action".to_owned())
+            } else if self.inner.owners.contains(action) {
+                Some("an action of the node's configuration".to_owned())
+            } else {
+                let of = |(name, other): (&String, &Plugin)| {
+                    other
+                        .registration
+                        .entries
+                        .contains_key(action)
+                        .then(|| format!("the plug-in {name:?}"))
+                };
+                table.iter().find_map(of)
+            };
+            if let Some(taken) = taken {
+                return Err(format!("{action:?} is the name of {taken}; choose another"));
+            }
+        }
+        let plugin = Plugin {
+            registration,
+            orders,
+            pid,
+            since: clock::now(),
+            readings: BTreeMap::new(),
+        };
+        table.insert(name.clone(), plugin);
+        drop(table);
+        self.changed();
+        Ok(Seat {
+            plugins: self.clone(),
+            name,
+        })
+    }
+
+    fn changed(&self) {
+        self.inner
+            .changes
+            .send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    fn table(&self) -> MutexGuard<'_, BTreeMap<String, Plugin>> {
+        self.inner.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A plug-in's place in the table. Dropping it takes away all that the plug-in offers.
+#[derive(Debug)]
+struct Seat {
+    plugins: Plugins,
+    name: String,
+}
+
+impl Seat {
+    /// Keeps the newest value of each field.
+    fn note(&self, fields: Vec<(String, Value)>, now: Instant) {
+        if let Some(plugin) = self.plugins.table().get_mut(&self.name) {
+            plugin
+                .readings
+                .extend(fields.into_iter().map(|(name, value)| (name, (value, now))));
+        }
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.plugins.table().remove(&self.name);
+        self.plugins.changed();
+    }
+}
+
+impl PluginAction {
+    /// Has the plug-in do it. Dropping the future calls it off.
+    pub async fn call(self, arguments: Arguments, deadline: Option<Instant>) -> Reply {
+        let (name, plugin) = (self.name, self.plugin);
+        let call = Call {
+            number: self.number,
+            name: name.clone(),
+            arguments,
+            deadline,
+        };
+        let (done, reply) = oneshot::channel();
+        match self.orders.try_send(Order::Call(call, done)) {
+            Ok(()) => {}
+            Err(mpsc::error::TrySendError::Full(_)) => {
+                return Reply::refused(format!(
+                    "busy: {ORDERS_MAX} calls wait for the plug-in {plugin}; try again"
+                ));
+            }
+            Err(mpsc::error::TrySendError::Closed(_)) => {
+                return Reply::refused(format!("the plug-in {plugin} went away before {name} began"));
+            }
+        }
+        let mut waiting = Waiting {
+            orders: self.orders,
+            number: Some(self.number),
+        };
+        let reply = reply.await;
+        waiting.number = None;
+        reply
+            .unwrap_or_else(|_gone| Reply::failed(format!("the plug-in {plugin} went away while {name} ran")))
+    }
+}
+
+/// Calls off what nobody waits for any more.
+struct Waiting {
+    orders: mpsc::Sender<Order>,
+    number: Option<u64>,
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if let Some(number) = self.number.take() {
+            // Without room the plug-in is busy with others; its answer to this one is dropped when it comes.
+            let _no_room = self.orders.try_send(Order::Cancel(number));
+        }
+    }
+}
+
+/// Lets programs register until `stop`. `welcome` says whom they have reached.
+pub async fn serve(
+    listener: UnixListener,
+    plugins: Plugins,
+    welcome: impl Fn() -> Value,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+) {
+    let places = Arc::new(Semaphore::new(PLUGINS_MAX));
+    loop {
+        let stream = tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tracing::warn!(%error, "the socket for plug-ins");
+                    tokio::time::sleep(BRIEFLY).await;
+                    continue;
+                }
+            },
+        };
+        match places.clone().try_acquire_owned() {
+            Ok(place) => {
+                let serve = connection::serve(stream, plugins.clone(), welcome(), stop.clone());
+                tasks.spawn(async move {
+                    serve.await;
+                    drop(place);
+                });
+            }
+            Err(_full) => turn_away(stream).await,
+        }
+    }
+}
+
+async fn turn_away(mut stream: UnixStream) {
+    let why = format!("busy: {PLUGINS_MAX} plug-ins are connected; end one first");
+    tracing::warn!(why, "a plug-in is turned away");
+    let mut bytes = BytesMut::new();
+    if no_answer(&why).encode(&mut bytes).is_ok() {
+        // A fresh socket has room; whoever hung up already need not be told.
+        let _told = tokio::time::timeout(BRIEFLY, stream.write_all(&bytes)).await;
+    }
+}

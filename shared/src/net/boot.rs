@@ -1,0 +1,35 @@
+//! Which boot of this machine it is, and how long it has lasted.
+//!
+//! Within one boot, time since its start measures exactly and counts sleep, whatever becomes of the wall clock. That
+//! makes deadlines that outlive a program: see the station's store.
+
+use std::time::Duration;
+
+use rustix::time::{ClockId, clock_gettime};
+
+/// Where the kernel says which boot it is: a random id that is new each time.
+const BOOT_ID_FILE: &str = "/proc/sys/kernel/random/boot_id";
+
+/// This boot's id; empty if the kernel does not say, which equals no boot.
+pub fn id() -> String {
+    std::fs::read_to_string(BOOT_ID_FILE).map_or_else(|_no_proc| String::new(), |id| id.trim().to_owned())
+}
+
+/// Time since boot, with the time that the machine was suspended.
+pub fn time() -> Duration {
+    Duration::try_from(clock_gettime(ClockId::Boottime)).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_boot_has_an_id_and_goes_on() {
+        assert_eq!(id().len(), 36, "{:?}", id());
+        assert_eq!(id(), id());
+        let before = time();
+        std::thread::sleep(Duration::from_millis(2));
+        assert!(time() >= before + Duration::from_millis(2));
+    }
+}

@@ -1,0 +1,278 @@
+//! A journal in a directory: `journal`, and while a snapshot is written `journal.new`.
+//!
+//! Invariants:
+//! * What [`JournalFile::append`] has answered with success survives a power cut at any instant, whole and in order.
+//!   What it has refused, or not answered, may be there or not, in order and from the first on, never in part.
+//! * The ledger holds what is durable, and nothing else.
+//! * After a failed write or flush nothing is written to that file again: a system may drop what it could not flush and
+//!   report success the next time. The next append begins with a new file that says all that the ledger knows.
+//!
+//! Opening ends with a snapshot too: the process before may have died after a write that the disk had refused, and what
+//! still reads well then need not be on the disk.
+//!
+//! | state | `file` | next append |
+//! |---|---|---|
+//! | healthy | open | writes and flushes; past the size bound, makes a snapshot first |
+//! | doubtful, after any failure | closed | makes a snapshot first; healthy if that succeeds |
+//! | shut: a later version's file, or one that cannot be read | closed | refused until a restart |
+
+mod disk;
+mod memory;
+
+#[cfg(test)]
+mod tests;
+
+use std::io::{self, ErrorKind};
+
+pub use disk::{Disk, StdDisk};
+pub use memory::{Failure, Loss, MemoryDisk, MemoryFile};
+
+use crate::proto::delivery::journal::{frame, replay, snapshot};
+use crate::proto::delivery::ledger::Ledger;
+use crate::proto::delivery::record::Record;
+
+/// Name of the journal in its directory.
+pub const JOURNAL_FILE: &str = "journal";
+/// Name of a snapshot until it is whole.
+pub const SNAPSHOT_FILE: &str = "journal.new";
+/// Where the part of a damaged journal is kept that could not be read; there is one, the newest.
+pub const DAMAGED_FILE: &str = "journal.damaged";
+/// How many bytes may be appended before the next snapshot, or twice the last snapshot's size if that is more.
+pub const APPENDED_BYTES_MAX: u64 = 1024 * 1024;
+/// Longest journal that is read, in bytes; one that keeps to its bounds comes nowhere near.
+pub const JOURNAL_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// How much of a damaged journal is kept for people to look at, in bytes.
+pub const DAMAGED_BYTES_MAX: usize = 1024 * 1024;
+
+/// Why nothing can be written. What was written before is safe.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum JournalFault {
+    /// The disk refuses.
+    #[error("the journal cannot {doing}: {reason}; {advice}")]
+    Disk {
+        /// What was tried.
+        doing: &'static str,
+        /// What the system says.
+        reason: String,
+        /// What to do about it.
+        advice: &'static str,
+    },
+    /// The file is from a later version.
+    #[error("the file `journal` in the state directory is not for this version: {0}")]
+    Newer(String),
+    /// There is a journal, and it cannot be read: to go on without it could run a command twice.
+    #[error(
+        "the file `journal` in the state directory cannot be read: {0}; repair the disk, or move the file away, and restart"
+    )]
+    Unreadable(String),
+    /// The program is stopping.
+    #[error("the journal is closed: the node is stopping")]
+    Stopped,
+}
+
+fn disk_fault(doing: &'static str) -> impl FnOnce(io::Error) -> JournalFault {
+    move |error| {
+        let kind = error.kind();
+        let advice = if matches!(kind, ErrorKind::StorageFull | ErrorKind::QuotaExceeded) {
+            "free some space on the disk, then the node goes on by itself"
+        } else if kind == ErrorKind::ReadOnlyFilesystem {
+            "remount the disk writable, then the node goes on by itself"
+        } else if kind == ErrorKind::PermissionDenied {
+            "give the state directory to the user of the node"
+        } else {
+            "look at the disk, it may be failing; the node keeps trying"
+        };
+        JournalFault::Disk {
+            doing,
+            reason: error.to_string(),
+            advice,
+        }
+    }
+}
+
+/// What opening a journal found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Recovery {
+    /// How many records were read.
+    pub records: u64,
+    /// How many bytes could not be read, and are passed over.
+    pub dropped_bytes: u64,
+    /// Why; `None` if everything was read.
+    pub damage: Option<String>,
+    /// Why the part that could not be read could not be kept either.
+    pub not_kept: Option<String>,
+    /// Why nothing can be written at first.
+    pub fault: Option<JournalFault>,
+}
+
+/// What was asked of the disk since the journal was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct JournalStats {
+    /// Bytes written, snapshots and failed attempts included.
+    pub bytes_written: u64,
+    /// Flushes, of files and of the directory.
+    pub syncs: u64,
+    /// Records that became durable.
+    pub records: u64,
+    /// Snapshots that became the journal.
+    pub snapshots: u64,
+}
+
+/// An open journal. Every call blocks on the disk.
+#[derive(Debug)]
+pub struct JournalFile<D: Disk> {
+    disk: D,
+    /// Open while everything in it is known to be durable.
+    file: Option<D::File>,
+    /// Why no snapshot may take the place of what is there.
+    shut: Option<JournalFault>,
+    ledger: Ledger,
+    /// The number of the next record.
+    next: u64,
+    /// What may be appended before the next snapshot, in bytes.
+    room: u64,
+    stats: JournalStats,
+}
+
+impl<D: Disk> JournalFile<D> {
+    /// Reads what is there, if anything, and writes it anew. It always gives a journal: one that cannot write
+    /// refuses with the reason, which is in [`Recovery::fault`] as well.
+    pub fn open(disk: D) -> (Self, Recovery) {
+        let mut journal = Self {
+            disk,
+            file: None,
+            shut: None,
+            ledger: Ledger::default(),
+            next: 1,
+            room: APPENDED_BYTES_MAX,
+            stats: JournalStats::default(),
+        };
+        let mut recovery = Recovery::default();
+        match journal.disk.read(JOURNAL_FILE, JOURNAL_BYTES_MAX) {
+            Ok(None) => {}
+            Ok(Some(bytes)) => journal.take_in(&bytes, &mut recovery),
+            Err(error) => journal.shut = Some(JournalFault::Unreadable(error.to_string())),
+        }
+        recovery.fault = journal.recover().err();
+        (journal, recovery)
+    }
+
+    /// Makes these records durable, all of them when it returns with success.
+    ///
+    /// # Errors
+    /// [`JournalFault`]; then the ledger is as it was, and the next call starts with a new file.
+    pub fn append(&mut self, records: &[Record]) -> Result<(), JournalFault> {
+        let mut bytes = self.framed(records);
+        if bytes.len() as u64 > self.room {
+            self.file = None;
+        }
+        let first = self.next;
+        let mut file = self.take_file()?;
+        if self.next != first {
+            // A snapshot has taken these numbers.
+            bytes = self.framed(records);
+        }
+        // Put back only once all is durable: what failed is never written to again.
+        self.write(&mut file, &bytes, "be written")?;
+        self.file = Some(file);
+        for record in records {
+            self.ledger.apply(record);
+        }
+        self.next = self.next.wrapping_add(records.len() as u64);
+        self.room = self.room.saturating_sub(bytes.len() as u64);
+        self.stats.records += records.len() as u64;
+        Ok(())
+    }
+
+    /// Tries to become healthy again after a failure; does nothing while healthy.
+    ///
+    /// # Errors
+    /// [`JournalFault`]: it still is not.
+    pub fn recover(&mut self) -> Result<(), JournalFault> {
+        self.file = Some(self.take_file()?);
+        Ok(())
+    }
+
+    /// What is durable.
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// What was asked of the disk so far.
+    pub fn stats(&self) -> JournalStats {
+        self.stats
+    }
+
+    fn framed(&self, records: &[Record]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let mut number = self.next;
+        for record in records {
+            frame(&mut bytes, number, record);
+            number = number.wrapping_add(1);
+        }
+        bytes
+    }
+
+    /// The file that may be written to; a new one if there is none.
+    fn take_file(&mut self) -> Result<D::File, JournalFault> {
+        if let Some(fault) = &self.shut {
+            return Err(fault.clone());
+        }
+        match self.file.take() {
+            Some(file) => Ok(file),
+            None => self.write_snapshot(),
+        }
+    }
+
+    fn take_in(&mut self, bytes: &[u8], recovery: &mut Recovery) {
+        let ledger = &mut self.ledger;
+        let replayed = replay(bytes, |record| ledger.apply(&record));
+        recovery.records = replayed.records;
+        self.next = replayed.next.max(1);
+        let Some(damage) = replayed.damage else {
+            return;
+        };
+        recovery.damage = Some(damage.to_string());
+        recovery.dropped_bytes = (bytes.len() - replayed.sound_bytes) as u64;
+        if damage.is_newer() {
+            self.shut = Some(JournalFault::Newer(damage.to_string()));
+            return;
+        }
+        let rest = bytes.get(replayed.sound_bytes..).unwrap_or_default();
+        let rest = &rest[..rest.len().min(DAMAGED_BYTES_MAX)];
+        recovery.not_kept = self.set_aside(rest).err().map(|fault| fault.to_string());
+    }
+
+    fn set_aside(&mut self, rest: &[u8]) -> Result<(), JournalFault> {
+        let mut file = self
+            .disk
+            .create(DAMAGED_FILE)
+            .map_err(disk_fault("set damage aside"))?;
+        self.write(&mut file, rest, "set damage aside")
+    }
+
+    fn write_snapshot(&mut self) -> Result<D::File, JournalFault> {
+        let doing = "make a snapshot";
+        let (bytes, next) = snapshot(&self.ledger, self.next);
+        let mut file = self.disk.create(SNAPSHOT_FILE).map_err(disk_fault(doing))?;
+        self.write(&mut file, &bytes, doing)?;
+        self.disk
+            .rename(SNAPSHOT_FILE, JOURNAL_FILE)
+            .map_err(disk_fault(doing))?;
+        self.stats.syncs += 1;
+        self.disk.sync_dir().map_err(disk_fault(doing))?;
+        // By its own name: not every disk below us follows a file that was renamed.
+        let file = self.disk.open(JOURNAL_FILE).map_err(disk_fault(doing))?;
+        self.next = next;
+        self.room = APPENDED_BYTES_MAX.max(2 * bytes.len() as u64);
+        self.stats.snapshots += 1;
+        Ok(file)
+    }
+
+    fn write(&mut self, file: &mut D::File, bytes: &[u8], doing: &'static str) -> Result<(), JournalFault> {
+        self.stats.bytes_written += bytes.len() as u64;
+        self.disk.append(file, bytes).map_err(disk_fault(doing))?;
+        self.stats.syncs += 1;
+        self.disk.sync(file).map_err(disk_fault(doing))
+    }
+}

@@ -1,0 +1,508 @@
+//! Any course of events against a store and nodes that are as simple as can be: whatever happens in whatever order,
+//! the invariants of the module hold, and in the end every delivery has ended once.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::{Duration, Instant};
+
+use proptest::prelude::*;
+
+use super::tests::{named, node, order};
+use super::*;
+use crate::net::clock;
+
+const NODES: u8 = 3;
+
+#[derive(Clone, Debug)]
+enum Step {
+    Issue {
+        targets: u8,
+        held: u8,
+        queue: bool,
+        ttl_ms: u64,
+    },
+    /// The oldest write is done.
+    Write,
+    /// The oldest write fails; it may have come through all the same.
+    WriteFails {
+        applied: bool,
+    },
+    Up {
+        node: u8,
+        resumed: bool,
+    },
+    Down {
+        node: u8,
+    },
+    /// The link takes nothing until this comes again.
+    Jam {
+        node: u8,
+    },
+    /// The node gets on with the oldest that it has not finished.
+    Work {
+        node: u8,
+    },
+    /// The node says again what it said before.
+    Repeat {
+        node: u8,
+    },
+    /// The node forgets what it was sent and has not begun.
+    NodeRestart {
+        node: u8,
+    },
+    Pass {
+        ms: u64,
+    },
+    /// The station is killed; so many of the writes under way have come through.
+    Crash {
+        applied: usize,
+    },
+    Release {
+        ttl_ms: u64,
+    },
+    Withhold,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let any_node = 0..NODES;
+    prop_oneof![
+        4 => (1..8u8, prop_oneof![3 => Just(0u8), 1 => 0..8u8], prop::bool::weighted(0.8), 0..3_000u64).prop_map(
+            |(targets, held, queue, ttl_ms)| Step::Issue { targets, held, queue, ttl_ms }
+        ),
+        8 => Just(Step::Write),
+        1 => any::<bool>().prop_map(|applied| Step::WriteFails { applied }),
+        3 => (any_node.clone(), any::<bool>()).prop_map(|(node, resumed)| Step::Up { node, resumed }),
+        2 => any_node.clone().prop_map(|node| Step::Down { node }),
+        1 => any_node.clone().prop_map(|node| Step::Jam { node }),
+        6 => any_node.clone().prop_map(|node| Step::Work { node }),
+        1 => any_node.clone().prop_map(|node| Step::Repeat { node }),
+        1 => any_node.prop_map(|node| Step::NodeRestart { node }),
+        3 => prop_oneof![0..500u64, 0..60_000u64].prop_map(|ms| Step::Pass { ms }),
+        1 => (0..4usize).prop_map(|applied| Step::Crash { applied }),
+        1 => (0..3_000u64).prop_map(|ttl_ms| Step::Release { ttl_ms }),
+        1 => Just(Step::Withhold),
+    ]
+}
+
+#[derive(Clone, Debug)]
+struct Row {
+    standing: Standing,
+    deadline: Instant,
+    stage: Option<Stage>,
+    ended: Option<Reply>,
+}
+
+#[derive(Debug, Default)]
+struct Store {
+    orders: BTreeMap<CommandId, Order>,
+    rows: BTreeMap<(CommandId, PeerId), Row>,
+}
+
+impl Store {
+    fn apply(&mut self, changes: &[Change]) {
+        for change in changes {
+            match change {
+                Change::Issued(issued) => {
+                    let id = issued.order.id;
+                    self.orders.insert(id, issued.order.clone());
+                    for to in &issued.deliveries {
+                        let row = Row {
+                            standing: to.standing,
+                            deadline: to.deadline,
+                            stage: None,
+                            ended: None,
+                        };
+                        let before = self.rows.insert((id, to.to), row);
+                        assert!(before.is_none(), "issued twice");
+                    }
+                }
+                Change::Moved {
+                    id,
+                    to,
+                    standing,
+                    deadline,
+                } => {
+                    let row = self.rows.get_mut(&(*id, *to)).expect("issued before");
+                    (row.standing, row.deadline) = (*standing, *deadline);
+                }
+                Change::Stage { id, to, stage } => {
+                    let row = self.rows.get_mut(&(*id, *to)).expect("issued before");
+                    assert!(row.stage < Some(*stage), "stages rise");
+                    row.stage = Some(*stage);
+                }
+                Change::Ended { id, to, reply } => {
+                    // Of what was never stored there is nothing to end.
+                    if let Some(row) = self.rows.get_mut(&(*id, *to)) {
+                        row.ended.get_or_insert(reply.clone());
+                    }
+                }
+            }
+        }
+    }
+
+    fn open(&self) -> Vec<OpenCommand> {
+        let mut open: BTreeMap<CommandId, OpenCommand> = BTreeMap::new();
+        for ((id, to), row) in self.rows.iter().filter(|(_, row)| row.ended.is_none()) {
+            let command = open.entry(*id).or_insert_with(|| OpenCommand {
+                order: self.orders[id].clone(),
+                deliveries: Vec::new(),
+            });
+            command.deliveries.push(OpenDelivery {
+                to: *to,
+                standing: row.standing,
+                deadline: row.deadline,
+                stage: row.stage,
+            });
+        }
+        open.into_values().collect()
+    }
+}
+
+#[derive(Debug, Default)]
+struct Device {
+    up: bool,
+    jammed: bool,
+    /// Received and not begun.
+    waiting: VecDeque<CommandId>,
+    running: BTreeSet<CommandId>,
+    ended: BTreeMap<CommandId, Reply>,
+    /// Ends that have not been told over the link at hand.
+    untold: VecDeque<(CommandId, Reply)>,
+}
+
+struct World {
+    now: Instant,
+    seq: u64,
+    book: Book,
+    store: Store,
+    writes: VecDeque<(Ticket, Vec<Change>)>,
+    devices: BTreeMap<PeerId, Device>,
+    /// What the verbs were told.
+    told: BTreeMap<(CommandId, PeerId), Reply>,
+    not_issued: BTreeSet<CommandId>,
+    /// In time, for the first time.
+    sent: BTreeSet<(PeerId, CommandId)>,
+    /// Issued to be sent at once, in the order of issue.
+    in_order: BTreeSet<(CommandId, PeerId)>,
+    never: BTreeSet<(CommandId, PeerId)>,
+    issued: BTreeSet<(CommandId, PeerId)>,
+    /// Issued before the last crash: nobody waits for its end any more.
+    orphans: BTreeSet<CommandId>,
+    /// The write came through although it failed, and the station was killed before it could write what it then told:
+    /// the one case in which a command that was refused lives.
+    in_doubt: BTreeSet<CommandId>,
+}
+
+impl World {
+    fn new() -> Self {
+        let devices = (0..NODES).map(|n| (node(n), Device::default()));
+        Self {
+            now: clock::now() + Duration::from_secs(3_600),
+            seq: 0,
+            book: Book::default(),
+            store: Store::default(),
+            writes: VecDeque::new(),
+            devices: devices.collect(),
+            told: BTreeMap::new(),
+            not_issued: BTreeSet::new(),
+            sent: BTreeSet::new(),
+            in_order: BTreeSet::new(),
+            never: BTreeSet::new(),
+            issued: BTreeSet::new(),
+            orphans: BTreeSet::new(),
+            in_doubt: BTreeSet::new(),
+        }
+    }
+
+    fn take(&mut self, step: Step) {
+        let now = self.now;
+        match step {
+            Step::Issue {
+                targets,
+                held,
+                queue,
+                ttl_ms,
+            } => self.issue(targets, held, queue, ttl_ms),
+            Step::Write => {
+                if let Some((ticket, changes)) = self.writes.pop_front() {
+                    self.store.apply(&changes);
+                    self.book.stored(ticket, now);
+                }
+            }
+            Step::WriteFails { applied } => {
+                if let Some((ticket, changes)) = self.writes.pop_front() {
+                    // Later writes refer to it, so that only the last can be in doubt.
+                    if applied && self.writes.is_empty() && !repeats(&self.store, &changes) {
+                        self.store.apply(&changes);
+                    }
+                    self.book.store_failed(ticket, "no space", now);
+                }
+            }
+            Step::Up { node: n, resumed } => {
+                let device = self.devices.get_mut(&node(n)).expect("a device");
+                device.up = true;
+                device.untold = device.ended.clone().into_iter().collect();
+                self.book.up(node(n), resumed, now);
+            }
+            Step::Down { node: n } => {
+                self.devices.get_mut(&node(n)).expect("a device").up = false;
+                self.book.down(node(n));
+            }
+            Step::Jam { node: n } => self.devices.get_mut(&node(n)).expect("a device").jammed ^= true,
+            Step::Work { node: n } => self.work(node(n)),
+            Step::Repeat { node: n } => {
+                let device = self.devices.get_mut(&node(n)).expect("a device");
+                if let (true, Some((id, _))) = (device.up, device.ended.pop_last()) {
+                    // Another end than before: only the first counts.
+                    let other = Reply::failed("said again");
+                    device.ended.insert(id, other.clone());
+                    self.book.reply(node(n), id, other, now);
+                }
+            }
+            Step::NodeRestart { node: n } => {
+                let device = self.devices.get_mut(&node(n)).expect("a device");
+                device.up = false;
+                device.waiting.clear();
+                for id in std::mem::take(&mut device.running) {
+                    device
+                        .ended
+                        .insert(id, Reply::ended(Outcome::Unknown, "restarted"));
+                }
+                self.book.down(node(n));
+            }
+            Step::Pass { ms } => {
+                self.now += Duration::from_millis(ms);
+                self.book.handle_timeout(self.now);
+            }
+            Step::Crash { applied } => {
+                let writes = std::mem::take(&mut self.writes);
+                for (_, changes) in writes.into_iter().take(applied) {
+                    self.store.apply(&changes);
+                }
+                let ids = self.issued.iter().map(|(id, _)| *id);
+                self.orphans = ids.collect();
+                let open = self.store.rows.iter().filter(|(_, row)| row.ended.is_none());
+                let open = open.map(|((id, _), _)| *id);
+                self.in_doubt
+                    .extend(open.filter(|id| self.not_issued.contains(id)));
+                self.book = Book::restore(self.store.open());
+                for device in self.devices.values_mut() {
+                    device.up = false;
+                }
+                self.book.handle_timeout(now);
+            }
+            Step::Release { ttl_ms } => {
+                let id = CommandId {
+                    seq: self.seq,
+                    ..order(1).id
+                };
+                let all: Vec<PeerId> = self.devices.keys().copied().collect();
+                self.book
+                    .release(id, &all, now + Duration::from_millis(ttl_ms), now);
+            }
+            Step::Withhold => {
+                let id = CommandId {
+                    seq: self.seq,
+                    ..order(1).id
+                };
+                self.book.withhold(id, "an earlier batch failed");
+            }
+        }
+        self.carry_out();
+    }
+
+    fn issue(&mut self, targets: u8, held: u8, queue: bool, ttl_ms: u64) {
+        self.seq += 1;
+        let order = order(self.seq);
+        let id = order.id;
+        let meant = (0..NODES).filter(|n| targets & (1 << n) != 0);
+        let targets: Vec<Addressee> = meant
+            .map(|n| Addressee {
+                held: held & (1 << n) != 0,
+                queue,
+                ..named(n)
+            })
+            .collect();
+        for target in &targets {
+            self.issued.insert((id, target.to));
+            if !target.held {
+                self.in_order.insert((id, target.to));
+                if !queue && !self.devices[&target.to].up {
+                    self.never.insert((id, target.to));
+                }
+            }
+        }
+        self.book.issue(Issue {
+            order,
+            selector: "all".to_owned(),
+            deadline: self.now + Duration::from_millis(ttl_ms),
+            targets,
+        });
+    }
+
+    fn work(&mut self, to: PeerId) {
+        let now = self.now;
+        let device = self.devices.get_mut(&to).expect("a device");
+        if !device.up {
+            return;
+        }
+        if let Some((id, reply)) = device.untold.pop_front() {
+            self.book.reply(to, id, reply, now);
+        } else if let Some(id) = device.running.pop_first() {
+            let reply = Reply::done(serde_json::Value::Null);
+            device.ended.insert(id, reply.clone());
+            self.book.reply(to, id, reply, now);
+        } else if let Some(id) = device.waiting.pop_front() {
+            device.running.insert(id);
+            self.book.stage(to, id, Stage::Started, now);
+        }
+    }
+
+    fn carry_out(&mut self) {
+        loop {
+            let effects = self.book.take_effects();
+            if effects.is_empty() {
+                break;
+            }
+            let mut full = BTreeSet::new();
+            for effect in effects {
+                match effect {
+                    Effect::Store { ticket, changes } => self.writes.push_back((ticket, changes)),
+                    Effect::Send { to, id, deadline, .. } => {
+                        if full.contains(&to) || self.devices[&to].jammed {
+                            full.insert(to);
+                            self.book.not_sent(to, id, self.now);
+                        } else {
+                            self.send(to, id, deadline);
+                        }
+                    }
+                    Effect::Stage { .. } => {}
+                    Effect::Ended { to, id, reply } => {
+                        let row = &self.store.rows[&(id, to)];
+                        assert_eq!(row.ended.as_ref(), Some(&reply), "stored before it is told");
+                        assert!(self.told.insert((id, to), reply).is_none(), "ended twice");
+                    }
+                    Effect::NotIssued { id, .. } => {
+                        assert!(self.not_issued.insert(id));
+                    }
+                }
+            }
+        }
+    }
+
+    fn send(&mut self, to: PeerId, id: CommandId, deadline: Option<Instant>) {
+        let row = self.store.rows.get(&(id, to)).expect("stored before it is sent");
+        assert_eq!(row.standing, Standing::Sent, "marked before it is sent");
+        assert_eq!(row.ended, None, "not after its end");
+        assert!(self.devices[&to].up, "only over a link");
+        assert!(!self.never.contains(&(id, to)), "it may not wait");
+        let device = self.devices.get_mut(&to).expect("a device");
+        match deadline {
+            Some(deadline) => {
+                assert!(self.now < deadline, "sent too late");
+                if self.sent.insert((to, id))
+                    && self.in_order.contains(&(id, to))
+                    && !self.in_doubt.contains(&id)
+                {
+                    let before = self
+                        .sent
+                        .range((to, id)..)
+                        .find(|(peer, other)| *peer == to && *other > id);
+                    let before = before.filter(|(_, other)| self.in_order.contains(&(*other, to)));
+                    assert_eq!(before, None, "out of order");
+                }
+            }
+            None => assert!(
+                row.deadline <= self.now,
+                "asked before its time: a question runs nothing"
+            ),
+        }
+        let known = device.waiting.contains(&id) || device.running.contains(&id);
+        if let Some(reply) = device.ended.get(&id) {
+            device.untold.push_back((id, reply.clone()));
+        } else if !known && deadline.is_some() {
+            device.waiting.push_back(id);
+            self.book.stage(to, id, Stage::Received, self.now);
+        } else if !known {
+            let reply = Reply::ended(Outcome::Expired, "too late");
+            device.ended.insert(id, reply.clone());
+            device.untold.push_back((id, reply));
+        }
+    }
+
+    /// All is well from now on: everything ends.
+    fn heal(&mut self) {
+        for device in self.devices.values_mut() {
+            device.jammed = false;
+        }
+        for n in 0..NODES {
+            self.take(Step::Up {
+                node: n,
+                resumed: false,
+            });
+        }
+        for _ in 0..200 {
+            while !self.writes.is_empty() {
+                self.take(Step::Write);
+            }
+            for n in 0..NODES {
+                for _ in 0..4 {
+                    self.take(Step::Work { node: n });
+                }
+            }
+            self.take(Step::Withhold);
+            self.take(Step::Pass { ms: 1_000 });
+            if self.book.open() == 0 && self.writes.is_empty() {
+                return;
+            }
+        }
+    }
+
+    fn check_ends(&self) {
+        for ((id, to), row) in &self.store.rows {
+            assert!(row.ended.is_some(), "{id} of {to:?} is open: {row:?}");
+        }
+        for (id, to) in &self.issued {
+            let told = self.told.contains_key(&(*id, *to));
+            let refused = self.not_issued.contains(id);
+            assert!(
+                !(told && refused && !self.in_doubt.contains(id)),
+                "ended, and never issued"
+            );
+            assert!(
+                told || refused || self.orphans.contains(id),
+                "{id} of {to:?} vanished"
+            );
+        }
+        assert_eq!(self.book.open(), 0);
+        assert!(self.book.commands.is_empty() && self.book.timers.is_empty());
+        assert!(self.book.writes.is_empty() && self.book.stages.is_empty());
+    }
+}
+
+/// Whether a write repeats one that has come through although it failed.
+fn repeats(store: &Store, changes: &[Change]) -> bool {
+    changes.iter().any(|change| match change {
+        Change::Stage { id, to, stage } => store
+            .rows
+            .get(&(*id, *to))
+            .is_none_or(|row| row.stage >= Some(*stage)),
+        Change::Issued(_) | Change::Moved { .. } | Change::Ended { .. } => false,
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(500))]
+    #[test]
+    fn every_delivery_ends_once_whatever_happens(steps in prop::collection::vec(step(), 0..120)) {
+        let mut world = World::new();
+        for step in steps {
+            // Whoever issues batches sees to them: here they end before the next command.
+            if matches!(step, Step::Issue { .. }) {
+                world.take(Step::Withhold);
+            }
+            world.take(step);
+        }
+        world.heal();
+        world.check_ends();
+    }
+}

@@ -1,0 +1,324 @@
+//! Two sessions on two clocks that show different times and do not run alike. Bytes lie anywhere for any time; a process may be
+//! stopped anywhere, also between reading its clock and using it; links break and processes restart.
+//!
+//! What must hold: what a receiver takes for a message's deadline is never later than what its sender meant. And it is
+//! not earlier by more than the receiver's clock reading had been on its way, and what is given away for clocks that
+//! do not run alike.
+
+use std::collections::BTreeMap;
+use std::io::IoSlice;
+use std::time::{Duration, Instant};
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use proptest::prelude::*;
+use swarm_shared::net::clock;
+use swarm_shared::proto::id::Instance;
+use swarm_shared::proto::outbox::OutboxLimits;
+use swarm_shared::proto::parcel::{OutBuffer, Parcel};
+use swarm_shared::proto::session::{Event, LinkFault, Outgoing, Session, Timing};
+use swarm_shared::proto::wire::{Frame, FrameReader, Kind, Lane, Limits};
+
+type Side = usize;
+
+#[derive(Clone, Debug)]
+enum Op {
+    /// Time passes for both.
+    Wait {
+        us: u64,
+    },
+    Send {
+        side: Side,
+        ttl_us: u64,
+        lane: Lane,
+    },
+    /// Reads its clock, is stopped for a while, and writes.
+    Write {
+        side: Side,
+        stopped_us: u64,
+    },
+    /// Takes bytes of the other's, reads its clock, is stopped for a while, and handles them.
+    Read {
+        side: Side,
+        bytes: usize,
+        stopped_us: u64,
+    },
+    Relink,
+    Restart {
+        side: Side,
+    },
+}
+
+fn any_op() -> impl Strategy<Value = Op> {
+    let side = 0_usize..2;
+    let pause = prop_oneof![6 => Just(0_u64), 2 => 1_u64..50_000, 1 => 1_u64..5_000_000];
+    let lane = prop_oneof![Just(Lane::Control), Just(Lane::Emergency), Just(Lane::Bulk)];
+    let bytes = prop_oneof![1 => 1_usize..400, 2 => Just(1_000_000)];
+    prop_oneof![
+        6 => prop_oneof![0_u64..3_000, 0_u64..400_000].prop_map(|us| Op::Wait { us }),
+        8 => (side.clone(), 0_u64..4_000_000, lane)
+            .prop_map(|(side, ttl_us, lane)| Op::Send { side, ttl_us, lane }),
+        10 => (side.clone(), pause.clone()).prop_map(|(side, stopped_us)| Op::Write { side, stopped_us }),
+        10 => (side.clone(), bytes, pause)
+            .prop_map(|(side, bytes, stopped_us)| Op::Read { side, bytes, stopped_us }),
+        1 => Just(Op::Relink),
+        1 => side.prop_map(|side| Op::Restart { side }),
+    ]
+}
+
+struct Peer {
+    session: Session<()>,
+    run: u64,
+    /// Its clock at the true time 0.
+    clock: Instant,
+    /// How much faster than true its clock runs, in parts per million.
+    fast_ppm: u64,
+    /// Written, and not yet with the other.
+    wire: BytesMut,
+    reader: FrameReader,
+    inbox: BytesMut,
+}
+
+struct Model {
+    /// True time.
+    now: Duration,
+    peers: [Peer; 2],
+    linked: bool,
+    /// Deadlines in true time by the number of their message.
+    deadlines: BTreeMap<u64, Duration>,
+    runs: u64,
+    delivered: usize,
+}
+
+fn session(run: u64, now: Instant) -> Session<()> {
+    Session::new(Instance(run), Timing::default(), OutboxLimits::CONTROL, now).expect("constant frames")
+}
+
+impl Model {
+    /// Peers whose clocks are so many milliseconds apart and run so much too fast.
+    fn new(apart_ms: u64, fast_ppm: [u64; 2]) -> Self {
+        let base = clock::now();
+        let peer = |run, clock, fast_ppm| Peer {
+            session: session(run, clock),
+            run,
+            clock,
+            fast_ppm,
+            wire: BytesMut::new(),
+            reader: FrameReader::new(Limits::CONTROL),
+            inbox: BytesMut::new(),
+        };
+        let far = base + Duration::from_millis(apart_ms);
+        Self {
+            now: Duration::ZERO,
+            peers: [peer(1, base, fast_ppm[0]), peer(2, far, fast_ppm[1])],
+            linked: false,
+            deadlines: BTreeMap::new(),
+            runs: 2,
+            delivered: 0,
+        }
+    }
+
+    fn read_clock(&self, side: Side) -> Instant {
+        self.peers[side].shows(self.now)
+    }
+
+    fn unlink(&mut self) {
+        self.linked = false;
+        for peer in &mut self.peers {
+            peer.session.detach();
+            peer.wire.clear();
+            peer.inbox.clear();
+            peer.reader = FrameReader::new(Limits::CONTROL);
+        }
+    }
+
+    fn apply(&mut self, op: &Op) {
+        match *op {
+            Op::Wait { us } => self.now += Duration::from_micros(us),
+            Op::Send { side, ttl_us, lane } => {
+                let number = self.deadlines.len() as u64;
+                let ttl = Duration::from_micros(ttl_us);
+                let content = Bytes::copy_from_slice(&number.to_be_bytes());
+                let outgoing = Outgoing {
+                    parcel: Parcel::new(&Frame::binary(Kind::Roster, content)).expect("short"),
+                    lane,
+                    deadline: Some(self.peers[side].shows(self.now + ttl)),
+                };
+                self.deadlines.insert(number, self.now + ttl);
+                self.peers[side].session.send(outgoing, None).expect("room");
+            }
+            Op::Write { side, stopped_us } => {
+                let read = self.read_clock(side);
+                self.now += Duration::from_micros(stopped_us);
+                self.write(side, read);
+            }
+            Op::Read {
+                side,
+                bytes,
+                stopped_us,
+            } => {
+                let [left, right] = &mut self.peers;
+                let (to, from) = if side == 0 { (left, right) } else { (right, left) };
+                let bytes = bytes.min(from.wire.len());
+                to.inbox.unsplit(from.wire.split_to(bytes));
+                let read = self.read_clock(side);
+                self.now += Duration::from_micros(stopped_us);
+                self.read(side, read);
+            }
+            Op::Relink => {
+                self.unlink();
+                self.linked = true;
+                for side in 0..2 {
+                    let (read, run) = (self.read_clock(side), self.peers[1 - side].run);
+                    self.peers[side].session.attach(Instance(run), read);
+                }
+            }
+            Op::Restart { side } => {
+                self.unlink();
+                self.runs += 1;
+                self.peers[side].run = self.runs;
+                self.peers[side].session = session(self.runs, self.read_clock(side));
+            }
+        }
+    }
+
+    fn write(&mut self, side: Side, read: Instant) {
+        let peer = &mut self.peers[side];
+        match peer.session.handle_timeout(read) {
+            Ok(()) => {}
+            Err(LinkFault::Silence(_)) => return self.unlink(),
+            Err(other) => panic!("{other}"),
+        }
+        let mut out = OutBuffer::default();
+        peer.session.transmit(&mut out, 1_000_000, read).expect("encodes");
+        while !out.is_empty() {
+            let mut slices = [IoSlice::new(&[])];
+            out.fill(&mut slices);
+            peer.wire.extend_from_slice(&slices[0]);
+            let written = slices[0].len();
+            out.consume(written);
+        }
+        peer.session.take_events();
+    }
+
+    fn read(&mut self, side: Side, read: Instant) {
+        while let Some(frame) = self.peers[side].next() {
+            let peer = &mut self.peers[side];
+            peer.session.handle_frame(frame, read).expect("an honest peer");
+            let events: Vec<_> = peer.session.take_events().collect();
+            for event in events {
+                let Event::Frame { frame, deadline } = event else {
+                    continue;
+                };
+                let number = frame.content.clone().get_u64();
+                let meant = self.deadlines[&number];
+                let taken = deadline.expect("every message has one");
+                let late = taken.checked_duration_since(peer.shows(meant));
+                assert!(
+                    late.is_none_or(|late| late.is_zero()),
+                    "message {number}: {late:?} late"
+                );
+                self.delivered += 1;
+            }
+        }
+    }
+}
+
+impl Peer {
+    /// Its clock at a true time.
+    fn shows(&self, at: Duration) -> Instant {
+        let micros = u64::try_from(at.as_micros()).expect("a short test");
+        self.clock + at + Duration::from_nanos(micros * self.fast_ppm / 1_000)
+    }
+
+    fn next(&mut self) -> Option<Frame> {
+        self.reader.next_frame(&mut self.inbox).expect("sound frames")
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1_000))]
+
+    #[test]
+    fn no_deadline_is_later_than_it_was_meant(
+        apart_ms in 0_u64..1_000_000_000,
+        fast_ppm in [0_u64..900, 0_u64..900],
+        ops in proptest::collection::vec(any_op(), 1..120),
+    ) {
+        let mut model = Model::new(apart_ms, fast_ppm);
+        model.apply(&Op::Relink);
+        for op in &ops {
+            model.apply(op);
+        }
+    }
+
+    #[test]
+    fn a_deadline_is_early_by_no_more_than_the_clocks_way(
+        apart_ms in 0_u64..1_000_000_000,
+        fast_ppm in [0_u64..900, 0_u64..900],
+        age_us in 0_u64..10_000_000,
+        way_us in 0_u64..100_000,
+        ttl_us in 200_000_u64..4_000_000,
+        lay_us in 0_u64..2_000_000,
+    ) {
+        let mut model = Model::new(apart_ms, fast_ppm);
+        model.apply(&Op::Wait { us: age_us });
+        model.apply(&Op::Relink);
+        let all = usize::MAX;
+        model.apply(&Op::Write { side: 1, stopped_us: way_us });
+        model.apply(&Op::Read { side: 0, bytes: all, stopped_us: 0 });
+        model.apply(&Op::Send { side: 0, ttl_us, lane: Lane::Control });
+        model.apply(&Op::Write { side: 0, stopped_us: lay_us });
+        let meant = model.now - Duration::from_micros(lay_us) + Duration::from_micros(ttl_us);
+        let bytes = model.peers[0].wire.split();
+        model.peers[1].inbox.unsplit(bytes);
+        let read = model.read_clock(1);
+        let peer = &mut model.peers[1];
+        let mut taken = None;
+        while let Some(frame) = peer.next() {
+            peer.session.handle_frame(frame, read).expect("an honest peer");
+            for event in peer.session.take_events() {
+                if let Event::Frame { deadline, .. } = event {
+                    taken = deadline;
+                }
+            }
+        }
+        let (taken, meant) = (taken.expect("delivered"), peer.shows(meant));
+        prop_assert!(taken <= meant);
+        // What the clocks differ by and what is given away for it, in four seconds, and twice a rounding.
+        let given = Duration::from_micros(way_us) + Duration::from_millis(4 * 2 + 2);
+        prop_assert!(taken + given >= meant, "{:?} early", meant - taken);
+    }
+}
+
+#[test]
+fn the_model_delivers() {
+    let mut model = Model::new(77, [0, 0]);
+    model.apply(&Op::Relink);
+    for side in [0, 1] {
+        model.apply(&Op::Write { side, stopped_us: 0 });
+    }
+    for side in [0, 1] {
+        let bytes = usize::MAX;
+        model.apply(&Op::Read {
+            side,
+            bytes,
+            stopped_us: 0,
+        });
+    }
+    model.apply(&Op::Send {
+        side: 0,
+        ttl_us: 1_000_000,
+        lane: Lane::Control,
+    });
+    model.apply(&Op::Write {
+        side: 0,
+        stopped_us: 2_000_000,
+    });
+    let bytes = usize::MAX;
+    model.apply(&Op::Read {
+        side: 1,
+        bytes,
+        stopped_us: 0,
+    });
+    assert_eq!(model.delivered, 1);
+}

@@ -1,0 +1,198 @@
+//! The plug-in that docs/plugins.md shows, as it stands there: run by Python against a real node, called from a
+//! station, killed, and made to hang.
+
+use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+use swarm_tests::fleet::{Fleet, PATIENCE, text};
+use swarm_tests::process::{Process, Signal, wait_until};
+
+/// The example stays short.
+const LINES_MAX: usize = 39;
+
+/// The first block of Python in docs/plugins.md.
+fn example() -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/plugins.md");
+    let document = std::fs::read_to_string(path).expect("the document is there");
+    let lines = document.lines().skip_while(|line| *line != "```python").skip(1);
+    let code: Vec<&str> = lines.take_while(|line| *line != "```").collect();
+    assert!((10..=LINES_MAX).contains(&code.len()), "{} lines", code.len());
+    code.join("\n") + "\n"
+}
+
+/// Whether there is a Python; if not, that is said where it is seen.
+fn python() -> bool {
+    let version = Command::new("python3")
+        .arg("--version")
+        .stdout(Stdio::null())
+        .status();
+    let there = version.is_ok_and(|status| status.success());
+    if !there {
+        let note = "skipped: there is no python3 to run the plug-in of docs/plugins.md with\n";
+        std::io::stderr()
+            .write_all(note.as_bytes())
+            .expect("standard error");
+    }
+    there
+}
+
+struct Lamp {
+    fleet: Fleet,
+    script: PathBuf,
+    socket: PathBuf,
+}
+
+impl Lamp {
+    fn new() -> Self {
+        let fleet = Fleet::linked(1);
+        let script = fleet.field.file("lamp.py", example().as_bytes());
+        let socket = fleet.nodes[0].dir.join("plugin.sock");
+        Self {
+            fleet,
+            script,
+            socket,
+        }
+    }
+
+    /// Runs the example until it is a plug-in.
+    fn start(&self, name: &str) -> Process {
+        let mut command = Command::new("python3");
+        command.arg(&self.script).arg(&self.socket);
+        let process = Process::spawn(command, name, self.fleet.field.path());
+        self.wait_plugins(1);
+        process
+    }
+
+    fn wait_plugins(&self, count: usize) {
+        wait_until(PATIENCE, "the node's status lists its plug-ins", || {
+            self.fleet.nodes[0].status()["plugins"].as_array().map(Vec::len) == Some(count)
+        });
+    }
+
+    fn call(&self, words: &[&str], status: i32) -> Value {
+        let words = [&["call", "n1"], words, &["--timeout", "20s"]].concat();
+        self.fleet.station.run(&words).expect(status).of("n1")
+    }
+
+    /// How often the node has taken this command.
+    fn commands(&self, action: &str) -> usize {
+        let action = format!("action=\"{action}\"");
+        let log = self.fleet.nodes[0].log();
+        log.iter()
+            .filter(|line| line.contains(" command ") && line.contains(&action))
+            .count()
+    }
+}
+
+#[test]
+fn the_documented_plug_in_works() {
+    if !python() {
+        return;
+    }
+    let lamp = Lamp::new();
+    let mode = std::fs::metadata(&lamp.socket)
+        .expect("the socket is there")
+        .permissions()
+        .mode();
+    assert_eq!(mode & 0o777, 0o660);
+    let refused = lamp.call(&["blink"], 1);
+    assert!(
+        text(&refused, "error").contains("no action is called \"blink\""),
+        "{refused}"
+    );
+
+    let mut process = lamp.start("lamp");
+    assert_eq!(lamp.call(&["blink", "times=3"], 0)["value"], "blinked 3 times");
+    assert!(
+        lamp.call(&["clock"], 0)["value"]
+            .as_f64()
+            .is_some_and(|now| now > 1e9)
+    );
+    let told = lamp.call(&["telemetry"], 0);
+    let blinks = &told["value"]["plugins"]["lamp"]["blinks"];
+    assert_eq!((&blinks["value"], &blinks["unit"]), (&3.into(), &"times".into()));
+    assert!(blinks["age_s"].as_f64().is_some_and(|age| age < 60.0), "{blinks}");
+    let refused = lamp.call(&["blink", "times=many"], 1);
+    assert_eq!(
+        text(&refused, "error"),
+        "argument times must be an integer, not \"many\""
+    );
+    let status = &lamp.fleet.nodes[0].status()["plugins"][0];
+    assert_eq!(
+        (&status["name"], &status["pid"]),
+        (&"lamp".into(), &process.pid().into())
+    );
+
+    // A second one of the same name is told so, and the first goes on.
+    let mut command = Command::new("python3");
+    command.arg(&lamp.script).arg(&lamp.socket);
+    let output = command.output().expect("Python runs");
+    assert!(!output.status.success());
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        told.contains("a plug-in called \"lamp\" is connected already"),
+        "{told}"
+    );
+    assert_eq!(lamp.call(&["blink"], 0)["value"], "blinked 1 times");
+
+    process.signal(Signal::KILL);
+    process.wait_exit(PATIENCE);
+    lamp.wait_plugins(0);
+    assert!(
+        lamp.call(&["telemetry"], 0)["value"]["plugins"].is_null(),
+        "its readings went with it"
+    );
+}
+
+#[test]
+fn a_plug_in_that_dies_or_hangs_midway_fails_with_the_reason() {
+    if !python() {
+        return;
+    }
+    let lamp = Lamp::new();
+    // Stopped, it takes the command and does not come to answer it.
+    let mut process = lamp.start("lamp");
+    process.signal(Signal::STOP);
+    let dying = lamp
+        .fleet
+        .station
+        .start(&["call", "n1", "blink", "--timeout", "20s"]);
+    wait_until(PATIENCE, "the command is at the node", || {
+        lamp.commands("blink") == 1
+    });
+    process.signal(Signal::KILL);
+    let ended = dying.finish(PATIENCE).expect(1).of("n1");
+    assert_eq!(ended["state"], "failed");
+    let why = "the plug-in lamp went away while blink ran: it closed its connection";
+    assert_eq!(text(&ended, "error"), why);
+    process.wait_exit(PATIENCE);
+    lamp.wait_plugins(0);
+
+    let mut process = lamp.start("lamp2");
+    process.signal(Signal::STOP);
+    let ended = lamp.call(&["blink"], 1);
+    assert_eq!(ended["state"], "failed");
+    assert_eq!(text(&ended, "error"), "the plug-in lamp did not answer within 5s");
+    // Its late answer is nobody's, and it works again.
+    process.signal(Signal::CONT);
+    assert_eq!(lamp.call(&["blink", "times=2"], 0)["value"], "blinked 2 times");
+}
+
+#[test]
+fn the_socket_goes_with_the_node_and_can_be_turned_off() {
+    let mut fleet = Fleet::linked_with(1, |_node| {});
+    let socket = fleet.nodes[0].dir.join("plugin.sock");
+    // One that a killed daemon left behind is replaced.
+    fleet.nodes[0].end(Signal::KILL);
+    assert!(socket.exists());
+    fleet.nodes[0].start(&[]);
+    std::os::unix::net::UnixStream::connect(&socket).expect("it listens again");
+    fleet.nodes[0].end(Signal::TERM);
+    assert!(!socket.exists());
+    fleet.nodes[0].tables = "[plugins]\nenabled = false\n".to_owned();
+    fleet.nodes[0].start(&[]);
+    assert!(!socket.exists());
+}
