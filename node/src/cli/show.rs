@@ -50,6 +50,12 @@ pub(super) fn status(view: &View, json: bool) -> anyhow::Result<String> {
     if let Some(problem) = &view.state_problem {
         writeln!(text, "         NOTHING CAN BE REMEMBERED: {problem}")?;
     }
+    if let Some(stopped) = &view.stopped {
+        writeln!(text, "STOPPED  {stopped}; `ground-station release` ends it")?;
+    }
+    if let Some(lost_link) = &view.lost_link {
+        writeln!(text, "link     {lost_link}")?;
+    }
     match view.links.len() {
         0 => writeln!(text, "links    none")?,
         count => writeln!(text, "links    {count}")?,

@@ -131,6 +131,16 @@ impl Acts {
         self.carry_out(reach);
     }
 
+    /// An emergency stop is in force, or no more.
+    pub(super) fn stopped(&mut self, stopped: bool, reach: &Reach<'_>) {
+        if stopped {
+            self.desk.stopped(clock::now());
+        } else {
+            self.desk.released();
+        }
+        self.carry_out(reach);
+    }
+
     /// The process ends: see [`Desk::close`].
     pub(super) fn close(&mut self, reach: &Reach<'_>) {
         self.desk.close(clock::now());

@@ -234,7 +234,11 @@ async fn a_node_that_cannot_write_refuses_what_acts_and_recovers_by_itself() {
     assert_eq!(refused.state, Outcome::Refused, "{refused:?}");
     let why = refused.error.clone().unwrap_or_default();
     assert!(why.starts_with("the node's journal cannot be written: "), "{why}");
-    assert_eq!(pair.ask(2, "ping").await.state, Outcome::Done, "what reads goes on");
+    assert_eq!(
+        pair.ask(2, "ping").await.state,
+        Outcome::Done,
+        "what reads goes on"
+    );
 
     std::fs::remove_dir_all(pair.node.dir.join("journal.new")).expect("out of the way");
     let healed = async {
