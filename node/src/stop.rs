@@ -150,6 +150,15 @@ impl Stopping {
         Self { asks, in_force: seen }
     }
 
+    /// Of nothing: for tests of what does not stop.
+    #[cfg(test)]
+    pub(crate) fn none() -> Self {
+        Self {
+            asks: mpsc::channel(1).0,
+            in_force: watch::channel(None).1,
+        }
+    }
+
     /// The stop in force, and news of it.
     pub fn in_force(&self) -> watch::Receiver<Option<Latch>> {
         self.in_force.clone()

@@ -15,7 +15,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::parser::ValueSource;
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -33,10 +34,12 @@ mod man;
 mod nodes;
 mod notify;
 mod ping;
+mod release;
 mod run;
 mod screen;
 mod send;
 mod serve;
+mod stop;
 
 use screen::{CliError, Screen};
 
@@ -104,6 +107,9 @@ struct Common {
     /// How long to wait for answers; for files, the longest pause [default: 10s]
     #[arg(long, global = true, value_name = "TIME", default_value = "10s", hide_default_value = true, value_parser = duration::parse)]
     timeout: Duration,
+    /// Whether --timeout was typed: an emergency stop ends by it only then.
+    #[arg(skip)]
+    timeout_given: bool,
     /// One JSON object per line on standard output, nothing else there
     #[arg(long, global = true)]
     json: bool,
@@ -127,13 +133,15 @@ enum Verb {
     Send(send::Args),
     Fetch(fetch::Args),
     Notify(notify::Args),
+    Stop(stop::Args),
+    Release(release::Args),
     Completions(completions::Args),
     Man(man::Args),
 }
 
 /// Reads the command line, does it, and says how it went.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = parse();
     start_log(&cli);
     let mut screen = Screen::new(cli.common.json, cli.common.quiet, cli.common.no_color);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
@@ -149,6 +157,15 @@ pub fn main() -> ExitCode {
     ExitCode::from(outcome.unwrap_or_else(|error| screen.fault(&error)))
 }
 
+fn parse() -> Cli {
+    let matches = Cli::command().get_matches();
+    let mut cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    cli.common.timeout_given = matches
+        .subcommand()
+        .is_some_and(|(_, verb)| verb.value_source("timeout") == Some(ValueSource::CommandLine));
+    cli
+}
+
 async fn run(cli: Cli, screen: &mut Screen) -> Result<u8, CliError> {
     let common = &cli.common;
     match cli.verb {
@@ -162,6 +179,8 @@ async fn run(cli: Cli, screen: &mut Screen) -> Result<u8, CliError> {
         Verb::Send(args) => send::run(args, common, screen).await,
         Verb::Fetch(args) => fetch::run(args, common, screen).await,
         Verb::Notify(args) => notify::run(args, common, screen).await,
+        Verb::Stop(args) => stop::run(args, common, screen).await,
+        Verb::Release(args) => release::run(args, common, screen).await,
         Verb::Completions(args) => completions::run(&args, &mut Cli::command(), screen),
         Verb::Man(args) => man::run(&args, Cli::command(), screen),
     }

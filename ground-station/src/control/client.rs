@@ -64,6 +64,8 @@ fn first_event_patience(request: &Request) -> Option<Duration> {
         Request::Watch { .. } => return None,
         Request::Nodes { timeout_ms, .. } | Request::Join { timeout_ms, .. } => *timeout_ms,
         Request::Command { .. }
+        | Request::Stop { .. }
+        | Request::Release { .. }
         | Request::SendFiles { .. }
         | Request::Fetch { .. }
         | Request::Init

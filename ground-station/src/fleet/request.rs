@@ -40,6 +40,21 @@ pub enum Request {
         /// How long to wait for outcomes.
         timeout_ms: u64,
     },
+    /// Emergency stop: `targets`, an `acknowledged` as each node says that it is stopped, one `delivery` each. It goes on
+    /// until all have said all, or the receiver is dropped.
+    Stop {
+        /// Which.
+        selector: Selector,
+        /// When to give up; never if absent.
+        timeout_ms: Option<u64>,
+    },
+    /// The end of an emergency stop: `targets`, one `delivery` each.
+    Release {
+        /// Which.
+        selector: Selector,
+        /// How long to wait for nodes that are not linked, and for their answers.
+        timeout_ms: u64,
+    },
     /// Files to many nodes: `targets` (a node once for each of its files), `progress`, one `delivery` for each.
     SendFiles {
         /// Which.
@@ -111,6 +126,8 @@ impl Request {
             | Self::Nodes { .. }
             | Self::Watch { .. }
             | Self::Command { .. }
+            | Self::Stop { .. }
+            | Self::Release { .. }
             | Self::SendFiles { .. }
             | Self::Fetch { .. } => false,
         }

@@ -37,7 +37,8 @@ impl Report {
             Event::Progress { node, bytes, total } => {
                 self.bytes.insert(node.clone(), (*bytes, *total));
             }
-            Event::Node(_)
+            Event::Acknowledged { .. }
+            | Event::Node(_)
             | Event::Note { .. }
             | Event::Membership(_)
             | Event::Invitation(_)

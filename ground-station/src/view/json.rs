@@ -15,6 +15,7 @@ pub fn line(event: &Event) -> Option<String> {
         Event::Pending(view) => object(view),
         Event::Targets { .. }
         | Event::Progress { .. }
+        | Event::Acknowledged { .. }
         | Event::Note { .. }
         | Event::Failed { .. }
         | Event::End => None,

@@ -10,6 +10,7 @@ pub mod fleet;
 pub mod fold;
 pub mod json;
 pub mod nodes;
+pub mod stop;
 pub mod table;
 
 #[cfg(test)]

@@ -120,6 +120,8 @@ mod tests {
     #[test]
     fn a_page_for_people() {
         let view = View {
+            stopped: Some("by station a1b2, number 7".to_owned()),
+            lost_link: None,
             name: "drone-07".to_owned(),
             id: "a1b2c3d4e5f60718".repeat(4),
             version: "0.1.0".to_owned(),

@@ -336,7 +336,10 @@ mod tests {
         };
         let identity = Identity::new(SigningKey::from_seed([1; 32])).expect("randomness");
         let (endpoint, _events) = Endpoint::start(config, Arc::new(identity)).expect("started");
+        let state = tempfile::tempdir().expect("a directory");
+        let store = crate::store::Store::open(state.path()).await.expect("a store");
         let shared = Shared {
+            stops: Arc::new(super::super::stop::Stops::new(0, store, None)),
             endpoint: endpoint.clone(),
             next_id: Arc::new(AtomicU64::new(1)),
             epoch: 1,
@@ -356,6 +359,7 @@ mod tests {
                 link: endpoint.open(id).await.expect("opened"),
                 online: online.clone(),
                 name_is_unique: true,
+                address: None,
             });
         }
         let dir = tempfile::tempdir().expect("a directory");

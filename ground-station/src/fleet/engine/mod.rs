@@ -15,6 +15,7 @@ mod fetch;
 mod office;
 mod roll;
 mod send;
+mod stop;
 mod watchers;
 
 use std::collections::BTreeMap;
@@ -36,9 +37,11 @@ use swarm_shared::net::random::NoRandomness;
 use swarm_shared::net::socket::{BadKeepalive, KeepaliveConfig, SocketError};
 use swarm_shared::proto::dial::{Hint, Source};
 use swarm_shared::proto::id::PeerKind;
+use swarm_shared::proto::message::Stopped;
 use swarm_shared::proto::selector::Selector;
 use swarm_shared::proto::session::Timing;
 use swarm_shared::proto::trust::Membership;
+use swarm_shared::proto::wire::Kind;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -112,6 +115,7 @@ struct Shared {
     /// The next command's number.
     next_id: Arc<AtomicU64>,
     epoch: u64,
+    stops: Arc<stop::Stops>,
     routes: fetch::Routes,
     /// How many nodes are sent files at once.
     sends: Arc<Semaphore>,
@@ -172,6 +176,11 @@ impl Engine {
                 endpoint: endpoint.clone(),
                 next_id: Arc::new(AtomicU64::new(1)),
                 epoch: store.epoch(),
+                stops: Arc::new(stop::Stops::new(
+                    store.stop_number().await?,
+                    store.clone(),
+                    means.pings.map(|port| (presence.interfaces.clone(), port)),
+                )),
                 routes: fetch::Routes::default(),
                 sends: Arc::new(Semaphore::new(send::NODES_AT_ONCE)),
                 stays,
@@ -313,6 +322,7 @@ impl Task {
                 if let Some(link) = link
                     && peer.kind == PeerKind::Node
                 {
+                    stop::linked(&self.shared, &link);
                     self.tasks
                         .spawn(commands::self_check(self.shared.clone(), link, checks.clone()));
                 }
@@ -334,6 +344,19 @@ impl Task {
             PeerEvent::Bulk { events, .. } => {
                 self.tasks.spawn(fetch::route(events, self.shared.routes.clone()));
                 return;
+            }
+            PeerEvent::Frame { peer, frame, .. } if frame.header.kind == Some(Kind::Stopped) => {
+                match frame.read::<Stopped>() {
+                    Ok(report) => {
+                        self.roll.stopped(peer.id, &report);
+                        self.shared.stops.reported(peer.id, report);
+                    }
+                    Err(error) => {
+                        tracing::warn!(peer = %peer.name, %error, "unreadable word of a stop");
+                        return;
+                    }
+                }
+                peer.id
             }
             PeerEvent::Frame { peer, frame, .. } => {
                 tracing::debug!(peer = %peer.name, kind = ?frame.header.kind, "frame not asked for");
@@ -445,6 +468,27 @@ impl Task {
                 };
                 self.tasks
                     .spawn(commands::run(self.shared.clone(), targets, command, events));
+            }
+            Request::Stop { selector, timeout_ms } => {
+                let targets = self.roll.targets(&selector);
+                let nobody = self.nobody(&selector);
+                let timeout = timeout_ms.map(Duration::from_millis);
+                self.tasks.spawn(stop::run(
+                    self.shared.clone(),
+                    targets,
+                    selector,
+                    nobody,
+                    timeout,
+                    events,
+                ));
+            }
+            Request::Release { selector, timeout_ms } => {
+                let Some(targets) = self.targets(&selector, &events) else {
+                    return;
+                };
+                let timeout = Duration::from_millis(timeout_ms);
+                self.tasks
+                    .spawn(stop::release(self.shared.clone(), targets, timeout, events));
             }
             Request::SendFiles {
                 selector,
