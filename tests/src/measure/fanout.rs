@@ -271,6 +271,7 @@ pub(super) async fn end_of(fleet: &Fleet, request: Request) -> anyhow::Result<us
             Event::End => return Ok(done),
             Event::Targets { .. }
             | Event::Progress { .. }
+            | Event::Acknowledged { .. }
             | Event::Node(_)
             | Event::Note { .. }
             | Event::Membership(_)
