@@ -29,7 +29,6 @@ use swarm_shared::proto::trust::gate::{Wish, permit};
 use swarm_shared::proto::wire::{Frame, Kind, Lane};
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::timeout_at;
 
 use super::Shared;
 use super::commands;
@@ -455,7 +454,7 @@ async fn ask_release(shared: &Shared, target: &Target, stop: Option<&Stopped>, g
     if let Err(error) = target.link.try_request(outgoing, request) {
         return Reply::refused(error.to_string());
     }
-    match timeout_at(clock::on_timers(give_up), ends.recv()).await {
+    match clock::timeout_at(give_up, ends.recv()).await {
         Ok(Some(end)) => commands::reply(end.ended),
         Ok(None) | Err(_) => Reply::ended(
             Outcome::NoAnswer,
