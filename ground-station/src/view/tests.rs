@@ -187,6 +187,7 @@ fn colours_mean_something() {
 
 fn node(number: u8, state: NodeState, heard: Option<u64>) -> NodeView {
     NodeView {
+        stopped: None,
         node: target(number).node,
         id: target(number).id,
         state,
