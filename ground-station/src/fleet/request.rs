@@ -250,3 +250,20 @@ pub struct FileToSend {
     /// ROOT/RELATIVE on the nodes: the file's own path there.
     pub dest: String,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_is_a_number_or_a_share() {
+        for (text, all, size) in [("4", 10, 4), ("25%", 10, 3), ("1%", 10, 1), ("100%", 7, 7)] {
+            let batch: BatchSize = text.parse().expect(text);
+            assert_eq!((batch.of(all), batch.to_string()), (size, text.to_owned()));
+        }
+        for bad in ["0", "0%", "101%", "abc", "", "%", "-1", "1.5", "4294967296"] {
+            let error = bad.parse::<BatchSize>().expect_err(bad);
+            assert!(error.contains("25%"), "{error}");
+        }
+    }
+}
