@@ -28,7 +28,7 @@ pub use event::{
     NodeView, PendingView,
 };
 pub use past::{AuditView, CommandKind, CommandView, PastDelivery, PastQuery, PastState};
-pub use request::{FileToSend, FilesToSend, Request};
+pub use request::{Batch, BatchSize, FileToSend, FilesToSend, Request};
 
 /// Most requests that wait for the engine.
 pub const CALLS_MAX: usize = 64;

@@ -143,6 +143,7 @@ pub(super) fn command(selector: Selector, action: &str, arguments: Arguments, co
         lane: Lane::Control,
         ttl_ms: to_ms(common.ttl),
         timeout_ms: to_ms(common.timeout),
+        batch: None,
     }
 }
 

@@ -7,6 +7,7 @@ use serde_json::Value;
 use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::selector::Selector;
 
+use super::rolling::{self, Rolling};
 use super::screen::{CliError, Screen};
 use super::{Common, ask};
 
@@ -25,6 +26,8 @@ Examples:
   ground-station call drone-07 id new_id=drone-08
   ground-station call 'drone-*' led 'pattern=[1,0,1]'")]
 pub(super) struct Args {
+    #[command(flatten)]
+    rolling: Rolling,
     /// Which nodes
     selector: Selector,
     /// What they do
@@ -36,7 +39,7 @@ pub(super) struct Args {
 
 pub(super) async fn run(args: Args, common: &Common, screen: &mut Screen) -> Result<u8, CliError> {
     let request = ask::command(args.selector, &args.action, arguments(&args.arguments)?, common);
-    ask::deliver("call", request, common, screen).await
+    rolling::deliver("call", request, args.rolling, common, screen).await
 }
 
 fn arguments(pairs: &[String]) -> Result<Arguments, CliError> {

@@ -112,6 +112,7 @@ pub(super) async fn run(args: Args, common: &Common, screen: &mut Screen) -> Res
             | Event::Invitation(_)
             | Event::Targets { .. }
             | Event::Progress { .. }
+            | Event::Stage { .. }
             | Event::Delivery(_)
             | Event::Node(_)
             | Event::Note { .. }

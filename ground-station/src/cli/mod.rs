@@ -35,6 +35,7 @@ mod man;
 mod nodes;
 mod notify;
 mod ping;
+mod rolling;
 mod run;
 mod screen;
 mod send;

@@ -112,6 +112,7 @@ async fn watch(fleet: &Fleet, selector: Selector, screen: &mut Screen) -> Result
             Some(
                 Event::Targets { .. }
                 | Event::Progress { .. }
+                | Event::Stage { .. }
                 | Event::Delivery(_)
                 | Event::Membership(_)
                 | Event::Invitation(_)

@@ -3,12 +3,15 @@
 use serde_json::json;
 use swarm_shared::proto::selector::Selector;
 
+use super::rolling::{self, Rolling};
 use super::screen::{CliError, Screen};
 use super::{Common, ask};
 
 /// Show a text on nodes, by the command that each has configured for it
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
+    #[command(flatten)]
+    rolling: Rolling,
     /// Which nodes
     selector: Selector,
     /// What to say
@@ -18,5 +21,5 @@ pub(super) struct Args {
 pub(super) async fn run(args: Args, common: &Common, screen: &mut Screen) -> Result<u8, CliError> {
     let arguments = ask::named([("text", json!(args.text))]);
     let request = ask::command(args.selector, "notify", arguments, common);
-    ask::deliver("notify", request, common, screen).await
+    rolling::deliver("notify", request, args.rolling, common, screen).await
 }

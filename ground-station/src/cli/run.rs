@@ -3,6 +3,7 @@
 use serde_json::json;
 use swarm_shared::proto::selector::Selector;
 
+use super::rolling::{self, Rolling};
 use super::screen::{CliError, Screen};
 use super::{Common, ask};
 
@@ -19,6 +20,8 @@ Examples:
   ground-station run tag:row=3 -- sh -c 'df -h | head'"
 )]
 pub(super) struct Args {
+    #[command(flatten)]
+    rolling: Rolling,
     /// Which nodes
     selector: Selector,
     /// The program and its arguments
@@ -34,5 +37,5 @@ pub(super) async fn run(args: Args, common: &Common, screen: &mut Screen) -> Res
     };
     let arguments = ask::named([("program", json!(program)), ("args", json!(rest))]);
     let request = ask::command(args.selector, "execute", arguments, common);
-    ask::deliver("run", request, common, screen).await
+    rolling::deliver("run", request, args.rolling, common, screen).await
 }

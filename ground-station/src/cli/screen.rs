@@ -211,7 +211,7 @@ impl Screen {
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style);
         }
-        bar.set_message(format!("{ended} of {all} ended"));
+        bar.set_message(report.standing());
     }
 
     fn end_progress(&mut self) {

@@ -63,7 +63,8 @@ fn first_event_patience(request: &Request) -> Option<Duration> {
     let own = match request {
         Request::Watch { .. } => return None,
         Request::Nodes { timeout_ms, .. } | Request::Join { timeout_ms, .. } => *timeout_ms,
-        Request::Command { .. }
+        Request::Targets { .. }
+        | Request::Command { .. }
         | Request::SendFiles { .. }
         | Request::History { .. }
         | Request::Audit { .. }

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use swarm_shared::proto::delivery::Stage;
 use swarm_shared::proto::id::{NodeName, PeerId, PeerKind};
 use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::trust::Role;
@@ -29,6 +30,16 @@ pub enum Event {
         bytes: u64,
         /// In all.
         total: u64,
+    },
+    /// A node has acknowledged a stage of a command.
+    Stage {
+        /// Which.
+        #[serde(flatten)]
+        node: NodeRef,
+        /// How far it is.
+        stage: Stage,
+        /// Milliseconds from the request until then.
+        ms: f64,
     },
     /// One delivery ended.
     Delivery(Delivery),

@@ -27,7 +27,12 @@ pub enum Request {
         /// Which.
         selector: Selector,
     },
-    /// One action on many nodes: `targets`, then one `delivery` each.
+    /// Whom a selector means: `targets`.
+    Targets {
+        /// Which.
+        selector: Selector,
+    },
+    /// One action on many nodes: `targets`, `stage`s of what acts, one `delivery` each.
     Command {
         /// Which.
         selector: Selector,
@@ -39,8 +44,11 @@ pub enum Request {
         lane: Lane,
         /// How long the command may still start, counted from now.
         ttl_ms: u64,
-        /// How long to wait for outcomes.
+        /// How long to wait for outcomes; of each batch, if there are several.
         timeout_ms: u64,
+        /// A few at a time; all at once if absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        batch: Option<Batch>,
     },
     /// Files to many nodes: `targets` (a node once for each of its files), `progress`, one `delivery` for each.
     SendFiles {
@@ -131,6 +139,7 @@ impl Request {
             | Self::Join { .. }
             | Self::Nodes { .. }
             | Self::Watch { .. }
+            | Self::Targets { .. }
             | Self::Command { .. }
             | Self::SendFiles { .. }
             | Self::History { .. }
@@ -138,6 +147,62 @@ impl Request {
             | Self::Retry { .. }
             | Self::Fetch { .. } => false,
         }
+    }
+}
+
+/// A rolling run: the nodes by name, a few at a time. It stops at the first batch that is not `done` everywhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Batch {
+    /// How many at a time.
+    pub size: BatchSize,
+    /// How long to wait between two batches, in milliseconds.
+    pub wait_ms: u64,
+    /// Whether it goes on whatever happens.
+    pub keep_going: bool,
+}
+
+/// How many nodes are a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BatchSize {
+    /// So many.
+    Count(u32),
+    /// So many of a hundred, rounded up.
+    Percent(u8),
+}
+
+impl BatchSize {
+    /// How many of `all` that are; at least one.
+    pub fn of(self, all: usize) -> usize {
+        match self {
+            Self::Count(count) => usize::try_from(count).unwrap_or(usize::MAX),
+            Self::Percent(percent) => all.saturating_mul(percent.into()).div_ceil(100),
+        }
+        .max(1)
+    }
+}
+
+impl std::fmt::Display for BatchSize {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Count(count) => write!(f, "{count}"),
+            Self::Percent(percent) => write!(f, "{percent}%"),
+        }
+    }
+}
+
+impl std::str::FromStr for BatchSize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let rule =
+            || format!("{text:?} is not a batch: write how many nodes (4), or a share from 1% to 100% (25%)");
+        if let Some(percent) = text.strip_suffix('%') {
+            let percent = percent.parse().ok().filter(|percent| (1..=100).contains(percent));
+            return percent.map(Self::Percent).ok_or_else(rule);
+        }
+        let count = text.parse().ok().filter(|count| *count > 0);
+        count.map(Self::Count).ok_or_else(rule)
     }
 }
 

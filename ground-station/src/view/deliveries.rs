@@ -13,7 +13,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde_json::Value;
-use swarm_shared::proto::id::NodeName;
+use swarm_shared::proto::delivery::Stage;
+use swarm_shared::proto::id::{NodeName, PeerId};
 use swarm_shared::proto::outcome::Outcome;
 
 use super::fold::{fold, natural_key};
@@ -26,6 +27,7 @@ pub struct Report {
     targets: Vec<NodeRef>,
     deliveries: Vec<Delivery>,
     bytes: BTreeMap<NodeRef, (u64, u64)>,
+    stages: BTreeMap<PeerId, Stage>,
 }
 
 impl Report {
@@ -36,6 +38,9 @@ impl Report {
             Event::Delivery(delivery) => self.deliveries.push(delivery.clone()),
             Event::Progress { node, bytes, total } => {
                 self.bytes.insert(node.clone(), (*bytes, *total));
+            }
+            Event::Stage { node, stage, .. } => {
+                self.stages.insert(node.id, *stage);
             }
             Event::Node(_)
             | Event::Note { .. }
@@ -58,6 +63,27 @@ impl Report {
             self.deliveries.len(),
             self.targets.len().max(self.deliveries.len()),
         )
+    }
+
+    /// How far all are: `12 of 16 done · 1 failed · 2 started · 1 waiting`.
+    pub fn standing(&self) -> String {
+        let (_, all) = self.counts();
+        let mut ended: BTreeMap<Outcome, usize> = BTreeMap::new();
+        for delivery in &self.deliveries {
+            *ended.entry(delivery.state).or_default() += 1;
+        }
+        let done = ended.remove(&Outcome::Done).unwrap_or(0);
+        let mut parts = vec![format!("{done} of {all} done")];
+        parts.extend(ended.into_iter().map(|(state, count)| format!("{count} {state}")));
+        let mut open: BTreeMap<Option<Stage>, usize> = BTreeMap::new();
+        for target in self.unanswered() {
+            *open.entry(self.stages.get(&target.id).copied()).or_default() += 1;
+        }
+        // The furthest first; without a word of its node it waits for it.
+        parts.extend(open.into_iter().rev().map(|(stage, count)| {
+            stage.map_or_else(|| format!("{count} waiting"), |stage| format!("{count} {stage}"))
+        }));
+        parts.join(" · ")
     }
 
     /// Bytes transferred, and bytes in all, as far as they are known; `None` if nothing is being transferred.

@@ -52,6 +52,7 @@ impl Past {
             Event::Audit(view) => self.audit.push(view.clone()),
             Event::Targets { .. }
             | Event::Progress { .. }
+            | Event::Stage { .. }
             | Event::Delivery(_)
             | Event::Node(_)
             | Event::Note { .. }

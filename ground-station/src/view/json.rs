@@ -19,6 +19,7 @@ pub fn line(event: &Event) -> Option<String> {
         Event::Targets { .. }
         | Event::About(_)
         | Event::Progress { .. }
+        | Event::Stage { .. }
         | Event::Note { .. }
         | Event::Failed { .. }
         | Event::End => None,

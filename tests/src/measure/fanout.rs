@@ -258,6 +258,7 @@ pub(super) fn ping() -> Request {
         lane: Lane::Control,
         ttl_ms: 30_000,
         timeout_ms: 60_000,
+        batch: None,
     }
 }
 
@@ -272,6 +273,7 @@ pub(super) async fn end_of(fleet: &Fleet, request: Request) -> anyhow::Result<us
             Event::End => return Ok(done),
             Event::Targets { .. }
             | Event::Progress { .. }
+            | Event::Stage { .. }
             | Event::Node(_)
             | Event::Note { .. }
             | Event::Membership(_)

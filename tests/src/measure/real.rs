@@ -116,6 +116,7 @@ impl RealStation {
                 Event::Failed { message, .. } => anyhow::bail!(message),
                 Event::Targets { .. }
                 | Event::Progress { .. }
+                | Event::Stage { .. }
                 | Event::Delivery(_)
                 | Event::Node(_)
                 | Event::Note { .. }

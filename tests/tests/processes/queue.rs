@@ -76,3 +76,102 @@ fn commands_for_an_absent_node_come_in_order() {
     from.truncate(queued.len());
     assert_eq!(from, queued, "{begun:?}");
 }
+
+#[test]
+fn what_waits_outlives_a_station_that_is_killed() {
+    let mut fleet = Fleet::linked(2);
+    fleet.nodes[0].end(Signal::KILL);
+    fleet.station.wait_state("n1", "offline");
+    let ran = fleet
+        .station
+        .run(&[
+            "call",
+            "all",
+            "slow",
+            "tag=kept",
+            "--ttl",
+            "120s",
+            "--timeout",
+            "300ms",
+        ])
+        .expect(4);
+    assert_eq!(ran.state("n1"), "no-answer");
+    let ran = fleet
+        .station
+        .run(&[
+            "call",
+            "n1",
+            "slow",
+            "tag=late",
+            "--ttl",
+            "1s",
+            "--timeout",
+            "100ms",
+        ])
+        .expect(4);
+    assert_eq!(ran.state("n1"), "no-answer");
+    fleet.station.end(Signal::KILL);
+    let_pass(Duration::from_secs(1));
+    fleet.station.serve();
+    fleet.nodes[0].start(&[]);
+    wait_until(PATIENCE, "it is delivered", || !fleet.nodes[0].marks().is_empty());
+    fleet.station.wait_online(2);
+    fleet.station.run(&["ping"]).expect(0);
+    for node in &fleet.nodes {
+        let mut marks = node.marks();
+        marks.retain(|mark| mark.starts_with("begin"));
+        assert_eq!(marks, ["begin kept"], "once, and nothing late");
+    }
+    wait_until(PATIENCE, "the history tells the true end", || {
+        let past = fleet.station.run(&["history", "1"]);
+        past.json().iter().all(|line| line["state"] == "done")
+    });
+    let past = fleet.station.run(&["history", "2"]);
+    assert_eq!(past.json()[0]["state"], "expired", "{past:#?}");
+}
+
+#[test]
+fn a_rolling_run_stops_at_the_first_batch_that_fails() {
+    let mut fleet = Fleet::linked(3);
+    fleet.nodes[1].end(Signal::KILL);
+    fleet.station.wait_state("n2", "offline");
+    let roll = |more: &[&str]| {
+        let all = [
+            "call",
+            "all",
+            "slow",
+            "tag=x",
+            "--batch",
+            "1",
+            "--batch-wait",
+            "100ms",
+        ];
+        let all: Vec<&str> = all.iter().chain(more).copied().collect();
+        fleet.station.run(&all)
+    };
+    let ran = roll(&["--ttl", "300ms"]).expect(1);
+    let states = ["n1", "n2", "n3"].map(|node| ran.state(node));
+    assert_eq!(states, ["done", "expired", "refused"]);
+    assert!(text(&ran.of("n3"), "error").contains("an earlier batch failed"));
+    assert_eq!(fleet.nodes[2].marks(), [""; 0], "it was never sent");
+
+    let ran = roll(&["--ttl", "300ms", "--keep-going"]).expect(1);
+    let states = ["n1", "n2", "n3"].map(|node| ran.state(node));
+    assert_eq!(states, ["done", "expired", "done"]);
+
+    let before = fleet.nodes[0].marks();
+    let ran = fleet.station.run(&["call", "all", "slow", "--dry-run"]).expect(0);
+    let named: Vec<String> = ran
+        .json()
+        .iter()
+        .map(|line| text(line, "node").to_owned())
+        .collect();
+    assert_eq!(named, ["n1", "n2", "n3"]);
+    assert_eq!(fleet.nodes[0].marks(), before);
+    for bad in ["0", "0%", "101%", "abc"] {
+        fleet
+            .station
+            .run(&["call", "all", "slow", "--batch", bad])
+            .expect(2);
+    }
+}

@@ -335,6 +335,7 @@ impl<'a> Demo<'a> {
             lane: Lane::Control,
             ttl_ms: wait,
             timeout_ms: wait,
+            batch: None,
         };
         Ok(self.fleet.perform(request).await)
     }
@@ -354,6 +355,7 @@ impl<'a> Demo<'a> {
             lane: Lane::Control,
             ttl_ms: to_ms(patience),
             timeout_ms: to_ms(patience),
+            batch: None,
         };
         self.deliver(step, request).await
     }
@@ -442,6 +444,7 @@ async fn invite(fleet: &Fleet, uses: u16) -> Result<String, CliError> {
             }
             Event::Targets { .. }
             | Event::Progress { .. }
+            | Event::Stage { .. }
             | Event::Delivery(_)
             | Event::Node(_)
             | Event::Note { .. }

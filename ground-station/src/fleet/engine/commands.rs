@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 
 use super::Shared;
 use super::roll::{Checked, Target};
-use crate::fleet::{Check, Delivery, Event, Failure, NodeRef};
+use crate::fleet::{Batch, Check, Delivery, Event, Failure, NodeRef};
 
 /// How long a session remembers a request beyond all that its caller waits for.
 const REMEMBERED: Duration = Duration::from_secs(600);
@@ -34,6 +34,7 @@ pub(super) struct Command {
     pub(super) ttl: Duration,
     /// How long to wait for outcomes.
     pub(super) timeout: Duration,
+    pub(super) batch: Option<Batch>,
 }
 
 /// The frame of a command.
@@ -117,12 +118,12 @@ pub(super) async fn run(shared: Shared, targets: Vec<Target>, command: Command, 
     let _caller_gone = events.send(Event::End).await;
 }
 
-async fn fail(events: &mpsc::Sender<Event>, error: &WireError) {
+pub(super) async fn fail(events: &mpsc::Sender<Event>, error: &WireError) {
     let message = format!("the command cannot be sent: {error}; make its arguments shorter, or send a file");
     let _caller_gone = events.send(Event::failed(Failure::Usage, message)).await;
 }
 
-fn no_answer(target: &Target, command: &Command, stays: bool) -> Reply {
+pub(super) fn no_answer(target: &Target, command: &Command, stays: bool) -> Reply {
     let wait = command.timeout.as_secs_f64();
     let error = match (*target.online.borrow(), stays && command.ttl > command.timeout) {
         (true, _) => format!("no answer within {wait} s; it may still be at work"),

@@ -377,6 +377,7 @@ mod tests {
         let identity = Identity::new(SigningKey::from_seed([1; 32])).expect("randomness");
         let (endpoint, _events) = Endpoint::start(config, Arc::new(identity)).expect("started");
         let shared = Shared {
+            keeper: crate::fleet::engine::keeper::Task::channel().0,
             endpoint: endpoint.clone(),
             next_id: Arc::new(AtomicU64::new(1)),
             epoch: 1,

@@ -9,9 +9,11 @@
 //! | one for each request | its targets, its deadline | with its last event, or when nobody reads them |
 //! | one for each peer that moves files | nothing: passes chunks to their transfer | with the peer's session |
 
+mod acts;
 mod commands;
 mod enrol;
 mod fetch;
+mod keeper;
 mod office;
 mod recorder;
 mod retry;
@@ -36,11 +38,15 @@ use swarm_shared::net::identity::{self, IdentityError, KeyFile};
 use swarm_shared::net::peer::PeerEvent;
 use swarm_shared::net::random::NoRandomness;
 use swarm_shared::net::socket::{BadKeepalive, KeepaliveConfig, SocketError};
+use swarm_shared::proto::delivery::{CommandId, StageMessage};
 use swarm_shared::proto::dial::{Hint, Source};
-use swarm_shared::proto::id::PeerKind;
+use swarm_shared::proto::id::{PeerId, PeerKind};
+use swarm_shared::proto::outcome::Reply;
 use swarm_shared::proto::selector::Selector;
 use swarm_shared::proto::session::Timing;
 use swarm_shared::proto::trust::Membership;
+use swarm_shared::proto::trust::gate::{ActionClass, classify};
+use swarm_shared::proto::wire::{Frame, Kind};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -114,6 +120,7 @@ struct Shared {
     /// The next command's number.
     next_id: Arc<AtomicU64>,
     epoch: u64,
+    keeper: keeper::Keeper,
     routes: fetch::Routes,
     /// How many nodes are sent files at once.
     sends: Arc<Semaphore>,
@@ -142,6 +149,7 @@ impl Engine {
         let office = Office::open(&state_dir, store.clone()).await?;
         let roll = Roll::load(&store).await?;
         let (joins, join_requests) = mpsc::channel(JOINS_MAX);
+        let me = key.public().id();
         let identity = Arc::new(Identity::new(key)?);
         let listening = |listen| endpoint::Config {
             kind: PeerKind::Station,
@@ -169,11 +177,17 @@ impl Engine {
         }
         let (fleet, calls) = Fleet::local();
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let next_id = Arc::new(AtomicU64::new(1));
+        let (keeper, words) = keeper::Task::channel();
+        let book = keeper::Task::open(store.clone(), me, Arc::clone(&next_id)).await?;
+        tasks.spawn(book.run(words, stop.clone()));
         let mut task = Task {
+            me,
             shared: Shared {
                 endpoint: endpoint.clone(),
-                next_id: Arc::new(AtomicU64::new(1)),
+                next_id,
                 epoch: store.epoch(),
+                keeper,
                 routes: fetch::Routes::default(),
                 sends: Arc::new(Semaphore::new(send::NODES_AT_ONCE)),
                 stays,
@@ -239,6 +253,7 @@ struct Look {
 }
 
 struct Task {
+    me: PeerId,
     shared: Shared,
     store: Store,
     office: Office,
@@ -307,7 +322,7 @@ impl Task {
 
     async fn take_event(&mut self, event: PeerEvent, checks: &mpsc::Sender<roll::Checked>) {
         let changed = match event {
-            PeerEvent::Up { peer, .. } => {
+            PeerEvent::Up { peer, resumed } => {
                 tracing::info!(peer = %peer.name, id = %peer.id.short(), addr = %peer.addr, "linked");
                 let mut link = self.roll.up(&peer);
                 if link.is_none() {
@@ -318,6 +333,11 @@ impl Task {
                 if let Some(link) = link
                     && peer.kind == PeerKind::Node
                 {
+                    let up = keeper::Word::Up {
+                        link: link.clone(),
+                        resumed,
+                    };
+                    self.shared.keeper.say(up).await;
                     self.tasks
                         .spawn(commands::self_check(self.shared.clone(), link, checks.clone()));
                 }
@@ -334,6 +354,7 @@ impl Task {
             PeerEvent::Down { id, why } => {
                 tracing::info!(peer = %self.roll.name(id), why, "link lost");
                 self.roll.down(id);
+                self.shared.keeper.say(keeper::Word::Down(id)).await;
                 id
             }
             PeerEvent::Bulk { events, .. } => {
@@ -341,11 +362,42 @@ impl Task {
                 return;
             }
             PeerEvent::Frame { peer, frame, .. } => {
-                tracing::debug!(peer = %peer.name, kind = ?frame.header.kind, "frame not asked for");
+                self.take_frame(peer.id, &frame).await;
                 return;
             }
         };
         self.watchers.tell(&self.roll, changed);
+    }
+
+    /// Word of a node on what it was asked to do, or on what it can do.
+    async fn take_frame(&mut self, from: PeerId, frame: &Frame) {
+        let id = CommandId::of(self.me, &frame.header);
+        let word = match (frame.header.kind, id) {
+            (Some(Kind::Stage), Some(id)) => frame.read::<StageMessage>().map(|message| {
+                let stage = message.stage;
+                keeper::Word::Stage { from, id, stage }
+            }),
+            (Some(Kind::Reply), Some(id)) => {
+                frame
+                    .read::<Reply>()
+                    .map(|reply| keeper::Word::Reply { from, id, reply })
+            }
+            (Some(Kind::Offer), _) => {
+                match frame.read() {
+                    Ok(offer) => self.roll.offers(from, offer),
+                    Err(error) => tracing::debug!(peer = %from.short(), %error, "unreadable offer"),
+                }
+                return;
+            }
+            (kind, _) => {
+                tracing::debug!(peer = %from.short(), ?kind, "frame not asked for");
+                return;
+            }
+        };
+        match word {
+            Ok(word) => self.shared.keeper.say(word).await,
+            Err(error) => tracing::warn!(peer = %from.short(), %error, "unreadable word of a delivery"),
+        }
     }
 
     fn take_notice(&mut self, notice: &Notice) {
@@ -377,6 +429,9 @@ impl Task {
     async fn take_membership(&mut self, membership: Option<Arc<Membership>>) {
         let Some(membership) = membership else { return };
         let revoked = self.roll.revoke(&membership);
+        for key in &revoked {
+            self.shared.keeper.say(keeper::Word::PutOut(key.id())).await;
+        }
         let kept = async {
             office::keep_membership(&self.store, &membership).await?;
             self.store.revoke_members(revoked).await
@@ -458,6 +513,13 @@ impl Task {
                 self.answer_looks();
             }
             Request::Watch { selector } => self.watchers.add(&self.roll, selector, events),
+            Request::Targets { selector } => {
+                let Some(targets) = self.targets(&selector, &events) else {
+                    return;
+                };
+                let targets = targets.into_iter().map(|target| target.node).collect();
+                finish(&events, Ok(vec![Event::Targets { targets }])).await;
+            }
             Request::Command {
                 selector,
                 action,
@@ -465,6 +527,7 @@ impl Task {
                 lane,
                 ttl_ms,
                 timeout_ms,
+                batch,
             } => {
                 let Some(targets) = self.targets(&selector, &events) else {
                     return;
@@ -475,9 +538,26 @@ impl Task {
                     lane,
                     ttl: Duration::from_millis(ttl_ms),
                     timeout: Duration::from_millis(timeout_ms),
+                    batch,
                 };
-                self.tasks
-                    .spawn(commands::run(self.shared.clone(), targets, command, events));
+                // What only reads has nothing to survive; in batches it goes the same way as the rest.
+                if batch.is_none() && classify(&command.action, &command.arguments) == ActionClass::Read {
+                    self.tasks
+                        .spawn(commands::run(self.shared.clone(), targets, command, events));
+                } else {
+                    origin.batch = batch.map(|batch| batch.size.to_string());
+                    let flight = |target: &roll::Target| self.roll.is_flight(target.node.id, &command.action);
+                    let flight = targets.iter().filter(|target| flight(target));
+                    let flight = flight.map(|target| target.node.id).collect();
+                    let act = acts::Act {
+                        selector: selector.as_str().to_owned(),
+                        origin,
+                        flight,
+                        command,
+                    };
+                    self.tasks
+                        .spawn(acts::run(self.shared.clone(), targets, act, events));
+                }
             }
             Request::SendFiles {
                 selector,

@@ -134,6 +134,7 @@ pub(super) fn audited(request: &Request) -> Option<(&'static str, String)> {
         Request::Revoke { node } => Some(("revoke", node.clone())),
         Request::Nodes { .. }
         | Request::Watch { .. }
+        | Request::Targets { .. }
         | Request::Command { .. }
         | Request::SendFiles { .. }
         | Request::Fetch { .. }
@@ -167,6 +168,7 @@ pub(super) fn audit(
                 Event::Failed { message, .. } => Some(message.clone()),
                 Event::Targets { .. }
                 | Event::Progress { .. }
+                | Event::Stage { .. }
                 | Event::Delivery(_)
                 | Event::Node(_)
                 | Event::Note { .. }

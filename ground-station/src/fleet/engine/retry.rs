@@ -132,6 +132,7 @@ fn request(
             lane: Lane::Control,
             ttl_ms,
             timeout_ms,
+            batch: None,
         },
         CommandKind::Send => Request::SendFiles {
             selector,

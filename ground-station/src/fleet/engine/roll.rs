@@ -7,6 +7,7 @@ use std::time::Instant;
 use swarm_shared::net::clock;
 use swarm_shared::net::peer::{PeerInfo, PeerLink};
 use swarm_shared::proto::id::{NodeName, PeerId, PeerKind};
+use swarm_shared::proto::message::{Offer, OfferedClass};
 use swarm_shared::proto::selector::{Selector, Target as Matched};
 use swarm_shared::proto::trust::Membership;
 use tokio::sync::watch;
@@ -51,6 +52,8 @@ struct Member {
     /// `None` until the first self-check of this link has ended, however it ended.
     checks: Option<Vec<Check>>,
     unsaved: bool,
+    /// What it has said that it can do.
+    offer: Offer,
 }
 
 impl Member {
@@ -64,6 +67,7 @@ impl Member {
             warnings: Vec::new(),
             checks: None,
             unsaved: false,
+            offer: Offer::default(),
         }
     }
 
@@ -199,6 +203,18 @@ impl Roll {
         if let Some(member) = self.0.get_mut(&id) {
             member.silent = silent;
         }
+    }
+
+    pub(super) fn offers(&mut self, id: PeerId, offer: Offer) {
+        if let Some(member) = self.0.get_mut(&id) {
+            member.offer = offer;
+        }
+    }
+
+    /// Whether a node is known to take an action for one of flight.
+    pub(super) fn is_flight(&self, id: PeerId, action: &str) -> bool {
+        let offered = |member: &Member| member.offer.actions.get(action).map(|offered| offered.class);
+        self.0.get(&id).and_then(offered) == Some(OfferedClass::Flight)
     }
 
     pub(super) fn rename(&mut self, id: PeerId, name: NodeName) {

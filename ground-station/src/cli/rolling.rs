@@ -1,0 +1,75 @@
+//! `--batch` and what goes with it: a few nodes at a time, or only a look at whom it would be.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::Common;
+use super::ask::{self, Ended};
+use super::connect::Connection;
+use super::screen::{CliError, Screen};
+use crate::duration::{self, to_ms};
+use crate::fleet::{Batch, BatchSize, Event, Request};
+
+/// Options of verbs that make many nodes act.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(super) struct Rolling {
+    /// So many nodes at a time, by name; stops at the first batch that is not done everywhere
+    #[arg(long, value_name = "N|N%", value_parser = str::parse::<BatchSize>)]
+    batch: Option<BatchSize>,
+    /// How long to wait between two batches
+    #[arg(long, value_name = "TIME", default_value = "5s", requires = "batch", value_parser = duration::parse)]
+    batch_wait: Duration,
+    /// Go on with the next batch whatever happens
+    #[arg(long, requires = "batch")]
+    keep_going: bool,
+    /// List the nodes that are meant, and send nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// Carries out a command as these options say.
+pub(super) async fn deliver(
+    verb: &str,
+    mut request: Request,
+    rolling: Rolling,
+    common: &Common,
+    screen: &mut Screen,
+) -> Result<u8, CliError> {
+    if let Request::Command { selector, batch, .. } = &mut request {
+        if rolling.dry_run {
+            let selector = selector.clone();
+            return list(verb, Request::Targets { selector }, common, screen).await;
+        }
+        *batch = rolling.batch.map(|size| Batch {
+            size,
+            wait_ms: to_ms(rolling.batch_wait),
+            keep_going: rolling.keep_going,
+        });
+    }
+    ask::deliver(verb, request, common, screen).await
+}
+
+async fn list(verb: &str, request: Request, common: &Common, screen: &mut Screen) -> Result<u8, CliError> {
+    let connection = Connection::open(common, verb, screen).await?;
+    let ended = ask::follow(&connection.fleet, request, screen, |event, screen| {
+        if let Some(Event::Targets { targets }) = event {
+            for target in targets {
+                let line = if screen.json {
+                    json!(target).to_string()
+                } else {
+                    format!("{}  {}", target.node, target.id.short())
+                };
+                screen.result(&line)?;
+            }
+        }
+        Ok(())
+    })
+    .await;
+    connection.close().await;
+    match ended? {
+        Ended::Whole => Ok(0),
+        Ended::Interrupted => Ok(super::screen::EXIT_INTERRUPTED),
+        Ended::Failed(failure, message) => Err(CliError::request(failure, message)),
+    }
+}

@@ -1,0 +1,225 @@
+//! One action that acts, on many nodes: through the book of deliveries, all at once or a few nodes at a time.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use swarm_shared::net::clock;
+use swarm_shared::proto::delivery::book::Addressee;
+use swarm_shared::proto::delivery::{CommandId, FLIGHT_LIFE_MS_MAX};
+use swarm_shared::proto::id::PeerId;
+use swarm_shared::proto::outcome::{Outcome, Reply};
+use swarm_shared::proto::wire::{CONTENT_BYTES_MAX, WireError};
+use tokio::sync::mpsc;
+
+use super::Shared;
+use super::commands::{self, Command, elapsed_ms};
+use super::keeper::{NewCommand, Told, Word};
+use super::roll::Target;
+use crate::fleet::{Delivery, Event, Failure};
+use crate::store::deliveries::Origin;
+
+/// What is to be done, and on whose word.
+pub(super) struct Act {
+    pub(super) command: Command,
+    pub(super) selector: String,
+    pub(super) origin: Origin,
+    /// Targets that take the action for one of flight.
+    pub(super) flight: BTreeSet<PeerId>,
+}
+
+/// Why nobody waits for a run any more.
+struct Left;
+
+/// Issues the command and reports how each delivery ended, until all have or the time is up. What has not ended by then
+/// goes on without us, and the history tells how it ended.
+pub(super) async fn run(shared: Shared, targets: Vec<Target>, act: Act, events: mpsc::Sender<Event>) {
+    let Act {
+        command,
+        selector,
+        origin,
+        flight,
+    } = act;
+    let arguments = match serde_json::to_string(&command.arguments) {
+        Ok(arguments) if arguments.len() <= CONTENT_BYTES_MAX => arguments,
+        Ok(arguments) => {
+            let (bytes, max) = (arguments.len() as u64, CONTENT_BYTES_MAX);
+            return commands::fail(&events, &WireError::ContentTooLong { bytes, max }).await;
+        }
+        Err(error) => return commands::fail(&events, &WireError::BadHeader(error.to_string())).await,
+    };
+    let flight_max = Duration::from_millis(FLIGHT_LIFE_MS_MAX);
+    let ttl = if flight.is_empty() {
+        command.ttl
+    } else {
+        command.ttl.min(flight_max)
+    };
+    let size = command
+        .batch
+        .map_or(targets.len(), |batch| batch.size.of(targets.len()));
+    let addressees = targets.iter().enumerate().map(|(place, target)| Addressee {
+        to: target.node.id,
+        name: target.node.node.clone(),
+        queue: !flight.contains(&target.node.id),
+        held: place >= size,
+    });
+    let new = NewCommand {
+        action: command.action.clone(),
+        arguments,
+        lane: command.lane,
+        ttl,
+        selector,
+        targets: addressees.collect(),
+        origin,
+    };
+    let named = Event::Targets {
+        targets: targets.iter().map(|target| target.node.clone()).collect(),
+    };
+    if events.send(named).await.is_err() {
+        return;
+    }
+    let started = clock::now();
+    let told = shared.keeper.issue(new).await;
+    let mut run = Run {
+        command: &command,
+        shared: &shared,
+        started,
+        told,
+        events: &events,
+        open: targets
+            .iter()
+            .map(|target| (target.node.id, target.clone()))
+            .collect(),
+        issued: None,
+        done: true,
+    };
+    if run.all(&targets, size, ttl).await.is_ok() {
+        return;
+    }
+    // Nobody sees to later batches any more.
+    while run.issued.is_none()
+        && let Some(told) = run.told.recv().await
+    {
+        if let Told::Issued { id, number } = told {
+            run.issued = Some((id, number));
+        }
+    }
+    if let Some((id, _)) = run.issued {
+        let why = "not sent: whoever asked for it went away".to_owned();
+        shared.keeper.say(Word::Withhold { id, why }).await;
+    }
+}
+
+struct Run<'a> {
+    command: &'a Command,
+    shared: &'a Shared,
+    started: Instant,
+    told: mpsc::Receiver<Told>,
+    events: &'a mpsc::Sender<Event>,
+    /// Targets whose end has not been told.
+    open: BTreeMap<PeerId, Target>,
+    issued: Option<(CommandId, u64)>,
+    /// Whether all that ended so far is done.
+    done: bool,
+}
+
+impl Run<'_> {
+    async fn all(&mut self, targets: &[Target], size: usize, ttl: Duration) -> Result<(), Left> {
+        let mut failed = false;
+        for (place, batch) in targets.chunks(size).enumerate() {
+            let batch: Vec<PeerId> = batch.iter().map(|target| target.node.id).collect();
+            if place > 0 {
+                let wait = self.command.batch.map_or(0, |batch| batch.wait_ms);
+                self.follow(&BTreeSet::new(), clock::now() + Duration::from_millis(wait))
+                    .await?;
+                let Some((id, _)) = self.issued else { break };
+                let targets = batch.clone();
+                self.shared.keeper.say(Word::Release { id, targets, ttl }).await;
+            }
+            let batch: BTreeSet<PeerId> = batch.into_iter().collect();
+            let give_up = clock::now() + self.command.timeout;
+            if !self.follow(&batch, give_up).await? {
+                return Ok(());
+            }
+            for id in &batch {
+                if let Some(target) = self.open.remove(id) {
+                    let reply = commands::no_answer(&target, self.command, self.shared.stays);
+                    self.end(target, reply).await?;
+                }
+            }
+            let keeps_going = self.command.batch.is_some_and(|batch| batch.keep_going);
+            if !self.done && !keeps_going && !self.open.is_empty() {
+                failed = true;
+                break;
+            }
+        }
+        if let (true, Some((id, _))) = (failed, self.issued) {
+            let why = "not sent: an earlier batch failed".to_owned();
+            self.shared.keeper.say(Word::Withhold { id, why }).await;
+            let rest: BTreeSet<PeerId> = self.open.keys().copied().collect();
+            let give_up = clock::now() + self.command.timeout;
+            self.follow(&rest, give_up).await?;
+            for (_, target) in std::mem::take(&mut self.open) {
+                let reply = Reply::refused("not sent: an earlier batch failed");
+                self.end(target, reply).await?;
+            }
+        }
+        if let (false, Some((_, number))) = (self.done, self.issued) {
+            let text = format!("see `ground-station history {number}`");
+            self.say(Event::note(text)).await?;
+        }
+        self.say(Event::End).await
+    }
+
+    /// Passes on what is told until all of `batch` have ended, or the time is up. False if the command was not issued:
+    /// that has been said, and it was the last.
+    async fn follow(&mut self, batch: &BTreeSet<PeerId>, until: Instant) -> Result<bool, Left> {
+        let waits_only = batch.is_empty();
+        while waits_only || batch.iter().any(|id| self.open.contains_key(id)) {
+            let told = tokio::select! {
+                biased;
+                () = self.events.closed() => return Err(Left),
+                told = clock::timeout_at(until, self.told.recv()) => told,
+            };
+            let told = match told {
+                Ok(Some(told)) => told,
+                Ok(None) if waits_only => {
+                    clock::sleep_until(until).await;
+                    break;
+                }
+                Ok(None) | Err(_) => break,
+            };
+            match told {
+                Told::Issued { id, number } => self.issued = Some((id, number)),
+                Told::NotIssued(why) => {
+                    let failed = Event::failed(Failure::Failed, format!("nothing was sent: {why}"));
+                    self.say(failed).await?;
+                    return Ok(false);
+                }
+                Told::Stage { to, stage } => {
+                    if let Some(target) = self.open.get(&to) {
+                        let node = target.node.clone();
+                        let ms = elapsed_ms(self.started);
+                        self.say(Event::Stage { node, stage, ms }).await?;
+                    }
+                }
+                Told::Ended { to, reply } => {
+                    if let Some(target) = self.open.remove(&to) {
+                        self.end(target, reply).await?;
+                    }
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    async fn end(&mut self, target: Target, reply: Reply) -> Result<(), Left> {
+        self.done &= reply.state == Outcome::Done;
+        let ms = elapsed_ms(self.started);
+        self.say(Event::Delivery(Delivery::new(target.node, reply, ms)))
+            .await
+    }
+
+    async fn say(&self, event: Event) -> Result<(), Left> {
+        self.events.send(event).await.map_err(|_gone| Left)
+    }
+}
