@@ -25,6 +25,15 @@ fn find(bug: Bug) -> Option<(u64, Invariant, String)> {
         Some((seed, violation.invariant, violation.what))
     });
     plant(None);
+    if let Some((seed, ..)) = found {
+        let options = Options {
+            seed,
+            nodes: Some(3),
+            trace: false,
+        };
+        let without = run(&options);
+        assert!(without.is_ok(), "seed {seed} breaks a promise without {bug:?}, too");
+    }
     found
 }
 

@@ -166,7 +166,7 @@ impl Outbox {
             && !window_full
             && let Some(item) = self.control.pop_front()
         {
-            return Some(self.number(item));
+            return Some(self.number(item, now));
         }
         if self.unacked.len() < over_window_max
             && let Some(item) = self.emergency.pop_front()
