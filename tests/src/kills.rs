@@ -20,10 +20,8 @@ use crate::process::{Signal, let_pass, wait_until};
 
 /// How much later than its decision to begin an action may write its first line: a shell has to start.
 const SHELL_START_MS_MAX: u64 = 1_500;
-/// Shortest time to live of a command here.
-const LIFE_MS_MIN: u64 = 200;
-/// Longest.
-const LIFE_MS_MAX: u64 = 6_000;
+/// Times to live of commands here, from and to: some that a kill outlasts, some that outlast a kill.
+const LIVES_MS: [(u64, u64); 2] = [(30, 500), (500, 6_000)];
 /// Verbs at work at once.
 const VERBS: usize = 3;
 /// Longest time between two kills.
@@ -148,7 +146,8 @@ impl Load {
             let tag = format!("t{}", self.typed);
             let action = if dice.next(4) == 0 { "again" } else { "once" };
             let (tag_word, time) = (format!("tag={tag}"), format!("time=0.{:02}", dice.next(30)));
-            let ttl = format!("{}ms", LIFE_MS_MIN + dice.next(LIFE_MS_MAX - LIFE_MS_MIN));
+            let (least, most) = LIVES_MS[usize::from(dice.next(3) > 0)];
+            let ttl = format!("{}ms", least + dice.next(most - least));
             let words = [
                 "call",
                 "all",

@@ -11,5 +11,8 @@ fn no_kill_runs_a_command_twice_or_loses_an_outcome() {
     });
     assert!(tally.violations.is_empty(), "{tally:#?}");
     assert!(tally.node_kills > 0 && tally.station_kills > 0, "{tally:#?}");
-    assert!(tally.outcomes.get("done").is_some_and(|done| *done > 0), "{tally:#?}");
+    assert!(
+        tally.outcomes.get("done").is_some_and(|done| *done > 0),
+        "{tally:#?}"
+    );
 }
