@@ -25,7 +25,7 @@ mod request;
 
 pub use event::{
     Check, Delivery, Event, Failure, InvitationView, MemberView, MembershipView, NodeRef, NodeState,
-    NodeView, PendingView,
+    NodeView, PendingView, StopView,
 };
 pub use past::{AuditView, CommandKind, CommandView, PastDelivery, PastQuery, PastState};
 pub use request::{Batch, BatchSize, FileToSend, FilesToSend, Request};

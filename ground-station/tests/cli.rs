@@ -280,6 +280,7 @@ fn a_closed_pipe_ends_quietly() {
 fn nodes_are_listed_and_watched() {
     let view = |number: u8, state| {
         Event::Node(NodeView {
+            stopped: None,
             node: target(number).node,
             id: target(number).id,
             state,

@@ -158,9 +158,6 @@ impl Node {
                 "NOTHING CAN BE REMEMBERED: the state directory cannot be written to"
             );
         }
-        for key in config.not_acted_on() {
-            tracing::warn!(key, "is configured, but this version does not act on it yet");
-        }
         let (journal, ledger) = journal_of(&state)?;
         let key = key_of(&state)?;
         let id = key.public().id();

@@ -50,6 +50,12 @@ pub struct View {
     /// The address that is really listened on; absent until it is.
     #[serde(default)]
     pub listen: Option<String>,
+    /// The emergency stop in force: who gave it; absent while there is none.
+    #[serde(default)]
+    pub stopped: Option<String>,
+    /// How the dead-man stands, once it has acted.
+    #[serde(default)]
+    pub lost_link: Option<String>,
     /// Seconds since the daemon started.
     pub uptime_s: u64,
     /// Whom it is linked with.

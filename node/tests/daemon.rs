@@ -215,18 +215,3 @@ fn systemd_is_told() {
         "no time stamps: {log}"
     );
 }
-
-#[test]
-fn what_is_not_acted_on_is_said_at_the_start() {
-    let dir = TempDir::new().expect("a directory");
-    let text = "[emergency_stop]\ncommand = [\"land\"]\n";
-    std::fs::write(dir.path().join("config.toml"), text).expect("written");
-    let daemon = Daemon::start(&mut swarm_node(dir.path()));
-    let status = Daemon::status(dir.path());
-    let warnings = status["warnings"].to_string();
-    assert!(
-        warnings.contains("emergency_stop") && warnings.contains("does not act on it"),
-        "{warnings}"
-    );
-    daemon.end(Signal::TERM);
-}

@@ -113,6 +113,7 @@ pub(super) async fn run(args: Args, common: &Common, screen: &mut Screen) -> Res
             | Event::Targets { .. }
             | Event::Progress { .. }
             | Event::Stage { .. }
+            | Event::Acknowledged { .. }
             | Event::Delivery(_)
             | Event::Node(_)
             | Event::Note { .. }

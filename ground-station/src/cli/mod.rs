@@ -35,11 +35,13 @@ mod man;
 mod nodes;
 mod notify;
 mod ping;
+mod release;
 mod rolling;
 mod run;
 mod screen;
 mod send;
 mod serve;
+mod stop;
 
 use screen::{CliError, Screen};
 
@@ -111,6 +113,9 @@ struct Common {
     /// How long to wait for answers; for files, the longest pause [default: 10s]
     #[arg(long, global = true, value_name = "TIME", default_value = "10s", hide_default_value = true, value_parser = duration::parse)]
     timeout: Duration,
+    /// Whether --timeout was typed: an emergency stop ends by it only then.
+    #[arg(skip)]
+    timeout_given: bool,
     /// One JSON object per line on standard output, nothing else there
     #[arg(long, global = true)]
     json: bool,
@@ -135,6 +140,8 @@ enum Verb {
     Fetch(fetch::Args),
     Notify(notify::Args),
     History(history::Args),
+    Stop(stop::Args),
+    Release(release::Args),
     Completions(completions::Args),
     Man(man::Args),
 }
@@ -171,6 +178,8 @@ async fn run(cli: Cli, screen: &mut Screen) -> Result<u8, CliError> {
         Verb::Fetch(args) => fetch::run(args, common, screen).await,
         Verb::Notify(args) => notify::run(args, common, screen).await,
         Verb::History(args) => history::run(args, common, screen).await,
+        Verb::Stop(args) => stop::run(args, common, screen).await,
+        Verb::Release(args) => release::run(args, common, screen).await,
         Verb::Completions(args) => completions::run(&args, &mut Cli::command(), screen),
         Verb::Man(args) => man::run(&args, Cli::command(), screen),
     }
@@ -179,8 +188,12 @@ async fn run(cli: Cli, screen: &mut Screen) -> Result<u8, CliError> {
 fn parse() -> Cli {
     let matches = Cli::command().get_matches();
     let mut cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
-    let typed = |matches: &ArgMatches| matches.value_source("ttl") == Some(ValueSource::CommandLine);
-    cli.common.ttl_given = typed(&matches) || matches.subcommand().is_some_and(|(_, matches)| typed(matches));
+    let given = |option: &str| {
+        let typed = |matches: &ArgMatches| matches.value_source(option) == Some(ValueSource::CommandLine);
+        typed(&matches) || matches.subcommand().is_some_and(|(_, matches)| typed(matches))
+    };
+    cli.common.ttl_given = given("ttl");
+    cli.common.timeout_given = given("timeout");
     cli
 }
 

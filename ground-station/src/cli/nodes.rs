@@ -113,6 +113,7 @@ async fn watch(fleet: &Fleet, selector: Selector, screen: &mut Screen) -> Result
                 Event::Targets { .. }
                 | Event::Progress { .. }
                 | Event::Stage { .. }
+                | Event::Acknowledged { .. }
                 | Event::Delivery(_)
                 | Event::Membership(_)
                 | Event::Invitation(_)

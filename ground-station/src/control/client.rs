@@ -65,6 +65,8 @@ fn first_event_patience(request: &Request) -> Option<Duration> {
         Request::Nodes { timeout_ms, .. } | Request::Join { timeout_ms, .. } => *timeout_ms,
         Request::Targets { .. }
         | Request::Command { .. }
+        | Request::Stop { .. }
+        | Request::Release { .. }
         | Request::SendFiles { .. }
         | Request::History { .. }
         | Request::Audit { .. }

@@ -41,6 +41,14 @@ pub enum Event {
         /// Milliseconds from the request until then.
         ms: f64,
     },
+    /// A node says that it is stopped; its delivery ends when its own command has.
+    Acknowledged {
+        /// Which.
+        #[serde(flatten)]
+        node: NodeRef,
+        /// Milliseconds from the request until it said so.
+        ms: f64,
+    },
     /// One delivery ended.
     Delivery(Delivery),
     /// A node, or what became of it.
@@ -198,9 +206,25 @@ pub struct NodeView {
     /// What the operator should look into, such as two nodes with one key.
     #[serde(default)]
     pub warnings: Vec<String>,
+    /// The emergency stop in force there; absent if it is not stopped, or has not said so.
+    #[serde(default)]
+    pub stopped: Option<StopView>,
     /// What its last self-check said.
     #[serde(default)]
     pub checks: Vec<Check>,
+}
+
+/// An emergency stop in force at a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StopView {
+    /// The station that gave it.
+    pub issuer: PeerId,
+    /// Its number, which a release names.
+    pub number: u64,
+    /// Whether the node is still stopped after a restart.
+    pub latched: bool,
+    /// What is wrong with it.
+    pub error: Option<String>,
 }
 
 /// One point of a node's self-check.

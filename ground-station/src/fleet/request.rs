@@ -50,6 +50,21 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         batch: Option<Batch>,
     },
+    /// Emergency stop: `targets`, an `acknowledged` as each node says that it is stopped, one `delivery` each. It goes on
+    /// until all have said all, or the receiver is dropped.
+    Stop {
+        /// Which.
+        selector: Selector,
+        /// When to give up; never if absent.
+        timeout_ms: Option<u64>,
+    },
+    /// The end of an emergency stop: `targets`, one `delivery` each.
+    Release {
+        /// Which.
+        selector: Selector,
+        /// How long to wait for nodes that are not linked, and for their answers.
+        timeout_ms: u64,
+    },
     /// Files to many nodes: `targets` (a node once for each of its files), `progress`, one `delivery` for each.
     SendFiles {
         /// Which.
@@ -141,6 +156,8 @@ impl Request {
             | Self::Watch { .. }
             | Self::Targets { .. }
             | Self::Command { .. }
+            | Self::Stop { .. }
+            | Self::Release { .. }
             | Self::SendFiles { .. }
             | Self::History { .. }
             | Self::Audit { .. }
@@ -232,4 +249,21 @@ pub struct FileToSend {
     pub source: PathBuf,
     /// ROOT/RELATIVE on the nodes: the file's own path there.
     pub dest: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_is_a_number_or_a_share() {
+        for (text, all, size) in [("4", 10, 4), ("25%", 10, 3), ("1%", 10, 1), ("100%", 7, 7)] {
+            let batch: BatchSize = text.parse().expect(text);
+            assert_eq!((batch.of(all), batch.to_string()), (size, text.to_owned()));
+        }
+        for bad in ["0", "0%", "101%", "abc", "", "%", "-1", "1.5", "4294967296"] {
+            let error = bad.parse::<BatchSize>().expect_err(bad);
+            assert!(error.contains("25%"), "{error}");
+        }
+    }
 }

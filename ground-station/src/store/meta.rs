@@ -14,6 +14,8 @@ pub(super) const DELIVERIES: &str = "deliveries";
 pub(super) const NEWEST_MS: &str = "newest_ms";
 const FLEET_ROOT: &str = "fleet_root";
 const ROOT_RECORD: &str = "root_record";
+/// The highest number that an emergency stop of this station has had.
+const STOP_NUMBER: &str = "stop_number";
 const INVITATIONS: &str = "invitations";
 const MEMBERSHIP: &str = "membership";
 
@@ -72,6 +74,26 @@ impl Store {
     pub async fn set_root_record(&self, json: String) -> Result<(), StoreError> {
         self.call(move |connection| put(connection, ROOT_RECORD, &json))
             .await
+    }
+
+    /// The highest number that an emergency stop of this station has had; 0 if there was none.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn stop_number(&self) -> Result<u64, StoreError> {
+        self.call(|connection| number(connection, STOP_NUMBER)).await
+    }
+
+    /// Remembers the number of an emergency stop; a lower one than is remembered changes nothing.
+    ///
+    /// # Errors
+    /// [`StoreError`]; then nothing changed.
+    pub async fn keep_stop_number(&self, given: u64) -> Result<(), StoreError> {
+        self.call(move |connection| {
+            let highest = number(connection, STOP_NUMBER)?.max(given);
+            put(connection, STOP_NUMBER, to_sql(highest))
+        })
+        .await
     }
 
     /// The invitations given out, as their owner wrote them.

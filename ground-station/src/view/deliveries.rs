@@ -42,7 +42,8 @@ impl Report {
             Event::Stage { node, stage, .. } => {
                 self.stages.insert(node.id, *stage);
             }
-            Event::Node(_)
+            Event::Acknowledged { .. }
+            | Event::Node(_)
             | Event::Note { .. }
             | Event::Membership(_)
             | Event::Invitation(_)

@@ -53,6 +53,7 @@ impl Past {
             Event::Targets { .. }
             | Event::Progress { .. }
             | Event::Stage { .. }
+            | Event::Acknowledged { .. }
             | Event::Delivery(_)
             | Event::Node(_)
             | Event::Note { .. }

@@ -20,6 +20,7 @@ pub fn line(event: &Event) -> Option<String> {
         | Event::About(_)
         | Event::Progress { .. }
         | Event::Stage { .. }
+        | Event::Acknowledged { .. }
         | Event::Note { .. }
         | Event::Failed { .. }
         | Event::End => None,

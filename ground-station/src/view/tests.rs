@@ -187,6 +187,7 @@ fn colours_mean_something() {
 
 fn node(number: u8, state: NodeState, heard: Option<u64>) -> NodeView {
     NodeView {
+        stopped: None,
         node: target(number).node,
         id: target(number).id,
         state,
@@ -499,4 +500,28 @@ fn who_did_what_is_a_table() {
     60 s ago  pi   revoke   drone-07        done
     60 s ago  pi   command  led to drone-*  done
     ");
+}
+
+#[test]
+fn how_far_all_are_is_told_live() {
+    use swarm_shared::proto::delivery::Stage;
+    let target = |n: u8| crate::fleet::NodeRef {
+        node: swarm_shared::proto::id::NodeName::parse(&format!("n{n}")).expect("a name"),
+        id: swarm_shared::proto::id::PeerId([n; 32]),
+    };
+    let mut report = super::deliveries::Report::default();
+    report.add(&Event::Targets {
+        targets: (1..=4).map(target).collect(),
+    });
+    for (n, stage) in [(1, Stage::Started), (2, Stage::Received), (2, Stage::Started)] {
+        let (node, ms) = (target(n), 1.0);
+        report.add(&Event::Stage { node, stage, ms });
+    }
+    let done = swarm_shared::proto::outcome::Reply::done(serde_json::Value::Null);
+    report.add(&Event::Delivery(crate::fleet::Delivery::new(
+        target(1),
+        done,
+        1.0,
+    )));
+    assert_eq!(report.standing(), "1 of 4 done · 1 started · 2 waiting");
 }

@@ -50,6 +50,12 @@ pub(super) fn status(view: &View, json: bool) -> anyhow::Result<String> {
     if let Some(problem) = &view.state_problem {
         writeln!(text, "         NOTHING CAN BE REMEMBERED: {problem}")?;
     }
+    if let Some(stopped) = &view.stopped {
+        writeln!(text, "STOPPED  {stopped}; `ground-station release` ends it")?;
+    }
+    if let Some(lost_link) = &view.lost_link {
+        writeln!(text, "link     {lost_link}")?;
+    }
     match view.links.len() {
         0 => writeln!(text, "links    none")?,
         count => writeln!(text, "links    {count}")?,
@@ -114,6 +120,8 @@ mod tests {
     #[test]
     fn a_page_for_people() {
         let view = View {
+            stopped: Some("by station a1b2, number 7".to_owned()),
+            lost_link: None,
             name: "drone-07".to_owned(),
             id: "a1b2c3d4e5f60718".repeat(4),
             version: "0.1.0".to_owned(),

@@ -482,18 +482,6 @@ impl Config {
         let dir = |(name, dir): (&Word, &RootDir)| (name.to_string(), dir.0.clone());
         self.files.roots.iter().map(dir).collect()
     }
-
-    /// What is configured but does nothing in this version, so that nobody relies on it.
-    pub fn not_acted_on(&self) -> Vec<String> {
-        let mut found = Vec::new();
-        if self.emergency_stop.is_some() {
-            found.push("emergency_stop".to_owned());
-        }
-        if self.lost_link.is_some() {
-            found.push("lost_link".to_owned());
-        }
-        found
-    }
 }
 
 fn read(table: toml::Table, origin: &Origin) -> Result<Config, ConfigError> {

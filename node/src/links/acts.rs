@@ -149,6 +149,16 @@ impl Acts {
         self.carry_out(work);
     }
 
+    /// An emergency stop is in force, or no more.
+    pub(super) fn stopped(&mut self, stopped: bool, work: &Work) {
+        if stopped {
+            self.desk.stopped(clock::now());
+        } else {
+            self.desk.released();
+        }
+        self.carry_out(work);
+    }
+
     /// The process ends: see [`Desk::close`].
     pub(super) fn close(&mut self, work: &Work) {
         self.desk.close(clock::now());

@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::from_value;
+use swarm_shared::net::clock;
 use swarm_shared::net::peer::{PeerInfo, PeerLink};
 use swarm_shared::proto::delivery::CommandId;
 use swarm_shared::proto::message::Arguments;
-use swarm_shared::proto::outcome::Reply;
+use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::parcel::Parcel;
 use swarm_shared::proto::session::Outgoing;
 use swarm_shared::proto::trust::gate::{ActionClass, classify};
@@ -18,6 +19,8 @@ use super::acts::Acts;
 use super::files::{FILE_TRANSFER, send_file};
 use crate::actions::Command;
 
+/// The action that ends an emergency stop.
+const RELEASE: &str = "release";
 /// Commands that read, or move a file, and may be at work at once; one more is refused as busy.
 pub(super) const COMMANDS_MAX: usize = 256;
 /// Replies that may wait for room at once.
@@ -57,7 +60,10 @@ pub(super) fn take_command(
     };
     match class {
         ActionClass::Read => work.run_aside(link, header, command),
-        ActionClass::Act if command.action == FILE_TRANSFER => work.run_aside(link, header, command),
+        // A release is written down by itself, and a repeat of it finds nothing to release.
+        ActionClass::Act if [FILE_TRANSFER, RELEASE].contains(&command.action.as_str()) => {
+            work.run_aside(link, header, command);
+        }
         ActionClass::Act | ActionClass::Execute if identity.is_none() => {
             let reply = Reply::refused("what acts needs an identity: send `id` and `epoch`");
             work.answer_soon(link, header, reply);
@@ -80,6 +86,13 @@ impl Work {
         self.tasks.spawn(async move {
             let reply = if command.action == FILE_TRANSFER {
                 send_file(&work.endpoint, &work.transfers, &command).await
+            } else if command.action == RELEASE {
+                match command.deadline {
+                    Some(deadline) if clock::now() >= deadline => {
+                        Reply::ended(Outcome::Expired, "its time to live ran out before it could begin")
+                    }
+                    Some(_) | None => work.stopping.release(command.arguments).await,
+                }
             } else {
                 work.actions.run(command).await
             };

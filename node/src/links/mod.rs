@@ -30,6 +30,7 @@ use swarm_shared::proto::message::Offer;
 use swarm_shared::proto::parcel::Parcel;
 use swarm_shared::proto::session::{Outgoing, Timing};
 use swarm_shared::proto::trust::Membership;
+use swarm_shared::proto::trust::gate::{Wish, permit};
 use swarm_shared::proto::wire::{Frame, Kind, Lane};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -41,8 +42,10 @@ use self::files::take_files;
 use crate::actions::Actions;
 use crate::daemon::Node;
 use crate::enrol::{self, Enrolment};
+use crate::lost_link;
 use crate::memory::Memory;
 use crate::status::{LinkView, Status};
+use crate::stop::{self, Stopping};
 use crate::transfers::Transfers;
 
 /// How long what runs may take to end at shutdown, until its outcome is written.
@@ -70,6 +73,7 @@ struct Linked {
 /// What the tasks of commands and files need.
 #[derive(Clone)]
 struct Work {
+    stopping: Stopping,
     endpoint: Endpoint,
     actions: Actions,
     transfers: Transfers,
@@ -89,6 +93,8 @@ struct Task {
     peers: BTreeMap<PeerId, Linked>,
     runs: BTreeMap<PeerId, swarm_shared::proto::id::Instance>,
     hush: Hush,
+    /// The sessions of stations that may command, for the dead-man.
+    commanding: watch::Sender<BTreeMap<PeerId, PeerLink>>,
 }
 
 impl Links {
@@ -114,12 +120,14 @@ impl Links {
             joins: None,
         };
         let identity = Arc::new(Identity::new(node.key.clone())?);
-        let (endpoint, events) = Endpoint::start(endpoint_config, identity)?;
+        let (datagrams, datagrams_heard) = mpsc::channel(stop::DATAGRAMS_MAX);
+        let (endpoint, mut events) = Endpoint::start(endpoint_config, identity)?;
         let means = Means {
             mdns: config.mdns,
             pings: config.pings.then_some(config.ping_port),
         };
-        let mut presence = presence::start(&endpoint, means).context("cannot listen for pings")?;
+        let mut presence =
+            presence::start_hearing(&endpoint, means, Some(datagrams)).context("cannot listen for pings")?;
         for addr in &config.stations {
             endpoint.heard(*addr, Source::Static, Hint::None).await;
         }
@@ -131,7 +139,30 @@ impl Links {
             .update(|facts| facts.listen = Some(listens.to_string()));
         tracing::info!(addr = %listens, "listening");
 
+        let (_none, nothing) = mpsc::channel(1);
+        let stopping = Stopping::start(stop::Setup {
+            endpoint: endpoint.clone(),
+            config: config.emergency_stop.clone(),
+            journal: node.journal.clone(),
+            ledger: node.ledger.clone(),
+            relay: means.pings.map(|port| stop::Relay {
+                interfaces: presence.interfaces.clone(),
+                port,
+            }),
+            links: std::mem::replace(&mut events.stops, nothing),
+            datagrams: datagrams_heard,
+            status: node.status.clone(),
+            stop: node.stop.clone(),
+            tasks: node.tasks.clone(),
+        });
+        let (commanding, stations) = watch::channel(BTreeMap::new());
+        if let Some(lost_link) = config.lost_link.clone() {
+            let (status, stop) = (node.status.clone(), node.stop.clone());
+            node.tasks
+                .spawn(lost_link::run(lost_link, stations, status, stop));
+        }
         let work = Work {
+            stopping,
             endpoint: endpoint.clone(),
             actions: node.actions.clone(),
             transfers: node.transfers.clone(),
@@ -156,6 +187,7 @@ impl Links {
             peers: BTreeMap::new(),
             runs: BTreeMap::new(),
             hush: Hush::default(),
+            commanding,
         };
         node.tasks.spawn(task.run(events, node.name.clone()));
         let (_none, nobody) = mpsc::channel(1);
@@ -196,10 +228,18 @@ impl Task {
         let mut offers = self.work.actions.offer_changes();
         let mut offer_at = None;
         let stop = self.work.stop.clone();
+        let mut in_force = self.work.stopping.in_force();
+        if in_force.borrow_and_update().is_some() {
+            self.acts.stopped(true, &self.work);
+        }
         loop {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return self.drain().await,
+                Ok(()) = in_force.changed() => {
+                    let stopped = in_force.borrow_and_update().is_some();
+                    self.acts.stopped(stopped, &self.work);
+                }
                 word = self.acts.word() => {
                     self.acts.take(word, &self.work);
                 }
@@ -269,6 +309,7 @@ impl Task {
             PeerEvent::Up { peer, resumed } => self.up(peer, resumed).await,
             PeerEvent::Silent(_) | PeerEvent::Heard(_) => {}
             PeerEvent::Down { id, why } => {
+                self.work.stopping.down(id).await;
                 if let Some(linked) = self.peers.remove(&id) {
                     tracing::info!(peer = %linked.info.name, why, "link lost");
                 }
@@ -304,13 +345,22 @@ impl Task {
             self.work.transfers.lost(peer.id);
         }
         if peer.kind == PeerKind::Station && peer.listens.port() != 0 {
-            self.memory.keep_station(peer.listens).await;
+            // Aside: a memory card may take seconds, and an emergency stop is not to wait for it.
+            let (memory, listens) = (self.memory.clone(), peer.listens);
+            self.work
+                .tasks
+                .spawn(async move { memory.keep_station(listens).await });
         }
         let Ok(link) = self.work.endpoint.open(peer.id).await else {
             return;
         };
         if peer.kind == PeerKind::Station {
             offer(&link, &self.work.actions.offer());
+            self.work.stopping.up(link.clone()).await;
+            if permit(peer.role, &Wish::Frame(Kind::Stop)).is_ok() {
+                self.commanding
+                    .send_modify(|known| drop(known.insert(peer.id, link.clone())));
+            }
         }
         let id = peer.id;
         self.peers.insert(

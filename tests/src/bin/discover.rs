@@ -53,6 +53,7 @@ async fn main() -> anyhow::Result<()> {
             tokio::spawn(pings::receive(
                 pings::listen(pings::PING_PORT)?,
                 heard.clone(),
+                None,
                 stop.clone(),
             ));
         }

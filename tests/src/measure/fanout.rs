@@ -274,6 +274,7 @@ pub(super) async fn end_of(fleet: &Fleet, request: Request) -> anyhow::Result<us
             Event::Targets { .. }
             | Event::Progress { .. }
             | Event::Stage { .. }
+            | Event::Acknowledged { .. }
             | Event::Node(_)
             | Event::Note { .. }
             | Event::Membership(_)

@@ -117,6 +117,7 @@ impl RealStation {
                 Event::Targets { .. }
                 | Event::Progress { .. }
                 | Event::Stage { .. }
+                | Event::Acknowledged { .. }
                 | Event::Delivery(_)
                 | Event::Node(_)
                 | Event::Note { .. }

@@ -6,6 +6,7 @@ mod files;
 mod plugins;
 mod queue;
 mod repeats;
+mod stop;
 mod transfers;
 mod trust;
 mod verbs;

@@ -445,6 +445,7 @@ async fn invite(fleet: &Fleet, uses: u16) -> Result<String, CliError> {
             Event::Targets { .. }
             | Event::Progress { .. }
             | Event::Stage { .. }
+            | Event::Acknowledged { .. }
             | Event::Delivery(_)
             | Event::Node(_)
             | Event::Note { .. }

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 
 use super::Shared;
 use super::commands::{self, Command, elapsed_ms};
-use super::keeper::{NewCommand, Told, Word};
+use super::keeper::{Keeper, NewCommand, Told, Word};
 use super::roll::Target;
 use crate::fleet::{Delivery, Event, Failure};
 use crate::store::deliveries::Origin;
@@ -81,7 +81,7 @@ pub(super) async fn run(shared: Shared, targets: Vec<Target>, act: Act, events: 
     let told = shared.keeper.issue(new).await;
     let mut run = Run {
         command: &command,
-        shared: &shared,
+        keeper: &shared.keeper,
         started,
         told,
         events: &events,
@@ -109,9 +109,22 @@ pub(super) async fn run(shared: Shared, targets: Vec<Target>, act: Act, events: 
     }
 }
 
+/// The delivery goes on; only nobody waits any longer.
+fn no_answer(target: &Target, waited: Duration, ttl: Duration) -> Reply {
+    let (waited, ttl) = (waited.as_secs_f64(), ttl.as_secs_f64());
+    let error = if *target.online.borrow() {
+        format!("no answer within {waited} s; it may still be at work")
+    } else {
+        format!(
+            "offline for the {waited} s that were waited; it will run if the node comes back within {ttl} s of being asked"
+        )
+    };
+    Reply::ended(Outcome::NoAnswer, error)
+}
+
 struct Run<'a> {
     command: &'a Command,
-    shared: &'a Shared,
+    keeper: &'a Keeper,
     started: Instant,
     told: mpsc::Receiver<Told>,
     events: &'a mpsc::Sender<Event>,
@@ -133,7 +146,7 @@ impl Run<'_> {
                     .await?;
                 let Some((id, _)) = self.issued else { break };
                 let targets = batch.clone();
-                self.shared.keeper.say(Word::Release { id, targets, ttl }).await;
+                self.keeper.say(Word::Release { id, targets, ttl }).await;
             }
             let batch: BTreeSet<PeerId> = batch.into_iter().collect();
             let give_up = clock::now() + self.command.timeout;
@@ -142,7 +155,7 @@ impl Run<'_> {
             }
             for id in &batch {
                 if let Some(target) = self.open.remove(id) {
-                    let reply = commands::no_answer(&target, self.command, self.shared.stays);
+                    let reply = no_answer(&target, self.command.timeout, ttl);
                     self.end(target, reply).await?;
                 }
             }
@@ -154,7 +167,7 @@ impl Run<'_> {
         }
         if let (true, Some((id, _))) = (failed, self.issued) {
             let why = "not sent: an earlier batch failed".to_owned();
-            self.shared.keeper.say(Word::Withhold { id, why }).await;
+            self.keeper.say(Word::Withhold { id, why }).await;
             let rest: BTreeSet<PeerId> = self.open.keys().copied().collect();
             let give_up = clock::now() + self.command.timeout;
             self.follow(&rest, give_up).await?;

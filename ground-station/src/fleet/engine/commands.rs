@@ -123,7 +123,7 @@ pub(super) async fn fail(events: &mpsc::Sender<Event>, error: &WireError) {
     let _caller_gone = events.send(Event::failed(Failure::Usage, message)).await;
 }
 
-pub(super) fn no_answer(target: &Target, command: &Command, stays: bool) -> Reply {
+fn no_answer(target: &Target, command: &Command, stays: bool) -> Reply {
     let wait = command.timeout.as_secs_f64();
     let error = match (*target.online.borrow(), stays && command.ttl > command.timeout) {
         (true, _) => format!("no answer within {wait} s; it may still be at work"),

@@ -376,8 +376,11 @@ mod tests {
         };
         let identity = Identity::new(SigningKey::from_seed([1; 32])).expect("randomness");
         let (endpoint, _events) = Endpoint::start(config, Arc::new(identity)).expect("started");
+        let state = tempfile::tempdir().expect("a directory");
+        let store = crate::store::Store::open(state.path()).await.expect("a store");
         let shared = Shared {
             keeper: crate::fleet::engine::keeper::Task::channel().0,
+            stops: Arc::new(super::super::stop::Stops::new(0, store, None)),
             endpoint: endpoint.clone(),
             next_id: Arc::new(AtomicU64::new(1)),
             epoch: 1,
@@ -397,6 +400,7 @@ mod tests {
                 link: endpoint.open(id).await.expect("opened"),
                 online: online.clone(),
                 name_is_unique: true,
+                address: None,
             });
         }
         let dir = tempfile::tempdir().expect("a directory");

@@ -19,6 +19,7 @@ mod recorder;
 mod retry;
 mod roll;
 mod send;
+mod stop;
 mod watchers;
 
 use std::collections::BTreeMap;
@@ -41,6 +42,7 @@ use swarm_shared::net::socket::{BadKeepalive, KeepaliveConfig, SocketError};
 use swarm_shared::proto::delivery::{CommandId, StageMessage};
 use swarm_shared::proto::dial::{Hint, Source};
 use swarm_shared::proto::id::{PeerId, PeerKind};
+use swarm_shared::proto::message::Stopped;
 use swarm_shared::proto::outcome::Reply;
 use swarm_shared::proto::selector::Selector;
 use swarm_shared::proto::session::Timing;
@@ -121,6 +123,7 @@ struct Shared {
     next_id: Arc<AtomicU64>,
     epoch: u64,
     keeper: keeper::Keeper,
+    stops: Arc<stop::Stops>,
     routes: fetch::Routes,
     /// How many nodes are sent files at once.
     sends: Arc<Semaphore>,
@@ -188,6 +191,11 @@ impl Engine {
                 next_id,
                 epoch: store.epoch(),
                 keeper,
+                stops: Arc::new(stop::Stops::new(
+                    store.stop_number().await?,
+                    store.clone(),
+                    means.pings.map(|port| (presence.interfaces.clone(), port)),
+                )),
                 routes: fetch::Routes::default(),
                 sends: Arc::new(Semaphore::new(send::NODES_AT_ONCE)),
                 stays,
@@ -338,6 +346,7 @@ impl Task {
                         resumed,
                     };
                     self.shared.keeper.say(up).await;
+                    stop::linked(&self.shared, &link);
                     self.tasks
                         .spawn(commands::self_check(self.shared.clone(), link, checks.clone()));
                 }
@@ -360,6 +369,19 @@ impl Task {
             PeerEvent::Bulk { events, .. } => {
                 self.tasks.spawn(fetch::route(events, self.shared.routes.clone()));
                 return;
+            }
+            PeerEvent::Frame { peer, frame, .. } if frame.header.kind == Some(Kind::Stopped) => {
+                match frame.read::<Stopped>() {
+                    Ok(report) => {
+                        self.roll.stopped(peer.id, &report);
+                        self.shared.stops.reported(peer.id, report);
+                    }
+                    Err(error) => {
+                        tracing::warn!(peer = %peer.name, %error, "unreadable word of a stop");
+                        return;
+                    }
+                }
+                peer.id
             }
             PeerEvent::Frame { peer, frame, .. } => {
                 self.take_frame(peer.id, &frame).await;
@@ -558,6 +580,27 @@ impl Task {
                     self.tasks
                         .spawn(acts::run(self.shared.clone(), targets, act, events));
                 }
+            }
+            Request::Stop { selector, timeout_ms } => {
+                let targets = self.roll.targets(&selector);
+                let nobody = self.nobody(&selector);
+                let timeout = timeout_ms.map(Duration::from_millis);
+                self.tasks.spawn(stop::run(
+                    self.shared.clone(),
+                    targets,
+                    selector,
+                    nobody,
+                    timeout,
+                    events,
+                ));
+            }
+            Request::Release { selector, timeout_ms } => {
+                let Some(targets) = self.targets(&selector, &events) else {
+                    return;
+                };
+                let timeout = Duration::from_millis(timeout_ms);
+                self.tasks
+                    .spawn(stop::release(self.shared.clone(), targets, timeout, events));
             }
             Request::SendFiles {
                 selector,

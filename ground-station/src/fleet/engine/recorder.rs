@@ -132,6 +132,8 @@ pub(super) fn audited(request: &Request) -> Option<(&'static str, String)> {
         Request::Join { .. } => Some(("join", "another station's fleet".to_owned())),
         Request::Accept { node } => Some(("accept", node.clone())),
         Request::Revoke { node } => Some(("revoke", node.clone())),
+        Request::Stop { selector, .. } => Some(("stop", selector.as_str().to_owned())),
+        Request::Release { selector, .. } => Some(("release", selector.as_str().to_owned())),
         Request::Nodes { .. }
         | Request::Watch { .. }
         | Request::Targets { .. }
@@ -169,6 +171,7 @@ pub(super) fn audit(
                 Event::Targets { .. }
                 | Event::Progress { .. }
                 | Event::Stage { .. }
+                | Event::Acknowledged { .. }
                 | Event::Delivery(_)
                 | Event::Node(_)
                 | Event::Note { .. }

@@ -7,12 +7,13 @@ use std::time::Instant;
 use swarm_shared::net::clock;
 use swarm_shared::net::peer::{PeerInfo, PeerLink};
 use swarm_shared::proto::id::{NodeName, PeerId, PeerKind};
+use swarm_shared::proto::message::Stopped;
 use swarm_shared::proto::message::{Offer, OfferedClass};
 use swarm_shared::proto::selector::{Selector, Target as Matched};
 use swarm_shared::proto::trust::Membership;
 use tokio::sync::watch;
 
-use crate::fleet::{Check, MemberView, NodeRef, NodeState, NodeView};
+use crate::fleet::{Check, MemberView, NodeRef, NodeState, NodeView, StopView};
 use crate::store::{MemberRow, Store, StoreError};
 
 /// A node that a command goes to.
@@ -24,6 +25,8 @@ pub(super) struct Target {
     pub(super) online: watch::Receiver<bool>,
     /// Whether no other target has its name.
     pub(super) name_is_unique: bool,
+    /// Where it was seen last.
+    pub(super) address: Option<SocketAddr>,
 }
 
 impl Target {
@@ -51,6 +54,7 @@ struct Member {
     warnings: Vec<String>,
     /// `None` until the first self-check of this link has ended, however it ended.
     checks: Option<Vec<Check>>,
+    stopped: Option<StopView>,
     unsaved: bool,
     /// What it has said that it can do.
     offer: Offer,
@@ -66,6 +70,7 @@ impl Member {
             software: None,
             warnings: Vec::new(),
             checks: None,
+            stopped: None,
             unsaved: false,
             offer: Offer::default(),
         }
@@ -100,7 +105,19 @@ impl Member {
         };
         let mut warnings = self.warnings.clone();
         warnings.extend(self.row.revoked.then(|| "put out of the fleet".to_owned()));
+        warnings.extend(self.stopped.as_ref().map(|stop| {
+            let fault = stop
+                .error
+                .as_ref()
+                .map_or(String::new(), |error| format!(": {error}"));
+            format!(
+                "STOPPED (number {} of {}){fault}",
+                stop.number,
+                stop.issuer.short()
+            )
+        }));
         NodeView {
+            stopped: self.stopped.clone(),
             node: self.row.name.clone(),
             id: self.row.key.id(),
             state,
@@ -186,6 +203,7 @@ impl Roll {
         member.software = Some(peer.software.clone());
         member.silent = false;
         member.checks = None;
+        member.stopped = None;
         member.unsaved = true;
         member.online.send_replace(true);
         member.link.clone()
@@ -196,6 +214,18 @@ impl Roll {
             member.row.last_seen_ms = clock::unix_time_ms();
             member.unsaved = true;
             member.online.send_replace(false);
+        }
+    }
+
+    /// How a node's emergency stop stands.
+    pub(super) fn stopped(&mut self, id: PeerId, report: &Stopped) {
+        if let Some(member) = self.0.get_mut(&id) {
+            member.stopped = report.stopped.then(|| StopView {
+                issuer: report.issuer,
+                number: report.number,
+                latched: report.latched,
+                error: report.error.clone(),
+            });
         }
     }
 
@@ -296,6 +326,7 @@ impl Roll {
                     },
                     link: member.link.clone()?,
                     online: member.online.subscribe(),
+                    address: member.row.address,
                     name_is_unique: names.get(&member.row.name) == Some(&1),
                 })
             })

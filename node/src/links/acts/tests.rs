@@ -75,6 +75,7 @@ impl Counter {
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let roots = swarm_shared::net::roots::Roots::new(BTreeMap::new());
         let work = Work {
+            stopping: crate::stop::Stopping::none(),
             endpoint: endpoint(),
             actions: place.actions.clone(),
             transfers: Transfers::new(roots, stop.clone()),

@@ -8,7 +8,7 @@
 //!
 //! Nothing on the network ends either of them; a network that is down is tried again with the next round.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::interfaces::{InterfaceAddr, Interfaces};
 use crate::net::clock;
+use crate::proto::stop::{STOP_BYTES_MAX, is_stop};
 
 /// The UDP port of pings unless configured otherwise.
 pub const PING_PORT: u16 = 7422;
@@ -43,6 +44,28 @@ pub const PINGS_PER_S: u32 = 256;
 
 /// Most addresses whose rate is remembered; pings from further ones are dropped until others fall silent.
 pub const SOURCES_MAX: usize = 1024;
+
+/// Longest datagram that is read, in bytes: a stop.
+const DATAGRAM_BYTES_MAX: usize = STOP_BYTES_MAX;
+
+/// How often stops are let through, apart from pings: a flood of the one does not keep out the other. Each costs at most
+/// two signature checks.
+const STOPS: Limits = Limits {
+    per_source_s: 16,
+    per_source_burst: 64,
+    all_s: 128,
+};
+
+/// How often pings are let through.
+const PINGS: Limits = Limits {
+    per_source_s: PINGS_PER_SOURCE_PER_S,
+    per_source_burst: PINGS_PER_SOURCE_BURST,
+    all_s: PINGS_PER_S,
+};
+
+/// Stops that were passed on and are known again byte by byte: each comes many times, and costs nothing from the second
+/// time on.
+const STOPS_KNOWN: usize = 16;
 
 /// Longest wait for room in the kernel's send buffer, so that one interface that takes nothing does not hold
 /// up the others.
@@ -83,6 +106,44 @@ pub async fn send(
         let present = interfaces.borrow_and_update().clone();
         let bytes = datagram();
         sockets.send_round(&present, port, &bytes).await;
+    }
+}
+
+/// Says something on every interface, now.
+#[derive(Default)]
+pub struct Shouter {
+    sockets: Sockets,
+    unicast: Option<UdpSocket>,
+}
+
+impl std::fmt::Debug for Shouter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Shouter({} interfaces)", self.sockets.open.len())
+    }
+}
+
+impl Shouter {
+    /// Broadcasts on the interfaces that are `present`, then sends to the addresses of `also`. What does not go out is
+    /// told in the log: whoever shouts repeats it.
+    pub async fn shout(&mut self, present: &[InterfaceAddr], port: u16, bytes: &[u8], also: &[SocketAddr]) {
+        self.sockets.send_round(present, port, bytes).await;
+        if also.is_empty() {
+            return;
+        }
+        let socket = match self.unicast.take() {
+            Some(socket) => socket,
+            None => match sending_socket(Ipv4Addr::UNSPECIFIED) {
+                Ok(socket) => socket,
+                Err(error) => return tracing::warn!(%error, "no socket to send datagrams with"),
+            },
+        };
+        for to in also.iter().filter(|to| to.is_ipv4()) {
+            let sent = tokio::time::timeout(SEND_MAX, socket.send_to(bytes, to)).await;
+            if let Ok(Err(error)) = sent {
+                tracing::debug!(%to, %error, "a datagram does not go out");
+            }
+        }
+        self.unicast = Some(socket);
     }
 }
 
@@ -205,12 +266,19 @@ pub fn listen(port: u16) -> Result<UdpSocket, PingError> {
     })
 }
 
-/// Passes on what arrives, within the rates named above. A full channel drops the newest: another ping comes
-/// in seconds. Returns when the token is cancelled or the channel closed.
-pub async fn receive(socket: UdpSocket, datagrams: mpsc::Sender<Datagram>, stop: CancellationToken) {
-    let mut rates = Rates::new(clock::now());
-    // One byte more than allowed tells a ping of the greatest length from one that was cut off.
-    let mut buffer = [0; PING_BYTES_MAX + 1];
+/// Passes on what arrives, within the rates named above: stops to `stops`, if it is given, and all else to `datagrams`.
+/// A full channel drops the newest: both come again. Returns when the token is cancelled or the channel closed.
+pub async fn receive(
+    socket: UdpSocket,
+    datagrams: mpsc::Sender<Datagram>,
+    stops: Option<mpsc::Sender<Datagram>>,
+    stop: CancellationToken,
+) {
+    let mut rates = Rates::new(PINGS, clock::now());
+    let mut stop_rates = Rates::new(STOPS, clock::now());
+    let mut known: VecDeque<Vec<u8>> = VecDeque::new();
+    // One byte more than allowed tells a datagram of the greatest length from one that was cut off.
+    let mut buffer = [0; DATAGRAM_BYTES_MAX + 1];
     loop {
         let received = tokio::select! {
             biased;
@@ -227,11 +295,35 @@ pub async fn receive(socket: UdpSocket, datagrams: mpsc::Sender<Datagram>, stop:
                 continue;
             }
         };
+        let bytes = &buffer[..length];
+        if is_stop(bytes) {
+            let Some(stops) = &stops else { continue };
+            if length > DATAGRAM_BYTES_MAX || known.iter().any(|known| known == bytes) {
+                continue;
+            }
+            let bytes = bytes.to_vec();
+            if stop_rates.allow(from.ip(), clock::now())
+                && stops
+                    .try_send(Datagram {
+                        bytes: bytes.clone(),
+                        from,
+                    })
+                    .is_ok()
+            {
+                if known.len() >= STOPS_KNOWN {
+                    known.pop_front();
+                }
+                known.push_back(bytes);
+            } else {
+                tracing::debug!(%from, "stop dropped: too many at once");
+            }
+            continue;
+        }
         if length > PING_BYTES_MAX || !rates.allow(from.ip(), clock::now()) {
             tracing::trace!(%from, length, "ping dropped");
             continue;
         }
-        let bytes = buffer[..length].to_vec();
+        let bytes = bytes.to_vec();
         if datagrams.try_send(Datagram { bytes, from }).is_err() {
             tracing::trace!(%from, "ping dropped: the reader is behind");
         }
@@ -268,25 +360,43 @@ impl Bucket {
     }
 }
 
+/// How often something is let through.
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    /// From one address, on average.
+    per_source_s: u32,
+    /// From one address at once.
+    per_source_burst: u32,
+    /// From all addresses together.
+    all_s: u32,
+}
+
 struct Rates {
+    limits: Limits,
     all: Bucket,
     sources: BTreeMap<IpAddr, Bucket>,
 }
 
 impl Rates {
-    fn new(now: Instant) -> Self {
+    fn new(limits: Limits, now: Instant) -> Self {
         Self {
-            all: Bucket::full(PINGS_PER_S, now),
+            limits,
+            all: Bucket::full(limits.all_s, now),
             sources: BTreeMap::new(),
         }
     }
 
     fn allow(&mut self, source: IpAddr, now: Instant) -> bool {
+        let Limits {
+            per_source_s,
+            per_source_burst,
+            all_s,
+        } = self.limits;
         if !self.sources.contains_key(&source) && self.sources.len() >= SOURCES_MAX {
             // A bucket that is full again says nothing that a new one would not.
             self.sources.retain(|_, bucket| {
-                bucket.fill(PINGS_PER_SOURCE_PER_S, PINGS_PER_SOURCE_BURST, now);
-                bucket.tokens < f64::from(PINGS_PER_SOURCE_BURST)
+                bucket.fill(per_source_s, per_source_burst, now);
+                bucket.tokens < f64::from(per_source_burst)
             });
             if self.sources.len() >= SOURCES_MAX {
                 return false;
@@ -295,9 +405,9 @@ impl Rates {
         let bucket = self
             .sources
             .entry(source)
-            .or_insert_with(|| Bucket::full(PINGS_PER_SOURCE_BURST, now));
-        bucket.fill(PINGS_PER_SOURCE_PER_S, PINGS_PER_SOURCE_BURST, now);
-        self.all.fill(PINGS_PER_S, PINGS_PER_S, now);
+            .or_insert_with(|| Bucket::full(per_source_burst, now));
+        bucket.fill(per_source_s, per_source_burst, now);
+        self.all.fill(all_s, all_s, now);
         // One that talks too much must not use up what all share.
         bucket.take() && self.all.take()
     }
@@ -317,7 +427,7 @@ mod tests {
     #[test]
     fn one_source_gets_its_burst_and_then_its_rate() {
         let start = clock::now();
-        let mut rates = Rates::new(start);
+        let mut rates = Rates::new(PINGS, start);
         let allowed = |rates: &mut Rates, now| (0..1000).filter(|_| rates.allow(source(1), now)).count();
         assert_eq!(allowed(&mut rates, start), 32);
         assert_eq!(allowed(&mut rates, start + Duration::from_secs(1)), 8);
@@ -328,7 +438,7 @@ mod tests {
     #[test]
     fn all_sources_together_are_bounded_in_rate_and_in_memory() {
         let start = clock::now();
-        let mut rates = Rates::new(start);
+        let mut rates = Rates::new(PINGS, start);
         let many = u32::try_from(SOURCES_MAX).expect("small") * 2;
         let allowed = (0..many).filter(|n| rates.allow(source(*n), start)).count();
         assert_eq!(allowed, usize::try_from(PINGS_PER_S).expect("small"));
@@ -351,7 +461,7 @@ mod tests {
         let mut ears = Vec::new();
         for _ in 0..3 {
             let (sender, datagrams) = mpsc::channel(64);
-            tokio::spawn(receive(listen(port).expect("shared"), sender, stop.clone()));
+            tokio::spawn(receive(listen(port).expect("shared"), sender, None, stop.clone()));
             ears.push(datagrams);
         }
         let mut round = 0_u8;
@@ -383,7 +493,7 @@ mod tests {
         let _stopped_at_the_end = stop.clone().drop_guard();
         let port = free_port();
         let (sender, mut datagrams) = mpsc::channel(64);
-        tokio::spawn(receive(listen(port).expect("free"), sender, stop));
+        tokio::spawn(receive(listen(port).expect("free"), sender, None, stop));
         let out = sending_socket(Ipv4Addr::LOCALHOST).expect("a socket");
         for length in [PING_BYTES_MAX + 1, 60_000, PING_BYTES_MAX] {
             out.send_to(&vec![0; length], ("127.0.0.1", port))
@@ -401,7 +511,7 @@ mod tests {
         let _stopped_at_the_end = stop.clone().drop_guard();
         let port = free_port();
         let (sender, mut datagrams) = mpsc::channel(64);
-        tokio::spawn(receive(listen(port).expect("free"), sender, stop.clone()));
+        tokio::spawn(receive(listen(port).expect("free"), sender, None, stop.clone()));
         let gone = InterfaceAddr {
             index: 999,
             name: "gone0".to_owned(),
@@ -435,5 +545,39 @@ mod tests {
             error.contains(&port.to_string()) && error.contains("--ping-port"),
             "{error}"
         );
+    }
+
+    #[tokio::test]
+    async fn a_flood_of_pings_does_not_keep_out_a_stop_and_a_repeat_costs_nothing() {
+        let stop = CancellationToken::new();
+        let _stopped_at_the_end = stop.clone().drop_guard();
+        let port = free_port();
+        let (sender, _unread) = mpsc::channel(1);
+        let (stops, mut heard) = mpsc::channel(64);
+        tokio::spawn(receive(listen(port).expect("free"), sender, Some(stops), stop));
+        let out = sending_socket(Ipv4Addr::LOCALHOST).expect("a socket");
+        for round in 0..100_u8 {
+            out.send_to(&[7; PING_BYTES_MAX], ("127.0.0.1", port))
+                .await
+                .expect("sent");
+            let order = [b"SWST".as_slice(), &[round / 50]].concat();
+            out.send_to(&order, ("127.0.0.1", port)).await.expect("sent");
+            tokio::task::yield_now().await;
+        }
+        for expected in 0..2 {
+            let datagram = tokio::time::timeout(PATIENCE, heard.recv()).await;
+            assert_eq!(datagram.expect("in time").expect("listening").bytes[4], expected);
+        }
+        assert!(heard.try_recv().is_err(), "each order once");
+    }
+
+    #[test]
+    fn forged_stops_are_bounded() {
+        let start = clock::now();
+        let mut rates = Rates::new(STOPS, start);
+        let allowed = (0..5_000)
+            .filter(|n| rates.allow(source(*n % 900), start))
+            .count();
+        assert_eq!(allowed, usize::try_from(STOPS.all_s).expect("small"));
     }
 }

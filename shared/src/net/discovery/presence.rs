@@ -42,6 +42,8 @@ pub struct Means {
 pub struct Presence {
     /// Stations seen while this program has no fleet: whom to ask to be taken in.
     pub strangers: mpsc::Receiver<SocketAddr>,
+    /// The interfaces of this machine, and news of them.
+    pub interfaces: watch::Receiver<Interfaces>,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -62,6 +64,18 @@ impl Presence {
 /// [`PingError`] if the port for pings cannot be had. Where mDNS does not work, a warning says so and the other
 /// means go on.
 pub fn start(endpoint: &Endpoint, means: Means) -> Result<Presence, PingError> {
+    start_hearing(endpoint, means, None)
+}
+
+/// As [`start`]; a node passes on to `stops` what may be an emergency stop, for it comes to the port for pings.
+///
+/// # Errors
+/// As [`start`].
+pub fn start_hearing(
+    endpoint: &Endpoint,
+    means: Means,
+    stops: Option<mpsc::Sender<Datagram>>,
+) -> Result<Presence, PingError> {
     let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
     let (strangers, strangers_seen) = mpsc::channel(QUEUE_MAX);
     let interfaces = interfaces::watch(stop.clone());
@@ -69,11 +83,21 @@ pub fn start(endpoint: &Endpoint, means: Means) -> Result<Presence, PingError> {
     if let Some(port) = means.pings {
         match endpoint.local().kind {
             PeerKind::Station => {
-                tasks.spawn(send_pings(endpoint.clone(), port, interfaces, stop.clone()));
+                tasks.spawn(send_pings(
+                    endpoint.clone(),
+                    port,
+                    interfaces.clone(),
+                    stop.clone(),
+                ));
             }
             PeerKind::Node => {
                 let (datagrams, heard) = mpsc::channel(QUEUE_MAX);
-                tasks.spawn(pings::receive(pings::listen(port)?, datagrams, stop.clone()));
+                tasks.spawn(pings::receive(
+                    pings::listen(port)?,
+                    datagrams,
+                    stops,
+                    stop.clone(),
+                ));
                 tasks.spawn(hear_pings(endpoint.clone(), heard, strangers.clone()));
             }
         }
@@ -88,6 +112,7 @@ pub fn start(endpoint: &Endpoint, means: Means) -> Result<Presence, PingError> {
     }
     Ok(Presence {
         strangers: strangers_seen,
+        interfaces,
         stop,
         tasks,
     })

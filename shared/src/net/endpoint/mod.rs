@@ -24,7 +24,7 @@ use tokio_util::task::TaskTracker;
 pub use accept::{JOIN_WAIT, JOINS_MAX, PREAUTH_CONNECTIONS_MAX};
 
 use super::handshake::{Identity, Local, Profile};
-use super::peer::{LinkError, PeerEvent, PeerLink};
+use super::peer::{LinkError, PeerEvent, PeerLink, StopHeard};
 use super::socket::{self, KeepaliveConfig, SocketError};
 use super::tls::TlsError;
 use crate::proto::dial::{Hint, Source};
@@ -37,6 +37,8 @@ use crate::proto::trust::Membership;
 pub const EVENTS_MAX: usize = 1_024;
 /// Notices that wait for the application; beyond this they are only logged.
 pub const NOTICES_MAX: usize = 256;
+/// Emergency stops that wait for the application; beyond this they are dropped, for they come again.
+pub const STOPS_MAX: usize = 64;
 /// Questions that wait for the endpoint's task.
 const REQUESTS_MAX: usize = 1_024;
 /// How long the tasks of an endpoint may take to end.
@@ -205,6 +207,8 @@ pub struct Endpoint {
 pub struct Events {
     /// What happens to peers.
     pub peers: mpsc::Receiver<PeerEvent>,
+    /// Emergency stops that came over links.
+    pub stops: mpsc::Receiver<StopHeard>,
     /// What the operator should know.
     pub notices: mpsc::Receiver<Notice>,
 }
@@ -227,6 +231,7 @@ impl Endpoint {
         let local = Local::new(config.kind, identity, profile_seen, membership_seen)?;
         let (asks, asks_in) = mpsc::channel(REQUESTS_MAX);
         let (events, peers) = mpsc::channel(EVENTS_MAX);
+        let (stops, stops_heard) = mpsc::channel(STOPS_MAX);
         let (notice, notices) = mpsc::channel(NOTICES_MAX);
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         task::spawn(
@@ -238,6 +243,7 @@ impl Endpoint {
                 joins: config.joins,
                 asks: asks_in,
                 events,
+                stops,
                 notices: notice,
                 stop: stop.clone(),
                 tasks: tasks.clone(),
@@ -253,7 +259,11 @@ impl Endpoint {
                 stop,
                 tasks,
             },
-            Events { peers, notices },
+            Events {
+                peers,
+                stops: stops_heard,
+                notices,
+            },
         ))
     }
 

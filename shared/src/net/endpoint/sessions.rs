@@ -84,6 +84,7 @@ impl EndpointTask {
             instance: self.parts.local.identity.instance,
             timing: self.parts.timing,
             events,
+            stops: self.parts.stops.clone(),
             words: self.words.clone(),
             stop,
             tasks: self.parts.tasks.clone(),

@@ -17,7 +17,7 @@ use super::fleet::ROSTER_INTERVAL;
 use super::sessions::Entry;
 use super::{Ask, JoinRequest, Notice};
 use crate::net::handshake::{Greeted, HandshakeError, Local};
-use crate::net::peer::{Attachment, LinkInput, LinkWord, PeerEvent, PeerInfo, PeerLink};
+use crate::net::peer::{Attachment, LinkInput, LinkWord, PeerEvent, PeerInfo, PeerLink, StopHeard};
 use crate::net::socket::KeepaliveConfig;
 use crate::net::{clock, random};
 use crate::proto::dial::{DialBook, Hint, Source};
@@ -42,6 +42,7 @@ pub(super) struct Parts {
     pub(super) joins: Option<mpsc::Sender<JoinRequest>>,
     pub(super) asks: mpsc::Receiver<Ask>,
     pub(super) events: mpsc::Sender<PeerEvent>,
+    pub(super) stops: mpsc::Sender<StopHeard>,
     pub(super) notices: mpsc::Sender<Notice>,
     pub(super) stop: CancellationToken,
     pub(super) tasks: TaskTracker,

@@ -330,6 +330,16 @@ pub enum PeerEvent {
     },
 }
 
+/// An emergency stop that came over a link. It has a way of its own to the application, so that nothing else that waits
+/// there is in front of it.
+#[derive(Clone, Debug)]
+pub struct StopHeard {
+    /// Who sent it: a peer whose role may.
+    pub peer: PeerId,
+    /// The signed order.
+    pub order: Bytes,
+}
+
 /// A connection for a session.
 #[derive(Debug)]
 pub(crate) struct Attachment {

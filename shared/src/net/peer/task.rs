@@ -17,7 +17,7 @@ use tokio_util::task::TaskTracker;
 use super::alarm::Alarm;
 use super::{
     Attachment, ChunkBytes, Ended, LastHeard, LinkError, LinkInput, LinkWord, Message, PeerControl,
-    PeerEvent, PeerInfo, PeerLink, Token,
+    PeerEvent, PeerInfo, PeerLink, StopHeard, Token,
 };
 use crate::net::clock;
 use crate::net::conn::{Conn, Driven};
@@ -69,6 +69,8 @@ pub(crate) struct TaskParts {
     pub(crate) timing: Timing,
     /// For the application.
     pub(crate) events: mpsc::Sender<PeerEvent>,
+    /// For the application, past all that waits in `events`.
+    pub(crate) stops: mpsc::Sender<StopHeard>,
     /// For the endpoint.
     pub(crate) words: mpsc::Sender<LinkWord>,
     pub(crate) stop: CancellationToken,
@@ -84,6 +86,7 @@ struct PeerTask {
     urgent: mpsc::Receiver<Message>,
     links: mpsc::Receiver<LinkInput>,
     events: mpsc::Sender<PeerEvent>,
+    stops: mpsc::Sender<StopHeard>,
     /// Events that the application has not taken yet; nothing is read while there are any.
     backlog: VecDeque<PeerEvent>,
     words: mpsc::Sender<LinkWord>,
@@ -115,6 +118,7 @@ pub(crate) fn spawn(parts: TaskParts) -> Result<PeerControl, WireError> {
         instance,
         timing,
         events,
+        stops,
         words,
         stop,
         tasks,
@@ -140,6 +144,7 @@ pub(crate) fn spawn(parts: TaskParts) -> Result<PeerControl, WireError> {
         urgent,
         links,
         events,
+        stops,
         backlog: VecDeque::new(),
         words,
         happened: Vec::new(),
@@ -419,6 +424,15 @@ impl PeerTask {
         let peer = Arc::clone(&linked.info);
         if let Err(refused) = gate(peer.role, &frame) {
             self.refuse_frame(&frame, &refused);
+        } else if frame.header.kind == Some(Kind::Stop) {
+            let stop = StopHeard {
+                peer: peer.id,
+                order: frame.content,
+            };
+            if self.stops.try_send(stop).is_err() {
+                // It is sent every second until it is answered.
+                tracing::warn!(peer = %peer.name, "a stop over its link waits for its repeat: too many at once");
+            }
         } else if let Some(Kind::Roster | Kind::FleetState | Kind::OpenBulk) = frame.header.kind {
             self.say(LinkWord::Frame { peer, frame }).await;
         } else {

@@ -100,6 +100,7 @@ impl Side {
             instance: Instance(own),
             timing,
             events: events_out,
+            stops: mpsc::channel(1).0,
             words: words_out,
             stop: stop.clone(),
             tasks: tasks.clone(),

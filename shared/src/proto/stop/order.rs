@@ -32,7 +32,7 @@ const MAGIC: &[u8; 4] = b"SWST";
 const VERSION: u8 = 1;
 const LABEL: &[u8] = b"swarm stop v1\0";
 /// Targets of one order where each is named by the first 8 bytes of its id: `id:` and 16 digits and a comma each.
-const IDS_PER_ORDER: usize = STOP_SELECTOR_BYTES_MAX / 20;
+pub const IDS_PER_ORDER: usize = STOP_SELECTOR_BYTES_MAX / 20;
 
 /// Stop, whoever the selector means.
 #[derive(Clone, Debug, PartialEq, Eq)]

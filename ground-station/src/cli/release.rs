@@ -1,0 +1,23 @@
+//! `release`: the end of an emergency stop.
+
+use swarm_shared::proto::selector::Selector;
+
+use super::screen::{CliError, Screen};
+use super::{Common, ask};
+use crate::duration::to_ms;
+use crate::fleet::Request;
+
+/// End an emergency stop: each node from the stop that is in force there now
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Which nodes
+    selector: Selector,
+}
+
+pub(super) async fn run(args: Args, common: &Common, screen: &mut Screen) -> Result<u8, CliError> {
+    let request = Request::Release {
+        selector: args.selector,
+        timeout_ms: to_ms(common.timeout),
+    };
+    ask::deliver("release", request, common, screen).await
+}

@@ -1,0 +1,86 @@
+//! `stop`: the emergency stop.
+
+use swarm_shared::net::clock;
+use swarm_shared::proto::outcome::{Outcome, Reply};
+use swarm_shared::proto::selector::Selector;
+
+use super::Common;
+use super::ask::{self, Ended};
+use super::connect::Connection;
+use super::screen::{CliError, Screen};
+use crate::duration::to_ms;
+use crate::fleet::{Delivery, Event, Fleet, Request};
+use crate::view::deliveries::Report;
+use crate::view::stop::Acknowledged;
+
+/// Emergency stop: at once, by every way, until all have answered
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+A stopped node runs its own [emergency_stop] command, kills what runs, and refuses every
+action that is not marked while_stopped, also after a restart, until `release`.
+It goes on until every node has answered or Ctrl-C; --timeout, if given, ends it too.
+
+Examples:
+  ground-station stop
+  ground-station stop 'drone-[01-12]'")]
+pub(super) struct Args {
+    /// Which nodes
+    #[arg(default_value = "all")]
+    selector: Selector,
+}
+
+pub(super) async fn run(args: Args, common: &Common, screen: &mut Screen) -> Result<u8, CliError> {
+    let request = Request::Stop {
+        selector: args.selector,
+        timeout_ms: common.timeout_given.then(|| to_ms(common.timeout)),
+    };
+    let connection = Connection::open(common, "stop", screen).await?;
+    let status = follow(&connection.fleet, request, screen).await;
+    connection.close().await;
+    status
+}
+
+async fn follow(fleet: &Fleet, request: Request, screen: &mut Screen) -> Result<u8, CliError> {
+    let started = clock::now();
+    let (mut report, mut acknowledged) = (Report::default(), Acknowledged::default());
+    let ended = ask::follow(fleet, request, screen, |event, screen| {
+        if let Some(event) = event {
+            report.add(event);
+            acknowledged.add(event);
+        }
+        let line = match event {
+            Some(_) => acknowledged.all_in(),
+            None => acknowledged.missing(clock::since(started)),
+        };
+        if let Some(line) = line {
+            screen.note(&line);
+        }
+        Ok(())
+    })
+    .await?;
+    let why = match &ended {
+        Ended::Whole => None,
+        Ended::Interrupted => Some("interrupted before it had answered"),
+        Ended::Failed(_, why) => Some(why.as_str()),
+    };
+    if let Some(why) = why {
+        let ms = clock::since(started).as_secs_f64() * 1_000.0;
+        // Nobody vanishes from a report.
+        for target in report.unanswered() {
+            let reply = Reply::ended(Outcome::NoAnswer, why);
+            let lost = Event::Delivery(Delivery::new(target, reply, ms));
+            screen.event(&lost)?;
+            report.add(&lost);
+        }
+    }
+    let begun = report.counts().1 > 0;
+    if !screen.json && begun {
+        screen.result(&report.groups(screen.style))?;
+        let summary = report.summary(clock::since(started), screen.style);
+        screen.result(&format!("\n{summary}"))?;
+    }
+    match ended {
+        Ended::Failed(failure, message) if !begun => Ok(screen.fault(&CliError::request(failure, message))),
+        Ended::Whole | Ended::Interrupted | Ended::Failed(..) => Ok(report.exit_status()),
+    }
+}

@@ -1,0 +1,464 @@
+//! The emergency stop, from the station: sent first, written down later, until all have answered; and its release.
+//!
+//! What goes out when is [`StopCall`]'s to say. An order goes over the link of every target that has one, and as a
+//! datagram on every interface and to where each target was seen last, because a link may be down, jammed or not there
+//! yet.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+use swarm_shared::net::clock;
+use swarm_shared::net::discovery::interfaces::Interfaces;
+use swarm_shared::net::discovery::pings::Shouter;
+use swarm_shared::net::peer::{PeerLink, ReplyTo, Request};
+use swarm_shared::proto::id::PeerId;
+use swarm_shared::proto::message::{Arguments, Stopped};
+use swarm_shared::proto::outcome::{Outcome, Reply};
+use swarm_shared::proto::parcel::Parcel;
+use swarm_shared::proto::selector::Selector;
+use swarm_shared::proto::session::Outgoing;
+use swarm_shared::proto::stop::{
+    IDS_PER_ORDER, NOBODY, Round, StopCall, StopOrder, Verdict, next_number, selectors,
+};
+use swarm_shared::proto::trust::gate::{Wish, permit};
+use swarm_shared::proto::wire::{Frame, Kind, Lane};
+use tokio::sync::{broadcast, mpsc, watch};
+use tokio::task::JoinSet;
+
+use super::Shared;
+use super::commands;
+use super::roll::Target;
+use crate::fleet::{Delivery, Event, Failure};
+use crate::store::Store;
+
+/// News that wait for one stop; one that falls behind asks again every second anyway.
+const NEWS_MAX: usize = 4_096;
+/// How long a stop over a link may wait for its socket: it is sent again every second.
+const LINK_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a release may still take effect.
+const RELEASE_TTL: Duration = Duration::from_secs(2);
+
+/// What stops share.
+#[derive(Debug)]
+pub(super) struct Stops {
+    /// The highest number given so far.
+    given: AtomicU64,
+    store: Store,
+    news: broadcast::Sender<News>,
+    /// The newest report of each node that is stopped, and linked since.
+    reports: Mutex<BTreeMap<PeerId, Stopped>>,
+    datagrams: Option<(watch::Receiver<Interfaces>, u16)>,
+}
+
+#[derive(Clone, Debug)]
+enum News {
+    Up(PeerId),
+    Report(PeerId, Box<Stopped>),
+}
+
+impl Stops {
+    /// `given`: the highest number that the store remembers. `datagrams`: where they go out, unless they are off.
+    pub(super) fn new(
+        given: u64,
+        store: Store,
+        datagrams: Option<(watch::Receiver<Interfaces>, u16)>,
+    ) -> Self {
+        Self {
+            given: AtomicU64::new(given),
+            store,
+            news: broadcast::Sender::new(NEWS_MAX),
+            reports: Mutex::default(),
+            datagrams,
+        }
+    }
+
+    /// A node says how its stop stands.
+    pub(super) fn reported(&self, id: PeerId, report: Stopped) {
+        let mut reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
+        if report.stopped {
+            reports.insert(id, report.clone());
+        } else {
+            reports.remove(&id);
+        }
+        drop(reports);
+        // Nobody listens while nothing is being stopped.
+        let _listeners = self.news.send(News::Report(id, Box::new(report)));
+    }
+
+    fn report_of(&self, id: PeerId) -> Option<Stopped> {
+        let reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
+        reports.get(&id).cloned()
+    }
+
+    fn given(&self) -> u64 {
+        self.given.load(Ordering::SeqCst)
+    }
+
+    /// As many numbers as there are orders; the first of them.
+    fn take_numbers(&self, count: usize) -> u64 {
+        let more = u64::try_from(count).unwrap_or(u64::MAX).saturating_sub(1);
+        let now = clock::unix_time_ms();
+        let mut first = 0;
+        let take = |given| {
+            first = next_number(given, now);
+            Some(first.saturating_add(more))
+        };
+        let _always = self.given.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take);
+        first
+    }
+}
+
+/// A node is linked: it may not know yet how far this station has counted, and whatever stop is being given goes to it.
+pub(super) fn linked(shared: &Shared, link: &PeerLink) {
+    let stops = &shared.stops;
+    stops
+        .reports
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .remove(&link.id());
+    let listeners = stops.news.send(News::Up(link.id())).unwrap_or(0);
+    let given = stops.given();
+    // While a stop is being given, the order itself says so.
+    if given == 0 || listeners > 0 {
+        return;
+    }
+    let counted = Selector::parse(NOBODY)
+        .map_err(|error| error.to_string())
+        .and_then(|nobody| datagram(shared, given, nobody));
+    match counted {
+        Ok(bytes) => send(link, &bytes),
+        Err(error) => tracing::debug!(error, "it is not told how far this station has counted"),
+    }
+}
+
+/// An order, signed.
+fn datagram(shared: &Shared, number: u64, selector: Selector) -> Result<Bytes, String> {
+    let membership = shared.endpoint.membership().borrow().clone();
+    let Some(membership) = membership else {
+        return Err(
+            "this station belongs to no fleet, so nobody would stop: join one, or make one".to_owned(),
+        );
+    };
+    permit(membership.own_role(), &Wish::Frame(Kind::Stop)).map_err(|refused| refused.to_string())?;
+    let key = &shared.endpoint.local().identity.key;
+    let order = StopOrder::new(&membership.fingerprint(), key.public(), number, selector);
+    let bytes = order.encode(key, membership.grant());
+    bytes.map(Bytes::from).map_err(|error| error.to_string())
+}
+
+fn send(link: &PeerLink, order: &Bytes) {
+    let sent = Parcel::new(&Frame::binary(Kind::Stop, order.clone()))
+        .map_err(|error| error.to_string())
+        .and_then(|parcel| {
+            let outgoing = Outgoing {
+                parcel,
+                lane: Lane::Emergency,
+                deadline: Some(clock::now() + LINK_PATIENCE),
+            };
+            link.try_send(outgoing).map_err(|error| error.to_string())
+        });
+    if let Err(error) = sent {
+        tracing::warn!(peer = %link.id().short(), error, "a stop is not sent over its link");
+    }
+}
+
+struct Stopper {
+    shared: Shared,
+    targets: BTreeMap<PeerId, (usize, Target)>,
+    selectors: Vec<Selector>,
+    orders: Vec<Bytes>,
+    call: StopCall,
+    shouter: Shouter,
+    started: Instant,
+    acknowledged: BTreeMap<PeerId, f64>,
+}
+
+/// Stops the targets, and whoever else the selector means and a datagram reaches.
+pub(super) async fn run(
+    shared: Shared,
+    targets: Vec<Target>,
+    selector: Selector,
+    nobody: String,
+    timeout: Option<Duration>,
+    events: mpsc::Sender<Event>,
+) {
+    let started = clock::now();
+    // Before anything is sent, so that no answer is missed.
+    let mut news = shared.stops.news.subscribe();
+    let ids: Vec<PeerId> = targets.iter().map(|target| target.node.id).collect();
+    let refuse = |message: String| Event::failed(Failure::Failed, message);
+    let selectors = match selectors(&selector, &ids) {
+        Ok(selectors) => selectors,
+        Err(error) => return drop(events.send(refuse(error.to_string())).await),
+    };
+    let several = selectors.len() > 1;
+    let named = Event::Targets {
+        targets: targets.iter().map(|target| target.node.clone()).collect(),
+    };
+    let place = |at: usize| if several { at / IDS_PER_ORDER } else { 0 };
+    let mut stopper = Stopper {
+        call: StopCall::new(0, ids, started),
+        targets: targets
+            .into_iter()
+            .enumerate()
+            .map(|(at, target)| (target.node.id, (place(at), target)))
+            .collect(),
+        shared,
+        selectors,
+        orders: Vec::new(),
+        shouter: Shouter::default(),
+        started,
+        acknowledged: BTreeMap::new(),
+    };
+    if let Err(error) = stopper.give() {
+        return drop(events.send(refuse(error)).await);
+    }
+    stopper.go_out().await;
+    stopper.keep_number();
+    let nobody_known = stopper.targets.is_empty();
+    if !nobody_known && events.send(named).await.is_err() {
+        return;
+    }
+    let give_up = timeout.map(|timeout| started + timeout);
+    while !(stopper.call.is_over() && stopper.call.poll_timeout().is_none()) {
+        let next = stopper.call.poll_timeout();
+        let told = tokio::select! {
+            biased;
+            () = events.closed() => return,
+            heard = news.recv() => match heard {
+                Ok(heard) => stopper.take(heard),
+                Err(broadcast::error::RecvError::Lagged(_)) => None,
+                Err(broadcast::error::RecvError::Closed) => break,
+            },
+            () = clock::sleep_until(next.unwrap_or(started)), if next.is_some() => None,
+            () = clock::sleep_until(give_up.unwrap_or(started)), if give_up.is_some() => break,
+        };
+        if let Some(event) = told
+            && events.send(event).await.is_err()
+        {
+            return;
+        }
+        stopper.go_out().await;
+    }
+    if nobody_known {
+        let message = format!("{nobody}; the stop went out by datagram all the same");
+        return drop(events.send(Event::failed(Failure::NobodyMatched, message)).await);
+    }
+    for event in stopper.left() {
+        if events.send(event).await.is_err() {
+            return;
+        }
+    }
+    let _caller_gone = events.send(Event::End).await;
+}
+
+impl Stopper {
+    /// Gives the orders, with new numbers.
+    fn give(&mut self) -> Result<(), String> {
+        let first = self.shared.stops.take_numbers(self.selectors.len());
+        let numbered = (first..).zip(&self.selectors);
+        let orders = numbered.map(|(number, selector)| datagram(&self.shared, number, selector.clone()));
+        self.orders = orders.collect::<Result<_, _>>()?;
+        self.call.give_anew(first, clock::now());
+        Ok(())
+    }
+
+    fn keep_number(&self) {
+        let stops = &self.shared.stops;
+        let (store, given) = (stops.store.clone(), stops.given());
+        tokio::spawn(async move {
+            if let Err(error) = store.keep_stop_number(given).await {
+                tracing::error!(%error, "the number of the stop is not stored");
+            }
+        });
+    }
+
+    /// Sends what is due.
+    async fn go_out(&mut self) {
+        while let Some(Round { to, links }) = self.call.handle_timeout(clock::now()) {
+            if links {
+                to.iter().for_each(|id| self.send_to(id));
+            }
+            let Some((interfaces, port)) = &self.shared.stops.datagrams else {
+                continue;
+            };
+            let present = interfaces.borrow().clone();
+            for (place, order) in self.orders.iter().enumerate() {
+                let meant = to.iter().filter_map(|id| self.targets.get(id));
+                let meant = meant.filter(|(of, _)| *of == place);
+                let also: Vec<SocketAddr> = meant
+                    .filter_map(|(_, target)| Some(SocketAddr::new(target.address?.ip(), *port)))
+                    .collect();
+                self.shouter.shout(&present, *port, order, &also).await;
+            }
+        }
+    }
+
+    fn send_to(&self, id: &PeerId) {
+        if let Some((place, target)) = self.targets.get(id)
+            && *target.online.borrow()
+            && let Some(order) = self.orders.get(*place)
+        {
+            send(&target.link, order);
+        }
+    }
+
+    fn take(&mut self, news: News) -> Option<Event> {
+        let (id, report) = match news {
+            News::Up(id) => {
+                if self.call.up(&id) {
+                    self.send_to(&id);
+                }
+                return None;
+            }
+            News::Report(id, report) => (id, report),
+        };
+        let given = self.shared.stops.given();
+        let node = self.targets.get(&id)?.1.node.clone();
+        match self.call.report(&id, &report, given) {
+            Verdict::Nothing => None,
+            Verdict::Stopped => {
+                let ms = commands::elapsed_ms(self.started);
+                self.acknowledged.insert(id, ms);
+                Some(Event::Acknowledged { node, ms })
+            }
+            Verdict::Ended(reply) => Some(self.ended(id, reply)),
+            Verdict::CountOn(seen) => {
+                self.shared.stops.given.fetch_max(seen, Ordering::SeqCst);
+                match self.give() {
+                    Ok(()) => self.keep_number(),
+                    Err(error) => tracing::error!(error, "the stop cannot be given anew"),
+                }
+                let text = format!(
+                    "{} has heard a later stop of this station than this station knows: the stop is given anew",
+                    node.node
+                );
+                Some(Event::note(text))
+            }
+        }
+    }
+
+    fn ended(&self, id: PeerId, mut reply: Reply) -> Event {
+        let ms = commands::elapsed_ms(self.started);
+        let acknowledged = self.acknowledged.get(&id).copied().unwrap_or(ms);
+        if let Some(Value::Object(fields)) = &mut reply.value {
+            let rounded = (acknowledged * 1_000.0).round() / 1_000.0;
+            fields.insert("acknowledged_ms".to_owned(), json!(rounded));
+        }
+        let node = self.targets[&id].1.node.clone();
+        Event::Delivery(Delivery::new(node, reply, ms))
+    }
+
+    /// Those who have not said all when time is up.
+    fn left(&self) -> Vec<Event> {
+        let no_answer = |error: &str| Reply::ended(Outcome::NoAnswer, error);
+        let missing = self.call.unanswered().map(|id| {
+            self.ended(
+                id,
+                no_answer("NO ANSWER: it is not known to be stopped; the stop has gone out to it"),
+            )
+        });
+        let at_work = self.call.at_work().map(|id| {
+            self.ended(
+                id,
+                no_answer("stopped; its own command, or its journal, is still at work"),
+            )
+        });
+        missing.chain(at_work).collect()
+    }
+}
+
+/// Releases the targets, each from the stop that is in force there.
+pub(super) async fn release(
+    shared: Shared,
+    targets: Vec<Target>,
+    timeout: Duration,
+    events: mpsc::Sender<Event>,
+) {
+    let started = clock::now();
+    let named = Event::Targets {
+        targets: targets.iter().map(|target| target.node.clone()).collect(),
+    };
+    if events.send(named).await.is_err() {
+        return;
+    }
+    let mut at_work = JoinSet::new();
+    for target in targets {
+        let shared = shared.clone();
+        at_work.spawn(async move {
+            let reply = release_one(&shared, &target, started + timeout).await;
+            commands::ended(&target.node, reply, started)
+        });
+    }
+    loop {
+        let ended = tokio::select! {
+            biased;
+            () = events.closed() => return,
+            ended = at_work.join_next() => ended,
+        };
+        match ended {
+            Some(Ok(event)) => {
+                if events.send(event).await.is_err() {
+                    return;
+                }
+            }
+            Some(Err(error)) => tracing::error!(%error, "a release fell over"),
+            None => break,
+        }
+    }
+    let _caller_gone = events.send(Event::End).await;
+}
+
+async fn release_one(shared: &Shared, target: &Target, give_up: Instant) -> Reply {
+    if !target.is_online_by(give_up).await {
+        return Reply::ended(
+            Outcome::NoAnswer,
+            "offline: it stays as it is; release it when it is back",
+        );
+    }
+    let known = shared.stops.report_of(target.node.id);
+    let reply = ask_release(shared, target, known.as_ref(), give_up).await;
+    // Its word of the stop may have come behind the link: the refusal proves that there is one.
+    match (&known, reply.state, shared.stops.report_of(target.node.id)) {
+        (None, Outcome::Refused, Some(told)) => ask_release(shared, target, Some(&told), give_up).await,
+        _ => reply,
+    }
+}
+
+async fn ask_release(shared: &Shared, target: &Target, stop: Option<&Stopped>, give_up: Instant) -> Reply {
+    let mut arguments = Arguments::default();
+    let fields = &mut arguments.kwargs;
+    fields.insert("number".to_owned(), json!(stop.map_or(0, |stop| stop.number)));
+    fields.extend(stop.map(|stop| ("issuer".to_owned(), json!(stop.issuer))));
+    let lane = Lane::Emergency;
+    let frame = commands::frame(shared, "release", &arguments, lane);
+    let (Some(id), Ok(parcel)) = (frame.header.id, Parcel::new(&frame)) else {
+        return Reply::failed("the release does not encode");
+    };
+    let (reply_to, mut ends) = mpsc::channel(1);
+    let outgoing = Outgoing {
+        parcel,
+        lane,
+        deadline: Some(clock::now() + RELEASE_TTL),
+    };
+    let request = Request {
+        id,
+        until: give_up.max(clock::now() + RELEASE_TTL),
+        reply_to: ReplyTo(reply_to),
+    };
+    if let Err(error) = target.link.try_request(outgoing, request) {
+        return Reply::refused(error.to_string());
+    }
+    match clock::timeout_at(give_up, ends.recv()).await {
+        Ok(Some(end)) => commands::reply(end.ended),
+        Ok(None) | Err(_) => Reply::ended(
+            Outcome::NoAnswer,
+            "no answer; `nodes` says whether it is still stopped",
+        ),
+    }
+}

@@ -1,0 +1,139 @@
+//! An emergency stop as it goes on: who has answered, and who has not.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use crate::fleet::{Event, NodeRef};
+
+/// Between two lines that name the missing.
+const SAY_EVERY: Duration = Duration::from_secs(1);
+/// Most of the missing that one line names.
+const NAMED_MAX: usize = 12;
+
+/// Acknowledgements as they come.
+#[derive(Debug, Default)]
+pub struct Acknowledged {
+    targets: usize,
+    missing: BTreeSet<NodeRef>,
+    last_ms: f64,
+    said: Duration,
+    done: bool,
+}
+
+impl Acknowledged {
+    /// Takes in what came back.
+    pub fn add(&mut self, event: &Event) {
+        match event {
+            Event::Targets { targets } => {
+                self.targets = targets.len();
+                self.missing = targets.iter().cloned().collect();
+            }
+            Event::Acknowledged { node, ms } => self.answered(node, *ms),
+            Event::Delivery(delivery) => {
+                let node = NodeRef {
+                    node: delivery.node.clone(),
+                    id: delivery.id,
+                };
+                self.answered(&node, delivery.ms);
+            }
+            Event::Progress { .. }
+            | Event::Stage { .. }
+            | Event::Command(_)
+            | Event::About(_)
+            | Event::Past(_)
+            | Event::Audit(_)
+            | Event::Node(_)
+            | Event::Note { .. }
+            | Event::Membership(_)
+            | Event::Invitation(_)
+            | Event::Member(_)
+            | Event::Pending(_)
+            | Event::Failed { .. }
+            | Event::End => {}
+        }
+    }
+
+    fn answered(&mut self, node: &NodeRef, ms: f64) {
+        if self.missing.remove(node) {
+            self.last_ms = ms;
+        }
+    }
+
+    /// Once, when the last has answered: how long it took.
+    pub fn all_in(&mut self) -> Option<String> {
+        if self.done || self.targets == 0 || !self.missing.is_empty() {
+            return None;
+        }
+        self.done = true;
+        Some(format!(
+            "all {} answered, the last after {:.1} ms",
+            self.targets, self.last_ms
+        ))
+    }
+
+    /// Every second, while somebody is missing: who.
+    pub fn missing(&mut self, after: Duration) -> Option<String> {
+        if self.missing.is_empty() || after < self.said + SAY_EVERY {
+            return None;
+        }
+        self.said = after;
+        let named: Vec<&str> = self
+            .missing
+            .iter()
+            .take(NAMED_MAX)
+            .map(|node| node.node.as_str())
+            .collect();
+        let more = match self.missing.len().saturating_sub(NAMED_MAX) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        let answered = self.targets - self.missing.len();
+        Some(format!(
+            "{answered} of {} answered; NO ANSWER from {}{more}; still trying, Ctrl-C gives up",
+            self.targets,
+            named.join(", ")
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use swarm_shared::proto::id::{NodeName, PublicKey};
+
+    use super::*;
+
+    #[test]
+    fn it_names_the_missing_and_says_when_all_are_in() {
+        let node = |n: u8| NodeRef {
+            node: NodeName::parse(&format!("d{n}")).expect("a name"),
+            id: PublicKey([n; 32]).id(),
+        };
+        let mut stop = Acknowledged::default();
+        stop.add(&Event::Targets {
+            targets: vec![node(1), node(2)],
+        });
+        assert_eq!(stop.missing(Duration::from_millis(900)), None);
+        stop.add(&Event::Acknowledged {
+            node: node(1),
+            ms: 3.0,
+        });
+        let line = stop.missing(Duration::from_secs(1)).expect("a second");
+        assert!(line.starts_with("1 of 2 answered; NO ANSWER from d2;"), "{line}");
+        assert_eq!(
+            (stop.missing(Duration::from_millis(1_500)), stop.all_in()),
+            (None, None)
+        );
+        stop.add(&Event::Acknowledged {
+            node: node(2),
+            ms: 7.25,
+        });
+        assert_eq!(
+            stop.all_in().as_deref(),
+            Some("all 2 answered, the last after 7.2 ms")
+        );
+        assert_eq!(
+            (stop.all_in(), stop.missing(Duration::from_secs(9))),
+            (None, None)
+        );
+    }
+}
