@@ -32,7 +32,10 @@ fn find(bug: Bug) -> Option<(u64, Invariant, String)> {
             trace: false,
         };
         let without = run(&options);
-        assert!(without.is_ok(), "seed {seed} breaks a promise without {bug:?}, too");
+        assert!(
+            without.is_ok(),
+            "seed {seed} breaks a promise without {bug:?}, too"
+        );
     }
     found
 }
