@@ -60,6 +60,8 @@ fn each_verb_has_a_page() {
         "fetch",
         "notify",
         "history",
+        "stop",
+        "release",
         "completions",
         "man",
         "fleet",
@@ -317,7 +319,7 @@ fn nodes_are_listed_and_watched() {
     drone-02  online  10.0.0.7:7420
     ");
     let ran = station.run(&["nodes", "--json", "drone-01"]);
-    assert_snapshot!(ran.out.lines().next().unwrap_or_default(), @r#"{"node":"drone-01","id":"0101010101010101010101010101010101010101010101010101010101010101","state":"online","kind":"node","address":"10.0.0.7:7420","last_heard_ms":40,"tags":{"row":"3"},"software":"0.1.0","warnings":[],"checks":[]}"#);
+    assert_snapshot!(ran.out.lines().next().unwrap_or_default(), @r#"{"node":"drone-01","id":"0101010101010101010101010101010101010101010101010101010101010101","state":"online","kind":"node","address":"10.0.0.7:7420","last_heard_ms":40,"tags":{"row":"3"},"software":"0.1.0","warnings":[],"stopped":null,"checks":[]}"#);
 
     let nobody = ScriptedStation::start(|_request| vec![Event::End]);
     let ran = nobody.run(&["nodes"]);
@@ -349,6 +351,9 @@ fn verbs_ask_for_what_was_typed() {
         ],
         &["run", "all,!drone-07", "--", "sh", "-c", "uptime"],
         &["notify", "all", "lunch"],
+        &["stop"],
+        &["stop", "drone-*", "--timeout", "2s"],
+        &["release", "all"],
         &["send", &file, "drone-*:shows/"],
         &["send", "--per-node", &here, "drone-*:shows/take1.csv"],
         &["fetch", "id:a1b2:logs/run.log", &copies],

@@ -365,7 +365,7 @@ fn json_lines_hold_exactly_what_programs_were_promised() {
     };
     done.output = Some("a\nb".to_owned());
     assert_snapshot!(json::line(&Event::Delivery(done)).expect("a line"), @r#"{"node":"drone-01","id":"0101010101010101010101010101010101010101010101010101010101010101","state":"done","value":7,"output":"a\nb","exit":null,"error":null,"ms":1.235}"#);
-    assert_snapshot!(json::line(&Event::Node(node(1, NodeState::Silent, Some(5)))).expect("a line"), @r#"{"node":"drone-01","id":"0101010101010101010101010101010101010101010101010101010101010101","state":"silent","kind":"node","address":"10.0.0.1:7420","last_heard_ms":5,"tags":{"row":"3"},"software":"0.1.0","warnings":[],"checks":[]}"#);
+    assert_snapshot!(json::line(&Event::Node(node(1, NodeState::Silent, Some(5)))).expect("a line"), @r#"{"node":"drone-01","id":"0101010101010101010101010101010101010101010101010101010101010101","state":"silent","kind":"node","address":"10.0.0.1:7420","last_heard_ms":5,"tags":{"row":"3"},"software":"0.1.0","warnings":[],"stopped":null,"checks":[]}"#);
     for quiet in [
         Event::End,
         Event::note("x"),

@@ -139,3 +139,28 @@ fn an_observer_stops_nobody() {
     assert!(format!("{ran:?}").contains("operator or admin"), "{ran:#?}");
     assert!(fleet.nodes[0].status()["stopped"].is_null());
 }
+
+#[test]
+fn a_lost_link_runs_its_command_once_for_each_loss() {
+    let mut fleet = Fleet::linked_with(1, |node| {
+        let file = node.dir.join("landed").display().to_string();
+        node.tables =
+            format!("[lost_link]\nafter = \"2s\"\ncommand = [\"/bin/sh\", \"-c\", \"echo held >>{file}\"]\n");
+    });
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(landings(&fleet.nodes[0]), 0, "a quiet link is not a lost one");
+    for loss in 1..=2 {
+        fleet.station.process().signal(Signal::STOP);
+        wait_until(PATIENCE, "its command runs", || landings(&fleet.nodes[0]) == loss);
+        std::thread::sleep(Duration::from_secs(3));
+        assert_eq!(landings(&fleet.nodes[0]), loss, "once");
+        fleet.station.process().signal(Signal::CONT);
+        fleet.station.wait_online(1);
+        wait_until(PATIENCE, "a station is heard again", || {
+            let status = fleet.nodes[0].status();
+            status["lost_link"]
+                .as_str()
+                .is_some_and(|text| text.contains("heard again"))
+        });
+    }
+}
