@@ -74,7 +74,7 @@ pub struct Hello {
 pub struct Welcome {
     /// My run.
     pub instance: Instance,
-    /// Your run as I remember it: [`Welcome::received`] counts for that one only.
+    /// Your run as I remember it: [`Welcome::received`] counts for that one only. Any other if I have forgotten it.
     pub peer_instance: Instance,
     /// The last number that I have read from you in this session; 0 if none.
     pub received: u64,
