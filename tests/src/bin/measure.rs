@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use clap::Parser;
 use swarm_tests::measure::{
     Members, fanout, file, host, idle, raise_file_limit, reconnect, recovery, saturated, silence,
+    stop, stop_host,
 };
 
 /// Measures the product on this machine. Build it with --release, and leave the machine alone meanwhile.
@@ -107,6 +108,10 @@ enum What {
         #[arg(long, default_value_t = 1_024)]
         size: u64,
     },
+    /// Emergency stops of many nodes, until each node's report is at the station.
+    Stop(stop::Options),
+    #[command(hide = true)]
+    StopHost(stop_host::Options),
     #[command(hide = true)]
     NodeHost {
         #[arg(long)]
@@ -131,7 +136,7 @@ fn main() -> anyhow::Result<()> {
     raise_file_limit()?;
     let what = What::parse();
     // As the programs themselves do: a node has one thread, a station one for each core.
-    let mut runtime = if matches!(what, What::NodeHost { .. }) {
+    let mut runtime = if matches!(what, What::NodeHost { .. } | What::StopHost(_)) {
         tokio::runtime::Builder::new_current_thread()
     } else {
         tokio::runtime::Builder::new_multi_thread()
@@ -185,6 +190,8 @@ async fn run(what: What) -> anyhow::Result<()> {
             seconds,
             size,
         } => saturated::run(&rate, &queue, direction, seconds, size).await,
+        What::Stop(options) => stop::run(&options).await,
+        What::StopHost(options) => stop_host::run(&options).await,
         What::NodeHost {
             seed,
             first,

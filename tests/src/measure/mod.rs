@@ -14,6 +14,8 @@ pub mod reconnect;
 pub mod recovery;
 pub mod saturated;
 pub mod silence;
+pub mod stop;
+pub mod stop_host;
 mod table;
 
 pub use members::{Members, Program};
