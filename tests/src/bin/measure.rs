@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use clap::Parser;
 use swarm_tests::measure::{
-    Members, fanout, file, host, idle, raise_file_limit, reconnect, recovery, saturated, silence,
+    Members, durable, fanout, file, host, idle, raise_file_limit, reconnect, recovery, saturated, silence,
     stop, stop_host,
 };
 
@@ -80,13 +80,18 @@ enum What {
         #[arg(long, value_delimiter = ',', default_value = "/dev/shm,/var/tmp")]
         to: Vec<PathBuf>,
     },
+    /// Commands that act, written down on both sides.
+    Durable(durable::Options),
     /// A station with many deliveries in its store starts again.
     Recovery {
+        /// A node with a full journal instead.
+        #[arg(long)]
+        node: bool,
         #[arg(long, default_value_t = 1_000_000)]
         deliveries: u64,
         #[arg(long, default_value_t = 20)]
         runs: usize,
-        /// Where the store is.
+        /// Where the store, or the journal, is.
         #[arg(long, default_value = "/var/tmp")]
         dir: PathBuf,
     },
@@ -101,9 +106,12 @@ enum What {
         /// Which way the file goes.
         #[arg(long, value_enum, default_value = "send")]
         direction: saturated::Direction,
-        /// How long the file is on its way, in seconds.
-        #[arg(long, default_value_t = 60)]
+        /// How long commands are sent meanwhile, in seconds.
+        #[arg(long, default_value_t = 20)]
         seconds: u64,
+        /// How many emergency stops after them.
+        #[arg(long, default_value_t = 40)]
+        stops: usize,
         /// Size of the file, in MiB.
         #[arg(long, default_value_t = 1_024)]
         size: u64,
@@ -178,7 +186,15 @@ async fn run(what: What) -> anyhow::Result<()> {
             processes,
         } => idle::links(nodes, runs, processes).await,
         What::File { size, runs, from, to } => file::run(size, runs, &from, &to).await,
+        What::Durable(options) => durable::run(&options).await,
         What::Recovery {
+            node: true,
+            runs,
+            dir,
+            ..
+        } => recovery::node(runs, &dir).await,
+        What::Recovery {
+            node: false,
             deliveries,
             runs,
             dir,
@@ -188,8 +204,9 @@ async fn run(what: What) -> anyhow::Result<()> {
             queue,
             direction,
             seconds,
+            stops,
             size,
-        } => saturated::run(&rate, &queue, direction, seconds, size).await,
+        } => saturated::run(&rate, &queue, direction, seconds, stops, size).await,
         What::Stop(options) => stop::run(&options).await,
         What::StopHost(options) => stop_host::run(&options).await,
         What::NodeHost {

@@ -196,10 +196,8 @@ async fn serve(program: Program, stopping: Stopping) -> anyhow::Result<()> {
                     tokio::spawn(answer(link.clone(), frame, stopping.clone()));
                 }
             }
-            PeerEvent::Frame { .. }
-            | PeerEvent::Silent(_)
-            | PeerEvent::Heard(_)
-            | PeerEvent::Bulk { .. } => {}
+            PeerEvent::Frame { .. } | PeerEvent::Silent(_) | PeerEvent::Heard(_) | PeerEvent::Bulk { .. } => {
+            }
         }
     }
     Ok(())

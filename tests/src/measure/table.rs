@@ -7,6 +7,11 @@ use std::io::Write as _;
 pub struct Samples(Vec<f64>);
 
 impl Samples {
+    /// None yet.
+    pub const fn new() -> Self {
+        Self(Vec::new())
+    }
+
     /// One more. They are in order at any time.
     pub fn add(&mut self, value: f64) {
         let at = self.0.partition_point(|have| have.total_cmp(&value).is_lt());
