@@ -193,7 +193,8 @@ impl Node {
                 ..status::View::default()
             },
             log.clone(),
-        );
+        )
+        .with_journal(&journal);
         let (names, name) = watch::channel(name);
         let transfers = Transfers::new(roots.clone(), stop.clone());
         let actions = Actions::new(Setup {

@@ -50,6 +50,9 @@ pub(super) fn status(view: &View, json: bool) -> anyhow::Result<String> {
     if let Some(problem) = &view.state_problem {
         writeln!(text, "         NOTHING CAN BE REMEMBERED: {problem}")?;
     }
+    if let Some(fault) = view.journal.as_ref().and_then(|journal| journal.fault.as_ref()) {
+        writeln!(text, "         WHAT ACTS IS REFUSED: {fault}")?;
+    }
     if let Some(stopped) = &view.stopped {
         writeln!(text, "STOPPED  {stopped}; `ground-station release` ends it")?;
     }
