@@ -206,6 +206,7 @@ impl Node {
             telemetry: telemetry.clone(),
             plugins: plugins.clone(),
             log,
+            status: status.clone(),
             name: names,
             name_fixed_by: settings.name_fixed_by,
         });

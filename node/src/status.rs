@@ -57,6 +57,9 @@ pub struct View {
     /// How the dead-man stands, once it has acted.
     #[serde(default)]
     pub lost_link: Option<String>,
+    /// The newest loss of all links, for the self-check.
+    #[serde(skip)]
+    pub last_loss: Option<Loss>,
     /// Seconds since the daemon started.
     pub uptime_s: u64,
     /// Whom it is linked with.
@@ -107,6 +110,15 @@ impl From<&Health> for JournalView {
             snapshots: health.stats.snapshots,
         }
     }
+}
+
+/// One time at which the dead-man acted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Loss {
+    /// Counted from 1 since the daemon started.
+    pub number: u32,
+    /// How the owner's command ended; absent while it runs.
+    pub command: Option<Result<(), String>>,
 }
 
 /// One link.

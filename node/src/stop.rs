@@ -11,6 +11,8 @@
 //! Invariants: an order takes effect before anything is waited for, the journal included; a station is told `latched`
 //! only once the journal has it; nothing but [`Stopping::release`] ends a stop.
 
+mod scribe;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +24,6 @@ use swarm_shared::net::endpoint::Endpoint;
 use swarm_shared::net::peer::{PeerLink, StopHeard};
 use swarm_shared::net::random;
 use swarm_shared::proto::delivery::ledger::Ledger;
-use swarm_shared::proto::delivery::record::Record;
 use swarm_shared::proto::id::PeerId;
 use swarm_shared::proto::message::{Arguments, StopCommand, Stopped};
 use swarm_shared::proto::outcome::Reply;
@@ -35,6 +36,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::scribe::{Write, Written, restored, scribe};
 use crate::config::EmergencyStop;
 use crate::journal::Journal;
 use crate::process::{self, End, Stderr};
@@ -197,81 +199,6 @@ impl Stopping {
         answered
             .await
             .unwrap_or_else(|_gone| Reply::failed("the node is shutting down"))
-    }
-}
-
-/// The desk as the journal has left it.
-fn restored(ledger: &Ledger, has_command: bool) -> StopDesk {
-    let seen = ledger.records().into_iter().filter_map(|record| match record {
-        Record::StopSeen { issuer, number } => Some(Latch { issuer, number }),
-        Record::Started { .. }
-        | Record::Ended { .. }
-        | Record::Floor { .. }
-        | Record::Stopped { .. }
-        | Record::Released { .. }
-        | Record::StopEnded { .. } => None,
-    });
-    let present = ledger.latch().map(|latch| {
-        let (command, command_error) = match &latch.ended {
-            None if has_command => (StopCommand::Running, None),
-            None => (StopCommand::None, None),
-            Some(Ok(())) => (StopCommand::Done, None),
-            Some(Err(why)) => (StopCommand::Failed, Some(why.clone())),
-        };
-        Present {
-            order: Latch {
-                issuer: latch.issuer,
-                number: latch.number,
-            },
-            since: clock::now(),
-            before_ms: 0,
-            latched: true,
-            unlatched_why: None,
-            command,
-            command_error,
-        }
-    });
-    StopDesk::new(has_command, seen.collect(), present)
-}
-
-/// What the journal is asked to write.
-#[derive(Debug)]
-enum Write {
-    Stopped(Latch),
-    Ended(Latch, Option<String>),
-    Counted(Latch),
-    Released(Latch, oneshot::Sender<Reply>),
-}
-
-impl Write {
-    fn record(&self) -> Record {
-        match self {
-            Self::Stopped(Latch { issuer, number }) => Record::Stopped {
-                issuer: *issuer,
-                number: *number,
-            },
-            Self::Ended(order, error) => Record::StopEnded {
-                number: order.number,
-                error: error.clone(),
-            },
-            Self::Counted(Latch { issuer, number }) => Record::StopSeen {
-                issuer: *issuer,
-                number: *number,
-            },
-            Self::Released(order, _) => Record::Released { number: order.number },
-        }
-    }
-}
-
-type Written = (Write, Result<(), String>);
-
-async fn scribe(journal: Journal, mut to_write: mpsc::Receiver<Write>, wrote: mpsc::Sender<Written>) {
-    while let Some(write) = to_write.recv().await {
-        let how = journal.append(vec![write.record()]).await;
-        let how = how.map_err(|fault| fault.to_string());
-        if wrote.send((write, how)).await.is_err() {
-            return;
-        }
     }
 }
 

@@ -240,6 +240,9 @@ pub enum StopCommand {
     Failed,
 }
 
+/// The point of a self-check that tells what a node did the last time it had lost all its links.
+pub const LOST_LINK_CHECK: &str = "lost link";
+
 /// Content of a `stopped` frame: how a node's emergency stop stands.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stopped {
