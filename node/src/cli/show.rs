@@ -126,6 +126,7 @@ mod tests {
             stopped: Some("by station a1b2, number 7".to_owned()),
             lost_link: None,
             last_loss: None,
+            journal: None,
             name: "drone-07".to_owned(),
             id: "a1b2c3d4e5f60718".repeat(4),
             version: "0.1.0".to_owned(),

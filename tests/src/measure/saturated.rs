@@ -152,14 +152,13 @@ async fn stop_and_release(fleet: &Fleet) -> anyhow::Result<[f64; 2]> {
     let (mut stopped, mut latched) = (None, None);
     while let Some(event) = events.recv().await {
         let ms = clock::since(started).as_secs_f64() * 1_000.0;
-        match event {
-            Event::Acknowledged { .. } => stopped = Some(ms),
-            Event::Delivery(delivery) => {
-                ensure!(delivery.state == Outcome::Done, "not stopped: {delivery:?}");
-                latched = Some(ms);
-            }
-            Event::Failed { message, .. } => anyhow::bail!(message),
-            _ => {}
+        if let Event::Acknowledged { .. } = event {
+            stopped = Some(ms);
+        } else if let Event::Delivery(delivery) = event {
+            ensure!(delivery.state == Outcome::Done, "not stopped: {delivery:?}");
+            latched = Some(ms);
+        } else if let Event::Failed { message, .. } = event {
+            anyhow::bail!(message);
         }
     }
     let latched = latched.context("the node does not say that it is stopped")?;
