@@ -11,6 +11,10 @@
 //! Invariants: an order takes effect before anything is waited for, the journal included; a station is told `latched`
 //! only once the journal has it; nothing but [`Stopping::release`] ends a stop.
 
+mod scribe;
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,6 +39,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::scribe::{Write, Written, scribe};
 use crate::config::EmergencyStop;
 use crate::journal::Journal;
 use crate::process::{self, End, Stderr};
@@ -134,7 +139,7 @@ impl Stopping {
             stations: BTreeMap::new(),
             writes,
             ended,
-            running: false,
+            running: None,
             relay,
             status,
             stop,
@@ -234,47 +239,6 @@ fn restored(ledger: &Ledger, has_command: bool) -> StopDesk {
     StopDesk::new(has_command, seen.collect(), present)
 }
 
-/// What the journal is asked to write.
-#[derive(Debug)]
-enum Write {
-    Stopped(Latch),
-    Ended(Latch, Option<String>),
-    Counted(Latch),
-    Released(Latch, oneshot::Sender<Reply>),
-}
-
-impl Write {
-    fn record(&self) -> Record {
-        match self {
-            Self::Stopped(Latch { issuer, number }) => Record::Stopped {
-                issuer: *issuer,
-                number: *number,
-            },
-            Self::Ended(order, error) => Record::StopEnded {
-                number: order.number,
-                error: error.clone(),
-            },
-            Self::Counted(Latch { issuer, number }) => Record::StopSeen {
-                issuer: *issuer,
-                number: *number,
-            },
-            Self::Released(order, _) => Record::Released { number: order.number },
-        }
-    }
-}
-
-type Written = (Write, Result<(), String>);
-
-async fn scribe(journal: Journal, mut to_write: mpsc::Receiver<Write>, wrote: mpsc::Sender<Written>) {
-    while let Some(write) = to_write.recv().await {
-        let how = journal.append(vec![write.record()]).await;
-        let how = how.map_err(|fault| fault.to_string());
-        if wrote.send((write, how)).await.is_err() {
-            return;
-        }
-    }
-}
-
 struct Inputs {
     links: mpsc::Receiver<StopHeard>,
     datagrams: mpsc::Receiver<Datagram>,
@@ -291,11 +255,21 @@ struct Task {
     stations: BTreeMap<PeerId, PeerLink>,
     writes: mpsc::Sender<Write>,
     ended: mpsc::Sender<Result<(), String>>,
-    running: bool,
+    running: Option<Running>,
     relay: Option<Relay>,
     status: Status,
     stop: CancellationToken,
     tasks: TaskTracker,
+}
+
+/// The owner's command at work.
+struct Running {
+    /// Ends it.
+    end: CancellationToken,
+    /// The stop that it serves has been released.
+    released: bool,
+    /// A stop came after that release: it has to run once more.
+    again: bool,
 }
 
 impl Task {
@@ -408,7 +382,9 @@ impl Task {
                 Write::Released(_, answer) => {
                     let _gone = answer.send(Reply::failed(format!("not released: {why}; try again")));
                 }
-                Write::Ended(..) | Write::Counted(_) => tracing::warn!(why, "not written down"),
+                Write::Ended(..) | Write::Counted(_) | Write::StaysReleased(_) => {
+                    tracing::warn!(why, "not written down");
+                }
             }
         }
     }
@@ -426,6 +402,9 @@ impl Task {
                 if self.desk.written(order) {
                     self.write_end_again(order);
                     self.tell_all();
+                } else if self.desk.present().is_none() {
+                    // Written once more behind its release: a restart would bring it back.
+                    self.write(Write::StaysReleased(order));
                 }
             }
             (Write::Stopped(order), Err(why)) => {
@@ -448,8 +427,8 @@ impl Task {
                     let _gone = answer.send(Reply::failed(error));
                 }
             }
-            (Write::Ended(..) | Write::Counted(_), Ok(())) => {}
-            (Write::Ended(..) | Write::Counted(_), Err(why)) => {
+            (Write::Ended(..) | Write::Counted(_) | Write::StaysReleased(_), Ok(())) => {}
+            (Write::Ended(..) | Write::Counted(_) | Write::StaysReleased(_), Err(why)) => {
                 tracing::warn!(why, "not written down");
             }
         }
@@ -493,6 +472,9 @@ impl Task {
         let reply = match self.desk.release(order) {
             Ok(()) => {
                 self.in_force.send_replace(None);
+                if let Some(running) = &mut self.running {
+                    (running.released, running.again) = (true, false);
+                }
                 tracing::warn!(number = order.number, "released: actions run again");
                 self.tell_all();
                 Reply::done("released".into())
@@ -503,7 +485,9 @@ impl Task {
     }
 
     fn command_ended(&mut self, how: Result<(), String>) {
-        self.running = false;
+        if self.running.take().is_some_and(|running| running.again) {
+            return self.run_command();
+        }
         if let Err(why) = &how {
             tracing::error!(why, "the emergency_stop command FAILED");
         }
@@ -516,18 +500,29 @@ impl Task {
     }
 
     fn run_command(&mut self) {
-        let Some(config) = self.config.clone().filter(|_| !self.running) else {
+        if let Some(running) = &mut self.running {
+            // What it did for a stop that was released since may have been undone since.
+            if running.released {
+                running.again = true;
+                running.end.cancel();
+            }
             return;
-        };
-        self.running = true;
+        }
+        let Some(config) = self.config.clone() else { return };
+        let end = self.stop.child_token();
+        self.running = Some(Running {
+            end: end.clone(),
+            released: false,
+            again: false,
+        });
         let (stop, ended) = (self.stop.clone(), self.ended.clone());
         self.tasks.spawn(async move {
             let timeout = config.timeout;
-            let ran = process::run(config.command.as_slice(), Stderr::Merged, timeout, &stop).await;
+            let ran = process::run(config.command.as_slice(), Stderr::Merged, timeout, &end).await;
             let how = match ran {
                 Err(error) => Err(error.to_string()),
                 // It is run again at the next start.
-                Ok(finished) if finished.end == End::Stopped => return,
+                Ok(finished) if finished.end == End::Stopped && stop.is_cancelled() => return,
                 Ok(finished) => match (finished.end, finished.exit) {
                     (End::TimedOut, _) => Err(format!("ran longer than {timeout:?} and was killed")),
                     (End::Exited | End::Stopped, 0) => Ok(()),
