@@ -12,6 +12,8 @@
 //! only once the journal has it; nothing but [`Stopping::release`] ends a stop.
 
 mod scribe;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -136,7 +138,7 @@ impl Stopping {
             stations: BTreeMap::new(),
             writes,
             ended,
-            running: false,
+            running: None,
             relay,
             status,
             stop,
@@ -218,11 +220,21 @@ struct Task {
     stations: BTreeMap<PeerId, PeerLink>,
     writes: mpsc::Sender<Write>,
     ended: mpsc::Sender<Result<(), String>>,
-    running: bool,
+    running: Option<Running>,
     relay: Option<Relay>,
     status: Status,
     stop: CancellationToken,
     tasks: TaskTracker,
+}
+
+/// The owner's command at work.
+struct Running {
+    /// Ends it.
+    end: CancellationToken,
+    /// The stop that it serves has been released.
+    released: bool,
+    /// A stop came after that release: it has to run once more.
+    again: bool,
 }
 
 impl Task {
@@ -335,7 +347,9 @@ impl Task {
                 Write::Released(_, answer) => {
                     let _gone = answer.send(Reply::failed(format!("not released: {why}; try again")));
                 }
-                Write::Ended(..) | Write::Counted(_) => tracing::warn!(why, "not written down"),
+                Write::Ended(..) | Write::Counted(_) | Write::StaysReleased(_) => {
+                    tracing::warn!(why, "not written down");
+                }
             }
         }
     }
@@ -353,6 +367,9 @@ impl Task {
                 if self.desk.written(order) {
                     self.write_end_again(order);
                     self.tell_all();
+                } else if self.desk.present().is_none() {
+                    // Written once more behind its release: a restart would bring it back.
+                    self.write(Write::StaysReleased(order));
                 }
             }
             (Write::Stopped(order), Err(why)) => {
@@ -375,8 +392,8 @@ impl Task {
                     let _gone = answer.send(Reply::failed(error));
                 }
             }
-            (Write::Ended(..) | Write::Counted(_), Ok(())) => {}
-            (Write::Ended(..) | Write::Counted(_), Err(why)) => {
+            (Write::Ended(..) | Write::Counted(_) | Write::StaysReleased(_), Ok(())) => {}
+            (Write::Ended(..) | Write::Counted(_) | Write::StaysReleased(_), Err(why)) => {
                 tracing::warn!(why, "not written down");
             }
         }
@@ -420,6 +437,9 @@ impl Task {
         let reply = match self.desk.release(order) {
             Ok(()) => {
                 self.in_force.send_replace(None);
+                if let Some(running) = &mut self.running {
+                    (running.released, running.again) = (true, false);
+                }
                 tracing::warn!(number = order.number, "released: actions run again");
                 self.tell_all();
                 Reply::done("released".into())
@@ -430,7 +450,9 @@ impl Task {
     }
 
     fn command_ended(&mut self, how: Result<(), String>) {
-        self.running = false;
+        if self.running.take().is_some_and(|running| running.again) {
+            return self.run_command();
+        }
         if let Err(why) = &how {
             tracing::error!(why, "the emergency_stop command FAILED");
         }
@@ -443,18 +465,29 @@ impl Task {
     }
 
     fn run_command(&mut self) {
-        let Some(config) = self.config.clone().filter(|_| !self.running) else {
+        if let Some(running) = &mut self.running {
+            // What it did for a stop that was released since may have been undone since.
+            if running.released {
+                running.again = true;
+                running.end.cancel();
+            }
             return;
-        };
-        self.running = true;
+        }
+        let Some(config) = self.config.clone() else { return };
+        let end = self.stop.child_token();
+        self.running = Some(Running {
+            end: end.clone(),
+            released: false,
+            again: false,
+        });
         let (stop, ended) = (self.stop.clone(), self.ended.clone());
         self.tasks.spawn(async move {
             let timeout = config.timeout;
-            let ran = process::run(config.command.as_slice(), Stderr::Merged, timeout, &stop).await;
+            let ran = process::run(config.command.as_slice(), Stderr::Merged, timeout, &end).await;
             let how = match ran {
                 Err(error) => Err(error.to_string()),
                 // It is run again at the next start.
-                Ok(finished) if finished.end == End::Stopped => return,
+                Ok(finished) if finished.end == End::Stopped && stop.is_cancelled() => return,
                 Ok(finished) => match (finished.end, finished.exit) {
                     (End::TimedOut, _) => Err(format!("ran longer than {timeout:?} and was killed")),
                     (End::Exited | End::Stopped, 0) => Ok(()),

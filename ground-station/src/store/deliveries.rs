@@ -163,8 +163,11 @@ pub fn apply(
                 ])?;
             }
             Change::Ended { id, to, reply } => {
-                let command = command(connection, *id)?;
-                end(connection, &command, *to, 0, reply, now)?;
+                // A command whose own write failed is ended all the same, in case it came through. If it did not, there
+                // is nothing to end, and to refuse that would fail whatever else is written with it, for ever.
+                if let Some(command) = find(connection, *id)? {
+                    end(connection, &command, *to, 0, reply, now)?;
+                }
             }
         }
     }
@@ -366,12 +369,17 @@ impl Issue {
 }
 
 fn command(connection: &Connection, id: CommandId) -> Result<Issue, StoreError> {
+    find(connection, id)?.ok_or_else(|| unknown_command(&id))
+}
+
+/// `None` if there is no such command.
+fn find(connection: &Connection, id: CommandId) -> Result<Option<Issue>, StoreError> {
     let sql = format!("{COMMAND} WHERE epoch = ?1 AND seq = ?2");
     let found = connection
         .prepare_cached(&sql)?
         .query_row([to_sql(id.epoch), to_sql(id.seq)], Issue::read)
         .optional()?;
-    found.ok_or_else(|| unknown_command(&id))
+    Ok(found)
 }
 
 fn unknown_command(which: &dyn std::fmt::Display) -> StoreError {

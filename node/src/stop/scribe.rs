@@ -55,10 +55,12 @@ pub(super) enum Write {
     Counted(Latch),
     /// It is over once this is written; who asked is told.
     Released(Latch, oneshot::Sender<Reply>),
+    /// It was released while the order was being written down once more.
+    StaysReleased(Latch),
 }
 
 impl Write {
-    fn record(&self) -> Record {
+    pub(super) fn record(&self) -> Record {
         match self {
             Self::Stopped(Latch { issuer, number }) => Record::Stopped {
                 issuer: *issuer,
@@ -72,7 +74,9 @@ impl Write {
                 issuer: *issuer,
                 number: *number,
             },
-            Self::Released(order, _) => Record::Released { number: order.number },
+            Self::Released(order, _) | Self::StaysReleased(order) => {
+                Record::Released { number: order.number }
+            }
         }
     }
 }

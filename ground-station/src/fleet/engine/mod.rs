@@ -50,6 +50,7 @@ use swarm_shared::proto::trust::Membership;
 use swarm_shared::proto::trust::gate::{ActionClass, classify};
 use swarm_shared::proto::wire::{Frame, Kind};
 use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -215,6 +216,7 @@ impl Engine {
             state_dir,
             stop: stop.clone(),
             tasks: tasks.clone(),
+            saving: None,
         };
         task.open_members().await;
         task.dial_members().await;
@@ -278,6 +280,8 @@ struct Task {
     state_dir: PathBuf,
     stop: CancellationToken,
     tasks: TaskTracker,
+    /// What members are being stored.
+    saving: Option<JoinHandle<()>>,
 }
 
 impl Task {
@@ -308,11 +312,15 @@ impl Task {
                 }
                 Some(call) = calls.recv() => self.take_call(call).await,
                 Some(join) = joins.recv() => self.take_join(join).await,
-                _tick = upkeep.tick() => self.look_after().await,
+                _tick = upkeep.tick() => self.look_after(),
                 () = tokio::time::sleep(LOOK_STEP), if !self.looks.is_empty() => self.answer_looks(),
             }
         }
-        self.look_after().await;
+        if let Some(saving) = self.saving.take() {
+            // It tells its own faults.
+            let _fell_over = saving.await;
+        }
+        self.look_after();
     }
 
     /// Every member gets its session, so that commands can wait for those that are away.
@@ -483,12 +491,17 @@ impl Task {
         }
     }
 
-    async fn look_after(&mut self) {
-        let changed = self.roll.take_unsaved();
-        if !changed.is_empty()
-            && let Err(error) = self.store.put_members(changed).await
-        {
-            tracing::error!(%error, "members are not stored");
+    fn look_after(&mut self) {
+        // Aside, one at a time: a disk may take seconds, and an emergency stop is not to wait for it.
+        if self.saving.as_ref().is_none_or(JoinHandle::is_finished) {
+            let (changed, store) = (self.roll.take_unsaved(), self.store.clone());
+            if !changed.is_empty() {
+                self.saving = Some(self.tasks.spawn(async move {
+                    if let Err(error) = store.put_members(changed).await {
+                        tracing::error!(%error, "members are not stored");
+                    }
+                }));
+            }
         }
         self.watchers.catch_up(&self.roll);
         // Links that come up without a pause leave no time for the short step.

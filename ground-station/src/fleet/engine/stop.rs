@@ -127,8 +127,10 @@ pub(super) fn linked(shared: &Shared, link: &PeerLink) {
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
         .remove(&link.id());
-    let listeners = stops.news.send(News::Up(link.id())).unwrap_or(0);
+    // Before it is looked who listens: a stop that begins in between listens too late to be counted, and with its number
+    // the node would take the order for one that it has heard.
     let given = stops.given();
+    let listeners = stops.news.send(News::Up(link.id())).unwrap_or(0);
     // While a stop is being given, the order itself says so.
     if given == 0 || listeners > 0 {
         return;

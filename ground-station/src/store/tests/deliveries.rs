@@ -72,6 +72,14 @@ pub(super) fn ended(seq: u64, number: u8, reply: Reply) -> Change {
     }
 }
 
+pub(super) fn started(seq: u64, number: u8) -> Change {
+    Change::Stage {
+        id: id(seq),
+        to: node(number).id,
+        stage: Stage::Started,
+    }
+}
+
 pub(super) fn memory() -> Connection {
     open_in_memory(NOW_MS, 7).expect("opens").0
 }
@@ -82,6 +90,21 @@ pub(super) fn write(connection: &Connection, changes: &[Change], now: &Moment) -
 }
 
 const LIFE: Duration = Duration::from_secs(30);
+
+/// The book ends a command whose own write has failed, in case it came through after all, and tries until it can.
+#[test]
+fn the_end_of_what_was_never_stored_does_not_fail_what_is_written_with_it() {
+    let connection = memory();
+    let now = at(Duration::ZERO);
+    write(&connection, &[issued(2, &[1], &now, LIFE)], &now);
+    let never_stored = ended(1, 1, Reply::refused("the station cannot store it"));
+    write(
+        &connection,
+        &[never_stored, ended(2, 1, Reply::done(json!(1)))],
+        &now,
+    );
+    assert_eq!(recover(&connection, OWN, &now).expect("read"), []);
+}
 
 #[test]
 fn what_is_open_is_given_back_as_it_was() {
@@ -199,12 +222,7 @@ fn a_delivery_ends_once() {
 
 #[test]
 fn an_unknown_command_is_an_error_and_not_nothing() {
-    let error = apply(
-        &memory(),
-        &[ended(1, 1, Reply::done(json!(1)))],
-        &BTreeMap::new(),
-        &at(Duration::ZERO),
-    );
+    let error = apply(&memory(), &[started(1, 1)], &BTreeMap::new(), &at(Duration::ZERO));
     assert!(error.expect_err("unknown").to_string().contains("no command 7-1"));
 }
 

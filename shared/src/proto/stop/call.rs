@@ -14,6 +14,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use super::order::STOP_NUMBER_TOLD_MAX;
 use crate::proto::id::PeerId;
 use crate::proto::message::{StopCommand, Stopped};
 use crate::proto::outcome::{Outcome, Reply};
@@ -160,6 +161,10 @@ impl StopCall {
             return Verdict::Nothing;
         }
         if report.seen > given {
+            if report.seen > STOP_NUMBER_TOLD_MAX {
+                // Nonsense, and nothing is believed of a node that tells it.
+                return Verdict::Nothing;
+            }
             return Verdict::CountOn(report.seen);
         }
         if let Some(reply) = ended(report) {
@@ -351,6 +356,20 @@ mod tests {
         assert_eq!(call.report(&peer(1), &report(50), 51), Verdict::Nothing);
         // A later order of this very station, given meanwhile.
         assert_eq!(state(call.report(&peer(1), &report(52), 52)), Some(Outcome::Done));
+    }
+
+    #[test]
+    fn no_node_makes_the_station_count_to_where_it_cannot_count_on() {
+        let mut call = StopCall::new(10, [peer(1)], start());
+        for seen in [u64::MAX, STOP_NUMBER_TOLD_MAX + 1] {
+            assert_eq!(call.report(&peer(1), &report(seen), 10), Verdict::Nothing);
+        }
+        assert_eq!(call.unanswered().count(), 1);
+        let told = STOP_NUMBER_TOLD_MAX;
+        assert_eq!(call.report(&peer(1), &report(told), 10), Verdict::CountOn(told));
+        call.give_anew(told + 1, start());
+        let answer = call.report(&peer(1), &report(told + 1), told + 1);
+        assert_eq!(state(answer), Some(Outcome::Done));
     }
 
     #[test]

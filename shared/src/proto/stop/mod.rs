@@ -19,6 +19,6 @@ mod order;
 pub use call::{BURST_MS, REPEAT_INTERVAL, Round, StopCall, Verdict};
 pub use desk::{Carrier, Heard, ISSUERS_MAX, Latch, NotReleased, PASSED_MAX, Present, StopDesk, StopFault};
 pub use order::{
-    BadStop, IDS_PER_ORDER, NOBODY, STOP_BYTES_MAX, STOP_SELECTOR_BYTES_MAX, StopDatagram, StopNotMade,
-    StopOrder, is_stop, next_number, selectors,
+    BadStop, IDS_PER_ORDER, NOBODY, STOP_BYTES_MAX, STOP_NUMBER_TOLD_MAX, STOP_SELECTOR_BYTES_MAX,
+    StopDatagram, StopNotMade, StopOrder, is_stop, next_number, selectors,
 };

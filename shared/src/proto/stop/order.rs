@@ -24,6 +24,9 @@ use crate::proto::trust::{
 pub const STOP_BYTES_MAX: usize = 1_200;
 /// Longest selector of a stop, in bytes; [`selectors`] cuts what is longer.
 pub const STOP_SELECTOR_BYTES_MAX: usize = 255;
+/// No station counts beyond this because a node says so: milliseconds on the wall clock come nowhere near, and from the
+/// greatest number of all nobody could count on, so that no later stop would be heeded anywhere.
+pub const STOP_NUMBER_TOLD_MAX: u64 = 1 << 53;
 /// The selector of an order that stops nobody. Over a link it says how far its issuer has counted, so that a node that
 /// was away does not heed an older order that somebody kept.
 pub const NOBODY: &str = "!all";
