@@ -12,9 +12,10 @@ use swarm_shared::proto::trust::Membership;
 use swarm_shared::proto::trust::invite::Invitation;
 use tokio::sync::mpsc;
 
+use super::calls::finish;
 use super::office::OfficeError;
 use super::roll::member_view;
-use super::{Task, finish, office};
+use super::{Task, office};
 use crate::fleet::{Event, Failure, MembershipView};
 use crate::store::MemberRow;
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use serde_json::json;
+use swarm_shared::net::clock;
 use swarm_shared::proto::delivery::Stage;
 use swarm_shared::proto::delivery::book::{Issued, IssuedTo, Order, Standing};
 use swarm_shared::proto::id::NodeName;
@@ -77,6 +78,7 @@ pub(super) fn started(seq: u64, number: u8) -> Change {
         id: id(seq),
         to: node(number).id,
         stage: Stage::Started,
+        at: clock::now(),
     }
 }
 
