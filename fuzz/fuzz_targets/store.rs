@@ -72,6 +72,7 @@ fn today() -> &'static [u8] {
                 id,
                 to: PeerId([1; 32]),
                 stage: Stage::Received,
+                at: now.instant,
             },
             Change::Ended {
                 id,

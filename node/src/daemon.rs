@@ -193,7 +193,8 @@ impl Node {
                 ..status::View::default()
             },
             log.clone(),
-        );
+        )
+        .with_journal(&journal);
         let (names, name) = watch::channel(name);
         let transfers = Transfers::new(roots.clone(), stop.clone());
         let actions = Actions::new(Setup {
@@ -205,6 +206,7 @@ impl Node {
             telemetry: telemetry.clone(),
             plugins: plugins.clone(),
             log,
+            status: status.clone(),
             name: names,
             name_fixed_by: settings.name_fixed_by,
         });

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config;
 use crate::process::{self, Stderr};
-use crate::status::Status;
+use crate::status::{Loss, Status};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -103,15 +103,18 @@ pub async fn run(config: config::LostLink, stations: Stations, status: Status, s
         if lost_link.handle_timeout(now) {
             losses += 1;
             tracing::error!(after = ?config.after, losses, "LINK LOST: no station was heard; running the lost_link command");
-            status.update(|facts| facts.lost_link = Some(format!("LOST, for the {losses}. time")));
+            show(&status, losses, None);
             let ran = process::run(config.command.as_slice(), Stderr::Merged, config.timeout, &stop).await;
-            let how = match ran {
-                Ok(finished) if finished.exit == 0 => "its command ended well".to_owned(),
-                Ok(finished) => format!("its command FAILED: exit status {}", finished.exit),
-                Err(error) => format!("its command FAILED: {error}"),
+            let ended = match ran {
+                Ok(finished) if finished.exit == 0 => Ok(()),
+                Ok(finished) => Err(format!("exit status {}", finished.exit)),
+                Err(error) => Err(error.to_string()),
             };
-            tracing::warn!(how, "lost link");
-            status.update(|facts| facts.lost_link = Some(format!("LOST, for the {losses}. time; {how}")));
+            match &ended {
+                Ok(()) => tracing::warn!("the lost_link command ended well"),
+                Err(why) => tracing::error!(why, "the lost_link command FAILED"),
+            }
+            show(&status, losses, Some(ended));
             if stop.is_cancelled() {
                 return;
             }
@@ -123,6 +126,18 @@ pub async fn run(config: config::LostLink, stations: Stations, status: Status, s
             return;
         }
     }
+}
+
+fn show(status: &Status, number: u32, command: Option<Result<(), String>>) {
+    let how = match &command {
+        None => String::new(),
+        Some(Ok(())) => "; its command ended well".to_owned(),
+        Some(Err(why)) => format!("; its command FAILED: {why}"),
+    };
+    status.update(|facts| {
+        facts.lost_link = Some(format!("LOST, for the {number}. time{how}"));
+        facts.last_loss = Some(Loss { number, command });
+    });
 }
 
 #[cfg(test)]

@@ -15,9 +15,10 @@ use serde::{Deserialize, Serialize};
 use swarm_shared::net::clock;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::journal::{Health, Journal};
 use crate::logging::LogRing;
 
 /// How many warnings the status shows.
@@ -56,6 +57,9 @@ pub struct View {
     /// How the dead-man stands, once it has acted.
     #[serde(default)]
     pub lost_link: Option<String>,
+    /// The newest loss of all links, for the self-check.
+    #[serde(skip)]
+    pub last_loss: Option<Loss>,
     /// Seconds since the daemon started.
     pub uptime_s: u64,
     /// Whom it is linked with.
@@ -70,11 +74,51 @@ pub struct View {
     /// Why nothing can be remembered; absent if all is well.
     #[serde(default)]
     pub state_problem: Option<String>,
+    /// How the journal is; absent while there is none.
+    #[serde(default)]
+    pub journal: Option<JournalView>,
     /// Why a peer, or this node, was refused last.
     #[serde(default)]
     pub last_refusal: Option<String>,
     /// The newest warnings of the log, oldest first.
     pub warnings: Vec<String>,
+}
+
+/// The journal, and what it has asked of the disk since the daemon started.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JournalView {
+    /// Why nothing can be written, so that what acts is refused; absent if all is well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fault: Option<String>,
+    /// Bytes written, snapshots included.
+    pub bytes_written: u64,
+    /// Flushes.
+    pub syncs: u64,
+    /// Records that are on the disk.
+    pub records: u64,
+    /// How often it was written anew, with what still counts.
+    pub snapshots: u64,
+}
+
+impl From<&Health> for JournalView {
+    fn from(health: &Health) -> Self {
+        Self {
+            fault: health.fault.as_ref().map(ToString::to_string),
+            bytes_written: health.stats.bytes_written,
+            syncs: health.stats.syncs,
+            records: health.stats.records,
+            snapshots: health.stats.snapshots,
+        }
+    }
+}
+
+/// One time at which the dead-man acted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Loss {
+    /// Counted from 1 since the daemon started.
+    pub number: u32,
+    /// How the owner's command ended; absent while it runs.
+    pub command: Option<Result<(), String>>,
 }
 
 /// One link.
@@ -155,6 +199,7 @@ pub struct Status {
     facts: Arc<Mutex<View>>,
     log: LogRing,
     start: Instant,
+    journal: Option<watch::Receiver<Health>>,
 }
 
 impl Status {
@@ -164,6 +209,16 @@ impl Status {
             facts: Arc::new(Mutex::new(facts)),
             log,
             start: clock::now(),
+            journal: None,
+        }
+    }
+
+    /// Shows this journal too.
+    #[must_use]
+    pub fn with_journal(self, journal: &Journal) -> Self {
+        Self {
+            journal: Some(journal.health()),
+            ..self
         }
     }
 
@@ -187,6 +242,7 @@ impl Status {
             }
         }
         view.uptime_s = now.saturating_duration_since(self.start).as_secs();
+        view.journal = self.journal.as_ref().map(|health| (&*health.borrow()).into());
         view.warnings = self.log.warnings(WARNINGS_MAX);
         view
     }

@@ -26,7 +26,6 @@ use swarm_shared::net::endpoint::Endpoint;
 use swarm_shared::net::peer::{PeerLink, StopHeard};
 use swarm_shared::net::random;
 use swarm_shared::proto::delivery::ledger::Ledger;
-use swarm_shared::proto::delivery::record::Record;
 use swarm_shared::proto::id::PeerId;
 use swarm_shared::proto::message::{Arguments, StopCommand, Stopped};
 use swarm_shared::proto::outcome::Reply;
@@ -39,7 +38,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use self::scribe::{Write, Written, scribe};
+use self::scribe::{Write, Written, restored, scribe};
 use crate::config::EmergencyStop;
 use crate::journal::Journal;
 use crate::process::{self, End, Stderr};
@@ -203,40 +202,6 @@ impl Stopping {
             .await
             .unwrap_or_else(|_gone| Reply::failed("the node is shutting down"))
     }
-}
-
-/// The desk as the journal has left it.
-fn restored(ledger: &Ledger, has_command: bool) -> StopDesk {
-    let seen = ledger.records().into_iter().filter_map(|record| match record {
-        Record::StopSeen { issuer, number } => Some(Latch { issuer, number }),
-        Record::Started { .. }
-        | Record::Ended { .. }
-        | Record::Floor { .. }
-        | Record::Stopped { .. }
-        | Record::Released { .. }
-        | Record::StopEnded { .. } => None,
-    });
-    let present = ledger.latch().map(|latch| {
-        let (command, command_error) = match &latch.ended {
-            None if has_command => (StopCommand::Running, None),
-            None => (StopCommand::None, None),
-            Some(Ok(())) => (StopCommand::Done, None),
-            Some(Err(why)) => (StopCommand::Failed, Some(why.clone())),
-        };
-        Present {
-            order: Latch {
-                issuer: latch.issuer,
-                number: latch.number,
-            },
-            since: clock::now(),
-            before_ms: 0,
-            latched: true,
-            unlatched_why: None,
-            command,
-            command_error,
-        }
-    });
-    StopDesk::new(has_command, seen.collect(), present)
 }
 
 struct Inputs {

@@ -166,10 +166,7 @@ fn a_configuration_can_be_checked() {
     std::fs::write(&file, "[lost_link]\nafter = \"3s\"\ncommand = [\"hold\"]\n").expect("written");
     let (code, out, _) = say(swarm_node(dir.path()).arg("check-config").arg(&file));
     assert_eq!(code, 0);
-    assert!(
-        out.contains(": ok\n") && out.contains("lost_link is right, but"),
-        "{out}"
-    );
+    assert!(out.ends_with(": ok\n"), "{out}");
     let example = concat!(env!("CARGO_MANIFEST_DIR"), "/swarm-node.example.toml");
     assert_eq!(say(swarm_node(dir.path()).args(["check-config", example])).0, 0);
     let slip = dir.path().join("slip.toml");
@@ -188,15 +185,21 @@ fn systemd_is_told() {
     let path = dir.path().join("notify");
     let socket = UnixDatagram::bind(&path).expect("bound");
     socket
-        .set_read_timeout(Some(Duration::from_secs(10)))
+        .set_read_timeout(Some(Duration::from_secs(30)))
         .expect("a time-out");
-    let mut heard = String::new();
-    let mut hear = |word: &str| {
+    // Read all the while: a socket holds about ten messages, and then it is the daemon that waits.
+    let (heard, words) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
         let mut buffer = [0; 256];
-        while !heard.contains(word) {
-            let bytes = socket.recv(&mut buffer).expect(word);
-            heard.push_str(&String::from_utf8_lossy(&buffer[..bytes]));
+        while let Ok(bytes) = socket.recv(&mut buffer) {
+            let text = String::from_utf8_lossy(&buffer[..bytes]).into_owned();
+            if heard.send(text).is_err() {
+                return;
+            }
         }
+    });
+    let hear = |word: &str| {
+        while !words.recv().expect(word).contains(word) {}
     };
     let state = dir.path().join("state");
     let daemon = Daemon::start(

@@ -5,6 +5,7 @@
 
 mod binaries;
 pub mod fleet;
+pub mod kills;
 pub mod lab;
 pub mod measure;
 pub mod process;

@@ -141,7 +141,7 @@ pub fn apply(
                     to_sql(due_ms),
                 ])?;
             }
-            Change::Stage { id, to, stage } => {
+            Change::Stage { id, to, stage, at } => {
                 let command = command(connection, *id)?;
                 let column = match stage {
                     Stage::Received => "received_us",
@@ -150,6 +150,8 @@ pub fn apply(
                     // Said by the reply, which ends the delivery.
                     Stage::Finished => continue,
                 };
+                let waited = now.instant.saturating_duration_since(*at).as_micros();
+                let waited = u64::try_from(waited).unwrap_or(u64::MAX);
                 let sql = format!(
                     "UPDATE deliveries SET {column} = coalesce({column}, ?3)
                      WHERE command = ?1 AND node = ?2 AND part = 0 AND outcome IS NULL"
@@ -157,7 +159,7 @@ pub fn apply(
                 connection.prepare_cached(&sql)?.execute(params![
                     to_sql(command.number),
                     to.0,
-                    to_sql(command.micros(now)),
+                    to_sql(command.micros(now).saturating_sub(waited)),
                 ])?;
             }
             Change::Ended { id, to, reply } => {

@@ -111,6 +111,12 @@ impl Report {
         self.targets.iter().filter(open).cloned().collect()
     }
 
+    /// Whether every delivery has ended, and ended so.
+    pub fn all_are(&self, outcome: Outcome) -> bool {
+        let so = self.deliveries.iter().all(|delivery| delivery.state == outcome);
+        so && !self.deliveries.is_empty() && self.unanswered().is_empty()
+    }
+
     /// The exit status: 1 if any delivery failed, was refused, expired or is unknown; else 4 if any gave no answer
     /// or none yet; else 0. A failure weighs more than a silence, because it will not go away by waiting.
     pub fn exit_status(&self) -> u8 {

@@ -73,7 +73,11 @@ impl Inner {
 
     pub(super) async fn telemetry(&self, arguments: &Arguments) -> Result<Reply, String> {
         Params::of(arguments, &[])?;
-        Ok(Reply::done(Value::Object(self.setup.telemetry.sample().await)))
+        let mut sample = self.setup.telemetry.sample().await;
+        if let Some(stopped) = self.setup.status.view().stopped {
+            sample.insert("stopped".to_owned(), stopped.into());
+        }
+        Ok(Reply::done(Value::Object(sample)))
     }
 
     pub(super) async fn execute(&self, command: &Command) -> Result<Reply, String> {

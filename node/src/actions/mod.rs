@@ -31,6 +31,7 @@ use crate::logging::LogRing;
 use crate::plugins::{PluginAction, Plugins};
 use crate::process::{self, End, Stderr};
 use crate::state::StateDir;
+use crate::status::Status;
 use crate::telemetry::Telemetry;
 
 pub(crate) use builtin::host_name;
@@ -72,6 +73,8 @@ pub struct Setup {
     pub plugins: Plugins,
     /// The newest lines of the log.
     pub log: LogRing,
+    /// What is shown on this device: the stop in force, the last lost link.
+    pub status: Status,
     /// The name in use; whoever announces it subscribes.
     pub name: watch::Sender<NodeName>,
     /// Where a name comes from that a rename does not outlive: `--name` or `SWARM_NODE_NAME`.

@@ -5,12 +5,13 @@ use std::path::Path;
 use serde::Serialize;
 use serde_json::json;
 use swarm_shared::net::clock;
-use swarm_shared::proto::message::Arguments;
+use swarm_shared::proto::message::{Arguments, LOST_LINK_CHECK};
 use swarm_shared::proto::outcome::Reply;
 
 use super::params::Params;
 use super::{Inner, Setup};
 use crate::config::{Config, Origin};
+use crate::status::Loss;
 use crate::telemetry;
 
 /// Less free room than this, in bytes, is too little.
@@ -72,6 +73,9 @@ impl Inner {
                 detail: owner.unwrap_or_else(|| "the command works".to_owned()),
             });
         }
+        let facts = self.setup.status.view();
+        checks.push(emergency_stop(facts.stopped));
+        checks.extend(facts.last_loss.map(lost_link));
         let bad: Vec<String> = checks
             .iter()
             .filter(|check| !check.ok)
@@ -127,6 +131,34 @@ fn clock_is_set() -> Check {
             "was never set: links work, times in logs do not"
         }
         .to_owned(),
+    }
+}
+
+fn emergency_stop(stopped: Option<String>) -> Check {
+    Check {
+        check: "emergency stop".to_owned(),
+        ok: stopped.is_none(),
+        detail: stopped.map_or_else(
+            || "none".to_owned(),
+            |by| format!("STOPPED {by}; `ground-station release` ends it"),
+        ),
+    }
+}
+
+/// Whoever asks has a link: this is about what happened while nobody had.
+fn lost_link(loss: Loss) -> Check {
+    let Loss { number, command } = loss;
+    let how = match &command {
+        None => "runs",
+        Some(Ok(())) => "ended well",
+        Some(Err(why)) => &format!("FAILED: {why}"),
+    };
+    Check {
+        check: LOST_LINK_CHECK.to_owned(),
+        ok: !matches!(command, Some(Err(_))),
+        detail: format!(
+            "no station was heard, for the {number}. time since the node started; its command {how}"
+        ),
     }
 }
 

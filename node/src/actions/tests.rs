@@ -5,12 +5,14 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use swarm_shared::proto::delivery::desk::Traits;
 use swarm_shared::proto::id::PublicKey;
+use swarm_shared::proto::message::LOST_LINK_CHECK;
 use swarm_shared::proto::plugin::message;
 use tempfile::TempDir;
 use tokio::io::AsyncWriteExt;
 
 use super::*;
 use crate::config::Origin;
+use crate::status::{Loss, View};
 
 const FILE: &str = r#"
 name = "n1"
@@ -52,6 +54,7 @@ key = "s3cret"
 pub(crate) struct Place {
     pub(crate) dir: TempDir,
     pub(crate) actions: Actions,
+    status: Status,
     name: watch::Receiver<NodeName>,
     stop: CancellationToken,
 }
@@ -67,6 +70,7 @@ impl Place {
         let (name, names) = watch::channel(NodeName::from_host("n1"));
         let stop = CancellationToken::new();
         let plugins = Plugins::new(&config);
+        let status = Status::new(View::default(), LogRing::new());
         let actions = Actions::new(Setup {
             id: PublicKey([1; 32]).id(),
             telemetry: Telemetry::new(config.telemetry.clone(), disks, plugins.clone()),
@@ -76,12 +80,14 @@ impl Place {
             config_path,
             state,
             log: LogRing::new(),
+            status: status.clone(),
             name,
             name_fixed_by: None,
         });
         Self {
             dir,
             actions,
+            status,
             name: names,
             stop,
         }
@@ -536,4 +542,47 @@ async fn a_selfcheck_names_what_is_wrong() {
     std::fs::write(place.dir.path().join("config.toml"), "nme = 1").expect("written");
     let error = place.call("selfcheck", json!({})).await.error.unwrap_or_default();
     assert!(error.contains("did you mean `name`?"), "{error}");
+}
+
+#[tokio::test]
+async fn a_stop_and_a_lost_link_are_told() {
+    let place = Place::new("");
+    let check = async |name: &str| {
+        let checks = place.call("selfcheck", json!({})).await.value.expect("a value");
+        let all = checks.as_array().expect("a list").clone();
+        all.into_iter().find(|check| check["check"] == name)
+    };
+    let telemetry = place.call("telemetry", json!({})).await.value.expect("a value");
+    assert!(telemetry.get("stopped").is_none(), "{telemetry}");
+    let stop = check("emergency stop").await.expect("always told");
+    assert_eq!(stop["ok"], true, "{stop}");
+    assert_eq!(check(LOST_LINK_CHECK).await, None);
+
+    place
+        .status
+        .update(|facts| facts.stopped = Some("by station a1b2, number 7".to_owned()));
+    let telemetry = place.call("telemetry", json!({})).await.value.expect("a value");
+    assert_eq!(telemetry["stopped"], "by station a1b2, number 7");
+    let stop = check("emergency stop").await.expect("told");
+    assert_eq!(stop["ok"], false, "{stop}");
+    let detail = stop["detail"].as_str().expect("a text");
+    assert!(
+        detail.contains("number 7") && detail.contains("release"),
+        "{stop}"
+    );
+
+    for (command, ok) in [
+        (None, true),
+        (Some(Ok(())), true),
+        (Some(Err("exit status 3".to_owned())), false),
+    ] {
+        let loss = Loss { number: 2, command };
+        place.status.update(|facts| facts.last_loss = Some(loss));
+        let lost = check(LOST_LINK_CHECK).await.expect("told");
+        assert_eq!(lost["ok"], ok, "{lost}");
+        assert!(
+            lost["detail"].as_str().is_some_and(|text| text.contains('2')),
+            "{lost}"
+        );
+    }
 }

@@ -50,6 +50,9 @@ pub(super) fn status(view: &View, json: bool) -> anyhow::Result<String> {
     if let Some(problem) = &view.state_problem {
         writeln!(text, "         NOTHING CAN BE REMEMBERED: {problem}")?;
     }
+    if let Some(fault) = view.journal.as_ref().and_then(|journal| journal.fault.as_ref()) {
+        writeln!(text, "         WHAT ACTS IS REFUSED: {fault}")?;
+    }
     if let Some(stopped) = &view.stopped {
         writeln!(text, "STOPPED  {stopped}; `ground-station release` ends it")?;
     }
@@ -122,6 +125,8 @@ mod tests {
         let view = View {
             stopped: Some("by station a1b2, number 7".to_owned()),
             lost_link: None,
+            last_loss: None,
+            journal: None,
             name: "drone-07".to_owned(),
             id: "a1b2c3d4e5f60718".repeat(4),
             version: "0.1.0".to_owned(),
@@ -159,6 +164,7 @@ mod tests {
         config   /etc/c.toml
         state    /var/lib/swarm-node
                  NOTHING CAN BE REMEMBERED: Read-only file system
+        STOPPED  by station a1b2, number 7; `ground-station release` ends it
         links    1
                  station laptop ffff-0000-1111-2222 at 10.0.0.2:7421, up 1 min
         plug-in  lamp: process 42, up 1 min, actions blink glow, telemetry blinks

@@ -1,18 +1,59 @@
-//! Hands what is to be written down to the journal, in order, so that the stop itself never waits for a disk.
+//! The stop and the journal: what is written of it, and what a start finds.
 
+use swarm_shared::net::clock;
+use swarm_shared::proto::delivery::ledger::Ledger;
 use swarm_shared::proto::delivery::record::Record;
+use swarm_shared::proto::message::StopCommand;
 use swarm_shared::proto::outcome::Reply;
-use swarm_shared::proto::stop::Latch;
+use swarm_shared::proto::stop::{Latch, Present, StopDesk};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::journal::Journal;
 
+/// The desk as the journal has left it.
+pub(super) fn restored(ledger: &Ledger, has_command: bool) -> StopDesk {
+    let seen = ledger.records().into_iter().filter_map(|record| match record {
+        Record::StopSeen { issuer, number } => Some(Latch { issuer, number }),
+        Record::Started { .. }
+        | Record::Ended { .. }
+        | Record::Floor { .. }
+        | Record::Stopped { .. }
+        | Record::Released { .. }
+        | Record::StopEnded { .. } => None,
+    });
+    let present = ledger.latch().map(|latch| {
+        let (command, command_error) = match &latch.ended {
+            None if has_command => (StopCommand::Running, None),
+            None => (StopCommand::None, None),
+            Some(Ok(())) => (StopCommand::Done, None),
+            Some(Err(why)) => (StopCommand::Failed, Some(why.clone())),
+        };
+        Present {
+            order: Latch {
+                issuer: latch.issuer,
+                number: latch.number,
+            },
+            since: clock::now(),
+            before_ms: 0,
+            latched: true,
+            unlatched_why: None,
+            command,
+            command_error,
+        }
+    });
+    StopDesk::new(has_command, seen.collect(), present)
+}
+
 /// What the journal is asked to write.
 #[derive(Debug)]
 pub(super) enum Write {
+    /// It is in force.
     Stopped(Latch),
+    /// How its command ended.
     Ended(Latch, Option<String>),
+    /// It does not mean this node, which has counted it all the same.
     Counted(Latch),
+    /// It is over once this is written; who asked is told.
     Released(Latch, oneshot::Sender<Reply>),
     /// It was released while the order was being written down once more.
     StaysReleased(Latch),
@@ -40,8 +81,10 @@ impl Write {
     }
 }
 
+/// What became of it.
 pub(super) type Written = (Write, Result<(), String>);
 
+/// Hands records to the journal in their order, and says what became of each.
 pub(super) async fn scribe(
     journal: Journal,
     mut to_write: mpsc::Receiver<Write>,

@@ -74,7 +74,7 @@ pub struct Hello {
 pub struct Welcome {
     /// My run.
     pub instance: Instance,
-    /// Your run as I remember it: [`Welcome::received`] counts for that one only.
+    /// Your run as I remember it: [`Welcome::received`] counts for that one only. Any other if I have forgotten it.
     pub peer_instance: Instance,
     /// The last number that I have read from you in this session; 0 if none.
     pub received: u64,
@@ -239,6 +239,9 @@ pub enum StopCommand {
     /// It did not: [`Stopped::error`] says why.
     Failed,
 }
+
+/// The point of a self-check that tells what a node did the last time it had lost all its links.
+pub const LOST_LINK_CHECK: &str = "lost link";
 
 /// Content of a `stopped` frame: how a node's emergency stop stands.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

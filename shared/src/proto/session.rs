@@ -62,6 +62,8 @@ impl Default for Timing {
     }
 }
 
+/// Most runs of the peer that are remembered to have been forgotten.
+const FORGOTTEN_MAX: usize = 8;
 /// After this many numbered frames an acknowledgement waits no longer.
 const ACK_FRAMES_MAX: u64 = 256;
 /// After this many bytes of content an acknowledgement waits no longer: a quarter of the bulk window.
@@ -199,6 +201,9 @@ pub struct Session<T> {
     peer: Option<Instance>,
     /// Whether frames have flowed with that run: only then does the application know of it.
     acquainted: bool,
+    /// Runs that were forgotten for another one, and may still remember us: two processes with one key. To each is said
+    /// that nothing is known of it, until it is heard to have understood.
+    forgotten: Vec<Instance>,
     outbox: Outbox,
     pending: Pending<T>,
     /// The last number read from the peer.
@@ -236,6 +241,7 @@ impl<T> Session<T> {
             state: State::Detached,
             peer: None,
             acquainted: false,
+            forgotten: Vec::new(),
             outbox: Outbox::new(limits),
             pending: Pending::default(),
             received: 0,
@@ -285,8 +291,13 @@ impl<T> Session<T> {
     /// A new link to the peer's process `peer` takes the place of the old one, if there was one. From here on
     /// nothing that the old link brings may be handed in.
     pub fn attach(&mut self, peer: Instance, now: Instant) {
-        if self.peer.is_some_and(|known| known != peer) {
+        if let Some(known) = self.peer.filter(|known| *known != peer) {
             self.forget_peer();
+            self.forgotten.retain(|run| *run != known);
+            if self.forgotten.len() >= FORGOTTEN_MAX {
+                self.forgotten.remove(0);
+            }
+            self.forgotten.push(known);
         }
         self.peer = Some(peer);
         self.state = State::Greeting;
@@ -358,8 +369,14 @@ impl<T> Session<T> {
         let before = to.len();
         let stamp = Some(self.stamps.stamp(now));
         if self.welcome_due
-            && let Some(peer_instance) = self.peer
+            && let Some(peer) = self.peer
         {
+            // Of a forgotten run another one is named: then neither side resumes.
+            let peer_instance = if self.forgotten.contains(&peer) {
+                Instance(!peer.0)
+            } else {
+                peer
+            };
             let welcome = Welcome {
                 instance: self.instance,
                 peer_instance,
@@ -469,6 +486,8 @@ impl<T> Session<T> {
             | (_, State::Detached | State::Greeting) => return Err(LinkFault::OutOfPlace(frame.header.kind)),
             (_, State::Open) => {}
         }
+        // It is open, so it has read our welcome.
+        self.forgotten.retain(|run| Some(*run) != self.peer);
         self.stamps.note(&frame.header, now);
         if let Some(ack) = frame.header.ack {
             let sent = self.outbox.sent();
@@ -502,8 +521,9 @@ impl<T> Session<T> {
         if Some(welcome.instance) != self.peer {
             return Err(LinkFault::OtherInstance);
         }
-        let remembered =
-            welcome.peer_instance == self.instance && welcome.received >= self.outbox.acknowledged();
+        let remembered = !self.forgotten.contains(&welcome.instance)
+            && welcome.peer_instance == self.instance
+            && welcome.received >= self.outbox.acknowledged();
         if remembered {
             let (ack, sent) = (welcome.received, self.outbox.sent());
             if !self.outbox.acknowledge(ack, now) {

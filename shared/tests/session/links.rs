@@ -85,6 +85,33 @@ fn a_restarted_peer_is_called_new_although_its_first_link_never_opened() {
 }
 
 #[test]
+fn a_run_that_was_forgotten_for_another_is_told_so_until_it_has_understood() {
+    let mut rig = Rig::open(OutboxLimits::CONTROL);
+    for id in 1..=2 {
+        let roster = outgoing(Kind::Roster, Lane::Control, id, None);
+        rig.session.send(roster, None).expect("room");
+    }
+    assert_eq!(rig.written().len(), 2);
+    // Another process with the same key, and then the first again, which has read both.
+    rig.link(Instance(3), 0);
+    rig.events();
+    for _again in 0..2 {
+        rig.session.attach(PEER, rig.now);
+        let told: Welcome = rig.written()[0].read().expect("a welcome");
+        assert_ne!(told.peer_instance, PEER);
+        assert_eq!(told.received, 0);
+        rig.take(welcome(PEER, 2)).expect("no fault: it forgets, too");
+        assert_eq!(rig.words(), ["opened"]);
+    }
+    rig.take(heartbeat()).expect("open");
+    rig.session.attach(PEER, rig.now);
+    let told: Welcome = rig.written()[0].read().expect("a welcome");
+    assert_eq!(told.peer_instance, PEER);
+    rig.take(welcome(PEER, 0)).expect("a good welcome");
+    assert_eq!(rig.words(), ["resumed"]);
+}
+
+#[test]
 fn a_new_link_resumes_where_the_old_one_broke() {
     let mut rig = Rig::open(OutboxLimits::CONTROL);
     assert_eq!(rig.words(), ["opened"]);

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 
 use clap::Parser;
 use swarm_tests::measure::{
-    Members, fanout, file, host, idle, raise_file_limit, reconnect, recovery, saturated, silence,
+    Members, durable, fanout, file, host, idle, raise_file_limit, reconnect, recovery, saturated, silence,
+    stop, stop_host,
 };
 
 /// Measures the product on this machine. Build it with --release, and leave the machine alone meanwhile.
@@ -79,13 +80,18 @@ enum What {
         #[arg(long, value_delimiter = ',', default_value = "/dev/shm,/var/tmp")]
         to: Vec<PathBuf>,
     },
+    /// Commands that act, written down on both sides.
+    Durable(durable::Options),
     /// A station with many deliveries in its store starts again.
     Recovery {
+        /// A node with a full journal instead.
+        #[arg(long)]
+        node: bool,
         #[arg(long, default_value_t = 1_000_000)]
         deliveries: u64,
         #[arg(long, default_value_t = 20)]
         runs: usize,
-        /// Where the store is.
+        /// Where the store, or the journal, is.
         #[arg(long, default_value = "/var/tmp")]
         dir: PathBuf,
     },
@@ -100,13 +106,20 @@ enum What {
         /// Which way the file goes.
         #[arg(long, value_enum, default_value = "send")]
         direction: saturated::Direction,
-        /// How long the file is on its way, in seconds.
-        #[arg(long, default_value_t = 60)]
+        /// How long commands are sent meanwhile, in seconds.
+        #[arg(long, default_value_t = 20)]
         seconds: u64,
+        /// How many emergency stops after them.
+        #[arg(long, default_value_t = 40)]
+        stops: usize,
         /// Size of the file, in MiB.
         #[arg(long, default_value_t = 1_024)]
         size: u64,
     },
+    /// Emergency stops of many nodes, until each node's report is at the station.
+    Stop(stop::Options),
+    #[command(hide = true)]
+    StopHost(stop_host::Options),
     #[command(hide = true)]
     NodeHost {
         #[arg(long)]
@@ -131,7 +144,7 @@ fn main() -> anyhow::Result<()> {
     raise_file_limit()?;
     let what = What::parse();
     // As the programs themselves do: a node has one thread, a station one for each core.
-    let mut runtime = if matches!(what, What::NodeHost { .. }) {
+    let mut runtime = if matches!(what, What::NodeHost { .. } | What::StopHost(_)) {
         tokio::runtime::Builder::new_current_thread()
     } else {
         tokio::runtime::Builder::new_multi_thread()
@@ -173,7 +186,15 @@ async fn run(what: What) -> anyhow::Result<()> {
             processes,
         } => idle::links(nodes, runs, processes).await,
         What::File { size, runs, from, to } => file::run(size, runs, &from, &to).await,
+        What::Durable(options) => durable::run(&options).await,
         What::Recovery {
+            node: true,
+            runs,
+            dir,
+            ..
+        } => recovery::node(runs, &dir).await,
+        What::Recovery {
+            node: false,
             deliveries,
             runs,
             dir,
@@ -183,8 +204,11 @@ async fn run(what: What) -> anyhow::Result<()> {
             queue,
             direction,
             seconds,
+            stops,
             size,
-        } => saturated::run(&rate, &queue, direction, seconds, size).await,
+        } => saturated::run(&rate, &queue, direction, seconds, stops, size).await,
+        What::Stop(options) => stop::run(&options).await,
+        What::StopHost(options) => stop_host::run(&options).await,
         What::NodeHost {
             seed,
             first,

@@ -183,14 +183,21 @@ impl Fleet {
     /// # Panics
     /// If they do not link.
     pub fn linked_with(nodes: usize, change: impl Fn(&mut Node)) -> Self {
-        let field = Field::new();
+        Self::linked_in(Field::new(), nodes, |node, _field| change(node))
+    }
+
+    /// The same, in a field that is there already; `change` learns where it is.
+    ///
+    /// # Panics
+    /// If they do not link.
+    pub fn linked_in(field: Field, nodes: usize, change: impl Fn(&mut Node, &Path)) -> Self {
         let mut station = field.station("st", Place::here());
         station.serve();
         let code = station.invite(&Invite::nodes(nodes));
         let nodes: Vec<Node> = (1..=nodes)
             .map(|number| {
                 let mut node = field.node(&format!("n{number}"), Place::here());
-                change(&mut node);
+                change(&mut node, field.path());
                 node.start(&["--join", &code]);
                 node
             })

@@ -290,7 +290,8 @@ pub(super) async fn end_of(fleet: &Fleet, request: Request) -> anyhow::Result<us
     anyhow::bail!("the station went away")
 }
 
-async fn online(fleet: &Fleet) -> anyhow::Result<usize> {
+/// How many nodes are online, a moment from now.
+pub(super) async fn online(fleet: &Fleet) -> anyhow::Result<usize> {
     sleep(PAUSE).await;
     let request = Request::Nodes {
         selector: Selector::all(),

@@ -31,6 +31,21 @@ impl Hosts {
     /// # Errors
     /// If this program's own path is not known.
     pub fn start(members: &Members, nodes: u32, processes: u32, station: SocketAddr) -> anyhow::Result<Self> {
+        let arguments = ["--station".to_owned(), station.to_string()];
+        Self::start_as("node-host", &arguments, members, nodes, processes)
+    }
+
+    /// The same with another verb of this program, and its own arguments.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_as(
+        verb: &str,
+        arguments: &[String],
+        members: &Members,
+        nodes: u32,
+        processes: u32,
+    ) -> anyhow::Result<Self> {
         let logs = TempDir::with_prefix("measure-")?;
         let program = std::env::current_exe()?;
         let mut started = Vec::new();
@@ -39,11 +54,11 @@ impl Hosts {
             let count = (nodes - first) / (processes - process);
             let mut command = Command::new(&program);
             command
-                .arg("node-host")
+                .arg(verb)
                 .args(["--seed", &members.seed()])
                 .args(["--first", &first.to_string()])
                 .args(["--count", &count.to_string()])
-                .args(["--station", &station.to_string()]);
+                .args(arguments);
             started.push(Process::spawn(command, &format!("host-{process}"), logs.path()));
             first += count;
         }
@@ -102,7 +117,7 @@ pub async fn run_station(mut members: Members, listen: SocketAddr) -> anyhow::Re
     Ok(())
 }
 
-fn end_with_parent() -> anyhow::Result<()> {
+pub(super) fn end_with_parent() -> anyhow::Result<()> {
     raise_file_limit()?;
     Ok(set_parent_process_death_signal(Some(Signal::KILL))?)
 }

@@ -69,7 +69,15 @@ impl Members {
     /// # Errors
     /// If the machine is out of ports or descriptors.
     pub fn node(&mut self, number: u32) -> anyhow::Result<Program> {
-        self.start(PeerKind::Node, Role::Node, number, ([127, 0, 0, 1], 0).into())
+        self.node_at(number, ([127, 0, 0, 1], 0).into())
+    }
+
+    /// A node's endpoint at an address of its own.
+    ///
+    /// # Errors
+    /// If the address is taken.
+    pub fn node_at(&mut self, number: u32, listen: SocketAddr) -> anyhow::Result<Program> {
+        self.start(PeerKind::Node, Role::Node, number, listen)
     }
 
     fn start(

@@ -3,6 +3,7 @@
 //! Nodes are real endpoints over real TLS links on loopback; where it matters, they are real `swarm-node` processes.
 
 pub mod crypto;
+pub mod durable;
 pub mod fanout;
 pub mod file;
 pub mod host;
@@ -14,6 +15,8 @@ pub mod reconnect;
 pub mod recovery;
 pub mod saturated;
 pub mod silence;
+pub mod stop;
+pub mod stop_host;
 mod table;
 
 pub use members::{Members, Program};

@@ -92,46 +92,10 @@ impl RealStation {
     /// # Errors
     /// If it does not join.
     pub async fn node(&self, name: &str, config: &str) -> anyhow::Result<Process> {
-        let code = self.invite().await?;
-        let dir = self.dir.path().join(name);
-        std::fs::create_dir_all(&dir)?;
-        let file = dir.join("node.toml");
-        std::fs::write(&file, format!("name = \"{name}\"\n{config}"))?;
-        let process = Process::spawn(node_command(&dir, &file, &code), name, self.dir.path());
+        let process = spawn_node(&self.fleet, self.dir.path(), name, config).await?;
         let mut watched = self.watch().await;
         wait_state(&mut watched, NodeState::Online).await?;
         Ok(process)
-    }
-
-    async fn invite(&self) -> anyhow::Result<String> {
-        let request = Request::Invite {
-            role: Role::Node,
-            uses: 1,
-            valid_for_ms: u64::try_from(CODE_VALID.as_millis())?,
-        };
-        let mut events = self.fleet.perform(request).await;
-        while let Some(event) = events.recv().await {
-            match event {
-                Event::Invitation(view) => return Ok(view.code),
-                Event::Failed { message, .. } => anyhow::bail!(message),
-                Event::Targets { .. }
-                | Event::Progress { .. }
-                | Event::Stage { .. }
-                | Event::Acknowledged { .. }
-                | Event::Delivery(_)
-                | Event::Node(_)
-                | Event::Note { .. }
-                | Event::Membership(_)
-                | Event::Member(_)
-                | Event::Pending(_)
-                | Event::Command(_)
-                | Event::About(_)
-                | Event::Past(_)
-                | Event::Audit(_)
-                | Event::End => {}
-            }
-        }
-        anyhow::bail!("no code")
     }
 
     /// What becomes of all nodes from now on, after what they are now. Empty at once if the station is not up.
@@ -139,6 +103,50 @@ impl RealStation {
         let selector = Selector::all();
         self.fleet.perform(Request::Watch { selector }).await
     }
+}
+
+/// Starts a real node that joins this fleet, with its state in `dir/NAME`.
+///
+/// # Errors
+/// If there is no code for it.
+pub async fn spawn_node(fleet: &Fleet, dir: &Path, name: &str, config: &str) -> anyhow::Result<Process> {
+    let code = invite(fleet).await?;
+    let state_dir = dir.join(name);
+    std::fs::create_dir_all(&state_dir)?;
+    let file = state_dir.join("node.toml");
+    std::fs::write(&file, format!("name = \"{name}\"\n{config}"))?;
+    Ok(Process::spawn(node_command(&state_dir, &file, &code), name, dir))
+}
+
+async fn invite(fleet: &Fleet) -> anyhow::Result<String> {
+    let request = Request::Invite {
+        role: Role::Node,
+        uses: 1,
+        valid_for_ms: u64::try_from(CODE_VALID.as_millis())?,
+    };
+    let mut events = fleet.perform(request).await;
+    while let Some(event) = events.recv().await {
+        match event {
+            Event::Invitation(view) => return Ok(view.code),
+            Event::Failed { message, .. } => anyhow::bail!(message),
+            Event::Targets { .. }
+            | Event::Progress { .. }
+            | Event::Stage { .. }
+            | Event::Acknowledged { .. }
+            | Event::Delivery(_)
+            | Event::Node(_)
+            | Event::Note { .. }
+            | Event::Membership(_)
+            | Event::Member(_)
+            | Event::Pending(_)
+            | Event::Command(_)
+            | Event::About(_)
+            | Event::Past(_)
+            | Event::Audit(_)
+            | Event::End => {}
+        }
+    }
+    anyhow::bail!("no code")
 }
 
 /// A node's process that joins with a code; afterwards the code is of no account.

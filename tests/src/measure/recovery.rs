@@ -1,4 +1,5 @@
-//! A station starts again: how long until its store is open and it knows what is still to be done.
+//! A station starts again: how long until its store is open and it knows what is still to be done. And a node: until
+//! its journal is read and written anew.
 
 use std::path::Path;
 use std::time::Duration;
@@ -7,9 +8,13 @@ use ground_station::store::deliveries::{Origin, apply};
 use ground_station::store::moment::Moment;
 use ground_station::store::{STORE_FILE, Store, prepare};
 use rusqlite::Connection;
+use swarm_node::journal::Journal;
 use swarm_shared::net::clock;
+use swarm_shared::net::journal::{JOURNAL_FILE, JournalFile, StdDisk};
 use swarm_shared::proto::delivery::CommandId;
 use swarm_shared::proto::delivery::book::{Change, Issued, IssuedTo, Order, Standing};
+use swarm_shared::proto::delivery::ledger::{WINDOW_IDENTITIES, WINDOW_ISSUERS};
+use swarm_shared::proto::delivery::record::{Digest, Record, StoredReply};
 use swarm_shared::proto::id::{NodeName, PeerId};
 use swarm_shared::proto::outcome::Reply;
 use swarm_shared::proto::wire::Lane;
@@ -126,4 +131,84 @@ fn order(id: CommandId) -> Order {
         lane: Lane::Control,
         life_ms: 3_600_000,
     }
+}
+
+/// Fills a node's journal up to the record before its next snapshot, and opens it `runs` times: with the commands of one
+/// station, and with as many as a journal can know.
+///
+/// # Errors
+/// If the disk is full, or not everything is read.
+pub async fn node(runs: usize, dir: &Path) -> anyhow::Result<()> {
+    let mut table = Table::new();
+    for issuers in [1, WINDOW_ISSUERS] {
+        let dir = tempfile::tempdir_in(dir)?;
+        let full = full_journal(dir.path(), u8::try_from(issuers)?)?;
+        let mut opened = Samples::default();
+        let mut records = 0;
+        for _ in 0..runs {
+            // As it was: opening ends with a snapshot.
+            std::fs::write(dir.path().join(JOURNAL_FILE), &full)?;
+            std::fs::File::open(dir.path().join(JOURNAL_FILE))?.sync_all()?;
+            let started = clock::now();
+            let (journal, _ledger, recovery) = Journal::open(dir.path())?;
+            opened.add(clock::since(started).as_secs_f64() * 1_000.0);
+            anyhow::ensure!(
+                recovery.damage.is_none() && recovery.fault.is_none(),
+                "not everything is read: {recovery:?}"
+            );
+            records = recovery.records;
+            journal.close().await;
+        }
+        let known = issuers * WINDOW_IDENTITIES;
+        table.row(
+            format!("a full journal of {known} known commands, {records} records: open"),
+            "ms",
+            &opened,
+        );
+        let mut size = Samples::default();
+        size.add(full.len() as f64 / 1_048_576.0);
+        table.row("  its file", "MiB", &size);
+    }
+    Ok(table.print()?)
+}
+
+/// What the file of a journal holds just before it is written anew, all of whose windows are full.
+fn full_journal(dir: &Path, issuers: u8) -> anyhow::Result<Vec<u8>> {
+    let path = dir.join(JOURNAL_FILE);
+    let (mut journal, _) = JournalFile::open(StdDisk::new(dir));
+    let window = WINDOW_IDENTITIES as u64;
+    for issuer in 0..issuers {
+        journal.append(&commands_of(issuer, 0..window))?;
+    }
+    let snapshots = journal.stats().snapshots;
+    // Small beside the bound, and few enough to be quick.
+    let step = if issuers == 1 { 8 } else { 256 };
+    for first in (window..).step_by(step) {
+        let before = std::fs::read(&path)?;
+        let issuer = u8::try_from(first / step as u64 % u64::from(issuers))?;
+        journal.append(&commands_of(issuer, first..first + step as u64))?;
+        if journal.stats().snapshots > snapshots {
+            return Ok(before);
+        }
+    }
+    anyhow::bail!("it is never written anew")
+}
+
+/// Begun and ended, with an answer of usual length.
+fn commands_of(issuer: u8, numbers: std::ops::Range<u64>) -> Vec<Record> {
+    let of = |seq| {
+        let id = CommandId {
+            issuer: PeerId([issuer; 32]),
+            epoch: 1,
+            seq,
+        };
+        let started = Record::Started {
+            id,
+            digest: Digest(seq.to_be_bytes()),
+            idempotent: false,
+        };
+        let reply = StoredReply::new(&Reply::done("LED set to #ff0000".into()));
+        [started, Record::Ended { id, reply }]
+    };
+    numbers.flat_map(of).collect()
 }

@@ -7,18 +7,22 @@ use clap::ValueEnum;
 use ground_station::control::CONTROL_SOCKET;
 use ground_station::fleet::{Event, FileToSend, FilesToSend, Fleet, Request};
 use swarm_shared::net::clock;
+use swarm_shared::proto::outcome::Outcome;
 use swarm_shared::proto::selector::Selector;
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 
 use super::fanout::{end_of, ping};
 use super::file::write_random;
+use super::stop::{release, stop};
 use super::{Samples, Table};
 use crate::fleet::{Field, Invite, Place};
 use crate::lab::Lab;
 
 /// Between two commands: they must not be the load themselves.
 const PAUSE: Duration = Duration::from_millis(20);
+/// Between a release and the next stop.
+const STOP_PAUSE: Duration = Duration::from_millis(400);
 /// Commands over the empty link, to compare with.
 const QUIET_RUNS: usize = 100;
 /// How long the file has the link before its steady state is measured.
@@ -36,7 +40,8 @@ pub enum Direction {
     Fetch,
 }
 
-/// Measures on a link of `rate` with a `queue`, while a file of `mib` MiB is on its way for so many seconds.
+/// Measures on a link of `rate` with a `queue`, while a file of `mib` MiB is on its way: commands for so many seconds,
+/// then so many emergency stops, each with its release. Only links carry the stops: there are no datagrams.
 ///
 /// # Errors
 /// If there is no laboratory, or a command or the file does not arrive.
@@ -45,6 +50,7 @@ pub async fn run(
     queue: &str,
     direction: Direction,
     seconds: u64,
+    stops: usize,
     mib: u64,
 ) -> anyhow::Result<()> {
     let lab = Lab::new(3).map_err(|why| anyhow::anyhow!("no laboratory: {why}"))?;
@@ -112,10 +118,22 @@ pub async fn run(
     }
     table.row("  while a file begins, its first 3 s", "ms", &first);
     table.row("  while it keeps the link busy", "ms", &steady);
+    let (mut stopped, mut latched) = (Samples::default(), Samples::default());
+    for _run in 0..stops {
+        let times = stop_and_release(&fleet).await?;
+        ensure!(
+            file.take(&mut moving)?,
+            "the file was through too soon: take a larger one"
+        );
+        stopped.add(times[0]);
+        latched.add(times[1]);
+        sleep(STOP_PAUSE).await;
+    }
+    table.row("an emergency stop meanwhile, until its report", "ms", &stopped);
+    table.row("  until the report that it is on disk", "ms", &latched);
     let mut speed = Samples::default();
     speed.add(file.mib_per_second().context("the file did not move")?);
     table.row("the file meanwhile", "MiB/s", &speed);
-    // An emergency stop under the same load belongs here.
     Ok(table.print()?)
 }
 
@@ -125,6 +143,27 @@ async fn round_trip(fleet: &Fleet) -> anyhow::Result<f64> {
     let done = end_of(fleet, ping()).await?;
     ensure!(done == 1, "the node did not answer");
     Ok(clock::since(started).as_secs_f64() * 1_000.0)
+}
+
+/// In milliseconds, until the node is stopped and until its journal has it.
+async fn stop_and_release(fleet: &Fleet) -> anyhow::Result<[f64; 2]> {
+    let started = clock::now();
+    let mut events = fleet.perform(stop()).await;
+    let (mut stopped, mut latched) = (None, None);
+    while let Some(event) = events.recv().await {
+        let ms = clock::since(started).as_secs_f64() * 1_000.0;
+        if let Event::Acknowledged { .. } = event {
+            stopped = Some(ms);
+        } else if let Event::Delivery(delivery) = event {
+            ensure!(delivery.state == Outcome::Done, "not stopped: {delivery:?}");
+            latched = Some(ms);
+        } else if let Event::Failed { message, .. } = event {
+            anyhow::bail!(message);
+        }
+    }
+    let latched = latched.context("the node does not say that it is stopped")?;
+    ensure!(end_of(fleet, release()).await? == 1, "the node is not released");
+    Ok([stopped.unwrap_or(latched), latched])
 }
 
 /// How far the file is.

@@ -7,10 +7,15 @@ use std::io::Write as _;
 pub struct Samples(Vec<f64>);
 
 impl Samples {
-    /// One more.
+    /// None yet.
+    pub const fn new() -> Self {
+        Self(Vec::new())
+    }
+
+    /// One more. They are in order at any time.
     pub fn add(&mut self, value: f64) {
-        self.0.push(value);
-        self.0.sort_unstable_by(f64::total_cmp);
+        let at = self.0.partition_point(|have| have.total_cmp(&value).is_lt());
+        self.0.insert(at, value);
     }
 
     /// How many.

@@ -10,7 +10,7 @@ const CALM_MS: u64 = 1_500;
 /// From then on nothing goes wrong any more.
 pub(super) const HEAL_MS: u64 = 9_000;
 /// What is still open so long after healing hangs.
-pub(super) const SETTLE_MS: u64 = 20_000;
+pub(super) const SETTLE_MS: u64 = 12_000;
 
 /// The station.
 pub(super) const STATION: HostId = 0;

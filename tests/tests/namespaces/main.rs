@@ -4,3 +4,4 @@ mod changes;
 mod means;
 mod rig;
 mod silence;
+mod stop;

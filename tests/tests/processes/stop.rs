@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use swarm_tests::binaries;
 use swarm_tests::fleet::{Fleet, PATIENCE, text};
-use swarm_tests::process::{Signal, wait_until};
+use swarm_tests::process::{Signal, Stream, wait_until};
 
 /// Its own command leaves a mark; it fails on `n2`.
 fn with_command(node: &mut swarm_tests::fleet::Node) {
@@ -94,6 +95,131 @@ fn a_stop_lasts_over_a_kill_until_each_node_is_released() {
 }
 
 #[test]
+fn stops_and_releases_are_in_the_history_and_a_stopped_node_says_so_everywhere() {
+    let mut fleet = Fleet::linked(3);
+    fleet.nodes[2].end(Signal::KILL);
+    fleet.station.wait_state("n3", "offline");
+    let ran = fleet
+        .station
+        .run(&["stop", "all,n9", "--timeout", "1s"])
+        .expect(4);
+    let ran = ran.says("no node matches \"n9\"");
+    assert_eq!(ran.json().len(), 3);
+    let told = fleet.station.run(&["call", "n1", "telemetry"]).expect(0).of("n1");
+    assert!(text(&told["value"], "stopped").contains("number"), "{told}");
+    let told = fleet.station.run(&["call", "n1", "selfcheck"]).expect(1).of("n1");
+    assert!(text(&told, "error").contains("emergency stop: STOPPED"), "{told}");
+    // A node that comes back says it of itself, and its release ends that.
+    fleet.nodes[1].end(Signal::TERM);
+    fleet.station.wait_state("n2", "offline");
+    fleet.nodes[1].start(&[]);
+    let failing = |nodes: &[serde_json::Value]| {
+        let check = nodes
+            .iter()
+            .find(|node| node["node"] == "n2")
+            .map(|node| node["checks"].to_string());
+        check.is_some_and(|checks| checks.contains("STOPPED"))
+    };
+    fleet
+        .station
+        .wait_nodes("its check says that it is stopped", failing);
+    fleet
+        .station
+        .run(&["release", "n1,n2,n8"])
+        .expect(0)
+        .says("no node matches \"n8\"");
+    fleet
+        .station
+        .wait_nodes("its check says that it is not", |nodes| {
+            !failing(nodes)
+                && nodes
+                    .iter()
+                    .any(|node| node["node"] == "n2" && node["state"] == "online")
+        });
+
+    let rows = fleet.station.run(&["history"]).expect(0).json();
+    let row = |kind: &str| {
+        let rows: Vec<_> = rows.iter().filter(|row| row["kind"] == kind).collect();
+        assert_eq!(rows.len(), 1, "{rows:?}");
+        rows[0].clone()
+    };
+    let (stop, release) = (row("stop"), row("release"));
+    assert_eq!(
+        (text(&stop, "selector"), text(&release, "selector")),
+        ("all,n9", "n1,n2,n8")
+    );
+    let number = stop["command"].to_string();
+    let ends = fleet.station.run(&["history", &number]);
+    let states = ["n1", "n2", "n3"].map(|node| ends.state(node));
+    assert_eq!(states, ["done", "done", "no-answer"]);
+    fleet.station.run(&["history", &number, "--retry"]).expect(2);
+    let number = release["command"].to_string();
+    let ends = fleet.station.run(&["history", &number]).expect(0);
+    assert_eq!(["n1", "n2"].map(|node| ends.state(node)), ["done", "done"]);
+    let audit = fleet.station.run(&["history", "--audit"]).expect(0).json();
+    for what in ["stop", "release"] {
+        assert_eq!(
+            audit.iter().filter(|row| row["what"] == what).count(),
+            1,
+            "{audit:?}"
+        );
+    }
+}
+
+#[test]
+fn without_serve_a_stop_links_by_itself_and_an_interrupt_names_the_missing() {
+    let mut fleet = Fleet::linked(2);
+    fleet.nodes[1].end(Signal::KILL);
+    fleet.station.wait_state("n2", "offline");
+    fleet.station.end(Signal::TERM);
+    let mut stop = fleet.station.start(&["stop"]);
+    wait_until(PATIENCE, "who is there stops", || {
+        fleet.nodes[0].status()["stopped"].is_string()
+    });
+    stop.process()
+        .wait_line(Stream::Err, PATIENCE, "it names the missing", |line| {
+            line.contains("1 of 2 answered; NO ANSWER from n2; still trying")
+        });
+    stop.signal(Signal::INT);
+    let ran = stop.finish(PATIENCE).expect(4);
+    assert_eq!([ran.state("n1"), ran.state("n2")], ["done", "no-answer"]);
+    assert!(text(&ran.of("n2"), "error").contains("interrupted"), "{ran:#?}");
+
+    fleet.nodes[1].start(&[]);
+    let ran = fleet.station.run(&["stop"]).expect(0);
+    assert_eq!([ran.state("n1"), ran.state("n2")], ["done", "done"]);
+    // Each is in the history, though nobody waited for the disk.
+    let rows = fleet.station.run(&["history"]).expect(0).json();
+    let stops: Vec<_> = rows.iter().filter(|row| row["kind"] == "stop").collect();
+    assert_eq!(stops.len(), 2, "{rows:?}");
+    let ends = fleet.station.run(&["history", &stops[1]["command"].to_string()]);
+    assert_eq!([ends.state("n1"), ends.state("n2")], ["done", "no-answer"]);
+    fleet.station.run(&["release", "all"]).expect(0);
+}
+
+#[test]
+fn the_demo_ends_with_a_stop_and_its_release() {
+    let output = std::process::Command::new(&binaries().station)
+        .args(["--json", "demo"])
+        .output()
+        .expect("it runs");
+    let out = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        output.status.success(),
+        "{out}\n{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let steps: Vec<&str> = out.lines().rev().take(3).collect();
+    for (step, wanted) in
+        steps
+            .iter()
+            .zip(["released all", "refused while stopped", "EMERGENCY STOP of all 5"])
+    {
+        assert!(step.contains(wanted), "{out}");
+    }
+}
+
+#[test]
 fn a_command_that_had_not_ended_at_the_kill_runs_again_and_absent_nodes_are_named() {
     let mut fleet = Fleet::linked_with(2, |node| {
         let file = node.dir.join("landed").display().to_string();
@@ -161,6 +287,12 @@ fn a_lost_link_runs_its_command_once_for_each_loss() {
             status["lost_link"]
                 .as_str()
                 .is_some_and(|text| text.contains("heard again"))
+        });
+        // The operator sees it.
+        fleet.station.wait_nodes("the node tells of it", |nodes| {
+            nodes[0]["warnings"]
+                .to_string()
+                .contains(&format!("for the {loss}. time"))
         });
     }
 }

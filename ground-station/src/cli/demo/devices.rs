@@ -180,6 +180,10 @@ roots = {{ shows = {shows} }}
 command = ["/bin/sh", "-c", 'echo "$1" >> "$0" && echo "led is $1"', {led}, "{{color}}"]
 args.color = {{ type = "string", pattern = "^#[0-9a-f]{{6}}$", default = "#ffffff" }}
 timeout = "5s"
+
+[emergency_stop]
+command = ["/bin/sh", "-c", 'echo "#000000" >> "$0"', {led}]
+timeout = "5s"
 "##
     )
 }

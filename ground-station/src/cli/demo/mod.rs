@@ -1,4 +1,5 @@
-//! `demo`: a fleet on this machine, from nothing to a lost node that comes back, with real processes.
+//! `demo`: a fleet on this machine, from nothing to a lost node that comes back and an emergency stop, with real
+//! processes.
 //!
 //! Everything lives in one throw-away directory and on loopback. Each step prints what it did and how long it took;
 //! the first that fails ends the demo with its name, and exit status 1.
@@ -13,6 +14,7 @@ use serde_json::json;
 use swarm_shared::net::{clock, random};
 use swarm_shared::proto::hex;
 use swarm_shared::proto::message::Arguments;
+use swarm_shared::proto::outcome::Outcome;
 use swarm_shared::proto::selector::Selector;
 use swarm_shared::proto::trust::Role;
 use swarm_shared::proto::wire::Lane;
@@ -200,7 +202,9 @@ impl<'a> Demo<'a> {
         self.ping_all().await?;
         self.light_some().await?;
         self.send_file().await?;
-        self.lose_and_regain().await
+        self.lose_and_regain().await?;
+        self.stop_all().await?;
+        self.release_all().await
     }
 
     async fn find(&mut self) -> Result<(), CliError> {
@@ -230,25 +234,16 @@ impl<'a> Demo<'a> {
 
     async fn ping_all(&mut self) -> Result<(), CliError> {
         let begun = clock::now();
-        let report = self
-            .command("ping all", Selector::all(), "ping", json!({}), STEP_MAX)
-            .await?;
+        let request = command(Selector::all(), "ping", json!({}), STEP_MAX);
+        let report = self.deliver("ping all", request).await?;
         self.step("pinged all", begun)?;
         self.say(&indented(&report.groups(self.screen.style)))
     }
 
     async fn light_some(&mut self) -> Result<(), CliError> {
         let begun = clock::now();
-        let selector = selector("tag:row=1")?;
-        let report = self
-            .command(
-                "run an action",
-                selector,
-                "led",
-                json!({ "color": "#00ff88" }),
-                STEP_MAX,
-            )
-            .await?;
+        let request = led(selector("tag:row=1")?, "#00ff88", STEP_MAX);
+        let report = self.deliver("run an action", request).await?;
         self.step(
             "ran an action that its nodes define, `led color=#00ff88`, on tag:row=1",
             begun,
@@ -324,40 +319,55 @@ impl<'a> Demo<'a> {
         self.say(&indented(&report.groups(self.screen.style)))
     }
 
-    /// Sends a command to a node that is away: it waits there.
-    async fn queue(&mut self, name: &str) -> Result<mpsc::Receiver<Event>, CliError> {
-        let arguments = arguments(json!({ "color": "#ff0000" }));
-        let wait = to_ms(WAIT_FOR_LOST);
-        let request = Request::Command {
-            selector: selector(name)?,
-            action: "led".to_owned(),
-            arguments,
-            lane: Lane::Control,
-            ttl_ms: wait,
-            timeout_ms: wait,
-            batch: None,
+    async fn stop_all(&mut self) -> Result<(), CliError> {
+        let begun = clock::now();
+        let request = Request::Stop {
+            selector: Selector::all(),
+            timeout_ms: Some(to_ms(STEP_MAX)),
         };
-        Ok(self.fleet.perform(request).await)
+        let mut events = self.fleet.perform(request).await;
+        let (mut report, mut answers, mut last) = (Report::default(), Vec::new(), 0.0_f64);
+        while let Some(event) = events.recv().await {
+            report.add(&event);
+            if let Event::Acknowledged { node, ms } = &event {
+                last = last.max(*ms);
+                answers.push(format!("{} {}", node.node, milliseconds(*ms)));
+            }
+        }
+        self.check("stop all", &report)?;
+        let all = report.counts().1;
+        // It takes longer than this until all is said: five rounds of datagrams go out in any case.
+        let last = milliseconds(last);
+        let what = format!("EMERGENCY STOP of all {all}, acknowledged within {last}; each put its LED out");
+        self.step(&what, begun)?;
+        self.say(&format!("  {}", answers.join(", ")))?;
+
+        let begun = clock::now();
+        let request = led(Selector::all(), "#00ff88", STEP_MAX);
+        let report = collect(self.fleet.perform(request).await).await;
+        if !report.all_are(Outcome::Refused) {
+            return Err(self.not_as_wanted("act while stopped", &report));
+        }
+        self.step("asked all for `led color=#00ff88`: refused while stopped", begun)
     }
 
-    async fn command(
-        &mut self,
-        step: &str,
-        selector: Selector,
-        action: &str,
-        kwargs: serde_json::Value,
-        patience: Duration,
-    ) -> Result<Report, CliError> {
-        let request = Request::Command {
-            selector,
-            action: action.to_owned(),
-            arguments: arguments(kwargs),
-            lane: Lane::Control,
-            ttl_ms: to_ms(patience),
-            timeout_ms: to_ms(patience),
-            batch: None,
+    async fn release_all(&mut self) -> Result<(), CliError> {
+        let begun = clock::now();
+        let request = Request::Release {
+            selector: Selector::all(),
+            timeout_ms: to_ms(STEP_MAX),
         };
-        self.deliver(step, request).await
+        self.deliver("release all", request).await?;
+        let request = led(Selector::all(), "#00ff88", STEP_MAX);
+        let report = self.deliver("act after the release", request).await?;
+        self.step("released all, and asked again", begun)?;
+        self.say(&indented(&report.groups(self.screen.style)))
+    }
+
+    /// Sends a command to a node that is away: it waits there.
+    async fn queue(&mut self, name: &str) -> Result<mpsc::Receiver<Event>, CliError> {
+        let request = led(selector(name)?, "#ff0000", WAIT_FOR_LOST);
+        Ok(self.fleet.perform(request).await)
     }
 
     /// Carries a request out; anything but `done` everywhere fails the step.
@@ -371,11 +381,12 @@ impl<'a> Demo<'a> {
         if report.exit_status() == 0 && report.counts().1 > 0 {
             return Ok(());
         }
+        Err(self.not_as_wanted(step, report))
+    }
+
+    fn not_as_wanted(&self, step: &str, report: &Report) -> CliError {
         let groups = report.groups(self.screen.style);
-        Err(CliError::failed(format!(
-            "demo: {step}:\n{groups}\n{}",
-            self.devices.logs()
-        )))
+        CliError::failed(format!("demo: {step}:\n{groups}\n{}", self.devices.logs()))
     }
 
     /// Follows what happens to nodes until it is as wanted.
@@ -421,7 +432,7 @@ impl<'a> Demo<'a> {
         let state_dir = self.place.join("station");
         let verb = format!("{} --state-dir {}", program.display(), state_dir.display());
         self.say(&format!(
-            "\nit stays up; try, in another terminal:\n  {verb} nodes --watch\n  {verb} call 'drone-*' led color=#0088ff\n\
+            "\nit stays up; try, in another terminal:\n  {verb} nodes --watch\n  {verb} call 'drone-*' led color=#0088ff\n  {verb} stop\n\
              Ctrl-C ends it"
         ))?;
         interrupted().await
@@ -470,10 +481,23 @@ async fn collect(mut events: mpsc::Receiver<Event>) -> Report {
     report
 }
 
-fn arguments(kwargs: serde_json::Value) -> Arguments {
-    Arguments {
-        args: Vec::new(),
-        kwargs: kwargs.as_object().cloned().unwrap_or_default(),
+/// The action that the demo's devices define.
+fn led(selector: Selector, color: &str, patience: Duration) -> Request {
+    command(selector, "led", json!({ "color": color }), patience)
+}
+
+fn command(selector: Selector, action: &str, kwargs: serde_json::Value, patience: Duration) -> Request {
+    Request::Command {
+        selector,
+        action: action.to_owned(),
+        arguments: Arguments {
+            args: Vec::new(),
+            kwargs: kwargs.as_object().cloned().unwrap_or_default(),
+        },
+        lane: Lane::Control,
+        ttl_ms: to_ms(patience),
+        timeout_ms: to_ms(patience),
+        batch: None,
     }
 }
 

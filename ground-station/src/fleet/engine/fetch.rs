@@ -380,7 +380,12 @@ mod tests {
         let store = crate::store::Store::open(state.path()).await.expect("a store");
         let shared = Shared {
             keeper: crate::fleet::engine::keeper::Task::channel().0,
-            stops: Arc::new(super::super::stop::Stops::new(0, store, None)),
+            stops: Arc::new(super::super::stop::Stops::new(
+                0,
+                store,
+                None,
+                tokio_util::task::TaskTracker::new(),
+            )),
             endpoint: endpoint.clone(),
             next_id: Arc::new(AtomicU64::new(1)),
             epoch: 1,

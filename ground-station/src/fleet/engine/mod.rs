@@ -54,7 +54,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::{Call, Event, Failure, Fleet, Request, archive};
+use super::{Call, CommandKind, Event, Failure, Fleet, Request, archive};
 use crate::config::Config;
 use crate::store::{Origin, Store, StoreError};
 use office::Office;
@@ -65,6 +65,9 @@ use watchers::Watchers;
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// How often a waiting `nodes` looks whether all are there.
 const LOOK_STEP: Duration = Duration::from_millis(20);
+
+/// How many terms that mean nobody are named in a note.
+const UNMATCHED_SHOWN: usize = 8;
 
 /// What an engine is started with.
 #[derive(Clone, Debug)]
@@ -196,6 +199,7 @@ impl Engine {
                     store.stop_number().await?,
                     store.clone(),
                     means.pings.map(|port| (presence.interfaces.clone(), port)),
+                    tasks.clone(),
                 )),
                 routes: fetch::Routes::default(),
                 sends: Arc::new(Semaphore::new(send::NODES_AT_ONCE)),
@@ -381,7 +385,10 @@ impl Task {
             PeerEvent::Frame { peer, frame, .. } if frame.header.kind == Some(Kind::Stopped) => {
                 match frame.read::<Stopped>() {
                     Ok(report) => {
-                        self.roll.stopped(peer.id, &report);
+                        if let Some(link) = self.roll.stopped(peer.id, &report) {
+                            self.tasks
+                                .spawn(commands::self_check(self.shared.clone(), link, checks.clone()));
+                        }
                         self.shared.stops.reported(peer.id, report);
                     }
                     Err(error) => {
@@ -596,21 +603,22 @@ impl Task {
             }
             Request::Stop { selector, timeout_ms } => {
                 let targets = self.roll.targets(&selector);
-                let nobody = self.nobody(&selector);
-                let timeout = timeout_ms.map(Duration::from_millis);
-                self.tasks.spawn(stop::run(
-                    self.shared.clone(),
-                    targets,
+                let asked = stop::Asked {
+                    nobody: self.nobody(&selector),
+                    note: self.unmatched(&selector),
+                    timeout: timeout_ms.map(Duration::from_millis),
                     selector,
-                    nobody,
-                    timeout,
-                    events,
-                ));
+                    origin,
+                };
+                self.tasks
+                    .spawn(stop::run(self.shared.clone(), targets, asked, events));
             }
             Request::Release { selector, timeout_ms } => {
                 let Some(targets) = self.targets(&selector, &events) else {
                     return;
                 };
+                let record = stop::record(CommandKind::Release, &selector, &targets, timeout_ms, origin);
+                let events = recorder::transfer(&self.tasks, self.store.clone(), record, events);
                 let timeout = Duration::from_millis(timeout_ms);
                 self.tasks
                     .spawn(stop::release(self.shared.clone(), targets, timeout, events));
@@ -710,7 +718,25 @@ impl Task {
             let _caller_gone = events.try_send(Event::failed(Failure::NobodyMatched, self.nobody(selector)));
             return None;
         }
+        if let Some(note) = self.unmatched(selector) {
+            let _caller_gone = events.try_send(Event::note(note));
+        }
         Some(targets)
+    }
+
+    /// What to tell whoever named somebody who does not exist, beside others who do.
+    fn unmatched(&self, selector: &Selector) -> Option<String> {
+        let unmatched = self.roll.unmatched(selector);
+        let shown: Vec<String> = unmatched
+            .iter()
+            .take(UNMATCHED_SHOWN)
+            .map(|term| format!("{term:?}"))
+            .collect();
+        let more = match unmatched.len().saturating_sub(UNMATCHED_SHOWN) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        (!unmatched.is_empty()).then(|| format!("no node matches {}{more}", shown.join(", ")))
     }
 
     fn nobody(&self, selector: &Selector) -> String {
@@ -751,7 +777,11 @@ impl Task {
             let found = if views.is_empty() && look.selector != Selector::all() {
                 vec![Event::failed(Failure::NobodyMatched, self.nobody(&look.selector))]
             } else {
-                views.into_iter().map(Event::Node).chain([Event::End]).collect()
+                let note = self.unmatched(&look.selector).filter(|_| !views.is_empty());
+                let note = note.map(Event::note).into_iter();
+                note.chain(views.into_iter().map(Event::Node))
+                    .chain([Event::End])
+                    .collect()
             };
             self.tasks
                 .spawn(async move { say_all(&look.events, found).await });

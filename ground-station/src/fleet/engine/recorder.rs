@@ -1,7 +1,7 @@
-//! Notes in the store what passes by on its way to whoever asked: transfers of files with each of their ends, and who
-//! did what to the fleet. A store that fails is told in the log; it never holds up what is asked.
+//! Notes in the store what passes by on its way to whoever asked: transfers of files, stops and releases with each of
+//! their ends, and who did what to the fleet. A store that fails is told in the log; it never holds up what is asked.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use swarm_shared::net::clock;
@@ -81,6 +81,42 @@ async fn pass_transfer(
     keep(&store, number, ends.collect()).await;
 }
 
+/// Notes something that waits for no disk, a stop: its ends are handed over here, where there is room for each target's,
+/// and go their way to whoever asked by themselves. What has not ended when the sender goes is noted as `given_up`.
+pub(super) fn beside(
+    tasks: &TaskTracker,
+    store: Store,
+    record: Record,
+    given_up: Reply,
+) -> mpsc::Sender<PartEnd> {
+    let (to, mut from) = mpsc::channel(record.deliveries.len().max(1));
+    tasks.spawn(async move {
+        let mut open: BTreeSet<PeerId> = record.deliveries.iter().map(|to| to.node.id).collect();
+        let what = record.action.clone();
+        let number = match store.record(record).await {
+            Ok(number) => Some(number),
+            Err(error) => {
+                tracing::error!(%error, what, "not in the history");
+                None
+            }
+        };
+        let mut batch: Vec<PartEnd> = Vec::new();
+        while from.recv_many(&mut batch, EVENTS_MAX).await > 0 {
+            for end in &batch {
+                open.remove(&end.node);
+            }
+            keep(&store, number, std::mem::take(&mut batch)).await;
+        }
+        let left = open.into_iter().map(|node| PartEnd {
+            node,
+            part: 0,
+            reply: given_up.clone(),
+        });
+        keep(&store, number, left.collect()).await;
+    });
+    to
+}
+
 /// The end that an event tells of. A node's files end in their order.
 fn end(event: &Event, open: &mut BTreeMap<PeerId, Vec<u32>>) -> Option<PartEnd> {
     let Event::Delivery(delivery) = event else {
@@ -116,7 +152,7 @@ async fn keep(store: &Store, number: Option<u64>, ends: Vec<PartEnd>) {
         && !ends.is_empty()
         && let Err(error) = store.record_ends(number, ends).await
     {
-        tracing::error!(%error, "ends of a transfer are not in the history");
+        tracing::error!(%error, number, "ends are not in the history");
     }
 }
 
@@ -132,14 +168,14 @@ pub(super) fn audited(request: &Request) -> Option<(&'static str, String)> {
         Request::Join { .. } => Some(("join", "another station's fleet".to_owned())),
         Request::Accept { node } => Some(("accept", node.clone())),
         Request::Revoke { node } => Some(("revoke", node.clone())),
-        Request::Stop { selector, .. } => Some(("stop", selector.as_str().to_owned())),
-        Request::Release { selector, .. } => Some(("release", selector.as_str().to_owned())),
         Request::Nodes { .. }
         | Request::Watch { .. }
         | Request::Targets { .. }
         | Request::Command { .. }
         | Request::SendFiles { .. }
         | Request::Fetch { .. }
+        | Request::Stop { .. }
+        | Request::Release { .. }
         | Request::Pending
         | Request::Members
         | Request::History { .. }

@@ -7,8 +7,7 @@ use std::time::Instant;
 use swarm_shared::net::clock;
 use swarm_shared::net::peer::{PeerInfo, PeerLink};
 use swarm_shared::proto::id::{NodeName, PeerId, PeerKind};
-use swarm_shared::proto::message::Stopped;
-use swarm_shared::proto::message::{Offer, OfferedClass};
+use swarm_shared::proto::message::{LOST_LINK_CHECK, Offer, OfferedClass, Stopped};
 use swarm_shared::proto::selector::{Selector, Target as Matched};
 use swarm_shared::proto::trust::Membership;
 use tokio::sync::watch;
@@ -116,6 +115,10 @@ impl Member {
                 stop.issuer.short()
             )
         }));
+        // What it did on its own is to be seen even if it went well.
+        let lost = self.checks.iter().flatten();
+        let lost = lost.filter(|check| check.ok && check.name == LOST_LINK_CHECK);
+        warnings.extend(lost.filter_map(|check| Some(format!("{}: {}", check.name, check.text.as_ref()?))));
         NodeView {
             stopped: self.stopped.clone(),
             node: self.row.name.clone(),
@@ -217,16 +220,18 @@ impl Roll {
         }
     }
 
-    /// How a node's emergency stop stands.
-    pub(super) fn stopped(&mut self, id: PeerId, report: &Stopped) {
-        if let Some(member) = self.0.get_mut(&id) {
-            member.stopped = report.stopped.then(|| StopView {
-                issuer: report.issuer,
-                number: report.number,
-                latched: report.latched,
-                error: report.error.clone(),
-            });
-        }
+    /// How a node's emergency stop stands. Its link, if a stop has just ended there: its checks said otherwise.
+    pub(super) fn stopped(&mut self, id: PeerId, report: &Stopped) -> Option<PeerLink> {
+        let member = self.0.get_mut(&id)?;
+        let now = report.stopped.then(|| StopView {
+            issuer: report.issuer,
+            number: report.number,
+            latched: report.latched,
+            error: report.error.clone(),
+        });
+        let was = std::mem::replace(&mut member.stopped, now);
+        let released = was.is_some() && !report.stopped;
+        member.link.clone().filter(|_| released)
     }
 
     pub(super) fn silent(&mut self, id: PeerId, silent: bool) {
@@ -333,6 +338,13 @@ impl Roll {
             .collect();
         targets.sort_by(|a, b| a.node.cmp(&b.node));
         targets
+    }
+
+    /// The terms of a selector that mean nobody.
+    pub(super) fn unmatched(&self, selector: &Selector) -> Vec<String> {
+        let of_nobody = |term: &Selector| !self.nodes().any(|member| member.matches(term));
+        let terms = selector.terms().filter(of_nobody);
+        terms.map(|term| term.to_string()).collect()
     }
 
     /// Whether all that a selector means are linked and have checked themselves.

@@ -29,12 +29,14 @@ use swarm_shared::proto::trust::gate::{Wish, permit};
 use swarm_shared::proto::wire::{Frame, Kind, Lane};
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinSet;
+use tokio_util::task::TaskTracker;
 
-use super::Shared;
-use super::commands;
 use super::roll::Target;
-use crate::fleet::{Delivery, Event, Failure};
-use crate::store::Store;
+use super::{Shared, commands, recorder};
+use crate::duration::to_ms;
+use crate::fleet::{CommandKind, Delivery, Event, Failure};
+use crate::store::deliveries::{Record, RecordTo};
+use crate::store::{Origin, PartEnd, Store};
 
 /// News that wait for one stop; one that falls behind asks again every second anyway.
 const NEWS_MAX: usize = 4_096;
@@ -53,6 +55,8 @@ pub(super) struct Stops {
     /// The newest report of each node that is stopped, and linked since.
     reports: Mutex<BTreeMap<PeerId, Stopped>>,
     datagrams: Option<(watch::Receiver<Interfaces>, u16)>,
+    /// What is written down later, and waited for at shutdown.
+    tasks: TaskTracker,
 }
 
 #[derive(Clone, Debug)]
@@ -67,6 +71,7 @@ impl Stops {
         given: u64,
         store: Store,
         datagrams: Option<(watch::Receiver<Interfaces>, u16)>,
+        tasks: TaskTracker,
     ) -> Self {
         Self {
             given: AtomicU64::new(given),
@@ -74,6 +79,7 @@ impl Stops {
             news: broadcast::Sender::new(NEWS_MAX),
             reports: Mutex::default(),
             datagrams,
+            tasks,
         }
     }
 
@@ -178,18 +184,56 @@ struct Stopper {
     shouter: Shouter,
     started: Instant,
     acknowledged: BTreeMap<PeerId, f64>,
+    /// The history, once the first orders are out.
+    history: Option<mpsc::Sender<PartEnd>>,
+}
+
+/// What is asked of [`run`].
+#[derive(Debug)]
+pub(super) struct Asked {
+    pub(super) selector: Selector,
+    /// What to say if it means nobody who is known.
+    pub(super) nobody: String,
+    /// What to say first.
+    pub(super) note: Option<String>,
+    pub(super) timeout: Option<Duration>,
+    pub(super) origin: Origin,
+}
+
+/// What the history keeps of a stop, or of a release.
+pub(super) fn record(
+    kind: CommandKind,
+    selector: &Selector,
+    targets: &[Target],
+    life_ms: u64,
+    origin: Origin,
+) -> Record {
+    let deliveries = targets.iter().map(|target| RecordTo {
+        node: target.node.clone(),
+        part: 0,
+        about: None,
+    });
+    Record {
+        origin: Origin { kind, ..origin },
+        action: kind.as_str().to_owned(),
+        arguments: "null".to_owned(),
+        lane: Lane::Emergency,
+        selector: selector.as_str().to_owned(),
+        life_ms,
+        deliveries: deliveries.collect(),
+    }
 }
 
 /// Stops the targets, and whoever else the selector means and a datagram reaches.
-pub(super) async fn run(
-    shared: Shared,
-    targets: Vec<Target>,
-    selector: Selector,
-    nobody: String,
-    timeout: Option<Duration>,
-    events: mpsc::Sender<Event>,
-) {
+pub(super) async fn run(shared: Shared, targets: Vec<Target>, asked: Asked, events: mpsc::Sender<Event>) {
     let started = clock::now();
+    let Asked {
+        selector,
+        nobody,
+        note,
+        timeout,
+        origin,
+    } = asked;
     // Before anything is sent, so that no answer is missed.
     let mut news = shared.stops.news.subscribe();
     let ids: Vec<PeerId> = targets.iter().map(|target| target.node.id).collect();
@@ -198,6 +242,9 @@ pub(super) async fn run(
         Ok(selectors) => selectors,
         Err(error) => return drop(events.send(refuse(error.to_string())).await),
     };
+    let who = origin.who.clone();
+    let life_ms = timeout.map_or(0, to_ms);
+    let record = record(CommandKind::Stop, &selector, &targets, life_ms, origin);
     let several = selectors.len() > 1;
     let named = Event::Targets {
         targets: targets.iter().map(|target| target.node.clone()).collect(),
@@ -216,15 +263,32 @@ pub(super) async fn run(
         shouter: Shouter::default(),
         started,
         acknowledged: BTreeMap::new(),
+        history: None,
     };
     if let Err(error) = stopper.give() {
+        recorder::note(
+            &stopper.shared.stops.store,
+            &who,
+            "stop",
+            selector.as_str(),
+            &error,
+        )
+        .await;
         return drop(events.send(refuse(error)).await);
     }
     stopper.go_out().await;
     stopper.keep_number();
     let nobody_known = stopper.targets.is_empty();
-    if !nobody_known && events.send(named).await.is_err() {
-        return;
+    if nobody_known {
+        stopper.note_unknown(who, selector.as_str());
+    } else {
+        stopper.keep_history(record);
+        let first = note.map(Event::note).into_iter().chain([named]);
+        for event in first {
+            if events.send(event).await.is_err() {
+                return;
+            }
+        }
     }
     let give_up = timeout.map(|timeout| started + timeout);
     while !(stopper.call.is_over() && stopper.call.poll_timeout().is_none()) {
@@ -273,10 +337,33 @@ impl Stopper {
     fn keep_number(&self) {
         let stops = &self.shared.stops;
         let (store, given) = (stops.store.clone(), stops.given());
-        tokio::spawn(async move {
+        stops.tasks.spawn(async move {
             if let Err(error) = store.keep_stop_number(given).await {
                 tracing::error!(%error, "the number of the stop is not stored");
             }
+        });
+    }
+
+    fn keep_history(&mut self, record: Record) {
+        let stops = &self.shared.stops;
+        let given_up = "NO ANSWER when whoever asked gave up; the stop has gone out to it";
+        let given_up = Reply::ended(Outcome::NoAnswer, given_up);
+        let history = recorder::beside(&stops.tasks, stops.store.clone(), record, given_up);
+        self.history = Some(history);
+    }
+
+    /// A stop by datagram only, of nodes that this station does not know, has no deliveries.
+    fn note_unknown(&self, who: String, selector: &str) {
+        let (store, selector) = (self.shared.stops.store.clone(), selector.to_owned());
+        self.shared.stops.tasks.spawn(async move {
+            recorder::note(
+                &store,
+                &who,
+                "stop",
+                &selector,
+                "sent by datagram; no node matches",
+            )
+            .await;
         });
     }
 
@@ -351,6 +438,15 @@ impl Stopper {
         if let Some(Value::Object(fields)) = &mut reply.value {
             let rounded = (acknowledged * 1_000.0).round() / 1_000.0;
             fields.insert("acknowledged_ms".to_owned(), json!(rounded));
+        }
+        if let Some(history) = &self.history {
+            let end = PartEnd {
+                node: id,
+                part: 0,
+                reply: reply.clone(),
+            };
+            // There is room for every target's, and each ends once.
+            let _shutting_down = history.try_send(end);
         }
         let node = self.targets[&id].1.node.clone();
         Event::Delivery(Delivery::new(node, reply, ms))

@@ -119,6 +119,7 @@ fn what_is_open_is_given_back_as_it_was() {
         id: id(1),
         to: node(2).id,
         stage,
+        at: now.instant,
     };
     let moved = Change::Moved {
         id: id(1),
@@ -207,6 +208,7 @@ fn a_delivery_ends_once() {
             id: id(1),
             to: node(1).id,
             stage: Stage::Started,
+            at: much_later.instant,
         },
     ];
     write(&connection, &again, &much_later);

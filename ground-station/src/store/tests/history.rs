@@ -39,12 +39,14 @@ fn past() -> Connection {
     };
     let changes = [issued(4, &[3], &now, life)];
     deliveries::apply(&connection, &changes, &[(id(4), origin)].into(), &now).expect("written");
+    // Written with a later change, they still say when they were heard.
+    let later = at(Duration::from_millis(240_207));
     let stages = [Stage::Received, Stage::Accepted, Stage::Started].map(|stage| Change::Stage {
         id: id(4),
         to: node(3).id,
         stage,
+        at: later.instant - Duration::from_millis(200),
     });
-    let later = at(Duration::from_millis(240_007));
     write(&connection, &stages, &later);
     write(
         &connection,

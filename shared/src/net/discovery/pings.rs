@@ -248,13 +248,21 @@ pub enum PingError {
 /// # Errors
 /// [`PingError`], which says what to change.
 pub fn listen(port: u16) -> Result<UdpSocket, PingError> {
+    listen_on(Ipv4Addr::UNSPECIFIED, port)
+}
+
+/// As [`listen`], for what is sent to one address of this machine only: no broadcast comes there.
+///
+/// # Errors
+/// As [`listen`].
+pub fn listen_on(ip: Ipv4Addr, port: u16) -> Result<UdpSocket, PingError> {
     let bound = || -> io::Result<UdpSocket> {
         let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
         // Only SO_REUSEADDR: with it every receiver gets each broadcast, whoever runs it. SO_REUSEPORT would
         // in addition demand one user for all.
         socket.set_reuse_address(true)?;
         socket.set_nonblocking(true)?;
-        socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)).into())?;
+        socket.bind(&SocketAddr::from((ip, port)).into())?;
         UdpSocket::from_std(socket.into())
     };
     bound().map_err(|source| {

@@ -310,7 +310,12 @@ impl Book {
             node.in_flight.remove(&id);
         }
         self.effects.push(Effect::Stage { to: peer, id, stage });
-        self.stages.push(Change::Stage { id, to: peer, stage });
+        self.stages.push(Change::Stage {
+            id,
+            to: peer,
+            stage,
+            at: now,
+        });
         self.stages_due.get_or_insert(now + STAGE_WRITE_DELAY);
         if self.stages.len() >= STAGES_WAITING_MAX {
             self.write(Write::default(), Vec::new());

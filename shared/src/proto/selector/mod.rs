@@ -145,6 +145,19 @@ impl Selector {
         any(&self.wanted) && !any(&self.unwanted)
     }
 
+    /// Each of its terms that is not `!term`, as it was written, and as a selector of its own: to find out which of them
+    /// mean nobody.
+    pub fn terms(&self) -> impl Iterator<Item = Self> {
+        let written = split_terms(&self.text).map(str::trim);
+        let written = written.filter(|term| !term.starts_with('!'));
+        // As many as were parsed; of `!terms` only, the one that stands for all was never written.
+        written.zip(&self.wanted).map(|(text, term)| Self {
+            text: text.to_owned(),
+            wanted: vec![term.clone()],
+            unwanted: Vec::new(),
+        })
+    }
+
     /// The selector as it was written.
     pub fn as_str(&self) -> &str {
         &self.text
@@ -285,6 +298,23 @@ mod tests {
         assert!(selects("drone-*,!drone-07", "drone-08", &[]));
         assert!(!selects("Drone-07", "drone-07", &[]));
         assert!(!selects("all,!all", "drone-07", &[]));
+    }
+
+    #[test]
+    fn each_term_is_a_selector_of_its_own() {
+        let terms = |text: &str| {
+            let selector = Selector::parse(text).expect(text);
+            let terms: Vec<Selector> = selector.terms().collect();
+            for term in &terms {
+                assert_eq!(Selector::parse(term.as_str()).as_ref(), Ok(term));
+            }
+            terms.iter().map(Selector::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            terms("drone-[1,3], tag:row=2,! lead,all"),
+            ["drone-[1,3]", "tag:row=2", "all"]
+        );
+        assert!(terms("!lead").is_empty());
     }
 
     #[test]

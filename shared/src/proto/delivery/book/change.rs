@@ -123,6 +123,8 @@ pub enum Change {
         to: PeerId,
         /// How far it is.
         stage: Stage,
+        /// When that was heard: writing it may wait for more to write.
+        at: Instant,
     },
     /// A delivery has ended, in the one way in which it ever will.
     Ended {

@@ -124,7 +124,7 @@ impl Store {
                     let row = self.rows.get_mut(&(*id, *to)).expect("issued before");
                     (row.standing, row.deadline) = (*standing, *deadline);
                 }
-                Change::Stage { id, to, stage } => {
+                Change::Stage { id, to, stage, .. } => {
                     let row = self.rows.get_mut(&(*id, *to)).expect("issued before");
                     assert!(row.stage < Some(*stage), "stages rise");
                     row.stage = Some(*stage);
@@ -482,7 +482,7 @@ impl World {
 /// Whether a write repeats one that has come through although it failed.
 fn repeats(store: &Store, changes: &[Change]) -> bool {
     changes.iter().any(|change| match change {
-        Change::Stage { id, to, stage } => store
+        Change::Stage { id, to, stage, .. } => store
             .rows
             .get(&(*id, *to))
             .is_none_or(|row| row.stage >= Some(*stage)),

@@ -1,0 +1,270 @@
+//! Real processes killed at random instants under load, and what their journals, stores and side effects say after.
+//!
+//! A station serves some nodes on loopback. Verbs are typed one after another; each has every node append a line
+//! `begin TAG MS` to a file and, a moment later, `end TAG`. Meanwhile station and nodes are killed (SIGKILL) and started
+//! again, at instants that a seed chooses. When the number of kills is reached and all is quiet, for each delivery:
+//!
+//! * nothing that may run once began twice;
+//! * `done` ran to its end, `expired` and `refused` never began, `failed` and `unknown` may have;
+//! * nothing began after its time to live;
+//! * what a verb printed as an outcome is what the history says;
+//! * nothing is left open.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::fleet::{Field, Fleet, PATIENCE, Station, Verb, text};
+use crate::process::{Signal, let_pass, wait_until};
+
+/// How much later than its decision to begin an action may write its first line: a shell has to start.
+const SHELL_START_MS_MAX: u64 = 1_500;
+/// Times to live of commands here, from and to: some that a kill outlasts, some that outlast a kill.
+const LIVES_MS: [(u64, u64); 2] = [(30, 500), (500, 6_000)];
+/// Verbs at work at once.
+const VERBS: usize = 3;
+/// Longest time between two kills.
+const KILL_EVERY_MS_MAX: u64 = 250;
+/// Longest time that what was killed is away.
+const AWAY_MS_MAX: u64 = 400;
+
+/// What is to be done.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    /// How many kills.
+    pub kills: u32,
+    /// How many nodes.
+    pub nodes: usize,
+    /// Chooses whom and when.
+    pub seed: u64,
+}
+
+/// What came of it.
+#[derive(Clone, Debug, Default)]
+pub struct Tally {
+    /// Kills of a node.
+    pub node_kills: u32,
+    /// Kills of the station.
+    pub station_kills: u32,
+    /// Commands that the station took.
+    pub commands: usize,
+    /// Deliveries by outcome.
+    pub outcomes: BTreeMap<String, usize>,
+    /// Side effects that began.
+    pub begun: usize,
+    /// Of actions that may run again: how often one did.
+    pub run_again: usize,
+    /// What must not be.
+    pub violations: Vec<String>,
+}
+
+/// The actions: `once` may run once, `again` is declared idempotent.
+fn actions(marks: &str) -> String {
+    let action = |name: &str, more: &str| {
+        format!(
+            r#"
+[actions.{name}]
+command = ["/bin/sh", "-c", "echo \"begin $1 $(date +%s%3N)\" >>{marks}; sleep \"$2\"; echo \"end $1\" >>{marks}", "sh", "{{tag}}", "{{time}}"]
+args.tag = {{ type = "string", pattern = "[a-z0-9]+" }}
+args.time = {{ type = "number", min = 0, max = 60, default = 0 }}
+{more}
+"#
+        )
+    };
+    action("once", "") + &action("again", "idempotent = true")
+}
+
+/// Small, seeded, and the same everywhere.
+struct Dice(u64);
+
+impl Dice {
+    fn next(&mut self, below: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed ^ (mixed >> 31)) % below
+    }
+}
+
+/// Kills, and looks.
+///
+/// # Panics
+/// If the fleet does not come up, or does not come to rest; the processes' logs are shown then.
+pub fn run(plan: Plan) -> Tally {
+    let mut dice = Dice(plan.seed);
+    let mut tally = Tally::default();
+    let field = Field::new();
+    let mut fleet = Fleet::linked_in(field, plan.nodes, |node, field| {
+        node.tables = actions(&field.join(format!("{}-marks", node.name)).display().to_string());
+    });
+    let mut load = Load::default();
+    while tally.node_kills + tally.station_kills < plan.kills {
+        load.keep_up(&fleet.station, &mut dice);
+        let_pass(Duration::from_millis(dice.next(KILL_EVERY_MS_MAX)));
+        let victim = dice.next(plan.nodes as u64 + 1);
+        let away = Duration::from_millis(dice.next(AWAY_MS_MAX));
+        let node = usize::try_from(victim)
+            .ok()
+            .and_then(|at| fleet.nodes.get_mut(at));
+        if let Some(node) = node {
+            node.end(Signal::KILL);
+            let_pass(away);
+            node.start(&[]);
+            tally.node_kills += 1;
+        } else {
+            fleet.station.end(Signal::KILL);
+            let_pass(away);
+            fleet.station.serve();
+            tally.station_kills += 1;
+        }
+        load.gather(false);
+    }
+    load.gather(true);
+    fleet.station.wait_online(plan.nodes);
+    wait_until(PATIENCE, "nothing is left open", || {
+        fleet.station.run(&["history", "--state", "open"]).out.is_empty()
+    });
+    judge(&fleet, &load.printed, &mut tally);
+    tally
+}
+
+/// The verbs at work, and what they printed: outcomes by tag and node.
+#[derive(Default)]
+struct Load {
+    typed: u64,
+    verbs: Vec<(String, Verb)>,
+    printed: BTreeMap<(String, String), String>,
+}
+
+impl Load {
+    /// Types until as many verbs are at work as there should be.
+    fn keep_up(&mut self, station: &Station, dice: &mut Dice) {
+        while self.verbs.len() < VERBS {
+            self.typed += 1;
+            let tag = format!("t{}", self.typed);
+            let action = if dice.next(4) == 0 { "again" } else { "once" };
+            let (tag_word, time) = (format!("tag={tag}"), format!("time=0.{:02}", dice.next(30)));
+            let (least, most) = LIVES_MS[usize::from(dice.next(3) > 0)];
+            let ttl = format!("{}ms", least + dice.next(most - least));
+            let words = [
+                "call",
+                "all",
+                action,
+                &tag_word,
+                &time,
+                "--ttl",
+                &ttl,
+                "--timeout",
+                "2s",
+            ];
+            let verb = station.start(&words);
+            self.verbs.push((tag, verb));
+        }
+    }
+
+    /// Reads what ended verbs have printed; all of them, if they are waited for.
+    fn gather(&mut self, wait: bool) {
+        for (tag, mut verb) in std::mem::take(&mut self.verbs) {
+            if !wait && verb.process().ended().is_none() {
+                self.verbs.push((tag, verb));
+                continue;
+            }
+            for line in verb.finish(PATIENCE).json() {
+                let (node, state) = (text(&line, "node"), text(&line, "state"));
+                self.printed
+                    .insert((tag.clone(), node.to_owned()), state.to_owned());
+            }
+        }
+    }
+}
+
+/// What a node did for one tag.
+#[derive(Debug, Default)]
+struct Did {
+    begun_ms: Vec<u64>,
+    ended: usize,
+}
+
+fn read_marks(fleet: &Fleet) -> BTreeMap<(String, String), Did> {
+    let mut did: BTreeMap<(String, String), Did> = BTreeMap::new();
+    for node in &fleet.nodes {
+        for line in node.marks() {
+            let words: Vec<&str> = line.split(' ').collect();
+            let tag = words.get(1).copied().unwrap_or_default();
+            let did = did.entry((tag.to_owned(), node.name.clone())).or_default();
+            match words.first() {
+                Some(&"begin") => {
+                    let at = words.get(2).and_then(|ms| ms.parse().ok());
+                    did.begun_ms.push(at.unwrap_or_default());
+                }
+                Some(_) | None => did.ended += 1,
+            }
+        }
+    }
+    did
+}
+
+fn judge(fleet: &Fleet, printed: &BTreeMap<(String, String), String>, tally: &mut Tally) {
+    let mut did = read_marks(fleet);
+    tally.begun = did.values().map(|did| did.begun_ms.len()).sum();
+    for command in fleet
+        .station
+        .run(&["history", "--limit", "100000"])
+        .expect(0)
+        .json()
+    {
+        tally.commands += 1;
+        let number = command["command"].to_string();
+        for delivery in fleet.station.run(&["history", &number]).json() {
+            let tag = text(&command["arguments"]["kwargs"], "tag");
+            let key = (tag.to_owned(), text(&delivery, "node").to_owned());
+            let did = did.remove(&key).unwrap_or_default();
+            let state = text(&delivery, "state");
+            *tally.outcomes.entry(state.to_owned()).or_default() += 1;
+            let again = text(&command, "action") == "again";
+            tally.run_again += usize::from(again && did.begun_ms.len() > 1);
+            let judged = faults(&command, state, &did, printed.get(&key).map(String::as_str));
+            let told = judged.into_iter().map(|fault| {
+                format!(
+                    "command {number} ({}) at {}: {fault}: {state}, {did:?}",
+                    key.0, key.1
+                )
+            });
+            tally.violations.extend(told);
+        }
+    }
+    let strays = did
+        .keys()
+        .map(|(tag, node)| format!("{tag} ran at {node} and is not in the history"));
+    tally.violations.extend(strays);
+}
+
+/// What one delivery broke.
+fn faults(command: &Value, state: &str, did: &Did, printed: Option<&str>) -> Vec<&'static str> {
+    let again = text(command, "action") == "again";
+    let begun = did.begun_ms.len();
+    let issued = command["at_ms"].as_u64().unwrap_or_default();
+    let life = command["ttl_ms"].as_u64().unwrap_or_default();
+    let latest = issued + life + SHELL_START_MS_MAX;
+    let checks = [
+        (begun > 1 && !again, "ran twice"),
+        (state == "done" && did.ended == 0, "done and never ran to its end"),
+        (
+            matches!(state, "expired" | "refused") && begun > 0,
+            "ran, and is said not to have",
+        ),
+        (state == "open", "is open"),
+        (did.begun_ms.iter().any(|at| *at > latest), "ran too late"),
+        (
+            // What a screen says when it stops waiting is not an outcome.
+            printed.is_some_and(|printed| printed != "no-answer" && printed != state),
+            "was told otherwise",
+        ),
+    ];
+    checks
+        .into_iter()
+        .filter_map(|(broken, what)| broken.then_some(what))
+        .collect()
+}

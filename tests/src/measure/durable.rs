@@ -1,0 +1,236 @@
+//! Commands that act, with everything durable: a station's whole engine with its store on disk, in this process; real
+//! `swarm-node` processes with their journals. The action is `log`, the cheapest that is written down: it runs no
+//! program, so that what is measured is the writing, the sending and the telling.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use clap::Args;
+use ground_station::config::Config;
+use ground_station::fleet::engine::{Engine, Settings};
+use ground_station::fleet::{Fleet, Request};
+use swarm_node::state::StateDir;
+use swarm_node::status::{self, JournalView, View};
+use swarm_shared::net::clock;
+use swarm_shared::proto::message::Arguments;
+use swarm_shared::proto::selector::Selector;
+use swarm_shared::proto::wire::Lane;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+use super::fanout::{end_of, online};
+use super::real::{PATIENCE, spawn_node};
+use super::{Samples, Table};
+use crate::process::Process;
+
+/// Quiet time after linking, so that self-checks are over.
+const SETTLE: Duration = Duration::from_secs(2);
+
+/// What is done.
+#[derive(Args, Clone, Debug)]
+pub struct Options {
+    /// How many nodes each command goes to, separated by commas.
+    #[arg(long, value_delimiter = ',', default_value = "1,8")]
+    nodes: Vec<usize>,
+    #[arg(long, default_value_t = 5)]
+    runs: usize,
+    /// Commands one after the other in each run.
+    #[arg(long, default_value_t = 100)]
+    single: usize,
+    /// Commands in each run under load.
+    #[arg(long, default_value_t = 1_000)]
+    commands: usize,
+    /// How many of them are in flight.
+    #[arg(long, default_value_t = 32)]
+    in_flight: usize,
+    /// Where the store and the journals are.
+    #[arg(long, default_value = "/var/tmp")]
+    dir: PathBuf,
+}
+
+/// Measures fleets of each size.
+///
+/// # Errors
+/// If the nodes do not link, or a command is not done.
+pub async fn run(options: &Options) -> anyhow::Result<()> {
+    let mut table = Table::new();
+    for nodes in &options.nodes {
+        let fleet = Acting::start(*nodes, &options.dir).await?;
+        let one = Load {
+            commands: options.single,
+            in_flight: 1,
+        };
+        let many = Load {
+            commands: options.commands,
+            in_flight: options.in_flight,
+        };
+        for load in [one, many] {
+            fleet.measure(load, options.runs, &mut table).await?;
+        }
+        fleet.engine.stop().await;
+    }
+    Ok(table.print()?)
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Load {
+    commands: usize,
+    in_flight: usize,
+}
+
+/// A station in this process, and the nodes that do what it says.
+struct Acting {
+    engine: Engine,
+    nodes: Vec<Process>,
+    dir: tempfile::TempDir,
+}
+
+/// What the first node was at, so far.
+struct Writes {
+    journal: JournalView,
+    /// As the kernel counts: whole pages, and what the file system adds is not in it.
+    node_bytes: u64,
+    station_bytes: u64,
+}
+
+impl Acting {
+    async fn start(nodes: usize, dir: &Path) -> anyhow::Result<Self> {
+        let dir = tempfile::Builder::new().prefix("measure-").tempdir_in(dir)?;
+        let state_dir = dir.path().join("station");
+        std::fs::create_dir_all(&state_dir)?;
+        let mut config = Config::load(None, &state_dir)?;
+        config.listen = ([127, 0, 0, 1], 0).into();
+        config.mdns = false;
+        config.pings = false;
+        let settings = Settings {
+            config,
+            state_dir,
+            stays: true,
+        };
+        let engine = Engine::start(settings).await?;
+        let fleet = engine.fleet();
+        end_of(&fleet, Request::Init).await?;
+        let mut processes = Vec::new();
+        for number in 0..nodes {
+            processes.push(spawn_node(&fleet, dir.path(), &name_of(number), "").await?);
+        }
+        let all_linked = async {
+            while online(&fleet).await? < nodes {}
+            anyhow::Ok(())
+        };
+        timeout(PATIENCE, all_linked)
+            .await
+            .context("not all nodes link")??;
+        sleep(SETTLE).await;
+        Ok(Self {
+            engine,
+            nodes: processes,
+            dir,
+        })
+    }
+
+    async fn measure(&self, load: Load, runs: usize, table: &mut Table) -> anyhow::Result<()> {
+        let [mut latency, mut rate, mut deliveries] = [const { Samples::new() }; 3];
+        let [mut bytes, mut syncs, mut kernel, mut station] = [const { Samples::new() }; 4];
+        // The first is a rehearsal.
+        for run in 0..=runs {
+            let (before, started) = (self.writes()?, clock::now());
+            let took = self.commands(load).await?;
+            let seconds = clock::since(started).as_secs_f64();
+            if run == 0 {
+                continue;
+            }
+            let (after, count) = (self.writes()?, load.commands as f64);
+            took.into_iter().for_each(|ms| latency.add(ms));
+            rate.add(count / seconds);
+            deliveries.add(count * self.nodes.len() as f64 / seconds);
+            let journal = [&before.journal, &after.journal];
+            bytes.add((journal[1].bytes_written - journal[0].bytes_written) as f64 / count);
+            syncs.add((journal[1].syncs - journal[0].syncs) as f64 / count);
+            kernel.add((after.node_bytes - before.node_bytes) as f64 / count);
+            station.add((after.station_bytes - before.station_bytes) as f64 / count);
+        }
+        let (nodes, in_flight) = (self.nodes.len(), load.in_flight);
+        table.row(
+            format!("an act of {nodes} nodes, {in_flight} in flight: until all outcomes are stored"),
+            "ms",
+            &latency,
+        );
+        table.row("  commands", "1/s", &rate);
+        table.row("  deliveries", "1/s", &deliveries);
+        table.row("  a node's journal, each command", "bytes", &bytes);
+        table.row("  its flushes, each command", "", &syncs);
+        table.row("  pages that it has written, each", "bytes", &kernel);
+        table.row("  pages of the station, each", "bytes", &station);
+        Ok(())
+    }
+
+    /// How long each took, in milliseconds.
+    async fn commands(&self, load: Load) -> anyhow::Result<Vec<f64>> {
+        let (begun, nodes) = (Arc::new(AtomicUsize::new(0)), self.nodes.len());
+        let mut at_work = JoinSet::new();
+        for _ in 0..load.in_flight {
+            let (begun, fleet) = (Arc::clone(&begun), self.engine.fleet());
+            at_work.spawn(async move {
+                let mut took = Vec::new();
+                while begun.fetch_add(1, Ordering::SeqCst) < load.commands {
+                    took.push(act(&fleet, nodes).await?);
+                }
+                anyhow::Ok(took)
+            });
+        }
+        let mut took = Vec::new();
+        while let Some(part) = at_work.join_next().await {
+            took.extend(part??);
+        }
+        Ok(took)
+    }
+
+    fn writes(&self) -> anyhow::Result<Writes> {
+        let first = self.nodes.first().context("there is no node")?;
+        let socket = StateDir::socket(&self.dir.path().join(name_of(0)));
+        let said = status::ask(&socket, &status::Request::Status)?.context("the node is gone")?;
+        let view: View = serde_json::from_str(&said)?;
+        Ok(Writes {
+            journal: view.journal.context("the node has no journal")?,
+            node_bytes: written_by(&first.pid().to_string())?,
+            station_bytes: written_by("self")?,
+        })
+    }
+}
+
+fn name_of(number: usize) -> String {
+    format!("node-{number}")
+}
+
+/// One command to all nodes until its last outcome is told, and so stored, in milliseconds.
+async fn act(fleet: &Fleet, nodes: usize) -> anyhow::Result<f64> {
+    let mut arguments = Arguments::default();
+    arguments.kwargs.insert("lines".to_owned(), 1.into());
+    let request = Request::Command {
+        selector: Selector::all(),
+        action: "log".to_owned(),
+        arguments,
+        lane: Lane::Control,
+        ttl_ms: 30_000,
+        timeout_ms: 30_000,
+        batch: None,
+    };
+    let started = clock::now();
+    let done = end_of(fleet, request).await?;
+    ensure!(done == nodes, "{done} of {nodes} nodes are done");
+    Ok(clock::since(started).as_secs_f64() * 1_000.0)
+}
+
+/// What a process has had written to disks so far, in bytes.
+fn written_by(process: &str) -> anyhow::Result<u64> {
+    let path = format!("/proc/{process}/io");
+    let text = std::fs::read_to_string(&path).with_context(|| path.clone())?;
+    let line = text.lines().find_map(|line| line.strip_prefix("write_bytes: "));
+    Ok(line
+        .with_context(|| format!("{path} has no write_bytes"))?
+        .parse()?)
+}

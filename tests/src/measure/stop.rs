@@ -1,0 +1,203 @@
+//! An emergency stop of many nodes, until each node's report is at the station: the station's whole engine, its store
+//! and its datagrams; nodes as [`super::stop_host`] says.
+
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use clap::Args;
+use ground_station::config::Config;
+use ground_station::fleet::engine::{Engine, Settings};
+use ground_station::fleet::{Event, Fleet, Request};
+use swarm_shared::net::identity::{self, KeyFile};
+use swarm_shared::proto::outcome::Outcome;
+use swarm_shared::proto::selector::Selector;
+use tokio::time::{sleep, timeout};
+
+use super::fanout::{end_of, online};
+use super::host::Hosts;
+use super::stop_host::ip_of;
+use super::{Members, Samples, Table};
+
+/// How long linking may take before the measurement is given up.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long one stop or release may take, in milliseconds.
+const ROUND_MS: u64 = 30_000;
+/// Quiet time after linking, so that self-checks are over.
+const SETTLE: Duration = Duration::from_secs(2);
+/// Between a release and the next stop: longer than the burst of datagrams.
+const PAUSE: Duration = Duration::from_millis(400);
+
+/// What is stopped, and how it hears of it.
+#[derive(Args, Clone, Debug)]
+pub struct Options {
+    /// How many nodes, separated by commas.
+    #[arg(long, value_delimiter = ',', default_value = "1,100,1000")]
+    nodes: Vec<u32>,
+    #[arg(long, default_value_t = 10)]
+    runs: usize,
+    /// In how many processes the nodes are.
+    #[arg(long, default_value_t = 2)]
+    processes: u32,
+    /// How many of a hundred datagrams are lost.
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=100))]
+    drop: u8,
+    /// Nodes do not hear orders over their links, which carry reports and releases only.
+    #[arg(long)]
+    datagrams_only: bool,
+    /// Where the nodes' journals and the station's store are.
+    #[arg(long, default_value = "/var/tmp")]
+    dir: PathBuf,
+}
+
+/// Times of the nodes of one fleet, in milliseconds.
+#[derive(Default)]
+struct Times {
+    /// Until the first report that it is stopped.
+    stopped: Samples,
+    last_stopped: Samples,
+    /// Until the report that its journal has it, too.
+    latched: Samples,
+    last_latched: Samples,
+}
+
+/// Stops and releases fleets of each size so many times.
+///
+/// # Errors
+/// If the nodes do not link, or one is not stopped or not released in time.
+pub async fn run(options: &Options) -> anyhow::Result<()> {
+    let mut table = Table::new();
+    for nodes in &options.nodes {
+        let times = fleet_of(*nodes, options).await?;
+        table.row(
+            format!("{nodes} nodes stopped: each one's report"),
+            "ms",
+            &times.stopped,
+        );
+        table.row("  the last one's", "ms", &times.last_stopped);
+        table.row("  each one's, that it is on disk", "ms", &times.latched);
+        table.row("  the last one's, that it is on disk", "ms", &times.last_latched);
+    }
+    Ok(table.print()?)
+}
+
+async fn fleet_of(nodes: u32, options: &Options) -> anyhow::Result<Times> {
+    let dir = tempfile::Builder::new()
+        .prefix("measure-")
+        .tempdir_in(&options.dir)?;
+    let state_dir = dir.path().join("station");
+    std::fs::create_dir_all(&state_dir)?;
+    // Free now; nothing else on this machine takes ports at random while it is measured.
+    let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+    let ping_port = UdpSocket::bind("127.0.0.1:0")?.local_addr()?.port();
+    let engine = start(&state_dir, ping_port, Vec::new()).await?;
+    end_of(&engine.fleet(), Request::Init).await?;
+    engine.stop().await;
+    let root = identity::load(&state_dir, KeyFile::FleetRoot)?.context("no root key")?;
+    let members = Members::of(*root.seed())?;
+    let mut arguments = vec![
+        format!("--port={port}"),
+        format!("--ping-port={ping_port}"),
+        format!("--drop={}", options.drop),
+        format!("--dir={}", dir.path().display()),
+    ];
+    if options.datagrams_only {
+        arguments.push("--datagrams-only".to_owned());
+    }
+    let _hosts = Hosts::start_as("stop-host", &arguments, &members, nodes, options.processes)?;
+    // It dials them, so that it has seen each at its own address, to which datagrams go.
+    let addresses = (0..nodes).map(|number| SocketAddr::from((ip_of(number), port)));
+    let engine = start(&state_dir, ping_port, addresses.collect()).await?;
+    let fleet = engine.fleet();
+    let all_linked = async {
+        while online(&fleet).await? < nodes as usize {}
+        anyhow::Ok(())
+    };
+    timeout(PATIENCE, all_linked)
+        .await
+        .context("not all nodes link")??;
+    sleep(SETTLE).await;
+    let (mut times, mut rehearsal) = (Times::default(), Times::default());
+    for run in 0..=options.runs {
+        let times = if run == 0 { &mut rehearsal } else { &mut times };
+        stop_all(&fleet, nodes, times).await?;
+        let released = end_of(&fleet, release()).await?;
+        ensure!(
+            released == nodes as usize,
+            "{released} of {nodes} nodes are released"
+        );
+        sleep(PAUSE).await;
+    }
+    engine.stop().await;
+    Ok(times)
+}
+
+async fn start(state_dir: &Path, ping_port: u16, nodes: Vec<SocketAddr>) -> anyhow::Result<Engine> {
+    let mut config = Config::load(None, state_dir)?;
+    config.listen = ([127, 0, 0, 1], 0).into();
+    config.mdns = false;
+    config.pings = true;
+    config.ping_port = ping_port;
+    config.nodes = nodes;
+    let settings = Settings {
+        config,
+        state_dir: state_dir.to_owned(),
+        stays: true,
+    };
+    Ok(Engine::start(settings).await?)
+}
+
+pub(super) fn stop() -> Request {
+    Request::Stop {
+        selector: Selector::all(),
+        timeout_ms: Some(ROUND_MS),
+    }
+}
+
+pub(super) fn release() -> Request {
+    Request::Release {
+        selector: Selector::all(),
+        timeout_ms: ROUND_MS,
+    }
+}
+
+async fn stop_all(fleet: &Fleet, nodes: u32, times: &mut Times) -> anyhow::Result<()> {
+    let mut events = fleet.perform(stop()).await;
+    let (mut count, mut last_stopped, mut last_latched) = (0, 0.0_f64, 0.0_f64);
+    while let Some(event) = events.recv().await {
+        match event {
+            Event::Delivery(delivery) => {
+                ensure!(delivery.state == Outcome::Done, "not stopped: {delivery:?}");
+                let value = delivery.value.as_ref();
+                let stopped = value.and_then(|value| value.get("acknowledged_ms")?.as_f64());
+                let stopped = stopped.context("it is not said when it stopped")?;
+                times.stopped.add(stopped);
+                times.latched.add(delivery.ms);
+                last_stopped = last_stopped.max(stopped);
+                last_latched = last_latched.max(delivery.ms);
+                count += 1;
+            }
+            Event::Failed { message, .. } => anyhow::bail!(message),
+            Event::End => break,
+            Event::Targets { .. }
+            | Event::Progress { .. }
+            | Event::Stage { .. }
+            | Event::Acknowledged { .. }
+            | Event::Node(_)
+            | Event::Note { .. }
+            | Event::Membership(_)
+            | Event::Invitation(_)
+            | Event::Member(_)
+            | Event::Pending(_)
+            | Event::Command(_)
+            | Event::About(_)
+            | Event::Past(_)
+            | Event::Audit(_) => {}
+        }
+    }
+    ensure!(count == nodes, "{count} of {nodes} nodes are stopped");
+    times.last_stopped.add(last_stopped);
+    times.last_latched.add(last_latched);
+    Ok(())
+}

@@ -1,0 +1,224 @@
+//! Many nodes in one process that do for an emergency stop what `swarm-node` does, with its own code: hear the order
+//! over the link and by datagram, check it, report, write it down, report again; each with a journal of its own, on disk.
+//!
+//! What is different from as many devices:
+//! * each node has an address of its own on the loopback interface, and datagrams to it come to it alone. A broadcast
+//!   comes to one socket of the process, which hands it to all its nodes: a thousand sockets on one port would take the
+//!   machine longer to serve than a network full of devices;
+//! * nodes do not pass orders on, for the same reason: a million datagrams would come of one stop;
+//! * of every round of datagrams one broadcast and one to the node itself count, those over the loopback interface;
+//! * datagrams are lost at the receiver, for each node apart, by a sequence that follows from its number.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use clap::Args;
+use swarm_node::journal::Journal;
+use swarm_node::logging::LogRing;
+use swarm_node::status::{Status, View};
+use swarm_node::stop::{DATAGRAMS_MAX, Setup, Stopping};
+use swarm_shared::net::discovery::pings::{Datagram, listen, listen_on};
+use swarm_shared::net::peer::{PeerEvent, PeerLink};
+use swarm_shared::proto::id::PeerId;
+use swarm_shared::proto::message::Arguments;
+use swarm_shared::proto::outcome::Reply;
+use swarm_shared::proto::parcel::Parcel;
+use swarm_shared::proto::session::Outgoing;
+use swarm_shared::proto::stop::{STOP_BYTES_MAX, is_stop};
+use swarm_shared::proto::wire::{Frame, Kind, Lane};
+use tokio::net::UdpSocket;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::host::end_with_parent;
+use super::{Members, Program};
+
+/// Whom a process of nodes consists of.
+#[derive(Args, Clone, Debug)]
+pub struct Options {
+    #[arg(long)]
+    seed: String,
+    #[arg(long)]
+    first: u32,
+    #[arg(long)]
+    count: u32,
+    /// Every node listens on this port of its own address.
+    #[arg(long)]
+    port: u16,
+    #[arg(long)]
+    ping_port: u16,
+    /// How many of a hundred datagrams are lost.
+    #[arg(long)]
+    drop: u8,
+    /// Orders over links are not heard.
+    #[arg(long)]
+    datagrams_only: bool,
+    /// Where their journals are.
+    #[arg(long)]
+    dir: PathBuf,
+}
+
+/// The address of node `number`.
+pub fn ip_of(number: u32) -> Ipv4Addr {
+    // 127.64.0.1 and on, up to 127.127.255.255.
+    Ipv4Addr::from(0x7f40_0001 + (number & 0x3f_ffff))
+}
+
+/// Runs them until the parent process ends.
+///
+/// # Errors
+/// If one does not start.
+pub async fn run(options: &Options) -> anyhow::Result<()> {
+    end_with_parent()?;
+    let mut members = Members::parse(&options.seed)?;
+    let (mut tasks, mut ears) = (Vec::new(), Vec::new());
+    let broadcasts = listen(options.ping_port)?;
+    for number in options.first..options.first + options.count {
+        let ip = ip_of(number);
+        let mut program = members.node_at(number, (ip, options.port).into())?;
+        let (datagrams, heard) = mpsc::channel(DATAGRAMS_MAX);
+        let ear = Ear {
+            datagrams,
+            drop: options.drop,
+            dice: Dice::of(number),
+        };
+        ears.push(ear.clone());
+        // Its own sequence: the first draws of both would be alike.
+        let dice = Dice::of(!number);
+        let own = listen_on(ip, options.ping_port)?;
+        tasks.push(tokio::spawn(hear(own, vec![Ear { dice, ..ear }])));
+        let stopping = stopping(number, &mut program, heard, options)?;
+        tasks.push(tokio::spawn(serve(program, stopping)));
+    }
+    tasks.push(tokio::spawn(hear(broadcasts, ears)));
+    for task in tasks {
+        task.await??;
+    }
+    Ok(())
+}
+
+/// The emergency stop of one node, as the daemon starts it.
+fn stopping(
+    number: u32,
+    program: &mut Program,
+    datagrams: mpsc::Receiver<Datagram>,
+    options: &Options,
+) -> anyhow::Result<Stopping> {
+    let dir = options.dir.join(format!("node-{number}"));
+    std::fs::create_dir_all(&dir)?;
+    let (journal, ledger, recovery) = Journal::open(&dir).context("no thread for the journal")?;
+    if let Some(fault) = recovery.fault {
+        return Err(fault.into());
+    }
+    let (_none, nothing) = mpsc::channel(1);
+    let mut links = std::mem::replace(&mut program.events.stops, nothing);
+    if options.datagrams_only {
+        // What comes later finds nobody.
+        links.close();
+    }
+    Ok(Stopping::start(Setup {
+        endpoint: program.endpoint.clone(),
+        config: None,
+        journal,
+        ledger,
+        relay: None,
+        links,
+        datagrams,
+        status: Status::new(View::default(), LogRing::new()),
+        stop: CancellationToken::new(),
+        tasks: TaskTracker::new(),
+    }))
+}
+
+/// Where one node hears datagrams.
+#[derive(Clone)]
+struct Ear {
+    datagrams: mpsc::Sender<Datagram>,
+    drop: u8,
+    dice: Dice,
+}
+
+/// Hands what comes over the loopback interface to nodes, but for what is lost.
+async fn hear(socket: UdpSocket, mut ears: Vec<Ear>) -> anyhow::Result<()> {
+    let mut buffer = [0; STOP_BYTES_MAX + 1];
+    loop {
+        let (length, from) = socket.recv_from(&mut buffer).await?;
+        let bytes = &buffer[..length];
+        if !is_stop(bytes) || length > STOP_BYTES_MAX || from.ip() != IpAddr::V4(Ipv4Addr::LOCALHOST) {
+            continue;
+        }
+        for ear in &mut ears {
+            if ear.dice.percent() < ear.drop {
+                continue;
+            }
+            let bytes = bytes.to_vec();
+            // As at a node that is behind: it comes again.
+            let _full = ear.datagrams.try_send(Datagram { bytes, from });
+        }
+    }
+}
+
+/// Numbers that look random and are the same in every run: SplitMix64.
+#[derive(Clone)]
+struct Dice(u64);
+
+impl Dice {
+    fn of(number: u32) -> Self {
+        Self(u64::from(number) << 32)
+    }
+
+    fn percent(&mut self) -> u8 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        let [percent, ..] = ((mixed ^ (mixed >> 31)) % 100).to_le_bytes();
+        percent
+    }
+}
+
+async fn serve(program: Program, stopping: Stopping) -> anyhow::Result<()> {
+    let Program { endpoint, mut events } = program;
+    let mut links: BTreeMap<PeerId, PeerLink> = BTreeMap::new();
+    while let Some(event) = events.peers.recv().await {
+        match event {
+            PeerEvent::Up { peer, .. } => {
+                let link = endpoint.open(peer.id).await?;
+                stopping.up(link.clone()).await;
+                links.insert(peer.id, link);
+            }
+            PeerEvent::Down { id, .. } => stopping.down(id).await,
+            PeerEvent::Frame { peer, frame, .. } if frame.header.kind == Some(Kind::Command) => {
+                if let Some(link) = links.get(&peer.id) {
+                    tokio::spawn(answer(link.clone(), frame, stopping.clone()));
+                }
+            }
+            PeerEvent::Frame { .. } | PeerEvent::Silent(_) | PeerEvent::Heard(_) | PeerEvent::Bulk { .. } => {
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Releases, and is content with every other command.
+async fn answer(link: PeerLink, command: Box<Frame>, stopping: Stopping) {
+    let reply = if command.header.action.as_deref() == Some("release") {
+        match command.read::<Arguments>() {
+            Ok(arguments) => stopping.release(arguments).await,
+            Err(error) => Reply::refused(error.to_string()),
+        }
+    } else {
+        Reply::done(serde_json::Value::Null)
+    };
+    // A command without its answer shows in the station's count.
+    if let Ok(parcel) = Parcel::new(&reply.to_frame(&command.header)) {
+        let _full = link.try_send(Outgoing {
+            parcel,
+            lane: Lane::Emergency,
+            deadline: None,
+        });
+    }
+}
