@@ -77,6 +77,7 @@ pub(super) fn started(seq: u64, number: u8) -> Change {
         id: id(seq),
         to: node(number).id,
         stage: Stage::Started,
+        at: clock::now(),
     }
 }
 
