@@ -59,7 +59,7 @@ impl Place {
         let mut root = FleetRoot::create(key(3)).expect("a fleet");
         let (file, recovery) = JournalFile::open(MemoryDisk::default());
         let (journal, ledger) = Journal::start(file, &recovery).expect("a thread");
-        let (_links, links) = mpsc::channel(1);
+        let (quiet, links) = mpsc::channel(1);
         let (datagrams, heard) = mpsc::channel(DATAGRAMS_MAX);
         let stop = CancellationToken::new();
         let stopping = Stopping::start(Setup {
@@ -78,7 +78,7 @@ impl Place {
             dir,
             root,
             stop,
-            _links,
+            _links: quiet,
             datagrams,
             stopping,
         }
