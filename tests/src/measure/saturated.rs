@@ -159,7 +159,20 @@ async fn stop_and_release(fleet: &Fleet) -> anyhow::Result<[f64; 2]> {
                 latched = Some(ms);
             }
             Event::Failed { message, .. } => anyhow::bail!(message),
-            _ => {}
+            Event::Targets { .. }
+            | Event::Progress { .. }
+            | Event::Stage { .. }
+            | Event::Node(_)
+            | Event::Note { .. }
+            | Event::Membership(_)
+            | Event::Invitation(_)
+            | Event::Member(_)
+            | Event::Pending(_)
+            | Event::Command(_)
+            | Event::About(_)
+            | Event::Past(_)
+            | Event::Audit(_)
+            | Event::End => {}
         }
     }
     let latched = latched.context("the node does not say that it is stopped")?;
