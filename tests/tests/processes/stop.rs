@@ -188,11 +188,17 @@ fn without_serve_a_stop_links_by_itself_and_an_interrupt_names_the_missing() {
     fleet.nodes[1].start(&[]);
     let ran = fleet.station.run(&["stop"]).expect(0);
     assert_eq!([ran.state("n1"), ran.state("n2")], ["done", "done"]);
+    let said = fleet
+        .station
+        .say(&["stop"])
+        .expect(0)
+        .says("all 2 answered, the last after");
+    assert!(said.out[0].starts_with("n[1-2] (2 nodes)  done"), "{said:#?}");
     // Each is in the history, though nobody waited for the disk.
     let rows = fleet.station.run(&["history"]).expect(0).json();
     let stops: Vec<_> = rows.iter().filter(|row| row["kind"] == "stop").collect();
-    assert_eq!(stops.len(), 2, "{rows:?}");
-    let ends = fleet.station.run(&["history", &stops[1]["command"].to_string()]);
+    assert_eq!(stops.len(), 3, "{rows:?}");
+    let ends = fleet.station.run(&["history", &stops[2]["command"].to_string()]);
     assert_eq!([ends.state("n1"), ends.state("n2")], ["done", "no-answer"]);
     fleet.station.run(&["release", "all"]).expect(0);
 }
