@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use swarm_tests::binaries;
 use swarm_tests::fleet::{Fleet, PATIENCE, text};
-use swarm_tests::process::{Signal, Stream, wait_until};
+use swarm_tests::process::{Signal, Stream, let_pass, wait_until};
 
 /// Its own command leaves a mark; it fails on `n2`.
 fn with_command(node: &mut swarm_tests::fleet::Node) {
@@ -201,6 +201,28 @@ fn without_serve_a_stop_links_by_itself_and_an_interrupt_names_the_missing() {
     let ends = fleet.station.run(&["history", &stops[2]["command"].to_string()]);
     assert_eq!([ends.state("n1"), ends.state("n2")], ["done", "no-answer"]);
     fleet.station.run(&["release", "all"]).expect(0);
+}
+
+#[test]
+fn a_stop_does_not_wait_for_the_stations_disk() {
+    let fleet = Fleet::linked(2);
+    // What linking has left to write is written.
+    let_pass(Duration::from_millis(1_500));
+    let disk = rusqlite::Connection::open(fleet.station.state_file("station.db")).expect("opens");
+    disk.execute_batch("BEGIN IMMEDIATE").expect("nobody else writes");
+    fleet.station.run(&["stop"]).expect(0);
+    assert!(
+        fleet
+            .nodes
+            .iter()
+            .all(|node| node.status()["stopped"].is_string())
+    );
+    disk.execute_batch("ROLLBACK").expect("free again");
+    wait_until(PATIENCE, "it is in the history", || {
+        let rows = fleet.station.run(&["history"]).json();
+        rows.iter()
+            .any(|row| row["kind"] == "stop" && row["states"]["done"] == 2)
+    });
 }
 
 #[test]
