@@ -357,6 +357,8 @@ fn journal_of(state: &StateDir) -> anyhow::Result<(Journal, Ledger)> {
 
 async fn watchdog(patience: Duration, stop: CancellationToken) {
     let mut ticks = tokio::time::interval(patience / 2);
+    // One word after a pause is enough; many at once would fill systemd's socket, and this task would wait for room.
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     while stop.run_until_cancelled(ticks.tick()).await.is_some() {
         tell_systemd(&[NotifyState::Watchdog]);
     }

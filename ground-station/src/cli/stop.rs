@@ -1,5 +1,7 @@
 //! `stop`: the emergency stop.
 
+use std::borrow::Cow;
+
 use swarm_shared::net::clock;
 use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::selector::Selector;
@@ -45,7 +47,7 @@ async fn follow(fleet: &Fleet, request: Request, screen: &mut Screen) -> Result<
     let (mut report, mut acknowledged) = (Report::default(), Acknowledged::default());
     let ended = ask::follow(fleet, request, screen, |event, screen| {
         if let Some(event) = event {
-            report.add(event);
+            report.add(&in_short(event));
             acknowledged.add(event);
         }
         let line = match event {
@@ -83,4 +85,16 @@ async fn follow(fleet: &Fleet, request: Request, screen: &mut Screen) -> Result<
         Ended::Failed(failure, message) if !begun => Ok(screen.fault(&CliError::request(failure, message))),
         Ended::Whole | Ended::Interrupted | Ended::Failed(..) => Ok(report.exit_status()),
     }
+}
+
+/// Without the particulars that JSON has, such as the moment of each acknowledgement: nodes that ended alike are one
+/// group.
+fn in_short(event: &Event) -> Cow<'_, Event> {
+    if let Event::Delivery(delivery) = event {
+        return Cow::Owned(Event::Delivery(Delivery {
+            value: None,
+            ..delivery.clone()
+        }));
+    }
+    Cow::Borrowed(event)
 }

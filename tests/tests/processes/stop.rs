@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use swarm_tests::binaries;
 use swarm_tests::fleet::{Fleet, PATIENCE, text};
-use swarm_tests::process::{Signal, Stream, wait_until};
+use swarm_tests::process::{Signal, Stream, let_pass, wait_until};
 
 /// Its own command leaves a mark; it fails on `n2`.
 fn with_command(node: &mut swarm_tests::fleet::Node) {
@@ -188,13 +188,45 @@ fn without_serve_a_stop_links_by_itself_and_an_interrupt_names_the_missing() {
     fleet.nodes[1].start(&[]);
     let ran = fleet.station.run(&["stop"]).expect(0);
     assert_eq!([ran.state("n1"), ran.state("n2")], ["done", "done"]);
+    let said = fleet
+        .station
+        .say(&["stop"])
+        .expect(0)
+        .says("all 2 answered, the last after");
+    assert!(said.out[0].starts_with("n[1-2] (2 nodes)  done"), "{said:#?}");
     // Each is in the history, though nobody waited for the disk.
     let rows = fleet.station.run(&["history"]).expect(0).json();
     let stops: Vec<_> = rows.iter().filter(|row| row["kind"] == "stop").collect();
-    assert_eq!(stops.len(), 2, "{rows:?}");
-    let ends = fleet.station.run(&["history", &stops[1]["command"].to_string()]);
+    assert_eq!(stops.len(), 3, "{rows:?}");
+    let ends = fleet.station.run(&["history", &stops[2]["command"].to_string()]);
     assert_eq!([ends.state("n1"), ends.state("n2")], ["done", "no-answer"]);
     fleet.station.run(&["release", "all"]).expect(0);
+}
+
+#[test]
+fn a_stop_does_not_wait_for_the_stations_disk() {
+    let fleet = Fleet::linked(2);
+    // What linking has left to write is written.
+    let_pass(Duration::from_millis(1_500));
+    let disk = rusqlite::Connection::open(fleet.station.state_file("station.db")).expect("opens");
+    disk.execute_batch("BEGIN IMMEDIATE").expect("nobody else writes");
+    let ran = fleet.station.run(&["stop"]).expect(0);
+    assert!(
+        ran.took < Duration::from_secs(4),
+        "a write waits for 5 s: {ran:#?}"
+    );
+    assert!(
+        fleet
+            .nodes
+            .iter()
+            .all(|node| node.status()["stopped"].is_string())
+    );
+    disk.execute_batch("ROLLBACK").expect("free again");
+    wait_until(PATIENCE, "it is in the history", || {
+        let rows = fleet.station.run(&["history"]).json();
+        rows.iter()
+            .any(|row| row["kind"] == "stop" && row["states"]["done"] == 2)
+    });
 }
 
 #[test]

@@ -109,6 +109,42 @@ async fn a_transfer_that_is_given_up_is_noted_so() {
 }
 
 #[tokio::test]
+async fn a_stop_does_not_wait_for_the_disk_and_is_noted_all_the_same() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = Store::open(dir.path()).await.expect("opens");
+    // A disk that stands still: somebody else writes to the same database.
+    let other = rusqlite::Connection::open(dir.path().join("station.db")).expect("opens");
+    other.execute_batch("BEGIN IMMEDIATE").expect("locked");
+    let tasks = TaskTracker::new();
+    let mut stop = two_files_each();
+    stop.deliveries.retain(|to| to.part == 0);
+    let given_up = Reply::ended(Outcome::NoAnswer, "given up");
+    let to = beside(&tasks, store, stop, given_up);
+    let end = PartEnd {
+        node: node(1).id,
+        part: 0,
+        reply: Reply::done(json!(1)),
+    };
+    to.try_send(end.clone()).expect("there is room");
+    to.try_send(PartEnd {
+        node: node(3).id,
+        ..end
+    })
+    .expect("for each");
+    drop(to);
+    other.execute_batch("ROLLBACK").expect("unlocked");
+    tasks.close();
+    tasks.wait().await;
+    let states: Vec<PastState> = states(dir.path())
+        .await
+        .into_iter()
+        .map(|(_, state)| state)
+        .collect();
+    let ended = [Outcome::Done, Outcome::NoAnswer].map(PastState::Ended);
+    assert_eq!(states, ended);
+}
+
+#[tokio::test]
 async fn the_audit_names_who_asked_and_how_it_ended() {
     let dir = tempfile::tempdir().expect("a directory");
     let store = Store::open(dir.path()).await.expect("opens");
