@@ -22,6 +22,7 @@ mod event;
 pub mod files;
 mod past;
 mod request;
+pub mod shout;
 
 pub use event::{
     Check, Delivery, Event, Failure, InvitationView, MemberView, MembershipView, NodeRef, NodeState,

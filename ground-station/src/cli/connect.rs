@@ -55,6 +55,29 @@ impl Connection {
         }
     }
 
+    /// One try, without waiting for whoever has the state directory.
+    pub(super) async fn attempt(common: &Common, verb: &str) -> Result<Self, NotOpen> {
+        let state_dir = state_dir(common).map_err(NotOpen::Fault)?;
+        let socket = state_dir.join(CONTROL_SOCKET);
+        if client::answers(&socket).await {
+            return Ok(Self {
+                fleet: Fleet::remote(socket),
+                own: None,
+            });
+        }
+        let lock = StateLock::try_take(&state_dir, &format!("ground-station {verb}"));
+        let lock = lock.map_err(|error| match &error {
+            LockError::Held { holder, .. } => NotOpen::Held {
+                holder: holder.clone(),
+                fault: error.into(),
+            },
+            LockError::Io { .. } => NotOpen::Fault(error.into()),
+        })?;
+        Self::own(common, lock, |_config| {}, false)
+            .await
+            .map_err(NotOpen::Fault)
+    }
+
     /// For a verb that only looks back: asks a running `serve`, or else reads the store, whoever holds it.
     pub(super) async fn open_past(common: &Common) -> Result<Self, CliError> {
         let state_dir = state_dir(common)?;
@@ -146,6 +169,20 @@ impl Connection {
     }
 }
 
+/// Why there is no fleet to ask yet.
+#[derive(Debug)]
+pub(super) enum NotOpen {
+    /// Another verb has the state directory, or `serve` is starting.
+    Held {
+        /// Who, for people.
+        holder: String,
+        /// The same, for whoever does not wait.
+        fault: CliError,
+    },
+    /// The station does not start.
+    Fault(CliError),
+}
+
 enum Found {
     Running(PathBuf),
     Free(StateLock),
@@ -178,7 +215,7 @@ async fn find(common: &Common, verb: &str, screen: &mut Screen) -> Result<Found,
 }
 
 /// `--state-dir`, or `ground-station` below `$XDG_STATE_HOME`, or below `~/.local/state`; always absolute.
-fn state_dir(common: &Common) -> Result<PathBuf, CliError> {
+pub(super) fn state_dir(common: &Common) -> Result<PathBuf, CliError> {
     let variable = |name: &str| {
         std::env::var_os(name)
             .filter(|value| !value.is_empty())

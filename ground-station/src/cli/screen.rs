@@ -49,6 +49,11 @@ impl CliError {
         }
     }
 
+    /// What to say; nothing if there is nobody left to tell.
+    pub(super) fn message(&self) -> &str {
+        self.message.as_deref().unwrap_or_default()
+    }
+
     pub(super) fn request(failure: Failure, message: impl Into<String>) -> Self {
         let status = match failure {
             Failure::Failed | Failure::Stopped => EXIT_FAILED,

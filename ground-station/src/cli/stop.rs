@@ -1,7 +1,10 @@
-//! `stop`: the emergency stop.
+//! `stop`: the emergency stop. It waits for nobody: until the links are there, it goes out by datagrams ([`backup`]).
+
+mod backup;
 
 use std::borrow::Cow;
 
+use backup::Backup;
 use swarm_shared::net::clock;
 use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::selector::Selector;
@@ -11,7 +14,7 @@ use super::ask::{self, Ended};
 use super::connect::Connection;
 use super::screen::{CliError, Screen};
 use crate::duration::to_ms;
-use crate::fleet::{Delivery, Event, Fleet, Request};
+use crate::fleet::{Delivery, Event, Failure, Fleet, Request};
 use crate::view::deliveries::Report;
 use crate::view::stop::Acknowledged;
 
@@ -32,23 +35,49 @@ pub(super) struct Args {
 }
 
 pub(super) async fn run(args: Args, common: &Common, screen: &mut Screen) -> Result<u8, CliError> {
-    let request = Request::Stop {
-        selector: args.selector,
-        timeout_ms: common.timeout_given.then(|| to_ms(common.timeout)),
-    };
-    let connection = Connection::open(common, "stop", screen).await?;
-    let status = follow(&connection.fleet, request, screen).await;
-    connection.close().await;
-    status
+    let started = clock::now();
+    let mut backup = Some(Backup::start(common, &args.selector)?);
+    loop {
+        let connection = match &mut backup {
+            Some(waiting) => match waiting.connect(common, screen).await? {
+                Some(connection) => connection,
+                None => return waiting.given_up(screen),
+            },
+            None => Connection::open(common, "stop", screen).await?,
+        };
+        let left = common.timeout.saturating_sub(clock::since(started));
+        let request = Request::Stop {
+            selector: args.selector.clone(),
+            timeout_ms: common.timeout_given.then(|| to_ms(left)),
+        };
+        let status = follow(&connection.fleet, request, &mut backup, screen).await;
+        connection.close().await;
+        if let Some(status) = status? {
+            return Ok(status);
+        }
+    }
 }
 
-async fn follow(fleet: &Fleet, request: Request, screen: &mut Screen) -> Result<u8, CliError> {
+/// The exit status; `None` if whoever has the links has said nothing, while datagrams go out.
+async fn follow(
+    fleet: &Fleet,
+    request: Request,
+    backup: &mut Option<Backup>,
+    screen: &mut Screen,
+) -> Result<Option<u8>, CliError> {
     let started = clock::now();
     let (mut report, mut acknowledged) = (Report::default(), Acknowledged::default());
     let ended = ask::follow(fleet, request, screen, |event, screen| {
         if let Some(event) = event {
             report.add(&in_short(event));
             acknowledged.add(event);
+            // The engine sends before it says anything.
+            if let Some(backup) = backup.take() {
+                backup.end();
+            }
+        }
+        if let Some(backup) = backup {
+            backup.say(screen);
         }
         let line = match event {
             Some(_) => acknowledged.all_in(),
@@ -60,6 +89,16 @@ async fn follow(fleet: &Fleet, request: Request, screen: &mut Screen) -> Result<
         Ok(())
     })
     .await?;
+    if let Some(waiting) = backup.as_mut().filter(|backup| backup.is_out()) {
+        match &ended {
+            Ended::Interrupted => return waiting.given_up(screen).map(Some),
+            Ended::Failed(Failure::Stopped, why) => {
+                waiting.failed(why);
+                return Ok(None);
+            }
+            Ended::Whole | Ended::Failed(..) => {}
+        }
+    }
     let why = match &ended {
         Ended::Whole => None,
         Ended::Interrupted => Some("interrupted before it had answered"),
@@ -82,8 +121,10 @@ async fn follow(fleet: &Fleet, request: Request, screen: &mut Screen) -> Result<
         screen.result(&format!("\n{summary}"))?;
     }
     match ended {
-        Ended::Failed(failure, message) if !begun => Ok(screen.fault(&CliError::request(failure, message))),
-        Ended::Whole | Ended::Interrupted | Ended::Failed(..) => Ok(report.exit_status()),
+        Ended::Failed(failure, message) if !begun => {
+            Ok(Some(screen.fault(&CliError::request(failure, message))))
+        }
+        Ended::Whole | Ended::Interrupted | Ended::Failed(..) => Ok(Some(report.exit_status())),
     }
 }
 

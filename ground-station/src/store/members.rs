@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use rusqlite::{Row, params};
+use rusqlite::{Connection, Row, params};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use swarm_shared::proto::hex;
@@ -95,18 +95,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn members(&self) -> Result<Vec<MemberRow>, StoreError> {
-        self.call(|connection| {
-            let sql = "SELECT key, name, role, kind, tags, address, last_seen_ms, grant_json, revoked
-                       FROM members ORDER BY name, key";
-            let mut statement = connection.prepare_cached(sql)?;
-            let mut rows = statement.query([])?;
-            let mut members = Vec::new();
-            while let Some(row) = rows.next()? {
-                members.push(member(row)?);
-            }
-            Ok(members)
-        })
-        .await
+        self.call(|connection| members(connection)).await
     }
 
     /// Adds one that waits, or notes that it knocked again at `at_ms`. Beyond [`PENDING_MAX`] the one that was not
@@ -180,7 +169,23 @@ impl Store {
     }
 }
 
-fn put_member(connection: &rusqlite::Connection, member: &MemberRow) -> Result<(), StoreError> {
+/// All members, revoked ones too, by name.
+///
+/// # Errors
+/// [`StoreError`].
+pub fn members(connection: &Connection) -> Result<Vec<MemberRow>, StoreError> {
+    let sql = "SELECT key, name, role, kind, tags, address, last_seen_ms, grant_json, revoked
+               FROM members ORDER BY name, key";
+    let mut statement = connection.prepare_cached(sql)?;
+    let mut rows = statement.query([])?;
+    let mut members = Vec::new();
+    while let Some(row) = rows.next()? {
+        members.push(member(row)?);
+    }
+    Ok(members)
+}
+
+fn put_member(connection: &Connection, member: &MemberRow) -> Result<(), StoreError> {
     let sql = "INSERT INTO members
                    (key, id, name, role, kind, tags, address, last_seen_ms, grant_json, revoked)
                VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)

@@ -34,7 +34,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn membership(&self) -> Result<Option<String>, StoreError> {
-        self.call(|connection| text(connection, MEMBERSHIP)).await
+        self.call(|connection| membership(connection)).await
     }
 
     /// Remembers the fleet's root and this station's own membership (JSON): both or neither. Another root means
@@ -81,7 +81,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn stop_number(&self) -> Result<u64, StoreError> {
-        self.call(|connection| number(connection, STOP_NUMBER)).await
+        self.call(|connection| stop_number(connection)).await
     }
 
     /// Remembers the number of an emergency stop; a lower one than is remembered changes nothing.
@@ -112,6 +112,22 @@ impl Store {
         self.call(move |connection| put(connection, INVITATIONS, &json))
             .await
     }
+}
+
+/// This station's own membership, as its owner wrote it.
+///
+/// # Errors
+/// [`StoreError`].
+pub fn membership(connection: &Connection) -> Result<Option<String>, StoreError> {
+    text(connection, MEMBERSHIP)
+}
+
+/// The highest number that an emergency stop of this station has had; 0 if there was none.
+///
+/// # Errors
+/// [`StoreError`].
+pub fn stop_number(connection: &Connection) -> Result<u64, StoreError> {
+    number(connection, STOP_NUMBER)
 }
 
 /// Begins the next epoch and returns it; see [`next_epoch`].

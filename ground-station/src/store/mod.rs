@@ -41,7 +41,8 @@ mod thread;
 #[cfg(test)]
 mod tests;
 
-pub use members::{MemberRow, PENDING_MAX, PendingRow};
+pub use members::{MemberRow, PENDING_MAX, PendingRow, members};
+pub use meta::{membership, stop_number};
 pub use schema::SCHEMA_VERSION;
 
 use deliveries::Record;
@@ -313,6 +314,32 @@ pub fn open_to_read(state_dir: &Path) -> Result<Option<Connection>, StoreError> 
     })?;
     let has_history = schema::check(&connection, &path).map_err(|error| damage(error, &path))?;
     Ok(has_history.then_some(connection))
+}
+
+/// Asks the file of a state directory as [`open_to_read`] opens it; if that fails, as it lies there, without what a
+/// log beside it may hold. For what has to be known though the disk is full: SQLite then finds no room for the index
+/// of its log, without which it reads no file that may be written meanwhile. `None` if there is no file.
+///
+/// # Errors
+/// [`StoreError`], of the first try.
+pub fn read_regardless<T>(
+    state_dir: &Path,
+    question: impl Fn(&Connection) -> Result<T, StoreError>,
+) -> Result<Option<T>, StoreError> {
+    let read = |connection: Option<Connection>| connection.as_ref().map(&question).transpose();
+    open_to_read(state_dir).and_then(read).or_else(|first| {
+        let path = state_dir.join(STORE_FILE);
+        // What ends a path in a URI, and what begins an escape there.
+        let path = path.to_string_lossy();
+        let path = path.replace('%', "%25").replace('?', "%3f").replace('#', "%23");
+        let uri = format!("file:{path}?immutable=1");
+        let flags =
+            OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_URI;
+        let second = Connection::open_with_flags(uri, flags).map_err(StoreError::Sql);
+        second
+            .and_then(|connection| read(Some(connection)))
+            .map_err(|_second| first)
+    })
 }
 
 /// Says of a damaged file what it is.

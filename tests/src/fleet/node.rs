@@ -44,6 +44,8 @@ pub struct Node {
     pub keys: String,
     /// See [`Self::keys`].
     pub tables: String,
+    /// Where it hears datagrams although it is on loopback; a port of its own.
+    pub ping_port: Option<u16>,
     listen: String,
     place: Place,
     logs: PathBuf,
@@ -58,6 +60,7 @@ impl Node {
             root: field.dir(&format!("{name}-files")),
             keys: String::new(),
             tables: String::new(),
+            ping_port: None,
             listen: place.listen(7420),
             place,
             logs: field.path().to_owned(),
@@ -112,7 +115,11 @@ impl Node {
     pub fn start(&mut self, flags: &[&str]) {
         self.configure();
         let mut command = self.command();
-        command.arg("run").args(self.place.quiet_flags()).args(flags);
+        command.arg("run").args(flags);
+        match self.ping_port {
+            Some(port) => command.args(["--no-mdns", &format!("--ping-port={port}")]),
+            None => command.args(self.place.quiet_flags()),
+        };
         let mut process = Process::spawn(command, &self.name, &self.logs);
         process.wait_line(Stream::Err, PATIENCE, "ready", |line| line.contains(" ready"));
         self.process = Some(process);

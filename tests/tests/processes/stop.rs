@@ -1,7 +1,10 @@
 //! The emergency stop as an operator uses it.
 
+use std::net::UdpSocket;
+use std::process::Command;
 use std::time::Duration;
 
+use ground_station::control::lock::StateLock;
 use swarm_tests::binaries;
 use swarm_tests::fleet::{Fleet, PATIENCE, text};
 use swarm_tests::process::{Signal, Stream, let_pass, wait_until};
@@ -327,4 +330,72 @@ fn a_lost_link_runs_its_command_once_for_each_loss() {
                 .contains(&format!("for the {loss}. time"))
         });
     }
+}
+
+/// A fleet that hears datagrams, and whose station does not serve.
+fn within_earshot() -> Fleet {
+    let free = UdpSocket::bind("0.0.0.0:0").expect("a port");
+    let port = free.local_addr().expect("bound").port();
+    drop(free);
+    let mut fleet = Fleet::linked_with(1, |node| node.ping_port = Some(port));
+    fleet.station.end(Signal::TERM);
+    let file = fleet.station.state_file("config.toml");
+    let config = std::fs::read_to_string(&file).expect("read");
+    let config = config.replace("pings = false", &format!("pings = true\nping_port = {port}"));
+    std::fs::write(file, config).expect("written");
+    fleet
+}
+
+#[test]
+fn a_stop_does_not_wait_for_the_verb_that_holds_the_state_directory() {
+    let fleet = within_earshot();
+    let stopped = || fleet.nodes[0].status()["stopped"].is_string();
+    let held = StateLock::try_take(&fleet.station.dir, "a test").expect("free");
+
+    let ran = fleet.station.run(&["stop", "--timeout", "2s"]).expect(4);
+    assert!(stopped());
+    let error = ran.of("n1")["error"].to_string();
+    assert!(error.contains("by datagram"), "{ran:#?}");
+    let ran = ran
+        .says("holds its state (a test")
+        .says("stopping by datagrams meanwhile");
+    assert_eq!(ran.state("n1"), "no-answer");
+
+    // It goes on, and is acknowledged once it can be.
+    let mut stop = fleet.station.start(&["stop"]);
+    stop.process()
+        .wait_line(Stream::Err, PATIENCE, "it says what it does", |line| {
+            line.contains("stopping by datagrams meanwhile")
+        });
+    drop(held);
+    let ran = stop.finish(PATIENCE).expect(0);
+    assert_eq!(ran.state("n1"), "done");
+    fleet.station.run(&["release", "all"]).expect(0);
+    assert!(!stopped());
+}
+
+#[test]
+fn a_stop_goes_out_though_the_station_cannot_write_a_byte() {
+    let fleet = within_earshot();
+    // As on a full disk, every write to a file fails; standard output and error are pipes here.
+    let ran = Command::new("/bin/sh")
+        .args([
+            "-c",
+            "trap '' XFSZ; ulimit -f 0; exec \"$0\" --json stop --timeout 3s",
+        ])
+        .arg(&binaries().station)
+        .env("GROUND_STATION_STATE_DIR", &fleet.station.dir)
+        .output()
+        .expect("it runs");
+    let (out, err) = (
+        String::from_utf8_lossy(&ran.stdout),
+        String::from_utf8_lossy(&ran.stderr),
+    );
+    assert_eq!(ran.status.code(), Some(4), "{out}\n{err}");
+    assert!(err.contains("this station does not start"), "{err}");
+    assert!(out.contains("by datagram"), "{out}");
+    assert!(fleet.nodes[0].status()["stopped"].is_string());
+    // No lower number of the datagrams is in the way of the next stop.
+    let ran = fleet.station.run(&["stop"]).expect(0);
+    assert_eq!(ran.state("n1"), "done");
 }

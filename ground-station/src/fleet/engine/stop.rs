@@ -22,10 +22,7 @@ use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::parcel::Parcel;
 use swarm_shared::proto::selector::Selector;
 use swarm_shared::proto::session::Outgoing;
-use swarm_shared::proto::stop::{
-    IDS_PER_ORDER, NOBODY, Round, StopCall, StopOrder, Verdict, next_number, selectors,
-};
-use swarm_shared::proto::trust::gate::{Wish, permit};
+use swarm_shared::proto::stop::{IDS_PER_ORDER, NOBODY, Round, StopCall, Verdict, next_number, selectors};
 use swarm_shared::proto::wire::{Frame, Kind, Lane};
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinSet;
@@ -34,7 +31,7 @@ use tokio_util::task::TaskTracker;
 use super::roll::Target;
 use super::{Shared, commands, recorder};
 use crate::duration::to_ms;
-use crate::fleet::{CommandKind, Delivery, Event, Failure};
+use crate::fleet::{CommandKind, Delivery, Event, Failure, shout};
 use crate::store::deliveries::{Record, RecordTo};
 use crate::store::{Origin, PartEnd, Store};
 
@@ -147,16 +144,9 @@ pub(super) fn linked(shared: &Shared, link: &PeerLink) {
 /// An order, signed.
 fn datagram(shared: &Shared, number: u64, selector: Selector) -> Result<Bytes, String> {
     let membership = shared.endpoint.membership().borrow().clone();
-    let Some(membership) = membership else {
-        return Err(
-            "this station belongs to no fleet, so nobody would stop: join one, or make one".to_owned(),
-        );
-    };
-    permit(membership.own_role(), &Wish::Frame(Kind::Stop)).map_err(|refused| refused.to_string())?;
+    let membership = membership.ok_or(shout::NO_FLEET)?;
     let key = &shared.endpoint.local().identity.key;
-    let order = StopOrder::new(&membership.fingerprint(), key.public(), number, selector);
-    let bytes = order.encode(key, membership.grant());
-    bytes.map(Bytes::from).map_err(|error| error.to_string())
+    shout::order(key, &membership, number, selector)
 }
 
 fn send(link: &PeerLink, order: &Bytes) {
