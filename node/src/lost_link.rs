@@ -4,7 +4,12 @@
 //! |---|---|---|
 //! | unarmed | a station that may command is linked | armed |
 //! | armed | none of them was heard for `after` | lost: the command runs, once |
-//! | lost | one of them is heard again | armed |
+//! | armed | the same, while an emergency stop is in force | lost, and its command is held back |
+//! | lost, held back | the stop is released | lost: the command runs, once |
+//! | lost | one of them is heard again | armed; a command that was held back never runs |
+//!
+//! A node that is stopped has been made safe, and a command for nodes that are on their way may undo that: so it is held
+//! back, and killed if a stop comes while it runs, unless the owner says `while_stopped`.
 //!
 //! It counts from the last byte that was heard, on a clock that goes on while the machine is suspended.
 
@@ -14,6 +19,7 @@ use std::time::{Duration, Instant};
 use swarm_shared::net::clock;
 use swarm_shared::net::peer::PeerLink;
 use swarm_shared::proto::id::PeerId;
+use swarm_shared::proto::stop::Latch;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -25,7 +31,20 @@ use crate::status::{Loss, Status};
 enum State {
     Unarmed,
     Armed { heard: Instant },
-    Lost { heard: Instant },
+    Lost { heard: Instant, owed: bool },
+}
+
+/// What has come about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Due {
+    /// Nothing.
+    Nothing,
+    /// The link is lost, and the command is held back.
+    Held,
+    /// The link is lost: the command is to run.
+    Run,
+    /// The link was lost before, and the command that was held back is to run.
+    RunNow,
 }
 
 /// When to act; see the module.
@@ -49,20 +68,24 @@ impl LostLink {
         self.state = match self.state {
             State::Armed { heard } => State::Armed { heard: heard.max(at) },
             // Old news does not end a loss.
-            State::Lost { heard } if at <= heard => self.state,
+            State::Lost { heard, .. } if at <= heard => self.state,
             State::Unarmed | State::Lost { .. } => State::Armed { heard: at },
         };
     }
 
-    /// Whether the link is lost now and was not before.
-    pub fn handle_timeout(&mut self, now: Instant) -> bool {
-        if self.poll_timeout().is_none_or(|due| now < due) {
-            return false;
+    /// What is due now; `held`: whether the command may not run now.
+    pub fn handle_timeout(&mut self, now: Instant, held: bool) -> Due {
+        match self.state {
+            State::Armed { heard } if now >= heard + self.after => {
+                self.state = State::Lost { heard, owed: held };
+                if held { Due::Held } else { Due::Run }
+            }
+            State::Lost { heard, owed: true } if !held => {
+                self.state = State::Lost { heard, owed: false };
+                Due::RunNow
+            }
+            State::Unarmed | State::Armed { .. } | State::Lost { .. } => Due::Nothing,
         }
-        if let State::Armed { heard } = self.state {
-            self.state = State::Lost { heard };
-        }
-        true
     }
 
     /// When the link will be lost, if nothing more is heard.
@@ -85,8 +108,14 @@ pub type Stations = watch::Receiver<BTreeMap<PeerId, PeerLink>>;
 /// How often it is looked whether a lost station is heard again; links come up rarely.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Watches until `stop`.
-pub async fn run(config: config::LostLink, stations: Stations, status: Status, stop: CancellationToken) {
+/// Watches until `stop`. `in_force`: the emergency stop.
+pub async fn run(
+    config: config::LostLink,
+    stations: Stations,
+    mut in_force: watch::Receiver<Option<Latch>>,
+    status: Status,
+    stop: CancellationToken,
+) {
     let mut lost_link = LostLink::new(config.after);
     let mut losses = 0_u32;
     loop {
@@ -100,31 +129,66 @@ pub async fn run(config: config::LostLink, stations: Stations, status: Status, s
             status.update(|facts| facts.lost_link = Some(format!("heard again; lost {losses} times")));
         }
         let now = clock::now();
-        if lost_link.handle_timeout(now) {
-            losses += 1;
-            tracing::error!(after = ?config.after, losses, "LINK LOST: no station was heard; running the lost_link command");
-            show(&status, losses, None);
-            let ran = process::run(config.command.as_slice(), Stderr::Merged, config.timeout, &stop).await;
-            let ended = match ran {
-                Ok(finished) if finished.exit == 0 => Ok(()),
-                Ok(finished) => Err(format!("exit status {}", finished.exit)),
-                Err(error) => Err(error.to_string()),
-            };
-            match &ended {
-                Ok(()) => tracing::warn!("the lost_link command ended well"),
-                Err(why) => tracing::error!(why, "the lost_link command FAILED"),
+        let held = in_force.borrow_and_update().is_some() && !config.while_stopped;
+        let due = lost_link.handle_timeout(now, held);
+        losses += u32::from(matches!(due, Due::Held | Due::Run));
+        match due {
+            Due::Nothing => {}
+            Due::Held => {
+                tracing::error!(after = ?config.after, losses, "LINK LOST: no station was heard; stopped, so the lost_link command is held back");
+                show(&status, losses, None);
+                continue;
             }
-            show(&status, losses, Some(ended));
-            if stop.is_cancelled() {
-                return;
+            Due::Run | Due::RunNow => {
+                tracing::error!(after = ?config.after, losses, "LINK LOST: no station was heard; running the lost_link command");
+                show(&status, losses, None);
+                let ended = run_command(&config, &mut in_force, &stop).await;
+                match &ended {
+                    Ok(()) => tracing::warn!("the lost_link command ended well"),
+                    Err(why) => tracing::error!(why, "the lost_link command FAILED"),
+                }
+                show(&status, losses, Some(ended));
+                if stop.is_cancelled() {
+                    return;
+                }
+                continue;
             }
-            continue;
         }
         let look = now + LOOK_INTERVAL;
         let next = lost_link.poll_timeout().map_or(look, |due| due.min(look));
         if stop.run_until_cancelled(clock::sleep_until(next)).await.is_none() {
             return;
         }
+    }
+}
+
+/// Runs the command; a stop that comes meanwhile kills it, unless it may run while stopped.
+async fn run_command(
+    config: &config::LostLink,
+    in_force: &mut watch::Receiver<Option<Latch>>,
+    stop: &CancellationToken,
+) -> Result<(), String> {
+    let kill = stop.child_token();
+    let command = process::run(config.command.as_slice(), Stderr::Merged, config.timeout, &kill);
+    tokio::pin!(command);
+    let stopped = async {
+        // The stop's own task ends only when the node does.
+        if config.while_stopped || in_force.wait_for(Option::is_some).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    };
+    let (ran, killed) = tokio::select! {
+        ran = &mut command => (ran, false),
+        () = stopped => {
+            kill.cancel();
+            (command.await, true)
+        }
+    };
+    match ran {
+        Ok(finished) if finished.exit == 0 => Ok(()),
+        _ if killed => Err("killed by the emergency stop".to_owned()),
+        Ok(finished) => Err(format!("exit status {}", finished.exit)),
+        Err(error) => Err(error.to_string()),
     }
 }
 
@@ -151,21 +215,27 @@ mod tests {
         let start = clock::now();
         let at = |s: u64| start + Duration::from_secs(s);
         let mut lost = LostLink::new(AFTER);
-        assert!(!lost.handle_timeout(at(1_000)), "never linked, never lost");
+        assert!(
+            lost.handle_timeout(at(1_000), false) == Due::Nothing,
+            "never linked, never lost"
+        );
         lost.heard(at(1_000));
         lost.heard(at(1_005));
         lost.heard(at(1_004));
         assert_eq!(lost.poll_timeout(), Some(at(1_015)));
-        assert!(!lost.handle_timeout(at(1_014)));
-        assert!(lost.handle_timeout(at(1_015)));
+        assert!(lost.handle_timeout(at(1_014), false) == Due::Nothing);
+        assert!(lost.handle_timeout(at(1_015), false) == Due::Run);
         for s in 1_015..1_100 {
-            assert!(!lost.handle_timeout(at(s)), "once");
+            assert!(lost.handle_timeout(at(s), false) == Due::Nothing, "once");
         }
         lost.heard(at(1_005));
         assert!(lost.is_lost(), "old news does not end a loss");
         lost.heard(at(1_200));
-        assert!(!lost.is_lost() && !lost.handle_timeout(at(1_209)));
-        assert!(lost.handle_timeout(at(1_210)), "and again after a second loss");
+        assert!(!lost.is_lost() && lost.handle_timeout(at(1_209), false) == Due::Nothing);
+        assert!(
+            lost.handle_timeout(at(1_210), false) == Due::Run,
+            "and again after a second loss"
+        );
     }
 
     #[test]
@@ -173,7 +243,57 @@ mod tests {
         let start = clock::now();
         let mut lost = LostLink::new(AFTER);
         lost.heard(start);
-        assert!(lost.handle_timeout(start + Duration::from_secs(3_600)));
-        assert!(!lost.handle_timeout(start + Duration::from_secs(7_200)));
+        assert!(lost.handle_timeout(start + Duration::from_secs(3_600), false) == Due::Run);
+        assert!(lost.handle_timeout(start + Duration::from_secs(7_200), false) == Due::Nothing);
+    }
+
+    #[test]
+    fn a_stop_holds_the_command_back_until_its_release_if_the_loss_still_lasts() {
+        let start = clock::now();
+        let at = |s: u64| start + Duration::from_secs(s);
+        let mut lost = LostLink::new(AFTER);
+        lost.heard(start);
+        assert_eq!(lost.handle_timeout(at(10), true), Due::Held);
+        assert_eq!(lost.handle_timeout(at(60), true), Due::Nothing, "stopped");
+        assert_eq!(lost.handle_timeout(at(61), false), Due::RunNow, "released");
+        assert_eq!(lost.handle_timeout(at(62), false), Due::Nothing, "once");
+        assert_eq!(lost.handle_timeout(at(63), true), Due::Nothing);
+        assert_eq!(
+            lost.handle_timeout(at(64), false),
+            Due::Nothing,
+            "once for each loss"
+        );
+        lost.heard(at(100));
+        assert_eq!(lost.handle_timeout(at(110), true), Due::Held);
+        lost.heard(at(120));
+        assert_eq!(
+            lost.handle_timeout(at(121), false),
+            Due::Nothing,
+            "the loss is over"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_stop_kills_the_command_unless_it_may_run_while_stopped() {
+        let mut config = config::Config::parse(
+            "[lost_link]\nafter = \"1s\"\ncommand = [\"/bin/sleep\", \"0.3\"]",
+            &config::Origin::Text(None),
+        )
+        .expect("a configuration")
+        .0
+        .lost_link
+        .expect("is there");
+        assert!(!config.while_stopped, "unless its owner says so");
+        let order = Latch {
+            issuer: swarm_shared::proto::id::PublicKey([1; 32]).id(),
+            number: 1,
+        };
+        let (_task, mut in_force) = watch::channel(Some(order));
+        let stop = CancellationToken::new();
+        run_command(&config, &mut in_force, &stop)
+            .await
+            .expect_err("killed");
+        config.while_stopped = true;
+        assert_eq!(run_command(&config, &mut in_force, &stop).await, Ok(()));
     }
 }

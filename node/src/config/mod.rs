@@ -371,6 +371,9 @@ pub struct LostLink {
     /// When its process group is killed.
     #[serde(default = "safety_timeout", deserialize_with = "values::duration")]
     pub timeout: Duration,
+    /// Whether it runs while an emergency stop is in force, too.
+    #[serde(default)]
+    pub while_stopped: bool,
 }
 
 fn safety_timeout() -> Duration {

@@ -82,7 +82,12 @@ pub(super) const TOP: &[Key] = &[
     key("emergency_stop", Table(PROGRAM)),
     key(
         "lost_link",
-        Table(&[key("after", Text), key("command", Value), key("timeout", Text)]),
+        Table(&[
+            key("after", Text),
+            key("command", Value),
+            key("timeout", Text),
+            key("while_stopped", Value),
+        ]),
     ),
     key("actions", Map(&Table(ACTION))),
     key("private", Free),

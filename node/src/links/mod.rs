@@ -158,8 +158,9 @@ impl Links {
         let (commanding, stations) = watch::channel(BTreeMap::new());
         if let Some(lost_link) = config.lost_link.clone() {
             let (status, stop) = (node.status.clone(), node.stop.clone());
+            let in_force = stopping.in_force();
             node.tasks
-                .spawn(lost_link::run(lost_link, stations, status, stop));
+                .spawn(lost_link::run(lost_link, stations, in_force, status, stop));
         }
         let work = Work {
             stopping,
