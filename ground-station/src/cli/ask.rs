@@ -54,7 +54,7 @@ pub(super) async fn follow(
         };
         match event {
             None => {
-                let text = "the station stopped before it had answered; ask again";
+                let text = "the station stopped before it had answered; `ground-station history` says what it had begun: look there before you ask again";
                 return Ok(Ended::Failed(Failure::Stopped, text.to_owned()));
             }
             Some(Event::End) => return Ok(Ended::Whole),

@@ -26,7 +26,7 @@ pub async fn ask(socket: PathBuf, request: Request, events: mpsc::Sender<Event>)
     let stopped = || {
         Event::failed(
             Failure::Stopped,
-            "the running station stopped before it had answered; ask again",
+            "the running station stopped before it had answered; `ground-station history` says what it had begun: look there before you ask again",
         )
     };
     let patience = first_event_patience(&request);

@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use swarm_shared::proto::outcome::Outcome;
+
 use crate::fleet::{Event, NodeRef};
 
 /// Between two lines that name the missing.
@@ -29,6 +31,8 @@ impl Acknowledged {
                 self.missing = targets.iter().cloned().collect();
             }
             Event::Acknowledged { node, ms } => self.answered(node, *ms),
+            // Whoever was given up has not answered: an all-clear would be false.
+            Event::Delivery(delivery) if delivery.state == Outcome::NoAnswer => {}
             Event::Delivery(delivery) => {
                 let node = NodeRef {
                     node: delivery.node.clone(),
@@ -99,8 +103,10 @@ impl Acknowledged {
 #[cfg(test)]
 mod tests {
     use swarm_shared::proto::id::{NodeName, PublicKey};
+    use swarm_shared::proto::outcome::Reply;
 
     use super::*;
+    use crate::fleet::Delivery;
 
     #[test]
     fn it_names_the_missing_and_says_when_all_are_in() {
@@ -113,10 +119,13 @@ mod tests {
             targets: vec![node(1), node(2)],
         });
         assert_eq!(stop.missing(Duration::from_millis(900)), None);
+        let given_up = Delivery::new(node(2), Reply::ended(Outcome::NoAnswer, "interrupted"), 900.0);
+        stop.add(&Event::Delivery(given_up));
         stop.add(&Event::Acknowledged {
             node: node(1),
             ms: 3.0,
         });
+        assert_eq!(stop.all_in(), None, "who was given up has not answered");
         let line = stop.missing(Duration::from_secs(1)).expect("a second");
         assert!(line.starts_with("1 of 2 answered; NO ANSWER from d2;"), "{line}");
         assert_eq!(

@@ -502,6 +502,11 @@ pub(super) async fn release(
     let _caller_gone = events.send(Event::End).await;
 }
 
+/// How long a node's word of its stop may come behind its link.
+const STOP_WORD_MAX: Duration = Duration::from_secs(2);
+/// How often it is looked for.
+const STOP_WORD_STEP: Duration = Duration::from_millis(10);
+
 async fn release_one(shared: &Shared, target: &Target, give_up: Instant) -> Reply {
     if !target.is_online_by(give_up).await {
         return Reply::ended(
@@ -509,13 +514,28 @@ async fn release_one(shared: &Shared, target: &Target, give_up: Instant) -> Repl
             "offline: it stays as it is; release it when it is back",
         );
     }
+    let asked = clock::now();
     let known = shared.stops.report_of(target.node.id);
     let reply = ask_release(shared, target, known.as_ref(), give_up).await;
-    // Its word of the stop may have come behind the link: the refusal proves that there is one.
-    match (&known, reply.state, shared.stops.report_of(target.node.id)) {
-        (None, Outcome::Refused, Some(told)) => ask_release(shared, target, Some(&told), give_up).await,
-        _ => reply,
+    if known.is_some() || reply.state != Outcome::Refused {
+        return reply;
     }
+    // It is stopped, then, and its word of that comes behind the link.
+    let word_by = give_up.min(asked + STOP_WORD_MAX);
+    let told = loop {
+        match shared.stops.report_of(target.node.id) {
+            Some(told) => break told,
+            None if clock::now() >= word_by => return reply,
+            None => tokio::time::sleep(STOP_WORD_STEP).await,
+        }
+    };
+    let since_asked = clock::since(asked).as_millis();
+    if u128::from(told.since_ms) < since_asked {
+        return Reply::refused(
+            "it was stopped again after this release was typed; type it again if that stop is meant, too",
+        );
+    }
+    ask_release(shared, target, Some(&told), give_up).await
 }
 
 async fn ask_release(shared: &Shared, target: &Target, stop: Option<&Stopped>, give_up: Instant) -> Reply {
