@@ -5,7 +5,7 @@
 //! link's; what it takes longer is queue. While that is below [`QUEUE_TARGET`] the window grows, the faster the less
 //! queue there is; above, it shrinks.
 //!
-//! A link that is never empty would be taken for a slow one. So every [`LOOK_INTERVAL`] all that is on its way is let
+//! A link that is never empty would be taken for a slow one. So every `LOOK_INTERVAL` all that is on its way is let
 //! through, and one frame sent alone shows the empty link.
 //!
 //! Invariant: between the least and the most; a window whose least is its most never changes.
