@@ -18,6 +18,8 @@
 //! keep_deliveries = 1000000        # GROUND_STATION_HISTORY_KEEP_DELIVERIES
 //! ```
 //!
+//! `[doors.NAME]` opens a door for other programs: see [`doors`].
+//!
 //! An unknown key is refused with its line and the nearest known key: a misspelt key that is ignored is found on the
 //! field.
 
@@ -32,6 +34,7 @@ use toml::de::{DeTable, DeValue};
 use crate::duration;
 use crate::store::retention::Keep;
 
+pub mod doors;
 #[cfg(test)]
 mod tests;
 
@@ -63,6 +66,8 @@ pub struct Config {
     pub keepalive: Keepalive,
     /// How much of the history is kept.
     pub history: Keep,
+    /// Which doors are open.
+    pub doors: doors::Doors,
 }
 
 /// TCP keepalive, under the heartbeat.
@@ -155,6 +160,7 @@ impl Config {
             nodes: Vec::new(),
             keepalive: Keepalive::default(),
             history: Keep::default(),
+            doors: doors::Doors::default(),
         }
     }
 
@@ -213,9 +219,10 @@ impl Config {
             let at = key.span().start;
             let full = format!("{prefix}{}", key.get_ref());
             if full == "doors" {
-                let text =
-                    "[doors] is not built yet: this version talks to no other programs; take the table out";
-                return Err((at, text.to_owned()));
+                let table = value.get_ref().as_table();
+                let table = table.ok_or_else(|| (at, "doors are tables: write [doors.NAME]".to_owned()))?;
+                self.doors.read_table(table)?;
+                continue;
             }
             if ["keepalive", "history"].contains(&full.as_str()) {
                 let table = value
@@ -257,7 +264,7 @@ impl Config {
                 fault,
             })?;
         }
-        Ok(())
+        self.doors.read_environment(get)
     }
 
     fn set(&mut self, key: &str, raw: &Raw<'_>) -> Result<(), String> {
@@ -362,15 +369,18 @@ fn raw<'a>(value: &'a Spanned<DeValue<'_>>) -> Option<Raw<'a>> {
 }
 
 fn unknown_key(key: &str) -> String {
-    let nearest = KEYS.iter().map(|(known, _)| (distance(key, known), known)).min();
+    let known: Vec<&str> = KEYS.iter().map(|(known, _)| *known).collect();
+    unknown(key, &known)
+}
+
+/// What to say of a key that is none of `known`.
+fn unknown(key: &str, known: &[&str]) -> String {
+    let nearest = known.iter().map(|known| (distance(key, known), known)).min();
     match nearest {
         Some((distance, known)) if distance <= known.len().div_ceil(2) => {
             format!("unknown key {key:?}; did you mean {known:?}?")
         }
-        Some(_) | None => {
-            let known: Vec<&str> = KEYS.iter().map(|(known, _)| *known).collect();
-            format!("unknown key {key:?}; known are {}", known.join(", "))
-        }
+        Some(_) | None => format!("unknown key {key:?}; known are {}", known.join(", ")),
     }
 }
 

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`fleet`] | the façade that command line, pages and tests call; it never prints |
 //! | [`control`] | the same façade for other processes of this machine, over a Unix socket |
+//! | [`doors`] | how programs that were written for other systems reach the fleet |
 //! | [`store`] | what survives a restart: members, invitations, commands and their deliveries |
 //! | [`config`] | `config.toml` and `GROUND_STATION_*` |
 //! | [`view`] | events in, text out |
@@ -13,6 +14,7 @@
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod doors;
 pub mod duration;
 pub mod fleet;
 pub mod store;

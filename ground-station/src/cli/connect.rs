@@ -16,9 +16,11 @@ use tokio_util::sync::CancellationToken;
 use super::Common;
 use super::screen::{CliError, Screen};
 use crate::config::Config;
+use crate::config::doors::Doors;
 use crate::control::lock::{LockError, StateLock};
 use crate::control::server::ControlServer;
 use crate::control::{CONTROL_SOCKET, client};
+use crate::doors::Open;
 use crate::fleet::engine::{Engine, Settings};
 use crate::fleet::{Fleet, archive};
 
@@ -40,6 +42,7 @@ pub(super) struct Connection {
 struct Own {
     engine: Engine,
     control: Option<(CancellationToken, JoinHandle<()>)>,
+    doors: Option<Open>,
     _lock: StateLock,
 }
 
@@ -116,8 +119,28 @@ impl Connection {
                 "a station already serves {}; stop it first, or use another --state-dir",
                 socket.parent().unwrap_or(&socket).display()
             ))),
-            Found::Free(lock) => Self::own(common, lock, adjust, true).await,
+            Found::Free(lock) => {
+                let mut doors = Doors::default();
+                let adjust = |config: &mut Config| {
+                    adjust(config);
+                    doors = config.doors.clone();
+                };
+                let mut connection = Self::own(common, lock, adjust, true).await?;
+                if let Err(error) = connection.open_doors(&doors).await {
+                    connection.close().await;
+                    return Err(error);
+                }
+                Ok(connection)
+            }
         }
+    }
+
+    /// Only `serve` stays long enough for other programs.
+    async fn open_doors(&mut self, doors: &Doors) -> Result<(), CliError> {
+        let Some(own) = &mut self.own else { return Ok(()) };
+        let opened = Open::all(doors, own.engine.fleet(), own.engine.store()).await;
+        own.doors = Some(opened.map_err(|error| CliError::usage(error.to_string()))?);
+        Ok(())
     }
 
     async fn own(
@@ -151,6 +174,7 @@ impl Connection {
             own: Some(Own {
                 engine,
                 control,
+                doors: None,
                 _lock: lock,
             }),
         })
@@ -159,6 +183,9 @@ impl Connection {
     /// Ends what this process runs itself, within the graces that its parts name.
     pub(super) async fn close(self) {
         let Some(own) = self.own else { return };
+        if let Some(doors) = own.doors {
+            doors.close().await;
+        }
         if let Some((stop, serving)) = own.control {
             stop.cancel();
             if let Err(error) = serving.await {

@@ -93,7 +93,7 @@ fn faults_name_the_line_and_the_way_out() {
         ),
         (
             "\n[doors.knut]\nlisten = \"x\"",
-            "config.toml:2: [doors] is not built yet",
+            "config.toml:3: \"x\" is not ADDR:PORT",
         ),
         ("name = ", "config.toml:1: "),
         ("name = \"a\"\nname = \"b\"", "config.toml:2: "),

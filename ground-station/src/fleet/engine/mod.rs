@@ -110,6 +110,7 @@ pub enum EngineError {
 #[derive(Debug)]
 pub struct Engine {
     fleet: Fleet,
+    store: Store,
     endpoint: Endpoint,
     presence: Option<Presence>,
     stop: CancellationToken,
@@ -185,6 +186,7 @@ impl Engine {
         let (keeper, words) = keeper::Task::channel();
         let book = keeper::Task::open(store.clone(), me, Arc::clone(&next_id)).await?;
         tasks.spawn(book.run(words, stop.clone()));
+        let kept = store.clone();
         let mut task = Task {
             me,
             shared: Shared {
@@ -222,6 +224,7 @@ impl Engine {
         tracing::info!(addr = %endpoint.listens(), "listening");
         Ok(Self {
             fleet,
+            store: kept,
             endpoint,
             presence: Some(presence),
             stop,
@@ -232,6 +235,11 @@ impl Engine {
     /// To ask it.
     pub fn fleet(&self) -> Fleet {
         self.fleet.clone()
+    }
+
+    /// What it remembers.
+    pub fn store(&self) -> Store {
+        self.store.clone()
     }
 
     /// The address that is listened on, with its real port.

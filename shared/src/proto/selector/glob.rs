@@ -6,7 +6,7 @@
 
 /// A parsed pattern.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Glob(Vec<Token>);
+pub struct Glob(Vec<Token>);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Token {
@@ -33,8 +33,11 @@ struct Numbers {
 const NUMBER_DIGITS_MAX: usize = 18;
 
 impl Glob {
-    /// Parses a pattern; the error is the rule that it breaks.
-    pub(super) fn parse(text: &str) -> Result<Self, String> {
+    /// Parses a pattern.
+    ///
+    /// # Errors
+    /// The rule that it breaks.
+    pub fn parse(text: &str) -> Result<Self, String> {
         let mut tokens = Vec::new();
         let mut rest = text;
         while let Some(c) = rest.chars().next() {
@@ -67,7 +70,8 @@ impl Glob {
         })
     }
 
-    pub(super) fn matches(&self, text: &str) -> bool {
+    /// Whether the whole text is one that the pattern means.
+    pub fn matches(&self, text: &str) -> bool {
         let text: Vec<char> = text.chars().collect();
         let mut reached = vec![false; text.len() + 1];
         reached[0] = true;

@@ -24,7 +24,7 @@ use super::id::{NodeName, PeerId};
 
 mod glob;
 
-use glob::Glob;
+pub use glob::Glob;
 
 /// Longest selector, in bytes.
 pub const SELECTOR_BYTES_MAX: usize = 64 * 1024;

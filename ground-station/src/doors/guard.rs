@@ -1,0 +1,245 @@
+//! What may pass a door, and in whose name.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use swarm_shared::net::clock;
+use swarm_shared::proto::message::Arguments;
+use swarm_shared::proto::outcome::Outcome;
+use swarm_shared::proto::selector::{Glob, Selector};
+use swarm_shared::proto::trust::Role;
+use swarm_shared::proto::trust::gate::{self, ActionClass, Wish};
+use swarm_shared::proto::wire::Lane;
+
+use super::House;
+use crate::config::doors::Common;
+use crate::duration;
+use crate::fleet::{Delivery, Event, Failure, NodeView, Request};
+use crate::store::audit::Entry;
+
+/// Somebody at a door.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Visitor {
+    /// Where from.
+    pub from: IpAddr,
+    /// Who, where the protocol says so and it was checked.
+    pub user: Option<String>,
+}
+
+/// One door's guard.
+#[derive(Clone, Debug)]
+pub struct Guard {
+    door: &'static str,
+    role: Role,
+    allow: Vec<Glob>,
+    house: House,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Errand {
+    /// By whom.
+    pub selector: Selector,
+    /// What.
+    pub action: String,
+    /// With what.
+    pub arguments: Arguments,
+    /// How long it may still start.
+    pub ttl: Duration,
+    /// How long to wait for outcomes.
+    pub timeout: Duration,
+}
+
+/// Why nothing was done.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotDone {
+    /// This door does not let it pass.
+    #[error("{0}")]
+    NotAllowed(String),
+    /// The request is at fault.
+    #[error("{0}")]
+    Usage(String),
+    /// No node is meant.
+    #[error("{0}")]
+    NobodyMatched(String),
+    /// It was tried and did not work, or the station is shutting down.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl Guard {
+    /// Of the door that the configuration calls so.
+    pub fn new(door: &'static str, common: &Common, house: &House) -> Self {
+        Self {
+            door,
+            role: common.role,
+            allow: common.allow.clone(),
+            house: house.clone(),
+        }
+    }
+
+    /// Whether an action may pass.
+    ///
+    /// # Errors
+    /// Why not, and what to change.
+    pub fn permit(&self, action: &str, arguments: &Arguments) -> Result<(), NotDone> {
+        let class = gate::classify(action, arguments);
+        gate::permit(self.role, &Wish::Command(class)).map_err(|refused| {
+            let door = self.door;
+            NotDone::NotAllowed(format!("{}; see `role` in [doors.{door}]", refused.reason))
+        })?;
+        if class == ActionClass::Read || self.allows(action) {
+            return Ok(());
+        }
+        let door = self.door;
+        Err(NotDone::NotAllowed(format!(
+            "action {action:?} may not pass this door; name it in `allow` of [doors.{door}]"
+        )))
+    }
+
+    /// Whether the door's list names it.
+    pub fn allows(&self, action: &str) -> bool {
+        self.allow.iter().any(|glob| glob.matches(action))
+    }
+
+    /// Has nodes do something, if it may pass, and waits for all outcomes.
+    ///
+    /// # Errors
+    /// [`NotDone`].
+    pub async fn command(&self, visitor: &Visitor, errand: Errand) -> Result<Vec<Delivery>, NotDone> {
+        let (action, selector) = (errand.action.clone(), errand.selector.clone());
+        let done = match self.permit(&action, &errand.arguments) {
+            Ok(()) => self.carry_out(visitor, errand).await,
+            Err(refused) => Err(refused),
+        };
+        let outcome = match &done {
+            Ok(deliveries) => summary(deliveries),
+            Err(why) => format!("not done: {why}"),
+        };
+        self.note(visitor, &action, selector.as_str(), outcome).await;
+        done
+    }
+
+    async fn carry_out(&self, visitor: &Visitor, errand: Errand) -> Result<Vec<Delivery>, NotDone> {
+        let request = Request::Command {
+            selector: errand.selector,
+            action: errand.action,
+            arguments: errand.arguments,
+            lane: Lane::Control,
+            ttl_ms: duration::to_ms(errand.ttl),
+            timeout_ms: duration::to_ms(errand.timeout),
+            batch: None,
+        };
+        let mut deliveries = Vec::new();
+        self.ask(visitor, request, |event| {
+            if let Event::Delivery(delivery) = event {
+                deliveries.push(delivery);
+            }
+        })
+        .await?;
+        Ok(deliveries)
+    }
+
+    /// Who is there.
+    ///
+    /// # Errors
+    /// [`NotDone`].
+    pub async fn nodes(&self, visitor: &Visitor, selector: Selector) -> Result<Vec<NodeView>, NotDone> {
+        let asked = selector.as_str().to_owned();
+        let mut nodes = Vec::new();
+        let request = Request::Nodes {
+            selector,
+            timeout_ms: 0,
+        };
+        let done = self.ask(visitor, request, |event| {
+            if let Event::Node(node) = event {
+                nodes.push(node);
+            }
+        });
+        let done = done.await;
+        let outcome = match &done {
+            Ok(()) => format!("{} nodes", nodes.len()),
+            Err(why) => format!("not done: {why}"),
+        };
+        self.note(visitor, "nodes", &asked, outcome).await;
+        done.map(|()| nodes)
+    }
+
+    /// Asks the fleet in a visitor's name. What it asks has to be permitted already.
+    ///
+    /// # Errors
+    /// [`NotDone`].
+    pub async fn ask(
+        &self,
+        visitor: &Visitor,
+        request: Request,
+        mut take: impl FnMut(Event),
+    ) -> Result<(), NotDone> {
+        let mut events = self.house.fleet.perform_as(request, self.who(visitor)).await;
+        while let Some(event) = events.recv().await {
+            match event {
+                Event::End => return Ok(()),
+                Event::Failed { failure, message } => {
+                    return Err(match failure {
+                        Failure::Usage => NotDone::Usage(message),
+                        Failure::NobodyMatched => NotDone::NobodyMatched(message),
+                        Failure::Failed | Failure::Stopped => NotDone::Failed(message),
+                    });
+                }
+                event => take(event),
+            }
+        }
+        Err(NotDone::Failed(
+            "the station is shutting down; ask again".to_owned(),
+        ))
+    }
+
+    /// Puts a use of the door into the audit.
+    pub async fn note(&self, visitor: &Visitor, what: &str, detail: &str, outcome: String) {
+        let entry = Entry {
+            at_ms: clock::unix_time_ms(),
+            who: self.who(visitor),
+            what: what.to_owned(),
+            detail: detail.to_owned(),
+            outcome,
+        };
+        if let Err(error) = self.house.store.audit(entry).await {
+            tracing::error!(door = self.door, %error, "a use of the door is not in the audit");
+        }
+    }
+
+    /// As the history and the audit call a visitor.
+    pub fn who(&self, visitor: &Visitor) -> String {
+        let Self { door, .. } = self;
+        let from = visitor.from;
+        match &visitor.user {
+            Some(user) => format!("{user} at {door} from {from}"),
+            None => format!("{door} from {from}"),
+        }
+    }
+}
+
+/// How many ended how: `3 done, 1 expired`.
+fn summary(deliveries: &[Delivery]) -> String {
+    let count = |state: Outcome| {
+        deliveries
+            .iter()
+            .filter(|delivery| delivery.state == state)
+            .count()
+    };
+    let all = [
+        Outcome::Done,
+        Outcome::Failed,
+        Outcome::Refused,
+        Outcome::Expired,
+        Outcome::Unknown,
+        Outcome::NoAnswer,
+    ];
+    let counts = all.map(|state| (count(state), state.as_str()));
+    let told: Vec<String> = counts
+        .iter()
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, state)| format!("{count} {state}"))
+        .collect();
+    told.join(", ")
+}

@@ -1,0 +1,291 @@
+//! Where visitors wait: listening for one door, and its bounds.
+//!
+//! | bound | beyond it |
+//! |---|---|
+//! | connections in all, and of one address | closed at once, before anything is read |
+//! | messages of one address in a second | the next one waits; the connection is not read meanwhile |
+//!
+//! How long a message may be, and how long a silence, is for the door to keep: protocols differ in what they are.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use swarm_shared::net::clock;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::{DoorError, House};
+use crate::config::doors::{Common, Limits};
+
+/// Pause after a failed accept: out of descriptors, most likely, and others have to close some first.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How often refused connections are told of in the log.
+const TELL_EVERY: Duration = Duration::from_secs(10);
+
+/// Listens for one door.
+#[derive(Debug)]
+pub struct Hall {
+    door: &'static str,
+    listener: TcpListener,
+    limits: Limits,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Hall {
+    /// Binds a door's address, and warns if others than this machine reach it.
+    ///
+    /// # Errors
+    /// [`DoorError::Listen`].
+    pub async fn open(door: &'static str, common: &Common, house: &House) -> Result<Self, DoorError> {
+        let listen = common.listen;
+        let listener = TcpListener::bind(listen).await;
+        let listener = listener.map_err(|error| DoorError::Listen {
+            door,
+            listen,
+            reason: error.to_string(),
+        })?;
+        announce(door, common, &listener);
+        Ok(Self {
+            door,
+            listener,
+            limits: common.limits.clone(),
+            stop: house.stop.clone(),
+            tasks: house.tasks.clone(),
+        })
+    }
+
+    /// The address with its real port.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn listens(&self) -> std::io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Lets visitors in until the house closes; each is served by a task of its own, which the closing ends.
+    pub async fn receive<S>(self, serve: impl Fn(TcpStream, Entrance) -> S)
+    where
+        S: Future<Output = ()> + Send + 'static,
+    {
+        let book = Arc::new(Mutex::new(Book::default()));
+        let mut turned_away = 0_u64;
+        let mut told = None::<Instant>;
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return,
+                accepted = self.listener.accept() => accepted,
+            };
+            let (stream, addr) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::warn!(door = self.door, %error, "cannot let anybody in");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            let Some(entrance) = Entrance::take(&book, addr, &self.limits) else {
+                turned_away += 1;
+                let now = clock::now();
+                if told.is_none_or(|told| now >= told + TELL_EVERY) {
+                    tracing::warn!(door = self.door, %addr, turned_away, "too many connections at this door");
+                    (told, turned_away) = (Some(now), 0);
+                }
+                continue;
+            };
+            if let Err(error) = stream.set_nodelay(true) {
+                tracing::debug!(door = self.door, %addr, %error, "a connection that ended at once");
+                continue;
+            }
+            let served = serve(stream, entrance);
+            let stop = self.stop.clone();
+            self.tasks.spawn(async move {
+                stop.run_until_cancelled(served).await;
+            });
+        }
+    }
+}
+
+fn announce(door: &'static str, common: &Common, listener: &TcpListener) {
+    let listen = listener.local_addr().unwrap_or(common.listen);
+    if listen.ip().is_loopback() {
+        tracing::info!(door, %listen, "door open");
+    } else {
+        tracing::warn!(
+            door,
+            %listen,
+            "door open to the network: whoever reaches this address may use it, and reads along"
+        );
+    }
+}
+
+/// Who is at a door.
+#[derive(Debug, Default)]
+struct Book {
+    inside: usize,
+    addresses: BTreeMap<IpAddr, Address>,
+}
+
+#[derive(Debug)]
+struct Address {
+    connections: usize,
+    bucket: Bucket,
+}
+
+/// A visitor's place: given back when it is dropped.
+#[derive(Debug)]
+pub struct Entrance {
+    /// Where the visitor comes from.
+    pub addr: SocketAddr,
+    book: Arc<Mutex<Book>>,
+    rate: u32,
+}
+
+/// Addresses that are remembered though nobody of theirs is connected: so that coming again does not fill a bucket.
+const ADDRESSES_MAX: usize = 4_096;
+
+impl Entrance {
+    fn take(book: &Arc<Mutex<Book>>, addr: SocketAddr, limits: &Limits) -> Option<Self> {
+        let now = clock::now();
+        let mut inside = book.lock().unwrap_or_else(PoisonError::into_inner);
+        if inside.inside >= limits.connections {
+            return None;
+        }
+        if inside.addresses.len() >= ADDRESSES_MAX {
+            inside
+                .addresses
+                .retain(|_, address| address.connections > 0 || !address.bucket.is_full(limits.rate, now));
+        }
+        let full = inside.addresses.len() >= ADDRESSES_MAX;
+        let address = match inside.addresses.entry(addr.ip()) {
+            std::collections::btree_map::Entry::Vacant(_) if full => return None,
+            std::collections::btree_map::Entry::Vacant(place) => place.insert(Address {
+                connections: 0,
+                bucket: Bucket::full(limits.rate, now),
+            }),
+            std::collections::btree_map::Entry::Occupied(place) => place.into_mut(),
+        };
+        if address.connections >= limits.per_address {
+            return None;
+        }
+        address.connections += 1;
+        inside.inside += 1;
+        drop(inside);
+        Some(Self {
+            addr,
+            book: Arc::clone(book),
+            rate: limits.rate,
+        })
+    }
+
+    /// Waits until one more message of this address may be taken.
+    pub async fn turn(&self) {
+        loop {
+            let now = clock::now();
+            let wait = {
+                let mut book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
+                let address = book.addresses.get_mut(&self.addr.ip());
+                address.and_then(|address| address.bucket.take(self.rate, now).err())
+            };
+            let Some(wait) = wait else { return };
+            clock::sleep_until(now + wait).await;
+        }
+    }
+}
+
+impl Drop for Entrance {
+    fn drop(&mut self) {
+        let mut book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
+        book.inside -= 1;
+        if let Some(address) = book.addresses.get_mut(&self.addr.ip()) {
+            address.connections -= 1;
+        }
+    }
+}
+
+/// Tokens that come back with time: one second's worth may be taken at once.
+#[derive(Clone, Copy, Debug)]
+pub struct Bucket {
+    tokens: f64,
+    at: Instant,
+}
+
+impl Bucket {
+    /// A full one.
+    pub fn full(rate: u32, now: Instant) -> Self {
+        Self {
+            tokens: rate.into(),
+            at: now,
+        }
+    }
+
+    fn fill(&mut self, rate: u32, now: Instant) {
+        let grown = now.saturating_duration_since(self.at).as_secs_f64() * f64::from(rate);
+        self.tokens = (self.tokens + grown).min(rate.into());
+        self.at = self.at.max(now);
+    }
+
+    fn is_full(mut self, rate: u32, now: Instant) -> bool {
+        self.fill(rate, now);
+        self.tokens >= f64::from(rate)
+    }
+
+    /// Takes one token.
+    ///
+    /// # Errors
+    /// How long until there is one.
+    pub fn take(&mut self, rate: u32, now: Instant) -> Result<(), Duration> {
+        self.fill(rate, now);
+        if self.tokens >= 1.0 {
+            self.tokens -= 1.0;
+            return Ok(());
+        }
+        Err(Duration::from_secs_f64(
+            (1.0 - self.tokens) / f64::from(rate.max(1)),
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bucket_gives_a_second_at_once_and_then_its_rate() {
+        let start = clock::now();
+        let mut bucket = Bucket::full(10, start);
+        for _ in 0..10 {
+            assert_eq!(bucket.take(10, start), Ok(()));
+        }
+        let wait = bucket.take(10, start).expect_err("empty");
+        assert!(
+            wait > Duration::from_millis(99) && wait <= Duration::from_millis(101),
+            "{wait:?}"
+        );
+        assert_eq!(bucket.take(10, start + Duration::from_millis(101)), Ok(()));
+        assert!(bucket.take(10, start + Duration::from_millis(101)).is_err());
+        assert!(bucket.is_full(10, start + Duration::from_secs(2)));
+    }
+
+    #[test]
+    fn places_are_bounded_in_all_and_for_each_address() {
+        let book = Arc::new(Mutex::new(Book::default()));
+        let limits = Limits {
+            connections: 3,
+            per_address: 2,
+            ..Limits::default()
+        };
+        let take = |text: &str| Entrance::take(&book, text.parse().expect("an address"), &limits);
+        let first = take("10.0.0.1:1").expect("a place");
+        let _second = take("10.0.0.1:2").expect("a place");
+        assert!(take("10.0.0.1:3").is_none(), "two of one address");
+        let _third = take("10.0.0.2:1").expect("a place");
+        assert!(take("10.0.0.3:1").is_none(), "three in all");
+        drop(first);
+        assert!(take("10.0.0.3:1").is_some());
+    }
+}

@@ -1,0 +1,91 @@
+//! Doors: how programs that were written for other systems reach a fleet of ours. Each door speaks one foreign
+//! protocol, turns what it hears into the same requests that the command line makes, and knows nothing of the others.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`guard`] | what may pass, in whose name; every use is in the audit |
+//! | [`hall`] | listening: who may connect, how many, how fast |
+//!
+//! Invariants: a door is closed unless the configuration opens it; what passes is permitted by the door's list *and*
+//! by the gate of [`swarm_shared::proto::trust::gate`] for the door's role; whoever asks gets an answer in the door's
+//! own language; nobody who behaves badly at a door is felt at another, or by the fleet.
+
+pub mod guard;
+pub mod hall;
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::doors::Doors;
+use crate::fleet::Fleet;
+use crate::store::Store;
+
+/// What all doors stand in.
+#[derive(Clone, Debug)]
+pub struct House {
+    /// To ask.
+    pub fleet: Fleet,
+    /// For the audit.
+    pub store: Store,
+    /// When to close.
+    pub stop: CancellationToken,
+    /// Everything that runs here.
+    pub tasks: TaskTracker,
+}
+
+/// Why a door does not open.
+#[derive(Debug, thiserror::Error)]
+pub enum DoorError {
+    /// The address.
+    #[error(
+        "[doors.{door}]: cannot listen on {listen}: {reason}; change `listen`, or end what uses that port"
+    )]
+    Listen {
+        /// Which.
+        door: &'static str,
+        /// Where.
+        listen: std::net::SocketAddr,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// The open doors.
+#[derive(Debug)]
+pub struct Open {
+    house: House,
+}
+
+impl Open {
+    /// Opens what the configuration says.
+    ///
+    /// # Errors
+    /// [`DoorError`]: then none is open.
+    pub async fn all(doors: &Doors, fleet: Fleet, store: Store) -> Result<Self, DoorError> {
+        let house = House {
+            fleet,
+            store,
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        };
+        let _ = doors;
+        Ok(Self { house })
+    }
+
+    /// Closes them, and waits for what runs there.
+    pub async fn close(self) {
+        self.house.stop.cancel();
+        self.house.tasks.close();
+        let grace = swarm_shared::net::endpoint::SHUTDOWN_GRACE;
+        if tokio::time::timeout(grace, self.house.tasks.wait())
+            .await
+            .is_err()
+        {
+            tracing::warn!(
+                left = self.house.tasks.len(),
+                ?grace,
+                "visitors outlived shutdown"
+            );
+        }
+    }
+}
