@@ -177,17 +177,17 @@ impl Guard {
     ) -> Result<(), NotDone> {
         let mut events = self.house.fleet.perform_as(request, self.who(visitor)).await;
         while let Some(event) = events.recv().await {
-            match event {
-                Event::End => return Ok(()),
-                Event::Failed { failure, message } => {
-                    return Err(match failure {
-                        Failure::Usage => NotDone::Usage(message),
-                        Failure::NobodyMatched => NotDone::NobodyMatched(message),
-                        Failure::Failed | Failure::Stopped => NotDone::Failed(message),
-                    });
-                }
-                event => take(event),
+            if event == Event::End {
+                return Ok(());
             }
+            if let Event::Failed { failure, message } = event {
+                return Err(match failure {
+                    Failure::Usage => NotDone::Usage(message),
+                    Failure::NobodyMatched => NotDone::NobodyMatched(message),
+                    Failure::Failed | Failure::Stopped => NotDone::Failed(message),
+                });
+            }
+            take(event);
         }
         Err(NotDone::Failed(
             "the station is shutting down; ask again".to_owned(),
