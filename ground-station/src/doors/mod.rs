@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`guard`] | what may pass, in whose name; every use is in the audit |
 //! | [`hall`] | listening: who may connect, how many, how fast |
+//! | [`knut`] | the door for Knut's clients |
 //! | [`platypush`] | what requests of Platypush's form mean here |
 //!
 //! Invariants: a door is closed unless the configuration opens it; what passes is permitted by the door's list *and*
@@ -13,6 +14,7 @@
 
 pub mod guard;
 pub mod hall;
+pub mod knut;
 pub mod platypush;
 
 use swarm_shared::proto::id::NodeName;
@@ -74,8 +76,21 @@ impl Open {
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
         };
-        let _ = doors;
-        Ok(Self { house })
+        let open = Self { house };
+        match open.open(doors).await {
+            Ok(()) => Ok(open),
+            Err(error) => {
+                open.close().await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn open(&self, doors: &Doors) -> Result<(), DoorError> {
+        if let Some(config) = &doors.knut {
+            knut::open(config, &self.house).await?;
+        }
+        Ok(())
     }
 
     /// Closes them, and waits for what runs there.
