@@ -10,6 +10,7 @@ Each scenario ends with status 0 if all was as documented; `listen` goes on for 
 import json
 import socket
 import sys
+import threading
 import time
 
 PATIENCE = 20.0
@@ -175,6 +176,76 @@ def call(port, body):
     answer = Client(port).ask(OURS, 2, json.loads(body))
     check((answer["apiId"], answer["msgId"]) == (OURS, 0x0102), answer)
     print(json.dumps(answer["msg"]))
+
+
+def misbehave(port, number, told):
+    """One of a crowd: silence, trickle, garbage, flood, or never reading. Ends when the server has had enough."""
+    client = Client(port)
+    told.wait()
+    kind = number % 5
+    if kind == 0:
+        return client.closed_within(PATIENCE)
+    if kind == 1:
+        end = time.monotonic() + PATIENCE
+        try:
+            while time.monotonic() < end:
+                client.raw(b"{")
+                time.sleep(0.5)
+        except OSError:
+            return True
+        return False
+    try:
+        if kind == 2:
+            for _ in range(200):
+                client.raw(bytes(range(256)) * 4)
+        elif kind == 3:
+            client.sock.settimeout(3)
+            for _ in range(5000):
+                client.raw(b'{"apiId": 1, "msgId": 2, "msg": {}}\0' * 20)
+        else:
+            client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+            client.sock.settimeout(3)
+            for _ in range(5000):
+                client.raw(b'{"apiId": 97, "msgId": 2, "msg": "%s"}\0' % (b"x" * 900))
+    except OSError:
+        pass
+    return True
+
+
+def crowd(port, size):
+    count = int(size)
+    told, results = threading.Event(), [None] * count
+    here = threading.Barrier(count + 1)
+
+    def one(number):
+        here.wait()
+        results[number] = misbehave(port, number, told)
+
+    threads = [threading.Thread(target=one, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    here.wait()
+    told.set()
+    print(json.dumps({"crowd": count}))
+    for thread in threads:
+        thread.join()
+    check(all(results), results)
+
+
+def all_places(port, size):
+    """So many at once are served, and one more is not."""
+    clients = []
+    end = time.monotonic() + PATIENCE
+    while len(clients) < int(size):
+        # Those that have gone give their places back when the server has seen it.
+        client = Client(port)
+        try:
+            client.ask(99, 1, {})
+            clients.append(client)
+        except (EOFError, ConnectionError):
+            check(time.monotonic() < end, f"{len(clients)} places")
+            time.sleep(0.05)
+    check(Client(port).closed_within(5), "one too many is closed at once")
 
 
 if __name__ == "__main__":

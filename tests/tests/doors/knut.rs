@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 use swarm_tests::fleet::{Fleet, PATIENCE};
+use swarm_tests::process::Signal;
 
 use super::{door_port, fleet_with_doors, run_peer, start_peer};
 
@@ -61,4 +62,129 @@ fn temperatures_are_told_and_pushed_as_documented() {
     warm(&fleet, "n2", "-5");
     listener.wait_json(PATIENCE, "a colder push", |item| is_status(item, "n2", -5.0));
     run_peer(&fleet, CLIENT, &[&port, "history", "n2", "21.4", "-5"]);
+}
+
+#[test]
+fn what_is_unknown_comes_back_and_what_is_no_message_is_passed_over() {
+    let (fleet, port) = fleet(1, "allow = [\"echo\"]");
+    run_peer(&fleet, CLIENT, &[&port, "manners"]);
+    assert!(
+        fleet
+            .station
+            .log()
+            .iter()
+            .any(|line| line.contains("not a message"))
+    );
+    // Three messages asked for no answer: nothing was done either.
+    let history = fleet.station.run(&["history"]);
+    assert!(history.out.is_empty(), "{history:?}");
+}
+
+#[test]
+fn our_own_interface_lists_nodes_and_does_what_the_door_allows() {
+    let (mut fleet, port) = fleet(2, "allow = [\"echo\"]\nttl = \"2s\"\ntimeout = \"3s\"");
+    let nodes = only_line(&run_peer(&fleet, CLIENT, &[&port, "nodes", "all"]));
+    let names = |nodes: &Value| -> Vec<(String, String)> {
+        let nodes = nodes["nodes"].as_array().expect("a list").iter();
+        let text = |node: &Value, key: &str| node[key].as_str().expect("a text").to_owned();
+        nodes
+            .map(|node| (text(node, "node"), text(node, "state")))
+            .collect()
+    };
+    let online = |name: &str| (name.to_owned(), "online".to_owned());
+    assert_eq!(names(&nodes), [online("n1"), online("n2")]);
+    let one = only_line(&run_peer(&fleet, CLIENT, &[&port, "nodes", "n2"]));
+    assert_eq!(names(&one), [online("n2")]);
+    let call =
+        |fleet: &Fleet, body: Value| only_line(&run_peer(fleet, CLIENT, &[&port, "call", &body.to_string()]));
+    // Whatever is asked of the whole door's `target`, all, without a selector.
+    let done = call(&fleet, json!({"action": "echo", "args": {"word": "hello"}}));
+    let done = done["deliveries"].as_array().expect("a list");
+    assert_eq!(done.len(), 2, "{done:?}");
+    for delivery in done {
+        assert_eq!(
+            (&delivery["state"], &delivery["output"]),
+            (&json!("done"), &json!("hello 1 left\n"))
+        );
+    }
+    let kind = |answer: &Value| answer["error"]["kind"].as_str().map(str::to_owned);
+    let refused = call(&fleet, json!({"action": "fail"}));
+    assert_eq!(kind(&refused).as_deref(), Some("not-allowed"), "{refused}");
+    let message = refused["error"]["message"].as_str().expect("a text");
+    assert!(message.contains("`allow` of [doors.knut]"), "{message}");
+    let nobody = call(
+        &fleet,
+        json!({"selector": "nobody", "action": "echo", "args": {"word": "a"}}),
+    );
+    assert_eq!(kind(&nobody).as_deref(), Some("nobody-matched"), "{nobody}");
+    for body in [
+        json!({}),
+        json!({"action": "echo", "args": 7}),
+        json!({"action": "echo", "ttl": "soon"}),
+        json!({"action": "ping", "selector": "["}),
+    ] {
+        let usage = call(&fleet, body);
+        assert_eq!(kind(&usage).as_deref(), Some("usage"), "{usage}");
+    }
+    // What only reads needs no permission. A node that is away ends in an outcome too.
+    fleet.nodes[1].end(Signal::KILL);
+    fleet.station.wait_state("n2", "offline");
+    let ping = call(&fleet, json!({"action": "ping", "timeout": "500ms"}));
+    let states: Vec<&Value> = ping["deliveries"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|d| &d["state"])
+        .collect();
+    assert!(
+        states.contains(&&json!("done")) && states.contains(&&json!("no-answer")),
+        "{ping}"
+    );
+    let audit = fleet.station.run(&["history", "--audit"]).expect(0);
+    let uses: Vec<Value> = audit.json();
+    let told = |what: &str, outcome: &str| {
+        uses.iter().any(|entry| {
+            let text = |key: &str| entry[key].as_str().unwrap_or_default();
+            text("who") == "knut from 127.0.0.1" && text("what") == what && text("outcome").contains(outcome)
+        })
+    };
+    assert!(
+        told("echo", "2 done") && told("fail", "not done") && told("nodes", "2 nodes"),
+        "{uses:#?}"
+    );
+}
+
+#[test]
+fn without_a_permission_the_door_only_reads_and_its_token_is_asked_for() {
+    let (fleet, port) = fleet(1, "token = \"0123456789abcdef\"");
+    let call = |body: Value| only_line(&run_peer(&fleet, CLIENT, &[&port, "call", &body.to_string()]));
+    for token in [json!(null), json!("0123456789abcdeF")] {
+        let refused = call(json!({"action": "ping", "token": token}));
+        assert_eq!(refused["error"]["kind"], "not-allowed", "{refused}");
+    }
+    let token = "0123456789abcdef";
+    let ping = call(json!({"action": "ping", "token": token}));
+    assert_eq!(ping["deliveries"][0]["state"], "done", "{ping}");
+    let refused = call(json!({"action": "echo", "args": {"word": "a"}, "token": token}));
+    assert_eq!(refused["error"]["kind"], "not-allowed", "{refused}");
+    assert!(!fleet.station.log().iter().any(|line| line.contains(token)));
+}
+
+#[test]
+fn bad_manners_are_felt_by_nobody_else() {
+    let more = "connections = 40\nconnections_per_address = 40\nmessage_bytes = 1000\nrate = 20";
+    let (fleet, port) = fleet(1, more);
+    let mut crowd = start_peer(&fleet, CLIENT, &[&port, "crowd", "32"]);
+    crowd.wait_json(PATIENCE, "the crowd is there", |line| line["crowd"] == 32);
+    // Everybody else is served meanwhile, and the fleet answers.
+    for _ in 0..3 {
+        run_peer(&fleet, CLIENT, &[&port, "heartbeat"]);
+        fleet.station.run(&["ping"]).expect(0);
+    }
+    // Silence and trickle are closed, and so is who does not read: the script says so and ends.
+    let status = crowd.wait_exit(2 * PATIENCE);
+    assert!(status.success(), "{}", crowd.tail());
+    // Their places are free again.
+    run_peer(&fleet, CLIENT, &[&port, "all_places", "40"]);
+    run_peer(&fleet, CLIENT, &[&port, "heartbeat"]);
 }

@@ -56,7 +56,11 @@ fn peer(script: &str, words: &[&str]) -> Command {
 fn run_peer(fleet: &Fleet, script: &str, words: &[&str]) -> Vec<String> {
     let mut process = start_peer(fleet, script, words);
     let status = process.wait_exit(PATIENCE);
-    assert!(status.success(), "{script} {words:?}: {status}\n{}", process.tail());
+    assert!(
+        status.success(),
+        "{script} {words:?}: {status}\n{}",
+        process.tail()
+    );
     process.lines(swarm_tests::process::Stream::Out)
 }
 
