@@ -23,13 +23,17 @@ const ANSWERS_MAX: usize = 1;
 
 /// Why a connection ended, if not by its other side.
 #[derive(Debug, thiserror::Error)]
-enum Left {
+pub(super) enum Left {
+    /// At first.
     #[error("said nothing for {FIRST_WORD:?}")]
     Silent,
+    /// Within a message.
     #[error("a message took longer than {MESSAGE_TIME:?}")]
     Trickle,
+    /// The other side takes nothing.
     #[error("did not read for {WRITE_TIME:?}")]
     DoesNotRead,
+    /// The connection.
     #[error(transparent)]
     Io(#[from] io::Error),
 }
@@ -56,7 +60,7 @@ pub(super) async fn serve(desk: &Desk, stream: TcpStream, entrance: &Entrance) {
     }
 }
 
-async fn read(
+pub(super) async fn read(
     desk: &Desk,
     mut from: impl AsyncRead + Unpin,
     entrance: &Entrance,
@@ -117,7 +121,7 @@ async fn read(
     }
 }
 
-async fn write(
+pub(super) async fn write(
     desk: &Desk,
     mut to: impl AsyncWrite + Unpin,
     mut answers: mpsc::Receiver<Bytes>,
