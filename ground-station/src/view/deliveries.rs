@@ -53,6 +53,9 @@ impl Report {
             | Event::About(_)
             | Event::Past(_)
             | Event::Audit(_)
+            | Event::Told { .. }
+            | Event::Telemetry { .. }
+            | Event::Missed { .. }
             | Event::Failed { .. }
             | Event::End => {}
         }

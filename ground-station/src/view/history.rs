@@ -61,6 +61,9 @@ impl Past {
             | Event::Invitation(_)
             | Event::Member(_)
             | Event::Pending(_)
+            | Event::Told { .. }
+            | Event::Telemetry { .. }
+            | Event::Missed { .. }
             | Event::Failed { .. }
             | Event::End => {}
         }

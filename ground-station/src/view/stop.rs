@@ -46,6 +46,9 @@ impl Acknowledged {
             | Event::About(_)
             | Event::Past(_)
             | Event::Audit(_)
+            | Event::Told { .. }
+            | Event::Telemetry { .. }
+            | Event::Missed { .. }
             | Event::Node(_)
             | Event::Note { .. }
             | Event::Membership(_)

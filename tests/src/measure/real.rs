@@ -143,6 +143,9 @@ async fn invite(fleet: &Fleet) -> anyhow::Result<String> {
             | Event::About(_)
             | Event::Past(_)
             | Event::Audit(_)
+            | Event::Told { .. }
+            | Event::Telemetry { .. }
+            | Event::Missed { .. }
             | Event::End => {}
         }
     }
