@@ -6,7 +6,8 @@
 //! | [`guard`] | what may pass, in whose name; every use is in the audit |
 //! | [`hall`] | listening: who may connect, how many, how fast |
 //! | [`platypush`] | what requests of Platypush's form mean here |
-//! | [`platypush_tcp`] | the door that takes them over TCP |
+//! | [`stream`] | messages over a plain TCP stream, and how long each may take |
+//! | [`platypush_tcp`] | the door that takes such requests over TCP |
 //!
 //! Invariants: a door is closed unless the configuration opens it; what passes is permitted by the door's list *and*
 //! by the gate of [`swarm_shared::proto::trust::gate`] for the door's role; whoever asks gets an answer in the door's
@@ -16,6 +17,7 @@ pub mod guard;
 pub mod hall;
 pub mod platypush;
 pub mod platypush_tcp;
+pub mod stream;
 
 use std::net::SocketAddr;
 
