@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use swarm_shared::net::clock;
 use swarm_shared::net::socket::{self, KeepaliveConfig, Purpose};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -41,10 +41,9 @@ impl Hall {
     ///
     /// # Errors
     /// [`DoorError::Listen`].
-    pub async fn open(door: &'static str, common: &Common, house: &House) -> Result<Self, DoorError> {
+    pub fn open(door: &'static str, common: &Common, house: &House) -> Result<Self, DoorError> {
         let listen = common.listen;
-        let listener = TcpListener::bind(listen).await;
-        let listener = listener.map_err(|error| DoorError::Listen {
+        let listener = bind(listen, common.limits.waiting).map_err(|error| DoorError::Listen {
             door,
             listen,
             reason: error.to_string(),
@@ -109,6 +108,18 @@ impl Hall {
             });
         }
     }
+}
+
+fn bind(listen: SocketAddr, waiting: u32) -> std::io::Result<TcpListener> {
+    let socket = if listen.is_ipv4() {
+        TcpSocket::new_v4()?
+    } else {
+        TcpSocket::new_v6()?
+    };
+    // A restarted station is not to wait for the connections of the last one to be forgotten.
+    socket.set_reuseaddr(true)?;
+    socket.bind(listen)?;
+    socket.listen(waiting)
 }
 
 /// Counts what is told of in the log only now and then.

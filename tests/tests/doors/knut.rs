@@ -1,26 +1,26 @@
 //! Clients of Knut at their door.
 
 use serde_json::{Value, json};
-use swarm_tests::fleet::{Fleet, PATIENCE};
+use swarm_tests::fleet::{Field, Fleet, PATIENCE};
+use swarm_tests::peers;
 use swarm_tests::process::Signal;
-
-use super::{door_port, fleet_with_doors, run_peer, start_peer};
 
 const CLIENT: &str = "knut_client.py";
 
 /// Nodes whose temperature is in a file; see [`warm`].
 fn fleet(nodes: usize, more: &str) -> (Fleet, String) {
-    let doors = format!(
-        "[doors.knut]\nlisten = \"127.0.0.1:0\"\ntemperature = \"heat\"\nhistory_every = \"100ms\"\n{more}"
+    let field = Field::new();
+    let port = field.port();
+    let door = format!(
+        "[doors.knut]\nlisten = \"127.0.0.1:{port}\"\ntemperature = \"heat\"\nhistory_every = \"100ms\"\n{more}"
     );
-    let fleet = fleet_with_doors(&doors, nodes, |node, field| {
+    let fleet = Fleet::linked_through(field, nodes, &door, |node, field| {
         let file = field.join(format!("{}-heat", node.name));
         write(&file, "10.2");
         let command = ["/bin/cat", &file.display().to_string()].map(str::to_owned);
         node.tables = format!("[telemetry]\ninterval = \"100ms\"\ncommand = {command:?}\n");
     });
-    let port = door_port(&fleet.station, "knut");
-    (fleet, port)
+    (fleet, port.to_string())
 }
 
 fn write(file: &std::path::Path, degrees: &str) {
@@ -33,9 +33,16 @@ fn warm(fleet: &Fleet, node: &str, degrees: &str) {
     write(&fleet.field.path().join(format!("{node}-heat")), degrees);
 }
 
-fn only_line(lines: &[String]) -> Value {
+/// A scenario of the client, to its end; what it printed.
+fn client(fleet: &Fleet, words: &[&str]) -> Vec<Value> {
+    peers::run(&fleet.field, CLIENT, words)
+}
+
+/// The one line that it printed.
+fn answer(fleet: &Fleet, words: &[&str]) -> Value {
+    let mut lines = client(fleet, words);
     assert_eq!(lines.len(), 1, "{lines:?}");
-    serde_json::from_str(&lines[0]).expect("JSON")
+    lines.remove(0)
 }
 
 fn is_status(item: &Value, node: &str, degrees: f64) -> bool {
@@ -45,7 +52,7 @@ fn is_status(item: &Value, node: &str, degrees: f64) -> bool {
 #[test]
 fn temperatures_are_told_and_pushed_as_documented() {
     let (fleet, port) = fleet(2, "");
-    let mut listener = start_peer(&fleet, CLIENT, &[&port, "listen"]);
+    let mut listener = peers::start(&fleet.field, CLIENT, &[&port, "listen"]);
     listener.wait_json(PATIENCE, "listening", |line| line["listening"] == true);
     warm(&fleet, "n2", "21.37");
     let push = listener.wait_json(PATIENCE, "a push of n2", |item| is_status(item, "n2", 21.4));
@@ -53,21 +60,21 @@ fn temperatures_are_told_and_pushed_as_documented() {
     let status = json!({"location": "n2", "unit": "°C", "condition": "\u{f002}", "temperature": 21.4});
     assert_eq!(push["msg"], json!({ "n2": status }));
     listener.wait_json(PATIENCE, "a heartbeat", |item| item["heartbeat"] == true);
-    let answer = only_line(&run_peer(&fleet, CLIENT, &[&port, "documented"]));
-    assert_eq!(answer["n1"]["temperature"], 10.2, "{answer}");
-    assert_eq!(answer["n2"], status, "{answer}");
-    run_peer(&fleet, CLIENT, &[&port, "heartbeat"]);
-    run_peer(&fleet, CLIENT, &[&port, "status", "n1", "10.2"]);
-    run_peer(&fleet, CLIENT, &[&port, "status", "nobody", "-273.15"]);
+    let listed = answer(&fleet, &[&port, "documented"]);
+    assert_eq!(listed["n1"]["temperature"], 10.2, "{listed}");
+    assert_eq!(listed["n2"], status, "{listed}");
+    client(&fleet, &[&port, "heartbeat"]);
+    client(&fleet, &[&port, "status", "n1", "10.2"]);
+    client(&fleet, &[&port, "status", "nobody", "-273.15"]);
     warm(&fleet, "n2", "-5");
     listener.wait_json(PATIENCE, "a colder push", |item| is_status(item, "n2", -5.0));
-    run_peer(&fleet, CLIENT, &[&port, "history", "n2", "21.4", "-5"]);
+    client(&fleet, &[&port, "history", "n2", "21.4", "-5"]);
 }
 
 #[test]
 fn what_is_unknown_comes_back_and_what_is_no_message_is_passed_over() {
     let (fleet, port) = fleet(1, "allow = [\"echo\"]");
-    run_peer(&fleet, CLIENT, &[&port, "manners"]);
+    client(&fleet, &[&port, "manners"]);
     assert!(
         fleet
             .station
@@ -83,7 +90,7 @@ fn what_is_unknown_comes_back_and_what_is_no_message_is_passed_over() {
 #[test]
 fn our_own_interface_lists_nodes_and_does_what_the_door_allows() {
     let (mut fleet, port) = fleet(2, "allow = [\"echo\"]\nttl = \"2s\"\ntimeout = \"3s\"");
-    let nodes = only_line(&run_peer(&fleet, CLIENT, &[&port, "nodes", "all"]));
+    let nodes = answer(&fleet, &[&port, "nodes", "all"]);
     let names = |nodes: &Value| -> Vec<(String, String)> {
         let nodes = nodes["nodes"].as_array().expect("a list").iter();
         let text = |node: &Value, key: &str| node[key].as_str().expect("a text").to_owned();
@@ -93,10 +100,9 @@ fn our_own_interface_lists_nodes_and_does_what_the_door_allows() {
     };
     let online = |name: &str| (name.to_owned(), "online".to_owned());
     assert_eq!(names(&nodes), [online("n1"), online("n2")]);
-    let one = only_line(&run_peer(&fleet, CLIENT, &[&port, "nodes", "n2"]));
+    let one = answer(&fleet, &[&port, "nodes", "n2"]);
     assert_eq!(names(&one), [online("n2")]);
-    let call =
-        |fleet: &Fleet, body: Value| only_line(&run_peer(fleet, CLIENT, &[&port, "call", &body.to_string()]));
+    let call = |fleet: &Fleet, body: Value| answer(fleet, &[&port, "call", &body.to_string()]);
     // Whatever is asked of the whole door's `target`, all, without a selector.
     let done = call(&fleet, json!({"action": "echo", "args": {"word": "hello"}}));
     let done = done["deliveries"].as_array().expect("a list");
@@ -157,7 +163,7 @@ fn our_own_interface_lists_nodes_and_does_what_the_door_allows() {
 #[test]
 fn without_a_permission_the_door_only_reads_and_its_token_is_asked_for() {
     let (fleet, port) = fleet(1, "token = \"0123456789abcdef\"");
-    let call = |body: Value| only_line(&run_peer(&fleet, CLIENT, &[&port, "call", &body.to_string()]));
+    let call = |body: Value| answer(&fleet, &[&port, "call", &body.to_string()]);
     for token in [json!(null), json!("0123456789abcdeF")] {
         let refused = call(json!({"action": "ping", "token": token}));
         assert_eq!(refused["error"]["kind"], "not-allowed", "{refused}");
@@ -174,17 +180,17 @@ fn without_a_permission_the_door_only_reads_and_its_token_is_asked_for() {
 fn bad_manners_are_felt_by_nobody_else() {
     let more = "connections = 40\nconnections_per_address = 40\nmessage_bytes = 1000\nrate = 20";
     let (fleet, port) = fleet(1, more);
-    let mut crowd = start_peer(&fleet, CLIENT, &[&port, "crowd", "32"]);
+    let mut crowd = peers::start(&fleet.field, CLIENT, &[&port, "crowd", "32"]);
     crowd.wait_json(PATIENCE, "the crowd is there", |line| line["crowd"] == 32);
     // Everybody else is served meanwhile, and the fleet answers.
     for _ in 0..3 {
-        run_peer(&fleet, CLIENT, &[&port, "heartbeat"]);
+        client(&fleet, &[&port, "heartbeat"]);
         fleet.station.run(&["ping"]).expect(0);
     }
     // Silence and trickle are closed, and so is who does not read: the script says so and ends.
     let status = crowd.wait_exit(2 * PATIENCE);
     assert!(status.success(), "{}", crowd.tail());
     // Their places are free again.
-    run_peer(&fleet, CLIENT, &[&port, "all_places", "40"]);
-    run_peer(&fleet, CLIENT, &[&port, "heartbeat"]);
+    client(&fleet, &[&port, "all_places", "40"]);
+    client(&fleet, &[&port, "heartbeat"]);
 }

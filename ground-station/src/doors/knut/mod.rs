@@ -54,7 +54,7 @@ pub const PUSHES_MAX: usize = 256;
 /// # Errors
 /// [`DoorError::Listen`].
 pub async fn open(config: &Knut, house: &House) -> Result<(), DoorError> {
-    let hall = Hall::open(DOOR, &config.common, house).await?;
+    let hall = Hall::open(DOOR, &config.common, house)?;
     let desk = Arc::new(Desk {
         guard: Guard::new(DOOR, &config.common, house),
         config: config.clone(),

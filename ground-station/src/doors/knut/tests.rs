@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use serde_json::{Value, json};
+use swarm_shared::net::discovery::presence::Services;
 use swarm_shared::proto::id::{NodeName, PeerId, PeerKind};
 use swarm_shared::proto::knut::{Decoder, END, Item};
 use swarm_shared::proto::selector::Selector;
@@ -12,9 +13,16 @@ use tokio_util::task::TaskTracker;
 
 use super::*;
 use crate::config::doors::Doors;
-use crate::doors::Open;
+use crate::doors::{Face, Open};
 use crate::fleet::{Call, Fleet, NodeRef, NodeState, NodeView};
 use crate::store::Store;
+
+fn face() -> Face {
+    Face {
+        name: NodeName::from_host("st"),
+        services: Services::default(),
+    }
+}
 
 fn config(more: &str) -> Knut {
     let mut config = crate::config::Config::for_host("pi");
@@ -186,7 +194,7 @@ impl House {
             knut: Some(knut),
             ..Doors::default()
         };
-        let open = Open::all(&doors, NodeName::from_host("st"), fleet, store);
+        let open = Open::all(&doors, face(), fleet, store);
         let open = open.await.expect("opens");
         let call = calls.recv().await.expect("the door follows");
         assert_eq!(call.request, Request::Follow { telemetry: true });
@@ -324,7 +332,7 @@ async fn place() -> (Arc<Desk>, crate::doors::House, tempfile::TempDir) {
     let dir = tempfile::tempdir().expect("a directory");
     let store = Store::open(dir.path()).await.expect("opens");
     let house = crate::doors::House {
-        name: NodeName::from_host("st"),
+        face: face(),
         fleet: Fleet::local().0,
         store,
         stop: CancellationToken::new(),
@@ -434,7 +442,7 @@ async fn the_port_of_another_is_told_with_what_to_do() {
         knut: Some(knut),
         ..Doors::default()
     };
-    let opened = Open::all(&doors, NodeName::from_host("st"), Fleet::local().0, store).await;
+    let opened = Open::all(&doors, face(), Fleet::local().0, store).await;
     let error = opened.expect_err("taken").to_string();
     assert!(
         error.contains("[doors.knut]") && error.contains("change `listen`"),
