@@ -145,6 +145,7 @@ async fn invite(fleet: &Fleet) -> anyhow::Result<String> {
             | Event::Audit(_)
             | Event::Told { .. }
             | Event::Telemetry { .. }
+            | Event::Peer(_)
             | Event::Missed { .. }
             | Event::End => {}
         }
