@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use swarm_tests::fleet::{Field, Fleet, PATIENCE, text};
 use swarm_tests::peers;
-use swarm_tests::process::wait_until;
+use swarm_tests::process::{Signal, wait_until};
 
 const PING: &str = r#"send:{"type":"request","id":"7","action":"ping","origin":"desk"}"#;
 
@@ -76,7 +76,7 @@ fn a_peer_that_connects_asks_and_is_answered() {
 fn a_peer_is_connected_to_again_and_again() {
     let field = Field::new();
     let (port, peer_port) = (field.port(), field.port());
-    let fleet = fleet(field, port, &format!("dial = [\"127.0.0.1:{peer_port}\"]"));
+    let mut fleet = fleet(field, port, &format!("dial = [\"127.0.0.1:{peer_port}\"]"));
     let steps = [
         "listen",
         &peer_port.to_string(),
@@ -113,8 +113,11 @@ fn a_peer_is_connected_to_again_and_again() {
     wait_until(PATIENCE, "nobody is there any more", || {
         station.run(&["door", "send", "socktools", "lost"]).status == Some(3)
     });
-    let wrong = station.run(&["door", "send", "knut", "x"]).expect(2);
+    let wrong = station.say(&["door", "send", "knut", "x"]).expect(2);
     wrong.says("no door \"knut\" with peers is open here");
+    fleet.station.end(Signal::TERM);
+    let nobody = fleet.station.say(&["door", "peers", "socktools"]).expect(2);
+    nobody.says("no station serves here");
 }
 
 #[test]
