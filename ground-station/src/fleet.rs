@@ -21,6 +21,7 @@ pub mod engine;
 mod event;
 pub mod files;
 mod past;
+pub mod peers;
 mod request;
 pub mod shout;
 

@@ -81,6 +81,16 @@ impl Connection {
             .map_err(NotOpen::Fault)
     }
 
+    /// For a verb that means nothing without a running `serve`; `None` if there is none.
+    pub(super) async fn open_running(common: &Common) -> Result<Option<Self>, CliError> {
+        let socket = state_dir(common)?.join(CONTROL_SOCKET);
+        let running = client::answers(&socket).await;
+        Ok(running.then(|| Self {
+            fleet: Fleet::remote(socket),
+            own: None,
+        }))
+    }
+
     /// For a verb that only looks back: asks a running `serve`, or else reads the store, whoever holds it.
     pub(super) async fn open_past(common: &Common) -> Result<Self, CliError> {
         let state_dir = state_dir(common)?;
@@ -141,6 +151,7 @@ impl Connection {
         let face = Face {
             name: own.engine.name(),
             services: own.engine.services(),
+            posts: own.engine.posts(),
         };
         let opened = Open::all(doors, face, own.engine.fleet(), own.engine.store()).await;
         own.doors = Some(opened.map_err(|error| CliError::usage(error.to_string()))?);

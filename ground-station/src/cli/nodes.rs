@@ -125,6 +125,7 @@ async fn watch(fleet: &Fleet, selector: Selector, screen: &mut Screen) -> Result
                 | Event::Audit(_)
                 | Event::Told { .. }
                 | Event::Telemetry { .. }
+                | Event::Peer(_)
                 | Event::Missed { .. },
             ) => {}
         }

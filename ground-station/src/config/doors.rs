@@ -41,7 +41,7 @@ pub use clever_show::CleverShow;
 pub use knut::Knut;
 pub use platypush_http::PlatypushHttp;
 pub use platypush_tcp::PlatypushTcp;
-pub use socktools::Socktools;
+pub use socktools::{Network, RawEncoding, Raws, Socktools};
 
 /// The doors that are open.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

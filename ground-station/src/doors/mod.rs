@@ -9,6 +9,7 @@
 //! | [`platypush`] | what requests of Platypush's form mean here |
 //! | [`stream`] | messages over a plain TCP stream, and how long each may take |
 //! | [`platypush_tcp`] | the door that takes such requests over TCP |
+//! | [`socktools`] | the door for peers of socktools, which also dials |
 //!
 //! Invariants: a door is closed unless the configuration opens it; what passes is permitted by the door's list *and*
 //! by the gate of [`swarm_shared::proto::trust::gate`] for the door's role; whoever asks gets an answer in the door's
@@ -19,6 +20,7 @@ pub mod hall;
 pub mod knut;
 pub mod platypush;
 pub mod platypush_tcp;
+pub mod socktools;
 pub mod stream;
 
 use std::net::SocketAddr;
@@ -31,6 +33,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::doors::Doors;
 use crate::fleet::Fleet;
+use crate::fleet::peers::Posts;
 use crate::store::Store;
 
 /// As the station shows itself to other programs.
@@ -40,6 +43,8 @@ pub struct Face {
     pub name: NodeName,
     /// To be found by.
     pub services: Services,
+    /// Where a door seats its peers.
+    pub posts: Posts,
 }
 
 /// What all doors stand in.
@@ -130,6 +135,9 @@ impl Open {
     async fn each(&self, doors: &Doors) -> Result<(), DoorError> {
         if let Some(door) = &doors.platypush_tcp {
             platypush_tcp::open(door, &self.house).await?;
+        }
+        if let Some(door) = &doors.socktools {
+            socktools::open(door, &self.house)?;
         }
         if let Some(door) = &doors.knut {
             knut::open(door, &self.house).await?;

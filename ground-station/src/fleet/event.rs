@@ -10,6 +10,7 @@ use swarm_shared::proto::id::{NodeName, PeerId, PeerKind};
 use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::trust::Role;
 
+use super::peers::PeerView;
 use super::{AuditView, CommandKind, CommandView, PastDelivery};
 
 /// One thing that came back.
@@ -74,6 +75,8 @@ pub enum Event {
     Past(PastDelivery),
     /// Who did what.
     Audit(AuditView),
+    /// A peer at a door.
+    Peer(PeerView),
     /// To a follower: word of a request that somebody else has made. Its last is `end` or `failed`.
     Told {
         /// What was asked for.

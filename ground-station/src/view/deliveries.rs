@@ -55,6 +55,7 @@ impl Report {
             | Event::Audit(_)
             | Event::Told { .. }
             | Event::Telemetry { .. }
+            | Event::Peer(_)
             | Event::Missed { .. }
             | Event::Failed { .. }
             | Event::End => {}

@@ -63,6 +63,7 @@ impl Past {
             | Event::Pending(_)
             | Event::Told { .. }
             | Event::Telemetry { .. }
+            | Event::Peer(_)
             | Event::Missed { .. }
             | Event::Failed { .. }
             | Event::End => {}

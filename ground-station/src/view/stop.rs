@@ -48,6 +48,7 @@ impl Acknowledged {
             | Event::Audit(_)
             | Event::Told { .. }
             | Event::Telemetry { .. }
+            | Event::Peer(_)
             | Event::Missed { .. }
             | Event::Node(_)
             | Event::Note { .. }

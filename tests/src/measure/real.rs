@@ -155,6 +155,7 @@ async fn invite(fleet: &Fleet) -> anyhow::Result<String> {
             | Event::Audit(_)
             | Event::Told { .. }
             | Event::Telemetry { .. }
+            | Event::Peer(_)
             | Event::Missed { .. }
             | Event::End => {}
         }

@@ -196,6 +196,7 @@ async fn stop_all(fleet: &Fleet, nodes: u32, times: &mut Times) -> anyhow::Resul
             | Event::Audit(_)
             | Event::Told { .. }
             | Event::Telemetry { .. }
+            | Event::Peer(_)
             | Event::Missed { .. } => {}
         }
     }

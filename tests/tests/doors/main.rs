@@ -2,3 +2,4 @@
 
 mod knut;
 mod platypush_tcp;
+mod socktools;

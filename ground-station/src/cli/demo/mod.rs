@@ -469,6 +469,7 @@ async fn invite(fleet: &Fleet, uses: u16) -> Result<String, CliError> {
             | Event::Audit(_)
             | Event::Told { .. }
             | Event::Telemetry { .. }
+            | Event::Peer(_)
             | Event::Missed { .. }
             | Event::End => {}
         }

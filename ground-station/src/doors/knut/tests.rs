@@ -13,6 +13,8 @@ use tokio_util::task::TaskTracker;
 
 use super::*;
 use crate::config::doors::Doors;
+use crate::config::doors::Limits;
+use crate::doors::hall::Entrance;
 use crate::doors::{Face, Open};
 use crate::fleet::{Call, Fleet, NodeRef, NodeState, NodeView};
 use crate::store::Store;
@@ -327,6 +329,10 @@ async fn a_push_goes_to_everybody_and_the_door_closes_with_the_house() {
     }
 }
 
+fn nobody_elses() -> Entrance {
+    Entrance::alone(SocketAddr::from(([127, 0, 0, 1], 1)), &Limits::default())
+}
+
 /// A connection's place at a door of the fewest bounds.
 async fn place() -> (Arc<Desk>, crate::doors::House, tempfile::TempDir) {
     let dir = tempfile::tempdir().expect("a directory");
@@ -399,7 +405,7 @@ async fn silence_at_first_and_messages_without_end_are_closed() {
         let (desk, _house, _dir) = place().await;
         let (ours, mut theirs) = tokio::io::duplex(64);
         let (answers, _outgoing) = mpsc::channel(1);
-        let entrance = crate::doors::hall::Entrance::for_tests();
+        let entrance = nobody_elses();
         theirs.write_all(said).await.expect("room");
         let started = tokio::time::Instant::now();
         let reading = talk::read(&desk, ours, &entrance, answers);
@@ -419,7 +425,7 @@ async fn whoever_has_said_something_may_listen_for_good() {
     let (desk, _house, _dir) = place().await;
     let (ours, mut theirs) = tokio::io::duplex(64);
     let (answers, _outgoing) = mpsc::channel(1);
-    let entrance = crate::doors::hall::Entrance::for_tests();
+    let entrance = nobody_elses();
     theirs.write_all(b"\0").await.expect("room");
     let reading = talk::read(&desk, ours, &entrance, answers);
     let long = tokio::time::timeout(Duration::from_secs(100_000), reading).await;

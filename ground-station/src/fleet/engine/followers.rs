@@ -253,6 +253,8 @@ fn subject(request: &Request) -> Option<(CommandKind, &str)> {
         | Request::Members
         | Request::History { .. }
         | Request::Audit { .. }
+        | Request::Peers { .. }
+        | Request::Tell { .. }
         | Request::Retry { .. } => return None,
     };
     Some((kind, kind.as_str()))
@@ -341,6 +343,7 @@ fn told_of(event: &Event) -> Option<Event> {
         | Event::About(_)
         | Event::Past(_)
         | Event::Audit(_)
+        | Event::Peer(_)
         | Event::Told { .. }
         | Event::Telemetry { .. }
         | Event::Missed { .. } => None,

@@ -171,6 +171,13 @@ pub(super) fn audited(request: &Request) -> Option<(&'static str, String)> {
         Request::Join { .. } => Some(("join", "another station's fleet".to_owned())),
         Request::Accept { node } => Some(("accept", node.clone())),
         Request::Revoke { node } => Some(("revoke", node.clone())),
+        Request::Tell { door, peer, message } => {
+            let peer = peer.as_deref().unwrap_or("all peers");
+            Some((
+                "tell",
+                format!("{door}: {} bytes of base64 to {peer}", message.len()),
+            ))
+        }
         Request::Nodes { .. }
         | Request::Watch { .. }
         | Request::Follow { .. }
@@ -184,6 +191,7 @@ pub(super) fn audited(request: &Request) -> Option<(&'static str, String)> {
         | Request::Members
         | Request::History { .. }
         | Request::Audit { .. }
+        | Request::Peers { .. }
         | Request::Retry { .. } => None,
     }
 }
@@ -225,6 +233,7 @@ pub(super) fn audit(
                 | Event::Audit(_)
                 | Event::Told { .. }
                 | Event::Telemetry { .. }
+                | Event::Peer(_)
                 | Event::Missed { .. } => None,
             };
             if let Some(outcome) = outcome {
