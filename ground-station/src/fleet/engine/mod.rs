@@ -16,7 +16,7 @@ mod enrol;
 mod fetch;
 mod keeper;
 mod office;
-mod recorder;
+pub(in crate::fleet) mod recorder;
 mod retry;
 mod roll;
 mod send;

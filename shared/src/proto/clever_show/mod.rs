@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`message`] | messages to frames and back |
 //! | [`announcement`] | the datagram by which a server says where it is |
+//! | [`server`] | a server's side of one drone: what to ask, what waits, what a new connection changes |
 //!
 //! Invariants: `null` is never written as whole content, because the real programs never finish reading it; nothing that
 //! a peer says ends more than its own connection.
@@ -13,6 +14,7 @@ use super::wire;
 
 pub mod announcement;
 pub mod message;
+pub mod server;
 
 pub use announcement::{Announcement, BadAnnouncement};
 pub use message::{BadMessage, Message, request_id};
