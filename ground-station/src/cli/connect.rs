@@ -22,6 +22,7 @@ use crate::control::server::ControlServer;
 use crate::control::{CONTROL_SOCKET, client};
 use crate::doors::Open;
 use crate::fleet::engine::{Engine, Settings};
+use crate::fleet::guests::{self, Desk, Guests};
 use crate::fleet::{Fleet, archive};
 
 /// How often a taken state directory is tried again.
@@ -42,6 +43,8 @@ pub(super) struct Connection {
 struct Own {
     engine: Engine,
     control: Option<(CancellationToken, JoinHandle<()>)>,
+    /// Before the engine, where a door may let guests in.
+    guests: Option<(Guests, Desk)>,
     doors: Option<Open>,
     _lock: StateLock,
 }
@@ -138,7 +141,14 @@ impl Connection {
     /// Only `serve` stays long enough for other programs.
     async fn open_doors(&mut self, doors: &Doors) -> Result<(), CliError> {
         let Some(own) = &mut self.own else { return Ok(()) };
-        let opened = Open::all(doors, own.engine.fleet(), own.engine.store()).await;
+        let guests = own.guests.as_ref().map(|(guests, _)| guests.clone());
+        let opened = Open::all(
+            doors,
+            self.fleet.clone(),
+            guests.unwrap_or_default(),
+            own.engine.store(),
+        );
+        let opened = opened.await;
         own.doors = Some(opened.map_err(|error| CliError::usage(error.to_string()))?);
         Ok(())
     }
@@ -152,6 +162,7 @@ impl Connection {
         let state_dir = lock.state_dir().to_owned();
         let mut config = Config::load(common.config.as_deref(), &state_dir)?;
         adjust(&mut config);
+        let has_guests = config.doors.clever_show.is_some();
         // Bound first: a path that is too long is found before any link is up.
         let server = if stays {
             Some(ControlServer::bind(&lock)?)
@@ -164,7 +175,12 @@ impl Connection {
             stays,
         })
         .await?;
-        let fleet = engine.fleet();
+        let (fleet, guests) = if has_guests && stays {
+            let (fleet, guests, desk) = guests::front(engine.fleet(), engine.store());
+            (fleet, Some((guests, desk)))
+        } else {
+            (engine.fleet(), None)
+        };
         let control = server.map(|server| {
             let stop = CancellationToken::new();
             (stop.clone(), tokio::spawn(server.serve(fleet.clone(), stop)))
@@ -174,6 +190,7 @@ impl Connection {
             own: Some(Own {
                 engine,
                 control,
+                guests,
                 doors: None,
                 _lock: lock,
             }),
@@ -191,6 +208,9 @@ impl Connection {
             if let Err(error) = serving.await {
                 tracing::warn!(%error, "control socket");
             }
+        }
+        if let Some((_, desk)) = own.guests {
+            desk.close().await;
         }
         own.engine.stop().await;
     }

@@ -3,6 +3,7 @@
 //!
 //! | module | what it does |
 //! |---|---|
+//! | [`clever_show`] | clever-show's drone clients, as guests of the fleet |
 //! | [`guard`] | what may pass, in whose name; every use is in the audit |
 //! | [`hall`] | listening: who may connect, how many, how fast |
 //!
@@ -10,6 +11,7 @@
 //! by the gate of [`swarm_shared::proto::trust::gate`] for the door's role; whoever asks gets an answer in the door's
 //! own language; nobody who behaves badly at a door is felt at another, or by the fleet.
 
+pub mod clever_show;
 pub mod guard;
 pub mod hall;
 
@@ -18,6 +20,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::doors::Doors;
 use crate::fleet::Fleet;
+use crate::fleet::guests::Guests;
 use crate::store::Store;
 
 /// What all doors stand in.
@@ -25,6 +28,8 @@ use crate::store::Store;
 pub struct House {
     /// To ask.
     pub fleet: Fleet,
+    /// For drones that come as guests.
+    pub guests: Guests,
     /// For the audit.
     pub store: Store,
     /// When to close.
@@ -61,15 +66,28 @@ impl Open {
     ///
     /// # Errors
     /// [`DoorError`]: then none is open.
-    pub async fn all(doors: &Doors, fleet: Fleet, store: Store) -> Result<Self, DoorError> {
+    pub async fn all(doors: &Doors, fleet: Fleet, guests: Guests, store: Store) -> Result<Self, DoorError> {
         let house = House {
             fleet,
+            guests,
             store,
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
         };
-        let _ = doors;
-        Ok(Self { house })
+        let open = Self { house };
+        let opened = open.each(doors).await;
+        if let Err(error) = opened {
+            open.close().await;
+            return Err(error);
+        }
+        Ok(open)
+    }
+
+    async fn each(&self, doors: &Doors) -> Result<(), DoorError> {
+        if let Some(config) = &doors.clever_show {
+            clever_show::open(config, &self.house).await?;
+        }
+        Ok(())
     }
 
     /// Closes them, and waits for what runs there.

@@ -118,9 +118,15 @@ impl CleverShow {
             if name.is_empty() || name.contains('/') {
                 return Err((root.span().start, format!("{name:?} is no name of a root")));
             }
-            let rule = || (path.span().start, format!("roots.{name} has to be a path in quotes"));
+            let rule = || {
+                (
+                    path.span().start,
+                    format!("roots.{name} has to be a path in quotes"),
+                )
+            };
             let path = path.get_ref().as_str().filter(|path| !path.is_empty());
-            self.roots.insert(name.to_owned(), path.ok_or_else(rule)?.to_owned());
+            self.roots
+                .insert(name.to_owned(), path.ok_or_else(rule)?.to_owned());
         }
         Ok(())
     }

@@ -17,7 +17,7 @@ use serde_json::json;
 use swarm_shared::net::clock;
 use swarm_shared::proto::id::PeerId;
 use swarm_shared::proto::message::Arguments;
-use swarm_shared::proto::outcome::{Outcome, Reply};
+use swarm_shared::proto::outcome::Reply;
 use swarm_shared::proto::selector::Selector;
 use swarm_shared::proto::wire::Lane;
 use tokio::sync::mpsc;
@@ -27,7 +27,6 @@ use tokio_util::task::TaskTracker;
 use super::merge::{Gone, Own};
 use super::work::{self, Copy, History, Job, Terms};
 use super::{Guests, Meant, Work, files};
-use crate::duration::to_ms;
 use crate::fleet::engine::recorder;
 use crate::fleet::files as paths;
 use crate::fleet::{
@@ -198,7 +197,9 @@ impl Counter {
             } => files.len(),
             _ => 1,
         };
-        let guests = to_name.iter().flat_map(|node| std::iter::repeat_n(node.clone(), parts));
+        let guests = to_name
+            .iter()
+            .flat_map(|node| std::iter::repeat_n(node.clone(), parts));
         let targets = own.targets.iter().cloned().chain(guests).collect();
         let targets = Event::Targets { targets };
         events.send(targets).await.map_err(|_gone| Gone)?;
@@ -417,11 +418,7 @@ impl Counter {
     }
 
     async fn stop(&self, stopping: Stopping, call: Call) -> Result<(), Gone> {
-        let Call {
-            request,
-            events,
-            who,
-        } = call;
+        let Call { request, events, who } = call;
         let Stopping { targets, told, over } = stopping;
         let _over = over.drop_guard();
         let Some(told) = told else { return Ok(()) };
@@ -450,11 +447,7 @@ impl Counter {
 
     /// Every node, and each change, until whoever asked goes.
     async fn watch(&self, call: Call) -> Result<(), Gone> {
-        let Call {
-            request,
-            events,
-            who,
-        } = call;
+        let Call { request, events, who } = call;
         let Request::Watch { selector } = &request else {
             return Ok(());
         };

@@ -53,7 +53,8 @@ impl Own {
             () = to.closed() => return Err(Gone),
             event = self.events.recv() => event,
         };
-        let event = event.unwrap_or_else(|| Event::failed(Failure::Stopped, "the station is shutting down; ask again"));
+        let event = event
+            .unwrap_or_else(|| Event::failed(Failure::Stopped, "the station is shutting down; ask again"));
         if let Event::Delivery(delivery) = &event {
             self.done &= delivery.state == Outcome::Done;
         }
@@ -105,6 +106,8 @@ impl Own {
             }
         }
         self.forgive(false);
-        to.send(self.last.unwrap_or(Event::End)).await.map_err(|_gone| Gone)
+        to.send(self.last.unwrap_or(Event::End))
+            .await
+            .map_err(|_gone| Gone)
     }
 }

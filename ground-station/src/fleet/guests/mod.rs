@@ -165,7 +165,9 @@ impl Seat {
     /// Tells how the guest is.
     pub fn tell(&self, presence: Presence) {
         let mut book = self.guests.book();
-        let Some(guest) = book.get_mut(&self.id) else { return };
+        let Some(guest) = book.get_mut(&self.id) else {
+            return;
+        };
         let changed = guest.presence != presence;
         guest.presence = presence;
         drop(book);

@@ -139,7 +139,13 @@ async fn carry(job: Job, terms: Terms, history: Option<History>, events: mpsc::S
         }
         return tell(&events, guest.node, reply, terms.started).await;
     };
-    let told = tell(&events, guest.node.clone(), no_answer(terms.patience), terms.started).await;
+    let told = tell(
+        &events,
+        guest.node.clone(),
+        no_answer(terms.patience),
+        terms.started,
+    )
+    .await;
     // Whoever asked is not kept from its end meanwhile.
     drop(events);
     let history = history.clone();
@@ -190,9 +196,10 @@ fn place(
         Err(mpsc::error::TrySendError::Full(_)) => {
             Err(Reply::refused("busy: too much waits for this drone; try again"))
         }
-        Err(mpsc::error::TrySendError::Closed(_)) => {
-            Err(Reply::ended(Outcome::NoAnswer, "its door is closed: nothing was sent"))
-        }
+        Err(mpsc::error::TrySendError::Closed(_)) => Err(Reply::ended(
+            Outcome::NoAnswer,
+            "its door is closed: nothing was sent",
+        )),
     }
 }
 
@@ -218,7 +225,10 @@ pub(super) fn stop(guests: Vec<Meant>, stop: Stop, history: impl FnOnce(Reply) -
         .into_iter()
         .map(|guest| (place(&guest.stops, Work::Stop, give_up, give_up), guest))
         .collect();
-    let given_up = Reply::ended(Outcome::NoAnswer, "not told: whoever asked for it went away before it was back");
+    let given_up = Reply::ended(
+        Outcome::NoAnswer,
+        "not told: whoever asked for it went away before it was back",
+    );
     let ends = history(given_up);
     for (placed, guest) in placed {
         let (ends, over, events) = (ends.clone(), over.clone(), events.clone());

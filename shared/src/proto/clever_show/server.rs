@@ -284,9 +284,10 @@ impl Drone {
             .map(|(number, _)| *number)
             .collect();
         for number in own {
-            self.queue
-                .retain(|queued| queued.what != What::Request(number));
-            self.end_request(number, || End::NoAnswer("the connection was lost before its answer"));
+            self.queue.retain(|queued| queued.what != What::Request(number));
+            self.end_request(number, || {
+                End::NoAnswer("the connection was lost before its answer")
+            });
         }
         if !self.rules.resume_queue {
             for queued in std::mem::take(&mut self.queue) {
@@ -302,7 +303,10 @@ impl Drone {
                 if kept {
                     self.queue.push_back(queued);
                 } else {
-                    self.drop_queued(queued, End::NoAnswer("the connection was lost before it was sent"));
+                    self.drop_queued(
+                        queued,
+                        End::NoAnswer("the connection was lost before it was sent"),
+                    );
                 }
             }
         }
@@ -322,7 +326,10 @@ impl Drone {
     pub fn push(&mut self, ticket: u64, path: &str, content: Bytes, begin: Instant, now: Instant) {
         let waiting: usize = self.queue.iter().map(|queued| queued.frame.content.len()).sum();
         if waiting > 0 && waiting + content.len() > QUEUE_BYTES_MAX {
-            return self.end(ticket, End::Refused("busy: too many files wait for this drone; try again"));
+            return self.end(
+                ticket,
+                End::Refused("busy: too many files wait for this drone; try again"),
+            );
         }
         let path = path.to_owned();
         self.act(ticket, &Message::FilePush { path, content }, begin, now);
@@ -364,7 +371,10 @@ impl Drone {
             return self.end(ticket, end);
         }
         if self.requests.len() >= REQUESTS_MAX {
-            return self.end(ticket, End::Refused("busy: too many questions wait for this drone"));
+            return self.end(
+                ticket,
+                End::Refused("busy: too many questions wait for this drone"),
+            );
         }
         let number = self.enter(message, asked, Some(until.answer));
         let Some(request) = self.requests.get(&number) else {
@@ -384,7 +394,9 @@ impl Drone {
             return Some(End::Expired);
         }
         if !self.is_here() && !self.rules.resume_queue {
-            return Some(End::NoAnswer("offline, and `resume_queue` is not set: nothing was sent"));
+            return Some(End::NoAnswer(
+                "offline, and `resume_queue` is not set: nothing was sent",
+            ));
         }
         (self.queue.len() >= QUEUE_MAX)
             .then_some(End::Refused("busy: too much waits for this drone; try again"))
@@ -484,7 +496,11 @@ impl Drone {
     /// Nobody waits for it any more: if it is not written yet, it never is.
     pub fn cancel(&mut self, ticket: u64) {
         let mine = |queued: &Queued| queued.ticket == Some(ticket);
-        let unwritten = self.queue.iter().find(|queued| mine(queued)).map(|queued| queued.what);
+        let unwritten = self
+            .queue
+            .iter()
+            .find(|queued| mine(queued))
+            .map(|queued| queued.what);
         self.queue.retain(|queued| !mine(queued));
         if let Some(What::Request(number)) = unwritten {
             self.requests.remove(&number);
@@ -531,7 +547,9 @@ impl Drone {
 
     /// The frame in hand has been written whole.
     pub fn written(&mut self) {
-        let Some(written) = self.in_hand.take() else { return };
+        let Some(written) = self.in_hand.take() else {
+            return;
+        };
         match written.what {
             What::Act | What::Stop => {
                 if let Some(ticket) = written.ticket {
@@ -557,6 +575,15 @@ impl Drone {
     pub fn stirred(&mut self, now: Instant) {
         if let Some(heard) = &mut self.heard {
             *heard = now.max(*heard);
+        }
+    }
+
+    /// A frame is arriving: a file that is asked for may be in it, and is waited for until then at least.
+    pub fn receiving(&mut self, until: Instant) {
+        for request in self.requests.values_mut() {
+            if let (true, Asked::File(_), Some(at)) = (request.written, &request.asked, &mut request.until) {
+                *at = until.max(*at);
+            }
         }
     }
 
@@ -648,7 +675,11 @@ impl Drone {
         let answer = self.requests.values().filter_map(|request| request.until).min();
         let quiet = self.heard.filter(|_| !self.too_quiet).map(|heard| {
             let asked = self.requests.values().any(|request| request.asked == Asked::Life);
-            let wait = if asked { self.rules.idle } else { QUIET.min(self.rules.idle) };
+            let wait = if asked {
+                self.rules.idle
+            } else {
+                QUIET.min(self.rules.idle)
+            };
             heard + wait
         });
         [begin, answer, quiet].into_iter().flatten().min()
@@ -678,8 +709,7 @@ impl Drone {
                 (false, true) => "not asked in time: the drone takes nothing",
                 (false, false) => "offline: not asked",
             };
-            self.queue
-                .retain(|queued| queued.what != What::Request(number));
+            self.queue.retain(|queued| queued.what != What::Request(number));
             self.end_request(number, || End::NoAnswer(why));
         }
         let Some(heard) = self.heard else { return };

@@ -161,8 +161,14 @@ impl Selector {
     /// The same without some of its terms that are not `!term`; `None` if none is left.
     pub fn without(&self, unwanted: impl Fn(&Self) -> bool) -> Option<Self> {
         let kept: Vec<Self> = self.terms().filter(|term| !unwanted(term)).collect();
-        let taken_away = split_terms(&self.text).map(str::trim).filter(|term| term.starts_with('!'));
-        let texts: Vec<&str> = kept.iter().map(|term| term.text.as_str()).chain(taken_away).collect();
+        let taken_away = split_terms(&self.text)
+            .map(str::trim)
+            .filter(|term| term.starts_with('!'));
+        let texts: Vec<&str> = kept
+            .iter()
+            .map(|term| term.text.as_str())
+            .chain(taken_away)
+            .collect();
         (!kept.is_empty()).then(|| Self {
             text: texts.join(","),
             wanted: kept.iter().flat_map(|term| term.wanted.clone()).collect(),
