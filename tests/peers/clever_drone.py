@@ -149,6 +149,12 @@ class Drone:
             tell("unknown request", name=name)
             return
         self.send(json_frame(about, {"value": value}, self.options.encoding))
+        if name == "id" and self.options.garbage:
+            self.send(self.options.garbage.encode("latin-1").decode("unicode_escape").encode("latin-1"))
+        if name == "id" and self.options.frozen:
+            tell("frozen")
+            while True:
+                time.sleep(1)
 
     def take(self, header, content):
         kind = header["message-type"]
@@ -182,8 +188,6 @@ class Drone:
         self.socket, self.inbox = made, b""
         self.connections += 1
         tell("connected", host=host, port=port, local=made.getsockname()[1])
-        if self.options.garbage:
-            self.send(self.options.garbage.encode("latin-1").decode("unicode_escape").encode("latin-1"))
 
     def find(self):
         """Three attempts, then the announcement."""
@@ -245,9 +249,6 @@ class Drone:
         pause = 0.2
         if self.options.telemetry:
             pause = min(pause, max(0.0, self.due - time.monotonic()))
-        if self.options.frozen and self.connections == 1:
-            wait(0.2, None)
-            return
         ready, _, _ = select.select([self.socket], [], [], pause)
         if ready:
             data = self.socket.recv(65536)

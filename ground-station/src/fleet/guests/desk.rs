@@ -39,6 +39,8 @@ use crate::store::{Origin, Store};
 const WATCH_PAUSE: Duration = Duration::from_millis(100);
 /// A file that has begun may take as long as it moves on.
 const FILE_ANSWER: Duration = Duration::from_secs(60 * 60);
+/// How many terms that mean nobody are named in a note.
+const TERMS_SHOWN: usize = 8;
 /// How long what still runs may take to notice that the station stops.
 const GRACE: Duration = Duration::from_secs(1);
 
@@ -163,6 +165,25 @@ impl Counter {
         rest.unwrap_or_else(|| selector.clone())
     }
 
+    /// What to tell whoever named somebody who does not exist beside guests, where the engine knows nobody at all.
+    fn strangers(&self, asked: &Request) -> Option<String> {
+        let (Request::Nodes { selector, .. }
+        | Request::Targets { selector }
+        | Request::Command { selector, .. }
+        | Request::Release { selector, .. }
+        | Request::SendFiles { selector, .. }
+        | Request::Fetch { selector, .. }) = asked
+        else {
+            return None;
+        };
+        let strange = selector.terms().filter(|term| self.guests.meant(term).is_empty());
+        let strange: Vec<String> = strange
+            .take(TERMS_SHOWN)
+            .map(|term| format!("{:?}", term.as_str()))
+            .collect();
+        (!strange.is_empty()).then(|| format!("no node matches {}", strange.join(", ")))
+    }
+
     async fn answer(&self, meant: Vec<Meant>, call: Call) -> Result<(), Gone> {
         let Call {
             mut request,
@@ -180,7 +201,11 @@ impl Counter {
             *selector = self.for_engine(selector).await;
         }
         let mut own = Own::begin(&self.engine, request, who.clone(), &events).await?;
-        own.forgive(false);
+        if own.forgive(false)
+            && let Some(note) = self.strangers(&asked)
+        {
+            events.send(Event::note(note)).await.map_err(|_gone| Gone)?;
+        }
         let to_name: Vec<NodeRef> = meant.iter().map(|guest| guest.node.clone()).collect();
         let (to, told) = mpsc::channel(EVENTS_MAX);
         if let Request::Nodes { selector, .. } = &asked {
@@ -368,6 +393,7 @@ impl Counter {
             Ok(number) => Some(History {
                 store: self.store.clone(),
                 number,
+                tasks: self.tasks.clone(),
             }),
             Err(error) => {
                 for job in &mut jobs {
@@ -405,6 +431,7 @@ impl Counter {
             timeout: timeout_ms.map(Duration::from_millis),
             over: over.clone(),
             events: to,
+            tasks: self.tasks.clone(),
         };
         // No disk is waited for.
         work::stop(meant, stopping, |given_up| {

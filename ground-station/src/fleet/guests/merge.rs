@@ -67,13 +67,14 @@ impl Own {
     }
 
     /// That the engine knows nobody who is meant is no fault where guests are; nor is it one that it has no fleet.
-    pub(super) fn forgive(&mut self, any_failure: bool) {
-        if let Some(Event::Failed { failure, .. }) = &self.last
-            && self.targets.is_empty()
-            && (*failure == Failure::NobodyMatched || any_failure)
-        {
+    /// Whether that was so.
+    pub(super) fn forgive(&mut self, any_failure: bool) -> bool {
+        let forgiven = matches!(&self.last, Some(Event::Failed { failure, .. })
+            if self.targets.is_empty() && (*failure == Failure::NobodyMatched || any_failure));
+        if forgiven {
             self.last = Some(Event::End);
         }
+        forgiven
     }
 
     /// Passes on what is left, without the last.

@@ -9,6 +9,7 @@ use swarm_shared::proto::outcome::{Outcome, Reply};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::{Answer, Meant, Order, Work, files};
 use crate::fleet::{Batch, Delivery, Event, NodeRef};
@@ -60,6 +61,8 @@ pub(super) struct Terms {
 pub(super) struct History {
     pub(super) store: Store,
     pub(super) number: u64,
+    /// For what goes on though nobody waits for it any more.
+    pub(super) tasks: TaskTracker,
 }
 
 impl History {
@@ -149,7 +152,7 @@ async fn carry(job: Job, terms: Terms, history: Option<History>, events: mpsc::S
     // Whoever asked is not kept from its end meanwhile.
     drop(events);
     let history = history.clone();
-    tokio::spawn(async move {
+    history.tasks.clone().spawn(async move {
         let end = ended(reply.await, copy).await;
         history.keep(&guest.node, part, end).await;
     });
@@ -209,6 +212,7 @@ pub(super) struct Stop {
     /// When nobody waits for it any more.
     pub(super) over: CancellationToken,
     pub(super) events: mpsc::Sender<Event>,
+    pub(super) tasks: TaskTracker,
 }
 
 /// Stops guests: each is told at once, or as soon as it is back, and then again and again until it is over. `history`
@@ -218,6 +222,7 @@ pub(super) fn stop(guests: Vec<Meant>, stop: Stop, history: impl FnOnce(Reply) -
         timeout,
         over,
         events,
+        tasks,
     } = stop;
     let started = clock::now();
     let give_up = started + timeout.unwrap_or(FOREVER);
@@ -232,7 +237,7 @@ pub(super) fn stop(guests: Vec<Meant>, stop: Stop, history: impl FnOnce(Reply) -
     let ends = history(given_up);
     for (placed, guest) in placed {
         let (ends, over, events) = (ends.clone(), over.clone(), events.clone());
-        tokio::spawn(async move {
+        tasks.spawn(async move {
             let reply = match placed {
                 Ok(answer) => tokio::select! {
                     biased;
