@@ -3,6 +3,7 @@
 //!
 //! | module | what it does |
 //! |---|---|
+//! | [`clever_show`] | clever-show's drone clients, as guests of the fleet |
 //! | [`guard`] | what may pass, in whose name; every use is in the audit |
 //! | [`hall`] | listening: who may connect, how many, how fast |
 //! | [`knut`] | the door for Knut's clients |
@@ -15,6 +16,7 @@
 //! by the gate of [`swarm_shared::proto::trust::gate`] for the door's role; whoever asks gets an answer in the door's
 //! own language; nobody who behaves badly at a door is felt at another, or by the fleet.
 
+pub mod clever_show;
 pub mod guard;
 pub mod hall;
 pub mod knut;
@@ -33,6 +35,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::doors::Doors;
 use crate::fleet::Fleet;
+use crate::fleet::guests::Guests;
 use crate::fleet::peers::Posts;
 use crate::store::Store;
 
@@ -54,6 +57,8 @@ pub struct House {
     pub face: Face,
     /// To ask.
     pub fleet: Fleet,
+    /// For drones that come as guests.
+    pub guests: Guests,
     /// For the audit.
     pub store: Store,
     /// When to close.
@@ -114,10 +119,17 @@ impl Open {
     ///
     /// # Errors
     /// [`DoorError`]: then none is open.
-    pub async fn all(doors: &Doors, face: Face, fleet: Fleet, store: Store) -> Result<Self, DoorError> {
+    pub async fn all(
+        doors: &Doors,
+        face: Face,
+        fleet: Fleet,
+        guests: Guests,
+        store: Store,
+    ) -> Result<Self, DoorError> {
         let house = House {
             face,
             fleet,
+            guests,
             store,
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -133,6 +145,9 @@ impl Open {
     }
 
     async fn each(&self, doors: &Doors) -> Result<(), DoorError> {
+        if let Some(config) = &doors.clever_show {
+            clever_show::open(config, &self.house).await?;
+        }
         if let Some(door) = &doors.platypush_tcp {
             platypush_tcp::open(door, &self.house).await?;
         }

@@ -16,6 +16,8 @@ use crate::config::doors::Doors;
 use crate::config::doors::Limits;
 use crate::doors::hall::Entrance;
 use crate::doors::{Face, Open};
+use crate::fleet::guests::Guests;
+use crate::fleet::peers::Posts;
 use crate::fleet::{Call, Fleet, NodeRef, NodeState, NodeView};
 use crate::store::Store;
 
@@ -23,6 +25,7 @@ fn face() -> Face {
     Face {
         name: NodeName::from_host("st"),
         services: Services::default(),
+        posts: Posts::default(),
     }
 }
 
@@ -57,6 +60,7 @@ fn view(number: u8, name: &str, state: NodeState) -> Event {
         warnings: Vec::new(),
         stopped: None,
         checks: Vec::new(),
+        telemetry: BTreeMap::new(),
     })
 }
 
@@ -196,7 +200,7 @@ impl House {
             knut: Some(knut),
             ..Doors::default()
         };
-        let open = Open::all(&doors, face(), fleet, store);
+        let open = Open::all(&doors, face(), fleet, Guests::default(), store);
         let open = open.await.expect("opens");
         let call = calls.recv().await.expect("the door follows");
         assert_eq!(call.request, Request::Follow { telemetry: true });
@@ -340,6 +344,7 @@ async fn place() -> (Arc<Desk>, crate::doors::House, tempfile::TempDir) {
     let house = crate::doors::House {
         face: face(),
         fleet: Fleet::local().0,
+        guests: Guests::default(),
         store,
         stop: CancellationToken::new(),
         tasks: TaskTracker::new(),
@@ -448,7 +453,7 @@ async fn the_port_of_another_is_told_with_what_to_do() {
         knut: Some(knut),
         ..Doors::default()
     };
-    let opened = Open::all(&doors, face(), Fleet::local().0, store).await;
+    let opened = Open::all(&doors, face(), Fleet::local().0, Guests::default(), store).await;
     let error = opened.expect_err("taken").to_string();
     assert!(
         error.contains("[doors.knut]") && error.contains("change `listen`"),
