@@ -217,12 +217,14 @@ impl Counter {
             drop(to);
             return own.join(told, &events).await;
         }
-        let parts = match &asked {
-            Request::SendFiles {
-                files: FilesToSend::Same { files },
-                ..
-            } => files.len(),
-            _ => 1,
+        let parts = if let Request::SendFiles {
+            files: FilesToSend::Same { files },
+            ..
+        } = &asked
+        {
+            files.len()
+        } else {
+            1
         };
         let guests = to_name
             .iter()
