@@ -22,6 +22,7 @@ mod event;
 pub mod files;
 pub mod guests;
 mod past;
+pub mod peers;
 mod request;
 pub mod shout;
 

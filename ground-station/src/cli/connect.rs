@@ -20,7 +20,7 @@ use crate::config::doors::Doors;
 use crate::control::lock::{LockError, StateLock};
 use crate::control::server::ControlServer;
 use crate::control::{CONTROL_SOCKET, client};
-use crate::doors::Open;
+use crate::doors::{Face, Open};
 use crate::fleet::engine::{Engine, Settings};
 use crate::fleet::guests::{self, Desk, Guests};
 use crate::fleet::{Fleet, archive};
@@ -84,6 +84,16 @@ impl Connection {
             .map_err(NotOpen::Fault)
     }
 
+    /// For a verb that means nothing without a running `serve`; `None` if there is none.
+    pub(super) async fn open_running(common: &Common) -> Result<Option<Self>, CliError> {
+        let socket = state_dir(common)?.join(CONTROL_SOCKET);
+        let running = client::answers(&socket).await;
+        Ok(running.then(|| Self {
+            fleet: Fleet::remote(socket),
+            own: None,
+        }))
+    }
+
     /// For a verb that only looks back: asks a running `serve`, or else reads the store, whoever holds it.
     pub(super) async fn open_past(common: &Common) -> Result<Self, CliError> {
         let state_dir = state_dir(common)?;
@@ -141,14 +151,14 @@ impl Connection {
     /// Only `serve` stays long enough for other programs.
     async fn open_doors(&mut self, doors: &Doors) -> Result<(), CliError> {
         let Some(own) = &mut self.own else { return Ok(()) };
+        let face = Face {
+            name: own.engine.name(),
+            services: own.engine.services(),
+            posts: own.engine.posts(),
+        };
         let guests = own.guests.as_ref().map(|(guests, _)| guests.clone());
-        let opened = Open::all(
-            doors,
-            self.fleet.clone(),
-            guests.unwrap_or_default(),
-            own.engine.store(),
-        );
-        let opened = opened.await;
+        let (guests, store) = (guests.unwrap_or_default(), own.engine.store());
+        let opened = Open::all(doors, face, self.fleet.clone(), guests, store).await;
         own.doors = Some(opened.map_err(|error| CliError::usage(error.to_string()))?);
         Ok(())
     }

@@ -2,3 +2,6 @@
 //! with Python's standard library only.
 
 mod clever_show;
+mod knut;
+mod platypush_tcp;
+mod socktools;

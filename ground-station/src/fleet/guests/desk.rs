@@ -2,7 +2,7 @@
 //!
 //! | request | own nodes | guests |
 //! |---|---|---|
-//! | nodes, watch, targets | the engine | their views |
+//! | nodes, watch, follow, targets | the engine | their views |
 //! | command | the engine | their doors; what acts is in the history as an entry of its own |
 //! | the same, a few at a time | the engine, first | then they, in batches of the same size |
 //! | stop | the engine | at the same moment |
@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Map, Value, json};
 use swarm_shared::net::clock;
 use swarm_shared::proto::id::PeerId;
 use swarm_shared::proto::message::Arguments;
@@ -93,7 +93,7 @@ struct Counter {
 impl Counter {
     async fn take(&self, call: Call) {
         let meant = match &call.request {
-            Request::Watch { .. } => {
+            Request::Watch { .. } | Request::Follow { .. } => {
                 let counter = self.clone();
                 self.tasks.spawn(async move {
                     let _gone = counter.watch(call).await;
@@ -116,6 +116,8 @@ impl Counter {
             | Request::Members
             | Request::History { .. }
             | Request::Audit { .. }
+            | Request::Peers { .. }
+            | Request::Tell { .. }
             | Request::Retry { .. } => Vec::new(),
         };
         if meant.is_empty() {
@@ -349,6 +351,9 @@ impl Counter {
             | Request::Members
             | Request::History { .. }
             | Request::Audit { .. }
+            | Request::Follow { .. }
+            | Request::Peers { .. }
+            | Request::Tell { .. }
             | Request::Retry { .. } => drop(to),
         }
         own.join(told, &events).await
@@ -477,10 +482,13 @@ impl Counter {
     /// Every node, and each change, until whoever asked goes.
     async fn watch(&self, call: Call) -> Result<(), Gone> {
         let Call { request, events, who } = call;
-        let Request::Watch { selector } = &request else {
+        let (selector, telemetry) = if let Request::Watch { selector } = &request {
+            (selector.clone(), false)
+        } else if let Request::Follow { telemetry } = &request {
+            (Selector::all(), *telemetry)
+        } else {
             return Ok(());
         };
-        let selector = selector.clone();
         let mut changes = self.guests.changes();
         let mut own = self.engine.perform_as(request, who).await;
         let mut shown: BTreeMap<PeerId, NodeView> = BTreeMap::new();
@@ -500,8 +508,11 @@ impl Counter {
                     old == view
                 });
                 if !same {
-                    shown.insert(view.id, view.clone());
-                    events.send(Event::Node(view)).await.map_err(|_gone| Gone)?;
+                    let before = shown.insert(view.id, view.clone());
+                    let readings = telemetry.then(|| new_readings(before.as_ref(), &view)).flatten();
+                    for event in std::iter::once(Event::Node(view)).chain(readings) {
+                        events.send(event).await.map_err(|_gone| Gone)?;
+                    }
                 }
             }
             let pause = tokio::time::sleep(WATCH_PAUSE);
@@ -528,6 +539,28 @@ impl Counter {
             }
         }
     }
+}
+
+/// What has changed of a guest's readings, if anything; null for what is there no longer.
+fn new_readings(before: Option<&NodeView>, now: &NodeView) -> Option<Event> {
+    let before = before.map(|view| &view.telemetry);
+    let known = |name: &String| before.and_then(|before| before.get(name));
+    let new = now
+        .telemetry
+        .iter()
+        .filter(|(name, value)| known(name) != Some(value));
+    let new = new.map(|(name, value)| (name.clone(), value.clone()));
+    let gone = before
+        .into_iter()
+        .flat_map(|before| before.keys())
+        .filter(|name| !now.telemetry.contains_key(*name));
+    let gone = gone.map(|name| (name.clone(), Value::Null));
+    let values: Map<String, Value> = gone.chain(new).collect();
+    let node = NodeRef {
+        node: now.node.clone(),
+        id: now.id,
+    };
+    (!values.is_empty()).then_some(Event::Telemetry { node, values })
 }
 
 /// What guests are asked to do.
