@@ -43,13 +43,15 @@ fn events(drone: &mut Drone) -> Vec<Event> {
 }
 
 fn names(messages: &[Message]) -> Vec<&str> {
-    let name = |message| match message {
-        &Message::Action { ref action, .. } => action.as_str(),
-        Message::Request { name, .. }
-        | Message::Response { name, .. }
-        | Message::FileResponse { name, .. } => name,
-        Message::FilePush { path, .. } => path,
-    };
+    fn name(message: &Message) -> &str {
+        match message {
+            Message::Action { action, .. } => action,
+            Message::Request { name, .. }
+            | Message::Response { name, .. }
+            | Message::FileResponse { name, .. } => name,
+            Message::FilePush { path, .. } => path,
+        }
+    }
     messages.iter().map(name).collect()
 }
 
@@ -187,9 +189,11 @@ fn a_lost_connection_means_what_is_configured() {
         drone.disconnected(now);
         let lost: BTreeSet<u64> = events(&mut drone)
             .into_iter()
-            .map(|event| match event {
-                Event::Ended(ticket, End::NoAnswer(_)) => ticket,
-                other => panic!("{other:?}"),
+            .map(|event| {
+                let Event::Ended(ticket, End::NoAnswer(_)) = event else {
+                    panic!("{event:?}")
+                };
+                ticket
             })
             .collect();
         let mut expected = BTreeSet::new();

@@ -146,7 +146,7 @@ impl Open {
 
     async fn each(&self, doors: &Doors) -> Result<(), DoorError> {
         if let Some(config) = &doors.clever_show {
-            clever_show::open(config, &self.house).await?;
+            clever_show::open(config, &self.house)?;
         }
         if let Some(door) = &doors.platypush_tcp {
             platypush_tcp::open(door, &self.house).await?;

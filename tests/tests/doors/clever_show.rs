@@ -1,7 +1,8 @@
 //! clever-show's drones at a real station's door.
 
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpStream, UdpSocket};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -602,4 +603,46 @@ fn a_station_that_moved_is_found_again() {
     let announced = show.wait(drone, "an announcement", |told| told["event"] == "announced");
     assert_ne!(text(&announced, "port"), before.to_string());
     show.station.wait_state("clever-1", "online");
+}
+
+#[test]
+fn a_follower_hears_of_drones_as_of_nodes() {
+    let mut show = Show::new("allow = [\"led_*\"]\n");
+    let mut stream = UnixStream::connect(show.station.state_file("control.sock")).expect("serve runs");
+    stream.set_read_timeout(Some(PATIENCE)).expect("set");
+    writeln!(stream, "{}", json!({ "request": "follow", "telemetry": true })).expect("asked");
+    let mut lines = BufReader::new(stream);
+    let mut wait = |what: &str, wanted: &dyn Fn(&Value) -> bool| loop {
+        let mut line = String::new();
+        let read = lines.read_line(&mut line);
+        assert!(matches!(read, Ok(bytes) if bytes > 0), "{what}: {read:?}");
+        let event: Value = serde_json::from_str(&line).expect("JSON");
+        if wanted(&event) {
+            return event;
+        }
+    };
+    show.join("clever-1", &["--telemetry", "0.1"]);
+    wait("it is online", &|event| {
+        event["event"] == "node" && event["node"] == "clever-1" && event["state"] == "online"
+    });
+    wait("readings", &|event| {
+        event["event"] == "telemetry" && event["values"]["fcu_status"] == "STANDBY"
+    });
+    let newer = wait("newer readings", &|event| event["event"] == "telemetry");
+    assert_eq!(newer["values"].get("fcu_status"), None, "only what has changed");
+    assert_eq!(show.value(&["call", "all", "led_test"]), SENT);
+    let told =
+        |word: &'static str| move |event: &Value| event["event"] == "told" && event["word"]["event"] == word;
+    let targets = wait("targets", &told("targets"));
+    assert_eq!(
+        (&targets["what"], &targets["word"]["targets"][0]["node"]),
+        (&json!("led_test"), &json!("clever-1"))
+    );
+    let ended = wait("the end", &told("delivery"));
+    assert_eq!(
+        (&ended["word"]["state"], &ended["number"]),
+        (&json!("done"), &json!(1)),
+        "{ended}"
+    );
+    wait("all has been said", &told("end"));
 }

@@ -47,7 +47,7 @@ struct Server {
 ///
 /// # Errors
 /// [`DoorError`].
-pub async fn open(config: &CleverShow, house: &House) -> Result<(), DoorError> {
+pub fn open(config: &CleverShow, house: &House) -> Result<(), DoorError> {
     let hall = Hall::open(DOOR, &config.common, house)?;
     let listens = hall.listens().unwrap_or(config.common.listen);
     let server = Arc::new(Server {

@@ -38,7 +38,7 @@ type Readings = Map<String, Value>;
 
 /// See the module.
 #[derive(Debug, Default)]
-pub(in crate::fleet) struct Followers {
+pub(super) struct Followers {
     /// There since the first follower came.
     told: Option<broadcast::Sender<Event>>,
     readers: Vec<Reader>,
@@ -67,7 +67,7 @@ pub(super) struct Reading {
 
 impl Followers {
     /// Lets one follow from now on. Nodes and their changes are the watchers' to tell.
-    pub(in crate::fleet) fn add(
+    pub(super) fn add(
         &mut self,
         telemetry: bool,
         tasks: &TaskTracker,
@@ -106,26 +106,6 @@ impl Followers {
         let (to, from) = mpsc::channel(EVENTS_MAX);
         let cut_off = Event::failed(Failure::Stopped, "cut off: the station is shutting down");
         tasks.spawn(listen_in(subject, told, from, events, cut_off));
-        to
-    }
-
-    /// The same for deliveries that are another's to make, so that neither their targets nor their end are among the
-    /// events.
-    pub(in crate::fleet) fn overhear_part(
-        &self,
-        tasks: &TaskTracker,
-        request: &Request,
-        origin: &Origin,
-        targets: Vec<NodeRef>,
-        events: mpsc::Sender<Event>,
-    ) -> mpsc::Sender<Event> {
-        let Some((told, subject)) = self.subject(request, origin) else {
-            return events;
-        };
-        let (to, from) = mpsc::channel(EVENTS_MAX);
-        // Followers may have gone meanwhile.
-        let _nobody = told.send(subject.word(Event::Targets { targets }));
-        tasks.spawn(listen_in(subject, told, from, events, Event::End));
         to
     }
 

@@ -9,36 +9,31 @@
 //! | release, send, fetch | the engine | their doors |
 //! | all others; and whatever means no guest | the engine, directly | |
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use serde_json::{Map, Value, json};
+use serde_json::json;
 use swarm_shared::net::clock;
-use swarm_shared::proto::id::PeerId;
 use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::outcome::Reply;
 use swarm_shared::proto::selector::Selector;
 use swarm_shared::proto::wire::Lane;
-use tokio::sync::mpsc;
+use tokio::sync::{broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::follow::{Subject, TOLD_MAX};
+use super::jobs::{fetching, job, noted, sending, shown, waiting};
 use super::merge::{Gone, Own};
-use super::work::{self, Copy, History, Job, Terms};
-use super::{Guests, Meant, Work, files};
-use crate::fleet::engine::followers::Followers;
+use super::work::{self, History, Job, Terms};
+use super::{Guests, Meant, Work};
 use crate::fleet::engine::recorder;
-use crate::fleet::files as paths;
 use crate::fleet::{
-    Batch, Call, CommandKind, EVENTS_MAX, Event, Failure, FilesToSend, Fleet, NodeRef, NodeView, Request,
+    Batch, Call, CommandKind, EVENTS_MAX, Event, Failure, FilesToSend, Fleet, NodeRef, Request,
 };
-use crate::store::deliveries::{Record, RecordTo};
+use crate::store::deliveries::Record;
 use crate::store::{Origin, Store};
 
-/// Shortest time between two looks at what has changed, for whoever watches.
-const WATCH_PAUSE: Duration = Duration::from_millis(100);
 /// A file that has begun may take as long as it moves on.
 const FILE_ANSWER: Duration = Duration::from_secs(60 * 60);
 /// How many terms that mean nobody are named in a note.
@@ -62,9 +57,8 @@ pub fn front(engine: Fleet, store: Store) -> (Fleet, Guests, Desk) {
         engine,
         guests: guests.clone(),
         store,
-        followers: Arc::default(),
-        stop: stop.clone(),
         tasks: tasks.clone(),
+        told: broadcast::Sender::new(TOLD_MAX),
     };
     let stopped = stop.clone();
     tasks.spawn(async move {
@@ -87,21 +81,16 @@ impl Desk {
 }
 
 #[derive(Clone, Debug)]
-struct Counter {
-    engine: Fleet,
-    guests: Guests,
-    store: Store,
-    /// Told of what guests do; of the rest the engine tells.
-    followers: Arc<Mutex<Followers>>,
-    stop: CancellationToken,
-    tasks: TaskTracker,
+pub(super) struct Counter {
+    pub(super) engine: Fleet,
+    pub(super) guests: Guests,
+    pub(super) store: Store,
+    pub(super) tasks: TaskTracker,
+    /// What becomes of guests' orders, for followers.
+    pub(super) told: broadcast::Sender<Event>,
 }
 
 impl Counter {
-    fn followers(&self) -> MutexGuard<'_, Followers> {
-        self.followers.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     async fn take(&self, call: Call) {
         let meant = match &call.request {
             Request::Watch { .. } | Request::Follow { .. } => {
@@ -221,10 +210,6 @@ impl Counter {
         }
         let to_name: Vec<NodeRef> = meant.iter().map(|guest| guest.node.clone()).collect();
         let (to, told) = mpsc::channel(EVENTS_MAX);
-        let origin = Origin::of(who.clone());
-        let to = self
-            .followers()
-            .overhear_part(&self.tasks, &asked, &origin, to_name.clone(), to);
         if let Request::Nodes { selector, .. } = &asked {
             for view in self.guests.views(selector) {
                 events.send(Event::Node(view)).await.map_err(|_gone| Gone)?;
@@ -247,7 +232,7 @@ impl Counter {
         let targets = own.targets.iter().cloned().chain(guests).collect();
         let targets = Event::Targets { targets };
         events.send(targets).await.map_err(|_gone| Gone)?;
-        match asked {
+        let (kind, what, number) = match asked {
             Request::Command {
                 selector,
                 action,
@@ -263,7 +248,7 @@ impl Counter {
                 }
                 let origin = Origin {
                     batch: batch.map(|batch| batch.size.to_string()),
-                    ..Origin::of(who)
+                    ..Origin::of(who.clone())
                 };
                 let record = Record {
                     origin,
@@ -281,18 +266,20 @@ impl Counter {
                     patience: Some(timeout),
                     batch,
                 };
+                let what = action.clone();
                 let withheld = batch.is_some_and(|batch: Batch| !batch.keep_going) && !own.done;
                 let command = Command {
                     action,
                     arguments,
                     withheld,
                 };
-                self.command(meant, command, record, terms, to).await;
+                let number = self.command(meant, command, record, terms, to).await;
+                (CommandKind::Command, what, number)
             }
             Request::Release { selector, timeout_ms } => {
                 let origin = Origin {
                     kind: CommandKind::Release,
-                    ..Origin::of(who)
+                    ..Origin::of(who.clone())
                 };
                 let record = Record {
                     origin,
@@ -305,8 +292,13 @@ impl Counter {
                 };
                 let timeout = Duration::from_millis(timeout_ms);
                 let jobs = meant.into_iter().map(|guest| job(guest, 0, Ok(Work::Release)));
-                self.hand_out(jobs.collect(), record, waiting(timeout, timeout), to)
-                    .await;
+                let terms = waiting(timeout, timeout);
+                let number = self.hand_out(jobs.collect(), record, terms, to).await;
+                (
+                    CommandKind::Release,
+                    CommandKind::Release.as_str().to_owned(),
+                    number,
+                )
             }
             Request::SendFiles {
                 selector,
@@ -317,7 +309,7 @@ impl Counter {
                 let record = Record {
                     origin: Origin {
                         kind: CommandKind::Send,
-                        ..Origin::of(who)
+                        ..Origin::of(who.clone())
                     },
                     action: shown(&files),
                     arguments: json!(files).to_string(),
@@ -328,7 +320,9 @@ impl Counter {
                 };
                 let begin = Duration::from_millis(ttl_ms.min(timeout_ms));
                 let jobs = sending(meant, files).await;
-                self.hand_out(jobs, record, waiting(begin, FILE_ANSWER), to).await;
+                let terms = waiting(begin, FILE_ANSWER);
+                let number = self.hand_out(jobs, record, terms, to).await;
+                (CommandKind::Send, CommandKind::Send.as_str().to_owned(), number)
             }
             Request::Fetch {
                 selector,
@@ -339,7 +333,7 @@ impl Counter {
                 let record = Record {
                     origin: Origin {
                         kind: CommandKind::Fetch,
-                        ..Origin::of(who)
+                        ..Origin::of(who.clone())
                     },
                     action: path.clone(),
                     arguments: json!({ "path": path, "dir": dir }).to_string(),
@@ -350,7 +344,9 @@ impl Counter {
                 };
                 let jobs = fetching(meant, &own.targets, &path, &dir).await;
                 let timeout = Duration::from_millis(timeout_ms);
-                self.hand_out(jobs, record, waiting(timeout, timeout), to).await;
+                let terms = waiting(timeout, timeout);
+                let number = self.hand_out(jobs, record, terms, to).await;
+                (CommandKind::Fetch, CommandKind::Fetch.as_str().to_owned(), number)
             }
             // Only whom it means was asked, or it is answered elsewhere.
             Request::Targets { .. }
@@ -369,8 +365,18 @@ impl Counter {
             | Request::Follow { .. }
             | Request::Peers { .. }
             | Request::Tell { .. }
-            | Request::Retry { .. } => drop(to),
-        }
+            | Request::Retry { .. } => {
+                drop(to);
+                return own.join(told, &events).await;
+            }
+        };
+        let subject = Subject {
+            kind,
+            what,
+            who,
+            number,
+        };
+        let told = self.overhear(subject, to_name, told);
         own.join(told, &events).await
     }
 
@@ -381,7 +387,7 @@ impl Counter {
         record: Record,
         terms: Terms,
         to: mpsc::Sender<Event>,
-    ) {
+    ) -> Option<u64> {
         let Command {
             action,
             arguments,
@@ -403,13 +409,20 @@ impl Counter {
         if reads {
             // What only reads has nothing to survive.
             self.tasks.spawn(work::run(jobs, terms, None, to));
+            None
         } else {
-            self.hand_out(jobs, record, terms, to).await;
+            self.hand_out(jobs, record, terms, to).await
         }
     }
 
     /// Stores what is to be done, and only then has it done.
-    async fn hand_out(&self, mut jobs: Vec<Job>, mut record: Record, terms: Terms, to: mpsc::Sender<Event>) {
+    async fn hand_out(
+        &self,
+        mut jobs: Vec<Job>,
+        mut record: Record,
+        terms: Terms,
+        to: mpsc::Sender<Event>,
+    ) -> Option<u64> {
         record.deliveries = jobs.iter().map(noted).collect();
         let history = match self.store.record(record).await {
             Ok(number) => Some(History {
@@ -424,7 +437,9 @@ impl Counter {
                 None
             }
         };
+        let number = history.as_ref().map(|history| history.number);
         self.tasks.spawn(work::run(jobs, terms, history, to));
+        number
     }
 
     fn begin_stop(&self, meant: Vec<Meant>, call: &Call) -> Stopping {
@@ -446,13 +461,9 @@ impl Counter {
                 .map(|guest| noted(&job(guest.clone(), 0, Ok(Work::Stop))))
                 .collect(),
         };
-        let targets: Vec<NodeRef> = meant.iter().map(|guest| guest.node.clone()).collect();
+        let targets = meant.iter().map(|guest| guest.node.clone()).collect();
         let over = CancellationToken::new();
         let (to, told) = mpsc::channel(EVENTS_MAX);
-        let origin = Origin::of(call.who.clone());
-        let to = self
-            .followers()
-            .overhear_part(&self.tasks, &call.request, &origin, targets.clone(), to);
         let stopping = work::Stop {
             timeout: timeout_ms.map(Duration::from_millis),
             over: over.clone(),
@@ -481,6 +492,13 @@ impl Counter {
         let known = Request::Targets {
             selector: selector.clone(),
         };
+        let subject = Subject {
+            kind: CommandKind::Stop,
+            what: CommandKind::Stop.as_str().to_owned(),
+            who: who.clone(),
+            number: None,
+        };
+        let told = self.overhear(subject, targets.clone(), told);
         let mut own = Own::begin(&self.engine, request, who, &events).await?;
         // A station without a fleet stops nobody, and that is no fault if nobody but guests is meant.
         let nobody = {
@@ -497,91 +515,6 @@ impl Counter {
         events.send(targets).await.map_err(|_gone| Gone)?;
         own.join(told, &events).await
     }
-
-    /// Every node, and each change, until whoever asked goes.
-    async fn watch(&self, call: Call) -> Result<(), Gone> {
-        let Call { request, events, who } = call;
-        let (selector, telemetry) = if let Request::Watch { selector } = &request {
-            (selector.clone(), false)
-        } else if let Request::Follow { telemetry } = &request {
-            self.followers()
-                .add(false, &self.tasks, &self.stop, events.clone());
-            (Selector::all(), *telemetry)
-        } else {
-            return Ok(());
-        };
-        let mut changes = self.guests.changes();
-        let mut own = self.engine.perform_as(request, who).await;
-        let mut shown: BTreeMap<PeerId, NodeView> = BTreeMap::new();
-        loop {
-            let views = self.guests.views(&selector);
-            let gone = shown.keys().filter(|id| views.iter().all(|view| view.id != **id));
-            let gone: Vec<PeerId> = gone.copied().collect();
-            for id in gone {
-                shown.remove(&id);
-            }
-            for view in views {
-                let same = shown.get(&view.id).is_some_and(|old| {
-                    let old = NodeView {
-                        last_heard_ms: view.last_heard_ms,
-                        ..old.clone()
-                    };
-                    old == view
-                });
-                if !same {
-                    let before = shown.insert(view.id, view.clone());
-                    let readings = telemetry.then(|| new_readings(before.as_ref(), &view)).flatten();
-                    for event in std::iter::once(Event::Node(view)).chain(readings) {
-                        events.send(event).await.map_err(|_gone| Gone)?;
-                    }
-                }
-            }
-            let pause = tokio::time::sleep(WATCH_PAUSE);
-            tokio::pin!(pause);
-            let mut changed = false;
-            while !(changed && pause.is_elapsed()) {
-                tokio::select! {
-                    biased;
-                    () = events.closed() => return Err(Gone),
-                    event = own.recv() => match event {
-                        Some(event) => {
-                            let is_last = matches!(event, Event::End | Event::Failed { .. });
-                            events.send(event).await.map_err(|_gone| Gone)?;
-                            if is_last {
-                                return Ok(());
-                            }
-                        }
-                        None => return Ok(()),
-                    },
-                    () = &mut pause, if !pause.is_elapsed() => {}
-                    // The book outlives this.
-                    _still_there = changes.changed(), if !changed => changed = true,
-                }
-            }
-        }
-    }
-}
-
-/// What has changed of a guest's readings, if anything; null for what is there no longer.
-fn new_readings(before: Option<&NodeView>, now: &NodeView) -> Option<Event> {
-    let before = before.map(|view| &view.telemetry);
-    let known = |name: &String| before.and_then(|before| before.get(name));
-    let new = now
-        .telemetry
-        .iter()
-        .filter(|(name, value)| known(name) != Some(value));
-    let new = new.map(|(name, value)| (name.clone(), value.clone()));
-    let gone = before
-        .into_iter()
-        .flat_map(|before| before.keys())
-        .filter(|name| !now.telemetry.contains_key(*name));
-    let gone = gone.map(|name| (name.clone(), Value::Null));
-    let values: Map<String, Value> = gone.chain(new).collect();
-    let node = NodeRef {
-        node: now.node.clone(),
-        id: now.id,
-    };
-    (!values.is_empty()).then_some(Event::Telemetry { node, values })
 }
 
 /// What guests are asked to do.
@@ -598,134 +531,4 @@ struct Stopping {
     targets: Vec<NodeRef>,
     told: Option<mpsc::Receiver<Event>>,
     over: CancellationToken,
-}
-
-fn job(guest: Meant, part: u32, work: Result<Work, Reply>) -> Job {
-    Job {
-        guest,
-        part,
-        work,
-        about: None,
-        copy: None,
-    }
-}
-
-fn noted(job: &Job) -> RecordTo {
-    RecordTo {
-        node: job.guest.node.clone(),
-        part: job.part,
-        about: job.about.clone(),
-    }
-}
-
-/// Whoever asked waits for the end.
-fn waiting(begin: Duration, answer: Duration) -> Terms {
-    Terms {
-        started: clock::now(),
-        begin,
-        answer,
-        patience: None,
-        batch: None,
-    }
-}
-
-fn shown(files: &FilesToSend) -> String {
-    match files {
-        FilesToSend::Same { files } => {
-            let dests: Vec<&str> = files.iter().map(|file| file.dest.as_str()).collect();
-            dests.join(" ")
-        }
-        FilesToSend::PerNode { dir, dest } => format!("--per-node {} {dest}", dir.display()),
-    }
-}
-
-async fn sending(meant: Vec<Meant>, files: FilesToSend) -> Vec<Job> {
-    let mut jobs = Vec::new();
-    match files {
-        FilesToSend::Same { files } => {
-            let most = meant.iter().map(|guest| guest.file_bytes_max).max().unwrap_or(0);
-            for (part, file) in (0..).zip(files) {
-                // Once for all: its bytes are shared.
-                let content = files::read(file.source, most).await;
-                for guest in &meant {
-                    let content = content.clone();
-                    let content = content.and_then(|content| fitting(content, guest.file_bytes_max));
-                    let work = content.map(|content| Work::Push {
-                        path: file.dest.clone(),
-                        content,
-                    });
-                    jobs.push(Job {
-                        about: Some(file.dest.clone()),
-                        ..job(guest.clone(), part, work)
-                    });
-                }
-            }
-        }
-        FilesToSend::PerNode { dir, dest } => {
-            for guest in meant {
-                let (dir, node) = (dir.clone(), guest.node.node.clone());
-                let found = tokio::task::spawn_blocking(move || paths::per_node(&dir, &node)).await;
-                let found = match found {
-                    Ok(Ok(source)) => paths::destination(&dest, &source, false).map(|dest| (source, dest)),
-                    Ok(Err(error)) => Err(error),
-                    Err(error) => {
-                        jobs.push(job(guest, 0, Err(Reply::failed(error.to_string()))));
-                        continue;
-                    }
-                };
-                let work = match found {
-                    Ok((source, path)) => files::read(source, guest.file_bytes_max)
-                        .await
-                        .map(|content| Work::Push { path, content }),
-                    Err(error) => Err(Reply::failed(error.to_string())),
-                };
-                jobs.push(Job {
-                    about: Some(dest.clone()),
-                    ..job(guest, 0, work)
-                });
-            }
-        }
-    }
-    jobs
-}
-
-fn fitting(content: bytes::Bytes, most: u64) -> Result<bytes::Bytes, Reply> {
-    if content.len() as u64 <= most {
-        return Ok(content);
-    }
-    Err(Reply::failed(format!(
-        "it is longer than the {most} bytes that this drone is sent; see `file_bytes` of its door"
-    )))
-}
-
-async fn fetching(meant: Vec<Meant>, own: &[NodeRef], path: &str, dir: &Path) -> Vec<Job> {
-    let roots = files::open_dir(dir.to_owned()).await;
-    let mut names: BTreeMap<String, usize> = BTreeMap::new();
-    for node in own.iter().chain(meant.iter().map(|guest| &guest.node)) {
-        *names.entry(node.node.to_string()).or_default() += 1;
-    }
-    let jobs = meant.into_iter().map(|guest| {
-        let NodeRef { node, id } = &guest.node;
-        let unique = names.get(node.as_str()) == Some(&1);
-        let name = paths::copy_name(node, id, unique, path);
-        match (roots.clone(), name) {
-            (Ok(roots), Ok(name)) => Job {
-                copy: Some(Copy {
-                    roots,
-                    dir: dir.to_owned(),
-                    name,
-                }),
-                ..job(
-                    guest,
-                    0,
-                    Ok(Work::Fetch {
-                        path: path.to_owned(),
-                    }),
-                )
-            },
-            (Err(error), _) => job(guest, 0, Err(Reply::failed(error))),
-            (_, Err(error)) => job(guest, 0, Err(Reply::failed(error.to_string()))),
-        }
-    });
-    jobs.collect()
 }

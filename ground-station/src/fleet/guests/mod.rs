@@ -27,6 +27,8 @@ use crate::duration::to_ms;
 
 pub mod desk;
 mod files;
+mod follow;
+mod jobs;
 mod merge;
 mod work;
 

@@ -13,7 +13,11 @@
 use super::wire;
 
 pub mod announcement;
+mod asked;
+mod greeting;
 pub mod message;
+mod orders;
+mod readings;
 pub mod server;
 
 pub use announcement::{Announcement, BadAnnouncement};

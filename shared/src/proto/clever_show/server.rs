@@ -28,7 +28,12 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use serde_json::{Map, Value};
 
-use super::message::{Message, request_id};
+use super::asked::{Asked, Request, Requests};
+pub use super::greeting::{BadId, answers_id, ask_id, said_id};
+use super::message::Message;
+pub use super::orders::{End, Event, Rules, Until};
+use super::readings::Readings;
+pub use super::readings::{READING_BYTES_MAX, READINGS_MAX};
 use crate::proto::message::Arguments;
 use crate::proto::wire::Frame;
 
@@ -40,64 +45,6 @@ pub const QUEUE_BYTES_MAX: usize = 32 * 1024 * 1024;
 pub const REQUESTS_MAX: usize = 256;
 /// Silence after which a drone is asked for a sign of life.
 pub const QUIET: Duration = Duration::from_secs(5);
-/// Most readings of one drone.
-pub const READINGS_MAX: usize = 64;
-/// Longest reading, in bytes of JSON.
-pub const READING_BYTES_MAX: usize = 512;
-
-/// What a lost connection means, and a long silence.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rules {
-    /// Messages that are queued when a connection is lost, or while there is none, are sent at the next one.
-    pub resume_queue: bool,
-    /// Requests without an answer are asked again at the next connection.
-    pub resend_requests: bool,
-    /// The longest silence.
-    pub idle: Duration,
-}
-
-/// Until when something may begin, and be answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Until {
-    /// It is not begun after this.
-    pub begin: Instant,
-    /// An answer is not waited for after this.
-    pub answer: Instant,
-}
-
-/// How something ended.
-#[derive(Clone, Debug, PartialEq)]
-pub enum End {
-    /// Written whole. That is all that can be known.
-    Sent,
-    /// Answered.
-    Answer(Value),
-    /// Answered with a file.
-    File(Bytes),
-    /// The answer is not of the kind that was asked for.
-    Unfit(&'static str),
-    /// It could not begin in time.
-    Expired,
-    /// No answer, and why.
-    NoAnswer(&'static str),
-    /// Not tried, and why.
-    Refused(&'static str),
-}
-
-/// What is to be told.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Event {
-    /// What the ticket is about has ended.
-    Ended(u64, End),
-    /// New readings; also in [`Drone::readings`].
-    Telemetry,
-    /// It says that it is called otherwise now: close the connection, so that it comes in anew.
-    OtherId(String),
-    /// Nothing was heard for too long: close the connection.
-    TooQuiet,
-    /// Something was passed over, for whoever looks for a fault.
-    PassedOver(String),
-}
 
 /// What a queued frame is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,30 +66,6 @@ struct Queued {
     frame: Frame,
 }
 
-/// What an answer has to be, and whose it is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Asked {
-    Value(u64),
-    File(u64),
-    CloverDir,
-    /// A sign of life.
-    Life,
-    /// Nobody's any more.
-    Cancelled,
-}
-
-#[derive(Clone, Debug)]
-struct Request {
-    name: String,
-    asked: Asked,
-    until: Option<Instant>,
-    frame: Frame,
-    /// Whether it has been written on this connection.
-    written: bool,
-    /// Whether it has ever been written.
-    ever: bool,
-}
-
 /// See the module.
 #[derive(Debug)]
 pub struct Drone {
@@ -154,10 +77,9 @@ pub struct Drone {
     queue: VecDeque<Queued>,
     in_hand: Option<Queued>,
     /// By number: queued, in hand or waiting for its answer.
-    requests: BTreeMap<u32, Request>,
-    last_number: u32,
+    requests: Requests,
     clover_dir: Option<Value>,
-    readings: BTreeMap<String, Value>,
+    readings: Readings,
     stopped: Option<Message>,
     events: VecDeque<Event>,
 }
@@ -175,10 +97,9 @@ impl Drone {
             too_quiet: false,
             queue: VecDeque::new(),
             in_hand: None,
-            requests: BTreeMap::new(),
-            last_number: 0,
+            requests: Requests::default(),
             clover_dir: None,
-            readings: BTreeMap::new(),
+            readings: Readings::default(),
             stopped: None,
             events: VecDeque::new(),
         }
@@ -206,7 +127,7 @@ impl Drone {
 
     /// What it last told of itself.
     pub fn readings(&self) -> &BTreeMap<String, Value> {
-        &self.readings
+        self.readings.all()
     }
 
     /// Whether an emergency stop is in force.
@@ -232,25 +153,19 @@ impl Drone {
         }
         self.heard = Some(now);
         self.too_quiet = false;
-        let again: Vec<u32> = self
+        for (number, request) in self
             .requests
-            .iter()
+            .iter_mut()
+            .rev()
             .filter(|(_, request)| request.written)
-            .map(|(number, _)| *number)
-            .collect();
-        for number in again.into_iter().rev() {
-            let Some(request) = self.requests.get_mut(&number) else {
-                continue;
-            };
+        {
             request.written = false;
-            let ticket = request.asked.ticket();
-            let frame = request.frame.clone();
             self.queue.push_front(Queued {
-                what: What::Request(number),
-                ticket,
+                what: What::Request(*number),
+                ticket: request.asked.ticket(),
                 // It began in time.
                 begin: None,
-                frame,
+                frame: request.frame.clone(),
             });
         }
         let asks_dir = |request: &Request| request.asked == Asked::CloverDir;
@@ -376,11 +291,7 @@ impl Drone {
                 End::Refused("busy: too many questions wait for this drone"),
             );
         }
-        let number = self.enter(message, asked, Some(until.answer));
-        let Some(request) = self.requests.get(&number) else {
-            return;
-        };
-        let frame = request.frame.clone();
+        let (number, frame) = self.requests.enter(message, asked, Some(until.answer));
         self.queue.push_back(Queued {
             what: What::Request(number),
             ticket: Some(ticket),
@@ -416,48 +327,13 @@ impl Drone {
             id: String::new(),
             arguments: Arguments::default(),
         };
-        let number = self.enter(message, asked, None);
-        if let Some(request) = self.requests.get(&number) {
-            let frame = request.frame.clone();
-            self.queue.push_front(Queued {
-                what: What::Request(number),
-                ticket: OWN,
-                begin: None,
-                frame,
-            });
-        }
-    }
-
-    /// Gives a request its number.
-    fn enter(&mut self, mut message: Message, asked: Asked, until: Option<Instant>) -> u32 {
-        let mut number = self.last_number;
-        loop {
-            number = number.wrapping_add(1);
-            if !self.requests.contains_key(&number) {
-                break;
-            }
-        }
-        self.last_number = number;
-        let name = match &mut message {
-            Message::Request { name, id, .. } => {
-                *id = request_id(number);
-                name.clone()
-            }
-            Message::Action { .. }
-            | Message::FilePush { .. }
-            | Message::Response { .. }
-            | Message::FileResponse { .. } => String::new(),
-        };
-        let request = Request {
-            name,
-            asked,
-            until,
-            frame: message.to_frame(),
-            written: false,
-            ever: false,
-        };
-        self.requests.insert(number, request);
-        number
+        let (number, frame) = self.requests.enter(message, asked, None);
+        self.queue.push_front(Queued {
+            what: What::Request(number),
+            ticket: OWN,
+            begin: None,
+            frame,
+        });
     }
 
     /// Stops it, or tells it once more. Ended as [`End::Sent`] when that is written; while it is away, that waits.
@@ -640,33 +516,10 @@ impl Drone {
         }
     }
 
-    /// `value` holds an object of readings; some programs leave it out.
-    fn take_readings(&mut self, mut kwargs: Map<String, Value>) {
-        let readings = match kwargs.remove("value") {
-            Some(Value::Object(readings)) => readings,
-            Some(value) => {
-                kwargs.insert("value".to_owned(), value);
-                kwargs
-            }
-            None => kwargs,
-        };
-        let mut left_out = 0;
-        for (name, value) in readings {
-            let known = self.readings.contains_key(&name);
-            let room = known || self.readings.len() < READINGS_MAX;
-            if room && name.len() <= READING_BYTES_MAX && value.to_string().len() <= READING_BYTES_MAX {
-                self.readings.insert(name, value);
-            } else {
-                left_out += 1;
-            }
-        }
+    fn take_readings(&mut self, kwargs: Map<String, Value>) {
+        let left_out = self.readings.take(kwargs);
         self.events.push_back(Event::Telemetry);
-        if left_out > 0 {
-            let note = format!(
-                "{left_out} readings beyond {READINGS_MAX}, or longer than {READING_BYTES_MAX} bytes"
-            );
-            self.events.push_back(Event::PassedOver(note));
-        }
+        self.events.extend(left_out.map(Event::PassedOver));
     }
 
     /// When [`Self::handle_timeout`] is due.
@@ -745,47 +598,3 @@ impl Drone {
         self.events.push_back(Event::Ended(ticket, end));
     }
 }
-
-impl Asked {
-    fn ticket(&self) -> Option<u64> {
-        match self {
-            Self::Value(ticket) | Self::File(ticket) => Some(*ticket),
-            Self::CloverDir | Self::Life | Self::Cancelled => None,
-        }
-    }
-}
-
-/// The id in an answer to `id`: a text of sensible length, or a number.
-pub fn said_id(value: &Value) -> Option<String> {
-    let id = match value {
-        Value::String(id) => id.trim().to_owned(),
-        Value::Number(id) => id.to_string(),
-        Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => return None,
-    };
-    (!id.is_empty() && id.len() <= super::ID_BYTES_MAX).then_some(id)
-}
-
-/// The first question of a connection: who are you?
-pub fn ask_id() -> Frame {
-    let message = Message::Request {
-        name: "id".to_owned(),
-        id: request_id(0),
-        arguments: Arguments::default(),
-    };
-    message.to_frame()
-}
-
-/// The id, if a frame answers [`ask_id`].
-pub fn answers_id(frame: &Frame) -> Option<Result<String, BadId>> {
-    match Message::read(frame) {
-        Ok(Message::Response { name, id, value }) if name == "id" && id.parse() == Ok(0_u32) => {
-            Some(said_id(&value).ok_or(BadId))
-        }
-        Ok(_) | Err(_) => None,
-    }
-}
-
-/// An answer to `id` that is no id.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("its id is no text of 1 to 253 bytes")]
-pub struct BadId;

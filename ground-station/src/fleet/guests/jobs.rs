@@ -1,0 +1,145 @@
+//! What is asked of each guest, made from what is asked of all.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use bytes::Bytes;
+use swarm_shared::net::clock;
+use swarm_shared::proto::outcome::Reply;
+
+use super::work::{Copy, Job, Terms};
+use super::{Meant, Work, files};
+use crate::fleet::files as paths;
+use crate::fleet::{FilesToSend, NodeRef};
+use crate::store::deliveries::RecordTo;
+
+pub(super) fn job(guest: Meant, part: u32, work: Result<Work, Reply>) -> Job {
+    Job {
+        guest,
+        part,
+        work,
+        about: None,
+        copy: None,
+    }
+}
+
+pub(super) fn noted(job: &Job) -> RecordTo {
+    RecordTo {
+        node: job.guest.node.clone(),
+        part: job.part,
+        about: job.about.clone(),
+    }
+}
+
+/// Whoever asked waits for the end.
+pub(super) fn waiting(begin: Duration, answer: Duration) -> Terms {
+    Terms {
+        started: clock::now(),
+        begin,
+        answer,
+        patience: None,
+        batch: None,
+    }
+}
+
+pub(super) fn shown(files: &FilesToSend) -> String {
+    match files {
+        FilesToSend::Same { files } => {
+            let dests: Vec<&str> = files.iter().map(|file| file.dest.as_str()).collect();
+            dests.join(" ")
+        }
+        FilesToSend::PerNode { dir, dest } => format!("--per-node {} {dest}", dir.display()),
+    }
+}
+
+pub(super) async fn sending(meant: Vec<Meant>, files: FilesToSend) -> Vec<Job> {
+    let mut jobs = Vec::new();
+    match files {
+        FilesToSend::Same { files } => {
+            let most = meant.iter().map(|guest| guest.file_bytes_max).max().unwrap_or(0);
+            for (part, file) in (0..).zip(files) {
+                // Once for all: its bytes are shared.
+                let content = files::read(file.source, most).await;
+                for guest in &meant {
+                    let content = content.clone();
+                    let content = content.and_then(|content| fitting(content, guest.file_bytes_max));
+                    let work = content.map(|content| Work::Push {
+                        path: file.dest.clone(),
+                        content,
+                    });
+                    jobs.push(Job {
+                        about: Some(file.dest.clone()),
+                        ..job(guest.clone(), part, work)
+                    });
+                }
+            }
+        }
+        FilesToSend::PerNode { dir, dest } => {
+            for guest in meant {
+                let (dir, node) = (dir.clone(), guest.node.node.clone());
+                let found = tokio::task::spawn_blocking(move || paths::per_node(&dir, &node)).await;
+                let found = match found {
+                    Ok(Ok(source)) => paths::destination(&dest, &source, false).map(|dest| (source, dest)),
+                    Ok(Err(error)) => Err(error),
+                    Err(error) => {
+                        jobs.push(job(guest, 0, Err(Reply::failed(error.to_string()))));
+                        continue;
+                    }
+                };
+                let work = match found {
+                    Ok((source, path)) => files::read(source, guest.file_bytes_max)
+                        .await
+                        .map(|content| Work::Push { path, content }),
+                    Err(error) => Err(Reply::failed(error.to_string())),
+                };
+                jobs.push(Job {
+                    about: Some(dest.clone()),
+                    ..job(guest, 0, work)
+                });
+            }
+        }
+    }
+    jobs
+}
+
+fn fitting(content: Bytes, most: u64) -> Result<Bytes, Reply> {
+    if content.len() as u64 <= most {
+        return Ok(content);
+    }
+    Err(Reply::failed(format!(
+        "it is longer than the {most} bytes that this drone is sent; see `file_bytes` of its door"
+    )))
+}
+
+pub(super) async fn fetching(meant: Vec<Meant>, own: &[NodeRef], path: &str, dir: &Path) -> Vec<Job> {
+    let roots = files::open_dir(dir.to_owned()).await;
+    let mut names: BTreeMap<String, usize> = BTreeMap::new();
+    for node in own.iter().chain(meant.iter().map(|guest| &guest.node)) {
+        *names.entry(node.node.to_string()).or_default() += 1;
+    }
+    let jobs = meant.into_iter().map(|guest| {
+        let NodeRef { node, id } = &guest.node;
+        let unique = names.get(node.as_str()) == Some(&1);
+        let name = paths::copy_name(node, id, unique, path);
+        match (roots.clone(), name) {
+            (Ok(roots), Ok(name)) => Job {
+                copy: Some(Copy {
+                    roots,
+                    dir: dir.to_owned(),
+                    name,
+                }),
+                ..job(
+                    guest,
+                    0,
+                    Ok(Work::Fetch {
+                        path: path.to_owned(),
+                    }),
+                )
+            },
+            (Err(error), _) => job(guest, 0, Err(Reply::failed(error))),
+            (_, Err(error)) => job(guest, 0, Err(Reply::failed(error.to_string()))),
+        }
+    });
+    jobs.collect()
+}

@@ -1,0 +1,60 @@
+//! What a server asks of a drone, and how it ends.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use serde_json::Value;
+
+/// What a lost connection means, and a long silence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rules {
+    /// Messages that are queued when a connection is lost, or while there is none, are sent at the next one.
+    pub resume_queue: bool,
+    /// Requests without an answer are asked again at the next connection.
+    pub resend_requests: bool,
+    /// The longest silence.
+    pub idle: Duration,
+}
+
+/// Until when something may begin, and be answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Until {
+    /// It is not begun after this.
+    pub begin: Instant,
+    /// An answer is not waited for after this.
+    pub answer: Instant,
+}
+
+/// How something ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum End {
+    /// Written whole. That is all that can be known.
+    Sent,
+    /// Answered.
+    Answer(Value),
+    /// Answered with a file.
+    File(Bytes),
+    /// The answer is not of the kind that was asked for.
+    Unfit(&'static str),
+    /// It could not begin in time.
+    Expired,
+    /// No answer, and why.
+    NoAnswer(&'static str),
+    /// Not tried, and why.
+    Refused(&'static str),
+}
+
+/// What is to be told.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// What the ticket is about has ended.
+    Ended(u64, End),
+    /// New readings; also in [`Drone::readings`].
+    Telemetry,
+    /// It says that it is called otherwise now: close the connection, so that it comes in anew.
+    OtherId(String),
+    /// Nothing was heard for too long: close the connection.
+    TooQuiet,
+    /// Something was passed over, for whoever looks for a fault.
+    PassedOver(String),
+}
