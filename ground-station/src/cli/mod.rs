@@ -28,6 +28,7 @@ mod call;
 mod completions;
 mod connect;
 mod demo;
+mod door;
 mod fetch;
 mod fleet;
 mod history;
@@ -132,6 +133,7 @@ enum Verb {
     Demo(demo::Args),
     Fleet(fleet::Args),
     Serve(serve::Args),
+    Door(door::Args),
     Nodes(nodes::Args),
     Ping(ping::Args),
     Call(call::Args),
@@ -170,6 +172,7 @@ async fn run(cli: Cli, screen: &mut Screen) -> Result<u8, CliError> {
         Verb::Demo(args) => demo::run(args, screen).await,
         Verb::Fleet(args) => fleet::run(args, common, screen).await,
         Verb::Serve(args) => serve::run(args, common, screen).await,
+        Verb::Door(args) => door::run(args, common, screen).await,
         Verb::Nodes(args) => nodes::run(args, common, screen).await,
         Verb::Ping(args) => ping::run(args, common, screen).await,
         Verb::Call(args) => call::run(args, common, screen).await,

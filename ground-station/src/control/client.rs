@@ -72,6 +72,7 @@ fn first_event_patience(request: &Request) -> Option<Duration> {
         | Request::Audit { .. }
         | Request::Retry { .. }
         | Request::Fetch { .. }
+        | Request::Users { .. }
         | Request::Init
         | Request::Invite { .. }
         | Request::Pending

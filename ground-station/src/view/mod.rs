@@ -13,6 +13,7 @@ pub mod json;
 pub mod nodes;
 pub mod stop;
 pub mod table;
+pub mod users;
 pub mod when;
 
 #[cfg(test)]

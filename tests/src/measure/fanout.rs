@@ -284,7 +284,9 @@ pub(super) async fn end_of(fleet: &Fleet, request: Request) -> anyhow::Result<us
             | Event::Command(_)
             | Event::About(_)
             | Event::Past(_)
-            | Event::Audit(_) => {}
+            | Event::Audit(_)
+            | Event::User(_)
+            | Event::Token(_) => {}
         }
     }
     anyhow::bail!("the station went away")

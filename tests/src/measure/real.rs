@@ -143,6 +143,8 @@ async fn invite(fleet: &Fleet) -> anyhow::Result<String> {
             | Event::About(_)
             | Event::Past(_)
             | Event::Audit(_)
+            | Event::User(_)
+            | Event::Token(_)
             | Event::End => {}
         }
     }

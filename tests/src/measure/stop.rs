@@ -193,7 +193,9 @@ async fn stop_all(fleet: &Fleet, nodes: u32, times: &mut Times) -> anyhow::Resul
             | Event::Command(_)
             | Event::About(_)
             | Event::Past(_)
-            | Event::Audit(_) => {}
+            | Event::Audit(_)
+            | Event::User(_)
+            | Event::Token(_) => {}
         }
     }
     ensure!(count == nodes, "{count} of {nodes} nodes are stopped");
