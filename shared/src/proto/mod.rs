@@ -16,6 +16,7 @@ pub mod pending;
 pub mod ping;
 #[cfg(feature = "planted-bugs")]
 pub mod planted;
+pub mod platypush;
 pub mod plugin;
 pub mod selector;
 pub mod session;
