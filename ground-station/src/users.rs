@@ -132,8 +132,11 @@ impl Desk {
         self.aside(move || {
             let known = kept.is_some();
             let kept = kept.as_deref().unwrap_or(NOBODYS);
-            let same = PasswordHash::new(kept)
-                .is_ok_and(|kept| Argon2::default().verify_password(password.0.as_bytes(), &kept).is_ok());
+            let same = PasswordHash::new(kept).is_ok_and(|kept| {
+                Argon2::default()
+                    .verify_password(password.0.as_bytes(), &kept)
+                    .is_ok()
+            });
             known && same
         })
         .await
@@ -157,7 +160,8 @@ impl Desk {
 }
 
 /// What argon2 made of a password that nobody has, with the parameters of all others.
-const NOBODYS: &str = "$argon2id$v=19$m=19456,t=2,p=1$c3dhcm0tbm9ib2R5LTE$Z2NnpOxZqvHXyTRGgZqRfvOz0C0yV9yq3bY3a3WzKfk";
+const NOBODYS: &str =
+    "$argon2id$v=19$m=19456,t=2,p=1$c3dhcm0tbm9ib2R5LTE$Z2NnpOxZqvHXyTRGgZqRfvOz0C0yV9yq3bY3a3WzKfk";
 
 /// A new token, and what is kept of it.
 ///
@@ -212,7 +216,9 @@ mod tests {
     async fn too_many_at_once_are_told_so() {
         let desk = Desk::default();
         let all = PASSWORDS_AT_ONCE + PASSWORDS_WAITING_MAX;
-        let held: Vec<_> = (0..all).map(|_| desk.queue.try_acquire().expect("room")).collect();
+        let held: Vec<_> = (0..all)
+            .map(|_| desk.queue.try_acquire().expect("room"))
+            .collect();
         assert_eq!(desk.is(Password::new("x"), None).await, Err(PasswordError::Busy));
         drop(held);
         assert_eq!(desk.is(Password::new("x"), None).await, Ok(false));

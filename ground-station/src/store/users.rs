@@ -100,12 +100,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`]; then nothing changed.
-    pub async fn put_user(
-        &self,
-        name: String,
-        password: String,
-        now_ms: u64,
-    ) -> Result<Added, StoreError> {
+    pub async fn put_user(&self, name: String, password: String, now_ms: u64) -> Result<Added, StoreError> {
         self.change(move |connection| put(connection, &name, &password, now_ms))
             .await
     }
@@ -115,9 +110,9 @@ impl Store {
     /// # Errors
     /// [`StoreError`]; then nothing changed.
     pub async fn remove_user(&self, name: String) -> Result<bool, StoreError> {
-        self.change(move |connection| {
-            Ok(connection.execute("DELETE FROM users WHERE name = ?1", [name])? > 0)
-        })
+        self.change(
+            move |connection| Ok(connection.execute("DELETE FROM users WHERE name = ?1", [name])? > 0),
+        )
         .await
     }
 
@@ -242,7 +237,8 @@ fn put_token(connection: &Connection, user: &str, token: &NewToken) -> Result<Op
     let sql = "DELETE FROM tokens WHERE number IN
                    (SELECT number FROM tokens WHERE user = ?1 AND kind = ?2 ORDER BY number DESC LIMIT -1 OFFSET ?3)";
     connection.execute(sql, params![user, kind, to_sql(TOKENS_MAX - 1)])?;
-    let sql = "INSERT INTO tokens (user, kind, label, hash, made_ms, expires_ms) VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
+    let sql =
+        "INSERT INTO tokens (user, kind, label, hash, made_ms, expires_ms) VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
     connection.execute(
         sql,
         params![
@@ -307,7 +303,11 @@ mod tests {
         let put = |password: &str| store.put_user("ann".to_owned(), password.to_owned(), 5);
         assert_eq!(put("one").await.expect("kept"), Added::New);
         assert!(store.has_users().await.expect("reads"));
-        store.put_token("ann".to_owned(), token(1, 100)).await.expect("kept").expect("a user");
+        store
+            .put_token("ann".to_owned(), token(1, 100))
+            .await
+            .expect("kept")
+            .expect("a user");
         assert_eq!(store.users().await.expect("reads")[0].tokens, 1);
         assert_eq!(put("two").await.expect("kept"), Added::Changed);
         assert_eq!(store.token([1; 32], 20).await.expect("reads"), None);
@@ -319,9 +319,15 @@ mod tests {
     #[tokio::test]
     async fn a_token_ends_with_its_time_its_user_or_by_hand() {
         let (store, _dir) = store().await;
-        let none = store.put_token("ann".to_owned(), token(1, 100)).await.expect("asked");
+        let none = store
+            .put_token("ann".to_owned(), token(1, 100))
+            .await
+            .expect("asked");
         assert_eq!(none, None, "nobody's");
-        store.put_user("ann".to_owned(), "x".to_owned(), 5).await.expect("kept");
+        store
+            .put_user("ann".to_owned(), "x".to_owned(), 5)
+            .await
+            .expect("kept");
         let keep = |byte, expires| store.put_token("ann".to_owned(), token(byte, expires));
         let first = keep(1, 100).await.expect("kept").expect("a user");
         keep(2, 200).await.expect("kept");
@@ -340,9 +346,15 @@ mod tests {
     #[tokio::test]
     async fn the_first_of_too_many_tokens_makes_room() {
         let (store, _dir) = store().await;
-        store.put_user("ann".to_owned(), "x".to_owned(), 5).await.expect("kept");
+        store
+            .put_user("ann".to_owned(), "x".to_owned(), 5)
+            .await
+            .expect("kept");
         for byte in 0..=u8::try_from(TOKENS_MAX).expect("few") {
-            store.put_token("ann".to_owned(), token(byte, 100)).await.expect("kept");
+            store
+                .put_token("ann".to_owned(), token(byte, 100))
+                .await
+                .expect("kept");
         }
         let left = store.tokens(20).await.expect("reads");
         assert_eq!((left.len(), left[0].label.as_str()), (100, "t1"));
