@@ -138,7 +138,7 @@ impl Connection {
     /// Only `serve` stays long enough for other programs.
     async fn open_doors(&mut self, doors: &Doors) -> Result<(), CliError> {
         let Some(own) = &mut self.own else { return Ok(()) };
-        let opened = Open::all(doors, own.engine.fleet(), own.engine.store()).await;
+        let opened = Open::all(doors, own.engine.name(), own.engine.fleet(), own.engine.store()).await;
         own.doors = Some(opened.map_err(|error| CliError::usage(error.to_string()))?);
         Ok(())
     }

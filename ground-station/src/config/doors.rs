@@ -11,6 +11,8 @@
 //! connections = 512             # at once, in all
 //! connections_per_address = 64  # at once, of one address
 //! message_bytes = 65536         # longest message
+//! ttl = "30s"                   # how long what is asked for may still start
+//! timeout = "10s"               # how long its outcomes are waited for
 //! rate = 50                     # messages of one address in a second
 //! idle = "60s"                  # silence after which a connection is closed
 //! ```
@@ -69,6 +71,10 @@ pub struct Common {
     pub target: Selector,
     /// What has to be shown, where the protocol has room for it.
     pub token: Option<Secret>,
+    /// How long what is asked for may still start.
+    pub ttl: Duration,
+    /// How long its outcomes are waited for.
+    pub timeout: Duration,
     /// How much of it may be used.
     pub limits: Limits,
 }
@@ -109,6 +115,8 @@ impl Common {
             role: Role::Operator,
             target: Selector::all(),
             token: None,
+            ttl: Duration::from_secs(30),
+            timeout: Duration::from_secs(10),
             limits: Limits::default(),
         }
     }
@@ -173,6 +181,8 @@ const COMMON: &[(&str, Kind)] = &[
     ("role", Kind::Text),
     ("target", Kind::Text),
     ("token", Kind::Text),
+    ("ttl", Kind::Text),
+    ("timeout", Kind::Text),
     ("connections", Kind::Number),
     ("connections_per_address", Kind::Number),
     ("message_bytes", Kind::Number),
@@ -327,6 +337,8 @@ fn set_common(common: &mut Common, key: &str, raw: &Raw<'_>) -> Result<(), Strin
             }
             common.token = Some(Secret((*text).to_owned()));
         }
+        ("ttl", Raw::Text(text)) => common.ttl = time(text)?,
+        ("timeout", Raw::Text(text)) => common.timeout = time(text)?,
         ("connections", Raw::Number(number)) => common.limits.connections = within(key, *number, 1, 65_536)?,
         ("connections_per_address", Raw::Number(number)) => {
             common.limits.per_address = within(key, *number, 1, 65_536)?;

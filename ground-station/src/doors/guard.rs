@@ -97,6 +97,23 @@ impl Guard {
         )))
     }
 
+    /// Whether something that is no action may pass: the door's list names it, and its role may wish for it.
+    ///
+    /// # Errors
+    /// Why not, and what to change.
+    pub fn permit_named(&self, name: &str, wish: &Wish) -> Result<(), NotDone> {
+        let door = self.door;
+        gate::permit(self.role, wish).map_err(|refused| {
+            NotDone::NotAllowed(format!("{}; see `role` in [doors.{door}]", refused.reason))
+        })?;
+        if self.allows(name) {
+            return Ok(());
+        }
+        Err(NotDone::NotAllowed(format!(
+            "{name} may not pass this door; name it in `allow` of [doors.{door}]"
+        )))
+    }
+
     /// Whether the door's list names it.
     pub fn allows(&self, action: &str) -> bool {
         self.allow.iter().any(|glob| glob.matches(action))

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`guard`] | what may pass, in whose name; every use is in the audit |
 //! | [`hall`] | listening: who may connect, how many, how fast |
+//! | [`platypush`] | what requests of Platypush's form mean here |
 //!
 //! Invariants: a door is closed unless the configuration opens it; what passes is permitted by the door's list *and*
 //! by the gate of [`swarm_shared::proto::trust::gate`] for the door's role; whoever asks gets an answer in the door's
@@ -12,7 +13,9 @@
 
 pub mod guard;
 pub mod hall;
+pub mod platypush;
 
+use swarm_shared::proto::id::NodeName;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -23,6 +26,8 @@ use crate::store::Store;
 /// What all doors stand in.
 #[derive(Clone, Debug)]
 pub struct House {
+    /// As this station calls itself.
+    pub name: NodeName,
     /// To ask.
     pub fleet: Fleet,
     /// For the audit.
@@ -61,8 +66,9 @@ impl Open {
     ///
     /// # Errors
     /// [`DoorError`]: then none is open.
-    pub async fn all(doors: &Doors, fleet: Fleet, store: Store) -> Result<Self, DoorError> {
+    pub async fn all(doors: &Doors, name: NodeName, fleet: Fleet, store: Store) -> Result<Self, DoorError> {
         let house = House {
+            name,
             fleet,
             store,
             stop: CancellationToken::new(),

@@ -33,6 +33,8 @@ fn every_common_key_is_read() {
         role = "observer"
         target = "drone-*"
         token = "0123456789abcdef"
+        ttl = "3s"
+        timeout = "4s"
         connections = 7
         connections_per_address = 3
         message_bytes = 1000
@@ -47,6 +49,10 @@ fn every_common_key_is_read() {
     let token = common.token.expect("a token");
     assert!(token.is("0123456789abcdef") && !token.is("0123456789abcdeF") && !token.is(""));
     assert!(!format!("{token:?}").contains("0123"));
+    assert_eq!(
+        (common.ttl, common.timeout),
+        (Duration::from_secs(3), Duration::from_secs(4))
+    );
     let limits = common.limits;
     assert_eq!((limits.connections, limits.per_address), (7, 3));
     assert_eq!((limits.message_bytes, limits.rate), (1000, 5));

@@ -43,7 +43,7 @@ use swarm_shared::net::random::NoRandomness;
 use swarm_shared::net::socket::{BadKeepalive, KeepaliveConfig, SocketError};
 use swarm_shared::proto::delivery::{CommandId, StageMessage};
 use swarm_shared::proto::dial::{Hint, Source};
-use swarm_shared::proto::id::{PeerId, PeerKind};
+use swarm_shared::proto::id::{NodeName, PeerId, PeerKind};
 use swarm_shared::proto::message::Stopped;
 use swarm_shared::proto::outcome::Reply;
 use swarm_shared::proto::selector::Selector;
@@ -236,6 +236,11 @@ impl Engine {
     /// To ask it.
     pub fn fleet(&self) -> Fleet {
         self.fleet.clone()
+    }
+
+    /// As this station calls itself.
+    pub fn name(&self) -> NodeName {
+        self.endpoint.profile().borrow().name.clone()
     }
 
     /// What it remembers.

@@ -106,6 +106,12 @@ impl Selector {
         Ok(selector)
     }
 
+    /// Whether it looks at tags, which are known only of nodes as they are now.
+    pub fn has_tags(&self) -> bool {
+        let mut terms = self.wanted.iter().chain(&self.unwanted);
+        terms.any(|term| matches!(term, Term::Tag { .. }))
+    }
+
     /// Splits `SELECTOR:PATH`. The colon of `tag:` and `id:` is part of the selector; a tag's value that holds a
     /// colon itself is written with `?` in its place.
     ///
