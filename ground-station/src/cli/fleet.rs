@@ -123,6 +123,9 @@ pub(super) async fn run(args: Args, common: &Common, screen: &mut Screen) -> Res
             | Event::Audit(_)
             | Event::User(_)
             | Event::Token(_)
+            | Event::Told { .. }
+            | Event::Telemetry { .. }
+            | Event::Missed { .. }
             | Event::Failed { .. }
             | Event::End => {}
         }

@@ -124,7 +124,10 @@ async fn watch(fleet: &Fleet, selector: Selector, screen: &mut Screen) -> Result
                 | Event::Past(_)
                 | Event::Audit(_)
                 | Event::User(_)
-                | Event::Token(_),
+                | Event::Token(_)
+                | Event::Told { .. }
+                | Event::Telemetry { .. }
+                | Event::Missed { .. },
             ) => {}
         }
     }

@@ -61,7 +61,7 @@ pub async fn ask(socket: PathBuf, request: Request, events: mpsc::Sender<Event>)
 /// `None` for what may rightly say nothing for as long as it lasts.
 fn first_event_patience(request: &Request) -> Option<Duration> {
     let own = match request {
-        Request::Watch { .. } => return None,
+        Request::Watch { .. } | Request::Follow { .. } => return None,
         Request::Nodes { timeout_ms, .. } | Request::Join { timeout_ms, .. } => *timeout_ms,
         Request::Targets { .. }
         | Request::Command { .. }

@@ -28,6 +28,12 @@ pub enum Request {
         /// Which.
         selector: Selector,
     },
+    /// Everything that goes on, from now on until the receiver is dropped: `node` for every node and each of its changes,
+    /// `told` for what becomes of the requests that others make from then on.
+    Follow {
+        /// `telemetry` too: each node's readings at first, and those that have changed.
+        telemetry: bool,
+    },
     /// Whom a selector means: `targets`.
     Targets {
         /// Which.
@@ -196,6 +202,7 @@ impl Request {
             | Self::Join { .. }
             | Self::Nodes { .. }
             | Self::Watch { .. }
+            | Self::Follow { .. }
             | Self::Targets { .. }
             | Self::Command { .. }
             | Self::Stop { .. }

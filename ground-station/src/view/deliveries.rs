@@ -55,6 +55,9 @@ impl Report {
             | Event::Audit(_)
             | Event::User(_)
             | Event::Token(_)
+            | Event::Told { .. }
+            | Event::Telemetry { .. }
+            | Event::Missed { .. }
             | Event::Failed { .. }
             | Event::End => {}
         }

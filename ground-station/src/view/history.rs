@@ -63,6 +63,9 @@ impl Past {
             | Event::Pending(_)
             | Event::User(_)
             | Event::Token(_)
+            | Event::Told { .. }
+            | Event::Telemetry { .. }
+            | Event::Missed { .. }
             | Event::Failed { .. }
             | Event::End => {}
         }

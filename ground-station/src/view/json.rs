@@ -24,6 +24,9 @@ pub fn line(event: &Event) -> Option<String> {
         | Event::Stage { .. }
         | Event::Acknowledged { .. }
         | Event::Note { .. }
+        | Event::Told { .. }
+        | Event::Telemetry { .. }
+        | Event::Missed { .. }
         | Event::Failed { .. }
         | Event::End => None,
     }

@@ -48,6 +48,9 @@ impl Acknowledged {
             | Event::Audit(_)
             | Event::User(_)
             | Event::Token(_)
+            | Event::Told { .. }
+            | Event::Telemetry { .. }
+            | Event::Missed { .. }
             | Event::Node(_)
             | Event::Note { .. }
             | Event::Membership(_)

@@ -286,7 +286,10 @@ pub(super) async fn end_of(fleet: &Fleet, request: Request) -> anyhow::Result<us
             | Event::Past(_)
             | Event::Audit(_)
             | Event::User(_)
-            | Event::Token(_) => {}
+            | Event::Token(_)
+            | Event::Told { .. }
+            | Event::Telemetry { .. }
+            | Event::Missed { .. } => {}
         }
     }
     anyhow::bail!("the station went away")

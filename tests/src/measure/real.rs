@@ -145,6 +145,9 @@ async fn invite(fleet: &Fleet) -> anyhow::Result<String> {
             | Event::Audit(_)
             | Event::User(_)
             | Event::Token(_)
+            | Event::Told { .. }
+            | Event::Telemetry { .. }
+            | Event::Missed { .. }
             | Event::End => {}
         }
     }

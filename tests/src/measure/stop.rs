@@ -195,7 +195,10 @@ async fn stop_all(fleet: &Fleet, nodes: u32, times: &mut Times) -> anyhow::Resul
             | Event::Past(_)
             | Event::Audit(_)
             | Event::User(_)
-            | Event::Token(_) => {}
+            | Event::Token(_)
+            | Event::Told { .. }
+            | Event::Telemetry { .. }
+            | Event::Missed { .. } => {}
         }
     }
     ensure!(count == nodes, "{count} of {nodes} nodes are stopped");

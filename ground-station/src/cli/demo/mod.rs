@@ -469,6 +469,9 @@ async fn invite(fleet: &Fleet, uses: u16) -> Result<String, CliError> {
             | Event::Audit(_)
             | Event::User(_)
             | Event::Token(_)
+            | Event::Told { .. }
+            | Event::Telemetry { .. }
+            | Event::Missed { .. }
             | Event::End => {}
         }
     }

@@ -45,6 +45,7 @@ impl Task {
             Some(what) => recorder::audit(&self.tasks, self.store.clone(), who, what, events),
             None => events,
         };
+        let events = self.followers.overhear(&self.tasks, &request, &origin, events);
         if request.needs_fleet()
             && let Err(message) = self.ensure_fleet(&events).await
         {
@@ -62,6 +63,10 @@ impl Task {
                 self.answer_looks();
             }
             Request::Watch { selector } => self.watchers.add(&self.roll, selector, events),
+            Request::Follow { telemetry } => {
+                self.watchers.add(&self.roll, Selector::all(), events.clone());
+                self.followers.add(telemetry, &self.tasks, &self.stop, events);
+            }
             Request::Targets { selector } => {
                 let Some(targets) = self.targets(&selector, &events) else {
                     return;

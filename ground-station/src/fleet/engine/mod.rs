@@ -6,6 +6,7 @@
 //! | task | owns | ends |
 //! |---|---|---|
 //! | engine | roll, office, watchers | when its [`Engine`] shuts down |
+//! | one for each follower, and for each request while there are some | nothing: passes words on | with either |
 //! | one for each request | its targets, its deadline | with its last event, or when nobody reads them |
 //! | one for each peer that moves files | nothing: passes chunks to their transfer | with the peer's session |
 
@@ -14,6 +15,7 @@ mod calls;
 mod commands;
 mod enrol;
 mod fetch;
+mod followers;
 mod keeper;
 mod office;
 mod recorder;
@@ -58,6 +60,7 @@ use tokio_util::task::TaskTracker;
 use super::{Call, Event, Fleet};
 use crate::config::Config;
 use crate::store::{Store, StoreError};
+use followers::Followers;
 use office::Office;
 use roll::Roll;
 use watchers::Watchers;
@@ -209,6 +212,7 @@ impl Engine {
             office,
             roll,
             watchers: Watchers::default(),
+            followers: Followers::default(),
             looks: Vec::new(),
             keepalive,
             started: clock::now(),
@@ -284,6 +288,7 @@ struct Task {
     office: Office,
     roll: Roll,
     watchers: Watchers,
+    followers: Followers,
     looks: Vec<Look>,
     keepalive: KeepaliveConfig,
     started: Instant,
@@ -305,6 +310,7 @@ impl Task {
     ) {
         let mut upkeep = tokio::time::interval(UPKEEP_INTERVAL);
         let (checks, mut checked) = mpsc::channel(endpoint::EVENTS_MAX);
+        let (readings, mut read) = mpsc::channel(endpoint::EVENTS_MAX);
         let stop = self.stop.clone();
         loop {
             tokio::select! {
@@ -323,6 +329,11 @@ impl Task {
                 }
                 Some(call) = calls.recv() => self.take_call(call).await,
                 Some(join) = joins.recv() => self.take_join(join).await,
+                Some(reading) = read.recv() => self.followers.take(reading),
+                () = clock::sleep_until(self.followers.asks_at()), if self.followers.wants_telemetry() => {
+                    let targets = self.roll.targets(&Selector::all());
+                    self.followers.ask(&self.shared, &self.tasks, targets, &readings);
+                }
                 _tick = upkeep.tick() => self.look_after(),
                 () = tokio::time::sleep(LOOK_STEP), if !self.looks.is_empty() => self.answer_looks(),
             }
@@ -515,6 +526,7 @@ impl Task {
             }
         }
         self.watchers.catch_up(&self.roll);
+        self.followers.catch_up();
         // Links that come up without a pause leave no time for the short step.
         self.answer_looks();
     }

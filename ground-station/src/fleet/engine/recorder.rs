@@ -2,6 +2,7 @@
 //! their ends, and who did what to the fleet. A store that fails is told in the log; it never holds up what is asked.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use swarm_shared::net::clock;
@@ -44,8 +45,9 @@ async fn pass_transfer(
     for delivery in record.deliveries.iter().rev() {
         open.entry(delivery.node.id).or_default().push(delivery.part);
     }
+    let known = Arc::clone(&record.origin.number);
     let number = match store.record(record).await {
-        Ok(number) => Some(number),
+        Ok(number) => Some(*known.get_or_init(|| number)),
         Err(error) => {
             tracing::error!(%error, "a transfer is not in the history");
             None
@@ -93,8 +95,9 @@ pub(super) fn beside(
     tasks.spawn(async move {
         let mut open: BTreeSet<PeerId> = record.deliveries.iter().map(|to| to.node.id).collect();
         let what = record.action.clone();
+        let known = Arc::clone(&record.origin.number);
         let number = match store.record(record).await {
-            Ok(number) => Some(number),
+            Ok(number) => Some(*known.get_or_init(|| number)),
             Err(error) => {
                 tracing::error!(%error, what, "not in the history");
                 None
@@ -179,6 +182,7 @@ pub(super) fn audited(request: &Request) -> Option<(&'static str, String)> {
         },
         Request::Nodes { .. }
         | Request::Watch { .. }
+        | Request::Follow { .. }
         | Request::Targets { .. }
         | Request::Command { .. }
         | Request::SendFiles { .. }
@@ -229,7 +233,10 @@ pub(super) fn audit(
                 | Event::Past(_)
                 | Event::Audit(_)
                 | Event::User(_)
-                | Event::Token(_) => None,
+                | Event::Token(_)
+                | Event::Told { .. }
+                | Event::Telemetry { .. }
+                | Event::Missed { .. } => None,
             };
             if let Some(outcome) = outcome {
                 note(&store, &who, what, &detail, &outcome).await;

@@ -6,7 +6,6 @@
 //! target = "drone-*"                         # the door's own target unless said
 //! methods = ["POST"]                         # any unless said
 //! token = "…"                                # demanded as `X-Token: …` or `Authorization: Bearer …`
-//! timeout = "10s"                            # how long to wait for outcomes
 //!
 //! [doors.platypush_http.hooks.lights.parameters.color]
 //! from = "query"                             # query, body or const
@@ -21,14 +20,13 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use regex_lite::Regex;
 use serde_json::{Map, Value};
 use swarm_shared::proto::selector::Selector;
 use toml::de::{DeTable, DeValue};
 
-use super::super::{Secret, TOKEN_BYTES_MIN, time, unknown};
+use super::super::{Secret, TOKEN_BYTES_MIN, unknown};
 
 /// A hook.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,8 +39,6 @@ pub struct Hook {
     pub methods: Vec<String>,
     /// What has to be shown.
     pub token: Option<Secret>,
-    /// How long to wait for outcomes.
-    pub timeout: Duration,
     /// What the action is given, by name.
     pub parameters: BTreeMap<String, Parameter>,
 }
@@ -112,14 +108,10 @@ pub struct BadValue {
     pub rule: String,
 }
 
-/// How long a hook waits for outcomes unless it says.
-const TIMEOUT: Duration = Duration::from_secs(10);
-/// The longest that it may.
-const TIMEOUT_MAX: Duration = Duration::from_secs(300);
 /// Longest text of a parameter, in bytes.
 const TEXT_BYTES_MAX: usize = 4096;
 
-const KEYS: &[&str] = &["action", "target", "methods", "token", "timeout", "parameters"];
+const KEYS: &[&str] = &["action", "target", "methods", "token", "parameters"];
 const PARAMETER_KEYS: &[&str] = &[
     "from", "key", "type", "pattern", "min", "max", "choices", "default", "value",
 ];
@@ -134,7 +126,6 @@ impl Hook {
             target: None,
             methods: Vec::new(),
             token: None,
-            timeout: TIMEOUT,
             parameters: BTreeMap::new(),
         };
         for (key, value) in table {
@@ -159,12 +150,6 @@ impl Hook {
                         )));
                     }
                     hook.token = Some(Secret::new(token));
-                }
-                "timeout" => {
-                    hook.timeout = time(text()?).map_err(fault)?;
-                    if hook.timeout > TIMEOUT_MAX {
-                        return Err(fault(format!("a hook waits for {TIMEOUT_MAX:?} at most")));
-                    }
                 }
                 "parameters" => {
                     let table = value.get_ref().as_table();

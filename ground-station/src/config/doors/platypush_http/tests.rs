@@ -18,7 +18,6 @@ const HOOK: &str = r##"
     target = "drone-*"
     methods = ["POST"]
     token = "0123456789abcdef"
-    timeout = "2s"
     [doors.platypush_http.hooks.lights.parameters]
     color = { from = "body", key = "colour", pattern = "#[0-9a-f]{6}", default = "#ffffff" }
     level = { type = "integer", min = 0, max = 10 }
@@ -115,10 +114,6 @@ fn what_is_wrong_with_a_hook_is_named_with_its_line() {
         (
             "action = \"a\"\ntoken = \"x\"",
             "config.toml:3: a token has at least 16",
-        ),
-        (
-            "action = \"a\"\ntimeout = \"1h\"",
-            "config.toml:3: a hook waits for 300s at most",
         ),
         (
             "action = \"a\"\nmethods = [\"post\"]",
