@@ -44,6 +44,11 @@ impl Password {
         Self(text.into())
     }
 
+    /// What it is.
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+
     /// Whether it is fit to be somebody's from now on.
     ///
     /// # Errors

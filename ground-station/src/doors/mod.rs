@@ -6,6 +6,7 @@
 //! | [`guard`] | what may pass, in whose name; every use is in the audit |
 //! | [`hall`] | listening: who may connect, how many, how fast |
 //! | [`platypush`] | what requests of Platypush's form mean here |
+//! | [`platypush_http`] | Platypush over HTTP |
 //!
 //! Invariants: a door is closed unless the configuration opens it; what passes is permitted by the door's list *and*
 //! by the gate of [`swarm_shared::proto::trust::gate`] for the door's role; whoever asks gets an answer in the door's
@@ -14,6 +15,7 @@
 pub mod guard;
 pub mod hall;
 pub mod platypush;
+pub mod platypush_http;
 
 use swarm_shared::proto::id::NodeName;
 use tokio_util::sync::CancellationToken;
@@ -53,6 +55,14 @@ pub enum DoorError {
         /// Why.
         reason: String,
     },
+    /// What it is to do does not go together.
+    #[error("[doors.{door}]: {reason}")]
+    Configuration {
+        /// Which.
+        door: &'static str,
+        /// What, and what to change.
+        reason: String,
+    },
 }
 
 /// The open doors.
@@ -74,8 +84,22 @@ impl Open {
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
         };
-        let _ = doors;
-        Ok(Self { house })
+        let opened = Self::each(doors, &house).await;
+        let open = Self { house };
+        match opened {
+            Ok(()) => Ok(open),
+            Err(error) => {
+                open.close().await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn each(doors: &Doors, house: &House) -> Result<(), DoorError> {
+        if let Some(config) = &doors.platypush_http {
+            platypush_http::open(config, house).await?;
+        }
+        Ok(())
     }
 
     /// Closes them, and waits for what runs there.
