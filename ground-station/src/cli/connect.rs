@@ -20,7 +20,7 @@ use crate::config::doors::Doors;
 use crate::control::lock::{LockError, StateLock};
 use crate::control::server::ControlServer;
 use crate::control::{CONTROL_SOCKET, client};
-use crate::doors::Open;
+use crate::doors::{Face, Open};
 use crate::fleet::engine::{Engine, Settings};
 use crate::fleet::{Fleet, archive};
 
@@ -138,7 +138,11 @@ impl Connection {
     /// Only `serve` stays long enough for other programs.
     async fn open_doors(&mut self, doors: &Doors) -> Result<(), CliError> {
         let Some(own) = &mut self.own else { return Ok(()) };
-        let opened = Open::all(doors, own.engine.name(), own.engine.fleet(), own.engine.store()).await;
+        let face = Face {
+            name: own.engine.name(),
+            services: own.engine.services(),
+        };
+        let opened = Open::all(doors, face, own.engine.fleet(), own.engine.store()).await;
         own.doors = Some(opened.map_err(|error| CliError::usage(error.to_string()))?);
         Ok(())
     }

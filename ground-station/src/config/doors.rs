@@ -92,6 +92,8 @@ pub struct Limits {
     pub rate: u32,
     /// The longest silence.
     pub idle: Duration,
+    /// Connections that the kernel holds until they are let in.
+    pub waiting: u32,
 }
 
 impl Default for Limits {
@@ -102,6 +104,7 @@ impl Default for Limits {
             message_bytes: 64 * 1024,
             rate: 50,
             idle: Duration::from_secs(60),
+            waiting: 1_024,
         }
     }
 }
@@ -202,6 +205,13 @@ trait Door: Sized {
     /// Sets one of [`Self::KEYS`]; the value is of its kind.
     fn set(&mut self, key: &str, _value: &Raw<'_>) -> Result<(), String> {
         Err(format!("{key} has no meaning here"))
+    }
+    /// A common key has been set.
+    ///
+    /// # Errors
+    /// What it is at odds with.
+    fn has_taken(&mut self, _key: &str) -> Result<(), String> {
+        Ok(())
     }
     /// Takes over a table within its own, such as `[doors.NAME.KEY]`; `None`: there is no such table. Errors carry
     /// the byte at which they are.
@@ -310,7 +320,7 @@ fn set<D: Door>(door: &mut D, key: &str, raw: &Raw<'_>) -> Option<Result<(), Str
     Some(if !fits {
         Err(format!("doors.{}.{key} has to be {}", D::NAME, kind.rule()))
     } else if COMMON.iter().any(|(known, _)| *known == key) {
-        set_common(door.common(), key, raw)
+        set_common(door.common(), key, raw).and_then(|()| door.has_taken(key))
     } else {
         door.set(key, raw)
     })

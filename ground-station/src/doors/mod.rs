@@ -7,6 +7,7 @@
 //! | [`hall`] | listening: who may connect, how many, how fast |
 //! | [`platypush`] | what requests of Platypush's form mean here |
 //! | [`platypush_http`] | Platypush over HTTP |
+//! | [`platypush_tcp`] | the door that takes them over TCP |
 //!
 //! Invariants: a door is closed unless the configuration opens it; what passes is permitted by the door's list *and*
 //! by the gate of [`swarm_shared::proto::trust::gate`] for the door's role; whoever asks gets an answer in the door's
@@ -16,7 +17,12 @@ pub mod guard;
 pub mod hall;
 pub mod platypush;
 pub mod platypush_http;
+pub mod platypush_tcp;
 
+use std::net::SocketAddr;
+
+use swarm_shared::net::discovery::mdns::Service;
+use swarm_shared::net::discovery::presence::Services;
 use swarm_shared::proto::id::NodeName;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -25,11 +31,20 @@ use crate::config::doors::Doors;
 use crate::fleet::Fleet;
 use crate::store::Store;
 
+/// As the station shows itself to other programs.
+#[derive(Clone, Debug)]
+pub struct Face {
+    /// Its name.
+    pub name: NodeName,
+    /// To be found by.
+    pub services: Services,
+}
+
 /// What all doors stand in.
 #[derive(Clone, Debug)]
 pub struct House {
-    /// As this station calls itself.
-    pub name: NodeName,
+    /// What is seen of it from outside.
+    pub face: Face,
     /// To ask.
     pub fleet: Fleet,
     /// For the audit.
@@ -38,6 +53,30 @@ pub struct House {
     pub stop: CancellationToken,
     /// Everything that runs here.
     pub tasks: TaskTracker,
+}
+
+impl House {
+    /// Publishes a door by mDNS under the station's name, as programs of its system look for it. One that only this
+    /// machine reaches is not.
+    pub async fn publish(&self, kind: &'static str, listen: SocketAddr) {
+        if listen.ip().is_loopback() {
+            return;
+        }
+        let name = self.face.name.as_str();
+        let service = Service {
+            kind,
+            instance: name.to_owned(),
+            listen,
+            txt: vec![
+                ("name", name.to_owned()),
+                ("vendor", env!("CARGO_PKG_NAME").to_owned()),
+                ("version", env!("CARGO_PKG_VERSION").to_owned()),
+            ],
+        };
+        if !self.face.services.offer(service).await {
+            tracing::debug!(kind, "not published: mDNS is off");
+        }
+    }
 }
 
 /// Why a door does not open.
@@ -51,7 +90,7 @@ pub enum DoorError {
         /// Which.
         door: &'static str,
         /// Where.
-        listen: std::net::SocketAddr,
+        listen: SocketAddr,
         /// Why.
         reason: String,
     },
@@ -76,17 +115,16 @@ impl Open {
     ///
     /// # Errors
     /// [`DoorError`]: then none is open.
-    pub async fn all(doors: &Doors, name: NodeName, fleet: Fleet, store: Store) -> Result<Self, DoorError> {
+    pub async fn all(doors: &Doors, face: Face, fleet: Fleet, store: Store) -> Result<Self, DoorError> {
         let house = House {
-            name,
+            face,
             fleet,
             store,
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
         };
-        let opened = Self::each(doors, &house).await;
         let open = Self { house };
-        match opened {
+        match open.each(doors).await {
             Ok(()) => Ok(open),
             Err(error) => {
                 open.close().await;
@@ -95,9 +133,12 @@ impl Open {
         }
     }
 
-    async fn each(doors: &Doors, house: &House) -> Result<(), DoorError> {
-        if let Some(config) = &doors.platypush_http {
-            platypush_http::open(config, house).await?;
+    async fn each(&self, doors: &Doors) -> Result<(), DoorError> {
+        if let Some(door) = &doors.platypush_tcp {
+            platypush_tcp::open(door, &self.house).await?;
+        }
+        if let Some(door) = &doors.platypush_http {
+            platypush_http::open(door, &self.house).await?;
         }
         Ok(())
     }

@@ -30,6 +30,8 @@ use crate::fleet::{Delivery, Event, PastQuery, PastState, Request};
 const HISTORY_LIMIT: u32 = 20;
 /// How many at most.
 const HISTORY_LIMIT_MAX: u32 = 1_000;
+/// Longest answer, in bytes.
+const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// What runs the line of a `shell.exec`.
 const SHELL: &str = "/bin/sh";
 
@@ -64,7 +66,7 @@ impl Desk {
     pub fn new(door: &'static str, common: &Common, house: &House) -> Self {
         Self {
             guard: Guard::new(door, common, house),
-            origin: house.name.as_str().to_owned(),
+            origin: house.face.name.as_str().to_owned(),
             common: common.clone(),
         }
     }
@@ -124,6 +126,20 @@ impl Desk {
     pub fn refuse_all(&self, fault: impl std::fmt::Display) -> Response {
         let id = platypush::made_up_id(random_id());
         self.respond(id, None, Err(fault.to_string()))
+    }
+
+    /// A response as it is written.
+    pub fn encode(&self, response: &Response) -> Vec<u8> {
+        let bytes = |response: &Response| response.to_value(clock::unix_time_ms()).to_string().into_bytes();
+        let whole = bytes(response);
+        if whole.len() <= ANSWER_BYTES_MAX {
+            return whole;
+        }
+        let fault = format!(
+            "it is done, but its outcome has {} bytes, and no more than {ANSWER_BYTES_MAX} are written: ask fewer nodes",
+            whole.len()
+        );
+        bytes(&self.respond(response.id.clone(), response.target.clone(), Err(fault)))
     }
 
     fn respond(&self, id: String, target: Option<String>, done: Result<Came, String>) -> Response {

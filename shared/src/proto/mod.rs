@@ -8,6 +8,7 @@ pub mod duplicates;
 pub mod hex;
 pub mod id;
 pub mod json;
+pub mod knut;
 pub mod message;
 pub mod outbox;
 pub mod outcome;

@@ -56,6 +56,8 @@ use serve::Guest;
 
 /// As the configuration calls this door.
 const DOOR: &str = "platypush_http";
+/// What programs look for by mDNS.
+const SERVICE: &str = "_platypush-http._tcp.local.";
 /// This door, described for programs.
 const OPENAPI: &str = include_str!("openapi.json");
 
@@ -89,6 +91,7 @@ pub(super) async fn open(config: &PlatypushHttp, house: &House) -> Result<(), Do
     let tls = tls::acceptor(config, &state_dir.unwrap_or_default(), &app.name).map_err(wrong)?;
     let app = Arc::new(app);
     let hall = Hall::open(DOOR, &config.common, house).await?;
+    let listens = hall.listens().unwrap_or(config.common.listen);
     let mut halls = vec![(hall, router(&app))];
     if let Some(port) = config.websocket_port {
         let mut common = config.common.clone();
@@ -103,6 +106,7 @@ pub(super) async fn open(config: &PlatypushHttp, house: &House) -> Result<(), Do
         });
         house.tasks.spawn(receive);
     }
+    house.publish(SERVICE, listens).await;
     Ok(())
 }
 
@@ -110,7 +114,7 @@ impl App {
     fn new(config: &PlatypushHttp, house: &House) -> Result<Self, String> {
         let gatekeeper = Gatekeeper::new(house.store.clone(), config.common.token.clone());
         Ok(Self {
-            name: house.name.as_str().to_owned(),
+            name: house.face.name.as_str().to_owned(),
             config: config.clone(),
             desk: Desk::new(DOOR, &config.common, house),
             gatekeeper: gatekeeper.map_err(|error| error.to_string())?,

@@ -35,7 +35,7 @@ use std::time::{Duration, Instant};
 
 use swarm_shared::net::clock;
 use swarm_shared::net::discovery::pings::PingError;
-use swarm_shared::net::discovery::presence::{self, Means, Presence};
+use swarm_shared::net::discovery::presence::{self, Means, Presence, Services};
 use swarm_shared::net::endpoint::hush::Hush;
 use swarm_shared::net::endpoint::{self, Endpoint, Events, JOINS_MAX, JoinRequest, Notice, StartError};
 use swarm_shared::net::handshake::Identity;
@@ -116,6 +116,7 @@ pub struct Engine {
     fleet: Fleet,
     store: Store,
     endpoint: Endpoint,
+    services: Services,
     presence: Option<Presence>,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -231,6 +232,7 @@ impl Engine {
             fleet,
             store: kept,
             endpoint,
+            services: presence.services(),
             presence: Some(presence),
             stop,
             tasks,
@@ -245,6 +247,11 @@ impl Engine {
     /// As this station calls itself.
     pub fn name(&self) -> NodeName {
         self.endpoint.profile().borrow().name.clone()
+    }
+
+    /// To publish services of other systems.
+    pub fn services(&self) -> Services {
+        self.services.clone()
     }
 
     /// What it remembers.

@@ -1,0 +1,3 @@
+//! Programs of other systems at the doors of real stations and nodes.
+
+mod platypush_tcp;
