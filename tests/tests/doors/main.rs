@@ -1,3 +1,4 @@
 //! Programs of other systems at the doors of real stations and nodes.
 
+mod platypush_http;
 mod platypush_tcp;

@@ -174,7 +174,7 @@ impl Gatekeeper {
         let found = self.store.token(token_hash(shown), clock::unix_time_ms()).await?;
         match found.filter(|found| found.kind == TokenKind::Program) {
             Some(found) => Ok(caller(found.user, from, By::Token)),
-            None => Err(self.wrong(from, "this token is not good, or not any more")),
+            None => Err(self.wrong(from, "this token is not good, or not any more").await?),
         }
     }
 
@@ -188,12 +188,12 @@ impl Gatekeeper {
                 };
                 Ok(caller(found.user, from, by))
             }
-            None => Err(self.wrong(from, "this login is over; log in again")),
+            None => Err(self.wrong(from, "this login is over; log in again").await?),
         }
     }
 
     async fn nothing_shown(&self) -> Result<Refusal, Refusal> {
-        if self.token.is_none() && !self.store.has_users().await? {
+        if self.nobody_can_come().await? {
             return Ok(no_users());
         }
         let text = "show a token (Authorization: Bearer …, X-Token: … or ?token=…), or a name and a password";
@@ -211,12 +211,17 @@ impl Gatekeeper {
     }
 
     /// Nobody guesses a token; whoever shows wrong ones is slowed all the same, and one with a good one is not.
-    fn wrong(&self, from: IpAddr, text: &str) -> Refusal {
+    async fn wrong(&self, from: IpAddr, text: &str) -> Result<Refusal, Refusal> {
         tracing::debug!(%from, text, "turned away");
-        match self.try_now(from) {
-            Ok(()) => Refusal::unauthorized(text),
-            Err(slow) => slow,
+        self.try_now(from)?;
+        if self.nobody_can_come().await? {
+            return Ok(no_users());
         }
+        Ok(Refusal::unauthorized(text))
+    }
+
+    async fn nobody_can_come(&self) -> Result<bool, Refusal> {
+        Ok(self.token.is_none() && !self.store.has_users().await?)
     }
 
     /// Of a name, a password and what is kept of it: another one as soon as any of them changes.

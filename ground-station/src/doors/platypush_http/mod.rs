@@ -90,13 +90,13 @@ pub(super) async fn open(config: &PlatypushHttp, house: &House) -> Result<(), Do
     let state_dir = house.store.path().parent().map(std::path::Path::to_owned);
     let tls = tls::acceptor(config, &state_dir.unwrap_or_default(), &app.name).map_err(wrong)?;
     let app = Arc::new(app);
-    let hall = Hall::open(DOOR, &config.common, house).await?;
+    let hall = Hall::open(DOOR, &config.common, house)?;
     let listens = hall.listens().unwrap_or(config.common.listen);
     let mut halls = vec![(hall, router(&app))];
     if let Some(port) = config.websocket_port {
         let mut common = config.common.clone();
         common.listen.set_port(port);
-        halls.push((Hall::open(DOOR, &common, house).await?, events_only(&app)));
+        halls.push((Hall::open(DOOR, &common, house)?, events_only(&app)));
     }
     let idle = config.common.limits.idle;
     for (hall, router) in halls {
