@@ -174,7 +174,9 @@ impl Gatekeeper {
         let found = self.store.token(token_hash(shown), clock::unix_time_ms()).await?;
         match found.filter(|found| found.kind == TokenKind::Program) {
             Some(found) => Ok(caller(found.user, from, By::Token)),
-            None => Err(self.wrong(from, "this token is not good, or not any more").await?),
+            None => Err(self
+                .wrong(from, "this token is not good, or not any more")
+                .await?),
         }
     }
 
