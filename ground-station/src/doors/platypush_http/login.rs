@@ -32,17 +32,15 @@ pub(super) async fn auth(
         let text = "the body has to be {\"username\": \"…\", \"password\": \"…\"}";
         return Err(Refusal::new(StatusCode::BAD_REQUEST, text));
     };
-    let days = match &asked["expiry_days"] {
-        Value::Null => TOKEN_DAYS,
-        asked => {
-            let days = asked.as_u64().and_then(|days| u32::try_from(days).ok());
-            let days = days.filter(|days| (1..=users::TOKEN_DAYS_MAX).contains(days));
-            days.ok_or_else(|| {
-                let text = format!("expiry_days has to be 1 to {}", users::TOKEN_DAYS_MAX);
-                Refusal::new(StatusCode::BAD_REQUEST, text)
-            })?
-        }
+    let days = match asked.get("expiry_days").filter(|days| !days.is_null()) {
+        None => Some(TOKEN_DAYS),
+        Some(days) => days.as_u64().and_then(|days| u32::try_from(days).ok()),
     };
+    let days = days.filter(|days| (1..=users::TOKEN_DAYS_MAX).contains(days));
+    let days = days.ok_or_else(|| {
+        let text = format!("expiry_days has to be 1 to {}", users::TOKEN_DAYS_MAX);
+        Refusal::new(StatusCode::BAD_REQUEST, text)
+    })?;
     let (token, expires_ms) = log_in(&app, &guest, name, password, TokenKind::Program, days).await?;
     Ok(Json(
         json!({ "token": token, "user": name, "expires_at": expires_ms / 1_000 }),

@@ -16,9 +16,8 @@ pub(super) fn part(range: Option<&str>, length: u64) -> Part {
     let Some((first, last)) = range.and_then(read) else {
         return Part::All;
     };
-    let end = match length.checked_sub(1) {
-        Some(end) => end,
-        None => return Part::Beyond,
+    let Some(end) = length.checked_sub(1) else {
+        return Part::Beyond;
     };
     match (first, last) {
         (Some(first), Some(last)) if last < first => Part::All,

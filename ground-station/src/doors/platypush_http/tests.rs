@@ -13,7 +13,9 @@ use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use swarm_shared::net::discovery::presence::Services;
 use swarm_shared::proto::id::{NodeName, PeerId};
+use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::outcome::{Outcome, Reply};
+use swarm_shared::proto::selector::Selector;
 use tokio::sync::mpsc;
 use tower::ServiceExt;
 
@@ -143,21 +145,16 @@ fn node(name: &str) -> NodeRef {
 /// A fleet of one node, `n1`: `ping` answers what it was given, `led` too, `fail` fails.
 async fn play(mut calls: mpsc::Receiver<Call>) {
     while let Some(Call { request, events, .. }) = calls.recv().await {
-        let all = match request {
-            Asked::Command { selector, .. } if selector.as_str() == "nobody" => {
-                vec![Event::failed(Failure::NobodyMatched, "no node matches")]
-            }
-            Asked::Command {
-                action, arguments, ..
-            } => {
-                let reply = match action.as_str() {
-                    "fail" => Reply::ended(Outcome::Failed, "it broke"),
-                    _ => Reply::done(json!({ "args": arguments.args, "kwargs": arguments.kwargs })),
-                };
-                let delivery = Delivery::new(node("n1"), reply, 1.0);
-                vec![Event::Delivery(delivery), Event::End]
-            }
-            _ => vec![Event::End],
+        let all = if let Asked::Command {
+            selector,
+            action,
+            arguments,
+            ..
+        } = request
+        {
+            played(&selector, &action, &arguments)
+        } else {
+            vec![Event::End]
         };
         for event in all {
             if events.send(event).await.is_err() {
@@ -165,6 +162,18 @@ async fn play(mut calls: mpsc::Receiver<Call>) {
             }
         }
     }
+}
+
+fn played(selector: &Selector, action: &str, arguments: &Arguments) -> Vec<Event> {
+    if selector.as_str() == "nobody" {
+        return vec![Event::failed(Failure::NobodyMatched, "no node matches")];
+    }
+    let reply = if action == "fail" {
+        Reply::ended(Outcome::Failed, "it broke")
+    } else {
+        Reply::done(json!({ "args": arguments.args, "kwargs": arguments.kwargs }))
+    };
+    vec![Event::Delivery(Delivery::new(node("n1"), reply, 1.0)), Event::End]
 }
 
 #[tokio::test]
