@@ -213,6 +213,17 @@ impl Entrance {
         })
     }
 
+    /// Somebody from this machine, whom nothing bounds.
+    #[cfg(test)]
+    pub(crate) fn for_tests() -> Self {
+        let limits = Limits {
+            rate: 1_000_000,
+            ..Limits::default()
+        };
+        let addr = SocketAddr::from(([127, 0, 0, 1], 1));
+        Self::take(&Arc::default(), addr, &limits).expect("nobody else is there")
+    }
+
     /// Waits until one more message of this address may be taken.
     pub async fn turn(&self) {
         loop {

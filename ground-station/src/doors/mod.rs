@@ -5,9 +5,11 @@
 //! |---|---|
 //! | [`guard`] | what may pass, in whose name; every use is in the audit |
 //! | [`hall`] | listening: who may connect, how many, how fast |
+//! | [`knut`] | the door for Knut's clients |
 //! | [`platypush`] | what requests of Platypush's form mean here |
-//! | [`platypush_http`] | Platypush over HTTP |
-//! | [`platypush_tcp`] | the door that takes them over TCP |
+//! | [`platypush_http`] | the door that takes them over HTTP, and hooks, files and readers of events |
+//! | [`platypush_tcp`] | the door that takes such requests over TCP |
+//! | [`stream`] | messages over a plain TCP stream, and how long each may take |
 //!
 //! Invariants: a door is closed unless the configuration opens it; what passes is permitted by the door's list *and*
 //! by the gate of [`swarm_shared::proto::trust::gate`] for the door's role; whoever asks gets an answer in the door's
@@ -15,9 +17,11 @@
 
 pub mod guard;
 pub mod hall;
+pub mod knut;
 pub mod platypush;
 pub mod platypush_http;
 pub mod platypush_tcp;
+pub mod stream;
 
 use std::net::SocketAddr;
 
@@ -139,6 +143,9 @@ impl Open {
         }
         if let Some(door) = &doors.platypush_http {
             platypush_http::open(door, &self.house).await?;
+        }
+        if let Some(door) = &doors.knut {
+            knut::open(door, &self.house).await?;
         }
         Ok(())
     }

@@ -3,37 +3,23 @@
 //! | state | ends with |
 //! |---|---|
 //! | waits for a message | its first byte; closed after [`BEGIN_MAX`], after an answer already after `idle` |
-//! | takes a message | its last byte; an answer and closed after [`WHOLE_MAX`], or where it cannot be cut out |
+//! | takes a message | its last byte; an answer and closed after [`WHOLE_MAX`](super::stream::WHOLE_MAX), or where it cannot be cut out |
 //! | does it | the answer. Nothing more is read meanwhile, so requests are done in their order |
-//! | answers | all of it written; closed after [`WRITE_MAX`] |
+//! | answers | all of it written; closed after [`WRITE_MAX`](super::stream::WRITE_MAX) |
 //!
 //! A client that has said all and closed its side still gets its answers.
 
-use std::io;
 use std::time::Duration;
 
-use swarm_shared::net::clock;
 use swarm_shared::proto::platypush::{Request, Response, Splitter};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
 
 use super::guard::Visitor;
 use super::hall::{Entrance, Hall};
 use super::platypush::{Desk, random_id};
+use super::stream::{BEGIN_MAX, Ended, next, part, write};
 use super::{DoorError, House};
 use crate::config::doors::PlatypushTcp;
-
-/// How long a client may take to begin its first message.
-pub const BEGIN_MAX: Duration = Duration::from_secs(10);
-/// How long a message may take from its first byte to its last.
-pub const WHOLE_MAX: Duration = Duration::from_secs(10);
-/// How long an answer may take to be read.
-pub const WRITE_MAX: Duration = Duration::from_secs(10);
-/// Before a connection is closed with something unread: a close would else take the answer with it.
-const LINGER_MAX: Duration = Duration::from_secs(1);
-/// Read at once, in bytes.
-const READ_BYTES: usize = 4 * 1024;
 
 const DOOR: &str = "platypush_tcp";
 /// As programs look for it.
@@ -74,23 +60,6 @@ struct Counter {
     idle: Duration,
 }
 
-/// Why a conversation ends before its end.
-#[derive(Debug, thiserror::Error)]
-enum Ended {
-    /// The connection is gone, or nobody reads.
-    #[error("{0}")]
-    Lost(String),
-    /// The client is told.
-    #[error("{0}")]
-    Fault(String),
-}
-
-impl From<io::Error> for Ended {
-    fn from(error: io::Error) -> Self {
-        Self::Lost(error.to_string())
-    }
-}
-
 impl Counter {
     async fn serve(self, mut stream: TcpStream, mut splitter: Splitter) {
         let addr = self.entrance.addr;
@@ -112,6 +81,7 @@ impl Counter {
         let mut patience = BEGIN_MAX;
         while let Some(message) = next(stream, splitter, patience).await? {
             self.entrance.turn().await;
+            patience = self.idle;
             let request = match Request::parse(&message, random_id()) {
                 Ok(request) => request,
                 Err(bad) => {
@@ -126,7 +96,6 @@ impl Counter {
             }
             let response = self.desk.answer(&self.visitor, request).await;
             self.write(stream, &response).await?;
-            patience = self.idle;
         }
         Ok(())
     }
@@ -135,60 +104,6 @@ impl Counter {
         let mut bytes = self.desk.encode(response);
         // For people who look at it, and between two answers.
         bytes.push(b'\n');
-        match timeout(WRITE_MAX, stream.write_all(&bytes)).await {
-            Ok(written) => Ok(written?),
-            Err(_elapsed) => Err(Ended::Lost(format!(
-                "the answer was not read within {WRITE_MAX:?}"
-            ))),
-        }
+        write(stream, &bytes).await
     }
-}
-
-/// The next whole message; `None` if the client has said all, or does not begin one within `patience`.
-async fn next(
-    stream: &mut TcpStream,
-    splitter: &mut Splitter,
-    patience: Duration,
-) -> Result<Option<Vec<u8>>, Ended> {
-    let mut due = clock::now() + patience;
-    let mut begun = false;
-    let mut piece = [0; READ_BYTES];
-    loop {
-        let cut = splitter.next_message();
-        if let Some(message) = cut.map_err(|cut| Ended::Fault(cut.to_string()))? {
-            return Ok(Some(message));
-        }
-        if !begun && splitter.has_begun() {
-            begun = true;
-            due = clock::now() + WHOLE_MAX;
-        }
-        let read = clock::timeout_at(due, stream.read(&mut piece)).await;
-        match read {
-            Err(_elapsed) if begun => {
-                return Err(Ended::Fault(format!(
-                    "the message was not whole within {WHOLE_MAX:?}"
-                )));
-            }
-            Ok(Ok(0)) if begun => {
-                return Err(Ended::Fault(
-                    "the message ends before its last bracket".to_owned(),
-                ));
-            }
-            Err(_) | Ok(Ok(0)) => return Ok(None),
-            Ok(Ok(bytes)) => splitter.feed(&piece[..bytes]),
-            Ok(Err(error)) => return Err(error.into()),
-        }
-    }
-}
-
-/// Says that no more comes, and lets the client read what did.
-async fn part(mut stream: TcpStream) {
-    let farewell = async {
-        stream.shutdown().await?;
-        let mut piece = [0; READ_BYTES];
-        while stream.read(&mut piece).await? > 0 {}
-        io::Result::Ok(())
-    };
-    // It is closed either way.
-    let _gone = timeout(LINGER_MAX, farewell).await;
 }

@@ -21,6 +21,7 @@ pub mod platypush;
 pub mod plugin;
 pub mod selector;
 pub mod session;
+pub mod socktools;
 pub mod stop;
 pub mod trust;
 pub mod window;
