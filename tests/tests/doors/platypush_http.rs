@@ -10,7 +10,7 @@ use swarm_shared::net::clock;
 use swarm_tests::binaries;
 use swarm_tests::fleet::{Field, Fleet, PATIENCE, Station, text};
 use swarm_tests::peers;
-use swarm_tests::process::{Process, Signal, Stream, wait_until};
+use swarm_tests::process::{Process, Signal, wait_until};
 
 const PEER: &str = "platypush_http.py";
 const PASSWORD: &str = "correct horse";
