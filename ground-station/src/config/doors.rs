@@ -148,6 +148,7 @@ impl std::fmt::Debug for Secret {
 enum Kind {
     Text,
     Number,
+    Flag,
     List,
 }
 
@@ -156,6 +157,7 @@ impl Kind {
         match self {
             Self::Text => "a text in quotes",
             Self::Number => "a whole number",
+            Self::Flag => "true or false",
             Self::List => "a list of texts, such as [\"led\", \"show_*\"]",
         }
     }
@@ -165,6 +167,7 @@ impl Kind {
         match self {
             Self::Text => Raw::Text(text),
             Self::Number => text.parse().map_or(Raw::Text(text), Raw::Number),
+            Self::Flag => text.parse().map_or(Raw::Text(text), Raw::Flag),
             Self::List => {
                 let parts = text.split(',').map(str::trim);
                 Raw::List(parts.filter(|part| !part.is_empty()).collect())
@@ -311,7 +314,10 @@ fn set<D: Door>(door: &mut D, key: &str, raw: &Raw<'_>) -> Option<Result<(), Str
     let (_, kind) = keys::<D>().find(|(known, _)| *known == key)?;
     let fits = matches!(
         (kind, raw),
-        (Kind::Text, Raw::Text(_)) | (Kind::Number, Raw::Number(_)) | (Kind::List, Raw::List(_))
+        (Kind::Text, Raw::Text(_))
+            | (Kind::Number, Raw::Number(_))
+            | (Kind::Flag, Raw::Flag(_))
+            | (Kind::List, Raw::List(_))
     );
     Some(if !fits {
         Err(format!("doors.{}.{key} has to be {}", D::NAME, kind.rule()))

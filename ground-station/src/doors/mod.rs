@@ -3,8 +3,10 @@
 //!
 //! | module | what it does |
 //! |---|---|
+//! | [`clever_show`] | clever-show's drone clients, as guests of the fleet |
 //! | [`guard`] | what may pass, in whose name; every use is in the audit |
 //! | [`hall`] | listening: who may connect, how many, how fast |
+//! | [`knut`] | the door for Knut's clients |
 //! | [`platypush`] | what requests of Platypush's form mean here |
 //! | [`stream`] | messages over a plain TCP stream, and how long each may take |
 //! | [`platypush_tcp`] | the door that takes such requests over TCP |
@@ -14,8 +16,10 @@
 //! by the gate of [`swarm_shared::proto::trust::gate`] for the door's role; whoever asks gets an answer in the door's
 //! own language; nobody who behaves badly at a door is felt at another, or by the fleet.
 
+pub mod clever_show;
 pub mod guard;
 pub mod hall;
+pub mod knut;
 pub mod platypush;
 pub mod platypush_tcp;
 pub mod socktools;
@@ -31,6 +35,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::doors::Doors;
 use crate::fleet::Fleet;
+use crate::fleet::guests::Guests;
 use crate::fleet::peers::Posts;
 use crate::store::Store;
 
@@ -52,6 +57,8 @@ pub struct House {
     pub face: Face,
     /// To ask.
     pub fleet: Fleet,
+    /// For drones that come as guests.
+    pub guests: Guests,
     /// For the audit.
     pub store: Store,
     /// When to close.
@@ -112,10 +119,17 @@ impl Open {
     ///
     /// # Errors
     /// [`DoorError`]: then none is open.
-    pub async fn all(doors: &Doors, face: Face, fleet: Fleet, store: Store) -> Result<Self, DoorError> {
+    pub async fn all(
+        doors: &Doors,
+        face: Face,
+        fleet: Fleet,
+        guests: Guests,
+        store: Store,
+    ) -> Result<Self, DoorError> {
         let house = House {
             face,
             fleet,
+            guests,
             store,
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -131,11 +145,17 @@ impl Open {
     }
 
     async fn each(&self, doors: &Doors) -> Result<(), DoorError> {
+        if let Some(config) = &doors.clever_show {
+            clever_show::open(config, &self.house).await?;
+        }
         if let Some(door) = &doors.platypush_tcp {
             platypush_tcp::open(door, &self.house).await?;
         }
         if let Some(door) = &doors.socktools {
             socktools::open(door, &self.house)?;
+        }
+        if let Some(door) = &doors.knut {
+            knut::open(door, &self.house).await?;
         }
         Ok(())
     }

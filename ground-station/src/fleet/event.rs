@@ -243,6 +243,9 @@ pub struct NodeView {
     /// What its last self-check said.
     #[serde(default)]
     pub checks: Vec<Check>,
+    /// What it tells of itself unasked, by name; absent if it tells nothing.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub telemetry: BTreeMap<String, Value>,
 }
 
 /// An emergency stop in force at a node.

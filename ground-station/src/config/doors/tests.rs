@@ -60,6 +60,25 @@ fn every_common_key_is_read() {
 }
 
 #[test]
+fn the_door_for_knut_has_keys_of_its_own() {
+    let text =
+        "[doors.knut]\ntemperature = \"plugins.lamp.heat.value\"\nhistory = 10\nhistory_every = \"2s\"";
+    let knut = read(text).expect("reads").doors.knut.expect("open");
+    assert_eq!(knut.temperature, ["plugins", "lamp", "heat", "value"]);
+    assert_eq!((knut.history, knut.history_every), (10, Duration::from_secs(2)));
+    let knut = read("[doors.knut]").expect("reads").doors.knut.expect("open");
+    assert_eq!(knut.temperature, ["cpu_temperature"]);
+    for (key, value, wanted) in [
+        ("temperature", "\"a..b\"", "is no reading"),
+        ("history", "0", "history has to be 1 to 100000"),
+        ("history_every", "\"0s\"", "no time at all"),
+    ] {
+        let error = read(&format!("[doors.knut]\n{key} = {value}")).expect_err(key);
+        assert!(error.contains(wanted), "{error}");
+    }
+}
+
+#[test]
 fn what_is_wrong_is_named_with_its_line() {
     for (text, wanted) in [
         ("doors = 1", "config.toml:1: doors are tables"),

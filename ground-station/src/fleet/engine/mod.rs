@@ -18,7 +18,7 @@ mod fetch;
 mod followers;
 mod keeper;
 mod office;
-mod recorder;
+pub(in crate::fleet) mod recorder;
 mod retry;
 mod roll;
 mod send;

@@ -56,6 +56,14 @@ pub struct Presence {
 #[derive(Clone, Debug)]
 pub struct Services(mpsc::Sender<Service>);
 
+impl Default for Services {
+    /// Without discovery: nothing is published.
+    fn default() -> Self {
+        let (to_nobody, _) = mpsc::channel(1);
+        Self(to_nobody)
+    }
+}
+
 impl Services {
     /// Publishes one; `false` without mDNS.
     pub async fn offer(&self, service: Service) -> bool {

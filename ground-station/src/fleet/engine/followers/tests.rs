@@ -193,10 +193,13 @@ async fn a_slow_follower_loses_the_oldest_words_and_holds_up_nobody() {
     drop(to);
     let (mut heard, mut missed, mut newest) = (0, 0, None);
     while heard + missed < words as u64 {
-        match follower.recv().await.expect("goes on") {
-            Event::Missed { count } => missed += count,
-            Event::Told { event, .. } => (heard, newest) = (heard + 1, Some(*event)),
-            other => panic!("{other:?}"),
+        let event = follower.recv().await.expect("goes on");
+        if let Event::Missed { count } = event {
+            missed += count;
+        } else if let Event::Told { event, .. } = event {
+            (heard, newest) = (heard + 1, Some(*event));
+        } else {
+            panic!("{event:?}");
         }
     }
     assert!(missed >= 400 && heard >= TOLD_MAX as u64 - 1, "{missed} {heard}");
