@@ -3,7 +3,8 @@
     platypush_http.py curl 'curl -XPOST -H … -d … URL'   does what that line of curl does
     platypush_http.py events URL TOKEN [COUNT]            reads events over a WebSocket (RFC 6455), one line each
     platypush_http.py events-slowly URL TOKEN FILE        the same, but reads nothing before FILE is there
-    platypush_http.py tls HOST PORT CERTIFICATE PATH      GET over TLS, trusting that certificate only
+    platypush_http.py tls HOST PORT CERTIFICATE PATH [CERTIFICATE KEY]
+                      GET over TLS, trusting that certificate only, and showing one of its own if there is one
 
 Prints lines of JSON: {"status", "headers", "body"} of an answer, {"event"} or {"close": [code, reason]} of a WebSocket.
 """
@@ -73,12 +74,18 @@ def show(status, headers, body):
     tell(status=status, headers={name.lower(): value for name, value in headers.items()}, body=body)
 
 
-def tls(host, port, certificate, path):
+def tls(host, port, certificate, path, *own):
     context = ssl.create_default_context(cafile=certificate)
+    if own:
+        context.load_cert_chain(*own)
     connection = http.client.HTTPSConnection(host, int(port), timeout=TIMEOUT, context=context)
-    connection.request("GET", path)
-    answer = connection.getresponse()
-    show(answer.status, answer.headers, answer.read())
+    try:
+        # In TLS 1.3 a client learns that it is refused when it reads.
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        show(answer.status, answer.headers, answer.read())
+    except (ssl.SSLError, ConnectionError) as error:
+        tell(refused=repr(error))
 
 
 class WebSocket:

@@ -127,6 +127,7 @@ async fn watch(fleet: &Fleet, selector: Selector, screen: &mut Screen) -> Result
                 | Event::Token(_)
                 | Event::Told { .. }
                 | Event::Telemetry { .. }
+                | Event::Peer(_)
                 | Event::Missed { .. },
             ) => {}
         }

@@ -41,7 +41,7 @@ pub use clever_show::CleverShow;
 pub use knut::Knut;
 pub use platypush_http::PlatypushHttp;
 pub use platypush_tcp::PlatypushTcp;
-pub use socktools::Socktools;
+pub use socktools::{Network, RawEncoding, Raws, Socktools};
 
 /// The doors that are open.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -152,6 +152,7 @@ impl std::fmt::Debug for Secret {
 enum Kind {
     Text,
     Number,
+    Flag,
     List,
 }
 
@@ -160,6 +161,7 @@ impl Kind {
         match self {
             Self::Text => "a text in quotes",
             Self::Number => "a whole number",
+            Self::Flag => "true or false",
             Self::List => "a list of texts, such as [\"led\", \"show_*\"]",
         }
     }
@@ -169,6 +171,7 @@ impl Kind {
         match self {
             Self::Text => Raw::Text(text),
             Self::Number => text.parse().map_or(Raw::Text(text), Raw::Number),
+            Self::Flag => text.parse().map_or(Raw::Text(text), Raw::Flag),
             Self::List => {
                 let parts = text.split(',').map(str::trim);
                 Raw::List(parts.filter(|part| !part.is_empty()).collect())
@@ -315,7 +318,10 @@ fn set<D: Door>(door: &mut D, key: &str, raw: &Raw<'_>) -> Option<Result<(), Str
     let (_, kind) = keys::<D>().find(|(known, _)| *known == key)?;
     let fits = matches!(
         (kind, raw),
-        (Kind::Text, Raw::Text(_)) | (Kind::Number, Raw::Number(_)) | (Kind::List, Raw::List(_))
+        (Kind::Text, Raw::Text(_))
+            | (Kind::Number, Raw::Number(_))
+            | (Kind::Flag, Raw::Flag(_))
+            | (Kind::List, Raw::List(_))
     );
     Some(if !fits {
         Err(format!("doors.{}.{key} has to be {}", D::NAME, kind.rule()))

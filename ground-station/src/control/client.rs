@@ -9,6 +9,8 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::{EVENT_LINE_BYTES_MAX, REQUEST_LINE_BYTES_MAX, read_line};
+use crate::doors::stream::WRITE_MAX;
+use crate::duration::to_ms;
 use crate::fleet::{Event, Failure, Request};
 
 /// Whether a station answers on this socket now.
@@ -62,6 +64,8 @@ pub async fn ask(socket: PathBuf, request: Request, events: mpsc::Sender<Event>)
 fn first_event_patience(request: &Request) -> Option<Duration> {
     let own = match request {
         Request::Watch { .. } | Request::Follow { .. } => return None,
+        // A peer that does not read is given up then.
+        Request::Tell { .. } => to_ms(WRITE_MAX),
         Request::Nodes { timeout_ms, .. } | Request::Join { timeout_ms, .. } => *timeout_ms,
         Request::Targets { .. }
         | Request::Command { .. }
@@ -73,6 +77,7 @@ fn first_event_patience(request: &Request) -> Option<Duration> {
         | Request::Retry { .. }
         | Request::Fetch { .. }
         | Request::Users { .. }
+        | Request::Peers { .. }
         | Request::Init
         | Request::Invite { .. }
         | Request::Pending

@@ -71,6 +71,18 @@ impl Hall {
     where
         S: Future<Output = ()> + Send + 'static,
     {
+        self.receive_some(|_anybody| true, serve).await;
+    }
+
+    /// The same, of addresses that are welcome only; from the others nothing is read.
+    pub async fn receive_some<S>(
+        self,
+        is_welcome: impl Fn(IpAddr) -> bool,
+        serve: impl Fn(TcpStream, Entrance) -> S,
+    ) where
+        S: Future<Output = ()> + Send + 'static,
+    {
+        let mut unwelcome = Told::default();
         let book = Arc::new(Mutex::new(Book::default()));
         let (mut turned_away, mut let_in) = (Told::default(), Told::default());
         loop {
@@ -87,6 +99,12 @@ impl Hall {
                     continue;
                 }
             };
+            if !is_welcome(addr.ip()) {
+                if let Some(count) = unwelcome.count(clock::now()) {
+                    tracing::warn!(door = self.door, %addr, count, "not welcome at this door");
+                }
+                continue;
+            }
             let Some(entrance) = Entrance::take(&book, addr, &self.limits) else {
                 if let Some(count) = turned_away.count(clock::now()) {
                     tracing::warn!(door = self.door, %addr, count, "too many connections at this door");
@@ -213,15 +231,22 @@ impl Entrance {
         })
     }
 
-    /// Somebody from this machine, whom nothing bounds.
-    #[cfg(test)]
-    pub(crate) fn for_tests() -> Self {
-        let limits = Limits {
-            rate: 1_000_000,
-            ..Limits::default()
+    /// The place of somebody whom this station has called itself: nobody else's counts with it.
+    pub fn alone(addr: SocketAddr, limits: &Limits) -> Self {
+        let book = Arc::new(Mutex::new(Book::default()));
+        let address = Address {
+            connections: 1,
+            bucket: Bucket::full(limits.rate, clock::now()),
         };
-        let addr = SocketAddr::from(([127, 0, 0, 1], 1));
-        Self::take(&Arc::default(), addr, &limits).expect("nobody else is there")
+        let mut inside = book.lock().unwrap_or_else(PoisonError::into_inner);
+        inside.inside = 1;
+        inside.addresses.insert(addr.ip(), address);
+        drop(inside);
+        Self {
+            addr,
+            book,
+            rate: limits.rate,
+        }
     }
 
     /// Waits until one more message of this address may be taken.

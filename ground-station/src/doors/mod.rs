@@ -3,24 +3,28 @@
 //!
 //! | module | what it does |
 //! |---|---|
+//! | [`clever_show`] | clever-show's drone clients, as guests of the fleet |
 //! | [`guard`] | what may pass, in whose name; every use is in the audit |
 //! | [`hall`] | listening: who may connect, how many, how fast |
 //! | [`knut`] | the door for Knut's clients |
 //! | [`platypush`] | what requests of Platypush's form mean here |
 //! | [`platypush_http`] | the door that takes them over HTTP, and hooks, files and readers of events |
 //! | [`platypush_tcp`] | the door that takes such requests over TCP |
+//! | [`socktools`] | the door for peers of socktools, which also dials |
 //! | [`stream`] | messages over a plain TCP stream, and how long each may take |
 //!
 //! Invariants: a door is closed unless the configuration opens it; what passes is permitted by the door's list *and*
 //! by the gate of [`swarm_shared::proto::trust::gate`] for the door's role; whoever asks gets an answer in the door's
 //! own language; nobody who behaves badly at a door is felt at another, or by the fleet.
 
+pub mod clever_show;
 pub mod guard;
 pub mod hall;
 pub mod knut;
 pub mod platypush;
 pub mod platypush_http;
 pub mod platypush_tcp;
+pub mod socktools;
 pub mod stream;
 
 use std::net::SocketAddr;
@@ -33,6 +37,8 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::doors::Doors;
 use crate::fleet::Fleet;
+use crate::fleet::guests::Guests;
+use crate::fleet::peers::Posts;
 use crate::store::Store;
 
 /// As the station shows itself to other programs.
@@ -42,6 +48,8 @@ pub struct Face {
     pub name: NodeName,
     /// To be found by.
     pub services: Services,
+    /// Where a door seats its peers.
+    pub posts: Posts,
 }
 
 /// What all doors stand in.
@@ -51,6 +59,8 @@ pub struct House {
     pub face: Face,
     /// To ask.
     pub fleet: Fleet,
+    /// For drones that come as guests.
+    pub guests: Guests,
     /// For the audit.
     pub store: Store,
     /// When to close.
@@ -119,10 +129,17 @@ impl Open {
     ///
     /// # Errors
     /// [`DoorError`]: then none is open.
-    pub async fn all(doors: &Doors, face: Face, fleet: Fleet, store: Store) -> Result<Self, DoorError> {
+    pub async fn all(
+        doors: &Doors,
+        face: Face,
+        fleet: Fleet,
+        guests: Guests,
+        store: Store,
+    ) -> Result<Self, DoorError> {
         let house = House {
             face,
             fleet,
+            guests,
             store,
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -138,11 +155,17 @@ impl Open {
     }
 
     async fn each(&self, doors: &Doors) -> Result<(), DoorError> {
+        if let Some(config) = &doors.clever_show {
+            clever_show::open(config, &self.house).await?;
+        }
         if let Some(door) = &doors.platypush_tcp {
             platypush_tcp::open(door, &self.house).await?;
         }
         if let Some(door) = &doors.platypush_http {
             platypush_http::open(door, &self.house).await?;
+        }
+        if let Some(door) = &doors.socktools {
+            socktools::open(door, &self.house)?;
         }
         if let Some(door) = &doors.knut {
             knut::open(door, &self.house).await?;

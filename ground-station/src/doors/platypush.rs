@@ -7,23 +7,26 @@
 //! | `station.nodes` | who is there |
 //! | `station.history` | what was sent, and how it ended |
 //! | `station.stop`, `station.release` | an emergency stop, and its end; `allow` has to name them |
+//! | `socktools.send` | `text`, or `data` in base64, to a `peer` of the door socktools, or to all; `allow` has to name it |
 //!
 //! The `output` of one node's delivery is its value, or what its program printed; of several, an object with what
 //! became of each. Each delivery that is not done has one line in `errors`.
 
+use data_encoding::BASE64;
 use serde_json::{Map, Value, json};
 use swarm_shared::net::{clock, random};
 use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::outcome::Outcome;
 use swarm_shared::proto::platypush::{self, BadMessage, ID_BYTES, Response};
 use swarm_shared::proto::selector::Selector;
-use swarm_shared::proto::trust::gate::Wish;
+use swarm_shared::proto::trust::gate::{ActionClass, Wish};
 use swarm_shared::proto::wire::Kind;
 
 use super::House;
 use super::guard::{Errand, Guard, NotDone, Visitor};
 use crate::config::doors::Common;
 use crate::duration;
+use crate::fleet::peers::PeerView;
 use crate::fleet::{Delivery, Event, PastQuery, PastState, Request};
 
 /// How many commands of the history are told, unless asked otherwise.
@@ -32,6 +35,8 @@ const HISTORY_LIMIT: u32 = 20;
 const HISTORY_LIMIT_MAX: u32 = 1_000;
 /// Longest answer, in bytes.
 const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Sends to peers of another door.
+const TELL: &str = "socktools.send";
 /// What runs the line of a `shell.exec`.
 const SHELL: &str = "/bin/sh";
 
@@ -56,6 +61,10 @@ enum Deed {
     History(PastQuery),
     Stop,
     Release,
+    Tell {
+        peer: Option<String>,
+        message: Vec<u8>,
+    },
 }
 
 /// What came of it.
@@ -186,6 +195,7 @@ impl Desk {
                 query.nodes = named.then_some(selector);
                 self.history(visitor, query).await
             }
+            Deed::Tell { peer, message } => self.tell(visitor, peer, &message).await,
             Deed::Stop => {
                 let request = Request::Stop {
                     selector: selector.clone(),
@@ -232,6 +242,36 @@ impl Desk {
         came
     }
 
+    async fn tell(&self, visitor: &Visitor, peer: Option<String>, message: &[u8]) -> Result<Came, NotDone> {
+        let to = peer.clone().unwrap_or_else(|| "all peers".to_owned());
+        let mut peers = Vec::new();
+        let done = match self.guard.permit_named(TELL, &Wish::Command(ActionClass::Act)) {
+            Ok(()) => {
+                let request = Request::Tell {
+                    door: "socktools".to_owned(),
+                    peer,
+                    message: BASE64.encode(message),
+                };
+                let take = |event| {
+                    if let Event::Peer(peer) = event {
+                        peers.push(peer);
+                    }
+                };
+                self.guard.ask(visitor, request, take).await
+            }
+            Err(refused) => Err(refused),
+        };
+        let noted = match &done {
+            Ok(()) => format!("{} bytes to {} peers", message.len(), peers.len()),
+            Err(why) => format!("not done: {why}"),
+        };
+        self.guard.note(visitor, TELL, &to, noted).await;
+        done?;
+        let fault = |peer: &PeerView| Some(format!("{}: {}", peer.peer, peer.error.as_ref()?));
+        let errors = peers.iter().filter_map(fault).collect();
+        Ok((json!(peers), errors))
+    }
+
     async fn history(&self, visitor: &Visitor, query: PastQuery) -> Result<Came, NotDone> {
         let one = query.number.is_some();
         let (mut commands, mut deliveries) = (Vec::new(), Vec::new());
@@ -268,6 +308,9 @@ pub fn random_id() -> [u8; ID_BYTES] {
 }
 
 fn read(action: String, args: Value) -> Result<Deed, String> {
+    if action == TELL {
+        return tell(args);
+    }
     let Some(station) = action.strip_prefix("station.") else {
         if action == "shell.exec" {
             return shell(args);
@@ -308,6 +351,21 @@ fn shell(args: Value) -> Result<Deed, String> {
         arguments: platypush::arguments(json!({ "program": SHELL, "args": ["-c", cmd] })),
         failures_count,
     })
+}
+
+fn tell(args: Value) -> Result<Deed, String> {
+    let mut fields = Fields::of(TELL, args, &["text", "peer", "data"])?;
+    let message = match (fields.text("text")?, fields.text("data")?) {
+        (Some(text), None) => text.into_bytes(),
+        (None, Some(data)) => BASE64
+            .decode(data.as_bytes())
+            .map_err(|error| format!("{TELL}: data is not base64: {error}"))?,
+        (Some(_), Some(_)) | (None, None) => {
+            return Err(format!("{TELL} takes text, or data in base64, and peer"));
+        }
+    };
+    let peer = fields.text("peer")?;
+    Ok(Deed::Tell { peer, message })
 }
 
 fn query(mut fields: Fields<'_>) -> Result<PastQuery, String> {
@@ -495,7 +553,17 @@ mod tests {
             limit: 5,
         };
         assert_eq!(deed("station.history", asked), Ok(Deed::History(wanted)));
+        let told = |peer: Option<&str>| Deed::Tell {
+            peer: peer.map(str::to_owned),
+            message: b"hi".to_vec(),
+        };
+        assert_eq!(deed("socktools.send", json!("hi")), Ok(told(None)));
+        let one = json!({"data": "aGk=", "peer": "10.0.0.9"});
+        assert_eq!(deed("socktools.send", one), Ok(told(Some("10.0.0.9"))));
         for (action, args) in [
+            ("socktools.send", json!({"text": "hi", "data": "aGk="})),
+            ("socktools.send", json!({"data": "hi!"})),
+            ("socktools.send", json!({})),
             ("station.nodes", json!([1])),
             ("station.shutdown", json!({})),
             ("station.history", json!({"limit": 0})),

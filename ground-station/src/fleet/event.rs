@@ -10,6 +10,7 @@ use swarm_shared::proto::id::{NodeName, PeerId, PeerKind};
 use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::trust::Role;
 
+use super::peers::PeerView;
 use super::{AuditView, CommandKind, CommandView, PastDelivery};
 
 /// One thing that came back.
@@ -78,6 +79,8 @@ pub enum Event {
     User(UserView),
     /// A token of a user.
     Token(TokenView),
+    /// A peer at a door.
+    Peer(PeerView),
     /// To a follower: word of a request that somebody else has made. Its last is `end` or `failed`.
     Told {
         /// What was asked for.
@@ -244,6 +247,9 @@ pub struct NodeView {
     /// What its last self-check said.
     #[serde(default)]
     pub checks: Vec<Check>,
+    /// What it tells of itself unasked, by name; absent if it tells nothing.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub telemetry: BTreeMap<String, Value>,
 }
 
 /// An emergency stop in force at a node.

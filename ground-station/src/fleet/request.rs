@@ -94,6 +94,20 @@ pub enum Request {
         /// The longest pause without progress.
         timeout_ms: u64,
     },
+    /// Who is connected at a door that has peers: one `peer` each.
+    Peers {
+        /// As in `[doors.NAME]`.
+        door: String,
+    },
+    /// A message to peers at a door: one `peer` each, when it is written or cannot be.
+    Tell {
+        /// As in `[doors.NAME]`.
+        door: String,
+        /// `ADDR:PORT`, or `ADDR`; all without it.
+        peer: Option<String>,
+        /// The bytes, in base64.
+        message: String,
+    },
     /// Make a fleet whose root is here: a `membership` event.
     Init,
     /// Make an invitation code: an `invitation` event.
@@ -208,6 +222,8 @@ impl Request {
             | Self::Stop { .. }
             | Self::Release { .. }
             | Self::SendFiles { .. }
+            | Self::Peers { .. }
+            | Self::Tell { .. }
             | Self::History { .. }
             | Self::Audit { .. }
             | Self::Retry { .. }

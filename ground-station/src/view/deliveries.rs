@@ -57,6 +57,7 @@ impl Report {
             | Event::Token(_)
             | Event::Told { .. }
             | Event::Telemetry { .. }
+            | Event::Peer(_)
             | Event::Missed { .. }
             | Event::Failed { .. }
             | Event::End => {}

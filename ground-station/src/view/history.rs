@@ -65,6 +65,7 @@ impl Past {
             | Event::Token(_)
             | Event::Told { .. }
             | Event::Telemetry { .. }
+            | Event::Peer(_)
             | Event::Missed { .. }
             | Event::Failed { .. }
             | Event::End => {}

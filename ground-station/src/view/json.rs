@@ -18,6 +18,7 @@ pub fn line(event: &Event) -> Option<String> {
         Event::Audit(view) => object(view),
         Event::User(view) => object(view),
         Event::Token(view) => object(view),
+        Event::Peer(view) => object(view),
         Event::Targets { .. }
         | Event::About(_)
         | Event::Progress { .. }

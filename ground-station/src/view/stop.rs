@@ -50,6 +50,7 @@ impl Acknowledged {
             | Event::Token(_)
             | Event::Told { .. }
             | Event::Telemetry { .. }
+            | Event::Peer(_)
             | Event::Missed { .. }
             | Event::Node(_)
             | Event::Note { .. }

@@ -157,6 +157,7 @@ async fn invite(fleet: &Fleet) -> anyhow::Result<String> {
             | Event::Token(_)
             | Event::Told { .. }
             | Event::Telemetry { .. }
+            | Event::Peer(_)
             | Event::Missed { .. }
             | Event::End => {}
         }

@@ -1,5 +1,8 @@
-//! Programs of other systems at the doors of real stations and nodes.
+//! Programs of other systems at the doors of real stations and nodes: written against what is known of the real ones,
+//! with Python's standard library only.
 
+mod clever_show;
 mod knut;
 mod platypush_http;
 mod platypush_tcp;
+mod socktools;

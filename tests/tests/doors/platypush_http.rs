@@ -274,7 +274,7 @@ fn users_and_tokens_are_kept_with_and_without_a_running_station() {
 
 #[test]
 fn it_speaks_tls_with_a_certificate_of_its_own() {
-    let (fleet, url) = fleet(0, &format!("tls = \"self-made\"\ntoken = \"{TOKEN}\""));
+    let (fleet, url) = fleet(1, &format!("tls = \"self-made\"\ntoken = \"{TOKEN}\""));
     let certificate = fleet.station.state_file("door-tls.pem");
     let port = url.rsplit(':').next().expect("a port").to_owned();
     let words = [
@@ -301,6 +301,25 @@ fn it_speaks_tls_with_a_certificate_of_its_own() {
     let mut answer = Vec::new();
     let _reset = plain.read_to_end(&mut answer);
     assert!(!answer.starts_with(b"HTTP/"), "{answer:?}");
+}
+
+#[test]
+fn it_speaks_tls_with_certificates_of_files() {
+    let file = |name: &str| format!("{}/peers/tls/{name}", env!("CARGO_MANIFEST_DIR"));
+    let authority = file("ca.crt");
+    let door = format!(
+        "token = \"{TOKEN}\"\nssl_cert = {:?}\nssl_key = {:?}\nssl_cafile = {authority:?}",
+        file("server.crt"),
+        file("server.key")
+    );
+    let (fleet, url) = fleet(1, &door);
+    let port = url.rsplit(':').next().expect("a port");
+    let words = ["tls", "localhost", port, &authority, "/openapi.json"];
+    let get = |own: &[&str]| peers::run(&fleet.field, PEER, &[&words[..], own].concat()).remove(0);
+    let answer = get(&[&file("client.crt"), &file("client.key")]);
+    assert_eq!(answer["status"], 200, "{answer}");
+    let stranger = get(&[]);
+    assert!(stranger["refused"].is_string(), "{stranger}");
 }
 
 #[test]

@@ -89,6 +89,7 @@ impl Board {
             | Event::Invitation(_)
             | Event::Member(_)
             | Event::Pending(_)
+            | Event::Peer(_)
             | Event::Command(_)
             | Event::About(_)
             | Event::Past(_)

@@ -13,7 +13,11 @@ use tokio_util::task::TaskTracker;
 
 use super::*;
 use crate::config::doors::Doors;
+use crate::config::doors::Limits;
+use crate::doors::hall::Entrance;
 use crate::doors::{Face, Open};
+use crate::fleet::guests::Guests;
+use crate::fleet::peers::Posts;
 use crate::fleet::{Call, Fleet, NodeRef, NodeState, NodeView};
 use crate::store::Store;
 
@@ -21,6 +25,7 @@ fn face() -> Face {
     Face {
         name: NodeName::from_host("st"),
         services: Services::default(),
+        posts: Posts::default(),
     }
 }
 
@@ -55,6 +60,7 @@ fn view(number: u8, name: &str, state: NodeState) -> Event {
         warnings: Vec::new(),
         stopped: None,
         checks: Vec::new(),
+        telemetry: BTreeMap::new(),
     })
 }
 
@@ -194,7 +200,7 @@ impl House {
             knut: Some(knut),
             ..Doors::default()
         };
-        let open = Open::all(&doors, face(), fleet, store);
+        let open = Open::all(&doors, face(), fleet, Guests::default(), store);
         let open = open.await.expect("opens");
         let call = calls.recv().await.expect("the door follows");
         assert_eq!(call.request, Request::Follow { telemetry: true });
@@ -327,6 +333,10 @@ async fn a_push_goes_to_everybody_and_the_door_closes_with_the_house() {
     }
 }
 
+fn nobody_elses() -> Entrance {
+    Entrance::alone(SocketAddr::from(([127, 0, 0, 1], 1)), &Limits::default())
+}
+
 /// A connection's place at a door of the fewest bounds.
 async fn place() -> (Arc<Desk>, crate::doors::House, tempfile::TempDir) {
     let dir = tempfile::tempdir().expect("a directory");
@@ -334,6 +344,7 @@ async fn place() -> (Arc<Desk>, crate::doors::House, tempfile::TempDir) {
     let house = crate::doors::House {
         face: face(),
         fleet: Fleet::local().0,
+        guests: Guests::default(),
         store,
         stop: CancellationToken::new(),
         tasks: TaskTracker::new(),
@@ -399,7 +410,7 @@ async fn silence_at_first_and_messages_without_end_are_closed() {
         let (desk, _house, _dir) = place().await;
         let (ours, mut theirs) = tokio::io::duplex(64);
         let (answers, _outgoing) = mpsc::channel(1);
-        let entrance = crate::doors::hall::Entrance::for_tests();
+        let entrance = nobody_elses();
         theirs.write_all(said).await.expect("room");
         let started = tokio::time::Instant::now();
         let reading = talk::read(&desk, ours, &entrance, answers);
@@ -419,7 +430,7 @@ async fn whoever_has_said_something_may_listen_for_good() {
     let (desk, _house, _dir) = place().await;
     let (ours, mut theirs) = tokio::io::duplex(64);
     let (answers, _outgoing) = mpsc::channel(1);
-    let entrance = crate::doors::hall::Entrance::for_tests();
+    let entrance = nobody_elses();
     theirs.write_all(b"\0").await.expect("room");
     let reading = talk::read(&desk, ours, &entrance, answers);
     let long = tokio::time::timeout(Duration::from_secs(100_000), reading).await;
@@ -442,7 +453,7 @@ async fn the_port_of_another_is_told_with_what_to_do() {
         knut: Some(knut),
         ..Doors::default()
     };
-    let opened = Open::all(&doors, face(), Fleet::local().0, store).await;
+    let opened = Open::all(&doors, face(), Fleet::local().0, Guests::default(), store).await;
     let error = opened.expect_err("taken").to_string();
     assert!(
         error.contains("[doors.knut]") && error.contains("change `listen`"),

@@ -82,6 +82,7 @@ impl Teller {
             | Event::Audit(_)
             | Event::User(_)
             | Event::Token(_)
+            | Event::Peer(_)
             | Event::Missed { .. }
             | Event::Failed { .. }
             | Event::End => None,
@@ -175,6 +176,7 @@ fn told(event: Event) -> Option<(&'static str, Map<String, Value>)> {
         | Event::Audit(_)
         | Event::User(_)
         | Event::Token(_)
+        | Event::Peer(_)
         | Event::Told { .. }
         | Event::Telemetry { .. }
         | Event::Missed { .. } => return None,

@@ -22,6 +22,8 @@ use tower::ServiceExt;
 use super::*;
 use crate::config::Config;
 use crate::doors::Face;
+use crate::fleet::guests::Guests;
+use crate::fleet::peers::Posts;
 use crate::fleet::{Call, Delivery, Event, Failure, NodeRef, Request as Asked};
 use crate::users::{self, Password};
 
@@ -61,9 +63,11 @@ impl Rig {
         let house = House {
             face: Face {
                 name: NodeName::parse("st").expect("a name"),
-                services: Services::none(),
+                services: Services::default(),
+                posts: Posts::default(),
             },
             fleet,
+            guests: Guests::default(),
             store: Store::open(dir.path()).await.expect("opens"),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),

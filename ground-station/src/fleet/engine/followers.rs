@@ -253,6 +253,8 @@ fn subject(request: &Request) -> Option<(CommandKind, &str)> {
         | Request::Members
         | Request::History { .. }
         | Request::Audit { .. }
+        | Request::Peers { .. }
+        | Request::Tell { .. }
         | Request::Retry { .. }
         | Request::Users { .. } => return None,
     };
@@ -344,6 +346,7 @@ fn told_of(event: &Event) -> Option<Event> {
         | Event::Audit(_)
         | Event::User(_)
         | Event::Token(_)
+        | Event::Peer(_)
         | Event::Told { .. }
         | Event::Telemetry { .. }
         | Event::Missed { .. } => None,

@@ -18,7 +18,7 @@ mod fetch;
 mod followers;
 mod keeper;
 mod office;
-mod recorder;
+pub(in crate::fleet) mod recorder;
 mod retry;
 mod roll;
 mod send;
@@ -57,6 +57,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::peers::Posts;
 use super::{Call, Event, Fleet};
 use crate::config::Config;
 use crate::store::{Store, StoreError};
@@ -117,6 +118,7 @@ pub struct Engine {
     store: Store,
     endpoint: Endpoint,
     services: Services,
+    posts: Posts,
     presence: Option<Presence>,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -132,6 +134,7 @@ struct Shared {
     keeper: keeper::Keeper,
     stops: Arc<stop::Stops>,
     routes: fetch::Routes,
+    posts: Posts,
     /// How many nodes are sent files at once.
     sends: Arc<Semaphore>,
     /// Whether the links stay up when a verb has its answer.
@@ -192,6 +195,7 @@ impl Engine {
         let book = keeper::Task::open(store.clone(), me, Arc::clone(&next_id)).await?;
         tasks.spawn(book.run(words, stop.clone()));
         let kept = store.clone();
+        let posts = Posts::default();
         let mut task = Task {
             me,
             shared: Shared {
@@ -206,6 +210,7 @@ impl Engine {
                     tasks.clone(),
                 )),
                 routes: fetch::Routes::default(),
+                posts: posts.clone(),
                 sends: Arc::new(Semaphore::new(send::NODES_AT_ONCE)),
                 stays,
             },
@@ -233,6 +238,7 @@ impl Engine {
             store: kept,
             endpoint,
             services: presence.services(),
+            posts,
             presence: Some(presence),
             stop,
             tasks,
@@ -252,6 +258,11 @@ impl Engine {
     /// To publish services of other systems.
     pub fn services(&self) -> Services {
         self.services.clone()
+    }
+
+    /// Where doors seat their peers.
+    pub fn posts(&self) -> Posts {
+        self.posts.clone()
     }
 
     /// What it remembers.

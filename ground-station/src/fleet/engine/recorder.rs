@@ -24,7 +24,7 @@ const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
 const SLICE_PAUSE: Duration = Duration::from_millis(20);
 
 /// Where a transfer's events go instead, to be noted and passed on.
-pub(super) fn transfer(
+pub(in crate::fleet) fn transfer(
     tasks: &TaskTracker,
     store: Store,
     record: Record,
@@ -85,7 +85,7 @@ async fn pass_transfer(
 
 /// Notes something that waits for no disk, a stop: its ends are handed over here, where there is room for each target's,
 /// and go their way to whoever asked by themselves. What has not ended when the sender goes is noted as `given_up`.
-pub(super) fn beside(
+pub(in crate::fleet) fn beside(
     tasks: &TaskTracker,
     store: Store,
     record: Record,
@@ -180,6 +180,13 @@ pub(super) fn audited(request: &Request) -> Option<(&'static str, String)> {
             UserAsk::Revoke { number } => Some(("door token revoke", number.to_string())),
             UserAsk::List | UserAsk::Tokens => None,
         },
+        Request::Tell { door, peer, message } => {
+            let peer = peer.as_deref().unwrap_or("all peers");
+            Some((
+                "tell",
+                format!("{door}: {} bytes of base64 to {peer}", message.len()),
+            ))
+        }
         Request::Nodes { .. }
         | Request::Watch { .. }
         | Request::Follow { .. }
@@ -193,6 +200,7 @@ pub(super) fn audited(request: &Request) -> Option<(&'static str, String)> {
         | Request::Members
         | Request::History { .. }
         | Request::Audit { .. }
+        | Request::Peers { .. }
         | Request::Retry { .. } => None,
     }
 }
@@ -236,6 +244,7 @@ pub(super) fn audit(
                 | Event::Token(_)
                 | Event::Told { .. }
                 | Event::Telemetry { .. }
+                | Event::Peer(_)
                 | Event::Missed { .. } => None,
             };
             if let Some(outcome) = outcome {
@@ -253,7 +262,7 @@ pub(super) fn audit(
 }
 
 /// Notes who did what.
-pub(super) async fn note(store: &Store, who: &str, what: &str, detail: &str, outcome: &str) {
+pub(in crate::fleet) async fn note(store: &Store, who: &str, what: &str, detail: &str, outcome: &str) {
     let entry = Entry {
         at_ms: clock::unix_time_ms(),
         who: who.to_owned(),

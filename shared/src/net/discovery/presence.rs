@@ -65,11 +65,6 @@ impl Default for Services {
 }
 
 impl Services {
-    /// Publishes nothing: where there is no discovery.
-    pub fn none() -> Self {
-        Self(mpsc::channel(1).0)
-    }
-
     /// Publishes one; `false` without mDNS.
     pub async fn offer(&self, service: Service) -> bool {
         self.0.send(service).await.is_ok()

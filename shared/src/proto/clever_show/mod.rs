@@ -1,0 +1,34 @@
+//! What clever-show's programs say to one another, on the frame of [`wire`](super::wire): its server commands drones,
+//! its drones answer. We take both parts: a station is their server, a node is their drone.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`message`] | messages to frames and back |
+//! | [`announcement`] | the datagram by which a server says where it is |
+//! | [`server`] | a server's side of one drone: what to ask, what waits, what a new connection changes |
+//!
+//! Invariants: `null` is never written as whole content, because the real programs never finish reading it; nothing that
+//! a peer says ends more than its own connection.
+
+use super::wire;
+
+pub mod announcement;
+pub mod message;
+pub mod server;
+
+pub use announcement::{Announcement, BadAnnouncement};
+pub use message::{BadMessage, Message, request_id};
+
+/// Where the server listens.
+pub const SERVER_PORT: u16 = 25_000;
+/// Where drones listen for announcements.
+pub const ANNOUNCEMENT_PORT: u16 = 8_181;
+/// Longest announcement, in bytes: drones read no more.
+pub const ANNOUNCEMENT_BYTES_MAX: usize = 1_024;
+/// The action and the question that carry files.
+pub const FILE_TRANSFER: &str = "filetransfer";
+/// Longest id of a drone that is taken for one, in bytes. Its own rule is 63; host names may be longer.
+pub const ID_BYTES_MAX: usize = 253;
+
+/// Frames of a peer that has not said who it is, and of one that has.
+pub const LIMITS_GREETING: wire::Limits = wire::Limits::PREAUTH;
