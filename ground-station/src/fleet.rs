@@ -28,10 +28,10 @@ pub mod shout;
 
 pub use event::{
     Check, Delivery, Event, Failure, InvitationView, MemberView, MembershipView, NodeRef, NodeState,
-    NodeView, PendingView, StopView,
+    NodeView, PendingView, StopView, TokenView, UserView,
 };
 pub use past::{AuditView, CommandKind, CommandView, PastDelivery, PastQuery, PastState};
-pub use request::{Batch, BatchSize, FileToSend, FilesToSend, Request};
+pub use request::{Batch, BatchSize, FileToSend, FilesToSend, Request, UserAsk};
 
 /// Most requests that wait for the engine.
 pub const CALLS_MAX: usize = 64;

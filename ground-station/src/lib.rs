@@ -7,6 +7,7 @@
 //! | [`doors`] | how programs that were written for other systems reach the fleet |
 //! | [`store`] | what survives a restart: members, invitations, commands and their deliveries |
 //! | [`config`] | `config.toml` and `GROUND_STATION_*` |
+//! | [`users`] | who may pass doors that ask for a name: passwords and tokens |
 //! | [`view`] | events in, text out |
 //! | [`who`] | which user of this machine asks |
 //! | [`cli`] | one file for each verb |
@@ -18,5 +19,6 @@ pub mod doors;
 pub mod duration;
 pub mod fleet;
 pub mod store;
+pub mod users;
 pub mod view;
 pub mod who;

@@ -1,7 +1,7 @@
 //! Programs of other systems, in `tests/peers`: written against what is known of those systems, in Python with its
 //! standard library only.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -10,6 +10,11 @@ use serde_json::Value;
 use crate::fleet::{Field, PATIENCE};
 use crate::process::{Process, Stream};
 
+/// Where a script is.
+pub fn path(script: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("peers").join(script)
+}
+
 /// Starts one; it writes lines of JSON to its standard output.
 ///
 /// # Panics
@@ -17,10 +22,9 @@ use crate::process::{Process, Stream};
 pub fn start(field: &Field, script: &str, args: &[&str]) -> Process {
     static COUNT: AtomicU32 = AtomicU32::new(1);
     let number = COUNT.fetch_add(1, Ordering::Relaxed);
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers").join(script);
     let mut command = Command::new("python3");
     // Its log is read while it runs.
-    command.arg("-u").arg(path).args(args);
+    command.arg("-u").arg(path(script)).args(args);
     Process::spawn(command, &format!("{script}-{number}"), field.path())
 }
 

@@ -4,8 +4,9 @@ use super::Common;
 use super::screen::{CliError, Screen};
 
 mod peers;
+mod users;
 
-/// Reach who is connected at a door of a running `serve`
+/// Users and tokens of doors, and who is connected at one of a running `serve`
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(subcommand)]
@@ -18,11 +19,14 @@ enum Verb {
     Send(peers::SendArgs),
     /// Show the peers that are connected at a door
     Peers(peers::PeersArgs),
+    #[command(flatten)]
+    Users(users::Verb),
 }
 
 pub(super) async fn run(args: Args, common: &Common, screen: &mut Screen) -> Result<u8, CliError> {
     match args.verb {
         Verb::Send(args) => peers::send(args, common, screen).await,
         Verb::Peers(args) => peers::list(args, common, screen).await,
+        Verb::Users(verb) => users::run(verb, common, screen).await,
     }
 }

@@ -121,6 +121,8 @@ pub(super) async fn run(args: Args, common: &Common, screen: &mut Screen) -> Res
             | Event::About(_)
             | Event::Past(_)
             | Event::Audit(_)
+            | Event::User(_)
+            | Event::Token(_)
             | Event::Told { .. }
             | Event::Telemetry { .. }
             | Event::Peer(_)

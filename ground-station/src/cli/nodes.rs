@@ -123,6 +123,8 @@ async fn watch(fleet: &Fleet, selector: Selector, screen: &mut Screen) -> Result
                 | Event::About(_)
                 | Event::Past(_)
                 | Event::Audit(_)
+                | Event::User(_)
+                | Event::Token(_)
                 | Event::Told { .. }
                 | Event::Telemetry { .. }
                 | Event::Peer(_)

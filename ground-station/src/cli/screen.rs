@@ -255,6 +255,12 @@ impl Screen {
     }
 }
 
+/// Asks on standard error, without an end of line. If that is closed there is nobody to ask.
+pub(super) fn prompt(text: &str) {
+    let mut to = io::stderr().lock();
+    write!(to, "{text}").and_then(|()| to.flush()).ok();
+}
+
 /// Whether a stream gets colours: a terminal that has them, and nobody said no (<https://no-color.org>).
 pub(super) fn wants_color(no_color: bool, stream: &impl IsTerminal) -> bool {
     let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());

@@ -31,7 +31,7 @@ use crate::duration;
 
 mod clever_show;
 mod knut;
-mod platypush_http;
+pub mod platypush_http;
 mod platypush_tcp;
 mod socktools;
 #[cfg(test)]
@@ -130,6 +130,10 @@ impl Common {
 pub struct Secret(String);
 
 impl Secret {
+    fn new(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+
     /// Whether `shown` is it. How long that takes tells nothing of it but its length.
     pub fn is(&self, shown: &str) -> bool {
         let differ = |a: &[u8], b: &[u8]| a.iter().zip(b).fold(0, |all, (a, b)| all | (a ^ b));

@@ -76,6 +76,7 @@ fn first_event_patience(request: &Request) -> Option<Duration> {
         | Request::Audit { .. }
         | Request::Retry { .. }
         | Request::Fetch { .. }
+        | Request::Users { .. }
         | Request::Peers { .. }
         | Request::Init
         | Request::Invite { .. }

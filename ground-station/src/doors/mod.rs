@@ -8,9 +8,10 @@
 //! | [`hall`] | listening: who may connect, how many, how fast |
 //! | [`knut`] | the door for Knut's clients |
 //! | [`platypush`] | what requests of Platypush's form mean here |
-//! | [`stream`] | messages over a plain TCP stream, and how long each may take |
+//! | [`platypush_http`] | the door that takes them over HTTP, and hooks, files and readers of events |
 //! | [`platypush_tcp`] | the door that takes such requests over TCP |
 //! | [`socktools`] | the door for peers of socktools, which also dials |
+//! | [`stream`] | messages over a plain TCP stream, and how long each may take |
 //!
 //! Invariants: a door is closed unless the configuration opens it; what passes is permitted by the door's list *and*
 //! by the gate of [`swarm_shared::proto::trust::gate`] for the door's role; whoever asks gets an answer in the door's
@@ -21,6 +22,7 @@ pub mod guard;
 pub mod hall;
 pub mod knut;
 pub mod platypush;
+pub mod platypush_http;
 pub mod platypush_tcp;
 pub mod socktools;
 pub mod stream;
@@ -106,6 +108,14 @@ pub enum DoorError {
         /// Why.
         reason: String,
     },
+    /// What it is to do does not go together.
+    #[error("[doors.{door}]: {reason}")]
+    Configuration {
+        /// Which.
+        door: &'static str,
+        /// What, and what to change.
+        reason: String,
+    },
 }
 
 /// The open doors.
@@ -150,6 +160,9 @@ impl Open {
         }
         if let Some(door) = &doors.platypush_tcp {
             platypush_tcp::open(door, &self.house).await?;
+        }
+        if let Some(door) = &doors.platypush_http {
+            platypush_http::open(door, &self.house).await?;
         }
         if let Some(door) = &doors.socktools {
             socktools::open(door, &self.house)?;

@@ -75,6 +75,10 @@ pub enum Event {
     Past(PastDelivery),
     /// Who did what.
     Audit(AuditView),
+    /// A user of doors.
+    User(UserView),
+    /// A token of a user.
+    Token(TokenView),
     /// A peer at a door.
     Peer(PeerView),
     /// To a follower: word of a request that somebody else has made. Its last is `end` or `failed`.
@@ -331,4 +335,38 @@ pub struct PendingView {
     pub address: Option<SocketAddr>,
     /// Milliseconds since it first knocked.
     pub waiting_ms: u64,
+}
+
+/// A user of doors.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserView {
+    /// The name.
+    pub user: String,
+    /// When they were added, in milliseconds since 1970.
+    pub added_ms: u64,
+    /// How many tokens are theirs, logins among them.
+    pub tokens: u64,
+    /// What became of them just now: `added`, `changed`, `removed`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub now: Option<String>,
+}
+
+/// A token of a user.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenView {
+    /// Its number.
+    pub number: u64,
+    /// Whose.
+    pub user: String,
+    /// What for: `program`, or `session`, which is the login of a browser.
+    pub kind: String,
+    /// What its maker called it.
+    pub label: String,
+    /// When it was made, in milliseconds since 1970.
+    pub made_ms: u64,
+    /// Until when it is good.
+    pub expires_ms: u64,
+    /// The token itself, once: when it is made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
 }

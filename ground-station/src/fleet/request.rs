@@ -9,6 +9,7 @@ use swarm_shared::proto::trust::Role;
 use swarm_shared::proto::wire::Lane;
 
 use super::PastQuery;
+use crate::users::Password;
 
 /// What can be asked. Times are in milliseconds; paths on this machine are absolute, as the process that carries
 /// the request out may stand in another directory.
@@ -158,6 +159,47 @@ pub enum Request {
         /// How long to wait for outcomes.
         timeout_ms: u64,
     },
+    /// Users of doors, and their tokens: `user` or `token` events.
+    Users {
+        /// What.
+        ask: UserAsk,
+    },
+}
+
+/// What can be asked of users of doors.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "ask", rename_all = "kebab-case")]
+pub enum UserAsk {
+    /// Add one, or give one another password: a `user` event.
+    Add {
+        /// Who.
+        name: String,
+        /// What they show.
+        password: Password,
+    },
+    /// Remove one, and all their tokens: a `user` event.
+    Remove {
+        /// Who.
+        name: String,
+    },
+    /// All: `user` events.
+    List,
+    /// Make a token for a program of a user: a `token` event, the only one that ever holds the token itself.
+    MakeToken {
+        /// Whose.
+        name: String,
+        /// How long it is good.
+        days: u32,
+        /// What it is for.
+        label: String,
+    },
+    /// All that are good still: `token` events.
+    Tokens,
+    /// Take one back: no event but the last.
+    Revoke {
+        /// Its number.
+        number: u64,
+    },
 }
 
 impl Request {
@@ -185,6 +227,7 @@ impl Request {
             | Self::History { .. }
             | Self::Audit { .. }
             | Self::Retry { .. }
+            | Self::Users { .. }
             | Self::Fetch { .. } => false,
         }
     }

@@ -13,6 +13,7 @@
 //! | [`history`] | the questions that people ask about them; read over a connection of its own |
 //! | [`audit`] | who did what |
 //! | [`retention`] | how much of all that is kept |
+//! | [`users`] | who may pass a door that asks for a name, and with which tokens |
 //! | `members`, `meta` | who belongs; single values |
 
 use std::os::unix::fs::OpenOptionsExt;
@@ -37,6 +38,7 @@ pub mod moment;
 pub mod retention;
 mod schema;
 mod thread;
+pub mod users;
 
 #[cfg(test)]
 mod tests;

@@ -103,6 +103,27 @@ pub(super) const STEPS: &[&str] = &[
         outcome TEXT NOT NULL
     ) STRICT;
 ",
+    "
+    -- Who may pass a door that asks for a name. AUTOINCREMENT: a user's number never means another one.
+    CREATE TABLE users (
+        number   INTEGER PRIMARY KEY AUTOINCREMENT,
+        name     TEXT NOT NULL UNIQUE,
+        password TEXT NOT NULL,
+        made_ms  INTEGER NOT NULL
+    ) STRICT;
+
+    -- Never the token itself.
+    CREATE TABLE tokens (
+        number     INTEGER PRIMARY KEY AUTOINCREMENT,
+        user       INTEGER NOT NULL REFERENCES users (number) ON DELETE CASCADE,
+        kind       TEXT NOT NULL,
+        label      TEXT NOT NULL,
+        hash       BLOB NOT NULL UNIQUE,
+        made_ms    INTEGER NOT NULL,
+        expires_ms INTEGER NOT NULL
+    ) STRICT;
+    CREATE INDEX tokens_of_user ON tokens (user, kind);
+",
 ];
 
 /// The newest schema that this build knows.

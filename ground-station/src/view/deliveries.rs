@@ -53,6 +53,8 @@ impl Report {
             | Event::About(_)
             | Event::Past(_)
             | Event::Audit(_)
+            | Event::User(_)
+            | Event::Token(_)
             | Event::Told { .. }
             | Event::Telemetry { .. }
             | Event::Peer(_)

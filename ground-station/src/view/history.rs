@@ -61,6 +61,8 @@ impl Past {
             | Event::Invitation(_)
             | Event::Member(_)
             | Event::Pending(_)
+            | Event::User(_)
+            | Event::Token(_)
             | Event::Told { .. }
             | Event::Telemetry { .. }
             | Event::Peer(_)

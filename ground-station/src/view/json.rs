@@ -16,6 +16,8 @@ pub fn line(event: &Event) -> Option<String> {
         Event::Command(view) => object(view),
         Event::Past(view) => object(view),
         Event::Audit(view) => object(view),
+        Event::User(view) => object(view),
+        Event::Token(view) => object(view),
         Event::Peer(view) => object(view),
         Event::Targets { .. }
         | Event::About(_)

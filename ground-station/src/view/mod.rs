@@ -14,6 +14,7 @@ pub mod nodes;
 pub mod peers;
 pub mod stop;
 pub mod table;
+pub mod users;
 pub mod when;
 
 #[cfg(test)]

@@ -46,6 +46,8 @@ impl Acknowledged {
             | Event::About(_)
             | Event::Past(_)
             | Event::Audit(_)
+            | Event::User(_)
+            | Event::Token(_)
             | Event::Told { .. }
             | Event::Telemetry { .. }
             | Event::Peer(_)

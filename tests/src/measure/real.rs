@@ -153,6 +153,8 @@ async fn invite(fleet: &Fleet) -> anyhow::Result<String> {
             | Event::About(_)
             | Event::Past(_)
             | Event::Audit(_)
+            | Event::User(_)
+            | Event::Token(_)
             | Event::Told { .. }
             | Event::Telemetry { .. }
             | Event::Peer(_)

@@ -3,5 +3,6 @@
 
 mod clever_show;
 mod knut;
+mod platypush_http;
 mod platypush_tcp;
 mod socktools;

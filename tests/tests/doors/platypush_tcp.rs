@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use swarm_shared::net::clock;
-use swarm_tests::fleet::{Field, Fleet, PATIENCE, text};
+use swarm_tests::fleet::{Field, Fleet, PATIENCE, Place, text};
+use swarm_tests::lab::Lab;
 use swarm_tests::peers;
 use swarm_tests::process::let_pass;
 
@@ -258,6 +259,33 @@ fn the_station_is_asked_stopped_and_released() {
         &json!({"action": "station.history", "args": {"number": past[0]["command"]}}),
     );
     assert_eq!(output(&one)["deliveries"][0]["state"], "done");
+}
+
+/// On a network of its own: what is on loopback only is not published.
+#[test]
+fn a_door_that_others_reach_is_found_and_said_to_be_open() {
+    let Some(lab) = Lab::or_skip(2) else { return };
+    let field = Field::new();
+    let mut station = field.station("st", Place::host(&lab, 0));
+    station.configure("[doors.platypush_tcp]\nbind_address = \"0.0.0.0\"\nport = 1234");
+    station.serve();
+    let script = peers::path("mdns_find.py");
+    let (script, address) = (script.display().to_string(), lab.ip(1).to_string());
+    let args = ["-u", &script, &address, "_platypush-tcp._tcp.local"];
+    let mut finder = lab.spawn(1, "finder", "python3", &args);
+    let found = finder.wait_json(PATIENCE, "found", |line| line["port"] == 1234);
+    assert_eq!(found["instance"], "st._platypush-tcp._tcp.local");
+    let txt = &found["txt"];
+    assert_eq!(
+        (&txt["name"], &txt["vendor"]),
+        (&json!("st"), &json!("ground-station"))
+    );
+    assert!(txt["version"].is_string(), "{txt}");
+    let log = station.log();
+    assert!(
+        log.iter().any(|line| line.contains("door open to the network")),
+        "{log:#?}"
+    );
 }
 
 #[test]

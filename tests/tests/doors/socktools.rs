@@ -5,9 +5,9 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use swarm_tests::fleet::{Field, Fleet, PATIENCE, text};
+use swarm_tests::fleet::{Field, Fleet, PATIENCE, Place, text};
 use swarm_tests::peers;
-use swarm_tests::process::{Signal, wait_until};
+use swarm_tests::process::{Signal, let_pass, wait_until};
 
 const PING: &str = r#"send:{"type":"request","id":"7","action":"ping","origin":"desk"}"#;
 
@@ -118,6 +118,40 @@ fn a_peer_is_connected_to_again_and_again() {
     fleet.station.end(Signal::TERM);
     let nobody = fleet.station.say(&["door", "peers", "socktools"]).expect(2);
     nobody.says("no station serves here");
+}
+
+/// Two stations keep a link between their doors, though nobody says anything; and they do not answer answers.
+#[test]
+fn a_link_is_kept_alive_where_that_is_wanted() {
+    let field = Field::new();
+    let ports = [field.port(), field.port()];
+    let mut stations = ["a", "b"].map(|name| field.station(name, Place::here()));
+    for (station, (port, more)) in stations.iter_mut().zip([
+        (ports[0], String::new()),
+        (ports[1], format!("dial = [\"127.0.0.1:{}\"]", ports[0])),
+    ]) {
+        let door = format!(
+            "[doors.socktools]\nlisten = \"127.0.0.1:{port}\"\nidle = \"1s\"\nkeep_alive = \"200ms\"\n{more}"
+        );
+        station.configure(&door);
+        station.serve();
+    }
+    let peers = |name: &str| {
+        let station = stations
+            .iter()
+            .find(|station| station.name == name)
+            .expect("there");
+        station.run(&["door", "peers", "socktools"]).expect(0).json()
+    };
+    let mut linked = Vec::new();
+    wait_until(PATIENCE, "they are linked", || {
+        linked = peers("a");
+        linked.len() == 1
+    });
+    stations[0].run(&["door", "send", "socktools", "hello"]).expect(0);
+    let_pass(Duration::from_secs(4));
+    assert_eq!(peers("a"), linked, "the same connection");
+    assert_eq!(peers("b").len(), 1);
 }
 
 #[test]

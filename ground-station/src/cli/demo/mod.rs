@@ -467,6 +467,8 @@ async fn invite(fleet: &Fleet, uses: u16) -> Result<String, CliError> {
             | Event::About(_)
             | Event::Past(_)
             | Event::Audit(_)
+            | Event::User(_)
+            | Event::Token(_)
             | Event::Told { .. }
             | Event::Telemetry { .. }
             | Event::Peer(_)

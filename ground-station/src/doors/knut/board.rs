@@ -94,6 +94,8 @@ impl Board {
             | Event::About(_)
             | Event::Past(_)
             | Event::Audit(_)
+            | Event::User(_)
+            | Event::Token(_)
             | Event::Told { .. }
             | Event::Missed { .. }
             | Event::Failed { .. }

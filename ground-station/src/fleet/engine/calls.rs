@@ -7,7 +7,7 @@ use swarm_shared::proto::selector::Selector;
 use swarm_shared::proto::trust::gate::{ActionClass, classify};
 use tokio::sync::mpsc;
 
-use super::{Look, Task, acts, commands, fetch, office, recorder, retry, roll, send, stop};
+use super::{Look, Task, acts, commands, fetch, office, recorder, retry, roll, send, stop, users};
 use crate::fleet::peers::{PeerView, Posts};
 use crate::fleet::{Call, CommandKind, Event, Failure, Request, archive};
 use crate::store::Origin;
@@ -220,6 +220,10 @@ impl Task {
                 self.tasks
                     .spawn(async move { archive::answer_audit(&state_dir, query, events).await });
             }
+            Request::Users { ask } => {
+                let store = self.store.clone();
+                self.tasks.spawn(users::answer(store, ask, events));
+            }
             // Has become what it repeats, above.
             Request::Retry { .. } => {}
             Request::Members => {
@@ -345,7 +349,7 @@ pub(super) async fn finish(events: &mpsc::Sender<Event>, done: Result<Vec<Event>
     say_all(events, all).await;
 }
 
-async fn say_all(events: &mpsc::Sender<Event>, all: Vec<Event>) {
+pub(super) async fn say_all(events: &mpsc::Sender<Event>, all: Vec<Event>) {
     for event in all {
         if events.send(event).await.is_err() {
             // Nobody wants to know.

@@ -263,7 +263,8 @@ fn subject(request: &Request) -> Option<(CommandKind, &str)> {
         | Request::Audit { .. }
         | Request::Peers { .. }
         | Request::Tell { .. }
-        | Request::Retry { .. } => return None,
+        | Request::Retry { .. }
+        | Request::Users { .. } => return None,
     };
     Some((kind, kind.as_str()))
 }
@@ -355,6 +356,8 @@ fn told_of(event: &Event) -> Option<Event> {
         | Event::About(_)
         | Event::Past(_)
         | Event::Audit(_)
+        | Event::User(_)
+        | Event::Token(_)
         | Event::Peer(_)
         | Event::Told { .. }
         | Event::Telemetry { .. }

@@ -23,6 +23,7 @@ mod retry;
 mod roll;
 mod send;
 mod stop;
+mod users;
 mod watchers;
 
 use std::collections::BTreeMap;

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::fleet::{Delivery, EVENTS_MAX, Event, Request};
+use crate::fleet::{Delivery, EVENTS_MAX, Event, Request, UserAsk};
 use crate::store::audit::Entry;
 use crate::store::deliveries::Record;
 use crate::store::retention::Keep;
@@ -171,6 +171,15 @@ pub(super) fn audited(request: &Request) -> Option<(&'static str, String)> {
         Request::Join { .. } => Some(("join", "another station's fleet".to_owned())),
         Request::Accept { node } => Some(("accept", node.clone())),
         Request::Revoke { node } => Some(("revoke", node.clone())),
+        Request::Users { ask } => match ask {
+            UserAsk::Add { name, .. } => Some(("door user add", name.clone())),
+            UserAsk::Remove { name } => Some(("door user remove", name.clone())),
+            UserAsk::MakeToken { name, days, label } => {
+                Some(("door token", format!("for {name}, {days} days: {label}")))
+            }
+            UserAsk::Revoke { number } => Some(("door token revoke", number.to_string())),
+            UserAsk::List | UserAsk::Tokens => None,
+        },
         Request::Tell { door, peer, message } => {
             let peer = peer.as_deref().unwrap_or("all peers");
             Some((
@@ -231,6 +240,8 @@ pub(super) fn audit(
                 | Event::About(_)
                 | Event::Past(_)
                 | Event::Audit(_)
+                | Event::User(_)
+                | Event::Token(_)
                 | Event::Told { .. }
                 | Event::Telemetry { .. }
                 | Event::Peer(_)

@@ -185,6 +185,27 @@ impl Roots {
         self.dirs.values().map(|dir| sweep::sweep_top(dir)).sum()
     }
 
+    /// Opens a regular file below a root for reading.
+    ///
+    /// # Errors
+    /// [`FileError`]: no such file, not a regular one, or not below the root.
+    pub fn open(&self, path: &str) -> Result<File, FileError> {
+        let (dir, name) = self.parent_of(path, false)?;
+        let file = self
+            .opener
+            .read(dir.as_fd(), &name)
+            .map_err(|e| FileError::io(path, "open it", e))?;
+        let meta = file
+            .metadata()
+            .map_err(|e| FileError::io(path, "examine it", e))?;
+        if !meta.is_file() {
+            return Err(FileError::NotAFile {
+                path: path.to_owned(),
+            });
+        }
+        Ok(file)
+    }
+
     /// Opens the directory that holds `path`, and the path's last component.
     fn parent_of(&self, path: &str, create: bool) -> Result<(OwnedFd, String), FileError> {
         let BelowRoot { root, dirs, name } = BelowRoot::parse(path)?;

@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use bytes::Bytes;
@@ -41,12 +40,7 @@ impl Outgoing {
     /// # Errors
     /// [`FileError`]: no such file, not a regular one, or not below the root.
     pub fn open(roots: &Roots, path: &str) -> Result<Self, FileError> {
-        let (dir, name) = roots.parent_of(path, false)?;
-        let file = roots
-            .opener
-            .read(dir.as_fd(), &name)
-            .map_err(|e| FileError::io(path, "open it", e))?;
-        Self::of(file, path)
+        Self::of(roots.open(path)?, path)
     }
 
     /// Sends a file that is open already: one that the operator named on this machine.

@@ -1,0 +1,162 @@
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::config::Config;
+
+fn read(text: &str) -> Result<PlatypushHttp, String> {
+    let mut config = Config::for_host("pi");
+    let read = config.read_file(Path::new("config.toml"), text);
+    read.map_err(|error| error.to_string())?;
+    config.doors.platypush_http.ok_or_else(|| "closed".to_owned())
+}
+
+const HOOK: &str = r##"
+    [doors.platypush_http.hooks.lights]
+    action = "led"
+    target = "drone-*"
+    methods = ["POST"]
+    token = "0123456789abcdef"
+    [doors.platypush_http.hooks.lights.parameters]
+    color = { from = "body", key = "colour", pattern = "#[0-9a-f]{6}", default = "#ffffff" }
+    level = { type = "integer", min = 0, max = 10 }
+    mode = { from = "const", value = "steady" }
+    fade = { type = "boolean", default = false }
+    speed = { type = "number", default = 1.5, choices = [0.5, 1.5] }
+"##;
+
+#[test]
+fn every_key_of_its_own_is_read() {
+    let text = r#"
+        [doors.platypush_http]
+        tls = "self-made"
+        ssl_cert = "a"
+        ssl_key = "b"
+        ssl_cafile = "c"
+        ssl_capath = "d"
+        websocket_port = 8009
+        [doors.platypush_http.resources]
+        music = "/srv/music"
+    "#;
+    let door = read(text).expect("reads");
+    assert_eq!((door.tls, door.websocket_port), (Tls::SelfMade, Some(8009)));
+    assert_eq!(door.ssl_capath, Some("d".into()));
+    assert_eq!(door.resources["music"], Path::new("/srv/music"));
+    let plain = read("[doors.platypush_http]").expect("reads");
+    assert_eq!((plain.tls, plain.websocket_port), (Tls::None, None));
+    assert_eq!(plain.common.listen.to_string(), "127.0.0.1:8008");
+}
+
+#[test]
+fn a_hook_takes_what_fits_its_types() {
+    let door = read(HOOK).expect("reads");
+    let hook = &door.hooks["lights"];
+    assert_eq!(
+        (hook.action.as_str(), hook.methods.as_slice()),
+        ("led", &["POST".to_owned()][..])
+    );
+    let take = |query: &[(&str, &str)], body: Value| {
+        let query = query
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+            .collect();
+        let given = Given {
+            query: &query,
+            body: body.as_object(),
+        };
+        hook.arguments(given)
+            .map(Value::Object)
+            .map_err(|error| error.to_string())
+    };
+    assert_eq!(
+        take(
+            &[("level", "7"), ("fade", "on"), ("stranger", "x")],
+            json!({ "colour": "#00ff00" })
+        ),
+        Ok(json!({ "color": "#00ff00", "level": 7, "mode": "steady", "fade": true, "speed": 1.5 }))
+    );
+    for (query, body, wanted) in [
+        (&[][..], json!({}), "\"level\": \"level\" is missing in the query"),
+        (
+            &[("level", "x")],
+            json!({}),
+            "\"level\": has to be a whole number, at least 0, at most 10",
+        ),
+        (&[("level", "11")], json!({}), "at most 10"),
+        (
+            &[("level", "1")],
+            json!({ "colour": "#00ff001" }),
+            "that matches #[0-9a-f]{6}",
+        ),
+        (
+            &[("level", "1")],
+            json!({ "colour": ["#00ff00"] }),
+            "has to be a text",
+        ),
+        (&[("level", "1"), ("speed", "2")], json!({}), "one of 0.5, 1.5"),
+    ] {
+        let error = take(query, body).expect_err(wanted);
+        assert!(error.contains(wanted), "{error}");
+    }
+}
+
+#[test]
+fn what_is_wrong_with_a_hook_is_named_with_its_line() {
+    let hook = |text: &str| format!("[doors.platypush_http.hooks.x]\n{text}");
+    for (text, wanted) in [
+        ("", "config.toml:1: hook x says no action"),
+        (
+            "acton = \"led\"",
+            "config.toml:2: hook x: unknown key \"acton\"; did you mean \"action\"?",
+        ),
+        ("action = 1", "config.toml:2: action of a hook has to be a text"),
+        (
+            "action = \"a\"\ntoken = \"x\"",
+            "config.toml:3: a token has at least 16",
+        ),
+        (
+            "action = \"a\"\nmethods = [\"post\"]",
+            "config.toml:3: methods are a list",
+        ),
+        (
+            "action = \"a\"\nparameters.p = { form = \"query\" }",
+            "unknown key \"form\"; did you mean \"from\"?",
+        ),
+        (
+            "action = \"a\"\nparameters.p = { from = \"const\" }",
+            "is a const and has no `value`",
+        ),
+        (
+            "action = \"a\"\nparameters.p = { value = 1 }",
+            "write from = \"const\"",
+        ),
+        (
+            "action = \"a\"\nparameters.p = { type = \"integer\", default = \"x\" }",
+            "does not fit itself",
+        ),
+        (
+            "action = \"a\"\nparameters.p = { type = \"integer\", pattern = \"x\" }",
+            "a pattern is for strings",
+        ),
+        (
+            "action = \"a\"\nparameters.p = { pattern = \"(\" }",
+            "is not a regular expression",
+        ),
+        (
+            "action = \"a\"\nparameters.p = { min = 1 }",
+            "min and max are for numbers",
+        ),
+    ] {
+        let error = read(&hook(text)).expect_err(text);
+        assert!(error.contains(wanted), "{error}");
+    }
+    for bad in [
+        "[doors.platypush_http.hooks.\"a/b\"]",
+        "[doors.platypush_http.resources]\n\"..\" = \"/\"",
+    ] {
+        let error = read(bad).expect_err(bad);
+        assert!(error.contains("is no name of a"), "{error}");
+    }
+    read("[doors.platypush_http.resources]\na = 1").expect_err("no directory");
+}

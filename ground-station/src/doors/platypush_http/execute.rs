@@ -1,0 +1,31 @@
+//! `POST /execute`: a request message in, its response message out.
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::{Extension, Json, extract};
+use serde_json::Value;
+use swarm_shared::net::clock;
+use swarm_shared::proto::platypush::Request;
+
+use super::refusal::Refusal;
+use super::serve::Guest;
+use super::{Shared, body};
+use crate::doors::platypush::random_id;
+
+pub(super) async fn execute(
+    State(app): State<Shared>,
+    Extension(guest): Extension<Guest>,
+    request: extract::Request,
+) -> Result<(StatusCode, Json<Value>), Refusal> {
+    let (parts, content) = request.into_parts();
+    let bytes = body::read(content, &app).await?;
+    let parsed = Request::parse(&bytes, random_id());
+    let token = parsed.as_ref().ok().and_then(|request| request.token.as_deref());
+    let caller = app.gatekeeper.caller(&parts, guest.addr().ip(), token).await?;
+    caller.check_own_page(&parts, None)?;
+    let (status, response) = match parsed {
+        Ok(request) => (StatusCode::OK, app.desk.answer(&caller.visitor, request).await),
+        Err(bad) => (StatusCode::BAD_REQUEST, app.desk.refuse(bad)),
+    };
+    Ok((status, Json(response.to_value(clock::unix_time_ms()))))
+}

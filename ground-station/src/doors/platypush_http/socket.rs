@@ -1,0 +1,126 @@
+//! `/ws/events`: what happens, over a WebSocket.
+//!
+//! Events wait in the bounded channel of the façade. A reader that is too slow for it has lost some, so it is told how
+//! many in the reason of the close frame, and let go; so is one that takes nothing at all for the door's write time-out,
+//! though it may never see why. A reader that is silent is pinged, and let go when it does not answer.
+
+use std::time::Duration;
+
+use axum::Extension;
+use axum::extract::State;
+use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
+use axum::response::Response;
+use swarm_shared::net::clock;
+
+use super::Shared;
+use super::events::Teller;
+use super::refusal::Refusal;
+use super::serve::{Guest, WRITE_TIMEOUT};
+use crate::fleet::{Event, Request};
+
+/// Longest message that a reader may send, in bytes; nothing is expected of it.
+const MESSAGE_BYTES_MAX: usize = 16 * 1024;
+
+/// Why a reader is let go, and the code of the close frame.
+type Farewell = (u16, String);
+
+pub(super) async fn events(
+    State(app): State<Shared>,
+    Extension(guest): Extension<Guest>,
+    upgrade: Result<WebSocketUpgrade, axum::extract::ws::rejection::WebSocketUpgradeRejection>,
+    request: axum::extract::Request,
+) -> Result<Response, Refusal> {
+    let (parts, _) = request.into_parts();
+    let caller = app.gatekeeper.caller(&parts, guest.addr().ip(), None).await?;
+    caller.check_own_page(&parts, None)?;
+    let upgrade = upgrade.map_err(|error| {
+        let text = format!("events come over a WebSocket only: {error}");
+        Refusal::new(axum::http::StatusCode::UPGRADE_REQUIRED, text)
+    })?;
+    let guard = app.desk.guard();
+    guard
+        .note(&caller.visitor, "events", "", "begun".to_owned())
+        .await;
+    let who = guard.who(&caller.visitor);
+    let upgrade = upgrade
+        .max_message_size(MESSAGE_BYTES_MAX)
+        .max_frame_size(MESSAGE_BYTES_MAX);
+    Ok(upgrade.on_upgrade(move |socket| {
+        let tasks = app.tasks.clone();
+        tasks.track_future(async move {
+            tell(&app, socket, who).await;
+            // Until here it has had its place in the hall.
+            drop(guest);
+        })
+    }))
+}
+
+async fn tell(app: &Shared, mut socket: WebSocket, who: String) {
+    let follow = Request::Follow { telemetry: true };
+    let mut events = app.fleet.perform_as(follow, who.clone()).await;
+    let mut teller = Teller::new(app.name.as_str());
+    let idle = app.config.common.limits.idle;
+    let mut heard = clock::now();
+    let mut ping = tokio::time::interval(idle / 3);
+    let patience = WRITE_TIMEOUT.min(idle);
+    let (code, why) = loop {
+        let next = tokio::select! {
+            biased;
+            () = app.stop.cancelled() => break (close_code::AWAY, "the station is shutting down".to_owned()),
+            message = socket.recv() => match message {
+                None | Some(Err(_) | Ok(Message::Close(_))) => return,
+                Some(Ok(Message::Text(_) | Message::Binary(_) | Message::Ping(_) | Message::Pong(_))) => {
+                    heard = clock::now();
+                    continue;
+                }
+            },
+            _tick = ping.tick() => {
+                if clock::since(heard) > idle {
+                    break (close_code::POLICY, format!("no answer to a ping for {idle:?}"));
+                }
+                Some(Message::Ping(Default::default()))
+            }
+            event = events.recv() => match message(&mut teller, event) {
+                Ok(message) => message,
+                Err(farewell) => break farewell,
+            },
+        };
+        if let Some(next) = next
+            && !send(&mut socket, next, patience).await
+        {
+            tracing::info!(
+                who,
+                "a reader of events does not read, or went away; it is let go"
+            );
+            return;
+        }
+    };
+    tracing::info!(who, why, "a reader of events is let go");
+    let frame = CloseFrame {
+        code,
+        reason: why.into(),
+    };
+    send(&mut socket, Message::Close(Some(frame)), patience).await;
+}
+
+/// What to send of an event, if anything; or why there is nothing more to send.
+fn message(teller: &mut Teller, event: Option<Event>) -> Result<Option<Message>, Farewell> {
+    match event {
+        None | Some(Event::End) => Err((close_code::AWAY, "the station is shutting down".to_owned())),
+        Some(Event::Failed { message, .. }) => Err((close_code::ERROR, message.chars().take(30).collect())),
+        Some(Event::Missed { count }) => Err((
+            close_code::POLICY,
+            format!("too slow: {count} events were lost; connect again"),
+        )),
+        Some(event) => Ok(teller
+            .tell(event, clock::unix_time_ms())
+            .map(|text| Message::Text(text.into()))),
+    }
+}
+
+async fn send(socket: &mut WebSocket, message: Message, patience: Duration) -> bool {
+    matches!(
+        tokio::time::timeout(patience, socket.send(message)).await,
+        Ok(Ok(()))
+    )
+}

@@ -1,0 +1,390 @@
+//! Real sockets: readers of events, and visitors who behave badly.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use swarm_shared::net::clock;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::super::events::Teller;
+use super::*;
+use crate::fleet::{CommandKind, NodeState, NodeView};
+
+/// Enough for anything that has to happen soon.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+impl Rig {
+    /// Has the door listen.
+    fn listen(&self) -> SocketAddr {
+        let mut common = self.app.config.common.clone();
+        common.listen.set_port(0);
+        let hall = Hall::open(DOOR, &common, &self.house).expect("listens");
+        let (listens, router) = (hall.listens().expect("listens"), self.router.clone());
+        let idle = common.limits.idle;
+        self.house.tasks.spawn(
+            hall.receive(move |stream, entrance| serve::serve(stream, entrance, router.clone(), None, idle)),
+        );
+        listens
+    }
+}
+
+async fn connect(to: SocketAddr, text: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(to).await.expect("connects");
+    stream.write_all(text.as_bytes()).await.expect("written");
+    stream
+}
+
+/// All that comes until the other side ends.
+async fn to_the_end(mut stream: TcpStream) -> String {
+    let mut read = Vec::new();
+    let reading = stream.read_to_end(&mut read);
+    // A reset is an end too.
+    let _end = tokio::time::timeout(PATIENCE, reading).await.expect("it ends");
+    String::from_utf8_lossy(&read).into_owned()
+}
+
+const UPGRADE: &str = "GET /ws/events HTTP/1.1\r\nHost: door\r\nX-Token: 0123456789abcdef\r\nConnection: upgrade\r\n\
+    Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+
+struct Reader(TcpStream);
+
+impl Reader {
+    async fn open(to: SocketAddr) -> Self {
+        let mut stream = connect(to, UPGRADE).await;
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await.expect("a head"));
+        }
+        let head = String::from_utf8(head).expect("a text");
+        assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+        Self(stream)
+    }
+
+    /// The next frame that is no ping: its opcode and payload.
+    async fn frame(&mut self) -> std::io::Result<(u8, Vec<u8>)> {
+        loop {
+            let opcode = self.0.read_u8().await? & 0x0f;
+            let length = match self.0.read_u8().await? {
+                126 => self.0.read_u16().await?.into(),
+                127 => self.0.read_u64().await?,
+                short => short.into(),
+            };
+            let mut payload = vec![0; usize::try_from(length).expect("short")];
+            self.0.read_exact(&mut payload).await?;
+            if opcode != 9 {
+                return Ok((opcode, payload));
+            }
+        }
+    }
+
+    async fn event(&mut self) -> Value {
+        let frame = tokio::time::timeout(PATIENCE, self.frame())
+            .await
+            .expect("in time");
+        let (opcode, payload) = frame.expect("a frame");
+        assert_eq!(opcode, 1, "{}", String::from_utf8_lossy(&payload));
+        serde_json::from_slice(&payload).expect("JSON")
+    }
+}
+
+fn view(state: NodeState) -> NodeView {
+    serde_json::from_value(json!({
+        "node": "n1", "id": PeerId([7; 32]), "state": state, "kind": "node", "address": null, "last_heard_ms": 5,
+        "software": null,
+    }))
+    .expect("a view")
+}
+
+fn told(event: Event) -> Event {
+    Event::Told {
+        kind: CommandKind::Command,
+        what: "led".to_owned(),
+        who: "ann".to_owned(),
+        number: Some(3),
+        event: Box::new(event),
+    }
+}
+
+#[test]
+fn what_happens_has_a_name() {
+    let mut teller = Teller::new("st");
+    let mut tell = |event| {
+        let text = teller.tell(event, 1_500)?;
+        let event: Value = serde_json::from_str(&text).expect("JSON");
+        assert_eq!(
+            (&event["type"], &event["origin"], &event["_timestamp"]),
+            (&json!("event"), &json!("st"), &json!(1.5))
+        );
+        let kind = event["args"]["type"]
+            .as_str()?
+            .strip_prefix("platypush.message.event.swarm.")?
+            .to_owned();
+        Some((kind, event["args"].clone()))
+    };
+    let (kind, args) = tell(Event::Node(view(NodeState::Online))).expect("told");
+    assert_eq!(
+        (kind.as_str(), &args["initial"], &args["node"]),
+        ("NodeOnlineEvent", &json!(true), &json!("n1"))
+    );
+    let heard = NodeView {
+        last_heard_ms: Some(9),
+        ..view(NodeState::Online)
+    };
+    assert_eq!(tell(Event::Node(heard)), None, "that it was heard is no news");
+    let renamed = NodeView {
+        software: Some("2".to_owned()),
+        ..view(NodeState::Online)
+    };
+    for (event, wanted) in [
+        (Event::Node(renamed), "NodeChangeEvent"),
+        (Event::Node(view(NodeState::Silent)), "NodeSilentEvent"),
+        (Event::Node(view(NodeState::Offline)), "NodeOfflineEvent"),
+        (
+            told(Event::Targets {
+                targets: vec![node("n1")],
+            }),
+            "CommandStartEvent",
+        ),
+        (
+            told(Event::Progress {
+                node: node("n1"),
+                bytes: 1,
+                total: 2,
+            }),
+            "CommandProgressEvent",
+        ),
+        (
+            told(Event::Acknowledged {
+                node: node("n1"),
+                ms: 1.0,
+            }),
+            "CommandAcknowledgedEvent",
+        ),
+        (told(Event::End), "CommandEndEvent"),
+        (told(Event::failed(Failure::Stopped, "x")), "CommandEndEvent"),
+    ] {
+        let (kind, _) = tell(event).expect(wanted);
+        assert_eq!(kind, wanted);
+    }
+    let (kind, args) = tell(told(Event::Delivery(Delivery::new(
+        node("n1"),
+        Reply::done(json!(1)),
+        2.0,
+    ))))
+    .expect("told");
+    assert_eq!(kind, "CommandOutcomeEvent");
+    assert_eq!(
+        (&args["state"], &args["action"], &args["who"], &args["number"]),
+        (&json!("done"), &json!("led"), &json!("ann"), &json!(3))
+    );
+    let values = json!({"load": 1}).as_object().expect("an object").clone();
+    let (kind, args) = tell(Event::Telemetry {
+        node: node("n1"),
+        values,
+    })
+    .expect("told");
+    assert_eq!(
+        (kind.as_str(), &args["values"]["load"]),
+        ("TelemetryEvent", &json!(1))
+    );
+    assert_eq!(tell(Event::End), None);
+}
+
+/// Answers `Follow`s with what `each` says, and everything else as usual.
+fn followed<F>(each: impl Fn(mpsc::Sender<Event>) -> F + Send + 'static) -> Fleet
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let (fleet, mut calls) = Fleet::local();
+    let (others, rest) = mpsc::channel(8);
+    tokio::spawn(play(rest));
+    tokio::spawn(async move {
+        while let Some(call) = calls.recv().await {
+            if let Asked::Follow { telemetry: true } = call.request {
+                tokio::spawn(each(call.events));
+            } else if others.send(call).await.is_err() {
+                return;
+            }
+        }
+    });
+    fleet
+}
+
+const LINES: &str = "token = \"0123456789abcdef\"";
+
+#[tokio::test]
+async fn readers_are_told_and_closed_with_the_door() {
+    let fleet = followed(async |events| {
+        events.send(Event::Node(view(NodeState::Online))).await.ok();
+        events.closed().await;
+    });
+    let rig = Rig::before(fleet, LINES).await;
+    let listens = rig.listen();
+    let mut readers = [Reader::open(listens).await, Reader::open(listens).await];
+    for reader in &mut readers {
+        assert_eq!(reader.event().await["args"]["node"], "n1");
+    }
+    rig.app.stop.cancel();
+    for reader in &mut readers {
+        let (opcode, payload) = reader.frame().await.expect("a frame");
+        assert_eq!((opcode, &payload[2..]), (8, &b"the station is shutting down"[..]));
+    }
+    rig.app.tasks.close();
+    tokio::time::timeout(PATIENCE, rig.app.tasks.wait())
+        .await
+        .expect("all end");
+}
+
+/// So many events of so many bytes are more than the kernel holds between two programs.
+const BURST: usize = 400;
+
+#[tokio::test]
+async fn a_slow_reader_is_told_why_it_is_let_go() {
+    let fleet = followed(async |events| {
+        let large = "x".repeat(60_000);
+        for _ in 0..BURST {
+            let delivery = Delivery::new(node("n1"), Reply::done(json!(large)), 1.0);
+            if events.try_send(told(Event::Delivery(delivery))).is_err() {
+                break;
+            }
+        }
+        events.send(Event::Missed { count: 17 }).await.ok();
+        events.closed().await;
+    });
+    let rig = Rig::before(fleet, LINES).await;
+    let mut reader = Reader::open(rig.listen()).await;
+    for _ in 0..BURST {
+        assert_eq!(
+            reader.event().await["args"]["type"],
+            "platypush.message.event.swarm.CommandOutcomeEvent"
+        );
+    }
+    let (opcode, payload) = reader.frame().await.expect("a frame");
+    assert_eq!((opcode, u16::from_be_bytes([payload[0], payload[1]])), (8, 1008));
+    let why = String::from_utf8_lossy(&payload[2..]).into_owned();
+    assert_eq!(why, "too slow: 17 events were lost; connect again");
+}
+
+#[tokio::test]
+async fn a_reader_that_does_not_read_is_dropped_and_others_are_served() {
+    let (gone, mut was_gone) = mpsc::channel(4);
+    let fleet = followed(move |events: mpsc::Sender<Event>| {
+        let gone = gone.clone();
+        async move {
+            let large = "x".repeat(60_000);
+            for _ in 0..BURST {
+                let delivery = Delivery::new(node("n1"), Reply::done(json!(large)), 1.0);
+                events.send(told(Event::Delivery(delivery))).await.ok();
+            }
+            events.closed().await;
+            gone.send(()).await.ok();
+        }
+    });
+    let rig = Rig::before(fleet, &format!("{LINES}\nidle = \"1s\"")).await;
+    let listens = rig.listen();
+    let sleeper = Reader::open(listens).await;
+    let mut reader = Reader::open(listens).await;
+    for _ in 0..BURST {
+        reader.event().await;
+    }
+    // The sleeper is let go, though it never says anything.
+    tokio::time::timeout(PATIENCE, was_gone.recv())
+        .await
+        .expect("in time");
+    let read = to_the_end(sleeper.0).await;
+    assert!(read.len() < BURST * 60_000, "{} bytes", read.len());
+}
+
+const ASK: &str = "POST /execute HTTP/1.1\r\nHost: door\r\nX-Token: 0123456789abcdef\r\nContent-Length: 17\r\n\
+    Connection: close\r\n\r\n{\"action\":\"ping\"}";
+
+#[tokio::test]
+async fn whoever_behaves_badly_is_closed_and_others_are_served() {
+    let rig = Rig::new(&format!(
+        "{LINES}\nidle = \"500ms\"\nconnections_per_address = 20"
+    ))
+    .await;
+    let listens = rig.listen();
+    let started = clock::now();
+    let many = "X-Flood: 1\r\n".repeat(100);
+    let mut bad = Vec::new();
+    for text in [
+        String::new(),
+        "GET / HT".to_owned(),
+        "GET / HTTP/1.1\r\nHost: door\r\n".to_owned(),
+        "POST /execute HTTP/1.1\r\nHost: door\r\nContent-Length: 10\r\n\r\nx".to_owned(),
+        format!("GET / HTTP/1.1\r\nHost: door\r\n{many}\r\n"),
+        format!(
+            "GET / HTTP/1.1\r\nHost: door\r\nX-Long: {}\r\n\r\n",
+            "x".repeat(100_000)
+        ),
+        format!("GET /{} HTTP/1.1\r\nHost: door\r\n\r\n", "x".repeat(100_000)),
+        "\u{0}\u{1}\u{2} garbage\r\n\r\n".to_owned(),
+        "POST /execute HTTP/1.1\r\nHost: door\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n".to_owned(),
+        "POST /execute HTTP/1.1\r\nHost: door\r\nContent-Length: 99999999999999999999\r\n\r\n".to_owned(),
+    ] {
+        let mut stream = TcpStream::connect(listens).await.expect("connects");
+        // It may be closed before it has said all.
+        let _written = stream.write_all(text.as_bytes()).await;
+        bad.push((text, stream));
+    }
+    let answer = to_the_end(connect(listens, ASK).await).await;
+    assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+    assert!(answer.contains("\"type\":\"response\""), "{answer}");
+    for (text, stream) in bad {
+        let answer = to_the_end(stream).await;
+        let shown: String = text.chars().take(40).collect();
+        let refused = ["HTTP/1.1 4", ""]
+            .iter()
+            .any(|wanted| answer.starts_with(wanted) && !answer.starts_with("HTTP/1.1 2"));
+        assert!(refused, "{shown:?}: {answer}");
+    }
+    assert!(clock::since(started) < PATIENCE);
+    // All places are free again.
+    for _ in 0..20 {
+        let answer = to_the_end(connect(listens, ASK).await).await;
+        assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_trickle_does_not_buy_time() {
+    let rig = Rig::new(&format!("{LINES}\nidle = \"500ms\"")).await;
+    let mut stream = connect(rig.listen(), "GET / HTTP/1.1\r\n").await;
+    let started = clock::now();
+    let trickle = async {
+        while stream.write_all(b"X-Slow: 1\r\n").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, trickle).await.expect("closed");
+    assert!(clock::since(started) < Duration::from_secs(10));
+}
+
+#[tokio::test]
+async fn places_are_bounded_while_events_are_read() {
+    let fleet = followed(async |events| {
+        events.send(Event::Node(view(NodeState::Online))).await.ok();
+        events.closed().await;
+    });
+    let rig = Rig::before(fleet, &format!("{LINES}\nconnections_per_address = 2")).await;
+    let listens = rig.listen();
+    let mut first = Reader::open(listens).await;
+    first.event().await;
+    let second = Reader::open(listens).await;
+    let third = connect(listens, ASK).await;
+    assert_eq!(to_the_end(third).await, "", "no place");
+    drop(second);
+    let served = async {
+        while !to_the_end(connect(listens, ASK).await)
+            .await
+            .starts_with("HTTP/1.1 200")
+        {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, served)
+        .await
+        .expect("a place is free again");
+}

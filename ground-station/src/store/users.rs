@@ -1,0 +1,362 @@
+//! Users of doors that ask for a name, and their tokens. A password is kept as what argon2 makes of it, a token as its
+//! SHA-256: whoever reads the file can pass no door with it.
+
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::{Store, StoreError, from_sql, to_sql};
+
+/// Most users.
+pub const USERS_MAX: u64 = 1_000;
+/// Most tokens of one kind of one user; the one that was made first makes room for another.
+pub const TOKENS_MAX: u64 = 100;
+
+/// A user.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UserRow {
+    /// Theirs for good.
+    pub number: u64,
+    /// The name.
+    pub name: String,
+    /// When they were added, in milliseconds since 1970.
+    pub made_ms: u64,
+    /// How many tokens are theirs.
+    pub tokens: u64,
+}
+
+/// What a token is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TokenKind {
+    /// For a program.
+    Program,
+    /// A login of a browser.
+    Session,
+}
+
+impl TokenKind {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Program => "program",
+            Self::Session => "session",
+        }
+    }
+
+    fn parse(text: &str) -> Result<Self, StoreError> {
+        match text {
+            "program" => Ok(Self::Program),
+            "session" => Ok(Self::Session),
+            _ => Err(StoreError::BadRow {
+                what: "token",
+                reason: format!("{text:?} is no kind of token"),
+            }),
+        }
+    }
+}
+
+/// A token, without what it is itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenRow {
+    /// Its number.
+    pub number: u64,
+    /// Whose.
+    pub user: String,
+    /// What for.
+    pub kind: TokenKind,
+    /// What its maker called it.
+    pub label: String,
+    /// When it was made, in milliseconds since 1970.
+    pub made_ms: u64,
+    /// Until when it is good.
+    pub expires_ms: u64,
+}
+
+/// A token to be kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewToken {
+    /// What for.
+    pub kind: TokenKind,
+    /// What its maker calls it.
+    pub label: String,
+    /// Its SHA-256.
+    pub hash: [u8; 32],
+    /// When, in milliseconds since 1970.
+    pub made_ms: u64,
+    /// Until when it is good.
+    pub expires_ms: u64,
+}
+
+/// How adding a user went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Added {
+    /// They are new.
+    New,
+    /// They were there: the password is another one now, and their tokens and logins are gone.
+    Changed,
+    /// There are [`USERS_MAX`] already.
+    Full,
+}
+
+impl Store {
+    /// Adds a user, or gives one another password.
+    ///
+    /// # Errors
+    /// [`StoreError`]; then nothing changed.
+    pub async fn put_user(&self, name: String, password: String, now_ms: u64) -> Result<Added, StoreError> {
+        self.change(move |connection| put(connection, &name, &password, now_ms))
+            .await
+    }
+
+    /// Removes a user and all their tokens; says whether they were there.
+    ///
+    /// # Errors
+    /// [`StoreError`]; then nothing changed.
+    pub async fn remove_user(&self, name: String) -> Result<bool, StoreError> {
+        self.change(
+            move |connection| Ok(connection.execute("DELETE FROM users WHERE name = ?1", [name])? > 0),
+        )
+        .await
+    }
+
+    /// All users, by name.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn users(&self) -> Result<Vec<UserRow>, StoreError> {
+        self.call(|connection| users(connection)).await
+    }
+
+    /// Whether there is any user.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn has_users(&self) -> Result<bool, StoreError> {
+        self.call(|connection| {
+            Ok(connection.query_row("SELECT EXISTS (SELECT 1 FROM users)", [], |row| row.get(0))?)
+        })
+        .await
+    }
+
+    /// What argon2 made of a user's password; `None` if there is no such user.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn password_of(&self, name: String) -> Result<Option<String>, StoreError> {
+        self.call(move |connection| {
+            let sql = "SELECT password FROM users WHERE name = ?1";
+            Ok(connection.query_row(sql, [name], |row| row.get(0)).optional()?)
+        })
+        .await
+    }
+
+    /// Keeps a token of a user and returns its number; `None` if there is no such user.
+    ///
+    /// # Errors
+    /// [`StoreError`]; then nothing changed.
+    pub async fn put_token(&self, user: String, token: NewToken) -> Result<Option<u64>, StoreError> {
+        self.change(move |connection| put_token(connection, &user, &token))
+            .await
+    }
+
+    /// The token with this SHA-256, if it is good still.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn token(&self, hash: [u8; 32], now_ms: u64) -> Result<Option<TokenRow>, StoreError> {
+        self.call(move |connection| {
+            let sql = format!("{TOKEN_COLUMNS} WHERE tokens.hash = ?1 AND tokens.expires_ms > ?2");
+            let mut found = tokens(connection, &sql, params![hash, to_sql(now_ms)])?;
+            Ok(found.pop())
+        })
+        .await
+    }
+
+    /// All tokens that are good still, the newest last.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn tokens(&self, now_ms: u64) -> Result<Vec<TokenRow>, StoreError> {
+        self.call(move |connection| {
+            let sql = format!("{TOKEN_COLUMNS} WHERE tokens.expires_ms > ?1 ORDER BY tokens.number");
+            tokens(connection, &sql, params![to_sql(now_ms)])
+        })
+        .await
+    }
+
+    /// Takes a token back; says whether there was one of that number.
+    ///
+    /// # Errors
+    /// [`StoreError`]; then nothing changed.
+    pub async fn revoke_token(&self, number: u64) -> Result<bool, StoreError> {
+        self.change(move |connection| {
+            let sql = "DELETE FROM tokens WHERE number = ?1";
+            Ok(connection.execute(sql, [to_sql(number)])? > 0)
+        })
+        .await
+    }
+}
+
+fn put(connection: &Connection, name: &str, password: &str, now_ms: u64) -> Result<Added, StoreError> {
+    let sql = "UPDATE users SET password = ?2 WHERE name = ?1";
+    if connection.execute(sql, params![name, password])? > 0 {
+        // Whoever knew the old password is not to stay.
+        let sql = "DELETE FROM tokens WHERE user = (SELECT number FROM users WHERE name = ?1)";
+        connection.execute(sql, [name])?;
+        return Ok(Added::Changed);
+    }
+    let count: i64 = connection.query_row("SELECT count(*) FROM users", [], |row| row.get(0))?;
+    if from_sql(count) >= USERS_MAX {
+        return Ok(Added::Full);
+    }
+    let sql = "INSERT INTO users (name, password, made_ms) VALUES (?1, ?2, ?3)";
+    connection.execute(sql, params![name, password, to_sql(now_ms)])?;
+    Ok(Added::New)
+}
+
+fn users(connection: &Connection) -> Result<Vec<UserRow>, StoreError> {
+    let sql = "SELECT number, name, made_ms,
+                      (SELECT count(*) FROM tokens WHERE tokens.user = users.number)
+               FROM users ORDER BY name";
+    let mut statement = connection.prepare_cached(sql)?;
+    let rows = statement.query_map([], |row| {
+        Ok(UserRow {
+            number: from_sql(row.get(0)?),
+            name: row.get(1)?,
+            made_ms: from_sql(row.get(2)?),
+            tokens: from_sql(row.get(3)?),
+        })
+    })?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+fn put_token(connection: &Connection, user: &str, token: &NewToken) -> Result<Option<u64>, StoreError> {
+    let sql = "SELECT number FROM users WHERE name = ?1";
+    let user: Option<i64> = connection.query_row(sql, [user], |row| row.get(0)).optional()?;
+    let Some(user) = user else { return Ok(None) };
+    let sql = "DELETE FROM tokens WHERE expires_ms <= ?1";
+    connection.execute(sql, [to_sql(token.made_ms)])?;
+    let kind = token.kind.as_str();
+    let sql = "DELETE FROM tokens WHERE number IN
+                   (SELECT number FROM tokens WHERE user = ?1 AND kind = ?2 ORDER BY number DESC LIMIT -1 OFFSET ?3)";
+    connection.execute(sql, params![user, kind, to_sql(TOKENS_MAX - 1)])?;
+    let sql =
+        "INSERT INTO tokens (user, kind, label, hash, made_ms, expires_ms) VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
+    connection.execute(
+        sql,
+        params![
+            user,
+            kind,
+            token.label,
+            token.hash,
+            to_sql(token.made_ms),
+            to_sql(token.expires_ms),
+        ],
+    )?;
+    Ok(Some(from_sql(connection.last_insert_rowid())))
+}
+
+const TOKEN_COLUMNS: &str = "SELECT tokens.number, users.name, tokens.kind, tokens.label, tokens.made_ms,
+    tokens.expires_ms FROM tokens JOIN users ON users.number = tokens.user";
+
+fn tokens(
+    connection: &Connection,
+    sql: &str,
+    params: impl rusqlite::Params,
+) -> Result<Vec<TokenRow>, StoreError> {
+    let mut statement = connection.prepare_cached(sql)?;
+    let mut rows = statement.query(params)?;
+    let mut found = Vec::new();
+    while let Some(row) = rows.next()? {
+        found.push(TokenRow {
+            number: from_sql(row.get(0)?),
+            user: row.get(1)?,
+            kind: TokenKind::parse(&row.get::<_, String>(2)?)?,
+            label: row.get(3)?,
+            made_ms: from_sql(row.get(4)?),
+            expires_ms: from_sql(row.get(5)?),
+        });
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn store() -> (Store, tempfile::TempDir) {
+        let dir = tempfile::tempdir().expect("a directory");
+        (Store::open(dir.path()).await.expect("opens"), dir)
+    }
+
+    fn token(byte: u8, expires_ms: u64) -> NewToken {
+        NewToken {
+            kind: TokenKind::Program,
+            label: format!("t{byte}"),
+            hash: [byte; 32],
+            made_ms: 10,
+            expires_ms,
+        }
+    }
+
+    #[tokio::test]
+    async fn another_password_ends_what_the_old_one_gave() {
+        let (store, _dir) = store().await;
+        assert!(!store.has_users().await.expect("reads"));
+        let put = |password: &str| store.put_user("ann".to_owned(), password.to_owned(), 5);
+        assert_eq!(put("one").await.expect("kept"), Added::New);
+        assert!(store.has_users().await.expect("reads"));
+        store
+            .put_token("ann".to_owned(), token(1, 100))
+            .await
+            .expect("kept")
+            .expect("a user");
+        assert_eq!(store.users().await.expect("reads")[0].tokens, 1);
+        assert_eq!(put("two").await.expect("kept"), Added::Changed);
+        assert_eq!(store.token([1; 32], 20).await.expect("reads"), None);
+        let password = store.password_of("ann".to_owned()).await.expect("reads");
+        assert_eq!(password.as_deref(), Some("two"));
+        assert_eq!(store.password_of("bob".to_owned()).await.expect("reads"), None);
+    }
+
+    #[tokio::test]
+    async fn a_token_ends_with_its_time_its_user_or_by_hand() {
+        let (store, _dir) = store().await;
+        let none = store
+            .put_token("ann".to_owned(), token(1, 100))
+            .await
+            .expect("asked");
+        assert_eq!(none, None, "nobody's");
+        store
+            .put_user("ann".to_owned(), "x".to_owned(), 5)
+            .await
+            .expect("kept");
+        let keep = |byte, expires| store.put_token("ann".to_owned(), token(byte, expires));
+        let first = keep(1, 100).await.expect("kept").expect("a user");
+        keep(2, 200).await.expect("kept");
+        let found = store.token([1; 32], 99).await.expect("reads").expect("good");
+        assert_eq!((found.number, found.user.as_str()), (first, "ann"));
+        assert_eq!(store.token([1; 32], 100).await.expect("reads"), None, "over");
+        assert_eq!(store.tokens(150).await.expect("reads").len(), 1);
+        assert!(store.revoke_token(first).await.expect("asked"));
+        assert!(!store.revoke_token(first).await.expect("asked"));
+        assert_eq!(store.token([1; 32], 50).await.expect("reads"), None);
+        assert!(store.remove_user("ann".to_owned()).await.expect("asked"));
+        assert!(!store.remove_user("ann".to_owned()).await.expect("asked"));
+        assert_eq!(store.token([2; 32], 50).await.expect("reads"), None);
+    }
+
+    #[tokio::test]
+    async fn the_first_of_too_many_tokens_makes_room() {
+        let (store, _dir) = store().await;
+        store
+            .put_user("ann".to_owned(), "x".to_owned(), 5)
+            .await
+            .expect("kept");
+        for byte in 0..=u8::try_from(TOKENS_MAX).expect("few") {
+            store
+                .put_token("ann".to_owned(), token(byte, 100))
+                .await
+                .expect("kept");
+        }
+        let left = store.tokens(20).await.expect("reads");
+        assert_eq!((left.len(), left[0].label.as_str()), (100, "t1"));
+    }
+}

@@ -1,0 +1,363 @@
+//! Platypush's HTTP at a real station with real nodes.
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use swarm_shared::net::clock;
+use swarm_tests::binaries;
+use swarm_tests::fleet::{Field, Fleet, PATIENCE, Station, text};
+use swarm_tests::peers;
+use swarm_tests::process::{Process, Signal, wait_until};
+
+const PEER: &str = "platypush_http.py";
+const PASSWORD: &str = "correct horse";
+/// The door's own token.
+const TOKEN: &str = "token-of-the-door";
+
+/// A fleet with this door, and where it is.
+fn fleet(nodes: usize, door: &str) -> (Fleet, String) {
+    let field = Field::new();
+    let port = field.port();
+    let files = field.dir("files");
+    std::fs::write(files.join("ten.txt"), "0123456789").expect("written");
+    std::os::unix::fs::symlink("/etc/passwd", files.join("link")).expect("linked");
+    let door = format!(
+        "[doors.platypush_http]\nlisten = \"127.0.0.1:{port}\"\n{door}\n[doors.platypush_http.resources]\nfiles = {files:?}\n"
+    );
+    let fleet = Fleet::linked_through(field, nodes, &door, |node, _field| {
+        "[execute]\nallowed = true\n".clone_into(&mut node.tables);
+    });
+    (fleet, format!("http://127.0.0.1:{port}"))
+}
+
+/// `door user add`, its password from standard input.
+fn add_user(station: &Station, name: &str, password: &str) {
+    let mut verb = Command::new(&binaries().station)
+        .args(["door", "user", "add", name])
+        .env("GROUND_STATION_STATE_DIR", &station.dir)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("starts");
+    let mut stdin = verb.stdin.take().expect("piped");
+    writeln!(stdin, "{password}").expect("written");
+    drop(stdin);
+    let ran = verb.wait_with_output().expect("ends");
+    assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+}
+
+/// What this line of curl gets: status and body.
+fn curl(fleet: &Fleet, line: &str) -> (u64, Value) {
+    let answer = curl_whole(fleet, line);
+    (
+        answer["status"].as_u64().expect("a number"),
+        answer["body"].clone(),
+    )
+}
+
+fn curl_whole(fleet: &Fleet, line: &str) -> Value {
+    peers::run(&fleet.field, PEER, &["curl", line]).remove(0)
+}
+
+fn output(answer: &Value) -> &Value {
+    assert_eq!(answer["type"], "response", "{answer}");
+    assert_eq!(answer["response"]["errors"], json!([]), "{answer}");
+    &answer["response"]["output"]
+}
+
+#[test]
+fn the_documented_lines_of_curl_work() {
+    let (fleet, url) = fleet(1, "allow = [\"execute\"]\nrole = \"admin\"");
+    let (status, body) = curl(&fleet, &format!("curl {url}/execute"));
+    assert_eq!((status, &body["code"]), (405, &json!(405)), "{body}");
+    let execute = |token: &str| {
+        format!(
+            r#"curl -XPOST -H 'Content-Type: application/json' -H 'Authorization: Bearer {token}' -d '{{"type":"request", "action":"shell.exec", "args": {{"cmd":"echo hello"}}}}' {url}/execute"#
+        )
+    };
+    let auth = format!(
+        r#"curl -XPOST -H 'Content-Type: application/json' -d '{{"username":"ann", "password":"{PASSWORD}"}}' {url}/auth"#
+    );
+    // Nobody can come in while there is nobody.
+    for line in [&execute("x"), &auth] {
+        let (status, body) = curl(&fleet, line);
+        assert_eq!((status, &body["code"]), (412, &json!(412)), "{body}");
+    }
+    add_user(&fleet.station, "ann", PASSWORD);
+    let (status, body) = curl(&fleet, &auth);
+    assert_eq!(status, 200, "{body}");
+    let (status, answer) = curl(&fleet, &execute(text(&body, "token")));
+    assert_eq!((status, output(&answer)), (200, &json!("hello\n")));
+    assert_eq!(text(&answer, "id").len(), 32);
+    let (status, body) = curl(&fleet, &auth.replace(PASSWORD, "incorrect horse"));
+    assert_eq!((status, &body["error"]), (401, &json!("Unauthorized")), "{body}");
+    // Every use is in the audit, in the user's name.
+    let audit = fleet.station.run(&["history", "--audit"]).expect(0).json();
+    let who = |what: &str| {
+        let entry = audit.iter().find(|entry| entry["what"] == what);
+        entry.map(|entry| text(entry, "who").to_owned())
+    };
+    assert_eq!(
+        who("execute"),
+        Some("ann at platypush_http from 127.0.0.1".to_owned()),
+        "{audit:#?}"
+    );
+    assert!(
+        who("login").is_some() && who("door user add").is_some(),
+        "{audit:#?}"
+    );
+}
+
+/// A peer that reads events, once its connection is open.
+fn reader(fleet: &Fleet, url: &str, mode: &str, more: &[&str]) -> Process {
+    let url = url.replace("http://", "ws://");
+    let mut process = peers::start(&fleet.field, PEER, &[&[mode, &url, TOKEN], more].concat());
+    process.wait_json(PATIENCE, "open", |line| line["open"] == true);
+    process
+}
+
+/// The next event of this kind that meets a condition; its fields.
+fn wait_event(reader: &mut Process, kind: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+    let kind = format!("platypush.message.event.swarm.{kind}");
+    let line = reader.wait_json(PATIENCE, &kind, |line| {
+        let args = &line["event"]["args"];
+        args["type"] == kind.as_str() && wanted(args)
+    });
+    line["event"]["args"].clone()
+}
+
+#[test]
+fn what_happens_is_told_over_a_websocket() {
+    let port = Field::new().port();
+    let door = format!(
+        "token = \"{TOKEN}\"\nallow = [\"execute\", \"station.*\"]\nrole = \"admin\"\nwebsocket_port = {port}"
+    );
+    let (mut fleet, url) = fleet(2, &door);
+    let mut events = reader(&fleet, &format!("{url}/ws/events"), "events", &[]);
+    // Older clients have a port of its own.
+    let mut older = reader(&fleet, &format!("http://127.0.0.1:{port}/"), "events", &["1"]);
+    older.wait_json(PATIENCE, "an event", |line| line["event"]["type"] == "event");
+    let online = wait_event(&mut events, "NodeOnlineEvent", |args| args["node"] == "n2");
+    assert_eq!(online["initial"], true);
+    let values = wait_event(&mut events, "TelemetryEvent", |args| args["node"] == "n1");
+    assert!(values["values"].is_object(), "{values}");
+    fleet
+        .station
+        .run(&["run", "n1", "--", "/bin/echo", "hello"])
+        .expect(0);
+    let outcome = wait_event(&mut events, "CommandOutcomeEvent", |args| {
+        args["action"] == "execute"
+    });
+    assert_eq!(
+        (&outcome["node"], &outcome["state"]),
+        (&json!("n1"), &json!("done"))
+    );
+    assert_eq!(outcome["output"], "hello\n");
+    let file = fleet.field.file("take1.csv", b"1,2,3");
+    fleet
+        .station
+        .run(&["send", file.to_str().expect("a text"), "n1:files/"])
+        .expect(0);
+    let sent = wait_event(&mut events, "FileSendOutcomeEvent", |args| args["node"] == "n1");
+    assert_eq!(sent["state"], "done", "{sent}");
+    fleet.station.run(&["stop", "n2"]).expect(0);
+    wait_event(&mut events, "StopAcknowledgedEvent", |args| args["node"] == "n2");
+    wait_event(&mut events, "StopOutcomeEvent", |args| args["node"] == "n2");
+    fleet.nodes[0].end(Signal::KILL);
+    wait_event(&mut events, "NodeOfflineEvent", |args| args["node"] == "n1");
+    fleet.station.end(Signal::TERM);
+    let farewell = events.wait_json(PATIENCE, "a close frame", |line| line["close"].is_array());
+    assert_eq!(farewell["close"], json!([1001, "the station is shutting down"]));
+}
+
+#[test]
+fn hooks_files_and_the_page_are_served() {
+    let door = format!(
+        r#"token = "{TOKEN}"
+        allow = ["execute"]
+        role = "admin"
+        [doors.platypush_http.hooks.echo]
+        action = "execute"
+        target = "n1"
+        token = "token-of-the-hook"
+        [doors.platypush_http.hooks.echo.parameters]
+        program = {{ from = "const", value = "/bin/true" }}
+        [doors.platypush_http.hooks.who]
+        action = "ping""#
+    );
+    let (fleet, url) = fleet(1, &door);
+    let (status, body) = curl(&fleet, &format!("curl -X PUT -d x=1 '{url}/hook/who?y=2'"));
+    assert_eq!(status, 200, "{body}");
+    assert_eq!(
+        (&body["status"], &body["hook"], &body["method"]),
+        (&json!("ok"), &json!("who"), &json!("PUT"))
+    );
+    assert_eq!(
+        (&body["args"], &body["data"]),
+        (&json!({"y": "2"}), &json!({"x": "1"}))
+    );
+    assert_eq!(curl(&fleet, &format!("curl {url}/hook/echo")).0, 401);
+    let (status, body) = curl(
+        &fleet,
+        &format!("curl -H 'X-Token: token-of-the-hook' {url}/hook/echo"),
+    );
+    assert_eq!(status, 200, "{body}");
+    let file = |headers: &str, path: &str| {
+        curl_whole(
+            &fleet,
+            &format!("curl -H 'X-Token: {TOKEN}' {headers} {url}{path}"),
+        )
+    };
+    let part = file("-H 'Range: bytes=2-4'", "/resources/files/ten.txt");
+    assert_eq!(
+        (&part["status"], &part["body"]),
+        (&json!(206), &json!(234)),
+        "{part}"
+    );
+    assert_eq!(part["headers"]["content-range"], "bytes 2-4/10");
+    for path in ["/resources/files/link", "/resources/files/%2e%2e/st/station.db"] {
+        assert_eq!(file("", path)["status"], 404, "{path}");
+    }
+    let page = file("", "/dashboard/main");
+    assert!(
+        page["body"]
+            .as_str()
+            .expect("a page")
+            .contains("<td>n1</td><td>online</td>"),
+        "{page}"
+    );
+    let (status, document) = curl(&fleet, &format!("curl {url}/openapi.json"));
+    assert_eq!((status, &document["openapi"]), (200, &json!("3.1.0")));
+}
+
+#[test]
+fn users_and_tokens_are_kept_with_and_without_a_running_station() {
+    let (mut fleet, url) = fleet(1, "");
+    add_user(&fleet.station, "ann", PASSWORD);
+    let words = ["door", "token", "ann", "--days", "5", "--label", "from the test"];
+    let made = fleet.station.run(&words).expect(0).json();
+    let (token, number) = (text(&made[0], "token").to_owned(), made[0]["number"].to_string());
+    let ping = |fleet: &Fleet| {
+        let line = format!(
+            "curl -XPOST -H 'Authorization: Bearer {token}' -d '{{\"action\": \"ping\"}}' {url}/execute"
+        );
+        curl(fleet, &line).0
+    };
+    assert_eq!(ping(&fleet), 200);
+    fleet.station.end(Signal::TERM);
+    // Now each verb does it by itself.
+    let users = fleet.station.run(&["door", "users"]).expect(0).json();
+    assert_eq!(
+        (&users[0]["user"], &users[0]["tokens"]),
+        (&json!("ann"), &json!(1))
+    );
+    let tokens = fleet.station.run(&["door", "tokens"]).expect(0).json();
+    assert_eq!(
+        (&tokens[0]["label"], &tokens[0]["token"]),
+        (&json!("from the test"), &Value::Null)
+    );
+    fleet.station.run(&["door", "token", "revoke", &number]).expect(0);
+    fleet.station.run(&["door", "token", "revoke", &number]).expect(3);
+    fleet.station.run(&["door", "token", "bob"]).expect(3);
+    fleet.station.serve();
+    assert_eq!(ping(&fleet), 401);
+    fleet.station.run(&["door", "user", "remove", "ann"]).expect(0);
+    assert_eq!(ping(&fleet), 412);
+    let database = std::fs::read(fleet.station.state_file("station.db")).expect("read");
+    let holds = |text: &str| database.windows(text.len()).any(|part| part == text.as_bytes());
+    assert!(!holds(PASSWORD) && !holds(&token), "secrets are never stored");
+}
+
+#[test]
+fn it_speaks_tls_with_a_certificate_of_its_own() {
+    let (fleet, url) = fleet(1, &format!("tls = \"self-made\"\ntoken = \"{TOKEN}\""));
+    let certificate = fleet.station.state_file("door-tls.pem");
+    let port = url.rsplit(':').next().expect("a port").to_owned();
+    let words = [
+        "tls",
+        "localhost",
+        &port,
+        certificate.to_str().expect("a text"),
+        "/openapi.json",
+    ];
+    let answer = peers::run(&fleet.field, PEER, &words).remove(0);
+    assert_eq!(answer["status"], 200, "{answer}");
+    let told = fleet
+        .station
+        .log()
+        .iter()
+        .any(|line| line.contains("fingerprint="));
+    assert!(told, "the log shows the fingerprint");
+    // Without TLS there is nothing to be had.
+    let mut plain = TcpStream::connect(("127.0.0.1", port.parse().expect("a port"))).expect("connects");
+    plain.set_read_timeout(Some(PATIENCE)).expect("set");
+    plain
+        .write_all(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n")
+        .expect("written");
+    let mut answer = Vec::new();
+    let _reset = plain.read_to_end(&mut answer);
+    assert!(!answer.starts_with(b"HTTP/"), "{answer:?}");
+}
+
+#[test]
+fn it_speaks_tls_with_certificates_of_files() {
+    let file = |name: &str| format!("{}/peers/tls/{name}", env!("CARGO_MANIFEST_DIR"));
+    let authority = file("ca.crt");
+    let door = format!(
+        "token = \"{TOKEN}\"\nssl_cert = {:?}\nssl_key = {:?}\nssl_cafile = {authority:?}",
+        file("server.crt"),
+        file("server.key")
+    );
+    let (fleet, url) = fleet(1, &door);
+    let port = url.rsplit(':').next().expect("a port");
+    let words = ["tls", "localhost", port, &authority, "/openapi.json"];
+    let get = |own: &[&str]| peers::run(&fleet.field, PEER, &[&words[..], own].concat()).remove(0);
+    let answer = get(&[&file("client.crt"), &file("client.key")]);
+    assert_eq!(answer["status"], 200, "{answer}");
+    let stranger = get(&[]);
+    assert!(stranger["refused"].is_string(), "{stranger}");
+}
+
+#[test]
+fn whoever_behaves_badly_does_not_disturb_the_others() {
+    let (fleet, url) = fleet(
+        1,
+        &format!("token = \"{TOKEN}\"\nidle = \"2s\"\nconnections_per_address = 400"),
+    );
+    let port: u16 = url
+        .rsplit(':')
+        .next()
+        .and_then(|port| port.parse().ok())
+        .expect("a port");
+    let manners = [
+        "",
+        "GET / HTTP/1.1\r\nX-Slow: ",
+        "POST /execute HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{",
+        "garbage\r\n\r\n",
+    ];
+    let started = clock::now();
+    let mut bad = Vec::new();
+    for number in 0..200 {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("connects");
+        let _closed_early = stream.write_all(manners[number % manners.len()].as_bytes());
+        bad.push(stream);
+    }
+    let line = format!("curl -XPOST -H 'X-Token: {TOKEN}' -d '{{\"action\": \"ping\"}}' {url}/execute");
+    let (status, answer) = curl(&fleet, &line);
+    assert_eq!(status, 200, "{answer}");
+    output(&answer);
+    fleet.station.run(&["ping", "all"]).expect(0);
+    for mut stream in bad {
+        stream.set_read_timeout(Some(PATIENCE)).expect("set");
+        let mut rest = Vec::new();
+        let ended = stream.read_to_end(&mut rest);
+        let late = ended.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock);
+        assert!(!late, "a connection is still open");
+    }
+    assert!(clock::since(started) < PATIENCE + Duration::from_secs(30));
+    wait_until(PATIENCE, "all places are free", || curl(&fleet, &line).0 == 200);
+}
