@@ -100,14 +100,14 @@ impl Lobby {
     }
 
     /// To the first post of this id that takes it.
-    async fn lead(&self, id: &str, mut connection: Connection) -> Result<(), TurnedAway> {
+    async fn lead(&self, id: &str, mut connection: Box<Connection>) -> Result<(), TurnedAway> {
         for place in 0..NAMESAKES_MAX {
             let post = self.post(id, place)?;
             let (answer, taken) = oneshot::channel();
             let arrival = Arrival { connection, answer };
             post.send(arrival).await.map_err(|_gone| TurnedAway::Stopping)?;
             match taken.await.map_err(|_gone| TurnedAway::Stopping)? {
-                Some(back) => connection = *back,
+                Some(back) => connection = back,
                 None => return Ok(()),
             }
         }
@@ -156,7 +156,7 @@ impl Lobby {
 }
 
 /// Asks a connection who it is.
-async fn greet(mut stream: TcpStream, entrance: Entrance) -> Result<(String, Connection), TurnedAway> {
+async fn greet(mut stream: TcpStream, entrance: Entrance) -> Result<(String, Box<Connection>), TurnedAway> {
     socket::tune(&stream, &KeepaliveConfig::default(), Purpose::Control)
         .map_err(|error| std::io::Error::other(error.to_string()))?;
     let mut question = BytesMut::new();
@@ -177,7 +177,7 @@ async fn greet(mut stream: TcpStream, entrance: Entrance) -> Result<(String, Con
         };
         if let Some(id) = answers_id(&frame) {
             let connection = Connection::new(stream, entrance, reader, inbox);
-            return Ok((id?, connection));
+            return Ok((id?, Box::new(connection)));
         }
     }
     Err(TurnedAway::TooMuch)

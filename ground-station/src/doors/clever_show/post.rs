@@ -115,7 +115,7 @@ async fn write_some(
 /// A connection that says that it is this drone.
 #[derive(Debug)]
 pub(super) struct Arrival {
-    pub(super) connection: Connection,
+    pub(super) connection: Box<Connection>,
     /// `None` if it is taken; the connection if this post has a live one.
     pub(super) answer: oneshot::Sender<Option<Box<Connection>>>,
 }
@@ -135,7 +135,7 @@ pub(super) struct Post {
     place: usize,
     arrivals: mpsc::Receiver<Arrival>,
     stop: CancellationToken,
-    connection: Option<Connection>,
+    connection: Option<Box<Connection>>,
     rival: Option<Rival>,
     waiting: BTreeMap<u64, (Sense, oneshot::Sender<Answer>)>,
     last_ticket: u64,
@@ -247,7 +247,7 @@ impl Post {
             head,
             content,
             ..
-        } = connection;
+        } = connection.as_mut();
         inbox.reserve(reader.lacking().max(1));
         tokio::select! {
             biased;
@@ -415,7 +415,7 @@ impl Post {
             let Arrival { connection, answer } = arrival;
             let addr = connection.entrance.addr;
             tracing::warn!(id = self.drone.id(), %addr, "two drones have one id: give one of them another");
-            let _gone = answer.send(Some(Box::new(connection)));
+            let _gone = answer.send(Some(connection));
         } else if now >= since + RIVAL_WAIT {
             self.lose("a newer connection has its id, and it gives no sign of life");
             self.attach(arrival, now);

@@ -37,8 +37,8 @@ const TELEMETRY_BYTES_MAX: usize = 64 * 1024;
 type Readings = Map<String, Value>;
 
 /// See the module.
-#[derive(Default)]
-pub(super) struct Followers {
+#[derive(Debug, Default)]
+pub(in crate::fleet) struct Followers {
     /// There since the first follower came.
     told: Option<broadcast::Sender<Event>>,
     readers: Vec<Reader>,
@@ -51,6 +51,7 @@ pub(super) struct Followers {
 }
 
 /// A follower that wants readings.
+#[derive(Debug)]
 struct Reader {
     events: mpsc::Sender<Event>,
     /// What found no room yet.
@@ -66,7 +67,7 @@ pub(super) struct Reading {
 
 impl Followers {
     /// Lets one follow from now on. Nodes and their changes are the watchers' to tell.
-    pub(super) fn add(
+    pub(in crate::fleet) fn add(
         &mut self,
         telemetry: bool,
         tasks: &TaskTracker,
@@ -99,19 +100,46 @@ impl Followers {
         origin: &Origin,
         events: mpsc::Sender<Event>,
     ) -> mpsc::Sender<Event> {
-        let told = self.told.clone().filter(|told| told.receiver_count() > 0);
-        let (Some(told), Some((kind, what))) = (told, subject(request)) else {
+        let Some((told, subject)) = self.subject(request, origin) else {
             return events;
         };
+        let (to, from) = mpsc::channel(EVENTS_MAX);
+        let cut_off = Event::failed(Failure::Stopped, "cut off: the station is shutting down");
+        tasks.spawn(listen_in(subject, told, from, events, cut_off));
+        to
+    }
+
+    /// The same for deliveries that are another's to make, so that neither their targets nor their end are among the
+    /// events.
+    pub(in crate::fleet) fn overhear_part(
+        &self,
+        tasks: &TaskTracker,
+        request: &Request,
+        origin: &Origin,
+        targets: Vec<NodeRef>,
+        events: mpsc::Sender<Event>,
+    ) -> mpsc::Sender<Event> {
+        let Some((told, subject)) = self.subject(request, origin) else {
+            return events;
+        };
+        let (to, from) = mpsc::channel(EVENTS_MAX);
+        // Followers may have gone meanwhile.
+        let _nobody = told.send(subject.word(Event::Targets { targets }));
+        tasks.spawn(listen_in(subject, told, from, events, Event::End));
+        to
+    }
+
+    /// `None`: there is nobody to tell, or nothing.
+    fn subject(&self, request: &Request, origin: &Origin) -> Option<(broadcast::Sender<Event>, Subject)> {
+        let told = self.told.clone().filter(|told| told.receiver_count() > 0)?;
+        let (kind, what) = subject(request)?;
         let subject = Subject {
             kind,
             what: what.to_owned(),
             who: origin.who.clone(),
             number: Arc::clone(&origin.number),
         };
-        let (to, from) = mpsc::channel(EVENTS_MAX);
-        tasks.spawn(listen_in(subject, told, from, events));
-        to
+        Some((told, subject))
     }
 
     /// Whether anybody wants readings.
@@ -280,20 +308,24 @@ impl Subject {
     }
 }
 
-/// Passes events on to whoever asked, and to the followers.
+/// Passes events on to whoever asked, and to the followers, who are told `end` if nothing else ended them.
 async fn listen_in(
     subject: Subject,
     told: broadcast::Sender<Event>,
     mut from: mpsc::Receiver<Event>,
     events: mpsc::Sender<Event>,
+    end: Event,
 ) {
     loop {
         let event = tokio::select! {
             biased;
-            () = events.closed() => None,
+            () = events.closed() => break,
             event = from.recv() => event,
         };
-        let Some(event) = event else { break };
+        let Some(event) = event else {
+            let _nobody = told.send(subject.word(end));
+            return;
+        };
         if let Some(word) = told_of(&event) {
             // Followers may have gone meanwhile.
             let _nobody = told.send(subject.word(word));

@@ -15,7 +15,7 @@ mod calls;
 mod commands;
 mod enrol;
 mod fetch;
-mod followers;
+pub(in crate::fleet) mod followers;
 mod keeper;
 mod office;
 pub(in crate::fleet) mod recorder;

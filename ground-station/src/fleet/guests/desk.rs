@@ -11,6 +11,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
@@ -27,6 +28,7 @@ use tokio_util::task::TaskTracker;
 use super::merge::{Gone, Own};
 use super::work::{self, Copy, History, Job, Terms};
 use super::{Guests, Meant, Work, files};
+use crate::fleet::engine::followers::Followers;
 use crate::fleet::engine::recorder;
 use crate::fleet::files as paths;
 use crate::fleet::{
@@ -60,6 +62,8 @@ pub fn front(engine: Fleet, store: Store) -> (Fleet, Guests, Desk) {
         engine,
         guests: guests.clone(),
         store,
+        followers: Arc::default(),
+        stop: stop.clone(),
         tasks: tasks.clone(),
     };
     let stopped = stop.clone();
@@ -87,10 +91,17 @@ struct Counter {
     engine: Fleet,
     guests: Guests,
     store: Store,
+    /// Told of what guests do; of the rest the engine tells.
+    followers: Arc<Mutex<Followers>>,
+    stop: CancellationToken,
     tasks: TaskTracker,
 }
 
 impl Counter {
+    fn followers(&self) -> MutexGuard<'_, Followers> {
+        self.followers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     async fn take(&self, call: Call) {
         let meant = match &call.request {
             Request::Watch { .. } | Request::Follow { .. } => {
@@ -210,6 +221,10 @@ impl Counter {
         }
         let to_name: Vec<NodeRef> = meant.iter().map(|guest| guest.node.clone()).collect();
         let (to, told) = mpsc::channel(EVENTS_MAX);
+        let origin = Origin::of(who.clone());
+        let to = self
+            .followers()
+            .overhear_part(&self.tasks, &asked, &origin, to_name.clone(), to);
         if let Request::Nodes { selector, .. } = &asked {
             for view in self.guests.views(selector) {
                 events.send(Event::Node(view)).await.map_err(|_gone| Gone)?;
@@ -217,12 +232,14 @@ impl Counter {
             drop(to);
             return own.join(told, &events).await;
         }
-        let parts = match &asked {
-            Request::SendFiles {
-                files: FilesToSend::Same { files },
-                ..
-            } => files.len(),
-            _ => 1,
+        let parts = if let Request::SendFiles {
+            files: FilesToSend::Same { files },
+            ..
+        } = &asked
+        {
+            files.len()
+        } else {
+            1
         };
         let guests = to_name
             .iter()
@@ -429,9 +446,13 @@ impl Counter {
                 .map(|guest| noted(&job(guest.clone(), 0, Ok(Work::Stop))))
                 .collect(),
         };
-        let targets = meant.iter().map(|guest| guest.node.clone()).collect();
+        let targets: Vec<NodeRef> = meant.iter().map(|guest| guest.node.clone()).collect();
         let over = CancellationToken::new();
         let (to, told) = mpsc::channel(EVENTS_MAX);
+        let origin = Origin::of(call.who.clone());
+        let to = self
+            .followers()
+            .overhear_part(&self.tasks, &call.request, &origin, targets.clone(), to);
         let stopping = work::Stop {
             timeout: timeout_ms.map(Duration::from_millis),
             over: over.clone(),
@@ -483,6 +504,8 @@ impl Counter {
         let (selector, telemetry) = if let Request::Watch { selector } = &request {
             (selector.clone(), false)
         } else if let Request::Follow { telemetry } = &request {
+            self.followers()
+                .add(false, &self.tasks, &self.stop, events.clone());
             (Selector::all(), *telemetry)
         } else {
             return Ok(());

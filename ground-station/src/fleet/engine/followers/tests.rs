@@ -146,6 +146,28 @@ async fn both_the_asker_and_the_follower_hear_all_that_becomes_of_a_request() {
 }
 
 #[tokio::test]
+async fn a_part_of_a_request_is_told_with_its_targets_and_its_end() {
+    let mut rig = Rig::default();
+    let mut follower = rig.follow(false, 8);
+    let (events, mut asker) = mpsc::channel(8);
+    let targets = vec![node(1)];
+    let (request, origin) = (command("led"), Origin::of("eva"));
+    let to = rig
+        .followers
+        .overhear_part(&rig.tasks, &request, &origin, targets.clone(), events);
+    to.send(delivery("x".to_owned())).await.expect("read");
+    drop(to);
+    assert_eq!(asker.recv().await, Some(delivery("x".to_owned())));
+    assert_eq!(asker.recv().await, None, "the end is another's to tell");
+    for wanted in [Event::Targets { targets }, delivery("x".to_owned()), Event::End] {
+        let Some(Event::Told { event, .. }) = follower.recv().await else {
+            panic!("a word")
+        };
+        assert_eq!(*event, wanted);
+    }
+}
+
+#[tokio::test]
 async fn whoever_asked_can_leave_and_the_follower_learns_it() {
     let mut rig = Rig::default();
     let mut follower = rig.follow(false, 8);
