@@ -6,8 +6,9 @@ use std::process::Command;
 
 use swarm_tests::binaries;
 
-const DOCUMENTS: [&str; 4] = [
+const DOCUMENTS: [&str; 5] = [
     "README.md",
+    "docs/doors.md",
     "docs/operations.md",
     "docs/plugins.md",
     "docs/security.md",

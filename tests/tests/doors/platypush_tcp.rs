@@ -335,3 +335,53 @@ fn who_misbehaves_is_closed_and_others_are_served() {
         );
     }
 }
+
+#[test]
+fn whoever_does_not_read_is_closed() {
+    const MESSAGES: usize = 200_000;
+    let (_fleet, port) = fleet(1, "rate = 1000000");
+    let mut stream = connect(port);
+    stream
+        .set_write_timeout(Some(Duration::from_secs(1)))
+        .expect("set");
+    stream
+        .write_all(&b"[1]".repeat(MESSAGES))
+        .expect("short enough to wait between the two");
+    assert_eq!(output(&ask(port, &json!({"action": "ping"}))), "pong");
+    let_pass(Duration::from_secs(12));
+    let mut told = Vec::new();
+    // A connection that was given up may end in either way.
+    let _reset = stream.read_to_end(&mut told);
+    let answers = told.iter().filter(|byte| **byte == b'\n').count();
+    assert!(answers > 0 && answers < MESSAGES, "{answers} answers");
+}
+
+#[test]
+fn a_request_here_sends_to_the_peers_of_another_door() {
+    let field = Field::new();
+    let (port, peers_port) = (field.port(), field.port());
+    let doors = format!(
+        "[doors.platypush_tcp]\nport = {port}\nallow = [\"socktools.send\"]\n\
+         [doors.socktools]\nlisten = \"127.0.0.1:{peers_port}\""
+    );
+    let fleet = Fleet::linked_through(field, 1, &doors, |_node, _field| {});
+    let send = json!({"action": "socktools.send", "args": {"text": "hello"}});
+    assert!(error(&ask(port, &send)).contains("no peer is connected"));
+    let ping = r#"send:{"type":"request","action":"ping"}"#;
+    let steps = ["dial", &peers_port.to_string(), ping, "recv", "recv"];
+    let mut peer = peers::start(&fleet.field, "socktools.py", &steps);
+    peer.wait_json(PATIENCE, "an answer", |line| {
+        text(line, "message").contains("pong")
+    });
+    let sent = ask(port, &send);
+    assert_eq!(
+        (&output(&sent)[0]["door"], &output(&sent)[0]["error"]),
+        (&json!("socktools"), &Value::Null)
+    );
+    peer.wait_json(PATIENCE, "the message", |line| line["message"] == "hello");
+    let audit = fleet.station.run(&["history", "--audit"]).expect(0).json();
+    let used = |entry: &&Value| {
+        entry["what"] == "socktools.send" && text(entry, "who").starts_with("platypush_tcp from")
+    };
+    assert_eq!(audit.iter().filter(used).count(), 2, "{audit:#?}");
+}
