@@ -2,6 +2,7 @@
 //!
 //! Nothing here reads a clock, draws a random number or touches a socket; `shared/tests/layers.rs` guards it.
 
+pub mod clever_show;
 pub mod delivery;
 pub mod dial;
 pub mod duplicates;
