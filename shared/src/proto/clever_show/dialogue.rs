@@ -108,6 +108,9 @@ pub enum Unanswered {
     /// It could not be asked.
     #[error(transparent)]
     Rejected(#[from] Rejected),
+    /// A file came where a value was asked for, or the reverse.
+    #[error("the response is of another kind: a file for a value, or a value for a file")]
+    OtherKind,
     /// There is no conversation any more.
     #[error("the conversation has ended")]
     Ended,
