@@ -140,7 +140,7 @@ pub async fn broadcast_bind(port: u16) -> io::Result<(Announcement, SocketAddr)>
             tokio::time::sleep(wait).await;
         }
         let (length, from) = socket.recv_from(&mut datagram).await?;
-        let announcement = match Announcement::read(&datagram[..length]) {
+        let announcement = match Announcement::parse(&datagram[..length]) {
             Ok(announcement) => announcement,
             Err(error) => {
                 tracing::debug!(%from, %error, "no announcement");

@@ -29,7 +29,9 @@ use super::NotifierSock;
 use crate::net::{clock, random};
 use crate::proto::clever_show::{Answer, Dialogue, Event, Manners, Pace, Rejected, Unanswered};
 use crate::proto::message::Arguments;
-use crate::proto::wire::{Frame, FrameReader, HEADER_BYTES_MAX, Limits, WireError};
+use crate::proto::wire::{
+    CONTENT_BYTES_MAX, ContentType, Frame, FrameReader, HEADER_BYTES_MAX, Limits, WireError,
+};
 
 /// How long the peer has for one message, once it has begun, unless the options say otherwise.
 pub const MESSAGE_WITHIN: Duration = Duration::from_secs(60);
@@ -391,6 +393,12 @@ impl Inner {
                 Err(error) => return error.into(),
                 Ok(Some(frame)) => {
                     begun = None;
+                    let json = frame.header.content_type == ContentType::Json;
+                    if json && frame.content.len() > CONTENT_BYTES_MAX {
+                        // Only files may be as long as the options allow: JSON takes many times its length in memory.
+                        let (bytes, max) = (frame.header.content_length, CONTENT_BYTES_MAX);
+                        return WireError::ContentTooLong { bytes, max }.into();
+                    }
                     while let Err(wait) = pace.take(clock::now()) {
                         tokio::time::sleep(wait).await;
                     }

@@ -1,111 +1,133 @@
-//! `server_ip`: the datagram by which a server makes itself known. Anybody can send one, so it proves nothing: it can
-//! make a program dial, never trust.
+//! The datagram by which a server says where it is: one frame, the action `server_ip`, and four texts.
+//!
+//! Whoever hears one may believe it or not: nobody signs it.
 
 use bytes::BytesMut;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use super::messages::{BadMessage, Message};
-use crate::proto::wire::{FrameReader, Limits, WireError};
+use super::message::Message;
+use super::{ANNOUNCEMENT_BYTES_MAX, BadMessage};
+use crate::proto::message::Arguments;
+use crate::proto::wire::{FrameReader, LENGTH_BYTES, Limits, WireError};
 
-/// The action that it names.
-pub const SERVER_IP: &str = "server_ip";
-/// The UDP port that drones listen on.
-pub const ANNOUNCEMENT_PORT: u16 = 8181;
-/// Longest announcement, in bytes; a drone reads no more of a datagram.
-pub const ANNOUNCEMENT_BYTES_MAX: usize = 1_024;
-/// Longest text of each of its values, in bytes.
-const TEXT_BYTES_MAX: usize = 255;
+/// The action of the datagram.
+const SERVER_IP: &str = "server_ip";
+/// Longest text of an announcement that is read, in bytes.
+const TEXT_BYTES_MAX: usize = 253;
 
-/// Where a server says that it is.
+/// A server is there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Announcement {
-    /// Its address as text.
+    /// Its address, or its name.
     pub host: String,
-    /// Its TCP port.
+    /// Its port.
     pub port: u16,
-    /// Four digits that it chose at its start.
+    /// Four digits that tell one run of a server from another.
     pub id: String,
-    /// When it started, in seconds since 1970, as text.
+    /// When it started: seconds since 1970 as text.
     pub start_time: String,
 }
 
-/// Why a datagram is no announcement.
+/// Why a datagram is not an announcement.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadAnnouncement {
-    /// Longer than a drone reads.
-    #[error("{0} bytes are more than the {ANNOUNCEMENT_BYTES_MAX} that a drone reads")]
+    /// Longer than anybody reads.
+    #[error("{0} bytes are more than the {ANNOUNCEMENT_BYTES_MAX} of an announcement")]
     TooLong(usize),
-    /// It is no frame.
+    /// The bytes are not a frame.
     #[error(transparent)]
     Wire(#[from] WireError),
-    /// The frame means nothing.
+    /// It ends within a frame, or goes on behind it.
+    #[error("not one whole frame")]
+    NotOneFrame,
+    /// The frame is not a message.
     #[error(transparent)]
     Message(#[from] BadMessage),
-    /// It is not one whole frame.
-    #[error("it is not one whole frame")]
-    NotOneFrame,
-    /// It says something else.
-    #[error("it is not {SERVER_IP} with a sound host and port")]
-    Other,
+    /// It is about something else.
+    #[error("not a {SERVER_IP}")]
+    SomethingElse,
+    /// One of the four texts is not there, or is none.
+    #[error("no sound {0:?}")]
+    Without(&'static str),
 }
 
 impl Announcement {
-    /// Reads a datagram.
+    /// The datagram's bytes.
     ///
     /// # Errors
-    /// [`BadAnnouncement`]; drop it.
-    pub fn read(datagram: &[u8]) -> Result<Self, BadAnnouncement> {
-        if datagram.len() > ANNOUNCEMENT_BYTES_MAX {
-            return Err(BadAnnouncement::TooLong(datagram.len()));
-        }
-        let mut bytes = BytesMut::from(datagram);
-        let limits = Limits {
-            header: ANNOUNCEMENT_BYTES_MAX,
-            content: ANNOUNCEMENT_BYTES_MAX,
-        };
-        let frame = FrameReader::new(limits).next_frame(&mut bytes)?;
-        let frame = frame
-            .filter(|_| bytes.is_empty())
-            .ok_or(BadAnnouncement::NotOneFrame)?;
-        let Message::Action { action, arguments } = Message::read(&frame)? else {
-            return Err(BadAnnouncement::Other);
-        };
-        let text = |key: &str| match arguments.kwargs.get(key) {
-            Some(Value::String(text)) if text.len() <= TEXT_BYTES_MAX => text.clone(),
-            Some(Value::Number(number)) => number.to_string(),
-            _ => String::new(),
-        };
-        let (host, port) = (text("host"), text("port").parse().unwrap_or_default());
-        if action != SERVER_IP || host.is_empty() || port == 0 {
-            return Err(BadAnnouncement::Other);
-        }
-        Ok(Self {
-            host,
-            port,
-            id: text("id"),
-            start_time: text("start_time"),
-        })
-    }
-
-    /// The datagram.
-    ///
-    /// # Errors
-    /// [`BadAnnouncement::TooLong`] if its texts are too long for a drone to read.
+    /// [`BadAnnouncement::TooLong`]; texts of a server are short.
     pub fn to_datagram(&self) -> Result<Vec<u8>, BadAnnouncement> {
+        let mut arguments = Arguments::default();
         let texts = [
             ("host", self.host.clone()),
             ("port", self.port.to_string()),
             ("id", self.id.clone()),
             ("start_time", self.start_time.clone()),
         ];
-        let kwargs = texts.map(|(key, text)| (key.to_owned(), Value::String(text)));
+        for (key, text) in texts {
+            arguments.kwargs.insert(key.to_owned(), text.into());
+        }
+        let message = Message::Action {
+            action: SERVER_IP.to_owned(),
+            arguments,
+        };
         let mut bytes = BytesMut::new();
-        Message::action(SERVER_IP, Map::from_iter(kwargs))
-            .to_frame()
-            .encode(&mut bytes)?;
+        message.to_frame().encode(&mut bytes)?;
         if bytes.len() > ANNOUNCEMENT_BYTES_MAX {
             return Err(BadAnnouncement::TooLong(bytes.len()));
         }
         Ok(bytes.to_vec())
+    }
+
+    /// Reads a datagram.
+    ///
+    /// # Errors
+    /// [`BadAnnouncement`].
+    pub fn parse(datagram: &[u8]) -> Result<Self, BadAnnouncement> {
+        if datagram.len() > ANNOUNCEMENT_BYTES_MAX {
+            return Err(BadAnnouncement::TooLong(datagram.len()));
+        }
+        let limits = Limits {
+            header: ANNOUNCEMENT_BYTES_MAX - LENGTH_BYTES,
+            content: ANNOUNCEMENT_BYTES_MAX,
+        };
+        let mut bytes = BytesMut::from(datagram);
+        let frame = FrameReader::new(limits).next_frame(&mut bytes)?;
+        let frame = frame.filter(|_| bytes.is_empty());
+        let message = Message::read(&frame.ok_or(BadAnnouncement::NotOneFrame)?)?;
+        let Message::Action {
+            action,
+            mut arguments,
+        } = message
+        else {
+            return Err(BadAnnouncement::SomethingElse);
+        };
+        if action != SERVER_IP {
+            return Err(BadAnnouncement::SomethingElse);
+        }
+        let mut text = |key: &'static str| {
+            let text = match arguments.kwargs.remove(key) {
+                Some(Value::String(text)) => text,
+                // Not written by the real program, and clear all the same.
+                Some(Value::Number(number)) => number.to_string(),
+                None | Some(Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_)) => {
+                    return Err(BadAnnouncement::Without(key));
+                }
+            };
+            let good = !text.is_empty() && text.len() <= TEXT_BYTES_MAX;
+            if good {
+                Ok(text)
+            } else {
+                Err(BadAnnouncement::Without(key))
+            }
+        };
+        let host = text("host")?;
+        let port = text("port")?.parse().ok().filter(|port| *port > 0);
+        Ok(Self {
+            host,
+            port: port.ok_or(BadAnnouncement::Without("port"))?,
+            id: text("id")?,
+            start_time: text("start_time")?,
+        })
     }
 }

@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 use serde_json::Value;
 
-use super::messages::{Answer, BadMessage, FILE_TRANSFER, Message};
+use super::message::{BadMessage, Message, request_id};
 use crate::proto::message::Arguments;
 use crate::proto::wire::Frame;
 
@@ -43,6 +43,25 @@ pub struct Manners {
     pub resume_queue: bool,
     /// Requests without a response are asked again over the next connection.
     pub resend_requests: bool,
+}
+
+/// What a request was answered with.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Answer {
+    /// JSON.
+    Value(Value),
+    /// A file's bytes.
+    File(Bytes),
+}
+
+impl Answer {
+    /// The response that brings it.
+    pub fn to_message(self, name: String, id: String) -> Message {
+        match self {
+            Self::Value(value) => Message::Response { name, id, value },
+            Self::File(content) => Message::FileResponse { name, id, content },
+        }
+    }
 }
 
 /// What the peer said, and what became of a request.
@@ -171,12 +190,18 @@ impl Item {
     fn request(&self) -> Option<&str> {
         match &self.message {
             Message::Request { id, .. } => Some(id),
-            Message::Action { .. } | Message::File { .. } | Message::Response { .. } => None,
+            Message::Action { .. }
+            | Message::FilePush { .. }
+            | Message::Response { .. }
+            | Message::FileResponse { .. } => None,
         }
     }
 
     fn is_response(&self) -> bool {
-        matches!(self.message, Message::Response { .. })
+        matches!(
+            self.message,
+            Message::Response { .. } | Message::FileResponse { .. }
+        )
     }
 }
 
@@ -195,15 +220,8 @@ fn weight(message: &Message) -> usize {
         Message::Action { arguments: given, .. } | Message::Request { arguments: given, .. } => {
             arguments(given)
         }
-        Message::File { bytes, .. }
-        | Message::Response {
-            answer: Answer::File(bytes),
-            ..
-        } => bytes.len(),
-        Message::Response {
-            answer: Answer::Value(value),
-            ..
-        } => json(value),
+        Message::FilePush { content, .. } | Message::FileResponse { content, .. } => content.len(),
+        Message::Response { value, .. } => json(value),
     }
 }
 
@@ -279,8 +297,8 @@ impl Dialogue {
     /// # Errors
     /// [`Rejected::QueueFull`]
     pub fn send_file(&mut self, dest_filepath: &str, bytes: Bytes) -> Result<(), Rejected> {
-        let filepath = dest_filepath.to_owned();
-        self.enqueue(Item::new(Message::File { filepath, bytes }, false))
+        let (path, content) = (dest_filepath.to_owned(), bytes);
+        self.enqueue(Item::new(Message::FilePush { path, content }, false))
     }
 
     /// Answers what [`Event::Asked`].
@@ -289,7 +307,7 @@ impl Dialogue {
     /// [`Rejected::QueueFull`]
     pub fn respond(&mut self, value: &str, id: &str, answer: Answer) -> Result<(), Rejected> {
         let (value, id) = (value.to_owned(), id.to_owned());
-        self.enqueue(Item::new(Message::Response { value, id, answer }, false))
+        self.enqueue(Item::new(answer.to_message(value, id), false))
     }
 
     /// Asks the peer. Returns the number that its end will name.
@@ -297,15 +315,27 @@ impl Dialogue {
     /// # Errors
     /// [`Rejected`]
     pub fn get_response(&mut self, requested_value: &str, arguments: Arguments) -> Result<u64, Rejected> {
+        self.ask(|id| Message::Request {
+            name: requested_value.to_owned(),
+            id,
+            arguments,
+        })
+    }
+
+    /// Asks the peer for a file; the answer is [`Answer::File`].
+    ///
+    /// # Errors
+    /// [`Rejected`]
+    pub fn get_file(&mut self, client_filepath: &str) -> Result<u64, Rejected> {
+        self.ask(|id| Message::file_request(client_filepath, id))
+    }
+
+    fn ask(&mut self, message: impl FnOnce(String) -> Message) -> Result<u64, Rejected> {
         if self.pending.len() >= PENDING_MAX {
             return Err(Rejected::TooManyRequests);
         }
         let id = self.free_id();
-        let message = Message::Request {
-            value: requested_value.to_owned(),
-            id: id.clone(),
-            arguments,
-        };
+        let message = message(id.clone());
         self.enqueue(Item::new(message.clone(), false))?;
         self.numbers += 1;
         let number = self.numbers;
@@ -316,18 +346,6 @@ impl Dialogue {
         };
         self.pending.insert(id, pending);
         Ok(number)
-    }
-
-    /// Asks the peer for a file; the answer is [`Answer::File`].
-    ///
-    /// # Errors
-    /// [`Rejected`]
-    pub fn get_file(&mut self, client_filepath: &str) -> Result<u64, Rejected> {
-        let mut arguments = Arguments::default();
-        arguments
-            .kwargs
-            .insert("filepath".to_owned(), client_filepath.into());
-        self.get_response(FILE_TRANSFER, arguments)
     }
 
     /// Nobody waits for this request any more; it ends without an event.
@@ -365,9 +383,17 @@ impl Dialogue {
         let event = match Message::read(frame) {
             Err(bad) => Event::Unreadable(bad),
             Ok(Message::Action { action, arguments }) => Event::Action { action, arguments },
-            Ok(Message::File { filepath, bytes }) => Event::File { filepath, bytes },
-            Ok(Message::Request { value, id, arguments }) => Event::Asked { value, id, arguments },
-            Ok(Message::Response { value, id, answer }) => self.response(value, id, answer),
+            Ok(Message::FilePush { path, content }) => Event::File {
+                filepath: path,
+                bytes: content,
+            },
+            Ok(Message::Request { name, id, arguments }) => Event::Asked {
+                value: name,
+                id,
+                arguments,
+            },
+            Ok(Message::Response { name, id, value }) => self.response(name, id, Answer::Value(value)),
+            Ok(Message::FileResponse { name, id, content }) => self.response(name, id, Answer::File(content)),
         };
         self.events.push_back(event);
     }
@@ -417,7 +443,7 @@ impl Dialogue {
 
     fn response(&mut self, value: String, id: String, answer: Answer) -> Event {
         let asked = self.pending.get(&id).is_some_and(
-            |pending| matches!(&pending.message, Message::Request { value: asked, .. } if *asked == value),
+            |pending| matches!(&pending.message, Message::Request { name: asked, .. } if *asked == value),
         );
         match asked.then(|| self.pending.remove(&id)).flatten() {
             Some(Pending { number, .. }) => {
@@ -445,7 +471,7 @@ impl Dialogue {
 
     fn free_id(&mut self) -> String {
         loop {
-            let id = format!("{:04}", self.next_id);
+            let id = request_id(self.next_id);
             self.next_id = (self.next_id + 1) % IDS;
             // There are far more ids than open requests.
             if !self.pending.contains_key(&id) {

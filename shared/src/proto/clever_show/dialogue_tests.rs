@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::dialogue::*;
-use super::messages::{Answer, Message};
+use super::message::Message;
 use crate::proto::message::Arguments;
 
 const BOTH: Manners = Manners {
@@ -34,19 +34,20 @@ fn names(messages: &[Message]) -> Vec<&str> {
     fn name(message: &Message) -> &str {
         match message {
             Message::Action { action, .. } => action,
-            Message::Request { value, .. } | Message::Response { value, .. } => value,
-            Message::File { filepath, .. } => filepath,
+            Message::Request { name, .. }
+            | Message::Response { name, .. }
+            | Message::FileResponse { name, .. } => name,
+            Message::FilePush { path, .. } => path,
         }
     }
     messages.iter().map(name).collect()
 }
 
 fn answer_to(asked: &Message, answer: Answer) -> Message {
-    let Message::Request { value, id, .. } = asked else {
+    let Message::Request { name, id, .. } = asked else {
         panic!("no request: {asked:?}");
     };
-    let (value, id) = (value.clone(), id.clone());
-    Message::Response { value, id, answer }
+    answer.to_message(name.clone(), id.clone())
 }
 
 #[test]
@@ -56,8 +57,8 @@ fn a_response_ends_its_request_and_no_other() {
     let second = dialogue.get_file("/home/pi/log.txt").expect("room");
     let asked = write_all(&mut dialogue);
     assert!(matches!(&asked[0], Message::Request { id, .. } if id == "0042"));
-    assert!(matches!(&asked[1], Message::Request { value, arguments, .. }
-        if value == "filetransfer" && arguments.kwargs["filepath"] == "/home/pi/log.txt"));
+    assert!(matches!(&asked[1], Message::Request { name, arguments, .. }
+        if name == "filetransfer" && arguments.kwargs["filepath"] == "/home/pi/log.txt"));
     let file = Answer::File(Bytes::new());
     dialogue.handle_frame(&answer_to(&asked[1], file.clone()).to_frame());
     assert_eq!(
@@ -69,9 +70,9 @@ fn a_response_ends_its_request_and_no_other() {
     );
     // Another value under the same id answers nothing.
     let other = Message::Response {
-        value: "time".to_owned(),
+        name: "time".to_owned(),
         id: "0042".to_owned(),
-        answer: Answer::Value(json!(1)),
+        value: json!(1),
     };
     dialogue.handle_frame(&other.to_frame());
     assert!(matches!(dialogue.poll_event(), Some(Event::Stray { .. })));
@@ -237,7 +238,10 @@ proptest! {
                     if let Some(frame) = dialogue.poll_transmit() {
                         match Message::read(&frame).expect("readable") {
                             Message::Action { arguments, .. } => read.push(arguments.kwargs["n"].as_u64().expect("n")),
-                            request @ (Message::Request { .. } | Message::Response { .. } | Message::File { .. }) => at_peer.push(request),
+                            request @ (Message::Request { .. }
+                            | Message::Response { .. }
+                            | Message::FileResponse { .. }
+                            | Message::FilePush { .. }) => at_peer.push(request),
                         }
                         dialogue.written();
                     }

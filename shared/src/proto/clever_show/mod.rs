@@ -1,24 +1,42 @@
-//! What clever-show's programs say to one another, in the frame that is ours too ([`wire`](super::wire)).
+//! What clever-show's programs say to one another, on the frame of [`wire`](super::wire): its server commands drones,
+//! its drones answer. We take both parts: a station is their server, a node is their drone.
 //!
-//! [`Message`] is what one frame means, [`Announcement`] the datagram by which a server makes itself known, [`Dialogue`]
-//! one side of a conversation: what waits to be sent, what waits for an answer, and what becomes of both when the
-//! connection is lost.
+//! | module | what it does |
+//! |---|---|
+//! | [`message`] | messages to frames and back |
+//! | [`announcement`] | the datagram by which a server says where it is |
+//! | [`dialogue`] | one side of a conversation, over as many connections as it takes |
+//! | [`pace`] | how often something may happen |
+//!
+//! Invariants: `null` is never written as whole content, because the real programs never finish reading it; nothing that
+//! a peer says ends more than its own connection.
 
-mod announcement;
-mod dialogue;
+use super::wire;
+
+pub mod announcement;
+pub mod dialogue;
 #[cfg(test)]
 mod dialogue_tests;
-mod messages;
-mod pace;
-#[cfg(test)]
-mod tests;
+pub mod message;
+pub mod pace;
 
-pub use announcement::{ANNOUNCEMENT_BYTES_MAX, ANNOUNCEMENT_PORT, Announcement, BadAnnouncement, SERVER_IP};
+pub use announcement::{Announcement, BadAnnouncement};
 pub use dialogue::{
-    Dialogue, Event, Manners, PENDING_MAX, QUEUE_BYTES_MAX, QUEUE_MESSAGES_MAX, Rejected, Unanswered,
+    Answer, Dialogue, Event, Manners, PENDING_MAX, QUEUE_BYTES_MAX, QUEUE_MESSAGES_MAX, Rejected, Unanswered,
 };
-pub use messages::{Answer, BadMessage, FILE_TRANSFER, Message, NAME_BYTES_MAX};
+pub use message::{BadMessage, Message, request_id};
 pub use pace::Pace;
 
-/// The server's usual TCP port.
+/// Where the server listens.
 pub const SERVER_PORT: u16 = 25_000;
+/// Where drones listen for announcements.
+pub const ANNOUNCEMENT_PORT: u16 = 8_181;
+/// Longest announcement, in bytes: drones read no more.
+pub const ANNOUNCEMENT_BYTES_MAX: usize = 1_024;
+/// The action and the question that carry files.
+pub const FILE_TRANSFER: &str = "filetransfer";
+/// Longest id of a drone that is taken for one, in bytes. Its own rule is 63; host names may be longer.
+pub const ID_BYTES_MAX: usize = 253;
+
+/// Frames of a peer that has not said who it is, and of one that has.
+pub const LIMITS_GREETING: wire::Limits = wire::Limits::PREAUTH;

@@ -1,0 +1,287 @@
+//! Messages to frames and back.
+//!
+//! | message | `message-type` | header says | content |
+//! |---|---|---|---|
+//! | [`Message::Action`] | `message` | `action` | `{"args": [], "kwargs": {}}` |
+//! | [`Message::FilePush`] | `message` | `action: "filetransfer"`, `filepath` | the file |
+//! | [`Message::Request`] | `request` | | `{"requested_value", "request_id", "args", "kwargs"}` |
+//! | [`Message::Response`] | `response` | `requested_value`, `request_id` | `{"value": …}` |
+//! | [`Message::FileResponse`] | `response` | the same | the file |
+
+use bytes::Bytes;
+use serde_json::{Map, Value, json};
+
+use super::FILE_TRANSFER;
+use crate::proto::json::JsonError;
+use crate::proto::message::Arguments;
+use crate::proto::wire::{ContentType, Frame, Header, MessageType};
+
+/// One message, either way.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Message {
+    /// Do this. There is no answer.
+    Action {
+        /// What.
+        action: String,
+        /// With what.
+        arguments: Arguments,
+    },
+    /// Write this file. There is no answer.
+    FilePush {
+        /// Where the receiver writes it.
+        path: String,
+        /// All of it.
+        content: Bytes,
+    },
+    /// Tell this.
+    Request {
+        /// What.
+        name: String,
+        /// Digits that the response repeats.
+        id: String,
+        /// With what.
+        arguments: Arguments,
+    },
+    /// It is this.
+    Response {
+        /// What was asked.
+        name: String,
+        /// As in the request.
+        id: String,
+        /// The answer.
+        value: Value,
+    },
+    /// The file that was asked for.
+    FileResponse {
+        /// What was asked: `filetransfer`.
+        name: String,
+        /// As in the request.
+        id: String,
+        /// All of it.
+        content: Bytes,
+    },
+}
+
+/// Why a frame is not a message. The stream goes on: the frame is passed over.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadMessage {
+    /// The content is not JSON that we read.
+    #[error(transparent)]
+    Json(#[from] JsonError),
+    /// A part of the message is not there, or is of another kind.
+    #[error("a {message} without a sound {part:?}")]
+    Without {
+        /// Which message.
+        message: &'static str,
+        /// What it lacks.
+        part: &'static str,
+    },
+    /// Bytes where JSON has to be.
+    #[error("bytes as the content of something that is no file")]
+    NotAFile,
+}
+
+/// The digits of a request: `0042`.
+pub fn request_id(number: u32) -> String {
+    format!("{number:04}")
+}
+
+impl Message {
+    /// A question for a file.
+    pub fn file_request(path: &str, id: String) -> Self {
+        let mut arguments = Arguments::default();
+        arguments.kwargs.insert("filepath".to_owned(), path.into());
+        Self::Request {
+            name: FILE_TRANSFER.to_owned(),
+            id,
+            arguments,
+        }
+    }
+
+    /// The file that a request asks for, if it asks for one.
+    pub fn wanted_file(&self) -> Option<&str> {
+        match self {
+            Self::Request { name, arguments, .. } if name == FILE_TRANSFER => {
+                arguments.kwargs.get("filepath").and_then(Value::as_str)
+            }
+            Self::Request { .. }
+            | Self::Action { .. }
+            | Self::FilePush { .. }
+            | Self::Response { .. }
+            | Self::FileResponse { .. } => None,
+        }
+    }
+
+    /// Reads a frame.
+    ///
+    /// # Errors
+    /// [`BadMessage`]; the stream goes on.
+    pub fn read(frame: &Frame) -> Result<Self, BadMessage> {
+        let is_file = frame.header.content_type == ContentType::Binary;
+        match (frame.header.message_type, is_file) {
+            (MessageType::Message, false) => Ok(Self::Action {
+                action: header(frame, "message", "action")?,
+                arguments: arguments("message", object(frame, "message")?)?,
+            }),
+            (MessageType::Message, true) => {
+                if frame.header.action.as_deref() != Some(FILE_TRANSFER) {
+                    return Err(BadMessage::NotAFile);
+                }
+                Ok(Self::FilePush {
+                    path: header(frame, "message", "filepath")?,
+                    content: frame.content.clone(),
+                })
+            }
+            (MessageType::Request, true) => Err(BadMessage::NotAFile),
+            (MessageType::Request, false) => {
+                let mut content = object(frame, "request")?;
+                let without = |part| BadMessage::Without {
+                    message: "request",
+                    part,
+                };
+                let name = content.remove("requested_value");
+                let name = name.and_then(text).ok_or_else(|| without("requested_value"))?;
+                let id = content.remove("request_id");
+                let id = id.and_then(text).ok_or_else(|| without("request_id"))?;
+                let arguments = arguments("request", content)?;
+                Ok(Self::Request { name, id, arguments })
+            }
+            (MessageType::Response, _) => {
+                let name = header(frame, "response", "requested_value")?;
+                let id = header(frame, "response", "request_id")?;
+                if is_file {
+                    let content = frame.content.clone();
+                    return Ok(Self::FileResponse { name, id, content });
+                }
+                let value = object(frame, "response")?.remove("value");
+                let value = value.ok_or(BadMessage::Without {
+                    message: "response",
+                    part: "value",
+                })?;
+                Ok(Self::Response { name, id, value })
+            }
+        }
+    }
+
+    /// The frame that says it. Its header may come out too long to be written where a name or a path is: encoding it
+    /// tells.
+    pub fn to_frame(&self) -> Frame {
+        match self {
+            Self::Action { action, arguments } => {
+                let header = Header {
+                    action: Some(action.clone()),
+                    ..Header::default()
+                };
+                said(header, &json!(arguments))
+            }
+            Self::FilePush { path, content } => {
+                let header = Header {
+                    action: Some(FILE_TRANSFER.to_owned()),
+                    filepath: Some(path.clone()),
+                    ..Header::default()
+                };
+                file(header, content)
+            }
+            Self::Request { name, id, arguments } => {
+                let header = Header {
+                    message_type: MessageType::Request,
+                    ..Header::default()
+                };
+                let Arguments { args, kwargs } = arguments;
+                let content =
+                    json!({ "requested_value": name, "request_id": id, "args": args, "kwargs": kwargs });
+                said(header, &content)
+            }
+            Self::Response { name, id, value } => said(answering(name, id), &json!({ "value": value })),
+            Self::FileResponse { name, id, content } => file(answering(name, id), content),
+        }
+    }
+}
+
+fn answering(name: &str, id: &str) -> Header {
+    Header {
+        message_type: MessageType::Response,
+        requested_value: Some(name.to_owned()),
+        request_id: Some(id.to_owned()),
+        ..Header::default()
+    }
+}
+
+fn said(header: Header, content: &Value) -> Frame {
+    let content = content.to_string();
+    Frame {
+        header: Header {
+            content_length: content.len() as u64,
+            ..header
+        },
+        content: content.into(),
+    }
+}
+
+fn file(header: Header, content: &Bytes) -> Frame {
+    Frame {
+        header: Header {
+            content_type: ContentType::Binary,
+            content_length: content.len() as u64,
+            ..header
+        },
+        content: content.clone(),
+    }
+}
+
+fn header(frame: &Frame, message: &'static str, part: &'static str) -> Result<String, BadMessage> {
+    let header = &frame.header;
+    let told = match part {
+        "action" => &header.action,
+        "filepath" => &header.filepath,
+        "requested_value" => &header.requested_value,
+        _ => &header.request_id,
+    };
+    told.clone().ok_or(BadMessage::Without { message, part })
+}
+
+fn object(frame: &Frame, message: &'static str) -> Result<Map<String, Value>, BadMessage> {
+    match frame.value()? {
+        Value::Object(object) => Ok(object),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => {
+            Err(BadMessage::Without {
+                message,
+                part: "object",
+            })
+        }
+    }
+}
+
+/// `args` and `kwargs`; either may be absent or `null`, as real peers write after a reconnect.
+fn arguments(message: &'static str, mut content: Map<String, Value>) -> Result<Arguments, BadMessage> {
+    let args = match content.remove("args") {
+        None | Some(Value::Null) => Vec::new(),
+        Some(Value::Array(args)) => args,
+        Some(Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Object(_)) => {
+            return Err(BadMessage::Without {
+                message,
+                part: "args",
+            });
+        }
+    };
+    let kwargs = match content.remove("kwargs") {
+        None | Some(Value::Null) => Map::new(),
+        Some(Value::Object(kwargs)) => kwargs,
+        Some(Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_)) => {
+            return Err(BadMessage::Without {
+                message,
+                part: "kwargs",
+            });
+        }
+    };
+    Ok(Arguments { args, kwargs })
+}
+
+/// Some peers write digits as a number.
+fn text(value: Value) -> Option<String> {
+    match value {
+        Value::String(text) => Some(text),
+        Value::Number(number) => Some(number.to_string()),
+        Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => None,
+    }
+}
