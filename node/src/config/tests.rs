@@ -144,7 +144,10 @@ fn a_mistake_is_told_with_its_line() {
             "[doors.clever_show]\nserver = \"auto\"\nrole = \"node\"",
             "write observer, operator or admin",
         ),
-        ("[doors.clever_show]\nserver = \"auto\"\nallow = [\"\"]", "line 3"),
+        (
+            "[doors.clever_show]\nserver = \"auto\"\nallow = [\"[\"]",
+            "line 3",
+        ),
         (
             "[doors.clever_show]\nserver = \"auto\"\ntelemetry_every = \"1ms\"",
             "at least 100ms",

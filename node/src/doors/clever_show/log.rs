@@ -6,8 +6,10 @@ use std::sync::{Mutex, PoisonError};
 use swarm_shared::net::clock;
 use swarm_shared::proto::clever_show::Pace;
 
-/// Lines in a second; the others are counted.
-const LINES_PER_SECOND: u32 = 10;
+/// Lines in a second, in the long run; the others are counted.
+const LINES_PER_SECOND: u32 = 5;
+/// Lines at once.
+const LINES_AT_ONCE: u32 = 100;
 
 #[derive(Debug)]
 pub(super) struct Log {
@@ -17,7 +19,7 @@ pub(super) struct Log {
 impl Default for Log {
     fn default() -> Self {
         Self {
-            state: Mutex::new((Pace::per_second(LINES_PER_SECOND), 0)),
+            state: Mutex::new((Pace::with_burst(LINES_PER_SECOND, LINES_AT_ONCE), 0)),
         }
     }
 }

@@ -173,6 +173,10 @@ impl Door {
                     self.log
                         .note(self.server(), "message", "unreadable", Err(error.to_string()));
                 }
+                Event::TooLong { bytes, max } => {
+                    let why = format!("{bytes} bytes are more than the {max} allowed; passed over");
+                    self.log.note(self.server(), "message", "too long", Err(why));
+                }
                 Event::Stray { value, .. } => {
                     let why = "it answers nothing".to_owned();
                     self.log.note(self.server(), "response", &value, Err(why));

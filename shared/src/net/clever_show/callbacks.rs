@@ -124,6 +124,9 @@ impl Callbacks {
                     None => tracing::debug!(filepath, "no files are taken"),
                 },
                 Event::Unreadable(error) => tracing::warn!(%error, "a message that means nothing"),
+                Event::TooLong { bytes, max } => {
+                    tracing::warn!(bytes, max, "a message that is longer than allowed is passed over");
+                }
                 // A response after its time.
                 Event::Stray { value, .. } => tracing::debug!(value, "a response that nobody waits for"),
                 Event::Answered { .. } | Event::Unanswered { .. } => {}

@@ -7,9 +7,12 @@
 //! |---|---|
 //! | the peer closes it between two messages | `Peer` |
 //! | it breaks, or within a message | `Broken` |
-//! | what comes is no frame, or longer than allowed | `Garbled` |
+//! | what comes is no frame, or longer than [`PASSED_OVER_MAX`] | `Garbled` |
 //! | a message is not whole within [`Options::message_within`], or nothing can be written for [`WRITE_STALL`] | `Stalled` |
 //! | [`ConnectionManager::close`], another connection takes its place, or nobody takes its events | `Closed` |
+//!
+//! A message that is longer than allowed is passed over, and told of as an event: its sender may keep it for the next
+//! connection, and the next.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -18,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf as _, Bytes, BytesMut};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -37,10 +40,14 @@ use crate::proto::wire::{
 pub const MESSAGE_WITHIN: Duration = Duration::from_secs(60);
 /// How long a connection may take nothing at all while something is to be written.
 pub const WRITE_STALL: Duration = Duration::from_secs(10);
+/// Longest content of a message that is passed over because it is longer than allowed, in bytes.
+pub const PASSED_OVER_MAX: u64 = 1024 * 1024 * 1024;
 /// What is written at once, in bytes.
 const WRITE_BYTES: usize = 64 * 1024;
 /// Least and most room for one read, in bytes.
 const READ_BYTES: (usize, usize) = (4 * 1024, 256 * 1024);
+/// Length of a header's length.
+const LENGTH_BYTES: usize = 2;
 /// Events that wait to be taken; then the peer waits.
 const EVENTS_MAX: usize = 64;
 
@@ -356,6 +363,7 @@ impl State {
                 | Event::File { .. }
                 | Event::Asked { .. }
                 | Event::Unreadable(_)
+                | Event::TooLong { .. }
                 | Event::Stray { .. } => {
                     others.push_back(event);
                     continue;
@@ -382,23 +390,36 @@ impl Inner {
     }
 
     async fn read(&self, mut from: ReadHalf<'_>) -> Ended {
-        let mut reader = FrameReader::new(Limits {
+        let limits = Limits {
             header: HEADER_BYTES_MAX,
             content: self.options.content_bytes_max,
-        });
+        };
+        let mut reader = FrameReader::new(limits);
         let mut pace = Pace::per_second(self.options.rate);
         let (mut buffer, mut begun) = (BytesMut::new(), None);
         loop {
             match reader.next_frame(&mut buffer) {
+                Err(WireError::ContentTooLong { bytes, max }) if bytes <= PASSED_OVER_MAX => {
+                    // The header is at the front still.
+                    let head = buffer
+                        .first_chunk()
+                        .map_or(0, |length| u16::from_be_bytes(*length));
+                    buffer.advance(LENGTH_BYTES + usize::from(head));
+                    let passed = pass_over(&mut from, &mut buffer, bytes);
+                    match tokio::time::timeout(self.options.message_within, passed).await {
+                        Ok(Ok(())) => {}
+                        Ok(Err(error)) => return error.into(),
+                        Err(_elapsed) => return Ended::Stalled,
+                    }
+                    (begun, reader) = (None, FrameReader::new(limits));
+                    if self.events.send(Event::TooLong { bytes, max }).await.is_err() {
+                        return Ended::Closed;
+                    }
+                    continue;
+                }
                 Err(error) => return error.into(),
                 Ok(Some(frame)) => {
                     begun = None;
-                    let json = frame.header.content_type == ContentType::Json;
-                    if json && frame.content.len() > CONTENT_BYTES_MAX {
-                        // Only files may be as long as the options allow: JSON takes many times its length in memory.
-                        let (bytes, max) = (frame.header.content_length, CONTENT_BYTES_MAX);
-                        return WireError::ContentTooLong { bytes, max }.into();
-                    }
                     while let Err(wait) = pace.take(clock::now()) {
                         tokio::time::sleep(wait).await;
                     }
@@ -433,7 +454,12 @@ impl Inner {
 
     /// Whether anybody takes what it says.
     async fn take(&self, frame: &Frame) -> bool {
-        let events = {
+        let json = frame.header.content_type == ContentType::Json;
+        let events = if json && frame.content.len() > CONTENT_BYTES_MAX {
+            // Only files may be as long as the options allow: JSON takes many times its length in memory.
+            let (bytes, max) = (frame.header.content_length, CONTENT_BYTES_MAX);
+            VecDeque::from([Event::TooLong { bytes, max }])
+        } else {
             let mut state = self.lock();
             state.dialogue.handle_frame(frame);
             state.settle()
@@ -471,6 +497,23 @@ impl Inner {
                 }
             }
             self.lock().dialogue.written();
+        }
+    }
+}
+
+/// Reads so many bytes and keeps none.
+async fn pass_over(from: &mut ReadHalf<'_>, buffer: &mut BytesMut, bytes: u64) -> io::Result<()> {
+    let mut left = usize::try_from(bytes).unwrap_or(usize::MAX);
+    loop {
+        let there = left.min(buffer.len());
+        buffer.advance(there);
+        left -= there;
+        if left == 0 {
+            return Ok(());
+        }
+        buffer.reserve(READ_BYTES.1);
+        if from.read_buf(buffer).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
         }
     }
 }

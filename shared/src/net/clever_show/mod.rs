@@ -22,7 +22,9 @@ use tokio::sync::Notify;
 
 pub use callbacks::{CALLBACKS_MAX, Callbacks};
 pub use client::{CONNECT_ATTEMPTS, CONNECT_PAUSE, CONNECT_TIMEOUT, Client, RETRY_PAUSE_MAX, broadcast_bind};
-pub use connection::{ConnectionManager, Ended, FileFault, MESSAGE_WITHIN, Options, WRITE_STALL};
+pub use connection::{
+    ConnectionManager, Ended, FileFault, MESSAGE_WITHIN, Options, PASSED_OVER_MAX, WRITE_STALL,
+};
 
 use super::socket::{self, KeepaliveConfig, Purpose, SocketError};
 pub use crate::proto::clever_show::{Answer, Event, Manners, Rejected, Unanswered};

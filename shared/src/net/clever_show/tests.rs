@@ -187,14 +187,14 @@ async fn bad_peers_lose_their_connection_only() {
         message_within: Duration::from_millis(200),
         ..Options::default()
     };
-    let long = br#"{"byteorder":"little","content-type":"binary","content-encoding":"utf-8","content-length":1001,"message-type":"message","action":"filetransfer","filepath":"a/b"}"#;
+    let long = br#"{"byteorder":"little","content-type":"binary","content-encoding":"utf-8","content-length":9999999999,"message-type":"message","action":"filetransfer","filepath":"a/b"}"#;
     let mut announced = u16::try_from(long.len()).expect("short").to_be_bytes().to_vec();
     announced.extend_from_slice(long);
     let (connection, mut incoming) = ConnectionManager::new(options);
     for (bytes, expected) in [
         (&b"\xff\xff"[..], "not a message"),
         (b"\x00\x02[]", "not a message"),
-        (&announced, "longer than the 1000 allowed"),
+        (&announced, "content of 9999999999 bytes is longer"),
         (b"\x00\x50{\"byteorder\"", "stood still"),
     ] {
         let (listener, addr) = listener().await;
@@ -208,13 +208,25 @@ async fn bad_peers_lose_their_connection_only() {
     let (listener, addr) = listener().await;
     let mut peer = TcpStream::connect(addr).await.expect("connected");
     let (stream, _) = listener.accept().await.expect("accepted");
+    let long = br#"{"byteorder":"?","content-type":"binary","content-encoding":"utf-8","content-length":2000000,"message-type":"message","action":"filetransfer","filepath":"a/b"}"#;
+    let mut bytes = u16::try_from(long.len()).expect("short").to_be_bytes().to_vec();
+    bytes.extend_from_slice(long);
+    bytes.extend(std::iter::repeat_n(b'{', 2_000_000));
     let sound = br#"{"byteorder":"?","content-type":"json","content-encoding":"utf-8","content-length":5,"message-type":"message","action":"land"}"#;
-    let mut bytes = u16::try_from(sound.len()).expect("short").to_be_bytes().to_vec();
+    bytes.extend_from_slice(&u16::try_from(sound.len()).expect("short").to_be_bytes());
     bytes.extend_from_slice(sound);
     bytes.extend_from_slice(b"NaNNa");
-    peer.write_all(&bytes).await.expect("written");
     let driven = connection.clone();
     let ended = tokio::spawn(async move { driven.connect(stream).await });
+    soon("all is read", peer.write_all(&bytes))
+        .await
+        .expect("written");
+    let event = soon("the message", incoming.recv()).await;
+    let too_long = Event::TooLong {
+        bytes: 2_000_000,
+        max: 1_000,
+    };
+    assert_eq!(event, Some(too_long));
     let event = soon("the message", incoming.recv()).await;
     assert!(matches!(event, Some(Event::Unreadable(_))), "{event:?}");
     connection.close();

@@ -106,6 +106,13 @@ pub enum Event {
     },
     /// A frame that means nothing.
     Unreadable(BadMessage),
+    /// A message was passed over unread, because it is longer than allowed.
+    TooLong {
+        /// What it announced.
+        bytes: u64,
+        /// What is allowed.
+        max: usize,
+    },
     /// A response to nothing that is open.
     Stray {
         /// What it answers.

@@ -263,7 +263,11 @@ proptest! {
                         prop_assert_eq!(ended.insert(number, ()), None, "ended twice");
                     }
                     Event::Stray { .. } => {}
-                    Event::Action { .. } | Event::File { .. } | Event::Asked { .. } | Event::Unreadable(_) => {
+                    Event::Action { .. }
+                    | Event::File { .. }
+                    | Event::Asked { .. }
+                    | Event::TooLong { .. }
+                    | Event::Unreadable(_) => {
                         prop_assert!(false, "the peer said nothing of its own");
                     }
                 }

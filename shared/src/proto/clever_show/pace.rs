@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-/// Turns that come back with time. One second's worth may be taken at once.
+/// Turns that come back with time, and as many as may be taken at once.
 #[derive(Clone, Debug)]
 pub struct Pace {
     each: Duration,
@@ -13,12 +13,16 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// So many in a second; at least one.
+    /// So many in a second; at least one. One second's worth may be taken at once.
     pub fn per_second(rate: u32) -> Self {
-        let most = rate.max(1);
+        Self::with_burst(rate, rate)
+    }
+
+    /// So many in a second, and so many at once; at least one.
+    pub fn with_burst(rate: u32, burst: u32) -> Self {
         Self {
-            each: Duration::from_secs(1) / most,
-            most,
+            each: Duration::from_secs(1) / rate.max(1),
+            most: burst.max(1),
             owed: Duration::ZERO,
             at: None,
         }
