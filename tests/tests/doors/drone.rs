@@ -308,7 +308,7 @@ fn an_emergency_stop_holds_for_the_door_too() {
     server.act("slow", &json!({"tag": "a", "time": 50}));
     wait_until(PATIENCE, "it runs", || node.marks() == ["begin a"]);
     fleet.station.run(&["stop"]).expect(0);
-    node.wait_log("name=\"slow\" why=\"failed: killed by the emergency stop");
+    node.wait_log("name=\"slow\" why=\"failed: emergency stop");
     server.act("slow", &json!({"tag": "b"}));
     node.wait_log("name=\"slow\" why=\"refused: ");
     assert!(

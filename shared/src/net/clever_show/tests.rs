@@ -271,3 +271,15 @@ fn this_machine_has_an_address() {
         "{address}"
     );
 }
+
+#[tokio::test]
+async fn a_wake_up_is_kept_for_the_next_who_waits() {
+    let notifier = Arc::new(NotifierSock::default());
+    notifier.notify();
+    soon("the one that was kept", notifier.notified()).await;
+    let waiting = notifier.clone();
+    let woken = tokio::spawn(async move { waiting.notified().await });
+    // From a thread that knows nothing of tasks.
+    std::thread::spawn(move || notifier.notify()).join().expect("ran");
+    soon("the next one", woken).await.expect("ran");
+}
