@@ -311,10 +311,8 @@ fn an_emergency_stop_holds_for_the_door_too() {
     node.wait_log("name=\"slow\" why=\"failed: emergency stop");
     server.act("slow", &json!({"tag": "b"}));
     node.wait_log("name=\"slow\" why=\"refused: ");
-    assert!(
-        server.ask("telemetry", &json!({}))["stopped"].is_object(),
-        "looking goes on"
-    );
+    let reading = server.ask("telemetry", &json!({}));
+    assert!(!reading["stopped"].is_null(), "looking goes on: {reading}");
     // Only the fleet releases.
     server.act("release", &json!({}));
     node.wait_log("name=\"release\" why=");
@@ -326,6 +324,43 @@ fn an_emergency_stop_holds_for_the_door_too() {
     wait_until(PATIENCE, "it runs again", || {
         node.marks() == ["begin a", "begin d", "end d"]
     });
+}
+
+/// The plug-in that docs/plugins.md shows.
+fn plug_in(field: &Field, node: &Node) -> Process {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/plugins.md");
+    let document = std::fs::read_to_string(path).expect("the document is there");
+    let code = document.lines().skip_while(|line| *line != "```python").skip(1);
+    let code: Vec<&str> = code.take_while(|line| *line != "```").collect();
+    let script = field.file("lamp.py", (code.join("\n") + "\n").as_bytes());
+    let mut command = Command::new("python3");
+    command.arg(script).arg(node.dir.join("plugin.sock"));
+    let process = Process::spawn(command, "lamp", field.path());
+    wait_until(PATIENCE, "the plug-in is known", || {
+        node.status()["plugins"].as_array().map(Vec::len) == Some(1)
+    });
+    process
+}
+
+#[test]
+fn a_plug_in_s_question_is_answered_by_name() {
+    let flight = "[actions.takeoff]\ncommand = [\"/bin/echo\", \"up\"]\nclass = \"flight\"\n";
+    let mut stage = Stage::set(
+        "allow = [\"bli*\", \"clock\", \"takeoff\"]\ntelemetry_every = \"100ms\"",
+        flight,
+    );
+    let _lamp = plug_in(&stage.field, &stage.node);
+    let Stage { server, node, .. } = &mut stage;
+    assert!(server.ask("clock", &json!({})).is_f64());
+    assert_eq!(server.ask("blink", &json!({"times": 3})), "blinked 3 times");
+    server.act("blink", &json!({"times": 4}));
+    server.wait("its reading beside ours", |line| {
+        line["action"] == "telemetry" && line["kwargs"]["value"]["blinks"] == 4
+    });
+    server.act("blink", &json!({"times": "many"}));
+    node.wait_log("name=\"blink\" why=\"refused: ");
+    // A flight action is young enough when it comes.
+    assert_eq!(server.ask("takeoff", &json!({})), "up\n");
 }
 
 #[test]
