@@ -20,7 +20,9 @@ pub mod archive;
 pub mod engine;
 mod event;
 pub mod files;
+pub mod guests;
 mod past;
+pub mod peers;
 mod request;
 pub mod shout;
 
@@ -101,5 +103,20 @@ impl Fleet {
             }
         }
         receiver
+    }
+
+    /// Passes on what another fleet was asked.
+    async fn pass(&self, call: Call) {
+        match &self.0 {
+            Reach::Local(calls) => {
+                if let Err(mpsc::error::SendError(call)) = calls.send(call).await {
+                    let stopped = Event::failed(Failure::Stopped, "the station is shutting down; ask again");
+                    let _caller_gone = call.events.send(stopped).await;
+                }
+            }
+            Reach::Remote(socket) => {
+                tokio::spawn(control::client::ask(socket.clone(), call.request, call.events));
+            }
+        }
     }
 }

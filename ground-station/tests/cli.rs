@@ -293,6 +293,7 @@ fn nodes_are_listed_and_watched() {
             software: Some("0.1.0".to_owned()),
             warnings: Vec::new(),
             checks: Vec::new(),
+            telemetry: std::collections::BTreeMap::new(),
         })
     };
     let station = ScriptedStation::start(move |_request| {

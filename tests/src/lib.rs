@@ -8,6 +8,7 @@ pub mod fleet;
 pub mod kills;
 pub mod lab;
 pub mod measure;
+pub mod peers;
 pub mod process;
 pub mod simulation;
 

@@ -20,8 +20,9 @@ use crate::config::doors::Doors;
 use crate::control::lock::{LockError, StateLock};
 use crate::control::server::ControlServer;
 use crate::control::{CONTROL_SOCKET, client};
-use crate::doors::Open;
+use crate::doors::{Face, Open};
 use crate::fleet::engine::{Engine, Settings};
+use crate::fleet::guests::{self, Desk, Guests};
 use crate::fleet::{Fleet, archive};
 
 /// How often a taken state directory is tried again.
@@ -42,6 +43,8 @@ pub(super) struct Connection {
 struct Own {
     engine: Engine,
     control: Option<(CancellationToken, JoinHandle<()>)>,
+    /// Before the engine, where a door may let guests in.
+    guests: Option<(Guests, Desk)>,
     doors: Option<Open>,
     _lock: StateLock,
 }
@@ -79,6 +82,16 @@ impl Connection {
         Self::own(common, lock, |_config| {}, false)
             .await
             .map_err(NotOpen::Fault)
+    }
+
+    /// For a verb that means nothing without a running `serve`; `None` if there is none.
+    pub(super) async fn open_running(common: &Common) -> Result<Option<Self>, CliError> {
+        let socket = state_dir(common)?.join(CONTROL_SOCKET);
+        let running = client::answers(&socket).await;
+        Ok(running.then(|| Self {
+            fleet: Fleet::remote(socket),
+            own: None,
+        }))
     }
 
     /// For a verb that only looks back: asks a running `serve`, or else reads the store, whoever holds it.
@@ -138,7 +151,14 @@ impl Connection {
     /// Only `serve` stays long enough for other programs.
     async fn open_doors(&mut self, doors: &Doors) -> Result<(), CliError> {
         let Some(own) = &mut self.own else { return Ok(()) };
-        let opened = Open::all(doors, own.engine.fleet(), own.engine.store()).await;
+        let face = Face {
+            name: own.engine.name(),
+            services: own.engine.services(),
+            posts: own.engine.posts(),
+        };
+        let guests = own.guests.as_ref().map(|(guests, _)| guests.clone());
+        let (guests, store) = (guests.unwrap_or_default(), own.engine.store());
+        let opened = Open::all(doors, face, self.fleet.clone(), guests, store).await;
         own.doors = Some(opened.map_err(|error| CliError::usage(error.to_string()))?);
         Ok(())
     }
@@ -152,6 +172,7 @@ impl Connection {
         let state_dir = lock.state_dir().to_owned();
         let mut config = Config::load(common.config.as_deref(), &state_dir)?;
         adjust(&mut config);
+        let has_guests = config.doors.clever_show.is_some();
         // Bound first: a path that is too long is found before any link is up.
         let server = if stays {
             Some(ControlServer::bind(&lock)?)
@@ -164,7 +185,12 @@ impl Connection {
             stays,
         })
         .await?;
-        let fleet = engine.fleet();
+        let (fleet, guests) = if has_guests && stays {
+            let (fleet, guests, desk) = guests::front(engine.fleet(), engine.store());
+            (fleet, Some((guests, desk)))
+        } else {
+            (engine.fleet(), None)
+        };
         let control = server.map(|server| {
             let stop = CancellationToken::new();
             (stop.clone(), tokio::spawn(server.serve(fleet.clone(), stop)))
@@ -174,6 +200,7 @@ impl Connection {
             own: Some(Own {
                 engine,
                 control,
+                guests,
                 doors: None,
                 _lock: lock,
             }),
@@ -191,6 +218,9 @@ impl Connection {
             if let Err(error) = serving.await {
                 tracing::warn!(%error, "control socket");
             }
+        }
+        if let Some((_, desk)) = own.guests {
+            desk.close().await;
         }
         own.engine.stop().await;
     }

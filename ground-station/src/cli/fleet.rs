@@ -121,6 +121,10 @@ pub(super) async fn run(args: Args, common: &Common, screen: &mut Screen) -> Res
             | Event::About(_)
             | Event::Past(_)
             | Event::Audit(_)
+            | Event::Told { .. }
+            | Event::Telemetry { .. }
+            | Event::Peer(_)
+            | Event::Missed { .. }
             | Event::Failed { .. }
             | Event::End => {}
         }

@@ -69,7 +69,7 @@ pub(super) async fn run(args: Args, common: &Common, screen: &mut Screen) -> Res
         return deliver("history", request, common, screen).await;
     }
     if let Some(nodes) = &args.node
-        && has_tags(nodes)
+        && nodes.has_tags()
     {
         let text = "the history does not keep tags: give names, globs or id:PREFIX to --node";
         return Err(CliError::usage(text));
@@ -123,9 +123,4 @@ fn show(past: &Past, one: bool, audit: bool, screen: &mut Screen) -> Result<u8, 
         screen.result(&text)?;
     }
     Ok(if one { past.exit_status() } else { 0 })
-}
-
-fn has_tags(selector: &Selector) -> bool {
-    let mut terms = selector.as_str().split(',').map(str::trim);
-    terms.any(|term| term.trim_start_matches('!').trim_start().starts_with("tag:"))
 }

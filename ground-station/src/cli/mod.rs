@@ -28,6 +28,7 @@ mod call;
 mod completions;
 mod connect;
 mod demo;
+mod door;
 mod fetch;
 mod fleet;
 mod history;
@@ -57,6 +58,7 @@ Examples:
   ground-station send --per-node takes/ 'drone-*:shows/take1.csv'
   ground-station fetch all:logs/flight.log ./collected
   ground-station history                       what was sent, and how it ended
+  ground-station door send socktools 'hello'   a message to every peer at a door
 
 SELECTOR is a comma-separated list: all, a name or glob (drone-*, drone-[01-12]),
 tag:KEY, tag:KEY=VALUE, id:PREFIX; !TERM takes away.
@@ -140,6 +142,7 @@ enum Verb {
     Fetch(fetch::Args),
     Notify(notify::Args),
     History(history::Args),
+    Door(door::Args),
     Stop(stop::Args),
     Release(release::Args),
     Completions(completions::Args),
@@ -178,6 +181,7 @@ async fn run(cli: Cli, screen: &mut Screen) -> Result<u8, CliError> {
         Verb::Fetch(args) => fetch::run(args, common, screen).await,
         Verb::Notify(args) => notify::run(args, common, screen).await,
         Verb::History(args) => history::run(args, common, screen).await,
+        Verb::Door(args) => door::run(args, common, screen).await,
         Verb::Stop(args) => stop::run(args, common, screen).await,
         Verb::Release(args) => release::run(args, common, screen).await,
         Verb::Completions(args) => completions::run(&args, &mut Cli::command(), screen),

@@ -122,7 +122,11 @@ async fn watch(fleet: &Fleet, selector: Selector, screen: &mut Screen) -> Result
                 | Event::Command(_)
                 | Event::About(_)
                 | Event::Past(_)
-                | Event::Audit(_),
+                | Event::Audit(_)
+                | Event::Told { .. }
+                | Event::Telemetry { .. }
+                | Event::Peer(_)
+                | Event::Missed { .. },
             ) => {}
         }
     }

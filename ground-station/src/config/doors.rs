@@ -11,6 +11,8 @@
 //! connections = 512             # at once, in all
 //! connections_per_address = 64  # at once, of one address
 //! message_bytes = 65536         # longest message
+//! ttl = "30s"                   # how long what is asked for may still start
+//! timeout = "10s"               # how long its outcomes are waited for
 //! rate = 50                     # messages of one address in a second
 //! idle = "60s"                  # silence after which a connection is closed
 //! ```
@@ -39,7 +41,7 @@ pub use clever_show::CleverShow;
 pub use knut::Knut;
 pub use platypush_http::PlatypushHttp;
 pub use platypush_tcp::PlatypushTcp;
-pub use socktools::Socktools;
+pub use socktools::{Network, RawEncoding, Raws, Socktools};
 
 /// The doors that are open.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -69,6 +71,10 @@ pub struct Common {
     pub target: Selector,
     /// What has to be shown, where the protocol has room for it.
     pub token: Option<Secret>,
+    /// How long what is asked for may still start.
+    pub ttl: Duration,
+    /// How long its outcomes are waited for.
+    pub timeout: Duration,
     /// How much of it may be used.
     pub limits: Limits,
 }
@@ -86,6 +92,8 @@ pub struct Limits {
     pub rate: u32,
     /// The longest silence.
     pub idle: Duration,
+    /// Connections that the kernel holds until they are let in.
+    pub waiting: u32,
 }
 
 impl Default for Limits {
@@ -96,6 +104,7 @@ impl Default for Limits {
             message_bytes: 64 * 1024,
             rate: 50,
             idle: Duration::from_secs(60),
+            waiting: 1_024,
         }
     }
 }
@@ -109,6 +118,8 @@ impl Common {
             role: Role::Operator,
             target: Selector::all(),
             token: None,
+            ttl: Duration::from_secs(30),
+            timeout: Duration::from_secs(10),
             limits: Limits::default(),
         }
     }
@@ -137,6 +148,7 @@ impl std::fmt::Debug for Secret {
 enum Kind {
     Text,
     Number,
+    Flag,
     List,
 }
 
@@ -145,6 +157,7 @@ impl Kind {
         match self {
             Self::Text => "a text in quotes",
             Self::Number => "a whole number",
+            Self::Flag => "true or false",
             Self::List => "a list of texts, such as [\"led\", \"show_*\"]",
         }
     }
@@ -154,6 +167,7 @@ impl Kind {
         match self {
             Self::Text => Raw::Text(text),
             Self::Number => text.parse().map_or(Raw::Text(text), Raw::Number),
+            Self::Flag => text.parse().map_or(Raw::Text(text), Raw::Flag),
             Self::List => {
                 let parts = text.split(',').map(str::trim);
                 Raw::List(parts.filter(|part| !part.is_empty()).collect())
@@ -169,6 +183,8 @@ const COMMON: &[(&str, Kind)] = &[
     ("role", Kind::Text),
     ("target", Kind::Text),
     ("token", Kind::Text),
+    ("ttl", Kind::Text),
+    ("timeout", Kind::Text),
     ("connections", Kind::Number),
     ("connections_per_address", Kind::Number),
     ("message_bytes", Kind::Number),
@@ -188,6 +204,13 @@ trait Door: Sized {
     /// Sets one of [`Self::KEYS`]; the value is of its kind.
     fn set(&mut self, key: &str, _value: &Raw<'_>) -> Result<(), String> {
         Err(format!("{key} has no meaning here"))
+    }
+    /// A common key has been set.
+    ///
+    /// # Errors
+    /// What it is at odds with.
+    fn has_taken(&mut self, _key: &str) -> Result<(), String> {
+        Ok(())
     }
     /// Takes over a table within its own, such as `[doors.NAME.KEY]`; `None`: there is no such table. Errors carry
     /// the byte at which they are.
@@ -291,12 +314,15 @@ fn set<D: Door>(door: &mut D, key: &str, raw: &Raw<'_>) -> Option<Result<(), Str
     let (_, kind) = keys::<D>().find(|(known, _)| *known == key)?;
     let fits = matches!(
         (kind, raw),
-        (Kind::Text, Raw::Text(_)) | (Kind::Number, Raw::Number(_)) | (Kind::List, Raw::List(_))
+        (Kind::Text, Raw::Text(_))
+            | (Kind::Number, Raw::Number(_))
+            | (Kind::Flag, Raw::Flag(_))
+            | (Kind::List, Raw::List(_))
     );
     Some(if !fits {
         Err(format!("doors.{}.{key} has to be {}", D::NAME, kind.rule()))
     } else if COMMON.iter().any(|(known, _)| *known == key) {
-        set_common(door.common(), key, raw)
+        set_common(door.common(), key, raw).and_then(|()| door.has_taken(key))
     } else {
         door.set(key, raw)
     })
@@ -323,6 +349,8 @@ fn set_common(common: &mut Common, key: &str, raw: &Raw<'_>) -> Result<(), Strin
             }
             common.token = Some(Secret((*text).to_owned()));
         }
+        ("ttl", Raw::Text(text)) => common.ttl = time(text)?,
+        ("timeout", Raw::Text(text)) => common.timeout = time(text)?,
         ("connections", Raw::Number(number)) => common.limits.connections = within(key, *number, 1, 65_536)?,
         ("connections_per_address", Raw::Number(number)) => {
             common.limits.per_address = within(key, *number, 1, 65_536)?;

@@ -9,6 +9,8 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::{EVENT_LINE_BYTES_MAX, REQUEST_LINE_BYTES_MAX, read_line};
+use crate::doors::stream::WRITE_MAX;
+use crate::duration::to_ms;
 use crate::fleet::{Event, Failure, Request};
 
 /// Whether a station answers on this socket now.
@@ -61,7 +63,9 @@ pub async fn ask(socket: PathBuf, request: Request, events: mpsc::Sender<Event>)
 /// `None` for what may rightly say nothing for as long as it lasts.
 fn first_event_patience(request: &Request) -> Option<Duration> {
     let own = match request {
-        Request::Watch { .. } => return None,
+        Request::Watch { .. } | Request::Follow { .. } => return None,
+        // A peer that does not read is given up then.
+        Request::Tell { .. } => to_ms(WRITE_MAX),
         Request::Nodes { timeout_ms, .. } | Request::Join { timeout_ms, .. } => *timeout_ms,
         Request::Targets { .. }
         | Request::Command { .. }
@@ -72,6 +76,7 @@ fn first_event_patience(request: &Request) -> Option<Duration> {
         | Request::Audit { .. }
         | Request::Retry { .. }
         | Request::Fetch { .. }
+        | Request::Peers { .. }
         | Request::Init
         | Request::Invite { .. }
         | Request::Pending

@@ -9,7 +9,7 @@ use swarm_shared::proto::outcome::Outcome;
 use swarm_shared::proto::selector::{Glob, Selector};
 use swarm_shared::proto::trust::Role;
 use swarm_shared::proto::trust::gate::{self, ActionClass, Wish};
-use swarm_shared::proto::wire::Lane;
+use swarm_shared::proto::wire::{Kind, Lane};
 
 use super::House;
 use crate::config::doors::Common;
@@ -95,6 +95,45 @@ impl Guard {
         Err(NotDone::NotAllowed(format!(
             "action {action:?} may not pass this door; name it in `allow` of [doors.{door}]"
         )))
+    }
+
+    /// Whether something that is no action may pass: the door's list names it, and its role may wish for it.
+    ///
+    /// # Errors
+    /// Why not, and what to change.
+    pub fn permit_named(&self, name: &str, wish: &Wish) -> Result<(), NotDone> {
+        let door = self.door;
+        gate::permit(self.role, wish).map_err(|refused| {
+            NotDone::NotAllowed(format!("{}; see `role` in [doors.{door}]", refused.reason))
+        })?;
+        if self.allows(name) {
+            return Ok(());
+        }
+        Err(NotDone::NotAllowed(format!(
+            "{name} may not pass this door; name it in `allow` of [doors.{door}]"
+        )))
+    }
+
+    /// Whether a question may pass that the door knows for one.
+    ///
+    /// # Errors
+    /// Why not, and what to change.
+    pub fn permit_question(&self, what: &str) -> Result<(), NotDone> {
+        self.may(&Wish::Command(ActionClass::Read))
+            .map_err(|why| NotDone::NotAllowed(format!("{what:?}: {why}")))
+    }
+
+    /// Whether an emergency stop may pass. No list has to name it.
+    ///
+    /// # Errors
+    /// Why not, and what to change.
+    pub fn permit_stop(&self) -> Result<(), NotDone> {
+        self.may(&Wish::Frame(Kind::Stop)).map_err(NotDone::NotAllowed)
+    }
+
+    fn may(&self, wish: &Wish) -> Result<(), String> {
+        let door = self.door;
+        gate::permit(self.role, wish).map_err(|no| format!("{}; see `role` in [doors.{door}]", no.reason))
     }
 
     /// Whether the door's list names it.

@@ -13,7 +13,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use swarm_shared::net::clock;
-use tokio::net::{TcpListener, TcpStream};
+use swarm_shared::net::socket::{self, KeepaliveConfig, Purpose};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -22,7 +23,7 @@ use crate::config::doors::{Common, Limits};
 
 /// Pause after a failed accept: out of descriptors, most likely, and others have to close some first.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How often refused connections are told of in the log.
+/// How often connections are told of in the log, let in and refused.
 const TELL_EVERY: Duration = Duration::from_secs(10);
 
 /// Listens for one door.
@@ -40,10 +41,9 @@ impl Hall {
     ///
     /// # Errors
     /// [`DoorError::Listen`].
-    pub async fn open(door: &'static str, common: &Common, house: &House) -> Result<Self, DoorError> {
+    pub fn open(door: &'static str, common: &Common, house: &House) -> Result<Self, DoorError> {
         let listen = common.listen;
-        let listener = TcpListener::bind(listen).await;
-        let listener = listener.map_err(|error| DoorError::Listen {
+        let listener = bind(listen, common.limits.waiting).map_err(|error| DoorError::Listen {
             door,
             listen,
             reason: error.to_string(),
@@ -71,9 +71,20 @@ impl Hall {
     where
         S: Future<Output = ()> + Send + 'static,
     {
+        self.receive_some(|_anybody| true, serve).await;
+    }
+
+    /// The same, of addresses that are welcome only; from the others nothing is read.
+    pub async fn receive_some<S>(
+        self,
+        is_welcome: impl Fn(IpAddr) -> bool,
+        serve: impl Fn(TcpStream, Entrance) -> S,
+    ) where
+        S: Future<Output = ()> + Send + 'static,
+    {
+        let mut unwelcome = Told::default();
         let book = Arc::new(Mutex::new(Book::default()));
-        let mut turned_away = 0_u64;
-        let mut told = None::<Instant>;
+        let (mut turned_away, mut let_in) = (Told::default(), Told::default());
         loop {
             let accepted = tokio::select! {
                 biased;
@@ -88,18 +99,25 @@ impl Hall {
                     continue;
                 }
             };
+            if !is_welcome(addr.ip()) {
+                if let Some(count) = unwelcome.count(clock::now()) {
+                    tracing::warn!(door = self.door, %addr, count, "not welcome at this door");
+                }
+                continue;
+            }
             let Some(entrance) = Entrance::take(&book, addr, &self.limits) else {
-                turned_away += 1;
-                let now = clock::now();
-                if told.is_none_or(|told| now >= told + TELL_EVERY) {
-                    tracing::warn!(door = self.door, %addr, turned_away, "too many connections at this door");
-                    (told, turned_away) = (Some(now), 0);
+                if let Some(count) = turned_away.count(clock::now()) {
+                    tracing::warn!(door = self.door, %addr, count, "too many connections at this door");
                 }
                 continue;
             };
-            if let Err(error) = stream.set_nodelay(true) {
+            let tuned = socket::tune(&stream, &KeepaliveConfig::default(), Purpose::Control);
+            if let Err(error) = tuned {
                 tracing::debug!(door = self.door, %addr, %error, "a connection that ended at once");
                 continue;
+            }
+            if let Some(count) = let_in.count(clock::now()) {
+                tracing::info!(door = self.door, %addr, count, "visitors at this door");
             }
             let served = serve(stream, entrance);
             let stop = self.stop.clone();
@@ -107,6 +125,37 @@ impl Hall {
                 stop.run_until_cancelled(served).await;
             });
         }
+    }
+}
+
+fn bind(listen: SocketAddr, waiting: u32) -> std::io::Result<TcpListener> {
+    let socket = if listen.is_ipv4() {
+        TcpSocket::new_v4()?
+    } else {
+        TcpSocket::new_v6()?
+    };
+    // A restarted station is not to wait for the connections of the last one to be forgotten.
+    socket.set_reuseaddr(true)?;
+    socket.bind(listen)?;
+    socket.listen(waiting)
+}
+
+/// Counts what is told of in the log only now and then.
+#[derive(Debug, Default)]
+struct Told {
+    untold: u64,
+    at: Option<Instant>,
+}
+
+impl Told {
+    /// One more; how many there are to tell of, if it is time.
+    fn count(&mut self, now: Instant) -> Option<u64> {
+        self.untold += 1;
+        if self.at.is_some_and(|at| now < at + TELL_EVERY) {
+            return None;
+        }
+        self.at = Some(now);
+        Some(std::mem::take(&mut self.untold))
     }
 }
 
@@ -180,6 +229,24 @@ impl Entrance {
             book: Arc::clone(book),
             rate: limits.rate,
         })
+    }
+
+    /// The place of somebody whom this station has called itself: nobody else's counts with it.
+    pub fn alone(addr: SocketAddr, limits: &Limits) -> Self {
+        let book = Arc::new(Mutex::new(Book::default()));
+        let address = Address {
+            connections: 1,
+            bucket: Bucket::full(limits.rate, clock::now()),
+        };
+        let mut inside = book.lock().unwrap_or_else(PoisonError::into_inner);
+        inside.inside = 1;
+        inside.addresses.insert(addr.ip(), address);
+        drop(inside);
+        Self {
+            addr,
+            book,
+            rate: limits.rate,
+        }
     }
 
     /// Waits until one more message of this address may be taken.
@@ -269,6 +336,17 @@ mod tests {
         assert_eq!(bucket.take(10, start + Duration::from_millis(101)), Ok(()));
         assert!(bucket.take(10, start + Duration::from_millis(101)).is_err());
         assert!(bucket.is_full(10, start + Duration::from_secs(2)));
+    }
+
+    #[test]
+    fn the_log_is_told_at_once_and_then_now_and_then() {
+        let start = clock::now();
+        let mut told = Told::default();
+        assert_eq!(told.count(start), Some(1));
+        for _ in 0..1_000 {
+            assert_eq!(told.count(start + TELL_EVERY / 2), None);
+        }
+        assert_eq!(told.count(start + TELL_EVERY), Some(1_001));
     }
 
     #[test]

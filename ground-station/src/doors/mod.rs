@@ -3,34 +3,92 @@
 //!
 //! | module | what it does |
 //! |---|---|
+//! | [`clever_show`] | clever-show's drone clients, as guests of the fleet |
 //! | [`guard`] | what may pass, in whose name; every use is in the audit |
 //! | [`hall`] | listening: who may connect, how many, how fast |
+//! | [`knut`] | the door for Knut's clients |
+//! | [`platypush`] | what requests of Platypush's form mean here |
+//! | [`stream`] | messages over a plain TCP stream, and how long each may take |
+//! | [`platypush_tcp`] | the door that takes such requests over TCP |
+//! | [`socktools`] | the door for peers of socktools, which also dials |
 //!
 //! Invariants: a door is closed unless the configuration opens it; what passes is permitted by the door's list *and*
 //! by the gate of [`swarm_shared::proto::trust::gate`] for the door's role; whoever asks gets an answer in the door's
 //! own language; nobody who behaves badly at a door is felt at another, or by the fleet.
 
+pub mod clever_show;
 pub mod guard;
 pub mod hall;
+pub mod knut;
+pub mod platypush;
+pub mod platypush_tcp;
+pub mod socktools;
+pub mod stream;
 
+use std::net::SocketAddr;
+
+use swarm_shared::net::discovery::mdns::Service;
+use swarm_shared::net::discovery::presence::Services;
+use swarm_shared::proto::id::NodeName;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::doors::Doors;
 use crate::fleet::Fleet;
+use crate::fleet::guests::Guests;
+use crate::fleet::peers::Posts;
 use crate::store::Store;
+
+/// As the station shows itself to other programs.
+#[derive(Clone, Debug)]
+pub struct Face {
+    /// Its name.
+    pub name: NodeName,
+    /// To be found by.
+    pub services: Services,
+    /// Where a door seats its peers.
+    pub posts: Posts,
+}
 
 /// What all doors stand in.
 #[derive(Clone, Debug)]
 pub struct House {
+    /// What is seen of it from outside.
+    pub face: Face,
     /// To ask.
     pub fleet: Fleet,
+    /// For drones that come as guests.
+    pub guests: Guests,
     /// For the audit.
     pub store: Store,
     /// When to close.
     pub stop: CancellationToken,
     /// Everything that runs here.
     pub tasks: TaskTracker,
+}
+
+impl House {
+    /// Publishes a door by mDNS under the station's name, as programs of its system look for it. One that only this
+    /// machine reaches is not.
+    pub async fn publish(&self, kind: &'static str, listen: SocketAddr) {
+        if listen.ip().is_loopback() {
+            return;
+        }
+        let name = self.face.name.as_str();
+        let service = Service {
+            kind,
+            instance: name.to_owned(),
+            listen,
+            txt: vec![
+                ("name", name.to_owned()),
+                ("vendor", env!("CARGO_PKG_NAME").to_owned()),
+                ("version", env!("CARGO_PKG_VERSION").to_owned()),
+            ],
+        };
+        if !self.face.services.offer(service).await {
+            tracing::debug!(kind, "not published: mDNS is off");
+        }
+    }
 }
 
 /// Why a door does not open.
@@ -44,7 +102,7 @@ pub enum DoorError {
         /// Which.
         door: &'static str,
         /// Where.
-        listen: std::net::SocketAddr,
+        listen: SocketAddr,
         /// Why.
         reason: String,
     },
@@ -61,15 +119,45 @@ impl Open {
     ///
     /// # Errors
     /// [`DoorError`]: then none is open.
-    pub async fn all(doors: &Doors, fleet: Fleet, store: Store) -> Result<Self, DoorError> {
+    pub async fn all(
+        doors: &Doors,
+        face: Face,
+        fleet: Fleet,
+        guests: Guests,
+        store: Store,
+    ) -> Result<Self, DoorError> {
         let house = House {
+            face,
             fleet,
+            guests,
             store,
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
         };
-        let _ = doors;
-        Ok(Self { house })
+        let open = Self { house };
+        match open.each(doors).await {
+            Ok(()) => Ok(open),
+            Err(error) => {
+                open.close().await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn each(&self, doors: &Doors) -> Result<(), DoorError> {
+        if let Some(config) = &doors.clever_show {
+            clever_show::open(config, &self.house).await?;
+        }
+        if let Some(door) = &doors.platypush_tcp {
+            platypush_tcp::open(door, &self.house).await?;
+        }
+        if let Some(door) = &doors.socktools {
+            socktools::open(door, &self.house)?;
+        }
+        if let Some(door) = &doors.knut {
+            knut::open(door, &self.house).await?;
+        }
+        Ok(())
     }
 
     /// Closes them, and waits for what runs there.

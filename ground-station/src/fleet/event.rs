@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use swarm_shared::proto::delivery::Stage;
 use swarm_shared::proto::id::{NodeName, PeerId, PeerKind};
 use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::trust::Role;
 
-use super::{AuditView, CommandView, PastDelivery};
+use super::peers::PeerView;
+use super::{AuditView, CommandKind, CommandView, PastDelivery};
 
 /// One thing that came back.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -74,6 +75,36 @@ pub enum Event {
     Past(PastDelivery),
     /// Who did what.
     Audit(AuditView),
+    /// A peer at a door.
+    Peer(PeerView),
+    /// To a follower: word of a request that somebody else has made. Its last is `end` or `failed`.
+    Told {
+        /// What was asked for.
+        kind: CommandKind,
+        /// The action of a command; else the word for the kind.
+        what: String,
+        /// Who asked.
+        who: String,
+        /// Its number in the history, once it has one; what only reads has none.
+        number: Option<u64>,
+        /// `targets`, `stage`, `acknowledged`, `progress`, `delivery` (long texts cut as in the history), `end` or
+        /// `failed`.
+        #[serde(rename = "word")]
+        event: Box<Self>,
+    },
+    /// To a follower that asked for it: readings of a node that are new.
+    Telemetry {
+        /// Whose.
+        #[serde(flatten)]
+        node: NodeRef,
+        /// By name; null for one that is there no longer.
+        values: Map<String, Value>,
+    },
+    /// To a follower that is slow: so many words of `told` were passed over, the oldest.
+    Missed {
+        /// How many.
+        count: u64,
+    },
     /// The last event: it could not be done.
     Failed {
         /// For programs.
@@ -212,6 +243,9 @@ pub struct NodeView {
     /// What its last self-check said.
     #[serde(default)]
     pub checks: Vec<Check>,
+    /// What it tells of itself unasked, by name; absent if it tells nothing.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub telemetry: BTreeMap<String, Value>,
 }
 
 /// An emergency stop in force at a node.

@@ -27,6 +27,12 @@ pub enum Request {
         /// Which.
         selector: Selector,
     },
+    /// Everything that goes on, from now on until the receiver is dropped: `node` for every node and each of its changes,
+    /// `told` for what becomes of the requests that others make from then on.
+    Follow {
+        /// `telemetry` too: each node's readings at first, and those that have changed.
+        telemetry: bool,
+    },
     /// Whom a selector means: `targets`.
     Targets {
         /// Which.
@@ -86,6 +92,20 @@ pub enum Request {
         dir: PathBuf,
         /// The longest pause without progress.
         timeout_ms: u64,
+    },
+    /// Who is connected at a door that has peers: one `peer` each.
+    Peers {
+        /// As in `[doors.NAME]`.
+        door: String,
+    },
+    /// A message to peers at a door: one `peer` each, when it is written or cannot be.
+    Tell {
+        /// As in `[doors.NAME]`.
+        door: String,
+        /// `ADDR:PORT`, or `ADDR`; all without it.
+        peer: Option<String>,
+        /// The bytes, in base64.
+        message: String,
     },
     /// Make a fleet whose root is here: a `membership` event.
     Init,
@@ -154,11 +174,14 @@ impl Request {
             | Self::Join { .. }
             | Self::Nodes { .. }
             | Self::Watch { .. }
+            | Self::Follow { .. }
             | Self::Targets { .. }
             | Self::Command { .. }
             | Self::Stop { .. }
             | Self::Release { .. }
             | Self::SendFiles { .. }
+            | Self::Peers { .. }
+            | Self::Tell { .. }
             | Self::History { .. }
             | Self::Audit { .. }
             | Self::Retry { .. }

@@ -7,6 +7,7 @@
 //! Invariants: a delivery that has ended never changes again; of an open one nothing is ever removed.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde_json::Value;
@@ -48,6 +49,8 @@ pub struct Origin {
     pub batch: Option<String>,
     /// The nodes as people read it, if the selector was made by a program.
     pub shown: Option<String>,
+    /// Its number in the history: set by whoever had it written down, for whoever wants to know.
+    pub number: Arc<OnceLock<u64>>,
 }
 
 impl Origin {
@@ -59,6 +62,7 @@ impl Origin {
             retry_of: None,
             batch: None,
             shown: None,
+            number: Arc::default(),
         }
     }
 }
@@ -545,7 +549,7 @@ fn newest_ms(connection: &Connection) -> Result<u64, StoreError> {
 }
 
 /// The reply as it is kept: each text cut to [`REPLY_TEXT_BYTES_MAX`], with a note.
-fn capped(reply: &Reply) -> Reply {
+pub(crate) fn capped(reply: &Reply) -> Reply {
     let value = reply.value.clone().map(|value| match value.to_string() {
         text if text.len() > REPLY_TEXT_BYTES_MAX => Value::String(cut(text)),
         _ => value,

@@ -53,6 +53,10 @@ impl Report {
             | Event::About(_)
             | Event::Past(_)
             | Event::Audit(_)
+            | Event::Told { .. }
+            | Event::Telemetry { .. }
+            | Event::Peer(_)
+            | Event::Missed { .. }
             | Event::Failed { .. }
             | Event::End => {}
         }

@@ -61,6 +61,10 @@ impl Past {
             | Event::Invitation(_)
             | Event::Member(_)
             | Event::Pending(_)
+            | Event::Told { .. }
+            | Event::Telemetry { .. }
+            | Event::Peer(_)
+            | Event::Missed { .. }
             | Event::Failed { .. }
             | Event::End => {}
         }

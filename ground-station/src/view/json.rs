@@ -16,12 +16,16 @@ pub fn line(event: &Event) -> Option<String> {
         Event::Command(view) => object(view),
         Event::Past(view) => object(view),
         Event::Audit(view) => object(view),
+        Event::Peer(view) => object(view),
         Event::Targets { .. }
         | Event::About(_)
         | Event::Progress { .. }
         | Event::Stage { .. }
         | Event::Acknowledged { .. }
         | Event::Note { .. }
+        | Event::Told { .. }
+        | Event::Telemetry { .. }
+        | Event::Missed { .. }
         | Event::Failed { .. }
         | Event::End => None,
     }

@@ -11,6 +11,7 @@ pub mod fold;
 pub mod history;
 pub mod json;
 pub mod nodes;
+pub mod peers;
 pub mod stop;
 pub mod table;
 pub mod when;

@@ -1,7 +1,8 @@
 //! Who is there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use serde_json::Value;
 use swarm_shared::proto::id::{PeerId, PeerKind};
 
 use super::fold::natural_key;
@@ -12,6 +13,10 @@ use crate::fleet::{NodeState, NodeView};
 const HEADING: &[&str] = &[
     "NAME", "ID", "STATE", "HEARD", "ADDRESS", "TAGS", "VERSION", "CHECKS",
 ];
+/// Most columns for what nodes tell of themselves; JSON has all of it.
+const READINGS_SHOWN: usize = 8;
+/// Longest reading in a column, in characters.
+const READING_CHARS_MAX: usize = 24;
 
 /// All nodes, the newest view of each.
 #[derive(Debug, Default)]
@@ -48,6 +53,11 @@ impl Nodes {
         }
         let mut views: Vec<&NodeView> = self.0.values().collect();
         views.sort_by_key(|view| (natural_key(&view.node), view.id));
+        let told: BTreeSet<&str> = views
+            .iter()
+            .flat_map(|view| view.telemetry.keys().map(String::as_str))
+            .collect();
+        let readings: Vec<&str> = told.into_iter().take(READINGS_SHOWN).collect();
         let rows: Vec<Vec<Cell>> = views
             .iter()
             .map(|view| {
@@ -58,10 +68,20 @@ impl Nodes {
                     older_ms(&view.id)
                 };
                 let heard = view.last_heard_ms.map(|ms| ms.saturating_add(older));
-                row(view, heard)
+                let told = readings.iter().map(|name| reading(view, name));
+                row(view, heard).into_iter().chain(told).collect()
             })
             .collect();
-        let mut lines = table::render(HEADING, &rows, style);
+        let names: Vec<String> = readings
+            .iter()
+            .map(|name| table::cut(&harmless(name).to_uppercase(), READING_CHARS_MAX))
+            .collect();
+        let heading: Vec<&str> = HEADING
+            .iter()
+            .copied()
+            .chain(names.iter().map(String::as_str))
+            .collect();
+        let mut lines = table::render(&heading, &rows, style);
         for view in &views {
             for warning in &view.warnings {
                 let text = format!("{}: {}", view.node, harmless(warning));
@@ -115,6 +135,16 @@ fn row(view: &NodeView, heard: Option<u64>) -> Vec<Cell> {
         Cell::plain(view.software.as_deref().map(harmless).unwrap_or_default()),
         checks(view),
     ]
+}
+
+/// A text as it is, anything else as JSON.
+fn reading(view: &NodeView, name: &str) -> Cell {
+    let text = match view.telemetry.get(name) {
+        None => String::new(),
+        Some(Value::String(text)) => harmless(text),
+        Some(value) => harmless(&value.to_string()),
+    };
+    Cell::plain(table::cut(&text, READING_CHARS_MAX))
 }
 
 fn checks(view: &NodeView) -> Cell {

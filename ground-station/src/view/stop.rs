@@ -46,6 +46,10 @@ impl Acknowledged {
             | Event::About(_)
             | Event::Past(_)
             | Event::Audit(_)
+            | Event::Told { .. }
+            | Event::Telemetry { .. }
+            | Event::Peer(_)
+            | Event::Missed { .. }
             | Event::Node(_)
             | Event::Note { .. }
             | Event::Membership(_)

@@ -198,6 +198,7 @@ fn node(number: u8, state: NodeState, heard: Option<u64>) -> NodeView {
         software: Some("0.1.0".to_owned()),
         warnings: Vec::new(),
         checks: Vec::new(),
+        telemetry: std::collections::BTreeMap::new(),
     }
 }
 

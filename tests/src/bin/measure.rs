@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use clap::Parser;
 use swarm_tests::measure::{
-    Members, durable, fanout, file, host, idle, raise_file_limit, reconnect, recovery, saturated, silence,
-    stop, stop_host,
+    Members, doors, durable, fanout, file, host, idle, raise_file_limit, reconnect, recovery, saturated,
+    silence, stop, stop_host,
 };
 
 /// Measures the product on this machine. Build it with --release, and leave the machine alone meanwhile.
@@ -80,6 +80,8 @@ enum What {
         #[arg(long, value_delimiter = ',', default_value = "/dev/shm,/var/tmp")]
         to: Vec<PathBuf>,
     },
+    /// `ping all` while crowds are at the doors for other programs.
+    Doors(doors::Options),
     /// Commands that act, written down on both sides.
     Durable(durable::Options),
     /// A station with many deliveries in its store starts again.
@@ -186,6 +188,7 @@ async fn run(what: What) -> anyhow::Result<()> {
             processes,
         } => idle::links(nodes, runs, processes).await,
         What::File { size, runs, from, to } => file::run(size, runs, &from, &to).await,
+        What::Doors(options) => doors::run(&options).await,
         What::Durable(options) => durable::run(&options).await,
         What::Recovery {
             node: true,

@@ -137,6 +137,11 @@ impl Field {
         self.file(name, &noise(bytes))
     }
 
+    /// A port of 127.0.0.1 that nobody else is given.
+    pub fn port(&self) -> u16 {
+        ports::next()
+    }
+
     /// A station that does not run yet.
     pub fn station(&self, name: &str, place: Place) -> Station {
         Station::new(self, name, place)
@@ -191,7 +196,16 @@ impl Fleet {
     /// # Panics
     /// If they do not link.
     pub fn linked_in(field: Field, nodes: usize, change: impl Fn(&mut Node, &Path)) -> Self {
+        Self::linked_through(field, nodes, "", change)
+    }
+
+    /// The same, with more configuration for the station.
+    ///
+    /// # Panics
+    /// If they do not link.
+    pub fn linked_through(field: Field, nodes: usize, more: &str, change: impl Fn(&mut Node, &Path)) -> Self {
         let mut station = field.station("st", Place::here());
+        station.configure(more);
         station.serve();
         let code = station.invite(&Invite::nodes(nodes));
         let nodes: Vec<Node> = (1..=nodes)

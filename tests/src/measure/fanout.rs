@@ -284,7 +284,11 @@ pub(super) async fn end_of(fleet: &Fleet, request: Request) -> anyhow::Result<us
             | Event::Command(_)
             | Event::About(_)
             | Event::Past(_)
-            | Event::Audit(_) => {}
+            | Event::Audit(_)
+            | Event::Told { .. }
+            | Event::Telemetry { .. }
+            | Event::Peer(_)
+            | Event::Missed { .. } => {}
         }
     }
     anyhow::bail!("the station went away")

@@ -3,6 +3,7 @@
 //! Nodes are real endpoints over real TLS links on loopback; where it matters, they are real `swarm-node` processes.
 
 pub mod crypto;
+pub mod doors;
 pub mod durable;
 pub mod fanout;
 pub mod file;

@@ -42,9 +42,19 @@ impl RealStation {
     /// # Errors
     /// If it does not come up.
     pub async fn start() -> anyhow::Result<Self> {
+        Self::start_with("").await
+    }
+
+    /// The same with this configuration.
+    ///
+    /// # Errors
+    /// If it does not come up.
+    pub async fn start_with(config: &str) -> anyhow::Result<Self> {
         // Free now; nothing else on this machine takes ports at random while it is measured.
         let addr = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let dir = TempDir::with_prefix("measure-")?;
+        std::fs::create_dir(dir.path().join("station"))?;
+        std::fs::write(dir.path().join("station").join("config.toml"), config)?;
         let mut station = Self {
             addr,
             fleet: Fleet::remote(dir.path().join("station").join(CONTROL_SOCKET)),
@@ -143,6 +153,10 @@ async fn invite(fleet: &Fleet) -> anyhow::Result<String> {
             | Event::About(_)
             | Event::Past(_)
             | Event::Audit(_)
+            | Event::Told { .. }
+            | Event::Telemetry { .. }
+            | Event::Peer(_)
+            | Event::Missed { .. }
             | Event::End => {}
         }
     }

@@ -193,7 +193,11 @@ async fn stop_all(fleet: &Fleet, nodes: u32, times: &mut Times) -> anyhow::Resul
             | Event::Command(_)
             | Event::About(_)
             | Event::Past(_)
-            | Event::Audit(_) => {}
+            | Event::Audit(_)
+            | Event::Told { .. }
+            | Event::Telemetry { .. }
+            | Event::Peer(_)
+            | Event::Missed { .. } => {}
         }
     }
     ensure!(count == nodes, "{count} of {nodes} nodes are stopped");

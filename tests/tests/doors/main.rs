@@ -1,5 +1,9 @@
-//! Programs of other systems at our doors: in Python's standard library, written against what is known of the real
-//! ones, and real processes of ours.
+//! Programs of other systems at the doors of real stations and nodes: written against what is known of the real ones,
+//! with Python's standard library only.
 
+mod clever_show;
 mod drone;
+mod knut;
 mod library;
+mod platypush_tcp;
+mod socktools;

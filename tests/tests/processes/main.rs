@@ -3,6 +3,7 @@
 mod commands;
 mod deadlines;
 mod files;
+mod follow;
 mod plugins;
 mod queue;
 mod repeats;

@@ -467,6 +467,10 @@ async fn invite(fleet: &Fleet, uses: u16) -> Result<String, CliError> {
             | Event::About(_)
             | Event::Past(_)
             | Event::Audit(_)
+            | Event::Told { .. }
+            | Event::Telemetry { .. }
+            | Event::Peer(_)
+            | Event::Missed { .. }
             | Event::End => {}
         }
     }

@@ -33,6 +33,8 @@ fn every_common_key_is_read() {
         role = "observer"
         target = "drone-*"
         token = "0123456789abcdef"
+        ttl = "3s"
+        timeout = "4s"
         connections = 7
         connections_per_address = 3
         message_bytes = 1000
@@ -47,10 +49,33 @@ fn every_common_key_is_read() {
     let token = common.token.expect("a token");
     assert!(token.is("0123456789abcdef") && !token.is("0123456789abcdeF") && !token.is(""));
     assert!(!format!("{token:?}").contains("0123"));
+    assert_eq!(
+        (common.ttl, common.timeout),
+        (Duration::from_secs(3), Duration::from_secs(4))
+    );
     let limits = common.limits;
     assert_eq!((limits.connections, limits.per_address), (7, 3));
     assert_eq!((limits.message_bytes, limits.rate), (1000, 5));
     assert_eq!(limits.idle, Duration::from_secs(2));
+}
+
+#[test]
+fn the_door_for_knut_has_keys_of_its_own() {
+    let text =
+        "[doors.knut]\ntemperature = \"plugins.lamp.heat.value\"\nhistory = 10\nhistory_every = \"2s\"";
+    let knut = read(text).expect("reads").doors.knut.expect("open");
+    assert_eq!(knut.temperature, ["plugins", "lamp", "heat", "value"]);
+    assert_eq!((knut.history, knut.history_every), (10, Duration::from_secs(2)));
+    let knut = read("[doors.knut]").expect("reads").doors.knut.expect("open");
+    assert_eq!(knut.temperature, ["cpu_temperature"]);
+    for (key, value, wanted) in [
+        ("temperature", "\"a..b\"", "is no reading"),
+        ("history", "0", "history has to be 1 to 100000"),
+        ("history_every", "\"0s\"", "no time at all"),
+    ] {
+        let error = read(&format!("[doors.knut]\n{key} = {value}")).expect_err(key);
+        assert!(error.contains(wanted), "{error}");
+    }
 }
 
 #[test]

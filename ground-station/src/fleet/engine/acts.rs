@@ -1,6 +1,7 @@
 //! One action that acts, on many nodes: through the book of deliveries, all at once or a few nodes at a time.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use swarm_shared::net::clock;
@@ -62,6 +63,7 @@ pub(super) async fn run(shared: Shared, targets: Vec<Target>, act: Act, events: 
         queue: !flight.contains(&target.node.id),
         held: place >= size,
     });
+    let known = Arc::clone(&origin.number);
     let new = NewCommand {
         action: command.action.clone(),
         arguments,
@@ -89,6 +91,7 @@ pub(super) async fn run(shared: Shared, targets: Vec<Target>, act: Act, events: 
             .iter()
             .map(|target| (target.node.id, target.clone()))
             .collect(),
+        known,
         issued: None,
         done: true,
     };
@@ -130,6 +133,8 @@ struct Run<'a> {
     events: &'a mpsc::Sender<Event>,
     /// Targets whose end has not been told.
     open: BTreeMap<PeerId, Target>,
+    /// Its number in the history, for others.
+    known: Arc<OnceLock<u64>>,
     issued: Option<(CommandId, u64)>,
     /// Whether all that ended so far is done.
     done: bool,
@@ -202,7 +207,9 @@ impl Run<'_> {
                 Ok(None) | Err(_) => break,
             };
             match told {
-                Told::Issued { id, number } => self.issued = Some((id, number)),
+                Told::Issued { id, number } => {
+                    self.issued = Some((id, *self.known.get_or_init(|| number)));
+                }
                 Told::NotIssued(why) => {
                     let failed = Event::failed(Failure::Failed, format!("nothing was sent: {why}"));
                     self.say(failed).await?;

@@ -8,6 +8,7 @@ use swarm_shared::proto::trust::gate::{ActionClass, classify};
 use tokio::sync::mpsc;
 
 use super::{Look, Task, acts, commands, fetch, office, recorder, retry, roll, send, stop};
+use crate::fleet::peers::{PeerView, Posts};
 use crate::fleet::{Call, CommandKind, Event, Failure, Request, archive};
 use crate::store::Origin;
 
@@ -45,6 +46,7 @@ impl Task {
             Some(what) => recorder::audit(&self.tasks, self.store.clone(), who, what, events),
             None => events,
         };
+        let events = self.followers.overhear(&self.tasks, &request, &origin, events);
         if request.needs_fleet()
             && let Err(message) = self.ensure_fleet(&events).await
         {
@@ -62,6 +64,21 @@ impl Task {
                 self.answer_looks();
             }
             Request::Watch { selector } => self.watchers.add(&self.roll, selector, events),
+            Request::Follow { telemetry } => {
+                self.watchers.add(&self.roll, Selector::all(), events.clone());
+                self.followers.add(telemetry, &self.tasks, &self.stop, events);
+            }
+            Request::Peers { door } => {
+                let peers = self.shared.posts.of(&door).map(|peers| peers.list());
+                say_all(&events, about_peers(peers)).await;
+            }
+            Request::Tell { door, peer, message } => {
+                let posts = self.shared.posts.clone();
+                self.tasks.spawn(async move {
+                    let told = tell(&posts, &door, peer.as_deref(), &message).await;
+                    say_all(&events, about_peers(told)).await;
+                });
+            }
             Request::Targets { selector } => {
                 let Some(targets) = self.targets(&selector, &events) else {
                     return;
@@ -293,6 +310,26 @@ impl Task {
             self.tasks
                 .spawn(async move { say_all(&look.events, found).await });
         }
+    }
+}
+
+/// Sends a message in base64 to peers at a door.
+async fn tell(
+    posts: &Posts,
+    door: &str,
+    peer: Option<&str>,
+    message: &str,
+) -> Result<Vec<PeerView>, (Failure, String)> {
+    let peers = posts.of(door)?;
+    let message = data_encoding::BASE64.decode(message.as_bytes());
+    let message = message.map_err(|error| (Failure::Usage, format!("the message is not base64: {error}")))?;
+    peers.send(peer, message.into()).await
+}
+
+fn about_peers(peers: Result<Vec<PeerView>, (Failure, String)>) -> Vec<Event> {
+    match peers {
+        Ok(peers) => peers.into_iter().map(Event::Peer).chain([Event::End]).collect(),
+        Err((failure, text)) => vec![Event::failed(failure, text)],
     }
 }
 

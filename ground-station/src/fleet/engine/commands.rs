@@ -166,9 +166,15 @@ pub(super) async fn self_check(shared: Shared, link: PeerLink, told: mpsc::Sende
 }
 
 async fn ask_checks(shared: &Shared, link: &PeerLink) -> Option<Vec<Check>> {
-    let frame = frame(shared, "selfcheck", &Arguments::default(), Lane::Control);
+    let ended = ask(shared, link, "selfcheck", SELF_CHECK_TIMEOUT).await?;
+    reply(ended).value?.as_array()?.iter().map(check).collect()
+}
+
+/// Asks a node something that takes no arguments and only reads, for ourselves. `None` if it could not be sent.
+pub(super) async fn ask(shared: &Shared, link: &PeerLink, action: &str, timeout: Duration) -> Option<Ended> {
+    let frame = frame(shared, action, &Arguments::default(), Lane::Control);
     let (id, parcel) = (frame.header.id?, Parcel::new(&frame).ok()?);
-    let until = clock::now() + SELF_CHECK_TIMEOUT;
+    let until = clock::now() + timeout;
     let (reply_to, mut ends) = mpsc::channel(1);
     let outgoing = Outgoing {
         parcel,
@@ -184,9 +190,7 @@ async fn ask_checks(shared: &Shared, link: &PeerLink) -> Option<Vec<Check>> {
         },
     )
     .ok()?;
-    let end = ends.recv().await?;
-    let value = reply(end.ended).value?;
-    value.as_array()?.iter().map(check).collect()
+    ends.recv().await.map(|end| end.ended)
 }
 
 /// One point of a self-check: `{"check","ok","detail"}`.

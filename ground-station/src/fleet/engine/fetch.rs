@@ -390,6 +390,7 @@ mod tests {
             next_id: Arc::new(AtomicU64::new(1)),
             epoch: 1,
             routes: Routes::default(),
+            posts: crate::fleet::peers::Posts::default(),
             sends: Arc::new(Semaphore::new(1)),
             stays: true,
         };

@@ -6,6 +6,7 @@
 //! | task | owns | ends |
 //! |---|---|---|
 //! | engine | roll, office, watchers | when its [`Engine`] shuts down |
+//! | one for each follower, and for each request while there are some | nothing: passes words on | with either |
 //! | one for each request | its targets, its deadline | with its last event, or when nobody reads them |
 //! | one for each peer that moves files | nothing: passes chunks to their transfer | with the peer's session |
 
@@ -14,9 +15,10 @@ mod calls;
 mod commands;
 mod enrol;
 mod fetch;
+mod followers;
 mod keeper;
 mod office;
-mod recorder;
+pub(in crate::fleet) mod recorder;
 mod retry;
 mod roll;
 mod send;
@@ -32,7 +34,7 @@ use std::time::{Duration, Instant};
 
 use swarm_shared::net::clock;
 use swarm_shared::net::discovery::pings::PingError;
-use swarm_shared::net::discovery::presence::{self, Means, Presence};
+use swarm_shared::net::discovery::presence::{self, Means, Presence, Services};
 use swarm_shared::net::endpoint::hush::Hush;
 use swarm_shared::net::endpoint::{self, Endpoint, Events, JOINS_MAX, JoinRequest, Notice, StartError};
 use swarm_shared::net::handshake::Identity;
@@ -42,7 +44,7 @@ use swarm_shared::net::random::NoRandomness;
 use swarm_shared::net::socket::{BadKeepalive, KeepaliveConfig, SocketError};
 use swarm_shared::proto::delivery::{CommandId, StageMessage};
 use swarm_shared::proto::dial::{Hint, Source};
-use swarm_shared::proto::id::{PeerId, PeerKind};
+use swarm_shared::proto::id::{NodeName, PeerId, PeerKind};
 use swarm_shared::proto::message::Stopped;
 use swarm_shared::proto::outcome::Reply;
 use swarm_shared::proto::selector::Selector;
@@ -54,9 +56,11 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::peers::Posts;
 use super::{Call, Event, Fleet};
 use crate::config::Config;
 use crate::store::{Store, StoreError};
+use followers::Followers;
 use office::Office;
 use roll::Roll;
 use watchers::Watchers;
@@ -112,6 +116,8 @@ pub struct Engine {
     fleet: Fleet,
     store: Store,
     endpoint: Endpoint,
+    services: Services,
+    posts: Posts,
     presence: Option<Presence>,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -127,6 +133,7 @@ struct Shared {
     keeper: keeper::Keeper,
     stops: Arc<stop::Stops>,
     routes: fetch::Routes,
+    posts: Posts,
     /// How many nodes are sent files at once.
     sends: Arc<Semaphore>,
     /// Whether the links stay up when a verb has its answer.
@@ -187,6 +194,7 @@ impl Engine {
         let book = keeper::Task::open(store.clone(), me, Arc::clone(&next_id)).await?;
         tasks.spawn(book.run(words, stop.clone()));
         let kept = store.clone();
+        let posts = Posts::default();
         let mut task = Task {
             me,
             shared: Shared {
@@ -201,6 +209,7 @@ impl Engine {
                     tasks.clone(),
                 )),
                 routes: fetch::Routes::default(),
+                posts: posts.clone(),
                 sends: Arc::new(Semaphore::new(send::NODES_AT_ONCE)),
                 stays,
             },
@@ -208,6 +217,7 @@ impl Engine {
             office,
             roll,
             watchers: Watchers::default(),
+            followers: Followers::default(),
             looks: Vec::new(),
             keepalive,
             started: clock::now(),
@@ -226,6 +236,8 @@ impl Engine {
             fleet,
             store: kept,
             endpoint,
+            services: presence.services(),
+            posts,
             presence: Some(presence),
             stop,
             tasks,
@@ -235,6 +247,21 @@ impl Engine {
     /// To ask it.
     pub fn fleet(&self) -> Fleet {
         self.fleet.clone()
+    }
+
+    /// As this station calls itself.
+    pub fn name(&self) -> NodeName {
+        self.endpoint.profile().borrow().name.clone()
+    }
+
+    /// To publish services of other systems.
+    pub fn services(&self) -> Services {
+        self.services.clone()
+    }
+
+    /// Where doors seat their peers.
+    pub fn posts(&self) -> Posts {
+        self.posts.clone()
     }
 
     /// What it remembers.
@@ -278,6 +305,7 @@ struct Task {
     office: Office,
     roll: Roll,
     watchers: Watchers,
+    followers: Followers,
     looks: Vec<Look>,
     keepalive: KeepaliveConfig,
     started: Instant,
@@ -299,6 +327,7 @@ impl Task {
     ) {
         let mut upkeep = tokio::time::interval(UPKEEP_INTERVAL);
         let (checks, mut checked) = mpsc::channel(endpoint::EVENTS_MAX);
+        let (readings, mut read) = mpsc::channel(endpoint::EVENTS_MAX);
         let stop = self.stop.clone();
         loop {
             tokio::select! {
@@ -317,6 +346,11 @@ impl Task {
                 }
                 Some(call) = calls.recv() => self.take_call(call).await,
                 Some(join) = joins.recv() => self.take_join(join).await,
+                Some(reading) = read.recv() => self.followers.take(reading),
+                () = clock::sleep_until(self.followers.asks_at()), if self.followers.wants_telemetry() => {
+                    let targets = self.roll.targets(&Selector::all());
+                    self.followers.ask(&self.shared, &self.tasks, targets, &readings);
+                }
                 _tick = upkeep.tick() => self.look_after(),
                 () = tokio::time::sleep(LOOK_STEP), if !self.looks.is_empty() => self.answer_looks(),
             }
@@ -509,6 +543,7 @@ impl Task {
             }
         }
         self.watchers.catch_up(&self.roll);
+        self.followers.catch_up();
         // Links that come up without a pause leave no time for the short step.
         self.answer_looks();
     }

@@ -2,6 +2,7 @@
 //! their ends, and who did what to the fleet. A store that fails is told in the log; it never holds up what is asked.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use swarm_shared::net::clock;
@@ -23,7 +24,7 @@ const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
 const SLICE_PAUSE: Duration = Duration::from_millis(20);
 
 /// Where a transfer's events go instead, to be noted and passed on.
-pub(super) fn transfer(
+pub(in crate::fleet) fn transfer(
     tasks: &TaskTracker,
     store: Store,
     record: Record,
@@ -44,8 +45,9 @@ async fn pass_transfer(
     for delivery in record.deliveries.iter().rev() {
         open.entry(delivery.node.id).or_default().push(delivery.part);
     }
+    let known = Arc::clone(&record.origin.number);
     let number = match store.record(record).await {
-        Ok(number) => Some(number),
+        Ok(number) => Some(*known.get_or_init(|| number)),
         Err(error) => {
             tracing::error!(%error, "a transfer is not in the history");
             None
@@ -83,7 +85,7 @@ async fn pass_transfer(
 
 /// Notes something that waits for no disk, a stop: its ends are handed over here, where there is room for each target's,
 /// and go their way to whoever asked by themselves. What has not ended when the sender goes is noted as `given_up`.
-pub(super) fn beside(
+pub(in crate::fleet) fn beside(
     tasks: &TaskTracker,
     store: Store,
     record: Record,
@@ -93,8 +95,9 @@ pub(super) fn beside(
     tasks.spawn(async move {
         let mut open: BTreeSet<PeerId> = record.deliveries.iter().map(|to| to.node.id).collect();
         let what = record.action.clone();
+        let known = Arc::clone(&record.origin.number);
         let number = match store.record(record).await {
-            Ok(number) => Some(number),
+            Ok(number) => Some(*known.get_or_init(|| number)),
             Err(error) => {
                 tracing::error!(%error, what, "not in the history");
                 None
@@ -168,8 +171,16 @@ pub(super) fn audited(request: &Request) -> Option<(&'static str, String)> {
         Request::Join { .. } => Some(("join", "another station's fleet".to_owned())),
         Request::Accept { node } => Some(("accept", node.clone())),
         Request::Revoke { node } => Some(("revoke", node.clone())),
+        Request::Tell { door, peer, message } => {
+            let peer = peer.as_deref().unwrap_or("all peers");
+            Some((
+                "tell",
+                format!("{door}: {} bytes of base64 to {peer}", message.len()),
+            ))
+        }
         Request::Nodes { .. }
         | Request::Watch { .. }
+        | Request::Follow { .. }
         | Request::Targets { .. }
         | Request::Command { .. }
         | Request::SendFiles { .. }
@@ -180,6 +191,7 @@ pub(super) fn audited(request: &Request) -> Option<(&'static str, String)> {
         | Request::Members
         | Request::History { .. }
         | Request::Audit { .. }
+        | Request::Peers { .. }
         | Request::Retry { .. } => None,
     }
 }
@@ -218,7 +230,11 @@ pub(super) fn audit(
                 | Event::Command(_)
                 | Event::About(_)
                 | Event::Past(_)
-                | Event::Audit(_) => None,
+                | Event::Audit(_)
+                | Event::Told { .. }
+                | Event::Telemetry { .. }
+                | Event::Peer(_)
+                | Event::Missed { .. } => None,
             };
             if let Some(outcome) = outcome {
                 note(&store, &who, what, &detail, &outcome).await;
@@ -235,7 +251,7 @@ pub(super) fn audit(
 }
 
 /// Notes who did what.
-pub(super) async fn note(store: &Store, who: &str, what: &str, detail: &str, outcome: &str) {
+pub(in crate::fleet) async fn note(store: &Store, who: &str, what: &str, detail: &str, outcome: &str) {
     let entry = Entry {
         at_ms: clock::unix_time_ms(),
         who: who.to_owned(),

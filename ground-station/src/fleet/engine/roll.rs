@@ -131,6 +131,7 @@ impl Member {
             software: self.software.clone(),
             warnings,
             checks: self.checks.clone().unwrap_or_default(),
+            telemetry: BTreeMap::new(),
         }
     }
 }

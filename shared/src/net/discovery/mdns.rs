@@ -104,6 +104,19 @@ pub struct Announcement {
     pub listen: SocketAddr,
 }
 
+/// A service of another system that this program offers beside its own, so that programs of that system find it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// As `_platypush-tcp._tcp.local.`
+    pub kind: &'static str,
+    /// What its instance is called.
+    pub instance: String,
+    /// Where it listens; as in [`Announcement::listen`].
+    pub listen: SocketAddr,
+    /// Its TXT record.
+    pub txt: Vec<(&'static str, String)>,
+}
+
 /// A peer that was heard, or that fell silent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Sighting {
@@ -150,6 +163,12 @@ pub trait Mdns: Send {
     /// # Errors
     /// [`MdnsError`]; trying again later may work.
     fn publish(&mut self, announcement: Announcement) -> Result<(), MdnsError>;
+
+    /// Publishes a service of another system until shutdown, at the host that announcements of this id name.
+    ///
+    /// # Errors
+    /// [`MdnsError`]; trying again later may work.
+    fn offer(&mut self, id: Prefix, service: &Service) -> Result<(), MdnsError>;
 
     /// Reports peers of a kind, until shutdown or until the channel closes. Our own announcement is left out,
     /// unless mDNS had to rename it because of a clone; TLS tells then.
@@ -228,6 +247,18 @@ impl Mdns for MdnsSd {
         Ok(())
     }
 
+    fn offer(&mut self, id: Prefix, service: &Service) -> Result<(), MdnsError> {
+        let Service {
+            kind,
+            instance,
+            listen,
+            txt,
+        } = service;
+        self.daemon
+            .register(register(kind, instance, id, *listen, txt)?)?;
+        Ok(())
+    }
+
     fn browse(&mut self, kind: PeerKind, sightings: mpsc::Sender<Sighting>) -> Result<(), MdnsError> {
         let events = self.daemon.browse(service_type(kind))?;
         let browser = Browser {
@@ -282,14 +313,22 @@ fn service_info(of: &Announcement) -> Result<ServiceInfo, mdns_sd::Error> {
     if let Some(fleet) = of.fleet {
         txt.push(("fleet", fleet.to_string()));
     }
+    register(service_type(of.kind), &instance, of.id, of.listen, &txt)
+}
+
+fn register(
+    kind: &str,
+    instance: &str,
+    id: Prefix,
+    listen: SocketAddr,
+    txt: &[(&'static str, String)],
+) -> Result<ServiceInfo, mdns_sd::Error> {
     let host = format!("swarm-{id}.local.");
-    let port = of.listen.port();
-    let kind = service_type(of.kind);
-    let ip = of.listen.ip();
+    let (ip, port) = (listen.ip(), listen.port());
     if !ip.is_unspecified() {
-        return ServiceInfo::new(kind, &instance, &host, ip, port, &txt[..]);
+        return ServiceInfo::new(kind, instance, &host, ip, port, txt);
     }
-    let mut info = ServiceInfo::new(kind, &instance, &host, "", port, &txt[..])?.enable_addr_auto();
+    let mut info = ServiceInfo::new(kind, instance, &host, "", port, txt)?.enable_addr_auto();
     if ip.is_ipv4() {
         info.set_interfaces(vec![IfKind::IPv4]);
     }

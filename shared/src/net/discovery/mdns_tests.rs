@@ -167,6 +167,45 @@ async fn a_peer_is_found_renamed_and_lost() {
     while sightings.recv().await.is_some() {}
 }
 
+/// As a program of another system would look for it.
+#[tokio::test]
+async fn a_service_of_another_system_is_found() {
+    let mut station = MdnsSd::start().expect("starts");
+    let instance = format!("field-{}", std::process::id());
+    let service = Service {
+        kind: "_platypush-tcp._tcp.local.",
+        instance: instance.clone(),
+        listen: "127.0.0.1:1234".parse().expect("an address"),
+        txt: vec![
+            ("name", "field".to_owned()),
+            ("vendor", "ground-station".to_owned()),
+        ],
+    };
+    station
+        .offer(Prefix([0x7f, 2, 3, 4, 5, 6, 7, 8]), &service)
+        .expect("offers");
+    let other = ServiceDaemon::new().expect("starts");
+    let events = other.browse(service.kind).expect("browses");
+    let search = async {
+        loop {
+            let event = events.recv_async().await.expect("still browsing");
+            if let ServiceEvent::ServiceResolved(found) = event
+                && found.get_fullname() == format!("{instance}.{}", service.kind)
+            {
+                return found;
+            }
+        }
+    };
+    let found = tokio::time::timeout(Duration::from_secs(10), search)
+        .await
+        .expect("heard in time");
+    assert_eq!(found.get_port(), 1234);
+    assert_eq!(found.get_property_val_str("name"), Some("field"));
+    assert_eq!(found.get_property_val_str("vendor"), Some("ground-station"));
+    station.shutdown().await;
+    drop(other.shutdown());
+}
+
 async fn next(
     sightings: &mut mpsc::Receiver<Sighting>,
     of: Prefix,

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::interfaces::{self, Interfaces};
-use super::mdns::{Announcement, Found, Mdns, MdnsSd, Prefix, Sighting};
+use super::mdns::{Announcement, Found, Mdns, MdnsSd, Prefix, Service, Sighting};
 use super::pings::{self, Datagram, PingError};
 use crate::net::clock;
 use crate::net::endpoint::Endpoint;
@@ -27,6 +27,9 @@ const QUEUE_MAX: usize = 64;
 const INSTANCES_MAX: usize = 4096;
 /// Most addresses of one instance that are remembered, and dialled.
 const ADDRESSES_MAX: usize = 16;
+
+/// Most services of other systems that wait to be published.
+const SERVICES_MAX: usize = 16;
 
 /// Which means of discovery to use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,11 +47,36 @@ pub struct Presence {
     pub strangers: mpsc::Receiver<SocketAddr>,
     /// The interfaces of this machine, and news of them.
     pub interfaces: watch::Receiver<Interfaces>,
+    services: Services,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
 
+/// Publishes services of other systems, for as long as discovery is at work; clones share it.
+#[derive(Clone, Debug)]
+pub struct Services(mpsc::Sender<Service>);
+
+impl Default for Services {
+    /// Without discovery: nothing is published.
+    fn default() -> Self {
+        let (to_nobody, _) = mpsc::channel(1);
+        Self(to_nobody)
+    }
+}
+
+impl Services {
+    /// Publishes one; `false` without mDNS.
+    pub async fn offer(&self, service: Service) -> bool {
+        self.0.send(service).await.is_ok()
+    }
+}
+
 impl Presence {
+    /// To publish services of other systems.
+    pub fn services(&self) -> Services {
+        self.services.clone()
+    }
+
     /// Says goodbye and ends.
     pub async fn shutdown(self) {
         self.stop.cancel();
@@ -78,6 +106,7 @@ pub fn start_hearing(
 ) -> Result<Presence, PingError> {
     let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
     let (strangers, strangers_seen) = mpsc::channel(QUEUE_MAX);
+    let (services, offered) = mpsc::channel(SERVICES_MAX);
     let interfaces = interfaces::watch(stop.clone());
     tasks.spawn(nudge(endpoint.clone(), interfaces.clone(), stop.clone()));
     if let Some(port) = means.pings {
@@ -105,7 +134,7 @@ pub fn start_hearing(
     if means.mdns {
         match MdnsSd::start() {
             Ok(mdns) => {
-                tasks.spawn(run_mdns(endpoint.clone(), mdns, strangers, stop.clone()));
+                tasks.spawn(run_mdns(endpoint.clone(), mdns, strangers, offered, stop.clone()));
             }
             Err(error) => tracing::warn!(%error, "no mDNS"),
         }
@@ -113,6 +142,7 @@ pub fn start_hearing(
     Ok(Presence {
         strangers: strangers_seen,
         interfaces,
+        services: Services(services),
         stop,
         tasks,
     })
@@ -196,6 +226,7 @@ async fn run_mdns(
     endpoint: Endpoint,
     mut mdns: MdnsSd,
     strangers: mpsc::Sender<SocketAddr>,
+    mut offered: mpsc::Receiver<Service>,
     stop: CancellationToken,
 ) {
     let (sightings, mut seen) = mpsc::channel(QUEUE_MAX);
@@ -222,6 +253,11 @@ async fn run_mdns(
             () = stop.cancelled() => break,
             Ok(()) = membership.changed() => publish(&mut mdns),
             Ok(()) = profile.changed() => publish(&mut mdns),
+            Some(service) = offered.recv() => {
+                if let Err(error) = mdns.offer(Prefix::of(&endpoint.id().0), &service) {
+                    tracing::warn!(kind = service.kind, %error, "a service is not announced by mDNS");
+                }
+            }
             Some(sighting) = seen.recv() => take_sighting(&endpoint, sighting, &mut addresses, &strangers).await,
         }
     }

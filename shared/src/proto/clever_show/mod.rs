@@ -7,6 +7,7 @@
 //! | [`announcement`] | the datagram by which a server says where it is |
 //! | [`dialogue`] | one side of a conversation, over as many connections as it takes |
 //! | [`pace`] | how often something may happen |
+//! | [`server`] | a server's side of one drone: what to ask, what waits, what a new connection changes |
 //!
 //! Invariants: `null` is never written as whole content, because the real programs never finish reading it; nothing that
 //! a peer says ends more than its own connection.
@@ -19,6 +20,7 @@ pub mod dialogue;
 mod dialogue_tests;
 pub mod message;
 pub mod pace;
+pub mod server;
 
 pub use announcement::{Announcement, BadAnnouncement};
 pub use dialogue::{

@@ -106,6 +106,12 @@ impl Selector {
         Ok(selector)
     }
 
+    /// Whether it looks at tags, which are known only of nodes as they are now.
+    pub fn has_tags(&self) -> bool {
+        let mut terms = self.wanted.iter().chain(&self.unwanted);
+        terms.any(|term| matches!(term, Term::Tag { .. }))
+    }
+
     /// Splits `SELECTOR:PATH`. The colon of `tag:` and `id:` is part of the selector; a tag's value that holds a
     /// colon itself is written with `?` in its place.
     ///
@@ -155,6 +161,24 @@ impl Selector {
             text: text.to_owned(),
             wanted: vec![term.clone()],
             unwanted: Vec::new(),
+        })
+    }
+
+    /// The same without some of its terms that are not `!term`; `None` if none is left.
+    pub fn without(&self, unwanted: impl Fn(&Self) -> bool) -> Option<Self> {
+        let kept: Vec<Self> = self.terms().filter(|term| !unwanted(term)).collect();
+        let taken_away = split_terms(&self.text)
+            .map(str::trim)
+            .filter(|term| term.starts_with('!'));
+        let texts: Vec<&str> = kept
+            .iter()
+            .map(|term| term.text.as_str())
+            .chain(taken_away)
+            .collect();
+        (!kept.is_empty()).then(|| Self {
+            text: texts.join(","),
+            wanted: kept.iter().flat_map(|term| term.wanted.clone()).collect(),
+            unwanted: self.unwanted.clone(),
         })
     }
 
@@ -345,6 +369,16 @@ mod tests {
             &[]
         ));
         assert!(!selects(&format!("!id:{id}"), "x", &[]));
+    }
+
+    #[test]
+    fn terms_can_be_left_out() {
+        let selector = Selector::parse("a, drone-[1,2],!b,c").expect("good");
+        let left = selector.without(|term| term.as_str() == "a" || term.as_str() == "c");
+        let left = left.expect("one is left");
+        assert_eq!(left.as_str(), "drone-[1,2],!b");
+        assert_eq!(Selector::parse(left.as_str()), Ok(left));
+        assert_eq!(selector.without(|_any| true), None);
     }
 
     #[test]

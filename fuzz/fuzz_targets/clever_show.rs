@@ -1,0 +1,126 @@
+//! What clever-show's programs may send: messages read back as they were written, announcements are sound or faults, and
+//! nothing that a drone says makes an order end twice or never.
+#![no_main]
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use libfuzzer_sys::fuzz_target;
+use swarm_shared::proto::clever_show::server::{
+    Drone, Event, READING_BYTES_MAX, READINGS_MAX, Rules, Until, answers_id,
+};
+use swarm_shared::proto::clever_show::{ANNOUNCEMENT_BYTES_MAX, Announcement, ID_BYTES_MAX, Message};
+use swarm_shared::proto::message::Arguments;
+use swarm_shared::proto::wire::{Frame, FrameReader, Limits};
+
+fn messages(frame: &Frame) {
+    if let Some(Ok(id)) = answers_id(frame) {
+        assert!((1..=ID_BYTES_MAX).contains(&id.len()));
+    }
+    let Ok(message) = Message::read(frame) else { return };
+    let ours = message.to_frame();
+    assert_ne!(ours.content, "null", "never finished at the real peer");
+    let mut bytes = BytesMut::new();
+    // A name that was nearly too long may grow over the header's cap: escapes are written out.
+    if ours.encode(&mut bytes).is_ok() {
+        let again = FrameReader::new(Limits::BULK).next_frame(&mut bytes).expect("sound");
+        assert_eq!(Message::read(&again.expect("whole")).as_ref(), Ok(&message));
+    }
+}
+
+struct Server {
+    drone: Drone,
+    open: BTreeSet<u64>,
+    last: u64,
+}
+
+impl Server {
+    fn order(&mut self, now: Instant) {
+        let until = Until {
+            begin: now + Duration::from_secs(1),
+            answer: now + Duration::from_secs(2),
+        };
+        for kind in 0..4 {
+            self.last += 1;
+            self.open.insert(self.last);
+            match kind {
+                0 => self.drone.ask(self.last, "time", Arguments::default(), until, now),
+                1 => self.drone.ask_file(self.last, "/y", until, now),
+                2 => self.drone.tell(self.last, "led", Arguments::default(), until.begin, now),
+                _ => self.drone.push(self.last, "/x", Default::default(), until.begin, now),
+            }
+        }
+        self.told();
+    }
+
+    fn write(&mut self, now: Instant) {
+        while let Some(frame) = self.drone.next_frame(now) {
+            messages(&frame);
+            self.drone.written();
+        }
+        self.told();
+    }
+
+    fn told(&mut self) {
+        while let Some(event) = self.drone.poll_event() {
+            if let Event::Ended(ticket, _) = event {
+                assert!(self.open.remove(&ticket), "ended once");
+            }
+        }
+        assert!(self.drone.readings().len() <= READINGS_MAX);
+        for value in self.drone.readings().values() {
+            assert!(value.to_string().len() <= READING_BYTES_MAX);
+        }
+    }
+}
+
+fuzz_target!(|data: &[u8]| {
+    if let Ok(announcement) = Announcement::parse(data) {
+        assert!(data.len() <= ANNOUNCEMENT_BYTES_MAX && announcement.port > 0);
+        if let Ok(datagram) = announcement.to_datagram() {
+            assert_eq!(Announcement::parse(&datagram), Ok(announcement));
+        }
+    }
+    let Some((step, stream)) = data.split_first() else {
+        return;
+    };
+    #[allow(clippy::disallowed_methods)]
+    let mut now = Instant::now();
+    let mut server = Server {
+        drone: Drone::new(
+            "clever-1".to_owned(),
+            Rules {
+                resume_queue: step & 1 == 1,
+                resend_requests: step & 2 == 2,
+                idle: Duration::from_secs(60),
+            },
+        ),
+        open: BTreeSet::new(),
+        last: 0,
+    };
+    server.drone.connected(now);
+    server.order(now);
+    let mut reader = FrameReader::new(Limits::CONTROL);
+    let mut inbox = BytesMut::from(stream);
+    while let Ok(Some(frame)) = reader.next_frame(&mut inbox) {
+        messages(&frame);
+        server.write(now);
+        server.drone.handle_frame(&frame, now);
+        server.told();
+        now += Duration::from_millis(u64::from(*step) * 8);
+        server.drone.handle_timeout(now);
+        server.told();
+        assert!(server.drone.poll_timeout().is_none_or(|due| due > now));
+        if step & 4 == 4 {
+            server.drone.disconnected(now);
+            server.drone.connected(now);
+        }
+        if step & 8 == 8 {
+            server.order(now);
+        }
+    }
+    server.drone.close("the end");
+    server.told();
+    assert!(server.open.is_empty(), "every order has ended");
+});

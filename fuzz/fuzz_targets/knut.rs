@@ -1,0 +1,37 @@
+//! What a client of Knut may send: read the same way in any pieces, never held beyond the bound, and each message
+//! written again as it was read.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use swarm_shared::proto::knut::{Decoder, Item, Message};
+
+fn all(max: usize, pieces: impl Iterator<Item = Vec<u8>>) -> Vec<Item> {
+    let mut decoder = Decoder::new(max);
+    let mut items = Vec::new();
+    for piece in pieces {
+        let mut bytes = &piece[..];
+        while let Some(item) = decoder.take(&mut bytes) {
+            items.push(item);
+        }
+        assert!(bytes.is_empty());
+    }
+    items
+}
+
+fuzz_target!(|data: &[u8]| {
+    let Some((&first, bytes)) = data.split_first() else {
+        return;
+    };
+    let max = usize::from(first).max(1) * 4;
+    let whole = all(max, std::iter::once(bytes.to_vec()));
+    let cut = all(max, bytes.chunks(3).map(<[u8]>::to_vec));
+    assert_eq!(whole, cut);
+    for item in whole {
+        if let Item::Message(message) = item {
+            let written = message.encode();
+            let (end, text) = written.split_last().expect("a NUL");
+            assert_eq!((*end, text.contains(&0)), (0, false));
+            assert_eq!(Message::parse(text).as_ref(), Ok(&message));
+        }
+    }
+});

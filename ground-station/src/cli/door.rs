@@ -1,0 +1,28 @@
+//! `door …`: the doors for other programs.
+
+use super::Common;
+use super::screen::{CliError, Screen};
+
+mod peers;
+
+/// Reach who is connected at a door of a running `serve`
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Verb {
+    /// Send a message to peers that are connected at a door, such as socktools
+    Send(peers::SendArgs),
+    /// Show the peers that are connected at a door
+    Peers(peers::PeersArgs),
+}
+
+pub(super) async fn run(args: Args, common: &Common, screen: &mut Screen) -> Result<u8, CliError> {
+    match args.verb {
+        Verb::Send(args) => peers::send(args, common, screen).await,
+        Verb::Peers(args) => peers::list(args, common, screen).await,
+    }
+}

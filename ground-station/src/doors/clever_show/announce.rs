@@ -1,0 +1,68 @@
+//! Tells drones where this station is: one datagram for each interface that reaches the door, with that interface's
+//! own address, to its broadcast addresses.
+//!
+//! A door on loopback is announced on loopback only, and one on a certain address on that one's interface.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use swarm_shared::net::discovery::interfaces::{self, InterfaceAddr};
+use swarm_shared::net::discovery::pings::Shouter;
+use swarm_shared::net::{clock, random};
+use swarm_shared::proto::clever_show::Announcement;
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+
+/// As the real server does.
+const EVERY: Duration = Duration::from_secs(3);
+
+/// Announces until `stop`.
+pub(super) async fn run(listens: SocketAddr, port: u16, stop: CancellationToken) {
+    let id = random::spread() % 10_000;
+    let (id, start) = (format!("{id:04}"), clock::unix_time_ms());
+    let start_time = format!("{}.{:03}", start / 1_000, start % 1_000);
+    let mut shouters: BTreeMap<IpAddr, Shouter> = BTreeMap::new();
+    let mut tick = tokio::time::interval(EVERY);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    while stop.run_until_cancelled(tick.tick()).await.is_some() {
+        let present = match tokio::task::spawn_blocking(interfaces::list).await {
+            Ok(Ok(present)) => present,
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "the interfaces are not known: nothing is announced");
+                continue;
+            }
+            Err(_stopping) => return,
+        };
+        let reached: Vec<InterfaceAddr> = present
+            .into_iter()
+            .filter(|interface| interface.broadcast.is_some() && reaches(listens.ip(), interface.ip))
+            .collect();
+        shouters.retain(|ip, _| reached.iter().any(|interface| interface.ip == *ip));
+        for interface in reached {
+            let announcement = Announcement {
+                host: interface.ip.to_string(),
+                port: listens.port(),
+                id: id.clone(),
+                start_time: start_time.clone(),
+            };
+            let datagram = match announcement.to_datagram() {
+                Ok(datagram) => datagram,
+                Err(error) => {
+                    tracing::warn!(%error, "nothing is announced");
+                    continue;
+                }
+            };
+            let shouter = shouters.entry(interface.ip).or_default();
+            let shout = shouter.shout(std::slice::from_ref(&interface), port, &datagram, &[]);
+            if stop.run_until_cancelled(shout).await.is_none() {
+                return;
+            }
+        }
+    }
+}
+
+/// Whether a door that listens there is reached by this address of the machine.
+fn reaches(listens: IpAddr, ip: IpAddr) -> bool {
+    listens == ip || listens.is_unspecified()
+}

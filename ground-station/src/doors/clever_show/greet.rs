@@ -1,0 +1,184 @@
+//! Connections that have not said who they are.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use swarm_shared::net::clock;
+use swarm_shared::net::socket::{self, KeepaliveConfig, Purpose};
+use swarm_shared::proto::clever_show::LIMITS_GREETING;
+use swarm_shared::proto::clever_show::server::{BadId, Drone, Rules, answers_id, ask_id};
+use swarm_shared::proto::wire::{FrameReader, WireError};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, oneshot};
+
+use super::orders::{ALSO_ACTS, REQUESTS, Rulebook};
+use super::post::{Arrival, Connection, Post};
+use super::{SYSTEM, Server};
+use crate::doors::guard::Visitor;
+use crate::doors::hall::Entrance;
+use crate::fleet::NodeRef;
+use crate::fleet::guests::{NoSeat, Profile, guest_id, guest_name};
+
+/// How long a connection may take to say who it is.
+const GREETING_MAX: Duration = Duration::from_secs(10);
+/// Most drones that may call themselves the same at once.
+const NAMESAKES_MAX: usize = 8;
+/// Most frames that a connection may say before it says who it is.
+const FRAMES_MAX: usize = 16;
+/// Arrivals that wait for one post.
+const ARRIVALS_MAX: usize = 4;
+
+/// By id, and by place among those that call themselves so.
+type Posts = BTreeMap<String, Vec<mpsc::Sender<Arrival>>>;
+
+/// Leads connections to their posts.
+#[derive(Clone, Debug)]
+pub(super) struct Lobby {
+    server: Arc<Server>,
+    posts: Arc<Mutex<Posts>>,
+}
+
+/// Why a connection has no post.
+#[derive(Debug, thiserror::Error)]
+enum TurnedAway {
+    #[error("it broke: {0}")]
+    Io(#[from] std::io::Error),
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    #[error(transparent)]
+    Id(#[from] BadId),
+    #[error(transparent)]
+    Seat(#[from] NoSeat),
+    #[error("it did not say its id within {GREETING_MAX:?}")]
+    TooSlow,
+    #[error("it said {FRAMES_MAX} things, and not its id")]
+    TooMuch,
+    #[error("{NAMESAKES_MAX} drones call themselves {0:?} already")]
+    Namesakes(String),
+    #[error("the station stops")]
+    Stopping,
+}
+
+impl Lobby {
+    pub(super) fn new(server: Arc<Server>) -> Self {
+        Self {
+            server,
+            posts: Arc::default(),
+        }
+    }
+
+    /// One connection, until it is a drone's.
+    pub(super) async fn receive(self, stream: TcpStream, entrance: Entrance) {
+        let addr = entrance.addr;
+        let visitor = Visitor {
+            from: addr.ip(),
+            user: None,
+        };
+        let until = clock::now() + GREETING_MAX;
+        let greeted = match clock::timeout_at(until, greet(stream, entrance)).await {
+            Ok(greeted) => greeted,
+            Err(_elapsed) => Err(TurnedAway::TooSlow),
+        };
+        let (led, id) = match greeted {
+            Ok((id, connection)) => (self.lead(&id, connection).await, id),
+            Err(error) => (Err(error), String::new()),
+        };
+        let outcome = match led {
+            Ok(()) => {
+                tracing::info!(%addr, id, "a clever-show drone is here");
+                "done".to_owned()
+            }
+            Err(error) => {
+                tracing::warn!(%addr, id, %error, "a connection at clever-show's door was closed");
+                format!("closed: {error}")
+            }
+        };
+        self.server.guard.note(&visitor, "connect", &id, outcome).await;
+    }
+
+    /// To the first post of this id that takes it.
+    async fn lead(&self, id: &str, mut connection: Box<Connection>) -> Result<(), TurnedAway> {
+        for place in 0..NAMESAKES_MAX {
+            let post = self.post(id, place)?;
+            let (answer, taken) = oneshot::channel();
+            let arrival = Arrival { connection, answer };
+            post.send(arrival).await.map_err(|_gone| TurnedAway::Stopping)?;
+            match taken.await.map_err(|_gone| TurnedAway::Stopping)? {
+                Some(back) => connection = back,
+                None => return Ok(()),
+            }
+        }
+        Err(TurnedAway::Namesakes(id.to_owned()))
+    }
+
+    /// The post of the drone with this id, or of its namesake; made if it is the first time.
+    fn post(&self, id: &str, place: usize) -> Result<mpsc::Sender<Arrival>, TurnedAway> {
+        let mut posts = self.posts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(post) = posts.get(id).and_then(|places| places.get(place)) {
+            return Ok(post.clone());
+        }
+        let server = &self.server;
+        let config = &server.config;
+        // No id that a drone gives itself holds a zero byte and a number behind it.
+        let unique = match place {
+            0 => id.to_owned(),
+            place => format!("{id}\0{place}"),
+        };
+        let known = REQUESTS.iter().filter(|name| !ALSO_ACTS.contains(*name));
+        let known = known.map(|name| (*name).to_owned());
+        let reads: BTreeSet<String> = known.chain(config.requests.iter().cloned()).collect();
+        let seat = server.house.guests.seat(Profile {
+            node: NodeRef {
+                node: guest_name(id),
+                id: guest_id(SYSTEM, &unique),
+            },
+            tags: BTreeMap::from([("system".to_owned(), SYSTEM.to_owned())]),
+            software: Some(SYSTEM.to_owned()),
+            reads: Arc::new(reads),
+            file_bytes_max: config.file_bytes,
+        })?;
+        let rules = Rules {
+            resume_queue: config.resume_queue,
+            resend_requests: config.resend_requests,
+            idle: config.common.limits.idle,
+        };
+        let drone = Drone::new(id.to_owned(), rules);
+        let rulebook = Rulebook::new(config, server.guard.clone());
+        let (arrivals, arrivals_in) = mpsc::channel(ARRIVALS_MAX);
+        let post = Post::new(drone, seat, rulebook, place, arrivals_in, &server.house);
+        server.house.tasks.spawn(post.run());
+        posts.entry(id.to_owned()).or_default().push(arrivals.clone());
+        Ok(arrivals)
+    }
+}
+
+/// Asks a connection who it is.
+async fn greet(mut stream: TcpStream, entrance: Entrance) -> Result<(String, Box<Connection>), TurnedAway> {
+    socket::tune(&stream, &KeepaliveConfig::default(), Purpose::Control)
+        .map_err(|error| std::io::Error::other(error.to_string()))?;
+    let mut question = BytesMut::new();
+    ask_id().encode(&mut question)?;
+    stream.write_all(&question).await?;
+    let mut reader = FrameReader::new(LIMITS_GREETING);
+    let mut inbox = BytesMut::new();
+    for _ in 0..FRAMES_MAX {
+        entrance.turn().await;
+        let frame = loop {
+            if let Some(frame) = reader.next_frame(&mut inbox)? {
+                break frame;
+            }
+            inbox.reserve(reader.lacking());
+            if stream.read_buf(&mut inbox).await? == 0 {
+                return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into());
+            }
+        };
+        if let Some(id) = answers_id(&frame) {
+            let connection = Connection::new(stream, entrance, reader, inbox);
+            return Ok((id?, Box::new(connection)));
+        }
+    }
+    Err(TurnedAway::TooMuch)
+}

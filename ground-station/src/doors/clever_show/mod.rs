@@ -1,0 +1,66 @@
+//! clever-show's drone clients come here as to their own server, and become guests of the fleet.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | `announce` | tells drones by UDP where this station is |
+//! | `greet` | asks each connection who it is, and leads it to its drone's post |
+//! | `post` | one drone's task: its connection, its orders |
+//! | `orders` | what the fleet's orders are in clever-show's words, and whether they may pass |
+//!
+//! | task | owns | ends |
+//! |---|---|---|
+//! | one for each connection, until it has said who it is | the connection | led to its post, or closed after 10 s |
+//! | one for each drone | its seat, its conversation, its connection | when the station stops |
+//! | one that announces | its sockets | when the station stops |
+//!
+//! A drone is known by the id that it gives itself, because that is all that it says; anybody may say it. Two live
+//! connections with one id are two drones with one name, and both carry a warning. A newer connection takes the place
+//! of an older one that gives no sign of life within 3 s: a drone that lost its radio is back long before the kernel
+//! has given up its old connection.
+
+mod announce;
+mod greet;
+mod orders;
+mod post;
+
+use std::sync::Arc;
+
+use super::guard::Guard;
+use super::hall::Hall;
+use super::{DoorError, House};
+use crate::config::doors::CleverShow;
+
+/// As in the configuration.
+const DOOR: &str = "clever_show";
+/// As in the tag `system`.
+const SYSTEM: &str = "clever-show";
+
+/// What everything at this door needs.
+#[derive(Debug)]
+struct Server {
+    config: CleverShow,
+    guard: Guard,
+    house: House,
+}
+
+/// Opens the door.
+///
+/// # Errors
+/// [`DoorError`].
+pub async fn open(config: &CleverShow, house: &House) -> Result<(), DoorError> {
+    let hall = Hall::open(DOOR, &config.common, house)?;
+    let listens = hall.listens().unwrap_or(config.common.listen);
+    let server = Arc::new(Server {
+        config: config.clone(),
+        guard: Guard::new(DOOR, &config.common, house),
+        house: house.clone(),
+    });
+    if config.announce {
+        let announcing = announce::run(listens, config.announce_port, house.stop.clone());
+        house.tasks.spawn(announcing);
+    }
+    let lobby = greet::Lobby::new(server);
+    let serve = move |stream, entrance| lobby.clone().receive(stream, entrance);
+    house.tasks.spawn(hall.receive(serve));
+    Ok(())
+}

@@ -1,0 +1,458 @@
+//! One drone's task: it has the drone's seat among the guests, its conversation, and its connection if there is one.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use swarm_shared::net::clock;
+use swarm_shared::proto::clever_show::server::{Drone, Event, Until};
+use swarm_shared::proto::wire::{FrameReader, HEADER_BYTES_MAX, Limits};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use super::orders::{self, Rulebook, Sense, Times};
+use crate::doors::House;
+use crate::doors::hall::Entrance;
+use crate::fleet::guests::{Answer, Order, Presence, Seat};
+
+/// How long an older connection has for a sign of life when a newer one has the same id.
+const RIVAL_WAIT: Duration = Duration::from_secs(3);
+/// How long a message may take once it has begun.
+const MESSAGE_MAX: Duration = Duration::from_secs(10);
+/// The longest pause while a frame is written, or a file is read.
+const STALL_MAX: Duration = Duration::from_secs(10);
+/// Silence after which a drone is shown as silent: it has been asked for a sign of life by then.
+const SILENT_AFTER: Duration = Duration::from_secs(10);
+/// How often it is looked whether somebody has given up waiting.
+const SWEEP: Duration = Duration::from_secs(1);
+
+/// A connection that has said who it is.
+#[derive(Debug)]
+pub(super) struct Connection {
+    from: OwnedReadHalf,
+    to: OwnedWriteHalf,
+    entrance: Entrance,
+    reader: FrameReader,
+    inbox: BytesMut,
+    /// Whether one more frame may be taken.
+    turn: bool,
+    /// When the frame at hand began to arrive, and when bytes of it came last.
+    began: Option<Instant>,
+    read: Instant,
+    /// What is left to be written of the frame at hand, and since when nothing moved.
+    head: BytesMut,
+    content: Bytes,
+    wrote: Instant,
+}
+
+impl Connection {
+    pub(super) fn new(stream: TcpStream, entrance: Entrance, reader: FrameReader, inbox: BytesMut) -> Self {
+        let (from, to) = stream.into_split();
+        let now = clock::now();
+        Self {
+            from,
+            to,
+            entrance,
+            reader,
+            inbox,
+            turn: false,
+            began: None,
+            read: now,
+            head: BytesMut::new(),
+            content: Bytes::new(),
+            wrote: now,
+        }
+    }
+
+    fn is_written(&self) -> bool {
+        self.head.is_empty() && self.content.is_empty()
+    }
+
+    /// Why it is of no use any more.
+    fn is_stuck(&self, awaits_file: bool, now: Instant) -> Option<&'static str> {
+        if self.write_due().is_some_and(|due| now >= due) {
+            return Some("it takes nothing more");
+        }
+        let late = self.read_due(awaits_file).is_some_and(|due| now >= due);
+        late.then_some("a message of it does not end")
+    }
+
+    fn write_due(&self) -> Option<Instant> {
+        (!self.is_written()).then(|| self.wrote + STALL_MAX)
+    }
+
+    /// A file takes as long as it moves on.
+    fn read_due(&self, awaits_file: bool) -> Option<Instant> {
+        let began = self.began?;
+        Some(if awaits_file {
+            self.read + STALL_MAX
+        } else {
+            began + MESSAGE_MAX
+        })
+    }
+}
+
+/// Writes some of what is left.
+async fn write_some(
+    to: &mut OwnedWriteHalf,
+    head: &mut BytesMut,
+    content: &mut Bytes,
+) -> std::io::Result<()> {
+    let written = if head.is_empty() {
+        to.write_buf(content).await?
+    } else {
+        to.write_buf(head).await?
+    };
+    if written == 0 {
+        return Err(std::io::ErrorKind::WriteZero.into());
+    }
+    Ok(())
+}
+
+/// A connection that says that it is this drone.
+#[derive(Debug)]
+pub(super) struct Arrival {
+    pub(super) connection: Box<Connection>,
+    /// `None` if it is taken; the connection if this post has a live one.
+    pub(super) answer: oneshot::Sender<Option<Box<Connection>>>,
+}
+
+/// A newer connection, while it is seen whether the older one lives.
+struct Rival {
+    arrival: Arrival,
+    since: Instant,
+}
+
+/// See the module.
+pub(super) struct Post {
+    drone: Drone,
+    seat: Seat,
+    rulebook: Rulebook,
+    /// Its place among those of its name.
+    place: usize,
+    arrivals: mpsc::Receiver<Arrival>,
+    stop: CancellationToken,
+    connection: Option<Box<Connection>>,
+    rival: Option<Rival>,
+    waiting: BTreeMap<u64, (Sense, oneshot::Sender<Answer>)>,
+    last_ticket: u64,
+    shown: Presence,
+    /// Whether another drone has shown that it has the same id.
+    doubled: bool,
+}
+
+/// What has happened.
+enum Input {
+    Stop,
+    Order(Option<Order>),
+    Arrival(Option<Arrival>),
+    Turn,
+    Wrote(std::io::Result<()>),
+    Read(std::io::Result<usize>),
+    Time,
+}
+
+impl Post {
+    pub(super) fn new(
+        drone: Drone,
+        seat: Seat,
+        rulebook: Rulebook,
+        place: usize,
+        arrivals: mpsc::Receiver<Arrival>,
+        house: &House,
+    ) -> Self {
+        Self {
+            drone,
+            seat,
+            rulebook,
+            place,
+            arrivals,
+            stop: house.stop.clone(),
+            connection: None,
+            rival: None,
+            waiting: BTreeMap::new(),
+            last_ticket: 0,
+            shown: Presence::default(),
+            doubled: place > 0,
+        }
+    }
+
+    pub(super) async fn run(mut self) {
+        loop {
+            let now = clock::now();
+            self.take_frame(now);
+            self.drone.handle_timeout(now);
+            self.sweep();
+            self.tell_events();
+            self.judge(now);
+            self.next_to_write(now);
+            self.show(now);
+            match self.next_input().await {
+                Input::Order(Some(order)) => self.take_order(order),
+                Input::Arrival(Some(arrival)) => self.take_arrival(arrival),
+                Input::Stop | Input::Order(None) | Input::Arrival(None) => break,
+                Input::Turn => {
+                    if let Some(connection) = &mut self.connection {
+                        connection.turn = true;
+                    }
+                }
+                Input::Wrote(Ok(())) => self.wrote(clock::now()),
+                Input::Read(Ok(bytes)) if bytes > 0 => self.read(clock::now()),
+                Input::Wrote(Err(error)) | Input::Read(Err(error)) => self.lose(&error.to_string()),
+                Input::Read(Ok(_none)) => self.lose("the drone has closed it"),
+                Input::Time => {
+                    let now = clock::now();
+                    let awaits_file = self.drone.awaits_file();
+                    let stuck = self.connection.as_ref();
+                    if let Some(why) = stuck.and_then(|connection| connection.is_stuck(awaits_file, now)) {
+                        self.lose(why);
+                    }
+                }
+            }
+        }
+        self.drone.close("this station stopped before it was done");
+        self.tell_events();
+    }
+
+    async fn next_input(&mut self) -> Input {
+        let now = clock::now();
+        let rival = self.rival.as_ref().map(|rival| rival.since + RIVAL_WAIT);
+        let due = [self.drone.poll_timeout(), rival, Some(now + SWEEP)];
+        let mut due = due.into_iter().flatten().min().unwrap_or(now);
+        let Some(connection) = &mut self.connection else {
+            return tokio::select! {
+                biased;
+                () = self.stop.cancelled() => Input::Stop,
+                Some(stop) = self.seat.stops.recv() => Input::Order(Some(stop)),
+                arrival = self.arrivals.recv() => Input::Arrival(arrival),
+                order = self.seat.orders.recv() => Input::Order(order),
+                () = clock::sleep_until(due) => Input::Time,
+            };
+        };
+        let stuck = [
+            connection.write_due(),
+            connection.read_due(self.drone.awaits_file()),
+        ];
+        due = stuck.into_iter().flatten().fold(due, Instant::min);
+        let (turn, writes) = (connection.turn, !connection.is_written());
+        let Connection {
+            from,
+            to,
+            entrance,
+            reader,
+            inbox,
+            head,
+            content,
+            ..
+        } = connection.as_mut();
+        inbox.reserve(reader.lacking().max(1));
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => Input::Stop,
+            Some(stop) = self.seat.stops.recv() => Input::Order(Some(stop)),
+            wrote = write_some(to, head, content), if writes => Input::Wrote(wrote),
+            arrival = self.arrivals.recv(), if rival.is_none() => Input::Arrival(arrival),
+            () = entrance.turn(), if !turn => Input::Turn,
+            read = from.read_buf(inbox), if turn => Input::Read(read),
+            order = self.seat.orders.recv() => Input::Order(order),
+            () = clock::sleep_until(due) => Input::Time,
+        }
+    }
+
+    /// Reads a frame, if one is there whole and has its turn.
+    fn take_frame(&mut self, now: Instant) {
+        let Some(connection) = &mut self.connection else {
+            return;
+        };
+        let mut content = self.rulebook.message_bytes;
+        if self.drone.awaits_file() {
+            content = content.max(usize::try_from(self.rulebook.file_bytes).unwrap_or(usize::MAX));
+        }
+        connection.reader.set_limits(Limits {
+            header: HEADER_BYTES_MAX.min(self.rulebook.message_bytes),
+            content,
+        });
+        if !connection.turn {
+            return;
+        }
+        match connection.reader.next_frame(&mut connection.inbox) {
+            Ok(Some(frame)) => {
+                connection.turn = false;
+                connection.began = (!connection.inbox.is_empty()).then_some(now);
+                self.drone.handle_frame(&frame, now);
+            }
+            Ok(None) => {
+                let within = !connection.inbox.is_empty() || !connection.reader.is_between_frames();
+                let began = connection.began.unwrap_or(now);
+                connection.began = within.then_some(began);
+            }
+            Err(error) => self.lose(&error.to_string()),
+        }
+    }
+
+    fn next_to_write(&mut self, now: Instant) {
+        while let Some(connection) = &mut self.connection
+            && connection.is_written()
+            && let Some(frame) = self.drone.next_frame(now)
+        {
+            match frame.encode_head(&mut connection.head) {
+                Ok(()) => {
+                    connection.content = frame.content;
+                    connection.wrote = now;
+                }
+                Err(error) => {
+                    tracing::debug!(id = self.drone.id(), %error, "not a frame that can be written");
+                    self.drone.unwritable();
+                }
+            }
+        }
+        self.tell_events();
+    }
+
+    fn wrote(&mut self, now: Instant) {
+        if let Some(connection) = &mut self.connection {
+            connection.wrote = now;
+            if connection.is_written() {
+                self.drone.written();
+            }
+        }
+    }
+
+    fn read(&mut self, now: Instant) {
+        if let Some(connection) = &mut self.connection {
+            connection.read = now;
+            self.drone.stirred(now);
+            if !connection.reader.is_between_frames() {
+                self.drone.receiving(now + STALL_MAX);
+            }
+        }
+    }
+
+    fn lose(&mut self, why: &str) {
+        if let Some(connection) = self.connection.take() {
+            let addr = connection.entrance.addr;
+            tracing::info!(%addr, id = self.drone.id(), why, "a clever-show drone is gone");
+            self.drone.disconnected(clock::now());
+        }
+    }
+
+    fn take_order(&mut self, order: Order) {
+        let Order {
+            work,
+            begin,
+            answer,
+            reply,
+        } = order;
+        self.last_ticket += 1;
+        let ticket = self.last_ticket;
+        let times = Times {
+            until: Until { begin, answer },
+            now: clock::now(),
+        };
+        match self.rulebook.give(&mut self.drone, ticket, work, times) {
+            Ok(sense) => drop(self.waiting.insert(ticket, (sense, reply))),
+            Err(ended) => drop(reply.send(Answer::Reply(ended))),
+        }
+    }
+
+    /// Forgets what nobody waits for any more.
+    fn sweep(&mut self) {
+        let drone = &mut self.drone;
+        self.waiting.retain(|ticket, (_, reply)| {
+            let wanted = !reply.is_closed();
+            if !wanted {
+                drone.cancel(*ticket);
+            }
+            wanted
+        });
+    }
+
+    fn tell_events(&mut self) {
+        while let Some(event) = self.drone.poll_event() {
+            match event {
+                Event::Ended(ticket, end) => {
+                    if let Some((sense, reply)) = self.waiting.remove(&ticket) {
+                        let _nobody_waits = reply.send(orders::answer(end, sense));
+                    }
+                }
+                Event::Telemetry => {}
+                Event::OtherId(other) => self.lose(&format!("it calls itself {other:?} now")),
+                Event::TooQuiet => self.lose("nothing was heard of it"),
+                Event::PassedOver(note) => tracing::debug!(id = self.drone.id(), note, "passed over"),
+            }
+        }
+    }
+
+    fn take_arrival(&mut self, arrival: Arrival) {
+        let now = clock::now();
+        if self.connection.is_none() {
+            return self.attach(arrival, now);
+        }
+        self.drone.probe();
+        self.rival = Some(Rival { arrival, since: now });
+    }
+
+    fn attach(&mut self, arrival: Arrival, now: Instant) {
+        let Arrival { connection, answer } = arrival;
+        if answer.send(None).is_ok() {
+            self.connection = Some(connection);
+            self.drone.connected(now);
+        }
+    }
+
+    /// Whether the older or the newer connection is the drone's.
+    fn judge(&mut self, now: Instant) {
+        let Some(Rival { arrival, since }) = self.rival.take() else {
+            return;
+        };
+        if self.connection.is_none() {
+            self.attach(arrival, now);
+        } else if self.drone.heard().is_some_and(|heard| heard > since) {
+            self.doubled = true;
+            let Arrival { connection, answer } = arrival;
+            let addr = connection.entrance.addr;
+            tracing::warn!(id = self.drone.id(), %addr, "two drones have one id: give one of them another");
+            let _gone = answer.send(Some(connection));
+        } else if now >= since + RIVAL_WAIT {
+            self.lose("a newer connection has its id, and it gives no sign of life");
+            self.attach(arrival, now);
+        } else {
+            self.rival = Some(Rival { arrival, since });
+        }
+    }
+
+    /// Tells the fleet how it is.
+    fn show(&mut self, now: Instant) {
+        let heard = self.drone.heard();
+        let mut warnings = Vec::new();
+        if self.drone.is_stopped() {
+            let text = "STOPPED: it is told so, and cannot confirm it; `release` lets actions pass again";
+            warnings.push(text.to_owned());
+        }
+        if self.doubled {
+            let (id, number) = (self.drone.id(), self.place + 1);
+            warnings.push(format!(
+                "two drones call themselves {id:?}; this is number {number}"
+            ));
+        }
+        let address = self
+            .connection
+            .as_ref()
+            .map(|connection| connection.entrance.addr);
+        let presence = Presence {
+            online: heard.is_some(),
+            silent: heard.is_some_and(|heard| now >= heard + SILENT_AFTER),
+            heard: heard.or(self.shown.heard),
+            address: address.or(self.shown.address),
+            warnings,
+            telemetry: self.drone.readings().clone(),
+        };
+        if presence != self.shown {
+            self.shown = presence.clone();
+            self.seat.tell(presence);
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! One connection: what is read is answered in its order; beside the answers go pushes and heartbeats.
+
+use std::io;
+use std::pin::pin;
+use std::time::Instant;
+
+use bytes::Bytes;
+use swarm_shared::net::clock;
+use swarm_shared::proto::knut::{Decoder, END, Item};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{broadcast, mpsc};
+
+use super::super::guard::Visitor;
+use super::super::hall::Entrance;
+use super::{DOOR, Desk, FIRST_WORD, HEARTBEAT, MESSAGE_TIME, WRITE_TIME};
+
+/// Bytes that are read at once.
+const READ_BYTES: usize = 8 * 1024;
+/// Answers that wait to be written; the next question is not read before there is room.
+const ANSWERS_MAX: usize = 1;
+
+/// Why a connection ended, if not by its other side.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Left {
+    /// At first.
+    #[error("said nothing for {FIRST_WORD:?}")]
+    Silent,
+    /// Within a message.
+    #[error("a message took longer than {MESSAGE_TIME:?}")]
+    Trickle,
+    /// The other side takes nothing.
+    #[error("did not read for {WRITE_TIME:?}")]
+    DoesNotRead,
+    /// The connection.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// Serves one client until either side has had enough.
+pub(super) async fn serve(desk: &Desk, stream: TcpStream, entrance: &Entrance) {
+    let addr = entrance.addr;
+    let (from, to) = stream.into_split();
+    let (answers, outgoing) = mpsc::channel(ANSWERS_MAX);
+    let pushes = desk.pushes.subscribe();
+    let mut reading = pin!(read(desk, from, entrance, answers));
+    let mut writing = pin!(write(desk, to, outgoing, pushes));
+    let ended = tokio::select! {
+        ended = &mut writing => ended,
+        ended = &mut reading => match ended {
+            // It has said all; what was answered still goes out.
+            Ok(()) => writing.await,
+            Err(left) => Err(left),
+        },
+    };
+    match ended {
+        Ok(()) => tracing::debug!(door = DOOR, %addr, "left"),
+        Err(left) => tracing::info!(door = DOOR, %addr, why = %left, "closed"),
+    }
+}
+
+pub(super) async fn read(
+    desk: &Desk,
+    mut from: impl AsyncRead + Unpin,
+    entrance: &Entrance,
+    answers: mpsc::Sender<Bytes>,
+) -> Result<(), Left> {
+    let visitor = Visitor {
+        from: entrance.addr.ip(),
+        user: None,
+    };
+    let mut decoder = Decoder::new(desk.config.common.limits.message_bytes);
+    let mut buffer = [0; READ_BYTES];
+    // Until something has been said, and since when something has begun.
+    let mut first = Some(clock::now() + FIRST_WORD);
+    let mut begun = None::<Instant>;
+    let mut bad = 0_u64;
+    loop {
+        let reading = from.read(&mut buffer);
+        let count = match (begun.map(|begun| begun + MESSAGE_TIME), first) {
+            (Some(until), _) => clock::timeout_at(until, reading)
+                .await
+                .map_err(|_late| Left::Trickle)?,
+            (None, Some(until)) => clock::timeout_at(until, reading)
+                .await
+                .map_err(|_late| Left::Silent)?,
+            (None, None) => reading.await,
+        }?;
+        if count == 0 {
+            return Ok(());
+        }
+        let mut bytes = buffer.get(..count).unwrap_or_default();
+        while let Some(item) = decoder.take(&mut bytes) {
+            (first, begun) = (None, None);
+            entrance.turn().await;
+            let message = match item {
+                Item::Heartbeat => continue,
+                Item::Message(message) => message,
+                Item::Bad(error) => {
+                    bad += 1;
+                    if bad == 1 {
+                        tracing::info!(door = DOOR, addr = %entrance.addr, %error, "not a message; passed over");
+                    } else {
+                        tracing::debug!(door = DOOR, addr = %entrance.addr, %error, bad, "not a message");
+                    }
+                    continue;
+                }
+            };
+            if let Some(answer) = desk.answer(&visitor, message).await
+                && answers.send(answer.encode().into()).await.is_err()
+            {
+                return Ok(());
+            }
+        }
+        begun = if decoder.is_midway() {
+            begun.or_else(|| Some(clock::now()))
+        } else {
+            None
+        };
+    }
+}
+
+pub(super) async fn write(
+    desk: &Desk,
+    mut to: impl AsyncWrite + Unpin,
+    mut answers: mpsc::Receiver<Bytes>,
+    mut pushes: broadcast::Receiver<Bytes>,
+) -> Result<(), Left> {
+    let start = tokio::time::Instant::now() + HEARTBEAT;
+    let mut beats = tokio::time::interval_at(start, HEARTBEAT);
+    beats.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        let bytes = tokio::select! {
+            biased;
+            _beat = beats.tick() => Bytes::from_static(&[END]),
+            answer = answers.recv() => match answer {
+                Some(answer) => answer,
+                None => return Ok(()),
+            },
+            push = pushes.recv() => match push {
+                Ok(push) => push,
+                Err(RecvError::Lagged(_)) => {
+                    let everything = desk.board().everything();
+                    everything.encode().into()
+                }
+                Err(RecvError::Closed) => return Ok(()),
+            },
+        };
+        let until = clock::now() + WRITE_TIME;
+        clock::timeout_at(until, to.write_all(&bytes))
+            .await
+            .map_err(|_late| Left::DoesNotRead)??;
+    }
+}

@@ -1,0 +1,462 @@
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use serde_json::{Value, json};
+use swarm_shared::net::discovery::presence::Services;
+use swarm_shared::proto::id::{NodeName, PeerId, PeerKind};
+use swarm_shared::proto::knut::{Decoder, END, Item};
+use swarm_shared::proto::selector::Selector;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::*;
+use crate::config::doors::Doors;
+use crate::config::doors::Limits;
+use crate::doors::hall::Entrance;
+use crate::doors::{Face, Open};
+use crate::fleet::guests::Guests;
+use crate::fleet::peers::Posts;
+use crate::fleet::{Call, Fleet, NodeRef, NodeState, NodeView};
+use crate::store::Store;
+
+fn face() -> Face {
+    Face {
+        name: NodeName::from_host("st"),
+        services: Services::default(),
+        posts: Posts::default(),
+    }
+}
+
+fn config(more: &str) -> Knut {
+    let mut config = crate::config::Config::for_host("pi");
+    let text =
+        format!("[doors.knut]\nlisten = \"127.0.0.1:0\"\ntemperature = \"env.heat\"\nhistory = 3\n{more}");
+    config
+        .read_file(std::path::Path::new("config.toml"), &text)
+        .expect("reads");
+    config.doors.knut.expect("open")
+}
+
+fn node(number: u8, name: &str) -> NodeRef {
+    NodeRef {
+        node: NodeName::from_host(name),
+        id: PeerId([number; 32]),
+    }
+}
+
+fn view(number: u8, name: &str, state: NodeState) -> Event {
+    let NodeRef { node, id } = node(number, name);
+    Event::Node(NodeView {
+        node,
+        id,
+        state,
+        kind: PeerKind::Node,
+        address: None,
+        last_heard_ms: None,
+        tags: BTreeMap::from([("row".to_owned(), number.to_string())]),
+        software: None,
+        warnings: Vec::new(),
+        stopped: None,
+        checks: Vec::new(),
+        telemetry: BTreeMap::new(),
+    })
+}
+
+fn reading(number: u8, name: &str, heat: Value) -> Event {
+    let Value::Object(values) = json!({"env": {"heat": heat}, "load": 1}) else {
+        unreachable!()
+    };
+    Event::Telemetry {
+        node: node(number, name),
+        values,
+    }
+}
+
+fn ask(board: &Board, id: i64, msg: Value) -> (i64, Value) {
+    let (_, Message { api, id, msg }) = board.answer(&Message { api: 1, id, msg });
+    assert_eq!(api, 1);
+    (id, msg)
+}
+
+#[test]
+fn a_change_is_pushed_once_and_what_is_away_is_not_listed() {
+    let mut board = Board::new(&config(""));
+    assert_eq!(board.take(view(1, "n1", NodeState::Online)), None);
+    let push = board.take(reading(1, "n1", json!(20.04))).expect("a change");
+    let status = json!({"location": "n1", "unit": "°C", "condition": "\u{f002}", "temperature": 20.0});
+    let wanted = Message {
+        api: 1,
+        id: 0x0101,
+        msg: json!({ "n1": status }),
+    };
+    assert_eq!(push, wanted);
+    assert_eq!(
+        board.take(reading(1, "n1", json!(19.96))),
+        None,
+        "the same to a tenth"
+    );
+    let other = Event::Telemetry {
+        node: node(1, "n1"),
+        values: serde_json::Map::new(),
+    };
+    assert_eq!(board.take(other), None);
+    assert_eq!(ask(&board, 2, json!({})), (0x0102, json!({ "n1": status })));
+    assert_eq!(board.everything(), wanted);
+    // A sensor that is gone, or tells nonsense; a node that is away.
+    for nothing in [json!(null), json!("warm"), json!({})] {
+        assert_eq!(board.take(reading(1, "n1", nothing)), None);
+        assert_eq!(ask(&board, 2, json!({})).1, json!({}));
+    }
+    assert!(board.take(reading(1, "n1", json!(20.0))).is_some());
+    board.take(view(1, "n1", NodeState::Offline));
+    assert_eq!(ask(&board, 2, json!({})).1, json!({}));
+    assert_eq!(ask(&board, 1, json!({"id": "n1"})).1, json!({ "n1": status }));
+}
+
+#[test]
+fn one_is_asked_for_by_name_and_an_unknown_one_has_not_measured() {
+    let mut board = Board::new(&config(""));
+    for number in [1, 2] {
+        board.take(reading(number, &format!("n{number}"), json!(number)));
+    }
+    for msg in [json!({"id": "n2"}), json!({"uniqueName": "n2"})] {
+        let (id, msg) = ask(&board, 1, msg);
+        assert_eq!(
+            (id, &msg["n2"]["temperature"], msg.get("n1")),
+            (0x0101, &json!(2.0), None)
+        );
+    }
+    let (_, msg) = ask(&board, 1, json!({"id": "x"}));
+    assert_eq!(msg["x"]["temperature"], -273.15);
+    for msg in [json!({}), json!(null), json!([1])] {
+        let (_, all) = ask(&board, 1, msg);
+        assert_eq!(all.as_object().map(serde_json::Map::len), Some(2));
+    }
+    let unknown = Message {
+        api: 1,
+        id: 9,
+        msg: json!([1]),
+    };
+    assert_eq!(board.answer(&unknown).1, unknown);
+}
+
+#[test]
+fn past_readings_are_bounded_and_in_seconds() {
+    let mut board = Board::new(&config(""));
+    for (at_s, heat) in (1..=5_u32).zip([1.0, 2.0, 2.0, 4.0, 5.0]) {
+        board.take(reading(1, "n1", json!(heat)));
+        board.remember(u64::from(at_s) * 1_500);
+    }
+    board.take(view(1, "n1", NodeState::Offline));
+    board.remember(99_000);
+    let wanted = json!({"id": "n1", "temperature": [2.0, 4.0, 5.0], "time": [4.5, 6.0, 7.5]});
+    assert_eq!(ask(&board, 3, json!({"id": "n1"})), (0x0103, wanted));
+    let nobody = json!({"id": "x", "temperature": [], "time": []});
+    assert_eq!(ask(&board, 3, json!({"id": "x"})).1, nobody);
+}
+
+#[test]
+fn nodes_of_one_name_are_told_apart_and_others_than_the_doors_are_not_shown() {
+    let mut board = Board::new(&config("target = \"twin\""));
+    for (number, name) in [(1, "twin"), (2, "twin"), (3, "other")] {
+        board.take(view(number, name, NodeState::Online));
+        let pushed = board.take(reading(number, name, json!(number)));
+        assert_eq!(pushed.is_some(), name == "twin");
+    }
+    let (_, all) = ask(&board, 2, json!({}));
+    let names: Vec<&String> = all.as_object().expect("an object").keys().collect();
+    let short = |number| format!("twin {}", PeerId([number; 32]).short());
+    assert_eq!(names, [&short(1), &short(2)]);
+    assert_eq!(
+        ask(&board, 1, json!({"id": short(2)})).1[short(2)]["temperature"],
+        2.0
+    );
+    assert_eq!(ask(&board, 3, json!({"id": "other"})).1["time"], json!([]));
+}
+
+/// An open door with a scripted fleet behind it.
+struct House {
+    open: Open,
+    calls: mpsc::Receiver<Call>,
+    addr: SocketAddr,
+    /// What the door follows.
+    follow: mpsc::Sender<Event>,
+    _dir: tempfile::TempDir,
+}
+
+impl House {
+    async fn open(more: &str) -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let store = Store::open(dir.path()).await.expect("opens");
+        let (fleet, mut calls) = Fleet::local();
+        let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let addr = free.local_addr().expect("an address");
+        drop(free);
+        let mut knut = config(more);
+        knut.common.listen = addr;
+        let doors = Doors {
+            knut: Some(knut),
+            ..Doors::default()
+        };
+        let open = Open::all(&doors, face(), fleet, Guests::default(), store);
+        let open = open.await.expect("opens");
+        let call = calls.recv().await.expect("the door follows");
+        assert_eq!(call.request, Request::Follow { telemetry: true });
+        Self {
+            open,
+            calls,
+            addr,
+            follow: call.events,
+            _dir: dir,
+        }
+    }
+
+    async fn visit(&self) -> Client {
+        let stream = TcpStream::connect(self.addr).await.expect("connects");
+        Client::of(stream)
+    }
+}
+
+struct Client {
+    stream: TcpStream,
+    decoder: Decoder,
+    bytes: Vec<u8>,
+}
+
+impl Client {
+    fn of(stream: TcpStream) -> Self {
+        Self {
+            stream,
+            decoder: Decoder::new(1 << 20),
+            bytes: Vec::new(),
+        }
+    }
+
+    async fn say(&mut self, api: i64, id: i64, msg: Value) {
+        let bytes = Message { api, id, msg }.encode();
+        self.stream.write_all(&bytes).await.expect("heard");
+    }
+
+    /// What comes next; `None` at the end.
+    async fn hear(&mut self) -> Option<Item> {
+        loop {
+            let bytes = std::mem::take(&mut self.bytes);
+            let mut left = &bytes[..];
+            let item = self.decoder.take(&mut left);
+            self.bytes = left.to_vec();
+            if item.is_some() {
+                return item;
+            }
+            let mut buffer = vec![0; 4096];
+            let count = self.stream.read(&mut buffer).await.unwrap_or_default();
+            if count == 0 {
+                return None;
+            }
+            buffer.truncate(count);
+            self.bytes = buffer;
+        }
+    }
+
+    async fn hear_message(&mut self) -> Message {
+        loop {
+            match self.hear().await {
+                Some(Item::Message(message)) => return message,
+                Some(Item::Heartbeat) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_action_goes_to_the_fleet_in_the_doors_name() {
+    let mut house = House::open("allow = [\"led\"]\nttl = \"7s\"").await;
+    let mut client = house.visit().await;
+    let msg = json!({"selector": "n1", "action": "led", "args": {"color": "red"}, "timeout": "1s"});
+    client.say(api::FLEET, 2, msg).await;
+    let call = house.calls.recv().await.expect("a call");
+    assert_eq!(call.who, "knut from 127.0.0.1");
+    let Request::Command {
+        selector,
+        action,
+        arguments,
+        ttl_ms,
+        timeout_ms,
+        ..
+    } = call.request
+    else {
+        panic!("{:?}", call.request)
+    };
+    assert_eq!(
+        (selector, action.as_str()),
+        (Selector::parse("n1").expect("one"), "led")
+    );
+    assert_eq!(Value::Object(arguments.kwargs), json!({"color": "red"}));
+    assert_eq!((ttl_ms, timeout_ms), (7_000, 1_000));
+    call.events.send(Event::End).await.expect("read");
+    let answer = client.hear_message().await;
+    assert_eq!((answer.id, answer.msg), (0x0102, json!({"deliveries": []})));
+    // Whoever goes away waits for nothing any more.
+    client.say(api::FLEET, 2, json!({"action": "led"})).await;
+    let call = house.calls.recv().await.expect("a call");
+    drop(client);
+    let gone = tokio::time::timeout(Duration::from_secs(5), call.events.closed()).await;
+    assert!(gone.is_ok());
+    house.open.close().await;
+}
+
+#[tokio::test]
+async fn a_push_goes_to_everybody_and_the_door_closes_with_the_house() {
+    let house = House::open("").await;
+    let mut clients = Vec::new();
+    for _ in 0..3 {
+        let mut client = house.visit().await;
+        client.say(99, 1, json!({})).await;
+        assert_eq!(client.hear_message().await.api, 99);
+        clients.push(client);
+    }
+    house
+        .follow
+        .send(reading(1, "n1", json!(7)))
+        .await
+        .expect("heard");
+    for client in &mut clients {
+        assert_eq!(client.hear_message().await.msg["n1"]["temperature"], 7.0);
+    }
+    house.open.close().await;
+    for mut client in clients {
+        while let Some(item) = client.hear().await {
+            assert_eq!(item, Item::Heartbeat);
+        }
+    }
+}
+
+fn nobody_elses() -> Entrance {
+    Entrance::alone(SocketAddr::from(([127, 0, 0, 1], 1)), &Limits::default())
+}
+
+/// A connection's place at a door of the fewest bounds.
+async fn place() -> (Arc<Desk>, crate::doors::House, tempfile::TempDir) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = Store::open(dir.path()).await.expect("opens");
+    let house = crate::doors::House {
+        face: face(),
+        fleet: Fleet::local().0,
+        guests: Guests::default(),
+        store,
+        stop: CancellationToken::new(),
+        tasks: TaskTracker::new(),
+    };
+    let config = config("");
+    let desk = Desk {
+        guard: Guard::new(DOOR, &config.common, &house),
+        board: Mutex::new(Board::new(&config)),
+        pushes: broadcast::Sender::new(PUSHES_MAX),
+        config,
+    };
+    (Arc::new(desk), house, dir)
+}
+
+#[tokio::test]
+async fn a_slow_reader_that_missed_pushes_is_told_everything_anew() {
+    let (desk, _house, _dir) = place().await;
+    desk.board().take(reading(1, "n1", json!(1)));
+    let pushes = desk.pushes.subscribe();
+    for _ in 0..PUSHES_MAX * 2 {
+        desk.pushes.send(Bytes::from_static(b"{}\0")).expect("subscribed");
+    }
+    let (ours, mut theirs) = tokio::io::duplex(64 * 1024);
+    let (_answers, outgoing) = mpsc::channel(1);
+    tokio::spawn({
+        let desk = Arc::clone(&desk);
+        async move { talk::write(&desk, ours, outgoing, pushes).await }
+    });
+    let mut text = vec![0; 1024];
+    let count = theirs.read(&mut text).await.expect("reads");
+    let first = text[..count]
+        .split(|byte| *byte == END)
+        .next()
+        .expect("a message");
+    let first = Message::parse(first).expect("a message");
+    assert_eq!(first.msg["n1"]["temperature"], 1.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_does_not_read_is_not_waited_for() {
+    let (desk, _house, _dir) = place().await;
+    let (ours, _theirs) = tokio::io::duplex(16);
+    let (_answers, outgoing) = mpsc::channel(1);
+    let started = tokio::time::Instant::now();
+    let ended = talk::write(&desk, ours, outgoing, desk.pushes.subscribe()).await;
+    assert!(matches!(ended, Err(talk::Left::DoesNotRead)), "{ended:?}");
+    // Sixteen heartbeats had room.
+    let waited = started.elapsed();
+    assert!(
+        waited >= Duration::from_secs(25) && waited <= Duration::from_secs(30),
+        "{waited:?}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn silence_at_first_and_messages_without_end_are_closed() {
+    for (said, wanted) in [
+        (&b""[..], "said nothing"),
+        (b"\n\n", "said nothing"),
+        (b"{\"api", "took longer"),
+        (b"\0{", "took longer"),
+    ] {
+        let (desk, _house, _dir) = place().await;
+        let (ours, mut theirs) = tokio::io::duplex(64);
+        let (answers, _outgoing) = mpsc::channel(1);
+        let entrance = nobody_elses();
+        theirs.write_all(said).await.expect("room");
+        let started = tokio::time::Instant::now();
+        let reading = talk::read(&desk, ours, &entrance, answers);
+        let ended = reading.await;
+        let why = ended.expect_err("closed").to_string();
+        assert!(why.contains(wanted), "{why}");
+        assert!(
+            started.elapsed() <= Duration::from_secs(11),
+            "{:?}",
+            started.elapsed()
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_has_said_something_may_listen_for_good() {
+    let (desk, _house, _dir) = place().await;
+    let (ours, mut theirs) = tokio::io::duplex(64);
+    let (answers, _outgoing) = mpsc::channel(1);
+    let entrance = nobody_elses();
+    theirs.write_all(b"\0").await.expect("room");
+    let reading = talk::read(&desk, ours, &entrance, answers);
+    let long = tokio::time::timeout(Duration::from_secs(100_000), reading).await;
+    assert!(long.is_err(), "{long:?}");
+}
+
+#[tokio::test]
+async fn the_port_of_another_is_told_with_what_to_do() {
+    let taken = TcpSocket::new_v4().expect("a socket");
+    taken
+        .bind("127.0.0.1:0".parse().expect("an address"))
+        .expect("bound");
+    let addr = taken.local_addr().expect("an address");
+    let _taken = taken.listen(1).expect("listens");
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = Store::open(dir.path()).await.expect("opens");
+    let mut knut = config("");
+    knut.common.listen = addr;
+    let doors = Doors {
+        knut: Some(knut),
+        ..Doors::default()
+    };
+    let opened = Open::all(&doors, face(), Fleet::local().0, Guests::default(), store).await;
+    let error = opened.expect_err("taken").to_string();
+    assert!(
+        error.contains("[doors.knut]") && error.contains("change `listen`"),
+        "{error}"
+    );
+}

@@ -1,0 +1,606 @@
+//! What a request in Platypush's form means here, whichever door it comes through.
+//!
+//! | `action` | what is done |
+//! |---|---|
+//! | any action of a node | `target` does it (a selector; without one, the door's `target`) |
+//! | `shell.exec` | `execute` with `/bin/sh -c CMD`, on nodes that allow it |
+//! | `station.nodes` | who is there |
+//! | `station.history` | what was sent, and how it ended |
+//! | `station.stop`, `station.release` | an emergency stop, and its end; `allow` has to name them |
+//! | `socktools.send` | `text`, or `data` in base64, to a `peer` of the door socktools, or to all; `allow` has to name it |
+//!
+//! The `output` of one node's delivery is its value, or what its program printed; of several, an object with what
+//! became of each. Each delivery that is not done has one line in `errors`.
+
+use data_encoding::BASE64;
+use serde_json::{Map, Value, json};
+use swarm_shared::net::{clock, random};
+use swarm_shared::proto::message::Arguments;
+use swarm_shared::proto::outcome::Outcome;
+use swarm_shared::proto::platypush::{self, BadMessage, ID_BYTES, Response};
+use swarm_shared::proto::selector::Selector;
+use swarm_shared::proto::trust::gate::{ActionClass, Wish};
+use swarm_shared::proto::wire::Kind;
+
+use super::House;
+use super::guard::{Errand, Guard, NotDone, Visitor};
+use crate::config::doors::Common;
+use crate::duration;
+use crate::fleet::peers::PeerView;
+use crate::fleet::{Delivery, Event, PastQuery, PastState, Request};
+
+/// How many commands of the history are told, unless asked otherwise.
+const HISTORY_LIMIT: u32 = 20;
+/// How many at most.
+const HISTORY_LIMIT_MAX: u32 = 1_000;
+/// Longest answer, in bytes.
+const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Sends to peers of another door.
+const TELL: &str = "socktools.send";
+/// What runs the line of a `shell.exec`.
+const SHELL: &str = "/bin/sh";
+
+/// Answers requests for one door.
+#[derive(Clone, Debug)]
+pub struct Desk {
+    guard: Guard,
+    origin: String,
+    common: Common,
+}
+
+/// What a request comes to.
+#[derive(Clone, Debug, PartialEq)]
+enum Deed {
+    Command {
+        action: String,
+        arguments: Arguments,
+        /// Whether a program that fails counts as one that does not.
+        failures_count: bool,
+    },
+    Nodes,
+    History(PastQuery),
+    Stop,
+    Release,
+    Tell {
+        peer: Option<String>,
+        message: Vec<u8>,
+    },
+}
+
+/// What came of it.
+type Came = (Value, Vec<String>);
+
+impl Desk {
+    /// Of the door that the configuration calls so.
+    pub fn new(door: &'static str, common: &Common, house: &House) -> Self {
+        Self {
+            guard: Guard::new(door, common, house),
+            origin: house.face.name.as_str().to_owned(),
+            common: common.clone(),
+        }
+    }
+
+    /// Who permits it.
+    pub fn guard(&self) -> &Guard {
+        &self.guard
+    }
+
+    /// Whether a request shows the door's token, if it has one. If it does not, that is in the audit, and the answer
+    /// is here.
+    ///
+    /// # Errors
+    /// What to answer.
+    pub async fn admit(&self, visitor: &Visitor, request: &platypush::Request) -> Result<(), Response> {
+        let Some(token) = &self.common.token else {
+            return Ok(());
+        };
+        let fault = match &request.token {
+            Some(shown) if token.is(shown) => return Ok(()),
+            Some(_) => "the token is wrong",
+            None => "this door takes a token: write \"token\": \"…\" into the request",
+        };
+        tracing::warn!(visitor = self.guard.who(visitor), fault, "turned away");
+        let outcome = format!("not done: {fault}");
+        self.guard.note(visitor, &request.action, "", outcome).await;
+        Err(self.respond(request.id.clone(), request.origin.clone(), Err(fault.to_owned())))
+    }
+
+    /// Does what a request says, if it may be done, and says what came of it.
+    pub async fn answer(&self, visitor: &Visitor, request: platypush::Request) -> Response {
+        let (id, asker) = (request.id.clone(), request.origin.clone());
+        let done = self.carry_out(visitor, request).await;
+        self.respond(id, asker, done.map_err(|why| why.to_string()))
+    }
+
+    /// The answer to what is no request.
+    pub fn refuse(&self, bad: BadMessage) -> Response {
+        let fault = bad.fault.to_string();
+        self.respond(bad.id, bad.origin, Err(fault))
+    }
+
+    /// The answer to what could not even be cut out of the stream.
+    pub fn refuse_all(&self, fault: impl std::fmt::Display) -> Response {
+        let id = platypush::made_up_id(random_id());
+        self.respond(id, None, Err(fault.to_string()))
+    }
+
+    /// A response as it is written.
+    pub fn encode(&self, response: &Response) -> Vec<u8> {
+        let bytes = |response: &Response| response.to_value(clock::unix_time_ms()).to_string().into_bytes();
+        let whole = bytes(response);
+        if whole.len() <= ANSWER_BYTES_MAX {
+            return whole;
+        }
+        let fault = format!(
+            "it is done, but its outcome has {} bytes, and no more than {ANSWER_BYTES_MAX} are written: ask fewer nodes",
+            whole.len()
+        );
+        bytes(&self.respond(response.id.clone(), response.target.clone(), Err(fault)))
+    }
+
+    fn respond(&self, id: String, target: Option<String>, done: Result<Came, String>) -> Response {
+        let (output, errors) = done.unwrap_or_else(|fault| (Value::Null, vec![fault]));
+        Response {
+            id,
+            target,
+            origin: self.origin.clone(),
+            output,
+            errors,
+        }
+    }
+
+    async fn carry_out(&self, visitor: &Visitor, request: platypush::Request) -> Result<Came, NotDone> {
+        let selector = match &request.target {
+            None => self.common.target.clone(),
+            Some(text) => Selector::parse(text).map_err(|error| NotDone::Usage(error.to_string()))?,
+        };
+        let named = request.target.is_some();
+        match read(request.action, request.args).map_err(NotDone::Usage)? {
+            Deed::Command {
+                action,
+                arguments,
+                failures_count,
+            } => {
+                let errand = Errand {
+                    selector,
+                    action,
+                    arguments,
+                    ttl: self.common.ttl,
+                    timeout: self.common.timeout,
+                };
+                let deliveries = self.guard.command(visitor, errand).await?;
+                Ok(outcome(&deliveries, failures_count))
+            }
+            Deed::Nodes => {
+                let nodes = self.guard.nodes(visitor, selector).await?;
+                Ok((json!(nodes), Vec::new()))
+            }
+            Deed::History(_) if named && selector.has_tags() => Err(NotDone::Usage(
+                "the history does not keep tags: let target be names, globs or id:PREFIX".to_owned(),
+            )),
+            Deed::History(mut query) => {
+                query.nodes = named.then_some(selector);
+                self.history(visitor, query).await
+            }
+            Deed::Tell { peer, message } => self.tell(visitor, peer, &message).await,
+            Deed::Stop => {
+                let request = Request::Stop {
+                    selector: selector.clone(),
+                    timeout_ms: Some(duration::to_ms(self.common.timeout)),
+                };
+                self.station(visitor, "station.stop", &selector, request).await
+            }
+            Deed::Release => {
+                let request = Request::Release {
+                    selector: selector.clone(),
+                    timeout_ms: duration::to_ms(self.common.timeout),
+                };
+                self.station(visitor, "station.release", &selector, request).await
+            }
+        }
+    }
+
+    /// A stop or its release.
+    async fn station(
+        &self,
+        visitor: &Visitor,
+        what: &str,
+        selector: &Selector,
+        request: Request,
+    ) -> Result<Came, NotDone> {
+        let mut deliveries = Vec::new();
+        let done = match self.guard.permit_named(what, &Wish::Frame(Kind::Stop)) {
+            Ok(()) => {
+                let take = |event| {
+                    if let Event::Delivery(delivery) = event {
+                        deliveries.push(delivery);
+                    }
+                };
+                self.guard.ask(visitor, request, take).await
+            }
+            Err(refused) => Err(refused),
+        };
+        let came = done.map(|()| outcome(&deliveries, true));
+        let noted = match &came {
+            Ok((_, errors)) => format!("{} nodes, {} not done", deliveries.len(), errors.len()),
+            Err(why) => format!("not done: {why}"),
+        };
+        self.guard.note(visitor, what, selector.as_str(), noted).await;
+        came
+    }
+
+    async fn tell(&self, visitor: &Visitor, peer: Option<String>, message: &[u8]) -> Result<Came, NotDone> {
+        let to = peer.clone().unwrap_or_else(|| "all peers".to_owned());
+        let mut peers = Vec::new();
+        let done = match self.guard.permit_named(TELL, &Wish::Command(ActionClass::Act)) {
+            Ok(()) => {
+                let request = Request::Tell {
+                    door: "socktools".to_owned(),
+                    peer,
+                    message: BASE64.encode(message),
+                };
+                let take = |event| {
+                    if let Event::Peer(peer) = event {
+                        peers.push(peer);
+                    }
+                };
+                self.guard.ask(visitor, request, take).await
+            }
+            Err(refused) => Err(refused),
+        };
+        let noted = match &done {
+            Ok(()) => format!("{} bytes to {} peers", message.len(), peers.len()),
+            Err(why) => format!("not done: {why}"),
+        };
+        self.guard.note(visitor, TELL, &to, noted).await;
+        done?;
+        let fault = |peer: &PeerView| Some(format!("{}: {}", peer.peer, peer.error.as_ref()?));
+        let errors = peers.iter().filter_map(fault).collect();
+        Ok((json!(peers), errors))
+    }
+
+    async fn history(&self, visitor: &Visitor, query: PastQuery) -> Result<Came, NotDone> {
+        let one = query.number.is_some();
+        let (mut commands, mut deliveries) = (Vec::new(), Vec::new());
+        let asked = self.guard.ask(visitor, Request::History { query }, |event| {
+            if let Event::Command(command) | Event::About(command) = event {
+                commands.push(json!(command));
+            } else if let Event::Past(delivery) = event {
+                deliveries.push(json!(delivery));
+            }
+        });
+        let asked = asked.await;
+        let outcome = match &asked {
+            Ok(()) => format!("{} commands", commands.len()),
+            Err(why) => format!("not done: {why}"),
+        };
+        self.guard.note(visitor, "history", "", outcome).await;
+        asked?;
+        let output = if one {
+            json!({ "command": commands.pop(), "deliveries": deliveries })
+        } else {
+            Value::Array(commands)
+        };
+        Ok((output, Vec::new()))
+    }
+}
+
+/// For an id; without randomness there still is an answer.
+pub fn random_id() -> [u8; ID_BYTES] {
+    random::bytes().unwrap_or_else(|_none| {
+        let mut id = [0; ID_BYTES];
+        id[..8].copy_from_slice(&clock::unix_time_ms().to_be_bytes());
+        id
+    })
+}
+
+fn read(action: String, args: Value) -> Result<Deed, String> {
+    if action == TELL {
+        return tell(args);
+    }
+    let Some(station) = action.strip_prefix("station.") else {
+        if action == "shell.exec" {
+            return shell(args);
+        }
+        return Ok(Deed::Command {
+            action,
+            arguments: platypush::arguments(args),
+            failures_count: true,
+        });
+    };
+    match station {
+        "nodes" => Fields::of(&action, args, &[]).map(|_none| Deed::Nodes),
+        "stop" => Fields::of(&action, args, &[]).map(|_none| Deed::Stop),
+        "release" => Fields::of(&action, args, &[]).map(|_none| Deed::Release),
+        "history" => query(Fields::of(
+            &action,
+            args,
+            &["number", "action", "state", "since", "limit"],
+        )?)
+        .map(Deed::History),
+        _ => Err(format!(
+            "the station has no {action:?}; it has station.nodes, station.history, station.stop and station.release"
+        )),
+    }
+}
+
+fn shell(args: Value) -> Result<Deed, String> {
+    let mut fields = Fields::of("shell.exec", args, &["cmd", "background", "ignore_errors"])?;
+    if fields.flag("background")? {
+        return Err("shell.exec: background is not done here: a command ends with its program".to_owned());
+    }
+    let failures_count = !fields.flag("ignore_errors")?;
+    let cmd = fields
+        .text("cmd")?
+        .ok_or("shell.exec takes cmd: a line for the shell")?;
+    Ok(Deed::Command {
+        action: "execute".to_owned(),
+        arguments: platypush::arguments(json!({ "program": SHELL, "args": ["-c", cmd] })),
+        failures_count,
+    })
+}
+
+fn tell(args: Value) -> Result<Deed, String> {
+    let mut fields = Fields::of(TELL, args, &["text", "peer", "data"])?;
+    let message = match (fields.text("text")?, fields.text("data")?) {
+        (Some(text), None) => text.into_bytes(),
+        (None, Some(data)) => BASE64
+            .decode(data.as_bytes())
+            .map_err(|error| format!("{TELL}: data is not base64: {error}"))?,
+        (Some(_), Some(_)) | (None, None) => {
+            return Err(format!("{TELL} takes text, or data in base64, and peer"));
+        }
+    };
+    let peer = fields.text("peer")?;
+    Ok(Deed::Tell { peer, message })
+}
+
+fn query(mut fields: Fields<'_>) -> Result<PastQuery, String> {
+    let state = fields.text("state")?.map(|text| {
+        PastState::parse(&text).ok_or_else(|| format!("station.history: {text:?} is no state of a delivery"))
+    });
+    let since = fields.text("since")?.map(|text| duration::parse(&text));
+    let limit = fields.count("limit")?;
+    let limit = limit.map_or(Some(HISTORY_LIMIT), |limit| u32::try_from(limit).ok());
+    let limit = limit.filter(|limit| (1..=HISTORY_LIMIT_MAX).contains(limit));
+    Ok(PastQuery {
+        number: fields.count("number")?,
+        nodes: None,
+        action: fields.text("action")?,
+        state: state.transpose()?,
+        within_ms: since
+            .transpose()
+            .map_err(|error| error.to_string())?
+            .map(duration::to_ms),
+        limit: limit.ok_or_else(|| format!("station.history: limit has to be 1 to {HISTORY_LIMIT_MAX}"))?,
+    })
+}
+
+/// The arguments of what is not an action of a node: by name, or by position in the order of the names.
+struct Fields<'a> {
+    action: &'a str,
+    fields: Map<String, Value>,
+}
+
+impl<'a> Fields<'a> {
+    fn of(action: &'a str, args: Value, names: &[&str]) -> Result<Self, String> {
+        let takes = match names {
+            [] => "nothing".to_owned(),
+            names => names.join(", "),
+        };
+        let Arguments { args, mut kwargs } = platypush::arguments(args);
+        if args.len() > names.len() || kwargs.keys().any(|key| !names.contains(&key.as_str())) {
+            return Err(format!("{action} takes {takes}"));
+        }
+        kwargs.extend(names.iter().map(|name| (*name).to_owned()).zip(args));
+        kwargs.retain(|_, value| !value.is_null());
+        Ok(Self {
+            action,
+            fields: kwargs,
+        })
+    }
+
+    fn text(&mut self, name: &str) -> Result<Option<String>, String> {
+        match self.fields.remove(name) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(_) => Err(format!("{}: {name} has to be a text", self.action)),
+        }
+    }
+
+    fn flag(&mut self, name: &str) -> Result<bool, String> {
+        let value = self.fields.remove(name).unwrap_or(Value::Bool(false));
+        value
+            .as_bool()
+            .ok_or_else(|| format!("{}: {name} has to be true or false", self.action))
+    }
+
+    fn count(&mut self, name: &str) -> Result<Option<u64>, String> {
+        let value = self.fields.remove(name);
+        let fault = || format!("{}: {name} has to be a whole number", self.action);
+        value.map(|value| value.as_u64().ok_or_else(fault)).transpose()
+    }
+}
+
+/// What deliveries come to in a response.
+fn outcome(deliveries: &[Delivery], failures_count: bool) -> Came {
+    let counts = |delivery: &&Delivery| match delivery.state {
+        Outcome::Done => false,
+        Outcome::Failed => failures_count,
+        Outcome::Refused | Outcome::Expired | Outcome::Unknown | Outcome::NoAnswer => true,
+    };
+    let errors = deliveries.iter().filter(counts).map(fault).collect();
+    let output = match deliveries {
+        [one] => plain(one),
+        several => {
+            let mut names = Map::new();
+            for delivery in several {
+                let name = delivery.node.as_str().to_owned();
+                let name = if names.contains_key(&name) {
+                    // Two nodes of one name: the id tells them apart.
+                    format!("{name} {}", delivery.id.short())
+                } else {
+                    name
+                };
+                names.insert(name, full(delivery));
+            }
+            Value::Object(names)
+        }
+    };
+    (output, errors)
+}
+
+/// `NAME: STATE: why`.
+fn fault(delivery: &Delivery) -> String {
+    let Delivery { node, state, .. } = delivery;
+    match &delivery.error {
+        Some(error) => format!("{node}: {state}: {error}"),
+        None => format!("{node}: {state}"),
+    }
+}
+
+/// The value, or what was printed; both if there are both.
+fn plain(delivery: &Delivery) -> Value {
+    match (&delivery.value, &delivery.output) {
+        (Some(value), None) => value.clone(),
+        (Some(value), Some(output)) => json!({ "value": value, "output": output }),
+        (None, output) => json!(output),
+    }
+}
+
+fn full(delivery: &Delivery) -> Value {
+    json!({
+        "state": delivery.state,
+        "value": delivery.value,
+        "output": delivery.output,
+        "exit": delivery.exit,
+        "error": delivery.error,
+        "ms": delivery.ms,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use swarm_shared::proto::id::{NodeName, PeerId};
+    use swarm_shared::proto::outcome::Reply;
+
+    use super::*;
+    use crate::fleet::NodeRef;
+
+    fn deed(action: &str, args: Value) -> Result<Deed, String> {
+        read(action.to_owned(), args)
+    }
+
+    #[test]
+    fn a_line_for_the_shell_becomes_execute() {
+        let wanted = |failures_count| Deed::Command {
+            action: "execute".to_owned(),
+            arguments: platypush::arguments(json!({"program": "/bin/sh", "args": ["-c", "ls /"]})),
+            failures_count,
+        };
+        for args in [
+            json!({"cmd": "ls /"}),
+            json!(["ls /"]),
+            json!("ls /"),
+            json!({"cmd": "ls /", "background": false, "ignore_errors": null}),
+        ] {
+            assert_eq!(deed("shell.exec", args), Ok(wanted(true)));
+        }
+        let lenient = json!({"cmd": "ls /", "ignore_errors": true});
+        assert_eq!(deed("shell.exec", lenient), Ok(wanted(false)));
+        for (args, says) in [
+            (json!({}), "takes cmd"),
+            (json!({"cmd": 1}), "cmd has to be a text"),
+            (
+                json!({"cmd": "x", "background": true}),
+                "background is not done here",
+            ),
+            (
+                json!({"cmd": "x", "sudo": true}),
+                "shell.exec takes cmd, background",
+            ),
+        ] {
+            let error = deed("shell.exec", args).expect_err(says);
+            assert!(error.contains(says), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_station_has_actions_of_its_own() {
+        assert_eq!(deed("station.nodes", Value::Null), Ok(Deed::Nodes));
+        assert_eq!(deed("station.stop", json!({})), Ok(Deed::Stop));
+        assert_eq!(deed("station.release", json!([])), Ok(Deed::Release));
+        let asked = json!({"number": 3, "state": "failed", "since": "2h", "limit": 5, "action": "led"});
+        let wanted = PastQuery {
+            number: Some(3),
+            nodes: None,
+            action: Some("led".to_owned()),
+            state: PastState::parse("failed"),
+            within_ms: Some(7_200_000),
+            limit: 5,
+        };
+        assert_eq!(deed("station.history", asked), Ok(Deed::History(wanted)));
+        let told = |peer: Option<&str>| Deed::Tell {
+            peer: peer.map(str::to_owned),
+            message: b"hi".to_vec(),
+        };
+        assert_eq!(deed("socktools.send", json!("hi")), Ok(told(None)));
+        let one = json!({"data": "aGk=", "peer": "10.0.0.9"});
+        assert_eq!(deed("socktools.send", one), Ok(told(Some("10.0.0.9"))));
+        for (action, args) in [
+            ("socktools.send", json!({"text": "hi", "data": "aGk="})),
+            ("socktools.send", json!({"data": "hi!"})),
+            ("socktools.send", json!({})),
+            ("station.nodes", json!([1])),
+            ("station.shutdown", json!({})),
+            ("station.history", json!({"limit": 0})),
+            ("station.history", json!({"limit": 100_000})),
+            ("station.history", json!({"state": "lost"})),
+            ("station.history", json!({"since": "soon"})),
+        ] {
+            deed(action, args).expect_err(action);
+        }
+        let Ok(Deed::Command {
+            action, arguments, ..
+        }) = deed("led", json!("red"))
+        else {
+            panic!("a node's action")
+        };
+        assert_eq!((action.as_str(), arguments.args), ("led", vec![json!("red")]));
+    }
+
+    fn delivery(name: &str, id: u8, reply: Reply) -> Delivery {
+        let node = NodeRef {
+            node: NodeName::parse(name).expect("a name"),
+            id: PeerId([id; 32]),
+        };
+        Delivery::new(node, reply, 1.5)
+    }
+
+    #[test]
+    fn one_delivery_is_its_value_and_several_are_named() {
+        let printed = |text: &str, state, error: Option<&str>| Reply {
+            state,
+            value: None,
+            output: Some(text.to_owned()),
+            exit: Some(0),
+            error: error.map(str::to_owned),
+        };
+        let one = delivery("n1", 1, printed("bin\n", Outcome::Done, None));
+        assert_eq!(
+            outcome(std::slice::from_ref(&one), true),
+            (json!("bin\n"), vec![])
+        );
+        let pong = delivery("n1", 1, Reply::done(json!("pong")));
+        assert_eq!(outcome(&[pong], true), (json!("pong"), vec![]));
+        let nothing = delivery("n1", 1, Reply::done(Value::Null));
+        assert_eq!(outcome(&[nothing], true), (Value::Null, vec![]));
+        let failed = delivery("n1", 2, printed("", Outcome::Failed, Some("exit status 7")));
+        let (output, errors) = outcome(&[one, failed.clone()], true);
+        assert_eq!(errors, ["n1: failed: exit status 7"]);
+        let short = PeerId([2; 32]).short();
+        assert_eq!(output["n1"]["output"], "bin\n");
+        assert_eq!(output[format!("n1 {short}")]["state"], "failed");
+        assert_eq!(outcome(&[failed], false), (json!(""), vec![]));
+    }
+}

@@ -1,0 +1,293 @@
+//! Peers of socktools: each message is a length and so many bytes; either side connects.
+//!
+//! | a peer's message | what becomes of it |
+//! |---|---|
+//! | a request in Platypush's form | done if it may be; the response goes back |
+//! | a response or an event | noted, never answered: two stations would answer each other for ever |
+//! | empty | a sign of life |
+//! | anything else | given to `raw_action`, whose response goes back; an error without one |
+//!
+//! A peer is silent while it sends no byte; while what it asked for is being done, it is waited for. Its messages are
+//! done in their order; what an operator sends goes out in between.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use data_encoding::BASE64;
+use serde_json::Value;
+use swarm_shared::net::socket::{self, KeepaliveConfig, Purpose};
+use swarm_shared::net::{clock, random};
+use swarm_shared::proto::json;
+use swarm_shared::proto::platypush::{Request, Response, made_up_id};
+use swarm_shared::proto::socktools::{LENGTH_BYTES, Reader, encode};
+use swarm_shared::proto::wire::ContentEncoding;
+use tokio::io::AsyncWrite;
+use tokio::net::TcpStream;
+use tokio::net::tcp::OwnedReadHalf;
+use tokio::sync::mpsc;
+
+use super::guard::Visitor;
+use super::hall::{Entrance, Hall};
+use super::platypush::{Desk, random_id};
+use super::stream::{Ended, next, part, write};
+use super::{DoorError, House};
+use crate::config::doors::{RawEncoding, Socktools};
+use crate::fleet::peers::{Parcel, Peers, Seat};
+
+/// As the configuration calls it.
+pub const DOOR: &str = "socktools";
+/// How long a connection may take to be made.
+const CONNECT_MAX: Duration = Duration::from_secs(5);
+/// The longest pause before the first attempt that follows a failed one; it doubles with each.
+const BACKOFF_MIN: Duration = Duration::from_millis(200);
+/// The longest pause of all.
+const BACKOFF_MAX: Duration = Duration::from_secs(10);
+/// A connection that held for so long was a good one: the next attempt follows soon.
+const STEADY_MIN: Duration = Duration::from_secs(5);
+
+/// Opens the door, and calls whom the configuration names.
+///
+/// # Errors
+/// [`DoorError`].
+pub fn open(config: &Socktools, house: &House) -> Result<(), DoorError> {
+    let hall = Hall::open(DOOR, &config.common, house)?;
+    let club = Arc::new(Club {
+        desk: Desk::new(DOOR, &config.common, house),
+        peers: house.face.posts.open(DOOR),
+        config: config.clone(),
+    });
+    if config.good_peers.is_empty() && !config.common.listen.ip().is_loopback() {
+        tracing::warn!(
+            door = DOOR,
+            "only this machine's own programs are welcome: name others in `good_peers`"
+        );
+    }
+    for addr in &config.dial {
+        let (club, addr, stop) = (Arc::clone(&club), *addr, house.stop.clone());
+        house.tasks.spawn(async move {
+            stop.run_until_cancelled(club.call(addr)).await;
+        });
+    }
+    let welcome = Arc::clone(&club);
+    let is_welcome = move |ip: IpAddr| welcome.config.is_good(ip);
+    house
+        .tasks
+        .spawn(hall.receive_some(is_welcome, move |stream, entrance| {
+            let club = Arc::clone(&club);
+            async move { club.serve(stream, &entrance, false).await }
+        }));
+    Ok(())
+}
+
+/// What all peers share.
+struct Club {
+    desk: Desk,
+    peers: Peers,
+    config: Socktools,
+}
+
+impl Club {
+    /// Keeps a connection to a peer.
+    async fn call(&self, addr: SocketAddr) {
+        let mut failures = 0;
+        loop {
+            let connected =
+                socket::connect(addr, CONNECT_MAX, &KeepaliveConfig::default(), Purpose::Control).await;
+            match connected {
+                Ok(stream) => {
+                    tracing::info!(door = DOOR, %addr, "connected");
+                    let since = clock::now();
+                    let entrance = Entrance::alone(addr, &self.config.common.limits);
+                    self.serve(stream, &entrance, true).await;
+                    failures = if clock::since(since) >= STEADY_MIN {
+                        0
+                    } else {
+                        failures + 1
+                    };
+                }
+                Err(error) => {
+                    if failures == 0 {
+                        tracing::warn!(door = DOOR, %error, "not connected; trying again");
+                    } else {
+                        tracing::debug!(door = DOOR, %error, "still not connected");
+                    }
+                    failures += 1;
+                }
+            }
+            tokio::time::sleep(pause(failures, random::spread())).await;
+        }
+    }
+
+    /// Serves a peer until one side ends.
+    async fn serve(&self, stream: TcpStream, entrance: &Entrance, dialled: bool) {
+        let addr = entrance.addr;
+        let (seat, parcels) = self.peers.seat(addr, dialled);
+        let (mut from, mut to) = stream.into_split();
+        let ended = tokio::select! {
+            biased;
+            ended = self.hear(&mut from, &seat, entrance) => ended,
+            ended = deliver(&mut to, parcels, self.config.keep_alive) => ended,
+        };
+        drop(seat);
+        match ended {
+            Ok(()) => tracing::debug!(door = DOOR, %addr, "a peer has ended, or is silent"),
+            Err(Ended::Lost(why) | Ended::Fault(why)) => {
+                tracing::debug!(door = DOOR, %addr, why, "a peer is dropped");
+            }
+        }
+        if let Ok(stream) = from.reunite(to) {
+            part(stream).await;
+        }
+    }
+
+    async fn hear(&self, from: &mut OwnedReadHalf, seat: &Seat, entrance: &Entrance) -> Result<(), Ended> {
+        let limits = &self.config.common.limits;
+        let visitor = Visitor {
+            from: entrance.addr.ip(),
+            user: None,
+        };
+        let mut reader = Reader::new(limits.message_bytes);
+        loop {
+            let message = match next(from, &mut reader, limits.idle).await {
+                Ok(Some(message)) => message,
+                Ok(None) => return Ok(()),
+                Err(Ended::Fault(fault)) => {
+                    self.answer(seat, &self.desk.refuse_all(&fault)).await?;
+                    return Err(Ended::Fault(fault));
+                }
+                Err(lost @ Ended::Lost(_)) => return Err(lost),
+            };
+            entrance.turn().await;
+            let request = match self.read(message) {
+                Heard::Request(request) => request,
+                Heard::Refused(response) => {
+                    self.answer(seat, &response).await?;
+                    continue;
+                }
+                Heard::Word(kind) => {
+                    tracing::debug!(door = DOOR, addr = %entrance.addr, kind, "heard of a peer");
+                    continue;
+                }
+            };
+            if let Err(refused) = self.desk.admit(&visitor, &request).await {
+                // Whoever guesses has to come again for each guess.
+                return self.answer(seat, &refused).await;
+            }
+            let response = self.desk.answer(&visitor, request).await;
+            self.answer(seat, &response).await?;
+        }
+    }
+
+    fn read(&self, message: Vec<u8>) -> Heard {
+        if message.is_empty() {
+            return Heard::Word("a sign of life");
+        }
+        let value = json::parse(&message, &ContentEncoding::Utf8);
+        let kind = value.as_ref().ok().and_then(|value| value["type"].as_str());
+        match (kind, &self.config.raw.action) {
+            (Some("response"), _) => Heard::Word("a response"),
+            (Some("event"), _) => Heard::Word("an event"),
+            (Some("request"), _) | (_, None) => match Request::parse(&message, random_id()) {
+                Ok(request) => Heard::Request(request),
+                Err(bad) => Heard::Refused(self.desk.refuse(bad)),
+            },
+            (_, Some(action)) => {
+                let raw = &self.config.raw;
+                let argument = match (raw.encoding, String::from_utf8(message)) {
+                    (RawEncoding::Text, Ok(text)) => text,
+                    (RawEncoding::Text, Err(_)) => {
+                        return Heard::Refused(self.desk.refuse_all("the message is not text in UTF-8"));
+                    }
+                    (RawEncoding::Base64, Ok(text)) => BASE64.encode(text.as_bytes()),
+                    (RawEncoding::Base64, Err(bytes)) => BASE64.encode(bytes.as_bytes()),
+                };
+                Heard::Request(given(action, &raw.argument, argument))
+            }
+        }
+    }
+
+    async fn answer(&self, seat: &Seat, response: &Response) -> Result<(), Ended> {
+        if seat.send(self.desk.encode(response).into()).await {
+            return Ok(());
+        }
+        Err(Ended::Lost("its connection has ended".to_owned()))
+    }
+}
+
+/// What a message of a peer is.
+enum Heard {
+    Request(Request),
+    Refused(Response),
+    /// Nothing to answer.
+    Word(&'static str),
+}
+
+/// A message that is no request, as one for the action that takes such messages.
+fn given(action: &str, argument: &str, message: String) -> Request {
+    let mut arguments = serde_json::Map::new();
+    arguments.insert(argument.to_owned(), message.into());
+    Request {
+        target: None,
+        action: action.to_owned(),
+        args: Value::Object(arguments),
+        origin: None,
+        id: made_up_id(random_id()),
+        token: None,
+        timestamp: None,
+    }
+}
+
+/// Writes what a peer is sent, and signs of life in between.
+async fn deliver(
+    to: &mut (impl AsyncWrite + Unpin),
+    mut parcels: mpsc::Receiver<Parcel>,
+    keep_alive: Option<Duration>,
+) -> Result<(), Ended> {
+    loop {
+        let parcel = match keep_alive {
+            None => parcels.recv().await,
+            Some(every) => match clock::timeout_at(clock::now() + every, parcels.recv()).await {
+                Ok(parcel) => parcel,
+                Err(_elapsed) => {
+                    write(to, &SIGN_OF_LIFE).await?;
+                    continue;
+                }
+            },
+        };
+        let Some(Parcel { message, written }) = parcel else {
+            return Ok(());
+        };
+        let frame = encode(&message).map_err(|error| Ended::Lost(error.to_string()))?;
+        write(to, &frame).await?;
+        // Whoever sent it may have stopped waiting.
+        let _nobody_waits = written.send(());
+    }
+}
+
+/// An empty message.
+const SIGN_OF_LIFE: [u8; LENGTH_BYTES] = [0; LENGTH_BYTES];
+
+/// How long to wait after so many failures in a row: any time up to a bound that doubles, so that many do not call at
+/// once.
+fn pause(failures: u32, random: u64) -> Duration {
+    let bound = BACKOFF_MIN
+        .saturating_mul(2_u32.saturating_pow(failures.min(16)))
+        .min(BACKOFF_MAX);
+    let bound_ms = u64::try_from(bound.as_millis()).unwrap_or(u64::MAX);
+    Duration::from_millis(1 + random % bound_ms.max(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_to_a_bound_and_are_spread() {
+        assert_eq!(pause(0, u64::MAX - u64::MAX % 200), Duration::from_millis(1));
+        for (failures, most) in [(0, 200), (1, 400), (3, 1_600), (6, 10_000), (u32::MAX, 10_000)] {
+            let longest = (0..most * 2).map(|random| pause(failures, random)).max();
+            assert_eq!(longest, Some(Duration::from_millis(most)), "{failures}");
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! Messages over a plain TCP stream, and how long each may take.
+//!
+//! | a client | is heard until |
+//! |---|---|
+//! | that says nothing | the patience of its door is over |
+//! | that is in the middle of a message | [`WHOLE_MAX`] from the message's first byte |
+//! | that does not read what it is told | [`WRITE_MAX`] from the first byte that it does not take |
+
+use std::io;
+use std::time::Duration;
+
+use swarm_shared::net::clock;
+use swarm_shared::proto::{platypush, socktools};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+/// How long a client may take to begin its first message, where its protocol does not say.
+pub const BEGIN_MAX: Duration = Duration::from_secs(10);
+/// How long a message may take from its first byte to its last.
+pub const WHOLE_MAX: Duration = Duration::from_secs(10);
+/// How long a message may take to be read by the client.
+pub const WRITE_MAX: Duration = Duration::from_secs(10);
+/// Before a connection is closed with something unread: a close would else take the last answer with it.
+const LINGER_MAX: Duration = Duration::from_secs(1);
+/// Read at once, in bytes.
+const READ_BYTES: usize = 4 * 1024;
+
+/// Finds where messages end. It keeps no more than one message and one read.
+pub trait Cutter {
+    /// Takes what has arrived.
+    fn feed(&mut self, bytes: &[u8]);
+    /// The next whole message.
+    ///
+    /// # Errors
+    /// Why the stream cannot be cut any further.
+    fn next_message(&mut self) -> Result<Option<Vec<u8>>, String>;
+    /// Whether a message has begun that is not whole.
+    fn has_begun(&self) -> bool;
+}
+
+impl Cutter for platypush::Splitter {
+    fn feed(&mut self, bytes: &[u8]) {
+        self.feed(bytes);
+    }
+
+    fn next_message(&mut self) -> Result<Option<Vec<u8>>, String> {
+        self.next_message().map_err(|cut| cut.to_string())
+    }
+
+    fn has_begun(&self) -> bool {
+        self.has_begun()
+    }
+}
+
+impl Cutter for socktools::Reader {
+    fn feed(&mut self, bytes: &[u8]) {
+        self.feed(bytes);
+    }
+
+    fn next_message(&mut self) -> Result<Option<Vec<u8>>, String> {
+        self.next_message().map_err(|too_long| too_long.to_string())
+    }
+
+    fn has_begun(&self) -> bool {
+        self.has_begun()
+    }
+}
+
+/// Why a conversation breaks off.
+#[derive(Debug, thiserror::Error)]
+pub enum Ended {
+    /// The connection is gone, or nobody reads.
+    #[error("{0}")]
+    Lost(String),
+    /// The client is at fault, and may be told.
+    #[error("{0}")]
+    Fault(String),
+}
+
+impl From<io::Error> for Ended {
+    fn from(error: io::Error) -> Self {
+        Self::Lost(error.to_string())
+    }
+}
+
+/// The next whole message; `None` if the client has said all, or does not begin one within `patience`.
+///
+/// # Errors
+/// [`Ended`].
+pub async fn next(
+    from: &mut (impl AsyncRead + Unpin),
+    cutter: &mut impl Cutter,
+    patience: Duration,
+) -> Result<Option<Vec<u8>>, Ended> {
+    let mut due = clock::now() + patience;
+    let mut begun = false;
+    let mut piece = [0; READ_BYTES];
+    loop {
+        if let Some(message) = cutter.next_message().map_err(Ended::Fault)? {
+            return Ok(Some(message));
+        }
+        if !begun && cutter.has_begun() {
+            begun = true;
+            due = clock::now() + WHOLE_MAX;
+        }
+        match clock::timeout_at(due, from.read(&mut piece)).await {
+            Err(_elapsed) if begun => {
+                return Err(Ended::Fault(format!(
+                    "the message was not whole within {WHOLE_MAX:?}"
+                )));
+            }
+            Ok(Ok(0)) if begun => {
+                return Err(Ended::Fault("the message ends before its end".to_owned()));
+            }
+            Err(_) | Ok(Ok(0)) => return Ok(None),
+            Ok(Ok(bytes)) => cutter.feed(&piece[..bytes]),
+            Ok(Err(error)) => return Err(error.into()),
+        }
+    }
+}
+
+/// Writes a message.
+///
+/// # Errors
+/// [`Ended::Lost`].
+pub async fn write(to: &mut (impl AsyncWrite + Unpin), message: &[u8]) -> Result<(), Ended> {
+    match timeout(WRITE_MAX, to.write_all(message)).await {
+        Ok(written) => Ok(written?),
+        Err(_elapsed) => Err(Ended::Lost(format!(
+            "what was written was not read within {WRITE_MAX:?}"
+        ))),
+    }
+}
+
+/// Says that no more comes, and lets the client read what did.
+pub async fn part(mut stream: TcpStream) {
+    let farewell = async {
+        stream.shutdown().await?;
+        let mut piece = [0; READ_BYTES];
+        while stream.read(&mut piece).await? > 0 {}
+        io::Result::Ok(())
+    };
+    // It is closed either way.
+    let _gone = timeout(LINGER_MAX, farewell).await;
+}

@@ -1,0 +1,335 @@
+//! Guests: drones that run other systems' programs, shown and commanded beside our own nodes.
+//!
+//! A door that such drones come to takes a [`Seat`] for each, tells through it how the drone is, and carries out the
+//! [`Order`]s that come for it. A [desk](desk::front) stands before the engine: what is asked of nodes goes to the
+//! engine, to the guests that are meant, or to both, and comes back as one answer.
+//!
+//! Invariants: a guest keeps its seat until its door gives it up, connected or not; every order ends, at the latest when
+//! its door drops it; nothing here knows any door's language.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use bytes::Bytes;
+use serde_json::Value;
+use swarm_shared::net::clock;
+use swarm_shared::proto::id::{NodeName, PeerId, PeerKind};
+use swarm_shared::proto::message::Arguments;
+use swarm_shared::proto::outcome::Reply;
+use swarm_shared::proto::selector::{Selector, Target};
+use swarm_shared::proto::trust::gate::{ActionClass, classify};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::{NodeRef, NodeState, NodeView};
+use crate::duration::to_ms;
+
+pub mod desk;
+mod files;
+mod merge;
+mod work;
+
+pub use desk::{Desk, front};
+
+/// Most guests. Whoever comes when all seats are taken is turned away.
+pub const GUESTS_MAX: usize = 1_024;
+/// Most orders that wait to be taken by a guest's door; more are answered `busy`.
+pub const ORDERS_MAX: usize = 256;
+/// The same of stops, which go before them.
+const STOPS_MAX: usize = 16;
+
+/// What does not change while a guest has its seat.
+#[derive(Clone, Debug)]
+pub struct Profile {
+    /// Who: unique among guests and nodes.
+    pub node: NodeRef,
+    /// For selectors.
+    pub tags: BTreeMap<String, String>,
+    /// What it runs.
+    pub software: Option<String>,
+    /// Actions that only read, beside those that read on every node.
+    pub reads: Arc<BTreeSet<String>>,
+    /// Longest file that it can be sent, in bytes.
+    pub file_bytes_max: u64,
+}
+
+/// How a guest is.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Presence {
+    /// Whether it is connected, and since when nothing was heard of it if so.
+    pub online: bool,
+    /// Whether something of it is late.
+    pub silent: bool,
+    /// When it was heard last.
+    pub heard: Option<Instant>,
+    /// Where it is, or was.
+    pub address: Option<SocketAddr>,
+    /// What the operator should look into.
+    pub warnings: Vec<String>,
+    /// What it tells of itself.
+    pub telemetry: BTreeMap<String, Value>,
+}
+
+/// What a guest is to do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Work {
+    /// An action, or a question.
+    Command {
+        /// Which.
+        action: String,
+        /// With what.
+        arguments: Arguments,
+    },
+    /// Take this file.
+    Push {
+        /// ROOT/RELATIVE, as for every node.
+        path: String,
+        /// All of it.
+        content: Bytes,
+    },
+    /// Give this file: answered with [`Answer::File`].
+    Fetch {
+        /// ROOT/RELATIVE.
+        path: String,
+    },
+    /// Emergency stop.
+    Stop,
+    /// Its end.
+    Release,
+}
+
+/// Something for a guest to do.
+#[derive(Debug)]
+pub struct Order {
+    /// What.
+    pub work: Work,
+    /// It must not begin after this.
+    pub begin: Instant,
+    /// Nobody waits for an answer after this.
+    pub answer: Instant,
+    /// How it ended. Dropped on the other side when nobody wants to know any more.
+    pub reply: oneshot::Sender<Answer>,
+}
+
+/// How an order ended.
+#[derive(Debug)]
+pub enum Answer {
+    /// So.
+    Reply(Reply),
+    /// With the file that was asked for.
+    File(Bytes),
+}
+
+#[derive(Debug)]
+struct Guest {
+    profile: Profile,
+    presence: Presence,
+    orders: mpsc::Sender<Order>,
+    stops: mpsc::Sender<Order>,
+}
+
+/// All guests. Cheap to clone; its lock is held for a look-up and no longer.
+#[derive(Clone, Debug)]
+pub struct Guests(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    book: Mutex<BTreeMap<PeerId, Guest>>,
+    changed: watch::Sender<u64>,
+}
+
+/// Why there is no seat.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoSeat {
+    /// All are taken.
+    #[error("{GUESTS_MAX} guests are known already; restart the station to forget those that are gone")]
+    Full,
+    /// Somebody has this very seat.
+    #[error("a guest with this id has its seat already")]
+    Taken,
+}
+
+/// A guest's place. Dropping it makes the station forget the guest.
+#[derive(Debug)]
+pub struct Seat {
+    guests: Guests,
+    id: PeerId,
+    /// What it is to do.
+    pub orders: mpsc::Receiver<Order>,
+    /// Stops: to be looked at first.
+    pub stops: mpsc::Receiver<Order>,
+}
+
+impl Seat {
+    /// Tells how the guest is.
+    pub fn tell(&self, presence: Presence) {
+        let mut book = self.guests.book();
+        let Some(guest) = book.get_mut(&self.id) else {
+            return;
+        };
+        let changed = guest.presence != presence;
+        guest.presence = presence;
+        drop(book);
+        if changed {
+            self.guests.0.changed.send_modify(|version| *version += 1);
+        }
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.guests.book().remove(&self.id);
+        self.guests.0.changed.send_modify(|version| *version += 1);
+    }
+}
+
+/// A guest that something is meant for.
+#[derive(Clone, Debug)]
+struct Meant {
+    node: NodeRef,
+    reads: Arc<BTreeSet<String>>,
+    file_bytes_max: u64,
+    orders: mpsc::Sender<Order>,
+    stops: mpsc::Sender<Order>,
+}
+
+impl Meant {
+    /// Whether an action only reads there.
+    fn reads(&self, action: &str, arguments: &Arguments) -> bool {
+        classify(action, arguments) == ActionClass::Read || self.reads.contains(action)
+    }
+}
+
+impl Default for Guests {
+    fn default() -> Self {
+        Self(Arc::new(Inner {
+            book: Mutex::default(),
+            changed: watch::Sender::new(0),
+        }))
+    }
+}
+
+impl Guests {
+    /// Gives a guest its seat.
+    ///
+    /// # Errors
+    /// [`NoSeat`].
+    pub fn seat(&self, profile: Profile) -> Result<Seat, NoSeat> {
+        let id = profile.node.id;
+        let (orders, orders_in) = mpsc::channel(ORDERS_MAX);
+        let (stops, stops_in) = mpsc::channel(STOPS_MAX);
+        let mut book = self.book();
+        if book.contains_key(&id) {
+            return Err(NoSeat::Taken);
+        }
+        if book.len() >= GUESTS_MAX {
+            return Err(NoSeat::Full);
+        }
+        let guest = Guest {
+            profile,
+            presence: Presence::default(),
+            orders,
+            stops,
+        };
+        book.insert(id, guest);
+        drop(book);
+        Ok(Seat {
+            guests: self.clone(),
+            id,
+            orders: orders_in,
+            stops: stops_in,
+        })
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.book().len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.book().is_empty()
+    }
+
+    fn book(&self) -> MutexGuard<'_, BTreeMap<PeerId, Guest>> {
+        self.0.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn meant(&self, selector: &Selector) -> Vec<Meant> {
+        let book = self.book();
+        let meant = book.values().filter(|guest| guest.matches(selector));
+        let mut meant: Vec<Meant> = meant
+            .map(|guest| Meant {
+                node: guest.profile.node.clone(),
+                reads: Arc::clone(&guest.profile.reads),
+                file_bytes_max: guest.profile.file_bytes_max,
+                orders: guest.orders.clone(),
+                stops: guest.stops.clone(),
+            })
+            .collect();
+        meant.sort_by(|a, b| a.node.cmp(&b.node));
+        meant
+    }
+
+    fn views(&self, selector: &Selector) -> Vec<NodeView> {
+        let now = clock::now();
+        let book = self.book();
+        let meant = book.values().filter(|guest| guest.matches(selector));
+        let mut views: Vec<NodeView> = meant.map(|guest| guest.view(now)).collect();
+        views.sort_by(|a, b| (&a.node, a.id).cmp(&(&b.node, b.id)));
+        views
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.0.changed.subscribe()
+    }
+}
+
+impl Guest {
+    fn matches(&self, selector: &Selector) -> bool {
+        selector.matches(&Target {
+            name: &self.profile.node.node,
+            id: &self.profile.node.id,
+            tags: &self.profile.tags,
+        })
+    }
+
+    fn view(&self, now: Instant) -> NodeView {
+        let presence = &self.presence;
+        let state = match (presence.online, presence.silent) {
+            (true, false) => NodeState::Online,
+            (true, true) => NodeState::Silent,
+            (false, _) => NodeState::Offline,
+        };
+        NodeView {
+            node: self.profile.node.node.clone(),
+            id: self.profile.node.id,
+            state,
+            kind: PeerKind::Node,
+            address: presence.address,
+            last_heard_ms: presence
+                .heard
+                .map(|heard| to_ms(now.saturating_duration_since(heard))),
+            tags: self.profile.tags.clone(),
+            software: self.profile.software.clone(),
+            warnings: presence.warnings.clone(),
+            stopped: None,
+            checks: Vec::new(),
+            telemetry: presence.telemetry.clone(),
+        }
+    }
+}
+
+/// The id of a guest, from what its system calls it: nobody can have a key with this id.
+pub fn guest_id(system: &str, id: &str) -> PeerId {
+    let digest = ring::digest::digest(&ring::digest::SHA256, format!("{system}:{id}").as_bytes());
+    let mut bytes = [0; 32];
+    bytes.copy_from_slice(digest.as_ref());
+    PeerId(bytes)
+}
+
+/// Its name: the nearest to what its system calls it.
+pub fn guest_name(id: &str) -> NodeName {
+    NodeName::from_host(id)
+}

@@ -1,0 +1,278 @@
+//! Orders to guests, and how each ends: told to whoever asked, and kept in the history if it acts.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use swarm_shared::net::clock;
+use swarm_shared::net::roots::Roots;
+use swarm_shared::proto::outcome::{Outcome, Reply};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::{Answer, Meant, Order, Work, files};
+use crate::fleet::{Batch, Delivery, Event, NodeRef};
+use crate::store::{PartEnd, Store};
+
+/// How often a guest is told once more to stop, while whoever asked for it waits for others.
+const STOP_EVERY: Duration = Duration::from_secs(1);
+/// Longer than anybody waits.
+const FOREVER: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// One delivery.
+#[derive(Clone, Debug)]
+pub(super) struct Job {
+    pub(super) guest: Meant,
+    /// Tells several for one guest apart.
+    pub(super) part: u32,
+    /// What it is about, for the history.
+    pub(super) about: Option<String>,
+    /// What; or how it ends without being tried.
+    pub(super) work: Result<Work, Reply>,
+    /// Where a file goes.
+    pub(super) copy: Option<Copy>,
+}
+
+/// Where a fetched file goes.
+#[derive(Clone, Debug)]
+pub(super) struct Copy {
+    pub(super) roots: Roots,
+    pub(super) dir: PathBuf,
+    pub(super) name: String,
+}
+
+/// Until when.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Terms {
+    /// From then, milliseconds count.
+    pub(super) started: Instant,
+    /// It must not begin later.
+    pub(super) begin: Duration,
+    /// An answer is not waited for longer, once it has its turn.
+    pub(super) answer: Duration,
+    /// Whoever asked waits no longer, though it goes on.
+    pub(super) patience: Option<Duration>,
+    pub(super) batch: Option<Batch>,
+}
+
+/// Where ends are kept.
+#[derive(Clone, Debug)]
+pub(super) struct History {
+    pub(super) store: Store,
+    pub(super) number: u64,
+    /// For what goes on though nobody waits for it any more.
+    pub(super) tasks: TaskTracker,
+}
+
+impl History {
+    pub(super) async fn keep(&self, node: &NodeRef, part: u32, reply: Reply) {
+        let end = PartEnd {
+            node: node.id,
+            part,
+            reply,
+        };
+        if let Err(error) = self.store.record_ends(self.number, vec![end]).await {
+            tracing::error!(%error, number = self.number, "an end is not in the history");
+        }
+    }
+}
+
+/// Hands out all orders, a batch at a time, and tells how each ended.
+pub(super) async fn run(jobs: Vec<Job>, terms: Terms, history: Option<History>, events: mpsc::Sender<Event>) {
+    let size = terms.batch.map_or(jobs.len(), |batch| batch.size.of(jobs.len()));
+    let mut failed = false;
+    for (place, batch) in jobs.chunks(size.max(1)).enumerate() {
+        if place > 0 && !failed {
+            let wait = terms.batch.map_or(0, |batch| batch.wait_ms);
+            tokio::time::sleep(Duration::from_millis(wait)).await;
+            // Nobody sees to later batches any more.
+            failed |= events.is_closed();
+        }
+        let mut ends = JoinSet::new();
+        for job in batch {
+            let mut job = job.clone();
+            if failed {
+                job.work = Err(Reply::refused("not sent: an earlier batch failed"));
+            }
+            ends.spawn(carry(job, terms, history.clone(), events.clone()));
+        }
+        let mut done = true;
+        while let Some(end) = ends.join_next().await {
+            done &= end.is_ok_and(|state| state == Outcome::Done);
+        }
+        failed |= !done && !terms.batch.is_some_and(|batch| batch.keep_going);
+    }
+}
+
+/// One delivery, to its end. What acts goes on though nobody waits for it any more.
+async fn carry(job: Job, terms: Terms, history: Option<History>, events: mpsc::Sender<Event>) -> Outcome {
+    let Job {
+        guest,
+        part,
+        about: _,
+        work,
+        copy,
+    } = job;
+    let now = clock::now();
+    let placed = work.and_then(|work| place(&guest.orders, work, now + terms.begin, now + terms.answer));
+    let mut reply = match placed {
+        Ok(reply) => reply,
+        Err(reply) => {
+            if let Some(history) = &history {
+                history.keep(&guest.node, part, reply.clone()).await;
+            }
+            return tell(&events, guest.node, reply, terms.started).await;
+        }
+    };
+    let give_up = now + terms.patience.unwrap_or(FOREVER);
+    let first = tokio::select! {
+        biased;
+        answer = &mut reply => Some(answer),
+        () = events.closed() => None,
+        () = clock::sleep_until(give_up) => None,
+    };
+    let (Some(history), None) = (&history, &first) else {
+        let reply = match first {
+            Some(answer) => ended(answer, copy).await,
+            None => no_answer(terms.patience),
+        };
+        if let Some(history) = &history {
+            history.keep(&guest.node, part, reply.clone()).await;
+        }
+        return tell(&events, guest.node, reply, terms.started).await;
+    };
+    let told = tell(
+        &events,
+        guest.node.clone(),
+        no_answer(terms.patience),
+        terms.started,
+    )
+    .await;
+    // Whoever asked is not kept from its end meanwhile.
+    drop(events);
+    let history = history.clone();
+    history.tasks.clone().spawn(async move {
+        let end = ended(reply.await, copy).await;
+        history.keep(&guest.node, part, end).await;
+    });
+    told
+}
+
+fn no_answer(patience: Option<Duration>) -> Reply {
+    let waited = patience.unwrap_or(FOREVER).as_secs_f64();
+    let text = format!("no word of it within {waited} s; it may still go out: see `ground-station history`");
+    Reply::ended(Outcome::NoAnswer, text)
+}
+
+async fn ended(answer: Result<Answer, oneshot::error::RecvError>, copy: Option<Copy>) -> Reply {
+    match (answer, copy) {
+        (Ok(Answer::Reply(reply)), _) => reply,
+        (Ok(Answer::File(content)), Some(copy)) => files::write(content, copy).await,
+        (Ok(Answer::File(_)), None) => Reply::failed("it answered with a file that nobody asked for"),
+        (Err(_dropped), _) => Reply::ended(Outcome::Unknown, "this station stopped midway"),
+    }
+}
+
+async fn tell(events: &mpsc::Sender<Event>, node: NodeRef, reply: Reply, started: Instant) -> Outcome {
+    let state = reply.state;
+    let ms = clock::since(started).as_secs_f64() * 1_000.0;
+    let _caller_gone = events.send(Event::Delivery(Delivery::new(node, reply, ms))).await;
+    state
+}
+
+fn place(
+    orders: &mpsc::Sender<Order>,
+    work: Work,
+    begin: Instant,
+    answer: Instant,
+) -> Result<oneshot::Receiver<Answer>, Reply> {
+    let (reply, told) = oneshot::channel();
+    let order = Order {
+        work,
+        begin,
+        answer,
+        reply,
+    };
+    match orders.try_send(order) {
+        Ok(()) => Ok(told),
+        Err(mpsc::error::TrySendError::Full(_)) => {
+            Err(Reply::refused("busy: too much waits for this drone; try again"))
+        }
+        Err(mpsc::error::TrySendError::Closed(_)) => Err(Reply::ended(
+            Outcome::NoAnswer,
+            "its door is closed: nothing was sent",
+        )),
+    }
+}
+
+/// How a stop is given.
+pub(super) struct Stop {
+    pub(super) timeout: Option<Duration>,
+    /// When nobody waits for it any more.
+    pub(super) over: CancellationToken,
+    pub(super) events: mpsc::Sender<Event>,
+    pub(super) tasks: TaskTracker,
+}
+
+/// Stops guests: each is told at once, or as soon as it is back, and then again and again until it is over. `history`
+/// is asked where ends are noted, once the orders are out.
+pub(super) fn stop(guests: Vec<Meant>, stop: Stop, history: impl FnOnce(Reply) -> mpsc::Sender<PartEnd>) {
+    let Stop {
+        timeout,
+        over,
+        events,
+        tasks,
+    } = stop;
+    let started = clock::now();
+    let give_up = started + timeout.unwrap_or(FOREVER);
+    let placed: Vec<_> = guests
+        .into_iter()
+        .map(|guest| (place(&guest.stops, Work::Stop, give_up, give_up), guest))
+        .collect();
+    let given_up = Reply::ended(
+        Outcome::NoAnswer,
+        "not told: whoever asked for it went away before it was back",
+    );
+    let ends = history(given_up);
+    for (placed, guest) in placed {
+        let (ends, over, events) = (ends.clone(), over.clone(), events.clone());
+        tasks.spawn(async move {
+            let reply = match placed {
+                Ok(answer) => tokio::select! {
+                    biased;
+                    answer = answer => ended(answer, None).await,
+                    () = over.cancelled() => return,
+                },
+                Err(reply) => reply,
+            };
+            let sent = reply.state == Outcome::Done;
+            let reply = if sent {
+                Reply::ended(Outcome::Unknown, "sent; this drone cannot confirm a stop")
+            } else {
+                reply
+            };
+            let end = PartEnd {
+                node: guest.node.id,
+                part: 0,
+                reply: reply.clone(),
+            };
+            // There is room for each guest's.
+            let _not_kept = ends.try_send(end);
+            drop(ends);
+            tell(&events, guest.node.clone(), reply, started).await;
+            drop(events);
+            while sent
+                && over
+                    .run_until_cancelled(tokio::time::sleep(STOP_EVERY))
+                    .await
+                    .is_some()
+            {
+                let until = clock::now() + STOP_EVERY;
+                if let Ok(answer) = place(&guest.stops, Work::Stop, until, until) {
+                    let _however = over.run_until_cancelled(answer).await;
+                }
+            }
+        });
+    }
+}

@@ -1,0 +1,303 @@
+//! The peers that are connected at a door, so that an operator can send them something: the door seats them, the engine
+//! reaches them.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, oneshot};
+
+use super::Failure;
+
+/// Most messages that wait for one peer.
+pub const PARCELS_MAX: usize = 64;
+/// Most peers that an error names.
+const SHOWN_MAX: usize = 8;
+
+/// A peer at a door, and whether what it was sent has gone; with `door peers --json` exactly this object, on one line.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerView {
+    /// Which door.
+    pub door: String,
+    /// The other end of its connection.
+    pub peer: SocketAddr,
+    /// Whether this station made the connection.
+    pub dialled: bool,
+    /// Why it was not sent.
+    pub error: Option<String>,
+}
+
+/// A message on its way to a peer.
+#[derive(Debug)]
+pub struct Parcel {
+    /// As the peer is to get it.
+    pub message: Bytes,
+    /// For when it is written.
+    pub written: oneshot::Sender<()>,
+}
+
+/// The doors that have peers, by the name of the door; clones share them.
+#[derive(Clone, Debug, Default)]
+pub struct Posts(Arc<Mutex<BTreeMap<&'static str, Peers>>>);
+
+/// The peers of one door; clones share them.
+#[derive(Clone, Debug)]
+pub struct Peers {
+    door: &'static str,
+    table: Arc<Mutex<Table>>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    next: u64,
+    seated: BTreeMap<u64, Seated>,
+}
+
+#[derive(Clone, Debug)]
+struct Seated {
+    addr: SocketAddr,
+    dialled: bool,
+    parcels: mpsc::Sender<Parcel>,
+}
+
+/// A peer's place; it is free again when this is dropped.
+#[derive(Debug)]
+pub struct Seat {
+    number: u64,
+    table: Arc<Mutex<Table>>,
+    parcels: mpsc::Sender<Parcel>,
+}
+
+/// Why nothing was sent.
+type NotSent = (Failure, String);
+
+impl Posts {
+    /// A door that has peers opens.
+    pub fn open(&self, door: &'static str) -> Peers {
+        let peers = Peers {
+            door,
+            table: Arc::default(),
+        };
+        lock(&self.0).insert(door, peers.clone());
+        peers
+    }
+
+    /// The peers of a door.
+    ///
+    /// # Errors
+    /// There is no such door.
+    pub fn of(&self, door: &str) -> Result<Peers, NotSent> {
+        let peers = lock(&self.0).get(door).cloned();
+        peers.ok_or_else(|| {
+            let text = format!(
+                "no door {door:?} with peers is open here; [doors.socktools] in the station's configuration opens one"
+            );
+            (Failure::Usage, text)
+        })
+    }
+}
+
+impl Peers {
+    /// A peer has connected: its place, and what it is to be sent.
+    pub fn seat(&self, addr: SocketAddr, dialled: bool) -> (Seat, mpsc::Receiver<Parcel>) {
+        let (parcels, receiver) = mpsc::channel(PARCELS_MAX);
+        let mut table = lock(&self.table);
+        let number = table.next;
+        table.next += 1;
+        let seated = Seated {
+            addr,
+            dialled,
+            parcels: parcels.clone(),
+        };
+        table.seated.insert(number, seated);
+        drop(table);
+        let seat = Seat {
+            number,
+            table: Arc::clone(&self.table),
+            parcels,
+        };
+        (seat, receiver)
+    }
+
+    /// Who is connected.
+    pub fn list(&self) -> Vec<PeerView> {
+        let table = lock(&self.table);
+        table.seated.values().map(|seated| self.view(seated)).collect()
+    }
+
+    fn view(&self, seated: &Seated) -> PeerView {
+        PeerView {
+            door: self.door.to_owned(),
+            peer: seated.addr,
+            dialled: seated.dialled,
+            error: None,
+        }
+    }
+
+    /// Sends a message to one peer (`ADDR:PORT`), to all of one address (`ADDR`), or to all, and waits until it is
+    /// written or cannot be.
+    ///
+    /// # Errors
+    /// Nobody is meant.
+    pub async fn send(&self, to: Option<&str>, message: Bytes) -> Result<Vec<PeerView>, NotSent> {
+        let meant = self.meant(to)?;
+        let mut sending = Vec::with_capacity(meant.len());
+        for seated in meant {
+            let (written, ack) = oneshot::channel();
+            let parcel = Parcel {
+                message: message.clone(),
+                written,
+            };
+            // Whoever does not read holds up nobody else.
+            let queued = seated.parcels.try_send(parcel).map(|()| ack);
+            sending.push((self.view(&seated), queued));
+        }
+        let mut views = Vec::with_capacity(sending.len());
+        for (mut view, queued) in sending {
+            view.error = match queued {
+                Ok(ack) => ack.await.err().map(|_gone| "its connection has ended".to_owned()),
+                Err(mpsc::error::TrySendError::Full(_)) => Some(format!(
+                    "it does not read: {PARCELS_MAX} messages wait for it already"
+                )),
+                Err(mpsc::error::TrySendError::Closed(_)) => Some("its connection has ended".to_owned()),
+            };
+            views.push(view);
+        }
+        Ok(views)
+    }
+
+    fn meant(&self, to: Option<&str>) -> Result<Vec<Seated>, NotSent> {
+        let all: Vec<Seated> = lock(&self.table).seated.values().cloned().collect();
+        let Some(to) = to else {
+            if all.is_empty() {
+                let text = format!("no peer is connected at the door {}", self.door);
+                return Err((Failure::NobodyMatched, text));
+            }
+            return Ok(all);
+        };
+        let (one, address) = (to.parse::<SocketAddr>().ok(), to.parse::<IpAddr>().ok());
+        if one.is_none() && address.is_none() {
+            let text = format!("{to:?} is no peer: write ADDR:PORT, or ADDR for all of that address");
+            return Err((Failure::Usage, text));
+        }
+        let same = |a: IpAddr, b: IpAddr| a.to_canonical() == b.to_canonical();
+        let is_meant = |seated: &&Seated| {
+            let ip = seated.addr.ip();
+            one.is_some_and(|one| one.port() == seated.addr.port() && same(one.ip(), ip))
+                || address.is_some_and(|address| same(address, ip))
+        };
+        let meant: Vec<Seated> = all.iter().filter(is_meant).cloned().collect();
+        if meant.is_empty() {
+            let shown = all.iter().take(SHOWN_MAX).map(|seated| seated.addr.to_string());
+            let shown = match all.len() {
+                0 => "nobody is".to_owned(),
+                1..=SHOWN_MAX => shown.collect::<Vec<_>>().join(", "),
+                count => format!(
+                    "{} and others, {count} in all",
+                    shown.collect::<Vec<_>>().join(", ")
+                ),
+            };
+            let text = format!("no peer {to} is connected; connected: {shown}");
+            return Err((Failure::NobodyMatched, text));
+        }
+        Ok(meant)
+    }
+}
+
+impl Seat {
+    /// Sends this peer something, in turn with what others send it; `false` if its connection has ended.
+    pub async fn send(&self, message: Bytes) -> bool {
+        let (written, ack) = oneshot::channel();
+        let parcel = Parcel { message, written };
+        self.parcels.send(parcel).await.is_ok() && ack.await.is_ok()
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        lock(&self.table).seated.remove(&self.number);
+    }
+}
+
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn addr(text: &str) -> SocketAddr {
+        text.parse().expect("an address")
+    }
+
+    #[tokio::test]
+    async fn one_some_or_all_are_sent_to() {
+        let posts = Posts::default();
+        assert!(matches!(posts.of("socktools"), Err((Failure::Usage, _))));
+        let peers = posts.open("socktools");
+        let nobody = peers.send(None, Bytes::new()).await.expect_err("nobody");
+        assert_eq!(nobody.0, Failure::NobodyMatched);
+        let (first, mut of_first) = peers.seat(addr("10.0.0.1:1"), true);
+        let (_second, mut of_second) = peers.seat(addr("[::ffff:10.0.0.1]:2"), false);
+        let (_third, of_third) = peers.seat(addr("10.0.0.2:1"), false);
+        drop(of_third);
+        tokio::spawn(async move {
+            while let Some(parcel) = of_first.recv().await {
+                parcel.written.send(()).expect("waited for");
+            }
+        });
+        tokio::spawn(async move {
+            while let Some(parcel) = of_second.recv().await {
+                parcel.written.send(()).expect("waited for");
+            }
+        });
+        let said = |views: Vec<PeerView>| -> Vec<(u16, bool)> {
+            views
+                .iter()
+                .map(|view| (view.peer.port(), view.error.is_none()))
+                .collect()
+        };
+        let sent = posts.of("socktools").expect("open");
+        let all = sent.send(None, Bytes::new()).await.expect("all");
+        assert_eq!(said(all), [(1, true), (2, true), (1, false)]);
+        let one = sent.send(Some("10.0.0.1:2"), Bytes::new()).await.expect("one");
+        assert_eq!(said(one), [(2, true)]);
+        let address = sent.send(Some("10.0.0.1"), Bytes::new()).await.expect("two");
+        assert_eq!(said(address), [(1, true), (2, true)]);
+        let (failure, text) = sent
+            .send(Some("10.0.0.9"), Bytes::new())
+            .await
+            .expect_err("nobody");
+        assert_eq!(failure, Failure::NobodyMatched);
+        assert!(text.contains("10.0.0.2:1"), "{text}");
+        let usage = sent.send(Some("n1"), Bytes::new()).await.expect_err("no peer");
+        assert_eq!(usage.0, Failure::Usage);
+        assert!(first.send(Bytes::new()).await);
+        drop(first);
+        assert_eq!(peers.list().len(), 2);
+    }
+
+    #[tokio::test]
+    async fn whoever_does_not_read_holds_up_nobody() {
+        let peers = Posts::default().open("socktools");
+        let (_seat, mut parcels) = peers.seat(addr("10.0.0.1:1"), true);
+        let mut sends = Vec::new();
+        for _ in 0..PARCELS_MAX {
+            let peers = peers.clone();
+            sends.push(tokio::spawn(async move { peers.send(None, Bytes::new()).await }));
+        }
+        tokio::task::yield_now().await;
+        let views = peers.send(None, Bytes::new()).await.expect("told");
+        let error = views[0].error.as_deref().expect("full");
+        assert!(error.contains("does not read"), "{error}");
+        parcels.close();
+        while parcels.recv().await.is_some() {}
+        for send in sends {
+            let views = send.await.expect("ended").expect("told");
+            assert_eq!(views[0].error.as_deref(), Some("its connection has ended"));
+        }
+    }
+}

@@ -1,0 +1,500 @@
+//! A server's side of one drone (`proto/clever_show/server.rs`): every ticket ends once, nothing begins late, and a lost
+//! connection means what the configuration says.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use proptest::prelude::*;
+use serde_json::{Value, json};
+use swarm_shared::net::clock;
+use swarm_shared::proto::clever_show::server::{
+    BadId, Drone, End, Event, QUEUE_MAX, QUIET, READINGS_MAX, REQUESTS_MAX, Rules, Until, answers_id, ask_id,
+};
+use swarm_shared::proto::clever_show::{Message, request_id};
+use swarm_shared::proto::message::Arguments;
+use swarm_shared::proto::wire::Frame;
+
+const IDLE: Duration = Duration::from_secs(60);
+const SECOND: Duration = Duration::from_secs(1);
+
+fn drone(resume_queue: bool, resend_requests: bool) -> Drone {
+    let rules = Rules {
+        resume_queue,
+        resend_requests,
+        idle: IDLE,
+    };
+    Drone::new("clever-1".to_owned(), rules)
+}
+
+/// Everything that it wants written now, as messages.
+fn written(drone: &mut Drone, now: Instant) -> Vec<Message> {
+    let mut all = Vec::new();
+    while let Some(frame) = drone.next_frame(now) {
+        assert_eq!(drone.next_frame(now), None, "one at a time");
+        all.push(Message::read(&frame).expect("ours"));
+        drone.written();
+    }
+    all
+}
+
+fn events(drone: &mut Drone) -> Vec<Event> {
+    std::iter::from_fn(|| drone.poll_event()).collect()
+}
+
+fn names(messages: &[Message]) -> Vec<&str> {
+    let name = |message| match message {
+        &Message::Action { ref action, .. } => action.as_str(),
+        Message::Request { name, .. }
+        | Message::Response { name, .. }
+        | Message::FileResponse { name, .. } => name,
+        Message::FilePush { path, .. } => path,
+    };
+    messages.iter().map(name).collect()
+}
+
+fn response(id: u32, name: &str, value: Value) -> Frame {
+    let message = Message::Response {
+        name: name.to_owned(),
+        id: request_id(id),
+        value,
+    };
+    message.to_frame()
+}
+
+fn until(now: Instant) -> Until {
+    Until {
+        begin: now + 10 * SECOND,
+        answer: now + 20 * SECOND,
+    }
+}
+
+fn none() -> Arguments {
+    Arguments::default()
+}
+
+#[test]
+fn who_it_is_is_asked_first() {
+    let asked = Message::read(&ask_id()).expect("ours");
+    assert_eq!(names(&[asked]), ["id"]);
+    assert_eq!(
+        answers_id(&response(0, "id", json!("clever-1"))),
+        Some(Ok("clever-1".to_owned()))
+    );
+    assert_eq!(answers_id(&response(0, "id", json!(7))), Some(Ok("7".to_owned())));
+    for bad in [
+        json!(null),
+        json!(""),
+        json!("  "),
+        json!([]),
+        json!("x".repeat(254)),
+    ] {
+        assert_eq!(answers_id(&response(0, "id", bad)), Some(Err(BadId)));
+    }
+    assert_eq!(answers_id(&response(1, "id", json!("x"))), None);
+    assert_eq!(answers_id(&response(0, "time", json!("x"))), None);
+    assert_eq!(answers_id(&ask_id()), None);
+}
+
+#[test]
+fn clover_dir_is_asked_until_it_is_answered_once() {
+    let mut now = clock::now();
+    for resend in [false, true] {
+        let mut drone = drone(false, resend);
+        drone.connected(now);
+        assert_eq!(names(&written(&mut drone, now)), ["clover_dir"]);
+        drone.disconnected(now);
+        drone.connected(now);
+        let asked = written(&mut drone, now);
+        assert_eq!(names(&asked), ["clover_dir"], "it was never answered");
+        let Message::Request { id, .. } = &asked[0] else {
+            panic!("{asked:?}")
+        };
+        drone.handle_frame(
+            &response(id.parse().expect("digits"), "clover_dir", json!("/home/pi")),
+            now,
+        );
+        assert_eq!(drone.clover_dir(), Some("/home/pi"));
+        drone.disconnected(now);
+        now += SECOND;
+        drone.connected(now);
+        assert_eq!(names(&written(&mut drone, now)), [""; 0]);
+    }
+}
+
+/// A drone that has answered everything it was asked at first.
+fn settled(resume_queue: bool, resend_requests: bool, now: Instant) -> Drone {
+    let mut drone = drone(resume_queue, resend_requests);
+    drone.connected(now);
+    written(&mut drone, now);
+    drone.handle_frame(&response(1, "clover_dir", Value::Null), now);
+    assert!(events(&mut drone).is_empty());
+    drone
+}
+
+#[test]
+fn what_is_written_is_sent_and_what_is_answered_is_answered() {
+    let now = clock::now();
+    let mut drone = settled(false, false, now);
+    drone.tell(1, "led", none(), now + SECOND, now);
+    drone.push(2, "/x", Bytes::new(), now + SECOND, now);
+    drone.ask(3, "time", none(), until(now), now);
+    drone.ask_file(4, "/y", until(now), now);
+    assert!(events(&mut drone).is_empty() && !drone.awaits_file());
+    assert_eq!(
+        names(&written(&mut drone, now)),
+        ["led", "/x", "time", "filetransfer"]
+    );
+    assert!(drone.awaits_file());
+    assert_eq!(
+        events(&mut drone),
+        [Event::Ended(1, End::Sent), Event::Ended(2, End::Sent)]
+    );
+    // Another's number, another's name, a number that is none.
+    for (id, name) in [(2, "telemetry"), (9, "time")] {
+        drone.handle_frame(&response(id, name, json!(1)), now);
+        assert!(matches!(events(&mut drone).as_slice(), [Event::PassedOver(_)]));
+    }
+    drone.handle_frame(&response(2, "time", json!(1.5)), now);
+    drone.handle_frame(&response(2, "time", json!(1.5)), now);
+    let file = Message::FileResponse {
+        name: "filetransfer".to_owned(),
+        id: request_id(3),
+        content: Bytes::from_static(b"y"),
+    };
+    drone.handle_frame(&file.to_frame(), now);
+    let told = events(&mut drone);
+    assert_eq!(told[0], Event::Ended(3, End::Answer(json!(1.5))));
+    assert!(
+        matches!(told[1], Event::PassedOver(_)),
+        "answered twice: {told:?}"
+    );
+    assert_eq!(told[2], Event::Ended(4, End::File(Bytes::from_static(b"y"))));
+    assert!(!drone.awaits_file());
+}
+
+#[test]
+fn a_lost_connection_means_what_is_configured() {
+    for (resume, resend) in [(false, false), (false, true), (true, false), (true, true)] {
+        let now = clock::now();
+        let mut drone = settled(resume, resend, now);
+        drone.ask(1, "asked", none(), until(now), now);
+        written(&mut drone, now);
+        drone.tell(2, "half", none(), now + SECOND, now);
+        assert!(drone.next_frame(now).is_some(), "half of it is written");
+        drone.tell(3, "queued", none(), now + SECOND, now);
+        drone.ask(4, "unasked", none(), until(now), now);
+        drone.disconnected(now);
+        let lost: BTreeSet<u64> = events(&mut drone)
+            .into_iter()
+            .map(|event| match event {
+                Event::Ended(ticket, End::NoAnswer(_)) => ticket,
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        let mut expected = BTreeSet::new();
+        if !resend {
+            expected.insert(1);
+        }
+        if !resume {
+            expected.extend([2, 3, 4]);
+        }
+        assert_eq!(lost, expected, "resume {resume}, resend {resend}");
+        // While it is away.
+        drone.tell(5, "away", none(), now + SECOND, now);
+        assert_eq!(events(&mut drone).len(), usize::from(!resume));
+        drone.connected(now);
+        let again = written(&mut drone, now);
+        let mut expected = Vec::new();
+        if resend {
+            expected.push("asked");
+        }
+        if resume {
+            expected.extend(["half", "queued", "unasked", "away"]);
+        }
+        assert_eq!(names(&again), expected, "resume {resume}, resend {resend}");
+        // Lost again before it was asked again: that counts as asked.
+        if resend {
+            drone.disconnected(now);
+            drone.connected(now);
+            drone.disconnected(now);
+            drone.connected(now);
+            assert_eq!(names(&written(&mut drone, now))[0], "asked");
+            drone.handle_frame(&response(2, "asked", json!(1)), now);
+            let told = events(&mut drone);
+            assert!(told.contains(&Event::Ended(1, End::Answer(json!(1)))), "{told:?}");
+        }
+    }
+}
+
+#[test]
+fn nothing_begins_late_and_no_answer_is_waited_for_too_long() {
+    let now = clock::now();
+    let mut drone = settled(true, true, now);
+    drone.disconnected(now);
+    drone.tell(1, "stale", none(), now + SECOND, now);
+    drone.tell(2, "never", none(), now, now);
+    drone.ask(3, "asked", none(), until(now), now);
+    assert_eq!(events(&mut drone), [Event::Ended(2, End::Expired)]);
+    assert_eq!(drone.poll_timeout(), Some(now + SECOND));
+    // Not even if the timer rings late.
+    drone.connected(now + 2 * SECOND);
+    assert_eq!(names(&written(&mut drone, now + 2 * SECOND)), ["asked"]);
+    assert_eq!(events(&mut drone), [Event::Ended(1, End::Expired)]);
+    drone.handle_timeout(now + 20 * SECOND);
+    assert!(matches!(
+        events(&mut drone).as_slice(),
+        [Event::Ended(3, End::NoAnswer(_))]
+    ));
+}
+
+#[test]
+fn a_file_is_waited_for_as_long_as_it_arrives() {
+    let now = clock::now();
+    let mut drone = settled(false, false, now);
+    drone.ask_file(1, "/y", until(now), now);
+    written(&mut drone, now);
+    drone.receiving(now + 25 * SECOND);
+    drone.handle_timeout(now + 24 * SECOND);
+    assert!(events(&mut drone).is_empty());
+    drone.handle_timeout(now + 25 * SECOND);
+    assert_eq!(events(&mut drone).len(), 1);
+}
+
+#[test]
+fn a_quiet_drone_is_asked_and_then_given_up() {
+    let now = clock::now();
+    let mut drone = settled(false, false, now);
+    assert_eq!(drone.poll_timeout(), Some(now + QUIET));
+    drone.handle_timeout(now + QUIET);
+    let asked = written(&mut drone, now + QUIET);
+    assert_eq!(names(&asked), ["id"]);
+    assert_eq!(drone.poll_timeout(), Some(now + IDLE));
+    // It answers: all begins anew.
+    let later = now + QUIET + SECOND;
+    drone.handle_frame(&response(2, "id", json!("clever-1")), later);
+    assert_eq!(
+        (events(&mut drone), drone.poll_timeout()),
+        (vec![], Some(later + QUIET))
+    );
+    drone.handle_timeout(later + IDLE);
+    drone.handle_timeout(later + IDLE);
+    assert_eq!(events(&mut drone), [Event::TooQuiet], "once");
+    assert!(drone.poll_timeout().is_none());
+}
+
+#[test]
+fn one_that_calls_itself_otherwise_is_told_of() {
+    let now = clock::now();
+    let mut drone = settled(false, false, now);
+    drone.probe();
+    drone.probe();
+    assert_eq!(names(&written(&mut drone, now)), ["id"], "one at a time");
+    drone.handle_frame(&response(2, "id", json!("other")), now);
+    assert_eq!(events(&mut drone), [Event::OtherId("other".to_owned())]);
+}
+
+#[test]
+fn a_stop_goes_before_all_drops_what_acts_and_comes_again() {
+    let now = clock::now();
+    let mut drone = settled(true, true, now);
+    drone.tell(1, "takeoff", none(), now + SECOND, now);
+    drone.push(2, "/x", Bytes::new(), now + SECOND, now);
+    drone.ask(3, "time", none(), until(now), now);
+    drone.stop(4, "emergency_land", now + SECOND);
+    assert!(drone.is_stopped());
+    assert_eq!(names(&written(&mut drone, now)), ["emergency_land", "time"]);
+    let told = events(&mut drone);
+    for ticket in [1, 2] {
+        assert!(
+            told.contains(&Event::Ended(
+                ticket,
+                End::Refused("dropped by an emergency stop")
+            )),
+            "{told:?}"
+        );
+    }
+    assert!(told.contains(&Event::Ended(4, End::Sent)));
+    drone.tell(5, "takeoff", none(), now + SECOND, now);
+    assert!(matches!(
+        events(&mut drone).as_slice(),
+        [Event::Ended(5, End::Refused(_))]
+    ));
+    // At each new connection, before all else.
+    drone.disconnected(now);
+    drone.connected(now);
+    assert_eq!(names(&written(&mut drone, now)), ["emergency_land", "time"]);
+    // One that is away learns it when it is back, even if nobody waits for that any more.
+    drone.disconnected(now);
+    drone.stop(6, "emergency_land", now + SECOND);
+    drone.handle_timeout(now + SECOND);
+    assert_eq!(events(&mut drone), [Event::Ended(6, End::Expired)]);
+    drone.connected(now + SECOND);
+    assert_eq!(
+        names(&written(&mut drone, now + SECOND)),
+        ["emergency_land", "time"]
+    );
+    assert!(drone.release() && !drone.release());
+    drone.tell(7, "led", none(), now + 5 * SECOND, now + SECOND);
+    assert_eq!(names(&written(&mut drone, now + SECOND)), ["led"]);
+}
+
+#[test]
+fn everything_is_bounded() {
+    let now = clock::now();
+    let mut drone = settled(true, true, now);
+    drone.disconnected(now);
+    let many = u64::try_from(QUEUE_MAX).expect("few");
+    for ticket in 0..many + 5 {
+        drone.tell(ticket, "led", none(), now + SECOND, now);
+    }
+    let told = events(&mut drone);
+    assert_eq!(told.len(), 5);
+    assert!(
+        told.iter()
+            .all(|event| matches!(event, Event::Ended(_, End::Refused(_))))
+    );
+    let mut drone = settled(true, true, now);
+    let many = u64::try_from(REQUESTS_MAX).expect("few");
+    for ticket in 0..many + 5 {
+        drone.ask(ticket, "time", none(), until(now), now);
+        written(&mut drone, now);
+    }
+    assert_eq!(events(&mut drone).len(), 5);
+    let mut kwargs = serde_json::Map::new();
+    for number in 0..READINGS_MAX + 9 {
+        kwargs.insert(format!("r{number}"), number.into());
+    }
+    let telemetry = Message::Action {
+        action: "telemetry".to_owned(),
+        arguments: Arguments {
+            args: Vec::new(),
+            kwargs: [("value".to_owned(), Value::Object(kwargs))]
+                .into_iter()
+                .collect(),
+        },
+    };
+    drone.handle_frame(&telemetry.to_frame(), now);
+    assert_eq!(drone.readings().len(), READINGS_MAX);
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Connect,
+    Disconnect,
+    Tell(u64),
+    Push(usize),
+    Ask(u64),
+    AskFile,
+    Answer(u32, bool),
+    Write(usize),
+    Half,
+    Cancel(u64),
+    Stop,
+    Release,
+    Probe,
+    Wait(u64),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        Just(Step::Connect),
+        Just(Step::Disconnect),
+        (0..3_000_u64).prop_map(Step::Tell),
+        (0..100_usize).prop_map(Step::Push),
+        (0..3_000_u64).prop_map(Step::Ask),
+        Just(Step::AskFile),
+        (0..40_u32, any::<bool>()).prop_map(|(id, file)| Step::Answer(id, file)),
+        (1..4_usize).prop_map(Step::Write),
+        Just(Step::Half),
+        (0..40_u64).prop_map(Step::Cancel),
+        Just(Step::Stop),
+        Just(Step::Release),
+        Just(Step::Probe),
+        (0..5_000_u64).prop_map(Step::Wait),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn every_ticket_ends_once_whatever_happens(
+        steps in prop::collection::vec(step(), 0..120),
+        resume in any::<bool>(),
+        resend in any::<bool>(),
+    ) {
+        let mut drone = drone(resume, resend);
+        let mut now = clock::now();
+        let mut open: BTreeMap<u64, Option<Instant>> = BTreeMap::new();
+        let mut ticket = 0;
+        for step in steps {
+            let mut begin = |open: &mut BTreeMap<u64, Option<Instant>>, at: Option<Instant>| {
+                ticket += 1;
+                open.insert(ticket, at);
+                ticket
+            };
+            match step {
+                Step::Connect => drone.connected(now),
+                Step::Disconnect => drone.disconnected(now),
+                Step::Tell(ms) => {
+                    let due = now + Duration::from_millis(ms);
+                    drone.tell(begin(&mut open, Some(due)), "led", none(), due, now);
+                }
+                Step::Push(bytes) => {
+                    let due = now + SECOND;
+                    drone.push(begin(&mut open, Some(due)), "/x", vec![0; bytes].into(), due, now);
+                }
+                Step::Ask(ms) => {
+                    let due = now + Duration::from_millis(ms);
+                    drone.ask(begin(&mut open, None), "time", none(), Until { begin: due, answer: due }, now);
+                }
+                Step::AskFile => drone.ask_file(begin(&mut open, None), "/y", until(now), now),
+                Step::Answer(id, file) => {
+                    let (name, id) = (if file { "filetransfer" } else { "time" }.to_owned(), request_id(id));
+                    let message = if file {
+                        Message::FileResponse { name, id, content: Bytes::new() }
+                    } else {
+                        Message::Response { name, id, value: Value::Null }
+                    };
+                    drone.handle_frame(&message.to_frame(), now);
+                }
+                Step::Write(frames) => for _ in 0..frames {
+                    if drone.next_frame(now).is_some() || drone.is_here() {
+                        drone.written();
+                    }
+                },
+                Step::Half => drop(drone.next_frame(now)),
+                Step::Cancel(ticket) => {
+                    drone.cancel(ticket);
+                    // What was ended before is told still.
+                    while let Some(event) = drone.poll_event() {
+                        if let Event::Ended(ended, _) = event {
+                            prop_assert!(open.remove(&ended).is_some());
+                        }
+                    }
+                    open.remove(&ticket);
+                }
+                Step::Stop => {
+                    let due = now + SECOND;
+                    drone.stop(begin(&mut open, None), "emergency_land", due);
+                }
+                Step::Release => drop(drone.release()),
+                Step::Probe => drone.probe(),
+                Step::Wait(ms) => now += Duration::from_millis(ms),
+            }
+            drone.handle_timeout(now);
+            prop_assert!(drone.poll_timeout().is_none_or(|due| due > now), "no timer rings for ever");
+            while let Some(event) = drone.poll_event() {
+                if let Event::Ended(ended, _) = event {
+                    prop_assert!(open.remove(&ended).is_some(), "ended twice");
+                }
+            }
+        }
+        drone.close("the end");
+        while let Some(event) = drone.poll_event() {
+            if let Event::Ended(ended, _) = event {
+                prop_assert!(open.remove(&ended).is_some(), "ended twice");
+            }
+        }
+        prop_assert!(open.is_empty(), "never ended: {open:?}");
+    }
+}

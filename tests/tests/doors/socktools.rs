@@ -1,0 +1,210 @@
+//! Peers of socktools, connecting and connected to, at a real station with real nodes.
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use swarm_tests::fleet::{Field, Fleet, PATIENCE, text};
+use swarm_tests::peers;
+use swarm_tests::process::{Signal, wait_until};
+
+const PING: &str = r#"send:{"type":"request","id":"7","action":"ping","origin":"desk"}"#;
+
+fn fleet(field: Field, port: u16, more: &str) -> Fleet {
+    let door = format!("[doors.socktools]\nlisten = \"127.0.0.1:{port}\"\n{more}\n");
+    Fleet::linked_through(field, 1, &door, |_node, _field| {})
+}
+
+/// The messages that a peer got.
+fn messages(said: &[Value]) -> Vec<Value> {
+    said.iter()
+        .filter(|line| !line["message"].is_null())
+        .map(|line| {
+            serde_json::from_str(text(line, "message")).unwrap_or_else(|error| panic!("{line}: {error}"))
+        })
+        .collect()
+}
+
+fn first_error(message: &Value) -> &str {
+    message["response"]["errors"][0].as_str().unwrap_or_default()
+}
+
+#[test]
+fn a_peer_that_connects_asks_and_is_answered() {
+    let field = Field::new();
+    let port = field.port();
+    let fleet = fleet(field, port, "");
+    let (field, port) = (&fleet.field, port.to_string());
+    let steps = [
+        "dial",
+        &port,
+        PING,
+        "recv",
+        "sendhex:",
+        r#"send:{"action":"station.nodes"}"#,
+        "recv",
+        r#"send:{"action":"echo","args":{"word":"hi"}}"#,
+        "recv",
+        "send:no request",
+        "recv",
+        r#"send:{"type":"response","id":"7"}"#,
+        PING,
+        "half",
+        "recv",
+        "end",
+    ];
+    let said = peers::run(field, "socktools.py", &steps);
+    let got = messages(&said);
+    assert_eq!(
+        (&got[0]["id"], &got[0]["target"], &got[0]["origin"]),
+        (&json!("7"), &json!("desk"), &json!("st"))
+    );
+    assert_eq!(got[0]["response"], json!({"output": "pong", "errors": []}));
+    assert_eq!(got[1]["response"]["output"][0]["node"], "n1");
+    assert!(
+        first_error(&got[2]).contains("name it in `allow` of [doors.socktools]"),
+        "{got:?}"
+    );
+    assert!(first_error(&got[3]).contains("not JSON"), "{got:?}");
+    // A response is not answered; and whoever has closed its side still gets its answer.
+    assert_eq!(got[4]["response"]["output"], "pong");
+    assert_eq!(said.last().expect("the end")["ended"], true);
+}
+
+#[test]
+fn a_peer_is_connected_to_again_and_again() {
+    let field = Field::new();
+    let (port, peer_port) = (field.port(), field.port());
+    let mut fleet = fleet(field, port, &format!("dial = [\"127.0.0.1:{peer_port}\"]"));
+    let steps = [
+        "listen",
+        &peer_port.to_string(),
+        PING,
+        "recv",
+        "again",
+        PING,
+        "recv",
+        "recv",
+        "recv",
+    ];
+    let mut peer = peers::start(&fleet.field, "socktools.py", &steps);
+    peer.wait_json(PATIENCE, "an answer", |line| {
+        text(line, "message").contains("pong")
+    });
+    peer.wait_json(PATIENCE, "another connection", |line| line["connected"] == true);
+    peer.wait_json(PATIENCE, "another answer", |line| {
+        text(line, "message").contains("pong")
+    });
+    // And an operator sends it something: to all, and by name.
+    let station = &fleet.station;
+    let name = format!("127.0.0.1:{peer_port}");
+    let listed = station.run(&["door", "peers", "socktools"]).expect(0).json();
+    assert_eq!(
+        (&listed[0]["peer"], &listed[0]["dialled"]),
+        (&json!(name), &json!(true))
+    );
+    station.run(&["door", "send", "socktools", "to all"]).expect(0);
+    peer.wait_json(PATIENCE, "a message to all", |line| line["message"] == "to all");
+    let one = ["door", "send", "socktools", "--peer", &name, "--base64", "b25l"];
+    station.run(&one).expect(0);
+    peer.wait_json(PATIENCE, "a message to one", |line| line["message"] == "one");
+    assert!(peer.wait_exit(PATIENCE).success(), "{}", peer.tail());
+    wait_until(PATIENCE, "nobody is there any more", || {
+        station.run(&["door", "send", "socktools", "lost"]).status == Some(3)
+    });
+    let wrong = station.say(&["door", "send", "knut", "x"]).expect(2);
+    wrong.says("no door \"knut\" with peers is open here");
+    fleet.station.end(Signal::TERM);
+    let nobody = fleet.station.say(&["door", "peers", "socktools"]).expect(2);
+    nobody.says("no station serves here");
+}
+
+#[test]
+fn whatever_is_no_request_goes_to_the_action_for_it() {
+    let field = Field::new();
+    let port = field.port();
+    let more = "allow = [\"echo\"]\nraw_action = \"echo\"\nraw_argument = \"word\"\nraw_encoding = \"text\"";
+    let fleet = fleet(field, port, more);
+    let steps = [
+        "dial",
+        &port.to_string(),
+        "send:hello",
+        "recv",
+        PING,
+        "recv",
+        "sendhex:ff",
+        "recv",
+        "send:{}",
+        "recv",
+    ];
+    let got = messages(&peers::run(&fleet.field, "socktools.py", &steps));
+    assert_eq!(
+        got[0]["response"],
+        json!({"output": "hello 1 left\n", "errors": []})
+    );
+    assert_eq!(got[1]["response"]["output"], "pong");
+    assert!(first_error(&got[2]).contains("not text in UTF-8"), "{got:?}");
+    assert!(first_error(&got[3]).starts_with("n1: refused:"), "{got:?}");
+}
+
+#[test]
+fn a_peer_that_is_not_good_is_not_even_heard() {
+    let field = Field::new();
+    let port = field.port();
+    let fleet = fleet(field, port, "good_peers = [\"10.99.0.0/16\"]");
+    let said = peers::run(&fleet.field, "socktools.py", &["dial", &port.to_string(), "end"]);
+    assert_eq!(said[0]["ended"], true);
+    assert!(said[0]["seconds"].as_f64().expect("a time") < 5.0, "{said:?}");
+    let told = |line: &String| line.contains("not welcome at this door");
+    assert!(fleet.station.log().iter().any(told));
+}
+
+#[test]
+fn whoever_is_silent_slow_or_too_long_is_dropped_and_others_are_served() {
+    let field = Field::new();
+    let port = field.port();
+    let fleet = fleet(field, port, "message_bytes = 1000");
+    let (field, port_text) = (&fleet.field, port.to_string());
+    let silent = peers::start(field, "socktools.py", &["dial", &port_text, "end"]);
+    let half_a_message = peers::start(
+        field,
+        "socktools.py",
+        &["dial", &port_text, "raw:0000000a41", "recv", "end"],
+    );
+    // One byte now and then is a message that never ends.
+    let mut trickle = TcpStream::connect(("127.0.0.1", port)).expect("connects");
+    trickle
+        .set_read_timeout(Some(Duration::from_millis(200)))
+        .expect("set");
+    trickle.write_all(&[0, 0, 0, 200]).expect("written");
+    let too_long = peers::run(
+        field,
+        "socktools.py",
+        &["dial", &port_text, "raw:000003e9", "recv", "end"],
+    );
+    assert!(
+        first_error(&messages(&too_long)[0]).contains("1001 bytes is longer than 1000"),
+        "{too_long:?}"
+    );
+    let served = peers::run(field, "socktools.py", &["dial", &port_text, PING, "recv"]);
+    assert_eq!(messages(&served)[0]["response"]["output"], "pong");
+    let mut bytes = 0;
+    wait_until(PATIENCE, "the slow one is dropped", || {
+        let mut answer = [0; 1024];
+        let written = trickle.write_all(b"x").is_ok();
+        match trickle.read(&mut answer) {
+            Ok(0) => true,
+            Ok(read) => {
+                bytes += read;
+                false
+            }
+            Err(_) => !written,
+        }
+    });
+    assert!(bytes > 0, "it is told why");
+    for mut peer in [silent, half_a_message] {
+        let line = peer.wait_json(PATIENCE, "the end", |line| line["ended"] == true);
+        assert!(line["seconds"].as_f64().expect("a time") < 15.0, "{line}");
+    }
+}
