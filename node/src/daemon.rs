@@ -7,6 +7,7 @@
 //! | telemetry | the readings | at stop |
 //! | status | the status socket | at stop |
 //! | plug-ins | see [`crate::plugins`] | at stop |
+//! | doors | see [`crate::doors`] | at stop |
 //! | watchdog | systemd's patience | at stop |
 
 use std::path::PathBuf;
@@ -30,6 +31,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::actions::{Actions, Setup, host_name};
 use crate::config::Config;
+use crate::doors;
 use crate::journal::Journal;
 use crate::links::Links;
 use crate::logging::LogRing;
@@ -111,6 +113,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
             return Err(error);
         }
     };
+    doors::open(&node, &links);
     tell_systemd(&[NotifyState::Ready]);
     tracing::info!(name = %*node.name.borrow(), id = node.key.public().id().short(), "ready");
     let mut ended = Ok(());

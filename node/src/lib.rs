@@ -7,6 +7,7 @@ pub mod actions;
 pub mod cli;
 pub mod config;
 pub mod daemon;
+pub mod doors;
 mod enrol;
 pub mod journal;
 pub mod links;

@@ -13,3 +13,8 @@ pub mod net;
 #[cfg(doctest)]
 #[doc = include_str!("../../docs/protocol.md")]
 mod protocol_page {}
+
+/// The code blocks of docs/clever-show.md likewise.
+#[cfg(all(doctest, feature = "net"))]
+#[doc = include_str!("../../docs/clever-show.md")]
+mod clever_show_page {}

@@ -11,6 +11,7 @@ use super::params::Params;
 use super::{Command, Inner};
 use crate::config::{TEXT_BYTES_MAX, parse_duration};
 use crate::logging::LOG_LINES_MAX;
+use crate::telemetry::Sample;
 
 /// How many lines `log` gives if it is not told.
 const LOG_LINES: u64 = 50;
@@ -73,11 +74,15 @@ impl Inner {
 
     pub(super) async fn telemetry(&self, arguments: &Arguments) -> Result<Reply, String> {
         Params::of(arguments, &[])?;
+        Ok(Reply::done(Value::Object(self.reading().await)))
+    }
+
+    pub(super) async fn reading(&self) -> Sample {
         let mut sample = self.setup.telemetry.sample().await;
         if let Some(stopped) = self.setup.status.view().stopped {
             sample.insert("stopped".to_owned(), stopped.into());
         }
-        Ok(Reply::done(Value::Object(sample)))
+        sample
     }
 
     pub(super) async fn execute(&self, command: &Command) -> Result<Reply, String> {

@@ -108,12 +108,30 @@ impl Actions {
     /// Carries a command out. Dropping the future kills what it runs.
     pub async fn run(&self, command: Command) -> Reply {
         let (action, id, peer) = (command.action.as_str(), command.id, command.id.issuer.short());
-        tracing::info!(action, %id, peer, role = %command.role, "command");
+        // What came through a door is told there, no more often than a log can bear.
+        let through_a_door = command.id.issuer == self.inner.setup.id;
+        if through_a_door {
+            tracing::debug!(action, %id, role = %command.role, "command through a door");
+        } else {
+            tracing::info!(action, %id, peer, role = %command.role, "command");
+        }
         let reply = self.inner.dispatch(&command).await;
-        if let Some(error) = &reply.error {
+        if let Some(error) = reply.error.as_ref().filter(|_| !through_a_door) {
             tracing::info!(action, %id, peer, state = %reply.state, error, "command ended");
         }
         reply
+    }
+}
+
+impl Actions {
+    /// Whether the owner's configuration defines an action of this name.
+    pub(crate) fn is_owners(&self, name: &str) -> bool {
+        self.inner.setup.config.actions.contains_key(name)
+    }
+
+    /// A fresh reading of everything, without a command.
+    pub(crate) async fn reading(&self) -> crate::telemetry::Sample {
+        self.inner.reading().await
     }
 }
 

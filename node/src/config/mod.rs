@@ -8,6 +8,7 @@
 //! * What is read here is right: nothing is checked again later.
 
 mod action;
+mod doors;
 mod edit;
 mod schema;
 #[cfg(test)]
@@ -26,6 +27,7 @@ use swarm_shared::proto::id::NodeName;
 use toml::de::DeTable;
 
 pub use action::{Action, Class, TEXT_BYTES_MAX};
+pub use doors::{CleverShow, Doors, Server};
 pub use edit::{CONFIG_BYTES_MAX, EditError, modified, rewritten, shown, write};
 pub use values::{Argv, TagValue, Unit, Word, parse_duration};
 
@@ -136,6 +138,8 @@ pub struct Config {
     pub telemetry: Telemetry,
     /// Programs on this device that add to the node.
     pub plugins: Plugins,
+    /// Programs of other systems that the node works for.
+    pub doors: Doors,
     /// What an emergency stop runs.
     pub emergency_stop: Option<EmergencyStop>,
     /// What the loss of every station runs.
@@ -167,6 +171,7 @@ impl Default for Config {
             notify: Notify::default(),
             telemetry: Telemetry::default(),
             plugins: Plugins::default(),
+            doors: Doors::default(),
             emergency_stop: None,
             lost_link: None,
             actions: BTreeMap::new(),
@@ -485,6 +490,11 @@ impl Config {
         let dir = |(name, dir): (&Word, &RootDir)| (name.to_string(), dir.0.clone());
         self.files.roots.iter().map(dir).collect()
     }
+}
+
+/// Every key that a peer may see, with what it holds, as nested objects; a name of the owner's own is `*`.
+pub fn spec() -> serde_json::Value {
+    schema::spec()
 }
 
 fn read(table: toml::Table, origin: &Origin) -> Result<Config, ConfigError> {

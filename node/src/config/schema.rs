@@ -53,6 +53,18 @@ const ACTION: &[Key] = &[
     key("class", Text),
 ];
 
+const CLEVER_SHOW: &[Key] = &[
+    key("server", Text),
+    key("announce_port", Value),
+    key("allow", Value),
+    key("role", Text),
+    key("telemetry", Value),
+    key("telemetry_every", Text),
+    key("clover_dir", Text),
+    key("rate", Value),
+    key("file_bytes", Value),
+];
+
 /// The whole file.
 pub(super) const TOP: &[Key] = &[
     key("name", Text),
@@ -79,6 +91,7 @@ pub(super) const TOP: &[Key] = &[
         Table(&[key("interval", Text), key("command", Value), key("timeout", Text)]),
     ),
     key("plugins", Table(&[key("enabled", Value)])),
+    key("doors", Table(&[key("clever_show", Table(CLEVER_SHOW))])),
     key("emergency_stop", Table(PROGRAM)),
     key(
         "lost_link",
@@ -214,6 +227,26 @@ pub(super) fn kind_of(path: &[&str]) -> Option<Kind> {
         };
     }
     Some(kind)
+}
+
+/// Every key that a peer may see, in its table, with what it holds: for programs that ask what there is to set.
+pub(super) fn spec() -> serde_json::Value {
+    table_spec(TOP)
+}
+
+fn table_spec(keys: &'static [Key]) -> serde_json::Value {
+    let shown = keys.iter().filter(|key| !matches!(key.kind, Free));
+    let spec = shown.map(|key| (key.name.to_owned(), kind_spec(key.kind)));
+    serde_json::Value::Object(spec.collect())
+}
+
+fn kind_spec(kind: Kind) -> serde_json::Value {
+    match kind {
+        Text => "string".into(),
+        Value | Free => "value".into(),
+        Table(keys) => table_spec(keys),
+        Map(each) => serde_json::json!({ "*": kind_spec(*each) }),
+    }
 }
 
 /// A value given as text, in a variable or on a command line: a string's own characters, or TOML for the rest.

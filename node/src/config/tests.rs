@@ -60,6 +60,25 @@ fn the_example_shows_the_defaults() {
         (full.keepalive, full.heartbeat, full.execute)
     );
     assert_eq!(bare.plugins, full.plugins);
+    assert!(bare.doors.clever_show.is_none(), "off unless configured");
+    let [least, shown] = ["[doors.clever_show]\nserver = \"auto\"", &full_example()].map(|text| {
+        let door = parse(text).expect("a door").doors.clever_show;
+        door.expect("configured")
+    });
+    assert!(least.allow.is_empty(), "read-only unless configured");
+    let defaults = |door: CleverShow| {
+        let CleverShow {
+            announce_port,
+            role,
+            telemetry,
+            telemetry_every,
+            rate,
+            file_bytes,
+            ..
+        } = door;
+        (announce_port, role, telemetry, telemetry_every, rate, file_bytes)
+    };
+    assert_eq!(defaults(least), defaults(shown));
     assert_eq!(bare.reboot.command, full.reboot.command);
     assert_eq!(bare.notify.timeout, full.notify.timeout);
     assert_eq!(bare.telemetry.interval, full.telemetry.interval);
@@ -118,6 +137,25 @@ fn a_mistake_is_told_with_its_line() {
         ("stations = [\"host\"]", "write ADDR:PORT"),
         ("ping_port = 70000", "line 1: invalid value"),
         ("pings = \"yes\"", "line 1: invalid type"),
+        ("[doors.clever_shou]", "did you mean `clever_show`?"),
+        ("[doors.clever_show]\nserver = \"host\"", "or \"auto\""),
+        ("[doors.clever_show]\nallow = []", "missing field `server`"),
+        (
+            "[doors.clever_show]\nserver = \"auto\"\nrole = \"node\"",
+            "write observer, operator or admin",
+        ),
+        (
+            "[doors.clever_show]\nserver = \"auto\"\nallow = [\"[\"]",
+            "line 3",
+        ),
+        (
+            "[doors.clever_show]\nserver = \"auto\"\ntelemetry_every = \"1ms\"",
+            "at least 100ms",
+        ),
+        (
+            "[doors.clever_show]\nserver = \"auto\"\nfile_bytes = 0",
+            "1 to 268435456",
+        ),
         ("[telemetry]\ninterval = \"5\"", "line 2: \"5\" is not a time"),
         ("[files]\nroots = { a = \"rel\" }", "is not an absolute path"),
         ("[files]\nroots = { \"a/b\" = \"/x\" }", "is not a name here"),

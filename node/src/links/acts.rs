@@ -21,7 +21,7 @@ use swarm_shared::proto::outcome::Reply;
 use swarm_shared::proto::parcel::Parcel;
 use swarm_shared::proto::session::Outgoing;
 use swarm_shared::proto::wire::{Header, Lane};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -44,10 +44,12 @@ pub(super) enum Word {
     Timeout,
 }
 
-/// Where a command came from. Its session outlives connections: what is told while there is none goes with the next.
-struct Asker {
-    link: PeerLink,
-    lane: Lane,
+/// Where a command came from.
+enum Asker {
+    /// A peer. Its session outlives connections: what is told while there is none goes with the next.
+    Peer { link: PeerLink, lane: Lane },
+    /// A door of this node. It hears of the end only.
+    Door(oneshot::Sender<Reply>),
 }
 
 /// The desk and what it needs.
@@ -130,17 +132,32 @@ impl Acts {
         content: &[u8],
         work: &Work,
     ) {
+        let asker = Asker::Peer {
+            link: link.clone(),
+            lane: header.lane.unwrap_or_default(),
+        };
+        self.judge(command, asker, header.life, content, work);
+    }
+
+    /// One that has come through a door of this node, with an identity that nothing else has.
+    pub(super) fn errand(
+        &mut self,
+        command: Command,
+        life_ms: u64,
+        reply: oneshot::Sender<Reply>,
+        work: &Work,
+    ) {
+        self.judge(command, Asker::Door(reply), Some(life_ms), &[], work);
+    }
+
+    fn judge(&mut self, command: Command, asker: Asker, life_ms: Option<u64>, content: &[u8], work: &Work) {
         let id = command.id;
         let incoming = Incoming {
             id,
             digest: digest(&command.action, content),
             deadline: command.deadline,
-            life_ms: header.life,
+            life_ms,
             traits: self.actions.traits(&command.action),
-        };
-        let asker = Asker {
-            link: link.clone(),
-            lane: header.lane.unwrap_or_default(),
         };
         self.askers.insert(id, asker);
         if self.desk.command(incoming, clock::now()) {
@@ -225,7 +242,7 @@ impl Acts {
     }
 
     fn tell(&self, id: CommandId, stage: Stage) {
-        let Some(Asker { link, lane }) = self.askers.get(&id) else {
+        let Some(Asker::Peer { link, lane }) = self.askers.get(&id) else {
             return;
         };
         let told = Parcel::new(&StageMessage { stage }.to_frame(id))
@@ -244,13 +261,20 @@ impl Acts {
     }
 
     fn answer(&mut self, id: CommandId, reply: Reply, work: &Work) {
-        let Some(Asker { link, lane }) = self.askers.remove(&id) else {
-            return;
+        let (link, lane) = match self.askers.remove(&id) {
+            None => return,
+            Some(Asker::Peer { link, lane }) => (link, lane),
+            Some(Asker::Door(to)) => {
+                self.kept.remove(&id);
+                // The door may have closed meanwhile.
+                let _gone = to.send(reply);
+                return;
+            }
         };
         if self.desk.holds(id) {
             // This was for a copy that is another command; the first goes on.
             let link = link.clone();
-            self.askers.insert(id, Asker { link, lane });
+            self.askers.insert(id, Asker::Peer { link, lane });
         } else {
             self.kept.remove(&id);
         }

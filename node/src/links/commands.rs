@@ -13,6 +13,7 @@ use swarm_shared::proto::parcel::Parcel;
 use swarm_shared::proto::session::Outgoing;
 use swarm_shared::proto::trust::gate::{ActionClass, classify};
 use swarm_shared::proto::wire::{CONTENT_BYTES_MAX, Frame, Header, WireError};
+use tokio::sync::oneshot;
 
 use super::Work;
 use super::acts::Acts;
@@ -20,7 +21,7 @@ use super::files::{FILE_TRANSFER, send_file};
 use crate::actions::Command;
 
 /// The action that ends an emergency stop.
-const RELEASE: &str = "release";
+pub(super) const RELEASE: &str = "release";
 /// Commands that read, or move a file, and may be at work at once; one more is refused as busy.
 pub(super) const COMMANDS_MAX: usize = 256;
 /// Replies that may wait for room at once.
@@ -97,6 +98,19 @@ impl Work {
                 work.actions.run(command).await
             };
             answer_in_turn(&link, &header, &reply).await;
+            drop(turn);
+        });
+    }
+
+    /// The same, for a door of this node. What ends with the connection of whoever asked goes on all the same.
+    pub(super) fn errand_aside(&self, command: Command, reply: oneshot::Sender<Reply>) {
+        let Ok(turn) = Arc::clone(&self.commands).try_acquire_owned() else {
+            let _gone = reply.send(Reply::refused("busy: too many commands at once; try again"));
+            return;
+        };
+        let actions = self.actions.clone();
+        self.tasks.spawn(async move {
+            let _gone = reply.send(actions.run(command).await);
             drop(turn);
         });
     }

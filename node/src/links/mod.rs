@@ -8,6 +8,7 @@
 
 mod acts;
 mod commands;
+pub mod errands;
 mod files;
 #[cfg(test)]
 mod tests;
@@ -38,6 +39,7 @@ use tokio_util::task::TaskTracker;
 
 use self::acts::Acts;
 use self::commands::{ANSWERS_MAX, COMMANDS_MAX, take_command};
+use self::errands::{Errand, Errands, Numbers, take_errand};
 use self::files::take_files;
 use crate::actions::Actions;
 use crate::daemon::Node;
@@ -61,6 +63,7 @@ pub struct Links {
     presence: Presence,
     /// Cancelled once nothing runs any more.
     drained: CancellationToken,
+    errands: Errands,
 }
 
 /// A linked peer.
@@ -86,6 +89,8 @@ struct Work {
 struct Task {
     work: Work,
     acts: Acts,
+    errands: mpsc::Receiver<Errand>,
+    numbers: Numbers,
     /// Cancels [`Links::drained`] when this task ends, however it does.
     _drained: DropGuard,
     memory: Memory,
@@ -179,9 +184,12 @@ impl Links {
             node.tasks.clone(),
         );
         let drained = CancellationToken::new();
+        let (errands, to_do) = Errands::new(node.actions.clone());
         let task = Task {
             work,
             acts,
+            errands: to_do,
+            numbers: Numbers::new(node.key.public().id(), &node.ledger),
             _drained: drained.clone().drop_guard(),
             memory: memory.clone(),
             status: node.status.clone(),
@@ -209,7 +217,13 @@ impl Links {
             endpoint,
             presence,
             drained,
+            errands,
         })
+    }
+
+    /// Where doors hand in what they want done.
+    pub fn errands(&self) -> Errands {
+        self.errands.clone()
     }
 
     /// Waits until the outcomes of what ran are kept, says goodbye to all peers, and ends. The node's `stop` is
@@ -262,6 +276,9 @@ impl Task {
                 }
                 Some(notice) = events.notices.recv() => self.take_notice(&notice),
                 Some(event) = events.peers.recv() => self.take_event(event).await,
+                Some(errand) = self.errands.recv() => {
+                    take_errand(&mut self.acts, &self.work, &mut self.numbers, errand);
+                }
             }
         }
     }

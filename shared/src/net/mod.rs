@@ -1,6 +1,7 @@
 //! The half that carries out: sockets, TLS, discovery, files, timers and tasks.
 
 pub mod boot;
+pub mod clever_show;
 pub mod clock;
 pub mod codec;
 mod conn;

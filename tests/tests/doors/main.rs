@@ -2,7 +2,9 @@
 //! with Python's standard library only.
 
 mod clever_show;
+mod drone;
 mod knut;
+mod library;
 mod platypush_http;
 mod platypush_tcp;
 mod socktools;

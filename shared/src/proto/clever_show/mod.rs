@@ -5,6 +5,8 @@
 //! |---|---|
 //! | [`message`] | messages to frames and back |
 //! | [`announcement`] | the datagram by which a server says where it is |
+//! | [`dialogue`] | one side of a conversation, over as many connections as it takes |
+//! | [`pace`] | how often something may happen |
 //! | [`server`] | a server's side of one drone: what to ask, what waits, what a new connection changes |
 //!
 //! Invariants: `null` is never written as whole content, because the real programs never finish reading it; nothing that
@@ -14,14 +16,22 @@ use super::wire;
 
 pub mod announcement;
 mod asked;
+pub mod dialogue;
+#[cfg(test)]
+mod dialogue_tests;
 mod greeting;
 pub mod message;
 mod orders;
+pub mod pace;
 mod readings;
 pub mod server;
 
 pub use announcement::{Announcement, BadAnnouncement};
+pub use dialogue::{
+    Answer, Dialogue, Event, Manners, PENDING_MAX, QUEUE_BYTES_MAX, QUEUE_MESSAGES_MAX, Rejected, Unanswered,
+};
 pub use message::{BadMessage, Message, request_id};
+pub use pace::Pace;
 
 /// Where the server listens.
 pub const SERVER_PORT: u16 = 25_000;

@@ -183,7 +183,7 @@ impl Ledger {
             }
             None => {
                 let floor = self.floors.get(&id.issuer).copied();
-                (floor, floor.map_or(0, |floor| floor.0))
+                (floor, self.epoch_seen(id.issuer))
             }
         };
         if floor.is_some_and(|floor| place <= floor) {
@@ -192,6 +192,14 @@ impl Ledger {
             Found::OldEpoch { seen }
         } else {
             Found::New
+        }
+    }
+
+    /// The highest epoch that is known of this issuer; 0 if none is.
+    pub fn epoch_seen(&self, issuer: PeerId) -> u64 {
+        match self.windows.get(&issuer) {
+            Some(window) => window.highest_epoch(),
+            None => self.floors.get(&issuer).map_or(0, |floor| floor.0),
         }
     }
 

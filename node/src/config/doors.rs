@@ -1,0 +1,140 @@
+//! `[doors]`: programs of other systems that this node works for. None unless the owner says so.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
+use swarm_shared::proto::clever_show::ANNOUNCEMENT_PORT;
+use swarm_shared::proto::selector::Glob;
+use swarm_shared::proto::trust::Role;
+
+use super::{parse_address, values};
+
+/// Shortest time between two readings.
+const EVERY_MIN: Duration = Duration::from_millis(100);
+/// Longest file, in bytes, that may be configured: it is held in memory.
+const FILE_BYTES_MAX: usize = 256 * 1024 * 1024;
+
+/// `[doors]`
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Doors {
+    /// A clever-show server.
+    pub clever_show: Option<CleverShow>,
+}
+
+/// `[doors.clever_show]`: the node is a drone of a clever-show server.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CleverShow {
+    /// Whose drone.
+    pub server: Server,
+    /// UDP port of announcements.
+    #[serde(default = "announce_port")]
+    pub announce_port: u16,
+    /// What the server may have done beyond looking, by name; without any it may look.
+    #[serde(default, deserialize_with = "globs")]
+    pub allow: Vec<Glob>,
+    /// What the server is at most.
+    #[serde(default = "operator", deserialize_with = "role")]
+    pub role: Role,
+    /// Whether readings are sent.
+    #[serde(default = "yes")]
+    pub telemetry: bool,
+    /// How often.
+    #[serde(default = "every", deserialize_with = "telemetry_every")]
+    pub telemetry_every: Duration,
+    /// What the node answers when it is asked for `clover_dir`: a path below a root. The first root if absent.
+    pub clover_dir: Option<String>,
+    /// Messages that are taken in a second; the next one waits.
+    #[serde(default = "rate")]
+    pub rate: u32,
+    /// Longest file, either way, in bytes.
+    #[serde(default = "file_bytes", deserialize_with = "file_bytes_max")]
+    pub file_bytes: usize,
+}
+
+/// Where the server is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Server {
+    /// There.
+    At(SocketAddr),
+    /// Wherever an announcement says. Nobody checks who sent it.
+    Auto,
+}
+
+impl<'de> Deserialize<'de> for Server {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(from)?;
+        if text == "auto" {
+            return Ok(Self::Auto);
+        }
+        match parse_address(&text) {
+            Ok(addr) if addr.port() != 0 => Ok(Self::At(addr)),
+            Ok(_) | Err(_) => Err(D::Error::custom(format!(
+                "{text:?} is no server: write ADDR:PORT, such as \"192.168.1.10:25000\", or \"auto\""
+            ))),
+        }
+    }
+}
+
+fn announce_port() -> u16 {
+    ANNOUNCEMENT_PORT
+}
+
+fn operator() -> Role {
+    Role::Operator
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn every() -> Duration {
+    Duration::from_secs(1)
+}
+
+fn rate() -> u32 {
+    50
+}
+
+fn file_bytes() -> usize {
+    8 * 1024 * 1024
+}
+
+fn role<'de, D: Deserializer<'de>>(from: D) -> Result<Role, D::Error> {
+    let role = Role::deserialize(from)?;
+    match role {
+        Role::Observer | Role::Operator | Role::Admin => Ok(role),
+        Role::Node => Err(D::Error::custom(
+            "a server is no node: write observer, operator or admin",
+        )),
+    }
+}
+
+fn globs<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Glob>, D::Error> {
+    let texts: Vec<String> = Vec::deserialize(from)?;
+    let parsed = texts.iter().map(|text| Glob::parse(text));
+    parsed.collect::<Result<_, _>>().map_err(D::Error::custom)
+}
+
+fn telemetry_every<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+    let every = values::duration(from)?;
+    if every < EVERY_MIN {
+        return Err(D::Error::custom(format!(
+            "telemetry_every is at least {EVERY_MIN:?}"
+        )));
+    }
+    Ok(every)
+}
+
+fn file_bytes_max<'de, D: Deserializer<'de>>(from: D) -> Result<usize, D::Error> {
+    let bytes = usize::deserialize(from)?;
+    if (1..=FILE_BYTES_MAX).contains(&bytes) {
+        return Ok(bytes);
+    }
+    Err(D::Error::custom(format!(
+        "file_bytes has to be 1 to {FILE_BYTES_MAX}"
+    )))
+}

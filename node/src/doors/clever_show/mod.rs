@@ -1,0 +1,334 @@
+//! The node as a drone of a clever-show server.
+//!
+//! | task | owns | ends |
+//! |---|---|---|
+//! | door | the connection, how often it is told of in the log | at stop |
+//! | one for each action or request at work | its end | with it |
+//!
+//! The protocol is plain text and proves nothing: whoever is at the server's address, or on the way there, is the
+//! server; with `server = "auto"` whoever says so in a datagram. So it may look, and do what `allow` names, as far as
+//! `role` reaches. What it asks for is done in the order in which it arrives at the desk; a file is in its place before
+//! the next message is read. What is refused or fails gets no answer, as from the real program, for the protocol has
+//! none; the log says it.
+
+mod log;
+mod translate;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde_json::{Map, Value};
+use swarm_shared::net::clever_show::{
+    Answer, Client, ConnectionManager, Event, Manners, Options, files, get_ip_address,
+};
+use swarm_shared::net::roots::{FileError, Roots};
+use swarm_shared::net::socket::KeepaliveConfig;
+use swarm_shared::net::{clock, random};
+use swarm_shared::proto::clever_show::FILE_TRANSFER;
+use swarm_shared::proto::message::Arguments;
+use swarm_shared::proto::outcome::{Outcome, Reply};
+use swarm_shared::proto::trust::gate::{ActionClass, Wish, classify, permit};
+use swarm_shared::proto::wire::CONTENT_BYTES_MAX;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use self::log::Log;
+use crate::actions::Actions;
+use crate::config::{CleverShow, Server};
+use crate::daemon::Node;
+use crate::links::errands::Errands;
+
+/// What the server asks for that is at work at once; then it waits.
+const AT_WORK_MAX: usize = 64;
+/// The action that brings readings.
+const TELEMETRY: &str = "telemetry";
+
+#[derive(Clone)]
+struct Door {
+    config: Arc<CleverShow>,
+    connection: ConnectionManager,
+    actions: Actions,
+    errands: Errands,
+    roots: Roots,
+    clover_dir: Option<String>,
+    log: Arc<Log>,
+}
+
+/// Opens the door; it closes when the node stops.
+pub(super) fn open(config: CleverShow, node: &Node, errands: Errands) {
+    warn(&config);
+    let (connection, incoming) = ConnectionManager::new(Options {
+        // What was for one server is not for the next, which it may be after a while.
+        manners: Manners::default(),
+        content_bytes_max: config.file_bytes.max(CONTENT_BYTES_MAX),
+        rate: config.rate,
+        ..Options::default()
+    });
+    let roots = Roots::new(node.config.root_map());
+    let first_root = roots.iter().next().map(|(name, _)| name.to_owned());
+    let clover_dir = config.clover_dir.clone().or(first_root);
+    let keepalive = &node.config.keepalive;
+    let keepalive = KeepaliveConfig::new(keepalive.idle, keepalive.interval, u32::from(keepalive.probes));
+    let client = match config.server {
+        Server::At(addr) => Client::of(addr),
+        Server::Auto => Client::listening(None, config.announce_port),
+    };
+    // It has been checked where links were started.
+    let client = client.with_keepalive(keepalive.unwrap_or_default());
+    let door = Door {
+        config: Arc::new(config),
+        connection,
+        actions: node.actions.clone(),
+        errands,
+        roots,
+        clover_dir,
+        log: Arc::new(Log::default()),
+    };
+    node.tasks.spawn(door.run(client, incoming, node.stop.clone()));
+}
+
+fn warn(config: &CleverShow) {
+    let allow = config.allow.len();
+    match config.server {
+        Server::At(server) => tracing::warn!(
+            target: "door", %server, allow, role = %config.role,
+            "this node works for a clever-show server: whoever is at that address, or on the way there, commands it"
+        ),
+        Server::Auto => tracing::warn!(
+            target: "door", port = config.announce_port, allow, role = %config.role,
+            "this node works for any clever-show server that announces itself: anybody on this network can"
+        ),
+    }
+}
+
+impl Door {
+    async fn run(self, client: Client, incoming: mpsc::Receiver<Event>, stop: CancellationToken) {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => {}
+            () = self.stay_connected(client) => {}
+            () = self.send_readings() => {}
+            () = self.serve(incoming) => {}
+        }
+    }
+
+    async fn stay_connected(&self, mut client: Client) {
+        loop {
+            let (stream, server) = client.next_connection().await;
+            tracing::info!(target: "door", %server, "connected with a clever-show server");
+            let ended = self.connection.connect(stream).await;
+            tracing::info!(target: "door", %server, why = %ended, "the clever-show server is gone");
+        }
+    }
+
+    /// Readings, while there is somebody to read them. One that still waits is replaced by the next.
+    async fn send_readings(&self) {
+        if !self.config.telemetry {
+            return std::future::pending().await;
+        }
+        let mut ticks = tokio::time::interval(self.config.telemetry_every);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            if self.connection.addr().is_none() {
+                continue;
+            }
+            let value = translate::readings(self.actions.reading().await, now());
+            let mut arguments = Arguments::default();
+            arguments.kwargs.insert("value".to_owned(), Value::Object(value));
+            if let Err(error) = self.connection.send_newest(TELEMETRY, arguments) {
+                self.log
+                    .note(self.server(), "message", TELEMETRY, Err(error.to_string()));
+            }
+        }
+    }
+
+    async fn serve(&self, mut incoming: mpsc::Receiver<Event>) {
+        let mut at_work = JoinSet::new();
+        while let Some(event) = incoming.recv().await {
+            while at_work.try_join_next().is_some() {}
+            if at_work.len() >= AT_WORK_MAX {
+                at_work.join_next().await;
+            }
+            match event {
+                Event::Action { action, arguments } => {
+                    let end = self.begin("action", &action, arguments).await;
+                    let door = self.clone();
+                    if let Some((server, end)) = end {
+                        at_work.spawn(async move {
+                            let reply = ended(end).await;
+                            door.log.note(server, "action", &action, outcome(&reply));
+                        });
+                    }
+                }
+                Event::Asked { value, id, arguments } => self.asked(value, id, arguments, &mut at_work).await,
+                Event::File { filepath, bytes } => {
+                    let kept = self.keep(&filepath, bytes).await;
+                    self.log.note(self.server(), "file pushed", &filepath, kept);
+                }
+                Event::Unreadable(error) => {
+                    self.log
+                        .note(self.server(), "message", "unreadable", Err(error.to_string()));
+                }
+                Event::TooLong { bytes, max } => {
+                    let why = format!("{bytes} bytes are more than the {max} allowed; passed over");
+                    self.log.note(self.server(), "message", "too long", Err(why));
+                }
+                Event::Stray { value, .. } => {
+                    let why = "it answers nothing".to_owned();
+                    self.log.note(self.server(), "response", &value, Err(why));
+                }
+                // This door asks nothing.
+                Event::Answered { .. } | Event::Unanswered { .. } => {}
+            }
+        }
+    }
+
+    async fn asked(&self, value: String, id: String, arguments: Arguments, at_work: &mut JoinSet<()>) {
+        let server = self.server();
+        if value == FILE_TRANSFER {
+            let path = arguments
+                .kwargs
+                .get("filepath")
+                .and_then(Value::as_str)
+                .unwrap_or_default();
+            let answered = match self.read(path).await {
+                Ok(bytes) => {
+                    let size = bytes.len();
+                    self.respond(&value, &id, Answer::File(bytes))
+                        .map(|()| format!("{size} bytes"))
+                }
+                Err(why) => Err(why),
+            };
+            return self.log.note(server, "file asked for", path, answered);
+        }
+        if value == "clover_dir" {
+            let dir = self.clover_dir.clone().map_or(Value::Null, Value::String);
+            let answered = self.respond(&value, &id, Answer::Value(dir));
+            return self
+                .log
+                .note(server, "request", &value, answered.map(|()| "done".to_owned()));
+        }
+        let with_spec = translate::wants_spec(&arguments);
+        let Some((server, end)) = self.begin("request", &value, arguments).await else {
+            return;
+        };
+        let door = self.clone();
+        at_work.spawn(async move {
+            let reply = ended(end).await;
+            let answer = translate::answer(&value, &reply, with_spec, now());
+            let answered = match answer {
+                Some(answer) => door.respond(&value, &id, Answer::Value(answer)),
+                None => Ok(()),
+            };
+            door.log
+                .note(server, "request", &value, answered.and_then(|()| outcome(&reply)));
+        });
+    }
+
+    fn respond(&self, value: &str, id: &str, answer: Answer) -> Result<(), String> {
+        self.connection
+            .respond(value, id, answer)
+            .map_err(|error| error.to_string())
+    }
+
+    /// Hands in what the server asks for, if it may. Whatever is not handed in is told here.
+    async fn begin(
+        &self,
+        what: &'static str,
+        name: &str,
+        arguments: Arguments,
+    ) -> Option<(Option<SocketAddr>, oneshot::Receiver<Reply>)> {
+        let server = self.server();
+        let own = |name: &str| self.actions.is_owners(name);
+        let names = translate::Names {
+            address: get_ip_address,
+            number: || random::spread() % 10_000,
+        };
+        let wanted = match what {
+            "request" => translate::request(name, arguments, own, &names),
+            _ => translate::action(name, arguments, own, &names),
+        };
+        let permitted = wanted.and_then(|(action, arguments)| {
+            self.permit(&action, &arguments)?;
+            Ok((action, arguments))
+        });
+        match permitted {
+            Ok((action, arguments)) => {
+                let end = self.errands.hand_in(self.config.role, action, arguments).await;
+                Some((server, end))
+            }
+            Err(why) => {
+                self.log.note(server, what, name, Err(why));
+                None
+            }
+        }
+    }
+
+    /// Whether this door lets it pass: by the gate for its role, and by its list.
+    fn permit(&self, action: &str, arguments: &Arguments) -> Result<(), String> {
+        let class = classify(action, arguments);
+        permit(self.config.role, &Wish::Command(class)).map_err(|refused| refused.reason)?;
+        if class == ActionClass::Read || self.config.allow.iter().any(|glob| glob.matches(action)) {
+            return Ok(());
+        }
+        Err(format!(
+            "{action:?} may not pass; name it in `allow` of [doors.clever_show]"
+        ))
+    }
+
+    async fn keep(&self, path: &str, bytes: Bytes) -> Result<String, String> {
+        self.permit(FILE_TRANSFER, &Arguments::default())?;
+        let (size, most) = (bytes.len(), self.config.file_bytes);
+        if size > most {
+            return Err(format!("it has {size} bytes, more than the {most} of file_bytes"));
+        }
+        let (roots, path) = (self.roots.clone(), path.to_owned());
+        let written = blocking(move || files::keep(&roots, &path, &bytes)).await?;
+        Ok(format!("{} bytes written", written.size))
+    }
+
+    async fn read(&self, path: &str) -> Result<Bytes, String> {
+        self.permit(FILE_TRANSFER, &Arguments::default())?;
+        let (roots, path, most) = (self.roots.clone(), path.to_owned(), self.config.file_bytes);
+        blocking(move || files::read(&roots, &path, most)).await
+    }
+
+    fn server(&self) -> Option<SocketAddr> {
+        self.connection.addr()
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, FileError> + Send + 'static,
+) -> Result<T, String> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done.map_err(|error| error.to_string()),
+        Err(fell_over) => Err(fell_over.to_string()),
+    }
+}
+
+async fn ended(end: oneshot::Receiver<Reply>) -> Reply {
+    let lost = |_: oneshot::error::RecvError| Reply::failed("the node is shutting down");
+    end.await.unwrap_or_else(lost)
+}
+
+/// For the log.
+fn outcome(reply: &Reply) -> Result<String, String> {
+    match (reply.state, &reply.error) {
+        (Outcome::Done, _) => Ok(reply.state.to_string()),
+        (state, Some(error)) => Err(format!("{state}: {error}")),
+        (state, None) => Err(state.to_string()),
+    }
+}
+
+/// Seconds since 1970, as the real program counts them.
+fn now() -> f64 {
+    Duration::from_millis(clock::unix_time_ms()).as_secs_f64()
+}
+
+/// What is told of a drone.
+type Readings = Map<String, Value>;

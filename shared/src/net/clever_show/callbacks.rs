@@ -1,0 +1,161 @@
+//! What to do when the peer says something.
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use serde_json::Value;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::{Answer, ConnectionManager, Event, files};
+use crate::net::roots::Roots;
+use crate::proto::clever_show::FILE_TRANSFER;
+use crate::proto::message::Arguments;
+
+/// Callbacks that are at work at once; then the peer waits.
+pub const CALLBACKS_MAX: usize = 64;
+
+type Work<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+type OnMessage = Arc<dyn Fn(ConnectionManager, Arguments) -> Work<()> + Send + Sync>;
+type OnRequest = Arc<dyn Fn(ConnectionManager, Arguments) -> Work<Result<Value, String>> + Send + Sync>;
+
+/// Callbacks by the names that they are registered for. Each begins when its message has come, in that order; one that
+/// takes long does not hold up the next. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct Callbacks {
+    messages: BTreeMap<String, OnMessage>,
+    requests: BTreeMap<String, OnRequest>,
+    roots: Option<Roots>,
+}
+
+impl std::fmt::Debug for Callbacks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Callbacks")
+            .field("messages", &self.messages.keys())
+            .field("requests", &self.requests.keys())
+            .field("roots", &self.roots)
+            .finish()
+    }
+}
+
+impl Callbacks {
+    /// None yet: everything that a peer says is passed over.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Does this when a message names the action.
+    pub fn message_callback<F, W>(&mut self, action_string: &str, callback: F) -> &mut Self
+    where
+        F: Fn(ConnectionManager, Arguments) -> W + Send + Sync + 'static,
+        W: Future<Output = ()> + Send + 'static,
+    {
+        let callback: OnMessage = Arc::new(move |from, arguments| Box::pin(callback(from, arguments)));
+        self.messages.insert(action_string.to_owned(), callback);
+        self
+    }
+
+    /// Answers requests for the value with what this returns. An error is not answered, as by the real program: the
+    /// protocol has no room for it.
+    pub fn request_callback<F, W, E>(&mut self, string_command: &str, callback: F) -> &mut Self
+    where
+        F: Fn(ConnectionManager, Arguments) -> W + Send + Sync + 'static,
+        W: Future<Output = Result<Value, E>> + Send + 'static,
+        E: Display,
+    {
+        let callback: OnRequest = Arc::new(move |from, arguments| {
+            let answer = callback(from, arguments);
+            Box::pin(async move { answer.await.map_err(|error| error.to_string()) })
+        });
+        self.requests.insert(string_command.to_owned(), callback);
+        self
+    }
+
+    /// Takes and gives files below these roots. Without it no file is taken or given; the real program moves any.
+    pub fn files(&mut self, roots: Roots) -> &mut Self {
+        self.roots = Some(roots);
+        self
+    }
+
+    /// Does for a peer what is registered, over all its connections. It does not end by itself; dropping the future drops
+    /// what is at work.
+    pub async fn serve(self, connection: &ConnectionManager, mut incoming: mpsc::Receiver<Event>) {
+        let mut at_work = JoinSet::new();
+        while let Some(event) = incoming.recv().await {
+            while at_work.try_join_next().is_some() {}
+            if at_work.len() >= CALLBACKS_MAX {
+                at_work.join_next().await;
+            }
+            match event {
+                Event::Action { action, arguments } => match self.messages.get(&action) {
+                    Some(callback) => {
+                        at_work.spawn(callback(connection.clone(), arguments));
+                    }
+                    None => tracing::debug!(action, "nothing is registered for it"),
+                },
+                Event::Asked { value, id, arguments } => {
+                    if let Some(answer) = self.answer(connection, &value, arguments) {
+                        let connection = connection.clone();
+                        at_work.spawn(async move {
+                            match answer.await {
+                                Ok(answer) => {
+                                    if let Err(error) = connection.respond(&value, &id, answer) {
+                                        tracing::warn!(value, %error, "a request stays unanswered");
+                                    }
+                                }
+                                Err(error) => tracing::warn!(value, error, "a request stays unanswered"),
+                            }
+                        });
+                    } else {
+                        tracing::debug!(value, "nothing is registered for it");
+                    }
+                }
+                Event::File { filepath, bytes } => match self.roots.clone() {
+                    Some(roots) => {
+                        at_work.spawn_blocking(move || match files::keep(&roots, &filepath, &bytes) {
+                            Ok(written) => {
+                                tracing::debug!(path = written.path, size = written.size, "file kept");
+                            }
+                            Err(error) => tracing::warn!(%error, "a file is not kept"),
+                        });
+                    }
+                    None => tracing::debug!(filepath, "no files are taken"),
+                },
+                Event::Unreadable(error) => tracing::warn!(%error, "a message that means nothing"),
+                Event::TooLong { bytes, max } => {
+                    tracing::warn!(bytes, max, "a message that is longer than allowed is passed over");
+                }
+                // A response after its time.
+                Event::Stray { value, .. } => tracing::debug!(value, "a response that nobody waits for"),
+                Event::Answered { .. } | Event::Unanswered { .. } => {}
+            }
+        }
+    }
+
+    fn answer(
+        &self,
+        connection: &ConnectionManager,
+        value: &str,
+        arguments: Arguments,
+    ) -> Option<Work<Result<Answer, String>>> {
+        if let Some(callback) = self.requests.get(value) {
+            let answer = callback(connection.clone(), arguments);
+            return Some(Box::pin(async move { answer.await.map(Answer::Value) }));
+        }
+        let roots = self.roots.clone().filter(|_| value == FILE_TRANSFER)?;
+        let most = connection.options().content_bytes_max;
+        let path = arguments
+            .kwargs
+            .get("filepath")
+            .and_then(Value::as_str)
+            .map(str::to_owned);
+        Some(Box::pin(async move {
+            let path = path.ok_or("a request for a file without its filepath")?;
+            let read = tokio::task::spawn_blocking(move || files::read(&roots, &path, most)).await;
+            let read = read.map_err(|fell_over| fell_over.to_string())?;
+            read.map(Answer::File).map_err(|error| error.to_string())
+        }))
+    }
+}

@@ -1,0 +1,157 @@
+//! How a drone finds its server: at an address, or by the server's announcement.
+//!
+//! | state | until | then |
+//! |---|---|---|
+//! | trying an address | a connection, within [`CONNECT_TIMEOUT`] | given to the caller |
+//! | trying an address | [`CONNECT_ATTEMPTS`] have failed, [`CONNECT_PAUSE`] apart | listening, if it may; else trying again, more and more rarely, up to [`RETRY_PAUSE_MAX`] |
+//! | listening | an announcement | trying the address in it |
+//!
+//! An announcement is a datagram that anybody on the network can send. Whoever listens for one goes wherever it says.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::{TcpStream, UdpSocket};
+
+use crate::net::socket::{self, KeepaliveConfig, Purpose};
+use crate::net::{clock, random};
+use crate::proto::clever_show::{ANNOUNCEMENT_BYTES_MAX, Announcement, Pace};
+
+/// How long an attempt may take.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Between two attempts, and after a connection that ended as soon as it was made.
+pub const CONNECT_PAUSE: Duration = Duration::from_secs(2);
+/// Attempts before something else is tried.
+pub const CONNECT_ATTEMPTS: u32 = 3;
+/// Longest pause, where there is nothing else to try.
+pub const RETRY_PAUSE_MAX: Duration = Duration::from_secs(30);
+/// Datagrams that are looked at in a second; the others are dropped unread.
+const DATAGRAMS_PER_SECOND: u32 = 20;
+
+/// Finds a server, again and again.
+#[derive(Debug)]
+pub struct Client {
+    server: Option<SocketAddr>,
+    announcements: Option<u16>,
+    keepalive: KeepaliveConfig,
+    pause: Duration,
+    last: Option<Instant>,
+}
+
+impl Client {
+    /// A server at a fixed address.
+    pub fn of(server: SocketAddr) -> Self {
+        Self {
+            server: Some(server),
+            announcements: None,
+            keepalive: KeepaliveConfig::default(),
+            pause: CONNECT_PAUSE,
+            last: None,
+        }
+    }
+
+    /// Whoever announces itself at this UDP port. `server` is tried first, if there is one.
+    pub fn listening(server: Option<SocketAddr>, port: u16) -> Self {
+        Self {
+            server,
+            announcements: Some(port),
+            ..Self::of(SocketAddr::from(([0, 0, 0, 0], port)))
+        }
+    }
+
+    /// Another keepalive than 1, 3, 5.
+    #[must_use]
+    pub fn with_keepalive(mut self, keepalive: KeepaliveConfig) -> Self {
+        self.keepalive = keepalive;
+        self
+    }
+
+    /// The next connection, however long it takes.
+    pub async fn next_connection(&mut self) -> (TcpStream, SocketAddr) {
+        if let Some(last) = self.last {
+            clock::sleep_until(last + CONNECT_PAUSE).await;
+        }
+        loop {
+            if let Some(server) = self.server
+                && let Some(stream) = self.try_at(server).await
+            {
+                self.pause = CONNECT_PAUSE;
+                self.last = Some(clock::now());
+                return (stream, server);
+            }
+            let Some(port) = self.announcements else {
+                self.wait_longer().await;
+                continue;
+            };
+            match broadcast_bind(port).await {
+                Ok((announcement, server)) => {
+                    tracing::info!(%server, id = announcement.id, "a clever-show server announces itself");
+                    self.server = Some(server);
+                }
+                Err(error) => {
+                    tracing::warn!(%error, port, "cannot listen for a clever-show server");
+                    self.wait_longer().await;
+                }
+            }
+        }
+    }
+
+    async fn try_at(&self, server: SocketAddr) -> Option<TcpStream> {
+        for attempt in 1..=CONNECT_ATTEMPTS {
+            match socket::connect(server, CONNECT_TIMEOUT, &self.keepalive, Purpose::Bulk).await {
+                Ok(stream) => return Some(stream),
+                Err(error) => tracing::debug!(%server, attempt, %error, "no clever-show server"),
+            }
+            if attempt < CONNECT_ATTEMPTS {
+                tokio::time::sleep(CONNECT_PAUSE).await;
+            }
+        }
+        None
+    }
+
+    /// Longer each time, and not for all drones at once.
+    async fn wait_longer(&mut self) {
+        let spread = u32::try_from(random::spread() % 1_000).unwrap_or_default();
+        let pause = self.pause + self.pause.mul_f64(f64::from(spread) / 1_000.0);
+        tokio::time::sleep(pause.min(RETRY_PAUSE_MAX)).await;
+        self.pause = (self.pause * 2).min(RETRY_PAUSE_MAX);
+    }
+}
+
+/// Waits for a server's announcement, and the address in it. What is none, or names no address in digits, is passed
+/// over.
+///
+/// # Errors
+/// The port cannot be listened on.
+pub async fn broadcast_bind(port: u16) -> io::Result<(Announcement, SocketAddr)> {
+    let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
+    // A real drone's program may listen on the same machine.
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)).into())?;
+    let socket = UdpSocket::from_std(socket.into())?;
+    let mut pace = Pace::per_second(DATAGRAMS_PER_SECOND);
+    // What is longer is cut off, and then no whole frame.
+    let mut datagram = [0; ANNOUNCEMENT_BYTES_MAX];
+    loop {
+        while let Err(wait) = pace.take(clock::now()) {
+            tokio::time::sleep(wait).await;
+        }
+        let (length, from) = socket.recv_from(&mut datagram).await?;
+        let announcement = match Announcement::parse(&datagram[..length]) {
+            Ok(announcement) => announcement,
+            Err(error) => {
+                tracing::debug!(%from, %error, "no announcement");
+                continue;
+            }
+        };
+        let Ok(ip) = announcement.host.parse::<IpAddr>() else {
+            tracing::debug!(%from, host = announcement.host, "an announcement without an address");
+            continue;
+        };
+        let server = SocketAddr::new(ip, announcement.port);
+        return Ok((announcement, server));
+    }
+}

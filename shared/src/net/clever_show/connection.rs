@@ -1,0 +1,539 @@
+//! One peer, over as many connections as it takes.
+//!
+//! [`ConnectionManager::connect`] drives one connection until it ends, in the task that calls it; there are no others.
+//! The [`Dialogue`] outlives it. Everything else may be called from any thread, at any time, connected or not.
+//!
+//! | the connection ends | [`Ended`] |
+//! |---|---|
+//! | the peer closes it between two messages | `Peer` |
+//! | it breaks, or within a message | `Broken` |
+//! | what comes is no frame, or longer than [`PASSED_OVER_MAX`] | `Garbled` |
+//! | a message is not whole within [`Options::message_within`], or nothing can be written for [`WRITE_STALL`] | `Stalled` |
+//! | [`ConnectionManager::close`], another connection takes its place, or nobody takes its events | `Closed` |
+//!
+//! A message that is longer than allowed is passed over, and told of as an event: its sender may keep it for the next
+//! connection, and the next.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use serde_json::Value;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{ReadHalf, WriteHalf};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::NotifierSock;
+use crate::net::{clock, random};
+use crate::proto::clever_show::{Answer, Dialogue, Event, Manners, Pace, Rejected, Unanswered};
+use crate::proto::message::Arguments;
+use crate::proto::wire::{
+    CONTENT_BYTES_MAX, ContentType, Frame, FrameReader, HEADER_BYTES_MAX, Limits, WireError,
+};
+
+/// How long the peer has for one message, once it has begun, unless the options say otherwise.
+pub const MESSAGE_WITHIN: Duration = Duration::from_secs(60);
+/// How long a connection may take nothing at all while something is to be written.
+pub const WRITE_STALL: Duration = Duration::from_secs(10);
+/// Longest content of a message that is passed over because it is longer than allowed, in bytes.
+pub const PASSED_OVER_MAX: u64 = 1024 * 1024 * 1024;
+/// What is written at once, in bytes.
+const WRITE_BYTES: usize = 64 * 1024;
+/// Least and most room for one read, in bytes.
+const READ_BYTES: (usize, usize) = (4 * 1024, 256 * 1024);
+/// Length of a header's length.
+const LENGTH_BYTES: usize = 2;
+/// Events that wait to be taken; then the peer waits.
+const EVENTS_MAX: usize = 64;
+
+/// How a conversation is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// `resume_queue` and `resend_requests`.
+    pub manners: Manners,
+    /// Longest content of a message, files included, in bytes.
+    pub content_bytes_max: usize,
+    /// Messages that are taken from the peer in a second; the next one waits.
+    pub rate: u32,
+    /// How long the peer has for one message, once it has begun.
+    pub message_within: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            manners: Manners::default(),
+            content_bytes_max: 16 * 1024 * 1024,
+            rate: 1_000,
+            message_within: MESSAGE_WITHIN,
+        }
+    }
+}
+
+/// How a connection ended.
+#[derive(Debug, thiserror::Error)]
+pub enum Ended {
+    /// By the peer, between two messages.
+    #[error("the peer closed it")]
+    Peer,
+    /// By this side.
+    #[error("it was closed")]
+    Closed,
+    /// It broke.
+    #[error("it broke: {0}")]
+    Broken(#[from] io::Error),
+    /// What came is no frame.
+    #[error("what came is not a message: {0}")]
+    Garbled(#[from] WireError),
+    /// The peer stood still.
+    #[error("the peer stood still within a message")]
+    Stalled,
+}
+
+/// Why a file was not moved.
+#[derive(Debug, thiserror::Error)]
+pub enum FileFault {
+    /// This side's disk.
+    #[error("{path}: {source}", path = path.display())]
+    Disk {
+        /// Which file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Longer than a message may be.
+    #[error("{path} is longer than the {max} bytes allowed", path = path.display())]
+    TooLong {
+        /// Which file.
+        path: PathBuf,
+        /// What is allowed.
+        max: usize,
+    },
+    /// The peer did not send it.
+    #[error(transparent)]
+    Unanswered(#[from] Unanswered),
+    /// There is no room for it.
+    #[error(transparent)]
+    Rejected(#[from] Rejected),
+}
+
+/// One peer. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct ConnectionManager {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    options: Options,
+    state: Mutex<State>,
+    wake: NotifierSock,
+    events: mpsc::Sender<Event>,
+    /// Held while a connection is driven.
+    turn: tokio::sync::Mutex<()>,
+    /// Changes when the connection at hand is to end.
+    closing: watch::Sender<u64>,
+}
+
+#[derive(Debug)]
+struct State {
+    dialogue: Dialogue,
+    asking: BTreeMap<u64, oneshot::Sender<Result<Answer, Unanswered>>>,
+    addr: Option<SocketAddr>,
+}
+
+impl ConnectionManager {
+    /// A peer that is not connected yet, and what it will say. Nothing more is read while too many of its words wait to
+    /// be taken; [`Callbacks::serve`](super::Callbacks::serve) takes them.
+    pub fn new(options: Options) -> (Self, mpsc::Receiver<Event>) {
+        let (events, incoming) = mpsc::channel(EVENTS_MAX);
+        let first_id = u16::try_from(random::spread() % 10_000).unwrap_or_default();
+        let state = State {
+            dialogue: Dialogue::new(options.manners, first_id),
+            asking: BTreeMap::new(),
+            addr: None,
+        };
+        let inner = Inner {
+            options,
+            state: Mutex::new(state),
+            wake: NotifierSock::default(),
+            events,
+            turn: tokio::sync::Mutex::new(()),
+            closing: watch::Sender::new(0),
+        };
+        let inner = Arc::new(inner);
+        (Self { inner }, incoming)
+    }
+
+    /// How it is held.
+    pub fn options(&self) -> &Options {
+        &self.inner.options
+    }
+
+    /// Where the peer is; `None` while it is not connected.
+    pub fn addr(&self) -> Option<SocketAddr> {
+        self.inner.lock().addr
+    }
+
+    /// How many messages wait to be sent.
+    pub fn waiting(&self) -> usize {
+        self.inner.lock().dialogue.waiting()
+    }
+
+    /// Drives a connection with the peer until it ends; one that is driven already ends first. What waited goes out,
+    /// what comes in is handed over. Dropping the future closes the connection.
+    pub async fn connect(&self, mut stream: TcpStream) -> Ended {
+        let inner = &*self.inner;
+        inner.closing.send_modify(|count| *count += 1);
+        let _turn = inner.turn.lock().await;
+        let mut closing = inner.closing.subscribe();
+        inner.lock().addr = stream.peer_addr().ok();
+        let _lost = Lost(inner);
+        let (reading, writing) = stream.split();
+        tokio::select! {
+            biased;
+            _ = closing.changed() => Ended::Closed,
+            ended = inner.read(reading) => ended,
+            ended = inner.write(writing) => ended,
+        }
+    }
+
+    /// Closes the connection, if there is one.
+    pub fn close(&self) {
+        self.inner.closing.send_modify(|count| *count += 1);
+    }
+
+    /// Has the peer do something. Nobody answers it: that it arrives, and that the peer does it, is not known.
+    ///
+    /// # Errors
+    /// [`Rejected::QueueFull`]
+    pub fn send_message(&self, action: &str, arguments: Arguments) -> Result<(), Rejected> {
+        self.inner
+            .say(|dialogue| dialogue.send_message(action, arguments))
+    }
+
+    /// The same, in place of an earlier one of this action that still waits: for readings.
+    ///
+    /// # Errors
+    /// [`Rejected::QueueFull`]
+    pub fn send_newest(&self, action: &str, arguments: Arguments) -> Result<(), Rejected> {
+        self.inner.say(|dialogue| dialogue.send_newest(action, arguments))
+    }
+
+    /// Answers what the peer [asked](Event::Asked).
+    ///
+    /// # Errors
+    /// [`Rejected::QueueFull`]
+    pub fn respond(&self, value: &str, id: &str, answer: Answer) -> Result<(), Rejected> {
+        self.inner.say(|dialogue| dialogue.respond(value, id, answer))
+    }
+
+    /// Asks the peer for a value.
+    ///
+    /// # Errors
+    /// [`Unanswered`]: the real program answers no unknown and no failing request, so time runs out.
+    pub async fn get_response(
+        &self,
+        requested_value: &str,
+        arguments: Arguments,
+        within: Duration,
+    ) -> Result<Value, Unanswered> {
+        let asked = |dialogue: &mut Dialogue| dialogue.get_response(requested_value, arguments);
+        match self.ask(asked, within).await? {
+            Answer::Value(value) => Ok(value),
+            Answer::File(_) => Err(Unanswered::OtherKind),
+        }
+    }
+
+    /// Asks the peer for a file, and writes it to `filepath` if there is one: whole or not at all.
+    ///
+    /// # Errors
+    /// [`FileFault`]
+    pub async fn get_file(
+        &self,
+        client_filepath: &str,
+        filepath: Option<&Path>,
+        within: Duration,
+    ) -> Result<Bytes, FileFault> {
+        let answer = self
+            .ask(|dialogue| dialogue.get_file(client_filepath), within)
+            .await?;
+        let Answer::File(bytes) = answer else {
+            return Err(Unanswered::OtherKind.into());
+        };
+        if let Some(path) = filepath {
+            let (kept, to) = (bytes.clone(), path.to_owned());
+            let written = tokio::task::spawn_blocking(move || write_whole(&to, &kept)).await;
+            let written = written.unwrap_or_else(|fell_over| Err(io::Error::other(fell_over)));
+            let path = path.to_owned();
+            written.map_err(|source| FileFault::Disk { path, source })?;
+        }
+        Ok(bytes)
+    }
+
+    /// Gives the peer a file of this machine. Nobody answers it.
+    ///
+    /// # Errors
+    /// [`FileFault`]
+    pub async fn send_file(&self, filepath: &Path, dest_filepath: &str) -> Result<(), FileFault> {
+        let (path, max) = (filepath.to_owned(), self.inner.options.content_bytes_max);
+        let read = tokio::task::spawn_blocking(move || read_whole(&path, max)).await;
+        let path = filepath.to_owned();
+        match read.unwrap_or_else(|fell_over| Err(io::Error::other(fell_over))) {
+            Ok(Some(bytes)) => Ok(self.send_bytes(bytes, dest_filepath)?),
+            Ok(None) => Err(FileFault::TooLong { path, max }),
+            Err(source) => Err(FileFault::Disk { path, source }),
+        }
+    }
+
+    /// Gives the peer bytes as a file.
+    ///
+    /// # Errors
+    /// [`Rejected::QueueFull`]
+    pub fn send_bytes(&self, bytes: Bytes, dest_filepath: &str) -> Result<(), Rejected> {
+        self.inner
+            .say(|dialogue| dialogue.send_file(dest_filepath, bytes))
+    }
+
+    async fn ask(
+        &self,
+        asked: impl FnOnce(&mut Dialogue) -> Result<u64, Rejected>,
+        within: Duration,
+    ) -> Result<Answer, Unanswered> {
+        let (tell, told) = oneshot::channel();
+        let number = {
+            let mut state = self.inner.lock();
+            let number = asked(&mut state.dialogue)?;
+            state.asking.insert(number, tell);
+            number
+        };
+        let _given_up = GivenUp {
+            inner: &self.inner,
+            number,
+        };
+        self.inner.wake.notify();
+        match tokio::time::timeout(within, told).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_ended)) => Err(Unanswered::Ended),
+            Err(_elapsed) => Err(Unanswered::TimedOut),
+        }
+    }
+}
+
+/// What was asked is not waited for any more, for whatever reason.
+struct GivenUp<'a> {
+    inner: &'a Inner,
+    number: u64,
+}
+
+impl Drop for GivenUp<'_> {
+    fn drop(&mut self) {
+        let mut state = self.inner.lock();
+        state.asking.remove(&self.number);
+        state.dialogue.give_up(self.number);
+    }
+}
+
+/// The connection is gone, for whatever reason.
+struct Lost<'a>(&'a Inner);
+
+impl Drop for Lost<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.addr = None;
+        state.dialogue.lost();
+        let _nothing_was_read = state.settle();
+    }
+}
+
+impl State {
+    /// Tells whoever asked; what else has happened is left over.
+    fn settle(&mut self) -> VecDeque<Event> {
+        let mut others = VecDeque::new();
+        while let Some(event) = self.dialogue.poll_event() {
+            let (number, end) = match event {
+                Event::Answered { number, answer } => (number, Ok(answer)),
+                Event::Unanswered { number, why } => (number, Err(why)),
+                Event::Action { .. }
+                | Event::File { .. }
+                | Event::Asked { .. }
+                | Event::Unreadable(_)
+                | Event::TooLong { .. }
+                | Event::Stray { .. } => {
+                    others.push_back(event);
+                    continue;
+                }
+            };
+            if let Some(tell) = self.asking.remove(&number) {
+                // Who asked may have gone meanwhile.
+                let _gone = tell.send(end);
+            }
+        }
+        others
+    }
+}
+
+impl Inner {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn say(&self, said: impl FnOnce(&mut Dialogue) -> Result<(), Rejected>) -> Result<(), Rejected> {
+        said(&mut self.lock().dialogue)?;
+        self.wake.notify();
+        Ok(())
+    }
+
+    async fn read(&self, mut from: ReadHalf<'_>) -> Ended {
+        let limits = Limits {
+            header: HEADER_BYTES_MAX,
+            content: self.options.content_bytes_max,
+        };
+        let mut reader = FrameReader::new(limits);
+        let mut pace = Pace::per_second(self.options.rate);
+        let (mut buffer, mut begun) = (BytesMut::new(), None);
+        loop {
+            match reader.next_frame(&mut buffer) {
+                Err(WireError::ContentTooLong { bytes, max }) if bytes <= PASSED_OVER_MAX => {
+                    // The header is at the front still.
+                    let head = buffer
+                        .first_chunk()
+                        .map_or(0, |length| u16::from_be_bytes(*length));
+                    buffer.advance(LENGTH_BYTES + usize::from(head));
+                    let passed = pass_over(&mut from, &mut buffer, bytes);
+                    match tokio::time::timeout(self.options.message_within, passed).await {
+                        Ok(Ok(())) => {}
+                        Ok(Err(error)) => return error.into(),
+                        Err(_elapsed) => return Ended::Stalled,
+                    }
+                    (begun, reader) = (None, FrameReader::new(limits));
+                    if self.events.send(Event::TooLong { bytes, max }).await.is_err() {
+                        return Ended::Closed;
+                    }
+                    continue;
+                }
+                Err(error) => return error.into(),
+                Ok(Some(frame)) => {
+                    begun = None;
+                    while let Err(wait) = pace.take(clock::now()) {
+                        tokio::time::sleep(wait).await;
+                    }
+                    if !self.take(&frame).await {
+                        return Ended::Closed;
+                    }
+                    continue;
+                }
+                Ok(None) => {}
+            }
+            let within = !buffer.is_empty() || !reader.is_between_frames();
+            if within {
+                begun.get_or_insert_with(clock::now);
+            } else {
+                // A quiet connection keeps no buffer.
+                buffer = BytesMut::new();
+            }
+            buffer.reserve(reader.lacking().clamp(READ_BYTES.0, READ_BYTES.1));
+            let until = begun.map(|begun| begun + self.options.message_within);
+            let read = tokio::select! {
+                read = from.read_buf(&mut buffer) => read,
+                () = clock::sleep_until(until.unwrap_or_else(clock::now)), if until.is_some() => return Ended::Stalled,
+            };
+            match read {
+                Ok(0) if within => return io::Error::from(io::ErrorKind::UnexpectedEof).into(),
+                Ok(0) => return Ended::Peer,
+                Ok(_) => {}
+                Err(error) => return error.into(),
+            }
+        }
+    }
+
+    /// Whether anybody takes what it says.
+    async fn take(&self, frame: &Frame) -> bool {
+        let json = frame.header.content_type == ContentType::Json;
+        let events = if json && frame.content.len() > CONTENT_BYTES_MAX {
+            // Only files may be as long as the options allow: JSON takes many times its length in memory.
+            let (bytes, max) = (frame.header.content_length, CONTENT_BYTES_MAX);
+            VecDeque::from([Event::TooLong { bytes, max }])
+        } else {
+            let mut state = self.lock();
+            state.dialogue.handle_frame(frame);
+            state.settle()
+        };
+        for event in events {
+            if self.events.send(event).await.is_err() {
+                return false;
+            }
+        }
+        true
+    }
+
+    async fn write(&self, mut to: WriteHalf<'_>) -> Ended {
+        loop {
+            let frame = self.lock().dialogue.poll_transmit();
+            let Some(frame) = frame else {
+                self.wake.notified().await;
+                continue;
+            };
+            let mut head = BytesMut::new();
+            if let Err(error) = frame.encode_head(&mut head) {
+                tracing::warn!(%error, "a message cannot be sent");
+                self.lock().dialogue.written();
+                continue;
+            }
+            // What is short goes in one piece.
+            let with = frame.content.len().min(WRITE_BYTES);
+            head.extend_from_slice(&frame.content[..with]);
+            let parts = std::iter::once(&head[..]).chain(frame.content[with..].chunks(WRITE_BYTES));
+            for part in parts {
+                match tokio::time::timeout(WRITE_STALL, to.write_all(part)).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => return error.into(),
+                    Err(_elapsed) => return Ended::Stalled,
+                }
+            }
+            self.lock().dialogue.written();
+        }
+    }
+}
+
+/// Reads so many bytes and keeps none.
+async fn pass_over(from: &mut ReadHalf<'_>, buffer: &mut BytesMut, bytes: u64) -> io::Result<()> {
+    let mut left = usize::try_from(bytes).unwrap_or(usize::MAX);
+    loop {
+        let there = left.min(buffer.len());
+        buffer.advance(there);
+        left -= there;
+        if left == 0 {
+            return Ok(());
+        }
+        buffer.reserve(READ_BYTES.1);
+        if from.read_buf(buffer).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+}
+
+fn read_whole(path: &Path, max: usize) -> io::Result<Option<Bytes>> {
+    use std::io::Read as _;
+    let mut bytes = Vec::new();
+    let most = u64::try_from(max).unwrap_or(u64::MAX).saturating_add(1);
+    std::fs::File::open(path)?.take(most).read_to_end(&mut bytes)?;
+    Ok((bytes.len() <= max).then(|| bytes.into()))
+}
+
+/// Beside it and then in its place, so that nobody ever sees half of it.
+fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}.part", std::process::id()));
+    let beside = path.with_file_name(name);
+    let written = std::fs::write(&beside, bytes).and_then(|()| std::fs::rename(&beside, path));
+    if written.is_err() {
+        let _not_made = std::fs::remove_file(&beside);
+    }
+    written
+}

@@ -1,0 +1,46 @@
+//! Files that a peer pushes or asks for, below configured roots and nowhere else. These block on the disk.
+
+use bytes::{Bytes, BytesMut};
+use ring::digest;
+
+use crate::net::roots::{FILE_CHUNK_BYTES, FileError, Incoming, Outgoing, Roots, Written};
+
+/// Mode of a file that a peer has pushed: the protocol tells none.
+const MODE: u32 = 0o644;
+
+/// Keeps a file under its path `ROOT/RELATIVE`, whole or not at all.
+///
+/// # Errors
+/// [`FileError`]
+pub fn keep(roots: &Roots, path: &str, bytes: &[u8]) -> Result<Written, FileError> {
+    let size = bytes.len() as u64;
+    let mut sha256 = [0; 32];
+    sha256.copy_from_slice(digest::digest(&digest::SHA256, bytes).as_ref());
+    let mut file = Incoming::create(roots, path, size)?;
+    let mut at = 0;
+    for part in bytes.chunks(FILE_CHUNK_BYTES) {
+        file.write(at, part)?;
+        at += part.len() as u64;
+    }
+    file.finish(size, sha256, MODE)
+}
+
+/// Reads a file at its path `ROOT/RELATIVE`.
+///
+/// # Errors
+/// [`FileError`]; [`FileError::Mismatch`] if it is longer than `most` bytes.
+pub fn read(roots: &Roots, path: &str, most: usize) -> Result<Bytes, FileError> {
+    let mut file = Outgoing::open(roots, path)?;
+    let size = usize::try_from(file.size()).unwrap_or(usize::MAX);
+    if size > most {
+        return Err(FileError::Mismatch {
+            path: path.to_owned(),
+            what: format!("it has {size} bytes, more than the {most} that may be sent"),
+        });
+    }
+    let mut bytes = BytesMut::with_capacity(size);
+    while let Some(chunk) = file.next_chunk(FILE_CHUNK_BYTES)? {
+        bytes.extend_from_slice(&chunk.bytes);
+    }
+    Ok(bytes.freeze())
+}

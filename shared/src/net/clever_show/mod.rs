@@ -1,0 +1,93 @@
+//! Clever-show's messaging module, in Rust: what its documentation offers, under its names where Rust allows them.
+//! docs/clever-show.md maps every documented item to ours.
+//!
+//! * [`ConnectionManager`]: one peer, over as many connections as it takes; [`Callbacks`]: what to do for it.
+//! * [`Client`]: how a drone finds its server; [`broadcast_bind`]: how it hears of one.
+//! * [`set_keepalive`], [`get_ip_address`], [`NotifierSock`].
+//!
+//! The protocol is plain text and proves nothing about anybody. Whoever uses this decides what a peer may do.
+
+mod callbacks;
+mod client;
+mod connection;
+pub mod files;
+#[cfg(test)]
+mod tests;
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+
+pub use callbacks::{CALLBACKS_MAX, Callbacks};
+pub use client::{CONNECT_ATTEMPTS, CONNECT_PAUSE, CONNECT_TIMEOUT, Client, RETRY_PAUSE_MAX, broadcast_bind};
+pub use connection::{
+    ConnectionManager, Ended, FileFault, MESSAGE_WITHIN, Options, PASSED_OVER_MAX, WRITE_STALL,
+};
+
+use super::socket::{self, KeepaliveConfig, Purpose, SocketError};
+pub use crate::proto::clever_show::{Answer, Event, Manners, Rejected, Unanswered};
+
+/// Seconds of silence before the first probe, as clever-show's default.
+pub const AFTER_IDLE_SEC: u32 = 1;
+/// Seconds between probes, as clever-show's default.
+pub const INTERVAL_SEC: u32 = 3;
+/// Unanswered probes that end the connection, as clever-show's default.
+pub const MAX_FAILS: u32 = 5;
+
+/// Sets keepalive of a connection, and `TCP_NODELAY` with it.
+///
+/// # Errors
+/// [`SocketError::Other`]: numbers that the kernel does not take, or a connection that is gone.
+pub fn set_keepalive(
+    sock: &TcpStream,
+    after_idle_sec: u32,
+    interval_sec: u32,
+    max_fails: u32,
+) -> Result<(), SocketError> {
+    let seconds = |count: u32| Duration::from_secs(u64::from(count));
+    let keepalive = KeepaliveConfig::new(seconds(after_idle_sec), seconds(interval_sec), max_fails);
+    let keepalive = keepalive.map_err(|bad| SocketError::Other {
+        what: "set keepalive of",
+        addr: sock
+            .peer_addr()
+            .unwrap_or_else(|_gone| SocketAddr::from(([0, 0, 0, 0], 0))),
+        source: std::io::Error::new(std::io::ErrorKind::InvalidInput, bad),
+    })?;
+    socket::tune(sock, &keepalive, Purpose::Bulk)
+}
+
+/// Where a packet to the outside would leave this machine: its IP address, or `localhost` if it has no network.
+pub fn get_ip_address() -> String {
+    // Connecting a datagram socket sends nothing: the kernel only looks up the way. The address is one for examples.
+    let way = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))
+        .and_then(|socket| {
+            socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9))?;
+            socket.local_addr()
+        })
+        .map(|addr| addr.ip());
+    match way {
+        Ok(ip @ (IpAddr::V4(_) | IpAddr::V6(_))) if !ip.is_unspecified() => ip.to_string(),
+        _ => "localhost".to_owned(),
+    }
+}
+
+/// Wakes a task that waits for work, from any thread and without waiting. A call that nobody waits for is kept for the
+/// next who does.
+#[derive(Debug, Default)]
+pub struct NotifierSock {
+    notify: Notify,
+}
+
+impl NotifierSock {
+    /// Wakes it.
+    pub fn notify(&self) {
+        self.notify.notify_one();
+    }
+
+    /// Waits to be woken: what the selector does in Python.
+    pub async fn notified(&self) {
+        self.notify.notified().await;
+    }
+}

@@ -1,0 +1,285 @@
+//! Two ends of the library on loopback.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+
+use super::*;
+use crate::net::roots::Roots;
+use crate::proto::message::Arguments;
+
+const SOON: Duration = Duration::from_secs(20);
+
+fn kwargs(value: serde_json::Value) -> Arguments {
+    serde_json::from_value(json!({ "kwargs": value })).expect("arguments")
+}
+
+async fn listener() -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let addr = listener.local_addr().expect("bound");
+    (listener, addr)
+}
+
+/// Serves one connection after another with these callbacks; the sender ends the connection at hand.
+fn serve(listener: TcpListener, callbacks: Callbacks) -> ConnectionManager {
+    let (connection, incoming) = ConnectionManager::new(Options::default());
+    let serving = connection.clone();
+    tokio::spawn(async move { callbacks.serve(&serving, incoming).await });
+    let driven = connection.clone();
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.expect("accepted");
+            set_keepalive(&stream, AFTER_IDLE_SEC, INTERVAL_SEC, MAX_FAILS).expect("set");
+            driven.connect(stream).await;
+        }
+    });
+    connection
+}
+
+async fn soon<T>(what: &str, waited: impl Future<Output = T>) -> T {
+    tokio::time::timeout(SOON, waited)
+        .await
+        .unwrap_or_else(|_elapsed| panic!("not in time: {what}"))
+}
+
+#[tokio::test]
+async fn requests_actions_and_files_both_ways() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let roots = Roots::new(BTreeMap::from([("shows".to_owned(), dir.path().join("shows"))]));
+    roots.create_missing();
+    let (listener, addr) = listener().await;
+    let (tell, mut told) = mpsc::channel(8);
+    let mut callbacks = Callbacks::new();
+    callbacks
+        .request_callback("id", |_, _| async { Ok::<_, String>(json!("copter-1")) })
+        .request_callback("broken", |_, _| async { Err::<serde_json::Value, _>("no") })
+        .message_callback("led", move |_, arguments: Arguments| {
+            let tell = tell.clone();
+            async move { tell.send(arguments).await.expect("waited for") }
+        })
+        .files(roots);
+    let _drone = serve(listener, callbacks);
+
+    let (server, _incoming) = ConnectionManager::new(Options::default());
+    let driven = server.clone();
+    let stream = TcpStream::connect(addr).await.expect("connected");
+    tokio::spawn(async move { driven.connect(stream).await });
+    let none = Arguments::default;
+    assert_eq!(
+        server.get_response("id", none(), SOON).await,
+        Ok(json!("copter-1"))
+    );
+    server
+        .send_message("led", kwargs(json!({"red": 255})))
+        .expect("room");
+    assert_eq!(soon("led", told.recv()).await, Some(kwargs(json!({"red": 255}))));
+    // Neither is answered, by the real program either.
+    let short = Duration::from_millis(100);
+    for value in ["broken", "unheard of"] {
+        let answer = server.get_response(value, none(), short).await;
+        assert_eq!(answer, Err(Unanswered::TimedOut), "{value}");
+    }
+
+    let source = dir.path().join("take1.csv");
+    let content = "0,0,1\n".repeat(50_000);
+    std::fs::write(&source, &content).expect("written");
+    server
+        .send_file(&source, "shows/a/take1.csv")
+        .await
+        .expect("sent");
+    let copy = dir.path().join("copy");
+    // Pushes are not answered: ask until it is there.
+    let fetched = soon("the file", async {
+        loop {
+            match server
+                .get_file("shows/a/take1.csv", Some(&copy), short * 10)
+                .await
+            {
+                Ok(bytes) => return bytes,
+                Err(FileFault::Unanswered(Unanswered::TimedOut)) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+    });
+    assert_eq!(fetched.await, content);
+    assert_eq!(std::fs::read_to_string(&copy).expect("written"), content);
+    let outside = server.get_file("shows/../take1.csv", None, short).await;
+    assert!(matches!(
+        outside,
+        Err(FileFault::Unanswered(Unanswered::TimedOut))
+    ));
+    let too_long = ConnectionManager::new(Options {
+        content_bytes_max: 10,
+        ..Options::default()
+    });
+    let refused = too_long.0.send_file(&source, "shows/x").await;
+    assert!(matches!(refused, Err(FileFault::TooLong { max: 10, .. })));
+}
+
+#[tokio::test]
+async fn a_request_outlives_its_connection_and_so_does_the_queue() {
+    let (listener, addr) = listener().await;
+    let options = Options {
+        manners: Manners {
+            resume_queue: true,
+            resend_requests: true,
+        },
+        ..Options::default()
+    };
+    let (drone, _incoming) = ConnectionManager::new(options);
+    // Before there is any connection at all.
+    drone.send_message("hello", Arguments::default()).expect("room");
+    let asking = drone.clone();
+    let asked = tokio::spawn(async move { asking.get_response("id", Arguments::default(), SOON).await });
+    let driven = drone.clone();
+    tokio::spawn(async move {
+        loop {
+            let stream = TcpStream::connect(addr).await.expect("connected");
+            driven.connect(stream).await;
+        }
+    });
+    // A peer that reads the request, and goes without an answer.
+    let (mut first, _) = listener.accept().await.expect("accepted");
+    let mut bytes = vec![0; 4096];
+    let mut read = 0;
+    while !String::from_utf8_lossy(&bytes[..read]).contains("requested_value") {
+        read += soon("the request", first.read(&mut bytes[read..]))
+            .await
+            .expect("read");
+    }
+    assert!(String::from_utf8_lossy(&bytes[..read]).contains("hello"));
+    drop(first);
+    let mut callbacks = Callbacks::new();
+    callbacks.request_callback("id", |_, _| async { Ok::<_, String>(json!("server")) });
+    let _server = serve(listener, callbacks);
+    assert_eq!(asked.await.expect("ran"), Ok(json!("server")));
+}
+
+#[tokio::test]
+async fn a_lost_connection_ends_requests_that_are_not_asked_again() {
+    let (listener, addr) = listener().await;
+    let (drone, _incoming) = ConnectionManager::new(Options::default());
+    let driven = drone.clone();
+    let stream = TcpStream::connect(addr).await.expect("connected");
+    let ended = tokio::spawn(async move { driven.connect(stream).await });
+    let (mut peer, _) = listener.accept().await.expect("accepted");
+    let asking = drone.clone();
+    let asked = tokio::spawn(async move { asking.get_response("id", Arguments::default(), SOON).await });
+    let mut some = [0; 10];
+    soon("the request", peer.read_exact(&mut some))
+        .await
+        .expect("read");
+    drop(peer);
+    assert_eq!(asked.await.expect("ran"), Err(Unanswered::Lost));
+    let ended = ended.await.expect("ran");
+    assert!(matches!(ended, Ended::Peer | Ended::Broken(_)), "{ended}");
+    assert_eq!(drone.addr(), None);
+}
+
+#[tokio::test]
+async fn bad_peers_lose_their_connection_only() {
+    let options = Options {
+        content_bytes_max: 1_000,
+        message_within: Duration::from_millis(200),
+        ..Options::default()
+    };
+    let long = br#"{"byteorder":"little","content-type":"binary","content-encoding":"utf-8","content-length":9999999999,"message-type":"message","action":"filetransfer","filepath":"a/b"}"#;
+    let mut announced = u16::try_from(long.len()).expect("short").to_be_bytes().to_vec();
+    announced.extend_from_slice(long);
+    let (connection, mut incoming) = ConnectionManager::new(options);
+    for (bytes, expected) in [
+        (&b"\xff\xff"[..], "not a message"),
+        (b"\x00\x02[]", "not a message"),
+        (&announced, "content of 9999999999 bytes is longer"),
+        (b"\x00\x50{\"byteorder\"", "stood still"),
+    ] {
+        let (listener, addr) = listener().await;
+        let mut peer = TcpStream::connect(addr).await.expect("connected");
+        let (stream, _) = listener.accept().await.expect("accepted");
+        peer.write_all(bytes).await.expect("written");
+        let ended = soon("the end", connection.connect(stream)).await;
+        assert!(ended.to_string().contains(expected), "{ended}");
+    }
+    // What only means nothing costs nobody the connection.
+    let (listener, addr) = listener().await;
+    let mut peer = TcpStream::connect(addr).await.expect("connected");
+    let (stream, _) = listener.accept().await.expect("accepted");
+    let long = br#"{"byteorder":"?","content-type":"binary","content-encoding":"utf-8","content-length":2000000,"message-type":"message","action":"filetransfer","filepath":"a/b"}"#;
+    let mut bytes = u16::try_from(long.len()).expect("short").to_be_bytes().to_vec();
+    bytes.extend_from_slice(long);
+    bytes.extend(std::iter::repeat_n(b'{', 2_000_000));
+    let sound = br#"{"byteorder":"?","content-type":"json","content-encoding":"utf-8","content-length":5,"message-type":"message","action":"land"}"#;
+    bytes.extend_from_slice(&u16::try_from(sound.len()).expect("short").to_be_bytes());
+    bytes.extend_from_slice(sound);
+    bytes.extend_from_slice(b"NaNNa");
+    let driven = connection.clone();
+    let ended = tokio::spawn(async move { driven.connect(stream).await });
+    soon("all is read", peer.write_all(&bytes))
+        .await
+        .expect("written");
+    let event = soon("the message", incoming.recv()).await;
+    let too_long = Event::TooLong {
+        bytes: 2_000_000,
+        max: 1_000,
+    };
+    assert_eq!(event, Some(too_long));
+    let event = soon("the message", incoming.recv()).await;
+    assert!(matches!(event, Some(Event::Unreadable(_))), "{event:?}");
+    connection.close();
+    assert!(matches!(ended.await.expect("ran"), Ended::Closed));
+}
+
+#[tokio::test]
+async fn an_announcement_leads_to_its_server() {
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0").expect("a port");
+    let port = socket.local_addr().expect("bound").port();
+    drop(socket);
+    let (listener, addr) = listener().await;
+    let mut client = Client::listening(None, port);
+    let found = tokio::spawn(async move { client.next_connection().await.1 });
+    let announcement = crate::proto::clever_show::Announcement {
+        host: "127.0.0.1".to_owned(),
+        port: addr.port(),
+        id: "0042".to_owned(),
+        start_time: "1".to_owned(),
+    };
+    let sender = Arc::new(tokio::net::UdpSocket::bind("127.0.0.1:0").await.expect("a port"));
+    let announced = announcement.to_datagram().expect("short");
+    let announcing = tokio::spawn(async move {
+        loop {
+            for datagram in [&b"nonsense"[..], &[0; 2000], &announced] {
+                // Nobody may be listening yet.
+                let _refused = sender.send_to(datagram, ("127.0.0.1", port)).await;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    soon("the connection", listener.accept()).await.expect("accepted");
+    assert_eq!(soon("the server", found).await.expect("ran"), addr);
+    announcing.abort();
+}
+
+#[test]
+fn this_machine_has_an_address() {
+    let address = get_ip_address();
+    assert!(
+        address == "localhost" || address.parse::<IpAddr>().is_ok(),
+        "{address}"
+    );
+}
+
+#[tokio::test]
+async fn a_wake_up_is_kept_for_the_next_who_waits() {
+    let notifier = Arc::new(NotifierSock::default());
+    notifier.notify();
+    soon("the one that was kept", notifier.notified()).await;
+    let waiting = notifier.clone();
+    let woken = tokio::spawn(async move { waiting.notified().await });
+    // From a thread that knows nothing of tasks.
+    std::thread::spawn(move || notifier.notify()).join().expect("ran");
+    soon("the next one", woken).await.expect("ran");
+}

@@ -1,0 +1,489 @@
+//! One side of a conversation, over as many connections as it takes.
+//!
+//! What waits to be sent is a queue in the order of its making. A request is
+//!
+//! | state | until | then |
+//! |---|---|---|
+//! | queued | it is taken for writing | sent |
+//! | sent | its response comes, with the same id and value | [`Event::Answered`] |
+//! | sent | the connection is lost | with [`Manners::resend_requests`] queued again, before all else; else [`Event::Unanswered`] |
+//! | queued | the connection is lost | with either of [`Manners`] it stays; else [`Event::Unanswered`] |
+//! | any | [`Dialogue::give_up`] | forgotten; a response that comes later is passed over |
+//!
+//! Other messages that still wait when the connection is lost stay with [`Manners::resume_queue`], and are dropped
+//! without it. One that was being written then was not read as a whole by the peer, and counts as waiting; one that
+//! had been written is gone, read or not: nothing but a request is ever sent twice. Responses never outlive the
+//! connection that their request came on.
+//!
+//! Invariants: the queue is bounded in messages and bytes, the open requests in number; every request ends in exactly
+//! one event unless it is given up.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+use serde_json::Value;
+
+use super::message::{BadMessage, Message, request_id};
+use crate::proto::message::Arguments;
+use crate::proto::wire::Frame;
+
+/// Most messages that wait to be sent.
+pub const QUEUE_MESSAGES_MAX: usize = 1_024;
+/// Most bytes of content that wait to be sent.
+pub const QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Most requests that wait for their response.
+pub const PENDING_MAX: usize = 256;
+/// Request ids are four digits, as those of the real program.
+const IDS: u32 = 10_000;
+
+/// What becomes of what is open when the connection is lost. The names are clever-show's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Manners {
+    /// What waits to be sent goes over the next connection.
+    pub resume_queue: bool,
+    /// Requests without a response are asked again over the next connection.
+    pub resend_requests: bool,
+}
+
+/// What a request was answered with.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Answer {
+    /// JSON.
+    Value(Value),
+    /// A file's bytes.
+    File(Bytes),
+}
+
+impl Answer {
+    /// The response that brings it.
+    pub fn to_message(self, name: String, id: String) -> Message {
+        match self {
+            Self::Value(value) => Message::Response { name, id, value },
+            Self::File(content) => Message::FileResponse { name, id, content },
+        }
+    }
+}
+
+/// What the peer said, and what became of a request.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// Do this.
+    Action {
+        /// What.
+        action: String,
+        /// With what.
+        arguments: Arguments,
+    },
+    /// Keep this file.
+    File {
+        /// Where.
+        filepath: String,
+        /// What is in it.
+        bytes: Bytes,
+    },
+    /// Tell me this; see [`Dialogue::respond`].
+    Asked {
+        /// What.
+        value: String,
+        /// To be repeated.
+        id: String,
+        /// With what.
+        arguments: Arguments,
+    },
+    /// A request of ours has its response.
+    Answered {
+        /// As [`Dialogue::get_response`] numbered it.
+        number: u64,
+        /// The response.
+        answer: Answer,
+    },
+    /// A request of ours gets none.
+    Unanswered {
+        /// As [`Dialogue::get_response`] numbered it.
+        number: u64,
+        /// Why.
+        why: Unanswered,
+    },
+    /// A frame that means nothing.
+    Unreadable(BadMessage),
+    /// A message was passed over unread, because it is longer than allowed.
+    TooLong {
+        /// What it announced.
+        bytes: u64,
+        /// What is allowed.
+        max: usize,
+    },
+    /// A response to nothing that is open.
+    Stray {
+        /// What it answers.
+        value: String,
+        /// With which id.
+        id: String,
+    },
+}
+
+/// Why a request gets no response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unanswered {
+    /// It is not asked again.
+    #[error("the connection was lost before the response came")]
+    Lost,
+    /// Whoever asked waits no longer. The real program answers no unknown and no failing request.
+    #[error("no response came in time")]
+    TimedOut,
+    /// It could not be asked.
+    #[error(transparent)]
+    Rejected(#[from] Rejected),
+    /// A file came where a value was asked for, or the reverse.
+    #[error("the response is of another kind: a file for a value, or a value for a file")]
+    OtherKind,
+    /// There is no conversation any more.
+    #[error("the conversation has ended")]
+    Ended,
+}
+
+/// Why something is not sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Rejected {
+    /// The peer takes no more, or is away.
+    #[error("too much waits to be sent: {QUEUE_MESSAGES_MAX} messages or {QUEUE_BYTES_MAX} bytes")]
+    QueueFull,
+    /// The peer answers nothing.
+    #[error("too many requests are open: {PENDING_MAX}")]
+    TooManyRequests,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Dialogue {
+    manners: Manners,
+    queue: VecDeque<Item>,
+    /// Of the content of all that waits.
+    bytes: usize,
+    /// Taken for writing and not written yet.
+    writing: Option<Item>,
+    pending: BTreeMap<String, Pending>,
+    numbers: u64,
+    next_id: u32,
+    events: VecDeque<Event>,
+}
+
+#[derive(Debug)]
+struct Item {
+    message: Message,
+    bytes: usize,
+    /// A later one of the same action takes its place.
+    newest_only: bool,
+}
+
+#[derive(Debug)]
+struct Pending {
+    number: u64,
+    message: Message,
+    sent: bool,
+}
+
+impl Item {
+    fn new(message: Message, newest_only: bool) -> Self {
+        let bytes = weight(&message);
+        Self {
+            message,
+            bytes,
+            newest_only,
+        }
+    }
+
+    /// The id, if it is a request of ours.
+    fn request(&self) -> Option<&str> {
+        match &self.message {
+            Message::Request { id, .. } => Some(id),
+            Message::Action { .. }
+            | Message::FilePush { .. }
+            | Message::Response { .. }
+            | Message::FileResponse { .. } => None,
+        }
+    }
+
+    fn is_response(&self) -> bool {
+        matches!(
+            self.message,
+            Message::Response { .. } | Message::FileResponse { .. }
+        )
+    }
+}
+
+/// Roughly its length on the wire, in bytes.
+fn weight(message: &Message) -> usize {
+    let json = |value: &Value| value.to_string().len();
+    let arguments = |arguments: &Arguments| {
+        let args: usize = arguments.args.iter().map(json).sum();
+        let kwargs = arguments
+            .kwargs
+            .iter()
+            .map(|(key, value)| key.len() + json(value));
+        args + kwargs.sum::<usize>()
+    };
+    match message {
+        Message::Action { arguments: given, .. } | Message::Request { arguments: given, .. } => {
+            arguments(given)
+        }
+        Message::FilePush { content, .. } | Message::FileResponse { content, .. } => content.len(),
+        Message::Response { value, .. } => json(value),
+    }
+}
+
+impl Dialogue {
+    /// Nothing said yet. `first_id` is where request ids begin; take a random one, so that a peer does not meet the
+    /// same ones after each start.
+    pub fn new(manners: Manners, first_id: u16) -> Self {
+        Self {
+            manners,
+            queue: VecDeque::new(),
+            bytes: 0,
+            writing: None,
+            pending: BTreeMap::new(),
+            numbers: 0,
+            next_id: u32::from(first_id) % IDS,
+            events: VecDeque::new(),
+        }
+    }
+
+    /// What has happened, oldest first.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// How many messages wait to be sent.
+    pub fn waiting(&self) -> usize {
+        self.queue.len() + usize::from(self.writing.is_some())
+    }
+
+    /// How many requests are open.
+    pub fn open_requests(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// Has the peer do something.
+    ///
+    /// # Errors
+    /// [`Rejected::QueueFull`]
+    pub fn send_message(&mut self, action: &str, arguments: Arguments) -> Result<(), Rejected> {
+        let action = action.to_owned();
+        self.enqueue(Item::new(Message::Action { action, arguments }, false))
+    }
+
+    /// The same, in place of an earlier one of this action that still waits: for readings.
+    ///
+    /// # Errors
+    /// [`Rejected::QueueFull`]
+    pub fn send_newest(&mut self, action: &str, arguments: Arguments) -> Result<(), Rejected> {
+        let item = Item::new(
+            Message::Action {
+                action: action.to_owned(),
+                arguments,
+            },
+            true,
+        );
+        let same = |waiting: &&mut Item| {
+            let named = matches!(&waiting.message, Message::Action { action: other, .. } if other == action);
+            waiting.newest_only && named
+        };
+        let Some(old) = self.queue.iter_mut().find(same) else {
+            return self.enqueue(item);
+        };
+        if self.bytes - old.bytes + item.bytes > QUEUE_BYTES_MAX {
+            return Err(Rejected::QueueFull);
+        }
+        self.bytes = self.bytes - old.bytes + item.bytes;
+        *old = item;
+        Ok(())
+    }
+
+    /// Gives the peer a file.
+    ///
+    /// # Errors
+    /// [`Rejected::QueueFull`]
+    pub fn send_file(&mut self, dest_filepath: &str, bytes: Bytes) -> Result<(), Rejected> {
+        let (path, content) = (dest_filepath.to_owned(), bytes);
+        self.enqueue(Item::new(Message::FilePush { path, content }, false))
+    }
+
+    /// Answers what [`Event::Asked`].
+    ///
+    /// # Errors
+    /// [`Rejected::QueueFull`]
+    pub fn respond(&mut self, value: &str, id: &str, answer: Answer) -> Result<(), Rejected> {
+        let (value, id) = (value.to_owned(), id.to_owned());
+        self.enqueue(Item::new(answer.to_message(value, id), false))
+    }
+
+    /// Asks the peer. Returns the number that its end will name.
+    ///
+    /// # Errors
+    /// [`Rejected`]
+    pub fn get_response(&mut self, requested_value: &str, arguments: Arguments) -> Result<u64, Rejected> {
+        self.ask(|id| Message::Request {
+            name: requested_value.to_owned(),
+            id,
+            arguments,
+        })
+    }
+
+    /// Asks the peer for a file; the answer is [`Answer::File`].
+    ///
+    /// # Errors
+    /// [`Rejected`]
+    pub fn get_file(&mut self, client_filepath: &str) -> Result<u64, Rejected> {
+        self.ask(|id| Message::file_request(client_filepath, id))
+    }
+
+    fn ask(&mut self, message: impl FnOnce(String) -> Message) -> Result<u64, Rejected> {
+        if self.pending.len() >= PENDING_MAX {
+            return Err(Rejected::TooManyRequests);
+        }
+        let id = self.free_id();
+        let message = message(id.clone());
+        self.enqueue(Item::new(message.clone(), false))?;
+        self.numbers += 1;
+        let number = self.numbers;
+        let pending = Pending {
+            number,
+            message,
+            sent: false,
+        };
+        self.pending.insert(id, pending);
+        Ok(number)
+    }
+
+    /// Nobody waits for this request any more; it ends without an event.
+    pub fn give_up(&mut self, number: u64) {
+        let id = self.pending.iter().find(|(_, pending)| pending.number == number);
+        let Some(id) = id.map(|(id, _)| id.clone()) else {
+            return;
+        };
+        self.pending.remove(&id);
+        self.keep(|item| item.request() != Some(&id));
+    }
+
+    /// The next frame to write, whole, and from its first byte. Call [`Self::written`] before the next.
+    pub fn poll_transmit(&mut self) -> Option<Frame> {
+        if self.writing.is_some() {
+            return None;
+        }
+        let item = self.queue.pop_front()?;
+        self.bytes -= item.bytes;
+        let frame = item.message.to_frame();
+        self.writing = Some(item);
+        Some(frame)
+    }
+
+    /// The frame that was taken last has been written.
+    pub fn written(&mut self) {
+        let Some(item) = self.writing.take() else { return };
+        if let Some(pending) = item.request().and_then(|id| self.pending.get_mut(id)) {
+            pending.sent = true;
+        }
+    }
+
+    /// A frame has come.
+    pub fn handle_frame(&mut self, frame: &Frame) {
+        let event = match Message::read(frame) {
+            Err(bad) => Event::Unreadable(bad),
+            Ok(Message::Action { action, arguments }) => Event::Action { action, arguments },
+            Ok(Message::FilePush { path, content }) => Event::File {
+                filepath: path,
+                bytes: content,
+            },
+            Ok(Message::Request { name, id, arguments }) => Event::Asked {
+                value: name,
+                id,
+                arguments,
+            },
+            Ok(Message::Response { name, id, value }) => self.response(name, id, Answer::Value(value)),
+            Ok(Message::FileResponse { name, id, content }) => self.response(name, id, Answer::File(content)),
+        };
+        self.events.push_back(event);
+    }
+
+    /// The connection is lost, or was closed. See the module for what becomes of what is open.
+    pub fn lost(&mut self) {
+        if let Some(item) = self.writing.take() {
+            self.bytes += item.bytes;
+            self.queue.push_front(item);
+        }
+        let Manners {
+            resume_queue,
+            resend_requests,
+        } = self.manners;
+        self.keep(|item| {
+            !item.is_response() && (resume_queue || item.request().is_some() && resend_requests)
+        });
+        if resend_requests {
+            self.ask_again();
+        }
+        let queued: Vec<&str> = self.queue.iter().filter_map(Item::request).collect();
+        let ended: Vec<String> = self
+            .pending
+            .keys()
+            .filter(|id| !queued.contains(&id.as_str()))
+            .cloned()
+            .collect();
+        for id in ended {
+            if let Some(Pending { number, .. }) = self.pending.remove(&id) {
+                let why = Unanswered::Lost;
+                self.events.push_back(Event::Unanswered { number, why });
+            }
+        }
+    }
+
+    /// What was sent and is open goes to the front, oldest first.
+    fn ask_again(&mut self) {
+        let mut sent: Vec<&mut Pending> = self.pending.values_mut().filter(|pending| pending.sent).collect();
+        sent.sort_by_key(|pending| pending.number);
+        for pending in sent.into_iter().rev() {
+            pending.sent = false;
+            let item = Item::new(pending.message.clone(), false);
+            self.bytes += item.bytes;
+            self.queue.push_front(item);
+        }
+    }
+
+    fn response(&mut self, value: String, id: String, answer: Answer) -> Event {
+        let asked = self.pending.get(&id).is_some_and(
+            |pending| matches!(&pending.message, Message::Request { name: asked, .. } if *asked == value),
+        );
+        match asked.then(|| self.pending.remove(&id)).flatten() {
+            Some(Pending { number, .. }) => {
+                // A peer may answer what is queued again: then it need not be asked.
+                self.keep(|item| item.request() != Some(&id));
+                Event::Answered { number, answer }
+            }
+            None => Event::Stray { value, id },
+        }
+    }
+
+    fn enqueue(&mut self, item: Item) -> Result<(), Rejected> {
+        if self.queue.len() >= QUEUE_MESSAGES_MAX || self.bytes + item.bytes > QUEUE_BYTES_MAX {
+            return Err(Rejected::QueueFull);
+        }
+        self.bytes += item.bytes;
+        self.queue.push_back(item);
+        Ok(())
+    }
+
+    fn keep(&mut self, wanted: impl Fn(&Item) -> bool) {
+        self.queue.retain(wanted);
+        self.bytes = self.queue.iter().map(|item| item.bytes).sum();
+    }
+
+    fn free_id(&mut self) -> String {
+        loop {
+            let id = request_id(self.next_id);
+            self.next_id = (self.next_id + 1) % IDS;
+            // There are far more ids than open requests.
+            if !self.pending.contains_key(&id) {
+                return id;
+            }
+        }
+    }
+}
