@@ -118,6 +118,7 @@ impl Counter {
             | Request::Audit { .. }
             | Request::Peers { .. }
             | Request::Tell { .. }
+            | Request::Users { .. }
             | Request::Retry { .. } => Vec::new(),
         };
         if meant.is_empty() {
@@ -365,6 +366,7 @@ impl Counter {
             | Request::Follow { .. }
             | Request::Peers { .. }
             | Request::Tell { .. }
+            | Request::Users { .. }
             | Request::Retry { .. } => {
                 drop(to);
                 return own.join(told, &events).await;
