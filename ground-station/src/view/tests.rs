@@ -541,6 +541,12 @@ fn what_nodes_tell_of_themselves_has_columns_of_its_own() {
     nodes.add(&node(2, NodeState::Online, Some(0)), Style::default());
     let table = nodes.table(|_id| 0, Style::default()).join("\n");
     assert!(table.contains("BATTERY") && table.contains("FCU"), "{table}");
-    assert!(table.contains("[12.2,0.98]") && table.contains("STANDBY"), "{table}");
-    assert!(!table.contains('\u{1b}') && !table.contains(&"x".repeat(30)), "{table}");
+    assert!(
+        table.contains("[12.2,0.98]") && table.contains("STANDBY"),
+        "{table}"
+    );
+    assert!(
+        !table.contains('\u{1b}') && !table.contains(&"x".repeat(30)),
+        "{table}"
+    );
 }
