@@ -143,6 +143,12 @@ fn what_is_written_is_sent_and_what_is_answered_is_answered() {
     drone.ask(3, "time", none(), until(now), now);
     drone.ask_file(4, "/y", until(now), now);
     assert!(events(&mut drone).is_empty() && !drone.awaits_file());
+    drone.handle_frame(&response(2, "time", json!(0)), now);
+    let early = events(&mut drone);
+    assert!(
+        matches!(early.as_slice(), [Event::PassedOver(_)]),
+        "not asked yet: {early:?}"
+    );
     assert_eq!(
         names(&written(&mut drone, now)),
         ["led", "/x", "time", "filetransfer"]

@@ -526,3 +526,27 @@ fn how_far_all_are_is_told_live() {
     )));
     assert_eq!(report.standing(), "1 of 4 done · 1 started · 2 waiting");
 }
+
+#[test]
+fn what_nodes_tell_of_themselves_has_columns_of_its_own() {
+    let mut nodes = Nodes::default();
+    let mut drone = node(1, NodeState::Online, Some(0));
+    let readings = [
+        ("battery", serde_json::json!([12.2, 0.98])),
+        ("fcu", serde_json::json!("STANDBY\u{1b}[2J")),
+        ("long", serde_json::json!("x".repeat(100))),
+    ];
+    drone.telemetry = readings.map(|(name, value)| (name.to_owned(), value)).into();
+    nodes.add(&drone, Style::default());
+    nodes.add(&node(2, NodeState::Online, Some(0)), Style::default());
+    let table = nodes.table(|_id| 0, Style::default()).join("\n");
+    assert!(table.contains("BATTERY") && table.contains("FCU"), "{table}");
+    assert!(
+        table.contains("[12.2,0.98]") && table.contains("STANDBY"),
+        "{table}"
+    );
+    assert!(
+        !table.contains('\u{1b}') && !table.contains(&"x".repeat(30)),
+        "{table}"
+    );
+}

@@ -129,3 +129,58 @@ fn a_variable_opens_a_door_too() {
     let error = config.read_environment(wrong).expect_err("no time");
     assert!(matches!(error, ConfigError::Environment { .. }), "{error}");
 }
+
+#[test]
+fn the_door_for_clever_show_has_keys_of_its_own() {
+    let open = read("[doors.clever_show]")
+        .expect("only opened")
+        .doors
+        .clever_show
+        .expect("open");
+    assert!(open.announce && open.resend_requests && !open.resume_queue);
+    assert_eq!((open.announce_port, open.common.listen.port()), (8181, 25_000));
+    assert_eq!(open.stop_action.as_deref(), Some("emergency_land"));
+    let text = r#"
+        [doors.clever_show]
+        announce = false
+        announce_port = 9
+        resume_queue = true
+        resend_requests = false
+        requests = ["heat"]
+        flight = ["dance_*"]
+        stop_action = ""
+        file_bytes = 10
+
+        [doors.clever_show.roots]
+        shows = "/home/pi/shows"
+    "#;
+    let open = read(text).expect("reads").doors.clever_show.expect("open");
+    assert!(!open.announce && !open.resend_requests && open.resume_queue);
+    assert!(open.requests.contains("heat") && open.flight.iter().any(|glob| glob.matches("dance_1")));
+    assert_eq!(
+        (open.announce_port, open.stop_action, open.file_bytes),
+        (9, None, 10)
+    );
+    assert_eq!(open.roots["shows"], "/home/pi/shows");
+    for (text, wanted) in [
+        (
+            "announce = 1",
+            "config.toml:2: doors.clever_show.announce has to be true or false",
+        ),
+        (
+            "announce_port = 0",
+            "config.toml:2: announce_port has to be 1 to 65535",
+        ),
+        (
+            "[doors.clever_show.roots]\nshows = 1",
+            "config.toml:3: roots.shows has to be a path",
+        ),
+        (
+            "[doors.clever_show.roots]\n\"a/b\" = \"x\"",
+            "config.toml:3: \"a/b\" is no name of a root",
+        ),
+    ] {
+        let error = read(&format!("[doors.clever_show]\n{text}")).expect_err(text);
+        assert!(error.starts_with(wanted), "{error}");
+    }
+}

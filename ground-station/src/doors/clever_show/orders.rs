@@ -265,3 +265,41 @@ pub(super) fn answer(end: End, sense: Sense) -> Answer {
     };
     Answer::Reply(reply)
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn arguments(kwargs: Value) -> Arguments {
+        let args = Vec::new();
+        let kwargs = serde_json::from_value(kwargs).expect("an object");
+        Arguments { args, kwargs }
+    }
+
+    #[test]
+    fn a_program_and_its_words_are_one_line_that_a_shell_takes_apart_again() {
+        for (kwargs, line) in [
+            (json!({ "program": "ls", "args": ["-l", "/tmp"] }), "ls -l /tmp"),
+            (
+                json!({ "program": "echo", "args": ["", "a b", "$x", "it's", "`id`", "a;b"] }),
+                r"echo '' 'a b' '$x' 'it'\''s' '`id`' 'a;b'",
+            ),
+            (json!({ "command": "as it is; done" }), "as it is; done"),
+        ] {
+            let arguments = execute(arguments(kwargs)).expect("a program");
+            assert_eq!(
+                arguments.kwargs,
+                *json!({ "command": line }).as_object().expect("an object")
+            );
+        }
+        for bad in [
+            json!({}),
+            json!({ "program": 1 }),
+            json!({ "program": "ls", "args": [1] }),
+        ] {
+            execute(arguments(bad.clone())).expect_err(&bad.to_string());
+        }
+    }
+}
