@@ -364,6 +364,20 @@ fn a_plug_in_s_question_is_answered_by_name() {
 }
 
 #[test]
+fn a_flight_action_that_lay_too_long_unread_is_not_done() {
+    let flight = "[actions.takeoff]\ncommand = [\"/bin/echo\", \"up\"]\nclass = \"flight\"\n";
+    let mut stage = Stage::set("allow = [\"takeoff\"]\ntelemetry = false\nrate = 10", flight);
+    let Stage { server, node, .. } = &mut stage;
+    for _ in 0..50 {
+        server.act("dance", &json!({}));
+    }
+    server.act("takeoff", &json!({}));
+    node.wait_log("name=\"takeoff\" why=\"expired: ");
+    server.act("takeoff", &json!({}));
+    node.wait_log("name=\"takeoff\" outcome=\"done\"");
+}
+
+#[test]
 fn a_server_that_announces_itself_is_found_and_found_again_elsewhere() {
     let field = Field::new();
     let udp = UdpSocket::bind("127.0.0.1:0").expect("a port");
