@@ -117,8 +117,7 @@ fn a_node_joins_and_answers_and_acts_as_allowed() {
     );
     let Stage { server, node, .. } = &mut stage;
     let none = json!({});
-    let dir = server.wait("clover_dir", |line| line["name"] == "clover_dir");
-    assert_eq!(dir["value"], "files", "its first root");
+    assert_eq!(server.ask("clover_dir", &none), "files", "its first root");
     let reading = server.wait("a reading", |line| line["action"] == "telemetry");
     let value = &reading["kwargs"]["value"];
     assert!(
