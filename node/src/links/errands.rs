@@ -52,13 +52,14 @@ impl Errands {
         (Self { to, actions }, errands)
     }
 
-    /// Hands something in, in the name of somebody of this role. Errands are taken in the order of these calls. Its end
-    /// comes from the receiver, once; none comes if the node shuts down.
+    /// Hands something in, in the name of somebody of this role, that has reached the node at `since` or later. Errands
+    /// are taken in the order of these calls. Its end comes from the receiver, once; none comes if the node shuts down.
     pub async fn hand_in(
         &self,
         role: Role,
         action: String,
         arguments: Arguments,
+        since: Instant,
     ) -> oneshot::Receiver<Reply> {
         let life = if self.actions.traits(&action).flight {
             Duration::from_millis(FLIGHT_LIFE_MS_MAX)
@@ -71,7 +72,7 @@ impl Errands {
             action,
             arguments,
             life,
-            deadline: clock::now() + life,
+            deadline: since + life,
             reply,
         };
         // If nobody takes them any more, the receiver tells.

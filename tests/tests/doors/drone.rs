@@ -117,8 +117,7 @@ fn a_node_joins_and_answers_and_acts_as_allowed() {
     );
     let Stage { server, node, .. } = &mut stage;
     let none = json!({});
-    let dir = server.wait("clover_dir", |line| line["name"] == "clover_dir");
-    assert_eq!(dir["value"], "files", "its first root");
+    assert_eq!(server.ask("clover_dir", &none), "files", "its first root");
     let reading = server.wait("a reading", |line| line["action"] == "telemetry");
     let value = &reading["kwargs"]["value"];
     assert!(
@@ -361,6 +360,20 @@ fn a_plug_in_s_question_is_answered_by_name() {
     node.wait_log("name=\"blink\" why=\"refused: ");
     // A flight action is young enough when it comes.
     assert_eq!(server.ask("takeoff", &json!({})), "up\n");
+}
+
+#[test]
+fn a_flight_action_that_lay_too_long_unread_is_not_done() {
+    let flight = "[actions.takeoff]\ncommand = [\"/bin/echo\", \"up\"]\nclass = \"flight\"\n";
+    let mut stage = Stage::set("allow = [\"takeoff\"]\ntelemetry = false\nrate = 10", flight);
+    let Stage { server, node, .. } = &mut stage;
+    for _ in 0..50 {
+        server.act("dance", &json!({}));
+    }
+    server.act("takeoff", &json!({}));
+    node.wait_log("name=\"takeoff\" why=\"expired: ");
+    server.act("takeoff", &json!({}));
+    node.wait_log("name=\"takeoff\" outcome=\"done\"");
 }
 
 #[test]

@@ -55,6 +55,8 @@ async fn as_a_drone_at_a_python_server() {
         }
     });
     server.wait("id", |line| line["name"] == "id" && line["value"] == "clever-1");
+    // The server's own question may have been answered before the first.
+    server.order(&json!({"do": "request", "value": "clover_dir"}));
     server.wait("clover_dir", |line| {
         line["name"] == "clover_dir" && line["value"] == "files"
     });

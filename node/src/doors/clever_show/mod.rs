@@ -16,12 +16,12 @@ mod translate;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use serde_json::{Map, Value};
 use swarm_shared::net::clever_show::{
-    Answer, Client, ConnectionManager, Event, Manners, Options, files, get_ip_address,
+    Answer, Client, ConnectionManager, Event, Heard, Manners, Options, files, get_ip_address,
 };
 use swarm_shared::net::roots::{FileError, Roots};
 use swarm_shared::net::socket::KeepaliveConfig;
@@ -105,7 +105,7 @@ fn warn(config: &CleverShow) {
 }
 
 impl Door {
-    async fn run(self, client: Client, incoming: mpsc::Receiver<Event>, stop: CancellationToken) {
+    async fn run(self, client: Client, incoming: mpsc::Receiver<Heard>, stop: CancellationToken) {
         tokio::select! {
             biased;
             () = stop.cancelled() => {}
@@ -146,16 +146,16 @@ impl Door {
         }
     }
 
-    async fn serve(&self, mut incoming: mpsc::Receiver<Event>) {
+    async fn serve(&self, mut incoming: mpsc::Receiver<Heard>) {
         let mut at_work = JoinSet::new();
-        while let Some(event) = incoming.recv().await {
+        while let Some(Heard { event, since }) = incoming.recv().await {
             while at_work.try_join_next().is_some() {}
             if at_work.len() >= AT_WORK_MAX {
                 at_work.join_next().await;
             }
             match event {
                 Event::Action { action, arguments } => {
-                    let end = self.begin("action", &action, arguments).await;
+                    let end = self.begin("action", &action, arguments, since).await;
                     let door = self.clone();
                     if let Some((server, end)) = end {
                         at_work.spawn(async move {
@@ -164,7 +164,9 @@ impl Door {
                         });
                     }
                 }
-                Event::Asked { value, id, arguments } => self.asked(value, id, arguments, &mut at_work).await,
+                Event::Asked { value, id, arguments } => {
+                    self.asked((value, id), arguments, since, &mut at_work).await;
+                }
                 Event::File { filepath, bytes } => {
                     let kept = self.keep(&filepath, bytes).await;
                     self.log.note(self.server(), "file pushed", &filepath, kept);
@@ -187,7 +189,13 @@ impl Door {
         }
     }
 
-    async fn asked(&self, value: String, id: String, arguments: Arguments, at_work: &mut JoinSet<()>) {
+    async fn asked(
+        &self,
+        (value, id): (String, String),
+        arguments: Arguments,
+        since: Instant,
+        at_work: &mut JoinSet<()>,
+    ) {
         let server = self.server();
         if value == FILE_TRANSFER {
             let path = arguments
@@ -213,7 +221,7 @@ impl Door {
                 .note(server, "request", &value, answered.map(|()| "done".to_owned()));
         }
         let with_spec = translate::wants_spec(&arguments);
-        let Some((server, end)) = self.begin("request", &value, arguments).await else {
+        let Some((server, end)) = self.begin("request", &value, arguments, since).await else {
             return;
         };
         let door = self.clone();
@@ -241,6 +249,7 @@ impl Door {
         what: &'static str,
         name: &str,
         arguments: Arguments,
+        since: Instant,
     ) -> Option<(Option<SocketAddr>, oneshot::Receiver<Reply>)> {
         let server = self.server();
         let own = |name: &str| self.actions.is_owners(name);
@@ -258,7 +267,10 @@ impl Door {
         });
         match permitted {
             Ok((action, arguments)) => {
-                let end = self.errands.hand_in(self.config.role, action, arguments).await;
+                let end = self
+                    .errands
+                    .hand_in(self.config.role, action, arguments, since)
+                    .await;
                 Some((server, end))
             }
             Err(why) => {

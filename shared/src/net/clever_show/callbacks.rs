@@ -9,7 +9,7 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::{Answer, ConnectionManager, Event, files};
+use super::{Answer, ConnectionManager, Event, Heard, files};
 use crate::net::roots::Roots;
 use crate::proto::clever_show::FILE_TRANSFER;
 use crate::proto::message::Arguments;
@@ -81,9 +81,9 @@ impl Callbacks {
 
     /// Does for a peer what is registered, over all its connections. It does not end by itself; dropping the future drops
     /// what is at work.
-    pub async fn serve(self, connection: &ConnectionManager, mut incoming: mpsc::Receiver<Event>) {
+    pub async fn serve(self, connection: &ConnectionManager, mut incoming: mpsc::Receiver<Heard>) {
         let mut at_work = JoinSet::new();
-        while let Some(event) = incoming.recv().await {
+        while let Some(Heard { event, .. }) = incoming.recv().await {
             while at_work.try_join_next().is_some() {}
             if at_work.len() >= CALLBACKS_MAX {
                 at_work.join_next().await;

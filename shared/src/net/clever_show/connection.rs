@@ -19,7 +19,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use serde_json::Value;
@@ -73,6 +73,15 @@ impl Default for Options {
             message_within: MESSAGE_WITHIN,
         }
     }
+}
+
+/// What a peer said, and how old it may be.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Heard {
+    /// What.
+    pub event: Event,
+    /// It did not reach this machine before then. How long it was on the way is not known: the protocol tells no times.
+    pub since: Instant,
 }
 
 /// How a connection ended.
@@ -133,7 +142,7 @@ struct Inner {
     options: Options,
     state: Mutex<State>,
     wake: NotifierSock,
-    events: mpsc::Sender<Event>,
+    events: mpsc::Sender<Heard>,
     /// Held while a connection is driven.
     turn: tokio::sync::Mutex<()>,
     /// Changes when the connection at hand is to end.
@@ -150,7 +159,7 @@ struct State {
 impl ConnectionManager {
     /// A peer that is not connected yet, and what it will say. Nothing more is read while too many of its words wait to
     /// be taken; [`Callbacks::serve`](super::Callbacks::serve) takes them.
-    pub fn new(options: Options) -> (Self, mpsc::Receiver<Event>) {
+    pub fn new(options: Options) -> (Self, mpsc::Receiver<Heard>) {
         let (events, incoming) = mpsc::channel(EVENTS_MAX);
         let first_id = u16::try_from(random::spread() % 10_000).unwrap_or_default();
         let state = State {
@@ -389,6 +398,9 @@ impl Inner {
         Ok(())
     }
 
+    /// Reads until the end. What is told carries the time before which it cannot have come: when the socket was found
+    /// empty last, and something came into it. So a peer that sends faster than it is read cannot make an old word look
+    /// like a new one.
     async fn read(&self, mut from: ReadHalf<'_>) -> Ended {
         let limits = Limits {
             header: HEADER_BYTES_MAX,
@@ -397,6 +409,8 @@ impl Inner {
         let mut reader = FrameReader::new(limits);
         let mut pace = Pace::per_second(self.options.rate);
         let (mut buffer, mut begun) = (BytesMut::new(), None);
+        // Of what is in the buffer; of what is not read yet, where the socket has been emptied since.
+        let (mut since, mut emptied) = (clock::now(), None);
         loop {
             match reader.next_frame(&mut buffer) {
                 Err(WireError::ContentTooLong { bytes, max }) if bytes <= PASSED_OVER_MAX => {
@@ -412,7 +426,8 @@ impl Inner {
                         Err(_elapsed) => return Ended::Stalled,
                     }
                     (begun, reader) = (None, FrameReader::new(limits));
-                    if self.events.send(Event::TooLong { bytes, max }).await.is_err() {
+                    let event = Event::TooLong { bytes, max };
+                    if self.events.send(Heard { event, since }).await.is_err() {
                         return Ended::Closed;
                     }
                     continue;
@@ -423,7 +438,7 @@ impl Inner {
                     while let Err(wait) = pace.take(clock::now()) {
                         tokio::time::sleep(wait).await;
                     }
-                    if !self.take(&frame).await {
+                    if !self.take(&frame, since).await {
                         return Ended::Closed;
                     }
                     continue;
@@ -438,22 +453,35 @@ impl Inner {
                 buffer = BytesMut::new();
             }
             buffer.reserve(reader.lacking().clamp(READ_BYTES.0, READ_BYTES.1));
-            let until = begun.map(|begun| begun + self.options.message_within);
-            let read = tokio::select! {
-                read = from.read_buf(&mut buffer) => read,
-                () = clock::sleep_until(until.unwrap_or_else(clock::now)), if until.is_some() => return Ended::Stalled,
+            let until = begun.map(|begun: Instant| begun + self.options.message_within);
+            let room = buffer.capacity() - buffer.len();
+            let read = match from.try_read_buf(&mut buffer) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    tokio::select! {
+                        ready = from.readable() => if let Err(error) = ready {
+                            return error.into();
+                        },
+                        () = clock::sleep_until(until.unwrap_or_else(clock::now)), if until.is_some() => {
+                            return Ended::Stalled;
+                        }
+                    }
+                    emptied = Some(clock::now());
+                    continue;
+                }
+                read => read,
             };
+            since = emptied.take().unwrap_or(since);
             match read {
                 Ok(0) if within => return io::Error::from(io::ErrorKind::UnexpectedEof).into(),
                 Ok(0) => return Ended::Peer,
-                Ok(_) => {}
+                Ok(bytes) => emptied = (bytes < room).then(clock::now),
                 Err(error) => return error.into(),
             }
         }
     }
 
     /// Whether anybody takes what it says.
-    async fn take(&self, frame: &Frame) -> bool {
+    async fn take(&self, frame: &Frame, since: Instant) -> bool {
         let json = frame.header.content_type == ContentType::Json;
         let events = if json && frame.content.len() > CONTENT_BYTES_MAX {
             // Only files may be as long as the options allow: JSON takes many times its length in memory.
@@ -465,7 +493,7 @@ impl Inner {
             state.settle()
         };
         for event in events {
-            if self.events.send(event).await.is_err() {
+            if self.events.send(Heard { event, since }).await.is_err() {
                 return false;
             }
         }

@@ -23,7 +23,7 @@ use tokio::sync::Notify;
 pub use callbacks::{CALLBACKS_MAX, Callbacks};
 pub use client::{CONNECT_ATTEMPTS, CONNECT_PAUSE, CONNECT_TIMEOUT, Client, RETRY_PAUSE_MAX, broadcast_bind};
 pub use connection::{
-    ConnectionManager, Ended, FileFault, MESSAGE_WITHIN, Options, PASSED_OVER_MAX, WRITE_STALL,
+    ConnectionManager, Ended, FileFault, Heard, MESSAGE_WITHIN, Options, PASSED_OVER_MAX, WRITE_STALL,
 };
 
 use super::socket::{self, KeepaliveConfig, Purpose, SocketError};

@@ -221,13 +221,17 @@ async fn bad_peers_lose_their_connection_only() {
     soon("all is read", peer.write_all(&bytes))
         .await
         .expect("written");
-    let event = soon("the message", incoming.recv()).await;
+    let event = soon("the message", incoming.recv())
+        .await
+        .map(|heard| heard.event);
     let too_long = Event::TooLong {
         bytes: 2_000_000,
         max: 1_000,
     };
     assert_eq!(event, Some(too_long));
-    let event = soon("the message", incoming.recv()).await;
+    let event = soon("the message", incoming.recv())
+        .await
+        .map(|heard| heard.event);
     assert!(matches!(event, Some(Event::Unreadable(_))), "{event:?}");
     connection.close();
     assert!(matches!(ended.await.expect("ran"), Ended::Closed));
@@ -282,4 +286,40 @@ async fn a_wake_up_is_kept_for_the_next_who_waits() {
     // From a thread that knows nothing of tasks.
     std::thread::spawn(move || notifier.notify()).join().expect("ran");
     soon("the next one", woken).await.expect("ran");
+}
+
+#[tokio::test]
+async fn what_is_read_late_is_known_to_be_old() {
+    let (listener, addr) = listener().await;
+    let (connection, mut incoming) = ConnectionManager::new(Options {
+        rate: 10,
+        ..Options::default()
+    });
+    let mut peer = TcpStream::connect(addr).await.expect("connected");
+    let (stream, _) = listener.accept().await.expect("accepted");
+    let driven = connection.clone();
+    tokio::spawn(async move { driven.connect(stream).await });
+    let mut land = bytes::BytesMut::new();
+    let message = crate::proto::clever_show::Message::Action {
+        action: "land".to_owned(),
+        arguments: Arguments::default(),
+    };
+    message.to_frame().encode(&mut land).expect("fits");
+    // Twice as many as are read in a second, at once, and one more after a rest.
+    let sent = crate::net::clock::now();
+    peer.write_all(&land.repeat(20)).await.expect("written");
+    let mut heard = Vec::new();
+    for _ in 0..20 {
+        heard.push(soon("a message", incoming.recv()).await.expect("open").since);
+    }
+    let read = crate::net::clock::now();
+    assert!(read - sent >= Duration::from_millis(800), "{:?}", read - sent);
+    assert!(
+        heard
+            .iter()
+            .all(|since| *since < sent + Duration::from_millis(500))
+    );
+    peer.write_all(&land).await.expect("written");
+    let fresh = soon("a message", incoming.recv()).await.expect("open").since;
+    assert!(fresh >= read, "{:?} before", read - fresh);
 }
