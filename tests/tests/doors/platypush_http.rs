@@ -273,6 +273,29 @@ fn users_and_tokens_are_kept_with_and_without_a_running_station() {
 }
 
 #[test]
+fn a_password_that_is_typed_is_not_shown() {
+    let (fleet, url) = fleet(1, "");
+    let program = binaries().station.to_str().expect("a text").to_owned();
+    let dir = fleet.station.dir.to_str().expect("a text").to_owned();
+    let add = |answers: &[&str]| {
+        let words = ["--", &program, "--state-dir", &dir, "door", "user", "add", "ann"];
+        peers::run(&fleet.field, "terminal.py", &[answers, &words].concat()).remove(0)
+    };
+    let ran = add(&[PASSWORD, "something else"]);
+    assert_eq!(ran["status"], 2, "{ran}");
+    assert!(text(&ran, "shown").contains("the two passwords differ"), "{ran}");
+    let ran = add(&[PASSWORD, PASSWORD]);
+    assert_eq!(ran["status"], 0, "{ran}");
+    let shown = text(&ran, "shown");
+    assert!(
+        shown.contains("ann was added") && !shown.contains(PASSWORD),
+        "{shown}"
+    );
+    let line = format!("curl -u 'ann:{PASSWORD}' -d '{{\"action\": \"ping\"}}' {url}/execute");
+    assert_eq!(curl(&fleet, &line).0, 200);
+}
+
+#[test]
 fn it_speaks_tls_with_a_certificate_of_its_own() {
     let (fleet, url) = fleet(1, &format!("tls = \"self-made\"\ntoken = \"{TOKEN}\""));
     let certificate = fleet.station.state_file("door-tls.pem");

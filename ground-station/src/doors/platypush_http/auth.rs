@@ -214,8 +214,9 @@ impl Gatekeeper {
 
     /// Nobody guesses a token; whoever shows wrong ones is slowed all the same, and one with a good one is not.
     async fn wrong(&self, from: IpAddr, text: &str) -> Result<Refusal, Refusal> {
-        tracing::debug!(%from, text, "turned away");
         self.try_now(from)?;
+        // No oftener than the brake lets it through.
+        tracing::warn!(%from, text, "turned away");
         if self.nobody_can_come().await? {
             return Ok(no_users());
         }

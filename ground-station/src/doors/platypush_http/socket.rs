@@ -2,13 +2,15 @@
 //!
 //! Events wait in the bounded channel of the façade. A reader that is too slow for it has lost some, so it is told how
 //! many in the reason of the close frame, and let go; so is one that takes nothing at all for the door's write time-out,
-//! though it may never see why. A reader that is silent is pinged, and let go when it does not answer.
+//! though it may never see why. A reader that is silent is pinged, and let go when it does not answer, or when what it
+//! showed to come in is good no more.
 
 use std::time::Duration;
 
 use axum::Extension;
 use axum::extract::State;
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
+use axum::http::request::Parts;
 use axum::response::Response;
 use swarm_shared::net::clock;
 
@@ -48,14 +50,14 @@ pub(super) async fn events(
     Ok(upgrade.on_upgrade(move |socket| {
         let tasks = app.tasks.clone();
         tasks.track_future(async move {
-            tell(&app, socket, who).await;
+            tell(&app, socket, &parts, &guest, who).await;
             // Until here it has had its place in the hall.
             drop(guest);
         })
     }))
 }
 
-async fn tell(app: &Shared, mut socket: WebSocket, who: String) {
+async fn tell(app: &Shared, mut socket: WebSocket, parts: &Parts, guest: &Guest, who: String) {
     let follow = Request::Follow { telemetry: true };
     let mut events = app.fleet.perform_as(follow, who.clone()).await;
     let mut teller = Teller::new(app.name.as_str());
@@ -77,6 +79,10 @@ async fn tell(app: &Shared, mut socket: WebSocket, who: String) {
             _tick = ping.tick() => {
                 if clock::since(heard) > idle {
                     break (close_code::POLICY, format!("no answer to a ping for {idle:?}"));
+                }
+                // What let it in may have been taken back.
+                if app.gatekeeper.caller(parts, guest.addr().ip(), None).await.is_err() {
+                    break (close_code::POLICY, "what was shown to come in is good no more".to_owned());
                 }
                 Some(Message::Ping(Default::default()))
             }

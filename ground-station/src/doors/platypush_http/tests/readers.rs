@@ -51,7 +51,11 @@ struct Reader(TcpStream);
 
 impl Reader {
     async fn open(to: SocketAddr) -> Self {
-        let mut stream = connect(to, UPGRADE).await;
+        Self::open_with(to, TOKEN).await
+    }
+
+    async fn open_with(to: SocketAddr, token: &str) -> Self {
+        let mut stream = connect(to, &UPGRADE.replace(TOKEN, token)).await;
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
             head.push(stream.read_u8().await.expect("a head"));
@@ -234,6 +238,37 @@ async fn readers_are_told_and_closed_with_the_door() {
     tokio::time::timeout(PATIENCE, rig.app.tasks.wait())
         .await
         .expect("all end");
+}
+
+#[tokio::test]
+async fn a_reader_whose_token_is_taken_back_is_let_go() {
+    let fleet = followed(async |events| events.closed().await);
+    let rig = Rig::before(fleet, &format!("{LINES}\nidle = \"600ms\"")).await;
+    let (store, (token, hash)) = (&rig.app.store, users::new_token().expect("random"));
+    store
+        .put_user("ann".to_owned(), "x".to_owned(), 1)
+        .await
+        .expect("kept");
+    let new = crate::store::users::NewToken {
+        kind: crate::store::users::TokenKind::Program,
+        label: String::new(),
+        hash,
+        made_ms: 1,
+        expires_ms: u64::MAX,
+    };
+    let number = store
+        .put_token("ann".to_owned(), new)
+        .await
+        .expect("kept")
+        .expect("a user");
+    let mut reader = Reader::open_with(rig.listen(), &token).await;
+    store.revoke_token(number).await.expect("revoked");
+    let (opcode, payload) = reader.frame().await.expect("a frame");
+    let why = String::from_utf8_lossy(&payload[2..]).into_owned();
+    assert_eq!(
+        (opcode, why.as_str()),
+        (8, "what was shown to come in is good no more")
+    );
 }
 
 /// So many events of so many bytes are more than the kernel holds between two programs.
