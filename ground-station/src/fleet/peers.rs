@@ -289,7 +289,9 @@ mod tests {
             let peers = peers.clone();
             sends.push(tokio::spawn(async move { peers.send(None, Bytes::new()).await }));
         }
-        tokio::task::yield_now().await;
+        while parcels.len() < PARCELS_MAX {
+            tokio::task::yield_now().await;
+        }
         let views = peers.send(None, Bytes::new()).await.expect("told");
         let error = views[0].error.as_deref().expect("full");
         assert!(error.contains("does not read"), "{error}");
