@@ -79,13 +79,14 @@ pub async fn run(options: &Options) -> anyhow::Result<()> {
         .await
         .context("not all nodes link")??;
     sleep(SETTLE).await;
-    let mut table = Table::new();
     let quiet = time_pings(&station, options).await?;
+    let mut table = Table::new();
     table.row(
         format!("ping of {} nodes, nobody at the doors", options.nodes),
         "ms",
         &quiet,
     );
+    table.print()?;
     let each = doors.iter().map(std::slice::from_ref);
     let all = (doors.len() > 1).then_some(&doors[..]);
     for at in each.chain(all) {
@@ -93,6 +94,8 @@ pub async fn run(options: &Options) -> anyhow::Result<()> {
             [(door, _)] => door.table(),
             _ => "every door",
         };
+        // Each as soon as it is known: a crowd takes its time.
+        let mut table = Table::new();
         let crowd = Crowd::gather(at, options.connections);
         sleep(GATHER).await;
         crowd.forget();
@@ -117,10 +120,11 @@ pub async fn run(options: &Options) -> anyhow::Result<()> {
         let mut closed = Samples::default();
         closed.add(served.closed as f64 / seconds);
         table.row("  connections of the others that the door closed", "1/s", &closed);
+        table.print()?;
         // What is left of the crowd goes, and the station with it back to rest.
         sleep(SETTLE).await;
     }
-    Ok(table.print()?)
+    Ok(())
 }
 
 async fn time_pings(station: &RealStation, options: &Options) -> anyhow::Result<Samples> {
