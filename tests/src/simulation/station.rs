@@ -190,10 +190,11 @@ impl Station {
             }
         }
         let mut count_on = None;
+        let now = self.world.instant(self.me);
         for (at, call) in self.calls.iter_mut().enumerate() {
-            match call.call.report(&peer, report, self.given) {
+            match call.call.report(&peer, report, self.given, now) {
                 Verdict::CountOn(seen) => count_on = Some((at, seen)),
-                Verdict::Ended(reply) if reply.state == Outcome::Failed => {
+                Verdict::Ended(reply) if reply.state == Outcome::Failed && report.stopped => {
                     // The operator is told that a restart would undo it.
                     self.world.unwatch(self.me, call.order, &peer);
                 }

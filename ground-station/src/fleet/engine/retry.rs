@@ -66,7 +66,11 @@ pub(super) async fn plan(
         .map_err(|error| Nothing(Failure::Usage, format!("too many nodes at once: {error}")))?;
     let shown = fold(nodes.values().map(|delivery| &delivery.node));
     let request = request(&command, selector, ttl_ms.unwrap_or(command.ttl_ms), timeout_ms)?;
-    let note = (open > 0).then(|| format!("{open} deliveries are open still, and not repeated"));
+    let note = match open {
+        0 => None,
+        1 => Some("1 delivery is open still, and not repeated".to_owned()),
+        open => Some(format!("{open} deliveries are open still, and not repeated")),
+    };
     Ok(Plan { request, shown, note })
 }
 

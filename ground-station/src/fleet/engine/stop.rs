@@ -399,7 +399,7 @@ impl Stopper {
         };
         let given = self.shared.stops.given();
         let node = self.targets.get(&id)?.1.node.clone();
-        match self.call.report(&id, &report, given) {
+        match self.call.report(&id, &report, given, clock::now()) {
             Verdict::Nothing => None,
             Verdict::Stopped => {
                 let ms = commands::elapsed_ms(self.started);
