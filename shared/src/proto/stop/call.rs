@@ -10,7 +10,7 @@
 //! It ends when every target has answered, or when its owner gives up. An answer counts for the order if the node has
 //! heard one of this station that is as new, and not newer than this station has given: a node that has heard a newer one
 //! has met a station that counts from an older store, and takes nothing but a higher number. Every order anew stops again
-//! those who have stopped already, so it is given anew at most once in [`ANEW_INTERVAL`] and [`ANEW_MAX`] times: a bad node
+//! those who have stopped already, so it is given anew at most once in a second and eight times: a bad node
 //! that always tells a higher number makes the others do no more than that.
 
 use std::collections::BTreeMap;
@@ -27,9 +27,9 @@ pub const BURST_MS: [u64; 5] = [0, 20, 60, 140, 300];
 pub const REPEAT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Time between two orders anew of one stop.
-pub const ANEW_INTERVAL: Duration = Duration::from_secs(1);
+const ANEW_INTERVAL: Duration = Duration::from_secs(1);
 /// How often a stop is given anew.
-pub const ANEW_MAX: u8 = 8;
+const ANEW_MAX: u8 = 8;
 
 /// What came of a report.
 #[derive(Clone, Debug, PartialEq)]
