@@ -188,6 +188,10 @@ impl Backup {
             let message = "no node matches; the stop went out by datagram all the same";
             return Err(CliError::request(Failure::NobodyMatched, message));
         }
+        screen.note(
+            "THE STOP IS NOT REPEATED ANY MORE; what waits at this station for absent nodes is not withdrawn: type \
+             `ground-station stop` again once the station starts",
+        );
         let took = clock::since(self.started);
         let mut report = Report::default();
         report.add(&Event::Targets {
