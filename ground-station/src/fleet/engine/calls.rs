@@ -7,7 +7,7 @@ use swarm_shared::proto::selector::Selector;
 use swarm_shared::proto::trust::gate::{ActionClass, classify};
 use tokio::sync::mpsc;
 
-use super::{Look, Task, acts, commands, fetch, office, recorder, retry, roll, send, stop};
+use super::{Look, Task, acts, commands, fetch, office, recorder, release, retry, roll, send, stop};
 use crate::fleet::{Call, CommandKind, Event, Failure, Request, archive};
 use crate::store::Origin;
 
@@ -127,8 +127,12 @@ impl Task {
                 let record = stop::record(CommandKind::Release, &selector, &targets, timeout_ms, origin);
                 let events = recorder::transfer(&self.tasks, self.store.clone(), record, events);
                 let timeout = Duration::from_millis(timeout_ms);
+                let within = release::Within {
+                    linked: self.started + timeout,
+                    give_up: clock::now() + timeout,
+                };
                 self.tasks
-                    .spawn(stop::release(self.shared.clone(), targets, timeout, events));
+                    .spawn(release::run(self.shared.clone(), targets, within, events));
             }
             Request::SendFiles {
                 selector,

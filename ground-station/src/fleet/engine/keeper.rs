@@ -3,10 +3,14 @@
 //!
 //! While one write is under way, further changes gather; they become one transaction. What a verb is told has been
 //! stored before. Deliveries go on whether or not a verb still waits for them, and after a restart.
+//!
+//! A stop's withdrawal is put where the book looks before it does anything else, and wakes it later: the stop itself is
+//! sent in between, and nothing that waits is sent after the stop was ordered.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use swarm_shared::net::clock;
@@ -17,7 +21,7 @@ use swarm_shared::proto::id::PeerId;
 use swarm_shared::proto::outcome::Reply;
 use swarm_shared::proto::session::Outgoing;
 use swarm_shared::proto::wire::Lane;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::store::deliveries::Origin;
@@ -73,6 +77,8 @@ pub(super) enum Word {
         resumed: bool,
     },
     Down(PeerId),
+    /// There is a withdrawal.
+    Withdrawn,
     PutOut(PeerId),
     Stage {
         from: PeerId,
@@ -86,14 +92,45 @@ pub(super) enum Word {
     },
 }
 
+/// What waits for these nodes is not to be sent.
+#[derive(Debug)]
+struct Withdrawal {
+    targets: Vec<PeerId>,
+    why: String,
+    /// Is told how many deliveries that were.
+    told: oneshot::Sender<usize>,
+}
+
+type Withdrawals = Arc<Mutex<Vec<Withdrawal>>>;
+
 /// A handle on the book.
 #[derive(Clone, Debug)]
-pub(super) struct Keeper(mpsc::Sender<Word>);
+pub(super) struct Keeper {
+    words: mpsc::Sender<Word>,
+    withdrawals: Withdrawals,
+}
+
+/// What the handles say.
+#[derive(Debug)]
+pub(super) struct Words {
+    words: mpsc::Receiver<Word>,
+    withdrawals: Withdrawals,
+}
 
 impl Keeper {
+    /// From now on nothing that waits for these nodes is sent. The book sees to it with the next word that it hears,
+    /// such as [`Word::Withdrawn`]; how many deliveries that were comes back. It waits for nothing and wakes nobody.
+    pub(super) fn withdraw(&self, targets: Vec<PeerId>, why: String) -> oneshot::Receiver<usize> {
+        let (told, count) = oneshot::channel();
+        let withdrawal = Withdrawal { targets, why, told };
+        let mut all = self.withdrawals.lock().unwrap_or_else(PoisonError::into_inner);
+        all.push(withdrawal);
+        count
+    }
+
     /// Says something to the book.
     pub(super) async fn say(&self, word: Word) {
-        if self.0.send(word).await.is_err() {
+        if self.words.send(word).await.is_err() {
             tracing::debug!("the book of deliveries is closed: the station stops");
         }
     }
@@ -106,6 +143,13 @@ impl Keeper {
     }
 }
 
+/// What comes next.
+enum Next {
+    Written(Result<Vec<u64>, StoreError>),
+    Word(Word),
+    Due,
+}
+
 /// A write under way: what it is about, and its end.
 type Writing = Pin<Box<dyn Future<Output = Result<Vec<u64>, StoreError>> + Send>>;
 
@@ -114,7 +158,7 @@ pub(super) struct Task {
     book: Book,
     store: Store,
     issuer: PeerId,
-    next_id: std::sync::Arc<std::sync::atomic::AtomicU64>,
+    next_id: Arc<std::sync::atomic::AtomicU64>,
     links: BTreeMap<PeerId, PeerLink>,
     listeners: BTreeMap<CommandId, Listener>,
     waiting: Vec<(Ticket, Vec<Change>)>,
@@ -134,7 +178,7 @@ impl Task {
     pub(super) async fn open(
         store: Store,
         issuer: PeerId,
-        next_id: std::sync::Arc<std::sync::atomic::AtomicU64>,
+        next_id: Arc<std::sync::atomic::AtomicU64>,
     ) -> Result<Self, StoreError> {
         let open = store.recover(issuer).await?;
         if !open.is_empty() {
@@ -155,24 +199,40 @@ impl Task {
     }
 
     /// The handle, and what it says.
-    pub(super) fn channel() -> (Keeper, mpsc::Receiver<Word>) {
+    pub(super) fn channel() -> (Keeper, Words) {
         let (words, receiver) = mpsc::channel(WORDS_MAX);
-        (Keeper(words), receiver)
+        let withdrawals = Withdrawals::default();
+        let keeper = Keeper {
+            words,
+            withdrawals: Arc::clone(&withdrawals),
+        };
+        let words = Words {
+            words: receiver,
+            withdrawals,
+        };
+        (keeper, words)
     }
 
     /// Runs until `stop`; what waits to be written then is written.
-    pub(super) async fn run(mut self, mut words: mpsc::Receiver<Word>, stop: CancellationToken) {
+    pub(super) async fn run(mut self, mut words: Words, stop: CancellationToken) {
         loop {
             self.carry_out();
             let due = self.book.poll_timeout();
-            tokio::select! {
+            let next = tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
-                done = written(&mut self.writing) => self.take_written(done),
-                Some(word) = words.recv() => self.take(word),
-                () = until(due) => self.book.handle_timeout(clock::now()),
+                done = written(&mut self.writing) => Next::Written(done),
+                Some(word) = words.words.recv() => Next::Word(word),
+                () = until(due) => Next::Due,
+            };
+            self.withdraw(&words.withdrawals);
+            match next {
+                Next::Written(done) => self.take_written(done),
+                Next::Word(word) => self.take(word),
+                Next::Due => self.book.handle_timeout(clock::now()),
             }
         }
+        self.withdraw(&words.withdrawals);
         let last = async {
             self.carry_out();
             while self.writing.is_some() {
@@ -185,6 +245,17 @@ impl Task {
             tracing::warn!(
                 "the last changes of deliveries are not stored; the next start asks the nodes again"
             );
+        }
+    }
+
+    fn withdraw(&mut self, ordered: &Withdrawals) {
+        let ordered = std::mem::take(&mut *ordered.lock().unwrap_or_else(PoisonError::into_inner));
+        for Withdrawal { targets, why, told } in ordered {
+            let count = self.book.withdraw(&targets, &why, clock::now());
+            if count > 0 {
+                tracing::info!(count, why, "withdrawn");
+            }
+            let _nobody_waits = told.send(count);
         }
     }
 
@@ -203,6 +274,8 @@ impl Task {
                 self.links.remove(&id);
                 self.book.down(id);
             }
+            // Before every word.
+            Word::Withdrawn => {}
             Word::PutOut(id) => {
                 self.links.remove(&id);
                 self.book.put_out(id, now);

@@ -17,6 +17,7 @@ mod fetch;
 mod keeper;
 mod office;
 mod recorder;
+mod release;
 mod retry;
 mod roll;
 mod send;

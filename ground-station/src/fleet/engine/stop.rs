@@ -1,8 +1,12 @@
-//! The emergency stop, from the station: sent first, written down later, until all have answered; and its release.
+//! The emergency stop, from the station: sent first, written down later, until all have answered. Its end is in
+//! [`super::release`].
 //!
 //! What goes out when is [`StopCall`]'s to say. An order goes over the link of every target that has one, and as a
 //! datagram on every interface and to where each target was seen last, because a link may be down, jammed or not there
 //! yet.
+//!
+//! What waits in the book for the targets is withdrawn with it: a stop may be given up before an absent node is back, and
+//! nothing that was asked before is to run there then.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -15,19 +19,19 @@ use serde_json::{Value, json};
 use swarm_shared::net::clock;
 use swarm_shared::net::discovery::interfaces::Interfaces;
 use swarm_shared::net::discovery::pings::Shouter;
-use swarm_shared::net::peer::{PeerLink, ReplyTo, Request};
+use swarm_shared::net::peer::PeerLink;
 use swarm_shared::proto::id::PeerId;
-use swarm_shared::proto::message::{Arguments, Stopped};
+use swarm_shared::proto::message::Stopped;
 use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::parcel::Parcel;
 use swarm_shared::proto::selector::Selector;
 use swarm_shared::proto::session::Outgoing;
 use swarm_shared::proto::stop::{IDS_PER_ORDER, NOBODY, Round, StopCall, Verdict, next_number, selectors};
 use swarm_shared::proto::wire::{Frame, Kind, Lane};
-use tokio::sync::{broadcast, mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio_util::task::TaskTracker;
 
+use super::keeper::Word;
 use super::roll::Target;
 use super::{Shared, commands, recorder};
 use crate::duration::to_ms;
@@ -39,8 +43,6 @@ use crate::store::{Origin, PartEnd, Store};
 const NEWS_MAX: usize = 4_096;
 /// How long a stop over a link may wait for its socket: it is sent again every second.
 const LINK_PATIENCE: Duration = Duration::from_secs(2);
-/// How long a release may still take effect.
-const RELEASE_TTL: Duration = Duration::from_secs(2);
 
 /// What stops share.
 #[derive(Debug)]
@@ -93,7 +95,7 @@ impl Stops {
         let _listeners = self.news.send(News::Report(id, Box::new(report)));
     }
 
-    fn report_of(&self, id: PeerId) -> Option<Stopped> {
+    pub(super) fn report_of(&self, id: PeerId) -> Option<Stopped> {
         let reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
         reports.get(&id).cloned()
     }
@@ -163,6 +165,22 @@ fn send(link: &PeerLink, order: &Bytes) {
     if let Err(error) = sent {
         tracing::warn!(peer = %link.id().short(), error, "a stop is not sent over its link");
     }
+}
+
+/// What to say of deliveries that are withdrawn.
+fn withdrawn_note(count: usize) -> Option<Event> {
+    let text = match count {
+        0 => return None,
+        1 => {
+            "1 delivery that waited for these nodes is withdrawn: give it again after the release".to_owned()
+        }
+        count => {
+            format!(
+                "{count} deliveries that waited for these nodes are withdrawn: give them again after the release"
+            )
+        }
+    };
+    Some(Event::note(text))
 }
 
 struct Stopper {
@@ -266,7 +284,9 @@ pub(super) async fn run(shared: Shared, targets: Vec<Target>, asked: Asked, even
         .await;
         return drop(events.send(refuse(error)).await);
     }
+    let mut withdrawn = stopper.withdraw();
     stopper.go_out().await;
+    stopper.shared.keeper.say(Word::Withdrawn).await;
     stopper.keep_number();
     let nobody_known = stopper.targets.is_empty();
     if nobody_known {
@@ -281,7 +301,8 @@ pub(super) async fn run(shared: Shared, targets: Vec<Target>, asked: Asked, even
         }
     }
     let give_up = timeout.map(|timeout| started + timeout);
-    while !(stopper.call.is_over() && stopper.call.poll_timeout().is_none()) {
+    let mut counted = false;
+    while !(counted && stopper.call.is_over() && stopper.call.poll_timeout().is_none()) {
         let next = stopper.call.poll_timeout();
         let told = tokio::select! {
             biased;
@@ -291,6 +312,10 @@ pub(super) async fn run(shared: Shared, targets: Vec<Target>, asked: Asked, even
                 Err(broadcast::error::RecvError::Lagged(_)) => None,
                 Err(broadcast::error::RecvError::Closed) => break,
             },
+            count = &mut withdrawn, if !counted => {
+                counted = true;
+                withdrawn_note(count.unwrap_or(0))
+            }
             () = clock::sleep_until(next.unwrap_or(started)), if next.is_some() => None,
             () = clock::sleep_until(give_up.unwrap_or(started)), if give_up.is_some() => break,
         };
@@ -322,6 +347,20 @@ impl Stopper {
         self.orders = orders.collect::<Result<_, _>>()?;
         self.call.give_anew(first, clock::now());
         Ok(())
+    }
+
+    /// Nothing that waits for the targets is sent from now on; how many deliveries that ends comes back.
+    fn withdraw(&self) -> oneshot::Receiver<usize> {
+        let now = clock::unix_time_ms();
+        let minutes = now / 60_000;
+        let why = format!(
+            "withdrawn by the emergency stop of {:02}:{:02}Z (number {}): give it again after the release",
+            minutes / 60 % 24,
+            minutes % 60,
+            self.shared.stops.given()
+        );
+        let targets = self.targets.keys().copied().collect();
+        self.shared.keeper.withdraw(targets, why)
     }
 
     fn keep_number(&self) {
@@ -458,115 +497,5 @@ impl Stopper {
             )
         });
         missing.chain(at_work).collect()
-    }
-}
-
-/// Releases the targets, each from the stop that is in force there.
-pub(super) async fn release(
-    shared: Shared,
-    targets: Vec<Target>,
-    timeout: Duration,
-    events: mpsc::Sender<Event>,
-) {
-    let started = clock::now();
-    let named = Event::Targets {
-        targets: targets.iter().map(|target| target.node.clone()).collect(),
-    };
-    if events.send(named).await.is_err() {
-        return;
-    }
-    let mut at_work = JoinSet::new();
-    for target in targets {
-        let shared = shared.clone();
-        at_work.spawn(async move {
-            let reply = release_one(&shared, &target, started + timeout).await;
-            commands::ended(&target.node, reply, started)
-        });
-    }
-    loop {
-        let ended = tokio::select! {
-            biased;
-            () = events.closed() => return,
-            ended = at_work.join_next() => ended,
-        };
-        match ended {
-            Some(Ok(event)) => {
-                if events.send(event).await.is_err() {
-                    return;
-                }
-            }
-            Some(Err(error)) => tracing::error!(%error, "a release fell over"),
-            None => break,
-        }
-    }
-    let _caller_gone = events.send(Event::End).await;
-}
-
-/// How long a node's word of its stop may come behind its link.
-const STOP_WORD_MAX: Duration = Duration::from_secs(2);
-/// How often it is looked for.
-const STOP_WORD_STEP: Duration = Duration::from_millis(10);
-
-async fn release_one(shared: &Shared, target: &Target, give_up: Instant) -> Reply {
-    if !target.is_online_by(give_up).await {
-        return Reply::ended(
-            Outcome::NoAnswer,
-            "offline: it stays as it is; release it when it is back",
-        );
-    }
-    let asked = clock::now();
-    let known = shared.stops.report_of(target.node.id);
-    let reply = ask_release(shared, target, known.as_ref(), give_up).await;
-    if known.is_some() || reply.state != Outcome::Refused {
-        return reply;
-    }
-    // It is stopped, then, and its word of that comes behind the link.
-    let word_by = give_up.min(asked + STOP_WORD_MAX);
-    let told = loop {
-        match shared.stops.report_of(target.node.id) {
-            Some(told) => break told,
-            None if clock::now() >= word_by => return reply,
-            None => tokio::time::sleep(STOP_WORD_STEP).await,
-        }
-    };
-    let since_asked = clock::since(asked).as_millis();
-    if u128::from(told.since_ms) < since_asked {
-        return Reply::refused(
-            "it was stopped again after this release was typed; type it again if that stop is meant, too",
-        );
-    }
-    ask_release(shared, target, Some(&told), give_up).await
-}
-
-async fn ask_release(shared: &Shared, target: &Target, stop: Option<&Stopped>, give_up: Instant) -> Reply {
-    let mut arguments = Arguments::default();
-    let fields = &mut arguments.kwargs;
-    fields.insert("number".to_owned(), json!(stop.map_or(0, |stop| stop.number)));
-    fields.extend(stop.map(|stop| ("issuer".to_owned(), json!(stop.issuer))));
-    let lane = Lane::Emergency;
-    let frame = commands::frame(shared, "release", &arguments, lane);
-    let (Some(id), Ok(parcel)) = (frame.header.id, Parcel::new(&frame)) else {
-        return Reply::failed("the release does not encode");
-    };
-    let (reply_to, mut ends) = mpsc::channel(1);
-    let outgoing = Outgoing {
-        parcel,
-        lane,
-        deadline: Some(clock::now() + RELEASE_TTL),
-    };
-    let request = Request {
-        id,
-        until: give_up.max(clock::now() + RELEASE_TTL),
-        reply_to: ReplyTo(reply_to),
-    };
-    if let Err(error) = target.link.try_request(outgoing, request) {
-        return Reply::refused(error.to_string());
-    }
-    match clock::timeout_at(give_up, ends.recv()).await {
-        Ok(Some(end)) => commands::reply(end.ended),
-        Ok(None) | Err(_) => Reply::ended(
-            Outcome::NoAnswer,
-            "no answer; `nodes` says whether it is still stopped",
-        ),
     }
 }
