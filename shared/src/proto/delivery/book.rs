@@ -36,9 +36,11 @@ mod model_tests;
 mod sending;
 #[cfg(test)]
 mod tests;
+mod withdraw;
 
 pub use change::{Change, Issued, IssuedTo, OpenCommand, OpenDelivery, Order, Standing};
 pub use effect::{Addressee, Effect, Issue, Ticket};
+pub use withdraw::Withdrawn;
 
 /// Most open deliveries of one node; further ones are refused as `busy`.
 pub const NODE_OPEN_MAX: usize = 4_096;
