@@ -60,6 +60,7 @@ fn each_verb_has_a_page() {
         "fetch",
         "notify",
         "history",
+        "cancel",
         "stop",
         "release",
         "completions",
@@ -101,6 +102,8 @@ fn usage_errors_quote_the_text_and_say_the_rule() {
         &["history", "--since", "yesterday"],
         &["history", "--node", "tag:row=3"],
         &["history", "--retry"],
+        &["cancel"],
+        &["cancel", "last"],
         &["history", "--audit", "--node", "drone-07"],
         &["dance"],
     ] {

@@ -19,7 +19,7 @@ use crate::config::Config;
 use crate::control::lock::{LockError, StateLock};
 use crate::control::server::ControlServer;
 use crate::control::{CONTROL_SOCKET, client};
-use crate::fleet::engine::{Engine, Settings};
+use crate::fleet::engine::{self, Engine, Settings};
 use crate::fleet::{Fleet, archive};
 
 /// How often a taken state directory is tried again.
@@ -76,6 +76,20 @@ impl Connection {
         Self::own(common, lock, |_config| {}, false)
             .await
             .map_err(NotOpen::Fault)
+    }
+
+    /// For a verb that takes back what waits: a running `serve`, or the store alone. No link comes up, so that nothing
+    /// is sent in the meantime.
+    pub(super) async fn open_book(
+        common: &Common,
+        verb: &str,
+        screen: &mut Screen,
+    ) -> Result<Self, CliError> {
+        let fleet = match find(common, verb, screen).await? {
+            Found::Running(socket) => Fleet::remote(socket),
+            Found::Free(lock) => engine::without_links(lock),
+        };
+        Ok(Self { fleet, own: None })
     }
 
     /// For a verb that only looks back: asks a running `serve`, or else reads the store, whoever holds it.

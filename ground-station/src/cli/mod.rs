@@ -25,6 +25,7 @@ use crate::duration;
 
 mod ask;
 mod call;
+mod cancel;
 mod completions;
 mod connect;
 mod demo;
@@ -140,6 +141,7 @@ enum Verb {
     Fetch(fetch::Args),
     Notify(notify::Args),
     History(history::Args),
+    Cancel(cancel::Args),
     Stop(stop::Args),
     Release(release::Args),
     Completions(completions::Args),
@@ -178,6 +180,7 @@ async fn run(cli: Cli, screen: &mut Screen) -> Result<u8, CliError> {
         Verb::Fetch(args) => fetch::run(args, common, screen).await,
         Verb::Notify(args) => notify::run(args, common, screen).await,
         Verb::History(args) => history::run(args, common, screen).await,
+        Verb::Cancel(args) => cancel::run(args, common, screen).await,
         Verb::Stop(args) => stop::run(args, common, screen).await,
         Verb::Release(args) => release::run(args, common, screen).await,
         Verb::Completions(args) => completions::run(&args, &mut Cli::command(), screen),

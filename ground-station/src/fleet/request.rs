@@ -138,6 +138,13 @@ pub enum Request {
         /// How long to wait for outcomes.
         timeout_ms: u64,
     },
+    /// What has not been sent of a command of the history never is: `about`, and all its `past` deliveries.
+    Cancel {
+        /// Its number in the history.
+        number: u64,
+        /// How long to wait until that is stored.
+        timeout_ms: u64,
+    },
 }
 
 impl Request {
@@ -162,6 +169,7 @@ impl Request {
             | Self::History { .. }
             | Self::Audit { .. }
             | Self::Retry { .. }
+            | Self::Cancel { .. }
             | Self::Fetch { .. } => false,
         }
     }

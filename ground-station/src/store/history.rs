@@ -6,7 +6,7 @@ use std::path::Path;
 
 use rusqlite::{Connection, Row, params};
 use serde_json::Value;
-use swarm_shared::proto::delivery::Stage;
+use swarm_shared::proto::delivery::{CommandId, Stage};
 use swarm_shared::proto::id::{NodeName, PeerId};
 use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::selector::{Selector, Target};
@@ -93,6 +93,23 @@ pub fn command(connection: &Connection, number: u64) -> Result<Option<CommandVie
     let Some(row) = rows.next()? else { return Ok(None) };
     let states = states(connection, to_sql(number))?;
     Ok(Some(command_view(row, states)?))
+}
+
+/// What the nodes know a command by; `None` if it was not an action, or there is none with this number.
+///
+/// # Errors
+/// [`StoreError`].
+pub fn identity(connection: &Connection, number: u64) -> Result<Option<CommandId>, StoreError> {
+    let sql = "SELECT issuer, epoch, seq FROM commands
+               WHERE number = ?1 AND issuer IS NOT NULL AND epoch IS NOT NULL AND seq IS NOT NULL";
+    let mut statement = connection.prepare_cached(sql)?;
+    let mut rows = statement.query([to_sql(number)])?;
+    let Some(row) = rows.next()? else { return Ok(None) };
+    Ok(Some(CommandId {
+        issuer: PeerId(row.get(0)?),
+        epoch: from_sql(row.get(1)?),
+        seq: from_sql(row.get(2)?),
+    }))
 }
 
 /// The deliveries of a command that a query means, by name.

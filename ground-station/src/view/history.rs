@@ -186,6 +186,13 @@ impl Past {
         text
     }
 
+    /// Whether any delivery has not ended.
+    pub fn is_open(&self) -> bool {
+        self.deliveries
+            .iter()
+            .any(|delivery| delivery.state == PastState::Open)
+    }
+
     /// The exit status of a look at one command: as if it had just ended so; what is open counts as not answered.
     pub fn exit_status(&self) -> u8 {
         let worst = self.deliveries.iter().map(|delivery| match delivery.state {

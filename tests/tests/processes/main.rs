@@ -1,5 +1,6 @@
 //! The programs as an operator uses them: real processes on loopback, TLS and files and all.
 
+mod cancel;
 mod commands;
 mod deadlines;
 mod files;

@@ -7,7 +7,7 @@ use swarm_shared::proto::selector::Selector;
 use swarm_shared::proto::trust::gate::{ActionClass, classify};
 use tokio::sync::mpsc;
 
-use super::{Look, Task, acts, commands, fetch, office, recorder, retry, roll, send, stop};
+use super::{Look, Task, acts, cancel, commands, fetch, office, recorder, retry, roll, send, stop};
 use crate::fleet::{Call, CommandKind, Event, Failure, Request, archive};
 use crate::store::Origin;
 
@@ -42,7 +42,7 @@ impl Task {
             request
         };
         let events = match recorder::audited(&request) {
-            Some(what) => recorder::audit(&self.tasks, self.store.clone(), who, what, events),
+            Some(what) => recorder::audit(&self.tasks, self.store.clone(), who.clone(), what, events),
             None => events,
         };
         if request.needs_fleet()
@@ -202,6 +202,14 @@ impl Task {
                 let state_dir = self.state_dir.clone();
                 self.tasks
                     .spawn(async move { archive::answer_audit(&state_dir, query, events).await });
+            }
+            Request::Cancel { number, timeout_ms } => {
+                let timeout = Duration::from_millis(timeout_ms);
+                let asked = cancel::Asked { number, timeout, who };
+                let (keeper, store) = (self.shared.keeper.clone(), self.store.clone());
+                let state_dir = self.state_dir.clone();
+                self.tasks
+                    .spawn(async move { cancel::run(&keeper, &store, &state_dir, asked, &events).await });
             }
             // Has become what it repeats, above.
             Request::Retry { .. } => {}

@@ -11,13 +11,13 @@ use std::time::{Duration, Instant};
 
 use swarm_shared::net::clock;
 use swarm_shared::net::peer::PeerLink;
-use swarm_shared::proto::delivery::book::{Addressee, Book, Change, Effect, Issue, Order, Ticket};
+use swarm_shared::proto::delivery::book::{Addressee, Book, Change, Effect, Issue, Order, Ticket, Withdrawn};
 use swarm_shared::proto::delivery::{CommandId, Stage};
 use swarm_shared::proto::id::PeerId;
 use swarm_shared::proto::outcome::Reply;
 use swarm_shared::proto::session::Outgoing;
 use swarm_shared::proto::wire::Lane;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::store::deliveries::Origin;
@@ -68,6 +68,11 @@ pub(super) enum Word {
         id: CommandId,
         why: String,
     },
+    Withdraw {
+        id: CommandId,
+        why: String,
+        taken: oneshot::Sender<Taken>,
+    },
     Up {
         link: PeerLink,
         resumed: bool,
@@ -84,6 +89,16 @@ pub(super) enum Word {
         id: CommandId,
         reply: Reply,
     },
+}
+
+/// What came of taking a command back.
+pub(super) struct Taken {
+    /// These will not be sent.
+    pub(super) taken_back: Vec<PeerId>,
+    /// These may have it.
+    pub(super) sent: Vec<PeerId>,
+    /// Said when the ends of those that were taken back are stored.
+    pub(super) stored: oneshot::Receiver<()>,
 }
 
 /// A handle on the book.
@@ -104,6 +119,13 @@ impl Keeper {
         self.say(Word::Issue(Box::new(command), told)).await;
         news
     }
+
+    /// Takes back what has not been sent of a command; `None` if the station stops.
+    pub(super) async fn withdraw(&self, id: CommandId, why: String) -> Option<Taken> {
+        let (taken, answer) = oneshot::channel();
+        self.say(Word::Withdraw { id, why, taken }).await;
+        answer.await.ok()
+    }
 }
 
 /// A write under way: what it is about, and its end.
@@ -117,6 +139,7 @@ pub(super) struct Task {
     next_id: std::sync::Arc<std::sync::atomic::AtomicU64>,
     links: BTreeMap<PeerId, PeerLink>,
     listeners: BTreeMap<CommandId, Listener>,
+    withdrawals: Vec<Withdrawal>,
     waiting: Vec<(Ticket, Vec<Change>)>,
     /// The tickets of the write under way, and the commands that it begins.
     written: (Vec<Ticket>, Vec<CommandId>),
@@ -127,6 +150,13 @@ struct Listener {
     told: mpsc::Sender<Told>,
     origin: Option<Origin>,
     open: usize,
+}
+
+/// What has been taken back, and whose end is not stored yet.
+struct Withdrawal {
+    id: CommandId,
+    open: BTreeSet<PeerId>,
+    stored: oneshot::Sender<()>,
 }
 
 impl Task {
@@ -148,6 +178,7 @@ impl Task {
             next_id,
             links: BTreeMap::new(),
             listeners: BTreeMap::new(),
+            withdrawals: Vec::new(),
             waiting: Vec::new(),
             written: (Vec::new(), Vec::new()),
             writing: None,
@@ -194,6 +225,7 @@ impl Task {
             Word::Issue(command, told) => self.issue(*command, told, now),
             Word::Release { id, targets, ttl } => self.book.release(id, &targets, now + ttl, now),
             Word::Withhold { id, why } => self.book.withhold(id, &why),
+            Word::Withdraw { id, why, taken } => self.withdraw(id, &why, taken, now),
             Word::Up { link, resumed } => {
                 let id = link.id();
                 self.links.insert(id, link);
@@ -240,6 +272,35 @@ impl Task {
         });
     }
 
+    fn withdraw(&mut self, id: CommandId, why: &str, taken: oneshot::Sender<Taken>, now: Instant) {
+        let Withdrawn { taken_back, sent } = self.book.withdraw(|which, _| *which == id, why, now);
+        let nodes = |all: Vec<(PeerId, CommandId)>| all.into_iter().map(|(to, _)| to).collect();
+        let (taken_back, sent): (Vec<PeerId>, Vec<PeerId>) = (nodes(taken_back), nodes(sent));
+        let (stored, when_stored) = oneshot::channel();
+        self.withdrawals.push(Withdrawal {
+            id,
+            open: taken_back.iter().copied().collect(),
+            stored,
+        });
+        let _gone = taken.send(Taken {
+            taken_back,
+            sent,
+            stored: when_stored,
+        });
+        self.say_stored();
+    }
+
+    /// Tells whoever has taken something back, once all of that is stored.
+    fn say_stored(&mut self) {
+        let (open, stored): (Vec<_>, Vec<_>) = std::mem::take(&mut self.withdrawals)
+            .into_iter()
+            .partition(|withdrawal| !withdrawal.open.is_empty() && !withdrawal.stored.is_closed());
+        self.withdrawals = open;
+        for withdrawal in stored {
+            let _gone = withdrawal.stored.send(());
+        }
+    }
+
     fn carry_out(&mut self) {
         loop {
             let effects = self.book.take_effects();
@@ -271,6 +332,10 @@ impl Task {
                     }
                     Effect::Stage { to, id, stage } => self.tell(id, Told::Stage { to, stage }),
                     Effect::Ended { to, id, reply } => {
+                        for withdrawal in self.withdrawals.iter_mut().filter(|one| one.id == id) {
+                            withdrawal.open.remove(&to);
+                        }
+                        self.say_stored();
                         self.tell(id, Told::Ended { to, reply });
                         if let Some(listener) = self.listeners.get_mut(&id) {
                             listener.open = listener.open.saturating_sub(1);
@@ -280,6 +345,11 @@ impl Task {
                         }
                     }
                     Effect::NotIssued { id, why } => {
+                        // It was not to be taken back: it never was.
+                        for withdrawal in self.withdrawals.iter_mut().filter(|one| one.id == id) {
+                            withdrawal.open.clear();
+                        }
+                        self.say_stored();
                         self.tell(id, Told::NotIssued(why));
                         self.listeners.remove(&id);
                     }

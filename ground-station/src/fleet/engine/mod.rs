@@ -11,6 +11,7 @@
 
 mod acts;
 mod calls;
+mod cancel;
 mod commands;
 mod enrol;
 mod fetch;
@@ -57,6 +58,7 @@ use tokio_util::task::TaskTracker;
 use super::{Call, Event, Fleet};
 use crate::config::Config;
 use crate::store::{Store, StoreError};
+pub use cancel::without_links;
 use office::Office;
 use roll::Roll;
 use watchers::Watchers;
