@@ -44,6 +44,9 @@ pub enum Request {
         lane: Lane,
         /// How long the command may still start, counted from now.
         ttl_ms: u64,
+        /// Whether somebody asked for just that.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        ttl_given: bool,
         /// How long to wait for outcomes; of each batch, if there are several.
         timeout_ms: u64,
         /// A few at a time; all at once if absent.

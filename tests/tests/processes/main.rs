@@ -4,6 +4,7 @@ mod cancel;
 mod commands;
 mod deadlines;
 mod files;
+mod flight;
 mod plugins;
 mod queue;
 mod repeats;

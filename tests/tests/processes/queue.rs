@@ -52,6 +52,11 @@ fn commands_for_an_absent_node_come_in_order() {
     let mut fleet = Fleet::linked(1);
     fleet.nodes[0].end(Signal::KILL);
     fleet.station.wait_state("n1", "offline");
+    let ran = fleet
+        .station
+        .run(&["ping", "n1", "--timeout", "100ms", "--ttl", "200ms"])
+        .expect(4);
+    assert_eq!(ran.of("n1")["error"], "offline for the 0.1 s that were waited");
     for action in ["time", "id", "telemetry", "config", "selfcheck", "ping"] {
         fleet
             .station

@@ -11,10 +11,10 @@ use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::wire::{CONTENT_BYTES_MAX, WireError};
 use tokio::sync::mpsc;
 
-use super::Shared;
 use super::commands::{self, Command, elapsed_ms};
 use super::keeper::{Keeper, NewCommand, Told, Word};
 use super::roll::Target;
+use super::{Shared, offers};
 use crate::fleet::{Delivery, Event, Failure};
 use crate::store::deliveries::Origin;
 
@@ -23,8 +23,6 @@ pub(super) struct Act {
     pub(super) command: Command,
     pub(super) selector: String,
     pub(super) origin: Origin,
-    /// Targets that take the action for one of flight.
-    pub(super) flight: BTreeSet<PeerId>,
 }
 
 /// Why nobody waits for a run any more.
@@ -37,8 +35,8 @@ pub(super) async fn run(shared: Shared, targets: Vec<Target>, act: Act, events: 
         command,
         selector,
         origin,
-        flight,
     } = act;
+    let started = clock::now();
     let arguments = match serde_json::to_string(&command.arguments) {
         Ok(arguments) if arguments.len() <= CONTENT_BYTES_MAX => arguments,
         Ok(arguments) => {
@@ -47,12 +45,37 @@ pub(super) async fn run(shared: Shared, targets: Vec<Target>, act: Act, events: 
         }
         Err(error) => return commands::fail(&events, &WireError::BadHeader(error.to_string())).await,
     };
+    let patience = command.ttl.min(command.timeout) / 2;
+    tokio::select! {
+        biased;
+        () = events.closed() => return,
+        () = offers::settle(&targets, &command.action, shared.started, started + patience) => {}
+    }
+    let is_flight = |target: &&Target| target.offered.borrow().is_flight(&command.action);
+    let mut flight: BTreeSet<PeerId> = targets
+        .iter()
+        .filter(is_flight)
+        .map(|target| target.node.id)
+        .collect();
+    if !flight.is_empty() {
+        // What is one of flight for some is not queued for those that have not said what it is there.
+        let unknown = targets
+            .iter()
+            .filter(|target| target.offered.borrow().is_unknown());
+        flight.extend(unknown.map(|target| target.node.id));
+    }
     let flight_max = Duration::from_millis(FLIGHT_LIFE_MS_MAX);
     let ttl = if flight.is_empty() {
         command.ttl
     } else {
         command.ttl.min(flight_max)
     };
+    if command.ttl_given && ttl < command.ttl {
+        let text = format!("flight action: time to live is {} s", flight_max.as_secs());
+        if events.send(Event::note(text)).await.is_err() {
+            return;
+        }
+    }
     let size = command
         .batch
         .map_or(targets.len(), |batch| batch.size.of(targets.len()));
@@ -67,6 +90,7 @@ pub(super) async fn run(shared: Shared, targets: Vec<Target>, act: Act, events: 
         arguments,
         lane: command.lane,
         ttl,
+        asked: started,
         selector,
         targets: addressees.collect(),
         origin,
@@ -77,7 +101,6 @@ pub(super) async fn run(shared: Shared, targets: Vec<Target>, act: Act, events: 
     if events.send(named).await.is_err() {
         return;
     }
-    let started = clock::now();
     let told = shared.keeper.issue(new).await;
     let mut run = Run {
         command: &command,
@@ -149,7 +172,8 @@ impl Run<'_> {
                 self.keeper.say(Word::Release { id, targets, ttl }).await;
             }
             let batch: BTreeSet<PeerId> = batch.into_iter().collect();
-            let give_up = clock::now() + self.command.timeout;
+            let asked = if place > 0 { clock::now() } else { self.started };
+            let give_up = asked + self.command.timeout;
             if !self.follow(&batch, give_up).await? {
                 return Ok(());
             }

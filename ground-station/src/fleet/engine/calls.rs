@@ -53,7 +53,7 @@ impl Task {
         }
         match request {
             Request::Nodes { selector, timeout_ms } => {
-                let deadline = self.started + Duration::from_millis(timeout_ms);
+                let deadline = self.shared.started + Duration::from_millis(timeout_ms);
                 self.looks.push(Look {
                     selector,
                     deadline,
@@ -75,6 +75,7 @@ impl Task {
                 arguments,
                 lane,
                 ttl_ms,
+                ttl_given,
                 timeout_ms,
                 batch,
             } => {
@@ -86,6 +87,7 @@ impl Task {
                     arguments,
                     lane,
                     ttl: Duration::from_millis(ttl_ms),
+                    ttl_given,
                     timeout: Duration::from_millis(timeout_ms),
                     batch,
                 };
@@ -95,13 +97,9 @@ impl Task {
                         .spawn(commands::run(self.shared.clone(), targets, command, events));
                 } else {
                     origin.batch = batch.map(|batch| batch.size.to_string());
-                    let flight = |target: &roll::Target| self.roll.is_flight(target.node.id, &command.action);
-                    let flight = targets.iter().filter(|target| flight(target));
-                    let flight = flight.map(|target| target.node.id).collect();
                     let act = acts::Act {
                         selector: selector.as_str().to_owned(),
                         origin,
-                        flight,
                         command,
                     };
                     self.tasks

@@ -38,6 +38,8 @@ pub(super) struct NewCommand {
     pub(super) arguments: String,
     pub(super) lane: Lane,
     pub(super) ttl: Duration,
+    /// When it was asked for: its time to live counts from then.
+    pub(super) asked: Instant,
     pub(super) selector: String,
     pub(super) targets: Vec<Addressee>,
     pub(super) origin: Origin,
@@ -222,7 +224,7 @@ impl Task {
     fn take(&mut self, word: Word) {
         let now = clock::now();
         match word {
-            Word::Issue(command, told) => self.issue(*command, told, now),
+            Word::Issue(command, told) => self.issue(*command, told),
             Word::Release { id, targets, ttl } => self.book.release(id, &targets, now + ttl, now),
             Word::Withhold { id, why } => self.book.withhold(id, &why),
             Word::Withdraw { id, why, taken } => self.withdraw(id, &why, taken, now),
@@ -244,7 +246,7 @@ impl Task {
         }
     }
 
-    fn issue(&mut self, command: NewCommand, told: mpsc::Sender<Told>, now: Instant) {
+    fn issue(&mut self, command: NewCommand, told: mpsc::Sender<Told>) {
         // Numbered here, so that the order of issue is that of the numbers.
         let seq = self.next_id.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let id = CommandId {
@@ -267,7 +269,7 @@ impl Task {
                 life_ms: u64::try_from(command.ttl.as_millis()).unwrap_or(u64::MAX),
             },
             selector: command.selector,
-            deadline: now + command.ttl,
+            deadline: command.asked + command.ttl,
             targets: command.targets,
         });
     }

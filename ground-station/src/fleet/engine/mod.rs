@@ -16,6 +16,7 @@ mod commands;
 mod enrol;
 mod fetch;
 mod keeper;
+mod offers;
 mod office;
 mod recorder;
 mod retry;
@@ -130,8 +131,8 @@ struct Shared {
     routes: fetch::Routes,
     /// How many nodes are sent files at once.
     sends: Arc<Semaphore>,
-    /// Whether the links stay up when a verb has its answer.
-    stays: bool,
+    /// When the links were brought up.
+    started: Instant,
 }
 
 impl Engine {
@@ -202,7 +203,7 @@ impl Engine {
                 )),
                 routes: fetch::Routes::default(),
                 sends: Arc::new(Semaphore::new(send::NODES_AT_ONCE)),
-                stays,
+                started: clock::now(),
             },
             store,
             office,
@@ -210,7 +211,6 @@ impl Engine {
             watchers: Watchers::default(),
             looks: Vec::new(),
             keepalive,
-            started: clock::now(),
             hush: Hush::default(),
             state_dir,
             stop: stop.clone(),
@@ -274,7 +274,6 @@ struct Task {
     watchers: Watchers,
     looks: Vec<Look>,
     keepalive: KeepaliveConfig,
-    started: Instant,
     hush: Hush,
     state_dir: PathBuf,
     stop: CancellationToken,

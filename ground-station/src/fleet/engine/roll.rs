@@ -7,11 +7,12 @@ use std::time::Instant;
 use swarm_shared::net::clock;
 use swarm_shared::net::peer::{PeerInfo, PeerLink};
 use swarm_shared::proto::id::{NodeName, PeerId, PeerKind};
-use swarm_shared::proto::message::{LOST_LINK_CHECK, Offer, OfferedClass, Stopped};
+use swarm_shared::proto::message::{LOST_LINK_CHECK, Offer, Stopped};
 use swarm_shared::proto::selector::{Selector, Target as Matched};
 use swarm_shared::proto::trust::Membership;
 use tokio::sync::watch;
 
+use super::offers::Offered;
 use crate::fleet::{Check, MemberView, NodeRef, NodeState, NodeView, StopView};
 use crate::store::{MemberRow, Store, StoreError};
 
@@ -22,6 +23,8 @@ pub(super) struct Target {
     pub(super) link: PeerLink,
     /// Whether it is linked, and news of it.
     pub(super) online: watch::Receiver<bool>,
+    /// What it has said that it can do, and news of it.
+    pub(super) offered: watch::Receiver<Offered>,
     /// Whether no other target has its name.
     pub(super) name_is_unique: bool,
     /// Where it was seen last.
@@ -56,7 +59,7 @@ struct Member {
     stopped: Option<StopView>,
     unsaved: bool,
     /// What it has said that it can do.
-    offer: Offer,
+    offered: watch::Sender<Offered>,
 }
 
 impl Member {
@@ -71,7 +74,7 @@ impl Member {
             checks: None,
             stopped: None,
             unsaved: false,
-            offer: Offer::default(),
+            offered: watch::Sender::default(),
         }
     }
 
@@ -208,6 +211,7 @@ impl Roll {
         member.checks = None;
         member.stopped = None;
         member.unsaved = true;
+        member.offered.send_modify(|offered| offered.up(clock::now()));
         member.online.send_replace(true);
         member.link.clone()
     }
@@ -216,6 +220,7 @@ impl Roll {
         if let Some(member) = self.0.get_mut(&id) {
             member.row.last_seen_ms = clock::unix_time_ms();
             member.unsaved = true;
+            member.offered.send_modify(Offered::down);
             member.online.send_replace(false);
         }
     }
@@ -242,14 +247,8 @@ impl Roll {
 
     pub(super) fn offers(&mut self, id: PeerId, offer: Offer) {
         if let Some(member) = self.0.get_mut(&id) {
-            member.offer = offer;
+            member.offered.send_modify(|offered| offered.say(offer));
         }
-    }
-
-    /// Whether a node is known to take an action for one of flight.
-    pub(super) fn is_flight(&self, id: PeerId, action: &str) -> bool {
-        let offered = |member: &Member| member.offer.actions.get(action).map(|offered| offered.class);
-        self.0.get(&id).and_then(offered) == Some(OfferedClass::Flight)
     }
 
     pub(super) fn rename(&mut self, id: PeerId, name: NodeName) {
@@ -331,6 +330,7 @@ impl Roll {
                     },
                     link: member.link.clone()?,
                     online: member.online.subscribe(),
+                    offered: member.offered.subscribe(),
                     address: member.row.address,
                     name_is_unique: names.get(&member.row.name) == Some(&1),
                 })
