@@ -48,7 +48,7 @@ impl Connection {
     pub(super) async fn open(common: &Common, verb: &str, screen: &mut Screen) -> Result<Self, CliError> {
         match find(common, verb, screen).await? {
             Found::Running(socket) => Ok(Self {
-                fleet: Fleet::remote(socket),
+                fleet: remote(common, socket, screen),
                 own: None,
             }),
             Found::Free(lock) => Self::own(common, lock, |_config| {}, false).await,
@@ -86,7 +86,7 @@ impl Connection {
         screen: &mut Screen,
     ) -> Result<Self, CliError> {
         let fleet = match find(common, verb, screen).await? {
-            Found::Running(socket) => Fleet::remote(socket),
+            Found::Running(socket) => remote(common, socket, screen),
             Found::Free(lock) => engine::without_links(lock),
         };
         Ok(Self { fleet, own: None })
@@ -112,7 +112,7 @@ impl Connection {
     ) -> Result<Self, CliError> {
         match find(common, verb, screen).await? {
             Found::Running(socket) => Ok(Self {
-                fleet: Fleet::remote(socket),
+                fleet: remote(common, socket, screen),
                 own: None,
             }),
             Found::Free(lock) => Self::own(common, lock, |_config| {}, true).await,
@@ -195,6 +195,14 @@ pub(super) enum NotOpen {
     },
     /// The station does not start.
     Fault(CliError),
+}
+
+/// A running `serve`, which has read its configuration already.
+fn remote(common: &Common, socket: PathBuf, screen: &mut Screen) -> Fleet {
+    if common.config_given {
+        screen.note("--config is ignored: `ground-station serve` is running, with its own configuration");
+    }
+    Fleet::remote(socket)
 }
 
 enum Found {

@@ -105,6 +105,9 @@ struct Common {
         hide_env = true
     )]
     config: Option<PathBuf>,
+    /// Whether that was typed.
+    #[arg(skip)]
+    config_given: bool,
     /// How long a command may still start [default: 30s]
     #[arg(long, global = true, value_name = "TIME", default_value = "30s", hide_default_value = true, value_parser = duration::parse)]
     ttl: Duration,
@@ -196,6 +199,7 @@ fn parse() -> Cli {
         typed(&matches) || matches.subcommand().is_some_and(|(_, matches)| typed(matches))
     };
     cli.common.ttl_given = given("ttl");
+    cli.common.config_given = given("config");
     cli.common.timeout_given = given("timeout");
     cli
 }

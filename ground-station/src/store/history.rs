@@ -76,7 +76,7 @@ pub fn commands(
         }
         let states = states(connection, number)?;
         if query.state.is_none_or(|state| states.contains_key(&state)) {
-            found.push(command_view(row, states)?);
+            found.push(command_view(row, states, retries(connection, number)?)?);
         }
     }
     Ok(found)
@@ -92,7 +92,8 @@ pub fn command(connection: &Connection, number: u64) -> Result<Option<CommandVie
     let mut rows = statement.query([to_sql(number)])?;
     let Some(row) = rows.next()? else { return Ok(None) };
     let states = states(connection, to_sql(number))?;
-    Ok(Some(command_view(row, states)?))
+    let retries = retries(connection, to_sql(number))?;
+    Ok(Some(command_view(row, states, retries)?))
 }
 
 /// What the nodes know a command by; `None` if it was not an action, or there is none with this number.
@@ -238,7 +239,19 @@ fn selects(nodes: &Selector, name: &NodeName, id: &PeerId) -> bool {
     })
 }
 
-fn command_view(row: &Row<'_>, states: BTreeMap<PastState, u64>) -> Result<CommandView, StoreError> {
+/// The commands that repeat this one, oldest first.
+fn retries(connection: &Connection, number: i64) -> Result<Vec<u64>, StoreError> {
+    let sql = "SELECT number FROM commands WHERE retry_of = ?1 ORDER BY number";
+    let mut statement = connection.prepare_cached(sql)?;
+    let found = statement.query_map([number], |row| Ok(from_sql(row.get(0)?)))?;
+    Ok(found.collect::<Result<_, _>>()?)
+}
+
+fn command_view(
+    row: &Row<'_>,
+    states: BTreeMap<PastState, u64>,
+    retried_by: Vec<u64>,
+) -> Result<CommandView, StoreError> {
     let kind: String = row.get(3)?;
     let arguments: String = row.get(5)?;
     Ok(CommandView {
@@ -257,6 +270,7 @@ fn command_view(row: &Row<'_>, states: BTreeMap<PastState, u64>) -> Result<Comma
         selector: row.get(6)?,
         ttl_ms: from_sql(row.get(7)?),
         retry_of: row.get::<_, Option<i64>>(8)?.map(from_sql),
+        retried_by,
         batch: row.get(9)?,
         deliveries: states.values().sum(),
         states,

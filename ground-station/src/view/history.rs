@@ -133,6 +133,13 @@ impl Past {
         if let Some(number) = view.retry_of {
             text.push_str(&format!("repeats command {number}\n"));
         }
+        if let [first, more @ ..] = view.retried_by.as_slice() {
+            let all = more
+                .iter()
+                .fold(first.to_string(), |all, number| format!("{all}, {number}"));
+            let commands = if more.is_empty() { "command" } else { "commands" };
+            text.push_str(&format!("repeated by {commands} {all}\n"));
+        }
         if let Some(batch) = &view.batch {
             text.push_str(&format!("in batches of {}\n", harmless(batch)));
         }

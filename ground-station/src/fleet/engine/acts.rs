@@ -15,7 +15,7 @@ use super::commands::{self, Command, elapsed_ms};
 use super::keeper::{Keeper, NewCommand, Told, Word};
 use super::roll::Target;
 use super::{Shared, offers};
-use crate::fleet::{Delivery, Event, Failure};
+use crate::fleet::{Delivery, Event};
 use crate::store::deliveries::Origin;
 
 /// What is to be done, and on whose word.
@@ -145,6 +145,16 @@ fn no_answer(target: &Target, waited: Duration, ttl: Duration) -> Reply {
     Reply::ended(Outcome::NoAnswer, error)
 }
 
+/// It has not even been sent; it still may be.
+fn not_stored(waited: Duration) -> Reply {
+    let waited = waited.as_secs_f64();
+    let error = format!(
+        "not sent yet: the station could not store it within {waited} s; look whether its disk is full, and at \
+         `ground-station history` before you repeat it"
+    );
+    Reply::ended(Outcome::NoAnswer, error)
+}
+
 struct Run<'a> {
     command: &'a Command,
     keeper: &'a Keeper,
@@ -179,7 +189,10 @@ impl Run<'_> {
             }
             for id in &batch {
                 if let Some(target) = self.open.remove(id) {
-                    let reply = no_answer(&target, self.command.timeout, ttl);
+                    let reply = match self.issued {
+                        Some(_) => no_answer(&target, self.command.timeout, ttl),
+                        None => not_stored(self.command.timeout),
+                    };
                     self.end(target, reply).await?;
                 }
             }
@@ -228,8 +241,11 @@ impl Run<'_> {
             match told {
                 Told::Issued { id, number } => self.issued = Some((id, number)),
                 Told::NotIssued(why) => {
-                    let failed = Event::failed(Failure::Failed, format!("nothing was sent: {why}"));
-                    self.say(failed).await?;
+                    for (_, target) in std::mem::take(&mut self.open) {
+                        let reply = Reply::refused(format!("nothing was sent: {why}"));
+                        self.end(target, reply).await?;
+                    }
+                    self.say(Event::End).await?;
                     return Ok(false);
                 }
                 Told::Stage { to, stage } => {

@@ -342,6 +342,7 @@ impl Task {
         let changed = match event {
             PeerEvent::Up { peer, resumed } => {
                 tracing::info!(peer = %peer.name, id = %peer.id.short(), addr = %peer.addr, "linked");
+                let namesakes = self.roll.namesakes(peer.id);
                 let mut link = self.roll.up(&peer);
                 if link.is_none() {
                     // Another station took it in: it is met here for the first time.
@@ -359,6 +360,10 @@ impl Task {
                     stop::linked(&self.shared, &link);
                     self.tasks
                         .spawn(commands::self_check(self.shared.clone(), link, checks.clone()));
+                }
+                // It may have another name now.
+                for id in namesakes {
+                    self.watchers.tell(&self.roll, id);
                 }
                 peer.id
             }
@@ -449,7 +454,11 @@ impl Task {
         }
         let about = match notice {
             Notice::Renamed { id, name, .. } => {
+                let namesakes = self.roll.namesakes(*id);
                 self.roll.rename(*id, name.clone());
+                for id in namesakes {
+                    self.watchers.tell(&self.roll, id);
+                }
                 *id
             }
             Notice::Cloned { id, .. } => {

@@ -99,7 +99,8 @@ impl Member {
         (self.row.last_seen_ms > 0).then(|| clock::unix_time_ms().saturating_sub(self.row.last_seen_ms))
     }
 
-    fn view(&self, now: Instant) -> NodeView {
+    /// `called_so`: how many nodes have its name.
+    fn view(&self, now: Instant, called_so: usize) -> NodeView {
         let state = match (self.is_online(), self.silent) {
             (true, false) => NodeState::Online,
             (true, true) => NodeState::Silent,
@@ -107,6 +108,19 @@ impl Member {
         };
         let mut warnings = self.warnings.clone();
         warnings.extend(self.row.revoked.then(|| "put out of the fleet".to_owned()));
+        if called_so > 1 && !self.row.revoked {
+            let number = if called_so == 2 {
+                "two".to_owned()
+            } else {
+                called_so.to_string()
+            };
+            warnings.push(format!(
+                "{number} nodes are called {}; tell them apart by id, rename one with: \
+                 ground-station call id:{} id new_id=NAME",
+                self.row.name,
+                self.row.key.id().short()
+            ));
+        }
         warnings.extend(self.stopped.as_ref().map(|stop| {
             let fault = stop
                 .error
@@ -355,8 +369,13 @@ impl Roll {
 
     pub(super) fn views(&self, selector: &Selector) -> Vec<NodeView> {
         let now = clock::now();
+        let mut called: BTreeMap<&NodeName, usize> = BTreeMap::new();
+        for member in self.nodes() {
+            *called.entry(&member.row.name).or_default() += 1;
+        }
         let matched = self.nodes().filter(|member| member.matches(selector));
-        let mut views: Vec<NodeView> = matched.map(|member| member.view(now)).collect();
+        let view = |member: &Member| member.view(now, called.get(&member.row.name).copied().unwrap_or(0));
+        let mut views: Vec<NodeView> = matched.map(view).collect();
         views.sort_by(|a, b| (&a.node, a.id).cmp(&(&b.node, b.id)));
         views
     }
@@ -365,7 +384,19 @@ impl Roll {
     pub(super) fn view_of(&self, id: PeerId, selector: &Selector) -> Option<NodeView> {
         let member = self.0.get(&id)?;
         let meant = member.row.kind == PeerKind::Node && member.matches(selector);
-        meant.then(|| member.view(clock::now()))
+        meant.then(|| member.view(clock::now(), self.namesakes(id).len() + 1))
+    }
+
+    /// Other nodes that have the same name as this one.
+    pub(super) fn namesakes(&self, id: PeerId) -> Vec<PeerId> {
+        let Some(member) = self.0.get(&id) else {
+            return Vec::new();
+        };
+        let others = self.nodes().filter(|other| other.row.name == member.row.name);
+        others
+            .map(|other| other.row.key.id())
+            .filter(|other| *other != id)
+            .collect()
     }
 
     pub(super) fn members(&self) -> Vec<MemberView> {
