@@ -107,7 +107,7 @@ async fn take_back(
 ) -> Result<Vec<Event>, Event> {
     let Asked { number, timeout, who } = asked;
     let why = format!("cancelled by {who} before it was sent");
-    let Some(taken) = keeper.withdraw(id, why).await else {
+    let Some(taken) = keeper.take_back(id, why).await else {
         return Err(Event::failed(
             Failure::Stopped,
             "the station is shutting down; ask again",

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use swarm_shared::net::clock;
 use swarm_shared::net::peer::PeerLink;
-use swarm_shared::proto::delivery::book::{Addressee, Book, Change, Effect, Issue, Order, Ticket, Withdrawn};
+use swarm_shared::proto::delivery::book::{Addressee, Book, Change, Effect, Issue, Order, TakenBack, Ticket};
 use swarm_shared::proto::delivery::{CommandId, Stage};
 use swarm_shared::proto::id::PeerId;
 use swarm_shared::proto::outcome::Reply;
@@ -70,7 +70,7 @@ pub(super) enum Word {
         id: CommandId,
         why: String,
     },
-    Withdraw {
+    TakeBack {
         id: CommandId,
         why: String,
         taken: oneshot::Sender<Taken>,
@@ -123,9 +123,9 @@ impl Keeper {
     }
 
     /// Takes back what has not been sent of a command; `None` if the station stops.
-    pub(super) async fn withdraw(&self, id: CommandId, why: String) -> Option<Taken> {
+    pub(super) async fn take_back(&self, id: CommandId, why: String) -> Option<Taken> {
         let (taken, answer) = oneshot::channel();
-        self.say(Word::Withdraw { id, why, taken }).await;
+        self.say(Word::TakeBack { id, why, taken }).await;
         answer.await.ok()
     }
 }
@@ -141,7 +141,7 @@ pub(super) struct Task {
     next_id: std::sync::Arc<std::sync::atomic::AtomicU64>,
     links: BTreeMap<PeerId, PeerLink>,
     listeners: BTreeMap<CommandId, Listener>,
-    withdrawals: Vec<Withdrawal>,
+    taking_back: Vec<TakingBack>,
     waiting: Vec<(Ticket, Vec<Change>)>,
     /// The tickets of the write under way, and the commands that it begins.
     written: (Vec<Ticket>, Vec<CommandId>),
@@ -155,7 +155,7 @@ struct Listener {
 }
 
 /// What has been taken back, and whose end is not stored yet.
-struct Withdrawal {
+struct TakingBack {
     id: CommandId,
     open: BTreeSet<PeerId>,
     stored: oneshot::Sender<()>,
@@ -180,7 +180,7 @@ impl Task {
             next_id,
             links: BTreeMap::new(),
             listeners: BTreeMap::new(),
-            withdrawals: Vec::new(),
+            taking_back: Vec::new(),
             waiting: Vec::new(),
             written: (Vec::new(), Vec::new()),
             writing: None,
@@ -227,7 +227,7 @@ impl Task {
             Word::Issue(command, told) => self.issue(*command, told),
             Word::Release { id, targets, ttl } => self.book.release(id, &targets, now + ttl, now),
             Word::Withhold { id, why } => self.book.withhold(id, &why),
-            Word::Withdraw { id, why, taken } => self.withdraw(id, &why, taken, now),
+            Word::TakeBack { id, why, taken } => self.take_back(id, &why, taken, now),
             Word::Up { link, resumed } => {
                 let id = link.id();
                 self.links.insert(id, link);
@@ -274,12 +274,12 @@ impl Task {
         });
     }
 
-    fn withdraw(&mut self, id: CommandId, why: &str, taken: oneshot::Sender<Taken>, now: Instant) {
-        let Withdrawn { taken_back, sent } = self.book.withdraw(|which, _| *which == id, why, now);
+    fn take_back(&mut self, id: CommandId, why: &str, taken: oneshot::Sender<Taken>, now: Instant) {
+        let TakenBack { taken_back, sent } = self.book.take_back(|which, _| *which == id, why, now);
         let nodes = |all: Vec<(PeerId, CommandId)>| all.into_iter().map(|(to, _)| to).collect();
         let (taken_back, sent): (Vec<PeerId>, Vec<PeerId>) = (nodes(taken_back), nodes(sent));
         let (stored, when_stored) = oneshot::channel();
-        self.withdrawals.push(Withdrawal {
+        self.taking_back.push(TakingBack {
             id,
             open: taken_back.iter().copied().collect(),
             stored,
@@ -294,12 +294,12 @@ impl Task {
 
     /// Tells whoever has taken something back, once all of that is stored.
     fn say_stored(&mut self) {
-        let (open, stored): (Vec<_>, Vec<_>) = std::mem::take(&mut self.withdrawals)
+        let (open, stored): (Vec<_>, Vec<_>) = std::mem::take(&mut self.taking_back)
             .into_iter()
-            .partition(|withdrawal| !withdrawal.open.is_empty() && !withdrawal.stored.is_closed());
-        self.withdrawals = open;
-        for withdrawal in stored {
-            let _gone = withdrawal.stored.send(());
+            .partition(|one| !one.open.is_empty() && !one.stored.is_closed());
+        self.taking_back = open;
+        for one in stored {
+            let _gone = one.stored.send(());
         }
     }
 
@@ -334,8 +334,8 @@ impl Task {
                     }
                     Effect::Stage { to, id, stage } => self.tell(id, Told::Stage { to, stage }),
                     Effect::Ended { to, id, reply } => {
-                        for withdrawal in self.withdrawals.iter_mut().filter(|one| one.id == id) {
-                            withdrawal.open.remove(&to);
+                        for one in self.taking_back.iter_mut().filter(|one| one.id == id) {
+                            one.open.remove(&to);
                         }
                         self.say_stored();
                         self.tell(id, Told::Ended { to, reply });
@@ -348,8 +348,8 @@ impl Task {
                     }
                     Effect::NotIssued { id, why } => {
                         // It was not to be taken back: it never was.
-                        for withdrawal in self.withdrawals.iter_mut().filter(|one| one.id == id) {
-                            withdrawal.open.clear();
+                        for one in self.taking_back.iter_mut().filter(|one| one.id == id) {
+                            one.open.clear();
                         }
                         self.say_stored();
                         self.tell(id, Told::NotIssued(why));

@@ -7,9 +7,9 @@ use super::{Book, Phase};
 use crate::proto::id::PeerId;
 use crate::proto::outcome::Reply;
 
-/// What [`Book::withdraw`] found. What was ending already is in neither.
+/// What [`Book::take_back`] found. What was ending already is in neither.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Withdrawn {
+pub struct TakenBack {
     /// Ends as `refused`, and will never be sent.
     pub taken_back: Vec<(PeerId, CommandId)>,
     /// Perhaps at its node: left as it is.
@@ -20,32 +20,32 @@ impl Book {
     /// Ends as `refused` whatever `which` means and no link has been given yet: what waits for its node, for its batch,
     /// for its own write, or for room. Once this returns none of it is ever sent, whether its end is stored by then or
     /// not, unless the station is killed before that.
-    pub fn withdraw(
+    pub fn take_back(
         &mut self,
         which: impl Fn(&CommandId, &PeerId) -> bool,
         why: &str,
         now: Instant,
-    ) -> Withdrawn {
-        let mut withdrawn = Withdrawn::default();
+    ) -> TakenBack {
+        let mut found = TakenBack::default();
         for (to, node) in &self.nodes {
             for (id, delivery) in node.open.iter().filter(|(id, _)| which(id, to)) {
                 match delivery.phase {
                     Phase::Ending { .. } => {}
-                    Phase::Open if delivery.sent => withdrawn.sent.push((*to, *id)),
+                    Phase::Open if delivery.sent => found.sent.push((*to, *id)),
                     Phase::Issuing { .. } | Phase::Held | Phase::Open => {
-                        withdrawn.taken_back.push((*to, *id));
+                        found.taken_back.push((*to, *id));
                     }
                 }
             }
         }
-        for (to, id) in &withdrawn.taken_back {
+        for (to, id) in &found.taken_back {
             self.end(*to, *id, Reply::refused(why));
         }
-        for (to, _) in &withdrawn.taken_back {
+        for (to, _) in &found.taken_back {
             // Others may have waited behind it.
             self.stir(*to, now);
         }
-        withdrawn
+        found
     }
 }
 
@@ -120,9 +120,9 @@ mod tests {
         }
 
         /// By command and node: what was taken back, and what was sent.
-        fn withdraw(&mut self, seq: u64) -> (Vec<u8>, Vec<u8>) {
+        fn take_back(&mut self, seq: u64) -> (Vec<u8>, Vec<u8>) {
             let id = order(seq).id;
-            let Withdrawn { taken_back, sent } = self.book.withdraw(|which, _| *which == id, "no", self.now);
+            let TakenBack { taken_back, sent } = self.book.take_back(|which, _| *which == id, "no", self.now);
             let numbers = |all: Vec<(PeerId, CommandId)>| -> Vec<u8> {
                 assert!(all.iter().all(|(_, which)| *which == id));
                 all.into_iter().map(|(to, _)| to.0[0] - 1).collect()
@@ -142,8 +142,8 @@ mod tests {
         station.issue(1, vec![named(0), named(1), held]);
         station.issue(2, vec![named(1)]);
         assert_eq!(station.written(), ["send 1 to 0"]);
-        assert_eq!(station.withdraw(1), (vec![1, 2], vec![0]));
-        assert_eq!(station.withdraw(1), (vec![], vec![0]), "once");
+        assert_eq!(station.take_back(1), (vec![1, 2], vec![0]));
+        assert_eq!(station.take_back(1), (vec![], vec![0]), "once");
         station.book.up(node(1), false, station.now);
         station
             .book
@@ -170,7 +170,7 @@ mod tests {
         station.book.up(node(0), false, station.now);
         station.issue(1, vec![named(0)]);
         assert_eq!(station.writes.len(), 1, "its own write is under way");
-        assert_eq!(station.withdraw(1), (vec![0], vec![]));
+        assert_eq!(station.take_back(1), (vec![0], vec![]));
         assert_eq!(station.written(), ["1 of 0: refused no"]);
 
         station.issue(2, vec![named(1)]);
@@ -179,7 +179,7 @@ mod tests {
         station.book.up(node(1), false, station.now);
         station.hear();
         assert!(matches!(station.writes[..], [(_, ref marks)] if marks.len() == 2));
-        assert_eq!(station.withdraw(2), (vec![1], vec![]));
+        assert_eq!(station.take_back(2), (vec![1], vec![]));
         assert_eq!(station.written(), ["send 3 to 1", "2 of 1: refused no"]);
         assert_eq!(station.book.open(), 1);
     }
@@ -188,7 +188,7 @@ mod tests {
     fn one_whose_issue_is_not_stored_is_told_of_once() {
         let mut station = Station::new();
         station.issue(1, vec![named(0)]);
-        assert_eq!(station.withdraw(1), (vec![0], vec![]));
+        assert_eq!(station.take_back(1), (vec![0], vec![]));
         station.hear();
         let (ticket, _) = station.writes.remove(0);
         station.book.store_failed(ticket, "no space", station.now);
@@ -211,7 +211,7 @@ mod tests {
             station.issue(seq, vec![named(0)]);
         }
         assert_eq!(station.written().len(), IN_FLIGHT_MAX);
-        assert_eq!(station.withdraw(most + 1), (vec![0], vec![]));
+        assert_eq!(station.take_back(most + 1), (vec![0], vec![]));
         assert_eq!(station.written(), [format!("{} of 0: refused no", most + 1)]);
         station
             .book
@@ -219,10 +219,10 @@ mod tests {
         assert_eq!(station.written(), [format!("send {} to 0", most + 2)]);
         station.book.not_sent(node(0), order(most + 2).id, station.now);
         assert_eq!(
-            station.withdraw(most + 2),
+            station.take_back(most + 2),
             (vec![0], vec![]),
             "the link had no room"
         );
-        assert_eq!(station.withdraw(most + 1), (vec![], vec![]), "it has ended");
+        assert_eq!(station.take_back(most + 1), (vec![], vec![]), "it has ended");
     }
 }
