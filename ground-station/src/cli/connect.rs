@@ -19,7 +19,7 @@ use crate::config::Config;
 use crate::control::lock::{LockError, StateLock};
 use crate::control::server::ControlServer;
 use crate::control::{CONTROL_SOCKET, client};
-use crate::fleet::engine::{Engine, Settings};
+use crate::fleet::engine::{self, Engine, Settings};
 use crate::fleet::{Fleet, archive};
 
 /// How often a taken state directory is tried again.
@@ -48,7 +48,7 @@ impl Connection {
     pub(super) async fn open(common: &Common, verb: &str, screen: &mut Screen) -> Result<Self, CliError> {
         match find(common, verb, screen).await? {
             Found::Running(socket) => Ok(Self {
-                fleet: Fleet::remote(socket),
+                fleet: remote(common, socket, screen),
                 own: None,
             }),
             Found::Free(lock) => Self::own(common, lock, |_config| {}, false).await,
@@ -78,6 +78,20 @@ impl Connection {
             .map_err(NotOpen::Fault)
     }
 
+    /// For a verb that takes back what waits: a running `serve`, or the store alone. No link comes up, so that nothing
+    /// is sent in the meantime.
+    pub(super) async fn open_book(
+        common: &Common,
+        verb: &str,
+        screen: &mut Screen,
+    ) -> Result<Self, CliError> {
+        let fleet = match find(common, verb, screen).await? {
+            Found::Running(socket) => remote(common, socket, screen),
+            Found::Free(lock) => engine::without_links(lock),
+        };
+        Ok(Self { fleet, own: None })
+    }
+
     /// For a verb that only looks back: asks a running `serve`, or else reads the store, whoever holds it.
     pub(super) async fn open_past(common: &Common) -> Result<Self, CliError> {
         let state_dir = state_dir(common)?;
@@ -98,7 +112,7 @@ impl Connection {
     ) -> Result<Self, CliError> {
         match find(common, verb, screen).await? {
             Found::Running(socket) => Ok(Self {
-                fleet: Fleet::remote(socket),
+                fleet: remote(common, socket, screen),
                 own: None,
             }),
             Found::Free(lock) => Self::own(common, lock, |_config| {}, true).await,
@@ -181,6 +195,14 @@ pub(super) enum NotOpen {
     },
     /// The station does not start.
     Fault(CliError),
+}
+
+/// A running `serve`, which has read its configuration already.
+fn remote(common: &Common, socket: PathBuf, screen: &mut Screen) -> Fleet {
+    if common.config_given {
+        screen.note("--config is ignored: `ground-station serve` is running, with its own configuration");
+    }
+    Fleet::remote(socket)
 }
 
 enum Found {

@@ -216,6 +216,7 @@ async fn act(fleet: &Fleet, nodes: usize) -> anyhow::Result<f64> {
         arguments,
         lane: Lane::Control,
         ttl_ms: 30_000,
+        ttl_given: false,
         timeout_ms: 30_000,
         batch: None,
     };

@@ -257,6 +257,7 @@ pub(super) fn ping() -> Request {
         arguments: Arguments::default(),
         lane: Lane::Control,
         ttl_ms: 30_000,
+        ttl_given: false,
         timeout_ms: 60_000,
         batch: None,
     }

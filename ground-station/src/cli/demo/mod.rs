@@ -496,6 +496,7 @@ fn command(selector: Selector, action: &str, kwargs: serde_json::Value, patience
         },
         lane: Lane::Control,
         ttl_ms: to_ms(patience),
+        ttl_given: false,
         timeout_ms: to_ms(patience),
         batch: None,
     }

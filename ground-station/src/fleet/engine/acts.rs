@@ -11,11 +11,11 @@ use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::wire::{CONTENT_BYTES_MAX, WireError};
 use tokio::sync::mpsc;
 
-use super::Shared;
 use super::commands::{self, Command, elapsed_ms};
 use super::keeper::{Keeper, NewCommand, Told, Word};
 use super::roll::Target;
-use crate::fleet::{Delivery, Event, Failure};
+use super::{Shared, offers};
+use crate::fleet::{Delivery, Event};
 use crate::store::deliveries::Origin;
 
 /// What is to be done, and on whose word.
@@ -23,8 +23,6 @@ pub(super) struct Act {
     pub(super) command: Command,
     pub(super) selector: String,
     pub(super) origin: Origin,
-    /// Targets that take the action for one of flight.
-    pub(super) flight: BTreeSet<PeerId>,
 }
 
 /// Why nobody waits for a run any more.
@@ -37,8 +35,8 @@ pub(super) async fn run(shared: Shared, targets: Vec<Target>, act: Act, events: 
         command,
         selector,
         origin,
-        flight,
     } = act;
+    let started = clock::now();
     let arguments = match serde_json::to_string(&command.arguments) {
         Ok(arguments) if arguments.len() <= CONTENT_BYTES_MAX => arguments,
         Ok(arguments) => {
@@ -47,12 +45,37 @@ pub(super) async fn run(shared: Shared, targets: Vec<Target>, act: Act, events: 
         }
         Err(error) => return commands::fail(&events, &WireError::BadHeader(error.to_string())).await,
     };
+    let patience = command.ttl.min(command.timeout) / 2;
+    tokio::select! {
+        biased;
+        () = events.closed() => return,
+        () = offers::settle(&targets, &command.action, shared.started, started + patience) => {}
+    }
+    let is_flight = |target: &&Target| target.offered.borrow().is_flight(&command.action);
+    let mut flight: BTreeSet<PeerId> = targets
+        .iter()
+        .filter(is_flight)
+        .map(|target| target.node.id)
+        .collect();
+    if !flight.is_empty() {
+        // What is one of flight for some is not queued for those that have not said what it is there.
+        let unknown = targets
+            .iter()
+            .filter(|target| target.offered.borrow().is_unknown());
+        flight.extend(unknown.map(|target| target.node.id));
+    }
     let flight_max = Duration::from_millis(FLIGHT_LIFE_MS_MAX);
     let ttl = if flight.is_empty() {
         command.ttl
     } else {
         command.ttl.min(flight_max)
     };
+    if command.ttl_given && ttl < command.ttl {
+        let text = format!("flight action: time to live is {} s", flight_max.as_secs());
+        if events.send(Event::note(text)).await.is_err() {
+            return;
+        }
+    }
     let size = command
         .batch
         .map_or(targets.len(), |batch| batch.size.of(targets.len()));
@@ -67,6 +90,7 @@ pub(super) async fn run(shared: Shared, targets: Vec<Target>, act: Act, events: 
         arguments,
         lane: command.lane,
         ttl,
+        asked: started,
         selector,
         targets: addressees.collect(),
         origin,
@@ -77,7 +101,6 @@ pub(super) async fn run(shared: Shared, targets: Vec<Target>, act: Act, events: 
     if events.send(named).await.is_err() {
         return;
     }
-    let started = clock::now();
     let told = shared.keeper.issue(new).await;
     let mut run = Run {
         command: &command,
@@ -122,6 +145,16 @@ fn no_answer(target: &Target, waited: Duration, ttl: Duration) -> Reply {
     Reply::ended(Outcome::NoAnswer, error)
 }
 
+/// It has not even been sent; it still may be.
+fn not_stored(waited: Duration) -> Reply {
+    let waited = waited.as_secs_f64();
+    let error = format!(
+        "not sent yet: the station could not store it within {waited} s; look whether its disk is full, and at \
+         `ground-station history` before you repeat it"
+    );
+    Reply::ended(Outcome::NoAnswer, error)
+}
+
 struct Run<'a> {
     command: &'a Command,
     keeper: &'a Keeper,
@@ -149,13 +182,17 @@ impl Run<'_> {
                 self.keeper.say(Word::Release { id, targets, ttl }).await;
             }
             let batch: BTreeSet<PeerId> = batch.into_iter().collect();
-            let give_up = clock::now() + self.command.timeout;
+            let asked = if place > 0 { clock::now() } else { self.started };
+            let give_up = asked + self.command.timeout;
             if !self.follow(&batch, give_up).await? {
                 return Ok(());
             }
             for id in &batch {
                 if let Some(target) = self.open.remove(id) {
-                    let reply = no_answer(&target, self.command.timeout, ttl);
+                    let reply = match self.issued {
+                        Some(_) => no_answer(&target, self.command.timeout, ttl),
+                        None => not_stored(self.command.timeout),
+                    };
                     self.end(target, reply).await?;
                 }
             }
@@ -204,8 +241,11 @@ impl Run<'_> {
             match told {
                 Told::Issued { id, number } => self.issued = Some((id, number)),
                 Told::NotIssued(why) => {
-                    let failed = Event::failed(Failure::Failed, format!("nothing was sent: {why}"));
-                    self.say(failed).await?;
+                    for (_, target) in std::mem::take(&mut self.open) {
+                        let reply = Reply::refused(format!("nothing was sent: {why}"));
+                        self.end(target, reply).await?;
+                    }
+                    self.say(Event::End).await?;
                     return Ok(false);
                 }
                 Told::Stage { to, stage } => {

@@ -7,7 +7,9 @@ use swarm_shared::proto::selector::Selector;
 use swarm_shared::proto::trust::gate::{ActionClass, classify};
 use tokio::sync::mpsc;
 
-use super::{Look, Task, acts, commands, fetch, office, recorder, release, retry, roll, send, stop};
+use super::{
+    Look, Task, acts, cancel, commands, fetch, office, recorder, release, retry, roll, send, stop,
+};
 use crate::fleet::{Call, CommandKind, Event, Failure, Request, archive};
 use crate::store::Origin;
 
@@ -42,7 +44,7 @@ impl Task {
             request
         };
         let events = match recorder::audited(&request) {
-            Some(what) => recorder::audit(&self.tasks, self.store.clone(), who, what, events),
+            Some(what) => recorder::audit(&self.tasks, self.store.clone(), who.clone(), what, events),
             None => events,
         };
         if request.needs_fleet()
@@ -53,7 +55,7 @@ impl Task {
         }
         match request {
             Request::Nodes { selector, timeout_ms } => {
-                let deadline = self.started + Duration::from_millis(timeout_ms);
+                let deadline = self.shared.started + Duration::from_millis(timeout_ms);
                 self.looks.push(Look {
                     selector,
                     deadline,
@@ -75,6 +77,7 @@ impl Task {
                 arguments,
                 lane,
                 ttl_ms,
+                ttl_given,
                 timeout_ms,
                 batch,
             } => {
@@ -86,6 +89,7 @@ impl Task {
                     arguments,
                     lane,
                     ttl: Duration::from_millis(ttl_ms),
+                    ttl_given,
                     timeout: Duration::from_millis(timeout_ms),
                     batch,
                 };
@@ -95,13 +99,9 @@ impl Task {
                         .spawn(commands::run(self.shared.clone(), targets, command, events));
                 } else {
                     origin.batch = batch.map(|batch| batch.size.to_string());
-                    let flight = |target: &roll::Target| self.roll.is_flight(target.node.id, &command.action);
-                    let flight = targets.iter().filter(|target| flight(target));
-                    let flight = flight.map(|target| target.node.id).collect();
                     let act = acts::Act {
                         selector: selector.as_str().to_owned(),
                         origin,
-                        flight,
                         command,
                     };
                     self.tasks
@@ -128,7 +128,7 @@ impl Task {
                 let events = recorder::transfer(&self.tasks, self.store.clone(), record, events);
                 let timeout = Duration::from_millis(timeout_ms);
                 let within = release::Within {
-                    linked: self.started + timeout,
+                    linked: self.shared.started + timeout,
                     give_up: clock::now() + timeout,
                 };
                 self.tasks
@@ -206,6 +206,14 @@ impl Task {
                 let state_dir = self.state_dir.clone();
                 self.tasks
                     .spawn(async move { archive::answer_audit(&state_dir, query, events).await });
+            }
+            Request::Cancel { number, timeout_ms } => {
+                let timeout = Duration::from_millis(timeout_ms);
+                let asked = cancel::Asked { number, timeout, who };
+                let (keeper, store) = (self.shared.keeper.clone(), self.store.clone());
+                let state_dir = self.state_dir.clone();
+                self.tasks
+                    .spawn(async move { cancel::run(&keeper, &store, &state_dir, asked, &events).await });
             }
             // Has become what it repeats, above.
             Request::Retry { .. } => {}

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use swarm_shared::net::clock;
 use swarm_shared::net::peer::PeerLink;
-use swarm_shared::proto::delivery::book::{Addressee, Book, Change, Effect, Issue, Order, Ticket};
+use swarm_shared::proto::delivery::book::{Addressee, Book, Change, Effect, Issue, Order, TakenBack, Ticket};
 use swarm_shared::proto::delivery::{CommandId, Stage};
 use swarm_shared::proto::id::PeerId;
 use swarm_shared::proto::outcome::Reply;
@@ -42,6 +42,8 @@ pub(super) struct NewCommand {
     pub(super) arguments: String,
     pub(super) lane: Lane,
     pub(super) ttl: Duration,
+    /// When it was asked for: its time to live counts from then.
+    pub(super) asked: Instant,
     pub(super) selector: String,
     pub(super) targets: Vec<Addressee>,
     pub(super) origin: Origin,
@@ -71,6 +73,11 @@ pub(super) enum Word {
     Withhold {
         id: CommandId,
         why: String,
+    },
+    TakeBack {
+        id: CommandId,
+        why: String,
+        taken: oneshot::Sender<Taken>,
     },
     Up {
         link: PeerLink,
@@ -102,6 +109,16 @@ struct Withdrawal {
 }
 
 type Withdrawals = Arc<Mutex<Vec<Withdrawal>>>;
+
+/// What came of taking a command back.
+pub(super) struct Taken {
+    /// These will not be sent.
+    pub(super) taken_back: Vec<PeerId>,
+    /// These may have it.
+    pub(super) sent: Vec<PeerId>,
+    /// Said when the ends of those that were taken back are stored.
+    pub(super) stored: oneshot::Receiver<()>,
+}
 
 /// A handle on the book.
 #[derive(Clone, Debug)]
@@ -141,6 +158,13 @@ impl Keeper {
         self.say(Word::Issue(Box::new(command), told)).await;
         news
     }
+
+    /// Takes back what has not been sent of a command; `None` if the station stops.
+    pub(super) async fn take_back(&self, id: CommandId, why: String) -> Option<Taken> {
+        let (taken, answer) = oneshot::channel();
+        self.say(Word::TakeBack { id, why, taken }).await;
+        answer.await.ok()
+    }
 }
 
 /// What comes next.
@@ -161,6 +185,7 @@ pub(super) struct Task {
     next_id: Arc<std::sync::atomic::AtomicU64>,
     links: BTreeMap<PeerId, PeerLink>,
     listeners: BTreeMap<CommandId, Listener>,
+    taking_back: Vec<TakingBack>,
     waiting: Vec<(Ticket, Vec<Change>)>,
     /// The tickets of the write under way, and the commands that it begins.
     written: (Vec<Ticket>, Vec<CommandId>),
@@ -171,6 +196,13 @@ struct Listener {
     told: mpsc::Sender<Told>,
     origin: Option<Origin>,
     open: usize,
+}
+
+/// What has been taken back, and whose end is not stored yet.
+struct TakingBack {
+    id: CommandId,
+    open: BTreeSet<PeerId>,
+    stored: oneshot::Sender<()>,
 }
 
 impl Task {
@@ -192,6 +224,7 @@ impl Task {
             next_id,
             links: BTreeMap::new(),
             listeners: BTreeMap::new(),
+            taking_back: Vec::new(),
             waiting: Vec::new(),
             written: (Vec::new(), Vec::new()),
             writing: None,
@@ -262,9 +295,10 @@ impl Task {
     fn take(&mut self, word: Word) {
         let now = clock::now();
         match word {
-            Word::Issue(command, told) => self.issue(*command, told, now),
+            Word::Issue(command, told) => self.issue(*command, told),
             Word::Release { id, targets, ttl } => self.book.release(id, &targets, now + ttl, now),
             Word::Withhold { id, why } => self.book.withhold(id, &why),
+            Word::TakeBack { id, why, taken } => self.take_back(id, &why, taken, now),
             Word::Up { link, resumed } => {
                 let id = link.id();
                 self.links.insert(id, link);
@@ -285,7 +319,7 @@ impl Task {
         }
     }
 
-    fn issue(&mut self, command: NewCommand, told: mpsc::Sender<Told>, now: Instant) {
+    fn issue(&mut self, command: NewCommand, told: mpsc::Sender<Told>) {
         // Numbered here, so that the order of issue is that of the numbers.
         let seq = self.next_id.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let id = CommandId {
@@ -308,9 +342,38 @@ impl Task {
                 life_ms: u64::try_from(command.ttl.as_millis()).unwrap_or(u64::MAX),
             },
             selector: command.selector,
-            deadline: now + command.ttl,
+            deadline: command.asked + command.ttl,
             targets: command.targets,
         });
+    }
+
+    fn take_back(&mut self, id: CommandId, why: &str, taken: oneshot::Sender<Taken>, now: Instant) {
+        let TakenBack { taken_back, sent } = self.book.take_back(|which, _| *which == id, why, now);
+        let nodes = |all: Vec<(PeerId, CommandId)>| all.into_iter().map(|(to, _)| to).collect();
+        let (taken_back, sent): (Vec<PeerId>, Vec<PeerId>) = (nodes(taken_back), nodes(sent));
+        let (stored, when_stored) = oneshot::channel();
+        self.taking_back.push(TakingBack {
+            id,
+            open: taken_back.iter().copied().collect(),
+            stored,
+        });
+        let _gone = taken.send(Taken {
+            taken_back,
+            sent,
+            stored: when_stored,
+        });
+        self.say_stored();
+    }
+
+    /// Tells whoever has taken something back, once all of that is stored.
+    fn say_stored(&mut self) {
+        let (open, stored): (Vec<_>, Vec<_>) = std::mem::take(&mut self.taking_back)
+            .into_iter()
+            .partition(|one| !one.open.is_empty() && !one.stored.is_closed());
+        self.taking_back = open;
+        for one in stored {
+            let _gone = one.stored.send(());
+        }
     }
 
     fn carry_out(&mut self) {
@@ -344,6 +407,10 @@ impl Task {
                     }
                     Effect::Stage { to, id, stage } => self.tell(id, Told::Stage { to, stage }),
                     Effect::Ended { to, id, reply } => {
+                        for one in self.taking_back.iter_mut().filter(|one| one.id == id) {
+                            one.open.remove(&to);
+                        }
+                        self.say_stored();
                         self.tell(id, Told::Ended { to, reply });
                         if let Some(listener) = self.listeners.get_mut(&id) {
                             listener.open = listener.open.saturating_sub(1);
@@ -353,6 +420,11 @@ impl Task {
                         }
                     }
                     Effect::NotIssued { id, why } => {
+                        // It was not to be taken back: it never was.
+                        for one in self.taking_back.iter_mut().filter(|one| one.id == id) {
+                            one.open.clear();
+                        }
+                        self.say_stored();
                         self.tell(id, Told::NotIssued(why));
                         self.listeners.remove(&id);
                     }

@@ -11,10 +11,12 @@
 
 mod acts;
 mod calls;
+mod cancel;
 mod commands;
 mod enrol;
 mod fetch;
 mod keeper;
+mod offers;
 mod office;
 mod recorder;
 mod release;
@@ -58,6 +60,7 @@ use tokio_util::task::TaskTracker;
 use super::{Call, Event, Fleet};
 use crate::config::Config;
 use crate::store::{Store, StoreError};
+pub use cancel::without_links;
 use office::Office;
 use roll::Roll;
 use watchers::Watchers;
@@ -129,8 +132,8 @@ struct Shared {
     routes: fetch::Routes,
     /// How many nodes are sent files at once.
     sends: Arc<Semaphore>,
-    /// Whether the links stay up when a verb has its answer.
-    stays: bool,
+    /// When the links were brought up.
+    started: Instant,
 }
 
 impl Engine {
@@ -201,7 +204,7 @@ impl Engine {
                 )),
                 routes: fetch::Routes::default(),
                 sends: Arc::new(Semaphore::new(send::NODES_AT_ONCE)),
-                stays,
+                started: clock::now(),
             },
             store,
             office,
@@ -209,7 +212,6 @@ impl Engine {
             watchers: Watchers::default(),
             looks: Vec::new(),
             keepalive,
-            started: clock::now(),
             hush: Hush::default(),
             state_dir,
             stop: stop.clone(),
@@ -273,7 +275,6 @@ struct Task {
     watchers: Watchers,
     looks: Vec<Look>,
     keepalive: KeepaliveConfig,
-    started: Instant,
     hush: Hush,
     state_dir: PathBuf,
     stop: CancellationToken,
@@ -342,6 +343,7 @@ impl Task {
         let changed = match event {
             PeerEvent::Up { peer, resumed } => {
                 tracing::info!(peer = %peer.name, id = %peer.id.short(), addr = %peer.addr, "linked");
+                let namesakes = self.roll.namesakes(peer.id);
                 let mut link = self.roll.up(&peer);
                 if link.is_none() {
                     // Another station took it in: it is met here for the first time.
@@ -359,6 +361,10 @@ impl Task {
                     stop::linked(&self.shared, &link);
                     self.tasks
                         .spawn(commands::self_check(self.shared.clone(), link, checks.clone()));
+                }
+                // It may have another name now.
+                for id in namesakes {
+                    self.watchers.tell(&self.roll, id);
                 }
                 peer.id
             }
@@ -449,7 +455,11 @@ impl Task {
         }
         let about = match notice {
             Notice::Renamed { id, name, .. } => {
+                let namesakes = self.roll.namesakes(*id);
                 self.roll.rename(*id, name.clone());
+                for id in namesakes {
+                    self.watchers.tell(&self.roll, id);
+                }
                 *id
             }
             Notice::Cloned { id, .. } => {

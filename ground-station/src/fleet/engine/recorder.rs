@@ -180,7 +180,8 @@ pub(super) fn audited(request: &Request) -> Option<(&'static str, String)> {
         | Request::Members
         | Request::History { .. }
         | Request::Audit { .. }
-        | Request::Retry { .. } => None,
+        | Request::Retry { .. }
+        | Request::Cancel { .. } => None,
     }
 }
 

@@ -37,12 +37,14 @@ mod issuing;
 #[cfg(test)]
 mod model_tests;
 mod sending;
+mod take_back;
 #[cfg(test)]
 mod tests;
 mod withdrawing;
 
 pub use change::{Change, Issued, IssuedTo, OpenCommand, OpenDelivery, Order, Standing};
 pub use effect::{Addressee, Effect, Issue, Ticket};
+pub use take_back::TakenBack;
 
 /// Most open deliveries of one node; further ones are refused as `busy`.
 pub const NODE_OPEN_MAX: usize = 4_096;
