@@ -114,6 +114,7 @@ pub enum EngineError {
 #[derive(Debug)]
 pub struct Engine {
     fleet: Fleet,
+    store: Store,
     endpoint: Endpoint,
     presence: Option<Presence>,
     stop: CancellationToken,
@@ -189,6 +190,7 @@ impl Engine {
         let (keeper, words) = keeper::Task::channel();
         let book = keeper::Task::open(store.clone(), me, Arc::clone(&next_id)).await?;
         tasks.spawn(book.run(words, stop.clone()));
+        let kept = store.clone();
         let mut task = Task {
             me,
             shared: Shared {
@@ -225,6 +227,7 @@ impl Engine {
         tracing::info!(addr = %endpoint.listens(), "listening");
         Ok(Self {
             fleet,
+            store: kept,
             endpoint,
             presence: Some(presence),
             stop,
@@ -255,6 +258,10 @@ impl Engine {
             .is_err()
         {
             tracing::warn!(left = self.tasks.len(), "requests outlived shutdown");
+        }
+        let closed = tokio::time::timeout(endpoint::SHUTDOWN_GRACE, self.store.close());
+        if closed.await.is_err() {
+            tracing::warn!("the store outlived shutdown; nothing of it is lost");
         }
     }
 }
