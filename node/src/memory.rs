@@ -1,5 +1,5 @@
-//! What the node remembers of its fleet: `fleet.json` (root, grant, fleet state) and `stations.json` (where stations
-//! were seen last). A disk that fails is told in the log; the node goes on with what it knows. Writing is for a thread of
+//! What the node remembers of its fleet: `fleet.json` (root, grant, fleet state), `stations.json` (where stations
+//! were seen last), and `lost-link.json` (whether one was linked on this boot, for the dead-man). A disk that fails is told in the log; the node goes on with what it knows. Writing is for a thread of
 //! its own: a memory card may take seconds, and the heartbeats of all links share one thread.
 
 use std::net::SocketAddr;
@@ -9,8 +9,11 @@ use swarm_shared::net::store::{self, MODE_PLAIN, MODE_SECRET};
 use swarm_shared::proto::id::PublicKey;
 use swarm_shared::proto::trust::Membership;
 
+use crate::lost_link::{Kept, Past};
+
 const FLEET: &str = "fleet.json";
 const STATIONS: &str = "stations.json";
+const LOST_LINK: &str = "lost-link.json";
 /// Most stations that are remembered, newest first.
 const STATIONS_MAX: usize = 8;
 
@@ -77,6 +80,24 @@ impl Memory {
         stations.insert(0, addr);
         stations.truncate(STATIONS_MAX);
         self.write(STATIONS, &stations, MODE_PLAIN);
+    }
+
+    /// How the dead-man stood when the process before this one, on the same boot, ended; `None` if it was unarmed or
+    /// the file cannot be read.
+    pub fn past(&self, boot: &str) -> Option<Past> {
+        let bytes = store::read(&self.dir.join(LOST_LINK))
+            .inspect_err(|error| tracing::warn!(%error, "lost link: as if no station had been linked"))
+            .ok()??;
+        let kept: Result<Kept, _> = serde_json::from_slice(&bytes);
+        kept.inspect_err(|error| tracing::warn!(%error, "lost link: as if no station had been linked"))
+            .ok()?
+            .on(boot)
+    }
+
+    /// Remembers how the dead-man stands.
+    pub(crate) async fn keep_past(&self, kept: Kept) {
+        let this = self.clone();
+        aside(move || this.write(LOST_LINK, &kept, MODE_PLAIN)).await;
     }
 
     fn write(&self, file: &str, value: &impl serde::Serialize, mode: u32) {

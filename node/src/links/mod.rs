@@ -17,13 +17,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use swarm_shared::net::clock;
 use swarm_shared::net::discovery::presence::{self, Means, Presence};
 use swarm_shared::net::endpoint::hush::Hush;
 use swarm_shared::net::endpoint::{self, Endpoint, Events, Notice};
 use swarm_shared::net::handshake::Identity;
 use swarm_shared::net::peer::{PeerEvent, PeerInfo, PeerLink};
 use swarm_shared::net::socket::KeepaliveConfig;
+use swarm_shared::net::{boot, clock};
 use swarm_shared::proto::dial::{Hint, Source};
 use swarm_shared::proto::id::{PeerId, PeerKind};
 use swarm_shared::proto::message::Offer;
@@ -156,11 +156,16 @@ impl Links {
             tasks: node.tasks.clone(),
         });
         let (commanding, stations) = watch::channel(BTreeMap::new());
-        if let Some(lost_link) = config.lost_link.clone() {
-            let (status, stop) = (node.status.clone(), node.stop.clone());
-            let in_force = stopping.in_force();
-            node.tasks
-                .spawn(lost_link::run(lost_link, stations, in_force, status, stop));
+        if let Some(config) = config.lost_link.clone() {
+            node.tasks.spawn(lost_link::run(lost_link::Setup {
+                config,
+                stations,
+                in_force: stopping.in_force(),
+                memory: memory.clone(),
+                boot: boot::id(),
+                status: node.status.clone(),
+                stop: node.stop.clone(),
+            }));
         }
         let work = Work {
             stopping,
