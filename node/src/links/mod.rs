@@ -2,9 +2,13 @@
 //!
 //! | task | owns | ends |
 //! |---|---|---|
-//! | links | the endpoint's events, a handle of each linked peer, what is remembered of the fleet | at stop |
+//! | links | the endpoint's events, a handle of each linked peer | at stop |
+//! | fleet keeper | what is remembered of the fleet | at stop |
 //! | one for each command | its reply | with the reply |
 //! | one for each peer that moves files | nothing: passes chunks on in order | with the peer's session |
+//!
+//! Invariant: links waits for no disk and no program. While it takes no events the sessions read nothing, and a stop would
+//! lie in the socket.
 
 mod acts;
 mod commands;
@@ -196,6 +200,10 @@ impl Links {
             commanding,
         };
         node.tasks.spawn(task.run(events, node.name.clone()));
+        let (keeper, stop) = (memory.clone(), node.stop.clone());
+        let fleets = endpoint.membership();
+        node.tasks
+            .spawn(async move { keeper.keep_fleets(fleets, stop).await });
         let (_none, nobody) = mpsc::channel(1);
         let enrolment = Enrolment {
             endpoint: endpoint.clone(),
@@ -251,7 +259,7 @@ impl Task {
                 }
                 Ok(()) = membership.changed() => {
                     let now = membership.borrow_and_update().clone();
-                    self.keep_fleet(now.as_deref()).await;
+                    self.show_fleet(now.as_deref());
                 }
                 Ok(()) = offers.changed(), if offer_at.is_none() => {
                     offers.borrow_and_update();
@@ -283,13 +291,6 @@ impl Task {
         if tokio::time::timeout(DRAIN_MAX, drained).await.is_err() {
             tracing::warn!(max = ?DRAIN_MAX, "what ran did not end in time; its outcome will be unknown");
         }
-    }
-
-    async fn keep_fleet(&self, membership: Option<&Membership>) {
-        if let Some(membership) = membership {
-            self.memory.keep_fleet(membership).await;
-        }
-        self.show_fleet(membership);
     }
 
     fn show_fleet(&self, membership: Option<&Membership>) {
