@@ -213,6 +213,7 @@ impl Links {
             known: config.stations.clone(),
             strangers: std::mem::replace(&mut presence.strangers, nobody),
             requests: node.take_joins(),
+            patience: enrol::REQUEST_PATIENCE,
             memory,
             status: node.status.clone(),
             stop: node.stop.clone(),
