@@ -332,6 +332,50 @@ fn a_lost_link_runs_its_command_once_for_each_loss() {
     }
 }
 
+#[test]
+fn a_restart_does_not_disarm_the_dead_man_and_a_reboot_does() {
+    let mut fleet = Fleet::linked_with(1, |node| {
+        let file = node.dir.join("landed").display().to_string();
+        node.tables = format!(
+            "[lost_link]\nafter = \"1500ms\"\ncommand = [\"/bin/sh\", \"-c\", \"echo held >>{file}\"]\n"
+        );
+    });
+    let fact = fleet.nodes[0].dir.join("lost-link.json");
+    wait_until(PATIENCE, "it is written down", || fact.exists());
+    for loss in 1..=2 {
+        // Both go while they are linked, and only the node comes back.
+        fleet.nodes[0].end(Signal::KILL);
+        fleet.station.end(Signal::KILL);
+        fleet.nodes[0].start(&[]);
+        wait_until(PATIENCE, "its command runs", || landings(&fleet.nodes[0]) == loss);
+        wait_until(PATIENCE, "that is written down", || {
+            std::fs::read_to_string(&fact).is_ok_and(|text| text.contains("over"))
+        });
+        fleet.nodes[0].end(Signal::KILL);
+        fleet.nodes[0].start(&[]);
+        let_pass(Duration::from_secs(3));
+        assert_eq!(landings(&fleet.nodes[0]), loss, "once for each loss");
+        let shown = fleet.nodes[0].status();
+        assert!(text(&shown, "lost_link").contains("before this start"), "{shown}");
+        fleet.station.serve();
+        fleet.station.wait_online(1);
+        wait_until(PATIENCE, "a station is heard again", || {
+            std::fs::read_to_string(&fact).is_ok_and(|text| text.contains("linked"))
+        });
+    }
+    // As after a reboot: what was written down is of another boot.
+    fleet.nodes[0].end(Signal::KILL);
+    fleet.station.end(Signal::KILL);
+    let kept = std::fs::read_to_string(&fact).expect("written");
+    let boot = swarm_shared::net::boot::id();
+    let other: String = boot.chars().rev().collect();
+    assert!(kept.contains(&boot), "{kept}");
+    std::fs::write(&fact, kept.replace(&boot, &other)).expect("written");
+    fleet.nodes[0].start(&[]);
+    let_pass(Duration::from_secs(4));
+    assert_eq!(landings(&fleet.nodes[0]), 2, "it may lie in its case");
+}
+
 /// A fleet that hears datagrams, and whose station does not serve.
 fn within_earshot() -> Fleet {
     let free = UdpSocket::bind("0.0.0.0:0").expect("a port");
