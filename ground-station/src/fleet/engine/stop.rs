@@ -8,7 +8,7 @@
 //! What waits in the book for the targets is withdrawn with it: a stop may be given up before an absent node is back, and
 //! nothing that was asked before is to run there then.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -288,17 +288,15 @@ pub(super) async fn run(shared: Shared, targets: Vec<Target>, asked: Asked, even
     stopper.go_out().await;
     stopper.shared.keeper.say(Word::Withdrawn).await;
     stopper.keep_number();
+    // Whoever does not read what is told does not hold up what is sent.
+    let mut untold = VecDeque::new();
     let nobody_known = stopper.targets.is_empty();
     if nobody_known {
         stopper.note_unknown(who, selector.as_str());
     } else {
         stopper.keep_history(record);
-        let first = note.map(Event::note).into_iter().chain([named]);
-        for event in first {
-            if events.send(event).await.is_err() {
-                return;
-            }
-        }
+        untold.extend(note.map(Event::note));
+        untold.push_back(named);
     }
     let give_up = timeout.map(|timeout| started + timeout);
     let mut counted = false;
@@ -307,6 +305,12 @@ pub(super) async fn run(shared: Shared, targets: Vec<Target>, asked: Asked, even
         let told = tokio::select! {
             biased;
             () = events.closed() => return,
+            Ok(place) = events.reserve(), if !untold.is_empty() => {
+                if let Some(event) = untold.pop_front() {
+                    place.send(event);
+                }
+                None
+            }
             heard = news.recv() => match heard {
                 Ok(heard) => stopper.take(heard),
                 Err(broadcast::error::RecvError::Lagged(_)) => None,
@@ -319,18 +323,14 @@ pub(super) async fn run(shared: Shared, targets: Vec<Target>, asked: Asked, even
             () = clock::sleep_until(next.unwrap_or(started)), if next.is_some() => None,
             () = clock::sleep_until(give_up.unwrap_or(started)), if give_up.is_some() => break,
         };
-        if let Some(event) = told
-            && events.send(event).await.is_err()
-        {
-            return;
-        }
+        untold.extend(told);
         stopper.go_out().await;
     }
     if nobody_known {
         let message = format!("{nobody}; the stop went out by datagram all the same");
         return drop(events.send(Event::failed(Failure::NobodyMatched, message)).await);
     }
-    for event in stopper.left() {
+    for event in untold.into_iter().chain(stopper.left()) {
         if events.send(event).await.is_err() {
             return;
         }
