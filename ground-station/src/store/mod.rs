@@ -124,7 +124,7 @@ pub struct Store {
     epoch: u64,
     path: Arc<Path>,
     /// Its other end goes when the file is closed.
-    open: watch::Receiver<()>,
+    closed: watch::Receiver<()>,
 }
 
 impl Store {
@@ -136,12 +136,12 @@ impl Store {
         let path: Arc<Path> = state_dir.join(STORE_FILE).into();
         let (jobs, mut queue) = mpsc::channel::<Job>(STORE_CALLS_MAX);
         let (opened, answer) = oneshot::channel();
-        let (is_open, open) = watch::channel(());
+        let (is_open, closed) = watch::channel(());
         let thread = std::thread::Builder::new().name("store".to_owned());
         let file = Arc::clone(&path);
         let work = move || {
             let _is_open = is_open;
-            let mut connection = match open_file(&file) {
+            let mut connection = match open(&file) {
                 Ok((connection, epoch)) => {
                     // Nobody waits any more: the queue is closed too, and the loop below ends at once.
                     opened.send(Ok(epoch)).ok();
@@ -163,17 +163,17 @@ impl Store {
             jobs,
             epoch,
             path,
-            open,
+            closed,
         })
     }
 
     /// Gives this handle back and waits until the file is closed, and so until its log has gone into it: what reads the
     /// file on a full disk then needs no room for the log's index. Other handles keep it open.
     pub async fn close(self) {
-        let Self { jobs, mut open, .. } = self;
+        let Self { jobs, mut closed, .. } = self;
         drop(jobs);
         // Nothing is ever said: it ends with the thread.
-        while open.changed().await.is_ok() {}
+        while closed.changed().await.is_ok() {}
     }
 
     /// This opening's epoch; no other opening of this file, or of a copy of it, ever has it.
@@ -291,7 +291,7 @@ pub fn prepare(
         .map_err(|error| damage(error, path))
 }
 
-fn open_file(path: &Path) -> Result<(Connection, u64), StoreError> {
+fn open(path: &Path) -> Result<(Connection, u64), StoreError> {
     let cannot = |reason: String| StoreError::Open {
         path: path.to_owned(),
         reason,
