@@ -7,9 +7,7 @@ use swarm_shared::proto::selector::Selector;
 use swarm_shared::proto::trust::gate::{ActionClass, classify};
 use tokio::sync::mpsc;
 
-use super::{
-    Look, Task, acts, cancel, commands, fetch, office, recorder, release, retry, roll, send, stop,
-};
+use super::{Look, Task, acts, cancel, commands, fetch, office, recorder, release, retry, roll, send, stop};
 use crate::fleet::{Call, CommandKind, Event, Failure, Request, archive};
 use crate::store::Origin;
 

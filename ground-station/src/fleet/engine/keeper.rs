@@ -104,6 +104,7 @@ pub(super) enum Word {
 struct Withdrawal {
     targets: Vec<PeerId>,
     why: String,
+    at: Instant,
     /// Is told how many deliveries that were.
     told: oneshot::Sender<usize>,
 }
@@ -139,7 +140,13 @@ impl Keeper {
     /// such as [`Word::Withdrawn`]; how many deliveries that were comes back. It waits for nothing and wakes nobody.
     pub(super) fn withdraw(&self, targets: Vec<PeerId>, why: String) -> oneshot::Receiver<usize> {
         let (told, count) = oneshot::channel();
-        let withdrawal = Withdrawal { targets, why, told };
+        let at = clock::now();
+        let withdrawal = Withdrawal {
+            targets,
+            why,
+            at,
+            told,
+        };
         let mut all = self.withdrawals.lock().unwrap_or_else(PoisonError::into_inner);
         all.push(withdrawal);
         count
@@ -186,6 +193,8 @@ pub(super) struct Task {
     links: BTreeMap<PeerId, PeerLink>,
     listeners: BTreeMap<CommandId, Listener>,
     taking_back: Vec<TakingBack>,
+    /// When each node was stopped last, and what to say of that.
+    stopped: BTreeMap<PeerId, (Instant, String)>,
     waiting: Vec<(Ticket, Vec<Change>)>,
     /// The tickets of the write under way, and the commands that it begins.
     written: (Vec<Ticket>, Vec<CommandId>),
@@ -225,6 +234,7 @@ impl Task {
             links: BTreeMap::new(),
             listeners: BTreeMap::new(),
             taking_back: Vec::new(),
+            stopped: BTreeMap::new(),
             waiting: Vec::new(),
             written: (Vec::new(), Vec::new()),
             writing: None,
@@ -283,8 +293,16 @@ impl Task {
 
     fn withdraw(&mut self, ordered: &Withdrawals) {
         let ordered = std::mem::take(&mut *ordered.lock().unwrap_or_else(PoisonError::into_inner));
-        for Withdrawal { targets, why, told } in ordered {
+        for Withdrawal {
+            targets,
+            why,
+            at,
+            told,
+        } in ordered
+        {
             let count = self.book.withdraw(&targets, &why, clock::now());
+            let stopped = targets.into_iter().map(|target| (target, (at, why.clone())));
+            self.stopped.extend(stopped);
             if count > 0 {
                 tracing::info!(count, why, "withdrawn");
             }
@@ -333,6 +351,12 @@ impl Task {
             open: command.targets.len(),
         };
         self.listeners.insert(id, listener);
+        // It may have been asked for before a stop, and have waited since.
+        let stopped = command.targets.iter().filter_map(|target| {
+            let (at, why) = self.stopped.get(&target.to)?;
+            (*at >= command.asked).then(|| (target.to, why.clone()))
+        });
+        let stopped: Vec<(PeerId, String)> = stopped.collect();
         self.book.issue(Issue {
             order: Order {
                 id,
@@ -345,6 +369,10 @@ impl Task {
             deadline: command.asked + command.ttl,
             targets: command.targets,
         });
+        for (node, why) in stopped {
+            self.book
+                .take_back(|which, to| *which == id && *to == node, &why, clock::now());
+        }
     }
 
     fn take_back(&mut self, id: CommandId, why: &str, taken: oneshot::Sender<Taken>, now: Instant) {

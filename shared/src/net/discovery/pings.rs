@@ -144,9 +144,14 @@ impl Shouter {
             },
         };
         for to in also.iter().filter(|to| to.is_ipv4()) {
-            let sent = tokio::time::timeout(SEND_MAX, socket.send_to(bytes, to)).await;
-            if let Ok(Err(error)) = sent {
-                tracing::debug!(%to, %error, "a datagram does not go out");
+            match tokio::time::timeout(SEND_MAX, socket.send_to(bytes, to)).await {
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => tracing::debug!(%to, %error, "a datagram does not go out"),
+                Err(_) => {
+                    // The others would wait as long, and the next round comes soon.
+                    tracing::debug!(%to, "there is no room for datagrams to go out");
+                    break;
+                }
             }
         }
         self.unicast = Some(socket);

@@ -28,6 +28,8 @@ pub const REPEAT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Time between two orders anew of one stop.
 const ANEW_INTERVAL: Duration = Duration::from_secs(1);
+/// Orders anew that do not wait for that: with few nodes they do, and the third counts on from all that were told.
+const ANEW_AT_ONCE: u8 = 2;
 /// How often a stop is given anew.
 const ANEW_MAX: u8 = 8;
 
@@ -76,6 +78,8 @@ pub struct StopCall {
     /// How often it was given anew, and when it may be again.
     anew: u8,
     anew_from: Instant,
+    /// The highest number that a node has told.
+    told_max: u64,
 }
 
 impl StopCall {
@@ -89,6 +93,7 @@ impl StopCall {
             next: now,
             anew: 0,
             anew_from: now,
+            told_max: 0,
         }
     }
 
@@ -177,13 +182,15 @@ impl StopCall {
                 // Nonsense, and nothing is believed of a node that tells it.
                 return Verdict::Nothing;
             }
-            if self.anew >= ANEW_MAX || now < self.anew_from {
-                // It is asked again every second, and says so again.
+            self.told_max = self.told_max.max(report.seen);
+            let soon = self.anew < ANEW_AT_ONCE;
+            if self.anew >= ANEW_MAX || (!soon && now < self.anew_from) {
+                // It is asked again every second, and says so again; the next order counts on from this, too.
                 return Verdict::Nothing;
             }
             self.anew += 1;
             self.anew_from = now + ANEW_INTERVAL;
-            return Verdict::CountOn(report.seen);
+            return Verdict::CountOn(self.told_max);
         }
         if let Some(reply) = ended(report) {
             *answer = Answer::Ended;
@@ -433,10 +440,33 @@ mod tests {
                 anew.push(ms);
             }
         }
-        let each_second: Vec<u64> = (0..u64::from(ANEW_MAX)).map(|n| n * 1_000).collect();
-        assert_eq!(anew, each_second);
+        let each_second = (1..u64::from(ANEW_MAX)).map(|n| 10 + (n - 1) * 1_000);
+        let expected: Vec<u64> = std::iter::once(0).chain(each_second).collect();
+        assert_eq!(anew, expected);
         let honest = call.report(&peer(2), &report(given), given, after(start, 60_000));
         assert_eq!(state(honest), Some(Outcome::Done));
+    }
+
+    #[test]
+    fn nodes_that_have_seen_different_numbers_are_stopped_by_the_third_order() {
+        let begin = start();
+        let mut call = StopCall::new(1, (1..=20).map(peer), begin);
+        let mut given = 1;
+        let later = begin + ANEW_INTERVAL;
+        for now in [begin, later] {
+            for n in 1..=20 {
+                let seen = report((u64::from(n) * 100).max(given));
+                if let Verdict::CountOn(seen) = call.report(&peer(n), &seen, given, now) {
+                    given = seen + 1;
+                    call.give_anew(given, now);
+                }
+            }
+        }
+        assert_eq!(given, 2_001);
+        for n in 1..=20 {
+            let answer = call.report(&peer(n), &report(given), given, later);
+            assert_eq!(state(answer), Some(Outcome::Done), "{n}");
+        }
     }
 
     #[test]

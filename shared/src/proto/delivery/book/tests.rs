@@ -378,7 +378,7 @@ fn a_stop_withdraws_what_its_targets_have_not_been_sent() {
     assert_eq!(desk.book.withdraw(&stopped, "a stop", desk.now), 5);
     assert_eq!(desk.said(), [""; 0], "told when it is stored");
     let ends = desk.keep.replace(Vec::new()).expect("kept");
-    assert_eq!(ends.len(), 5);
+    assert_eq!(ends.len(), 6, "five ends, and that nothing is sent to 0 again");
     for ticket in [marked, issued].into_iter().chain(ends) {
         desk.book.stored(ticket, desk.now);
     }
@@ -412,6 +412,20 @@ fn what_an_absent_node_may_have_is_not_sent_again_after_a_stop() {
     assert_eq!(desk.book.withdraw(&[node(0)], "a stop", desk.now), 0);
     assert_eq!(desk.said(), [""; 0]);
     assert!(matches!(desk.changes.last(), Some(Change::Moved { deadline, .. }) if *deadline == desk.now));
+    desk.book.up(node(0), false, desk.now);
+    assert_eq!(desk.said(), ["ask 1 of 0"], "it runs nothing");
+}
+
+#[test]
+fn what_a_dead_link_took_is_not_sent_again_after_a_stop() {
+    let mut desk = fresh(&[0]);
+    let deadline = desk.now + SECOND * 100;
+    desk.book.issue(issue(1, deadline, vec![named(0)]));
+    assert_eq!(desk.said(), ["send 1 of 0"]);
+    // The link counts as up still.
+    assert_eq!(desk.book.withdraw(&[node(0)], "a stop", desk.now), 0);
+    assert_eq!(desk.said(), [""; 0], "it may be at work");
+    desk.book.down(node(0));
     desk.book.up(node(0), false, desk.now);
     assert_eq!(desk.said(), ["ask 1 of 0"], "it runs nothing");
 }

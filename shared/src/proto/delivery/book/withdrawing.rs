@@ -9,8 +9,9 @@ use crate::proto::id::PeerId;
 
 impl Book {
     /// These nodes are being stopped: whatever they have not been sent yet never is, and ends as refused for this
-    /// reason, whatever it would do. What they may have is not sent again: they are only asked how it ended. What has gone
-    /// out over a link that is up the node refuses itself. Returns how many are withdrawn.
+    /// reason, whatever it would do. What they may have is not sent again, also if the link that took it was dead
+    /// already: whoever has forgotten it is only asked how it ended. What has gone out over a link that lives the node
+    /// refuses itself. Returns how many are withdrawn.
     pub fn withdraw(&mut self, targets: &[PeerId], why: &str, now: Instant) -> usize {
         let mut only_asked = Vec::new();
         for to in targets {
@@ -20,9 +21,9 @@ impl Book {
             for (id, delivery) in &mut node.open {
                 let again = !node.up || node.unsent.contains(&(delivery.lane, *id));
                 let open = matches!(delivery.phase, Phase::Open) && delivery.sent;
-                if open && again && now < delivery.deadline {
+                if open && now < delivery.deadline {
                     delivery.deadline = now;
-                    only_asked.push((*to, *id));
+                    only_asked.push((*to, *id, again));
                 }
             }
         }
@@ -32,18 +33,19 @@ impl Book {
         found.taken_back.len()
     }
 
-    fn only_ask(&mut self, those: &[(PeerId, CommandId)], now: Instant) {
+    /// Those that would go `again` are asked about now. The others are at work, and nobody asks them sooner than else.
+    fn only_ask(&mut self, those: &[(PeerId, CommandId, bool)], now: Instant) {
         if those.is_empty() {
             return;
         }
-        let moved = |(to, id): &(PeerId, CommandId)| Change::Moved {
+        let moved = |(to, id, _): &(PeerId, CommandId, bool)| Change::Moved {
             id: *id,
             to: *to,
             standing: Standing::Sent,
             deadline: now,
         };
         self.write(Write::default(), those.iter().map(moved).collect());
-        for (to, id) in those {
+        for (to, id, _) in those.iter().filter(|(.., again)| *again) {
             self.due(*to, *id, now);
         }
     }
