@@ -463,7 +463,8 @@ mod tests {
             }
         }
         assert_eq!(given, 2_001);
-        for n in 1..=20 {
+        // The first two have taken the second order for new.
+        for n in 3..=20 {
             let answer = call.report(&peer(n), &report(given), given, later);
             assert_eq!(state(answer), Some(Outcome::Done), "{n}");
         }
