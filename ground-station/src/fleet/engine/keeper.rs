@@ -135,6 +135,19 @@ pub(super) struct Words {
     withdrawals: Withdrawals,
 }
 
+/// With the book goes whoever waits to hear how many deliveries were withdrawn: nobody would tell.
+impl Drop for Words {
+    fn drop(&mut self) {
+        // First: what is ordered after this is told by `say` that nobody listens.
+        self.words.close();
+        forget(&self.withdrawals);
+    }
+}
+
+fn forget(withdrawals: &Withdrawals) {
+    withdrawals.lock().unwrap_or_else(PoisonError::into_inner).clear();
+}
+
 impl Keeper {
     /// From now on nothing that waits for these nodes is sent. The book sees to it with the next word that it hears,
     /// such as [`Word::Withdrawn`]; how many deliveries that were comes back. It waits for nothing and wakes nobody.
@@ -156,6 +169,7 @@ impl Keeper {
     pub(super) async fn say(&self, word: Word) {
         if self.words.send(word).await.is_err() {
             tracing::debug!("the book of deliveries is closed: the station stops");
+            forget(&self.withdrawals);
         }
     }
 
@@ -280,6 +294,7 @@ impl Task {
             self.carry_out();
             while self.writing.is_some() {
                 let done = written(&mut self.writing).await;
+                self.withdraw(&words.withdrawals);
                 self.take_written(done);
                 self.carry_out();
             }
@@ -536,3 +551,6 @@ async fn until(due: Option<Instant>) {
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests;
