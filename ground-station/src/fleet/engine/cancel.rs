@@ -10,6 +10,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use swarm_shared::net::clock;
+use swarm_shared::net::endpoint;
 use swarm_shared::net::identity::{self, KeyFile};
 use swarm_shared::proto::delivery::CommandId;
 use swarm_shared::proto::id::PeerId;
@@ -46,17 +47,25 @@ pub(super) async fn run(
     asked: Asked,
     events: &mpsc::Sender<Event>,
 ) {
+    say_all(said(keeper, store, state_dir, asked).await, events).await;
+}
+
+/// Takes back, and returns what there is to say of it.
+async fn said(keeper: &Keeper, store: &Store, state_dir: &Path, asked: Asked) -> Vec<Event> {
     let done = async {
         let (command, id) = find(state_dir, asked.number).await?;
         take_back(keeper, store, state_dir, &asked, (&command, id)).await
     };
-    let all = match done.await {
+    match done.await {
         Ok(mut all) => {
             all.push(Event::End);
             all
         }
         Err(failed) => vec![failed],
-    };
+    }
+}
+
+async fn say_all(all: Vec<Event>, events: &mpsc::Sender<Event>) {
     for event in all {
         if events.send(event).await.is_err() {
             // Nobody wants to know; it is done all the same.
@@ -218,7 +227,19 @@ async fn alone(state_dir: &Path, asked: Asked, events: &mpsc::Sender<Event>) -> 
     let book = keeper::Task::open(store.clone(), key.public().id(), next_id).await?;
     let stop = CancellationToken::new();
     let running = tokio::spawn(book.run(words, stop.clone()));
-    run(&keeper, &store, state_dir, asked, events).await;
+    let all = said(&keeper, &store, state_dir, asked).await;
     stop.cancel();
-    running.await.map_err(|e| EngineError::Fleet(e.to_string()))
+    running.await.map_err(|e| EngineError::Fleet(e.to_string()))?;
+    // Said last: the program ends when it has heard the end, and the last writes are in the file by then.
+    if tokio::time::timeout(endpoint::SHUTDOWN_GRACE, store.close())
+        .await
+        .is_err()
+    {
+        tracing::warn!("the store outlived the request; nothing of it is lost");
+    }
+    say_all(all, events).await;
+    Ok(())
 }
+
+#[cfg(test)]
+mod tests;
