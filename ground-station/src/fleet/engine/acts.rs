@@ -175,8 +175,10 @@ impl Run<'_> {
             let batch: Vec<PeerId> = batch.iter().map(|target| target.node.id).collect();
             if place > 0 {
                 let wait = self.command.batch.map_or(0, |batch| batch.wait_ms);
-                self.follow(&BTreeSet::new(), clock::now() + Duration::from_millis(wait))
-                    .await?;
+                let until = clock::now() + Duration::from_millis(wait);
+                if !self.follow(&BTreeSet::new(), until).await? {
+                    return Ok(());
+                }
                 let Some((id, _)) = self.issued else { break };
                 let targets = batch.clone();
                 self.keeper.say(Word::Release { id, targets, ttl }).await;
@@ -187,12 +189,17 @@ impl Run<'_> {
             if !self.follow(&batch, give_up).await? {
                 return Ok(());
             }
+            if self.issued.is_none() {
+                // Nor does anybody release the later batches, once it is stored.
+                for (_, target) in std::mem::take(&mut self.open) {
+                    self.end(target, not_stored(self.command.timeout)).await?;
+                }
+                self.say(Event::End).await?;
+                return Err(Left);
+            }
             for id in &batch {
                 if let Some(target) = self.open.remove(id) {
-                    let reply = match self.issued {
-                        Some(_) => no_answer(&target, self.command.timeout, ttl),
-                        None => not_stored(self.command.timeout),
-                    };
+                    let reply = no_answer(&target, self.command.timeout, ttl);
                     self.end(target, reply).await?;
                 }
             }
@@ -276,3 +283,6 @@ impl Run<'_> {
         self.events.send(event).await.map_err(|_gone| Left)
     }
 }
+
+#[cfg(test)]
+mod tests;
