@@ -190,22 +190,33 @@ impl Enrolment {
         let mut told = Told::new(words);
         let stop = self.stop.clone();
         let tried = tokio::select! {
+            biased;
+            // First: whoever has been taken in enters, whoever goes at that moment.
+            tried = self.try_code(&code, heard, &mut told) => tried,
             () = stop.cancelled() => Err("the node is shutting down".to_owned()),
             () = done.closed() => return,
-            tried = self.try_code(&code, heard, &mut told) => tried,
         };
-        if let Err(why) = &tried {
-            self.tell(&format!("did not join: {why}"));
-        }
-        let _sender_gone = done.send(tried);
+        let entered = match tried {
+            Ok((membership, addr)) => {
+                let fleet = membership.fingerprint().short();
+                self.enter(membership, addr).await;
+                Ok(fleet)
+            }
+            Err(why) => {
+                self.tell(&format!("did not join: {why}"));
+                Err(why)
+            }
+        };
+        let _sender_gone = done.send(entered);
     }
 
+    /// Returns the fleet and who let this node in. It can be dropped at any await: nothing is kept before it returns.
     async fn try_code(
         &mut self,
         code: &str,
         heard: &mut VecDeque<SocketAddr>,
         told: &mut Told,
-    ) -> Result<String, String> {
+    ) -> Result<(Membership, SocketAddr), String> {
         let invitation: Invitation = code.parse().map_err(|error| format!("{error}"))?;
         let patience = self.patience;
         let deadline = clock::now() + patience;
@@ -231,11 +242,7 @@ impl Enrolment {
                 )
                 .await
                 {
-                    Ok(membership) => {
-                        let fleet = membership.fingerprint().short();
-                        self.enter(membership, addr).await;
-                        return Ok(fleet);
-                    }
+                    Ok(membership) => return Ok((membership, addr)),
                     // The word of the station that gave the code out is final.
                     Err(JoinError::Refused(refused)) if invitation.addresses().contains(&addr) => {
                         return Err(refused.to_string());

@@ -262,3 +262,39 @@ async fn the_newest_stations_heard_of_stay_and_the_configured_ones() {
     assert_eq!(kept.len(), STRANGERS_MAX + 1);
     assert!(kept.contains(&addr(1)) && kept.contains(&addr(99)) && !kept.contains(&addr(2)));
 }
+
+/// A station that let the node in has counted it as a member: the node enters, even if nobody waits for that any more.
+#[test]
+fn one_that_was_let_in_enters_though_whoever_handed_the_code_in_has_gone() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .max_blocking_threads(1)
+        .enable_all()
+        .build();
+    let runtime = runtime.expect("a runtime");
+    runtime.block_on(async {
+        let door = Door::open();
+        let mut device = device(|_| {});
+        // A disk that takes long: what is to be remembered waits for this thread.
+        let (release, released) = std::sync::mpsc::channel::<()>();
+        let busy = tokio::task::spawn_blocking(move || released.recv().is_err());
+        let (joined, mut words) = device.hand_in(&door.invitation).await;
+        let found = async {
+            while let Some(word) = words.recv().await {
+                if word.starts_with("found") {
+                    return;
+                }
+            }
+            panic!("never found");
+        };
+        timeout(PATIENCE, found).await.expect("in time");
+        // By now it has been let in.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        drop(joined);
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        drop(release);
+        assert!(busy.await.expect("it ended"), "released by the drop");
+        let linked = timeout(PATIENCE, device.events.peers.recv()).await;
+        let event = linked.expect("it enters its fleet").expect("running");
+        assert!(matches!(event, PeerEvent::Up { peer, .. } if peer.id == door.endpoint.id()));
+    });
+}
