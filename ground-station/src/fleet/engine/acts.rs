@@ -23,6 +23,8 @@ pub(super) struct Act {
     pub(super) command: Command,
     pub(super) selector: String,
     pub(super) origin: Origin,
+    /// When it was asked for.
+    pub(super) asked: Instant,
 }
 
 /// Why nobody waits for a run any more.
@@ -35,8 +37,8 @@ pub(super) async fn run(shared: Shared, targets: Vec<Target>, act: Act, events: 
         command,
         selector,
         origin,
+        asked: started,
     } = act;
-    let started = clock::now();
     let arguments = match serde_json::to_string(&command.arguments) {
         Ok(arguments) if arguments.len() <= CONTENT_BYTES_MAX => arguments,
         Ok(arguments) => {

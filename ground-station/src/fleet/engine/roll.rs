@@ -2,9 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use swarm_shared::net::clock;
+use swarm_shared::net::endpoint::Endpoint;
 use swarm_shared::net::peer::{PeerInfo, PeerLink};
 use swarm_shared::proto::id::{NodeName, PeerId, PeerKind};
 use swarm_shared::proto::message::{LOST_LINK_CHECK, Offer, Stopped};
@@ -148,6 +150,30 @@ impl Member {
             software: self.software.clone(),
             warnings,
             checks: self.checks.clone().unwrap_or_default(),
+        }
+    }
+}
+
+/// The roll, for the engine and the clerk. It is locked for a moment at a time, and never while something is awaited.
+#[derive(Clone, Default)]
+pub(super) struct SharedRoll(Arc<Mutex<Roll>>);
+
+impl SharedRoll {
+    pub(super) fn new(roll: Roll) -> Self {
+        Self(Arc::new(Mutex::new(roll)))
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Roll> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Every member gets its session, so that commands can wait for those that are away.
+    pub(super) async fn open_members(&self, endpoint: &Endpoint) {
+        let unopened = self.lock().unopened();
+        for id in unopened {
+            if let Ok(link) = endpoint.open(id).await {
+                self.lock().opened(id, link);
+            }
         }
     }
 }

@@ -91,6 +91,7 @@ async fn a_batch_run_that_is_stored_too_late_ends_for_all_of_its_targets() {
         },
         selector: "all".to_owned(),
         origin: Origin::of("pi"),
+        asked: clock::now(),
     };
     let (events, mut told) = mpsc::channel(64);
     let running = tokio::spawn(run(shared.clone(), targets, act, events));
