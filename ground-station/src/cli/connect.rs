@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use swarm_shared::net::clock;
+use swarm_shared::proto::selector::Selector;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -19,7 +20,7 @@ use crate::config::Config;
 use crate::control::lock::{LockError, StateLock};
 use crate::control::server::ControlServer;
 use crate::control::{CONTROL_SOCKET, client};
-use crate::fleet::engine::{self, Engine, Settings};
+use crate::fleet::engine::{self, Engine, Purpose, Settings};
 use crate::fleet::{Fleet, archive};
 
 /// How often a taken state directory is tried again.
@@ -46,17 +47,35 @@ struct Own {
 impl Connection {
     /// For a verb that ends by itself.
     pub(super) async fn open(common: &Common, verb: &str, screen: &mut Screen) -> Result<Self, CliError> {
+        Self::open_for(common, verb, &Purpose::Once, screen).await
+    }
+
+    /// For an emergency stop: if it brings up the links itself, nothing that waits for those nodes goes before it.
+    pub(super) async fn open_to_stop(
+        common: &Common,
+        selector: &Selector,
+        screen: &mut Screen,
+    ) -> Result<Self, CliError> {
+        Self::open_for(common, "stop", &Purpose::Stop(selector.clone()), screen).await
+    }
+
+    async fn open_for(
+        common: &Common,
+        verb: &str,
+        purpose: &Purpose,
+        screen: &mut Screen,
+    ) -> Result<Self, CliError> {
         match find(common, verb, screen).await? {
             Found::Running(socket) => Ok(Self {
                 fleet: remote(common, socket, screen),
                 own: None,
             }),
-            Found::Free(lock) => Self::own(common, lock, |_config| {}, false).await,
+            Found::Free(lock) => Self::own(common, lock, |_config| {}, purpose.clone()).await,
         }
     }
 
-    /// One try, without waiting for whoever has the state directory.
-    pub(super) async fn attempt(common: &Common, verb: &str) -> Result<Self, NotOpen> {
+    /// The same in one try, without waiting for whoever has the state directory.
+    pub(super) async fn attempt_to_stop(common: &Common, selector: &Selector) -> Result<Self, NotOpen> {
         let state_dir = state_dir(common).map_err(NotOpen::Fault)?;
         let socket = state_dir.join(CONTROL_SOCKET);
         if client::answers(&socket).await {
@@ -65,7 +84,7 @@ impl Connection {
                 own: None,
             });
         }
-        let lock = StateLock::try_take(&state_dir, &format!("ground-station {verb}"));
+        let lock = StateLock::try_take(&state_dir, "ground-station stop");
         let lock = lock.map_err(|error| match &error {
             LockError::Held { holder, .. } => NotOpen::Held {
                 holder: holder.clone(),
@@ -73,7 +92,7 @@ impl Connection {
             },
             LockError::Io { .. } => NotOpen::Fault(error.into()),
         })?;
-        Self::own(common, lock, |_config| {}, false)
+        Self::own(common, lock, |_config| {}, Purpose::Stop(selector.clone()))
             .await
             .map_err(NotOpen::Fault)
     }
@@ -115,7 +134,7 @@ impl Connection {
                 fleet: remote(common, socket, screen),
                 own: None,
             }),
-            Found::Free(lock) => Self::own(common, lock, |_config| {}, true).await,
+            Found::Free(lock) => Self::own(common, lock, |_config| {}, Purpose::Stay).await,
         }
     }
 
@@ -130,7 +149,7 @@ impl Connection {
                 "a station already serves {}; stop it first, or use another --state-dir",
                 socket.parent().unwrap_or(&socket).display()
             ))),
-            Found::Free(lock) => Self::own(common, lock, adjust, true).await,
+            Found::Free(lock) => Self::own(common, lock, adjust, Purpose::Stay).await,
         }
     }
 
@@ -138,13 +157,13 @@ impl Connection {
         common: &Common,
         lock: StateLock,
         adjust: impl FnOnce(&mut Config),
-        stays: bool,
+        purpose: Purpose,
     ) -> Result<Self, CliError> {
         let state_dir = lock.state_dir().to_owned();
         let mut config = Config::load(common.config.as_deref(), &state_dir)?;
         adjust(&mut config);
         // Bound first: a path that is too long is found before any link is up.
-        let server = if stays {
+        let server = if purpose == Purpose::Stay {
             Some(ControlServer::bind(&lock)?)
         } else {
             None
@@ -152,7 +171,7 @@ impl Connection {
         let engine = Engine::start(Settings {
             config,
             state_dir,
-            stays,
+            purpose,
         })
         .await?;
         let fleet = engine.fleet();

@@ -39,11 +39,11 @@ pub(super) async fn run(args: Args, common: &Common, screen: &mut Screen) -> Res
     let mut backup = Some(Backup::start(common, &args.selector)?);
     loop {
         let connection = match &mut backup {
-            Some(waiting) => match waiting.connect(common, screen).await? {
+            Some(waiting) => match waiting.connect(common, &args.selector, screen).await? {
                 Some(connection) => connection,
                 None => return waiting.given_up(screen),
             },
-            None => Connection::open(common, "stop", screen).await?,
+            None => Connection::open_to_stop(common, &args.selector, screen).await?,
         };
         let left = common.timeout.saturating_sub(clock::since(started));
         let request = Request::Stop {

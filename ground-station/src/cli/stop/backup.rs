@@ -129,6 +129,7 @@ impl Backup {
     pub(super) async fn connect(
         &mut self,
         common: &Common,
+        selector: &Selector,
         screen: &mut Screen,
     ) -> Result<Option<Connection>, CliError> {
         let interrupt = tokio::signal::ctrl_c();
@@ -139,7 +140,7 @@ impl Backup {
             let before = pause;
             let trying = async {
                 tokio::time::sleep(before).await;
-                Connection::attempt(common, "stop").await
+                Connection::attempt_to_stop(common, selector).await
             };
             tokio::pin!(trying);
             let tried = loop {

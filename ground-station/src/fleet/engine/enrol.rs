@@ -344,7 +344,7 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::fleet::Request;
-    use crate::fleet::engine::{Engine, Settings};
+    use crate::fleet::engine::{Engine, Purpose, Settings};
 
     async fn start(dir: &std::path::Path) -> Engine {
         let mut config = Config::load(None, dir).expect("the usual");
@@ -353,7 +353,7 @@ mod tests {
         let settings = Settings {
             config,
             state_dir: dir.to_owned(),
-            stays: false,
+            purpose: Purpose::Once,
         };
         Engine::start(settings).await.expect("started")
     }

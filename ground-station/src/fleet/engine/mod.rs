@@ -79,9 +79,20 @@ pub struct Settings {
     pub config: Config,
     /// Where keys and members are kept; it exists, and this process owns it.
     pub state_dir: PathBuf,
-    /// Whether it stays up (`serve`, `nodes --watch`) or goes after one request: then, if its port is taken, any other
-    /// does, for nodes are told where to dial.
-    pub stays: bool,
+    /// What for.
+    pub purpose: Purpose,
+}
+
+/// What an engine is started for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// It stays up: `serve`, `nodes --watch`.
+    Stay,
+    /// It goes after one request: if its port is taken, any other does, for nodes are told where to dial.
+    Once,
+    /// Likewise, and the request is an emergency stop of these nodes: what waits for them is withdrawn before any link
+    /// is heard of, and so before the stop can be asked for.
+    Stop(Selector),
 }
 
 /// Why an engine did not start.
@@ -148,7 +159,7 @@ impl Engine {
         let Settings {
             config,
             state_dir,
-            stays,
+            purpose,
         } = settings;
         let keepalive = config.keepalive;
         let keepalive = KeepaliveConfig::new(keepalive.idle, keepalive.interval, keepalive.probes)?;
@@ -175,7 +186,7 @@ impl Engine {
             joins: Some(joins.clone()),
         };
         let (endpoint, events) = match Endpoint::start(listening(config.listen), Arc::clone(&identity)) {
-            Err(StartError::Socket(SocketError::PortInUse(_))) if !stays => {
+            Err(StartError::Socket(SocketError::PortInUse(_))) if purpose != Purpose::Stay => {
                 Endpoint::start(listening(SocketAddr::new(config.listen.ip(), 0)), identity)?
             }
             started => started?,
@@ -226,6 +237,10 @@ impl Engine {
         };
         task.roll.open_members(&task.shared.endpoint).await;
         task.dial_members().await;
+        if let Purpose::Stop(selector) = purpose {
+            stop::withdraw_early(&task.shared, &task.roll.lock().targets(&selector));
+            task.shared.keeper.say(keeper::Word::Withdrawn).await;
+        }
         tasks.spawn(recorder::prune(task.store.clone(), config.history, stop.clone()));
         let clerk = enrol::Clerk {
             shared: task.shared.clone(),

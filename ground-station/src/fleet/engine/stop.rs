@@ -10,6 +10,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -54,6 +55,8 @@ pub(super) struct Stops {
     /// The newest report of each node that is stopped, and linked since.
     reports: Mutex<BTreeMap<PeerId, Stopped>>,
     datagrams: Option<(watch::Receiver<Interfaces>, u16)>,
+    /// How many deliveries were withdrawn before the stop could be asked for.
+    withdrawn_early: Mutex<Option<oneshot::Receiver<usize>>>,
     /// What is written down later, and waited for at shutdown.
     tasks: TaskTracker,
 }
@@ -78,6 +81,7 @@ impl Stops {
             news: broadcast::Sender::new(NEWS_MAX),
             reports: Mutex::default(),
             datagrams,
+            withdrawn_early: Mutex::default(),
             tasks,
         }
     }
@@ -116,6 +120,28 @@ impl Stops {
         let _always = self.given.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take);
         first
     }
+}
+
+/// For an engine that has been started for a stop of these: see [`Stopper::withdraw`], which counts them too.
+pub(super) fn withdraw_early(shared: &Shared, targets: &[Target]) {
+    let ids = targets.iter().map(|target| target.node.id).collect();
+    let count = shared.keeper.withdraw(ids, why_withdrawn(None));
+    let mut early = shared
+        .stops
+        .withdrawn_early
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner);
+    *early = Some(count);
+}
+
+fn why_withdrawn(number: Option<u64>) -> String {
+    let minutes = clock::unix_time_ms() / 60_000;
+    let number = number.map_or(String::new(), |number| format!(" (number {number})"));
+    format!(
+        "withdrawn by the emergency stop of {:02}:{:02}Z{number}: give it again after the release",
+        minutes / 60 % 24,
+        minutes % 60,
+    )
 }
 
 /// A node is linked: it may not know yet how far this station has counted, and whatever stop is being given goes to it.
@@ -284,7 +310,7 @@ pub(super) async fn run(shared: Shared, targets: Vec<Target>, asked: Asked, even
         .await;
         return drop(events.send(refuse(error)).await);
     }
-    let mut withdrawn = stopper.withdraw();
+    let mut withdrawn = pin!(stopper.withdraw());
     stopper.go_out().await;
     stopper.shared.keeper.say(Word::Withdrawn).await;
     stopper.keep_number();
@@ -318,7 +344,7 @@ pub(super) async fn run(shared: Shared, targets: Vec<Target>, asked: Asked, even
             },
             count = &mut withdrawn, if !counted => {
                 counted = true;
-                withdrawn_note(count.unwrap_or(0))
+                withdrawn_note(count)
             }
             () = clock::sleep_until(next.unwrap_or(started)), if next.is_some() => None,
             () = clock::sleep_until(give_up.unwrap_or(started)), if give_up.is_some() => break,
@@ -350,17 +376,24 @@ impl Stopper {
     }
 
     /// Nothing that waits for the targets is sent from now on; how many deliveries that ends comes back.
-    fn withdraw(&self) -> oneshot::Receiver<usize> {
-        let now = clock::unix_time_ms();
-        let minutes = now / 60_000;
-        let why = format!(
-            "withdrawn by the emergency stop of {:02}:{:02}Z (number {}): give it again after the release",
-            minutes / 60 % 24,
-            minutes % 60,
-            self.shared.stops.given()
-        );
+    fn withdraw(&self) -> impl Future<Output = usize> + use<> {
+        let stops = &self.shared.stops;
+        let early = stops
+            .withdrawn_early
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         let targets = self.targets.keys().copied().collect();
-        self.shared.keeper.withdraw(targets, why)
+        let why = why_withdrawn(Some(stops.given()));
+        let now = self.shared.keeper.withdraw(targets, why);
+        async move {
+            let early = match early {
+                // No count comes of a book that has ended.
+                Some(early) => early.await.unwrap_or(0),
+                None => 0,
+            };
+            early + now.await.unwrap_or(0)
+        }
     }
 
     fn keep_number(&self) {
@@ -499,3 +532,6 @@ impl Stopper {
         missing.chain(at_work).collect()
     }
 }
+
+#[cfg(test)]
+mod tests;
