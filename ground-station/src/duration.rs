@@ -4,9 +4,13 @@ use std::time::Duration;
 
 /// Why a text is not a length of time.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is not a length of time: write a number and ms, s, m, h or d, such as 500ms, 30s or 15m")]
-pub struct BadDuration {
-    text: String,
+pub enum BadDuration {
+    /// It is no number with a unit.
+    #[error("{0:?} is not a length of time: write a number and ms, s, m, h or d, such as 500ms, 30s or 15m")]
+    NotATime(String),
+    /// It is longer than is ever sensible.
+    #[error("{0:?} is too long: {DAYS_MAX}d is the most")]
+    TooLong(String),
 }
 
 /// Longest time that is read, in days: a year, well inside every clock's range.
@@ -17,9 +21,8 @@ pub const DAYS_MAX: u64 = 366;
 /// # Errors
 /// [`BadDuration`], which quotes the text and says the rule.
 pub fn parse(text: &str) -> Result<Duration, BadDuration> {
-    let bad = || BadDuration {
-        text: text.chars().take(80).collect(),
-    };
+    let quoted = || text.chars().take(80).collect();
+    let bad = || BadDuration::NotATime(quoted());
     let digits = text
         .bytes()
         .take_while(|b| b.is_ascii_digit() || *b == b'.')
@@ -36,7 +39,7 @@ pub fn parse(text: &str) -> Result<Duration, BadDuration> {
     let number: f64 = number.parse().map_err(|_not_a_number| bad())?;
     let seconds = number * unit_ms / 1_000.0;
     if seconds > Duration::from_secs(DAYS_MAX * 86_400).as_secs_f64() {
-        return Err(bad());
+        return Err(BadDuration::TooLong(quoted()));
     }
     Duration::try_from_secs_f64(seconds).map_err(|_out_of_range| bad())
 }
@@ -80,20 +83,19 @@ mod tests {
 
     #[test]
     fn anything_else_says_the_rule() {
-        for text in [
-            "",
-            "30",
-            "s",
-            "-1s",
-            "1e3s",
-            "1..2s",
-            "30 parsecs",
-            "999999999d",
-            "1w",
-        ] {
+        for text in ["", "30", "s", "-1s", "1e3s", "1..2s", "30 parsecs", "1w"] {
             let error = parse(text).expect_err(text).to_string();
             assert!(error.contains("such as 500ms, 30s or 15m"), "{error}");
         }
+    }
+
+    #[test]
+    fn one_that_is_too_long_says_what_is_the_most() {
+        for text in ["367d", "1000d", "999999999d"] {
+            let error = parse(text).expect_err(text).to_string();
+            assert_eq!(error, format!("{text:?} is too long: 366d is the most"));
+        }
+        assert!(parse("366d").is_ok());
     }
 
     #[test]

@@ -60,6 +60,7 @@ fn each_verb_has_a_page() {
         "fetch",
         "notify",
         "history",
+        "cancel",
         "stop",
         "release",
         "completions",
@@ -84,6 +85,8 @@ fn usage_errors_quote_the_text_and_say_the_rule() {
         &["ping", "drone_1"][..],
         &["ping", "drone-[1"],
         &["ping", "--ttl", "soon"],
+        &["ping", "--ttl", "1000d"],
+        &["call", "all", "led", "--batch", "-1"],
         &["call", "all", "led", "red"],
         &["call", "all"],
         &["run", "all", "uptime"],
@@ -101,6 +104,8 @@ fn usage_errors_quote_the_text_and_say_the_rule() {
         &["history", "--since", "yesterday"],
         &["history", "--node", "tag:row=3"],
         &["history", "--retry"],
+        &["cancel"],
+        &["cancel", "last"],
         &["history", "--audit", "--node", "drone-07"],
         &["dance"],
     ] {
@@ -322,6 +327,10 @@ fn nodes_are_listed_and_watched() {
     let ran = station.run(&["nodes", "--json", "drone-01"]);
     assert_snapshot!(ran.out.lines().next().unwrap_or_default(), @r#"{"node":"drone-01","id":"0101010101010101010101010101010101010101010101010101010101010101","state":"online","kind":"node","address":"10.0.0.7:7420","last_heard_ms":40,"tags":{"row":"3"},"software":"0.1.0","warnings":[],"stopped":null,"checks":[]}"#);
 
+    let ran = station.run(&["nodes", "--config", "/nonexistent/config.toml"]);
+    assert_eq!(ran.status, 0);
+    assert_snapshot!(ran.err, @"--config is ignored: `ground-station serve` is running, with its own configuration");
+
     let nobody = ScriptedStation::start(|_request| vec![Event::End]);
     let ran = nobody.run(&["nodes"]);
     assert_eq!((ran.status, ran.out.as_str()), (3, ""));
@@ -415,6 +424,7 @@ fn the_past_is_shown_and_has_its_exit_status() {
         selector: "drone-*".to_owned(),
         ttl_ms: 30_000,
         retry_of: None,
+        retried_by: vec![13],
         batch: None,
         deliveries: 2,
         states: [(PastState::Ended(Outcome::Done), 1), (PastState::Open, 1)].into(),
@@ -453,7 +463,7 @@ fn the_past_is_shown_and_has_its_exit_status() {
     assert_eq!((ran.status, ran.err.as_str()), (0, ""));
     assert!(ran.out.contains("1 done, 1 open"), "{}", ran.out);
     let ran = station.run(&["history", "--json"]);
-    assert_snapshot!(ran.out, @r##"{"command":12,"at_ms":1795238179000,"who":"pi","kind":"command","action":"led","arguments":{"args":[],"kwargs":{"color":"#ff0000"}},"selector":"drone-*","ttl_ms":30000,"retry_of":null,"batch":null,"deliveries":2,"states":{"done":1,"open":1}}"##);
+    assert_snapshot!(ran.out, @r##"{"command":12,"at_ms":1795238179000,"who":"pi","kind":"command","action":"led","arguments":{"args":[],"kwargs":{"color":"#ff0000"}},"selector":"drone-*","ttl_ms":30000,"retry_of":null,"retried_by":[13],"batch":null,"deliveries":2,"states":{"done":1,"open":1}}"##);
     let ran = station.run(&["history", "12"]);
     assert_eq!((ran.status, ran.err.as_str()), (4, ""), "one is open");
     let ran = station.run(&["history", "12", "--json"]);

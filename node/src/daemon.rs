@@ -37,7 +37,7 @@ use crate::links::Links;
 use crate::logging::LogRing;
 use crate::plugins::{self, Plugins};
 use crate::state::StateDir;
-use crate::status::{self, JOIN_REQUESTS_MAX, JoinRequest, Status};
+use crate::status::{self, JOIN_REQUESTS_MAX, JOIN_WORDS_MAX, JoinRequest, Status};
 use crate::telemetry::Telemetry;
 use crate::transfers::Transfers;
 
@@ -131,12 +131,21 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
 
 /// Has a code tried, for `swarm-node join`.
 async fn hand_in(code: String, codes: mpsc::Sender<JoinRequest>) -> anyhow::Result<()> {
-    let (done, joined) = oneshot::channel();
+    let (done, mut joined) = oneshot::channel();
+    let (words, mut told) = mpsc::channel(JOIN_WORDS_MAX);
     codes
-        .send(JoinRequest { code, done })
+        .send(JoinRequest { code, words, done })
         .await
         .context("the node is shutting down")?;
-    match joined.await.context("the node is shutting down")? {
+    let joined = loop {
+        tokio::select! {
+            biased;
+            // Whoever typed the verb reads the log.
+            Some(word) = told.recv() => tracing::info!("{word}"),
+            joined = &mut joined => break joined,
+        }
+    };
+    match joined.context("the node is shutting down")? {
         Ok(fleet) => {
             tracing::info!(fleet, "joined");
             Ok(())

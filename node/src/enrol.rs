@@ -7,16 +7,17 @@
 //! | no fleet, adoptable | stations heard of, each for as long as it lets us wait | accepted by its operator |
 //! | in a fleet | nothing, unless a code is handed in | stop |
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use swarm_shared::net::clock;
 use swarm_shared::net::endpoint::Endpoint;
-use swarm_shared::net::join::{JoinError, join};
+use swarm_shared::net::join::{JoinError, join, join_telling};
 use swarm_shared::net::socket::KeepaliveConfig;
 use swarm_shared::proto::dial::{BACKOFF_MAX, BACKOFF_MIN, Hint, Source};
+use swarm_shared::proto::id::NodeName;
 use swarm_shared::proto::message::RefusalCode;
 use swarm_shared::proto::trust::Membership;
 use swarm_shared::proto::trust::invite::Invitation;
@@ -24,12 +25,12 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::memory::Memory;
-use crate::status::{JoinRequest, Status};
+use crate::status::{JOIN_WORDS_MAX, JoinRequest, Status};
 
 /// Most stations heard of that are asked in turn; the newest stay.
 const STRANGERS_MAX: usize = 16;
 /// How long somebody on the device waits for a code to be tried.
-const REQUEST_PATIENCE: Duration = Duration::from_secs(45);
+pub(crate) const REQUEST_PATIENCE: Duration = Duration::from_secs(45);
 /// How long to wait before a code that was refused is tried again: it will not get better soon.
 const REFUSED_PAUSE: Duration = Duration::from_secs(60);
 
@@ -47,6 +48,8 @@ pub(crate) struct Enrolment {
     pub(crate) strangers: mpsc::Receiver<SocketAddr>,
     /// Codes handed in on this device.
     pub(crate) requests: mpsc::Receiver<JoinRequest>,
+    /// How long each of them is tried.
+    pub(crate) patience: Duration,
     pub(crate) memory: Memory,
     pub(crate) status: Status,
     pub(crate) stop: CancellationToken,
@@ -65,7 +68,7 @@ pub(crate) async fn run(mut this: Enrolment) {
         tokio::select! {
             biased;
             () = stop.cancelled() => return,
-            Some(request) = requests.recv() => this.take_request(request, &heard).await,
+            Some(request) = requests.recv() => this.take_request(request, &mut heard).await,
             Some(addr) = this.strangers.recv() => {
                 if this.remember(&mut heard, addr) {
                     pause = BACKOFF_MIN;
@@ -73,19 +76,17 @@ pub(crate) async fn run(mut this: Enrolment) {
             }
             () = tokio::time::sleep(pause), if wants => {
                 let tried = this.try_all(invitation.as_ref(), &mut heard);
-                let (outcome, next) = tokio::select! {
+                let tried = tokio::select! {
                     biased;
                     () = stop.cancelled() => return,
                     // Whoever waits at the door of a station does not keep somebody with a code waiting.
-                    Some(request) = requests.recv() => {
-                        this.take_request(request, &heard).await;
-                        continue;
-                    }
-                    tried = tried => tried,
+                    Some(request) = requests.recv() => Err(request),
+                    tried = tried => Ok(tried),
                 };
-                match outcome {
-                    Some((membership, addr)) => this.enter(membership, addr).await,
-                    None => pause = next.unwrap_or((pause * 2).min(BACKOFF_MAX)),
+                match tried {
+                    Err(request) => this.take_request(request, &mut heard).await,
+                    Ok((Some((membership, addr)), _)) => this.enter(membership, addr).await,
+                    Ok((None, next)) => pause = next.unwrap_or((pause * 2).min(BACKOFF_MAX)),
                 }
             }
         }
@@ -180,44 +181,117 @@ impl Enrolment {
     }
 
     /// A code handed in on this device: tried at once, and for as long as its sender waits.
-    async fn take_request(&self, request: JoinRequest, heard: &VecDeque<SocketAddr>) {
-        let JoinRequest { code, mut done } = request;
+    async fn take_request(&mut self, request: JoinRequest, heard: &mut VecDeque<SocketAddr>) {
+        let JoinRequest {
+            code,
+            words,
+            mut done,
+        } = request;
+        let mut told = Told::new(words);
+        let stop = self.stop.clone();
         let tried = tokio::select! {
-            () = self.stop.cancelled() => Err("the node is shutting down".to_owned()),
+            biased;
+            // First: whoever has been taken in enters, whoever goes at that moment.
+            tried = self.try_code(&code, heard, &mut told) => tried,
+            () = stop.cancelled() => Err("the node is shutting down".to_owned()),
             () = done.closed() => return,
-            tried = self.try_code(&code, heard) => tried,
         };
-        if let Err(why) = &tried {
-            self.tell(&format!("did not join: {why}"));
-        }
-        let _sender_gone = done.send(tried);
+        let entered = match tried {
+            Ok((membership, addr)) => {
+                let fleet = membership.fingerprint().short();
+                self.enter(membership, addr).await;
+                Ok(fleet)
+            }
+            Err(why) => {
+                self.tell(&format!("did not join: {why}"));
+                Err(why)
+            }
+        };
+        let _sender_gone = done.send(entered);
     }
 
-    async fn try_code(&self, code: &str, heard: &VecDeque<SocketAddr>) -> Result<String, String> {
+    /// Returns the fleet and who let this node in. It can be dropped at any await: nothing is kept before it returns.
+    async fn try_code(
+        &mut self,
+        code: &str,
+        heard: &mut VecDeque<SocketAddr>,
+        told: &mut Told,
+    ) -> Result<(Membership, SocketAddr), String> {
         let invitation: Invitation = code.parse().map_err(|error| format!("{error}"))?;
-        let deadline = clock::now() + REQUEST_PATIENCE;
+        let patience = self.patience;
+        let deadline = clock::now() + patience;
         let mut pause = BACKOFF_MIN;
         loop {
             let mut last = "the code holds no address, and no station is heard of".to_owned();
-            for addr in invitation.addresses().iter().chain(heard) {
-                match join(self.endpoint.local(), &self.keepalive, *addr, Some(&invitation)).await {
-                    Ok(membership) => {
-                        let fleet = membership.fingerprint().short();
-                        self.enter(membership, *addr).await;
-                        return Ok(fleet);
-                    }
+            let all: Vec<SocketAddr> = invitation
+                .addresses()
+                .iter()
+                .chain(heard.iter())
+                .copied()
+                .collect();
+            for addr in all {
+                told.say(format!("looking at {addr}"));
+                let found =
+                    |name: &NodeName| told.say(format!("found {name} at {addr}, waiting for its word"));
+                match join_telling(
+                    self.endpoint.local(),
+                    &self.keepalive,
+                    addr,
+                    Some(&invitation),
+                    found,
+                )
+                .await
+                {
+                    Ok(membership) => return Ok((membership, addr)),
                     // The word of the station that gave the code out is final.
-                    Err(JoinError::Refused(refused)) if invitation.addresses().contains(addr) => {
+                    Err(JoinError::Refused(refused)) if invitation.addresses().contains(&addr) => {
                         return Err(refused.to_string());
                     }
-                    Err(error) => last = error.to_string(),
+                    Err(error) => {
+                        last = error.to_string();
+                        told.say(last.clone());
+                    }
                 }
             }
             if clock::now() >= deadline {
-                return Err(last);
+                return Err(format!(
+                    "{last}; tried for {patience:?}. Run `ground-station serve` on the machine that made the \
+                     code, on a network that this device reaches, and join again; `--station ADDR:PORT`, or `stations` \
+                     in the configuration, says where it is if that has changed"
+                ));
             }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(BACKOFF_MAX);
+            told.say(format!(
+                "no station has let this device in yet; trying for {patience:?}"
+            ));
+            tokio::select! {
+                biased;
+                Some(addr) = self.strangers.recv() => {
+                    if self.remember(heard, addr) {
+                        pause = BACKOFF_MIN;
+                    }
+                }
+                () = tokio::time::sleep(pause) => pause = (pause * 2).min(BACKOFF_MAX),
+            }
+        }
+    }
+}
+
+/// What somebody who waits has been told, each thing once.
+struct Told {
+    words: mpsc::Sender<String>,
+    said: BTreeSet<String>,
+}
+
+impl Told {
+    fn new(words: mpsc::Sender<String>) -> Self {
+        let said = BTreeSet::new();
+        Self { words, said }
+    }
+
+    fn say(&mut self, word: String) {
+        if self.said.len() < JOIN_WORDS_MAX && self.said.insert(word.clone()) {
+            // Without room nobody reads.
+            let _unread = self.words.try_send(word);
         }
     }
 }

@@ -8,10 +8,27 @@
 //! | lost, held back | the stop is released | lost: the command runs, once |
 //! | lost | one of them is heard again | armed; a command that was held back never runs |
 //!
+//! What outlives this process, but not the boot of the machine (`memory.rs`):
+//!
+//! | the process ends in state | the next one, same boot, starts | after a reboot |
+//! |---|---|---|
+//! | unarmed | unarmed | unarmed |
+//! | armed | armed, as if a station had been heard at its start | unarmed |
+//! | lost, and the command has not ended | the same: it runs again, `after` the start | unarmed |
+//! | lost, and the command has ended | lost: it does not run again before a station was heard | unarmed |
+//!
+//! So a node whose program dies in flight is not left without its dead-man because the station went meanwhile, and one
+//! that is switched on in its case does nothing. What is to outlive the process is written when it changes, once for
+//! each link-up at most; where it cannot be written, the next process starts unarmed.
+//!
 //! A node that is stopped has been made safe, and a command for nodes that are on their way may undo that: so it is held
 //! back, and killed if a stop comes while it runs, unless the owner says `while_stopped`.
 //!
 //! It counts from the last byte that was heard, on a clock that goes on while the machine is suspended.
+
+mod memory;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -23,7 +40,11 @@ use swarm_shared::proto::stop::Latch;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use self::memory::Kept;
+pub use self::memory::Past;
+use self::memory::keep;
 use crate::config;
+use crate::memory::Memory;
 use crate::process::{self, Stderr};
 use crate::status::{Loss, Status};
 
@@ -31,7 +52,16 @@ use crate::status::{Loss, Status};
 enum State {
     Unarmed,
     Armed { heard: Instant },
-    Lost { heard: Instant, owed: bool },
+    Lost { heard: Instant, command: Command },
+}
+
+/// The command of one loss.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Command {
+    /// Held back.
+    Owed,
+    Running,
+    Ended,
 }
 
 /// What has come about.
@@ -55,11 +85,32 @@ pub struct LostLink {
 }
 
 impl LostLink {
-    /// Unarmed.
-    pub fn new(after: Duration) -> Self {
-        Self {
-            after,
-            state: State::Unarmed,
+    /// As the process before this one left it, on the same boot; `now` is the start of this one.
+    pub fn new(after: Duration, past: Option<Past>, now: Instant) -> Self {
+        let state = match past {
+            None => State::Unarmed,
+            Some(Past::Linked) => State::Armed { heard: now },
+            Some(Past::Over) => State::Lost {
+                heard: now,
+                command: Command::Ended,
+            },
+        };
+        Self { after, state }
+    }
+
+    /// What a process that comes after this one has to know; `None` if no station was ever linked.
+    pub fn past(&self) -> Option<Past> {
+        match self.state {
+            State::Unarmed => None,
+            State::Armed { .. }
+            | State::Lost {
+                command: Command::Owed | Command::Running,
+                ..
+            } => Some(Past::Linked),
+            State::Lost {
+                command: Command::Ended,
+                ..
+            } => Some(Past::Over),
         }
     }
 
@@ -77,14 +128,30 @@ impl LostLink {
     pub fn handle_timeout(&mut self, now: Instant, held: bool) -> Due {
         match self.state {
             State::Armed { heard } if now >= heard + self.after => {
-                self.state = State::Lost { heard, owed: held };
-                if held { Due::Held } else { Due::Run }
+                let (command, due) = if held {
+                    (Command::Owed, Due::Held)
+                } else {
+                    (Command::Running, Due::Run)
+                };
+                self.state = State::Lost { heard, command };
+                due
             }
-            State::Lost { heard, owed: true } if !held => {
-                self.state = State::Lost { heard, owed: false };
+            State::Lost {
+                heard,
+                command: Command::Owed,
+            } if !held => {
+                let command = Command::Running;
+                self.state = State::Lost { heard, command };
                 Due::RunNow
             }
             State::Unarmed | State::Armed { .. } | State::Lost { .. } => Due::Nothing,
+        }
+    }
+
+    /// The command has ended, in whatever way.
+    pub fn command_ended(&mut self) {
+        if let State::Lost { command, .. } = &mut self.state {
+            *command = Command::Ended;
         }
     }
 
@@ -108,22 +175,66 @@ pub type Stations = watch::Receiver<BTreeMap<PeerId, PeerLink>>;
 /// How often it is looked whether a lost station is heard again; links come up rarely.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Watches until `stop`. `in_force`: the emergency stop.
-pub async fn run(
-    config: config::LostLink,
-    stations: Stations,
-    mut in_force: watch::Receiver<Option<Latch>>,
-    status: Status,
-    stop: CancellationToken,
-) {
-    let mut lost_link = LostLink::new(config.after);
-    let mut losses = 0_u32;
+/// What the dead-man works with.
+#[derive(Debug)]
+pub struct Setup {
+    /// What its owner wants.
+    pub config: config::LostLink,
+    /// Whom it listens to.
+    pub stations: Stations,
+    /// The emergency stop.
+    pub in_force: watch::Receiver<Option<Latch>>,
+    /// What outlives this process.
+    pub memory: Memory,
+    /// The id of this boot; empty if it has none.
+    pub boot: String,
+    /// What is shown on this device.
+    pub status: Status,
+    /// Ends it.
+    pub stop: CancellationToken,
+}
+
+/// Watches until it is told to stop.
+pub async fn run(setup: Setup) {
+    let past = setup.memory.past(&setup.boot);
+    let (facts, to_keep) = watch::channel(past);
+    // Beside each other: a memory card may take seconds, and the command is not to wait for it.
+    tokio::join!(
+        keep(setup.memory.clone(), setup.boot.clone(), to_keep),
+        watch_over(setup, past, facts)
+    );
+}
+
+async fn watch_over(setup: Setup, past: Option<Past>, facts: watch::Sender<Option<Past>>) {
+    let Setup {
+        config,
+        stations,
+        mut in_force,
+        status,
+        stop,
+        ..
+    } = setup;
+    let mut lost_link = LostLink::new(config.after, past, clock::now());
+    let mut losses = u32::from(lost_link.is_lost());
+    match past {
+        None => {}
+        Some(Past::Linked) => {
+            tracing::warn!(after = ?config.after, "a station was linked before this start: the lost_link command runs unless one is heard");
+        }
+        Some(Past::Over) => {
+            tracing::warn!("the link was LOST before this start, and the lost_link command has run");
+            status.update(|facts| {
+                facts.lost_link = Some("LOST before this start; its command has run".to_owned());
+            });
+        }
+    }
     loop {
         let was_lost = lost_link.is_lost();
         let heard = stations.borrow().values().filter_map(PeerLink::last_heard).max();
         if let Some(heard) = heard {
             lost_link.heard(heard);
         }
+        remember(&facts, &lost_link);
         if was_lost && !lost_link.is_lost() {
             tracing::warn!(losses, "a station is heard again");
             status.update(|facts| facts.lost_link = Some(format!("heard again; lost {losses} times")));
@@ -149,8 +260,10 @@ pub async fn run(
                 }
                 show(&status, losses, Some(ended));
                 if stop.is_cancelled() {
+                    // It was killed: it runs again at the next start.
                     return;
                 }
+                lost_link.command_ended();
                 continue;
             }
         }
@@ -160,6 +273,13 @@ pub async fn run(
             return;
         }
     }
+}
+
+fn remember(facts: &watch::Sender<Option<Past>>, lost_link: &LostLink) {
+    facts.send_if_modified(|kept| {
+        let now = lost_link.past();
+        std::mem::replace(kept, now) != now
+    });
 }
 
 /// Runs the command; a stop that comes meanwhile kills it, unless it may run while stopped.
@@ -202,98 +322,4 @@ fn show(status: &Status, number: u32, command: Option<Result<(), String>>) {
         facts.lost_link = Some(format!("LOST, for the {number}. time{how}"));
         facts.last_loss = Some(Loss { number, command });
     });
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const AFTER: Duration = Duration::from_secs(10);
-
-    #[test]
-    fn it_runs_once_for_each_loss() {
-        let start = clock::now();
-        let at = |s: u64| start + Duration::from_secs(s);
-        let mut lost = LostLink::new(AFTER);
-        assert!(
-            lost.handle_timeout(at(1_000), false) == Due::Nothing,
-            "never linked, never lost"
-        );
-        lost.heard(at(1_000));
-        lost.heard(at(1_005));
-        lost.heard(at(1_004));
-        assert_eq!(lost.poll_timeout(), Some(at(1_015)));
-        assert!(lost.handle_timeout(at(1_014), false) == Due::Nothing);
-        assert!(lost.handle_timeout(at(1_015), false) == Due::Run);
-        for s in 1_015..1_100 {
-            assert!(lost.handle_timeout(at(s), false) == Due::Nothing, "once");
-        }
-        lost.heard(at(1_005));
-        assert!(lost.is_lost(), "old news does not end a loss");
-        lost.heard(at(1_200));
-        assert!(!lost.is_lost() && lost.handle_timeout(at(1_209), false) == Due::Nothing);
-        assert!(
-            lost.handle_timeout(at(1_210), false) == Due::Run,
-            "and again after a second loss"
-        );
-    }
-
-    #[test]
-    fn time_that_passed_in_one_leap_counts() {
-        let start = clock::now();
-        let mut lost = LostLink::new(AFTER);
-        lost.heard(start);
-        assert!(lost.handle_timeout(start + Duration::from_secs(3_600), false) == Due::Run);
-        assert!(lost.handle_timeout(start + Duration::from_secs(7_200), false) == Due::Nothing);
-    }
-
-    #[test]
-    fn a_stop_holds_the_command_back_until_its_release_if_the_loss_still_lasts() {
-        let start = clock::now();
-        let at = |s: u64| start + Duration::from_secs(s);
-        let mut lost = LostLink::new(AFTER);
-        lost.heard(start);
-        assert_eq!(lost.handle_timeout(at(10), true), Due::Held);
-        assert_eq!(lost.handle_timeout(at(60), true), Due::Nothing, "stopped");
-        assert_eq!(lost.handle_timeout(at(61), false), Due::RunNow, "released");
-        assert_eq!(lost.handle_timeout(at(62), false), Due::Nothing, "once");
-        assert_eq!(lost.handle_timeout(at(63), true), Due::Nothing);
-        assert_eq!(
-            lost.handle_timeout(at(64), false),
-            Due::Nothing,
-            "once for each loss"
-        );
-        lost.heard(at(100));
-        assert_eq!(lost.handle_timeout(at(110), true), Due::Held);
-        lost.heard(at(120));
-        assert_eq!(
-            lost.handle_timeout(at(121), false),
-            Due::Nothing,
-            "the loss is over"
-        );
-    }
-
-    #[tokio::test]
-    async fn a_stop_kills_the_command_unless_it_may_run_while_stopped() {
-        let mut config = config::Config::parse(
-            "[lost_link]\nafter = \"1s\"\ncommand = [\"/bin/sleep\", \"0.3\"]",
-            &config::Origin::Text(None),
-        )
-        .expect("a configuration")
-        .0
-        .lost_link
-        .expect("is there");
-        assert!(!config.while_stopped, "unless its owner says so");
-        let order = Latch {
-            issuer: swarm_shared::proto::id::PublicKey([1; 32]).id(),
-            number: 1,
-        };
-        let (_task, mut in_force) = watch::channel(Some(order));
-        let stop = CancellationToken::new();
-        run_command(&config, &mut in_force, &stop)
-            .await
-            .expect_err("killed");
-        config.while_stopped = true;
-        assert_eq!(run_command(&config, &mut in_force, &stop).await, Ok(()));
-    }
 }

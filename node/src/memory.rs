@@ -1,16 +1,22 @@
-//! What the node remembers of its fleet: `fleet.json` (root, grant, fleet state) and `stations.json` (where stations
-//! were seen last). A disk that fails is told in the log; the node goes on with what it knows. Writing is for a thread of
+//! What the node remembers of its fleet: `fleet.json` (root, grant, fleet state), `stations.json` (where stations
+//! were seen last), and `lost-link.json` (whether one was linked on this boot, for the dead-man). A disk that fails is told in the log; the node goes on with what it knows. Writing is for a thread of
 //! its own: a memory card may take seconds, and the heartbeats of all links share one thread.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use swarm_shared::net::store::{self, MODE_PLAIN, MODE_SECRET};
 use swarm_shared::proto::id::PublicKey;
 use swarm_shared::proto::trust::Membership;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::lost_link::{Kept, Past};
 
 const FLEET: &str = "fleet.json";
 const STATIONS: &str = "stations.json";
+const LOST_LINK: &str = "lost-link.json";
 /// Most stations that are remembered, newest first.
 const STATIONS_MAX: usize = 8;
 
@@ -50,6 +56,20 @@ impl Memory {
         aside(move || this.write(FLEET, &membership, MODE_SECRET)).await;
     }
 
+    /// Remembers the fleet, whenever it changes, until `stop`: the newest state of it, if the disk is slower.
+    pub async fn keep_fleets(
+        &self,
+        mut fleets: watch::Receiver<Option<Arc<Membership>>>,
+        stop: CancellationToken,
+    ) {
+        while let Some(Ok(())) = stop.run_until_cancelled(fleets.changed()).await {
+            let now = fleets.borrow_and_update().clone();
+            if let Some(membership) = now {
+                self.keep_fleet(&membership).await;
+            }
+        }
+    }
+
     /// Where stations were seen last, newest first.
     pub fn stations(&self) -> Vec<SocketAddr> {
         let read = store::read(&self.dir.join(STATIONS)).ok().flatten();
@@ -79,6 +99,24 @@ impl Memory {
         self.write(STATIONS, &stations, MODE_PLAIN);
     }
 
+    /// How the dead-man stood when the process before this one, on the same boot, ended; `None` if it was unarmed or
+    /// the file cannot be read.
+    pub fn past(&self, boot: &str) -> Option<Past> {
+        let bytes = store::read(&self.dir.join(LOST_LINK))
+            .inspect_err(|error| tracing::warn!(%error, "lost link: as if no station had been linked"))
+            .ok()??;
+        let kept: Result<Kept, _> = serde_json::from_slice(&bytes);
+        kept.inspect_err(|error| tracing::warn!(%error, "lost link: as if no station had been linked"))
+            .ok()?
+            .on(boot)
+    }
+
+    /// Remembers how the dead-man stands.
+    pub(crate) async fn keep_past(&self, kept: Kept) {
+        let this = self.clone();
+        aside(move || this.write(LOST_LINK, &kept, MODE_PLAIN)).await;
+    }
+
     fn write(&self, file: &str, value: &impl serde::Serialize, mode: u32) {
         let path = self.dir.join(file);
         let written = serde_json::to_vec_pretty(value)
@@ -99,4 +137,49 @@ async fn aside(work: impl FnOnce() + Send + 'static) {
 /// Addresses worth remembering are those that can be dialled.
 fn dialable(addr: &SocketAddr) -> bool {
     addr.port() != 0 && !addr.ip().is_unspecified()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use swarm_shared::proto::trust::{FleetRoot, Role, SigningKey};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_newest_state_of_the_fleet_is_kept_by_a_task_of_its_own() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let memory = Memory::new(dir.path());
+        let own = SigningKey::from_seed([1; 32]);
+        let mut root = FleetRoot::create(SigningKey::from_seed([2; 32])).expect("a fleet");
+        let grant = root.grant(own.public(), Role::Node).expect("a grant");
+        let mut member = |number: u8| {
+            if number > 0 {
+                let other = SigningKey::from_seed([10 + number; 32]);
+                root.revoke(other.public()).expect("revoked");
+            }
+            let state = root.state().clone();
+            Arc::new(Membership::new(root.public(), &own.public(), grant.clone(), state).expect("ours"))
+        };
+        let (tell, fleets) = watch::channel(None);
+        let stop = CancellationToken::new();
+        let keeper = {
+            let (memory, stop) = (memory.clone(), stop.clone());
+            tokio::spawn(async move { memory.keep_fleets(fleets, stop).await })
+        };
+        for number in 0..3 {
+            let newest = member(number);
+            tell.send_replace(Some(newest.clone()));
+            let kept = async {
+                while memory.fleet(&own.public()).as_ref() != Some(&*newest) {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            };
+            let in_time = tokio::time::timeout(Duration::from_secs(20), kept).await;
+            in_time.expect("it is kept");
+        }
+        stop.cancel();
+        keeper.await.expect("it ends");
+    }
 }

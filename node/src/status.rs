@@ -1,7 +1,8 @@
 //! The status socket: what the daemon on this device is doing, for whoever is on the device.
 //!
 //! One request line, one answer line, both JSON: `{"verb":"status"}` gives [`View`]; `{"verb":"join","code":"…"}`
-//! hands an invitation code to the running daemon and gives [`Joined`]. Somebody who writes nothing gets the status.
+//! hands an invitation code to the running daemon and gives [`Joined`]; with `"progress":true`, lines `{"progress":"…"}`,
+//! for people, come before that. Somebody who writes nothing gets the status.
 //! The socket has mode 0660: the daemon's user and group.
 
 use std::io::{self, BufRead, BufReader, Write};
@@ -31,6 +32,8 @@ const REQUEST_WAIT: Duration = Duration::from_secs(1);
 const CLIENTS_MAX: usize = 8;
 /// How long the daemon may take to join before the one who asked is told that it did not.
 const JOIN_WAIT: Duration = Duration::from_secs(60);
+/// How many words of how a join goes may wait to be read.
+pub const JOIN_WORDS_MAX: usize = 64;
 /// How many codes may wait to be tried.
 pub const JOIN_REQUESTS_MAX: usize = 4;
 
@@ -181,7 +184,16 @@ pub enum Request {
     Join {
         /// The invitation code.
         code: String,
+        /// Whether to tell meanwhile how it goes.
+        #[serde(default)]
+        progress: bool,
     },
+}
+
+/// How it goes, for people.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Progress {
+    progress: String,
 }
 
 /// A code that somebody on this device wants tried.
@@ -189,6 +201,8 @@ pub enum Request {
 pub struct JoinRequest {
     /// The invitation code.
     pub code: String,
+    /// Takes how it goes, for people; what finds no room is dropped.
+    pub words: mpsc::Sender<String>,
     /// Takes the fleet's fingerprint, or why not.
     pub done: oneshot::Sender<Result<String, String>>,
 }
@@ -318,7 +332,16 @@ async fn answer(
     };
     let mut text = match request {
         Ok(Request::Status) => serde_json::to_vec(&status.view()),
-        Ok(Request::Join { code }) => serde_json::to_vec(&join(code, joins).await),
+        Ok(Request::Join { code, progress }) => {
+            let (words, told) = mpsc::channel(JOIN_WORDS_MAX);
+            let joining = join(code, words, joins);
+            let joined = if progress {
+                telling(&mut stream, told, joining).await?
+            } else {
+                joining.await
+            };
+            serde_json::to_vec(&joined)
+        }
         Err(error) => serde_json::to_vec(&Joined {
             fleet: None,
             error: Some(format!("not a request: {error}")),
@@ -329,9 +352,29 @@ async fn answer(
     stream.shutdown().await
 }
 
-async fn join(code: String, joins: &mpsc::Sender<JoinRequest>) -> Joined {
+/// Tells how it goes until it has ended. Whoever hangs up wants it no more.
+async fn telling(
+    stream: &mut UnixStream,
+    mut told: mpsc::Receiver<String>,
+    joining: impl Future<Output = Joined>,
+) -> io::Result<Joined> {
+    tokio::pin!(joining);
+    loop {
+        tokio::select! {
+            biased;
+            Some(progress) = told.recv() => {
+                let mut line = serde_json::to_vec(&Progress { progress })?;
+                line.push(b'\n');
+                stream.write_all(&line).await?;
+            }
+            joined = &mut joining => return Ok(joined),
+        }
+    }
+}
+
+async fn join(code: String, words: mpsc::Sender<String>, joins: &mpsc::Sender<JoinRequest>) -> Joined {
     let (done, outcome) = oneshot::channel();
-    let ended = match joins.try_send(JoinRequest { code, done }) {
+    let ended = match joins.try_send(JoinRequest { code, words, done }) {
         Err(mpsc::error::TrySendError::Full(_)) => Err("other codes are being tried; ask again".to_owned()),
         Err(mpsc::error::TrySendError::Closed(_)) => Err("the daemon is shutting down".to_owned()),
         Ok(()) => match tokio::time::timeout(JOIN_WAIT, outcome).await {
@@ -359,6 +402,18 @@ async fn join(code: String, joins: &mpsc::Sender<JoinRequest>) -> Joined {
 /// # Errors
 /// What the system says about an existing socket.
 pub fn ask(socket: &Path, request: &Request) -> io::Result<Option<String>> {
+    ask_telling(socket, request, |_word| {})
+}
+
+/// As [`ask`]; `said` gets each word of how it goes.
+///
+/// # Errors
+/// As [`ask`].
+pub fn ask_telling(
+    socket: &Path,
+    request: &Request,
+    mut said: impl FnMut(&str),
+) -> io::Result<Option<String>> {
     let mut stream = match BlockingStream::connect(socket) {
         Ok(stream) => stream,
         Err(error)
@@ -379,14 +434,20 @@ pub fn ask(socket: &Path, request: &Request) -> io::Result<Option<String>> {
     let mut text = serde_json::to_vec(request)?;
     text.push(b'\n');
     stream.write_all(&text)?;
-    let mut line = String::new();
-    BufReader::new(stream).read_line(&mut line)?;
-    if line.is_empty() {
-        return Err(io::Error::other(
-            "the daemon closed the connection without an answer",
-        ));
+    let mut reader = BufReader::new(stream);
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line)?;
+        if line.is_empty() {
+            return Err(io::Error::other(
+                "the daemon closed the connection without an answer",
+            ));
+        }
+        match serde_json::from_str(&line) {
+            Ok(Progress { progress }) => said(&progress),
+            Err(_the_answer) => return Ok(Some(line)),
+        }
     }
-    Ok(Some(line))
 }
 
 #[cfg(test)]
@@ -469,18 +530,33 @@ mod tests {
     #[tokio::test]
     async fn a_code_reaches_whoever_joins() {
         let mut served = Served::start();
-        let request = Request::Join { code: "C".to_owned() };
+        let request = Request::Join {
+            code: "C".to_owned(),
+            progress: true,
+        };
         let socket = served.dir.path().join("s");
-        let asked = tokio::task::spawn_blocking(move || ask(&socket, &request));
+        let asked = tokio::task::spawn_blocking(move || {
+            let mut said = Vec::new();
+            let line = ask_telling(&socket, &request, |word| said.push(word.to_owned()));
+            (line, said)
+        });
         let join = served.joins.recv().await.expect("a request");
         assert_eq!(join.code, "C");
+        for word in ["looking", "found"] {
+            join.words.try_send(word.to_owned()).expect("room");
+        }
         join.done.send(Err("used up".to_owned())).expect("awaited");
-        let line = asked.await.expect("no panic").expect("asked").expect("served");
+        let (line, said) = asked.await.expect("no panic");
+        let line = line.expect("asked").expect("served");
         assert_eq!(line, "{\"error\":\"used up\"}\n");
+        assert_eq!(said, ["looking", "found"]);
         served.joins.close();
         assert!(
             served
-                .ask(Request::Join { code: "D".to_owned() })
+                .ask(Request::Join {
+                    code: "D".to_owned(),
+                    progress: false,
+                })
                 .await
                 .contains("shutting down")
         );

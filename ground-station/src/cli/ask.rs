@@ -142,6 +142,7 @@ pub(super) fn command(selector: Selector, action: &str, arguments: Arguments, co
         arguments,
         lane: Lane::Control,
         ttl_ms: to_ms(common.ttl),
+        ttl_given: common.ttl_given,
         timeout_ms: to_ms(common.timeout),
         batch: None,
     }

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use swarm_shared::net::clock;
+use swarm_shared::proto::selector::Selector;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -21,7 +22,7 @@ use crate::control::lock::{LockError, StateLock};
 use crate::control::server::ControlServer;
 use crate::control::{CONTROL_SOCKET, client};
 use crate::doors::{Face, Open};
-use crate::fleet::engine::{Engine, Settings};
+use crate::fleet::engine::{self, Engine, Purpose, Settings};
 use crate::fleet::guests::{self, Desk, Guests};
 use crate::fleet::{Fleet, archive};
 
@@ -52,17 +53,35 @@ struct Own {
 impl Connection {
     /// For a verb that ends by itself.
     pub(super) async fn open(common: &Common, verb: &str, screen: &mut Screen) -> Result<Self, CliError> {
+        Self::open_for(common, verb, &Purpose::Once, screen).await
+    }
+
+    /// For an emergency stop: if it brings up the links itself, nothing that waits for those nodes goes before it.
+    pub(super) async fn open_to_stop(
+        common: &Common,
+        selector: &Selector,
+        screen: &mut Screen,
+    ) -> Result<Self, CliError> {
+        Self::open_for(common, "stop", &Purpose::Stop(selector.clone()), screen).await
+    }
+
+    async fn open_for(
+        common: &Common,
+        verb: &str,
+        purpose: &Purpose,
+        screen: &mut Screen,
+    ) -> Result<Self, CliError> {
         match find(common, verb, screen).await? {
             Found::Running(socket) => Ok(Self {
-                fleet: Fleet::remote(socket),
+                fleet: remote(common, socket, screen),
                 own: None,
             }),
-            Found::Free(lock) => Self::own(common, lock, |_config| {}, false).await,
+            Found::Free(lock) => Self::own(common, lock, |_config| {}, purpose.clone()).await,
         }
     }
 
-    /// One try, without waiting for whoever has the state directory.
-    pub(super) async fn attempt(common: &Common, verb: &str) -> Result<Self, NotOpen> {
+    /// The same in one try, without waiting for whoever has the state directory.
+    pub(super) async fn attempt_to_stop(common: &Common, selector: &Selector) -> Result<Self, NotOpen> {
         let state_dir = state_dir(common).map_err(NotOpen::Fault)?;
         let socket = state_dir.join(CONTROL_SOCKET);
         if client::answers(&socket).await {
@@ -71,7 +90,7 @@ impl Connection {
                 own: None,
             });
         }
-        let lock = StateLock::try_take(&state_dir, &format!("ground-station {verb}"));
+        let lock = StateLock::try_take(&state_dir, "ground-station stop");
         let lock = lock.map_err(|error| match &error {
             LockError::Held { holder, .. } => NotOpen::Held {
                 holder: holder.clone(),
@@ -79,7 +98,7 @@ impl Connection {
             },
             LockError::Io { .. } => NotOpen::Fault(error.into()),
         })?;
-        Self::own(common, lock, |_config| {}, false)
+        Self::own(common, lock, |_config| {}, Purpose::Stop(selector.clone()))
             .await
             .map_err(NotOpen::Fault)
     }
@@ -92,6 +111,20 @@ impl Connection {
             fleet: Fleet::remote(socket),
             own: None,
         }))
+    }
+
+    /// For a verb that takes back what waits: a running `serve`, or the store alone. No link comes up, so that nothing
+    /// is sent in the meantime.
+    pub(super) async fn open_book(
+        common: &Common,
+        verb: &str,
+        screen: &mut Screen,
+    ) -> Result<Self, CliError> {
+        let fleet = match find(common, verb, screen).await? {
+            Found::Running(socket) => remote(common, socket, screen),
+            Found::Free(lock) => engine::without_links(lock),
+        };
+        Ok(Self { fleet, own: None })
     }
 
     /// For a verb that only looks back: asks a running `serve`, or else reads the store, whoever holds it.
@@ -114,10 +147,10 @@ impl Connection {
     ) -> Result<Self, CliError> {
         match find(common, verb, screen).await? {
             Found::Running(socket) => Ok(Self {
-                fleet: Fleet::remote(socket),
+                fleet: remote(common, socket, screen),
                 own: None,
             }),
-            Found::Free(lock) => Self::own(common, lock, |_config| {}, true).await,
+            Found::Free(lock) => Self::own(common, lock, |_config| {}, Purpose::Stay).await,
         }
     }
 
@@ -138,7 +171,7 @@ impl Connection {
                     adjust(config);
                     doors = config.doors.clone();
                 };
-                let mut connection = Self::own(common, lock, adjust, true).await?;
+                let mut connection = Self::own(common, lock, adjust, Purpose::Stay).await?;
                 if let Err(error) = connection.open_doors(&doors).await {
                     connection.close().await;
                     return Err(error);
@@ -167,14 +200,14 @@ impl Connection {
         common: &Common,
         lock: StateLock,
         adjust: impl FnOnce(&mut Config),
-        stays: bool,
+        purpose: Purpose,
     ) -> Result<Self, CliError> {
         let state_dir = lock.state_dir().to_owned();
         let mut config = Config::load(common.config.as_deref(), &state_dir)?;
         adjust(&mut config);
         let has_guests = config.doors.clever_show.is_some();
         // Bound first: a path that is too long is found before any link is up.
-        let server = if stays {
+        let server = if purpose == Purpose::Stay {
             Some(ControlServer::bind(&lock)?)
         } else {
             None
@@ -182,10 +215,10 @@ impl Connection {
         let engine = Engine::start(Settings {
             config,
             state_dir,
-            stays,
+            purpose,
         })
         .await?;
-        let (fleet, guests) = if has_guests && stays {
+        let (fleet, guests) = if has_guests && server.is_some() {
             let (fleet, guests, desk) = guests::front(engine.fleet(), engine.store());
             (fleet, Some((guests, desk)))
         } else {
@@ -238,6 +271,14 @@ pub(super) enum NotOpen {
     },
     /// The station does not start.
     Fault(CliError),
+}
+
+/// A running `serve`, which has read its configuration already.
+fn remote(common: &Common, socket: PathBuf, screen: &mut Screen) -> Fleet {
+    if common.config_given {
+        screen.note("--config is ignored: `ground-station serve` is running, with its own configuration");
+    }
+    Fleet::remote(socket)
 }
 
 enum Found {

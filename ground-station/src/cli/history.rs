@@ -28,6 +28,7 @@ With NUMBER the exit status is that of its deliveries; one that is open counts a
 no answer. What matches nothing ends with 3.")]
 pub(super) struct Args {
     /// Which command; without it, the newest ones
+    #[arg(value_parser = number)]
     number: Option<u64>,
     /// Only what went to these nodes: names, globs or id:PREFIX
     #[arg(long, value_name = "SELECTOR")]
@@ -50,6 +51,13 @@ pub(super) struct Args {
     /// Send it again to the nodes where it was not done; --ttl is the command's own unless given
     #[arg(long, requires = "number", conflicts_with_all = ["node", "action", "state", "since", "limit"])]
     retry: bool,
+}
+
+/// The number of a command.
+pub(super) fn number(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_not_a_number: std::num::ParseIntError| {
+        "commands have numbers: `ground-station history` shows them".to_owned()
+    })
 }
 
 fn state(text: &str) -> Result<PastState, String> {

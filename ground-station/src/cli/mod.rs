@@ -25,6 +25,7 @@ use crate::duration;
 
 mod ask;
 mod call;
+mod cancel;
 mod completions;
 mod connect;
 mod demo;
@@ -106,6 +107,9 @@ struct Common {
         hide_env = true
     )]
     config: Option<PathBuf>,
+    /// Whether that was typed.
+    #[arg(skip)]
+    config_given: bool,
     /// How long a command may still start [default: 30s]
     #[arg(long, global = true, value_name = "TIME", default_value = "30s", hide_default_value = true, value_parser = duration::parse)]
     ttl: Duration,
@@ -143,6 +147,7 @@ enum Verb {
     Notify(notify::Args),
     History(history::Args),
     Door(door::Args),
+    Cancel(cancel::Args),
     Stop(stop::Args),
     Release(release::Args),
     Completions(completions::Args),
@@ -182,6 +187,7 @@ async fn run(cli: Cli, screen: &mut Screen) -> Result<u8, CliError> {
         Verb::Notify(args) => notify::run(args, common, screen).await,
         Verb::History(args) => history::run(args, common, screen).await,
         Verb::Door(args) => door::run(args, common, screen).await,
+        Verb::Cancel(args) => cancel::run(args, common, screen).await,
         Verb::Stop(args) => stop::run(args, common, screen).await,
         Verb::Release(args) => release::run(args, common, screen).await,
         Verb::Completions(args) => completions::run(&args, &mut Cli::command(), screen),
@@ -197,6 +203,7 @@ fn parse() -> Cli {
         typed(&matches) || matches.subcommand().is_some_and(|(_, matches)| typed(matches))
     };
     cli.common.ttl_given = given("ttl");
+    cli.common.config_given = given("config");
     cli.common.timeout_given = given("timeout");
     cli
 }

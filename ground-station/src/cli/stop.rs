@@ -12,7 +12,7 @@ use swarm_shared::proto::selector::Selector;
 use super::Common;
 use super::ask::{self, Ended};
 use super::connect::Connection;
-use super::screen::{CliError, Screen};
+use super::screen::{CliError, EXIT_FAILED, Screen};
 use crate::duration::to_ms;
 use crate::fleet::{Delivery, Event, Failure, Fleet, Request};
 use crate::view::deliveries::Report;
@@ -39,11 +39,11 @@ pub(super) async fn run(args: Args, common: &Common, screen: &mut Screen) -> Res
     let mut backup = Some(Backup::start(common, &args.selector)?);
     loop {
         let connection = match &mut backup {
-            Some(waiting) => match waiting.connect(common, screen).await? {
+            Some(waiting) => match waiting.connect(common, &args.selector, screen).await? {
                 Some(connection) => connection,
                 None => return waiting.given_up(screen),
             },
-            None => Connection::open(common, "stop", screen).await?,
+            None => Connection::open_to_stop(common, &args.selector, screen).await?,
         };
         let left = common.timeout.saturating_sub(clock::since(started));
         let request = Request::Stop {
@@ -99,11 +99,31 @@ async fn follow(
             Ended::Whole | Ended::Failed(..) => {}
         }
     }
-    let why = match &ended {
-        Ended::Whole => None,
-        Ended::Interrupted => Some("interrupted before it had answered"),
-        Ended::Failed(_, why) => Some(why.as_str()),
+    let (why, cause) = match &ended {
+        Ended::Whole => (None, Some("the time is up")),
+        Ended::Interrupted => (
+            Some("NO ANSWER when it was interrupted: it is not known to be stopped"),
+            Some("interrupted"),
+        ),
+        Ended::Failed(Failure::Stopped, _) => (
+            Some("NO ANSWER when the station that gave the stop ended: it is not known to be stopped"),
+            Some("the station that gave this stop has ended, or does not answer"),
+        ),
+        Ended::Failed(_, why) => (Some(why.as_str()), None),
     };
+    if let Some(cause) = cause
+        && acknowledged.some_missing(!matches!(ended, Ended::Whole))
+    {
+        let text = format!(
+            "{cause}: THE STOP IS NOT REPEATED ANY MORE; whoever has not answered may go on: type `ground-station stop` \
+             again, which needs no `serve`"
+        );
+        if matches!(ended, Ended::Failed(..)) {
+            screen.fault(&CliError::request(Failure::Stopped, text));
+        } else {
+            screen.note(&text);
+        }
+    }
     if let Some(why) = why {
         let ms = clock::since(started).as_secs_f64() * 1_000.0;
         // Nobody vanishes from a report.
@@ -121,6 +141,8 @@ async fn follow(
         screen.result(&format!("\n{summary}"))?;
     }
     match ended {
+        // Said above, with what to do.
+        Ended::Failed(Failure::Stopped, _) if !begun => Ok(Some(EXIT_FAILED)),
         Ended::Failed(failure, message) if !begun => {
             Ok(Some(screen.fault(&CliError::request(failure, message))))
         }

@@ -75,6 +75,7 @@ fn first_event_patience(request: &Request) -> Option<Duration> {
         | Request::History { .. }
         | Request::Audit { .. }
         | Request::Retry { .. }
+        | Request::Cancel { .. }
         | Request::Fetch { .. }
         | Request::Users { .. }
         | Request::Peers { .. }

@@ -166,6 +166,7 @@ impl Guard {
             arguments: errand.arguments,
             lane: Lane::Control,
             ttl_ms: duration::to_ms(errand.ttl),
+            ttl_given: false,
             timeout_ms: duration::to_ms(errand.timeout),
             batch: None,
         };

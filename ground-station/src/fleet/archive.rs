@@ -73,7 +73,8 @@ pub(super) async fn answer_audit(state_dir: &Path, query: PastQuery, events: mps
     say(&events, all).await;
 }
 
-fn unknown(number: u64, range: Option<(u64, u64)>) -> Event {
+/// There is no such command.
+pub(super) fn unknown(number: u64, range: Option<(u64, u64)>) -> Event {
     let known = match range {
         None => "nothing was sent from here yet".to_owned(),
         Some((first, last)) if first == last => format!("the only one is {first}"),
@@ -85,7 +86,8 @@ fn unknown(number: u64, range: Option<(u64, u64)>) -> Event {
     )
 }
 
-fn failed(error: &StoreError) -> Event {
+/// The store cannot say.
+pub(super) fn failed(error: &StoreError) -> Event {
     Event::failed(Failure::Failed, error.to_string())
 }
 

@@ -135,6 +135,9 @@ pub struct CommandView {
     pub ttl_ms: u64,
     /// The command that it repeats.
     pub retry_of: Option<u64>,
+    /// The commands that repeat it.
+    #[serde(default)]
+    pub retried_by: Vec<u64>,
     /// How it was spread over batches.
     pub batch: Option<String>,
     /// How many deliveries it has.

@@ -51,6 +51,9 @@ pub enum Request {
         lane: Lane,
         /// How long the command may still start, counted from now.
         ttl_ms: u64,
+        /// Whether somebody asked for just that.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        ttl_given: bool,
         /// How long to wait for outcomes; of each batch, if there are several.
         timeout_ms: u64,
         /// A few at a time; all at once if absent.
@@ -159,6 +162,13 @@ pub enum Request {
         /// How long to wait for outcomes.
         timeout_ms: u64,
     },
+    /// What has not been sent of a command of the history never is: `about`, and all its `past` deliveries.
+    Cancel {
+        /// Its number in the history.
+        number: u64,
+        /// How long to wait until that is stored.
+        timeout_ms: u64,
+    },
     /// Users of doors, and their tokens: `user` or `token` events.
     Users {
         /// What.
@@ -228,6 +238,7 @@ impl Request {
             | Self::Audit { .. }
             | Self::Retry { .. }
             | Self::Users { .. }
+            | Self::Cancel { .. }
             | Self::Fetch { .. } => false,
         }
     }

@@ -319,7 +319,15 @@ fn begin(connection: &Connection, begins: &Begins<'_>, now: &Moment) -> Result<(
         who: origin.who.clone(),
         what: origin.kind.as_str().to_owned(),
         detail: format!("{} to {selector}", begins.action),
-        outcome: format!("command {number}, {} deliveries", begins.targets),
+        outcome: format!(
+            "command {number}, {} {}",
+            begins.targets,
+            if begins.targets == 1 {
+                "delivery"
+            } else {
+                "deliveries"
+            }
+        ),
     };
     audit::put(connection, &entry)?;
     Ok((number, boot))

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use rusqlite::{Connection, Row, params};
 use serde_json::Value;
-use swarm_shared::proto::delivery::Stage;
+use swarm_shared::proto::delivery::{CommandId, Stage};
 use swarm_shared::proto::id::{NodeName, PeerId};
 use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::selector::{Selector, Target};
@@ -76,7 +76,7 @@ pub fn commands(
         }
         let states = states(connection, number)?;
         if query.state.is_none_or(|state| states.contains_key(&state)) {
-            found.push(command_view(row, states)?);
+            found.push(command_view(row, states, retries(connection, number)?)?);
         }
     }
     Ok(found)
@@ -92,7 +92,25 @@ pub fn command(connection: &Connection, number: u64) -> Result<Option<CommandVie
     let mut rows = statement.query([to_sql(number)])?;
     let Some(row) = rows.next()? else { return Ok(None) };
     let states = states(connection, to_sql(number))?;
-    Ok(Some(command_view(row, states)?))
+    let retries = retries(connection, to_sql(number))?;
+    Ok(Some(command_view(row, states, retries)?))
+}
+
+/// What the nodes know a command by; `None` if it was not an action, or there is none with this number.
+///
+/// # Errors
+/// [`StoreError`].
+pub fn identity(connection: &Connection, number: u64) -> Result<Option<CommandId>, StoreError> {
+    let sql = "SELECT issuer, epoch, seq FROM commands
+               WHERE number = ?1 AND issuer IS NOT NULL AND epoch IS NOT NULL AND seq IS NOT NULL";
+    let mut statement = connection.prepare_cached(sql)?;
+    let mut rows = statement.query([to_sql(number)])?;
+    let Some(row) = rows.next()? else { return Ok(None) };
+    Ok(Some(CommandId {
+        issuer: PeerId(row.get(0)?),
+        epoch: from_sql(row.get(1)?),
+        seq: from_sql(row.get(2)?),
+    }))
 }
 
 /// The deliveries of a command that a query means, by name.
@@ -221,7 +239,19 @@ fn selects(nodes: &Selector, name: &NodeName, id: &PeerId) -> bool {
     })
 }
 
-fn command_view(row: &Row<'_>, states: BTreeMap<PastState, u64>) -> Result<CommandView, StoreError> {
+/// The commands that repeat this one, oldest first.
+fn retries(connection: &Connection, number: i64) -> Result<Vec<u64>, StoreError> {
+    let sql = "SELECT number FROM commands WHERE retry_of = ?1 ORDER BY number";
+    let mut statement = connection.prepare_cached(sql)?;
+    let found = statement.query_map([number], |row| Ok(from_sql(row.get(0)?)))?;
+    Ok(found.collect::<Result<_, _>>()?)
+}
+
+fn command_view(
+    row: &Row<'_>,
+    states: BTreeMap<PastState, u64>,
+    retried_by: Vec<u64>,
+) -> Result<CommandView, StoreError> {
     let kind: String = row.get(3)?;
     let arguments: String = row.get(5)?;
     Ok(CommandView {
@@ -240,6 +270,7 @@ fn command_view(row: &Row<'_>, states: BTreeMap<PastState, u64>) -> Result<Comma
         selector: row.get(6)?,
         ttl_ms: from_sql(row.get(7)?),
         retry_of: row.get::<_, Option<i64>>(8)?.map(from_sql),
+        retried_by,
         batch: row.get(9)?,
         deliveries: states.values().sum(),
         states,

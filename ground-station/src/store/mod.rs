@@ -27,7 +27,7 @@ use swarm_shared::net::{clock, random};
 use swarm_shared::proto::delivery::CommandId;
 use swarm_shared::proto::delivery::book::{Change, OpenCommand};
 use swarm_shared::proto::id::PeerId;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 pub mod audit;
 pub mod deliveries;
@@ -125,6 +125,8 @@ pub struct Store {
     jobs: mpsc::Sender<Job>,
     epoch: u64,
     path: Arc<Path>,
+    /// Its other end goes when the file is closed.
+    closed: watch::Receiver<()>,
 }
 
 impl Store {
@@ -136,9 +138,11 @@ impl Store {
         let path: Arc<Path> = state_dir.join(STORE_FILE).into();
         let (jobs, mut queue) = mpsc::channel::<Job>(STORE_CALLS_MAX);
         let (opened, answer) = oneshot::channel();
+        let (is_open, closed) = watch::channel(());
         let thread = std::thread::Builder::new().name("store".to_owned());
         let file = Arc::clone(&path);
         let work = move || {
+            let _is_open = is_open;
             let mut connection = match open(&file) {
                 Ok((connection, epoch)) => {
                     // Nobody waits any more: the queue is closed too, and the loop below ends at once.
@@ -157,7 +161,21 @@ impl Store {
             reason: error.to_string(),
         })?;
         let epoch = answer.await.map_err(|_gone| StoreError::Stopped)??;
-        Ok(Self { jobs, epoch, path })
+        Ok(Self {
+            jobs,
+            epoch,
+            path,
+            closed,
+        })
+    }
+
+    /// Gives this handle back and waits until the file is closed, and so until its log has gone into it: what reads the
+    /// file on a full disk then needs no room for the log's index. Other handles keep it open.
+    pub async fn close(self) {
+        let Self { jobs, mut closed, .. } = self;
+        drop(jobs);
+        // Nothing is ever said: it ends with the thread.
+        while closed.changed().await.is_ok() {}
     }
 
     /// This opening's epoch; no other opening of this file, or of a copy of it, ever has it.

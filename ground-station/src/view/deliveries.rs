@@ -286,9 +286,25 @@ fn show_value(value: &Value) -> Option<String> {
                 .collect();
             lines.join("\n")
         }
-        Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => inner(value),
+        Value::Array(items) => show_checks(items).unwrap_or_else(|| inner(value)),
+        Value::Bool(_) | Value::Number(_) | Value::String(_) => inner(value),
     };
     (!text.is_empty()).then(|| harmless(&text))
+}
+
+/// The points of a self-check, one a line: `ok   disk: 12.1 GB free`. `None` if it is something else.
+fn show_checks(items: &[Value]) -> Option<String> {
+    let line = |item: &Value| {
+        let name = item.get("check")?.as_str()?;
+        let verdict = if item.get("ok")?.as_bool()? { "ok " } else { "BAD" };
+        let detail = item.get("detail").and_then(Value::as_str);
+        let detail = detail.map_or(String::new(), |detail| format!(": {}", detail.replace('\n', " ")));
+        Some(format!("{verdict}  {name}{detail}"))
+    };
+    let lines: Option<Vec<String>> = items.iter().map(line).collect();
+    lines
+        .filter(|lines| !lines.is_empty())
+        .map(|lines| lines.join("\n"))
 }
 
 fn times(members: &[&Delivery]) -> String {

@@ -139,6 +139,13 @@ impl Past {
         if let Some(number) = view.retry_of {
             text.push_str(&format!("repeats command {number}\n"));
         }
+        if let [first, more @ ..] = view.retried_by.as_slice() {
+            let all = more
+                .iter()
+                .fold(first.to_string(), |all, number| format!("{all}, {number}"));
+            let commands = if more.is_empty() { "command" } else { "commands" };
+            text.push_str(&format!("repeated by {commands} {all}\n"));
+        }
         if let Some(batch) = &view.batch {
             text.push_str(&format!("in batches of {}\n", harmless(batch)));
         }
@@ -190,6 +197,13 @@ impl Past {
             }
         }
         text
+    }
+
+    /// Whether any delivery has not ended.
+    pub fn is_open(&self) -> bool {
+        self.deliveries
+            .iter()
+            .any(|delivery| delivery.state == PastState::Open)
     }
 
     /// The exit status of a look at one command: as if it had just ended so; what is open counts as not answered.

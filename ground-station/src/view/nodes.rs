@@ -10,13 +10,15 @@ use super::table::{self, Cell};
 use super::{Paint, Style, ago, harmless};
 use crate::fleet::{NodeState, NodeView};
 
-const HEADING: &[&str] = &[
+const HEADING: [&str; 8] = [
     "NAME", "ID", "STATE", "HEARD", "ADDRESS", "TAGS", "VERSION", "CHECKS",
 ];
 /// Most columns for what nodes tell of themselves; JSON has all of it.
 const READINGS_SHOWN: usize = 8;
 /// Longest reading in a column, in characters.
 const READING_CHARS_MAX: usize = 24;
+/// What is left out where not all fits, the first first: whether a node is well matters more.
+const LESS: [&str; 4] = ["VERSION", "TAGS", "ADDRESS", "ID"];
 
 /// All nodes, the newest view of each.
 #[derive(Debug, Default)]
@@ -81,7 +83,7 @@ impl Nodes {
             .copied()
             .chain(names.iter().map(String::as_str))
             .collect();
-        let mut lines = table::render(&heading, &rows, style);
+        let mut lines = table::render(&heading, &table::fitting(&heading, &rows, style, &LESS), style);
         for view in &views {
             for warning in &view.warnings {
                 let text = format!("{}: {}", view.node, harmless(warning));
@@ -94,14 +96,18 @@ impl Nodes {
         lines
     }
 
-    /// `3 online, 1 silent, 2 offline`.
+    /// `3 online, 1 silent, 2 offline, 1 stopped`.
     fn counts(&self, style: Style) -> String {
         let mut parts = Vec::new();
         for state in [NodeState::Online, NodeState::Silent, NodeState::Offline] {
             let count = self.0.values().filter(|view| view.state == state).count();
             if count > 0 {
-                parts.push(style.paint(&format!("{count} {}", state.as_str()), paint(state)));
+                parts.push(style.paint(&format!("{count} {}", state.as_str()), paint_of(state)));
             }
+        }
+        let stopped = self.0.values().filter(|view| view.stopped.is_some()).count();
+        if stopped > 0 {
+            parts.push(style.paint(&format!("{stopped} stopped"), Paint::Bad));
         }
         if parts.is_empty() {
             "no nodes yet".to_owned()
@@ -124,7 +130,7 @@ fn row(view: &NodeView, heard: Option<u64>) -> Vec<Cell> {
     vec![
         Cell::plain(name),
         Cell::painted(view.id.short(), Paint::Dim),
-        Cell::painted(view.state.as_str(), paint(view.state)),
+        Cell::painted(state(view), paint(view)),
         Cell::plain(ago(heard)),
         Cell::plain(
             view.address
@@ -178,7 +184,7 @@ fn change(view: &NodeView, style: Style) -> String {
         .iter()
         .map(|warning| format!("  {}", harmless(warning)))
         .collect();
-    let state = style.paint(view.state.as_str(), paint(view.state));
+    let state = style.paint(&state(view), paint(view));
     format!(
         "{}  {state}{address}{}",
         view.node,
@@ -186,7 +192,21 @@ fn change(view: &NodeView, style: Style) -> String {
     )
 }
 
-fn paint(state: NodeState) -> Paint {
+/// `online`, or `online, STOPPED` while an emergency stop is in force there.
+fn state(view: &NodeView) -> String {
+    let stopped = if view.stopped.is_some() { ", STOPPED" } else { "" };
+    format!("{}{stopped}", view.state.as_str())
+}
+
+fn paint(view: &NodeView) -> Paint {
+    if view.stopped.is_some() {
+        Paint::Bad
+    } else {
+        paint_of(view.state)
+    }
+}
+
+fn paint_of(state: NodeState) -> Paint {
     match state {
         NodeState::Online => Paint::Good,
         NodeState::Silent => Paint::Warning,

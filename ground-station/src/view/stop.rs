@@ -7,8 +7,10 @@ use swarm_shared::proto::outcome::Outcome;
 
 use crate::fleet::{Event, NodeRef};
 
-/// Between two lines that name the missing.
+/// Between two lines that name the missing, if they are others.
 const SAY_EVERY: Duration = Duration::from_secs(1);
+/// Between two lines that name the same.
+const REPEAT_EVERY: Duration = Duration::from_secs(10);
 /// Most of the missing that one line names.
 const NAMED_MAX: usize = 12;
 
@@ -19,6 +21,8 @@ pub struct Acknowledged {
     missing: BTreeSet<NodeRef>,
     last_ms: f64,
     said: Duration,
+    /// Whether that line named those who are missing now.
+    named: bool,
     done: bool,
 }
 
@@ -65,6 +69,7 @@ impl Acknowledged {
 
     fn answered(&mut self, node: &NodeRef, ms: f64) {
         if self.missing.remove(node) {
+            self.named = false;
             self.last_ms = ms;
         }
     }
@@ -81,12 +86,18 @@ impl Acknowledged {
         ))
     }
 
-    /// Every second, while somebody is missing: who.
+    /// Whether somebody has not answered; `unknown`: what to say if it is not known yet who is meant.
+    pub fn some_missing(&self, unknown: bool) -> bool {
+        !self.missing.is_empty() || (self.targets == 0 && unknown)
+    }
+
+    /// Who is missing: a second after that has changed, and every ten seconds.
     pub fn missing(&mut self, after: Duration) -> Option<String> {
-        if self.missing.is_empty() || after < self.said + SAY_EVERY {
+        let pause = if self.named { REPEAT_EVERY } else { SAY_EVERY };
+        if self.missing.is_empty() || after < self.said + pause {
             return None;
         }
-        self.said = after;
+        (self.said, self.named) = (after, true);
         let named: Vec<&str> = self
             .missing
             .iter()
@@ -134,10 +145,11 @@ mod tests {
         assert_eq!(stop.all_in(), None, "who was given up has not answered");
         let line = stop.missing(Duration::from_secs(1)).expect("a second");
         assert!(line.starts_with("1 of 2 answered; NO ANSWER from d2;"), "{line}");
-        assert_eq!(
-            (stop.missing(Duration::from_millis(1_500)), stop.all_in()),
-            (None, None)
-        );
+        let again: Vec<u64> = (1_100..=21_500)
+            .step_by(200)
+            .filter(|ms| stop.missing(Duration::from_millis(*ms)).is_some())
+            .collect();
+        assert_eq!((again, stop.all_in()), (vec![11_100, 21_100], None));
         stop.add(&Event::Acknowledged {
             node: node(2),
             ms: 7.25,
@@ -147,8 +159,31 @@ mod tests {
             Some("all 2 answered, the last after 7.2 ms")
         );
         assert_eq!(
-            (stop.all_in(), stop.missing(Duration::from_secs(9))),
+            (stop.all_in(), stop.missing(Duration::from_secs(99))),
             (None, None)
+        );
+    }
+
+    #[test]
+    fn it_names_others_soon() {
+        let node = |n: u8| NodeRef {
+            node: NodeName::parse(&format!("d{n}")).expect("a name"),
+            id: PublicKey([n; 32]).id(),
+        };
+        let mut stop = Acknowledged::default();
+        stop.add(&Event::Targets {
+            targets: (1..4).map(node).collect(),
+        });
+        assert!(stop.missing(Duration::from_secs(1)).is_some());
+        stop.add(&Event::Acknowledged {
+            node: node(1),
+            ms: 1_100.0,
+        });
+        assert_eq!(stop.missing(Duration::from_millis(1_900)), None);
+        let line = stop.missing(Duration::from_secs(2)).expect("another line");
+        assert!(
+            line.starts_with("1 of 3 answered; NO ANSWER from d2, d3;"),
+            "{line}"
         );
     }
 }

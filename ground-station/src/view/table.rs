@@ -27,6 +27,9 @@ impl Cell {
     }
 }
 
+/// What is left of a last column that is too long, in columns of the terminal.
+const LAST_MIN: usize = 24;
+
 /// Lines of aligned cells under a heading; columns that are empty in every row are left out.
 pub fn render(heading: &[&str], rows: &[Vec<Cell>], style: Style) -> Vec<String> {
     let used = |column: usize| {
@@ -63,9 +66,13 @@ pub fn render(heading: &[&str], rows: &[Vec<Cell>], style: Style) -> Vec<String>
                 if gap >= left {
                     break;
                 }
+                let text = cut(&cell.text, left - gap);
+                if text == "…" && cell.text != "…" {
+                    // That says nothing.
+                    break;
+                }
                 line.push_str(&" ".repeat(gap));
                 left -= gap;
-                let text = cut(&cell.text, left);
                 let taken = width(&text);
                 left -= taken;
                 line.push_str(
@@ -78,6 +85,37 @@ pub fn render(heading: &[&str], rows: &[Vec<Cell>], style: Style) -> Vec<String>
             line
         })
         .collect()
+}
+
+/// The rows with as many columns of `less` emptied, in that order, as it takes for all to fit. The last column may be
+/// cut, but not below [`LAST_MIN`].
+pub fn fitting(heading: &[&str], rows: &[Vec<Cell>], style: Style, less: &[&str]) -> Vec<Vec<Cell>> {
+    let mut rows = rows.to_vec();
+    let Some(columns) = style.columns else { return rows };
+    let needs = |rows: &[Vec<Cell>]| -> usize {
+        let widths = heading.iter().enumerate().map(|(column, title)| {
+            let cells = rows.iter().filter_map(|row| row.get(column));
+            let widest = cells.map(|cell| width(&cell.text)).max().unwrap_or(0);
+            match widest {
+                0 => 0,
+                _ if column + 1 == heading.len() => widest.max(width(title)).min(LAST_MIN) + 2,
+                _ => widest.max(width(title)) + 2,
+            }
+        });
+        widths.sum::<usize>().saturating_sub(2)
+    };
+    for title in less {
+        if needs(&rows) <= columns {
+            break;
+        }
+        let Some(column) = heading.iter().position(|known| known == title) else {
+            continue;
+        };
+        for cell in rows.iter_mut().filter_map(|row| row.get_mut(column)) {
+            cell.text.clear();
+        }
+    }
+    rows
 }
 
 /// The columns that a text takes on a terminal: wide characters of East Asia take two, marks that combine none.

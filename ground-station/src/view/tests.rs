@@ -15,8 +15,12 @@ use super::nodes::Nodes;
 use super::*;
 use crate::fleet::{
     AuditView, Check, CommandKind, CommandView, Delivery, Event, InvitationView, MemberView, MembershipView,
-    NodeRef, NodeState, NodeView, PastDelivery, PastState, PendingView,
+    NodeRef, NodeState, NodeView, PastDelivery, PastState, PendingView, StopView,
 };
+
+mod nodes;
+
+use nodes::node;
 
 fn target(number: u8) -> NodeRef {
     NodeRef {
@@ -185,84 +189,6 @@ fn colours_mean_something() {
     );
 }
 
-fn node(number: u8, state: NodeState, heard: Option<u64>) -> NodeView {
-    NodeView {
-        stopped: None,
-        node: target(number).node,
-        id: target(number).id,
-        state,
-        kind: PeerKind::Node,
-        address: Some(format!("10.0.0.{number}:7420").parse().expect("an address")),
-        last_heard_ms: heard,
-        tags: [("row".to_owned(), "3".to_owned())].into(),
-        software: Some("0.1.0".to_owned()),
-        warnings: Vec::new(),
-        checks: Vec::new(),
-        telemetry: std::collections::BTreeMap::new(),
-    }
-}
-
-fn nodes() -> Nodes {
-    let check = |name: &str, ok, text: Option<&str>| Check {
-        name: name.to_owned(),
-        ok,
-        text: text.map(str::to_owned),
-    };
-    let mut views = [
-        node(10, NodeState::Silent, Some(2_500)),
-        node(2, NodeState::Online, Some(20)),
-        NodeView {
-            checks: vec![check("disk", true, None)],
-            ..node(1, NodeState::Online, Some(0))
-        },
-        NodeView {
-            address: None,
-            checks: vec![check("disk", false, Some("98% full"))],
-            ..node(3, NodeState::Offline, None)
-        },
-    ];
-    views[0].warnings = vec!["the same key answers at 10.0.0.10 and 10.0.0.11; re-image one".to_owned()];
-    let mut nodes = Nodes::default();
-    for view in &views {
-        nodes.add(view, Style::default());
-    }
-    nodes
-}
-
-#[test]
-fn nodes_are_a_table() {
-    assert_snapshot!(nodes().table(|_| 0, Style::default()).join("\n"), @"
-    NAME      ID                   STATE    HEARD    ADDRESS         TAGS   VERSION  CHECKS
-    drone-01  0101-0101-0101-0101  online   now      10.0.0.1:7420   row=3  0.1.0    ok
-    drone-02  0202-0202-0202-0202  online   now      10.0.0.2:7420   row=3  0.1.0
-    drone-03  0303-0303-0303-0303  offline  never                    row=3  0.1.0    disk: 98% full
-    drone-10  0a0a-0a0a-0a0a-0a0a  silent   2 s ago  10.0.0.10:7420  row=3  0.1.0
-    drone-10: the same key answers at 10.0.0.10 and 10.0.0.11; re-image one
-
-    2 online, 1 silent, 1 offline
-    ");
-}
-
-#[test]
-fn a_narrow_terminal_cuts_lines_and_time_goes_on() {
-    let narrow = Style {
-        color: false,
-        columns: Some(48),
-    };
-    let lines = nodes().table(|_| 60_000, narrow);
-    assert!(lines.iter().all(|line| table::width(line) <= 48), "{lines:?}");
-    assert_snapshot!(lines.join("\n"), @"
-    NAME      ID                   STATE    HEARD
-    drone-01  0101-0101-0101-0101  online   now
-    drone-02  0202-0202-0202-0202  online   now
-    drone-03  0303-0303-0303-0303  offline  never
-    drone-10  0a0a-0a0a-0a0a-0a0a  silent   62 s ago
-    drone-10: the same key answers at 10.0.0.10 and…
-
-    2 online, 1 silent, 1 offline
-    ");
-}
-
 #[test]
 fn a_change_is_a_line_and_the_same_again_is_none() {
     let mut nodes = Nodes::default();
@@ -398,6 +324,7 @@ fn sent(command: u64, before_ms: u64, states: &[(PastState, u64)]) -> CommandVie
         selector: "drone-*".to_owned(),
         ttl_ms: 30_000,
         retry_of: None,
+        retried_by: Vec::new(),
         batch: None,
         deliveries: states.iter().map(|(_, count)| count).sum(),
         states: states.iter().copied().collect(),
@@ -455,6 +382,7 @@ fn one_command_is_told_whole() {
     let mut past_of = Past::default();
     let mut view = sent(12, 200_000, &[(DONE, 3), (PastState::Open, 1)]);
     (view.retry_of, view.batch) = (Some(9), Some("25%".to_owned()));
+    view.retried_by = vec![13, 14];
     past_of.add(&Event::Command(view));
     for number in 1..=3 {
         let mut delivery = past(number, DONE, &stages(f64::from(number)));
@@ -473,6 +401,7 @@ fn one_command_is_told_whole() {
     command 12: led color=#ff0000 n=5
     by pi, 2026-11-21 05:12:59Z (3 min ago), to drone-*, time to live 30.0 s
     repeats command 9
+    repeated by commands 13, 14
     in batches of 25%
 
     drone-[01-03] (3 nodes)  done  received 1.00 ms to 3.00 ms, accepted 2.00 ms to 6.00 ms, started 3.00 ms to 9.00 ms, finished 100 ms to 300 ms

@@ -116,7 +116,14 @@ fn join(args: RunArgs, code: String) -> anyhow::Result<()> {
         return Err(settings::BadFlag(error.to_string()).into());
     }
     let dir = args.state_dir();
-    let asked = status::ask(&StateDir::socket(&dir), &Request::Join { code: code.clone() });
+    let request = Request::Join {
+        code: code.clone(),
+        progress: true,
+    };
+    let asked = status::ask_telling(&StateDir::socket(&dir), &request, |word| {
+        // Who cannot read it still gets the end.
+        let _no_screen = writeln!(std::io::stderr(), "{word}");
+    });
     let Some(line) = asked.with_context(|| cannot_ask(&dir))? else {
         refuse_foreign(&dir)?;
         return run_daemon(args, Some(code));

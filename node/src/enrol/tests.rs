@@ -100,9 +100,34 @@ impl Door {
 struct Device {
     events: Events,
     codes: mpsc::Sender<JoinRequest>,
-    _strangers: mpsc::Sender<SocketAddr>,
+    strangers: mpsc::Sender<SocketAddr>,
     _dir: tempfile::TempDir,
     _stop: tokio_util::sync::DropGuard,
+}
+
+impl Device {
+    /// What comes of a code, and how it goes.
+    async fn hand_in(
+        &self,
+        code: &Invitation,
+    ) -> (
+        impl Future<Output = Result<String, String>>,
+        mpsc::Receiver<String>,
+    ) {
+        let (done, joined) = oneshot::channel();
+        let (words, told) = mpsc::channel(JOIN_WORDS_MAX);
+        let request = JoinRequest {
+            code: code.to_string(),
+            words,
+            done,
+        };
+        self.codes.send(request).await.expect("running");
+        let joined = async {
+            let joined = timeout(PATIENCE, joined).await.expect("in time");
+            joined.expect("answered")
+        };
+        (joined, told)
+    }
 }
 
 /// A node that enrols; `change` says how it is configured.
@@ -120,6 +145,7 @@ fn device(change: impl FnOnce(&mut Enrolment)) -> Device {
         known: Vec::new(),
         strangers,
         requests,
+        patience: PATIENCE,
         memory: Memory::new(dir.path()),
         status: Status::new(View::default(), LogRing::new()),
         stop: stop.clone(),
@@ -129,7 +155,7 @@ fn device(change: impl FnOnce(&mut Enrolment)) -> Device {
     Device {
         events,
         codes,
-        _strangers: strangers_tx,
+        strangers: strangers_tx,
         _dir: dir,
         _stop: stop.drop_guard(),
     }
@@ -156,17 +182,70 @@ async fn one_that_waits_to_be_accepted_takes_a_code_at_once() {
     });
     // By now it waits at the station's door.
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let (done, joined) = oneshot::channel();
-    let request = JoinRequest {
-        code: door.invitation.to_string(),
-        done,
-    };
-    device.codes.send(request).await.expect("running");
-    let fleet = timeout(PATIENCE, joined)
-        .await
-        .expect("in time")
-        .expect("answered");
-    assert_eq!(fleet, Ok(door.invitation.fingerprint().short()));
+    let (joined, _words) = device.hand_in(&door.invitation).await;
+    assert_eq!(joined.await, Ok(door.invitation.fingerprint().short()));
+}
+
+#[tokio::test]
+async fn whoever_hands_in_a_code_is_told_how_it_goes_and_a_station_that_is_heard_meanwhile_is_asked() {
+    let door = Door::open();
+    let addr = door.endpoint.listens();
+    let nowhere = Invitation::new(
+        *door.invitation.fingerprint(),
+        door.invitation.secret().clone(),
+        Vec::new(),
+    );
+    let device = device(|_| {});
+    let (joined, mut words) = device.hand_in(&nowhere).await;
+    let first = timeout(PATIENCE, words.recv()).await.expect("in time");
+    assert!(
+        first
+            .as_deref()
+            .is_some_and(|word| word.starts_with("no station has let this device in yet")),
+        "{first:?}"
+    );
+    device.strangers.send(addr).await.expect("running");
+    assert_eq!(joined.await, Ok(door.invitation.fingerprint().short()));
+    let mut told = Vec::new();
+    while let Some(word) = words.recv().await {
+        told.push(word);
+    }
+    let wanted = [
+        format!("looking at {addr}"),
+        format!("found one at {addr}, waiting for its word"),
+    ];
+    assert_eq!(told, wanted);
+}
+
+#[tokio::test]
+async fn a_code_that_leads_nowhere_ends_with_what_to_do() {
+    let door = Door::open();
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let addr = closed.local_addr().expect("bound");
+    drop(closed);
+    let lost = Invitation::new(
+        *door.invitation.fingerprint(),
+        door.invitation.secret().clone(),
+        vec![addr],
+    );
+    let device = device(|enrolment| enrolment.patience = Duration::from_millis(600));
+    let (joined, mut words) = device.hand_in(&lost).await;
+    let why = joined.await.expect_err("nobody is there");
+    assert!(why.contains(&format!("nothing listens at {addr}")), "{why}");
+    assert!(
+        why.contains("ground-station serve") && why.contains("--station"),
+        "{why}"
+    );
+    let mut told = Vec::new();
+    while let Some(word) = words.recv().await {
+        told.push(word);
+    }
+    assert_eq!(
+        told.len(),
+        3,
+        "each thing once, however often it is tried: {told:?}"
+    );
+    assert_eq!(told[0], format!("looking at {addr}"));
 }
 
 #[tokio::test]
@@ -182,4 +261,40 @@ async fn the_newest_stations_heard_of_stay_and_the_configured_ones() {
     });
     assert_eq!(kept.len(), STRANGERS_MAX + 1);
     assert!(kept.contains(&addr(1)) && kept.contains(&addr(99)) && !kept.contains(&addr(2)));
+}
+
+/// A station that let the node in has counted it as a member: the node enters, even if nobody waits for that any more.
+#[test]
+fn one_that_was_let_in_enters_though_whoever_handed_the_code_in_has_gone() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .max_blocking_threads(1)
+        .enable_all()
+        .build();
+    let runtime = runtime.expect("a runtime");
+    runtime.block_on(async {
+        let door = Door::open();
+        let mut device = device(|_| {});
+        // A disk that takes long: what is to be remembered waits for this thread.
+        let (release, released) = std::sync::mpsc::channel::<()>();
+        let busy = tokio::task::spawn_blocking(move || released.recv().is_err());
+        let (joined, mut words) = device.hand_in(&door.invitation).await;
+        let found = async {
+            while let Some(word) = words.recv().await {
+                if word.starts_with("found") {
+                    return;
+                }
+            }
+            panic!("never found");
+        };
+        timeout(PATIENCE, found).await.expect("in time");
+        // By now it has been let in.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        drop(joined);
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        drop(release);
+        assert!(busy.await.expect("it ended"), "released by the drop");
+        let linked = timeout(PATIENCE, device.events.peers.recv()).await;
+        let event = linked.expect("it enters its fleet").expect("running");
+        assert!(matches!(event, PeerEvent::Up { peer, .. } if peer.id == door.endpoint.id()));
+    });
 }

@@ -2,9 +2,13 @@
 //!
 //! | task | owns | ends |
 //! |---|---|---|
-//! | links | the endpoint's events, a handle of each linked peer, what is remembered of the fleet | at stop |
+//! | links | the endpoint's events, a handle of each linked peer | at stop |
+//! | fleet keeper | what is remembered of the fleet | at stop |
 //! | one for each command | its reply | with the reply |
 //! | one for each peer that moves files | nothing: passes chunks on in order | with the peer's session |
+//!
+//! Invariant: links waits for no disk and no program. While it takes no events the sessions read nothing, and a stop would
+//! lie in the socket.
 
 mod acts;
 mod commands;
@@ -18,13 +22,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use swarm_shared::net::clock;
 use swarm_shared::net::discovery::presence::{self, Means, Presence};
 use swarm_shared::net::endpoint::hush::Hush;
 use swarm_shared::net::endpoint::{self, Endpoint, Events, Notice};
 use swarm_shared::net::handshake::Identity;
 use swarm_shared::net::peer::{PeerEvent, PeerInfo, PeerLink};
 use swarm_shared::net::socket::KeepaliveConfig;
+use swarm_shared::net::{boot, clock};
 use swarm_shared::proto::dial::{Hint, Source};
 use swarm_shared::proto::id::{PeerId, PeerKind};
 use swarm_shared::proto::message::Offer;
@@ -161,11 +165,16 @@ impl Links {
             tasks: node.tasks.clone(),
         });
         let (commanding, stations) = watch::channel(BTreeMap::new());
-        if let Some(lost_link) = config.lost_link.clone() {
-            let (status, stop) = (node.status.clone(), node.stop.clone());
-            let in_force = stopping.in_force();
-            node.tasks
-                .spawn(lost_link::run(lost_link, stations, in_force, status, stop));
+        if let Some(config) = config.lost_link.clone() {
+            node.tasks.spawn(lost_link::run(lost_link::Setup {
+                config,
+                stations,
+                in_force: stopping.in_force(),
+                memory: memory.clone(),
+                boot: boot::id(),
+                status: node.status.clone(),
+                stop: node.stop.clone(),
+            }));
         }
         let work = Work {
             stopping,
@@ -199,6 +208,10 @@ impl Links {
             commanding,
         };
         node.tasks.spawn(task.run(events, node.name.clone()));
+        let (keeper, stop) = (memory.clone(), node.stop.clone());
+        let fleets = endpoint.membership();
+        node.tasks
+            .spawn(async move { keeper.keep_fleets(fleets, stop).await });
         let (_none, nobody) = mpsc::channel(1);
         let enrolment = Enrolment {
             endpoint: endpoint.clone(),
@@ -208,6 +221,7 @@ impl Links {
             known: config.stations.clone(),
             strangers: std::mem::replace(&mut presence.strangers, nobody),
             requests: node.take_joins(),
+            patience: enrol::REQUEST_PATIENCE,
             memory,
             status: node.status.clone(),
             stop: node.stop.clone(),
@@ -260,7 +274,7 @@ impl Task {
                 }
                 Ok(()) = membership.changed() => {
                     let now = membership.borrow_and_update().clone();
-                    self.keep_fleet(now.as_deref()).await;
+                    self.show_fleet(now.as_deref());
                 }
                 Ok(()) = offers.changed(), if offer_at.is_none() => {
                     offers.borrow_and_update();
@@ -295,13 +309,6 @@ impl Task {
         if tokio::time::timeout(DRAIN_MAX, drained).await.is_err() {
             tracing::warn!(max = ?DRAIN_MAX, "what ran did not end in time; its outcome will be unknown");
         }
-    }
-
-    async fn keep_fleet(&self, membership: Option<&Membership>) {
-        if let Some(membership) = membership {
-            self.memory.keep_fleet(membership).await;
-        }
-        self.show_fleet(membership);
     }
 
     fn show_fleet(&self, membership: Option<&Membership>) {

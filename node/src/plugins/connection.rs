@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
@@ -12,10 +13,10 @@ use swarm_shared::proto::plugin::{Conversation, Event, LIMITS, LIMITS_GREETING, 
 use swarm_shared::proto::wire::{Frame, FrameReader};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::{ORDERS_MAX, Order, Plugins, Seat};
+use super::{Line, ORDERS_MAX, Order, Plugins, Seat};
 
 /// How long a plug-in may read nothing while something waits for it.
 const READ_PATIENCE: Duration = Duration::from_secs(5);
@@ -34,7 +35,7 @@ struct Talk {
     pid: Option<i32>,
     conversation: Conversation,
     seat: Option<Seat>,
-    orders: mpsc::Sender<Order>,
+    line: Line,
     waiting: BTreeMap<u64, oneshot::Sender<Reply>>,
     reader: FrameReader,
     out: BytesMut,
@@ -55,6 +56,7 @@ pub(super) async fn serve(stream: UnixStream, plugins: Plugins, welcome: Value, 
     let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
     let (mut read, mut write) = stream.into_split();
     let (sender, mut orders) = mpsc::channel(ORDERS_MAX);
+    let given_up = Arc::new(Notify::new());
     let now = clock::now();
     let mut talk = Talk {
         plugins,
@@ -62,7 +64,10 @@ pub(super) async fn serve(stream: UnixStream, plugins: Plugins, welcome: Value, 
         pid,
         conversation: Conversation::new(now),
         seat: None,
-        orders: sender,
+        line: Line {
+            orders: sender,
+            given_up: Arc::clone(&given_up),
+        },
         waiting: BTreeMap::new(),
         reader: FrameReader::new(LIMITS_GREETING),
         out: BytesMut::new(),
@@ -84,6 +89,7 @@ pub(super) async fn serve(stream: UnixStream, plugins: Plugins, welcome: Value, 
         tokio::select! {
             biased;
             () = stop.cancelled() => talk.conversation.close("the node is shutting down"),
+            () = given_up.notified() => talk.call_off(),
             Some(order) = orders.recv() => talk.take_order(order),
             wrote = write.write_buf(&mut talk.out), if !talk.out.is_empty() && !talk.deaf => talk.wrote(wrote),
             bytes = read.read_buf(&mut inbox), if talk.out.len() < OUT_BYTES_MAX => talk.read(bytes, &mut inbox),
@@ -95,10 +101,8 @@ pub(super) async fn serve(stream: UnixStream, plugins: Plugins, welcome: Value, 
     talk.seat = None;
     orders.close();
     while let Ok(order) = orders.try_recv() {
-        if let Order::Call(call, done) = order {
-            let why = format!("the plug-in {name} went away before {} began", call.name);
-            let _asker_gone = done.send(Reply::refused(why));
-        }
+        let why = format!("the plug-in {name} went away before {} began", order.call.name);
+        let _asker_gone = order.done.send(Reply::refused(why));
     }
     tracing::info!(plugin = name, pid, why = closed, "plug-in gone");
     // Whoever is gone, or does not read, cannot be told.
@@ -127,19 +131,27 @@ impl Talk {
         self.conversation.handle_timeout(now);
     }
 
-    fn take_order(&mut self, order: Order) {
-        match order {
-            Order::Cancel(number) => self.conversation.cancel(number),
-            Order::Call(call, done) if self.out.len() >= OUT_BYTES_MAX => {
-                let why = format!("busy: the plug-in {} does not read; try again", self.name());
-                tracing::debug!(action = call.name, why, "refused");
-                let _asker_gone = done.send(Reply::refused(why));
-            }
-            Order::Call(call, done) => {
-                self.waiting.insert(call.number, done);
-                self.conversation.begin(call, clock::now(), clock::boot_time_ms());
-            }
+    /// Calls off each call that nobody waits for any more.
+    fn call_off(&mut self) {
+        let given_up = self.waiting.iter().filter(|(_, done)| done.is_closed());
+        let numbers: Vec<u64> = given_up.map(|(number, _)| *number).collect();
+        for number in numbers {
+            self.conversation.cancel(number);
         }
+    }
+
+    fn take_order(&mut self, Order { call, done }: Order) {
+        if done.is_closed() {
+            return tracing::debug!(action = call.name, "called off before it began");
+        }
+        if self.out.len() >= OUT_BYTES_MAX {
+            let why = format!("busy: the plug-in {} does not read; try again", self.name());
+            tracing::debug!(action = call.name, why, "refused");
+            let _asker_gone = done.send(Reply::refused(why));
+            return;
+        }
+        self.waiting.insert(call.number, done);
+        self.conversation.begin(call, clock::now(), clock::boot_time_ms());
     }
 
     fn wrote(&mut self, wrote: io::Result<usize>) {
@@ -187,7 +199,7 @@ impl Talk {
                 Event::Send(frame, handover) => self.send(&frame, handover),
                 Event::Register(registration) => {
                     let name = registration.name.clone();
-                    let seat = self.plugins.seat(registration, self.orders.clone(), self.pid);
+                    let seat = self.plugins.seat(registration, self.line.clone(), self.pid);
                     self.conversation.admit(match seat {
                         Ok(seat) => {
                             tracing::info!(plugin = name, pid = self.pid, "plug-in registered");

@@ -9,7 +9,8 @@
 //! does holds up the node: queues are bounded, a full one is `busy` at once, and one that does not read is dropped.
 //!
 //! Invariants: a name belongs to one action at a time, and a built-in or an owner's action goes before every plug-in;
-//! a plug-in is in the table exactly as long as its connection lives.
+//! a plug-in is in the table exactly as long as its connection lives; a call that nobody waits for is called off,
+//! however many others wait.
 
 mod connection;
 #[cfg(test)]
@@ -28,7 +29,7 @@ use swarm_shared::proto::outcome::Reply;
 use swarm_shared::proto::plugin::{Call, Entry, EntryKind, PLUGINS_MAX, Registration, no_answer};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -58,18 +59,25 @@ struct Inner {
 #[derive(Debug)]
 struct Plugin {
     registration: Registration,
-    orders: mpsc::Sender<Order>,
+    line: Line,
     pid: Option<i32>,
     since: Instant,
     readings: BTreeMap<String, (Value, Instant)>,
 }
 
-/// What the task of a plug-in is to do.
+/// The way to the task of a plug-in.
+#[derive(Clone, Debug)]
+struct Line {
+    orders: mpsc::Sender<Order>,
+    /// Somebody who waited for a call does not any more. It needs no room: the task then looks which calls those are.
+    given_up: Arc<Notify>,
+}
+
+/// A call for the task of a plug-in. Nobody waits for it any more once `done` is closed.
 #[derive(Debug)]
-enum Order {
-    Call(Call, oneshot::Sender<Reply>),
-    /// Nobody waits for the call with this number any more.
-    Cancel(u64),
+struct Order {
+    call: Call,
+    done: oneshot::Sender<Reply>,
 }
 
 /// An action or a request of a plug-in, ready to be called.
@@ -81,7 +89,7 @@ pub struct PluginAction {
     pub plugin: String,
     /// What the plug-in said of it: traits, time-out, rules.
     pub entry: Entry,
-    orders: mpsc::Sender<Order>,
+    line: Line,
     number: u64,
 }
 
@@ -129,7 +137,7 @@ impl Plugins {
             name: name.to_owned(),
             plugin: plugin.to_owned(),
             entry: entry.clone(),
-            orders: at.orders.clone(),
+            line: at.line.clone(),
             number: self.inner.last_number.fetch_add(1, Ordering::Relaxed) + 1,
         }
     }
@@ -186,12 +194,7 @@ impl Plugins {
     }
 
     /// Takes a plug-in into the table, for as long as its seat is kept.
-    fn seat(
-        &self,
-        registration: Registration,
-        orders: mpsc::Sender<Order>,
-        pid: Option<i32>,
-    ) -> Result<Seat, String> {
+    fn seat(&self, registration: Registration, line: Line, pid: Option<i32>) -> Result<Seat, String> {
         let name = registration.name.clone();
         let mut table = self.table();
         if let Some(other) = table.get(&name) {
@@ -223,7 +226,7 @@ impl Plugins {
         }
         let plugin = Plugin {
             registration,
-            orders,
+            line,
             pid,
             since: clock::now(),
             readings: BTreeMap::new(),
@@ -284,7 +287,7 @@ impl PluginAction {
             deadline,
         };
         let (done, reply) = oneshot::channel();
-        match self.orders.try_send(Order::Call(call, done)) {
+        match self.line.orders.try_send(Order { call, done }) {
             Ok(()) => {}
             Err(mpsc::error::TrySendError::Full(_)) => {
                 return Reply::refused(format!(
@@ -296,11 +299,10 @@ impl PluginAction {
             }
         }
         let mut waiting = Waiting {
-            orders: self.orders,
-            number: Some(self.number),
+            reply,
+            given_up: self.line.given_up,
         };
-        let reply = reply.await;
-        waiting.number = None;
+        let reply = (&mut waiting.reply).await;
         reply
             .unwrap_or_else(|_gone| Reply::failed(format!("the plug-in {plugin} went away while {name} ran")))
     }
@@ -308,16 +310,15 @@ impl PluginAction {
 
 /// Calls off what nobody waits for any more.
 struct Waiting {
-    orders: mpsc::Sender<Order>,
-    number: Option<u64>,
+    reply: oneshot::Receiver<Reply>,
+    given_up: Arc<Notify>,
 }
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        if let Some(number) = self.number.take() {
-            // Without room the plug-in is busy with others; its answer to this one is dropped when it comes.
-            let _no_room = self.orders.try_send(Order::Cancel(number));
-        }
+        // In this order, so that whoever is woken sees it.
+        self.reply.close();
+        self.given_up.notify_one();
     }
 }
 

@@ -1,5 +1,8 @@
 //! Programs played over real sockets.
 
+use std::pin::Pin;
+use std::task::{Context, Waker};
+
 use serde_json::json;
 use swarm_shared::proto::outcome::Outcome;
 use swarm_shared::proto::plugin::{CALLS_MAX, message};
@@ -64,6 +67,15 @@ impl Rig {
     fn call(&self, name: &str) -> tokio::task::JoinHandle<Reply> {
         let action = self.plugins.find(name).expect("it is offered");
         tokio::spawn(action.call(Arguments::default(), None))
+    }
+
+    /// A call that is in the queue, and nothing has happened since.
+    fn waiting(&self, name: &str) -> Pin<Box<dyn Future<Output = Reply> + Send>> {
+        let action = self.plugins.find(name).expect("it is offered");
+        let mut call = Box::pin(action.call(Arguments::default(), None));
+        let begun = call.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        assert!(begun.is_pending(), "it is refused");
+        call
     }
 
     async fn until(&self, what: &str, is: impl Fn(&Plugins) -> bool) {
@@ -300,6 +312,38 @@ async fn whoever_waits_no_more_has_it_called_off() {
     call.abort();
     let cancel = lamp.read().await.expect("told");
     assert_eq!(cancel.header.action.as_deref(), Some("cancel"));
+}
+
+/// As many calls wait for the plug-in's task as can, so that there is no room for another word to it.
+#[tokio::test]
+async fn what_is_called_off_is_told_however_many_calls_wait() {
+    let rig = Rig::new();
+    let slow = json!({"name": "slow", "actions": {"blink": {"timeout": 3600}}});
+    let mut lamp = rig.plugin(slow).await;
+    let first = rig.waiting("blink");
+    let told = lamp.read().await.expect("the action");
+    let id = told.header.request_id.clone().expect("each has one");
+    // On one thread nobody else has a turn from here on.
+    let mut calls: Vec<_> = (0..ORDERS_MAX).map(|_| rig.waiting("blink")).collect();
+    let full = rig.plugins.find("blink").expect("it is offered");
+    let refused = full.call(Arguments::default(), None).await;
+    assert_eq!(refused.state, Outcome::Refused, "the queue is full");
+    drop(first);
+    // All but one of those that wait are given up before they began.
+    let last = tokio::spawn(calls.pop().expect("one of them"));
+    drop(calls);
+    let cancel = lamp.read().await.expect("told");
+    assert_eq!(cancel.header.action.as_deref(), Some("cancel"));
+    let cancelled = &cancel.value().expect("JSON")["kwargs"]["request_id"];
+    assert_eq!(cancelled, &json!(id), "the first");
+    let next = lamp.read().await.expect("the action");
+    assert_eq!(
+        next.header.action.as_deref(),
+        Some("blink"),
+        "the others never began"
+    );
+    lamp.answer(&next, &json!({ "value": 1 })).await;
+    assert_eq!(last.await.expect("no panic"), Reply::done(json!(1)));
 }
 
 #[tokio::test]

@@ -12,11 +12,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
 use super::conn::{Conn, ReadError};
+use super::endpoint::Place;
 use super::random::{self, NoRandomness};
 use super::tls;
 use crate::proto::duplicates::Dialler;
@@ -100,7 +101,7 @@ pub(crate) struct Greeted {
     /// Binds proofs to this connection.
     pub(crate) exporter: [u8; 32],
     /// A stranger's place among those that may be greeted at once; kept until it is told what becomes of it.
-    pub(crate) permit: Option<OwnedSemaphorePermit>,
+    pub(crate) place: Option<Place>,
 }
 
 /// Why a connection did not become a link.
@@ -262,7 +263,7 @@ impl Local {
             dialler: Dialler::Them,
             addr,
             exporter,
-            permit: None,
+            place: None,
         })
     }
 
@@ -286,7 +287,7 @@ impl Local {
             dialler: Dialler::Us,
             addr,
             exporter,
-            permit: None,
+            place: None,
         })
     }
 

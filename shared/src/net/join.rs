@@ -8,6 +8,7 @@ use tokio::time::timeout;
 use super::endpoint::JOIN_WAIT;
 use super::handshake::{Greeted, HandshakeError, Local, PREAUTH_TIMEOUT};
 use super::socket::{self, KeepaliveConfig, Purpose, SocketError};
+use crate::proto::id::NodeName;
 use crate::proto::json::JsonError;
 use crate::proto::message::{Channel, Join, Joined, Refused};
 use crate::proto::trust::invite::{self, Invitation, Side};
@@ -63,14 +64,32 @@ pub async fn join(
     addr: SocketAddr,
     invitation: Option<&Invitation>,
 ) -> Result<Membership, JoinError> {
+    join_telling(local, keepalive, addr, invitation, |_name| {}).await
+}
+
+/// As [`join`]; `found` is told, once, what the program that answers calls itself. It has proved nothing by then.
+///
+/// # Errors
+/// As [`join`].
+pub async fn join_telling(
+    local: &Local,
+    keepalive: &KeepaliveConfig,
+    addr: SocketAddr,
+    invitation: Option<&Invitation>,
+    found: impl FnOnce(&NodeName),
+) -> Result<Membership, JoinError> {
     let tcp = socket::connect(addr, CONNECT_TIMEOUT, keepalive, Purpose::Control).await?;
     let greeted = local.dial(tcp, addr, Channel::Join).await;
     let Greeted {
-        mut conn, exporter, ..
+        mut conn,
+        exporter,
+        hello,
+        ..
     } = match greeted {
         Err(HandshakeError::ByPeer(refused)) => return Err(JoinError::Refused(refused)),
         greeted => greeted?,
     };
+    found(&hello.name);
     let proof = invitation.map(|invitation| invite::prove(invitation.secret(), Side::Joiner, &exporter));
     let patience = if proof.is_some() {
         PREAUTH_TIMEOUT * 2

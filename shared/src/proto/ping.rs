@@ -316,6 +316,20 @@ mod tests {
         assert_eq!(guard.accept(&datagram(1, 3), None), Ok(ping(1, 3)));
     }
 
+    /// What was heard before it joined, of its own station and of others, is in nobody's way after it.
+    #[test]
+    fn a_station_is_heard_on_after_its_fleet_was_joined() {
+        let mut guard = PingGuard::default();
+        assert_eq!(guard.accept(&datagram(1, 5), None), Ok(ping(1, 5)), "a stranger");
+        assert_eq!(guard.accept(&datagram(1, 6), Some(&fleet())), Ok(ping(1, 6)));
+        let other = Fingerprint([2; 32]);
+        for counter in 7..9 {
+            let ignored = guard.accept(&datagram(1, counter), Some(&other));
+            assert_eq!(ignored, Err(PingError::OtherFleet));
+        }
+        assert_eq!(guard.accept(&datagram(1, 8), Some(&fleet())), Ok(ping(1, 8)));
+    }
+
     #[test]
     fn a_forged_counter_does_not_silence_a_station() {
         let mut guard = PingGuard::default();

@@ -1,10 +1,11 @@
 //! Connections that mean no good, or that nobody foresaw.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use bytes::BytesMut;
 use swarm_shared::net::clock;
+use swarm_shared::net::endpoint::PREAUTH_PER_SOURCE_MAX;
 use swarm_shared::net::tls;
 use swarm_shared::proto::id::{Instance, NodeName, PeerKind};
 use swarm_shared::proto::message::{Channel, Hello, RefusalCode, Refused, VERSIONS, Versions};
@@ -269,6 +270,49 @@ async fn two_hundred_silent_connections_delay_a_good_peer_and_no_more() {
     });
     assert_eq!(up.await.expect("linked in the end").id, late.id());
     drop(silent);
+}
+
+/// An address of this machine that others could dial; `None` if it has no network.
+fn lan_address() -> Option<IpAddr> {
+    // Nothing is sent: this only asks which way it would go.
+    let socket = UdpSocket::bind("0.0.0.0:0").expect("a port");
+    socket.connect("198.51.100.1:9").ok()?;
+    let ip = socket.local_addr().expect("bound").ip();
+    (!ip.is_loopback()).then_some(ip)
+}
+
+/// A host of the network has eight places; what it opens beyond that is closed at once, and others are greeted as if it
+/// were not there.
+#[tokio::test]
+async fn one_host_cannot_hold_the_places_of_the_others() {
+    let Some(host) = lan_address() else {
+        return eprintln!("skipped: this machine has no address but its own");
+    };
+    let mut root = fleet();
+    let mut setup = Setup::station(&mut root);
+    setup.listen = ([0, 0, 0, 0], 0).into();
+    let mut station = setup.start();
+    let port = station.endpoint.listens().port();
+    let started = clock::now();
+    let mut silent = Vec::new();
+    for _ in 0..200 {
+        silent.push(TcpStream::connect((host, port)).await.expect("connects"));
+    }
+    let late = Setup::member(&mut root, PeerKind::Node, Role::Node, "late").start();
+    late.dial(([127, 0, 0, 1], port).into()).await;
+    assert_eq!(station.up().await.0.id, late.id());
+    let mut held = 0;
+    for tcp in &mut silent {
+        let mut sink = Vec::new();
+        let closed = timeout(Duration::from_millis(200), tcp.read_to_end(&mut sink)).await;
+        held += usize::from(closed.is_err());
+    }
+    let took = clock::since(started);
+    assert!(
+        took < Duration::from_secs(5),
+        "{took:?}: they may have been given up by now"
+    );
+    assert_eq!(held, PREAUTH_PER_SOURCE_MAX);
 }
 
 /// Neither an acknowledgement of what was never sent, nor a gap, nor a broken frame costs more than the link.

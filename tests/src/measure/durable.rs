@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use clap::Args;
 use ground_station::config::Config;
-use ground_station::fleet::engine::{Engine, Settings};
+use ground_station::fleet::engine::{Engine, Purpose, Settings};
 use ground_station::fleet::{Fleet, Request};
 use swarm_node::state::StateDir;
 use swarm_node::status::{self, JournalView, View};
@@ -108,7 +108,7 @@ impl Acting {
         let settings = Settings {
             config,
             state_dir,
-            stays: true,
+            purpose: Purpose::Stay,
         };
         let engine = Engine::start(settings).await?;
         let fleet = engine.fleet();
@@ -216,6 +216,7 @@ async fn act(fleet: &Fleet, nodes: usize) -> anyhow::Result<f64> {
         arguments,
         lane: Lane::Control,
         ttl_ms: 30_000,
+        ttl_given: false,
         timeout_ms: 30_000,
         batch: None,
     };

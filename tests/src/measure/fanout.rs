@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use ground_station::config::Config;
-use ground_station::fleet::engine::{Engine, Settings};
+use ground_station::fleet::engine::{Engine, Purpose, Settings};
 use ground_station::fleet::{Event, Fleet, NodeState, Request};
 use swarm_shared::net::clock;
 use swarm_shared::net::identity::{self, KeyFile};
@@ -210,7 +210,7 @@ pub async fn engine(sizes: &[u32], runs: usize, processes: u32) -> anyhow::Resul
         let settings = Settings {
             config,
             state_dir: dir.path().to_owned(),
-            stays: true,
+            purpose: Purpose::Stay,
         };
         let engine = Engine::start(settings).await?;
         let fleet = engine.fleet();
@@ -257,6 +257,7 @@ pub(super) fn ping() -> Request {
         arguments: Arguments::default(),
         lane: Lane::Control,
         ttl_ms: 30_000,
+        ttl_given: false,
         timeout_ms: 60_000,
         batch: None,
     }

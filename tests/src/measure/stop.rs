@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use clap::Args;
 use ground_station::config::Config;
-use ground_station::fleet::engine::{Engine, Settings};
+use ground_station::fleet::engine::{Engine, Purpose, Settings};
 use ground_station::fleet::{Event, Fleet, Request};
 use swarm_shared::net::identity::{self, KeyFile};
 use swarm_shared::proto::outcome::Outcome;
@@ -143,7 +143,7 @@ async fn start(state_dir: &Path, ping_port: u16, nodes: Vec<SocketAddr>) -> anyh
     let settings = Settings {
         config,
         state_dir: state_dir.to_owned(),
-        stays: true,
+        purpose: Purpose::Stay,
     };
     Ok(Engine::start(settings).await?)
 }

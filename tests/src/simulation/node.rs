@@ -3,39 +3,30 @@
 //! What it decides itself is no more than a driver may: in which order sockets are looked at, and how long an action
 //! takes.
 
+mod links;
+mod stops;
+mod writes;
+
 use std::collections::{BTreeMap, VecDeque};
-use std::net::SocketAddr;
 use std::rc::Rc;
+use std::time::Instant;
 
 use swarm_shared::proto::delivery::desk::{Desk, Effect, Incoming, OPEN_MAX, RUNNING_MAX, Ticket, Traits};
-use swarm_shared::proto::delivery::ledger::Ledger;
 use swarm_shared::proto::delivery::record::{Record, digest};
 use swarm_shared::proto::delivery::{CommandId, StageMessage};
 use swarm_shared::proto::id::{Instance, PeerId};
-use swarm_shared::proto::message::{Arguments, StopCommand};
+use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::outcome::{Outcome, Reply};
-use swarm_shared::proto::parcel::Parcel;
-use swarm_shared::proto::selector::Target;
-use swarm_shared::proto::session::Event;
-use swarm_shared::proto::stop::{Carrier, Heard, Latch, Present, StopDesk};
+use swarm_shared::proto::stop::{Carrier, Latch, StopDesk};
 use swarm_shared::proto::trust::gate::{Wish, classify, permit};
 use swarm_shared::proto::wire::{Frame, Header, Kind, Lane, MessageType};
-use turmoil::net::{TcpStream, UdpSocket};
+use turmoil::net::UdpSocket;
 
-use super::disk::{Journal, Written};
-use super::link::{Dialing, Greeting, Peer, look};
+use self::stops::restore_stop;
+use super::disk::Journal;
+use super::link::{Dialing, Greeting, Peer};
 use super::truth::Invariant;
-use super::world::{Died, Gauge, HostId, Meddling, Moment, STATION_PORT, STOP_PORT, TICK, World};
-
-/// How long after a failed dial the next one comes, in milliseconds: at most; an announcement of the station's comes
-/// that often.
-const REDIAL_MS: u64 = 1_000;
-/// How long a dial may take, in milliseconds.
-const DIAL_MS_MAX: u64 = 3_000;
-/// A journal's thread takes up to so many ticks for a write.
-const WRITE_TICKS_MAX: u64 = 3;
-/// Longest datagram.
-const DATAGRAM_BYTES: usize = 2_048;
+use super::world::{Died, Gauge, HostId, STOP_PORT, TICK, World};
 
 /// The process of a node, from its start until it is killed.
 pub(super) async fn process(world: Rc<World>, me: HostId) -> turmoil::Result {
@@ -145,226 +136,12 @@ impl Node {
         Ok(())
     }
 
-    /// Dials every station that is there and not linked; takes in who has said hello.
-    fn connect(&mut self) {
-        let world = Rc::clone(&self.world);
-        let now = world.now_ms();
-        let moves = world.controls[self.me].borrow().moves;
-        if moves != self.moves {
-            self.moves = moves;
-            self.dials.clear();
-            self.greetings.clear();
-        }
-        for station in world.members() {
-            let id = world.hosts[station].id;
-            let linked = self.peers.get(&id).is_some_and(Peer::is_linked);
-            let greeting = self.greetings.iter().any(|greeting| greeting.host == station);
-            let dial = self.dials.entry(station).or_insert(Dial {
-                dialing: None,
-                next_ms: now,
-            });
-            if let Some((dialing, since)) = &mut dial.dialing {
-                match look(dialing.as_mut()) {
-                    Some(Ok(stream)) => {
-                        dial.dialing = None;
-                        if let Ok(greeting) = Greeting::new(stream, station, self.instance, now) {
-                            self.greetings.push(greeting);
-                        }
-                    }
-                    Some(Err(_)) => dial.dialing = None,
-                    None if now > *since + DIAL_MS_MAX => dial.dialing = None,
-                    None => {}
-                }
-            } else if !linked && !greeting && now >= dial.next_ms {
-                let jitter = world.controls[self.me].borrow_mut().rng.between(200, REDIAL_MS);
-                dial.next_ms = now + jitter;
-                let address = world.address(station, STATION_PORT);
-                dial.dialing = address.map(|address| {
-                    let dialing: Dialing = Box::pin(TcpStream::connect(address));
-                    (dialing, now)
-                });
-            }
-        }
-        let mut kept = Vec::new();
-        for mut greeting in std::mem::take(&mut self.greetings) {
-            match greeting.turn(now) {
-                Ok(Some(instance)) => self.link(greeting, instance),
-                Ok(None) => kept.push(greeting),
-                Err(_) => {}
-            }
-        }
-        self.greetings = kept;
-    }
-
-    fn link(&mut self, greeting: Greeting, instance: Instance) {
-        let id = self.world.hosts[greeting.host].id;
-        let now = self.world.instant(self.me);
-        let peer = match self.peers.entry(id) {
-            std::collections::btree_map::Entry::Occupied(peer) => peer.into_mut(),
-            std::collections::btree_map::Entry::Vacant(vacant) => {
-                let Ok(peer) = Peer::new(greeting.host, self.instance, now) else {
-                    return;
-                };
-                vacant.insert(peer)
-            }
-        };
-        // Another process with the same key is linked: the second has to wait, as at the endpoint.
-        if peer.is_linked() {
-            return;
-        }
-        peer.attach(&self.world, self.me, greeting, instance);
-    }
-
-    /// Reads datagrams.
-    fn listen(&mut self) -> Result<(), Died> {
-        let mut bytes = [0; DATAGRAM_BYTES];
-        while let Ok((length, from)) = self.udp.try_recv_from(&mut bytes) {
-            let own = self.world.at(from.ip()) == Some(self.me);
-            if own || self.world.is_datagram_lost(self.me) {
-                continue;
-            }
-            let times = match self.world.meddle(self.me) {
-                Some(Meddling::Drop) => 0,
-                Some(Meddling::Duplicate) => 2,
-                Some(Meddling::Reorder) | None => 1,
-            };
-            for _ in 0..times {
-                self.hear(&bytes[..length], Carrier::Datagram, None)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Hears a stop, from `peer` if it came over its link.
-    fn hear(&mut self, bytes: &[u8], carrier: Carrier, peer: Option<PeerId>) -> Result<(), Died> {
-        let world = Rc::clone(&self.world);
-        let now = world.instant(self.me);
-        let host = &world.hosts[self.me];
-        let tags = BTreeMap::new();
-        let target = Target {
-            name: &host.called,
-            id: &host.id,
-            tags: &tags,
-        };
-        let membership = world.fleet.membership(self.me);
-        let heard = match self.stop.hear(bytes, carrier, Some(membership), &target, now) {
-            Ok(heard) => heard,
-            Err(fault) => {
-                world.note(self.me, format_args!("heeds no stop: {fault}"));
-                return Ok(());
-            }
-        };
-        if heard != Heard::Nothing {
-            world.note(self.me, format_args!("hears over a {carrier:?}: {heard:?}"));
-        }
-        match heard {
-            Heard::New(order) => {
-                world.heard_stop(self.me, order);
-                self.desk.stopped(now);
-                let record = Record::Stopped {
-                    issuer: order.issuer,
-                    number: order.number,
-                };
-                self.write(vec![record], Wait::Stop(order));
-                self.pass_on(bytes);
-                self.report(None, Some(order));
-            }
-            Heard::Same(order) | Heard::Old(order) => self.report(peer, Some(order)),
-            Heard::Others { order, pass_on } => {
-                if pass_on {
-                    self.pass_on(bytes);
-                }
-                if let Some(to) = peer {
-                    let mut report = self.stop.report(&to, Some(order), now);
-                    (report.issuer, report.number, report.not_meant) = (order.issuer, order.number, true);
-                    self.send_report(to, &report);
-                }
-            }
-            Heard::Counted(order) => {
-                let record = Record::StopSeen {
-                    issuer: order.issuer,
-                    number: order.number,
-                };
-                self.write(vec![record], Wait::Note);
-            }
-            Heard::Nothing => {}
-        }
-        Ok(())
-    }
-
-    /// What was heard is broadcast once more, for whoever did not hear it.
-    fn pass_on(&self, bytes: &[u8]) {
-        let everybody = SocketAddr::from(([255, 255, 255, 255], STOP_PORT));
-        self.world.broadcast(&self.udp, bytes, everybody);
-    }
-
-    /// Tells one station, or all, how the stop stands.
-    fn report(&mut self, to: Option<PeerId>, about: Option<Latch>) {
-        let now = self.world.instant(self.me);
-        let all: Vec<PeerId> = match to {
-            Some(to) => vec![to],
-            None => self.peers.keys().copied().collect(),
-        };
-        for to in all {
-            let report = self.stop.report(&to, about, now);
-            self.send_report(to, &report);
-        }
-        if let Some(present) = self.stop.present()
-            && present.latched
-        {
-            let order = present.order;
-            self.world.truth.borrow_mut().promised_stop(self.me, order);
-        }
-    }
-
-    fn send_report(&mut self, to: PeerId, report: &swarm_shared::proto::message::Stopped) {
-        self.send(to, &Frame::json(Kind::Stopped, report), Lane::Emergency);
-    }
-
-    fn send(&mut self, to: PeerId, frame: &Frame, lane: Lane) {
-        let Some(peer) = self.peers.get_mut(&to) else {
-            return;
-        };
-        if let Ok(parcel) = Parcel::new(frame) {
-            let taken = peer.send(parcel, lane, None);
-            if !taken {
-                self.world
-                    .note(self.me, format_args!("{:?} found no room", frame.header.kind));
-            }
-        }
-    }
-
-    fn read(&mut self) -> Result<(), Died> {
-        let world = Rc::clone(&self.world);
-        let ids: Vec<PeerId> = self.peers.keys().copied().collect();
-        for id in ids {
-            let Some(peer) = self.peers.get_mut(&id) else {
-                continue;
-            };
-            let host = peer.host;
-            for event in peer.read(&world, self.me) {
-                match event {
-                    Event::Frame { frame, deadline } => self.take(id, host, *frame, deadline)?,
-                    Event::Opened { resumed } => {
-                        let name = &world.hosts[host].name;
-                        world.note(self.me, format_args!("is linked with {name}, resumed: {resumed}"));
-                        if self.stop.present().is_some() {
-                            self.report(Some(id), None);
-                        }
-                    }
-                    Event::Settled(..) | Event::Silent | Event::Heard => {}
-                }
-            }
-        }
-        Ok(())
-    }
-
     fn take(
         &mut self,
         from: PeerId,
         host: HostId,
         frame: Frame,
-        deadline: Option<std::time::Instant>,
+        deadline: Option<Instant>,
     ) -> Result<(), Died> {
         let world = Rc::clone(&self.world);
         let role = world.hosts[host].role;
@@ -419,92 +196,6 @@ impl Node {
                 self.desk.finished(id, Reply::done(serde_json::json!("ran")), now);
             }
         }
-    }
-
-    /// Carries a release out: written down first, then in force.
-    fn release(&mut self, id: CommandId, arguments: &Arguments) {
-        let now = self.world.instant(self.me);
-        let number = arguments.kwargs.get("number").and_then(serde_json::Value::as_u64);
-        let number = number.unwrap_or_default();
-        match self.stop.may_release(number, None) {
-            Ok(order) => {
-                self.world.truth.borrow_mut().releasing(self.me, order);
-                let record = Record::Released { number: order.number };
-                self.write(vec![record], Wait::Release(order, id, number));
-            }
-            Err(refused) => self.desk.finished(id, Reply::failed(refused.to_string()), now),
-        }
-    }
-
-    fn write(&mut self, records: Vec<Record>, wait: Wait) {
-        let ticks = self.world.controls[self.me]
-            .borrow_mut()
-            .rng
-            .between(0, WRITE_TICKS_MAX);
-        let tick = u64::try_from(TICK.as_millis()).unwrap_or(1);
-        let due = self.world.now_ms() + ticks * tick;
-        self.writes.push_back((due, records, wait));
-    }
-
-    /// What the journal's thread does: in order, and each write synced before it is answered.
-    fn write_journal(&mut self) -> Result<(), Died> {
-        while self
-            .writes
-            .front()
-            .is_some_and(|(due, _, _)| *due <= self.world.now_ms())
-        {
-            let Some((_, records, wait)) = self.writes.pop_front() else {
-                break;
-            };
-            self.world.pass(self.me, Moment::BeforeJournal)?;
-            let written = self.journal.append(&records)?;
-            self.world.pass(self.me, Moment::AfterJournal)?;
-            let now = self.world.instant(self.me);
-            if let Written::No(why) = &written {
-                self.world.note(self.me, format_args!("cannot write: {why}"));
-            }
-            match (wait, written) {
-                (Wait::Desk(ticket), Written::Yes) => self.desk.written(ticket, now),
-                (Wait::Desk(ticket), Written::No(why)) => self.desk.not_written(ticket, &why, now),
-                (Wait::Stop(order), Written::Yes) => {
-                    self.world.truth.borrow_mut().wrote_stop(self.me, order);
-                    if self.stop.written(order) {
-                        self.report(None, Some(order));
-                    }
-                }
-                (Wait::Stop(order), Written::No(why)) => {
-                    if self.stop.not_written(order, &why) {
-                        self.report(None, Some(order));
-                    }
-                    // It is tried again until it is on the disk.
-                    let record = Record::Stopped {
-                        issuer: order.issuer,
-                        number: order.number,
-                    };
-                    let due = self.world.now_ms() + 500;
-                    self.writes.push_back((due, vec![record], Wait::Stop(order)));
-                }
-                (Wait::Release(order, id, named), Written::Yes) => {
-                    let reply = match self.stop.release(order) {
-                        Ok(()) => {
-                            self.world
-                                .note(self.me, format_args!("released from stop {}", order.number));
-                            self.world.truth.borrow_mut().released(self.me, named);
-                            self.desk.released();
-                            Reply::done(serde_json::json!("released"))
-                        }
-                        Err(refused) => Reply::failed(refused.to_string()),
-                    };
-                    self.desk.finished(id, reply, now);
-                    self.report(None, None);
-                }
-                (Wait::Release(_, id, _), Written::No(why)) => {
-                    self.desk.finished(id, Reply::failed(why), now);
-                }
-                (Wait::Note, Written::Yes | Written::No(_)) => {}
-            }
-        }
-        Ok(())
     }
 
     /// Does what the desk wants done.
@@ -596,26 +287,4 @@ fn traits(action: &str) -> Traits {
         while_stopped: action.contains('s') || action == RELEASE,
         flight: action.contains('f'),
     }
-}
-
-fn restore_stop(ledger: &Ledger, now: std::time::Instant) -> StopDesk {
-    let mut seen = Vec::new();
-    for record in ledger.records() {
-        if let Record::StopSeen { issuer, number } = record {
-            seen.push(Latch { issuer, number });
-        }
-    }
-    let present = ledger.latch().map(|latch| Present {
-        order: Latch {
-            issuer: latch.issuer,
-            number: latch.number,
-        },
-        since: now,
-        before_ms: 0,
-        latched: true,
-        unlatched_why: None,
-        command: StopCommand::None,
-        command_error: None,
-    });
-    StopDesk::new(false, seen, present)
 }

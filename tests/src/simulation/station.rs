@@ -1,6 +1,6 @@
 //! A simulated station: the product's book and store, and its side of the emergency stop.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
@@ -73,6 +73,10 @@ struct Station {
     given: u64,
     writes: VecDeque<(u64, Write)>,
     calls: Vec<Call>,
+    /// Of each node that this run of the station has stopped: the newest command before that.
+    stopped_at: BTreeMap<PeerId, CommandId>,
+    /// Commands that this run of the station has sent in time.
+    went_out: BTreeSet<(PeerId, CommandId)>,
     /// The numbers of stops that each node has reported, the newest last.
     reported: BTreeMap<PeerId, Vec<u64>>,
 }
@@ -100,6 +104,8 @@ impl Station {
             given,
             writes: VecDeque::new(),
             calls: Vec::new(),
+            stopped_at: BTreeMap::new(),
+            went_out: BTreeSet::new(),
             reported: BTreeMap::new(),
         })
     }
@@ -190,10 +196,11 @@ impl Station {
             }
         }
         let mut count_on = None;
+        let now = self.world.instant(self.me);
         for (at, call) in self.calls.iter_mut().enumerate() {
-            match call.call.report(&peer, report, self.given) {
+            match call.call.report(&peer, report, self.given, now) {
                 Verdict::CountOn(seen) => count_on = Some((at, seen)),
-                Verdict::Ended(reply) if reply.state == Outcome::Failed => {
+                Verdict::Ended(reply) if reply.state == Outcome::Failed && report.stopped => {
                     // The operator is told that a restart would undo it.
                     self.world.unwatch(self.me, call.order, &peer);
                 }
@@ -329,9 +336,20 @@ impl Station {
             return;
         };
         world.watch(self.me, order, targets, &self.door.open_links());
-        let ids = targets.iter().map(|host| world.hosts[*host].id);
+        let ids: Vec<PeerId> = targets.iter().map(|host| world.hosts[*host].id).collect();
+        let newest = CommandId {
+            issuer: self.own,
+            epoch: self.epoch,
+            seq: self.seq,
+        };
+        // As in the product, the book's wishes are carried out before it hears the next.
+        self.carry_out();
+        self.stopped_at.extend(ids.iter().map(|id| (*id, newest)));
+        let now = world.instant(self.me);
+        let withdrawn = self.book.withdraw(&ids, "withdrawn by a stop", now);
+        world.note(self.me, format_args!("withdraws {withdrawn} deliveries"));
         self.calls.push(Call {
-            call: StopCall::new(number, ids, world.instant(self.me)),
+            call: StopCall::new(number, ids, now),
             bytes,
             selector,
             order,
@@ -463,6 +481,8 @@ impl Station {
                         if stuck.contains(&to) || !self.door.send(&to, parcel, lane, deadline) {
                             stuck.push(to);
                             self.book.not_sent(to, id, world.instant(self.me));
+                        } else if deadline.is_some() {
+                            self.check_sent(to, id);
                         }
                     }
                     Effect::Stage { .. } => {}
@@ -475,6 +495,20 @@ impl Station {
                     }
                 }
             }
+        }
+    }
+}
+
+impl Station {
+    /// A command has gone out that may run.
+    fn check_sent(&mut self, to: PeerId, id: CommandId) {
+        let before_stop = self.stopped_at.get(&to).is_some_and(|newest| id <= *newest);
+        if self.went_out.insert((to, id)) && before_stop {
+            let what = format!("{id} was sent to {} after its stop", to.short());
+            self.world
+                .truth
+                .borrow_mut()
+                .break_promise(Invariant::WithdrawnIsNotSent, what);
         }
     }
 }

@@ -1,8 +1,10 @@
 //! The programs as an operator uses them: real processes on loopback, TLS and files and all.
 
+mod cancel;
 mod commands;
 mod deadlines;
 mod files;
+mod flight;
 mod follow;
 mod plugins;
 mod queue;

@@ -52,6 +52,11 @@ fn commands_for_an_absent_node_come_in_order() {
     let mut fleet = Fleet::linked(1);
     fleet.nodes[0].end(Signal::KILL);
     fleet.station.wait_state("n1", "offline");
+    let ran = fleet
+        .station
+        .run(&["ping", "n1", "--timeout", "100ms", "--ttl", "200ms"])
+        .expect(4);
+    assert_eq!(ran.of("n1")["error"], "offline for the 0.1 s that were waited");
     for action in ["time", "id", "telemetry", "config", "selfcheck", "ping"] {
         fleet
             .station
@@ -128,6 +133,36 @@ fn what_waits_outlives_a_station_that_is_killed() {
     });
     let past = fleet.station.run(&["history", "2"]);
     assert_eq!(past.json()[0]["state"], "expired", "{past:#?}");
+}
+
+#[test]
+fn what_cannot_be_stored_is_refused_with_the_reason_and_sent_to_nobody() {
+    let fleet = Fleet::linked(1);
+    // In the way of every write, as a full disk is; it is waited for a few seconds.
+    let other = rusqlite::Connection::open(fleet.station.state_file("station.db")).expect("opened");
+    other.execute_batch("BEGIN IMMEDIATE").expect("held");
+    let slow = |timeout| {
+        let words = ["call", "n1", "slow", "tag=x", "--timeout", timeout];
+        fleet.station.run(&words)
+    };
+    let ran = slow("100ms").expect(4);
+    assert!(
+        text(&ran.of("n1"), "error").starts_with("not sent yet"),
+        "{ran:#?}"
+    );
+    let ran = slow("30s").expect(1);
+    let line = ran.of("n1");
+    assert_eq!(line["state"], "refused", "{line}");
+    let why = text(&line, "error");
+    assert!(
+        why.starts_with("nothing was sent: ") && why.contains("disk is not full"),
+        "{why}"
+    );
+    drop(other);
+    wait_until(PATIENCE, "it stores again", || slow("10s").status == Some(0));
+    let begun = fleet.nodes[0].marks();
+    let begun = begun.iter().filter(|mark| *mark == "begin x").count();
+    assert_eq!(begun, 1, "what was refused never ran");
 }
 
 #[test]

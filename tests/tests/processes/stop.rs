@@ -332,6 +332,50 @@ fn a_lost_link_runs_its_command_once_for_each_loss() {
     }
 }
 
+#[test]
+fn a_restart_does_not_disarm_the_dead_man_and_a_reboot_does() {
+    let mut fleet = Fleet::linked_with(1, |node| {
+        let file = node.dir.join("landed").display().to_string();
+        node.tables = format!(
+            "[lost_link]\nafter = \"1500ms\"\ncommand = [\"/bin/sh\", \"-c\", \"echo held >>{file}\"]\n"
+        );
+    });
+    let fact = fleet.nodes[0].dir.join("lost-link.json");
+    wait_until(PATIENCE, "it is written down", || fact.exists());
+    for loss in 1..=2 {
+        // Both go while they are linked, and only the node comes back.
+        fleet.nodes[0].end(Signal::KILL);
+        fleet.station.end(Signal::KILL);
+        fleet.nodes[0].start(&[]);
+        wait_until(PATIENCE, "its command runs", || landings(&fleet.nodes[0]) == loss);
+        wait_until(PATIENCE, "that is written down", || {
+            std::fs::read_to_string(&fact).is_ok_and(|text| text.contains("over"))
+        });
+        fleet.nodes[0].end(Signal::KILL);
+        fleet.nodes[0].start(&[]);
+        let_pass(Duration::from_secs(3));
+        assert_eq!(landings(&fleet.nodes[0]), loss, "once for each loss");
+        let shown = fleet.nodes[0].status();
+        assert!(text(&shown, "lost_link").contains("before this start"), "{shown}");
+        fleet.station.serve();
+        fleet.station.wait_online(1);
+        wait_until(PATIENCE, "a station is heard again", || {
+            std::fs::read_to_string(&fact).is_ok_and(|text| text.contains("linked"))
+        });
+    }
+    // As after a reboot: what was written down is of another boot.
+    fleet.nodes[0].end(Signal::KILL);
+    fleet.station.end(Signal::KILL);
+    let kept = std::fs::read_to_string(&fact).expect("written");
+    let boot = swarm_shared::net::boot::id();
+    let other: String = boot.chars().rev().collect();
+    assert!(kept.contains(&boot), "{kept}");
+    std::fs::write(&fact, kept.replace(&boot, &other)).expect("written");
+    fleet.nodes[0].start(&[]);
+    let_pass(Duration::from_secs(4));
+    assert_eq!(landings(&fleet.nodes[0]), 2, "it may lie in its case");
+}
+
 /// A fleet that hears datagrams, and whose station does not serve.
 fn within_earshot() -> Fleet {
     let free = UdpSocket::bind("0.0.0.0:0").expect("a port");
@@ -398,4 +442,101 @@ fn a_stop_goes_out_though_the_station_cannot_write_a_byte() {
     // No lower number of the datagrams is in the way of the next stop.
     let ran = fleet.station.run(&["stop"]).expect(0);
     assert_eq!(ran.state("n1"), "done");
+}
+
+#[test]
+fn what_waits_for_an_absent_node_is_withdrawn_by_a_stop_that_is_given_up() {
+    let mut fleet = Fleet::linked(2);
+    fleet.nodes[1].end(Signal::KILL);
+    fleet.station.wait_state("n2", "offline");
+    let ran = fleet
+        .station
+        .run(&[
+            "call",
+            "all",
+            "slow",
+            "tag=before",
+            "--ttl",
+            "120s",
+            "--timeout",
+            "300ms",
+        ])
+        .expect(4);
+    assert_eq!(ran.state("n2"), "no-answer");
+    fleet
+        .station
+        .run(&["stop", "--timeout", "1s"])
+        .expect(4)
+        .says("1 delivery that waited for these nodes is withdrawn")
+        .says("THE STOP IS NOT REPEATED ANY MORE");
+    wait_until(PATIENCE, "the history says so", || {
+        let past = fleet.station.run(&["history", "1"]);
+        past.state("n2") == "refused"
+            && text(&past.of("n2"), "error").contains("withdrawn by the emergency stop of")
+    });
+    let audit = fleet.station.run(&["history", "--audit"]).expect(0).json();
+    let noted = audit.iter().find(|row| row["what"] == "stop").expect("noted");
+    assert_eq!(text(noted, "outcome"), "command 2, 2 deliveries");
+
+    // Nor does a station run it that has restarted since.
+    fleet.station.end(Signal::KILL);
+    fleet.station.serve();
+    fleet.nodes[1].start(&[]);
+    fleet.station.wait_online(2);
+    assert!(
+        fleet.nodes[1].status()["stopped"].is_null(),
+        "nobody stops it any more"
+    );
+    // What is given after the stop runs.
+    fleet.station.run(&["call", "n2", "slow", "tag=after"]).expect(0);
+    let mut marks = fleet.nodes[1].marks();
+    marks.retain(|mark| mark.starts_with("begin"));
+    assert_eq!(marks, ["begin after"]);
+    let past = fleet.station.run(&["history", "1"]);
+    assert_eq!([past.state("n1"), past.state("n2")], ["done", "refused"]);
+}
+
+#[test]
+fn a_release_does_not_wait_for_who_is_known_to_be_away() {
+    let mut fleet = Fleet::linked(2);
+    fleet.station.run(&["stop"]).expect(0);
+    fleet.nodes[1].end(Signal::KILL);
+    fleet.station.wait_state("n2", "offline");
+    // A station that has just started looks for it.
+    let_pass(Duration::from_secs(4));
+    let ran = fleet
+        .station
+        .run(&["release", "all", "--timeout", "4s"])
+        .expect(4);
+    assert_eq!([ran.state("n1"), ran.state("n2")], ["done", "no-answer"]);
+    assert!(
+        text(&ran.of("n2"), "error").contains("it stays stopped until it is released"),
+        "{ran:#?}"
+    );
+    assert!(ran.took < Duration::from_secs(3), "{ran:#?}");
+    fleet.nodes[1].start(&[]);
+    fleet.station.wait_online(2);
+    assert!(fleet.nodes[1].status()["stopped"].is_string());
+    fleet.station.run(&["release", "all"]).expect(0);
+}
+
+#[test]
+fn a_stop_whose_station_ends_says_that_it_is_not_repeated_any_more() {
+    let mut fleet = Fleet::linked(2);
+    fleet.nodes[1].end(Signal::KILL);
+    fleet.station.wait_state("n2", "offline");
+    let mut stop = fleet.station.start(&["stop"]);
+    stop.process()
+        .wait_line(Stream::Err, PATIENCE, "it names the missing", |line| {
+            line.contains("1 of 2 answered; NO ANSWER from n2; still trying")
+        });
+    fleet.station.end(Signal::TERM);
+    let ran = stop
+        .finish(PATIENCE)
+        .expect(4)
+        .says("has ended")
+        .says("THE STOP IS NOT REPEATED ANY MORE")
+        .says("type `ground-station stop` again");
+    assert_eq!([ran.state("n1"), ran.state("n2")], ["done", "no-answer"]);
+    assert!(text(&ran.of("n2"), "error").contains("NO ANSWER"), "{ran:#?}");
 }

@@ -25,6 +25,25 @@ fn wait_station_log(station: &Station, what: &str) {
 }
 
 #[test]
+fn whoever_joins_sees_how_it_goes() {
+    let field = Field::new();
+    let mut station = field.station("st", Place::here());
+    station.serve();
+    let code = station.invite(&Invite::nodes(2));
+    let mut running = field.node("n1", Place::here());
+    running.start(&[]);
+    let idle = field.node("n2", Place::here());
+    for node in [&running, &idle] {
+        let output = node.run(&["join", &code, "--no-pings", "--no-mdns"]);
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{told}");
+        for word in ["looking at ", "found st at "] {
+            assert!(told.contains(word), "{word:?} is missing: {told}");
+        }
+    }
+}
+
+#[test]
 fn codes_that_are_not_good() {
     let field = Field::new();
     let mut station = field.station("st", Place::here());

@@ -27,7 +27,7 @@ use crate::config::Config;
 use crate::control::lock::StateLock;
 use crate::control::server::ControlServer;
 use crate::duration::to_ms;
-use crate::fleet::engine::{Engine, Settings};
+use crate::fleet::engine::{Engine, Purpose, Settings};
 use crate::fleet::{Event, FileToSend, FilesToSend, Fleet, NodeState, Request};
 use crate::view::deliveries::Report;
 use crate::view::nodes::Nodes;
@@ -150,7 +150,7 @@ impl<'a> Demo<'a> {
         let engine = Engine::start(Settings {
             config,
             state_dir,
-            stays: true,
+            purpose: Purpose::Stay,
         })
         .await?;
         let fleet = engine.fleet();
@@ -502,6 +502,7 @@ fn command(selector: Selector, action: &str, kwargs: serde_json::Value, patience
         },
         lane: Lane::Control,
         ttl_ms: to_ms(patience),
+        ttl_given: false,
         timeout_ms: to_ms(patience),
         batch: None,
     }

@@ -129,6 +129,7 @@ impl Backup {
     pub(super) async fn connect(
         &mut self,
         common: &Common,
+        selector: &Selector,
         screen: &mut Screen,
     ) -> Result<Option<Connection>, CliError> {
         let interrupt = tokio::signal::ctrl_c();
@@ -139,7 +140,7 @@ impl Backup {
             let before = pause;
             let trying = async {
                 tokio::time::sleep(before).await;
-                Connection::attempt(common, "stop").await
+                Connection::attempt_to_stop(common, selector).await
             };
             tokio::pin!(trying);
             let tried = loop {
@@ -188,6 +189,10 @@ impl Backup {
             let message = "no node matches; the stop went out by datagram all the same";
             return Err(CliError::request(Failure::NobodyMatched, message));
         }
+        screen.note(
+            "THE STOP IS NOT REPEATED ANY MORE; what waits at this station for absent nodes is not withdrawn: type \
+             `ground-station stop` again once the station starts",
+        );
         let took = clock::since(self.started);
         let mut report = Report::default();
         report.add(&Event::Targets {

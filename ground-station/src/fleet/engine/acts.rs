@@ -12,11 +12,11 @@ use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::wire::{CONTENT_BYTES_MAX, WireError};
 use tokio::sync::mpsc;
 
-use super::Shared;
 use super::commands::{self, Command, elapsed_ms};
 use super::keeper::{Keeper, NewCommand, Told, Word};
 use super::roll::Target;
-use crate::fleet::{Delivery, Event, Failure};
+use super::{Shared, offers};
+use crate::fleet::{Delivery, Event};
 use crate::store::deliveries::Origin;
 
 /// What is to be done, and on whose word.
@@ -24,8 +24,8 @@ pub(super) struct Act {
     pub(super) command: Command,
     pub(super) selector: String,
     pub(super) origin: Origin,
-    /// Targets that take the action for one of flight.
-    pub(super) flight: BTreeSet<PeerId>,
+    /// When it was asked for.
+    pub(super) asked: Instant,
 }
 
 /// Why nobody waits for a run any more.
@@ -38,7 +38,7 @@ pub(super) async fn run(shared: Shared, targets: Vec<Target>, act: Act, events: 
         command,
         selector,
         origin,
-        flight,
+        asked: started,
     } = act;
     let arguments = match serde_json::to_string(&command.arguments) {
         Ok(arguments) if arguments.len() <= CONTENT_BYTES_MAX => arguments,
@@ -48,12 +48,37 @@ pub(super) async fn run(shared: Shared, targets: Vec<Target>, act: Act, events: 
         }
         Err(error) => return commands::fail(&events, &WireError::BadHeader(error.to_string())).await,
     };
+    let patience = command.ttl.min(command.timeout) / 2;
+    tokio::select! {
+        biased;
+        () = events.closed() => return,
+        () = offers::settle(&targets, &command.action, shared.started, started + patience) => {}
+    }
+    let is_flight = |target: &&Target| target.offered.borrow().is_flight(&command.action);
+    let mut flight: BTreeSet<PeerId> = targets
+        .iter()
+        .filter(is_flight)
+        .map(|target| target.node.id)
+        .collect();
+    if !flight.is_empty() {
+        // What is one of flight for some is not queued for those that have not said what it is there.
+        let unknown = targets
+            .iter()
+            .filter(|target| target.offered.borrow().is_unknown());
+        flight.extend(unknown.map(|target| target.node.id));
+    }
     let flight_max = Duration::from_millis(FLIGHT_LIFE_MS_MAX);
     let ttl = if flight.is_empty() {
         command.ttl
     } else {
         command.ttl.min(flight_max)
     };
+    if command.ttl_given && ttl < command.ttl {
+        let text = format!("flight action: time to live is {} s", flight_max.as_secs());
+        if events.send(Event::note(text)).await.is_err() {
+            return;
+        }
+    }
     let size = command
         .batch
         .map_or(targets.len(), |batch| batch.size.of(targets.len()));
@@ -69,6 +94,7 @@ pub(super) async fn run(shared: Shared, targets: Vec<Target>, act: Act, events: 
         arguments,
         lane: command.lane,
         ttl,
+        asked: started,
         selector,
         targets: addressees.collect(),
         origin,
@@ -79,7 +105,6 @@ pub(super) async fn run(shared: Shared, targets: Vec<Target>, act: Act, events: 
     if events.send(named).await.is_err() {
         return;
     }
-    let started = clock::now();
     let told = shared.keeper.issue(new).await;
     let mut run = Run {
         command: &command,
@@ -125,6 +150,16 @@ fn no_answer(target: &Target, waited: Duration, ttl: Duration) -> Reply {
     Reply::ended(Outcome::NoAnswer, error)
 }
 
+/// It has not even been sent; it still may be.
+fn not_stored(waited: Duration) -> Reply {
+    let waited = waited.as_secs_f64();
+    let error = format!(
+        "not sent yet: the station could not store it within {waited} s; look whether its disk is full, and at \
+         `ground-station history` before you repeat it"
+    );
+    Reply::ended(Outcome::NoAnswer, error)
+}
+
 struct Run<'a> {
     command: &'a Command,
     keeper: &'a Keeper,
@@ -147,16 +182,27 @@ impl Run<'_> {
             let batch: Vec<PeerId> = batch.iter().map(|target| target.node.id).collect();
             if place > 0 {
                 let wait = self.command.batch.map_or(0, |batch| batch.wait_ms);
-                self.follow(&BTreeSet::new(), clock::now() + Duration::from_millis(wait))
-                    .await?;
+                let until = clock::now() + Duration::from_millis(wait);
+                if !self.follow(&BTreeSet::new(), until).await? {
+                    return Ok(());
+                }
                 let Some((id, _)) = self.issued else { break };
                 let targets = batch.clone();
                 self.keeper.say(Word::Release { id, targets, ttl }).await;
             }
             let batch: BTreeSet<PeerId> = batch.into_iter().collect();
-            let give_up = clock::now() + self.command.timeout;
+            let asked = if place > 0 { clock::now() } else { self.started };
+            let give_up = asked + self.command.timeout;
             if !self.follow(&batch, give_up).await? {
                 return Ok(());
+            }
+            if self.issued.is_none() {
+                // Nor does anybody release the later batches, once it is stored.
+                for (_, target) in std::mem::take(&mut self.open) {
+                    self.end(target, not_stored(self.command.timeout)).await?;
+                }
+                self.say(Event::End).await?;
+                return Err(Left);
             }
             for id in &batch {
                 if let Some(target) = self.open.remove(id) {
@@ -211,8 +257,11 @@ impl Run<'_> {
                     self.issued = Some((id, *self.known.get_or_init(|| number)));
                 }
                 Told::NotIssued(why) => {
-                    let failed = Event::failed(Failure::Failed, format!("nothing was sent: {why}"));
-                    self.say(failed).await?;
+                    for (_, target) in std::mem::take(&mut self.open) {
+                        let reply = Reply::refused(format!("nothing was sent: {why}"));
+                        self.end(target, reply).await?;
+                    }
+                    self.say(Event::End).await?;
                     return Ok(false);
                 }
                 Told::Stage { to, stage } => {
@@ -243,3 +292,6 @@ impl Run<'_> {
         self.events.send(event).await.map_err(|_gone| Left)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,13 +1,17 @@
 //! Requests as they come to the engine: each is answered at once, or given a task of its own.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use swarm_shared::net::clock;
 use swarm_shared::proto::selector::Selector;
 use swarm_shared::proto::trust::gate::{ActionClass, classify};
 use tokio::sync::mpsc;
+use tokio_util::task::TaskTracker;
 
-use super::{Look, Task, acts, commands, fetch, office, recorder, retry, roll, send, stop, users};
+use super::roll::Target;
+use super::{
+    Look, Task, acts, cancel, commands, enrol, fetch, office, recorder, release, retry, send, stop, users,
+};
 use crate::fleet::peers::{PeerView, Posts};
 use crate::fleet::{Call, CommandKind, Event, Failure, Request, archive};
 use crate::store::Origin;
@@ -15,47 +19,87 @@ use crate::store::Origin;
 /// How many terms that mean nobody are named in a note.
 const UNMATCHED_SHOWN: usize = 8;
 
+/// A request, who asks, and when.
+pub(super) struct Asked {
+    pub(super) request: Request,
+    pub(super) events: mpsc::Sender<Event>,
+    pub(super) who: String,
+    pub(super) origin: Origin,
+    pub(super) asked: Instant,
+}
+
+fn stopped(events: &mpsc::Sender<Event>) {
+    let stopped = Event::failed(Failure::Stopped, "the station is shutting down; ask again");
+    // Without room nobody reads.
+    let _caller_gone = events.try_send(stopped);
+}
+
 impl Task {
-    pub(super) async fn take_call(&mut self, call: Call) {
+    pub(super) fn take_call(&mut self, call: Call) {
         let Call { request, events, who } = call;
-        let mut origin = Origin::of(who.clone());
-        let request = if let Request::Retry {
+        let (asked, origin) = (clock::now(), Origin::of(who.clone()));
+        let Request::Retry {
             number,
             ttl_ms,
             timeout_ms,
         } = request
-        {
-            match retry::plan(&self.state_dir, number, ttl_ms, timeout_ms).await {
-                Ok(plan) => {
-                    (origin.retry_of, origin.shown) = (Some(number), Some(plan.shown));
-                    if let Some(note) = plan.note {
-                        // The first event of this request: there is room.
-                        let _caller_gone = events.try_send(Event::note(note));
-                    }
-                    plan.request
-                }
+        else {
+            return self.take_request(Asked {
+                request,
+                events,
+                who,
+                origin,
+                asked,
+            });
+        };
+        // It reads the history: a disk may take seconds, and an emergency stop is not to wait for it.
+        let (state_dir, planned) = (self.state_dir.clone(), self.planned.clone());
+        self.tasks.spawn(async move {
+            let plan = match retry::plan(&state_dir, number, ttl_ms, timeout_ms).await {
+                Ok(plan) => plan,
                 Err(retry::Nothing(failure, message)) => {
-                    let _caller_gone = events.try_send(Event::failed(failure, message));
+                    let _caller_gone = events.send(Event::failed(failure, message)).await;
                     return;
                 }
+            };
+            if let Some(note) = plan.note {
+                // The first event of this request: there is room.
+                let _caller_gone = events.try_send(Event::note(note));
             }
-        } else {
-            request
-        };
+            let again = Asked {
+                request: plan.request,
+                events,
+                who,
+                origin: Origin {
+                    retry_of: Some(number),
+                    shown: Some(plan.shown),
+                    ..origin
+                },
+                asked,
+            };
+            if let Err(mpsc::error::SendError(again)) = planned.send(again).await {
+                stopped(&again.events);
+            }
+        });
+    }
+
+    /// Begins what is asked. It waits for nothing.
+    pub(super) fn take_request(&mut self, asked: Asked) {
+        let Asked {
+            request,
+            events,
+            who,
+            mut origin,
+            asked,
+        } = asked;
         let events = match recorder::audited(&request) {
-            Some(what) => recorder::audit(&self.tasks, self.store.clone(), who, what, events),
+            Some(what) => recorder::audit(&self.tasks, self.store.clone(), who.clone(), what, events),
             None => events,
         };
         let events = self.followers.overhear(&self.tasks, &request, &origin, events);
-        if request.needs_fleet()
-            && let Err(message) = self.ensure_fleet(&events).await
-        {
-            let _caller_gone = events.send(Event::failed(Failure::Failed, message)).await;
-            return;
-        }
         match request {
             Request::Nodes { selector, timeout_ms } => {
-                let deadline = self.started + Duration::from_millis(timeout_ms);
+                let deadline = self.shared.started + Duration::from_millis(timeout_ms);
                 self.looks.push(Look {
                     selector,
                     deadline,
@@ -63,14 +107,15 @@ impl Task {
                 });
                 self.answer_looks();
             }
-            Request::Watch { selector } => self.watchers.add(&self.roll, selector, events),
+            Request::Watch { selector } => self.watchers.add(&self.roll.lock(), selector, events),
             Request::Follow { telemetry } => {
-                self.watchers.add(&self.roll, Selector::all(), events.clone());
+                self.watchers.add(&self.roll.lock(), Selector::all(), events.clone());
                 self.followers.add(telemetry, &self.tasks, &self.stop, events);
             }
             Request::Peers { door } => {
                 let peers = self.shared.posts.of(&door).map(|peers| peers.list());
-                say_all(&events, about_peers(peers)).await;
+                self.tasks
+                    .spawn(async move { say_all(&events, about_peers(peers)).await });
             }
             Request::Tell { door, peer, message } => {
                 let posts = self.shared.posts.clone();
@@ -84,7 +129,7 @@ impl Task {
                     return;
                 };
                 let targets = targets.into_iter().map(|target| target.node).collect();
-                finish(&events, Ok(vec![Event::Targets { targets }])).await;
+                finish(&self.tasks, events, Ok(vec![Event::Targets { targets }]));
             }
             Request::Command {
                 selector,
@@ -92,6 +137,7 @@ impl Task {
                 arguments,
                 lane,
                 ttl_ms,
+                ttl_given,
                 timeout_ms,
                 batch,
             } => {
@@ -103,6 +149,7 @@ impl Task {
                     arguments,
                     lane,
                     ttl: Duration::from_millis(ttl_ms),
+                    ttl_given,
                     timeout: Duration::from_millis(timeout_ms),
                     batch,
                 };
@@ -112,13 +159,10 @@ impl Task {
                         .spawn(commands::run(self.shared.clone(), targets, command, events));
                 } else {
                     origin.batch = batch.map(|batch| batch.size.to_string());
-                    let flight = |target: &roll::Target| self.roll.is_flight(target.node.id, &command.action);
-                    let flight = targets.iter().filter(|target| flight(target));
-                    let flight = flight.map(|target| target.node.id).collect();
                     let act = acts::Act {
                         selector: selector.as_str().to_owned(),
                         origin,
-                        flight,
+                        asked,
                         command,
                     };
                     self.tasks
@@ -126,8 +170,8 @@ impl Task {
                 }
             }
             Request::Stop { selector, timeout_ms } => {
-                let targets = self.roll.targets(&selector);
-                let asked = stop::Asked {
+                let targets = self.roll.lock().targets(&selector);
+                let order = stop::Asked {
                     nobody: self.nobody(&selector),
                     note: self.unmatched(&selector),
                     timeout: timeout_ms.map(Duration::from_millis),
@@ -135,7 +179,7 @@ impl Task {
                     origin,
                 };
                 self.tasks
-                    .spawn(stop::run(self.shared.clone(), targets, asked, events));
+                    .spawn(stop::run(self.shared.clone(), targets, order, events));
             }
             Request::Release { selector, timeout_ms } => {
                 let Some(targets) = self.targets(&selector, &events) else {
@@ -144,8 +188,12 @@ impl Task {
                 let record = stop::record(CommandKind::Release, &selector, &targets, timeout_ms, origin);
                 let events = recorder::transfer(&self.tasks, self.store.clone(), record, events);
                 let timeout = Duration::from_millis(timeout_ms);
+                let within = release::Within {
+                    linked: self.shared.started + timeout,
+                    give_up: clock::now() + timeout,
+                };
                 self.tasks
-                    .spawn(stop::release(self.shared.clone(), targets, timeout, events));
+                    .spawn(release::run(self.shared.clone(), targets, within, events));
             }
             Request::SendFiles {
                 selector,
@@ -180,36 +228,20 @@ impl Task {
                 self.tasks
                     .spawn(fetch::run(self.shared.clone(), targets, path, dir, pause, events));
             }
-            Request::Init => self.init(events).await,
-            Request::Invite {
-                role,
-                uses,
-                valid_for_ms,
-            } => {
-                let listens = self.shared.endpoint.listens();
-                finish(
-                    &events,
-                    self.office.invite(role, uses, valid_for_ms, listens).await,
-                )
-                .await;
+            Request::Init
+            | Request::Invite { .. }
+            | Request::Join { .. }
+            | Request::Pending
+            | Request::Accept { .. }
+            | Request::Revoke { .. }
+            | Request::Members => {
+                let (forms, form) = (self.forms.clone(), enrol::Form { request, events });
+                self.tasks.spawn(async move {
+                    if let Err(mpsc::error::SendError(form)) = forms.send(form).await {
+                        stopped(&form.events);
+                    }
+                });
             }
-            Request::Join { code, timeout_ms } => self.join(code, timeout_ms, events).await,
-            Request::Pending => finish(&events, self.office.pending().await).await,
-            Request::Accept { node } => {
-                let membership = self.shared.endpoint.membership().borrow().clone();
-                let accepted = self.office.accept(&node, membership.as_deref()).await;
-                if let Ok(member) = &accepted {
-                    self.dial_newcomer(member);
-                    self.roll.admit(member.clone());
-                    self.open_members().await;
-                }
-                finish(
-                    &events,
-                    accepted.map(|row| vec![Event::Member(roll::member_view(&row))]),
-                )
-                .await;
-            }
-            Request::Revoke { node } => finish(&events, self.revoke(&node).await).await,
             Request::History { query } => {
                 let state_dir = self.state_dir.clone();
                 self.tasks
@@ -224,23 +256,22 @@ impl Task {
                 let store = self.store.clone();
                 self.tasks.spawn(users::answer(store, ask, events));
             }
+            Request::Cancel { number, timeout_ms } => {
+                let timeout = Duration::from_millis(timeout_ms);
+                let cancel = cancel::Asked { number, timeout, who };
+                let (keeper, store) = (self.shared.keeper.clone(), self.store.clone());
+                let state_dir = self.state_dir.clone();
+                self.tasks
+                    .spawn(async move { cancel::run(&keeper, &store, &state_dir, cancel, &events).await });
+            }
             // Has become what it repeats, above.
             Request::Retry { .. } => {}
-            Request::Members => {
-                let own = self.membership_view().map(Event::Membership);
-                let members = self.roll.members().into_iter().map(Event::Member);
-                finish(
-                    &events,
-                    own.map(|own| std::iter::once(own).chain(members).collect()),
-                )
-                .await;
-            }
         }
     }
 
     /// The nodes that a selector means; an error has been sent if there are none.
-    fn targets(&self, selector: &Selector, events: &mpsc::Sender<Event>) -> Option<Vec<roll::Target>> {
-        let targets = self.roll.targets(selector);
+    fn targets(&self, selector: &Selector, events: &mpsc::Sender<Event>) -> Option<Vec<Target>> {
+        let targets = self.roll.lock().targets(selector);
         if targets.is_empty() {
             // The first event of this request: there is room.
             let _caller_gone = events.try_send(Event::failed(Failure::NobodyMatched, self.nobody(selector)));
@@ -254,7 +285,7 @@ impl Task {
 
     /// What to tell whoever named somebody who does not exist, beside others who do.
     fn unmatched(&self, selector: &Selector) -> Option<String> {
-        let unmatched = self.roll.unmatched(selector);
+        let unmatched = self.roll.lock().unmatched(selector);
         let shown: Vec<String> = unmatched
             .iter()
             .take(UNMATCHED_SHOWN)
@@ -268,7 +299,7 @@ impl Task {
     }
 
     fn nobody(&self, selector: &Selector) -> String {
-        let known: Vec<String> = self.roll.node_names();
+        let known: Vec<String> = self.roll.lock().node_names();
         if known.is_empty() {
             return "this fleet has no nodes yet: type `ground-station fleet invite` here and `swarm-node join CODE` on \
                     a device"
@@ -297,11 +328,11 @@ impl Task {
             if look.events.is_closed() {
                 continue;
             }
-            if now < look.deadline && !self.roll.is_settled(&look.selector) {
+            if now < look.deadline && !self.roll.lock().is_settled(&look.selector) {
                 self.looks.push(look);
                 continue;
             }
-            let views = self.roll.views(&look.selector);
+            let views = self.roll.lock().views(&look.selector);
             let found = if views.is_empty() && look.selector != Selector::all() {
                 vec![Event::failed(Failure::NobodyMatched, self.nobody(&look.selector))]
             } else {
@@ -337,8 +368,12 @@ fn about_peers(peers: Result<Vec<PeerView>, (Failure, String)>) -> Vec<Event> {
     }
 }
 
-/// Sends what came of a request, and its end.
-pub(super) async fn finish(events: &mpsc::Sender<Event>, done: Result<Vec<Event>, office::OfficeError>) {
+/// Sends what came of a request, and its end, from a task of its own: whoever does not read holds nobody up.
+pub(super) fn finish(
+    tasks: &TaskTracker,
+    events: mpsc::Sender<Event>,
+    done: Result<Vec<Event>, office::OfficeError>,
+) {
     let all = match done {
         Ok(mut all) => {
             all.push(Event::End);
@@ -346,7 +381,7 @@ pub(super) async fn finish(events: &mpsc::Sender<Event>, done: Result<Vec<Event>
         }
         Err(error) => vec![Event::failed(error.failure(), error.to_string())],
     };
-    say_all(events, all).await;
+    tasks.spawn(async move { say_all(&events, all).await });
 }
 
 pub(super) async fn say_all(events: &mpsc::Sender<Event>, all: Vec<Event>) {

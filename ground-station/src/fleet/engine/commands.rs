@@ -32,6 +32,8 @@ pub(super) struct Command {
     pub(super) lane: Lane,
     /// How long it may still start.
     pub(super) ttl: Duration,
+    /// Whether somebody said so.
+    pub(super) ttl_given: bool,
     /// How long to wait for outcomes.
     pub(super) timeout: Duration,
     pub(super) batch: Option<Batch>,
@@ -109,7 +111,7 @@ pub(super) async fn run(shared: Shared, targets: Vec<Target>, command: Command, 
         }
     }
     for target in waiting.into_values() {
-        let reply = no_answer(&target, &command, shared.stays);
+        let reply = no_answer(&target, command.timeout);
         let delivery = Delivery::new(target.node, reply, elapsed_ms(started));
         if events.send(Event::Delivery(delivery)).await.is_err() {
             return;
@@ -123,15 +125,13 @@ pub(super) async fn fail(events: &mpsc::Sender<Event>, error: &WireError) {
     let _caller_gone = events.send(Event::failed(Failure::Usage, message)).await;
 }
 
-fn no_answer(target: &Target, command: &Command, stays: bool) -> Reply {
-    let wait = command.timeout.as_secs_f64();
-    let error = match (*target.online.borrow(), stays && command.ttl > command.timeout) {
-        (true, _) => format!("no answer within {wait} s; it may still be at work"),
-        (false, true) => format!(
-            "offline; it will run if the node comes back within {} s of being asked, while `serve` runs",
-            command.ttl.as_secs_f64()
-        ),
-        (false, false) => format!("offline for the {wait} s that were waited"),
+/// Of a question: whether a node that comes back gets it still is nobody's concern.
+fn no_answer(target: &Target, waited: Duration) -> Reply {
+    let waited = waited.as_secs_f64();
+    let error = if *target.online.borrow() {
+        format!("no answer within {waited} s; it may still be at work")
+    } else {
+        format!("offline for the {waited} s that were waited")
     };
     Reply::ended(Outcome::NoAnswer, error)
 }

@@ -392,9 +392,10 @@ mod tests {
             routes: Routes::default(),
             posts: crate::fleet::peers::Posts::default(),
             sends: Arc::new(Semaphore::new(1)),
-            stays: true,
+            started: clock::now(),
         };
         let (_never, online) = watch::channel(false);
+        let (_silent, offered) = watch::channel(Default::default());
         let mut targets = Vec::new();
         for number in 1..=5 {
             let id = PublicKey([number; 32]).id();
@@ -405,6 +406,7 @@ mod tests {
                 },
                 link: endpoint.open(id).await.expect("opened"),
                 online: online.clone(),
+                offered: offered.clone(),
                 name_is_unique: true,
                 address: None,
             });

@@ -264,6 +264,7 @@ fn subject(request: &Request) -> Option<(CommandKind, &str)> {
         | Request::Peers { .. }
         | Request::Tell { .. }
         | Request::Retry { .. }
+        | Request::Cancel { .. }
         | Request::Users { .. } => return None,
     };
     Some((kind, kind.as_str()))

@@ -1,24 +1,29 @@
 //! The engine: carries requests out over the links of this process.
 //!
-//! One task owns the `Roll` of members and the fleet root's `Office`; each request that takes time runs in a task
-//! of its own with what it needs of both, and ends when its caller goes. The engine never waits for a peer.
+//! One task sees to the links and the `Roll` of members, another, the clerk, to the fleet root's `Office`; each request
+//! that takes time runs in a task of its own, and ends when its caller goes. The engine never waits for a peer nor for
+//! the disk: an emergency stop and its answers pass, whatever else is asked.
 //!
 //! | task | owns | ends |
 //! |---|---|---|
-//! | engine | roll, office, watchers | when its [`Engine`] shuts down |
+//! | engine | watchers; the roll, with the clerk | when its [`Engine`] shuts down |
+//! | clerk (`enrol.rs`) | office, what is stored of the fleet | likewise |
 //! | one for each follower, and for each request while there are some | nothing: passes words on | with either |
 //! | one for each request | its targets, its deadline | with its last event, or when nobody reads them |
 //! | one for each peer that moves files | nothing: passes chunks to their transfer | with the peer's session |
 
 mod acts;
 mod calls;
+mod cancel;
 mod commands;
 mod enrol;
 mod fetch;
 mod followers;
 mod keeper;
+mod offers;
 mod office;
 pub(in crate::fleet) mod recorder;
+mod release;
 mod retry;
 mod roll;
 mod send;
@@ -37,7 +42,7 @@ use swarm_shared::net::clock;
 use swarm_shared::net::discovery::pings::PingError;
 use swarm_shared::net::discovery::presence::{self, Means, Presence, Services};
 use swarm_shared::net::endpoint::hush::Hush;
-use swarm_shared::net::endpoint::{self, Endpoint, Events, JOINS_MAX, JoinRequest, Notice, StartError};
+use swarm_shared::net::endpoint::{self, Endpoint, Events, JOINS_MAX, Notice, StartError};
 use swarm_shared::net::handshake::Identity;
 use swarm_shared::net::identity::{self, IdentityError, KeyFile};
 use swarm_shared::net::peer::PeerEvent;
@@ -61,9 +66,10 @@ use super::peers::Posts;
 use super::{Call, Event, Fleet};
 use crate::config::Config;
 use crate::store::{Store, StoreError};
+pub use cancel::without_links;
 use followers::Followers;
 use office::Office;
-use roll::Roll;
+use roll::{Roll, SharedRoll};
 use watchers::Watchers;
 
 /// How often what has changed of members is written to the store, and watchers are told what found no room before.
@@ -78,9 +84,20 @@ pub struct Settings {
     pub config: Config,
     /// Where keys and members are kept; it exists, and this process owns it.
     pub state_dir: PathBuf,
-    /// Whether it stays up (`serve`, `nodes --watch`) or goes after one request: then, if its port is taken, any other
-    /// does, for nodes are told where to dial.
-    pub stays: bool,
+    /// What for.
+    pub purpose: Purpose,
+}
+
+/// What an engine is started for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// It stays up: `serve`, `nodes --watch`.
+    Stay,
+    /// It goes after one request: if its port is taken, any other does, for nodes are told where to dial.
+    Once,
+    /// Likewise, and the request is an emergency stop of these nodes: what waits for them is withdrawn before any link
+    /// is heard of, and so before the stop can be asked for.
+    Stop(Selector),
 }
 
 /// Why an engine did not start.
@@ -137,8 +154,8 @@ struct Shared {
     posts: Posts,
     /// How many nodes are sent files at once.
     sends: Arc<Semaphore>,
-    /// Whether the links stay up when a verb has its answer.
-    stays: bool,
+    /// When the links were brought up.
+    started: Instant,
 }
 
 impl Engine {
@@ -150,7 +167,7 @@ impl Engine {
         let Settings {
             config,
             state_dir,
-            stays,
+            purpose,
         } = settings;
         let keepalive = config.keepalive;
         let keepalive = KeepaliveConfig::new(keepalive.idle, keepalive.interval, keepalive.probes)?;
@@ -160,7 +177,9 @@ impl Engine {
         let store = Store::open(&state_dir).await?;
         let membership = office::stored_membership(&store, &key.public()).await?;
         let office = Office::open(&state_dir, store.clone()).await?;
-        let roll = Roll::load(&store).await?;
+        let roll = SharedRoll::new(Roll::load(&store).await?);
+        let (forms, to_clerk) = mpsc::channel(super::CALLS_MAX);
+        let (planned, plans) = mpsc::channel(super::CALLS_MAX);
         let (joins, join_requests) = mpsc::channel(JOINS_MAX);
         let me = key.public().id();
         let identity = Arc::new(Identity::new(key)?);
@@ -175,7 +194,7 @@ impl Engine {
             joins: Some(joins.clone()),
         };
         let (endpoint, events) = match Endpoint::start(listening(config.listen), Arc::clone(&identity)) {
-            Err(StartError::Socket(SocketError::PortInUse(_))) if !stays => {
+            Err(StartError::Socket(SocketError::PortInUse(_))) if purpose != Purpose::Stay => {
                 Endpoint::start(listening(SocketAddr::new(config.listen.ip(), 0)), identity)?
             }
             started => started?,
@@ -196,7 +215,7 @@ impl Engine {
         tasks.spawn(book.run(words, stop.clone()));
         let kept = store.clone();
         let posts = Posts::default();
-        let mut task = Task {
+        let task = Task {
             me,
             shared: Shared {
                 endpoint: endpoint.clone(),
@@ -212,26 +231,39 @@ impl Engine {
                 routes: fetch::Routes::default(),
                 posts: posts.clone(),
                 sends: Arc::new(Semaphore::new(send::NODES_AT_ONCE)),
-                stays,
+                started: clock::now(),
             },
             store,
-            office,
             roll,
+            forms,
+            planned,
             watchers: Watchers::default(),
             followers: Followers::default(),
             looks: Vec::new(),
-            keepalive,
-            started: clock::now(),
             hush: Hush::default(),
             state_dir,
             stop: stop.clone(),
             tasks: tasks.clone(),
             saving: None,
         };
-        task.open_members().await;
+        task.roll.open_members(&task.shared.endpoint).await;
         task.dial_members().await;
+        if let Purpose::Stop(selector) = purpose {
+            stop::withdraw_early(&task.shared, &task.roll.lock().targets(&selector));
+            task.shared.keeper.say(keeper::Word::Withdrawn).await;
+        }
         tasks.spawn(recorder::prune(task.store.clone(), config.history, stop.clone()));
-        tasks.spawn(task.run(calls, events, join_requests, endpoint.membership()));
+        let clerk = enrol::Clerk {
+            shared: task.shared.clone(),
+            store: task.store.clone(),
+            office,
+            roll: task.roll.clone(),
+            keepalive,
+            stop: stop.clone(),
+            tasks: tasks.clone(),
+        };
+        tasks.spawn(clerk.run(to_clerk, join_requests));
+        tasks.spawn(task.run(calls, events, plans, endpoint.membership()));
         tracing::info!(addr = %endpoint.listens(), "listening");
         Ok(Self {
             fleet,
@@ -289,6 +321,10 @@ impl Engine {
         {
             tracing::warn!(left = self.tasks.len(), "requests outlived shutdown");
         }
+        let closed = tokio::time::timeout(endpoint::SHUTDOWN_GRACE, self.store.close());
+        if closed.await.is_err() {
+            tracing::warn!("the store outlived shutdown; nothing of it is lost");
+        }
     }
 }
 
@@ -303,13 +339,14 @@ struct Task {
     me: PeerId,
     shared: Shared,
     store: Store,
-    office: Office,
-    roll: Roll,
+    roll: SharedRoll,
+    /// To the clerk.
+    forms: mpsc::Sender<enrol::Form>,
+    /// Repetitions, back from the history.
+    planned: mpsc::Sender<calls::Asked>,
     watchers: Watchers,
     followers: Followers,
     looks: Vec<Look>,
-    keepalive: KeepaliveConfig,
-    started: Instant,
     hush: Hush,
     state_dir: PathBuf,
     stop: CancellationToken,
@@ -323,7 +360,7 @@ impl Task {
         mut self,
         mut calls: mpsc::Receiver<Call>,
         mut events: Events,
-        mut joins: mpsc::Receiver<JoinRequest>,
+        mut planned: mpsc::Receiver<calls::Asked>,
         mut membership: watch::Receiver<Option<Arc<Membership>>>,
     ) {
         let mut upkeep = tokio::time::interval(UPKEEP_INTERVAL);
@@ -338,18 +375,18 @@ impl Task {
                 Some(notice) = events.notices.recv() => self.take_notice(&notice),
                 Some(checked) = checked.recv() => {
                     let id = checked.id;
-                    self.roll.take_check(checked);
-                    self.watchers.tell(&self.roll, id);
+                    self.roll.lock().take_check(checked);
+                    self.watchers.tell(&self.roll.lock(), id);
                 }
                 Ok(()) = membership.changed() => {
                     let now = membership.borrow_and_update().clone();
                     self.take_membership(now).await;
                 }
-                Some(call) = calls.recv() => self.take_call(call).await,
-                Some(join) = joins.recv() => self.take_join(join).await,
+                Some(again) = planned.recv() => self.take_request(again),
+                Some(call) = calls.recv() => self.take_call(call),
                 Some(reading) = read.recv() => self.followers.take(reading),
                 () = clock::sleep_until(self.followers.asks_at()), if self.followers.wants_telemetry() => {
-                    let targets = self.roll.targets(&Selector::all());
+                    let targets = self.roll.lock().targets(&Selector::all());
                     self.followers.ask(&self.shared, &self.tasks, targets, &readings);
                 }
                 _tick = upkeep.tick() => self.look_after(),
@@ -363,18 +400,10 @@ impl Task {
         self.look_after();
     }
 
-    /// Every member gets its session, so that commands can wait for those that are away.
-    async fn open_members(&mut self) {
-        for id in self.roll.unopened() {
-            if let Ok(link) = self.shared.endpoint.open(id).await {
-                self.roll.opened(id, link);
-            }
-        }
-    }
-
     /// Dials members where they were seen last.
     async fn dial_members(&self) {
-        for (id, address) in self.roll.addresses() {
+        let addresses = self.roll.lock().addresses();
+        for (id, address) in addresses {
             let hint = Hint::Id(id);
             self.shared.endpoint.heard(address, Source::Known, hint).await;
         }
@@ -384,11 +413,12 @@ impl Task {
         let changed = match event {
             PeerEvent::Up { peer, resumed } => {
                 tracing::info!(peer = %peer.name, id = %peer.id.short(), addr = %peer.addr, "linked");
-                let mut link = self.roll.up(&peer);
+                let namesakes = self.roll.lock().namesakes(peer.id);
+                let mut link = self.roll.lock().up(&peer);
                 if link.is_none() {
                     // Another station took it in: it is met here for the first time.
-                    self.open_members().await;
-                    link = self.roll.up(&peer);
+                    self.roll.open_members(&self.shared.endpoint).await;
+                    link = self.roll.lock().up(&peer);
                 }
                 if let Some(link) = link
                     && peer.kind == PeerKind::Node
@@ -402,19 +432,23 @@ impl Task {
                     self.tasks
                         .spawn(commands::self_check(self.shared.clone(), link, checks.clone()));
                 }
+                // It may have another name now.
+                for id in namesakes {
+                    self.watchers.tell(&self.roll.lock(), id);
+                }
                 peer.id
             }
             PeerEvent::Silent(id) => {
-                self.roll.silent(id, true);
+                self.roll.lock().silent(id, true);
                 id
             }
             PeerEvent::Heard(id) => {
-                self.roll.silent(id, false);
+                self.roll.lock().silent(id, false);
                 id
             }
             PeerEvent::Down { id, why } => {
-                tracing::info!(peer = %self.roll.name(id), why, "link lost");
-                self.roll.down(id);
+                tracing::info!(peer = %self.roll.lock().name(id), why, "link lost");
+                self.roll.lock().down(id);
                 self.shared.keeper.say(keeper::Word::Down(id)).await;
                 id
             }
@@ -425,7 +459,8 @@ impl Task {
             PeerEvent::Frame { peer, frame, .. } if frame.header.kind == Some(Kind::Stopped) => {
                 match frame.read::<Stopped>() {
                     Ok(report) => {
-                        if let Some(link) = self.roll.stopped(peer.id, &report) {
+                        let released = self.roll.lock().stopped(peer.id, &report);
+                        if let Some(link) = released {
                             self.tasks
                                 .spawn(commands::self_check(self.shared.clone(), link, checks.clone()));
                         }
@@ -443,7 +478,7 @@ impl Task {
                 return;
             }
         };
-        self.watchers.tell(&self.roll, changed);
+        self.watchers.tell(&self.roll.lock(), changed);
     }
 
     /// Word of a node on what it was asked to do, or on what it can do.
@@ -461,7 +496,7 @@ impl Task {
             }
             (Some(Kind::Offer), _) => {
                 match frame.read() {
-                    Ok(offer) => self.roll.offers(from, offer),
+                    Ok(offer) => self.roll.lock().offers(from, offer),
                     Err(error) => tracing::debug!(peer = %from.short(), %error, "unreadable offer"),
                 }
                 return;
@@ -491,50 +526,35 @@ impl Task {
         }
         let about = match notice {
             Notice::Renamed { id, name, .. } => {
-                self.roll.rename(*id, name.clone());
+                let namesakes = self.roll.lock().namesakes(*id);
+                self.roll.lock().rename(*id, name.clone());
+                for id in namesakes {
+                    self.watchers.tell(&self.roll.lock(), id);
+                }
                 *id
             }
             Notice::Cloned { id, .. } => {
-                self.roll.warn(*id, text);
+                self.roll.lock().warn(*id, text);
                 *id
             }
             Notice::Refused { .. } | Notice::OwnKeyRevoked => return,
         };
-        self.watchers.tell(&self.roll, about);
+        self.watchers.tell(&self.roll.lock(), about);
     }
 
+    /// Who is put out is sent nothing from now on; the clerk stores it.
     async fn take_membership(&mut self, membership: Option<Arc<Membership>>) {
         let Some(membership) = membership else { return };
-        let revoked = self.roll.revoke(&membership);
+        let revoked = self.roll.lock().revoke(&membership);
         for key in &revoked {
             self.shared.keeper.say(keeper::Word::PutOut(key.id())).await;
-        }
-        let kept = async {
-            office::keep_membership(&self.store, &membership).await?;
-            self.store.revoke_members(revoked).await
-        };
-        if let Err(error) = kept.await {
-            tracing::error!(%error, "the fleet's state is not stored");
-        }
-    }
-
-    async fn take_join(&mut self, join: JoinRequest) {
-        let membership = self.shared.endpoint.membership().borrow().clone();
-        let taken_in = self
-            .office
-            .take_join(join, membership.as_deref(), &self.roll)
-            .await;
-        if let Some(member) = taken_in {
-            self.dial_newcomer(&member);
-            self.roll.admit(member);
-            self.open_members().await;
         }
     }
 
     fn look_after(&mut self) {
         // Aside, one at a time: a disk may take seconds, and an emergency stop is not to wait for it.
         if self.saving.as_ref().is_none_or(JoinHandle::is_finished) {
-            let (changed, store) = (self.roll.take_unsaved(), self.store.clone());
+            let (changed, store) = (self.roll.lock().take_unsaved(), self.store.clone());
             if !changed.is_empty() {
                 self.saving = Some(self.tasks.spawn(async move {
                     if let Err(error) = store.put_members(changed).await {
@@ -543,7 +563,7 @@ impl Task {
                 }));
             }
         }
-        self.watchers.catch_up(&self.roll);
+        self.watchers.catch_up(&self.roll.lock());
         self.followers.catch_up();
         // Links that come up without a pause leave no time for the short step.
         self.answer_looks();

@@ -20,7 +20,7 @@ use swarm_shared::proto::trust::{FleetRoot, Grant, Membership, Role, RootRecord,
 use tokio::sync::oneshot;
 
 use super::EngineError;
-use super::roll::{Roll, find_one};
+use super::roll::{SharedRoll, find_one};
 use crate::fleet::{Event, Failure, InvitationView, PendingView};
 use crate::store::{MemberRow, PendingRow, Store, StoreError};
 
@@ -313,7 +313,7 @@ impl Office {
         &mut self,
         join: JoinRequest,
         membership: Option<&Membership>,
-        roll: &Roll,
+        roll: &SharedRoll,
     ) -> Option<MemberRow> {
         let JoinRequest {
             key,
@@ -419,11 +419,12 @@ impl Office {
         seen: PendingRow,
         answer: Answer,
         membership: Option<&Membership>,
-        roll: &Roll,
+        roll: &SharedRoll,
     ) -> Option<MemberRow> {
         let id = seen.key.id();
         // Accepted while no connection of its was open: it is told now.
-        if let Some(grant) = roll.grant(id) {
+        let granted = roll.lock().grant(id);
+        if let Some(grant) = granted {
             let _stranger_gone = answer.send(self.joined(&grant, membership, None));
             return None;
         }
@@ -522,7 +523,7 @@ mod tests {
                 exporter: EXPORTER,
                 answer,
             };
-            let roll = Roll::default();
+            let roll = SharedRoll::default();
             self.office.take_join(join, Some(&self.membership), &roll).await;
             let verdict = answered.await.expect("answered");
             verdict.map(drop).map_err(|refused| refused.to_string())

@@ -201,7 +201,8 @@ pub(super) fn audited(request: &Request) -> Option<(&'static str, String)> {
         | Request::History { .. }
         | Request::Audit { .. }
         | Request::Peers { .. }
-        | Request::Retry { .. } => None,
+        | Request::Retry { .. }
+        | Request::Cancel { .. } => None,
     }
 }
 

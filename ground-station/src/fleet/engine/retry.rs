@@ -65,8 +65,12 @@ pub(super) async fn plan(
     let selector = Selector::parse(&terms.join(","))
         .map_err(|error| Nothing(Failure::Usage, format!("too many nodes at once: {error}")))?;
     let shown = fold(nodes.values().map(|delivery| &delivery.node));
-    let request = request(&command, selector, ttl_ms.unwrap_or(command.ttl_ms), timeout_ms)?;
-    let note = (open > 0).then(|| format!("{open} deliveries are open still, and not repeated"));
+    let request = request(&command, selector, ttl_ms, timeout_ms)?;
+    let note = match open {
+        0 => None,
+        1 => Some("1 delivery is open still, and not repeated".to_owned()),
+        open => Some(format!("{open} deliveries are open still, and not repeated")),
+    };
     Ok(Plan { request, shown, note })
 }
 
@@ -116,10 +120,11 @@ fn left(family: &[PastDelivery]) -> Left<'_> {
 fn request(
     command: &CommandView,
     selector: Selector,
-    ttl_ms: u64,
+    ttl_given_ms: Option<u64>,
     timeout_ms: u64,
 ) -> Result<Request, Nothing> {
     let number = command.command;
+    let ttl_ms = ttl_given_ms.unwrap_or(command.ttl_ms);
     let unreadable = |error: serde_json::Error| {
         let text = format!("command {number} cannot be repeated: what it was is not readable ({error})");
         Nothing(Failure::Failed, text)
@@ -131,6 +136,7 @@ fn request(
             arguments: serde_json::from_value::<Arguments>(command.arguments.clone()).map_err(unreadable)?,
             lane: Lane::Control,
             ttl_ms,
+            ttl_given: ttl_given_ms.is_some(),
             timeout_ms,
             batch: None,
         },

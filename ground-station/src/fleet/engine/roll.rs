@@ -2,16 +2,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use swarm_shared::net::clock;
+use swarm_shared::net::endpoint::Endpoint;
 use swarm_shared::net::peer::{PeerInfo, PeerLink};
 use swarm_shared::proto::id::{NodeName, PeerId, PeerKind};
-use swarm_shared::proto::message::{LOST_LINK_CHECK, Offer, OfferedClass, Stopped};
+use swarm_shared::proto::message::{LOST_LINK_CHECK, Offer, Stopped};
 use swarm_shared::proto::selector::{Selector, Target as Matched};
 use swarm_shared::proto::trust::Membership;
 use tokio::sync::watch;
 
+use super::offers::Offered;
 use crate::fleet::{Check, MemberView, NodeRef, NodeState, NodeView, StopView};
 use crate::store::{MemberRow, Store, StoreError};
 
@@ -22,6 +25,8 @@ pub(super) struct Target {
     pub(super) link: PeerLink,
     /// Whether it is linked, and news of it.
     pub(super) online: watch::Receiver<bool>,
+    /// What it has said that it can do, and news of it.
+    pub(super) offered: watch::Receiver<Offered>,
     /// Whether no other target has its name.
     pub(super) name_is_unique: bool,
     /// Where it was seen last.
@@ -56,7 +61,7 @@ struct Member {
     stopped: Option<StopView>,
     unsaved: bool,
     /// What it has said that it can do.
-    offer: Offer,
+    offered: watch::Sender<Offered>,
 }
 
 impl Member {
@@ -71,7 +76,7 @@ impl Member {
             checks: None,
             stopped: None,
             unsaved: false,
-            offer: Offer::default(),
+            offered: watch::Sender::default(),
         }
     }
 
@@ -96,7 +101,8 @@ impl Member {
         (self.row.last_seen_ms > 0).then(|| clock::unix_time_ms().saturating_sub(self.row.last_seen_ms))
     }
 
-    fn view(&self, now: Instant) -> NodeView {
+    /// `called_so`: how many nodes have its name.
+    fn view(&self, now: Instant, called_so: usize) -> NodeView {
         let state = match (self.is_online(), self.silent) {
             (true, false) => NodeState::Online,
             (true, true) => NodeState::Silent,
@@ -104,6 +110,19 @@ impl Member {
         };
         let mut warnings = self.warnings.clone();
         warnings.extend(self.row.revoked.then(|| "put out of the fleet".to_owned()));
+        if called_so > 1 && !self.row.revoked {
+            let number = if called_so == 2 {
+                "two".to_owned()
+            } else {
+                called_so.to_string()
+            };
+            warnings.push(format!(
+                "{number} nodes are called {}; tell them apart by id, rename one with: \
+                 ground-station call id:{} id new_id=NAME",
+                self.row.name,
+                self.row.key.id().short()
+            ));
+        }
         warnings.extend(self.stopped.as_ref().map(|stop| {
             let fault = stop
                 .error
@@ -132,6 +151,30 @@ impl Member {
             warnings,
             checks: self.checks.clone().unwrap_or_default(),
             telemetry: BTreeMap::new(),
+        }
+    }
+}
+
+/// The roll, for the engine and the clerk. It is locked for a moment at a time, and never while something is awaited.
+#[derive(Clone, Default)]
+pub(super) struct SharedRoll(Arc<Mutex<Roll>>);
+
+impl SharedRoll {
+    pub(super) fn new(roll: Roll) -> Self {
+        Self(Arc::new(Mutex::new(roll)))
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Roll> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Every member gets its session, so that commands can wait for those that are away.
+    pub(super) async fn open_members(&self, endpoint: &Endpoint) {
+        let unopened = self.lock().unopened();
+        for id in unopened {
+            if let Ok(link) = endpoint.open(id).await {
+                self.lock().opened(id, link);
+            }
         }
     }
 }
@@ -209,6 +252,7 @@ impl Roll {
         member.checks = None;
         member.stopped = None;
         member.unsaved = true;
+        member.offered.send_modify(|offered| offered.up(clock::now()));
         member.online.send_replace(true);
         member.link.clone()
     }
@@ -217,6 +261,7 @@ impl Roll {
         if let Some(member) = self.0.get_mut(&id) {
             member.row.last_seen_ms = clock::unix_time_ms();
             member.unsaved = true;
+            member.offered.send_modify(Offered::down);
             member.online.send_replace(false);
         }
     }
@@ -243,14 +288,8 @@ impl Roll {
 
     pub(super) fn offers(&mut self, id: PeerId, offer: Offer) {
         if let Some(member) = self.0.get_mut(&id) {
-            member.offer = offer;
+            member.offered.send_modify(|offered| offered.say(offer));
         }
-    }
-
-    /// Whether a node is known to take an action for one of flight.
-    pub(super) fn is_flight(&self, id: PeerId, action: &str) -> bool {
-        let offered = |member: &Member| member.offer.actions.get(action).map(|offered| offered.class);
-        self.0.get(&id).and_then(offered) == Some(OfferedClass::Flight)
     }
 
     pub(super) fn rename(&mut self, id: PeerId, name: NodeName) {
@@ -332,6 +371,7 @@ impl Roll {
                     },
                     link: member.link.clone()?,
                     online: member.online.subscribe(),
+                    offered: member.offered.subscribe(),
                     address: member.row.address,
                     name_is_unique: names.get(&member.row.name) == Some(&1),
                 })
@@ -356,8 +396,13 @@ impl Roll {
 
     pub(super) fn views(&self, selector: &Selector) -> Vec<NodeView> {
         let now = clock::now();
+        let mut called: BTreeMap<&NodeName, usize> = BTreeMap::new();
+        for member in self.nodes() {
+            *called.entry(&member.row.name).or_default() += 1;
+        }
         let matched = self.nodes().filter(|member| member.matches(selector));
-        let mut views: Vec<NodeView> = matched.map(|member| member.view(now)).collect();
+        let view = |member: &Member| member.view(now, called.get(&member.row.name).copied().unwrap_or(0));
+        let mut views: Vec<NodeView> = matched.map(view).collect();
         views.sort_by(|a, b| (&a.node, a.id).cmp(&(&b.node, b.id)));
         views
     }
@@ -366,7 +411,19 @@ impl Roll {
     pub(super) fn view_of(&self, id: PeerId, selector: &Selector) -> Option<NodeView> {
         let member = self.0.get(&id)?;
         let meant = member.row.kind == PeerKind::Node && member.matches(selector);
-        meant.then(|| member.view(clock::now()))
+        meant.then(|| member.view(clock::now(), self.namesakes(id).len() + 1))
+    }
+
+    /// Other nodes that have the same name as this one.
+    pub(super) fn namesakes(&self, id: PeerId) -> Vec<PeerId> {
+        let Some(member) = self.0.get(&id) else {
+            return Vec::new();
+        };
+        let others = self.nodes().filter(|other| other.row.name == member.row.name);
+        others
+            .map(|other| other.row.key.id())
+            .filter(|other| *other != id)
+            .collect()
     }
 
     pub(super) fn members(&self) -> Vec<MemberView> {

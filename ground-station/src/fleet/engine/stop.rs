@@ -1,11 +1,16 @@
-//! The emergency stop, from the station: sent first, written down later, until all have answered; and its release.
+//! The emergency stop, from the station: sent first, written down later, until all have answered. Its end is in
+//! [`super::release`].
 //!
 //! What goes out when is [`StopCall`]'s to say. An order goes over the link of every target that has one, and as a
 //! datagram on every interface and to where each target was seen last, because a link may be down, jammed or not there
 //! yet.
+//!
+//! What waits in the book for the targets is withdrawn with it: a stop may be given up before an absent node is back, and
+//! nothing that was asked before is to run there then.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -15,19 +20,19 @@ use serde_json::{Value, json};
 use swarm_shared::net::clock;
 use swarm_shared::net::discovery::interfaces::Interfaces;
 use swarm_shared::net::discovery::pings::Shouter;
-use swarm_shared::net::peer::{PeerLink, ReplyTo, Request};
+use swarm_shared::net::peer::PeerLink;
 use swarm_shared::proto::id::PeerId;
-use swarm_shared::proto::message::{Arguments, Stopped};
+use swarm_shared::proto::message::Stopped;
 use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::parcel::Parcel;
 use swarm_shared::proto::selector::Selector;
 use swarm_shared::proto::session::Outgoing;
 use swarm_shared::proto::stop::{IDS_PER_ORDER, NOBODY, Round, StopCall, Verdict, next_number, selectors};
 use swarm_shared::proto::wire::{Frame, Kind, Lane};
-use tokio::sync::{broadcast, mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio_util::task::TaskTracker;
 
+use super::keeper::Word;
 use super::roll::Target;
 use super::{Shared, commands, recorder};
 use crate::duration::to_ms;
@@ -39,8 +44,6 @@ use crate::store::{Origin, PartEnd, Store};
 const NEWS_MAX: usize = 4_096;
 /// How long a stop over a link may wait for its socket: it is sent again every second.
 const LINK_PATIENCE: Duration = Duration::from_secs(2);
-/// How long a release may still take effect.
-const RELEASE_TTL: Duration = Duration::from_secs(2);
 
 /// What stops share.
 #[derive(Debug)]
@@ -52,6 +55,8 @@ pub(super) struct Stops {
     /// The newest report of each node that is stopped, and linked since.
     reports: Mutex<BTreeMap<PeerId, Stopped>>,
     datagrams: Option<(watch::Receiver<Interfaces>, u16)>,
+    /// How many deliveries were withdrawn before the stop could be asked for.
+    withdrawn_early: Mutex<Option<oneshot::Receiver<usize>>>,
     /// What is written down later, and waited for at shutdown.
     tasks: TaskTracker,
 }
@@ -76,6 +81,7 @@ impl Stops {
             news: broadcast::Sender::new(NEWS_MAX),
             reports: Mutex::default(),
             datagrams,
+            withdrawn_early: Mutex::default(),
             tasks,
         }
     }
@@ -93,7 +99,7 @@ impl Stops {
         let _listeners = self.news.send(News::Report(id, Box::new(report)));
     }
 
-    fn report_of(&self, id: PeerId) -> Option<Stopped> {
+    pub(super) fn report_of(&self, id: PeerId) -> Option<Stopped> {
         let reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
         reports.get(&id).cloned()
     }
@@ -114,6 +120,28 @@ impl Stops {
         let _always = self.given.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take);
         first
     }
+}
+
+/// For an engine that has been started for a stop of these: see [`Stopper::withdraw`], which counts them too.
+pub(super) fn withdraw_early(shared: &Shared, targets: &[Target]) {
+    let ids = targets.iter().map(|target| target.node.id).collect();
+    let count = shared.keeper.withdraw(ids, why_withdrawn(None));
+    let mut early = shared
+        .stops
+        .withdrawn_early
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner);
+    *early = Some(count);
+}
+
+fn why_withdrawn(number: Option<u64>) -> String {
+    let minutes = clock::unix_time_ms() / 60_000;
+    let number = number.map_or(String::new(), |number| format!(" (number {number})"));
+    format!(
+        "withdrawn by the emergency stop of {:02}:{:02}Z{number}: give it again after the release",
+        minutes / 60 % 24,
+        minutes % 60,
+    )
 }
 
 /// A node is linked: it may not know yet how far this station has counted, and whatever stop is being given goes to it.
@@ -163,6 +191,22 @@ fn send(link: &PeerLink, order: &Bytes) {
     if let Err(error) = sent {
         tracing::warn!(peer = %link.id().short(), error, "a stop is not sent over its link");
     }
+}
+
+/// What to say of deliveries that are withdrawn.
+fn withdrawn_note(count: usize) -> Option<Event> {
+    let text = match count {
+        0 => return None,
+        1 => {
+            "1 delivery that waited for these nodes is withdrawn: give it again after the release".to_owned()
+        }
+        count => {
+            format!(
+                "{count} deliveries that waited for these nodes are withdrawn: give them again after the release"
+            )
+        }
+    };
+    Some(Event::note(text))
 }
 
 struct Stopper {
@@ -266,46 +310,53 @@ pub(super) async fn run(shared: Shared, targets: Vec<Target>, asked: Asked, even
         .await;
         return drop(events.send(refuse(error)).await);
     }
+    let mut withdrawn = pin!(stopper.withdraw());
     stopper.go_out().await;
+    stopper.shared.keeper.say(Word::Withdrawn).await;
     stopper.keep_number();
+    // Whoever does not read what is told does not hold up what is sent.
+    let mut untold = VecDeque::new();
     let nobody_known = stopper.targets.is_empty();
     if nobody_known {
         stopper.note_unknown(who, selector.as_str());
     } else {
         stopper.keep_history(record);
-        let first = note.map(Event::note).into_iter().chain([named]);
-        for event in first {
-            if events.send(event).await.is_err() {
-                return;
-            }
-        }
+        untold.extend(note.map(Event::note));
+        untold.push_back(named);
     }
     let give_up = timeout.map(|timeout| started + timeout);
-    while !(stopper.call.is_over() && stopper.call.poll_timeout().is_none()) {
+    let mut counted = false;
+    while !(counted && stopper.call.is_over() && stopper.call.poll_timeout().is_none()) {
         let next = stopper.call.poll_timeout();
         let told = tokio::select! {
             biased;
             () = events.closed() => return,
+            Ok(place) = events.reserve(), if !untold.is_empty() => {
+                if let Some(event) = untold.pop_front() {
+                    place.send(event);
+                }
+                None
+            }
             heard = news.recv() => match heard {
                 Ok(heard) => stopper.take(heard),
                 Err(broadcast::error::RecvError::Lagged(_)) => None,
                 Err(broadcast::error::RecvError::Closed) => break,
             },
+            count = &mut withdrawn, if !counted => {
+                counted = true;
+                withdrawn_note(count)
+            }
             () = clock::sleep_until(next.unwrap_or(started)), if next.is_some() => None,
             () = clock::sleep_until(give_up.unwrap_or(started)), if give_up.is_some() => break,
         };
-        if let Some(event) = told
-            && events.send(event).await.is_err()
-        {
-            return;
-        }
+        untold.extend(told);
         stopper.go_out().await;
     }
     if nobody_known {
         let message = format!("{nobody}; the stop went out by datagram all the same");
         return drop(events.send(Event::failed(Failure::NobodyMatched, message)).await);
     }
-    for event in stopper.left() {
+    for event in untold.into_iter().chain(stopper.left()) {
         if events.send(event).await.is_err() {
             return;
         }
@@ -322,6 +373,27 @@ impl Stopper {
         self.orders = orders.collect::<Result<_, _>>()?;
         self.call.give_anew(first, clock::now());
         Ok(())
+    }
+
+    /// Nothing that waits for the targets is sent from now on; how many deliveries that ends comes back.
+    fn withdraw(&self) -> impl Future<Output = usize> + use<> {
+        let stops = &self.shared.stops;
+        let early = stops
+            .withdrawn_early
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        let targets = self.targets.keys().copied().collect();
+        let why = why_withdrawn(Some(stops.given()));
+        let now = self.shared.keeper.withdraw(targets, why);
+        async move {
+            let early = match early {
+                // No count comes of a book that has ended.
+                Some(early) => early.await.unwrap_or(0),
+                None => 0,
+            };
+            early + now.await.unwrap_or(0)
+        }
     }
 
     fn keep_number(&self) {
@@ -399,7 +471,7 @@ impl Stopper {
         };
         let given = self.shared.stops.given();
         let node = self.targets.get(&id)?.1.node.clone();
-        match self.call.report(&id, &report, given) {
+        match self.call.report(&id, &report, given, clock::now()) {
             Verdict::Nothing => None,
             Verdict::Stopped => {
                 let ms = commands::elapsed_ms(self.started);
@@ -461,112 +533,5 @@ impl Stopper {
     }
 }
 
-/// Releases the targets, each from the stop that is in force there.
-pub(super) async fn release(
-    shared: Shared,
-    targets: Vec<Target>,
-    timeout: Duration,
-    events: mpsc::Sender<Event>,
-) {
-    let started = clock::now();
-    let named = Event::Targets {
-        targets: targets.iter().map(|target| target.node.clone()).collect(),
-    };
-    if events.send(named).await.is_err() {
-        return;
-    }
-    let mut at_work = JoinSet::new();
-    for target in targets {
-        let shared = shared.clone();
-        at_work.spawn(async move {
-            let reply = release_one(&shared, &target, started + timeout).await;
-            commands::ended(&target.node, reply, started)
-        });
-    }
-    loop {
-        let ended = tokio::select! {
-            biased;
-            () = events.closed() => return,
-            ended = at_work.join_next() => ended,
-        };
-        match ended {
-            Some(Ok(event)) => {
-                if events.send(event).await.is_err() {
-                    return;
-                }
-            }
-            Some(Err(error)) => tracing::error!(%error, "a release fell over"),
-            None => break,
-        }
-    }
-    let _caller_gone = events.send(Event::End).await;
-}
-
-/// How long a node's word of its stop may come behind its link.
-const STOP_WORD_MAX: Duration = Duration::from_secs(2);
-/// How often it is looked for.
-const STOP_WORD_STEP: Duration = Duration::from_millis(10);
-
-async fn release_one(shared: &Shared, target: &Target, give_up: Instant) -> Reply {
-    if !target.is_online_by(give_up).await {
-        return Reply::ended(
-            Outcome::NoAnswer,
-            "offline: it stays as it is; release it when it is back",
-        );
-    }
-    let asked = clock::now();
-    let known = shared.stops.report_of(target.node.id);
-    let reply = ask_release(shared, target, known.as_ref(), give_up).await;
-    if known.is_some() || reply.state != Outcome::Refused {
-        return reply;
-    }
-    // It is stopped, then, and its word of that comes behind the link.
-    let word_by = give_up.min(asked + STOP_WORD_MAX);
-    let told = loop {
-        match shared.stops.report_of(target.node.id) {
-            Some(told) => break told,
-            None if clock::now() >= word_by => return reply,
-            None => tokio::time::sleep(STOP_WORD_STEP).await,
-        }
-    };
-    let since_asked = clock::since(asked).as_millis();
-    if u128::from(told.since_ms) < since_asked {
-        return Reply::refused(
-            "it was stopped again after this release was typed; type it again if that stop is meant, too",
-        );
-    }
-    ask_release(shared, target, Some(&told), give_up).await
-}
-
-async fn ask_release(shared: &Shared, target: &Target, stop: Option<&Stopped>, give_up: Instant) -> Reply {
-    let mut arguments = Arguments::default();
-    let fields = &mut arguments.kwargs;
-    fields.insert("number".to_owned(), json!(stop.map_or(0, |stop| stop.number)));
-    fields.extend(stop.map(|stop| ("issuer".to_owned(), json!(stop.issuer))));
-    let lane = Lane::Emergency;
-    let frame = commands::frame(shared, "release", &arguments, lane);
-    let (Some(id), Ok(parcel)) = (frame.header.id, Parcel::new(&frame)) else {
-        return Reply::failed("the release does not encode");
-    };
-    let (reply_to, mut ends) = mpsc::channel(1);
-    let outgoing = Outgoing {
-        parcel,
-        lane,
-        deadline: Some(clock::now() + RELEASE_TTL),
-    };
-    let request = Request {
-        id,
-        until: give_up.max(clock::now() + RELEASE_TTL),
-        reply_to: ReplyTo(reply_to),
-    };
-    if let Err(error) = target.link.try_request(outgoing, request) {
-        return Reply::refused(error.to_string());
-    }
-    match clock::timeout_at(give_up, ends.recv()).await {
-        Ok(Some(end)) => commands::reply(end.ended),
-        Ok(None) | Err(_) => Reply::ended(
-            Outcome::NoAnswer,
-            "no answer; `nodes` says whether it is still stopped",
-        ),
-    }
-}
+#[cfg(test)]
+mod tests;

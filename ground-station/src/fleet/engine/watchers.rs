@@ -33,10 +33,12 @@ impl Watchers {
         self.0.push(watcher);
     }
 
-    /// Tells of one node's state.
+    /// Tells of one node's state, and of those that have its name: they say so.
     pub(super) fn tell(&mut self, roll: &Roll, id: PeerId) {
+        let namesakes = roll.namesakes(id);
         for watcher in &mut self.0 {
             watcher.missed.insert(id);
+            watcher.missed.extend(&namesakes);
             watcher.catch_up(roll);
         }
     }
@@ -112,6 +114,41 @@ mod tests {
         }
         names.sort();
         assert_eq!(names, ["n1", "n2", "n3", "n4", "n5"]);
+    }
+
+    #[test]
+    fn two_with_one_name_are_told_of_as_soon_as_there_are_two() {
+        let mut roll = Roll::default();
+        roll.admit(node(1, false));
+        let (events, mut seen) = mpsc::channel(8);
+        let mut watchers = Watchers::default();
+        watchers.add(&roll, Selector::all(), events);
+        assert!(told(&mut seen)[0].warnings.is_empty());
+        let id = PublicKey([2; 32]).id();
+        roll.admit(MemberRow {
+            name: NodeName::from_host("n1"),
+            ..node(2, false)
+        });
+        watchers.tell(&roll, id);
+        let views = told(&mut seen);
+        assert_eq!(views.len(), 2, "both");
+        for view in &views {
+            let expected = format!(
+                "two nodes are called n1; tell them apart by id, rename one with: \
+                 ground-station call id:{} id new_id=NAME",
+                view.id.short()
+            );
+            assert_eq!(view.warnings, [expected]);
+        }
+        assert_eq!(roll.views(&Selector::all()).len(), 2);
+        assert!(
+            roll.views(&Selector::all())
+                .iter()
+                .all(|view| view.warnings.len() == 1)
+        );
+        roll.rename(id, NodeName::from_host("n2"));
+        watchers.tell(&roll, PublicKey([1; 32]).id());
+        assert!(told(&mut seen)[0].warnings.is_empty());
     }
 
     #[test]

@@ -119,6 +119,7 @@ impl Counter {
             | Request::Peers { .. }
             | Request::Tell { .. }
             | Request::Users { .. }
+            | Request::Cancel { .. }
             | Request::Retry { .. } => Vec::new(),
         };
         if meant.is_empty() {
@@ -242,6 +243,7 @@ impl Counter {
                 ttl_ms,
                 timeout_ms,
                 batch,
+                ..
             } => {
                 let (ttl, timeout) = (Duration::from_millis(ttl_ms), Duration::from_millis(timeout_ms));
                 if batch.is_some() {
@@ -367,6 +369,7 @@ impl Counter {
             | Request::Peers { .. }
             | Request::Tell { .. }
             | Request::Users { .. }
+            | Request::Cancel { .. }
             | Request::Retry { .. } => {
                 drop(to);
                 return own.join(told, &events).await;

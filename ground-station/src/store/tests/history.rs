@@ -125,6 +125,20 @@ fn a_command_says_what_it_was_and_what_came_of_it() {
     );
     assert_eq!((shown.deliveries, shown.ttl_ms), (1, 30_000));
     assert_eq!(shown.count(PastState::Ended(Outcome::Done)), 1);
+    assert!(shown.retried_by.is_empty());
+    let repeated = command(&connection, 2).expect("read").expect("there");
+    assert_eq!(repeated.retried_by, [4]);
+    let listed = commands(
+        &connection,
+        &PastQuery {
+            limit: 10,
+            ..PastQuery::default()
+        },
+        NOW_MS,
+    );
+    assert_eq!(listed.expect("read")[2].retried_by, [4]);
+    assert_eq!(identity(&connection, 4).expect("read"), Some(id(4)));
+    assert_eq!(identity(&connection, 5).expect("read"), None);
     assert!(command(&connection, 5).expect("read").is_none());
     assert_eq!(numbers(&connection).expect("read"), Some((1, 4)));
 

@@ -12,7 +12,7 @@ use tokio_util::task::TaskTracker;
 
 use super::interfaces::{self, Interfaces};
 use super::mdns::{Announcement, Found, Mdns, MdnsSd, Prefix, Service, Sighting};
-use super::pings::{self, Datagram, PingError};
+use super::pings::{self, Datagram, PingError, Stops};
 use crate::net::clock;
 use crate::net::endpoint::Endpoint;
 use crate::proto::dial::{Hint, Source};
@@ -121,6 +121,11 @@ pub fn start_hearing(
             }
             PeerKind::Node => {
                 let (datagrams, heard) = mpsc::channel(QUEUE_MAX);
+                let stops = stops.map(|to| Stops {
+                    to,
+                    membership: endpoint.membership(),
+                    profile: endpoint.profile(),
+                });
                 tasks.spawn(pings::receive(
                     pings::listen(port)?,
                     datagrams,

@@ -1,26 +1,24 @@
 //! Connections on their way to becoming links: accepted or dialled, greeted, or taken into the fleet.
 //!
-//! At most [`PREAUTH_CONNECTIONS_MAX`] strangers are greeted at once; the others wait in the kernel's queue.
+//! How many strangers are greeted at once, and how many of one host: [`super::places`].
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::JoinRequest;
+use super::places::{PREAUTH_PER_SOURCE_MAX, Places, Vacancy};
 use crate::net::handshake::{self, Greeted, HandshakeError, Local, PREAUTH_TIMEOUT, REFUSE_GRACE};
 use crate::net::socket::{self, Accepted, KeepaliveConfig, Purpose};
 use crate::proto::id::PeerId;
 use crate::proto::message::{Channel, Join, RefusalCode, Refused};
 use crate::proto::wire::{Frame, Kind};
 
-/// Most connections at once whose other end has not proved who it is.
-pub const PREAUTH_CONNECTIONS_MAX: usize = 64;
 /// Most strangers at once that wait to be accepted by hand.
 pub const JOINS_MAX: usize = 64;
 /// How long a stranger is kept waiting on one connection; then it asks again.
@@ -65,20 +63,25 @@ pub(super) struct Listening {
 
 /// Accepts until the endpoint stops.
 pub(super) async fn listen(this: Listening) {
-    let permits = Arc::new(Semaphore::new(PREAUTH_CONNECTIONS_MAX));
+    let places = Places::default();
     loop {
         let accepted = tokio::select! {
             biased;
             () = this.stop.cancelled() => return,
-            accepted = accept_next(&this.listener, &permits) => accepted,
+            accepted = accept_next(&this.listener, &places) => accepted,
         };
-        let (tcp, addr, permit) = match accepted {
+        let (tcp, addr, vacancy) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
                 sleep(ACCEPT_PAUSE).await;
                 continue;
             }
+        };
+        let Some(place) = vacancy.take(addr.ip()) else {
+            let max = PREAUTH_PER_SOURCE_MAX;
+            tracing::debug!(%addr, max, "closed at once: too many of its host are being greeted");
+            continue;
         };
         // The channel is not known yet.
         if let Err(error) = socket::tune(&tcp, &this.keepalive, Purpose::Control) {
@@ -100,8 +103,8 @@ pub(super) async fn listen(this: Listening) {
             let arrival = Arrival::Accepted {
                 addr,
                 result: greeted.map(|greeted| {
-                    let permit = Some(permit);
-                    Box::new(Greeted { permit, ..greeted })
+                    let place = Some(place);
+                    Box::new(Greeted { place, ..greeted })
                 }),
             };
             let _stopping = arrivals.send(arrival).await;
@@ -111,14 +114,11 @@ pub(super) async fn listen(this: Listening) {
 
 async fn accept_next(
     listener: &TcpListener,
-    permits: &Arc<Semaphore>,
-) -> std::io::Result<(TcpStream, SocketAddr, tokio::sync::OwnedSemaphorePermit)> {
-    let permit = Arc::clone(permits)
-        .acquire_owned()
-        .await
-        .map_err(std::io::Error::other)?;
+    places: &Places,
+) -> std::io::Result<(TcpStream, SocketAddr, Vacancy)> {
+    let vacancy = places.vacancy().await?;
     let (tcp, addr) = listener.accept().await?;
-    Ok((tcp, addr, permit))
+    Ok((tcp, addr, vacancy))
 }
 
 /// Dials and greets.
@@ -146,9 +146,9 @@ pub(super) async fn dial(
 
 /// Refuses a greeted connection, telling why.
 pub(super) async fn refuse(greeted: Box<Greeted>, refused: Refused) {
-    let Greeted { conn, permit, .. } = *greeted;
+    let Greeted { conn, place, .. } = *greeted;
     handshake::refuse(conn, &refused).await;
-    drop(permit);
+    drop(place);
 }
 
 /// Takes a stranger's request to join, and brings it the answer.
@@ -167,7 +167,7 @@ pub(super) async fn take_in(mut greeted: Box<Greeted>, joins: Option<mpsc::Sende
         return refuse(greeted, Refused::new(RefusalCode::Protocol, reason)).await;
     };
     // Its wait is bounded by the places for those who join.
-    greeted.permit = None;
+    greeted.place = None;
     let (answer, answered) = oneshot::channel();
     let request = JoinRequest {
         key: greeted.key,

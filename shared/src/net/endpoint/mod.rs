@@ -7,6 +7,7 @@
 mod accept;
 mod fleet;
 pub mod hush;
+mod places;
 mod sessions;
 mod task;
 
@@ -21,7 +22,9 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use accept::{JOIN_WAIT, JOINS_MAX, PREAUTH_CONNECTIONS_MAX};
+pub use accept::{JOIN_WAIT, JOINS_MAX};
+pub(crate) use places::Place;
+pub use places::{PREAUTH_CONNECTIONS_MAX, PREAUTH_PER_SOURCE_MAX};
 
 use super::handshake::{Identity, Local, Profile};
 use super::peer::{LinkError, PeerEvent, PeerLink, StopHeard};

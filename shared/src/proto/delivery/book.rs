@@ -11,10 +11,13 @@
 //! | ending | its outcome is being stored, again every [`RETRY_AFTER`] if need be | stored: [`Effect::Ended`], and it is gone |
 //!
 //! Invariants: nothing is sent before the store has it, and nothing for the first time before the store knows that it
-//! may have been; nothing is first sent at or after its deadline; each delivery has one [`Effect::Ended`] in its life,
+//! may have been; nothing is first sent at or after its deadline, or once it was withdrawn; each delivery has one [`Effect::Ended`] in its life,
 //! over all restarts but for the one that falls between the write and the telling, and none before its outcome is
 //! stored; within a lane a node gets its commands in the order of their issue. So a station that is killed at any
 //! instant goes on from what was stored as if nothing had been.
+//!
+//! [`Book::withdraw`] is the book's part of an emergency stop: whatever the nodes have not been sent is ending
+//! (`refused`), and what would be sent to them once more is only asked about from then on.
 //!
 //! A link that resumes redelivers by itself what it had taken. One to a process that remembers nothing gets all that is
 //! open again, oldest first, under the same identities.
@@ -34,11 +37,14 @@ mod issuing;
 #[cfg(test)]
 mod model_tests;
 mod sending;
+mod take_back;
 #[cfg(test)]
 mod tests;
+mod withdrawing;
 
 pub use change::{Change, Issued, IssuedTo, OpenCommand, OpenDelivery, Order, Standing};
 pub use effect::{Addressee, Effect, Issue, Ticket};
+pub use take_back::TakenBack;
 
 /// Most open deliveries of one node; further ones are refused as `busy`.
 pub const NODE_OPEN_MAX: usize = 4_096;

@@ -19,7 +19,7 @@
 //! | begun | a crash came between: runs again if it was and is idempotent and all else allows it, else ends `unknown` |
 //! | ended | gets the stored answer |
 //! | forgotten | is answered `unknown` |
-//! | of an old epoch | is answered `refused` |
+//! | of an old epoch | is answered `refused`; without time left, `expired`: it never began, and never will |
 //!
 //! Invariants:
 //! * An identity runs at most once, over crashes too, unless it is idempotent; and only after its start is durable.
@@ -192,7 +192,7 @@ impl Desk {
         if planted::is(planted::Bug::DedupeByTime) && !self.heard_lately(id, now) {
             return self.take_on(&incoming, false, now);
         }
-        match self.look_up(&incoming) {
+        match self.look_up(&incoming, now) {
             Known::Answered(reply) => {
                 self.effects.push(Effect::Answer { id, reply });
                 false
@@ -378,7 +378,7 @@ impl Desk {
         before.is_some_and(|before| now < before + Duration::from_secs(2))
     }
 
-    fn look_up(&self, incoming: &Incoming) -> Known {
+    fn look_up(&self, incoming: &Incoming, now: Instant) -> Known {
         let id = incoming.id;
         match self.ledger.find(id, incoming.digest) {
             Found::New => Known::New,
@@ -386,6 +386,8 @@ impl Desk {
             Found::Ended(reply) => Known::Answered(reply.reply()),
             Found::Different => Known::Answered(replies::different(id)),
             Found::Forgotten => Known::Answered(replies::forgotten()),
+            // It has not begun, and whatever copy still comes is refused.
+            Found::OldEpoch { .. } if is_late(incoming.deadline, now) => Known::Answered(replies::expired()),
             Found::OldEpoch { seen } => Known::Answered(replies::old_epoch(id, seen)),
         }
     }

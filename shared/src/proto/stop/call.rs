@@ -9,7 +9,9 @@
 //!
 //! It ends when every target has answered, or when its owner gives up. An answer counts for the order if the node has
 //! heard one of this station that is as new, and not newer than this station has given: a node that has heard a newer one
-//! has met a station that counts from an older store, and takes nothing but a higher number.
+//! has met a station that counts from an older store, and takes nothing but a higher number. Every order anew stops again
+//! those who have stopped already, so it is given anew at most once in a second and eight times: a bad node
+//! that always tells a higher number makes the others do no more than that.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -23,6 +25,13 @@ use crate::proto::outcome::{Outcome, Reply};
 pub const BURST_MS: [u64; 5] = [0, 20, 60, 140, 300];
 /// Time between two rounds for those that have not answered.
 pub const REPEAT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Time between two orders anew of one stop.
+const ANEW_INTERVAL: Duration = Duration::from_secs(1);
+/// Orders anew that do not wait for that: with few nodes they do, and the third counts on from all that were told.
+const ANEW_AT_ONCE: u8 = 2;
+/// How often a stop is given anew.
+const ANEW_MAX: u8 = 8;
 
 /// What came of a report.
 #[derive(Clone, Debug, PartialEq)]
@@ -66,6 +75,11 @@ pub struct StopCall {
     burst: usize,
     /// When the next round is due.
     next: Instant,
+    /// How often it was given anew, and when it may be again.
+    anew: u8,
+    anew_from: Instant,
+    /// The highest number that a node has told.
+    told_max: u64,
 }
 
 impl StopCall {
@@ -77,6 +91,9 @@ impl StopCall {
             start: now,
             burst: 0,
             next: now,
+            anew: 0,
+            anew_from: now,
+            told_max: 0,
         }
     }
 
@@ -142,7 +159,7 @@ impl StopCall {
     }
 
     /// Takes a node's report. `given` is the highest number that this station has given.
-    pub fn report(&mut self, peer: &PeerId, report: &Stopped, given: u64) -> Verdict {
+    pub fn report(&mut self, peer: &PeerId, report: &Stopped, given: u64, now: Instant) -> Verdict {
         let Some(answer) = self.targets.get_mut(peer) else {
             return Verdict::Nothing;
         };
@@ -165,7 +182,15 @@ impl StopCall {
                 // Nonsense, and nothing is believed of a node that tells it.
                 return Verdict::Nothing;
             }
-            return Verdict::CountOn(report.seen);
+            self.told_max = self.told_max.max(report.seen);
+            let soon = self.anew < ANEW_AT_ONCE;
+            if self.anew >= ANEW_MAX || (!soon && now < self.anew_from) {
+                // It is asked again every second, and says so again; the next order counts on from this, too.
+                return Verdict::Nothing;
+            }
+            self.anew += 1;
+            self.anew_from = now + ANEW_INTERVAL;
+            return Verdict::CountOn(self.told_max);
         }
         if let Some(reply) = ended(report) {
             *answer = Answer::Ended;
@@ -187,11 +212,14 @@ fn ended(report: &Stopped) -> Option<Reply> {
         "latched": report.latched,
         "command": report.command,
     });
-    let done = Reply::done(value.clone());
     if !report.stopped {
-        // Another station has released it meanwhile.
-        return Some(done);
+        // Whoever stops it must not take it for stopped.
+        return Some(Reply {
+            value: Some(value),
+            ..Reply::failed("it was released meanwhile")
+        });
     }
+    let done = Reply::done(value.clone());
     match (report.command, report.latched, &report.error) {
         (StopCommand::Running, _, _) | (StopCommand::None | StopCommand::Done, false, None) => None,
         (StopCommand::None | StopCommand::Done, true, _) => Some(done),
@@ -265,11 +293,17 @@ mod tests {
         ];
         assert_eq!(sent[..5], burst);
         assert_eq!(sent[5..], [(1_300, true, 2), (2_300, true, 2), (3_300, true, 2)]);
-        assert_eq!(state(call.report(&peer(1), &report(10), 10)), Some(Outcome::Done));
+        assert_eq!(
+            state(call.report(&peer(1), &report(10), 10, after(start, 3_500))),
+            Some(Outcome::Done)
+        );
         assert!(!call.up(&peer(1)) && call.up(&peer(2)));
         let round = call.handle_timeout(after(start, 4_300)).expect("due");
         assert_eq!(round.to, [peer(2)]);
-        assert_eq!(state(call.report(&peer(2), &report(10), 10)), Some(Outcome::Done));
+        assert_eq!(
+            state(call.report(&peer(2), &report(10), 10, after(start, 3_500))),
+            Some(Outcome::Done)
+        );
         assert!(call.is_over() && call.poll_timeout().is_none());
     }
 
@@ -291,24 +325,27 @@ mod tests {
             command: StopCommand::Running,
             ..report(10)
         };
-        assert_eq!(call.report(&peer(1), &running, 10), Verdict::Stopped);
-        assert_eq!(call.report(&peer(1), &running, 10), Verdict::Nothing);
+        assert_eq!(call.report(&peer(1), &running, 10, start()), Verdict::Stopped);
+        assert_eq!(call.report(&peer(1), &running, 10, start()), Verdict::Nothing);
         assert_eq!(call.unanswered().count(), 0);
         assert_eq!(call.at_work().count(), 1);
         let unlatched = Stopped {
             command: StopCommand::Done,
             ..running.clone()
         };
-        assert_eq!(call.report(&peer(1), &unlatched, 10), Verdict::Nothing);
+        assert_eq!(call.report(&peer(1), &unlatched, 10, start()), Verdict::Nothing);
         let failed = Stopped {
             latched: true,
             command: StopCommand::Failed,
             error: Some("exit status 3".to_owned()),
             ..running
         };
-        assert_eq!(state(call.report(&peer(1), &failed, 10)), Some(Outcome::Failed));
+        assert_eq!(
+            state(call.report(&peer(1), &failed, 10, start())),
+            Some(Outcome::Failed)
+        );
         assert!(call.is_over());
-        assert_eq!(call.report(&peer(1), &report(10), 10), Verdict::Nothing);
+        assert_eq!(call.report(&peer(1), &report(10), 10, start()), Verdict::Nothing);
     }
 
     #[test]
@@ -320,14 +357,20 @@ mod tests {
             ..report(10)
         };
         while call.handle_timeout(after(start, 400)).is_some() {}
-        assert_eq!(call.report(&peer(1), &unlatched, 10), Verdict::Stopped);
+        assert_eq!(
+            call.report(&peer(1), &unlatched, 10, after(start, 400)),
+            Verdict::Stopped
+        );
         assert!(call.up(&peer(1)));
         let restarted = Stopped {
             stopped: false,
             latched: false,
             ..report(0)
         };
-        assert_eq!(call.report(&peer(1), &restarted, 10), Verdict::Nothing);
+        assert_eq!(
+            call.report(&peer(1), &restarted, 10, after(start, 400)),
+            Verdict::Nothing
+        );
         let round = call.handle_timeout(after(start, 2_000)).expect("due");
         assert_eq!((round.to, round.links), (vec![peer(1)], true));
     }
@@ -341,7 +384,7 @@ mod tests {
             ..report(10)
         };
         assert_eq!(
-            state(call.report(&peer(1), &unlatched, 10)),
+            state(call.report(&peer(1), &unlatched, 10, start())),
             Some(Outcome::Failed)
         );
     }
@@ -349,27 +392,96 @@ mod tests {
     #[test]
     fn only_an_answer_to_this_order_counts() {
         let mut call = StopCall::new(10, [peer(1)], start());
-        assert_eq!(call.report(&peer(1), &report(9), 10), Verdict::Nothing);
-        assert_eq!(call.report(&peer(2), &report(10), 10), Verdict::Nothing);
-        assert_eq!(call.report(&peer(1), &report(50), 10), Verdict::CountOn(50));
+        assert_eq!(call.report(&peer(1), &report(9), 10, start()), Verdict::Nothing);
+        assert_eq!(call.report(&peer(2), &report(10), 10, start()), Verdict::Nothing);
+        assert_eq!(
+            call.report(&peer(1), &report(50), 10, start()),
+            Verdict::CountOn(50)
+        );
         call.give_anew(51, start());
-        assert_eq!(call.report(&peer(1), &report(50), 51), Verdict::Nothing);
+        assert_eq!(call.report(&peer(1), &report(50), 51, start()), Verdict::Nothing);
         // A later order of this very station, given meanwhile.
-        assert_eq!(state(call.report(&peer(1), &report(52), 52)), Some(Outcome::Done));
+        assert_eq!(
+            state(call.report(&peer(1), &report(52), 52, start())),
+            Some(Outcome::Done)
+        );
     }
 
     #[test]
     fn no_node_makes_the_station_count_to_where_it_cannot_count_on() {
         let mut call = StopCall::new(10, [peer(1)], start());
         for seen in [u64::MAX, STOP_NUMBER_TOLD_MAX + 1] {
-            assert_eq!(call.report(&peer(1), &report(seen), 10), Verdict::Nothing);
+            assert_eq!(
+                call.report(&peer(1), &report(seen), 10, start()),
+                Verdict::Nothing
+            );
         }
         assert_eq!(call.unanswered().count(), 1);
         let told = STOP_NUMBER_TOLD_MAX;
-        assert_eq!(call.report(&peer(1), &report(told), 10), Verdict::CountOn(told));
+        assert_eq!(
+            call.report(&peer(1), &report(told), 10, start()),
+            Verdict::CountOn(told)
+        );
         call.give_anew(told + 1, start());
-        let answer = call.report(&peer(1), &report(told + 1), told + 1);
+        let answer = call.report(&peer(1), &report(told + 1), told + 1, start());
         assert_eq!(state(answer), Some(Outcome::Done));
+    }
+
+    #[test]
+    fn a_node_that_always_tells_more_makes_the_station_give_anew_seldom_and_not_for_ever() {
+        let start = start();
+        let mut call = StopCall::new(10, [peer(1), peer(2)], start);
+        let (mut given, mut anew) = (10, Vec::new());
+        for ms in (0..60_000).step_by(10) {
+            let now = after(start, ms);
+            if let Verdict::CountOn(seen) = call.report(&peer(1), &report(given + 1), given, now) {
+                given = seen + 1;
+                call.give_anew(given, now);
+                anew.push(ms);
+            }
+        }
+        let each_second = (1..u64::from(ANEW_MAX)).map(|n| 10 + (n - 1) * 1_000);
+        let expected: Vec<u64> = std::iter::once(0).chain(each_second).collect();
+        assert_eq!(anew, expected);
+        let honest = call.report(&peer(2), &report(given), given, after(start, 60_000));
+        assert_eq!(state(honest), Some(Outcome::Done));
+    }
+
+    #[test]
+    fn nodes_that_have_seen_different_numbers_are_stopped_by_the_third_order() {
+        let begin = start();
+        let mut call = StopCall::new(1, (1..=20).map(peer), begin);
+        let mut given = 1;
+        let later = begin + ANEW_INTERVAL;
+        for now in [begin, later] {
+            for n in 1..=20 {
+                let seen = report((u64::from(n) * 100).max(given));
+                if let Verdict::CountOn(seen) = call.report(&peer(n), &seen, given, now) {
+                    given = seen + 1;
+                    call.give_anew(given, now);
+                }
+            }
+        }
+        assert_eq!(given, 2_001);
+        assert_eq!(call.unanswered().count(), 1, "only whoever made it count on");
+        let answer = call.report(&peer(3), &report(given), given, later);
+        assert_eq!(state(answer), Some(Outcome::Done));
+        assert_eq!(call.unanswered().count(), 0);
+    }
+
+    #[test]
+    fn a_node_that_was_released_meanwhile_is_not_done() {
+        let mut call = StopCall::new(10, [peer(1)], start());
+        let released = Stopped {
+            stopped: false,
+            latched: false,
+            ..report(10)
+        };
+        let Verdict::Ended(reply) = call.report(&peer(1), &released, 10, start()) else {
+            panic!("it has said all");
+        };
+        assert_eq!(reply.state, Outcome::Failed);
+        assert_eq!(reply.error.as_deref(), Some("it was released meanwhile"));
     }
 
     #[test]
@@ -383,7 +495,7 @@ mod tests {
             ..report(0)
         };
         assert_eq!(
-            state(call.report(&peer(1), &not_meant, 10)),
+            state(call.report(&peer(1), &not_meant, 10, start())),
             Some(Outcome::Refused)
         );
     }

@@ -21,6 +21,7 @@ fn command(action: &str) -> Request {
         arguments: Arguments::default(),
         lane: Lane::Control,
         ttl_ms: 1,
+        ttl_given: false,
         timeout_ms: 1,
         batch: None,
     }

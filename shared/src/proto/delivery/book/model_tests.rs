@@ -60,6 +60,10 @@ enum Step {
         ttl_ms: u64,
     },
     Withhold,
+    /// The nodes are stopped.
+    Stop {
+        targets: u8,
+    },
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -80,6 +84,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0..4usize).prop_map(|applied| Step::Crash { applied }),
         1 => (0..3_000u64).prop_map(|ttl_ms| Step::Release { ttl_ms }),
         1 => Just(Step::Withhold),
+        1 => (1..8u8).prop_map(|targets| Step::Stop { targets }),
     ]
 }
 
@@ -185,6 +190,11 @@ struct World {
     in_order: BTreeSet<(CommandId, PeerId)>,
     never: BTreeSet<(CommandId, PeerId)>,
     issued: BTreeSet<(CommandId, PeerId)>,
+    /// Not sent when its node was stopped; or sent, when its node was stopped while it was away.
+    withdrawn: BTreeSet<(CommandId, PeerId)>,
+    write_failed: bool,
+    /// Issued before a stop of their nodes.
+    before_stop: BTreeSet<(CommandId, PeerId)>,
     /// Issued before the last crash: nobody waits for its end any more.
     orphans: BTreeSet<CommandId>,
     /// The write came through although it failed, and the station was killed before it could write what it then told:
@@ -208,6 +218,9 @@ impl World {
             in_order: BTreeSet::new(),
             never: BTreeSet::new(),
             issued: BTreeSet::new(),
+            withdrawn: BTreeSet::new(),
+            write_failed: false,
+            before_stop: BTreeSet::new(),
             orphans: BTreeSet::new(),
             in_doubt: BTreeSet::new(),
         }
@@ -230,6 +243,7 @@ impl World {
             }
             Step::WriteFails { applied } => {
                 if let Some((ticket, changes)) = self.writes.pop_front() {
+                    self.write_failed = true;
                     // Later writes refer to it, so that only the last can be in doubt.
                     if applied && self.writes.is_empty() && !repeats(&self.store, &changes) {
                         self.store.apply(&changes);
@@ -284,6 +298,17 @@ impl World {
                 let open = open.map(|((id, _), _)| *id);
                 self.in_doubt
                     .extend(open.filter(|id| self.not_issued.contains(id)));
+                // What the store has not got of a stop is as if it had not been; that is out of order only where its
+                // write has failed.
+                let stop = std::mem::take(&mut self.withdrawn).into_iter();
+                let (kept, lost): (BTreeSet<_>, BTreeSet<_>) = stop.partition(|(id, to)| {
+                    let row = self.store.rows.get(&(*id, *to));
+                    row.is_some_and(|row| row.ended.is_some() || row.deadline <= now)
+                });
+                self.withdrawn = kept;
+                if self.write_failed {
+                    self.in_order = self.in_order.difference(&lost).copied().collect();
+                }
                 self.book = Book::restore(self.store.open());
                 for device in self.devices.values_mut() {
                     device.up = false;
@@ -306,6 +331,7 @@ impl World {
                 };
                 self.book.withhold(id, "an earlier batch failed");
             }
+            Step::Stop { targets } => self.stop(targets),
         }
         self.carry_out();
     }
@@ -337,6 +363,19 @@ impl World {
             deadline: self.now + Duration::from_millis(ttl_ms),
             targets,
         });
+    }
+
+    fn stop(&mut self, targets: u8) {
+        let meant = (0..NODES).filter(|n| targets & (1 << n) != 0).map(node);
+        let meant: Vec<PeerId> = meant.collect();
+        for (id, to) in self.issued.iter().filter(|(_, to)| meant.contains(to)) {
+            self.before_stop.insert((*id, *to));
+            let absent = !self.devices[to].up;
+            if absent || !self.sent.contains(&(*to, *id)) {
+                self.withdrawn.insert((*id, *to));
+            }
+        }
+        self.book.withdraw(&meant, "a stop", self.now);
     }
 
     fn work(&mut self, to: PeerId) {
@@ -399,6 +438,10 @@ impl World {
         match deadline {
             Some(deadline) => {
                 assert!(self.now < deadline, "sent too late");
+                assert!(
+                    !self.withdrawn.contains(&(id, to)) || self.in_doubt.contains(&id),
+                    "withdrawn by a stop"
+                );
                 if self.sent.insert((to, id))
                     && self.in_order.contains(&(id, to))
                     && !self.in_doubt.contains(&id)
@@ -412,7 +455,7 @@ impl World {
                 }
             }
             None => assert!(
-                row.deadline <= self.now,
+                row.deadline <= self.now || self.before_stop.contains(&(id, to)),
                 "asked before its time: a question runs nothing"
             ),
         }

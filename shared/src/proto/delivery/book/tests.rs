@@ -354,6 +354,99 @@ fn who_is_put_out_gets_nothing() {
 }
 
 #[test]
+fn a_stop_withdraws_what_its_targets_have_not_been_sent() {
+    let mut desk = fresh(&[0]);
+    let deadline = desk.now + SECOND * 100;
+    let held = |n| Addressee {
+        held: true,
+        ..named(n)
+    };
+    // Sent to 0; waits for 1 and 2, held of 3.
+    desk.book
+        .issue(issue(1, deadline, vec![named(0), named(1), named(2), held(3)]));
+    assert_eq!(desk.said(), ["send 1 of 0"]);
+    // Being stored.
+    desk.keep = Some(Vec::new());
+    desk.book.issue(issue(2, deadline, vec![named(0), named(1)]));
+    desk.said();
+    let issued = desk.keep.as_mut().and_then(Vec::pop).expect("a write");
+    // About to be sent.
+    desk.book.up(node(2), false, desk.now);
+    desk.said();
+    let marked = desk.keep.as_mut().and_then(Vec::pop).expect("a write");
+    let stopped = [node(0), node(1), node(2), node(3), node(9)];
+    assert_eq!(desk.book.withdraw(&stopped, "a stop", desk.now), 5);
+    assert_eq!(desk.said(), [""; 0], "told when it is stored");
+    let ends = desk.keep.replace(Vec::new()).expect("kept");
+    assert_eq!(ends.len(), 6, "five ends, and that nothing is sent to 0 again");
+    for ticket in [marked, issued].into_iter().chain(ends) {
+        desk.book.stored(ticket, desk.now);
+    }
+    desk.keep = None;
+    for n in 0..4 {
+        desk.book.up(node(n), n == 0, desk.now);
+        desk.book.release(order(1).id, &[node(n)], deadline, desk.now);
+    }
+    let mut said = desk.said();
+    said.sort();
+    let refused = ["1 of 1", "1 of 2", "1 of 3", "2 of 0", "2 of 1"];
+    assert_eq!(said, refused.map(|which| format!("{which}: refused")));
+    let why = |change: &Change| match change {
+        Change::Ended { reply, .. } => reply.error.clone(),
+        Change::Issued(_) | Change::Moved { .. } | Change::Stage { .. } => None,
+    };
+    assert!(desk.changes.iter().filter_map(why).all(|why| why == "a stop"));
+    // What it has been sent it refuses itself; what is given later goes out.
+    assert_eq!(desk.done(1, 0), ["1 of 0: done"]);
+    desk.book.issue(issue(3, deadline, vec![named(1)]));
+    assert_eq!(desk.said(), ["send 3 of 1"]);
+}
+
+#[test]
+fn what_an_absent_node_may_have_is_not_sent_again_after_a_stop() {
+    let mut desk = fresh(&[0]);
+    let deadline = desk.now + SECOND * 100;
+    desk.book.issue(issue(1, deadline, vec![named(0)]));
+    assert_eq!(desk.said(), ["send 1 of 0"]);
+    desk.book.down(node(0));
+    assert_eq!(desk.book.withdraw(&[node(0)], "a stop", desk.now), 0);
+    assert_eq!(desk.said(), [""; 0]);
+    assert!(matches!(desk.changes.last(), Some(Change::Moved { deadline, .. }) if *deadline == desk.now));
+    desk.book.up(node(0), false, desk.now);
+    assert_eq!(desk.said(), ["ask 1 of 0"], "it runs nothing");
+}
+
+#[test]
+fn what_a_dead_link_took_is_not_sent_again_after_a_stop() {
+    let mut desk = fresh(&[0]);
+    let deadline = desk.now + SECOND * 100;
+    desk.book.issue(issue(1, deadline, vec![named(0)]));
+    assert_eq!(desk.said(), ["send 1 of 0"]);
+    // The link counts as up still.
+    assert_eq!(desk.book.withdraw(&[node(0)], "a stop", desk.now), 0);
+    assert_eq!(desk.said(), [""; 0], "it may be at work");
+    desk.book.down(node(0));
+    desk.book.up(node(0), false, desk.now);
+    assert_eq!(desk.said(), ["ask 1 of 0"], "it runs nothing");
+}
+
+#[test]
+fn what_was_withdrawn_stays_so_though_it_cannot_be_stored_yet() {
+    let mut desk = fresh(&[]);
+    let deadline = desk.now + SECOND * 100;
+    desk.book.issue(issue(1, deadline, vec![named(0)]));
+    desk.said();
+    desk.keep = Some(Vec::new());
+    desk.book.withdraw(&[node(0)], "a stop", desk.now);
+    desk.said();
+    let ticket = desk.keep.take().and_then(|mut kept| kept.pop()).expect("a write");
+    desk.book.store_failed(ticket, "no space", desk.now);
+    desk.book.up(node(0), false, desk.now);
+    assert_eq!(desk.said(), [""; 0], "never sent");
+    assert_eq!(desk.pass(RETRY_AFTER), ["1 of 0: refused"]);
+}
+
+#[test]
 fn the_frame_is_the_same_each_time_and_a_question_leaves_no_time() {
     let order = Order {
         id: CommandId {

@@ -505,6 +505,43 @@ fn an_older_epoch_is_refused_unless_it_is_remembered() {
     assert!(why.contains("epoch 5") && why.contains("epoch 6"), "{why}");
 }
 
+/// Whoever asks what became of a command is not told of a hindrance that it may never have met.
+#[test]
+fn a_question_of_an_older_epoch_is_answered_with_what_became_of_the_command() {
+    let mut place = Place::new();
+    place.send(1, PLAIN);
+    place.finish(1, done());
+    place.send(2, PLAIN);
+    let newer = Incoming {
+        id: CommandId { epoch: 6, ..id(1) },
+        ..incoming(1, place.now, PLAIN)
+    };
+    assert!(place.take(newer));
+    for round in 0..2 {
+        place.said();
+        place.ask(1, PLAIN);
+        assert_eq!(place.answer(1).0, Outcome::Done, "it ran");
+        place.ask(3, PLAIN);
+        let (state, why) = place.answer(3);
+        assert_eq!(state, Outcome::Expired, "it never began: {why}");
+        assert!(!place.send(3, PLAIN), "and never will");
+        assert_eq!(place.answer(3).0, Outcome::Refused);
+        if round == 0 {
+            place.ask(2, PLAIN);
+            assert!(
+                place
+                    .said()
+                    .iter()
+                    .all(|said| !matches!(said, Effect::Answer { .. }))
+            );
+        } else {
+            place.ask(2, PLAIN);
+            assert_eq!(place.answer(2).0, Outcome::Unknown, "a crash midway");
+        }
+        place.crash();
+    }
+}
+
 #[test]
 fn one_that_is_forgotten_is_unknown_and_does_not_run() {
     let mut place = Place::new();

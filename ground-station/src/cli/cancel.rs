@@ -1,0 +1,57 @@
+//! `cancel`: a command is taken back, as far as it has not been sent.
+
+use swarm_shared::net::clock;
+
+use super::Common;
+use super::ask::{Ended, follow};
+use super::connect::Connection;
+use super::history::number;
+use super::screen::{CliError, EXIT_FAILED, EXIT_INTERRUPTED, Screen};
+use crate::duration::to_ms;
+use crate::fleet::Request;
+use crate::view::history::Past;
+
+/// Take a command back: what has not been sent to its node yet never is
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Deliveries that wait for their node, or for their batch, end as refused. What was sent already
+is named, and goes on: only a stop ends it. What has ended keeps its outcome.
+
+Examples:
+  ground-station history --state open               what waits
+  ground-station cancel 12
+
+Exit status: 0 if nothing of it is open any more, 1 if some was sent already, 3 if there is no
+such command.")]
+pub(super) struct Args {
+    /// Its number, as in `history`
+    #[arg(value_parser = number)]
+    number: u64,
+}
+
+pub(super) async fn run(args: Args, common: &Common, screen: &mut Screen) -> Result<u8, CliError> {
+    let request = Request::Cancel {
+        number: args.number,
+        timeout_ms: to_ms(common.timeout),
+    };
+    let connection = Connection::open_book(common, "cancel", screen).await?;
+    let mut past = Past::default();
+    let ended = follow(&connection.fleet, request, screen, |event, _screen| {
+        if let Some(event) = event {
+            past.add(event);
+        }
+        Ok(())
+    })
+    .await;
+    connection.close().await;
+    match ended? {
+        Ended::Whole => {
+            if !screen.json {
+                screen.result(&past.one(clock::unix_time_ms(), screen.style))?;
+            }
+            Ok(if past.is_open() { EXIT_FAILED } else { 0 })
+        }
+        Ended::Interrupted => Ok(EXIT_INTERRUPTED),
+        Ended::Failed(failure, message) => Ok(screen.fault(&CliError::request(failure, message))),
+    }
+}

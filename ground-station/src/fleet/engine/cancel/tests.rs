@@ -1,0 +1,57 @@
+use swarm_shared::proto::delivery::book::{Change, Issued, IssuedTo, Order, Standing};
+use swarm_shared::proto::id::NodeName;
+use swarm_shared::proto::wire::Lane;
+
+use super::*;
+
+#[tokio::test]
+async fn what_is_taken_back_without_links_is_in_the_closed_file_before_the_end_is_told() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let own = identity::load_or_create(dir.path(), KeyFile::Identity).expect("a key");
+    let store = Store::open(dir.path()).await.expect("a store");
+    let life = Duration::from_secs(60);
+    let issued = Change::Issued(Issued {
+        order: Order {
+            id: CommandId {
+                issuer: own.public().id(),
+                epoch: store.epoch(),
+                seq: 1,
+            },
+            action: "led".to_owned(),
+            arguments: "{\"args\":[],\"kwargs\":{}}".to_owned(),
+            lane: Lane::Control,
+            life_ms: 60_000,
+        },
+        selector: "all".to_owned(),
+        deliveries: vec![IssuedTo {
+            to: PeerId([1; 32]),
+            name: NodeName::from_host("n1"),
+            standing: Standing::Waiting,
+            deadline: clock::now() + life,
+        }],
+    });
+    let numbers = store.keep(vec![issued], [].into()).await.expect("kept");
+    store.close().await;
+
+    let lock = StateLock::try_take(dir.path(), "a test").expect("free");
+    let cancel = Request::Cancel {
+        number: numbers[0],
+        timeout_ms: 5_000,
+    };
+    let mut events = without_links(lock).perform(cancel).await;
+    let mut states = Vec::new();
+    loop {
+        match events.recv().await {
+            Some(Event::Past(delivery)) => states.push(delivery.state),
+            Some(Event::End) => break,
+            Some(Event::Note { .. } | Event::About(_)) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    let wal = dir.path().join("station.db-wal");
+    assert!(!wal.exists(), "the file is closed, with all that was written");
+    assert_eq!(
+        states,
+        [PastState::Ended(swarm_shared::proto::outcome::Outcome::Refused)]
+    );
+}

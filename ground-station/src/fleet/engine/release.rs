@@ -1,0 +1,135 @@
+//! The end of an emergency stop: each node is released from the stop that is in force there.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use swarm_shared::net::clock;
+use swarm_shared::net::peer::{ReplyTo, Request};
+use swarm_shared::proto::message::{Arguments, Stopped};
+use swarm_shared::proto::outcome::{Outcome, Reply};
+use swarm_shared::proto::parcel::Parcel;
+use swarm_shared::proto::session::Outgoing;
+use swarm_shared::proto::wire::Lane;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::roll::Target;
+use super::{Shared, commands};
+use crate::fleet::Event;
+
+/// How long a release may still take effect.
+const RELEASE_TTL: Duration = Duration::from_secs(2);
+/// How long a node's word of its stop may come behind its link.
+const STOP_WORD_MAX: Duration = Duration::from_secs(2);
+/// How often it is looked for.
+const STOP_WORD_STEP: Duration = Duration::from_millis(10);
+
+/// How long a release waits.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Within {
+    /// For a link: a process that has just started finds its nodes until then; after that, who is away is away.
+    pub(super) linked: Instant,
+    /// For an answer.
+    pub(super) give_up: Instant,
+}
+
+/// Releases the targets, each from the stop that is in force there.
+pub(super) async fn run(shared: Shared, targets: Vec<Target>, within: Within, events: mpsc::Sender<Event>) {
+    let started = clock::now();
+    let named = Event::Targets {
+        targets: targets.iter().map(|target| target.node.clone()).collect(),
+    };
+    if events.send(named).await.is_err() {
+        return;
+    }
+    let mut at_work = JoinSet::new();
+    for target in targets {
+        let shared = shared.clone();
+        at_work.spawn(async move {
+            let reply = release_one(&shared, &target, within).await;
+            commands::ended(&target.node, reply, started)
+        });
+    }
+    loop {
+        let ended = tokio::select! {
+            biased;
+            () = events.closed() => return,
+            ended = at_work.join_next() => ended,
+        };
+        match ended {
+            Some(Ok(event)) => {
+                if events.send(event).await.is_err() {
+                    return;
+                }
+            }
+            Some(Err(error)) => tracing::error!(%error, "a release fell over"),
+            None => break,
+        }
+    }
+    let _caller_gone = events.send(Event::End).await;
+}
+
+async fn release_one(shared: &Shared, target: &Target, within: Within) -> Reply {
+    let Within { linked, give_up } = within;
+    if !target.is_online_by(linked.min(give_up)).await {
+        return Reply::ended(
+            Outcome::NoAnswer,
+            "not linked: if it is stopped, it stays stopped until it is released",
+        );
+    }
+    let asked = clock::now();
+    let known = shared.stops.report_of(target.node.id);
+    let reply = ask_release(shared, target, known.as_ref(), give_up).await;
+    if known.is_some() || reply.state != Outcome::Refused {
+        return reply;
+    }
+    // It is stopped, then, and its word of that comes behind the link.
+    let word_by = give_up.min(asked + STOP_WORD_MAX);
+    let told = loop {
+        match shared.stops.report_of(target.node.id) {
+            Some(told) => break told,
+            None if clock::now() >= word_by => return reply,
+            None => tokio::time::sleep(STOP_WORD_STEP).await,
+        }
+    };
+    let since_asked = clock::since(asked).as_millis();
+    if u128::from(told.since_ms) < since_asked {
+        return Reply::refused(
+            "it was stopped again after this release was typed; type it again if that stop is meant, too",
+        );
+    }
+    ask_release(shared, target, Some(&told), give_up).await
+}
+
+async fn ask_release(shared: &Shared, target: &Target, stop: Option<&Stopped>, give_up: Instant) -> Reply {
+    let mut arguments = Arguments::default();
+    let fields = &mut arguments.kwargs;
+    fields.insert("number".to_owned(), json!(stop.map_or(0, |stop| stop.number)));
+    fields.extend(stop.map(|stop| ("issuer".to_owned(), json!(stop.issuer))));
+    let lane = Lane::Emergency;
+    let frame = commands::frame(shared, "release", &arguments, lane);
+    let (Some(id), Ok(parcel)) = (frame.header.id, Parcel::new(&frame)) else {
+        return Reply::failed("the release does not encode");
+    };
+    let (reply_to, mut ends) = mpsc::channel(1);
+    let outgoing = Outgoing {
+        parcel,
+        lane,
+        deadline: Some(clock::now() + RELEASE_TTL),
+    };
+    let request = Request {
+        id,
+        until: give_up.max(clock::now() + RELEASE_TTL),
+        reply_to: ReplyTo(reply_to),
+    };
+    if let Err(error) = target.link.try_request(outgoing, request) {
+        return Reply::refused(error.to_string());
+    }
+    match clock::timeout_at(give_up, ends.recv()).await {
+        Ok(Some(end)) => commands::reply(end.ended),
+        Ok(None) | Err(_) => Reply::ended(
+            Outcome::NoAnswer,
+            "no answer; `nodes` says whether it is still stopped",
+        ),
+    }
+}

@@ -1,0 +1,198 @@
+//! Places for connections whose other end has not proved who it is: so many in all, so many for one source.
+//!
+//! | connection | then |
+//! |---|---|
+//! | all places are taken | it waits in the kernel: nothing is accepted |
+//! | its source has [`PREAUTH_PER_SOURCE_MAX`] | it is closed at once |
+//! | otherwise | it has a [`Place`] until that is dropped: greeted, told why not, or too slow |
+//!
+//! A source is an IPv4 address, or a /64 of IPv6: whoever has one address of that has them all. Of IPv6's link-local
+//! addresses it is the whole address, for all hosts of a link share one /64. This machine's own addresses of `lo` are
+//! not counted: what runs here could do worse, and a demo has its whole fleet there.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Most connections at once whose other end has not proved who it is.
+pub const PREAUTH_CONNECTIONS_MAX: usize = 64;
+/// Most of them from one source, so that no host of the network can take them all.
+pub const PREAUTH_PER_SOURCE_MAX: usize = 8;
+
+/// Whom a connection is counted for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Source(IpAddr);
+
+impl Source {
+    /// `None` for this machine.
+    fn of(ip: IpAddr) -> Option<Self> {
+        let ip = ip.to_canonical();
+        match ip {
+            _ if ip.is_loopback() => None,
+            IpAddr::V6(v6) if !v6.is_unicast_link_local() => {
+                let [a, b, c, d, ..] = v6.segments();
+                Some(Self(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()))
+            }
+            IpAddr::V4(_) | IpAddr::V6(_) => Some(Self(ip)),
+        }
+    }
+}
+
+/// How many each source has; who has none is not listed, so it is no longer than there are places.
+type Counts = Arc<Mutex<BTreeMap<Source, usize>>>;
+
+/// All places of one endpoint.
+#[derive(Debug)]
+pub(super) struct Places {
+    free: Arc<Semaphore>,
+    counts: Counts,
+}
+
+impl Default for Places {
+    fn default() -> Self {
+        Self {
+            free: Arc::new(Semaphore::new(PREAUTH_CONNECTIONS_MAX)),
+            counts: Counts::default(),
+        }
+    }
+}
+
+/// A place of nobody yet: one more connection may be accepted.
+#[derive(Debug)]
+pub(super) struct Vacancy {
+    permit: OwnedSemaphorePermit,
+    counts: Counts,
+}
+
+/// A stranger's place; dropping it gives it back.
+#[derive(Debug)]
+pub(crate) struct Place {
+    _permit: OwnedSemaphorePermit,
+    source: Option<Source>,
+    counts: Counts,
+}
+
+impl Places {
+    /// Waits until one is free.
+    pub(super) async fn vacancy(&self) -> std::io::Result<Vacancy> {
+        let permit = Arc::clone(&self.free).acquire_owned().await;
+        Ok(Vacancy {
+            permit: permit.map_err(std::io::Error::other)?,
+            counts: Arc::clone(&self.counts),
+        })
+    }
+}
+
+impl Vacancy {
+    /// The place of a connection from here; `None` if its source has as many as it may.
+    pub(super) fn take(self, from: IpAddr) -> Option<Place> {
+        let Self { permit, counts } = self;
+        let source = Source::of(from);
+        if let Some(source) = source {
+            let mut counts = lock(&counts);
+            let count = counts.entry(source).or_default();
+            if *count >= PREAUTH_PER_SOURCE_MAX {
+                return None;
+            }
+            *count += 1;
+        }
+        Some(Place {
+            _permit: permit,
+            source,
+            counts,
+        })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let Some(source) = self.source else { return };
+        let mut counts = lock(&self.counts);
+        if let Some(count) = counts.get_mut(&source) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&source);
+            }
+        }
+    }
+}
+
+/// Nothing that is done under this lock panics.
+fn lock(counts: &Mutex<BTreeMap<Source, usize>>) -> MutexGuard<'_, BTreeMap<Source, usize>> {
+    counts.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().expect("an address")
+    }
+
+    async fn taken(places: &Places, from: &str) -> Option<Place> {
+        let vacancy = places.vacancy().await.expect("the semaphore is never closed");
+        vacancy.take(ip(from))
+    }
+
+    async fn fill(places: &Places, from: &str) -> Vec<Place> {
+        let mut held = Vec::new();
+        while let Some(place) = taken(places, from).await {
+            held.push(place);
+        }
+        held
+    }
+
+    #[tokio::test]
+    async fn a_source_has_its_share_and_gets_it_back() {
+        let places = Places::default();
+        let mut held = fill(&places, "192.168.1.5").await;
+        assert_eq!(held.len(), PREAUTH_PER_SOURCE_MAX);
+        assert!(taken(&places, "::ffff:192.168.1.5").await.is_none(), "the same");
+        assert!(taken(&places, "192.168.1.6").await.is_some(), "another host");
+        held.pop();
+        held.extend(taken(&places, "192.168.1.5").await);
+        assert_eq!(held.len(), PREAUTH_PER_SOURCE_MAX);
+        assert!(taken(&places, "192.168.1.5").await.is_none());
+        drop(held);
+        assert!(lock(&places.counts).is_empty(), "nobody is remembered");
+        assert_eq!(places.free.available_permits(), PREAUTH_CONNECTIONS_MAX);
+    }
+
+    #[tokio::test]
+    async fn all_addresses_of_a_64_are_one_source_but_each_of_a_link_is_its_own() {
+        let places = Places::default();
+        let held = fill(&places, "2001:db8:0:7::1").await;
+        assert_eq!(held.len(), PREAUTH_PER_SOURCE_MAX);
+        assert!(taken(&places, "2001:db8:0:7:ffff::2").await.is_none());
+        assert!(taken(&places, "2001:db8:0:8::1").await.is_some());
+        let held = fill(&places, "fe80::1").await;
+        assert_eq!(held.len(), PREAUTH_PER_SOURCE_MAX);
+        assert!(taken(&places, "fe80::2").await.is_some());
+    }
+
+    #[tokio::test]
+    async fn this_machine_may_have_them_all() {
+        let places = Places::default();
+        let mut held = Vec::new();
+        for from in ["127.0.0.1", "127.8.0.1", "::1", "::ffff:127.0.0.1"] {
+            for _ in 0..PREAUTH_CONNECTIONS_MAX / 4 {
+                held.extend(taken(&places, from).await);
+            }
+        }
+        assert_eq!(held.len(), PREAUTH_CONNECTIONS_MAX);
+        let full = places.vacancy();
+        assert!(at_once(full).await.is_none(), "the next one waits");
+    }
+
+    /// What a future gives without waiting.
+    async fn at_once<T>(future: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            biased;
+            done = future => Some(done),
+            () = std::future::ready(()) => None,
+        }
+    }
+}

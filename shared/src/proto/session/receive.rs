@@ -1,0 +1,129 @@
+//! What a session makes of the frames that a link brings.
+
+use std::time::Instant;
+
+use super::super::message::Welcome;
+use super::super::outbox::{OutboxLimits, TELLING_BYTES_MIN};
+use super::super::wire::{Frame, Header, Kind};
+use super::{Event, LinkFault, Session, Settled, State};
+
+/// After this many numbered frames an acknowledgement waits no longer.
+const ACK_FRAMES_MAX: u64 = 256;
+/// After this many bytes of content an acknowledgement waits no longer: a quarter of the bulk window.
+const ACK_BYTES_MAX: usize = OutboxLimits::BULK.window_bytes_max / 4;
+
+impl<T> Session<T> {
+    /// Takes a frame that the link brought. What follows from it is in [`Self::take_events`].
+    ///
+    /// # Errors
+    /// [`LinkFault`]: the link has to close; the session is detached and resumes on the next link.
+    pub fn handle_frame(&mut self, frame: Frame, now: Instant) -> Result<(), LinkFault> {
+        self.take_frame(frame, now).inspect_err(|_fault| self.detach())
+    }
+
+    /// Bytes of the peer have come: it lives, even if a large frame takes longer than [`Timing::lost_after`].
+    /// [`Self::handle_frame`] says so itself; call this when a read did not complete a frame.
+    pub fn heard(&mut self, now: Instant) {
+        self.last_heard = now;
+        if self.silent {
+            self.silent = false;
+            self.events.push(Event::Heard);
+        }
+    }
+
+    fn take_frame(&mut self, frame: Frame, now: Instant) -> Result<(), LinkFault> {
+        self.heard(now);
+        match (frame.header.kind, self.state) {
+            (Some(kind @ Kind::Refused), _) => {
+                let why = |why| LinkFault::Unreadable { kind, why };
+                return Err(LinkFault::Refused(frame.read().map_err(why)?));
+            }
+            (Some(Kind::Welcome), State::Greeting) => return self.take_welcome(&frame, now),
+            (Some(Kind::Hello | Kind::Welcome | Kind::Join | Kind::Joined), _)
+            | (_, State::Detached | State::Greeting) => return Err(LinkFault::OutOfPlace(frame.header.kind)),
+            (_, State::Open) => {}
+        }
+        // It is open, so it has read our welcome.
+        self.forgotten.retain(|run| Some(*run) != self.peer);
+        self.stamps.note(&frame.header, now);
+        if let Some(ack) = frame.header.ack {
+            let sent = self.outbox.sent();
+            if !self.outbox.acknowledge(ack, now) {
+                return Err(LinkFault::AckAhead { ack, sent });
+            }
+        }
+        if let Some(seq) = frame.header.seq {
+            if seq <= self.received {
+                return Ok(());
+            }
+            if seq != self.received + 1 {
+                return Err(LinkFault::Gap {
+                    got: seq,
+                    expected: self.received + 1,
+                });
+            }
+            self.received = seq;
+            self.owe_ack(frame.content.len(), now);
+        }
+        self.pass_on(frame, now);
+        Ok(())
+    }
+
+    fn take_welcome(&mut self, frame: &Frame, now: Instant) -> Result<(), LinkFault> {
+        let unreadable = |why| LinkFault::Unreadable {
+            kind: Kind::Welcome,
+            why,
+        };
+        let welcome: Welcome = frame.read().map_err(unreadable)?;
+        if Some(welcome.instance) != self.peer {
+            return Err(LinkFault::OtherInstance);
+        }
+        let remembered = !self.forgotten.contains(&welcome.instance)
+            && welcome.peer_instance == self.instance
+            && welcome.received >= self.outbox.acknowledged();
+        if remembered {
+            let (ack, sent) = (welcome.received, self.outbox.sent());
+            if !self.outbox.acknowledge(ack, now) {
+                return Err(LinkFault::AckAhead { ack, sent });
+            }
+            self.outbox.rewind();
+        } else {
+            self.forget_peer();
+        }
+        self.state = State::Open;
+        self.stamps.note(&frame.header, now);
+        let resumed = std::mem::replace(&mut self.acquainted, true);
+        self.events.push(Event::Opened { resumed });
+        Ok(())
+    }
+
+    fn owe_ack(&mut self, bytes: usize, now: Instant) {
+        self.unacked_frames += 1;
+        self.unacked_bytes += bytes;
+        if self.unacked_frames >= ACK_FRAMES_MAX || self.unacked_bytes >= ACK_BYTES_MAX {
+            self.ack_due = Some(now);
+            return;
+        }
+        let due = if bytes >= TELLING_BYTES_MIN {
+            now.max(self.last_ack + self.timing.ack_interval)
+        } else {
+            now + self.timing.ack_delay
+        };
+        self.ack_due = Some(self.ack_due.map_or(due, |earlier| earlier.min(due)));
+    }
+
+    fn pass_on(&mut self, frame: Frame, now: Instant) {
+        let Header { kind, id, epoch, .. } = frame.header;
+        match (kind, id) {
+            (Some(Kind::Heartbeat | Kind::Ack | Kind::Unknown), _) => {}
+            (Some(Kind::Reply), Some(id)) if self.pending.awaits(id, epoch) => {
+                self.settle(id, Settled::Reply(frame.content));
+            }
+            _ => {
+                let deadline = self.stamps.deadline(&frame.header, now);
+                let frame = Box::new(frame);
+                self.events.push(Event::Frame { frame, deadline });
+            }
+        }
+    }
+}

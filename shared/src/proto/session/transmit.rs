@@ -1,0 +1,115 @@
+//! What a session sends: welcome, frames in their order, acknowledgements, heartbeats.
+
+use std::time::Instant;
+
+use super::super::id::Instance;
+use super::super::message::Welcome;
+use super::super::parcel::{OutBuffer, Parcel, Trailer};
+use super::super::wire::{Frame, Kind, WireError};
+use super::stamps::millis_up;
+use super::{Session, Settled, State};
+
+impl<T> Session<T> {
+    /// Writes what is to be sent now, until `room` bytes wait in `to`.
+    ///
+    /// # Errors
+    /// Never in practice: [`WireError`] if the welcome did not encode.
+    pub fn transmit(&mut self, to: &mut OutBuffer, room: usize, now: Instant) -> Result<(), WireError> {
+        let before = to.len();
+        let stamp = Some(self.stamps.stamp(now));
+        if self.welcome_due
+            && let Some(peer) = self.peer
+        {
+            // Of a forgotten run another one is named: then neither side resumes.
+            let peer_instance = if self.forgotten.contains(&peer) {
+                Instance(!peer.0)
+            } else {
+                peer
+            };
+            let welcome = Welcome {
+                instance: self.instance,
+                peer_instance,
+                received: self.resume_point(),
+            };
+            to.put(
+                &Parcel::new(&Frame::json(Kind::Welcome, &welcome))?,
+                Trailer {
+                    stamp,
+                    ..Trailer::default()
+                },
+            );
+            self.welcome_due = false;
+        }
+        if self.state == State::Open {
+            for item in self.outbox.expire(now) {
+                self.settle_item(&item, Settled::Expired);
+            }
+            // An acknowledgement never goes without our clock.
+            let word = |received| Trailer {
+                ack: Some(received),
+                stamp,
+                ..Trailer::default()
+            };
+            while to.len() < room {
+                let word = self.ack_due.map(|_due| word(self.received));
+                let Some((seq, item)) = self.outbox.next_to_send(now) else {
+                    break;
+                };
+                // Rounded up, so that less than a millisecond is not told as none.
+                let left = |deadline: Instant| millis_up(deadline.saturating_duration_since(now));
+                let question = item.parcel.is_question().then_some(0);
+                let ttl = question.or(item.deadline.map(left));
+                let until = item.deadline.and_then(|deadline| self.stamps.until(deadline));
+                to.put(
+                    &item.parcel,
+                    Trailer {
+                        seq,
+                        ttl,
+                        until,
+                        ..word.unwrap_or_default()
+                    },
+                );
+                if word.is_some() {
+                    self.forget_ack(now);
+                }
+            }
+            if self.ack_due.is_some_and(|due| now >= due) {
+                if to.len() < room {
+                    to.put(&self.ack, word(self.received));
+                    self.forget_ack(now);
+                } else {
+                    // Behind what waits it would come no sooner, and a peer that does not read would pile them up.
+                    self.ack_due = Some(now + self.timing.ack_delay);
+                }
+            }
+            if now >= self.last_sent + self.timing.heartbeat {
+                // What still waits in the buffer is as good a sign of life.
+                if to.is_empty() {
+                    to.put(&self.heartbeat, word(self.received));
+                }
+                self.last_sent = now;
+            }
+        }
+        if to.len() > before {
+            self.last_sent = now;
+        }
+        Ok(())
+    }
+
+    /// The last number that was read from the peer.
+    fn resume_point(&self) -> u64 {
+        #[cfg(feature = "planted-bugs")]
+        if super::super::planted::is(super::super::planted::Bug::ResumeOffByOne) {
+            return self.received + u64::from(self.received > 0);
+        }
+        self.received
+    }
+
+    /// What was owed has been told.
+    fn forget_ack(&mut self, now: Instant) {
+        self.last_ack = now;
+        self.ack_due = None;
+        self.unacked_frames = 0;
+        self.unacked_bytes = 0;
+    }
+}
