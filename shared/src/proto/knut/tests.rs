@@ -114,6 +114,8 @@ fn value() -> impl Strategy<Value = Value> {
         Just(Value::Null),
         any::<bool>().prop_map(Value::from),
         any::<i64>().prop_map(Value::from),
+        // NaN and infinities are null.
+        any::<f64>().prop_map(Value::from),
         "\\PC{0,8}|\0|\u{f002}".prop_map(Value::from),
     ];
     leaf.prop_recursive(3, 16, 4, |inner| {

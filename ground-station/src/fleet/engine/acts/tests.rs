@@ -60,7 +60,7 @@ async fn rig(store: &Store) -> (Shared, Vec<Target>) {
         next_id,
         epoch: store.epoch(),
         routes: fetch::Routes::default(),
-        posts: Posts::default(),
+        posts: crate::fleet::peers::Posts::default(),
         sends: Arc::new(Semaphore::new(1)),
         started: clock::now(),
     };
