@@ -127,13 +127,14 @@ pub(super) async fn write(
     mut answers: mpsc::Receiver<Bytes>,
     mut pushes: broadcast::Receiver<Bytes>,
 ) -> Result<(), Left> {
-    let start = tokio::time::Instant::now() + HEARTBEAT;
-    let mut beats = tokio::time::interval_at(start, HEARTBEAT);
-    beats.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut beat = clock::now() + HEARTBEAT;
     loop {
         let bytes = tokio::select! {
             biased;
-            _beat = beats.tick() => Bytes::from_static(&[END]),
+            () = clock::sleep_until(beat) => {
+                beat = clock::now() + HEARTBEAT;
+                Bytes::from_static(&[END])
+            }
             answer = answers.recv() => match answer {
                 Some(answer) => answer,
                 None => return Ok(()),
