@@ -166,6 +166,12 @@ impl Screen {
         }
     }
 
+    /// Something that has to be seen: it is not dimmed, and `--quiet` does not hide it.
+    pub(super) fn warning(&mut self, text: &str) {
+        let text = self.error_style.paint(&view::harmless(text), Paint::Bad);
+        self.aside(&text);
+    }
+
     /// Says why a verb ended early, and returns its exit status.
     pub(super) fn fault(&mut self, error: &CliError) -> u8 {
         self.end_progress();

@@ -79,12 +79,12 @@ async fn follow(
         if let Some(backup) = backup {
             backup.say(screen);
         }
-        let line = match event {
-            Some(_) => acknowledged.all_in(),
-            None => acknowledged.missing(clock::since(started)),
-        };
-        if let Some(line) = line {
-            screen.note(&line);
+        match event {
+            Some(_) => acknowledged.all_in().iter().for_each(|line| screen.note(line)),
+            None => {
+                let missing = acknowledged.missing(clock::since(started));
+                missing.iter().for_each(|line| screen.warning(line));
+            }
         }
         Ok(())
     })
@@ -121,7 +121,7 @@ async fn follow(
         if matches!(ended, Ended::Failed(..)) {
             screen.fault(&CliError::request(Failure::Stopped, text));
         } else {
-            screen.note(&text);
+            screen.warning(&text);
         }
     }
     if let Some(why) = why {

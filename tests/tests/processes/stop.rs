@@ -104,9 +104,9 @@ fn stops_and_releases_are_in_the_history_and_a_stopped_node_says_so_everywhere()
     fleet.station.wait_state("n3", "offline");
     let ran = fleet
         .station
-        .run(&["stop", "all,n9", "--timeout", "1s"])
+        .run(&["stop", "all,n9,!n8", "--timeout", "1s"])
         .expect(4);
-    let ran = ran.says("no node matches \"n9\"");
+    let ran = ran.says("no node matches \"n9\", \"!n8\"");
     assert_eq!(ran.json().len(), 3);
     let told = fleet.station.run(&["call", "n1", "telemetry"]).expect(0).of("n1");
     assert!(text(&told["value"], "stopped").contains("number"), "{told}");

@@ -189,7 +189,7 @@ impl Backup {
             let message = "no node matches; the stop went out by datagram all the same";
             return Err(CliError::request(Failure::NobodyMatched, message));
         }
-        screen.note(
+        screen.warning(
             "THE STOP IS NOT REPEATED ANY MORE; what waits at this station for absent nodes is not withdrawn: type \
              `ground-station stop` again once the station starts",
         );

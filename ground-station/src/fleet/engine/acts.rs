@@ -144,7 +144,8 @@ fn no_answer(target: &Target, waited: Duration, ttl: Duration) -> Reply {
         format!("no answer within {waited} s; it may still be at work")
     } else {
         format!(
-            "offline for the {waited} s that were waited; it will run if the node comes back within {ttl} s of being asked"
+            "offline for the {waited} s that were waited; it runs if the node links to `serve`, or to the next verb, within \
+             {ttl} s of being asked"
         )
     };
     Reply::ended(Outcome::NoAnswer, error)

@@ -109,7 +109,8 @@ impl Task {
             }
             Request::Watch { selector } => self.watchers.add(&self.roll.lock(), selector, events),
             Request::Follow { telemetry } => {
-                self.watchers.add(&self.roll.lock(), Selector::all(), events.clone());
+                self.watchers
+                    .add(&self.roll.lock(), Selector::all(), events.clone());
                 self.followers.add(telemetry, &self.tasks, &self.stop, events);
             }
             Request::Peers { door } => {
@@ -271,6 +272,13 @@ impl Task {
 
     /// The nodes that a selector means; an error has been sent if there are none.
     fn targets(&self, selector: &Selector, events: &mpsc::Sender<Event>) -> Option<Vec<Target>> {
+        if let Some(term) = self.roll.lock().mistaken_exclusion(selector) {
+            let known = self.known().unwrap_or_default();
+            let why = format!("nothing was done: \"!{term}\" takes nobody away; {known}");
+            // The first event of this request: there is room.
+            let _caller_gone = events.try_send(Event::failed(Failure::Usage, why));
+            return None;
+        }
         let targets = self.roll.lock().targets(selector);
         if targets.is_empty() {
             // The first event of this request: there is room.
@@ -299,12 +307,17 @@ impl Task {
     }
 
     fn nobody(&self, selector: &Selector) -> String {
-        let known: Vec<String> = self.roll.lock().node_names();
-        if known.is_empty() {
-            return "this fleet has no nodes yet: type `ground-station fleet invite` here and `swarm-node join CODE` on \
+        match self.known() {
+            Some(known) => format!("no node matches {:?}; {known}", selector.as_str()),
+            None => "this fleet has no nodes yet: type `ground-station fleet invite` here and `swarm-node join CODE` on \
                     a device"
-                .to_owned();
+                .to_owned(),
         }
+    }
+
+    /// The names that there are.
+    fn known(&self) -> Option<String> {
+        let known: Vec<String> = self.roll.lock().node_names();
         let shown = known
             .iter()
             .take(8)
@@ -316,7 +329,7 @@ impl Task {
         } else {
             String::new()
         };
-        format!("no node matches {:?}; known are {shown}{more}", selector.as_str())
+        (!known.is_empty()).then(|| format!("known are {shown}{more}"))
     }
 
     /// Answers who is there, to whoever has waited long enough: a process that has just started first lets the

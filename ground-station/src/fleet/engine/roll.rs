@@ -385,7 +385,17 @@ impl Roll {
     pub(super) fn unmatched(&self, selector: &Selector) -> Vec<String> {
         let of_nobody = |term: &Selector| !self.nodes().any(|member| member.matches(term));
         let terms = selector.terms().filter(of_nobody);
-        terms.map(|term| term.to_string()).collect()
+        let exclusions = selector.exclusions().filter(of_nobody);
+        let terms = terms.map(|term| term.to_string());
+        terms.chain(exclusions.map(|term| format!("!{term}"))).collect()
+    }
+
+    /// The first `!term` that names a node exactly, and names nobody: most likely somebody else is meant, who is not to
+    /// take part.
+    pub(super) fn mistaken_exclusion(&self, selector: &Selector) -> Option<String> {
+        let of_nobody = |term: &Selector| !self.nodes().any(|member| member.matches(term));
+        let mut mistaken = selector.exclusions().filter(Selector::is_exact).filter(of_nobody);
+        mistaken.next().map(|term| term.to_string())
     }
 
     /// Whether all that a selector means are linked and have checked themselves.

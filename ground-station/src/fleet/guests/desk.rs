@@ -142,8 +142,8 @@ impl Counter {
     /// The selector without what means guests alone, so that the engine does not tell that it knows nobody of that
     /// name.
     async fn for_engine(&self, selector: &Selector) -> Selector {
-        let terms: Vec<Selector> = selector.terms().collect();
-        if terms.len() < 2 {
+        let terms: Vec<Selector> = selector.terms().chain(selector.exclusions()).collect();
+        if terms.len() < 2 && selector.exclusions().next().is_none() {
             return selector.clone();
         }
         let mut strange = BTreeSet::new();
@@ -205,6 +205,10 @@ impl Counter {
             *selector = self.for_engine(selector).await;
         }
         let mut own = Own::begin(&self.engine, request, who.clone(), &events).await?;
+        if let Some(refusal) = own.refusal() {
+            // Guests are not to do by half what was asked by a slip.
+            return events.send(refusal).await.map_err(|_gone| Gone);
+        }
         if own.forgive(false)
             && let Some(note) = self.strangers(&asked)
         {

@@ -77,6 +77,20 @@ impl Own {
         forgiven
     }
 
+    /// Its last event, if it says that the request itself is at fault.
+    pub(super) fn refusal(&self) -> Option<Event> {
+        let faulty = |event: &&Event| {
+            matches!(
+                event,
+                Event::Failed {
+                    failure: Failure::Usage,
+                    ..
+                }
+            )
+        };
+        self.last.as_ref().filter(faulty).cloned()
+    }
+
     /// Passes on what is left, without the last.
     pub(super) async fn rest(&mut self, to: &mpsc::Sender<Event>) -> Result<(), Gone> {
         while let Some(event) = self.next(to).await? {

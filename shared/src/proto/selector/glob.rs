@@ -62,6 +62,11 @@ impl Glob {
         Ok(Self(tokens))
     }
 
+    /// Whether it means one text only.
+    pub(super) fn is_literal(&self) -> bool {
+        self.0.iter().all(|token| matches!(token, Token::Literal(_)))
+    }
+
     /// The characters that stand for themselves.
     pub(super) fn literals(&self) -> impl Iterator<Item = char> + '_ {
         self.0.iter().filter_map(|token| match token {

@@ -164,21 +164,48 @@ impl Selector {
         })
     }
 
-    /// The same without some of its terms that are not `!term`; `None` if none is left.
+    /// Each of its terms that is `!term`, without the `!`, as a selector of its own: to find out which of them take
+    /// nobody away.
+    pub fn exclusions(&self) -> impl Iterator<Item = Self> {
+        let written = split_terms(&self.text).map(str::trim);
+        let written = written.filter_map(|term| term.strip_prefix('!')).map(str::trim);
+        written.zip(&self.unwanted).map(|(text, term)| Self {
+            text: text.to_owned(),
+            wanted: vec![term.clone()],
+            unwanted: Vec::new(),
+        })
+    }
+
+    /// Whether each of its terms is a name without a pattern, or an id: whoever writes one means somebody.
+    pub fn is_exact(&self) -> bool {
+        self.wanted.iter().all(|term| match term {
+            Term::Name(glob) => glob.is_literal(),
+            Term::Id(_) => true,
+            Term::All | Term::Tag { .. } => false,
+        })
+    }
+
+    /// The same without some of its terms, `!term`s among them; `None` if none is left that is not `!term`.
     pub fn without(&self, unwanted: impl Fn(&Self) -> bool) -> Option<Self> {
         let kept: Vec<Self> = self.terms().filter(|term| !unwanted(term)).collect();
-        let taken_away = split_terms(&self.text)
-            .map(str::trim)
-            .filter(|term| term.starts_with('!'));
-        let texts: Vec<&str> = kept
-            .iter()
-            .map(|term| term.text.as_str())
-            .chain(taken_away)
-            .collect();
+        let taken_away: Vec<Self> = self.exclusions().filter(|term| !unwanted(term)).collect();
+        let texts = kept.iter().map(|term| term.text.clone());
+        let texts = texts.chain(taken_away.iter().map(|term| format!("!{term}")));
+        let text = texts.collect::<Vec<String>>().join(",");
+        let all = |terms: &[Self]| terms.iter().flat_map(|term| term.wanted.clone()).collect();
+        if self.terms().next().is_none() {
+            // `!terms` alone start from all.
+            let text = if text.is_empty() { "all".to_owned() } else { text };
+            return Some(Self {
+                text,
+                wanted: self.wanted.clone(),
+                unwanted: all(&taken_away),
+            });
+        }
         (!kept.is_empty()).then(|| Self {
-            text: texts.join(","),
-            wanted: kept.iter().flat_map(|term| term.wanted.clone()).collect(),
-            unwanted: self.unwanted.clone(),
+            text,
+            wanted: all(&kept),
+            unwanted: all(&taken_away),
         })
     }
 
@@ -339,6 +366,25 @@ mod tests {
             ["drone-[1,3]", "tag:row=2", "all"]
         );
         assert!(terms("!lead").is_empty());
+    }
+
+    #[test]
+    fn who_takes_away_can_be_looked_at_and_left_out() {
+        let selector = Selector::parse("drone-*, lead,! drone-4,!tag:row=2,!id:ab").expect("a selector");
+        let away: Vec<Selector> = selector.exclusions().collect();
+        let texts: Vec<String> = away.iter().map(Selector::to_string).collect();
+        assert_eq!(texts, ["drone-4", "tag:row=2", "id:ab"]);
+        for term in &away {
+            assert_eq!(Selector::parse(term.as_str()).as_ref(), Ok(term));
+        }
+        let exact: Vec<bool> = away.iter().map(Selector::is_exact).collect();
+        assert_eq!(exact, [true, false, true]);
+        let less = selector.without(|term| ["lead", "drone-4"].contains(&term.as_str()));
+        assert_eq!(less, Selector::parse("drone-*,!tag:row=2,!id:ab").ok());
+        let only = Selector::parse("!lead").expect("a selector");
+        assert_eq!(only.without(|_| true), Some(Selector::all()));
+        assert_eq!(only.without(|_| false), Some(only.clone()));
+        assert_eq!(Selector::all().without(|_| true), None);
     }
 
     #[test]
