@@ -149,7 +149,7 @@ fn stops_and_releases_are_in_the_history_and_a_stopped_node_says_so_everywhere()
     let (stop, release) = (row("stop"), row("release"));
     assert_eq!(
         (text(&stop, "selector"), text(&release, "selector")),
-        ("all,n9", "n1,n2,n8")
+        ("all,n9,!n8", "n1,n2,n8")
     );
     let number = stop["command"].to_string();
     let ends = fleet.station.run(&["history", &number]);

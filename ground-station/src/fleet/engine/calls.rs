@@ -272,7 +272,9 @@ impl Task {
 
     /// The nodes that a selector means; an error has been sent if there are none.
     fn targets(&self, selector: &Selector, events: &mpsc::Sender<Event>) -> Option<Vec<Target>> {
-        if let Some(term) = self.roll.lock().mistaken_exclusion(selector) {
+        // Not locked any longer: the names are asked for next.
+        let mistaken = self.roll.lock().mistaken_exclusion(selector);
+        if let Some(term) = mistaken {
             let known = self.known().unwrap_or_default();
             let why = format!("nothing was done: \"!{term}\" takes nobody away; {known}");
             // The first event of this request: there is room.
