@@ -209,10 +209,15 @@ fn a_drone_hears_where_the_station_is_and_does_what_nodes_do() {
     show.station.run(&["ping", "clever-7"]).expect(3);
     // Who is taken away may be a drone; a slip of that keeps all from acting.
     let without = show.station.run(&["ping", "all,!clever-1"]).expect(0).json();
-    assert!(without.iter().all(|line| line["node"] != "clever-1"), "{without:?}");
+    assert!(
+        without.iter().all(|line| line["node"] != "clever-1"),
+        "{without:?}"
+    );
     let slip = show.station.run(&["ping", "all,!clever-7"]).expect(2);
     assert!(slip.json().is_empty());
-    slip.says("\"!clever-7\" takes nobody away");
+    slip.says("takes nobody away");
+    let only = show.station.run(&["ping", "clever-1,!clever-1"]).expect(3);
+    assert!(only.json().is_empty());
 
     // Questions.
     assert_eq!(show.value(&["call", "clever-1", "id"]), "clever-1");

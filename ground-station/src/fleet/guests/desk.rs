@@ -90,6 +90,20 @@ pub(super) struct Counter {
     pub(super) told: broadcast::Sender<Event>,
 }
 
+/// Whom a request means, where the engine minds terms that mean nobody.
+fn selector(request: &mut Request) -> Option<&mut Selector> {
+    if let Request::Nodes { selector, .. }
+    | Request::Targets { selector }
+    | Request::Command { selector, .. }
+    | Request::Release { selector, .. }
+    | Request::SendFiles { selector, .. }
+    | Request::Fetch { selector, .. } = request
+    {
+        return Some(selector);
+    }
+    None
+}
+
 impl Counter {
     async fn take(&self, call: Call) {
         let meant = match &call.request {
@@ -123,7 +137,7 @@ impl Counter {
             | Request::Retry { .. } => Vec::new(),
         };
         if meant.is_empty() {
-            return self.engine.pass(call).await;
+            return self.pass(call).await;
         }
         let counter = self.clone();
         if let Request::Stop { .. } = call.request {
@@ -136,6 +150,25 @@ impl Counter {
         }
         self.tasks.spawn(async move {
             let _gone = counter.answer(meant, call).await;
+        });
+    }
+
+    /// Hands on what means no guest. One that is taken away is nobody whom the engine knows.
+    async fn pass(&self, mut call: Call) {
+        let names_guests = |selector: &mut Selector| {
+            selector
+                .exclusions()
+                .any(|term| !self.guests.meant(&term).is_empty())
+        };
+        if !selector(&mut call.request).is_some_and(names_guests) {
+            return self.engine.pass(call).await;
+        }
+        let counter = self.clone();
+        self.tasks.spawn(async move {
+            if let Some(selector) = selector(&mut call.request) {
+                *selector = counter.for_engine(selector).await;
+            }
+            counter.engine.pass(call).await;
         });
     }
 
@@ -166,7 +199,9 @@ impl Counter {
             }
         }
         let rest = selector.without(|term| strange.contains(term.as_str()));
-        rest.unwrap_or_else(|| selector.clone())
+        // Guests alone are meant: a term of theirs, of which the engine says that it means nobody.
+        rest.or_else(|| selector.terms().next())
+            .unwrap_or_else(|| selector.clone())
     }
 
     /// What to tell whoever named somebody who does not exist beside guests, where the engine knows nobody at all.
@@ -195,18 +230,12 @@ impl Counter {
             who,
         } = call;
         let asked = request.clone();
-        if let Request::Nodes { selector, .. }
-        | Request::Targets { selector }
-        | Request::Command { selector, .. }
-        | Request::Release { selector, .. }
-        | Request::SendFiles { selector, .. }
-        | Request::Fetch { selector, .. } = &mut request
-        {
+        if let Some(selector) = selector(&mut request) {
             *selector = self.for_engine(selector).await;
         }
         let mut own = Own::begin(&self.engine, request, who.clone(), &events).await?;
         if let Some(refusal) = own.refusal() {
-            // Guests are not to do by half what was asked by a slip.
+            // Guests are not to do by half what was asked by a slip, or of a station that stops.
             return events.send(refusal).await.map_err(|_gone| Gone);
         }
         if own.forgive(false)

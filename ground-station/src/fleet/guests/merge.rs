@@ -77,18 +77,10 @@ impl Own {
         forgiven
     }
 
-    /// Its last event, if it says that the request itself is at fault.
+    /// Its last event, if it says that nothing can be done, for another reason than that nobody is meant.
     pub(super) fn refusal(&self) -> Option<Event> {
-        let faulty = |event: &&Event| {
-            matches!(
-                event,
-                Event::Failed {
-                    failure: Failure::Usage,
-                    ..
-                }
-            )
-        };
-        self.last.as_ref().filter(faulty).cloned()
+        let refused = |event: &&Event| matches!(event, Event::Failed { failure, .. } if *failure != Failure::NobodyMatched);
+        self.last.as_ref().filter(refused).cloned()
     }
 
     /// Passes on what is left, without the last.

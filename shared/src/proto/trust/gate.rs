@@ -46,8 +46,10 @@ pub fn classify(action: &str, arguments: &Arguments) -> ActionClass {
         "ping" | "time" | "telemetry" | "selfcheck" => ActionClass::Read,
         // `new_id=` renames; other programs also write the new name by position.
         "id" if args.is_empty() && kwargs.is_empty() => ActionClass::Read,
-        // Without `mode` the configuration is read.
-        "config" if args.is_empty() && !kwargs.contains_key("mode") => ActionClass::Read,
+        // Without `mode` the configuration is read; drones of clever-show take `config` alone for what to write.
+        "config" if args.is_empty() && !kwargs.contains_key("mode") && !kwargs.contains_key("config") => {
+            ActionClass::Read
+        }
         _ => ActionClass::Act,
     }
 }
@@ -230,6 +232,8 @@ mod tests {
         }
         assert_eq!(class("id", json!([]), json!({"new_id": "x"})), ActionClass::Act);
         assert_eq!(class("id", json!(["x"]), json!({})), ActionClass::Act);
+        let unsaid = json!({"config": {"LED": {"count": 1}}});
+        assert_eq!(class("config", json!([]), unsaid), ActionClass::Act);
         for mode in ["modify", "rewrite"] {
             assert_eq!(
                 class("config", json!([]), json!({"mode": mode})),
