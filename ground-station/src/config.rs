@@ -169,12 +169,29 @@ impl Config {
     /// # Errors
     /// [`ConfigError`]: the first fault that is found.
     pub fn load(file: Option<&Path>, state_dir: &Path) -> Result<Self, ConfigError> {
+        let mut config = Self::usual();
+        config.load_over(file, state_dir)?;
+        Ok(config)
+    }
+
+    /// The same for an emergency stop, which no slip in a file may keep from going out: what was read before the fault, the
+    /// usual for the rest, and the fault.
+    pub fn load_regardless(file: Option<&Path>, state_dir: &Path) -> (Self, Option<ConfigError>) {
+        let mut config = Self::usual();
+        let fault = config.load_over(file, state_dir).err();
+        (config, fault)
+    }
+
+    fn usual() -> Self {
         let host = rustix::system::uname();
-        let mut config = Self::for_host(&host.nodename().to_string_lossy());
+        Self::for_host(&host.nodename().to_string_lossy())
+    }
+
+    fn load_over(&mut self, file: Option<&Path>, state_dir: &Path) -> Result<(), ConfigError> {
         let default = state_dir.join(CONFIG_FILE);
         let path = file.unwrap_or(&default);
         match read(path) {
-            Ok(text) => config.read_file(path, &text)?,
+            Ok(text) => self.read_file(path, &text)?,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound && file.is_none() => {}
             Err(error) => {
                 return Err(ConfigError::Unreadable {
@@ -183,8 +200,7 @@ impl Config {
                 });
             }
         }
-        config.read_environment(|variable| std::env::var(variable).ok())?;
-        Ok(config)
+        self.read_environment(|variable| std::env::var(variable).ok())
     }
 
     /// Takes over what the text of a file says; `path` is what errors call it.

@@ -203,7 +203,16 @@ impl Connection {
         purpose: Purpose,
     ) -> Result<Self, CliError> {
         let state_dir = lock.state_dir().to_owned();
-        let mut config = Config::load(common.config.as_deref(), &state_dir)?;
+        let file = common.config.as_deref();
+        let mut config = if matches!(purpose, Purpose::Stop(_)) {
+            let (config, fault) = Config::load_regardless(file, &state_dir);
+            if let Some(error) = fault {
+                tracing::warn!(%error, "the stop goes out all the same, as if the configuration ended there");
+            }
+            config
+        } else {
+            Config::load(file, &state_dir)?
+        };
         adjust(&mut config);
         let has_guests = config.doors.clever_show.is_some();
         // Bound first: a path that is too long is found before any link is up.

@@ -204,6 +204,17 @@ fn without_serve_a_stop_links_by_itself_and_an_interrupt_names_the_missing() {
     let ends = fleet.station.run(&["history", &stops[2]["command"].to_string()]);
     assert_eq!([ends.state("n1"), ends.state("n2")], ["done", "no-answer"]);
     fleet.station.run(&["release", "all"]).expect(0);
+
+    // No slip in a file keeps a stop from going out.
+    std::fs::write(
+        fleet.station.state_file("config.toml"),
+        "[doors.knut]\nalow = []\n",
+    )
+    .expect("written");
+    fleet.station.run(&["ping", "all"]).expect(2);
+    let ran = fleet.station.run(&["stop"]).expect(0);
+    assert_eq!([ran.state("n1"), ran.state("n2")], ["done", "done"]);
+    ran.says("the stop goes out all the same");
 }
 
 #[test]

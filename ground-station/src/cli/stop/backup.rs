@@ -68,10 +68,12 @@ impl Backup {
                 () = begun.cancelled() => {}
                 () = tokio::time::sleep(after) => {}
             }
-            let prepared = match Config::load(file.as_deref(), &state_dir) {
-                Err(error) => Err(error.to_string()),
-                Ok(config) if !config.pings => Err("pings are switched off".to_owned()),
-                Ok(config) => Shout::prepare(state_dir, selector, config.ping_port).await,
+            // Faults are told where the station starts.
+            let (config, _fault) = Config::load_regardless(file.as_deref(), &state_dir);
+            let prepared = if config.pings {
+                Shout::prepare(state_dir, selector, config.ping_port).await
+            } else {
+                Err("pings are switched off".to_owned())
             };
             match prepared {
                 Ok(shout) => {
