@@ -22,6 +22,8 @@ mod announce;
 mod greet;
 mod orders;
 mod post;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 

@@ -26,6 +26,8 @@ const MESSAGE_MAX: Duration = Duration::from_secs(10);
 const STALL_MAX: Duration = Duration::from_secs(10);
 /// Silence after which a drone is shown as silent: it has been asked for a sign of life by then.
 const SILENT_AFTER: Duration = Duration::from_secs(10);
+/// Most of a frame that a stop waits for: what has begun cannot be overtaken.
+const STOP_WAITS_FOR: usize = 256 * 1024;
 /// How often it is looked whether somebody has given up waiting.
 const SWEEP: Duration = Duration::from_secs(1);
 
@@ -353,7 +355,16 @@ impl Post {
             now: clock::now(),
         };
         match self.rulebook.give(&mut self.drone, ticket, work, times) {
-            Ok(sense) => drop(self.waiting.insert(ticket, (sense, reply))),
+            Ok(sense) => {
+                self.waiting.insert(ticket, (sense, reply));
+                let left = self
+                    .connection
+                    .as_ref()
+                    .map(|connection| connection.content.len());
+                if sense == Sense::Stop && left.is_some_and(|left| left > STOP_WAITS_FOR) {
+                    self.lose("a stop does not wait for the file that is being sent");
+                }
+            }
             Err(ended) => drop(reply.send(Answer::Reply(ended))),
         }
     }

@@ -288,6 +288,29 @@ impl Guests {
     }
 }
 
+#[cfg(test)]
+impl Guests {
+    /// Gives a guest an order, as the desk does.
+    pub(crate) async fn order(&self, name: &str, work: Work) -> oneshot::Receiver<Answer> {
+        let selector = Selector::parse(name).expect("a name");
+        let guest = self.meant(&selector).pop().expect("a guest");
+        let until = clock::now() + std::time::Duration::from_secs(60);
+        let (reply, ended) = oneshot::channel();
+        let queue = match work {
+            Work::Stop => guest.stops,
+            Work::Command { .. } | Work::Push { .. } | Work::Fetch { .. } | Work::Release => guest.orders,
+        };
+        let order = Order {
+            work,
+            begin: until,
+            answer: until,
+            reply,
+        };
+        queue.send(order).await.expect("its door is open");
+        ended
+    }
+}
+
 impl Guest {
     fn matches(&self, selector: &Selector) -> bool {
         selector.matches(&Target {
