@@ -183,7 +183,7 @@ impl Post {
     }
 
     pub(super) async fn run(mut self) {
-        loop {
+        let why = loop {
             let now = clock::now();
             self.take_frame(now);
             self.drone.handle_timeout(now);
@@ -195,7 +195,8 @@ impl Post {
             match self.next_input().await {
                 Input::Order(Some(order)) => self.take_order(order),
                 Input::Arrival(Some(arrival)) => self.take_arrival(arrival),
-                Input::Stop | Input::Order(None) | Input::Arrival(None) => break,
+                Input::Stop | Input::Arrival(None) => break "this station stopped before it was done",
+                Input::Order(None) => break "another drone needed its place at this station",
                 Input::Turn => {
                     if let Some(connection) = &mut self.connection {
                         connection.turn = true;
@@ -214,8 +215,8 @@ impl Post {
                     }
                 }
             }
-        }
-        self.drone.close("this station stopped before it was done");
+        };
+        self.drone.close(why);
         self.tell_events();
     }
 
@@ -457,6 +458,7 @@ impl Post {
             online: heard.is_some(),
             silent: heard.is_some_and(|heard| now >= heard + SILENT_AFTER),
             heard: heard.or(self.shown.heard),
+            kept: self.drone.is_stopped() || !self.waiting.is_empty(),
             address: address.or(self.shown.address),
             warnings,
             telemetry: self.drone.readings().clone(),

@@ -1,5 +1,6 @@
 //! The door with drones that are played.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
@@ -21,9 +22,9 @@ use tokio_util::task::TaskTracker;
 use super::*;
 use crate::config::Config;
 use crate::doors::Face;
-use crate::fleet::Fleet;
-use crate::fleet::guests::{Answer, Guests, Work};
+use crate::fleet::guests::{Answer, GUESTS_MAX, Guests, Profile, Seat, Work, guest_id, guest_name};
 use crate::fleet::peers::Posts;
+use crate::fleet::{Fleet, NodeRef};
 use crate::store::Store;
 
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -153,4 +154,37 @@ async fn a_stop_does_not_wait_for_a_file() {
     assert_eq!(again.told().await, "emergency_land");
     assert_eq!(ended(stop).await, Reply::done("sent, unconfirmed".into()));
     assert_eq!(again.told().await, "clover_dir", "and not the file");
+}
+
+#[tokio::test]
+async fn a_drone_that_is_gone_gives_its_place_to_another_and_gets_one_again() {
+    let rig = Rig::new("").await;
+    let guests = &rig.house.guests;
+    let profile = |number| Profile {
+        node: NodeRef {
+            node: guest_name("other"),
+            id: guest_id("test", &format!("{number}")),
+        },
+        tags: BTreeMap::new(),
+        software: None,
+        reads: Arc::default(),
+        file_bytes_max: 0,
+    };
+    let others = (1..GUESTS_MAX).map(|number| guests.seat(profile(number)).expect("free"));
+    let _others: Vec<Seat> = others.collect();
+    // They answer nothing more than who they are, and nobody waits for them.
+    for id in ["clever-1", "clever-2", "clever-1"] {
+        let told = timeout(PATIENCE, async {
+            loop {
+                let mut drone = rig.drone(id).await;
+                // Closed at once while the one before it still counts as connected.
+                if drone.next().await.is_some() {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        });
+        told.await.expect("there is a place");
+        assert_eq!(guests.len(), GUESTS_MAX);
+    }
 }
