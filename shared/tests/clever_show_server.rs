@@ -350,6 +350,52 @@ fn a_stop_goes_before_all_drops_what_acts_and_comes_again() {
 }
 
 #[test]
+fn what_a_stop_found_half_written_never_goes_again() {
+    let dropped = End::Refused("dropped by an emergency stop");
+    for release in [false, true] {
+        let now = clock::now();
+        let mut drone = settled(true, true, now);
+        drone.tell(1, "takeoff", none(), now + SECOND, now);
+        assert!(drone.next_frame(now).is_some(), "half of it is written");
+        drone.stop(2, "emergency_land", now + SECOND);
+        if release {
+            drone.release();
+        }
+        drone.disconnected(now);
+        assert_eq!(events(&mut drone), [Event::Ended(1, dropped.clone())]);
+        drone.connected(now);
+        assert_eq!(names(&written(&mut drone, now)), ["emergency_land"]);
+        assert_eq!(events(&mut drone), [Event::Ended(2, End::Sent)]);
+    }
+    // Written whole after all: that is what is told.
+    let now = clock::now();
+    let mut drone = settled(true, true, now);
+    drone.tell(1, "takeoff", none(), now + SECOND, now);
+    assert!(drone.next_frame(now).is_some());
+    drone.stop(2, "emergency_land", now + SECOND);
+    drone.written();
+    assert_eq!(events(&mut drone), [Event::Ended(1, End::Sent)]);
+}
+
+#[test]
+fn a_stop_that_waits_for_a_connection_goes_before_what_is_asked_again() {
+    let now = clock::now();
+    let mut drone = drone(true, true);
+    drone.connected(now);
+    drone.ask(1, "time", none(), until(now), now);
+    assert_eq!(names(&written(&mut drone, now)), ["clover_dir", "time"]);
+    drone.ask(2, "position", none(), until(now), now);
+    assert!(drone.next_frame(now).is_some(), "half of it is written");
+    drone.stop(3, "emergency_land", now + SECOND);
+    drone.disconnected(now);
+    drone.connected(now);
+    assert_eq!(
+        names(&written(&mut drone, now)),
+        ["emergency_land", "clover_dir", "time", "position"]
+    );
+}
+
+#[test]
 fn everything_is_bounded() {
     let now = clock::now();
     let mut drone = settled(true, true, now);

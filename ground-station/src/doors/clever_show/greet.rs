@@ -58,8 +58,8 @@ enum TurnedAway {
     TooMuch,
     #[error("{NAMESAKES_MAX} drones call themselves {0:?} already")]
     Namesakes(String),
-    #[error("the station stops")]
-    Stopping,
+    #[error("its post has just ended; a drone that comes again gets another, unless the station stops")]
+    NoPost,
 }
 
 impl Lobby {
@@ -105,8 +105,8 @@ impl Lobby {
             let post = self.post(id, place)?;
             let (answer, taken) = oneshot::channel();
             let arrival = Arrival { connection, answer };
-            post.send(arrival).await.map_err(|_gone| TurnedAway::Stopping)?;
-            match taken.await.map_err(|_gone| TurnedAway::Stopping)? {
+            post.send(arrival).await.map_err(|_gone| TurnedAway::NoPost)?;
+            match taken.await.map_err(|_gone| TurnedAway::NoPost)? {
                 Some(back) => connection = back,
                 None => return Ok(()),
             }
@@ -117,9 +117,12 @@ impl Lobby {
     /// The post of the drone with this id, or of its namesake; made if it is the first time.
     fn post(&self, id: &str, place: usize) -> Result<mpsc::Sender<Arrival>, TurnedAway> {
         let mut posts = self.posts.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(post) = posts.get(id).and_then(|places| places.get(place)) {
+        let post = posts.get(id).and_then(|places| places.get(place));
+        if let Some(post) = post.filter(|post| !post.is_closed()) {
             return Ok(post.clone());
         }
+        // Those that have lost their seats.
+        posts.retain(|_, places| places.iter().any(|post| !post.is_closed()));
         let server = &self.server;
         let config = &server.config;
         // No id that a drone gives itself holds a zero byte and a number behind it.
@@ -150,7 +153,11 @@ impl Lobby {
         let (arrivals, arrivals_in) = mpsc::channel(ARRIVALS_MAX);
         let post = Post::new(drone, seat, rulebook, place, arrivals_in, &server.house);
         server.house.tasks.spawn(post.run());
-        posts.entry(id.to_owned()).or_default().push(arrivals.clone());
+        let places = posts.entry(id.to_owned()).or_default();
+        match places.get_mut(place) {
+            Some(gone) => gone.clone_from(&arrivals),
+            None => places.push(arrivals.clone()),
+        }
         Ok(arrivals)
     }
 }

@@ -10,7 +10,7 @@
 //! | task | owns | ends |
 //! |---|---|---|
 //! | one for each connection, until it has said who it is | the connection | led to its post, or closed after 10 s |
-//! | one for each drone | its seat, its conversation, its connection | when the station stops |
+//! | one for each drone | its seat, its conversation, its connection | when the station stops, or its seat is given away |
 //! | one that announces | its sockets | when the station stops |
 //!
 //! A drone is known by the id that it gives itself, because that is all that it says; anybody may say it. Two live
@@ -22,6 +22,8 @@ mod announce;
 mod greet;
 mod orders;
 mod post;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 

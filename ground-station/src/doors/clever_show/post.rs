@@ -26,6 +26,8 @@ const MESSAGE_MAX: Duration = Duration::from_secs(10);
 const STALL_MAX: Duration = Duration::from_secs(10);
 /// Silence after which a drone is shown as silent: it has been asked for a sign of life by then.
 const SILENT_AFTER: Duration = Duration::from_secs(10);
+/// Most of a frame that a stop waits for: what has begun cannot be overtaken.
+const STOP_WAITS_FOR: usize = 256 * 1024;
 /// How often it is looked whether somebody has given up waiting.
 const SWEEP: Duration = Duration::from_secs(1);
 
@@ -181,7 +183,7 @@ impl Post {
     }
 
     pub(super) async fn run(mut self) {
-        loop {
+        let why = loop {
             let now = clock::now();
             self.take_frame(now);
             self.drone.handle_timeout(now);
@@ -193,7 +195,8 @@ impl Post {
             match self.next_input().await {
                 Input::Order(Some(order)) => self.take_order(order),
                 Input::Arrival(Some(arrival)) => self.take_arrival(arrival),
-                Input::Stop | Input::Order(None) | Input::Arrival(None) => break,
+                Input::Stop | Input::Arrival(None) => break "this station stopped before it was done",
+                Input::Order(None) => break "another drone needed its place at this station",
                 Input::Turn => {
                     if let Some(connection) = &mut self.connection {
                         connection.turn = true;
@@ -212,8 +215,8 @@ impl Post {
                     }
                 }
             }
-        }
-        self.drone.close("this station stopped before it was done");
+        };
+        self.drone.close(why);
         self.tell_events();
     }
 
@@ -353,7 +356,16 @@ impl Post {
             now: clock::now(),
         };
         match self.rulebook.give(&mut self.drone, ticket, work, times) {
-            Ok(sense) => drop(self.waiting.insert(ticket, (sense, reply))),
+            Ok(sense) => {
+                self.waiting.insert(ticket, (sense, reply));
+                let left = self
+                    .connection
+                    .as_ref()
+                    .map(|connection| connection.content.len());
+                if sense == Sense::Stop && left.is_some_and(|left| left > STOP_WAITS_FOR) {
+                    self.lose("a stop does not wait for the file that is being sent");
+                }
+            }
             Err(ended) => drop(reply.send(Answer::Reply(ended))),
         }
     }
@@ -446,6 +458,7 @@ impl Post {
             online: heard.is_some(),
             silent: heard.is_some_and(|heard| now >= heard + SILENT_AFTER),
             heard: heard.or(self.shown.heard),
+            kept: self.drone.is_stopped() || !self.waiting.is_empty(),
             address: address.or(self.shown.address),
             warnings,
             telemetry: self.drone.readings().clone(),

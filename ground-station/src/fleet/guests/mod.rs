@@ -4,7 +4,8 @@
 //! [`Order`]s that come for it. A [desk](desk::front) stands before the engine: what is asked of nodes goes to the
 //! engine, to the guests that are meant, or to both, and comes back as one answer.
 //!
-//! Invariants: a guest keeps its seat until its door gives it up, connected or not; every order ends, at the latest when
+//! Invariants: a guest keeps its seat until its door gives it up, connected or not, unless all seats are taken: then the
+//! one that has been gone longest loses it, of those that nothing waits for and that are not stopped; every order ends, at the latest when
 //! its door drops it; nothing here knows any door's language.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,11 +31,13 @@ mod files;
 mod follow;
 mod jobs;
 mod merge;
+#[cfg(test)]
+mod tests;
 mod work;
 
 pub use desk::{Desk, front};
 
-/// Most guests. Whoever comes when all seats are taken is turned away.
+/// Most guests. Whoever comes when all seats are taken, and nobody is to be forgotten, is turned away.
 pub const GUESTS_MAX: usize = 1_024;
 /// Most orders that wait to be taken by a guest's door; more are answered `busy`.
 pub const ORDERS_MAX: usize = 256;
@@ -65,6 +68,8 @@ pub struct Presence {
     pub silent: bool,
     /// When it was heard last.
     pub heard: Option<Instant>,
+    /// Whether something waits for it, or it is stopped: it is not to be forgotten, however long it is gone.
+    pub kept: bool,
     /// Where it is, or was.
     pub address: Option<SocketAddr>,
     /// What the operator should look into.
@@ -125,6 +130,8 @@ pub enum Answer {
 
 #[derive(Debug)]
 struct Guest {
+    /// The same as its seat's.
+    place: Arc<()>,
     profile: Profile,
     presence: Presence,
     orders: mpsc::Sender<Order>,
@@ -145,18 +152,20 @@ struct Inner {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoSeat {
     /// All are taken.
-    #[error("{GUESTS_MAX} guests are known already; restart the station to forget those that are gone")]
+    #[error("{GUESTS_MAX} guests are known, and none can be forgotten: each is here, stopped, or waited for")]
     Full,
     /// Somebody has this very seat.
     #[error("a guest with this id has its seat already")]
     Taken,
 }
 
-/// A guest's place. Dropping it makes the station forget the guest.
+/// A guest's place. Dropping it makes the station forget the guest. When both of its queues have ended, it is forgotten
+/// already: another one needed the place.
 #[derive(Debug)]
 pub struct Seat {
     guests: Guests,
     id: PeerId,
+    place: Arc<()>,
     /// What it is to do.
     pub orders: mpsc::Receiver<Order>,
     /// Stops: to be looked at first.
@@ -167,7 +176,8 @@ impl Seat {
     /// Tells how the guest is.
     pub fn tell(&self, presence: Presence) {
         let mut book = self.guests.book();
-        let Some(guest) = book.get_mut(&self.id) else {
+        let mine = |guest: &&mut Guest| Arc::ptr_eq(&guest.place, &self.place);
+        let Some(guest) = book.get_mut(&self.id).filter(mine) else {
             return;
         };
         let changed = guest.presence != presence;
@@ -181,7 +191,15 @@ impl Seat {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.guests.book().remove(&self.id);
+        let mut book = self.guests.book();
+        if !book
+            .get(&self.id)
+            .is_some_and(|guest| Arc::ptr_eq(&guest.place, &self.place))
+        {
+            return;
+        }
+        book.remove(&self.id);
+        drop(book);
         self.guests.0.changed.send_modify(|version| *version += 1);
     }
 }
@@ -226,9 +244,14 @@ impl Guests {
             return Err(NoSeat::Taken);
         }
         if book.len() >= GUESTS_MAX {
-            return Err(NoSeat::Full);
+            let gone = book.iter().filter(|(_, guest)| guest.is_gone());
+            let longest = gone.min_by_key(|(_, guest)| guest.presence.heard);
+            let longest = *longest.ok_or(NoSeat::Full)?.0;
+            book.remove(&longest);
         }
+        let place = Arc::new(());
         let guest = Guest {
+            place: Arc::clone(&place),
             profile,
             presence: Presence::default(),
             orders,
@@ -239,6 +262,7 @@ impl Guests {
         Ok(Seat {
             guests: self.clone(),
             id,
+            place,
             orders: orders_in,
             stops: stops_in,
         })
@@ -288,7 +312,36 @@ impl Guests {
     }
 }
 
+#[cfg(test)]
+impl Guests {
+    /// Gives a guest an order, as the desk does.
+    pub(crate) async fn order(&self, name: &str, work: Work) -> oneshot::Receiver<Answer> {
+        let selector = Selector::parse(name).expect("a name");
+        let guest = self.meant(&selector).pop().expect("a guest");
+        let until = clock::now() + std::time::Duration::from_secs(60);
+        let (reply, ended) = oneshot::channel();
+        let queue = match work {
+            Work::Stop => guest.stops,
+            Work::Command { .. } | Work::Push { .. } | Work::Fetch { .. } | Work::Release => guest.orders,
+        };
+        let order = Order {
+            work,
+            begin: until,
+            answer: until,
+            reply,
+        };
+        queue.send(order).await.expect("its door is open");
+        ended
+    }
+}
+
 impl Guest {
+    /// Whether it has been here, is not, and is nobody's business now.
+    fn is_gone(&self) -> bool {
+        let presence = &self.presence;
+        presence.heard.is_some() && !presence.online && !presence.kept
+    }
+
     fn matches(&self, selector: &Selector) -> bool {
         selector.matches(&Target {
             name: &self.profile.node.node,

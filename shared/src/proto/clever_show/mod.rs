@@ -23,6 +23,7 @@ mod greeting;
 pub mod message;
 mod orders;
 pub mod pace;
+mod queued;
 mod readings;
 pub mod server;
 

@@ -16,8 +16,8 @@
 //! A frame that the connection lost half of goes again whole: nobody acts on half a frame. `clover_dir` is asked until
 //! it is answered once; `id` is asked again after [`QUIET`], as a sign of life.
 //!
-//! An emergency stop drops every action and file that is queued, goes before everything else, goes again at each new
-//! connection, and refuses further actions and files, until [`Drone::release`].
+//! An emergency stop drops every action and file that is queued, or lost half written, goes before everything else, goes
+//! again at each new connection, and refuses further actions and files, until [`Drone::release`].
 //!
 //! Invariants: every ticket gets exactly one [`Event::Ended`], unless it is [cancelled](Drone::cancel); nothing is begun
 //! after its deadline.
@@ -32,6 +32,7 @@ use super::asked::{Asked, Request, Requests};
 pub use super::greeting::{BadId, answers_id, ask_id, said_id};
 use super::message::Message;
 pub use super::orders::{End, Event, Rules, Until};
+use super::queued::{Queued, What, take_first};
 use super::readings::Readings;
 pub use super::readings::{READING_BYTES_MAX, READINGS_MAX};
 use crate::proto::message::Arguments;
@@ -45,26 +46,6 @@ pub const QUEUE_BYTES_MAX: usize = 32 * 1024 * 1024;
 pub const REQUESTS_MAX: usize = 256;
 /// Silence after which a drone is asked for a sign of life.
 pub const QUIET: Duration = Duration::from_secs(5);
-
-/// What a queued frame is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum What {
-    /// An action or a file.
-    Act,
-    /// The emergency stop.
-    Stop,
-    /// A request, with its number.
-    Request(u32),
-}
-
-#[derive(Clone, Debug)]
-struct Queued {
-    what: What,
-    ticket: Option<u64>,
-    /// Not begun after this, if anything asks for it.
-    begin: Option<Instant>,
-    frame: Frame,
-}
 
 /// See the module.
 #[derive(Debug)]
@@ -86,6 +67,7 @@ pub struct Drone {
 
 /// Our own questions and our own stop make no tickets.
 const OWN: Option<u64> = None;
+const DROPPED: End = End::Refused("dropped by an emergency stop");
 
 impl Drone {
     /// One that has told its id, and is away.
@@ -175,8 +157,12 @@ impl Drone {
         if let Some(stop) = &self.stopped
             && !self.queue.iter().any(|queued| queued.what == What::Stop)
         {
-            let frame = stop.to_frame();
-            self.push_stop(OWN, None, frame);
+            self.queue.push_back(Queued {
+                what: What::Stop,
+                ticket: OWN,
+                begin: None,
+                frame: stop.to_frame(),
+            });
         }
     }
 
@@ -185,8 +171,9 @@ impl Drone {
         if self.heard.take().is_none() {
             return;
         }
-        if let Some(half) = self.in_hand.take() {
-            self.queue.push_front(half);
+        match self.in_hand.take() {
+            Some(half) if half.what == What::Dropped => self.drop_queued(half, DROPPED),
+            half => half.into_iter().for_each(|half| self.queue.push_front(half)),
         }
         let own: Vec<u32> = self
             .requests
@@ -208,7 +195,7 @@ impl Drone {
             for queued in std::mem::take(&mut self.queue) {
                 let kept = match queued.what {
                     What::Stop => queued.ticket.is_some(),
-                    What::Act => false,
+                    What::Act | What::Dropped => false,
                     // What is asked again counts as asked, wherever it was.
                     What::Request(number) => self
                         .requests
@@ -345,19 +332,18 @@ impl Drone {
         self.stopped = Some(message);
         for queued in std::mem::take(&mut self.queue) {
             match queued.what {
-                What::Act => self.drop_queued(queued, End::Refused("dropped by an emergency stop")),
+                What::Act | What::Dropped => self.drop_queued(queued, DROPPED),
                 What::Stop if queued.ticket.is_none() => {}
                 What::Stop | What::Request(_) => self.queue.push_back(queued),
             }
         }
-        self.push_stop(Some(ticket), Some(begin), frame);
-    }
-
-    fn push_stop(&mut self, ticket: Option<u64>, begin: Option<Instant>, frame: Frame) {
-        self.queue.push_front(Queued {
+        if let Some(half) = self.in_hand.as_mut().filter(|half| half.what == What::Act) {
+            half.what = What::Dropped;
+        }
+        self.queue.push_back(Queued {
             what: What::Stop,
-            ticket,
-            begin,
+            ticket: Some(ticket),
+            begin: Some(begin),
             frame,
         });
     }
@@ -409,7 +395,7 @@ impl Drone {
         if !self.is_here() || self.in_hand.is_some() {
             return None;
         }
-        while let Some(queued) = self.queue.pop_front() {
+        while let Some(queued) = take_first(&mut self.queue) {
             if queued.begin.is_some_and(|begin| now >= begin) {
                 self.drop_queued(queued, End::Expired);
                 continue;
@@ -427,7 +413,7 @@ impl Drone {
             return;
         };
         match written.what {
-            What::Act | What::Stop => {
+            What::Act | What::Dropped | What::Stop => {
                 if let Some(ticket) = written.ticket {
                     self.end(ticket, End::Sent);
                 }
@@ -579,7 +565,7 @@ impl Drone {
     fn drop_queued(&mut self, queued: Queued, end: End) {
         match queued.what {
             What::Request(number) => self.end_request(number, || end),
-            What::Act | What::Stop => {
+            What::Act | What::Dropped | What::Stop => {
                 if let Some(ticket) = queued.ticket {
                     self.end(ticket, end);
                 }
