@@ -17,6 +17,9 @@ use crate::duration;
 use crate::fleet::{Delivery, Event, Failure, NodeView, Request};
 use crate::store::audit::Entry;
 
+/// How a use ended that nobody waited for.
+const CUT_OFF: &str = "cut off: the visitor left before it was over";
+
 /// Somebody at a door.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Visitor {
@@ -146,8 +149,8 @@ impl Guard {
     /// # Errors
     /// [`NotDone`].
     pub async fn command(&self, visitor: &Visitor, errand: Errand) -> Result<Vec<Delivery>, NotDone> {
-        let (action, selector) = (errand.action.clone(), errand.selector.clone());
-        let done = match self.permit(&action, &errand.arguments) {
+        let begun = self.begin(visitor, &errand.action, errand.selector.as_str());
+        let done = match self.permit(&errand.action, &errand.arguments) {
             Ok(()) => self.carry_out(visitor, errand).await,
             Err(refused) => Err(refused),
         };
@@ -155,7 +158,7 @@ impl Guard {
             Ok(deliveries) => summary(deliveries),
             Err(why) => format!("not done: {why}"),
         };
-        self.note(visitor, &action, selector.as_str(), outcome).await;
+        begun.end(outcome).await;
         done
     }
 
@@ -185,7 +188,7 @@ impl Guard {
     /// # Errors
     /// [`NotDone`].
     pub async fn nodes(&self, visitor: &Visitor, selector: Selector) -> Result<Vec<NodeView>, NotDone> {
-        let asked = selector.as_str().to_owned();
+        let begun = self.begin(visitor, "nodes", selector.as_str());
         let mut nodes = Vec::new();
         let request = Request::Nodes {
             selector,
@@ -201,7 +204,7 @@ impl Guard {
             Ok(()) => format!("{} nodes", nodes.len()),
             Err(why) => format!("not done: {why}"),
         };
-        self.note(visitor, "nodes", &asked, outcome).await;
+        begun.end(outcome).await;
         done.map(|()| nodes)
     }
 
@@ -236,13 +239,25 @@ impl Guard {
 
     /// Puts a use of the door into the audit.
     pub async fn note(&self, visitor: &Visitor, what: &str, detail: &str, outcome: String) {
-        let entry = Entry {
-            at_ms: clock::unix_time_ms(),
-            who: self.who(visitor),
-            what: what.to_owned(),
-            detail: detail.to_owned(),
-            outcome,
-        };
+        self.begin(visitor, what, detail).end(outcome).await;
+    }
+
+    /// A use of the door that takes its time: it gets into the audit however it ends.
+    pub fn begin(&self, visitor: &Visitor, what: &str, detail: &str) -> Use {
+        Use {
+            guard: self.clone(),
+            open: Some(Entry {
+                at_ms: 0,
+                who: self.who(visitor),
+                what: what.to_owned(),
+                detail: detail.to_owned(),
+                outcome: CUT_OFF.to_owned(),
+            }),
+        }
+    }
+
+    async fn write(self, mut entry: Entry) {
+        entry.at_ms = clock::unix_time_ms();
         if let Err(error) = self.house.store.audit(entry).await {
             tracing::error!(door = self.door, %error, "a use of the door is not in the audit");
         }
@@ -255,6 +270,51 @@ impl Guard {
         match &visitor.user {
             Some(user) => format!("{user} at {door} from {from}"),
             None => format!("{door} from {from}"),
+        }
+    }
+}
+
+/// A use of a door that is not over. One that is dropped instead of ended, as happens to whoever serves a visitor that
+/// leaves, is in the audit as cut off: what it asked for may have been done.
+#[derive(Debug)]
+#[must_use = "a use that is dropped counts as cut off"]
+pub struct Use {
+    guard: Guard,
+    open: Option<Entry>,
+}
+
+impl Use {
+    /// It is over; returns when that is in the audit.
+    pub async fn end(mut self, outcome: String) {
+        let Some(entry) = self.open.take() else { return };
+        let guard = self.guard.clone();
+        // In a task of its own: the visitor may leave even now.
+        let written = self
+            .guard
+            .house
+            .tasks
+            .spawn(guard.write(Entry { outcome, ..entry }));
+        if let Err(error) = written.await {
+            tracing::error!(door = self.guard.door, %error, "a use of the door may not be in the audit");
+        }
+    }
+}
+
+impl Drop for Use {
+    fn drop(&mut self) {
+        let Some(entry) = self.open.take() else { return };
+        let guard = self.guard.clone();
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => {
+                let tasks = guard.house.tasks.clone();
+                tasks.spawn_on(guard.write(entry), &runtime);
+            }
+            Err(_over) => tracing::error!(
+                door = guard.door,
+                who = entry.who,
+                what = entry.what,
+                "the station is gone: this use of the door is not in the audit"
+            ),
         }
     }
 }
@@ -283,3 +343,6 @@ fn summary(deliveries: &[Delivery]) -> String {
         .collect();
     told.join(", ")
 }
+
+#[cfg(test)]
+mod tests;

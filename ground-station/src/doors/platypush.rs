@@ -221,6 +221,7 @@ impl Desk {
         selector: &Selector,
         request: Request,
     ) -> Result<Came, NotDone> {
+        let begun = self.guard.begin(visitor, what, selector.as_str());
         let mut deliveries = Vec::new();
         let done = match self.guard.permit_named(what, &Wish::Frame(Kind::Stop)) {
             Ok(()) => {
@@ -238,12 +239,13 @@ impl Desk {
             Ok((_, errors)) => format!("{} nodes, {} not done", deliveries.len(), errors.len()),
             Err(why) => format!("not done: {why}"),
         };
-        self.guard.note(visitor, what, selector.as_str(), noted).await;
+        begun.end(noted).await;
         came
     }
 
     async fn tell(&self, visitor: &Visitor, peer: Option<String>, message: &[u8]) -> Result<Came, NotDone> {
         let to = peer.clone().unwrap_or_else(|| "all peers".to_owned());
+        let begun = self.guard.begin(visitor, TELL, &to);
         let mut peers = Vec::new();
         let done = match self.guard.permit_named(TELL, &Wish::Command(ActionClass::Act)) {
             Ok(()) => {
@@ -265,7 +267,7 @@ impl Desk {
             Ok(()) => format!("{} bytes to {} peers", message.len(), peers.len()),
             Err(why) => format!("not done: {why}"),
         };
-        self.guard.note(visitor, TELL, &to, noted).await;
+        begun.end(noted).await;
         done?;
         let fault = |peer: &PeerView| Some(format!("{}: {}", peer.peer, peer.error.as_ref()?));
         let errors = peers.iter().filter_map(fault).collect();
@@ -274,6 +276,7 @@ impl Desk {
 
     async fn history(&self, visitor: &Visitor, query: PastQuery) -> Result<Came, NotDone> {
         let one = query.number.is_some();
+        let begun = self.guard.begin(visitor, "history", "");
         let (mut commands, mut deliveries) = (Vec::new(), Vec::new());
         let asked = self.guard.ask(visitor, Request::History { query }, |event| {
             if let Event::Command(command) | Event::About(command) = event {
@@ -287,7 +290,7 @@ impl Desk {
             Ok(()) => format!("{} commands", commands.len()),
             Err(why) => format!("not done: {why}"),
         };
-        self.guard.note(visitor, "history", "", outcome).await;
+        begun.end(outcome).await;
         asked?;
         let output = if one {
             json!({ "command": commands.pop(), "deliveries": deliveries })
