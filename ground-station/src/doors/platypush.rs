@@ -221,9 +221,11 @@ impl Desk {
         selector: &Selector,
         request: Request,
     ) -> Result<Came, NotDone> {
+        let permitted = self.guard.permit_named(what, &Wish::Frame(Kind::Stop));
         let begun = self.guard.begin(visitor, what, selector.as_str());
+        let begun = begun.often_if(permitted.is_err());
         let mut deliveries = Vec::new();
-        let done = match self.guard.permit_named(what, &Wish::Frame(Kind::Stop)) {
+        let done = match permitted {
             Ok(()) => {
                 let take = |event| {
                     if let Event::Delivery(delivery) = event {
@@ -245,9 +247,11 @@ impl Desk {
 
     async fn tell(&self, visitor: &Visitor, peer: Option<String>, message: &[u8]) -> Result<Came, NotDone> {
         let to = peer.clone().unwrap_or_else(|| "all peers".to_owned());
+        let permitted = self.guard.permit_named(TELL, &Wish::Command(ActionClass::Act));
         let begun = self.guard.begin(visitor, TELL, &to);
+        let begun = begun.often_if(permitted.is_err());
         let mut peers = Vec::new();
-        let done = match self.guard.permit_named(TELL, &Wish::Command(ActionClass::Act)) {
+        let done = match permitted {
             Ok(()) => {
                 let request = Request::Tell {
                     door: "socktools".to_owned(),
@@ -276,7 +280,7 @@ impl Desk {
 
     async fn history(&self, visitor: &Visitor, query: PastQuery) -> Result<Came, NotDone> {
         let one = query.number.is_some();
-        let begun = self.guard.begin(visitor, "history", "");
+        let begun = self.guard.begin(visitor, "history", "").often_if(true);
         let (mut commands, mut deliveries) = (Vec::new(), Vec::new());
         let asked = self.guard.ask(visitor, Request::History { query }, |event| {
             if let Event::Command(command) | Event::About(command) = event {

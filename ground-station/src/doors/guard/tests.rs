@@ -104,3 +104,30 @@ async fn what_a_visitor_asked_for_is_in_the_audit_though_it_left_before_the_end(
     assert!(entry.outcome.starts_with("cut off"), "{entry:?}");
     assert!(entry.at_ms > 0);
 }
+
+#[tokio::test]
+async fn whoever_asks_again_and_again_does_not_fill_the_audit() {
+    let mut gate = Gate::new().await;
+    let mut calls = std::mem::replace(&mut gate.calls, mpsc::channel(1).1);
+    tokio::spawn(async move {
+        while let Some(call) = calls.recv().await {
+            call.events.send(Event::End).await.expect("taken");
+        }
+    });
+    let asker = visitor("10.0.0.1");
+    for _ in 0..50 {
+        for action in ["ping", "led"] {
+            gate.guard
+                .command(&asker, errand(action))
+                .await
+                .expect("permitted");
+        }
+        let refused = gate.guard.command(&asker, errand("reboot")).await;
+        refused.expect_err("not named");
+    }
+    let audit = gate.closed().await;
+    let of = |what: &str| audit.iter().filter(|entry| entry.what == what).count();
+    assert_eq!((of("ping"), of("reboot"), of("led")), (2, 2, 50));
+    let counted = |entry: &&Entry| entry.outcome.starts_with("49 times more");
+    assert_eq!(audit.iter().filter(counted).count(), 2, "{audit:#?}");
+}
