@@ -1,6 +1,9 @@
 //! What may pass a door, and in whose name.
 
+mod often;
+
 use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use swarm_shared::net::clock;
@@ -16,6 +19,12 @@ use crate::config::doors::Common;
 use crate::duration;
 use crate::fleet::{Delivery, Event, Failure, NodeView, Request};
 use crate::store::audit::Entry;
+use often::Often;
+
+/// How often it is looked whether something counted is to be noted.
+const LOOK_EVERY: Duration = Duration::from_secs(15);
+/// How a use ended that nobody waited for.
+const CUT_OFF: &str = "cut off: the visitor left before it was over";
 
 /// Somebody at a door.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +42,7 @@ pub struct Guard {
     role: Role,
     allow: Vec<Glob>,
     house: House,
+    often: Arc<Mutex<Often>>,
 }
 
 /// What is to be done.
@@ -70,12 +80,38 @@ pub enum NotDone {
 impl Guard {
     /// Of the door that the configuration calls so.
     pub fn new(door: &'static str, common: &Common, house: &House) -> Self {
-        Self {
+        let guard = Self {
             door,
             role: common.role,
             allow: common.allow.clone(),
             house: house.clone(),
+            often: Arc::default(),
+        };
+        house.tasks.spawn(guard.clone().keep());
+        guard
+    }
+
+    /// Notes what was only counted, for as long as the door is open.
+    async fn keep(self) {
+        loop {
+            let look = clock::sleep_until(clock::now() + LOOK_EVERY);
+            let over = self.house.stop.run_until_cancelled(look).await.is_none();
+            let due = if over {
+                self.often().close()
+            } else {
+                self.often().due(clock::now())
+            };
+            for entry in due {
+                self.write(entry).await;
+            }
+            if over {
+                return;
+            }
         }
+    }
+
+    fn often(&self) -> MutexGuard<'_, Often> {
+        self.often.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether an action may pass.
@@ -146,8 +182,11 @@ impl Guard {
     /// # Errors
     /// [`NotDone`].
     pub async fn command(&self, visitor: &Visitor, errand: Errand) -> Result<Vec<Delivery>, NotDone> {
-        let (action, selector) = (errand.action.clone(), errand.selector.clone());
-        let done = match self.permit(&action, &errand.arguments) {
+        let permitted = self.permit(&errand.action, &errand.arguments);
+        let begun = self.begin(visitor, &errand.action, errand.selector.as_str());
+        let reads = gate::classify(&errand.action, &errand.arguments) == ActionClass::Read;
+        let begun = begun.often_if(reads || permitted.is_err());
+        let done = match permitted {
             Ok(()) => self.carry_out(visitor, errand).await,
             Err(refused) => Err(refused),
         };
@@ -155,7 +194,7 @@ impl Guard {
             Ok(deliveries) => summary(deliveries),
             Err(why) => format!("not done: {why}"),
         };
-        self.note(visitor, &action, selector.as_str(), outcome).await;
+        begun.end(outcome).await;
         done
     }
 
@@ -185,7 +224,7 @@ impl Guard {
     /// # Errors
     /// [`NotDone`].
     pub async fn nodes(&self, visitor: &Visitor, selector: Selector) -> Result<Vec<NodeView>, NotDone> {
-        let asked = selector.as_str().to_owned();
+        let begun = self.begin(visitor, "nodes", selector.as_str()).often_if(true);
         let mut nodes = Vec::new();
         let request = Request::Nodes {
             selector,
@@ -201,7 +240,7 @@ impl Guard {
             Ok(()) => format!("{} nodes", nodes.len()),
             Err(why) => format!("not done: {why}"),
         };
-        self.note(visitor, "nodes", &asked, outcome).await;
+        begun.end(outcome).await;
         done.map(|()| nodes)
     }
 
@@ -234,15 +273,41 @@ impl Guard {
         ))
     }
 
-    /// Puts a use of the door into the audit.
+    /// Puts a use of the door into the audit that did nothing; repeats are counted, and noted as one.
     pub async fn note(&self, visitor: &Visitor, what: &str, detail: &str, outcome: String) {
-        let entry = Entry {
-            at_ms: clock::unix_time_ms(),
-            who: self.who(visitor),
-            what: what.to_owned(),
-            detail: detail.to_owned(),
-            outcome,
+        let begun = self.begin(visitor, what, detail);
+        begun.often_if(true).end(outcome).await;
+    }
+
+    /// A use of the door that takes its time: it gets into the audit however it ends.
+    pub fn begin(&self, visitor: &Visitor, what: &str, detail: &str) -> Use {
+        Use {
+            guard: self.clone(),
+            often: false,
+            open: Some(Entry {
+                at_ms: 0,
+                who: self.who(visitor),
+                what: what.to_owned(),
+                detail: detail.to_owned(),
+                outcome: CUT_OFF.to_owned(),
+            }),
+        }
+    }
+
+    /// Notes an entry, or counts it.
+    async fn take(self, mut entry: Entry, often: bool) {
+        entry.at_ms = clock::unix_time_ms();
+        let entry = if often {
+            self.often().take(self.door, entry, clock::now())
+        } else {
+            Some(entry)
         };
+        if let Some(entry) = entry {
+            self.write(entry).await;
+        }
+    }
+
+    async fn write(&self, entry: Entry) {
         if let Err(error) = self.house.store.audit(entry).await {
             tracing::error!(door = self.door, %error, "a use of the door is not in the audit");
         }
@@ -255,6 +320,59 @@ impl Guard {
         match &visitor.user {
             Some(user) => format!("{user} at {door} from {from}"),
             None => format!("{door} from {from}"),
+        }
+    }
+}
+
+/// A use of a door that is not over. One that is dropped instead of ended, as happens to whoever serves a visitor that
+/// leaves, is in the audit as cut off: what it asked for may have been done.
+#[derive(Debug)]
+#[must_use = "a use that is dropped counts as cut off"]
+pub struct Use {
+    guard: Guard,
+    /// Whether repeats may be counted instead.
+    often: bool,
+    open: Option<Entry>,
+}
+
+impl Use {
+    /// Whether repeats may be counted instead of noted one by one: what does nothing.
+    pub fn often_if(mut self, often: bool) -> Self {
+        self.often = often;
+        self
+    }
+
+    /// It is over; returns when that is in the audit.
+    pub async fn end(mut self, outcome: String) {
+        let Some(entry) = self.open.take() else { return };
+        let guard = self.guard.clone();
+        // In a task of its own: the visitor may leave even now.
+        let written = self
+            .guard
+            .house
+            .tasks
+            .spawn(guard.take(Entry { outcome, ..entry }, self.often));
+        if let Err(error) = written.await {
+            tracing::error!(door = self.guard.door, %error, "a use of the door may not be in the audit");
+        }
+    }
+}
+
+impl Drop for Use {
+    fn drop(&mut self) {
+        let Some(entry) = self.open.take() else { return };
+        let guard = self.guard.clone();
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => {
+                let tasks = guard.house.tasks.clone();
+                tasks.spawn_on(guard.take(entry, self.often), &runtime);
+            }
+            Err(_over) => tracing::error!(
+                door = guard.door,
+                who = entry.who,
+                what = entry.what,
+                "the station is gone: this use of the door is not in the audit"
+            ),
         }
     }
 }
@@ -283,3 +401,6 @@ fn summary(deliveries: &[Delivery]) -> String {
         .collect();
     told.join(", ")
 }
+
+#[cfg(test)]
+mod tests;

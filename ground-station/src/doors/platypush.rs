@@ -221,8 +221,11 @@ impl Desk {
         selector: &Selector,
         request: Request,
     ) -> Result<Came, NotDone> {
+        let permitted = self.guard.permit_named(what, &Wish::Frame(Kind::Stop));
+        let begun = self.guard.begin(visitor, what, selector.as_str());
+        let begun = begun.often_if(permitted.is_err());
         let mut deliveries = Vec::new();
-        let done = match self.guard.permit_named(what, &Wish::Frame(Kind::Stop)) {
+        let done = match permitted {
             Ok(()) => {
                 let take = |event| {
                     if let Event::Delivery(delivery) = event {
@@ -238,14 +241,17 @@ impl Desk {
             Ok((_, errors)) => format!("{} nodes, {} not done", deliveries.len(), errors.len()),
             Err(why) => format!("not done: {why}"),
         };
-        self.guard.note(visitor, what, selector.as_str(), noted).await;
+        begun.end(noted).await;
         came
     }
 
     async fn tell(&self, visitor: &Visitor, peer: Option<String>, message: &[u8]) -> Result<Came, NotDone> {
         let to = peer.clone().unwrap_or_else(|| "all peers".to_owned());
+        let permitted = self.guard.permit_named(TELL, &Wish::Command(ActionClass::Act));
+        let begun = self.guard.begin(visitor, TELL, &to);
+        let begun = begun.often_if(permitted.is_err());
         let mut peers = Vec::new();
-        let done = match self.guard.permit_named(TELL, &Wish::Command(ActionClass::Act)) {
+        let done = match permitted {
             Ok(()) => {
                 let request = Request::Tell {
                     door: "socktools".to_owned(),
@@ -265,7 +271,7 @@ impl Desk {
             Ok(()) => format!("{} bytes to {} peers", message.len(), peers.len()),
             Err(why) => format!("not done: {why}"),
         };
-        self.guard.note(visitor, TELL, &to, noted).await;
+        begun.end(noted).await;
         done?;
         let fault = |peer: &PeerView| Some(format!("{}: {}", peer.peer, peer.error.as_ref()?));
         let errors = peers.iter().filter_map(fault).collect();
@@ -274,6 +280,7 @@ impl Desk {
 
     async fn history(&self, visitor: &Visitor, query: PastQuery) -> Result<Came, NotDone> {
         let one = query.number.is_some();
+        let begun = self.guard.begin(visitor, "history", "").often_if(true);
         let (mut commands, mut deliveries) = (Vec::new(), Vec::new());
         let asked = self.guard.ask(visitor, Request::History { query }, |event| {
             if let Event::Command(command) | Event::About(command) = event {
@@ -287,7 +294,7 @@ impl Desk {
             Ok(()) => format!("{} commands", commands.len()),
             Err(why) => format!("not done: {why}"),
         };
-        self.guard.note(visitor, "history", "", outcome).await;
+        begun.end(outcome).await;
         asked?;
         let output = if one {
             json!({ "command": commands.pop(), "deliveries": deliveries })

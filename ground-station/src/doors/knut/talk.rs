@@ -21,6 +21,9 @@ const READ_BYTES: usize = 8 * 1024;
 /// Answers that wait to be written; the next question is not read before there is room.
 const ANSWERS_MAX: usize = 1;
 
+/// Longest method of HTTP that is looked for, in bytes.
+const METHOD_MAX: usize = 32;
+
 /// Why a connection ended, if not by its other side.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Left {
@@ -33,9 +36,41 @@ pub(super) enum Left {
     /// The other side takes nothing.
     #[error("did not read for {WRITE_TIME:?}")]
     DoesNotRead,
+    /// At first: most likely a web page had a browser send it, with messages in its body.
+    #[error("began with a request of HTTP, which this door does not speak")]
+    Http,
     /// The connection.
     #[error(transparent)]
     Io(#[from] io::Error),
+}
+
+/// The first bytes of a connection. What a browser sends for a page of anybody's begins with a method, which is never
+/// how a message begins.
+#[derive(Debug, Default)]
+struct Opening {
+    begun: Vec<u8>,
+    over: bool,
+}
+
+impl Opening {
+    /// Whether these bytes, after those before, begin with a request of HTTP.
+    fn is_http(&mut self, bytes: &[u8]) -> bool {
+        for byte in bytes {
+            if self.over {
+                break;
+            }
+            if self.begun.is_empty() && byte.is_ascii_whitespace() {
+                continue;
+            }
+            if self.begun.len() < METHOD_MAX && (byte.is_ascii_uppercase() || *byte == b'-') {
+                self.begun.push(*byte);
+                continue;
+            }
+            self.over = true;
+            return *byte == b' ' && !self.begun.is_empty();
+        }
+        false
+    }
 }
 
 /// Serves one client until either side has had enough.
@@ -70,6 +105,7 @@ pub(super) async fn read(
         from: entrance.addr.ip(),
         user: None,
     };
+    let mut opening = Opening::default();
     let mut decoder = Decoder::new(desk.config.common.limits.message_bytes);
     let mut buffer = [0; READ_BYTES];
     // Until something has been said, and since when something has begun.
@@ -91,6 +127,9 @@ pub(super) async fn read(
             return Ok(());
         }
         let mut bytes = buffer.get(..count).unwrap_or_default();
+        if opening.is_http(bytes) {
+            return Err(Left::Http);
+        }
         while let Some(item) = decoder.take(&mut bytes) {
             (first, begun) = (None, None);
             entrance.turn().await;

@@ -438,6 +438,35 @@ async fn whoever_has_said_something_may_listen_for_good() {
 }
 
 #[tokio::test]
+async fn what_a_browser_sends_for_any_page_is_not_listened_to() {
+    let hidden = "\0{\"apiId\": 1, \"msgId\": 2, \"msg\": {}}\0";
+    for (head, wanted) in [
+        ("POST / HTTP/1.1\r\nHost: 127.0.0.1:8080\r\n\r\n", true),
+        ("\r\nM-SEARCH * HTTP/1.1\r\n\r\n", true),
+        ("GET / HTTP/1.0\r\n\r\n", true),
+        ("NONSENSE", false),
+        (" nonsense of HTTP ", false),
+    ] {
+        // At once, and in pieces of one byte.
+        for size in [1024, 1] {
+            let (desk, _house, _dir) = place().await;
+            let (ours, mut theirs) = tokio::io::duplex(size);
+            let (answers, mut outgoing) = mpsc::channel(8);
+            let said = format!("{head}{hidden}");
+            let says = tokio::spawn(async move {
+                // Closed on midway, or not.
+                let _closed = theirs.write_all(said.as_bytes()).await;
+            });
+            let entrance = nobody_elses();
+            let ended = talk::read(&desk, ours, &entrance, answers).await;
+            says.await.expect("said");
+            assert_eq!(matches!(ended, Err(talk::Left::Http)), wanted, "{head} {ended:?}");
+            assert_eq!(outgoing.recv().await.is_none(), wanted, "{head}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn the_port_of_another_is_told_with_what_to_do() {
     let taken = TcpSocket::new_v4().expect("a socket");
     taken

@@ -21,7 +21,7 @@ use ring::hmac;
 use swarm_shared::net::{clock, random};
 use swarm_shared::proto::hex;
 
-use super::brake::Brake;
+use super::brake::{Brake, Counted};
 use super::form;
 use super::refusal::Refusal;
 use crate::config::doors::Secret;
@@ -139,12 +139,12 @@ impl Gatekeeper {
         {
             return Ok(name.to_owned());
         }
-        self.try_now(from)?;
+        let counted = self.try_now(from)?;
         let right = match self.passwords.is(password, kept).await {
             Ok(right) => right,
             Err(error) => {
                 // Nobody looked at it.
-                self.right(from);
+                self.take_back(counted);
                 return Err(error.into());
             }
         };
@@ -202,9 +202,14 @@ impl Gatekeeper {
         Ok(Refusal::unauthorized(text))
     }
 
-    fn try_now(&self, from: IpAddr) -> Result<(), Refusal> {
+    fn try_now(&self, from: IpAddr) -> Result<Counted, Refusal> {
         let mut brake = self.brake.lock().unwrap_or_else(PoisonError::into_inner);
         brake.try_now(from, clock::now()).map_err(Refusal::slow_down)
+    }
+
+    fn take_back(&self, counted: Counted) {
+        let mut brake = self.brake.lock().unwrap_or_else(PoisonError::into_inner);
+        brake.take_back(counted);
     }
 
     fn right(&self, from: IpAddr) {

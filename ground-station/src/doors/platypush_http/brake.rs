@@ -21,7 +21,15 @@ pub(super) struct Brake {
     addresses: BTreeMap<IpAddr, Tries>,
 }
 
+/// A try that was counted, and what was known of its address before.
 #[derive(Clone, Copy, Debug)]
+pub(super) struct Counted {
+    from: IpAddr,
+    before: Tries,
+    after: Tries,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Tries {
     wrong: u32,
     last: Instant,
@@ -29,11 +37,12 @@ struct Tries {
 }
 
 impl Brake {
-    /// Counts a try as wrong, before anybody knows: many at once are many. [`Brake::right`] takes it back.
+    /// Counts a try as wrong, before anybody knows: many at once are many. Then [`Brake::right`], or
+    /// [`Brake::take_back`] if nobody looked at it.
     ///
     /// # Errors
     /// How long this address has to wait first.
-    pub(super) fn try_now(&mut self, from: IpAddr, now: Instant) -> Result<(), Duration> {
+    pub(super) fn try_now(&mut self, from: IpAddr, now: Instant) -> Result<Counted, Duration> {
         let from = network(from);
         if !self.addresses.contains_key(&from) && self.addresses.len() >= ADDRESSES_MAX {
             self.make_room(now);
@@ -49,13 +58,28 @@ impl Brake {
         if tries.free_at > now {
             return Err(tries.free_at - now);
         }
+        let before = *tries;
         tries.wrong = tries.wrong.saturating_add(1);
         tries.last = now;
         if let Some(over) = tries.wrong.checked_sub(FREE) {
             let wait = WAIT.saturating_mul(2_u32.saturating_pow(over));
             tries.free_at = now + wait.min(WAIT_MAX);
         }
-        Ok(())
+        let after = *tries;
+        Ok(Counted { from, before, after })
+    }
+
+    /// Nobody looked at this try: it does not count, and the others still do.
+    pub(super) fn take_back(&mut self, counted: Counted) {
+        let Counted { from, before, after } = counted;
+        if let Some(tries) = self.addresses.get_mut(&from) {
+            if *tries == after {
+                *tries = before;
+            } else {
+                // There were others since; when the next may be is theirs to say.
+                tries.wrong = tries.wrong.saturating_sub(1);
+            }
+        }
     }
 
     /// Somebody at this address was right.
@@ -101,19 +125,19 @@ mod tests {
         let (mut brake, mut now) = (Brake::default(), clock::now());
         let guesser = address("10.0.0.1");
         for _ in 0..FREE {
-            assert_eq!(brake.try_now(guesser, now), Ok(()));
+            brake.try_now(guesser, now).expect("free");
         }
         for wait in [1, 2, 4, 8, 16, 32, 60, 60] {
             let wait = Duration::from_secs(wait);
-            assert_eq!(brake.try_now(guesser, now), Err(wait));
-            assert_eq!(brake.try_now(address("10.0.0.2"), now), Ok(()));
+            assert_eq!(brake.try_now(guesser, now).expect_err("waits"), wait);
+            brake.try_now(address("10.0.0.2"), now).expect("free");
             brake.right(address("10.0.0.2"));
             now += wait;
-            assert_eq!(brake.try_now(guesser, now), Ok(()));
+            brake.try_now(guesser, now).expect("free");
         }
         now += FORGET + Duration::from_secs(1);
         for _ in 0..FREE {
-            assert_eq!(brake.try_now(guesser, now), Ok(()), "forgotten");
+            brake.try_now(guesser, now).expect("forgotten");
         }
     }
 
@@ -124,6 +148,25 @@ mod tests {
             brake.try_now(address("10.0.0.1"), now).expect("right each time");
             brake.right(address("10.0.0.1"));
         }
+    }
+
+    #[test]
+    fn a_try_that_nobody_looked_at_does_not_count_and_clears_nothing() {
+        let (mut brake, now) = (Brake::default(), clock::now());
+        let guesser = address("10.0.0.1");
+        for _ in 2..FREE {
+            brake.try_now(guesser, now).expect("free");
+            for _ in 0..3 {
+                let counted = brake.try_now(guesser, now).expect("free");
+                brake.take_back(counted);
+            }
+        }
+        // Two at once, of which one is not looked at.
+        let counted = brake.try_now(guesser, now).expect("free");
+        brake.try_now(guesser, now).expect("free");
+        brake.take_back(counted);
+        let wait = brake.try_now(guesser, now).expect_err("all others count");
+        assert_eq!(wait, WAIT);
     }
 
     #[test]

@@ -1,10 +1,9 @@
 //! `POST /execute`: a request message in, its response message out.
 
 use axum::extract::State;
-use axum::http::StatusCode;
-use axum::{Extension, Json, extract};
-use serde_json::Value;
-use swarm_shared::net::clock;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, extract};
 use swarm_shared::proto::platypush::Request;
 
 use super::refusal::Refusal;
@@ -16,7 +15,7 @@ pub(super) async fn execute(
     State(app): State<Shared>,
     Extension(guest): Extension<Guest>,
     request: extract::Request,
-) -> Result<(StatusCode, Json<Value>), Refusal> {
+) -> Result<Response, Refusal> {
     let (parts, content) = request.into_parts();
     let bytes = body::read(content, &app).await?;
     let parsed = Request::parse(&bytes, random_id());
@@ -27,5 +26,6 @@ pub(super) async fn execute(
         Ok(request) => (StatusCode::OK, app.desk.answer(&caller.visitor, request).await),
         Err(bad) => (StatusCode::BAD_REQUEST, app.desk.refuse(bad)),
     };
-    Ok((status, Json(response.to_value(clock::unix_time_ms()))))
+    let json = [(header::CONTENT_TYPE, "application/json")];
+    Ok((status, json, app.desk.encode(&response)).into_response())
 }

@@ -9,6 +9,7 @@ use axum::{Extension, Json, extract};
 use serde_json::{Map, Value, json};
 use swarm_shared::proto::platypush::{Request, made_up_id};
 
+use super::auth::is_own_page;
 use super::refusal::Refusal;
 use super::serve::Guest;
 use super::{Shared, body, form};
@@ -84,6 +85,10 @@ async fn call(
         return Err(Refusal::unauthorized(
             "this hook takes a token: X-Token: …, or Authorization: Bearer …",
         ));
+    }
+    if hook.token.is_none() && !is_own_page(&parts.headers) {
+        let text = "this was sent by a page of another site: give the hook a token";
+        return Err(Refusal::new(StatusCode::FORBIDDEN, text));
     }
     let bytes = body::read(content, app).await?;
     let query = form::fields(parts.uri.query().unwrap_or_default());

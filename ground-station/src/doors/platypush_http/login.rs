@@ -114,7 +114,10 @@ pub(super) async fn logout(
     };
     app.store.revoke_token(number).await?;
     let guard = app.desk.guard();
-    guard.note(&caller.visitor, "logout", "", "done".to_owned()).await;
+    guard
+        .begin(&caller.visitor, "logout", "")
+        .end("done".to_owned())
+        .await;
     let mut response = Redirect::to("/login").into_response();
     for name in [SESSION_COOKIE, CSRF_COOKIE] {
         set_cookie(&mut response, &app, name, "", "", 0);
@@ -160,7 +163,8 @@ async fn log_in(
     };
     let visitor = crate::doors::guard::Visitor { from, user: None };
     let shown: String = name.chars().take(users::NAME_BYTES_MAX).collect();
-    app.desk.guard().note(&visitor, "login", &shown, outcome).await;
+    let begun = app.desk.guard().begin(&visitor, "login", &shown);
+    begun.often_if(made.is_err()).end(outcome).await;
     made
 }
 

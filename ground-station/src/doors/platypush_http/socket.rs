@@ -69,13 +69,7 @@ async fn tell(app: &Shared, mut socket: WebSocket, parts: &Parts, guest: &Guest,
         let next = tokio::select! {
             biased;
             () = app.stop.cancelled() => break (close_code::AWAY, "the station is shutting down".to_owned()),
-            message = socket.recv() => match message {
-                None | Some(Err(_) | Ok(Message::Close(_))) => return,
-                Some(Ok(Message::Text(_) | Message::Binary(_) | Message::Ping(_) | Message::Pong(_))) => {
-                    heard = clock::now();
-                    continue;
-                }
-            },
+            // Before what the reader says: whoever never stops talking is looked at all the same.
             _tick = ping.tick() => {
                 if clock::since(heard) > idle {
                     break (close_code::POLICY, format!("no answer to a ping for {idle:?}"));
@@ -86,6 +80,13 @@ async fn tell(app: &Shared, mut socket: WebSocket, parts: &Parts, guest: &Guest,
                 }
                 Some(Message::Ping(Default::default()))
             }
+            message = socket.recv() => match message {
+                None | Some(Err(_) | Ok(Message::Close(_))) => return,
+                Some(Ok(Message::Text(_) | Message::Binary(_) | Message::Ping(_) | Message::Pong(_))) => {
+                    heard = clock::now();
+                    continue;
+                }
+            },
             event = events.recv() => match message(&mut teller, event) {
                 Ok(message) => message,
                 Err(farewell) => break farewell,

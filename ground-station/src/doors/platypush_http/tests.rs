@@ -222,6 +222,50 @@ async fn a_request_is_answered_in_its_own_form() {
 }
 
 #[tokio::test]
+async fn an_answer_that_is_too_long_says_so_instead() {
+    let (fleet, mut calls) = Fleet::local();
+    tokio::spawn(async move {
+        while let Some(Call { events, .. }) = calls.recv().await {
+            let reply = Reply::done("x".repeat(17 * 1024 * 1024).into());
+            for event in [Event::Delivery(Delivery::new(node("n1"), reply, 1.0)), Event::End] {
+                events.send(event).await.expect("taken");
+            }
+        }
+    });
+    let rig = Rig::before(fleet, &format!("token = \"{TOKEN}\"")).await;
+    let response = rig
+        .send(execute(&[("x-token", TOKEN)], &json!({"action": "ping"})))
+        .await;
+    assert_eq!(response.headers()[header::CONTENT_TYPE], "application/json");
+    let answer: Value = serde_json::from_slice(&whole(response).await).expect("JSON");
+    let error = answer["response"]["errors"][0].as_str().expect("an error");
+    assert!(error.contains("it is done, but its outcome has"), "{error}");
+}
+
+#[tokio::test]
+async fn a_page_of_another_site_cannot_set_off_a_hook_without_a_token() {
+    let rig = Rig::new(HOOKS).await;
+    let path = "/hook/lights?colour=%2300ff00";
+    for (headers, wanted) in [
+        (&[("origin", "http://evil.example")][..], 403),
+        (&[("sec-fetch-site", "cross-site")], 403),
+        (
+            &[("origin", "http://door"), ("sec-fetch-site", "same-origin")],
+            200,
+        ),
+    ] {
+        let (status, body) = rig.ask(request("POST", path, headers, "")).await;
+        assert_eq!(status, wanted, "{headers:?} {body}");
+    }
+    let headers = [
+        ("origin", "http://other.example"),
+        ("x-token", "fedcba9876543210"),
+    ];
+    let (status, body) = rig.ask(request("POST", "/hook/guarded", &headers, "")).await;
+    assert_eq!(status, 200, "it showed the token: {body}");
+}
+
+#[tokio::test]
 async fn a_token_is_taken_wherever_it_may_be_shown() {
     let rig = Rig::with_user(&format!("token = \"{TOKEN}\"")).await;
     let auth = bearer(TOKEN);

@@ -109,14 +109,18 @@ async fn whoever_guesses_is_slowed_and_others_are_not() {
     // A good token passes from the very same address.
     let ping = json!({"action": "ping"});
     assert_eq!(rig.ask(execute(&[("x-token", TOKEN)], &ping)).await.0, 200);
+    rig.house.stop.cancel();
+    rig.house.tasks.close();
+    rig.house.tasks.wait().await;
     let audit = crate::store::history::ask(rig.dir.path(), |connection| {
         crate::store::audit::newest(connection, 0, 100)
     });
     let audit = audit.await.expect("read").expect("there");
     let refused = audit
         .iter()
-        .filter(|entry| entry.what == "login" && entry.outcome.starts_with("not done"));
-    assert_eq!(refused.count(), 13);
+        .filter(|entry| entry.what == "login" && entry.outcome.contains("not done"));
+    let refused: Vec<&str> = refused.map(|entry| entry.outcome.as_str()).collect();
+    assert_eq!(refused.len(), 2, "the first, and all others: {refused:?}");
 }
 
 #[tokio::test]

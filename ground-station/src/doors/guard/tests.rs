@@ -1,0 +1,133 @@
+use std::path::Path;
+
+use swarm_shared::net::discovery::presence::Services;
+use swarm_shared::proto::id::NodeName;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::*;
+use crate::config::Config;
+use crate::doors::Face;
+use crate::fleet::guests::Guests;
+use crate::fleet::peers::Posts;
+use crate::fleet::{Call, Fleet};
+use crate::store::{Store, audit, history};
+
+/// A guard before a fleet that never answers.
+struct Gate {
+    guard: Guard,
+    house: House,
+    calls: mpsc::Receiver<Call>,
+    dir: tempfile::TempDir,
+}
+
+impl Gate {
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut config = Config::for_host("st");
+        let text = "[doors.knut]\nallow = [\"led\"]\n";
+        config.read_file(Path::new("config.toml"), text).expect("reads");
+        let config = config.doors.knut.expect("open");
+        let (fleet, calls) = Fleet::local();
+        let house = House {
+            face: Face {
+                name: NodeName::from_host("st"),
+                services: Services::default(),
+                posts: Posts::default(),
+            },
+            fleet,
+            guests: Guests::default(),
+            store: Store::open(dir.path()).await.expect("opens"),
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        };
+        Self {
+            guard: Guard::new("knut", &config.common, &house),
+            house,
+            calls,
+            dir,
+        }
+    }
+
+    /// The audit so far, newest first.
+    async fn audit(&self) -> Vec<Entry> {
+        let found = history::ask(self.dir.path(), |connection| {
+            audit::newest(connection, 0, 100_000)
+        });
+        found.await.expect("read").unwrap_or_default()
+    }
+
+    /// The audit of a station that has shut down.
+    async fn closed(self) -> Vec<Entry> {
+        self.house.stop.cancel();
+        self.house.tasks.close();
+        self.house.tasks.wait().await;
+        self.audit().await
+    }
+}
+
+fn visitor(from: &str) -> Visitor {
+    Visitor {
+        from: from.parse().expect("an address"),
+        user: None,
+    }
+}
+
+fn errand(action: &str) -> Errand {
+    Errand {
+        selector: Selector::parse("all").expect("a selector"),
+        action: action.to_owned(),
+        arguments: Arguments::default(),
+        ttl: Duration::from_secs(10),
+        timeout: Duration::from_secs(10),
+    }
+}
+
+#[tokio::test]
+async fn what_a_visitor_asked_for_is_in_the_audit_though_it_left_before_the_end() {
+    let mut gate = Gate::new().await;
+    let guard = gate.guard.clone();
+    let serving = tokio::spawn(async move { guard.command(&visitor("10.0.0.1"), errand("led")).await });
+    let call = gate.calls.recv().await.expect("asked");
+    serving.abort();
+    serving.await.expect_err("dropped midway");
+    drop(call);
+    let audit = gate.closed().await;
+    let [entry] = audit.as_slice() else {
+        panic!("one entry: {audit:#?}");
+    };
+    assert_eq!(
+        (entry.who.as_str(), entry.what.as_str(), entry.detail.as_str()),
+        ("knut from 10.0.0.1", "led", "all")
+    );
+    assert!(entry.outcome.starts_with("cut off"), "{entry:?}");
+    assert!(entry.at_ms > 0);
+}
+
+#[tokio::test]
+async fn whoever_asks_again_and_again_does_not_fill_the_audit() {
+    let mut gate = Gate::new().await;
+    let mut calls = std::mem::replace(&mut gate.calls, mpsc::channel(1).1);
+    tokio::spawn(async move {
+        while let Some(call) = calls.recv().await {
+            call.events.send(Event::End).await.expect("taken");
+        }
+    });
+    let asker = visitor("10.0.0.1");
+    for _ in 0..50 {
+        for action in ["ping", "led"] {
+            gate.guard
+                .command(&asker, errand(action))
+                .await
+                .expect("permitted");
+        }
+        let refused = gate.guard.command(&asker, errand("reboot")).await;
+        refused.expect_err("not named");
+    }
+    let audit = gate.closed().await;
+    let of = |what: &str| audit.iter().filter(|entry| entry.what == what).count();
+    assert_eq!((of("ping"), of("reboot"), of("led")), (2, 2, 50));
+    let counted = |entry: &&Entry| entry.outcome.starts_with("49 times more");
+    assert_eq!(audit.iter().filter(counted).count(), 2, "{audit:#?}");
+}
