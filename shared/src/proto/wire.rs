@@ -523,6 +523,11 @@ impl FrameReader {
         self.header.is_none()
     }
 
+    /// The header whose content is on the way.
+    pub fn awaited(&self) -> Option<&Header> {
+        self.header.as_ref()
+    }
+
     /// How many bytes more the next frame is known to need, after [`Self::next_frame`] found none: never more
     /// than the caps allow.
     pub fn lacking(&self) -> usize {

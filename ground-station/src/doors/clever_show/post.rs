@@ -328,8 +328,8 @@ impl Post {
         if let Some(connection) = &mut self.connection {
             connection.read = now;
             self.drone.stirred(now);
-            if !connection.reader.is_between_frames() {
-                self.drone.receiving(now + STALL_MAX);
+            if let Some(header) = connection.reader.awaited() {
+                self.drone.receiving(header, now + STALL_MAX);
             }
         }
     }

@@ -36,7 +36,7 @@ use super::queued::{Queued, What, take_first};
 use super::readings::Readings;
 pub use super::readings::{READING_BYTES_MAX, READINGS_MAX};
 use crate::proto::message::Arguments;
-use crate::proto::wire::Frame;
+use crate::proto::wire::{ContentType, Frame, Header, MessageType};
 
 /// Most frames of one drone that wait to be written.
 pub const QUEUE_MAX: usize = 256;
@@ -440,8 +440,12 @@ impl Drone {
         }
     }
 
-    /// A frame is arriving: a file that is asked for may be in it, and is waited for until then at least.
-    pub fn receiving(&mut self, until: Instant) {
+    /// Content is arriving. If it is a file's, that is waited for until then at least; what else the drone tells
+    /// meanwhile, such as readings, puts nothing off.
+    pub fn receiving(&mut self, header: &Header, until: Instant) {
+        if header.message_type != MessageType::Response || header.content_type != ContentType::Binary {
+            return;
+        }
         for request in self.requests.values_mut() {
             if let (true, Asked::File(_), Some(at)) = (request.written, &request.asked, &mut request.until) {
                 *at = until.max(*at);
