@@ -63,6 +63,7 @@ fn each_verb_has_a_page() {
         "cancel",
         "stop",
         "release",
+        "door",
         "completions",
         "man",
         "fleet",

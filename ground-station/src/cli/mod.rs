@@ -59,7 +59,6 @@ Examples:
   ground-station send --per-node takes/ 'drone-*:shows/take1.csv'
   ground-station fetch all:logs/flight.log ./collected
   ground-station history                       what was sent, and how it ended
-  ground-station door send socktools 'hello'   a message to every peer at a door
 
 SELECTOR is a comma-separated list: all, a name or glob (drone-*, drone-[01-12]),
 tag:KEY, tag:KEY=VALUE, id:PREFIX; !TERM takes away.
@@ -146,10 +145,10 @@ enum Verb {
     Fetch(fetch::Args),
     Notify(notify::Args),
     History(history::Args),
-    Door(door::Args),
     Cancel(cancel::Args),
     Stop(stop::Args),
     Release(release::Args),
+    Door(door::Args),
     Completions(completions::Args),
     Man(man::Args),
 }

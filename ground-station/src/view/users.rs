@@ -1,7 +1,7 @@
 //! Users of doors and their tokens.
 
 use super::table::{self, Cell};
-use super::{Paint, Style, when};
+use super::{Style, when};
 use crate::fleet::{TokenView, UserView};
 
 /// What became of users just now.
@@ -35,19 +35,20 @@ pub fn users(views: &[UserView], style: Style) -> String {
     table::render(&["USER", "TOKENS", "ADDED"], &rows, style).join("\n")
 }
 
-/// A new token, alone on the first line so that it can be cut out.
-pub fn made(views: &[TokenView], style: Style) -> String {
-    let text = |view: &TokenView| {
-        let token = view.token.as_deref().unwrap_or_default();
-        format!(
-            "{}\ntoken {} of {}, good until {}; it is not shown again\n",
-            style.paint(token, Paint::Strong),
-            view.number,
-            view.user,
-            when::exact(view.expires_ms),
-        )
-    };
-    views.iter().map(text).collect()
+/// New tokens, and nothing else: scripts take them as they are.
+pub fn made(views: &[TokenView]) -> String {
+    let tokens = views.iter().filter_map(|view| view.token.as_deref());
+    tokens.map(|token| format!("{token}\n")).collect()
+}
+
+/// What people should know of a new token.
+pub fn made_note(view: &TokenView) -> String {
+    format!(
+        "token {} of {}, good until {}; it is not shown again",
+        view.number,
+        view.user,
+        when::exact(view.expires_ms),
+    )
 }
 
 /// All tokens.

@@ -263,6 +263,10 @@ fn users_and_tokens_are_kept_with_and_without_a_running_station() {
     fleet.station.run(&["door", "token", "revoke", &number]).expect(0);
     fleet.station.run(&["door", "token", "revoke", &number]).expect(3);
     fleet.station.run(&["door", "token", "bob"]).expect(3);
+    // For people and scripts: the token alone on standard output.
+    let said = fleet.station.say(&["door", "token", "ann"]).expect(0);
+    assert_eq!(said.out.len(), 1, "{said:?}");
+    said.says("it is not shown again");
     fleet.station.serve();
     assert_eq!(ping(&fleet), 401);
     fleet.station.run(&["door", "user", "remove", "ann"]).expect(0);

@@ -121,7 +121,12 @@ async fn ask_for(connection: &Connection, ask: UserAsk, screen: &mut Screen) -> 
         let text = match ask {
             UserAsk::Add { .. } | UserAsk::Remove { .. } => view::users::changed(&users),
             UserAsk::List => view::users::users(&users, screen.style),
-            UserAsk::MakeToken { .. } => view::users::made(&tokens, screen.style),
+            UserAsk::MakeToken { .. } => {
+                tokens
+                    .iter()
+                    .for_each(|token| screen.note(&view::users::made_note(token)));
+                view::users::made(&tokens)
+            }
             UserAsk::Tokens => view::users::tokens(&tokens, screen.style),
             UserAsk::Revoke { number } => format!("token {number} is good no more\n"),
         };
