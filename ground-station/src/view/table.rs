@@ -88,7 +88,7 @@ pub fn render(heading: &[&str], rows: &[Vec<Cell>], style: Style) -> Vec<String>
 }
 
 /// The rows with as many columns of `less` emptied, in that order, as it takes for all to fit. The last column may be
-/// cut, but not below [`LAST_MIN`].
+/// cut, but not below `LAST_MIN`.
 pub fn fitting(heading: &[&str], rows: &[Vec<Cell>], style: Style, less: &[&str]) -> Vec<Vec<Cell>> {
     let mut rows = rows.to_vec();
     let Some(columns) = style.columns else { return rows };

@@ -1,4 +1,4 @@
-//! What clever-show's programs say to one another, on the frame of [`wire`](super::wire): its server commands drones,
+//! What clever-show's programs say to one another, on the frame of [`super::wire`]: its server commands drones,
 //! its drones answer. We take both parts: a station is their server, a node is their drone.
 //!
 //! | module | what it does |

@@ -49,7 +49,7 @@ pub enum End {
 pub enum Event {
     /// What the ticket is about has ended.
     Ended(u64, End),
-    /// New readings; also in [`Drone::readings`].
+    /// New readings; also in [`Drone::readings`](super::server::Drone::readings).
     Telemetry,
     /// It says that it is called otherwise now: close the connection, so that it comes in anew.
     OtherId(String),

@@ -21,7 +21,7 @@ impl<T> Session<T> {
         self.take_frame(frame, now).inspect_err(|_fault| self.detach())
     }
 
-    /// Bytes of the peer have come: it lives, even if a large frame takes longer than [`Timing::lost_after`].
+    /// Bytes of the peer have come: it lives, even if a large frame takes longer than [`Timing::lost_after`](super::Timing::lost_after).
     /// [`Self::handle_frame`] says so itself; call this when a read did not complete a frame.
     pub fn heard(&mut self, now: Instant) {
         self.last_heard = now;
