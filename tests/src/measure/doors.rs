@@ -2,7 +2,7 @@
 //! and while all have.
 //!
 //! The station is a real `serve` process. Half of a crowd behaves: each asks once a second and reads its answers. The
-//! other half does not; see [`crowd`]. Each client has an address of its own, so that the bounds for one address count
+//! other half does not; see `crowd`. Each client has an address of its own, so that the bounds for one address count
 //! as they would on a network. A crowd that is closed out comes again.
 
 mod crowd;
