@@ -27,44 +27,20 @@ use super::guard::{Errand, Guard, NotDone, Visitor};
 use crate::config::doors::Common;
 use crate::duration;
 use crate::fleet::peers::PeerView;
-use crate::fleet::{Delivery, Event, PastQuery, PastState, Request};
+use crate::fleet::{Delivery, Event, PastQuery, Request};
 
-/// How many commands of the history are told, unless asked otherwise.
-const HISTORY_LIMIT: u32 = 20;
-/// How many at most.
-const HISTORY_LIMIT_MAX: u32 = 1_000;
+mod deed;
+
+use deed::{Deed, TELL};
+
 /// Longest answer, in bytes.
 const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// Sends to peers of another door.
-const TELL: &str = "socktools.send";
-/// What runs the line of a `shell.exec`.
-const SHELL: &str = "/bin/sh";
-
 /// Answers requests for one door.
 #[derive(Clone, Debug)]
 pub struct Desk {
     guard: Guard,
     origin: String,
     common: Common,
-}
-
-/// What a request comes to.
-#[derive(Clone, Debug, PartialEq)]
-enum Deed {
-    Command {
-        action: String,
-        arguments: Arguments,
-        /// Whether a program that fails counts as one that does not.
-        failures_count: bool,
-    },
-    Nodes,
-    History(PastQuery),
-    Stop,
-    Release,
-    Tell {
-        peer: Option<String>,
-        message: Vec<u8>,
-    },
 }
 
 /// What came of it.
@@ -168,7 +144,7 @@ impl Desk {
             Some(text) => Selector::parse(text).map_err(|error| NotDone::Usage(error.to_string()))?,
         };
         let named = request.target.is_some();
-        match read(request.action, request.args).map_err(NotDone::Usage)? {
+        match deed::read(request.action, request.args).map_err(NotDone::Usage)? {
             Deed::Command {
                 action,
                 arguments,
@@ -314,134 +290,6 @@ pub fn random_id() -> [u8; ID_BYTES] {
     })
 }
 
-fn read(action: String, args: Value) -> Result<Deed, String> {
-    if action == TELL {
-        return tell(args);
-    }
-    let Some(station) = action.strip_prefix("station.") else {
-        if action == "shell.exec" {
-            return shell(args);
-        }
-        return Ok(Deed::Command {
-            action,
-            arguments: platypush::arguments(args),
-            failures_count: true,
-        });
-    };
-    match station {
-        "nodes" => Fields::of(&action, args, &[]).map(|_none| Deed::Nodes),
-        "stop" => Fields::of(&action, args, &[]).map(|_none| Deed::Stop),
-        "release" => Fields::of(&action, args, &[]).map(|_none| Deed::Release),
-        "history" => query(Fields::of(
-            &action,
-            args,
-            &["number", "action", "state", "since", "limit"],
-        )?)
-        .map(Deed::History),
-        _ => Err(format!(
-            "the station has no {action:?}; it has station.nodes, station.history, station.stop and station.release"
-        )),
-    }
-}
-
-fn shell(args: Value) -> Result<Deed, String> {
-    let mut fields = Fields::of("shell.exec", args, &["cmd", "background", "ignore_errors"])?;
-    if fields.flag("background")? {
-        return Err("shell.exec: background is not done here: a command ends with its program".to_owned());
-    }
-    let failures_count = !fields.flag("ignore_errors")?;
-    let cmd = fields
-        .text("cmd")?
-        .ok_or("shell.exec takes cmd: a line for the shell")?;
-    Ok(Deed::Command {
-        action: "execute".to_owned(),
-        arguments: platypush::arguments(json!({ "program": SHELL, "args": ["-c", cmd] })),
-        failures_count,
-    })
-}
-
-fn tell(args: Value) -> Result<Deed, String> {
-    let mut fields = Fields::of(TELL, args, &["text", "peer", "data"])?;
-    let message = match (fields.text("text")?, fields.text("data")?) {
-        (Some(text), None) => text.into_bytes(),
-        (None, Some(data)) => BASE64
-            .decode(data.as_bytes())
-            .map_err(|error| format!("{TELL}: data is not base64: {error}"))?,
-        (Some(_), Some(_)) | (None, None) => {
-            return Err(format!("{TELL} takes text, or data in base64, and peer"));
-        }
-    };
-    let peer = fields.text("peer")?;
-    Ok(Deed::Tell { peer, message })
-}
-
-fn query(mut fields: Fields<'_>) -> Result<PastQuery, String> {
-    let state = fields.text("state")?.map(|text| {
-        PastState::parse(&text).ok_or_else(|| format!("station.history: {text:?} is no state of a delivery"))
-    });
-    let since = fields.text("since")?.map(|text| duration::parse(&text));
-    let limit = fields.count("limit")?;
-    let limit = limit.map_or(Some(HISTORY_LIMIT), |limit| u32::try_from(limit).ok());
-    let limit = limit.filter(|limit| (1..=HISTORY_LIMIT_MAX).contains(limit));
-    Ok(PastQuery {
-        number: fields.count("number")?,
-        nodes: None,
-        action: fields.text("action")?,
-        state: state.transpose()?,
-        within_ms: since
-            .transpose()
-            .map_err(|error| error.to_string())?
-            .map(duration::to_ms),
-        limit: limit.ok_or_else(|| format!("station.history: limit has to be 1 to {HISTORY_LIMIT_MAX}"))?,
-    })
-}
-
-/// The arguments of what is not an action of a node: by name, or by position in the order of the names.
-struct Fields<'a> {
-    action: &'a str,
-    fields: Map<String, Value>,
-}
-
-impl<'a> Fields<'a> {
-    fn of(action: &'a str, args: Value, names: &[&str]) -> Result<Self, String> {
-        let takes = match names {
-            [] => "nothing".to_owned(),
-            names => names.join(", "),
-        };
-        let Arguments { args, mut kwargs } = platypush::arguments(args);
-        if args.len() > names.len() || kwargs.keys().any(|key| !names.contains(&key.as_str())) {
-            return Err(format!("{action} takes {takes}"));
-        }
-        kwargs.extend(names.iter().map(|name| (*name).to_owned()).zip(args));
-        kwargs.retain(|_, value| !value.is_null());
-        Ok(Self {
-            action,
-            fields: kwargs,
-        })
-    }
-
-    fn text(&mut self, name: &str) -> Result<Option<String>, String> {
-        match self.fields.remove(name) {
-            None => Ok(None),
-            Some(Value::String(text)) => Ok(Some(text)),
-            Some(_) => Err(format!("{}: {name} has to be a text", self.action)),
-        }
-    }
-
-    fn flag(&mut self, name: &str) -> Result<bool, String> {
-        let value = self.fields.remove(name).unwrap_or(Value::Bool(false));
-        value
-            .as_bool()
-            .ok_or_else(|| format!("{}: {name} has to be true or false", self.action))
-    }
-
-    fn count(&mut self, name: &str) -> Result<Option<u64>, String> {
-        let value = self.fields.remove(name);
-        let fault = || format!("{}: {name} has to be a whole number", self.action);
-        value.map(|value| value.as_u64().ok_or_else(fault)).transpose()
-    }
-}
-
 /// What deliveries come to in a response.
 fn outcome(deliveries: &[Delivery], failures_count: bool) -> Came {
     let counts = |delivery: &&Delivery| match delivery.state {
@@ -506,88 +354,6 @@ mod tests {
 
     use super::*;
     use crate::fleet::NodeRef;
-
-    fn deed(action: &str, args: Value) -> Result<Deed, String> {
-        read(action.to_owned(), args)
-    }
-
-    #[test]
-    fn a_line_for_the_shell_becomes_execute() {
-        let wanted = |failures_count| Deed::Command {
-            action: "execute".to_owned(),
-            arguments: platypush::arguments(json!({"program": "/bin/sh", "args": ["-c", "ls /"]})),
-            failures_count,
-        };
-        for args in [
-            json!({"cmd": "ls /"}),
-            json!(["ls /"]),
-            json!("ls /"),
-            json!({"cmd": "ls /", "background": false, "ignore_errors": null}),
-        ] {
-            assert_eq!(deed("shell.exec", args), Ok(wanted(true)));
-        }
-        let lenient = json!({"cmd": "ls /", "ignore_errors": true});
-        assert_eq!(deed("shell.exec", lenient), Ok(wanted(false)));
-        for (args, says) in [
-            (json!({}), "takes cmd"),
-            (json!({"cmd": 1}), "cmd has to be a text"),
-            (
-                json!({"cmd": "x", "background": true}),
-                "background is not done here",
-            ),
-            (
-                json!({"cmd": "x", "sudo": true}),
-                "shell.exec takes cmd, background",
-            ),
-        ] {
-            let error = deed("shell.exec", args).expect_err(says);
-            assert!(error.contains(says), "{error}");
-        }
-    }
-
-    #[test]
-    fn the_station_has_actions_of_its_own() {
-        assert_eq!(deed("station.nodes", Value::Null), Ok(Deed::Nodes));
-        assert_eq!(deed("station.stop", json!({})), Ok(Deed::Stop));
-        assert_eq!(deed("station.release", json!([])), Ok(Deed::Release));
-        let asked = json!({"number": 3, "state": "failed", "since": "2h", "limit": 5, "action": "led"});
-        let wanted = PastQuery {
-            number: Some(3),
-            nodes: None,
-            action: Some("led".to_owned()),
-            state: PastState::parse("failed"),
-            within_ms: Some(7_200_000),
-            limit: 5,
-        };
-        assert_eq!(deed("station.history", asked), Ok(Deed::History(wanted)));
-        let told = |peer: Option<&str>| Deed::Tell {
-            peer: peer.map(str::to_owned),
-            message: b"hi".to_vec(),
-        };
-        assert_eq!(deed("socktools.send", json!("hi")), Ok(told(None)));
-        let one = json!({"data": "aGk=", "peer": "10.0.0.9"});
-        assert_eq!(deed("socktools.send", one), Ok(told(Some("10.0.0.9"))));
-        for (action, args) in [
-            ("socktools.send", json!({"text": "hi", "data": "aGk="})),
-            ("socktools.send", json!({"data": "hi!"})),
-            ("socktools.send", json!({})),
-            ("station.nodes", json!([1])),
-            ("station.shutdown", json!({})),
-            ("station.history", json!({"limit": 0})),
-            ("station.history", json!({"limit": 100_000})),
-            ("station.history", json!({"state": "lost"})),
-            ("station.history", json!({"since": "soon"})),
-        ] {
-            deed(action, args).expect_err(action);
-        }
-        let Ok(Deed::Command {
-            action, arguments, ..
-        }) = deed("led", json!("red"))
-        else {
-            panic!("a node's action")
-        };
-        assert_eq!((action.as_str(), arguments.args), ("led", vec![json!("red")]));
-    }
 
     fn delivery(name: &str, id: u8, reply: Reply) -> Delivery {
         let node = NodeRef {
