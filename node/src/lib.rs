@@ -14,6 +14,7 @@ pub mod links;
 pub mod logging;
 pub mod lost_link;
 pub mod memory;
+pub mod node;
 pub mod plugins;
 pub mod process;
 pub mod state;

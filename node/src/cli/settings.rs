@@ -7,8 +7,8 @@ use clap::Args;
 use swarm_shared::proto::id::NodeName;
 
 use crate::config::Config;
-use crate::daemon::Settings;
 use crate::logging::LogRing;
+use crate::node::Settings;
 use crate::state::StateDir;
 
 /// A flag that cannot be meant.

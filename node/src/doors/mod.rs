@@ -5,8 +5,8 @@
 
 pub mod clever_show;
 
-use crate::daemon::Node;
 use crate::links::Links;
+use crate::node::Node;
 
 /// Opens what the configuration names.
 pub fn open(node: &Node, links: &Links) {

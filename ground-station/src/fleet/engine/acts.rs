@@ -52,7 +52,7 @@ pub(super) async fn run(shared: Shared, targets: Vec<Target>, act: Act, events: 
     tokio::select! {
         biased;
         () = events.closed() => return,
-        () = offers::settle(&targets, &command.action, shared.started, started + patience) => {}
+        () = offers::settle(targets.iter().map(|target| &target.offered), &command.action, shared.started, started + patience) => {}
     }
     let is_flight = |target: &&Target| target.offered.borrow().is_flight(&command.action);
     let mut flight: BTreeSet<PeerId> = targets

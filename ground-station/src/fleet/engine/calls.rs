@@ -6,12 +6,10 @@ use swarm_shared::net::clock;
 use swarm_shared::proto::selector::Selector;
 use swarm_shared::proto::trust::gate::{ActionClass, classify};
 use tokio::sync::mpsc;
-use tokio_util::task::TaskTracker;
 
+use super::answers::{finish, say_all};
 use super::roll::Target;
-use super::{
-    Look, Task, acts, cancel, commands, enrol, fetch, office, recorder, release, retry, send, stop, users,
-};
+use super::{Look, Task, acts, cancel, commands, enrol, fetch, recorder, release, retry, send, stop, users};
 use crate::fleet::peers::{PeerView, Posts};
 use crate::fleet::{Call, CommandKind, Event, Failure, Request, archive};
 use crate::store::Origin;
@@ -380,30 +378,5 @@ fn about_peers(peers: Result<Vec<PeerView>, (Failure, String)>) -> Vec<Event> {
     match peers {
         Ok(peers) => peers.into_iter().map(Event::Peer).chain([Event::End]).collect(),
         Err((failure, text)) => vec![Event::failed(failure, text)],
-    }
-}
-
-/// Sends what came of a request, and its end, from a task of its own: whoever does not read holds nobody up.
-pub(super) fn finish(
-    tasks: &TaskTracker,
-    events: mpsc::Sender<Event>,
-    done: Result<Vec<Event>, office::OfficeError>,
-) {
-    let all = match done {
-        Ok(mut all) => {
-            all.push(Event::End);
-            all
-        }
-        Err(error) => vec![Event::failed(error.failure(), error.to_string())],
-    };
-    tasks.spawn(async move { say_all(&events, all).await });
-}
-
-pub(super) async fn say_all(events: &mpsc::Sender<Event>, all: Vec<Event>) {
-    for event in all {
-        if events.send(event).await.is_err() {
-            // Nobody wants to know.
-            return;
-        }
     }
 }

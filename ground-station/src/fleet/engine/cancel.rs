@@ -17,6 +17,7 @@ use swarm_shared::proto::id::PeerId;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::answers::say_all;
 use super::keeper::{self, Keeper, Taken};
 use super::{EngineError, recorder};
 use crate::control::lock::StateLock;
@@ -47,7 +48,7 @@ pub(super) async fn run(
     asked: Asked,
     events: &mpsc::Sender<Event>,
 ) {
-    say_all(said(keeper, store, state_dir, asked).await, events).await;
+    say_all(events, said(keeper, store, state_dir, asked).await).await;
 }
 
 /// Takes back, and returns what there is to say of it.
@@ -62,15 +63,6 @@ async fn said(keeper: &Keeper, store: &Store, state_dir: &Path, asked: Asked) ->
             all
         }
         Err(failed) => vec![failed],
-    }
-}
-
-async fn say_all(all: Vec<Event>, events: &mpsc::Sender<Event>) {
-    for event in all {
-        if events.send(event).await.is_err() {
-            // Nobody wants to know; it is done all the same.
-            return;
-        }
     }
 }
 
@@ -237,7 +229,7 @@ async fn alone(state_dir: &Path, asked: Asked, events: &mpsc::Sender<Event>) -> 
     {
         tracing::warn!("the store outlived the request; nothing of it is lost");
     }
-    say_all(all, events).await;
+    say_all(events, all).await;
     Ok(())
 }
 

@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::calls::finish;
+use super::answers::finish;
 use super::office::{Office, OfficeError};
 use super::roll::{SharedRoll, member_view};
 use super::{Shared, office};

@@ -13,6 +13,7 @@
 //! | one for each peer that moves files | nothing: passes chunks to their transfer | with the peer's session |
 
 mod acts;
+mod answers;
 mod calls;
 mod cancel;
 mod commands;

@@ -12,8 +12,7 @@ use std::time::{Duration, Instant};
 
 use swarm_shared::net::clock;
 use swarm_shared::proto::message::{Offer, OfferedClass};
-
-use super::roll::Target;
+use tokio::sync::watch;
 
 /// How long after a node's link came up its word is awaited. It is the first thing that a node says.
 const OFFER_PATIENCE: Duration = Duration::from_millis(300);
@@ -116,16 +115,19 @@ fn patience(all: impl Iterator<Item = Standing>, links_until: Instant, now: Inst
 
 /// Waits for the word of targets as long as that is worth it: `started` is when this process was, and `give_up` when
 /// whoever asks has no more time for it.
-pub(super) async fn settle(targets: &[Target], action: &str, started: Instant, give_up: Instant) {
+pub(super) async fn settle<'a>(
+    targets: impl Iterator<Item = &'a watch::Receiver<Offered>> + Clone,
+    action: &str,
+    started: Instant,
+    give_up: Instant,
+) {
     if BUILT_IN.contains(&action) {
         return;
     }
     let links_until = (started + LINK_PATIENCE).min(give_up);
     loop {
         let now = clock::now();
-        let all = targets
-            .iter()
-            .map(|target| target.offered.borrow().standing(action));
+        let all = targets.clone().map(|offered| offered.borrow().standing(action));
         let until = patience(all, links_until, now).map(|until| until.min(give_up));
         let Some(until) = until.filter(|until| *until > now) else {
             return;

@@ -3,7 +3,7 @@
 use swarm_shared::net::clock;
 use tokio::sync::mpsc;
 
-use super::calls;
+use super::answers::say_all;
 use crate::fleet::{Event, Failure, TokenView, UserAsk, UserView};
 use crate::store::users::{Added, NewToken, TokenKind, TokenRow, USERS_MAX, UserRow};
 use crate::store::{Store, StoreError};
@@ -30,7 +30,7 @@ pub(super) async fn answer(store: Store, ask: UserAsk, events: mpsc::Sender<Even
         }
         Err(NotDone(failure, message)) => vec![Event::failed(failure, message)],
     };
-    calls::say_all(&events, all).await;
+    say_all(&events, all).await;
 }
 
 async fn carry_out(store: &Store, ask: UserAsk) -> Result<Vec<Event>, NotDone> {

@@ -38,8 +38,8 @@ use tokio_util::sync::CancellationToken;
 use self::log::Log;
 use crate::actions::Actions;
 use crate::config::{CleverShow, Server};
-use crate::daemon::Node;
 use crate::links::errands::Errands;
+use crate::node::Node;
 
 /// What the server asks for that is at work at once; then it waits.
 const AT_WORK_MAX: usize = 64;

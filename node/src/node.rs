@@ -1,0 +1,293 @@
+//! The parts of a running node that do not depend on links: opened and started together, ended together.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use serde_json::json;
+use swarm_shared::net::identity::{self, IdentityError, KeyFile};
+use swarm_shared::net::journal::Recovery;
+use swarm_shared::net::random;
+use swarm_shared::net::roots::Roots;
+use swarm_shared::proto::delivery::ledger::Ledger;
+use swarm_shared::proto::id::NodeName;
+use swarm_shared::proto::trust::SigningKey;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::actions::{Actions, Setup, host_name};
+use crate::config::Config;
+use crate::journal::Journal;
+use crate::logging::LogRing;
+use crate::plugins::{self, Plugins};
+use crate::state::StateDir;
+use crate::status::{self, JOIN_REQUESTS_MAX, JoinRequest, Status};
+use crate::telemetry::Telemetry;
+use crate::transfers::Transfers;
+
+/// How long tasks may take to end.
+pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
+
+/// What the daemon is started with.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// File, variables and flags together.
+    pub config: Config,
+    /// Where the file is, or would be.
+    pub config_path: PathBuf,
+    /// The state directory.
+    pub state_dir: PathBuf,
+    /// What gave the name, if it goes before a name that was remembered: `--name` or `SWARM_NODE_NAME`.
+    pub name_fixed_by: Option<&'static str>,
+    /// The ring that logging was started with.
+    pub log: LogRing,
+    /// Whether to end as soon as the node has joined: `swarm-node join`.
+    pub until_joined: bool,
+}
+
+/// The parts of a running node that do not depend on links.
+#[derive(Debug)]
+pub struct Node {
+    /// Who it is.
+    pub key: SigningKey,
+    /// As it is in force.
+    pub config: Config,
+    /// What it remembers.
+    pub state: Arc<StateDir>,
+    /// Where it writes down what it must know after a crash.
+    pub journal: Journal,
+    /// What it knew when it started.
+    pub ledger: Ledger,
+    /// Its name, and news of it.
+    pub name: watch::Receiver<NodeName>,
+    /// What commands can ask for.
+    pub actions: Actions,
+    /// Files on their way.
+    pub transfers: Transfers,
+    /// Programs on this device that add to it.
+    pub plugins: Plugins,
+    /// Its readings.
+    pub telemetry: Telemetry,
+    /// What `status` shows: links, the real address, refusals are to be told here.
+    pub status: Status,
+    /// Codes that somebody on this device wants tried.
+    joins: mpsc::Receiver<JoinRequest>,
+    /// Where they are handed in.
+    pub(crate) codes: mpsc::Sender<JoinRequest>,
+    /// Cancelled at shutdown.
+    pub stop: CancellationToken,
+    /// What is waited for at shutdown.
+    pub tasks: TaskTracker,
+}
+
+impl Node {
+    /// Opens what there is on this device, and starts the tasks that need no links.
+    ///
+    /// # Errors
+    /// Another daemon has the same state directory, or its key is not to be used.
+    pub fn start(settings: Settings) -> anyhow::Result<Self> {
+        let Settings { config, log, .. } = settings;
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let state = Arc::new(StateDir::open(&settings.state_dir)?);
+        if let Some(problem) = state.problem() {
+            tracing::warn!(
+                dir = %state.path().display(),
+                problem,
+                "NOTHING CAN BE REMEMBERED: the state directory cannot be written to"
+            );
+        }
+        let (journal, ledger) = journal_of(&state)?;
+        let key = key_of(&state)?;
+        let id = key.public().id();
+        let fixed = config.name.clone().filter(|_| settings.name_fixed_by.is_some());
+        let name = fixed
+            .or_else(|| state.name())
+            .or_else(|| config.name.clone())
+            .unwrap_or_else(host_name);
+
+        let roots = Roots::new(config.root_map());
+        for (name, error) in roots.create_missing() {
+            tracing::warn!(name, %error, "a root for files cannot be used");
+        }
+        let to_sweep = roots.clone();
+        tasks.spawn_blocking(move || match to_sweep.sweep() {
+            0 => {}
+            files => tracing::info!(files, "removed what broken transfers left behind"),
+        });
+
+        let mut disks = vec![("state".to_owned(), state.path().to_owned())];
+        disks.extend(roots.iter().map(|(name, dir)| (name.to_owned(), dir.to_owned())));
+        let plugins = Plugins::new(&config);
+        let telemetry = Telemetry::new(config.telemetry.clone(), disks, plugins.clone());
+        let status = Status::new(
+            status::View {
+                name: name.to_string(),
+                id: id.to_string(),
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                pid: std::process::id(),
+                config: settings.config_path.display().to_string(),
+                state_dir: state.path().display().to_string(),
+                state_problem: state.problem().map(str::to_owned),
+                ..status::View::default()
+            },
+            log.clone(),
+        )
+        .with_journal(&journal);
+        let (names, name) = watch::channel(name);
+        let transfers = Transfers::new(roots.clone(), stop.clone());
+        let actions = Actions::new(Setup {
+            id,
+            config: config.clone(),
+            config_path: settings.config_path,
+            state: state.clone(),
+            roots,
+            telemetry: telemetry.clone(),
+            plugins: plugins.clone(),
+            log,
+            status: status.clone(),
+            name: names,
+            name_fixed_by: settings.name_fixed_by,
+        });
+        let (codes, joins) = mpsc::channel(JOIN_REQUESTS_MAX);
+        let node = Self {
+            key,
+            config,
+            state,
+            journal,
+            ledger,
+            name,
+            actions,
+            transfers,
+            plugins,
+            telemetry,
+            status,
+            joins,
+            codes,
+            stop,
+            tasks,
+        };
+        node.spawn_tasks();
+        Ok(node)
+    }
+
+    /// Hands over the codes that are handed in on this device, once.
+    pub(crate) fn take_joins(&mut self) -> mpsc::Receiver<JoinRequest> {
+        let (_none, nobody) = mpsc::channel(1);
+        std::mem::replace(&mut self.joins, nobody)
+    }
+
+    fn spawn_tasks(&self) {
+        let socket = StateDir::socket(self.state.path());
+        match status::bind(&socket) {
+            Ok(listener) => {
+                let serve = status::serve(
+                    listener,
+                    self.status.clone(),
+                    self.codes.clone(),
+                    self.stop.clone(),
+                );
+                self.tasks.spawn(serve);
+            }
+            Err(error) => tracing::warn!(%error, path = %socket.display(), "there is no status socket"),
+        }
+        if self.config.plugins.enabled {
+            self.let_plugins_in();
+        }
+        let (telemetry, stop) = (self.telemetry.clone(), self.stop.clone());
+        self.tasks.spawn(async move { telemetry.run(&stop).await });
+        let (mut name, status, stop) = (self.name.clone(), self.status.clone(), self.stop.clone());
+        self.tasks.spawn(async move {
+            while let Some(Ok(())) = stop.run_until_cancelled(name.changed()).await {
+                let name = name.borrow_and_update().to_string();
+                status.update(|facts| facts.name = name);
+            }
+        });
+    }
+
+    fn let_plugins_in(&self) {
+        let socket = StateDir::plugin_socket(self.state.path());
+        let listener = match status::bind(&socket) {
+            Ok(listener) => listener,
+            Err(error) => {
+                return tracing::warn!(%error, path = %socket.display(), "there is no socket for plug-ins");
+            }
+        };
+        let (name, id) = (self.name.clone(), self.key.public().id());
+        let welcome = move || json!({ "node": name.borrow().as_str(), "id": id });
+        let (plugins, tasks, stop) = (self.plugins.clone(), self.tasks.clone(), self.stop.clone());
+        self.tasks
+            .spawn(plugins::serve(listener, plugins, welcome, tasks, stop));
+        let (mut changes, stop) = (self.plugins.changes(), self.stop.clone());
+        let (plugins, status) = (self.plugins.clone(), self.status.clone());
+        self.tasks.spawn(async move {
+            while let Some(Ok(())) = stop.run_until_cancelled(changes.changed()).await {
+                let views = plugins.views();
+                status.update(|facts| facts.plugins = views);
+            }
+        });
+    }
+
+    /// Ends everything: programs are killed, unfinished files removed.
+    pub async fn shut_down(self) {
+        self.stop.cancel();
+        self.transfers.close();
+        self.tasks.close();
+        if tokio::time::timeout(SHUTDOWN_GRACE, self.tasks.wait())
+            .await
+            .is_err()
+        {
+            tracing::warn!(left = self.tasks.len(), grace = ?SHUTDOWN_GRACE, "tasks outlived shutdown");
+        }
+        for socket in [StateDir::socket, StateDir::plugin_socket] {
+            let _never_bound = std::fs::remove_file(socket(self.state.path()));
+        }
+        tracing::info!("stopped");
+    }
+}
+
+/// The node's key. Where none can be kept, one for this run: better a node that has to be accepted anew than none.
+fn key_of(state: &StateDir) -> anyhow::Result<SigningKey> {
+    if let Some(key) = identity::load(state.path(), KeyFile::Identity)? {
+        return Ok(key);
+    }
+    match identity::load_or_create(state.path(), KeyFile::Identity) {
+        Err(IdentityError::Store(error)) => {
+            let key = SigningKey::from_seed(random::bytes()?);
+            tracing::warn!(
+                %error,
+                id = key.public().id().short(),
+                "THE KEY IS IN MEMORY ONLY: after a restart this node is another one, and belongs to no fleet"
+            );
+            Ok(key)
+        }
+        loaded => Ok(loaded?),
+    }
+}
+
+/// The node's journal, and what it tells. One that cannot be written refuses what acts, and the node runs on.
+fn journal_of(state: &StateDir) -> anyhow::Result<(Journal, Ledger)> {
+    let (journal, ledger, recovery) =
+        Journal::open(state.path()).context("no thread can be started for the journal")?;
+    let Recovery {
+        records,
+        dropped_bytes,
+        damage,
+        not_kept,
+        fault,
+    } = recovery;
+    tracing::debug!(records, "the journal is read");
+    if let Some(damage) = damage {
+        tracing::warn!(
+            damage,
+            dropped_bytes,
+            not_kept,
+            "the end of the journal cannot be read"
+        );
+    }
+    if let Some(fault) = fault {
+        tracing::warn!(%fault, "WHAT ACTS IS REFUSED: the journal cannot be written");
+    }
+    Ok((journal, ledger))
+}
