@@ -26,7 +26,6 @@
 //!
 //! It counts from the last byte that was heard, on a clock that goes on while the machine is suspended.
 
-mod memory;
 #[cfg(test)]
 mod tests;
 
@@ -40,11 +39,8 @@ use swarm_shared::proto::stop::Latch;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use self::memory::Kept;
-pub use self::memory::Past;
-use self::memory::keep;
 use crate::config;
-use crate::memory::Memory;
+use crate::memory::{Memory, Past};
 use crate::process::{self, Stderr};
 use crate::status::{Loss, Status};
 
@@ -271,6 +267,17 @@ async fn watch_over(setup: Setup, past: Option<Past>, facts: watch::Sender<Optio
         let next = lost_link.poll_timeout().map_or(look, |due| due.min(look));
         if stop.run_until_cancelled(clock::sleep_until(next)).await.is_none() {
             return;
+        }
+    }
+}
+
+/// Writes down each change, the newest only if the disk is slower; ends with what tells of them.
+async fn keep(memory: Memory, boot: String, mut facts: watch::Receiver<Option<Past>>) {
+    while facts.changed().await.is_ok() {
+        let state = *facts.borrow_and_update();
+        if let Some(state) = state.filter(|_| !boot.is_empty()) {
+            let boot = boot.clone();
+            memory.keep_past(boot, state).await;
         }
     }
 }

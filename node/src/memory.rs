@@ -1,24 +1,48 @@
 //! What the node remembers of its fleet: `fleet.json` (root, grant, fleet state), `stations.json` (where stations
-//! were seen last), and `lost-link.json` (whether one was linked on this boot, for the dead-man). A disk that fails is told in the log; the node goes on with what it knows. Writing is for a thread of
-//! its own: a memory card may take seconds, and the heartbeats of all links share one thread.
+//! were seen last), and `lost-link.json` (whether one was linked on this boot, for the dead-man). A disk that fails is
+//! told in the log; the node goes on with what it knows. Writing is for a thread of its own: a memory card may take
+//! seconds, and the heartbeats of all links share one thread.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use swarm_shared::net::store::{self, MODE_PLAIN, MODE_SECRET};
 use swarm_shared::proto::id::PublicKey;
 use swarm_shared::proto::trust::Membership;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::lost_link::{Kept, Past};
-
 const FLEET: &str = "fleet.json";
 const STATIONS: &str = "stations.json";
 const LOST_LINK: &str = "lost-link.json";
 /// Most stations that are remembered, newest first.
 const STATIONS_MAX: usize = 8;
+
+/// How the dead-man of [`crate::lost_link`] stood when the process before this one, on the same boot, ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Past {
+    /// A commanding station had been linked, and no loss since has been seen to its end.
+    Linked,
+    /// The link was lost, its command had ended, and no station had been heard again.
+    Over,
+}
+
+/// What `lost-link.json` says: good for one boot.
+#[derive(Debug, Serialize, Deserialize)]
+struct Kept {
+    boot: String,
+    state: Past,
+}
+
+impl Kept {
+    /// What holds on this boot. Nothing of another one does: the machine may have been carried home in between.
+    fn on(self, boot: &str) -> Option<Past> {
+        (self.boot == boot && !boot.is_empty()).then_some(self.state)
+    }
+}
 
 /// See the module.
 #[derive(Clone, Debug)]
@@ -112,8 +136,8 @@ impl Memory {
     }
 
     /// Remembers how the dead-man stands.
-    pub(crate) async fn keep_past(&self, kept: Kept) {
-        let this = self.clone();
+    pub(crate) async fn keep_past(&self, boot: String, state: Past) {
+        let (this, kept) = (self.clone(), Kept { boot, state });
         aside(move || this.write(LOST_LINK, &kept, MODE_PLAIN)).await;
     }
 

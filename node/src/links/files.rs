@@ -15,7 +15,7 @@ use swarm_shared::proto::wire::{Frame, Kind, Lane};
 use tokio::sync::{mpsc, oneshot};
 
 use super::Work;
-use super::commands::{ANSWER_PATIENCE, answer_in_turn, arguments};
+use super::answers::{ANSWER_PATIENCE, answer_in_turn, arguments};
 use crate::actions::Command;
 use crate::transfers::{Outlet, Transfers};
 

@@ -11,6 +11,7 @@
 //! lie in the socket.
 
 mod acts;
+mod answers;
 mod commands;
 pub mod errands;
 mod files;
