@@ -85,7 +85,8 @@ impl Counter {
             let request = match Request::parse(&message, random_id()) {
                 Ok(request) => request,
                 Err(bad) => {
-                    self.write(stream, &self.desk.refuse(bad)).await?;
+                    let refused = self.desk.turn_down(&self.visitor, bad).await;
+                    self.write(stream, &refused).await?;
                     continue;
                 }
             };
