@@ -1,6 +1,7 @@
 //! Plain pages for people, without any script.
 
 use axum::Extension;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{Html, IntoResponse, Redirect, Response};
@@ -25,9 +26,10 @@ pub(super) async fn home() -> Redirect {
 pub(super) async fn dashboard(
     State(app): State<Shared>,
     Extension(guest): Extension<Guest>,
-    Path(name): Path<String>,
+    name: Result<Path<String>, PathRejection>,
     request: Request,
 ) -> Result<Response, Refusal> {
+    let Path(name) = name?;
     let (parts, _) = request.into_parts();
     if !hook::is_name(&name) {
         let text = "a dashboard's name has 1 to 64 letters, digits and . _ -";
@@ -36,7 +38,12 @@ pub(super) async fn dashboard(
     let caller = match app.gatekeeper.caller(&parts, guest.addr().ip(), None).await {
         Ok(caller) => caller,
         Err(refusal) if refusal.status() == StatusCode::UNAUTHORIZED && is_browser(&parts) => {
-            return Ok(Redirect::to(&format!("/login?redirect=/dashboard/{name}")).into_response());
+            let mut response = Redirect::to(&format!("/login?redirect=/dashboard/{name}")).into_response();
+            // It is refused all the same.
+            if let Some(unnoted) = refusal.unnoted() {
+                response.extensions_mut().insert(unnoted);
+            }
+            return Ok(response);
         }
         Err(refusal) => return Err(refusal),
     };

@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt;
 
 use axum::Extension;
 use axum::body::Body;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::Response;
@@ -24,9 +25,10 @@ const CHUNK_BYTES: usize = 64 * 1024;
 pub(super) async fn resource(
     State(app): State<Shared>,
     Extension(guest): Extension<Guest>,
-    Path((name, path)): Path<(String, String)>,
+    path: Result<Path<(String, String)>, PathRejection>,
     request: Request,
 ) -> Result<Response, Refusal> {
+    let Path((name, path)) = path?;
     let (parts, _) = request.into_parts();
     let caller = app.gatekeeper.caller(&parts, guest.addr().ip(), None).await?;
     let path = format!("{name}/{path}");
@@ -37,7 +39,7 @@ pub(super) async fn resource(
     };
     let guard = app.desk.guard();
     guard.note(&caller.visitor, "resource", &path, outcome).await;
-    answered
+    answered.map_err(Refusal::noted)
 }
 
 async fn answer(app: &Shared, path: &str, method: &Method, headers: &HeaderMap) -> Result<Response, Refusal> {

@@ -1,8 +1,10 @@
 //! Every route, without a socket: requests go straight to the router.
 
+mod audit;
 mod document;
 mod logins;
 mod readers;
+mod talkers;
 
 use std::path::Path;
 
@@ -554,6 +556,9 @@ async fn what_is_not_there_is_said() {
         ("GET", "/nowhere", 404),
         ("GET", "/execute", 405),
         ("DELETE", "/auth", 405),
+        ("GET", "/dashboard/%ff", 400),
+        ("GET", "/hook/%ff", 400),
+        ("GET", "/resources/files/%ff", 400),
     ] {
         let (status, body) = rig.ask(request(method, path, &[], "")).await;
         assert_eq!((status, &body["code"]), (wanted, &json!(wanted)), "{body}");
