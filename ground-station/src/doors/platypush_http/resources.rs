@@ -1,7 +1,7 @@
 //! `/resources/{name}/…`: files of configured directories, whole or in part, and nothing else.
 
 use std::fs::Metadata;
-use std::io::SeekFrom;
+use std::io::{ErrorKind, SeekFrom};
 use std::os::unix::fs::MetadataExt;
 
 use axum::Extension;
@@ -114,11 +114,17 @@ fn refuse(path: &str, error: &FileError) -> Refusal {
         | FileError::UnknownRoot { .. }
         | FileError::NotFound { .. }
         | FileError::NotAFile { .. } => missing(path),
+        FileError::Io { source, .. } if is_no_file(source.kind()) => missing(path),
         FileError::Full { .. }
         | FileError::Mismatch { .. }
         | FileError::Changed { .. }
         | FileError::Io { .. } => failed(error),
     }
+}
+
+/// What the system says of names that nothing can have.
+fn is_no_file(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::NotADirectory | ErrorKind::InvalidFilename)
 }
 
 fn missing(path: &str) -> Refusal {
