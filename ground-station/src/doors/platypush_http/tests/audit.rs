@@ -278,6 +278,9 @@ async fn whatever_is_refused_is_in_the_audit() {
         let asked = request(method, path, headers, (*body).to_owned());
         let answer = rig.send_from(&address(number), asked).await;
         assert_eq!(answer.status().as_u16(), *status, "{method} {path} {headers:?}");
+        // A method that is not described has no answers described.
+        let described = document::says(method, path, *status);
+        assert!(described || *status == 405, "{method} {path}: {status}");
     }
     // What is not there is not used.
     rig.send_from("10.0.1.1", request("GET", "/nowhere", &[], ""))
