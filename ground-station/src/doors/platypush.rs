@@ -97,7 +97,8 @@ impl Desk {
             Some(_) => "the token is wrong",
             None => "this door takes a token: write \"token\": \"…\" into the request",
         };
-        tracing::warn!(visitor = self.guard.who(visitor), fault, "turned away");
+        // In the log it would be as often as anybody likes.
+        tracing::debug!(visitor = self.guard.who(visitor), fault, "turned away");
         let outcome = format!("not done: {fault}");
         self.guard.note(visitor, &request.action, "", outcome).await;
         Err(self.respond(request.id.clone(), request.origin.clone(), Err(fault.to_owned())))

@@ -211,6 +211,10 @@ fn what_is_wrong_is_answered() {
     let refused =
         |entry: &&Value| entry["what"] == "reboot" && text(entry, "outcome").starts_with("not done");
     assert_eq!(audit.iter().filter(refused).count(), 1, "{audit:#?}");
+    for what in ["message", "ping"] {
+        let noted = |entry: &Value| entry["what"] == what && text(entry, "outcome").starts_with("not done");
+        assert!(audit.iter().any(noted), "{what}: {audit:#?}");
+    }
 }
 
 #[test]

@@ -28,7 +28,7 @@ use crate::config::doors::Secret;
 use crate::doors::guard::Visitor;
 use crate::store::Store;
 use crate::store::users::TokenKind;
-use crate::users::{Desk, Password, token_hash};
+use crate::users::{self, Desk, Password, token_hash};
 
 /// The cookie of a login.
 pub(super) const SESSION_COOKIE: &str = "session_token";
@@ -171,7 +171,8 @@ impl Gatekeeper {
             }
         };
         if !right {
-            tracing::warn!(%from, user = name, "wrong name or password");
+            let user: String = name.chars().take(users::NAME_BYTES_MAX).collect();
+            tracing::warn!(%from, user, "wrong name or password");
             return Err(Refusal::unauthorized("wrong name or password"));
         }
         self.right(from);
@@ -304,7 +305,7 @@ impl Caller {
             .and_then(|value| value.to_str().ok());
         match csrf {
             // A page of another site cannot open one: the browser says whose page it is, always.
-            Some(_) if parts.headers.contains_key(header::UPGRADE) => Ok(()),
+            Some(_) if parts.method.is_safe() => Ok(()),
             // Compared by their hashes: how long that takes tells nothing of either.
             Some(csrf) if shown.or(in_form).map(token_hash) != Some(token_hash(csrf)) => Err(forbidden(
                 "a login's cookie needs its token too: X-CSRF-Token, from the cookie csrf_token",

@@ -176,6 +176,7 @@ async fn a_login_is_a_cookie_that_no_script_reads_and_no_other_page_uses() {
     for (headers, wanted) in [
         (&[cookie][..], 403),
         (&[cookie, ("x-csrf-token", "x")], 403),
+        (&[cookie, ("upgrade", "websocket")], 403),
         (&[cookie, ("x-csrf-token", &csrf)], 200),
         (&[cookie, ("x-csrf-token", &csrf), ("origin", "http://door")], 200),
         (&[cookie, ("x-csrf-token", &csrf), ("origin", "http://evil")], 403),
