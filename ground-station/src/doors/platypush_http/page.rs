@@ -11,6 +11,7 @@ use super::auth::By;
 use super::refusal::Refusal;
 use super::serve::Guest;
 use super::{Shared, hook};
+use crate::doors::guard::NotDone;
 use crate::fleet::NodeView;
 
 const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:60rem;padding:0 1rem}\
@@ -49,7 +50,8 @@ pub(super) async fn dashboard(
     };
     let guard = app.desk.guard();
     let nodes = guard.nodes(&caller.visitor, Selector::all()).await;
-    let nodes = nodes.map_err(|why| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, why.to_string()))?;
+    let unavailable = |why: NotDone| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, why.to_string()).noted();
+    let nodes = nodes.map_err(unavailable)?;
     let csrf = match &caller.by {
         By::Session { csrf, .. } => Some(csrf.as_str()),
         By::Password | By::Token => None,

@@ -402,6 +402,39 @@ async fn a_trickle_does_not_buy_time() {
 }
 
 #[tokio::test]
+async fn neither_silence_between_requests_nor_a_body_that_nobody_wants_buys_time() {
+    let rig = Rig::new(&format!("{LINES}\nidle = \"500ms\"")).await;
+    let listens = rig.listen();
+    let keep = ASK.replace("Connection: close\r\n", "");
+    let answer = to_the_end(connect(listens, &keep).await).await;
+    assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+    for head in [
+        "POST /nowhere HTTP/1.1\r\nHost: door\r\nContent-Length: 1000000\r\n\r\n",
+        "GET /openapi.json HTTP/1.1\r\nHost: door\r\nContent-Length: 1000000\r\n\r\n",
+        "POST /hook/none HTTP/1.1\r\nHost: door\r\nTransfer-Encoding: chunked\r\n\r\n",
+    ] {
+        let started = clock::now();
+        let (mut from, mut to) = connect(listens, head).await.into_split();
+        let trickle = async {
+            // A chunk of one byte, or six bytes of a body.
+            while to.write_all(b"1\r\nx\r\n").await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        let hear = async {
+            let mut answer = Vec::new();
+            // A reset is an end too.
+            let _end = from.read_to_end(&mut answer).await;
+            answer
+        };
+        let both = async { tokio::join!(trickle, hear).1 };
+        let answer = tokio::time::timeout(PATIENCE, both).await.expect("closed");
+        assert!(answer.starts_with(b"HTTP/1.1 "), "{head}");
+        assert!(clock::since(started) < Duration::from_secs(10), "{head}");
+    }
+}
+
+#[tokio::test]
 async fn places_are_bounded_while_events_are_read() {
     let fleet = followed(async |events| {
         events.send(Event::Node(view(NodeState::Online))).await.ok();
