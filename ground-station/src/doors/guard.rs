@@ -99,7 +99,7 @@ impl Guard {
             let due = if over {
                 self.often().close()
             } else {
-                self.often().due(clock::now())
+                self.often().due(self.door, clock::now())
             };
             for entry in due {
                 self.write(entry).await;
@@ -194,7 +194,12 @@ impl Guard {
             Ok(deliveries) => summary(deliveries),
             Err(why) => format!("not done: {why}"),
         };
-        begun.end(outcome).await;
+        let nothing_begun = matches!(
+            done,
+            Err(NotDone::NotAllowed(_) | NotDone::Usage(_) | NotDone::NobodyMatched(_))
+        );
+        // Whoever asks for what nobody can do has nothing done, however often.
+        begun.often_if(reads || nothing_begun).end(outcome).await;
         done
     }
 

@@ -35,12 +35,21 @@ use deed::{Deed, TELL};
 
 /// Longest answer, in bytes.
 const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
+
 /// Answers requests for one door.
 #[derive(Clone, Debug)]
 pub struct Desk {
     guard: Guard,
     origin: String,
     common: Common,
+}
+
+/// What a request asks for.
+struct Asked {
+    deed: Deed,
+    selector: Selector,
+    /// Whether it says of whom.
+    named: bool,
 }
 
 /// What came of it.
@@ -88,17 +97,33 @@ impl Desk {
             Some(_) => "the token is wrong",
             None => "this door takes a token: write \"token\": \"…\" into the request",
         };
-        tracing::warn!(visitor = self.guard.who(visitor), fault, "turned away");
+        // In the log it would be as often as anybody likes.
+        tracing::debug!(visitor = self.guard.who(visitor), fault, "turned away");
         let outcome = format!("not done: {fault}");
         self.guard.note(visitor, &request.action, "", outcome).await;
         Err(self.respond(request.id.clone(), request.origin.clone(), Err(fault.to_owned())))
     }
 
-    /// Does what a request says, if it may be done, and says what came of it.
+    /// Does what a request says, if it may be done, and says what came of it. Either way it is in the audit.
     pub async fn answer(&self, visitor: &Visitor, request: platypush::Request) -> Response {
         let (id, asker) = (request.id.clone(), request.origin.clone());
-        let done = self.carry_out(visitor, request).await;
+        let (action, target) = (request.action.clone(), request.target.clone());
+        let done = match self.read(request) {
+            Ok(asked) => self.carry_out(visitor, asked).await,
+            Err(why) => {
+                let (target, outcome) = (target.unwrap_or_default(), format!("not done: {why}"));
+                self.guard.note(visitor, &action, &target, outcome).await;
+                Err(why)
+            }
+        };
         self.respond(id, asker, done.map_err(|why| why.to_string()))
+    }
+
+    /// The answer to what is no request. That it came is in the audit.
+    pub async fn turn_down(&self, visitor: &Visitor, bad: BadMessage) -> Response {
+        let outcome = format!("not done: {}", bad.fault);
+        self.guard.note(visitor, "message", "", outcome).await;
+        self.refuse(bad)
     }
 
     /// The answer to what is no request.
@@ -138,13 +163,33 @@ impl Desk {
         }
     }
 
-    async fn carry_out(&self, visitor: &Visitor, request: platypush::Request) -> Result<Came, NotDone> {
+    /// What a request asks for, and of whom.
+    fn read(&self, request: platypush::Request) -> Result<Asked, NotDone> {
+        let named = request.target.is_some();
         let selector = match &request.target {
             None => self.common.target.clone(),
             Some(text) => Selector::parse(text).map_err(|error| NotDone::Usage(error.to_string()))?,
         };
-        let named = request.target.is_some();
-        match deed::read(request.action, request.args).map_err(NotDone::Usage)? {
+        let deed = deed::read(request.action, request.args).map_err(NotDone::Usage)?;
+        if matches!(deed, Deed::History(_)) && named && selector.has_tags() {
+            return Err(NotDone::Usage(
+                "the history does not keep tags: let target be names, globs or id:PREFIX".to_owned(),
+            ));
+        }
+        Ok(Asked {
+            deed,
+            selector,
+            named,
+        })
+    }
+
+    async fn carry_out(&self, visitor: &Visitor, asked: Asked) -> Result<Came, NotDone> {
+        let Asked {
+            deed,
+            selector,
+            named,
+        } = asked;
+        match deed {
             Deed::Command {
                 action,
                 arguments,
@@ -164,9 +209,6 @@ impl Desk {
                 let nodes = self.guard.nodes(visitor, selector).await?;
                 Ok((json!(nodes), Vec::new()))
             }
-            Deed::History(_) if named && selector.has_tags() => Err(NotDone::Usage(
-                "the history does not keep tags: let target be names, globs or id:PREFIX".to_owned(),
-            )),
             Deed::History(mut query) => {
                 query.nodes = named.then_some(selector);
                 self.history(visitor, query).await

@@ -68,6 +68,11 @@ impl Counter {
             Err(Ended::Lost(why)) => tracing::debug!(door = DOOR, %addr, why, "lost"),
             Err(Ended::Fault(fault)) => {
                 tracing::debug!(door = DOOR, %addr, fault, "closed");
+                let outcome = format!("not done: {fault}");
+                self.desk
+                    .guard()
+                    .note(&self.visitor, "message", "", outcome)
+                    .await;
                 let told = self.write(&mut stream, &self.desk.refuse_all(fault)).await;
                 if let Err(error) = told {
                     tracing::debug!(door = DOOR, %addr, %error, "not told why");
@@ -85,7 +90,8 @@ impl Counter {
             let request = match Request::parse(&message, random_id()) {
                 Ok(request) => request,
                 Err(bad) => {
-                    self.write(stream, &self.desk.refuse(bad)).await?;
+                    let refused = self.desk.turn_down(&self.visitor, bad).await;
+                    self.write(stream, &refused).await?;
                     continue;
                 }
             };

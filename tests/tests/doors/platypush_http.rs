@@ -330,23 +330,70 @@ fn it_speaks_tls_with_a_certificate_of_its_own() {
     assert!(!answer.starts_with(b"HTTP/"), "{answer:?}");
 }
 
-#[test]
-fn it_speaks_tls_with_certificates_of_files() {
-    let file = |name: &str| format!("{}/peers/tls/{name}", env!("CARGO_MANIFEST_DIR"));
-    let authority = file("ca.crt");
+/// A file of a test's certificates.
+fn tls_file(name: &str) -> String {
+    format!("{}/peers/tls/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+/// A fleet whose door speaks TLS to clients of some authorities only, and what a client gets that shows a certificate.
+fn asked_over_tls(authorities: &str, clients: &[Option<&str>]) -> Vec<Value> {
     let door = format!(
-        "token = \"{TOKEN}\"\nssl_cert = {:?}\nssl_key = {:?}\nssl_cafile = {authority:?}",
-        file("server.crt"),
-        file("server.key")
+        "token = \"{TOKEN}\"\nssl_cert = {:?}\nssl_key = {:?}\n{authorities}",
+        tls_file("server.crt"),
+        tls_file("server.key")
     );
     let (fleet, url) = fleet(1, &door);
     let port = url.rsplit(':').next().expect("a port");
+    let authority = tls_file("ca.crt");
     let words = ["tls", "localhost", port, &authority, "/openapi.json"];
-    let get = |own: &[&str]| peers::run(&fleet.field, PEER, &[&words[..], own].concat()).remove(0);
-    let answer = get(&[&file("client.crt"), &file("client.key")]);
-    assert_eq!(answer["status"], 200, "{answer}");
-    let stranger = get(&[]);
-    assert!(stranger["refused"].is_string(), "{stranger}");
+    let ask = |client: &Option<&str>| {
+        let own = client.map_or_else(Vec::new, |name| {
+            ["crt", "key"]
+                .map(|end| tls_file(&format!("{name}.{end}")))
+                .to_vec()
+        });
+        let own: Vec<&str> = own.iter().map(String::as_str).collect();
+        peers::run(&fleet.field, PEER, &[&words[..], &own].concat()).remove(0)
+    };
+    clients.iter().map(ask).collect()
+}
+
+#[test]
+fn it_speaks_tls_with_certificates_of_files() {
+    let authorities = format!("ssl_cafile = {:?}", tls_file("ca.crt"));
+    let answers = asked_over_tls(&authorities, &[Some("client"), None, Some("other-client")]);
+    assert_eq!(answers[0]["status"], 200, "{answers:#?}");
+    for refused in &answers[1..] {
+        assert!(refused["refused"].is_string(), "{refused}");
+    }
+}
+
+#[test]
+fn clients_of_any_authority_in_a_directory_come_in_and_no_others() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let put = |name: &str, to: &str| {
+        std::fs::copy(tls_file(name), dir.path().join(to)).expect("copied");
+    };
+    let authorities = format!("ssl_capath = {:?}", dir.path());
+    let clients = [Some("client"), Some("other-client"), None];
+    // As OpenSSL calls such files; what lies deeper is not looked at.
+    put("ca.crt", "5ad8a5d6.0");
+    std::fs::create_dir(dir.path().join("old")).expect("made");
+    put("other-ca.crt", "old/other.crt");
+    let answers = asked_over_tls(&authorities, &clients);
+    assert_eq!(answers[0]["status"], 200, "{answers:#?}");
+    assert!(
+        answers[1]["refused"].is_string() && answers[2]["refused"].is_string(),
+        "{answers:#?}"
+    );
+    put("other-ca.crt", "other.pem");
+    let answers = asked_over_tls(&authorities, &clients);
+    assert_eq!(
+        (&answers[0]["status"], &answers[1]["status"]),
+        (&json!(200), &json!(200)),
+        "{answers:#?}"
+    );
+    assert!(answers[2]["refused"].is_string(), "{answers:#?}");
 }
 
 #[test]

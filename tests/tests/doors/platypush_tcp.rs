@@ -186,6 +186,11 @@ fn what_is_wrong_is_answered() {
     assert_eq!(output(&bad[1]), "pong", "the next one is done all the same");
     for (bytes, says) in [
         (b"hello\n".to_vec(), "a message begins with {"),
+        // What any page can have a browser send.
+        (
+            b"POST / HTTP/1.1\r\nHost: x\r\n\r\n{\"action\": \"ping\"}".to_vec(),
+            "a message begins with {",
+        ),
         (b"{\"action\": ".to_vec(), "ends before its end"),
         (
             b"{\"action\": \"ping\n".to_vec(),
@@ -206,6 +211,10 @@ fn what_is_wrong_is_answered() {
     let refused =
         |entry: &&Value| entry["what"] == "reboot" && text(entry, "outcome").starts_with("not done");
     assert_eq!(audit.iter().filter(refused).count(), 1, "{audit:#?}");
+    for what in ["message", "ping"] {
+        let noted = |entry: &Value| entry["what"] == what && text(entry, "outcome").starts_with("not done");
+        assert!(audit.iter().any(noted), "{what}: {audit:#?}");
+    }
 }
 
 #[test]

@@ -131,3 +131,28 @@ async fn whoever_asks_again_and_again_does_not_fill_the_audit() {
     let counted = |entry: &&Entry| entry.outcome.starts_with("49 times more");
     assert_eq!(audit.iter().filter(counted).count(), 2, "{audit:#?}");
 }
+
+#[tokio::test]
+async fn whoever_means_nobody_again_and_again_does_not_fill_the_audit() {
+    let mut gate = Gate::new().await;
+    let mut calls = std::mem::replace(&mut gate.calls, mpsc::channel(1).1);
+    tokio::spawn(async move {
+        while let Some(call) = calls.recv().await {
+            let nobody = Event::failed(Failure::NobodyMatched, "no node matches");
+            call.events.send(nobody).await.expect("taken");
+        }
+    });
+    for _ in 0..50 {
+        let done = gate.guard.command(&visitor("10.0.0.1"), errand("led")).await;
+        done.expect_err("nobody is meant");
+    }
+    let audit = gate.closed().await;
+    let outcomes: Vec<&str> = audit.iter().map(|entry| entry.outcome.as_str()).collect();
+    assert_eq!(
+        outcomes,
+        [
+            "49 times more within 60 s, at last: not done: no node matches",
+            "not done: no node matches"
+        ]
+    );
+}

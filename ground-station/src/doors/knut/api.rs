@@ -45,29 +45,36 @@ pub(super) async fn answer(guard: &Guard, common: &Common, visitor: &Visitor, me
 }
 
 async fn nodes(guard: &Guard, common: &Common, visitor: &Visitor, msg: &Value) -> Result<Value, NotDone> {
-    if let Err(why) = admit(common, msg) {
-        guard.note(visitor, "nodes", "", format!("not done: {why}")).await;
-        return Err(why);
+    match admit(common, msg).and_then(|()| selector(common, msg)) {
+        Ok(selector) => told("nodes", &guard.nodes(visitor, selector).await?),
+        Err(why) => Err(refuse(guard, visitor, "nodes", why).await),
     }
-    let nodes = guard.nodes(visitor, selector(common, msg)?).await?;
-    told("nodes", &nodes)
 }
 
 async fn call(guard: &Guard, common: &Common, visitor: &Visitor, msg: Value) -> Result<Value, NotDone> {
     let action = msg.get("action").and_then(Value::as_str).map(str::to_owned);
-    let action = action.ok_or_else(|| NotDone::Usage("name the action in `action`".to_owned()))?;
-    if let Err(why) = admit(common, &msg) {
-        guard.note(visitor, &action, "", format!("not done: {why}")).await;
-        return Err(why);
+    match errand(common, msg) {
+        Ok(errand) => told("deliveries", &guard.command(visitor, errand).await?),
+        Err(why) => Err(refuse(guard, visitor, action.as_deref().unwrap_or("call"), why).await),
     }
-    let errand = Errand {
+}
+
+/// Notes what is refused before anybody is asked.
+async fn refuse(guard: &Guard, visitor: &Visitor, what: &str, why: NotDone) -> NotDone {
+    guard.note(visitor, what, "", format!("not done: {why}")).await;
+    why
+}
+
+fn errand(common: &Common, msg: Value) -> Result<Errand, NotDone> {
+    admit(common, &msg)?;
+    let action = msg.get("action").and_then(Value::as_str).map(str::to_owned);
+    Ok(Errand {
+        action: action.ok_or_else(|| NotDone::Usage("name the action in `action`".to_owned()))?,
         selector: selector(common, &msg)?,
         ttl: time(&msg, "ttl")?.unwrap_or(common.ttl),
         timeout: time(&msg, "timeout")?.unwrap_or(common.timeout),
         arguments: arguments(msg)?,
-        action,
-    };
-    told("deliveries", &guard.command(visitor, errand).await?)
+    })
 }
 
 /// Checks the door's token, if it has one: of all that is said here only our own messages have room for it.

@@ -183,7 +183,7 @@ struct House {
     addr: SocketAddr,
     /// What the door follows.
     follow: mpsc::Sender<Event>,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl House {
@@ -209,7 +209,7 @@ impl House {
             calls,
             addr,
             follow: call.events,
-            _dir: dir,
+            dir,
         }
     }
 
@@ -305,6 +305,62 @@ async fn an_action_goes_to_the_fleet_in_the_doors_name() {
     let gone = tokio::time::timeout(Duration::from_secs(5), call.events.closed()).await;
     assert!(gone.is_ok());
     house.open.close().await;
+}
+
+#[tokio::test]
+async fn what_is_refused_before_anybody_is_asked_is_in_the_audit() {
+    let house = House::open("allow = [\"led\"]\ntoken = \"0123456789abcdef\"").await;
+    let mut client = house.visit().await;
+    let token = "0123456789abcdef";
+    let wrong = [
+        (1, json!({}), "not-allowed", "nodes", "wants its token"),
+        (
+            1,
+            json!({"selector": "!", "token": token}),
+            "usage",
+            "nodes",
+            "\"!\"",
+        ),
+        (
+            2,
+            json!({"action": "led"}),
+            "not-allowed",
+            "led",
+            "wants its token",
+        ),
+        (2, json!({"token": token}), "usage", "call", "name the action"),
+        (
+            2,
+            json!({"action": "fly", "ttl": 5, "token": token}),
+            "usage",
+            "fly",
+            "`ttl`",
+        ),
+        (
+            2,
+            json!({"action": "dim", "args": 5, "token": token}),
+            "usage",
+            "dim",
+            "`args`",
+        ),
+    ];
+    for (id, msg, kind, _, _) in &wrong {
+        client.say(api::FLEET, *id, msg.clone()).await;
+        let answer = client.hear_message().await;
+        assert_eq!(answer.msg["error"]["kind"], *kind, "{}", answer.msg);
+    }
+    house.open.close().await;
+    let audit = crate::store::history::ask(house.dir.path(), |connection| {
+        crate::store::audit::newest(connection, 0, 100)
+    });
+    let audit = audit.await.expect("read").expect("there");
+    assert_eq!(audit.len(), wrong.len(), "{audit:#?}");
+    for (_, _, _, what, why) in wrong {
+        let noted = audit.iter().any(|entry| {
+            entry.what == what && entry.outcome.contains("not done: ") && entry.outcome.contains(why)
+        });
+        assert!(noted, "{what}, {why}: {audit:#?}");
+    }
 }
 
 #[tokio::test]

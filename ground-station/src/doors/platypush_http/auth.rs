@@ -28,7 +28,7 @@ use crate::config::doors::Secret;
 use crate::doors::guard::Visitor;
 use crate::store::Store;
 use crate::store::users::TokenKind;
-use crate::users::{Desk, Password, token_hash};
+use crate::users::{self, Desk, Password, token_hash};
 
 /// The cookie of a login.
 pub(super) const SESSION_COOKIE: &str = "session_token";
@@ -92,18 +92,16 @@ impl Gatekeeper {
         let query = form::fields(parts.uri.query().unwrap_or_default());
         let headers = &parts.headers;
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-        let authorization = text(header::AUTHORIZATION.as_str()).and_then(|value| value.split_once(' '));
+        let authorization = authorization(headers);
         if let Some((scheme, shown)) = authorization
             && scheme.eq_ignore_ascii_case("basic")
         {
-            let decoded = BASE64.decode(shown.trim().as_bytes()).ok();
-            let decoded = decoded.and_then(|bytes| String::from_utf8(bytes).ok());
-            let Some((name, password)) = decoded.as_deref().and_then(|pair| pair.split_once(':')) else {
+            let Some((name, password)) = basic(shown) else {
                 return Err(Refusal::unauthorized(
                     "Authorization: Basic needs NAME:PASSWORD in base64",
                 ));
             };
-            let user = self.password(name, Password::new(password), from).await?;
+            let user = self.password(&name, password, from).await?;
             return Ok(caller(user, from, By::Password));
         }
         let bearer = authorization
@@ -122,6 +120,27 @@ impl Gatekeeper {
         }
     }
 
+    /// Whether what let somebody in has not been taken back since. Whoever cannot be asked now is asked again later.
+    pub(super) async fn is_still_good(&self, parts: &Parts, from: IpAddr) -> bool {
+        let password = authorization(&parts.headers)
+            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("basic"))
+            .and_then(|(_, shown)| basic(shown));
+        let Some((name, password)) = password else {
+            let caller = self.caller(parts, from, None).await;
+            return caller.map_or_else(|refusal| refusal.status().is_server_error(), |_good| true);
+        };
+        // Nobody guesses here: it was right. So whoever guesses from the same address is not in its way.
+        match self.store.password_of(name.clone()).await {
+            Ok(None) => false,
+            Ok(Some(kept)) if self.is_known(&self.tag(&name, &password, &kept)) => true,
+            Ok(Some(kept)) => self.passwords.is(password, Some(kept)).await.unwrap_or(true),
+            Err(error) => {
+                tracing::warn!(%error, "cannot ask for a user");
+                true
+            }
+        }
+    }
+
     /// Whether a user has this password.
     pub(super) async fn password(
         &self,
@@ -133,6 +152,9 @@ impl Gatekeeper {
         if kept.is_none() && !self.store.has_users().await? {
             return Err(no_users());
         }
+        // Before it is looked whether it is known: else an address that waits could go on guessing, and would see that it
+        // is right by not being told to wait.
+        self.look(from)?;
         let tag = kept.as_ref().map(|kept| self.tag(name, &password, kept));
         if let Some(tag) = &tag
             && self.is_known(tag)
@@ -149,7 +171,8 @@ impl Gatekeeper {
             }
         };
         if !right {
-            tracing::warn!(%from, user = name, "wrong name or password");
+            let user: String = name.chars().take(users::NAME_BYTES_MAX).collect();
+            tracing::warn!(%from, user, "wrong name or password");
             return Err(Refusal::unauthorized("wrong name or password"));
         }
         self.right(from);
@@ -202,6 +225,11 @@ impl Gatekeeper {
         Ok(Refusal::unauthorized(text))
     }
 
+    fn look(&self, from: IpAddr) -> Result<(), Refusal> {
+        let brake = self.brake.lock().unwrap_or_else(PoisonError::into_inner);
+        brake.look(from, clock::now()).map_err(Refusal::slow_down)
+    }
+
     fn try_now(&self, from: IpAddr) -> Result<Counted, Refusal> {
         let mut brake = self.brake.lock().unwrap_or_else(PoisonError::into_inner);
         brake.try_now(from, clock::now()).map_err(Refusal::slow_down)
@@ -218,10 +246,15 @@ impl Gatekeeper {
     }
 
     /// Nobody guesses a token; whoever shows wrong ones is slowed all the same, and one with a good one is not.
-    async fn wrong(&self, from: IpAddr, text: &str) -> Result<Refusal, Refusal> {
+    pub(super) fn slow(&self, from: IpAddr, text: &str) -> Result<(), Refusal> {
         self.try_now(from)?;
         // No oftener than the brake lets it through.
         tracing::warn!(%from, text, "turned away");
+        Ok(())
+    }
+
+    async fn wrong(&self, from: IpAddr, text: &str) -> Result<Refusal, Refusal> {
+        self.slow(from, text)?;
         if self.nobody_can_come().await? {
             return Ok(no_users());
         }
@@ -251,6 +284,11 @@ impl Gatekeeper {
 impl Caller {
     /// Refuses what another page may have had a browser send.
     pub(super) fn check_own_page(&self, parts: &Parts, in_form: Option<&str>) -> Result<(), Refusal> {
+        self.is_own_page(parts, in_form)
+            .map_err(|refusal| refusal.of(&self.visitor))
+    }
+
+    fn is_own_page(&self, parts: &Parts, in_form: Option<&str>) -> Result<(), Refusal> {
         let reads = parts.method.is_safe() && !parts.headers.contains_key(header::UPGRADE);
         let csrf = match &self.by {
             By::Token => return Ok(()),
@@ -267,8 +305,9 @@ impl Caller {
             .and_then(|value| value.to_str().ok());
         match csrf {
             // A page of another site cannot open one: the browser says whose page it is, always.
-            Some(_) if parts.headers.contains_key(header::UPGRADE) => Ok(()),
-            Some(csrf) if shown.or(in_form) != Some(csrf) => Err(forbidden(
+            Some(_) if parts.method.is_safe() => Ok(()),
+            // Compared by their hashes: how long that takes tells nothing of either.
+            Some(csrf) if shown.or(in_form).map(token_hash) != Some(token_hash(csrf)) => Err(forbidden(
                 "a login's cookie needs its token too: X-CSRF-Token, from the cookie csrf_token",
             )),
             Some(_) | None => Ok(()),
@@ -293,6 +332,19 @@ pub(super) fn is_own_page(headers: &HeaderMap) -> bool {
             authority.is_some() && authority == text(header::HOST.as_str())
         }
     }
+}
+
+/// Scheme and credentials.
+fn authorization(headers: &HeaderMap) -> Option<(&str, &str)> {
+    headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')
+}
+
+/// Name and password, of what the scheme Basic carries.
+fn basic(shown: &str) -> Option<(String, Password)> {
+    let decoded = BASE64.decode(shown.trim().as_bytes()).ok()?;
+    let decoded = String::from_utf8(decoded).ok()?;
+    let (name, password) = decoded.split_once(':')?;
+    Some((name.to_owned(), Password::new(password)))
 }
 
 fn caller(user: String, from: IpAddr, by: By) -> Caller {

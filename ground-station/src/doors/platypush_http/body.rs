@@ -1,16 +1,24 @@
-//! Bodies of requests: bounded in bytes and in time.
+//! Bodies: of requests, bounded in bytes and in time; of answers, as JSON.
 
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde_json::Value;
 
 use super::App;
 use super::refusal::Refusal;
 
 /// How long a body may take.
 pub(super) const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// An answer; its line ends, for people who look at it.
+pub(super) fn json(value: &Value) -> Response {
+    let headers = [(header::CONTENT_TYPE, "application/json")];
+    (headers, format!("{value}\n")).into_response()
+}
 
 /// Reads all of it.
 pub(super) async fn read(body: Body, app: &App) -> Result<Bytes, Refusal> {

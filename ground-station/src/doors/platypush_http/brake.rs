@@ -37,6 +37,18 @@ struct Tries {
 }
 
 impl Brake {
+    /// Whether this address may try at all.
+    ///
+    /// # Errors
+    /// How long it has to wait first.
+    pub(super) fn look(&self, from: IpAddr, now: Instant) -> Result<(), Duration> {
+        let tries = self.addresses.get(&network(from));
+        match tries.map(|tries| tries.free_at.saturating_duration_since(now)) {
+            None | Some(Duration::ZERO) => Ok(()),
+            Some(wait) => Err(wait),
+        }
+    }
+
     /// Counts a try as wrong, before anybody knows: many at once are many. Then [`Brake::right`], or
     /// [`Brake::take_back`] if nobody looked at it.
     ///
@@ -130,6 +142,9 @@ mod tests {
         for wait in [1, 2, 4, 8, 16, 32, 60, 60] {
             let wait = Duration::from_secs(wait);
             assert_eq!(brake.try_now(guesser, now).expect_err("waits"), wait);
+            assert_eq!(brake.look(guesser, now), Err(wait));
+            brake.look(guesser, now + wait).expect("free");
+            brake.look(address("10.0.0.2"), now).expect("free");
             brake.try_now(address("10.0.0.2"), now).expect("free");
             brake.right(address("10.0.0.2"));
             now += wait;

@@ -24,8 +24,13 @@ pub(super) async fn execute(
     caller.check_own_page(&parts, None)?;
     let (status, response) = match parsed {
         Ok(request) => (StatusCode::OK, app.desk.answer(&caller.visitor, request).await),
-        Err(bad) => (StatusCode::BAD_REQUEST, app.desk.refuse(bad)),
+        Err(bad) => (
+            StatusCode::BAD_REQUEST,
+            app.desk.turn_down(&caller.visitor, bad).await,
+        ),
     };
     let json = [(header::CONTENT_TYPE, "application/json")];
-    Ok((status, json, app.desk.encode(&response)).into_response())
+    let mut line = app.desk.encode(&response);
+    line.push(b'\n');
+    Ok((status, json, line).into_response())
 }

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
-use axum::{Extension, Json, extract};
+use axum::response::Response;
+use axum::{Extension, extract};
 use serde_json::{Map, Value, json};
 use swarm_shared::proto::platypush::{Request, made_up_id};
 
@@ -35,9 +37,10 @@ pub(super) fn is_name(name: &str) -> bool {
 pub(super) async fn hook(
     State(app): State<Shared>,
     Extension(guest): Extension<Guest>,
-    Path(name): Path<String>,
+    name: Result<Path<String>, PathRejection>,
     request: extract::Request,
-) -> Result<Json<Value>, Refusal> {
+) -> Result<Response, Refusal> {
+    let Path(name) = name?;
     let (parts, content) = request.into_parts();
     let Some(hook) = app.config.hooks.get(&name) else {
         let text = "there is no such hook: see [doors.platypush_http.hooks]";
@@ -48,15 +51,8 @@ pub(super) async fn hook(
         user: Some(format!("hook {name}")),
     };
     let called = call(&app, hook, &visitor, &parts, content).await;
-    if let Err(refusal) = &called
-        && refusal.status() != StatusCode::BAD_GATEWAY
-    {
-        // What was done or tried is in the audit already.
-        let outcome = format!("not done: {}", refusal.message());
-        app.desk.guard().note(&visitor, &hook.action, "", outcome).await;
-    }
-    let (query, data, output) = called?;
-    Ok(Json(json!({
+    let (query, data, output) = called.map_err(|refusal| refusal.of(&visitor))?;
+    Ok(body::json(&json!({
         "status": "ok",
         "hook": name,
         "method": parts.method.as_str(),
@@ -79,12 +75,18 @@ async fn call(
     if !hook.methods.is_empty() && !hook.methods.iter().any(|method| method == parts.method.as_str()) {
         return Err(Refusal::not_so(&hook.methods));
     }
-    if let Some(token) = &hook.token
-        && !shown(&parts.headers).is_some_and(|shown| token.is(shown))
-    {
-        return Err(Refusal::unauthorized(
-            "this hook takes a token: X-Token: …, or Authorization: Bearer …",
-        ));
+    match (&hook.token, shown(&parts.headers)) {
+        (None, _) => {}
+        (Some(token), Some(shown)) if token.is(shown) => {}
+        (Some(_), Some(_)) => {
+            let text = "this is not the token of this hook";
+            app.gatekeeper.slow(visitor.from, text)?;
+            return Err(Refusal::unauthorized(text));
+        }
+        (Some(_), None) => {
+            let text = "this hook takes a token: X-Token: …, or Authorization: Bearer …";
+            return Err(Refusal::unauthorized(text));
+        }
     }
     if hook.token.is_none() && !is_own_page(&parts.headers) {
         let text = "this was sent by a page of another site: give the hook a token";
@@ -114,7 +116,8 @@ async fn call(
         Ok((query, data, response.output))
     } else {
         let text = response.errors.join("; ");
-        Err(Refusal::new(StatusCode::BAD_GATEWAY, text))
+        // What was done or tried is in the audit already.
+        Err(Refusal::new(StatusCode::BAD_GATEWAY, text).noted())
     }
 }
 

@@ -3,7 +3,7 @@
 use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{Html, IntoResponse, Redirect, Response};
-use axum::{Extension, Json, extract};
+use axum::{Extension, extract};
 use serde_json::{Value, json};
 use swarm_shared::net::clock;
 
@@ -24,7 +24,10 @@ pub(super) async fn auth(
     State(app): State<Shared>,
     Extension(guest): Extension<Guest>,
     request: extract::Request,
-) -> Result<Json<Value>, Refusal> {
+) -> Result<Response, Refusal> {
+    if !is_own_page(request.headers()) {
+        return Err(another_site());
+    }
     let bytes = body::read(request.into_body(), &app).await?;
     let asked: Value = serde_json::from_slice(&bytes).unwrap_or_default();
     let text = |key: &str| asked[key].as_str();
@@ -42,9 +45,8 @@ pub(super) async fn auth(
         Refusal::new(StatusCode::BAD_REQUEST, text)
     })?;
     let (token, expires_ms) = log_in(&app, &guest, name, password, TokenKind::Program, days).await?;
-    Ok(Json(
-        json!({ "token": token, "user": name, "expires_at": expires_ms / 1_000 }),
-    ))
+    let made = json!({ "token": token, "user": name, "expires_at": expires_ms / 1_000 });
+    Ok(body::json(&made))
 }
 
 /// `GET /login`: a form.
@@ -61,10 +63,7 @@ pub(super) async fn login(
     request: extract::Request,
 ) -> Result<Response, Refusal> {
     if !is_own_page(request.headers()) {
-        return Err(Refusal::new(
-            StatusCode::FORBIDDEN,
-            "this was sent by a page of another site",
-        ));
+        return Err(another_site());
     }
     let bytes = body::read(request.into_body(), &app).await?;
     let fields = form::fields(&String::from_utf8_lossy(&bytes));
@@ -110,7 +109,7 @@ pub(super) async fn logout(
     caller.check_own_page(&parts, fields.get("csrf_token").map(String::as_str))?;
     let By::Session { number, .. } = caller.by else {
         let text = "only a login's cookie can log out; a token is taken back by `door token revoke`";
-        return Err(Refusal::new(StatusCode::BAD_REQUEST, text));
+        return Err(Refusal::new(StatusCode::BAD_REQUEST, text).of(&caller.visitor));
     };
     app.store.revoke_token(number).await?;
     let guard = app.desk.guard();
@@ -123,6 +122,11 @@ pub(super) async fn logout(
         set_cookie(&mut response, &app, name, "", "", 0);
     }
     Ok(response)
+}
+
+/// A page anywhere could guess with the browser of whoever looks at it, and have the brake stop them.
+fn another_site() -> Refusal {
+    Refusal::new(StatusCode::FORBIDDEN, "this was sent by a page of another site")
 }
 
 async fn log_in(
@@ -165,7 +169,7 @@ async fn log_in(
     let shown: String = name.chars().take(users::NAME_BYTES_MAX).collect();
     let begun = app.desk.guard().begin(&visitor, "login", &shown);
     begun.often_if(made.is_err()).end(outcome).await;
-    made
+    made.map_err(Refusal::noted)
 }
 
 /// Where to go after a login: a path of this door, and nowhere else.

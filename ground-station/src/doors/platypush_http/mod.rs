@@ -34,12 +34,12 @@ mod tls;
 
 use std::sync::Arc;
 
-use axum::Router;
-use axum::extract::Request;
+use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::{MethodRouter, any, get, post};
+use axum::{Extension, Router};
 use swarm_shared::net::roots::Roots;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -51,13 +51,15 @@ use crate::config::doors::PlatypushHttp;
 use crate::fleet::Fleet;
 use crate::store::Store;
 use auth::Gatekeeper;
-use refusal::Refusal;
+use refusal::{Refusal, Unnoted};
 use serve::Guest;
 
 /// As the configuration calls this door.
 const DOOR: &str = "platypush_http";
 /// What programs look for by mDNS.
 const SERVICE: &str = "_platypush-http._tcp.local.";
+/// Where events are read; on the port of older clients, whatever the path.
+const EVENTS: &str = "/ws/events";
 /// This door, described for programs.
 const OPENAPI: &str = include_str!("openapi.json");
 
@@ -161,7 +163,7 @@ fn routes() -> Vec<(&'static str, &'static [&'static str], MethodRouter<Shared>)
             get(login::form_page).post(login::login),
         ),
         ("/logout", &["POST"], post(login::logout)),
-        ("/ws/events", &["GET"], get(socket::events)),
+        (EVENTS, &["GET"], get(socket::events)),
         ("/openapi.json", &["GET"], get(page::openapi)),
     ]
 }
@@ -182,16 +184,28 @@ fn events_only(app: &Shared) -> Router {
 
 fn finish(router: Router<Shared>, app: &Shared) -> Router {
     router
-        .layer(middleware::from_fn(keep_order))
+        .layer(middleware::from_fn_with_state(Arc::clone(app), keep_order))
         .with_state(Arc::clone(app))
 }
 
-/// One address is served no faster than `rate`, and no browser makes more of an answer than it is.
-async fn keep_order(request: Request, next: Next) -> Response {
-    if let Some(guest) = request.extensions().get::<Guest>().cloned() {
-        guest.turn().await;
-    }
+/// One address is served no faster than `rate`; whatever is refused, by whichever route, is in the audit; and no browser
+/// makes more of an answer than it is.
+async fn keep_order(
+    State(app): State<Shared>,
+    Extension(guest): Extension<Guest>,
+    route: Option<MatchedPath>,
+    request: Request,
+    next: Next,
+) -> Response {
+    guest.turn().await;
+    let path = request.uri().path().to_owned();
     let mut response = next.run(request).await;
+    if let Some(refused) = response.extensions_mut().remove::<Unnoted>() {
+        let by = refused.by.map_or_else(|| guest.visitor(), |by| *by);
+        let route = route.as_ref().map_or(EVENTS, MatchedPath::as_str);
+        let outcome = format!("not done: {}", refused.message);
+        app.desk.guard().note(&by, route, &path, outcome).await;
+    }
     let headers = response.headers_mut();
     for (name, value) in [
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
@@ -205,7 +219,8 @@ async fn keep_order(request: Request, next: Next) -> Response {
 }
 
 async fn not_here() -> Refusal {
-    Refusal::new(StatusCode::NOT_FOUND, "nothing is here; see /openapi.json")
+    // What is not here is not used.
+    Refusal::new(StatusCode::NOT_FOUND, "nothing is here; see /openapi.json").noted()
 }
 
 async fn not_so() -> Refusal {

@@ -1,6 +1,7 @@
 //! Plain pages for people, without any script.
 
 use axum::Extension;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{Html, IntoResponse, Redirect, Response};
@@ -10,6 +11,7 @@ use super::auth::By;
 use super::refusal::Refusal;
 use super::serve::Guest;
 use super::{Shared, hook};
+use crate::doors::guard::NotDone;
 use crate::fleet::NodeView;
 
 const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:60rem;padding:0 1rem}\
@@ -25,9 +27,10 @@ pub(super) async fn home() -> Redirect {
 pub(super) async fn dashboard(
     State(app): State<Shared>,
     Extension(guest): Extension<Guest>,
-    Path(name): Path<String>,
+    name: Result<Path<String>, PathRejection>,
     request: Request,
 ) -> Result<Response, Refusal> {
+    let Path(name) = name?;
     let (parts, _) = request.into_parts();
     if !hook::is_name(&name) {
         let text = "a dashboard's name has 1 to 64 letters, digits and . _ -";
@@ -36,13 +39,19 @@ pub(super) async fn dashboard(
     let caller = match app.gatekeeper.caller(&parts, guest.addr().ip(), None).await {
         Ok(caller) => caller,
         Err(refusal) if refusal.status() == StatusCode::UNAUTHORIZED && is_browser(&parts) => {
-            return Ok(Redirect::to(&format!("/login?redirect=/dashboard/{name}")).into_response());
+            let mut response = Redirect::to(&format!("/login?redirect=/dashboard/{name}")).into_response();
+            // It is refused all the same.
+            if let Some(unnoted) = refusal.unnoted() {
+                response.extensions_mut().insert(unnoted);
+            }
+            return Ok(response);
         }
         Err(refusal) => return Err(refusal),
     };
     let guard = app.desk.guard();
     let nodes = guard.nodes(&caller.visitor, Selector::all()).await;
-    let nodes = nodes.map_err(|why| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, why.to_string()))?;
+    let unavailable = |why: NotDone| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, why.to_string()).noted();
+    let nodes = nodes.map_err(unavailable)?;
     let csrf = match &caller.by {
         By::Session { csrf, .. } => Some(csrf.as_str()),
         By::Password | By::Token => None,

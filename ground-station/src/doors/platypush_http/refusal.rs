@@ -1,12 +1,15 @@
-//! What is answered when something is not done: `{"code", "error", "message"}`, as Platypush has it.
+//! What is answered when something is not done: `{"code", "error", "message"}`, as Platypush has it. Whatever handler
+//! says it, it goes into the audit: with the answer travels an [`Unnoted`], which the last layer takes off and notes.
 
 use std::time::Duration;
 
-use axum::Json;
+use axum::extract::rejection::PathRejection;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
+use super::body;
+use crate::doors::guard::Visitor;
 use crate::store::StoreError;
 use crate::users::PasswordError;
 
@@ -16,6 +19,19 @@ pub(super) struct Refusal {
     status: StatusCode,
     message: String,
     header: Option<(header::HeaderName, String)>,
+    /// Who asked, where that was found out.
+    by: Option<Box<Visitor>>,
+    /// Whether it is in the audit already, or does not belong there.
+    is_noted: bool,
+}
+
+/// A refusal that is not in the audit yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Unnoted {
+    /// Why.
+    pub(super) message: String,
+    /// Who asked, where that was found out.
+    pub(super) by: Option<Box<Visitor>>,
 }
 
 impl Refusal {
@@ -24,7 +40,33 @@ impl Refusal {
             status,
             message: message.into(),
             header: None,
+            by: None,
+            is_noted: false,
         }
+    }
+
+    /// Of somebody who is known.
+    pub(super) fn of(self, visitor: &Visitor) -> Self {
+        Self {
+            by: Some(Box::new(visitor.clone())),
+            ..self
+        }
+    }
+
+    /// One that is in the audit already, or does not belong there.
+    pub(super) fn noted(self) -> Self {
+        Self {
+            is_noted: true,
+            ..self
+        }
+    }
+
+    /// What is left to note of it.
+    pub(super) fn unnoted(&self) -> Option<Unnoted> {
+        (!self.is_noted).then(|| Unnoted {
+            message: self.message.clone(),
+            by: self.by.clone(),
+        })
     }
 
     /// Nobody who may come in.
@@ -49,10 +91,10 @@ impl Refusal {
     /// Called in another way than it may be.
     pub(super) fn not_so(allowed: &[String]) -> Self {
         let allowed = allowed.join(", ");
+        let text = format!("this takes {allowed} only");
         Self {
-            message: format!("this takes {allowed} only"),
             header: Some((header::ALLOW, allowed)),
-            status: StatusCode::METHOD_NOT_ALLOWED,
+            ..Self::new(StatusCode::METHOD_NOT_ALLOWED, text)
         }
     }
 
@@ -81,14 +123,25 @@ impl From<PasswordError> for Refusal {
     }
 }
 
+impl From<PathRejection> for Refusal {
+    fn from(rejection: PathRejection) -> Self {
+        let text = format!("the path is not text in UTF-8: {rejection}");
+        Self::new(StatusCode::BAD_REQUEST, text)
+    }
+}
+
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        let body = json!({
+        let said = json!({
             "code": self.status.as_u16(),
             "error": self.status.canonical_reason().unwrap_or("Error"),
             "message": self.message,
         });
-        let mut response = (self.status, Json(body)).into_response();
+        let mut response = body::json(&said);
+        *response.status_mut() = self.status;
+        if let Some(unnoted) = self.unnoted() {
+            response.extensions_mut().insert(unnoted);
+        }
         if let Some((name, value)) = self.header
             && let Ok(value) = HeaderValue::from_str(&value)
         {

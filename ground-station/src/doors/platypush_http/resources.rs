@@ -1,11 +1,12 @@
 //! `/resources/{name}/…`: files of configured directories, whole or in part, and nothing else.
 
 use std::fs::Metadata;
-use std::io::SeekFrom;
+use std::io::{ErrorKind, SeekFrom};
 use std::os::unix::fs::MetadataExt;
 
 use axum::Extension;
 use axum::body::Body;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::Response;
@@ -24,9 +25,10 @@ const CHUNK_BYTES: usize = 64 * 1024;
 pub(super) async fn resource(
     State(app): State<Shared>,
     Extension(guest): Extension<Guest>,
-    Path((name, path)): Path<(String, String)>,
+    path: Result<Path<(String, String)>, PathRejection>,
     request: Request,
 ) -> Result<Response, Refusal> {
+    let Path((name, path)) = path?;
     let (parts, _) = request.into_parts();
     let caller = app.gatekeeper.caller(&parts, guest.addr().ip(), None).await?;
     let path = format!("{name}/{path}");
@@ -37,7 +39,7 @@ pub(super) async fn resource(
     };
     let guard = app.desk.guard();
     guard.note(&caller.visitor, "resource", &path, outcome).await;
-    answered
+    answered.map_err(Refusal::noted)
 }
 
 async fn answer(app: &Shared, path: &str, method: &Method, headers: &HeaderMap) -> Result<Response, Refusal> {
@@ -112,11 +114,17 @@ fn refuse(path: &str, error: &FileError) -> Refusal {
         | FileError::UnknownRoot { .. }
         | FileError::NotFound { .. }
         | FileError::NotAFile { .. } => missing(path),
+        FileError::Io { source, .. } if is_no_file(source.kind()) => missing(path),
         FileError::Full { .. }
         | FileError::Mismatch { .. }
         | FileError::Changed { .. }
         | FileError::Io { .. } => failed(error),
     }
+}
+
+/// What the system says of names that nothing can have.
+fn is_no_file(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::NotADirectory | ErrorKind::InvalidFilename)
 }
 
 fn missing(path: &str) -> Refusal {

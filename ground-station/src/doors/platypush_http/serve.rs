@@ -22,6 +22,7 @@ use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt;
 
 use super::patient::Patient;
+use crate::doors::guard::Visitor;
 use crate::doors::hall::Entrance;
 
 /// How long a TLS handshake may take.
@@ -62,6 +63,14 @@ impl Guest {
         self.addr
     }
 
+    /// Nobody yet.
+    pub(super) fn visitor(&self) -> Visitor {
+        Visitor {
+            from: self.addr.ip(),
+            user: None,
+        }
+    }
+
     /// Waits until one more request of this address may be taken.
     pub(super) async fn turn(&self) {
         if let Some(entrance) = &self.entrance {
@@ -91,7 +100,8 @@ pub(super) async fn serve(
     }
 }
 
-async fn converse<S>(stream: S, guest: Guest, router: Router, idle: Duration)
+/// The same, over anything that carries bytes.
+pub(super) async fn converse<S>(stream: S, guest: Guest, router: Router, idle: Duration)
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {

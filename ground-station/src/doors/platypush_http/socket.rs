@@ -4,12 +4,18 @@
 //! many in the reason of the close frame, and let go; so is one that takes nothing at all for the door's write time-out,
 //! though it may never see why. A reader that is silent is pinged, and let go when it does not answer, or when what it
 //! showed to come in is good no more.
+//!
+//! Nothing is expected of a reader but pongs. Whatever else it says is rated as requests are: while its address has no
+//! turn, nothing more is read of it, and it is told events all the same. Each ping is answered, and the answer written,
+//! before the next message is read; so answers are in order, and no more than one waits.
 
+use std::pin::Pin;
 use std::time::Duration;
 
 use axum::Extension;
 use axum::extract::State;
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
+use axum::http::StatusCode;
 use axum::http::request::Parts;
 use axum::response::Response;
 use swarm_shared::net::clock;
@@ -18,9 +24,10 @@ use super::Shared;
 use super::events::Teller;
 use super::refusal::Refusal;
 use super::serve::{Guest, WRITE_TIMEOUT};
+use crate::doors::guard::Visitor;
 use crate::fleet::{Event, Request};
 
-/// Longest message that a reader may send, in bytes; nothing is expected of it.
+/// Longest message that a reader may send, in bytes.
 const MESSAGE_BYTES_MAX: usize = 16 * 1024;
 
 /// Why a reader is let go, and the code of the close frame.
@@ -37,27 +44,28 @@ pub(super) async fn events(
     caller.check_own_page(&parts, None)?;
     let upgrade = upgrade.map_err(|error| {
         let text = format!("events come over a WebSocket only: {error}");
-        Refusal::new(axum::http::StatusCode::UPGRADE_REQUIRED, text)
+        Refusal::new(StatusCode::UPGRADE_REQUIRED, text).of(&caller.visitor)
     })?;
     let guard = app.desk.guard();
     guard
         .note(&caller.visitor, "events", "", "begun".to_owned())
         .await;
-    let who = guard.who(&caller.visitor);
     let upgrade = upgrade
         .max_message_size(MESSAGE_BYTES_MAX)
         .max_frame_size(MESSAGE_BYTES_MAX);
     Ok(upgrade.on_upgrade(move |socket| {
         let tasks = app.tasks.clone();
         tasks.track_future(async move {
-            tell(&app, socket, &parts, &guest, who).await;
+            tell(&app, socket, &parts, &guest, &caller.visitor).await;
             // Until here it has had its place in the hall.
             drop(guest);
         })
     }))
 }
 
-async fn tell(app: &Shared, mut socket: WebSocket, parts: &Parts, guest: &Guest, who: String) {
+async fn tell(app: &Shared, mut socket: WebSocket, parts: &Parts, guest: &Guest, visitor: &Visitor) {
+    let guard = app.desk.guard();
+    let who = guard.who(visitor);
     let follow = Request::Follow { telemetry: true };
     let mut events = app.fleet.perform_as(follow, who.clone()).await;
     let mut teller = Teller::new(app.name.as_str());
@@ -65,6 +73,8 @@ async fn tell(app: &Shared, mut socket: WebSocket, parts: &Parts, guest: &Guest,
     let mut heard = clock::now();
     let mut ping = tokio::time::interval(idle / 3);
     let patience = WRITE_TIMEOUT.min(idle);
+    // Rings when more may be read.
+    let mut turn: Option<Pin<Box<dyn Future<Output = ()> + Send + '_>>> = None;
     let (code, why) = loop {
         let next = tokio::select! {
             biased;
@@ -74,17 +84,25 @@ async fn tell(app: &Shared, mut socket: WebSocket, parts: &Parts, guest: &Guest,
                 if clock::since(heard) > idle {
                     break (close_code::POLICY, format!("no answer to a ping for {idle:?}"));
                 }
-                // What let it in may have been taken back.
-                if app.gatekeeper.caller(parts, guest.addr().ip(), None).await.is_err() {
-                    break (close_code::POLICY, "what was shown to come in is good no more".to_owned());
+                if !app.gatekeeper.is_still_good(parts, guest.addr().ip()).await {
+                    let why = "what was shown to come in is good no more".to_owned();
+                    guard.note(visitor, "events", "", format!("not done: {why}")).await;
+                    break (close_code::POLICY, why);
                 }
                 Some(Message::Ping(Default::default()))
             }
-            message = socket.recv() => match message {
+            () = async { if let Some(turn) = &mut turn { turn.await } }, if turn.is_some() => {
+                turn = None;
+                continue;
+            }
+            message = socket.recv(), if turn.is_none() => match message {
                 None | Some(Err(_) | Ok(Message::Close(_))) => return,
-                Some(Ok(Message::Text(_) | Message::Binary(_) | Message::Ping(_) | Message::Pong(_))) => {
+                Some(Ok(message)) => {
                     heard = clock::now();
-                    continue;
+                    turn = Some(Box::pin(guest.turn()));
+                    let Message::Ping(payload) = message else { continue };
+                    // In the place of the one that the next reading would send, if it could.
+                    Some(Message::Pong(payload))
                 }
             },
             event = events.recv() => match message(&mut teller, event) {

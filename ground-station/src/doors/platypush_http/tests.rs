@@ -1,8 +1,10 @@
 //! Every route, without a socket: requests go straight to the router.
 
+mod audit;
 mod document;
 mod logins;
 mod readers;
+mod talkers;
 
 use std::path::Path;
 
@@ -497,6 +499,11 @@ async fn no_file_outside_is_served() {
         "/resources/files//etc/passwd",
         "/resources/files/%2fetc%2fpasswd",
         "/resources/files/nothing",
+        "/resources/files/below/ten.txt/x",
+        "/resources/files/below/ten.txt/",
+        &format!("/resources/files/{}", "x".repeat(300)),
+        &format!("/resources/files/{}", "x/".repeat(3_000)),
+        "/resources/files%2fbelow/../../secret",
         "/resources/files/a%00b",
         "/resources/%2e%2e/secret",
         "/resources/other/x",
@@ -554,6 +561,9 @@ async fn what_is_not_there_is_said() {
         ("GET", "/nowhere", 404),
         ("GET", "/execute", 405),
         ("DELETE", "/auth", 405),
+        ("GET", "/dashboard/%ff", 400),
+        ("GET", "/hook/%ff", 400),
+        ("GET", "/resources/files/%ff", 400),
     ] {
         let (status, body) = rig.ask(request(method, path, &[], "")).await;
         assert_eq!((status, &body["code"]), (wanted, &json!(wanted)), "{body}");

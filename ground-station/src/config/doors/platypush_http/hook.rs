@@ -19,10 +19,11 @@
 //! value = "#ffffff"                          # of a const
 //! ```
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 use regex_lite::Regex;
-use serde_json::{Map, Value};
+use serde_json::{Map, Number, Value};
 use swarm_shared::proto::selector::Selector;
 use toml::de::{DeTable, DeValue};
 
@@ -50,8 +51,8 @@ pub struct Parameter {
     key: String,
     kind: Type,
     pattern: Option<Pattern>,
-    min: Option<serde_json::Number>,
-    max: Option<serde_json::Number>,
+    min: Option<Number>,
+    max: Option<Number>,
     choices: Vec<Value>,
     default: Option<Value>,
 }
@@ -332,7 +333,7 @@ impl Parameter {
             Type::Number => text
                 .parse()
                 .ok()
-                .and_then(|number: f64| serde_json::Number::from_f64(number).map(Value::Number)),
+                .and_then(|number: f64| Number::from_f64(number).map(Value::Number)),
             Type::Boolean => match text {
                 "true" | "1" | "yes" | "on" => Some(true.into()),
                 "false" | "0" | "no" | "off" => Some(false.into()),
@@ -356,17 +357,17 @@ impl Parameter {
             Type::Number => value.is_number() && self.is_between(value),
             Type::Boolean => value.is_boolean(),
         };
-        if fits && (self.choices.is_empty() || self.choices.contains(value)) {
+        if fits && (self.choices.is_empty() || self.choices.iter().any(|choice| is_same(choice, value))) {
             return Ok(());
         }
         Err(self.rule())
     }
 
     fn is_between(&self, value: &Value) -> bool {
-        let bound = |bound: &Option<serde_json::Number>| bound.as_ref().and_then(serde_json::Number::as_f64);
-        value.as_f64().is_some_and(|value| {
-            bound(&self.min).is_none_or(|min| value >= min) && bound(&self.max).is_none_or(|max| value <= max)
-        })
+        let Value::Number(value) = value else { return false };
+        let is_least = |min: &Number| compare(value, min).is_some_and(Ordering::is_ge);
+        let is_most = |max: &Number| compare(value, max).is_some_and(Ordering::is_le);
+        self.min.as_ref().is_none_or(is_least) && self.max.as_ref().is_none_or(is_most)
     }
 
     fn rule(&self) -> String {
@@ -403,6 +404,22 @@ impl Pattern {
     }
 }
 
+/// Whole numbers as what they are: not all of them are floating-point numbers.
+fn compare(a: &Number, b: &Number) -> Option<Ordering> {
+    match (a.as_i128(), b.as_i128()) {
+        (Some(a), Some(b)) => Some(a.cmp(&b)),
+        _ => a.as_f64()?.partial_cmp(&b.as_f64()?),
+    }
+}
+
+/// The same value; `1` and `1.0` are.
+fn is_same(a: &Value, b: &Value) -> bool {
+    match (a, b) {
+        (Value::Number(a), Value::Number(b)) => compare(a, b).is_some_and(Ordering::is_eq),
+        _ => a == b,
+    }
+}
+
 /// A value without parts.
 fn plain(value: &DeValue<'_>) -> Option<Value> {
     if let Some(text) = value.as_str() {
@@ -416,5 +433,5 @@ fn plain(value: &DeValue<'_>) -> Option<Value> {
         return number.ok().map(Value::from);
     }
     let number: f64 = value.as_float()?.as_str().parse().ok()?;
-    serde_json::Number::from_f64(number).map(Value::Number)
+    Number::from_f64(number).map(Value::Number)
 }

@@ -102,6 +102,44 @@ fn a_hook_takes_what_fits_its_types() {
 }
 
 #[test]
+fn numbers_are_compared_as_what_they_are() {
+    let text = r#"
+        [doors.platypush_http.hooks.x]
+        action = "led"
+        [doors.platypush_http.hooks.x.parameters]
+        speed = { type = "number", choices = [1, 2.5], default = 1 }
+        number = { type = "integer", max = 9007199254740992, default = 0 }
+    "#;
+    let door = read(text).expect("reads");
+    let take = |key: &str, value: &str| {
+        let query = BTreeMap::from([(key.to_owned(), value.to_owned())]);
+        let given = Given {
+            query: &query,
+            body: None,
+        };
+        door.hooks["x"].arguments(given).map(|all| all[key].clone())
+    };
+    assert_eq!(take("speed", "1"), Ok(json!(1.0)));
+    assert_eq!(take("speed", "2.5"), Ok(json!(2.5)));
+    assert_eq!(
+        take("number", "9007199254740992"),
+        Ok(json!(9_007_199_254_740_992_u64))
+    );
+    for (key, value) in [
+        ("speed", "2"),
+        ("speed", "NaN"),
+        ("speed", "inf"),
+        ("number", "9007199254740993"),
+        ("number", "99999999999999999999"),
+        ("number", "1.0"),
+        ("number", " 1"),
+        ("number", ""),
+    ] {
+        take(key, value).expect_err(value);
+    }
+}
+
+#[test]
 fn what_is_wrong_with_a_hook_is_named_with_its_line() {
     let hook = |text: &str| format!("[doors.platypush_http.hooks.x]\n{text}");
     for (text, wanted) in [

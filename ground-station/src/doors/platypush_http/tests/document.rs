@@ -118,6 +118,12 @@ fn its_examples_are_what_the_schemas_say() {
     let response = at("/execute", &format!("/post{answer}"));
     fits(&response, "Response");
     platypush::Response::from_value(&response).expect("a response");
+    let bad = at(
+        "/execute",
+        "/post/responses/400/content/application~1json/example",
+    );
+    fits(&bad, "Response");
+    platypush::Response::from_value(&bad).expect("a response");
     let event = "/get/responses/101/content/application~1json/example";
     fits(&at("/ws/events", event), "Event");
     let component = |name: &str| {
@@ -126,6 +132,19 @@ fn its_examples_are_what_the_schemas_say() {
     };
     fits(&component("Refused"), "Refusal");
     fits(&component("Hooked"), "Hooked");
+}
+
+/// Whether the document says that such a request may be answered so.
+pub(super) fn says(method: &str, path: &str, status: u16) -> bool {
+    let mut parts: Vec<&str> = path.split('/').collect();
+    match parts.as_mut_slice() {
+        ["", "hook" | "dashboard", name] => *name = "{name}",
+        ["", "resources", name, path, ..] => (*name, *path) = ("{name}", "{path}"),
+        _ => {}
+    }
+    parts.truncate(4);
+    let operation = &document()["paths"][parts.join("/")][method.to_lowercase()];
+    operation["responses"].get(status.to_string()).is_some()
 }
 
 #[tokio::test]

@@ -109,18 +109,40 @@ async fn whoever_guesses_is_slowed_and_others_are_not() {
     // A good token passes from the very same address.
     let ping = json!({"action": "ping"});
     assert_eq!(rig.ask(execute(&[("x-token", TOKEN)], &ping)).await.0, 200);
-    rig.house.stop.cancel();
-    rig.house.tasks.close();
-    rig.house.tasks.wait().await;
-    let audit = crate::store::history::ask(rig.dir.path(), |connection| {
-        crate::store::audit::newest(connection, 0, 100)
-    });
-    let audit = audit.await.expect("read").expect("there");
+    let audit = rig.closed().await;
     let refused = audit
         .iter()
         .filter(|entry| entry.what == "login" && entry.outcome.contains("not done"));
     let refused: Vec<&str> = refused.map(|entry| entry.outcome.as_str()).collect();
     assert_eq!(refused.len(), 2, "the first, and all others: {refused:?}");
+}
+
+#[tokio::test]
+async fn an_address_that_waits_does_not_find_out_a_password_that_is_known() {
+    let rig = Rig::with_user("").await;
+    // Known to be right, from another address: no more than a comparison from now on.
+    assert_eq!(rig.send_from("10.0.0.9", auth(PASSWORD)).await.status(), 200);
+    for _ in 0..10 {
+        assert_eq!(rig.ask(auth("guess")).await.0, 401);
+    }
+    let basic = format!("Basic {}", BASE64.encode(format!("ann:{PASSWORD}").as_bytes()));
+    let ping = json!({"action": "ping"});
+    assert_eq!(rig.ask(execute(&[("authorization", &basic)], &ping)).await.0, 429);
+    assert_eq!(rig.ask(auth(PASSWORD)).await.0, 429);
+    assert_eq!(rig.send_from("10.0.0.9", auth(PASSWORD)).await.status(), 200);
+}
+
+#[tokio::test]
+async fn the_token_of_a_hook_is_not_guessed_faster_than_others() {
+    let lines = "[doors.platypush_http.hooks.x]\naction = \"ping\"\ntoken = \"fedcba9876543210\"";
+    let rig = Rig::with_user(lines).await;
+    let call = |token: &str| rig.ask(request("POST", "/hook/x", &[("x-token", token)], ""));
+    for _ in 0..10 {
+        assert_eq!(call("guess").await.0, 401);
+    }
+    assert_eq!(call("guess").await.0, 429);
+    assert_eq!(rig.ask(auth(PASSWORD)).await.0, 429, "it is one brake");
+    assert_eq!(call("fedcba9876543210").await.0, 200);
 }
 
 #[tokio::test]
@@ -154,6 +176,7 @@ async fn a_login_is_a_cookie_that_no_script_reads_and_no_other_page_uses() {
     for (headers, wanted) in [
         (&[cookie][..], 403),
         (&[cookie, ("x-csrf-token", "x")], 403),
+        (&[cookie, ("upgrade", "websocket")], 403),
         (&[cookie, ("x-csrf-token", &csrf)], 200),
         (&[cookie, ("x-csrf-token", &csrf), ("origin", "http://door")], 200),
         (&[cookie, ("x-csrf-token", &csrf), ("origin", "http://evil")], 403),

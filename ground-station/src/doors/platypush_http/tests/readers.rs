@@ -12,11 +12,11 @@ use super::*;
 use crate::fleet::{CommandKind, NodeState, NodeView};
 
 /// Enough for anything that has to happen soon.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
 impl Rig {
     /// Has the door listen.
-    fn listen(&self) -> SocketAddr {
+    pub(super) fn listen(&self) -> SocketAddr {
         let mut common = self.app.config.common.clone();
         common.listen.set_port(0);
         let hall = Hall::open(DOOR, &common, &self.house).expect("listens");
@@ -29,7 +29,7 @@ impl Rig {
     }
 }
 
-async fn connect(to: SocketAddr, text: &str) -> TcpStream {
+pub(super) async fn connect(to: SocketAddr, text: &str) -> TcpStream {
     let mut stream = TcpStream::connect(to).await.expect("connects");
     stream.write_all(text.as_bytes()).await.expect("written");
     stream
@@ -44,18 +44,22 @@ async fn to_the_end(mut stream: TcpStream) -> String {
     String::from_utf8_lossy(&read).into_owned()
 }
 
-const UPGRADE: &str = "GET /ws/events HTTP/1.1\r\nHost: door\r\nX-Token: 0123456789abcdef\r\nConnection: upgrade\r\n\
+pub(super) const UPGRADE: &str = "GET /ws/events HTTP/1.1\r\nHost: door\r\nX-Token: 0123456789abcdef\r\nConnection: upgrade\r\n\
     Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
 
-struct Reader(TcpStream);
+pub(super) struct Reader(pub(super) TcpStream);
 
 impl Reader {
-    async fn open(to: SocketAddr) -> Self {
+    pub(super) async fn open(to: SocketAddr) -> Self {
         Self::open_with(to, TOKEN).await
     }
 
-    async fn open_with(to: SocketAddr, token: &str) -> Self {
-        let mut stream = connect(to, &UPGRADE.replace(TOKEN, token)).await;
+    pub(super) async fn open_with(to: SocketAddr, token: &str) -> Self {
+        Self::shake(connect(to, &UPGRADE.replace(TOKEN, token)).await).await
+    }
+
+    /// Whose request is sent already.
+    pub(super) async fn shake(mut stream: TcpStream) -> Self {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
             head.push(stream.read_u8().await.expect("a head"));
@@ -66,7 +70,7 @@ impl Reader {
     }
 
     /// The next frame that is no ping: its opcode and payload.
-    async fn frame(&mut self) -> std::io::Result<(u8, Vec<u8>)> {
+    pub(super) async fn frame(&mut self) -> std::io::Result<(u8, Vec<u8>)> {
         loop {
             let opcode = self.0.read_u8().await? & 0x0f;
             let length = match self.0.read_u8().await? {
@@ -82,7 +86,7 @@ impl Reader {
         }
     }
 
-    async fn event(&mut self) -> Value {
+    pub(super) async fn event(&mut self) -> Value {
         let frame = tokio::time::timeout(PATIENCE, self.frame())
             .await
             .expect("in time");
@@ -92,7 +96,7 @@ impl Reader {
     }
 }
 
-fn view(state: NodeState) -> NodeView {
+pub(super) fn view(state: NodeState) -> NodeView {
     serde_json::from_value(json!({
         "node": "n1", "id": PeerId([7; 32]), "state": state, "kind": "node", "address": null, "last_heard_ms": 5,
         "software": null,
@@ -196,7 +200,7 @@ fn what_happens_has_a_name() {
 }
 
 /// Answers `Follow`s with what `each` says, and everything else as usual.
-fn followed<F>(each: impl Fn(mpsc::Sender<Event>) -> F + Send + 'static) -> Fleet
+pub(super) fn followed<F>(each: impl Fn(mpsc::Sender<Event>) -> F + Send + 'static) -> Fleet
 where
     F: Future<Output = ()> + Send + 'static,
 {
@@ -215,7 +219,7 @@ where
     fleet
 }
 
-const LINES: &str = "token = \"0123456789abcdef\"";
+pub(super) const LINES: &str = "token = \"0123456789abcdef\"";
 
 #[tokio::test]
 async fn readers_are_told_and_closed_with_the_door() {
@@ -395,6 +399,39 @@ async fn a_trickle_does_not_buy_time() {
     };
     tokio::time::timeout(PATIENCE, trickle).await.expect("closed");
     assert!(clock::since(started) < Duration::from_secs(10));
+}
+
+#[tokio::test]
+async fn neither_silence_between_requests_nor_a_body_that_nobody_wants_buys_time() {
+    let rig = Rig::new(&format!("{LINES}\nidle = \"500ms\"")).await;
+    let listens = rig.listen();
+    let keep = ASK.replace("Connection: close\r\n", "");
+    let answer = to_the_end(connect(listens, &keep).await).await;
+    assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+    for head in [
+        "POST /nowhere HTTP/1.1\r\nHost: door\r\nContent-Length: 1000000\r\n\r\n",
+        "GET /openapi.json HTTP/1.1\r\nHost: door\r\nContent-Length: 1000000\r\n\r\n",
+        "POST /hook/none HTTP/1.1\r\nHost: door\r\nTransfer-Encoding: chunked\r\n\r\n",
+    ] {
+        let started = clock::now();
+        let (mut from, mut to) = connect(listens, head).await.into_split();
+        let trickle = async {
+            // A chunk of one byte, or six bytes of a body.
+            while to.write_all(b"1\r\nx\r\n").await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        let hear = async {
+            let mut answer = Vec::new();
+            // A reset is an end too.
+            let _end = from.read_to_end(&mut answer).await;
+            answer
+        };
+        let both = async { tokio::join!(trickle, hear).1 };
+        let answer = tokio::time::timeout(PATIENCE, both).await.expect("closed");
+        assert!(answer.starts_with(b"HTTP/1.1 "), "{head}");
+        assert!(clock::since(started) < Duration::from_secs(10), "{head}");
+    }
 }
 
 #[tokio::test]
