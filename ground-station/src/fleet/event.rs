@@ -180,7 +180,7 @@ pub struct Delivery {
 }
 
 impl Delivery {
-    /// A node's reply, `ms` milliseconds after the request; kept to a microsecond.
+    /// A node's reply, `ms` milliseconds after the request.
     pub fn new(target: NodeRef, reply: Reply, ms: f64) -> Self {
         Self {
             node: target.node,
@@ -190,9 +190,14 @@ impl Delivery {
             output: reply.output,
             exit: reply.exit,
             error: reply.error,
-            ms: (ms * 1_000.0).round() / 1_000.0,
+            ms: to_the_microsecond(ms),
         }
     }
+}
+
+/// Milliseconds to the microsecond: more digits say nothing, and nobody can read them.
+pub fn to_the_microsecond(ms: f64) -> f64 {
+    (ms * 1_000.0).round() / 1_000.0
 }
 
 /// Whether a node is heard.
@@ -369,4 +374,20 @@ pub struct TokenView {
     /// The token itself, once: when it is made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn milliseconds_have_no_more_digits_than_microseconds() {
+        for (ms, written) in [
+            (0.1 + 0.2, "0.3"),
+            (1.234_567_891, "1.235"),
+            (12_345.678_9, "12345.679"),
+        ] {
+            assert_eq!(serde_json::json!(to_the_microsecond(ms)).to_string(), written);
+        }
+    }
 }

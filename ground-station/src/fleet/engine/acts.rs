@@ -1,7 +1,6 @@
 //! One action that acts, on many nodes: through the book of deliveries, all at once or a few nodes at a time.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use swarm_shared::net::clock;
@@ -17,6 +16,7 @@ use super::keeper::{Keeper, NewCommand, Told, Word};
 use super::roll::Target;
 use super::{Shared, offers};
 use crate::fleet::{Delivery, Event};
+use crate::store::Number;
 use crate::store::deliveries::Origin;
 
 /// What is to be done, and on whose word.
@@ -88,7 +88,7 @@ pub(super) async fn run(shared: Shared, targets: Vec<Target>, act: Act, events: 
         queue: !flight.contains(&target.node.id),
         held: place >= size,
     });
-    let known = Arc::clone(&origin.number);
+    let known = origin.number.clone();
     let new = NewCommand {
         action: command.action.clone(),
         arguments,
@@ -170,7 +170,7 @@ struct Run<'a> {
     /// Targets whose end has not been told.
     open: BTreeMap<PeerId, Target>,
     /// Its number in the history, for others.
-    known: Arc<OnceLock<u64>>,
+    known: Number,
     issued: Option<(CommandId, u64)>,
     /// Whether all that ended so far is done.
     done: bool,
@@ -255,7 +255,7 @@ impl Run<'_> {
             };
             match told {
                 Told::Issued { id, number } => {
-                    self.issued = Some((id, *self.known.get_or_init(|| number)));
+                    self.issued = Some((id, self.known.settle(number)));
                 }
                 Told::NotIssued(why) => {
                     for (_, target) in std::mem::take(&mut self.open) {

@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 
 use super::Shared;
 use super::roll::{Checked, Target};
-use crate::fleet::{Batch, Check, Delivery, Event, Failure, NodeRef};
+use crate::fleet::{Batch, Check, Delivery, Event, Failure, NodeRef, to_the_microsecond};
 
 /// How long a session remembers a request beyond all that its caller waits for.
 const REMEMBERED: Duration = Duration::from_secs(600);
@@ -137,7 +137,7 @@ fn no_answer(target: &Target, waited: Duration) -> Reply {
 }
 
 pub(super) fn elapsed_ms(since: Instant) -> f64 {
-    clock::since(since).as_secs_f64() * 1_000.0
+    to_the_microsecond(clock::since(since).as_secs_f64() * 1_000.0)
 }
 
 /// The reply that a request's end amounts to.

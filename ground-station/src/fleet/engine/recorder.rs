@@ -2,7 +2,6 @@
 //! their ends, and who did what to the fleet. A store that fails is told in the log; it never holds up what is asked.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::time::Duration;
 
 use swarm_shared::net::clock;
@@ -45,9 +44,9 @@ async fn pass_transfer(
     for delivery in record.deliveries.iter().rev() {
         open.entry(delivery.node.id).or_default().push(delivery.part);
     }
-    let known = Arc::clone(&record.origin.number);
+    let known = record.origin.number.clone();
     let number = match store.record(record).await {
-        Ok(number) => Some(*known.get_or_init(|| number)),
+        Ok(number) => Some(known.settle(number)),
         Err(error) => {
             tracing::error!(%error, "a transfer is not in the history");
             None
@@ -95,9 +94,9 @@ pub(in crate::fleet) fn beside(
     tasks.spawn(async move {
         let mut open: BTreeSet<PeerId> = record.deliveries.iter().map(|to| to.node.id).collect();
         let what = record.action.clone();
-        let known = Arc::clone(&record.origin.number);
+        let known = record.origin.number.clone();
         let number = match store.record(record).await {
-            Ok(number) => Some(*known.get_or_init(|| number)),
+            Ok(number) => Some(known.settle(number)),
             Err(error) => {
                 tracing::error!(%error, what, "not in the history");
                 None

@@ -498,8 +498,7 @@ impl Stopper {
         let ms = commands::elapsed_ms(self.started);
         let acknowledged = self.acknowledged.get(&id).copied().unwrap_or(ms);
         if let Some(Value::Object(fields)) = &mut reply.value {
-            let rounded = (acknowledged * 1_000.0).round() / 1_000.0;
-            fields.insert("acknowledged_ms".to_owned(), json!(rounded));
+            fields.insert("acknowledged_ms".to_owned(), json!(acknowledged));
         }
         if let Some(history) = &self.history {
             let end = PartEnd {
