@@ -380,8 +380,23 @@ fn a_request_here_sends_to_the_peers_of_another_door() {
     );
     peer.wait_json(PATIENCE, "the message", |line| line["message"] == "hello");
     let audit = fleet.station.run(&["history", "--audit"]).expect(0).json();
-    let used = |entry: &&Value| {
-        entry["what"] == "socktools.send" && text(entry, "who").starts_with("platypush_tcp from")
+    let by_the_door = |entry: &&Value| text(entry, "who").starts_with("platypush_tcp from");
+    let used: Vec<_> = audit
+        .iter()
+        .filter(by_the_door)
+        .map(|entry| (text(entry, "what"), text(entry, "detail"), text(entry, "outcome")))
+        .collect();
+    let [(_, _, sent), (_, _, not_sent)] = used.as_slice() else {
+        panic!("one entry for each use: {used:#?}");
     };
-    assert_eq!(audit.iter().filter(used).count(), 2, "{audit:#?}");
+    assert_eq!(
+        (*sent, not_sent.contains("no peer")),
+        ("done, 1 peer", true),
+        "{used:#?}"
+    );
+    assert!(
+        used.iter()
+            .all(|(what, detail, _)| (*what, *detail) == ("socktools.send", "5 bytes to all peers")),
+        "{used:#?}"
+    );
 }

@@ -96,6 +96,16 @@ fn a_peer_is_connected_to_again_and_again() {
     peer.wait_json(PATIENCE, "another answer", |line| {
         text(line, "message").contains("pong")
     });
+    let log = fleet.station.log();
+    let said = |what: &str| log.iter().filter(|line| line.contains(what)).count();
+    assert_eq!(
+        (
+            said("not connected; trying again"),
+            said("connected, after attempts that failed")
+        ),
+        (1, 1),
+        "{log:#?}"
+    );
     // And an operator sends it something: to all, and by name.
     let station = &fleet.station;
     let name = format!("127.0.0.1:{peer_port}");
@@ -152,6 +162,14 @@ fn a_link_is_kept_alive_where_that_is_wanted() {
     let_pass(Duration::from_secs(4));
     assert_eq!(peers("a"), linked, "the same connection");
     assert_eq!(peers("b").len(), 1);
+    // Whoever is silent is dropped, and the log says so.
+    let _silent = TcpStream::connect(("127.0.0.1", ports[0])).expect("connects");
+    wait_until(PATIENCE, "it is dropped", || {
+        stations[0]
+            .log()
+            .iter()
+            .any(|line| line.contains("a peer is dropped") && line.contains("it was silent for 1s"))
+    });
 }
 
 #[test]
