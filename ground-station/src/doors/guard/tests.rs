@@ -131,3 +131,15 @@ async fn whoever_asks_again_and_again_does_not_fill_the_audit() {
     let counted = |entry: &&Entry| entry.outcome.starts_with("49 times more");
     assert_eq!(audit.iter().filter(counted).count(), 2, "{audit:#?}");
 }
+
+#[tokio::test]
+async fn a_role_that_is_too_low_is_mended_at_the_door_and_not_by_an_invitation() {
+    let gate = Gate::new().await;
+    let refused = gate.guard.permit("execute", &Arguments::default());
+    assert_eq!(
+        refused.expect_err("an operator's door").to_string(),
+        "running a program may not be asked for by role operator: it takes role admin; see `role` in [doors.knut], and \
+         name it in `allow`"
+    );
+    gate.closed().await;
+}
