@@ -21,6 +21,59 @@ fn a_bad_configuration_names_its_line() {
 }
 
 #[test]
+fn doors_that_could_never_do_what_they_are_for_do_not_open() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let serve = |config: &str, variable: Option<(&str, &str)>| {
+        std::fs::write(dir.path().join("config.toml"), config).expect("writes");
+        let mut command = command(dir.path());
+        command.args([
+            "serve",
+            "--listen",
+            "127.0.0.1:0",
+            "--no-pings",
+            "--no-mdns",
+            "--quiet",
+        ]);
+        finish(command.envs(variable).spawn().expect("starts"), dir.path())
+    };
+    let mut told = String::new();
+    for (config, variable) in [
+        ("[doors.socktools]\nraw_action = \"led\"", None),
+        ("[doors.platypush_tcp]\nallow = [\"execute\"]", None),
+        (
+            "[doors.knut]\nlisten = \"127.0.0.1:7423\"\n[doors.socktools]",
+            None,
+        ),
+        ("[doors.socktools]\nraw = \"led\"", None),
+        ("", Some(("GROUND_STATION_DOORS_KNUT_ALOW", "led"))),
+    ] {
+        let ran = serve(config, variable);
+        assert_eq!((ran.status, ran.out.as_str()), (2, ""), "{}", ran.err);
+        told.push_str(&ran.err);
+    }
+    assert_snapshot!(told, @r#"
+    error: [doors.socktools]: `raw_action` could never be done: action "led" may not pass this door; name it in `allow` of [doors.socktools]
+    error: [doors.platypush_tcp]: `allow` names "execute", but running a program may not be asked for by role operator: it takes role admin; set `role` in [doors.platypush_tcp], or take "execute" out of `allow`
+    error: [doors.socktools] and [doors.knut] are both to listen on port 7423: give one of them another in `listen`
+    error: DIR/config.toml:2: [doors.socktools]: unknown key "raw"; did you mean "raw_action", "raw_argument" or "raw_encoding"?
+    error: environment variable GROUND_STATION_DOORS_KNUT_ALOW: nothing is called so; did you mean GROUND_STATION_DOORS_KNUT_ALLOW?
+    "#);
+    // A stop goes out whatever a file says of doors.
+    std::fs::write(dir.path().join("config.toml"), "").expect("writes");
+    let mut stop = command(dir.path());
+    stop.args(["stop", "--timeout", "300ms"]);
+    stop.env("GROUND_STATION_DOORS_KNUT_ALOW", "led");
+    stop.env("GROUND_STATION_LISTEN", "127.0.0.1:0")
+        .env("GROUND_STATION_PINGS", "false");
+    let ran = finish(stop.spawn().expect("starts"), dir.path());
+    assert!(
+        ran.err.contains("the stop goes out all the same") && ran.err.contains("KNUT_ALLOW"),
+        "{}",
+        ran.err
+    );
+}
+
+#[test]
 fn nothing_is_read_from_the_home_of_whoever_runs_it() {
     let ran = Command::new(PROGRAM)
         .arg("nodes")
