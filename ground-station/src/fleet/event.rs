@@ -22,6 +22,11 @@ pub enum Event {
         /// In no particular order.
         targets: Vec<NodeRef>,
     },
+    /// What acts is written down, and goes on without whoever asked.
+    Issued {
+        /// Its number in the history.
+        number: u64,
+    },
     /// How far the files of one node are.
     Progress {
         /// Whose.

@@ -196,7 +196,11 @@ fn a_station_that_stops_midway_loses_nobody() {
 #[test]
 fn ctrl_c_prints_what_is_known() {
     let station = ScriptedStation::start_hanging(|_request| {
-        vec![targets([1, 2]), delivery(1, Reply::done(json!("pong")))]
+        vec![
+            targets([1, 2]),
+            Event::Issued { number: 12 },
+            delivery(1, Reply::done(json!("pong"))),
+        ]
     });
     let child = command(station.dir()).arg("ping").spawn().expect("starts");
     station.wait_for_request();
@@ -215,6 +219,7 @@ fn ctrl_c_prints_what_is_known() {
 
     1 done, 1 not answered yet: drone-02 in TIME
     ");
+    assert_snapshot!(ran.err, @"it goes on as number 12: see `ground-station history 12`, or take back what is not sent with `ground-station cancel 12`");
 }
 
 #[test]

@@ -102,3 +102,38 @@ fn the_past_needs_no_station() {
     assert_eq!(run(&["history", "1"]).status, 3);
     drop(busy);
 }
+
+#[test]
+fn that_nothing_is_open_is_no_fault_and_that_there_is_more_is_said() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let run = |arguments: &[&str]| {
+        finish(
+            command(dir.path()).args(arguments).spawn().expect("starts"),
+            dir.path(),
+        )
+    };
+    for (arguments, says) in [
+        (
+            &["history", "--state", "open"][..],
+            "nothing is open: each delivery has ended\n",
+        ),
+        (
+            &["history", "--state", "open", "--action", "led"],
+            "nothing that matches is open\n",
+        ),
+    ] {
+        let ran = run(arguments);
+        assert_eq!((ran.status, ran.out.as_str(), ran.err.as_str()), (0, "", says));
+    }
+    assert_eq!(run(&["history", "--state", "done"]).status, 3);
+    for _ in 0..3 {
+        assert_eq!(run(&["fleet", "revoke", "nobody"]).status, 3);
+    }
+    let ran = run(&["history", "--audit", "--limit", "2"]);
+    assert_eq!((ran.status, ran.out.lines().count()), (0, 3), "{}", ran.out);
+    assert_snapshot!(ran.err, @"these are the newest 2, and there are more: see them with `--limit 20`");
+    let ran = run(&["history", "--audit", "--limit", "2", "--json"]);
+    assert_eq!(ran.out.lines().count(), 2, "{}", ran.out);
+    let ran = run(&["history", "--audit", "--limit", "100"]);
+    assert_eq!(ran.err, "");
+}

@@ -93,6 +93,7 @@ impl Board {
             | Event::Acknowledged { .. }
             | Event::Delivery(_)
             | Event::Note { .. }
+            | Event::Issued { .. }
             | Event::Membership(_)
             | Event::Invitation(_)
             | Event::Member(_)

@@ -72,6 +72,7 @@ impl Teller {
             | Event::Acknowledged { .. }
             | Event::Delivery(_)
             | Event::Note { .. }
+            | Event::Issued { .. }
             | Event::Membership(_)
             | Event::Invitation(_)
             | Event::Member(_)
@@ -163,6 +164,7 @@ fn told(event: Event) -> Option<(&'static str, Map<String, Value>)> {
         Event::End => ("End", json!({ "error": null })),
         Event::Node(_)
         | Event::Note { .. }
+        | Event::Issued { .. }
         | Event::Membership(_)
         | Event::Invitation(_)
         | Event::Member(_)

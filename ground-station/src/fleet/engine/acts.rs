@@ -139,13 +139,16 @@ pub(super) async fn run(shared: Shared, targets: Vec<Target>, act: Act, events: 
 
 /// The delivery goes on; only nobody waits any longer.
 fn no_answer(target: &Target, waited: Duration, ttl: Duration) -> Reply {
-    let (waited, ttl) = (waited.as_secs_f64(), ttl.as_secs_f64());
+    let ttl = ttl.as_secs_f64();
     let error = if *target.online.borrow() {
-        format!("no answer within {waited} s; it may still be at work")
+        commands::unanswered(waited)
     } else {
+        let waited = match waited.as_secs_f64() {
+            0.0 => "offline".to_owned(),
+            waited => format!("offline for the {waited} s that were waited"),
+        };
         format!(
-            "offline for the {waited} s that were waited; it runs if the node links to `serve`, or to the next verb, within \
-             {ttl} s of being asked"
+            "{waited}; it runs if the node links to `serve`, or to the next verb, within {ttl} s of being asked"
         )
     };
     Reply::ended(Outcome::NoAnswer, error)
@@ -153,11 +156,14 @@ fn no_answer(target: &Target, waited: Duration, ttl: Duration) -> Reply {
 
 /// It has not even been sent; it still may be.
 fn not_stored(waited: Duration) -> Reply {
-    let waited = waited.as_secs_f64();
-    let error = format!(
-        "not sent yet: the station could not store it within {waited} s; look whether its disk is full, and at \
-         `ground-station history` before you repeat it"
-    );
+    let error = match waited.as_secs_f64() {
+        0.0 => "not waited for, and not even stored yet: see `ground-station history` before you repeat it"
+            .to_owned(),
+        waited => format!(
+            "not sent yet: the station could not store it within {waited} s; look whether its disk is full, and at \
+             `ground-station history` before you repeat it"
+        ),
+    };
     Reply::ended(Outcome::NoAnswer, error)
 }
 
@@ -255,7 +261,9 @@ impl Run<'_> {
             };
             match told {
                 Told::Issued { id, number } => {
-                    self.issued = Some((id, self.known.settle(number)));
+                    let number = self.known.settle(number);
+                    self.issued = Some((id, number));
+                    self.say(Event::Issued { number }).await?;
                 }
                 Told::NotIssued(why) => {
                     for (_, target) in std::mem::take(&mut self.open) {

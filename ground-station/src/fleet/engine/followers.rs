@@ -403,6 +403,7 @@ fn told_of(event: &Event) -> Option<Event> {
         }
         Event::Node(_)
         | Event::Note { .. }
+        | Event::Issued { .. }
         | Event::Membership(_)
         | Event::Invitation(_)
         | Event::Member(_)

@@ -248,6 +248,7 @@ pub(super) fn audit(
                 | Event::Delivery(_)
                 | Event::Node(_)
                 | Event::Note { .. }
+                | Event::Issued { .. }
                 | Event::Membership(_)
                 | Event::Invitation(_)
                 | Event::Member(_)

@@ -102,7 +102,7 @@ async fn a_batch_run_that_is_stored_too_late_ends_for_all_of_its_targets() {
         match event.expect("in time") {
             Some(Event::Delivery(delivery)) => ends.push((delivery.node.to_string(), delivery.state)),
             Some(Event::End) => break,
-            Some(Event::Targets { .. } | Event::Note { .. }) => {}
+            Some(Event::Targets { .. } | Event::Note { .. } | Event::Issued { .. }) => {}
             other => panic!("{other:?}"),
         }
     }
@@ -129,4 +129,23 @@ async fn a_batch_run_that_is_stored_too_late_ends_for_all_of_its_targets() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     shared.endpoint.shutdown().await;
+}
+
+#[test]
+fn no_disk_is_blamed_by_whoever_waits_for_nothing() {
+    let error = |reply: Reply| reply.error.expect("says why");
+    assert!(error(not_stored(Duration::from_secs(10))).contains("look whether its disk is full"));
+    let nothing = error(not_stored(Duration::ZERO));
+    assert!(
+        nothing.starts_with("not waited for") && !nothing.contains("disk"),
+        "{nothing}"
+    );
+    let texts = [Duration::ZERO, Duration::from_millis(500)].map(commands::unanswered);
+    assert_eq!(
+        texts,
+        [
+            "not waited for (a time-out of 0); it may still be at work",
+            "no answer within 0.5 s; it may still be at work"
+        ]
+    );
 }
