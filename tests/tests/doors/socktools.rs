@@ -32,6 +32,7 @@ fn first_error(message: &Value) -> &str {
 
 #[test]
 fn a_peer_that_connects_asks_and_is_answered() {
+    swarm_tests::needs_python!();
     let field = Field::new();
     let port = field.port();
     let fleet = fleet(field, port, "");
@@ -74,6 +75,7 @@ fn a_peer_that_connects_asks_and_is_answered() {
 
 #[test]
 fn a_peer_is_connected_to_again_and_again() {
+    swarm_tests::needs_python!();
     let field = Field::new();
     let (port, peer_port) = (field.port(), field.port());
     let mut fleet = fleet(field, port, &format!("dial = [\"127.0.0.1:{peer_port}\"]"));
@@ -174,6 +176,7 @@ fn a_link_is_kept_alive_where_that_is_wanted() {
 
 #[test]
 fn whatever_is_no_request_goes_to_the_action_for_it() {
+    swarm_tests::needs_python!();
     let field = Field::new();
     let port = field.port();
     let more = "allow = [\"echo\"]\nraw_action = \"echo\"\nraw_argument = \"word\"\nraw_encoding = \"text\"";
@@ -202,6 +205,7 @@ fn whatever_is_no_request_goes_to_the_action_for_it() {
 
 #[test]
 fn a_peer_that_is_not_good_is_not_even_heard() {
+    swarm_tests::needs_python!();
     let field = Field::new();
     let port = field.port();
     let fleet = fleet(field, port, "good_peers = [\"10.99.0.0/16\"]");
@@ -214,6 +218,7 @@ fn a_peer_that_is_not_good_is_not_even_heard() {
 
 #[test]
 fn whoever_is_silent_slow_or_too_long_is_dropped_and_others_are_served() {
+    swarm_tests::needs_python!();
     let field = Field::new();
     let port = field.port();
     let fleet = fleet(field, port, "message_bytes = 1000");
