@@ -254,6 +254,9 @@ pub struct NodeView {
     /// The emergency stop in force there; absent if it is not stopped, or has not said so.
     #[serde(default)]
     pub stopped: Option<StopView>,
+    /// The number of the emergency stop that it has not confirmed: it may be moving, and is sent nothing that acts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_unconfirmed: Option<u64>,
     /// What its last self-check said.
     #[serde(default)]
     pub checks: Vec<Check>,

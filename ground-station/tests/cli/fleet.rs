@@ -12,6 +12,7 @@ fn nodes_are_listed_and_watched() {
     let view = |number: u8, state| {
         Event::Node(NodeView {
             stopped: None,
+            stop_unconfirmed: None,
             node: target(number).node,
             id: target(number).id,
             state,

@@ -59,6 +59,7 @@ fn view(number: u8, name: &str, state: NodeState) -> Event {
         software: None,
         warnings: Vec::new(),
         stopped: None,
+        stop_unconfirmed: None,
         checks: Vec::new(),
         telemetry: BTreeMap::new(),
     })

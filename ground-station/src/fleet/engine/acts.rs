@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use super::commands::{self, Command, elapsed_ms};
 use super::keeper::{Keeper, NewCommand, Told, Word};
 use super::roll::Target;
-use super::{Shared, offers};
+use super::{Shared, offers, unconfirmed};
 use crate::fleet::{Delivery, Event};
 use crate::store::Number;
 use crate::store::deliveries::Origin;
@@ -87,6 +87,7 @@ pub(super) async fn run(shared: Shared, targets: Vec<Target>, act: Act, events: 
         name: target.node.node.clone(),
         queue: !flight.contains(&target.node.id),
         held: place >= size,
+        refused: refused(&shared, target, &command.action),
     });
     let known = origin.number.clone();
     let new = NewCommand {
@@ -135,6 +136,14 @@ pub(super) async fn run(shared: Shared, targets: Vec<Target>, act: Act, events: 
         let why = "not sent: whoever asked for it went away".to_owned();
         shared.keeper.say(Word::Withhold { id, why }).await;
     }
+}
+
+/// Whoever has not confirmed a stop is to stand still, for all that is known; what may run at a node that is stopped may
+/// run there, too.
+fn refused(shared: &Shared, target: &Target, action: &str) -> Option<String> {
+    let number = shared.stops.unconfirmed.of(target.node.id)?;
+    let runs = target.offered.borrow().runs_while_stopped(action);
+    (!runs).then(|| unconfirmed::why(number))
 }
 
 /// The delivery goes on; only nobody waits any longer.

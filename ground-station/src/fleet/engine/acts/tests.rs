@@ -55,7 +55,13 @@ async fn rig(store: &Store) -> (Shared, Vec<Target>) {
     }
     let shared = Shared {
         keeper,
-        stops: Arc::new(stop::Stops::new(0, store.clone(), None, TaskTracker::new())),
+        stops: Arc::new(stop::Stops::new(
+            0,
+            Default::default(),
+            store.clone(),
+            None,
+            TaskTracker::new(),
+        )),
         endpoint,
         next_id,
         epoch: store.epoch(),
@@ -148,4 +154,62 @@ fn no_disk_is_blamed_by_whoever_waits_for_nothing() {
             "no answer within 0.5 s; it may still be at work"
         ]
     );
+}
+
+/// What one act on all comes to: each node's end, by name.
+async fn ends(shared: &Shared, targets: &[Target]) -> Vec<(String, Reply)> {
+    let act = Act {
+        command: Command {
+            action: "led".to_owned(),
+            arguments: Arguments::default(),
+            lane: Lane::Control,
+            ttl: Duration::from_secs(60),
+            ttl_given: true,
+            timeout: Duration::from_millis(800),
+            batch: None,
+        },
+        selector: "all".to_owned(),
+        origin: Origin::of("pi"),
+        asked: clock::now(),
+    };
+    let (events, mut told) = mpsc::channel(64);
+    tokio::spawn(run(shared.clone(), targets.to_vec(), act, events));
+    let mut ends = Vec::new();
+    while let Some(event) = told.recv().await {
+        if let Event::Delivery(delivery) = event {
+            let reply = Reply::ended(delivery.state, delivery.error.unwrap_or_default());
+            ends.push((delivery.node.to_string(), reply));
+        }
+    }
+    ends.sort_by(|a, b| a.0.cmp(&b.0));
+    ends
+}
+
+#[tokio::test]
+async fn nothing_that_acts_goes_to_whoever_has_not_confirmed_a_stop() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = Store::open(dir.path()).await.expect("a store");
+    let (shared, targets) = rig(&store).await;
+    let stopped = targets[1].node.id;
+    shared.stops.unconfirmed.ordered([stopped], 7);
+    let refused = ends(&shared, &targets).await;
+    let states: Vec<Outcome> = refused.iter().map(|(_, reply)| reply.state).collect();
+    assert_eq!(states, [Outcome::NoAnswer, Outcome::Refused, Outcome::NoAnswer]);
+    assert_eq!(refused[1].1.error, Some(unconfirmed::why(7)));
+    let past = history::ask(dir.path(), |connection| {
+        history::deliveries(connection, 1, &PastQuery::default())
+    });
+    let past = past.await.expect("read").expect("a file");
+    let kept: Vec<PastState> = past.iter().map(|delivery| delivery.state).collect();
+    let refused = PastState::Ended(Outcome::Refused);
+    assert_eq!(kept, [PastState::Open, refused, PastState::Open]);
+    // Its word, or a release, and it is a node as any other.
+    assert!(shared.stops.unconfirmed.settle(stopped));
+    let states: Vec<Outcome> = ends(&shared, &targets)
+        .await
+        .iter()
+        .map(|(_, reply)| reply.state)
+        .collect();
+    assert_eq!(states, [Outcome::NoAnswer; 3]);
+    shared.endpoint.shutdown().await;
 }
