@@ -35,8 +35,11 @@ use crate::duration;
 use crate::store::retention::Keep;
 
 pub mod doors;
+mod nearest;
 #[cfg(test)]
 mod tests;
+
+use nearest::unknown;
 
 /// Name of the file in the state directory.
 pub const CONFIG_FILE: &str = "config.toml";
@@ -200,7 +203,9 @@ impl Config {
                 });
             }
         }
-        self.read_environment(|variable| std::env::var(variable).ok())
+        self.read_environment(|variable| std::env::var(variable).ok())?;
+        // One that is not text is none of ours: ours are all text.
+        check_variables(std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()))
     }
 
     /// Takes over what the text of a file says; `path` is what errors call it.
@@ -337,6 +342,52 @@ impl Config {
     }
 }
 
+/// What every variable of this program begins with.
+const PREFIX: &str = "GROUND_STATION_";
+/// Those that the command line reads.
+const NOT_KEYS: [&str; 3] = [
+    "GROUND_STATION_STATE_DIR",
+    "GROUND_STATION_CONFIG",
+    "GROUND_STATION_LOG",
+];
+
+/// Finds the first variable of this program's that nobody reads: a slip, as a key is that nobody knows.
+fn check_variables(names: impl Iterator<Item = String>) -> Result<(), ConfigError> {
+    let mut ours: Vec<String> = names.filter(|name| name.starts_with(PREFIX)).collect();
+    ours.sort();
+    let known: Vec<String> = KEYS
+        .iter()
+        .map(|(_, variable)| (*variable).to_owned())
+        .chain(NOT_KEYS.map(str::to_owned))
+        .chain(doors::variables().map(|(_, variable)| variable))
+        .collect();
+    let Some(variable) = ours.into_iter().find(|name| !known.contains(name)) else {
+        return Ok(());
+    };
+    // What a variable shares with all others, or with those of its door, says nothing of which is meant.
+    let shared = doors::variables().map(|(prefix, _)| prefix);
+    let shared = shared
+        .filter(|prefix| variable.starts_with(prefix))
+        .max_by_key(String::len);
+    let shared = shared.unwrap_or_else(|| PREFIX.to_owned());
+    let alike: Vec<&str> = known
+        .iter()
+        .filter_map(|name| name.strip_prefix(&shared))
+        .collect();
+    let rest = variable.strip_prefix(&shared).unwrap_or_default();
+    let meant = nearest::nearest(rest, &alike)
+        .into_iter()
+        .map(|name| format!("{shared}{name}"))
+        .collect();
+    let fault = match nearest::any_of(meant) {
+        Some(meant) => format!("nothing is called so; did you mean {meant}?"),
+        None => "nothing is called so; each key of config.toml has its own, such as GROUND_STATION_LISTEN for `listen` and \
+                 GROUND_STATION_DOORS_KNUT_ALLOW for `allow` of [doors.knut]"
+            .to_owned(),
+    };
+    Err(ConfigError::Environment { variable, fault })
+}
+
 /// The kernel counts keepalive in whole seconds (tcp(7)).
 fn seconds(text: &str) -> Result<Duration, String> {
     let time = duration::parse(text).map_err(|error| error.to_string())?;
@@ -387,31 +438,4 @@ fn raw<'a>(value: &'a Spanned<DeValue<'_>>) -> Option<Raw<'a>> {
 fn unknown_key(key: &str) -> String {
     let known: Vec<&str> = KEYS.iter().map(|(known, _)| *known).collect();
     unknown(key, &known)
-}
-
-/// What to say of a key that is none of `known`.
-fn unknown(key: &str, known: &[&str]) -> String {
-    let nearest = known.iter().map(|known| (distance(key, known), known)).min();
-    match nearest {
-        Some((distance, known)) if distance <= known.len().div_ceil(2) => {
-            format!("unknown key {key:?}; did you mean {known:?}?")
-        }
-        Some(_) | None => format!("unknown key {key:?}; known are {}", known.join(", ")),
-    }
-}
-
-/// Levenshtein's distance, in characters.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, from) in a.chars().enumerate() {
-        let mut diagonal = i;
-        row[0] = i + 1;
-        for (j, to) in b.iter().enumerate() {
-            let replaced = diagonal + usize::from(from != *to);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row.last().copied().unwrap_or_default()
 }

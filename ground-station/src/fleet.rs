@@ -28,7 +28,7 @@ pub mod shout;
 
 pub use event::{
     Check, Delivery, Event, Failure, InvitationView, MemberView, MembershipView, NodeRef, NodeState,
-    NodeView, PendingView, StopView, TokenView, UserView,
+    NodeView, PendingView, StopView, TokenView, UserView, to_the_microsecond,
 };
 pub use past::{AuditView, CommandKind, CommandView, PastDelivery, PastQuery, PastState};
 pub use request::{Batch, BatchSize, FileToSend, FilesToSend, Request, UserAsk};

@@ -1,14 +1,45 @@
 //! Programs of other systems, in `tests/peers`: written against what is known of those systems, in Python with its
 //! standard library only.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde_json::Value;
 
 use crate::fleet::{Field, PATIENCE};
 use crate::process::{Process, Stream};
+
+/// Ends a test that needs Python where there is none.
+#[macro_export]
+macro_rules! needs_python {
+    () => {
+        if !$crate::peers::python() {
+            return;
+        }
+    };
+}
+
+/// Whether there is a Python; if not, that is said where it is seen.
+///
+/// # Panics
+/// If there is none and the environment has `CI`: there, nothing is to be left out.
+pub fn python() -> bool {
+    let version = Command::new("python3")
+        .arg("--version")
+        .stdout(Stdio::null())
+        .status();
+    if version.is_ok_and(|status| status.success()) {
+        return true;
+    }
+    let why = "there is no python3, which plays the programs of other systems: install it";
+    assert!(std::env::var_os("CI").is_none(), "{why}");
+    let test = std::thread::current().name().unwrap_or("a test").to_owned();
+    // Written directly: what goes through `eprintln!` is hidden when a test passes.
+    let _written = std::io::stderr().write_all(format!("skipped: {test}: {why}\n").as_bytes());
+    false
+}
 
 /// Where a script is.
 pub fn path(script: &str) -> PathBuf {

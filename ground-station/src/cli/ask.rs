@@ -86,7 +86,11 @@ pub(super) async fn deliver(
 async fn report(fleet: &Fleet, request: Request, screen: &mut Screen) -> Result<u8, CliError> {
     let started = clock::now();
     let mut report = Report::default();
+    let mut issued = None;
     let ended = follow(fleet, request, screen, |event, screen| {
+        if let Some(Event::Issued { number }) = event {
+            issued = Some(*number);
+        }
         match event {
             Some(event) => report.add(event),
             None => screen.progress(&report),
@@ -120,6 +124,12 @@ async fn report(fleet: &Fleet, request: Request, screen: &mut Screen) -> Result<
         Ended::Interrupted => {
             if screen.json || !begun {
                 screen.note(&format!("interrupted: {summary}"));
+            }
+            if let Some(number) = issued {
+                screen.note(&format!(
+                    "it goes on as number {number}: see `ground-station history {number}`, or take back what is not sent \
+                     with `ground-station cancel {number}`"
+                ));
             }
             Ok(EXIT_INTERRUPTED)
         }

@@ -117,6 +117,7 @@ pub(super) async fn run(args: Args, common: &Common, screen: &mut Screen) -> Res
             | Event::Delivery(_)
             | Event::Node(_)
             | Event::Note { .. }
+            | Event::Issued { .. }
             | Event::Command(_)
             | Event::About(_)
             | Event::Past(_)

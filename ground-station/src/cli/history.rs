@@ -25,7 +25,7 @@ Examples:
   ground-station history --audit                    who did what to the fleet
 
 With NUMBER the exit status is that of its deliveries; one that is open counts as one that gave
-no answer. What matches nothing ends with 3.")]
+no answer. What matches nothing ends with 3, but that nothing is open is no fault.")]
 pub(super) struct Args {
     /// Which command; without it, the newest ones
     #[arg(value_parser = number)]
@@ -46,7 +46,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     limit: u32,
     /// Who did what, and when
-    #[arg(long, conflicts_with_all = ["number", "node", "action", "state"])]
+    #[arg(long, conflicts_with_all = ["number", "node", "action", "state", "retry"])]
     audit: bool,
     /// Send it again to the nodes where it was not done; --ttl is the command's own unless given
     #[arg(long, requires = "number", conflicts_with_all = ["node", "action", "state", "since", "limit"])]
@@ -82,6 +82,7 @@ pub(super) async fn run(args: Args, common: &Common, screen: &mut Screen) -> Res
         let text = "the history does not keep tags: give names, globs or id:PREFIX to --node";
         return Err(CliError::usage(text));
     }
+    let narrowed = args.node.is_some() || args.action.is_some() || args.since.is_some();
     let query = PastQuery {
         number: args.number,
         nodes: args.node,
@@ -106,14 +107,28 @@ pub(super) async fn run(args: Args, common: &Common, screen: &mut Screen) -> Res
     .await;
     connection.close().await;
     match ended? {
-        Ended::Whole => show(&past, args.number.is_some(), args.audit, screen),
+        Ended::Whole if args.state == Some(PastState::Open) && is_nothing(&past, args.number) => {
+            // That is what whoever asks hopes for.
+            screen.note(match (args.number, narrowed) {
+                (Some(_), _) => "nothing of that command is open: each delivery has ended",
+                (None, false) => "nothing is open: each delivery has ended",
+                (None, true) => "nothing that matches is open",
+            });
+            Ok(0)
+        }
+        Ended::Whole => show(&past, args.number, args.audit, screen),
         Ended::Interrupted => Ok(EXIT_INTERRUPTED),
         Ended::Failed(failure, message) => Ok(screen.fault(&CliError::request(failure, message))),
     }
 }
 
-fn show(past: &Past, one: bool, audit: bool, screen: &mut Screen) -> Result<u8, CliError> {
-    if past.is_empty() || (one && past.has_no_deliveries()) {
+fn is_nothing(past: &Past, number: Option<u64>) -> bool {
+    past.is_empty() || (number.is_some() && past.has_no_deliveries())
+}
+
+fn show(past: &Past, number: Option<u64>, audit: bool, screen: &mut Screen) -> Result<u8, CliError> {
+    let one = number.is_some();
+    if is_nothing(past, number) {
         let text = match (one, audit) {
             (true, _) => "no delivery of that command matches",
             (false, true) => "nothing is noted, or nothing that matches",

@@ -114,6 +114,7 @@ async fn watch(fleet: &Fleet, selector: Selector, screen: &mut Screen) -> Result
                 | Event::Progress { .. }
                 | Event::Stage { .. }
                 | Event::Acknowledged { .. }
+                | Event::Issued { .. }
                 | Event::Delivery(_)
                 | Event::Membership(_)
                 | Event::Invitation(_)

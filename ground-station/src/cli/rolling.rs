@@ -15,7 +15,7 @@ use crate::fleet::{Batch, BatchSize, Event, Request};
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub(super) struct Rolling {
     /// So many nodes at a time, by name; stops at the first batch that is not done everywhere
-    #[arg(long, value_name = "N|N%", allow_negative_numbers = true, value_parser = str::parse::<BatchSize>)]
+    #[arg(long, value_name = "N|N%", allow_hyphen_values = true, value_parser = str::parse::<BatchSize>)]
     batch: Option<BatchSize>,
     /// How long to wait between two batches
     #[arg(long, value_name = "TIME", default_value = "5s", requires = "batch", value_parser = duration::parse)]

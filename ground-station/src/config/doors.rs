@@ -224,6 +224,24 @@ trait Door: Sized {
 }
 
 impl Doors {
+    /// What every door has, of each that is open, by the name of the door.
+    pub fn each(&self) -> impl Iterator<Item = (&'static str, &Common)> {
+        fn named<'a, D: Door>(
+            door: Option<&'a D>,
+            common: impl Fn(&'a D) -> &'a Common,
+        ) -> Option<(&'static str, &'a Common)> {
+            Some((D::NAME, common(door?)))
+        }
+        let all = [
+            named(self.clever_show.as_ref(), |door| &door.common),
+            named(self.platypush_tcp.as_ref(), |door| &door.common),
+            named(self.platypush_http.as_ref(), |door| &door.common),
+            named(self.socktools.as_ref(), |door| &door.common),
+            named(self.knut.as_ref(), |door| &door.common),
+        ];
+        all.into_iter().flatten()
+    }
+
     /// Takes over `[doors]`. Errors carry the byte at which they are.
     pub(super) fn read_table(&mut self, doors: &DeTable<'_>) -> Result<(), (usize, String)> {
         let mut entries: Vec<_> = doors.iter().collect();
@@ -267,6 +285,15 @@ const NAMES: &[&str] = &[
     Knut::NAME,
 ];
 
+/// The keys of each that not every door has.
+const OWN_KEYS: &[(&str, &[(&str, Kind)])] = &[
+    (CleverShow::NAME, CleverShow::KEYS),
+    (PlatypushTcp::NAME, PlatypushTcp::KEYS),
+    (PlatypushHttp::NAME, PlatypushHttp::KEYS),
+    (Socktools::NAME, Socktools::KEYS),
+    (Knut::NAME, Knut::KEYS),
+];
+
 fn from_table<D: Door>(door: &mut Option<D>, table: &DeTable<'_>) -> Result<(), (usize, String)> {
     let door = door.get_or_insert_with(D::open);
     let mut entries: Vec<_> = table.iter().collect();
@@ -285,13 +312,34 @@ fn from_table<D: Door>(door: &mut Option<D>, table: &DeTable<'_>) -> Result<(), 
             raw(value).ok_or_else(|| (at, format!("{full} holds a value of a kind that no key has")))?;
         match set(door, key, &raw) {
             Some(taken) => taken.map_err(|fault| (value.span().start, fault))?,
-            None => {
-                let known: Vec<&str> = keys::<D>().map(|(known, _)| known).collect();
-                return Err((at, format!("[doors.{}]: {}", D::NAME, unknown(key, &known))));
-            }
+            None => return Err((at, format!("[doors.{}]: {}", D::NAME, unknown_key::<D>(key)))),
         }
     }
     Ok(())
+}
+
+/// What to say of a key that this door does not have: another one may.
+fn unknown_key<D: Door>(key: &str) -> String {
+    let has = |(name, keys): &&(&str, &[(&str, Kind)])| {
+        *name != D::NAME && keys.iter().any(|(known, _)| *known == key)
+    };
+    if let Some((other, _)) = OWN_KEYS.iter().find(has) {
+        return format!("{key:?} is a key of [doors.{other}], not of this door");
+    }
+    let known: Vec<&str> = keys::<D>().map(|(known, _)| known).collect();
+    unknown(key, &known)
+}
+
+/// Each variable of each door, behind what all of its door begin with.
+pub(super) fn variables() -> impl Iterator<Item = (String, String)> {
+    OWN_KEYS.iter().flat_map(|(name, own)| {
+        let keys = COMMON.iter().chain(*own);
+        keys.map(|(key, _)| (variable(name, ""), variable(name, key)))
+    })
+}
+
+fn variable(door: &str, key: &str) -> String {
+    format!("GROUND_STATION_DOORS_{door}_{key}").to_uppercase()
 }
 
 fn from_environment<D: Door>(
@@ -299,7 +347,7 @@ fn from_environment<D: Door>(
     get: &impl Fn(&str) -> Option<String>,
 ) -> Result<(), ConfigError> {
     for (key, kind) in keys::<D>() {
-        let variable = format!("GROUND_STATION_DOORS_{}_{key}", D::NAME).to_uppercase();
+        let variable = variable(D::NAME, key);
         let Some(text) = get(&variable) else { continue };
         let door = door.get_or_insert_with(D::open);
         if let Some(Err(fault)) = set(door, key, &kind.read(&text)) {

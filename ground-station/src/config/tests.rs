@@ -143,3 +143,59 @@ fn a_file_is_optional_unless_it_is_named() {
     std::fs::write(dir.path().join(CONFIG_FILE), "ping_port = 5").expect("writes");
     assert_eq!(Config::load(None, dir.path()).expect("reads").ping_port, 5);
 }
+
+#[test]
+fn a_variable_that_nothing_is_called_after_is_a_slip() {
+    let check = |names: &[&str]| {
+        let names = names.iter().map(|name| (*name).to_owned());
+        check_variables(names).map_err(|error| error.to_string())
+    };
+    let known = [
+        "GROUND_STATION_NAME",
+        "GROUND_STATION_LOG",
+        "GROUND_STATION_STATE_DIR",
+        "GROUND_STATION_HISTORY_KEEP_DAYS",
+        "GROUND_STATION_DOORS_KNUT_ALLOW",
+        "GROUND_STATION_DOORS_SOCKTOOLS_RAW_ACTION",
+        "HOME",
+    ];
+    assert_eq!(check(&known), Ok(()));
+    for (variable, says) in [
+        (
+            "GROUND_STATION_DOORS_KNUT_ALOW",
+            "did you mean GROUND_STATION_DOORS_KNUT_ALLOW?",
+        ),
+        (
+            "GROUND_STATION_DOORS_KNOT_ALLOW",
+            "did you mean GROUND_STATION_DOORS_KNUT_ALLOW?",
+        ),
+        ("GROUND_STATION_LISTE", "did you mean GROUND_STATION_LISTEN?"),
+        (
+            "GROUND_STATION_DOORS_KNUT_COLOUR",
+            "each key of config.toml has its own",
+        ),
+    ] {
+        let error = check(&["PATH", variable]).expect_err(variable);
+        let begins = format!("environment variable {variable}: nothing is called so");
+        assert!(error.starts_with(&begins) && error.contains(says), "{error}");
+    }
+}
+
+#[test]
+fn a_guess_that_is_far_off_is_not_made() {
+    for (key, says) in [
+        ("raw_acton", "did you mean \"raw_action\"?"),
+        (
+            "raw",
+            "did you mean \"raw_action\", \"raw_argument\" or \"raw_encoding\"?",
+        ),
+        ("action", "did you mean \"raw_action\"?"),
+        ("fast", "known are listen, allow"),
+        ("temperature", "is a key of [doors.knut], not of this door"),
+    ] {
+        let error = read(&format!("[doors.socktools]\n{key} = \"x\"")).expect_err(key);
+        assert!(error.contains(says), "{error}");
+    }
+    let elsewhere = read("[doors.platypush_tcp]\nraw_action = \"x\"").expect_err("socktools' own");
+    assert!(elsewhere.contains("is a key of [doors.socktools]"), "{elsewhere}");
+}

@@ -19,6 +19,7 @@ use crate::config::doors::Common;
 use crate::duration;
 use crate::fleet::{Delivery, Event, Failure, NodeView, Request};
 use crate::store::audit::Entry;
+use crate::view::count;
 use often::Often;
 
 /// How often it is looked whether something counted is to be noted.
@@ -120,14 +121,15 @@ impl Guard {
     /// Why not, and what to change.
     pub fn permit(&self, action: &str, arguments: &Arguments) -> Result<(), NotDone> {
         let class = gate::classify(action, arguments);
-        gate::permit(self.role, &Wish::Command(class)).map_err(|refused| {
-            let door = self.door;
-            NotDone::NotAllowed(format!("{}; see `role` in [doors.{door}]", refused.reason))
+        let named = class == ActionClass::Read || self.allows(action);
+        let door = self.door;
+        self.may(&Wish::Command(class)).map_err(|lack| {
+            let list = if named { "" } else { ", and name it in `allow`" };
+            NotDone::NotAllowed(format!("{lack}{list}"))
         })?;
-        if class == ActionClass::Read || self.allows(action) {
+        if named {
             return Ok(());
         }
-        let door = self.door;
         Err(NotDone::NotAllowed(format!(
             "action {action:?} may not pass this door; name it in `allow` of [doors.{door}]"
         )))
@@ -138,13 +140,11 @@ impl Guard {
     /// # Errors
     /// Why not, and what to change.
     pub fn permit_named(&self, name: &str, wish: &Wish) -> Result<(), NotDone> {
-        let door = self.door;
-        gate::permit(self.role, wish).map_err(|refused| {
-            NotDone::NotAllowed(format!("{}; see `role` in [doors.{door}]", refused.reason))
-        })?;
+        self.may(wish).map_err(NotDone::NotAllowed)?;
         if self.allows(name) {
             return Ok(());
         }
+        let door = self.door;
         Err(NotDone::NotAllowed(format!(
             "{name} may not pass this door; name it in `allow` of [doors.{door}]"
         )))
@@ -169,7 +169,10 @@ impl Guard {
 
     fn may(&self, wish: &Wish) -> Result<(), String> {
         let door = self.door;
-        gate::permit(self.role, wish).map_err(|no| format!("{}; see `role` in [doors.{door}]", no.reason))
+        match gate::lack(self.role, wish) {
+            Some(lack) => Err(format!("{lack}; see `role` in [doors.{door}]")),
+            None => Ok(()),
+        }
     }
 
     /// Whether the door's list names it.
@@ -242,7 +245,7 @@ impl Guard {
         });
         let done = done.await;
         let outcome = match &done {
-            Ok(()) => format!("{} nodes", nodes.len()),
+            Ok(()) => count(nodes.len(), "node"),
             Err(why) => format!("not done: {why}"),
         };
         begun.end(outcome).await;

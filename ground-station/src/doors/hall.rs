@@ -142,14 +142,14 @@ fn bind(listen: SocketAddr, waiting: u32) -> std::io::Result<TcpListener> {
 
 /// Counts what is told of in the log only now and then.
 #[derive(Debug, Default)]
-struct Told {
+pub(super) struct Told {
     untold: u64,
     at: Option<Instant>,
 }
 
 impl Told {
     /// One more; how many there are to tell of, if it is time.
-    fn count(&mut self, now: Instant) -> Option<u64> {
+    pub(super) fn count(&mut self, now: Instant) -> Option<u64> {
         self.untold += 1;
         if self.at.is_some_and(|at| now < at + TELL_EVERY) {
             return None;

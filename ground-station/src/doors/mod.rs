@@ -26,6 +26,7 @@ pub mod platypush_http;
 pub mod platypush_tcp;
 pub mod socktools;
 pub mod stream;
+mod together;
 
 use std::net::SocketAddr;
 
@@ -108,6 +109,18 @@ pub enum DoorError {
         /// Why.
         reason: String,
     },
+    /// Two are to listen at one place.
+    #[error(
+        "[doors.{first}] and [doors.{second}] are both to listen on port {port}: give one of them another in `listen`"
+    )]
+    Twice {
+        /// One of them.
+        first: &'static str,
+        /// The other.
+        second: &'static str,
+        /// Where.
+        port: u16,
+    },
     /// What it is to do does not go together.
     #[error("[doors.{door}]: {reason}")]
     Configuration {
@@ -155,6 +168,7 @@ impl Open {
     }
 
     async fn each(&self, doors: &Doors) -> Result<(), DoorError> {
+        together::check(doors)?;
         if let Some(config) = &doors.clever_show {
             clever_show::open(config, &self.house)?;
         }

@@ -28,6 +28,7 @@ use crate::config::doors::Common;
 use crate::duration;
 use crate::fleet::peers::PeerView;
 use crate::fleet::{Delivery, Event, PastQuery, Request};
+use crate::view::count;
 
 mod deed;
 
@@ -256,7 +257,7 @@ impl Desk {
         };
         let came = done.map(|()| outcome(&deliveries, true));
         let noted = match &came {
-            Ok((_, errors)) => format!("{} nodes, {} not done", deliveries.len(), errors.len()),
+            Ok((_, errors)) => format!("{}, {} not done", count(deliveries.len(), "node"), errors.len()),
             Err(why) => format!("not done: {why}"),
         };
         begun.end(noted).await;
@@ -264,33 +265,25 @@ impl Desk {
     }
 
     async fn tell(&self, visitor: &Visitor, peer: Option<String>, message: &[u8]) -> Result<Came, NotDone> {
-        let to = peer.clone().unwrap_or_else(|| "all peers".to_owned());
-        let permitted = self.guard.permit_named(TELL, &Wish::Command(ActionClass::Act));
-        let begun = self.guard.begin(visitor, TELL, &to);
-        let begun = begun.often_if(permitted.is_err());
+        if let Err(refused) = self.guard.permit_named(TELL, &Wish::Command(ActionClass::Act)) {
+            let to = peer.unwrap_or_else(|| "all peers".to_owned());
+            let outcome = format!("not done: {refused}");
+            self.guard.note(visitor, TELL, &to, outcome).await;
+            return Err(refused);
+        }
+        let request = Request::Tell {
+            door: "socktools".to_owned(),
+            peer,
+            message: BASE64.encode(message),
+        };
         let mut peers = Vec::new();
-        let done = match permitted {
-            Ok(()) => {
-                let request = Request::Tell {
-                    door: "socktools".to_owned(),
-                    peer,
-                    message: BASE64.encode(message),
-                };
-                let take = |event| {
-                    if let Event::Peer(peer) = event {
-                        peers.push(peer);
-                    }
-                };
-                self.guard.ask(visitor, request, take).await
+        let take = |event| {
+            if let Event::Peer(peer) = event {
+                peers.push(peer);
             }
-            Err(refused) => Err(refused),
         };
-        let noted = match &done {
-            Ok(()) => format!("{} bytes to {} peers", message.len(), peers.len()),
-            Err(why) => format!("not done: {why}"),
-        };
-        begun.end(noted).await;
-        done?;
+        // The engine puts it into the audit, whoever asks.
+        self.guard.ask(visitor, request, take).await?;
         let fault = |peer: &PeerView| Some(format!("{}: {}", peer.peer, peer.error.as_ref()?));
         let errors = peers.iter().filter_map(fault).collect();
         Ok((json!(peers), errors))
@@ -309,7 +302,7 @@ impl Desk {
         });
         let asked = asked.await;
         let outcome = match &asked {
-            Ok(()) => format!("{} commands", commands.len()),
+            Ok(()) => count(commands.len(), "command"),
             Err(why) => format!("not done: {why}"),
         };
         begun.end(outcome).await;

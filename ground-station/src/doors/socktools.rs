@@ -11,8 +11,8 @@
 //! done in their order; what an operator sends goes out in between.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use data_encoding::BASE64;
 use serde_json::Value;
@@ -28,7 +28,7 @@ use tokio::net::tcp::OwnedReadHalf;
 use tokio::sync::mpsc;
 
 use super::guard::Visitor;
-use super::hall::{Entrance, Hall};
+use super::hall::{Entrance, Hall, Told};
 use super::platypush::{Desk, random_id};
 use super::stream::{Ended, next, part, write};
 use super::{DoorError, House};
@@ -46,16 +46,28 @@ const BACKOFF_MAX: Duration = Duration::from_secs(10);
 /// A connection that held for so long was a good one: the next attempt follows soon.
 const STEADY_MIN: Duration = Duration::from_secs(5);
 
+/// How often it is said that a peer is still not reached.
+const STILL_EVERY: Duration = Duration::from_secs(600);
+
 /// Opens the door, and calls whom the configuration names.
 ///
 /// # Errors
 /// [`DoorError`].
 pub fn open(config: &Socktools, house: &House) -> Result<(), DoorError> {
+    let desk = Desk::new(DOOR, &config.common, house);
+    if let Some(action) = &config.raw.action {
+        let wrong = |why| DoorError::Configuration {
+            door: DOOR,
+            reason: format!("`raw_action` could never be done: {why}"),
+        };
+        desk.permits(action).map_err(wrong)?;
+    }
     let hall = Hall::open(DOOR, &config.common, house)?;
     let club = Arc::new(Club {
-        desk: Desk::new(DOOR, &config.common, house),
+        desk,
         peers: house.face.posts.open(DOOR),
         config: config.clone(),
+        dropped: Mutex::default(),
     });
     if config.good_peers.is_empty() && !config.common.listen.ip().is_loopback() {
         tracing::warn!(
@@ -85,18 +97,51 @@ struct Club {
     desk: Desk,
     peers: Peers,
     config: Socktools,
+    /// Peers that were dropped, as far as the log has not been told.
+    dropped: Mutex<Told>,
+}
+
+/// What the log is told of attempts to reach a peer: the first that fails, now and then that it still does, and that it
+/// is reached.
+#[derive(Debug, Default)]
+struct Attempts {
+    failed: u64,
+    told: Option<Instant>,
+}
+
+impl Attempts {
+    /// One more has failed; how many have in a row, if it is time to say so.
+    fn failed(&mut self, now: Instant) -> Option<u64> {
+        self.failed += 1;
+        if self.told.is_some_and(|told| now < told + STILL_EVERY) {
+            return None;
+        }
+        self.told = Some(now);
+        Some(self.failed)
+    }
+
+    /// It is reached; how many attempts had failed.
+    fn reached(&mut self) -> u64 {
+        self.told = None;
+        std::mem::take(&mut self.failed)
+    }
 }
 
 impl Club {
     /// Keeps a connection to a peer.
     async fn call(&self, addr: SocketAddr) {
-        let mut failures = 0;
+        let (mut failures, mut attempts) = (0, Attempts::default());
         loop {
             let connected =
                 socket::connect(addr, CONNECT_MAX, &KeepaliveConfig::default(), Purpose::Control).await;
             match connected {
                 Ok(stream) => {
-                    tracing::info!(door = DOOR, %addr, "connected");
+                    match attempts.reached() {
+                        0 => tracing::info!(door = DOOR, %addr, "connected"),
+                        failed => {
+                            tracing::info!(door = DOOR, %addr, failed, "connected, after attempts that failed");
+                        }
+                    }
                     let since = clock::now();
                     let entrance = Entrance::alone(addr, &self.config.common.limits);
                     self.serve(stream, &entrance, true).await;
@@ -107,10 +152,12 @@ impl Club {
                     };
                 }
                 Err(error) => {
-                    if failures == 0 {
-                        tracing::warn!(door = DOOR, %error, "not connected; trying again");
-                    } else {
-                        tracing::debug!(door = DOOR, %error, "still not connected");
+                    match attempts.failed(clock::now()) {
+                        Some(1) => tracing::warn!(door = DOOR, %error, "not connected; trying again"),
+                        Some(failed) => {
+                            tracing::warn!(door = DOOR, %error, failed, "still not connected; trying again");
+                        }
+                        None => tracing::debug!(door = DOOR, %error, "still not connected"),
                     }
                     failures += 1;
                 }
@@ -131,9 +178,12 @@ impl Club {
         };
         drop(seat);
         match ended {
-            Ok(()) => tracing::debug!(door = DOOR, %addr, "a peer has ended, or is silent"),
+            Ok(()) => tracing::debug!(door = DOOR, %addr, "a peer has ended"),
             Err(Ended::Lost(why) | Ended::Fault(why)) => {
-                tracing::debug!(door = DOOR, %addr, why, "a peer is dropped");
+                let mut dropped = self.dropped.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some(count) = dropped.count(clock::now()) {
+                    tracing::info!(door = DOOR, %addr, why, count, "a peer is dropped");
+                }
             }
         }
         if let Ok(stream) = from.reunite(to) {
@@ -149,8 +199,13 @@ impl Club {
         };
         let mut reader = Reader::new(limits.message_bytes);
         loop {
+            let since = clock::now();
             let message = match next(from, &mut reader, limits.idle).await {
                 Ok(Some(message)) => message,
+                Ok(None) if clock::since(since) >= limits.idle => {
+                    let idle = limits.idle;
+                    return Err(Ended::Lost(format!("it was silent for {idle:?} (`idle`)")));
+                }
                 Ok(None) => return Ok(()),
                 Err(Ended::Fault(fault)) => {
                     self.answer(seat, &self.desk.refuse_all(&fault)).await?;
@@ -281,6 +336,24 @@ fn pause(failures: u32, random: u64) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_log_is_told_of_the_first_failure_and_then_rarely_and_of_the_end() {
+        let start = clock::now();
+        let mut attempts = Attempts::default();
+        assert_eq!(attempts.reached(), 0);
+        assert_eq!(attempts.failed(start), Some(1));
+        for _ in 0..100 {
+            assert_eq!(attempts.failed(start + STILL_EVERY / 2), None);
+        }
+        assert_eq!(attempts.failed(start + STILL_EVERY), Some(102));
+        assert_eq!(attempts.reached(), 102);
+        assert_eq!(
+            attempts.failed(start + STILL_EVERY),
+            Some(1),
+            "a new failure is news"
+        );
+    }
 
     #[test]
     fn pauses_grow_to_a_bound_and_are_spread() {

@@ -33,8 +33,8 @@ pub(super) async fn answer(state_dir: &Path, query: PastQuery, events: mpsc::Sen
     let number = query.number;
     let found = history::ask(state_dir, move |connection| {
         let Some(number) = query.number else {
-            let all = history::commands(connection, &query, now_ms)?;
-            return Ok(Ok(all.into_iter().map(Event::Command).collect()));
+            let all = history::commands(connection, &one_more(&query), now_ms)?;
+            return Ok(Ok(at_most(query.limit, all, Event::Command)));
         };
         let Some(command) = history::command(connection, number)? else {
             return Ok(Err(history::numbers(connection)?));
@@ -57,20 +57,36 @@ pub(super) async fn answer(state_dir: &Path, query: PastQuery, events: mpsc::Sen
 /// Answers who did what.
 pub(super) async fn answer_audit(state_dir: &Path, query: PastQuery, events: mpsc::Sender<Event>) {
     let now_ms = clock::unix_time_ms();
+    let limit = query.limit;
     let found = history::ask(state_dir, move |connection| {
-        history::audit_trail(connection, &query, now_ms)
+        history::audit_trail(connection, &one_more(&query), now_ms)
     });
     let all = match found.await {
-        Ok(entries) => whole(
-            entries
-                .unwrap_or_default()
-                .into_iter()
-                .map(Event::Audit)
-                .collect(),
-        ),
+        Ok(entries) => whole(at_most(limit, entries.unwrap_or_default(), Event::Audit)),
         Err(error) => vec![failed(&error)],
     };
     say(&events, all).await;
+}
+
+/// The same for one more than is wanted: whether there are more is known only so.
+fn one_more(query: &PastQuery) -> PastQuery {
+    PastQuery {
+        limit: query.limit.saturating_add(1),
+        ..query.clone()
+    }
+}
+
+/// What is wanted of what was found; and that there is more, if there is.
+fn at_most<T>(limit: u32, mut found: Vec<T>, event: impl Fn(T) -> Event) -> Vec<Event> {
+    let most = usize::try_from(limit).unwrap_or(usize::MAX);
+    let note = (found.len() > most).then(|| {
+        let more = limit.saturating_mul(10).min(history::LIMIT_MAX);
+        Event::note(format!(
+            "these are the newest {limit}, and there are more: see them with `--limit {more}`"
+        ))
+    });
+    found.truncate(most);
+    found.into_iter().map(event).chain(note).collect()
 }
 
 /// There is no such command.

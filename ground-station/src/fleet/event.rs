@@ -22,6 +22,11 @@ pub enum Event {
         /// In no particular order.
         targets: Vec<NodeRef>,
     },
+    /// What acts is written down, and goes on without whoever asked.
+    Issued {
+        /// Its number in the history.
+        number: u64,
+    },
     /// How far the files of one node are.
     Progress {
         /// Whose.
@@ -180,7 +185,7 @@ pub struct Delivery {
 }
 
 impl Delivery {
-    /// A node's reply, `ms` milliseconds after the request; kept to a microsecond.
+    /// A node's reply, `ms` milliseconds after the request.
     pub fn new(target: NodeRef, reply: Reply, ms: f64) -> Self {
         Self {
             node: target.node,
@@ -190,9 +195,14 @@ impl Delivery {
             output: reply.output,
             exit: reply.exit,
             error: reply.error,
-            ms: (ms * 1_000.0).round() / 1_000.0,
+            ms: to_the_microsecond(ms),
         }
     }
+}
+
+/// Milliseconds to the microsecond: more digits say nothing, and nobody can read them.
+pub fn to_the_microsecond(ms: f64) -> f64 {
+    (ms * 1_000.0).round() / 1_000.0
 }
 
 /// Whether a node is heard.
@@ -244,6 +254,9 @@ pub struct NodeView {
     /// The emergency stop in force there; absent if it is not stopped, or has not said so.
     #[serde(default)]
     pub stopped: Option<StopView>,
+    /// The number of the emergency stop that it has not confirmed: it may be moving, and is sent nothing that acts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_unconfirmed: Option<u64>,
     /// What its last self-check said.
     #[serde(default)]
     pub checks: Vec<Check>,
@@ -369,4 +382,20 @@ pub struct TokenView {
     /// The token itself, once: when it is made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn milliseconds_have_no_more_digits_than_microseconds() {
+        for (ms, written) in [
+            (0.1 + 0.2, "0.3"),
+            (1.234_567_891, "1.235"),
+            (12_345.678_9, "12345.679"),
+        ] {
+            assert_eq!(serde_json::json!(to_the_microsecond(ms)).to_string(), written);
+        }
+    }
 }

@@ -7,7 +7,6 @@
 //! Invariants: a delivery that has ended never changes again; of an open one nothing is ever removed.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, OnceLock};
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde_json::Value;
@@ -19,7 +18,7 @@ use swarm_shared::proto::wire::Lane;
 
 use super::members::{from_word, word};
 use super::moment::{Due, Moment, left_ms, micros};
-use super::{StoreError, audit, from_sql, meta, to_sql};
+use super::{Number, StoreError, audit, from_sql, meta, to_sql};
 use crate::fleet::{CommandKind, NodeRef};
 
 /// Most bytes kept of each text of a reply: its output, its error, its value. The live reply goes to whoever asked
@@ -50,7 +49,7 @@ pub struct Origin {
     /// The nodes as people read it, if the selector was made by a program.
     pub shown: Option<String>,
     /// Its number in the history: set by whoever had it written down, for whoever wants to know.
-    pub number: Arc<OnceLock<u64>>,
+    pub number: Number,
 }
 
 impl Origin {
@@ -62,7 +61,7 @@ impl Origin {
             retry_of: None,
             batch: None,
             shown: None,
-            number: Arc::default(),
+            number: Number::default(),
         }
     }
 }

@@ -13,7 +13,9 @@ use swarm_shared::proto::selector::{Selector, Target};
 
 use super::members::from_word;
 use super::{StoreError, audit, deliveries, from_sql, open_to_read, to_sql};
-use crate::fleet::{AuditView, CommandKind, CommandView, PastDelivery, PastQuery, PastState};
+use crate::fleet::{
+    AuditView, CommandKind, CommandView, PastDelivery, PastQuery, PastState, to_the_microsecond,
+};
 
 /// Most commands, or entries of the audit, in one answer.
 pub const LIMIT_MAX: u32 = 100_000;
@@ -317,5 +319,5 @@ fn delivery_view(row: &Row<'_>, number: u64) -> Result<PastDelivery, StoreError>
 
 /// From microseconds; exact up to 285 years.
 fn milliseconds(micros: i64) -> f64 {
-    std::time::Duration::from_micros(from_sql(micros)).as_secs_f64() * 1_000.0
+    to_the_microsecond(std::time::Duration::from_micros(from_sql(micros)).as_secs_f64() * 1_000.0)
 }

@@ -1,9 +1,11 @@
 //! Single values: the epoch, the fleet's root and its record, invitations, and this station's own membership.
 
+use std::collections::BTreeMap;
+
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 use swarm_shared::proto::delivery::next_epoch;
 use swarm_shared::proto::hex;
-use swarm_shared::proto::id::PublicKey;
+use swarm_shared::proto::id::{PeerId, PublicKey};
 
 use super::{Store, StoreError, from_sql, to_sql};
 
@@ -16,6 +18,8 @@ const FLEET_ROOT: &str = "fleet_root";
 const ROOT_RECORD: &str = "root_record";
 /// The highest number that an emergency stop of this station has had.
 const STOP_NUMBER: &str = "stop_number";
+/// Nodes that have not confirmed the last stop, with its number.
+const UNCONFIRMED_STOPS: &str = "unconfirmed_stops";
 const INVITATIONS: &str = "invitations";
 const MEMBERSHIP: &str = "membership";
 
@@ -94,6 +98,35 @@ impl Store {
             put(connection, STOP_NUMBER, to_sql(highest))
         })
         .await
+    }
+
+    /// The nodes that have not confirmed an emergency stop of this station, each with the number of the stop.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn unconfirmed_stops(&self) -> Result<BTreeMap<PeerId, u64>, StoreError> {
+        let text = self
+            .call(|connection| text(connection, UNCONFIRMED_STOPS))
+            .await?;
+        let read = |text: String| serde_json::from_str(&text);
+        let read = text.map(read).transpose().map_err(|error| StoreError::BadRow {
+            what: "stop that is not confirmed",
+            reason: error.to_string(),
+        })?;
+        Ok(read.unwrap_or_default())
+    }
+
+    /// Remembers those, and no others.
+    ///
+    /// # Errors
+    /// [`StoreError`]; then nothing changed.
+    pub async fn keep_unconfirmed_stops(&self, all: BTreeMap<PeerId, u64>) -> Result<(), StoreError> {
+        let json = serde_json::to_string(&all).map_err(|error| StoreError::BadRow {
+            what: "stop that is not confirmed",
+            reason: error.to_string(),
+        })?;
+        self.call(move |connection| put(connection, UNCONFIRMED_STOPS, &json))
+            .await
     }
 
     /// The invitations given out, as their owner wrote them.

@@ -35,6 +35,7 @@ pub mod history;
 mod members;
 mod meta;
 pub mod moment;
+mod number;
 pub mod retention;
 mod schema;
 mod thread;
@@ -45,6 +46,7 @@ mod tests;
 
 pub use members::{MemberRow, PENDING_MAX, PendingRow, members};
 pub use meta::{membership, stop_number};
+pub use number::Number;
 pub use schema::SCHEMA_VERSION;
 
 use deliveries::Record;

@@ -45,6 +45,7 @@ impl Report {
             Event::Acknowledged { .. }
             | Event::Node(_)
             | Event::Note { .. }
+            | Event::Issued { .. }
             | Event::Membership(_)
             | Event::Invitation(_)
             | Event::Member(_)

@@ -57,6 +57,7 @@ impl Past {
             | Event::Delivery(_)
             | Event::Node(_)
             | Event::Note { .. }
+            | Event::Issued { .. }
             | Event::Membership(_)
             | Event::Invitation(_)
             | Event::Member(_)

@@ -25,6 +25,7 @@ pub fn line(event: &Event) -> Option<String> {
         | Event::Stage { .. }
         | Event::Acknowledged { .. }
         | Event::Note { .. }
+        | Event::Issued { .. }
         | Event::Told { .. }
         | Event::Telemetry { .. }
         | Event::Missed { .. }

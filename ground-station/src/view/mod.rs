@@ -75,6 +75,13 @@ pub fn harmless(text: &str) -> String {
         .collect()
 }
 
+/// So many of something: `1 node`, `2 nodes`.
+pub fn count(number: impl std::fmt::Display, one: &str) -> String {
+    let number = number.to_string();
+    let end = if number == "1" { "" } else { "s" };
+    format!("{number} {one}{end}")
+}
+
 /// A time ago, in one unit: `now`, `12 s ago`, `3 min ago`.
 pub fn ago(ms: Option<u64>) -> String {
     let Some(ms) = ms else { return "never".to_owned() };

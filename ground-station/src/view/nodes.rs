@@ -109,6 +109,10 @@ impl Nodes {
         if stopped > 0 {
             parts.push(style.paint(&format!("{stopped} stopped"), Paint::Bad));
         }
+        let unconfirmed = self.0.values().filter(|view| is_unconfirmed(view)).count();
+        if unconfirmed > 0 {
+            parts.push(style.paint(&format!("{unconfirmed} NOT KNOWN TO BE STOPPED"), Paint::Bad));
+        }
         if parts.is_empty() {
             "no nodes yet".to_owned()
         } else {
@@ -192,14 +196,22 @@ fn change(view: &NodeView, style: Style) -> String {
     )
 }
 
-/// `online`, or `online, STOPPED` while an emergency stop is in force there.
+fn is_unconfirmed(view: &NodeView) -> bool {
+    view.stopped.is_none() && view.stop_unconfirmed.is_some()
+}
+
+/// `online`, `online, STOPPED` while an emergency stop is in force there, or `online, STOP?` if it has not confirmed one.
 fn state(view: &NodeView) -> String {
-    let stopped = if view.stopped.is_some() { ", STOPPED" } else { "" };
+    let stopped = match (&view.stopped, view.stop_unconfirmed) {
+        (Some(_), _) => ", STOPPED",
+        (None, Some(_)) => ", STOP?",
+        (None, None) => "",
+    };
     format!("{}{stopped}", view.state.as_str())
 }
 
 fn paint(view: &NodeView) -> Paint {
-    if view.stopped.is_some() {
+    if view.stopped.is_some() || view.stop_unconfirmed.is_some() {
         Paint::Bad
     } else {
         paint_of(view.state)

@@ -58,6 +58,7 @@ impl Acknowledged {
             | Event::Missed { .. }
             | Event::Node(_)
             | Event::Note { .. }
+            | Event::Issued { .. }
             | Event::Membership(_)
             | Event::Invitation(_)
             | Event::Member(_)

@@ -278,6 +278,7 @@ pub(super) async fn end_of(fleet: &Fleet, request: Request) -> anyhow::Result<us
             | Event::Acknowledged { .. }
             | Event::Node(_)
             | Event::Note { .. }
+            | Event::Issued { .. }
             | Event::Membership(_)
             | Event::Invitation(_)
             | Event::Member(_)

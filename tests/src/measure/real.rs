@@ -146,6 +146,7 @@ async fn invite(fleet: &Fleet) -> anyhow::Result<String> {
             | Event::Delivery(_)
             | Event::Node(_)
             | Event::Note { .. }
+            | Event::Issued { .. }
             | Event::Membership(_)
             | Event::Member(_)
             | Event::Pending(_)

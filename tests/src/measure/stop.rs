@@ -186,6 +186,7 @@ async fn stop_all(fleet: &Fleet, nodes: u32, times: &mut Times) -> anyhow::Resul
             | Event::Acknowledged { .. }
             | Event::Node(_)
             | Event::Note { .. }
+            | Event::Issued { .. }
             | Event::Membership(_)
             | Event::Invitation(_)
             | Event::Member(_)

@@ -285,6 +285,7 @@ impl Station {
             name: world.hosts[*target].called.clone(),
             queue: !nature.flight,
             held: false,
+            refused: None,
         };
         self.book.issue(Issue {
             order: Asked {

@@ -137,6 +137,7 @@ const SENT: &str = "sent, unconfirmed";
 
 #[test]
 fn a_drone_hears_where_the_station_is_and_does_what_nodes_do() {
+    swarm_tests::needs_python!();
     let mut show = Show::new("allow = [\"*\"]\nrole = \"admin\"\n");
     show.add_node();
     let drone = show.start(&["--id", "clever-1", "--telemetry", "0.2"]);
@@ -317,6 +318,7 @@ fn a_drone_hears_where_the_station_is_and_does_what_nodes_do() {
 
 #[test]
 fn what_is_queued_and_asked_outlives_a_connection_as_configured() {
+    swarm_tests::needs_python!();
     let mut show = Show::new("allow = [\"*\"]\nresume_queue = true\nresend_requests = true\n");
     let drone = show.join("clever-1", &["--deaf-once", "anim_id"]);
     // Asked, not answered, and asked again with the same number.
@@ -369,6 +371,7 @@ fn what_is_queued_and_asked_outlives_a_connection_as_configured() {
 
 #[test]
 fn without_both_nothing_outlives_a_connection() {
+    swarm_tests::needs_python!();
     let mut show = Show::new("allow = [\"*\"]\nresume_queue = false\nresend_requests = false\n");
     let drone = show.join("clever-1", &["--deaf", "anim_id"]);
     let verb = show
@@ -391,6 +394,7 @@ fn without_both_nothing_outlives_a_connection() {
 
 #[test]
 fn drones_of_one_address_are_as_many_nodes_and_so_are_two_of_one_id() {
+    swarm_tests::needs_python!();
     let mut show = Show::new("");
     let first = show.join("clever-1", &[]);
     show.join("clever-2", &[]);
@@ -419,6 +423,7 @@ fn drones_of_one_address_are_as_many_nodes_and_so_are_two_of_one_id() {
 
 #[test]
 fn a_newer_connection_takes_the_place_of_a_dead_one() {
+    swarm_tests::needs_python!();
     let mut show = Show::new("");
     let frozen = show.join("clever-1", &["--frozen"]);
     let before = show.station.node("clever-1");
@@ -445,6 +450,7 @@ fn closed(mut stream: TcpStream) -> Vec<u8> {
 
 #[test]
 fn whoever_speaks_badly_is_closed_and_nobody_else() {
+    swarm_tests::needs_python!();
     let mut show = Show::new("message_bytes = 4096\nconnections_per_address = 8\n");
     let odd = show.join("clever-odd", &["--encoding", "utf-16", "--telemetry", "0.2"]);
     show.station.wait_nodes("telemetry in UTF-16", |nodes| {
@@ -503,6 +509,7 @@ fn whoever_speaks_badly_is_closed_and_nobody_else() {
 
 #[test]
 fn a_door_reads_until_it_is_allowed_more() {
+    swarm_tests::needs_python!();
     let mut show = Show::new("allow = [\"led_*\"]\n");
     let drone = show.join("clever-1", &[]);
     assert_eq!(show.value(&["call", "clever-1", "config"])["spec"], false);
@@ -534,6 +541,7 @@ fn a_door_reads_until_it_is_allowed_more() {
 
 #[test]
 fn an_emergency_stop_goes_before_all_and_stays_until_it_is_released() {
+    swarm_tests::needs_python!();
     let mut show = Show::new("allow = [\"*\"]\nresume_queue = true\n");
     show.add_node();
     let here = show.join("clever-1", &[]);
@@ -586,6 +594,7 @@ fn an_emergency_stop_goes_before_all_and_stays_until_it_is_released() {
 
 #[test]
 fn a_rolling_run_goes_over_nodes_and_drones_and_stops_at_the_first_fault() {
+    swarm_tests::needs_python!();
     let mut show = Show::new("allow = [\"*\"]\n");
     for id in ["clever-1", "clever-2", "clever-3"] {
         show.join(id, &[]);
@@ -604,6 +613,7 @@ fn a_rolling_run_goes_over_nodes_and_drones_and_stops_at_the_first_fault() {
 
 #[test]
 fn a_station_that_moved_is_found_again() {
+    swarm_tests::needs_python!();
     let mut show = Show::new("");
     let drone = show.join("clever-1", &[]);
     let before = show.port();
@@ -618,6 +628,7 @@ fn a_station_that_moved_is_found_again() {
 
 #[test]
 fn a_follower_hears_of_drones_as_of_nodes() {
+    swarm_tests::needs_python!();
     let mut show = Show::new("allow = [\"led_*\"]\n");
     let mut stream = UnixStream::connect(show.station.state_file("control.sock")).expect("serve runs");
     stream.set_read_timeout(Some(PATIENCE)).expect("set");

@@ -111,6 +111,7 @@ fn door(server: &str, table: &str) -> String {
 
 #[test]
 fn a_node_joins_and_answers_and_acts_as_allowed() {
+    swarm_tests::needs_python!();
     let mut stage = Stage::set(
         "allow = [\"slow\", \"echo\", \"fail\", \"filetransfer\", \"id\"]\ntelemetry_every = \"100ms\"",
         "",
@@ -175,6 +176,7 @@ fn a_node_joins_and_answers_and_acts_as_allowed() {
 
 #[test]
 fn files_go_below_the_roots_and_nowhere_else() {
+    swarm_tests::needs_python!();
     let mut stage = Stage::set(
         "allow = [\"filetransfer\"]\ntelemetry = false\nfile_bytes = 2000000",
         "",
@@ -233,6 +235,7 @@ fn files_go_below_the_roots_and_nowhere_else() {
 
 #[test]
 fn without_a_list_a_server_only_looks() {
+    swarm_tests::needs_python!();
     let mut stage = Stage::set("", "[execute]\nallowed = true\n");
     let Stage { server, node, .. } = &mut stage;
     for action in ["slow", "execute", "id", "config", "release", "filetransfer"] {
@@ -256,6 +259,7 @@ fn without_a_list_a_server_only_looks() {
 
 #[test]
 fn execute_takes_three_permissions() {
+    swarm_tests::needs_python!();
     let run = |stage: &mut Stage| {
         let mark = stage.field.path().join("ran");
         let command = format!("echo \"$0 $((20 + 22))\" >{}", mark.display());
@@ -293,6 +297,7 @@ fn execute_takes_three_permissions() {
 
 #[test]
 fn an_emergency_stop_holds_for_the_door_too() {
+    swarm_tests::needs_python!();
     let server = std::cell::RefCell::new(None);
     let fleet = Fleet::linked_with(1, |node| {
         let peer = Peer::start(node.dir.parent().expect("a field"), "clever", &[]);
@@ -343,6 +348,7 @@ fn plug_in(field: &Field, node: &Node) -> Process {
 
 #[test]
 fn a_plug_in_s_question_is_answered_by_name() {
+    swarm_tests::needs_python!();
     let flight = "[actions.takeoff]\ncommand = [\"/bin/echo\", \"up\"]\nclass = \"flight\"\n";
     let mut stage = Stage::set(
         "allow = [\"bli*\", \"clock\", \"takeoff\"]\ntelemetry_every = \"100ms\"",
@@ -364,6 +370,7 @@ fn a_plug_in_s_question_is_answered_by_name() {
 
 #[test]
 fn a_flight_action_that_lay_too_long_unread_is_not_done() {
+    swarm_tests::needs_python!();
     let flight = "[actions.takeoff]\ncommand = [\"/bin/echo\", \"up\"]\nclass = \"flight\"\n";
     let mut stage = Stage::set("allow = [\"takeoff\"]\ntelemetry = false\nrate = 10", flight);
     let Stage { server, node, .. } = &mut stage;
@@ -378,6 +385,7 @@ fn a_flight_action_that_lay_too_long_unread_is_not_done() {
 
 #[test]
 fn a_server_that_announces_itself_is_found_and_found_again_elsewhere() {
+    swarm_tests::needs_python!();
     let field = Field::new();
     let udp = UdpSocket::bind("127.0.0.1:0").expect("a port");
     let port = udp.local_addr().expect("bound").port();
@@ -412,6 +420,7 @@ fn a_server_that_announces_itself_is_found_and_found_again_elsewhere() {
 
 #[test]
 fn a_bad_server_costs_its_connection_and_nothing_else() {
+    swarm_tests::needs_python!();
     let mut stage = Stage::set("rate = 1000", "");
     let Stage { server, node, .. } = &mut stage;
     // Means nothing, but is a frame.

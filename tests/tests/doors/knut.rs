@@ -51,6 +51,7 @@ fn is_status(item: &Value, node: &str, degrees: f64) -> bool {
 
 #[test]
 fn temperatures_are_told_and_pushed_as_documented() {
+    swarm_tests::needs_python!();
     let (fleet, port) = fleet(2, "");
     let mut listener = peers::start(&fleet.field, CLIENT, &[&port, "listen"]);
     listener.wait_json(PATIENCE, "listening", |line| line["listening"] == true);
@@ -73,6 +74,7 @@ fn temperatures_are_told_and_pushed_as_documented() {
 
 #[test]
 fn what_is_unknown_comes_back_and_what_is_no_message_is_passed_over() {
+    swarm_tests::needs_python!();
     let (fleet, port) = fleet(1, "allow = [\"echo\"]");
     client(&fleet, &[&port, "manners"]);
     assert!(
@@ -89,6 +91,7 @@ fn what_is_unknown_comes_back_and_what_is_no_message_is_passed_over() {
 
 #[test]
 fn our_own_interface_lists_nodes_and_does_what_the_door_allows() {
+    swarm_tests::needs_python!();
     let (mut fleet, port) = fleet(2, "allow = [\"echo\"]\nttl = \"2s\"\ntimeout = \"3s\"");
     let nodes = answer(&fleet, &[&port, "nodes", "all"]);
     let names = |nodes: &Value| -> Vec<(String, String)> {
@@ -162,6 +165,7 @@ fn our_own_interface_lists_nodes_and_does_what_the_door_allows() {
 
 #[test]
 fn without_a_permission_the_door_only_reads_and_its_token_is_asked_for() {
+    swarm_tests::needs_python!();
     let (fleet, port) = fleet(1, "token = \"0123456789abcdef\"");
     let call = |body: Value| answer(&fleet, &[&port, "call", &body.to_string()]);
     for token in [json!(null), json!("0123456789abcdeF")] {
@@ -178,6 +182,7 @@ fn without_a_permission_the_door_only_reads_and_its_token_is_asked_for() {
 
 #[test]
 fn bad_manners_are_felt_by_nobody_else() {
+    swarm_tests::needs_python!();
     let more = "connections = 40\nconnections_per_address = 40\nmessage_bytes = 1000\nrate = 20";
     let (fleet, port) = fleet(1, more);
     let mut crowd = peers::start(&fleet.field, CLIENT, &[&port, "crowd", "32"]);

@@ -39,6 +39,7 @@ fn callbacks(field: &Field) -> Callbacks {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn as_a_drone_at_a_python_server() {
+    swarm_tests::needs_python!();
     let field = Field::new();
     let mut server = Peer::start(field.path(), "clever", &["--encoding", "utf-16"]);
     let (drone, incoming) = ConnectionManager::new(Options::default());
@@ -82,6 +83,7 @@ async fn as_a_drone_at_a_python_server() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn as_a_server_for_a_python_drone() {
+    swarm_tests::needs_python!();
     let field = Field::new();
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let addr = listener.local_addr().expect("bound").to_string();

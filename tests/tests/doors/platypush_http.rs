@@ -71,6 +71,7 @@ fn output(answer: &Value) -> &Value {
 
 #[test]
 fn the_documented_lines_of_curl_work() {
+    swarm_tests::needs_python!();
     let (fleet, url) = fleet(1, "allow = [\"execute\"]\nrole = \"admin\"");
     let (status, body) = curl(&fleet, &format!("curl {url}/execute"));
     assert_eq!((status, &body["code"]), (405, &json!(405)), "{body}");
@@ -132,6 +133,7 @@ fn wait_event(reader: &mut Process, kind: &str, wanted: impl Fn(&Value) -> bool)
 
 #[test]
 fn what_happens_is_told_over_a_websocket() {
+    swarm_tests::needs_python!();
     let port = Field::new().port();
     let door = format!(
         "token = \"{TOKEN}\"\nallow = [\"execute\", \"station.*\"]\nrole = \"admin\"\nwebsocket_port = {port}"
@@ -176,6 +178,7 @@ fn what_happens_is_told_over_a_websocket() {
 
 #[test]
 fn hooks_files_and_the_page_are_served() {
+    swarm_tests::needs_python!();
     let door = format!(
         r#"token = "{TOKEN}"
         allow = ["execute"]
@@ -236,6 +239,7 @@ fn hooks_files_and_the_page_are_served() {
 
 #[test]
 fn users_and_tokens_are_kept_with_and_without_a_running_station() {
+    swarm_tests::needs_python!();
     let (mut fleet, url) = fleet(1, "");
     add_user(&fleet.station, "ann", PASSWORD);
     let words = ["door", "token", "ann", "--days", "5", "--label", "from the test"];
@@ -278,6 +282,7 @@ fn users_and_tokens_are_kept_with_and_without_a_running_station() {
 
 #[test]
 fn a_password_that_is_typed_is_not_shown() {
+    swarm_tests::needs_python!();
     let (fleet, url) = fleet(1, "");
     let program = binaries().station.to_str().expect("a text").to_owned();
     let dir = fleet.station.dir.to_str().expect("a text").to_owned();
@@ -301,6 +306,7 @@ fn a_password_that_is_typed_is_not_shown() {
 
 #[test]
 fn it_speaks_tls_with_a_certificate_of_its_own() {
+    swarm_tests::needs_python!();
     let (fleet, url) = fleet(1, &format!("tls = \"self-made\"\ntoken = \"{TOKEN}\""));
     let certificate = fleet.station.state_file("door-tls.pem");
     let port = url.rsplit(':').next().expect("a port").to_owned();
@@ -360,6 +366,7 @@ fn asked_over_tls(authorities: &str, clients: &[Option<&str>]) -> Vec<Value> {
 
 #[test]
 fn it_speaks_tls_with_certificates_of_files() {
+    swarm_tests::needs_python!();
     let authorities = format!("ssl_cafile = {:?}", tls_file("ca.crt"));
     let answers = asked_over_tls(&authorities, &[Some("client"), None, Some("other-client")]);
     assert_eq!(answers[0]["status"], 200, "{answers:#?}");
@@ -370,6 +377,7 @@ fn it_speaks_tls_with_certificates_of_files() {
 
 #[test]
 fn clients_of_any_authority_in_a_directory_come_in_and_no_others() {
+    swarm_tests::needs_python!();
     let dir = tempfile::tempdir().expect("a directory");
     let put = |name: &str, to: &str| {
         std::fs::copy(tls_file(name), dir.path().join(to)).expect("copied");
@@ -398,6 +406,7 @@ fn clients_of_any_authority_in_a_directory_come_in_and_no_others() {
 
 #[test]
 fn whoever_behaves_badly_does_not_disturb_the_others() {
+    swarm_tests::needs_python!();
     let (fleet, url) = fleet(
         1,
         &format!("token = \"{TOKEN}\"\nidle = \"2s\"\nconnections_per_address = 400"),

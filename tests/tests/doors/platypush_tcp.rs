@@ -67,6 +67,7 @@ fn error(answer: &Value) -> &str {
 
 #[test]
 fn the_documented_line_prints_the_response_and_ends() {
+    swarm_tests::needs_python!();
     let (fleet, port) = fleet(1, "allow = [\"execute\"]\nrole = \"admin\"");
     for mode in ["nc", "nc-N"] {
         let port = port.to_string();
@@ -99,6 +100,7 @@ fn the_documented_line_prints_the_response_and_ends() {
 
 #[test]
 fn several_requests_on_one_connection_are_answered_in_their_order() {
+    swarm_tests::needs_python!();
     let (fleet, port) = fleet(2, "allow = [\"echo\", \"fail\"]");
     let port_text = port.to_string();
     let ping = r#"{"type":"request","action":"ping","target":"n1","id":"1"}"#;
@@ -273,6 +275,7 @@ fn the_station_is_asked_stopped_and_released() {
 /// On a network of its own: what is on loopback only is not published.
 #[test]
 fn a_door_that_others_reach_is_found_and_said_to_be_open() {
+    swarm_tests::needs_python!();
     let Some(lab) = Lab::or_skip(2) else { return };
     let field = Field::new();
     let mut station = field.station("st", Place::host(&lab, 0));
@@ -367,6 +370,7 @@ fn whoever_does_not_read_is_closed() {
 
 #[test]
 fn a_request_here_sends_to_the_peers_of_another_door() {
+    swarm_tests::needs_python!();
     let field = Field::new();
     let (port, peers_port) = (field.port(), field.port());
     let doors = format!(
@@ -389,8 +393,23 @@ fn a_request_here_sends_to_the_peers_of_another_door() {
     );
     peer.wait_json(PATIENCE, "the message", |line| line["message"] == "hello");
     let audit = fleet.station.run(&["history", "--audit"]).expect(0).json();
-    let used = |entry: &&Value| {
-        entry["what"] == "socktools.send" && text(entry, "who").starts_with("platypush_tcp from")
+    let by_the_door = |entry: &&Value| text(entry, "who").starts_with("platypush_tcp from");
+    let used: Vec<_> = audit
+        .iter()
+        .filter(by_the_door)
+        .map(|entry| (text(entry, "what"), text(entry, "detail"), text(entry, "outcome")))
+        .collect();
+    let [(_, _, sent), (_, _, not_sent)] = used.as_slice() else {
+        panic!("one entry for each use: {used:#?}");
     };
-    assert_eq!(audit.iter().filter(used).count(), 2, "{audit:#?}");
+    assert_eq!(
+        (*sent, not_sent.contains("no peer")),
+        ("done, 1 peer", true),
+        "{used:#?}"
+    );
+    assert!(
+        used.iter()
+            .all(|(what, detail, _)| (*what, *detail) == ("socktools.send", "5 bytes to all peers")),
+        "{used:#?}"
+    );
 }

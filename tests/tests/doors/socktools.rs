@@ -32,6 +32,7 @@ fn first_error(message: &Value) -> &str {
 
 #[test]
 fn a_peer_that_connects_asks_and_is_answered() {
+    swarm_tests::needs_python!();
     let field = Field::new();
     let port = field.port();
     let fleet = fleet(field, port, "");
@@ -74,6 +75,7 @@ fn a_peer_that_connects_asks_and_is_answered() {
 
 #[test]
 fn a_peer_is_connected_to_again_and_again() {
+    swarm_tests::needs_python!();
     let field = Field::new();
     let (port, peer_port) = (field.port(), field.port());
     let mut fleet = fleet(field, port, &format!("dial = [\"127.0.0.1:{peer_port}\"]"));
@@ -96,6 +98,16 @@ fn a_peer_is_connected_to_again_and_again() {
     peer.wait_json(PATIENCE, "another answer", |line| {
         text(line, "message").contains("pong")
     });
+    let log = fleet.station.log();
+    let said = |what: &str| log.iter().filter(|line| line.contains(what)).count();
+    assert_eq!(
+        (
+            said("not connected; trying again"),
+            said("connected, after attempts that failed")
+        ),
+        (1, 1),
+        "{log:#?}"
+    );
     // And an operator sends it something: to all, and by name.
     let station = &fleet.station;
     let name = format!("127.0.0.1:{peer_port}");
@@ -152,10 +164,19 @@ fn a_link_is_kept_alive_where_that_is_wanted() {
     let_pass(Duration::from_secs(4));
     assert_eq!(peers("a"), linked, "the same connection");
     assert_eq!(peers("b").len(), 1);
+    // Whoever is silent is dropped, and the log says so.
+    let _silent = TcpStream::connect(("127.0.0.1", ports[0])).expect("connects");
+    wait_until(PATIENCE, "it is dropped", || {
+        stations[0]
+            .log()
+            .iter()
+            .any(|line| line.contains("a peer is dropped") && line.contains("it was silent for 1s"))
+    });
 }
 
 #[test]
 fn whatever_is_no_request_goes_to_the_action_for_it() {
+    swarm_tests::needs_python!();
     let field = Field::new();
     let port = field.port();
     let more = "allow = [\"echo\"]\nraw_action = \"echo\"\nraw_argument = \"word\"\nraw_encoding = \"text\"";
@@ -184,6 +205,7 @@ fn whatever_is_no_request_goes_to_the_action_for_it() {
 
 #[test]
 fn a_peer_that_is_not_good_is_not_even_heard() {
+    swarm_tests::needs_python!();
     let field = Field::new();
     let port = field.port();
     let fleet = fleet(field, port, "good_peers = [\"10.99.0.0/16\"]");
@@ -196,6 +218,7 @@ fn a_peer_that_is_not_good_is_not_even_heard() {
 
 #[test]
 fn whoever_is_silent_slow_or_too_long_is_dropped_and_others_are_served() {
+    swarm_tests::needs_python!();
     let field = Field::new();
     let port = field.port();
     let fleet = fleet(field, port, "message_bytes = 1000");

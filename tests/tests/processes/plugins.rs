@@ -1,10 +1,9 @@
 //! The plug-in that docs/plugins.md shows, as it stands there: run by Python against a real node, called from a
 //! station, killed, and made to hang.
 
-use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use serde_json::Value;
 use swarm_tests::fleet::{Fleet, PATIENCE, text};
@@ -21,22 +20,6 @@ fn example() -> String {
     let code: Vec<&str> = lines.take_while(|line| *line != "```").collect();
     assert!((10..=LINES_MAX).contains(&code.len()), "{} lines", code.len());
     code.join("\n") + "\n"
-}
-
-/// Whether there is a Python; if not, that is said where it is seen.
-fn python() -> bool {
-    let version = Command::new("python3")
-        .arg("--version")
-        .stdout(Stdio::null())
-        .status();
-    let there = version.is_ok_and(|status| status.success());
-    if !there {
-        let note = "skipped: there is no python3 to run the plug-in of docs/plugins.md with\n";
-        std::io::stderr()
-            .write_all(note.as_bytes())
-            .expect("standard error");
-    }
-    there
 }
 
 struct Lamp {
@@ -89,9 +72,7 @@ impl Lamp {
 
 #[test]
 fn the_documented_plug_in_works() {
-    if !python() {
-        return;
-    }
+    swarm_tests::needs_python!();
     let lamp = Lamp::new();
     let mode = std::fs::metadata(&lamp.socket)
         .expect("the socket is there")
@@ -149,9 +130,7 @@ fn the_documented_plug_in_works() {
 
 #[test]
 fn a_plug_in_that_dies_or_hangs_midway_fails_with_the_reason() {
-    if !python() {
-        return;
-    }
+    swarm_tests::needs_python!();
     let lamp = Lamp::new();
     // Stopped, it takes the command and does not come to answer it.
     let mut process = lamp.start("lamp");

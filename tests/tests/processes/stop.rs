@@ -498,7 +498,19 @@ fn what_waits_for_an_absent_node_is_withdrawn_by_a_stop_that_is_given_up() {
         fleet.nodes[1].status()["stopped"].is_null(),
         "nobody stops it any more"
     );
-    // What is given after the stop runs.
+    // It has not confirmed the stop, so nothing that acts goes there until somebody answers for it; looking does.
+    assert!(fleet.station.node("n2")["stop_unconfirmed"].is_u64());
+    assert!(fleet.station.node("n1")["stop_unconfirmed"].is_null());
+    let ran = fleet
+        .station
+        .run(&["call", "n2", "slow", "tag=refused"])
+        .expect(1);
+    let why = text(&ran.of("n2"), "error").to_owned();
+    assert!(why.contains("has not confirmed the emergency stop"), "{why}");
+    fleet.station.run(&["ping", "n2"]).expect(0);
+    let ran = fleet.station.run(&["release", "n2"]).expect(0);
+    assert_eq!(ran.of("n2")["value"], "was not stopped");
+    assert!(fleet.station.node("n2")["stop_unconfirmed"].is_null());
     fleet.station.run(&["call", "n2", "slow", "tag=after"]).expect(0);
     let mut marks = fleet.nodes[1].marks();
     marks.retain(|mark| mark.starts_with("begin"));

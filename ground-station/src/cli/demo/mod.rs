@@ -460,6 +460,7 @@ async fn invite(fleet: &Fleet, uses: u16) -> Result<String, CliError> {
             | Event::Delivery(_)
             | Event::Node(_)
             | Event::Note { .. }
+            | Event::Issued { .. }
             | Event::Membership(_)
             | Event::Member(_)
             | Event::Pending(_)

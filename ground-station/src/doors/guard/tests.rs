@@ -156,3 +156,15 @@ async fn whoever_means_nobody_again_and_again_does_not_fill_the_audit() {
         ]
     );
 }
+
+#[tokio::test]
+async fn a_role_that_is_too_low_is_mended_at_the_door_and_not_by_an_invitation() {
+    let gate = Gate::new().await;
+    let refused = gate.guard.permit("execute", &Arguments::default());
+    assert_eq!(
+        refused.expect_err("an operator's door").to_string(),
+        "running a program may not be asked for by role operator: it takes role admin; see `role` in [doors.knut], and \
+         name it in `allow`"
+    );
+    gate.closed().await;
+}

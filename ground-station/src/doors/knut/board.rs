@@ -28,6 +28,9 @@ const CONDITION: &str = "\u{f002}";
 /// As Knut says of a thermometer that there is not, or that has not measured.
 const NOT_MEASURED: f64 = -273.15;
 
+/// Most readings that a complaint names.
+const NAMES_SHOWN: usize = 16;
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Board {
@@ -36,6 +39,7 @@ pub(super) struct Board {
     shown: Selector,
     past_max: usize,
     nodes: BTreeMap<PeerId, Node>,
+    complained: bool,
 }
 
 #[derive(Debug)]
@@ -43,6 +47,8 @@ struct Node {
     name: NodeName,
     tags: BTreeMap<String, String>,
     online: bool,
+    /// Whether it has told any readings.
+    told: bool,
     /// In degrees, to a tenth.
     temperature: Option<f64>,
     /// Degrees, and when in milliseconds since 1970; oldest first.
@@ -55,6 +61,7 @@ impl Node {
             name,
             tags: BTreeMap::new(),
             online: true,
+            told: false,
             temperature: None,
             past: VecDeque::new(),
         }
@@ -68,6 +75,7 @@ impl Board {
             shown: config.common.target.clone(),
             past_max: config.history,
             nodes: BTreeMap::new(),
+            complained: false,
         }
     }
 
@@ -85,6 +93,7 @@ impl Board {
             | Event::Acknowledged { .. }
             | Event::Delivery(_)
             | Event::Note { .. }
+            | Event::Issued { .. }
             | Event::Membership(_)
             | Event::Invitation(_)
             | Event::Member(_)
@@ -116,14 +125,53 @@ impl Board {
         node.online = state != NodeState::Offline;
     }
 
-    fn read(&mut self, node: NodeRef, values: &Map<String, Value>) -> Option<Message> {
-        let NodeRef { node: name, id } = node;
+    /// Once, if the first readings of a node that is shown have no temperature where the configuration says: a slip there
+    /// would else look like a fleet without thermometers.
+    pub(super) fn complaint(&mut self, event: &Event) -> Option<String> {
+        let Event::Telemetry { node, values } = event else {
+            return None;
+        };
+        let is_new = |id| self.nodes.get(id).is_none_or(|known| !known.told);
+        if self.complained || !is_new(&node.id) || self.find(values).flatten().is_some() {
+            return None;
+        }
+        let here = self.nodes.get(&node.id).map(|known| &known.tags);
+        let is_shown = here.is_some_and(|tags| {
+            self.shown.matches(&Target {
+                name: &node.node,
+                id: &node.id,
+                tags,
+            })
+        });
+        if !is_shown {
+            return None;
+        }
+        self.complained = true;
+        let names: Vec<&str> = values.keys().take(NAMES_SHOWN).map(String::as_str).collect();
+        Some(format!(
+            "{} tells no number at {:?}, so Knut's clients get no temperature of it; it tells {}: set `temperature` in \
+             [doors.knut] if another is meant",
+            node.node,
+            self.path.join("."),
+            names.join(", "),
+        ))
+    }
+
+    /// The temperature among new readings: `None` if they say nothing of it, `Some(None)` if there is none any more.
+    fn find(&self, values: &Map<String, Value>) -> Option<Option<f64>> {
         let (first, rest) = self.path.split_first()?;
         let value = values.get(first)?;
         let value = rest.iter().try_fold(value, |value, name| value.get(name));
         let temperature = value.and_then(Value::as_f64);
-        let temperature = temperature.map(|degrees| (degrees * 10.0).round() / 10.0);
+        Some(temperature.map(|degrees| (degrees * 10.0).round() / 10.0))
+    }
+
+    fn read(&mut self, node: NodeRef, values: &Map<String, Value>) -> Option<Message> {
+        let NodeRef { node: name, id } = node;
+        let found = self.find(values);
         let node = self.nodes.entry(id).or_insert_with(|| Node::new(name));
+        node.told = true;
+        let temperature = found?;
         let before = std::mem::replace(&mut node.temperature, temperature);
         if temperature.is_none() || temperature == before {
             return None;

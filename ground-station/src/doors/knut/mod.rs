@@ -97,6 +97,9 @@ impl Desk {
             tokio::select! {
                 event = events.recv() => {
                     let Some(event) = event else { return };
+                    if let Some(complaint) = self.board().complaint(&event) {
+                        tracing::warn!(door = DOOR, "{complaint}");
+                    }
                     let changed = self.board().take(event);
                     if let Some(message) = changed {
                         // Nobody may be there.

@@ -59,6 +59,7 @@ fn view(number: u8, name: &str, state: NodeState) -> Event {
         software: None,
         warnings: Vec::new(),
         stopped: None,
+        stop_unconfirmed: None,
         checks: Vec::new(),
         telemetry: BTreeMap::new(),
     })
@@ -113,6 +114,46 @@ fn a_change_is_pushed_once_and_what_is_away_is_not_listed() {
     board.take(view(1, "n1", NodeState::Offline));
     assert_eq!(ask(&board, 2, json!({})).1, json!({}));
     assert_eq!(ask(&board, 1, json!({"id": "n1"})).1, json!({ "n1": status }));
+}
+
+#[test]
+fn a_reading_that_no_node_tells_is_complained_of_once() {
+    let looks_for = |name: &str| {
+        let config = Knut {
+            temperature: vec![name.to_owned()],
+            ..config("")
+        };
+        Board::new(&config)
+    };
+    let mut board = looks_for("cpu_temprature");
+    let told = |number: u8, values: Value| Event::Telemetry {
+        node: node(number, &format!("n{number}")),
+        values: values.as_object().expect("an object").clone(),
+    };
+    let hear = |board: &mut Board, event: Event| {
+        let complaint = board.complaint(&event);
+        board.take(event);
+        complaint
+    };
+    let event = told(9, json!({"load": 1}));
+    assert_eq!(hear(&mut board, event), None, "nobody who is shown");
+    for number in [1, 2] {
+        board.take(view(number, &format!("n{number}"), NodeState::Online));
+    }
+    let event = told(1, json!({"cpu_temperature": 20.0, "load": 1}));
+    let complaint = hear(&mut board, event.clone()).expect("a slip");
+    assert!(
+        complaint.starts_with("n1 tells no number at \"cpu_temprature\"")
+            && complaint.contains("it tells cpu_temperature, load: set `temperature` in [doors.knut]"),
+        "{complaint}"
+    );
+    assert_eq!(hear(&mut board, told(2, json!({}))), None, "once");
+    // What is right, and what changes later, is no slip.
+    let mut board = looks_for("cpu_temperature");
+    board.take(view(1, "n1", NodeState::Online));
+    assert_eq!(hear(&mut board, event), None);
+    assert_eq!(hear(&mut board, told(1, json!({"load": 2}))), None);
+    assert_eq!(hear(&mut board, told(1, json!({"cpu_temperature": null}))), None);
 }
 
 #[test]

@@ -16,8 +16,8 @@ pub(super) const PREFIX: &str = "platypush.message.event.swarm.";
 #[derive(Debug)]
 pub(super) struct Teller {
     origin: String,
-    /// What was told of each node last.
-    nodes: BTreeMap<PeerId, NodeView>,
+    /// How each node was when it was told of last, and what was told.
+    nodes: BTreeMap<PeerId, (NodeState, Value)>,
 }
 
 impl Teller {
@@ -72,6 +72,7 @@ impl Teller {
             | Event::Acknowledged { .. }
             | Event::Delivery(_)
             | Event::Note { .. }
+            | Event::Issued { .. }
             | Event::Membership(_)
             | Event::Invitation(_)
             | Event::Member(_)
@@ -89,25 +90,13 @@ impl Teller {
         }
     }
 
-    /// A node's first word, and what has changed since; not that it was heard again.
+    /// A node's first word, and from then on what is told of it, if that has changed: not that it was heard again, nor
+    /// that it has checked itself, nor that its stop has reached its disk.
     fn node(&mut self, view: NodeView) -> Option<(String, Value)> {
-        let before = self.nodes.insert(view.id, view.clone());
-        let heard = |view: &NodeView| NodeView {
-            last_heard_ms: None,
-            ..view.clone()
-        };
-        if before
-            .as_ref()
-            .is_some_and(|before| heard(before) == heard(&view))
-        {
-            return None;
-        }
-        let kind = match (&before, view.state) {
-            (Some(before), state) if before.state == state => "NodeChange",
-            (_, NodeState::Online) => "NodeOnline",
-            (_, NodeState::Silent) => "NodeSilent",
-            (_, NodeState::Offline) => "NodeOffline",
-        };
+        let stopped = view.stopped.map(|stop| {
+            let (issuer, number, error) = (stop.issuer, stop.number, stop.error);
+            json!({ "issuer": issuer, "number": number, "error": error })
+        });
         let fields = json!({
             "node": view.node,
             "node_id": view.id,
@@ -115,10 +104,19 @@ impl Teller {
             "address": view.address,
             "tags": view.tags,
             "software": view.software,
-            "stopped": view.stopped,
+            "stopped": stopped,
             "warnings": view.warnings,
-            "initial": before.is_none(),
         });
+        let before = self.nodes.insert(view.id, (view.state, fields.clone()));
+        let kind = match (&before, view.state) {
+            (Some((_, before)), _) if *before == fields => return None,
+            (Some((before, _)), state) if *before == state => "NodeChange",
+            (_, NodeState::Online) => "NodeOnline",
+            (_, NodeState::Silent) => "NodeSilent",
+            (_, NodeState::Offline) => "NodeOffline",
+        };
+        let mut fields = fields;
+        fields["initial"] = before.is_none().into();
         Some((kind.to_owned(), fields))
     }
 }
@@ -166,6 +164,7 @@ fn told(event: Event) -> Option<(&'static str, Map<String, Value>)> {
         Event::End => ("End", json!({ "error": null })),
         Event::Node(_)
         | Event::Note { .. }
+        | Event::Issued { .. }
         | Event::Membership(_)
         | Event::Invitation(_)
         | Event::Member(_)

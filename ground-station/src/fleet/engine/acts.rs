@@ -1,7 +1,6 @@
 //! One action that acts, on many nodes: through the book of deliveries, all at once or a few nodes at a time.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use swarm_shared::net::clock;
@@ -15,8 +14,9 @@ use tokio::sync::mpsc;
 use super::commands::{self, Command, elapsed_ms};
 use super::keeper::{Keeper, NewCommand, Told, Word};
 use super::roll::Target;
-use super::{Shared, offers};
+use super::{Shared, offers, unconfirmed};
 use crate::fleet::{Delivery, Event};
+use crate::store::Number;
 use crate::store::deliveries::Origin;
 
 /// What is to be done, and on whose word.
@@ -87,8 +87,9 @@ pub(super) async fn run(shared: Shared, targets: Vec<Target>, act: Act, events: 
         name: target.node.node.clone(),
         queue: !flight.contains(&target.node.id),
         held: place >= size,
+        refused: refused(&shared, target, &command.action),
     });
-    let known = Arc::clone(&origin.number);
+    let known = origin.number.clone();
     let new = NewCommand {
         action: command.action.clone(),
         arguments,
@@ -137,15 +138,26 @@ pub(super) async fn run(shared: Shared, targets: Vec<Target>, act: Act, events: 
     }
 }
 
+/// Whoever has not confirmed a stop is to stand still, for all that is known; what may run at a node that is stopped may
+/// run there, too.
+fn refused(shared: &Shared, target: &Target, action: &str) -> Option<String> {
+    let number = shared.stops.unconfirmed.of(target.node.id)?;
+    let runs = target.offered.borrow().runs_while_stopped(action);
+    (!runs).then(|| unconfirmed::why(number))
+}
+
 /// The delivery goes on; only nobody waits any longer.
 fn no_answer(target: &Target, waited: Duration, ttl: Duration) -> Reply {
-    let (waited, ttl) = (waited.as_secs_f64(), ttl.as_secs_f64());
+    let ttl = ttl.as_secs_f64();
     let error = if *target.online.borrow() {
-        format!("no answer within {waited} s; it may still be at work")
+        commands::unanswered(waited)
     } else {
+        let waited = match waited.as_secs_f64() {
+            0.0 => "offline".to_owned(),
+            waited => format!("offline for the {waited} s that were waited"),
+        };
         format!(
-            "offline for the {waited} s that were waited; it runs if the node links to `serve`, or to the next verb, within \
-             {ttl} s of being asked"
+            "{waited}; it runs if the node links to `serve`, or to the next verb, within {ttl} s of being asked"
         )
     };
     Reply::ended(Outcome::NoAnswer, error)
@@ -153,11 +165,14 @@ fn no_answer(target: &Target, waited: Duration, ttl: Duration) -> Reply {
 
 /// It has not even been sent; it still may be.
 fn not_stored(waited: Duration) -> Reply {
-    let waited = waited.as_secs_f64();
-    let error = format!(
-        "not sent yet: the station could not store it within {waited} s; look whether its disk is full, and at \
-         `ground-station history` before you repeat it"
-    );
+    let error = match waited.as_secs_f64() {
+        0.0 => "not waited for, and not even stored yet: see `ground-station history` before you repeat it"
+            .to_owned(),
+        waited => format!(
+            "not sent yet: the station could not store it within {waited} s; look whether its disk is full, and at \
+             `ground-station history` before you repeat it"
+        ),
+    };
     Reply::ended(Outcome::NoAnswer, error)
 }
 
@@ -170,7 +185,7 @@ struct Run<'a> {
     /// Targets whose end has not been told.
     open: BTreeMap<PeerId, Target>,
     /// Its number in the history, for others.
-    known: Arc<OnceLock<u64>>,
+    known: Number,
     issued: Option<(CommandId, u64)>,
     /// Whether all that ended so far is done.
     done: bool,
@@ -255,7 +270,9 @@ impl Run<'_> {
             };
             match told {
                 Told::Issued { id, number } => {
-                    self.issued = Some((id, *self.known.get_or_init(|| number)));
+                    let number = self.known.settle(number);
+                    self.issued = Some((id, number));
+                    self.say(Event::Issued { number }).await?;
                 }
                 Told::NotIssued(why) => {
                     for (_, target) in std::mem::take(&mut self.open) {

@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 
 use super::Shared;
 use super::roll::{Checked, Target};
-use crate::fleet::{Batch, Check, Delivery, Event, Failure, NodeRef};
+use crate::fleet::{Batch, Check, Delivery, Event, Failure, NodeRef, to_the_microsecond};
 
 /// How long a session remembers a request beyond all that its caller waits for.
 const REMEMBERED: Duration = Duration::from_secs(600);
@@ -127,17 +127,27 @@ pub(super) async fn fail(events: &mpsc::Sender<Event>, error: &WireError) {
 
 /// Of a question: whether a node that comes back gets it still is nobody's concern.
 fn no_answer(target: &Target, waited: Duration) -> Reply {
-    let waited = waited.as_secs_f64();
     let error = if *target.online.borrow() {
-        format!("no answer within {waited} s; it may still be at work")
+        unanswered(waited)
     } else {
-        format!("offline for the {waited} s that were waited")
+        match waited.as_secs_f64() {
+            0.0 => "offline".to_owned(),
+            waited => format!("offline for the {waited} s that were waited"),
+        }
     };
     Reply::ended(Outcome::NoAnswer, error)
 }
 
+/// Of whoever is linked and has not answered.
+pub(super) fn unanswered(waited: Duration) -> String {
+    match waited.as_secs_f64() {
+        0.0 => "not waited for (a time-out of 0); it may still be at work".to_owned(),
+        waited => format!("no answer within {waited} s; it may still be at work"),
+    }
+}
+
 pub(super) fn elapsed_ms(since: Instant) -> f64 {
-    clock::since(since).as_secs_f64() * 1_000.0
+    to_the_microsecond(clock::since(since).as_secs_f64() * 1_000.0)
 }
 
 /// The reply that a request's end amounts to.

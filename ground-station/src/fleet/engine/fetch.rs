@@ -382,6 +382,7 @@ mod tests {
             keeper: crate::fleet::engine::keeper::Task::channel().0,
             stops: Arc::new(super::super::stop::Stops::new(
                 0,
+                Default::default(),
                 store,
                 None,
                 tokio_util::task::TaskTracker::new(),

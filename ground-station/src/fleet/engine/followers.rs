@@ -3,9 +3,11 @@
 //! Words pass a ring that forgets the oldest: a follower that is slow loses words and is told how many, and never holds
 //! up a request. Readings are merged until there is room, so a slow follower gets the newest of each. While nobody
 //! follows, nothing is passed, asked or kept.
+//!
+//! A request is known by its number in the history, which comes with the disk; nothing else waits for that, so the first
+//! words of what will have one are held back for a moment.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value};
@@ -13,6 +15,7 @@ use swarm_shared::net::clock;
 use swarm_shared::net::peer::Ended;
 use swarm_shared::proto::id::PeerId;
 use swarm_shared::proto::outcome::Reply;
+use swarm_shared::proto::trust::gate::{ActionClass, classify};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -21,11 +24,13 @@ use tokio_util::task::TaskTracker;
 use super::roll::Target;
 use super::{Shared, commands};
 use crate::fleet::{CommandKind, Delivery, EVENTS_MAX, Event, Failure, NodeRef, Request};
-use crate::store::Origin;
 use crate::store::deliveries::capped;
+use crate::store::{Number, Origin};
 
 /// Words that wait for the slowest follower; further ones push out the oldest.
 const TOLD_MAX: usize = 1_024;
+/// How long the first words of a request wait for its number, which a slow disk may keep.
+const NUMBER_MAX: Duration = Duration::from_secs(1);
 /// How often online nodes are asked for their readings.
 const TELEMETRY_EVERY: Duration = Duration::from_secs(2);
 /// How long they may take to say.
@@ -100,26 +105,29 @@ impl Followers {
         origin: &Origin,
         events: mpsc::Sender<Event>,
     ) -> mpsc::Sender<Event> {
-        let Some((told, subject)) = self.subject(request, origin) else {
+        let Some(words) = self.words(request, origin) else {
             return events;
         };
         let (to, from) = mpsc::channel(EVENTS_MAX);
         let cut_off = Event::failed(Failure::Stopped, "cut off: the station is shutting down");
-        tasks.spawn(listen_in(subject, told, from, events, cut_off));
+        tasks.spawn(listen_in(words, from, events, cut_off));
         to
     }
 
     /// `None`: there is nobody to tell, or nothing.
-    fn subject(&self, request: &Request, origin: &Origin) -> Option<(broadcast::Sender<Event>, Subject)> {
+    fn words(&self, request: &Request, origin: &Origin) -> Option<Words> {
         let told = self.told.clone().filter(|told| told.receiver_count() > 0)?;
         let (kind, what) = subject(request)?;
-        let subject = Subject {
+        Some(Words {
             kind,
             what: what.to_owned(),
             who: origin.who.clone(),
-            number: Arc::clone(&origin.number),
-        };
-        Some((told, subject))
+            number: origin.number.clone(),
+            wait: has_number(request),
+            held: Vec::new(),
+            held_since: clock::now(),
+            told,
+        })
     }
 
     /// Whether anybody wants readings.
@@ -270,30 +278,73 @@ fn subject(request: &Request) -> Option<(CommandKind, &str)> {
     Some((kind, kind.as_str()))
 }
 
-/// Of which request a word is.
-struct Subject {
+/// Whether it gets a number in the history, of what followers are told of.
+fn has_number(request: &Request) -> bool {
+    if let Request::Command {
+        action,
+        arguments,
+        batch: None,
+        ..
+    } = request
+    {
+        return classify(action, arguments) != ActionClass::Read;
+    }
+    true
+}
+
+/// Words of one request, on their way to the followers.
+struct Words {
     kind: CommandKind,
     what: String,
     who: String,
-    number: Arc<OnceLock<u64>>,
+    number: Number,
+    /// Whether its number is waited for.
+    wait: bool,
+    held: Vec<Event>,
+    /// When the first of them came.
+    held_since: Instant,
+    told: broadcast::Sender<Event>,
 }
 
-impl Subject {
-    fn word(&self, event: Event) -> Event {
-        Event::Told {
-            kind: self.kind,
-            what: self.what.clone(),
-            who: self.who.clone(),
-            number: self.number.get().copied(),
-            event: Box::new(event),
+impl Words {
+    /// Tells it, behind those before it, or holds it back until the number is known. The last is never held back.
+    fn say(&mut self, event: Event) {
+        if self.held.is_empty() {
+            self.held_since = clock::now();
         }
+        self.wait &= !matches!(event, Event::End | Event::Failed { .. })
+            && self.number.get().is_none()
+            && self.held.len() < TOLD_MAX;
+        self.held.push(event);
+        if !self.wait {
+            self.tell();
+        }
+    }
+
+    fn tell(&mut self) {
+        self.wait = false;
+        for event in std::mem::take(&mut self.held) {
+            let word = Event::Told {
+                kind: self.kind,
+                what: self.what.clone(),
+                who: self.who.clone(),
+                number: self.number.get(),
+                event: Box::new(event),
+            };
+            // Followers may have gone meanwhile.
+            let _nobody = self.told.send(word);
+        }
+    }
+
+    /// Returns when what is held back has waited enough.
+    async fn due(&self) {
+        let _either = clock::timeout_at(self.held_since + NUMBER_MAX, self.number.known()).await;
     }
 }
 
 /// Passes events on to whoever asked, and to the followers, who are told `end` if nothing else ended them.
 async fn listen_in(
-    subject: Subject,
-    told: broadcast::Sender<Event>,
+    mut words: Words,
     mut from: mpsc::Receiver<Event>,
     events: mpsc::Sender<Event>,
     end: Event,
@@ -302,15 +353,18 @@ async fn listen_in(
         let event = tokio::select! {
             biased;
             () = events.closed() => break,
+            () = words.due(), if !words.held.is_empty() => {
+                words.tell();
+                continue;
+            }
             event = from.recv() => event,
         };
         let Some(event) = event else {
-            let _nobody = told.send(subject.word(end));
+            words.say(end);
             return;
         };
         if let Some(word) = told_of(&event) {
-            // Followers may have gone meanwhile.
-            let _nobody = told.send(subject.word(word));
+            words.say(word);
         }
         let last = matches!(event, Event::End | Event::Failed { .. });
         if events.send(event).await.is_err() && !last {
@@ -321,7 +375,7 @@ async fn listen_in(
         }
     }
     let cut_off = Event::failed(Failure::Stopped, "cut off: whoever asked went away");
-    let _nobody = told.send(subject.word(cut_off));
+    words.say(cut_off);
 }
 
 /// What followers are told of an event.
@@ -349,6 +403,7 @@ fn told_of(event: &Event) -> Option<Event> {
         }
         Event::Node(_)
         | Event::Note { .. }
+        | Event::Issued { .. }
         | Event::Membership(_)
         | Event::Invitation(_)
         | Event::Member(_)

@@ -29,6 +29,7 @@ mod retry;
 mod roll;
 mod send;
 mod stop;
+mod unconfirmed;
 mod users;
 mod watchers;
 
@@ -71,6 +72,7 @@ pub use cancel::without_links;
 use followers::Followers;
 use office::Office;
 use roll::{Roll, SharedRoll};
+use unconfirmed::Unconfirmed;
 use watchers::Watchers;
 
 /// How often what has changed of members is written to the store, and watchers are told what found no room before.
@@ -178,7 +180,8 @@ impl Engine {
         let store = Store::open(&state_dir).await?;
         let membership = office::stored_membership(&store, &key.public()).await?;
         let office = Office::open(&state_dir, store.clone()).await?;
-        let roll = SharedRoll::new(Roll::load(&store).await?);
+        let unconfirmed = Unconfirmed::new(store.unconfirmed_stops().await?);
+        let roll = SharedRoll::new(Roll::load(&store, unconfirmed.clone()).await?);
         let (forms, to_clerk) = mpsc::channel(super::CALLS_MAX);
         let (planned, plans) = mpsc::channel(super::CALLS_MAX);
         let (joins, join_requests) = mpsc::channel(JOINS_MAX);
@@ -225,6 +228,7 @@ impl Engine {
                 keeper,
                 stops: Arc::new(stop::Stops::new(
                     store.stop_number().await?,
+                    unconfirmed.clone(),
                     store.clone(),
                     means.pings.map(|port| (presence.interfaces.clone(), port)),
                     tasks.clone(),
@@ -246,7 +250,9 @@ impl Engine {
             stop: stop.clone(),
             tasks: tasks.clone(),
             saving: None,
+            unconfirmed: unconfirmed.all(),
         };
+        tasks.spawn(unconfirmed.keep(task.store.clone(), stop.clone()));
         task.roll.open_members(&task.shared.endpoint).await;
         task.dial_members().await;
         if let Purpose::Stop(selector) = purpose {
@@ -354,6 +360,8 @@ struct Task {
     tasks: TaskTracker,
     /// What members are being stored.
     saving: Option<JoinHandle<()>>,
+    /// Who had not confirmed a stop when watchers were told of that last.
+    unconfirmed: BTreeMap<PeerId, u64>,
 }
 
 impl Task {
@@ -563,6 +571,13 @@ impl Task {
                     }
                 }));
             }
+        }
+        // Not at once: most confirm a stop within milliseconds, and their word is news enough.
+        let now = self.shared.stops.unconfirmed.all();
+        let before = std::mem::replace(&mut self.unconfirmed, now.clone());
+        let ids = now.keys().chain(before.keys());
+        for id in ids.filter(|id| now.get(id) != before.get(id)) {
+            self.watchers.tell(&self.roll.lock(), *id);
         }
         self.watchers.catch_up(&self.roll.lock());
         self.followers.catch_up();

@@ -80,6 +80,17 @@ impl Offered {
         self.class(action) == Some(OfferedClass::Flight)
     }
 
+    /// Whether the node is known to run an action while it is stopped.
+    pub(super) fn runs_while_stopped(&self, action: &str) -> bool {
+        let offer = self.offer.as_ref();
+        offer.is_some_and(|offer| {
+            offer
+                .actions
+                .get(action)
+                .is_some_and(|offered| offered.while_stopped)
+        })
+    }
+
     /// Whether it has never said what it can do.
     pub(super) fn is_unknown(&self) -> bool {
         self.offer.is_none()

@@ -2,7 +2,6 @@
 //! their ends, and who did what to the fleet. A store that fails is told in the log; it never holds up what is asked.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::time::Duration;
 
 use swarm_shared::net::clock;
@@ -17,6 +16,7 @@ use crate::store::audit::Entry;
 use crate::store::deliveries::Record;
 use crate::store::retention::Keep;
 use crate::store::{PartEnd, Store};
+use crate::view::count;
 
 /// How often it is looked whether something is too old to keep.
 const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
@@ -45,9 +45,9 @@ async fn pass_transfer(
     for delivery in record.deliveries.iter().rev() {
         open.entry(delivery.node.id).or_default().push(delivery.part);
     }
-    let known = Arc::clone(&record.origin.number);
+    let known = record.origin.number.clone();
     let number = match store.record(record).await {
-        Ok(number) => Some(*known.get_or_init(|| number)),
+        Ok(number) => Some(known.settle(number)),
         Err(error) => {
             tracing::error!(%error, "a transfer is not in the history");
             None
@@ -95,9 +95,9 @@ pub(in crate::fleet) fn beside(
     tasks.spawn(async move {
         let mut open: BTreeSet<PeerId> = record.deliveries.iter().map(|to| to.node.id).collect();
         let what = record.action.clone();
-        let known = Arc::clone(&record.origin.number);
+        let known = record.origin.number.clone();
         let number = match store.record(record).await {
-            Ok(number) => Some(*known.get_or_init(|| number)),
+            Ok(number) => Some(known.settle(number)),
             Err(error) => {
                 tracing::error!(%error, what, "not in the history");
                 None
@@ -160,32 +160,38 @@ async fn keep(store: &Store, number: Option<u64>, ends: Vec<PartEnd>) {
 }
 
 /// What the audit says of a request: what, and of whom. `None` for what is noted elsewhere, or changes nothing.
-pub(super) fn audited(request: &Request) -> Option<(&'static str, String)> {
+pub(super) fn audited(request: &Request) -> Option<(String, String)> {
+    let note = |what: &str, detail: String| Some((what.to_owned(), detail));
     match request {
-        Request::Init => Some(("init", "a new fleet".to_owned())),
+        Request::Init => note("init", "a new fleet".to_owned()),
         Request::Invite { role, uses, .. } => {
             let role = super::office::role_name(*role);
-            Some(("invite", format!("as {role}, {uses} times")))
+            note("invite", format!("as {role}, for {}", count(uses, "use")))
         }
         // The code is a secret.
-        Request::Join { .. } => Some(("join", "another station's fleet".to_owned())),
-        Request::Accept { node } => Some(("accept", node.clone())),
-        Request::Revoke { node } => Some(("revoke", node.clone())),
+        Request::Join { .. } => note("join", "another station's fleet".to_owned()),
+        Request::Accept { node } => note("accept", node.clone()),
+        Request::Revoke { node } => note("revoke", node.clone()),
         Request::Users { ask } => match ask {
-            UserAsk::Add { name, .. } => Some(("door user add", name.clone())),
-            UserAsk::Remove { name } => Some(("door user remove", name.clone())),
+            UserAsk::Add { name, .. } => note("door user add", name.clone()),
+            UserAsk::Remove { name } => note("door user remove", name.clone()),
             UserAsk::MakeToken { name, days, label } => {
-                Some(("door token", format!("for {name}, {days} days: {label}")))
+                let label = match label.as_str() {
+                    "" => String::new(),
+                    label => format!(": {label}"),
+                };
+                let days = count(days, "day");
+                note("door token", format!("for {name}, {days}{label}"))
             }
-            UserAsk::Revoke { number } => Some(("door token revoke", number.to_string())),
+            UserAsk::Revoke { number } => note("door token revoke", number.to_string()),
             UserAsk::List | UserAsk::Tokens => None,
         },
         Request::Tell { door, peer, message } => {
             let peer = peer.as_deref().unwrap_or("all peers");
-            Some((
-                "tell",
-                format!("{door}: {} bytes of base64 to {peer}", message.len()),
-            ))
+            let padding = message.bytes().rev().take_while(|byte| *byte == b'=').count();
+            let bytes = (message.len() / 4 * 3).saturating_sub(padding);
+            let bytes = count(bytes, "byte");
+            note(&format!("{door}.send"), format!("{bytes} to {peer}"))
         }
         Request::Nodes { .. }
         | Request::Watch { .. }
@@ -211,11 +217,12 @@ pub(super) fn audit(
     tasks: &TaskTracker,
     store: Store,
     who: String,
-    (what, detail): (&'static str, String),
+    (what, detail): (String, String),
     events: mpsc::Sender<Event>,
 ) -> mpsc::Sender<Event> {
     let (to, mut from) = mpsc::channel(EVENTS_MAX);
     tasks.spawn(async move {
+        let (mut peers, mut unreached) = (0, 0);
         loop {
             let event = tokio::select! {
                 biased;
@@ -223,7 +230,15 @@ pub(super) fn audit(
                 event = from.recv() => event,
             };
             let Some(event) = event else { break };
+            if let Event::Peer(peer) = &event {
+                peers += 1;
+                unreached += u64::from(peer.error.is_some());
+            }
             let outcome = match &event {
+                Event::End if unreached > 0 => {
+                    Some(format!("{unreached} of {} not reached", count(peers, "peer")))
+                }
+                Event::End if peers > 0 => Some(format!("done, {}", count(peers, "peer"))),
                 Event::End => Some("done".to_owned()),
                 Event::Failed { message, .. } => Some(message.clone()),
                 Event::Targets { .. }
@@ -233,6 +248,7 @@ pub(super) fn audit(
                 | Event::Delivery(_)
                 | Event::Node(_)
                 | Event::Note { .. }
+                | Event::Issued { .. }
                 | Event::Membership(_)
                 | Event::Invitation(_)
                 | Event::Member(_)
@@ -249,7 +265,7 @@ pub(super) fn audit(
                 | Event::Missed { .. } => None,
             };
             if let Some(outcome) = outcome {
-                note(&store, &who, what, &detail, &outcome).await;
+                note(&store, &who, &what, &detail, &outcome).await;
                 let _caller_gone = events.send(event).await;
                 return;
             }
@@ -257,7 +273,7 @@ pub(super) fn audit(
                 break;
             }
         }
-        note(&store, &who, what, &detail, "cut off: whoever asked went away").await;
+        note(&store, &who, &what, &detail, "cut off: whoever asked went away").await;
     });
     to
 }

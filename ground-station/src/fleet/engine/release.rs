@@ -69,7 +69,19 @@ pub(super) async fn run(shared: Shared, targets: Vec<Target>, within: Within, ev
     let _caller_gone = events.send(Event::End).await;
 }
 
+/// Whatever comes of it: whoever releases a node that has not confirmed a stop answers for it.
 async fn release_one(shared: &Shared, target: &Target, within: Within) -> Reply {
+    let answered_for = shared.stops.unconfirmed.settle(target.node.id);
+    let reply = release_from(shared, target, within).await;
+    match &reply.error {
+        Some(why) if answered_for && reply.state == Outcome::NoAnswer => {
+            Reply::ended(Outcome::NoAnswer, format!("{why}; commands go to it again"))
+        }
+        Some(_) | None => reply,
+    }
+}
+
+async fn release_from(shared: &Shared, target: &Target, within: Within) -> Reply {
     let Within { linked, give_up } = within;
     if !target.is_online_by(linked.min(give_up)).await {
         return Reply::ended(

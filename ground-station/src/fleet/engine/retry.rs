@@ -49,12 +49,12 @@ pub(super) async fn plan(
     };
     let Left { nodes, open } = left(&family);
     if nodes.is_empty() {
-        let why = if open == 0 {
-            "it is done everywhere".to_owned()
-        } else {
-            format!(
-                "it is done, or open still, everywhere ({open} open): see `ground-station history {number}`"
-            )
+        let why = match where_open(&open) {
+            None => "it is done everywhere".to_owned(),
+            Some(at) => format!(
+                "it is done, or open still, everywhere ({} open): {at}",
+                open.len()
+            ),
         };
         return Err(Nothing(
             Failure::NobodyMatched,
@@ -66,12 +66,21 @@ pub(super) async fn plan(
         .map_err(|error| Nothing(Failure::Usage, format!("too many nodes at once: {error}")))?;
     let shown = fold(nodes.values().map(|delivery| &delivery.node));
     let request = request(&command, selector, ttl_ms, timeout_ms)?;
-    let note = match open {
-        0 => None,
-        1 => Some("1 delivery is open still, and not repeated".to_owned()),
-        open => Some(format!("{open} deliveries are open still, and not repeated")),
-    };
+    let note = where_open(&open).map(|at| match open.len() {
+        1 => format!("1 delivery is open still, and not repeated: {at}"),
+        count => format!("{count} deliveries are open still, and not repeated: {at}"),
+    });
     Ok(Plan { request, shown, note })
+}
+
+/// Where to look at deliveries that are open: the command itself, or what has repeated it since.
+fn where_open(open: &BTreeMap<PeerId, u64>) -> Option<String> {
+    let numbers: BTreeSet<&u64> = open.values().collect();
+    let places = numbers
+        .iter()
+        .map(|number| format!("`ground-station history {number}`"));
+    let places = places.collect::<Vec<_>>().join(" and ");
+    (!open.is_empty()).then(|| format!("see {places}"))
 }
 
 fn digits(id: PeerId) -> String {
@@ -85,8 +94,8 @@ fn digits(id: PeerId) -> String {
 struct Left<'a> {
     /// Where it ended, and not in `done`, even if it was repeated.
     nodes: BTreeMap<PeerId, &'a PastDelivery>,
-    /// How many deliveries may still come to an end by themselves.
-    open: usize,
+    /// Nodes whose delivery may still come to an end by itself, and of which command that is.
+    open: BTreeMap<PeerId, u64>,
 }
 
 /// Of each node's deliveries, one for each file, all have to be done, in the command or in one that repeats it.
@@ -101,20 +110,17 @@ fn left(family: &[PastDelivery]) -> Left<'_> {
         }
     }
     last.retain(|part, _| !done.contains(part));
-    let open: BTreeSet<PeerId> = last
+    let open: BTreeMap<PeerId, u64> = last
         .values()
         .filter(|delivery| delivery.state == PastState::Open)
-        .map(|delivery| delivery.id)
+        .map(|delivery| (delivery.id, delivery.command))
         .collect();
     let nodes = last
         .into_iter()
-        .filter(|((id, _), _)| !open.contains(id))
+        .filter(|((id, _), _)| !open.contains_key(id))
         .map(|((id, _), delivery)| (id, delivery))
         .collect();
-    Left {
-        nodes,
-        open: open.len(),
-    }
+    Left { nodes, open }
 }
 
 fn request(
@@ -195,7 +201,7 @@ mod tests {
 
     fn nodes(family: &[PastDelivery]) -> (Vec<u8>, usize) {
         let Left { nodes, open } = left(family);
-        (nodes.keys().map(|id| id.0[0]).collect(), open)
+        (nodes.keys().map(|id| id.0[0]).collect(), open.len())
     }
 
     #[test]
@@ -216,6 +222,26 @@ mod tests {
         assert_eq!(nodes(&family), (vec![2], 0));
         family.push(past(3, 2, None, PastState::Open));
         assert_eq!(nodes(&family), (vec![], 1));
+    }
+
+    #[test]
+    fn what_is_open_is_looked_at_where_it_is() {
+        let family = [
+            past(1, 1, None, FAILED),
+            past(1, 2, None, PastState::Open),
+            past(3, 1, None, PastState::Open),
+        ];
+        let one = left(&family[1..2]);
+        assert_eq!(
+            where_open(&one.open).as_deref(),
+            Some("see `ground-station history 1`")
+        );
+        let both = left(&family);
+        assert_eq!(
+            where_open(&both.open).as_deref(),
+            Some("see `ground-station history 1` and `ground-station history 3`")
+        );
+        assert_eq!(where_open(&left(&[past(1, 1, None, DONE)]).open), None);
     }
 
     #[test]

@@ -15,6 +15,7 @@ use swarm_shared::proto::trust::Membership;
 use tokio::sync::watch;
 
 use super::offers::Offered;
+use super::unconfirmed::Unconfirmed;
 use crate::fleet::{Check, MemberView, NodeRef, NodeState, NodeView, StopView};
 use crate::store::{MemberRow, Store, StoreError};
 
@@ -101,8 +102,8 @@ impl Member {
         (self.row.last_seen_ms > 0).then(|| clock::unix_time_ms().saturating_sub(self.row.last_seen_ms))
     }
 
-    /// `called_so`: how many nodes have its name.
-    fn view(&self, now: Instant, called_so: usize) -> NodeView {
+    /// `called_so`: how many nodes have its name; `unconfirmed`: the stop that it has not confirmed.
+    fn view(&self, now: Instant, called_so: usize, unconfirmed: Option<u64>) -> NodeView {
         let state = match (self.is_online(), self.silent) {
             (true, false) => NodeState::Online,
             (true, true) => NodeState::Silent,
@@ -134,12 +135,16 @@ impl Member {
                 stop.issuer.short()
             )
         }));
+        warnings.extend(unconfirmed.map(|number| {
+            format!("STOP NOT CONFIRMED (number {number}): it may be moving; it is sent nothing that acts until `release`")
+        }));
         // What it did on its own is to be seen even if it went well.
         let lost = self.checks.iter().flatten();
         let lost = lost.filter(|check| check.ok && check.name == LOST_LINK_CHECK);
         warnings.extend(lost.filter_map(|check| Some(format!("{}: {}", check.name, check.text.as_ref()?))));
         NodeView {
             stopped: self.stopped.clone(),
+            stop_unconfirmed: unconfirmed,
             node: self.row.name.clone(),
             id: self.row.key.id(),
             state,
@@ -181,15 +186,16 @@ impl SharedRoll {
 
 /// See the module.
 #[derive(Default)]
-pub(super) struct Roll(BTreeMap<PeerId, Member>);
+pub(super) struct Roll(BTreeMap<PeerId, Member>, Unconfirmed);
 
 impl Roll {
-    pub(super) async fn load(store: &Store) -> Result<Self, StoreError> {
+    pub(super) async fn load(store: &Store, unconfirmed: Unconfirmed) -> Result<Self, StoreError> {
         let rows = store.members().await?;
         Ok(Self(
             rows.into_iter()
                 .map(|row| (row.key.id(), Member::new(row)))
                 .collect(),
+            unconfirmed,
         ))
     }
 
@@ -411,7 +417,10 @@ impl Roll {
             *called.entry(&member.row.name).or_default() += 1;
         }
         let matched = self.nodes().filter(|member| member.matches(selector));
-        let view = |member: &Member| member.view(now, called.get(&member.row.name).copied().unwrap_or(0));
+        let view = |member: &Member| {
+            let called_so = called.get(&member.row.name).copied().unwrap_or(0);
+            member.view(now, called_so, self.1.of(member.row.key.id()))
+        };
         let mut views: Vec<NodeView> = matched.map(view).collect();
         views.sort_by(|a, b| (&a.node, a.id).cmp(&(&b.node, b.id)));
         views
@@ -421,7 +430,7 @@ impl Roll {
     pub(super) fn view_of(&self, id: PeerId, selector: &Selector) -> Option<NodeView> {
         let member = self.0.get(&id)?;
         let meant = member.row.kind == PeerKind::Node && member.matches(selector);
-        meant.then(|| member.view(clock::now(), self.namesakes(id).len() + 1))
+        meant.then(|| member.view(clock::now(), self.namesakes(id).len() + 1, self.1.of(id)))
     }
 
     /// Other nodes that have the same name as this one.

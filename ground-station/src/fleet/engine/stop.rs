@@ -34,6 +34,7 @@ use tokio_util::task::TaskTracker;
 
 use super::keeper::Word;
 use super::roll::Target;
+use super::unconfirmed::Unconfirmed;
 use super::{Shared, commands, recorder};
 use crate::duration::to_ms;
 use crate::fleet::{CommandKind, Delivery, Event, Failure, shout};
@@ -57,6 +58,8 @@ pub(super) struct Stops {
     datagrams: Option<(watch::Receiver<Interfaces>, u16)>,
     /// How many deliveries were withdrawn before the stop could be asked for.
     withdrawn_early: Mutex<Option<oneshot::Receiver<usize>>>,
+    /// Who has not said that it is stopped.
+    pub(super) unconfirmed: Unconfirmed,
     /// What is written down later, and waited for at shutdown.
     tasks: TaskTracker,
 }
@@ -71,6 +74,7 @@ impl Stops {
     /// `given`: the highest number that the store remembers. `datagrams`: where they go out, unless they are off.
     pub(super) fn new(
         given: u64,
+        unconfirmed: Unconfirmed,
         store: Store,
         datagrams: Option<(watch::Receiver<Interfaces>, u16)>,
         tasks: TaskTracker,
@@ -82,6 +86,7 @@ impl Stops {
             reports: Mutex::default(),
             datagrams,
             withdrawn_early: Mutex::default(),
+            unconfirmed,
             tasks,
         }
     }
@@ -90,6 +95,8 @@ impl Stops {
     pub(super) fn reported(&self, id: PeerId, report: Stopped) {
         let mut reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
         if report.stopped {
+            // From now on it refuses by itself.
+            self.unconfirmed.settle(id);
             reports.insert(id, report.clone());
         } else {
             reports.remove(&id);
@@ -312,6 +319,10 @@ pub(super) async fn run(shared: Shared, targets: Vec<Target>, asked: Asked, even
     }
     let mut withdrawn = pin!(stopper.withdraw());
     stopper.go_out().await;
+    let stops = &stopper.shared.stops;
+    stops
+        .unconfirmed
+        .ordered(stopper.targets.keys().copied(), stops.given());
     stopper.shared.keeper.say(Word::Withdrawn).await;
     stopper.keep_number();
     // Whoever does not read what is told does not hold up what is sent.
@@ -474,11 +485,15 @@ impl Stopper {
         match self.call.report(&id, &report, given, clock::now()) {
             Verdict::Nothing => None,
             Verdict::Stopped => {
+                self.shared.stops.unconfirmed.settle(id);
                 let ms = commands::elapsed_ms(self.started);
                 self.acknowledged.insert(id, ms);
                 Some(Event::Acknowledged { node, ms })
             }
-            Verdict::Ended(reply) => Some(self.ended(id, reply)),
+            Verdict::Ended(reply) => {
+                self.shared.stops.unconfirmed.settle(id);
+                Some(self.ended(id, reply))
+            }
             Verdict::CountOn(seen) => {
                 self.shared.stops.given.fetch_max(seen, Ordering::SeqCst);
                 match self.give() {
@@ -498,8 +513,7 @@ impl Stopper {
         let ms = commands::elapsed_ms(self.started);
         let acknowledged = self.acknowledged.get(&id).copied().unwrap_or(ms);
         if let Some(Value::Object(fields)) = &mut reply.value {
-            let rounded = (acknowledged * 1_000.0).round() / 1_000.0;
-            fields.insert("acknowledged_ms".to_owned(), json!(rounded));
+            fields.insert("acknowledged_ms".to_owned(), json!(acknowledged));
         }
         if let Some(history) = &self.history {
             let end = PartEnd {

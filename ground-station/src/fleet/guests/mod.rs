@@ -370,6 +370,7 @@ impl Guest {
             software: self.profile.software.clone(),
             warnings: presence.warnings.clone(),
             stopped: None,
+            stop_unconfirmed: None,
             checks: Vec::new(),
             telemetry: presence.telemetry.clone(),
         }

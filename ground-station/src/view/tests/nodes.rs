@@ -7,6 +7,7 @@ use super::*;
 pub(super) fn node(number: u8, state: NodeState, heard: Option<u64>) -> NodeView {
     NodeView {
         stopped: None,
+        stop_unconfirmed: None,
         node: target(number).node,
         id: target(number).id,
         state,
@@ -182,5 +183,23 @@ fn a_narrow_terminal_cuts_lines_and_time_goes_on() {
     drone-10: the same key answers at 10.0.0.10 and…
 
     2 online, 1 silent, 1 offline
+    ");
+}
+
+#[test]
+fn one_that_has_not_confirmed_a_stop_is_not_called_stopped() {
+    let mut nodes = Nodes::default();
+    let unconfirmed = NodeView {
+        stop_unconfirmed: Some(7),
+        ..node(1, NodeState::Offline, None)
+    };
+    nodes.add(&unconfirmed, Style::default());
+    nodes.add(&node(2, NodeState::Online, Some(0)), Style::default());
+    assert_snapshot!(nodes.table(|_| 0, Style::default()).join("\n"), @"
+    NAME      ID                   STATE           HEARD  ADDRESS        TAGS   VERSION
+    drone-01  0101-0101-0101-0101  offline, STOP?  never  10.0.0.1:7420  row=3  0.1.0
+    drone-02  0202-0202-0202-0202  online          now    10.0.0.2:7420  row=3  0.1.0
+
+    1 online, 1 offline, 1 NOT KNOWN TO BE STOPPED
     ");
 }

@@ -67,6 +67,11 @@ impl Glob {
         self.0.iter().all(|token| matches!(token, Token::Literal(_)))
     }
 
+    /// The text that it means, if that is one only.
+    pub fn literal(&self) -> Option<String> {
+        self.is_literal().then(|| self.literals().collect())
+    }
+
     /// The characters that stand for themselves.
     pub(super) fn literals(&self) -> impl Iterator<Item = char> + '_ {
         self.0.iter().filter_map(|token| match token {

@@ -59,21 +59,35 @@ pub fn classify(action: &str, arguments: &Arguments) -> ActionClass {
 /// # Errors
 /// [`Refused`] with [`RefusalCode::NotAllowed`]: which role it takes.
 pub fn permit(role: Role, wish: &Wish) -> Result<(), Refused> {
-    let need = match wish {
-        Wish::Frame(kind) => need_for_frame(*kind),
-        Wish::Command(class) => need_for_command(*class),
-    };
-    if need.met_by(role) {
+    let Some(lack) = lack(role, wish) else {
         return Ok(());
-    }
-    Err(Refused::new(
-        RefusalCode::NotAllowed,
+    };
+    let advice = match need(wish) {
+        Need::Operator | Need::Admin => "; the fleet's admin can invite this key anew as one",
+        Need::AnyMember | Need::Worker | Need::Station | Need::Nobody => "",
+    };
+    Err(Refused::new(RefusalCode::NotAllowed, format!("{lack}{advice}")))
+}
+
+/// What role a wish takes, if it is not this one: for whoever has a role by other means than the fleet root's grant, and
+/// knows better how to get another.
+pub fn lack(role: Role, wish: &Wish) -> Option<String> {
+    let need = need(wish);
+    let lack = || {
         format!(
             "{} may not be asked for by role {role}: {}",
             wish.name(),
-            need.advice()
-        ),
-    ))
+            need.text()
+        )
+    };
+    (!need.met_by(role)).then(lack)
+}
+
+fn need(wish: &Wish) -> Need {
+    match wish {
+        Wish::Frame(kind) => need_for_frame(*kind),
+        Wish::Command(class) => need_for_command(*class),
+    }
 }
 
 /// Who may have something.
@@ -105,15 +119,13 @@ impl Need {
         }
     }
 
-    fn advice(self) -> &'static str {
+    fn text(self) -> &'static str {
         match self {
             Self::AnyMember => "it takes a member of the fleet",
             Self::Worker => "it takes role node, operator or admin",
             Self::Station => "it takes a station (observer, operator or admin)",
-            Self::Operator => {
-                "it takes role operator or admin; the fleet's admin can invite this key anew as one"
-            }
-            Self::Admin => "it takes role admin; the fleet's admin can invite this key anew as one",
+            Self::Operator => "it takes role operator or admin",
+            Self::Admin => "it takes role admin",
             Self::Nobody => "it has no place on a link that is up",
         }
     }

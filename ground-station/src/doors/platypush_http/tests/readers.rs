@@ -115,6 +115,35 @@ fn told(event: Event) -> Event {
 }
 
 #[test]
+fn a_stop_and_its_release_change_a_node_once_each() {
+    let mut teller = Teller::new("st");
+    let kinds = |teller: &mut Teller, views: Vec<NodeView>| -> Vec<Value> {
+        let texts = views
+            .into_iter()
+            .filter_map(|view| teller.tell(Event::Node(view), 1));
+        let args = |text: String| serde_json::from_str::<Value>(&text).expect("JSON")["args"].clone();
+        texts.map(args).collect()
+    };
+    let stopped = |latched: bool| {
+        let mut view = view(NodeState::Online);
+        let stop = json!({"issuer": PeerId([1; 32]), "number": 9, "latched": latched, "error": null});
+        view.stopped = serde_json::from_value(stop).expect("a stop");
+        view
+    };
+    let checked = NodeView {
+        checks: vec![serde_json::from_value(json!({"name": "time", "ok": true})).expect("a check")],
+        ..view(NodeState::Online)
+    };
+    kinds(&mut teller, vec![view(NodeState::Online)]);
+    let told = kinds(&mut teller, vec![stopped(false), stopped(true)]);
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!(told[0]["stopped"]["number"], 9);
+    let told = kinds(&mut teller, vec![view(NodeState::Online), checked]);
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!(told[0]["stopped"], Value::Null);
+}
+
+#[test]
 fn what_happens_has_a_name() {
     let mut teller = Teller::new("st");
     let mut tell = |event| {

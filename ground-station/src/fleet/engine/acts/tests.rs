@@ -55,7 +55,13 @@ async fn rig(store: &Store) -> (Shared, Vec<Target>) {
     }
     let shared = Shared {
         keeper,
-        stops: Arc::new(stop::Stops::new(0, store.clone(), None, TaskTracker::new())),
+        stops: Arc::new(stop::Stops::new(
+            0,
+            Default::default(),
+            store.clone(),
+            None,
+            TaskTracker::new(),
+        )),
         endpoint,
         next_id,
         epoch: store.epoch(),
@@ -102,7 +108,7 @@ async fn a_batch_run_that_is_stored_too_late_ends_for_all_of_its_targets() {
         match event.expect("in time") {
             Some(Event::Delivery(delivery)) => ends.push((delivery.node.to_string(), delivery.state)),
             Some(Event::End) => break,
-            Some(Event::Targets { .. } | Event::Note { .. }) => {}
+            Some(Event::Targets { .. } | Event::Note { .. } | Event::Issued { .. }) => {}
             other => panic!("{other:?}"),
         }
     }
@@ -128,5 +134,82 @@ async fn a_batch_run_that_is_stored_too_late_ends_for_all_of_its_targets() {
         assert!(clock::now() - begun < SOON, "{states:?}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+    shared.endpoint.shutdown().await;
+}
+
+#[test]
+fn no_disk_is_blamed_by_whoever_waits_for_nothing() {
+    let error = |reply: Reply| reply.error.expect("says why");
+    assert!(error(not_stored(Duration::from_secs(10))).contains("look whether its disk is full"));
+    let nothing = error(not_stored(Duration::ZERO));
+    assert!(
+        nothing.starts_with("not waited for") && !nothing.contains("disk"),
+        "{nothing}"
+    );
+    let texts = [Duration::ZERO, Duration::from_millis(500)].map(commands::unanswered);
+    assert_eq!(
+        texts,
+        [
+            "not waited for (a time-out of 0); it may still be at work",
+            "no answer within 0.5 s; it may still be at work"
+        ]
+    );
+}
+
+/// What one act on all comes to: each node's end, by name.
+async fn ends(shared: &Shared, targets: &[Target]) -> Vec<(String, Reply)> {
+    let act = Act {
+        command: Command {
+            action: "led".to_owned(),
+            arguments: Arguments::default(),
+            lane: Lane::Control,
+            ttl: Duration::from_secs(60),
+            ttl_given: true,
+            timeout: Duration::from_millis(800),
+            batch: None,
+        },
+        selector: "all".to_owned(),
+        origin: Origin::of("pi"),
+        asked: clock::now(),
+    };
+    let (events, mut told) = mpsc::channel(64);
+    tokio::spawn(run(shared.clone(), targets.to_vec(), act, events));
+    let mut ends = Vec::new();
+    while let Some(event) = told.recv().await {
+        if let Event::Delivery(delivery) = event {
+            let reply = Reply::ended(delivery.state, delivery.error.unwrap_or_default());
+            ends.push((delivery.node.to_string(), reply));
+        }
+    }
+    ends.sort_by(|a, b| a.0.cmp(&b.0));
+    ends
+}
+
+#[tokio::test]
+async fn nothing_that_acts_goes_to_whoever_has_not_confirmed_a_stop() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = Store::open(dir.path()).await.expect("a store");
+    let (shared, targets) = rig(&store).await;
+    let stopped = targets[1].node.id;
+    shared.stops.unconfirmed.ordered([stopped], 7);
+    let refused = ends(&shared, &targets).await;
+    let states: Vec<Outcome> = refused.iter().map(|(_, reply)| reply.state).collect();
+    assert_eq!(states, [Outcome::NoAnswer, Outcome::Refused, Outcome::NoAnswer]);
+    assert_eq!(refused[1].1.error, Some(unconfirmed::why(7)));
+    let past = history::ask(dir.path(), |connection| {
+        history::deliveries(connection, 1, &PastQuery::default())
+    });
+    let past = past.await.expect("read").expect("a file");
+    let kept: Vec<PastState> = past.iter().map(|delivery| delivery.state).collect();
+    let refused = PastState::Ended(Outcome::Refused);
+    assert_eq!(kept, [PastState::Open, refused, PastState::Open]);
+    // Its word, or a release, and it is a node as any other.
+    assert!(shared.stops.unconfirmed.settle(stopped));
+    let states: Vec<Outcome> = ends(&shared, &targets)
+        .await
+        .iter()
+        .map(|(_, reply)| reply.state)
+        .collect();
+    assert_eq!(states, [Outcome::NoAnswer; 3]);
     shared.endpoint.shutdown().await;
 }

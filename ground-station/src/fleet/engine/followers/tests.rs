@@ -112,7 +112,7 @@ async fn both_the_asker_and_the_follower_hear_all_that_becomes_of_a_request() {
     for event in said.clone() {
         to.send(event.clone()).await.expect("read");
         assert_eq!(asker.recv().await, Some(event));
-        origin.number.get_or_init(|| 7);
+        origin.number.settle(7);
     }
     let mut told = Vec::new();
     for _ in 0..3 {
@@ -132,7 +132,7 @@ async fn both_the_asker_and_the_follower_hear_all_that_becomes_of_a_request() {
         );
         told.push((number, *event));
     }
-    assert_eq!(told[0], (None, said[0].clone()));
+    assert_eq!(told[0], (Some(7), said[0].clone()), "its number is waited for");
     let (Some(7), Event::Delivery(cut)) = &told[1] else {
         panic!("{:?}", told[1])
     };
@@ -144,6 +144,43 @@ async fn both_the_asker_and_the_follower_hear_all_that_becomes_of_a_request() {
         output.len()
     );
     assert_eq!(told[2], (Some(7), Event::End));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_number_is_waited_for_as_long_as_a_disk_may_take_and_no_longer() {
+    let mut rig = Rig::default();
+    let mut follower = rig.follow(false, 8);
+    let mut read = || {
+        let word = follower.try_recv().ok()?;
+        let Event::Told { number, event, .. } = word else {
+            panic!("{word:?}")
+        };
+        assert!(matches!(*event, Event::Targets { .. }), "{event:?}");
+        Some(number)
+    };
+    let begins = Event::Targets { targets: Vec::new() };
+    let settled = async |to: &mpsc::Sender<Event>, asker: &mut mpsc::Receiver<Event>| {
+        to.send(begins.clone()).await.expect("read");
+        assert!(asker.recv().await.is_some(), "whoever asked waits for no number");
+        tokio::time::sleep(NUMBER_MAX / 2).await;
+    };
+    // Known by and by, with nothing else to tell.
+    let origin = Origin::of("eva");
+    let (to, mut asker) = rig.ask(&command("led"), &origin);
+    settled(&to, &mut asker).await;
+    assert_eq!(read(), None);
+    origin.number.settle(7);
+    tokio::time::sleep(NUMBER_MAX / 8).await;
+    assert_eq!(read(), Some(Some(7)));
+    // Never known, and what has none.
+    let (to, mut asker) = rig.ask(&command("led"), &Origin::of("eva"));
+    settled(&to, &mut asker).await;
+    assert_eq!(read(), None);
+    tokio::time::sleep(NUMBER_MAX).await;
+    assert_eq!(read(), Some(None));
+    let (to, mut asker) = rig.ask(&command("ping"), &Origin::of("eva"));
+    settled(&to, &mut asker).await;
+    assert_eq!(read(), Some(None));
 }
 
 #[tokio::test]

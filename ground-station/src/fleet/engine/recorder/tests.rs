@@ -189,3 +189,32 @@ fn no_code_gets_into_the_audit() {
     let (_, detail) = audited(&request).expect("audited");
     assert!(!detail.contains("secret"), "{detail}");
 }
+
+#[test]
+fn the_audit_is_written_as_people_write() {
+    let token = |days, label: &str| Request::Users {
+        ask: UserAsk::MakeToken {
+            name: "ann".to_owned(),
+            days,
+            label: label.to_owned(),
+        },
+    };
+    let tell = |message: &[u8], peer: Option<&str>| Request::Tell {
+        door: "socktools".to_owned(),
+        peer: peer.map(str::to_owned),
+        message: data_encoding::BASE64.encode(message),
+    };
+    for (request, what, detail) in [
+        (token(365, ""), "door token", "for ann, 365 days"),
+        (token(1, "clock"), "door token", "for ann, 1 day: clock"),
+        (tell(b"hello", None), "socktools.send", "5 bytes to all peers"),
+        (
+            tell(b"h", Some("10.0.0.9")),
+            "socktools.send",
+            "1 byte to 10.0.0.9",
+        ),
+    ] {
+        let wanted = (what.to_owned(), detail.to_owned());
+        assert_eq!(audited(&request), Some(wanted));
+    }
+}

@@ -24,6 +24,8 @@ pub struct Addressee {
     pub queue: bool,
     /// Whether it is in a later batch.
     pub held: bool,
+    /// Why it is not to be sent at all, if it is not.
+    pub refused: Option<String>,
 }
 
 /// A command to be issued.

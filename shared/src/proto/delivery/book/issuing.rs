@@ -89,13 +89,16 @@ impl Book {
             name,
             queue,
             held,
+            refused,
         } in targets
         {
             if !open.insert(to) {
                 continue;
             }
             let node = self.nodes.entry(to).or_default();
-            let end = if node.open.len() >= NODE_OPEN_MAX {
+            let end = if let Some(why) = refused {
+                Some(Reply::refused(why))
+            } else if node.open.len() >= NODE_OPEN_MAX {
                 let why = format!("busy: {NODE_OPEN_MAX} commands wait for this node already");
                 Some(Reply::refused(why))
             } else if !held && !queue && !node.up {

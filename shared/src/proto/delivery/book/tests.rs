@@ -18,6 +18,7 @@ pub(super) fn named(n: u8) -> Addressee {
         name: NodeName::parse(&format!("n{n}")).expect("a name"),
         queue: true,
         held: false,
+        refused: None,
     }
 }
 
@@ -170,6 +171,26 @@ fn one_that_may_not_wait_ends_at_once() {
     assert_eq!(desk.said(), ["1 of 1: no-answer", "send 1 of 0"]);
     assert!(matches!(&desk.changes[1], Change::Ended { reply, .. }
             if reply.error.as_deref() == Some("offline: flight actions are never queued for an absent node")));
+}
+
+#[test]
+fn one_that_is_refused_is_stored_so_and_never_sent() {
+    let mut desk = fresh(&[0, 1]);
+    let refused = |n| Addressee {
+        refused: Some("it is to stand still".to_owned()),
+        ..named(n)
+    };
+    let later = Addressee {
+        held: true,
+        ..refused(2)
+    };
+    let deadline = desk.now + SECOND;
+    desk.book
+        .issue(issue(1, deadline, vec![named(0), refused(1), later]));
+    let said = ["1 of 1: refused", "1 of 2: refused", "send 1 of 0"];
+    assert_eq!(desk.said(), said);
+    desk.book.up(node(2), false, desk.now);
+    assert_eq!(desk.said(), [""; 0]);
 }
 
 #[test]

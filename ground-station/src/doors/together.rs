@@ -1,0 +1,155 @@
+//! What the configuration says of doors, each key well by itself, that does not go together.
+
+use std::net::SocketAddr;
+
+use swarm_shared::proto::message::Arguments;
+use swarm_shared::proto::trust::gate::{self, Wish};
+
+use super::DoorError;
+use crate::config::doors::{Common, Doors};
+
+/// As the configuration calls it.
+const HTTP: &str = "platypush_http";
+
+/// Finds what keeps the doors from opening, and warns of what only keeps them from being of use.
+pub(super) fn check(doors: &Doors) -> Result<(), DoorError> {
+    for (door, common) in doors.each() {
+        check_role(door, common).map_err(|reason| DoorError::Configuration { door, reason })?;
+    }
+    check_places(&places(doors))?;
+    let resources = doors.platypush_http.iter().flat_map(|http| &http.resources);
+    for (name, dir) in resources.filter(|(_, dir)| !dir.is_dir()) {
+        tracing::warn!(
+            door = HTTP,
+            "resources.{name}: there is no directory {dir:?}: /resources/{name}/ is empty until there is"
+        );
+    }
+    Ok(())
+}
+
+/// What `allow` names is to be done, so the role has to reach that far.
+fn check_role(door: &str, common: &Common) -> Result<(), String> {
+    for name in common.allow.iter().filter_map(|glob| glob.literal()) {
+        let class = gate::classify(&name, &Arguments::default());
+        if let Some(lack) = gate::lack(common.role, &Wish::Command(class)) {
+            return Err(format!(
+                "`allow` names {name:?}, but {lack}; set `role` in [doors.{door}], or take {name:?} out of `allow`"
+            ));
+        }
+        if name == "shell.exec" {
+            return Err(
+                "`allow` names \"shell.exec\", which is \"execute\" here: name that, and set role = \"admin\"".to_owned(),
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Every place where something is to listen.
+fn places(doors: &Doors) -> Vec<(&'static str, SocketAddr)> {
+    let mut places: Vec<_> = doors.each().map(|(door, common)| (door, common.listen)).collect();
+    if let Some(http) = &doors.platypush_http
+        && let Some(port) = http.websocket_port
+    {
+        places.push((HTTP, SocketAddr::new(http.common.listen.ip(), port)));
+    }
+    places
+}
+
+fn check_places(places: &[(&'static str, SocketAddr)]) -> Result<(), DoorError> {
+    let meet = |a: SocketAddr, b: SocketAddr| {
+        let (one, other) = (a.ip().to_canonical(), b.ip().to_canonical());
+        let same = one == other || one.is_unspecified() || other.is_unspecified();
+        // Port 0 is any that is free.
+        same && a.port() == b.port() && a.port() != 0
+    };
+    for (place, (first, addr)) in places.iter().enumerate() {
+        let later = places.iter().skip(place + 1);
+        if let Some((second, _)) = later.clone().find(|(_, other)| meet(*addr, *other)) {
+            let port = addr.port();
+            return Err(DoorError::Twice { first, second, port });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::Config;
+
+    fn checked(text: &str) -> Result<(), String> {
+        let mut config = Config::for_host("st");
+        config.read_file(Path::new("config.toml"), text).expect("reads");
+        check(&config.doors).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn two_doors_at_one_place_are_both_named() {
+        let both = |one: &str, other: &str| {
+            checked(&format!(
+                "[doors.knut]\nlisten = \"{one}\"\n[doors.socktools]\nlisten = \"{other}\""
+            ))
+        };
+        let says = "[doors.socktools] and [doors.knut] are both to listen on port 9000: give one of them another in `listen`";
+        for (one, other) in [
+            ("127.0.0.1:9000", "127.0.0.1:9000"),
+            ("0.0.0.0:9000", "127.0.0.1:9000"),
+            ("[::]:9000", "10.0.0.1:9000"),
+        ] {
+            assert_eq!(both(one, other), Err(says.to_owned()));
+        }
+        assert_eq!(both("10.0.0.1:9000", "127.0.0.1:9000"), Ok(()));
+        assert_eq!(both("127.0.0.1:0", "127.0.0.1:0"), Ok(()));
+        let own = "[doors.platypush_http]\nwebsocket_port = 8080\n[doors.knut]";
+        let error = checked(own).expect_err("8080 is Knut's");
+        assert!(
+            error.contains("[doors.knut]") && error.contains("[doors.platypush_http]"),
+            "{error}"
+        );
+        assert_eq!(
+            checked(
+                "[doors.knut]\n[doors.socktools]\n[doors.clever_show]\n[doors.platypush_http]\n[doors.platypush_tcp]"
+            ),
+            Ok(())
+        );
+    }
+
+    #[test]
+    fn what_is_allowed_by_name_has_to_be_within_the_role() {
+        let allow = |names: &str, role: &str| {
+            checked(&format!(
+                "[doors.platypush_tcp]\nallow = [{names}]\nrole = \"{role}\""
+            ))
+        };
+        for (names, role) in [
+            ("\"execute\"", "admin"),
+            ("\"led\"", "operator"),
+            ("\"*\"", "operator"),
+            ("\"ping\"", "observer"),
+        ] {
+            assert_eq!(allow(names, role), Ok(()), "{names}");
+        }
+        for (names, role, says) in [
+            (
+                "\"led\", \"execute\"",
+                "operator",
+                "it takes role admin; set `role`",
+            ),
+            (
+                "\"led\"",
+                "observer",
+                "it takes role operator or admin; set `role`",
+            ),
+            ("\"shell.exec\"", "operator", "which is \"execute\" here"),
+        ] {
+            let error = allow(names, role).expect_err(names);
+            assert!(
+                error.starts_with("[doors.platypush_tcp]: `allow` names") && error.contains(says),
+                "{error}"
+            );
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! Nodes that this station has stopped and that have not said so: whether they stand still is not known, so nothing that
+//! acts is sent to them until they are released, also after a restart of the station.
+//!
+//! | a node | because |
+//! |---|---|
+//! | comes in | an emergency stop goes out to it |
+//! | goes out | it says that it is stopped: from then on it refuses by itself; or it answers the order otherwise; or somebody releases it, reached or not |
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use swarm_shared::proto::id::PeerId;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::store::Store;
+
+/// Each of them, with the number of the stop; clones share it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Unconfirmed(Arc<watch::Sender<BTreeMap<PeerId, u64>>>);
+
+impl Unconfirmed {
+    /// As the store kept them.
+    pub(super) fn new(stored: BTreeMap<PeerId, u64>) -> Self {
+        Self(Arc::new(watch::Sender::new(stored)))
+    }
+
+    /// The stop that this node has not confirmed.
+    pub(super) fn of(&self, id: PeerId) -> Option<u64> {
+        self.0.borrow().get(&id).copied()
+    }
+
+    pub(super) fn all(&self) -> BTreeMap<PeerId, u64> {
+        self.0.borrow().clone()
+    }
+
+    /// A stop has gone out to these.
+    pub(super) fn ordered(&self, ids: impl IntoIterator<Item = PeerId>, number: u64) {
+        self.0
+            .send_modify(|all| all.extend(ids.into_iter().map(|id| (id, number))));
+    }
+
+    /// It is known how this one stands, or somebody answers for it; whether it was not before.
+    pub(super) fn settle(&self, id: PeerId) -> bool {
+        self.0.send_if_modified(|all| all.remove(&id).is_some())
+    }
+
+    /// Writes down what changes from now on, the newest at a time: no stop waits for a disk.
+    pub(super) fn keep(self, store: Store, stop: CancellationToken) -> impl Future<Output = ()> {
+        let mut seen = self.0.subscribe();
+        let mut kept = self.all();
+        async move {
+            loop {
+                // The sender is `self`.
+                let over = stop.run_until_cancelled(seen.changed()).await.is_none();
+                let now = self.all();
+                if now != kept {
+                    match store.keep_unconfirmed_stops(now.clone()).await {
+                        Ok(()) => kept = now,
+                        Err(error) => {
+                            tracing::error!(%error, "it is not stored which nodes have not confirmed a stop");
+                        }
+                    }
+                }
+                if over {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Why nothing is sent there.
+pub(super) fn why(number: u64) -> String {
+    format!(
+        "not sent: it has not confirmed the emergency stop (number {number}), so it is not known to stand still; see to it, \
+         then type `ground-station release`"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn who_has_not_confirmed_a_stop_is_known_after_a_restart() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let store = Store::open(dir.path()).await.expect("opens");
+        let (one, two) = (PeerId([1; 32]), PeerId([2; 32]));
+        let all = Unconfirmed::new(store.unconfirmed_stops().await.expect("read"));
+        assert_eq!(all.all(), BTreeMap::new());
+        let stop = CancellationToken::new();
+        let keeping = tokio::spawn(all.clone().keep(store.clone(), stop.clone()));
+        all.ordered([one, two], 7);
+        all.ordered([two], 9);
+        assert!(all.settle(one) && !all.settle(one), "once");
+        stop.cancel();
+        keeping.await.expect("ends");
+        store.close().await;
+        let store = Store::open(dir.path()).await.expect("opens");
+        let again = Unconfirmed::new(store.unconfirmed_stops().await.expect("read"));
+        assert_eq!((again.of(one), again.of(two)), (None, Some(9)));
+    }
+}

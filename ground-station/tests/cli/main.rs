@@ -1,0 +1,33 @@
+//! What people and scripts meet: help, errors, JSON, exit statuses. The real program runs; behind its control socket
+//! stands a scripted station, so that every ending can be played.
+
+use ground_station::fleet::{Delivery, Event};
+use swarm_shared::proto::outcome::Reply;
+
+mod deliveries;
+mod fleet;
+mod help;
+mod past;
+mod start;
+mod station;
+
+use station::{Ran, command, finish, target};
+
+/// The program alone, in an empty state directory.
+fn alone(arguments: &[&str]) -> Ran {
+    let dir = tempfile::tempdir().expect("a directory");
+    finish(
+        command(dir.path()).args(arguments).spawn().expect("starts"),
+        dir.path(),
+    )
+}
+
+fn targets(numbers: impl IntoIterator<Item = u8>) -> Event {
+    Event::Targets {
+        targets: numbers.into_iter().map(target).collect(),
+    }
+}
+
+fn delivery(number: u8, reply: Reply) -> Event {
+    Event::Delivery(Delivery::new(target(number), reply, 1.5))
+}
