@@ -7,10 +7,11 @@
 //!
 //! The protocol is plain text and proves nothing: whoever is at the server's address, or on the way there, is the
 //! server; with `server = "auto"` whoever says so in a datagram. So it may look, and do what `allow` names, as far as
-//! `role` reaches. What it asks for is done in the order in which it arrives at the desk; a file is in its place before
-//! the next message is read. What is refused or fails gets no answer, as from the real program, for the protocol has
+//! `role` reaches. What it asks for is done in the order in which it arrives, in three `lines`: actions of flight go past
+//! what is slow. A file is in its place before the next message is read. What is refused or fails gets no answer, as from the real program, for the protocol has
 //! none; the log says it.
 
+mod lines;
 mod log;
 mod translate;
 
@@ -35,14 +36,13 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use self::lines::{Kind, Line};
 use self::log::Log;
 use crate::actions::Actions;
 use crate::config::{CleverShow, Server};
 use crate::daemon::Node;
 use crate::links::errands::Errands;
 
-/// What the server asks for that is at work at once; then it waits.
-const AT_WORK_MAX: usize = 64;
 /// The action that brings readings.
 const TELEMETRY: &str = "telemetry";
 
@@ -147,45 +147,99 @@ impl Door {
     }
 
     async fn serve(&self, mut incoming: mpsc::Receiver<Heard>) {
-        let mut at_work = JoinSet::new();
-        while let Some(Heard { event, since }) = incoming.recv().await {
-            while at_work.try_join_next().is_some() {}
-            if at_work.len() >= AT_WORK_MAX {
-                at_work.join_next().await;
+        let (mut flights, mut acts) = (Line::new(Kind::Flight), Line::new(Kind::Act));
+        let mut questions = Line::new(Kind::Question);
+        loop {
+            for line in [&mut flights, &mut acts, &mut questions] {
+                while let Some(heard) = line.next() {
+                    self.start(heard, &mut line.at_work).await;
+                }
             }
-            match event {
-                Event::Action { action, arguments } => {
-                    let end = self.begin("action", &action, arguments, since).await;
-                    let door = self.clone();
-                    if let Some((server, end)) = end {
-                        at_work.spawn(async move {
-                            let reply = ended(end).await;
-                            door.log.note(server, "action", &action, outcome(&reply));
-                        });
-                    }
+            let heard = tokio::select! {
+                biased;
+                () = flights.has_room() => continue,
+                () = acts.has_room() => continue,
+                () = questions.has_room() => continue,
+                heard = incoming.recv() => heard,
+            };
+            let Some(heard) = heard else { return };
+            let (what, name, arguments) = match &heard.event {
+                Event::Action { action, arguments } => ("action", action, arguments),
+                Event::Asked { value, arguments, .. } => ("request", value, arguments),
+                Event::File { .. }
+                | Event::Unreadable(_)
+                | Event::TooLong { .. }
+                | Event::Stray { .. }
+                | Event::Answered { .. }
+                | Event::Unanswered { .. } => {
+                    self.take(heard.event).await;
+                    continue;
                 }
-                Event::Asked { value, id, arguments } => {
-                    self.asked((value, id), arguments, since, &mut at_work).await;
-                }
-                Event::File { filepath, bytes } => {
-                    let kept = self.keep(&filepath, bytes).await;
-                    self.log.note(self.server(), "file pushed", &filepath, kept);
-                }
-                Event::Unreadable(error) => {
-                    self.log
-                        .note(self.server(), "message", "unreadable", Err(error.to_string()));
-                }
-                Event::TooLong { bytes, max } => {
-                    let why = format!("{bytes} bytes are more than the {max} allowed; passed over");
-                    self.log.note(self.server(), "message", "too long", Err(why));
-                }
-                Event::Stray { value, .. } => {
-                    let why = "it answers nothing".to_owned();
-                    self.log.note(self.server(), "response", &value, Err(why));
-                }
-                // This door asks nothing.
-                Event::Answered { .. } | Event::Unanswered { .. } => {}
+            };
+            let line = match Kind::of(name, arguments, self.actions.traits(name).flight) {
+                Kind::Flight => &mut flights,
+                Kind::Act => &mut acts,
+                Kind::Question => &mut questions,
+            };
+            if line.is_full() {
+                let why = "busy: too much waits; nothing was done".to_owned();
+                self.log.note(self.server(), what, name, Err(why));
+            } else {
+                line.join(heard);
             }
+        }
+    }
+
+    /// Begins what has its turn.
+    async fn start(&self, heard: Heard, at_work: &mut JoinSet<()>) {
+        let Heard { event, since } = heard;
+        match event {
+            Event::Action { action, arguments } => {
+                let end = self.begin("action", &action, arguments, since).await;
+                let door = self.clone();
+                if let Some((server, end)) = end {
+                    at_work.spawn(async move {
+                        let reply = ended(end).await;
+                        door.log.note(server, "action", &action, outcome(&reply));
+                    });
+                }
+            }
+            Event::Asked { value, id, arguments } => {
+                self.asked((value, id), arguments, since, at_work).await;
+            }
+            other @ (Event::File { .. }
+            | Event::Unreadable(_)
+            | Event::TooLong { .. }
+            | Event::Stray { .. }
+            | Event::Answered { .. }
+            | Event::Unanswered { .. }) => self.take(other).await,
+        }
+    }
+
+    /// What needs no turn.
+    async fn take(&self, event: Event) {
+        match event {
+            Event::File { filepath, bytes } => {
+                let kept = self.keep(&filepath, bytes).await;
+                self.log.note(self.server(), "file pushed", &filepath, kept);
+            }
+            Event::Unreadable(error) => {
+                self.log
+                    .note(self.server(), "message", "unreadable", Err(error.to_string()));
+            }
+            Event::TooLong { bytes, max } => {
+                let why = format!("{bytes} bytes are more than the {max} allowed; passed over");
+                self.log.note(self.server(), "message", "too long", Err(why));
+            }
+            Event::Stray { value, .. } => {
+                let why = "it answers nothing".to_owned();
+                self.log.note(self.server(), "response", &value, Err(why));
+            }
+            // This door asks nothing; what asks it comes in lines.
+            Event::Answered { .. }
+            | Event::Unanswered { .. }
+            | Event::Action { .. }
+            | Event::Asked { .. } => {}
         }
     }
 
