@@ -17,6 +17,8 @@ const ROOT_RECORD: &str = "root_record";
 /// The highest number that an emergency stop of this station has had.
 const STOP_NUMBER: &str = "stop_number";
 const INVITATIONS: &str = "invitations";
+/// Stops that stand for drones of other programs.
+const GUEST_STOPS: &str = "guest_stops";
 const MEMBERSHIP: &str = "membership";
 
 impl Store {
@@ -110,6 +112,23 @@ impl Store {
     /// [`StoreError`]; then nothing changed.
     pub async fn set_invitations(&self, json: String) -> Result<(), StoreError> {
         self.call(move |connection| put(connection, INVITATIONS, &json))
+            .await
+    }
+
+    /// The stops that stand for drones of other programs, as their owner wrote them.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn guest_stops(&self) -> Result<Option<String>, StoreError> {
+        self.call(|connection| text(connection, GUEST_STOPS)).await
+    }
+
+    /// Remembers them (JSON).
+    ///
+    /// # Errors
+    /// [`StoreError`]; then nothing changed.
+    pub async fn keep_guest_stops(&self, json: String) -> Result<(), StoreError> {
+        self.call(move |connection| put(connection, GUEST_STOPS, &json))
             .await
     }
 }

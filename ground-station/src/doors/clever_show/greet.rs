@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 
 use super::orders::{ALSO_ACTS, REQUESTS, Rulebook};
-use super::post::{Arrival, Connection, Post};
+use super::post::{Arrival, Connection, Namesakes, Post};
 use super::{SYSTEM, Server};
 use crate::doors::guard::Visitor;
 use crate::doors::hall::Entrance;
@@ -31,8 +31,16 @@ const FRAMES_MAX: usize = 16;
 /// Arrivals that wait for one post.
 const ARRIVALS_MAX: usize = 4;
 
-/// By id, and by place among those that call themselves so.
-type Posts = BTreeMap<String, Vec<mpsc::Sender<Arrival>>>;
+/// By id.
+type Posts = BTreeMap<String, Called>;
+
+/// Those that call themselves the same.
+#[derive(Debug, Default)]
+struct Called {
+    /// By place among them.
+    posts: Vec<mpsc::Sender<Arrival>>,
+    here: Namesakes,
+}
 
 /// Leads connections to their posts.
 #[derive(Clone, Debug)]
@@ -117,12 +125,12 @@ impl Lobby {
     /// The post of the drone with this id, or of its namesake; made if it is the first time.
     fn post(&self, id: &str, place: usize) -> Result<mpsc::Sender<Arrival>, TurnedAway> {
         let mut posts = self.posts.lock().unwrap_or_else(PoisonError::into_inner);
-        let post = posts.get(id).and_then(|places| places.get(place));
+        let post = posts.get(id).and_then(|called| called.posts.get(place));
         if let Some(post) = post.filter(|post| !post.is_closed()) {
             return Ok(post.clone());
         }
         // Those that have lost their seats.
-        posts.retain(|_, places| places.iter().any(|post| !post.is_closed()));
+        posts.retain(|_, called| called.posts.iter().any(|post| !post.is_closed()));
         let server = &self.server;
         let config = &server.config;
         // No id that a drone gives itself holds a zero byte and a number behind it.
@@ -151,12 +159,13 @@ impl Lobby {
         let drone = Drone::new(id.to_owned(), rules);
         let rulebook = Rulebook::new(config, server.guard.clone());
         let (arrivals, arrivals_in) = mpsc::channel(ARRIVALS_MAX);
-        let post = Post::new(drone, seat, rulebook, place, arrivals_in, &server.house);
+        let called = posts.entry(id.to_owned()).or_default();
+        let namesakes = called.here.clone();
+        let post = Post::new(drone, seat, rulebook, namesakes, arrivals_in, &server.house);
         server.house.tasks.spawn(post.run());
-        let places = posts.entry(id.to_owned()).or_default();
-        match places.get_mut(place) {
+        match called.posts.get_mut(place) {
             Some(gone) => gone.clone_from(&arrivals),
-            None => places.push(arrivals.clone()),
+            None => called.posts.push(arrivals.clone()),
         }
         Ok(arrivals)
     }

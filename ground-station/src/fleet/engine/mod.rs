@@ -24,7 +24,7 @@ mod offers;
 mod office;
 pub(in crate::fleet) mod recorder;
 mod release;
-mod retry;
+pub(in crate::fleet) mod retry;
 mod roll;
 mod send;
 mod stop;
@@ -69,6 +69,7 @@ use crate::store::{Store, StoreError};
 pub use cancel::without_links;
 use followers::Followers;
 use office::Office;
+pub(in crate::fleet) use roll::PUT_OUT;
 use roll::{Roll, SharedRoll};
 use watchers::Watchers;
 

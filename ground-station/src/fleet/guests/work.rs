@@ -17,6 +17,8 @@ use crate::store::{PartEnd, Store};
 
 /// How often a guest is told once more to stop, while whoever asked for it waits for others.
 const STOP_EVERY: Duration = Duration::from_secs(1);
+/// How long the door of a guest may take to say that a question has no answer.
+const ANSWER_GRACE: Duration = Duration::from_millis(500);
 /// Longer than anybody waits.
 const FOREVER: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -125,7 +127,13 @@ async fn carry(job: Job, terms: Terms, history: Option<History>, events: mpsc::S
             return tell(&events, guest.node, reply, terms.started).await;
         }
     };
-    let give_up = now + terms.patience.unwrap_or(FOREVER);
+    // A question's door knows best why there is no answer, and says it when its time is up.
+    let grace = if history.is_none() {
+        ANSWER_GRACE
+    } else {
+        Duration::ZERO
+    };
+    let give_up = now + terms.patience.unwrap_or(FOREVER) + grace;
     let first = tokio::select! {
         biased;
         answer = &mut reply => Some(answer),
@@ -135,7 +143,10 @@ async fn carry(job: Job, terms: Terms, history: Option<History>, events: mpsc::S
     let (Some(history), None) = (&history, &first) else {
         let reply = match first {
             Some(answer) => ended(answer, copy).await,
-            None => no_answer(terms.patience),
+            None => Reply::ended(
+                Outcome::NoAnswer,
+                "no answer to it in time, and its door does not say why",
+            ),
         };
         if let Some(history) = &history {
             history.keep(&guest.node, part, reply.clone()).await;
