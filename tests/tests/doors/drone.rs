@@ -416,6 +416,22 @@ fn what_a_server_may_do_to_the_machine_is_the_owner_s_to_say() {
 }
 
 #[test]
+fn an_answer_that_comes_too_late_is_not_given_to_the_next_connection() {
+    let mut stage = Stage::set("allow = [\"slow\"]\ntelemetry = false", "");
+    let asked = json!({"do": "request", "value": "slow", "kwargs": {"tag": "a", "time": 2}});
+    stage.server.order(&asked);
+    wait_until(PATIENCE, "it runs", || stage.node.marks() == ["begin a"]);
+    let port = stage.server.port.to_string();
+    stage.server.process.signal(Signal::KILL);
+    stage.server.process.wait_exit(PATIENCE);
+    stage.server = Peer::start(stage.field.path(), "second", &["--port", &port]);
+    stage.joined();
+    stage.node.wait_log("name=\"slow\" why=\"not answered");
+    stage.server.settle();
+    assert_eq!(stage.server.told("\"name\": \"slow\""), 0);
+}
+
+#[test]
 fn a_server_that_announces_itself_is_found_and_found_again_elsewhere() {
     let field = Field::new();
     let udp = UdpSocket::bind("127.0.0.1:0").expect("a port");

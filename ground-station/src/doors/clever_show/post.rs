@@ -5,28 +5,21 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
 use swarm_shared::net::clock;
 use swarm_shared::proto::clever_show::server::{Drone, Event, Until};
 use swarm_shared::proto::outcome::Reply;
-use swarm_shared::proto::wire::{FrameReader, HEADER_BYTES_MAX, Limits};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use swarm_shared::proto::wire::{HEADER_BYTES_MAX, Limits};
+use tokio::io::AsyncReadExt as _;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use super::connection::{Connection, STALL_MAX, write_some};
 use super::orders::{self, Rulebook, Sense, Times};
 use crate::doors::House;
-use crate::doors::hall::Entrance;
 use crate::fleet::guests::{Answer, Order, Presence, Seat, Work};
 
 /// How long an older connection has for a sign of life when a newer one has the same id.
 const RIVAL_WAIT: Duration = Duration::from_secs(3);
-/// How long a message may take once it has begun.
-const MESSAGE_MAX: Duration = Duration::from_secs(10);
-/// The longest pause while a frame is written, or a file is read.
-const STALL_MAX: Duration = Duration::from_secs(10);
 /// Silence after which a drone is shown as silent: it has been asked for a sign of life by then.
 const SILENT_AFTER: Duration = Duration::from_secs(10);
 /// Most of a frame that a stop waits for: what has begun cannot be overtaken.
@@ -37,89 +30,6 @@ const ON_ARRIVAL_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 const AWAY_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 /// How often it is looked whether somebody has given up waiting.
 const SWEEP: Duration = Duration::from_secs(1);
-
-/// A connection that has said who it is.
-#[derive(Debug)]
-pub(super) struct Connection {
-    from: OwnedReadHalf,
-    to: OwnedWriteHalf,
-    entrance: Entrance,
-    reader: FrameReader,
-    inbox: BytesMut,
-    /// Whether one more frame may be taken.
-    turn: bool,
-    /// When the frame at hand began to arrive, and when bytes of it came last.
-    began: Option<Instant>,
-    read: Instant,
-    /// What is left to be written of the frame at hand, and since when nothing moved.
-    head: BytesMut,
-    content: Bytes,
-    wrote: Instant,
-}
-
-impl Connection {
-    pub(super) fn new(stream: TcpStream, entrance: Entrance, reader: FrameReader, inbox: BytesMut) -> Self {
-        let (from, to) = stream.into_split();
-        let now = clock::now();
-        Self {
-            from,
-            to,
-            entrance,
-            reader,
-            inbox,
-            turn: false,
-            began: None,
-            read: now,
-            head: BytesMut::new(),
-            content: Bytes::new(),
-            wrote: now,
-        }
-    }
-
-    fn is_written(&self) -> bool {
-        self.head.is_empty() && self.content.is_empty()
-    }
-
-    /// Why it is of no use any more.
-    fn is_stuck(&self, awaits_file: bool, now: Instant) -> Option<&'static str> {
-        if self.write_due().is_some_and(|due| now >= due) {
-            return Some("it takes nothing more");
-        }
-        let late = self.read_due(awaits_file).is_some_and(|due| now >= due);
-        late.then_some("a message of it does not end")
-    }
-
-    fn write_due(&self) -> Option<Instant> {
-        (!self.is_written()).then(|| self.wrote + STALL_MAX)
-    }
-
-    /// A file takes as long as it moves on.
-    fn read_due(&self, awaits_file: bool) -> Option<Instant> {
-        let began = self.began?;
-        Some(if awaits_file {
-            self.read + STALL_MAX
-        } else {
-            began + MESSAGE_MAX
-        })
-    }
-}
-
-/// Writes some of what is left.
-async fn write_some(
-    to: &mut OwnedWriteHalf,
-    head: &mut BytesMut,
-    content: &mut Bytes,
-) -> std::io::Result<()> {
-    let written = if head.is_empty() {
-        to.write_buf(content).await?
-    } else {
-        to.write_buf(head).await?
-    };
-    if written == 0 {
-        return Err(std::io::ErrorKind::WriteZero.into());
-    }
-    Ok(())
-}
 
 /// A connection that says that it is this drone.
 #[derive(Debug)]

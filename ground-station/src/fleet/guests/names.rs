@@ -132,15 +132,21 @@ impl Shown {
 
     /// Those of which there is another thing to warn of than was told.
     pub(super) fn changed(&mut self, guests: &Guests) -> Vec<NodeView> {
-        let mut changed = Vec::new();
-        for (plain, warned) in self.0.values_mut() {
-            let mut view = plain.clone();
-            let warns = guests.warn(&mut view);
-            if warns != *warned {
-                *warned = warns;
-                changed.push(view);
-            }
-        }
-        changed
+        let book = guests.book();
+        let names: BTreeSet<&NodeName> = book.values().map(|guest| &guest.profile.node.node).collect();
+        let shown = self.0.values_mut();
+        let changed: Vec<NodeView> = shown
+            .filter(|(plain, warned)| names.contains(&plain.node) != *warned)
+            .map(|(plain, warned)| {
+                *warned = !*warned;
+                plain.clone()
+            })
+            .collect();
+        drop(book);
+        let warn = |mut view: NodeView| {
+            guests.warn(&mut view);
+            view
+        };
+        changed.into_iter().map(warn).collect()
     }
 }

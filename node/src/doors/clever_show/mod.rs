@@ -16,7 +16,7 @@ mod log;
 mod translate;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -54,6 +54,8 @@ struct Door {
     errands: Errands,
     roots: Roots,
     clover_dir: Option<String>,
+    /// Since when there is the connection that there is.
+    connected: Arc<Mutex<Option<Instant>>>,
     log: Arc<Log>,
 }
 
@@ -85,6 +87,7 @@ pub(super) fn open(config: CleverShow, node: &Node, errands: Errands) {
         errands,
         roots,
         clover_dir,
+        connected: Arc::default(),
         log: Arc::new(Log::default()),
     };
     node.tasks.spawn(door.run(client, incoming, node.stop.clone()));
@@ -119,6 +122,7 @@ impl Door {
         loop {
             let (stream, server) = client.next_connection().await;
             tracing::info!(target: "door", %server, "connected with a clever-show server");
+            *self.connected.lock().unwrap_or_else(PoisonError::into_inner) = Some(clock::now());
             let ended = self.connection.connect(stream).await;
             tracing::info!(target: "door", %server, why = %ended, "the clever-show server is gone");
         }
@@ -260,7 +264,7 @@ impl Door {
             let answered = match self.read(path).await {
                 Ok(bytes) => {
                     let size = bytes.len();
-                    self.respond(&value, &id, Answer::File(bytes))
+                    self.respond((&value, &id), Answer::File(bytes), since)
                         .map(|()| format!("{size} bytes"))
                 }
                 Err(why) => Err(why),
@@ -269,7 +273,7 @@ impl Door {
         }
         if value == "clover_dir" {
             let dir = self.clover_dir.clone().map_or(Value::Null, Value::String);
-            let answered = self.respond(&value, &id, Answer::Value(dir));
+            let answered = self.respond((&value, &id), Answer::Value(dir), since);
             return self
                 .log
                 .note(server, "request", &value, answered.map(|()| "done".to_owned()));
@@ -283,7 +287,7 @@ impl Door {
             let reply = ended(end).await;
             let answer = translate::answer(&value, &reply, with_spec, now());
             let answered = match answer {
-                Some(answer) => door.respond(&value, &id, Answer::Value(answer)),
+                Some(answer) => door.respond((&value, &id), Answer::Value(answer), since),
                 None => Ok(()),
             };
             door.log
@@ -291,7 +295,12 @@ impl Door {
         });
     }
 
-    fn respond(&self, value: &str, id: &str, answer: Answer) -> Result<(), String> {
+    /// Answers what was asked then: over the connection that it was asked by, for the next one counts anew.
+    fn respond(&self, (value, id): (&str, &str), answer: Answer, asked: Instant) -> Result<(), String> {
+        let connected = *self.connected.lock().unwrap_or_else(PoisonError::into_inner);
+        if connected.is_none_or(|connected| asked < connected) {
+            return Err("not answered: the connection that it was asked by is gone".to_owned());
+        }
         self.connection
             .respond(value, id, answer)
             .map_err(|error| error.to_string())

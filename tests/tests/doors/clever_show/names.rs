@@ -36,6 +36,16 @@ fn drones_of_one_address_are_as_many_nodes_and_so_are_two_of_one_id() {
         });
     let stopped = show.station.run(&["stop", "clever-1", "--timeout", "5s"]);
     assert_eq!(stopped.json().len(), 1, "{:?}", stopped.out);
+    // It comes back as what it was.
+    let copys = show.station.node("clever-1")["id"].clone();
+    show.drones[copy].signal(Signal::USR1);
+    show.station.wait_state("clever-1", "offline");
+    show.drones[copy].signal(Signal::USR2);
+    show.station.wait_state("clever-1", "online");
+    assert_eq!(
+        (show.station.nodes().len(), &show.station.node("clever-1")["id"]),
+        (2, &copys)
+    );
     assert!(show.drones[copy].ended().is_none());
 }
 

@@ -162,6 +162,7 @@ fn a_release_ends_a_stop_that_still_goes_on() {
 #[test]
 fn the_audit_and_the_history_tell_of_a_stop_once() {
     let mut show = Show::new("");
+    show.add_node();
     show.join("clever-1", &[]);
     show.station.run(&["stop", "clever-1", "--timeout", "2s"]);
     let audit = show.station.run(&["history", "--audit"]).expect(0).json();
