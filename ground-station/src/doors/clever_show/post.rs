@@ -141,6 +141,11 @@ impl Post {
             self.take_frame(now);
             self.drone.handle_timeout(now);
             self.sweep();
+            if self.stop_on_arrival.is_some() && self.seat.stopped().is_none() {
+                // Released while it came, too early to be told.
+                self.withdraw_stops();
+                self.drone.release();
+            }
             self.tell_events();
             self.judge(now);
             self.next_to_write(now);
@@ -309,6 +314,7 @@ impl Post {
     fn take_order(&mut self, order: Order) {
         let Order {
             work,
+            issued,
             begin,
             answer,
             reply,
@@ -318,6 +324,7 @@ impl Post {
         }
         let ticket = self.ticket();
         let times = Times {
+            issued,
             until: Until { begin, answer },
             now: clock::now(),
         };
@@ -383,6 +390,7 @@ impl Post {
         let ticket = self.ticket();
         let until = now + ON_ARRIVAL_MAX;
         let times = Times {
+            issued: now,
             until: Until {
                 begin: until,
                 answer: until,

@@ -268,7 +268,7 @@ impl Counter {
             events,
             who,
         } = call;
-        let asked = request.clone();
+        let (asked, asked_at) = (request.clone(), clock::now());
         let mut own = if origin.is_some() {
             Own::none(&self.guests)
         } else {
@@ -330,8 +330,10 @@ impl Counter {
                 ..
             } => {
                 let (ttl, timeout) = (Duration::from_millis(ttl_ms), Duration::from_millis(timeout_ms));
+                let mut started = asked_at;
                 if batch.is_some() {
                     own.rest(&events).await?;
+                    started = clock::now();
                 }
                 let origin = Origin {
                     batch: batch.map(|batch| batch.size.to_string()),
@@ -347,7 +349,7 @@ impl Counter {
                     deliveries: Vec::new(),
                 };
                 let terms = Terms {
-                    started: clock::now(),
+                    started,
                     begin: ttl,
                     answer: timeout,
                     patience: Some(timeout),

@@ -117,6 +117,8 @@ pub enum Work {
 pub struct Order {
     /// What.
     pub work: Work,
+    /// When it was asked for. What ages badly counts from then, however long a disk took in between.
+    pub issued: Instant,
     /// It must not begin after this.
     pub begin: Instant,
     /// Nobody waits for an answer after this.
@@ -360,6 +362,26 @@ impl Guests {
 impl Guests {
     /// Gives a guest an order, as the desk does.
     pub(crate) async fn order(&self, name: &str, work: Work) -> oneshot::Receiver<Answer> {
+        self.order_of(name, work, clock::now()).await
+    }
+
+    /// Has a stop stand, or ends it, and tells no guest.
+    pub(crate) fn stand(&self, selector: &str, stop: bool) {
+        let (selector, standing) = (Selector::parse(selector).expect("a selector"), self.standing());
+        if stop {
+            standing.stop(selector);
+        } else {
+            standing.release(&selector, standing.version()).expect("fits");
+        }
+    }
+
+    /// The same, asked for then.
+    pub(crate) async fn order_of(
+        &self,
+        name: &str,
+        work: Work,
+        issued: Instant,
+    ) -> oneshot::Receiver<Answer> {
         let selector = Selector::parse(name).expect("a name");
         let guest = self.meant(&selector).pop().expect("a guest");
         let until = clock::now() + std::time::Duration::from_secs(60);
@@ -373,6 +395,7 @@ impl Guests {
         };
         let order = Order {
             work,
+            issued,
             begin: until,
             answer: until,
             reply,
