@@ -22,7 +22,7 @@ use crate::control::lock::{LockError, StateLock};
 use crate::control::server::ControlServer;
 use crate::control::{CONTROL_SOCKET, client};
 use crate::doors::{Face, Open};
-use crate::fleet::engine::{self, Engine, Purpose, Settings};
+use crate::fleet::engine::{self, Engine, EngineError, Purpose, Settings};
 use crate::fleet::guests::{self, Desk, Guests};
 use crate::fleet::{Fleet, archive};
 
@@ -44,7 +44,7 @@ pub(super) struct Connection {
 struct Own {
     engine: Engine,
     control: Option<(CancellationToken, JoinHandle<()>)>,
-    /// Before the engine, where a door may let guests in.
+    /// Before the engine, where a door may let guests in: other verbs stop and release them too.
     guests: Option<(Guests, Desk)>,
     doors: Option<Open>,
     _lock: StateLock,
@@ -215,6 +215,7 @@ impl Connection {
         };
         adjust(&mut config);
         let has_guests = config.doors.clever_show.is_some();
+        let stops = matches!(purpose, Purpose::Stop(_));
         // Bound first: a path that is too long is found before any link is up.
         let server = if purpose == Purpose::Stay {
             Some(ControlServer::bind(&lock)?)
@@ -227,11 +228,22 @@ impl Connection {
             purpose,
         })
         .await?;
-        let (fleet, guests) = if has_guests && server.is_some() {
-            let (fleet, guests, desk) = guests::front(engine.fleet(), engine.store());
-            (fleet, Some((guests, desk)))
+        let front = if has_guests {
+            guests::front(engine.fleet(), engine.store()).await.map(Some)
         } else {
-            (engine.fleet(), None)
+            Ok(None)
+        };
+        let (fleet, guests) = match front {
+            Ok(None) => (engine.fleet(), None),
+            Ok(Some((fleet, guests, desk))) => (fleet, Some((guests, desk))),
+            Err(error) if stops => {
+                tracing::warn!(%error, "the stop goes out all the same; drones that come later are not stopped by it");
+                (engine.fleet(), None)
+            }
+            Err(error) => {
+                engine.stop().await;
+                return Err(EngineError::from(error).into());
+            }
         };
         let control = server.map(|server| {
             let stop = CancellationToken::new();

@@ -49,6 +49,7 @@ pub(super) async fn run(args: Args, common: &Common, screen: &mut Screen) -> Res
         let request = Request::Stop {
             selector: args.selector.clone(),
             timeout_ms: common.timeout_given.then(|| to_ms(left)),
+            beside: false,
         };
         let status = follow(&connection.fleet, request, &mut backup, screen).await;
         connection.close().await;

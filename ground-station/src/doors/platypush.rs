@@ -219,6 +219,7 @@ impl Desk {
                 let request = Request::Stop {
                     selector: selector.clone(),
                     timeout_ms: Some(duration::to_ms(self.common.timeout)),
+                    beside: false,
                 };
                 self.station(visitor, "station.stop", &selector, request).await
             }

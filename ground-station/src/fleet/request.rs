@@ -67,6 +67,9 @@ pub enum Request {
         selector: Selector,
         /// When to give up; never if absent.
         timeout_ms: Option<u64>,
+        /// Whether others than nodes are told as well, which is noted elsewhere: that no node is meant is no news then.
+        #[serde(skip)]
+        beside: bool,
     },
     /// The end of an emergency stop: `targets`, one `delivery` each.
     Release {

@@ -21,6 +21,8 @@ const STOP_NUMBER: &str = "stop_number";
 /// Nodes that have not confirmed the last stop, with its number.
 const UNCONFIRMED_STOPS: &str = "unconfirmed_stops";
 const INVITATIONS: &str = "invitations";
+/// Stops that stand for drones of other programs.
+const GUEST_STOPS: &str = "guest_stops";
 const MEMBERSHIP: &str = "membership";
 
 impl Store {
@@ -143,6 +145,23 @@ impl Store {
     /// [`StoreError`]; then nothing changed.
     pub async fn set_invitations(&self, json: String) -> Result<(), StoreError> {
         self.call(move |connection| put(connection, INVITATIONS, &json))
+            .await
+    }
+
+    /// The stops that stand for drones of other programs, as their owner wrote them.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn guest_stops(&self) -> Result<Option<String>, StoreError> {
+        self.call(|connection| text(connection, GUEST_STOPS)).await
+    }
+
+    /// Remembers them (JSON).
+    ///
+    /// # Errors
+    /// [`StoreError`]; then nothing changed.
+    pub async fn keep_guest_stops(&self, json: String) -> Result<(), StoreError> {
+        self.call(move |connection| put(connection, GUEST_STOPS, &json))
             .await
     }
 }

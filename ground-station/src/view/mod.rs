@@ -12,6 +12,7 @@ pub mod history;
 pub mod json;
 pub mod nodes;
 pub mod peers;
+mod readings;
 pub mod stop;
 pub mod table;
 pub mod users;

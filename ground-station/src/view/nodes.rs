@@ -1,11 +1,11 @@
 //! Who is there.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use serde_json::Value;
 use swarm_shared::proto::id::{PeerId, PeerKind};
 
 use super::fold::natural_key;
+use super::readings::Readings;
 use super::table::{self, Cell};
 use super::{Paint, Style, ago, harmless};
 use crate::fleet::{NodeState, NodeView};
@@ -13,12 +13,10 @@ use crate::fleet::{NodeState, NodeView};
 const HEADING: [&str; 8] = [
     "NAME", "ID", "STATE", "HEARD", "ADDRESS", "TAGS", "VERSION", "CHECKS",
 ];
-/// Most columns for what nodes tell of themselves; JSON has all of it.
-const READINGS_SHOWN: usize = 8;
-/// Longest reading in a column, in characters.
-const READING_CHARS_MAX: usize = 24;
 /// What is left out where not all fits, the first first: whether a node is well matters more.
 const LESS: [&str; 4] = ["VERSION", "TAGS", "ADDRESS", "ID"];
+/// Readings that are left out after those, and not before.
+const READINGS_KEPT: usize = 3;
 
 /// All nodes, the newest view of each.
 #[derive(Debug, Default)]
@@ -55,14 +53,11 @@ impl Nodes {
         }
         let mut views: Vec<&NodeView> = self.0.values().collect();
         views.sort_by_key(|view| (natural_key(&view.node), view.id));
-        let told: BTreeSet<&str> = views
-            .iter()
-            .flat_map(|view| view.telemetry.keys().map(String::as_str))
-            .collect();
-        let readings: Vec<&str> = told.into_iter().take(READINGS_SHOWN).collect();
+        let readings = Readings::of(&views);
         let rows: Vec<Vec<Cell>> = views
             .iter()
-            .map(|view| {
+            .enumerate()
+            .map(|(at, view)| {
                 // Whoever is online is heard every second, without a word to whoever watches.
                 let older = if view.state == NodeState::Online {
                     0
@@ -70,20 +65,26 @@ impl Nodes {
                     older_ms(&view.id)
                 };
                 let heard = view.last_heard_ms.map(|ms| ms.saturating_add(older));
-                let told = readings.iter().map(|name| reading(view, name));
+                let told = readings.row(at).map(Cell::plain);
                 row(view, heard).into_iter().chain(told).collect()
             })
             .collect();
-        let names: Vec<String> = readings
-            .iter()
-            .map(|name| table::cut(&harmless(name).to_uppercase(), READING_CHARS_MAX))
-            .collect();
+        let names = readings.names();
         let heading: Vec<&str> = HEADING
             .iter()
             .copied()
             .chain(names.iter().map(String::as_str))
             .collect();
-        let mut lines = table::render(&heading, &table::fitting(&heading, &rows, style, &LESS), style);
+        let (first, more) = names.split_at(names.len().min(READINGS_KEPT));
+        let last_first = |names: &'_ [String]| names.iter().rev().cloned().collect::<Vec<String>>();
+        let less = [
+            last_first(more),
+            LESS.map(str::to_owned).to_vec(),
+            last_first(first),
+        ]
+        .concat();
+        let less: Vec<&str> = less.iter().map(String::as_str).collect();
+        let mut lines = table::render(&heading, &table::fitting(&heading, &rows, style, &less), style);
         for view in &views {
             for warning in &view.warnings {
                 let text = format!("{}: {}", view.node, harmless(warning));
@@ -145,16 +146,6 @@ fn row(view: &NodeView, heard: Option<u64>) -> Vec<Cell> {
         Cell::plain(view.software.as_deref().map(harmless).unwrap_or_default()),
         checks(view),
     ]
-}
-
-/// A text as it is, anything else as JSON.
-fn reading(view: &NodeView, name: &str) -> Cell {
-    let text = match view.telemetry.get(name) {
-        None => String::new(),
-        Some(Value::String(text)) => harmless(text),
-        Some(value) => harmless(&value.to_string()),
-    };
-    Cell::plain(table::cut(&text, READING_CHARS_MAX))
 }
 
 fn checks(view: &NodeView) -> Cell {

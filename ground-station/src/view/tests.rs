@@ -464,6 +464,10 @@ fn what_nodes_tell_of_themselves_has_columns_of_its_own() {
         ("battery", serde_json::json!([12.2, 0.98])),
         ("fcu", serde_json::json!("STANDBY\u{1b}[2J")),
         ("long", serde_json::json!("x".repeat(100))),
+        (
+            "memory",
+            serde_json::json!({ "free": 7, "total": 4000, "pages": { "huge": 0 } }),
+        ),
     ];
     drone.telemetry = readings.map(|(name, value)| (name.to_owned(), value)).into();
     nodes.add(&drone, Style::default());
@@ -471,11 +475,25 @@ fn what_nodes_tell_of_themselves_has_columns_of_its_own() {
     let table = nodes.table(|_id| 0, Style::default()).join("\n");
     assert!(table.contains("BATTERY") && table.contains("FCU"), "{table}");
     assert!(
-        table.contains("[12.2,0.98]") && table.contains("STANDBY"),
+        table.contains("12.2 0.98") && table.contains("STANDBY") && table.contains("MEMORY.TOTAL"),
         "{table}"
     );
     assert!(
-        !table.contains('\u{1b}') && !table.contains(&"x".repeat(30)),
+        !table.contains('\u{1b}') && !table.contains(&"x".repeat(30)) && !table.contains('{'),
         "{table}"
+    );
+    // Where there is less room, some are left out whole, and nothing is wider than the terminal.
+    let style = Style {
+        columns: Some(80),
+        ..Style::default()
+    };
+    let narrow = nodes.table(|_id| 0, style);
+    assert!(
+        narrow[0].contains("NAME") && !narrow[0].contains("MEMORY"),
+        "{narrow:?}"
+    );
+    assert!(
+        narrow.iter().all(|line| super::table::width(line) <= 80),
+        "{narrow:?}"
     );
 }

@@ -152,6 +152,7 @@ pub(super) fn stop() -> Request {
     Request::Stop {
         selector: Selector::all(),
         timeout_ms: Some(ROUND_MS),
+        beside: false,
     }
 }
 

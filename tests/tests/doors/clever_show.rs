@@ -1,137 +1,18 @@
 //! clever-show's drones at a real station's door.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{TcpStream, UdpSocket};
+use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
-use std::process::Command;
 
 use serde_json::{Value, json};
-use swarm_tests::fleet::{Field, Invite, Node, PATIENCE, Place, Ran, Station, text};
-use swarm_tests::process::{Process, Signal, Stream, wait_until};
+use swarm_tests::fleet::{PATIENCE, Ran, text};
+use swarm_tests::process::{Signal, wait_until};
 
-/// A station with this door.
-struct Show {
-    drones: Vec<Process>,
-    nodes: Vec<Node>,
-    station: Station,
-    field: Field,
-    udp_port: u16,
-}
+mod names;
+mod show;
+mod stops;
 
-impl Show {
-    fn new(door: &str) -> Self {
-        let udp = UdpSocket::bind("127.0.0.1:0").expect("a free port");
-        let udp_port = udp.local_addr().expect("bound").port();
-        drop(udp);
-        let field = Field::new();
-        let mut station = field.station("st", Place::here());
-        station.configure(&format!(
-            "[doors.clever_show]\nlisten = \"127.0.0.1:0\"\nannounce_port = {udp_port}\n{door}"
-        ));
-        station.serve();
-        Self {
-            drones: Vec::new(),
-            nodes: Vec::new(),
-            station,
-            field,
-            udp_port,
-        }
-    }
-
-    /// One node of our own.
-    fn add_node(&mut self) {
-        let code = self.station.invite(&Invite::nodes(1));
-        let mut node = self.field.node("n1", Place::here());
-        node.start(&["--join", &code]);
-        self.nodes.push(node);
-        self.station.wait_state("n1", "online");
-    }
-
-    fn port(&self) -> u16 {
-        let opened = "door open door=\"clever_show\" listen=127.0.0.1:";
-        let mut port = None;
-        wait_until(PATIENCE, "the log names the port", || {
-            let log = self.station.log();
-            let found = log.iter().find_map(|line| Some(line.split_once(opened)?.1));
-            port = found.and_then(|port| port.trim().parse().ok());
-            port.is_some()
-        });
-        port.expect("found")
-    }
-
-    fn dir(&self, drone: usize) -> PathBuf {
-        self.field.path().join(format!("drone-{drone}"))
-    }
-
-    /// Starts a drone; its number.
-    fn start(&mut self, words: &[&str]) -> usize {
-        let number = self.drones.len();
-        let script: PathBuf = [env!("CARGO_MANIFEST_DIR"), "peers", "clever_drone.py"]
-            .iter()
-            .collect();
-        let mut command = Command::new("python3");
-        command.env("CLEVER_DRONE_PAUSE", "0.2");
-        command.arg("-u").arg(script).arg("--dir").arg(self.dir(number));
-        command
-            .arg("--udp-port")
-            .arg(self.udp_port.to_string())
-            .args(words);
-        let name = format!("drone-{number}");
-        self.drones
-            .push(Process::spawn(command, &name, self.field.path()));
-        number
-    }
-
-    /// The same, sent to the door's address, and waited for.
-    fn join(&mut self, id: &str, words: &[&str]) -> usize {
-        let server = format!("127.0.0.1:{}", self.port());
-        let number = self.start(&[&["--id", id, "--server", &server], words].concat());
-        self.station.wait_state(id, "online");
-        number
-    }
-
-    /// Waits for something that happens at a drone.
-    fn wait(&mut self, drone: usize, what: &str, wanted: impl FnMut(&Value) -> bool) -> Value {
-        self.drones[drone].wait_json(PATIENCE, what, wanted)
-    }
-
-    fn wait_action(&mut self, drone: usize, action: &str) -> Value {
-        self.wait(drone, action, |told| {
-            told["event"] == "action" && told["action"] == action
-        })
-    }
-
-    /// Everything that has happened at a drone.
-    fn told(&self, drone: usize) -> Vec<Value> {
-        let lines = self.drones[drone].lines(Stream::Out);
-        let lines = lines.iter().map(|line| serde_json::from_str(line));
-        lines.collect::<Result<_, _>>().expect("JSON lines")
-    }
-
-    fn was_told(&self, drone: usize, action: &str) -> usize {
-        let told = self.told(drone);
-        told.iter().filter(|told| told["action"] == action).count()
-    }
-
-    /// The only delivery of a verb.
-    fn one(&self, words: &[&str], status: i32) -> Value {
-        let mut all = self.station.run(words).expect(status).json();
-        assert_eq!(all.len(), 1, "{words:?}: {all:?}");
-        all.remove(0)
-    }
-
-    fn value(&self, words: &[&str]) -> Value {
-        let mut delivery = self.one(words, 0);
-        assert_eq!(delivery["state"], "done", "{delivery}");
-        delivery["value"].take()
-    }
-}
-
-fn by_name<'a>(nodes: &'a [Value], name: &str) -> &'a Value {
-    let mut named = nodes.iter().filter(|node| node["node"] == name);
-    named.next().unwrap_or(&Value::Null)
-}
+use show::{Show, by_name};
 
 const SENT: &str = "sent, unconfirmed";
 
@@ -392,51 +273,6 @@ fn without_both_nothing_outlives_a_connection() {
     assert_eq!(show.was_told(drone, "led_test"), 0);
 }
 
-#[test]
-fn drones_of_one_address_are_as_many_nodes_and_so_are_two_of_one_id() {
-    swarm_tests::needs_python!();
-    let mut show = Show::new("");
-    let first = show.join("clever-1", &[]);
-    show.join("clever-2", &[]);
-    show.station.wait_online(2);
-    // A card that was copied: both live.
-    let server = format!("127.0.0.1:{}", show.port());
-    let copy = show.start(&["--id", "clever-1", "--server", &server]);
-    show.station.wait_online(3);
-    show.station.wait_nodes("both are warned of", |nodes| {
-        let twins = nodes.iter().filter(|node| node["node"] == "clever-1");
-        twins
-            .filter(|node| node["warnings"].to_string().contains("call themselves"))
-            .count()
-            == 2
-    });
-    let pinged = show.station.run(&["ping", "clever-1"]).expect(0).json();
-    assert_eq!(pinged.len(), 2);
-    assert_ne!(pinged[0]["id"], pinged[1]["id"]);
-    // The first goes for good; the copy stays what it is.
-    show.drones[first].signal(Signal::KILL);
-    show.station.wait_nodes("one of them is offline", |nodes| {
-        nodes.iter().filter(|node| node["state"] == "offline").count() == 1
-    });
-    assert!(show.drones[copy].ended().is_none());
-}
-
-#[test]
-fn a_newer_connection_takes_the_place_of_a_dead_one() {
-    swarm_tests::needs_python!();
-    let mut show = Show::new("");
-    let frozen = show.join("clever-1", &["--frozen"]);
-    let before = show.station.node("clever-1");
-    let newer = show.join("clever-1", &[]);
-    show.wait(newer, "a second question", |told| told["name"] == "clover_dir");
-    let nodes = show.station.nodes();
-    assert_eq!(nodes.len(), 1, "{nodes:?}");
-    assert_eq!(nodes[0]["id"], before["id"]);
-    assert_ne!(nodes[0]["address"], before["address"]);
-    assert_eq!(show.value(&["ping", "clever-1"]), "pong");
-    assert!(show.drones[frozen].ended().is_none());
-}
-
 /// What a connection to the door is told before it is closed.
 fn closed(mut stream: TcpStream) -> Vec<u8> {
     let mut read = Vec::new();
@@ -540,59 +376,6 @@ fn a_door_reads_until_it_is_allowed_more() {
 }
 
 #[test]
-fn an_emergency_stop_goes_before_all_and_stays_until_it_is_released() {
-    swarm_tests::needs_python!();
-    let mut show = Show::new("allow = [\"*\"]\nresume_queue = true\n");
-    show.add_node();
-    let here = show.join("clever-1", &[]);
-    let away = show.join("clever-2", &[]);
-    show.drones[away].signal(Signal::USR1);
-    show.station.wait_state("clever-2", "offline");
-    show.one(&["call", "clever-2", "led_test", "--timeout", "200ms"], 4);
-
-    let mut verb = show.station.start(&["stop", "all", "--timeout", "20s"]);
-    show.wait_action(here, "emergency_land");
-    let end = verb
-        .process()
-        .wait_json(PATIENCE, "its end", |end| end["node"] == "clever-1");
-    assert_eq!(
-        (&end["state"], text(&end, "error")),
-        (&json!("unknown"), "sent; this drone cannot confirm a stop")
-    );
-    // Told again and again while the other is waited for.
-    show.wait_action(here, "emergency_land");
-    show.drones[away].signal(Signal::USR2);
-    show.wait_action(away, "emergency_land");
-    let ran = verb.finish(PATIENCE).json();
-    assert_eq!(by_name(&ran, "n1")["state"], "done", "{ran:?}");
-    assert_eq!(by_name(&ran, "clever-2")["state"], "unknown", "{ran:?}");
-    let warned = show.station.node("clever-2")["warnings"].to_string();
-    assert!(warned.contains("STOPPED"), "{warned}");
-
-    let refused = show.one(&["call", "clever-1", "led_test"], 1);
-    assert!(text(&refused, "error").contains("emergency stop"), "{refused}");
-    assert_eq!(
-        show.value(&["call", "clever-1", "batt_voltage"]),
-        json!(12.1),
-        "what reads goes on"
-    );
-    // It comes back while it is stopped: it is told again.
-    show.drones[here].signal(Signal::USR1);
-    show.station.wait_state("clever-1", "offline");
-    let before = show.was_told(here, "emergency_land");
-    show.drones[here].signal(Signal::USR2);
-    wait_until(PATIENCE, "it is told again", || {
-        show.was_told(here, "emergency_land") > before
-    });
-
-    show.station.run(&["release", "all"]).expect(0);
-    assert_eq!(show.value(&["call", "clever-1", "led_after"]), SENT);
-    assert_eq!(show.value(&["call", "clever-2", "led_after"]), SENT);
-    show.wait_action(away, "led_after");
-    assert_eq!(show.was_told(away, "led_test"), 0, "what was queued is dropped");
-}
-
-#[test]
 fn a_rolling_run_goes_over_nodes_and_drones_and_stops_at_the_first_fault() {
     swarm_tests::needs_python!();
     let mut show = Show::new("allow = [\"*\"]\n");
@@ -667,4 +450,69 @@ fn a_follower_hears_of_drones_as_of_nodes() {
         "{ended}"
     );
     wait("all has been said", &told("end"));
+}
+
+#[test]
+fn what_was_not_done_is_repeated_on_drones_as_on_nodes() {
+    swarm_tests::needs_python!();
+    let mut show = Show::new("allow = [\"*\"]\n");
+    show.add_node();
+    let drone = show.join("clever-1", &[]);
+    show.drones[drone].signal(Signal::USR1);
+    show.station.wait_state("clever-1", "offline");
+    show.one(&["call", "clever-1", "led_fill", "red=7"], 4);
+    let file = show.field.file("f", b"content");
+    let to = "clever-1:clover/f";
+    show.one(&["send", file.to_str().expect("UTF-8"), to], 4);
+    show.drones[drone].signal(Signal::USR2);
+    show.station.wait_state("clever-1", "online");
+
+    let again = show.one(&["history", "--retry", "1"], 0);
+    assert_eq!(
+        (&again["node"], &again["value"]),
+        (&json!("clever-1"), &json!(SENT))
+    );
+    assert_eq!(show.wait_action(drone, "led_fill")["kwargs"], json!({ "red": 7 }));
+    assert_eq!(show.value(&["history", "--retry", "2"]), SENT);
+    show.wait(drone, "the file", |told| told["event"] == "file");
+    show.station
+        .run(&["history", "--retry", "1"])
+        .expect(3)
+        .says("it is done everywhere");
+    let history = show.station.run(&["history"]).expect(0).json();
+    assert!(
+        history.iter().any(|command| command["retry_of"] == 1),
+        "{history:?}"
+    );
+    // Of a stop, and of a drone that this station does not know any more.
+    show.station.run(&["stop", "clever-1", "--timeout", "2s"]);
+    let stop = show.station.run(&["history", "--limit", "1"]).expect(0).json();
+    let number = stop[0]["command"].to_string();
+    show.station
+        .run(&["history", "--retry", &number])
+        .expect(2)
+        .says("type `ground-station stop` again");
+    show.station.run(&["release", "clever-1"]).expect(0);
+    show.drones[drone].signal(Signal::USR1);
+    show.station.wait_state("clever-1", "offline");
+    show.one(&["call", "clever-1", "led_fill", "red=8"], 4);
+    let last = show.station.run(&["history", "--limit", "1"]).expect(0).json();
+    show.station.end(Signal::TERM);
+    show.station.serve();
+    show.station
+        .run(&["history", "--retry", &last[0]["command"].to_string()])
+        .expect(3)
+        .says("known once they have connected");
+}
+
+#[test]
+fn a_question_without_an_answer_is_not_said_to_wait() {
+    swarm_tests::needs_python!();
+    let mut show = Show::new("");
+    show.join("clever-1", &["--deaf", "anim_id"]);
+    let unanswered = show.one(&["call", "clever-1", "anim_id", "--timeout", "400ms"], 4);
+    assert!(
+        text(&unanswered, "error").starts_with("no answer: it may not know the question"),
+        "{unanswered}"
+    );
 }

@@ -384,6 +384,64 @@ fn a_flight_action_that_lay_too_long_unread_is_not_done() {
 }
 
 #[test]
+fn slow_actions_keep_no_flight_action_from_being_done() {
+    swarm_tests::needs_python!();
+    let flight = "[actions.takeoff]\ncommand = [\"/bin/echo\", \"up\"]\nclass = \"flight\"\n";
+    let mut stage = Stage::set(
+        "allow = [\"slow\", \"takeoff\"]\ntelemetry = false\nrate = 1000",
+        flight,
+    );
+    let Stage { server, node, .. } = &mut stage;
+    for number in 0..80 {
+        server.act("slow", &json!({"tag": format!("s{number}"), "time": 50}));
+    }
+    server.act("takeoff", &json!({}));
+    node.wait_log("name=\"takeoff\" outcome=\"done\"");
+    // Who looks is answered, too, and what is too much is told of in the log.
+    server.settle();
+    node.wait_log("name=\"slow\" why=\"busy: too much waits");
+    let begun = node.marks();
+    assert!(
+        begun.len() <= 6 && begun.iter().all(|mark| mark.starts_with("begin")),
+        "{begun:?}"
+    );
+}
+
+#[test]
+fn what_a_server_may_do_to_the_machine_is_the_owner_s_to_say() {
+    swarm_tests::needs_python!();
+    let more = "[services]\nallow = [\"no-such-unit-of-swarm\"]\n[actions.test]\ncommand = [\"/bin/echo\", \"tested\"]\n";
+    let mut stage = Stage::set("allow = [\"*\"]\ntelemetry = false", more);
+    let Stage { server, node, .. } = &mut stage;
+    // Handed to systemd, which knows no such unit, or is not there.
+    server.act("service_restart", &json!({"name": "no-such-unit-of-swarm"}));
+    node.wait_log("name=\"service_restart\" why=\"failed: ");
+    server.act("service_restart", &json!({"name": "sshd"}));
+    node.wait_log("name=\"service_restart\" why=\"refused: \\\"sshd\\\" may not be restarted");
+    server.act("test", &json!({}));
+    node.wait_log("name=\"test\" outcome=\"done\"");
+    server.act("update_repo", &json!({}));
+    node.wait_log("name=\"update_repo\" why=\"refused: ");
+}
+
+#[test]
+fn an_answer_that_comes_too_late_is_not_given_to_the_next_connection() {
+    swarm_tests::needs_python!();
+    let mut stage = Stage::set("allow = [\"slow\"]\ntelemetry = false", "");
+    let asked = json!({"do": "request", "value": "slow", "kwargs": {"tag": "a", "time": 2}});
+    stage.server.order(&asked);
+    wait_until(PATIENCE, "it runs", || stage.node.marks() == ["begin a"]);
+    let port = stage.server.port.to_string();
+    stage.server.process.signal(Signal::KILL);
+    stage.server.process.wait_exit(PATIENCE);
+    stage.server = Peer::start(stage.field.path(), "second", &["--port", &port]);
+    stage.joined();
+    stage.node.wait_log("name=\"slow\" why=\"not answered");
+    stage.server.settle();
+    assert_eq!(stage.server.told("\"name\": \"slow\""), 0);
+}
+
+#[test]
 fn a_server_that_announces_itself_is_found_and_found_again_elsewhere() {
     swarm_tests::needs_python!();
     let field = Field::new();

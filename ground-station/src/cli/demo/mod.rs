@@ -324,6 +324,7 @@ impl<'a> Demo<'a> {
         let request = Request::Stop {
             selector: Selector::all(),
             timeout_ms: Some(to_ms(STEP_MAX)),
+            beside: false,
         };
         let mut events = self.fleet.perform(request).await;
         let (mut report, mut answers, mut last) = (Report::default(), Vec::new(), 0.0_f64);

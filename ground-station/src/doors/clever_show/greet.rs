@@ -14,8 +14,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 
+use super::connection::Connection;
 use super::orders::{ALSO_ACTS, REQUESTS, Rulebook};
-use super::post::{Arrival, Connection, Post};
+use super::post::{Arrival, Namesakes, Post};
 use super::{SYSTEM, Server};
 use crate::doors::guard::Visitor;
 use crate::doors::hall::Entrance;
@@ -31,8 +32,16 @@ const FRAMES_MAX: usize = 16;
 /// Arrivals that wait for one post.
 const ARRIVALS_MAX: usize = 4;
 
-/// By id, and by place among those that call themselves so.
-type Posts = BTreeMap<String, Vec<mpsc::Sender<Arrival>>>;
+/// By id.
+type Posts = BTreeMap<String, Called>;
+
+/// Those that call themselves the same.
+#[derive(Debug, Default)]
+struct Called {
+    /// By place among them.
+    posts: Vec<mpsc::Sender<Arrival>>,
+    here: Namesakes,
+}
 
 /// Leads connections to their posts.
 #[derive(Clone, Debug)]
@@ -99,10 +108,11 @@ impl Lobby {
         self.server.guard.note(&visitor, "connect", &id, outcome).await;
     }
 
-    /// To the first post of this id that takes it.
+    /// To the first post of this id that takes it; to a new one if none does.
     async fn lead(&self, id: &str, mut connection: Box<Connection>) -> Result<(), TurnedAway> {
-        for place in 0..NAMESAKES_MAX {
-            let post = self.post(id, place)?;
+        let mut offered: Vec<mpsc::Sender<Arrival>> = Vec::new();
+        while offered.len() < NAMESAKES_MAX {
+            let post = self.post(id, &offered)?;
             let (answer, taken) = oneshot::channel();
             let arrival = Arrival { connection, answer };
             post.send(arrival).await.map_err(|_gone| TurnedAway::NoPost)?;
@@ -110,25 +120,37 @@ impl Lobby {
                 Some(back) => connection = back,
                 None => return Ok(()),
             }
+            offered.push(post);
         }
         Err(TurnedAway::Namesakes(id.to_owned()))
     }
 
-    /// The post of the drone with this id, or of its namesake; made if it is the first time.
-    fn post(&self, id: &str, place: usize) -> Result<mpsc::Sender<Arrival>, TurnedAway> {
+    /// A post of this id that has not been offered the connection yet: one that is there, so that a drone that comes
+    /// back is what it was, or else a new one.
+    fn post(&self, id: &str, offered: &[mpsc::Sender<Arrival>]) -> Result<mpsc::Sender<Arrival>, TurnedAway> {
         let mut posts = self.posts.lock().unwrap_or_else(PoisonError::into_inner);
-        let post = posts.get(id).and_then(|places| places.get(place));
-        if let Some(post) = post.filter(|post| !post.is_closed()) {
+        let known = posts
+            .get(id)
+            .map(|called| called.posts.as_slice())
+            .unwrap_or_default();
+        let is_new = |post: &mpsc::Sender<Arrival>| !offered.iter().any(|other| other.same_channel(post));
+        let mut open = known.iter().filter(|post| !post.is_closed());
+        if let Some(post) = open.find(|post| is_new(post)) {
             return Ok(post.clone());
         }
+        let free = known.iter().position(mpsc::Sender::is_closed);
+        let place = free.unwrap_or(known.len());
+        if place >= NAMESAKES_MAX {
+            return Err(TurnedAway::Namesakes(id.to_owned()));
+        }
         // Those that have lost their seats.
-        posts.retain(|_, places| places.iter().any(|post| !post.is_closed()));
+        posts.retain(|called, those| called == id || those.posts.iter().any(|post| !post.is_closed()));
         let server = &self.server;
         let config = &server.config;
-        // No id that a drone gives itself holds a zero byte and a number behind it.
-        let unique = match place {
-            0 => id.to_owned(),
-            place => format!("{id}\0{place}"),
+        // Nothing that a drone calls itself makes it another one's namesake.
+        let system = match place {
+            0 => SYSTEM.to_owned(),
+            place => format!("{SYSTEM}/{place}"),
         };
         let known = REQUESTS.iter().filter(|name| !ALSO_ACTS.contains(*name));
         let known = known.map(|name| (*name).to_owned());
@@ -136,7 +158,7 @@ impl Lobby {
         let seat = server.house.guests.seat(Profile {
             node: NodeRef {
                 node: guest_name(id),
-                id: guest_id(SYSTEM, &unique),
+                id: guest_id(&system, id),
             },
             tags: BTreeMap::from([("system".to_owned(), SYSTEM.to_owned())]),
             software: Some(SYSTEM.to_owned()),
@@ -151,12 +173,13 @@ impl Lobby {
         let drone = Drone::new(id.to_owned(), rules);
         let rulebook = Rulebook::new(config, server.guard.clone());
         let (arrivals, arrivals_in) = mpsc::channel(ARRIVALS_MAX);
-        let post = Post::new(drone, seat, rulebook, place, arrivals_in, &server.house);
+        let called = posts.entry(id.to_owned()).or_default();
+        let namesakes = called.here.clone();
+        let post = Post::new(drone, seat, rulebook, namesakes, arrivals_in, &server.house);
         server.house.tasks.spawn(post.run());
-        let places = posts.entry(id.to_owned()).or_default();
-        match places.get_mut(place) {
+        match called.posts.get_mut(place) {
             Some(gone) => gone.clone_from(&arrivals),
-            None => places.push(arrivals.clone()),
+            None => called.posts.push(arrivals.clone()),
         }
         Ok(arrivals)
     }

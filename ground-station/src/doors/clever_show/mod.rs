@@ -4,13 +4,14 @@
 //! |---|---|
 //! | `announce` | tells drones by UDP where this station is |
 //! | `greet` | asks each connection who it is, and leads it to its drone's post |
+//! | `connection` | its bytes |
 //! | `post` | one drone's task: its connection, its orders |
 //! | `orders` | what the fleet's orders are in clever-show's words, and whether they may pass |
 //!
 //! | task | owns | ends |
 //! |---|---|---|
 //! | one for each connection, until it has said who it is | the connection | led to its post, or closed after 10 s |
-//! | one for each drone | its seat, its conversation, its connection | when the station stops, or its seat is given away |
+//! | one for each drone | its seat, its conversation, its connection | when the station stops, its seat is given away, it is away for a day, or it leaves and another has its id |
 //! | one that announces | its sockets | when the station stops |
 //!
 //! A drone is known by the id that it gives itself, because that is all that it says; anybody may say it. Two live
@@ -19,6 +20,7 @@
 //! has given up its old connection.
 
 mod announce;
+mod connection;
 mod greet;
 mod orders;
 mod post;

@@ -76,6 +76,8 @@ pub(super) enum Sense {
 /// Until when, and at what time this is asked.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Times {
+    /// When it was asked for.
+    pub(super) issued: Instant,
     pub(super) until: Until,
     pub(super) now: Instant,
 }
@@ -101,7 +103,7 @@ impl Rulebook {
         work: Work,
         times: Times,
     ) -> Result<Sense, Reply> {
-        let Times { until, now } = times;
+        let Times { until, now, .. } = times;
         match work {
             Work::Command { action, arguments } => self.command(drone, ticket, &action, arguments, times),
             Work::Push { path, content } => {
@@ -141,7 +143,7 @@ impl Rulebook {
         arguments: Arguments,
         times: Times,
     ) -> Result<Sense, Reply> {
-        let Times { until, now } = times;
+        let Times { issued, until, now } = times;
         if action == "ping" {
             self.guard.permit_question(action).map_err(refused)?;
             drone.ask(ticket, "id", Arguments::default(), until, now);
@@ -171,7 +173,7 @@ impl Rulebook {
                 let why = "offline: actions of flight are never queued";
                 return Err(Reply::ended(Outcome::NoAnswer, why));
             }
-            begin = begin.min(now + Duration::from_millis(FLIGHT_LIFE_MS_MAX));
+            begin = begin.min(issued + Duration::from_millis(FLIGHT_LIFE_MS_MAX));
         }
         drone.tell(ticket, action, arguments, begin, now);
         Ok(Sense::Plain)
@@ -255,7 +257,10 @@ pub(super) fn answer(end: End, sense: Sense) -> Answer {
         (End::Answer(_), Sense::Ping) => Reply::done("pong".into()),
         (End::Answer(value), Sense::Plain | Sense::Stop) => Reply::done(value),
         (End::Unfit(why), _) => Reply::failed(why),
-        (End::Expired, Sense::Stop) => Reply::ended(Outcome::NoAnswer, "offline: it was not told to stop"),
+        (End::Expired, Sense::Stop) => Reply::ended(
+            Outcome::NoAnswer,
+            "offline: it is told to stop when it is back, unless it is released before",
+        ),
         (End::Expired, Sense::Plain | Sense::Ping) => Reply::ended(
             Outcome::Expired,
             "its time to live ran out before it could be sent",

@@ -1,118 +1,35 @@
 //! One drone's task: it has the drone's seat among the guests, its conversation, and its connection if there is one.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
 use swarm_shared::net::clock;
 use swarm_shared::proto::clever_show::server::{Drone, Event, Until};
-use swarm_shared::proto::wire::{FrameReader, HEADER_BYTES_MAX, Limits};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use swarm_shared::proto::outcome::Reply;
+use swarm_shared::proto::wire::{HEADER_BYTES_MAX, Limits};
+use tokio::io::AsyncReadExt as _;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use super::connection::{Connection, STALL_MAX, write_some};
 use super::orders::{self, Rulebook, Sense, Times};
 use crate::doors::House;
-use crate::doors::hall::Entrance;
-use crate::fleet::guests::{Answer, Order, Presence, Seat};
+use crate::fleet::guests::{Answer, Order, Presence, Seat, Work};
 
 /// How long an older connection has for a sign of life when a newer one has the same id.
 const RIVAL_WAIT: Duration = Duration::from_secs(3);
-/// How long a message may take once it has begun.
-const MESSAGE_MAX: Duration = Duration::from_secs(10);
-/// The longest pause while a frame is written, or a file is read.
-const STALL_MAX: Duration = Duration::from_secs(10);
 /// Silence after which a drone is shown as silent: it has been asked for a sign of life by then.
 const SILENT_AFTER: Duration = Duration::from_secs(10);
 /// Most of a frame that a stop waits for: what has begun cannot be overtaken.
 const STOP_WAITS_FOR: usize = 256 * 1024;
+/// How long a stop that was given before a drone came waits to be written: as good as for ever.
+const ON_ARRIVAL_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+/// How long a drone is away until it is forgotten, unless something waits for it.
+const AWAY_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 /// How often it is looked whether somebody has given up waiting.
 const SWEEP: Duration = Duration::from_secs(1);
-
-/// A connection that has said who it is.
-#[derive(Debug)]
-pub(super) struct Connection {
-    from: OwnedReadHalf,
-    to: OwnedWriteHalf,
-    entrance: Entrance,
-    reader: FrameReader,
-    inbox: BytesMut,
-    /// Whether one more frame may be taken.
-    turn: bool,
-    /// When the frame at hand began to arrive, and when bytes of it came last.
-    began: Option<Instant>,
-    read: Instant,
-    /// What is left to be written of the frame at hand, and since when nothing moved.
-    head: BytesMut,
-    content: Bytes,
-    wrote: Instant,
-}
-
-impl Connection {
-    pub(super) fn new(stream: TcpStream, entrance: Entrance, reader: FrameReader, inbox: BytesMut) -> Self {
-        let (from, to) = stream.into_split();
-        let now = clock::now();
-        Self {
-            from,
-            to,
-            entrance,
-            reader,
-            inbox,
-            turn: false,
-            began: None,
-            read: now,
-            head: BytesMut::new(),
-            content: Bytes::new(),
-            wrote: now,
-        }
-    }
-
-    fn is_written(&self) -> bool {
-        self.head.is_empty() && self.content.is_empty()
-    }
-
-    /// Why it is of no use any more.
-    fn is_stuck(&self, awaits_file: bool, now: Instant) -> Option<&'static str> {
-        if self.write_due().is_some_and(|due| now >= due) {
-            return Some("it takes nothing more");
-        }
-        let late = self.read_due(awaits_file).is_some_and(|due| now >= due);
-        late.then_some("a message of it does not end")
-    }
-
-    fn write_due(&self) -> Option<Instant> {
-        (!self.is_written()).then(|| self.wrote + STALL_MAX)
-    }
-
-    /// A file takes as long as it moves on.
-    fn read_due(&self, awaits_file: bool) -> Option<Instant> {
-        let began = self.began?;
-        Some(if awaits_file {
-            self.read + STALL_MAX
-        } else {
-            began + MESSAGE_MAX
-        })
-    }
-}
-
-/// Writes some of what is left.
-async fn write_some(
-    to: &mut OwnedWriteHalf,
-    head: &mut BytesMut,
-    content: &mut Bytes,
-) -> std::io::Result<()> {
-    let written = if head.is_empty() {
-        to.write_buf(content).await?
-    } else {
-        to.write_buf(head).await?
-    };
-    if written == 0 {
-        return Err(std::io::ErrorKind::WriteZero.into());
-    }
-    Ok(())
-}
 
 /// A connection that says that it is this drone.
 #[derive(Debug)]
@@ -128,22 +45,55 @@ struct Rival {
     since: Instant,
 }
 
+/// How many connected drones have one id.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Namesakes(Arc<AtomicUsize>);
+
+/// One of them, for as long as it is connected.
+struct Here(Namesakes);
+
+impl Namesakes {
+    fn enter(&self) -> Here {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        Here(self.clone())
+    }
+
+    fn are_here(&self) -> bool {
+        self.0.load(Ordering::SeqCst) > 0
+    }
+}
+
+impl Drop for Here {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Whether a drone that is away needs no place any more.
+fn is_forgotten(away: Option<Instant>, kept: bool, now: Instant) -> bool {
+    !kept && away.is_some_and(|since| now >= since + AWAY_MAX)
+}
+
 /// See the module.
 pub(super) struct Post {
     drone: Drone,
     seat: Seat,
     rulebook: Rulebook,
-    /// Its place among those of its name.
-    place: usize,
+    /// How many drones with its id are connected, and its own part of that.
+    namesakes: Namesakes,
+    here: Option<Here>,
+    /// Since when it is away, and whether it has left for good.
+    away: Option<Instant>,
+    left: bool,
     arrivals: mpsc::Receiver<Arrival>,
     stop: CancellationToken,
     connection: Option<Box<Connection>>,
     rival: Option<Rival>,
     waiting: BTreeMap<u64, (Sense, oneshot::Sender<Answer>)>,
     last_ticket: u64,
+    /// A stop that nobody at this station waits for: it was given before the drone came.
+    stop_on_arrival: Option<u64>,
     shown: Presence,
-    /// Whether another drone has shown that it has the same id.
-    doubled: bool,
 }
 
 /// What has happened.
@@ -162,7 +112,7 @@ impl Post {
         drone: Drone,
         seat: Seat,
         rulebook: Rulebook,
-        place: usize,
+        namesakes: Namesakes,
         arrivals: mpsc::Receiver<Arrival>,
         house: &House,
     ) -> Self {
@@ -170,15 +120,18 @@ impl Post {
             drone,
             seat,
             rulebook,
-            place,
+            namesakes,
+            here: None,
+            away: Some(clock::now()),
+            left: false,
             arrivals,
             stop: house.stop.clone(),
             connection: None,
             rival: None,
             waiting: BTreeMap::new(),
             last_ticket: 0,
+            stop_on_arrival: None,
             shown: Presence::default(),
-            doubled: place > 0,
         }
     }
 
@@ -188,10 +141,21 @@ impl Post {
             self.take_frame(now);
             self.drone.handle_timeout(now);
             self.sweep();
+            if self.stop_on_arrival.is_some() && self.seat.stopped().is_none() {
+                // Released while it came, too early to be told.
+                self.withdraw_stops();
+                self.drone.release();
+            }
             self.tell_events();
             self.judge(now);
             self.next_to_write(now);
             self.show(now);
+            if self.left {
+                break "it left, and another drone has its id";
+            }
+            if is_forgotten(self.away, self.shown.kept, now) {
+                break "it has been away for a day";
+            }
             match self.next_input().await {
                 Input::Order(Some(order)) => self.take_order(order),
                 Input::Arrival(Some(arrival)) => self.take_arrival(arrival),
@@ -338,20 +302,29 @@ impl Post {
         if let Some(connection) = self.connection.take() {
             let addr = connection.entrance.addr;
             tracing::info!(%addr, id = self.drone.id(), why, "a clever-show drone is gone");
-            self.drone.disconnected(clock::now());
+            let now = clock::now();
+            self.drone.disconnected(now);
+            self.away = Some(now);
+            // Nobody can tell any more which of them comes back.
+            self.here = None;
+            self.left = self.namesakes.are_here();
         }
     }
 
     fn take_order(&mut self, order: Order) {
         let Order {
             work,
+            issued,
             begin,
             answer,
             reply,
         } = order;
-        self.last_ticket += 1;
-        let ticket = self.last_ticket;
+        if let Err(ended) = self.heed(&work) {
+            return drop(reply.send(Answer::Reply(ended)));
+        }
+        let ticket = self.ticket();
         let times = Times {
+            issued,
             until: Until { begin, answer },
             now: clock::now(),
         };
@@ -367,6 +340,73 @@ impl Post {
                 }
             }
             Err(ended) => drop(reply.send(Answer::Reply(ended))),
+        }
+    }
+
+    fn ticket(&mut self) -> u64 {
+        self.last_ticket += 1;
+        self.last_ticket
+    }
+
+    /// Stops and releases may come in another order than they were given; the station knows what is in force.
+    fn heed(&mut self, work: &Work) -> Result<(), Reply> {
+        let stopped = self.seat.stopped().is_some();
+        match work {
+            Work::Stop if !stopped => Err(Reply::refused(
+                "released meanwhile: it was not told to stop again",
+            )),
+            Work::Release if stopped => Err(Reply::refused(
+                "it was stopped again meanwhile; release it once more",
+            )),
+            Work::Release => {
+                self.withdraw_stops();
+                Ok(())
+            }
+            Work::Stop | Work::Command { .. } | Work::Push { .. } | Work::Fetch { .. } => Ok(()),
+        }
+    }
+
+    /// What still waits to be told to a drone that is away: released, it is not to be stopped when it is back.
+    fn withdraw_stops(&mut self) {
+        let stops = self
+            .waiting
+            .iter()
+            .filter(|(_, (sense, _))| *sense == Sense::Stop);
+        let stops: Vec<u64> = stops.map(|(ticket, _)| *ticket).collect();
+        for ticket in stops.iter().copied().chain(self.stop_on_arrival.take()) {
+            self.drone.cancel(ticket);
+            if let Some((_, reply)) = self.waiting.remove(&ticket) {
+                let why = "released before it could be told to stop";
+                let _nobody_waits = reply.send(Answer::Reply(Reply::refused(why)));
+            }
+        }
+    }
+
+    /// A stop that is in force holds for a drone that comes, whether this station knew it before or not.
+    fn stop_on_arrival(&mut self, now: Instant) {
+        let Some(selector) = self.seat.stopped().filter(|_| !self.drone.is_stopped()) else {
+            return;
+        };
+        let ticket = self.ticket();
+        let until = now + ON_ARRIVAL_MAX;
+        let times = Times {
+            issued: now,
+            until: Until {
+                begin: until,
+                answer: until,
+            },
+            now,
+        };
+        let given = self.rulebook.give(&mut self.drone, ticket, Work::Stop, times);
+        let id = self.drone.id();
+        match given {
+            Ok(_sense) => {
+                tracing::warn!(id, stop = %selector, "a stop is in force for a drone that has come: it is told so");
+                self.stop_on_arrival = Some(ticket);
+            }
+            Err(why) => {
+                tracing::warn!(id, stop = %selector, ?why, "a stop is in force, and the drone is not told");
+            }
         }
     }
 
@@ -411,7 +451,9 @@ impl Post {
         let Arrival { connection, answer } = arrival;
         if answer.send(None).is_ok() {
             self.connection = Some(connection);
+            (self.here, self.away, self.left) = (Some(self.namesakes.enter()), None, false);
             self.drone.connected(now);
+            self.stop_on_arrival(now);
         }
     }
 
@@ -423,7 +465,6 @@ impl Post {
         if self.connection.is_none() {
             self.attach(arrival, now);
         } else if self.drone.heard().is_some_and(|heard| heard > since) {
-            self.doubled = true;
             let Arrival { connection, answer } = arrival;
             let addr = connection.entrance.addr;
             tracing::warn!(id = self.drone.id(), %addr, "two drones have one id: give one of them another");
@@ -444,12 +485,6 @@ impl Post {
             let text = "STOPPED: it is told so, and cannot confirm it; `release` lets actions pass again";
             warnings.push(text.to_owned());
         }
-        if self.doubled {
-            let (id, number) = (self.drone.id(), self.place + 1);
-            warnings.push(format!(
-                "two drones call themselves {id:?}; this is number {number}"
-            ));
-        }
         let address = self
             .connection
             .as_ref()
@@ -458,7 +493,7 @@ impl Post {
             online: heard.is_some(),
             silent: heard.is_some_and(|heard| now >= heard + SILENT_AFTER),
             heard: heard.or(self.shown.heard),
-            kept: self.drone.is_stopped() || !self.waiting.is_empty(),
+            kept: !self.waiting.is_empty(),
             address: address.or(self.shown.address),
             warnings,
             telemetry: self.drone.readings().clone(),
@@ -467,5 +502,20 @@ impl Post {
             self.shown = presence.clone();
             self.seat.tell(presence);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_away_for_a_day_is_forgotten_unless_something_waits_for_it() {
+        let now = clock::now();
+        let later = now + AWAY_MAX;
+        assert!(is_forgotten(Some(now), false, later));
+        assert!(!is_forgotten(Some(now), true, later));
+        assert!(!is_forgotten(Some(now + SWEEP), false, later));
+        assert!(!is_forgotten(None, false, later));
     }
 }

@@ -69,23 +69,17 @@ impl Rig {
 
     /// A drone that has said its id.
     async fn drone(&self, id: &str) -> Drone {
+        Self::drone_at(self.at, id).await
+    }
+
+    async fn drone_at(at: SocketAddr, id: &str) -> Drone {
         let mut drone = Drone {
-            stream: TcpStream::connect(self.at).await.expect("connects"),
+            stream: TcpStream::connect(at).await.expect("connects"),
             reader: FrameReader::new(LIMITS_GREETING),
             inbox: BytesMut::new(),
         };
-        let Some(Message::Request { name, id: number, .. }) = drone.next().await else {
-            panic!("not asked")
-        };
-        let value = json!(id);
-        let answer = Message::Response {
-            name,
-            id: number,
-            value,
-        };
-        let mut bytes = BytesMut::new();
-        answer.to_frame().encode(&mut bytes).expect("short");
-        drone.stream.write_all(&bytes).await.expect("written");
+        assert_eq!(drone.told().await, "id");
+        drone.answer_id(id, 0).await;
         drone
     }
 }
@@ -115,6 +109,18 @@ impl Drone {
                 return None;
             }
         }
+    }
+
+    /// Answers who it is, to the question of this number.
+    async fn answer_id(&mut self, id: &str, number: u32) {
+        let answer = Message::Response {
+            name: "id".to_owned(),
+            id: format!("{number:04}"),
+            value: json!(id),
+        };
+        let mut bytes = BytesMut::new();
+        answer.to_frame().encode(&mut bytes).expect("short");
+        self.stream.write_all(&bytes).await.expect("written");
     }
 
     /// The name of what it is told.
@@ -187,4 +193,83 @@ async fn a_drone_that_is_gone_gives_its_place_to_another_and_gets_one_again() {
         told.await.expect("there is a place");
         assert_eq!(guests.len(), GUESTS_MAX);
     }
+}
+
+#[tokio::test]
+async fn an_action_of_flight_that_waited_for_a_disk_is_not_sent_late() {
+    let rig = Rig::new("allow = [\"*\"]").await;
+    let mut drone = rig.drone("clever-1").await;
+    assert_eq!(drone.told().await, "clover_dir");
+    let work = |action: &str| Work::Command {
+        action: action.to_owned(),
+        arguments: swarm_shared::proto::message::Arguments::default(),
+    };
+    let guests = &rig.house.guests;
+    let issued = swarm_shared::net::clock::now();
+    let long_ago = issued
+        .checked_sub(Duration::from_secs(3))
+        .expect("the machine has been up");
+    let late = guests.order_of("clever-1", work("takeoff"), long_ago).await;
+    assert_eq!(
+        ended(late).await.state,
+        swarm_shared::proto::outcome::Outcome::Expired
+    );
+    let other = guests.order_of("clever-1", work("led_test"), long_ago).await;
+    let in_time = guests.order_of("clever-1", work("land"), issued).await;
+    for answer in [other, in_time] {
+        assert_eq!(ended(answer).await, Reply::done("sent, unconfirmed".into()));
+    }
+    assert_eq!(
+        (drone.told().await, drone.told().await),
+        ("led_test".to_owned(), "land".to_owned())
+    );
+}
+
+#[tokio::test]
+async fn an_id_does_not_make_a_drone_another_one_s_namesake() {
+    let rig = Rig::new("").await;
+    let mut drones = Vec::new();
+    for (id, count) in [("clever-1", 1), ("clever-1\u{0}1", 2)] {
+        let mut drone = rig.drone(id).await;
+        assert_eq!(drone.told().await, "clover_dir");
+        drones.push(drone);
+        assert_eq!(rig.house.guests.len(), count);
+    }
+    // A card that was copied: the first of them lives.
+    let copy = tokio::spawn({
+        let at = rig.at;
+        async move { Rig::drone_at(at, "clever-1").await }
+    });
+    assert_eq!(drones[0].told().await, "id");
+    drones[0].answer_id("clever-1", 2).await;
+    let mut copy = copy.await.expect("connected");
+    assert_eq!(copy.told().await, "clover_dir");
+    assert_eq!(rig.house.guests.len(), 3);
+}
+
+#[tokio::test]
+async fn a_stop_that_stands_is_told_to_whoever_comes_and_one_that_was_lifted_meanwhile_is_not() {
+    let rig = Rig::new("allow = [\"*\"]").await;
+    let guests = &rig.house.guests;
+    guests.stand("clever-*", true);
+    let mut drone = rig.drone("clever-1").await;
+    assert_eq!(drone.told().await, "emergency_land", "before all else");
+    assert_eq!(drone.told().await, "clover_dir");
+    let led = || Work::Command {
+        action: "led_test".to_owned(),
+        arguments: swarm_shared::proto::message::Arguments::default(),
+    };
+    let refused = ended(guests.order("clever-1", led()).await).await;
+    assert_eq!(
+        refused,
+        Reply::refused("an emergency stop is in force: release it first")
+    );
+    // Nobody told it of the release: it was not known yet when that was typed.
+    guests.stand("clever-*", false);
+    let done = timeout(PATIENCE, async {
+        while ended(guests.order("clever-1", led()).await).await != Reply::done("sent, unconfirmed".into()) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    done.await.expect("released");
 }

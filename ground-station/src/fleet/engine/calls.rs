@@ -168,13 +168,18 @@ impl Task {
                         .spawn(acts::run(self.shared.clone(), targets, act, events));
                 }
             }
-            Request::Stop { selector, timeout_ms } => {
+            Request::Stop {
+                selector,
+                timeout_ms,
+                beside,
+            } => {
                 let targets = self.roll.lock().targets(&selector);
                 let order = stop::Asked {
                     nobody: self.nobody(&selector),
                     note: self.unmatched(&selector),
                     timeout: timeout_ms.map(Duration::from_millis),
                     selector,
+                    beside,
                     origin,
                 };
                 self.tasks

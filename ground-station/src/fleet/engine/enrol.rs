@@ -382,6 +382,7 @@ mod tests {
         let stop = Request::Stop {
             selector: Selector::all(),
             timeout_ms: Some(300),
+            beside: false,
         };
         let mut stopped = fleet.perform(stop).await;
         let event = stopped.recv().await;

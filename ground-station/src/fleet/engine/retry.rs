@@ -18,19 +18,19 @@ use crate::view::fold::fold;
 const ID_DIGITS: usize = 16;
 
 /// What to do, and what to tell whoever asked.
-pub(super) struct Plan {
-    pub(super) request: Request,
+pub(in crate::fleet) struct Plan {
+    pub(in crate::fleet) request: Request,
     /// The nodes, as people read it.
-    pub(super) shown: String,
-    pub(super) note: Option<String>,
+    pub(in crate::fleet) shown: String,
+    pub(in crate::fleet) note: Option<String>,
 }
 
 /// Why nothing is repeated: for programs, and for people.
 #[derive(Debug)]
-pub(super) struct Nothing(pub(super) Failure, pub(super) String);
+pub(in crate::fleet) struct Nothing(pub(in crate::fleet) Failure, pub(in crate::fleet) String);
 
 /// Finds out what there is to do.
-pub(super) async fn plan(
+pub(in crate::fleet) async fn plan(
     state_dir: &Path,
     number: u64,
     ttl_ms: Option<u64>,

@@ -19,6 +19,9 @@ use super::unconfirmed::Unconfirmed;
 use crate::fleet::{Check, MemberView, NodeRef, NodeState, NodeView, StopView};
 use crate::store::{MemberRow, Store, StoreError};
 
+/// What is told of a node that belongs no more.
+pub(in crate::fleet) const PUT_OUT: &str = "put out of the fleet";
+
 /// A node that a command goes to.
 #[derive(Clone, Debug)]
 pub(super) struct Target {
@@ -110,7 +113,7 @@ impl Member {
             (false, _) => NodeState::Offline,
         };
         let mut warnings = self.warnings.clone();
-        warnings.extend(self.row.revoked.then(|| "put out of the fleet".to_owned()));
+        warnings.extend(self.row.revoked.then(|| PUT_OUT.to_owned()));
         if called_so > 1 && !self.row.revoked {
             let number = if called_so == 2 {
                 "two".to_owned()

@@ -238,6 +238,8 @@ pub(super) struct Asked {
     /// What to say first.
     pub(super) note: Option<String>,
     pub(super) timeout: Option<Duration>,
+    /// See [`crate::fleet::Request::Stop`].
+    pub(super) beside: bool,
     pub(super) origin: Origin,
 }
 
@@ -273,6 +275,7 @@ pub(super) async fn run(shared: Shared, targets: Vec<Target>, asked: Asked, even
         nobody,
         note,
         timeout,
+        beside,
         origin,
     } = asked;
     // Before anything is sent, so that no answer is missed.
@@ -306,15 +309,12 @@ pub(super) async fn run(shared: Shared, targets: Vec<Target>, asked: Asked, even
         acknowledged: BTreeMap::new(),
         history: None,
     };
+    let nobody_known = stopper.targets.is_empty();
     if let Err(error) = stopper.give() {
-        recorder::note(
-            &stopper.shared.stops.store,
-            &who,
-            "stop",
-            selector.as_str(),
-            &error,
-        )
-        .await;
+        if !(beside && nobody_known) {
+            let store = &stopper.shared.stops.store;
+            recorder::note(store, &who, "stop", selector.as_str(), &error).await;
+        }
         return drop(events.send(refuse(error)).await);
     }
     let mut withdrawn = pin!(stopper.withdraw());
@@ -327,8 +327,9 @@ pub(super) async fn run(shared: Shared, targets: Vec<Target>, asked: Asked, even
     stopper.keep_number();
     // Whoever does not read what is told does not hold up what is sent.
     let mut untold = VecDeque::new();
-    let nobody_known = stopper.targets.is_empty();
-    if nobody_known {
+    if nobody_known && beside {
+        tracing::debug!("no node is meant by a stop of others");
+    } else if nobody_known {
         stopper.note_unknown(who, selector.as_str());
     } else {
         stopper.keep_history(record);

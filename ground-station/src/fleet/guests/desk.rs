@@ -5,8 +5,9 @@
 //! | nodes, watch, follow, targets | the engine | their views |
 //! | command | the engine | their doors; what acts is in the history as an entry of its own |
 //! | the same, a few at a time | the engine, first | then they, in batches of the same size |
-//! | stop | the engine | at the same moment |
-//! | release, send, fetch | the engine | their doors |
+//! | stop, release | the engine | their doors, and whoever comes: see `stops` |
+//! | send, fetch | the engine | their doors |
+//! | retry | the engine, where it went to own nodes | their doors, where it went to guests: see `again` |
 //! | all others; and whatever means no guest | the engine, directly | |
 
 use std::collections::BTreeSet;
@@ -25,14 +26,14 @@ use tokio_util::task::TaskTracker;
 use super::follow::{Subject, TOLD_MAX};
 use super::jobs::{fetching, job, noted, sending, shown, waiting};
 use super::merge::{Gone, Own};
+use super::standing::Standing;
 use super::work::{self, History, Job, Terms};
 use super::{Guests, Meant, Work};
-use crate::fleet::engine::recorder;
 use crate::fleet::{
     Batch, Call, CommandKind, EVENTS_MAX, Event, Failure, FilesToSend, Fleet, NodeRef, Request,
 };
 use crate::store::deliveries::Record;
-use crate::store::{Origin, Store};
+use crate::store::{Origin, Store, StoreError};
 
 /// A file that has begun may take as long as it moves on.
 const FILE_ANSWER: Duration = Duration::from_secs(60 * 60);
@@ -49,9 +50,12 @@ pub struct Desk {
 }
 
 /// Puts a desk before an engine: the fleet to ask from now on, and the guests' book for the doors.
-pub fn front(engine: Fleet, store: Store) -> (Fleet, Guests, Desk) {
+///
+/// # Errors
+/// [`StoreError`]: it is not known which guests are stopped.
+pub async fn front(engine: Fleet, store: Store) -> Result<(Fleet, Guests, Desk), StoreError> {
     let (fleet, mut calls) = Fleet::local();
-    let guests = Guests::default();
+    let guests = Guests::new(Standing::load(&store).await?);
     let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
     let counter = Counter {
         engine,
@@ -60,13 +64,19 @@ pub fn front(engine: Fleet, store: Store) -> (Fleet, Guests, Desk) {
         tasks: tasks.clone(),
         told: broadcast::Sender::new(TOLD_MAX),
     };
+    let (learner, over) = (counter.clone(), stop.clone());
+    tasks.spawn(async move {
+        let _stopped = over.run_until_cancelled(learner.learn_names()).await;
+    });
+    let (keeper, over) = (counter.clone(), stop.clone());
+    tasks.spawn(async move { keeper.guests.standing().keep(&keeper.store, &over).await });
     let stopped = stop.clone();
     tasks.spawn(async move {
         while let Some(Some(call)) = stopped.run_until_cancelled(calls.recv()).await {
             counter.take(call).await;
         }
     });
-    (fleet, guests, Desk { stop, tasks })
+    Ok((fleet, guests, Desk { stop, tasks }))
 }
 
 impl Desk {
@@ -106,6 +116,11 @@ fn selector(request: &mut Request) -> Option<&mut Selector> {
 
 impl Counter {
     async fn take(&self, call: Call) {
+        if let Request::Stop { selector, .. } = &call.request {
+            // Before it is looked who is here: whoever comes in between is stopped as it comes.
+            self.guests.standing().stop(selector.clone());
+        }
+        let typed_at = self.guests.standing().version();
         let meant = match &call.request {
             Request::Watch { .. } | Request::Follow { .. } => {
                 let counter = self.clone();
@@ -133,13 +148,31 @@ impl Counter {
             | Request::Peers { .. }
             | Request::Tell { .. }
             | Request::Users { .. }
-            | Request::Cancel { .. }
-            | Request::Retry { .. } => Vec::new(),
+            | Request::Cancel { .. } => Vec::new(),
+            Request::Retry { .. } => {
+                let counter = self.clone();
+                self.tasks.spawn(async move {
+                    let _gone = counter.again(call).await;
+                });
+                return;
+            }
         };
-        if meant.is_empty() {
+        let counter = self.clone();
+        if let Request::Release { .. } = call.request
+            && (!meant.is_empty() || counter.guests.standing().stands())
+        {
+            self.tasks.spawn(async move {
+                let _gone = counter.release(meant, call, typed_at).await;
+            });
+            return;
+        }
+        let shows = matches!(call.request, Request::Nodes { .. });
+        if let (true, Request::Stop { .. }) = (meant.is_empty(), &call.request) {
+            return self.engine.pass(self.stop_those_that_come(call)).await;
+        }
+        if meant.is_empty() && !(shows && self.guests.has_anything_to_tell()) {
             return self.pass(call).await;
         }
-        let counter = self.clone();
         if let Request::Stop { .. } = call.request {
             // Its orders go out here, not when a task gets its turn.
             let stopping = counter.begin_stop(meant, &call);
@@ -149,7 +182,7 @@ impl Counter {
             return;
         }
         self.tasks.spawn(async move {
-            let _gone = counter.answer(meant, call).await;
+            let _gone = counter.answer(meant, call, None).await;
         });
     }
 
@@ -174,7 +207,7 @@ impl Counter {
 
     /// The selector without what means guests alone, so that the engine does not tell that it knows nobody of that
     /// name.
-    async fn for_engine(&self, selector: &Selector) -> Selector {
+    pub(super) async fn for_engine(&self, selector: &Selector) -> Selector {
         let terms: Vec<Selector> = selector.terms().chain(selector.exclusions()).collect();
         if terms.len() < 2 && selector.exclusions().next().is_none() {
             return selector.clone();
@@ -205,7 +238,7 @@ impl Counter {
     }
 
     /// What to tell whoever named somebody who does not exist beside guests, where the engine knows nobody at all.
-    fn strangers(&self, asked: &Request) -> Option<String> {
+    pub(super) fn strangers(&self, asked: &Request) -> Option<String> {
         let (Request::Nodes { selector, .. }
         | Request::Targets { selector }
         | Request::Command { selector, .. }
@@ -223,21 +256,33 @@ impl Counter {
         (!strange.is_empty()).then(|| format!("no node matches {}", strange.join(", ")))
     }
 
-    async fn answer(&self, meant: Vec<Meant>, call: Call) -> Result<(), Gone> {
+    /// Asks both. What has an `origin` already is for guests alone.
+    pub(super) async fn answer(
+        &self,
+        meant: Vec<Meant>,
+        call: Call,
+        origin: Option<Origin>,
+    ) -> Result<(), Gone> {
         let Call {
             mut request,
             events,
             who,
         } = call;
-        let asked = request.clone();
-        if let Some(selector) = selector(&mut request) {
-            *selector = self.for_engine(selector).await;
-        }
-        let mut own = Own::begin(&self.engine, request, who.clone(), &events).await?;
+        let (asked, asked_at) = (request.clone(), clock::now());
+        let mut own = if origin.is_some() {
+            Own::none(&self.guests)
+        } else {
+            if let Some(selector) = selector(&mut request) {
+                *selector = self.for_engine(selector).await;
+            }
+            Own::begin((&self.engine, &self.guests), request, who.clone(), &events).await?
+        };
+        let origin = origin.unwrap_or_else(|| Origin::of(who.clone()));
         if let Some(refusal) = own.refusal() {
             // Guests are not to do by half what was asked by a slip, or of a station that stops.
             return events.send(refusal).await.map_err(|_gone| Gone);
         }
+        own.alone = meant.is_empty();
         if own.forgive(false)
             && let Some(note) = self.strangers(&asked)
         {
@@ -246,11 +291,17 @@ impl Counter {
         let to_name: Vec<NodeRef> = meant.iter().map(|guest| guest.node.clone()).collect();
         let (to, told) = mpsc::channel(EVENTS_MAX);
         if let Request::Nodes { selector, .. } = &asked {
+            if let Some(note) = self.standing_stops() {
+                events.send(Event::note(note)).await.map_err(|_gone| Gone)?;
+            }
             for view in self.guests.views(selector) {
                 events.send(Event::Node(view)).await.map_err(|_gone| Gone)?;
             }
             drop(to);
             return own.join(told, &events).await;
+        }
+        if let Some(note) = self.ambiguous(&own.targets, &to_name) {
+            events.send(Event::note(note)).await.map_err(|_gone| Gone)?;
         }
         let parts = if let Request::SendFiles {
             files: FilesToSend::Same { files },
@@ -279,12 +330,14 @@ impl Counter {
                 ..
             } => {
                 let (ttl, timeout) = (Duration::from_millis(ttl_ms), Duration::from_millis(timeout_ms));
+                let mut started = asked_at;
                 if batch.is_some() {
                     own.rest(&events).await?;
+                    started = clock::now();
                 }
                 let origin = Origin {
                     batch: batch.map(|batch| batch.size.to_string()),
-                    ..Origin::of(who.clone())
+                    ..origin.clone()
                 };
                 let record = Record {
                     origin,
@@ -296,7 +349,7 @@ impl Counter {
                     deliveries: Vec::new(),
                 };
                 let terms = Terms {
-                    started: clock::now(),
+                    started,
                     begin: ttl,
                     answer: timeout,
                     patience: Some(timeout),
@@ -312,30 +365,6 @@ impl Counter {
                 let number = self.command(meant, command, record, terms, to).await;
                 (CommandKind::Command, what, number)
             }
-            Request::Release { selector, timeout_ms } => {
-                let origin = Origin {
-                    kind: CommandKind::Release,
-                    ..Origin::of(who.clone())
-                };
-                let record = Record {
-                    origin,
-                    action: CommandKind::Release.as_str().to_owned(),
-                    arguments: "null".to_owned(),
-                    lane: Lane::Emergency,
-                    selector: selector.as_str().to_owned(),
-                    life_ms: timeout_ms,
-                    deliveries: Vec::new(),
-                };
-                let timeout = Duration::from_millis(timeout_ms);
-                let jobs = meant.into_iter().map(|guest| job(guest, 0, Ok(Work::Release)));
-                let terms = waiting(timeout, timeout);
-                let number = self.hand_out(jobs.collect(), record, terms, to).await;
-                (
-                    CommandKind::Release,
-                    CommandKind::Release.as_str().to_owned(),
-                    number,
-                )
-            }
             Request::SendFiles {
                 selector,
                 files,
@@ -345,7 +374,7 @@ impl Counter {
                 let record = Record {
                     origin: Origin {
                         kind: CommandKind::Send,
-                        ..Origin::of(who.clone())
+                        ..origin.clone()
                     },
                     action: shown(&files),
                     arguments: json!(files).to_string(),
@@ -369,7 +398,7 @@ impl Counter {
                 let record = Record {
                     origin: Origin {
                         kind: CommandKind::Fetch,
-                        ..Origin::of(who.clone())
+                        ..origin.clone()
                     },
                     action: path.clone(),
                     arguments: json!({ "path": path, "dir": dir }).to_string(),
@@ -389,6 +418,7 @@ impl Counter {
             | Request::Nodes { .. }
             | Request::Watch { .. }
             | Request::Stop { .. }
+            | Request::Release { .. }
             | Request::Init
             | Request::Invite { .. }
             | Request::Join { .. }
@@ -454,7 +484,7 @@ impl Counter {
     }
 
     /// Stores what is to be done, and only then has it done.
-    async fn hand_out(
+    pub(super) async fn hand_out(
         &self,
         mut jobs: Vec<Job>,
         mut record: Record,
@@ -479,80 +509,6 @@ impl Counter {
         self.tasks.spawn(work::run(jobs, terms, history, to));
         number
     }
-
-    fn begin_stop(&self, meant: Vec<Meant>, call: &Call) -> Stopping {
-        let Request::Stop { selector, timeout_ms } = &call.request else {
-            return Stopping::default();
-        };
-        let record = Record {
-            origin: Origin {
-                kind: CommandKind::Stop,
-                ..Origin::of(call.who.clone())
-            },
-            action: CommandKind::Stop.as_str().to_owned(),
-            arguments: "null".to_owned(),
-            lane: Lane::Emergency,
-            selector: selector.as_str().to_owned(),
-            life_ms: timeout_ms.unwrap_or(0),
-            deliveries: meant
-                .iter()
-                .map(|guest| noted(&job(guest.clone(), 0, Ok(Work::Stop))))
-                .collect(),
-        };
-        let targets = meant.iter().map(|guest| guest.node.clone()).collect();
-        let over = CancellationToken::new();
-        let (to, told) = mpsc::channel(EVENTS_MAX);
-        let stopping = work::Stop {
-            timeout: timeout_ms.map(Duration::from_millis),
-            over: over.clone(),
-            events: to,
-            tasks: self.tasks.clone(),
-        };
-        // No disk is waited for.
-        work::stop(meant, stopping, |given_up| {
-            recorder::beside(&self.tasks, self.store.clone(), record, given_up)
-        });
-        Stopping {
-            targets,
-            told: Some(told),
-            over,
-        }
-    }
-
-    async fn stop(&self, stopping: Stopping, call: Call) -> Result<(), Gone> {
-        let Call { request, events, who } = call;
-        let Stopping { targets, told, over } = stopping;
-        let _over = over.drop_guard();
-        let Some(told) = told else { return Ok(()) };
-        let Request::Stop { selector, .. } = &request else {
-            return Ok(());
-        };
-        let known = Request::Targets {
-            selector: selector.clone(),
-        };
-        let subject = Subject {
-            kind: CommandKind::Stop,
-            what: CommandKind::Stop.as_str().to_owned(),
-            who: who.clone(),
-            number: None,
-        };
-        let told = self.overhear(subject, targets.clone(), told);
-        let mut own = Own::begin(&self.engine, request, who, &events).await?;
-        // A station without a fleet stops nobody, and that is no fault if nobody but guests is meant.
-        let nobody = {
-            let mut asked = self.engine.perform(known).await;
-            let mut nobody = false;
-            while let Some(event) = asked.recv().await {
-                nobody |= matches!(event, Event::Failed { .. });
-            }
-            nobody
-        };
-        own.forgive(nobody);
-        let targets = own.targets.iter().cloned().chain(targets).collect();
-        let targets = Event::Targets { targets };
-        events.send(targets).await.map_err(|_gone| Gone)?;
-        own.join(told, &events).await
-    }
 }
 
 /// What guests are asked to do.
@@ -561,12 +517,4 @@ struct Command {
     arguments: Arguments,
     /// Because own nodes that came first did not do it.
     withheld: bool,
-}
-
-/// A stop that is on its way to guests.
-#[derive(Default)]
-struct Stopping {
-    targets: Vec<NodeRef>,
-    told: Option<mpsc::Receiver<Event>>,
-    over: CancellationToken,
 }

@@ -10,6 +10,7 @@ use tokio::sync::{broadcast, mpsc};
 
 use super::desk::Counter;
 use super::merge::Gone;
+use super::names::Shown;
 use crate::fleet::{Call, CommandKind, EVENTS_MAX, Event, NodeRef, NodeView, Request};
 
 /// Shortest time between two looks at what has changed, for whoever watches.
@@ -77,7 +78,11 @@ impl Counter {
         let mut changes = self.guests.changes();
         let mut own = self.engine.perform_as(request, who).await;
         let mut shown: BTreeMap<PeerId, NodeView> = BTreeMap::new();
+        let mut own_shown = Shown::default();
         loop {
+            for view in own_shown.changed(&self.guests) {
+                events.send(Event::Node(view)).await.map_err(|_gone| Gone)?;
+            }
             let views = self.guests.views(&selector);
             let gone = shown.keys().filter(|id| views.iter().all(|view| view.id != **id));
             let gone: Vec<PeerId> = gone.copied().collect();
@@ -108,7 +113,10 @@ impl Counter {
                     biased;
                     () = events.closed() => return Err(Gone),
                     event = own.recv() => match event {
-                        Some(event) => {
+                        Some(mut event) => {
+                            if let Event::Node(view) = &mut event {
+                                own_shown.take(view, &self.guests);
+                            }
                             let is_last = matches!(event, Event::End | Event::Failed { .. });
                             events.send(event).await.map_err(|_gone| Gone)?;
                             if is_last {

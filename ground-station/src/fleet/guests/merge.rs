@@ -3,17 +3,22 @@
 use swarm_shared::proto::outcome::Outcome;
 use tokio::sync::mpsc;
 
+use super::Guests;
 use crate::fleet::{Event, Failure, Fleet, NodeRef, Request};
 
 /// The engine's half of an answer, as far as its targets.
 pub(super) struct Own {
     events: mpsc::Receiver<Event>,
+    /// Who may be called like its nodes.
+    guests: Guests,
     /// Whom the engine asks.
     pub(super) targets: Vec<NodeRef>,
     /// Its last event, once it has come.
     last: Option<Event>,
     /// Whether all that has ended so far is done.
     pub(super) done: bool,
+    /// Whether it is a fault that the engine knows nobody who is meant: no guest is either.
+    pub(super) alone: bool,
 }
 
 /// Whoever asked has gone.
@@ -22,16 +27,18 @@ pub(super) struct Gone;
 impl Own {
     /// Asks the engine, and passes on what it says up to its targets.
     pub(super) async fn begin(
-        engine: &Fleet,
+        (engine, guests): (&Fleet, &Guests),
         request: Request,
         who: String,
         to: &mpsc::Sender<Event>,
     ) -> Result<Self, Gone> {
         let mut own = Self {
             events: engine.perform_as(request, who).await,
+            guests: guests.clone(),
             targets: Vec::new(),
             last: None,
             done: true,
+            alone: false,
         };
         while let Some(event) = own.next(to).await? {
             if let Event::Targets { targets } = event {
@@ -41,6 +48,18 @@ impl Own {
             to.send(event).await.map_err(|_gone| Gone)?;
         }
         Ok(own)
+    }
+
+    /// Nothing: the engine is not asked.
+    pub(super) fn none(guests: &Guests) -> Self {
+        Self {
+            events: mpsc::channel(1).1,
+            guests: guests.clone(),
+            targets: Vec::new(),
+            last: Some(Event::End),
+            done: true,
+            alone: false,
+        }
     }
 
     /// The next event that is not its last.
@@ -53,10 +72,13 @@ impl Own {
             () = to.closed() => return Err(Gone),
             event = self.events.recv() => event,
         };
-        let event = event
+        let mut event = event
             .unwrap_or_else(|| Event::failed(Failure::Stopped, "the station is shutting down; ask again"));
         if let Event::Delivery(delivery) = &event {
             self.done &= delivery.state == Outcome::Done;
+        }
+        if let Event::Node(view) = &mut event {
+            self.guests.warn(view);
         }
         let is_last = matches!(event, Event::End | Event::Failed { .. });
         if is_last {
@@ -70,7 +92,7 @@ impl Own {
     /// Whether that was so.
     pub(super) fn forgive(&mut self, any_failure: bool) -> bool {
         let forgiven = matches!(&self.last, Some(Event::Failed { failure, .. })
-            if self.targets.is_empty() && (*failure == Failure::NobodyMatched || any_failure));
+            if !self.alone && self.targets.is_empty() && (*failure == Failure::NobodyMatched || any_failure));
         if forgiven {
             self.last = Some(Event::End);
         }
@@ -81,6 +103,18 @@ impl Own {
     pub(super) fn refusal(&self) -> Option<Event> {
         let refused = |event: &&Event| matches!(event, Event::Failed { failure, .. } if *failure != Failure::NobodyMatched);
         self.last.as_ref().filter(refused).cloned()
+    }
+
+    /// Says more of it that the engine knows nobody who is meant.
+    pub(super) fn amend(&mut self, more: &str) {
+        if let Some(Event::Failed {
+            failure: Failure::NobodyMatched,
+            message,
+        }) = &mut self.last
+        {
+            message.push_str("; ");
+            message.push_str(more);
+        }
     }
 
     /// Passes on what is left, without the last.

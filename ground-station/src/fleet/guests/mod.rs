@@ -5,8 +5,9 @@
 //! engine, to the guests that are meant, or to both, and comes back as one answer.
 //!
 //! Invariants: a guest keeps its seat until its door gives it up, connected or not, unless all seats are taken: then the
-//! one that has been gone longest loses it, of those that nothing waits for and that are not stopped; every order ends, at the latest when
-//! its door drops it; nothing here knows any door's language.
+//! one that has been gone longest loses it, of those that nothing waits for; whether a guest is stopped is remembered
+//! apart from its seat ([`Seat::stopped`]); every order ends, at the latest when its door drops it; nothing here knows
+//! any door's language.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -26,16 +27,21 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::{NodeRef, NodeState, NodeView};
 use crate::duration::to_ms;
 
+mod again;
 pub mod desk;
 mod files;
 mod follow;
 mod jobs;
 mod merge;
+mod names;
+mod standing;
+mod stops;
 #[cfg(test)]
 mod tests;
 mod work;
 
 pub use desk::{Desk, front};
+use standing::Standing;
 
 /// Most guests. Whoever comes when all seats are taken, and nobody is to be forgotten, is turned away.
 pub const GUESTS_MAX: usize = 1_024;
@@ -68,7 +74,7 @@ pub struct Presence {
     pub silent: bool,
     /// When it was heard last.
     pub heard: Option<Instant>,
-    /// Whether something waits for it, or it is stopped: it is not to be forgotten, however long it is gone.
+    /// Whether something waits for it: it is not to be forgotten, however long it is gone.
     pub kept: bool,
     /// Where it is, or was.
     pub address: Option<SocketAddr>,
@@ -111,6 +117,8 @@ pub enum Work {
 pub struct Order {
     /// What.
     pub work: Work,
+    /// When it was asked for. What ages badly counts from then, however long a disk took in between.
+    pub issued: Instant,
     /// It must not begin after this.
     pub begin: Instant,
     /// Nobody waits for an answer after this.
@@ -146,13 +154,18 @@ pub struct Guests(Arc<Inner>);
 struct Inner {
     book: Mutex<BTreeMap<PeerId, Guest>>,
     changed: watch::Sender<u64>,
+    standing: Standing,
+    /// How the fleet's own nodes are called.
+    own: Mutex<BTreeMap<PeerId, NodeName>>,
 }
 
 /// Why there is no seat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoSeat {
     /// All are taken.
-    #[error("{GUESTS_MAX} guests are known, and none can be forgotten: each is here, stopped, or waited for")]
+    #[error(
+        "{GUESTS_MAX} guests are known, and none can be forgotten: each is here, or something waits for it"
+    )]
     Full,
     /// Somebody has this very seat.
     #[error("a guest with this id has its seat already")]
@@ -164,7 +177,7 @@ pub enum NoSeat {
 #[derive(Debug)]
 pub struct Seat {
     guests: Guests,
-    id: PeerId,
+    profile: Profile,
     place: Arc<()>,
     /// What it is to do.
     pub orders: mpsc::Receiver<Order>,
@@ -173,11 +186,17 @@ pub struct Seat {
 }
 
 impl Seat {
+    /// The stop that is in force for the guest, whether it was here when that was given or not.
+    pub fn stopped(&self) -> Option<Selector> {
+        let profile = &self.profile;
+        self.guests.0.standing.stopped(&profile.target())
+    }
+
     /// Tells how the guest is.
     pub fn tell(&self, presence: Presence) {
         let mut book = self.guests.book();
         let mine = |guest: &&mut Guest| Arc::ptr_eq(&guest.place, &self.place);
-        let Some(guest) = book.get_mut(&self.id).filter(mine) else {
+        let Some(guest) = book.get_mut(&self.profile.node.id).filter(mine) else {
             return;
         };
         let changed = guest.presence != presence;
@@ -193,12 +212,12 @@ impl Drop for Seat {
     fn drop(&mut self) {
         let mut book = self.guests.book();
         if !book
-            .get(&self.id)
+            .get(&self.profile.node.id)
             .is_some_and(|guest| Arc::ptr_eq(&guest.place, &self.place))
         {
             return;
         }
-        book.remove(&self.id);
+        book.remove(&self.profile.node.id);
         drop(book);
         self.guests.0.changed.send_modify(|version| *version += 1);
     }
@@ -221,16 +240,36 @@ impl Meant {
     }
 }
 
+impl Profile {
+    fn target(&self) -> Target<'_> {
+        Target {
+            name: &self.node.node,
+            id: &self.node.id,
+            tags: &self.tags,
+        }
+    }
+}
+
 impl Default for Guests {
     fn default() -> Self {
-        Self(Arc::new(Inner {
-            book: Mutex::default(),
-            changed: watch::Sender::new(0),
-        }))
+        Self::new(Standing::default())
     }
 }
 
 impl Guests {
+    fn new(standing: Standing) -> Self {
+        Self(Arc::new(Inner {
+            book: Mutex::default(),
+            changed: watch::Sender::new(0),
+            standing,
+            own: Mutex::default(),
+        }))
+    }
+
+    fn standing(&self) -> &Standing {
+        &self.0.standing
+    }
+
     /// Gives a guest its seat.
     ///
     /// # Errors
@@ -252,7 +291,7 @@ impl Guests {
         let place = Arc::new(());
         let guest = Guest {
             place: Arc::clone(&place),
-            profile,
+            profile: profile.clone(),
             presence: Presence::default(),
             orders,
             stops,
@@ -261,11 +300,16 @@ impl Guests {
         drop(book);
         Ok(Seat {
             guests: self.clone(),
-            id,
+            profile,
             place,
             orders: orders_in,
             stops: stops_in,
         })
+    }
+
+    /// Whether there is more to tell of own nodes than the engine knows.
+    fn has_anything_to_tell(&self) -> bool {
+        !self.is_empty() || self.standing().stands()
     }
 
     /// How many there are.
@@ -303,7 +347,9 @@ impl Guests {
         let book = self.book();
         let meant = book.values().filter(|guest| guest.matches(selector));
         let mut views: Vec<NodeView> = meant.map(|guest| guest.view(now)).collect();
+        drop(book);
         views.sort_by(|a, b| (&a.node, a.id).cmp(&(&b.node, b.id)));
+        self.warn_guests(&mut views);
         views
     }
 
@@ -316,16 +362,40 @@ impl Guests {
 impl Guests {
     /// Gives a guest an order, as the desk does.
     pub(crate) async fn order(&self, name: &str, work: Work) -> oneshot::Receiver<Answer> {
+        self.order_of(name, work, clock::now()).await
+    }
+
+    /// Has a stop stand, or ends it, and tells no guest.
+    pub(crate) fn stand(&self, selector: &str, stop: bool) {
+        let (selector, standing) = (Selector::parse(selector).expect("a selector"), self.standing());
+        if stop {
+            standing.stop(selector);
+        } else {
+            standing.release(&selector, standing.version()).expect("fits");
+        }
+    }
+
+    /// The same, asked for then.
+    pub(crate) async fn order_of(
+        &self,
+        name: &str,
+        work: Work,
+        issued: Instant,
+    ) -> oneshot::Receiver<Answer> {
         let selector = Selector::parse(name).expect("a name");
         let guest = self.meant(&selector).pop().expect("a guest");
         let until = clock::now() + std::time::Duration::from_secs(60);
         let (reply, ended) = oneshot::channel();
         let queue = match work {
-            Work::Stop => guest.stops,
+            Work::Stop => {
+                self.standing().stop(selector);
+                guest.stops
+            }
             Work::Command { .. } | Work::Push { .. } | Work::Fetch { .. } | Work::Release => guest.orders,
         };
         let order = Order {
             work,
+            issued,
             begin: until,
             answer: until,
             reply,
@@ -343,11 +413,7 @@ impl Guest {
     }
 
     fn matches(&self, selector: &Selector) -> bool {
-        selector.matches(&Target {
-            name: &self.profile.node.node,
-            id: &self.profile.node.id,
-            tags: &self.profile.tags,
-        })
+        selector.matches(&self.profile.target())
     }
 
     fn view(&self, now: Instant) -> NodeView {

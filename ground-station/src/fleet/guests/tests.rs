@@ -70,3 +70,43 @@ fn whoever_is_gone_longest_loses_its_seat_when_all_are_taken() {
     drop(seats);
     assert_eq!(guests.len(), 2, "those that were seated last");
 }
+
+#[tokio::test]
+async fn what_is_asked_counts_from_when_it_was_asked_and_a_question_does_not_wait_to_go_out() {
+    let guests = Guests::default();
+    let mut seat = guests.seat(profile(1)).expect("free");
+    let meant = guests.meant(&Selector::parse("d1").expect("a name"));
+    let started = clock::now()
+        .checked_sub(Duration::from_secs(5))
+        .expect("the machine has been up");
+    let terms = work::Terms {
+        started,
+        begin: Duration::from_secs(30),
+        answer: Duration::from_millis(50),
+        patience: Some(Duration::from_millis(50)),
+        batch: None,
+    };
+    let question = Work::Command {
+        action: "anim_id".to_owned(),
+        arguments: Arguments::default(),
+    };
+    let jobs = meant
+        .into_iter()
+        .map(|guest| jobs::job(guest, 0, Ok(question.clone())));
+    let (events, mut told) = mpsc::channel(8);
+    let asking = tokio::spawn(work::run(jobs.collect(), terms, None, events));
+    let order = seat.orders.recv().await.expect("ordered");
+    assert_eq!(
+        (order.issued, order.begin),
+        (started, started + Duration::from_secs(30))
+    );
+    let Some(crate::fleet::Event::Delivery(delivery)) = told.recv().await else {
+        panic!("no end")
+    };
+    let error = delivery.error.expect("why");
+    assert!(
+        !error.contains("go out") && error.contains("no answer"),
+        "{error}"
+    );
+    asking.await.expect("over");
+}

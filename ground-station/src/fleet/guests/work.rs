@@ -17,6 +17,8 @@ use crate::store::{PartEnd, Store};
 
 /// How often a guest is told once more to stop, while whoever asked for it waits for others.
 const STOP_EVERY: Duration = Duration::from_secs(1);
+/// How long the door of a guest may take to say that a question has no answer.
+const ANSWER_GRACE: Duration = Duration::from_millis(500);
 /// Longer than anybody waits.
 const FOREVER: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -89,13 +91,15 @@ pub(super) async fn run(jobs: Vec<Job>, terms: Terms, history: Option<History>, 
             // Nobody sees to later batches any more.
             failed |= events.is_closed();
         }
+        // The first counts from when it was asked for: it may have waited for a disk since.
+        let issued = if place == 0 { terms.started } else { clock::now() };
         let mut ends = JoinSet::new();
         for job in batch {
             let mut job = job.clone();
             if failed {
                 job.work = Err(Reply::refused("not sent: an earlier batch failed"));
             }
-            ends.spawn(carry(job, terms, history.clone(), events.clone()));
+            ends.spawn(carry(job, (terms, issued), history.clone(), events.clone()));
         }
         let mut done = true;
         while let Some(end) = ends.join_next().await {
@@ -106,7 +110,12 @@ pub(super) async fn run(jobs: Vec<Job>, terms: Terms, history: Option<History>, 
 }
 
 /// One delivery, to its end. What acts goes on though nobody waits for it any more.
-async fn carry(job: Job, terms: Terms, history: Option<History>, events: mpsc::Sender<Event>) -> Outcome {
+async fn carry(
+    job: Job,
+    (terms, issued): (Terms, Instant),
+    history: Option<History>,
+    events: mpsc::Sender<Event>,
+) -> Outcome {
     let Job {
         guest,
         part,
@@ -115,7 +124,14 @@ async fn carry(job: Job, terms: Terms, history: Option<History>, events: mpsc::S
         copy,
     } = job;
     let now = clock::now();
-    let placed = work.and_then(|work| place(&guest.orders, work, now + terms.begin, now + terms.answer));
+    let placed = work.and_then(|work| {
+        let times = Times {
+            issued,
+            begin: issued + terms.begin,
+            answer: now + terms.answer,
+        };
+        place(&guest.orders, work, times)
+    });
     let mut reply = match placed {
         Ok(reply) => reply,
         Err(reply) => {
@@ -125,7 +141,13 @@ async fn carry(job: Job, terms: Terms, history: Option<History>, events: mpsc::S
             return tell(&events, guest.node, reply, terms.started).await;
         }
     };
-    let give_up = now + terms.patience.unwrap_or(FOREVER);
+    // A question's door knows best why there is no answer, and says it when its time is up.
+    let grace = if history.is_none() {
+        ANSWER_GRACE
+    } else {
+        Duration::ZERO
+    };
+    let give_up = now + terms.patience.unwrap_or(FOREVER) + grace;
     let first = tokio::select! {
         biased;
         answer = &mut reply => Some(answer),
@@ -135,7 +157,10 @@ async fn carry(job: Job, terms: Terms, history: Option<History>, events: mpsc::S
     let (Some(history), None) = (&history, &first) else {
         let reply = match first {
             Some(answer) => ended(answer, copy).await,
-            None => no_answer(terms.patience),
+            None => Reply::ended(
+                Outcome::NoAnswer,
+                "no answer to it in time, and its door does not say why",
+            ),
         };
         if let Some(history) = &history {
             history.keep(&guest.node, part, reply.clone()).await;
@@ -181,15 +206,24 @@ async fn tell(events: &mpsc::Sender<Event>, node: NodeRef, reply: Reply, started
     state
 }
 
-fn place(
-    orders: &mpsc::Sender<Order>,
-    work: Work,
+/// Of one order.
+#[derive(Clone, Copy, Debug)]
+struct Times {
+    issued: Instant,
     begin: Instant,
     answer: Instant,
-) -> Result<oneshot::Receiver<Answer>, Reply> {
+}
+
+fn place(orders: &mpsc::Sender<Order>, work: Work, times: Times) -> Result<oneshot::Receiver<Answer>, Reply> {
+    let Times {
+        issued,
+        begin,
+        answer,
+    } = times;
     let (reply, told) = oneshot::channel();
     let order = Order {
         work,
+        issued,
         begin,
         answer,
         reply,
@@ -228,11 +262,18 @@ pub(super) fn stop(guests: Vec<Meant>, stop: Stop, history: impl FnOnce(Reply) -
     let give_up = started + timeout.unwrap_or(FOREVER);
     let placed: Vec<_> = guests
         .into_iter()
-        .map(|guest| (place(&guest.stops, Work::Stop, give_up, give_up), guest))
+        .map(|guest| {
+            let times = Times {
+                issued: started,
+                begin: give_up,
+                answer: give_up,
+            };
+            (place(&guest.stops, Work::Stop, times), guest)
+        })
         .collect();
     let given_up = Reply::ended(
         Outcome::NoAnswer,
-        "not told: whoever asked for it went away before it was back",
+        "not told yet, and whoever asked for it went away: it is told when it is back",
     );
     let ends = history(given_up);
     for (placed, guest) in placed {
@@ -268,8 +309,13 @@ pub(super) fn stop(guests: Vec<Meant>, stop: Stop, history: impl FnOnce(Reply) -
                     .await
                     .is_some()
             {
-                let until = clock::now() + STOP_EVERY;
-                if let Ok(answer) = place(&guest.stops, Work::Stop, until, until) {
+                let issued = clock::now();
+                let times = Times {
+                    issued,
+                    begin: issued + STOP_EVERY,
+                    answer: issued + STOP_EVERY,
+                };
+                if let Ok(answer) = place(&guest.stops, Work::Stop, times) {
                     let _however = over.run_until_cancelled(answer).await;
                 }
             }

@@ -7,15 +7,16 @@
 //!
 //! The protocol is plain text and proves nothing: whoever is at the server's address, or on the way there, is the
 //! server; with `server = "auto"` whoever says so in a datagram. So it may look, and do what `allow` names, as far as
-//! `role` reaches. What it asks for is done in the order in which it arrives at the desk; a file is in its place before
-//! the next message is read. What is refused or fails gets no answer, as from the real program, for the protocol has
+//! `role` reaches. What it asks for is done in the order in which it arrives, in three `lines`: actions of flight go past
+//! what is slow. A file is in its place before the next message is read. What is refused or fails gets no answer, as from the real program, for the protocol has
 //! none; the log says it.
 
+mod lines;
 mod log;
 mod translate;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -35,14 +36,13 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use self::lines::{Kind, Line};
 use self::log::Log;
 use crate::actions::Actions;
 use crate::config::{CleverShow, Server};
 use crate::links::errands::Errands;
 use crate::node::Node;
 
-/// What the server asks for that is at work at once; then it waits.
-const AT_WORK_MAX: usize = 64;
 /// The action that brings readings.
 const TELEMETRY: &str = "telemetry";
 
@@ -54,6 +54,8 @@ struct Door {
     errands: Errands,
     roots: Roots,
     clover_dir: Option<String>,
+    /// Since when there is the connection that there is.
+    connected: Arc<Mutex<Option<Instant>>>,
     log: Arc<Log>,
 }
 
@@ -85,6 +87,7 @@ pub(super) fn open(config: CleverShow, node: &Node, errands: Errands) {
         errands,
         roots,
         clover_dir,
+        connected: Arc::default(),
         log: Arc::new(Log::default()),
     };
     node.tasks.spawn(door.run(client, incoming, node.stop.clone()));
@@ -119,6 +122,7 @@ impl Door {
         loop {
             let (stream, server) = client.next_connection().await;
             tracing::info!(target: "door", %server, "connected with a clever-show server");
+            *self.connected.lock().unwrap_or_else(PoisonError::into_inner) = Some(clock::now());
             let ended = self.connection.connect(stream).await;
             tracing::info!(target: "door", %server, why = %ended, "the clever-show server is gone");
         }
@@ -147,45 +151,99 @@ impl Door {
     }
 
     async fn serve(&self, mut incoming: mpsc::Receiver<Heard>) {
-        let mut at_work = JoinSet::new();
-        while let Some(Heard { event, since }) = incoming.recv().await {
-            while at_work.try_join_next().is_some() {}
-            if at_work.len() >= AT_WORK_MAX {
-                at_work.join_next().await;
+        let (mut flights, mut acts) = (Line::new(Kind::Flight), Line::new(Kind::Act));
+        let mut questions = Line::new(Kind::Question);
+        loop {
+            for line in [&mut flights, &mut acts, &mut questions] {
+                while let Some(heard) = line.next() {
+                    self.start(heard, &mut line.at_work).await;
+                }
             }
-            match event {
-                Event::Action { action, arguments } => {
-                    let end = self.begin("action", &action, arguments, since).await;
-                    let door = self.clone();
-                    if let Some((server, end)) = end {
-                        at_work.spawn(async move {
-                            let reply = ended(end).await;
-                            door.log.note(server, "action", &action, outcome(&reply));
-                        });
-                    }
+            let heard = tokio::select! {
+                biased;
+                () = flights.has_room() => continue,
+                () = acts.has_room() => continue,
+                () = questions.has_room() => continue,
+                heard = incoming.recv() => heard,
+            };
+            let Some(heard) = heard else { return };
+            let (what, name, arguments) = match &heard.event {
+                Event::Action { action, arguments } => ("action", action, arguments),
+                Event::Asked { value, arguments, .. } => ("request", value, arguments),
+                Event::File { .. }
+                | Event::Unreadable(_)
+                | Event::TooLong { .. }
+                | Event::Stray { .. }
+                | Event::Answered { .. }
+                | Event::Unanswered { .. } => {
+                    self.take(heard.event).await;
+                    continue;
                 }
-                Event::Asked { value, id, arguments } => {
-                    self.asked((value, id), arguments, since, &mut at_work).await;
-                }
-                Event::File { filepath, bytes } => {
-                    let kept = self.keep(&filepath, bytes).await;
-                    self.log.note(self.server(), "file pushed", &filepath, kept);
-                }
-                Event::Unreadable(error) => {
-                    self.log
-                        .note(self.server(), "message", "unreadable", Err(error.to_string()));
-                }
-                Event::TooLong { bytes, max } => {
-                    let why = format!("{bytes} bytes are more than the {max} allowed; passed over");
-                    self.log.note(self.server(), "message", "too long", Err(why));
-                }
-                Event::Stray { value, .. } => {
-                    let why = "it answers nothing".to_owned();
-                    self.log.note(self.server(), "response", &value, Err(why));
-                }
-                // This door asks nothing.
-                Event::Answered { .. } | Event::Unanswered { .. } => {}
+            };
+            let line = match Kind::of(name, arguments, self.actions.traits(name).flight) {
+                Kind::Flight => &mut flights,
+                Kind::Act => &mut acts,
+                Kind::Question => &mut questions,
+            };
+            if line.is_full() {
+                let why = "busy: too much waits; nothing was done".to_owned();
+                self.log.note(self.server(), what, name, Err(why));
+            } else {
+                line.join(heard);
             }
+        }
+    }
+
+    /// Begins what has its turn.
+    async fn start(&self, heard: Heard, at_work: &mut JoinSet<()>) {
+        let Heard { event, since } = heard;
+        match event {
+            Event::Action { action, arguments } => {
+                let end = self.begin("action", &action, arguments, since).await;
+                let door = self.clone();
+                if let Some((server, end)) = end {
+                    at_work.spawn(async move {
+                        let reply = ended(end).await;
+                        door.log.note(server, "action", &action, outcome(&reply));
+                    });
+                }
+            }
+            Event::Asked { value, id, arguments } => {
+                self.asked((value, id), arguments, since, at_work).await;
+            }
+            other @ (Event::File { .. }
+            | Event::Unreadable(_)
+            | Event::TooLong { .. }
+            | Event::Stray { .. }
+            | Event::Answered { .. }
+            | Event::Unanswered { .. }) => self.take(other).await,
+        }
+    }
+
+    /// What needs no turn.
+    async fn take(&self, event: Event) {
+        match event {
+            Event::File { filepath, bytes } => {
+                let kept = self.keep(&filepath, bytes).await;
+                self.log.note(self.server(), "file pushed", &filepath, kept);
+            }
+            Event::Unreadable(error) => {
+                self.log
+                    .note(self.server(), "message", "unreadable", Err(error.to_string()));
+            }
+            Event::TooLong { bytes, max } => {
+                let why = format!("{bytes} bytes are more than the {max} allowed; passed over");
+                self.log.note(self.server(), "message", "too long", Err(why));
+            }
+            Event::Stray { value, .. } => {
+                let why = "it answers nothing".to_owned();
+                self.log.note(self.server(), "response", &value, Err(why));
+            }
+            // This door asks nothing; what asks it comes in lines.
+            Event::Answered { .. }
+            | Event::Unanswered { .. }
+            | Event::Action { .. }
+            | Event::Asked { .. } => {}
         }
     }
 
@@ -206,7 +264,7 @@ impl Door {
             let answered = match self.read(path).await {
                 Ok(bytes) => {
                     let size = bytes.len();
-                    self.respond(&value, &id, Answer::File(bytes))
+                    self.respond((&value, &id), Answer::File(bytes), since)
                         .map(|()| format!("{size} bytes"))
                 }
                 Err(why) => Err(why),
@@ -215,7 +273,7 @@ impl Door {
         }
         if value == "clover_dir" {
             let dir = self.clover_dir.clone().map_or(Value::Null, Value::String);
-            let answered = self.respond(&value, &id, Answer::Value(dir));
+            let answered = self.respond((&value, &id), Answer::Value(dir), since);
             return self
                 .log
                 .note(server, "request", &value, answered.map(|()| "done".to_owned()));
@@ -229,7 +287,7 @@ impl Door {
             let reply = ended(end).await;
             let answer = translate::answer(&value, &reply, with_spec, now());
             let answered = match answer {
-                Some(answer) => door.respond(&value, &id, Answer::Value(answer)),
+                Some(answer) => door.respond((&value, &id), Answer::Value(answer), since),
                 None => Ok(()),
             };
             door.log
@@ -237,7 +295,12 @@ impl Door {
         });
     }
 
-    fn respond(&self, value: &str, id: &str, answer: Answer) -> Result<(), String> {
+    /// Answers what was asked then: over the connection that it was asked by, for the next one counts anew.
+    fn respond(&self, (value, id): (&str, &str), answer: Answer, asked: Instant) -> Result<(), String> {
+        let connected = *self.connected.lock().unwrap_or_else(PoisonError::into_inner);
+        if connected.is_none_or(|connected| asked < connected) {
+            return Err("not answered: the connection that it was asked by is gone".to_owned());
+        }
         self.connection
             .respond(value, id, answer)
             .map_err(|error| error.to_string())

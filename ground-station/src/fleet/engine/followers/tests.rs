@@ -190,6 +190,7 @@ async fn whoever_asked_can_leave_and_the_follower_learns_it() {
     let stop = Request::Stop {
         selector: Selector::all(),
         timeout_ms: None,
+        beside: false,
     };
     let (to, asker) = rig.ask(&stop, &Origin::of("eva"));
     drop(asker);

@@ -98,6 +98,7 @@ async fn what_waits_is_withdrawn_before_the_stop_of_a_station_that_starts_for_it
     let stop = Request::Stop {
         selector: Selector::all(),
         timeout_ms: Some(300),
+        beside: false,
     };
     let mut events = engine.fleet().perform(stop).await;
     let mut notes = Vec::new();

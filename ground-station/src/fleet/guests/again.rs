@@ -1,0 +1,76 @@
+//! A command of the history again, where it went to guests.
+//!
+//! What went to guests is an entry of its own in the history, so it is repeated here and the engine is not asked. What
+//! went to own nodes is repeated by the engine.
+
+use swarm_shared::proto::selector::Selector;
+
+use super::desk::Counter;
+use super::merge::Gone;
+use crate::fleet::engine::retry::{Nothing, Plan, plan};
+use crate::fleet::{Call, Event, Failure, Request};
+use crate::store::Origin;
+
+impl Counter {
+    pub(super) async fn again(&self, call: Call) -> Result<(), Gone> {
+        let Request::Retry {
+            number,
+            ttl_ms,
+            timeout_ms,
+        } = call.request
+        else {
+            return Ok(());
+        };
+        let state_dir = self.store.path().parent().unwrap_or(self.store.path()).to_owned();
+        let planned = plan(&state_dir, number, ttl_ms, timeout_ms).await;
+        let Plan { request, shown, note } = match planned {
+            Ok(plan) => plan,
+            Err(Nothing(failure, message)) => {
+                let failed = Event::failed(failure, message);
+                return call.events.send(failed).await.map_err(|_gone| Gone);
+            }
+        };
+        let (Request::Command { selector, .. }
+        | Request::SendFiles { selector, .. }
+        | Request::Fetch { selector, .. }) = &request
+        else {
+            self.engine.pass(call).await;
+            return Ok(());
+        };
+        let meant = self.guests.meant(selector);
+        if meant.is_empty() {
+            if self.knows_own(selector).await {
+                self.engine.pass(call).await;
+                return Ok(());
+            }
+            let text = format!(
+                "nothing of command {number} is repeated: {shown} is not known here now; drones of other programs \
+                 are known once they have connected"
+            );
+            let failed = Event::failed(Failure::NobodyMatched, text);
+            return call.events.send(failed).await.map_err(|_gone| Gone);
+        }
+        if let Some(note) = note {
+            let note = Event::note(note);
+            call.events.send(note).await.map_err(|_gone| Gone)?;
+        }
+        let origin = Origin {
+            retry_of: Some(number),
+            shown: Some(shown),
+            ..Origin::of(call.who.clone())
+        };
+        self.answer(meant, Call { request, ..call }, Some(origin)).await
+    }
+
+    /// Whether the engine knows any of these.
+    async fn knows_own(&self, selector: &Selector) -> bool {
+        let selector = selector.clone();
+        let mut events = self.engine.perform(Request::Targets { selector }).await;
+        while let Some(event) = events.recv().await {
+            if let Event::Targets { targets } = event {
+                return !targets.is_empty();
+            }
+        }
+        false
+    }
+}

@@ -1,0 +1,251 @@
+//! Emergency stops of guests, and their end.
+//!
+//! A stop is in force at once, for guests that are here and for those that come; a release once nothing that is slow
+//! stands against it. Whoever knows no guest of that name may stop it, and release it, all the same.
+
+use std::time::Duration;
+
+use swarm_shared::proto::outcome::Reply;
+use swarm_shared::proto::selector::Selector;
+use swarm_shared::proto::wire::Lane;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::desk::Counter;
+use super::follow::Subject;
+use super::jobs::{job, noted, waiting};
+use super::merge::{Gone, Own};
+use super::{Meant, Work, work};
+use crate::fleet::engine::recorder;
+use crate::fleet::{Call, CommandKind, EVENTS_MAX, Event, NodeRef, Request};
+use crate::store::Origin;
+use crate::store::deliveries::Record;
+
+/// How many of the stops that stand are told in one note.
+const STOPS_SHOWN: usize = 4;
+
+impl Counter {
+    pub(super) fn begin_stop(&self, meant: Vec<Meant>, call: &Call) -> Stopping {
+        let Request::Stop {
+            selector, timeout_ms, ..
+        } = &call.request
+        else {
+            return Stopping::default();
+        };
+        let record = Record {
+            origin: Origin {
+                kind: CommandKind::Stop,
+                ..Origin::of(call.who.clone())
+            },
+            action: CommandKind::Stop.as_str().to_owned(),
+            arguments: "null".to_owned(),
+            lane: Lane::Emergency,
+            selector: selector.as_str().to_owned(),
+            life_ms: timeout_ms.unwrap_or(0),
+            deliveries: meant
+                .iter()
+                .map(|guest| noted(&job(guest.clone(), 0, Ok(Work::Stop))))
+                .collect(),
+        };
+        let targets = meant.iter().map(|guest| guest.node.clone()).collect();
+        let over = CancellationToken::new();
+        let (to, told) = mpsc::channel(EVENTS_MAX);
+        let stopping = work::Stop {
+            timeout: timeout_ms.map(Duration::from_millis),
+            over: over.clone(),
+            events: to,
+            tasks: self.tasks.clone(),
+        };
+        // No disk is waited for.
+        work::stop(meant, stopping, |given_up| {
+            recorder::beside(&self.tasks, self.store.clone(), record, given_up)
+        });
+        Stopping {
+            targets,
+            told: Some(told),
+            over,
+        }
+    }
+
+    pub(super) async fn stop(&self, stopping: Stopping, call: Call) -> Result<(), Gone> {
+        let Call {
+            mut request,
+            events,
+            who,
+        } = call;
+        let Stopping { targets, told, over } = stopping;
+        let _over = over.drop_guard();
+        let Some(told) = told else { return Ok(()) };
+        let Request::Stop { selector, beside, .. } = &mut request else {
+            return Ok(());
+        };
+        *beside = true;
+        let known = Request::Targets {
+            selector: selector.clone(),
+        };
+        let subject = Subject {
+            kind: CommandKind::Stop,
+            what: CommandKind::Stop.as_str().to_owned(),
+            who: who.clone(),
+            number: None,
+        };
+        let told = self.overhear(subject, targets.clone(), told);
+        let mut own = Own::begin((&self.engine, &self.guests), request, who, &events).await?;
+        // A station without a fleet stops nobody, and that is no fault if nobody but guests is meant.
+        let nobody = {
+            let mut asked = self.engine.perform(known).await;
+            let mut nobody = false;
+            while let Some(event) = asked.recv().await {
+                nobody |= matches!(event, Event::Failed { .. });
+            }
+            nobody
+        };
+        own.forgive(nobody);
+        let targets = own.targets.iter().cloned().chain(targets).collect();
+        let targets = Event::Targets { targets };
+        events.send(targets).await.map_err(|_gone| Gone)?;
+        own.join(told, &events).await
+    }
+
+    /// Ends stops, as they were in force when this was typed. It is on the disk before guests are told: one that is in
+    /// the air is not to be told to land by a station that has started again.
+    pub(super) async fn release(&self, meant: Vec<Meant>, call: Call, typed_at: u64) -> Result<(), Gone> {
+        let Call { request, events, who } = call;
+        let Request::Release { selector, timeout_ms } = &request else {
+            return Ok(());
+        };
+        let timeout = Duration::from_millis(*timeout_ms);
+        let engines = Request::Release {
+            selector: self.for_engine(selector).await,
+            timeout_ms: *timeout_ms,
+        };
+        let mut own = Own::begin((&self.engine, &self.guests), engines, who.clone(), &events).await?;
+        if let Some(refusal) = own.refusal() {
+            return events.send(refusal).await.map_err(|_gone| Gone);
+        }
+        let lifted = self.lift(selector, typed_at, timeout).await;
+        own.alone = meant.is_empty();
+        if own.alone {
+            match &lifted {
+                Ok(None) => own.amend("a drone that comes and is meant is not stopped any more"),
+                Ok(Some(note)) => own.amend(note),
+                Err(why) => events
+                    .send(Event::note(format!("drones that come stay stopped: {why}")))
+                    .await
+                    .map_err(|_gone| Gone)?,
+            }
+        } else {
+            let strangers = own.forgive(false).then(|| self.strangers(&request)).flatten();
+            let note = lifted.as_ref().ok().cloned().flatten();
+            for note in strangers.into_iter().chain(note) {
+                events.send(Event::note(note)).await.map_err(|_gone| Gone)?;
+            }
+        }
+        let guests: Vec<NodeRef> = meant.iter().map(|guest| guest.node.clone()).collect();
+        let targets: Vec<NodeRef> = own.targets.iter().chain(&guests).cloned().collect();
+        if !targets.is_empty() {
+            let targets = Event::Targets { targets };
+            events.send(targets).await.map_err(|_gone| Gone)?;
+        }
+        let (to, told) = mpsc::channel(EVENTS_MAX);
+        if guests.is_empty() {
+            drop(to);
+            return own.join(told, &events).await;
+        }
+        let record = Record {
+            origin: Origin {
+                kind: CommandKind::Release,
+                ..Origin::of(who.clone())
+            },
+            action: CommandKind::Release.as_str().to_owned(),
+            arguments: "null".to_owned(),
+            lane: Lane::Emergency,
+            selector: selector.as_str().to_owned(),
+            life_ms: *timeout_ms,
+            deliveries: Vec::new(),
+        };
+        let work = lifted.map(|_noted| Work::Release).map_err(Reply::refused);
+        let jobs = meant.into_iter().map(|guest| job(guest, 0, work.clone()));
+        let terms = waiting(timeout, timeout);
+        let number = self.hand_out(jobs.collect(), record, terms, to).await;
+        let subject = Subject {
+            kind: CommandKind::Release,
+            what: CommandKind::Release.as_str().to_owned(),
+            who,
+            number,
+        };
+        let told = self.overhear(subject, guests, told);
+        own.join(told, &events).await
+    }
+
+    /// A stop that means no guest who is here: whoever asked is told that it is in force all the same, should it fail.
+    pub(super) fn stop_those_that_come(&self, call: Call) -> Call {
+        let Call { request, events, who } = call;
+        let (to, mut from) = mpsc::channel(EVENTS_MAX);
+        self.tasks.spawn(async move {
+            loop {
+                let event = tokio::select! {
+                    biased;
+                    () = events.closed() => return,
+                    event = from.recv() => event,
+                };
+                let Some(mut event) = event else { return };
+                if let Event::Failed { message, .. } = &mut event {
+                    message.push_str("; a drone that comes and is meant is stopped");
+                }
+                if events.send(event).await.is_err() {
+                    return;
+                }
+            }
+        });
+        let events = to;
+        Call { request, events, who }
+    }
+
+    /// What to tell of stops that stand.
+    pub(super) fn standing_stops(&self) -> Option<String> {
+        let stops = self.guests.standing().stops();
+        let shown: Vec<String> = stops
+            .iter()
+            .take(STOPS_SHOWN)
+            .map(|stop| format!("{stop:?}"))
+            .collect();
+        (!stops.is_empty()).then(|| {
+            format!(
+                "a stop of {} is in force for drones of other programs, also for those that come; `release` ends it",
+                shown.join(" and of ")
+            )
+        })
+    }
+
+    /// What to tell of a release that has taken effect; or why it has not.
+    async fn lift(
+        &self,
+        selector: &Selector,
+        typed_at: u64,
+        timeout: Duration,
+    ) -> Result<Option<String>, String> {
+        let standing = self.guests.standing();
+        let lifted = standing.release(selector, typed_at);
+        let Some(version) = lifted.map_err(|not| not.to_string())? else {
+            return Ok(None);
+        };
+        let why = match tokio::time::timeout(timeout, standing.stored(version)).await {
+            Ok(Ok(())) => return Ok(None),
+            Ok(Err(why)) => why,
+            Err(_elapsed) => "the disk takes long".to_owned(),
+        };
+        Ok(Some(format!(
+            "drones are released, but that is not stored yet: should this station start again before it is, they \
+             are stopped again ({why})"
+        )))
+    }
+}
+
+/// A stop that is on its way to guests.
+#[derive(Default)]
+pub(super) struct Stopping {
+    targets: Vec<NodeRef>,
+    told: Option<mpsc::Receiver<Event>>,
+    over: CancellationToken,
+}
