@@ -191,7 +191,7 @@ impl Counter {
         let names_guests = |selector: &mut Selector| {
             selector
                 .exclusions()
-                .any(|term| !self.guests.meant(&term).is_empty())
+                .any(|term| self.guests.any(&term))
         };
         if !selector(&mut call.request).is_some_and(names_guests) {
             return self.engine.pass(call).await;
@@ -214,7 +214,8 @@ impl Counter {
         }
         let mut strange = BTreeSet::new();
         for term in terms {
-            if self.guests.meant(&term).is_empty() {
+            // `all` is nobody's name, so the engine is not asked about it.
+            if term == Selector::all() || !self.guests.any(&term) {
                 continue;
             }
             let request = Request::Targets {
@@ -248,7 +249,7 @@ impl Counter {
         else {
             return None;
         };
-        let strange = selector.terms().filter(|term| self.guests.meant(term).is_empty());
+        let strange = selector.terms().filter(|term| !self.guests.any(term));
         let strange: Vec<String> = strange
             .take(TERMS_SHOWN)
             .map(|term| format!("{:?}", term.as_str()))

@@ -326,6 +326,11 @@ impl Guests {
         self.0.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether it means any of them.
+    fn any(&self, selector: &Selector) -> bool {
+        self.book().values().any(|guest| guest.matches(selector))
+    }
+
     fn meant(&self, selector: &Selector) -> Vec<Meant> {
         let book = self.book();
         let meant = book.values().filter(|guest| guest.matches(selector));
