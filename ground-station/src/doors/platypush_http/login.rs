@@ -139,10 +139,8 @@ async fn log_in(
 ) -> Result<(String, u64), Refusal> {
     let from = guest.addr().ip();
     let made = async {
-        let user = app
-            .gatekeeper
-            .password(name, Password::new(password), from)
-            .await?;
+        let kept = app.gatekeeper.password(name, Password::new(password), from);
+        let kept = kept.await?;
         let (token, hash) = users::new_token()
             .map_err(|error| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
         let now_ms = clock::unix_time_ms();
@@ -153,10 +151,11 @@ async fn log_in(
             hash,
             made_ms: now_ms,
             expires_ms,
+            password: Some(kept),
         };
-        match app.store.put_token(user, new).await? {
+        match app.store.put_token(name.to_owned(), new).await? {
             Some(_) => Ok((token, expires_ms)),
-            // Removed just now.
+            // Removed, or given another password, just now.
             None => Err(Refusal::unauthorized("wrong name or password")),
         }
     };

@@ -259,6 +259,7 @@ async fn a_reader_whose_token_is_taken_back_is_let_go() {
         hash,
         made_ms: 1,
         expires_ms: u64::MAX,
+        password: None,
     };
     let number = store
         .put_token("ann".to_owned(), new)
