@@ -81,12 +81,11 @@ pub(super) async fn login(
     .await;
     let session = match logged_in {
         Ok((session, _)) => session,
-        Err(refusal) if refusal.status() == StatusCode::UNAUTHORIZED => {
-            // Without the header: a browser would ask for itself.
+        Err(refusal) => {
+            // Without headers: a browser would ask for a name and a password by itself.
             let page = page::login(&app.name, to, Some(refusal.message()));
-            return Ok((StatusCode::UNAUTHORIZED, Html(page)).into_response());
+            return Ok((refusal.status(), Html(page)).into_response());
         }
-        Err(refusal) => return Err(refusal),
     };
     let mut response = Redirect::to(to).into_response();
     let life = u64::from(SESSION_DAYS) * 24 * 3_600;

@@ -271,6 +271,23 @@ async fn a_password_that_a_browser_remembers_is_not_for_other_pages() {
 }
 
 #[tokio::test]
+async fn whoever_uses_the_form_is_told_on_a_page() {
+    let rig = Rig::with_user("").await;
+    for number in 0..11 {
+        let answer = log_in(&rig, "wrong").await;
+        let (status, why) = if number < 10 {
+            (StatusCode::UNAUTHORIZED, "wrong name or password")
+        } else {
+            (StatusCode::TOO_MANY_REQUESTS, "try again in 1 s")
+        };
+        assert_eq!(answer.status(), status);
+        assert!(!answer.headers().contains_key(header::WWW_AUTHENTICATE));
+        let page = String::from_utf8(whole(answer).await).expect("a text");
+        assert!(page.contains("<form") && page.contains(why), "{page}");
+    }
+}
+
+#[tokio::test]
 async fn a_browser_is_led_to_the_form() {
     let rig = Rig::with_user("").await;
     let response = rig
