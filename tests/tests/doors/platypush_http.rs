@@ -113,6 +113,52 @@ fn the_documented_lines_of_curl_work() {
     );
 }
 
+/// The manual's own configuration and its lines of curl, apart from host and names.
+#[test]
+fn what_the_manual_shows_works() {
+    let manual = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/http-api.md");
+    let manual = std::fs::read_to_string(manual).expect("read");
+    let blocks = |kind: &str| {
+        let begin = format!("```{kind}\n");
+        let rest = manual.split(&begin).skip(1);
+        let blocks = rest.filter_map(|rest| rest.split("```").next());
+        blocks.map(str::to_owned).collect::<Vec<_>>().join("\n")
+    };
+    let field = Field::new();
+    let (port, music) = (field.port(), field.dir("music"));
+    let door = blocks("toml")
+        .replace("127.0.0.1:8008", &format!("127.0.0.1:{port}"))
+        .replace("\"/srv/music\"", &format!("{music:?}"))
+        .replace("drone-*", "n*");
+    let fleet = Fleet::linked_through(field, 1, &door, |node, _field| {
+        "[actions.led]\ncommand = [\"/bin/echo\", \"{color}\", \"{level}\", \"{mode}\"]\n\
+         args.color = { type = \"string\" }\nargs.level = { type = \"integer\" }\nargs.mode = { type = \"string\" }\n"
+            .clone_into(&mut node.tables);
+    });
+    add_user(&fleet.station, "ann", PASSWORD);
+    let mut token = String::new();
+    let shell = blocks("sh");
+    let lines = shell.lines().filter(|line| line.starts_with("curl "));
+    let answers: Vec<Value> = lines
+        .map(|line| {
+            let line = line
+                .replace(":8008", &format!(":{port}"))
+                .replace("TOKEN", &token);
+            let (status, answer) = curl(&fleet, &line);
+            assert_eq!(status, 200, "{line}: {answer}");
+            if let Some(made) = answer["token"].as_str() {
+                made.clone_into(&mut token);
+            }
+            answer
+        })
+        .collect();
+    let [_auth, ping, hook] = answers.as_slice() else {
+        panic!("three lines: {answers:#?}");
+    };
+    assert_eq!(output(ping), "pong");
+    assert_eq!(hook["output"], "#00ff00 3 steady\n");
+}
+
 /// A peer that reads events, once its connection is open.
 fn reader(fleet: &Fleet, url: &str, mode: &str, more: &[&str]) -> Process {
     let url = url.replace("http://", "ws://");
