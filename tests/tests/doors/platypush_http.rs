@@ -10,7 +10,7 @@ use swarm_shared::net::clock;
 use swarm_tests::binaries;
 use swarm_tests::fleet::{Field, Fleet, PATIENCE, Station, text};
 use swarm_tests::peers;
-use swarm_tests::process::{Process, Signal, wait_until};
+use swarm_tests::process::{Process, Signal, Stream, wait_until};
 
 const PEER: &str = "platypush_http.py";
 const PASSWORD: &str = "correct horse";
@@ -197,6 +197,10 @@ fn what_happens_is_told_over_a_websocket() {
         .station
         .run(&["run", "n1", "--", "/bin/echo", "hello"])
         .expect(0);
+    let begun = wait_event(&mut events, "CommandStartEvent", |args| {
+        args["action"] == "execute"
+    });
+    assert!(begun["number"].is_u64(), "{begun}");
     let outcome = wait_event(&mut events, "CommandOutcomeEvent", |args| {
         args["action"] == "execute"
     });
@@ -213,10 +217,20 @@ fn what_happens_is_told_over_a_websocket() {
     let sent = wait_event(&mut events, "FileSendOutcomeEvent", |args| args["node"] == "n1");
     assert_eq!(sent["state"], "done", "{sent}");
     fleet.station.run(&["stop", "n2"]).expect(0);
+    let begun = wait_event(&mut events, "StopStartEvent", |_args| true);
+    assert!(begun["number"].is_u64(), "{begun}");
     wait_event(&mut events, "StopAcknowledgedEvent", |args| args["node"] == "n2");
     wait_event(&mut events, "StopOutcomeEvent", |args| args["node"] == "n2");
+    fleet.station.run(&["release", "n2"]).expect(0);
+    wait_event(&mut events, "ReleaseOutcomeEvent", |args| args["node"] == "n2");
     fleet.nodes[0].end(Signal::KILL);
     wait_event(&mut events, "NodeOfflineEvent", |args| args["node"] == "n1");
+    let told = events.lines(Stream::Out);
+    let changes = told
+        .iter()
+        .filter(|line| line.contains("NodeChangeEvent") && line.contains("\"n2\""))
+        .count();
+    assert_eq!(changes, 2, "one for the stop, one for the release: {told:#?}");
     fleet.station.end(Signal::TERM);
     let farewell = events.wait_json(PATIENCE, "a close frame", |line| line["close"].is_array());
     assert_eq!(farewell["close"], json!([1001, "the station is shutting down"]));
