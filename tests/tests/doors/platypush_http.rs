@@ -116,6 +116,7 @@ fn the_documented_lines_of_curl_work() {
 /// The manual's own configuration and its lines of curl, apart from host and names.
 #[test]
 fn what_the_manual_shows_works() {
+    swarm_tests::needs_python!();
     let manual = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/http-api.md");
     let manual = std::fs::read_to_string(manual).expect("read");
     let blocks = |kind: &str| {
