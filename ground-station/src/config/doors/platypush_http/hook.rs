@@ -293,9 +293,10 @@ impl Parameter {
             Source::Const(value) => Some(value),
             Source::Query | Source::Body => None,
         };
-        for own in constant.into_iter().chain(&self.default) {
+        let own = [("value", constant), ("default", self.default.as_ref())];
+        for (key, own) in own.into_iter().filter_map(|(key, own)| Some((key, own?))) {
             self.check(own)
-                .map_err(|rule| format!("parameter {name}: {own} does not fit itself: {rule}"))?;
+                .map_err(|rule| format!("parameter {name}: `{key}` is {own}, but it {rule}"))?;
         }
         Ok(())
     }
