@@ -186,7 +186,7 @@ impl Hook {
 }
 
 fn methods(value: &DeValue<'_>) -> Result<Vec<String>, String> {
-    let rule = || "methods are a list such as [\"POST\", \"PUT\"]".to_owned();
+    let rule = || "methods are a list, in capitals, such as [\"POST\", \"PUT\"]".to_owned();
     let list = value.as_array().ok_or_else(rule)?;
     let method = |item: &DeValue<'_>| {
         let text = item.as_str().filter(|text| {
