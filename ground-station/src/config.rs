@@ -436,6 +436,7 @@ fn raw<'a>(value: &'a Spanned<DeValue<'_>>) -> Option<Raw<'a>> {
 }
 
 fn unknown_key(key: &str) -> String {
-    let known: Vec<&str> = KEYS.iter().map(|(known, _)| *known).collect();
+    let known = KEYS.iter().map(|(known, _)| *known);
+    let known: Vec<&str> = known.chain(["doors"]).collect();
     unknown(key, &known)
 }

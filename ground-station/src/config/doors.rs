@@ -202,6 +202,8 @@ trait Door: Sized {
     const NAME: &'static str;
     /// Its own keys.
     const KEYS: &'static [(&'static str, Kind)];
+    /// The tables within its own, which [`Self::set_table`] takes.
+    const TABLES: &'static [&'static str] = &[];
     /// Open, with nothing else said.
     fn open() -> Self;
     fn common(&mut self) -> &mut Common;
@@ -307,6 +309,13 @@ fn from_table<D: Door>(door: &mut Option<D>, table: &DeTable<'_>) -> Result<(), 
             taken?;
             continue;
         }
+        if D::TABLES.contains(&key) {
+            return Err((at, format!("{key} is a table: write [doors.{}.{key}]", D::NAME)));
+        }
+        // Before its value is looked at: whoever misspells the name of a table is not helped by what its value is.
+        if !keys::<D>().any(|(known, _)| known == key) {
+            return Err((at, format!("[doors.{}]: {}", D::NAME, unknown_key::<D>(key))));
+        }
         let full = format!("doors.{}.{key}", D::NAME);
         let raw =
             raw(value).ok_or_else(|| (at, format!("{full} holds a value of a kind that no key has")))?;
@@ -326,7 +335,8 @@ fn unknown_key<D: Door>(key: &str) -> String {
     if let Some((other, _)) = OWN_KEYS.iter().find(has) {
         return format!("{key:?} is a key of [doors.{other}], not of this door");
     }
-    let known: Vec<&str> = keys::<D>().map(|(known, _)| known).collect();
+    let own = keys::<D>().map(|(known, _)| known);
+    let known: Vec<&str> = own.chain(D::TABLES.iter().copied()).collect();
     unknown(key, &known)
 }
 

@@ -56,6 +56,10 @@ fn faults_name_the_line_and_the_way_out() {
             "colour = 1",
             "config.toml:1: unknown key \"colour\"; known are name, listen",
         ),
+        (
+            "[door.knut]",
+            "config.toml:1: unknown key \"door\"; did you mean \"doors\"?",
+        ),
         ("listen = \"here\"", "config.toml:1: \"here\" is not ADDR:PORT"),
         (
             "listen = 7421",

@@ -8,6 +8,7 @@
 //! How long a message may be, and how long a silence, is for the door to keep: protocols differ in what they are.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -47,6 +48,11 @@ impl Hall {
             door,
             listen,
             reason: error.to_string(),
+            advice: if error.kind() == ErrorKind::AddrNotAvailable {
+                "change `listen` to an address that this machine has"
+            } else {
+                "change `listen`, or end what uses that port"
+            },
         })?;
         announce(door, common, &listener);
         Ok(Self {

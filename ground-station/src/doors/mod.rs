@@ -98,9 +98,7 @@ impl House {
 #[derive(Debug, thiserror::Error)]
 pub enum DoorError {
     /// The address.
-    #[error(
-        "[doors.{door}]: cannot listen on {listen}: {reason}; change `listen`, or end what uses that port"
-    )]
+    #[error("[doors.{door}]: cannot listen on {listen}: {reason}; {advice}")]
     Listen {
         /// Which.
         door: &'static str,
@@ -108,6 +106,16 @@ pub enum DoorError {
         listen: SocketAddr,
         /// Why.
         reason: String,
+        /// What to do.
+        advice: &'static str,
+    },
+    /// A door's two ports are one.
+    #[error("[doors.{door}]: `listen` and `websocket_port` both name port {port}: give one of them another")]
+    Itself {
+        /// Which.
+        door: &'static str,
+        /// Where.
+        port: u16,
     },
     /// Two are to listen at one place.
     #[error(

@@ -67,7 +67,11 @@ fn check_places(places: &[(&'static str, SocketAddr)]) -> Result<(), DoorError> 
         let later = places.iter().skip(place + 1);
         if let Some((second, _)) = later.clone().find(|(_, other)| meet(*addr, *other)) {
             let port = addr.port();
-            return Err(DoorError::Twice { first, second, port });
+            return Err(if first == second {
+                DoorError::Itself { door: first, port }
+            } else {
+                DoorError::Twice { first, second, port }
+            });
         }
     }
     Ok(())
@@ -103,6 +107,13 @@ mod tests {
         }
         assert_eq!(both("10.0.0.1:9000", "127.0.0.1:9000"), Ok(()));
         assert_eq!(both("127.0.0.1:0", "127.0.0.1:0"), Ok(()));
+        assert_eq!(
+            checked("[doors.platypush_http]\nwebsocket_port = 8008"),
+            Err(
+                "[doors.platypush_http]: `listen` and `websocket_port` both name port 8008: give one of them another"
+                    .to_owned()
+            )
+        );
         let own = "[doors.platypush_http]\nwebsocket_port = 8080\n[doors.knut]";
         let error = checked(own).expect_err("8080 is Knut's");
         assert!(

@@ -19,6 +19,8 @@ const NAMED_MAX: usize = 12;
 pub struct Acknowledged {
     targets: usize,
     missing: BTreeSet<NodeRef>,
+    /// Who was told and cannot say that it heard: drones of other programs. An all-clear must not count them.
+    unconfirmed: usize,
     last_ms: f64,
     said: Duration,
     /// Whether that line named those who are missing now.
@@ -42,7 +44,12 @@ impl Acknowledged {
                     node: delivery.node.clone(),
                     id: delivery.id,
                 };
-                self.answered(&node, delivery.ms);
+                if delivery.state != Outcome::Unknown {
+                    self.answered(&node, delivery.ms);
+                } else if self.missing.remove(&node) {
+                    self.named = false;
+                    self.unconfirmed += 1;
+                }
             }
             Event::Progress { .. }
             | Event::Stage { .. }
@@ -75,16 +82,20 @@ impl Acknowledged {
         }
     }
 
-    /// Once, when the last has answered: how long it took.
+    /// Once, when no answer is to come any more: how many came, and how long it took.
     pub fn all_in(&mut self) -> Option<String> {
         if self.done || self.targets == 0 || !self.missing.is_empty() {
             return None;
         }
         self.done = true;
-        Some(format!(
-            "all {} answered, the last after {:.1} ms",
-            self.targets, self.last_ms
-        ))
+        let (targets, last_ms, unknown) = (self.targets, self.last_ms, self.unconfirmed);
+        Some(match targets - unknown {
+            answered if unknown == 0 => format!("all {answered} answered, the last after {last_ms:.1} ms"),
+            0 => format!("none of {targets} answered: it is unknown of all whether they heard"),
+            answered => format!(
+                "{answered} of {targets} answered, the last after {last_ms:.1} ms; it is unknown of {unknown} whether they heard"
+            ),
+        })
     }
 
     /// Whether somebody has not answered; `unknown`: what to say if it is not known yet who is meant.
@@ -109,7 +120,7 @@ impl Acknowledged {
             0 => String::new(),
             more => format!(" and {more} more"),
         };
-        let answered = self.targets - self.missing.len();
+        let answered = self.targets - self.missing.len() - self.unconfirmed;
         Some(format!(
             "{answered} of {} answered; NO ANSWER from {}{more}; still trying, Ctrl-C gives up",
             self.targets,
@@ -162,6 +173,48 @@ mod tests {
         assert_eq!(
             (stop.all_in(), stop.missing(Duration::from_secs(99))),
             (None, None)
+        );
+    }
+
+    #[test]
+    fn who_cannot_confirm_is_not_counted_as_an_answer() {
+        let node = |n: u8| NodeRef {
+            node: NodeName::parse(&format!("d{n}")).expect("a name"),
+            id: PublicKey([n; 32]).id(),
+        };
+        let unknown = |n| {
+            Event::Delivery(Delivery::new(
+                node(n),
+                Reply::ended(Outcome::Unknown, "sent"),
+                0.5,
+            ))
+        };
+        let told = |targets: &[u8], events: &[Event]| {
+            let mut stop = Acknowledged::default();
+            stop.add(&Event::Targets {
+                targets: targets.iter().map(|n| node(*n)).collect(),
+            });
+            events.iter().for_each(|event| stop.add(event));
+            stop
+        };
+        let heard = || Event::Acknowledged {
+            node: node(1),
+            ms: 3.0,
+        };
+        assert_eq!(
+            told(&[1, 2], &[heard(), unknown(2)]).all_in().as_deref(),
+            Some("1 of 2 answered, the last after 3.0 ms; it is unknown of 1 whether they heard")
+        );
+        assert_eq!(
+            told(&[2], &[unknown(2)]).all_in().as_deref(),
+            Some("none of 1 answered: it is unknown of all whether they heard")
+        );
+        let line = told(&[1, 2], &[unknown(2)]).missing(Duration::from_secs(1));
+        assert!(line.is_some_and(|line| line.starts_with("0 of 2 answered; NO ANSWER from d1;")));
+        assert_eq!(
+            told(&[1], &[heard(), unknown(1)]).all_in().as_deref(),
+            Some("all 1 answered, the last after 3.0 ms"),
+            "it heard, whatever became of the rest"
         );
     }
 

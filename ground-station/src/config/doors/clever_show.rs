@@ -67,6 +67,7 @@ impl Door for CleverShow {
         ("stop_action", Kind::Text),
         ("file_bytes", Kind::Number),
     ];
+    const TABLES: &'static [&'static str] = &["roots"];
 
     fn open() -> Self {
         Self {

@@ -75,6 +75,7 @@ impl Door for PlatypushHttp {
         ("ssl_capath", Kind::Text),
         ("websocket_port", Kind::Number),
     ];
+    const TABLES: &'static [&'static str] = &["resources", "hooks"];
 
     fn open() -> Self {
         Self {

@@ -91,6 +91,14 @@ fn what_is_wrong_is_named_with_its_line() {
             "config.toml:2: [doors.knut]: unknown key \"alow\"; did you mean \"allow\"?",
         ),
         (
+            "[doors.platypush_http.hook.lights]\naction = \"led\"",
+            "config.toml:1: [doors.platypush_http]: unknown key \"hook\"; did you mean \"hooks\"?",
+        ),
+        (
+            "[doors.clever_show]\nroots = \"/srv\"",
+            "config.toml:2: roots is a table: write [doors.clever_show.roots]",
+        ),
+        (
             "[doors.knut]\nallow = \"led\"",
             "config.toml:2: doors.knut.allow has to be a list",
         ),

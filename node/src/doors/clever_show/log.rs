@@ -43,12 +43,13 @@ impl Log {
             std::mem::take(left_out)
         };
         let name: String = name.chars().take(80).collect();
+        let server = server.map(tracing::field::display);
         match outcome {
             Ok(outcome) => {
-                tracing::info!(target: "door", door = "clever_show", ?server, what, name, outcome, left_out);
+                tracing::info!(target: "door", door = "clever_show", server, what, name, outcome, left_out);
             }
             Err(why) => {
-                tracing::warn!(target: "door", door = "clever_show", ?server, what, name, why, left_out, "not done");
+                tracing::warn!(target: "door", door = "clever_show", server, what, name, why, left_out, "not done");
             }
         }
     }

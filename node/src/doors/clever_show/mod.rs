@@ -30,7 +30,7 @@ use swarm_shared::net::{clock, random};
 use swarm_shared::proto::clever_show::FILE_TRANSFER;
 use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::outcome::{Outcome, Reply};
-use swarm_shared::proto::trust::gate::{ActionClass, Wish, classify, permit};
+use swarm_shared::proto::trust::gate::{ActionClass, Wish, classify, lack};
 use swarm_shared::proto::wire::CONTENT_BYTES_MAX;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -348,7 +348,10 @@ impl Door {
     /// Whether this door lets it pass: by the gate for its role, and by its list.
     fn permit(&self, action: &str, arguments: &Arguments) -> Result<(), String> {
         let class = classify(action, arguments);
-        permit(self.config.role, &Wish::Command(class)).map_err(|refused| refused.reason)?;
+        if let Some(lack) = lack(self.config.role, &Wish::Command(class)) {
+            // The fleet's admin cannot help here: what a server may do is the owner's word.
+            return Err(format!("{lack}; see `role` in [doors.clever_show]"));
+        }
         if class == ActionClass::Read || self.config.allow.iter().any(|glob| glob.matches(action)) {
             return Ok(());
         }

@@ -186,7 +186,7 @@ impl Hook {
 }
 
 fn methods(value: &DeValue<'_>) -> Result<Vec<String>, String> {
-    let rule = || "methods are a list such as [\"POST\", \"PUT\"]".to_owned();
+    let rule = || "methods are a list, in capitals, such as [\"POST\", \"PUT\"]".to_owned();
     let list = value.as_array().ok_or_else(rule)?;
     let method = |item: &DeValue<'_>| {
         let text = item.as_str().filter(|text| {
@@ -293,9 +293,10 @@ impl Parameter {
             Source::Const(value) => Some(value),
             Source::Query | Source::Body => None,
         };
-        for own in constant.into_iter().chain(&self.default) {
+        let own = [("value", constant), ("default", self.default.as_ref())];
+        for (key, own) in own.into_iter().filter_map(|(key, own)| Some((key, own?))) {
             self.check(own)
-                .map_err(|rule| format!("parameter {name}: {own} does not fit itself: {rule}"))?;
+                .map_err(|rule| format!("parameter {name}: `{key}` is {own}, but it {rule}"))?;
         }
         Ok(())
     }

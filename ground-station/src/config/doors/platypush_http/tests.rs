@@ -171,7 +171,7 @@ fn what_is_wrong_with_a_hook_is_named_with_its_line() {
         ),
         (
             "action = \"a\"\nparameters.p = { type = \"integer\", default = \"x\" }",
-            "does not fit itself",
+            "parameter p: `default` is \"x\", but it has to be a whole number",
         ),
         (
             "action = \"a\"\nparameters.p = { type = \"integer\", pattern = \"x\" }",
