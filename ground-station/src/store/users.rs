@@ -82,6 +82,8 @@ pub struct NewToken {
     pub made_ms: u64,
     /// Until when it is good.
     pub expires_ms: u64,
+    /// What is kept of the password that it is made for; if that is another one by now, the token is not kept.
+    pub password: Option<String>,
 }
 
 /// How adding a user went.
@@ -147,7 +149,7 @@ impl Store {
         .await
     }
 
-    /// Keeps a token of a user and returns its number; `None` if there is no such user.
+    /// Keeps a token of a user and returns its number; `None` if there is no such user, or not with that password.
     ///
     /// # Errors
     /// [`StoreError`]; then nothing changed.
@@ -228,8 +230,9 @@ fn users(connection: &Connection) -> Result<Vec<UserRow>, StoreError> {
 }
 
 fn put_token(connection: &Connection, user: &str, token: &NewToken) -> Result<Option<u64>, StoreError> {
-    let sql = "SELECT number FROM users WHERE name = ?1";
-    let user: Option<i64> = connection.query_row(sql, [user], |row| row.get(0)).optional()?;
+    let sql = "SELECT number FROM users WHERE name = ?1 AND (?2 IS NULL OR password = ?2)";
+    let user = connection.query_row(sql, params![user, token.password], |row| row.get(0));
+    let user: Option<i64> = user.optional()?;
     let Some(user) = user else { return Ok(None) };
     let sql = "DELETE FROM tokens WHERE expires_ms <= ?1";
     connection.execute(sql, [to_sql(token.made_ms)])?;
@@ -293,6 +296,7 @@ mod tests {
             hash: [byte; 32],
             made_ms: 10,
             expires_ms,
+            password: None,
         }
     }
 
@@ -313,6 +317,14 @@ mod tests {
         assert_eq!(store.token([1; 32], 20).await.expect("reads"), None);
         let password = store.password_of("ann".to_owned()).await.expect("reads");
         assert_eq!(password.as_deref(), Some("two"));
+        // One that was asked for with the old password comes too late.
+        let of = |password: &str| NewToken {
+            password: Some(password.to_owned()),
+            ..token(2, 100)
+        };
+        let put = |password: &str| store.put_token("ann".to_owned(), of(password));
+        assert_eq!(put("one").await.expect("asked"), None);
+        assert!(put("two").await.expect("asked").is_some());
         assert_eq!(store.password_of("bob".to_owned()).await.expect("reads"), None);
     }
 

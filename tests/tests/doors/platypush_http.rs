@@ -10,7 +10,7 @@ use swarm_shared::net::clock;
 use swarm_tests::binaries;
 use swarm_tests::fleet::{Field, Fleet, PATIENCE, Station, text};
 use swarm_tests::peers;
-use swarm_tests::process::{Process, Signal, wait_until};
+use swarm_tests::process::{Process, Signal, Stream, wait_until};
 
 const PEER: &str = "platypush_http.py";
 const PASSWORD: &str = "correct horse";
@@ -113,6 +113,53 @@ fn the_documented_lines_of_curl_work() {
     );
 }
 
+/// The manual's own configuration and its lines of curl, apart from host and names.
+#[test]
+fn what_the_manual_shows_works() {
+    swarm_tests::needs_python!();
+    let manual = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/http-api.md");
+    let manual = std::fs::read_to_string(manual).expect("read");
+    let blocks = |kind: &str| {
+        let begin = format!("```{kind}\n");
+        let rest = manual.split(&begin).skip(1);
+        let blocks = rest.filter_map(|rest| rest.split("```").next());
+        blocks.map(str::to_owned).collect::<Vec<_>>().join("\n")
+    };
+    let field = Field::new();
+    let (port, music) = (field.port(), field.dir("music"));
+    let door = blocks("toml")
+        .replace("127.0.0.1:8008", &format!("127.0.0.1:{port}"))
+        .replace("\"/srv/music\"", &format!("{music:?}"))
+        .replace("drone-*", "n*");
+    let fleet = Fleet::linked_through(field, 1, &door, |node, _field| {
+        "[actions.led]\ncommand = [\"/bin/echo\", \"{color}\", \"{level}\", \"{mode}\"]\n\
+         args.color = { type = \"string\" }\nargs.level = { type = \"integer\" }\nargs.mode = { type = \"string\" }\n"
+            .clone_into(&mut node.tables);
+    });
+    add_user(&fleet.station, "ann", PASSWORD);
+    let mut token = String::new();
+    let shell = blocks("sh");
+    let lines = shell.lines().filter(|line| line.starts_with("curl "));
+    let answers: Vec<Value> = lines
+        .map(|line| {
+            let line = line
+                .replace(":8008", &format!(":{port}"))
+                .replace("TOKEN", &token);
+            let (status, answer) = curl(&fleet, &line);
+            assert_eq!(status, 200, "{line}: {answer}");
+            if let Some(made) = answer["token"].as_str() {
+                made.clone_into(&mut token);
+            }
+            answer
+        })
+        .collect();
+    let [_auth, ping, hook] = answers.as_slice() else {
+        panic!("three lines: {answers:#?}");
+    };
+    assert_eq!(output(ping), "pong");
+    assert_eq!(hook["output"], "#00ff00 3 steady\n");
+}
+
 /// A peer that reads events, once its connection is open.
 fn reader(fleet: &Fleet, url: &str, mode: &str, more: &[&str]) -> Process {
     let url = url.replace("http://", "ws://");
@@ -151,6 +198,10 @@ fn what_happens_is_told_over_a_websocket() {
         .station
         .run(&["run", "n1", "--", "/bin/echo", "hello"])
         .expect(0);
+    let begun = wait_event(&mut events, "CommandStartEvent", |args| {
+        args["action"] == "execute"
+    });
+    assert!(begun["number"].is_u64(), "{begun}");
     let outcome = wait_event(&mut events, "CommandOutcomeEvent", |args| {
         args["action"] == "execute"
     });
@@ -167,10 +218,20 @@ fn what_happens_is_told_over_a_websocket() {
     let sent = wait_event(&mut events, "FileSendOutcomeEvent", |args| args["node"] == "n1");
     assert_eq!(sent["state"], "done", "{sent}");
     fleet.station.run(&["stop", "n2"]).expect(0);
+    let begun = wait_event(&mut events, "StopStartEvent", |_args| true);
+    assert!(begun["number"].is_u64(), "{begun}");
     wait_event(&mut events, "StopAcknowledgedEvent", |args| args["node"] == "n2");
     wait_event(&mut events, "StopOutcomeEvent", |args| args["node"] == "n2");
+    fleet.station.run(&["release", "n2"]).expect(0);
+    wait_event(&mut events, "ReleaseOutcomeEvent", |args| args["node"] == "n2");
     fleet.nodes[0].end(Signal::KILL);
     wait_event(&mut events, "NodeOfflineEvent", |args| args["node"] == "n1");
+    let told = events.lines(Stream::Out);
+    let changes = told
+        .iter()
+        .filter(|line| line.contains("NodeChangeEvent") && line.contains("\"n2\""))
+        .count();
+    assert_eq!(changes, 2, "one for the stop, one for the release: {told:#?}");
     fleet.station.end(Signal::TERM);
     let farewell = events.wait_json(PATIENCE, "a close frame", |line| line["close"].is_array());
     assert_eq!(farewell["close"], json!([1001, "the station is shutting down"]));

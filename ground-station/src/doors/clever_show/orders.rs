@@ -45,6 +45,9 @@ const FLIGHT: &[&str] = &[
 ];
 /// What is known of something that was sent to somebody who never answers.
 const SENT: &str = "sent, unconfirmed";
+/// What a release does here.
+pub(super) const RELEASED: &str =
+    "released at this station: actions pass again; the drone itself knows of no stop";
 /// The root that each drone tells of itself.
 const CLOVER: &str = "clover";
 
@@ -128,7 +131,7 @@ impl Rulebook {
                 Ok(Sense::Stop)
             }
             Work::Release => Err(Reply::done(Value::from(if drone.release() {
-                "released at this station: actions pass again; the drone itself knows of no stop"
+                RELEASED
             } else {
                 "it was not stopped"
             }))),

@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::connection::{Connection, STALL_MAX, write_some};
-use super::orders::{self, Rulebook, Sense, Times};
+use super::orders::{self, RELEASED, Rulebook, Sense, Times};
 use crate::doors::House;
 use crate::fleet::guests::{Answer, Order, Presence, Seat, Work};
 
@@ -93,6 +93,8 @@ pub(super) struct Post {
     last_ticket: u64,
     /// A stop that nobody at this station waits for: it was given before the drone came.
     stop_on_arrival: Option<u64>,
+    /// Whether it was seen that its stop is over, before anybody said so.
+    lifted: bool,
     shown: Presence,
 }
 
@@ -131,6 +133,7 @@ impl Post {
             waiting: BTreeMap::new(),
             last_ticket: 0,
             stop_on_arrival: None,
+            lifted: false,
             shown: Presence::default(),
         }
     }
@@ -141,11 +144,7 @@ impl Post {
             self.take_frame(now);
             self.drone.handle_timeout(now);
             self.sweep();
-            if self.stop_on_arrival.is_some() && self.seat.stopped().is_none() {
-                // Released while it came, too early to be told.
-                self.withdraw_stops();
-                self.drone.release();
-            }
+            self.see_whether_released();
             self.tell_events();
             self.judge(now);
             self.next_to_write(now);
@@ -322,6 +321,14 @@ impl Post {
         if let Err(ended) = self.heed(&work) {
             return drop(reply.send(Answer::Reply(ended)));
         }
+        match work {
+            Work::Release if self.lifted => {
+                self.lifted = false;
+                return drop(reply.send(Answer::Reply(Reply::done(RELEASED.into()))));
+            }
+            Work::Stop => self.lifted = false,
+            Work::Release | Work::Command { .. } | Work::Push { .. } | Work::Fetch { .. } => {}
+        }
         let ticket = self.ticket();
         let times = Times {
             issued,
@@ -363,6 +370,14 @@ impl Post {
                 Ok(())
             }
             Work::Stop | Work::Command { .. } | Work::Push { .. } | Work::Fetch { .. } => Ok(()),
+        }
+    }
+
+    /// Whoever released it may not have known that it is here, or may have gone before he could tell.
+    fn see_whether_released(&mut self) {
+        if self.drone.is_stopped() && self.seat.stopped().is_none() {
+            self.withdraw_stops();
+            self.lifted = self.drone.release();
         }
     }
 

@@ -272,4 +272,18 @@ async fn a_stop_that_stands_is_told_to_whoever_comes_and_one_that_was_lifted_mea
         }
     });
     done.await.expect("released");
+    // So it is if whoever released it went away before he could tell; whoever tells is not told that nothing was so.
+    let stop = guests.order("clever-1", Work::Stop).await;
+    assert_eq!(ended(stop).await, Reply::done("sent, unconfirmed".into()));
+    guests.stand("all", false);
+    let done = timeout(PATIENCE, async {
+        while ended(guests.order("clever-1", led()).await).await != Reply::done("sent, unconfirmed".into()) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    done.await.expect("released");
+    let told = ended(guests.order("clever-1", Work::Release).await).await;
+    assert_eq!(told, Reply::done(orders::RELEASED.into()));
+    let told = ended(guests.order("clever-1", Work::Release).await).await;
+    assert_eq!(told, Reply::done("it was not stopped".into()));
 }

@@ -101,8 +101,8 @@ impl Gatekeeper {
                     "Authorization: Basic needs NAME:PASSWORD in base64",
                 ));
             };
-            let user = self.password(&name, password, from).await?;
-            return Ok(caller(user, from, By::Password));
+            self.password(&name, password, from).await?;
+            return Ok(caller(name, from, By::Password));
         }
         let bearer = authorization
             .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
@@ -141,7 +141,7 @@ impl Gatekeeper {
         }
     }
 
-    /// Whether a user has this password.
+    /// Whether a user has this password; then what is kept of it.
     pub(super) async fn password(
         &self,
         name: &str,
@@ -155,11 +155,13 @@ impl Gatekeeper {
         // Before it is looked whether it is known: else an address that waits could go on guessing, and would see that it
         // is right by not being told to wait.
         self.look(from)?;
-        let tag = kept.as_ref().map(|kept| self.tag(name, &password, kept));
-        if let Some(tag) = &tag
+        let tag = kept
+            .as_ref()
+            .map(|kept| (self.tag(name, &password, kept), kept.clone()));
+        if let Some((tag, kept)) = &tag
             && self.is_known(tag)
         {
-            return Ok(name.to_owned());
+            return Ok(kept.clone());
         }
         let counted = self.try_now(from)?;
         let right = match self.passwords.is(password, kept).await {
@@ -170,20 +172,18 @@ impl Gatekeeper {
                 return Err(error.into());
             }
         };
-        if !right {
+        let Some((tag, kept)) = tag.filter(|_| right) else {
             let user: String = name.chars().take(users::NAME_BYTES_MAX).collect();
             tracing::warn!(%from, user, "wrong name or password");
             return Err(Refusal::unauthorized("wrong name or password"));
-        }
+        };
         self.right(from);
-        if let Some(tag) = tag {
-            let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-            if known.len() >= KNOWN_MAX {
-                known.pop_front();
-            }
-            known.push_back(tag);
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= KNOWN_MAX {
+            known.pop_front();
         }
-        Ok(name.to_owned())
+        known.push_back(tag);
+        Ok(kept)
     }
 
     async fn token(&self, shown: &str, from: IpAddr) -> Result<Caller, Refusal> {

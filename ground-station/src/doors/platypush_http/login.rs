@@ -81,12 +81,11 @@ pub(super) async fn login(
     .await;
     let session = match logged_in {
         Ok((session, _)) => session,
-        Err(refusal) if refusal.status() == StatusCode::UNAUTHORIZED => {
-            // Without the header: a browser would ask for itself.
+        Err(refusal) => {
+            // Without headers: a browser would ask for a name and a password by itself.
             let page = page::login(&app.name, to, Some(refusal.message()));
-            return Ok((StatusCode::UNAUTHORIZED, Html(page)).into_response());
+            return Ok((refusal.status(), Html(page)).into_response());
         }
-        Err(refusal) => return Err(refusal),
     };
     let mut response = Redirect::to(to).into_response();
     let life = u64::from(SESSION_DAYS) * 24 * 3_600;
@@ -139,10 +138,8 @@ async fn log_in(
 ) -> Result<(String, u64), Refusal> {
     let from = guest.addr().ip();
     let made = async {
-        let user = app
-            .gatekeeper
-            .password(name, Password::new(password), from)
-            .await?;
+        let kept = app.gatekeeper.password(name, Password::new(password), from);
+        let kept = kept.await?;
         let (token, hash) = users::new_token()
             .map_err(|error| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
         let now_ms = clock::unix_time_ms();
@@ -153,10 +150,11 @@ async fn log_in(
             hash,
             made_ms: now_ms,
             expires_ms,
+            password: Some(kept),
         };
-        match app.store.put_token(user, new).await? {
+        match app.store.put_token(name.to_owned(), new).await? {
             Some(_) => Ok((token, expires_ms)),
-            // Removed just now.
+            // Removed, or given another password, just now.
             None => Err(Refusal::unauthorized("wrong name or password")),
         }
     };

@@ -10,7 +10,7 @@
 //!
 //! Invariants: nothing but hooks, the login form and the description of this door is served to whoever has not shown
 //! who they are; what a hook may do is in its configuration, and in `allow`; heads, bodies, silences and what waits to be
-//! read are all bounded; `routes` is all there is, and `openapi.json` describes each.
+//! read are all bounded; whatever is refused is in the audit; `routes` is all there is, and `openapi.json` describes each.
 
 mod auth;
 mod body;

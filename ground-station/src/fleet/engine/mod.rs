@@ -73,7 +73,7 @@ use followers::Followers;
 use office::Office;
 pub(in crate::fleet) use roll::PUT_OUT;
 use roll::{Roll, SharedRoll};
-use unconfirmed::Unconfirmed;
+use unconfirmed::{Lasting, Unconfirmed};
 use watchers::Watchers;
 
 /// How often what has changed of members is written to the store, and watchers are told what found no room before.
@@ -251,7 +251,7 @@ impl Engine {
             stop: stop.clone(),
             tasks: tasks.clone(),
             saving: None,
-            unconfirmed: unconfirmed.all(),
+            lasting: Lasting::default(),
         };
         tasks.spawn(unconfirmed.keep(task.store.clone(), stop.clone()));
         task.roll.open_members(&task.shared.endpoint).await;
@@ -361,8 +361,7 @@ struct Task {
     tasks: TaskTracker,
     /// What members are being stored.
     saving: Option<JoinHandle<()>>,
-    /// Who had not confirmed a stop when watchers were told of that last.
-    unconfirmed: BTreeMap<PeerId, u64>,
+    lasting: Lasting,
 }
 
 impl Task {
@@ -573,12 +572,8 @@ impl Task {
                 }));
             }
         }
-        // Not at once: most confirm a stop within milliseconds, and their word is news enough.
-        let now = self.shared.stops.unconfirmed.all();
-        let before = std::mem::replace(&mut self.unconfirmed, now.clone());
-        let ids = now.keys().chain(before.keys());
-        for id in ids.filter(|id| now.get(id) != before.get(id)) {
-            self.watchers.tell(&self.roll.lock(), *id);
+        for id in self.lasting.news(&self.shared.stops.unconfirmed) {
+            self.watchers.tell(&self.roll.lock(), id);
         }
         self.watchers.catch_up(&self.roll.lock());
         self.followers.catch_up();

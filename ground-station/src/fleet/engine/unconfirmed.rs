@@ -6,7 +6,7 @@
 //! | comes in | an emergency stop goes out to it |
 //! | goes out | it says that it is stopped: from then on it refuses by itself; or it answers the order otherwise; or somebody releases it, reached or not |
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -86,6 +86,29 @@ impl Unconfirmed {
     }
 }
 
+/// Who is unconfirmed for longer than from one look to the next: watchers are told of no others. Most confirm a stop
+/// within milliseconds, and their word is news enough.
+#[derive(Debug, Default)]
+pub(super) struct Lasting {
+    /// At the last look.
+    seen: BTreeMap<PeerId, u64>,
+    told: BTreeMap<PeerId, u64>,
+}
+
+impl Lasting {
+    /// Looks; whom watchers have to hear of again.
+    pub(super) fn news(&mut self, all: &Unconfirmed) -> Vec<PeerId> {
+        let now = all.all();
+        let mut lasting = now.clone();
+        lasting.retain(|id, number| self.seen.get(id) == Some(number));
+        let changed = |id: &&PeerId| lasting.get(id) != self.told.get(id);
+        let ids: BTreeSet<&PeerId> = lasting.keys().chain(self.told.keys()).collect();
+        let news = ids.into_iter().filter(changed).copied().collect();
+        (self.seen, self.told) = (now, lasting);
+        news
+    }
+}
+
 /// Why nothing is sent there.
 pub(super) fn why(number: u64) -> String {
     format!(
@@ -139,5 +162,18 @@ mod tests {
         let store = Store::open(dir.path()).await.expect("opens");
         let again = Unconfirmed::new(store.unconfirmed_stops().await.expect("read"));
         assert_eq!((again.of(one), again.of(two)), (None, Some(9)));
+    }
+
+    #[test]
+    fn only_what_lasts_is_news() {
+        let (all, mut lasting) = (Unconfirmed::default(), Lasting::default());
+        let (one, two) = (PeerId([1; 32]), PeerId([2; 32]));
+        all.ordered([one, two], 7);
+        assert_eq!(lasting.news(&all), []);
+        all.settle(one);
+        assert_eq!(lasting.news(&all), [two]);
+        assert_eq!(lasting.news(&all), []);
+        all.settle(two);
+        assert_eq!(lasting.news(&all), [two]);
     }
 }

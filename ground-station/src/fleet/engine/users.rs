@@ -81,6 +81,7 @@ async fn carry_out(store: &Store, ask: UserAsk) -> Result<Vec<Event>, NotDone> {
                 hash,
                 made_ms: now_ms,
                 expires_ms: users::expiry_ms(now_ms, days),
+                password: None,
             };
             let row = |number| TokenRow {
                 number,

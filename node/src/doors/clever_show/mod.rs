@@ -54,7 +54,7 @@ struct Door {
     errands: Errands,
     roots: Roots,
     clover_dir: Option<String>,
-    /// Since when there is the connection that there is.
+    /// Since when there is the connection that there is, if any.
     connected: Arc<Mutex<Option<Instant>>>,
     log: Arc<Log>,
 }
@@ -122,8 +122,10 @@ impl Door {
         loop {
             let (stream, server) = client.next_connection().await;
             tracing::info!(target: "door", %server, "connected with a clever-show server");
-            *self.connected.lock().unwrap_or_else(PoisonError::into_inner) = Some(clock::now());
+            let since = |now| *self.connected.lock().unwrap_or_else(PoisonError::into_inner) = now;
+            since(Some(clock::now()));
             let ended = self.connection.connect(stream).await;
+            since(None);
             tracing::info!(target: "door", %server, why = %ended, "the clever-show server is gone");
         }
     }

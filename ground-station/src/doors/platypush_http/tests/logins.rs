@@ -89,6 +89,37 @@ async fn a_known_password_is_forgotten_when_it_changes() {
     assert_eq!(rig.ask(auth("another one")).await.0, 200);
 }
 
+/// Two passwords are looked at at once, so that the third waits while it is changed.
+#[tokio::test]
+async fn a_password_that_changes_while_it_is_looked_at_gets_no_token() {
+    let rig = Rig::with_user("").await;
+    let other = users::Desk::default().hash(Password::new("another one")).await;
+    let ask = |password: &str| {
+        let (router, mut asked) = (rig.router.clone(), auth(password));
+        asked
+            .extensions_mut()
+            .insert(Guest::from(([10, 0, 0, 1], 1).into()));
+        tokio::spawn(router.oneshot(asked))
+    };
+    let before: Vec<_> = (0..4).map(|_| ask("guess")).collect();
+    let third = ask(PASSWORD);
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    // It has read what is kept by now, most likely; and if not, it is wrong all the same.
+    rig.app
+        .store
+        .put_user("ann".to_owned(), other.expect("hashed"), 1)
+        .await
+        .expect("kept");
+    let answer = third.await.expect("runs").expect("never fails");
+    assert_eq!(answer.status(), StatusCode::UNAUTHORIZED);
+    for guess in before {
+        guess.await.expect("runs").expect("never fails");
+    }
+    assert_eq!(rig.app.store.tokens(0).await.expect("read").len(), 0);
+}
+
 #[tokio::test]
 async fn whoever_guesses_is_slowed_and_others_are_not() {
     let rig = Rig::with_user(&format!("token = \"{TOKEN}\"")).await;
@@ -237,6 +268,23 @@ async fn a_password_that_a_browser_remembers_is_not_for_other_pages() {
         "username=ann&password=x",
     );
     assert_eq!(rig.ask(login).await.0, 403);
+}
+
+#[tokio::test]
+async fn whoever_uses_the_form_is_told_on_a_page() {
+    let rig = Rig::with_user("").await;
+    for number in 0..11 {
+        let answer = log_in(&rig, "wrong").await;
+        let (status, why) = if number < 10 {
+            (StatusCode::UNAUTHORIZED, "wrong name or password")
+        } else {
+            (StatusCode::TOO_MANY_REQUESTS, "try again in 1 s")
+        };
+        assert_eq!(answer.status(), status);
+        assert!(!answer.headers().contains_key(header::WWW_AUTHENTICATE));
+        let page = String::from_utf8(whole(answer).await).expect("a text");
+        assert!(page.contains("<form") && page.contains(why), "{page}");
+    }
 }
 
 #[tokio::test]

@@ -288,6 +288,7 @@ async fn a_reader_whose_token_is_taken_back_is_let_go() {
         hash,
         made_ms: 1,
         expires_ms: u64::MAX,
+        password: None,
     };
     let number = store
         .put_token("ann".to_owned(), new)
@@ -461,6 +462,32 @@ async fn neither_silence_between_requests_nor_a_body_that_nobody_wants_buys_time
         assert!(answer.starts_with(b"HTTP/1.1 "), "{head}");
         assert!(clock::since(started) < Duration::from_secs(10), "{head}");
     }
+}
+
+#[tokio::test]
+async fn whoever_does_not_read_a_file_loses_its_place() {
+    let rig = Rig::new(&format!("{LINES}\nidle = \"500ms\"\nconnections_per_address = 1")).await;
+    // More than the kernel holds between two programs.
+    let large = std::fs::File::create(rig.dir.path().join("files/large")).expect("made");
+    large.set_len(256 * 1024 * 1024).expect("made longer");
+    let listens = rig.listen();
+    let head = format!("GET /resources/files/large HTTP/1.1\r\nHost: door\r\nX-Token: {TOKEN}\r\n\r\n");
+    let mut sleeper = connect(listens, &head).await;
+    let mut begun = [0; 15];
+    sleeper.read_exact(&mut begun).await.expect("it begins");
+    assert_eq!(&begun, b"HTTP/1.1 200 OK");
+    assert_eq!(to_the_end(connect(listens, ASK).await).await, "", "no place");
+    let served = async {
+        while !to_the_end(connect(listens, ASK).await)
+            .await
+            .starts_with("HTTP/1.1 200")
+        {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, served)
+        .await
+        .expect("a place is free again");
 }
 
 #[tokio::test]
