@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use swarm_tests::fleet::{Fleet, text};
-use swarm_tests::process::Signal;
+use swarm_shared::proto::delivery::desk::ORDINARY_MAX;
+use swarm_tests::fleet::{Fleet, PATIENCE, text};
+use swarm_tests::process::{Signal, wait_until};
 
 const TAKEOFF: &str = r#"
 [actions.takeoff]
@@ -48,4 +49,19 @@ fn without_serve_it_needs_no_time_to_live() {
     left_out(&fleet);
     let words = ["call", "n2", "takeoff", "--ttl", "3s"];
     fleet.station.run(&words).expect(0).says(NOTE);
+}
+
+/// What flies can be told to land, whatever else it is busy with.
+#[test]
+fn it_starts_though_slow_commands_have_all_places_and_others_wait() {
+    let fleet = fleet();
+    let slow: Vec<_> = (0..ORDINARY_MAX + 4)
+        .map(|number| fleet.start_slow(&number.to_string(), "60"))
+        .collect();
+    wait_until(PATIENCE, "all places are taken", || {
+        fleet.nodes[0].marks().len() == ORDINARY_MAX
+    });
+    fleet.station.run(&["call", "n1", "takeoff"]).expect(0);
+    assert_eq!(fleet.nodes[0].marks().len(), ORDINARY_MAX, "the others wait");
+    drop(slow);
 }

@@ -1,5 +1,5 @@
 //! What the server asks for, in three lines, so that nothing slow keeps an action of flight from being read, or from
-//! starting: the desk has eight places, and this door takes six of them for what is not urgent.
+//! starting: the desk has eight places for what is not of flight, and this door takes six of them for what is not urgent.
 //!
 //! | line | what | places |
 //! |---|---|---|

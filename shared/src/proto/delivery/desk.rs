@@ -2,7 +2,7 @@
 //!
 //! | state | until | then |
 //! |---|---|---|
-//! | waiting | one of [`RUNNING_MAX`] places is free | `started` is written: starting |
+//! | waiting | a place is free: one of [`ORDINARY_MAX`], or for an action of flight, which goes first, of [`RUNNING_MAX`] | `started` is written: starting |
 //! | waiting | its time is up; an emergency stop; the journal cannot be written | ending |
 //! | starting | written, in time, and no stop has come | it runs: running |
 //! | starting | written, but too late, stopped, or the node shuts down | ending |
@@ -26,17 +26,19 @@
 //! * Nothing begins at or after its deadline.
 //! * Every command is answered, and always in the same way for as long as the ledger remembers it. Where the journal
 //!   fails, memory answers, and the journal gets it as soon as it can.
-//! * Everything is bounded: [`RUNNING_MAX`], [`WAITING_MAX`], [`OPEN_MAX`], [`UNSAVED_MAX`], and the ledger.
+//! * Everything is bounded: [`RUNNING_MAX`], [`ORDINARY_MAX`], [`WAITING_MAX`], [`OPEN_MAX`], [`UNSAVED_MAX`], and the ledger.
 
+mod lines;
 mod replies;
 #[cfg(test)]
 mod tests;
 mod types;
 mod unsaved;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use self::lines::Lines;
 pub use self::types::{Effect, Incoming, Ticket, Traits};
 use self::unsaved::Unsaved;
 use super::ledger::{Found, Ledger};
@@ -47,10 +49,13 @@ use crate::proto::outcome::Reply;
 use crate::proto::planted;
 
 /// Commands that run at once.
-pub const RUNNING_MAX: usize = 8;
-/// Commands that wait for a place at once; one more is refused as busy.
+pub const RUNNING_MAX: usize = 10;
+/// Of them, those that are not of flight.
+pub const ORDINARY_MAX: usize = 8;
+/// Commands that wait for a place at once, of flight and others each; one more is refused as busy.
 pub const WAITING_MAX: usize = 64;
-/// Commands that are at hand at once, in any state; one more is refused as busy.
+/// Commands that are at hand at once, in any state; one more is refused as busy. Only those of flight take the last
+/// [`WAITING_MAX`].
 pub const OPEN_MAX: usize = 256;
 /// Answers that are kept in memory because the journal could not take them; the oldest goes first.
 pub const UNSAVED_MAX: usize = 256;
@@ -62,10 +67,8 @@ pub const JOURNAL_RETRY: Duration = Duration::from_secs(2);
 pub struct Desk {
     ledger: Ledger,
     open: BTreeMap<CommandId, Open>,
-    /// Those that wait, in the order of their arrival.
-    line: VecDeque<CommandId>,
-    /// How many are starting or running.
-    placed: usize,
+    /// Who waits, and how many are starting or running.
+    lines: Lines,
     writing: BTreeMap<Ticket, Writing>,
     tickets: u64,
     unsaved: Unsaved,
@@ -139,8 +142,7 @@ impl Desk {
             stopped: ledger.latch().is_some(),
             ledger,
             open: BTreeMap::new(),
-            line: VecDeque::new(),
-            placed: 0,
+            lines: Lines::default(),
             writing: BTreeMap::new(),
             tickets: 0,
             unsaved: Unsaved::default(),
@@ -164,7 +166,7 @@ impl Desk {
 
     /// Whether nothing runs and nothing is being written.
     pub fn is_idle(&self) -> bool {
-        self.placed == 0 && self.writing.is_empty()
+        self.lines.placed() == 0 && self.writing.is_empty()
     }
 
     /// A command has arrived. If this says `true`, it may have to run: its arguments are to be kept while
@@ -241,13 +243,13 @@ impl Desk {
         });
         match what {
             What::Start(id) => {
-                self.placed -= 1;
+                self.give_place_back(id);
                 self.answer_unsaved(id, replies::journal_fails(why));
             }
             What::End(id, reply) => self.answer_unsaved(id, reply),
             What::Flush(_) => self.unsaved.not_saved(),
         }
-        for id in std::mem::take(&mut self.line) {
+        for id in self.lines.clear() {
             self.answer_unsaved(id, replies::journal_fails(why));
         }
     }
@@ -268,7 +270,7 @@ impl Desk {
         } else {
             reply
         };
-        self.placed -= 1;
+        self.give_place_back(id);
         self.end(id, true, reply);
         self.serve(now);
     }
@@ -286,7 +288,7 @@ impl Desk {
             }
             match &mut open.state {
                 State::Waiting => {
-                    self.line.retain(|waiting| *waiting != id);
+                    self.lines.leave(id);
                     self.end(id, false, replies::stopped());
                 }
                 State::Starting { stopped } => *stopped = true,
@@ -313,7 +315,7 @@ impl Desk {
         // The last chance for what is in memory only.
         self.fault = None;
         self.flush(now);
-        for id in std::mem::take(&mut self.line) {
+        for id in self.lines.clear() {
             self.open.remove(&id);
         }
     }
@@ -321,9 +323,9 @@ impl Desk {
     /// When [`Desk::handle_timeout`] has something to do.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let deadlines = self
-            .line
-            .iter()
-            .filter_map(|id| self.open.get(id).and_then(|open| open.deadline));
+            .lines
+            .waiting()
+            .filter_map(|id| self.open.get(&id).and_then(|open| open.deadline));
         let retry = self
             .fault
             .as_ref()
@@ -335,9 +337,8 @@ impl Desk {
     /// Time has passed.
     pub fn handle_timeout(&mut self, now: Instant) {
         let late: Vec<CommandId> = self
-            .line
-            .iter()
-            .copied()
+            .lines
+            .waiting()
             .filter(|id| {
                 self.open
                     .get(id)
@@ -345,7 +346,7 @@ impl Desk {
             })
             .collect();
         for id in late {
-            self.line.retain(|waiting| *waiting != id);
+            self.lines.leave(id);
             self.end(id, false, replies::expired());
         }
         self.flush(now);
@@ -409,7 +410,7 @@ impl Desk {
             ..Open::new(incoming, again, State::Waiting)
         };
         self.open.insert(id, open);
-        self.line.push_back(id);
+        self.lines.join(id, incoming.traits.flight);
         self.stage(id, Stage::Accepted);
         self.serve(now);
         true
@@ -433,16 +434,27 @@ impl Desk {
         if let Some(fault) = self.fault.as_ref().filter(|fault| now < fault.retry_at) {
             return Err(replies::journal_fails(&fault.why));
         }
-        if self.open.len() >= OPEN_MAX || self.line.len() >= WAITING_MAX {
+        if self.is_full(flight) {
             return Err(replies::busy());
         }
         Ok(())
     }
 
+    fn is_full(&self, flight: bool) -> bool {
+        let most = if flight { OPEN_MAX } else { OPEN_MAX - WAITING_MAX };
+        self.open.len() >= most || self.lines.is_full(flight)
+    }
+
+    fn give_place_back(&mut self, id: CommandId) {
+        if let Some(open) = self.open.get(&id) {
+            self.lines.give_back(open.traits.flight);
+        }
+    }
+
     /// Lets those that wait start, as far as there are places.
     fn serve(&mut self, now: Instant) {
-        while self.placed < RUNNING_MAX && !self.closing {
-            let Some(id) = self.line.pop_front() else { return };
+        while !self.closing {
+            let Some(id) = self.lines.next() else { return };
             let Some(open) = self.open.get_mut(&id) else {
                 continue;
             };
@@ -456,7 +468,7 @@ impl Desk {
                 digest: open.digest,
                 idempotent: open.traits.idempotent,
             };
-            self.placed += 1;
+            self.lines.take(open.traits.flight);
             self.write(vec![started], What::Start(id));
         }
     }
@@ -485,7 +497,7 @@ impl Desk {
                 self.stage(id, Stage::Started);
             }
             Some(reply) => {
-                self.placed -= 1;
+                self.give_place_back(id);
                 self.end(id, false, reply);
             }
         }
@@ -494,7 +506,7 @@ impl Desk {
     /// Ends a command that never had a place. With `again`, its outcome is not known, whatever hinders it now.
     fn end_unplaced(&mut self, incoming: &Incoming, again: bool, reply: Reply, now: Instant) {
         let id = incoming.id;
-        let full = self.open.len() >= OPEN_MAX || self.line.len() >= WAITING_MAX;
+        let full = self.is_full(incoming.traits.flight);
         self.open
             .insert(id, Open::new(incoming, again, State::Ending { ran: false }));
         if self.fault.is_some() || full {

@@ -1,7 +1,7 @@
 //! What the desk itself answers, for people.
 
 use super::super::{CommandId, FLIGHT_LIFE_MS_MAX};
-use super::{Open, RUNNING_MAX, WAITING_MAX};
+use super::{ORDINARY_MAX, Open, WAITING_MAX};
 use crate::proto::outcome::{Outcome, Reply};
 
 pub(super) fn expired() -> Reply {
@@ -23,7 +23,7 @@ pub(super) fn journal_fails(why: &str) -> Reply {
 
 pub(super) fn busy() -> Reply {
     Reply::refused(format!(
-        "busy: {RUNNING_MAX} commands run and up to {WAITING_MAX} wait; try again"
+        "busy: {ORDINARY_MAX} commands run and up to {WAITING_MAX} wait; try again"
     ))
 }
 

@@ -14,6 +14,11 @@ const PLAIN: Traits = Traits {
     flight: false,
 };
 
+const FLIGHT: Traits = Traits {
+    flight: true,
+    ..PLAIN
+};
+
 /// A desk, the disk below it, and all that it has said.
 struct Place {
     desk: Desk,
@@ -166,10 +171,10 @@ impl Place {
 
     /// So many commands, from `first` on, that run until they are told.
     fn fill(&mut self, first: u64) {
-        for seq in first..first + RUNNING_MAX as u64 {
+        for seq in first..first + ORDINARY_MAX as u64 {
             self.send(seq, PLAIN);
         }
-        assert_eq!(self.runs().len(), RUNNING_MAX);
+        assert_eq!(self.runs().len(), ORDINARY_MAX);
     }
 }
 
@@ -452,15 +457,11 @@ fn a_later_copy_never_has_more_time() {
 
 #[test]
 fn a_flight_action_is_young_or_refused() {
-    let flight = Traits {
-        flight: true,
-        ..PLAIN
-    };
     let mut place = Place::new();
     for (seq, life_ms) in [(1, Some(2_001)), (2, None)] {
         let too_old = Incoming {
             life_ms,
-            ..incoming(seq, place.now, flight)
+            ..incoming(seq, place.now, FLIGHT)
         };
         assert!(!place.take(too_old));
         let (state, why) = place.answer(seq);
@@ -469,7 +470,7 @@ fn a_flight_action_is_young_or_refused() {
     }
     let young = Incoming {
         life_ms: Some(2_000),
-        ..incoming(3, place.now, flight)
+        ..incoming(3, place.now, FLIGHT)
     };
     assert!(place.take(young));
     assert_eq!(place.runs(), [3]);
@@ -554,4 +555,29 @@ fn one_that_is_forgotten_is_unknown_and_does_not_run() {
     assert_eq!(place.answer(1).0, Outcome::Unknown);
     place.send(3_000, PLAIN);
     assert_eq!(place.answer(3_000).0, Outcome::Done);
+}
+
+#[test]
+fn a_flight_action_starts_however_much_runs_and_waits() {
+    let mut place = Place::new();
+    place.fill(1);
+    for seq in 9..=100 {
+        place.send(seq, PLAIN);
+    }
+    place.said();
+    // Two places are for them alone, and who waits goes before all others.
+    for seq in 101..=103 {
+        let land = Incoming {
+            life_ms: Some(2_000),
+            ..incoming(seq, place.now, FLIGHT)
+        };
+        assert!(place.take(land));
+    }
+    assert_eq!(place.runs(), [101, 102]);
+    place.finish(1, done());
+    assert_eq!(place.runs(), [103]);
+    for seq in 101..=103 {
+        place.finish(seq, done());
+    }
+    assert_eq!(place.runs(), [9], "seven others run, so one more may");
 }

@@ -45,12 +45,12 @@ fn too_many_are_refused_as_busy_and_stay_refused() {
     let (state, why) = place.answer(full);
     assert_eq!(state, Outcome::Refused);
     assert!(why.starts_with("busy"), "{why}");
-    for seq in 1..=RUNNING_MAX as u64 {
+    for seq in 1..=ORDINARY_MAX as u64 {
         place.finish(seq, done());
     }
     assert_eq!(
         place.runs().len(),
-        RUNNING_MAX,
+        ORDINARY_MAX,
         "the first of the line take the places"
     );
     assert!(
@@ -151,7 +151,7 @@ fn a_stop_refuses_what_waits_and_kills_what_runs() {
     };
     let mut place = Place::new();
     place.send(1, through);
-    for seq in 2..=RUNNING_MAX as u64 {
+    for seq in 2..=ORDINARY_MAX as u64 {
         place.send(seq, PLAIN);
     }
     place.send(20, PLAIN);
@@ -160,7 +160,7 @@ fn a_stop_refuses_what_waits_and_kills_what_runs() {
     place.stop();
     let said = place.said();
     let kills = said.iter().filter(|effect| matches!(effect, Effect::Kill { .. }));
-    assert_eq!(kills.count(), RUNNING_MAX - 1);
+    assert_eq!(kills.count(), ORDINARY_MAX - 1);
     assert!(!said.contains(&Effect::Kill { id: id(1) }));
     let refused = |effect: &Effect| matches!(effect, Effect::Answer { id: whose, reply } if *whose == id(20) && reply.state == Outcome::Refused);
     assert!(said.iter().any(refused), "{said:?}");
@@ -243,7 +243,7 @@ fn at_shutdown_nothing_begins_and_what_ran_is_written() {
     );
     assert!(!place.desk.is_idle());
     place.held = None;
-    for seq in 2..=RUNNING_MAX as u64 {
+    for seq in 2..=ORDINARY_MAX as u64 {
         place.finish(seq, Reply::failed("it was killed"));
     }
     assert!(place.desk.is_idle());
