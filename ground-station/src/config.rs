@@ -205,7 +205,10 @@ impl Config {
         }
         self.read_environment(|variable| std::env::var(variable).ok())?;
         // One that is not text is none of ours: ours are all text.
-        check_variables(std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()))
+        let texts = std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+        let named = texts.filter(|(name, value)| !is_of_containers(name, value));
+        check_variables(named.map(|(name, _)| name))
     }
 
     /// Takes over what the text of a file says; `path` is what errors call it.
@@ -350,6 +353,15 @@ const NOT_KEYS: [&str; 3] = [
     "GROUND_STATION_CONFIG",
     "GROUND_STATION_LOG",
 ];
+
+/// Whether a container has it because there is a service called ground-station: Kubernetes and Docker tell of each so.
+fn is_of_containers(name: &str, value: &str) -> bool {
+    match name.strip_prefix(PREFIX) {
+        Some("PORT") => value.contains("://"),
+        Some(rest) => rest == "SERVICE_HOST" || rest.starts_with("SERVICE_PORT") || rest.starts_with("PORT_"),
+        None => false,
+    }
+}
 
 /// Finds the first variable of this program's that nobody reads: a slip, as a key is that nobody knows.
 fn check_variables(names: impl Iterator<Item = String>) -> Result<(), ConfigError> {

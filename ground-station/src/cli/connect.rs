@@ -204,8 +204,11 @@ impl Connection {
     ) -> Result<Self, CliError> {
         let state_dir = lock.state_dir().to_owned();
         let file = common.config.as_deref();
+        // Who comes through a door that could not be read is stopped, too.
+        let mut may_have_guests = false;
         let mut config = if matches!(purpose, Purpose::Stop(_)) {
             let (config, fault) = Config::load_regardless(file, &state_dir);
+            may_have_guests = fault.is_some();
             if let Some(error) = fault {
                 tracing::warn!(%error, "the stop goes out all the same, as if the configuration ended there");
             }
@@ -214,7 +217,7 @@ impl Connection {
             Config::load(file, &state_dir)?
         };
         adjust(&mut config);
-        let has_guests = config.doors.clever_show.is_some();
+        let has_guests = may_have_guests || config.doors.clever_show.is_some();
         let stops = matches!(purpose, Purpose::Stop(_));
         // Bound first: a path that is too long is found before any link is up.
         let server = if purpose == Purpose::Stay {

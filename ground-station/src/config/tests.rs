@@ -203,3 +203,26 @@ fn a_guess_that_is_far_off_is_not_made() {
     let elsewhere = read("[doors.platypush_tcp]\nraw_action = \"x\"").expect_err("socktools' own");
     assert!(elsewhere.contains("is a key of [doors.socktools]"), "{elsewhere}");
 }
+
+#[test]
+fn what_containers_tell_of_services_is_no_slip() {
+    for (name, value) in [
+        ("GROUND_STATION_SERVICE_HOST", "10.0.0.1"),
+        ("GROUND_STATION_SERVICE_PORT", "7421"),
+        ("GROUND_STATION_SERVICE_PORT_LINKS", "7421"),
+        ("GROUND_STATION_PORT", "tcp://10.0.0.1:7421"),
+        ("GROUND_STATION_PORT_7421_TCP_ADDR", "10.0.0.1"),
+    ] {
+        assert!(is_of_containers(name, value), "{name}");
+    }
+    for (name, value) in [
+        ("GROUND_STATION_PORT", "7421"),
+        ("GROUND_STATION_PING_PROT", "7422"),
+        ("GROUND_STATION_SERVICE", "x"),
+    ] {
+        assert!(!is_of_containers(name, value), "{name}");
+    }
+    for (key, variable) in KEYS {
+        assert!(!is_of_containers(variable, "tcp://x"), "{key}");
+    }
+}

@@ -1,20 +1,26 @@
 //! What the configuration says of doors, each key well by itself, that does not go together.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::trust::gate::{self, Wish};
 
 use super::DoorError;
+use super::clever_show::is_request;
 use crate::config::doors::{Common, Doors};
 
 /// As the configuration calls it.
 const HTTP: &str = "platypush_http";
+const CLEVER_SHOW: &str = "clever_show";
+/// What a request in Platypush's form asks of the station itself, and whoever may come may ask.
+const READS: [&str; 2] = ["station.nodes", "station.history"];
 
 /// Finds what keeps the doors from opening, and warns of what only keeps them from being of use.
 pub(super) fn check(doors: &Doors) -> Result<(), DoorError> {
+    let requests = doors.clever_show.as_ref().map(|door| &door.requests);
     for (door, common) in doors.each() {
-        check_role(door, common).map_err(|reason| DoorError::Configuration { door, reason })?;
+        let asks = |name: &str| door == CLEVER_SHOW && requests.is_some_and(|all| is_request(name, all));
+        check_role(door, common, asks).map_err(|reason| DoorError::Configuration { door, reason })?;
     }
     check_places(&places(doors))?;
     let resources = doors.platypush_http.iter().flat_map(|http| &http.resources);
@@ -27,9 +33,10 @@ pub(super) fn check(doors: &Doors) -> Result<(), DoorError> {
     Ok(())
 }
 
-/// What `allow` names is to be done, so the role has to reach that far.
-fn check_role(door: &str, common: &Common) -> Result<(), String> {
-    for name in common.allow.iter().filter_map(|glob| glob.literal()) {
+/// What `allow` names is to be done, so the role has to reach that far. What only asks passes by itself, named or not.
+fn check_role(door: &str, common: &Common, asks: impl Fn(&str) -> bool) -> Result<(), String> {
+    let named = common.allow.iter().filter_map(|glob| glob.literal());
+    for name in named.filter(|name| !READS.contains(&name.as_str()) && !asks(name)) {
         let class = gate::classify(&name, &Arguments::default());
         if let Some(lack) = gate::lack(common.role, &Wish::Command(class)) {
             return Err(format!(
@@ -59,7 +66,9 @@ fn places(doors: &Doors) -> Vec<(&'static str, SocketAddr)> {
 fn check_places(places: &[(&'static str, SocketAddr)]) -> Result<(), DoorError> {
     let meet = |a: SocketAddr, b: SocketAddr| {
         let (one, other) = (a.ip().to_canonical(), b.ip().to_canonical());
-        let same = one == other || one.is_unspecified() || other.is_unspecified();
+        // All addresses of IPv6 are those of IPv4, too; not the other way round.
+        let holds = |one: IpAddr, other: IpAddr| one.is_unspecified() && (one.is_ipv6() || other.is_ipv4());
+        let same = one == other || holds(one, other) || holds(other, one);
         // Port 0 is any that is free.
         same && a.port() == b.port() && a.port() != 0
     };
@@ -114,6 +123,7 @@ mod tests {
                     .to_owned()
             )
         );
+        assert_eq!(both("0.0.0.0:9000", "[::1]:9000"), Ok(()), "no address is both");
         let own = "[doors.platypush_http]\nwebsocket_port = 8080\n[doors.knut]";
         let error = checked(own).expect_err("8080 is Knut's");
         assert!(
@@ -140,9 +150,14 @@ mod tests {
             ("\"led\"", "operator"),
             ("\"*\"", "operator"),
             ("\"ping\"", "observer"),
+            ("\"station.nodes\", \"station.history\"", "observer"),
         ] {
             assert_eq!(allow(names, role), Ok(()), "{names}");
         }
+        let asks = "role = \"observer\"\nallow = [\"position\", \"leds\"]\nrequests = [\"leds\"]";
+        assert_eq!(checked(&format!("[doors.clever_show]\n{asks}")), Ok(()));
+        let acts = "role = \"observer\"\nallow = [\"position\", \"land\"]";
+        checked(&format!("[doors.clever_show]\n{acts}")).expect_err("land");
         for (names, role, says) in [
             (
                 "\"led\", \"execute\"",

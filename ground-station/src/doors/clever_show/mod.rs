@@ -27,6 +27,7 @@ mod post;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::guard::Guard;
@@ -38,6 +39,11 @@ use crate::config::doors::CleverShow;
 const DOOR: &str = "clever_show";
 /// As in the tag `system`.
 const SYSTEM: &str = "clever-show";
+
+/// Whether something only asks, where these requests are known beside those that clever-show documents.
+pub(super) fn is_request(name: &str, configured: &BTreeSet<String>) -> bool {
+    configured.contains(name) || orders::REQUESTS.contains(&name) && !orders::ALSO_ACTS.contains(&name)
+}
 
 /// What everything at this door needs.
 #[derive(Debug)]

@@ -317,12 +317,13 @@ pub(super) async fn run(shared: Shared, targets: Vec<Target>, asked: Asked, even
         }
         return drop(events.send(refuse(error)).await);
     }
-    let mut withdrawn = pin!(stopper.withdraw());
-    stopper.go_out().await;
+    // Before what waits is withdrawn: what is asked for later than that finds it here, however long the datagrams take.
     let stops = &stopper.shared.stops;
     stops
         .unconfirmed
         .ordered(stopper.targets.keys().copied(), stops.given());
+    let mut withdrawn = pin!(stopper.withdraw());
+    stopper.go_out().await;
     stopper.shared.keeper.say(Word::Withdrawn).await;
     stopper.keep_number();
     // Whoever does not read what is told does not hold up what is sent.

@@ -8,12 +8,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use swarm_shared::proto::id::PeerId;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::store::Store;
+
+/// How long until what could not be written is tried again.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// Each of them, with the number of the stop; clones share it.
 #[derive(Clone, Debug, Default)]
@@ -45,22 +49,34 @@ impl Unconfirmed {
         self.0.send_if_modified(|all| all.remove(&id).is_some())
     }
 
-    /// Writes down what changes from now on, the newest at a time: no stop waits for a disk.
+    /// Writes down what changes from now on, the newest at a time, and again until it is written: no stop waits for a disk.
     pub(super) fn keep(self, store: Store, stop: CancellationToken) -> impl Future<Output = ()> {
         let mut seen = self.0.subscribe();
         let mut kept = self.all();
         async move {
+            let mut failed = false;
             loop {
-                // The sender is `self`.
-                let over = stop.run_until_cancelled(seen.changed()).await.is_none();
+                let due = async {
+                    if failed {
+                        tokio::time::sleep(RETRY).await;
+                    } else {
+                        // The sender is `self`.
+                        let _always = seen.changed().await;
+                    }
+                };
+                let over = stop.run_until_cancelled(due).await.is_none();
                 let now = self.all();
                 if now != kept {
-                    match store.keep_unconfirmed_stops(now.clone()).await {
+                    let stored = store.keep_unconfirmed_stops(now.clone()).await;
+                    failed = stored.is_err();
+                    match stored {
                         Ok(()) => kept = now,
                         Err(error) => {
                             tracing::error!(%error, "it is not stored which nodes have not confirmed a stop");
                         }
                     }
+                } else {
+                    failed = false;
                 }
                 if over {
                     return;
@@ -104,6 +120,29 @@ pub(super) fn why(number: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn what_a_disk_did_not_take_is_written_once_it_does() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let store = Store::open(dir.path()).await.expect("opens");
+        let disk = rusqlite::Connection::open(store.path()).expect("opens");
+        let full = "CREATE TRIGGER full BEFORE INSERT ON meta BEGIN SELECT RAISE(ABORT, 'full'); END";
+        disk.execute_batch(full).expect("made");
+        let (all, one) = (Unconfirmed::default(), PeerId([1; 32]));
+        let keeping = tokio::spawn(all.clone().keep(store.clone(), CancellationToken::new()));
+        all.ordered([one], 7);
+        tokio::time::sleep(RETRY / 4).await;
+        assert_eq!(store.unconfirmed_stops().await.expect("read"), BTreeMap::new());
+        disk.execute_batch("DROP TRIGGER full").expect("room");
+        tokio::time::timeout(RETRY * 20, async {
+            while store.unconfirmed_stops().await.expect("read") != all.all() {
+                tokio::time::sleep(RETRY / 10).await;
+            }
+        })
+        .await
+        .expect("tried again");
+        keeping.abort();
+    }
 
     #[tokio::test]
     async fn who_has_not_confirmed_a_stop_is_known_after_a_restart() {

@@ -118,7 +118,7 @@ impl Counter {
     async fn take(&self, call: Call) {
         if let Request::Stop { selector, .. } = &call.request {
             // Before it is looked who is here: whoever comes in between is stopped as it comes.
-            self.guests.standing().stop(selector.clone());
+            self.guests.stop(selector);
         }
         let typed_at = self.guests.standing().version();
         let meant = match &call.request {
@@ -188,11 +188,7 @@ impl Counter {
 
     /// Hands on what means no guest. One that is taken away is nobody whom the engine knows.
     async fn pass(&self, mut call: Call) {
-        let names_guests = |selector: &mut Selector| {
-            selector
-                .exclusions()
-                .any(|term| self.guests.any(&term))
-        };
+        let names_guests = |selector: &mut Selector| selector.exclusions().any(|term| self.guests.any(&term));
         if !selector(&mut call.request).is_some_and(names_guests) {
             return self.engine.pass(call).await;
         }

@@ -11,6 +11,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -144,6 +145,7 @@ struct Guest {
     presence: Presence,
     orders: mpsc::Sender<Order>,
     stops: mpsc::Sender<Order>,
+    stopped: Arc<AtomicU64>,
 }
 
 /// All guests. Cheap to clone; its lock is held for a look-up and no longer.
@@ -231,9 +233,24 @@ struct Meant {
     file_bytes_max: u64,
     orders: mpsc::Sender<Order>,
     stops: mpsc::Sender<Order>,
+    /// How often it was stopped: now, and when it was asked who is meant.
+    stopped: Arc<AtomicU64>,
+    stopped_before: u64,
 }
 
 impl Meant {
+    /// Why this is not to go out any more: what was asked before a stop does not outlive it, released or not.
+    fn overtaken(&self, work: &Work) -> Option<Reply> {
+        let acts = match work {
+            Work::Command { action, arguments } => !self.reads(action, arguments),
+            Work::Push { .. } => true,
+            // It is told apart from later stops by what is in force.
+            Work::Fetch { .. } | Work::Stop | Work::Release => false,
+        };
+        let overtaken = acts && self.stopped.load(Ordering::SeqCst) != self.stopped_before;
+        overtaken.then(|| Reply::refused("withdrawn by an emergency stop: give it again after the release"))
+    }
+
     /// Whether an action only reads there.
     fn reads(&self, action: &str, arguments: &Arguments) -> bool {
         classify(action, arguments) == ActionClass::Read || self.reads.contains(action)
@@ -295,6 +312,7 @@ impl Guests {
             presence: Presence::default(),
             orders,
             stops,
+            stopped: Arc::default(),
         };
         book.insert(id, guest);
         drop(book);
@@ -331,6 +349,14 @@ impl Guests {
         self.book().values().any(|guest| guest.matches(selector))
     }
 
+    /// Stops whoever is meant, now and later. Nothing that was asked before is begun from now on.
+    fn stop(&self, selector: &Selector) {
+        self.standing().stop(selector.clone());
+        for guest in self.book().values().filter(|guest| guest.matches(selector)) {
+            guest.stopped.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
     fn meant(&self, selector: &Selector) -> Vec<Meant> {
         let book = self.book();
         let meant = book.values().filter(|guest| guest.matches(selector));
@@ -341,6 +367,8 @@ impl Guests {
                 file_bytes_max: guest.profile.file_bytes_max,
                 orders: guest.orders.clone(),
                 stops: guest.stops.clone(),
+                stopped: Arc::clone(&guest.stopped),
+                stopped_before: guest.stopped.load(Ordering::SeqCst),
             })
             .collect();
         meant.sort_by(|a, b| a.node.cmp(&b.node));

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use swarm_shared::net::clock;
 use swarm_shared::proto::outcome::Reply;
 use swarm_shared::proto::selector::Selector;
 use swarm_shared::proto::wire::Lane;
@@ -15,7 +16,8 @@ use super::desk::Counter;
 use super::follow::Subject;
 use super::jobs::{job, noted, waiting};
 use super::merge::{Gone, Own};
-use super::{Meant, Work, work};
+use super::work::{self, History, Job, Terms};
+use super::{Meant, Work};
 use crate::fleet::engine::recorder;
 use crate::fleet::{Call, CommandKind, EVENTS_MAX, Event, NodeRef, Request};
 use crate::store::Origin;
@@ -167,7 +169,7 @@ impl Counter {
         let work = lifted.map(|_noted| Work::Release).map_err(Reply::refused);
         let jobs = meant.into_iter().map(|guest| job(guest, 0, work.clone()));
         let terms = waiting(timeout, timeout);
-        let number = self.hand_out(jobs.collect(), record, terms, to).await;
+        let number = self.hand_out_release(jobs.collect(), record, terms, to).await;
         let subject = Subject {
             kind: CommandKind::Release,
             what: CommandKind::Release.as_str().to_owned(),
@@ -176,6 +178,41 @@ impl Counter {
         };
         let told = self.overhear(subject, guests, told);
         own.join(told, &events).await
+    }
+
+    /// Unlike what acts, it goes out whatever becomes of the history: a full disk is no reason to keep drones stopped.
+    async fn hand_out_release(
+        &self,
+        jobs: Vec<Job>,
+        mut record: Record,
+        terms: Terms,
+        to: mpsc::Sender<Event>,
+    ) -> Option<u64> {
+        record.deliveries = jobs.iter().map(noted).collect();
+        let recorded = tokio::time::timeout(terms.begin, self.store.record(record)).await;
+        let number = match recorded {
+            Ok(Ok(number)) => Some(number),
+            Ok(Err(error)) => {
+                tracing::error!(%error, "a release of drones is not in the history");
+                None
+            }
+            Err(_elapsed) => {
+                tracing::error!("a release of drones does not wait for the history any longer");
+                None
+            }
+        };
+        let history = number.map(|number| History {
+            store: self.store.clone(),
+            number,
+            tasks: self.tasks.clone(),
+        });
+        // Not before it is handed out, that it may wait for its turn.
+        let terms = Terms {
+            started: clock::now(),
+            ..terms
+        };
+        self.tasks.spawn(work::run(jobs, terms, history, to));
+        number
     }
 
     /// A stop that means no guest who is here: whoever asked is told that it is in force all the same, should it fail.

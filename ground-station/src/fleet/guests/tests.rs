@@ -2,7 +2,12 @@
 
 use std::time::Duration;
 
+use swarm_shared::proto::outcome::Outcome;
+use swarm_shared::proto::wire::Lane;
+
 use super::*;
+use crate::fleet::{Batch, BatchSize, Event, Failure, Fleet, Request};
+use crate::store::Store;
 
 fn profile(number: usize) -> Profile {
     let name = format!("d{number}");
@@ -109,4 +114,112 @@ async fn what_is_asked_counts_from_when_it_was_asked_and_a_question_does_not_wai
         "{error}"
     );
     asking.await.expect("over");
+}
+
+/// A desk before an engine that knows nobody, and two guests.
+async fn desk(store: &Store) -> (Fleet, [Seat; 2], Desk) {
+    let (engine, mut calls) = Fleet::local();
+    tokio::spawn(async move {
+        while let Some(call) = calls.recv().await {
+            let nobody = Event::failed(Failure::NobodyMatched, "no node");
+            let _gone = call.events.send(nobody).await;
+        }
+    });
+    let (fleet, guests, desk) = front(engine, store.clone()).await.expect("readable");
+    let seats = [1, 2].map(|number| guests.seat(profile(number)).expect("free"));
+    (fleet, seats, desk)
+}
+
+fn all_led(batch: Option<Batch>) -> Request {
+    Request::Command {
+        selector: Selector::all(),
+        action: "led".to_owned(),
+        arguments: Arguments::default(),
+        lane: Lane::Control,
+        ttl_ms: 60_000,
+        ttl_given: true,
+        timeout_ms: 60_000,
+        batch,
+    }
+}
+
+fn all_stop() -> Request {
+    Request::Stop {
+        selector: Selector::all(),
+        timeout_ms: Some(10_000),
+        beside: false,
+    }
+}
+
+/// Does what is ordered, and says what that was.
+async fn done(orders: &mut mpsc::Receiver<Order>) -> Work {
+    let order = tokio::time::timeout(Duration::from_secs(20), orders.recv()).await;
+    let Order { work, reply, .. } = order.expect("in time").expect("ordered");
+    let _gone = reply.send(Answer::Reply(Reply::done(Value::Null)));
+    work
+}
+
+#[tokio::test]
+async fn a_batch_that_was_asked_for_before_a_stop_does_not_go_out_after_its_release() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = Store::open(dir.path()).await.expect("opens");
+    let (fleet, [mut first, mut second], desk) = desk(&store).await;
+    let batch = Batch {
+        size: BatchSize::Count(1),
+        wait_ms: 1_500,
+        keep_going: true,
+    };
+    let mut told = fleet.perform(all_led(Some(batch))).await;
+    assert!(matches!(done(&mut first.orders).await, Work::Command { .. }));
+    let stopping = fleet.perform(all_stop()).await;
+    for seat in [&mut first, &mut second] {
+        assert_eq!(done(&mut seat.stops).await, Work::Stop);
+    }
+    drop(stopping);
+    let release = Request::Release {
+        selector: Selector::all(),
+        timeout_ms: 10_000,
+    };
+    let _releasing = fleet.perform(release).await;
+    for seat in [&mut first, &mut second] {
+        assert_eq!(done(&mut seat.orders).await, Work::Release);
+        assert_eq!(seat.stopped(), None);
+    }
+    let mut ends = Vec::new();
+    while let Some(event) = told.recv().await {
+        if let Event::Delivery(delivery) = event {
+            ends.push((delivery.node.to_string(), delivery.state));
+        }
+    }
+    let ended = [("d1", Outcome::Done), ("d2", Outcome::Refused)];
+    assert_eq!(ends, ended.map(|(name, state)| (name.to_owned(), state)));
+    assert!(second.orders.try_recv().is_err(), "nothing is sent");
+    // What is asked for from now on goes out.
+    let _told = fleet.perform(all_led(None)).await;
+    assert!(matches!(done(&mut second.orders).await, Work::Command { .. }));
+    desk.close().await;
+}
+
+#[tokio::test]
+async fn a_release_does_not_need_a_disk() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = Store::open(dir.path()).await.expect("opens");
+    let (fleet, [mut first, _second], desk) = desk(&store).await;
+    let stopping = fleet.perform(all_stop()).await;
+    assert_eq!(done(&mut first.stops).await, Work::Stop);
+    drop(stopping);
+    let disk = rusqlite::Connection::open(store.path()).expect("opens");
+    for table in ["meta", "commands"] {
+        let full = format!(
+            "CREATE TRIGGER {table}_full BEFORE INSERT ON {table} BEGIN SELECT RAISE(ABORT, 'full'); END"
+        );
+        disk.execute_batch(&full).expect("made");
+    }
+    let release = Request::Release {
+        selector: Selector::all(),
+        timeout_ms: 5_000,
+    };
+    let _releasing = fleet.perform(release).await;
+    assert_eq!(done(&mut first.orders).await, Work::Release);
+    desk.close().await;
 }

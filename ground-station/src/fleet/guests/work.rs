@@ -130,7 +130,10 @@ async fn carry(
             begin: issued + terms.begin,
             answer: now + terms.answer,
         };
-        place(&guest.orders, work, times)
+        match guest.overtaken(&work) {
+            Some(why) => Err(why),
+            None => place(&guest.orders, work, times),
+        }
     });
     let mut reply = match placed {
         Ok(reply) => reply,

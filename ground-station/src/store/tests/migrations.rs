@@ -1,7 +1,14 @@
 //! Files of earlier versions, and files that are broken.
 
+use std::time::Duration;
+
+use serde_json::json;
+use swarm_shared::proto::outcome::Reply;
+
 use super::super::*;
+use super::deliveries::{OWN, ended, id, issued, node, write};
 use super::{knocker, member};
+use crate::fleet::PastQuery;
 
 /// A file as the first release left it, with a row in each table.
 const SCHEMA_1: &[u8] = include_bytes!("schema-1.db");
@@ -47,6 +54,59 @@ async fn a_file_of_the_first_release_keeps_its_rows() {
     assert_eq!(membership.as_deref(), Some("{\"me\":1}"));
     let open = store.recover(PeerId([1; 32])).await.expect("reads");
     assert_eq!(open, []);
+}
+
+/// As the release left it that had a history, and no doors: schema 2.
+#[tokio::test]
+async fn a_file_from_before_there_were_doors_goes_on_with_what_is_open() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join(STORE_FILE);
+    {
+        let connection = Connection::open(&path).expect("opens");
+        for step in &schema::STEPS[..2] {
+            connection.execute_batch(step).expect("made");
+        }
+        let pragmas = "PRAGMA application_id = 0x53775374; PRAGMA user_version = 2";
+        connection.execute_batch(pragmas).expect("set");
+        let meta = "INSERT INTO meta (key, value) VALUES ('epoch', 41), ('stop_number', 9), ('membership', '{\"me\":1}')";
+        connection.execute_batch(meta).expect("written");
+        let audit =
+            "INSERT INTO audit (at_ms, who, what, detail, outcome) VALUES (5, 'pi', 'init', '', 'done')";
+        connection.execute_batch(audit).expect("written");
+        let now = Moment::now();
+        let changes = [
+            issued(1, &[1, 2], &now, Duration::from_secs(3_600)),
+            ended(1, 1, Reply::done(json!(7))),
+        ];
+        assert_eq!(write(&connection, &changes, &now), [1]);
+    }
+    let store = Store::open(dir.path()).await.expect("opens");
+    let open = store.recover(OWN).await.expect("reads");
+    let [command] = open.as_slice() else {
+        panic!("{open:?}")
+    };
+    let left: Vec<PeerId> = command.deliveries.iter().map(|delivery| delivery.to).collect();
+    assert_eq!((command.order.id, left), (id(1), vec![node(2).id]));
+    let past = history::ask(dir.path(), |connection| {
+        let query = PastQuery {
+            limit: 9,
+            ..PastQuery::default()
+        };
+        let trail = history::audit_trail(connection, &query, 5)?;
+        let deliveries = history::deliveries(connection, 1, &query)?;
+        Ok((trail.iter().any(|entry| entry.what == "init"), deliveries.len()))
+    });
+    assert_eq!(past.await.expect("reads"), Some((true, 2)));
+    assert!(store.epoch() > 41);
+    assert_eq!(store.stop_number().await.expect("reads"), 9);
+    assert_eq!(
+        store.membership().await.expect("reads").as_deref(),
+        Some("{\"me\":1}")
+    );
+    // What has come since is there, and empty.
+    assert!(!store.has_users().await.expect("reads"));
+    assert!(store.unconfirmed_stops().await.expect("reads").is_empty());
+    assert_eq!(store.guest_stops().await.expect("reads"), None);
 }
 
 #[test]

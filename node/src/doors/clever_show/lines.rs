@@ -3,10 +3,11 @@
 //!
 //! | line | what | places |
 //! |---|---|---|
-//! | flight | actions of that class, and those by whose names clever-show stops a drone | 8 |
+//! | flight | actions of that class, and those by whose names clever-show moves or stops a drone | 8 |
 //! | act | everything else that does something, in its order | 6 |
 //! | question | what only looks; it takes no place of the desk | 48 |
 //!
+//! What moves a drone is in the line of what stops it: a landing overtakes no take-off, which would come after it then.
 //! In each, 64 wait; one more is not done, and the log says so: the protocol has no word for it.
 
 use std::collections::VecDeque;
@@ -18,8 +19,19 @@ use tokio::task::JoinSet;
 
 /// Most that wait in one line.
 const WAITING_MAX: usize = 64;
-/// By these names a clever-show server stops a drone, or ends its flight, whatever class the owner has given them.
-const URGENT: &[&str] = &["stop", "pause", "land", "emergency_land", "disarm"];
+/// By these names a clever-show server moves a drone, or stops it, whatever class the owner has given them.
+const URGENT: &[&str] = &[
+    "start",
+    "pause",
+    "resume",
+    "stop",
+    "land",
+    "emergency_land",
+    "disarm",
+    "takeoff",
+    "takeoff_z",
+    "flip",
+];
 
 /// Which line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_ends_a_flight_goes_past_all_else() {
+    fn what_ends_a_flight_goes_past_all_else_but_what_begins_one() {
         let none = Arguments::default();
         for (name, flight, kind) in [
             ("led", false, Kind::Act),
@@ -104,7 +116,7 @@ mod tests {
             ("land", false, Kind::Flight),
             ("telemetry", false, Kind::Question),
             ("id", false, Kind::Question),
-            ("takeoff", false, Kind::Act),
+            ("takeoff", false, Kind::Flight),
         ] {
             assert_eq!(Kind::of(name, &none, flight), kind, "{name}");
         }

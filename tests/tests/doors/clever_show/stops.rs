@@ -138,6 +138,24 @@ fn a_stop_and_a_release_without_serve_hold_for_drones_too() {
 }
 
 #[test]
+fn a_stop_without_serve_holds_for_drones_though_the_configuration_cannot_be_read() {
+    swarm_tests::needs_python!();
+    let mut show = Show::new("allow = [\"*\"]\n");
+    let drone = show.join("clever-1", &[]);
+    show.station.end(Signal::TERM);
+    show.wait(drone, "its connection ends", |told| told["event"] == "lost");
+    let file = show.station.state_file("config.toml");
+    let sound = std::fs::read_to_string(&file).expect("configured");
+    std::fs::write(&file, format!("nonsense = 1\n{sound}")).expect("written");
+    show.station.run(&["stop", "all", "--timeout", "300ms"]);
+    std::fs::write(&file, sound).expect("written");
+    show.station.serve();
+    show.wait_action(drone, "emergency_land");
+    let refused = show.one(&["call", "clever-1", "led_test"], 1);
+    assert!(text(&refused, "error").contains("emergency stop"), "{refused}");
+}
+
+#[test]
 fn a_release_ends_a_stop_that_still_goes_on() {
     swarm_tests::needs_python!();
     let mut show = Show::new("allow = [\"*\"]\n");

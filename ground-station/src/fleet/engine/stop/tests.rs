@@ -1,15 +1,21 @@
 use std::path::Path;
+use std::sync::Arc;
 
+use swarm_shared::net::endpoint::{self, Endpoint};
+use swarm_shared::net::handshake::Identity;
 use swarm_shared::net::identity::{self, KeyFile};
+use swarm_shared::net::socket::KeepaliveConfig;
 use swarm_shared::proto::delivery::CommandId;
 use swarm_shared::proto::delivery::book::{Change, Issued, IssuedTo, Order, Standing};
 use swarm_shared::proto::id::{NodeName, PeerKind, PublicKey};
+use swarm_shared::proto::session::Timing;
 use swarm_shared::proto::trust::Role;
+use tokio::sync::Semaphore;
 
 use super::*;
 use crate::config::Config;
-use crate::fleet::engine::{Engine, Purpose, Settings};
-use crate::fleet::{PastQuery, PastState, Request};
+use crate::fleet::engine::{Engine, Purpose, Settings, keeper, office};
+use crate::fleet::{NodeRef, PastQuery, PastState, Request};
 use crate::store::{MemberRow, history};
 
 const SOON: Duration = Duration::from_secs(20);
@@ -114,4 +120,79 @@ async fn what_waits_is_withdrawn_before_the_stop_of_a_station_that_starts_for_it
         "{notes:?}"
     );
     engine.stop().await;
+}
+
+/// What is asked for while the first datagrams are still on their way out was asked for after the stop: the withdrawal
+/// does not find it.
+#[tokio::test]
+async fn who_is_stopped_counts_as_unconfirmed_before_anything_is_waited_for() {
+    let dir = tempfile::tempdir().expect("a directory");
+    fleet_with_what_waits(dir.path()).await;
+    let key = identity::load_or_create(dir.path(), KeyFile::Identity).expect("a key");
+    let store = Store::open(dir.path()).await.expect("a store");
+    let membership = office::stored_membership(&store, &key.public()).await;
+    let config = endpoint::Config {
+        kind: PeerKind::Station,
+        name: NodeName::from_host("station"),
+        tags: BTreeMap::new(),
+        listen: ([127, 0, 0, 1], 0).into(),
+        keepalive: KeepaliveConfig::default(),
+        timing: Timing::default(),
+        membership: membership.expect("sound"),
+        joins: None,
+    };
+    let identity = Arc::new(Identity::new(key).expect("randomness"));
+    let (endpoint, _events) = Endpoint::start(config, identity).expect("started");
+    let node = PublicKey([9; 32]).id();
+    let heard = std::net::UdpSocket::bind("127.0.0.1:0").expect("a port");
+    let address = heard.local_addr().expect("bound");
+    let target = Target {
+        node: NodeRef {
+            node: NodeName::from_host("n1"),
+            id: node,
+        },
+        link: endpoint.open(node).await.expect("opened"),
+        online: watch::channel(false).1,
+        offered: watch::channel(Default::default()).1,
+        name_is_unique: true,
+        address: Some(address),
+    };
+    let nowhere: Interfaces = [].into();
+    let datagrams = Some((watch::channel(nowhere).1, address.port()));
+    let (keeper, _words) = keeper::Task::channel();
+    let stops = Stops::new(
+        0,
+        Unconfirmed::default(),
+        store.clone(),
+        datagrams,
+        TaskTracker::new(),
+    );
+    let shared = Shared {
+        endpoint,
+        next_id: Arc::default(),
+        epoch: store.epoch(),
+        keeper,
+        stops: Arc::new(stops),
+        routes: Default::default(),
+        posts: Default::default(),
+        sends: Arc::new(Semaphore::new(1)),
+        started: clock::now(),
+    };
+    let asked = Asked {
+        selector: Selector::all(),
+        nobody: String::new(),
+        note: None,
+        timeout: None,
+        beside: false,
+        origin: Origin::of("pi"),
+    };
+    let (events, _told) = mpsc::channel(8);
+    let mut stopping = pin!(run(shared.clone(), vec![target], asked, events));
+    tokio::select! {
+        biased;
+        () = &mut stopping => panic!("it waits for an answer"),
+        () = std::future::ready(()) => {}
+    }
+    assert!(shared.stops.unconfirmed.of(node).is_some());
+    shared.endpoint.shutdown().await;
 }
