@@ -2,6 +2,7 @@
 //! their ends, and who did what to the fleet. A store that fails is told in the log; it never holds up what is asked.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::pin::pin;
 use std::time::Duration;
 
 use swarm_shared::net::clock;
@@ -46,22 +47,40 @@ async fn pass_transfer(
         open.entry(delivery.node.id).or_default().push(delivery.part);
     }
     let known = record.origin.number.clone();
-    let number = match store.record(record).await {
+    let mut batch = Vec::new();
+    let mut recording = pin!(store.record(record));
+    let recorded = loop {
+        tokio::select! {
+            biased;
+            recorded = &mut recording => break recorded,
+            // Whose outcomes are to come is told at once: whoever asked has to know it should this process be killed
+            // before a slow disk answers. An end is told when it is noted.
+            Some(event) = from.recv(), if batch.is_empty() => {
+                if matches!(event, Event::Delivery(_) | Event::End | Event::Failed { .. }) {
+                    batch.push(event);
+                } else {
+                    let _caller_gone = events.send(event).await;
+                }
+            }
+        }
+    };
+    let number = match recorded {
         Ok(number) => Some(known.settle(number)),
         Err(error) => {
             tracing::error!(%error, "a transfer is not in the history");
             None
         }
     };
-    let mut batch = Vec::new();
     loop {
-        let taken = tokio::select! {
-            biased;
-            () = events.closed() => break,
-            taken = from.recv_many(&mut batch, EVENTS_MAX) => taken,
-        };
-        if taken == 0 {
-            break;
+        if batch.is_empty() {
+            let taken = tokio::select! {
+                biased;
+                () = events.closed() => break,
+                taken = from.recv_many(&mut batch, EVENTS_MAX) => taken,
+            };
+            if taken == 0 {
+                break;
+            }
         }
         let ends = batch.iter().filter_map(|event| end(event, &mut open)).collect();
         keep(&store, number, ends).await;

@@ -218,3 +218,27 @@ fn the_audit_is_written_as_people_write() {
         assert_eq!(audited(&request), Some(wanted));
     }
 }
+
+#[tokio::test]
+async fn whom_it_goes_to_is_told_before_a_slow_disk_has_answered() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = Store::open(dir.path()).await.expect("opens");
+    let disk = rusqlite::Connection::open(store.path()).expect("opens");
+    disk.execute_batch("BEGIN IMMEDIATE").expect("held");
+    let tasks = TaskTracker::new();
+    let (events, mut told) = mpsc::channel(EVENTS_MAX);
+    let to = transfer(&tasks, store, two_files_each(), events);
+    let targets = Event::Targets {
+        targets: vec![node(1), node(2)],
+    };
+    to.send(targets.clone()).await.expect("taken");
+    assert_eq!(told.recv().await, Some(targets));
+    let end = delivery(1, Reply::done(json!(1)));
+    to.send(end.clone()).await.expect("taken");
+    to.send(Event::End).await.expect("taken");
+    tokio::task::yield_now().await;
+    assert!(told.try_recv().is_err(), "not before it is noted");
+    disk.execute_batch("ROLLBACK").expect("let go");
+    assert_eq!(told.recv().await, Some(end));
+    assert_eq!(told.recv().await, Some(Event::End));
+}
