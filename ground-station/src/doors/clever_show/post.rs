@@ -495,11 +495,6 @@ impl Post {
     /// Tells the fleet how it is.
     fn show(&mut self, now: Instant) {
         let heard = self.drone.heard();
-        let mut warnings = Vec::new();
-        if self.drone.is_stopped() {
-            let text = "STOPPED: it is told so, and cannot confirm it; `release` lets actions pass again";
-            warnings.push(text.to_owned());
-        }
         let address = self
             .connection
             .as_ref()
@@ -510,7 +505,7 @@ impl Post {
             heard: heard.or(self.shown.heard),
             kept: !self.waiting.is_empty(),
             address: address.or(self.shown.address),
-            warnings,
+            warnings: Vec::new(),
             telemetry: self.drone.readings().clone(),
         };
         if presence != self.shown {

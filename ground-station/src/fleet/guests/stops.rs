@@ -263,7 +263,7 @@ impl Counter {
         timeout: Duration,
     ) -> Result<Option<String>, String> {
         let standing = self.guests.standing();
-        let lifted = standing.release(selector, typed_at);
+        let lifted = self.guests.release(selector, typed_at);
         let Some(version) = lifted.map_err(|not| not.to_string())? else {
             return Ok(None);
         };

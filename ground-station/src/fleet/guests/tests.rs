@@ -201,6 +201,31 @@ async fn a_batch_that_was_asked_for_before_a_stop_does_not_go_out_after_its_rele
 }
 
 #[tokio::test]
+async fn whoever_watches_sees_that_a_stop_is_in_force_and_that_it_is_over() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = Store::open(dir.path()).await.expect("opens");
+    let (engine, _calls) = Fleet::local();
+    let (fleet, guests, desk) = front(engine, store).await.expect("readable");
+    let _seat = guests.seat(profile(1)).expect("free");
+    let selector = Selector::all();
+    let mut told = fleet.perform(Request::Watch { selector }).await;
+    let unconfirmed = async |told: &mut mpsc::Receiver<Event>| {
+        let event = tokio::time::timeout(Duration::from_secs(20), told.recv()).await;
+        let Event::Node(view) = event.expect("in time").expect("watched") else {
+            panic!("not a node")
+        };
+        (view.stop_unconfirmed.is_some(), view.warnings.len())
+    };
+    assert_eq!(unconfirmed(&mut told).await, (false, 0));
+    guests.stop(&Selector::all());
+    assert_eq!(unconfirmed(&mut told).await, (true, 1));
+    let lifted = guests.release(&Selector::all(), guests.standing().version());
+    assert!(lifted.expect("fits").is_some());
+    assert_eq!(unconfirmed(&mut told).await, (false, 0));
+    desk.close().await;
+}
+
+#[tokio::test]
 async fn a_release_does_not_need_a_disk() {
     let dir = tempfile::tempdir().expect("a directory");
     let store = Store::open(dir.path()).await.expect("opens");
