@@ -123,10 +123,7 @@ impl Rulebook {
                 Ok(Sense::Plain)
             }
             Work::Stop => {
-                self.guard.permit_stop().map_err(refused)?;
-                let action = self.stop_action.as_deref().ok_or_else(|| {
-                    Reply::refused("[doors.clever_show] has no `stop_action`: it was told nothing")
-                })?;
+                let action = self.stop_action().inspect_err(|_untold| drone.drop_acts())?;
                 drone.stop(ticket, action, until.begin);
                 Ok(Sense::Stop)
             }
@@ -135,6 +132,25 @@ impl Rulebook {
             } else {
                 "it was not stopped"
             }))),
+        }
+    }
+
+    /// What a stop tells drones.
+    pub(super) fn stop_action(&self) -> Result<&str, Reply> {
+        self.guard.permit_stop().map_err(refused)?;
+        self.stop_action.as_deref().ok_or_else(|| {
+            Reply::refused(
+                "[doors.clever_show] has no `stop_action`: it was told nothing; it is sent nothing that acts",
+            )
+        })
+    }
+
+    /// Whether it is no mere question.
+    pub(super) fn acts(&self, work: &Work) -> bool {
+        match work {
+            Work::Command { action, arguments } => action != "ping" && !self.is_request(action, arguments),
+            Work::Push { .. } => true,
+            Work::Fetch { .. } | Work::Stop | Work::Release => false,
         }
     }
 

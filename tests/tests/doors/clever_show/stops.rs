@@ -218,3 +218,16 @@ fn the_audit_and_the_history_tell_of_a_stop_once() {
         stops.len() == 1 && stops[0]["states"] == json!({ "unknown": 1 })
     });
 }
+
+#[test]
+fn a_door_that_has_no_word_for_a_stop_says_so_as_it_opens() {
+    let warned = |door: &str| {
+        let show = Show::new(door);
+        show.port();
+        let log = show.station.log().join("\n");
+        log.contains("an emergency stop tells these drones nothing")
+    };
+    assert!(warned("stop_action = \"\""));
+    assert!(warned("role = \"observer\""));
+    assert!(!warned(""));
+}
