@@ -6,6 +6,7 @@ use swarm_shared::proto::outcome::Outcome;
 use swarm_shared::proto::wire::Lane;
 
 use super::*;
+use crate::fleet::engine::NO_NODES;
 use crate::fleet::{Batch, BatchSize, Event, Failure, Fleet, Request};
 use crate::store::Store;
 
@@ -223,6 +224,34 @@ async fn whoever_watches_sees_that_a_stop_is_in_force_and_that_it_is_over() {
     assert!(lifted.expect("fits").is_some());
     assert_eq!(unconfirmed(&mut told).await, (false, 0));
     desk.close().await;
+}
+
+#[test]
+fn whoever_means_nobody_is_told_of_guests_and_not_to_invite_where_there_are_some() {
+    let guests = Guests::default();
+    let told = |failure, message: &str| {
+        let mut event = Event::failed(failure, message);
+        guests.name_in(&mut event);
+        let Event::Failed { message, .. } = event else {
+            panic!("not a failure")
+        };
+        message
+    };
+    let nobody = Failure::NobodyMatched;
+    assert_eq!(told(nobody, NO_NODES), NO_NODES);
+    let _seats = [1, 2].map(|number| guests.seat(profile(number)).expect("free"));
+    let drones = "known drones of other programs are d1, d2";
+    assert_eq!(
+        told(nobody, &format!("{NO_NODES}; more")),
+        format!("no node matches; {drones}; more")
+    );
+    for (failure, message) in [
+        (nobody, "no node matches \"x\"; known are n1"),
+        (Failure::Usage, "nothing was done: \"!x\" takes nobody away"),
+    ] {
+        assert_eq!(told(failure, message), format!("{message}; {drones}"));
+    }
+    assert_eq!(told(Failure::Usage, "no such file"), "no such file");
 }
 
 #[tokio::test]
