@@ -180,7 +180,9 @@ impl Rulebook {
             drone.ask(ticket, action, arguments, until, now);
             return Ok(Sense::Plain);
         }
-        self.guard.permit(action, &arguments).map_err(refused)?;
+        self.guard
+            .permit(action, &arguments)
+            .map_err(|why| self.refused_action(action, &why))?;
         let arguments = if action == "execute" {
             execute(arguments)?
         } else {
@@ -196,6 +198,17 @@ impl Rulebook {
         }
         drone.tell(ticket, action, arguments, begin, now);
         Ok(Sense::Plain)
+    }
+
+    /// A question that is not known for one, and named in `allow`, would be sent as an action.
+    fn refused_action(&self, action: &str, why: &NotDone) -> Reply {
+        let acts = ALSO_ACTS.contains(&action) || action == "execute" || self.is_flight(action);
+        if acts || self.guard.allows(action) {
+            return Reply::refused(why.to_string());
+        }
+        Reply::refused(format!(
+            "{why} if it is an action; if it only asks, name it in `requests` there instead"
+        ))
     }
 
     /// Whether it is a question. `id` with a name, and `config` with a mode, change something.

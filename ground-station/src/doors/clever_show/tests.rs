@@ -344,3 +344,21 @@ async fn what_waits_for_a_drone_is_dropped_by_a_stop_that_tells_it_nothing() {
         Reply::refused("dropped by an emergency stop")
     );
 }
+
+#[tokio::test]
+async fn a_question_that_is_not_known_is_not_said_to_need_a_permission_to_act() {
+    let rig = Rig::new("").await;
+    let guests = &rig.house.guests;
+    let mut drone = rig.drone("clever-1").await;
+    assert_eq!(drone.told().await, "clover_dir");
+    for (action, may_ask) in [("battery_temp", true), ("takeoff", false), ("execute", false)] {
+        let work = Work::Command {
+            action: action.to_owned(),
+            arguments: swarm_shared::proto::message::Arguments::default(),
+        };
+        let refused = ended(guests.order("clever-1", work).await).await;
+        let why = refused.error.expect("why");
+        assert!(why.contains("`allow`"), "{why}");
+        assert_eq!(why.contains("`requests`"), may_ask, "{why}");
+    }
+}
