@@ -255,6 +255,7 @@ pub struct NodeView {
     #[serde(default)]
     pub stopped: Option<StopView>,
     /// The number of the emergency stop that it has not confirmed: it may be moving, and is sent nothing that acts.
+    /// Always 1 of a drone of another program while one is in force: it cannot confirm a stop.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stop_unconfirmed: Option<u64>,
     /// What its last self-check said.

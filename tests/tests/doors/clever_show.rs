@@ -88,7 +88,8 @@ fn a_drone_hears_where_the_station_is_and_does_what_nodes_do() {
     );
     let strange = show.station.run(&["ping", "clever-1,n7"]).expect(0);
     assert!(strange.err.contains("no node matches \"n7\""), "{}", strange.err);
-    show.station.run(&["ping", "clever-7"]).expect(3);
+    let slip = show.station.run(&["ping", "clever-7"]).expect(3);
+    slip.says("known drones of other programs are clever-1");
     // Who is taken away may be a drone; a slip of that keeps all from acting.
     let without = show.station.run(&["ping", "all,!clever-1"]).expect(0).json();
     assert!(

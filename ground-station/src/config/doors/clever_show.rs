@@ -99,6 +99,12 @@ impl Door for CleverShow {
             }
             ("flight", Raw::List(list)) => self.flight = globs(list)?,
             ("stop_action", Raw::Text(name)) => {
+                // A drone passes over an action that it does not know, without a word.
+                if name.contains(|c: char| c.is_whitespace() || c.is_control()) {
+                    return Err(format!(
+                        "stop_action {name:?} is no action's name: it has to be one word, or \"\" for nothing"
+                    ));
+                }
                 self.stop_action = Some((*name).to_owned()).filter(|name| !name.is_empty());
             }
             ("file_bytes", Raw::Number(bytes)) => self.file_bytes = within(key, *bytes, 0, FILE_BYTES_MAX)?,

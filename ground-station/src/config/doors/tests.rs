@@ -180,6 +180,14 @@ fn the_door_for_clever_show_has_keys_of_its_own() {
             "config.toml:2: announce_port has to be 1 to 65535",
         ),
         (
+            "stop_action = \" \"",
+            "config.toml:2: stop_action \" \" is no action's name",
+        ),
+        (
+            "stop_action = \"land \"",
+            "config.toml:2: stop_action \"land \" is no action's name",
+        ),
+        (
             "[doors.clever_show.roots]\nshows = 1",
             "config.toml:3: roots.shows has to be a path",
         ),

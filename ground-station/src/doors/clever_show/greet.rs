@@ -97,7 +97,8 @@ impl Lobby {
         };
         let outcome = match led {
             Ok(()) => {
-                tracing::info!(%addr, id, "a clever-show drone is here");
+                // An id that is no node's name is not what selectors know it by.
+                tracing::info!(%addr, id, name = %guest_name(&id), "a clever-show drone is here");
                 "done".to_owned()
             }
             Err(error) => {

@@ -60,9 +60,19 @@ struct Server {
 pub fn open(config: &CleverShow, house: &House) -> Result<(), DoorError> {
     let hall = Hall::open(DOOR, &config.common, house)?;
     let listens = hall.listens().unwrap_or(config.common.listen);
+    let guard = Guard::new(DOOR, &config.common, house);
+    if let Err(why) = orders::Rulebook::new(config, guard.clone()).stop_action() {
+        let why = why.error.unwrap_or_default();
+        tracing::warn!(
+            door = DOOR,
+            why,
+            "an emergency stop tells these drones nothing: they fly on; name what stops them as `stop_action`, and \
+             leave `role` at operator"
+        );
+    }
     let server = Arc::new(Server {
         config: config.clone(),
-        guard: Guard::new(DOOR, &config.common, house),
+        guard,
         house: house.clone(),
     });
     if config.announce {

@@ -123,10 +123,7 @@ impl Rulebook {
                 Ok(Sense::Plain)
             }
             Work::Stop => {
-                self.guard.permit_stop().map_err(refused)?;
-                let action = self.stop_action.as_deref().ok_or_else(|| {
-                    Reply::refused("[doors.clever_show] has no `stop_action`: it was told nothing")
-                })?;
+                let action = self.stop_action().inspect_err(|_untold| drone.drop_acts())?;
                 drone.stop(ticket, action, until.begin);
                 Ok(Sense::Stop)
             }
@@ -135,6 +132,25 @@ impl Rulebook {
             } else {
                 "it was not stopped"
             }))),
+        }
+    }
+
+    /// What a stop tells drones.
+    pub(super) fn stop_action(&self) -> Result<&str, Reply> {
+        self.guard.permit_stop().map_err(refused)?;
+        self.stop_action.as_deref().ok_or_else(|| {
+            Reply::refused(
+                "[doors.clever_show] has no `stop_action`: it was told nothing; it is sent nothing that acts",
+            )
+        })
+    }
+
+    /// Whether it is no mere question.
+    pub(super) fn acts(&self, work: &Work) -> bool {
+        match work {
+            Work::Command { action, arguments } => action != "ping" && !self.is_request(action, arguments),
+            Work::Push { .. } => true,
+            Work::Fetch { .. } | Work::Stop | Work::Release => false,
         }
     }
 
@@ -164,7 +180,9 @@ impl Rulebook {
             drone.ask(ticket, action, arguments, until, now);
             return Ok(Sense::Plain);
         }
-        self.guard.permit(action, &arguments).map_err(refused)?;
+        self.guard
+            .permit(action, &arguments)
+            .map_err(|why| self.refused_action(action, &why))?;
         let arguments = if action == "execute" {
             execute(arguments)?
         } else {
@@ -180,6 +198,17 @@ impl Rulebook {
         }
         drone.tell(ticket, action, arguments, begin, now);
         Ok(Sense::Plain)
+    }
+
+    /// A question that is not known for one, and named in `allow`, would be sent as an action.
+    fn refused_action(&self, action: &str, why: &NotDone) -> Reply {
+        let acts = ALSO_ACTS.contains(&action) || action == "execute" || self.is_flight(action);
+        if acts || self.guard.allows(action) {
+            return Reply::refused(why.to_string());
+        }
+        Reply::refused(format!(
+            "{why} if it is an action; if it only asks, name it in `requests` there instead"
+        ))
     }
 
     /// Whether it is a question. `id` with a name, and `config` with a mode, change something.

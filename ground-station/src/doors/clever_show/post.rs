@@ -95,6 +95,8 @@ pub(super) struct Post {
     stop_on_arrival: Option<u64>,
     /// Whether it was seen that its stop is over, before anybody said so.
     lifted: bool,
+    /// Whether a stop was in force when it was last looked.
+    stands: bool,
     shown: Presence,
 }
 
@@ -134,6 +136,7 @@ impl Post {
             last_ticket: 0,
             stop_on_arrival: None,
             lifted: false,
+            stands: false,
             shown: Presence::default(),
         }
     }
@@ -318,6 +321,7 @@ impl Post {
             answer,
             reply,
         } = order;
+        self.see_whether_released();
         if let Err(ended) = self.heed(&work) {
             return drop(reply.send(Answer::Reply(ended)));
         }
@@ -369,16 +373,23 @@ impl Post {
                 self.withdraw_stops();
                 Ok(())
             }
+            // Also where there was no word to stop it with.
+            Work::Command { .. } | Work::Push { .. } if stopped && self.rulebook.acts(work) => {
+                Err(Reply::refused("an emergency stop is in force: release it first"))
+            }
             Work::Stop | Work::Command { .. } | Work::Push { .. } | Work::Fetch { .. } => Ok(()),
         }
     }
 
     /// Whoever released it may not have known that it is here, or may have gone before he could tell.
     fn see_whether_released(&mut self) {
-        if self.drone.is_stopped() && self.seat.stopped().is_none() {
+        let stands = self.seat.stopped().is_some();
+        if !stands && (self.stands || self.drone.is_stopped()) {
             self.withdraw_stops();
-            self.lifted = self.drone.release();
+            self.drone.release();
+            self.lifted = true;
         }
+        self.stands = stands;
     }
 
     /// What still waits to be told to a drone that is away: released, it is not to be stopped when it is back.
@@ -495,11 +506,6 @@ impl Post {
     /// Tells the fleet how it is.
     fn show(&mut self, now: Instant) {
         let heard = self.drone.heard();
-        let mut warnings = Vec::new();
-        if self.drone.is_stopped() {
-            let text = "STOPPED: it is told so, and cannot confirm it; `release` lets actions pass again";
-            warnings.push(text.to_owned());
-        }
         let address = self
             .connection
             .as_ref()
@@ -510,7 +516,7 @@ impl Post {
             heard: heard.or(self.shown.heard),
             kept: !self.waiting.is_empty(),
             address: address.or(self.shown.address),
-            warnings,
+            warnings: Vec::new(),
             telemetry: self.drone.readings().clone(),
         };
         if presence != self.shown {

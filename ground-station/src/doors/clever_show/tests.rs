@@ -10,7 +10,7 @@ use serde_json::json;
 use swarm_shared::net::discovery::presence::Services;
 use swarm_shared::proto::clever_show::{LIMITS_GREETING, Message};
 use swarm_shared::proto::id::NodeName;
-use swarm_shared::proto::outcome::Reply;
+use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::wire::FrameReader;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -286,4 +286,79 @@ async fn a_stop_that_stands_is_told_to_whoever_comes_and_one_that_was_lifted_mea
     assert_eq!(told, Reply::done(orders::RELEASED.into()));
     let told = ended(guests.order("clever-1", Work::Release).await).await;
     assert_eq!(told, Reply::done("it was not stopped".into()));
+}
+
+#[tokio::test]
+async fn nothing_that_acts_passes_while_a_stop_stands_that_tells_drones_nothing() {
+    for lines in ["stop_action = \"\"", "role = \"observer\""] {
+        let rig = Rig::new(&format!("allow = [\"*\"]\nresume_queue = true\n{lines}")).await;
+        let guests = &rig.house.guests;
+        let mut drone = rig.drone("clever-1").await;
+        assert_eq!(drone.told().await, "clover_dir");
+        let led = || Work::Command {
+            action: "led_test".to_owned(),
+            arguments: swarm_shared::proto::message::Arguments::default(),
+        };
+        let stop = ended(guests.order("clever-1", Work::Stop).await).await;
+        assert_eq!(stop.state, Outcome::Refused);
+        let push = Work::Push {
+            path: "shows/a".to_owned(),
+            content: Bytes::new(),
+        };
+        for work in [led(), push] {
+            let refused = ended(guests.order("clever-1", work).await).await;
+            let wanted = "an emergency stop is in force: release it first";
+            assert_eq!(refused, Reply::refused(wanted), "{lines}");
+        }
+        guests.stand("all", false);
+        let told = ended(guests.order("clever-1", Work::Release).await).await;
+        assert_eq!(told, Reply::done(orders::RELEASED.into()));
+    }
+}
+
+#[tokio::test]
+async fn what_waits_for_a_drone_is_dropped_by_a_stop_that_tells_it_nothing() {
+    let rig = Rig::new("allow = [\"*\"]\nresume_queue = true\nstop_action = \"\"").await;
+    let guests = &rig.house.guests;
+    let mut drone = rig.drone("clever-1").await;
+    assert_eq!(drone.told().await, "clover_dir");
+    drop(drone);
+    let action = |name: &str| Work::Command {
+        action: name.to_owned(),
+        arguments: swarm_shared::proto::message::Arguments::default(),
+    };
+    // Of flight, so it ends at once while the drone is away.
+    let away = timeout(PATIENCE, async {
+        while ended(guests.order("clever-1", action("land")).await).await.state != Outcome::NoAnswer {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    away.await.expect("it is seen to be gone");
+    let queued = guests.order("clever-1", action("led_test")).await;
+    // Comes after it, so that it is seen to wait.
+    ended(guests.order("clever-1", action("land")).await).await;
+    let stop = ended(guests.order("clever-1", Work::Stop).await).await;
+    assert_eq!(stop.state, Outcome::Refused);
+    assert_eq!(
+        ended(queued).await,
+        Reply::refused("dropped by an emergency stop")
+    );
+}
+
+#[tokio::test]
+async fn a_question_that_is_not_known_is_not_said_to_need_a_permission_to_act() {
+    let rig = Rig::new("").await;
+    let guests = &rig.house.guests;
+    let mut drone = rig.drone("clever-1").await;
+    assert_eq!(drone.told().await, "clover_dir");
+    for (action, may_ask) in [("battery_temp", true), ("takeoff", false), ("execute", false)] {
+        let work = Work::Command {
+            action: action.to_owned(),
+            arguments: swarm_shared::proto::message::Arguments::default(),
+        };
+        let refused = ended(guests.order("clever-1", work).await).await;
+        let why = refused.error.expect("why");
+        assert!(why.contains("`allow`"), "{why}");
+        assert_eq!(why.contains("`requests`"), may_ask, "{why}");
+    }
 }

@@ -80,7 +80,7 @@ fn show(station: &str, name: &str, nodes: &[NodeView], csrf: Option<&str>) -> St
                 node.state.as_str(),
                 &node.id.short(),
                 &tags.join(" "),
-                if node.stopped.is_some() { "stopped" } else { "" },
+                stop(node),
             ];
             let cells: String = cells
                 .iter()
@@ -104,6 +104,15 @@ fn show(station: &str, name: &str, nodes: &[NodeView], csrf: Option<&str>) -> St
         escape(station),
     );
     whole(&format!("{name} – {station}"), &body)
+}
+
+/// In the words of `nodes`.
+fn stop(node: &NodeView) -> &'static str {
+    match (&node.stopped, node.stop_unconfirmed) {
+        (Some(_), _) => "stopped",
+        (None, Some(_)) => "STOP?",
+        (None, None) => "",
+    }
 }
 
 /// A form to log in with.
@@ -168,5 +177,16 @@ mod tests {
         let page = show("<st>", "<n>", &[], Some("'\""));
         assert!(!page.contains("<st>") && !page.contains("<n>"), "{page}");
         assert!(serde_json::from_str::<serde_json::Value>(super::super::OPENAPI).is_ok());
+    }
+
+    #[test]
+    fn a_node_that_has_not_confirmed_a_stop_does_not_look_as_if_nobody_had_stopped_it() {
+        let view = serde_json::json!({
+            "node": "n1", "id": "07".repeat(32), "state": "online", "kind": "node", "address": null,
+            "last_heard_ms": 5, "software": null, "stop_unconfirmed": 1,
+        });
+        let view: NodeView = serde_json::from_value(view).expect("a view");
+        let page = show("st", "n", &[view], None);
+        assert!(page.contains("<td>STOP?</td>"), "{page}");
     }
 }

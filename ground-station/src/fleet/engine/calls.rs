@@ -14,6 +14,11 @@ use crate::fleet::peers::{PeerView, Posts};
 use crate::fleet::{Call, CommandKind, Event, Failure, Request, archive};
 use crate::store::Origin;
 
+/// What to tell whoever means somebody in a fleet without nodes.
+pub(in crate::fleet) const NO_NODES: &str = "this fleet has no nodes yet: type `ground-station fleet invite` here and \
+                                             `swarm-node join CODE` on a device";
+/// What is wrong with a `!term` that means nobody.
+pub(in crate::fleet) const TAKES_NOBODY: &str = "takes nobody away";
 /// How many terms that mean nobody are named in a note.
 const UNMATCHED_SHOWN: usize = 8;
 
@@ -278,8 +283,8 @@ impl Task {
         // Not locked any longer: the names are asked for next.
         let mistaken = self.roll.lock().mistaken_exclusion(selector);
         if let Some(term) = mistaken {
-            let known = self.known().unwrap_or_default();
-            let why = format!("nothing was done: \"!{term}\" takes nobody away; {known}");
+            let known = self.known().map_or(String::new(), |known| format!("; {known}"));
+            let why = format!("nothing was done: \"!{term}\" {TAKES_NOBODY}{known}");
             // The first event of this request: there is room.
             let _caller_gone = events.try_send(Event::failed(Failure::Usage, why));
             return None;
@@ -314,9 +319,7 @@ impl Task {
     fn nobody(&self, selector: &Selector) -> String {
         match self.known() {
             Some(known) => format!("no node matches {:?}; {known}", selector.as_str()),
-            None => "this fleet has no nodes yet: type `ground-station fleet invite` here and `swarm-node join CODE` on \
-                    a device"
-                .to_owned(),
+            None => NO_NODES.to_owned(),
         }
     }
 

@@ -68,6 +68,7 @@ use super::peers::Posts;
 use super::{Call, Event, Fleet};
 use crate::config::Config;
 use crate::store::{Store, StoreError};
+pub(in crate::fleet) use calls::{NO_NODES, TAKES_NOBODY};
 pub use cancel::without_links;
 use followers::Followers;
 use office::Office;

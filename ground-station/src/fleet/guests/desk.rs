@@ -188,6 +188,9 @@ impl Counter {
 
     /// Hands on what means no guest. One that is taken away is nobody whom the engine knows.
     async fn pass(&self, mut call: Call) {
+        if selector(&mut call.request).is_some() && !self.guests.is_empty() {
+            call = self.amended(call, |_event| {});
+        }
         let names_guests = |selector: &mut Selector| selector.exclusions().any(|term| self.guests.any(&term));
         if !selector(&mut call.request).is_some_and(names_guests) {
             return self.engine.pass(call).await;

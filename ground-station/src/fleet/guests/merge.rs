@@ -82,6 +82,7 @@ impl Own {
         }
         let is_last = matches!(event, Event::End | Event::Failed { .. });
         if is_last {
+            self.guests.name_in(&mut event);
             self.last = Some(event);
             return Ok(None);
         }

@@ -42,7 +42,7 @@ mod tests;
 mod work;
 
 pub use desk::{Desk, front};
-use standing::Standing;
+use standing::{NotLifted, Standing};
 
 /// Most guests. Whoever comes when all seats are taken, and nobody is to be forgotten, is turned away.
 pub const GUESTS_MAX: usize = 1_024;
@@ -50,6 +50,11 @@ pub const GUESTS_MAX: usize = 1_024;
 pub const ORDERS_MAX: usize = 256;
 /// The same of stops, which go before them.
 const STOPS_MAX: usize = 16;
+/// [`NodeView::stop_unconfirmed`] of a guest that is stopped: stops of guests have no numbers.
+const STOP_NUMBER: u64 = 1;
+/// What to look into then.
+const STOP_UNCONFIRMED: &str = "STOP NOT CONFIRMED: a drone of another program cannot confirm one; it may be moving, and \
+                                is sent nothing that acts until `release`";
 
 /// What does not change while a guest has its seat.
 #[derive(Clone, Debug)]
@@ -355,6 +360,14 @@ impl Guests {
         for guest in self.book().values().filter(|guest| guest.matches(selector)) {
             guest.stopped.fetch_add(1, Ordering::SeqCst);
         }
+        self.0.changed.send_modify(|version| *version += 1);
+    }
+
+    /// Ends stops that were in force at this version; see [`Standing::release`].
+    fn release(&self, selector: &Selector, typed_at: u64) -> Result<Option<u64>, NotLifted> {
+        let lifted = self.standing().release(selector, typed_at);
+        self.0.changed.send_modify(|version| *version += 1);
+        lifted
     }
 
     fn meant(&self, selector: &Selector) -> Vec<Meant> {
@@ -379,7 +392,7 @@ impl Guests {
         let now = clock::now();
         let book = self.book();
         let meant = book.values().filter(|guest| guest.matches(selector));
-        let mut views: Vec<NodeView> = meant.map(|guest| guest.view(now)).collect();
+        let mut views: Vec<NodeView> = meant.map(|guest| guest.view(self.standing(), now)).collect();
         drop(book);
         views.sort_by(|a, b| (&a.node, a.id).cmp(&(&b.node, b.id)));
         self.warn_guests(&mut views);
@@ -449,13 +462,16 @@ impl Guest {
         selector.matches(&self.profile.target())
     }
 
-    fn view(&self, now: Instant) -> NodeView {
+    fn view(&self, standing: &Standing, now: Instant) -> NodeView {
         let presence = &self.presence;
         let state = match (presence.online, presence.silent) {
             (true, false) => NodeState::Online,
             (true, true) => NodeState::Silent,
             (false, _) => NodeState::Offline,
         };
+        let stopped = standing.stopped(&self.profile.target()).is_some();
+        let mut warnings = presence.warnings.clone();
+        warnings.extend(stopped.then(|| STOP_UNCONFIRMED.to_owned()));
         NodeView {
             node: self.profile.node.node.clone(),
             id: self.profile.node.id,
@@ -467,9 +483,9 @@ impl Guest {
                 .map(|heard| to_ms(now.saturating_duration_since(heard))),
             tags: self.profile.tags.clone(),
             software: self.profile.software.clone(),
-            warnings: presence.warnings.clone(),
+            warnings,
             stopped: None,
-            stop_unconfirmed: None,
+            stop_unconfirmed: stopped.then_some(STOP_NUMBER),
             checks: Vec::new(),
             telemetry: presence.telemetry.clone(),
         }

@@ -10,8 +10,8 @@ use swarm_shared::proto::selector::Selector;
 
 use super::Guests;
 use super::desk::Counter;
-use crate::fleet::engine::PUT_OUT;
-use crate::fleet::{Event, NodeRef, NodeView, Request};
+use crate::fleet::engine::{NO_NODES, PUT_OUT, TAKES_NOBODY};
+use crate::fleet::{Event, Failure, NodeRef, NodeView, Request};
 
 /// How many names are told in one note.
 const NAMES_SHOWN: usize = 8;
@@ -61,6 +61,33 @@ impl Guests {
         if changed {
             self.0.changed.send_modify(|version| *version += 1);
         }
+    }
+
+    /// Says who is known, where the engine says that somebody is not: it knows no guests.
+    pub(super) fn name_in(&self, event: &mut Event) {
+        let Event::Failed { failure, message } = event else {
+            return;
+        };
+        let slip = *failure == Failure::Usage && message.contains(TAKES_NOBODY);
+        let names: BTreeSet<NodeName> = {
+            let book = self.book();
+            book.values()
+                .map(|guest| guest.profile.node.node.clone())
+                .collect()
+        };
+        if names.is_empty() || !(slip || *failure == Failure::NobodyMatched) {
+            return;
+        }
+        let shown: Vec<&str> = names.iter().take(NAMES_SHOWN).map(NodeName::as_str).collect();
+        let more = match names.len() - shown.len() {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        let guests = format!("known drones of other programs are {}{more}", shown.join(", "));
+        *message = match message.strip_prefix(NO_NODES) {
+            Some(rest) => format!("no node matches; {guests}{rest}"),
+            None => format!("{message}; {guests}"),
+        };
     }
 
     fn is_own(&self, name: &NodeName) -> bool {

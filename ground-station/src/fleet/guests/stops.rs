@@ -217,8 +217,18 @@ impl Counter {
 
     /// A stop that means no guest who is here: whoever asked is told that it is in force all the same, should it fail.
     pub(super) fn stop_those_that_come(&self, call: Call) -> Call {
+        self.amended(call, |event| {
+            if let Event::Failed { message, .. } = event {
+                message.push_str("; a drone that comes and is meant is stopped");
+            }
+        })
+    }
+
+    /// A call of which the engine says that somebody is not known: whoever asked is told which guests are, and that.
+    pub(super) fn amended(&self, call: Call, amend: impl Fn(&mut Event) + Send + 'static) -> Call {
         let Call { request, events, who } = call;
         let (to, mut from) = mpsc::channel(EVENTS_MAX);
+        let guests = self.guests.clone();
         self.tasks.spawn(async move {
             loop {
                 let event = tokio::select! {
@@ -227,9 +237,8 @@ impl Counter {
                     event = from.recv() => event,
                 };
                 let Some(mut event) = event else { return };
-                if let Event::Failed { message, .. } = &mut event {
-                    message.push_str("; a drone that comes and is meant is stopped");
-                }
+                guests.name_in(&mut event);
+                amend(&mut event);
                 if events.send(event).await.is_err() {
                     return;
                 }
@@ -263,7 +272,7 @@ impl Counter {
         timeout: Duration,
     ) -> Result<Option<String>, String> {
         let standing = self.guests.standing();
-        let lifted = standing.release(selector, typed_at);
+        let lifted = self.guests.release(selector, typed_at);
         let Some(version) = lifted.map_err(|not| not.to_string())? else {
             return Ok(None);
         };

@@ -6,6 +6,7 @@ use swarm_shared::proto::outcome::Outcome;
 use swarm_shared::proto::wire::Lane;
 
 use super::*;
+use crate::fleet::engine::NO_NODES;
 use crate::fleet::{Batch, BatchSize, Event, Failure, Fleet, Request};
 use crate::store::Store;
 
@@ -198,6 +199,59 @@ async fn a_batch_that_was_asked_for_before_a_stop_does_not_go_out_after_its_rele
     let _told = fleet.perform(all_led(None)).await;
     assert!(matches!(done(&mut second.orders).await, Work::Command { .. }));
     desk.close().await;
+}
+
+#[tokio::test]
+async fn whoever_watches_sees_that_a_stop_is_in_force_and_that_it_is_over() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = Store::open(dir.path()).await.expect("opens");
+    let (engine, _calls) = Fleet::local();
+    let (fleet, guests, desk) = front(engine, store).await.expect("readable");
+    let _seat = guests.seat(profile(1)).expect("free");
+    let selector = Selector::all();
+    let mut told = fleet.perform(Request::Watch { selector }).await;
+    let unconfirmed = async |told: &mut mpsc::Receiver<Event>| {
+        let event = tokio::time::timeout(Duration::from_secs(20), told.recv()).await;
+        let Event::Node(view) = event.expect("in time").expect("watched") else {
+            panic!("not a node")
+        };
+        (view.stop_unconfirmed.is_some(), view.warnings.len())
+    };
+    assert_eq!(unconfirmed(&mut told).await, (false, 0));
+    guests.stop(&Selector::all());
+    assert_eq!(unconfirmed(&mut told).await, (true, 1));
+    let lifted = guests.release(&Selector::all(), guests.standing().version());
+    assert!(lifted.expect("fits").is_some());
+    assert_eq!(unconfirmed(&mut told).await, (false, 0));
+    desk.close().await;
+}
+
+#[test]
+fn whoever_means_nobody_is_told_of_guests_and_not_to_invite_where_there_are_some() {
+    let guests = Guests::default();
+    let told = |failure, message: &str| {
+        let mut event = Event::failed(failure, message);
+        guests.name_in(&mut event);
+        let Event::Failed { message, .. } = event else {
+            panic!("not a failure")
+        };
+        message
+    };
+    let nobody = Failure::NobodyMatched;
+    assert_eq!(told(nobody, NO_NODES), NO_NODES);
+    let _seats = [1, 2].map(|number| guests.seat(profile(number)).expect("free"));
+    let drones = "known drones of other programs are d1, d2";
+    assert_eq!(
+        told(nobody, &format!("{NO_NODES}; more")),
+        format!("no node matches; {drones}; more")
+    );
+    for (failure, message) in [
+        (nobody, "no node matches \"x\"; known are n1"),
+        (Failure::Usage, "nothing was done: \"!x\" takes nobody away"),
+    ] {
+        assert_eq!(told(failure, message), format!("{message}; {drones}"));
+    }
+    assert_eq!(told(Failure::Usage, "no such file"), "no such file");
 }
 
 #[tokio::test]

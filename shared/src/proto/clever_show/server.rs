@@ -330,22 +330,28 @@ impl Drone {
         let message = Message::Action { action, arguments };
         let frame = message.to_frame();
         self.stopped = Some(message);
-        for queued in std::mem::take(&mut self.queue) {
-            match queued.what {
-                What::Act | What::Dropped => self.drop_queued(queued, DROPPED),
-                What::Stop if queued.ticket.is_none() => {}
-                What::Stop | What::Request(_) => self.queue.push_back(queued),
-            }
-        }
-        if let Some(half) = self.in_hand.as_mut().filter(|half| half.what == What::Act) {
-            half.what = What::Dropped;
-        }
+        self.queue
+            .retain(|queued| queued.what != What::Stop || queued.ticket.is_some());
+        self.drop_acts();
         self.queue.push_back(Queued {
             what: What::Stop,
             ticket: Some(ticket),
             begin: Some(begin),
             frame,
         });
+    }
+
+    /// Drops what acts and waits, as a stop does, where there is no word to stop it with.
+    pub fn drop_acts(&mut self) {
+        for queued in std::mem::take(&mut self.queue) {
+            match queued.what {
+                What::Act | What::Dropped => self.drop_queued(queued, DROPPED),
+                What::Stop | What::Request(_) => self.queue.push_back(queued),
+            }
+        }
+        if let Some(half) = self.in_hand.as_mut().filter(|half| half.what == What::Act) {
+            half.what = What::Dropped;
+        }
     }
 
     /// Ends an emergency stop. Whether there was one.

@@ -110,3 +110,14 @@ fn a_drone_that_is_called_like_a_node_is_warned_of_and_reached_beside_it() {
     assert_eq!((away.json().len(), states.len()), (2, 1), "{:?}", away.out);
     show.wait_action(drone, "led_test");
 }
+
+#[test]
+fn a_drone_whose_id_is_no_node_s_name_is_logged_by_the_name_that_it_gets() {
+    swarm_tests::needs_python!();
+    let mut show = Show::new("");
+    let server = format!("127.0.0.1:{}", show.port());
+    show.start(&["--id", "My Drone #1", "--server", &server]);
+    show.station.wait_state("My-Drone--1", "online");
+    let log = show.station.log().join("\n");
+    assert!(log.contains("id=\"My Drone #1\" name=My-Drone--1"), "{log}");
+}

@@ -34,8 +34,20 @@ fn an_emergency_stop_goes_before_all_and_stays_until_it_is_released() {
     let ran = verb.finish(PATIENCE).json();
     assert_eq!(by_name(&ran, "n1")["state"], "done", "{ran:?}");
     assert_eq!(by_name(&ran, "clever-2")["state"], "unknown", "{ran:?}");
-    let warned = show.station.node("clever-2")["warnings"].to_string();
-    assert!(warned.contains("STOPPED"), "{warned}");
+    for name in ["clever-1", "clever-2"] {
+        let view = show.station.node(name);
+        assert!(
+            view["stop_unconfirmed"].is_u64() && view["stopped"].is_null(),
+            "{view}"
+        );
+        let warned = view["warnings"].to_string();
+        assert_eq!(warned.matches("STOP NOT CONFIRMED").count(), 1, "{warned}");
+    }
+    let table = show.station.say(&["nodes"]).expect(0).out.join("\n");
+    assert!(
+        table.contains("online, STOP?") && table.contains("1 stopped, 2 NOT KNOWN TO BE STOPPED"),
+        "{table}"
+    );
 
     let refused = show.one(&["call", "clever-1", "led_test"], 1);
     assert!(text(&refused, "error").contains("emergency stop"), "{refused}");
@@ -54,6 +66,11 @@ fn an_emergency_stop_goes_before_all_and_stays_until_it_is_released() {
     });
 
     show.station.run(&["release", "all"]).expect(0);
+    let view = show.station.node("clever-1");
+    assert!(
+        view["stop_unconfirmed"].is_null() && view["warnings"] == json!([]),
+        "{view}"
+    );
     assert_eq!(show.value(&["call", "clever-1", "led_after"]), SENT);
     assert_eq!(show.value(&["call", "clever-2", "led_after"]), SENT);
     show.wait_action(away, "led_after");
@@ -200,4 +217,17 @@ fn the_audit_and_the_history_tell_of_a_stop_once() {
         let stops: Vec<_> = history.iter().filter(|entry| entry["action"] == "stop").collect();
         stops.len() == 1 && stops[0]["states"] == json!({ "unknown": 1 })
     });
+}
+
+#[test]
+fn a_door_that_has_no_word_for_a_stop_says_so_as_it_opens() {
+    let warned = |door: &str| {
+        let show = Show::new(door);
+        show.port();
+        let log = show.station.log().join("\n");
+        log.contains("an emergency stop tells these drones nothing")
+    };
+    assert!(warned("stop_action = \"\""));
+    assert!(warned("role = \"observer\""));
+    assert!(!warned(""));
 }
