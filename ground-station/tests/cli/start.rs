@@ -52,7 +52,7 @@ fn doors_that_could_never_do_what_they_are_for_do_not_open() {
         told.push_str(&ran.err);
     }
     assert_snapshot!(told, @r#"
-    error: [doors.socktools]: `raw_action` could never be done: action "led" may not pass this door; name it in `allow` of [doors.socktools]
+    error: [doors.socktools]: `raw_action` could never be done: action "led" may not pass this door: it is not known to read, nor is it named in `allow` of [doors.socktools]; name it there
     error: [doors.platypush_tcp]: `allow` names "execute", but running a program may not be asked for by role operator: it takes role admin; set `role` in [doors.platypush_tcp], or take "execute" out of `allow`
     error: [doors.socktools] and [doors.knut] are both to listen on port 7423: give one of them another in `listen`
     error: DIR/config.toml:2: [doors.socktools]: unknown key "raw"; did you mean "raw_action", "raw_argument" or "raw_encoding"?
