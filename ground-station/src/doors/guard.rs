@@ -143,8 +143,8 @@ impl Guard {
             None => String::new(),
         };
         Err(NotDone::NotAllowed(format!(
-            "action {action:?} may not pass this door: {reads}, nor is it named in `allow` of [doors.{door}]; \
-             name it there{meant}"
+            "action {action:?} may not pass this door: {reads}, and no name in `allow` means it; \
+             name it in `allow` of [doors.{door}]{meant}"
         )))
     }
 

@@ -98,14 +98,18 @@ async fn whoever_misspells_an_action_is_told_what_is_called_nearly_so() {
         (
             "pnig",
             &none,
-            "it is not known to read, nor is it named in `allow` of [doors.knut]; name it there, or did you mean \"ping\"?",
+            "it is not known to read, and no name in `allow` means it; name it in `allow` of [doors.knut], or did you mean \"ping\"?",
         ),
-        ("lde", &none, "name it there, or did you mean \"led\"?"),
-        ("takeoff", &none, "name it there"),
+        (
+            "lde",
+            &none,
+            "name it in `allow` of [doors.knut], or did you mean \"led\"?",
+        ),
+        ("takeoff", &none, "name it in `allow` of [doors.knut]"),
         (
             "id",
             &renames,
-            "with these arguments it does not only read, nor is it named in `allow` of [doors.knut]; name it there",
+            "with these arguments it does not only read, and no name in `allow` means it; name it in `allow` of [doors.knut]",
         ),
     ] {
         let refused = gate
