@@ -35,7 +35,7 @@ use crate::duration;
 use crate::store::retention::Keep;
 
 pub mod doors;
-mod nearest;
+pub(crate) mod nearest;
 #[cfg(test)]
 mod tests;
 

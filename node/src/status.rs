@@ -6,6 +6,7 @@
 //! The socket has mode 0660: the daemon's user and group.
 
 use std::io::{self, BufRead, BufReader, Write};
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream as BlockingStream;
 use std::path::Path;
@@ -70,6 +71,9 @@ pub struct View {
     /// The plug-ins that are connected.
     #[serde(default)]
     pub plugins: Vec<PluginView>,
+    /// How the node stands with its clever-show server; absent without that door.
+    #[serde(default)]
+    pub clever_show: Option<ServerView>,
     /// The configuration file, whether it is there or not.
     pub config: String,
     /// The state directory.
@@ -163,6 +167,45 @@ pub struct PluginView {
     pub since: Option<Instant>,
 }
 
+/// How the node stands with the server of another program.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerView {
+    /// Whether it is there.
+    pub state: ServerState,
+    /// Where it is, or was; absent until one that is looked for has announced itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub addr: Option<SocketAddr>,
+    /// Seconds since it stands so.
+    pub since_s: u64,
+    /// When that was; [`Status::view`] reckons the seconds.
+    #[serde(skip)]
+    pub since: Option<Instant>,
+}
+
+/// See [`ServerView`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ServerState {
+    /// None has been there yet.
+    Looking,
+    /// It is there.
+    Joined,
+    /// It was there, and is looked for again.
+    Lost,
+}
+
+impl ServerView {
+    /// From now on.
+    pub fn new(state: ServerState, addr: Option<SocketAddr>) -> Self {
+        Self {
+            state,
+            addr,
+            since_s: 0,
+            since: Some(clock::now()),
+        }
+    }
+}
+
 /// How a join ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Joined {
@@ -254,6 +297,11 @@ impl Status {
             if let Some(since) = plugin.since {
                 plugin.up_s = now.saturating_duration_since(since).as_secs();
             }
+        }
+        if let Some(server) = &mut view.clever_show
+            && let Some(since) = server.since
+        {
+            server.since_s = now.saturating_duration_since(since).as_secs();
         }
         view.uptime_s = now.saturating_duration_since(self.start).as_secs();
         view.journal = self.journal.as_ref().map(|health| (&*health.borrow()).into());

@@ -436,6 +436,9 @@ fn address(text: &str) -> Result<SocketAddr, String> {
 }
 
 fn globs(list: &[&str]) -> Result<Vec<Glob>, String> {
+    if list.contains(&"") {
+        return Err("\"\" in `allow` names nothing: write the name of an action, or take it out".to_owned());
+    }
     let parsed = list
         .iter()
         .map(|text| Glob::parse(text).map_err(|rule| format!("{text:?}: {rule}")));

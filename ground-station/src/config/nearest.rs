@@ -10,7 +10,7 @@ pub(super) fn unknown(key: &str, known: &[&str]) -> String {
 }
 
 /// `a`, `a or b`, `a, b or c`.
-pub(super) fn any_of(mut names: Vec<String>) -> Option<String> {
+pub(crate) fn any_of(mut names: Vec<String>) -> Option<String> {
     let last = names.pop()?;
     Some(if names.is_empty() {
         last
@@ -21,7 +21,7 @@ pub(super) fn any_of(mut names: Vec<String>) -> Option<String> {
 
 /// The one that differs by a slip or two; else those that the name is a whole part of. A guess that is far off sends
 /// people the wrong way, so there may be none.
-pub(super) fn nearest<'a>(name: &str, known: &[&'a str]) -> Vec<&'a str> {
+pub(crate) fn nearest<'a>(name: &str, known: &[&'a str]) -> Vec<&'a str> {
     let slips = |known: &str| (name.chars().count().max(known.chars().count()) / 3).clamp(1, SLIPS_MAX);
     let near = known
         .iter()

@@ -16,6 +16,7 @@ use swarm_shared::proto::wire::{Kind, Lane};
 
 use super::House;
 use crate::config::doors::Common;
+use crate::config::nearest::{any_of, nearest};
 use crate::duration;
 use crate::fleet::{Delivery, Event, Failure, NodeView, Request};
 use crate::store::audit::Entry;
@@ -24,6 +25,8 @@ use often::Often;
 
 /// How often it is looked whether something counted is to be noted.
 const LOOK_EVERY: Duration = Duration::from_secs(15);
+/// What every node has that only reads, some of it as long as no arguments say otherwise.
+const READS: [&str; 6] = ["config", "id", "ping", "selfcheck", "telemetry", "time"];
 /// How a use ended that nobody waited for.
 const CUT_OFF: &str = "cut off: the visitor left before it was over";
 
@@ -130,9 +133,35 @@ impl Guard {
         if named {
             return Ok(());
         }
+        let reads = if READS.contains(&action) {
+            "with these arguments it does not only read"
+        } else {
+            "it is not known to read"
+        };
+        let meant = match self.near(action) {
+            Some(meant) => format!(", or did you mean {meant}?"),
+            None => String::new(),
+        };
         Err(NotDone::NotAllowed(format!(
-            "action {action:?} may not pass this door; name it in `allow` of [doors.{door}]"
+            "action {action:?} may not pass this door: {reads}, and no name in `allow` means it; \
+             name it in `allow` of [doors.{door}]{meant}"
         )))
+    }
+
+    /// What may pass that is called nearly so.
+    fn near(&self, action: &str) -> Option<String> {
+        let named: Vec<String> = self.allow.iter().filter_map(Glob::literal).collect();
+        let mut known: Vec<&str> = READS
+            .into_iter()
+            .chain(named.iter().map(String::as_str))
+            .collect();
+        known.retain(|name| *name != action);
+        any_of(
+            nearest(action, &known)
+                .iter()
+                .map(|name| format!("{name:?}"))
+                .collect(),
+        )
     }
 
     /// Whether something that is no action may pass: the door's list names it, and its role may wish for it.

@@ -333,7 +333,10 @@ fn outcome(deliveries: &[Delivery], failures_count: bool) -> Came {
         Outcome::Failed => failures_count,
         Outcome::Refused | Outcome::Expired | Outcome::Unknown | Outcome::NoAnswer => true,
     };
-    let errors = deliveries.iter().filter(counts).map(fault).collect();
+    let mut failed: Vec<&Delivery> = deliveries.iter().filter(counts).collect();
+    // As `output` has them, whoever answered first.
+    failed.sort_by_key(|delivery| (delivery.node.as_str(), delivery.id));
+    let errors = failed.into_iter().map(fault).collect();
     let output = match deliveries {
         [one] => plain(one),
         several => {
@@ -424,5 +427,13 @@ mod tests {
         assert_eq!(output["n1"]["output"], "bin\n");
         assert_eq!(output[format!("n1 {short}")]["state"], "failed");
         assert_eq!(outcome(&[failed], false), (json!(""), vec![]));
+    }
+
+    #[test]
+    fn errors_are_in_the_order_of_names_whoever_answered_first() {
+        let failed = |name, id| delivery(name, id, Reply::failed("no"));
+        let came = [failed("n2", 1), failed("n1", 3), failed("n10", 2)];
+        let (_, errors) = outcome(&came, true);
+        assert_eq!(errors, ["n1: failed: no", "n10: failed: no", "n2: failed: no"]);
     }
 }

@@ -12,6 +12,7 @@ use crate::config::doors::{Common, Doors};
 /// As the configuration calls it.
 const HTTP: &str = "platypush_http";
 const CLEVER_SHOW: &str = "clever_show";
+const SOCKTOOLS: &str = "socktools";
 /// What a request in Platypush's form asks of the station itself, and whoever may come may ask.
 const READS: [&str; 2] = ["station.nodes", "station.history"];
 
@@ -21,6 +22,16 @@ pub(super) fn check(doors: &Doors) -> Result<(), DoorError> {
     for (door, common) in doors.each() {
         let asks = |name: &str| door == CLEVER_SHOW && requests.is_some_and(|all| is_request(name, all));
         check_role(door, common, asks).map_err(|reason| DoorError::Configuration { door, reason })?;
+    }
+    if let Some(socktools) = &doors.socktools
+        && let (None, Some(key)) = (&socktools.raw.action, socktools.raw.key)
+    {
+        return Err(DoorError::Configuration {
+            door: SOCKTOOLS,
+            reason: format!(
+                "`{key}` does nothing without `raw_action`: name the action, or take `{key}` out"
+            ),
+        });
     }
     check_places(&places(doors))?;
     let resources = doors.platypush_http.iter().flat_map(|http| &http.resources);
@@ -136,6 +147,25 @@ mod tests {
             ),
             Ok(())
         );
+    }
+
+    #[test]
+    fn how_messages_that_are_no_requests_are_given_on_takes_an_action() {
+        let door = |keys: &str| checked(&format!("[doors.socktools]\n{keys}"));
+        for (key, value) in [("raw_encoding", "base64"), ("raw_argument", "text")] {
+            let alone = format!("{key} = \"{value}\"\n");
+            assert_eq!(
+                door(&alone),
+                Err(format!(
+                    "[doors.socktools]: `{key}` does nothing without `raw_action`: name the action, or take `{key}` out"
+                ))
+            );
+            assert_eq!(
+                door(&format!("{alone}raw_action = \"led\"\nallow = [\"led\"]")),
+                Ok(())
+            );
+        }
+        assert_eq!(door(""), Ok(()));
     }
 
     #[test]

@@ -50,13 +50,14 @@ pub fn put(connection: &Connection, entry: &Entry) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// The newest entries, newest first; `since_ms`: none before that.
+/// The newest entries, newest first, also where one was noted later than it was: what repeats is counted before it is
+/// noted. `since_ms`: none before that.
 ///
 /// # Errors
 /// [`StoreError`].
 pub fn newest(connection: &Connection, since_ms: u64, limit: u32) -> Result<Vec<Entry>, StoreError> {
-    let sql =
-        "SELECT at_ms, who, what, detail, outcome FROM audit WHERE at_ms >= ?1 ORDER BY number DESC LIMIT ?2";
+    let sql = "SELECT at_ms, who, what, detail, outcome FROM audit WHERE at_ms >= ?1
+               ORDER BY at_ms DESC, number DESC LIMIT ?2";
     let mut statement = connection.prepare_cached(sql)?;
     let entries = statement.query_map(params![to_sql(since_ms), limit], |row| {
         Ok(Entry {

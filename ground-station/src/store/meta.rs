@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use rusqlite::types::Value as SqlValue;
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 use swarm_shared::proto::delivery::next_epoch;
 use swarm_shared::proto::hex;
@@ -105,17 +106,22 @@ impl Store {
     /// The nodes that have not confirmed an emergency stop of this station, each with the number of the stop.
     ///
     /// # Errors
-    /// [`StoreError`].
+    /// [`StoreError`]; [`StoreError::BadRow`]: what is stored is damaged.
     pub async fn unconfirmed_stops(&self) -> Result<BTreeMap<PeerId, u64>, StoreError> {
-        let text = self
-            .call(|connection| text(connection, UNCONFIRMED_STOPS))
-            .await?;
-        let read = |text: String| serde_json::from_str(&text);
-        let read = text.map(read).transpose().map_err(|error| StoreError::BadRow {
+        let found = self.call(|connection| {
+            let sql = "SELECT value FROM meta WHERE key = ?1";
+            let found = connection.query_row(sql, [UNCONFIRMED_STOPS], |row| row.get::<_, SqlValue>(0));
+            Ok(found.optional()?)
+        });
+        let bad = |reason: String| StoreError::BadRow {
             what: "stop that is not confirmed",
-            reason: error.to_string(),
-        })?;
-        Ok(read.unwrap_or_default())
+            reason,
+        };
+        match found.await? {
+            None => Ok(BTreeMap::new()),
+            Some(SqlValue::Text(text)) => serde_json::from_str(&text).map_err(|error| bad(error.to_string())),
+            Some(other) => Err(bad(format!("it is of type {}", other.data_type()))),
+        }
     }
 
     /// Remembers those, and no others.

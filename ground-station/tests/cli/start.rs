@@ -52,7 +52,7 @@ fn doors_that_could_never_do_what_they_are_for_do_not_open() {
         told.push_str(&ran.err);
     }
     assert_snapshot!(told, @r#"
-    error: [doors.socktools]: `raw_action` could never be done: action "led" may not pass this door; name it in `allow` of [doors.socktools]
+    error: [doors.socktools]: `raw_action` could never be done: action "led" may not pass this door: it is not known to read, and no name in `allow` means it; name it in `allow` of [doors.socktools]
     error: [doors.platypush_tcp]: `allow` names "execute", but running a program may not be asked for by role operator: it takes role admin; set `role` in [doors.platypush_tcp], or take "execute" out of `allow`
     error: [doors.socktools] and [doors.knut] are both to listen on port 7423: give one of them another in `listen`
     error: DIR/config.toml:2: [doors.socktools]: unknown key "raw"; did you mean "raw_action", "raw_argument" or "raw_encoding"?
@@ -140,4 +140,40 @@ fn serve_shares_its_links_and_ends_cleanly() {
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("signalled");
     assert_eq!(finish(server, dir.path()).status, 0);
     assert!(!socket.exists(), "the socket goes with it");
+}
+
+#[test]
+fn a_door_that_nobody_can_pass_is_told_of_at_the_start() {
+    let dir = tempfile::tempdir().expect("a directory");
+    // What keeps the station from going on, once the door is open.
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = taken.local_addr().expect("bound").port();
+    for (token, warned) in [("", true), ("token = \"0123456789abcdef\"\n", false)] {
+        let config = format!(
+            "[doors.platypush_http]\nlisten = \"127.0.0.1:0\"\n{token}[doors.knut]\nlisten = \"127.0.0.1:{port}\"\n"
+        );
+        std::fs::write(dir.path().join("config.toml"), config).expect("writes");
+        let mut serve = command(dir.path());
+        serve.args(["serve", "--listen", "127.0.0.1:0", "--no-pings", "--no-mdns"]);
+        let ran = finish(serve.spawn().expect("starts"), dir.path());
+        let says = "nobody can come in, other than by a hook: there is neither a user nor a `token`; type \
+                    `ground-station door user add NAME`";
+        assert_eq!(ran.err.contains(says), warned, "{}", ran.err);
+    }
+}
+
+#[test]
+fn what_is_typed_wrong_of_users_and_tokens_is_told_in_our_words() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let run = |args: &[&str]| {
+        let mut command = command(dir.path());
+        command.args(args).stdin(std::process::Stdio::null());
+        finish(command.spawn().expect("starts"), dir.path())
+    };
+    let ran = run(&["door", "token", "revoke", "nope"]);
+    let says = "not the number of a token; `ground-station door tokens` shows them";
+    assert!(ran.status == 2 && ran.err.contains(says), "{}", ran.err);
+    let ran = run(&["door", "user", "add", "eva"]);
+    let says = "no password came: type it, or write it to standard input";
+    assert!(ran.status == 2 && ran.err.contains(says), "{}", ran.err);
 }

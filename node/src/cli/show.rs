@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use serde_json::json;
 
-use crate::status::{PluginView, View};
+use crate::status::{PluginView, ServerState, ServerView, View};
 
 /// The name and the id, in groups and whole.
 pub(super) fn id(name: Option<&str>, id: &str, json: bool) -> String {
@@ -74,6 +74,9 @@ pub(super) fn status(view: &View, json: bool) -> anyhow::Result<String> {
     for plugin in &view.plugins {
         writeln!(text, "plug-in  {}", describe(plugin))?;
     }
+    if let Some(server) = &view.clever_show {
+        writeln!(text, "show     {}", stands(server))?;
+    }
     if let Some(refusal) = &view.last_refusal {
         writeln!(text, "refused  {refusal}")?;
     }
@@ -103,6 +106,20 @@ fn describe(plugin: &PluginView) -> String {
         }
     }
     format!("{}: {}", plugin.name, parts.join(", "))
+}
+
+/// How it is with the clever-show server, in one line.
+fn stands(server: &ServerView) -> String {
+    let since = span(server.since_s);
+    let at = match server.addr {
+        Some(addr) => format!("the clever-show server at {addr}"),
+        None => "a clever-show server that announces itself".to_owned(),
+    };
+    match server.state {
+        ServerState::Looking => format!("looking for {at}, for {since}"),
+        ServerState::Joined => format!("joined with {at}, for {since}"),
+        ServerState::Lost => format!("lost {at}, {since} ago; looking for it again"),
+    }
 }
 
 fn span(seconds: u64) -> String {
@@ -151,6 +168,12 @@ mod tests {
                 up_s: 61,
                 since: None,
             }],
+            clever_show: Some(ServerView {
+                state: ServerState::Lost,
+                addr: Some("10.0.0.9:25000".parse().expect("an address")),
+                since_s: 61,
+                since: None,
+            }),
             config: "/etc/c.toml".to_owned(),
             state_dir: "/var/lib/swarm-node".to_owned(),
             state_problem: Some("Read-only file system".to_owned()),
@@ -168,11 +191,41 @@ mod tests {
         links    1
                  station laptop ffff-0000-1111-2222 at 10.0.0.2:7421, up 1 min
         plug-in  lamp: process 42, up 1 min, actions blink glow, telemetry blinks
+        show     lost the clever-show server at 10.0.0.9:25000, 1 min ago; looking for it again
         refused  wrong fleet
         warnings
           WARN careful
         ");
         let line = status(&view, true).expect("a line");
         assert_eq!(serde_json::from_str::<View>(&line).expect("a view"), view);
+    }
+
+    #[test]
+    fn a_clever_show_server_is_there_or_looked_for() {
+        let server = |state, addr: Option<&str>| ServerView {
+            state,
+            addr: addr.map(|addr| addr.parse().expect("an address")),
+            since_s: 5,
+            since: None,
+        };
+        let at = Some("10.0.0.9:25000");
+        for (view, says) in [
+            (
+                server(ServerState::Looking, None),
+                "looking for a clever-show server that announces itself, for 5 s",
+            ),
+            (
+                server(ServerState::Looking, at),
+                "looking for the clever-show server at 10.0.0.9:25000, for 5 s",
+            ),
+            (
+                server(ServerState::Joined, at),
+                "joined with the clever-show server at 10.0.0.9:25000, for 5 s",
+            ),
+        ] {
+            assert_eq!(stands(&view), says);
+        }
+        let json = serde_json::to_string(&server(ServerState::Joined, at)).expect("text");
+        assert_eq!(json, r#"{"state":"joined","addr":"10.0.0.9:25000","since_s":5}"#);
     }
 }

@@ -6,10 +6,12 @@ use std::time::Duration;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use swarm_shared::proto::clever_show::ANNOUNCEMENT_PORT;
+use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::selector::Glob;
 use swarm_shared::proto::trust::Role;
+use swarm_shared::proto::trust::gate::{self, Wish};
 
-use super::{parse_address, values};
+use super::{Files, parse_address, values};
 
 /// Shortest time between two readings.
 const EVERY_MIN: Duration = Duration::from_millis(100);
@@ -22,6 +24,51 @@ const FILE_BYTES_MAX: usize = 256 * 1024 * 1024;
 pub struct Doors {
     /// A clever-show server.
     pub clever_show: Option<CleverShow>,
+}
+
+impl Doors {
+    /// Finds what does not go together, each key well by itself: the key of `[doors.clever_show]`, and what is wrong.
+    pub(super) fn check(&self, files: &Files) -> Result<(), (&'static str, String)> {
+        let Some(door) = &self.clever_show else {
+            return Ok(());
+        };
+        door.check_role().map_err(|wrong| ("allow", wrong))?;
+        door.check_dir(files).map_err(|wrong| ("clover_dir", wrong))
+    }
+}
+
+impl CleverShow {
+    /// What `allow` names is to be done, so the role has to reach that far.
+    fn check_role(&self) -> Result<(), String> {
+        for name in self.allow.iter().filter_map(Glob::literal) {
+            let class = gate::classify(&name, &Arguments::default());
+            if let Some(lack) = gate::lack(self.role, &Wish::Command(class)) {
+                return Err(format!(
+                    "`allow` names {name:?}, but {lack}; set `role` in [doors.clever_show], or take {name:?} out of `allow`"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// What is pushed below `clover_dir` has to find a root.
+    fn check_dir(&self, files: &Files) -> Result<(), String> {
+        let Some(dir) = &self.clover_dir else {
+            return Ok(());
+        };
+        let root = dir.split('/').next().unwrap_or_default();
+        let roots: Vec<&str> = files.roots.keys().map(values::Word::as_str).collect();
+        if roots.contains(&root) {
+            return Ok(());
+        }
+        let rule = "`clover_dir` begins with the name of a root";
+        Err(if roots.is_empty() {
+            format!("{rule}, and there is none: add [files.roots] with a NAME = \"/DIRECTORY\"")
+        } else {
+            let roots = roots.join(", ");
+            format!("{dir:?} is in no root: {rule} of [files.roots], such as {roots}, or add one")
+        })
+    }
 }
 
 /// `[doors.clever_show]`: the node is a drone of a clever-show server.
@@ -104,17 +151,23 @@ fn file_bytes() -> usize {
 }
 
 fn role<'de, D: Deserializer<'de>>(from: D) -> Result<Role, D::Error> {
-    let role = Role::deserialize(from)?;
-    match role {
-        Role::Observer | Role::Operator | Role::Admin => Ok(role),
-        Role::Node => Err(D::Error::custom(
-            "a server is no node: write observer, operator or admin",
-        )),
-    }
+    let text = String::deserialize(from)?;
+    let roles = [Role::Observer, Role::Operator, Role::Admin];
+    let found = roles.into_iter().find(|role| role.to_string() == text);
+    found.ok_or_else(|| {
+        D::Error::custom(format!(
+            "{text:?} is no role of a server: write observer, operator or admin"
+        ))
+    })
 }
 
 fn globs<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Glob>, D::Error> {
     let texts: Vec<String> = Vec::deserialize(from)?;
+    if texts.iter().any(String::is_empty) {
+        return Err(D::Error::custom(
+            "\"\" in `allow` names nothing: write the name of an action, or take it out",
+        ));
+    }
     let parsed = texts.iter().map(|text| Glob::parse(text));
     parsed.collect::<Result<_, _>>().map_err(D::Error::custom)
 }

@@ -441,13 +441,14 @@ impl Config {
         variables: impl Iterator<Item = (String, String)>,
     ) -> Result<Self, ConfigError> {
         let mut table = toml::Table::new();
+        let (mut text, mut origin) = (String::new(), Origin::Text(None));
         if let Some(path) = file {
-            let origin = Origin::File(path.to_owned(), None);
-            let text = std::fs::read_to_string(path).map_err(|error| ConfigError {
+            origin = Origin::File(path.to_owned(), None);
+            text = std::fs::read_to_string(path).map_err(|error| ConfigError {
                 origin: origin.clone(),
                 message: format!("cannot be read: {error}"),
             })?;
-            table = Self::parse(&text, &origin)?.1;
+            table = Self::each_key(&text, &origin)?.1;
         }
         for (variable, over) in overrides(variables)? {
             // On its own first, so that a mistake is told with the variable's name; what else its table needs may
@@ -457,7 +458,10 @@ impl Config {
                 _ => merge(&mut table, over),
             }
         }
-        read(table, &Origin::Text(None))
+        let config = read(table, &Origin::Text(None))?;
+        // Only now: what a key of the file goes with may come from a variable.
+        config.check(&text, &origin)?;
+        Ok(config)
     }
 
     /// Reads text as a whole configuration: checked, and as a table.
@@ -465,6 +469,21 @@ impl Config {
     /// # Errors
     /// The first mistake, with its line.
     pub fn parse(text: &str, origin: &Origin) -> Result<(Self, toml::Table), ConfigError> {
+        let (config, table) = Self::each_key(text, origin)?;
+        config.check(text, origin)?;
+        Ok((config, table))
+    }
+
+    /// Finds keys that do not go together.
+    fn check(&self, text: &str, origin: &Origin) -> Result<(), ConfigError> {
+        self.doors.check(&self.files).map_err(|(key, wrong)| ConfigError {
+            origin: line_of_key(text, &["doors", "clever_show", key])
+                .map_or_else(|| origin.clone(), |line| origin.at(line)),
+            message: format!("[doors.clever_show]: {wrong}"),
+        })
+    }
+
+    fn each_key(text: &str, origin: &Origin) -> Result<(Self, toml::Table), ConfigError> {
         let located = |error: toml::de::Error| ConfigError {
             origin: match error.span() {
                 Some(span) => origin.at(line_of(text, span.start)),
@@ -506,6 +525,17 @@ fn read(table: toml::Table, origin: &Origin) -> Result<Config, ConfigError> {
 
 fn line_of(text: &str, at: usize) -> usize {
     1 + text.bytes().take(at).filter(|byte| *byte == b'\n').count()
+}
+
+/// Where a text has a key, if it has.
+fn line_of_key(text: &str, path: &[&str]) -> Option<usize> {
+    let parsed = DeTable::parse(text).ok()?;
+    let (key, above) = path.split_last()?;
+    let table = above.iter().try_fold(parsed.get_ref(), |table, name| {
+        table.get(*name)?.get_ref().as_table()
+    })?;
+    let (key, _) = table.get_key_value(*key)?;
+    Some(line_of(text, key.span().start))
 }
 
 /// What the variables say, each as a table to lay over the file's.

@@ -142,7 +142,32 @@ fn a_mistake_is_told_with_its_line() {
         ("[doors.clever_show]\nallow = []", "missing field `server`"),
         (
             "[doors.clever_show]\nserver = \"auto\"\nrole = \"node\"",
-            "write observer, operator or admin",
+            "\"node\" is no role of a server: write observer, operator or admin",
+        ),
+        (
+            "[doors.clever_show]\nserver = \"auto\"\nrole = \"boss\"",
+            "line 3: \"boss\" is no role of a server: write observer, operator or admin",
+        ),
+        (
+            "[doors.clever_show]\nserver = \"auto\"\nallow = [\"led\", \"execute\"]",
+            "line 3: [doors.clever_show]: `allow` names \"execute\", but running a program may not be asked for by role operator",
+        ),
+        (
+            "[doors.clever_show]\nserver = \"auto\"\nrole = \"observer\"\nallow = [\"led\"]",
+            "line 4: [doors.clever_show]: `allow` names \"led\", but ",
+        ),
+        (
+            "[doors.clever_show]\nserver = \"auto\"\nclover_dir = \"shows/a\"",
+            "line 3: [doors.clever_show]: `clover_dir` begins with the name of a root, and there is none",
+        ),
+        (
+            "[files.roots]\nmedia = \"/m\"\n[doors.clever_show]\nserver = \"auto\"\nclover_dir = \"/media\"",
+            "line 5: [doors.clever_show]: \"/media\" is in no root: `clover_dir` begins with the name of a root of \
+             [files.roots], such as media",
+        ),
+        (
+            "[doors.clever_show]\nserver = \"auto\"\nallow = [\"\"]",
+            "line 3: \"\" in `allow` names nothing",
         ),
         (
             "[doors.clever_show]\nserver = \"auto\"\nallow = [\"[\"]",
@@ -381,4 +406,28 @@ proptest! {
     fn any_text_is_answered(text in "([a-z]{1,9}|[\\[\\]{}=\".,#\n 0-9]){0,40}") {
         let _answered = parse(&text);
     }
+}
+
+#[test]
+fn what_goes_together_may_come_from_a_file_and_a_variable() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("node.toml");
+    let load = |text: &str, variables: &[(&str, &str)]| {
+        std::fs::write(&file, text).expect("written");
+        let variables = variables
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        Config::load(Some(&file), variables.collect::<Vec<_>>().into_iter())
+    };
+    let door = "[doors.clever_show]\nserver = \"auto\"\n";
+    let execute = format!("{door}allow = [\"execute\", \"ping\"]");
+    load(&execute, &[("SWARM_NODE_DOORS_CLEVER_SHOW_ROLE", "admin")]).expect("an admin");
+    let error = load(&execute, &[]).expect_err("an operator").to_string();
+    assert!(
+        error.contains("node.toml, line 3: [doors.clever_show]: `allow` names"),
+        "{error}"
+    );
+    let dir = format!("{door}clover_dir = \"shows\"");
+    load(&dir, &[("SWARM_NODE_FILES_ROOTS", "{ shows = \"/s\" }")]).expect("a root");
+    load(&dir, &[]).expect_err("no root");
 }

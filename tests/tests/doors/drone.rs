@@ -269,7 +269,7 @@ fn execute_takes_three_permissions() {
     };
     for (table, more, why) in [
         (
-            "allow = [\"execute\"]",
+            "allow = [\"exec*\"]",
             "[execute]\nallowed = true\n",
             "by role operator",
         ),

@@ -59,9 +59,14 @@ pub(super) enum TokenVerb {
     /// Take a token back
     Revoke {
         /// Its number, as `door tokens` shows it
-        #[arg(value_name = "ID")]
+        #[arg(value_name = "ID", value_parser = token_number)]
         number: u64,
     },
+}
+
+fn token_number(text: &str) -> Result<u64, String> {
+    let rule = "not the number of a token; `ground-station door tokens` shows them";
+    text.parse().map_err(|_not_one| rule.to_owned())
 }
 
 pub(super) async fn run(verb: Verb, common: &Common, screen: &mut Screen) -> Result<u8, CliError> {
@@ -147,6 +152,10 @@ fn password() -> Result<Password, CliError> {
     } else {
         line()?
     };
+    if password.is_empty() {
+        let rule = "no password came: type it, or write it to standard input; nothing was changed";
+        return Err(CliError::usage(rule));
+    }
     let password = Password::new(password);
     password.check().map_err(CliError::usage)?;
     Ok(password)

@@ -45,6 +45,8 @@ pub struct Raws {
     pub argument: String,
     /// How.
     pub encoding: RawEncoding,
+    /// The key that says how or as what, if one is set: in vain without an action.
+    pub key: Option<&'static str>,
 }
 
 /// How bytes become an argument.
@@ -148,6 +150,7 @@ impl Door for Socktools {
                 action: None,
                 argument: "data".to_owned(),
                 encoding: RawEncoding::Base64,
+                key: None,
             },
         }
     }
@@ -177,8 +180,12 @@ impl Door for Socktools {
                 self.raw.action = Some(name(key, text)?);
                 self.check()?;
             }
-            ("raw_argument", Raw::Text(text)) => self.raw.argument = name(key, text)?,
+            ("raw_argument", Raw::Text(text)) => {
+                self.raw.key = Some("raw_argument");
+                self.raw.argument = name(key, text)?;
+            }
             ("raw_encoding", Raw::Text(text)) => {
+                self.raw.key = Some("raw_encoding");
                 self.raw.encoding = match *text {
                     "text" => RawEncoding::Text,
                     "base64" => RawEncoding::Base64,
@@ -231,6 +238,7 @@ mod tests {
             action: Some("show_text".to_owned()),
             argument: "text".to_owned(),
             encoding: RawEncoding::Text,
+            key: Some("raw_encoding"),
         };
         assert_eq!(door.raw, raw);
     }
@@ -245,6 +253,7 @@ mod tests {
             ("good_peers = [\"everybody\"]", "is neither an address"),
             ("dial = [\"10.0.0.9\"]", "is not ADDR:PORT"),
             ("keep_alive = \"0s\"", "no time at all"),
+            ("allow = [\"led\", \"\"]", "\"\" in `allow` names nothing"),
             ("raw_action = \"\"", "raw_action has to be a name"),
             ("raw_encoding = \"hex\"", "neither text nor base64"),
             (both, "leave out `raw_action` or `token`"),

@@ -85,6 +85,49 @@ fn errand(action: &str) -> Errand {
 }
 
 #[tokio::test]
+async fn whoever_misspells_an_action_is_told_what_is_called_nearly_so() {
+    let gate = Gate::new().await;
+    for name in READS {
+        let class = gate::classify(name, &Arguments::default());
+        assert_eq!(class, ActionClass::Read, "{name}");
+    }
+    let mut renames = Arguments::default();
+    renames.args.push("drone-8".into());
+    let none = Arguments::default();
+    for (action, arguments, says) in [
+        (
+            "pnig",
+            &none,
+            "it is not known to read, and no name in `allow` means it; name it in `allow` of [doors.knut], or did you mean \"ping\"?",
+        ),
+        (
+            "lde",
+            &none,
+            "name it in `allow` of [doors.knut], or did you mean \"led\"?",
+        ),
+        ("takeoff", &none, "name it in `allow` of [doors.knut]"),
+        (
+            "id",
+            &renames,
+            "with these arguments it does not only read, and no name in `allow` means it; name it in `allow` of [doors.knut]",
+        ),
+    ] {
+        let refused = gate
+            .guard
+            .permit(action, arguments)
+            .expect_err(action)
+            .to_string();
+        assert!(
+            refused.starts_with(&format!("action {action:?} may not pass this door: "))
+                && refused.ends_with(says),
+            "{refused}"
+        );
+    }
+    gate.guard.permit("led", &none).expect("named");
+    gate.guard.permit("ping", &none).expect("reads");
+}
+
+#[tokio::test]
 async fn what_a_visitor_asked_for_is_in_the_audit_though_it_left_before_the_end() {
     let mut gate = Gate::new().await;
     let guard = gate.guard.clone();

@@ -26,8 +26,8 @@ use super::form;
 use super::refusal::Refusal;
 use crate::config::doors::Secret;
 use crate::doors::guard::Visitor;
-use crate::store::Store;
 use crate::store::users::TokenKind;
+use crate::store::{Store, StoreError};
 use crate::users::{self, Desk, Password, token_hash};
 
 /// The cookie of a login.
@@ -262,6 +262,11 @@ impl Gatekeeper {
     }
 
     async fn nobody_can_come(&self) -> Result<bool, Refusal> {
+        Ok(self.is_for_nobody().await?)
+    }
+
+    /// Whether there is neither a user nor a token of the door.
+    pub(super) async fn is_for_nobody(&self) -> Result<bool, StoreError> {
         Ok(self.token.is_none() && !self.store.has_users().await?)
     }
 

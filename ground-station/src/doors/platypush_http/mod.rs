@@ -89,6 +89,7 @@ pub(super) async fn open(config: &PlatypushHttp, house: &House) -> Result<(), Do
     let wrong = |reason: String| DoorError::Configuration { door: DOOR, reason };
     let app = App::new(config, house).map_err(wrong)?;
     app.check_hooks().map_err(wrong)?;
+    app.check_visitors().await.map_err(wrong)?;
     let state_dir = house.store.path().parent().map(std::path::Path::to_owned);
     let tls = tls::acceptor(config, &state_dir.unwrap_or_default(), &app.name).map_err(wrong)?;
     let app = Arc::new(app);
@@ -127,6 +128,23 @@ impl App {
             stop: house.stop.clone(),
             tasks: house.tasks.clone(),
         })
+    }
+
+    /// A door that nobody can pass is worth a word: a user may still be made while it is open.
+    async fn check_visitors(&self) -> Result<(), String> {
+        if self
+            .gatekeeper
+            .is_for_nobody()
+            .await
+            .map_err(|error| error.to_string())?
+        {
+            tracing::warn!(
+                door = DOOR,
+                "nobody can come in, other than by a hook: there is neither a user nor a `token`; type \
+                 `ground-station door user add NAME` on the station"
+            );
+        }
+        Ok(())
     }
 
     /// A hook that could never do anything is a mistake; one without a token is worth a word.

@@ -182,7 +182,7 @@ impl Engine {
         let store = Store::open(&state_dir).await?;
         let membership = office::stored_membership(&store, &key.public()).await?;
         let office = Office::open(&state_dir, store.clone()).await?;
-        let unconfirmed = Unconfirmed::new(store.unconfirmed_stops().await?);
+        let unconfirmed = Unconfirmed::load(&store).await?;
         let roll = SharedRoll::new(Roll::load(&store, unconfirmed.clone()).await?);
         let (forms, to_clerk) = mpsc::channel(super::CALLS_MAX);
         let (planned, plans) = mpsc::channel(super::CALLS_MAX);

@@ -14,7 +14,7 @@ use swarm_shared::proto::id::PeerId;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 
 /// How long until what could not be written is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -24,8 +24,28 @@ const RETRY: Duration = Duration::from_secs(1);
 pub(super) struct Unconfirmed(Arc<watch::Sender<BTreeMap<PeerId, u64>>>);
 
 impl Unconfirmed {
+    /// As the store kept them. What is damaged there keeps nobody from stopping his fleet: then none is known.
+    ///
+    /// # Errors
+    /// [`StoreError`]: nothing can be read there at all.
+    pub(super) async fn load(store: &Store) -> Result<Self, StoreError> {
+        match store.unconfirmed_stops().await {
+            Ok(stored) => Ok(Self::new(stored)),
+            Err(error @ StoreError::BadRow { .. }) => {
+                tracing::error!(
+                    %error,
+                    "DAMAGED: it is not known any more which nodes have not confirmed an emergency stop, and none is held \
+                     back for it; see to them, and type `ground-station stop` again for those that have to stand still, \
+                     then `ground-station release`"
+                );
+                Ok(Self::default())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// As the store kept them.
-    pub(super) fn new(stored: BTreeMap<PeerId, u64>) -> Self {
+    fn new(stored: BTreeMap<PeerId, u64>) -> Self {
         Self(Arc::new(watch::Sender::new(stored)))
     }
 
@@ -162,6 +182,30 @@ mod tests {
         let store = Store::open(dir.path()).await.expect("opens");
         let again = Unconfirmed::new(store.unconfirmed_stops().await.expect("read"));
         assert_eq!((again.of(one), again.of(two)), (None, Some(9)));
+    }
+
+    #[tokio::test]
+    async fn what_is_damaged_keeps_nobody_from_stopping_his_fleet() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let store = Store::open(dir.path()).await.expect("opens");
+        let disk = rusqlite::Connection::open(store.path()).expect("opens");
+        for damaged in ["'{\"no'", "'{\"nobody\": 7}'", "7", "x'ff'", "''"] {
+            let put =
+                format!("INSERT OR REPLACE INTO meta (key, value) VALUES ('unconfirmed_stops', {damaged})");
+            disk.execute_batch(&put).expect(damaged);
+            store.unconfirmed_stops().await.expect_err(damaged);
+            let all = Unconfirmed::load(&store).await.expect(damaged);
+            assert_eq!(all.all(), BTreeMap::new(), "{damaged}");
+            // The next stop makes it whole.
+            let stop = CancellationToken::new();
+            let keeping = tokio::spawn(all.clone().keep(store.clone(), stop.clone()));
+            all.ordered([PeerId([1; 32])], 7);
+            stop.cancel();
+            keeping.await.expect("ends");
+            assert_eq!(store.unconfirmed_stops().await.expect("whole"), all.all());
+        }
+        disk.execute_batch("DROP TABLE meta").expect("gone");
+        Unconfirmed::load(&store).await.expect_err("no store at all");
     }
 
     #[test]

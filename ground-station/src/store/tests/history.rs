@@ -198,3 +198,22 @@ fn the_audit_tells_who_did_what() {
     assert_eq!(trail[0].detail.len(), 512, "texts are bounded");
     assert_eq!(trail[1].detail, "led to drone-*");
 }
+
+#[test]
+fn the_audit_is_in_order_of_when_also_where_it_was_noted_later() {
+    let connection = past();
+    // What repeats is counted, and noted under the time of the last of it.
+    for (what, after_ms) in [("first", 1), ("third", 3), ("second", 2), ("third again", 3)] {
+        let entry = audit::Entry {
+            at_ms: NOW_MS + 280_000 + after_ms,
+            who: "eva".to_owned(),
+            what: what.to_owned(),
+            detail: String::new(),
+            outcome: "done".to_owned(),
+        };
+        audit::put(&connection, &entry).expect("written");
+    }
+    let newest = audit::newest(&connection, 0, 4).expect("read");
+    let shown: Vec<&str> = newest.iter().map(|entry| entry.what.as_str()).collect();
+    assert_eq!(shown, ["third again", "third", "second", "first"]);
+}

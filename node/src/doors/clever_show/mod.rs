@@ -42,6 +42,7 @@ use crate::actions::Actions;
 use crate::config::{CleverShow, Server};
 use crate::links::errands::Errands;
 use crate::node::Node;
+use crate::status::{ServerState, ServerView, Status};
 
 /// The action that brings readings.
 const TELEMETRY: &str = "telemetry";
@@ -57,6 +58,7 @@ struct Door {
     /// Since when there is the connection that there is, if any.
     connected: Arc<Mutex<Option<Instant>>>,
     log: Arc<Log>,
+    status: Status,
 }
 
 /// Opens the door; it closes when the node stops.
@@ -89,6 +91,7 @@ pub(super) fn open(config: CleverShow, node: &Node, errands: Errands) {
         clover_dir,
         connected: Arc::default(),
         log: Arc::new(Log::default()),
+        status: node.status.clone(),
     };
     node.tasks.spawn(door.run(client, incoming, node.stop.clone()));
 }
@@ -119,13 +122,26 @@ impl Door {
     }
 
     async fn stay_connected(&self, mut client: Client) {
+        let tell = |state, addr| {
+            let view = ServerView::new(state, addr);
+            self.status.update(|facts| facts.clever_show = Some(view));
+        };
+        tell(
+            ServerState::Looking,
+            match self.config.server {
+                Server::At(addr) => Some(addr),
+                Server::Auto => None,
+            },
+        );
         loop {
             let (stream, server) = client.next_connection().await;
             tracing::info!(target: "door", %server, "connected with a clever-show server");
             let since = |now| *self.connected.lock().unwrap_or_else(PoisonError::into_inner) = now;
             since(Some(clock::now()));
+            tell(ServerState::Joined, Some(server));
             let ended = self.connection.connect(stream).await;
             since(None);
+            tell(ServerState::Lost, Some(server));
             tracing::info!(target: "door", %server, why = %ended, "the clever-show server is gone");
         }
     }
