@@ -105,6 +105,7 @@ impl Teller {
             "tags": view.tags,
             "software": view.software,
             "stopped": stopped,
+            "stop_unconfirmed": view.stop_unconfirmed,
             "warnings": view.warnings,
         });
         let before = self.nodes.insert(view.id, (view.state, fields.clone()));

@@ -141,6 +141,12 @@ fn a_stop_and_its_release_change_a_node_once_each() {
     let told = kinds(&mut teller, vec![view(NodeState::Online), checked]);
     assert_eq!(told.len(), 1, "{told:?}");
     assert_eq!(told[0]["stopped"], Value::Null);
+    let unconfirmed = NodeView {
+        stop_unconfirmed: Some(10),
+        ..view(NodeState::Online)
+    };
+    let told = kinds(&mut teller, vec![unconfirmed]);
+    assert_eq!(told[0]["stop_unconfirmed"], 10);
 }
 
 #[test]
