@@ -69,13 +69,16 @@ impl Guests {
             return;
         };
         let slip = *failure == Failure::Usage && message.contains(TAKES_NOBODY);
+        if !(slip || *failure == Failure::NobodyMatched) {
+            return;
+        }
         let names: BTreeSet<NodeName> = {
             let book = self.book();
             book.values()
                 .map(|guest| guest.profile.node.node.clone())
                 .collect()
         };
-        if names.is_empty() || !(slip || *failure == Failure::NobodyMatched) {
+        if names.is_empty() {
             return;
         }
         let shown: Vec<&str> = names.iter().take(NAMES_SHOWN).map(NodeName::as_str).collect();
@@ -115,6 +118,10 @@ impl Guests {
 
     /// Warns of others that are called like these guests.
     pub(super) fn warn_guests(&self, views: &mut [NodeView]) {
+        // Programs at doors ask for a few nodes thousands of times a second.
+        if views.is_empty() {
+            return;
+        }
         let own: BTreeSet<NodeName> = {
             let own = self
                 .0
