@@ -39,14 +39,17 @@ pub struct Visitor {
     pub user: Option<String>,
 }
 
-/// One door's guard.
+/// One door's guard. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Guard {
+pub struct Guard(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
     door: &'static str,
     role: Role,
     allow: Vec<Glob>,
     house: House,
-    often: Arc<Mutex<Often>>,
+    often: Mutex<Often>,
 }
 
 /// What is to be done.
@@ -84,13 +87,13 @@ pub enum NotDone {
 impl Guard {
     /// Of the door that the configuration calls so.
     pub fn new(door: &'static str, common: &Common, house: &House) -> Self {
-        let guard = Self {
+        let guard = Self(Arc::new(Inner {
             door,
             role: common.role,
             allow: common.allow.clone(),
             house: house.clone(),
-            often: Arc::default(),
-        };
+            often: Mutex::default(),
+        }));
         house.tasks.spawn(guard.clone().keep());
         guard
     }
@@ -99,14 +102,14 @@ impl Guard {
     async fn keep(self) {
         loop {
             let look = clock::sleep_until(clock::now() + LOOK_EVERY);
-            let over = self.house.stop.run_until_cancelled(look).await.is_none();
+            let over = self.0.house.stop.run_until_cancelled(look).await.is_none();
             let due = if over {
                 self.often().close()
             } else {
-                self.often().due(self.door, clock::now())
+                self.often().due(self.0.door, clock::now())
             };
             for entry in due {
-                self.write(entry).await;
+                self.clone().write(entry).await;
             }
             if over {
                 return;
@@ -115,7 +118,7 @@ impl Guard {
     }
 
     fn often(&self) -> MutexGuard<'_, Often> {
-        self.often.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.often.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether an action may pass.
@@ -125,7 +128,7 @@ impl Guard {
     pub fn permit(&self, action: &str, arguments: &Arguments) -> Result<(), NotDone> {
         let class = gate::classify(action, arguments);
         let named = class == ActionClass::Read || self.allows(action);
-        let door = self.door;
+        let door = self.0.door;
         self.may(&Wish::Command(class)).map_err(|lack| {
             let list = if named { "" } else { ", and name it in `allow`" };
             NotDone::NotAllowed(format!("{lack}{list}"))
@@ -150,7 +153,7 @@ impl Guard {
 
     /// What may pass that is called nearly so.
     fn near(&self, action: &str) -> Option<String> {
-        let named: Vec<String> = self.allow.iter().filter_map(Glob::literal).collect();
+        let named: Vec<String> = self.0.allow.iter().filter_map(Glob::literal).collect();
         let mut known: Vec<&str> = READS
             .into_iter()
             .chain(named.iter().map(String::as_str))
@@ -173,7 +176,7 @@ impl Guard {
         if self.allows(name) {
             return Ok(());
         }
-        let door = self.door;
+        let door = self.0.door;
         Err(NotDone::NotAllowed(format!(
             "{name} may not pass this door; name it in `allow` of [doors.{door}]"
         )))
@@ -197,8 +200,8 @@ impl Guard {
     }
 
     fn may(&self, wish: &Wish) -> Result<(), String> {
-        let door = self.door;
-        match gate::lack(self.role, wish) {
+        let door = self.0.door;
+        match gate::lack(self.0.role, wish) {
             Some(lack) => Err(format!("{lack}; see `role` in [doors.{door}]")),
             None => Ok(()),
         }
@@ -206,7 +209,7 @@ impl Guard {
 
     /// Whether the door's list names it.
     pub fn allows(&self, action: &str) -> bool {
-        self.allow.iter().any(|glob| glob.matches(action))
+        self.0.allow.iter().any(|glob| glob.matches(action))
     }
 
     /// Has nodes do something, if it may pass, and waits for all outcomes.
@@ -291,7 +294,7 @@ impl Guard {
         request: Request,
         mut take: impl FnMut(Event),
     ) -> Result<(), NotDone> {
-        let mut events = self.house.fleet.perform_as(request, self.who(visitor)).await;
+        let mut events = self.0.house.fleet.perform_as(request, self.who(visitor)).await;
         while let Some(event) = events.recv().await {
             if event == Event::End {
                 return Ok(());
@@ -331,28 +334,25 @@ impl Guard {
         }
     }
 
-    /// Notes an entry, or counts it.
-    async fn take(self, mut entry: Entry, often: bool) {
+    /// Counts an entry, or gives it back if it is to be noted.
+    fn count(&self, mut entry: Entry, often: bool) -> Option<Entry> {
         entry.at_ms = clock::unix_time_ms();
-        let entry = if often {
-            self.often().take(self.door, entry, clock::now())
+        if often {
+            self.often().take(self.0.door, entry, clock::now())
         } else {
             Some(entry)
-        };
-        if let Some(entry) = entry {
-            self.write(entry).await;
         }
     }
 
-    async fn write(&self, entry: Entry) {
-        if let Err(error) = self.house.store.audit(entry).await {
-            tracing::error!(door = self.door, %error, "a use of the door is not in the audit");
+    async fn write(self, entry: Entry) {
+        if let Err(error) = self.0.house.store.audit(entry).await {
+            tracing::error!(door = self.0.door, %error, "a use of the door is not in the audit");
         }
     }
 
     /// As the history and the audit call a visitor.
     pub fn who(&self, visitor: &Visitor) -> String {
-        let Self { door, .. } = self;
+        let Inner { door, .. } = &*self.0;
         let from = visitor.from;
         match &visitor.user {
             Some(user) => format!("{user} at {door} from {from}"),
@@ -381,31 +381,32 @@ impl Use {
 
     /// It is over; returns when that is in the audit.
     pub async fn end(mut self, outcome: String) {
-        let Some(entry) = self.open.take() else { return };
-        let guard = self.guard.clone();
+        let entry = self.open.take().map(|entry| Entry { outcome, ..entry });
+        let Some(entry) = entry.and_then(|entry| self.guard.count(entry, self.often)) else {
+            return;
+        };
+        let Inner { door, house, .. } = &*self.guard.0;
         // In a task of its own: the visitor may leave even now.
-        let written = self
-            .guard
-            .house
-            .tasks
-            .spawn(guard.take(Entry { outcome, ..entry }, self.often));
+        let written = house.tasks.spawn(self.guard.clone().write(entry));
         if let Err(error) = written.await {
-            tracing::error!(door = self.guard.door, %error, "a use of the door may not be in the audit");
+            tracing::error!(door, %error, "a use of the door may not be in the audit");
         }
     }
 }
 
 impl Drop for Use {
     fn drop(&mut self) {
-        let Some(entry) = self.open.take() else { return };
-        let guard = self.guard.clone();
+        let counted = self.open.take();
+        let Some(entry) = counted.and_then(|entry| self.guard.count(entry, self.often)) else {
+            return;
+        };
+        let Inner { door, house, .. } = &*self.guard.0;
         match tokio::runtime::Handle::try_current() {
             Ok(runtime) => {
-                let tasks = guard.house.tasks.clone();
-                tasks.spawn_on(guard.take(entry, self.often), &runtime);
+                house.tasks.spawn_on(self.guard.clone().write(entry), &runtime);
             }
             Err(_over) => tracing::error!(
-                door = guard.door,
+                door,
                 who = entry.who,
                 what = entry.what,
                 "the station is gone: this use of the door is not in the audit"

@@ -12,6 +12,7 @@
 //! | [`platypush_tcp`] | the door that takes such requests over TCP |
 //! | [`socktools`] | the door for peers of socktools, which also dials |
 //! | [`stream`] | messages over a plain TCP stream, and how long each may take |
+//! | `threads` | what the doors run on that programs ask at, behind the fleet |
 //!
 //! Invariants: a door is closed unless the configuration opens it; what passes is permitted by the door's list *and*
 //! by the gate of [`swarm_shared::proto::trust::gate`] for the door's role; whoever asks gets an answer in the door's
@@ -26,6 +27,7 @@ pub mod platypush_http;
 pub mod platypush_tcp;
 pub mod socktools;
 pub mod stream;
+mod threads;
 mod together;
 
 use std::net::SocketAddr;
@@ -41,6 +43,7 @@ use crate::fleet::Fleet;
 use crate::fleet::guests::Guests;
 use crate::fleet::peers::Posts;
 use crate::store::Store;
+use threads::Threads;
 
 /// As the station shows itself to other programs.
 #[derive(Clone, Debug)]
@@ -129,6 +132,9 @@ pub enum DoorError {
         /// Where.
         port: u16,
     },
+    /// There is nothing to run them on.
+    #[error("the doors do not open: {0}")]
+    Threads(String),
     /// What it is to do does not go together.
     #[error("[doors.{door}]: {reason}")]
     Configuration {
@@ -143,6 +149,7 @@ pub enum DoorError {
 #[derive(Debug)]
 pub struct Open {
     house: House,
+    threads: Threads,
 }
 
 impl Open {
@@ -165,7 +172,8 @@ impl Open {
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
         };
-        let open = Self { house };
+        let threads = Threads::start().map_err(|error| DoorError::Threads(error.to_string()))?;
+        let open = Self { house, threads };
         match open.each(doors).await {
             Ok(()) => Ok(open),
             Err(error) => {
@@ -178,21 +186,14 @@ impl Open {
     async fn each(&self, doors: &Doors) -> Result<(), DoorError> {
         together::check(doors)?;
         if let Some(config) = &doors.clever_show {
+            // Its drones fly, and their stops wait behind nothing: it runs where the fleet does.
             clever_show::open(config, &self.house)?;
         }
-        if let Some(door) = &doors.platypush_tcp {
-            platypush_tcp::open(door, &self.house).await?;
-        }
-        if let Some(door) = &doors.platypush_http {
-            platypush_http::open(door, &self.house).await?;
-        }
-        if let Some(door) = &doors.socktools {
-            socktools::open(door, &self.house)?;
-        }
-        if let Some(door) = &doors.knut {
-            knut::open(door, &self.house).await?;
-        }
-        Ok(())
+        let opening = self.threads.spawn(others(doors.clone(), self.house.clone()));
+        let opened = opening
+            .await
+            .map_err(|error| DoorError::Threads(error.to_string()));
+        opened.flatten()
     }
 
     /// Closes them, and waits for what runs there.
@@ -211,4 +212,21 @@ impl Open {
             );
         }
     }
+}
+
+/// Opens what programs ask at, on the threads that run this.
+async fn others(doors: Doors, house: House) -> Result<(), DoorError> {
+    if let Some(door) = &doors.platypush_tcp {
+        platypush_tcp::open(door, &house).await?;
+    }
+    if let Some(door) = &doors.platypush_http {
+        platypush_http::open(door, &house).await?;
+    }
+    if let Some(door) = &doors.socktools {
+        socktools::open(door, &house)?;
+    }
+    if let Some(door) = &doors.knut {
+        knut::open(door, &house).await?;
+    }
+    Ok(())
 }

@@ -1,5 +1,6 @@
 //! Temperatures of the nodes, now and before, as Knut's clients know them: each by the name of its node.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
 
 use serde_json::{Map, Value, json};
@@ -36,7 +37,7 @@ const NAMES_SHOWN: usize = 16;
 pub(super) struct Board {
     /// Where telemetry has the temperature.
     path: Vec<String>,
-    shown: Selector,
+    target: Selector,
     past_max: usize,
     nodes: BTreeMap<PeerId, Node>,
     complained: bool,
@@ -46,6 +47,9 @@ pub(super) struct Board {
 struct Node {
     name: NodeName,
     tags: BTreeMap<String, String>,
+    /// How Knut's clients know it, if this door shows it: by its name, and the beginning of its id too if another has
+    /// the same.
+    shown_as: Option<String>,
     online: bool,
     /// Whether it has told any readings.
     told: bool,
@@ -60,6 +64,7 @@ impl Node {
         Self {
             name,
             tags: BTreeMap::new(),
+            shown_as: None,
             online: true,
             told: false,
             temperature: None,
@@ -72,7 +77,7 @@ impl Board {
     pub(super) fn new(config: &Knut) -> Self {
         Self {
             path: config.temperature.clone(),
-            shown: config.common.target.clone(),
+            target: config.common.target.clone(),
             past_max: config.history,
             nodes: BTreeMap::new(),
             complained: false,
@@ -120,9 +125,40 @@ impl Board {
             tags,
             ..
         } = view;
+        let online = state != NodeState::Offline;
+        if let Some(known) = self.nodes.get_mut(&id)
+            && (&known.name, &known.tags) == (&name, &tags)
+        {
+            known.online = online;
+            return;
+        }
         let node = self.nodes.entry(id).or_insert_with(|| Node::new(name.clone()));
-        (node.name, node.tags) = (name, tags);
-        node.online = state != NodeState::Offline;
+        (node.name, node.tags, node.online) = (name, tags, online);
+        self.call();
+    }
+
+    /// Finds out whom this door shows, and what they are called: not for each question, as there may be thousands.
+    fn call(&mut self) {
+        let Self { nodes, target, .. } = self;
+        let mut names: BTreeMap<NodeName, usize> = BTreeMap::new();
+        for (id, node) in nodes.iter_mut() {
+            let meant = Target {
+                name: &node.name,
+                id,
+                tags: &node.tags,
+            };
+            node.shown_as = target.matches(&meant).then(|| node.name.to_string());
+            if node.shown_as.is_some() {
+                *names.entry(node.name.clone()).or_default() += 1;
+            }
+        }
+        for (id, node) in nodes.iter_mut() {
+            if let Some(name) = &mut node.shown_as
+                && names.get(&node.name).is_some_and(|&called_so| called_so > 1)
+            {
+                *name = format!("{} {}", node.name, id.short());
+            }
+        }
     }
 
     /// Once, if the first readings of a node that is shown have no temperature where the configuration says: a slip there
@@ -135,17 +171,7 @@ impl Board {
         if self.complained || !is_new(&node.id) || self.find(values).flatten().is_some() {
             return None;
         }
-        let here = self.nodes.get(&node.id).map(|known| &known.tags);
-        let is_shown = here.is_some_and(|tags| {
-            self.shown.matches(&Target {
-                name: &node.node,
-                id: &node.id,
-                tags,
-            })
-        });
-        if !is_shown {
-            return None;
-        }
+        self.nodes.get(&node.id)?.shown_as.as_ref()?;
         self.complained = true;
         let names: Vec<&str> = values.keys().take(NAMES_SHOWN).map(String::as_str).collect();
         Some(format!(
@@ -169,18 +195,22 @@ impl Board {
     fn read(&mut self, node: NodeRef, values: &Map<String, Value>) -> Option<Message> {
         let NodeRef { node: name, id } = node;
         let found = self.find(values);
-        let node = self.nodes.entry(id).or_insert_with(|| Node::new(name));
+        if let Entry::Vacant(place) = self.nodes.entry(id) {
+            place.insert(Node::new(name));
+            self.call();
+        }
+        let node = self.nodes.get_mut(&id)?;
         node.told = true;
         let temperature = found?;
         let before = std::mem::replace(&mut node.temperature, temperature);
         if temperature.is_none() || temperature == before {
             return None;
         }
-        let (name, status) = self.shown().find(|(shown, ..)| *shown == id).map(status)?;
+        let name = node.shown_as.as_ref()?;
         Some(Message {
             api: TEMPERATURE,
             id: ANSWER + STATUS,
-            msg: json!({ name: status }),
+            msg: json!({ name: of(node) }),
         })
     }
 
@@ -224,24 +254,23 @@ impl Board {
     fn all(&self) -> Value {
         let measured = self
             .shown()
-            .filter(|(_, _, node)| node.online && node.temperature.is_some());
-        Value::Object(measured.map(status).collect())
+            .filter(|(_, node)| node.online && node.temperature.is_some());
+        let told = measured.map(|(name, node)| (name.to_owned(), of(node)));
+        Value::Object(told.collect())
     }
 
     fn status(&self, message: &Message) -> Value {
         let Some(asked) = asked(message) else {
             return self.all();
         };
-        let found = self.shown().find(|(_, name, _)| name == asked);
-        let found = found.map(|(_, _, node)| of(node));
+        let found = self.called(asked).map(of);
         let none = || json!({ "location": "", "unit": UNIT, "condition": "", "temperature": NOT_MEASURED });
         json!({ asked: found.unwrap_or_else(none) })
     }
 
     fn history(&self, message: &Message) -> Value {
         let asked = asked(message).unwrap_or_default();
-        let found = self.shown().find(|(_, name, _)| name == asked);
-        let past = found.map(|(_, _, node)| node.past.iter().copied());
+        let past = self.called(asked).map(|node| node.past.iter().copied());
         // As Knut says the time: seconds since 1970, with parts.
         let past = past
             .into_iter()
@@ -251,32 +280,16 @@ impl Board {
         json!({ "id": asked, "temperature": temperature, "time": time })
     }
 
-    /// The nodes that this door shows, each with the name that Knut's clients know it by: its own, and the beginning of
-    /// its id too if another has the same.
-    fn shown(&self) -> impl Iterator<Item = (PeerId, String, &Node)> {
-        let meant = |(id, node): &(&PeerId, &Node)| {
-            self.shown.matches(&Target {
-                name: &node.name,
-                id,
-                tags: &node.tags,
-            })
-        };
-        let mut names: BTreeMap<&NodeName, usize> = BTreeMap::new();
-        for (_, node) in self.nodes.iter().filter(meant) {
-            *names.entry(&node.name).or_default() += 1;
-        }
-        self.nodes.iter().filter(meant).map(move |(id, node)| {
-            let name = match names.get(&node.name) {
-                Some(1) => node.name.to_string(),
-                _ => format!("{} {}", node.name, id.short()),
-            };
-            (*id, name, node)
-        })
+    /// The nodes that this door shows, each with the name that Knut's clients know it by.
+    fn shown(&self) -> impl Iterator<Item = (&str, &Node)> {
+        let nodes = self.nodes.values();
+        nodes.filter_map(|node| Some((node.shown_as.as_deref()?, node)))
     }
-}
 
-fn status((_, name, node): (PeerId, String, &Node)) -> (String, Value) {
-    (name, of(node))
+    fn called(&self, asked: &str) -> Option<&Node> {
+        let mut shown = self.shown();
+        shown.find_map(|(name, node)| (name == asked).then_some(node))
+    }
 }
 
 fn of(node: &Node) -> Value {

@@ -6,7 +6,7 @@ use tokio_util::task::TaskTracker;
 use super::office::OfficeError;
 use crate::fleet::Event;
 
-/// Sends what came of a request, and its end, from a task of its own: whoever does not read holds nobody up.
+/// Sends what came of a request, and its end; see [`say`].
 pub(super) fn finish(
     tasks: &TaskTracker,
     events: mpsc::Sender<Event>,
@@ -19,6 +19,17 @@ pub(super) fn finish(
         }
         Err(error) => vec![Event::failed(error.failure(), error.to_string())],
     };
+    say(tasks, events, all);
+}
+
+/// Says it at once; where there is no room for all of it, from a task of its own: whoever does not read holds nobody up.
+pub(super) fn say(tasks: &TaskTracker, events: mpsc::Sender<Event>, all: Vec<Event>) {
+    if let Ok(places) = events.try_reserve_many(all.len()) {
+        for (place, event) in places.zip(all) {
+            place.send(event);
+        }
+        return;
+    }
     tasks.spawn(async move { say_all(&events, all).await });
 }
 

@@ -7,7 +7,7 @@ use swarm_shared::proto::selector::Selector;
 use swarm_shared::proto::trust::gate::{ActionClass, classify};
 use tokio::sync::mpsc;
 
-use super::answers::{finish, say_all};
+use super::answers::{finish, say, say_all};
 use super::roll::Target;
 use super::{Look, Task, acts, cancel, commands, enrol, fetch, recorder, release, retry, send, stop, users};
 use crate::fleet::peers::{PeerView, Posts};
@@ -118,8 +118,7 @@ impl Task {
             }
             Request::Peers { door } => {
                 let peers = self.shared.posts.of(&door).map(|peers| peers.list());
-                self.tasks
-                    .spawn(async move { say_all(&events, about_peers(peers)).await });
+                say(&self.tasks, events, about_peers(peers));
             }
             Request::Tell { door, peer, message } => {
                 let posts = self.shared.posts.clone();
@@ -363,8 +362,7 @@ impl Task {
                     .chain([Event::End])
                     .collect()
             };
-            self.tasks
-                .spawn(async move { say_all(&look.events, found).await });
+            say(&self.tasks, look.events, found);
         }
     }
 }

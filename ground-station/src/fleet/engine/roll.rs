@@ -415,16 +415,19 @@ impl Roll {
 
     pub(super) fn views(&self, selector: &Selector) -> Vec<NodeView> {
         let now = clock::now();
-        let mut called: BTreeMap<&NodeName, usize> = BTreeMap::new();
+        let matched: Vec<&Member> = self.nodes().filter(|member| member.matches(selector)).collect();
+        let names = matched.iter().map(|member| (&member.row.name, 0));
+        let mut called: BTreeMap<&NodeName, usize> = names.collect();
         for member in self.nodes() {
-            *called.entry(&member.row.name).or_default() += 1;
+            if let Some(number) = called.get_mut(&member.row.name) {
+                *number += 1;
+            }
         }
-        let matched = self.nodes().filter(|member| member.matches(selector));
         let view = |member: &Member| {
             let called_so = called.get(&member.row.name).copied().unwrap_or(0);
             member.view(now, called_so, self.1.of(member.row.key.id()))
         };
-        let mut views: Vec<NodeView> = matched.map(view).collect();
+        let mut views: Vec<NodeView> = matched.into_iter().map(view).collect();
         views.sort_by(|a, b| (&a.node, a.id).cmp(&(&b.node, b.id)));
         views
     }

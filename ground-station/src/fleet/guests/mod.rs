@@ -42,6 +42,7 @@ mod tests;
 mod work;
 
 pub use desk::{Desk, front};
+use names::{Called, OwnNames};
 use standing::{NotLifted, Standing};
 
 /// Most guests. Whoever comes when all seats are taken, and nobody is to be forgotten, is turned away.
@@ -159,11 +160,31 @@ pub struct Guests(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    book: Mutex<BTreeMap<PeerId, Guest>>,
+    book: Mutex<Book>,
     changed: watch::Sender<u64>,
     standing: Standing,
     /// How the fleet's own nodes are called.
-    own: Mutex<BTreeMap<PeerId, NodeName>>,
+    own: Mutex<OwnNames>,
+}
+
+#[derive(Debug, Default)]
+struct Book {
+    guests: BTreeMap<PeerId, Guest>,
+    called: Called,
+}
+
+impl Book {
+    fn add(&mut self, guest: Guest) {
+        let node = guest.profile.node.clone();
+        self.called.add(&node.node);
+        self.guests.insert(node.id, guest);
+    }
+
+    fn remove(&mut self, id: PeerId) {
+        if let Some(guest) = self.guests.remove(&id) {
+            self.called.remove(&guest.profile.node.node);
+        }
+    }
 }
 
 /// Why there is no seat.
@@ -203,7 +224,7 @@ impl Seat {
     pub fn tell(&self, presence: Presence) {
         let mut book = self.guests.book();
         let mine = |guest: &&mut Guest| Arc::ptr_eq(&guest.place, &self.place);
-        let Some(guest) = book.get_mut(&self.profile.node.id).filter(mine) else {
+        let Some(guest) = book.guests.get_mut(&self.profile.node.id).filter(mine) else {
             return;
         };
         let changed = guest.presence != presence;
@@ -218,13 +239,12 @@ impl Seat {
 impl Drop for Seat {
     fn drop(&mut self) {
         let mut book = self.guests.book();
-        if !book
-            .get(&self.profile.node.id)
-            .is_some_and(|guest| Arc::ptr_eq(&guest.place, &self.place))
-        {
+        let id = self.profile.node.id;
+        let here = book.guests.get(&id);
+        if !here.is_some_and(|guest| Arc::ptr_eq(&guest.place, &self.place)) {
             return;
         }
-        book.remove(&self.profile.node.id);
+        book.remove(id);
         drop(book);
         self.guests.0.changed.send_modify(|version| *version += 1);
     }
@@ -301,14 +321,14 @@ impl Guests {
         let (orders, orders_in) = mpsc::channel(ORDERS_MAX);
         let (stops, stops_in) = mpsc::channel(STOPS_MAX);
         let mut book = self.book();
-        if book.contains_key(&id) {
+        if book.guests.contains_key(&id) {
             return Err(NoSeat::Taken);
         }
-        if book.len() >= GUESTS_MAX {
-            let gone = book.iter().filter(|(_, guest)| guest.is_gone());
+        if book.guests.len() >= GUESTS_MAX {
+            let gone = book.guests.iter().filter(|(_, guest)| guest.is_gone());
             let longest = gone.min_by_key(|(_, guest)| guest.presence.heard);
             let longest = *longest.ok_or(NoSeat::Full)?.0;
-            book.remove(&longest);
+            book.remove(longest);
         }
         let place = Arc::new(());
         let guest = Guest {
@@ -319,7 +339,7 @@ impl Guests {
             stops,
             stopped: Arc::default(),
         };
-        book.insert(id, guest);
+        book.add(guest);
         drop(book);
         Ok(Seat {
             guests: self.clone(),
@@ -337,29 +357,31 @@ impl Guests {
 
     /// How many there are.
     pub fn len(&self) -> usize {
-        self.book().len()
+        self.book().guests.len()
     }
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        self.book().is_empty()
+        self.book().guests.is_empty()
     }
 
-    fn book(&self) -> MutexGuard<'_, BTreeMap<PeerId, Guest>> {
+    fn book(&self) -> MutexGuard<'_, Book> {
         self.0.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether it means any of them.
     fn any(&self, selector: &Selector) -> bool {
-        self.book().values().any(|guest| guest.matches(selector))
+        self.book().guests.values().any(|guest| guest.matches(selector))
     }
 
     /// Stops whoever is meant, now and later. Nothing that was asked before is begun from now on.
     fn stop(&self, selector: &Selector) {
         self.standing().stop(selector.clone());
-        for guest in self.book().values().filter(|guest| guest.matches(selector)) {
+        let book = self.book();
+        for guest in book.guests.values().filter(|guest| guest.matches(selector)) {
             guest.stopped.fetch_add(1, Ordering::SeqCst);
         }
+        drop(book);
         self.0.changed.send_modify(|version| *version += 1);
     }
 
@@ -372,7 +394,7 @@ impl Guests {
 
     fn meant(&self, selector: &Selector) -> Vec<Meant> {
         let book = self.book();
-        let meant = book.values().filter(|guest| guest.matches(selector));
+        let meant = book.guests.values().filter(|guest| guest.matches(selector));
         let mut meant: Vec<Meant> = meant
             .map(|guest| Meant {
                 node: guest.profile.node.clone(),
@@ -391,7 +413,7 @@ impl Guests {
     fn views(&self, selector: &Selector) -> Vec<NodeView> {
         let now = clock::now();
         let book = self.book();
-        let meant = book.values().filter(|guest| guest.matches(selector));
+        let meant = book.guests.values().filter(|guest| guest.matches(selector));
         let mut views: Vec<NodeView> = meant.map(|guest| guest.view(self.standing(), now)).collect();
         drop(book);
         views.sort_by(|a, b| (&a.node, a.id).cmp(&(&b.node, b.id)));

@@ -4,6 +4,7 @@
 //! each of them carries a warning.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{MutexGuard, PoisonError};
 
 use swarm_shared::proto::id::{NodeName, PeerId};
 use swarm_shared::proto::selector::Selector;
@@ -44,23 +45,77 @@ impl Counter {
     }
 }
 
+/// How many are called so: names are looked up for each request, and there may be thousands a second.
+#[derive(Debug, Default)]
+pub(super) struct Called(BTreeMap<NodeName, usize>);
+
+impl Called {
+    pub(super) fn add(&mut self, name: &NodeName) {
+        *self.0.entry(name.clone()).or_default() += 1;
+    }
+
+    pub(super) fn remove(&mut self, name: &NodeName) {
+        if let Some(number) = self.0.get_mut(name) {
+            *number -= 1;
+            if *number == 0 {
+                self.0.remove(name);
+            }
+        }
+    }
+
+    fn count(&self, name: &NodeName) -> usize {
+        self.0.get(name).copied().unwrap_or(0)
+    }
+
+    fn names(&self) -> impl ExactSizeIterator<Item = &NodeName> {
+        self.0.keys()
+    }
+}
+
+/// How the fleet's own nodes are called.
+#[derive(Debug, Default)]
+pub(super) struct OwnNames {
+    nodes: BTreeMap<PeerId, NodeName>,
+    called: Called,
+}
+
+impl OwnNames {
+    /// Learns how a node is called; `None`: it is put out of the fleet. Whether that is new.
+    fn learn(&mut self, id: PeerId, name: Option<&NodeName>) -> bool {
+        if self.nodes.get(&id) == name {
+            return false;
+        }
+        if let Some(before) = self.nodes.remove(&id) {
+            self.called.remove(&before);
+        }
+        if let Some(name) = name {
+            self.called.add(name);
+            self.nodes.insert(id, name.clone());
+        }
+        true
+    }
+}
+
 impl Guests {
     fn learn(&self, view: &NodeView) {
-        let mut own = self
-            .0
-            .own
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        let before = if view.warnings.iter().any(|warning| warning == PUT_OUT) {
-            own.remove(&view.id)
-        } else {
-            own.insert(view.id, view.node.clone())
-        };
-        let changed = before.as_ref() != own.get(&view.id);
-        drop(own);
-        if changed {
+        let is_out = view.warnings.iter().any(|warning| warning == PUT_OUT);
+        if self.own().learn(view.id, (!is_out).then_some(&view.node)) {
             self.0.changed.send_modify(|version| *version += 1);
         }
+    }
+
+    fn own(&self) -> MutexGuard<'_, OwnNames> {
+        self.0.own.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether it is a list of names, and each is of nodes of the fleet and of no guest.
+    pub(super) fn are_none_of(&self, selector: &Selector) -> bool {
+        let Some(names) = selector.names() else {
+            return false;
+        };
+        let (own, book) = (self.own(), self.book());
+        let mut names = names.into_iter();
+        names.all(|name| own.called.count(&name) > 0 && book.called.count(&name) == 0)
     }
 
     /// Says who is known, where the engine says that somebody is not: it knows no guests.
@@ -72,21 +127,17 @@ impl Guests {
         if !(slip || *failure == Failure::NobodyMatched) {
             return;
         }
-        let names: BTreeSet<NodeName> = {
-            let book = self.book();
-            book.values()
-                .map(|guest| guest.profile.node.node.clone())
-                .collect()
-        };
-        if names.is_empty() {
-            return;
-        }
-        let shown: Vec<&str> = names.iter().take(NAMES_SHOWN).map(NodeName::as_str).collect();
-        let more = match names.len() - shown.len() {
+        let book = self.book();
+        let names = book.called.names();
+        let known = names.len();
+        let shown: Vec<&str> = names.take(NAMES_SHOWN).map(NodeName::as_str).collect();
+        let more = match known - shown.len() {
+            0 if known == 0 => return,
             0 => String::new(),
             more => format!(" and {more} more"),
         };
         let guests = format!("known drones of other programs are {}{more}", shown.join(", "));
+        drop(book);
         *message = match message.strip_prefix(NO_NODES) {
             Some(rest) => format!("no node matches; {guests}{rest}"),
             None => format!("{message}; {guests}"),
@@ -94,19 +145,12 @@ impl Guests {
     }
 
     fn is_own(&self, name: &NodeName) -> bool {
-        let own = self
-            .0
-            .own
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        own.values().any(|own| own == name)
+        self.own().called.count(name) > 0
     }
 
     /// Warns of guests that are called like this node of the fleet. Whether there are any.
     pub(super) fn warn(&self, own: &mut NodeView) -> bool {
-        let book = self.book();
-        let called_so = book.values().any(|guest| guest.profile.node.node == own.node);
-        drop(book);
+        let called_so = self.book().called.count(&own.node) > 0;
         if called_so {
             let name = &own.node;
             own.warnings.push(format!(
@@ -118,33 +162,18 @@ impl Guests {
 
     /// Warns of others that are called like these guests.
     pub(super) fn warn_guests(&self, views: &mut [NodeView]) {
-        // Programs at doors ask for a few nodes thousands of times a second.
-        if views.is_empty() {
-            return;
-        }
-        let own: BTreeSet<NodeName> = {
-            let own = self
-                .0
-                .own
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner);
-            own.values().cloned().collect()
-        };
-        let mut guests: BTreeMap<NodeName, usize> = BTreeMap::new();
-        for guest in self.book().values() {
-            *guests.entry(guest.profile.node.node.clone()).or_default() += 1;
-        }
+        let (own, book) = (self.own(), self.book());
         for view in views {
             let name = &view.node;
-            let number = match guests.get(name) {
-                None | Some(0 | 1) => None,
-                Some(2) => Some("two".to_owned()),
-                Some(more) => Some(more.to_string()),
+            let number = match book.called.count(name) {
+                0 | 1 => None,
+                2 => Some("two".to_owned()),
+                more => Some(more.to_string()),
             };
             let twins = number.map(|number| {
                 format!("{number} drones call themselves {name}: give each its own name; until then, ids tell them apart")
             });
-            let own = own.contains(name).then(|| {
+            let own = (own.called.count(name) > 0).then(|| {
                 format!("a node of the fleet is called {name}, too, and this is a drone of another program; ids tell them apart")
             });
             view.warnings.extend(own.into_iter().chain(twins));
@@ -167,10 +196,9 @@ impl Shown {
     /// Those of which there is another thing to warn of than was told.
     pub(super) fn changed(&mut self, guests: &Guests) -> Vec<NodeView> {
         let book = guests.book();
-        let names: BTreeSet<&NodeName> = book.values().map(|guest| &guest.profile.node.node).collect();
         let shown = self.0.values_mut();
         let changed: Vec<NodeView> = shown
-            .filter(|(plain, warned)| names.contains(&plain.node) != *warned)
+            .filter(|(plain, warned)| (book.called.count(&plain.node) > 0) != *warned)
             .map(|(plain, warned)| {
                 *warned = !*warned;
                 plain.clone()

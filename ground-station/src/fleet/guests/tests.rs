@@ -72,7 +72,7 @@ fn whoever_is_gone_longest_loses_its_seat_when_all_are_taken() {
     let _back = seat(3).expect("of the next one");
     tell(&seats[3], true, false, 9);
     assert_eq!(guests.meant(&Selector::parse("d3").expect("a name")).len(), 1);
-    assert!(!guests.book()[&profile(3).node.id].presence.online);
+    assert!(!guests.book().guests[&profile(3).node.id].presence.online);
     drop(seats);
     assert_eq!(guests.len(), 2, "those that were seated last");
 }

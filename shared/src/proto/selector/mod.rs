@@ -185,6 +185,16 @@ impl Selector {
         })
     }
 
+    /// The names that it lists, if it is a list of nothing but names without patterns.
+    pub fn names(&self) -> Option<Vec<NodeName>> {
+        let name = |term: &Term| match term {
+            Term::Name(glob) => NodeName::parse(&glob.literal()?).ok(),
+            Term::All | Term::Tag { .. } | Term::Id(_) => None,
+        };
+        let names = self.wanted.iter().map(name).collect();
+        if self.unwanted.is_empty() { names } else { None }
+    }
+
     /// The same without some of its terms, `!term`s among them; `None` if none is left that is not `!term`.
     pub fn without(&self, unwanted: impl Fn(&Self) -> bool) -> Option<Self> {
         let kept: Vec<Self> = self.terms().filter(|term| !unwanted(term)).collect();
@@ -403,6 +413,33 @@ mod tests {
         assert!(!selects("tag:row=", "x", &tags));
         assert!(!selects("tag:role", "x", &tags));
         assert!(!selects("tag:row=33", "x", &tags));
+    }
+
+    #[test]
+    fn a_list_of_names_is_told_apart_from_what_may_mean_more() {
+        let names = |text: &str| {
+            let names = Selector::parse(text).expect("good").names()?;
+            Some(
+                names
+                    .iter()
+                    .map(ToString::to_string)
+                    .collect::<Vec<_>>()
+                    .join(" "),
+            )
+        };
+        assert_eq!(names("drone-1").as_deref(), Some("drone-1"));
+        assert_eq!(names("lead, drone-1").as_deref(), Some("lead drone-1"));
+        for more in [
+            "all",
+            "drone-*",
+            "lead,drone-[1-2]",
+            "tag:row",
+            "lead,id:a1",
+            "lead,!drone-1",
+            "!lead",
+        ] {
+            assert_eq!(names(more), None, "{more}");
+        }
     }
 
     #[test]
