@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use swarm_shared::proto::clever_show::FILE_TRANSFER;
 use swarm_shared::proto::clever_show::server::{Drone, End, Until};
+use swarm_shared::proto::clever_show::{FILE_TRANSFER, FLIGHT};
 use swarm_shared::proto::delivery::FLIGHT_LIFE_MS_MAX;
 use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::outcome::{Outcome, Reply};
@@ -30,19 +30,6 @@ pub(super) const REQUESTS: &[&str] = &[
 ];
 /// Those of them that are actions too.
 pub(super) const ALSO_ACTS: &[&str] = &["id", "config"];
-/// Actions that move a drone, or stop it: late, they are worse than not at all.
-const FLIGHT: &[&str] = &[
-    "start",
-    "pause",
-    "resume",
-    "stop",
-    "land",
-    "emergency_land",
-    "disarm",
-    "takeoff",
-    "takeoff_z",
-    "flip",
-];
 /// What is known of something that was sent to somebody who never answers.
 const SENT: &str = "sent, unconfirmed";
 /// What a release does here.

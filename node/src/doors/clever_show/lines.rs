@@ -13,25 +13,13 @@
 use std::collections::VecDeque;
 
 use swarm_shared::net::clever_show::Heard;
+use swarm_shared::proto::clever_show::FLIGHT;
 use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::trust::gate::{ActionClass, classify};
 use tokio::task::JoinSet;
 
 /// Most that wait in one line.
 const WAITING_MAX: usize = 64;
-/// By these names a clever-show server moves a drone, or stops it, whatever class the owner has given them.
-const URGENT: &[&str] = &[
-    "start",
-    "pause",
-    "resume",
-    "stop",
-    "land",
-    "emergency_land",
-    "disarm",
-    "takeoff",
-    "takeoff_z",
-    "flip",
-];
 
 /// Which line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +33,8 @@ impl Kind {
     /// Of what is asked for by this name; `flight`: that is the class of it.
     pub(super) fn of(name: &str, arguments: &Arguments, flight: bool) -> Self {
         match classify(name, arguments) {
-            _ if flight || URGENT.contains(&name) => Self::Flight,
+            // By these names a server moves it, or stops it, whatever class the owner has given them.
+            _ if flight || FLIGHT.contains(&name) => Self::Flight,
             ActionClass::Read => Self::Question,
             ActionClass::Act | ActionClass::Execute => Self::Act,
         }

@@ -42,6 +42,20 @@ pub const ANNOUNCEMENT_PORT: u16 = 8_181;
 pub const ANNOUNCEMENT_BYTES_MAX: usize = 1_024;
 /// The action and the question that carry files.
 pub const FILE_TRANSFER: &str = "filetransfer";
+/// The actions by which a server moves a drone, or stops it, as its own client calls them: late, they are worse than not
+/// at all.
+pub const FLIGHT: [&str; 10] = [
+    "start",
+    "pause",
+    "resume",
+    "stop",
+    "land",
+    "emergency_land",
+    "disarm",
+    "takeoff",
+    "takeoff_z",
+    "flip",
+];
 /// Longest id of a drone that is taken for one, in bytes. Its own rule is 63; host names may be longer.
 pub const ID_BYTES_MAX: usize = 253;
 
