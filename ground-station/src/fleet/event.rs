@@ -140,6 +140,16 @@ impl Event {
     }
 }
 
+/// What is told of a node that belongs no more.
+pub(super) const PUT_OUT: &str = "put out of the fleet";
+
+impl NodeView {
+    /// Whether it is the last: this is no node of the fleet any more.
+    pub fn has_left(&self) -> bool {
+        self.warnings.iter().any(|warning| warning == PUT_OUT)
+    }
+}
+
 /// Why a request could not be done, as far as a program cares; each has its exit status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

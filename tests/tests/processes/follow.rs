@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream;
 
 use serde_json::{Value, json};
 use swarm_tests::fleet::{Fleet, PATIENCE};
+use swarm_tests::process::Signal;
 
 /// A follower, and what it has heard.
 struct Follower {
@@ -88,8 +89,24 @@ fn a_follower_hears_what_others_do_and_how_nodes_are() {
     follower.wait_told("stop", "stop", "end");
     fleet.station.run(&["release", "all"]).expect(0);
     follower.wait_told("release", "release", "end");
-    fleet.nodes[0].end(swarm_tests::process::Signal::KILL);
+    fleet.nodes[0].end(Signal::KILL);
     follower.wait("n1 goes", |event| {
         event["event"] == "node" && event["node"] == "n1" && event["state"] == "offline"
     });
+}
+
+#[test]
+fn a_follower_hears_that_a_node_is_put_out_though_it_is_away() {
+    let mut fleet = Fleet::linked(2);
+    let mut follower = Follower::of(&fleet);
+    fleet.nodes[0].end(Signal::TERM);
+    let is_first = |event: &Value| event["event"] == "node" && event["node"] == "n1";
+    follower.wait("it is away", |event| {
+        is_first(event) && event["state"] == "offline"
+    });
+    fleet.station.run(&["fleet", "revoke", "n1"]).expect(0);
+    let view = follower.wait("it is put out", |event| {
+        is_first(event) && event["warnings"] != json!([])
+    });
+    assert_eq!(view["warnings"], json!(["put out of the fleet"]));
 }

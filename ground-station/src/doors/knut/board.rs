@@ -118,6 +118,13 @@ impl Board {
     }
 
     fn see(&mut self, view: NodeView) {
+        if view.has_left() {
+            // What is called so now has the name to itself.
+            if self.nodes.remove(&view.id).is_some() {
+                self.call();
+            }
+            return;
+        }
         let NodeView {
             node: name,
             id,

@@ -215,6 +215,16 @@ fn nodes_of_one_name_are_told_apart_and_others_than_the_doors_are_not_shown() {
         2.0
     );
     assert_eq!(ask(&board, 3, json!({"id": "other"})).1["time"], json!([]));
+    // A device that was replaced is put out, and the new one has its name.
+    let Event::Node(mut out) = view(1, "twin", NodeState::Offline) else {
+        unreachable!()
+    };
+    out.warnings = vec!["put out of the fleet".to_owned()];
+    board.take(Event::Node(out));
+    assert_eq!(
+        ask(&board, 1, json!({"id": "twin"})).1["twin"]["temperature"],
+        2.0
+    );
 }
 
 /// An open door with a scripted fleet behind it.

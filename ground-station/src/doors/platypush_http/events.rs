@@ -93,6 +93,7 @@ impl Teller {
     /// A node's first word, and from then on what is told of it, if that has changed: not that it was heard again, nor
     /// that it has checked itself, nor that its stop has reached its disk.
     fn node(&mut self, view: NodeView) -> Option<(String, Value)> {
+        let has_left = view.has_left();
         let stopped = view.stopped.map(|stop| {
             let (issuer, number, error) = (stop.issuer, stop.number, stop.error);
             json!({ "issuer": issuer, "number": number, "error": error })
@@ -108,7 +109,11 @@ impl Teller {
             "stop_unconfirmed": view.stop_unconfirmed,
             "warnings": view.warnings,
         });
-        let before = self.nodes.insert(view.id, (view.state, fields.clone()));
+        let before = if has_left {
+            self.nodes.remove(&view.id)
+        } else {
+            self.nodes.insert(view.id, (view.state, fields.clone()))
+        };
         let kind = match (&before, view.state) {
             (Some((_, before)), _) if *before == fields => return None,
             (Some((before, _)), state) if *before == state => "NodeChange",

@@ -67,18 +67,19 @@ use tokio_util::task::TaskTracker;
 use super::peers::Posts;
 use super::{Call, Event, Fleet};
 use crate::config::Config;
-use crate::store::{Store, StoreError};
+use crate::store::{MemberRow, Store, StoreError};
 pub(in crate::fleet) use calls::{NO_NODES, TAKES_NOBODY};
 pub use cancel::without_links;
 use followers::Followers;
 use office::Office;
-pub(in crate::fleet) use roll::PUT_OUT;
 use roll::{Roll, SharedRoll};
 use unconfirmed::{Lasting, Unconfirmed};
 use watchers::Watchers;
 
 /// How often what has changed of members is written to the store, and watchers are told what found no room before.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(1);
+/// How long until members that the disk refused are stored again.
+const SAVE_AGAIN: Duration = Duration::from_secs(10);
 /// How often a waiting `nodes` looks whether all are there.
 const LOOK_STEP: Duration = Duration::from_millis(20);
 
@@ -558,19 +559,22 @@ impl Task {
         let revoked = self.roll.lock().revoke(&membership);
         for key in &revoked {
             self.shared.keeper.say(keeper::Word::PutOut(key.id())).await;
+            // One that is away has no link that ends.
+            self.watchers.tell(&self.roll.lock(), key.id());
         }
     }
 
     fn look_after(&mut self) {
         // Aside, one at a time: a disk may take seconds, and an emergency stop is not to wait for it.
         if self.saving.as_ref().is_none_or(JoinHandle::is_finished) {
-            let (changed, store) = (self.roll.lock().take_unsaved(), self.store.clone());
+            let changed = self.roll.lock().take_unsaved();
             if !changed.is_empty() {
-                self.saving = Some(self.tasks.spawn(async move {
-                    if let Err(error) = store.put_members(changed).await {
-                        tracing::error!(%error, "members are not stored");
-                    }
-                }));
+                self.saving = Some(self.tasks.spawn(save(
+                    changed,
+                    self.store.clone(),
+                    self.roll.clone(),
+                    self.stop.clone(),
+                )));
             }
         }
         for id in self.lasting.news(&self.shared.stops.unconfirmed) {
@@ -580,5 +584,15 @@ impl Task {
         self.followers.catch_up();
         // Links that come up without a pause leave no time for the short step.
         self.answer_looks();
+    }
+}
+
+/// Stores what members are. What the disk refuses is to be stored again.
+async fn save(changed: Vec<MemberRow>, store: Store, roll: SharedRoll, stop: CancellationToken) {
+    let ids: Vec<PeerId> = changed.iter().map(|row| row.key.id()).collect();
+    if let Err(error) = store.put_members(changed).await {
+        tracing::error!(%error, "members are not stored; it is tried again");
+        roll.lock().not_saved(&ids);
+        let _stopped = stop.run_until_cancelled(tokio::time::sleep(SAVE_AGAIN)).await;
     }
 }

@@ -16,11 +16,9 @@ use tokio::sync::watch;
 
 use super::offers::Offered;
 use super::unconfirmed::Unconfirmed;
+use crate::fleet::event::PUT_OUT;
 use crate::fleet::{Check, MemberView, NodeRef, NodeState, NodeView, StopView};
 use crate::store::{MemberRow, Store, StoreError};
-
-/// What is told of a node that belongs no more.
-pub(in crate::fleet) const PUT_OUT: &str = "put out of the fleet";
 
 /// A node that a command goes to.
 #[derive(Clone, Debug)]
@@ -471,6 +469,15 @@ impl Roll {
             .filter(|row| !row.revoked)
             .collect();
         find_one(&rows, text, |row| (&row.name, row.key.id())).map(|row| (*row).clone())
+    }
+
+    /// They were not written: they have to be.
+    pub(super) fn not_saved(&mut self, ids: &[PeerId]) {
+        for id in ids {
+            if let Some(member) = self.0.get_mut(id) {
+                member.unsaved = true;
+            }
+        }
     }
 
     /// What has to be written to the store.

@@ -227,7 +227,12 @@ impl Seat {
         let Some(guest) = book.guests.get_mut(&self.profile.node.id).filter(mine) else {
             return;
         };
-        let changed = guest.presence != presence;
+        // That it was heard again is looked up by whoever asks; watchers are not woken for each of its words.
+        let changed = guest.presence
+            != Presence {
+                heard: guest.presence.heard,
+                ..presence.clone()
+            };
         guest.presence = presence;
         drop(book);
         if changed {

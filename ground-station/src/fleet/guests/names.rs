@@ -11,7 +11,7 @@ use swarm_shared::proto::selector::Selector;
 
 use super::Guests;
 use super::desk::Counter;
-use crate::fleet::engine::{NO_NODES, PUT_OUT, TAKES_NOBODY};
+use crate::fleet::engine::{NO_NODES, TAKES_NOBODY};
 use crate::fleet::{Event, Failure, NodeRef, NodeView, Request};
 
 /// How many names are told in one note.
@@ -98,8 +98,10 @@ impl OwnNames {
 
 impl Guests {
     fn learn(&self, view: &NodeView) {
-        let is_out = view.warnings.iter().any(|warning| warning == PUT_OUT);
-        if self.own().learn(view.id, (!is_out).then_some(&view.node)) {
+        if self
+            .own()
+            .learn(view.id, (!view.has_left()).then_some(&view.node))
+        {
             self.0.changed.send_modify(|version| *version += 1);
         }
     }

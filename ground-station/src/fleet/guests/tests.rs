@@ -1,5 +1,6 @@
 //! Who has a seat.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use swarm_shared::proto::outcome::Outcome;
@@ -22,6 +23,36 @@ fn profile(number: usize) -> Profile {
         reads: Arc::default(),
         file_bytes_max: 0,
     }
+}
+
+#[test]
+fn watchers_are_not_woken_for_each_word_of_a_guest() {
+    let guests = Guests::default();
+    let seat = guests.seat(profile(1)).expect("free");
+    let start = clock::now();
+    let here = |seconds, battery: u8| Presence {
+        online: true,
+        heard: Some(start + Duration::from_secs(seconds)),
+        telemetry: BTreeMap::from([("battery".to_owned(), battery.into())]),
+        ..Presence::default()
+    };
+    let mut changes = guests.changes();
+    let mut woken = |presence| {
+        seat.tell(presence);
+        let changed = changes.has_changed().expect("kept");
+        changes.mark_unchanged();
+        changed
+    };
+    assert!(woken(here(1, 80)));
+    assert!(!woken(here(2, 80)));
+    assert!(woken(here(3, 79)));
+    assert!(!woken(here(4, 79)));
+    let heard = guests.book().guests[&profile(1).node.id].presence.heard;
+    assert_eq!(
+        heard,
+        Some(start + Duration::from_secs(4)),
+        "whoever asks is told when"
+    );
 }
 
 #[test]
