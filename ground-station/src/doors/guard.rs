@@ -25,6 +25,8 @@ use often::Often;
 
 /// How often it is looked whether something counted is to be noted.
 const LOOK_EVERY: Duration = Duration::from_secs(15);
+/// Most terms of a selector that a visitor names: each is looked for among all nodes, and a stop waits for that.
+const TERMS_MAX: usize = 64;
 /// What every node has that only reads, some of it as long as no arguments say otherwise.
 const READS: [&str; 6] = ["config", "id", "ping", "selfcheck", "telemetry", "time"];
 /// How a use ended that nobody waited for.
@@ -82,6 +84,20 @@ pub enum NotDone {
     /// It was tried and did not work, or the station is shutting down.
     #[error("{0}")]
     Failed(String),
+}
+
+/// Reads whom a visitor means.
+///
+/// # Errors
+/// [`NotDone::Usage`].
+pub fn selector(text: &str) -> Result<Selector, NotDone> {
+    let selector = Selector::parse(text).map_err(|error| NotDone::Usage(error.to_string()))?;
+    if selector.term_count() > TERMS_MAX {
+        return Err(NotDone::Usage(format!(
+            "a selector has at most {TERMS_MAX} terms at a door: use a glob such as drone-*, or a tag"
+        )));
+    }
+    Ok(selector)
 }
 
 impl Guard {

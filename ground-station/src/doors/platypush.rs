@@ -23,7 +23,7 @@ use swarm_shared::proto::trust::gate::{ActionClass, Wish};
 use swarm_shared::proto::wire::Kind;
 
 use super::House;
-use super::guard::{Errand, Guard, NotDone, Visitor};
+use super::guard::{self, Errand, Guard, NotDone, Visitor};
 use crate::config::doors::Common;
 use crate::duration;
 use crate::fleet::peers::PeerView;
@@ -169,7 +169,7 @@ impl Desk {
         let named = request.target.is_some();
         let selector = match &request.target {
             None => self.common.target.clone(),
-            Some(text) => Selector::parse(text).map_err(|error| NotDone::Usage(error.to_string()))?,
+            Some(text) => guard::selector(text)?,
         };
         let deed = deed::read(request.action, request.args).map_err(NotDone::Usage)?;
         if matches!(deed, Deed::History(_)) && named && selector.has_tags() {

@@ -161,6 +161,10 @@ fn what_is_wrong_is_answered() {
         ),
         (json!({"action": "ping", "target": "["}), "is not a selector"),
         (
+            json!({"action": "ping", "target": vec!["n1"; 65].join(",")}),
+            "at most 64 terms",
+        ),
+        (
             json!({"action": "echo", "args": {"word": "UPPER"}}),
             "n1: refused: ",
         ),

@@ -16,7 +16,7 @@ use swarm_shared::proto::knut::Message;
 use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::selector::Selector;
 
-use super::super::guard::{Errand, Guard, NotDone, Visitor};
+use super::super::guard::{self, Errand, Guard, NotDone, Visitor};
 use super::board::ANSWER;
 use crate::config::doors::Common;
 use crate::duration;
@@ -91,7 +91,7 @@ fn admit(common: &Common, msg: &Value) -> Result<(), NotDone> {
 fn selector(common: &Common, msg: &Value) -> Result<Selector, NotDone> {
     match msg.get("selector") {
         None | Some(Value::Null) => Ok(common.target.clone()),
-        Some(Value::String(text)) => Selector::parse(text).map_err(|error| NotDone::Usage(error.to_string())),
+        Some(Value::String(text)) => guard::selector(text),
         Some(_) => Err(NotDone::Usage("`selector` has to be a text".to_owned())),
     }
 }

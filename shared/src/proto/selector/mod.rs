@@ -106,6 +106,11 @@ impl Selector {
         Ok(selector)
     }
 
+    /// How many terms it has, `!term`s among them.
+    pub fn term_count(&self) -> usize {
+        self.wanted.len() + self.unwanted.len()
+    }
+
     /// Whether it looks at tags, which are known only of nodes as they are now.
     pub fn has_tags(&self) -> bool {
         let mut terms = self.wanted.iter().chain(&self.unwanted);
@@ -440,6 +445,11 @@ mod tests {
         ] {
             assert_eq!(names(more), None, "{more}");
         }
+        let count = |text| Selector::parse(text).expect("good").term_count();
+        assert_eq!(
+            (count("all"), count("!lead"), count("lead,d-[1,2],!drone-1")),
+            (1, 2, 3)
+        );
     }
 
     #[test]
