@@ -211,3 +211,11 @@ async fn a_role_that_is_too_low_is_mended_at_the_door_and_not_by_an_invitation()
     );
     gate.closed().await;
 }
+
+#[test]
+fn a_visitor_names_no_more_terms_than_are_looked_for_at_once() {
+    let text = |terms| vec!["drone-1"; terms].join(",");
+    assert_eq!(selector(&text(TERMS_MAX)).expect("few").term_count(), TERMS_MAX);
+    let error = selector(&text(TERMS_MAX + 1)).expect_err("more").to_string();
+    assert!(error.contains("at most 64 terms"), "{error}");
+}

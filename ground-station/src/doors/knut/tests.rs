@@ -373,13 +373,6 @@ async fn what_is_refused_before_anybody_is_asked_is_in_the_audit() {
             "\"!\"",
         ),
         (
-            1,
-            json!({"selector": vec!["!n1"; 65].join(","), "token": token}),
-            "usage",
-            "nodes",
-            "at most 64 terms",
-        ),
-        (
             2,
             json!({"action": "led"}),
             "not-allowed",

@@ -106,7 +106,7 @@ impl Selector {
         Ok(selector)
     }
 
-    /// How many terms it has, `!term`s among them.
+    /// How many terms are looked for: `!term`s too, and the `all` that they take away from where there is nothing else.
     pub fn term_count(&self) -> usize {
         self.wanted.len() + self.unwanted.len()
     }
