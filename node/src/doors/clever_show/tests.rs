@@ -73,6 +73,15 @@ struct Stage {
     door: Door,
 }
 
+impl Door {
+    fn is_connected(&self) -> bool {
+        self.connected
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_some()
+    }
+}
+
 impl Stage {
     async fn set() -> Self {
         let dir = tempfile::tempdir().expect("a directory");
@@ -245,6 +254,45 @@ fn no_number_of_flights_keeps_a_drone_from_landing() {
             [count("takeoff"), count("disarm"), count("land")]
         };
         stage.until("it lands", |stage| counts(stage) == [3, 2, 1]).await;
+        stage.end().await;
+    });
+}
+
+#[test]
+fn a_reading_for_one_server_is_not_sent_to_the_next() {
+    with_one_thread_for_disks().block_on(async {
+        let stage = Stage::set().await;
+        let door = &stage.door;
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
+            .await
+            .expect("a port");
+        let server = Client::of(listener.local_addr().expect("bound"));
+        let disk = hold_the_disk().await;
+        let with_servers = async {
+            let (first, _) = listener.accept().await.expect("joined");
+            stage
+                .until("it is joined", |stage| stage.door.is_connected())
+                .await;
+            let go_on = async {
+                drop(first);
+                stage
+                    .until("it is lost", |stage| !stage.door.is_connected())
+                    .await;
+                drop(disk);
+            };
+            tokio::join!(door.send_reading(), go_on);
+            assert_eq!(door.connection.waiting(), 0, "for the next server");
+            let (_second, _) = listener.accept().await.expect("joined again");
+            stage
+                .until("it is joined again", |stage| stage.door.is_connected())
+                .await;
+            door.send_reading().await;
+            assert_eq!(door.connection.waiting(), 1, "for the server that there is");
+        };
+        tokio::select! {
+            () = door.stay_connected(server) => {}
+            () = with_servers => {}
+        }
         stage.end().await;
     });
 }
