@@ -86,7 +86,7 @@ impl Stage {
     async fn set() -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let text = TABLES.replace("DIR", &dir.path().display().to_string());
-        let (config, _) = Config::parse(&text, &Origin::Text(None)).expect("a configuration");
+        let config = Config::parse(&text, &Origin::Text(None)).expect("a configuration");
         let mut node = Node::start(Settings {
             config,
             config_path: dir.path().join("config.toml"),
