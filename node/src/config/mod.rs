@@ -282,11 +282,13 @@ impl Config {
 
     /// Finds keys that do not go together.
     fn check(&self, text: &str, origin: &Origin) -> Result<(), ConfigError> {
-        self.doors.check(&self.files).map_err(|(key, wrong)| ConfigError {
-            origin: line_of_key(text, &["doors", "clever_show", key])
-                .map_or_else(|| origin.clone(), |line| origin.at(line)),
-            message: format!("[doors.clever_show]: {wrong}"),
-        })
+        self.doors
+            .check(&self.files, &self.actions)
+            .map_err(|(key, wrong)| ConfigError {
+                origin: line_of_key(text, &["doors", "clever_show", key])
+                    .map_or_else(|| origin.clone(), |line| origin.at(line)),
+                message: format!("[doors.clever_show]: {wrong}"),
+            })
     }
 
     /// Reads text whose keys are well each by itself: what one goes with may come from elsewhere.

@@ -165,6 +165,31 @@ fn a_mistake_is_told_with_its_line() {
             "line 4: [doors.clever_show]: `allow` names \"led\", but ",
         ),
         (
+            "[doors.clever_show]\nserver = \"auto\"\nallow = [\"config\"]",
+            "line 3: [doors.clever_show]: `allow` names \"config\", but the configuration may not be changed by role \
+             operator: it takes role admin; set `role`",
+        ),
+        (
+            "[doors.clever_show]\nserver = \"auto\"\nrole = \"observer\"\nallow = [\"time\", \"id\"]",
+            "line 4: [doors.clever_show]: `allow` names \"id\", but a command that does more than look",
+        ),
+        (
+            "[doors.clever_show]\nserver = \"auto\"\nallow = [\"filetransfer\"]",
+            "line 3: [doors.clever_show]: `allow` names \"filetransfer\", but there is no root: add [files.roots]",
+        ),
+        (
+            "[doors.clever_show]\nserver = \"auto\"\nallow = [\"reboot_all\"]",
+            "line 3: [doors.clever_show]: `allow` names \"reboot_all\", but that is \"reboot\" here",
+        ),
+        (
+            "[doors.clever_show]\nserver = \"auto\"\nannounce_port = 0",
+            "line 3: [doors.clever_show]: nobody announces himself on port 0",
+        ),
+        (
+            "[doors.clever_show]\nserver = \"auto\"\nrate = 0",
+            "line 3: rate is at least 1",
+        ),
+        (
             "[doors.clever_show]\nserver = \"auto\"\nclover_dir = \"shows/a\"",
             "line 3: [doors.clever_show]: `clover_dir` begins with the name of a root, and there is none",
         ),
@@ -471,4 +496,20 @@ fn what_a_variable_makes_right_may_be_read_and_changed_from_afar() {
     // What is wrong already may be put right.
     let right = object(json!({"doors.clever_show": {"role": "admin", "clover_dir": null}}));
     modified(door, &right).expect("right");
+}
+
+#[test]
+fn what_goes_together_at_a_door_is_taken() {
+    let door = "[doors.clever_show]\nserver = ";
+    for text in [
+        format!("{door}\"auto\"\nallow = [\"config\", \"execute\", \"id\"]\nrole = \"admin\""),
+        format!("{door}\"auto\"\nallow = [\"id\", \"reboot\", \"*\"]"),
+        format!("{door}\"auto\"\nallow = [\"telemetry\"]\nrole = \"observer\""),
+        format!("{door}\"auto\"\nallow = [\"reboot_all\"]\n[actions.reboot_all]\ncommand = [\"x\"]"),
+        format!("{door}\"auto\"\nallow = [\"filetransfer\"]\n[files.roots]\na = \"/a\""),
+        // No announcement is listened for.
+        format!("{door}\"10.0.0.1:25000\"\nannounce_port = 0"),
+    ] {
+        parse(&text).expect(&text);
+    }
 }
