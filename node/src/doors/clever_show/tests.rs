@@ -44,7 +44,7 @@ files = "DIR/files"
 
 [doors.clever_show]
 server = "127.0.0.1:9"
-allow = ["*"]
+allow = ["ALLOW"]
 "#;
 
 /// Where the work of disks is done by one thread only.
@@ -84,8 +84,13 @@ impl Door {
 
 impl Stage {
     async fn set() -> Self {
+        Self::allowing("*").await
+    }
+
+    async fn allowing(allow: &str) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
-        let text = TABLES.replace("DIR", &dir.path().display().to_string());
+        let text = TABLES.replace("ALLOW", allow);
+        let text = text.replace("DIR", &dir.path().display().to_string());
         let config = Config::parse(&text, &Origin::Text(None)).expect("a configuration");
         let mut node = Node::start(Settings {
             config,
@@ -215,6 +220,24 @@ fn a_start_has_the_file_that_was_pushed_before_it() {
         drop(disk);
         stage.until("it starts", |stage| stage.marks() == ["start"]).await;
         assert!(has(stage.dir.path(), "show", b"steps"));
+        stage.end().await;
+    });
+}
+
+#[test]
+fn what_may_not_pass_goes_past_nothing() {
+    with_one_thread_for_disks().block_on(async {
+        let stage = Stage::allowing("[!l]*").await;
+        let said = stage.serve();
+        let disk = hold_the_disk().await;
+        say(&said, push("show", b"steps")).await;
+        say(&said, action("start", json!({}))).await;
+        say(&said, action("land", json!({}))).await;
+        say(&said, mark("last")).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        drop(disk);
+        stage.until("the rest", |stage| stage.marks().len() == 2).await;
+        assert!(stage.marks().contains(&"start".to_owned()), "{:?}", stage.marks());
         stage.end().await;
     });
 }
