@@ -35,14 +35,15 @@ impl Inner {
         match mode.as_str() {
             Some("modify") => {
                 let changes = changes(arguments)?;
-                self.change_config(move |old| config::modified(old, &changes))
+                self.change_config(move |old| config::modified(old, &changes, config::variables()))
                     .await
             }
             Some("rewrite") => {
                 let text = Params::of(arguments, &["mode", "text"])?
                     .need("text")?
                     .into_owned();
-                self.change_config(move |old| config::rewritten(old, &text)).await
+                self.change_config(move |old| config::rewritten(old, &text, config::variables()))
+                    .await
             }
             _ => Err(format!(
                 "mode {mode} is not known: use modify or rewrite, or leave it out to read"

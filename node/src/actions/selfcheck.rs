@@ -10,7 +10,7 @@ use swarm_shared::proto::outcome::Reply;
 
 use super::params::Params;
 use super::{Inner, Setup};
-use crate::config::{Config, Origin};
+use crate::config::{self, Config, Origin};
 use crate::status::Loss;
 use crate::telemetry;
 
@@ -167,7 +167,7 @@ fn config_is_right(path: &Path) -> Check {
     let checked = match std::fs::read_to_string(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok("no file".to_owned()),
         Err(error) => Err(error.to_string()),
-        Ok(text) => Config::parse(&text, &origin)
+        Ok(text) => Config::over(&text, &origin, config::variables())
             .map(|_| "the file is right".to_owned())
             .map_err(|error| error.to_string()),
     };

@@ -64,7 +64,7 @@ impl Place {
         let dir = tempfile::tempdir().expect("a directory");
         let config_path = dir.path().join("config.toml");
         std::fs::write(&config_path, text).expect("written");
-        let (config, _) = Config::parse(text, &Origin::Text(None)).expect("a configuration");
+        let config = Config::parse(text, &Origin::Text(None)).expect("a configuration");
         let state = Arc::new(StateDir::open(dir.path()).expect("a state directory"));
         let disks = vec![("state".to_owned(), dir.path().to_owned())];
         let (name, names) = watch::channel(NodeName::from_host("n1"));

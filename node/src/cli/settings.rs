@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 use swarm_shared::proto::id::NodeName;
 
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::logging::LogRing;
 use crate::node::Settings;
 use crate::state::StateDir;
@@ -65,10 +65,7 @@ impl RunArgs {
             .config
             .clone()
             .or_else(|| usual.exists().then(|| usual.clone()));
-        // A variable that is not text is none of ours: ours are all text.
-        let variables = std::env::vars_os()
-            .filter_map(|(name, text)| Some((name.into_string().ok()?, text.into_string().ok()?)));
-        let mut config = Config::load(file.as_deref(), variables)?;
+        let mut config = Config::load(file.as_deref(), config::variables())?;
         let by_variable = std::env::var_os("SWARM_NODE_NAME").map(|_| "SWARM_NODE_NAME");
         let name_fixed_by = if self.name.is_some() {
             Some("--name")

@@ -1,17 +1,18 @@
 //! `[doors]`: programs of other systems that this node works for. None unless the owner says so.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
-use swarm_shared::proto::clever_show::ANNOUNCEMENT_PORT;
+use swarm_shared::proto::clever_show::{ANNOUNCEMENT_PORT, FILE_TRANSFER};
 use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::selector::Glob;
 use swarm_shared::proto::trust::Role;
-use swarm_shared::proto::trust::gate::{self, Wish};
+use swarm_shared::proto::trust::gate::{self, ActionClass, Wish};
 
-use super::{Files, parse_address, values};
+use super::{Action, ActionName, Files, parse_address, values};
 
 /// Shortest time between two readings.
 const EVERY_MIN: Duration = Duration::from_millis(100);
@@ -28,27 +29,62 @@ pub struct Doors {
 
 impl Doors {
     /// Finds what does not go together, each key well by itself: the key of `[doors.clever_show]`, and what is wrong.
-    pub(super) fn check(&self, files: &Files) -> Result<(), (&'static str, String)> {
+    pub(super) fn check(
+        &self,
+        files: &Files,
+        actions: &BTreeMap<ActionName, Action>,
+    ) -> Result<(), (&'static str, String)> {
         let Some(door) = &self.clever_show else {
             return Ok(());
         };
-        door.check_role().map_err(|wrong| ("allow", wrong))?;
-        door.check_dir(files).map_err(|wrong| ("clover_dir", wrong))
+        for name in door.allow.iter().filter_map(Glob::literal) {
+            door.check_role(&name)
+                .and_then(|()| check_name(&name, files, actions))
+                .map_err(|wrong| ("allow", wrong))?;
+        }
+        door.check_dir(files).map_err(|wrong| ("clover_dir", wrong))?;
+        if door.server == Server::Auto && door.announce_port == 0 {
+            let wrong = "nobody announces himself on port 0: write 1 to 65535, or leave `announce_port` out";
+            return Err(("announce_port", wrong.to_owned()));
+        }
+        Ok(())
+    }
+}
+
+/// What `allow` names has to be something that can be done.
+fn check_name(name: &str, files: &Files, actions: &BTreeMap<ActionName, Action>) -> Result<(), String> {
+    match name {
+        FILE_TRANSFER if files.roots.is_empty() => Err(format!(
+            "`allow` names {name:?}, but there is no root: add [files.roots] with a NAME = \"/DIRECTORY\", or take {name:?} \
+             out of `allow`"
+        )),
+        "reboot_all" if !actions.contains_key(name) => Err(format!(
+            "`allow` names {name:?}, but that is \"reboot\" here: write \"reboot\", or configure an action {name:?}"
+        )),
+        _ => Ok(()),
     }
 }
 
 impl CleverShow {
     /// What `allow` names is to be done, so the role has to reach that far.
-    fn check_role(&self) -> Result<(), String> {
-        for name in self.allow.iter().filter_map(Glob::literal) {
-            let class = gate::classify(&name, &Arguments::default());
-            if let Some(lack) = gate::lack(self.role, &Wish::Command(class)) {
-                return Err(format!(
-                    "`allow` names {name:?}, but {lack}; set `role` in [doors.clever_show], or take {name:?} out of `allow`"
-                ));
+    fn check_role(&self, name: &str) -> Result<(), String> {
+        let lack = match name {
+            // Without arguments these only look, for which nobody has to name them.
+            "config" => (self.role != Role::Admin).then(|| {
+                let role = self.role;
+                format!("the configuration may not be changed by role {role}: it takes role admin")
+            }),
+            "id" => gate::lack(self.role, &Wish::Command(ActionClass::Act)),
+            _ => {
+                let class = gate::classify(name, &Arguments::default());
+                gate::lack(self.role, &Wish::Command(class))
             }
-        }
-        Ok(())
+        };
+        lack.map_or(Ok(()), |lack| {
+            Err(format!(
+                "`allow` names {name:?}, but {lack}; set `role` in [doors.clever_show], or take {name:?} out of `allow`"
+            ))
+        })
     }
 
     /// What is pushed below `clover_dir` has to find a root.
@@ -95,7 +131,7 @@ pub struct CleverShow {
     /// What the node answers when it is asked for `clover_dir`: a path below a root. The first root if absent.
     pub clover_dir: Option<String>,
     /// Messages that are taken in a second; the next one waits.
-    #[serde(default = "rate")]
+    #[serde(default = "rate", deserialize_with = "rate_min")]
     pub rate: u32,
     /// Longest file, either way, in bytes.
     #[serde(default = "file_bytes", deserialize_with = "file_bytes_max")]
@@ -180,6 +216,15 @@ fn telemetry_every<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Er
         )));
     }
     Ok(every)
+}
+
+fn rate_min<'de, D: Deserializer<'de>>(from: D) -> Result<u32, D::Error> {
+    match u32::deserialize(from)? {
+        0 => Err(D::Error::custom(
+            "rate is at least 1; to hear no server at all, take [doors.clever_show] out",
+        )),
+        rate => Ok(rate),
+    }
 }
 
 fn file_bytes_max<'de, D: Deserializer<'de>>(from: D) -> Result<usize, D::Error> {

@@ -1,6 +1,7 @@
 //! Changing the configuration file from afar, without losing a comment of its owner's.
 //!
-//! `[private]` is neither shown nor changed, and a new text is checked as a whole before anything is written.
+//! `[private]` is neither shown nor changed, and a new text is checked as a whole before anything is written: with the
+//! variables over it, as the daemon will read it when it starts.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -45,7 +46,7 @@ pub enum EditError {
 /// # Errors
 /// [`ConfigError`] if the text is not a configuration.
 pub fn shown(text: &str) -> Result<Map<String, Value>, ConfigError> {
-    let (_, mut table) = Config::parse(text, &Origin::Text(None))?;
+    let mut table = Config::each_key(text, &Origin::Text(None))?;
     table.remove(PRIVATE);
     table.remove(JOIN);
     Ok(table
@@ -55,11 +56,15 @@ pub fn shown(text: &str) -> Result<Map<String, Value>, ConfigError> {
 }
 
 /// The text with these keys changed: a key may be a path (`telemetry.interval`), an object is merged key by key,
-/// `null` takes a key out. Returns the new text, checked.
+/// `null` takes a key out. Returns the new text, checked with the variables.
 ///
 /// # Errors
 /// [`EditError`]
-pub fn modified(text: &str, changes: &Map<String, Value>) -> Result<String, EditError> {
+pub fn modified(
+    text: &str,
+    changes: &Map<String, Value>,
+    variables: impl Iterator<Item = (String, String)>,
+) -> Result<String, EditError> {
     let mut document = parse(text)?;
     if changes.is_empty() {
         return Err(EditError::Refused("no key to change was given".to_owned()));
@@ -68,14 +73,18 @@ pub fn modified(text: &str, changes: &Map<String, Value>) -> Result<String, Edit
         let mut path: Vec<&str> = key.split('.').collect();
         apply(document.as_table_mut(), &mut Vec::new(), &mut path, value)?;
     }
-    checked(document.to_string())
+    checked(document.to_string(), variables)
 }
 
-/// `new`, with the `[private]` table of `text`.
+/// `new`, with the `[private]` table of `text`; checked with the variables.
 ///
 /// # Errors
 /// [`EditError`], also if `new` has a `[private]` of its own.
-pub fn rewritten(text: &str, new: &str) -> Result<String, EditError> {
+pub fn rewritten(
+    text: &str,
+    new: &str,
+    variables: impl Iterator<Item = (String, String)>,
+) -> Result<String, EditError> {
     let mut document = parse(new)?;
     if document.contains_key(PRIVATE) {
         return Err(private());
@@ -84,7 +93,7 @@ pub fn rewritten(text: &str, new: &str) -> Result<String, EditError> {
         to_the_end(&mut kept);
         document.insert_formatted(&key, kept);
     }
-    checked(document.to_string())
+    checked(document.to_string(), variables)
 }
 
 /// Replaces the file by the text, at once and whole, keeping its mode and, if that is possible, its owner.
@@ -137,18 +146,18 @@ fn parse(text: &str) -> Result<DocumentMut, EditError> {
         )));
     }
     // For the error with its line; the document itself knows less.
-    Config::parse(text, &Origin::Text(None))?;
+    Config::each_key(text, &Origin::Text(None))?;
     text.parse()
         .map_err(|error: toml_edit::TomlError| EditError::Refused(error.to_string()))
 }
 
-fn checked(text: String) -> Result<String, EditError> {
+fn checked(text: String, variables: impl Iterator<Item = (String, String)>) -> Result<String, EditError> {
     if text.len() > CONFIG_BYTES_MAX {
         return Err(EditError::Refused(format!(
             "the configuration would be longer than the {CONFIG_BYTES_MAX} bytes allowed"
         )));
     }
-    Config::parse(&text, &Origin::Text(None))?;
+    Config::over(&text, &Origin::Text(None), variables)?;
     Ok(text)
 }
 

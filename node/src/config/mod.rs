@@ -239,16 +239,27 @@ impl Config {
         file: Option<&Path>,
         variables: impl Iterator<Item = (String, String)>,
     ) -> Result<Self, ConfigError> {
-        let mut table = toml::Table::new();
-        let (mut text, mut origin) = (String::new(), Origin::Text(None));
-        if let Some(path) = file {
-            origin = Origin::File(path.to_owned(), None);
-            text = std::fs::read_to_string(path).map_err(|error| ConfigError {
-                origin: origin.clone(),
-                message: format!("cannot be read: {error}"),
-            })?;
-            table = Self::each_key(&text, &origin)?.1;
-        }
+        let Some(path) = file else {
+            return Self::over("", &Origin::Text(None), variables);
+        };
+        let origin = Origin::File(path.to_owned(), None);
+        let text = std::fs::read_to_string(path).map_err(|error| ConfigError {
+            origin: origin.clone(),
+            message: format!("cannot be read: {error}"),
+        })?;
+        Self::over(&text, &origin, variables)
+    }
+
+    /// Reads a file's text, and the variables over it.
+    ///
+    /// # Errors
+    /// The first mistake, with its line or its variable.
+    pub fn over(
+        text: &str,
+        origin: &Origin,
+        variables: impl Iterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigError> {
+        let mut table = Self::each_key(text, origin)?;
         for (variable, over) in overrides(variables)? {
             // On its own first, so that a mistake is told with the variable's name; what else its table needs may
             // come from elsewhere.
@@ -259,30 +270,29 @@ impl Config {
         }
         let config = read(table, &Origin::Text(None))?;
         // Only now: what a key of the file goes with may come from a variable.
-        config.check(&text, &origin)?;
+        config.check(text, origin)?;
         Ok(config)
     }
 
-    /// Reads text as a whole configuration: checked, and as a table.
-    ///
-    /// # Errors
-    /// The first mistake, with its line.
-    pub fn parse(text: &str, origin: &Origin) -> Result<(Self, toml::Table), ConfigError> {
-        let (config, table) = Self::each_key(text, origin)?;
-        config.check(text, origin)?;
-        Ok((config, table))
+    /// Reads text as a whole configuration.
+    #[cfg(test)]
+    pub(crate) fn parse(text: &str, origin: &Origin) -> Result<Self, ConfigError> {
+        Self::over(text, origin, std::iter::empty())
     }
 
     /// Finds keys that do not go together.
     fn check(&self, text: &str, origin: &Origin) -> Result<(), ConfigError> {
-        self.doors.check(&self.files).map_err(|(key, wrong)| ConfigError {
-            origin: line_of_key(text, &["doors", "clever_show", key])
-                .map_or_else(|| origin.clone(), |line| origin.at(line)),
-            message: format!("[doors.clever_show]: {wrong}"),
-        })
+        self.doors
+            .check(&self.files, &self.actions)
+            .map_err(|(key, wrong)| ConfigError {
+                origin: line_of_key(text, &["doors", "clever_show", key])
+                    .map_or_else(|| origin.clone(), |line| origin.at(line)),
+                message: format!("[doors.clever_show]: {wrong}"),
+            })
     }
 
-    fn each_key(text: &str, origin: &Origin) -> Result<(Self, toml::Table), ConfigError> {
+    /// Reads text whose keys are well each by itself: what one goes with may come from elsewhere.
+    fn each_key(text: &str, origin: &Origin) -> Result<toml::Table, ConfigError> {
         let located = |error: toml::de::Error| ConfigError {
             origin: match error.span() {
                 Some(span) => origin.at(line_of(text, span.start)),
@@ -292,9 +302,8 @@ impl Config {
         };
         let spanned = DeTable::parse(text).map_err(located)?;
         schema::refuse_unknown(text, spanned.get_ref(), origin)?;
-        let config = toml::from_str(text).map_err(located)?;
-        let table = text.parse().map_err(located)?;
-        Ok((config, table))
+        let _right: Self = toml::from_str(text).map_err(located)?;
+        text.parse().map_err(located)
     }
 
     /// The tags, as peers are told.
@@ -313,6 +322,11 @@ impl Config {
 /// Every key that a peer may see, with what it holds, as nested objects; a name of the owner's own is `*`.
 pub fn spec() -> serde_json::Value {
     schema::spec()
+}
+
+/// The variables of this process. One that is not text is none of ours: ours are all text.
+pub fn variables() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os().filter_map(|(name, text)| Some((name.into_string().ok()?, text.into_string().ok()?)))
 }
 
 fn read(table: toml::Table, origin: &Origin) -> Result<Config, ConfigError> {

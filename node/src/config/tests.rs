@@ -22,7 +22,7 @@ fn full_example() -> String {
 }
 
 fn parse(text: &str) -> Result<Config, ConfigError> {
-    Config::parse(text, &Origin::File(Path::new("node.toml").to_owned(), None)).map(|(config, _)| config)
+    Config::parse(text, &Origin::File(Path::new("node.toml").to_owned(), None))
 }
 
 fn with(variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
@@ -32,6 +32,14 @@ fn with(variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
             .iter()
             .map(|(name, text)| ((*name).into(), (*text).into())),
     )
+}
+
+fn modified(text: &str, changes: &serde_json::Map<String, Value>) -> Result<String, EditError> {
+    super::modified(text, changes, std::iter::empty())
+}
+
+fn rewritten(text: &str, new: &str) -> Result<String, EditError> {
+    super::rewritten(text, new, std::iter::empty())
 }
 
 fn object(value: Value) -> serde_json::Map<String, Value> {
@@ -155,6 +163,31 @@ fn a_mistake_is_told_with_its_line() {
         (
             "[doors.clever_show]\nserver = \"auto\"\nrole = \"observer\"\nallow = [\"led\"]",
             "line 4: [doors.clever_show]: `allow` names \"led\", but ",
+        ),
+        (
+            "[doors.clever_show]\nserver = \"auto\"\nallow = [\"config\"]",
+            "line 3: [doors.clever_show]: `allow` names \"config\", but the configuration may not be changed by role \
+             operator: it takes role admin; set `role`",
+        ),
+        (
+            "[doors.clever_show]\nserver = \"auto\"\nrole = \"observer\"\nallow = [\"time\", \"id\"]",
+            "line 4: [doors.clever_show]: `allow` names \"id\", but a command that does more than look",
+        ),
+        (
+            "[doors.clever_show]\nserver = \"auto\"\nallow = [\"filetransfer\"]",
+            "line 3: [doors.clever_show]: `allow` names \"filetransfer\", but there is no root: add [files.roots]",
+        ),
+        (
+            "[doors.clever_show]\nserver = \"auto\"\nallow = [\"reboot_all\"]",
+            "line 3: [doors.clever_show]: `allow` names \"reboot_all\", but that is \"reboot\" here",
+        ),
+        (
+            "[doors.clever_show]\nserver = \"auto\"\nannounce_port = 0",
+            "line 3: [doors.clever_show]: nobody announces himself on port 0",
+        ),
+        (
+            "[doors.clever_show]\nserver = \"auto\"\nrate = 0",
+            "line 3: rate is at least 1",
         ),
         (
             "[doors.clever_show]\nserver = \"auto\"\nclover_dir = \"shows/a\"",
@@ -430,4 +463,53 @@ fn what_goes_together_may_come_from_a_file_and_a_variable() {
     let dir = format!("{door}clover_dir = \"shows\"");
     load(&dir, &[("SWARM_NODE_FILES_ROOTS", "{ shows = \"/s\" }")]).expect("a root");
     load(&dir, &[]).expect_err("no root");
+}
+
+#[test]
+fn what_a_variable_makes_right_may_be_read_and_changed_from_afar() {
+    let door = "[doors.clever_show]\nserver = \"auto\"\nallow = [\"execute\"]\nclover_dir = \"shows\"\n";
+    let of = |variables: &[(&str, &str)]| {
+        let owned = |(name, text): &(&str, &str)| ((*name).to_owned(), (*text).to_owned());
+        variables.iter().map(owned).collect::<Vec<_>>().into_iter()
+    };
+    let variables = [
+        ("SWARM_NODE_DOORS_CLEVER_SHOW_ROLE", "admin"),
+        ("SWARM_NODE_FILES_ROOTS", "{ shows = \"/s\" }"),
+    ];
+    assert_eq!(
+        shown(door).expect("shown")["doors"]["clever_show"]["allow"][0],
+        "execute"
+    );
+    let change = object(json!({"doors.clever_show.rate": 20}));
+    let text = super::modified(door, &change, of(&variables)).expect("changed");
+    assert_eq!(text, format!("{door}rate = 20\n"));
+    super::rewritten("", door, of(&variables)).expect("rewritten");
+    // Nothing is written that the daemon would not start with.
+    for too_few in [&variables[..1], &variables[1..]] {
+        let error = super::modified(door, &change, of(too_few)).expect_err("it would not start");
+        assert!(
+            error.to_string().ends_with("; the file was not changed"),
+            "{error}"
+        );
+        super::rewritten("", door, of(too_few)).expect_err("it would not start");
+    }
+    // What is wrong already may be put right.
+    let right = object(json!({"doors.clever_show": {"role": "admin", "clover_dir": null}}));
+    modified(door, &right).expect("right");
+}
+
+#[test]
+fn what_goes_together_at_a_door_is_taken() {
+    let door = "[doors.clever_show]\nserver = ";
+    for text in [
+        format!("{door}\"auto\"\nallow = [\"config\", \"execute\", \"id\"]\nrole = \"admin\""),
+        format!("{door}\"auto\"\nallow = [\"id\", \"reboot\", \"*\"]"),
+        format!("{door}\"auto\"\nallow = [\"telemetry\"]\nrole = \"observer\""),
+        format!("{door}\"auto\"\nallow = [\"reboot_all\"]\n[actions.reboot_all]\ncommand = [\"x\"]"),
+        format!("{door}\"auto\"\nallow = [\"filetransfer\"]\n[files.roots]\na = \"/a\""),
+        // No announcement is listened for.
+        format!("{door}\"10.0.0.1:25000\"\nannounce_port = 0"),
+    ] {
+        parse(&text).expect(&text);
+    }
 }

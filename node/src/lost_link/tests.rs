@@ -74,7 +74,6 @@ async fn a_stop_kills_the_command_unless_it_may_run_while_stopped() {
         &config::Origin::Text(None),
     )
     .expect("a configuration")
-    .0
     .lost_link
     .expect("is there");
     assert!(!config.while_stopped, "unless its owner says so");

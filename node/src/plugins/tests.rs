@@ -26,7 +26,7 @@ impl Rig {
     fn new() -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let text = "[actions.led]\ncommand = [\"true\"]";
-        let (config, _) = Config::parse(text, &Origin::Text(None)).expect("a configuration");
+        let config = Config::parse(text, &Origin::Text(None)).expect("a configuration");
         let rig = Self {
             plugins: Plugins::new(&config),
             tasks: TaskTracker::new(),

@@ -7,15 +7,21 @@
 //!
 //! The protocol is plain text and proves nothing: whoever is at the server's address, or on the way there, is the
 //! server; with `server = "auto"` whoever says so in a datagram. So it may look, and do what `allow` names, as far as
-//! `role` reaches. What it asks for is done in the order in which it arrives, in three `lines`: actions of flight go past
-//! what is slow. A file is in its place before the next message is read. What is refused or fails gets no answer, as from the real program, for the protocol has
-//! none; the log says it.
+//! `role` reaches. What it asks for is done in the order in which it arrives, in three lines: actions of flight go past
+//! what is slow. What comes after a pushed file begins when that is in its place, but for what ends a flight ([`turns`]).
+//! What is refused or fails gets no answer, as from the real program, for the protocol has none; the log says it.
+//!
+//! Invariant: the task that hears the server waits for no disk.
 
 mod lines;
 mod log;
+#[cfg(test)]
+mod tests;
 mod translate;
+mod turns;
 
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -32,12 +38,12 @@ use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::trust::gate::{ActionClass, Wish, classify, lack};
 use swarm_shared::proto::wire::CONTENT_BYTES_MAX;
-use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinSet;
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use self::lines::{Kind, Line};
+use self::lines::{Kind, asked_for};
 use self::log::Log;
+use self::turns::Turns;
 use crate::actions::Actions;
 use crate::config::{CleverShow, Server};
 use crate::links::errands::Errands;
@@ -55,6 +61,8 @@ struct Door {
     errands: Errands,
     roots: Roots,
     clover_dir: Option<String>,
+    /// For one file at a time, as each is held in memory.
+    file: Arc<Semaphore>,
     /// Since when there is the connection that there is, if any.
     connected: Arc<Mutex<Option<Instant>>>,
     log: Arc<Log>,
@@ -64,6 +72,19 @@ struct Door {
 /// Opens the door; it closes when the node stops.
 pub(super) fn open(config: CleverShow, node: &Node, errands: Errands) {
     warn(&config);
+    let keepalive = &node.config.keepalive;
+    let keepalive = KeepaliveConfig::new(keepalive.idle, keepalive.interval, u32::from(keepalive.probes));
+    let client = match config.server {
+        Server::At(addr) => Client::of(addr),
+        Server::Auto => Client::listening(None, config.announce_port),
+    };
+    // It has been checked where links were started.
+    let client = client.with_keepalive(keepalive.unwrap_or_default());
+    let (door, incoming) = door(config, node, errands);
+    node.tasks.spawn(door.run(client, incoming, node.stop.clone()));
+}
+
+fn door(config: CleverShow, node: &Node, errands: Errands) -> (Door, mpsc::Receiver<Heard>) {
     let (connection, incoming) = ConnectionManager::new(Options {
         // What was for one server is not for the next, which it may be after a while.
         manners: Manners::default(),
@@ -74,14 +95,6 @@ pub(super) fn open(config: CleverShow, node: &Node, errands: Errands) {
     let roots = Roots::new(node.config.root_map());
     let first_root = roots.iter().next().map(|(name, _)| name.to_owned());
     let clover_dir = config.clover_dir.clone().or(first_root);
-    let keepalive = &node.config.keepalive;
-    let keepalive = KeepaliveConfig::new(keepalive.idle, keepalive.interval, u32::from(keepalive.probes));
-    let client = match config.server {
-        Server::At(addr) => Client::of(addr),
-        Server::Auto => Client::listening(None, config.announce_port),
-    };
-    // It has been checked where links were started.
-    let client = client.with_keepalive(keepalive.unwrap_or_default());
     let door = Door {
         config: Arc::new(config),
         connection,
@@ -89,11 +102,12 @@ pub(super) fn open(config: CleverShow, node: &Node, errands: Errands) {
         errands,
         roots,
         clover_dir,
+        file: Arc::new(Semaphore::new(1)),
         connected: Arc::default(),
         log: Arc::new(Log::default()),
         status: node.status.clone(),
     };
-    node.tasks.spawn(door.run(client, incoming, node.stop.clone()));
+    (door, incoming)
 }
 
 fn warn(config: &CleverShow) {
@@ -155,96 +169,97 @@ impl Door {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            if self.connection.addr().is_none() {
-                continue;
-            }
-            let value = translate::readings(self.actions.reading().await, now());
-            let mut arguments = Arguments::default();
-            arguments.kwargs.insert("value".to_owned(), Value::Object(value));
-            if let Err(error) = self.connection.send_newest(TELEMETRY, arguments) {
-                self.log
-                    .note(self.server(), "message", TELEMETRY, Err(error.to_string()));
-            }
+            self.send_reading().await;
+        }
+    }
+
+    async fn send_reading(&self) {
+        let connected = || *self.connected.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(before) = connected() else { return };
+        let value = translate::readings(self.actions.reading().await, now());
+        // It takes a while, as of a disk that does not answer: what would wait now, the next server would get. Nothing
+        // comes between this look and the sending, since the connection is driven by the task that runs this.
+        if connected() != Some(before) {
+            return;
+        }
+        let mut arguments = Arguments::default();
+        arguments.kwargs.insert("value".to_owned(), Value::Object(value));
+        if let Err(error) = self.connection.send_newest(TELEMETRY, arguments) {
+            self.log
+                .note(self.server(), "message", TELEMETRY, Err(error.to_string()));
         }
     }
 
     async fn serve(&self, mut incoming: mpsc::Receiver<Heard>) {
-        let (mut flights, mut acts) = (Line::new(Kind::Flight), Line::new(Kind::Act));
-        let mut questions = Line::new(Kind::Question);
+        let mut turns = Turns::new(self.config.file_bytes);
         loop {
-            for line in [&mut flights, &mut acts, &mut questions] {
-                while let Some(heard) = line.next() {
-                    self.start(heard, &mut line.at_work).await;
+            while let Some((kind, heard)) = turns.next() {
+                let name = asked_for(&heard.event).map_or_else(String::new, |(_, name, _)| name.to_owned());
+                if let Some(work) = self.start(heard).await {
+                    turns.spawn(kind, name, work);
                 }
             }
+            let has_room = turns.has_room();
             let heard = tokio::select! {
                 biased;
-                () = flights.has_room() => continue,
-                () = acts.has_room() => continue,
-                () = questions.has_room() => continue,
-                heard = incoming.recv() => heard,
+                () = turns.changed() => continue,
+                heard = incoming.recv(), if has_room => heard,
             };
             let Some(heard) = heard else { return };
-            let (what, name, arguments) = match &heard.event {
-                Event::Action { action, arguments } => ("action", action, arguments),
-                Event::Asked { value, arguments, .. } => ("request", value, arguments),
-                Event::File { .. }
-                | Event::Unreadable(_)
-                | Event::TooLong { .. }
-                | Event::Stray { .. }
-                | Event::Answered { .. }
-                | Event::Unanswered { .. } => {
-                    self.take(heard.event).await;
-                    continue;
+            let Some(kind) = self.kind(&heard.event) else {
+                self.note(heard.event);
+                continue;
+            };
+            for (heard, why) in turns.hear(kind, heard) {
+                if let Some((what, name, _)) = asked_for(&heard.event) {
+                    self.log.note(self.server(), what, name, Err(why));
                 }
-            };
-            let line = match Kind::of(name, arguments, self.actions.traits(name).flight) {
-                Kind::Flight => &mut flights,
-                Kind::Act => &mut acts,
-                Kind::Question => &mut questions,
-            };
-            if line.is_full() {
-                let why = "busy: too much waits; nothing was done".to_owned();
-                self.log.note(self.server(), what, name, Err(why));
-            } else {
-                line.join(heard);
             }
         }
     }
 
-    /// Begins what has its turn.
-    async fn start(&self, heard: Heard, at_work: &mut JoinSet<()>) {
+    /// Which kind it is; none if nothing is to be done for it.
+    fn kind(&self, event: &Event) -> Option<Kind> {
+        let Some((_, name, arguments)) = asked_for(event) else {
+            return matches!(event, Event::File { .. }).then_some(Kind::File);
+        };
+        let kind = Kind::of(name, arguments, self.actions.traits(name).flight);
+        // What may not pass goes past nothing.
+        let goes_past = kind != Kind::Ending || self.permit(name, arguments).is_ok();
+        Some(if goes_past { kind } else { Kind::Flight })
+    }
+
+    /// Begins what has its turn; what is left of it waits for nobody else.
+    async fn start(&self, heard: Heard) -> Option<Work> {
         let Heard { event, since } = heard;
+        let door = self.clone();
         match event {
             Event::Action { action, arguments } => {
-                let end = self.begin("action", &action, arguments, since).await;
-                let door = self.clone();
-                if let Some((server, end)) = end {
-                    at_work.spawn(async move {
-                        let reply = ended(end).await;
-                        door.log.note(server, "action", &action, outcome(&reply));
-                    });
-                }
+                let (server, end) = self.begin("action", &action, arguments, since).await?;
+                Some(Box::pin(async move {
+                    let reply = ended(end).await;
+                    door.log.note(server, "action", &action, outcome(&reply));
+                }))
             }
-            Event::Asked { value, id, arguments } => {
-                self.asked((value, id), arguments, since, at_work).await;
-            }
-            other @ (Event::File { .. }
-            | Event::Unreadable(_)
+            Event::Asked { value, id, arguments } => self.asked((value, id), arguments, since).await,
+            Event::File { filepath, bytes } => Some(Box::pin(async move {
+                let kept = door.keep(&filepath, bytes).await;
+                door.log.note(door.server(), "file pushed", &filepath, kept);
+            })),
+            other @ (Event::Unreadable(_)
             | Event::TooLong { .. }
             | Event::Stray { .. }
             | Event::Answered { .. }
-            | Event::Unanswered { .. }) => self.take(other).await,
+            | Event::Unanswered { .. }) => {
+                self.note(other);
+                None
+            }
         }
     }
 
-    /// What needs no turn.
-    async fn take(&self, event: Event) {
+    /// Tells of what nothing is done for.
+    fn note(&self, event: Event) {
         match event {
-            Event::File { filepath, bytes } => {
-                let kept = self.keep(&filepath, bytes).await;
-                self.log.note(self.server(), "file pushed", &filepath, kept);
-            }
             Event::Unreadable(error) => {
                 self.log
                     .note(self.server(), "message", "unreadable", Err(error.to_string()));
@@ -257,11 +272,12 @@ impl Door {
                 let why = "it answers nothing".to_owned();
                 self.log.note(self.server(), "response", &value, Err(why));
             }
-            // This door asks nothing; what asks it comes in lines.
+            // This door asks nothing; what asks it has its turn.
             Event::Answered { .. }
             | Event::Unanswered { .. }
             | Event::Action { .. }
-            | Event::Asked { .. } => {}
+            | Event::Asked { .. }
+            | Event::File { .. } => {}
         }
     }
 
@@ -270,38 +286,26 @@ impl Door {
         (value, id): (String, String),
         arguments: Arguments,
         since: Instant,
-        at_work: &mut JoinSet<()>,
-    ) {
-        let server = self.server();
+    ) -> Option<Work> {
+        let (server, door) = (self.server(), self.clone());
         if value == FILE_TRANSFER {
-            let path = arguments
-                .kwargs
-                .get("filepath")
-                .and_then(Value::as_str)
-                .unwrap_or_default();
-            let answered = match self.read(path).await {
-                Ok(bytes) => {
-                    let size = bytes.len();
-                    self.respond((&value, &id), Answer::File(bytes), since)
-                        .map(|()| format!("{size} bytes"))
-                }
-                Err(why) => Err(why),
-            };
-            return self.log.note(server, "file asked for", path, answered);
+            return Some(Box::pin(async move {
+                let path = arguments.kwargs.get("filepath").and_then(Value::as_str);
+                let path = path.unwrap_or_default();
+                let sent = door.send_file((&value, &id), path, since).await;
+                door.log.note(server, "file asked for", path, sent);
+            }));
         }
         if value == "clover_dir" {
             let dir = self.clover_dir.clone().map_or(Value::Null, Value::String);
             let answered = self.respond((&value, &id), Answer::Value(dir), since);
-            return self
-                .log
-                .note(server, "request", &value, answered.map(|()| "done".to_owned()));
+            let answered = answered.map(|()| "done".to_owned());
+            self.log.note(server, "request", &value, answered);
+            return None;
         }
         let with_spec = translate::wants_spec(&arguments);
-        let Some((server, end)) = self.begin("request", &value, arguments, since).await else {
-            return;
-        };
-        let door = self.clone();
-        at_work.spawn(async move {
+        let (server, end) = self.begin("request", &value, arguments, since).await?;
+        Some(Box::pin(async move {
             let reply = ended(end).await;
             let answer = translate::answer(&value, &reply, with_spec, now());
             let answered = match answer {
@@ -310,7 +314,7 @@ impl Door {
             };
             door.log
                 .note(server, "request", &value, answered.and_then(|()| outcome(&reply)));
-        });
+        }))
     }
 
     /// Answers what was asked then: over the connection that it was asked by, for the next one counts anew.
@@ -383,14 +387,20 @@ impl Door {
             return Err(format!("it has {size} bytes, more than the {most} of file_bytes"));
         }
         let (roots, path) = (self.roots.clone(), path.to_owned());
+        let _alone = self.file.acquire().await.map_err(|closed| closed.to_string())?;
         let written = blocking(move || files::keep(&roots, &path, &bytes)).await?;
         Ok(format!("{} bytes written", written.size))
     }
 
-    async fn read(&self, path: &str) -> Result<Bytes, String> {
+    /// Answers with a file what was asked then.
+    async fn send_file(&self, request: (&str, &str), path: &str, asked: Instant) -> Result<String, String> {
         self.permit(FILE_TRANSFER, &Arguments::default())?;
         let (roots, path, most) = (self.roots.clone(), path.to_owned(), self.config.file_bytes);
-        blocking(move || files::read(&roots, &path, most)).await
+        let _alone = self.file.acquire().await.map_err(|closed| closed.to_string())?;
+        let bytes = blocking(move || files::read(&roots, &path, most)).await?;
+        let size = bytes.len();
+        self.respond(request, Answer::File(bytes), asked)?;
+        Ok(format!("{size} bytes"))
     }
 
     fn server(&self) -> Option<SocketAddr> {
@@ -425,6 +435,9 @@ fn outcome(reply: &Reply) -> Result<String, String> {
 fn now() -> f64 {
     Duration::from_millis(clock::unix_time_ms()).as_secs_f64()
 }
+
+/// What is left to do for one that had its turn.
+type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// What is told of a drone.
 type Readings = Map<String, Value>;
