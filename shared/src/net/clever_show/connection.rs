@@ -48,6 +48,8 @@ const WRITE_BYTES: usize = 64 * 1024;
 const READ_BYTES: (usize, usize) = (4 * 1024, 256 * 1024);
 /// Length of a header's length.
 const LENGTH_BYTES: usize = 2;
+/// Messages that cannot be sent and are told of at once in the log; later one in a second.
+const WARNINGS_AT_ONCE: u32 = 10;
 /// Events that wait to be taken; then the peer waits.
 const EVENTS_MAX: usize = 64;
 
@@ -501,6 +503,7 @@ impl Inner {
     }
 
     async fn write(&self, mut to: WriteHalf<'_>) -> Ended {
+        let mut told = Pace::with_burst(1, WARNINGS_AT_ONCE);
         loop {
             let frame = self.lock().dialogue.poll_transmit();
             let Some(frame) = frame else {
@@ -509,7 +512,9 @@ impl Inner {
             };
             let mut head = BytesMut::new();
             if let Err(error) = frame.encode_head(&mut head) {
-                tracing::warn!(%error, "a message cannot be sent");
+                if told.take(clock::now()).is_ok() {
+                    tracing::warn!(%error, "a message cannot be sent");
+                }
                 self.lock().dialogue.written();
                 continue;
             }

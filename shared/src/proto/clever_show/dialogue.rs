@@ -29,7 +29,7 @@ use crate::proto::wire::Frame;
 
 /// Most messages that wait to be sent.
 pub const QUEUE_MESSAGES_MAX: usize = 1_024;
-/// Most bytes of content that wait to be sent.
+/// Most bytes that wait to be sent: content, names and ids.
 pub const QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Most requests that wait for their response.
 pub const PENDING_MAX: usize = 256;
@@ -158,7 +158,7 @@ pub enum Rejected {
 pub struct Dialogue {
     manners: Manners,
     queue: VecDeque<Item>,
-    /// Of the content of all that waits.
+    /// Of all that waits.
     bytes: usize,
     /// Taken for writing and not written yet.
     writing: Option<Item>,
@@ -224,11 +224,18 @@ fn weight(message: &Message) -> usize {
         args + kwargs.sum::<usize>()
     };
     match message {
-        Message::Action { arguments: given, .. } | Message::Request { arguments: given, .. } => {
-            arguments(given)
-        }
-        Message::FilePush { content, .. } | Message::FileResponse { content, .. } => content.len(),
-        Message::Response { value, .. } => json(value),
+        Message::Action {
+            action,
+            arguments: given,
+        } => action.len() + arguments(given),
+        Message::FilePush { path, content } => path.len() + content.len(),
+        Message::Request {
+            name,
+            id,
+            arguments: given,
+        } => name.len() + id.len() + arguments(given),
+        Message::Response { name, id, value } => name.len() + id.len() + json(value),
+        Message::FileResponse { name, id, content } => name.len() + id.len() + content.len(),
     }
 }
 

@@ -168,6 +168,17 @@ fn what_waits_is_bounded() {
     assert_eq!(dialogue.send_file("b", half.clone()), Err(Rejected::QueueFull));
     assert_eq!(names(&write_all(&mut dialogue)), ["a"]);
     dialogue.send_file("b", half).expect("room again");
+
+    // What a peer chooses counts as well.
+    let mut dialogue = Dialogue::new(BOTH, 0);
+    let id = "9".repeat(QUEUE_BYTES_MAX / 2 + 1);
+    let answer = || Answer::Value(json!(1));
+    dialogue.respond("id", &id, answer()).expect("room");
+    assert_eq!(dialogue.respond("id", &id, answer()), Err(Rejected::QueueFull));
+    assert_eq!(
+        dialogue.respond(&id, "1", Answer::File(Bytes::new())),
+        Err(Rejected::QueueFull)
+    );
 }
 
 #[test]

@@ -16,6 +16,11 @@ use crate::proto::json::JsonError;
 use crate::proto::message::Arguments;
 use crate::proto::wire::{ContentType, Frame, Header, MessageType};
 
+/// Longest id of a request that is read, in bytes. The real programs write four digits.
+pub const REQUEST_ID_BYTES_MAX: usize = 64;
+/// Longest name of an action or a requested value that is read, in bytes.
+pub const NAME_BYTES_MAX: usize = 256;
+
 /// One message, either way.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Message {
@@ -68,7 +73,7 @@ pub enum BadMessage {
     /// The content is not JSON that we read.
     #[error(transparent)]
     Json(#[from] JsonError),
-    /// A part of the message is not there, or is of another kind.
+    /// A part of the message is not there, or is of another kind, or too long.
     #[error("a {message} without a sound {part:?}")]
     Without {
         /// Which message.
@@ -140,9 +145,11 @@ impl Message {
                     part,
                 };
                 let name = content.remove("requested_value");
-                let name = name.and_then(text).ok_or_else(|| without("requested_value"))?;
+                let name = name.and_then(text).filter(|name| name.len() <= NAME_BYTES_MAX);
+                let name = name.ok_or_else(|| without("requested_value"))?;
                 let id = content.remove("request_id");
-                let id = id.and_then(text).ok_or_else(|| without("request_id"))?;
+                let id = id.and_then(text).filter(|id| id.len() <= REQUEST_ID_BYTES_MAX);
+                let id = id.ok_or_else(|| without("request_id"))?;
                 let arguments = arguments("request", content)?;
                 Ok(Self::Request { name, id, arguments })
             }
@@ -231,13 +238,15 @@ fn file(header: Header, content: &Bytes) -> Frame {
 
 fn header(frame: &Frame, message: &'static str, part: &'static str) -> Result<String, BadMessage> {
     let header = &frame.header;
-    let told = match part {
-        "action" => &header.action,
-        "filepath" => &header.filepath,
-        "requested_value" => &header.requested_value,
-        _ => &header.request_id,
+    let (told, most) = match part {
+        "action" => (&header.action, NAME_BYTES_MAX),
+        // As long as a header may be.
+        "filepath" => (&header.filepath, usize::MAX),
+        "requested_value" => (&header.requested_value, NAME_BYTES_MAX),
+        _ => (&header.request_id, REQUEST_ID_BYTES_MAX),
     };
-    told.clone().ok_or(BadMessage::Without { message, part })
+    let told = told.clone().filter(|told| told.len() <= most);
+    told.ok_or(BadMessage::Without { message, part })
 }
 
 fn object(frame: &Frame, message: &'static str) -> Result<Map<String, Value>, BadMessage> {
