@@ -254,6 +254,41 @@ fn ids_and_names_are_read_up_to_their_length() {
 }
 
 #[test]
+fn json_of_very_many_values_is_not_read() {
+    let said = |value: &str, times, encoding: ContentEncoding| {
+        let mut frame = action("led", json!([]), json!({})).to_frame();
+        let list = [value].repeat(times).join(",");
+        let text = format!("{{\"args\":[{list}]}}");
+        frame.content = match encoding {
+            ContentEncoding::Utf16 => text.encode_utf16().flat_map(u16::to_be_bytes).collect(),
+            ContentEncoding::Utf8 | ContentEncoding::Other(_) => text.into(),
+        };
+        if encoding == ContentEncoding::Utf16 {
+            frame.content = [&[0xfe, 0xff], &frame.content[..]].concat().into();
+        }
+        frame.header.content_encoding = encoding;
+        Message::read(&frame)
+    };
+    for encoding in [ContentEncoding::Utf8, ContentEncoding::Utf16] {
+        // A megabyte of these would take a hundred.
+        for (value, times) in [
+            ("{\"\":0}", 10_000),
+            ("[0]", 20_000),
+            ("0", 50_000),
+            ("\"\\\"\"", 50_000),
+        ] {
+            let read = said(value, times, encoding.clone());
+            assert_eq!(read, Err(BadMessage::TooManyValues), "{value}");
+        }
+        // What is within a text is no value.
+        let text = format!("\"{}\\\"{}\"", "[{,".repeat(20_000), "[{,".repeat(20_000));
+        for (value, times) in [("0.25", 30_000), ("{\"a\":1}", 2_900), (&text, 1)] {
+            said(value, times, encoding.clone()).expect("not too many");
+        }
+    }
+}
+
+#[test]
 fn an_announcement_is_the_datagram_that_drones_know() {
     let real = vector("UDP announcement server_ip");
     let announcement = Announcement {
@@ -359,7 +394,12 @@ proptest! {
         frame.content = content.into();
         match Message::read(&frame) {
             Ok(read) => prop_assert_eq!(Message::read(&written(&read)), Ok(read)),
-            Err(BadMessage::Json(_) | BadMessage::Without { .. } | BadMessage::NotAFile) => {}
+            Err(
+                BadMessage::Json(_)
+                | BadMessage::Without { .. }
+                | BadMessage::TooManyValues
+                | BadMessage::NotAFile,
+            ) => {}
         }
     }
 

@@ -52,6 +52,9 @@ const LENGTH_BYTES: usize = 2;
 const WARNINGS_AT_ONCE: u32 = 10;
 /// Events that wait to be taken; then the peer waits.
 const EVENTS_MAX: usize = 64;
+/// Longest content of which so many may wait, in bytes. What is longer has them all taken first, so that one waits at
+/// most, whatever the options allow.
+const SMALL_BYTES: usize = 1024;
 
 /// How a conversation is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -494,9 +497,16 @@ impl Inner {
             state.dialogue.handle_frame(frame);
             state.settle()
         };
+        let room = match frame.content.len() {
+            0..=SMALL_BYTES => 1,
+            _ => EVENTS_MAX,
+        };
         for event in events {
-            if self.events.send(Heard { event, since }).await.is_err() {
+            let Ok(mut places) = self.events.reserve_many(room).await else {
                 return false;
+            };
+            if let Some(place) = places.next() {
+                place.send(Heard { event, since });
             }
         }
         true

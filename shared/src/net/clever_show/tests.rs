@@ -323,3 +323,36 @@ async fn what_is_read_late_is_known_to_be_old() {
     let fresh = soon("a message", incoming.recv()).await.expect("open").since;
     assert!(fresh >= read, "{:?} before", read - fresh);
 }
+
+#[tokio::test]
+async fn one_large_message_waits_at_most() {
+    let (listener, addr) = listener().await;
+    let (connection, mut incoming) = ConnectionManager::new(Options::default());
+    let (peer, _nothing) = ConnectionManager::new(Options {
+        manners: Manners {
+            resume_queue: true,
+            resend_requests: true,
+        },
+        ..Options::default()
+    });
+    let said = 8;
+    for number in 0..said {
+        peer.send_message("led", Arguments::default()).expect("room");
+        peer.send_bytes(vec![0; 100_000].into(), &format!("shows/{number}"))
+            .expect("room");
+    }
+    let stream = TcpStream::connect(addr).await.expect("connected");
+    tokio::spawn(async move { peer.connect(stream).await });
+    let (stream, _) = listener.accept().await.expect("accepted");
+    tokio::spawn(async move { connection.connect(stream).await });
+    for number in 0..said {
+        // Nobody takes anything: all could be here by now.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(incoming.len() <= 2, "{} wait", incoming.len());
+        let small = soon("a message", incoming.recv()).await.expect("open").event;
+        assert!(matches!(small, Event::Action { .. }), "{small:?}");
+        let large = soon("a file", incoming.recv()).await.expect("open").event;
+        let path = format!("shows/{number}");
+        assert!(matches!(large, Event::File { filepath, .. } if filepath == path));
+    }
+}

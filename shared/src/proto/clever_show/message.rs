@@ -14,12 +14,19 @@ use serde_json::{Map, Value, json};
 use super::FILE_TRANSFER;
 use crate::proto::json::JsonError;
 use crate::proto::message::Arguments;
-use crate::proto::wire::{ContentType, Frame, Header, MessageType};
+use crate::proto::wire::{ContentEncoding, ContentType, Frame, Header, MessageType};
 
 /// Longest id of a request that is read, in bytes. The real programs write four digits.
 pub const REQUEST_ID_BYTES_MAX: usize = 64;
 /// Longest name of an action or a requested value that is read, in bytes.
 pub const NAME_BYTES_MAX: usize = 256;
+
+/// Most memory that JSON of a peer may take beside its text, in bytes: as short as it is, it may hold a great many
+/// values.
+pub const VALUES_BYTES_MAX: usize = 2 * 1024 * 1024;
+/// What an object takes before there is anything in it, a list, and one more value in either, in bytes: the least that
+/// `serde_json` and the allocator give them, generously.
+const VALUE_BYTES: [(u8, usize); 3] = [(b'{', 640), (b'[', 128), (b',', 64)];
 
 /// One message, either way.
 #[derive(Clone, Debug, PartialEq)]
@@ -81,6 +88,9 @@ pub enum BadMessage {
         /// What it lacks.
         part: &'static str,
     },
+    /// The content is JSON of too many values; found before anything was built.
+    #[error("JSON of so many values that they take more than {VALUES_BYTES_MAX} bytes of memory")]
+    TooManyValues,
     /// Bytes where JSON has to be.
     #[error("bytes as the content of something that is no file")]
     NotAFile,
@@ -250,6 +260,9 @@ fn header(frame: &Frame, message: &'static str, part: &'static str) -> Result<St
 }
 
 fn object(frame: &Frame, message: &'static str) -> Result<Map<String, Value>, BadMessage> {
+    if values_bytes(frame) > VALUES_BYTES_MAX {
+        return Err(BadMessage::TooManyValues);
+    }
     match frame.value()? {
         Value::Object(object) => Ok(object),
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => {
@@ -259,6 +272,40 @@ fn object(frame: &Frame, message: &'static str) -> Result<Map<String, Value>, Ba
             })
         }
     }
+}
+
+/// About how much memory the content takes as values, beside its text.
+fn values_bytes(frame: &Frame) -> usize {
+    match &frame.header.content_encoding {
+        ContentEncoding::Utf16 => {
+            let big = frame.content.starts_with(&[0xfe, 0xff]);
+            let (units, _rest) = frame.content.as_chunks();
+            let units = units.iter().map(|unit| match big {
+                true => u16::from_be_bytes(*unit),
+                false => u16::from_le_bytes(*unit),
+            });
+            // All that counts is ASCII.
+            weigh(units.map(|unit| u8::try_from(unit).unwrap_or(b' ')))
+        }
+        ContentEncoding::Utf8 | ContentEncoding::Other(_) => weigh(frame.content.iter().copied()),
+    }
+}
+
+fn weigh(text: impl Iterator<Item = u8>) -> usize {
+    let (mut bytes, mut in_string, mut escaped) = (0_usize, false, false);
+    for byte in text {
+        match byte {
+            _ if escaped => escaped = false,
+            b'"' => in_string = !in_string,
+            b'\\' => escaped = in_string,
+            _ if in_string => {}
+            _ => {
+                let counted = VALUE_BYTES.iter().find(|(begins, _)| *begins == byte);
+                bytes = bytes.saturating_add(counted.map_or(0, |(_, bytes)| *bytes));
+            }
+        }
+    }
+    bytes
 }
 
 /// `args` and `kwargs`; either may be absent or `null`, as real peers write after a reconnect.
