@@ -23,12 +23,12 @@ use std::time::{Duration, Instant};
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use serde_json::Value;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::NotifierSock;
+use super::{NotifierSock, stream};
 use crate::net::{clock, random};
 use crate::proto::clever_show::{Answer, Dialogue, Event, Manners, Pace, Rejected, Unanswered};
 use crate::proto::message::Arguments;
@@ -404,8 +404,8 @@ impl Inner {
     }
 
     /// Reads until the end. What is told carries the time before which it cannot have come: when the socket was found
-    /// empty last, and something came into it. So a peer that sends faster than it is read cannot make an old word look
-    /// like a new one.
+    /// empty last, and something came into it. So neither a peer that sends faster than it is read, nor a stop of this
+    /// program, makes an old word look like a new one.
     async fn read(&self, mut from: ReadHalf<'_>) -> Ended {
         let limits = Limits {
             header: HEADER_BYTES_MAX,
@@ -424,7 +424,7 @@ impl Inner {
                         .first_chunk()
                         .map_or(0, |length| u16::from_be_bytes(*length));
                     buffer.advance(LENGTH_BYTES + usize::from(head));
-                    let passed = pass_over(&mut from, &mut buffer, bytes);
+                    let passed = stream::pass_over(&mut from, &mut buffer, bytes);
                     match tokio::time::timeout(self.options.message_within, passed).await {
                         Ok(Ok(())) => {}
                         Ok(Err(error)) => return error.into(),
@@ -460,26 +460,21 @@ impl Inner {
             buffer.reserve(reader.lacking().clamp(READ_BYTES.0, READ_BYTES.1));
             let until = begun.map(|begun: Instant| begun + self.options.message_within);
             let room = buffer.capacity() - buffer.len();
-            let read = match from.try_read_buf(&mut buffer) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    tokio::select! {
-                        ready = from.readable() => if let Err(error) = ready {
-                            return error.into();
-                        },
-                        () = clock::sleep_until(until.unwrap_or_else(clock::now)), if until.is_some() => {
-                            return Ended::Stalled;
-                        }
-                    }
-                    emptied = Some(clock::now());
-                    continue;
+            let looked = clock::now();
+            let read = from.try_read_buf(&mut buffer);
+            if let Err(error) = &read
+                && error.kind() == io::ErrorKind::WouldBlock
+            {
+                match stream::wait(&from, &mut emptied, until).await {
+                    Ok(()) => continue,
+                    Err(ended) => return ended,
                 }
-                read => read,
-            };
+            }
             since = emptied.take().unwrap_or(since);
             match read {
                 Ok(0) if within => return io::Error::from(io::ErrorKind::UnexpectedEof).into(),
                 Ok(0) => return Ended::Peer,
-                Ok(bytes) => emptied = (bytes < room).then(clock::now),
+                Ok(bytes) => emptied = (bytes < room).then_some(looked),
                 Err(error) => return error.into(),
             }
         }
@@ -540,23 +535,6 @@ impl Inner {
                 }
             }
             self.lock().dialogue.written();
-        }
-    }
-}
-
-/// Reads so many bytes and keeps none.
-async fn pass_over(from: &mut ReadHalf<'_>, buffer: &mut BytesMut, bytes: u64) -> io::Result<()> {
-    let mut left = usize::try_from(bytes).unwrap_or(usize::MAX);
-    loop {
-        let there = left.min(buffer.len());
-        buffer.advance(there);
-        left -= there;
-        if left == 0 {
-            return Ok(());
-        }
-        buffer.reserve(READ_BYTES.1);
-        if from.read_buf(buffer).await? == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
         }
     }
 }

@@ -11,6 +11,7 @@ mod callbacks;
 mod client;
 mod connection;
 pub mod files;
+mod stream;
 #[cfg(test)]
 mod tests;
 

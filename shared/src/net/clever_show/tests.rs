@@ -321,7 +321,38 @@ async fn what_is_read_late_is_known_to_be_old() {
     );
     peer.write_all(&land).await.expect("written");
     let fresh = soon("a message", incoming.recv()).await.expect("open").since;
-    assert!(fresh >= read, "{:?} before", read - fresh);
+    // By so much it may seem older than it is.
+    assert!(fresh >= read - stream::LOOK_EVERY, "{:?} before", read - fresh);
+}
+
+#[tokio::test]
+async fn what_came_while_this_program_stood_still_is_known_to_be_old() {
+    let (listener, addr) = listener().await;
+    let (connection, mut incoming) = ConnectionManager::new(Options::default());
+    let mut peer = std::net::TcpStream::connect(addr).expect("connected");
+    let (stream, _) = listener.accept().await.expect("accepted");
+    tokio::spawn(async move { connection.connect(stream).await });
+    let mut land = bytes::BytesMut::new();
+    let message = crate::proto::clever_show::Message::Action {
+        action: "land".to_owned(),
+        arguments: Arguments::default(),
+    };
+    message.to_frame().encode(&mut land).expect("fits");
+    for quiet in [Duration::ZERO, Duration::from_millis(700)] {
+        tokio::time::sleep(quiet).await;
+        let before = crate::net::clock::now();
+        std::io::Write::write_all(&mut peer, &land).expect("written");
+        let sent = crate::net::clock::now();
+        // All tasks of this test are on this thread.
+        std::thread::sleep(Duration::from_secs(1));
+        let since = soon("a message", incoming.recv()).await.expect("open").since;
+        assert!(since <= sent, "{:?} after", since - sent);
+        assert!(
+            since + Duration::from_millis(500) >= before,
+            "{:?} before",
+            before - since
+        );
+    }
 }
 
 #[tokio::test]
