@@ -5,6 +5,7 @@ use std::fmt::Display;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -22,7 +23,8 @@ type OnMessage = Arc<dyn Fn(ConnectionManager, Arguments) -> Work<()> + Send + S
 type OnRequest = Arc<dyn Fn(ConnectionManager, Arguments) -> Work<Result<Value, String>> + Send + Sync>;
 
 /// Callbacks by the names that they are registered for. Each begins when its message has come, in that order; one that
-/// takes long does not hold up the next. Cheap to clone.
+/// takes long does not hold up the next. A file is in its place before the next message is looked at, and one that is
+/// asked for has been read, as by the real program. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct Callbacks {
     messages: BTreeMap<String, OnMessage>,
@@ -96,31 +98,21 @@ impl Callbacks {
                     None => tracing::debug!(action, "nothing is registered for it"),
                 },
                 Event::Asked { value, id, arguments } => {
-                    if let Some(answer) = self.answer(connection, &value, arguments) {
+                    if let Some(callback) = self.requests.get(&value) {
+                        let answer = callback(connection.clone(), arguments);
                         let connection = connection.clone();
                         at_work.spawn(async move {
-                            match answer.await {
-                                Ok(answer) => {
-                                    if let Err(error) = connection.respond(&value, &id, answer) {
-                                        tracing::warn!(value, %error, "a request stays unanswered");
-                                    }
-                                }
-                                Err(error) => tracing::warn!(value, error, "a request stays unanswered"),
-                            }
+                            respond(&connection, &value, &id, answer.await.map(Answer::Value));
                         });
+                    } else if let Some(roots) = self.roots.clone().filter(|_| value == FILE_TRANSFER) {
+                        let read = read(roots, &arguments, connection.options().content_bytes_max);
+                        respond(connection, &value, &id, read.await);
                     } else {
                         tracing::debug!(value, "nothing is registered for it");
                     }
                 }
                 Event::File { filepath, bytes } => match self.roots.clone() {
-                    Some(roots) => {
-                        at_work.spawn_blocking(move || match files::keep(&roots, &filepath, &bytes) {
-                            Ok(written) => {
-                                tracing::debug!(path = written.path, size = written.size, "file kept");
-                            }
-                            Err(error) => tracing::warn!(%error, "a file is not kept"),
-                        });
-                    }
+                    Some(roots) => keep(roots, filepath, bytes).await,
                     None => tracing::debug!(filepath, "no files are taken"),
                 },
                 Event::Unreadable(error) => tracing::warn!(%error, "a message that means nothing"),
@@ -133,29 +125,32 @@ impl Callbacks {
             }
         }
     }
+}
 
-    fn answer(
-        &self,
-        connection: &ConnectionManager,
-        value: &str,
-        arguments: Arguments,
-    ) -> Option<Work<Result<Answer, String>>> {
-        if let Some(callback) = self.requests.get(value) {
-            let answer = callback(connection.clone(), arguments);
-            return Some(Box::pin(async move { answer.await.map(Answer::Value) }));
-        }
-        let roots = self.roots.clone().filter(|_| value == FILE_TRANSFER)?;
-        let most = connection.options().content_bytes_max;
-        let path = arguments
-            .kwargs
-            .get("filepath")
-            .and_then(Value::as_str)
-            .map(str::to_owned);
-        Some(Box::pin(async move {
-            let path = path.ok_or("a request for a file without its filepath")?;
-            let read = tokio::task::spawn_blocking(move || files::read(&roots, &path, most)).await;
-            let read = read.map_err(|fell_over| fell_over.to_string())?;
-            read.map(Answer::File).map_err(|error| error.to_string())
-        }))
+fn respond(connection: &ConnectionManager, value: &str, id: &str, answer: Result<Answer, String>) {
+    let responded = answer.and_then(|answer| {
+        let responded = connection.respond(value, id, answer);
+        responded.map_err(|error| error.to_string())
+    });
+    if let Err(error) = responded {
+        tracing::warn!(value, error, "a request stays unanswered");
     }
+}
+
+async fn keep(roots: Roots, path: String, bytes: Bytes) {
+    match tokio::task::spawn_blocking(move || files::keep(&roots, &path, &bytes)).await {
+        Ok(Ok(written)) => tracing::debug!(path = written.path, size = written.size, "file kept"),
+        Ok(Err(error)) => tracing::warn!(%error, "a file is not kept"),
+        Err(error) => tracing::warn!(%error, "a file is not kept"),
+    }
+}
+
+async fn read(roots: Roots, arguments: &Arguments, most: usize) -> Result<Answer, String> {
+    let path = arguments.kwargs.get("filepath").and_then(Value::as_str);
+    let path = path
+        .ok_or("a request for a file without its filepath")?
+        .to_owned();
+    let read = tokio::task::spawn_blocking(move || files::read(&roots, &path, most)).await;
+    let read = read.map_err(|fell_over| fell_over.to_string())?;
+    read.map(Answer::File).map_err(|error| error.to_string())
 }
