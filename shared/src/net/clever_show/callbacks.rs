@@ -7,16 +7,18 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use serde_json::Value;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 
 use super::{Answer, ConnectionManager, Event, Heard, files};
 use crate::net::roots::Roots;
-use crate::proto::clever_show::FILE_TRANSFER;
+use crate::proto::clever_show::{FILE_TRANSFER, memory_bytes};
 use crate::proto::message::Arguments;
 
 /// Callbacks that are at work at once; then the peer waits.
 pub const CALLBACKS_MAX: usize = 64;
+/// What the arguments of callbacks that are at work may take, in bytes; then the peer waits.
+pub const CALLBACKS_BYTES_MAX: u32 = 16 * 1024 * 1024;
 
 type Work<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 type OnMessage = Arc<dyn Fn(ConnectionManager, Arguments) -> Work<()> + Send + Sync>;
@@ -85,6 +87,7 @@ impl Callbacks {
     /// what is at work.
     pub async fn serve(self, connection: &ConnectionManager, mut incoming: mpsc::Receiver<Heard>) {
         let mut at_work = JoinSet::new();
+        let room = Arc::new(Semaphore::new(CALLBACKS_BYTES_MAX as usize));
         while let Some(Heard { event, .. }) = incoming.recv().await {
             while at_work.try_join_next().is_some() {}
             if at_work.len() >= CALLBACKS_MAX {
@@ -93,16 +96,23 @@ impl Callbacks {
             match event {
                 Event::Action { action, arguments } => match self.messages.get(&action) {
                     Some(callback) => {
-                        at_work.spawn(callback(connection.clone(), arguments));
+                        let place = place(&room, &arguments).await;
+                        let work = callback(connection.clone(), arguments);
+                        at_work.spawn(async move {
+                            work.await;
+                            drop(place);
+                        });
                     }
                     None => tracing::debug!(action, "nothing is registered for it"),
                 },
                 Event::Asked { value, id, arguments } => {
                     if let Some(callback) = self.requests.get(&value) {
+                        let place = place(&room, &arguments).await;
                         let answer = callback(connection.clone(), arguments);
                         let connection = connection.clone();
                         at_work.spawn(async move {
                             respond(&connection, &value, &id, answer.await.map(Answer::Value));
+                            drop(place);
                         });
                     } else if let Some(roots) = self.roots.clone().filter(|_| value == FILE_TRANSFER) {
                         let read = read(roots, &arguments, connection.options().content_bytes_max);
@@ -125,6 +135,14 @@ impl Callbacks {
             }
         }
     }
+}
+
+/// Room for the arguments of one callback. What takes more than there is waits for all of it.
+async fn place(room: &Arc<Semaphore>, arguments: &Arguments) -> Option<OwnedSemaphorePermit> {
+    let bytes = u32::try_from(memory_bytes(arguments)).unwrap_or(u32::MAX);
+    let place = room.clone().acquire_many_owned(bytes.min(CALLBACKS_BYTES_MAX));
+    // Nobody closes it.
+    place.await.ok()
 }
 
 fn respond(connection: &ConnectionManager, value: &str, id: &str, answer: Result<Answer, String>) {

@@ -148,6 +148,49 @@ async fn files_are_in_their_place_before_what_follows() {
 }
 
 #[tokio::test]
+async fn callbacks_at_work_hold_so_much_at_most() {
+    const BYTES: usize = 1_000_000;
+    let (listener, addr) = listener().await;
+    let (tell, mut told) = mpsc::channel(64);
+    let go = Arc::new(tokio::sync::Semaphore::new(0));
+    let may_go = go.clone();
+    let mut callbacks = Callbacks::new();
+    callbacks.message_callback("hold", move |_, arguments: Arguments| {
+        let (tell, go) = (tell.clone(), may_go.clone());
+        async move {
+            tell.send(()).await.expect("waited for");
+            go.acquire().await.expect("open").forget();
+            drop(arguments);
+        }
+    });
+    let _drone = serve(listener, callbacks);
+    let (server, _incoming) = ConnectionManager::new(Options {
+        manners: Manners {
+            resume_queue: true,
+            resend_requests: false,
+        },
+        ..Options::default()
+    });
+    let many = 2 * CALLBACKS_BYTES_MAX as usize / BYTES;
+    for _ in 0..many {
+        let text = kwargs(json!({ "text": "x".repeat(BYTES) }));
+        server.send_message("hold", text).expect("room");
+    }
+    let stream = TcpStream::connect(addr).await.expect("connected");
+    tokio::spawn(async move { server.connect(stream).await });
+    let at_once = CALLBACKS_BYTES_MAX as usize / BYTES;
+    for _ in 0..at_once {
+        soon("a callback", told.recv()).await.expect("one more");
+    }
+    let more = tokio::time::timeout(Duration::from_millis(300), told.recv()).await;
+    more.expect_err("there is no room");
+    go.add_permits(many);
+    for _ in at_once..many {
+        soon("a callback", told.recv()).await.expect("one more");
+    }
+}
+
+#[tokio::test]
 async fn a_request_outlives_its_connection_and_so_does_the_queue() {
     let (listener, addr) = listener().await;
     let options = Options {

@@ -26,7 +26,9 @@ pub const NAME_BYTES_MAX: usize = 256;
 pub const VALUES_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// What an object takes before there is anything in it, a list, and one more value in either, in bytes: the least that
 /// `serde_json` and the allocator give them, generously.
-const VALUE_BYTES: [(u8, usize); 3] = [(b'{', 640), (b'[', 128), (b',', 64)];
+const OBJECT_BYTES: usize = 640;
+const LIST_BYTES: usize = 128;
+const VALUE_BYTES: usize = 64;
 
 /// One message, either way.
 #[derive(Clone, Debug, PartialEq)]
@@ -94,6 +96,28 @@ pub enum BadMessage {
     /// Bytes where JSON has to be.
     #[error("bytes as the content of something that is no file")]
     NotAFile,
+}
+
+/// About how much memory arguments take, in bytes.
+pub fn memory_bytes(arguments: &Arguments) -> usize {
+    let values = arguments.args.iter().map(value_bytes).sum::<usize>();
+    values + fields_bytes(&arguments.kwargs)
+}
+
+fn fields_bytes(fields: &Map<String, Value>) -> usize {
+    let fields = fields.iter().map(|(key, value)| key.len() + value_bytes(value));
+    OBJECT_BYTES + fields.sum::<usize>()
+}
+
+/// No deeper than what is read is nested.
+fn value_bytes(value: &Value) -> usize {
+    let within = match value {
+        Value::Null | Value::Bool(_) | Value::Number(_) => 0,
+        Value::String(text) => text.len(),
+        Value::Array(values) => LIST_BYTES + values.iter().map(value_bytes).sum::<usize>(),
+        Value::Object(fields) => fields_bytes(fields),
+    };
+    VALUE_BYTES + within
 }
 
 /// The digits of a request: `0042`.
@@ -299,10 +323,10 @@ fn weigh(text: impl Iterator<Item = u8>) -> usize {
             b'"' => in_string = !in_string,
             b'\\' => escaped = in_string,
             _ if in_string => {}
-            _ => {
-                let counted = VALUE_BYTES.iter().find(|(begins, _)| *begins == byte);
-                bytes = bytes.saturating_add(counted.map_or(0, |(_, bytes)| *bytes));
-            }
+            b'{' => bytes = bytes.saturating_add(OBJECT_BYTES),
+            b'[' => bytes = bytes.saturating_add(LIST_BYTES),
+            b',' => bytes = bytes.saturating_add(VALUE_BYTES),
+            _ => {}
         }
     }
     bytes
