@@ -414,7 +414,9 @@ impl Dialogue {
 
     /// The connection is lost, or was closed. See the module for what becomes of what is open.
     pub fn lost(&mut self) {
-        if let Some(item) = self.writing.take() {
+        let wanted = |item: &Item| item.request().is_none_or(|id| self.pending.contains_key(id));
+        // A request may have ended while it was being written.
+        if let Some(item) = self.writing.take().filter(wanted) {
             self.bytes += item.bytes;
             self.queue.push_front(item);
         }
@@ -487,8 +489,10 @@ impl Dialogue {
         loop {
             let id = request_id(self.next_id);
             self.next_id = (self.next_id + 1) % IDS;
+            // That of a request that ended while it is being written is not free yet.
+            let writing = self.writing.as_ref().and_then(Item::request) == Some(id.as_str());
             // There are far more ids than open requests.
-            if !self.pending.contains_key(&id) {
+            if !writing && !self.pending.contains_key(&id) {
                 return id;
             }
         }
