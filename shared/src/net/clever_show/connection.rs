@@ -131,7 +131,7 @@ pub enum FileFault {
     /// The peer did not send it.
     #[error(transparent)]
     Unanswered(#[from] Unanswered),
-    /// There is no room for it.
+    /// It could not be said.
     #[error(transparent)]
     Rejected(#[from] Rejected),
 }
@@ -206,7 +206,11 @@ impl ConnectionManager {
         inner.closing.send_modify(|count| *count += 1);
         let _turn = inner.turn.lock().await;
         let mut closing = inner.closing.subscribe();
-        inner.lock().addr = stream.peer_addr().ok();
+        {
+            let mut state = inner.lock();
+            state.addr = stream.peer_addr().ok();
+            state.dialogue.connected();
+        }
         let _lost = Lost(inner);
         let (reading, writing) = stream.split();
         tokio::select! {
@@ -225,7 +229,7 @@ impl ConnectionManager {
     /// Has the peer do something. Nobody answers it: that it arrives, and that the peer does it, is not known.
     ///
     /// # Errors
-    /// [`Rejected::QueueFull`]
+    /// [`Rejected`]
     pub fn send_message(&self, action: &str, arguments: Arguments) -> Result<(), Rejected> {
         self.inner
             .say(|dialogue| dialogue.send_message(action, arguments))
@@ -234,7 +238,7 @@ impl ConnectionManager {
     /// The same, in place of an earlier one of this action that still waits: for readings.
     ///
     /// # Errors
-    /// [`Rejected::QueueFull`]
+    /// [`Rejected`]
     pub fn send_newest(&self, action: &str, arguments: Arguments) -> Result<(), Rejected> {
         self.inner.say(|dialogue| dialogue.send_newest(action, arguments))
     }
@@ -242,7 +246,7 @@ impl ConnectionManager {
     /// Answers what the peer [asked](Event::Asked).
     ///
     /// # Errors
-    /// [`Rejected::QueueFull`]
+    /// [`Rejected`]
     pub fn respond(&self, value: &str, id: &str, answer: Answer) -> Result<(), Rejected> {
         self.inner.say(|dialogue| dialogue.respond(value, id, answer))
     }
@@ -308,7 +312,7 @@ impl ConnectionManager {
     /// Gives the peer bytes as a file.
     ///
     /// # Errors
-    /// [`Rejected::QueueFull`]
+    /// [`Rejected`]
     pub fn send_bytes(&self, bytes: Bytes, dest_filepath: &str) -> Result<(), Rejected> {
         self.inner
             .say(|dialogue| dialogue.send_file(dest_filepath, bytes))

@@ -108,6 +108,7 @@ fn a_lost_connection_by_manners() {
         (BOTH, vec!["asked early", "half", "queued", "asked late"], 0),
     ] {
         let mut dialogue = Dialogue::new(manners, 0);
+        dialogue.connected();
         dialogue
             .get_response("asked early", Arguments::default())
             .expect("room");
@@ -129,6 +130,36 @@ fn a_lost_connection_by_manners() {
         let events: Vec<Event> = std::iter::from_fn(|| dialogue.poll_event()).collect();
         assert_eq!(events.len(), unanswered, "{manners:?}: {events:?}");
         assert_eq!(dialogue.open_requests(), 2 - unanswered);
+    }
+}
+
+#[test]
+fn what_is_said_without_a_connection_is_kept_by_manners() {
+    for (resume_queue, expected) in [(false, Err(Rejected::NotConnected)), (true, Ok(()))] {
+        let manners = Manners {
+            resume_queue,
+            resend_requests: false,
+        };
+        let mut dialogue = Dialogue::new(manners, 0);
+        for again in [false, true] {
+            let land = dialogue.send_message("land", Arguments::default());
+            assert_eq!(land, expected, "again: {again}");
+            assert_eq!(dialogue.send_newest("led", Arguments::default()), expected);
+            assert_eq!(dialogue.send_file("a", Bytes::new()), expected);
+            // Whoever asked it is gone in any case.
+            let answer = dialogue.respond("id", "0001", Answer::Value(json!(1)));
+            assert_eq!(answer, Err(Rejected::NotConnected));
+            dialogue.get_response("id", Arguments::default()).expect("room");
+            dialogue.connected();
+            let read = write_all(&mut dialogue);
+            let all = ["land", "led", "a", "id"];
+            assert_eq!(names(&read), if resume_queue { &all[..] } else { &all[3..] });
+            dialogue
+                .send_message("land", Arguments::default())
+                .expect("connected");
+            assert_eq!(names(&write_all(&mut dialogue)), ["land"]);
+            dialogue.lost();
+        }
     }
 }
 
@@ -171,6 +202,7 @@ fn what_waits_is_bounded() {
 
     // What a peer chooses counts as well.
     let mut dialogue = Dialogue::new(BOTH, 0);
+    dialogue.connected();
     let id = "9".repeat(QUEUE_BYTES_MAX / 2 + 1);
     let answer = || Answer::Value(json!(1));
     dialogue.respond("id", &id, answer()).expect("room");
@@ -227,6 +259,7 @@ enum Step {
     Write,
     Answer(usize),
     Lose,
+    Connect,
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -238,6 +271,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         4 => Just(Step::Write),
         3 => (0..9_usize).prop_map(Step::Answer),
         1 => Just(Step::Lose),
+        2 => Just(Step::Connect),
     ];
     vec(step, 0..60)
 }
@@ -250,14 +284,16 @@ proptest! {
     fn nothing_is_lost_or_doubled(steps in steps(), resume_queue: bool, resend_requests: bool) {
         let manners = Manners { resume_queue, resend_requests };
         let mut dialogue = Dialogue::new(manners, 9_990);
+        let mut connected = false;
         let (mut said, mut read) = (0_u64, Vec::new());
         let (mut asked, mut ended) = (Vec::new(), BTreeMap::new());
         let (mut given_up, mut at_peer, mut half) = (Vec::new(), Vec::new(), None);
         for step in steps {
             match step {
                 Step::Say => {
-                    dialogue.send_message("n", kwargs(json!({ "n": said }))).expect("room");
-                    said += 1;
+                    let sent = dialogue.send_message("n", kwargs(json!({ "n": said })));
+                    prop_assert_eq!(sent.is_ok(), connected || resume_queue);
+                    said += u64::from(sent.is_ok());
                 }
                 Step::Ask => {
                     let which = kwargs(json!({ "which": asked.len() }));
@@ -269,7 +305,7 @@ proptest! {
                     given_up.push(*number);
                 },
                 Step::Begin | Step::Write => {
-                    if half.is_none() && let Some(frame) = dialogue.poll_transmit() {
+                    if connected && half.is_none() && let Some(frame) = dialogue.poll_transmit() {
                         let message = Message::read(&frame).expect("readable");
                         if let Message::Request { arguments, .. } = &message {
                             let which = arguments.kwargs["which"].as_u64().expect("which");
@@ -294,8 +330,12 @@ proptest! {
                 },
                 Step::Lose => {
                     // What is half written is not read as a whole.
-                    half = None;
+                    (half, connected) = (None, false);
                     dialogue.lost();
+                }
+                Step::Connect => {
+                    connected = true;
+                    dialogue.connected();
                 }
             }
             while let Some(event) = dialogue.poll_event() {
