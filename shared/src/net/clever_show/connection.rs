@@ -203,9 +203,22 @@ impl ConnectionManager {
     /// what comes in is handed over. Dropping the future closes the connection.
     pub async fn connect(&self, mut stream: TcpStream) -> Ended {
         let inner = &*self.inner;
-        inner.closing.send_modify(|count| *count += 1);
-        let _turn = inner.turn.lock().await;
+        let mut mine = 0;
+        inner.closing.send_modify(|count| {
+            *count += 1;
+            mine = *count;
+        });
+        // Whatever closes this one counts on from there, while it waits for its turn as well.
         let mut closing = inner.closing.subscribe();
+        let mut closed = std::pin::pin!(async {
+            // Its sender is ours.
+            let _later = closing.wait_for(|count| *count != mine).await;
+        });
+        let _turn = tokio::select! {
+            biased;
+            () = &mut closed => return Ended::Closed,
+            turn = inner.turn.lock() => turn,
+        };
         {
             let mut state = inner.lock();
             state.addr = stream.peer_addr().ok();
@@ -215,7 +228,7 @@ impl ConnectionManager {
         let (reading, writing) = stream.split();
         tokio::select! {
             biased;
-            _ = closing.changed() => Ended::Closed,
+            () = closed => Ended::Closed,
             ended = inner.read(reading) => ended,
             ended = inner.write(writing) => ended,
         }

@@ -251,6 +251,49 @@ async fn a_lost_connection_ends_requests_that_are_not_asked_again() {
 }
 
 #[tokio::test]
+async fn the_newest_connection_takes_the_place_of_all_others() {
+    let (listener, addr) = listener().await;
+    let (connection, _incoming) = ConnectionManager::new(Options::default());
+    let mut peers = Vec::new();
+    let mut driven = Vec::new();
+    for _ in 0..3 {
+        peers.push(TcpStream::connect(addr).await.expect("connected"));
+        let (stream, _) = listener.accept().await.expect("accepted");
+        let connection = connection.clone();
+        let mut one = Box::pin(async move { connection.connect(stream).await });
+        // It begins, and the one before has not given way yet.
+        let begun = tokio::time::timeout(Duration::ZERO, &mut one).await;
+        begun.expect_err("it lasts");
+        driven.push(one);
+    }
+    let newest = tokio::spawn(driven.pop().expect("three"));
+    for older in driven {
+        let ended = soon("the end", older).await;
+        assert!(matches!(ended, Ended::Closed), "{ended}");
+    }
+    soon("the newest", async {
+        while connection.addr() != peers[2].local_addr().ok() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    // One that waits for its turn is closed, too.
+    let (stream, _) = {
+        peers.push(TcpStream::connect(addr).await.expect("connected"));
+        listener.accept().await.expect("accepted")
+    };
+    let mut waiting = Box::pin(connection.connect(stream));
+    tokio::time::timeout(Duration::ZERO, &mut waiting)
+        .await
+        .expect_err("the other one is at it");
+    connection.close();
+    assert!(matches!(soon("the end", waiting).await, Ended::Closed));
+    let ended = soon("the end", newest).await.expect("ran");
+    assert!(matches!(ended, Ended::Closed), "{ended}");
+    assert_eq!(connection.addr(), None);
+}
+
+#[tokio::test]
 async fn bad_peers_lose_their_connection_only() {
     let options = Options {
         content_bytes_max: 1_000,
