@@ -23,7 +23,6 @@ use std::time::{Duration, Instant};
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use serde_json::Value;
-use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -42,7 +41,7 @@ pub const MESSAGE_WITHIN: Duration = Duration::from_secs(60);
 pub const WRITE_STALL: Duration = Duration::from_secs(10);
 /// Longest content of a message that is passed over because it is longer than allowed, in bytes.
 pub const PASSED_OVER_MAX: u64 = 1024 * 1024 * 1024;
-/// What is written at once, in bytes.
+/// What of a message's content is copied behind its header, in bytes.
 const WRITE_BYTES: usize = 64 * 1024;
 /// Least and most room for one read, in bytes.
 const READ_BYTES: (usize, usize) = (4 * 1024, 256 * 1024);
@@ -543,12 +542,10 @@ impl Inner {
             // What is short goes in one piece.
             let with = frame.content.len().min(WRITE_BYTES);
             head.extend_from_slice(&frame.content[..with]);
-            let parts = std::iter::once(&head[..]).chain(frame.content[with..].chunks(WRITE_BYTES));
+            let parts = [&head[..], &frame.content[with..]];
             for part in parts {
-                match tokio::time::timeout(WRITE_STALL, to.write_all(part)).await {
-                    Ok(Ok(())) => {}
-                    Ok(Err(error)) => return error.into(),
-                    Err(_elapsed) => return Ended::Stalled,
+                if let Err(ended) = stream::write(&mut to, part).await {
+                    return ended;
                 }
             }
             self.lock().dialogue.written();

@@ -1,14 +1,14 @@
-//! Bytes of one connection: waiting for them, passing them over.
+//! Bytes of one connection: waiting for them, passing them over, writing them.
 
 use std::io;
 use std::time::{Duration, Instant};
 
 use bytes::{Buf as _, BytesMut};
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::net::tcp::ReadHalf;
 
-use super::Ended;
+use super::{Ended, WRITE_STALL};
 use crate::net::clock;
 
 /// How often an empty socket is looked at again. So much older than it is may a message seem, and never younger.
@@ -60,5 +60,41 @@ pub(super) async fn pass_over(from: &mut ReadHalf<'_>, buffer: &mut BytesMut, by
         if from.read_buf(buffer).await? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
+    }
+}
+
+/// Writes all of it, as slowly as the peer takes it, if it takes anything in each [`WRITE_STALL`].
+pub(super) async fn write(to: &mut (impl AsyncWrite + Unpin), mut bytes: &[u8]) -> Result<(), Ended> {
+    while !bytes.is_empty() {
+        match tokio::time::timeout(WRITE_STALL, to.write(bytes)).await {
+            Ok(Ok(0)) => return Err(io::Error::from(io::ErrorKind::WriteZero).into()),
+            Ok(Ok(taken)) => bytes = &bytes[taken..],
+            Ok(Err(error)) => return Err(error.into()),
+            Err(_elapsed) => return Err(Ended::Stalled),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_peer_is_waited_for_and_one_that_stands_still_is_not() {
+        let (mut ours, mut theirs) = tokio::io::duplex(1024);
+        let reading = tokio::spawn(async move {
+            let mut part = [0; 1024];
+            for _ in 0..64 {
+                tokio::time::sleep(WRITE_STALL / 2).await;
+                theirs.read_exact(&mut part).await.expect("written");
+            }
+            theirs
+        });
+        let content = vec![0; 64 * 1024];
+        write(&mut ours, &content).await.expect("it takes something");
+        let _theirs = reading.await.expect("ran");
+        let ended = write(&mut ours, &content).await.expect_err("it takes nothing");
+        assert!(matches!(ended, Ended::Stalled), "{ended}");
     }
 }
