@@ -28,6 +28,7 @@ use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{NotifierSock, stream};
+use crate::net::store::{self, MODE_PLAIN, StoreError};
 use crate::net::{clock, random};
 use crate::proto::clever_show::{Answer, Dialogue, Event, Manners, Pace, Rejected, Unanswered};
 use crate::proto::message::Arguments;
@@ -298,8 +299,13 @@ impl ConnectionManager {
         };
         if let Some(path) = filepath {
             let (kept, to) = (bytes.clone(), path.to_owned());
-            let written = tokio::task::spawn_blocking(move || write_whole(&to, &kept)).await;
-            let written = written.unwrap_or_else(|fell_over| Err(io::Error::other(fell_over)));
+            let write = move || store::write_atomic(&to, &kept, MODE_PLAIN);
+            let written = match tokio::task::spawn_blocking(write).await {
+                Ok(Ok(())) => Ok(()),
+                Ok(Err(StoreError::Io { fault, .. })) => Err(fault),
+                Ok(Err(other)) => Err(io::Error::other(other)),
+                Err(fell_over) => Err(io::Error::other(fell_over)),
+            };
             let path = path.to_owned();
             written.map_err(|source| FileFault::Disk { path, source })?;
         }
@@ -559,16 +565,4 @@ fn read_whole(path: &Path, max: usize) -> io::Result<Option<Bytes>> {
     let most = u64::try_from(max).unwrap_or(u64::MAX).saturating_add(1);
     std::fs::File::open(path)?.take(most).read_to_end(&mut bytes)?;
     Ok((bytes.len() <= max).then(|| bytes.into()))
-}
-
-/// Beside it and then in its place, so that nobody ever sees half of it.
-fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.part", std::process::id()));
-    let beside = path.with_file_name(name);
-    let written = std::fs::write(&beside, bytes).and_then(|()| std::fs::rename(&beside, path));
-    if written.is_err() {
-        let _not_made = std::fs::remove_file(&beside);
-    }
-    written
 }

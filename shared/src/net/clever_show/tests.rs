@@ -110,6 +110,34 @@ async fn requests_actions_and_files_both_ways() {
 }
 
 #[tokio::test]
+async fn a_file_that_is_fetched_many_times_at_once_is_whole() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let content = vec![7; 200_000];
+    std::fs::write(dir.path().join("log"), &content).expect("written");
+    let roots = Roots::new(BTreeMap::from([("logs".to_owned(), dir.path().to_owned())]));
+    let (listener, addr) = listener().await;
+    let mut callbacks = Callbacks::new();
+    callbacks.files(roots);
+    let _drone = serve(listener, callbacks);
+    let (server, _incoming) = ConnectionManager::new(Options::default());
+    let driven = server.clone();
+    let stream = TcpStream::connect(addr).await.expect("connected");
+    tokio::spawn(async move { driven.connect(stream).await });
+    let copy = dir.path().join("copy");
+    let mut fetching = tokio::task::JoinSet::new();
+    for _ in 0..100 {
+        let (server, copy) = (server.clone(), copy.clone());
+        fetching.spawn(async move { server.get_file("logs/log", Some(&copy), SOON).await });
+    }
+    while let Some(fetched) = fetching.join_next().await {
+        fetched.expect("ran").expect("fetched");
+        assert_eq!(std::fs::read(&copy).expect("there"), content);
+    }
+    let left = std::fs::read_dir(dir.path()).expect("a directory").count();
+    assert_eq!(left, 2, "no other file is left");
+}
+
+#[tokio::test]
 async fn files_are_in_their_place_before_what_follows() {
     let dir = tempfile::tempdir().expect("a directory");
     let roots = Roots::new(BTreeMap::from([("shows".to_owned(), dir.path().to_owned())]));
