@@ -5,7 +5,8 @@ use bytes::{Bytes, BytesMut};
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 use swarm_shared::proto::clever_show::{
-    ANNOUNCEMENT_BYTES_MAX, Announcement, BadAnnouncement, BadMessage, Message, request_id,
+    ANNOUNCEMENT_BYTES_MAX, Announcement, BadAnnouncement, BadMessage, Message, NAME_BYTES_MAX,
+    REQUEST_ID_BYTES_MAX, request_id,
 };
 use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::wire::{ContentEncoding, Frame, FrameReader, Limits};
@@ -46,6 +47,22 @@ fn action(action: &str, args: Value, kwargs: Value) -> Message {
     }
 }
 
+fn request(name: &str, id: &str, kwargs: Value) -> Message {
+    Message::Request {
+        name: name.to_owned(),
+        id: id.to_owned(),
+        arguments: arguments(json!([]), kwargs),
+    }
+}
+
+fn response(name: &str, id: &str, value: Value) -> Message {
+    Message::Response {
+        name: name.to_owned(),
+        id: id.to_owned(),
+        value,
+    }
+}
+
 fn arguments(args: Value, kwargs: Value) -> Arguments {
     serde_json::from_value(json!({ "args": args, "kwargs": kwargs })).expect("arguments")
 }
@@ -53,16 +70,6 @@ fn arguments(args: Value, kwargs: Value) -> Arguments {
 /// What each vector means.
 fn meant(name: &str) -> Message {
     let (none, no) = (json!([]), json!({}));
-    let request = |name: &str, id: &str, kwargs: Value| Message::Request {
-        name: name.to_owned(),
-        id: id.to_owned(),
-        arguments: arguments(json!([]), kwargs),
-    };
-    let response = |name: &str, id: &str, value: Value| Message::Response {
-        name: name.to_owned(),
-        id: id.to_owned(),
-        value,
-    };
     let push = |path: &str, content: &'static [u8]| Message::FilePush {
         path: path.to_owned(),
         content: Bytes::from_static(content),
@@ -214,6 +221,74 @@ fn what_is_no_message_says_what_it_lacks() {
 }
 
 #[test]
+fn ids_and_names_are_read_up_to_their_length() {
+    let name = |more| "n".repeat(NAME_BYTES_MAX + more);
+    let id = |more| "1".repeat(REQUEST_ID_BYTES_MAX + more);
+    let all = |name: String, id: String| {
+        [
+            action(&name, json!([]), json!({})),
+            request(&name, &id, json!({})),
+            response(&name, &id, json!(1)),
+            Message::FileResponse {
+                name,
+                id,
+                content: Bytes::new(),
+            },
+        ]
+    };
+    for message in all(name(0), id(0)) {
+        assert_eq!(Message::read(&message.to_frame()), Ok(message));
+    }
+    for (message, part) in
+        all(name(1), id(0))
+            .iter()
+            .zip(["action", "requested_value", "requested_value", "requested_value"])
+    {
+        let error = Message::read(&message.to_frame()).expect_err(part);
+        assert!(error.to_string().contains(part), "{error}");
+    }
+    for message in &all(name(0), id(1))[1..] {
+        let error = Message::read(&message.to_frame()).expect_err("too long an id");
+        assert!(error.to_string().contains("request_id"), "{error}");
+    }
+}
+
+#[test]
+fn json_of_very_many_values_is_not_read() {
+    let said = |value: &str, times, encoding: ContentEncoding| {
+        let mut frame = action("led", json!([]), json!({})).to_frame();
+        let list = [value].repeat(times).join(",");
+        let text = format!("{{\"args\":[{list}]}}");
+        frame.content = match encoding {
+            ContentEncoding::Utf16 => text.encode_utf16().flat_map(u16::to_be_bytes).collect(),
+            ContentEncoding::Utf8 | ContentEncoding::Other(_) => text.into(),
+        };
+        if encoding == ContentEncoding::Utf16 {
+            frame.content = [&[0xfe, 0xff], &frame.content[..]].concat().into();
+        }
+        frame.header.content_encoding = encoding;
+        Message::read(&frame)
+    };
+    for encoding in [ContentEncoding::Utf8, ContentEncoding::Utf16] {
+        // A megabyte of these would take a hundred.
+        for (value, times) in [
+            ("{\"\":0}", 10_000),
+            ("[0]", 20_000),
+            ("0", 50_000),
+            ("\"\\\"\"", 50_000),
+        ] {
+            let read = said(value, times, encoding.clone());
+            assert_eq!(read, Err(BadMessage::TooManyValues), "{value}");
+        }
+        // What is within a text is no value.
+        let text = format!("\"{}\\\"{}\"", "[{,".repeat(20_000), "[{,".repeat(20_000));
+        for (value, times) in [("0.25", 30_000), ("{\"a\":1}", 2_900), (&text, 1)] {
+            said(value, times, encoding.clone()).expect("not too many");
+        }
+    }
+}
+
+#[test]
 fn an_announcement_is_the_datagram_that_drones_know() {
     let real = vector("UDP announcement server_ip");
     let announcement = Announcement {
@@ -319,7 +394,12 @@ proptest! {
         frame.content = content.into();
         match Message::read(&frame) {
             Ok(read) => prop_assert_eq!(Message::read(&written(&read)), Ok(read)),
-            Err(BadMessage::Json(_) | BadMessage::Without { .. } | BadMessage::NotAFile) => {}
+            Err(
+                BadMessage::Json(_)
+                | BadMessage::Without { .. }
+                | BadMessage::TooManyValues
+                | BadMessage::NotAFile,
+            ) => {}
         }
     }
 

@@ -5,24 +5,28 @@ use std::fmt::Display;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use serde_json::Value;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 
 use super::{Answer, ConnectionManager, Event, Heard, files};
 use crate::net::roots::Roots;
-use crate::proto::clever_show::FILE_TRANSFER;
+use crate::proto::clever_show::{FILE_TRANSFER, memory_bytes};
 use crate::proto::message::Arguments;
 
 /// Callbacks that are at work at once; then the peer waits.
 pub const CALLBACKS_MAX: usize = 64;
+/// What the arguments of callbacks that are at work may take, in bytes; then the peer waits.
+pub const CALLBACKS_BYTES_MAX: u32 = 16 * 1024 * 1024;
 
 type Work<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 type OnMessage = Arc<dyn Fn(ConnectionManager, Arguments) -> Work<()> + Send + Sync>;
 type OnRequest = Arc<dyn Fn(ConnectionManager, Arguments) -> Work<Result<Value, String>> + Send + Sync>;
 
 /// Callbacks by the names that they are registered for. Each begins when its message has come, in that order; one that
-/// takes long does not hold up the next. Cheap to clone.
+/// takes long does not hold up the next. A file is in its place before the next message is looked at, and one that is
+/// asked for has been read, as by the real program. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct Callbacks {
     messages: BTreeMap<String, OnMessage>,
@@ -83,6 +87,7 @@ impl Callbacks {
     /// what is at work.
     pub async fn serve(self, connection: &ConnectionManager, mut incoming: mpsc::Receiver<Heard>) {
         let mut at_work = JoinSet::new();
+        let room = Arc::new(Semaphore::new(CALLBACKS_BYTES_MAX as usize));
         while let Some(Heard { event, .. }) = incoming.recv().await {
             while at_work.try_join_next().is_some() {}
             if at_work.len() >= CALLBACKS_MAX {
@@ -91,36 +96,33 @@ impl Callbacks {
             match event {
                 Event::Action { action, arguments } => match self.messages.get(&action) {
                     Some(callback) => {
-                        at_work.spawn(callback(connection.clone(), arguments));
+                        let place = place(&room, &arguments).await;
+                        let work = callback(connection.clone(), arguments);
+                        at_work.spawn(async move {
+                            work.await;
+                            drop(place);
+                        });
                     }
                     None => tracing::debug!(action, "nothing is registered for it"),
                 },
                 Event::Asked { value, id, arguments } => {
-                    if let Some(answer) = self.answer(connection, &value, arguments) {
+                    if let Some(callback) = self.requests.get(&value) {
+                        let place = place(&room, &arguments).await;
+                        let answer = callback(connection.clone(), arguments);
                         let connection = connection.clone();
                         at_work.spawn(async move {
-                            match answer.await {
-                                Ok(answer) => {
-                                    if let Err(error) = connection.respond(&value, &id, answer) {
-                                        tracing::warn!(value, %error, "a request stays unanswered");
-                                    }
-                                }
-                                Err(error) => tracing::warn!(value, error, "a request stays unanswered"),
-                            }
+                            respond(&connection, &value, &id, answer.await.map(Answer::Value));
+                            drop(place);
                         });
+                    } else if let Some(roots) = self.roots.clone().filter(|_| value == FILE_TRANSFER) {
+                        let read = read(roots, &arguments, connection.options().content_bytes_max);
+                        respond(connection, &value, &id, read.await);
                     } else {
                         tracing::debug!(value, "nothing is registered for it");
                     }
                 }
                 Event::File { filepath, bytes } => match self.roots.clone() {
-                    Some(roots) => {
-                        at_work.spawn_blocking(move || match files::keep(&roots, &filepath, &bytes) {
-                            Ok(written) => {
-                                tracing::debug!(path = written.path, size = written.size, "file kept");
-                            }
-                            Err(error) => tracing::warn!(%error, "a file is not kept"),
-                        });
-                    }
+                    Some(roots) => keep(roots, filepath, bytes).await,
                     None => tracing::debug!(filepath, "no files are taken"),
                 },
                 Event::Unreadable(error) => tracing::warn!(%error, "a message that means nothing"),
@@ -133,29 +135,40 @@ impl Callbacks {
             }
         }
     }
+}
 
-    fn answer(
-        &self,
-        connection: &ConnectionManager,
-        value: &str,
-        arguments: Arguments,
-    ) -> Option<Work<Result<Answer, String>>> {
-        if let Some(callback) = self.requests.get(value) {
-            let answer = callback(connection.clone(), arguments);
-            return Some(Box::pin(async move { answer.await.map(Answer::Value) }));
-        }
-        let roots = self.roots.clone().filter(|_| value == FILE_TRANSFER)?;
-        let most = connection.options().content_bytes_max;
-        let path = arguments
-            .kwargs
-            .get("filepath")
-            .and_then(Value::as_str)
-            .map(str::to_owned);
-        Some(Box::pin(async move {
-            let path = path.ok_or("a request for a file without its filepath")?;
-            let read = tokio::task::spawn_blocking(move || files::read(&roots, &path, most)).await;
-            let read = read.map_err(|fell_over| fell_over.to_string())?;
-            read.map(Answer::File).map_err(|error| error.to_string())
-        }))
+/// Room for the arguments of one callback. What takes more than there is waits for all of it.
+async fn place(room: &Arc<Semaphore>, arguments: &Arguments) -> Option<OwnedSemaphorePermit> {
+    let bytes = u32::try_from(memory_bytes(arguments)).unwrap_or(u32::MAX);
+    let place = room.clone().acquire_many_owned(bytes.min(CALLBACKS_BYTES_MAX));
+    // Nobody closes it.
+    place.await.ok()
+}
+
+fn respond(connection: &ConnectionManager, value: &str, id: &str, answer: Result<Answer, String>) {
+    let responded = answer.and_then(|answer| {
+        let responded = connection.respond(value, id, answer);
+        responded.map_err(|error| error.to_string())
+    });
+    if let Err(error) = responded {
+        tracing::warn!(value, error, "a request stays unanswered");
     }
+}
+
+async fn keep(roots: Roots, path: String, bytes: Bytes) {
+    match tokio::task::spawn_blocking(move || files::keep(&roots, &path, &bytes)).await {
+        Ok(Ok(written)) => tracing::debug!(path = written.path, size = written.size, "file kept"),
+        Ok(Err(error)) => tracing::warn!(%error, "a file is not kept"),
+        Err(error) => tracing::warn!(%error, "a file is not kept"),
+    }
+}
+
+async fn read(roots: Roots, arguments: &Arguments, most: usize) -> Result<Answer, String> {
+    let path = arguments.kwargs.get("filepath").and_then(Value::as_str);
+    let path = path
+        .ok_or("a request for a file without its filepath")?
+        .to_owned();
+    let read = tokio::task::spawn_blocking(move || files::read(&roots, &path, most)).await;
+    let read = read.map_err(|fell_over| fell_over.to_string())?;
+    read.map(Answer::File).map_err(|error| error.to_string())
 }

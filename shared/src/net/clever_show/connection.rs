@@ -23,12 +23,12 @@ use std::time::{Duration, Instant};
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use serde_json::Value;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::NotifierSock;
+use super::{NotifierSock, stream};
+use crate::net::store::{self, MODE_PLAIN, StoreError};
 use crate::net::{clock, random};
 use crate::proto::clever_show::{Answer, Dialogue, Event, Manners, Pace, Rejected, Unanswered};
 use crate::proto::message::Arguments;
@@ -42,14 +42,19 @@ pub const MESSAGE_WITHIN: Duration = Duration::from_secs(60);
 pub const WRITE_STALL: Duration = Duration::from_secs(10);
 /// Longest content of a message that is passed over because it is longer than allowed, in bytes.
 pub const PASSED_OVER_MAX: u64 = 1024 * 1024 * 1024;
-/// What is written at once, in bytes.
+/// What of a message's content is copied behind its header, in bytes.
 const WRITE_BYTES: usize = 64 * 1024;
 /// Least and most room for one read, in bytes.
 const READ_BYTES: (usize, usize) = (4 * 1024, 256 * 1024);
 /// Length of a header's length.
 const LENGTH_BYTES: usize = 2;
+/// Messages that cannot be sent and are told of at once in the log; later one in a second.
+const WARNINGS_AT_ONCE: u32 = 10;
 /// Events that wait to be taken; then the peer waits.
 const EVENTS_MAX: usize = 64;
+/// Longest content of which so many may wait, in bytes. What is longer has them all taken first, so that one waits at
+/// most, whatever the options allow.
+const SMALL_BYTES: usize = 1024;
 
 /// How a conversation is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,7 +131,7 @@ pub enum FileFault {
     /// The peer did not send it.
     #[error(transparent)]
     Unanswered(#[from] Unanswered),
-    /// There is no room for it.
+    /// It could not be said.
     #[error(transparent)]
     Rejected(#[from] Rejected),
 }
@@ -198,15 +203,32 @@ impl ConnectionManager {
     /// what comes in is handed over. Dropping the future closes the connection.
     pub async fn connect(&self, mut stream: TcpStream) -> Ended {
         let inner = &*self.inner;
-        inner.closing.send_modify(|count| *count += 1);
-        let _turn = inner.turn.lock().await;
+        let mut mine = 0;
+        inner.closing.send_modify(|count| {
+            *count += 1;
+            mine = *count;
+        });
+        // Whatever closes this one counts on from there, while it waits for its turn as well.
         let mut closing = inner.closing.subscribe();
-        inner.lock().addr = stream.peer_addr().ok();
+        let mut closed = std::pin::pin!(async {
+            // Its sender is ours.
+            let _later = closing.wait_for(|count| *count != mine).await;
+        });
+        let _turn = tokio::select! {
+            biased;
+            () = &mut closed => return Ended::Closed,
+            turn = inner.turn.lock() => turn,
+        };
+        {
+            let mut state = inner.lock();
+            state.addr = stream.peer_addr().ok();
+            state.dialogue.connected();
+        }
         let _lost = Lost(inner);
         let (reading, writing) = stream.split();
         tokio::select! {
             biased;
-            _ = closing.changed() => Ended::Closed,
+            () = closed => Ended::Closed,
             ended = inner.read(reading) => ended,
             ended = inner.write(writing) => ended,
         }
@@ -220,7 +242,7 @@ impl ConnectionManager {
     /// Has the peer do something. Nobody answers it: that it arrives, and that the peer does it, is not known.
     ///
     /// # Errors
-    /// [`Rejected::QueueFull`]
+    /// [`Rejected`]
     pub fn send_message(&self, action: &str, arguments: Arguments) -> Result<(), Rejected> {
         self.inner
             .say(|dialogue| dialogue.send_message(action, arguments))
@@ -229,7 +251,7 @@ impl ConnectionManager {
     /// The same, in place of an earlier one of this action that still waits: for readings.
     ///
     /// # Errors
-    /// [`Rejected::QueueFull`]
+    /// [`Rejected`]
     pub fn send_newest(&self, action: &str, arguments: Arguments) -> Result<(), Rejected> {
         self.inner.say(|dialogue| dialogue.send_newest(action, arguments))
     }
@@ -237,7 +259,7 @@ impl ConnectionManager {
     /// Answers what the peer [asked](Event::Asked).
     ///
     /// # Errors
-    /// [`Rejected::QueueFull`]
+    /// [`Rejected`]
     pub fn respond(&self, value: &str, id: &str, answer: Answer) -> Result<(), Rejected> {
         self.inner.say(|dialogue| dialogue.respond(value, id, answer))
     }
@@ -277,8 +299,13 @@ impl ConnectionManager {
         };
         if let Some(path) = filepath {
             let (kept, to) = (bytes.clone(), path.to_owned());
-            let written = tokio::task::spawn_blocking(move || write_whole(&to, &kept)).await;
-            let written = written.unwrap_or_else(|fell_over| Err(io::Error::other(fell_over)));
+            let write = move || store::write_atomic(&to, &kept, MODE_PLAIN);
+            let written = match tokio::task::spawn_blocking(write).await {
+                Ok(Ok(())) => Ok(()),
+                Ok(Err(StoreError::Io { fault, .. })) => Err(fault),
+                Ok(Err(other)) => Err(io::Error::other(other)),
+                Err(fell_over) => Err(io::Error::other(fell_over)),
+            };
             let path = path.to_owned();
             written.map_err(|source| FileFault::Disk { path, source })?;
         }
@@ -303,7 +330,7 @@ impl ConnectionManager {
     /// Gives the peer bytes as a file.
     ///
     /// # Errors
-    /// [`Rejected::QueueFull`]
+    /// [`Rejected`]
     pub fn send_bytes(&self, bytes: Bytes, dest_filepath: &str) -> Result<(), Rejected> {
         self.inner
             .say(|dialogue| dialogue.send_file(dest_filepath, bytes))
@@ -399,8 +426,8 @@ impl Inner {
     }
 
     /// Reads until the end. What is told carries the time before which it cannot have come: when the socket was found
-    /// empty last, and something came into it. So a peer that sends faster than it is read cannot make an old word look
-    /// like a new one.
+    /// empty last, and something came into it. So neither a peer that sends faster than it is read, nor a stop of this
+    /// program, makes an old word look like a new one.
     async fn read(&self, mut from: ReadHalf<'_>) -> Ended {
         let limits = Limits {
             header: HEADER_BYTES_MAX,
@@ -419,7 +446,7 @@ impl Inner {
                         .first_chunk()
                         .map_or(0, |length| u16::from_be_bytes(*length));
                     buffer.advance(LENGTH_BYTES + usize::from(head));
-                    let passed = pass_over(&mut from, &mut buffer, bytes);
+                    let passed = stream::pass_over(&mut from, &mut buffer, bytes);
                     match tokio::time::timeout(self.options.message_within, passed).await {
                         Ok(Ok(())) => {}
                         Ok(Err(error)) => return error.into(),
@@ -455,26 +482,21 @@ impl Inner {
             buffer.reserve(reader.lacking().clamp(READ_BYTES.0, READ_BYTES.1));
             let until = begun.map(|begun: Instant| begun + self.options.message_within);
             let room = buffer.capacity() - buffer.len();
-            let read = match from.try_read_buf(&mut buffer) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    tokio::select! {
-                        ready = from.readable() => if let Err(error) = ready {
-                            return error.into();
-                        },
-                        () = clock::sleep_until(until.unwrap_or_else(clock::now)), if until.is_some() => {
-                            return Ended::Stalled;
-                        }
-                    }
-                    emptied = Some(clock::now());
-                    continue;
+            let looked = clock::now();
+            let read = from.try_read_buf(&mut buffer);
+            if let Err(error) = &read
+                && error.kind() == io::ErrorKind::WouldBlock
+            {
+                match stream::wait(&from, &mut emptied, until).await {
+                    Ok(()) => continue,
+                    Err(ended) => return ended,
                 }
-                read => read,
-            };
+            }
             since = emptied.take().unwrap_or(since);
             match read {
                 Ok(0) if within => return io::Error::from(io::ErrorKind::UnexpectedEof).into(),
                 Ok(0) => return Ended::Peer,
-                Ok(bytes) => emptied = (bytes < room).then(clock::now),
+                Ok(bytes) => emptied = (bytes < room).then_some(looked),
                 Err(error) => return error.into(),
             }
         }
@@ -492,15 +514,23 @@ impl Inner {
             state.dialogue.handle_frame(frame);
             state.settle()
         };
+        let room = match frame.content.len() {
+            0..=SMALL_BYTES => 1,
+            _ => EVENTS_MAX,
+        };
         for event in events {
-            if self.events.send(Heard { event, since }).await.is_err() {
+            let Ok(mut places) = self.events.reserve_many(room).await else {
                 return false;
+            };
+            if let Some(place) = places.next() {
+                place.send(Heard { event, since });
             }
         }
         true
     }
 
     async fn write(&self, mut to: WriteHalf<'_>) -> Ended {
+        let mut told = Pace::with_burst(1, WARNINGS_AT_ONCE);
         loop {
             let frame = self.lock().dialogue.poll_transmit();
             let Some(frame) = frame else {
@@ -509,39 +539,22 @@ impl Inner {
             };
             let mut head = BytesMut::new();
             if let Err(error) = frame.encode_head(&mut head) {
-                tracing::warn!(%error, "a message cannot be sent");
+                if told.take(clock::now()).is_ok() {
+                    tracing::warn!(%error, "a message cannot be sent");
+                }
                 self.lock().dialogue.written();
                 continue;
             }
             // What is short goes in one piece.
             let with = frame.content.len().min(WRITE_BYTES);
             head.extend_from_slice(&frame.content[..with]);
-            let parts = std::iter::once(&head[..]).chain(frame.content[with..].chunks(WRITE_BYTES));
+            let parts = [&head[..], &frame.content[with..]];
             for part in parts {
-                match tokio::time::timeout(WRITE_STALL, to.write_all(part)).await {
-                    Ok(Ok(())) => {}
-                    Ok(Err(error)) => return error.into(),
-                    Err(_elapsed) => return Ended::Stalled,
+                if let Err(ended) = stream::write(&mut to, part).await {
+                    return ended;
                 }
             }
             self.lock().dialogue.written();
-        }
-    }
-}
-
-/// Reads so many bytes and keeps none.
-async fn pass_over(from: &mut ReadHalf<'_>, buffer: &mut BytesMut, bytes: u64) -> io::Result<()> {
-    let mut left = usize::try_from(bytes).unwrap_or(usize::MAX);
-    loop {
-        let there = left.min(buffer.len());
-        buffer.advance(there);
-        left -= there;
-        if left == 0 {
-            return Ok(());
-        }
-        buffer.reserve(READ_BYTES.1);
-        if from.read_buf(buffer).await? == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
         }
     }
 }
@@ -552,16 +565,4 @@ fn read_whole(path: &Path, max: usize) -> io::Result<Option<Bytes>> {
     let most = u64::try_from(max).unwrap_or(u64::MAX).saturating_add(1);
     std::fs::File::open(path)?.take(most).read_to_end(&mut bytes)?;
     Ok((bytes.len() <= max).then(|| bytes.into()))
-}
-
-/// Beside it and then in its place, so that nobody ever sees half of it.
-fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.part", std::process::id()));
-    let beside = path.with_file_name(name);
-    let written = std::fs::write(&beside, bytes).and_then(|()| std::fs::rename(&beside, path));
-    if written.is_err() {
-        let _not_made = std::fs::remove_file(&beside);
-    }
-    written
 }

@@ -11,6 +11,7 @@ mod callbacks;
 mod client;
 mod connection;
 pub mod files;
+mod stream;
 #[cfg(test)]
 mod tests;
 
@@ -20,7 +21,7 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
-pub use callbacks::{CALLBACKS_MAX, Callbacks};
+pub use callbacks::{CALLBACKS_BYTES_MAX, CALLBACKS_MAX, Callbacks};
 pub use client::{CONNECT_ATTEMPTS, CONNECT_PAUSE, CONNECT_TIMEOUT, Client, RETRY_PAUSE_MAX, broadcast_bind};
 pub use connection::{
     ConnectionManager, Ended, FileFault, Heard, MESSAGE_WITHIN, Options, PASSED_OVER_MAX, WRITE_STALL,

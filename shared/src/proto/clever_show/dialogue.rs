@@ -15,6 +15,9 @@
 //! had been written is gone, read or not: nothing but a request is ever sent twice. Responses never outlive the
 //! connection that their request came on.
 //!
+//! While there is no connection, what would be dropped at its loss is refused: a flight action said then would come at
+//! any time later. A request alone waits for the next connection in any case, for whoever asked waits with it.
+//!
 //! Invariants: the queue is bounded in messages and bytes, the open requests in number; every request ends in exactly
 //! one event unless it is given up.
 
@@ -29,7 +32,7 @@ use crate::proto::wire::Frame;
 
 /// Most messages that wait to be sent.
 pub const QUEUE_MESSAGES_MAX: usize = 1_024;
-/// Most bytes of content that wait to be sent.
+/// Most bytes that wait to be sent: content, names and ids.
 pub const QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Most requests that wait for their response.
 pub const PENDING_MAX: usize = 256;
@@ -148,6 +151,9 @@ pub enum Rejected {
     /// The peer takes no more, or is away.
     #[error("too much waits to be sent: {QUEUE_MESSAGES_MAX} messages or {QUEUE_BYTES_MAX} bytes")]
     QueueFull,
+    /// It would go out whenever there is a connection again.
+    #[error("not connected, and `resume_queue` does not keep it: nothing was sent")]
+    NotConnected,
     /// The peer answers nothing.
     #[error("too many requests are open: {PENDING_MAX}")]
     TooManyRequests,
@@ -157,8 +163,9 @@ pub enum Rejected {
 #[derive(Debug)]
 pub struct Dialogue {
     manners: Manners,
+    connected: bool,
     queue: VecDeque<Item>,
-    /// Of the content of all that waits.
+    /// Of all that waits.
     bytes: usize,
     /// Taken for writing and not written yet.
     writing: Option<Item>,
@@ -224,11 +231,18 @@ fn weight(message: &Message) -> usize {
         args + kwargs.sum::<usize>()
     };
     match message {
-        Message::Action { arguments: given, .. } | Message::Request { arguments: given, .. } => {
-            arguments(given)
-        }
-        Message::FilePush { content, .. } | Message::FileResponse { content, .. } => content.len(),
-        Message::Response { value, .. } => json(value),
+        Message::Action {
+            action,
+            arguments: given,
+        } => action.len() + arguments(given),
+        Message::FilePush { path, content } => path.len() + content.len(),
+        Message::Request {
+            name,
+            id,
+            arguments: given,
+        } => name.len() + id.len() + arguments(given),
+        Message::Response { name, id, value } => name.len() + id.len() + json(value),
+        Message::FileResponse { name, id, content } => name.len() + id.len() + content.len(),
     }
 }
 
@@ -238,6 +252,7 @@ impl Dialogue {
     pub fn new(manners: Manners, first_id: u16) -> Self {
         Self {
             manners,
+            connected: false,
             queue: VecDeque::new(),
             bytes: 0,
             writing: None,
@@ -253,6 +268,11 @@ impl Dialogue {
         self.events.pop_front()
     }
 
+    /// There is a connection; what waits goes over it.
+    pub fn connected(&mut self) {
+        self.connected = true;
+    }
+
     /// How many messages wait to be sent.
     pub fn waiting(&self) -> usize {
         self.queue.len() + usize::from(self.writing.is_some())
@@ -266,7 +286,7 @@ impl Dialogue {
     /// Has the peer do something.
     ///
     /// # Errors
-    /// [`Rejected::QueueFull`]
+    /// [`Rejected`]
     pub fn send_message(&mut self, action: &str, arguments: Arguments) -> Result<(), Rejected> {
         let action = action.to_owned();
         self.enqueue(Item::new(Message::Action { action, arguments }, false))
@@ -275,7 +295,7 @@ impl Dialogue {
     /// The same, in place of an earlier one of this action that still waits: for readings.
     ///
     /// # Errors
-    /// [`Rejected::QueueFull`]
+    /// [`Rejected`]
     pub fn send_newest(&mut self, action: &str, arguments: Arguments) -> Result<(), Rejected> {
         let item = Item::new(
             Message::Action {
@@ -284,6 +304,7 @@ impl Dialogue {
             },
             true,
         );
+        self.may_wait(&item)?;
         let same = |waiting: &&mut Item| {
             let named = matches!(&waiting.message, Message::Action { action: other, .. } if other == action);
             waiting.newest_only && named
@@ -302,7 +323,7 @@ impl Dialogue {
     /// Gives the peer a file.
     ///
     /// # Errors
-    /// [`Rejected::QueueFull`]
+    /// [`Rejected`]
     pub fn send_file(&mut self, dest_filepath: &str, bytes: Bytes) -> Result<(), Rejected> {
         let (path, content) = (dest_filepath.to_owned(), bytes);
         self.enqueue(Item::new(Message::FilePush { path, content }, false))
@@ -311,7 +332,7 @@ impl Dialogue {
     /// Answers what [`Event::Asked`].
     ///
     /// # Errors
-    /// [`Rejected::QueueFull`]
+    /// [`Rejected`]
     pub fn respond(&mut self, value: &str, id: &str, answer: Answer) -> Result<(), Rejected> {
         let (value, id) = (value.to_owned(), id.to_owned());
         self.enqueue(Item::new(answer.to_message(value, id), false))
@@ -407,7 +428,10 @@ impl Dialogue {
 
     /// The connection is lost, or was closed. See the module for what becomes of what is open.
     pub fn lost(&mut self) {
-        if let Some(item) = self.writing.take() {
+        self.connected = false;
+        let wanted = |item: &Item| item.request().is_none_or(|id| self.pending.contains_key(id));
+        // A request may have ended while it was being written.
+        if let Some(item) = self.writing.take().filter(wanted) {
             self.bytes += item.bytes;
             self.queue.push_front(item);
         }
@@ -415,8 +439,9 @@ impl Dialogue {
             resume_queue,
             resend_requests,
         } = self.manners;
-        self.keep(|item| {
-            !item.is_response() && (resume_queue || item.request().is_some() && resend_requests)
+        self.keep(|item| match item.request() {
+            Some(_) => resume_queue || resend_requests,
+            None => resume_queue && !item.is_response(),
         });
         if resend_requests {
             self.ask_again();
@@ -462,7 +487,17 @@ impl Dialogue {
         }
     }
 
+    /// Whether it may wait for a connection, if it has to.
+    fn may_wait(&self, item: &Item) -> Result<(), Rejected> {
+        let kept = self.manners.resume_queue && !item.is_response();
+        if self.connected || kept || item.request().is_some() {
+            return Ok(());
+        }
+        Err(Rejected::NotConnected)
+    }
+
     fn enqueue(&mut self, item: Item) -> Result<(), Rejected> {
+        self.may_wait(&item)?;
         if self.queue.len() >= QUEUE_MESSAGES_MAX || self.bytes + item.bytes > QUEUE_BYTES_MAX {
             return Err(Rejected::QueueFull);
         }
@@ -480,8 +515,10 @@ impl Dialogue {
         loop {
             let id = request_id(self.next_id);
             self.next_id = (self.next_id + 1) % IDS;
+            // That of a request that ended while it is being written is not free yet.
+            let writing = self.writing.as_ref().and_then(Item::request) == Some(id.as_str());
             // There are far more ids than open requests.
-            if !self.pending.contains_key(&id) {
+            if !writing && !self.pending.contains_key(&id) {
                 return id;
             }
         }

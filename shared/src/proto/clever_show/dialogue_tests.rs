@@ -108,6 +108,7 @@ fn a_lost_connection_by_manners() {
         (BOTH, vec!["asked early", "half", "queued", "asked late"], 0),
     ] {
         let mut dialogue = Dialogue::new(manners, 0);
+        dialogue.connected();
         dialogue
             .get_response("asked early", Arguments::default())
             .expect("room");
@@ -129,6 +130,36 @@ fn a_lost_connection_by_manners() {
         let events: Vec<Event> = std::iter::from_fn(|| dialogue.poll_event()).collect();
         assert_eq!(events.len(), unanswered, "{manners:?}: {events:?}");
         assert_eq!(dialogue.open_requests(), 2 - unanswered);
+    }
+}
+
+#[test]
+fn what_is_said_without_a_connection_is_kept_by_manners() {
+    for (resume_queue, expected) in [(false, Err(Rejected::NotConnected)), (true, Ok(()))] {
+        let manners = Manners {
+            resume_queue,
+            resend_requests: false,
+        };
+        let mut dialogue = Dialogue::new(manners, 0);
+        for again in [false, true] {
+            let land = dialogue.send_message("land", Arguments::default());
+            assert_eq!(land, expected, "again: {again}");
+            assert_eq!(dialogue.send_newest("led", Arguments::default()), expected);
+            assert_eq!(dialogue.send_file("a", Bytes::new()), expected);
+            // Whoever asked it is gone in any case.
+            let answer = dialogue.respond("id", "0001", Answer::Value(json!(1)));
+            assert_eq!(answer, Err(Rejected::NotConnected));
+            dialogue.get_response("id", Arguments::default()).expect("room");
+            dialogue.connected();
+            let read = write_all(&mut dialogue);
+            let all = ["land", "led", "a", "id"];
+            assert_eq!(names(&read), if resume_queue { &all[..] } else { &all[3..] });
+            dialogue
+                .send_message("land", Arguments::default())
+                .expect("connected");
+            assert_eq!(names(&write_all(&mut dialogue)), ["land"]);
+            dialogue.lost();
+        }
     }
 }
 
@@ -168,6 +199,18 @@ fn what_waits_is_bounded() {
     assert_eq!(dialogue.send_file("b", half.clone()), Err(Rejected::QueueFull));
     assert_eq!(names(&write_all(&mut dialogue)), ["a"]);
     dialogue.send_file("b", half).expect("room again");
+
+    // What a peer chooses counts as well.
+    let mut dialogue = Dialogue::new(BOTH, 0);
+    dialogue.connected();
+    let id = "9".repeat(QUEUE_BYTES_MAX / 2 + 1);
+    let answer = || Answer::Value(json!(1));
+    dialogue.respond("id", &id, answer()).expect("room");
+    assert_eq!(dialogue.respond("id", &id, answer()), Err(Rejected::QueueFull));
+    assert_eq!(
+        dialogue.respond(&id, "1", Answer::File(Bytes::new())),
+        Err(Rejected::QueueFull)
+    );
 }
 
 #[test]
@@ -186,15 +229,37 @@ fn what_is_given_up_is_not_asked_and_frees_its_place() {
     assert_eq!(dialogue.poll_event(), None);
 }
 
+#[test]
+fn what_ends_while_it_is_written_is_not_asked_again() {
+    for answered in [false, true] {
+        let mut dialogue = Dialogue::new(BOTH, 0);
+        let number = dialogue.get_response("one", Arguments::default()).expect("room");
+        if answered {
+            // Asked before, and answered late.
+            assert_eq!(names(&write_all(&mut dialogue)), ["one"]);
+            dialogue.lost();
+        }
+        let half = Message::read(&dialogue.poll_transmit().expect("one")).expect("readable");
+        if answered {
+            dialogue.handle_frame(&answer_to(&half, Answer::Value(json!(1))).to_frame());
+        } else {
+            dialogue.give_up(number);
+        }
+        dialogue.lost();
+        assert_eq!(names(&write_all(&mut dialogue)), [""; 0], "answered: {answered}");
+    }
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Say,
     Ask,
     GiveUp(usize),
+    Begin,
     Write,
-    BeginWrite,
     Answer(usize),
     Lose,
+    Connect,
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -202,41 +267,55 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         3 => Just(Step::Say),
         3 => Just(Step::Ask),
         1 => (0..9_usize).prop_map(Step::GiveUp),
+        2 => Just(Step::Begin),
         4 => Just(Step::Write),
-        1 => Just(Step::BeginWrite),
         3 => (0..9_usize).prop_map(Step::Answer),
         1 => Just(Step::Lose),
+        2 => Just(Step::Connect),
     ];
     vec(step, 0..60)
 }
 
 proptest! {
     /// Whatever happens: with both manners every message is read exactly once and in order by a peer that reads all
-    /// that was written; every request ends at most once, and none that is answered was not asked.
+    /// that was written; every request ends at most once, none that is answered was not asked, and none that has ended
+    /// is begun to be asked.
     #[test]
     fn nothing_is_lost_or_doubled(steps in steps(), resume_queue: bool, resend_requests: bool) {
         let manners = Manners { resume_queue, resend_requests };
         let mut dialogue = Dialogue::new(manners, 9_990);
+        let mut connected = false;
         let (mut said, mut read) = (0_u64, Vec::new());
         let (mut asked, mut ended) = (Vec::new(), BTreeMap::new());
-        let (mut given_up, mut at_peer) = (Vec::new(), Vec::new());
+        let (mut given_up, mut at_peer, mut half) = (Vec::new(), Vec::new(), None);
         for step in steps {
             match step {
                 Step::Say => {
-                    dialogue.send_message("n", kwargs(json!({ "n": said }))).expect("room");
-                    said += 1;
+                    let sent = dialogue.send_message("n", kwargs(json!({ "n": said })));
+                    prop_assert_eq!(sent.is_ok(), connected || resume_queue);
+                    said += u64::from(sent.is_ok());
                 }
-                Step::Ask => asked.push(dialogue.get_response("q", Arguments::default()).expect("room")),
+                Step::Ask => {
+                    let which = kwargs(json!({ "which": asked.len() }));
+                    asked.push(dialogue.get_response("q", which).expect("room"));
+                }
                 Step::GiveUp(which) => if let Some(number) = asked.get(which)
                     && !ended.contains_key(number) && !given_up.contains(number) {
                     dialogue.give_up(*number);
                     given_up.push(*number);
                 },
-                Step::Write => {
-                    // One that is being written is finished first.
-                    dialogue.written();
-                    if let Some(frame) = dialogue.poll_transmit() {
-                        match Message::read(&frame).expect("readable") {
+                Step::Begin | Step::Write => {
+                    if connected && half.is_none() && let Some(frame) = dialogue.poll_transmit() {
+                        let message = Message::read(&frame).expect("readable");
+                        if let Message::Request { arguments, .. } = &message {
+                            let which = arguments.kwargs["which"].as_u64().expect("which");
+                            let number = asked[usize::try_from(which).expect("small")];
+                            prop_assert!(!given_up.contains(&number) && !ended.contains_key(&number));
+                        }
+                        half = Some(message);
+                    }
+                    if let Step::Write = step && let Some(whole) = half.take() {
+                        match whole {
                             Message::Action { arguments, .. } => read.push(arguments.kwargs["n"].as_u64().expect("n")),
                             request @ (Message::Request { .. }
                             | Message::Response { .. }
@@ -246,15 +325,18 @@ proptest! {
                         dialogue.written();
                     }
                 }
-                Step::BeginWrite => {
-                    // Never read as a whole: the connection breaks before.
-                    let _half = dialogue.poll_transmit();
-                    dialogue.lost();
-                }
                 Step::Answer(which) => if let Some(request) = at_peer.get(which) {
                     dialogue.handle_frame(&answer_to(request, Answer::Value(json!(1))).to_frame());
                 },
-                Step::Lose => dialogue.lost(),
+                Step::Lose => {
+                    // What is half written is not read as a whole.
+                    (half, connected) = (None, false);
+                    dialogue.lost();
+                }
+                Step::Connect => {
+                    connected = true;
+                    dialogue.connected();
+                }
             }
             while let Some(event) = dialogue.poll_event() {
                 match event {
@@ -274,7 +356,9 @@ proptest! {
             }
             prop_assert_eq!(dialogue.open_requests(), asked.len() - ended.len() - given_up.len());
         }
-        for message in write_all(&mut dialogue) {
+        dialogue.written();
+        let rest = write_all(&mut dialogue);
+        for message in half.into_iter().chain(rest) {
             if let Message::Action { arguments, .. } = message {
                 read.push(arguments.kwargs["n"].as_u64().expect("n"));
             }

@@ -14,7 +14,21 @@ use serde_json::{Map, Value, json};
 use super::FILE_TRANSFER;
 use crate::proto::json::JsonError;
 use crate::proto::message::Arguments;
-use crate::proto::wire::{ContentType, Frame, Header, MessageType};
+use crate::proto::wire::{ContentEncoding, ContentType, Frame, Header, MessageType};
+
+/// Longest id of a request that is read, in bytes. The real programs write four digits.
+pub const REQUEST_ID_BYTES_MAX: usize = 64;
+/// Longest name of an action or a requested value that is read, in bytes.
+pub const NAME_BYTES_MAX: usize = 256;
+
+/// Most memory that JSON of a peer may take beside its text, in bytes: as short as it is, it may hold a great many
+/// values.
+pub const VALUES_BYTES_MAX: usize = 2 * 1024 * 1024;
+/// What an object takes before there is anything in it, a list, and one more value in either, in bytes: the least that
+/// `serde_json` and the allocator give them, generously.
+const OBJECT_BYTES: usize = 640;
+const LIST_BYTES: usize = 128;
+const VALUE_BYTES: usize = 64;
 
 /// One message, either way.
 #[derive(Clone, Debug, PartialEq)]
@@ -68,7 +82,7 @@ pub enum BadMessage {
     /// The content is not JSON that we read.
     #[error(transparent)]
     Json(#[from] JsonError),
-    /// A part of the message is not there, or is of another kind.
+    /// A part of the message is not there, or is of another kind, or too long.
     #[error("a {message} without a sound {part:?}")]
     Without {
         /// Which message.
@@ -76,9 +90,34 @@ pub enum BadMessage {
         /// What it lacks.
         part: &'static str,
     },
+    /// The content is JSON of too many values; found before anything was built.
+    #[error("JSON of so many values that they take more than {VALUES_BYTES_MAX} bytes of memory")]
+    TooManyValues,
     /// Bytes where JSON has to be.
     #[error("bytes as the content of something that is no file")]
     NotAFile,
+}
+
+/// About how much memory arguments take, in bytes.
+pub fn memory_bytes(arguments: &Arguments) -> usize {
+    let values = arguments.args.iter().map(value_bytes).sum::<usize>();
+    values + fields_bytes(&arguments.kwargs)
+}
+
+fn fields_bytes(fields: &Map<String, Value>) -> usize {
+    let fields = fields.iter().map(|(key, value)| key.len() + value_bytes(value));
+    OBJECT_BYTES + fields.sum::<usize>()
+}
+
+/// No deeper than what is read is nested.
+fn value_bytes(value: &Value) -> usize {
+    let within = match value {
+        Value::Null | Value::Bool(_) | Value::Number(_) => 0,
+        Value::String(text) => text.len(),
+        Value::Array(values) => LIST_BYTES + values.iter().map(value_bytes).sum::<usize>(),
+        Value::Object(fields) => fields_bytes(fields),
+    };
+    VALUE_BYTES + within
 }
 
 /// The digits of a request: `0042`.
@@ -140,9 +179,11 @@ impl Message {
                     part,
                 };
                 let name = content.remove("requested_value");
-                let name = name.and_then(text).ok_or_else(|| without("requested_value"))?;
+                let name = name.and_then(text).filter(|name| name.len() <= NAME_BYTES_MAX);
+                let name = name.ok_or_else(|| without("requested_value"))?;
                 let id = content.remove("request_id");
-                let id = id.and_then(text).ok_or_else(|| without("request_id"))?;
+                let id = id.and_then(text).filter(|id| id.len() <= REQUEST_ID_BYTES_MAX);
+                let id = id.ok_or_else(|| without("request_id"))?;
                 let arguments = arguments("request", content)?;
                 Ok(Self::Request { name, id, arguments })
             }
@@ -231,16 +272,21 @@ fn file(header: Header, content: &Bytes) -> Frame {
 
 fn header(frame: &Frame, message: &'static str, part: &'static str) -> Result<String, BadMessage> {
     let header = &frame.header;
-    let told = match part {
-        "action" => &header.action,
-        "filepath" => &header.filepath,
-        "requested_value" => &header.requested_value,
-        _ => &header.request_id,
+    let (told, most) = match part {
+        "action" => (&header.action, NAME_BYTES_MAX),
+        // As long as a header may be.
+        "filepath" => (&header.filepath, usize::MAX),
+        "requested_value" => (&header.requested_value, NAME_BYTES_MAX),
+        _ => (&header.request_id, REQUEST_ID_BYTES_MAX),
     };
-    told.clone().ok_or(BadMessage::Without { message, part })
+    let told = told.clone().filter(|told| told.len() <= most);
+    told.ok_or(BadMessage::Without { message, part })
 }
 
 fn object(frame: &Frame, message: &'static str) -> Result<Map<String, Value>, BadMessage> {
+    if values_bytes(frame) > VALUES_BYTES_MAX {
+        return Err(BadMessage::TooManyValues);
+    }
     match frame.value()? {
         Value::Object(object) => Ok(object),
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => {
@@ -250,6 +296,40 @@ fn object(frame: &Frame, message: &'static str) -> Result<Map<String, Value>, Ba
             })
         }
     }
+}
+
+/// About how much memory the content takes as values, beside its text.
+fn values_bytes(frame: &Frame) -> usize {
+    match &frame.header.content_encoding {
+        ContentEncoding::Utf16 => {
+            let big = frame.content.starts_with(&[0xfe, 0xff]);
+            let (units, _rest) = frame.content.as_chunks();
+            let units = units.iter().map(|unit| match big {
+                true => u16::from_be_bytes(*unit),
+                false => u16::from_le_bytes(*unit),
+            });
+            // All that counts is ASCII.
+            weigh(units.map(|unit| u8::try_from(unit).unwrap_or(b' ')))
+        }
+        ContentEncoding::Utf8 | ContentEncoding::Other(_) => weigh(frame.content.iter().copied()),
+    }
+}
+
+fn weigh(text: impl Iterator<Item = u8>) -> usize {
+    let (mut bytes, mut in_string, mut escaped) = (0_usize, false, false);
+    for byte in text {
+        match byte {
+            _ if escaped => escaped = false,
+            b'"' => in_string = !in_string,
+            b'\\' => escaped = in_string,
+            _ if in_string => {}
+            b'{' => bytes = bytes.saturating_add(OBJECT_BYTES),
+            b'[' => bytes = bytes.saturating_add(LIST_BYTES),
+            b',' => bytes = bytes.saturating_add(VALUE_BYTES),
+            _ => {}
+        }
+    }
+    bytes
 }
 
 /// `args` and `kwargs`; either may be absent or `null`, as real peers write after a reconnect.

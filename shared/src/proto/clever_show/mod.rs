@@ -31,7 +31,9 @@ pub use announcement::{Announcement, BadAnnouncement};
 pub use dialogue::{
     Answer, Dialogue, Event, Manners, PENDING_MAX, QUEUE_BYTES_MAX, QUEUE_MESSAGES_MAX, Rejected, Unanswered,
 };
-pub use message::{BadMessage, Message, request_id};
+pub use message::{
+    BadMessage, Message, NAME_BYTES_MAX, REQUEST_ID_BYTES_MAX, VALUES_BYTES_MAX, memory_bytes, request_id,
+};
 pub use pace::Pace;
 
 /// Where the server listens.

@@ -1,0 +1,100 @@
+//! Bytes of one connection: waiting for them, passing them over, writing them.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use bytes::{Buf as _, BytesMut};
+use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::net::tcp::ReadHalf;
+
+use super::{Ended, WRITE_STALL};
+use crate::net::clock;
+
+/// How often an empty socket is looked at again. So much older than it is may a message seem, and never younger.
+pub(super) const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// Room that is made for what is passed over, in bytes.
+const READ_BYTES: usize = 256 * 1024;
+
+/// Waits for something to read, until then at most. `emptied` becomes the last time at which there was nothing: taken
+/// before looking, for between a look and the next step any time may pass, with the process stopped or the machine
+/// asleep, and what came meanwhile is as old as that. The runtime's word is not enough: after a stop it may say that
+/// there is nothing because it has not asked yet.
+pub(super) async fn wait(
+    from: &ReadHalf<'_>,
+    emptied: &mut Option<Instant>,
+    until: Option<Instant>,
+) -> Result<(), Ended> {
+    loop {
+        let looked = clock::now();
+        if until.is_some_and(|until| until <= looked) {
+            return Err(Ended::Stalled);
+        }
+        if is_empty(from.as_ref()) {
+            *emptied = Some(looked);
+        }
+        let again = looked + LOOK_EVERY;
+        let again = until.map_or(again, |until| until.min(again));
+        if let Ok(ready) = clock::timeout_at(again, from.readable()).await {
+            return Ok(ready?);
+        }
+    }
+}
+
+/// Whether the system holds nothing that came; `false` if it does not say.
+fn is_empty(stream: &TcpStream) -> bool {
+    rustix::io::ioctl_fionread(stream) == Ok(0)
+}
+
+/// Reads so many bytes and keeps none.
+pub(super) async fn pass_over(from: &mut ReadHalf<'_>, buffer: &mut BytesMut, bytes: u64) -> io::Result<()> {
+    let mut left = usize::try_from(bytes).unwrap_or(usize::MAX);
+    loop {
+        let there = left.min(buffer.len());
+        buffer.advance(there);
+        left -= there;
+        if left == 0 {
+            return Ok(());
+        }
+        buffer.reserve(READ_BYTES);
+        if from.read_buf(buffer).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+}
+
+/// Writes all of it, as slowly as the peer takes it, if it takes anything in each [`WRITE_STALL`].
+pub(super) async fn write(to: &mut (impl AsyncWrite + Unpin), mut bytes: &[u8]) -> Result<(), Ended> {
+    while !bytes.is_empty() {
+        match tokio::time::timeout(WRITE_STALL, to.write(bytes)).await {
+            Ok(Ok(0)) => return Err(io::Error::from(io::ErrorKind::WriteZero).into()),
+            Ok(Ok(taken)) => bytes = &bytes[taken..],
+            Ok(Err(error)) => return Err(error.into()),
+            Err(_elapsed) => return Err(Ended::Stalled),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_peer_is_waited_for_and_one_that_stands_still_is_not() {
+        let (mut ours, mut theirs) = tokio::io::duplex(1024);
+        let reading = tokio::spawn(async move {
+            let mut part = [0; 1024];
+            for _ in 0..64 {
+                tokio::time::sleep(WRITE_STALL / 2).await;
+                theirs.read_exact(&mut part).await.expect("written");
+            }
+            theirs
+        });
+        let content = vec![0; 64 * 1024];
+        write(&mut ours, &content).await.expect("it takes something");
+        let _theirs = reading.await.expect("ran");
+        let ended = write(&mut ours, &content).await.expect_err("it takes nothing");
+        assert!(matches!(ended, Ended::Stalled), "{ended}");
+    }
+}
