@@ -345,7 +345,11 @@ fn a_stop_goes_before_all_drops_what_acts_and_comes_again() {
     drone.disconnected(now);
     drone.stop(6, "emergency_land", now + SECOND);
     drone.handle_timeout(now + SECOND);
-    assert_eq!(events(&mut drone), [Event::Ended(6, End::Expired)]);
+    let told = events(&mut drone);
+    assert!(
+        matches!(told.as_slice(), [Event::Ended(6, End::NoAnswer(why))] if why.contains("when it is back")),
+        "{told:?}"
+    );
     drone.connected(now + SECOND);
     assert_eq!(
         names(&written(&mut drone, now + SECOND)),
@@ -382,6 +386,61 @@ fn what_a_stop_found_half_written_never_goes_again() {
     drone.stop(2, "emergency_land", now + SECOND);
     drone.written();
     assert_eq!(events(&mut drone), [Event::Ended(1, End::Sent)]);
+}
+
+#[test]
+fn a_stop_is_told_though_nobody_waits_for_it_any_more_or_its_time_is_up() {
+    for (late, lost) in [(false, false), (true, false), (false, true), (true, true)] {
+        let now = clock::now();
+        let mut drone = settled(true, true, now);
+        drone.push(1, "/x", Bytes::new(), now + SECOND, now);
+        assert!(drone.next_frame(now).is_some(), "a file is on its way");
+        // Two at once: it is told by one of them.
+        for ticket in [2, 3] {
+            drone.stop(ticket, "emergency_land", now + SECOND);
+        }
+        if late {
+            drone.handle_timeout(now + SECOND);
+            let told = events(&mut drone);
+            assert!(
+                matches!(
+                    told.as_slice(),
+                    [Event::Ended(2, End::NoAnswer(why)), Event::Ended(3, End::NoAnswer(_))]
+                        if why.contains("not told yet")
+                ),
+                "it is here, and not told: {told:?}"
+            );
+        } else {
+            drone.cancel(2);
+            drone.cancel(3);
+        }
+        let now = now + 2 * SECOND;
+        drone.written();
+        if lost {
+            assert!(drone.next_frame(now).is_some(), "half of the stop is written");
+            drone.disconnected(now);
+            drone.connected(now);
+        }
+        assert_eq!(names(&written(&mut drone, now)), ["emergency_land"]);
+        assert_eq!(events(&mut drone), [Event::Ended(1, End::Sent)]);
+    }
+    // Not after its release, wherever it was.
+    for half in [false, true] {
+        let now = clock::now();
+        let mut drone = settled(true, true, now);
+        drone.ask(1, "time", none(), until(now), now);
+        assert!(drone.next_frame(now).is_some());
+        drone.stop(2, "emergency_land", now + SECOND);
+        if half {
+            drone.written();
+            assert!(drone.next_frame(now).is_some(), "half of the stop is written");
+        }
+        drone.cancel(2);
+        drone.release();
+        drone.disconnected(now);
+        drone.connected(now);
+        assert_eq!(names(&written(&mut drone, now)), ["time"]);
+    }
 }
 
 #[test]

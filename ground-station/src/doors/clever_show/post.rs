@@ -436,7 +436,7 @@ impl Post {
         }
     }
 
-    /// Forgets what nobody waits for any more.
+    /// Forgets what nobody waits for any more. A stop that is in force is told all the same.
     fn sweep(&mut self) {
         let drone = &mut self.drone;
         self.waiting.retain(|ticket, (_, reply)| {

@@ -163,6 +163,16 @@ async fn a_stop_does_not_wait_for_a_file() {
 }
 
 #[tokio::test]
+async fn a_stop_is_told_though_whoever_asked_for_it_is_gone() {
+    let rig = Rig::new("allow = [\"*\"]").await;
+    let mut drone = rig.drone("clever-1").await;
+    assert_eq!(drone.told().await, "clover_dir");
+    // Before its door has even looked at it.
+    drop(rig.house.guests.order("clever-1", Work::Stop).await);
+    assert_eq!(drone.told().await, "emergency_land");
+}
+
+#[tokio::test]
 async fn a_drone_that_is_gone_gives_its_place_to_another_and_gets_one_again() {
     let rig = Rig::new("").await;
     let guests = &rig.house.guests;

@@ -17,7 +17,8 @@
 //! it is answered once; `id` is asked again after [`QUIET`], as a sign of life.
 //!
 //! An emergency stop drops every action and file that is queued, or lost half written, goes before everything else, goes
-//! again at each new connection, and refuses further actions and files, until [`Drone::release`].
+//! again at each new connection, and refuses further actions and files, until [`Drone::release`]. It is told though
+//! nobody waits for it any more, or its time is up: then its ticket ends, and its frame stays.
 //!
 //! Invariants: every ticket gets exactly one [`Event::Ended`], unless it is [cancelled](Drone::cancel); nothing is begun
 //! after its deadline.
@@ -68,6 +69,9 @@ pub struct Drone {
 /// Our own questions and our own stop make no tickets.
 const OWN: Option<u64> = None;
 const DROPPED: End = End::Refused("dropped by an emergency stop");
+const NOT_YET_STOPPED: &str = "not told yet: it is told to stop as soon as what is being sent to it has gone out, unless \
+                               it is released before";
+const STOPPED_WHEN_BACK: &str = "offline: it is told to stop when it is back, unless it is released before";
 
 impl Drone {
     /// One that has told its id, and is away.
@@ -154,9 +158,17 @@ impl Drone {
         if self.clover_dir.is_none() && !self.requests.values().any(asks_dir) {
             self.ask_own("clover_dir", Asked::CloverDir);
         }
-        if let Some(stop) = &self.stopped
-            && !self.queue.iter().any(|queued| queued.what == What::Stop)
-        {
+        self.keep_stop();
+    }
+
+    /// Whether it will be told to stop, whatever becomes of whoever asked for that.
+    fn has_stop(&self) -> bool {
+        self.queue.iter().any(|queued| queued.what == What::Stop)
+    }
+
+    /// A stop that is in force is told, whoever has given up waiting for it.
+    fn keep_stop(&mut self) {
+        if let Some(stop) = self.stopped.as_ref().filter(|_| !self.has_stop()) {
             self.queue.push_back(Queued {
                 what: What::Stop,
                 ticket: OWN,
@@ -173,6 +185,11 @@ impl Drone {
         }
         match self.in_hand.take() {
             Some(half) if half.what == What::Dropped => self.drop_queued(half, DROPPED),
+            // Released meanwhile, or told by another one.
+            Some(half)
+                if half.what == What::Stop
+                    && half.ticket.is_none()
+                    && (!self.is_stopped() || self.has_stop()) => {}
             half => half.into_iter().for_each(|half| self.queue.push_front(half)),
         }
         let own: Vec<u32> = self
@@ -323,7 +340,8 @@ impl Drone {
         });
     }
 
-    /// Stops it, or tells it once more. Ended as [`End::Sent`] when that is written; while it is away, that waits.
+    /// Stops it, or tells it once more. Ended as [`End::Sent`] when that is written; while it is away, that waits. Ended
+    /// before, it is told all the same.
     pub fn stop(&mut self, ticket: u64, action: &str, begin: Instant) {
         let arguments = Arguments::default();
         let action = action.to_owned();
@@ -361,7 +379,7 @@ impl Drone {
         self.stopped.take().is_some()
     }
 
-    /// Nobody waits for it any more: if it is not written yet, it never is.
+    /// Nobody waits for it any more: if it is not written yet, it never is, unless it is a stop that is in force.
     pub fn cancel(&mut self, ticket: u64) {
         let mine = |queued: &Queued| queued.ticket == Some(ticket);
         let unwritten = self
@@ -370,8 +388,10 @@ impl Drone {
             .find(|queued| mine(queued))
             .map(|queued| queued.what);
         self.queue.retain(|queued| !mine(queued));
-        if let Some(What::Request(number)) = unwritten {
-            self.requests.remove(&number);
+        match unwritten {
+            Some(What::Request(number)) => drop(self.requests.remove(&number)),
+            Some(What::Stop) => self.keep_stop(),
+            Some(What::Act | What::Dropped) | None => {}
         }
         if let Some(in_hand) = self.in_hand.as_mut().filter(|queued| mine(queued)) {
             in_hand.ticket = None;
@@ -403,7 +423,7 @@ impl Drone {
         }
         while let Some(queued) = take_first(&mut self.queue) {
             if queued.begin.is_some_and(|begin| now >= begin) {
-                self.drop_queued(queued, End::Expired);
+                self.drop_late(queued);
                 continue;
             }
             let frame = queued.frame.clone();
@@ -542,7 +562,7 @@ impl Drone {
                 std::mem::take(&mut self.queue).into_iter().partition(late);
             self.queue = left;
             for queued in over {
-                self.drop_queued(queued, End::Expired);
+                self.drop_late(queued);
             }
         }
         let unanswered: Vec<(u32, bool)> = self
@@ -570,6 +590,20 @@ impl Drone {
         } else if now >= heard + QUIET {
             self.probe();
         }
+    }
+
+    /// Its time is up. That ends a ticket, and no stop.
+    fn drop_late(&mut self, queued: Queued) {
+        if queued.what != What::Stop || !self.is_stopped() {
+            return self.drop_queued(queued, End::Expired);
+        }
+        let why = if self.is_here() {
+            NOT_YET_STOPPED
+        } else {
+            STOPPED_WHEN_BACK
+        };
+        self.drop_queued(queued, End::NoAnswer(why));
+        self.keep_stop();
     }
 
     fn drop_queued(&mut self, queued: Queued, end: End) {
