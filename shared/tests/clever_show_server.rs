@@ -9,7 +9,8 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use swarm_shared::net::clock;
 use swarm_shared::proto::clever_show::server::{
-    BadId, Drone, End, Event, QUEUE_MAX, QUIET, READINGS_MAX, REQUESTS_MAX, Rules, Until, answers_id, ask_id,
+    BadId, CLOVER_DIR_BYTES_MAX, Drone, End, Event, QUEUE_MAX, QUIET, READINGS_MAX, READINGS_MEMORY_MAX,
+    REQUESTS_MAX, Rules, Until, answers_id, ask_id,
 };
 use swarm_shared::proto::clever_show::{Message, request_id};
 use swarm_shared::proto::message::Arguments;
@@ -119,6 +120,28 @@ fn clover_dir_is_asked_until_it_is_answered_once() {
         assert_eq!(drone.clover_dir(), Some("/home/pi"));
         drone.disconnected(now);
         now += SECOND;
+        drone.connected(now);
+        assert_eq!(names(&written(&mut drone, now)), [""; 0]);
+    }
+}
+
+#[test]
+fn no_more_is_kept_of_a_clover_dir_than_a_path() {
+    let now = clock::now();
+    let longest = "x".repeat(CLOVER_DIR_BYTES_MAX);
+    let longer = format!("{longest}x");
+    for (answer, kept) in [
+        (json!(longest), Some(longest.as_str())),
+        (json!(longer), None),
+        (json!([{ "": 0 }, { "": 0 }]), None),
+    ] {
+        let mut drone = drone(false, false);
+        drone.connected(now);
+        assert_eq!(names(&written(&mut drone, now)), ["clover_dir"]);
+        drone.handle_frame(&response(1, "clover_dir", answer), now);
+        assert_eq!(drone.clover_dir(), kept);
+        // That was its answer: it is not asked again.
+        drone.disconnected(now);
         drone.connected(now);
         assert_eq!(names(&written(&mut drone, now)), [""; 0]);
     }
@@ -498,6 +521,39 @@ fn everything_is_bounded() {
     };
     drone.handle_frame(&telemetry.to_frame(), now);
     assert_eq!(drone.readings().len(), READINGS_MAX);
+}
+
+#[test]
+fn readings_that_are_short_and_take_much_memory_are_passed_over() {
+    let now = clock::now();
+    let mut drone = settled(false, false, now);
+    let telemetry = |kwargs: Value| {
+        let arguments = Arguments {
+            kwargs: serde_json::from_value(kwargs).expect("an object"),
+            ..none()
+        };
+        let action = "telemetry".to_owned();
+        Message::Action { action, arguments }.to_frame()
+    };
+    // A hundred times as long in memory.
+    let nested = Value::Array(vec![json!({ "": 0 }); 70]);
+    for name in 0..READINGS_MAX {
+        drone.handle_frame(&telemetry(json!({ (format!("r{name}")): nested })), now);
+    }
+    let kept = drone.readings().len();
+    assert!((1..=READINGS_MEMORY_MAX / (70 * 600)).contains(&kept), "{kept}");
+    let told = events(&mut drone);
+    let passed_over = told.iter().filter(|event| matches!(event, Event::PassedOver(_)));
+    assert_eq!(passed_over.count(), READINGS_MAX - kept);
+    // What takes less in its place makes room for others.
+    drone.handle_frame(
+        &telemetry(json!({ "r0": 1, "memory": { "total": 4, "free": 1 } })),
+        now,
+    );
+    assert_eq!(drone.readings()["r0"], json!(1));
+    assert_eq!(drone.readings()["memory"]["free"], json!(1));
+    drone.handle_frame(&telemetry(json!({ "r1": nested })), now);
+    assert_eq!(drone.readings()["r1"], nested);
 }
 
 #[derive(Clone, Debug)]

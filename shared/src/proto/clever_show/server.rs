@@ -23,6 +23,8 @@
 //! Invariants: every ticket gets exactly one [`Event::Ended`], unless it is [cancelled](Drone::cancel); nothing is begun
 //! after its deadline.
 
+mod stops;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
@@ -34,8 +36,8 @@ pub use super::greeting::{BadId, answers_id, ask_id, said_id};
 use super::message::Message;
 pub use super::orders::{End, Event, Rules, Until};
 use super::queued::{Queued, What, take_first};
-use super::readings::Readings;
-pub use super::readings::{READING_BYTES_MAX, READINGS_MAX};
+pub use super::readings::{CLOVER_DIR_BYTES_MAX, READING_BYTES_MAX, READINGS_MAX, READINGS_MEMORY_MAX};
+use super::readings::{CloverDir, Readings};
 use crate::proto::message::Arguments;
 use crate::proto::wire::{ContentType, Frame, Header, MessageType};
 
@@ -60,7 +62,7 @@ pub struct Drone {
     in_hand: Option<Queued>,
     /// By number: queued, in hand or waiting for its answer.
     requests: Requests,
-    clover_dir: Option<Value>,
+    clover_dir: CloverDir,
     readings: Readings,
     stopped: Option<Message>,
     events: VecDeque<Event>,
@@ -68,10 +70,6 @@ pub struct Drone {
 
 /// Our own questions and our own stop make no tickets.
 const OWN: Option<u64> = None;
-const DROPPED: End = End::Refused("dropped by an emergency stop");
-const NOT_YET_STOPPED: &str = "not told yet: it is told to stop as soon as what is being sent to it has gone out, unless \
-                               it is released before";
-const STOPPED_WHEN_BACK: &str = "offline: it is told to stop when it is back, unless it is released before";
 
 impl Drone {
     /// One that has told its id, and is away.
@@ -84,7 +82,7 @@ impl Drone {
             queue: VecDeque::new(),
             in_hand: None,
             requests: Requests::default(),
-            clover_dir: None,
+            clover_dir: CloverDir::default(),
             readings: Readings::default(),
             stopped: None,
             events: VecDeque::new(),
@@ -106,9 +104,9 @@ impl Drone {
         self.heard
     }
 
-    /// Where it keeps its programs, once it has said so.
+    /// Where it keeps its programs, once it has said so in at most [`CLOVER_DIR_BYTES_MAX`].
     pub fn clover_dir(&self) -> Option<&str> {
-        self.clover_dir.as_ref().and_then(Value::as_str)
+        self.clover_dir.path()
     }
 
     /// What it last told of itself.
@@ -155,27 +153,10 @@ impl Drone {
             });
         }
         let asks_dir = |request: &Request| request.asked == Asked::CloverDir;
-        if self.clover_dir.is_none() && !self.requests.values().any(asks_dir) {
+        if matches!(self.clover_dir, CloverDir::Unanswered) && !self.requests.values().any(asks_dir) {
             self.ask_own("clover_dir", Asked::CloverDir);
         }
         self.keep_stop();
-    }
-
-    /// Whether it will be told to stop, whatever becomes of whoever asked for that.
-    fn has_stop(&self) -> bool {
-        self.queue.iter().any(|queued| queued.what == What::Stop)
-    }
-
-    /// A stop that is in force is told, whoever has given up waiting for it.
-    fn keep_stop(&mut self) {
-        if let Some(stop) = self.stopped.as_ref().filter(|_| !self.has_stop()) {
-            self.queue.push_back(Queued {
-                what: What::Stop,
-                ticket: OWN,
-                begin: None,
-                frame: stop.to_frame(),
-            });
-        }
     }
 
     /// Its connection is gone.
@@ -184,7 +165,7 @@ impl Drone {
             return;
         }
         match self.in_hand.take() {
-            Some(half) if half.what == What::Dropped => self.drop_queued(half, DROPPED),
+            Some(half) if half.what == What::Dropped => self.drop_queued(half, stops::DROPPED),
             // Released meanwhile, or told by another one.
             Some(half)
                 if half.what == What::Stop
@@ -340,45 +321,6 @@ impl Drone {
         });
     }
 
-    /// Stops it, or tells it once more. Ended as [`End::Sent`] when that is written; while it is away, that waits. Ended
-    /// before, it is told all the same.
-    pub fn stop(&mut self, ticket: u64, action: &str, begin: Instant) {
-        let arguments = Arguments::default();
-        let action = action.to_owned();
-        let message = Message::Action { action, arguments };
-        let frame = message.to_frame();
-        self.stopped = Some(message);
-        self.queue
-            .retain(|queued| queued.what != What::Stop || queued.ticket.is_some());
-        self.drop_acts();
-        self.queue.push_back(Queued {
-            what: What::Stop,
-            ticket: Some(ticket),
-            begin: Some(begin),
-            frame,
-        });
-    }
-
-    /// Drops what acts and waits, as a stop does, where there is no word to stop it with.
-    pub fn drop_acts(&mut self) {
-        for queued in std::mem::take(&mut self.queue) {
-            match queued.what {
-                What::Act | What::Dropped => self.drop_queued(queued, DROPPED),
-                What::Stop | What::Request(_) => self.queue.push_back(queued),
-            }
-        }
-        if let Some(half) = self.in_hand.as_mut().filter(|half| half.what == What::Act) {
-            half.what = What::Dropped;
-        }
-    }
-
-    /// Ends an emergency stop. Whether there was one.
-    pub fn release(&mut self) -> bool {
-        self.queue
-            .retain(|queued| queued.what != What::Stop || queued.ticket.is_some());
-        self.stopped.take().is_some()
-    }
-
     /// Nobody waits for it any more: if it is not written yet, it never is, unless it is a stop that is in force.
     pub fn cancel(&mut self, ticket: u64) {
         let mine = |queued: &Queued| queued.ticket == Some(ticket);
@@ -522,13 +464,15 @@ impl Drone {
             (Asked::File(ticket), Err(content)) => self.end(ticket, End::File(content)),
             (Asked::Value(ticket), Err(_)) => self.end(ticket, End::Unfit("it answered with a file")),
             (Asked::File(ticket), Ok(_)) => self.end(ticket, End::Unfit("it answered, but not with a file")),
-            (Asked::CloverDir, Ok(value)) => self.clover_dir = Some(value),
+            (Asked::CloverDir, Ok(value)) => self.clover_dir = CloverDir::of(value),
             (Asked::Life, Ok(value)) => {
                 if let Some(id) = said_id(&value).filter(|id| *id != self.id) {
                     self.events.push_back(Event::OtherId(id));
                 }
             }
-            (Asked::CloverDir | Asked::Life, Err(_)) | (Asked::Cancelled, _) => {}
+            // Answered, if not with a path.
+            (Asked::CloverDir, Err(_)) => self.clover_dir = CloverDir::Unknown,
+            (Asked::Life, Err(_)) | (Asked::Cancelled, _) => {}
         }
     }
 
@@ -590,20 +534,6 @@ impl Drone {
         } else if now >= heard + QUIET {
             self.probe();
         }
-    }
-
-    /// Its time is up. That ends a ticket, and no stop.
-    fn drop_late(&mut self, queued: Queued) {
-        if queued.what != What::Stop || !self.is_stopped() {
-            return self.drop_queued(queued, End::Expired);
-        }
-        let why = if self.is_here() {
-            NOT_YET_STOPPED
-        } else {
-            STOPPED_WHEN_BACK
-        };
-        self.drop_queued(queued, End::NoAnswer(why));
-        self.keep_stop();
     }
 
     fn drop_queued(&mut self, queued: Queued, end: End) {
