@@ -14,7 +14,7 @@ use swarm_shared::proto::clever_show::server::{
 };
 use swarm_shared::proto::clever_show::{Message, request_id};
 use swarm_shared::proto::message::Arguments;
-use swarm_shared::proto::wire::{ContentType, Frame, Header, MessageType};
+use swarm_shared::proto::wire::{CONTENT_BYTES_MAX, ContentType, Frame, Header, MessageType};
 
 const IDLE: Duration = Duration::from_secs(60);
 const SECOND: Duration = Duration::from_secs(1);
@@ -299,6 +299,39 @@ fn a_file_is_waited_for_as_long_as_it_arrives() {
     assert!(events(&mut drone).is_empty());
     drone.handle_timeout(now + 25 * SECOND);
     assert_eq!(events(&mut drone).len(), 1);
+}
+
+#[test]
+fn json_is_not_read_because_it_is_no_longer_than_a_file_may_be() {
+    let now = clock::now();
+    let mut drone = settled(false, false, now);
+    drone.ask_file(1, "/y", until(now), now);
+    written(&mut drone, now);
+    assert!(drone.awaits_file());
+    let passed_over = |drone: &mut Drone| {
+        let told = events(drone);
+        matches!(told.as_slice(), [Event::PassedOver(note)] if note.contains("bytes of JSON"))
+    };
+    let frame = |bytes: usize| response(2, "filetransfer", json!("x".repeat(bytes)));
+    let around = frame(0).content.len();
+    drone.handle_frame(&frame(CONTENT_BYTES_MAX + 1 - around), now);
+    assert!(passed_over(&mut drone) && drone.awaits_file());
+    drone.handle_frame(&frame(CONTENT_BYTES_MAX - around), now);
+    assert!(matches!(
+        events(&mut drone).as_slice(),
+        [Event::Ended(1, End::Unfit(_))]
+    ));
+    // A file may be that long.
+    drone.ask_file(2, "/y", until(now), now);
+    written(&mut drone, now);
+    let content = Bytes::from(vec![0; CONTENT_BYTES_MAX + 1]);
+    let file = Message::FileResponse {
+        name: "filetransfer".to_owned(),
+        id: request_id(3),
+        content: content.clone(),
+    };
+    drone.handle_frame(&file.to_frame(), now);
+    assert_eq!(events(&mut drone), [Event::Ended(2, End::File(content))]);
 }
 
 #[test]

@@ -39,7 +39,7 @@ use super::queued::{Queued, What, take_first};
 pub use super::readings::{CLOVER_DIR_BYTES_MAX, READING_BYTES_MAX, READINGS_MAX, READINGS_MEMORY_MAX};
 use super::readings::{CloverDir, Readings};
 use crate::proto::message::Arguments;
-use crate::proto::wire::{ContentType, Frame, Header, MessageType};
+use crate::proto::wire::{CONTENT_BYTES_MAX, ContentType, Frame, Header, MessageType};
 
 /// Most frames of one drone that wait to be written.
 pub const QUEUE_MAX: usize = 256;
@@ -421,12 +421,18 @@ impl Drone {
         }
     }
 
-    /// Reads a frame of it.
+    /// Reads a frame of it. Only files may be as long as files are: JSON takes many times its length in memory, so more
+    /// than [`CONTENT_BYTES_MAX`] of it is passed over unread.
     pub fn handle_frame(&mut self, frame: &Frame, now: Instant) {
         if !self.is_here() {
             return;
         }
         self.stirred(now);
+        if frame.header.content_type == ContentType::Json && frame.content.len() > CONTENT_BYTES_MAX {
+            let bytes = frame.content.len();
+            let note = format!("{bytes} bytes of JSON; at most {CONTENT_BYTES_MAX} are read");
+            return self.events.push_back(Event::PassedOver(note));
+        }
         match Message::read(frame) {
             Ok(Message::Action { action, arguments }) if action == "telemetry" => {
                 self.take_readings(arguments.kwargs);
