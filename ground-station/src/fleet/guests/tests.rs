@@ -68,8 +68,11 @@ fn whoever_is_gone_longest_loses_its_seat_when_all_are_taken() {
         .filter(|number| ended(&mut seats[*number]))
         .collect();
     assert_eq!((forgotten, guests.len()), (vec![3], GUESTS_MAX));
+    let lost = |number: &usize| seats[*number].is_lost();
+    assert_eq!((0..GUESTS_MAX).filter(lost).collect::<Vec<_>>(), [3]);
     // It is back before its old seat is dropped, which then says nothing about it.
-    let _back = seat(3).expect("of the next one");
+    let back = seat(3).expect("of the next one");
+    assert!(seats[3].is_lost() && !back.is_lost(), "the old one stays lost");
     tell(&seats[3], true, false, 9);
     assert_eq!(guests.meant(&Selector::parse("d3").expect("a name")).len(), 1);
     assert!(!guests.book().guests[&profile(3).node.id].presence.online);
