@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use libfuzzer_sys::fuzz_target;
 use swarm_shared::proto::clever_show::server::{
-    Drone, Event, READING_BYTES_MAX, READINGS_MAX, Rules, Until, answers_id,
+    CLOVER_DIR_BYTES_MAX, Drone, Event, READING_BYTES_MAX, READINGS_MAX, Rules, Until, answers_id,
 };
 use swarm_shared::proto::clever_show::{ANNOUNCEMENT_BYTES_MAX, Announcement, ID_BYTES_MAX, Message};
 use swarm_shared::proto::message::Arguments;
@@ -69,6 +69,8 @@ impl Server {
             }
         }
         assert!(self.drone.readings().len() <= READINGS_MAX);
+        let dir = self.drone.clover_dir();
+        assert!(dir.is_none_or(|dir| dir.len() <= CLOVER_DIR_BYTES_MAX));
         for value in self.drone.readings().values() {
             assert!(value.to_string().len() <= READING_BYTES_MAX);
         }

@@ -9,11 +9,12 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use swarm_shared::net::clock;
 use swarm_shared::proto::clever_show::server::{
-    BadId, Drone, End, Event, QUEUE_MAX, QUIET, READINGS_MAX, REQUESTS_MAX, Rules, Until, answers_id, ask_id,
+    BadId, CLOVER_DIR_BYTES_MAX, Drone, End, Event, QUEUE_MAX, QUIET, READINGS_MAX, READINGS_MEMORY_MAX,
+    REQUESTS_MAX, Rules, Until, answers_id, ask_id,
 };
 use swarm_shared::proto::clever_show::{Message, request_id};
 use swarm_shared::proto::message::Arguments;
-use swarm_shared::proto::wire::{ContentType, Frame, Header, MessageType};
+use swarm_shared::proto::wire::{CONTENT_BYTES_MAX, ContentType, Frame, Header, MessageType};
 
 const IDLE: Duration = Duration::from_secs(60);
 const SECOND: Duration = Duration::from_secs(1);
@@ -119,6 +120,28 @@ fn clover_dir_is_asked_until_it_is_answered_once() {
         assert_eq!(drone.clover_dir(), Some("/home/pi"));
         drone.disconnected(now);
         now += SECOND;
+        drone.connected(now);
+        assert_eq!(names(&written(&mut drone, now)), [""; 0]);
+    }
+}
+
+#[test]
+fn no_more_is_kept_of_a_clover_dir_than_a_path() {
+    let now = clock::now();
+    let longest = "x".repeat(CLOVER_DIR_BYTES_MAX);
+    let longer = format!("{longest}x");
+    for (answer, kept) in [
+        (json!(longest), Some(longest.as_str())),
+        (json!(longer), None),
+        (json!([{ "": 0 }, { "": 0 }]), None),
+    ] {
+        let mut drone = drone(false, false);
+        drone.connected(now);
+        assert_eq!(names(&written(&mut drone, now)), ["clover_dir"]);
+        drone.handle_frame(&response(1, "clover_dir", answer), now);
+        assert_eq!(drone.clover_dir(), kept);
+        // That was its answer: it is not asked again.
+        drone.disconnected(now);
         drone.connected(now);
         assert_eq!(names(&written(&mut drone, now)), [""; 0]);
     }
@@ -279,6 +302,39 @@ fn a_file_is_waited_for_as_long_as_it_arrives() {
 }
 
 #[test]
+fn json_is_not_read_because_it_is_no_longer_than_a_file_may_be() {
+    let now = clock::now();
+    let mut drone = settled(false, false, now);
+    drone.ask_file(1, "/y", until(now), now);
+    written(&mut drone, now);
+    assert!(drone.awaits_file());
+    let passed_over = |drone: &mut Drone| {
+        let told = events(drone);
+        matches!(told.as_slice(), [Event::PassedOver(note)] if note.contains("bytes of JSON"))
+    };
+    let frame = |bytes: usize| response(2, "filetransfer", json!("x".repeat(bytes)));
+    let around = frame(0).content.len();
+    drone.handle_frame(&frame(CONTENT_BYTES_MAX + 1 - around), now);
+    assert!(passed_over(&mut drone) && drone.awaits_file());
+    drone.handle_frame(&frame(CONTENT_BYTES_MAX - around), now);
+    assert!(matches!(
+        events(&mut drone).as_slice(),
+        [Event::Ended(1, End::Unfit(_))]
+    ));
+    // A file may be that long.
+    drone.ask_file(2, "/y", until(now), now);
+    written(&mut drone, now);
+    let content = Bytes::from(vec![0; CONTENT_BYTES_MAX + 1]);
+    let file = Message::FileResponse {
+        name: "filetransfer".to_owned(),
+        id: request_id(3),
+        content: content.clone(),
+    };
+    drone.handle_frame(&file.to_frame(), now);
+    assert_eq!(events(&mut drone), [Event::Ended(2, End::File(content))]);
+}
+
+#[test]
 fn a_quiet_drone_is_asked_and_then_given_up() {
     let now = clock::now();
     let mut drone = settled(false, false, now);
@@ -345,7 +401,11 @@ fn a_stop_goes_before_all_drops_what_acts_and_comes_again() {
     drone.disconnected(now);
     drone.stop(6, "emergency_land", now + SECOND);
     drone.handle_timeout(now + SECOND);
-    assert_eq!(events(&mut drone), [Event::Ended(6, End::Expired)]);
+    let told = events(&mut drone);
+    assert!(
+        matches!(told.as_slice(), [Event::Ended(6, End::NoAnswer(why))] if why.contains("when it is back")),
+        "{told:?}"
+    );
     drone.connected(now + SECOND);
     assert_eq!(
         names(&written(&mut drone, now + SECOND)),
@@ -382,6 +442,61 @@ fn what_a_stop_found_half_written_never_goes_again() {
     drone.stop(2, "emergency_land", now + SECOND);
     drone.written();
     assert_eq!(events(&mut drone), [Event::Ended(1, End::Sent)]);
+}
+
+#[test]
+fn a_stop_is_told_though_nobody_waits_for_it_any_more_or_its_time_is_up() {
+    for (late, lost) in [(false, false), (true, false), (false, true), (true, true)] {
+        let now = clock::now();
+        let mut drone = settled(true, true, now);
+        drone.push(1, "/x", Bytes::new(), now + SECOND, now);
+        assert!(drone.next_frame(now).is_some(), "a file is on its way");
+        // Two at once: it is told by one of them.
+        for ticket in [2, 3] {
+            drone.stop(ticket, "emergency_land", now + SECOND);
+        }
+        if late {
+            drone.handle_timeout(now + SECOND);
+            let told = events(&mut drone);
+            assert!(
+                matches!(
+                    told.as_slice(),
+                    [Event::Ended(2, End::NoAnswer(why)), Event::Ended(3, End::NoAnswer(_))]
+                        if why.contains("not told yet")
+                ),
+                "it is here, and not told: {told:?}"
+            );
+        } else {
+            drone.cancel(2);
+            drone.cancel(3);
+        }
+        let now = now + 2 * SECOND;
+        drone.written();
+        if lost {
+            assert!(drone.next_frame(now).is_some(), "half of the stop is written");
+            drone.disconnected(now);
+            drone.connected(now);
+        }
+        assert_eq!(names(&written(&mut drone, now)), ["emergency_land"]);
+        assert_eq!(events(&mut drone), [Event::Ended(1, End::Sent)]);
+    }
+    // Not after its release, wherever it was.
+    for half in [false, true] {
+        let now = clock::now();
+        let mut drone = settled(true, true, now);
+        drone.ask(1, "time", none(), until(now), now);
+        assert!(drone.next_frame(now).is_some());
+        drone.stop(2, "emergency_land", now + SECOND);
+        if half {
+            drone.written();
+            assert!(drone.next_frame(now).is_some(), "half of the stop is written");
+        }
+        drone.cancel(2);
+        drone.release();
+        drone.disconnected(now);
+        drone.connected(now);
+        assert_eq!(names(&written(&mut drone, now)), ["time"]);
+    }
 }
 
 #[test]
@@ -439,6 +554,39 @@ fn everything_is_bounded() {
     };
     drone.handle_frame(&telemetry.to_frame(), now);
     assert_eq!(drone.readings().len(), READINGS_MAX);
+}
+
+#[test]
+fn readings_that_are_short_and_take_much_memory_are_passed_over() {
+    let now = clock::now();
+    let mut drone = settled(false, false, now);
+    let telemetry = |kwargs: Value| {
+        let arguments = Arguments {
+            kwargs: serde_json::from_value(kwargs).expect("an object"),
+            ..none()
+        };
+        let action = "telemetry".to_owned();
+        Message::Action { action, arguments }.to_frame()
+    };
+    // A hundred times as long in memory.
+    let nested = Value::Array(vec![json!({ "": 0 }); 70]);
+    for name in 0..READINGS_MAX {
+        drone.handle_frame(&telemetry(json!({ (format!("r{name}")): nested })), now);
+    }
+    let kept = drone.readings().len();
+    assert!((1..=READINGS_MEMORY_MAX / (70 * 600)).contains(&kept), "{kept}");
+    let told = events(&mut drone);
+    let passed_over = told.iter().filter(|event| matches!(event, Event::PassedOver(_)));
+    assert_eq!(passed_over.count(), READINGS_MAX - kept);
+    // What takes less in its place makes room for others.
+    drone.handle_frame(
+        &telemetry(json!({ "r0": 1, "memory": { "total": 4, "free": 1 } })),
+        now,
+    );
+    assert_eq!(drone.readings()["r0"], json!(1));
+    assert_eq!(drone.readings()["memory"]["free"], json!(1));
+    drone.handle_frame(&telemetry(json!({ "r1": nested })), now);
+    assert_eq!(drone.readings()["r1"], nested);
 }
 
 #[derive(Clone, Debug)]

@@ -276,11 +276,7 @@ pub(super) fn answer(end: End, sense: Sense) -> Answer {
         (End::Answer(_), Sense::Ping) => Reply::done("pong".into()),
         (End::Answer(value), Sense::Plain | Sense::Stop) => Reply::done(value),
         (End::Unfit(why), _) => Reply::failed(why),
-        (End::Expired, Sense::Stop) => Reply::ended(
-            Outcome::NoAnswer,
-            "offline: it is told to stop when it is back, unless it is released before",
-        ),
-        (End::Expired, Sense::Plain | Sense::Ping) => Reply::ended(
+        (End::Expired, _) => Reply::ended(
             Outcome::Expired,
             "its time to live ran out before it could be sent",
         ),

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use swarm_shared::net::clock;
 use swarm_shared::proto::clever_show::server::{Drone, Event, Until};
-use swarm_shared::proto::outcome::Reply;
+use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::wire::{HEADER_BYTES_MAX, Limits};
 use tokio::io::AsyncReadExt as _;
 use tokio::sync::{mpsc, oneshot};
@@ -28,7 +28,9 @@ const STOP_WAITS_FOR: usize = 256 * 1024;
 const ON_ARRIVAL_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 /// How long a drone is away until it is forgotten, unless something waits for it.
 const AWAY_MAX: Duration = Duration::from_secs(24 * 60 * 60);
-/// How often it is looked whether somebody has given up waiting.
+/// How a post ends whose seat was given away.
+const SEAT_LOST: &str = "another drone needed its place at this station";
+/// How often it is looked whether somebody has given up waiting, or its seat was given away.
 const SWEEP: Duration = Duration::from_secs(1);
 
 /// A connection that says that it is this drone.
@@ -152,6 +154,11 @@ impl Post {
             self.judge(now);
             self.next_to_write(now);
             self.show(now);
+            if self.seat.is_lost() {
+                // Nobody who gives orders finds it any more, though it may have come back just then: it comes again.
+                self.lose(SEAT_LOST);
+                break SEAT_LOST;
+            }
             if self.left {
                 break "it left, and another drone has its id";
             }
@@ -162,7 +169,7 @@ impl Post {
                 Input::Order(Some(order)) => self.take_order(order),
                 Input::Arrival(Some(arrival)) => self.take_arrival(arrival),
                 Input::Stop | Input::Arrival(None) => break "this station stopped before it was done",
-                Input::Order(None) => break "another drone needed its place at this station",
+                Input::Order(None) => break SEAT_LOST,
                 Input::Turn => {
                     if let Some(connection) = &mut self.connection {
                         connection.turn = true;
@@ -184,6 +191,14 @@ impl Post {
         };
         self.drone.close(why);
         self.tell_events();
+        // What was on its way.
+        for queue in [&mut self.seat.stops, &mut self.seat.orders] {
+            queue.close();
+            while let Ok(order) = queue.try_recv() {
+                let untold = Reply::ended(Outcome::NoAnswer, why);
+                let _nobody_waits = order.reply.send(Answer::Reply(untold));
+            }
+        }
     }
 
     async fn next_input(&mut self) -> Input {
@@ -436,7 +451,7 @@ impl Post {
         }
     }
 
-    /// Forgets what nobody waits for any more.
+    /// Forgets what nobody waits for any more. A stop that is in force is told all the same.
     fn sweep(&mut self) {
         let drone = &mut self.drone;
         self.waiting.retain(|ticket, (_, reply)| {

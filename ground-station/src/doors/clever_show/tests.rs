@@ -163,9 +163,17 @@ async fn a_stop_does_not_wait_for_a_file() {
 }
 
 #[tokio::test]
-async fn a_drone_that_is_gone_gives_its_place_to_another_and_gets_one_again() {
-    let rig = Rig::new("").await;
-    let guests = &rig.house.guests;
+async fn a_stop_is_told_though_whoever_asked_for_it_is_gone() {
+    let rig = Rig::new("allow = [\"*\"]").await;
+    let mut drone = rig.drone("clever-1").await;
+    assert_eq!(drone.told().await, "clover_dir");
+    // Before its door has even looked at it.
+    drop(rig.house.guests.order("clever-1", Work::Stop).await);
+    assert_eq!(drone.told().await, "emergency_land");
+}
+
+/// Guests who have all seats but one, and keep them.
+fn others(guests: &Guests) -> Vec<Seat> {
     let profile = |number| Profile {
         node: NodeRef {
             node: guest_name("other"),
@@ -177,22 +185,62 @@ async fn a_drone_that_is_gone_gives_its_place_to_another_and_gets_one_again() {
         file_bytes_max: 0,
     };
     let others = (1..GUESTS_MAX).map(|number| guests.seat(profile(number)).expect("free"));
-    let _others: Vec<Seat> = others.collect();
+    others.collect()
+}
+
+/// A drone that is let in as soon as it is seen that the one before it is gone.
+async fn let_in(rig: &Rig, id: &str) -> Drone {
+    let let_in = timeout(PATIENCE, async {
+        loop {
+            let mut drone = rig.drone(id).await;
+            // Closed at once while the one before it still counts as connected.
+            if drone.next().await.is_some() {
+                return drone;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    let_in.await.expect("there is a place")
+}
+
+#[tokio::test]
+async fn a_drone_that_is_gone_gives_its_place_to_another_and_gets_one_again() {
+    let rig = Rig::new("").await;
+    let guests = &rig.house.guests;
+    let _others = others(guests);
     // They answer nothing more than who they are, and nobody waits for them.
     for id in ["clever-1", "clever-2", "clever-1"] {
-        let told = timeout(PATIENCE, async {
-            loop {
-                let mut drone = rig.drone(id).await;
-                // Closed at once while the one before it still counts as connected.
-                if drone.next().await.is_some() {
-                    return;
-                }
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        });
-        told.await.expect("there is a place");
+        drop(let_in(&rig, id).await);
         assert_eq!(guests.len(), GUESTS_MAX);
     }
+}
+
+#[tokio::test]
+async fn a_drone_that_has_lost_its_place_is_told_to_stop_when_it_is_back_whoever_holds_on_to_it() {
+    let rig = Rig::new("").await;
+    let guests = &rig.house.guests;
+    let _others = others(guests);
+    drop(let_in(&rig, "clever-1").await);
+    // Of a run that goes on for long.
+    let _held = guests.hold("clever-1");
+    drop(let_in(&rig, "clever-2").await);
+    let told = timeout(2 * PATIENCE, async {
+        loop {
+            let mut drone = let_in(&rig, "clever-1").await;
+            // Let in by the post that has lost its seat, for a moment.
+            if !guests.knows("clever-1") {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                continue;
+            }
+            let stop = guests.order("clever-1", Work::Stop).await;
+            assert_eq!(drone.told().await, "emergency_land");
+            return ended(stop).await;
+        }
+    });
+    assert_eq!(
+        told.await.expect("it has a seat again"),
+        Reply::done("sent, unconfirmed".into())
+    );
 }
 
 #[tokio::test]

@@ -1,9 +1,13 @@
 //! Files to and from guests: whole, in memory, because their systems know no parts.
+//!
+//! What is sent is read when its turn comes, once for all who get it then, and stays as long as any of them waits for it.
+//! Invariant: at most [`IN_MEMORY_MAX`] bytes of such files are in memory, of all that is sent at once.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use serde_json::json;
@@ -11,40 +15,102 @@ use swarm_shared::net::roots::{FileError, Incoming, Roots};
 use swarm_shared::proto::hex;
 use swarm_shared::proto::outcome::Reply;
 
+use tokio::sync::{Mutex, Semaphore, SemaphorePermit};
+
 use super::work::Copy;
 
+/// Most bytes of files that are in memory to be sent; a file that is longer takes all of it.
+pub(super) const IN_MEMORY_MAX: u32 = 64 * 1024 * 1024;
+static IN_MEMORY: Semaphore = Semaphore::const_new(IN_MEMORY_MAX as usize);
 /// The name of the only root of a fetch: the directory that the operator named.
 const ROOT: &str = "dir";
 /// Permissions of a copy: its own are not told.
 const MODE: u32 = 0o644;
 
-/// Reads a file of at most so many bytes.
-pub(super) async fn read(path: PathBuf, bytes_max: u64) -> Result<Bytes, Reply> {
-    let reading = tokio::task::spawn_blocking(move || read_whole(&path, bytes_max));
-    match reading.await {
-        Ok(read) => read.map_err(Reply::failed),
+/// A file to be sent, to whoever it is.
+#[derive(Debug)]
+pub(super) struct Source {
+    path: PathBuf,
+    held: Mutex<Weak<Held>>,
+}
+
+/// A file in memory.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) content: Bytes,
+    _room: SemaphorePermit<'static>,
+}
+
+impl Source {
+    pub(super) fn new(path: PathBuf) -> Arc<Self> {
+        Arc::new(Self {
+            path,
+            held: Mutex::default(),
+        })
+    }
+
+    /// All of it, once there is room for it, if it has at most so many bytes.
+    pub(super) async fn read(&self, bytes_max: u64) -> Result<Arc<Held>, Reply> {
+        let mut held = self.held.lock().await;
+        if let Some(there) = held.upgrade() {
+            self.check(there.content.len() as u64, bytes_max)?;
+            return Ok(there);
+        }
+        let path = self.path.clone();
+        let (file, bytes) = blocking(move || open(&path)).await?;
+        self.check(bytes, bytes_max)?;
+        let wanted = u32::try_from(bytes).map_or(IN_MEMORY_MAX, |bytes| bytes.min(IN_MEMORY_MAX));
+        let room = IN_MEMORY.acquire_many(wanted).await;
+        let room = room.map_err(|closed| Reply::failed(closed.to_string()))?;
+        let path = self.path.clone();
+        let content = blocking(move || read_whole(file, bytes, &path)).await?;
+        let read = Arc::new(Held { content, _room: room });
+        *held = Arc::downgrade(&read);
+        Ok(read)
+    }
+
+    fn check(&self, bytes: u64, bytes_max: u64) -> Result<(), Reply> {
+        if bytes <= bytes_max {
+            return Ok(());
+        }
+        Err(Reply::failed(format!(
+            "{} is longer than the {bytes_max} bytes that this drone is sent; see `file_bytes` of its door",
+            self.path.display()
+        )))
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, String> + Send + 'static,
+) -> Result<T, Reply> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done.map_err(Reply::failed),
         Err(error) => Err(Reply::failed(error.to_string())),
     }
 }
 
-fn read_whole(path: &Path, bytes_max: u64) -> Result<Bytes, String> {
-    let unreadable = |error: std::io::Error| format!("cannot read {}: {error}", path.display());
-    let file = File::open(path).map_err(unreadable)?;
-    let meta = file.metadata().map_err(unreadable)?;
+fn unreadable(path: &Path, error: &std::io::Error) -> String {
+    format!("cannot read {}: {error}", path.display())
+}
+
+fn open(path: &Path) -> Result<(File, u64), String> {
+    let file = File::open(path).map_err(|error| unreadable(path, &error))?;
+    let meta = file.metadata().map_err(|error| unreadable(path, &error))?;
     if !meta.is_file() {
         return Err(format!("{} is not a file", path.display()));
     }
-    let mut content = Vec::new();
-    // One byte more shows that it is too long, however it has grown.
-    let mut limited = file.take(bytes_max.saturating_add(1));
-    if meta.len() <= bytes_max {
-        limited.read_to_end(&mut content).map_err(unreadable)?;
-    }
-    if meta.len() > bytes_max || content.len() as u64 > bytes_max {
-        return Err(format!(
-            "{} is longer than the {bytes_max} bytes that this drone is sent; see `file_bytes` of its door",
-            path.display()
-        ));
+    Ok((file, meta.len()))
+}
+
+fn read_whole(file: File, bytes: u64, path: &Path) -> Result<Bytes, String> {
+    let mut content = Vec::with_capacity(usize::try_from(bytes).unwrap_or_default());
+    // One byte more shows that it has grown.
+    let mut limited = file.take(bytes.saturating_add(1));
+    limited
+        .read_to_end(&mut content)
+        .map_err(|error| unreadable(path, &error))?;
+    if content.len() as u64 != bytes {
+        return Err(format!("{} changed while it was being read", path.display()));
     }
     Ok(content.into())
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -20,6 +21,7 @@ pub(super) fn job(guest: Meant, part: u32, work: Result<Work, Reply>) -> Job {
         part,
         work,
         about: None,
+        file: None,
         copy: None,
     }
 }
@@ -53,26 +55,17 @@ pub(super) fn shown(files: &FilesToSend) -> String {
     }
 }
 
+/// Each is read when its turn comes.
 pub(super) async fn sending(meant: Vec<Meant>, files: FilesToSend) -> Vec<Job> {
     let mut jobs = Vec::new();
     match files {
         FilesToSend::Same { files } => {
-            let most = meant.iter().map(|guest| guest.file_bytes_max).max().unwrap_or(0);
             for (part, file) in (0..).zip(files) {
-                // Once for all: its bytes are shared.
-                let content = files::read(file.source, most).await;
-                for guest in &meant {
-                    let content = content.clone();
-                    let content = content.and_then(|content| fitting(content, guest.file_bytes_max));
-                    let work = content.map(|content| Work::Push {
-                        path: file.dest.clone(),
-                        content,
-                    });
-                    jobs.push(Job {
-                        about: Some(file.dest.clone()),
-                        ..job(guest.clone(), part, work)
-                    });
-                }
+                let source = files::Source::new(file.source);
+                let sent = meant
+                    .iter()
+                    .map(|guest| to_send(guest.clone(), part, file.dest.clone(), Arc::clone(&source)));
+                jobs.extend(sent);
             }
         }
         FilesToSend::PerNode { dir, dest } => {
@@ -80,22 +73,19 @@ pub(super) async fn sending(meant: Vec<Meant>, files: FilesToSend) -> Vec<Job> {
                 let (dir, node) = (dir.clone(), guest.node.node.clone());
                 let found = tokio::task::spawn_blocking(move || paths::per_node(&dir, &node)).await;
                 let found = match found {
-                    Ok(Ok(source)) => paths::destination(&dest, &source, false).map(|dest| (source, dest)),
-                    Ok(Err(error)) => Err(error),
-                    Err(error) => {
-                        jobs.push(job(guest, 0, Err(Reply::failed(error.to_string()))));
-                        continue;
-                    }
+                    Ok(Ok(source)) => paths::destination(&dest, &source, false)
+                        .map(|dest| (source, dest))
+                        .map_err(|error| error.to_string()),
+                    Ok(Err(error)) => Err(error.to_string()),
+                    Err(error) => Err(error.to_string()),
                 };
-                let work = match found {
-                    Ok((source, path)) => files::read(source, guest.file_bytes_max)
-                        .await
-                        .map(|content| Work::Push { path, content }),
-                    Err(error) => Err(Reply::failed(error.to_string())),
+                let one = match found {
+                    Ok((source, path)) => to_send(guest, 0, path, files::Source::new(source)),
+                    Err(error) => job(guest, 0, Err(Reply::failed(error))),
                 };
                 jobs.push(Job {
                     about: Some(dest.clone()),
-                    ..job(guest, 0, work)
+                    ..one
                 });
             }
         }
@@ -103,13 +93,16 @@ pub(super) async fn sending(meant: Vec<Meant>, files: FilesToSend) -> Vec<Job> {
     jobs
 }
 
-fn fitting(content: Bytes, most: u64) -> Result<Bytes, Reply> {
-    if content.len() as u64 <= most {
-        return Ok(content);
+fn to_send(guest: Meant, part: u32, path: String, source: Arc<files::Source>) -> Job {
+    let work = Work::Push {
+        path: path.clone(),
+        content: Bytes::new(),
+    };
+    Job {
+        about: Some(path),
+        file: Some(source),
+        ..job(guest, part, Ok(work))
     }
-    Err(Reply::failed(format!(
-        "it is longer than the {most} bytes that this drone is sent; see `file_bytes` of its door"
-    )))
 }
 
 pub(super) async fn fetching(meant: Vec<Meant>, own: &[NodeRef], path: &str, dir: &Path) -> Vec<Job> {

@@ -200,8 +200,8 @@ pub enum NoSeat {
     Taken,
 }
 
-/// A guest's place. Dropping it makes the station forget the guest. When both of its queues have ended, it is forgotten
-/// already: another one needed the place.
+/// A guest's place. Dropping it makes the station forget the guest. Once it [is lost](Self::is_lost) it is of no use: who
+/// gives orders does not find the guest any more, though orders of before may still come.
 #[derive(Debug)]
 pub struct Seat {
     guests: Guests,
@@ -218,6 +218,13 @@ impl Seat {
     pub fn stopped(&self) -> Option<Selector> {
         let profile = &self.profile;
         self.guests.0.standing.stopped(&profile.target())
+    }
+
+    /// Whether the guest is forgotten already: another one needed the place.
+    pub fn is_lost(&self) -> bool {
+        let book = self.guests.book();
+        let here = book.guests.get(&self.profile.node.id);
+        !here.is_some_and(|guest| Arc::ptr_eq(&guest.place, &self.place))
     }
 
     /// Tells how the guest is.
@@ -436,6 +443,16 @@ impl Guests {
     /// Gives a guest an order, as the desk does.
     pub(crate) async fn order(&self, name: &str, work: Work) -> oneshot::Receiver<Answer> {
         self.order_of(name, work, clock::now()).await
+    }
+
+    /// Whether a guest of this name has a seat.
+    pub(crate) fn knows(&self, name: &str) -> bool {
+        self.any(&Selector::parse(name).expect("a name"))
+    }
+
+    /// Keeps what whoever asks something of a guest keeps, until it has ended.
+    pub(crate) fn hold(&self, name: &str) -> impl Send + use<> {
+        self.meant(&Selector::parse(name).expect("a name"))
     }
 
     /// Has a stop stand, or ends it, and tells no guest.

@@ -8,7 +8,7 @@ use swarm_shared::proto::wire::Lane;
 
 use super::*;
 use crate::fleet::engine::NO_NODES;
-use crate::fleet::{Batch, BatchSize, Event, Failure, Fleet, Request};
+use crate::fleet::{Batch, BatchSize, Event, Failure, FileToSend, FilesToSend, Fleet, Request};
 use crate::store::Store;
 
 fn profile(number: usize) -> Profile {
@@ -21,7 +21,7 @@ fn profile(number: usize) -> Profile {
         tags: BTreeMap::new(),
         software: None,
         reads: Arc::default(),
-        file_bytes_max: 0,
+        file_bytes_max: u64::from(files::IN_MEMORY_MAX),
     }
 }
 
@@ -99,8 +99,11 @@ fn whoever_is_gone_longest_loses_its_seat_when_all_are_taken() {
         .filter(|number| ended(&mut seats[*number]))
         .collect();
     assert_eq!((forgotten, guests.len()), (vec![3], GUESTS_MAX));
+    let lost = |number: &usize| seats[*number].is_lost();
+    assert_eq!((0..GUESTS_MAX).filter(lost).collect::<Vec<_>>(), [3]);
     // It is back before its old seat is dropped, which then says nothing about it.
-    let _back = seat(3).expect("of the next one");
+    let back = seat(3).expect("of the next one");
+    assert!(seats[3].is_lost() && !back.is_lost(), "the old one stays lost");
     tell(&seats[3], true, false, 9);
     assert_eq!(guests.meant(&Selector::parse("d3").expect("a name")).len(), 1);
     assert!(!guests.book().guests[&profile(3).node.id].presence.online);
@@ -306,5 +309,98 @@ async fn a_release_does_not_need_a_disk() {
     };
     let _releasing = fleet.perform(release).await;
     assert_eq!(done(&mut first.orders).await, Work::Release);
+    desk.close().await;
+}
+
+fn send(selector: &str, files: &[(&std::path::Path, u64)]) -> Request {
+    let files = files.iter().map(|(source, bytes)| {
+        let file = std::fs::File::create(source).expect("made");
+        file.set_len(*bytes).expect("has room");
+        FileToSend {
+            source: source.to_path_buf(),
+            dest: format!("shows/{}", source.file_name().expect("a name").display()),
+        }
+    });
+    Request::SendFiles {
+        selector: Selector::parse(selector).expect("a selector"),
+        files: FilesToSend::Same {
+            files: files.collect(),
+        },
+        ttl_ms: 1_500,
+        timeout_ms: 60_000,
+    }
+}
+
+async fn pushed(seat: &mut Seat) -> (Bytes, oneshot::Sender<Answer>) {
+    let order = tokio::time::timeout(Duration::from_secs(20), seat.orders.recv()).await;
+    let Order {
+        work, reply, begin, ..
+    } = order.expect("in time").expect("ordered");
+    assert!(begin > clock::now(), "it has its time to live from its turn on");
+    let Work::Push { content, .. } = work else {
+        panic!("{work:?}")
+    };
+    (content, reply)
+}
+
+fn gone_out(reply: oneshot::Sender<Answer>) {
+    let done = Answer::Reply(Reply::done(Value::Null));
+    reply.send(done).expect("somebody waits");
+}
+
+#[tokio::test]
+async fn the_files_of_a_guest_go_one_after_the_other_and_each_is_read_when_its_turn_comes() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = Store::open(dir.path()).await.expect("opens");
+    let (fleet, [mut first, _second], desk) = desk(&store).await;
+    let [a, b, c] = ["a", "b", "c"].map(|name| dir.path().join(name));
+    let mut told = fleet.perform(send("d1", &[(&a, 1), (&b, 2), (&c, 3)])).await;
+    let (content, reply) = pushed(&mut first).await;
+    assert_eq!(content.len(), 1);
+    // Longer than the next one has to live.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(first.orders.try_recv().is_err(), "the next one waits");
+    std::fs::write(&b, "new").expect("written");
+    gone_out(reply);
+    let (content, reply) = pushed(&mut first).await;
+    assert_eq!(content, "new");
+    // Nobody waits for it any more: that changes nothing.
+    told.close();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(first.orders.try_recv().is_err(), "the next one waits still");
+    gone_out(reply);
+    let (content, reply) = pushed(&mut first).await;
+    assert_eq!(content.len(), 3);
+    gone_out(reply);
+    desk.close().await;
+}
+
+#[tokio::test]
+async fn files_for_guests_wait_for_room_in_memory_and_not_for_a_guest_that_takes_none() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = Store::open(dir.path()).await.expect("opens");
+    let (fleet, [mut first, mut second], desk) = desk(&store).await;
+    let most = u64::from(files::IN_MEMORY_MAX);
+    let [a, b] = ["a", "b"].map(|name| dir.path().join(name));
+    // It is away: the second has no more time than the first had.
+    let _told = fleet.perform(send("d1", &[(&a, 1), (&b, 2)])).await;
+    let order = first.orders.recv().await.expect("ordered");
+    let (begin, expired) = (order.begin, Reply::ended(Outcome::Expired, "away"));
+    order.reply.send(Answer::Reply(expired)).expect("somebody waits");
+    let order = first.orders.recv().await.expect("ordered");
+    assert!(order.begin < begin + Duration::from_secs(1));
+    gone_out(order.reply);
+    let _told = fleet.perform(send("d1,d2", &[(&a, most)])).await;
+    let (content, reply) = pushed(&mut first).await;
+    let (same, other_reply) = pushed(&mut second).await;
+    assert_eq!(content.as_ptr(), same.as_ptr(), "in memory once");
+    let _told = fleet.perform(send("d1", &[(&b, 1)])).await;
+    gone_out(reply);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(first.orders.try_recv().is_err(), "the other one needs it still");
+    gone_out(other_reply);
+    let (content, reply) = pushed(&mut first).await;
+    assert_eq!(content.len(), 1);
+    gone_out(reply);
     desk.close().await;
 }

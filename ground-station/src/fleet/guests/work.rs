@@ -1,13 +1,16 @@
 //! Orders to guests, and how each ends: told to whoever asked, and kept in the history if it acts.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use swarm_shared::net::clock;
 use swarm_shared::net::roots::Roots;
+use swarm_shared::proto::id::PeerId;
 use swarm_shared::proto::outcome::{Outcome, Reply};
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -32,6 +35,8 @@ pub(super) struct Job {
     pub(super) about: Option<String>,
     /// What; or how it ends without being tried.
     pub(super) work: Result<Work, Reply>,
+    /// Which file it sends: it is read when its turn comes.
+    pub(super) file: Option<Arc<files::Source>>,
     /// Where a file goes.
     pub(super) copy: Option<Copy>,
 }
@@ -80,7 +85,7 @@ impl History {
     }
 }
 
-/// Hands out all orders, a batch at a time, and tells how each ended.
+/// Hands out all orders, a batch at a time, and tells how each ended. What is for one guest goes one after the other.
 pub(super) async fn run(jobs: Vec<Job>, terms: Terms, history: Option<History>, events: mpsc::Sender<Event>) {
     let size = terms.batch.map_or(jobs.len(), |batch| batch.size.of(jobs.len()));
     let mut failed = false;
@@ -94,35 +99,104 @@ pub(super) async fn run(jobs: Vec<Job>, terms: Terms, history: Option<History>, 
         // The first counts from when it was asked for: it may have waited for a disk since.
         let issued = if place == 0 { terms.started } else { clock::now() };
         let mut ends = JoinSet::new();
-        for job in batch {
-            let mut job = job.clone();
+        for mut parts in by_guest(batch) {
             if failed {
-                job.work = Err(Reply::refused("not sent: an earlier batch failed"));
+                for job in &mut parts {
+                    job.work = Err(Reply::refused("not sent: an earlier batch failed"));
+                }
             }
-            ends.spawn(carry(job, (terms, issued), history.clone(), events.clone()));
+            ends.spawn(carry_all(parts, (terms, issued), history.clone(), events.clone()));
         }
         let mut done = true;
         while let Some(end) = ends.join_next().await {
-            done &= end.is_ok_and(|state| state == Outcome::Done);
+            done &= end.is_ok_and(|all_done| all_done);
         }
         failed |= !done && !terms.batch.is_some_and(|batch| batch.keep_going);
+    }
+}
+
+/// What is for one guest together, in its order.
+fn by_guest(jobs: &[Job]) -> Vec<Vec<Job>> {
+    let mut places: BTreeMap<PeerId, usize> = BTreeMap::new();
+    let mut all: Vec<Vec<Job>> = Vec::new();
+    for job in jobs {
+        let place = *places.entry(job.guest.node.id).or_insert(all.len());
+        match all.get_mut(place) {
+            Some(parts) => parts.push(job.clone()),
+            None => all.push(vec![job.clone()]),
+        }
+    }
+    all
+}
+
+/// All that is for one guest, one after the other; whether all is done.
+async fn carry_all(
+    parts: Vec<Job>,
+    (terms, mut issued): (Terms, Instant),
+    history: Option<History>,
+    events: mpsc::Sender<Event>,
+) -> bool {
+    let (mut done, mut left) = (true, parts.len());
+    for job in parts {
+        left -= 1;
+        let Carried { mut state, rest } = carry(job, (terms, issued), history.clone(), events.clone()).await;
+        done &= state == Outcome::Done;
+        if left == 0 {
+            break;
+        }
+        if let Some(rest) = rest {
+            state = rest.await.unwrap_or(Outcome::Unknown);
+        }
+        // What it took counts for the next one if the guest takes nothing.
+        if state == Outcome::Done {
+            issued = clock::now();
+        }
+    }
+    done
+}
+
+/// What has become of a delivery.
+struct Carried {
+    /// As far as whoever asked is told.
+    state: Outcome,
+    /// Its end, if that is still to come.
+    rest: Option<JoinHandle<Outcome>>,
+}
+
+impl From<Outcome> for Carried {
+    fn from(state: Outcome) -> Self {
+        Self { state, rest: None }
     }
 }
 
 /// One delivery, to its end. What acts goes on though nobody waits for it any more.
 async fn carry(
     job: Job,
-    (terms, issued): (Terms, Instant),
+    (terms, mut issued): (Terms, Instant),
     history: Option<History>,
     events: mpsc::Sender<Event>,
-) -> Outcome {
+) -> Carried {
     let Job {
         guest,
         part,
         about: _,
-        work,
+        mut work,
+        file,
         copy,
     } = job;
+    let mut held = None;
+    if let (Ok(Work::Push { content, .. }), Some(file)) = (&mut work, file) {
+        let before = clock::now();
+        match file.read(guest.file_bytes_max).await {
+            Ok(read) => {
+                *content = read.content.clone();
+                held = Some(read);
+            }
+            Err(why) => work = Err(why),
+        }
+        // Others' files that went out before it do not use up its time.
+        issued += clock::since(before);
+    }
     let now = clock::now();
     let placed = work.and_then(|work| {
         let times = Times {
@@ -141,7 +215,7 @@ async fn carry(
             if let Some(history) = &history {
                 history.keep(&guest.node, part, reply.clone()).await;
             }
-            return tell(&events, guest.node, reply, terms.started).await;
+            return tell(&events, guest.node, reply, terms.started).await.into();
         }
     };
     // A question's door knows best why there is no answer, and says it when its time is up.
@@ -168,9 +242,9 @@ async fn carry(
         if let Some(history) = &history {
             history.keep(&guest.node, part, reply.clone()).await;
         }
-        return tell(&events, guest.node, reply, terms.started).await;
+        return tell(&events, guest.node, reply, terms.started).await.into();
     };
-    let told = tell(
+    let state = tell(
         &events,
         guest.node.clone(),
         no_answer(terms.patience),
@@ -180,11 +254,17 @@ async fn carry(
     // Whoever asked is not kept from its end meanwhile.
     drop(events);
     let history = history.clone();
-    history.tasks.clone().spawn(async move {
+    let rest = history.tasks.clone().spawn(async move {
         let end = ended(reply.await, copy).await;
+        drop(held);
+        let state = end.state;
         history.keep(&guest.node, part, end).await;
+        state
     });
-    told
+    Carried {
+        state,
+        rest: Some(rest),
+    }
 }
 
 fn no_answer(patience: Option<Duration>) -> Reply {

@@ -17,10 +17,13 @@
 //! it is answered once; `id` is asked again after [`QUIET`], as a sign of life.
 //!
 //! An emergency stop drops every action and file that is queued, or lost half written, goes before everything else, goes
-//! again at each new connection, and refuses further actions and files, until [`Drone::release`].
+//! again at each new connection, and refuses further actions and files, until [`Drone::release`]. It is told though
+//! nobody waits for it any more, or its time is up: then its ticket ends, and its frame stays.
 //!
 //! Invariants: every ticket gets exactly one [`Event::Ended`], unless it is [cancelled](Drone::cancel); nothing is begun
 //! after its deadline.
+
+mod stops;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -33,10 +36,10 @@ pub use super::greeting::{BadId, answers_id, ask_id, said_id};
 use super::message::Message;
 pub use super::orders::{End, Event, Rules, Until};
 use super::queued::{Queued, What, take_first};
-use super::readings::Readings;
-pub use super::readings::{READING_BYTES_MAX, READINGS_MAX};
+pub use super::readings::{CLOVER_DIR_BYTES_MAX, READING_BYTES_MAX, READINGS_MAX, READINGS_MEMORY_MAX};
+use super::readings::{CloverDir, Readings};
 use crate::proto::message::Arguments;
-use crate::proto::wire::{ContentType, Frame, Header, MessageType};
+use crate::proto::wire::{CONTENT_BYTES_MAX, ContentType, Frame, Header, MessageType};
 
 /// Most frames of one drone that wait to be written.
 pub const QUEUE_MAX: usize = 256;
@@ -59,7 +62,7 @@ pub struct Drone {
     in_hand: Option<Queued>,
     /// By number: queued, in hand or waiting for its answer.
     requests: Requests,
-    clover_dir: Option<Value>,
+    clover_dir: CloverDir,
     readings: Readings,
     stopped: Option<Message>,
     events: VecDeque<Event>,
@@ -67,7 +70,6 @@ pub struct Drone {
 
 /// Our own questions and our own stop make no tickets.
 const OWN: Option<u64> = None;
-const DROPPED: End = End::Refused("dropped by an emergency stop");
 
 impl Drone {
     /// One that has told its id, and is away.
@@ -80,7 +82,7 @@ impl Drone {
             queue: VecDeque::new(),
             in_hand: None,
             requests: Requests::default(),
-            clover_dir: None,
+            clover_dir: CloverDir::default(),
             readings: Readings::default(),
             stopped: None,
             events: VecDeque::new(),
@@ -102,9 +104,9 @@ impl Drone {
         self.heard
     }
 
-    /// Where it keeps its programs, once it has said so.
+    /// Where it keeps its programs, once it has said so in at most [`CLOVER_DIR_BYTES_MAX`].
     pub fn clover_dir(&self) -> Option<&str> {
-        self.clover_dir.as_ref().and_then(Value::as_str)
+        self.clover_dir.path()
     }
 
     /// What it last told of itself.
@@ -151,19 +153,10 @@ impl Drone {
             });
         }
         let asks_dir = |request: &Request| request.asked == Asked::CloverDir;
-        if self.clover_dir.is_none() && !self.requests.values().any(asks_dir) {
+        if matches!(self.clover_dir, CloverDir::Unanswered) && !self.requests.values().any(asks_dir) {
             self.ask_own("clover_dir", Asked::CloverDir);
         }
-        if let Some(stop) = &self.stopped
-            && !self.queue.iter().any(|queued| queued.what == What::Stop)
-        {
-            self.queue.push_back(Queued {
-                what: What::Stop,
-                ticket: OWN,
-                begin: None,
-                frame: stop.to_frame(),
-            });
-        }
+        self.keep_stop();
     }
 
     /// Its connection is gone.
@@ -172,7 +165,12 @@ impl Drone {
             return;
         }
         match self.in_hand.take() {
-            Some(half) if half.what == What::Dropped => self.drop_queued(half, DROPPED),
+            Some(half) if half.what == What::Dropped => self.drop_queued(half, stops::DROPPED),
+            // Released meanwhile, or told by another one.
+            Some(half)
+                if half.what == What::Stop
+                    && half.ticket.is_none()
+                    && (!self.is_stopped() || self.has_stop()) => {}
             half => half.into_iter().for_each(|half| self.queue.push_front(half)),
         }
         let own: Vec<u32> = self
@@ -323,45 +321,7 @@ impl Drone {
         });
     }
 
-    /// Stops it, or tells it once more. Ended as [`End::Sent`] when that is written; while it is away, that waits.
-    pub fn stop(&mut self, ticket: u64, action: &str, begin: Instant) {
-        let arguments = Arguments::default();
-        let action = action.to_owned();
-        let message = Message::Action { action, arguments };
-        let frame = message.to_frame();
-        self.stopped = Some(message);
-        self.queue
-            .retain(|queued| queued.what != What::Stop || queued.ticket.is_some());
-        self.drop_acts();
-        self.queue.push_back(Queued {
-            what: What::Stop,
-            ticket: Some(ticket),
-            begin: Some(begin),
-            frame,
-        });
-    }
-
-    /// Drops what acts and waits, as a stop does, where there is no word to stop it with.
-    pub fn drop_acts(&mut self) {
-        for queued in std::mem::take(&mut self.queue) {
-            match queued.what {
-                What::Act | What::Dropped => self.drop_queued(queued, DROPPED),
-                What::Stop | What::Request(_) => self.queue.push_back(queued),
-            }
-        }
-        if let Some(half) = self.in_hand.as_mut().filter(|half| half.what == What::Act) {
-            half.what = What::Dropped;
-        }
-    }
-
-    /// Ends an emergency stop. Whether there was one.
-    pub fn release(&mut self) -> bool {
-        self.queue
-            .retain(|queued| queued.what != What::Stop || queued.ticket.is_some());
-        self.stopped.take().is_some()
-    }
-
-    /// Nobody waits for it any more: if it is not written yet, it never is.
+    /// Nobody waits for it any more: if it is not written yet, it never is, unless it is a stop that is in force.
     pub fn cancel(&mut self, ticket: u64) {
         let mine = |queued: &Queued| queued.ticket == Some(ticket);
         let unwritten = self
@@ -370,8 +330,10 @@ impl Drone {
             .find(|queued| mine(queued))
             .map(|queued| queued.what);
         self.queue.retain(|queued| !mine(queued));
-        if let Some(What::Request(number)) = unwritten {
-            self.requests.remove(&number);
+        match unwritten {
+            Some(What::Request(number)) => drop(self.requests.remove(&number)),
+            Some(What::Stop) => self.keep_stop(),
+            Some(What::Act | What::Dropped) | None => {}
         }
         if let Some(in_hand) = self.in_hand.as_mut().filter(|queued| mine(queued)) {
             in_hand.ticket = None;
@@ -403,7 +365,7 @@ impl Drone {
         }
         while let Some(queued) = take_first(&mut self.queue) {
             if queued.begin.is_some_and(|begin| now >= begin) {
-                self.drop_queued(queued, End::Expired);
+                self.drop_late(queued);
                 continue;
             }
             let frame = queued.frame.clone();
@@ -459,12 +421,18 @@ impl Drone {
         }
     }
 
-    /// Reads a frame of it.
+    /// Reads a frame of it. Only files may be as long as files are: JSON takes many times its length in memory, so more
+    /// than [`CONTENT_BYTES_MAX`] of it is passed over unread.
     pub fn handle_frame(&mut self, frame: &Frame, now: Instant) {
         if !self.is_here() {
             return;
         }
         self.stirred(now);
+        if frame.header.content_type == ContentType::Json && frame.content.len() > CONTENT_BYTES_MAX {
+            let bytes = frame.content.len();
+            let note = format!("{bytes} bytes of JSON; at most {CONTENT_BYTES_MAX} are read");
+            return self.events.push_back(Event::PassedOver(note));
+        }
         match Message::read(frame) {
             Ok(Message::Action { action, arguments }) if action == "telemetry" => {
                 self.take_readings(arguments.kwargs);
@@ -502,13 +470,15 @@ impl Drone {
             (Asked::File(ticket), Err(content)) => self.end(ticket, End::File(content)),
             (Asked::Value(ticket), Err(_)) => self.end(ticket, End::Unfit("it answered with a file")),
             (Asked::File(ticket), Ok(_)) => self.end(ticket, End::Unfit("it answered, but not with a file")),
-            (Asked::CloverDir, Ok(value)) => self.clover_dir = Some(value),
+            (Asked::CloverDir, Ok(value)) => self.clover_dir = CloverDir::of(value),
             (Asked::Life, Ok(value)) => {
                 if let Some(id) = said_id(&value).filter(|id| *id != self.id) {
                     self.events.push_back(Event::OtherId(id));
                 }
             }
-            (Asked::CloverDir | Asked::Life, Err(_)) | (Asked::Cancelled, _) => {}
+            // Answered, if not with a path.
+            (Asked::CloverDir, Err(_)) => self.clover_dir = CloverDir::Unknown,
+            (Asked::Life, Err(_)) | (Asked::Cancelled, _) => {}
         }
     }
 
@@ -542,7 +512,7 @@ impl Drone {
                 std::mem::take(&mut self.queue).into_iter().partition(late);
             self.queue = left;
             for queued in over {
-                self.drop_queued(queued, End::Expired);
+                self.drop_late(queued);
             }
         }
         let unanswered: Vec<(u32, bool)> = self
