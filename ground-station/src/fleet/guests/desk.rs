@@ -524,6 +524,10 @@ impl Counter {
             }
         };
         let number = history.as_ref().map(|history| history.number);
+        if let Some(number) = number {
+            // The first of its events: there is room.
+            let _caller_gone = to.try_send(Event::Issued { number });
+        }
         self.tasks.spawn(work::run(jobs, terms, history, to));
         number
     }

@@ -54,7 +54,10 @@ impl Counter {
         let _nobody = told.send(subject.word(Event::Targets { targets }));
         self.tasks.spawn(async move {
             while let Some(event) = from.recv().await {
-                let _nobody = told.send(subject.word(event.clone()));
+                // Each of their words has the number already.
+                if !matches!(event, Event::Issued { .. }) {
+                    let _nobody = told.send(subject.word(event.clone()));
+                }
                 if to.send(event).await.is_err() {
                     break;
                 }

@@ -7,8 +7,8 @@ use swarm_shared::proto::wire::Lane;
 
 use super::*;
 use crate::fleet::engine::NO_NODES;
-use crate::fleet::{Batch, BatchSize, Event, Failure, Fleet, Request};
-use crate::store::Store;
+use crate::fleet::{Batch, BatchSize, Event, Failure, Fleet, PastDelivery, PastQuery, PastState, Request};
+use crate::store::{Store, history};
 
 fn profile(number: usize) -> Profile {
     let name = format!("d{number}");
@@ -275,5 +275,64 @@ async fn a_release_does_not_need_a_disk() {
     };
     let _releasing = fleet.perform(release).await;
     assert_eq!(done(&mut first.orders).await, Work::Release);
+    desk.close().await;
+}
+
+/// Takes the next order, and says how it ended.
+async fn ended(orders: &mut mpsc::Receiver<Order>, reply: Reply) -> Order {
+    let order = tokio::time::timeout(Duration::from_secs(20), orders.recv()).await;
+    let mut order = order.expect("in time").expect("ordered");
+    let told = std::mem::replace(&mut order.reply, oneshot::channel().0);
+    let _gone = told.send(Answer::Reply(reply));
+    order
+}
+
+/// What is told, to its end: numbers in the history, notes, and how each delivery ended.
+async fn all_told(
+    mut told: mpsc::Receiver<Event>,
+) -> (Vec<u64>, Vec<String>, Vec<(String, Outcome, String)>) {
+    let (mut numbers, mut notes, mut ends) = (Vec::new(), Vec::new(), Vec::new());
+    while let Some(event) = told.recv().await {
+        if let Event::Issued { number } = event {
+            numbers.push(number);
+        } else if let Event::Note { text } = event {
+            notes.push(text);
+        } else if let Event::Delivery(delivery) = event {
+            let why = delivery.error.unwrap_or_default();
+            ends.push((delivery.node.to_string(), delivery.state, why));
+        }
+    }
+    ends.sort();
+    (numbers, notes, ends)
+}
+
+/// The deliveries of a command as the history has them.
+async fn past(store: &Store, number: u64) -> Vec<PastDelivery> {
+    let dir = store.path().parent().expect("in a directory").to_owned();
+    let past = history::ask(&dir, move |connection| {
+        history::deliveries(connection, number, &PastQuery::default())
+    });
+    past.await.expect("reads").expect("a file")
+}
+
+/// Asks once and has all fail, and returns the number of that in the history.
+async fn failed(fleet: &Fleet, seats: [&mut Seat; 2]) -> u64 {
+    let told = fleet.perform(all_led(None)).await;
+    for seat in seats {
+        ended(&mut seat.orders, Reply::failed("no")).await;
+    }
+    let (numbers, _, ends) = all_told(told).await;
+    assert_eq!(ends.len(), 2);
+    assert_eq!(numbers.len(), 1, "it has a number, which is told");
+    numbers[0]
+}
+
+#[tokio::test]
+async fn what_acts_on_guests_has_a_number_that_is_told() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = Store::open(dir.path()).await.expect("opens");
+    let (fleet, [mut first, mut second], desk) = desk(&store).await;
+    let number = failed(&fleet, [&mut first, &mut second]).await;
+    assert_eq!(past(&store, number).await.len(), 2);
     desk.close().await;
 }
