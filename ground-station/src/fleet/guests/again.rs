@@ -2,9 +2,17 @@
 //!
 //! What went to guests is an entry of its own in the history, so it is repeated here and the engine is not asked. What
 //! went to own nodes is repeated by the engine.
+//!
+//! Reading the history may take a disk's time. What is repeated counts from when it was asked for all the same: a stop
+//! that comes meanwhile withdraws it, and it ages.
 
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+use swarm_shared::proto::id::PeerId;
 use swarm_shared::proto::selector::Selector;
 
+use super::Meant;
 use super::desk::Counter;
 use super::merge::Gone;
 use crate::fleet::engine::retry::{Nothing, Plan, plan};
@@ -12,7 +20,12 @@ use crate::fleet::{Call, Event, Failure, Request};
 use crate::store::Origin;
 
 impl Counter {
-    pub(super) async fn again(&self, call: Call) -> Result<(), Gone> {
+    /// `known` are all guests as they were when it was asked for.
+    pub(super) async fn again(
+        &self,
+        (known, asked_at): (Vec<Meant>, Instant),
+        call: Call,
+    ) -> Result<(), Gone> {
         let Request::Retry {
             number,
             ttl_ms,
@@ -37,7 +50,10 @@ impl Counter {
             self.engine.pass(call).await;
             return Ok(());
         };
-        let meant = self.guests.meant(selector);
+        let here = self.guests.meant(selector);
+        let here: BTreeSet<PeerId> = here.iter().map(|guest| guest.node.id).collect();
+        let is_meant = |guest: &Meant| here.contains(&guest.node.id);
+        let meant: Vec<Meant> = known.into_iter().filter(is_meant).collect();
         if meant.is_empty() {
             if self.knows_own(selector).await {
                 self.engine.pass(call).await;
@@ -59,7 +75,8 @@ impl Counter {
             shown: Some(shown),
             ..Origin::of(call.who.clone())
         };
-        self.answer(meant, Call { request, ..call }, Some(origin)).await
+        self.answer((meant, asked_at), Call { request, ..call }, Some(origin))
+            .await
     }
 
     /// Whether the engine knows any of these.

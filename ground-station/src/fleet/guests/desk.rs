@@ -11,7 +11,7 @@
 //! | all others; and whatever means no guest | the engine, directly | |
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 use swarm_shared::net::clock;
@@ -123,7 +123,7 @@ impl Counter {
         if self.is_for_own(&call.request) {
             return self.engine.pass(call).await;
         }
-        let typed_at = self.guests.standing().version();
+        let (typed_at, asked_at) = (self.guests.standing().version(), clock::now());
         let meant = match &call.request {
             Request::Watch { .. } | Request::Follow { .. } => {
                 let counter = self.clone();
@@ -153,9 +153,11 @@ impl Counter {
             | Request::Users { .. }
             | Request::Cancel { .. } => Vec::new(),
             Request::Retry { .. } => {
+                // Before the history is read: a stop in between counts.
+                let known = self.guests.meant(&Selector::all());
                 let counter = self.clone();
                 self.tasks.spawn(async move {
-                    let _gone = counter.again(call).await;
+                    let _gone = counter.again((known, asked_at), call).await;
                 });
                 return;
             }
@@ -185,7 +187,7 @@ impl Counter {
             return;
         }
         self.tasks.spawn(async move {
-            let _gone = counter.answer(meant, call, None).await;
+            let _gone = counter.answer((meant, asked_at), call, None).await;
         });
     }
 
@@ -277,7 +279,7 @@ impl Counter {
     /// Asks both. What has an `origin` already is for guests alone.
     pub(super) async fn answer(
         &self,
-        meant: Vec<Meant>,
+        (meant, asked_at): (Vec<Meant>, Instant),
         call: Call,
         origin: Option<Origin>,
     ) -> Result<(), Gone> {
@@ -286,7 +288,7 @@ impl Counter {
             events,
             who,
         } = call;
-        let (asked, asked_at) = (request.clone(), clock::now());
+        let asked = request.clone();
         let mut own = if origin.is_some() {
             Own::none(&self.guests)
         } else {

@@ -336,3 +336,43 @@ async fn what_acts_on_guests_has_a_number_that_is_told() {
     assert_eq!(past(&store, number).await.len(), 2);
     desk.close().await;
 }
+
+fn again(number: u64) -> Request {
+    Request::Retry {
+        number,
+        ttl_ms: None,
+        timeout_ms: 10_000,
+    }
+}
+
+#[tokio::test]
+async fn what_is_repeated_counts_from_when_it_was_asked_and_a_stop_meanwhile_withdraws_it() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = Store::open(dir.path()).await.expect("opens");
+    let (fleet, [mut first, mut second], desk) = desk(&store).await;
+    let number = failed(&fleet, [&mut first, &mut second]).await;
+    // Both are there before the history is read.
+    let told = fleet.perform(again(number)).await;
+    let stopping = fleet
+        .perform(Request::Stop {
+            selector: Selector::parse("d2").expect("a name"),
+            timeout_ms: Some(10_000),
+            beside: false,
+        })
+        .await;
+    let stop = ended(&mut second.stops, Reply::done(Value::Null)).await;
+    let repeated = ended(&mut first.orders, Reply::done(Value::Null)).await;
+    assert!(
+        repeated.issued <= stop.issued,
+        "it ages from when it was asked for"
+    );
+    let (_, _, ends) = all_told(told).await;
+    assert_eq!(
+        ends.iter().map(|(_, state, _)| *state).collect::<Vec<_>>(),
+        [Outcome::Done, Outcome::Refused]
+    );
+    assert!(ends[1].2.contains("withdrawn by an emergency stop"), "{ends:?}");
+    assert!(second.orders.try_recv().is_err(), "nothing is sent");
+    drop(stopping);
+    desk.close().await;
+}
