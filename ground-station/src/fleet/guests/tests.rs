@@ -376,3 +376,21 @@ async fn what_is_repeated_counts_from_when_it_was_asked_and_a_stop_meanwhile_wit
     drop(stopping);
     desk.close().await;
 }
+
+#[tokio::test]
+async fn whoever_repeats_a_command_is_told_who_is_not_known_now() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = Store::open(dir.path()).await.expect("opens");
+    let (fleet, [mut first, mut second], desk) = desk(&store).await;
+    let number = failed(&fleet, [&mut first, &mut second]).await;
+    drop(second);
+    let told = fleet.perform(again(number)).await;
+    ended(&mut first.orders, Reply::done(Value::Null)).await;
+    let (_, notes, ends) = all_told(told).await;
+    assert_eq!(ends.len(), 1);
+    assert!(
+        notes.len() == 1 && notes[0].starts_with("no node matches d2, "),
+        "{notes:?}"
+    );
+    desk.close().await;
+}
