@@ -40,9 +40,14 @@ impl Orders {
             tracing::error!(
                 "too many stops stand to remember each: all drones are stopped until `release all`"
             );
-            let selector = Selector::all();
-            self.0 = vec![Order { stop: true, selector }];
+            *self = Self::of_all();
         }
+    }
+
+    /// A stop of all.
+    fn of_all() -> Self {
+        let selector = Selector::all();
+        Self(vec![Order { stop: true, selector }])
     }
 
     /// Whether it can be remembered.
@@ -118,16 +123,29 @@ pub(super) struct Standing {
 }
 
 impl Standing {
-    /// What the store remembers.
+    /// What the store remembers. What cannot be read any more becomes a stop of all: some stop may have stood, and a
+    /// station that does not start helps nobody. The next change is written over it.
     pub(super) async fn load(store: &Store) -> Result<Self, StoreError> {
+        let read = match store.guest_stops().await {
+            Ok(None) => return Ok(Self::default()),
+            Ok(Some(json)) => serde_json::from_str(&json).map_err(|error| error.to_string()),
+            Err(StoreError::Sql(
+                error @ (rusqlite::Error::InvalidColumnType(..)
+                | rusqlite::Error::FromSqlConversionFailure(..)
+                | rusqlite::Error::Utf8Error(..)),
+            )) => Err(error.to_string()),
+            Err(other) => return Err(other),
+        };
+        let orders = read.unwrap_or_else(|reason| {
+            tracing::error!(
+                reason,
+                "which drones of other programs are stopped cannot be read: all are, until `release`; look whether \
+                 they stand, then release them"
+            );
+            Orders::of_all()
+        });
         let standing = Self::default();
-        if let Some(json) = store.guest_stops().await? {
-            let orders = serde_json::from_str(&json).map_err(|error| StoreError::BadRow {
-                what: "stops of drones",
-                reason: error.to_string(),
-            })?;
-            standing.state.send_modify(|state| state.orders = orders);
-        }
+        standing.state.send_modify(|state| state.orders = orders);
         Ok(standing)
     }
 
@@ -338,6 +356,27 @@ mod tests {
         }
         assert!(release(&standing, "all").is_ok());
         assert_eq!(stopped(&standing, "d0"), None);
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_read_is_a_stop_of_all_until_a_release() {
+        for damage in ["'[{\"stop\":'", "7", "x'ff'", "CAST(x'ff' AS TEXT)"] {
+            let dir = tempfile::tempdir().expect("a directory");
+            let store = Store::open(dir.path()).await.expect("opens");
+            store.keep_guest_stops("[]".to_owned()).await.expect("kept");
+            let disk = rusqlite::Connection::open(store.path()).expect("opens");
+            let sql = format!("UPDATE meta SET value = {damage} WHERE key = 'guest_stops'");
+            assert_eq!(disk.execute(&sql, []).expect("damaged"), 1);
+            let standing = Standing::load(&store).await.expect("the station starts");
+            assert_eq!(stopped(&standing, "d1").as_deref(), Some("all"), "{damage}");
+            assert_eq!(release(&standing, "d1"), Ok(Some(1)));
+            let stop = CancellationToken::new();
+            stop.cancel();
+            standing.keep(&store, &stop).await;
+            let standing = Standing::load(&store).await.expect("written over");
+            assert_eq!(stopped(&standing, "d1"), None);
+            assert_eq!(stopped(&standing, "d2").as_deref(), Some("all"));
+        }
     }
 
     #[tokio::test]
