@@ -6,6 +6,7 @@
 //! Invariants: no stop is ever forgotten but by a release that means all that it meant. What would be too much to
 //! remember becomes a stop of all; a release that would be is refused.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -57,6 +58,7 @@ impl Orders {
             stop: false,
             selector,
         });
+        self.forget_released();
         // A release ends what was before it.
         let first = self.0.iter().position(|order| order.stop);
         self.0.drain(..first.unwrap_or(self.0.len()));
@@ -72,6 +74,29 @@ impl Orders {
         let all = order.selector == Selector::all();
         self.0.retain(|old| !all && old.selector != order.selector);
         self.0.push(order);
+    }
+
+    /// Forgets the stops of which each term was released after them, whoever it was released with: whom they mean, one
+    /// of those releases means, too, and it is newer. What takes somebody away is left alone: it may mean more than its
+    /// terms say, or less.
+    fn forget_released(&mut self) {
+        let is_plain = |selector: &Selector| selector.exclusions().next().is_none();
+        let mut released = BTreeSet::new();
+        let mut kept = Vec::new();
+        while let Some(order) = self.0.pop() {
+            let plain = is_plain(&order.selector);
+            if !order.stop && plain {
+                released.extend(order.selector.terms().map(String::from));
+            }
+            let mut terms = order.selector.terms();
+            let over = order.stop && plain && terms.all(|term| released.contains(term.as_str()));
+            drop(terms);
+            if !over {
+                kept.push(order);
+            }
+        }
+        kept.reverse();
+        self.0 = kept;
     }
 
     fn is_too_much(&self) -> bool {
@@ -356,6 +381,59 @@ mod tests {
         }
         assert!(release(&standing, "all").is_ok());
         assert_eq!(stopped(&standing, "d0"), None);
+    }
+
+    #[test]
+    fn a_stop_that_was_released_name_by_name_stands_no_longer() {
+        let standing = Standing::default();
+        standing.stop(selector("d1,d2, tag:system=other"));
+        assert!(release(&standing, "d1,d7").is_ok());
+        assert!(release(&standing, "d2").is_ok());
+        assert_eq!(standing.stops(), ["d1,d2, tag:system=other"]);
+        assert!(release(&standing, "tag:system=other").is_ok());
+        assert_eq!(standing.stops(), Vec::<String>::new());
+        assert_eq!(
+            standing.state.borrow().orders,
+            Orders::default(),
+            "nothing is left over"
+        );
+    }
+
+    /// Every short history: what is forgotten changes nothing for anybody.
+    #[test]
+    fn what_is_forgotten_of_stops_and_releases_held_for_nobody() {
+        const SELECTORS: [&str; 7] = ["d1", "d2", "d1,d2", "d*", "d*,!d2", "!d1", "tag:row=1,d2"];
+        const LENGTH: u32 = 4;
+        let selectors = SELECTORS.map(selector);
+        let (with, without) = (
+            BTreeMap::from([("row".to_owned(), "1".to_owned())]),
+            BTreeMap::new(),
+        );
+        let named = ["d1", "d2", "d3", "e1"].map(|name| (guest_name(name), guest_id("test", name)));
+        let targets = named
+            .iter()
+            .flat_map(|(name, id)| [&with, &without].map(|tags| Target { name, id, tags }));
+        let targets: Vec<Target<'_>> = targets.collect();
+        let choices = selectors.len() * 2;
+        for history in 0..choices.pow(LENGTH) {
+            let (mut orders, mut all) = (Orders::default(), Vec::new());
+            let mut rest = history;
+            for _ in 0..LENGTH {
+                let (selector, stop) = (selectors[rest % choices / 2].clone(), rest % 2 == 0);
+                rest /= choices;
+                if stop {
+                    orders.stop(selector.clone());
+                } else {
+                    assert!(orders.release(selector.clone()));
+                }
+                all.push(Order { stop, selector });
+                for target in &targets {
+                    let newest = all.iter().rev().find(|order| order.selector.matches(target));
+                    let stopped = newest.is_some_and(|order| order.stop);
+                    assert_eq!(orders.stopped(target).is_some(), stopped, "{all:?} {target:?}");
+                }
+            }
+        }
     }
 
     #[tokio::test]
