@@ -484,7 +484,7 @@ impl Counter {
         let reads = meant.iter().all(|guest| guest.reads(&action, &arguments));
         let jobs = meant.into_iter().map(|guest| {
             let work = if withheld {
-                Err(Reply::refused("not sent: an earlier batch failed"))
+                Err(Reply::refused(work::BATCH_FAILED))
             } else {
                 Ok(Work::Command {
                     action: action.clone(),
@@ -520,7 +520,7 @@ impl Counter {
             }),
             Err(error) => {
                 for job in &mut jobs {
-                    job.work = Err(Reply::failed(format!("nothing was sent: {error}")));
+                    job.work = Err(Reply::refused(format!("nothing was sent: {error}")));
                 }
                 None
             }

@@ -394,3 +394,80 @@ async fn whoever_repeats_a_command_is_told_who_is_not_known_now() {
     );
     desk.close().await;
 }
+
+#[tokio::test]
+async fn later_batches_of_whoever_went_away_say_so() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = Store::open(dir.path()).await.expect("opens");
+    let (fleet, [mut first, mut second], desk) = desk(&store).await;
+    for keep_going in [false, true] {
+        let batch = Batch {
+            size: BatchSize::Count(1),
+            wait_ms: 0,
+            keep_going,
+        };
+        let mut told = fleet.perform(all_led(Some(batch))).await;
+        let number = loop {
+            if let Event::Issued { number } = told.recv().await.expect("told") {
+                break number;
+            }
+        };
+        let order = first.orders.recv().await.expect("ordered");
+        drop(told);
+        let started = clock::now();
+        let why = loop {
+            let past = past(&store, number).await;
+            if let Some(why) = past[1].error.clone() {
+                break why;
+            }
+            assert!(clock::since(started) < Duration::from_secs(20), "{past:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
+        assert_eq!(why, "not sent: whoever asked for it went away");
+        drop(order);
+    }
+    assert!(second.orders.try_recv().is_err());
+    desk.close().await;
+}
+
+#[tokio::test]
+async fn what_a_door_has_not_read_when_it_closes_was_not_sent() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = Store::open(dir.path()).await.expect("opens");
+    let (fleet, [first, mut second], desk) = desk(&store).await;
+    let told = fleet.perform(all_led(None)).await;
+    ended(&mut second.orders, Reply::done(Value::Null)).await;
+    assert_eq!(first.orders.len(), 1);
+    drop(first);
+    let (_, _, ends) = all_told(told).await;
+    let why = "its door is closed: nothing was sent".to_owned();
+    assert_eq!(ends[0], ("d1".to_owned(), Outcome::NoAnswer, why));
+    desk.close().await;
+}
+
+/// A disk that refuses to write so, until the trigger is dropped.
+fn full(store: &Store, write: &str, table: &str) -> rusqlite::Connection {
+    let disk = rusqlite::Connection::open(store.path()).expect("opens");
+    let full =
+        format!("CREATE TRIGGER disk_full BEFORE {write} ON {table} BEGIN SELECT RAISE(ABORT, 'full'); END");
+    disk.execute_batch(&full).expect("made");
+    disk
+}
+
+#[tokio::test]
+async fn what_cannot_be_stored_is_refused_and_not_sent() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = Store::open(dir.path()).await.expect("opens");
+    let (fleet, [mut first, _second], desk) = desk(&store).await;
+    let _disk = full(&store, "INSERT", "commands");
+    let (numbers, _, ends) = all_told(fleet.perform(all_led(None)).await).await;
+    assert_eq!((numbers.len(), ends.len()), (0, 2));
+    for (_, state, why) in ends {
+        assert!(
+            state == Outcome::Refused && why.starts_with("nothing was sent"),
+            "{why}"
+        );
+    }
+    assert!(first.orders.try_recv().is_err());
+    desk.close().await;
+}

@@ -19,6 +19,9 @@ use crate::store::{PartEnd, Store};
 const STOP_EVERY: Duration = Duration::from_secs(1);
 /// How long the door of a guest may take to say that a question has no answer.
 const ANSWER_GRACE: Duration = Duration::from_millis(500);
+/// Why a later batch is not sent.
+pub(super) const BATCH_FAILED: &str = "not sent: an earlier batch failed";
+const ASKER_GONE: &str = "not sent: whoever asked for it went away";
 /// Longer than anybody waits.
 const FOREVER: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -80,24 +83,29 @@ impl History {
     }
 }
 
+/// How what never left its queue ends.
+pub(super) fn closed() -> Reply {
+    Reply::ended(Outcome::NoAnswer, "its door is closed: nothing was sent")
+}
+
 /// Hands out all orders, a batch at a time, and tells how each ended.
 pub(super) async fn run(jobs: Vec<Job>, terms: Terms, history: Option<History>, events: mpsc::Sender<Event>) {
     let size = terms.batch.map_or(jobs.len(), |batch| batch.size.of(jobs.len()));
-    let mut failed = false;
+    let mut withheld = None;
     for (place, batch) in jobs.chunks(size.max(1)).enumerate() {
-        if place > 0 && !failed {
+        if place > 0 && withheld.is_none() {
             let wait = terms.batch.map_or(0, |batch| batch.wait_ms);
             tokio::time::sleep(Duration::from_millis(wait)).await;
             // Nobody sees to later batches any more.
-            failed |= events.is_closed();
+            withheld = events.is_closed().then_some(ASKER_GONE);
         }
         // The first counts from when it was asked for: it may have waited for a disk since.
         let issued = if place == 0 { terms.started } else { clock::now() };
         let mut ends = JoinSet::new();
         for job in batch {
             let mut job = job.clone();
-            if failed {
-                job.work = Err(Reply::refused("not sent: an earlier batch failed"));
+            if let Some(why) = withheld {
+                job.work = Err(Reply::refused(why));
             }
             ends.spawn(carry(job, (terms, issued), history.clone(), events.clone()));
         }
@@ -105,7 +113,12 @@ pub(super) async fn run(jobs: Vec<Job>, terms: Terms, history: Option<History>, 
         while let Some(end) = ends.join_next().await {
             done &= end.is_ok_and(|state| state == Outcome::Done);
         }
-        failed |= !done && !terms.batch.is_some_and(|batch| batch.keep_going);
+        if withheld.is_none() && events.is_closed() {
+            // Whether it would have been done, nobody has waited to see.
+            withheld = Some(ASKER_GONE);
+        } else if withheld.is_none() && !done && !terms.batch.is_some_and(|batch| batch.keep_going) {
+            withheld = Some(BATCH_FAILED);
+        }
     }
 }
 
@@ -236,10 +249,7 @@ fn place(orders: &mpsc::Sender<Order>, work: Work, times: Times) -> Result<onesh
         Err(mpsc::error::TrySendError::Full(_)) => {
             Err(Reply::refused("busy: too much waits for this drone; try again"))
         }
-        Err(mpsc::error::TrySendError::Closed(_)) => Err(Reply::ended(
-            Outcome::NoAnswer,
-            "its door is closed: nothing was sent",
-        )),
+        Err(mpsc::error::TrySendError::Closed(_)) => Err(closed()),
     }
 }
 
