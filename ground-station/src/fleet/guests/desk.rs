@@ -62,6 +62,7 @@ pub async fn front(engine: Fleet, store: Store) -> Result<(Fleet, Guests, Desk),
         guests: guests.clone(),
         store,
         tasks: tasks.clone(),
+        stop: stop.clone(),
         told: broadcast::Sender::new(TOLD_MAX),
     };
     let (learner, over) = (counter.clone(), stop.clone());
@@ -96,6 +97,8 @@ pub(super) struct Counter {
     pub(super) guests: Guests,
     pub(super) store: Store,
     pub(super) tasks: TaskTracker,
+    /// When the desk closes.
+    pub(super) stop: CancellationToken,
     /// What becomes of guests' orders, for followers.
     pub(super) told: broadcast::Sender<Event>,
 }
@@ -517,6 +520,7 @@ impl Counter {
                 store: self.store.clone(),
                 number,
                 tasks: self.tasks.clone(),
+                stop: self.stop.clone(),
             }),
             Err(error) => {
                 for job in &mut jobs {

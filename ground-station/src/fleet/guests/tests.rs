@@ -471,3 +471,32 @@ async fn what_cannot_be_stored_is_refused_and_not_sent() {
     assert!(first.orders.try_recv().is_err());
     desk.close().await;
 }
+
+#[tokio::test]
+async fn an_end_that_the_disk_refuses_is_stored_when_it_takes_it() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = Store::open(dir.path()).await.expect("opens");
+    let (fleet, [mut first, mut second], desk) = desk(&store).await;
+    let mut told = fleet.perform(all_led(None)).await;
+    let number = loop {
+        if let Event::Issued { number } = told.recv().await.expect("told") {
+            break number;
+        }
+    };
+    let disk = full(&store, "UPDATE", "deliveries");
+    for seat in [&mut first, &mut second] {
+        ended(&mut seat.orders, Reply::done(Value::Null)).await;
+    }
+    let (_, _, ends) = all_told(told).await;
+    assert_eq!(ends.len(), 2, "nobody waits for a disk");
+    let open = |past: &[PastDelivery]| past.iter().filter(|past| past.state == PastState::Open).count();
+    assert_eq!(open(&past(&store, number).await), 2);
+    disk.execute_batch("DROP TRIGGER disk_full")
+        .expect("there is room");
+    let started = clock::now();
+    while open(&past(&store, number).await) > 0 {
+        assert!(clock::since(started) < Duration::from_secs(20), "still open");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    desk.close().await;
+}

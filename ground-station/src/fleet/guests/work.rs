@@ -13,10 +13,12 @@ use tokio_util::task::TaskTracker;
 
 use super::{Answer, Meant, Order, Work, files};
 use crate::fleet::{Batch, Delivery, Event, NodeRef};
-use crate::store::{PartEnd, Store};
+use crate::store::{PartEnd, Store, StoreError};
 
 /// How often a guest is told once more to stop, while whoever asked for it waits for others.
 const STOP_EVERY: Duration = Duration::from_secs(1);
+/// How long until an end that the disk refused is tried again.
+const KEEP_EVERY: Duration = Duration::from_secs(1);
 /// How long the door of a guest may take to say that a question has no answer.
 const ANSWER_GRACE: Duration = Duration::from_millis(500);
 /// Why a later batch is not sent.
@@ -68,19 +70,51 @@ pub(super) struct History {
     pub(super) number: u64,
     /// For what goes on though nobody waits for it any more.
     pub(super) tasks: TaskTracker,
+    /// When the desk closes.
+    pub(super) stop: CancellationToken,
 }
 
 impl History {
+    /// Keeps an end. Whoever waits for it is not kept waiting by a disk that refuses it: it is tried again.
     pub(super) async fn keep(&self, node: &NodeRef, part: u32, reply: Reply) {
         let end = PartEnd {
             node: node.id,
             part,
             reply,
         };
-        if let Err(error) = self.store.record_ends(self.number, vec![end]).await {
-            tracing::error!(%error, number = self.number, "an end is not in the history");
+        let Err(error) = self.store.record_ends(self.number, vec![end.clone()]).await else {
+            return;
+        };
+        let number = self.number;
+        if is_final(&error) {
+            tracing::error!(%error, number, "an end is not in the history");
+            return;
+        }
+        tracing::error!(%error, number, "an end is not in the history yet: tried again each second");
+        let history = self.clone();
+        self.tasks.spawn(async move { history.keep_trying(end).await });
+    }
+
+    /// Until it is stored, or the desk closes: then once more.
+    async fn keep_trying(&self, end: PartEnd) {
+        let number = self.number;
+        loop {
+            let pause = tokio::time::sleep(KEEP_EVERY);
+            let is_over = self.stop.run_until_cancelled(pause).await.is_none();
+            match self.store.record_ends(number, vec![end.clone()]).await {
+                Ok(()) => return tracing::info!(number, "an end is in the history now"),
+                Err(error) if is_over || is_final(&error) => {
+                    return tracing::error!(%error, number, "an end is not in the history");
+                }
+                Err(error) => tracing::debug!(%error, number, "an end is still not in the history"),
+            }
         }
     }
+}
+
+/// Whether no later try can end otherwise, such as for a command that the history has forgotten.
+fn is_final(error: &StoreError) -> bool {
+    matches!(error, StoreError::BadRow { .. } | StoreError::Stopped)
 }
 
 /// How what never left its queue ends.
