@@ -500,3 +500,38 @@ async fn an_end_that_the_disk_refuses_is_stored_when_it_takes_it() {
     }
     desk.close().await;
 }
+
+#[tokio::test]
+async fn whoever_watches_sees_that_a_guest_has_left() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = Store::open(dir.path()).await.expect("opens");
+    let (engine, _calls) = Fleet::local();
+    let (fleet, guests, desk) = front(engine, store).await.expect("readable");
+    let seat = guests.seat(profile(1)).expect("free");
+    seat.tell(Presence {
+        online: true,
+        ..Presence::default()
+    });
+    let selector = Selector::all();
+    let mut told = fleet.perform(Request::Watch { selector }).await;
+    let view = async |told: &mut mpsc::Receiver<Event>| {
+        let event = tokio::time::timeout(Duration::from_secs(20), told.recv()).await;
+        let Event::Node(view) = event.expect("in time").expect("watched") else {
+            panic!("not a node")
+        };
+        view
+    };
+    assert_eq!(view(&mut told).await.state, NodeState::Online);
+    drop(seat);
+    let last = view(&mut told).await;
+    assert_eq!((last.id, last.state), (profile(1).node.id, NodeState::Offline));
+    assert!(last.warnings[0].starts_with("not known any more"), "{last:?}");
+    // It is told of again when it is back.
+    let back = guests.seat(profile(1)).expect("free");
+    back.tell(Presence {
+        online: true,
+        ..Presence::default()
+    });
+    assert!(view(&mut told).await.warnings.is_empty());
+    desk.close().await;
+}
