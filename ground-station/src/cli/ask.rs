@@ -86,10 +86,10 @@ pub(super) async fn deliver(
 async fn report(fleet: &Fleet, request: Request, screen: &mut Screen) -> Result<u8, CliError> {
     let started = clock::now();
     let mut report = Report::default();
-    let mut issued = None;
+    let mut issued = Vec::new();
     let ended = follow(fleet, request, screen, |event, screen| {
         if let Some(Event::Issued { number }) = event {
-            issued = Some(*number);
+            issued.push(*number);
         }
         match event {
             Some(event) => report.add(event),
@@ -125,10 +125,10 @@ async fn report(fleet: &Fleet, request: Request, screen: &mut Screen) -> Result<
             if screen.json || !begun {
                 screen.note(&format!("interrupted: {summary}"));
             }
-            if let Some(number) = issued {
+            for number in issued {
                 screen.note(&format!(
                     "it goes on as number {number}: see `ground-station history {number}`, or take back what is not sent \
-                     with `ground-station cancel {number}`"
+                     with `ground-station cancel {number}` (from drones of other programs only a stop does)"
                 ));
             }
             Ok(EXIT_INTERRUPTED)

@@ -219,7 +219,7 @@ fn ctrl_c_prints_what_is_known() {
 
     1 done, 1 not answered yet: drone-02 in TIME
     ");
-    assert_snapshot!(ran.err, @"it goes on as number 12: see `ground-station history 12`, or take back what is not sent with `ground-station cancel 12`");
+    assert_snapshot!(ran.err, @"it goes on as number 12: see `ground-station history 12`, or take back what is not sent with `ground-station cancel 12` (from drones of other programs only a stop does)");
 }
 
 #[test]

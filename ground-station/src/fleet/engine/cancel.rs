@@ -82,17 +82,27 @@ async fn find(state_dir: &Path, number: u64) -> Result<(CommandView, CommandId),
     };
     let instead = match command.kind {
         CommandKind::Command => None,
-        CommandKind::Send | CommandKind::Fetch => Some("Ctrl-C ends it where it runs"),
+        CommandKind::Send => Some(
+            "Ctrl-C ends it where it runs; at drones of other programs it goes on, and only a stop ends it",
+        ),
+        CommandKind::Fetch => {
+            Some("Ctrl-C ends it where it runs; at drones of other programs it goes on until its --timeout")
+        }
         CommandKind::Stop => Some("`ground-station release SELECTOR` ends it"),
         CommandKind::Release => Some("`ground-station stop SELECTOR` stops again"),
     };
     match (instead, id) {
         (None, Some(id)) => Ok((command, id)),
-        (instead, _) => {
+        (Some(instead), _) => {
+            let kind = command.kind;
+            let text = format!("command {number} was a {kind}, which does not wait to be sent: {instead}");
+            Err(Event::failed(Failure::Usage, text))
+        }
+        // Only nodes of the fleet need one.
+        (None, None) => {
             let text = format!(
-                "command {number} was a {}, which does not wait to be sent: {}",
-                command.kind,
-                instead.unwrap_or("it has no identity")
+                "command {number} went to drones of other programs, from which nothing is taken back: a stop \
+                 (`ground-station stop SELECTOR`) withdraws what waits for them"
             );
             Err(Event::failed(Failure::Usage, text))
         }

@@ -2,17 +2,32 @@
 //!
 //! What went to guests is an entry of its own in the history, so it is repeated here and the engine is not asked. What
 //! went to own nodes is repeated by the engine.
+//!
+//! Reading the history may take a disk's time. What is repeated counts from when it was asked for all the same: a stop
+//! that comes meanwhile withdraws it, and it ages.
 
-use swarm_shared::proto::selector::Selector;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::time::Instant;
 
+use swarm_shared::proto::id::PeerId;
+use swarm_shared::proto::selector::{Selector, Target};
+
+use super::Meant;
 use super::desk::Counter;
 use super::merge::Gone;
 use crate::fleet::engine::retry::{Nothing, Plan, plan};
 use crate::fleet::{Call, Event, Failure, Request};
-use crate::store::Origin;
+use crate::store::{Origin, history};
+use crate::view::fold::fold;
 
 impl Counter {
-    pub(super) async fn again(&self, call: Call) -> Result<(), Gone> {
+    /// `known` are all guests as they were when it was asked for.
+    pub(super) async fn again(
+        &self,
+        (known, asked_at): (Vec<Meant>, Instant),
+        call: Call,
+    ) -> Result<(), Gone> {
         let Request::Retry {
             number,
             ttl_ms,
@@ -37,7 +52,10 @@ impl Counter {
             self.engine.pass(call).await;
             return Ok(());
         };
-        let meant = self.guests.meant(selector);
+        let here = self.guests.meant(selector);
+        let here: BTreeSet<PeerId> = here.iter().map(|guest| guest.node.id).collect();
+        let is_meant = |guest: &Meant| here.contains(&guest.node.id);
+        let meant: Vec<Meant> = known.into_iter().filter(is_meant).collect();
         if meant.is_empty() {
             if self.knows_own(selector).await {
                 self.engine.pass(call).await;
@@ -54,12 +72,17 @@ impl Counter {
             let note = Event::note(note);
             call.events.send(note).await.map_err(|_gone| Gone)?;
         }
+        if let Some(note) = absent(&state_dir, number, selector, &meant).await {
+            let note = Event::note(note);
+            call.events.send(note).await.map_err(|_gone| Gone)?;
+        }
         let origin = Origin {
             retry_of: Some(number),
             shown: Some(shown),
             ..Origin::of(call.who.clone())
         };
-        self.answer(meant, Call { request, ..call }, Some(origin)).await
+        self.answer((meant, asked_at), Call { request, ..call }, Some(origin))
+            .await
     }
 
     /// Whether the engine knows any of these.
@@ -73,4 +96,46 @@ impl Counter {
         }
         false
     }
+}
+
+/// What to tell whoever repeats a command for some who are not known now. Its terms are ids; people read names.
+async fn absent(state_dir: &Path, number: u64, selector: &Selector, meant: &[Meant]) -> Option<String> {
+    let no_tags = BTreeMap::new();
+    let is = |term: &Selector, name, id| {
+        term.matches(&Target {
+            name,
+            id,
+            tags: &no_tags,
+        })
+    };
+    let is_here = |term: &Selector| {
+        meant
+            .iter()
+            .any(|guest| is(term, &guest.node.node, &guest.node.id))
+    };
+    let terms: Vec<Selector> = selector.terms().filter(|term| !is_here(term)).collect();
+    if terms.is_empty() {
+        return None;
+    }
+    let family = history::ask(state_dir, move |connection| history::family(connection, number)).await;
+    let past = family.unwrap_or_else(|error| {
+        tracing::warn!(%error, number, "drones that a command is not repeated at are told by their ids");
+        None
+    });
+    let past = past.unwrap_or_default();
+    let names: BTreeSet<_> = past
+        .iter()
+        .filter(|past| terms.iter().any(|term| is(term, &past.node, &past.id)))
+        .map(|past| &past.node)
+        .collect();
+    let who = if names.is_empty() {
+        let terms: Vec<&str> = terms.iter().map(Selector::as_str).collect();
+        terms.join(", ")
+    } else {
+        fold(names)
+    };
+    Some(format!(
+        "no node matches {who}, so nothing is repeated there; drones of other programs are known once they have \
+         connected"
+    ))
 }

@@ -11,7 +11,7 @@
 //! | all others; and whatever means no guest | the engine, directly | |
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 use swarm_shared::net::clock;
@@ -62,6 +62,7 @@ pub async fn front(engine: Fleet, store: Store) -> Result<(Fleet, Guests, Desk),
         guests: guests.clone(),
         store,
         tasks: tasks.clone(),
+        stop: stop.clone(),
         told: broadcast::Sender::new(TOLD_MAX),
     };
     let (learner, over) = (counter.clone(), stop.clone());
@@ -96,6 +97,8 @@ pub(super) struct Counter {
     pub(super) guests: Guests,
     pub(super) store: Store,
     pub(super) tasks: TaskTracker,
+    /// When the desk closes.
+    pub(super) stop: CancellationToken,
     /// What becomes of guests' orders, for followers.
     pub(super) told: broadcast::Sender<Event>,
 }
@@ -123,7 +126,7 @@ impl Counter {
         if self.is_for_own(&call.request) {
             return self.engine.pass(call).await;
         }
-        let typed_at = self.guests.standing().version();
+        let (typed_at, asked_at) = (self.guests.standing().version(), clock::now());
         let meant = match &call.request {
             Request::Watch { .. } | Request::Follow { .. } => {
                 let counter = self.clone();
@@ -153,9 +156,11 @@ impl Counter {
             | Request::Users { .. }
             | Request::Cancel { .. } => Vec::new(),
             Request::Retry { .. } => {
+                // Before the history is read: a stop in between counts.
+                let known = self.guests.meant(&Selector::all());
                 let counter = self.clone();
                 self.tasks.spawn(async move {
-                    let _gone = counter.again(call).await;
+                    let _gone = counter.again((known, asked_at), call).await;
                 });
                 return;
             }
@@ -185,7 +190,7 @@ impl Counter {
             return;
         }
         self.tasks.spawn(async move {
-            let _gone = counter.answer(meant, call, None).await;
+            let _gone = counter.answer((meant, asked_at), call, None).await;
         });
     }
 
@@ -277,7 +282,7 @@ impl Counter {
     /// Asks both. What has an `origin` already is for guests alone.
     pub(super) async fn answer(
         &self,
-        meant: Vec<Meant>,
+        (meant, asked_at): (Vec<Meant>, Instant),
         call: Call,
         origin: Option<Origin>,
     ) -> Result<(), Gone> {
@@ -286,7 +291,7 @@ impl Counter {
             events,
             who,
         } = call;
-        let (asked, asked_at) = (request.clone(), clock::now());
+        let asked = request.clone();
         let mut own = if origin.is_some() {
             Own::none(&self.guests)
         } else {
@@ -482,7 +487,7 @@ impl Counter {
         let reads = meant.iter().all(|guest| guest.reads(&action, &arguments));
         let jobs = meant.into_iter().map(|guest| {
             let work = if withheld {
-                Err(Reply::refused("not sent: an earlier batch failed"))
+                Err(Reply::refused(work::BATCH_FAILED))
             } else {
                 Ok(Work::Command {
                     action: action.clone(),
@@ -515,15 +520,20 @@ impl Counter {
                 store: self.store.clone(),
                 number,
                 tasks: self.tasks.clone(),
+                stop: self.stop.clone(),
             }),
             Err(error) => {
                 for job in &mut jobs {
-                    job.work = Err(Reply::failed(format!("nothing was sent: {error}")));
+                    job.work = Err(Reply::refused(format!("nothing was sent: {error}")));
                 }
                 None
             }
         };
         let number = history.as_ref().map(|history| history.number);
+        if let Some(number) = number {
+            // The first of its events: there is room.
+            let _caller_gone = to.try_send(Event::Issued { number });
+        }
         self.tasks.spawn(work::run(jobs, terms, history, to));
         number
     }

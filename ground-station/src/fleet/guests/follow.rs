@@ -11,10 +11,12 @@ use tokio::sync::{broadcast, mpsc};
 use super::desk::Counter;
 use super::merge::Gone;
 use super::names::Shown;
-use crate::fleet::{Call, CommandKind, EVENTS_MAX, Event, NodeRef, NodeView, Request};
+use crate::fleet::{Call, CommandKind, EVENTS_MAX, Event, NodeRef, NodeState, NodeView, Request};
 
 /// Shortest time between two looks at what has changed, for whoever watches.
 const WATCH_PAUSE: Duration = Duration::from_millis(100);
+/// What to tell of a guest that nothing more will be told of, unless it comes again.
+const LEFT: &str = "not known any more: a drone of another program that has left";
 /// Words that wait for the slowest follower; further ones push out the oldest.
 pub(super) const TOLD_MAX: usize = 1_024;
 
@@ -54,7 +56,10 @@ impl Counter {
         let _nobody = told.send(subject.word(Event::Targets { targets }));
         self.tasks.spawn(async move {
             while let Some(event) = from.recv().await {
-                let _nobody = told.send(subject.word(event.clone()));
+                // Each of their words has the number already.
+                if !matches!(event, Event::Issued { .. }) {
+                    let _nobody = told.send(subject.word(event.clone()));
+                }
                 if to.send(event).await.is_err() {
                     break;
                 }
@@ -87,7 +92,9 @@ impl Counter {
             let gone = shown.keys().filter(|id| views.iter().all(|view| view.id != **id));
             let gone: Vec<PeerId> = gone.copied().collect();
             for id in gone {
-                shown.remove(&id);
+                if let Some(last) = shown.remove(&id) {
+                    events.send(Event::Node(left(last))).await.map_err(|_gone| Gone)?;
+                }
             }
             for view in views {
                 let same = shown.get(&view.id).is_some_and(|old| {
@@ -148,6 +155,13 @@ async fn hear(words: &mut Option<broadcast::Receiver<Event>>) -> Event {
         },
         None => std::future::pending().await,
     }
+}
+
+/// The last that is told of a guest that has lost its seat.
+fn left(mut view: NodeView) -> NodeView {
+    view.state = NodeState::Offline;
+    view.warnings.push(LEFT.to_owned());
+    view
 }
 
 /// What has changed of a guest's readings, if anything; null for what is there no longer.

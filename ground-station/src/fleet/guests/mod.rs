@@ -250,6 +250,13 @@ impl Seat {
 
 impl Drop for Seat {
     fn drop(&mut self) {
+        // What its door has not even read, it has not sent.
+        for queue in [&mut self.orders, &mut self.stops] {
+            queue.close();
+            while let Ok(order) = queue.try_recv() {
+                let _nobody_waits = order.reply.send(Answer::Reply(work::closed()));
+            }
+        }
         let mut book = self.guests.book();
         let id = self.profile.node.id;
         let here = book.guests.get(&id);

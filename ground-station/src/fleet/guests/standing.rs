@@ -6,6 +6,7 @@
 //! Invariants: no stop is ever forgotten but by a release that means all that it meant. What would be too much to
 //! remember becomes a stop of all; a release that would be is refused.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -40,9 +41,14 @@ impl Orders {
             tracing::error!(
                 "too many stops stand to remember each: all drones are stopped until `release all`"
             );
-            let selector = Selector::all();
-            self.0 = vec![Order { stop: true, selector }];
+            *self = Self::of_all();
         }
+    }
+
+    /// A stop of all.
+    fn of_all() -> Self {
+        let selector = Selector::all();
+        Self(vec![Order { stop: true, selector }])
     }
 
     /// Whether it can be remembered.
@@ -52,6 +58,7 @@ impl Orders {
             stop: false,
             selector,
         });
+        self.forget_released();
         // A release ends what was before it.
         let first = self.0.iter().position(|order| order.stop);
         self.0.drain(..first.unwrap_or(self.0.len()));
@@ -67,6 +74,29 @@ impl Orders {
         let all = order.selector == Selector::all();
         self.0.retain(|old| !all && old.selector != order.selector);
         self.0.push(order);
+    }
+
+    /// Forgets the stops of which each term was released after them, whoever it was released with: whom they mean, one
+    /// of those releases means, too, and it is newer. What takes somebody away is left alone: it may mean more than its
+    /// terms say, or less.
+    fn forget_released(&mut self) {
+        let is_plain = |selector: &Selector| selector.exclusions().next().is_none();
+        let mut released = BTreeSet::new();
+        let mut kept = Vec::new();
+        while let Some(order) = self.0.pop() {
+            let plain = is_plain(&order.selector);
+            if !order.stop && plain {
+                released.extend(order.selector.terms().map(String::from));
+            }
+            let mut terms = order.selector.terms();
+            let over = order.stop && plain && terms.all(|term| released.contains(term.as_str()));
+            drop(terms);
+            if !over {
+                kept.push(order);
+            }
+        }
+        kept.reverse();
+        self.0 = kept;
     }
 
     fn is_too_much(&self) -> bool {
@@ -118,16 +148,29 @@ pub(super) struct Standing {
 }
 
 impl Standing {
-    /// What the store remembers.
+    /// What the store remembers. What cannot be read any more becomes a stop of all: some stop may have stood, and a
+    /// station that does not start helps nobody. The next change is written over it.
     pub(super) async fn load(store: &Store) -> Result<Self, StoreError> {
+        let read = match store.guest_stops().await {
+            Ok(None) => return Ok(Self::default()),
+            Ok(Some(json)) => serde_json::from_str(&json).map_err(|error| error.to_string()),
+            Err(StoreError::Sql(
+                error @ (rusqlite::Error::InvalidColumnType(..)
+                | rusqlite::Error::FromSqlConversionFailure(..)
+                | rusqlite::Error::Utf8Error(..)),
+            )) => Err(error.to_string()),
+            Err(other) => return Err(other),
+        };
+        let orders = read.unwrap_or_else(|reason| {
+            tracing::error!(
+                reason,
+                "which drones of other programs are stopped cannot be read: all are, until `release`; look whether \
+                 they stand, then release them"
+            );
+            Orders::of_all()
+        });
         let standing = Self::default();
-        if let Some(json) = store.guest_stops().await? {
-            let orders = serde_json::from_str(&json).map_err(|error| StoreError::BadRow {
-                what: "stops of drones",
-                reason: error.to_string(),
-            })?;
-            standing.state.send_modify(|state| state.orders = orders);
-        }
+        standing.state.send_modify(|state| state.orders = orders);
         Ok(standing)
     }
 
@@ -338,6 +381,80 @@ mod tests {
         }
         assert!(release(&standing, "all").is_ok());
         assert_eq!(stopped(&standing, "d0"), None);
+    }
+
+    #[test]
+    fn a_stop_that_was_released_name_by_name_stands_no_longer() {
+        let standing = Standing::default();
+        standing.stop(selector("d1,d2, tag:system=other"));
+        assert!(release(&standing, "d1,d7").is_ok());
+        assert!(release(&standing, "d2").is_ok());
+        assert_eq!(standing.stops(), ["d1,d2, tag:system=other"]);
+        assert!(release(&standing, "tag:system=other").is_ok());
+        assert_eq!(standing.stops(), Vec::<String>::new());
+        assert_eq!(
+            standing.state.borrow().orders,
+            Orders::default(),
+            "nothing is left over"
+        );
+    }
+
+    /// Every short history: what is forgotten changes nothing for anybody.
+    #[test]
+    fn what_is_forgotten_of_stops_and_releases_held_for_nobody() {
+        const SELECTORS: [&str; 7] = ["d1", "d2", "d1,d2", "d*", "d*,!d2", "!d1", "tag:row=1,d2"];
+        const LENGTH: u32 = 4;
+        let selectors = SELECTORS.map(selector);
+        let (with, without) = (
+            BTreeMap::from([("row".to_owned(), "1".to_owned())]),
+            BTreeMap::new(),
+        );
+        let named = ["d1", "d2", "d3", "e1"].map(|name| (guest_name(name), guest_id("test", name)));
+        let targets = named
+            .iter()
+            .flat_map(|(name, id)| [&with, &without].map(|tags| Target { name, id, tags }));
+        let targets: Vec<Target<'_>> = targets.collect();
+        let choices = selectors.len() * 2;
+        for history in 0..choices.pow(LENGTH) {
+            let (mut orders, mut all) = (Orders::default(), Vec::new());
+            let mut rest = history;
+            for _ in 0..LENGTH {
+                let (selector, stop) = (selectors[rest % choices / 2].clone(), rest % 2 == 0);
+                rest /= choices;
+                if stop {
+                    orders.stop(selector.clone());
+                } else {
+                    assert!(orders.release(selector.clone()));
+                }
+                all.push(Order { stop, selector });
+                for target in &targets {
+                    let newest = all.iter().rev().find(|order| order.selector.matches(target));
+                    let stopped = newest.is_some_and(|order| order.stop);
+                    assert_eq!(orders.stopped(target).is_some(), stopped, "{all:?} {target:?}");
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_read_is_a_stop_of_all_until_a_release() {
+        for damage in ["'[{\"stop\":'", "7", "x'ff'", "CAST(x'ff' AS TEXT)"] {
+            let dir = tempfile::tempdir().expect("a directory");
+            let store = Store::open(dir.path()).await.expect("opens");
+            store.keep_guest_stops("[]".to_owned()).await.expect("kept");
+            let disk = rusqlite::Connection::open(store.path()).expect("opens");
+            let sql = format!("UPDATE meta SET value = {damage} WHERE key = 'guest_stops'");
+            assert_eq!(disk.execute(&sql, []).expect("damaged"), 1);
+            let standing = Standing::load(&store).await.expect("the station starts");
+            assert_eq!(stopped(&standing, "d1").as_deref(), Some("all"), "{damage}");
+            assert_eq!(release(&standing, "d1"), Ok(Some(1)));
+            let stop = CancellationToken::new();
+            stop.cancel();
+            standing.keep(&store, &stop).await;
+            let standing = Standing::load(&store).await.expect("written over");
+            assert_eq!(stopped(&standing, "d1"), None);
+            assert_eq!(stopped(&standing, "d2").as_deref(), Some("all"));
+        }
     }
 
     #[tokio::test]

@@ -205,6 +205,7 @@ impl Counter {
             store: self.store.clone(),
             number,
             tasks: self.tasks.clone(),
+            stop: self.stop.clone(),
         });
         // Not before it is handed out, that it may wait for its turn.
         let terms = Terms {

@@ -16,12 +16,17 @@ use tokio_util::task::TaskTracker;
 
 use super::{Answer, Meant, Order, Work, files};
 use crate::fleet::{Batch, Delivery, Event, NodeRef};
-use crate::store::{PartEnd, Store};
+use crate::store::{PartEnd, Store, StoreError};
 
 /// How often a guest is told once more to stop, while whoever asked for it waits for others.
 const STOP_EVERY: Duration = Duration::from_secs(1);
+/// How long until an end that the disk refused is tried again.
+const KEEP_EVERY: Duration = Duration::from_secs(1);
 /// How long the door of a guest may take to say that a question has no answer.
 const ANSWER_GRACE: Duration = Duration::from_millis(500);
+/// Why a later batch is not sent.
+pub(super) const BATCH_FAILED: &str = "not sent: an earlier batch failed";
+const ASKER_GONE: &str = "not sent: whoever asked for it went away";
 /// Longer than anybody waits.
 const FOREVER: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -70,39 +75,76 @@ pub(super) struct History {
     pub(super) number: u64,
     /// For what goes on though nobody waits for it any more.
     pub(super) tasks: TaskTracker,
+    /// When the desk closes.
+    pub(super) stop: CancellationToken,
 }
 
 impl History {
+    /// Keeps an end. Whoever waits for it is not kept waiting by a disk that refuses it: it is tried again.
     pub(super) async fn keep(&self, node: &NodeRef, part: u32, reply: Reply) {
         let end = PartEnd {
             node: node.id,
             part,
             reply,
         };
-        if let Err(error) = self.store.record_ends(self.number, vec![end]).await {
-            tracing::error!(%error, number = self.number, "an end is not in the history");
+        let Err(error) = self.store.record_ends(self.number, vec![end.clone()]).await else {
+            return;
+        };
+        let number = self.number;
+        if is_final(&error) {
+            tracing::error!(%error, number, "an end is not in the history");
+            return;
+        }
+        tracing::error!(%error, number, "an end is not in the history yet: tried again each second");
+        let history = self.clone();
+        self.tasks.spawn(async move { history.keep_trying(end).await });
+    }
+
+    /// Until it is stored, or the desk closes: then once more.
+    async fn keep_trying(&self, end: PartEnd) {
+        let number = self.number;
+        loop {
+            let pause = tokio::time::sleep(KEEP_EVERY);
+            let is_over = self.stop.run_until_cancelled(pause).await.is_none();
+            match self.store.record_ends(number, vec![end.clone()]).await {
+                Ok(()) => return tracing::info!(number, "an end is in the history now"),
+                Err(error) if is_over || is_final(&error) => {
+                    return tracing::error!(%error, number, "an end is not in the history");
+                }
+                Err(error) => tracing::debug!(%error, number, "an end is still not in the history"),
+            }
         }
     }
+}
+
+/// Whether no later try can end otherwise, such as for a command that the history has forgotten.
+fn is_final(error: &StoreError) -> bool {
+    matches!(error, StoreError::BadRow { .. } | StoreError::Stopped)
+}
+
+/// How what never left its queue ends.
+pub(super) fn closed() -> Reply {
+    Reply::ended(Outcome::NoAnswer, "its door is closed: nothing was sent")
 }
 
 /// Hands out all orders, a batch at a time, and tells how each ended. What is for one guest goes one after the other.
 pub(super) async fn run(jobs: Vec<Job>, terms: Terms, history: Option<History>, events: mpsc::Sender<Event>) {
     let size = terms.batch.map_or(jobs.len(), |batch| batch.size.of(jobs.len()));
-    let mut failed = false;
+    let mut withheld = None;
     for (place, batch) in jobs.chunks(size.max(1)).enumerate() {
-        if place > 0 && !failed {
+        if place > 0 && withheld.is_none() {
             let wait = terms.batch.map_or(0, |batch| batch.wait_ms);
             tokio::time::sleep(Duration::from_millis(wait)).await;
             // Nobody sees to later batches any more.
-            failed |= events.is_closed();
+            withheld = events.is_closed().then_some(ASKER_GONE);
         }
         // The first counts from when it was asked for: it may have waited for a disk since.
         let issued = if place == 0 { terms.started } else { clock::now() };
         let mut ends = JoinSet::new();
         for mut parts in by_guest(batch) {
-            if failed {
+            if let Some(why) = withheld {
                 for job in &mut parts {
-                    job.work = Err(Reply::refused("not sent: an earlier batch failed"));
+                    job.work = Err(Reply::refused(why));
                 }
             }
             ends.spawn(carry_all(parts, (terms, issued), history.clone(), events.clone()));
@@ -111,7 +153,12 @@ pub(super) async fn run(jobs: Vec<Job>, terms: Terms, history: Option<History>, 
         while let Some(end) = ends.join_next().await {
             done &= end.is_ok_and(|all_done| all_done);
         }
-        failed |= !done && !terms.batch.is_some_and(|batch| batch.keep_going);
+        if withheld.is_none() && events.is_closed() {
+            // Whether it would have been done, nobody has waited to see.
+            withheld = Some(ASKER_GONE);
+        } else if withheld.is_none() && !done && !terms.batch.is_some_and(|batch| batch.keep_going) {
+            withheld = Some(BATCH_FAILED);
+        }
     }
 }
 
@@ -316,10 +363,7 @@ fn place(orders: &mpsc::Sender<Order>, work: Work, times: Times) -> Result<onesh
         Err(mpsc::error::TrySendError::Full(_)) => {
             Err(Reply::refused("busy: too much waits for this drone; try again"))
         }
-        Err(mpsc::error::TrySendError::Closed(_)) => Err(Reply::ended(
-            Outcome::NoAnswer,
-            "its door is closed: nothing was sent",
-        )),
+        Err(mpsc::error::TrySendError::Closed(_)) => Err(closed()),
     }
 }
 

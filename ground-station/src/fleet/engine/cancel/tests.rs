@@ -3,6 +3,8 @@ use swarm_shared::proto::id::NodeName;
 use swarm_shared::proto::wire::Lane;
 
 use super::*;
+use crate::store::Origin;
+use crate::store::deliveries::Record;
 
 #[tokio::test]
 async fn what_is_taken_back_without_links_is_in_the_closed_file_before_the_end_is_told() {
@@ -53,5 +55,30 @@ async fn what_is_taken_back_without_links_is_in_the_closed_file_before_the_end_i
     assert_eq!(
         states,
         [PastState::Ended(swarm_shared::proto::outcome::Outcome::Refused)]
+    );
+}
+
+#[tokio::test]
+async fn what_went_to_drones_of_other_programs_is_not_taken_back_and_that_is_said() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = Store::open(dir.path()).await.expect("a store");
+    let record = Record {
+        origin: Origin::of("ada".to_owned()),
+        action: "led".to_owned(),
+        arguments: "{\"args\":[],\"kwargs\":{}}".to_owned(),
+        lane: Lane::Control,
+        selector: "d1".to_owned(),
+        life_ms: 60_000,
+        deliveries: Vec::new(),
+    };
+    let number = store.record(record).await.expect("kept");
+    store.close().await;
+    let Err(Event::Failed { failure, message }) = find(dir.path(), number).await else {
+        panic!("nothing to take back")
+    };
+    assert_eq!(failure, Failure::Usage);
+    assert!(
+        message.contains("drones of other programs") && message.contains("`ground-station stop SELECTOR`"),
+        "{message}"
     );
 }
