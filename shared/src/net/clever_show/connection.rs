@@ -85,7 +85,8 @@ impl Default for Options {
 pub struct Heard {
     /// What.
     pub event: Event,
-    /// It did not reach this machine before then. How long it was on the way is not known: the protocol tells no times.
+    /// It did not reach this machine before then, and where this program reads without rest at most a quarter of a second
+    /// later. How long it was on the way is not known: the protocol tells no times.
     pub since: Instant,
 }
 
