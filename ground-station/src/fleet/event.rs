@@ -142,11 +142,15 @@ impl Event {
 
 /// What is told of a node that belongs no more.
 pub(super) const PUT_OUT: &str = "put out of the fleet";
+/// The same of a drone of another program.
+pub(super) const NOT_KNOWN: &str = "not known any more: a drone of another program that has left";
 
 impl NodeView {
-    /// Whether it is the last: this is no node of the fleet any more.
+    /// Whether it is the last: this is no node of the fleet any more, or no drone that is known.
     pub fn has_left(&self) -> bool {
-        self.warnings.iter().any(|warning| warning == PUT_OUT)
+        self.warnings
+            .iter()
+            .any(|warning| warning == PUT_OUT || warning == NOT_KNOWN)
     }
 }
 

@@ -75,6 +75,12 @@ pub enum Fault {
     /// Nothing to do.
     #[error("the request names no action: write \"action\": \"ping\"")]
     NoAction,
+    /// A field that is none: most likely a slip in one that says who is meant, or an argument in the wrong place.
+    #[error(
+        "no request has the field {0:?}: the fields are type, target, action, args, origin, id and token, and what the \
+         action takes goes into args"
+    )]
+    Unknown(String),
     /// A field of the wrong kind.
     #[error("{field} has to be a text of 1 to {max} bytes")]
     Field {
@@ -85,7 +91,9 @@ pub enum Fault {
     },
 }
 
-/// How much of a wrong `type` is quoted, in characters.
+/// Longest target, in bytes.
+const TARGET_BYTES_MAX: usize = super::selector::SELECTOR_BYTES_MAX;
+/// How much of what is wrong is quoted, in characters.
 const QUOTED_CHARS_MAX: usize = 40;
 
 impl Request {
@@ -133,15 +141,32 @@ impl Request {
                 None => text(&mut fields, "name", ACTION_BYTES_MAX)?,
                 action => action,
             };
-            Ok(Self {
-                target: text(&mut fields, "target", super::selector::SELECTOR_BYTES_MAX)?,
+            // An empty one is no way to say nobody in particular: a script has lost its variable.
+            let is_empty = fields.get("target") == Some(&Value::String(String::new()));
+            let target = text(&mut fields, "target", TARGET_BYTES_MAX)?;
+            if is_empty {
+                return Err(Fault::Field {
+                    field: "target",
+                    max: TARGET_BYTES_MAX,
+                });
+            }
+            let request = Self {
+                target,
                 action: action.ok_or(Fault::NoAction)?,
                 args: fields.remove("args").unwrap_or_default(),
                 origin: origin?,
                 id: id.clone(),
                 token: word(&mut fields, "token")?,
-                timestamp: fields.get("_timestamp").and_then(Value::as_f64),
-            })
+                timestamp: fields.remove("_timestamp").as_ref().and_then(Value::as_f64),
+            };
+            // An alias beside the field itself is passed over; other private ones may come.
+            let mut unknown = fields
+                .keys()
+                .filter(|field| *field != "name" && !field.starts_with('_'));
+            match unknown.next() {
+                Some(field) => Err(Fault::Unknown(field.chars().take(QUOTED_CHARS_MAX).collect())),
+                None => Ok(request),
+            }
         };
         read().map_err(|fault| BadMessage {
             id: id.clone(),

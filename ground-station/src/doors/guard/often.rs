@@ -192,9 +192,15 @@ impl Repeats {
     }
 }
 
+/// Refusals of one visitor are told apart by their reasons, too: a wrong token is not counted as a slip.
 fn key(entry: &Entry) -> Key {
     let refused = entry.outcome.starts_with("not done");
-    (entry.who.clone(), entry.what.clone(), refused)
+    let kind = if refused {
+        format!("{}: {}", entry.what, entry.outcome)
+    } else {
+        entry.what.clone()
+    };
+    (entry.who.clone(), kind, refused)
 }
 
 #[cfg(test)]

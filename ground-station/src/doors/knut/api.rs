@@ -45,7 +45,8 @@ pub(super) async fn answer(guard: &Guard, common: &Common, visitor: &Visitor, me
 }
 
 async fn nodes(guard: &Guard, common: &Common, visitor: &Visitor, msg: &Value) -> Result<Value, NotDone> {
-    match admit(common, msg).and_then(|()| selector(common, msg)) {
+    let read = admit(common, msg).and_then(|()| known(msg, &["selector"]));
+    match read.and_then(|()| selector(common, msg)) {
         Ok(selector) => told("nodes", &guard.nodes(visitor, selector).await?),
         Err(why) => Err(refuse(guard, visitor, "nodes", why).await),
     }
@@ -67,6 +68,7 @@ async fn refuse(guard: &Guard, visitor: &Visitor, what: &str, why: NotDone) -> N
 
 fn errand(common: &Common, msg: Value) -> Result<Errand, NotDone> {
     admit(common, &msg)?;
+    known(&msg, &["selector", "action", "args", "ttl", "timeout"])?;
     let action = msg.get("action").and_then(Value::as_str).map(str::to_owned);
     Ok(Errand {
         action: action.ok_or_else(|| NotDone::Usage("name the action in `action`".to_owned()))?,
@@ -85,6 +87,18 @@ fn admit(common: &Common, msg: &Value) -> Result<(), NotDone> {
             "this door wants its token: write it into `token`".to_owned(),
         )),
         Some(_) | None => Ok(()),
+    }
+}
+
+/// Refuses what means nothing here: whoever has misspelt `selector` means some nodes, and not all.
+fn known(msg: &Value, keys: &[&str]) -> Result<(), NotDone> {
+    let mut given = msg.as_object().into_iter().flat_map(|fields| fields.keys());
+    match given.find(|key| *key != "token" && !keys.contains(&key.as_str())) {
+        Some(key) => Err(NotDone::Usage(format!(
+            "`{key}` means nothing here: write {}",
+            keys.join(", ")
+        ))),
+        None => Ok(()),
     }
 }
 

@@ -11,12 +11,11 @@ use tokio::sync::{broadcast, mpsc};
 use super::desk::Counter;
 use super::merge::Gone;
 use super::names::Shown;
+use crate::fleet::event::NOT_KNOWN;
 use crate::fleet::{Call, CommandKind, EVENTS_MAX, Event, NodeRef, NodeState, NodeView, Request};
 
 /// Shortest time between two looks at what has changed, for whoever watches.
 const WATCH_PAUSE: Duration = Duration::from_millis(100);
-/// What to tell of a guest that nothing more will be told of, unless it comes again.
-const LEFT: &str = "not known any more: a drone of another program that has left";
 /// Words that wait for the slowest follower; further ones push out the oldest.
 pub(super) const TOLD_MAX: usize = 1_024;
 
@@ -160,7 +159,7 @@ async fn hear(words: &mut Option<broadcast::Receiver<Event>>) -> Event {
 /// The last that is told of a guest that has lost its seat.
 fn left(mut view: NodeView) -> NodeView {
     view.state = NodeState::Offline;
-    view.warnings.push(LEFT.to_owned());
+    view.warnings.push(NOT_KNOWN.to_owned());
     view
 }
 

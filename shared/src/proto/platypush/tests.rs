@@ -29,7 +29,7 @@ fn the_documented_line_is_read() {
 #[test]
 fn every_field_of_a_request_is_read_and_written() {
     let text = r#"{"type":"request","target":"drone-*","action":"led","args":["red",3],"origin":"desk",
-        "id":"0123456789abcdef0123456789abcdef","token":"sesame","_timestamp":1700000000.25,"more":[]}"#;
+        "id":"0123456789abcdef0123456789abcdef","token":"sesame","_timestamp":1700000000.25,"_more":[]}"#;
     let request = parse(text).expect("a request");
     assert_eq!(request.target.as_deref(), Some("drone-*"));
     assert_eq!(request.origin.as_deref(), Some("desk"));
@@ -73,6 +73,14 @@ fn what_is_wrong_is_said_to_whoever_asked() {
             "action has to be a text of 1 to 128 bytes",
         ),
         (r#"{"action":"x","id":"7","token":[]}"#, "token has to be a text"),
+        (
+            r#"{"action":"land","id":"7","target":""}"#,
+            "target has to be a text of 1 to",
+        ),
+        (
+            r#"{"action":"land","id":"7","targt":"drone-1"}"#,
+            "no request has the field \"targt\"",
+        ),
         (
             r#"{"action":"x","id":"7","origin":{}}"#,
             "origin has to be a text",
