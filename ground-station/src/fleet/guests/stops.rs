@@ -128,6 +128,10 @@ impl Counter {
         let lifted = self.lift(selector, typed_at, timeout).await;
         own.alone = meant.is_empty();
         if own.alone {
+            if own.targets.is_empty() {
+                // Nobody has a delivery of it, which would be noted.
+                self.note_release(&who, selector, &lifted);
+            }
             match &lifted {
                 Ok(None) => own.amend("a drone that comes and is meant is not stopped any more"),
                 Ok(Some(note)) => own.amend(note),
@@ -178,6 +182,16 @@ impl Counter {
         };
         let told = self.overhear(subject, guests, told);
         own.join(told, &events).await
+    }
+
+    fn note_release(&self, who: &str, selector: &Selector, lifted: &Result<Option<String>, String>) {
+        let outcome = match lifted {
+            Ok(_note) => "of drones that come".to_owned(),
+            Err(why) => format!("not done: {why}"),
+        };
+        let (store, who, selector) = (self.store.clone(), who.to_owned(), selector.as_str().to_owned());
+        self.tasks
+            .spawn(async move { recorder::note(&store, &who, "release", &selector, &outcome).await });
     }
 
     /// Unlike what acts, it goes out whatever becomes of the history: a full disk is no reason to keep drones stopped.

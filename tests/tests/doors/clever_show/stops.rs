@@ -220,6 +220,24 @@ fn the_audit_and_the_history_tell_of_a_stop_once() {
 }
 
 #[test]
+fn a_stop_and_a_release_of_drones_that_come_are_in_the_audit() {
+    let show = Show::new("");
+    show.station
+        .run(&["stop", "clever-9", "--timeout", "1s"])
+        .expect(3);
+    show.station
+        .run(&["release", "clever-9", "--timeout", "1s"])
+        .expect(3);
+    for what in ["stop", "release"] {
+        wait_until(PATIENCE, "it is in the audit", || {
+            let audit = show.station.run(&["history", "--audit"]).expect(0).json();
+            let is_noted = |entry: &serde_json::Value| entry["what"] == what && entry["detail"] == "clever-9";
+            audit.iter().any(is_noted)
+        });
+    }
+}
+
+#[test]
 fn a_door_that_has_no_word_for_a_stop_says_so_as_it_opens() {
     let warned = |door: &str| {
         let show = Show::new(door);
