@@ -26,6 +26,7 @@ use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedReadHalf;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use super::guard::Visitor;
 use super::hall::{Entrance, Hall, Told};
@@ -171,11 +172,19 @@ impl Club {
         let addr = entrance.addr;
         let (seat, parcels) = self.peers.seat(addr, dialled);
         let (mut from, mut to) = stream.into_split();
+        let unheard = CancellationToken::new();
+        let mut hearing = Box::pin(self.hear(&mut from, &seat, entrance, &unheard));
         let ended = tokio::select! {
             biased;
-            ended = self.hear(&mut from, &seat, entrance) => ended,
-            ended = deliver(&mut to, parcels, self.config.keep_alive) => ended,
+            ended = &mut hearing => ended,
+            ended = deliver(&mut to, parcels, self.config.keep_alive) => {
+                unheard.cancel();
+                // What it asked for is carried to its end; there is nobody to tell.
+                let _lost = hearing.as_mut().await;
+                ended
+            }
         };
+        drop(hearing);
         drop(seat);
         match ended {
             Ok(()) => tracing::debug!(door = DOOR, %addr, "a peer has ended"),
@@ -191,7 +200,14 @@ impl Club {
         }
     }
 
-    async fn hear(&self, from: &mut OwnedReadHalf, seat: &Seat, entrance: &Entrance) -> Result<(), Ended> {
+    /// Does what a peer says, message by message, until it has said all; after the one at hand, if it is `unheard`.
+    async fn hear(
+        &self,
+        from: &mut OwnedReadHalf,
+        seat: &Seat,
+        entrance: &Entrance,
+        unheard: &CancellationToken,
+    ) -> Result<(), Ended> {
         let limits = &self.config.common.limits;
         let visitor = Visitor {
             from: entrance.addr.ip(),
@@ -200,7 +216,11 @@ impl Club {
         let mut reader = Reader::new(limits.message_bytes);
         loop {
             let since = clock::now();
-            let message = match next(from, &mut reader, limits.idle).await {
+            let hearing = next(from, &mut reader, limits.idle);
+            let Some(heard) = unheard.run_until_cancelled(hearing).await else {
+                return Ok(());
+            };
+            let message = match heard {
                 Ok(Some(message)) => message,
                 Ok(None) if clock::since(since) >= limits.idle => {
                     let idle = limits.idle;
@@ -332,6 +352,9 @@ fn pause(failures: u32, random: u64) -> Duration {
     let bound_ms = u64::try_from(bound.as_millis()).unwrap_or(u64::MAX);
     Duration::from_millis(1 + random % bound_ms.max(1))
 }
+
+#[cfg(test)]
+mod visits;
 
 #[cfg(test)]
 mod tests {

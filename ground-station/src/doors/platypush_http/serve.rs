@@ -6,6 +6,9 @@
 //! | the head of a request, and the silence before it | [`HEAD_TIMEOUT`], or `idle` if that is shorter |
 //! | a body | [`super::body::BODY_TIMEOUT`], or `idle` |
 //! | nothing is read of what we send | [`WRITE_TIMEOUT`] |
+//!
+//! A visitor that has said all and closed its side, or has gone, is no reason to leave off what it asked for: see
+//! `keep_order`.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -112,6 +115,7 @@ where
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
+        .half_close(true)
         .header_read_timeout(HEAD_TIMEOUT.min(idle))
         .max_headers(HEADERS_MAX)
         .max_buf_size(HEAD_BYTES_MAX)

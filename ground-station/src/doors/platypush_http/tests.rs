@@ -2,6 +2,7 @@
 
 mod audit;
 mod document;
+mod leavers;
 mod logins;
 mod readers;
 mod talkers;
