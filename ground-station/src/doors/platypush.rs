@@ -71,11 +71,12 @@ impl Desk {
         &self.guard
     }
 
-    /// Whether requests for this action may pass at all.
+    /// Whether requests for this action, with arguments of these names, could be done at all.
     ///
     /// # Errors
     /// Why not, and what to change.
-    pub fn permits(&self, action: &str) -> Result<(), NotDone> {
+    pub fn permits(&self, action: &str, given: &[&str]) -> Result<(), NotDone> {
+        deed::check(action, given).map_err(NotDone::Usage)?;
         match action {
             "station.nodes" | "station.history" => Ok(()),
             "station.stop" | "station.release" => self.guard.permit_named(action, &Wish::Frame(Kind::Stop)),
@@ -315,6 +316,11 @@ impl Desk {
         };
         Ok((output, Vec::new()))
     }
+}
+
+/// Whether an action takes no arguments at all.
+pub fn takes_nothing(action: &str) -> bool {
+    deed::takes_nothing(action)
 }
 
 /// For an id; without randomness there still is an answer.

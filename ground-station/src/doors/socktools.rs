@@ -5,7 +5,7 @@
 //! | a request in Platypush's form | done if it may be; the response goes back |
 //! | a response or an event | noted, never answered: two stations would answer each other for ever |
 //! | empty | a sign of life |
-//! | anything else | given to `raw_action`, whose response goes back; an error without one |
+//! | anything else | given to `raw_action`, or sets it off if that takes nothing; the response goes back. An error without one |
 //!
 //! A peer is silent while it sends no byte; while what it asked for is being done, it is waited for. Its messages are
 //! done in their order; what an operator sends goes out in between.
@@ -30,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::guard::Visitor;
 use super::hall::{Entrance, Hall, Told};
-use super::platypush::{Desk, random_id};
+use super::platypush::{Desk, random_id, takes_nothing};
 use super::stream::{Ended, next, part, write};
 use super::{DoorError, House};
 use crate::config::doors::{RawEncoding, Socktools};
@@ -61,7 +61,19 @@ pub fn open(config: &Socktools, house: &House) -> Result<(), DoorError> {
             door: DOOR,
             reason: format!("`raw_action` could never be done: {why}"),
         };
-        desk.permits(action).map_err(wrong)?;
+        let ignored = takes_nothing(action);
+        let given = if ignored {
+            &[][..]
+        } else {
+            &[config.raw.argument.as_str()]
+        };
+        desk.permits(action, given).map_err(wrong)?;
+        if let Some(key) = config.raw.key.filter(|_| ignored) {
+            return Err(DoorError::Configuration {
+                door: DOOR,
+                reason: format!("{action} takes nothing, so `{key}` does nothing: take it out"),
+            });
+        }
     }
     let hall = Hall::open(DOOR, &config.common, house)?;
     let club = Arc::new(Club {
@@ -267,6 +279,8 @@ impl Club {
                 Ok(request) => Heard::Request(request),
                 Err(bad) => Heard::Refused(self.desk.refuse(bad)),
             },
+            // Whatever the message is: it is the button that is pressed.
+            (_, Some(action)) if takes_nothing(action) => Heard::Request(given(action, Value::Null)),
             (_, Some(action)) => {
                 let raw = &self.config.raw;
                 let argument = match (raw.encoding, String::from_utf8(message)) {
@@ -277,7 +291,9 @@ impl Club {
                     (RawEncoding::Base64, Ok(text)) => BASE64.encode(text.as_bytes()),
                     (RawEncoding::Base64, Err(bytes)) => BASE64.encode(bytes.as_bytes()),
                 };
-                Heard::Request(given(action, &raw.argument, argument))
+                let mut arguments = serde_json::Map::new();
+                arguments.insert(raw.argument.clone(), argument.into());
+                Heard::Request(given(action, Value::Object(arguments)))
             }
         }
     }
@@ -299,13 +315,11 @@ enum Heard {
 }
 
 /// A message that is no request, as one for the action that takes such messages.
-fn given(action: &str, argument: &str, message: String) -> Request {
-    let mut arguments = serde_json::Map::new();
-    arguments.insert(argument.to_owned(), message.into());
+fn given(action: &str, args: Value) -> Request {
     Request {
         target: None,
         action: action.to_owned(),
-        args: Value::Object(arguments),
+        args,
         origin: None,
         id: made_up_id(random_id()),
         token: None,

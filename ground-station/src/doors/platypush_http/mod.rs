@@ -150,8 +150,9 @@ impl App {
     /// A hook that could never do anything is a mistake; one without a token is worth a word.
     fn check_hooks(&self) -> Result<(), String> {
         for (name, hook) in &self.config.hooks {
+            let given: Vec<&str> = hook.parameters.keys().map(String::as_str).collect();
             self.desk
-                .permits(&hook.action)
+                .permits(&hook.action, &given)
                 .map_err(|why| format!("hook {name}: {why}"))?;
             if hook.token.is_none() && !self.config.common.listen.ip().is_loopback() {
                 let action = &hook.action;

@@ -14,7 +14,7 @@ use crate::config::Config;
 use crate::doors::Face;
 use crate::fleet::guests::Guests;
 use crate::fleet::peers::Posts;
-use crate::fleet::{Call, Delivery, Event, Fleet, NodeRef};
+use crate::fleet::{Call, Delivery, Event, Fleet, NodeRef, Request as Asked};
 use crate::store::audit::{self, Entry};
 use crate::store::{Store, history};
 
@@ -117,4 +117,48 @@ async fn what_a_peer_asked_for_goes_on_though_it_takes_nothing_more() {
     done(call).await;
     let audit = rig.audit("led").await;
     assert_eq!(audit[0].outcome, "1 done", "{audit:#?}");
+}
+
+/// Whatever a panic button sends, it is a press.
+#[tokio::test]
+async fn a_message_that_is_no_request_sets_off_a_stop() {
+    let mut rig = Rig::new("allow = [\"station.stop\"]\nraw_action = \"station.stop\"")
+        .await
+        .expect("opens");
+    let mut peer = TcpStream::connect(rig.at).await.expect("connects");
+    for press in [&b"PANIC"[..], &[0xff, 0], b"{}"] {
+        peer.write_all(&encode(press).expect("short"))
+            .await
+            .expect("written");
+        let call = rig.asked().await;
+        let Asked::Stop { selector, .. } = &call.request else {
+            panic!("{:?}", call.request)
+        };
+        assert_eq!(selector.as_str(), "all");
+        done(call).await;
+    }
+    let audit = rig.audit("station.stop").await;
+    assert_eq!(audit[0].outcome, "1 node, 0 not done", "{audit:#?}");
+}
+
+#[tokio::test]
+async fn a_raw_action_that_could_never_be_done_keeps_the_door_shut() {
+    for (lines, says) in [
+        (
+            "allow = [\"station.*\"]\nraw_action = \"station.shutdown\"",
+            "`raw_action` could never be done: the station has no \"station.shutdown\"",
+        ),
+        (
+            "raw_action = \"station.history\"",
+            "station.history takes number, action, state, since, limit, and no data",
+        ),
+        (
+            "allow = [\"station.stop\"]\nraw_action = \"station.stop\"\nraw_argument = \"why\"",
+            "station.stop takes nothing, so `raw_argument` does nothing: take it out",
+        ),
+        ("raw_action = \"station.stop\"", "name it in `allow`"),
+    ] {
+        let fault = Rig::new(lines).await.err().expect(lines).to_string();
+        assert!(fault.contains(says), "{fault}");
+    }
 }
