@@ -319,6 +319,12 @@ impl Guard {
         begun.often_if(true).end(outcome).await;
     }
 
+    /// Puts a message into the audit that was wrong in itself.
+    pub async fn note_wrong(&self, visitor: &Visitor, fault: &str) {
+        self.note(visitor, "message", "", format!("not done: {fault}"))
+            .await;
+    }
+
     /// A use of the door that takes its time: it gets into the audit however it ends.
     pub fn begin(&self, visitor: &Visitor, what: &str, detail: &str) -> Use {
         Use {

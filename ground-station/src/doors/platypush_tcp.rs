@@ -68,12 +68,8 @@ impl Counter {
             Err(Ended::Lost(why)) => tracing::debug!(door = DOOR, %addr, why, "lost"),
             Err(Ended::Fault(fault)) => {
                 tracing::debug!(door = DOOR, %addr, fault, "closed");
-                let outcome = format!("not done: {fault}");
-                self.desk
-                    .guard()
-                    .note(&self.visitor, "message", "", outcome)
-                    .await;
-                let told = self.write(&mut stream, &self.desk.refuse_all(fault)).await;
+                let refused = self.desk.turn_down_all(&self.visitor, &fault).await;
+                let told = self.write(&mut stream, &refused).await;
                 if let Err(error) = told {
                     tracing::debug!(door = DOOR, %addr, %error, "not told why");
                 }

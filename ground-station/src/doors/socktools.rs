@@ -19,7 +19,7 @@ use serde_json::Value;
 use swarm_shared::net::socket::{self, KeepaliveConfig, Purpose};
 use swarm_shared::net::{clock, random};
 use swarm_shared::proto::json;
-use swarm_shared::proto::platypush::{Request, Response, made_up_id};
+use swarm_shared::proto::platypush::{BadMessage, Request, Response, made_up_id};
 use swarm_shared::proto::socktools::{LENGTH_BYTES, Reader, encode};
 use swarm_shared::proto::wire::ContentEncoding;
 use tokio::io::AsyncWrite;
@@ -240,7 +240,8 @@ impl Club {
                 }
                 Ok(None) => return Ok(()),
                 Err(Ended::Fault(fault)) => {
-                    self.answer(seat, &self.desk.refuse_all(&fault)).await?;
+                    let refused = self.desk.turn_down_all(&visitor, &fault).await;
+                    self.answer(seat, &refused).await?;
                     return Err(Ended::Fault(fault));
                 }
                 Err(lost @ Ended::Lost(_)) => return Err(lost),
@@ -248,8 +249,15 @@ impl Club {
             entrance.turn().await;
             let request = match self.read(message) {
                 Heard::Request(request) => request,
-                Heard::Refused(response) => {
-                    self.answer(seat, &response).await?;
+                Heard::Bad(bad) => {
+                    let refused = self.desk.turn_down(&visitor, bad).await;
+                    self.answer(seat, &refused).await?;
+                    continue;
+                }
+                Heard::NotText => {
+                    let fault = "the message is not text in UTF-8";
+                    let refused = self.desk.turn_down_all(&visitor, fault).await;
+                    self.answer(seat, &refused).await?;
                     continue;
                 }
                 Heard::Word(kind) => {
@@ -277,7 +285,7 @@ impl Club {
             (Some("event"), _) => Heard::Word("an event"),
             (Some("request"), _) | (_, None) => match Request::parse(&message, random_id()) {
                 Ok(request) => Heard::Request(request),
-                Err(bad) => Heard::Refused(self.desk.refuse(bad)),
+                Err(bad) => Heard::Bad(bad),
             },
             // Whatever the message is: it is the button that is pressed.
             (_, Some(action)) if takes_nothing(action) => Heard::Request(given(action, Value::Null)),
@@ -285,9 +293,7 @@ impl Club {
                 let raw = &self.config.raw;
                 let argument = match (raw.encoding, String::from_utf8(message)) {
                     (RawEncoding::Text, Ok(text)) => text,
-                    (RawEncoding::Text, Err(_)) => {
-                        return Heard::Refused(self.desk.refuse_all("the message is not text in UTF-8"));
-                    }
+                    (RawEncoding::Text, Err(_)) => return Heard::NotText,
                     (RawEncoding::Base64, Ok(text)) => BASE64.encode(text.as_bytes()),
                     (RawEncoding::Base64, Err(bytes)) => BASE64.encode(bytes.as_bytes()),
                 };
@@ -309,7 +315,9 @@ impl Club {
 /// What a message of a peer is.
 enum Heard {
     Request(Request),
-    Refused(Response),
+    Bad(BadMessage),
+    /// For an action that takes text.
+    NotText,
     /// Nothing to answer.
     Word(&'static str),
 }

@@ -73,6 +73,13 @@ impl Opening {
     }
 }
 
+fn visitor(entrance: &Entrance) -> Visitor {
+    Visitor {
+        from: entrance.addr.ip(),
+        user: None,
+    }
+}
+
 /// Serves one client until either side has had enough.
 pub(super) async fn serve(desk: &Desk, stream: TcpStream, entrance: &Entrance) {
     let addr = entrance.addr;
@@ -89,22 +96,25 @@ pub(super) async fn serve(desk: &Desk, stream: TcpStream, entrance: &Entrance) {
             Err(left) => Err(left),
         },
     };
+    if let Err(wrong @ (Left::Http | Left::Trickle)) = &ended {
+        desk.guard
+            .note_wrong(&visitor(entrance), &wrong.to_string())
+            .await;
+    }
     match ended {
         Ok(()) => tracing::debug!(door = DOOR, %addr, "left"),
         Err(left) => tracing::info!(door = DOOR, %addr, why = %left, "closed"),
     }
 }
 
+/// Takes what a client says, until it has said all.
 pub(super) async fn read(
     desk: &Desk,
     mut from: impl AsyncRead + Unpin,
     entrance: &Entrance,
     answers: mpsc::Sender<Bytes>,
 ) -> Result<(), Left> {
-    let visitor = Visitor {
-        from: entrance.addr.ip(),
-        user: None,
-    };
+    let visitor = visitor(entrance);
     let mut opening = Opening::default();
     let mut decoder = Decoder::new(desk.config.common.limits.message_bytes);
     let mut buffer = [0; READ_BYTES];
@@ -143,6 +153,7 @@ pub(super) async fn read(
                     } else {
                         tracing::debug!(door = DOOR, addr = %entrance.addr, %error, bad, "not a message");
                     }
+                    desk.guard.note_wrong(&visitor, &error.to_string()).await;
                     continue;
                 }
             };

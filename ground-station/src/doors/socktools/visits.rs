@@ -162,3 +162,27 @@ async fn a_raw_action_that_could_never_be_done_keeps_the_door_shut() {
         assert!(fault.contains(says), "{fault}");
     }
 }
+
+#[tokio::test]
+async fn whatever_is_wrong_in_itself_is_in_the_audit() {
+    let text = "allow = [\"led\"]\nraw_action = \"led\"\nraw_encoding = \"text\"";
+    for (lines, bytes, says) in [
+        ("", encode(b"no request").expect("short"), "not done: "),
+        (
+            "message_bytes = 1000",
+            vec![0, 0, 4, 0],
+            "1024 bytes is longer than 1000",
+        ),
+        (text, encode(&[0xff]).expect("short"), "not text in UTF-8"),
+    ] {
+        let rig = Rig::new(lines).await.expect("opens");
+        let mut peer = TcpStream::connect(rig.at).await.expect("connects");
+        peer.write_all(&bytes).await.expect("written");
+        let audit = rig.audit("message").await;
+        let [entry] = audit.as_slice() else {
+            panic!("one entry: {audit:#?}");
+        };
+        assert_eq!(entry.who, "socktools from 127.0.0.1");
+        assert!(entry.outcome.contains(says), "{entry:?}");
+    }
+}
