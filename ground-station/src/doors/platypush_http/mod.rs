@@ -95,12 +95,14 @@ pub(super) async fn open(config: &PlatypushHttp, house: &House) -> Result<(), Do
     let app = Arc::new(app);
     let hall = Hall::open(DOOR, &config.common, house)?;
     let listens = hall.listens().unwrap_or(config.common.listen);
-    let mut halls = vec![(hall, router(&app))];
+    let mut halls = Vec::new();
     if let Some(port) = config.websocket_port {
         let mut common = config.common.clone();
         common.listen.set_port(port);
-        halls.push((Hall::open(DOOR, &common, house)?, events_only(&app)));
+        let older = Hall::open(DOOR, &common, house)?.beside(&hall);
+        halls.push((older, events_only(&app)));
     }
+    halls.push((hall, router(&app)));
     let idle = config.common.limits.idle;
     for (hall, router) in halls {
         let tls = tls.clone();
