@@ -13,6 +13,7 @@ use swarm_shared::proto::selector::{Glob, Selector};
 use swarm_shared::proto::trust::Role;
 use swarm_shared::proto::trust::gate::{self, ActionClass, Wish};
 use swarm_shared::proto::wire::{Kind, Lane};
+use tokio::task::JoinSet;
 
 use super::House;
 use crate::config::doors::Common;
@@ -108,8 +109,16 @@ impl Guard {
             } else {
                 self.often().due(self.0.door, clock::now())
             };
+            // All at once, so that the store makes one flush of them: one by one, each would be a flush of its own, and
+            // a slow disk would outlast what a closing station waits for.
+            let mut writes = JoinSet::new();
             for entry in due {
-                self.clone().write(entry).await;
+                writes.spawn(self.clone().write(entry));
+            }
+            while let Some(written) = writes.join_next().await {
+                if let Err(error) = written {
+                    tracing::error!(door = self.0.door, %error, "uses of the door may not be in the audit");
+                }
             }
             if over {
                 return;
