@@ -190,6 +190,21 @@ fn announce(door: &'static str, common: &Common, listener: &TcpListener) {
 struct Book {
     inside: usize,
     addresses: BTreeMap<IpAddr, Address>,
+    /// What the log is told of visitors, by kind.
+    told: BTreeMap<&'static str, Told>,
+}
+
+/// What the log is told of the visitors of one door: of each kind at once, and then every [`TELL_EVERY`], with their
+/// number, so that nobody fills it. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Log(Arc<Mutex<Book>>);
+
+impl Log {
+    /// One more of this kind; how many there are to tell of, if it is time.
+    pub fn count(&self, kind: &'static str) -> Option<u64> {
+        let mut book = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        book.told.entry(kind).or_default().count(clock::now())
+    }
 }
 
 #[derive(Debug)]
@@ -260,6 +275,11 @@ impl Entrance {
             book,
             rate: limits.rate,
         }
+    }
+
+    /// What tells of it in the log; it may outlive the visit.
+    pub fn log(&self) -> Log {
+        Log(Arc::clone(&self.book))
     }
 
     /// Waits until one more message of this address may be taken.
@@ -403,6 +423,19 @@ mod tests {
         let read = outside.read(&mut word).await.unwrap_or(0);
         assert_eq!(read, 0, "one of one address");
         house.stop.cancel();
+    }
+
+    #[test]
+    fn visitors_of_one_door_do_not_fill_the_log_and_kinds_are_told_apart() {
+        let book = Arc::new(Mutex::new(Book::default()));
+        let visit = |text: &str| {
+            let addr = text.parse().expect("an address");
+            Entrance::take(&book, addr, &Limits::default()).expect("a place")
+        };
+        let (one, other) = (visit("10.0.0.1:1"), visit("10.0.0.2:1"));
+        assert_eq!(one.log().count("closed"), Some(1));
+        assert_eq!(other.log().count("closed"), None);
+        assert_eq!(other.log().count("bad"), Some(1));
     }
 
     #[test]

@@ -103,7 +103,10 @@ pub(super) async fn serve(desk: &Desk, stream: TcpStream, entrance: &Entrance) {
     }
     match ended {
         Ok(()) => tracing::debug!(door = DOOR, %addr, "left"),
-        Err(left) => tracing::info!(door = DOOR, %addr, why = %left, "closed"),
+        Err(left) => match entrance.log().count("closed") {
+            Some(count) => tracing::info!(door = DOOR, %addr, why = %left, count, "closed"),
+            None => tracing::debug!(door = DOOR, %addr, why = %left, "closed"),
+        },
     }
 }
 
@@ -121,7 +124,6 @@ pub(super) async fn read(
     // Until something has been said, and since when something has begun.
     let mut first = Some(clock::now() + FIRST_WORD);
     let mut begun = None::<Instant>;
-    let mut bad = 0_u64;
     loop {
         let reading = from.read(&mut buffer);
         let count = match (begun.map(|begun| begun + MESSAGE_TIME), first) {
@@ -147,11 +149,12 @@ pub(super) async fn read(
                 Item::Heartbeat => continue,
                 Item::Message(message) => message,
                 Item::Bad(error) => {
-                    bad += 1;
-                    if bad == 1 {
-                        tracing::info!(door = DOOR, addr = %entrance.addr, %error, "not a message; passed over");
-                    } else {
-                        tracing::debug!(door = DOOR, addr = %entrance.addr, %error, bad, "not a message");
+                    let addr = entrance.addr;
+                    match entrance.log().count("not a message") {
+                        Some(count) => {
+                            tracing::info!(door = DOOR, %addr, %error, count, "not a message; passed over");
+                        }
+                        None => tracing::debug!(door = DOOR, %addr, %error, "not a message; passed over"),
                     }
                     desk.guard.note_wrong(&visitor, &error.to_string()).await;
                     continue;

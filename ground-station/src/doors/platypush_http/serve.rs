@@ -26,7 +26,7 @@ use tower::ServiceExt;
 
 use super::patient::Patient;
 use crate::doors::guard::Visitor;
-use crate::doors::hall::Entrance;
+use crate::doors::hall::{Entrance, Log};
 
 /// How long a TLS handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -66,6 +66,14 @@ impl Guest {
         self.addr
     }
 
+    /// What tells of it in the log.
+    pub(super) fn log(&self) -> Log {
+        self.entrance
+            .as_ref()
+            .map(|entrance| entrance.log())
+            .unwrap_or_default()
+    }
+
     /// Nobody yet.
     pub(super) fn visitor(&self) -> Visitor {
         Visitor {
@@ -92,7 +100,7 @@ pub(super) async fn serve(
 ) {
     let guest = Guest::new(entrance);
     let addr = guest.addr();
-    let stream = Patient::new(stream, WRITE_TIMEOUT.min(idle));
+    let stream = Patient::new(stream, WRITE_TIMEOUT.min(idle), guest.log());
     let Some(tls) = tls else {
         return converse(stream, guest, router, idle).await;
     };
