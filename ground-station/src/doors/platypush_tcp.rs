@@ -5,7 +5,7 @@
 //! | waits for a message | its first byte; closed after [`BEGIN_MAX`], after an answer already after `idle` |
 //! | takes a message | its last byte; an answer and closed after [`WHOLE_MAX`](super::stream::WHOLE_MAX), or where it cannot be cut out |
 //! | does it | the answer. Nothing more is read meanwhile, so requests are done in their order |
-//! | answers | all of it written; closed after [`WRITE_MAX`](super::stream::WRITE_MAX) |
+//! | answers | all of it written; closed after [`WRITE_MAX`](super::stream::WRITE_MAX) in which nothing is read |
 //!
 //! A client that has said all and closed its side still gets its answers.
 

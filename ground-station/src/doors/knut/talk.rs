@@ -7,13 +7,14 @@ use std::time::Instant;
 use bytes::Bytes;
 use swarm_shared::net::clock;
 use swarm_shared::proto::knut::{Decoder, END, Item};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, mpsc};
 
 use super::super::guard::Visitor;
 use super::super::hall::Entrance;
+use super::super::stream::write_on;
 use super::{DOOR, Desk, FIRST_WORD, HEARTBEAT, MESSAGE_TIME, WRITE_TIME};
 
 /// Bytes that are read at once.
@@ -34,7 +35,7 @@ pub(super) enum Left {
     #[error("a message took longer than {MESSAGE_TIME:?}")]
     Trickle,
     /// The other side takes nothing.
-    #[error("did not read for {WRITE_TIME:?}")]
+    #[error("read nothing for {WRITE_TIME:?}")]
     DoesNotRead,
     /// At first: most likely a web page had a browser send it, with messages in its body.
     #[error("began with a request of HTTP, which this door does not speak")]
@@ -201,9 +202,8 @@ pub(super) async fn write(
                 Err(RecvError::Closed) => return Ok(()),
             },
         };
-        let until = clock::now() + WRITE_TIME;
-        clock::timeout_at(until, to.write_all(&bytes))
-            .await
-            .map_err(|_late| Left::DoesNotRead)??;
+        if !write_on(&mut to, &bytes, WRITE_TIME).await? {
+            return Err(Left::DoesNotRead);
+        }
     }
 }
