@@ -29,7 +29,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(15);
 /// What every node has that only reads, some of it as long as no arguments say otherwise.
 const READS: [&str; 6] = ["config", "id", "ping", "selfcheck", "telemetry", "time"];
 /// How a use ended that nobody waited for.
-const CUT_OFF: &str = "cut off: the visitor left before it was over";
+const CUT_OFF: &str = "cut off: the visitor left, or the station stopped, before it was over";
 
 /// Somebody at a door.
 #[derive(Clone, Debug, PartialEq, Eq)]
