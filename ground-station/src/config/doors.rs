@@ -244,6 +244,11 @@ impl Doors {
         all.into_iter().flatten()
     }
 
+    /// Whether one is open that programs ask at, and not only drones.
+    pub fn are_asked_at(&self) -> bool {
+        self.each().any(|(name, _)| name != CleverShow::NAME)
+    }
+
     /// Takes over `[doors]`. Errors carry the byte at which they are.
     pub(super) fn read_table(&mut self, doors: &DeTable<'_>) -> Result<(), (usize, String)> {
         let mut entries: Vec<_> = doors.iter().collect();

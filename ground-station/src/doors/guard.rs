@@ -13,6 +13,7 @@ use swarm_shared::proto::selector::{Glob, Selector};
 use swarm_shared::proto::trust::Role;
 use swarm_shared::proto::trust::gate::{self, ActionClass, Wish};
 use swarm_shared::proto::wire::{Kind, Lane};
+use tokio::task::JoinSet;
 
 use super::House;
 use crate::config::doors::Common;
@@ -30,7 +31,7 @@ const TERMS_MAX: usize = 64;
 /// What every node has that only reads, some of it as long as no arguments say otherwise.
 const READS: [&str; 6] = ["config", "id", "ping", "selfcheck", "telemetry", "time"];
 /// How a use ended that nobody waited for.
-const CUT_OFF: &str = "cut off: the visitor left before it was over";
+const CUT_OFF: &str = "cut off: the visitor left, or the station stopped, before it was over";
 
 /// Somebody at a door.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -124,8 +125,16 @@ impl Guard {
             } else {
                 self.often().due(self.0.door, clock::now())
             };
+            // All at once, so that the store makes one flush of them: one by one, each would be a flush of its own, and
+            // a slow disk would outlast what a closing station waits for.
+            let mut writes = JoinSet::new();
             for entry in due {
-                self.clone().write(entry).await;
+                writes.spawn(self.clone().write(entry));
+            }
+            while let Some(written) = writes.join_next().await {
+                if let Err(error) = written {
+                    tracing::error!(door = self.0.door, %error, "uses of the door may not be in the audit");
+                }
             }
             if over {
                 return;
@@ -333,6 +342,12 @@ impl Guard {
     pub async fn note(&self, visitor: &Visitor, what: &str, detail: &str, outcome: String) {
         let begun = self.begin(visitor, what, detail);
         begun.often_if(true).end(outcome).await;
+    }
+
+    /// Puts a message into the audit that was wrong in itself.
+    pub async fn note_wrong(&self, visitor: &Visitor, fault: &str) {
+        self.note(visitor, "message", "", format!("not done: {fault}"))
+            .await;
     }
 
     /// A use of the door that takes its time: it gets into the audit however it ends.

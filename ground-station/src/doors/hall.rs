@@ -35,6 +35,7 @@ pub struct Hall {
     limits: Limits,
     stop: CancellationToken,
     tasks: TaskTracker,
+    book: Arc<Mutex<Book>>,
 }
 
 impl Hall {
@@ -61,7 +62,14 @@ impl Hall {
             limits: common.limits.clone(),
             stop: house.stop.clone(),
             tasks: house.tasks.clone(),
+            book: Arc::default(),
         })
+    }
+
+    /// As another port of the same door: who is inside there counts here, and the reverse.
+    pub fn beside(mut self, other: &Self) -> Self {
+        self.book = Arc::clone(&other.book);
+        self
     }
 
     /// The address with its real port.
@@ -89,7 +97,6 @@ impl Hall {
         S: Future<Output = ()> + Send + 'static,
     {
         let mut unwelcome = Told::default();
-        let book = Arc::new(Mutex::new(Book::default()));
         let (mut turned_away, mut let_in) = (Told::default(), Told::default());
         loop {
             let accepted = tokio::select! {
@@ -111,7 +118,7 @@ impl Hall {
                 }
                 continue;
             }
-            let Some(entrance) = Entrance::take(&book, addr, &self.limits) else {
+            let Some(entrance) = Entrance::take(&self.book, addr, &self.limits) else {
                 if let Some(count) = turned_away.count(clock::now()) {
                     tracing::warn!(door = self.door, %addr, count, "too many connections at this door");
                 }
@@ -183,6 +190,21 @@ fn announce(door: &'static str, common: &Common, listener: &TcpListener) {
 struct Book {
     inside: usize,
     addresses: BTreeMap<IpAddr, Address>,
+    /// What the log is told of visitors, by kind.
+    told: BTreeMap<&'static str, Told>,
+}
+
+/// What the log is told of the visitors of one door: of each kind at once, and then every [`TELL_EVERY`], with their
+/// number, so that nobody fills it. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Log(Arc<Mutex<Book>>);
+
+impl Log {
+    /// One more of this kind; how many there are to tell of, if it is time.
+    pub fn count(&self, kind: &'static str) -> Option<u64> {
+        let mut book = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        book.told.entry(kind).or_default().count(clock::now())
+    }
 }
 
 #[derive(Debug)]
@@ -255,6 +277,11 @@ impl Entrance {
         }
     }
 
+    /// What tells of it in the log; it may outlive the visit.
+    pub fn log(&self) -> Log {
+        Log(Arc::clone(&self.book))
+    }
+
     /// Waits until one more message of this address may be taken.
     pub async fn turn(&self) {
         loop {
@@ -325,6 +352,8 @@ impl Bucket {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
     use super::*;
 
     #[test]
@@ -353,6 +382,60 @@ mod tests {
             assert_eq!(told.count(start + TELL_EVERY / 2), None);
         }
         assert_eq!(told.count(start + TELL_EVERY), Some(1_001));
+    }
+
+    #[tokio::test]
+    async fn two_ports_of_a_door_have_the_bounds_of_one() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut config = crate::config::Config::for_host("st");
+        let text = "[doors.knut]\nlisten = \"127.0.0.1:0\"\nconnections_per_address = 1";
+        config.read_file(std::path::Path::new("c"), text).expect("reads");
+        let common = config.doors.knut.expect("open").common;
+        let house = House {
+            face: crate::doors::Face {
+                name: swarm_shared::proto::id::NodeName::from_host("st"),
+                services: swarm_shared::net::discovery::presence::Services::default(),
+                posts: crate::fleet::peers::Posts::default(),
+            },
+            fleet: crate::fleet::Fleet::local().0,
+            guests: crate::fleet::guests::Guests::default(),
+            store: crate::store::Store::open(dir.path()).await.expect("opens"),
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        };
+        let first = Hall::open("knut", &common, &house).expect("listens");
+        let second = Hall::open("knut", &common, &house)
+            .expect("listens")
+            .beside(&first);
+        let ports = [&first, &second].map(|hall| hall.listens().expect("bound"));
+        for hall in [first, second] {
+            let serve = async |mut stream: TcpStream, _entrance: Entrance| {
+                stream.write_all(b"in").await.ok();
+                std::future::pending::<()>().await;
+            };
+            house.tasks.spawn(hall.receive(serve));
+        }
+        let mut inside = TcpStream::connect(ports[0]).await.expect("connects");
+        let mut word = [0; 2];
+        inside.read_exact(&mut word).await.expect("let in");
+        let mut outside = TcpStream::connect(ports[1]).await.expect("connects");
+        // A reset is an end too.
+        let read = outside.read(&mut word).await.unwrap_or(0);
+        assert_eq!(read, 0, "one of one address");
+        house.stop.cancel();
+    }
+
+    #[test]
+    fn visitors_of_one_door_do_not_fill_the_log_and_kinds_are_told_apart() {
+        let book = Arc::new(Mutex::new(Book::default()));
+        let visit = |text: &str| {
+            let addr = text.parse().expect("an address");
+            Entrance::take(&book, addr, &Limits::default()).expect("a place")
+        };
+        let (one, other) = (visit("10.0.0.1:1"), visit("10.0.0.2:1"));
+        assert_eq!(one.log().count("closed"), Some(1));
+        assert_eq!(other.log().count("closed"), None);
+        assert_eq!(other.log().count("bad"), Some(1));
     }
 
     #[test]

@@ -133,8 +133,11 @@ pub enum DoorError {
         port: u16,
     },
     /// There is nothing to run them on.
-    #[error("the doors do not open: {0}")]
+    #[error("the doors do not open: {0}; raise the limit of threads (`ulimit -u`, or TasksMax of the unit)")]
     Threads(String),
+    /// Opening one has failed in itself.
+    #[error("the doors do not open: {0}; this is a fault of this program, please report it")]
+    Broken(String),
     /// What it is to do does not go together.
     #[error("[doors.{door}]: {reason}")]
     Configuration {
@@ -149,7 +152,8 @@ pub enum DoorError {
 #[derive(Debug)]
 pub struct Open {
     house: House,
-    threads: Threads,
+    /// None if nothing is open that programs ask at.
+    threads: Option<Threads>,
 }
 
 impl Open {
@@ -172,7 +176,11 @@ impl Open {
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
         };
-        let threads = Threads::start().map_err(|error| DoorError::Threads(error.to_string()))?;
+        let threads = if doors.are_asked_at() {
+            Some(Threads::start().map_err(|error| DoorError::Threads(error.to_string()))?)
+        } else {
+            None
+        };
         let open = Self { house, threads };
         match open.each(doors).await {
             Ok(()) => Ok(open),
@@ -189,11 +197,13 @@ impl Open {
             // Its drones fly, and their stops wait behind nothing: it runs where the fleet does.
             clever_show::open(config, &self.house)?;
         }
-        let opening = self.threads.spawn(others(doors.clone(), self.house.clone()));
-        let opened = opening
-            .await
-            .map_err(|error| DoorError::Threads(error.to_string()));
-        opened.flatten()
+        let Some(threads) = &self.threads else {
+            return Ok(());
+        };
+        let opened = threads.spawn(others(doors.clone(), self.house.clone())).await;
+        opened
+            .map_err(|error| DoorError::Broken(error.to_string()))
+            .flatten()
     }
 
     /// Closes them, and waits for what runs there.
@@ -230,3 +240,6 @@ async fn others(doors: Doors, house: House) -> Result<(), DoorError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -71,11 +71,12 @@ impl Desk {
         &self.guard
     }
 
-    /// Whether requests for this action may pass at all.
+    /// Whether requests for this action, with arguments of these names, could be done at all.
     ///
     /// # Errors
     /// Why not, and what to change.
-    pub fn permits(&self, action: &str) -> Result<(), NotDone> {
+    pub fn permits(&self, action: &str, given: &[&str]) -> Result<(), NotDone> {
+        deed::check(action, given).map_err(NotDone::Usage)?;
         match action {
             "station.nodes" | "station.history" => Ok(()),
             "station.stop" | "station.release" => self.guard.permit_named(action, &Wish::Frame(Kind::Stop)),
@@ -122,21 +123,16 @@ impl Desk {
 
     /// The answer to what is no request. That it came is in the audit.
     pub async fn turn_down(&self, visitor: &Visitor, bad: BadMessage) -> Response {
-        let outcome = format!("not done: {}", bad.fault);
-        self.guard.note(visitor, "message", "", outcome).await;
-        self.refuse(bad)
-    }
-
-    /// The answer to what is no request.
-    pub fn refuse(&self, bad: BadMessage) -> Response {
         let fault = bad.fault.to_string();
+        self.guard.note_wrong(visitor, &fault).await;
         self.respond(bad.id, bad.origin, Err(fault))
     }
 
-    /// The answer to what could not even be cut out of the stream.
-    pub fn refuse_all(&self, fault: impl std::fmt::Display) -> Response {
+    /// The answer to what could not even be cut out of the stream, or read. That it came is in the audit.
+    pub async fn turn_down_all(&self, visitor: &Visitor, fault: &str) -> Response {
+        self.guard.note_wrong(visitor, fault).await;
         let id = platypush::made_up_id(random_id());
-        self.respond(id, None, Err(fault.to_string()))
+        self.respond(id, None, Err(fault.to_owned()))
     }
 
     /// A response as it is written.
@@ -315,6 +311,11 @@ impl Desk {
         };
         Ok((output, Vec::new()))
     }
+}
+
+/// Whether an action takes no arguments at all.
+pub fn takes_nothing(action: &str) -> bool {
+    deed::takes_nothing(action)
 }
 
 /// For an id; without randomness there still is an answer.

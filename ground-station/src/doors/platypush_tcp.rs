@@ -5,7 +5,7 @@
 //! | waits for a message | its first byte; closed after [`BEGIN_MAX`], after an answer already after `idle` |
 //! | takes a message | its last byte; an answer and closed after [`WHOLE_MAX`](super::stream::WHOLE_MAX), or where it cannot be cut out |
 //! | does it | the answer. Nothing more is read meanwhile, so requests are done in their order |
-//! | answers | all of it written; closed after [`WRITE_MAX`](super::stream::WRITE_MAX) |
+//! | answers | all of it written; closed after [`WRITE_MAX`](super::stream::WRITE_MAX) in which nothing is read |
 //!
 //! A client that has said all and closed its side still gets its answers.
 
@@ -68,12 +68,8 @@ impl Counter {
             Err(Ended::Lost(why)) => tracing::debug!(door = DOOR, %addr, why, "lost"),
             Err(Ended::Fault(fault)) => {
                 tracing::debug!(door = DOOR, %addr, fault, "closed");
-                let outcome = format!("not done: {fault}");
-                self.desk
-                    .guard()
-                    .note(&self.visitor, "message", "", outcome)
-                    .await;
-                let told = self.write(&mut stream, &self.desk.refuse_all(fault)).await;
+                let refused = self.desk.turn_down_all(&self.visitor, &fault).await;
+                let told = self.write(&mut stream, &refused).await;
                 if let Err(error) = told {
                     tracing::debug!(door = DOOR, %addr, %error, "not told why");
                 }

@@ -5,7 +5,7 @@
 //! | a request in Platypush's form | done if it may be; the response goes back |
 //! | a response or an event | noted, never answered: two stations would answer each other for ever |
 //! | empty | a sign of life |
-//! | anything else | given to `raw_action`, whose response goes back; an error without one |
+//! | anything else | given to `raw_action`, or sets it off if that takes nothing; the response goes back. An error without one |
 //!
 //! A peer is silent while it sends no byte; while what it asked for is being done, it is waited for. Its messages are
 //! done in their order; what an operator sends goes out in between.
@@ -19,17 +19,18 @@ use serde_json::Value;
 use swarm_shared::net::socket::{self, KeepaliveConfig, Purpose};
 use swarm_shared::net::{clock, random};
 use swarm_shared::proto::json;
-use swarm_shared::proto::platypush::{Request, Response, made_up_id};
+use swarm_shared::proto::platypush::{BadMessage, Request, Response, made_up_id};
 use swarm_shared::proto::socktools::{LENGTH_BYTES, Reader, encode};
 use swarm_shared::proto::wire::ContentEncoding;
 use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedReadHalf;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use super::guard::Visitor;
 use super::hall::{Entrance, Hall, Told};
-use super::platypush::{Desk, random_id};
+use super::platypush::{Desk, random_id, takes_nothing};
 use super::stream::{Ended, next, part, write};
 use super::{DoorError, House};
 use crate::config::doors::{RawEncoding, Socktools};
@@ -60,7 +61,19 @@ pub fn open(config: &Socktools, house: &House) -> Result<(), DoorError> {
             door: DOOR,
             reason: format!("`raw_action` could never be done: {why}"),
         };
-        desk.permits(action).map_err(wrong)?;
+        let ignored = takes_nothing(action);
+        let given = if ignored {
+            &[][..]
+        } else {
+            &[config.raw.argument.as_str()]
+        };
+        desk.permits(action, given).map_err(wrong)?;
+        if let Some(key) = config.raw.key.filter(|_| ignored) {
+            return Err(DoorError::Configuration {
+                door: DOOR,
+                reason: format!("{action} takes nothing, so `{key}` does nothing: take it out"),
+            });
+        }
     }
     let hall = Hall::open(DOOR, &config.common, house)?;
     let club = Arc::new(Club {
@@ -171,11 +184,19 @@ impl Club {
         let addr = entrance.addr;
         let (seat, parcels) = self.peers.seat(addr, dialled);
         let (mut from, mut to) = stream.into_split();
+        let unheard = CancellationToken::new();
+        let mut hearing = Box::pin(self.hear(&mut from, &seat, entrance, &unheard));
         let ended = tokio::select! {
             biased;
-            ended = self.hear(&mut from, &seat, entrance) => ended,
-            ended = deliver(&mut to, parcels, self.config.keep_alive) => ended,
+            ended = &mut hearing => ended,
+            ended = deliver(&mut to, parcels, self.config.keep_alive) => {
+                unheard.cancel();
+                // What it asked for is carried to its end; there is nobody to tell.
+                let _lost = hearing.as_mut().await;
+                ended
+            }
         };
+        drop(hearing);
         drop(seat);
         match ended {
             Ok(()) => tracing::debug!(door = DOOR, %addr, "a peer has ended"),
@@ -191,7 +212,14 @@ impl Club {
         }
     }
 
-    async fn hear(&self, from: &mut OwnedReadHalf, seat: &Seat, entrance: &Entrance) -> Result<(), Ended> {
+    /// Does what a peer says, message by message, until it has said all; after the one at hand, if it is `unheard`.
+    async fn hear(
+        &self,
+        from: &mut OwnedReadHalf,
+        seat: &Seat,
+        entrance: &Entrance,
+        unheard: &CancellationToken,
+    ) -> Result<(), Ended> {
         let limits = &self.config.common.limits;
         let visitor = Visitor {
             from: entrance.addr.ip(),
@@ -200,7 +228,11 @@ impl Club {
         let mut reader = Reader::new(limits.message_bytes);
         loop {
             let since = clock::now();
-            let message = match next(from, &mut reader, limits.idle).await {
+            let hearing = next(from, &mut reader, limits.idle);
+            let Some(heard) = unheard.run_until_cancelled(hearing).await else {
+                return Ok(());
+            };
+            let message = match heard {
                 Ok(Some(message)) => message,
                 Ok(None) if clock::since(since) >= limits.idle => {
                     let idle = limits.idle;
@@ -208,7 +240,8 @@ impl Club {
                 }
                 Ok(None) => return Ok(()),
                 Err(Ended::Fault(fault)) => {
-                    self.answer(seat, &self.desk.refuse_all(&fault)).await?;
+                    let refused = self.desk.turn_down_all(&visitor, &fault).await;
+                    self.answer(seat, &refused).await?;
                     return Err(Ended::Fault(fault));
                 }
                 Err(lost @ Ended::Lost(_)) => return Err(lost),
@@ -216,8 +249,15 @@ impl Club {
             entrance.turn().await;
             let request = match self.read(message) {
                 Heard::Request(request) => request,
-                Heard::Refused(response) => {
-                    self.answer(seat, &response).await?;
+                Heard::Bad(bad) => {
+                    let refused = self.desk.turn_down(&visitor, bad).await;
+                    self.answer(seat, &refused).await?;
+                    continue;
+                }
+                Heard::NotText => {
+                    let fault = "the message is not text in UTF-8";
+                    let refused = self.desk.turn_down_all(&visitor, fault).await;
+                    self.answer(seat, &refused).await?;
                     continue;
                 }
                 Heard::Word(kind) => {
@@ -245,19 +285,21 @@ impl Club {
             (Some("event"), _) => Heard::Word("an event"),
             (Some("request"), _) | (_, None) => match Request::parse(&message, random_id()) {
                 Ok(request) => Heard::Request(request),
-                Err(bad) => Heard::Refused(self.desk.refuse(bad)),
+                Err(bad) => Heard::Bad(bad),
             },
+            // Whatever the message is: it is the button that is pressed.
+            (_, Some(action)) if takes_nothing(action) => Heard::Request(given(action, Value::Null)),
             (_, Some(action)) => {
                 let raw = &self.config.raw;
                 let argument = match (raw.encoding, String::from_utf8(message)) {
                     (RawEncoding::Text, Ok(text)) => text,
-                    (RawEncoding::Text, Err(_)) => {
-                        return Heard::Refused(self.desk.refuse_all("the message is not text in UTF-8"));
-                    }
+                    (RawEncoding::Text, Err(_)) => return Heard::NotText,
                     (RawEncoding::Base64, Ok(text)) => BASE64.encode(text.as_bytes()),
                     (RawEncoding::Base64, Err(bytes)) => BASE64.encode(bytes.as_bytes()),
                 };
-                Heard::Request(given(action, &raw.argument, argument))
+                let mut arguments = serde_json::Map::new();
+                arguments.insert(raw.argument.clone(), argument.into());
+                Heard::Request(given(action, Value::Object(arguments)))
             }
         }
     }
@@ -273,19 +315,19 @@ impl Club {
 /// What a message of a peer is.
 enum Heard {
     Request(Request),
-    Refused(Response),
+    Bad(BadMessage),
+    /// For an action that takes text.
+    NotText,
     /// Nothing to answer.
     Word(&'static str),
 }
 
 /// A message that is no request, as one for the action that takes such messages.
-fn given(action: &str, argument: &str, message: String) -> Request {
-    let mut arguments = serde_json::Map::new();
-    arguments.insert(argument.to_owned(), message.into());
+fn given(action: &str, args: Value) -> Request {
     Request {
         target: None,
         action: action.to_owned(),
-        args: Value::Object(arguments),
+        args,
         origin: None,
         id: made_up_id(random_id()),
         token: None,
@@ -332,6 +374,9 @@ fn pause(failures: u32, random: u64) -> Duration {
     let bound_ms = u64::try_from(bound.as_millis()).unwrap_or(u64::MAX);
     Duration::from_millis(1 + random % bound_ms.max(1))
 }
+
+#[cfg(test)]
+mod visits;
 
 #[cfg(test)]
 mod tests {

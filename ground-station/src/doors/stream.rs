@@ -4,7 +4,7 @@
 //! |---|---|
 //! | that says nothing | the patience of its door is over |
 //! | that is in the middle of a message | [`WHOLE_MAX`] from the message's first byte |
-//! | that does not read what it is told | [`WRITE_MAX`] from the first byte that it does not take |
+//! | that does not read what it is told | [`WRITE_MAX`] from the last byte that it has taken |
 
 use std::io;
 use std::time::Duration;
@@ -19,7 +19,7 @@ use tokio::time::timeout;
 pub const BEGIN_MAX: Duration = Duration::from_secs(10);
 /// How long a message may take from its first byte to its last.
 pub const WHOLE_MAX: Duration = Duration::from_secs(10);
-/// How long a message may take to be read by the client.
+/// How long a client may take nothing of what it is told. However long the message is, one that reads slowly gets all.
 pub const WRITE_MAX: Duration = Duration::from_secs(10);
 /// Before a connection is closed with something unread: a close would else take the last answer with it.
 const LINGER_MAX: Duration = Duration::from_secs(1);
@@ -125,12 +125,32 @@ pub async fn next(
 /// # Errors
 /// [`Ended::Lost`].
 pub async fn write(to: &mut (impl AsyncWrite + Unpin), message: &[u8]) -> Result<(), Ended> {
-    match timeout(WRITE_MAX, to.write_all(message)).await {
-        Ok(written) => Ok(written?),
-        Err(_elapsed) => Err(Ended::Lost(format!(
-            "what was written was not read within {WRITE_MAX:?}"
-        ))),
+    match write_on(to, message, WRITE_MAX).await? {
+        true => Ok(()),
+        false => Err(Ended::Lost(format!("nothing was read for {WRITE_MAX:?}"))),
     }
+}
+
+/// Writes all of it, however long that takes, as long as it moves on; `false` if nothing was taken for `patience`.
+///
+/// # Errors
+/// The connection's.
+pub async fn write_on(
+    to: &mut (impl AsyncWrite + Unpin),
+    mut bytes: &[u8],
+    patience: Duration,
+) -> io::Result<bool> {
+    while !bytes.is_empty() {
+        let until = clock::now() + patience;
+        let Ok(written) = clock::timeout_at(until, to.write(bytes)).await else {
+            return Ok(false);
+        };
+        match written? {
+            0 => return Err(io::ErrorKind::WriteZero.into()),
+            count => bytes = bytes.get(count..).unwrap_or_default(),
+        }
+    }
+    Ok(true)
 }
 
 /// Says that no more comes, and lets the client read what did.
@@ -143,4 +163,29 @@ pub async fn part(mut stream: TcpStream) {
     };
     // It is closed either way.
     let _gone = timeout(LINGER_MAX, farewell).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_reads_slowly_gets_all_and_whoever_does_not_read_is_let_go() {
+        let (mut near, mut far) = tokio::io::duplex(16);
+        let reading = tokio::spawn(async move {
+            let mut all = Vec::new();
+            while all.len() < 64 {
+                tokio::time::sleep(WRITE_MAX * 9 / 10).await;
+                let mut some = [0; 16];
+                far.read_exact(&mut some).await.expect("more");
+                all.extend(some);
+            }
+            (all, far)
+        });
+        write(&mut near, &[7; 64]).await.expect("it moves on");
+        let (all, _far) = reading.await.expect("read");
+        assert_eq!(all, [7; 64]);
+        let ended = write(&mut near, &[7; 64]).await;
+        assert!(matches!(ended, Err(Ended::Lost(_))), "{ended:?}");
+    }
 }

@@ -113,6 +113,19 @@ impl Door for CleverShow {
         Ok(())
     }
 
+    fn has_taken(&mut self, key: &str) -> Result<(), String> {
+        match key {
+            "token" => Err(
+                "token: drones show none; leave it out, and bind the door to the drones' own network"
+                    .to_owned(),
+            ),
+            "target" | "ttl" | "timeout" => Err(format!(
+                "{key} does nothing at this door: drones ask for nothing that others do; leave it out"
+            )),
+            _ => Ok(()),
+        }
+    }
+
     fn set_table(&mut self, key: &str, table: &DeTable<'_>) -> Option<Result<(), (usize, String)>> {
         (key == "roots").then(|| self.set_roots(table))
     }

@@ -188,6 +188,19 @@ fn the_door_for_clever_show_has_keys_of_its_own() {
             "config.toml:2: stop_action \"land \" is no action's name",
         ),
         (
+            "token = \"0123456789abcdef\"",
+            "config.toml:2: token: drones show none; leave it out",
+        ),
+        (
+            "target = \"all\"",
+            "config.toml:2: target does nothing at this door",
+        ),
+        ("ttl = \"2s\"", "config.toml:2: ttl does nothing at this door"),
+        (
+            "timeout = \"2s\"",
+            "config.toml:2: timeout does nothing at this door",
+        ),
+        (
             "[doors.clever_show.roots]\nshows = 1",
             "config.toml:3: roots.shows has to be a path",
         ),

@@ -71,6 +71,27 @@ enum TurnedAway {
     NoPost,
 }
 
+impl TurnedAway {
+    /// The log tells of each kind by itself, however often there is another.
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Io(_) => "broke",
+            Self::Wire(WireError::HeaderTooLong { .. }) => "header too long",
+            Self::Wire(WireError::ContentTooLong { .. }) => "content too long",
+            Self::Wire(WireError::HeaderNotUtf8 | WireError::HeaderTooDeep | WireError::BadHeader(_)) => {
+                "bad header"
+            }
+            Self::Wire(WireError::MissingKey(_)) => "missing key",
+            Self::Id(_) => "bad id",
+            Self::Seat(_) => "no seat",
+            Self::TooSlow => "too slow",
+            Self::TooMuch => "too much",
+            Self::Namesakes(_) => "namesakes",
+            Self::NoPost => "no post",
+        }
+    }
+}
+
 impl Lobby {
     pub(super) fn new(server: Arc<Server>) -> Self {
         Self {
@@ -86,6 +107,7 @@ impl Lobby {
             from: addr.ip(),
             user: None,
         };
+        let log = entrance.log();
         let until = clock::now() + GREETING_MAX;
         let greeted = match clock::timeout_at(until, greet(stream, entrance)).await {
             Ok(greeted) => greeted,
@@ -98,11 +120,19 @@ impl Lobby {
         let outcome = match led {
             Ok(()) => {
                 // An id that is no node's name is not what selectors know it by.
-                tracing::info!(%addr, id, name = %guest_name(&id), "a clever-show drone is here");
+                let name = guest_name(&id);
+                match log.count("here") {
+                    Some(count) => tracing::info!(%addr, id, %name, count, "a clever-show drone is here"),
+                    None => tracing::debug!(%addr, id, %name, "a clever-show drone is here"),
+                }
                 "done".to_owned()
             }
             Err(error) => {
-                tracing::warn!(%addr, id, %error, "a connection at clever-show's door was closed");
+                let text = "a connection at clever-show's door was closed";
+                match log.count(error.kind()) {
+                    Some(count) => tracing::warn!(%addr, id, %error, count, "{text}"),
+                    None => tracing::debug!(%addr, id, %error, "{text}"),
+                }
                 format!("closed: {error}")
             }
         };

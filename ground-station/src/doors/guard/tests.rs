@@ -175,6 +175,28 @@ async fn whoever_asks_again_and_again_does_not_fill_the_audit() {
     assert_eq!(audit.iter().filter(counted).count(), 2, "{audit:#?}");
 }
 
+/// What a closing station waits for is bounded, and a slow disk takes its time for each flush.
+#[tokio::test]
+async fn what_was_counted_is_written_together_when_the_door_closes() {
+    let gate = Gate::new().await;
+    for _ in 0..2 {
+        for n in 0..30 {
+            let from = visitor(&format!("10.0.0.{n}"));
+            gate.guard.note_wrong(&from, "no message").await;
+        }
+    }
+    let log = gate.house.store.path().with_extension("db-wal");
+    let bytes = || std::fs::metadata(&log).expect("there").len();
+    let before = bytes();
+    gate.house.stop.cancel();
+    gate.house.tasks.close();
+    gate.house.tasks.wait().await;
+    // Each flush by itself takes a page at least.
+    let pages = (bytes() - before) / 4_096;
+    assert!(pages < 30, "{pages} pages for 30 entries");
+    assert_eq!(gate.closed().await.len(), 60);
+}
+
 #[tokio::test]
 async fn whoever_means_nobody_again_and_again_does_not_fill_the_audit() {
     let mut gate = Gate::new().await;

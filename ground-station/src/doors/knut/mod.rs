@@ -10,7 +10,7 @@
 //! | bound | beyond it |
 //! |---|---|
 //! | [`FIRST_WORD`] until anything is said, [`MESSAGE_TIME`] for a message that has begun | closed |
-//! | [`WRITE_TIME`] for anything that is written | closed: whoever does not read is not waited for |
+//! | [`WRITE_TIME`] without anything being read of what is written | closed: whoever does not read is not waited for |
 //! | pushes that wait for a slow reader ([`PUSHES_MAX`]) | passed over; then it is told all temperatures anew |
 //!
 //! Whoever has said something once may be silent for good: clients of Knut listen. Heartbeats find out who is gone.
@@ -42,7 +42,7 @@ const DOOR: &str = "knut";
 pub const FIRST_WORD: Duration = Duration::from_secs(10);
 /// How long a message may take from its first byte to its last.
 pub const MESSAGE_TIME: Duration = Duration::from_secs(10);
-/// How long one write may take.
+/// How long nothing may be taken of what is written.
 pub const WRITE_TIME: Duration = Duration::from_secs(10);
 /// Time between two heartbeats.
 pub const HEARTBEAT: Duration = Duration::from_secs(1);

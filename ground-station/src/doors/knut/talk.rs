@@ -7,13 +7,14 @@ use std::time::Instant;
 use bytes::Bytes;
 use swarm_shared::net::clock;
 use swarm_shared::proto::knut::{Decoder, END, Item};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, mpsc};
 
 use super::super::guard::Visitor;
 use super::super::hall::Entrance;
+use super::super::stream::write_on;
 use super::{DOOR, Desk, FIRST_WORD, HEARTBEAT, MESSAGE_TIME, WRITE_TIME};
 
 /// Bytes that are read at once.
@@ -34,7 +35,7 @@ pub(super) enum Left {
     #[error("a message took longer than {MESSAGE_TIME:?}")]
     Trickle,
     /// The other side takes nothing.
-    #[error("did not read for {WRITE_TIME:?}")]
+    #[error("read nothing for {WRITE_TIME:?}")]
     DoesNotRead,
     /// At first: most likely a web page had a browser send it, with messages in its body.
     #[error("began with a request of HTTP, which this door does not speak")]
@@ -73,6 +74,13 @@ impl Opening {
     }
 }
 
+fn visitor(entrance: &Entrance) -> Visitor {
+    Visitor {
+        from: entrance.addr.ip(),
+        user: None,
+    }
+}
+
 /// Serves one client until either side has had enough.
 pub(super) async fn serve(desk: &Desk, stream: TcpStream, entrance: &Entrance) {
     let addr = entrance.addr;
@@ -89,29 +97,34 @@ pub(super) async fn serve(desk: &Desk, stream: TcpStream, entrance: &Entrance) {
             Err(left) => Err(left),
         },
     };
+    if let Err(wrong @ (Left::Http | Left::Trickle)) = &ended {
+        desk.guard
+            .note_wrong(&visitor(entrance), &wrong.to_string())
+            .await;
+    }
     match ended {
         Ok(()) => tracing::debug!(door = DOOR, %addr, "left"),
-        Err(left) => tracing::info!(door = DOOR, %addr, why = %left, "closed"),
+        Err(left) => match entrance.log().count("closed") {
+            Some(count) => tracing::info!(door = DOOR, %addr, why = %left, count, "closed"),
+            None => tracing::debug!(door = DOOR, %addr, why = %left, "closed"),
+        },
     }
 }
 
+/// Takes what a client says, until it has said all.
 pub(super) async fn read(
     desk: &Desk,
     mut from: impl AsyncRead + Unpin,
     entrance: &Entrance,
     answers: mpsc::Sender<Bytes>,
 ) -> Result<(), Left> {
-    let visitor = Visitor {
-        from: entrance.addr.ip(),
-        user: None,
-    };
+    let visitor = visitor(entrance);
     let mut opening = Opening::default();
     let mut decoder = Decoder::new(desk.config.common.limits.message_bytes);
     let mut buffer = [0; READ_BYTES];
     // Until something has been said, and since when something has begun.
     let mut first = Some(clock::now() + FIRST_WORD);
     let mut begun = None::<Instant>;
-    let mut bad = 0_u64;
     loop {
         let reading = from.read(&mut buffer);
         let count = match (begun.map(|begun| begun + MESSAGE_TIME), first) {
@@ -137,12 +150,14 @@ pub(super) async fn read(
                 Item::Heartbeat => continue,
                 Item::Message(message) => message,
                 Item::Bad(error) => {
-                    bad += 1;
-                    if bad == 1 {
-                        tracing::info!(door = DOOR, addr = %entrance.addr, %error, "not a message; passed over");
-                    } else {
-                        tracing::debug!(door = DOOR, addr = %entrance.addr, %error, bad, "not a message");
+                    let addr = entrance.addr;
+                    match entrance.log().count("not a message") {
+                        Some(count) => {
+                            tracing::info!(door = DOOR, %addr, %error, count, "not a message; passed over");
+                        }
+                        None => tracing::debug!(door = DOOR, %addr, %error, "not a message; passed over"),
                     }
+                    desk.guard.note_wrong(&visitor, &error.to_string()).await;
                     continue;
                 }
             };
@@ -187,9 +202,8 @@ pub(super) async fn write(
                 Err(RecvError::Closed) => return Ok(()),
             },
         };
-        let until = clock::now() + WRITE_TIME;
-        clock::timeout_at(until, to.write_all(&bytes))
-            .await
-            .map_err(|_late| Left::DoesNotRead)??;
+        if !write_on(&mut to, &bytes, WRITE_TIME).await? {
+            return Err(Left::DoesNotRead);
+        }
     }
 }

@@ -415,6 +415,30 @@ async fn what_is_refused_before_anybody_is_asked_is_in_the_audit() {
 }
 
 #[tokio::test]
+async fn what_is_no_message_is_in_the_audit() {
+    let house = House::open("").await;
+    let mut client = house.visit().await;
+    client.stream.write_all(b"nonsense\0").await.expect("heard");
+    client.say(7, 7, json!("echo")).await;
+    assert_eq!(client.hear_message().await.msg, "echo");
+    let mut page = house.visit().await;
+    let head = b"GET / HTTP/1.1\r\n\r\n";
+    page.stream.write_all(head).await.expect("heard");
+    assert!(page.hear().await.is_none(), "closed");
+    house.open.close().await;
+    let audit = crate::store::history::ask(house.dir.path(), |connection| {
+        crate::store::audit::newest(connection, 0, 100)
+    });
+    let audit = audit.await.expect("read").expect("there");
+    for why in ["not done: ", "began with a request of HTTP"] {
+        let noted = |entry: &crate::store::audit::Entry| {
+            entry.what == "message" && entry.who == "knut from 127.0.0.1" && entry.outcome.contains(why)
+        };
+        assert!(audit.iter().any(noted), "{why}: {audit:#?}");
+    }
+}
+
+#[tokio::test]
 async fn a_push_goes_to_everybody_and_the_door_closes_with_the_house() {
     let house = House::open("").await;
     let mut clients = Vec::new();

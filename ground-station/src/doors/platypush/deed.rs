@@ -16,6 +16,10 @@ const HISTORY_LIMIT: u32 = 20;
 const HISTORY_LIMIT_MAX: u32 = 1_000;
 /// What runs the line of a `shell.exec`.
 const SHELL: &str = "/bin/sh";
+/// What is wrong with a `shell.exec` of nothing.
+const NO_CMD: &str = "shell.exec takes cmd: a line for the shell";
+/// What is wrong with a message of nothing, or of two things.
+const TELL_TAKES: &str = "socktools.send takes text, or data in base64, and peer";
 
 /// What a request comes to.
 #[derive(Clone, Debug, PartialEq)]
@@ -52,30 +56,67 @@ pub(super) fn read(action: String, args: Value) -> Result<Deed, String> {
         });
     };
     match station {
-        "nodes" => Fields::of(&action, args, &[]).map(|_none| Deed::Nodes),
-        "stop" => Fields::of(&action, args, &[]).map(|_none| Deed::Stop),
-        "release" => Fields::of(&action, args, &[]).map(|_none| Deed::Release),
-        "history" => query(Fields::of(
-            &action,
-            args,
-            &["number", "action", "state", "since", "limit"],
-        )?)
-        .map(Deed::History),
-        _ => Err(format!(
-            "the station has no {action:?}; it has station.nodes, station.history, station.stop and station.release"
-        )),
+        "nodes" => Fields::of(&action, args).map(|_none| Deed::Nodes),
+        "stop" => Fields::of(&action, args).map(|_none| Deed::Stop),
+        "release" => Fields::of(&action, args).map(|_none| Deed::Release),
+        "history" => query(Fields::of(&action, args)?).map(Deed::History),
+        _ => Err(unknown(&action)),
+    }
+}
+
+/// What an action takes that is not a node's, in the order of positions; `None` for others.
+fn names(action: &str) -> Option<&'static [&'static str]> {
+    match action {
+        "station.nodes" | "station.stop" | "station.release" => Some(&[]),
+        "station.history" => Some(&["number", "action", "state", "since", "limit"]),
+        "shell.exec" => Some(&["cmd", "background", "ignore_errors"]),
+        TELL => Some(&["text", "peer", "data"]),
+        _ => None,
+    }
+}
+
+/// Whether an action takes no arguments at all.
+pub(super) fn takes_nothing(action: &str) -> bool {
+    names(action).is_some_and(<[_]>::is_empty)
+}
+
+/// Whether an action could be done that is given arguments of these names; the error is what is wrong with them.
+pub(super) fn check(action: &str, given: &[&str]) -> Result<(), String> {
+    let Some(names) = names(action) else {
+        let is_known = !action.starts_with("station.");
+        return is_known.then_some(()).ok_or_else(|| unknown(action));
+    };
+    if let Some(other) = given.iter().find(|name| !names.contains(name)) {
+        return Err(format!("{action} takes {}, and no {other}", list(names)));
+    }
+    let has = |name| given.contains(&name);
+    match action {
+        "shell.exec" if !has("cmd") => Err(NO_CMD.to_owned()),
+        TELL if has("text") == has("data") => Err(TELL_TAKES.to_owned()),
+        _ => Ok(()),
+    }
+}
+
+fn unknown(action: &str) -> String {
+    format!(
+        "the station has no {action:?}; it has station.nodes, station.history, station.stop and station.release"
+    )
+}
+
+fn list(names: &[&str]) -> String {
+    match names {
+        [] => "nothing".to_owned(),
+        names => names.join(", "),
     }
 }
 
 fn shell(args: Value) -> Result<Deed, String> {
-    let mut fields = Fields::of("shell.exec", args, &["cmd", "background", "ignore_errors"])?;
+    let mut fields = Fields::of("shell.exec", args)?;
     if fields.flag("background")? {
         return Err("shell.exec: background is not done here: a command ends with its program".to_owned());
     }
     let failures_count = !fields.flag("ignore_errors")?;
-    let cmd = fields
-        .text("cmd")?
-        .ok_or("shell.exec takes cmd: a line for the shell")?;
+    let cmd = fields.text("cmd")?.ok_or(NO_CMD)?;
     Ok(Deed::Command {
         action: "execute".to_owned(),
         arguments: platypush::arguments(json!({ "program": SHELL, "args": ["-c", cmd] })),
@@ -84,14 +125,14 @@ fn shell(args: Value) -> Result<Deed, String> {
 }
 
 fn tell(args: Value) -> Result<Deed, String> {
-    let mut fields = Fields::of(TELL, args, &["text", "peer", "data"])?;
+    let mut fields = Fields::of(TELL, args)?;
     let message = match (fields.text("text")?, fields.text("data")?) {
         (Some(text), None) => text.into_bytes(),
         (None, Some(data)) => BASE64
             .decode(data.as_bytes())
             .map_err(|error| format!("{TELL}: data is not base64: {error}"))?,
         (Some(_), Some(_)) | (None, None) => {
-            return Err(format!("{TELL} takes text, or data in base64, and peer"));
+            return Err(TELL_TAKES.to_owned());
         }
     };
     let peer = fields.text("peer")?;
@@ -126,14 +167,11 @@ struct Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
-    fn of(action: &'a str, args: Value, names: &[&str]) -> Result<Self, String> {
-        let takes = match names {
-            [] => "nothing".to_owned(),
-            names => names.join(", "),
-        };
+    fn of(action: &'a str, args: Value) -> Result<Self, String> {
+        let names = names(action).unwrap_or_default();
         let Arguments { args, mut kwargs } = platypush::arguments(args);
         if args.len() > names.len() || kwargs.keys().any(|key| !names.contains(&key.as_str())) {
-            return Err(format!("{action} takes {takes}"));
+            return Err(format!("{action} takes {}", list(names)));
         }
         kwargs.extend(names.iter().map(|name| (*name).to_owned()).zip(args));
         kwargs.retain(|_, value| !value.is_null());
@@ -205,6 +243,34 @@ mod tests {
             let error = deed("shell.exec", args).expect_err(says);
             assert!(error.contains(says), "{error}");
         }
+    }
+
+    #[test]
+    fn what_could_never_be_done_is_known_before_anybody_asks() {
+        for (action, given, wanted) in [
+            ("station.stop", &[][..], Ok(())),
+            (
+                "station.stop",
+                &["data"],
+                Err("station.stop takes nothing, and no data"),
+            ),
+            ("station.history", &["limit"], Ok(())),
+            ("station.history", &["data"], Err("and no data")),
+            ("station.shutdown", &[], Err("the station has no")),
+            ("shell.exec", &["cmd"], Ok(())),
+            ("shell.exec", &["ignore_errors"], Err("takes cmd")),
+            (TELL, &["data"], Ok(())),
+            (TELL, &["peer"], Err("takes text, or data")),
+            (TELL, &["text", "data"], Err("takes text, or data")),
+            ("led", &["anything"], Ok(())),
+        ] {
+            match (check(action, given), wanted) {
+                (Ok(()), Ok(())) => {}
+                (Err(fault), Err(says)) => assert!(fault.contains(says), "{fault}"),
+                (checked, _) => panic!("{action} {given:?}: {checked:?}"),
+            }
+        }
+        assert!(takes_nothing("station.release") && !takes_nothing("led") && !takes_nothing(TELL));
     }
 
     #[test]

@@ -37,7 +37,7 @@ use std::sync::Arc;
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, any, get, post};
 use axum::{Extension, Router};
 use swarm_shared::net::roots::Roots;
@@ -95,12 +95,14 @@ pub(super) async fn open(config: &PlatypushHttp, house: &House) -> Result<(), Do
     let app = Arc::new(app);
     let hall = Hall::open(DOOR, &config.common, house)?;
     let listens = hall.listens().unwrap_or(config.common.listen);
-    let mut halls = vec![(hall, router(&app))];
+    let mut halls = Vec::new();
     if let Some(port) = config.websocket_port {
         let mut common = config.common.clone();
         common.listen.set_port(port);
-        halls.push((Hall::open(DOOR, &common, house)?, events_only(&app)));
+        let older = Hall::open(DOOR, &common, house)?.beside(&hall);
+        halls.push((older, events_only(&app)));
     }
+    halls.push((hall, router(&app)));
     let idle = config.common.limits.idle;
     for (hall, router) in halls {
         let tls = tls.clone();
@@ -150,8 +152,9 @@ impl App {
     /// A hook that could never do anything is a mistake; one without a token is worth a word.
     fn check_hooks(&self) -> Result<(), String> {
         for (name, hook) in &self.config.hooks {
+            let given: Vec<&str> = hook.parameters.keys().map(String::as_str).collect();
             self.desk
-                .permits(&hook.action)
+                .permits(&hook.action, &given)
                 .map_err(|why| format!("hook {name}: {why}"))?;
             if hook.token.is_none() && !self.config.common.listen.ip().is_loopback() {
                 let action = &hook.action;
@@ -206,8 +209,9 @@ fn finish(router: Router<Shared>, app: &Shared) -> Router {
         .with_state(Arc::clone(app))
 }
 
-/// One address is served no faster than `rate`; whatever is refused, by whichever route, is in the audit; and no browser
-/// makes more of an answer than it is.
+/// One address is served no faster than `rate`; what has begun goes on though whoever asked for it leaves, until the
+/// station stops; whatever is refused, by whichever route, is in the audit; and no browser makes more of an answer than
+/// it is.
 async fn keep_order(
     State(app): State<Shared>,
     Extension(guest): Extension<Guest>,
@@ -216,6 +220,34 @@ async fn keep_order(
     next: Next,
 ) -> Response {
     guest.turn().await;
+    let (tasks, stop) = (app.tasks.clone(), app.stop.clone());
+    // In a task of its own, as a connection that fails takes with it whatever it waits for. It keeps its visitor's
+    // place meanwhile, so what goes on is bounded as connections are.
+    let begun = tasks.spawn(async move {
+        stop.run_until_cancelled(carry_out(app, guest, route, request, next))
+            .await
+    });
+    match begun.await {
+        Ok(Some(response)) => response,
+        Ok(None) => {
+            let text = "the station is shutting down; ask again";
+            Refusal::new(StatusCode::SERVICE_UNAVAILABLE, text).into_response()
+        }
+        Err(error) => {
+            tracing::error!(door = DOOR, %error, "a request was not carried to its end");
+            let text = "the station has failed; its log says how";
+            Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, text).into_response()
+        }
+    }
+}
+
+async fn carry_out(
+    app: Shared,
+    guest: Guest,
+    route: Option<MatchedPath>,
+    request: Request,
+    next: Next,
+) -> Response {
     let path = request.uri().path().to_owned();
     let mut response = next.run(request).await;
     if let Some(refused) = response.extensions_mut().remove::<Unnoted>() {

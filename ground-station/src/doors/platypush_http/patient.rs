@@ -8,20 +8,24 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
+use crate::doors::hall::Log;
+
 /// Ends with [`io::ErrorKind::TimedOut`] when nothing could be written for `patience`.
 #[derive(Debug)]
 pub(super) struct Patient<S> {
     inner: S,
     patience: Duration,
+    log: Log,
     /// Rings when the other end has taken nothing for too long.
     alarm: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> Patient<S> {
-    pub(super) fn new(inner: S, patience: Duration) -> Self {
+    pub(super) fn new(inner: S, patience: Duration, log: Log) -> Self {
         Self {
             inner,
             patience,
+            log,
             alarm: None,
         }
     }
@@ -38,7 +42,13 @@ impl<S> Patient<S> {
         match alarm.as_mut().poll(cx) {
             Poll::Pending => Poll::Pending,
             Poll::Ready(()) => {
-                tracing::info!(?patience, "a visitor does not read; its connection is closed");
+                if let Some(count) = self.log.count("does not read") {
+                    tracing::info!(
+                        ?patience,
+                        count,
+                        "a visitor does not read; its connection is closed"
+                    );
+                }
                 let text = "the other end does not read";
                 Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, text)))
             }
@@ -95,7 +105,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn whoever_reads_now_and_then_is_served_and_whoever_does_not_is_dropped() {
         let (near, mut far) = tokio::io::duplex(16);
-        let mut near = Patient::new(near, Duration::from_secs(10));
+        let mut near = Patient::new(near, Duration::from_secs(10), Log::default());
         let writing = tokio::spawn(async move { near.write_all(&[7; 64]).await });
         for _ in 0..3 {
             tokio::time::sleep(Duration::from_secs(9)).await;
@@ -104,7 +114,7 @@ mod tests {
         }
         writing.await.expect("runs").expect("all is written");
         let (near, _far) = tokio::io::duplex(16);
-        let mut near = Patient::new(near, Duration::from_secs(10));
+        let mut near = Patient::new(near, Duration::from_secs(10), Log::default());
         let error = near.write_all(&[7; 64]).await.expect_err("nobody reads");
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }

@@ -6,6 +6,9 @@
 //! | the head of a request, and the silence before it | [`HEAD_TIMEOUT`], or `idle` if that is shorter |
 //! | a body | [`super::body::BODY_TIMEOUT`], or `idle` |
 //! | nothing is read of what we send | [`WRITE_TIMEOUT`] |
+//!
+//! A visitor that has said all and closed its side, or has gone, is no reason to leave off what it asked for: see
+//! `keep_order`.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -23,7 +26,7 @@ use tower::ServiceExt;
 
 use super::patient::Patient;
 use crate::doors::guard::Visitor;
-use crate::doors::hall::Entrance;
+use crate::doors::hall::{Entrance, Log};
 
 /// How long a TLS handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -63,6 +66,14 @@ impl Guest {
         self.addr
     }
 
+    /// What tells of it in the log.
+    pub(super) fn log(&self) -> Log {
+        self.entrance
+            .as_ref()
+            .map(|entrance| entrance.log())
+            .unwrap_or_default()
+    }
+
     /// Nobody yet.
     pub(super) fn visitor(&self) -> Visitor {
         Visitor {
@@ -89,7 +100,7 @@ pub(super) async fn serve(
 ) {
     let guest = Guest::new(entrance);
     let addr = guest.addr();
-    let stream = Patient::new(stream, WRITE_TIMEOUT.min(idle));
+    let stream = Patient::new(stream, WRITE_TIMEOUT.min(idle), guest.log());
     let Some(tls) = tls else {
         return converse(stream, guest, router, idle).await;
     };
@@ -112,6 +123,7 @@ where
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
+        .half_close(true)
         .header_read_timeout(HEAD_TIMEOUT.min(idle))
         .max_headers(HEADERS_MAX)
         .max_buf_size(HEAD_BYTES_MAX)

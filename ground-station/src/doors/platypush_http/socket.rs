@@ -113,14 +113,19 @@ async fn tell(app: &Shared, mut socket: WebSocket, parts: &Parts, guest: &Guest,
         if let Some(next) = next
             && !send(&mut socket, next, patience).await
         {
-            tracing::info!(
-                who,
-                "a reader of events does not read, or went away; it is let go"
-            );
+            if let Some(count) = guest.log().count("reader away") {
+                tracing::info!(
+                    who,
+                    count,
+                    "a reader of events does not read, or went away; it is let go"
+                );
+            }
             return;
         }
     };
-    tracing::info!(who, why, "a reader of events is let go");
+    if let Some(count) = guest.log().count("reader let go") {
+        tracing::info!(who, why, count, "a reader of events is let go");
+    }
     let frame = CloseFrame {
         code,
         reason: why.into(),

@@ -2,6 +2,7 @@
 
 mod audit;
 mod document;
+mod leavers;
 mod logins;
 mod readers;
 mod talkers;
@@ -428,12 +429,19 @@ async fn a_hook_that_could_never_do_anything_keeps_the_door_shut() {
         ("[\"station.*\"]", "station.stop", true),
         ("[]", "station.stop", false),
         ("[\"shell.exec\"]", "shell.exec", false),
+        ("[\"station.*\"]", "station.shutdown", false),
+        ("[\"socktools.send\"]", "socktools.send", false),
     ] {
         let lines = format!("allow = {allow}\n[doors.platypush_http.hooks.x]\naction = \"{hook}\"");
         let rig = Rig::new(&lines).await;
         let checked = rig.app.check_hooks();
         assert_eq!(checked.is_ok(), good, "{hook}: {checked:?}");
     }
+    let lines = "allow = [\"station.stop\"]\n[doors.platypush_http.hooks.x]\naction = \"station.stop\"\n\
+         [doors.platypush_http.hooks.x.parameters]\nwhy = { from = \"const\", value = \"fire\" }";
+    let rig = Rig::new(lines).await;
+    let fault = rig.app.check_hooks().expect_err("it takes nothing");
+    assert_eq!(fault, "hook x: station.stop takes nothing, and no why");
 }
 
 #[tokio::test]
