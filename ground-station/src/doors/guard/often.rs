@@ -196,7 +196,9 @@ impl Repeats {
 fn key(entry: &Entry) -> Key {
     let refused = entry.outcome.starts_with("not done");
     let kind = if refused {
-        format!("{}: {}", entry.what, entry.outcome)
+        // What is to be waited for, and such, is no other reason.
+        let reason = entry.outcome.chars().filter(|c| !c.is_ascii_digit());
+        format!("{}: {}", entry.what, reason.collect::<String>())
     } else {
         entry.what.clone()
     };
@@ -217,6 +219,17 @@ mod tests {
             detail: String::new(),
             outcome: outcome.to_owned(),
         }
+    }
+
+    #[test]
+    fn a_wrong_token_is_not_counted_as_another_slip() {
+        let (mut often, now) = (Often::default(), clock::now());
+        let mut take = |outcome: &str| often.take("knut", entry("a", "led", outcome), now).is_some();
+        assert!(take("not done: `args` has to be an object"));
+        assert!(take("not done: the token is wrong"));
+        assert!(!take("not done: the token is wrong"));
+        assert!(take("1 done"));
+        assert!(!take("2 done"), "uses are told apart by what they are alone");
     }
 
     #[test]

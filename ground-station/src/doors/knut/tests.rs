@@ -373,6 +373,13 @@ async fn what_is_refused_before_anybody_is_asked_is_in_the_audit() {
             "\"!\"",
         ),
         (
+            1,
+            json!({"target": "n1", "token": token}),
+            "usage",
+            "nodes",
+            "`target` means nothing here: write selector",
+        ),
+        (
             2,
             json!({"action": "led"}),
             "not-allowed",

@@ -145,7 +145,16 @@ async fn whoever_guesses_is_slowed_and_others_are_not() {
         .iter()
         .filter(|entry| entry.what == "login" && entry.outcome.contains("not done"));
     let refused: Vec<&str> = refused.map(|entry| entry.outcome.as_str()).collect();
-    assert_eq!(refused.len(), 2, "the first, and all others: {refused:?}");
+    let count = |why: &str| refused.iter().filter(|told| told.contains(why)).count();
+    assert_eq!(
+        (
+            count("wrong name or password"),
+            count("too many wrong passwords"),
+            refused.len()
+        ),
+        (2, 2, 4),
+        "of each the first, and all others: {refused:?}"
+    );
 }
 
 #[tokio::test]
