@@ -18,8 +18,8 @@ use crate::store::audit::Entry;
 
 /// For how long repeats are counted.
 pub(super) const WINDOW: Duration = Duration::from_secs(60);
-/// Kinds of use that are told apart of one visitor.
-const KINDS_MAX: usize = 8;
+/// Kinds of use that are told apart of one visitor, and as many of refusals: half of what a door may note at once.
+const KINDS_MAX: usize = 16;
 /// Visitors and kinds that are told apart.
 const KEPT_MAX: usize = 128;
 /// Longest text that is kept, in characters.
@@ -76,8 +76,8 @@ impl Often {
         }
         let mut key = key(&entry);
         if !self.kept.contains_key(&key) {
-            let kinds = self.kept.keys().filter(|(who, _, _)| *who == entry.who).count();
-            if kinds >= KINDS_MAX {
+            let same = |(who, _, refused): &&Key| *who == entry.who && *refused == key.2;
+            if self.kept.keys().filter(same).count() >= KINDS_MAX {
                 key.1 = OTHER.to_owned();
                 entry.what = OTHER.to_owned();
             }
@@ -272,7 +272,7 @@ mod tests {
             panic!("one entry: {told:#?}");
         };
         assert_eq!((other.who.as_str(), other.what.as_str()), ("a", OTHER));
-        assert!(other.outcome.starts_with("9991 times more"), "{other:?}");
+        assert!(other.outcome.starts_with("9983 times more"), "{other:?}");
     }
 
     /// Crowds that change their addresses all the time, for an hour.
