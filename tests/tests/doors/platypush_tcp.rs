@@ -213,7 +213,8 @@ fn what_is_wrong_is_answered() {
         assert!(error(&answers[0]).contains(says), "{answers:?}");
     }
     // Nothing of it was done, and what was refused is in the audit.
-    let audit = fleet.station.run(&["history", "--audit"]).expect(0).json();
+    let audit = ["history", "--audit", "--limit", "100"];
+    let audit = fleet.station.run(&audit).expect(0).json();
     let refused =
         |entry: &&Value| entry["what"] == "reboot" && text(entry, "outcome").starts_with("not done");
     assert_eq!(audit.iter().filter(refused).count(), 1, "{audit:#?}");
