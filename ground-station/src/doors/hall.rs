@@ -194,7 +194,7 @@ struct Book {
     told: BTreeMap<&'static str, Told>,
 }
 
-/// What the log is told of the visitors of one door: of each kind at once, and then every [`TELL_EVERY`], with their
+/// What the log is told of the visitors of one door: of each kind at once, and then every `TELL_EVERY`, with their
 /// number, so that nobody fills it. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Log(Arc<Mutex<Book>>);
