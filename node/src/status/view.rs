@@ -102,7 +102,7 @@ pub struct LinkView {
     pub addr: String,
     /// Seconds since the link came up.
     pub up_s: u64,
-    /// When that was; [`Status::view`] reckons the seconds.
+    /// When that was; [`super::Status::view`] reckons the seconds.
     #[serde(skip)]
     pub since: Option<Instant>,
 }
@@ -123,7 +123,7 @@ pub struct PluginView {
     pub telemetry: Vec<String>,
     /// Seconds since it registered.
     pub up_s: u64,
-    /// When that was; [`Status::view`] reckons the seconds.
+    /// When that was; [`super::Status::view`] reckons the seconds.
     #[serde(skip)]
     pub since: Option<Instant>,
 }
@@ -138,7 +138,7 @@ pub struct ServerView {
     pub addr: Option<SocketAddr>,
     /// Seconds since it stands so.
     pub since_s: u64,
-    /// When that was; [`Status::view`] reckons the seconds.
+    /// When that was; [`super::Status::view`] reckons the seconds.
     #[serde(skip)]
     pub since: Option<Instant>,
 }

@@ -8,7 +8,7 @@
 //! The protocol is plain text and proves nothing: whoever is at the server's address, or on the way there, is the
 //! server; with `server = "auto"` whoever says so in a datagram. So it may look, and do what `allow` names, as far as
 //! `role` reaches. What it asks for is done in the order in which it arrives, in three lines: actions of flight go past
-//! what is slow. What comes after a pushed file begins when that is in its place, but for what ends a flight ([`turns`]).
+//! what is slow. What comes after a pushed file begins when that is in its place, but for what ends a flight (`turns`).
 //! What is refused or fails gets no answer, as from the real program, for the protocol has none; the log says it.
 //!
 //! Invariant: the task that hears the server waits for no disk.
