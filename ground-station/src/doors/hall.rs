@@ -391,18 +391,7 @@ mod tests {
         let text = "[doors.knut]\nlisten = \"127.0.0.1:0\"\nconnections_per_address = 1";
         config.read_file(std::path::Path::new("c"), text).expect("reads");
         let common = config.doors.knut.expect("open").common;
-        let house = House {
-            face: crate::doors::Face {
-                name: swarm_shared::proto::id::NodeName::from_host("st"),
-                services: swarm_shared::net::discovery::presence::Services::default(),
-                posts: crate::fleet::peers::Posts::default(),
-            },
-            fleet: crate::fleet::Fleet::local().0,
-            guests: crate::fleet::guests::Guests::default(),
-            store: crate::store::Store::open(dir.path()).await.expect("opens"),
-            stop: CancellationToken::new(),
-            tasks: TaskTracker::new(),
-        };
+        let house = crate::doors::tests::house(crate::fleet::Fleet::local().0, dir.path()).await;
         let first = Hall::open("knut", &common, &house).expect("listens");
         let second = Hall::open("knut", &common, &house)
             .expect("listens")

@@ -3,17 +3,33 @@ use std::path::Path;
 use super::*;
 use crate::config::Config;
 
+/// A station that nobody finds.
+pub(super) fn face() -> Face {
+    Face {
+        name: NodeName::from_host("st"),
+        services: Services::default(),
+        posts: Posts::default(),
+    }
+}
+
+/// What a door stands in, before this fleet and with its store in this directory.
+pub(super) async fn house(fleet: Fleet, dir: &Path) -> House {
+    House {
+        face: face(),
+        fleet,
+        guests: Guests::default(),
+        store: Store::open(dir).await.expect("opens"),
+        stop: CancellationToken::new(),
+        tasks: TaskTracker::new(),
+    }
+}
+
 async fn open(text: &str) -> Open {
     let dir = tempfile::tempdir().expect("a directory");
     let mut config = Config::for_host("st");
     config.read_file(Path::new("config.toml"), text).expect("reads");
-    let face = Face {
-        name: NodeName::from_host("st"),
-        services: Services::default(),
-        posts: Posts::default(),
-    };
     let store = Store::open(dir.path()).await.expect("opens");
-    let open = Open::all(&config.doors, face, Fleet::local().0, Guests::default(), store);
+    let open = Open::all(&config.doors, face(), Fleet::local().0, Guests::default(), store);
     open.await.expect("opens")
 }
 

@@ -142,16 +142,14 @@ impl Request {
                 action => action,
             };
             // An empty one is no way to say nobody in particular: a script has lost its variable.
-            let is_empty = fields.get("target") == Some(&Value::String(String::new()));
-            let target = text(&mut fields, "target", TARGET_BYTES_MAX)?;
-            if is_empty {
+            if fields.get("target").is_some_and(|target| target == "") {
                 return Err(Fault::Field {
                     field: "target",
                     max: TARGET_BYTES_MAX,
                 });
             }
             let request = Self {
-                target,
+                target: text(&mut fields, "target", TARGET_BYTES_MAX)?,
                 action: action.ok_or(Fault::NoAction)?,
                 args: fields.remove("args").unwrap_or_default(),
                 origin: origin?,

@@ -7,25 +7,18 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use serde_json::json;
-use swarm_shared::net::discovery::presence::Services;
 use swarm_shared::proto::clever_show::{LIMITS_GREETING, Message};
-use swarm_shared::proto::id::NodeName;
 use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::wire::FrameReader;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use super::*;
 use crate::config::Config;
-use crate::doors::Face;
 use crate::fleet::guests::{Answer, GUESTS_MAX, Guests, Profile, Seat, Work, guest_id, guest_name};
-use crate::fleet::peers::Posts;
 use crate::fleet::{Fleet, NodeRef};
-use crate::store::Store;
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -43,18 +36,7 @@ impl Rig {
         let text = format!("[doors.clever_show]\nlisten = \"127.0.0.1:0\"\n{lines}\n");
         config.read_file(Path::new("config.toml"), &text).expect("reads");
         let config = config.doors.clever_show.expect("open");
-        let house = House {
-            face: Face {
-                name: NodeName::parse("st").expect("a name"),
-                services: Services::default(),
-                posts: Posts::default(),
-            },
-            fleet: Fleet::local().0,
-            guests: Guests::default(),
-            store: Store::open(dir.path()).await.expect("opens"),
-            stop: CancellationToken::new(),
-            tasks: TaskTracker::new(),
-        };
+        let house = crate::doors::tests::house(Fleet::local().0, dir.path()).await;
         let hall = Hall::open(DOOR, &config.common, &house).expect("opens");
         let at = hall.listens().expect("bound");
         let lobby = greet::Lobby::new(Arc::new(Server {

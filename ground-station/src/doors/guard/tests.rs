@@ -1,18 +1,11 @@
 use std::path::Path;
 
-use swarm_shared::net::discovery::presence::Services;
-use swarm_shared::proto::id::NodeName;
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use super::*;
 use crate::config::Config;
-use crate::doors::Face;
-use crate::fleet::guests::Guests;
-use crate::fleet::peers::Posts;
 use crate::fleet::{Call, Fleet};
-use crate::store::{Store, audit, history};
+use crate::store::{audit, history};
 
 /// A guard before a fleet that never answers.
 struct Gate {
@@ -30,18 +23,7 @@ impl Gate {
         config.read_file(Path::new("config.toml"), text).expect("reads");
         let config = config.doors.knut.expect("open");
         let (fleet, calls) = Fleet::local();
-        let house = House {
-            face: Face {
-                name: NodeName::from_host("st"),
-                services: Services::default(),
-                posts: Posts::default(),
-            },
-            fleet,
-            guests: Guests::default(),
-            store: Store::open(dir.path()).await.expect("opens"),
-            stop: CancellationToken::new(),
-            tasks: TaskTracker::new(),
-        };
+        let house = crate::doors::tests::house(fleet, dir.path()).await;
         Self {
             guard: Guard::new("knut", &config.common, &house),
             house,

@@ -2,32 +2,21 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use serde_json::{Value, json};
-use swarm_shared::net::discovery::presence::Services;
 use swarm_shared::proto::id::{NodeName, PeerId, PeerKind};
 use swarm_shared::proto::knut::{Decoder, END, Item};
 use swarm_shared::proto::selector::Selector;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use super::*;
 use crate::config::doors::Doors;
 use crate::config::doors::Limits;
+use crate::doors::Open;
 use crate::doors::hall::Entrance;
-use crate::doors::{Face, Open};
+use crate::doors::tests::{face, house};
 use crate::fleet::guests::Guests;
-use crate::fleet::peers::Posts;
 use crate::fleet::{Call, Fleet, NodeRef, NodeState, NodeView};
 use crate::store::Store;
-
-fn face() -> Face {
-    Face {
-        name: NodeName::from_host("st"),
-        services: Services::default(),
-        posts: Posts::default(),
-    }
-}
 
 fn config(more: &str) -> Knut {
     let mut config = crate::config::Config::for_host("pi");
@@ -478,15 +467,7 @@ fn nobody_elses() -> Entrance {
 /// A connection's place at a door of the fewest bounds.
 async fn place() -> (Arc<Desk>, crate::doors::House, tempfile::TempDir) {
     let dir = tempfile::tempdir().expect("a directory");
-    let store = Store::open(dir.path()).await.expect("opens");
-    let house = crate::doors::House {
-        face: face(),
-        fleet: Fleet::local().0,
-        guests: Guests::default(),
-        store,
-        stop: CancellationToken::new(),
-        tasks: TaskTracker::new(),
-    };
+    let house = house(Fleet::local().0, dir.path()).await;
     let config = config("");
     let desk = Desk {
         guard: Guard::new(DOOR, &config.common, &house),

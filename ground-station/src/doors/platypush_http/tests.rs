@@ -14,7 +14,6 @@ use axum::http::{Request, Response, StatusCode, header};
 use data_encoding::BASE64;
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
-use swarm_shared::net::discovery::presence::Services;
 use swarm_shared::proto::id::{NodeName, PeerId};
 use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::outcome::{Outcome, Reply};
@@ -24,9 +23,6 @@ use tower::ServiceExt;
 
 use super::*;
 use crate::config::Config;
-use crate::doors::Face;
-use crate::fleet::guests::Guests;
-use crate::fleet::peers::Posts;
 use crate::fleet::{Call, Delivery, Event, Failure, NodeRef, Request as Asked};
 use crate::users::{self, Password};
 
@@ -63,18 +59,7 @@ impl Rig {
             format!("[doors.platypush_http]\n{lines}\n[doors.platypush_http.resources]\nfiles = {files:?}\n");
         config.read_file(Path::new("config.toml"), &text).expect("reads");
         let config = config.doors.platypush_http.expect("open");
-        let house = House {
-            face: Face {
-                name: NodeName::parse("st").expect("a name"),
-                services: Services::default(),
-                posts: Posts::default(),
-            },
-            fleet,
-            guests: Guests::default(),
-            store: Store::open(dir.path()).await.expect("opens"),
-            stop: CancellationToken::new(),
-            tasks: TaskTracker::new(),
-        };
+        let house = crate::doors::tests::house(fleet, dir.path()).await;
         let app = Arc::new(App::new(&config, &house).expect("made"));
         let router = router(&app);
         Self {

@@ -3,20 +3,15 @@
 use std::path::Path;
 
 use serde_json::json;
-use swarm_shared::net::discovery::presence::Services;
 use swarm_shared::proto::id::{NodeName, PeerId};
 use swarm_shared::proto::outcome::Reply;
 use tokio::io::AsyncWriteExt;
-use tokio_util::task::TaskTracker;
 
 use super::*;
 use crate::config::Config;
-use crate::doors::Face;
-use crate::fleet::guests::Guests;
-use crate::fleet::peers::Posts;
 use crate::fleet::{Call, Delivery, Event, Fleet, NodeRef, Request as Asked};
 use crate::store::audit::{self, Entry};
-use crate::store::{Store, history};
+use crate::store::history;
 
 /// Enough for anything that has to happen soon.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -39,18 +34,7 @@ impl Rig {
         let text = format!("[doors.socktools]\nlisten = \"{at}\"\n{lines}\n");
         config.read_file(Path::new("config.toml"), &text).expect("reads");
         let (fleet, calls) = Fleet::local();
-        let house = House {
-            face: Face {
-                name: NodeName::parse("st").expect("a name"),
-                services: Services::default(),
-                posts: Posts::default(),
-            },
-            fleet,
-            guests: Guests::default(),
-            store: Store::open(dir.path()).await.expect("opens"),
-            stop: CancellationToken::new(),
-            tasks: TaskTracker::new(),
-        };
+        let house = crate::doors::tests::house(fleet, dir.path()).await;
         open(&config.doors.socktools.expect("configured"), &house)?;
         Ok(Self {
             house,
