@@ -115,10 +115,14 @@ fn stands(server: &ServerView) -> String {
         Some(addr) => format!("the clever-show server at {addr}"),
         None => "a clever-show server that announces itself".to_owned(),
     };
-    match server.state {
+    let stands = match server.state {
         ServerState::Looking => format!("looking for {at}, for {since}"),
         ServerState::Joined => format!("joined with {at}, for {since}"),
         ServerState::Lost => format!("lost {at}, {since} ago; looking for it again"),
+    };
+    match &server.problem {
+        Some(problem) => format!("{stands}: {problem}"),
+        None => stands,
     }
 }
 
@@ -171,6 +175,7 @@ mod tests {
             clever_show: Some(ServerView {
                 state: ServerState::Lost,
                 addr: Some("10.0.0.9:25000".parse().expect("an address")),
+                problem: Some("nothing listens at 10.0.0.9:25000".to_owned()),
                 since_s: 61,
                 since: None,
             }),
@@ -191,7 +196,7 @@ mod tests {
         links    1
                  station laptop ffff-0000-1111-2222 at 10.0.0.2:7421, up 1 min
         plug-in  lamp: process 42, up 1 min, actions blink glow, telemetry blinks
-        show     lost the clever-show server at 10.0.0.9:25000, 1 min ago; looking for it again
+        show     lost the clever-show server at 10.0.0.9:25000, 1 min ago; looking for it again: nothing listens at 10.0.0.9:25000
         refused  wrong fleet
         warnings
           WARN careful
@@ -205,6 +210,7 @@ mod tests {
         let server = |state, addr: Option<&str>| ServerView {
             state,
             addr: addr.map(|addr| addr.parse().expect("an address")),
+            problem: None,
             since_s: 5,
             since: None,
         };

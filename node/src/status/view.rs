@@ -136,6 +136,9 @@ pub struct ServerView {
     /// Where it is, or was; absent until one that is looked for has announced itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub addr: Option<SocketAddr>,
+    /// Why it could not be reached the last time; absent while it is there, and before the first attempt has failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
     /// Seconds since it stands so.
     pub since_s: u64,
     /// When that was; [`super::Status::view`] reckons the seconds.
@@ -161,6 +164,7 @@ impl ServerView {
         Self {
             state,
             addr,
+            problem: None,
             since_s: 0,
             since: Some(clock::now()),
         }

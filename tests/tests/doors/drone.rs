@@ -9,6 +9,7 @@ use std::process::Command;
 use serde_json::{Value, json};
 use swarm_tests::fleet::{Field, Fleet, Node, PATIENCE, Place};
 use swarm_tests::process::{Process, Signal, Stream, wait_until};
+use tokio::net::TcpSocket;
 
 /// A clever-show server, or a peer that dials: what it is told to do, and what it tells.
 pub(crate) struct Peer {
@@ -501,6 +502,36 @@ fn a_server_that_announces_itself_is_found_and_found_again_elsewhere() {
     stage.server = Peer::start(stage.field.path(), "third", &announce);
     assert_ne!(stage.server.port.to_string(), port);
     stage.joined();
+}
+
+#[test]
+fn a_server_that_is_not_there_is_told_of_until_it_is() {
+    swarm_tests::needs_python!();
+    let field = Field::new();
+    // Bound, so that nobody else gets it, and listened on by nobody.
+    let place = TcpSocket::new_v4().expect("a socket");
+    place.set_reuseaddr(true).expect("set");
+    place
+        .bind("127.0.0.1:0".parse().expect("an address"))
+        .expect("bound");
+    let addr = place.local_addr().expect("bound");
+    let mut node = field.node("n1", Place::here());
+    node.tables = door(&addr.to_string(), "telemetry = false");
+    node.start(&[]);
+    wait_until(PATIENCE, "the status says why", || {
+        let shown = &node.status()["clever_show"];
+        let problem = shown["problem"].as_str().unwrap_or_default();
+        shown["state"] == "looking" && problem.starts_with(&format!("nothing listens at {addr};"))
+    });
+    node.wait_log("no clever-show server; it is tried again");
+    let server = Peer::start(field.path(), "late", &["--port", &addr.port().to_string()]);
+    let mut stage = Stage { server, node, field };
+    stage.joined();
+    let shown = &stage.node.status()["clever_show"];
+    assert_eq!(
+        (&shown["state"], &shown["problem"]),
+        (&json!("joined"), &Value::Null)
+    );
 }
 
 #[test]

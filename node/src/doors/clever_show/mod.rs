@@ -38,6 +38,7 @@ use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::trust::gate::{ActionClass, Wish, classify, lack};
 use swarm_shared::proto::wire::CONTENT_BYTES_MAX;
+use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -148,7 +149,7 @@ impl Door {
             },
         );
         loop {
-            let (stream, server) = client.next_connection().await;
+            let (stream, server) = self.next_connection(&mut client).await;
             tracing::info!(target: "door", %server, "connected with a clever-show server");
             let since = |now| *self.connected.lock().unwrap_or_else(PoisonError::into_inner) = now;
             since(Some(clock::now()));
@@ -157,6 +158,29 @@ impl Door {
             since(None);
             tell(ServerState::Lost, Some(server));
             tracing::info!(target: "door", %server, why = %ended, "the clever-show server is gone");
+        }
+    }
+
+    /// The next connection; until there is one, the status says why there is none.
+    async fn next_connection(&self, client: &mut Client) -> (TcpStream, SocketAddr) {
+        let mut problem = client.problem();
+        let mut connected = std::pin::pin!(client.next_connection());
+        loop {
+            tokio::select! {
+                biased;
+                connected = &mut connected => return connected,
+                Ok(()) = problem.changed() => {
+                    let why = problem.borrow_and_update().clone();
+                    if let Some(why) = &why {
+                        tracing::warn!(target: "door", why, "no clever-show server; it is tried again and again");
+                    }
+                    self.status.update(|facts| {
+                        if let Some(view) = &mut facts.clever_show {
+                            view.problem = why;
+                        }
+                    });
+                }
+            }
         }
     }
 

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpStream, UdpSocket};
+use tokio::sync::watch;
 
 use crate::net::socket::{self, KeepaliveConfig, Purpose};
 use crate::net::{clock, random};
@@ -38,6 +39,7 @@ pub struct Client {
     keepalive: KeepaliveConfig,
     pause: Duration,
     last: Option<Instant>,
+    problem: watch::Sender<Option<String>>,
 }
 
 impl Client {
@@ -49,6 +51,7 @@ impl Client {
             keepalive: KeepaliveConfig::default(),
             pause: CONNECT_PAUSE,
             last: None,
+            problem: watch::Sender::new(None),
         }
     }
 
@@ -68,6 +71,12 @@ impl Client {
         self
     }
 
+    /// Why the newest attempt has failed, and what to look at; none after a connection. It changes while
+    /// [`next_connection`](Self::next_connection) goes on.
+    pub fn problem(&self) -> watch::Receiver<Option<String>> {
+        self.problem.subscribe()
+    }
+
     /// The next connection, however long it takes.
     pub async fn next_connection(&mut self) -> (TcpStream, SocketAddr) {
         if let Some(last) = self.last {
@@ -79,6 +88,7 @@ impl Client {
             {
                 self.pause = CONNECT_PAUSE;
                 self.last = Some(clock::now());
+                self.tell(None);
                 return (stream, server);
             }
             let Some(port) = self.announcements else {
@@ -92,6 +102,7 @@ impl Client {
                 }
                 Err(error) => {
                     tracing::warn!(%error, port, "cannot listen for a clever-show server");
+                    self.tell(Some(format!("cannot listen for it at UDP port {port}: {error}")));
                     self.wait_longer().await;
                 }
             }
@@ -102,13 +113,24 @@ impl Client {
         for attempt in 1..=CONNECT_ATTEMPTS {
             match socket::connect(server, CONNECT_TIMEOUT, &self.keepalive, Purpose::Bulk).await {
                 Ok(stream) => return Some(stream),
-                Err(error) => tracing::debug!(%server, attempt, %error, "no clever-show server"),
+                Err(error) => {
+                    tracing::debug!(%server, attempt, %error, "no clever-show server");
+                    self.tell(Some(error.to_string()));
+                }
             }
             if attempt < CONNECT_ATTEMPTS {
                 tokio::time::sleep(CONNECT_PAUSE).await;
             }
         }
         None
+    }
+
+    fn tell(&self, problem: Option<String>) {
+        self.problem.send_if_modified(|known| {
+            let is_new = *known != problem;
+            *known = problem;
+            is_new
+        });
     }
 
     /// Longer each time, and not for all drones at once.
