@@ -21,7 +21,7 @@ use crate::config::doors::Doors;
 use crate::control::lock::{LockError, StateLock};
 use crate::control::server::ControlServer;
 use crate::control::{CONTROL_SOCKET, client};
-use crate::doors::{Face, Open};
+use crate::doors::{self, Face, Open};
 use crate::fleet::engine::{self, Engine, EngineError, Purpose, Settings};
 use crate::fleet::guests::{self, Desk, Guests};
 use crate::fleet::{Fleet, archive};
@@ -76,7 +76,7 @@ impl Connection {
                 fleet: remote(common, socket, screen),
                 own: None,
             }),
-            Found::Free(lock) => Self::own(common, lock, |_config| {}, purpose.clone()).await,
+            Found::Free(lock) => Self::own(common, lock, |_config| Ok(()), purpose.clone()).await,
         }
     }
 
@@ -98,7 +98,7 @@ impl Connection {
             },
             LockError::Io { .. } => NotOpen::Fault(error.into()),
         })?;
-        Self::own(common, lock, |_config| {}, Purpose::Stop(selector.clone()))
+        Self::own(common, lock, |_config| Ok(()), Purpose::Stop(selector.clone()))
             .await
             .map_err(NotOpen::Fault)
     }
@@ -150,7 +150,7 @@ impl Connection {
                 fleet: remote(common, socket, screen),
                 own: None,
             }),
-            Found::Free(lock) => Self::own(common, lock, |_config| {}, Purpose::Stay).await,
+            Found::Free(lock) => Self::own(common, lock, |_config| Ok(()), Purpose::Stay).await,
         }
     }
 
@@ -170,6 +170,8 @@ impl Connection {
                 let adjust = |config: &mut Config| {
                     adjust(config);
                     doors = config.doors.clone();
+                    // Before any link is up: nodes are not to see a station come and go.
+                    doors::check(&doors).map_err(|error| CliError::usage(error.to_string()))
                 };
                 let mut connection = Self::own(common, lock, adjust, Purpose::Stay).await?;
                 if let Err(error) = connection.open_doors(&doors).await {
@@ -202,7 +204,7 @@ impl Connection {
     async fn own(
         common: &Common,
         lock: StateLock,
-        adjust: impl FnOnce(&mut Config),
+        adjust: impl FnOnce(&mut Config) -> Result<(), CliError>,
         purpose: Purpose,
     ) -> Result<Self, CliError> {
         let state_dir = lock.state_dir().to_owned();
@@ -219,7 +221,7 @@ impl Connection {
         } else {
             Config::load(file, &state_dir)?
         };
-        adjust(&mut config);
+        adjust(&mut config)?;
         let has_guests = may_have_guests || config.doors.clever_show.is_some();
         let stops = matches!(purpose, Purpose::Stop(_));
         // Bound first: a path that is too long is found before any link is up.

@@ -44,17 +44,9 @@ impl Hall {
     /// # Errors
     /// [`DoorError::Listen`].
     pub fn open(door: &'static str, common: &Common, house: &House) -> Result<Self, DoorError> {
-        let listen = common.listen;
-        let listener = bind(listen, common.limits.waiting).map_err(|error| DoorError::Listen {
-            door,
-            listen,
-            reason: error.to_string(),
-            advice: if error.kind() == ErrorKind::AddrNotAvailable {
-                "change `listen` to an address that this machine has"
-            } else {
-                "change `listen`, or end what uses that port"
-            },
-        })?;
+        let listener = bind(common.listen)
+            .and_then(|socket| socket.listen(common.limits.waiting))
+            .map_err(|error| cannot_listen(door, common.listen, &error))?;
         announce(door, common, &listener);
         Ok(Self {
             door,
@@ -141,7 +133,28 @@ impl Hall {
     }
 }
 
-fn bind(listen: SocketAddr, waiting: u32) -> std::io::Result<TcpListener> {
+/// Finds whether a door could listen there now.
+pub(super) fn try_place(door: &'static str, listen: SocketAddr) -> Result<(), DoorError> {
+    match bind(listen) {
+        Ok(_unbound_again) => Ok(()),
+        Err(error) => Err(cannot_listen(door, listen, &error)),
+    }
+}
+
+fn cannot_listen(door: &'static str, listen: SocketAddr, error: &std::io::Error) -> DoorError {
+    DoorError::Listen {
+        door,
+        listen,
+        reason: error.to_string(),
+        advice: if error.kind() == ErrorKind::AddrNotAvailable {
+            "change `listen` to an address that this machine has"
+        } else {
+            "change `listen`, or end what uses that port"
+        },
+    }
+}
+
+fn bind(listen: SocketAddr) -> std::io::Result<TcpSocket> {
     let socket = if listen.is_ipv4() {
         TcpSocket::new_v4()?
     } else {
@@ -150,7 +163,7 @@ fn bind(listen: SocketAddr, waiting: u32) -> std::io::Result<TcpListener> {
     // A restarted station is not to wait for the connections of the last one to be forgotten.
     socket.set_reuseaddr(true)?;
     socket.bind(listen)?;
-    socket.listen(waiting)
+    Ok(socket)
 }
 
 /// Counts what is told of in the log only now and then.

@@ -133,7 +133,10 @@ pub enum DoorError {
         port: u16,
     },
     /// There is nothing to run them on.
-    #[error("the doors do not open: {0}; raise the limit of threads (`ulimit -u`, or TasksMax of the unit)")]
+    #[error(
+        "the doors do not open: {0}; raise the limit of threads (`ulimit -u`, or TasksMax of the unit) or of open files \
+         (`ulimit -n`, or LimitNOFILE)"
+    )]
     Threads(String),
     /// Opening one has failed in itself.
     #[error("the doors do not open: {0}; this is a fault of this program, please report it")]
@@ -148,6 +151,18 @@ pub enum DoorError {
     },
 }
 
+/// Finds what keeps the doors from opening, before anything else is done: what does not go together, and places that
+/// are taken. Warns of what only keeps them from being of use.
+///
+/// # Errors
+/// [`DoorError`].
+pub fn check(doors: &Doors) -> Result<(), DoorError> {
+    together::check(doors)?;
+    together::places(doors)
+        .into_iter()
+        .try_for_each(|(door, listen)| hall::try_place(door, listen))
+}
+
 /// The open doors.
 #[derive(Debug)]
 pub struct Open {
@@ -157,7 +172,7 @@ pub struct Open {
 }
 
 impl Open {
-    /// Opens what the configuration says.
+    /// Opens what the configuration says, which has passed [`check`].
     ///
     /// # Errors
     /// [`DoorError`]: then none is open.
@@ -192,7 +207,6 @@ impl Open {
     }
 
     async fn each(&self, doors: &Doors) -> Result<(), DoorError> {
-        together::check(doors)?;
         if let Some(config) = &doors.clever_show {
             // Its drones fly, and their stops wait behind nothing: it runs where the fleet does.
             clever_show::open(config, &self.house)?;

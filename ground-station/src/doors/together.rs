@@ -64,7 +64,7 @@ fn check_role(door: &str, common: &Common, asks: impl Fn(&str) -> bool) -> Resul
 }
 
 /// Every place where something is to listen.
-fn places(doors: &Doors) -> Vec<(&'static str, SocketAddr)> {
+pub(super) fn places(doors: &Doors) -> Vec<(&'static str, SocketAddr)> {
     let mut places: Vec<_> = doors.each().map(|(door, common)| (door, common.listen)).collect();
     if let Some(http) = &doors.platypush_http
         && let Some(port) = http.websocket_port

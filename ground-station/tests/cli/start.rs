@@ -143,15 +143,27 @@ fn serve_shares_its_links_and_ends_cleanly() {
 }
 
 #[test]
+fn a_door_whose_place_is_taken_is_told_of_before_any_link_is_up() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = taken.local_addr().expect("bound").port();
+    let config = format!("[doors.knut]\nlisten = \"127.0.0.1:{port}\"\n");
+    std::fs::write(dir.path().join("config.toml"), config).expect("writes");
+    let mut serve = command(dir.path());
+    serve.args(["serve", "--listen", "127.0.0.1:0", "--no-pings", "--no-mdns"]);
+    let ran = finish(serve.spawn().expect("starts"), dir.path());
+    assert_eq!(ran.status, 2);
+    let whole = ran.err.replace(&port.to_string(), "PORT");
+    assert_snapshot!(whole, @"error: [doors.knut]: cannot listen on 127.0.0.1:PORT: Address already in use (os error 98); change `listen`, or end what uses that port");
+}
+
+#[test]
 fn a_door_that_nobody_can_pass_is_told_of_at_the_start() {
     let dir = tempfile::tempdir().expect("a directory");
     // What keeps the station from going on, once the door is open.
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    let port = taken.local_addr().expect("bound").port();
+    let never = "[doors.socktools]\nlisten = \"127.0.0.1:0\"\nraw_action = \"led\"";
     for (token, warned) in [("", true), ("token = \"0123456789abcdef\"\n", false)] {
-        let config = format!(
-            "[doors.platypush_http]\nlisten = \"127.0.0.1:0\"\n{token}[doors.knut]\nlisten = \"127.0.0.1:{port}\"\n"
-        );
+        let config = format!("[doors.platypush_http]\nlisten = \"127.0.0.1:0\"\n{token}{never}\n");
         std::fs::write(dir.path().join("config.toml"), config).expect("writes");
         let mut serve = command(dir.path());
         serve.args(["serve", "--listen", "127.0.0.1:0", "--no-pings", "--no-mdns"]);
