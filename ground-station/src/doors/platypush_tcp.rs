@@ -7,7 +7,7 @@
 //! | does it | the answer. Nothing more is read meanwhile, so requests are done in their order |
 //! | answers | all of it written; closed after [`WRITE_MAX`](super::stream::WRITE_MAX) in which nothing is read |
 //!
-//! A client that has said all and closed its side still gets its answers.
+//! A client that has said all and closed its side still gets its answers. Of one that is gone, what has arrived is done.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use tokio::net::TcpStream;
 use super::guard::Visitor;
 use super::hall::{Entrance, Hall};
 use super::platypush::{Desk, random_id};
-use super::stream::{BEGIN_MAX, Ended, next, part, write};
+use super::stream::{BEGIN_MAX, Ended, UNHEARD_MAX, next, part, write};
 use super::{DoorError, House};
 use crate::config::doors::PlatypushTcp;
 
@@ -69,8 +69,9 @@ impl Counter {
             Err(Ended::Fault(fault)) => {
                 tracing::debug!(door = DOOR, %addr, fault, "closed");
                 let refused = self.desk.turn_down_all(&self.visitor, &fault).await;
-                let told = self.write(&mut stream, &refused).await;
-                if let Err(error) = told {
+                let mut unheard = None;
+                self.tell(&mut stream, &refused, &mut unheard).await;
+                if let Some(error) = unheard {
                     tracing::debug!(door = DOOR, %addr, %error, "not told why");
                 }
             }
@@ -80,32 +81,49 @@ impl Counter {
 
     async fn converse(&self, stream: &mut TcpStream, splitter: &mut Splitter) -> Result<(), Ended> {
         let mut patience = BEGIN_MAX;
-        while let Some(message) = next(stream, splitter, patience).await? {
+        // Why it hears no answers any more. What has arrived before is done all the same: there may be an emergency stop
+        // among it.
+        let mut unheard = None;
+        let mut left = UNHEARD_MAX;
+        loop {
+            if unheard.is_some() {
+                left -= 1;
+                patience = Duration::ZERO;
+            }
+            let message = match next(stream, splitter, patience).await {
+                Ok(Some(message)) if left > 0 => message,
+                Ok(_) => return unheard.map_or(Ok(()), Err),
+                Err(ended) => return Err(unheard.unwrap_or(ended)),
+            };
             self.entrance.turn().await;
             patience = self.idle;
             let request = match Request::parse(&message, random_id()) {
                 Ok(request) => request,
                 Err(bad) => {
                     let refused = self.desk.turn_down(&self.visitor, bad).await;
-                    self.write(stream, &refused).await?;
+                    self.tell(stream, &refused, &mut unheard).await;
                     continue;
                 }
             };
             drop(message);
             if let Err(refused) = self.desk.admit(&self.visitor, &request).await {
                 // Whoever guesses has to come again for each guess.
-                return self.write(stream, &refused).await;
+                self.tell(stream, &refused, &mut unheard).await;
+                return unheard.map_or(Ok(()), Err);
             }
             let response = self.desk.answer(&self.visitor, request).await;
-            self.write(stream, &response).await?;
+            self.tell(stream, &response, &mut unheard).await;
         }
-        Ok(())
     }
 
-    async fn write(&self, stream: &mut TcpStream, response: &Response) -> Result<(), Ended> {
+    /// Answers, unless nobody hears that any more.
+    async fn tell(&self, stream: &mut TcpStream, response: &Response, unheard: &mut Option<Ended>) {
+        if unheard.is_some() {
+            return;
+        }
         let mut bytes = self.desk.encode(response);
         // For people who look at it, and between two answers.
         bytes.push(b'\n');
-        write(stream, &bytes).await
+        *unheard = write(stream, &bytes).await.err();
     }
 }

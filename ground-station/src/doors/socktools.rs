@@ -31,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 use super::guard::Visitor;
 use super::hall::{Entrance, Hall, Told};
 use super::platypush::{Desk, random_id, takes_nothing};
-use super::stream::{Ended, next, part, write};
+use super::stream::{Ended, UNHEARD_MAX, next, part, write};
 use super::{DoorError, House};
 use crate::config::doors::{RawEncoding, Socktools};
 use crate::fleet::peers::{Parcel, Peers, Seat};
@@ -212,7 +212,8 @@ impl Club {
         }
     }
 
-    /// Does what a peer says, message by message, until it has said all; after the one at hand, if it is `unheard`.
+    /// Does what a peer says, message by message, until it has said all. Once the answers are `unheard`, it does what
+    /// has arrived before: there may be a press of an emergency stop among it.
     async fn hear(
         &self,
         from: &mut OwnedReadHalf,
@@ -226,11 +227,17 @@ impl Club {
             user: None,
         };
         let mut reader = Reader::new(limits.message_bytes);
+        let mut left = UNHEARD_MAX;
         loop {
             let since = clock::now();
             let hearing = next(from, &mut reader, limits.idle);
-            let Some(heard) = unheard.run_until_cancelled(hearing).await else {
-                return Ok(());
+            let heard = match unheard.run_until_cancelled(hearing).await {
+                Some(heard) => heard,
+                None if left == 0 => return Ok(()),
+                None => {
+                    left -= 1;
+                    next(from, &mut reader, Duration::ZERO).await
+                }
             };
             let message = match heard {
                 Ok(Some(message)) => message,
@@ -241,7 +248,7 @@ impl Club {
                 Ok(None) => return Ok(()),
                 Err(Ended::Fault(fault)) => {
                     let refused = self.desk.turn_down_all(&visitor, &fault).await;
-                    self.answer(seat, &refused).await?;
+                    self.answer(seat, unheard, &refused).await;
                     return Err(Ended::Fault(fault));
                 }
                 Err(lost @ Ended::Lost(_)) => return Err(lost),
@@ -251,13 +258,13 @@ impl Club {
                 Heard::Request(request) => request,
                 Heard::Bad(bad) => {
                     let refused = self.desk.turn_down(&visitor, bad).await;
-                    self.answer(seat, &refused).await?;
+                    self.answer(seat, unheard, &refused).await;
                     continue;
                 }
                 Heard::NotText => {
                     let fault = "the message is not text in UTF-8";
                     let refused = self.desk.turn_down_all(&visitor, fault).await;
-                    self.answer(seat, &refused).await?;
+                    self.answer(seat, unheard, &refused).await;
                     continue;
                 }
                 Heard::Word(kind) => {
@@ -267,10 +274,11 @@ impl Club {
             };
             if let Err(refused) = self.desk.admit(&visitor, &request).await {
                 // Whoever guesses has to come again for each guess.
-                return self.answer(seat, &refused).await;
+                self.answer(seat, unheard, &refused).await;
+                return Ok(());
             }
             let response = self.desk.answer(&visitor, request).await;
-            self.answer(seat, &response).await?;
+            self.answer(seat, unheard, &response).await;
         }
     }
 
@@ -304,11 +312,10 @@ impl Club {
         }
     }
 
-    async fn answer(&self, seat: &Seat, response: &Response) -> Result<(), Ended> {
-        if seat.send(self.desk.encode(response).into()).await {
-            return Ok(());
+    async fn answer(&self, seat: &Seat, unheard: &CancellationToken, response: &Response) {
+        if !seat.send(self.desk.encode(response).into()).await {
+            unheard.cancel();
         }
-        Err(Ended::Lost("its connection has ended".to_owned()))
     }
 }
 

@@ -9,7 +9,7 @@ use swarm_shared::net::clock;
 use swarm_tests::fleet::{Field, Fleet, PATIENCE, Place, text};
 use swarm_tests::lab::Lab;
 use swarm_tests::peers;
-use swarm_tests::process::let_pass;
+use swarm_tests::process::{let_pass, wait_until};
 
 /// As documented: `echo '…' | nc localhost 1234`.
 const DOCUMENTED: &str = r#"{"type": "request", "action": "shell.exec", "args": {"cmd": "ls /"}}"#;
@@ -140,6 +140,24 @@ fn whoever_has_closed_its_side_gets_its_answer() {
     let answer = ask(port, &slow);
     output(&answer);
     assert!(clock::since(started) >= Duration::from_secs(2));
+}
+
+#[test]
+fn a_stop_that_had_arrived_when_a_client_went_is_done() {
+    let (fleet, port) = fleet(1, "allow = [\"slow\", \"station.stop\"]");
+    let mut stream = connect(port);
+    let slow = json!({"action": "slow", "args": {"tag": "first", "time": 1}});
+    let both = format!("{slow}{}", json!({"action": "station.stop"}));
+    stream.write_all(both.as_bytes()).expect("written");
+    wait_until(PATIENCE, "it runs", || {
+        fleet.nodes[0].marks().contains(&"begin first".to_owned())
+    });
+    // A reset: the answer to the first cannot be written.
+    rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO)).expect("set");
+    drop(stream);
+    wait_until(PATIENCE, "the node is stopped", || {
+        !fleet.station.node("n1")["stopped"].is_null()
+    });
 }
 
 #[test]

@@ -103,6 +103,26 @@ async fn what_a_peer_asked_for_goes_on_though_it_takes_nothing_more() {
     assert_eq!(audit[0].outcome, "1 done", "{audit:#?}");
 }
 
+#[tokio::test]
+async fn a_press_that_had_arrived_when_a_peer_went_is_done() {
+    let lines = "allow = [\"led\", \"station.stop\"]\nkeep_alive = \"20ms\"\nraw_action = \"station.stop\"";
+    let mut rig = Rig::new(lines).await.expect("opens");
+    let mut peer = TcpStream::connect(rig.at).await.expect("connects");
+    let mut said = encode(br#"{"type": "request", "action": "led"}"#).expect("short");
+    said.extend(encode(b"PANIC").expect("short"));
+    peer.write_all(&said).await.expect("written");
+    let led = rig.asked().await;
+    peer.readable().await.expect("a sign of life");
+    drop(peer);
+    // Long enough for the next sign of life to find nobody: the answer has no way either way.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    done(led).await;
+    let press = rig.asked().await;
+    assert!(matches!(press.request, Asked::Stop { .. }), "{:?}", press.request);
+    done(press).await;
+    rig.audit("station.stop").await;
+}
+
 /// Whatever a panic button sends, it is a press.
 #[tokio::test]
 async fn a_message_that_is_no_request_sets_off_a_stop() {
