@@ -148,9 +148,13 @@ pub(super) const NOT_KNOWN: &str = "not known any more: a drone of another progr
 impl NodeView {
     /// Whether it is the last: this is no node of the fleet any more, or no drone that is known.
     pub fn has_left(&self) -> bool {
-        self.warnings
-            .iter()
-            .any(|warning| warning == PUT_OUT || warning == NOT_KNOWN)
+        self.is_forgotten() || self.warnings.iter().any(|warning| warning == PUT_OUT)
+    }
+
+    /// Whether the station knows nothing of it any more: a drone that has left. The fleet remembers for good whom it has
+    /// put out.
+    pub fn is_forgotten(&self) -> bool {
+        self.warnings.iter().any(|warning| warning == NOT_KNOWN)
     }
 }
 

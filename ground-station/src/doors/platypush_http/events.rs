@@ -93,7 +93,7 @@ impl Teller {
     /// A node's first word, and from then on what is told of it, if that has changed: not that it was heard again, nor
     /// that it has checked itself, nor that its stop has reached its disk.
     fn node(&mut self, view: NodeView) -> Option<(String, Value)> {
-        let has_left = view.has_left();
+        let is_forgotten = view.is_forgotten();
         let stopped = view.stopped.map(|stop| {
             let (issuer, number, error) = (stop.issuer, stop.number, stop.error);
             json!({ "issuer": issuer, "number": number, "error": error })
@@ -109,7 +109,7 @@ impl Teller {
             "stop_unconfirmed": view.stop_unconfirmed,
             "warnings": view.warnings,
         });
-        let before = if has_left {
+        let before = if is_forgotten {
             self.nodes.remove(&view.id)
         } else {
             self.nodes.insert(view.id, (view.state, fields.clone()))

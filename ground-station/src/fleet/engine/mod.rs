@@ -560,7 +560,7 @@ impl Task {
         for key in &revoked {
             self.shared.keeper.say(keeper::Word::PutOut(key.id())).await;
             // One that is away has no link that ends.
-            self.watchers.tell(&self.roll.lock(), key.id());
+            self.watchers.tell_out(&self.roll.lock(), key.id());
         }
     }
 

@@ -11,7 +11,11 @@ use crate::fleet::Event;
 
 /// See the module.
 #[derive(Default)]
-pub(super) struct Watchers(Vec<Watcher>);
+pub(super) struct Watchers {
+    all: Vec<Watcher>,
+    /// Of whom it has been told that they are put out of the fleet: it is for good.
+    out: BTreeSet<PeerId>,
+}
 
 struct Watcher {
     selector: Selector,
@@ -30,23 +34,30 @@ impl Watchers {
             missed,
         };
         watcher.catch_up(roll);
-        self.0.push(watcher);
+        self.all.push(watcher);
     }
 
     /// Tells of one node's state, and of those that have its name: they say so.
     pub(super) fn tell(&mut self, roll: &Roll, id: PeerId) {
         let namesakes = roll.namesakes(id);
-        for watcher in &mut self.0 {
+        for watcher in &mut self.all {
             watcher.missed.insert(id);
             watcher.missed.extend(&namesakes);
             watcher.catch_up(roll);
         }
     }
 
+    /// Tells that this one is put out of the fleet, once: fleets remember them all.
+    pub(super) fn tell_out(&mut self, roll: &Roll, id: PeerId) {
+        if self.out.insert(id) {
+            self.tell(roll, id);
+        }
+    }
+
     /// Tells what found no room before, and forgets who has gone.
     pub(super) fn catch_up(&mut self, roll: &Roll) {
-        self.0.retain(|watcher| !watcher.events.is_closed());
-        for watcher in &mut self.0 {
+        self.all.retain(|watcher| !watcher.events.is_closed());
+        for watcher in &mut self.all {
             watcher.catch_up(roll);
         }
     }
@@ -114,6 +125,22 @@ mod tests {
         }
         names.sort();
         assert_eq!(names, ["n1", "n2", "n3", "n4", "n5"]);
+    }
+
+    #[test]
+    fn that_one_is_put_out_is_told_once_however_often_the_fleet_says_so() {
+        let mut roll = Roll::default();
+        roll.admit(node(1, false));
+        let (events, mut seen) = mpsc::channel(8);
+        let mut watchers = Watchers::default();
+        watchers.add(&roll, Selector::all(), events);
+        assert!(!told(&mut seen)[0].has_left());
+        roll.admit(node(1, true));
+        let id = PublicKey([1; 32]).id();
+        watchers.tell_out(&roll, id);
+        watchers.tell_out(&roll, id);
+        let views = told(&mut seen);
+        assert!(views.len() == 1 && views[0].has_left(), "{views:?}");
     }
 
     #[test]
