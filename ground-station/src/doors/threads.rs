@@ -2,6 +2,8 @@
 //! so that a crowd at the doors is felt at the doors.
 
 use std::io;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 
 use rustix::process::{getpriority_process, setpriority_process};
 use tokio::runtime::{Builder, Handle, Runtime};
@@ -10,6 +12,8 @@ use tokio::task::JoinHandle;
 /// How much less than the rest of the station they count for where processors are short: see nice(2). At 10, about a
 /// tenth.
 const NICE: i32 = 10;
+/// What they are called, as in `ps -L`.
+pub(super) const NAME: &str = "doors";
 /// The kernel's lowest priority.
 const NICE_MAX: i32 = 19;
 
@@ -29,8 +33,12 @@ impl Threads {
     pub(super) fn start() -> io::Result<Self> {
         // Absolute: a thread begins with the priority of the one that starts it, which may have stepped back already.
         let priority = (getpriority_process(None)? + NICE).min(NICE_MAX);
+        let count = thread::available_parallelism()?.get();
+        // The runtime has no error for threads that cannot be had: it panics.
+        try_threads(count)?;
         let runtime = Builder::new_multi_thread()
-            .thread_name("doors")
+            .worker_threads(count)
+            .thread_name(NAME)
             .on_thread_start(move || step_back(priority))
             .enable_all()
             .build()?;
@@ -40,6 +48,12 @@ impl Threads {
         })
     }
 
+    /// How many tasks run there.
+    #[cfg(test)]
+    pub(super) fn at_work(&self) -> usize {
+        self.handle.metrics().num_alive_tasks()
+    }
+
     /// Runs something there; what that spawns stays there.
     pub(super) fn spawn<T: Send + 'static>(
         &self,
@@ -47,6 +61,18 @@ impl Threads {
     ) -> JoinHandle<T> {
         self.handle.spawn(task)
     }
+}
+
+/// Has so many threads at one time, and ends them.
+fn try_threads(count: usize) -> io::Result<()> {
+    let gate = Mutex::new(());
+    thread::scope(|scope| {
+        let held = gate.lock();
+        let wait = || drop(gate.lock().unwrap_or_else(PoisonError::into_inner));
+        let tried = (0..count).try_for_each(|_| thread::Builder::new().spawn_scoped(scope, wait).map(drop));
+        drop(held);
+        tried
+    })
 }
 
 /// Gives way, for the thread that calls it: on Linux each has a priority of its own.

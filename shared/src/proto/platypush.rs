@@ -32,7 +32,7 @@ pub const ID_BYTES: usize = 16;
 /// Something that is to be done.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
-    /// By whom; absent, `null` and the empty text are all nobody in particular.
+    /// By whom; absent and `null` are nobody in particular. The empty text is refused.
     pub target: Option<String>,
     /// What.
     pub action: String,
@@ -56,6 +56,8 @@ pub struct BadMessage {
     pub id: String,
     /// Who asked.
     pub origin: Option<String>,
+    /// What whoever asked has shown: who they are does not depend on what is wrong.
+    pub token: Option<String>,
     /// What is wrong.
     pub fault: Fault,
 }
@@ -107,6 +109,7 @@ impl Request {
             Err(error) => Err(BadMessage {
                 id: hex::encode(&made_up),
                 origin: None,
+                token: None,
                 fault: error.into(),
             }),
         }
@@ -122,13 +125,15 @@ impl Request {
             return Err(BadMessage {
                 id,
                 origin: None,
+                token: None,
                 fault: Fault::NotAnObject,
             });
         };
         // First whom to answer, so that every other fault is told to whoever waits for it.
         let (own, origin) = (word(&mut fields, "id"), word(&mut fields, "origin"));
+        let token = word(&mut fields, "token");
         let id = own.clone().ok().flatten().unwrap_or(id);
-        let answer_to = origin.clone().ok().flatten();
+        let (answer_to, shown) = (origin.clone().ok().flatten(), token.clone().ok().flatten());
         let read = || -> Result<Self, Fault> {
             own?;
             let kind = fields.remove("type").filter(|kind| !kind.is_null());
@@ -154,7 +159,7 @@ impl Request {
                 args: fields.remove("args").unwrap_or_default(),
                 origin: origin?,
                 id: id.clone(),
-                token: word(&mut fields, "token")?,
+                token: token?,
                 timestamp: fields.remove("_timestamp").as_ref().and_then(Value::as_f64),
             };
             // An alias beside the field itself is passed over; other private ones may come.
@@ -169,6 +174,7 @@ impl Request {
         read().map_err(|fault| BadMessage {
             id: id.clone(),
             origin: answer_to,
+            token: shown,
             fault,
         })
     }

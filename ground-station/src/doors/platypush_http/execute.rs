@@ -19,7 +19,10 @@ pub(super) async fn execute(
     let (parts, content) = request.into_parts();
     let bytes = body::read(content, &app).await?;
     let parsed = Request::parse(&bytes, random_id());
-    let token = parsed.as_ref().ok().and_then(|request| request.token.as_deref());
+    let token = match &parsed {
+        Ok(request) => request.token.as_deref(),
+        Err(bad) => bad.token.as_deref(),
+    };
     let caller = app.gatekeeper.caller(&parts, guest.addr().ip(), token).await?;
     caller.check_own_page(&parts, None)?;
     let (status, response) = match parsed {

@@ -46,7 +46,7 @@ use tokio_util::task::TaskTracker;
 
 use super::hall::Hall;
 use super::platypush::Desk;
-use super::{DoorError, House};
+use super::{DoorError, House, guard};
 use crate::config::doors::PlatypushHttp;
 use crate::fleet::Fleet;
 use crate::store::Store;
@@ -156,6 +156,9 @@ impl App {
             self.desk
                 .permits(&hook.action, &given)
                 .map_err(|why| format!("hook {name}: {why}"))?;
+            if let Some(target) = &hook.target {
+                guard::selector(target.as_str()).map_err(|why| format!("hook {name}: {why}"))?;
+            }
             if hook.token.is_none() && !self.config.common.listen.ip().is_loopback() {
                 let action = &hook.action;
                 tracing::warn!(

@@ -290,6 +290,11 @@ async fn a_token_is_taken_wherever_it_may_be_shown() {
     }
     let (status, _) = rig.ask(execute(&[], &ping)).await;
     assert_eq!(status, 401);
+    // Whoever has shown it is told what is wrong with the rest.
+    let slip = json!({"action": "ping", "token": TOKEN, "reason": "fire"});
+    let (status, answer) = rig.ask(execute(&[], &slip)).await;
+    assert_eq!(status, 400, "{answer}");
+    assert!(answer.to_string().contains("reason"), "{answer}");
 }
 
 #[tokio::test]
@@ -427,6 +432,16 @@ async fn a_hook_that_could_never_do_anything_keeps_the_door_shut() {
     let rig = Rig::new(lines).await;
     let fault = rig.app.check_hooks().expect_err("it takes nothing");
     assert_eq!(fault, "hook x: station.stop takes nothing, and no why");
+    let target: Vec<String> = (0..65).map(|number| format!("n{number}")).collect();
+    let lines = format!(
+        "[doors.platypush_http.hooks.x]\naction = \"ping\"\ntarget = \"{}\"",
+        target.join(",")
+    );
+    let fault = Rig::new(&lines).await.app.check_hooks().expect_err("too many");
+    assert!(
+        fault.starts_with("hook x: a selector has at most 64 terms"),
+        "{fault}"
+    );
 }
 
 #[tokio::test]

@@ -1,13 +1,18 @@
 //! Real sockets: readers of events, and visitors who behave badly.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
 use swarm_shared::net::clock;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 
-use super::super::events::Teller;
+use super::super::events::{PREFIX, Teller};
 use super::*;
 use crate::fleet::{CommandKind, NodeState, NodeView};
 
@@ -22,12 +27,49 @@ impl Rig {
         let hall = Hall::open(DOOR, &common, &self.house).expect("listens");
         let (listens, router) = (hall.listens().expect("listens"), self.router.clone());
         let idle = common.limits.idle;
-        self.house.tasks.spawn(
-            hall.receive(move |stream, entrance| serve::serve(stream, entrance, router.clone(), None, idle)),
-        );
+        let tls = tls::acceptor(&self.app.config, self.dir.path(), "st").expect("a certificate");
+        self.house.tasks.spawn(hall.receive(move |stream, entrance| {
+            serve::serve(stream, entrance, router.clone(), tls.clone(), idle)
+        }));
         listens
     }
+
+    /// Says this to the door, over TLS if it speaks that; an error if it lets nobody in.
+    async fn say(&self, to: SocketAddr, text: &str) -> std::io::Result<Box<dyn Wire>> {
+        let mut stream: Box<dyn Wire> = if tls::is_on(&self.app.config) {
+            let certificate = CertificateDer::from_pem_file(self.dir.path().join("door-tls.pem"));
+            let mut roots = RootCertStore::empty();
+            roots.add(certificate.expect("a certificate")).expect("taken");
+            let provider = Arc::new(rustls::crypto::ring::default_provider());
+            let client = ClientConfig::builder_with_provider(provider)
+                .with_safe_default_protocol_versions()
+                .expect("versions")
+                .with_root_certificates(roots)
+                .with_no_client_auth();
+            let name = ServerName::try_from("localhost").expect("a name");
+            let stream = TcpStream::connect(to).await?;
+            Box::new(TlsConnector::from(Arc::new(client)).connect(name, stream).await?)
+        } else {
+            Box::new(TcpStream::connect(to).await?)
+        };
+        stream.write_all(text.as_bytes()).await?;
+        stream.flush().await?;
+        Ok(stream)
+    }
+
+    /// Everything that it answers.
+    async fn heard(&self, to: SocketAddr, text: &str) -> String {
+        match self.say(to, text).await {
+            Ok(stream) => to_the_end(stream).await,
+            Err(_closed) => String::new(),
+        }
+    }
 }
+
+/// A connection, with TLS or without.
+trait Wire: AsyncRead + AsyncWrite + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Wire for S {}
 
 pub(super) async fn connect(to: SocketAddr, text: &str) -> TcpStream {
     let mut stream = TcpStream::connect(to).await.expect("connects");
@@ -36,7 +78,7 @@ pub(super) async fn connect(to: SocketAddr, text: &str) -> TcpStream {
 }
 
 /// All that comes until the other side ends.
-async fn to_the_end(mut stream: TcpStream) -> String {
+async fn to_the_end(mut stream: impl AsyncRead + Unpin) -> String {
     let mut read = Vec::new();
     let reading = stream.read_to_end(&mut read);
     // A reset is an end too.
@@ -147,6 +189,37 @@ fn a_stop_and_its_release_change_a_node_once_each() {
     };
     let told = kinds(&mut teller, vec![unconfirmed]);
     assert_eq!(told[0]["stop_unconfirmed"], 10);
+}
+
+#[test]
+fn one_that_is_put_out_is_told_of_once_and_has_had_its_first_word() {
+    let mut teller = Teller::new("st");
+    let mut tell = |view: NodeView| -> Option<Value> {
+        let text = teller.tell(Event::Node(view), 1)?;
+        Some(serde_json::from_str::<Value>(&text).expect("JSON")["args"].clone())
+    };
+    let out = |state| NodeView {
+        warnings: vec!["put out of the fleet".to_owned()],
+        ..view(state)
+    };
+    let mut words = Vec::new();
+    for view in [
+        view(NodeState::Online),
+        out(NodeState::Online),
+        out(NodeState::Offline),
+        out(NodeState::Offline),
+    ] {
+        words.extend(tell(view).map(|args| (args["type"].clone(), args["initial"].clone())));
+    }
+    let kind = |name: &str| json!(format!("{PREFIX}{name}Event"));
+    assert_eq!(
+        words,
+        [
+            (kind("NodeOnline"), json!(true)),
+            (kind("NodeChange"), json!(false)),
+            (kind("NodeOffline"), json!(false)),
+        ]
+    );
 }
 
 #[test]
@@ -472,28 +545,44 @@ async fn neither_silence_between_requests_nor_a_body_that_nobody_wants_buys_time
 
 #[tokio::test]
 async fn whoever_does_not_read_a_file_loses_its_place() {
-    let rig = Rig::new(&format!("{LINES}\nidle = \"500ms\"\nconnections_per_address = 1")).await;
-    // More than the kernel holds between two programs.
-    let large = std::fs::File::create(rig.dir.path().join("files/large")).expect("made");
-    large.set_len(256 * 1024 * 1024).expect("made longer");
-    let listens = rig.listen();
-    let head = format!("GET /resources/files/large HTTP/1.1\r\nHost: door\r\nX-Token: {TOKEN}\r\n\r\n");
-    let mut sleeper = connect(listens, &head).await;
-    let mut begun = [0; 15];
-    sleeper.read_exact(&mut begun).await.expect("it begins");
-    assert_eq!(&begun, b"HTTP/1.1 200 OK");
-    assert_eq!(to_the_end(connect(listens, ASK).await).await, "", "no place");
-    let served = async {
-        while !to_the_end(connect(listens, ASK).await)
+    for tls in ["none", "self-made"] {
+        let more = format!("{LINES}\ntls = {tls:?}\nidle = \"500ms\"\nconnections_per_address = 1");
+        let rig = Rig::new(&more).await;
+        // More than the kernel holds between two programs.
+        let large = std::fs::File::create(rig.dir.path().join("files/large")).expect("made");
+        large.set_len(256 * 1024 * 1024).expect("made longer");
+        let listens = rig.listen();
+        let head = format!("GET /resources/files/large HTTP/1.1\r\nHost: door\r\nX-Token: {TOKEN}\r\n\r\n");
+        let mut sleeper = rig.say(listens, &head).await.expect("let in");
+        let mut begun = [0; 15];
+        sleeper.read_exact(&mut begun).await.expect("it begins");
+        assert_eq!(&begun, b"HTTP/1.1 200 OK");
+        assert_eq!(rig.heard(listens, ASK).await, "", "no place");
+        let served = async {
+            while !rig.heard(listens, ASK).await.starts_with("HTTP/1.1 200") {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, served)
             .await
-            .starts_with("HTTP/1.1 200")
-        {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, served)
-        .await
-        .expect("a place is free again");
+            .expect("a place is free again");
+    }
+}
+
+#[tokio::test]
+async fn both_ports_of_the_door_have_their_places_together() {
+    let free = [(); 2].map(|()| std::net::TcpListener::bind("127.0.0.1:0").expect("a port"));
+    let [port, older] = free.map(|listener| listener.local_addr().expect("bound").port());
+    let lines = format!(
+        "{LINES}\nconnections_per_address = 2\nlisten = \"127.0.0.1:{port}\"\nwebsocket_port = {older}"
+    );
+    let fleet = followed(async |events| events.closed().await);
+    let rig = Rig::before(fleet, &lines).await;
+    open(&rig.app.config, &rig.house).await.expect("opens");
+    let at = |port| SocketAddr::from(([127, 0, 0, 1], port));
+    let _readers = [Reader::open(at(older)).await, Reader::open(at(older)).await];
+    assert_eq!(rig.heard(at(port), ASK).await, "", "no place");
+    rig.house.stop.cancel();
 }
 
 #[tokio::test]
