@@ -86,6 +86,7 @@ fn traits(seq: u64) -> Traits {
         idempotent: seq.is_multiple_of(3),
         while_stopped: seq.is_multiple_of(4),
         flight: seq.is_multiple_of(5),
+        ends_flight: seq.is_multiple_of(7),
     }
 }
 
