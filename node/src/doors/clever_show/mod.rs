@@ -350,14 +350,9 @@ impl Door {
         })
     }
 
-    /// Answers what was asked then: over the connection that it was asked by, for the next one counts anew.
     fn respond(&self, (value, id): (&str, &str), answer: Answer, asked: Instant) -> Result<(), String> {
-        let connected = *self.connected.lock().unwrap_or_else(PoisonError::into_inner);
-        if connected.is_none_or(|connected| asked < connected) {
-            return Err("not answered: the connection that it was asked by is gone".to_owned());
-        }
         self.connection
-            .respond(value, id, answer)
+            .respond_to(value, id, answer, asked)
             .map_err(|error| error.to_string())
     }
 

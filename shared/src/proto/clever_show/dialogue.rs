@@ -155,7 +155,7 @@ pub enum Rejected {
     #[error("not connected, and `resume_queue` does not keep it: nothing was sent")]
     NotConnected,
     /// Its request came on another connection.
-    #[error("the connection that it was asked on is gone: it was not answered")]
+    #[error("not answered: the connection that it was asked on is gone")]
     OtherConnection,
     /// The peer answers nothing.
     #[error("too many requests are open: {PENDING_MAX}")]

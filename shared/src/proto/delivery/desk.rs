@@ -2,7 +2,7 @@
 //!
 //! | state | until | then |
 //! |---|---|---|
-//! | waiting | a place is free: see [`Line`](lines::Line) | `started` is written: starting |
+//! | waiting | a place is free: one of [`ORDINARY_MAX`], for an action of flight, which goes first, of two more, and for what ends a flight, which goes before all, of [`ENDING_MAX`] | `started` is written: starting |
 //! | waiting | its time is up; an emergency stop; the journal cannot be written | ending |
 //! | starting | written, in time, and no stop has come | it runs: running |
 //! | starting | written, but too late, stopped, or the node shuts down | ending |
