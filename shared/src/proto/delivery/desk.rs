@@ -39,6 +39,7 @@ mod unsaved;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+pub use self::lines::{ENDING_MAX, ORDINARY_MAX, RUNNING_MAX, WAITING_MAX};
 use self::lines::{Line, Lines};
 pub use self::types::{Effect, Incoming, Ticket, Traits};
 use self::unsaved::Unsaved;
@@ -49,16 +50,6 @@ use crate::proto::outcome::Reply;
 #[cfg(feature = "planted-bugs")]
 use crate::proto::planted;
 
-/// Commands that run at once.
-pub const RUNNING_MAX: usize = ENDING_MAX + OTHERS_MAX;
-/// Of them, those that end a flight: they have these places for themselves, and no others.
-pub const ENDING_MAX: usize = 12;
-/// Of them, those that end no flight.
-const OTHERS_MAX: usize = 10;
-/// Of those, the ones that are not of flight.
-pub const ORDINARY_MAX: usize = 8;
-/// Commands that wait for a place at once, in each line; one more is refused as busy.
-pub const WAITING_MAX: usize = 64;
 /// Commands that are at hand at once, in any state; one more is refused as busy. Only those that end a flight take the
 /// last [`WAITING_MAX`], and only those and others of flight as many before.
 pub const OPEN_MAX: usize = 320;

@@ -4,7 +4,18 @@
 use std::collections::VecDeque;
 
 use super::super::CommandId;
-use super::{ENDING_MAX, ORDINARY_MAX, OTHERS_MAX, Traits, WAITING_MAX};
+use super::Traits;
+
+/// Commands that run at once.
+pub const RUNNING_MAX: usize = ENDING_MAX + OTHERS_MAX;
+/// Of them, those that end a flight: they have these places for themselves, and no others.
+pub const ENDING_MAX: usize = 12;
+/// Of them, those that end no flight.
+const OTHERS_MAX: usize = 10;
+/// Of those, the ones that are not of flight.
+pub const ORDINARY_MAX: usize = 8;
+/// Commands that wait for a place at once, in each line; one more is refused as busy.
+pub const WAITING_MAX: usize = 64;
 
 /// The lines, first come those that go first.
 ///
@@ -44,13 +55,13 @@ impl Line {
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Lines {
-    ending: People,
-    flight: People,
-    ordinary: People,
+    ending: Queue,
+    flight: Queue,
+    ordinary: Queue,
 }
 
 #[derive(Debug, Default)]
-struct People {
+struct Queue {
     /// In the order of their arrival.
     waiting: VecDeque<CommandId>,
     /// How many are starting or running.
@@ -58,7 +69,7 @@ struct People {
 }
 
 impl Lines {
-    fn at(&mut self, line: Line) -> &mut People {
+    fn at(&mut self, line: Line) -> &mut Queue {
         match line {
             Line::Ending => &mut self.ending,
             Line::Flight => &mut self.flight,
@@ -76,12 +87,12 @@ impl Lines {
     }
 
     pub(super) fn is_full(&self, line: Line) -> bool {
-        let people = match line {
+        let queue = match line {
             Line::Ending => &self.ending,
             Line::Flight => &self.flight,
             Line::Ordinary => &self.ordinary,
         };
-        people.waiting.len() >= WAITING_MAX
+        queue.waiting.len() >= WAITING_MAX
     }
 
     pub(super) fn join(&mut self, id: CommandId, line: Line) {
@@ -123,8 +134,8 @@ impl Lines {
     }
 
     pub(super) fn leave(&mut self, id: CommandId) {
-        for people in self.all() {
-            people.waiting.retain(|waiting| *waiting != id);
+        for queue in self.all() {
+            queue.waiting.retain(|waiting| *waiting != id);
         }
     }
 
@@ -132,11 +143,11 @@ impl Lines {
     pub(super) fn clear(&mut self) -> Vec<CommandId> {
         self.all()
             .into_iter()
-            .flat_map(|people| people.waiting.drain(..))
+            .flat_map(|queue| queue.waiting.drain(..))
             .collect()
     }
 
-    fn all(&mut self) -> [&mut People; 3] {
+    fn all(&mut self) -> [&mut Queue; 3] {
         [&mut self.ending, &mut self.flight, &mut self.ordinary]
     }
 }
