@@ -1,16 +1,17 @@
 //! Property test of a server's side of one drone (`proto/clever_show/server.rs`): whatever happens in whatever order,
-//! every ticket ends once, and no timer rings for ever.
+//! every ticket ends once, nothing begins once nobody waits for it, and no timer rings for ever.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use proptest::prelude::*;
-use serde_json::Value;
+use serde_json::{Value, json};
 use swarm_shared::net::clock;
 use swarm_shared::proto::clever_show::server::{Drone, Event, Rules, Until};
 use swarm_shared::proto::clever_show::{Message, request_id};
 use swarm_shared::proto::message::Arguments;
+use swarm_shared::proto::wire::Frame;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -30,8 +31,30 @@ fn until(now: Instant) -> Until {
     }
 }
 
-fn none() -> Arguments {
-    Arguments::default()
+/// Says whose it is.
+fn of(ticket: u64) -> Arguments {
+    serde_json::from_value(json!({ "kwargs": { "ticket": ticket } })).expect("arguments")
+}
+
+/// Whose it is, by [`of`] or by its path; nobody's if it is a stop, or a question of the drone's own side.
+fn whose(frame: &Frame) -> Option<u64> {
+    let by_arguments = |arguments: &Arguments| {
+        let path = arguments.kwargs.get("filepath").and_then(Value::as_str);
+        let by_path = path.and_then(|path| path.strip_prefix('/')?.parse().ok());
+        by_path.or_else(|| arguments.kwargs.get("ticket").and_then(Value::as_u64))
+    };
+    match Message::read(frame).expect("our own") {
+        Message::Action { arguments, .. } | Message::Request { arguments, .. } => by_arguments(&arguments),
+        Message::FilePush { path, .. } => path.strip_prefix('/').and_then(|ticket| ticket.parse().ok()),
+        Message::Response { .. } | Message::FileResponse { .. } => None,
+    }
+}
+
+fn next_frame(drone: &mut Drone, now: Instant, cancelled: &BTreeSet<u64>) -> Option<Frame> {
+    let frame = drone.next_frame(now)?;
+    let ticket = whose(&frame).filter(|ticket| cancelled.contains(ticket));
+    assert_eq!(ticket, None, "nobody waits for it any more");
+    Some(frame)
 }
 
 #[derive(Clone, Debug)]
@@ -81,6 +104,7 @@ proptest! {
         let mut drone = drone(resume, resend);
         let mut now = clock::now();
         let mut open: BTreeMap<u64, Option<Instant>> = BTreeMap::new();
+        let mut cancelled = BTreeSet::new();
         let mut ticket = 0;
         for step in steps {
             let mut begin = |open: &mut BTreeMap<u64, Option<Instant>>, at: Option<Instant>| {
@@ -93,17 +117,23 @@ proptest! {
                 Step::Disconnect => drone.disconnected(now),
                 Step::Tell(ms) => {
                     let due = now + Duration::from_millis(ms);
-                    drone.tell(begin(&mut open, Some(due)), "led", none(), due, now);
+                    let ticket = begin(&mut open, Some(due));
+                    drone.tell(ticket, "led", of(ticket), due, now);
                 }
                 Step::Push(bytes) => {
                     let due = now + SECOND;
-                    drone.push(begin(&mut open, Some(due)), "/x", vec![0; bytes].into(), due, now);
+                    let ticket = begin(&mut open, Some(due));
+                    drone.push(ticket, &format!("/{ticket}"), vec![0; bytes].into(), due, now);
                 }
                 Step::Ask(ms) => {
                     let due = now + Duration::from_millis(ms);
-                    drone.ask(begin(&mut open, None), "time", none(), Until { begin: due, answer: due }, now);
+                    let ticket = begin(&mut open, None);
+                    drone.ask(ticket, "time", of(ticket), Until { begin: due, answer: due }, now);
                 }
-                Step::AskFile => drone.ask_file(begin(&mut open, None), "/y", until(now), now),
+                Step::AskFile => {
+                    let ticket = begin(&mut open, None);
+                    drone.ask_file(ticket, &format!("/{ticket}"), until(now), now);
+                }
                 Step::Answer(id, file) => {
                     let (name, id) = (if file { "filetransfer" } else { "time" }.to_owned(), request_id(id));
                     let message = if file {
@@ -114,20 +144,23 @@ proptest! {
                     drone.handle_frame(&message.to_frame(), now);
                 }
                 Step::Write(frames) => for _ in 0..frames {
-                    if drone.next_frame(now).is_some() || drone.is_here() {
+                    if next_frame(&mut drone, now, &cancelled).is_some() || drone.is_here() {
                         drone.written();
                     }
                 },
-                Step::Half => drop(drone.next_frame(now)),
-                Step::Cancel(ticket) => {
-                    drone.cancel(ticket);
+                Step::Half => drop(next_frame(&mut drone, now, &cancelled)),
+                Step::Cancel(back) => {
+                    // One of the newest.
+                    let which = ticket - ticket.min(back % 4);
+                    drone.cancel(which);
+                    cancelled.insert(which);
                     // What was ended before is told still.
                     while let Some(event) = drone.poll_event() {
                         if let Event::Ended(ended, _) = event {
                             prop_assert!(open.remove(&ended).is_some());
                         }
                     }
-                    open.remove(&ticket);
+                    open.remove(&which);
                 }
                 Step::Stop => {
                     let due = now + SECOND;
@@ -153,4 +186,45 @@ proptest! {
         }
         prop_assert!(open.is_empty(), "never ended: {open:?}");
     }
+}
+
+#[test]
+fn what_nobody_waits_for_is_not_sent_again() {
+    let now = clock::now();
+    let begin = |what: u64| {
+        let mut drone = drone(true, true);
+        drone.connected(now);
+        assert!(drone.next_frame(now).is_some(), "clover_dir");
+        drone.written();
+        match what {
+            0 => drone.tell(1, "led", of(1), now + SECOND, now),
+            1 => drone.push(1, "/1", Bytes::new(), now + SECOND, now),
+            _ => drone.ask(1, "time", of(1), until(now), now),
+        }
+        let frame = drone.next_frame(now).expect("it goes out");
+        assert_eq!(whose(&frame), Some(1));
+        drone
+    };
+    let not_again = |drone: &mut Drone| {
+        drone.connected(now);
+        while let Some(frame) = drone.next_frame(now) {
+            assert_eq!(whose(&frame), None, "{frame:?}");
+            drone.written();
+        }
+    };
+    for what in 0..3 {
+        let mut half = begin(what);
+        half.cancel(1);
+        half.disconnected(now);
+        not_again(&mut half);
+        let mut while_away = begin(what);
+        while_away.disconnected(now);
+        while_away.cancel(1);
+        not_again(&mut while_away);
+    }
+    let mut unanswered = begin(2);
+    unanswered.written();
+    unanswered.disconnected(now);
+    unanswered.cancel(1);
+    not_again(&mut unanswered);
 }

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use swarm_shared::net::clock;
-use swarm_shared::proto::delivery::desk::{Desk, Effect, Incoming, OPEN_MAX, RUNNING_MAX, Ticket, Traits};
+use swarm_shared::proto::delivery::desk::{
+    Desk, ENDING_MAX, Effect, Incoming, OPEN_MAX, RUNNING_MAX, Ticket, Traits,
+};
 use swarm_shared::proto::delivery::ledger::Ledger;
 use swarm_shared::proto::delivery::record::{Record, digest};
 use swarm_shared::proto::delivery::{CommandId, Stage};
@@ -86,6 +88,7 @@ fn traits(seq: u64) -> Traits {
         idempotent: seq.is_multiple_of(3),
         while_stopped: seq.is_multiple_of(4),
         flight: seq.is_multiple_of(5),
+        ends_flight: seq.is_multiple_of(7),
     }
 }
 
@@ -222,7 +225,9 @@ impl World {
                 self.carry_out_one(effect);
             }
         }
-        assert!(self.running.len() <= RUNNING_MAX);
+        let ends = |id: &&CommandId| traits(Self::seq(**id)).ends_flight;
+        let ending = self.running.iter().filter(ends).count();
+        assert!(ending <= ENDING_MAX && self.running.len() - ending <= RUNNING_MAX - ENDING_MAX);
         assert!(self.under_way.len() <= OPEN_MAX + 1);
     }
 

@@ -35,6 +35,7 @@ use crate::status::Status;
 use crate::telemetry::Telemetry;
 
 pub(crate) use builtin::host_name;
+pub(crate) use traits::ENDS_FLIGHT;
 pub use traits::OFFERED_MAX;
 
 /// One instruction for this node.

@@ -230,17 +230,25 @@ async fn the_owner_says_what_an_action_is_like_and_peers_are_told() {
         actions.a.command = ["true"]
         actions.b = { command = ["true"], idempotent = true }
         actions.c = { command = ["true"], while_stopped = true, class = "flight" }
+        actions.land.command = ["true"]
         "#,
     );
     let traits = |idempotent, while_stopped, flight| Traits {
         idempotent,
         while_stopped,
         flight,
+        ends_flight: false,
     };
     let of = |action| place.actions.traits(action);
     assert_eq!(of("a"), traits(false, false, false));
     assert_eq!(of("b"), traits(true, false, false));
     assert_eq!(of("c"), traits(false, true, true));
+    let land = Traits {
+        ends_flight: true,
+        ..Traits::default()
+    };
+    assert_eq!(of("land"), land, "whatever its class");
+    assert_eq!(of("pause"), Traits::default(), "nobody's");
     assert_eq!(of("nobody's"), Traits::default());
     for harmful in ["execute", "reboot", "service_restart"] {
         assert_eq!(of(harmful), Traits::default(), "{harmful}");
@@ -256,6 +264,7 @@ async fn the_owner_says_what_an_action_is_like_and_peers_are_told() {
             "a": plain,
             "b": {"class": "ordinary", "idempotent": true, "while_stopped": false},
             "c": {"class": "flight", "idempotent": false, "while_stopped": true},
+            "land": plain,
         }})
     );
 }
@@ -293,6 +302,7 @@ async fn what_a_plug_in_offers_is_an_action_like_any_other() {
         idempotent,
         while_stopped,
         flight,
+        ends_flight: false,
     };
     assert_eq!(place.actions.traits("fly"), traits(false, false, true));
     assert_eq!(place.actions.traits("height"), traits(true, true, false));

@@ -9,8 +9,8 @@
 //! | the owner's | if `idempotent = true` | if `while_stopped = true` |
 //! | a plug-in's | as it registered; its questions yes | as it registered; its questions yes |
 //!
-//! None but an owner's or a plug-in's with `class = "flight"` is a flight action. What is not known is refused when it
-//! runs.
+//! None but an owner's or a plug-in's with `class = "flight"` is a flight action, and none but one of theirs that has a name
+//! of [`ENDS_FLIGHT`] ends a flight. What is not known is refused when it runs.
 
 use swarm_shared::proto::delivery::desk::Traits;
 use swarm_shared::proto::message::{Offer, OfferedAction, OfferedClass};
@@ -23,13 +23,16 @@ use crate::plugins::PluginAction;
 /// How many actions an offer names at most: the owner's before those of plug-ins, in the order of their names.
 pub const OFFERED_MAX: usize = 256;
 
+/// The names, which are clever-show's, of actions after which a drone does not go on with what it did.
+pub(crate) const ENDS_FLIGHT: [&str; 5] = ["pause", "stop", "land", "emergency_land", "disarm"];
+
 impl Actions {
     /// What this action is like.
     pub fn traits(&self, action: &str) -> Traits {
         let harmless = |idempotent| Traits {
             idempotent,
             while_stopped: true,
-            flight: false,
+            ..Traits::default()
         };
         match action {
             "log" => harmless(true),
@@ -44,7 +47,11 @@ impl Actions {
                         .find(other)
                         .map(|found| traits_of_plugins(&found))
                 };
-                own.get(other).map(traits_of).or_else(plugins).unwrap_or_default()
+                let known = own.get(other).map(traits_of).or_else(plugins);
+                known.map_or_else(Traits::default, |traits| Traits {
+                    ends_flight: ENDS_FLIGHT.contains(&other),
+                    ..traits
+                })
             }
         }
     }
@@ -71,6 +78,7 @@ fn offered(traits: Traits) -> OfferedAction {
         idempotent,
         while_stopped,
         flight,
+        ends_flight: _,
     } = traits;
     OfferedAction {
         class: if flight {
@@ -89,6 +97,7 @@ fn traits_of_plugins(action: &PluginAction) -> Traits {
         idempotent: entry.idempotent,
         while_stopped: entry.while_stopped,
         flight: entry.flight,
+        ends_flight: false,
     }
 }
 
@@ -97,5 +106,6 @@ fn traits_of(action: &Action) -> Traits {
         idempotent: action.idempotent,
         while_stopped: action.while_stopped,
         flight: action.class == Class::Flight,
+        ends_flight: false,
     }
 }

@@ -286,5 +286,6 @@ fn traits(action: &str) -> Traits {
         idempotent: action.contains('i') && action != RELEASE,
         while_stopped: action.contains('s') || action == RELEASE,
         flight: action.contains('f'),
+        ends_flight: false,
     }
 }

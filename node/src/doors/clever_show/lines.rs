@@ -1,11 +1,13 @@
-//! What the server asks for, in three lines, so that nothing slow keeps an action of flight from being read, or from
-//! starting: the node has ten places, eight of them for what is not of flight, and this door leaves some of each.
+//! What the server asks for, in lines, so that nothing slow keeps an action of flight from being read, or from starting.
+//! The node has ten places for what ends no flight, eight of them for what is not of flight, and twelve for what ends
+//! one; of each this door leaves some to others.
 //!
 //! | line | what | at once |
 //! |---|---|---|
-//! | flight | what ends a flight, or holds it up: [`ENDING`] | 8 with the next, 2 of one name |
+//! | ending | what ends a flight, or holds it up: [`ENDS_FLIGHT`]; nobody waits in it | 2 of each name |
 //! | flight | other actions of that class, and those by whose names clever-show moves a drone | 3 |
 //! | act | everything else that does something, in its order | 6 |
+//! | fetch | files that the server asks for | 1 |
 //! | question | what only looks; it takes no place of the node | 48 |
 //!
 //! In each, 64 wait; one more is not done, and the log says so: the protocol has no word for it. What ends a flight waits
@@ -13,18 +15,19 @@
 
 use std::collections::VecDeque;
 
-use swarm_shared::net::clever_show::{Event, Heard};
 use swarm_shared::proto::clever_show::FLIGHT;
+use swarm_shared::proto::delivery::desk::Traits;
 use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::trust::gate::{ActionClass, classify};
 use tokio::task::{Id, JoinError, JoinSet};
 
+use super::jobs::{AtWork, Job};
+use crate::actions::ENDS_FLIGHT;
+
 /// Most that wait in one line.
 pub(super) const WAITING_MAX: usize = 64;
-/// Most of one name that ends a flight, at work or waiting: the others by which one can be ended keep their places.
+/// Most of one name that ends a flight: the others by which one can be ended keep their places.
 const AGAIN_MAX: usize = 2;
-/// Those of [`FLIGHT`] after which a drone does not go on with what it did.
-const ENDING: [&str; 5] = ["pause", "stop", "land", "emergency_land", "disarm"];
 
 /// What it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,18 +36,19 @@ pub(super) enum Kind {
     Ending,
     Flight,
     Act,
+    Fetch,
     Question,
     /// A file that is pushed: in no line.
     File,
 }
 
 impl Kind {
-    /// Of what is asked for by this name; `flight`: that is the class of it.
-    pub(super) fn of(name: &str, arguments: &Arguments, flight: bool) -> Self {
+    /// Of an action or a question of this name, which is like this.
+    pub(super) fn of(name: &str, arguments: &Arguments, traits: Traits) -> Self {
         match classify(name, arguments) {
-            // By these names a server moves it, or stops it, whatever class the owner has given them.
-            _ if ENDING.contains(&name) => Self::Ending,
-            _ if flight || FLIGHT.contains(&name) => Self::Flight,
+            _ if traits.ends_flight => Self::Ending,
+            // By these names a server moves it, whatever class the owner has given them.
+            _ if traits.flight || FLIGHT.contains(&name) => Self::Flight,
             ActionClass::Read => Self::Question,
             ActionClass::Act | ActionClass::Execute => Self::Act,
         }
@@ -53,49 +57,31 @@ impl Kind {
     /// How many of it are at work at once.
     fn places(self) -> usize {
         match self {
-            Self::Ending => 8,
-            // With all acts at work they leave one of the node's ten places to what ends a flight.
+            Self::Ending => AGAIN_MAX * ENDS_FLIGHT.len(),
             Self::Flight => 3,
             Self::Act => 6,
             Self::Question => 48,
-            Self::File => 1,
+            Self::Fetch | Self::File => 1,
         }
     }
 }
 
-/// What is asked for, and its name.
-pub(super) fn asked_for(event: &Event) -> Option<(&'static str, &str, &Arguments)> {
-    match event {
-        Event::Action { action, arguments } => Some(("action", action, arguments)),
-        Event::Asked { value, arguments, .. } => Some(("request", value, arguments)),
-        Event::File { .. }
-        | Event::Unreadable(_)
-        | Event::TooLong { .. }
-        | Event::Stray { .. }
-        | Event::Answered { .. }
-        | Event::Unanswered { .. } => None,
-    }
-}
-
-pub(super) fn name_of(heard: &Heard) -> &str {
-    asked_for(&heard.event).map_or("", |(_, name, _)| name)
-}
+/// How one has ended: why it was not done, if it was not. The log knows.
+pub(super) type Told = Result<(), String>;
 
 /// One line, and what of it is at work.
 #[derive(Debug)]
 pub(super) struct Line {
     places: usize,
-    waiting: VecDeque<(Kind, Heard)>,
-    at_work: JoinSet<()>,
-    /// Of each of these, what it is.
-    known: Vec<(Id, Kind, String)>,
+    waiting: VecDeque<Job>,
+    at_work: JoinSet<Told>,
+    known: Vec<(Id, AtWork)>,
 }
 
 impl Line {
-    /// With the places of this kind, which is the widest in it.
-    pub(super) fn new(widest: Kind) -> Self {
+    pub(super) fn new(kind: Kind) -> Self {
         Self {
-            places: widest.places(),
+            places: kind.places(),
             waiting: VecDeque::new(),
             at_work: JoinSet::new(),
             known: Vec::new(),
@@ -106,45 +92,44 @@ impl Line {
         self.waiting.len()
     }
 
-    pub(super) fn join(&mut self, kind: Kind, heard: Heard) {
-        self.waiting.push_back((kind, heard));
+    /// What all of it takes, at work or waiting, in bytes.
+    pub(super) fn bytes(&self) -> usize {
+        let waiting = self.waiting.iter().map(Job::bytes);
+        let at_work = self.known.iter().map(|(_, at_work)| at_work.bytes);
+        waiting.sum::<usize>() + at_work.sum::<usize>()
     }
 
-    /// Why this one may not join, for there are enough of its name.
-    pub(super) fn is_again(&mut self, heard: &Heard) -> Option<String> {
+    pub(super) fn join(&mut self, job: Job) {
+        self.waiting.push_back(job);
+    }
+
+    /// Why one more of this name may not join, for there are enough of it.
+    pub(super) fn is_again(&mut self, name: &str) -> Option<String> {
         self.clear_away();
-        let name = name_of(heard);
-        let waiting = self.waiting.iter().filter(|(_, heard)| name_of(heard) == name);
-        let at_work = self.known.iter().filter(|(_, _, known)| known == name);
+        let waiting = self.waiting.iter().filter(|job| job.name == name);
+        let at_work = self.known.iter().filter(|(_, at_work)| at_work.name == name);
         (waiting.count() + at_work.count() >= AGAIN_MAX)
             .then(|| format!("busy: {AGAIN_MAX} of this name are at work; nothing more was done"))
     }
 
-    /// Takes out what begins a flight.
-    pub(super) fn without_flights(&mut self) -> Vec<Heard> {
-        take_flights(&mut self.waiting)
+    /// Takes out all that wait.
+    pub(super) fn clear(&mut self) -> VecDeque<Job> {
+        std::mem::take(&mut self.waiting)
     }
 
     /// Whoever has its turn, if there is a place.
-    pub(super) fn next(&mut self) -> Option<(Kind, Heard)> {
+    pub(super) fn next(&mut self) -> Option<Job> {
         self.clear_away();
-        let (kind, _) = *self.waiting.front().as_ref()?;
-        let of_it = self.known.iter().filter(|(_, known, _)| known == kind).count();
-        if self.at_work.len() >= self.places || of_it >= kind.places() {
+        if self.at_work.len() >= self.places {
             return None;
         }
         self.waiting.pop_front()
     }
 
     /// Gives a place.
-    pub(super) fn spawn(
-        &mut self,
-        kind: Kind,
-        name: String,
-        work: impl Future<Output = ()> + Send + 'static,
-    ) {
+    pub(super) fn spawn(&mut self, at_work: AtWork, work: impl Future<Output = Told> + Send + 'static) {
         let id = self.at_work.spawn(work).id();
-        self.known.push((id, kind, name));
+        self.known.push((id, at_work));
     }
 
     /// Waits until there is a place for somebody who waits.
@@ -164,41 +149,54 @@ impl Line {
         }
     }
 
-    fn forget(&mut self, ended: Result<(Id, ()), JoinError>) {
-        let id = ended.map_or_else(|fell_over| fell_over.id(), |(id, ())| id);
-        self.known.retain(|(known, _, _)| *known != id);
+    fn forget(&mut self, ended: Result<(Id, Told), JoinError>) {
+        let id = ended.map_or_else(|fell_over| fell_over.id(), |(id, _)| id);
+        self.known.retain(|(known, _)| *known != id);
     }
-}
-
-/// Takes out what begins a flight.
-pub(super) fn take_flights(waiting: &mut VecDeque<(Kind, Heard)>) -> Vec<Heard> {
-    let (flights, others) = std::mem::take(waiting)
-        .into_iter()
-        .partition::<VecDeque<_>, _>(|(kind, _)| *kind == Kind::Flight);
-    *waiting = others;
-    flights.into_iter().map(|(_, heard)| heard).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use swarm_shared::proto::delivery::desk::{ENDING_MAX, ORDINARY_MAX, RUNNING_MAX};
+
     use super::*;
 
     #[test]
     fn what_ends_a_flight_goes_past_all_else() {
         let none = Arguments::default();
-        for (name, flight, kind) in [
-            ("led", false, Kind::Act),
-            ("execute", false, Kind::Act),
-            ("dance", true, Kind::Flight),
-            ("land", false, Kind::Ending),
-            ("pause", true, Kind::Ending),
-            ("telemetry", false, Kind::Question),
-            ("id", false, Kind::Question),
-            ("takeoff", false, Kind::Flight),
-            ("resume", false, Kind::Flight),
+        let (plain, flight) = (
+            Traits::default(),
+            Traits {
+                flight: true,
+                ..Traits::default()
+            },
+        );
+        let ending = |traits| Traits {
+            ends_flight: true,
+            ..traits
+        };
+        for (name, traits, kind) in [
+            ("led", plain, Kind::Act),
+            ("execute", plain, Kind::Act),
+            ("dance", flight, Kind::Flight),
+            ("land", ending(plain), Kind::Ending),
+            ("pause", ending(flight), Kind::Ending),
+            // This node cannot land, so it ends nothing by that.
+            ("land", plain, Kind::Flight),
+            ("telemetry", plain, Kind::Question),
+            ("id", plain, Kind::Question),
+            ("takeoff", plain, Kind::Flight),
+            ("resume", plain, Kind::Flight),
         ] {
-            assert_eq!(Kind::of(name, &none, flight), kind, "{name}");
+            assert_eq!(Kind::of(name, &none, traits), kind, "{name}");
         }
-        assert!(ENDING.iter().all(|name| FLIGHT.contains(name)));
+        assert!(ENDS_FLIGHT.iter().all(|name| FLIGHT.contains(name)));
+    }
+
+    #[test]
+    fn some_of_the_nodes_places_are_left_to_others() {
+        assert!(Kind::Ending.places() < ENDING_MAX);
+        assert!(Kind::Act.places() < ORDINARY_MAX);
+        assert!(Kind::Act.places() + Kind::Flight.places() < RUNNING_MAX - ENDING_MAX);
     }
 }

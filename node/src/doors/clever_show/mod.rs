@@ -7,12 +7,14 @@
 //!
 //! The protocol is plain text and proves nothing: whoever is at the server's address, or on the way there, is the
 //! server; with `server = "auto"` whoever says so in a datagram. So it may look, and do what `allow` names, as far as
-//! `role` reaches. What it asks for is done in the order in which it arrives, in three lines: actions of flight go past
-//! what is slow. What comes after a pushed file begins when that is in its place, but for what ends a flight (`turns`).
-//! What is refused or fails gets no answer, as from the real program, for the protocol has none; the log says it.
+//! `role` reaches; what may not pass is refused at once. The rest is done in the order in which it arrives, in lines:
+//! actions of flight go past what is slow. What comes after a pushed file begins when that is in its place, but for what
+//! ends a flight (`turns`). What is refused or fails gets no answer, as from the real program, for the protocol has none;
+//! the log says it.
 //!
 //! Invariant: the task that hears the server waits for no disk.
 
+mod jobs;
 mod lines;
 mod log;
 #[cfg(test)]
@@ -42,7 +44,8 @@ use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use self::lines::{Kind, asked_for};
+use self::jobs::{Asked, Job, Todo};
+use self::lines::{Kind, Told};
 use self::log::Log;
 use self::turns::Turns;
 use crate::actions::Actions;
@@ -51,6 +54,8 @@ use crate::links::errands::Errands;
 use crate::node::Node;
 use crate::status::{ServerState, ServerView, Status};
 
+/// The question for the directory of programs.
+const CLOVER_DIR: &str = "clover_dir";
 /// The action that brings readings.
 const TELEMETRY: &str = "telemetry";
 
@@ -217,11 +222,12 @@ impl Door {
     async fn serve(&self, mut incoming: mpsc::Receiver<Heard>) {
         let mut turns = Turns::new(self.config.file_bytes);
         loop {
-            while let Some((kind, heard)) = turns.next() {
-                let name = asked_for(&heard.event).map_or_else(String::new, |(_, name, _)| name.to_owned());
-                if let Some(work) = self.start(heard).await {
-                    turns.spawn(kind, name, work);
-                }
+            while let Some(job) = turns.next() {
+                let at_work = job.at_work();
+                turns.spawn(at_work, self.start(job).await);
+            }
+            for (job, why) in turns.take_not_done() {
+                self.log.note(self.server(), job.what, &job.name, Err(why));
             }
             let has_room = turns.has_room();
             let heard = tokio::select! {
@@ -229,164 +235,149 @@ impl Door {
                 () = turns.changed() => continue,
                 heard = incoming.recv(), if has_room => heard,
             };
-            let Some(heard) = heard else { return };
-            let Some(kind) = self.kind(&heard.event) else {
-                self.note(heard.event);
-                continue;
+            let Some(Heard { event, since }) = heard else {
+                return;
             };
-            for (heard, why) in turns.hear(kind, heard) {
-                if let Some((what, name, _)) = asked_for(&heard.event) {
-                    self.log.note(self.server(), what, name, Err(why));
-                }
+            if let Some(job) = self.job(event, since) {
+                turns.hear(job);
             }
         }
     }
 
-    /// Which kind it is; none if nothing is to be done for it.
-    fn kind(&self, event: &Event) -> Option<Kind> {
-        let Some((_, name, arguments)) = asked_for(event) else {
-            return matches!(event, Event::File { .. }).then_some(Kind::File);
-        };
-        let kind = Kind::of(name, arguments, self.actions.traits(name).flight);
-        // What may not pass goes past nothing.
-        let goes_past = kind != Kind::Ending || self.permit(name, arguments).is_ok();
-        Some(if goes_past { kind } else { Kind::Flight })
-    }
-
-    /// Begins what has its turn; what is left of it waits for nobody else.
-    async fn start(&self, heard: Heard) -> Option<Work> {
-        let Heard { event, since } = heard;
-        let door = self.clone();
-        match event {
+    /// What is to be done for it. If there is nothing, or it may not pass, that is told here, at once.
+    fn job(&self, event: Event, since: Instant) -> Option<Job> {
+        let (what, name, wanted) = match event {
             Event::Action { action, arguments } => {
-                let (server, end) = self.begin("action", &action, arguments, since).await?;
-                Some(Box::pin(async move {
-                    let reply = ended(end).await;
-                    door.log.note(server, "action", &action, outcome(&reply));
-                }))
+                let wanted = self.errand("action", &action, arguments, None);
+                ("action", action, wanted)
             }
-            Event::Asked { value, id, arguments } => self.asked((value, id), arguments, since).await,
-            Event::File { filepath, bytes } => Some(Box::pin(async move {
-                let kept = door.keep(&filepath, bytes).await;
-                door.log.note(door.server(), "file pushed", &filepath, kept);
-            })),
-            other @ (Event::Unreadable(_)
-            | Event::TooLong { .. }
-            | Event::Stray { .. }
-            | Event::Answered { .. }
-            | Event::Unanswered { .. }) => {
-                self.note(other);
+            Event::Asked { value, id, arguments } if value == FILE_TRANSFER => {
+                let path = arguments.kwargs.get("filepath").and_then(Value::as_str);
+                let wanted = self.permit(FILE_TRANSFER, &Arguments::default());
+                let wanted = wanted.map(|()| (Kind::Fetch, Todo::Fetch { id }));
+                ("file asked for", path.unwrap_or_default().to_owned(), wanted)
+            }
+            Event::Asked { value, id, .. } if value == CLOVER_DIR => {
+                let dir = self.clover_dir.clone().map_or(Value::Null, Value::String);
+                let answered = self.respond((&value, &id), Answer::Value(dir), since);
+                let answered = answered.map(|()| "done".to_owned());
+                self.log.note(self.server(), "request", &value, answered);
+                return None;
+            }
+            Event::Asked { value, id, arguments } => {
+                let with_spec = translate::wants_spec(&arguments);
+                let wanted = self.errand("request", &value, arguments, Some(Asked { id, with_spec }));
+                ("request", value, wanted)
+            }
+            // Whether it may be kept is asked when it has its turn: what comes after it is to know.
+            Event::File { filepath, bytes } => {
+                let push = (Kind::File, Todo::Push { bytes });
+                ("file pushed", filepath, Ok(push))
+            }
+            Event::TooLong { bytes, max } => {
+                let passed_over = (Kind::File, Todo::PassedOver { bytes, max });
+                ("message", "too long".to_owned(), Ok(passed_over))
+            }
+            Event::Unreadable(error) => {
+                let why = error.to_string();
+                ("message", "unreadable".to_owned(), Err(why))
+            }
+            Event::Stray { value, .. } => ("response", value, Err("it answers nothing".to_owned())),
+            // This door asks nothing.
+            Event::Answered { .. } | Event::Unanswered { .. } => return None,
+        };
+        match wanted {
+            Ok((kind, todo)) => Some(Job {
+                kind,
+                what,
+                name,
+                since,
+                todo,
+            }),
+            Err(why) => {
+                self.log.note(self.server(), what, &name, Err(why));
                 None
             }
         }
     }
 
-    /// Tells of what nothing is done for.
-    fn note(&self, event: Event) {
-        match event {
-            Event::Unreadable(error) => {
-                self.log
-                    .note(self.server(), "message", "unreadable", Err(error.to_string()));
-            }
-            Event::TooLong { bytes, max } => {
-                let why = format!("{bytes} bytes are more than the {max} allowed; passed over");
-                self.log.note(self.server(), "message", "too long", Err(why));
-            }
-            Event::Stray { value, .. } => {
-                let why = "it answers nothing".to_owned();
-                self.log.note(self.server(), "response", &value, Err(why));
-            }
-            // This door asks nothing; what asks it has its turn.
-            Event::Answered { .. }
-            | Event::Unanswered { .. }
-            | Event::Action { .. }
-            | Event::Asked { .. }
-            | Event::File { .. } => {}
-        }
-    }
-
-    async fn asked(
+    /// What the node is to do for a word of the server's, if it may.
+    fn errand(
         &self,
-        (value, id): (String, String),
-        arguments: Arguments,
-        since: Instant,
-    ) -> Option<Work> {
-        let (server, door) = (self.server(), self.clone());
-        if value == FILE_TRANSFER {
-            return Some(Box::pin(async move {
-                let path = arguments.kwargs.get("filepath").and_then(Value::as_str);
-                let path = path.unwrap_or_default();
-                let sent = door.send_file((&value, &id), path, since).await;
-                door.log.note(server, "file asked for", path, sent);
-            }));
-        }
-        if value == "clover_dir" {
-            let dir = self.clover_dir.clone().map_or(Value::Null, Value::String);
-            let answered = self.respond((&value, &id), Answer::Value(dir), since);
-            let answered = answered.map(|()| "done".to_owned());
-            self.log.note(server, "request", &value, answered);
-            return None;
-        }
-        let with_spec = translate::wants_spec(&arguments);
-        let (server, end) = self.begin("request", &value, arguments, since).await?;
-        Some(Box::pin(async move {
-            let reply = ended(end).await;
-            let answer = translate::answer(&value, &reply, with_spec, now());
-            let answered = match answer {
-                Some(answer) => door.respond((&value, &id), Answer::Value(answer), since),
-                None => Ok(()),
-            };
-            door.log
-                .note(server, "request", &value, answered.and_then(|()| outcome(&reply)));
-        }))
-    }
-
-    /// Answers what was asked then: over the connection that it was asked by, for the next one counts anew.
-    fn respond(&self, (value, id): (&str, &str), answer: Answer, asked: Instant) -> Result<(), String> {
-        let connected = *self.connected.lock().unwrap_or_else(PoisonError::into_inner);
-        if connected.is_none_or(|connected| asked < connected) {
-            return Err("not answered: the connection that it was asked by is gone".to_owned());
-        }
-        self.connection
-            .respond(value, id, answer)
-            .map_err(|error| error.to_string())
-    }
-
-    /// Hands in what the server asks for, if it may. Whatever is not handed in is told here.
-    async fn begin(
-        &self,
-        what: &'static str,
+        what: &str,
         name: &str,
         arguments: Arguments,
-        since: Instant,
-    ) -> Option<(Option<SocketAddr>, oneshot::Receiver<Reply>)> {
-        let server = self.server();
+        asked: Option<Asked>,
+    ) -> Result<(Kind, Todo), String> {
         let own = |name: &str| self.actions.is_owners(name);
         let names = translate::Names {
             address: get_ip_address,
             number: || random::spread() % 10_000,
         };
-        let wanted = match what {
+        let (action, arguments) = match what {
             "request" => translate::request(name, arguments, own, &names),
             _ => translate::action(name, arguments, own, &names),
+        }?;
+        self.permit(&action, &arguments)?;
+        let kind = Kind::of(&action, &arguments, self.actions.traits(&action));
+        let errand = Todo::Errand {
+            action,
+            arguments,
+            asked,
         };
-        let permitted = wanted.and_then(|(action, arguments)| {
-            self.permit(&action, &arguments)?;
-            Ok((action, arguments))
-        });
-        match permitted {
-            Ok((action, arguments)) => {
-                let end = self
-                    .errands
-                    .hand_in(self.config.role, action, arguments, since)
-                    .await;
-                Some((server, end))
+        Ok((kind, errand))
+    }
+
+    /// Begins what has its turn; what is left of it waits for nobody else.
+    async fn start(&self, job: Job) -> Work {
+        let Job {
+            what,
+            name,
+            since,
+            todo,
+            ..
+        } = job;
+        let (server, door) = (self.server(), self.clone());
+        let of = name.clone();
+        let ended: Pin<Box<dyn Future<Output = Result<String, String>> + Send>> = match todo {
+            Todo::Errand {
+                action,
+                arguments,
+                asked,
+            } => {
+                let role = self.config.role;
+                let end = self.errands.hand_in(role, action, arguments, since).await;
+                Box::pin(async move {
+                    let reply = ended(end).await;
+                    if let Some(Asked { id, with_spec }) = asked
+                        && let Some(answer) = translate::answer(&of, &reply, with_spec, now())
+                    {
+                        door.respond((&of, &id), Answer::Value(answer), since)?;
+                    }
+                    outcome(&reply)
+                })
             }
-            Err(why) => {
-                self.log.note(server, what, name, Err(why));
-                None
-            }
-        }
+            Todo::Fetch { id } => Box::pin(async move { door.send_file(&id, &of, since).await }),
+            Todo::Push { bytes } => Box::pin(async move { door.keep(&of, bytes).await }),
+            Todo::PassedOver { bytes, max } => Box::pin(async move {
+                Err(format!(
+                    "{bytes} bytes are more than the {max} allowed; passed over"
+                ))
+            }),
+        };
+        let log = self.log.clone();
+        Box::pin(async move {
+            let ended = ended.await;
+            let told = ended.as_ref().map(drop).map_err(String::clone);
+            log.note(server, what, &name, ended);
+            told
+        })
+    }
+
+    fn respond(&self, (value, id): (&str, &str), answer: Answer, asked: Instant) -> Result<(), String> {
+        self.connection
+            .respond_to(value, id, answer, asked)
+            .map_err(|error| error.to_string())
     }
 
     /// Whether this door lets it pass: by the gate for its role, and by its list.
@@ -417,13 +408,12 @@ impl Door {
     }
 
     /// Answers with a file what was asked then.
-    async fn send_file(&self, request: (&str, &str), path: &str, asked: Instant) -> Result<String, String> {
-        self.permit(FILE_TRANSFER, &Arguments::default())?;
+    async fn send_file(&self, id: &str, path: &str, asked: Instant) -> Result<String, String> {
         let (roots, path, most) = (self.roots.clone(), path.to_owned(), self.config.file_bytes);
         let _alone = self.file.acquire().await.map_err(|closed| closed.to_string())?;
         let bytes = blocking(move || files::read(&roots, &path, most)).await?;
         let size = bytes.len();
-        self.respond(request, Answer::File(bytes), asked)?;
+        self.respond((FILE_TRANSFER, id), Answer::File(bytes), asked)?;
         Ok(format!("{size} bytes"))
     }
 
@@ -461,7 +451,7 @@ fn now() -> f64 {
 }
 
 /// What is left to do for one that had its turn.
-type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
+type Work = Pin<Box<dyn Future<Output = Told> + Send>>;
 
 /// What is told of a drone.
 type Readings = Map<String, Value>;

@@ -39,12 +39,16 @@ class = "flight"
 command = ["/bin/sh", "-c", "echo disarm >>DIR/marks; exec sleep 60"]
 class = "flight"
 
+[actions.hold]
+command = ["/bin/sh", "-c", "echo hold >>DIR/marks; exec sleep 60"]
+
 [files.roots]
 files = "DIR/files"
 
 [doors.clever_show]
 server = "127.0.0.1:9"
 allow = ["ALLOW"]
+file_bytes = 10
 "#;
 
 /// Where the work of disks is done by one thread only.
@@ -88,8 +92,11 @@ impl Stage {
     }
 
     async fn allowing(allow: &str) -> Self {
+        Self::with(&TABLES.replace("ALLOW", allow)).await
+    }
+
+    async fn with(text: &str) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
-        let text = TABLES.replace("ALLOW", allow);
         let text = text.replace("DIR", &dir.path().display().to_string());
         let config = Config::parse(&text, &Origin::Text(None)).expect("a configuration");
         let mut node = Node::start(Settings {
@@ -248,7 +255,9 @@ fn nothing_waits_for_a_file_that_is_fetched() {
         let stage = Stage::set().await;
         let said = stage.serve();
         let disk = hold_the_disk().await;
-        say(&said, fetch("log")).await;
+        for _ in 0..8 {
+            say(&said, fetch("log")).await;
+        }
         say(&said, mark("beside it")).await;
         stage
             .until("an action", |stage| stage.marks() == ["beside it"])
@@ -261,24 +270,126 @@ fn nothing_waits_for_a_file_that_is_fetched() {
 }
 
 #[test]
-fn no_number_of_flights_keeps_a_drone_from_landing() {
+fn what_this_node_cannot_do_ends_no_flight() {
     with_one_thread_for_disks().block_on(async {
         let stage = Stage::set().await;
         let said = stage.serve();
-        for _ in 0..10 {
-            say(&said, action("takeoff", json!({}))).await;
-        }
-        for _ in 0..10 {
-            say(&said, action("disarm", json!({}))).await;
-        }
-        say(&said, action("land", json!({}))).await;
-        let counts = |stage: &Stage| {
-            let count = |name: &str| stage.marks().iter().filter(|mark| *mark == name).count();
-            [count("takeoff"), count("disarm"), count("land")]
-        };
-        stage.until("it lands", |stage| counts(stage) == [3, 2, 1]).await;
+        let disk = hold_the_disk().await;
+        say(&said, push("show", b"steps")).await;
+        say(&said, action("start", json!({}))).await;
+        let pause = stage.door.job(action("pause", json!({})), clock::now());
+        assert_eq!(pause.map(|job| job.kind), Some(Kind::Flight));
+        say(&said, action("pause", json!({}))).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        drop(disk);
+        stage.until("it starts", |stage| stage.marks() == ["start"]).await;
         stage.end().await;
     });
+}
+
+#[test]
+fn without_the_file_that_was_pushed_before_it_no_flight_begins() {
+    with_one_thread_for_disks().block_on(async {
+        let stage = Stage::set().await;
+        let said = stage.serve();
+        let start = || action("start", json!({}));
+        let nowhere = || Event::File {
+            filepath: "nowhere/show".to_owned(),
+            bytes: Bytes::from_static(b"steps"),
+        };
+        let too_long = || Event::TooLong { bytes: 20, max: 10 };
+        let mut marks = Vec::new();
+        for (number, failing) in [nowhere(), push("show", b"more than it may be"), too_long()]
+            .into_iter()
+            .enumerate()
+        {
+            let disk = hold_the_disk().await;
+            let name = number.to_string();
+            // That the others can be kept does not help, nor that they come later.
+            say(&said, push("other", b"before")).await;
+            say(&said, failing).await;
+            say(&said, start()).await;
+            say(&said, push("other", b"after")).await;
+            say(&said, start()).await;
+            say(&said, mark(&name)).await;
+            drop(disk);
+            marks.push(name);
+            stage
+                .until("what needs no file", |stage| stage.marks() == marks)
+                .await;
+            assert!(has(stage.dir.path(), "other", b"after"));
+        }
+        // Come together, whatever has been read of it by when.
+        let since = clock::now();
+        for event in [nowhere(), start(), mark("together")] {
+            said.send(Heard { event, since }).await.expect("heard");
+        }
+        marks.push("together".to_owned());
+        stage
+            .until("what came with it", |stage| stage.marks() == marks)
+            .await;
+        // The same file, once more, and right.
+        let disk = hold_the_disk().await;
+        say(&said, push("show", b"more than it may be")).await;
+        say(&said, push("show", b"steps")).await;
+        say(&said, start()).await;
+        drop(disk);
+        marks.push("start".to_owned());
+        stage.until("it starts", |stage| stage.marks() == marks).await;
+        assert!(has(stage.dir.path(), "show", b"steps"));
+        stage.end().await;
+    });
+}
+
+/// With all places that flights and others can have taken, by the server and by stations.
+async fn lands_whatever_runs(tables: &str) {
+    let stage = Stage::with(tables).await;
+    let said = stage.serve();
+    let count = |stage: &Stage, name: &str| stage.marks().iter().filter(|mark| *mark == name).count();
+    for _ in 0..10 {
+        say(&said, action("hold", json!({}))).await;
+    }
+    stage
+        .until("six by the server", |stage| count(stage, "hold") == 6)
+        .await;
+    let errands = stage.links.errands();
+    for _ in 0..2 {
+        // Whoever asks does not wait for its end.
+        let _end = errands
+            .hand_in(
+                stage.door.config.role,
+                "hold".to_owned(),
+                Arguments::default(),
+                clock::now(),
+            )
+            .await;
+    }
+    stage
+        .until("two by others", |stage| count(stage, "hold") == 8)
+        .await;
+    for name in ["takeoff", "disarm"] {
+        for _ in 0..10 {
+            say(&said, action(name, json!({}))).await;
+        }
+    }
+    say(&said, action("land", json!({}))).await;
+    stage
+        .until("it lands", |stage| {
+            (count(stage, "disarm"), count(stage, "land")) == (2, 1)
+        })
+        .await;
+    stage.end().await;
+}
+
+#[test]
+fn no_number_of_flights_and_of_others_keeps_a_drone_from_landing() {
+    with_one_thread_for_disks().block_on(lands_whatever_runs(&TABLES.replace("ALLOW", "*")));
+}
+
+#[test]
+fn nor_does_it_matter_which_class_its_owner_gave_to_what() {
+    let plain = TABLES.replace("class = \"flight\"", "");
+    with_one_thread_for_disks().block_on(lands_whatever_runs(&plain.replace("ALLOW", "*")));
 }
 
 #[test]
@@ -320,28 +431,127 @@ fn a_reading_for_one_server_is_not_sent_to_the_next() {
     });
 }
 
+fn job(kind: Kind, todo: Todo) -> Job {
+    Job {
+        kind,
+        what: "action",
+        name: "x".to_owned(),
+        since: clock::now(),
+        todo,
+    }
+}
+
+fn pushed(bytes: &'static [u8]) -> Job {
+    let bytes = Bytes::from_static(bytes);
+    job(Kind::File, Todo::Push { bytes })
+}
+
+/// With arguments of so many bytes.
+fn errand(kind: Kind, bytes: usize) -> Job {
+    let mut arguments = Arguments::default();
+    arguments.args.push("x".repeat(bytes).into());
+    let action = "x".to_owned();
+    let asked = None;
+    let errand = Todo::Errand {
+        action,
+        arguments,
+        asked,
+    };
+    job(kind, errand)
+}
+
 /// A file that is pushed is not in its place before the test says so.
 #[tokio::test]
 async fn what_waits_behind_a_file_is_bounded() {
-    let heard = |event| Heard {
-        event,
-        since: clock::now(),
-    };
     let mut turns = Turns::new(10);
     let (_in_place, put) = oneshot::channel::<()>();
-    assert!(turns.hear(Kind::File, heard(push("a", b"0123456789"))).is_empty());
-    let (kind, _) = turns.next().expect("its turn");
-    turns.spawn(kind, String::new(), async {
+    turns.hear(pushed(b"0123456789"));
+    let file = turns.next().expect("its turn");
+    turns.spawn(file.at_work(), async {
         let _in_place = put.await;
+        Ok(())
     });
     assert!(turns.has_room());
     for number in 0..100 {
-        let not_done = turns.hear(Kind::Act, heard(mark("x")));
+        turns.hear(errand(Kind::Act, 1));
+        let not_done = turns.take_not_done();
         assert_eq!(not_done.len(), usize::from(number >= lines::WAITING_MAX));
     }
-    assert_eq!(turns.next(), None);
-    assert!(turns.hear(Kind::File, heard(push("b", b"012345678"))).is_empty());
+    assert!(turns.next().is_none());
+    turns.hear(pushed(b"012345678"));
     assert!(turns.has_room(), "9 bytes of 10");
-    assert!(turns.hear(Kind::File, heard(push("c", b"0"))).is_empty());
+    turns.hear(pushed(b"0"));
     assert!(!turns.has_room(), "10 bytes of 10");
+    assert!(turns.take_not_done().is_empty());
+}
+
+#[tokio::test]
+async fn whoever_starts_it_knowing_that_a_file_is_not_there_has_what_is_there() {
+    let mut turns = Turns::new(10);
+    turns.hear(pushed(b"steps"));
+    let file = turns.next().expect("its turn");
+    turns.spawn(file.at_work(), async { Err("the card is full".to_owned()) });
+    let before = clock::now();
+    let flight = |since| Job {
+        since,
+        ..errand(Kind::Flight, 1)
+    };
+    turns.hear(flight(before));
+    turns.changed().await;
+    let after = clock::now();
+    // Read later, and not sent later.
+    turns.hear(flight(before));
+    assert!(turns.next().is_none());
+    let not_done = turns.take_not_done();
+    assert_eq!(not_done.len(), 2);
+    assert!(not_done.iter().all(|(_, why)| why.contains("the card is full")));
+    turns.hear(errand(Kind::Act, 1));
+    turns.hear(flight(after));
+    let next = [turns.next(), turns.next()].map(|job| job.map(|job| job.kind));
+    assert_eq!(next, [Some(Kind::Flight), Some(Kind::Act)]);
+}
+
+#[tokio::test]
+async fn what_is_at_work_and_waits_takes_so_much_memory_at_most() {
+    const BYTES: usize = 500_000;
+    let kinds = [Kind::Act, Kind::Question, Kind::Flight];
+    let mut turns = Turns::new(10);
+    let mut heard = 0;
+    while turns.take_not_done().is_empty() {
+        turns.hear(errand(kinds[heard % kinds.len()], BYTES));
+        heard += 1;
+        // As many at work as may be, for ever.
+        while let Some(job) = turns.next() {
+            turns.spawn(job.at_work(), std::future::pending());
+        }
+        assert!(heard * BYTES <= turns::BYTES_MAX + BYTES, "{heard}");
+    }
+    assert!((heard + 1) * BYTES >= turns::BYTES_MAX, "{heard}");
+    turns.hear(errand(Kind::Question, BYTES));
+    assert_eq!(turns.take_not_done().len(), 1, "busy");
+    // What ends a flight takes out what waits, and has its place.
+    turns.hear(errand(Kind::Ending, BYTES));
+    assert!(
+        turns
+            .take_not_done()
+            .iter()
+            .all(|(job, _)| job.kind == Kind::Flight)
+    );
+    assert_eq!(turns.next().map(|job| job.kind), Some(Kind::Ending));
+}
+
+#[tokio::test]
+async fn what_may_not_pass_joins_no_line() {
+    let stage = Stage::allowing("led").await;
+    for refused in [
+        mark("x"),
+        action("land", json!({})),
+        fetch("x"),
+        action("execute", json!({})),
+    ] {
+        assert!(stage.door.job(refused, clock::now()).is_none());
+    }
+    let led = stage.door.job(action("led", json!({})), clock::now());
+    assert_eq!(led.map(|job| job.kind), Some(Kind::Act));
+    stage.end().await;
 }

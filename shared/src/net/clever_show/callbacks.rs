@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use serde_json::Value;
@@ -88,7 +89,7 @@ impl Callbacks {
     pub async fn serve(self, connection: &ConnectionManager, mut incoming: mpsc::Receiver<Heard>) {
         let mut at_work = JoinSet::new();
         let room = Arc::new(Semaphore::new(CALLBACKS_BYTES_MAX as usize));
-        while let Some(Heard { event, .. }) = incoming.recv().await {
+        while let Some(Heard { event, since }) = incoming.recv().await {
             while at_work.try_join_next().is_some() {}
             if at_work.len() >= CALLBACKS_MAX {
                 at_work.join_next().await;
@@ -111,12 +112,13 @@ impl Callbacks {
                         let answer = callback(connection.clone(), arguments);
                         let connection = connection.clone();
                         at_work.spawn(async move {
-                            respond(&connection, &value, &id, answer.await.map(Answer::Value));
+                            let answer = answer.await.map(Answer::Value);
+                            respond(&connection, (&value, &id), answer, since);
                             drop(place);
                         });
                     } else if let Some(roots) = self.roots.clone().filter(|_| value == FILE_TRANSFER) {
                         let read = read(roots, &arguments, connection.options().content_bytes_max);
-                        respond(connection, &value, &id, read.await);
+                        respond(connection, (&value, &id), read.await, since);
                     } else {
                         tracing::debug!(value, "nothing is registered for it");
                     }
@@ -145,9 +147,14 @@ async fn place(room: &Arc<Semaphore>, arguments: &Arguments) -> Option<OwnedSema
     place.await.ok()
 }
 
-fn respond(connection: &ConnectionManager, value: &str, id: &str, answer: Result<Answer, String>) {
+fn respond(
+    connection: &ConnectionManager,
+    (value, id): (&str, &str),
+    answer: Result<Answer, String>,
+    asked: Instant,
+) {
     let responded = answer.and_then(|answer| {
-        let responded = connection.respond(value, id, answer);
+        let responded = connection.respond_to(value, id, answer, asked);
         responded.map_err(|error| error.to_string())
     });
     if let Err(error) = responded {

@@ -27,7 +27,8 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::{NotifierSock, stream};
+use super::NotifierSock;
+use super::stream::{self, Source};
 use crate::net::store::{self, MODE_PLAIN, StoreError};
 use crate::net::{clock, random};
 use crate::proto::clever_show::{Answer, Dialogue, Event, Manners, Pace, Rejected, Unanswered};
@@ -160,6 +161,8 @@ struct State {
     dialogue: Dialogue,
     asking: BTreeMap<u64, oneshot::Sender<Result<Answer, Unanswered>>>,
     addr: Option<SocketAddr>,
+    /// Since when there is the connection that there is, if any. What it says has come later.
+    connected: Option<Instant>,
 }
 
 impl ConnectionManager {
@@ -172,6 +175,7 @@ impl ConnectionManager {
             dialogue: Dialogue::new(options.manners, first_id),
             asking: BTreeMap::new(),
             addr: None,
+            connected: None,
         };
         let inner = Inner {
             options,
@@ -223,6 +227,7 @@ impl ConnectionManager {
         {
             let mut state = inner.lock();
             state.addr = stream.peer_addr().ok();
+            state.connected = Some(clock::now());
             state.dialogue.connected();
         }
         let _lost = Lost(inner);
@@ -257,12 +262,28 @@ impl ConnectionManager {
         self.inner.say(|dialogue| dialogue.send_newest(action, arguments))
     }
 
-    /// Answers what the peer [asked](Event::Asked).
+    /// Answers what the peer [asked](Event::Asked) over the connection that there is.
     ///
     /// # Errors
     /// [`Rejected`]
     pub fn respond(&self, value: &str, id: &str, answer: Answer) -> Result<(), Rejected> {
         self.inner.say(|dialogue| dialogue.respond(value, id, answer))
+    }
+
+    /// Answers what was [heard](Heard) then, if the connection that it was asked on is still there: the next one, perhaps
+    /// another peer's, may use the same ids for other questions.
+    ///
+    /// # Errors
+    /// [`Rejected`]
+    pub fn respond_to(&self, value: &str, id: &str, answer: Answer, asked: Instant) -> Result<(), Rejected> {
+        let same = |connected: Instant| asked >= connected;
+        let mut state = self.inner.lock();
+        if !state.connected.is_some_and(same) {
+            return Err(Rejected::OtherConnection);
+        }
+        state.dialogue.respond(value, id, answer)?;
+        self.inner.wake.notify();
+        Ok(())
     }
 
     /// Asks the peer for a value.
@@ -382,7 +403,7 @@ struct Lost<'a>(&'a Inner);
 impl Drop for Lost<'_> {
     fn drop(&mut self) {
         let mut state = self.0.lock();
-        state.addr = None;
+        (state.addr, state.connected) = (None, None);
         state.dialogue.lost();
         let _nothing_was_read = state.settle();
     }
@@ -426,19 +447,16 @@ impl Inner {
         Ok(())
     }
 
-    /// Reads until the end. What is told carries the time before which it cannot have come: when the socket was found
-    /// empty last, and something came into it. So neither a peer that sends faster than it is read, nor a stop of this
-    /// program, makes an old word look like a new one.
-    async fn read(&self, mut from: ReadHalf<'_>) -> Ended {
+    /// Reads until the end. What is told carries the time before which it cannot have come: see [`Source`].
+    async fn read(&self, from: ReadHalf<'_>) -> Ended {
         let limits = Limits {
             header: HEADER_BYTES_MAX,
             content: self.options.content_bytes_max,
         };
+        let mut from = Source::new(from);
         let mut reader = FrameReader::new(limits);
         let mut pace = Pace::per_second(self.options.rate);
         let (mut buffer, mut begun) = (BytesMut::new(), None);
-        // Of what is in the buffer; of what is not read yet, where the socket has been emptied since.
-        let (mut since, mut emptied) = (clock::now(), None);
         loop {
             match reader.next_frame(&mut buffer) {
                 Err(WireError::ContentTooLong { bytes, max }) if bytes <= PASSED_OVER_MAX => {
@@ -447,11 +465,9 @@ impl Inner {
                         .first_chunk()
                         .map_or(0, |length| u16::from_be_bytes(*length));
                     buffer.advance(LENGTH_BYTES + usize::from(head));
-                    let passed = stream::pass_over(&mut from, &mut buffer, bytes);
-                    match tokio::time::timeout(self.options.message_within, passed).await {
-                        Ok(Ok(())) => {}
-                        Ok(Err(error)) => return error.into(),
-                        Err(_elapsed) => return Ended::Stalled,
+                    let (since, until) = (from.since(), clock::now() + self.options.message_within);
+                    if let Err(ended) = from.pass_over(&mut buffer, bytes, until).await {
+                        return ended;
                     }
                     (begun, reader) = (None, FrameReader::new(limits));
                     let event = Event::TooLong { bytes, max };
@@ -466,7 +482,7 @@ impl Inner {
                     while let Err(wait) = pace.take(clock::now()) {
                         tokio::time::sleep(wait).await;
                     }
-                    if !self.take(&frame, since).await {
+                    if !self.take(&frame, from.since()).await {
                         return Ended::Closed;
                     }
                     continue;
@@ -482,23 +498,11 @@ impl Inner {
             }
             buffer.reserve(reader.lacking().clamp(READ_BYTES.0, READ_BYTES.1));
             let until = begun.map(|begun: Instant| begun + self.options.message_within);
-            let room = buffer.capacity() - buffer.len();
-            let looked = clock::now();
-            let read = from.try_read_buf(&mut buffer);
-            if let Err(error) = &read
-                && error.kind() == io::ErrorKind::WouldBlock
-            {
-                match stream::wait(&from, &mut emptied, until).await {
-                    Ok(()) => continue,
-                    Err(ended) => return ended,
-                }
-            }
-            since = emptied.take().unwrap_or(since);
-            match read {
+            match from.read(&mut buffer, until).await {
                 Ok(0) if within => return io::Error::from(io::ErrorKind::UnexpectedEof).into(),
                 Ok(0) => return Ended::Peer,
-                Ok(bytes) => emptied = (bytes < room).then_some(looked),
-                Err(error) => return error.into(),
+                Ok(_) => {}
+                Err(ended) => return ended,
             }
         }
     }

@@ -1,10 +1,10 @@
-//! Bytes of one connection: waiting for them, passing them over, writing them.
+//! Bytes of one connection: reading them, passing them over, writing them.
 
 use std::io;
 use std::time::{Duration, Instant};
 
 use bytes::{Buf as _, BytesMut};
-use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::net::tcp::ReadHalf;
 
@@ -16,27 +16,100 @@ pub(super) const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// Room that is made for what is passed over, in bytes.
 const READ_BYTES: usize = 256 * 1024;
 
-/// Waits for something to read, until then at most. `emptied` becomes the last time at which there was nothing: taken
-/// before looking, for between a look and the next step any time may pass, with the process stopped or the machine
-/// asleep, and what came meanwhile is as old as that. The runtime's word is not enough: after a stop it may say that
-/// there is nothing because it has not asked yet.
-pub(super) async fn wait(
-    from: &ReadHalf<'_>,
-    emptied: &mut Option<Instant>,
-    until: Option<Instant>,
-) -> Result<(), Ended> {
-    loop {
-        let looked = clock::now();
-        if until.is_some_and(|until| until <= looked) {
-            return Err(Ended::Stalled);
+/// What comes in, and how old it may be: what is read carries the time before which it cannot have come, when the socket
+/// was found empty last and something came into it. So neither a peer that sends faster than it is read, nor a stop of
+/// this program, makes an old word look like a new one.
+pub(super) struct Source<'a> {
+    from: ReadHalf<'a>,
+    /// Of what has been read.
+    since: Instant,
+    /// Of what has not, where the socket has been emptied since.
+    emptied: Option<Instant>,
+}
+
+impl<'a> Source<'a> {
+    pub(super) fn new(from: ReadHalf<'a>) -> Self {
+        Self {
+            from,
+            since: clock::now(),
+            emptied: None,
         }
-        if is_empty(from.as_ref()) {
-            *emptied = Some(looked);
+    }
+
+    /// What was read last did not come before then.
+    pub(super) fn since(&self) -> Instant {
+        self.since
+    }
+
+    /// Reads what there is into the room of the buffer, and waits for it until then at most; 0 at the end.
+    pub(super) async fn read(
+        &mut self,
+        buffer: &mut BytesMut,
+        until: Option<Instant>,
+    ) -> Result<usize, Ended> {
+        let room = buffer.capacity() - buffer.len();
+        loop {
+            let looked = clock::now();
+            let read = self.from.try_read_buf(buffer);
+            if let Err(error) = &read
+                && error.kind() == io::ErrorKind::WouldBlock
+            {
+                self.wait(until).await?;
+                continue;
+            }
+            self.since = self.emptied.take().unwrap_or(self.since);
+            let bytes = read?;
+            self.emptied = (0 < bytes && bytes < room).then_some(looked);
+            return Ok(bytes);
         }
-        let again = looked + LOOK_EVERY;
-        let again = until.map_or(again, |until| until.min(again));
-        if let Ok(ready) = clock::timeout_at(again, from.readable()).await {
-            return Ok(ready?);
+    }
+
+    /// Reads so many bytes, until then at most, and keeps none.
+    pub(super) async fn pass_over(
+        &mut self,
+        buffer: &mut BytesMut,
+        bytes: u64,
+        until: Instant,
+    ) -> Result<(), Ended> {
+        let mut left = usize::try_from(bytes).unwrap_or(usize::MAX);
+        loop {
+            let there = left.min(buffer.len());
+            buffer.advance(there);
+            left -= there;
+            if left == 0 {
+                return Ok(());
+            }
+            // One that sends without rest is not waited for.
+            if until <= clock::now() {
+                return Err(Ended::Stalled);
+            }
+            // Nor does it keep others waiting.
+            tokio::task::consume_budget().await;
+            buffer.reserve(READ_BYTES);
+            if self.read(buffer, Some(until)).await? == 0 {
+                return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+            }
+        }
+    }
+
+    /// Waits for something to read, until then at most. [`Self::emptied`] becomes the last time at which there was
+    /// nothing: taken before looking, for between a look and the next step any time may pass, with the process stopped
+    /// or the machine asleep, and what came meanwhile is as old as that. The runtime's word is not enough: after a stop
+    /// it may say that there is nothing because it has not asked yet.
+    async fn wait(&mut self, until: Option<Instant>) -> Result<(), Ended> {
+        loop {
+            let looked = clock::now();
+            if until.is_some_and(|until| until <= looked) {
+                return Err(Ended::Stalled);
+            }
+            if is_empty(self.from.as_ref()) {
+                self.emptied = Some(looked);
+            }
+            let again = looked + LOOK_EVERY;
+            let again = until.map_or(again, |until| until.min(again));
+            if let Ok(ready) = clock::timeout_at(again, self.from.readable()).await {
+                return Ok(ready?);
+            }
         }
     }
 }
@@ -44,23 +117,6 @@ pub(super) async fn wait(
 /// Whether the system holds nothing that came; `false` if it does not say.
 fn is_empty(stream: &TcpStream) -> bool {
     rustix::io::ioctl_fionread(stream) == Ok(0)
-}
-
-/// Reads so many bytes and keeps none.
-pub(super) async fn pass_over(from: &mut ReadHalf<'_>, buffer: &mut BytesMut, bytes: u64) -> io::Result<()> {
-    let mut left = usize::try_from(bytes).unwrap_or(usize::MAX);
-    loop {
-        let there = left.min(buffer.len());
-        buffer.advance(there);
-        left -= there;
-        if left == 0 {
-            return Ok(());
-        }
-        buffer.reserve(READ_BYTES);
-        if from.read_buf(buffer).await? == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-    }
 }
 
 /// Writes all of it, as slowly as the peer takes it, if it takes anything in each [`WRITE_STALL`].
@@ -78,6 +134,8 @@ pub(super) async fn write(to: &mut (impl AsyncWrite + Unpin), mut bytes: &[u8]) 
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::AsyncReadExt as _;
+
     use super::*;
 
     #[tokio::test(start_paused = true)]

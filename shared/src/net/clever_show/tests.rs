@@ -1,5 +1,7 @@
 //! Two ends of the library on loopback.
 
+mod age;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -430,73 +432,6 @@ async fn a_wake_up_is_kept_for_the_next_who_waits() {
 }
 
 #[tokio::test]
-async fn what_is_read_late_is_known_to_be_old() {
-    let (listener, addr) = listener().await;
-    let (connection, mut incoming) = ConnectionManager::new(Options {
-        rate: 10,
-        ..Options::default()
-    });
-    let mut peer = TcpStream::connect(addr).await.expect("connected");
-    let (stream, _) = listener.accept().await.expect("accepted");
-    let driven = connection.clone();
-    tokio::spawn(async move { driven.connect(stream).await });
-    let mut land = bytes::BytesMut::new();
-    let message = crate::proto::clever_show::Message::Action {
-        action: "land".to_owned(),
-        arguments: Arguments::default(),
-    };
-    message.to_frame().encode(&mut land).expect("fits");
-    // Twice as many as are read in a second, at once, and one more after a rest.
-    let sent = crate::net::clock::now();
-    peer.write_all(&land.repeat(20)).await.expect("written");
-    let mut heard = Vec::new();
-    for _ in 0..20 {
-        heard.push(soon("a message", incoming.recv()).await.expect("open").since);
-    }
-    let read = crate::net::clock::now();
-    assert!(read - sent >= Duration::from_millis(800), "{:?}", read - sent);
-    assert!(
-        heard
-            .iter()
-            .all(|since| *since < sent + Duration::from_millis(500))
-    );
-    peer.write_all(&land).await.expect("written");
-    let fresh = soon("a message", incoming.recv()).await.expect("open").since;
-    // By so much it may seem older than it is.
-    assert!(fresh >= read - stream::LOOK_EVERY, "{:?} before", read - fresh);
-}
-
-#[tokio::test]
-async fn what_came_while_this_program_stood_still_is_known_to_be_old() {
-    let (listener, addr) = listener().await;
-    let (connection, mut incoming) = ConnectionManager::new(Options::default());
-    let mut peer = std::net::TcpStream::connect(addr).expect("connected");
-    let (stream, _) = listener.accept().await.expect("accepted");
-    tokio::spawn(async move { connection.connect(stream).await });
-    let mut land = bytes::BytesMut::new();
-    let message = crate::proto::clever_show::Message::Action {
-        action: "land".to_owned(),
-        arguments: Arguments::default(),
-    };
-    message.to_frame().encode(&mut land).expect("fits");
-    for quiet in [Duration::ZERO, Duration::from_millis(700)] {
-        tokio::time::sleep(quiet).await;
-        let before = crate::net::clock::now();
-        std::io::Write::write_all(&mut peer, &land).expect("written");
-        let sent = crate::net::clock::now();
-        // All tasks of this test are on this thread.
-        std::thread::sleep(Duration::from_secs(1));
-        let since = soon("a message", incoming.recv()).await.expect("open").since;
-        assert!(since <= sent, "{:?} after", since - sent);
-        assert!(
-            since + Duration::from_millis(500) >= before,
-            "{:?} before",
-            before - since
-        );
-    }
-}
-
-#[tokio::test]
 async fn one_large_message_waits_at_most() {
     let (listener, addr) = listener().await;
     let (connection, mut incoming) = ConnectionManager::new(Options::default());
@@ -527,4 +462,44 @@ async fn one_large_message_waits_at_most() {
         let path = format!("shows/{number}");
         assert!(matches!(large, Event::File { filepath, .. } if filepath == path));
     }
+}
+
+#[tokio::test]
+async fn an_answer_is_not_given_to_the_next_connection() {
+    let (listener, addr) = listener().await;
+    let (begun, mut begins) = mpsc::channel(8);
+    let go = Arc::new(tokio::sync::Semaphore::new(0));
+    let may_go = go.clone();
+    let mut callbacks = Callbacks::new();
+    callbacks.request_callback("position", move |_, _| {
+        let (begun, go) = (begun.clone(), may_go.clone());
+        async move {
+            begun.send(()).await.expect("waited for");
+            go.acquire().await.expect("open").forget();
+            Ok::<_, String>(json!([1, 2]))
+        }
+    });
+    let _drone = serve(listener, callbacks);
+    let mut ask = async || {
+        let (server, incoming) = ConnectionManager::new(Options::default());
+        let stream = TcpStream::connect(addr).await.expect("connected");
+        let driven = server.clone();
+        tokio::spawn(async move { driven.connect(stream).await });
+        let asking = server.clone();
+        let asked =
+            tokio::spawn(async move { asking.get_response("position", Arguments::default(), SOON).await });
+        soon("the question", begins.recv()).await.expect("open");
+        (server, asked, incoming)
+    };
+    let (first, asked, _) = ask().await;
+    first.close();
+    assert_eq!(asked.await.expect("ran"), Err(Unanswered::Lost));
+    let (second, asked, mut incoming) = ask().await;
+    // One for each of both, and one for a question after them.
+    go.add_permits(3);
+    assert_eq!(asked.await.expect("ran"), Ok(json!([1, 2])));
+    let after = second.get_response("position", Arguments::default(), SOON).await;
+    assert_eq!(after, Ok(json!([1, 2])));
+    let stray = incoming.try_recv();
+    assert!(stray.is_err(), "{stray:?}");
 }

@@ -12,8 +12,8 @@
 //!
 //! Other messages that still wait when the connection is lost stay with [`Manners::resume_queue`], and are dropped
 //! without it. One that was being written then was not read as a whole by the peer, and counts as waiting; one that
-//! had been written is gone, read or not: nothing but a request is ever sent twice. Responses never outlive the
-//! connection that their request came on.
+//! had been written is gone, read or not: nothing but a request is ever sent twice. Responses that wait never outlive the
+//! connection; that they go over the one on which their request came is for the caller to see.
 //!
 //! While there is no connection, what would be dropped at its loss is refused: a flight action said then would come at
 //! any time later. A request alone waits for the next connection in any case, for whoever asked waits with it.
@@ -154,6 +154,9 @@ pub enum Rejected {
     /// It would go out whenever there is a connection again.
     #[error("not connected, and `resume_queue` does not keep it: nothing was sent")]
     NotConnected,
+    /// Its request came on another connection.
+    #[error("not answered: the connection that it was asked on is gone")]
+    OtherConnection,
     /// The peer answers nothing.
     #[error("too many requests are open: {PENDING_MAX}")]
     TooManyRequests,

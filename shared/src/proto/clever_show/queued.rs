@@ -10,8 +10,8 @@ use crate::proto::wire::Frame;
 pub(super) enum What {
     /// An action or a file.
     Act,
-    /// One that was being written when an emergency stop came: if it is lost half written, it never goes again, not
-    /// even after a release.
+    /// One that was being written when an emergency stop came, or when nobody waited for it any more: if it is lost half
+    /// written, it never goes again, not even after a release.
     Dropped,
     /// The emergency stop.
     Stop,

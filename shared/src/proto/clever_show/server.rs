@@ -321,7 +321,8 @@ impl Drone {
         });
     }
 
-    /// Nobody waits for it any more: if it is not written yet, it never is, unless it is a stop that is in force.
+    /// Nobody waits for it any more: if it is not written yet, it never is, unless it is a stop that is in force. What is
+    /// being written may go out whole over this connection, and over no other.
     pub fn cancel(&mut self, ticket: u64) {
         let mine = |queued: &Queued| queued.ticket == Some(ticket);
         let unwritten = self
@@ -337,11 +338,17 @@ impl Drone {
         }
         if let Some(in_hand) = self.in_hand.as_mut().filter(|queued| mine(queued)) {
             in_hand.ticket = None;
-        }
-        for request in self.requests.values_mut() {
-            if request.asked.ticket() == Some(ticket) {
-                request.asked = Asked::Cancelled;
+            if in_hand.what == What::Act {
+                in_hand.what = What::Dropped;
             }
+        }
+        let mine = |request: &Request| request.asked.ticket() == Some(ticket);
+        if !self.is_here() {
+            // Its answer cannot come any more.
+            self.requests.retain(|_, request| !mine(request));
+        }
+        for request in self.requests.values_mut().filter(|request| mine(request)) {
+            request.asked = Asked::Cancelled;
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! | state | until | then |
 //! |---|---|---|
-//! | waiting | a place is free: one of [`ORDINARY_MAX`], or for an action of flight, which goes first, of [`RUNNING_MAX`] | `started` is written: starting |
+//! | waiting | a place is free: one of [`ORDINARY_MAX`], for an action of flight, which goes first, of two more, and for what ends a flight, which goes before all, of [`ENDING_MAX`] | `started` is written: starting |
 //! | waiting | its time is up; an emergency stop; the journal cannot be written | ending |
 //! | starting | written, in time, and no stop has come | it runs: running |
 //! | starting | written, but too late, stopped, or the node shuts down | ending |
@@ -26,7 +26,8 @@
 //! * Nothing begins at or after its deadline.
 //! * Every command is answered, and always in the same way for as long as the ledger remembers it. Where the journal
 //!   fails, memory answers, and the journal gets it as soon as it can.
-//! * Everything is bounded: [`RUNNING_MAX`], [`ORDINARY_MAX`], [`WAITING_MAX`], [`OPEN_MAX`], [`UNSAVED_MAX`], and the ledger.
+//! * What ends a flight waits for no place that anything else has.
+//! * Everything is bounded: [`RUNNING_MAX`], [`WAITING_MAX`], [`OPEN_MAX`], [`UNSAVED_MAX`], and the ledger.
 
 mod lines;
 mod replies;
@@ -38,7 +39,8 @@ mod unsaved;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use self::lines::Lines;
+pub use self::lines::{ENDING_MAX, ORDINARY_MAX, RUNNING_MAX, WAITING_MAX};
+use self::lines::{Line, Lines};
 pub use self::types::{Effect, Incoming, Ticket, Traits};
 use self::unsaved::Unsaved;
 use super::ledger::{Found, Ledger};
@@ -48,15 +50,9 @@ use crate::proto::outcome::Reply;
 #[cfg(feature = "planted-bugs")]
 use crate::proto::planted;
 
-/// Commands that run at once.
-pub const RUNNING_MAX: usize = 10;
-/// Of them, those that are not of flight.
-pub const ORDINARY_MAX: usize = 8;
-/// Commands that wait for a place at once, of flight and others each; one more is refused as busy.
-pub const WAITING_MAX: usize = 64;
-/// Commands that are at hand at once, in any state; one more is refused as busy. Only those of flight take the last
-/// [`WAITING_MAX`].
-pub const OPEN_MAX: usize = 256;
+/// Commands that are at hand at once, in any state; one more is refused as busy. Only those that end a flight take the
+/// last [`WAITING_MAX`], and only those and others of flight as many before.
+pub const OPEN_MAX: usize = 320;
 /// Answers that are kept in memory because the journal could not take them; the oldest goes first.
 pub const UNSAVED_MAX: usize = 256;
 /// After a failed write, commands are refused without another attempt for so long.
@@ -410,7 +406,7 @@ impl Desk {
             ..Open::new(incoming, again, State::Waiting)
         };
         self.open.insert(id, open);
-        self.lines.join(id, incoming.traits.flight);
+        self.lines.join(id, Line::of(incoming.traits));
         self.stage(id, Stage::Accepted);
         self.serve(now);
         true
@@ -434,20 +430,25 @@ impl Desk {
         if let Some(fault) = self.fault.as_ref().filter(|fault| now < fault.retry_at) {
             return Err(replies::journal_fails(&fault.why));
         }
-        if self.is_full(flight) {
-            return Err(replies::busy());
+        let line = Line::of(incoming.traits);
+        if self.is_full(line) {
+            return Err(replies::busy(line));
         }
         Ok(())
     }
 
-    fn is_full(&self, flight: bool) -> bool {
-        let most = if flight { OPEN_MAX } else { OPEN_MAX - WAITING_MAX };
-        self.open.len() >= most || self.lines.is_full(flight)
+    fn is_full(&self, line: Line) -> bool {
+        let most = match line {
+            Line::Ending => OPEN_MAX,
+            Line::Flight => OPEN_MAX - WAITING_MAX,
+            Line::Ordinary => OPEN_MAX - 2 * WAITING_MAX,
+        };
+        self.open.len() >= most || self.lines.is_full(line)
     }
 
     fn give_place_back(&mut self, id: CommandId) {
         if let Some(open) = self.open.get(&id) {
-            self.lines.give_back(open.traits.flight);
+            self.lines.give_back(Line::of(open.traits));
         }
     }
 
@@ -468,7 +469,7 @@ impl Desk {
                 digest: open.digest,
                 idempotent: open.traits.idempotent,
             };
-            self.lines.take(open.traits.flight);
+            self.lines.take(Line::of(open.traits));
             self.write(vec![started], What::Start(id));
         }
     }
@@ -506,7 +507,7 @@ impl Desk {
     /// Ends a command that never had a place. With `again`, its outcome is not known, whatever hinders it now.
     fn end_unplaced(&mut self, incoming: &Incoming, again: bool, reply: Reply, now: Instant) {
         let id = incoming.id;
-        let full = self.is_full(incoming.traits.flight);
+        let full = self.is_full(Line::of(incoming.traits));
         self.open
             .insert(id, Open::new(incoming, again, State::Ending { ran: false }));
         if self.fault.is_some() || full {

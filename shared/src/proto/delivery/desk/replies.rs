@@ -1,7 +1,8 @@
 //! What the desk itself answers, for people.
 
 use super::super::{CommandId, FLIGHT_LIFE_MS_MAX};
-use super::{ORDINARY_MAX, Open, WAITING_MAX};
+use super::lines::Line;
+use super::{Open, WAITING_MAX};
 use crate::proto::outcome::{Outcome, Reply};
 
 pub(super) fn expired() -> Reply {
@@ -21,9 +22,10 @@ pub(super) fn journal_fails(why: &str) -> Reply {
     Reply::refused(format!("the node's journal cannot be written: {why}"))
 }
 
-pub(super) fn busy() -> Reply {
+pub(super) fn busy(line: Line) -> Reply {
+    let places = line.places();
     Reply::refused(format!(
-        "busy: {ORDINARY_MAX} commands run and up to {WAITING_MAX} wait; try again"
+        "busy: {places} commands run and up to {WAITING_MAX} wait; try again"
     ))
 }
 

@@ -1,6 +1,7 @@
 //! Every state and every hindrance, with time moved by hand. `shared/tests/desk_model.rs` throws everything at once.
 
 mod hindered_tests;
+mod place_tests;
 
 use super::super::record::digest;
 use super::*;
@@ -12,6 +13,7 @@ const PLAIN: Traits = Traits {
     idempotent: false,
     while_stopped: false,
     flight: false,
+    ends_flight: false,
 };
 
 const FLIGHT: Traits = Traits {
@@ -555,29 +557,4 @@ fn one_that_is_forgotten_is_unknown_and_does_not_run() {
     assert_eq!(place.answer(1).0, Outcome::Unknown);
     place.send(3_000, PLAIN);
     assert_eq!(place.answer(3_000).0, Outcome::Done);
-}
-
-#[test]
-fn a_flight_action_starts_however_much_runs_and_waits() {
-    let mut place = Place::new();
-    place.fill(1);
-    for seq in 9..=100 {
-        place.send(seq, PLAIN);
-    }
-    place.said();
-    // Two places are for them alone, and who waits goes before all others.
-    for seq in 101..=103 {
-        let land = Incoming {
-            life_ms: Some(2_000),
-            ..incoming(seq, place.now, FLIGHT)
-        };
-        assert!(place.take(land));
-    }
-    assert_eq!(place.runs(), [101, 102]);
-    place.finish(1, done());
-    assert_eq!(place.runs(), [103]);
-    for seq in 101..=103 {
-        place.finish(seq, done());
-    }
-    assert_eq!(place.runs(), [9], "seven others run, so one more may");
 }

@@ -15,6 +15,8 @@ pub struct Traits {
     pub while_stopped: bool,
     /// It moves something: at most [`FLIGHT_LIFE_MS_MAX`](super::super::FLIGHT_LIFE_MS_MAX) from issue to start.
     pub flight: bool,
+    /// It ends a flight, or holds it up, whatever its class: it goes first, in places that nothing else takes.
+    pub ends_flight: bool,
 }
 
 /// A command that has arrived, as far as it has to be judged.

@@ -1,0 +1,123 @@
+//! How old a word is, whatever came before it.
+
+use super::*;
+
+#[tokio::test]
+async fn what_is_read_late_is_known_to_be_old() {
+    let (listener, addr) = listener().await;
+    let (connection, mut incoming) = ConnectionManager::new(Options {
+        rate: 10,
+        ..Options::default()
+    });
+    let mut peer = TcpStream::connect(addr).await.expect("connected");
+    let (stream, _) = listener.accept().await.expect("accepted");
+    let driven = connection.clone();
+    tokio::spawn(async move { driven.connect(stream).await });
+    let mut land = bytes::BytesMut::new();
+    let message = crate::proto::clever_show::Message::Action {
+        action: "land".to_owned(),
+        arguments: Arguments::default(),
+    };
+    message.to_frame().encode(&mut land).expect("fits");
+    // Twice as many as are read in a second, at once, and one more after a rest.
+    let sent = crate::net::clock::now();
+    peer.write_all(&land.repeat(20)).await.expect("written");
+    let mut heard = Vec::new();
+    for _ in 0..20 {
+        heard.push(soon("a message", incoming.recv()).await.expect("open").since);
+    }
+    let read = crate::net::clock::now();
+    assert!(read - sent >= Duration::from_millis(800), "{:?}", read - sent);
+    assert!(
+        heard
+            .iter()
+            .all(|since| *since < sent + Duration::from_millis(500))
+    );
+    peer.write_all(&land).await.expect("written");
+    let fresh = soon("a message", incoming.recv()).await.expect("open").since;
+    // By so much it may seem older than it is.
+    assert!(fresh >= read - stream::LOOK_EVERY, "{:?} before", read - fresh);
+}
+
+#[tokio::test]
+async fn what_came_while_this_program_stood_still_is_known_to_be_old() {
+    let (listener, addr) = listener().await;
+    let (connection, mut incoming) = ConnectionManager::new(Options::default());
+    let mut peer = std::net::TcpStream::connect(addr).expect("connected");
+    let (stream, _) = listener.accept().await.expect("accepted");
+    tokio::spawn(async move { connection.connect(stream).await });
+    let mut land = bytes::BytesMut::new();
+    let message = crate::proto::clever_show::Message::Action {
+        action: "land".to_owned(),
+        arguments: Arguments::default(),
+    };
+    message.to_frame().encode(&mut land).expect("fits");
+    for quiet in [Duration::ZERO, Duration::from_millis(700)] {
+        tokio::time::sleep(quiet).await;
+        let before = crate::net::clock::now();
+        std::io::Write::write_all(&mut peer, &land).expect("written");
+        let sent = crate::net::clock::now();
+        // All tasks of this test are on this thread.
+        std::thread::sleep(Duration::from_secs(1));
+        let since = soon("a message", incoming.recv()).await.expect("open").since;
+        assert!(since <= sent, "{:?} after", since - sent);
+        assert!(
+            since + Duration::from_millis(500) >= before,
+            "{:?} before",
+            before - since
+        );
+    }
+}
+
+#[tokio::test]
+async fn what_comes_behind_a_long_message_is_as_young_as_it_is() {
+    let (listener, addr) = listener().await;
+    let (connection, mut incoming) = ConnectionManager::new(Options {
+        content_bytes_max: 1_000,
+        ..Options::default()
+    });
+    let mut peer = TcpStream::connect(addr).await.expect("connected");
+    let (stream, _) = listener.accept().await.expect("accepted");
+    tokio::spawn(async move { connection.connect(stream).await });
+    let parts = 10;
+    let file = crate::proto::clever_show::Message::FilePush {
+        path: "shows/take1.csv".to_owned(),
+        content: vec![0; parts * 100_000].into(),
+    };
+    let land = crate::proto::clever_show::Message::Action {
+        action: "land".to_owned(),
+        arguments: Arguments::default(),
+    };
+    let (mut bytes, mut last) = (bytes::BytesMut::new(), bytes::BytesMut::new());
+    file.to_frame().encode(&mut bytes).expect("fits");
+    land.to_frame().encode(&mut last).expect("fits");
+    let begun = crate::net::clock::now();
+    // Over a slow network; the landing follows the file directly.
+    let rest = bytes.split_off(parts * 90_000);
+    for part in bytes.chunks(100_000) {
+        peer.write_all(part).await.expect("written");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let before = crate::net::clock::now();
+    peer.write_all(&[&rest[..], &last[..]].concat())
+        .await
+        .expect("written");
+    let sent = crate::net::clock::now();
+    let long = soon("the file", incoming.recv()).await.expect("open");
+    assert!(
+        matches!(long.event, Event::TooLong { max: 1_000, .. }),
+        "{long:?}"
+    );
+    let land = soon("the landing", incoming.recv()).await.expect("open");
+    assert!(matches!(land.event, Event::Action { .. }), "{land:?}");
+    let since = land.since;
+    assert!(since <= sent, "{:?} after", since - sent);
+    // By so much it may seem older than it is, and by the time that this machine may take for anything.
+    let seems = 2 * stream::LOOK_EVERY;
+    assert!(
+        since + seems >= before,
+        "{:?} old of {:?}",
+        sent - since,
+        sent - begun
+    );
+}
