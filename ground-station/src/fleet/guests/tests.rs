@@ -161,7 +161,12 @@ async fn what_is_asked_counts_from_when_it_was_asked_and_a_question_does_not_wai
 async fn desk(store: &Store) -> (Fleet, [Seat; 2], Desk) {
     let (engine, mut calls) = Fleet::local();
     tokio::spawn(async move {
+        let mut followers = Vec::new();
         while let Some(call) = calls.recv().await {
+            if let Request::Follow { .. } = call.request {
+                followers.push(call);
+                continue;
+            }
             let nobody = Event::failed(Failure::NobodyMatched, "no node");
             let _gone = call.events.send(nobody).await;
         }
