@@ -27,7 +27,7 @@ use super::follow::{Subject, TOLD_MAX};
 use super::jobs::{fetching, job, noted, sending, shown, waiting};
 use super::merge::{Gone, Own};
 use super::standing::Standing;
-use super::work::{self, History, Job, Terms};
+use super::work::{self, Ends, History, Job, Terms};
 use super::{Guests, Meant, Work};
 use crate::fleet::{
     Batch, Call, CommandKind, EVENTS_MAX, Event, Failure, FilesToSend, Fleet, NodeRef, Request,
@@ -515,13 +515,8 @@ impl Counter {
         to: mpsc::Sender<Event>,
     ) -> Option<u64> {
         record.deliveries = jobs.iter().map(noted).collect();
-        let history = match self.store.record(record).await {
-            Ok(number) => Some(History {
-                store: self.store.clone(),
-                number,
-                tasks: self.tasks.clone(),
-                stop: self.stop.clone(),
-            }),
+        let number = match self.store.record(record).await {
+            Ok(number) => Some(number),
             Err(error) => {
                 for job in &mut jobs {
                     job.work = Err(Reply::refused(format!("nothing was sent: {error}")));
@@ -529,7 +524,13 @@ impl Counter {
                 None
             }
         };
-        let number = history.as_ref().map(|history| history.number);
+        let history = number.map(|number| History {
+            ends: Ends::Of {
+                store: self.store.clone(),
+                number,
+            },
+            tasks: self.tasks.clone(),
+        });
         if let Some(number) = number {
             // The first of its events: there is room.
             let _caller_gone = to.try_send(Event::Issued { number });

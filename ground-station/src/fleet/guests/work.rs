@@ -15,13 +15,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::{Answer, Meant, Order, Work, files};
+use crate::fleet::engine::recorder;
 use crate::fleet::{Batch, Delivery, Event, NodeRef};
-use crate::store::{PartEnd, Store, StoreError};
+use crate::store::{PartEnd, Store};
 
 /// How often a guest is told once more to stop, while whoever asked for it waits for others.
 const STOP_EVERY: Duration = Duration::from_secs(1);
-/// How long until an end that the disk refused is tried again.
-const KEEP_EVERY: Duration = Duration::from_secs(1);
 /// How long the door of a guest may take to say that a question has no answer.
 const ANSWER_GRACE: Duration = Duration::from_millis(500);
 /// Why a later batch is not sent.
@@ -71,55 +70,36 @@ pub(super) struct Terms {
 /// Where ends are kept.
 #[derive(Clone, Debug)]
 pub(super) struct History {
-    pub(super) store: Store,
-    pub(super) number: u64,
+    /// Of what.
+    pub(super) ends: Ends,
     /// For what goes on though nobody waits for it any more.
     pub(super) tasks: TaskTracker,
-    /// When the desk closes.
-    pub(super) stop: CancellationToken,
+}
+
+/// What ends are of.
+#[derive(Clone, Debug)]
+pub(super) enum Ends {
+    /// Of what is stored, under this number.
+    Of { store: Store, number: u64 },
+    /// Of what is still on its way to the disk: see [`recorder::ends_of`].
+    Later(mpsc::Sender<PartEnd>),
 }
 
 impl History {
-    /// Keeps an end. Whoever waits for it is not kept waiting by a disk that refuses it: it is tried again.
     pub(super) async fn keep(&self, node: &NodeRef, part: u32, reply: Reply) {
         let end = PartEnd {
             node: node.id,
             part,
             reply,
         };
-        let Err(error) = self.store.record_ends(self.number, vec![end.clone()]).await else {
-            return;
-        };
-        let number = self.number;
-        if is_final(&error) {
-            tracing::error!(%error, number, "an end is not in the history");
-            return;
-        }
-        tracing::error!(%error, number, "an end is not in the history yet: tried again each second");
-        let history = self.clone();
-        self.tasks.spawn(async move { history.keep_trying(end).await });
-    }
-
-    /// Until it is stored, or the desk closes: then once more.
-    async fn keep_trying(&self, end: PartEnd) {
-        let number = self.number;
-        loop {
-            let pause = tokio::time::sleep(KEEP_EVERY);
-            let is_over = self.stop.run_until_cancelled(pause).await.is_none();
-            match self.store.record_ends(number, vec![end.clone()]).await {
-                Ok(()) => return tracing::info!(number, "an end is in the history now"),
-                Err(error) if is_over || is_final(&error) => {
-                    return tracing::error!(%error, number, "an end is not in the history");
-                }
-                Err(error) => tracing::debug!(%error, number, "an end is still not in the history"),
+        match &self.ends {
+            Ends::Of { store, number } => recorder::keep(&self.tasks, store, Some(*number), vec![end]).await,
+            Ends::Later(ends) => {
+                // There is room for each, unless nothing of it could be stored.
+                let _not_kept = ends.try_send(end);
             }
         }
     }
-}
-
-/// Whether no later try can end otherwise, such as for a command that the history has forgotten.
-fn is_final(error: &StoreError) -> bool {
-    matches!(error, StoreError::BadRow { .. } | StoreError::Stopped)
 }
 
 /// How what never left its queue ends.

@@ -275,3 +275,46 @@ async fn an_end_that_the_disk_refuses_is_stored_when_it_takes_it() {
     }
     desk.close().await;
 }
+
+#[tokio::test]
+async fn a_release_that_is_stored_late_has_its_ends_in_the_history() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = Store::open(dir.path()).await.expect("opens");
+    let (fleet, [mut first, mut second], desk) = desk(&store).await;
+    let is_open = |past: &PastDelivery| past.state == PastState::Open;
+    let all_ended = async |number| {
+        let started = clock::now();
+        loop {
+            let past = past(&store, number).await;
+            if past.len() == 2 && !past.iter().any(is_open) {
+                return past;
+            }
+            assert!(clock::since(started) < Duration::from_secs(20), "{past:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let stopping = fleet.perform(all_stop()).await;
+    for seat in [&mut first, &mut second] {
+        assert_eq!(done(&mut seat.stops).await, Work::Stop);
+    }
+    all_ended(1).await;
+    drop(stopping);
+    // A disk that stands still for longer than the release waits for it.
+    let disk = rusqlite::Connection::open(store.path()).expect("opens");
+    disk.execute_batch("BEGIN IMMEDIATE").expect("held");
+    let release = Request::Release {
+        selector: Selector::all(),
+        timeout_ms: 300,
+    };
+    let releasing = fleet.perform(release).await;
+    for seat in [&mut first, &mut second] {
+        assert_eq!(done(&mut seat.orders).await, Work::Release);
+    }
+    let (_, _, ends) = all_told(releasing).await;
+    assert_eq!(ends.len(), 2, "nobody waits for the disk");
+    disk.execute_batch("ROLLBACK").expect("let go");
+    let released = all_ended(2).await;
+    let done = |past: &PastDelivery| past.state == PastState::Ended(Outcome::Done);
+    assert!(released.iter().all(done), "{released:?}");
+    desk.close().await;
+}
