@@ -119,15 +119,18 @@ fn selector(request: &mut Request) -> Option<&mut Selector> {
 
 impl Counter {
     async fn take(&self, call: Call) {
-        if let Request::Stop { selector, .. } = &call.request {
-            // Before it is looked who is here: whoever comes in between is stopped as it comes.
-            self.guests.stop(selector);
-        }
+        // Before it is looked who is here: whoever comes in between is stopped as it comes.
+        let stopped = if let Request::Stop { selector, .. } = &call.request {
+            Some(self.guests.stop(selector))
+        } else {
+            None
+        };
         if self.is_for_own(&call.request) {
             return self.engine.pass(call).await;
         }
         let (typed_at, asked_at) = (self.guests.standing().version(), clock::now());
         let meant = match &call.request {
+            Request::Stop { selector, .. } => self.guests.meant(stopped.as_ref().unwrap_or(selector)),
             Request::Watch { .. } | Request::Follow { .. } => {
                 let counter = self.clone();
                 self.tasks.spawn(async move {
@@ -138,7 +141,6 @@ impl Counter {
             Request::Nodes { selector, .. }
             | Request::Targets { selector }
             | Request::Command { selector, .. }
-            | Request::Stop { selector, .. }
             | Request::Release { selector, .. }
             | Request::SendFiles { selector, .. }
             | Request::Fetch { selector, .. } => self.guests.meant(selector),
@@ -181,9 +183,9 @@ impl Counter {
         if meant.is_empty() && !(shows && self.guests.has_anything_to_tell()) {
             return self.pass(call).await;
         }
-        if let Request::Stop { .. } = call.request {
+        if let Some(stopped) = &stopped {
             // Its orders go out here, not when a task gets its turn.
-            let stopping = counter.begin_stop(meant, &call);
+            let stopping = counter.begin_stop(meant, stopped, &call);
             self.tasks.spawn(async move {
                 let _gone = counter.stop(stopping, call).await;
             });

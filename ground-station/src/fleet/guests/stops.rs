@@ -25,9 +25,13 @@ use crate::store::deliveries::Record;
 
 /// How many of the stops that stand are told in one note.
 const STOPS_SHOWN: usize = 4;
+/// What to tell whoever gives a stop that is one too many.
+const ALL_STOPPED: &str = "too many stops stand to remember each: all drones of other programs are stopped, also those \
+                           that come, until `release all`";
 
 impl Counter {
-    pub(super) fn begin_stop(&self, meant: Vec<Meant>, call: &Call) -> Stopping {
+    /// `stopped`: whom the stop is for now; more than was asked for, if it is one too many.
+    pub(super) fn begin_stop(&self, meant: Vec<Meant>, stopped: &Selector, call: &Call) -> Stopping {
         let Request::Stop {
             selector, timeout_ms, ..
         } = &call.request
@@ -66,6 +70,7 @@ impl Counter {
             targets,
             told: Some(told),
             over,
+            note: (stopped != selector).then_some(ALL_STOPPED),
         }
     }
 
@@ -75,7 +80,12 @@ impl Counter {
             events,
             who,
         } = call;
-        let Stopping { targets, told, over } = stopping;
+        let Stopping {
+            targets,
+            told,
+            over,
+            note,
+        } = stopping;
         let _over = over.drop_guard();
         let Some(told) = told else { return Ok(()) };
         let Request::Stop { selector, beside, .. } = &mut request else {
@@ -103,6 +113,9 @@ impl Counter {
             nobody
         };
         own.forgive(nobody);
+        if let Some(note) = note {
+            events.send(Event::note(note)).await.map_err(|_gone| Gone)?;
+        }
         let targets = own.targets.iter().cloned().chain(targets).collect();
         let targets = Event::Targets { targets };
         events.send(targets).await.map_err(|_gone| Gone)?;
@@ -313,4 +326,5 @@ pub(super) struct Stopping {
     targets: Vec<NodeRef>,
     told: Option<mpsc::Receiver<Event>>,
     over: CancellationToken,
+    note: Option<&'static str>,
 }

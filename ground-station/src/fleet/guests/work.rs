@@ -107,6 +107,11 @@ pub(super) fn closed() -> Reply {
     Reply::ended(Outcome::NoAnswer, "its door is closed: nothing was sent")
 }
 
+/// How what was asked for before a stop ends.
+pub(super) fn withdrawn() -> Reply {
+    Reply::refused("withdrawn by an emergency stop: give it again after the release")
+}
+
 /// Hands out all orders, a batch at a time, and tells how each ended. What is for one guest goes one after the other.
 pub(super) async fn run(jobs: Vec<Job>, terms: Terms, history: Option<History>, events: mpsc::Sender<Event>) {
     let size = terms.batch.map_or(jobs.len(), |batch| batch.size.of(jobs.len()));
