@@ -23,6 +23,7 @@ use tokio::sync::{broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::files::Room;
 use super::follow::{Subject, TOLD_MAX};
 use super::jobs::{fetching, job, noted, sending, shown, waiting};
 use super::merge::{Gone, Own};
@@ -62,7 +63,7 @@ pub async fn front(engine: Fleet, store: Store) -> Result<(Fleet, Guests, Desk),
         guests: guests.clone(),
         store,
         tasks: tasks.clone(),
-        stop: stop.clone(),
+        room: Room::default(),
         told: broadcast::Sender::new(TOLD_MAX),
     };
     let (learner, over) = (counter.clone(), stop.clone());
@@ -97,8 +98,8 @@ pub(super) struct Counter {
     pub(super) guests: Guests,
     pub(super) store: Store,
     pub(super) tasks: TaskTracker,
-    /// When the desk closes.
-    pub(super) stop: CancellationToken,
+    /// For files that are sent to guests.
+    room: Room,
     /// What becomes of guests' orders, for followers.
     pub(super) told: broadcast::Sender<Event>,
 }
@@ -377,6 +378,7 @@ impl Counter {
                     started,
                     begin: ttl,
                     answer: timeout,
+                    room: ttl,
                     patience: Some(timeout),
                     batch,
                 };
@@ -409,8 +411,11 @@ impl Counter {
                     deliveries: Vec::new(),
                 };
                 let begin = Duration::from_millis(ttl_ms.min(timeout_ms));
-                let jobs = sending(meant, files).await;
-                let terms = waiting(begin, FILE_ANSWER);
+                let jobs = sending(meant, files, &self.room).await;
+                let terms = Terms {
+                    room: Duration::from_millis(ttl_ms),
+                    ..waiting(begin, FILE_ANSWER)
+                };
                 let number = self.hand_out(jobs, record, terms, to).await;
                 (CommandKind::Send, CommandKind::Send.as_str().to_owned(), number)
             }

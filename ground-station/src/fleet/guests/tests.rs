@@ -129,6 +129,7 @@ async fn what_is_asked_counts_from_when_it_was_asked_and_a_question_does_not_wai
         started,
         begin: Duration::from_secs(30),
         answer: Duration::from_millis(50),
+        room: Duration::from_secs(30),
         patience: Some(Duration::from_millis(50)),
         batch: None,
     };

@@ -25,7 +25,7 @@ const STOP_EVERY: Duration = Duration::from_secs(1);
 const ANSWER_GRACE: Duration = Duration::from_millis(500);
 /// Why a later batch is not sent.
 pub(super) const BATCH_FAILED: &str = "not sent: an earlier batch failed";
-const ASKER_GONE: &str = "not sent: whoever asked for it went away";
+pub(super) const ASKER_GONE: &str = "not sent: whoever asked for it went away";
 /// Longer than anybody waits.
 const FOREVER: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -62,6 +62,8 @@ pub(super) struct Terms {
     pub(super) begin: Duration,
     /// An answer is not waited for longer, once it has its turn.
     pub(super) answer: Duration,
+    /// A file waits no longer for room in memory, counted from its turn and from when some became free last.
+    pub(super) room: Duration,
     /// Whoever asked waits no longer, though it goes on.
     pub(super) patience: Option<Duration>,
     pub(super) batch: Option<Batch>,
@@ -168,10 +170,11 @@ async fn carry_all(
     history: Option<History>,
     events: mpsc::Sender<Event>,
 ) -> bool {
-    let (mut done, mut left) = (true, parts.len());
+    let (mut done, mut left, mut turn) = (true, parts.len(), clock::now());
     for job in parts {
         left -= 1;
-        let Carried { mut state, rest } = carry(job, (terms, issued), history.clone(), events.clone()).await;
+        let times = (terms, issued, turn);
+        let Carried { mut state, rest } = carry(job, times, history.clone(), events.clone()).await;
         done &= state == Outcome::Done;
         if left == 0 {
             break;
@@ -182,6 +185,7 @@ async fn carry_all(
         // What it took counts for the next one if the guest takes nothing.
         if state == Outcome::Done {
             issued = clock::now();
+            turn = issued;
         }
     }
     done
@@ -204,7 +208,7 @@ impl From<Outcome> for Carried {
 /// One delivery, to its end. What acts goes on though nobody waits for it any more.
 async fn carry(
     job: Job,
-    (terms, mut issued): (Terms, Instant),
+    (terms, mut issued, turn): (Terms, Instant, Instant),
     history: Option<History>,
     events: mpsc::Sender<Event>,
 ) -> Carried {
@@ -219,7 +223,17 @@ async fn carry(
     let mut held = None;
     if let (Ok(Work::Push { content, .. }), Some(file)) = (&mut work, file) {
         let before = clock::now();
-        match file.read(guest.file_bytes_max).await {
+        let wait = files::Wait {
+            since: turn,
+            longest: terms.room,
+            asker: &events,
+        };
+        let read = tokio::select! {
+            biased;
+            () = guest.is_stopped_anew() => Err(withdrawn()),
+            read = file.read(guest.file_bytes_max, wait) => read,
+        };
+        match read {
             Ok(read) => {
                 *content = read.content.clone();
                 held = Some(read);
