@@ -144,7 +144,11 @@ struct Shown {
 
 impl Shown {
     fn add(&mut self, view: &crate::fleet::NodeView, style: Style) -> Option<String> {
-        self.taken.insert(view.id, clock::now());
+        if view.has_left() {
+            self.taken.remove(&view.id);
+        } else {
+            self.taken.insert(view.id, clock::now());
+        }
         self.nodes.add(view, style)
     }
 

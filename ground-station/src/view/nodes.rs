@@ -23,10 +23,16 @@ const READINGS_KEPT: usize = 3;
 pub struct Nodes(BTreeMap<PeerId, NodeView>);
 
 impl Nodes {
-    /// Takes in a view; returns the line that says what changed, if it is worth one.
+    /// Takes in a view; returns the line that says what changed, if it is worth one. Who has left is told of once more,
+    /// and not kept: nobody would say any more how it is, and whoever connects under ever new ids would fill the screen.
     pub fn add(&mut self, view: &NodeView, style: Style) -> Option<String> {
-        let old = self.0.insert(view.id, view.clone());
-        let changed = old.is_none_or(|old| {
+        let old = if view.has_left() {
+            self.0.remove(&view.id)
+        } else {
+            self.0.insert(view.id, view.clone())
+        };
+        // That it has left is told once.
+        let changed = old.map_or(!view.has_left(), |old| {
             (old.state, &old.node, old.address, &old.warnings)
                 != (view.state, &view.node, view.address, &view.warnings)
         });

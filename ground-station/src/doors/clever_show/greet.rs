@@ -65,8 +65,8 @@ enum TurnedAway {
     TooSlow,
     #[error("it said {FRAMES_MAX} things, and not its id")]
     TooMuch,
-    #[error("{NAMESAKES_MAX} drones call themselves {0:?} already")]
-    Namesakes(String),
+    #[error("{NAMESAKES_MAX} drones call themselves so already")]
+    Namesakes,
     #[error("its post has just ended; a drone that comes again gets another, unless the station stops")]
     NoPost,
 }
@@ -86,8 +86,29 @@ impl TurnedAway {
             Self::Seat(_) => "no seat",
             Self::TooSlow => "too slow",
             Self::TooMuch => "too much",
-            Self::Namesakes(_) => "namesakes",
+            Self::Namesakes => "namesakes",
             Self::NoPost => "no post",
+        }
+    }
+
+    /// For the audit, which counts refusals of one reason together: nothing that a visitor makes up is in it.
+    fn reason(&self) -> String {
+        match self {
+            Self::Wire(WireError::BadHeader(_)) => "bad header".to_owned(),
+            Self::Io(_)
+            | Self::Wire(
+                WireError::HeaderTooLong { .. }
+                | WireError::ContentTooLong { .. }
+                | WireError::HeaderNotUtf8
+                | WireError::HeaderTooDeep
+                | WireError::MissingKey(_),
+            )
+            | Self::Id(_)
+            | Self::Seat(_)
+            | Self::TooSlow
+            | Self::TooMuch
+            | Self::Namesakes
+            | Self::NoPost => self.to_string(),
         }
     }
 }
@@ -133,7 +154,7 @@ impl Lobby {
                     Some(count) => tracing::warn!(%addr, id, %error, count, "{text}"),
                     None => tracing::debug!(%addr, id, %error, "{text}"),
                 }
-                format!("closed: {error}")
+                format!("not done: {}", error.reason())
             }
         };
         self.server.guard.note(&visitor, "connect", &id, outcome).await;
@@ -153,7 +174,7 @@ impl Lobby {
             }
             offered.push(post);
         }
-        Err(TurnedAway::Namesakes(id.to_owned()))
+        Err(TurnedAway::Namesakes)
     }
 
     /// A post of this id that has not been offered the connection yet: one that is there, so that a drone that comes
@@ -172,7 +193,7 @@ impl Lobby {
         let free = known.iter().position(mpsc::Sender::is_closed);
         let place = free.unwrap_or(known.len());
         if place >= NAMESAKES_MAX {
-            return Err(TurnedAway::Namesakes(id.to_owned()));
+            return Err(TurnedAway::Namesakes);
         }
         // Those that have lost their seats.
         posts.retain(|called, those| called == id || those.posts.iter().any(|post| !post.is_closed()));
@@ -242,4 +263,22 @@ async fn greet(mut stream: TcpStream, entrance: Entrance) -> Result<(String, Box
         }
     }
     Err(TurnedAway::TooMuch)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_for_the_audit_holds_nothing_that_a_visitor_makes_up() {
+        let bad_header = |said: &str| TurnedAway::Wire(WireError::BadHeader(said.to_owned())).reason();
+        assert_eq!(
+            bad_header("unknown variant `a`"),
+            bad_header("unknown variant `b`")
+        );
+        assert_eq!(
+            TurnedAway::Wire(WireError::HeaderNotUtf8).reason(),
+            "header is not UTF-8"
+        );
+    }
 }

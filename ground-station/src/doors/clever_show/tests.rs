@@ -26,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 struct Rig {
     house: House,
     at: SocketAddr,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl Rig {
@@ -46,7 +46,7 @@ impl Rig {
         }));
         let serve = move |stream, entrance| lobby.clone().receive(stream, entrance);
         house.tasks.spawn(hall.receive(serve));
-        Self { house, at, _dir: dir }
+        Self { house, at, dir }
     }
 
     /// A drone that has said its id.
@@ -391,4 +391,35 @@ async fn a_question_that_is_not_known_is_not_said_to_need_a_permission_to_act() 
         assert!(why.contains("`allow`"), "{why}");
         assert_eq!(why.contains("`requests`"), may_ask, "{why}");
     }
+}
+
+#[tokio::test]
+async fn who_is_turned_away_is_in_the_audit_at_once_among_those_who_are_not() {
+    let rig = Rig::new("").await;
+    let _drone = rig.drone("clever-1").await;
+    for _ in 0..2 {
+        // An id of no bytes is none.
+        let mut other = rig.drone("").await;
+        assert_eq!(other.next().await, None);
+    }
+    let _another = rig.drone("clever-2").await;
+    let noted = async {
+        loop {
+            let audit = crate::store::history::ask(rig.dir.path(), |connection| {
+                crate::store::audit::newest(connection, 0, 100)
+            });
+            let audit = audit.await.expect("read").expect("there is one");
+            if audit.len() >= 2 {
+                return audit;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let audit = timeout(PATIENCE, noted).await.expect("in time");
+    let mut outcomes: Vec<&str> = audit.iter().map(|entry| entry.outcome.as_str()).collect();
+    outcomes.sort_unstable();
+    assert_eq!(
+        outcomes,
+        ["done", "not done: its id is no text of 1 to 253 bytes"]
+    );
 }

@@ -1,5 +1,6 @@
 //! Notes in the store what passes by on its way to whoever asked: transfers of files, stops and releases with each of
 //! their ends, and who did what to the fleet. A store that fails is told in the log; it never holds up what is asked.
+//! An end that the disk refuses is kept in memory, and stored as soon as the disk takes it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
@@ -16,13 +17,17 @@ use crate::fleet::{Delivery, EVENTS_MAX, Event, Request, UserAsk};
 use crate::store::audit::Entry;
 use crate::store::deliveries::Record;
 use crate::store::retention::Keep;
-use crate::store::{PartEnd, Store};
+use crate::store::{PartEnd, Store, StoreError};
 use crate::view::count;
 
 /// How often it is looked whether something is too old to keep.
 const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
 /// Between two slices, so that whoever has something to store comes first.
 const SLICE_PAUSE: Duration = Duration::from_millis(20);
+/// How long until an end that the disk refused is tried again.
+const KEEP_EVERY: Duration = Duration::from_secs(1);
+/// How often it is looked meanwhile whether the station stops.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// Where a transfer's events go instead, to be noted and passed on.
 pub(in crate::fleet) fn transfer(
@@ -32,11 +37,12 @@ pub(in crate::fleet) fn transfer(
     events: mpsc::Sender<Event>,
 ) -> mpsc::Sender<Event> {
     let (to, from) = mpsc::channel(EVENTS_MAX);
-    tasks.spawn(pass_transfer(store, record, from, events));
+    tasks.spawn(pass_transfer(tasks.clone(), store, record, from, events));
     to
 }
 
 async fn pass_transfer(
+    tasks: TaskTracker,
     store: Store,
     record: Record,
     mut from: mpsc::Receiver<Event>,
@@ -83,7 +89,7 @@ async fn pass_transfer(
             }
         }
         let ends = batch.iter().filter_map(|event| end(event, &mut open)).collect();
-        keep(&store, number, ends).await;
+        keep(&tasks, &store, number, ends).await;
         for event in batch.drain(..) {
             if events.send(event).await.is_err() {
                 break;
@@ -99,42 +105,56 @@ async fn pass_transfer(
             reply: reply.clone(),
         })
     });
-    keep(&store, number, ends.collect()).await;
+    keep(&tasks, &store, number, ends.collect()).await;
 }
 
-/// Notes something that waits for no disk, a stop: its ends are handed over here, where there is room for each target's,
-/// and go their way to whoever asked by themselves. What has not ended when the sender goes is noted as `given_up`.
+/// Notes something that waits for no disk, a stop. See [`ends_of`].
 pub(in crate::fleet) fn beside(
     tasks: &TaskTracker,
     store: Store,
     record: Record,
     given_up: Reply,
 ) -> mpsc::Sender<PartEnd> {
-    let (to, mut from) = mpsc::channel(record.deliveries.len().max(1));
+    let nodes = record.deliveries.iter().map(|to| to.node.id).collect();
+    let (what, known) = (record.action.clone(), record.origin.number.clone());
+    let recording = {
+        let store = store.clone();
+        async move { store.record(record).await.map(|number| known.settle(number)) }
+    };
+    ends_of(tasks, store, (what, nodes), recording, given_up)
+}
+
+/// Ends of something that is on its way to the disk, which may take its time: they are handed over here, where there is
+/// room for each node's, and go their way to whoever asked by themselves. What has not ended when the sender goes is noted
+/// as `given_up`.
+pub(in crate::fleet) fn ends_of(
+    tasks: &TaskTracker,
+    store: Store,
+    (what, nodes): (String, BTreeSet<PeerId>),
+    recording: impl Future<Output = Result<u64, StoreError>> + Send + 'static,
+    given_up: Reply,
+) -> mpsc::Sender<PartEnd> {
+    let (to, mut from) = mpsc::channel(nodes.len().max(1));
+    let again = tasks.clone();
     tasks.spawn(async move {
-        let mut open: BTreeSet<PeerId> = record.deliveries.iter().map(|to| to.node.id).collect();
-        let what = record.action.clone();
-        let known = record.origin.number.clone();
-        let number = match store.record(record).await {
-            Ok(number) => Some(known.settle(number)),
-            Err(error) => {
-                tracing::error!(%error, what, "not in the history");
-                None
-            }
+        let mut open = nodes;
+        let number = match recording.await {
+            Ok(number) => Some(number),
+            Err(error) => return tracing::error!(%error, what, "not in the history"),
         };
         let mut batch: Vec<PartEnd> = Vec::new();
         while from.recv_many(&mut batch, EVENTS_MAX).await > 0 {
             for end in &batch {
                 open.remove(&end.node);
             }
-            keep(&store, number, std::mem::take(&mut batch)).await;
+            keep(&again, &store, number, std::mem::take(&mut batch)).await;
         }
         let left = open.into_iter().map(|node| PartEnd {
             node,
             part: 0,
             reply: given_up.clone(),
         });
-        keep(&store, number, left.collect()).await;
+        keep(&again, &store, number, left.collect()).await;
     });
     to
 }
@@ -169,13 +189,48 @@ fn end(event: &Event, open: &mut BTreeMap<PeerId, Vec<u32>>) -> Option<PartEnd> 
     })
 }
 
-async fn keep(store: &Store, number: Option<u64>, ends: Vec<PartEnd>) {
-    if let Some(number) = number
-        && !ends.is_empty()
-        && let Err(error) = store.record_ends(number, ends).await
-    {
+/// Keeps ends. Whoever waits for them is not kept waiting by a disk that refuses them: they are tried again.
+pub(in crate::fleet) async fn keep(
+    tasks: &TaskTracker,
+    store: &Store,
+    number: Option<u64>,
+    ends: Vec<PartEnd>,
+) {
+    let Some(number) = number.filter(|_| !ends.is_empty()) else {
+        return;
+    };
+    let Err(error) = store.record_ends(number, ends.clone()).await else {
+        return;
+    };
+    if is_final(&error) {
         tracing::error!(%error, number, "ends are not in the history");
+        return;
     }
+    tracing::error!(%error, number, "ends are not in the history yet: tried again each second");
+    tasks.spawn(keep_trying(tasks.clone(), store.clone(), number, ends));
+}
+
+/// Until they are stored, or the station stops: then once more.
+async fn keep_trying(tasks: TaskTracker, store: Store, number: u64, ends: Vec<PartEnd>) {
+    loop {
+        let again = clock::now() + KEEP_EVERY;
+        while clock::now() < again && !tasks.is_closed() {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        let is_over = tasks.is_closed();
+        match store.record_ends(number, ends.clone()).await {
+            Ok(()) => return tracing::info!(number, "ends are in the history now"),
+            Err(error) if is_over || is_final(&error) => {
+                return tracing::error!(%error, number, "ends are not in the history");
+            }
+            Err(error) => tracing::debug!(%error, number, "ends are still not in the history"),
+        }
+    }
+}
+
+/// Whether no later try can end otherwise, such as for a command that the history has forgotten.
+fn is_final(error: &StoreError) -> bool {
+    matches!(error, StoreError::BadRow { .. } | StoreError::Stopped)
 }
 
 /// What the audit says of a request: what, and of whom. `None` for what is noted elsewhere, or changes nothing.

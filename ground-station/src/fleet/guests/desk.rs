@@ -23,11 +23,12 @@ use tokio::sync::{broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::files::Room;
 use super::follow::{Subject, TOLD_MAX};
 use super::jobs::{fetching, job, noted, sending, shown, waiting};
 use super::merge::{Gone, Own};
 use super::standing::Standing;
-use super::work::{self, History, Job, Terms};
+use super::work::{self, Ends, History, Job, Terms};
 use super::{Guests, Meant, Work};
 use crate::fleet::{
     Batch, Call, CommandKind, EVENTS_MAX, Event, Failure, FilesToSend, Fleet, NodeRef, Request,
@@ -62,7 +63,7 @@ pub async fn front(engine: Fleet, store: Store) -> Result<(Fleet, Guests, Desk),
         guests: guests.clone(),
         store,
         tasks: tasks.clone(),
-        stop: stop.clone(),
+        room: Room::default(),
         told: broadcast::Sender::new(TOLD_MAX),
     };
     let (learner, over) = (counter.clone(), stop.clone());
@@ -97,8 +98,8 @@ pub(super) struct Counter {
     pub(super) guests: Guests,
     pub(super) store: Store,
     pub(super) tasks: TaskTracker,
-    /// When the desk closes.
-    pub(super) stop: CancellationToken,
+    /// For files that are sent to guests.
+    room: Room,
     /// What becomes of guests' orders, for followers.
     pub(super) told: broadcast::Sender<Event>,
 }
@@ -119,15 +120,18 @@ fn selector(request: &mut Request) -> Option<&mut Selector> {
 
 impl Counter {
     async fn take(&self, call: Call) {
-        if let Request::Stop { selector, .. } = &call.request {
-            // Before it is looked who is here: whoever comes in between is stopped as it comes.
-            self.guests.stop(selector);
-        }
+        // Before it is looked who is here: whoever comes in between is stopped as it comes.
+        let stopped = if let Request::Stop { selector, .. } = &call.request {
+            Some(self.guests.stop(selector))
+        } else {
+            None
+        };
         if self.is_for_own(&call.request) {
             return self.engine.pass(call).await;
         }
         let (typed_at, asked_at) = (self.guests.standing().version(), clock::now());
         let meant = match &call.request {
+            Request::Stop { selector, .. } => self.guests.meant(stopped.as_ref().unwrap_or(selector)),
             Request::Watch { .. } | Request::Follow { .. } => {
                 let counter = self.clone();
                 self.tasks.spawn(async move {
@@ -138,7 +142,6 @@ impl Counter {
             Request::Nodes { selector, .. }
             | Request::Targets { selector }
             | Request::Command { selector, .. }
-            | Request::Stop { selector, .. }
             | Request::Release { selector, .. }
             | Request::SendFiles { selector, .. }
             | Request::Fetch { selector, .. } => self.guests.meant(selector),
@@ -181,9 +184,9 @@ impl Counter {
         if meant.is_empty() && !(shows && self.guests.has_anything_to_tell()) {
             return self.pass(call).await;
         }
-        if let Request::Stop { .. } = call.request {
+        if let Some(stopped) = &stopped {
             // Its orders go out here, not when a task gets its turn.
-            let stopping = counter.begin_stop(meant, &call);
+            let stopping = counter.begin_stop(meant, stopped, &call);
             self.tasks.spawn(async move {
                 let _gone = counter.stop(stopping, call).await;
             });
@@ -375,6 +378,7 @@ impl Counter {
                     started,
                     begin: ttl,
                     answer: timeout,
+                    room: ttl,
                     patience: Some(timeout),
                     batch,
                 };
@@ -407,8 +411,11 @@ impl Counter {
                     deliveries: Vec::new(),
                 };
                 let begin = Duration::from_millis(ttl_ms.min(timeout_ms));
-                let jobs = sending(meant, files).await;
-                let terms = waiting(begin, FILE_ANSWER);
+                let jobs = sending(meant, files, &self.room).await;
+                let terms = Terms {
+                    room: Duration::from_millis(ttl_ms),
+                    ..waiting(begin, FILE_ANSWER)
+                };
                 let number = self.hand_out(jobs, record, terms, to).await;
                 (CommandKind::Send, CommandKind::Send.as_str().to_owned(), number)
             }
@@ -515,13 +522,8 @@ impl Counter {
         to: mpsc::Sender<Event>,
     ) -> Option<u64> {
         record.deliveries = jobs.iter().map(noted).collect();
-        let history = match self.store.record(record).await {
-            Ok(number) => Some(History {
-                store: self.store.clone(),
-                number,
-                tasks: self.tasks.clone(),
-                stop: self.stop.clone(),
-            }),
+        let number = match self.store.record(record).await {
+            Ok(number) => Some(number),
             Err(error) => {
                 for job in &mut jobs {
                     job.work = Err(Reply::refused(format!("nothing was sent: {error}")));
@@ -529,7 +531,13 @@ impl Counter {
                 None
             }
         };
-        let number = history.as_ref().map(|history| history.number);
+        let history = number.map(|number| History {
+            ends: Ends::Of {
+                store: self.store.clone(),
+                number,
+            },
+            tasks: self.tasks.clone(),
+        });
         if let Some(number) = number {
             // The first of its events: there is room.
             let _caller_gone = to.try_send(Event::Issued { number });

@@ -1,82 +1,171 @@
 //! Files to and from guests: whole, in memory, because their systems know no parts.
 //!
 //! What is sent is read when its turn comes, once for all who get it then, and stays as long as any of them waits for it.
-//! Invariant: at most [`IN_MEMORY_MAX`] bytes of such files are in memory, of all that is sent at once.
+//! Invariants: at most [`IN_MEMORY_MAX`] bytes of such files are in memory, of all that is sent at once, and nobody waits
+//! for room without an end; all who are sent a file get the bytes that it had when that was asked for, or none.
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::Read as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use serde_json::json;
+use swarm_shared::net::clock;
 use swarm_shared::net::roots::{FileError, Incoming, Roots};
 use swarm_shared::proto::hex;
 use swarm_shared::proto::outcome::Reply;
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
-use tokio::sync::{Mutex, Semaphore, SemaphorePermit};
-
-use super::work::Copy;
+use super::work::{ASKER_GONE, Copy};
+use crate::fleet::Event;
 
 /// Most bytes of files that are in memory to be sent; a file that is longer takes all of it.
 pub(super) const IN_MEMORY_MAX: u32 = 64 * 1024 * 1024;
-static IN_MEMORY: Semaphore = Semaphore::const_new(IN_MEMORY_MAX as usize);
+const NO_ROOM: &str = "not sent: too many files are on their way to drones, and none of them has ended for as long as \
+                       `--ttl` says; try again later";
 /// The name of the only root of a fetch: the directory that the operator named.
 const ROOT: &str = "dir";
 /// Permissions of a copy: its own are not told.
 const MODE: u32 = 0o644;
 
+/// Room in memory for files that are sent.
+#[derive(Clone, Debug)]
+pub(super) struct Room {
+    bytes: Arc<Semaphore>,
+    /// When some of it became free last.
+    freed: Arc<watch::Sender<Option<Instant>>>,
+}
+
+/// How long it is waited for room.
+#[derive(Debug)]
+pub(super) struct Wait<'a> {
+    /// When its turn came.
+    pub(super) since: Instant,
+    /// How long after that, and after each time that room became free, it is waited on.
+    pub(super) longest: Duration,
+    /// Closed when whoever asked has gone.
+    pub(super) asker: &'a mpsc::Sender<Event>,
+}
+
+impl Default for Room {
+    fn default() -> Self {
+        Self {
+            bytes: Arc::new(Semaphore::new(IN_MEMORY_MAX as usize)),
+            freed: Arc::new(watch::Sender::new(None)),
+        }
+    }
+}
+
+impl Room {
+    /// Some of it; who came first gets it first.
+    async fn take(&self, bytes: u64, wait: &Wait<'_>) -> Result<OwnedSemaphorePermit, Reply> {
+        let wanted = u32::try_from(bytes).map_or(IN_MEMORY_MAX, |bytes| bytes.min(IN_MEMORY_MAX));
+        let mut taken = std::pin::pin!(Arc::clone(&self.bytes).acquire_many_owned(wanted));
+        let mut freed = self.freed.subscribe();
+        loop {
+            let since = (*freed.borrow_and_update()).map_or(wait.since, |freed| freed.max(wait.since));
+            tokio::select! {
+                biased;
+                room = &mut taken => return room.map_err(|closed| Reply::failed(closed.to_string())),
+                () = wait.asker.closed() => return Err(Reply::refused(ASKER_GONE)),
+                // Its sender is ours.
+                _always = freed.changed() => {}
+                () = clock::sleep_until(since + wait.longest) => return Err(Reply::refused(NO_ROOM)),
+            }
+        }
+    }
+}
+
 /// A file to be sent, to whoever it is.
 #[derive(Debug)]
 pub(super) struct Source {
     path: PathBuf,
+    /// As it was when that was asked for.
+    seen: Seen,
+    room: Room,
     held: Mutex<Weak<Held>>,
+}
+
+/// What tells a file from what it becomes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Seen {
+    device: u64,
+    inode: u64,
+    bytes: u64,
+    modified: (i64, i64),
+}
+
+impl Seen {
+    fn of(meta: &Metadata) -> Self {
+        Self {
+            device: meta.dev(),
+            inode: meta.ino(),
+            bytes: meta.len(),
+            modified: (meta.mtime(), meta.mtime_nsec()),
+        }
+    }
 }
 
 /// A file in memory.
 #[derive(Debug)]
 pub(super) struct Held {
     pub(super) content: Bytes,
-    _room: SemaphorePermit<'static>,
+    room: Room,
+    _taken: OwnedSemaphorePermit,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.room.freed.send_replace(Some(clock::now()));
+    }
 }
 
 impl Source {
-    pub(super) fn new(path: PathBuf) -> Arc<Self> {
-        Arc::new(Self {
+    /// A file as it is now.
+    pub(super) async fn look(path: PathBuf, room: Room) -> Result<Arc<Self>, Reply> {
+        let looked = blocking(move || {
+            let meta = std::fs::metadata(&path).map_err(|error| unreadable(&path, &error))?;
+            if !meta.is_file() {
+                return Err(format!("{} is not a file", path.display()));
+            }
+            Ok((Seen::of(&meta), path))
+        });
+        let (seen, path) = looked.await?;
+        Ok(Arc::new(Self {
             path,
+            seen,
+            room,
             held: Mutex::default(),
-        })
+        }))
     }
 
     /// All of it, once there is room for it, if it has at most so many bytes.
-    pub(super) async fn read(&self, bytes_max: u64) -> Result<Arc<Held>, Reply> {
+    pub(super) async fn read(&self, bytes_max: u64, wait: Wait<'_>) -> Result<Arc<Held>, Reply> {
+        if self.seen.bytes > bytes_max {
+            return Err(Reply::failed(format!(
+                "{} is longer than the {bytes_max} bytes that this drone is sent; see `file_bytes` of its door",
+                self.path.display()
+            )));
+        }
+        // Whoever has it waits no longer than that for room.
         let mut held = self.held.lock().await;
         if let Some(there) = held.upgrade() {
-            self.check(there.content.len() as u64, bytes_max)?;
             return Ok(there);
         }
-        let path = self.path.clone();
-        let (file, bytes) = blocking(move || open(&path)).await?;
-        self.check(bytes, bytes_max)?;
-        let wanted = u32::try_from(bytes).map_or(IN_MEMORY_MAX, |bytes| bytes.min(IN_MEMORY_MAX));
-        let room = IN_MEMORY.acquire_many(wanted).await;
-        let room = room.map_err(|closed| Reply::failed(closed.to_string()))?;
-        let path = self.path.clone();
-        let content = blocking(move || read_whole(file, bytes, &path)).await?;
-        let read = Arc::new(Held { content, _room: room });
+        let taken = self.room.take(self.seen.bytes, &wait).await?;
+        let (path, seen) = (self.path.clone(), self.seen);
+        let content = blocking(move || read_whole(&path, seen)).await?;
+        let read = Arc::new(Held {
+            content,
+            room: self.room.clone(),
+            _taken: taken,
+        });
         *held = Arc::downgrade(&read);
         Ok(read)
-    }
-
-    fn check(&self, bytes: u64, bytes_max: u64) -> Result<(), Reply> {
-        if bytes <= bytes_max {
-            return Ok(());
-        }
-        Err(Reply::failed(format!(
-            "{} is longer than the {bytes_max} bytes that this drone is sent; see `file_bytes` of its door",
-            self.path.display()
-        )))
     }
 }
 
@@ -93,24 +182,22 @@ fn unreadable(path: &Path, error: &std::io::Error) -> String {
     format!("cannot read {}: {error}", path.display())
 }
 
-fn open(path: &Path) -> Result<(File, u64), String> {
-    let file = File::open(path).map_err(|error| unreadable(path, &error))?;
-    let meta = file.metadata().map_err(|error| unreadable(path, &error))?;
-    if !meta.is_file() {
-        return Err(format!("{} is not a file", path.display()));
+/// All of a file, if it is still what was seen of it.
+fn read_whole(path: &Path, seen: Seen) -> Result<Bytes, String> {
+    let failed = |error| unreadable(path, &error);
+    let file = File::open(path).map_err(failed)?;
+    let is_the_same = |file: &File| file.metadata().map(|meta| Seen::of(&meta) == seen);
+    let mut same = is_the_same(&file).map_err(failed)?;
+    let mut content = Vec::new();
+    if same {
+        content.reserve_exact(usize::try_from(seen.bytes).unwrap_or_default());
+        // One byte more shows that it has grown.
+        let mut limited = (&file).take(seen.bytes.saturating_add(1));
+        limited.read_to_end(&mut content).map_err(failed)?;
+        same = content.len() as u64 == seen.bytes && is_the_same(&file).map_err(failed)?;
     }
-    Ok((file, meta.len()))
-}
-
-fn read_whole(file: File, bytes: u64, path: &Path) -> Result<Bytes, String> {
-    let mut content = Vec::with_capacity(usize::try_from(bytes).unwrap_or_default());
-    // One byte more shows that it has grown.
-    let mut limited = file.take(bytes.saturating_add(1));
-    limited
-        .read_to_end(&mut content)
-        .map_err(|error| unreadable(path, &error))?;
-    if content.len() as u64 != bytes {
-        return Err(format!("{} changed while it was being read", path.display()));
+    if !same {
+        return Err(format!("{path:?} changed since it was asked for; send it again"));
     }
     Ok(content.into())
 }

@@ -12,12 +12,14 @@ use super::desk::Counter;
 use super::merge::Gone;
 use super::names::Shown;
 use crate::fleet::event::NOT_KNOWN;
-use crate::fleet::{Call, CommandKind, EVENTS_MAX, Event, NodeRef, NodeState, NodeView, Request};
+use crate::fleet::{Call, CommandKind, EVENTS_MAX, Event, Failure, NodeRef, NodeState, NodeView, Request};
 
 /// Shortest time between two looks at what has changed, for whoever watches.
 const WATCH_PAUSE: Duration = Duration::from_millis(100);
 /// Words that wait for the slowest follower; further ones push out the oldest.
 pub(super) const TOLD_MAX: usize = 1_024;
+/// How a request ends for followers when nobody waits for it any more.
+const CUT_OFF: &str = "cut off: whoever asked went away";
 
 /// Whose words followers hear.
 pub(super) struct Subject {
@@ -54,16 +56,32 @@ impl Counter {
         let (to, passed) = mpsc::channel(EVENTS_MAX);
         let _nobody = told.send(subject.word(Event::Targets { targets }));
         self.tasks.spawn(async move {
-            while let Some(event) = from.recv().await {
+            let say = |event: Event| {
                 // Each of their words has the number already.
                 if !matches!(event, Event::Issued { .. }) {
-                    let _nobody = told.send(subject.word(event.clone()));
+                    let _nobody = told.send(subject.word(event));
                 }
+            };
+            loop {
+                let event = tokio::select! {
+                    biased;
+                    () = to.closed() => break,
+                    event = from.recv() => event,
+                };
+                let Some(event) = event else {
+                    return say(Event::End);
+                };
+                say(event.clone());
                 if to.send(event).await.is_err() {
                     break;
                 }
             }
-            let _nobody = told.send(subject.word(Event::End));
+            // Whoever gives the orders sees by this that whoever asked has gone: later batches are not sent.
+            from.close();
+            while let Some(event) = from.recv().await {
+                say(event);
+            }
+            say(Event::failed(Failure::Stopped, CUT_OFF));
         });
         passed
     }

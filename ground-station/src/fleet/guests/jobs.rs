@@ -40,6 +40,7 @@ pub(super) fn waiting(begin: Duration, answer: Duration) -> Terms {
         started: clock::now(),
         begin,
         answer,
+        room: begin,
         patience: None,
         batch: None,
     }
@@ -55,16 +56,16 @@ pub(super) fn shown(files: &FilesToSend) -> String {
     }
 }
 
-/// Each is read when its turn comes.
-pub(super) async fn sending(meant: Vec<Meant>, files: FilesToSend) -> Vec<Job> {
+/// Each is read when its turn comes, and sent as it is now or not at all.
+pub(super) async fn sending(meant: Vec<Meant>, files: FilesToSend, room: &files::Room) -> Vec<Job> {
     let mut jobs = Vec::new();
     match files {
         FilesToSend::Same { files } => {
             for (part, file) in (0..).zip(files) {
-                let source = files::Source::new(file.source);
+                let source = files::Source::look(file.source, room.clone()).await;
                 let sent = meant
                     .iter()
-                    .map(|guest| to_send(guest.clone(), part, file.dest.clone(), Arc::clone(&source)));
+                    .map(|guest| to_send(guest.clone(), part, file.dest.clone(), source.clone()));
                 jobs.extend(sent);
             }
         }
@@ -80,7 +81,10 @@ pub(super) async fn sending(meant: Vec<Meant>, files: FilesToSend) -> Vec<Job> {
                     Err(error) => Err(error.to_string()),
                 };
                 let one = match found {
-                    Ok((source, path)) => to_send(guest, 0, path, files::Source::new(source)),
+                    Ok((source, path)) => {
+                        let source = files::Source::look(source, room.clone()).await;
+                        to_send(guest, 0, path, source)
+                    }
                     Err(error) => job(guest, 0, Err(Reply::failed(error))),
                 };
                 jobs.push(Job {
@@ -93,15 +97,19 @@ pub(super) async fn sending(meant: Vec<Meant>, files: FilesToSend) -> Vec<Job> {
     jobs
 }
 
-fn to_send(guest: Meant, part: u32, path: String, source: Arc<files::Source>) -> Job {
-    let work = Work::Push {
-        path: path.clone(),
-        content: Bytes::new(),
+fn to_send(guest: Meant, part: u32, path: String, source: Result<Arc<files::Source>, Reply>) -> Job {
+    let about = Some(path.clone());
+    let (file, work) = match source {
+        Ok(source) => {
+            let content = Bytes::new();
+            (Some(source), Ok(Work::Push { path, content }))
+        }
+        Err(why) => (None, Err(why)),
     };
     Job {
-        about: Some(path),
-        file: Some(source),
-        ..job(guest, part, Ok(work))
+        about,
+        file,
+        ..job(guest, part, work)
     }
 }
 

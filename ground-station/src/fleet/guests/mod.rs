@@ -11,7 +11,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -151,7 +150,8 @@ struct Guest {
     presence: Presence,
     orders: mpsc::Sender<Order>,
     stops: mpsc::Sender<Order>,
-    stopped: Arc<AtomicU64>,
+    /// How often it was stopped.
+    stopped: watch::Sender<u64>,
 }
 
 /// All guests. Cheap to clone; its lock is held for a look-up and no longer.
@@ -278,7 +278,7 @@ struct Meant {
     orders: mpsc::Sender<Order>,
     stops: mpsc::Sender<Order>,
     /// How often it was stopped: now, and when it was asked who is meant.
-    stopped: Arc<AtomicU64>,
+    stopped: watch::Receiver<u64>,
     stopped_before: u64,
 }
 
@@ -291,8 +291,18 @@ impl Meant {
             // It is told apart from later stops by what is in force.
             Work::Fetch { .. } | Work::Stop | Work::Release => false,
         };
-        let overtaken = acts && self.stopped.load(Ordering::SeqCst) != self.stopped_before;
-        overtaken.then(|| Reply::refused("withdrawn by an emergency stop: give it again after the release"))
+        let overtaken = acts && *self.stopped.borrow() != self.stopped_before;
+        overtaken.then(work::withdrawn)
+    }
+
+    /// Returns when it is stopped, if it was not since it was asked who is meant.
+    async fn is_stopped_anew(&self) {
+        let before = self.stopped_before;
+        let mut stopped = self.stopped.clone();
+        if stopped.wait_for(|count| *count != before).await.is_err() {
+            // It has lost its seat: nothing reaches it.
+            std::future::pending::<()>().await;
+        }
     }
 
     /// Whether an action only reads there.
@@ -356,7 +366,7 @@ impl Guests {
             presence: Presence::default(),
             orders,
             stops,
-            stopped: Arc::default(),
+            stopped: watch::Sender::default(),
         };
         book.add(guest);
         drop(book);
@@ -393,15 +403,17 @@ impl Guests {
         self.book().guests.values().any(|guest| guest.matches(selector))
     }
 
-    /// Stops whoever is meant, now and later. Nothing that was asked before is begun from now on.
-    fn stop(&self, selector: &Selector) {
-        self.standing().stop(selector.clone());
+    /// Stops whoever is meant, now and later. Nothing that was asked before is begun from now on. Whom it stops: all, if
+    /// too many stops stand to remember one more.
+    fn stop(&self, selector: &Selector) -> Selector {
+        let stopped = self.standing().stop(selector.clone());
         let book = self.book();
-        for guest in book.guests.values().filter(|guest| guest.matches(selector)) {
-            guest.stopped.fetch_add(1, Ordering::SeqCst);
+        for guest in book.guests.values().filter(|guest| guest.matches(&stopped)) {
+            guest.stopped.send_modify(|count| *count += 1);
         }
         drop(book);
         self.0.changed.send_modify(|version| *version += 1);
+        stopped
     }
 
     /// Ends stops that were in force at this version; see [`Standing::release`].
@@ -421,8 +433,8 @@ impl Guests {
                 file_bytes_max: guest.profile.file_bytes_max,
                 orders: guest.orders.clone(),
                 stops: guest.stops.clone(),
-                stopped: Arc::clone(&guest.stopped),
-                stopped_before: guest.stopped.load(Ordering::SeqCst),
+                stopped: guest.stopped.subscribe(),
+                stopped_before: *guest.stopped.borrow(),
             })
             .collect();
         meant.sort_by(|a, b| a.node.cmp(&b.node));

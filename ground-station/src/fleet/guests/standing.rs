@@ -17,8 +17,10 @@ use tokio_util::sync::CancellationToken;
 use crate::store::{Store, StoreError};
 
 /// Most stops and releases that are remembered, and most bytes of their selectors.
-const ORDERS_MAX: usize = 256;
+pub(super) const ORDERS_MAX: usize = 256;
 const BYTES_MAX: usize = 256 * 1024;
+/// Most patterns in releases that names in stops are held against: each is, against each.
+const PATTERNS_MAX: usize = 64;
 /// How long until what could not be written is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -35,14 +37,20 @@ struct Order {
 struct Orders(Vec<Order>);
 
 impl Orders {
-    fn stop(&mut self, selector: Selector) {
-        self.put(Order { stop: true, selector });
+    /// Whom it stops.
+    fn stop(&mut self, selector: Selector) -> Selector {
+        self.put(Order {
+            stop: true,
+            selector: selector.clone(),
+        });
         if self.is_too_much() {
             tracing::error!(
                 "too many stops stand to remember each: all drones are stopped until `release all`"
             );
             *self = Self::of_all();
+            return Selector::all();
         }
+        selector
     }
 
     /// A stop of all.
@@ -77,19 +85,27 @@ impl Orders {
     }
 
     /// Forgets the stops of which each term was released after them, whoever it was released with: whom they mean, one
-    /// of those releases means, too, and it is newer. What takes somebody away is left alone: it may mean more than its
-    /// terms say, or less.
+    /// of those releases means, too, and it is newer. A name is released by whatever means it by its name alone. What
+    /// takes somebody away is left alone: it may mean more than its terms say, or less.
     fn forget_released(&mut self) {
         let is_plain = |selector: &Selector| selector.exclusions().next().is_none();
-        let mut released = BTreeSet::new();
+        let (mut released, mut patterns) = (BTreeSet::new(), Vec::new());
         let mut kept = Vec::new();
         while let Some(order) = self.0.pop() {
             let plain = is_plain(&order.selector);
             if !order.stop && plain {
+                let some = order.selector.terms();
+                let some = some.filter(|term| !term.is_exact() && !term.has_tags());
+                patterns.extend(some.take(PATTERNS_MAX - patterns.len()));
                 released.extend(order.selector.terms().map(String::from));
             }
+            let is_released = |term: &Selector| {
+                released.contains(term.as_str())
+                    || (term.names().unwrap_or_default().iter())
+                        .any(|name| patterns.iter().any(|pattern| pattern.means_all_called(name)))
+            };
             let mut terms = order.selector.terms();
-            let over = order.stop && plain && terms.all(|term| released.contains(term.as_str()));
+            let over = order.stop && plain && terms.all(|term| is_released(&term));
             drop(terms);
             if !over {
                 kept.push(order);
@@ -174,13 +190,15 @@ impl Standing {
         Ok(standing)
     }
 
-    /// Stops whoever is meant, and whoever comes and is. Waits for nothing.
-    pub(super) fn stop(&self, selector: Selector) {
+    /// Stops whoever is meant, and whoever comes and is. Waits for nothing. Whom it stops: all, if it is too much.
+    pub(super) fn stop(&self, selector: Selector) -> Selector {
+        let mut stopped = Selector::all();
         self.state.send_modify(|state| {
-            state.orders.stop(selector);
+            stopped = state.orders.stop(selector);
             state.version += 1;
             state.stop = state.version;
         });
+        stopped
     }
 
     /// What a release refers to that is typed now.
@@ -374,8 +392,8 @@ mod tests {
         assert_eq!(release(&standing, "other"), Err(NotLifted::TooMany));
         assert_eq!(stopped(&standing, "other"), None);
         assert_eq!(release(&standing, "d7"), Ok(Some(257)), "in place of its stop");
-        standing.stop(name(7));
-        standing.stop(selector("other"));
+        assert_eq!(standing.stop(name(7)), name(7));
+        assert_eq!(standing.stop(selector("other")), Selector::all());
         for name in ["d0", "d255", "other"] {
             assert_eq!(stopped(&standing, name).as_deref(), Some("all"));
         }
@@ -399,10 +417,45 @@ mod tests {
         );
     }
 
+    #[test]
+    fn a_name_that_was_stopped_is_released_by_whatever_means_all_that_are_called_so() {
+        for (stop, releases, over) in [
+            ("d7", vec!["d*"], true),
+            ("d7,e1", vec!["d[1-9]", "e?"], true),
+            ("d7,e1", vec!["d*"], false),
+            ("d7", vec!["tag:row=1,all"], true),
+            ("d7", vec!["d*,!d2"], false),
+            ("d7", vec!["tag:system=test"], false),
+            ("d7", vec!["id:0,id:1"], false),
+            ("tag:system=test", vec!["d*"], false),
+            ("d*", vec!["d[1-9]*"], false),
+        ] {
+            let standing = Standing::default();
+            standing.stop(selector(stop));
+            for text in &releases {
+                assert!(release(&standing, text).is_ok());
+            }
+            let stands = !standing.stops().is_empty();
+            assert_eq!(stands, !over, "{stop:?} {releases:?}");
+            // A stop that is newer than the release is another one.
+            standing.stop(selector("d7"));
+            assert!(stopped(&standing, "d7").is_some());
+        }
+    }
+
     /// Every short history: what is forgotten changes nothing for anybody.
     #[test]
     fn what_is_forgotten_of_stops_and_releases_held_for_nobody() {
-        const SELECTORS: [&str; 7] = ["d1", "d2", "d1,d2", "d*", "d*,!d2", "!d1", "tag:row=1,d2"];
+        const SELECTORS: [&str; 8] = [
+            "d1",
+            "d2",
+            "d1,d2",
+            "d*",
+            "d*,!d2",
+            "!d1",
+            "tag:row=1,d2",
+            "all,e1",
+        ];
         const LENGTH: u32 = 4;
         let selectors = SELECTORS.map(selector);
         let (with, without) = (

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use swarm_shared::net::clock;
-use swarm_shared::proto::outcome::Reply;
+use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::selector::Selector;
 use swarm_shared::proto::wire::Lane;
 use tokio::sync::mpsc;
@@ -16,7 +16,7 @@ use super::desk::Counter;
 use super::follow::Subject;
 use super::jobs::{job, noted, waiting};
 use super::merge::{Gone, Own};
-use super::work::{self, History, Job, Terms};
+use super::work::{self, Ends, History, Job, Terms};
 use super::{Meant, Work};
 use crate::fleet::engine::recorder;
 use crate::fleet::{Call, CommandKind, EVENTS_MAX, Event, NodeRef, Request};
@@ -25,9 +25,13 @@ use crate::store::deliveries::Record;
 
 /// How many of the stops that stand are told in one note.
 const STOPS_SHOWN: usize = 4;
+/// What to tell whoever gives a stop that is one too many.
+const ALL_STOPPED: &str = "too many stops stand to remember each: all drones of other programs are stopped, also those \
+                           that come, until `release all`";
 
 impl Counter {
-    pub(super) fn begin_stop(&self, meant: Vec<Meant>, call: &Call) -> Stopping {
+    /// `stopped`: whom the stop is for now; more than was asked for, if it is one too many.
+    pub(super) fn begin_stop(&self, meant: Vec<Meant>, stopped: &Selector, call: &Call) -> Stopping {
         let Request::Stop {
             selector, timeout_ms, ..
         } = &call.request
@@ -66,6 +70,7 @@ impl Counter {
             targets,
             told: Some(told),
             over,
+            note: (stopped != selector).then_some(ALL_STOPPED),
         }
     }
 
@@ -75,7 +80,12 @@ impl Counter {
             events,
             who,
         } = call;
-        let Stopping { targets, told, over } = stopping;
+        let Stopping {
+            targets,
+            told,
+            over,
+            note,
+        } = stopping;
         let _over = over.drop_guard();
         let Some(told) = told else { return Ok(()) };
         let Request::Stop { selector, beside, .. } = &mut request else {
@@ -103,6 +113,9 @@ impl Counter {
             nobody
         };
         own.forgive(nobody);
+        if let Some(note) = note {
+            events.send(Event::note(note)).await.map_err(|_gone| Gone)?;
+        }
         let targets = own.targets.iter().cloned().chain(targets).collect();
         let targets = Event::Targets { targets };
         events.send(targets).await.map_err(|_gone| Gone)?;
@@ -203,24 +216,28 @@ impl Counter {
         to: mpsc::Sender<Event>,
     ) -> Option<u64> {
         record.deliveries = jobs.iter().map(noted).collect();
-        let recorded = tokio::time::timeout(terms.begin, self.store.record(record)).await;
-        let number = match recorded {
-            Ok(Ok(number)) => Some(number),
+        let what = record.action.clone();
+        let nodes = jobs.iter().map(|job| job.guest.node.id).collect();
+        let mut recording = {
+            let store = self.store.clone();
+            Box::pin(async move { store.record(record).await })
+        };
+        let store = self.store.clone();
+        let (number, ends) = match tokio::time::timeout(terms.begin, &mut recording).await {
+            Ok(Ok(number)) => (Some(number), Some(Ends::Of { store, number })),
             Ok(Err(error)) => {
                 tracing::error!(%error, "a release of drones is not in the history");
-                None
+                (None, None)
             }
             Err(_elapsed) => {
                 tracing::error!("a release of drones does not wait for the history any longer");
-                None
+                let given_up = Reply::ended(Outcome::Unknown, "this station stopped midway");
+                let ends = recorder::ends_of(&self.tasks, store, (what, nodes), recording, given_up);
+                (None, Some(Ends::Later(ends)))
             }
         };
-        let history = number.map(|number| History {
-            store: self.store.clone(),
-            number,
-            tasks: self.tasks.clone(),
-            stop: self.stop.clone(),
-        });
+        let tasks = self.tasks.clone();
+        let history = ends.map(|ends| History { ends, tasks });
         // Not before it is handed out, that it may wait for its turn.
         let terms = Terms {
             started: clock::now(),
@@ -309,4 +326,5 @@ pub(super) struct Stopping {
     targets: Vec<NodeRef>,
     told: Option<mpsc::Receiver<Event>>,
     over: CancellationToken,
+    note: Option<&'static str>,
 }

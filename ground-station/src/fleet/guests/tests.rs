@@ -129,6 +129,7 @@ async fn what_is_asked_counts_from_when_it_was_asked_and_a_question_does_not_wai
         started,
         begin: Duration::from_secs(30),
         answer: Duration::from_millis(50),
+        room: Duration::from_secs(30),
         patience: Some(Duration::from_millis(50)),
         batch: None,
     };
@@ -161,7 +162,12 @@ async fn what_is_asked_counts_from_when_it_was_asked_and_a_question_does_not_wai
 async fn desk(store: &Store) -> (Fleet, [Seat; 2], Desk) {
     let (engine, mut calls) = Fleet::local();
     tokio::spawn(async move {
+        let mut followers = Vec::new();
         while let Some(call) = calls.recv().await {
+            if let Request::Follow { .. } = call.request {
+                followers.push(call);
+                continue;
+            }
             let nobody = Event::failed(Failure::NobodyMatched, "no node");
             let _gone = call.events.send(nobody).await;
         }
@@ -350,5 +356,45 @@ async fn whoever_watches_sees_that_a_guest_has_left() {
         ..Presence::default()
     });
     assert!(view(&mut told).await.warnings.is_empty());
+    desk.close().await;
+}
+
+#[tokio::test]
+async fn a_stop_that_is_one_too_many_is_told_to_all() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = Store::open(dir.path()).await.expect("opens");
+    let (fleet, [mut first, mut second], desk) = desk(&store).await;
+    let stop = |name: &str| Request::Stop {
+        selector: Selector::parse(name).expect("a name"),
+        timeout_ms: Some(1_000),
+        beside: false,
+    };
+    for number in 0..standing::ORDERS_MAX {
+        let mut told = fleet.perform(stop(&format!("absent-{number}"))).await;
+        while told.recv().await.is_some() {}
+    }
+    assert_eq!((first.stopped(), second.stopped()), (None, None));
+    // What was asked for before is withdrawn at all of them.
+    let meant = first.guests.meant(&Selector::all());
+    let mut told = fleet.perform(stop("d1")).await;
+    for seat in [&mut first, &mut second] {
+        assert_eq!(done(&mut seat.stops).await, Work::Stop);
+        assert_eq!(seat.stopped(), Some(Selector::all()));
+    }
+    let led = Work::Command {
+        action: "led".to_owned(),
+        arguments: Arguments::default(),
+    };
+    assert!(meant.iter().all(|guest| guest.overtaken(&led).is_some()));
+    let (mut notes, mut targets) = (Vec::new(), Vec::new());
+    while let Some(event) = told.recv().await {
+        if let Event::Note { text } = event {
+            notes.push(text);
+        } else if let Event::Targets { targets: all } = event {
+            targets = all;
+        }
+    }
+    assert_eq!((notes.len(), targets.len()), (1, 2), "{notes:?}");
+    assert!(notes[0].starts_with("too many stops stand"), "{notes:?}");
     desk.close().await;
 }

@@ -15,18 +15,17 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::{Answer, Meant, Order, Work, files};
+use crate::fleet::engine::recorder;
 use crate::fleet::{Batch, Delivery, Event, NodeRef};
-use crate::store::{PartEnd, Store, StoreError};
+use crate::store::{PartEnd, Store};
 
 /// How often a guest is told once more to stop, while whoever asked for it waits for others.
 const STOP_EVERY: Duration = Duration::from_secs(1);
-/// How long until an end that the disk refused is tried again.
-const KEEP_EVERY: Duration = Duration::from_secs(1);
 /// How long the door of a guest may take to say that a question has no answer.
 const ANSWER_GRACE: Duration = Duration::from_millis(500);
 /// Why a later batch is not sent.
 pub(super) const BATCH_FAILED: &str = "not sent: an earlier batch failed";
-const ASKER_GONE: &str = "not sent: whoever asked for it went away";
+pub(super) const ASKER_GONE: &str = "not sent: whoever asked for it went away";
 /// Longer than anybody waits.
 const FOREVER: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -63,6 +62,8 @@ pub(super) struct Terms {
     pub(super) begin: Duration,
     /// An answer is not waited for longer, once it has its turn.
     pub(super) answer: Duration,
+    /// A file waits no longer for room in memory, counted from its turn and from when some became free last.
+    pub(super) room: Duration,
     /// Whoever asked waits no longer, though it goes on.
     pub(super) patience: Option<Duration>,
     pub(super) batch: Option<Batch>,
@@ -71,60 +72,46 @@ pub(super) struct Terms {
 /// Where ends are kept.
 #[derive(Clone, Debug)]
 pub(super) struct History {
-    pub(super) store: Store,
-    pub(super) number: u64,
+    /// Of what.
+    pub(super) ends: Ends,
     /// For what goes on though nobody waits for it any more.
     pub(super) tasks: TaskTracker,
-    /// When the desk closes.
-    pub(super) stop: CancellationToken,
+}
+
+/// What ends are of.
+#[derive(Clone, Debug)]
+pub(super) enum Ends {
+    /// Of what is stored, under this number.
+    Of { store: Store, number: u64 },
+    /// Of what is still on its way to the disk: see [`recorder::ends_of`].
+    Later(mpsc::Sender<PartEnd>),
 }
 
 impl History {
-    /// Keeps an end. Whoever waits for it is not kept waiting by a disk that refuses it: it is tried again.
     pub(super) async fn keep(&self, node: &NodeRef, part: u32, reply: Reply) {
         let end = PartEnd {
             node: node.id,
             part,
             reply,
         };
-        let Err(error) = self.store.record_ends(self.number, vec![end.clone()]).await else {
-            return;
-        };
-        let number = self.number;
-        if is_final(&error) {
-            tracing::error!(%error, number, "an end is not in the history");
-            return;
-        }
-        tracing::error!(%error, number, "an end is not in the history yet: tried again each second");
-        let history = self.clone();
-        self.tasks.spawn(async move { history.keep_trying(end).await });
-    }
-
-    /// Until it is stored, or the desk closes: then once more.
-    async fn keep_trying(&self, end: PartEnd) {
-        let number = self.number;
-        loop {
-            let pause = tokio::time::sleep(KEEP_EVERY);
-            let is_over = self.stop.run_until_cancelled(pause).await.is_none();
-            match self.store.record_ends(number, vec![end.clone()]).await {
-                Ok(()) => return tracing::info!(number, "an end is in the history now"),
-                Err(error) if is_over || is_final(&error) => {
-                    return tracing::error!(%error, number, "an end is not in the history");
-                }
-                Err(error) => tracing::debug!(%error, number, "an end is still not in the history"),
+        match &self.ends {
+            Ends::Of { store, number } => recorder::keep(&self.tasks, store, Some(*number), vec![end]).await,
+            Ends::Later(ends) => {
+                // There is room for each, unless nothing of it could be stored.
+                let _not_kept = ends.try_send(end);
             }
         }
     }
 }
 
-/// Whether no later try can end otherwise, such as for a command that the history has forgotten.
-fn is_final(error: &StoreError) -> bool {
-    matches!(error, StoreError::BadRow { .. } | StoreError::Stopped)
-}
-
 /// How what never left its queue ends.
 pub(super) fn closed() -> Reply {
     Reply::ended(Outcome::NoAnswer, "its door is closed: nothing was sent")
+}
+
+/// How what was asked for before a stop ends.
+pub(super) fn withdrawn() -> Reply {
+    Reply::refused("withdrawn by an emergency stop: give it again after the release")
 }
 
 /// Hands out all orders, a batch at a time, and tells how each ended. What is for one guest goes one after the other.
@@ -183,10 +170,11 @@ async fn carry_all(
     history: Option<History>,
     events: mpsc::Sender<Event>,
 ) -> bool {
-    let (mut done, mut left) = (true, parts.len());
+    let (mut done, mut left, mut turn) = (true, parts.len(), clock::now());
     for job in parts {
         left -= 1;
-        let Carried { mut state, rest } = carry(job, (terms, issued), history.clone(), events.clone()).await;
+        let times = (terms, issued, turn);
+        let Carried { mut state, rest } = carry(job, times, history.clone(), events.clone()).await;
         done &= state == Outcome::Done;
         if left == 0 {
             break;
@@ -197,6 +185,7 @@ async fn carry_all(
         // What it took counts for the next one if the guest takes nothing.
         if state == Outcome::Done {
             issued = clock::now();
+            turn = issued;
         }
     }
     done
@@ -219,7 +208,7 @@ impl From<Outcome> for Carried {
 /// One delivery, to its end. What acts goes on though nobody waits for it any more.
 async fn carry(
     job: Job,
-    (terms, mut issued): (Terms, Instant),
+    (terms, mut issued, turn): (Terms, Instant, Instant),
     history: Option<History>,
     events: mpsc::Sender<Event>,
 ) -> Carried {
@@ -234,7 +223,17 @@ async fn carry(
     let mut held = None;
     if let (Ok(Work::Push { content, .. }), Some(file)) = (&mut work, file) {
         let before = clock::now();
-        match file.read(guest.file_bytes_max).await {
+        let wait = files::Wait {
+            since: turn,
+            longest: terms.room,
+            asker: &events,
+        };
+        let read = tokio::select! {
+            biased;
+            () = guest.is_stopped_anew() => Err(withdrawn()),
+            read = file.read(guest.file_bytes_max, wait) => read,
+        };
+        match read {
             Ok(read) => {
                 *content = read.content.clone();
                 held = Some(read);

@@ -203,3 +203,29 @@ fn one_that_has_not_confirmed_a_stop_is_not_called_stopped() {
     1 online, 1 offline, 1 NOT KNOWN TO BE STOPPED
     ");
 }
+
+#[test]
+fn who_has_left_is_told_of_once_and_not_kept() {
+    let (mut nodes, style) = (Nodes::default(), Style::default());
+    let here = NodeView {
+        stop_unconfirmed: Some(1),
+        ..node(1, NodeState::Online, Some(0))
+    };
+    let left = NodeView {
+        state: NodeState::Offline,
+        warnings: vec!["not known any more: a drone of another program that has left".to_owned()],
+        ..here.clone()
+    };
+    assert!(left.has_left());
+    for _ in 0..2 {
+        assert!(nodes.add(&here, style).is_some(), "it is back");
+        assert!(!nodes.is_empty());
+        let line = nodes.add(&left, style).expect("told");
+        assert!(
+            line.contains("offline, STOP?") && line.contains("not known any more"),
+            "{line}"
+        );
+        assert_eq!(nodes.add(&left, style), None);
+        assert!(nodes.is_empty());
+    }
+}

@@ -200,6 +200,16 @@ impl Selector {
         if self.unwanted.is_empty() { names } else { None }
     }
 
+    /// Whether it means whoever is called so, whatever the id and the tags.
+    pub fn means_all_called(&self, name: &NodeName) -> bool {
+        let by_name = |term: &Term| match term {
+            Term::All => true,
+            Term::Name(glob) => glob.matches(name.as_str()),
+            Term::Tag { .. } | Term::Id(_) => false,
+        };
+        self.unwanted.is_empty() && self.wanted.iter().any(by_name)
+    }
+
     /// The same without some of its terms, `!term`s among them; `None` if none is left that is not `!term`.
     pub fn without(&self, unwanted: impl Fn(&Self) -> bool) -> Option<Self> {
         let kept: Vec<Self> = self.terms().filter(|term| !unwanted(term)).collect();
@@ -381,6 +391,24 @@ mod tests {
             ["drone-[1,3]", "tag:row=2", "all"]
         );
         assert!(terms("!lead").is_empty());
+    }
+
+    #[test]
+    fn a_name_is_meant_for_sure_by_what_looks_at_names_alone() {
+        let name = NodeName::parse("drone-07").expect("a name");
+        for (selector, meant) in [
+            ("all", true),
+            ("lead,drone-0[1-9]", true),
+            ("tag:row=3,drone-07", true),
+            ("tag:row,id:0,id:1", false),
+            ("drone-08", false),
+            // Whoever it takes away may be called so.
+            ("drone-*,!tag:row", false),
+            ("!lead", false),
+        ] {
+            let selector = Selector::parse(selector).expect("a selector");
+            assert_eq!(selector.means_all_called(&name), meant, "{selector}");
+        }
     }
 
     #[test]

@@ -145,6 +145,53 @@ async fn a_stop_does_not_wait_for_the_disk_and_is_noted_all_the_same() {
 }
 
 #[tokio::test]
+async fn ends_that_the_disk_refuses_are_stored_when_it_takes_them() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = Store::open(dir.path()).await.expect("opens");
+    let disk = rusqlite::Connection::open(store.path()).expect("opens");
+    let full = "CREATE TRIGGER disk_full BEFORE UPDATE ON deliveries BEGIN SELECT RAISE(ABORT, 'full'); END";
+    disk.execute_batch(full).expect("made");
+    let tasks = TaskTracker::new();
+    let mut stop = two_files_each();
+    stop.deliveries.retain(|to| to.part == 0);
+    let number = stop.origin.number.clone();
+    let given_up = Reply::ended(Outcome::NoAnswer, "given up");
+    let to = beside(&tasks, store.clone(), stop, given_up);
+    to.try_send(PartEnd {
+        node: node(1).id,
+        part: 0,
+        reply: Reply::done(json!(1)),
+    })
+    .expect("there is room");
+    drop(to);
+    // It has been refused once all that is left is to try again.
+    number.known().await;
+    let started = clock::now();
+    while tasks.len() != 2 {
+        assert!(clock::since(started) < Duration::from_secs(20), "{}", tasks.len());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(
+        states(dir.path())
+            .await
+            .iter()
+            .all(|(_, state)| *state == PastState::Open)
+    );
+    disk.execute_batch("DROP TRIGGER disk_full")
+        .expect("there is room");
+    // A station that stops tries once more.
+    tasks.close();
+    tasks.wait().await;
+    let states: Vec<PastState> = states(dir.path())
+        .await
+        .into_iter()
+        .map(|(_, state)| state)
+        .collect();
+    let ended = [Outcome::Done, Outcome::NoAnswer].map(PastState::Ended);
+    assert_eq!(states, ended);
+}
+
+#[tokio::test]
 async fn the_audit_names_who_asked_and_how_it_ended() {
     let dir = tempfile::tempdir().expect("a directory");
     let store = Store::open(dir.path()).await.expect("opens");

@@ -119,6 +119,19 @@ async fn whoever_repeats_a_command_is_told_who_is_not_known_now() {
     desk.close().await;
 }
 
+/// Why the second delivery was not sent, once that is in the history.
+pub(super) async fn why_not_sent(store: &Store, number: u64) -> String {
+    let started = clock::now();
+    loop {
+        let past = past(store, number).await;
+        if let Some(why) = past[1].error.clone() {
+            return why;
+        }
+        assert!(clock::since(started) < Duration::from_secs(20), "{past:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 #[tokio::test]
 async fn later_batches_of_whoever_went_away_say_so() {
     let dir = tempfile::tempdir().expect("a directory");
@@ -138,18 +151,56 @@ async fn later_batches_of_whoever_went_away_say_so() {
         };
         let order = first.orders.recv().await.expect("ordered");
         drop(told);
-        let started = clock::now();
-        let why = loop {
-            let past = past(&store, number).await;
-            if let Some(why) = past[1].error.clone() {
-                break why;
-            }
-            assert!(clock::since(started) < Duration::from_secs(20), "{past:?}");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        };
+        let why = why_not_sent(&store, number).await;
         assert_eq!(why, "not sent: whoever asked for it went away");
         drop(order);
     }
+    assert!(second.orders.try_recv().is_err());
+    desk.close().await;
+}
+
+#[tokio::test]
+async fn later_batches_of_whoever_went_away_in_between_do_not_go_out_though_somebody_follows() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = Store::open(dir.path()).await.expect("opens");
+    let (fleet, [mut first, mut second], desk) = desk(&store).await;
+    let mut follower = fleet.perform(Request::Follow { telemetry: false }).await;
+    assert!(
+        matches!(follower.recv().await, Some(Event::Node(_))),
+        "it follows from now on"
+    );
+    let batch = Batch {
+        size: BatchSize::Count(1),
+        wait_ms: 2_000,
+        keep_going: true,
+    };
+    let mut told = fleet.perform(all_led(Some(batch))).await;
+    let number = loop {
+        if let Event::Issued { number } = told.recv().await.expect("told") {
+            break number;
+        }
+    };
+    ended(&mut first.orders, Reply::done(Value::Null)).await;
+    while !matches!(told.recv().await.expect("told"), Event::Delivery(_)) {}
+    drop(told);
+    let mut heard = Vec::new();
+    while !matches!(heard.last(), Some(Event::End | Event::Failed { .. })) {
+        let event = tokio::time::timeout(Duration::from_secs(20), follower.recv()).await;
+        if let Event::Told { event, .. } = event.expect("in time").expect("it goes on") {
+            heard.push(*event);
+        }
+    }
+    let ends = heard.iter().filter(|event| matches!(event, Event::Delivery(_)));
+    assert_eq!(ends.count(), 1, "{heard:?}");
+    assert_eq!(
+        heard.last(),
+        Some(&Event::failed(
+            Failure::Stopped,
+            "cut off: whoever asked went away"
+        ))
+    );
+    let why = why_not_sent(&store, number).await;
+    assert_eq!(why, "not sent: whoever asked for it went away");
     assert!(second.orders.try_recv().is_err());
     desk.close().await;
 }
@@ -222,5 +273,48 @@ async fn an_end_that_the_disk_refuses_is_stored_when_it_takes_it() {
         assert!(clock::since(started) < Duration::from_secs(20), "still open");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+    desk.close().await;
+}
+
+#[tokio::test]
+async fn a_release_that_is_stored_late_has_its_ends_in_the_history() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = Store::open(dir.path()).await.expect("opens");
+    let (fleet, [mut first, mut second], desk) = desk(&store).await;
+    let is_open = |past: &PastDelivery| past.state == PastState::Open;
+    let all_ended = async |number| {
+        let started = clock::now();
+        loop {
+            let past = past(&store, number).await;
+            if past.len() == 2 && !past.iter().any(is_open) {
+                return past;
+            }
+            assert!(clock::since(started) < Duration::from_secs(20), "{past:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let stopping = fleet.perform(all_stop()).await;
+    for seat in [&mut first, &mut second] {
+        assert_eq!(done(&mut seat.stops).await, Work::Stop);
+    }
+    all_ended(1).await;
+    drop(stopping);
+    // A disk that stands still for longer than the release waits for it.
+    let disk = rusqlite::Connection::open(store.path()).expect("opens");
+    disk.execute_batch("BEGIN IMMEDIATE").expect("held");
+    let release = Request::Release {
+        selector: Selector::all(),
+        timeout_ms: 300,
+    };
+    let releasing = fleet.perform(release).await;
+    for seat in [&mut first, &mut second] {
+        assert_eq!(done(&mut seat.orders).await, Work::Release);
+    }
+    let (_, _, ends) = all_told(releasing).await;
+    assert_eq!(ends.len(), 2, "nobody waits for the disk");
+    disk.execute_batch("ROLLBACK").expect("let go");
+    let released = all_ended(2).await;
+    let done = |past: &PastDelivery| past.state == PastState::Ended(Outcome::Done);
+    assert!(released.iter().all(done), "{released:?}");
     desk.close().await;
 }
