@@ -52,16 +52,18 @@ impl Errands {
         (Self { to, actions }, errands)
     }
 
-    /// Hands something in, in the name of somebody of this role, that has reached the node at `since` or later. Errands
-    /// are taken in the order of these calls. Its end comes from the receiver, once; none comes if the node shuts down.
+    /// Hands something in, in the name of somebody of this role, that has reached the node at `since` or later. If it
+    /// `flies`, it lives as short as an action of flight, whatever its class. Errands are taken in the order of these
+    /// calls. Its end comes from the receiver, once; none comes if the node shuts down.
     pub async fn hand_in(
         &self,
         role: Role,
         action: String,
         arguments: Arguments,
         since: Instant,
+        flies: bool,
     ) -> oneshot::Receiver<Reply> {
-        let life = if self.actions.traits(&action).flight {
+        let life = if flies || self.actions.traits(&action).flight {
             Duration::from_millis(FLIGHT_LIFE_MS_MAX)
         } else {
             ERRAND_LIFE

@@ -11,7 +11,9 @@ use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::time::Instant;
 
-use swarm_shared::proto::delivery::desk::{Desk, Effect, Incoming, OPEN_MAX, RUNNING_MAX, Ticket, Traits};
+use swarm_shared::proto::delivery::desk::{
+    Desk, ENDING_MAX, Effect, Incoming, OPEN_MAX, RUNNING_MAX, Ticket, Traits,
+};
 use swarm_shared::proto::delivery::record::{Record, digest};
 use swarm_shared::proto::delivery::{CommandId, StageMessage};
 use swarm_shared::proto::id::{Instance, PeerId};
@@ -267,7 +269,8 @@ impl Node {
             unended: 0,
         };
         self.world.measure(self.me, gauge);
-        if self.running.len() > RUNNING_MAX || self.orders.len() > OPEN_MAX {
+        // Nothing here ends a flight.
+        if self.running.len() > RUNNING_MAX - ENDING_MAX || self.orders.len() > OPEN_MAX {
             let what = format!("{} things run and {} wait", self.running.len(), self.orders.len());
             self.world
                 .truth

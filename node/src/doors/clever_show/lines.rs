@@ -11,7 +11,8 @@
 //! | question | what only looks; it takes no place of the node | 48 |
 //!
 //! In each, 64 wait; one more is not done, and the log says so: the protocol has no word for it. What ends a flight waits
-//! for nothing that begins one, and nothing that came before it begins one after it: what still waits is not done.
+//! for nothing that begins one, and nothing that came before it begins one after it: what still waits is not done. But what
+//! has not `class = "flight"`, and waits for one of the node's places already, may still begin, within 2 s of its coming.
 
 use std::collections::VecDeque;
 
@@ -93,7 +94,8 @@ impl Line {
     }
 
     /// What all of it takes, at work or waiting, in bytes.
-    pub(super) fn bytes(&self) -> usize {
+    pub(super) fn bytes(&mut self) -> usize {
+        self.clear_away();
         let waiting = self.waiting.iter().map(Job::bytes);
         let at_work = self.known.iter().map(|(_, at_work)| at_work.bytes);
         waiting.sum::<usize>() + at_work.sum::<usize>()

@@ -331,11 +331,11 @@ impl Door {
     /// Begins what has its turn; what is left of it waits for nobody else.
     async fn start(&self, job: Job) -> Work {
         let Job {
+            kind,
             what,
             name,
             since,
             todo,
-            ..
         } = job;
         let (server, door) = (self.server(), self.clone());
         let of = name.clone();
@@ -346,7 +346,10 @@ impl Door {
                 asked,
             } => {
                 let role = self.config.role;
-                let end = self.errands.hand_in(role, action, arguments, since).await;
+                // Late, what moves a drone is worse than not at all. What ends a flight is not.
+                let flies = kind == Kind::Flight;
+                let end = self.errands.hand_in(role, action, arguments, since, flies);
+                let end = end.await;
                 Box::pin(async move {
                     let reply = ended(end).await;
                     if let Some(Asked { id, with_spec }) = asked

@@ -12,7 +12,7 @@
 //! log has told of it means it, and has what is there.
 //!
 //! What begins a flight and still waits, behind a file or in its line, is not done once something that ends one has come:
-//! it would begin after it.
+//! it would begin after it. The node's desk does the same with what waits there for a place.
 //!
 //! Invariants: of each kind [`WAITING_MAX`] wait at most, behind a file and in the line together; what is at work and
 //! waits takes [`BYTES_MAX`] at most, and what ends a flight besides; and files of so many bytes wait as the owner allows
@@ -197,9 +197,16 @@ impl Turns {
         }
     }
 
-    fn bytes(&self) -> usize {
+    fn bytes(&mut self) -> usize {
         let behind: usize = self.behind.iter().map(Job::bytes).sum();
-        let lines = [&self.flights, &self.acts, &self.fetches, &self.questions];
+        let Self {
+            flights,
+            acts,
+            fetches,
+            questions,
+            ..
+        } = self;
+        let lines = [flights, acts, fetches, questions];
         behind + lines.into_iter().map(Line::bytes).sum::<usize>()
     }
 

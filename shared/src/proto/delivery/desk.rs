@@ -3,7 +3,7 @@
 //! | state | until | then |
 //! |---|---|---|
 //! | waiting | a place is free: one of [`ORDINARY_MAX`], for an action of flight, which goes first, of two more, and for what ends a flight, which goes before all, of [`ENDING_MAX`] | `started` is written: starting |
-//! | waiting | its time is up; an emergency stop; the journal cannot be written | ending |
+//! | waiting | its time is up; an emergency stop; the journal cannot be written; for an action of flight, one that ends a flight has come | ending |
 //! | starting | written, in time, and no stop has come | it runs: running |
 //! | starting | written, but too late, stopped, or the node shuts down | ending |
 //! | starting | not written | answered `refused` |
@@ -26,7 +26,7 @@
 //! * Nothing begins at or after its deadline.
 //! * Every command is answered, and always in the same way for as long as the ledger remembers it. Where the journal
 //!   fails, memory answers, and the journal gets it as soon as it can.
-//! * What ends a flight waits for no place that anything else has.
+//! * What ends a flight waits for no place that anything else has, and no action of flight that waits begins after it.
 //! * Everything is bounded: [`RUNNING_MAX`], [`WAITING_MAX`], [`OPEN_MAX`], [`UNSAVED_MAX`], and the ledger.
 
 mod lines;
@@ -406,8 +406,15 @@ impl Desk {
             ..Open::new(incoming, again, State::Waiting)
         };
         self.open.insert(id, open);
-        self.lines.join(id, Line::of(incoming.traits));
+        let line = Line::of(incoming.traits);
+        self.lines.join(id, line);
         self.stage(id, Stage::Accepted);
+        if line == Line::Ending {
+            // They would begin after it.
+            for flight in self.lines.clear_flights() {
+                self.end(flight, false, replies::overtaken());
+            }
+        }
         self.serve(now);
         true
     }

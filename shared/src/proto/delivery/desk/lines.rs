@@ -139,6 +139,11 @@ impl Lines {
         }
     }
 
+    /// No action of flight waits any more; those that did.
+    pub(super) fn clear_flights(&mut self) -> Vec<CommandId> {
+        self.flight.waiting.drain(..).collect()
+    }
+
     /// Nobody waits any more; those who did.
     pub(super) fn clear(&mut self) -> Vec<CommandId> {
         self.all()

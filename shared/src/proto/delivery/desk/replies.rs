@@ -18,6 +18,12 @@ pub(super) fn stopped() -> Reply {
     )
 }
 
+pub(super) fn overtaken() -> Reply {
+    Reply::refused(
+        "an action that ends a flight came before this one could begin; send it again if it is still meant",
+    )
+}
+
 pub(super) fn journal_fails(why: &str) -> Reply {
     Reply::refused(format!("the node's journal cannot be written: {why}"))
 }
