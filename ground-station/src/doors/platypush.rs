@@ -36,6 +36,8 @@ use deed::{Deed, TELL};
 
 /// Longest answer, in bytes.
 const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// The emergency stop.
+const STOP: &str = "station.stop";
 
 /// Answers requests for one door.
 #[derive(Clone, Debug)]
@@ -104,6 +106,17 @@ impl Desk {
         let outcome = format!("not done: {fault}");
         self.guard.note(visitor, &request.action, "", outcome).await;
         Err(self.respond(request.id.clone(), request.origin.clone(), Err(fault.to_owned())))
+    }
+
+    /// Does what is to be done of a request that had arrived when whoever asked went: an emergency stop, and nothing else, as
+    /// it would be late.
+    pub async fn finish(&self, visitor: &Visitor, request: platypush::Request) {
+        if request.action == STOP {
+            let _nobody_hears = self.answer(visitor, request).await;
+        } else {
+            let outcome = "not done: whoever asked has gone".to_owned();
+            self.guard.note(visitor, &request.action, "", outcome).await;
+        }
     }
 
     /// Does what a request says, if it may be done, and says what came of it. Either way it is in the audit.
@@ -217,7 +230,7 @@ impl Desk {
                     timeout_ms: Some(duration::to_ms(self.common.timeout)),
                     beside: false,
                 };
-                self.station(visitor, "station.stop", &selector, request).await
+                self.station(visitor, STOP, &selector, request).await
             }
             Deed::Release => {
                 let request = Request::Release {

@@ -7,7 +7,8 @@
 //! | does it | the answer. Nothing more is read meanwhile, so requests are done in their order |
 //! | answers | all of it written; closed after [`WRITE_MAX`](super::stream::WRITE_MAX) in which nothing is read |
 //!
-//! A client that has said all and closed its side still gets its answers. Of one that is gone, what has arrived is done.
+//! A client that has said all and closed its side still gets its answers. Of one that is gone, an
+//! emergency stop that has arrived is done.
 
 use std::time::Duration;
 
@@ -81,8 +82,7 @@ impl Counter {
 
     async fn converse(&self, stream: &mut TcpStream, splitter: &mut Splitter) -> Result<(), Ended> {
         let mut patience = BEGIN_MAX;
-        // Why it hears no answers any more. What has arrived before is done all the same: there may be an emergency stop
-        // among it.
+        // Why it hears no answers any more. Of what has arrived before, an emergency stop is done all the same.
         let mut unheard = None;
         let mut left = UNHEARD_MAX;
         loop {
@@ -110,6 +110,10 @@ impl Counter {
                 // Whoever guesses has to come again for each guess.
                 self.tell(stream, &refused, &mut unheard).await;
                 return unheard.map_or(Ok(()), Err);
+            }
+            if unheard.is_some() {
+                self.desk.finish(&self.visitor, request).await;
+                continue;
             }
             let response = self.desk.answer(&self.visitor, request).await;
             self.tell(stream, &response, &mut unheard).await;

@@ -212,8 +212,8 @@ impl Club {
         }
     }
 
-    /// Does what a peer says, message by message, until it has said all. Once the answers are `unheard`, it does what
-    /// has arrived before: there may be a press of an emergency stop among it.
+    /// Does what a peer says, message by message, until it has said all. Once the answers are `unheard`, of what has
+    /// arrived before it does an emergency stop.
     async fn hear(
         &self,
         from: &mut OwnedReadHalf,
@@ -276,6 +276,10 @@ impl Club {
                 // Whoever guesses has to come again for each guess.
                 self.answer(seat, unheard, &refused).await;
                 return Ok(());
+            }
+            if unheard.is_cancelled() {
+                self.desk.finish(&visitor, request).await;
+                continue;
             }
             let response = self.desk.answer(&visitor, request).await;
             self.answer(seat, unheard, &response).await;

@@ -23,7 +23,7 @@ pub const WHOLE_MAX: Duration = Duration::from_secs(10);
 pub const WRITE_MAX: Duration = Duration::from_secs(10);
 /// Before a connection is closed with something unread: a close would else take the last answer with it.
 const LINGER_MAX: Duration = Duration::from_secs(1);
-/// Messages that are done of what had arrived when it turned out that a client hears no answers any more.
+/// Messages that are looked at of what had arrived when it turned out that a client hears no answers any more.
 pub const UNHEARD_MAX: usize = 64;
 /// Read at once, in bytes.
 const READ_BYTES: usize = 4 * 1024;

@@ -108,8 +108,9 @@ async fn a_press_that_had_arrived_when_a_peer_went_is_done() {
     let lines = "allow = [\"led\", \"station.stop\"]\nkeep_alive = \"20ms\"\nraw_action = \"station.stop\"";
     let mut rig = Rig::new(lines).await.expect("opens");
     let mut peer = TcpStream::connect(rig.at).await.expect("connects");
-    let mut said = encode(br#"{"type": "request", "action": "led"}"#).expect("short");
-    said.extend(encode(b"PANIC").expect("short"));
+    let led = encode(br#"{"type": "request", "action": "led"}"#).expect("short");
+    let press = encode(b"PANIC").expect("short");
+    let said = [&led[..], &led, &press].concat();
     peer.write_all(&said).await.expect("written");
     let led = rig.asked().await;
     peer.readable().await.expect("a sign of life");
@@ -117,10 +118,15 @@ async fn a_press_that_had_arrived_when_a_peer_went_is_done() {
     // Long enough for the next sign of life to find nobody: the answer has no way either way.
     tokio::time::sleep(Duration::from_millis(100)).await;
     done(led).await;
+    // Not the second one: it would be late.
     let press = rig.asked().await;
     assert!(matches!(press.request, Asked::Stop { .. }), "{:?}", press.request);
     done(press).await;
-    rig.audit("station.stop").await;
+    let audit = rig.audit("station.stop").await;
+    let late = audit
+        .iter()
+        .any(|entry| entry.what == "led" && entry.outcome == "not done: whoever asked has gone");
+    assert!(late, "{audit:#?}");
 }
 
 /// Whatever a panic button sends, it is a press.

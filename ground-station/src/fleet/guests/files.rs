@@ -25,8 +25,10 @@ use crate::fleet::Event;
 
 /// Most bytes of files that are in memory to be sent; a file that is longer takes all of it.
 pub(super) const IN_MEMORY_MAX: u32 = 64 * 1024 * 1024;
+/// How long it is waited for room at least. Files over a slow network move, though none ends.
+const WAIT_MIN: Duration = Duration::from_secs(if cfg!(test) { 0 } else { 600 });
 const NO_ROOM: &str = "not sent: too many files are on their way to drones, and none of them has ended for as long as \
-                       `--ttl` says; try again later";
+                       `--ttl` says, and for 10 minutes; give it a longer `--ttl`, or send to fewer drones at once";
 /// The name of the only root of a fetch: the directory that the operator named.
 const ROOT: &str = "dir";
 /// Permissions of a copy: its own are not told.
@@ -45,7 +47,7 @@ pub(super) struct Room {
 pub(super) struct Wait<'a> {
     /// When its turn came.
     pub(super) since: Instant,
-    /// How long after that, and after each time that room became free, it is waited on.
+    /// How long after that, and after each time that room became free, it is waited on; [`WAIT_MIN`] at least.
     pub(super) longest: Duration,
     /// Closed when whoever asked has gone.
     pub(super) asker: &'a mpsc::Sender<Event>,
@@ -66,6 +68,7 @@ impl Room {
         let wanted = u32::try_from(bytes).map_or(IN_MEMORY_MAX, |bytes| bytes.min(IN_MEMORY_MAX));
         let mut taken = std::pin::pin!(Arc::clone(&self.bytes).acquire_many_owned(wanted));
         let mut freed = self.freed.subscribe();
+        let longest = wait.longest.max(WAIT_MIN);
         loop {
             let since = (*freed.borrow_and_update()).map_or(wait.since, |freed| freed.max(wait.since));
             tokio::select! {
@@ -74,7 +77,7 @@ impl Room {
                 () = wait.asker.closed() => return Err(Reply::refused(ASKER_GONE)),
                 // Its sender is ours.
                 _always = freed.changed() => {}
-                () = clock::sleep_until(since + wait.longest) => return Err(Reply::refused(NO_ROOM)),
+                () = clock::sleep_until(since + longest) => return Err(Reply::refused(NO_ROOM)),
             }
         }
     }

@@ -546,7 +546,7 @@ async fn neither_silence_between_requests_nor_a_body_that_nobody_wants_buys_time
 #[tokio::test]
 async fn whoever_does_not_read_a_file_loses_its_place() {
     for tls in ["none", "self-made"] {
-        let more = format!("{LINES}\ntls = {tls:?}\nidle = \"500ms\"\nconnections_per_address = 1");
+        let more = format!("{LINES}\ntls = {tls:?}\nidle = \"2s\"\nconnections_per_address = 1");
         let rig = Rig::new(&more).await;
         // More than the kernel holds between two programs.
         let large = std::fs::File::create(rig.dir.path().join("files/large")).expect("made");
