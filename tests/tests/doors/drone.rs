@@ -276,7 +276,7 @@ fn execute_takes_three_permissions() {
         ),
         ("role = \"admin\"", "[execute]\nallowed = true\n", "may not pass"),
         (
-            "allow = [\"execute\"]\nrole = \"admin\"",
+            "allow = [\"exec*\"]\nrole = \"admin\"",
             "",
             "execute is off on this node",
         ),
