@@ -10,10 +10,13 @@
 //! | `socktools.send` | `text`, or `data` in base64, to a `peer` of the door socktools, or to all; `allow` has to name it |
 //!
 //! The `output` of one node's delivery is its value, or what its program printed; of several, an object with what
-//! became of each. Each delivery that is not done has one line in `errors`.
+//! became of each, by name; of those with one name, each has the beginning of its id behind it. Each delivery that is not
+//! done has one line in `errors`.
+
+use std::collections::BTreeMap;
 
 use data_encoding::BASE64;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use swarm_shared::net::{clock, random};
 use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::outcome::Outcome;
@@ -350,33 +353,43 @@ fn outcome(deliveries: &[Delivery], failures_count: bool) -> Came {
     let mut failed: Vec<&Delivery> = deliveries.iter().filter(counts).collect();
     // As `output` has them, whoever answered first.
     failed.sort_by_key(|delivery| (delivery.node.as_str(), delivery.id));
+    let named = with_names(deliveries);
+    let fault = |delivery: &Delivery| {
+        let name = called(delivery, &named);
+        let Delivery { state, error, .. } = delivery;
+        match error {
+            Some(error) => format!("{name}: {state}: {error}"),
+            None => format!("{name}: {state}"),
+        }
+    };
     let errors = failed.into_iter().map(fault).collect();
     let output = match deliveries {
         [one] => plain(one),
         several => {
-            let mut names = Map::new();
-            for delivery in several {
-                let name = delivery.node.as_str().to_owned();
-                let name = if names.contains_key(&name) {
-                    // Two nodes of one name: the id tells them apart.
-                    format!("{name} {}", delivery.id.short())
-                } else {
-                    name
-                };
-                names.insert(name, full(delivery));
-            }
-            Value::Object(names)
+            let full = |delivery: &Delivery| (called(delivery, &named), full(delivery));
+            Value::Object(several.iter().map(full).collect())
         }
     };
     (output, errors)
 }
 
-/// `NAME: STATE: why`.
-fn fault(delivery: &Delivery) -> String {
-    let Delivery { node, state, .. } = delivery;
-    match &delivery.error {
-        Some(error) => format!("{node}: {state}: {error}"),
-        None => format!("{node}: {state}"),
+/// How many have each name.
+fn with_names(deliveries: &[Delivery]) -> BTreeMap<&str, usize> {
+    let mut named = BTreeMap::new();
+    for delivery in deliveries {
+        *named.entry(delivery.node.as_str()).or_default() += 1;
+    }
+    named
+}
+
+/// A node's name. Of several with one name each has the beginning of its id behind it, whoever answered first: nobody
+/// is taken for another by coming before it.
+fn called(delivery: &Delivery, named: &BTreeMap<&str, usize>) -> String {
+    let name = delivery.node.as_str();
+    if named.get(name).is_some_and(|nodes| *nodes > 1) {
+        format!("{name} {}", delivery.id.short())
+    } else {
+        name.to_owned()
     }
 }
 
@@ -436,11 +449,30 @@ mod tests {
         assert_eq!(outcome(&[nothing], true), (Value::Null, vec![]));
         let failed = delivery("n1", 2, printed("", Outcome::Failed, Some("exit status 7")));
         let (output, errors) = outcome(&[one, failed.clone()], true);
-        assert_eq!(errors, ["n1: failed: exit status 7"]);
-        let short = PeerId([2; 32]).short();
-        assert_eq!(output["n1"]["output"], "bin\n");
-        assert_eq!(output[format!("n1 {short}")]["state"], "failed");
+        assert_eq!(errors, ["n1 0202-0202-0202-0202: failed: exit status 7"]);
+        assert_eq!(output["n1 0101-0101-0101-0101"]["output"], "bin\n");
+        assert_eq!(output["n1 0202-0202-0202-0202"]["state"], "failed");
         assert_eq!(outcome(&[failed], false), (json!(""), vec![]));
+    }
+
+    #[test]
+    fn of_two_with_one_name_neither_has_it_to_itself_whoever_answered_first() {
+        let named = ["n1", "n2", "n1"];
+        let mut came: Vec<Delivery> = (1..)
+            .zip(named)
+            .map(|(id, name)| delivery(name, id, Reply::failed("no")))
+            .collect();
+        let first = outcome(&came, true);
+        let keys: Vec<&String> = first.0.as_object().expect("an object").keys().collect();
+        assert_eq!(keys, ["n1 0101-0101-0101-0101", "n1 0303-0303-0303-0303", "n2"]);
+        let errors = [
+            "n1 0101-0101-0101-0101: failed: no",
+            "n1 0303-0303-0303-0303: failed: no",
+            "n2: failed: no",
+        ];
+        assert_eq!(first.1, errors);
+        came.reverse();
+        assert_eq!(outcome(&came, true), first);
     }
 
     #[test]

@@ -148,7 +148,7 @@ impl Action {
                     format!(
                         "argument {name} must be {}, not {}",
                         argument.rule(),
-                        brief(value)
+                        argument.instead(name, value)
                     )
                 })?,
                 None => argument
@@ -360,6 +360,18 @@ impl Argument {
         }
     }
 
+    /// What was given instead of what it must be, and how to send what was meant if that is clear.
+    fn instead(&self, name: &Word, value: &Value) -> String {
+        let given = brief(value);
+        let as_text = Value::String(value.to_string());
+        if value.is_f64() && self.check(&as_text).is_some() {
+            return format!(
+                "the number {given}: put it in quotation marks to send it as text, as in {name}='\"{given}\"'"
+            );
+        }
+        given
+    }
+
     /// What it must be, as a phrase.
     fn rule(&self) -> String {
         match &self.rule {
@@ -466,6 +478,36 @@ mod tests {
                 .map(str::to_owned)
                 .to_vec())
         );
+    }
+
+    #[test]
+    fn whoever_sends_a_number_for_a_text_is_told_how_to_send_a_text() {
+        let start = action(
+            r#"command = ["start", "{time}", "{gear}"]
+               args.time = { type = "string", pattern = "[0-9.]+" }
+               args.gear = { type = "choice", choices = ["1.5", "up"], default = "up" }"#,
+        )
+        .expect("an action");
+        let refused = |kwargs| argv(&start, kwargs).expect_err("a number");
+        assert_eq!(
+            refused(json!({"time": 1795.5})),
+            "argument time must be a string that matches [0-9.]+, not the number 1795.5: put it in quotation marks to \
+             send it as text, as in time='\"1795.5\"'"
+        );
+        argv(&start, json!({"time": "1795.5"})).expect("what is advised");
+        assert_eq!(
+            refused(json!({"time": "1", "gear": 1.5})),
+            "argument gear must be one of: 1.5, up, not the number 1.5: put it in quotation marks to send it as text, as \
+             in gear='\"1.5\"'"
+        );
+        // What would be refused as a text too is not advised.
+        for (kwargs, says) in [
+            (json!({"time": -1.5}), "[0-9.]+, not -1.5"),
+            (json!({"time": "1", "gear": 2.5}), "1.5, up, not 2.5"),
+        ] {
+            let error = refused(kwargs);
+            assert!(error.ends_with(says), "{error}");
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@ use swarm_shared::proto::selector::Glob;
 use swarm_shared::proto::trust::Role;
 use swarm_shared::proto::trust::gate::{self, ActionClass, Wish};
 
-use super::{Action, ActionName, Files, parse_address, values};
+use super::{Action, ActionName, Execute, Files, parse_address, values};
 
 /// Shortest time between two readings.
 const EVERY_MIN: Duration = Duration::from_millis(100);
@@ -32,6 +32,7 @@ impl Doors {
     pub(super) fn check(
         &self,
         files: &Files,
+        execute: &Execute,
         actions: &BTreeMap<ActionName, Action>,
     ) -> Result<(), (&'static str, String)> {
         let Some(door) = &self.clever_show else {
@@ -39,7 +40,7 @@ impl Doors {
         };
         for name in door.allow.iter().filter_map(Glob::literal) {
             door.check_role(&name)
-                .and_then(|()| check_name(&name, files, actions))
+                .and_then(|()| check_name(&name, files, execute, actions))
                 .map_err(|wrong| ("allow", wrong))?;
         }
         door.check_dir(files).map_err(|wrong| ("clover_dir", wrong))?;
@@ -52,8 +53,17 @@ impl Doors {
 }
 
 /// What `allow` names has to be something that can be done.
-fn check_name(name: &str, files: &Files, actions: &BTreeMap<ActionName, Action>) -> Result<(), String> {
+fn check_name(
+    name: &str,
+    files: &Files,
+    execute: &Execute,
+    actions: &BTreeMap<ActionName, Action>,
+) -> Result<(), String> {
     match name {
+        "execute" if !execute.allowed => Err(format!(
+            "`allow` names {name:?}, but it is off on this node: set [execute] allowed = true, or take {name:?} out of \
+             `allow`"
+        )),
         FILE_TRANSFER if files.roots.is_empty() => Err(format!(
             "`allow` names {name:?}, but there is no root: add [files.roots] with a NAME = \"/DIRECTORY\", or take {name:?} \
              out of `allow`"

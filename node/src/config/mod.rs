@@ -283,7 +283,7 @@ impl Config {
     /// Finds keys that do not go together.
     fn check(&self, text: &str, origin: &Origin) -> Result<(), ConfigError> {
         self.doors
-            .check(&self.files, &self.actions)
+            .check(&self.files, &self.execute, &self.actions)
             .map_err(|(key, wrong)| ConfigError {
                 origin: line_of_key(text, &["doors", "clever_show", key])
                     .map_or_else(|| origin.clone(), |line| origin.at(line)),

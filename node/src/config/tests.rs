@@ -161,6 +161,10 @@ fn a_mistake_is_told_with_its_line() {
             "line 3: [doors.clever_show]: `allow` names \"execute\", but running a program may not be asked for by role operator",
         ),
         (
+            "[doors.clever_show]\nserver = \"auto\"\nrole = \"admin\"\nallow = [\"execute\"]\n[execute]\ntimeout = \"9s\"",
+            "line 4: [doors.clever_show]: `allow` names \"execute\", but it is off on this node: set [execute] allowed = true",
+        ),
+        (
             "[doors.clever_show]\nserver = \"auto\"\nrole = \"observer\"\nallow = [\"led\"]",
             "line 4: [doors.clever_show]: `allow` names \"led\", but ",
         ),
@@ -454,7 +458,9 @@ fn what_goes_together_may_come_from_a_file_and_a_variable() {
     };
     let door = "[doors.clever_show]\nserver = \"auto\"\n";
     let execute = format!("{door}allow = [\"execute\", \"ping\"]");
-    load(&execute, &[("SWARM_NODE_DOORS_CLEVER_SHOW_ROLE", "admin")]).expect("an admin");
+    let admin = ("SWARM_NODE_DOORS_CLEVER_SHOW_ROLE", "admin");
+    load(&execute, &[admin, ("SWARM_NODE_EXECUTE_ALLOWED", "true")]).expect("an admin");
+    load(&execute, &[admin]).expect_err("off");
     let error = load(&execute, &[]).expect_err("an operator").to_string();
     assert!(
         error.contains("node.toml, line 3: [doors.clever_show]: `allow` names"),
@@ -474,6 +480,7 @@ fn what_a_variable_makes_right_may_be_read_and_changed_from_afar() {
     };
     let variables = [
         ("SWARM_NODE_DOORS_CLEVER_SHOW_ROLE", "admin"),
+        ("SWARM_NODE_EXECUTE_ALLOWED", "true"),
         ("SWARM_NODE_FILES_ROOTS", "{ shows = \"/s\" }"),
     ];
     assert_eq!(
@@ -485,7 +492,7 @@ fn what_a_variable_makes_right_may_be_read_and_changed_from_afar() {
     assert_eq!(text, format!("{door}rate = 20\n"));
     super::rewritten("", door, of(&variables)).expect("rewritten");
     // Nothing is written that the daemon would not start with.
-    for too_few in [&variables[..1], &variables[1..]] {
+    for too_few in [&variables[..2], &variables[1..]] {
         let error = super::modified(door, &change, of(too_few)).expect_err("it would not start");
         assert!(
             error.to_string().ends_with("; the file was not changed"),
@@ -494,7 +501,8 @@ fn what_a_variable_makes_right_may_be_read_and_changed_from_afar() {
         super::rewritten("", door, of(too_few)).expect_err("it would not start");
     }
     // What is wrong already may be put right.
-    let right = object(json!({"doors.clever_show": {"role": "admin", "clover_dir": null}}));
+    let right = json!({"doors.clever_show": {"role": "admin", "clover_dir": null}, "execute.allowed": true});
+    let right = object(right);
     modified(door, &right).expect("right");
 }
 
@@ -502,7 +510,9 @@ fn what_a_variable_makes_right_may_be_read_and_changed_from_afar() {
 fn what_goes_together_at_a_door_is_taken() {
     let door = "[doors.clever_show]\nserver = ";
     for text in [
-        format!("{door}\"auto\"\nallow = [\"config\", \"execute\", \"id\"]\nrole = \"admin\""),
+        format!(
+            "{door}\"auto\"\nallow = [\"config\", \"execute\", \"id\"]\nrole = \"admin\"\n[execute]\nallowed = true"
+        ),
         format!("{door}\"auto\"\nallow = [\"id\", \"reboot\", \"*\"]"),
         format!("{door}\"auto\"\nallow = [\"telemetry\"]\nrole = \"observer\""),
         format!("{door}\"auto\"\nallow = [\"reboot_all\"]\n[actions.reboot_all]\ncommand = [\"x\"]"),

@@ -255,6 +255,7 @@ fn without_a_list_a_server_only_looks() {
     );
     node.wait_log("name=\"slow\" why=");
     node.wait_log("name=\"execute\" why=\"running a program may not be asked for by role operator");
+    node.wait_log("as \"emergency_land\", does nothing on this node");
     assert_eq!(server.told("\"event\": \"file\""), 0);
 }
 
@@ -276,7 +277,7 @@ fn execute_takes_three_permissions() {
         ),
         ("role = \"admin\"", "[execute]\nallowed = true\n", "may not pass"),
         (
-            "allow = [\"execute\"]\nrole = \"admin\"",
+            "allow = [\"exec*\"]\nrole = \"admin\"",
             "",
             "execute is off on this node",
         ),

@@ -56,6 +56,8 @@ use crate::status::{ServerState, ServerView, Status};
 
 /// The question for the directory of programs.
 const CLOVER_DIR: &str = "clover_dir";
+/// What a ground station tells clever-show's drones for an emergency stop, unless its owner says otherwise.
+const STOP: &str = "emergency_land";
 /// The action that brings readings.
 const TELEMETRY: &str = "telemetry";
 
@@ -77,7 +79,7 @@ struct Door {
 
 /// Opens the door; it closes when the node stops.
 pub(super) fn open(config: CleverShow, node: &Node, errands: Errands) {
-    warn(&config);
+    warn(&config, node.actions.is_owners(STOP));
     let keepalive = &node.config.keepalive;
     let keepalive = KeepaliveConfig::new(keepalive.idle, keepalive.interval, u32::from(keepalive.probes));
     let client = match config.server {
@@ -116,7 +118,7 @@ fn door(config: CleverShow, node: &Node, errands: Errands) -> (Door, mpsc::Recei
     (door, incoming)
 }
 
-fn warn(config: &CleverShow) {
+fn warn(config: &CleverShow, has_stop: bool) {
     let allow = config.allow.len();
     match config.server {
         Server::At(server) => tracing::warn!(
@@ -128,6 +130,40 @@ fn warn(config: &CleverShow) {
             "this node works for any clever-show server that announces itself: anybody on this network can"
         ),
     }
+    if let Some(why) = deaf_to_stops(config, has_stop) {
+        tracing::warn!(
+            target: "door", why,
+            "a ground station's emergency stop, which comes by clever-show as {STOP:?}, does nothing on this node"
+        );
+    }
+}
+
+/// Why an emergency stop does nothing here, if it does not, and all that is to be done about it.
+fn deaf_to_stops(config: &CleverShow, has_stop: bool) -> Option<String> {
+    let barred = pass(config, STOP, &Arguments::default()).err();
+    // A plug-in's come later, if at all.
+    let missing = (!has_stop).then(|| {
+        format!(
+            "the owner has no action of that name: give it a command in [actions.{STOP}], unless a plug-in brings it"
+        )
+    });
+    let why: Vec<String> = barred.into_iter().chain(missing).collect();
+    (!why.is_empty()).then(|| why.join("; "))
+}
+
+/// Whether a door so configured lets it pass: by the gate for its role, and by its list.
+fn pass(config: &CleverShow, action: &str, arguments: &Arguments) -> Result<(), String> {
+    let class = classify(action, arguments);
+    if let Some(lack) = lack(config.role, &Wish::Command(class)) {
+        // The fleet's admin cannot help here: what a server may do is the owner's word.
+        return Err(format!("{lack}; see `role` in [doors.clever_show]"));
+    }
+    if class == ActionClass::Read || config.allow.iter().any(|glob| glob.matches(action)) {
+        return Ok(());
+    }
+    Err(format!(
+        "{action:?} may not pass; name it in `allow` of [doors.clever_show]"
+    ))
 }
 
 impl Door {
@@ -383,19 +419,9 @@ impl Door {
             .map_err(|error| error.to_string())
     }
 
-    /// Whether this door lets it pass: by the gate for its role, and by its list.
+    /// Whether this door lets it pass.
     fn permit(&self, action: &str, arguments: &Arguments) -> Result<(), String> {
-        let class = classify(action, arguments);
-        if let Some(lack) = lack(self.config.role, &Wish::Command(class)) {
-            // The fleet's admin cannot help here: what a server may do is the owner's word.
-            return Err(format!("{lack}; see `role` in [doors.clever_show]"));
-        }
-        if class == ActionClass::Read || self.config.allow.iter().any(|glob| glob.matches(action)) {
-            return Ok(());
-        }
-        Err(format!(
-            "{action:?} may not pass; name it in `allow` of [doors.clever_show]"
-        ))
+        pass(&self.config, action, arguments)
     }
 
     async fn keep(&self, path: &str, bytes: Bytes) -> Result<String, String> {

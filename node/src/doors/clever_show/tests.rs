@@ -1,5 +1,7 @@
 //! The door of a real node, with a disk that stands still while a test wants it to.
 
+mod stops;
+
 use std::path::Path;
 
 use serde_json::json;

@@ -88,11 +88,10 @@ impl Rules {
         for (name, argument) in &self.0 {
             let value = match given.kwargs.get(name).or(positional) {
                 Some(value) => argument.kind.check(value).ok_or_else(|| {
-                    let shown = value.to_string();
                     format!(
                         "argument {name} must be {}, not {}",
                         argument.kind,
-                        cut(&shown, 80)
+                        argument.kind.instead(name, value)
                     )
                 })?,
                 None => argument
@@ -199,6 +198,18 @@ impl ArgumentKind {
                 .filter(|text| choices.contains(text))
                 .map(Value::String),
         }
+    }
+
+    /// What was given instead of what it must be, and how to send what was meant if that is clear.
+    fn instead(&self, name: &str, value: &Value) -> String {
+        let shown = value.to_string();
+        let given = cut(&shown, 80);
+        if value.is_f64() && self.check(&Value::String(shown.clone())).is_some() {
+            return format!(
+                "the number {given}: put it in quotation marks to send it as text, as in {name}='\"{given}\"'"
+            );
+        }
+        given.to_owned()
     }
 }
 

@@ -568,7 +568,11 @@ fn rules_check_every_kind() {
     );
     for (kwargs, says) in [
         (json!({"text": [1]}), "argument text must be a string"),
-        (json!({"text": 1.5}), "a string"),
+        (
+            json!({"text": 1.5}),
+            "not the number 1.5: put it in quotation marks to send it as text, as in text='\"1.5\"'",
+        ),
+        (json!({"side": 1.5}), "one of: left, 7, not 1.5"),
         (json!({"count": 2}), "an integer from -1 to 1, not 2"),
         (json!({"ratio": 0.6}), "a number of at most 0.5"),
         (json!({"on": "yes"}), "true or false"),

@@ -151,5 +151,7 @@ pub(super) fn says(method: &str, path: &str, status: u16) -> bool {
 async fn it_is_served_to_everybody() {
     let rig = Rig::new("").await;
     let (status, served) = rig.ask(request("GET", "/openapi.json", &[], "")).await;
-    assert_eq!((status, served), (200, document()));
+    assert_eq!((status, &served), (200, &document()));
+    // Wherever the door listens, and whatever it is called there.
+    assert_eq!(served["servers"], json!([{ "url": "/" }]));
 }
