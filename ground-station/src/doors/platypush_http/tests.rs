@@ -4,6 +4,7 @@ mod audit;
 mod document;
 mod leavers;
 mod logins;
+mod misfits;
 mod readers;
 mod talkers;
 
