@@ -140,6 +140,8 @@ impl Event {
     }
 }
 
+/// How a request ends for followers when nobody waits for it any more.
+pub(super) const ASKER_WENT: &str = "cut off: whoever asked went away";
 /// What is told of a node that belongs no more.
 pub(super) const PUT_OUT: &str = "put out of the fleet";
 /// The same of a drone of another program.

@@ -23,6 +23,7 @@ use tokio_util::task::TaskTracker;
 
 use super::roll::Target;
 use super::{Shared, commands};
+use crate::fleet::event::ASKER_WENT;
 use crate::fleet::{CommandKind, Delivery, EVENTS_MAX, Event, Failure, NodeRef, Request};
 use crate::store::deliveries::capped;
 use crate::store::{Number, Origin};
@@ -374,8 +375,7 @@ async fn listen_in(
             return;
         }
     }
-    let cut_off = Event::failed(Failure::Stopped, "cut off: whoever asked went away");
-    words.say(cut_off);
+    words.say(Event::failed(Failure::Stopped, ASKER_WENT));
 }
 
 /// What followers are told of an event.

@@ -11,15 +11,13 @@ use tokio::sync::{broadcast, mpsc};
 use super::desk::Counter;
 use super::merge::Gone;
 use super::names::Shown;
-use crate::fleet::event::NOT_KNOWN;
+use crate::fleet::event::{ASKER_WENT, NOT_KNOWN};
 use crate::fleet::{Call, CommandKind, EVENTS_MAX, Event, Failure, NodeRef, NodeState, NodeView, Request};
 
 /// Shortest time between two looks at what has changed, for whoever watches.
 const WATCH_PAUSE: Duration = Duration::from_millis(100);
 /// Words that wait for the slowest follower; further ones push out the oldest.
 pub(super) const TOLD_MAX: usize = 1_024;
-/// How a request ends for followers when nobody waits for it any more.
-const CUT_OFF: &str = "cut off: whoever asked went away";
 
 /// Whose words followers hear.
 pub(super) struct Subject {
@@ -81,7 +79,7 @@ impl Counter {
             while let Some(event) = from.recv().await {
                 say(event);
             }
-            say(Event::failed(Failure::Stopped, CUT_OFF));
+            say(Event::failed(Failure::Stopped, ASKER_WENT));
         });
         passed
     }

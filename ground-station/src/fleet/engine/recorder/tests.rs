@@ -50,6 +50,12 @@ async fn states(dir: &std::path::Path) -> Vec<(String, PastState)> {
         .collect()
 }
 
+async fn assert_one_done_and_one_given_up(dir: &std::path::Path) {
+    let states = states(dir).await.into_iter().map(|(_, state)| state);
+    let ended = [Outcome::Done, Outcome::NoAnswer].map(PastState::Ended);
+    assert!(states.eq(ended), "{:?}", self::states(dir).await);
+}
+
 #[tokio::test]
 async fn each_file_of_a_transfer_has_its_end_before_anybody_is_told() {
     let dir = tempfile::tempdir().expect("a directory");
@@ -135,13 +141,7 @@ async fn a_stop_does_not_wait_for_the_disk_and_is_noted_all_the_same() {
     other.execute_batch("ROLLBACK").expect("unlocked");
     tasks.close();
     tasks.wait().await;
-    let states: Vec<PastState> = states(dir.path())
-        .await
-        .into_iter()
-        .map(|(_, state)| state)
-        .collect();
-    let ended = [Outcome::Done, Outcome::NoAnswer].map(PastState::Ended);
-    assert_eq!(states, ended);
+    assert_one_done_and_one_given_up(dir.path()).await;
 }
 
 #[tokio::test]
@@ -182,13 +182,7 @@ async fn ends_that_the_disk_refuses_are_stored_when_it_takes_them() {
     // A station that stops tries once more.
     tasks.close();
     tasks.wait().await;
-    let states: Vec<PastState> = states(dir.path())
-        .await
-        .into_iter()
-        .map(|(_, state)| state)
-        .collect();
-    let ended = [Outcome::Done, Outcome::NoAnswer].map(PastState::Ended);
-    assert_eq!(states, ended);
+    assert_one_done_and_one_given_up(dir.path()).await;
 }
 
 #[tokio::test]
