@@ -29,6 +29,7 @@
 //! * What ends a flight waits for no place that anything else has, and no action of flight that waits begins after it.
 //! * Everything is bounded: [`RUNNING_MAX`], [`WAITING_MAX`], [`OPEN_MAX`], [`UNSAVED_MAX`], and the ledger.
 
+mod late;
 mod lines;
 mod replies;
 #[cfg(test)]
@@ -39,6 +40,7 @@ mod unsaved;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use self::late::{is_late, is_late_by_now};
 pub use self::lines::{ENDING_MAX, ORDINARY_MAX, RUNNING_MAX, WAITING_MAX};
 use self::lines::{Line, Lines};
 pub use self::types::{Effect, Incoming, Ticket, Traits};
@@ -586,17 +588,4 @@ impl Open {
             state,
         }
     }
-}
-
-/// Whether it has become too late while it was at hand.
-fn is_late_by_now(deadline: Option<Instant>, now: Instant) -> bool {
-    #[cfg(feature = "planted-bugs")]
-    if planted::is(planted::Bug::CheckLifeOnArrivalOnly) {
-        return false;
-    }
-    is_late(deadline, now)
-}
-
-fn is_late(deadline: Option<Instant>, now: Instant) -> bool {
-    deadline.is_some_and(|deadline| now >= deadline)
 }
