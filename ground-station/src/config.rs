@@ -34,7 +34,7 @@ use toml::de::{DeTable, DeValue};
 use crate::duration;
 use crate::store::retention::Keep;
 
-pub mod doors;
+pub mod gateways;
 pub(crate) mod nearest;
 #[cfg(test)]
 mod tests;
@@ -70,7 +70,7 @@ pub struct Config {
     /// How much of the history is kept.
     pub history: Keep,
     /// Which doors are open.
-    pub doors: doors::Doors,
+    pub doors: gateways::Doors,
 }
 
 /// TCP keepalive, under the heartbeat.
@@ -163,7 +163,7 @@ impl Config {
             nodes: Vec::new(),
             keepalive: Keepalive::default(),
             history: Keep::default(),
-            doors: doors::Doors::default(),
+            doors: gateways::Doors::default(),
         }
     }
 
@@ -371,13 +371,13 @@ fn check_variables(names: impl Iterator<Item = String>) -> Result<(), ConfigErro
         .iter()
         .map(|(_, variable)| (*variable).to_owned())
         .chain(NOT_KEYS.map(str::to_owned))
-        .chain(doors::variables().map(|(_, variable)| variable))
+        .chain(gateways::variables().map(|(_, variable)| variable))
         .collect();
     let Some(variable) = ours.into_iter().find(|name| !known.contains(name)) else {
         return Ok(());
     };
     // What a variable shares with all others, or with those of its door, says nothing of which is meant.
-    let shared = doors::variables().map(|(prefix, _)| prefix);
+    let shared = gateways::variables().map(|(prefix, _)| prefix);
     let shared = shared
         .filter(|prefix| variable.starts_with(prefix))
         .max_by_key(String::len);

@@ -14,23 +14,23 @@ use std::path::PathBuf;
 
 use tokio::sync::mpsc;
 
-use crate::{control, who};
+use crate::{control, os_user};
 
-pub mod archive;
 pub mod engine;
 mod event;
 pub mod files;
+pub mod gateway_peers;
 pub mod guests;
-mod past;
-pub mod peers;
+mod history;
+pub mod offline_history;
 mod request;
-pub mod shout;
+pub mod stop_broadcast;
 
 pub use event::{
     Check, Delivery, Event, Failure, InvitationView, MemberView, MembershipView, NodeRef, NodeState,
     NodeView, PendingView, StopView, TokenView, UserView, to_the_microsecond,
 };
-pub use past::{AuditView, CommandKind, CommandView, PastDelivery, PastQuery, PastState};
+pub use history::{AuditView, CommandKind, CommandView, PastDelivery, PastQuery, PastState};
 pub use request::{Batch, BatchSize, FileToSend, FilesToSend, Request, UserAsk};
 
 /// Most requests that wait for the engine.
@@ -79,7 +79,7 @@ impl Fleet {
 
     /// Asks. Faults come as [`Event::Failed`]; dropping the receiver cancels the request.
     pub async fn perform(&self, request: Request) -> mpsc::Receiver<Event> {
-        self.perform_as(request, who::own().to_owned()).await
+        self.perform_as(request, os_user::own().to_owned()).await
     }
 
     /// Asks for another user of this machine. A remote fleet sees for itself who asks.

@@ -15,10 +15,10 @@
 pub mod cli;
 pub mod config;
 pub mod control;
-pub mod doors;
 pub mod duration;
 pub mod fleet;
+pub mod gateways;
+pub mod os_user;
 pub mod store;
 pub mod users;
 pub mod view;
-pub mod who;

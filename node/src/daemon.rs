@@ -18,7 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::doors;
+use crate::gateways;
 use crate::links::Links;
 use crate::node::{Node, Settings};
 use crate::status::{JOIN_WORDS_MAX, JoinRequest};
@@ -40,7 +40,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
             return Err(error);
         }
     };
-    doors::open(&node, &links);
+    gateways::open(&node, &links);
     if let Some(patience) = sd_notify::watchdog_enabled() {
         node.tasks.spawn(watchdog(patience, node.stop.clone()));
     }

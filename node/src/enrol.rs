@@ -16,7 +16,7 @@ use swarm_shared::net::clock;
 use swarm_shared::net::endpoint::Endpoint;
 use swarm_shared::net::join::{JoinError, join, join_telling};
 use swarm_shared::net::socket::KeepaliveConfig;
-use swarm_shared::proto::dial::{BACKOFF_MAX, BACKOFF_MIN, Hint, Source};
+use swarm_shared::proto::address_book::{BACKOFF_MAX, BACKOFF_MIN, Hint, Source};
 use swarm_shared::proto::id::NodeName;
 use swarm_shared::proto::message::RefusalCode;
 use swarm_shared::proto::trust::Membership;
@@ -24,7 +24,7 @@ use swarm_shared::proto::trust::invite::Invitation;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::memory::Memory;
+use crate::fleet_store::Memory;
 use crate::status::{JOIN_WORDS_MAX, JoinRequest, Status};
 
 /// Most stations heard of that are asked in turn; the newest stay.

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use swarm_shared::net::journal::{Disk, JournalFault, JournalFile, JournalStats, Recovery, StdDisk};
-use swarm_shared::proto::delivery::ledger::Ledger;
+use swarm_shared::proto::delivery::dedup::Ledger;
 use swarm_shared::proto::delivery::record::Record;
 use tokio::runtime::Builder;
 use tokio::sync::{mpsc, oneshot, watch};

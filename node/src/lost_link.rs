@@ -40,7 +40,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::config;
-use crate::memory::{Memory, Past};
+use crate::fleet_store::{Memory, Past};
 use crate::process::{self, Stderr};
 use crate::status::{Loss, Status};
 

@@ -10,7 +10,7 @@ use swarm_shared::net::identity::{self, IdentityError, KeyFile};
 use swarm_shared::net::journal::Recovery;
 use swarm_shared::net::random;
 use swarm_shared::net::roots::Roots;
-use swarm_shared::proto::delivery::ledger::Ledger;
+use swarm_shared::proto::delivery::dedup::Ledger;
 use swarm_shared::proto::id::NodeName;
 use swarm_shared::proto::trust::SigningKey;
 use tokio::sync::{mpsc, watch};

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
-use swarm_node::memory::Memory;
+use swarm_node::fleet_store::Memory;
 use swarm_node::state::StateDir;
 use swarm_node::status::{Request, ask};
 use swarm_shared::net::identity::{self, KeyFile};

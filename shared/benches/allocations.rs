@@ -7,7 +7,7 @@ use std::hint::black_box;
 use std::io::Write as _;
 
 use bytes::BytesMut;
-use swarm_shared::proto::parcel::{OutBuffer, Parcel};
+use swarm_shared::proto::encoded::{OutBuffer, Parcel};
 use swarm_shared::proto::wire::{FrameReader, Limits};
 
 #[global_allocator]

@@ -6,7 +6,7 @@ use std::hint::black_box;
 
 use bytes::BytesMut;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use swarm_shared::proto::parcel::{OutBuffer, Parcel};
+use swarm_shared::proto::encoded::{OutBuffer, Parcel};
 use swarm_shared::proto::wire::{Frame, FrameReader, Limits};
 
 /// Frames in one burst, as one read or write of a busy link holds them.

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use swarm_shared::net::clock;
-use swarm_shared::proto::delivery::desk::{
+use swarm_shared::proto::delivery::dedup::Ledger;
+use swarm_shared::proto::delivery::executor::{
     Desk, ENDING_MAX, Effect, Incoming, OPEN_MAX, RUNNING_MAX, Ticket, Traits,
 };
-use swarm_shared::proto::delivery::ledger::Ledger;
 use swarm_shared::proto::delivery::record::{Record, digest};
 use swarm_shared::proto::delivery::{CommandId, Stage};
 use swarm_shared::proto::id::PublicKey;

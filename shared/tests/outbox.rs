@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use proptest::prelude::*;
 use swarm_shared::net::clock;
+use swarm_shared::proto::encoded::{OutBuffer, Parcel, Trailer};
 use swarm_shared::proto::outbox::{Item, Outbox, OutboxLimits};
-use swarm_shared::proto::parcel::{OutBuffer, Parcel, Trailer};
 use swarm_shared::proto::wire::{Frame, FrameReader, Kind, Lane, Limits};
 
 const LIMITS: OutboxLimits = OutboxLimits {

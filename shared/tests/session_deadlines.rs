@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 use bytes::{Buf as _, Bytes, BytesMut};
 use proptest::prelude::*;
 use swarm_shared::net::clock;
+use swarm_shared::proto::encoded::{OutBuffer, Parcel};
 use swarm_shared::proto::id::Instance;
 use swarm_shared::proto::outbox::OutboxLimits;
-use swarm_shared::proto::parcel::{OutBuffer, Parcel};
 use swarm_shared::proto::session::{Event, LinkFault, Outgoing, Session, Timing};
 use swarm_shared::proto::wire::{Frame, FrameReader, Kind, Lane, Limits};
 

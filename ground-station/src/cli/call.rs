@@ -9,7 +9,7 @@ use swarm_shared::proto::selector::Selector;
 
 use super::rolling::{self, Rolling};
 use super::screen::{CliError, Screen};
-use super::{Common, ask};
+use super::{Common, request};
 
 /// Longest file that becomes an argument, in bytes: what fits a command beside its other arguments.
 const ARGUMENT_FILE_BYTES_MAX: usize = 512 * 1024;
@@ -38,7 +38,7 @@ pub(super) struct Args {
 }
 
 pub(super) async fn run(args: Args, common: &Common, screen: &mut Screen) -> Result<u8, CliError> {
-    let request = ask::command(args.selector, &args.action, arguments(&args.arguments)?, common);
+    let request = request::command(args.selector, &args.action, arguments(&args.arguments)?, common);
     rolling::deliver("call", request, args.rolling, common, screen).await
 }
 

@@ -3,9 +3,9 @@
 use swarm_shared::net::clock;
 
 use super::Common;
-use super::ask::{Ended, follow};
 use super::connect::Connection;
 use super::history::number;
+use super::request::{Ended, follow};
 use super::screen::{CliError, EXIT_FAILED, EXIT_INTERRUPTED, Screen};
 use crate::duration::to_ms;
 use crate::fleet::Request;

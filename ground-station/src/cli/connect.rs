@@ -17,14 +17,14 @@ use tokio_util::sync::CancellationToken;
 use super::Common;
 use super::screen::{CliError, Screen};
 use crate::config::Config;
-use crate::config::doors::Doors;
+use crate::config::gateways::Doors;
 use crate::control::lock::{LockError, StateLock};
 use crate::control::server::ControlServer;
 use crate::control::{CONTROL_SOCKET, client};
-use crate::doors::{self, Face, Open};
 use crate::fleet::engine::{self, Engine, EngineError, Purpose, Settings};
 use crate::fleet::guests::{self, Desk, Guests};
-use crate::fleet::{Fleet, archive};
+use crate::fleet::{Fleet, offline_history};
+use crate::gateways::{self, Face, Open};
 
 /// How often a taken state directory is tried again.
 const RETRY_EVERY: Duration = Duration::from_millis(50);
@@ -134,7 +134,7 @@ impl Connection {
         let fleet = if client::answers(&socket).await {
             Fleet::remote(socket)
         } else {
-            archive::open(state_dir)
+            offline_history::open(state_dir)
         };
         Ok(Self { fleet, own: None })
     }
@@ -171,7 +171,7 @@ impl Connection {
                     adjust(config);
                     doors = config.doors.clone();
                     // Before any link is up: nodes are not to see a station come and go.
-                    doors::check(&doors).map_err(|error| CliError::usage(error.to_string()))
+                    gateways::check(&doors).map_err(|error| CliError::usage(error.to_string()))
                 };
                 let mut connection = Self::own(common, lock, adjust, Purpose::Stay).await?;
                 if let Err(error) = connection.open_doors(&doors).await {

@@ -6,7 +6,7 @@ use swarm_shared::proto::selector::Selector;
 
 use super::screen::{CliError, Screen};
 use super::send::absolute;
-use super::{Common, ask};
+use super::{Common, request};
 use crate::duration::to_ms;
 use crate::fleet::{Request, files};
 
@@ -36,5 +36,5 @@ pub(super) async fn run(args: Args, common: &Common, screen: &mut Screen) -> Res
         dir: absolute(&args.dir)?,
         timeout_ms: to_ms(common.timeout),
     };
-    ask::deliver("fetch", request, common, screen).await
+    request::deliver("fetch", request, common, screen).await
 }

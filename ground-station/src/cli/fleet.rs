@@ -5,8 +5,8 @@ use std::time::Duration;
 use swarm_shared::proto::trust::Role;
 
 use super::Common;
-use super::ask::{Ended, follow};
 use super::connect::Connection;
+use super::request::{Ended, follow};
 use super::screen::{CliError, EXIT_INTERRUPTED, Screen};
 use crate::duration::{self, to_ms};
 use crate::fleet::{Event, Request};

@@ -6,8 +6,8 @@ use swarm_shared::net::clock;
 use swarm_shared::proto::selector::Selector;
 
 use super::Common;
-use super::ask::{Ended, deliver, follow};
 use super::connect::Connection;
+use super::request::{Ended, deliver, follow};
 use super::screen::{CliError, EXIT_INTERRUPTED, Screen};
 use crate::duration::{self, to_ms};
 use crate::fleet::{Failure, PastQuery, PastState, Request};

@@ -23,21 +23,21 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::duration;
 
-mod ask;
 mod call;
 mod cancel;
 mod completions;
 mod connect;
 mod demo;
-mod door;
 mod fetch;
 mod fleet;
+mod gateway;
 mod history;
 mod man;
 mod nodes;
 mod notify;
 mod ping;
 mod release;
+mod request;
 mod rolling;
 mod run;
 mod screen;
@@ -148,7 +148,7 @@ enum Verb {
     Cancel(cancel::Args),
     Stop(stop::Args),
     Release(release::Args),
-    Door(door::Args),
+    Door(gateway::Args),
     Completions(completions::Args),
     Man(man::Args),
 }
@@ -185,7 +185,7 @@ async fn run(cli: Cli, screen: &mut Screen) -> Result<u8, CliError> {
         Verb::Fetch(args) => fetch::run(args, common, screen).await,
         Verb::Notify(args) => notify::run(args, common, screen).await,
         Verb::History(args) => history::run(args, common, screen).await,
-        Verb::Door(args) => door::run(args, common, screen).await,
+        Verb::Door(args) => gateway::run(args, common, screen).await,
         Verb::Cancel(args) => cancel::run(args, common, screen).await,
         Verb::Stop(args) => stop::run(args, common, screen).await,
         Verb::Release(args) => release::run(args, common, screen).await,

@@ -8,8 +8,8 @@ use swarm_shared::proto::id::PeerId;
 use swarm_shared::proto::selector::Selector;
 
 use super::Common;
-use super::ask::{Ended, follow};
 use super::connect::Connection;
+use super::request::{Ended, follow};
 use super::screen::{CliError, EXIT_INTERRUPTED, EXIT_NOBODY, Screen};
 use crate::duration::to_ms;
 use crate::fleet::{Event, Failure, Fleet, Request};

@@ -5,7 +5,7 @@ use swarm_shared::proto::selector::Selector;
 
 use super::rolling::{self, Rolling};
 use super::screen::{CliError, Screen};
-use super::{Common, ask};
+use super::{Common, request};
 
 /// Show a text on nodes, by the command that each has configured for it
 #[derive(Debug, clap::Args)]
@@ -19,7 +19,7 @@ pub(super) struct Args {
 }
 
 pub(super) async fn run(args: Args, common: &Common, screen: &mut Screen) -> Result<u8, CliError> {
-    let arguments = ask::named([("text", json!(args.text))]);
-    let request = ask::command(args.selector, "notify", arguments, common);
+    let arguments = request::named([("text", json!(args.text))]);
+    let request = request::command(args.selector, "notify", arguments, common);
     rolling::deliver("notify", request, args.rolling, common, screen).await
 }

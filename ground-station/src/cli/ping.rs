@@ -4,7 +4,7 @@ use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::selector::Selector;
 
 use super::screen::{CliError, Screen};
-use super::{Common, ask};
+use super::{Common, request};
 
 /// Ask nodes for a sign of life, and see how long each takes
 #[derive(Debug, clap::Args)]
@@ -15,6 +15,6 @@ pub(super) struct Args {
 }
 
 pub(super) async fn run(args: Args, common: &Common, screen: &mut Screen) -> Result<u8, CliError> {
-    let request = ask::command(args.selector, "ping", Arguments::default(), common);
-    ask::deliver("ping", request, common, screen).await
+    let request = request::command(args.selector, "ping", Arguments::default(), common);
+    request::deliver("ping", request, common, screen).await
 }

@@ -3,7 +3,7 @@
 use swarm_shared::proto::selector::Selector;
 
 use super::screen::{CliError, Screen};
-use super::{Common, ask};
+use super::{Common, request};
 use crate::duration::to_ms;
 use crate::fleet::Request;
 
@@ -19,5 +19,5 @@ pub(super) async fn run(args: Args, common: &Common, screen: &mut Screen) -> Res
         selector: args.selector,
         timeout_ms: to_ms(common.timeout),
     };
-    ask::deliver("release", request, common, screen).await
+    request::deliver("release", request, common, screen).await
 }

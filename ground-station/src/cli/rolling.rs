@@ -5,8 +5,8 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::Common;
-use super::ask::{self, Ended};
 use super::connect::Connection;
+use super::request::{self, Ended};
 use super::screen::{CliError, Screen};
 use crate::duration::{self, to_ms};
 use crate::fleet::{Batch, BatchSize, Event, Request};
@@ -47,12 +47,12 @@ pub(super) async fn deliver(
             keep_going: rolling.keep_going,
         });
     }
-    ask::deliver(verb, request, common, screen).await
+    request::deliver(verb, request, common, screen).await
 }
 
 async fn list(verb: &str, request: Request, common: &Common, screen: &mut Screen) -> Result<u8, CliError> {
     let connection = Connection::open(common, verb, screen).await?;
-    let ended = ask::follow(&connection.fleet, request, screen, |event, screen| {
+    let ended = request::follow(&connection.fleet, request, screen, |event, screen| {
         if let Some(Event::Targets { targets }) = event {
             for target in targets {
                 let line = if screen.json {

@@ -5,7 +5,7 @@ use swarm_shared::proto::selector::Selector;
 
 use super::rolling::{self, Rolling};
 use super::screen::{CliError, Screen};
-use super::{Common, ask};
+use super::{Common, request};
 
 /// Run a program on nodes that allow it, and show what it printed
 #[derive(Debug, clap::Args)]
@@ -35,7 +35,7 @@ pub(super) async fn run(args: Args, common: &Common, screen: &mut Screen) -> Res
             "name a program after --, such as: ground-station run all -- uptime",
         ));
     };
-    let arguments = ask::named([("program", json!(program)), ("args", json!(rest))]);
-    let request = ask::command(args.selector, "execute", arguments, common);
+    let arguments = request::named([("program", json!(program)), ("args", json!(rest))]);
+    let request = request::command(args.selector, "execute", arguments, common);
     rolling::deliver("run", request, args.rolling, common, screen).await
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use swarm_shared::proto::selector::Selector;
 
 use super::screen::{CliError, Screen};
-use super::{Common, ask};
+use super::{Common, request};
 use crate::duration::to_ms;
 use crate::fleet::{FileToSend, FilesToSend, Request, files};
 
@@ -42,7 +42,7 @@ pub(super) async fn run(args: Args, common: &Common, screen: &mut Screen) -> Res
         ttl_ms: to_ms(common.ttl),
         timeout_ms: to_ms(common.timeout),
     };
-    ask::deliver("send", request, common, screen).await
+    request::deliver("send", request, common, screen).await
 }
 
 fn plan(args: Args) -> Result<(Selector, FilesToSend), CliError> {

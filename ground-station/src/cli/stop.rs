@@ -1,17 +1,17 @@
 //! `stop`: the emergency stop. It waits for nobody: until the links are there, it goes out by datagrams ([`backup`]).
 
-mod backup;
+mod datagram_fallback;
 
 use std::borrow::Cow;
 
-use backup::Backup;
+use datagram_fallback::Backup;
 use swarm_shared::net::clock;
 use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::selector::Selector;
 
 use super::Common;
-use super::ask::{self, Ended};
 use super::connect::Connection;
+use super::request::{self, Ended};
 use super::screen::{CliError, EXIT_FAILED, Screen};
 use crate::duration::to_ms;
 use crate::fleet::{Delivery, Event, Failure, Fleet, Request};
@@ -68,7 +68,7 @@ async fn follow(
 ) -> Result<Option<u8>, CliError> {
     let started = clock::now();
     let (mut report, mut acknowledged) = (Report::default(), Acknowledged::default());
-    let ended = ask::follow(fleet, request, screen, |event, screen| {
+    let ended = request::follow(fleet, request, screen, |event, screen| {
         if let Some(event) = event {
             report.add(&in_short(event));
             acknowledged.add(event);

@@ -9,9 +9,9 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::{EVENT_LINE_BYTES_MAX, REQUEST_LINE_BYTES_MAX, read_line};
-use crate::doors::stream::WRITE_MAX;
 use crate::duration::to_ms;
 use crate::fleet::{Event, Failure, Request};
+use crate::gateways::framing::WRITE_MAX;
 
 /// Whether a station answers on this socket now.
 pub async fn answers(socket: &Path) -> bool {

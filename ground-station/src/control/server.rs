@@ -16,7 +16,7 @@ use tokio_util::task::TaskTracker;
 use super::lock::StateLock;
 use super::{CONTROL_SOCKET, EVENT_LINE_BYTES_MAX, REQUEST_LINE_BYTES_MAX, read_line};
 use crate::fleet::{Event, Failure, Fleet, Request};
-use crate::who;
+use crate::os_user;
 
 /// Most connections at once; further ones wait in the kernel's backlog.
 pub const CONNECTIONS_MAX: usize = 64;
@@ -127,9 +127,10 @@ fn bind_private(fresh: &Path, path: &Path) -> io::Result<UnixListener> {
 
 async fn answer(mut stream: UnixStream, fleet: Fleet) {
     // The kernel says who it is (SO_PEERCRED).
-    let who = stream
-        .peer_cred()
-        .map_or_else(|_unknown| "unknown".to_owned(), |peer| who::of_uid(peer.uid()));
+    let who = stream.peer_cred().map_or_else(
+        |_unknown| "unknown".to_owned(),
+        |peer| os_user::of_uid(peer.uid()),
+    );
     let (from, to) = stream.split();
     let mut from = BufReader::new(from);
     let mut to = BufWriter::new(to);

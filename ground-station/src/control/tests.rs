@@ -64,7 +64,11 @@ async fn a_request_goes_over_and_its_events_come_back_in_order() {
         .await;
     let call = station.calls.recv().await.expect("a call");
     assert_eq!(call.request, Request::Members);
-    assert_eq!(call.who, crate::who::own(), "as the kernel says, and nobody else");
+    assert_eq!(
+        call.who,
+        crate::os_user::own(),
+        "as the kernel says, and nobody else"
+    );
     for event in [Event::note("one"), Event::note("two"), Event::End] {
         call.events.send(event).await.expect("read");
     }

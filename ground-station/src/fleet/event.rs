@@ -10,7 +10,7 @@ use swarm_shared::proto::id::{NodeName, PeerId, PeerKind};
 use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::trust::Role;
 
-use super::peers::PeerView;
+use super::gateway_peers::PeerView;
 use super::{AuditView, CommandKind, CommandView, PastDelivery};
 
 /// One thing that came back.

@@ -10,14 +10,14 @@ use std::collections::BTreeMap;
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde_json::Value;
-use swarm_shared::proto::delivery::book::{Change, Issued, OpenCommand, OpenDelivery, Order, Standing};
+use swarm_shared::proto::delivery::tracker::{Change, Issued, OpenCommand, OpenDelivery, Order, Standing};
 use swarm_shared::proto::delivery::{CommandId, Stage};
 use swarm_shared::proto::id::{NodeName, PeerId};
 use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::wire::Lane;
 
 use super::members::{from_word, word};
-use super::moment::{Due, Moment, left_ms, micros};
+use super::timestamp::{Due, Moment, left_ms, micros};
 use super::{Number, StoreError, audit, from_sql, meta, to_sql};
 use crate::fleet::{CommandKind, NodeRef};
 

@@ -25,34 +25,34 @@ use std::sync::Arc;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 use swarm_shared::net::{clock, random};
 use swarm_shared::proto::delivery::CommandId;
-use swarm_shared::proto::delivery::book::{Change, OpenCommand};
+use swarm_shared::proto::delivery::tracker::{Change, OpenCommand};
 use swarm_shared::proto::id::PeerId;
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub mod audit;
 pub mod deliveries;
 pub mod history;
+mod history_number;
 mod members;
 mod meta;
-pub mod moment;
-mod number;
 pub mod retention;
 mod schema;
-mod thread;
+pub mod timestamp;
 pub mod users;
+mod write_thread;
 
 #[cfg(test)]
 mod tests;
 
+pub use history_number::Number;
 pub use members::{MemberRow, PENDING_MAX, PendingRow, members};
 pub use meta::{membership, stop_number};
-pub use number::Number;
 pub use schema::SCHEMA_VERSION;
 
 use deliveries::Record;
 pub use deliveries::{Origin, PartEnd};
-use moment::Moment;
-use thread::Job;
+use timestamp::Moment;
+use write_thread::Job;
 
 /// Name of the file in the state directory.
 pub const STORE_FILE: &str = "station.db";
@@ -156,7 +156,7 @@ impl Store {
                     return;
                 }
             };
-            thread::run(&mut connection, &mut queue);
+            write_thread::run(&mut connection, &mut queue);
         };
         thread.spawn(work).map_err(|error| StoreError::Open {
             path: path.to_path_buf(),
@@ -260,7 +260,7 @@ impl Store {
         T: Send + 'static,
         F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
     {
-        let (job, answer) = thread::change(work);
+        let (job, answer) = write_thread::change(work);
         self.jobs.send(job).await.map_err(|_gone| StoreError::Stopped)?;
         answer.await.map_err(|_gone| StoreError::Stopped)?
     }

@@ -21,10 +21,10 @@ use serde_json::Value;
 use swarm_shared::proto::delivery::Stage;
 use swarm_shared::proto::outcome::Outcome;
 
+use super::datetime::{exact, when};
 use super::deliveries::{self, Report};
 use super::fold::natural_key;
 use super::table::{self, Cell};
-use super::when::{exact, when};
 use super::{Paint, Style, harmless, milliseconds};
 use crate::duration;
 use crate::fleet::{AuditView, CommandKind, CommandView, Event, NodeRef, PastDelivery, PastState};

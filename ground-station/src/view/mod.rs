@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::duration;
 
+pub mod datetime;
 pub mod deliveries;
 pub mod fleet;
 pub mod fold;
@@ -16,7 +17,6 @@ mod readings;
 pub mod stop;
 pub mod table;
 pub mod users;
-pub mod when;
 
 #[cfg(test)]
 mod tests;

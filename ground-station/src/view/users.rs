@@ -1,7 +1,7 @@
 //! Users of doors and their tokens.
 
 use super::table::{self, Cell};
-use super::{Style, when};
+use super::{Style, datetime};
 use crate::fleet::{TokenView, UserView};
 
 /// What became of users just now.
@@ -28,7 +28,7 @@ pub fn users(views: &[UserView], style: Style) -> String {
             vec![
                 Cell::plain(&view.user),
                 Cell::plain(view.tokens.to_string()),
-                Cell::plain(when::exact(view.added_ms)),
+                Cell::plain(datetime::exact(view.added_ms)),
             ]
         })
         .collect();
@@ -47,7 +47,7 @@ pub fn made_note(view: &TokenView) -> String {
         "token {} of {}, good until {}; it is not shown again",
         view.number,
         view.user,
-        when::exact(view.expires_ms),
+        datetime::exact(view.expires_ms),
     )
 }
 
@@ -64,8 +64,8 @@ pub fn tokens(views: &[TokenView], style: Style) -> String {
                 Cell::plain(&view.user),
                 Cell::plain(&view.kind),
                 Cell::plain(super::harmless(&view.label)),
-                Cell::plain(when::exact(view.made_ms)),
-                Cell::plain(when::exact(view.expires_ms)),
+                Cell::plain(datetime::exact(view.made_ms)),
+                Cell::plain(datetime::exact(view.expires_ms)),
             ]
         })
         .collect();

@@ -7,7 +7,7 @@ use insta::assert_snapshot;
 use serde_json::json;
 use swarm_shared::proto::outcome::{Outcome, Reply};
 
-use crate::station::{ScriptedStation, command, finish};
+use crate::scripted_station::{ScriptedStation, command, finish};
 use crate::{delivery, targets};
 
 #[test]

@@ -5,7 +5,7 @@ use insta::assert_snapshot;
 use swarm_shared::proto::id::PeerKind;
 use swarm_shared::proto::trust::Role;
 
-use crate::station::{ScriptedStation, target};
+use crate::scripted_station::{ScriptedStation, target};
 
 #[test]
 fn nodes_are_listed_and_watched() {

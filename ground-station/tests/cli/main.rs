@@ -7,11 +7,11 @@ use swarm_shared::proto::outcome::Reply;
 mod deliveries;
 mod fleet;
 mod help;
-mod past;
+mod history;
+mod scripted_station;
 mod start;
-mod station;
 
-use station::{Ran, command, finish, target};
+use scripted_station::{Ran, command, finish, target};
 
 /// The program alone, in an empty state directory.
 fn alone(arguments: &[&str]) -> Ran {

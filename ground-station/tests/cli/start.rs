@@ -6,7 +6,7 @@ use std::time::Duration;
 use ground_station::control::lock::StateLock;
 use insta::assert_snapshot;
 
-use crate::station::{PROGRAM, command, finish};
+use crate::scripted_station::{PROGRAM, command, finish};
 
 #[test]
 fn a_bad_configuration_names_its_line() {

@@ -7,10 +7,10 @@
 mod builtin;
 mod configure;
 mod params;
+mod properties;
 mod selfcheck;
 #[cfg(test)]
 pub(crate) mod tests;
-mod traits;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -35,8 +35,8 @@ use crate::status::Status;
 use crate::telemetry::Telemetry;
 
 pub(crate) use builtin::host_name;
-pub(crate) use traits::ENDS_FLIGHT;
-pub use traits::OFFERED_MAX;
+pub(crate) use properties::ENDS_FLIGHT;
+pub use properties::OFFERED_MAX;
 
 /// One instruction for this node.
 #[derive(Clone, Debug)]

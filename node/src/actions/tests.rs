@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use swarm_shared::proto::delivery::desk::Traits;
+use swarm_shared::proto::delivery::executor::Traits;
 use swarm_shared::proto::id::PublicKey;
 use swarm_shared::proto::message::LOST_LINK_CHECK;
 use swarm_shared::proto::plugin::message;

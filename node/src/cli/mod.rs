@@ -1,7 +1,7 @@
 //! The command line. Each verb ends in an exit status: 0 done, 1 failed, 2 usage or configuration.
 
+mod render;
 mod settings;
-mod show;
 
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
@@ -160,7 +160,7 @@ fn id(ask: AskArgs) -> anyhow::Result<()> {
             dir.display()
         );
     };
-    print(&show::id(name.as_deref(), &id, ask.json))
+    print(&render::id(name.as_deref(), &id, ask.json))
 }
 
 fn status(ask: AskArgs) -> anyhow::Result<()> {
@@ -171,7 +171,7 @@ fn status(ask: AskArgs) -> anyhow::Result<()> {
             dir.display()
         );
     };
-    print(&show::status(&view, ask.json)?)
+    print(&render::status(&view, ask.json)?)
 }
 
 fn view(dir: &std::path::Path) -> anyhow::Result<Option<View>> {

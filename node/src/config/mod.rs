@@ -8,8 +8,8 @@
 //! * What is read here is right: nothing is checked again later.
 
 mod action;
-mod doors;
 mod edit;
+mod gateways;
 mod schema;
 mod tables;
 #[cfg(test)]
@@ -27,8 +27,8 @@ use swarm_shared::proto::id::NodeName;
 use toml::de::DeTable;
 
 pub use action::{Action, Class, TEXT_BYTES_MAX};
-pub use doors::{CleverShow, Doors, Server};
 pub use edit::{CONFIG_BYTES_MAX, EditError, modified, rewritten, shown, write};
+pub use gateways::{CleverShow, Doors, Server};
 pub use tables::{
     EmergencyStop, Execute, Files, Heartbeat, Keepalive, LostLink, Notify, Plugins, Reboot, RootDir,
     Services, Telemetry,

@@ -12,9 +12,9 @@ use swarm_shared::proto::wire::{Frame, Header};
 use tokio::sync::oneshot;
 
 use super::Work;
-use super::acts::Acts;
-use super::answers::{answer, answer_in_turn, arguments};
+use super::executor_driver::Acts;
 use super::files::{FILE_TRANSFER, send_file};
+use super::replies::{answer, answer_in_turn, arguments};
 use crate::actions::Command;
 
 /// The action that ends an emergency stop.

@@ -6,16 +6,16 @@ use swarm_shared::net::clock;
 use swarm_shared::net::endpoint::Endpoint;
 use swarm_shared::net::peer::{ChunkBytes, PeerEvent, PeerLink};
 use swarm_shared::proto::delivery::CommandId;
+use swarm_shared::proto::encoded::Parcel;
 use swarm_shared::proto::message::FileEnd;
 use swarm_shared::proto::outcome::{Outcome, Reply};
-use swarm_shared::proto::parcel::Parcel;
 use swarm_shared::proto::session::Outgoing;
 use swarm_shared::proto::window::CHUNK_BYTES_LEAST;
 use swarm_shared::proto::wire::{Frame, Kind, Lane};
 use tokio::sync::{mpsc, oneshot};
 
 use super::Work;
-use super::answers::{ANSWER_PATIENCE, answer_in_turn, arguments};
+use super::replies::{ANSWER_PATIENCE, answer_in_turn, arguments};
 use crate::actions::Command;
 use crate::transfers::{Outlet, Transfers};
 

@@ -10,11 +10,11 @@
 //! Invariant: links waits for no disk and no program. While it takes no events the sessions read nothing, and a stop would
 //! lie in the socket.
 
-mod acts;
-mod answers;
 mod commands;
-pub mod errands;
+mod executor_driver;
 mod files;
+pub mod local_commands;
+mod replies;
 #[cfg(test)]
 mod tests;
 
@@ -24,16 +24,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use swarm_shared::net::discovery::presence::{self, Means, Presence};
-use swarm_shared::net::endpoint::hush::Hush;
+use swarm_shared::net::endpoint::notice_throttle::Hush;
 use swarm_shared::net::endpoint::{self, Endpoint, Events, Notice};
 use swarm_shared::net::handshake::Identity;
 use swarm_shared::net::peer::{PeerEvent, PeerInfo, PeerLink};
 use swarm_shared::net::socket::KeepaliveConfig;
 use swarm_shared::net::{boot, clock};
-use swarm_shared::proto::dial::{Hint, Source};
+use swarm_shared::proto::address_book::{Hint, Source};
+use swarm_shared::proto::encoded::Parcel;
 use swarm_shared::proto::id::{PeerId, PeerKind};
 use swarm_shared::proto::message::Offer;
-use swarm_shared::proto::parcel::Parcel;
 use swarm_shared::proto::session::{Outgoing, Timing};
 use swarm_shared::proto::trust::Membership;
 use swarm_shared::proto::trust::gate::{Wish, permit};
@@ -42,14 +42,14 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
-use self::acts::Acts;
 use self::commands::{ANSWERS_MAX, COMMANDS_MAX, take_command};
-use self::errands::{Errand, Errands, Numbers, take_errand};
+use self::executor_driver::Acts;
 use self::files::take_files;
+use self::local_commands::{Errand, Errands, Numbers, take_errand};
 use crate::actions::Actions;
 use crate::enrol::{self, Enrolment};
+use crate::fleet_store::Memory;
 use crate::lost_link;
-use crate::memory::Memory;
 use crate::node::Node;
 use crate::status::{LinkView, Status};
 use crate::stop::{self, Stopping};

@@ -1,7 +1,7 @@
 //! The stop and the journal: what is written of it, and what a start finds.
 
 use swarm_shared::net::clock;
-use swarm_shared::proto::delivery::ledger::Ledger;
+use swarm_shared::proto::delivery::dedup::Ledger;
 use swarm_shared::proto::delivery::record::Record;
 use swarm_shared::proto::message::StopCommand;
 use swarm_shared::proto::outcome::Reply;

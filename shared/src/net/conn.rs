@@ -9,7 +9,7 @@ use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::io::poll_read_buf;
 
-use crate::proto::parcel::{OutBuffer, Parcel, Trailer};
+use crate::proto::encoded::{OutBuffer, Parcel, Trailer};
 use crate::proto::wire::{Frame, FrameReader, Limits, WireError};
 
 /// Least room that is made for a read, in bytes; a chunk of which more is known to come gets more.

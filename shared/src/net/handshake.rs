@@ -20,9 +20,9 @@ use super::conn::{Conn, ReadError};
 use super::endpoint::Place;
 use super::random::{self, NoRandomness};
 use super::tls;
-use crate::proto::duplicates::Dialler;
 use crate::proto::id::{Instance, NodeName, PeerKind, PublicKey};
 use crate::proto::message::{Channel, Hello, RefusalCode, Refused, VERSIONS};
+use crate::proto::simultaneous_open::Dialler;
 use crate::proto::trust::{Grant, Membership, SigningKey};
 use crate::proto::wire::{Frame, Kind, Limits, WireError};
 

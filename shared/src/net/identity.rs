@@ -10,7 +10,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use super::random::{self, NoRandomness};
-use super::store::{self, MODE_SECRET, StoreError};
+use super::state_file::{self, MODE_SECRET, StoreError};
 use crate::proto::hex;
 use crate::proto::trust::SigningKey;
 
@@ -95,10 +95,10 @@ pub fn load(dir: &Path, which: KeyFile) -> Result<Option<SigningKey>, IdentityEr
     let file = match File::open(&path) {
         Ok(file) => file,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(store::io_error("read", &path)(error).into()),
+        Err(error) => return Err(state_file::io_error("read", &path)(error).into()),
     };
     // Asked of the open file, so that it is the mode of what is read.
-    let metadata = file.metadata().map_err(store::io_error("read", &path))?;
+    let metadata = file.metadata().map_err(state_file::io_error("read", &path))?;
     let mode = metadata.permissions().mode() & 0o7777;
     if mode & 0o077 != 0 {
         return Err(IdentityError::Exposed {
@@ -107,7 +107,7 @@ pub fn load(dir: &Path, which: KeyFile) -> Result<Option<SigningKey>, IdentityEr
             way_out: which.way_out(),
         });
     }
-    let bytes = store::read_open(&file, &path)?;
+    let bytes = state_file::read_open(&file, &path)?;
     match parse(&bytes, which) {
         Some(seed) => Ok(Some(SigningKey::from_seed(seed))),
         None => Err(malformed(path, which)),
@@ -124,7 +124,7 @@ pub fn load_or_create(dir: &Path, which: KeyFile) -> Result<SigningKey, Identity
     }
     let key = SigningKey::from_seed(random::bytes()?);
     let path = dir.join(which.name());
-    if store::create_atomic(&path, text(&key, which).as_bytes(), MODE_SECRET)? {
+    if state_file::create_atomic(&path, text(&key, which).as_bytes(), MODE_SECRET)? {
         return Ok(key);
     }
     load(dir, which)?.ok_or_else(|| malformed(path, which))
@@ -235,7 +235,7 @@ mod tests {
             &format!("{header}\nabc\n"),
             &format!("{header}\n{:064}\nx\n", 0),
         ] {
-            store::write_atomic(&path, damaged.as_bytes(), MODE_SECRET).expect("written");
+            state_file::write_atomic(&path, damaged.as_bytes(), MODE_SECRET).expect("written");
             let error = load_or_create(dir.path(), KeyFile::Identity).expect_err("damaged");
             assert!(matches!(error, IdentityError::Malformed { .. }), "{damaged:?}");
             assert_eq!(fs::read(&path).expect("still there"), damaged.as_bytes());

@@ -15,5 +15,5 @@ pub mod peer;
 pub mod random;
 pub mod roots;
 pub mod socket;
-pub mod store;
+pub mod state_file;
 pub mod tls;

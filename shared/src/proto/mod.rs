@@ -2,10 +2,10 @@
 //!
 //! Nothing here reads a clock, draws a random number or touches a socket; `shared/tests/layers.rs` guards it.
 
+pub mod address_book;
 pub mod clever_show;
 pub mod delivery;
-pub mod dial;
-pub mod duplicates;
+pub mod encoded;
 pub mod hex;
 pub mod id;
 pub mod json;
@@ -13,7 +13,6 @@ pub mod knut;
 pub mod message;
 pub mod outbox;
 pub mod outcome;
-pub mod parcel;
 pub mod pending;
 pub mod ping;
 #[cfg(feature = "planted-bugs")]
@@ -22,6 +21,7 @@ pub mod platypush;
 pub mod plugin;
 pub mod selector;
 pub mod session;
+pub mod simultaneous_open;
 pub mod socktools;
 pub mod stop;
 pub mod trust;

@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Instant;
 
-use super::parcel::Parcel;
+use super::encoded::Parcel;
 use super::window::{Acknowledged, Window};
 use super::wire::Lane;
 

@@ -16,11 +16,11 @@ use super::json::{self, JsonError};
 use super::message::Arguments;
 use super::wire::ContentEncoding;
 
-mod splitter;
+mod message_reader;
 #[cfg(test)]
 mod tests;
 
-pub use splitter::{Cut, Splitter};
+pub use message_reader::{Cut, Splitter};
 
 /// Longest name of an action, in bytes.
 pub const ACTION_BYTES_MAX: usize = 128;

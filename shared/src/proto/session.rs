@@ -14,18 +14,18 @@
 //!
 //! A session never asks for the time: every call that may need it brings it.
 
+mod clock_map;
 mod receive;
-mod stamps;
 mod transmit;
 mod types;
 
 use std::time::Instant;
 
-use self::stamps::Stamps;
+use self::clock_map::Stamps;
 pub use self::types::{Event, Expected, LinkFault, Outgoing, SendError, Settled, Timing};
+use super::encoded::Parcel;
 use super::id::Instance;
 use super::outbox::{Item, Outbox, OutboxLimits};
-use super::parcel::Parcel;
 use super::pending::Pending;
 use super::wire::{Frame, Kind, Lane, WireError};
 

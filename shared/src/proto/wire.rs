@@ -10,8 +10,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::json::{self, JSON_DEPTH_MAX};
 
-pub(super) mod print;
-mod scan;
+pub(super) mod header_encoder;
+mod header_parser;
 
 /// Longest header, in bytes.
 pub const HEADER_BYTES_MAX: usize = 16 * 1024;
@@ -345,7 +345,7 @@ fn digits<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error
 impl Header {
     /// The header's bytes. They have room for what a session appends.
     pub(super) fn to_json(&self) -> Result<Vec<u8>, WireError> {
-        if let Some(text) = print::header(self) {
+        if let Some(text) = header_encoder::header(self) {
             return Ok(text);
         }
         serde_json::to_vec(self).map_err(|e| WireError::BadHeader(e.to_string()))
@@ -353,7 +353,7 @@ impl Header {
 
     fn parse(bytes: &[u8]) -> Result<Self, WireError> {
         let text = std::str::from_utf8(bytes).map_err(|_utf8| WireError::HeaderNotUtf8)?;
-        let raw = match scan::header(text) {
+        let raw = match header_parser::header(text) {
             Some(raw) => raw,
             None if !json::depth_is_safe(bytes) => return Err(WireError::HeaderTooDeep),
             None => serde_json::from_str(text).map_err(|e| WireError::BadHeader(e.to_string()))?,

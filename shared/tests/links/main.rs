@@ -2,11 +2,11 @@
 
 mod bulk;
 mod common;
-mod crossing;
-mod cuts;
 mod deadlines;
+mod disconnects;
 mod hostile;
 mod joining;
+mod messaging;
 mod proxy;
-mod talking;
+mod simultaneous_open;
 mod trust;

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use swarm_shared::proto::encoded::OutBuffer;
 use swarm_shared::proto::outbox::OutboxLimits;
-use swarm_shared::proto::parcel::OutBuffer;
 use swarm_shared::proto::session::LinkFault;
 use swarm_shared::proto::wire::{Frame, Kind, Lane};
 

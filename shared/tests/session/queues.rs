@@ -1,7 +1,7 @@
 //! Lanes, windows and bounds.
 
+use swarm_shared::proto::encoded::OutBuffer;
 use swarm_shared::proto::outbox::OutboxLimits;
-use swarm_shared::proto::parcel::OutBuffer;
 use swarm_shared::proto::pending::{PENDING_MAX, PendingError};
 use swarm_shared::proto::session::SendError;
 use swarm_shared::proto::wire::{Kind, Lane};

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use swarm_shared::net::clock;
+use swarm_shared::proto::encoded::{OutBuffer, Parcel};
 use swarm_shared::proto::id::Instance;
 use swarm_shared::proto::message::Welcome;
 use swarm_shared::proto::outbox::OutboxLimits;
-use swarm_shared::proto::parcel::{OutBuffer, Parcel};
 use swarm_shared::proto::session::{
     Event, Expected, LinkFault, Outgoing, SendError, Session, Settled, Timing,
 };

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use clap::Parser;
 use swarm_tests::measure::{
-    Members, doors, durable, fanout, file, host, idle, raise_file_limit, reconnect, recovery, saturated,
-    silence, stop, stop_host,
+    Members, durable, fanout, file, gateways, idle, node_host, raise_file_limit, reconnect, recovery,
+    saturated, silence, stop, stop_host,
 };
 
 /// Measures the product on this machine. Build it with --release, and leave the machine alone meanwhile.
@@ -81,7 +81,7 @@ enum What {
         to: Vec<PathBuf>,
     },
     /// `ping all` while crowds are at the doors for other programs.
-    Doors(doors::Options),
+    Doors(gateways::Options),
     /// Commands that act, written down on both sides.
     Durable(durable::Options),
     /// A station with many deliveries in its store starts again.
@@ -188,7 +188,7 @@ async fn run(what: What) -> anyhow::Result<()> {
             processes,
         } => idle::links(nodes, runs, processes).await,
         What::File { size, runs, from, to } => file::run(size, runs, &from, &to).await,
-        What::Doors(options) => doors::run(&options).await,
+        What::Doors(options) => gateways::run(&options).await,
         What::Durable(options) => durable::run(&options).await,
         What::Recovery {
             node: true,
@@ -217,7 +217,7 @@ async fn run(what: What) -> anyhow::Result<()> {
             first,
             count,
             station,
-        } => host::run_nodes(Members::parse(&seed)?, first, count, station).await,
-        What::StationHost { seed, listen } => host::run_station(Members::parse(&seed)?, listen).await,
+        } => node_host::run_nodes(Members::parse(&seed)?, first, count, station).await,
+        What::StationHost { seed, listen } => node_host::run_station(Members::parse(&seed)?, listen).await,
     }
 }

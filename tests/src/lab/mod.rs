@@ -13,7 +13,7 @@
 //! It needs root and `ip`. Without them [`Lab::or_skip`] says so on standard error and returns nothing; with
 //! `SWARM_LAB=required` in the environment it fails instead.
 
-mod names;
+mod namespaces;
 
 use std::fmt;
 use std::io::Write as _;
@@ -73,10 +73,10 @@ impl Lab {
         if hosts > HOSTS_MAX {
             return Err(Skip(format!("{hosts} hosts are more than {HOSTS_MAX}")));
         }
-        names::check_machine()?;
-        names::sweep();
+        namespaces::check_machine()?;
+        namespaces::sweep();
         let mut lab = Self {
-            prefix: names::next_prefix(),
+            prefix: namespaces::next_prefix(),
             addresses: Vec::new(),
             ports: Vec::new(),
             logs: TempDir::with_prefix("swarmlab-")
@@ -377,7 +377,7 @@ impl Drop for Lab {
     fn drop(&mut self) {
         let all = (0..self.hosts()).map(|host| self.namespace(host));
         for namespace in all.chain([self.switch()]) {
-            names::delete(&namespace);
+            namespaces::delete(&namespace);
         }
         if std::thread::panicking() {
             self.logs.disable_cleanup(true);

@@ -22,7 +22,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::fanout::{end_of, online};
-use super::real::{PATIENCE, spawn_node};
+use super::real_station::{PATIENCE, spawn_node};
 use super::{Samples, Table};
 use crate::process::Process;
 

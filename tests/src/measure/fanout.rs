@@ -10,9 +10,9 @@ use swarm_shared::net::clock;
 use swarm_shared::net::identity::{self, KeyFile};
 use swarm_shared::net::peer::{Delivery, Ended, PeerEvent, PeerLink, ReplyTo, Request as LinkRequest};
 use swarm_shared::net::random;
+use swarm_shared::proto::encoded::Parcel;
 use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::outcome::Outcome;
-use swarm_shared::proto::parcel::Parcel;
 use swarm_shared::proto::selector::Selector;
 use swarm_shared::proto::session::Outgoing;
 use swarm_shared::proto::wire::{Frame, Kind, Lane, MessageType};
@@ -20,7 +20,7 @@ use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
-use super::host::Hosts;
+use super::node_host::Hosts;
 use super::{Members, Samples, Table, cpu_time};
 
 /// How long anything may take before the measurement is given up.

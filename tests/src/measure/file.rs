@@ -11,7 +11,7 @@ use swarm_shared::proto::selector::Selector;
 use tempfile::TempDir;
 
 use super::fanout::end_of;
-use super::real::RealStation;
+use super::real_station::RealStation;
 use super::{Samples, Table, crypto};
 
 const MIB: u64 = 1024 * 1024;

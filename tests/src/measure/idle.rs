@@ -9,8 +9,8 @@ use swarm_shared::net::random;
 use tempfile::TempDir;
 use tokio::time::sleep;
 
-use super::host::Hosts;
-use super::real::RealStation;
+use super::node_host::Hosts;
+use super::real_station::RealStation;
 use super::{Members, Samples, Table, memory_of};
 use crate::process::Process;
 

@@ -3,23 +3,23 @@
 //! Nodes are real endpoints over real TLS links on loopback; where it matters, they are real `swarm-node` processes.
 
 pub mod crypto;
-pub mod doors;
 pub mod durable;
 pub mod fanout;
 pub mod file;
-pub mod host;
+pub mod gateways;
 pub mod idle;
-mod members;
+pub mod node_host;
 mod proc;
-pub mod real;
+pub mod real_station;
 pub mod reconnect;
 pub mod recovery;
 pub mod saturated;
+mod seeded_fleet;
 pub mod silence;
 pub mod stop;
 pub mod stop_host;
 mod table;
 
-pub use members::{Members, Program};
 pub use proc::{Memory, cpu_time, cpu_time_of, memory_of, raise_file_limit};
+pub use seeded_fleet::{Members, Program};
 pub use table::{Samples, Table};

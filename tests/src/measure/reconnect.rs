@@ -9,8 +9,8 @@ use swarm_shared::net::clock;
 use swarm_shared::net::identity::{self, KeyFile};
 use tokio::time::{sleep, timeout};
 
-use super::host::Hosts;
-use super::real::{PATIENCE, RealStation};
+use super::node_host::Hosts;
+use super::real_station::{PATIENCE, RealStation};
 use super::{Members, Samples, Table};
 
 /// How long the station is linked before it is killed: it stores its members' addresses every second.

@@ -5,7 +5,7 @@ use rustix::process::Signal;
 use swarm_shared::net::clock;
 use tokio::time::sleep;
 
-use super::real::{RealStation, wait_state};
+use super::real_station::{RealStation, wait_state};
 use super::{Samples, Table};
 
 /// Time between two runs, not a multiple of the heartbeat, so that silence begins anywhere within one.

@@ -16,7 +16,7 @@ use swarm_shared::proto::selector::Selector;
 use tokio::time::{sleep, timeout};
 
 use super::fanout::{end_of, online};
-use super::host::Hosts;
+use super::node_host::Hosts;
 use super::stop_host::ip_of;
 use super::{Members, Samples, Table};
 

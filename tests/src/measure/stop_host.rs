@@ -21,10 +21,10 @@ use swarm_node::status::{Status, View};
 use swarm_node::stop::{DATAGRAMS_MAX, Setup, Stopping};
 use swarm_shared::net::discovery::pings::{Datagram, listen, listen_on};
 use swarm_shared::net::peer::{PeerEvent, PeerLink};
+use swarm_shared::proto::encoded::Parcel;
 use swarm_shared::proto::id::PeerId;
 use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::outcome::Reply;
-use swarm_shared::proto::parcel::Parcel;
 use swarm_shared::proto::session::Outgoing;
 use swarm_shared::proto::stop::{STOP_BYTES_MAX, is_stop};
 use swarm_shared::proto::wire::{Frame, Kind, Lane};
@@ -33,7 +33,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::host::end_with_parent;
+use super::node_host::end_with_parent;
 use super::{Members, Program};
 
 /// Whom a process of nodes consists of.

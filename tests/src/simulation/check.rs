@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 
 use swarm_shared::proto::delivery::CommandId;
-use swarm_shared::proto::delivery::book::NODE_OPEN_MAX;
+use swarm_shared::proto::delivery::tracker::NODE_OPEN_MAX;
 use swarm_shared::proto::id::PeerId;
 use swarm_shared::proto::outcome::Outcome;
 use swarm_shared::proto::stop::Latch;
 
+use super::ground_truth::Invariant;
 use super::plan::OUTSIDER;
-use super::truth::Invariant;
 use super::world::{HostId, World};
 
 /// Over an open link a stop is heeded within this and twice the time that a message may take.

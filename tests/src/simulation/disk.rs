@@ -9,12 +9,12 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use swarm_shared::net::journal::{Disk, JOURNAL_FILE, JournalFile};
-use swarm_shared::proto::delivery::ledger::Ledger;
+use swarm_shared::proto::delivery::dedup::Ledger;
 use swarm_shared::proto::delivery::record::Record;
 use turmoil::fs::shim::std::fs::{self, File, OpenOptions};
 
 use super::fault::Fault;
-use super::truth::Invariant;
+use super::ground_truth::Invariant;
 use super::world::{Died, DiskTrouble, HostId, Moment, World};
 
 /// How long a file is, as far as this process knows.

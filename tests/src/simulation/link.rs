@@ -11,16 +11,16 @@ use std::time::Instant;
 
 use bytes::{Buf, BytesMut};
 use serde_json::{Value, json};
+use swarm_shared::proto::encoded::{OutBuffer, Parcel};
 use swarm_shared::proto::id::Instance;
 use swarm_shared::proto::outbox::OutboxLimits;
-use swarm_shared::proto::parcel::{OutBuffer, Parcel};
 use swarm_shared::proto::session::{Event, Outgoing, Session, Timing};
 use swarm_shared::proto::wire::{Frame, FrameReader, Kind, Lane, Limits, WireError};
 use tokio::io::{AsyncRead, ReadBuf};
 use turmoil::net::TcpStream;
 
 use super::fault::Fault;
-use super::truth::Invariant;
+use super::ground_truth::Invariant;
 use super::world::{Died, HostId, Meddling, Moment, World};
 
 /// Bytes that may wait for the socket before the session keeps its frames to itself, as in the product.

@@ -19,9 +19,10 @@
 
 mod check;
 mod disk;
-mod door;
+mod endpoint;
 mod fault;
 mod fleet;
+mod ground_truth;
 mod link;
 mod node;
 mod outsider;
@@ -31,9 +32,8 @@ mod run;
 mod station;
 mod store;
 mod trace;
-mod truth;
 mod world;
 
 pub use fault::{Fault, FaultCounts};
+pub use ground_truth::Invariant;
 pub use run::{Options, Report, Violation, run};
-pub use truth::Invariant;

@@ -3,15 +3,15 @@
 //! What it decides itself is no more than a driver may: in which order sockets are looked at, and how long an action
 //! takes.
 
+mod journal_writes;
 mod links;
 mod stops;
-mod writes;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::time::Instant;
 
-use swarm_shared::proto::delivery::desk::{
+use swarm_shared::proto::delivery::executor::{
     Desk, ENDING_MAX, Effect, Incoming, OPEN_MAX, RUNNING_MAX, Ticket, Traits,
 };
 use swarm_shared::proto::delivery::record::{Record, digest};
@@ -26,8 +26,8 @@ use turmoil::net::UdpSocket;
 
 use self::stops::restore_stop;
 use super::disk::Journal;
+use super::ground_truth::Invariant;
 use super::link::{Dialing, Greeting, Peer};
-use super::truth::Invariant;
 use super::world::{Died, Gauge, HostId, STOP_PORT, TICK, World};
 
 /// The process of a node, from its start until it is killed.

@@ -6,20 +6,20 @@ use std::rc::Rc;
 
 use serde_json::json;
 use swarm_shared::proto::delivery::CommandId;
+use swarm_shared::proto::encoded::Parcel;
 use swarm_shared::proto::id::PeerId;
 use swarm_shared::proto::message::Stopped;
-use swarm_shared::proto::parcel::Parcel;
 use swarm_shared::proto::selector::Selector;
 use swarm_shared::proto::stop::{StopOrder, next_number};
 use swarm_shared::proto::trust::SigningKey;
 use swarm_shared::proto::wire::{Frame, Kind, Lane, MessageType};
 use turmoil::net::UdpSocket;
 
-use super::door::{Door, Happened};
+use super::endpoint::{Door, Happened};
 use super::fault::Fault;
+use super::ground_truth::{Issued, Nature};
 use super::node::RELEASE;
 use super::plan::Order;
-use super::truth::{Issued, Nature};
 use super::world::{Died, Gauge, HostId, STOP_PORT, TICK, World};
 
 /// Time to live of what is presumed: long enough that only the role stands in its way.

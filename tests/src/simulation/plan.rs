@@ -1,8 +1,8 @@
 //! What is ordered and what goes wrong in one run: all of it follows from the seed.
 
 use super::fault::Fault;
+use super::ground_truth::Nature;
 use super::rng::Rng;
-use super::truth::Nature;
 use super::world::{DiskTrouble, HostId, Meddling, Moment};
 
 /// Until then the fleet finds itself.

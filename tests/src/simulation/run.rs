@@ -13,9 +13,9 @@ use turmoil::Sim;
 
 use super::fault::{Fault, FaultCounts};
 use super::fleet;
+use super::ground_truth::Invariant;
 use super::plan::{HEAL_MS, Mishap, NODES, OUTSIDER, Order, Plan, SECOND, SETTLE_MS, STATION, Step};
 use super::rng::Rng;
-use super::truth::Invariant;
 use super::world::{HostId, TICK, World};
 use super::{node, outsider, station};
 

@@ -6,21 +6,23 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use serde_json::json;
-use swarm_shared::proto::delivery::book::{Addressee, Book, Change, Effect, Issue, Order as Asked, Ticket};
+use swarm_shared::proto::delivery::tracker::{
+    Addressee, Book, Change, Effect, Issue, Order as Asked, Ticket,
+};
 use swarm_shared::proto::delivery::{CommandId, StageMessage};
+use swarm_shared::proto::encoded::Parcel;
 use swarm_shared::proto::id::PeerId;
 use swarm_shared::proto::message::Stopped;
 use swarm_shared::proto::outcome::{Outcome, Reply};
-use swarm_shared::proto::parcel::Parcel;
 use swarm_shared::proto::selector::Selector;
 use swarm_shared::proto::stop::{Latch, StopCall, StopOrder, Verdict, next_number};
 use swarm_shared::proto::wire::{Frame, Kind, Lane};
 use turmoil::net::UdpSocket;
 
-use super::door::{Door, Happened};
+use super::endpoint::{Door, Happened};
+use super::ground_truth::{Invariant, Issued, Nature};
 use super::node::RELEASE;
 use super::plan::Order;
-use super::truth::{Invariant, Issued, Nature};
 use super::world::{Died, Gauge, HostId, Moment, STOP_PORT, TICK, World};
 
 /// The store's thread takes up to so many ticks for a write.

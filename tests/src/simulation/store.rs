@@ -6,12 +6,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use ground_station::store::deliveries::{self, Origin};
-use ground_station::store::moment::Moment;
+use ground_station::store::timestamp::Moment;
 use ground_station::store::{IN_MEMORY, StoreError, prepare};
 use rusqlite::backup::Backup;
 use rusqlite::{Connection, TransactionBehavior};
 use swarm_shared::proto::delivery::CommandId;
-use swarm_shared::proto::delivery::book::{Change, OpenCommand};
+use swarm_shared::proto::delivery::tracker::{Change, OpenCommand};
 use swarm_shared::proto::id::PeerId;
 use swarm_shared::proto::outcome::{Outcome, Reply};
 

@@ -18,11 +18,11 @@ use super::check::Watch;
 use super::disk::Lengths;
 use super::fault::{Fault, FaultCounts};
 use super::fleet::Fleet;
+use super::ground_truth::{Invariant, Truth};
 use super::plan::{Order, Plan};
 use super::rng::Rng;
 use super::store::Stores;
 use super::trace::Trace;
-use super::truth::{Invariant, Truth};
 
 /// Index of a host in [`World::hosts`].
 pub(super) type HostId = usize;

@@ -8,11 +8,11 @@ use serde_json::{Value, json};
 use swarm_tests::fleet::{PATIENCE, Ran, text};
 use swarm_tests::process::{Signal, wait_until};
 
+mod harness;
 mod names;
-mod show;
 mod stops;
 
-use show::{Show, by_name};
+use harness::{Show, by_name};
 
 const SENT: &str = "sent, unconfirmed";
 

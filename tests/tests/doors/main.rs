@@ -2,9 +2,9 @@
 //! with Python's standard library only.
 
 mod clever_show;
-mod drone;
+mod clever_show_library;
+mod clever_show_node;
 mod knut;
-mod library;
 mod platypush_http;
 mod platypush_tcp;
 mod socktools;

@@ -1,7 +1,7 @@
 //! The programs on real hosts: a bridge, network namespaces, broadcast and multicast, cables that are pulled.
 
-mod changes;
-mod means;
+mod discovery_methods;
+mod network_changes;
 mod rig;
 mod silence;
 mod stop;

@@ -1,15 +1,15 @@
 //! The programs as an operator uses them: real processes on loopback, TLS and files and all.
 
+mod at_most_once;
 mod cancel;
-mod commands;
 mod deadlines;
 mod files;
-mod flight;
-mod follow;
+mod flight_actions;
+mod interrupted_commands;
 mod plugins;
-mod queue;
-mod repeats;
+mod queued_commands;
 mod stop;
+mod subscribers;
 mod transfers;
 mod trust;
 mod verbs;

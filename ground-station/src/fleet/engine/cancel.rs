@@ -17,13 +17,13 @@ use swarm_shared::proto::id::PeerId;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::answers::say_all;
-use super::keeper::{self, Keeper, Taken};
-use super::{EngineError, recorder};
+use super::delivery_task::{self, Keeper, Taken};
+use super::respond::say_all;
+use super::{EngineError, history_writer};
 use crate::control::lock::StateLock;
 use crate::fleet::{
     Call, CommandKind, CommandView, Event, Failure, Fleet, PastDelivery, PastQuery, PastState, Request,
-    archive,
+    offline_history,
 };
 use crate::store::{Store, StoreError, history};
 
@@ -75,9 +75,9 @@ async fn find(state_dir: &Path, number: u64) -> Result<(CommandView, CommandId),
         Ok(Ok((command, history::identity(connection, number)?)))
     });
     let (command, id) = match found.await {
-        Err(error) => return Err(archive::failed(&error)),
-        Ok(None) => return Err(archive::unknown(number, None)),
-        Ok(Some(Err(range))) => return Err(archive::unknown(number, range)),
+        Err(error) => return Err(offline_history::failed(&error)),
+        Ok(None) => return Err(offline_history::unknown(number, None)),
+        Ok(Some(Err(range))) => return Err(offline_history::unknown(number, range)),
         Ok(Some(Ok(found))) => found,
     };
     let instead = match command.kind {
@@ -145,11 +145,11 @@ async fn take_back(
         parts.join("; ")
     };
     let detail = format!("command {number}: {} to {}", command.action, command.selector);
-    recorder::note(store, who, "cancel", &detail, &outcome).await;
+    history_writer::note(store, who, "cancel", &detail, &outcome).await;
     let now = read(state_dir, *number)
         .await
-        .map_err(|error| archive::failed(&error))?;
-    let (command, mut deliveries) = now.ok_or_else(|| archive::unknown(*number, None))?;
+        .map_err(|error| offline_history::failed(&error))?;
+    let (command, mut deliveries) = now.ok_or_else(|| offline_history::unknown(*number, None))?;
     let taken_back = BTreeSet::from_iter(taken_back);
     for delivery in &mut deliveries {
         say_why_open(delivery, &taken_back, &sent, is_stored);
@@ -224,9 +224,9 @@ async fn alone(state_dir: &Path, asked: Asked, events: &mpsc::Sender<Event>) -> 
     let key = tokio::task::spawn_blocking(move || identity::load_or_create(&dir, KeyFile::Identity));
     let key = key.await.map_err(|e| EngineError::Fleet(e.to_string()))??;
     let store = Store::open(state_dir).await?;
-    let (keeper, words) = keeper::Task::channel();
+    let (keeper, words) = delivery_task::Task::channel();
     let next_id = Arc::new(AtomicU64::new(1));
-    let book = keeper::Task::open(store.clone(), key.public().id(), next_id).await?;
+    let book = delivery_task::Task::open(store.clone(), key.public().id(), next_id).await?;
     let stop = CancellationToken::new();
     let running = tokio::spawn(book.run(words, stop.clone()));
     let all = said(&keeper, &store, state_dir, asked).await;

@@ -11,11 +11,11 @@ use serde_json::json;
 use swarm_shared::net::clock;
 use swarm_shared::net::peer::{PeerEvent, ReplyTo, Request};
 use swarm_shared::net::roots::{FileError, Incoming, Roots};
+use swarm_shared::proto::encoded::Parcel;
 use swarm_shared::proto::hex;
 use swarm_shared::proto::id::PeerId;
 use swarm_shared::proto::message::{Arguments, FileEnd};
 use swarm_shared::proto::outcome::{Outcome, Reply};
-use swarm_shared::proto::parcel::Parcel;
 use swarm_shared::proto::selector::Selector;
 use swarm_shared::proto::session::Outgoing;
 use swarm_shared::proto::wire::{Frame, Kind, Lane};
@@ -24,9 +24,9 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::Shared;
-use super::commands::{self, ended};
-use super::roll::Target;
-use super::send::{TRANSFER_MAX, Unfinished, noted};
+use super::query::{self, ended};
+use super::registry::Target;
+use super::send_files::{TRANSFER_MAX, Unfinished, noted};
 use crate::fleet::{CommandKind, Event, Failure, NodeRef, files};
 use crate::store::deliveries::{Origin, Record, RecordTo};
 
@@ -217,7 +217,7 @@ async fn fetch_one(
         args: Vec::new(),
         kwargs: kwargs.as_object().cloned().unwrap_or_default(),
     };
-    let question = commands::frame(shared, "filetransfer", &arguments, Lane::Control);
+    let question = query::frame(shared, "filetransfer", &arguments, Lane::Control);
     let number = question.header.id.unwrap_or_default();
     let (chunks, chunks_in) = mpsc::channel(CHUNKS_WAITING);
     let _route = shared.routes.put(*id, number, chunks);
@@ -296,7 +296,7 @@ async fn ask_and_receive(
                 Err(_thread_died) => Reply::failed("the file was not received"),
             },
             Some(end) = ends.recv() => {
-                let reply = commands::reply(end.ended);
+                let reply = query::reply(end.ended);
                 if reply.state != Outcome::Done {
                     return reply;
                 }
@@ -379,7 +379,7 @@ mod tests {
         let state = tempfile::tempdir().expect("a directory");
         let store = crate::store::Store::open(state.path()).await.expect("a store");
         let shared = Shared {
-            keeper: crate::fleet::engine::keeper::Task::channel().0,
+            keeper: crate::fleet::engine::delivery_task::Task::channel().0,
             stops: Arc::new(super::super::stop::Stops::new(
                 0,
                 Default::default(),
@@ -391,7 +391,7 @@ mod tests {
             next_id: Arc::new(AtomicU64::new(1)),
             epoch: 1,
             routes: Routes::default(),
-            posts: crate::fleet::peers::Posts::default(),
+            posts: crate::fleet::gateway_peers::Posts::default(),
             sends: Arc::new(Semaphore::new(1)),
             started: clock::now(),
         };

@@ -12,24 +12,24 @@
 //! | one for each request | its targets, its deadline | with its last event, or when nobody reads them |
 //! | one for each peer that moves files | nothing: passes chunks to their transfer | with the peer's session |
 
-mod acts;
-mod answers;
-mod calls;
+mod action_catalogs;
+mod authority;
 mod cancel;
-mod commands;
-mod enrol;
+mod delivery_task;
+mod dispatch;
+mod durable_command;
 mod fetch;
-mod followers;
-mod keeper;
-mod offers;
-mod office;
-pub(in crate::fleet) mod recorder;
+pub(in crate::fleet) mod history_writer;
+mod membership_task;
+mod query;
+mod registry;
 mod release;
+mod respond;
 pub(in crate::fleet) mod retry;
-mod roll;
-mod send;
+mod send_files;
 mod stop;
-mod unconfirmed;
+mod subscribers;
+mod unconfirmed_stops;
 mod users;
 mod watchers;
 
@@ -43,15 +43,15 @@ use std::time::{Duration, Instant};
 use swarm_shared::net::clock;
 use swarm_shared::net::discovery::pings::PingError;
 use swarm_shared::net::discovery::presence::{self, Means, Presence, Services};
-use swarm_shared::net::endpoint::hush::Hush;
+use swarm_shared::net::endpoint::notice_throttle::Hush;
 use swarm_shared::net::endpoint::{self, Endpoint, Events, JOINS_MAX, Notice, StartError};
 use swarm_shared::net::handshake::Identity;
 use swarm_shared::net::identity::{self, IdentityError, KeyFile};
 use swarm_shared::net::peer::PeerEvent;
 use swarm_shared::net::random::NoRandomness;
 use swarm_shared::net::socket::{BadKeepalive, KeepaliveConfig, SocketError};
+use swarm_shared::proto::address_book::{Hint, Source};
 use swarm_shared::proto::delivery::{CommandId, StageMessage};
-use swarm_shared::proto::dial::{Hint, Source};
 use swarm_shared::proto::id::{NodeName, PeerId, PeerKind};
 use swarm_shared::proto::message::Stopped;
 use swarm_shared::proto::outcome::Reply;
@@ -64,16 +64,16 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::peers::Posts;
+use super::gateway_peers::Posts;
 use super::{Call, Event, Fleet};
 use crate::config::Config;
 use crate::store::{MemberRow, Store, StoreError};
-pub(in crate::fleet) use calls::{NO_NODES, TAKES_NOBODY};
+use authority::Office;
 pub use cancel::without_links;
-use followers::Followers;
-use office::Office;
-use roll::{Roll, SharedRoll};
-use unconfirmed::{Lasting, Unconfirmed};
+pub(in crate::fleet) use dispatch::{NO_NODES, TAKES_NOBODY};
+use registry::{Roll, SharedRoll};
+use subscribers::Followers;
+use unconfirmed_stops::{Lasting, Unconfirmed};
 use watchers::Watchers;
 
 /// How often what has changed of members is written to the store, and watchers are told what found no room before.
@@ -154,7 +154,7 @@ struct Shared {
     /// The next command's number.
     next_id: Arc<AtomicU64>,
     epoch: u64,
-    keeper: keeper::Keeper,
+    keeper: delivery_task::Keeper,
     stops: Arc<stop::Stops>,
     routes: fetch::Routes,
     posts: Posts,
@@ -181,7 +181,7 @@ impl Engine {
         let key = tokio::task::spawn_blocking(move || identity::load_or_create(&dir, KeyFile::Identity));
         let key = key.await.map_err(|e| EngineError::Fleet(e.to_string()))??;
         let store = Store::open(&state_dir).await?;
-        let membership = office::stored_membership(&store, &key.public()).await?;
+        let membership = authority::stored_membership(&store, &key.public()).await?;
         let office = Office::open(&state_dir, store.clone()).await?;
         let unconfirmed = Unconfirmed::load(&store).await?;
         let roll = SharedRoll::new(Roll::load(&store, unconfirmed.clone()).await?);
@@ -217,8 +217,8 @@ impl Engine {
         let (fleet, calls) = Fleet::local();
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let next_id = Arc::new(AtomicU64::new(1));
-        let (keeper, words) = keeper::Task::channel();
-        let book = keeper::Task::open(store.clone(), me, Arc::clone(&next_id)).await?;
+        let (keeper, words) = delivery_task::Task::channel();
+        let book = delivery_task::Task::open(store.clone(), me, Arc::clone(&next_id)).await?;
         tasks.spawn(book.run(words, stop.clone()));
         let kept = store.clone();
         let posts = Posts::default();
@@ -238,7 +238,7 @@ impl Engine {
                 )),
                 routes: fetch::Routes::default(),
                 posts: posts.clone(),
-                sends: Arc::new(Semaphore::new(send::NODES_AT_ONCE)),
+                sends: Arc::new(Semaphore::new(send_files::NODES_AT_ONCE)),
                 started: clock::now(),
             },
             store,
@@ -260,10 +260,14 @@ impl Engine {
         task.dial_members().await;
         if let Purpose::Stop(selector) = purpose {
             stop::withdraw_early(&task.shared, &task.roll.lock().targets(&selector));
-            task.shared.keeper.say(keeper::Word::Withdrawn).await;
+            task.shared.keeper.say(delivery_task::Word::Withdrawn).await;
         }
-        tasks.spawn(recorder::prune(task.store.clone(), config.history, stop.clone()));
-        let clerk = enrol::Clerk {
+        tasks.spawn(history_writer::prune(
+            task.store.clone(),
+            config.history,
+            stop.clone(),
+        ));
+        let clerk = membership_task::Clerk {
             shared: task.shared.clone(),
             store: task.store.clone(),
             office,
@@ -351,9 +355,9 @@ struct Task {
     store: Store,
     roll: SharedRoll,
     /// To the clerk.
-    forms: mpsc::Sender<enrol::Form>,
+    forms: mpsc::Sender<membership_task::Form>,
     /// Repetitions, back from the history.
-    planned: mpsc::Sender<calls::Asked>,
+    planned: mpsc::Sender<dispatch::Asked>,
     watchers: Watchers,
     followers: Followers,
     looks: Vec<Look>,
@@ -371,7 +375,7 @@ impl Task {
         mut self,
         mut calls: mpsc::Receiver<Call>,
         mut events: Events,
-        mut planned: mpsc::Receiver<calls::Asked>,
+        mut planned: mpsc::Receiver<dispatch::Asked>,
         mut membership: watch::Receiver<Option<Arc<Membership>>>,
     ) {
         let mut upkeep = tokio::time::interval(UPKEEP_INTERVAL);
@@ -420,7 +424,7 @@ impl Task {
         }
     }
 
-    async fn take_event(&mut self, event: PeerEvent, checks: &mpsc::Sender<roll::Checked>) {
+    async fn take_event(&mut self, event: PeerEvent, checks: &mpsc::Sender<registry::Checked>) {
         let changed = match event {
             PeerEvent::Up { peer, resumed } => {
                 tracing::info!(peer = %peer.name, id = %peer.id.short(), addr = %peer.addr, "linked");
@@ -434,14 +438,14 @@ impl Task {
                 if let Some(link) = link
                     && peer.kind == PeerKind::Node
                 {
-                    let up = keeper::Word::Up {
+                    let up = delivery_task::Word::Up {
                         link: link.clone(),
                         resumed,
                     };
                     self.shared.keeper.say(up).await;
                     stop::linked(&self.shared, &link);
                     self.tasks
-                        .spawn(commands::self_check(self.shared.clone(), link, checks.clone()));
+                        .spawn(query::self_check(self.shared.clone(), link, checks.clone()));
                 }
                 // It may have another name now.
                 for id in namesakes {
@@ -460,7 +464,7 @@ impl Task {
             PeerEvent::Down { id, why } => {
                 tracing::info!(peer = %self.roll.lock().name(id), why, "link lost");
                 self.roll.lock().down(id);
-                self.shared.keeper.say(keeper::Word::Down(id)).await;
+                self.shared.keeper.say(delivery_task::Word::Down(id)).await;
                 id
             }
             PeerEvent::Bulk { events, .. } => {
@@ -473,7 +477,7 @@ impl Task {
                         let released = self.roll.lock().stopped(peer.id, &report);
                         if let Some(link) = released {
                             self.tasks
-                                .spawn(commands::self_check(self.shared.clone(), link, checks.clone()));
+                                .spawn(query::self_check(self.shared.clone(), link, checks.clone()));
                         }
                         self.shared.stops.reported(peer.id, report);
                     }
@@ -495,28 +499,27 @@ impl Task {
     /// Word of a node on what it was asked to do, or on what it can do.
     async fn take_frame(&mut self, from: PeerId, frame: &Frame) {
         let id = CommandId::of(self.me, &frame.header);
-        let word = match (frame.header.kind, id) {
-            (Some(Kind::Stage), Some(id)) => frame.read::<StageMessage>().map(|message| {
-                let stage = message.stage;
-                keeper::Word::Stage { from, id, stage }
-            }),
-            (Some(Kind::Reply), Some(id)) => {
-                frame
+        let word =
+            match (frame.header.kind, id) {
+                (Some(Kind::Stage), Some(id)) => frame.read::<StageMessage>().map(|message| {
+                    let stage = message.stage;
+                    delivery_task::Word::Stage { from, id, stage }
+                }),
+                (Some(Kind::Reply), Some(id)) => frame
                     .read::<Reply>()
-                    .map(|reply| keeper::Word::Reply { from, id, reply })
-            }
-            (Some(Kind::Offer), _) => {
-                match frame.read() {
-                    Ok(offer) => self.roll.lock().offers(from, offer),
-                    Err(error) => tracing::debug!(peer = %from.short(), %error, "unreadable offer"),
+                    .map(|reply| delivery_task::Word::Reply { from, id, reply }),
+                (Some(Kind::Offer), _) => {
+                    match frame.read() {
+                        Ok(offer) => self.roll.lock().offers(from, offer),
+                        Err(error) => tracing::debug!(peer = %from.short(), %error, "unreadable offer"),
+                    }
+                    return;
                 }
-                return;
-            }
-            (kind, _) => {
-                tracing::debug!(peer = %from.short(), ?kind, "frame not asked for");
-                return;
-            }
-        };
+                (kind, _) => {
+                    tracing::debug!(peer = %from.short(), ?kind, "frame not asked for");
+                    return;
+                }
+            };
         match word {
             Ok(word) => self.shared.keeper.say(word).await,
             Err(error) => tracing::warn!(peer = %from.short(), %error, "unreadable word of a delivery"),
@@ -558,7 +561,10 @@ impl Task {
         let Some(membership) = membership else { return };
         let revoked = self.roll.lock().revoke(&membership);
         for key in &revoked {
-            self.shared.keeper.say(keeper::Word::PutOut(key.id())).await;
+            self.shared
+                .keeper
+                .say(delivery_task::Word::PutOut(key.id()))
+                .await;
             // One that is away has no link that ends.
             self.watchers.tell_out(&self.roll.lock(), key.id());
         }

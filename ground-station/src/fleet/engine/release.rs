@@ -5,16 +5,16 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use swarm_shared::net::clock;
 use swarm_shared::net::peer::{ReplyTo, Request};
+use swarm_shared::proto::encoded::Parcel;
 use swarm_shared::proto::message::{Arguments, Stopped};
 use swarm_shared::proto::outcome::{Outcome, Reply};
-use swarm_shared::proto::parcel::Parcel;
 use swarm_shared::proto::session::Outgoing;
 use swarm_shared::proto::wire::Lane;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::roll::Target;
-use super::{Shared, commands};
+use super::registry::Target;
+use super::{Shared, query};
 use crate::fleet::Event;
 
 /// How long a release may still take effect.
@@ -47,7 +47,7 @@ pub(super) async fn run(shared: Shared, targets: Vec<Target>, within: Within, ev
         let shared = shared.clone();
         at_work.spawn(async move {
             let reply = release_one(&shared, &target, within).await;
-            commands::ended(&target.node, reply, started)
+            query::ended(&target.node, reply, started)
         });
     }
     loop {
@@ -119,7 +119,7 @@ async fn ask_release(shared: &Shared, target: &Target, stop: Option<&Stopped>, g
     fields.insert("number".to_owned(), json!(stop.map_or(0, |stop| stop.number)));
     fields.extend(stop.map(|stop| ("issuer".to_owned(), json!(stop.issuer))));
     let lane = Lane::Emergency;
-    let frame = commands::frame(shared, "release", &arguments, lane);
+    let frame = query::frame(shared, "release", &arguments, lane);
     let (Some(id), Ok(parcel)) = (frame.header.id, Parcel::new(&frame)) else {
         return Reply::failed("the release does not encode");
     };
@@ -138,7 +138,7 @@ async fn ask_release(shared: &Shared, target: &Target, stop: Option<&Stopped>, g
         return Reply::refused(error.to_string());
     }
     match clock::timeout_at(give_up, ends.recv()).await {
-        Ok(Some(end)) => commands::reply(end.ended),
+        Ok(Some(end)) => query::reply(end.ended),
         Ok(None) | Err(_) => Reply::ended(
             Outcome::NoAnswer,
             "no answer; `nodes` says whether it is still stopped",

@@ -21,10 +21,10 @@ use swarm_shared::net::clock;
 use swarm_shared::net::discovery::interfaces::Interfaces;
 use swarm_shared::net::discovery::pings::Shouter;
 use swarm_shared::net::peer::PeerLink;
+use swarm_shared::proto::encoded::Parcel;
 use swarm_shared::proto::id::PeerId;
 use swarm_shared::proto::message::Stopped;
 use swarm_shared::proto::outcome::{Outcome, Reply};
-use swarm_shared::proto::parcel::Parcel;
 use swarm_shared::proto::selector::Selector;
 use swarm_shared::proto::session::Outgoing;
 use swarm_shared::proto::stop::{IDS_PER_ORDER, NOBODY, Round, StopCall, Verdict, next_number, selectors};
@@ -32,12 +32,12 @@ use swarm_shared::proto::wire::{Frame, Kind, Lane};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio_util::task::TaskTracker;
 
-use super::keeper::Word;
-use super::roll::Target;
-use super::unconfirmed::Unconfirmed;
-use super::{Shared, commands, recorder};
+use super::delivery_task::Word;
+use super::registry::Target;
+use super::unconfirmed_stops::Unconfirmed;
+use super::{Shared, history_writer, query};
 use crate::duration::to_ms;
-use crate::fleet::{CommandKind, Delivery, Event, Failure, shout};
+use crate::fleet::{CommandKind, Delivery, Event, Failure, stop_broadcast};
 use crate::store::deliveries::{Record, RecordTo};
 use crate::store::{Origin, PartEnd, Store};
 
@@ -179,9 +179,9 @@ pub(super) fn linked(shared: &Shared, link: &PeerLink) {
 /// An order, signed.
 fn datagram(shared: &Shared, number: u64, selector: Selector) -> Result<Bytes, String> {
     let membership = shared.endpoint.membership().borrow().clone();
-    let membership = membership.ok_or(shout::NO_FLEET)?;
+    let membership = membership.ok_or(stop_broadcast::NO_FLEET)?;
     let key = &shared.endpoint.local().identity.key;
-    shout::order(key, &membership, number, selector)
+    stop_broadcast::order(key, &membership, number, selector)
 }
 
 fn send(link: &PeerLink, order: &Bytes) {
@@ -313,7 +313,7 @@ pub(super) async fn run(shared: Shared, targets: Vec<Target>, asked: Asked, even
     if let Err(error) = stopper.give() {
         if !(beside && nobody_known) {
             let store = &stopper.shared.stops.store;
-            recorder::note(store, &who, "stop", selector.as_str(), &error).await;
+            history_writer::note(store, &who, "stop", selector.as_str(), &error).await;
         }
         return drop(events.send(refuse(error)).await);
     }
@@ -423,7 +423,7 @@ impl Stopper {
         let stops = &self.shared.stops;
         let given_up = "NO ANSWER when whoever asked gave up; the stop has gone out to it";
         let given_up = Reply::ended(Outcome::NoAnswer, given_up);
-        let history = recorder::beside(&stops.tasks, stops.store.clone(), record, given_up);
+        let history = history_writer::beside(&stops.tasks, stops.store.clone(), record, given_up);
         self.history = Some(history);
     }
 
@@ -431,7 +431,7 @@ impl Stopper {
     fn note_unknown(&self, who: String, selector: &str) {
         let (store, selector) = (self.shared.stops.store.clone(), selector.to_owned());
         self.shared.stops.tasks.spawn(async move {
-            recorder::note(
+            history_writer::note(
                 &store,
                 &who,
                 "stop",
@@ -488,7 +488,7 @@ impl Stopper {
             Verdict::Nothing => None,
             Verdict::Stopped => {
                 self.shared.stops.unconfirmed.settle(id);
-                let ms = commands::elapsed_ms(self.started);
+                let ms = query::elapsed_ms(self.started);
                 self.acknowledged.insert(id, ms);
                 Some(Event::Acknowledged { node, ms })
             }
@@ -512,7 +512,7 @@ impl Stopper {
     }
 
     fn ended(&self, id: PeerId, mut reply: Reply) -> Event {
-        let ms = commands::elapsed_ms(self.started);
+        let ms = query::elapsed_ms(self.started);
         let acknowledged = self.acknowledged.get(&id).copied().unwrap_or(ms);
         if let Some(Value::Object(fields)) = &mut reply.value {
             fields.insert("acknowledged_ms".to_owned(), json!(acknowledged));

@@ -3,7 +3,7 @@
 use swarm_shared::net::clock;
 use tokio::sync::mpsc;
 
-use super::answers::say_all;
+use super::respond::say_all;
 use crate::fleet::{Event, Failure, TokenView, UserAsk, UserView};
 use crate::store::users::{Added, NewToken, TokenKind, TokenRow, USERS_MAX, UserRow};
 use crate::store::{Store, StoreError};

@@ -6,7 +6,7 @@ use swarm_shared::proto::id::PeerId;
 use swarm_shared::proto::selector::Selector;
 use tokio::sync::mpsc;
 
-use super::roll::Roll;
+use super::registry::Roll;
 use crate::fleet::Event;
 
 /// See the module.

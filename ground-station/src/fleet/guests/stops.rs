@@ -18,7 +18,7 @@ use super::jobs::{job, noted, waiting};
 use super::merge::{Gone, Own};
 use super::work::{self, Ends, History, Job, Terms};
 use super::{Meant, Work};
-use crate::fleet::engine::recorder;
+use crate::fleet::engine::history_writer;
 use crate::fleet::{Call, CommandKind, EVENTS_MAX, Event, NodeRef, Request};
 use crate::store::Origin;
 use crate::store::deliveries::Record;
@@ -64,7 +64,7 @@ impl Counter {
         };
         // No disk is waited for.
         work::stop(meant, stopping, |given_up| {
-            recorder::beside(&self.tasks, self.store.clone(), record, given_up)
+            history_writer::beside(&self.tasks, self.store.clone(), record, given_up)
         });
         Stopping {
             targets,
@@ -204,7 +204,7 @@ impl Counter {
         };
         let (store, who, selector) = (self.store.clone(), who.to_owned(), selector.as_str().to_owned());
         self.tasks
-            .spawn(async move { recorder::note(&store, &who, "release", &selector, &outcome).await });
+            .spawn(async move { history_writer::note(&store, &who, "release", &selector, &outcome).await });
     }
 
     /// Unlike what acts, it goes out whatever becomes of the history: a full disk is no reason to keep drones stopped.
@@ -232,7 +232,7 @@ impl Counter {
             Err(_elapsed) => {
                 tracing::error!("a release of drones does not wait for the history any longer");
                 let given_up = Reply::ended(Outcome::Unknown, "this station stopped midway");
-                let ends = recorder::ends_of(&self.tasks, store, (what, nodes), recording, given_up);
+                let ends = history_writer::ends_of(&self.tasks, store, (what, nodes), recording, given_up);
                 (None, Some(Ends::Later(ends)))
             }
         };

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::{Answer, Meant, Order, Work, files};
-use crate::fleet::engine::recorder;
+use crate::fleet::engine::history_writer;
 use crate::fleet::{Batch, Delivery, Event, NodeRef};
 use crate::store::{PartEnd, Store};
 
@@ -95,7 +95,9 @@ impl History {
             reply,
         };
         match &self.ends {
-            Ends::Of { store, number } => recorder::keep(&self.tasks, store, Some(*number), vec![end]).await,
+            Ends::Of { store, number } => {
+                history_writer::keep(&self.tasks, store, Some(*number), vec![end]).await
+            }
             Ends::Later(ends) => {
                 // There is room for each, unless nothing of it could be stored.
                 let _not_kept = ends.try_send(end);

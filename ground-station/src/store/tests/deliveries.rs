@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 use swarm_shared::net::clock;
 use swarm_shared::proto::delivery::Stage;
-use swarm_shared::proto::delivery::book::{Issued, IssuedTo, Order, Standing};
+use swarm_shared::proto::delivery::tracker::{Issued, IssuedTo, Order, Standing};
 use swarm_shared::proto::id::NodeName;
 use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::wire::Lane;

@@ -92,13 +92,14 @@ fn a_group_is_one_commit() {
     let mut answers = Vec::new();
     for seq in 1..=50 {
         let (change, now) = (issued(seq, &[1], &now, LIFE), now.clone());
-        let (job, answer) = thread::change(move |c| deliveries::apply(c, &[change], &BTreeMap::new(), &now));
+        let (job, answer) =
+            write_thread::change(move |c| deliveries::apply(c, &[change], &BTreeMap::new(), &now));
         jobs.blocking_send(job).map_err(drop).expect("room");
         answers.push(answer);
     }
     drop(jobs);
     // Its file grows by one frame for each page of each commit: fifty commits would write the same pages fifty times.
-    thread::run(&mut connection, &mut queue);
+    write_thread::run(&mut connection, &mut queue);
     let wal = std::fs::metadata(dir.path().join("station.db-wal"))
         .expect("there")
         .len();

@@ -29,7 +29,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::NotifierSock;
 use super::stream::{self, Source};
-use crate::net::store::{self, MODE_PLAIN, StoreError};
+use crate::net::state_file::{self, MODE_PLAIN, StoreError};
 use crate::net::{clock, random};
 use crate::proto::clever_show::{Answer, Dialogue, Event, Manners, Pace, Rejected, Unanswered};
 use crate::proto::message::Arguments;
@@ -321,7 +321,7 @@ impl ConnectionManager {
         };
         if let Some(path) = filepath {
             let (kept, to) = (bytes.clone(), path.to_owned());
-            let write = move || store::write_atomic(&to, &kept, MODE_PLAIN);
+            let write = move || state_file::write_atomic(&to, &kept, MODE_PLAIN);
             let written = match tokio::task::spawn_blocking(write).await {
                 Ok(Ok(())) => Ok(()),
                 Ok(Err(StoreError::Io { fault, .. })) => Err(fault),

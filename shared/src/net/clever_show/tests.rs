@@ -1,6 +1,6 @@
 //! Two ends of the library on loopback.
 
-mod age;
+mod message_age;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

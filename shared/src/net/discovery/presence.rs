@@ -15,7 +15,7 @@ use super::mdns::{Announcement, Found, Mdns, MdnsSd, Prefix, Service, Sighting};
 use super::pings::{self, Datagram, PingError, Stops};
 use crate::net::clock;
 use crate::net::endpoint::Endpoint;
-use crate::proto::dial::{Hint, Source};
+use crate::proto::address_book::{Hint, Source};
 use crate::proto::id::PeerKind;
 use crate::proto::ping::{PingGuard, PingSender};
 use crate::proto::trust::Fingerprint;

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::JoinRequest;
-use super::places::{PREAUTH_PER_SOURCE_MAX, Places, Vacancy};
+use super::preauth_limit::{PREAUTH_PER_SOURCE_MAX, Places, Vacancy};
 use crate::net::handshake::{self, Greeted, HandshakeError, Local, PREAUTH_TIMEOUT, REFUSE_GRACE};
 use crate::net::socket::{self, Accepted, KeepaliveConfig, Purpose};
 use crate::proto::id::PeerId;

@@ -10,7 +10,7 @@ use super::task::{EndpointTask, send, wants};
 use crate::net::clock;
 use crate::net::handshake::HandshakeError;
 use crate::net::peer::{LinkInput, PeerInfo};
-use crate::proto::dial::{Hint, Source};
+use crate::proto::address_book::{Hint, Source};
 use crate::proto::id::{NodeName, PeerId};
 use crate::proto::message::{FleetStateMessage, ROSTER_PEERS_MAX, RefusalCode, Refused, Roster, RosterPeer};
 use crate::proto::trust::Membership;

@@ -6,8 +6,8 @@
 
 mod accept;
 mod fleet;
-pub mod hush;
-mod places;
+pub mod notice_throttle;
+mod preauth_limit;
 mod sessions;
 mod task;
 
@@ -23,14 +23,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use accept::{JOIN_WAIT, JOINS_MAX};
-pub(crate) use places::Place;
-pub use places::{PREAUTH_CONNECTIONS_MAX, PREAUTH_PER_SOURCE_MAX};
+pub(crate) use preauth_limit::Place;
+pub use preauth_limit::{PREAUTH_CONNECTIONS_MAX, PREAUTH_PER_SOURCE_MAX};
 
 use super::handshake::{Identity, Local, Profile};
 use super::peer::{LinkError, PeerEvent, PeerLink, StopHeard};
 use super::socket::{self, KeepaliveConfig, SocketError};
 use super::tls::TlsError;
-use crate::proto::dial::{Hint, Source};
+use crate::proto::address_book::{Hint, Source};
 use crate::proto::id::{NodeName, PeerId, PeerKind, PublicKey};
 use crate::proto::message::{JoinProof, Joined, Refused};
 use crate::proto::session::Timing;

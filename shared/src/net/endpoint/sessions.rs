@@ -10,9 +10,9 @@ use super::task::{EndpointTask, send};
 use crate::net::peer::{
     LinkInput, PeerControl, PeerEvent, PeerInfo, PeerLink, TaskParts, spawn as spawn_peer,
 };
-use crate::proto::duplicates::{Dialler, LinkChoice};
 use crate::proto::id::PeerId;
 use crate::proto::message::Channel;
+use crate::proto::simultaneous_open::{Dialler, LinkChoice};
 use crate::proto::trust::gate::{Wish, permit};
 use crate::proto::wire::{Frame, Kind, Lane};
 

@@ -20,12 +20,12 @@ use crate::net::handshake::{Greeted, HandshakeError, Local};
 use crate::net::peer::{Attachment, LinkInput, LinkWord, PeerEvent, PeerInfo, PeerLink, StopHeard};
 use crate::net::socket::KeepaliveConfig;
 use crate::net::{clock, random};
-use crate::proto::dial::{DialBook, Hint, Source};
-use crate::proto::duplicates::{LinkFacts, Verdict};
+use crate::proto::address_book::{DialBook, Hint, Source};
+use crate::proto::encoded::Parcel;
 use crate::proto::id::{PeerId, PeerKind};
 use crate::proto::message::{Channel, RefusalCode, Refused, Roster};
-use crate::proto::parcel::Parcel;
 use crate::proto::session::{Outgoing, Timing};
+use crate::proto::simultaneous_open::{LinkFacts, Verdict};
 use crate::proto::trust::Membership;
 use crate::proto::wire::{Frame, Kind, Lane, Limits};
 

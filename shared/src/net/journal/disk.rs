@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use crate::net::store::MODE_SECRET;
+use crate::net::state_file::MODE_SECRET;
 
 /// One directory of files that only grow. Few and plain calls, so that a test can fail each of them and a simulator
 /// can put its own disk below. Every call blocks.

@@ -27,8 +27,8 @@ use std::io::{self, ErrorKind};
 pub use disk::{Disk, StdDisk};
 pub use memory::{Failure, Loss, MemoryDisk, MemoryFile};
 
+use crate::proto::delivery::dedup::Ledger;
 use crate::proto::delivery::journal::{frame, replay, snapshot};
-use crate::proto::delivery::ledger::Ledger;
 use crate::proto::delivery::record::Record;
 #[cfg(feature = "planted-bugs")]
 use crate::proto::planted;

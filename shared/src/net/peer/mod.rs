@@ -3,10 +3,10 @@
 //! Behind each handle stands one task (`task`) that owns the session and the connection at hand, and outlives
 //! connections.
 
-mod alarm;
 mod task;
 #[cfg(test)]
 mod tests;
+mod timer;
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -14,18 +14,18 @@ use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tokio_util::task::TaskTracker;
 
-use super::alarm::Alarm;
+use super::timer::Alarm;
 use super::{
     Attachment, ChunkBytes, Ended, LastHeard, LinkError, LinkInput, LinkWord, Message, PeerControl,
     PeerEvent, PeerInfo, PeerLink, StopHeard, Token,
 };
 use crate::net::clock;
 use crate::net::conn::{Conn, Driven};
+use crate::proto::encoded::Parcel;
 use crate::proto::id::{Instance, PeerId};
 use crate::proto::message::{Arguments, Channel, RefusalCode, Refused};
 use crate::proto::outbox::OutboxLimits;
 use crate::proto::outcome::Reply;
-use crate::proto::parcel::Parcel;
 use crate::proto::session::{Event as SessionEvent, LinkFault, Outgoing, Session, Settled, Timing};
 use crate::proto::trust::Role;
 use crate::proto::trust::gate::{Wish, classify, permit};

@@ -11,9 +11,9 @@ use tokio_util::task::TaskTracker;
 
 use super::*;
 use crate::net::{clock, tls};
+use crate::proto::encoded::Parcel;
 use crate::proto::message::RefusalCode;
 use crate::proto::outcome::Reply;
-use crate::proto::parcel::Parcel;
 use crate::proto::session::Timing;
 use crate::proto::trust::SigningKey;
 use crate::proto::wire::{Kind, Limits};

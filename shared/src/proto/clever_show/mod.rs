@@ -15,26 +15,26 @@
 use super::wire;
 
 pub mod announcement;
-mod asked;
-pub mod dialogue;
-#[cfg(test)]
-mod dialogue_tests;
-mod greeting;
+mod identify;
 pub mod message;
-mod orders;
-pub mod pace;
-mod queued;
+pub mod peer;
+#[cfg(test)]
+mod peer_tests;
+mod pending;
+pub mod rate;
 mod readings;
+mod send_queue;
 pub mod server;
+mod types;
 
 pub use announcement::{Announcement, BadAnnouncement};
-pub use dialogue::{
-    Answer, Dialogue, Event, Manners, PENDING_MAX, QUEUE_BYTES_MAX, QUEUE_MESSAGES_MAX, Rejected, Unanswered,
-};
 pub use message::{
     BadMessage, Message, NAME_BYTES_MAX, REQUEST_ID_BYTES_MAX, VALUES_BYTES_MAX, memory_bytes, request_id,
 };
-pub use pace::Pace;
+pub use peer::{
+    Answer, Dialogue, Event, Manners, PENDING_MAX, QUEUE_BYTES_MAX, QUEUE_MESSAGES_MAX, Rejected, Unanswered,
+};
+pub use rate::Pace;
 
 /// Where the server listens.
 pub const SERVER_PORT: u16 = 25_000;

@@ -23,7 +23,7 @@
 //! Invariants: every ticket gets exactly one [`Event::Ended`], unless it is [cancelled](Drone::cancel); nothing is begun
 //! after its deadline.
 
-mod stops;
+mod emergency_stop;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -31,13 +31,13 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use serde_json::{Map, Value};
 
-use super::asked::{Asked, Request, Requests};
-pub use super::greeting::{BadId, answers_id, ask_id, said_id};
+pub use super::identify::{BadId, answers_id, ask_id, said_id};
 use super::message::Message;
-pub use super::orders::{End, Event, Rules, Until};
-use super::queued::{Queued, What, take_first};
+use super::pending::{Asked, Request, Requests};
 pub use super::readings::{CLOVER_DIR_BYTES_MAX, READING_BYTES_MAX, READINGS_MAX, READINGS_MEMORY_MAX};
 use super::readings::{CloverDir, Readings};
+use super::send_queue::{Queued, What, take_first};
+pub use super::types::{End, Event, Rules, Until};
 use crate::proto::message::Arguments;
 use crate::proto::wire::{CONTENT_BYTES_MAX, ContentType, Frame, Header, MessageType};
 
@@ -165,7 +165,7 @@ impl Drone {
             return;
         }
         match self.in_hand.take() {
-            Some(half) if half.what == What::Dropped => self.drop_queued(half, stops::DROPPED),
+            Some(half) if half.what == What::Dropped => self.drop_queued(half, emergency_stop::DROPPED),
             // Released meanwhile, or told by another one.
             Some(half)
                 if half.what == What::Stop

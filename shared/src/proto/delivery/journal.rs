@@ -5,7 +5,7 @@
 //! or frame but itself. Numbers rise by one, and go on over snapshots, so that what is left on a disk of an older file
 //! is not taken for the end of this one. Replay stops at the first byte that is not as it must be, and says why.
 
-use super::ledger::Ledger;
+use super::dedup::Ledger;
 use super::record::{BODY_BYTES_MAX, BadRecord, Record};
 
 /// Bytes of a journal's header.

@@ -2,8 +2,8 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::CommandId;
+use super::dedup::Ledger;
 use super::journal::{HEADER_BYTES, frame, header, replay, snapshot};
-use super::ledger::Ledger;
 use super::record::{BODY_BYTES_MAX, Record, STORED_TEXT_BYTES_MAX, StoredReply, digest};
 use crate::proto::id::PeerId;
 use crate::proto::outcome::{Outcome, Reply};

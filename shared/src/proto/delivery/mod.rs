@@ -5,15 +5,15 @@
 //! ended. Either may be killed at any instant: the station asks again with the same identity, and the node answers
 //! from what it has kept.
 
-pub mod book;
-pub mod desk;
+pub mod dedup;
+#[cfg(test)]
+mod dedup_tests;
+pub mod executor;
 pub mod journal;
 #[cfg(test)]
 mod journal_tests;
-pub mod ledger;
-#[cfg(test)]
-mod ledger_tests;
 pub mod record;
+pub mod tracker;
 
 use std::fmt;
 

@@ -8,21 +8,21 @@
 //! Invariants: every call ends once, with an outcome, whatever the program does; everything that a program says is
 //! bounded by a constant of this module before it is kept.
 
-mod conversation;
+mod arguments;
+mod connection;
 mod frames;
 #[cfg(test)]
 mod model_tests;
-mod register;
-mod rules;
+mod registration;
 #[cfg(test)]
 mod tests;
 
 use std::time::Duration;
 
-pub use conversation::{Call, Conversation, Event, LogLevel};
+pub use arguments::{Argument, ArgumentKind, Rules};
+pub use connection::{Call, Conversation, Event, LogLevel};
 pub use frames::{REGISTER, answer, message, no_answer};
-pub use register::{Entry, EntryKind, RegisterError, Registration};
-pub use rules::{Argument, ArgumentKind, Rules};
+pub use registration::{Entry, EntryKind, RegisterError, Registration};
 
 use super::wire::{CONTENT_BYTES_MAX, HEADER_BYTES_MAX, Limits};
 

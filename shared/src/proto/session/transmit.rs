@@ -2,11 +2,11 @@
 
 use std::time::Instant;
 
+use super::super::encoded::{OutBuffer, Parcel, Trailer};
 use super::super::id::Instance;
 use super::super::message::Welcome;
-use super::super::parcel::{OutBuffer, Parcel, Trailer};
 use super::super::wire::{Frame, Kind, WireError};
-use super::stamps::millis_up;
+use super::clock_map::millis_up;
 use super::{Session, Settled, State};
 
 impl<T> Session<T> {

@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use super::super::encoded::Parcel;
 use super::super::json::JsonError;
 use super::super::message::Refused;
 use super::super::outbox::Busy;
-use super::super::parcel::Parcel;
 use super::super::pending::PendingError;
 use super::super::wire::{Frame, Kind, Lane, WireError};
 

@@ -12,13 +12,15 @@
 //! * the numbers of one issuer only rise, and a node heeds each at most once: an order that is heard again does nothing;
 //! * a stop ends by a release that names its number, and by nothing else: neither a restart nor an old release.
 
-mod call;
-mod desk;
 mod order;
+mod receiver;
+mod sender;
 
-pub use call::{BURST_MS, REPEAT_INTERVAL, Round, StopCall, Verdict};
-pub use desk::{Carrier, Heard, ISSUERS_MAX, Latch, NotReleased, PASSED_MAX, Present, StopDesk, StopFault};
 pub use order::{
     BadStop, IDS_PER_ORDER, NOBODY, STOP_BYTES_MAX, STOP_NUMBER_TOLD_MAX, STOP_SELECTOR_BYTES_MAX,
     StopDatagram, StopNotMade, StopOrder, is_stop, next_number, selectors,
 };
+pub use receiver::{
+    Carrier, Heard, ISSUERS_MAX, Latch, NotReleased, PASSED_MAX, Present, StopDesk, StopFault,
+};
+pub use sender::{BURST_MS, REPEAT_INTERVAL, Round, StopCall, Verdict};

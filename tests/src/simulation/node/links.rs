@@ -2,8 +2,8 @@
 
 use std::rc::Rc;
 
+use swarm_shared::proto::encoded::Parcel;
 use swarm_shared::proto::id::{Instance, PeerId};
-use swarm_shared::proto::parcel::Parcel;
 use swarm_shared::proto::session::Event;
 use swarm_shared::proto::stop::Carrier;
 use swarm_shared::proto::wire::{Frame, Lane};

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use swarm_shared::proto::delivery::CommandId;
-use swarm_shared::proto::delivery::ledger::Ledger;
+use swarm_shared::proto::delivery::dedup::Ledger;
 use swarm_shared::proto::delivery::record::Record;
 use swarm_shared::proto::id::PeerId;
 use swarm_shared::proto::message::{Arguments, StopCommand, Stopped};

@@ -3,7 +3,7 @@
 use serde_json::json;
 use swarm_tests::process::Signal;
 
-use super::show::Show;
+use super::harness::Show;
 
 #[test]
 fn drones_of_one_address_are_as_many_nodes_and_so_are_two_of_one_id() {

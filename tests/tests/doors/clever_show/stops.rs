@@ -5,7 +5,7 @@ use swarm_tests::fleet::{PATIENCE, text};
 use swarm_tests::process::{Signal, wait_until};
 
 use super::SENT;
-use super::show::{Show, by_name};
+use super::harness::{Show, by_name};
 
 #[test]
 fn an_emergency_stop_goes_before_all_and_stays_until_it_is_released() {

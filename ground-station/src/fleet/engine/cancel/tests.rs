@@ -1,4 +1,4 @@
-use swarm_shared::proto::delivery::book::{Change, Issued, IssuedTo, Order, Standing};
+use swarm_shared::proto::delivery::tracker::{Change, Issued, IssuedTo, Order, Standing};
 use swarm_shared::proto::id::NodeName;
 use swarm_shared::proto::wire::Lane;
 

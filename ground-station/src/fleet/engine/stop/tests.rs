@@ -6,7 +6,7 @@ use swarm_shared::net::handshake::Identity;
 use swarm_shared::net::identity::{self, KeyFile};
 use swarm_shared::net::socket::KeepaliveConfig;
 use swarm_shared::proto::delivery::CommandId;
-use swarm_shared::proto::delivery::book::{Change, Issued, IssuedTo, Order, Standing};
+use swarm_shared::proto::delivery::tracker::{Change, Issued, IssuedTo, Order, Standing};
 use swarm_shared::proto::id::{NodeName, PeerKind, PublicKey};
 use swarm_shared::proto::session::Timing;
 use swarm_shared::proto::trust::Role;
@@ -14,7 +14,7 @@ use tokio::sync::Semaphore;
 
 use super::*;
 use crate::config::Config;
-use crate::fleet::engine::{Engine, Purpose, Settings, keeper, office};
+use crate::fleet::engine::{Engine, Purpose, Settings, authority, delivery_task};
 use crate::fleet::{NodeRef, PastQuery, PastState, Request};
 use crate::store::{MemberRow, history};
 
@@ -130,7 +130,7 @@ async fn who_is_stopped_counts_as_unconfirmed_before_anything_is_waited_for() {
     fleet_with_what_waits(dir.path()).await;
     let key = identity::load_or_create(dir.path(), KeyFile::Identity).expect("a key");
     let store = Store::open(dir.path()).await.expect("a store");
-    let membership = office::stored_membership(&store, &key.public()).await;
+    let membership = authority::stored_membership(&store, &key.public()).await;
     let config = endpoint::Config {
         kind: PeerKind::Station,
         name: NodeName::from_host("station"),
@@ -159,7 +159,7 @@ async fn who_is_stopped_counts_as_unconfirmed_before_anything_is_waited_for() {
     };
     let nowhere: Interfaces = [].into();
     let datagrams = Some((watch::channel(nowhere).1, address.port()));
-    let (keeper, _words) = keeper::Task::channel();
+    let (keeper, _words) = delivery_task::Task::channel();
     let stops = Stops::new(
         0,
         Unconfirmed::default(),

@@ -1,0 +1,218 @@
+//! One action on many nodes: encoded once, sent to all, each target ending in one outcome.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use swarm_shared::net::clock;
+use swarm_shared::net::peer::{Ended, PeerLink, ReplyTo, Request};
+use swarm_shared::proto::encoded::Parcel;
+use swarm_shared::proto::id::PeerId;
+use swarm_shared::proto::message::Arguments;
+use swarm_shared::proto::outcome::{Outcome, Reply};
+use swarm_shared::proto::session::Outgoing;
+use swarm_shared::proto::wire::{CONTENT_BYTES_MAX, Frame, Kind, Lane, MessageType, WireError};
+use tokio::sync::mpsc;
+
+use super::Shared;
+use super::registry::{Checked, Target};
+use crate::fleet::{Batch, Check, Delivery, Event, Failure, NodeRef, to_the_microsecond};
+
+/// How long a session remembers a request beyond all that its caller waits for.
+const REMEMBERED: Duration = Duration::from_secs(600);
+/// How long a self-check may take.
+const SELF_CHECK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What is to be done.
+#[derive(Debug)]
+pub(super) struct Command {
+    pub(super) action: String,
+    pub(super) arguments: Arguments,
+    pub(super) lane: Lane,
+    /// How long it may still start.
+    pub(super) ttl: Duration,
+    /// Whether somebody said so.
+    pub(super) ttl_given: bool,
+    /// How long to wait for outcomes.
+    pub(super) timeout: Duration,
+    pub(super) batch: Option<Batch>,
+}
+
+/// The frame of a command.
+pub(super) fn frame(shared: &Shared, action: &str, arguments: &Arguments, lane: Lane) -> Frame {
+    let mut frame = Frame::json(Kind::Command, arguments);
+    frame.header.message_type = MessageType::Request;
+    frame.header.action = Some(action.to_owned());
+    frame.header.lane = Some(lane);
+    frame.header.id = Some(shared.next_id.fetch_add(1, Ordering::Relaxed));
+    frame.header.epoch = Some(shared.epoch);
+    frame
+}
+
+/// Sends a command to its targets and reports how each ended, until all have or the time is up.
+pub(super) async fn run(shared: Shared, targets: Vec<Target>, command: Command, events: mpsc::Sender<Event>) {
+    let started = clock::now();
+    let frame = frame(&shared, &command.action, &command.arguments, command.lane);
+    let (id, parcel) = match (frame.header.id, Parcel::new(&frame)) {
+        (Some(id), Ok(parcel)) if frame.content.len() <= CONTENT_BYTES_MAX => (id, parcel),
+        (_, Err(error)) => return fail(&events, &error).await,
+        (_, Ok(_)) => {
+            let (bytes, max) = (frame.content.len() as u64, CONTENT_BYTES_MAX);
+            return fail(&events, &WireError::ContentTooLong { bytes, max }).await;
+        }
+    };
+    let named = Event::Targets {
+        targets: targets.iter().map(|target| target.node.clone()).collect(),
+    };
+    if events.send(named).await.is_err() {
+        return;
+    }
+    let (reply_to, mut ends) = mpsc::channel(targets.len());
+    let mut waiting: BTreeMap<PeerId, Target> = BTreeMap::new();
+    let deadline = started + command.ttl;
+    let until = deadline.max(started + command.timeout) + REMEMBERED;
+    for target in targets {
+        let outgoing = Outgoing {
+            parcel: parcel.clone(),
+            lane: command.lane,
+            deadline: Some(deadline),
+        };
+        let request = Request {
+            id,
+            until,
+            reply_to: ReplyTo(reply_to.clone()),
+        };
+        match target.link.try_request(outgoing, request) {
+            Ok(()) => drop(waiting.insert(target.node.id, target)),
+            Err(error) => {
+                let reply = Reply::refused(error.to_string());
+                let delivery = Delivery::new(target.node, reply, elapsed_ms(started));
+                if events.send(Event::Delivery(delivery)).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+    let give_up = started + command.timeout;
+    while !waiting.is_empty() {
+        let end = tokio::select! {
+            biased;
+            () = events.closed() => return,
+            end = clock::timeout_at(give_up, ends.recv()) => end,
+        };
+        let Ok(Some(end)) = end else { break };
+        let Some(target) = waiting.remove(&end.peer) else {
+            continue;
+        };
+        let delivery = Delivery::new(target.node, reply(end.ended), elapsed_ms(started));
+        if events.send(Event::Delivery(delivery)).await.is_err() {
+            return;
+        }
+    }
+    for target in waiting.into_values() {
+        let reply = no_answer(&target, command.timeout);
+        let delivery = Delivery::new(target.node, reply, elapsed_ms(started));
+        if events.send(Event::Delivery(delivery)).await.is_err() {
+            return;
+        }
+    }
+    let _caller_gone = events.send(Event::End).await;
+}
+
+pub(super) async fn fail(events: &mpsc::Sender<Event>, error: &WireError) {
+    let message = format!("the command cannot be sent: {error}; make its arguments shorter, or send a file");
+    let _caller_gone = events.send(Event::failed(Failure::Usage, message)).await;
+}
+
+/// Of a question: whether a node that comes back gets it still is nobody's concern.
+fn no_answer(target: &Target, waited: Duration) -> Reply {
+    let error = if *target.online.borrow() {
+        unanswered(waited)
+    } else {
+        match waited.as_secs_f64() {
+            0.0 => "offline".to_owned(),
+            waited => format!("offline for the {waited} s that were waited"),
+        }
+    };
+    Reply::ended(Outcome::NoAnswer, error)
+}
+
+/// Of whoever is linked and has not answered.
+pub(super) fn unanswered(waited: Duration) -> String {
+    match waited.as_secs_f64() {
+        0.0 => "not waited for (a time-out of 0); it may still be at work".to_owned(),
+        waited => format!("no answer within {waited} s; it may still be at work"),
+    }
+}
+
+pub(super) fn elapsed_ms(since: Instant) -> f64 {
+    to_the_microsecond(clock::since(since).as_secs_f64() * 1_000.0)
+}
+
+/// The reply that a request's end amounts to.
+pub(super) fn reply(ended: Ended) -> Reply {
+    match ended {
+        Ended::Reply(content) => serde_json::from_slice(&content)
+            .unwrap_or_else(|error| Reply::failed(format!("the node's reply is unreadable: {error}"))),
+        Ended::Expired => Reply::ended(
+            Outcome::Expired,
+            "its time to live ran out before it could be sent",
+        ),
+        Ended::Lost => Reply::ended(
+            Outcome::Unknown,
+            "the node restarted midway: it may have run, or not; look before you repeat",
+        ),
+        Ended::TimedOut => Reply::ended(Outcome::NoAnswer, "no answer"),
+        Ended::NotSent(why) => Reply::refused(why),
+    }
+}
+
+/// Asks a node that has just been linked how it is. However that ends, the answer is told.
+pub(super) async fn self_check(shared: Shared, link: PeerLink, told: mpsc::Sender<Checked>) {
+    let id = link.id();
+    let checks = ask_checks(&shared, &link).await.unwrap_or_default();
+    let _stopping = told.send(Checked { id, checks }).await;
+}
+
+async fn ask_checks(shared: &Shared, link: &PeerLink) -> Option<Vec<Check>> {
+    let ended = ask(shared, link, "selfcheck", SELF_CHECK_TIMEOUT).await?;
+    reply(ended).value?.as_array()?.iter().map(check).collect()
+}
+
+/// Asks a node something that takes no arguments and only reads, for ourselves. `None` if it could not be sent.
+pub(super) async fn ask(shared: &Shared, link: &PeerLink, action: &str, timeout: Duration) -> Option<Ended> {
+    let frame = frame(shared, action, &Arguments::default(), Lane::Control);
+    let (id, parcel) = (frame.header.id?, Parcel::new(&frame).ok()?);
+    let until = clock::now() + timeout;
+    let (reply_to, mut ends) = mpsc::channel(1);
+    let outgoing = Outgoing {
+        parcel,
+        lane: Lane::Control,
+        deadline: Some(until),
+    };
+    link.try_request(
+        outgoing,
+        Request {
+            id,
+            until,
+            reply_to: ReplyTo(reply_to),
+        },
+    )
+    .ok()?;
+    ends.recv().await.map(|end| end.ended)
+}
+
+/// One point of a self-check: `{"check","ok","detail"}`.
+fn check(value: &Value) -> Option<Check> {
+    Some(Check {
+        name: value.get("check")?.as_str()?.to_owned(),
+        ok: value.get("ok")?.as_bool()?,
+        text: value.get("detail").and_then(Value::as_str).map(str::to_owned),
+    })
+}
+
+/// How a delivery that never came to anything is told.
+pub(super) fn ended(node: &NodeRef, reply: Reply, started: Instant) -> Event {
+    Event::Delivery(Delivery::new(node.clone(), reply, elapsed_ms(started)))
+}

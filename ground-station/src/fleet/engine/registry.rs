@@ -1,0 +1,532 @@
+//! Who belongs to the fleet, and who of them is linked.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use swarm_shared::net::clock;
+use swarm_shared::net::endpoint::Endpoint;
+use swarm_shared::net::peer::{PeerInfo, PeerLink};
+use swarm_shared::proto::id::{NodeName, PeerId, PeerKind};
+use swarm_shared::proto::message::{LOST_LINK_CHECK, Offer, Stopped};
+use swarm_shared::proto::selector::{Selector, Target as Matched};
+use swarm_shared::proto::trust::Membership;
+use tokio::sync::watch;
+
+use super::action_catalogs::Offered;
+use super::unconfirmed_stops::Unconfirmed;
+use crate::fleet::event::PUT_OUT;
+use crate::fleet::{Check, MemberView, NodeRef, NodeState, NodeView, StopView};
+use crate::store::{MemberRow, Store, StoreError};
+
+/// A node that a command goes to.
+#[derive(Clone, Debug)]
+pub(super) struct Target {
+    pub(super) node: NodeRef,
+    pub(super) link: PeerLink,
+    /// Whether it is linked, and news of it.
+    pub(super) online: watch::Receiver<bool>,
+    /// What it has said that it can do, and news of it.
+    pub(super) offered: watch::Receiver<Offered>,
+    /// Whether no other target has its name.
+    pub(super) name_is_unique: bool,
+    /// Where it was seen last.
+    pub(super) address: Option<SocketAddr>,
+}
+
+impl Target {
+    /// Waits until it is linked; whether that came in time.
+    pub(super) async fn is_online_by(&self, deadline: Instant) -> bool {
+        let mut online = self.online.clone();
+        let linked = online.wait_for(|online| *online);
+        matches!(clock::timeout_at(deadline, linked).await, Ok(Ok(_)))
+    }
+}
+
+/// What a node's check of itself said.
+#[derive(Debug)]
+pub(super) struct Checked {
+    pub(super) id: PeerId,
+    pub(super) checks: Vec<Check>,
+}
+
+struct Member {
+    row: MemberRow,
+    link: Option<PeerLink>,
+    online: watch::Sender<bool>,
+    silent: bool,
+    software: Option<String>,
+    warnings: Vec<String>,
+    /// `None` until the first self-check of this link has ended, however it ended.
+    checks: Option<Vec<Check>>,
+    stopped: Option<StopView>,
+    unsaved: bool,
+    /// What it has said that it can do.
+    offered: watch::Sender<Offered>,
+}
+
+impl Member {
+    fn new(row: MemberRow) -> Self {
+        Self {
+            row,
+            link: None,
+            online: watch::Sender::new(false),
+            silent: false,
+            software: None,
+            warnings: Vec::new(),
+            checks: None,
+            stopped: None,
+            unsaved: false,
+            offered: watch::Sender::default(),
+        }
+    }
+
+    fn is_online(&self) -> bool {
+        *self.online.borrow()
+    }
+
+    fn matches(&self, selector: &Selector) -> bool {
+        let id = self.row.key.id();
+        selector.matches(&Matched {
+            name: &self.row.name,
+            id: &id,
+            tags: &self.row.tags,
+        })
+    }
+
+    fn last_heard_ms(&self, now: Instant) -> Option<u64> {
+        if let Some(heard) = self.link.as_ref().and_then(PeerLink::last_heard) {
+            let ago = now.saturating_duration_since(heard);
+            return Some(u64::try_from(ago.as_millis()).unwrap_or(u64::MAX));
+        }
+        (self.row.last_seen_ms > 0).then(|| clock::unix_time_ms().saturating_sub(self.row.last_seen_ms))
+    }
+
+    /// `called_so`: how many nodes have its name; `unconfirmed`: the stop that it has not confirmed.
+    fn view(&self, now: Instant, called_so: usize, unconfirmed: Option<u64>) -> NodeView {
+        let state = match (self.is_online(), self.silent) {
+            (true, false) => NodeState::Online,
+            (true, true) => NodeState::Silent,
+            (false, _) => NodeState::Offline,
+        };
+        let mut warnings = self.warnings.clone();
+        warnings.extend(self.row.revoked.then(|| PUT_OUT.to_owned()));
+        if called_so > 1 && !self.row.revoked {
+            let number = if called_so == 2 {
+                "two".to_owned()
+            } else {
+                called_so.to_string()
+            };
+            warnings.push(format!(
+                "{number} nodes are called {}; tell them apart by id, rename one with: \
+                 ground-station call id:{} id new_id=NAME",
+                self.row.name,
+                self.row.key.id().short()
+            ));
+        }
+        warnings.extend(self.stopped.as_ref().map(|stop| {
+            let fault = stop
+                .error
+                .as_ref()
+                .map_or(String::new(), |error| format!(": {error}"));
+            format!(
+                "STOPPED (number {} of {}){fault}",
+                stop.number,
+                stop.issuer.short()
+            )
+        }));
+        warnings.extend(unconfirmed.map(|number| {
+            format!("STOP NOT CONFIRMED (number {number}): it may be moving; it is sent nothing that acts until `release`")
+        }));
+        // What it did on its own is to be seen even if it went well.
+        let lost = self.checks.iter().flatten();
+        let lost = lost.filter(|check| check.ok && check.name == LOST_LINK_CHECK);
+        warnings.extend(lost.filter_map(|check| Some(format!("{}: {}", check.name, check.text.as_ref()?))));
+        NodeView {
+            stopped: self.stopped.clone(),
+            stop_unconfirmed: unconfirmed,
+            node: self.row.name.clone(),
+            id: self.row.key.id(),
+            state,
+            kind: self.row.kind,
+            address: self.row.address,
+            last_heard_ms: self.last_heard_ms(now),
+            tags: self.row.tags.clone(),
+            software: self.software.clone(),
+            warnings,
+            checks: self.checks.clone().unwrap_or_default(),
+            telemetry: BTreeMap::new(),
+        }
+    }
+}
+
+/// The roll, for the engine and the clerk. It is locked for a moment at a time, and never while something is awaited.
+#[derive(Clone, Default)]
+pub(super) struct SharedRoll(Arc<Mutex<Roll>>);
+
+impl SharedRoll {
+    pub(super) fn new(roll: Roll) -> Self {
+        Self(Arc::new(Mutex::new(roll)))
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Roll> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Every member gets its session, so that commands can wait for those that are away.
+    pub(super) async fn open_members(&self, endpoint: &Endpoint) {
+        let unopened = self.lock().unopened();
+        for id in unopened {
+            if let Ok(link) = endpoint.open(id).await {
+                self.lock().opened(id, link);
+            }
+        }
+    }
+}
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct Roll(BTreeMap<PeerId, Member>, Unconfirmed);
+
+impl Roll {
+    pub(super) async fn load(store: &Store, unconfirmed: Unconfirmed) -> Result<Self, StoreError> {
+        let rows = store.members().await?;
+        Ok(Self(
+            rows.into_iter()
+                .map(|row| (row.key.id(), Member::new(row)))
+                .collect(),
+            unconfirmed,
+        ))
+    }
+
+    /// Takes a member in, or notes what is new about it.
+    pub(super) fn admit(&mut self, row: MemberRow) {
+        let id = row.key.id();
+        match self.0.get_mut(&id) {
+            Some(member) => member.row = row,
+            None => drop(self.0.insert(id, Member::new(row))),
+        }
+    }
+
+    /// Members that still lack a session.
+    pub(super) fn unopened(&self) -> Vec<PeerId> {
+        let lacking = self
+            .0
+            .iter()
+            .filter(|(_, member)| member.link.is_none() && !member.row.revoked);
+        lacking.map(|(id, _)| *id).collect()
+    }
+
+    /// Where members were seen last.
+    pub(super) fn addresses(&self) -> Vec<(PeerId, SocketAddr)> {
+        let known = self.0.iter().filter(|(_, member)| !member.row.revoked);
+        known
+            .filter_map(|(id, member)| Some((*id, member.row.address?)))
+            .collect()
+    }
+
+    pub(super) fn opened(&mut self, id: PeerId, link: PeerLink) {
+        if let Some(member) = self.0.get_mut(&id) {
+            member.link = Some(link);
+        }
+    }
+
+    /// A peer is linked. Its session, if a member has one; a station of the fleet that nobody here has taken in
+    /// becomes known now.
+    pub(super) fn up(&mut self, peer: &PeerInfo) -> Option<PeerLink> {
+        let member = self.0.entry(peer.id).or_insert_with(|| {
+            Member::new(MemberRow {
+                key: peer.key,
+                name: peer.name.clone(),
+                role: peer.role,
+                kind: peer.kind,
+                tags: BTreeMap::new(),
+                address: None,
+                last_seen_ms: 0,
+                grant: None,
+                revoked: false,
+            })
+        });
+        member.row.name = peer.name.clone();
+        member.row.tags.clone_from(&peer.tags);
+        member.row.role = peer.role;
+        member.row.kind = peer.kind;
+        member.row.address = Some(peer.listens);
+        member.row.last_seen_ms = clock::unix_time_ms();
+        member.software = Some(peer.software.clone());
+        member.silent = false;
+        member.checks = None;
+        member.stopped = None;
+        member.unsaved = true;
+        member.offered.send_modify(|offered| offered.up(clock::now()));
+        member.online.send_replace(true);
+        member.link.clone()
+    }
+
+    pub(super) fn down(&mut self, id: PeerId) {
+        if let Some(member) = self.0.get_mut(&id) {
+            member.row.last_seen_ms = clock::unix_time_ms();
+            member.unsaved = true;
+            member.offered.send_modify(Offered::down);
+            member.online.send_replace(false);
+        }
+    }
+
+    /// How a node's emergency stop stands. Its link, if a stop has just ended there: its checks said otherwise.
+    pub(super) fn stopped(&mut self, id: PeerId, report: &Stopped) -> Option<PeerLink> {
+        let member = self.0.get_mut(&id)?;
+        let now = report.stopped.then(|| StopView {
+            issuer: report.issuer,
+            number: report.number,
+            latched: report.latched,
+            error: report.error.clone(),
+        });
+        let was = std::mem::replace(&mut member.stopped, now);
+        let released = was.is_some() && !report.stopped;
+        member.link.clone().filter(|_| released)
+    }
+
+    pub(super) fn silent(&mut self, id: PeerId, silent: bool) {
+        if let Some(member) = self.0.get_mut(&id) {
+            member.silent = silent;
+        }
+    }
+
+    pub(super) fn offers(&mut self, id: PeerId, offer: Offer) {
+        if let Some(member) = self.0.get_mut(&id) {
+            member.offered.send_modify(|offered| offered.say(offer));
+        }
+    }
+
+    pub(super) fn rename(&mut self, id: PeerId, name: NodeName) {
+        if let Some(member) = self.0.get_mut(&id) {
+            member.row.name = name;
+            member.unsaved = true;
+        }
+    }
+
+    pub(super) fn warn(&mut self, id: PeerId, text: String) {
+        if let Some(member) = self.0.get_mut(&id)
+            && !member.warnings.contains(&text)
+        {
+            // One device's addresses change; the newest warning says it all.
+            member.warnings = vec![text];
+        }
+    }
+
+    pub(super) fn take_check(&mut self, checked: Checked) {
+        if let Some(member) = self.0.get_mut(&checked.id) {
+            member.checks = Some(checked.checks);
+        }
+    }
+
+    /// Marks those that the fleet state has put out; returns their keys.
+    pub(super) fn revoke(&mut self, membership: &Membership) -> Vec<swarm_shared::proto::id::PublicKey> {
+        let out = self
+            .0
+            .values_mut()
+            .filter(|member| membership.is_revoked(&member.row.key));
+        out.map(|member| {
+            member.row.revoked = true;
+            member.row.key
+        })
+        .collect()
+    }
+
+    pub(super) fn name(&self, id: PeerId) -> String {
+        self.0
+            .get(&id)
+            .map_or_else(|| id.short(), |member| member.row.name.to_string())
+    }
+
+    /// Whether nobody has ever belonged.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The grant of a member that was taken in here.
+    pub(super) fn grant(&self, id: PeerId) -> Option<String> {
+        let member = self.0.get(&id).filter(|member| !member.row.revoked)?;
+        member.row.grant.clone()
+    }
+
+    fn nodes(&self) -> impl Iterator<Item = &Member> {
+        self.0
+            .values()
+            .filter(|member| member.row.kind == PeerKind::Node && !member.row.revoked)
+    }
+
+    pub(super) fn node_names(&self) -> Vec<String> {
+        let names: BTreeSet<String> = self.nodes().map(|member| member.row.name.to_string()).collect();
+        names.into_iter().collect()
+    }
+
+    pub(super) fn targets(&self, selector: &Selector) -> Vec<Target> {
+        let matched: Vec<&Member> = self.nodes().filter(|member| member.matches(selector)).collect();
+        let mut names: BTreeMap<&NodeName, usize> = BTreeMap::new();
+        for member in &matched {
+            *names.entry(&member.row.name).or_default() += 1;
+        }
+        let mut targets: Vec<Target> = matched
+            .iter()
+            .filter_map(|member| {
+                Some(Target {
+                    node: NodeRef {
+                        node: member.row.name.clone(),
+                        id: member.row.key.id(),
+                    },
+                    link: member.link.clone()?,
+                    online: member.online.subscribe(),
+                    offered: member.offered.subscribe(),
+                    address: member.row.address,
+                    name_is_unique: names.get(&member.row.name) == Some(&1),
+                })
+            })
+            .collect();
+        targets.sort_by(|a, b| a.node.cmp(&b.node));
+        targets
+    }
+
+    /// The terms of a selector that mean nobody.
+    pub(super) fn unmatched(&self, selector: &Selector) -> Vec<String> {
+        let of_nobody = |term: &Selector| !self.nodes().any(|member| member.matches(term));
+        let terms = selector.terms().filter(of_nobody);
+        let exclusions = selector.exclusions().filter(of_nobody);
+        let terms = terms.map(|term| term.to_string());
+        terms.chain(exclusions.map(|term| format!("!{term}"))).collect()
+    }
+
+    /// The first `!term` that names a node exactly, and names nobody: most likely somebody else is meant, who is not to
+    /// take part.
+    pub(super) fn mistaken_exclusion(&self, selector: &Selector) -> Option<String> {
+        let of_nobody = |term: &Selector| !self.nodes().any(|member| member.matches(term));
+        let mut mistaken = selector.exclusions().filter(Selector::is_exact).filter(of_nobody);
+        mistaken.next().map(|term| term.to_string())
+    }
+
+    /// Whether all that a selector means are linked and have checked themselves.
+    pub(super) fn is_settled(&self, selector: &Selector) -> bool {
+        let mut meant = self.nodes().filter(|member| member.matches(selector)).peekable();
+        meant.peek().is_some() && meant.all(|member| member.is_online() && member.checks.is_some())
+    }
+
+    pub(super) fn views(&self, selector: &Selector) -> Vec<NodeView> {
+        let now = clock::now();
+        let matched: Vec<&Member> = self.nodes().filter(|member| member.matches(selector)).collect();
+        let names = matched.iter().map(|member| (&member.row.name, 0));
+        let mut called: BTreeMap<&NodeName, usize> = names.collect();
+        for member in self.nodes() {
+            if let Some(number) = called.get_mut(&member.row.name) {
+                *number += 1;
+            }
+        }
+        let view = |member: &Member| {
+            let called_so = called.get(&member.row.name).copied().unwrap_or(0);
+            member.view(now, called_so, self.1.of(member.row.key.id()))
+        };
+        let mut views: Vec<NodeView> = matched.into_iter().map(view).collect();
+        views.sort_by(|a, b| (&a.node, a.id).cmp(&(&b.node, b.id)));
+        views
+    }
+
+    /// One node, if the selector means it; one that has been put out too, for whoever has seen it before.
+    pub(super) fn view_of(&self, id: PeerId, selector: &Selector) -> Option<NodeView> {
+        let member = self.0.get(&id)?;
+        let meant = member.row.kind == PeerKind::Node && member.matches(selector);
+        meant.then(|| member.view(clock::now(), self.namesakes(id).len() + 1, self.1.of(id)))
+    }
+
+    /// Other nodes that have the same name as this one.
+    pub(super) fn namesakes(&self, id: PeerId) -> Vec<PeerId> {
+        let Some(member) = self.0.get(&id) else {
+            return Vec::new();
+        };
+        let others = self.nodes().filter(|other| other.row.name == member.row.name);
+        others
+            .map(|other| other.row.key.id())
+            .filter(|other| *other != id)
+            .collect()
+    }
+
+    pub(super) fn members(&self) -> Vec<MemberView> {
+        let now = clock::now();
+        let view = |member: &Member| MemberView {
+            last_heard_ms: member.last_heard_ms(now),
+            ..member_view(&member.row)
+        };
+        let mut views: Vec<MemberView> = self.0.values().map(view).collect();
+        views.sort_by(|a, b| (&a.node, a.id).cmp(&(&b.node, b.id)));
+        views
+    }
+
+    /// The member that a name, or the beginning of an id, means.
+    pub(super) fn find(&self, text: &str) -> Result<MemberRow, String> {
+        let rows: Vec<&MemberRow> = self
+            .0
+            .values()
+            .map(|member| &member.row)
+            .filter(|row| !row.revoked)
+            .collect();
+        find_one(&rows, text, |row| (&row.name, row.key.id())).map(|row| (*row).clone())
+    }
+
+    /// They were not written: they have to be.
+    pub(super) fn not_saved(&mut self, ids: &[PeerId]) {
+        for id in ids {
+            if let Some(member) = self.0.get_mut(id) {
+                member.unsaved = true;
+            }
+        }
+    }
+
+    /// What has to be written to the store.
+    pub(super) fn take_unsaved(&mut self) -> Vec<MemberRow> {
+        let unsaved = self.0.values_mut().filter(|member| member.unsaved);
+        unsaved
+            .map(|member| {
+                member.unsaved = false;
+                member.row.clone()
+            })
+            .collect()
+    }
+}
+
+/// The only one of `all` that has this name, or an id that begins so.
+pub(super) fn find_one<'a, T>(
+    all: &'a [T],
+    text: &str,
+    names: impl Fn(&T) -> (&NodeName, PeerId),
+) -> Result<&'a T, String> {
+    let prefix = text.strip_prefix("id:").unwrap_or(text);
+    let named: Vec<&T> = all.iter().filter(|one| names(one).0.as_str() == text).collect();
+    let found = if named.is_empty() {
+        all.iter().filter(|one| names(one).1.has_prefix(prefix)).collect()
+    } else {
+        named
+    };
+    match found.as_slice() {
+        [one] => Ok(one),
+        [] => Err(format!("nobody is called {text:?}, and no id begins so")),
+        several => {
+            let ids: Vec<String> = several.iter().map(|one| names(one).1.short()).collect();
+            Err(format!(
+                "{text:?} means {}: {}; say which with the beginning of its id",
+                several.len(),
+                ids.join(", ")
+            ))
+        }
+    }
+}
+
+pub(super) fn member_view(row: &MemberRow) -> MemberView {
+    MemberView {
+        node: row.name.clone(),
+        id: row.key.id(),
+        kind: row.kind,
+        role: row.role,
+        revoked: row.revoked,
+        address: row.address,
+        last_heard_ms: (row.last_seen_ms > 0).then(|| clock::unix_time_ms().saturating_sub(row.last_seen_ms)),
+    }
+}

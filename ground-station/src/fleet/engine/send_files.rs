@@ -1,0 +1,438 @@
+//! Files to many nodes: each over the node's own connection for files, a few nodes at a time.
+//!
+//! For each file: the command that announces it, its chunks, its digest; then the node's reply, which is the outcome.
+//! A reply that comes early (no room, not allowed) ends the sending.
+
+use std::fs::File;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use serde_json::json;
+use swarm_shared::net::clock;
+use swarm_shared::net::peer::{ChunkBytes, Delivery as End, PeerLink, ReplyTo, Request};
+use swarm_shared::net::roots::{Chunk, FileError, Outgoing as Source};
+use swarm_shared::proto::encoded::Parcel;
+use swarm_shared::proto::message::{Arguments, FileEnd};
+use swarm_shared::proto::outcome::{Outcome, Reply};
+use swarm_shared::proto::selector::Selector;
+use swarm_shared::proto::session::Outgoing;
+use swarm_shared::proto::wire::{Frame, Kind, Lane};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use super::Shared;
+use super::query::{self, ended};
+use super::registry::Target;
+use crate::fleet::{CommandKind, Event, FileToSend, FilesToSend, NodeRef, files};
+use crate::store::deliveries::{Origin, Record, RecordTo};
+
+/// How many nodes are sent files at once: each may hold some 3 MiB of this program's memory.
+pub(super) const NODES_AT_ONCE: usize = 32;
+/// Chunks that are read ahead of the link.
+const READ_AHEAD_CHUNKS: usize = 4;
+/// The longest that the end of a file is remembered; whoever waits gives up sooner, when nothing moves.
+pub(super) const TRANSFER_MAX: Duration = Duration::from_secs(24 * 3_600);
+/// How long it is tried to tell a node that a file will not be finished: as long as the node waits by itself.
+const TELL_MAX: Duration = Duration::from_secs(60);
+/// Bytes between two reports of progress.
+const REPORT_BYTES: u64 = 1024 * 1024;
+
+/// How long to wait.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Patience {
+    /// How long a transfer may still start.
+    pub(super) ttl: Duration,
+    /// The longest pause without progress.
+    pub(super) pause: Duration,
+}
+
+/// What the history says of it.
+pub(super) fn record(
+    selector: &Selector,
+    targets: &[Target],
+    what: &FilesToSend,
+    life_ms: u64,
+    origin: Origin,
+) -> Record {
+    let (action, dests) = match what {
+        FilesToSend::Same { files } => {
+            let dests: Vec<String> = files.iter().map(|file| file.dest.clone()).collect();
+            (dests.join(" "), dests)
+        }
+        FilesToSend::PerNode { dir, dest } => {
+            (format!("--per-node {} {dest}", dir.display()), vec![dest.clone()])
+        }
+    };
+    let deliveries = targets.iter().flat_map(|target| {
+        (0..).zip(&dests).map(|(part, dest)| RecordTo {
+            node: target.node.clone(),
+            part,
+            about: Some(dest.clone()),
+        })
+    });
+    Record {
+        origin: Origin {
+            kind: CommandKind::Send,
+            ..origin
+        },
+        action,
+        arguments: noted(what),
+        lane: Lane::Bulk,
+        selector: selector.as_str().to_owned(),
+        life_ms,
+        deliveries: deliveries.collect(),
+    }
+}
+
+/// What is needed to do it again; `null` for a path that JSON cannot say: then it is not repeated.
+pub(super) fn noted(what: &impl Serialize) -> String {
+    serde_json::to_string(what).unwrap_or_else(|_no_text| "null".to_owned())
+}
+
+/// Sends the files and reports how each delivery ended.
+pub(super) async fn run(
+    shared: Shared,
+    targets: Vec<Target>,
+    what: FilesToSend,
+    patience: Patience,
+    events: mpsc::Sender<Event>,
+) {
+    let started = clock::now();
+    let mut named = Vec::new();
+    let mut jobs = JoinSet::new();
+    for target in targets {
+        let files = files_for(&what, &target.node);
+        named.extend(std::iter::repeat_n(target.node.clone(), files.len()));
+        jobs.spawn(send_all(
+            shared.clone(),
+            target,
+            files,
+            patience,
+            started,
+            events.clone(),
+        ));
+    }
+    // The jobs wait for the first poll of their own, and their events are taken in any order.
+    if events.send(Event::Targets { targets: named }).await.is_err() {
+        return;
+    }
+    tokio::select! {
+        () = events.closed() => {}
+        () = async { while jobs.join_next().await.is_some() {} } => {
+            let _caller_gone = events.send(Event::End).await;
+        }
+    }
+}
+
+/// What one node is to get, or why it gets nothing.
+fn files_for(what: &FilesToSend, node: &NodeRef) -> Vec<Result<FileToSend, String>> {
+    match what {
+        FilesToSend::Same { files } => files.iter().cloned().map(Ok).collect(),
+        FilesToSend::PerNode { dir, dest } => {
+            let found = files::per_node(dir, &node.node).and_then(|source| {
+                let dest = files::destination(dest, &source, false)?;
+                Ok(FileToSend { source, dest })
+            });
+            vec![found.map_err(|error| error.to_string())]
+        }
+    }
+}
+
+async fn send_all(
+    shared: Shared,
+    target: Target,
+    files: Vec<Result<FileToSend, String>>,
+    patience: Patience,
+    started: Instant,
+    events: mpsc::Sender<Event>,
+) {
+    let begin_by = started + patience.ttl.min(patience.pause);
+    // Not in turn: those that are away keep nobody waiting who is there.
+    let _each_file_asks_again = target.is_online_by(begin_by).await;
+    // The semaphore is never closed.
+    let Ok(_turn) = shared.sends.clone().acquire_owned().await else {
+        return;
+    };
+    let sizes = files.iter().flatten().map(|file| size_of(&file.source));
+    let mut progress = Progress {
+        node: target.node.clone(),
+        bytes: 0,
+        reported: 0,
+        total: sizes.sum(),
+        events,
+    };
+    for file in files {
+        let reply = match file {
+            Ok(file) => send_one(&shared, &target, &file, patience, started, &mut progress).await,
+            Err(why) => Reply::failed(why),
+        };
+        if progress
+            .events
+            .send(ended(&target.node, reply, started))
+            .await
+            .is_err()
+        {
+            return;
+        }
+    }
+}
+
+fn size_of(path: &Path) -> u64 {
+    std::fs::metadata(path).map_or(0, |meta| meta.len())
+}
+
+/// How far the files of one node are.
+struct Progress {
+    node: NodeRef,
+    bytes: u64,
+    reported: u64,
+    total: u64,
+    events: mpsc::Sender<Event>,
+}
+
+impl Progress {
+    fn add(&mut self, bytes: u64) {
+        self.bytes += bytes;
+        if self.bytes - self.reported >= REPORT_BYTES || self.bytes >= self.total {
+            self.reported = self.bytes;
+            let (node, bytes, total) = (self.node.clone(), self.bytes, self.total.max(self.bytes));
+            // A reader that is behind sees the next report.
+            let _behind = self.events.try_send(Event::Progress { node, bytes, total });
+        }
+    }
+}
+
+/// What the reading thread hands over.
+enum Read {
+    Chunk(Chunk),
+    End(FileEnd),
+    Failed(FileError),
+}
+
+fn open(path: &Path) -> Result<Source, FileError> {
+    let name = path.display().to_string();
+    let file = File::open(path).map_err(|error| FileError::io(&name, "open it", error))?;
+    Source::of(file, &name)
+}
+
+fn read_all(mut source: Source, chunk_bytes: &ChunkBytes, to: &mpsc::Sender<Read>) {
+    let size = source.size();
+    loop {
+        let read = match source.next_chunk(chunk_bytes.get()) {
+            Ok(Some(chunk)) => Read::Chunk(chunk),
+            Ok(None) => break,
+            Err(error) => Read::Failed(error),
+        };
+        let failed = matches!(read, Read::Failed(_));
+        if to.blocking_send(read).is_err() || failed {
+            return;
+        }
+    }
+    // The transfer may have been given up.
+    let _given_up = to.blocking_send(Read::End(FileEnd {
+        size,
+        mode: None,
+        sha256: source.sha256(),
+    }));
+}
+
+async fn send_one(
+    shared: &Shared,
+    target: &Target,
+    file: &FileToSend,
+    patience: Patience,
+    started: Instant,
+    progress: &mut Progress,
+) -> Reply {
+    let source = file.source.clone();
+    let opened = tokio::task::spawn_blocking(move || open(&source)).await;
+    let source = match opened {
+        Ok(Ok(source)) => source,
+        Ok(Err(error)) => return on_this_machine(&error.to_string()),
+        Err(error) => return Reply::failed(error.to_string()),
+    };
+    let begin_by = started + patience.ttl.min(patience.pause);
+    if !target.is_online_by(begin_by).await {
+        return Reply::ended(Outcome::NoAnswer, "offline: nothing was sent");
+    }
+    let Ok(link) = shared.endpoint.bulk(target.node.id).await else {
+        return Reply::failed("this station is shutting down");
+    };
+    match Transfer::announce(shared, link, &source_command(file, &source), patience).await {
+        Ok((transfer, ends)) => transfer.run(source, ends, progress).await,
+        Err(reply) => reply,
+    }
+}
+
+fn on_this_machine(why: &str) -> Reply {
+    Reply::failed(format!("on this machine: {why}"))
+}
+
+fn source_command(file: &FileToSend, source: &Source) -> Arguments {
+    let kwargs = json!({ "op": "push", "path": file.dest, "size": source.size(), "mode": source.mode() });
+    Arguments {
+        args: Vec::new(),
+        kwargs: kwargs.as_object().cloned().unwrap_or_default(),
+    }
+}
+
+/// One file on its way to one node.
+struct Transfer {
+    link: PeerLink,
+    id: u64,
+    patience: Patience,
+}
+
+impl Transfer {
+    /// Sends the command; its end comes on the channel.
+    async fn announce(
+        shared: &Shared,
+        link: PeerLink,
+        arguments: &Arguments,
+        patience: Patience,
+    ) -> Result<(Self, mpsc::Receiver<End>), Reply> {
+        let frame = query::frame(shared, "filetransfer", arguments, Lane::Bulk);
+        let id = frame.header.id.unwrap_or_default();
+        let now = clock::now();
+        let (reply_to, ends) = mpsc::channel(1);
+        let request = Request {
+            id,
+            until: now + TRANSFER_MAX,
+            reply_to: ReplyTo(reply_to),
+        };
+        let parcel = Parcel::new(&frame).map_err(|error| Reply::failed(error.to_string()))?;
+        let outgoing = Outgoing {
+            parcel,
+            lane: Lane::Bulk,
+            deadline: Some(now + patience.ttl),
+        };
+        // What an earlier file left in the queue may stand still.
+        match timeout(patience.pause, link.request(outgoing, request)).await {
+            Ok(Ok(())) => Ok((Self { link, id, patience }, ends)),
+            Ok(Err(error)) => Err(Reply::failed(error.to_string())),
+            Err(_elapsed) => Err(no_progress(patience.pause)),
+        }
+    }
+
+    /// Sends the file unless the command ends first.
+    async fn run(self, source: Source, mut ends: mpsc::Receiver<End>, progress: &mut Progress) -> Reply {
+        let pause = self.patience.pause;
+        let mut unfinished = Unfinished {
+            link: Some(self.link.clone()),
+            id: self.id,
+        };
+        let sent = tokio::select! {
+            biased;
+            reply = next_end(&mut ends) => {
+                unfinished.link = None;
+                return reply;
+            }
+            sent = self.send_chunks(source, progress) => sent,
+        };
+        if let Err(reply) = sent {
+            return reply;
+        }
+        unfinished.link = None;
+        timeout(pause, next_end(&mut ends))
+            .await
+            .unwrap_or_else(|_elapsed| {
+                Reply::ended(
+                    Outcome::NoAnswer,
+                    "the file was sent, and the node has not confirmed it",
+                )
+            })
+    }
+
+    async fn send_chunks(&self, source: Source, progress: &mut Progress) -> Result<(), Reply> {
+        let (read, mut chunks) = mpsc::channel(READ_AHEAD_CHUNKS);
+        // Ends by itself: with the file, or when the transfer is given up and its channel closes.
+        let chunk_bytes = self.link.chunk_bytes();
+        let _reading = tokio::task::spawn_blocking(move || read_all(source, &chunk_bytes, &read));
+        loop {
+            match chunks.recv().await {
+                Some(Read::Chunk(chunk)) => {
+                    self.put(&chunk_frame(self.id, &chunk)).await?;
+                    progress.add(chunk.bytes.len() as u64);
+                }
+                Some(Read::End(end)) => return self.put(&end_frame(self.id, &end)).await,
+                Some(Read::Failed(error)) => return Err(on_this_machine(&error.to_string())),
+                None => return Err(on_this_machine("the file could not be read")),
+            }
+        }
+    }
+
+    async fn put(&self, frame: &Frame) -> Result<(), Reply> {
+        let parcel = Parcel::new(frame).map_err(|error| Reply::failed(error.to_string()))?;
+        let outgoing = Outgoing {
+            parcel,
+            lane: Lane::Bulk,
+            deadline: None,
+        };
+        match timeout(self.patience.pause, self.link.send(outgoing)).await {
+            Ok(sent) => sent.map_err(|error| Reply::failed(error.to_string())),
+            Err(_elapsed) => Err(no_progress(self.patience.pause)),
+        }
+    }
+}
+
+fn no_progress(pause: Duration) -> Reply {
+    let error = format!("no progress for {} s", pause.as_secs_f64());
+    Reply::ended(Outcome::NoAnswer, error)
+}
+
+/// A file that has not been sent, or received, to its end. Dropping it, whoever gives the transfer up and why, tells the
+/// node: that no more will come, so that it does not keep what it has and wait for the rest; or that no more is wanted.
+pub(super) struct Unfinished {
+    /// The node's connection for files; taken out when the file is whole.
+    pub(super) link: Option<PeerLink>,
+    /// The transfer.
+    pub(super) id: u64,
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        let Some(link) = self.link.take() else { return };
+        // The digest of nothing: the node finds that the file is not whole, and removes it.
+        let nothing = FileEnd {
+            sha256: [0; 32],
+            size: 0,
+            mode: None,
+        };
+        let (Ok(parcel), Ok(runtime)) = (
+            Parcel::new(&end_frame(self.id, &nothing)),
+            tokio::runtime::Handle::try_current(),
+        ) else {
+            return;
+        };
+        let outgoing = Outgoing {
+            parcel,
+            lane: Lane::Bulk,
+            deadline: None,
+        };
+        // Behind the chunks that wait, which may take its time; if it cannot be told, the node's own patience ends.
+        runtime.spawn(timeout(TELL_MAX, async move { link.send(outgoing).await }));
+    }
+}
+
+/// The end of the command, when it comes.
+async fn next_end(ends: &mut mpsc::Receiver<End>) -> Reply {
+    match ends.recv().await {
+        Some(end) => query::reply(end.ended),
+        None => Reply::failed("this station is shutting down"),
+    }
+}
+
+fn chunk_frame(id: u64, chunk: &Chunk) -> Frame {
+    let mut frame = Frame::binary(Kind::Chunk, chunk.bytes.clone());
+    frame.header.id = Some(id);
+    frame.header.offset = Some(chunk.offset);
+    frame
+}
+
+fn end_frame(id: u64, end: &FileEnd) -> Frame {
+    let mut frame = Frame::json(Kind::ChunkEnd, end);
+    frame.header.id = Some(id);
+    frame
+}

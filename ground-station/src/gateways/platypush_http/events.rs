@@ -1,0 +1,193 @@
+//! What happens in the fleet, in the form of Platypush's events.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value, json};
+use swarm_shared::proto::id::PeerId;
+use swarm_shared::proto::platypush::{self, made_up_id};
+
+use crate::fleet::{CommandKind, Event, NodeState, NodeView};
+use crate::gateways::platypush_handler::random_id;
+
+/// What every kind of event begins with.
+pub(super) const PREFIX: &str = "platypush.message.event.swarm.";
+
+/// Turns what a follower is told into events, for one reader.
+#[derive(Debug)]
+pub(super) struct Teller {
+    origin: String,
+    /// How each node was when it was told of last, and what was told.
+    nodes: BTreeMap<PeerId, (NodeState, Value)>,
+}
+
+impl Teller {
+    /// Of the station that is called so.
+    pub(super) fn new(origin: &str) -> Self {
+        Self {
+            origin: origin.to_owned(),
+            nodes: BTreeMap::new(),
+        }
+    }
+
+    /// The message, if there is one to tell.
+    pub(super) fn tell(&mut self, event: Event, unix_ms: u64) -> Option<String> {
+        let (kind, fields) = self.particulars(event)?;
+        let Value::Object(fields) = fields else {
+            return None;
+        };
+        let event = platypush::Event {
+            id: made_up_id(random_id()),
+            origin: self.origin.clone(),
+            kind: format!("{PREFIX}{kind}Event"),
+            fields,
+        };
+        Some(event.to_value(unix_ms).to_string())
+    }
+
+    fn particulars(&mut self, event: Event) -> Option<(String, Value)> {
+        match event {
+            Event::Node(view) => self.node(view),
+            Event::Telemetry { node, values } => {
+                let fields = json!({ "node": node.node, "node_id": node.id, "values": values });
+                Some(("Telemetry".to_owned(), fields))
+            }
+            Event::Told {
+                kind,
+                what,
+                who,
+                number,
+                event,
+            } => {
+                let (word, fields) = told(*event)?;
+                let mut all = Map::new();
+                all.insert("action".to_owned(), what.into());
+                all.insert("who".to_owned(), who.into());
+                all.insert("number".to_owned(), json!(number));
+                all.extend(fields);
+                Some((format!("{}{word}", subject(kind)), Value::Object(all)))
+            }
+            Event::Targets { .. }
+            | Event::Progress { .. }
+            | Event::Stage { .. }
+            | Event::Acknowledged { .. }
+            | Event::Delivery(_)
+            | Event::Note { .. }
+            | Event::Issued { .. }
+            | Event::Membership(_)
+            | Event::Invitation(_)
+            | Event::Member(_)
+            | Event::Pending(_)
+            | Event::Command(_)
+            | Event::About(_)
+            | Event::Past(_)
+            | Event::Audit(_)
+            | Event::User(_)
+            | Event::Token(_)
+            | Event::Peer(_)
+            | Event::Missed { .. }
+            | Event::Failed { .. }
+            | Event::End => None,
+        }
+    }
+
+    /// A node's first word, and from then on what is told of it, if that has changed: not that it was heard again, nor
+    /// that it has checked itself, nor that its stop has reached its disk.
+    fn node(&mut self, view: NodeView) -> Option<(String, Value)> {
+        let is_forgotten = view.is_forgotten();
+        let stopped = view.stopped.map(|stop| {
+            let (issuer, number, error) = (stop.issuer, stop.number, stop.error);
+            json!({ "issuer": issuer, "number": number, "error": error })
+        });
+        let fields = json!({
+            "node": view.node,
+            "node_id": view.id,
+            "state": view.state,
+            "address": view.address,
+            "tags": view.tags,
+            "software": view.software,
+            "stopped": stopped,
+            "stop_unconfirmed": view.stop_unconfirmed,
+            "warnings": view.warnings,
+        });
+        let before = if is_forgotten {
+            self.nodes.remove(&view.id)
+        } else {
+            self.nodes.insert(view.id, (view.state, fields.clone()))
+        };
+        let kind = match (&before, view.state) {
+            (Some((_, before)), _) if *before == fields => return None,
+            (Some((before, _)), state) if *before == state => "NodeChange",
+            (_, NodeState::Online) => "NodeOnline",
+            (_, NodeState::Silent) => "NodeSilent",
+            (_, NodeState::Offline) => "NodeOffline",
+        };
+        let mut fields = fields;
+        fields["initial"] = before.is_none().into();
+        Some((kind.to_owned(), fields))
+    }
+}
+
+fn subject(kind: CommandKind) -> &'static str {
+    match kind {
+        CommandKind::Command => "Command",
+        CommandKind::Send => "FileSend",
+        CommandKind::Fetch => "FileFetch",
+        CommandKind::Stop => "Stop",
+        CommandKind::Release => "Release",
+    }
+}
+
+/// The word for what happened, and its particulars.
+fn told(event: Event) -> Option<(&'static str, Map<String, Value>)> {
+    let (word, fields) = match event {
+        Event::Targets { targets } => ("Start", json!({ "targets": targets })),
+        Event::Stage { node, stage, ms } => (
+            "Stage",
+            json!({ "node": node.node, "node_id": node.id, "stage": stage, "ms": ms }),
+        ),
+        Event::Acknowledged { node, ms } => (
+            "Acknowledged",
+            json!({ "node": node.node, "node_id": node.id, "ms": ms }),
+        ),
+        Event::Progress { node, bytes, total } => (
+            "Progress",
+            json!({ "node": node.node, "node_id": node.id, "bytes": bytes, "total": total }),
+        ),
+        Event::Delivery(delivery) => (
+            "Outcome",
+            json!({
+                "node": delivery.node,
+                "node_id": delivery.id,
+                "state": delivery.state,
+                "value": delivery.value,
+                "output": delivery.output,
+                "exit": delivery.exit,
+                "error": delivery.error,
+                "ms": delivery.ms,
+            }),
+        ),
+        Event::Failed { message, .. } => ("End", json!({ "error": message })),
+        Event::End => ("End", json!({ "error": null })),
+        Event::Node(_)
+        | Event::Note { .. }
+        | Event::Issued { .. }
+        | Event::Membership(_)
+        | Event::Invitation(_)
+        | Event::Member(_)
+        | Event::Pending(_)
+        | Event::Command(_)
+        | Event::About(_)
+        | Event::Past(_)
+        | Event::Audit(_)
+        | Event::User(_)
+        | Event::Token(_)
+        | Event::Peer(_)
+        | Event::Told { .. }
+        | Event::Telemetry { .. }
+        | Event::Missed { .. } => return None,
+    };
+    match fields {
+        Value::Object(fields) => Some((word, fields)),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => None,
+    }
+}

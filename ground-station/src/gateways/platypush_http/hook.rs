@@ -1,0 +1,167 @@
+//! `/hook/{name}`: has nodes do what the configuration says, with what came along.
+
+use std::collections::BTreeMap;
+
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, State};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::Response;
+use axum::{Extension, extract};
+use serde_json::{Map, Value, json};
+use swarm_shared::proto::platypush::{Request, made_up_id};
+
+use super::auth::is_own_page;
+use super::error::Refusal;
+use super::serve::Guest;
+use super::{Shared, body, form};
+use crate::config::gateways::platypush_http::{Given, Hook};
+use crate::gateways::access::Visitor;
+use crate::gateways::platypush_handler::random_id;
+
+/// Longest name in a URL, in bytes.
+const NAME_BYTES_MAX: usize = 64;
+/// Headers that hold secrets, and are not told back.
+const SECRET: [header::HeaderName; 3] = [
+    header::AUTHORIZATION,
+    header::COOKIE,
+    header::HeaderName::from_static("x-token"),
+];
+
+/// Whether a part of a URL is fit to be a name.
+pub(super) fn is_name(name: &str) -> bool {
+    let fits = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    (1..=NAME_BYTES_MAX).contains(&name.len()) && name.chars().all(fits)
+}
+
+pub(super) async fn hook(
+    State(app): State<Shared>,
+    Extension(guest): Extension<Guest>,
+    name: Result<Path<String>, PathRejection>,
+    request: extract::Request,
+) -> Result<Response, Refusal> {
+    let Path(name) = name?;
+    let (parts, content) = request.into_parts();
+    let Some(hook) = app.config.hooks.get(&name) else {
+        let text = "there is no such hook: see [doors.platypush_http.hooks]";
+        return Err(Refusal::new(StatusCode::NOT_FOUND, text));
+    };
+    let visitor = Visitor {
+        from: guest.addr().ip(),
+        user: Some(format!("hook {name}")),
+    };
+    let called = call(&app, hook, &visitor, &parts, content).await;
+    let (query, data, output) = called.map_err(|refusal| refusal.of(&visitor))?;
+    Ok(body::json(&json!({
+        "status": "ok",
+        "hook": name,
+        "method": parts.method.as_str(),
+        "args": query,
+        "data": data,
+        "headers": told(&parts.headers),
+        "output": output,
+    })))
+}
+
+type Called = (BTreeMap<String, String>, Value, Value);
+
+async fn call(
+    app: &Shared,
+    hook: &Hook,
+    visitor: &Visitor,
+    parts: &Parts,
+    content: axum::body::Body,
+) -> Result<Called, Refusal> {
+    if !hook.methods.is_empty() && !hook.methods.iter().any(|method| method == parts.method.as_str()) {
+        return Err(Refusal::not_so(&hook.methods));
+    }
+    match (&hook.token, shown(&parts.headers)) {
+        (None, _) => {}
+        (Some(token), Some(shown)) if token.is(shown) => {}
+        (Some(_), Some(_)) => {
+            let text = "this is not the token of this hook";
+            app.gatekeeper.slow(visitor.from, text)?;
+            return Err(Refusal::unauthorized(text));
+        }
+        (Some(_), None) => {
+            let text = "this hook takes a token: X-Token: …, or Authorization: Bearer …";
+            return Err(Refusal::unauthorized(text));
+        }
+    }
+    if hook.token.is_none() && !is_own_page(&parts.headers) {
+        let text = "this was sent by a page of another site: give the hook a token";
+        return Err(Refusal::new(StatusCode::FORBIDDEN, text));
+    }
+    let bytes = body::read(content, app).await?;
+    let query = form::fields(parts.uri.query().unwrap_or_default());
+    let data = data(&parts.headers, &bytes)?;
+    let given = Given {
+        query: &query,
+        body: data.as_object(),
+    };
+    let arguments = hook.arguments(given);
+    let arguments =
+        arguments.map_err(|bad| Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, bad.to_string()))?;
+    let request = Request {
+        target: hook.target.as_ref().map(|target| target.as_str().to_owned()),
+        action: hook.action.clone(),
+        args: Value::Object(arguments),
+        origin: None,
+        id: made_up_id(random_id()),
+        token: None,
+        timestamp: None,
+    };
+    let response = app.desk.answer(visitor, request).await;
+    if response.errors.is_empty() {
+        Ok((query, data, response.output))
+    } else {
+        let text = response.errors.join("; ");
+        // What was done or tried is in the audit already.
+        Err(Refusal::new(StatusCode::BAD_GATEWAY, text).noted())
+    }
+}
+
+fn shown(headers: &HeaderMap) -> Option<&str> {
+    let bearer = headers.get(header::AUTHORIZATION).and_then(|value| {
+        let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
+    });
+    bearer.or_else(|| headers.get("x-token")?.to_str().ok())
+}
+
+/// The body as JSON, as the fields of a form, or else as a text; `null` if there is none.
+fn data(headers: &HeaderMap, bytes: &[u8]) -> Result<Value, Refusal> {
+    if bytes.is_empty() {
+        return Ok(Value::Null);
+    }
+    let kind = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok());
+    let kind = kind
+        .unwrap_or_default()
+        .split(';')
+        .next()
+        .unwrap_or_default()
+        .trim();
+    if kind.eq_ignore_ascii_case("application/json") {
+        let parsed =
+            swarm_shared::proto::json::parse(bytes, &swarm_shared::proto::wire::ContentEncoding::Utf8);
+        return parsed.map_err(|error| {
+            let text = format!("the body says that it is JSON: {error}");
+            Refusal::new(StatusCode::BAD_REQUEST, text)
+        });
+    }
+    let text = String::from_utf8_lossy(bytes);
+    if kind.eq_ignore_ascii_case("application/x-www-form-urlencoded") {
+        let fields = form::fields(&text).into_iter();
+        return Ok(fields.map(|(key, value)| (key, Value::String(value))).collect());
+    }
+    Ok(text.into())
+}
+
+fn told(headers: &HeaderMap) -> Map<String, Value> {
+    let open = headers.iter().filter(|(name, _)| !SECRET.contains(name));
+    let text = |value: &header::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+    open.map(|(name, value)| (name.as_str().to_owned(), text(value).into()))
+        .collect()
+}

@@ -1,0 +1,199 @@
+//! `/auth`, `/login` and `/logout`: how a password becomes a token or a cookie.
+
+use axum::extract::State;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{Html, IntoResponse, Redirect, Response};
+use axum::{Extension, extract};
+use serde_json::{Value, json};
+use swarm_shared::net::clock;
+
+use super::auth::{By, CSRF_COOKIE, SESSION_COOKIE, csrf, is_own_page};
+use super::error::Refusal;
+use super::serve::Guest;
+use super::{Shared, body, form, page};
+use crate::store::users::{NewToken, TokenKind};
+use crate::users::{self, Password};
+
+/// How long a token of `/auth` is good, unless asked otherwise, in days.
+const TOKEN_DAYS: u32 = 30;
+/// How long a login lasts, in days.
+const SESSION_DAYS: u32 = 7;
+
+/// `POST /auth`: a token for a name and a password.
+pub(super) async fn auth(
+    State(app): State<Shared>,
+    Extension(guest): Extension<Guest>,
+    request: extract::Request,
+) -> Result<Response, Refusal> {
+    if !is_own_page(request.headers()) {
+        return Err(another_site());
+    }
+    let bytes = body::read(request.into_body(), &app).await?;
+    let asked: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+    let text = |key: &str| asked[key].as_str();
+    let (Some(name), Some(password)) = (text("username"), text("password")) else {
+        let text = "the body has to be {\"username\": \"…\", \"password\": \"…\"}";
+        return Err(Refusal::new(StatusCode::BAD_REQUEST, text));
+    };
+    let days = match asked.get("expiry_days").filter(|days| !days.is_null()) {
+        None => Some(TOKEN_DAYS),
+        Some(days) => days.as_u64().and_then(|days| u32::try_from(days).ok()),
+    };
+    let days = days.filter(|days| (1..=users::TOKEN_DAYS_MAX).contains(days));
+    let days = days.ok_or_else(|| {
+        let text = format!("expiry_days has to be 1 to {}", users::TOKEN_DAYS_MAX);
+        Refusal::new(StatusCode::BAD_REQUEST, text)
+    })?;
+    let (token, expires_ms) = log_in(&app, &guest, name, password, TokenKind::Program, days).await?;
+    let made = json!({ "token": token, "user": name, "expires_at": expires_ms / 1_000 });
+    Ok(body::json(&made))
+}
+
+/// `GET /login`: a form.
+pub(super) async fn form_page(State(app): State<Shared>, request: extract::Request) -> Html<String> {
+    let query = form::fields(request.uri().query().unwrap_or_default());
+    let to = query.get("redirect").map_or("", String::as_str);
+    Html(page::login(&app.name, local(to), None))
+}
+
+/// `POST /login`: what that form sends.
+pub(super) async fn login(
+    State(app): State<Shared>,
+    Extension(guest): Extension<Guest>,
+    request: extract::Request,
+) -> Result<Response, Refusal> {
+    if !is_own_page(request.headers()) {
+        return Err(another_site());
+    }
+    let bytes = body::read(request.into_body(), &app).await?;
+    let fields = form::fields(&String::from_utf8_lossy(&bytes));
+    let field = |key: &str| fields.get(key).map_or("", String::as_str);
+    let to = local(field("redirect"));
+    let kind = TokenKind::Session;
+    let logged_in = log_in(
+        &app,
+        &guest,
+        field("username"),
+        field("password"),
+        kind,
+        SESSION_DAYS,
+    )
+    .await;
+    let session = match logged_in {
+        Ok((session, _)) => session,
+        Err(refusal) => {
+            // Without headers: a browser would ask for a name and a password by itself.
+            let page = page::login(&app.name, to, Some(refusal.message()));
+            return Ok((refusal.status(), Html(page)).into_response());
+        }
+    };
+    let mut response = Redirect::to(to).into_response();
+    let life = u64::from(SESSION_DAYS) * 24 * 3_600;
+    let csrf = csrf(&session);
+    set_cookie(&mut response, &app, SESSION_COOKIE, &session, "; HttpOnly", life);
+    set_cookie(&mut response, &app, CSRF_COOKIE, &csrf, "", life);
+    Ok(response)
+}
+
+/// `POST /logout`: ends a login, or the token that is shown.
+pub(super) async fn logout(
+    State(app): State<Shared>,
+    Extension(guest): Extension<Guest>,
+    request: extract::Request,
+) -> Result<Response, Refusal> {
+    let (parts, content) = request.into_parts();
+    let bytes = body::read(content, &app).await?;
+    let caller = app.gatekeeper.caller(&parts, guest.addr().ip(), None).await?;
+    let fields = form::fields(&String::from_utf8_lossy(&bytes));
+    caller.check_own_page(&parts, fields.get("csrf_token").map(String::as_str))?;
+    let By::Session { number, .. } = caller.by else {
+        let text = "only a login's cookie can log out; a token is taken back by `door token revoke`";
+        return Err(Refusal::new(StatusCode::BAD_REQUEST, text).of(&caller.visitor));
+    };
+    app.store.revoke_token(number).await?;
+    let guard = app.desk.guard();
+    guard
+        .begin(&caller.visitor, "logout", "")
+        .end("done".to_owned())
+        .await;
+    let mut response = Redirect::to("/login").into_response();
+    for name in [SESSION_COOKIE, CSRF_COOKIE] {
+        set_cookie(&mut response, &app, name, "", "", 0);
+    }
+    Ok(response)
+}
+
+/// A page anywhere could guess with the browser of whoever looks at it, and have the brake stop them.
+fn another_site() -> Refusal {
+    Refusal::new(StatusCode::FORBIDDEN, "this was sent by a page of another site")
+}
+
+async fn log_in(
+    app: &Shared,
+    guest: &Guest,
+    name: &str,
+    password: &str,
+    kind: TokenKind,
+    days: u32,
+) -> Result<(String, u64), Refusal> {
+    let from = guest.addr().ip();
+    let made = async {
+        let kept = app.gatekeeper.password(name, Password::new(password), from);
+        let kept = kept.await?;
+        let (token, hash) = users::new_token()
+            .map_err(|error| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
+        let now_ms = clock::unix_time_ms();
+        let expires_ms = users::expiry_ms(now_ms, days);
+        let new = NewToken {
+            kind,
+            label: format!("from {from}"),
+            hash,
+            made_ms: now_ms,
+            expires_ms,
+            password: Some(kept),
+        };
+        match app.store.put_token(name.to_owned(), new).await? {
+            Some(_) => Ok((token, expires_ms)),
+            // Removed, or given another password, just now.
+            None => Err(Refusal::unauthorized("wrong name or password")),
+        }
+    };
+    let made = made.await;
+    let outcome = match &made {
+        Ok(_) => "done".to_owned(),
+        Err(refusal) => format!("not done: {}", refusal.message()),
+    };
+    let visitor = crate::gateways::access::Visitor { from, user: None };
+    let shown: String = name.chars().take(users::NAME_BYTES_MAX).collect();
+    let begun = app.desk.guard().begin(&visitor, "login", &shown);
+    begun.often_if(made.is_err()).end(outcome).await;
+    made.map_err(Refusal::noted)
+}
+
+/// Where to go after a login: a path of this door, and nowhere else.
+fn local(to: &str) -> &str {
+    let plain = |c: char| c.is_ascii_graphic() && c != '\\';
+    let here = to.starts_with('/') && !to.starts_with("//") && to.chars().all(plain);
+    if here { to } else { "/dashboard/main" }
+}
+
+fn set_cookie(response: &mut Response, app: &Shared, name: &str, value: &str, more: &str, seconds: u64) {
+    let secure = if app.secure { "; Secure" } else { "" };
+    let text = format!("{name}={value}; Path=/; SameSite=Strict; Max-Age={seconds}{more}{secure}");
+    if let Ok(text) = HeaderValue::from_str(&text) {
+        response.headers_mut().append(header::SET_COOKIE, text);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::local;
+
+    #[test]
+    fn a_login_leads_nowhere_else() {
+        assert_eq!(local("/dashboard/x?y=1"), "/dashboard/x?y=1");
+        for bad in ["", "//evil", "https://evil", "/\\evil", "/a b", "/a\r\nb", "x"] {
+            assert_eq!(local(bad), "/dashboard/main", "{bad:?}");
+        }
+    }
+}

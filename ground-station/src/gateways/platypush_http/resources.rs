@@ -1,0 +1,173 @@
+//! `/resources/{name}/…`: files of configured directories, whole or in part, and nothing else.
+
+use std::fs::Metadata;
+use std::io::{ErrorKind, SeekFrom};
+use std::os::unix::fs::MetadataExt;
+
+use axum::Extension;
+use axum::body::Body;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::response::Response;
+use swarm_shared::net::roots::FileError;
+use tokio::io::{AsyncReadExt, AsyncSeekExt};
+use tokio_util::io::ReaderStream;
+
+use super::Shared;
+use super::error::Refusal;
+use super::range::{Part, part};
+use super::serve::Guest;
+
+/// How much of a file is read at once, in bytes.
+const CHUNK_BYTES: usize = 64 * 1024;
+
+pub(super) async fn resource(
+    State(app): State<Shared>,
+    Extension(guest): Extension<Guest>,
+    path: Result<Path<(String, String)>, PathRejection>,
+    request: Request,
+) -> Result<Response, Refusal> {
+    let Path((name, path)) = path?;
+    let (parts, _) = request.into_parts();
+    let caller = app.gatekeeper.caller(&parts, guest.addr().ip(), None).await?;
+    let path = format!("{name}/{path}");
+    let answered = answer(&app, &path, &parts.method, &parts.headers).await;
+    let outcome = match &answered {
+        Ok(response) => response.status().to_string(),
+        Err(refusal) => format!("not done: {}", refusal.message()),
+    };
+    let guard = app.desk.guard();
+    guard.note(&caller.visitor, "resource", &path, outcome).await;
+    answered.map_err(Refusal::noted)
+}
+
+async fn answer(app: &Shared, path: &str, method: &Method, headers: &HeaderMap) -> Result<Response, Refusal> {
+    let (roots, asked) = (app.roots.clone(), path.to_owned());
+    let opened = tokio::task::spawn_blocking(move || {
+        let file = roots.open(&asked)?;
+        let meta = file.metadata();
+        let meta = meta.map_err(|error| FileError::io(&asked, "examine it", error))?;
+        Ok::<_, FileError>((file, meta))
+    });
+    let opened = opened.await.map_err(|error| failed(&error))?;
+    let (file, meta) = opened.map_err(|error| refuse(path, &error))?;
+    let tag = tag(&meta);
+    let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
+    let same = |tags: &str| {
+        tags.split(',')
+            .map(str::trim)
+            .any(|one| one == "*" || one.trim_start_matches("W/") == tag)
+    };
+    let mut response = Response::new(Body::empty());
+    set(&mut response, header::ETAG, &tag);
+    set(&mut response, header::ACCEPT_RANGES, "bytes");
+    set(&mut response, header::CACHE_CONTROL, "private, no-cache");
+    if text(header::IF_NONE_MATCH).is_some_and(same) {
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+        return Ok(response);
+    }
+    // A part of another state of the file would not fit what is there already.
+    let range = text(header::RANGE).filter(|_| text(header::IF_RANGE).is_none_or(|wanted| wanted == tag));
+    let range = range.filter(|_| method == Method::GET);
+    let length = meta.len();
+    let (from, count) = match part(range, length) {
+        Part::All => (0, length),
+        Part::Bytes(first, last) => {
+            *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+            set(
+                &mut response,
+                header::CONTENT_RANGE,
+                &format!("bytes {first}-{last}/{length}"),
+            );
+            (first, last - first + 1)
+        }
+        Part::Beyond => {
+            *response.status_mut() = StatusCode::RANGE_NOT_SATISFIABLE;
+            set(&mut response, header::CONTENT_RANGE, &format!("bytes */{length}"));
+            return Ok(response);
+        }
+    };
+    set(&mut response, header::CONTENT_TYPE, kind(path));
+    set(&mut response, header::CONTENT_LENGTH, &count.to_string());
+    // A page among the files is nobody's page: it cannot use the login of whoever looks at it.
+    set(&mut response, header::CONTENT_SECURITY_POLICY, "sandbox");
+    if method != Method::HEAD {
+        let mut file = tokio::fs::File::from_std(file);
+        file.seek(SeekFrom::Start(from))
+            .await
+            .map_err(|error| failed(&error))?;
+        let stream = ReaderStream::with_capacity(file.take(count), CHUNK_BYTES);
+        *response.body_mut() = Body::from_stream(stream);
+    }
+    Ok(response)
+}
+
+/// Says nothing of what lies outside: it is not there.
+fn refuse(path: &str, error: &FileError) -> Refusal {
+    match error {
+        FileError::Outside { .. } => {
+            tracing::warn!(%error, "asked for a file outside of its directory");
+            missing(path)
+        }
+        FileError::BadPath { .. }
+        | FileError::UnknownRoot { .. }
+        | FileError::NotFound { .. }
+        | FileError::NotAFile { .. } => missing(path),
+        FileError::Io { source, .. } if is_no_file(source.kind()) => missing(path),
+        FileError::Full { .. }
+        | FileError::Mismatch { .. }
+        | FileError::Changed { .. }
+        | FileError::Io { .. } => failed(error),
+    }
+}
+
+/// What the system says of names that nothing can have.
+fn is_no_file(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::NotADirectory | ErrorKind::InvalidFilename)
+}
+
+fn missing(path: &str) -> Refusal {
+    let path: String = path.chars().take(200).collect();
+    Refusal::new(StatusCode::NOT_FOUND, format!("there is no file {path:?}"))
+}
+
+fn failed(error: &dyn std::fmt::Display) -> Refusal {
+    tracing::warn!(%error, "a resource was not served");
+    Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "the file cannot be read")
+}
+
+/// Another one whenever the file is.
+fn tag(meta: &Metadata) -> String {
+    let (ino, size) = (meta.ino(), meta.size());
+    format!("\"{ino:x}-{size:x}-{:x}-{:x}\"", meta.mtime(), meta.mtime_nsec())
+}
+
+fn set(response: &mut Response, name: HeaderName, value: &str) {
+    if let Ok(value) = HeaderValue::from_str(value) {
+        response.headers_mut().insert(name, value);
+    }
+}
+
+fn kind(path: &str) -> &'static str {
+    let extension = path.rsplit_once('.').map_or("", |(_, extension)| extension);
+    match extension.to_ascii_lowercase().as_str() {
+        "html" | "htm" => "text/html; charset=utf-8",
+        "txt" | "log" | "md" | "csv" => "text/plain; charset=utf-8",
+        "css" => "text/css; charset=utf-8",
+        "js" | "mjs" => "text/javascript; charset=utf-8",
+        "json" => "application/json",
+        "png" => "image/png",
+        "jpg" | "jpeg" => "image/jpeg",
+        "gif" => "image/gif",
+        "svg" => "image/svg+xml",
+        "webp" => "image/webp",
+        "mp3" => "audio/mpeg",
+        "ogg" | "oga" => "audio/ogg",
+        "wav" => "audio/wav",
+        "mp4" => "video/mp4",
+        "webm" => "video/webm",
+        "pdf" => "application/pdf",
+        _ => "application/octet-stream",
+    }
+}

@@ -1,0 +1,105 @@
+//! What the desk itself answers, for people.
+
+use super::super::{CommandId, FLIGHT_LIFE_MS_MAX};
+use super::queues::Line;
+use super::{Open, WAITING_MAX};
+use crate::proto::outcome::{Outcome, Reply};
+
+pub(super) fn expired() -> Reply {
+    Reply::ended(
+        Outcome::Expired,
+        "its time to live ran out before it could begin; it never will",
+    )
+}
+
+pub(super) fn stopped() -> Reply {
+    Reply::refused(
+        "emergency stop: this node is stopped, and the action is not marked while_stopped; release it first",
+    )
+}
+
+pub(super) fn overtaken() -> Reply {
+    Reply::refused(
+        "an action that ends a flight came before this one could begin; send it again if it is still meant",
+    )
+}
+
+pub(super) fn journal_fails(why: &str) -> Reply {
+    Reply::refused(format!("the node's journal cannot be written: {why}"))
+}
+
+pub(super) fn busy(line: Line) -> Reply {
+    let places = line.places();
+    Reply::refused(format!(
+        "busy: {places} commands run and up to {WAITING_MAX} wait; try again"
+    ))
+}
+
+pub(super) fn closing() -> Reply {
+    Reply::refused("the node was shutting down; it did not begin")
+}
+
+pub(super) fn too_long_a_life(life_ms: Option<u64>) -> Reply {
+    let has = life_ms.map_or_else(
+        || "it does not say how long it lives".to_owned(),
+        |life| format!("it has {life} ms"),
+    );
+    Reply::refused(format!(
+        "a flight action has at most {FLIGHT_LIFE_MS_MAX} ms from issue to start, and {has}"
+    ))
+}
+
+pub(super) fn different(id: CommandId) -> Reply {
+    Reply::refused(format!(
+        "its number {id} is another command's here: the station's store went back in time, or two stations share a key"
+    ))
+}
+
+pub(super) fn old_epoch(id: CommandId, seen: u64) -> Reply {
+    Reply::refused(format!(
+        "it is of epoch {}, and epoch {seen} of its station has been seen: an older copy of the station's store is in use",
+        id.epoch
+    ))
+}
+
+pub(super) fn forgotten() -> Reply {
+    Reply::ended(
+        Outcome::Unknown,
+        "too many later commands have come: whether it ran is not remembered any more",
+    )
+}
+
+pub(super) fn crashed() -> Reply {
+    Reply::ended(
+        Outcome::Unknown,
+        "the node's process ended midway; it may or may not have run, and is not run again",
+    )
+}
+
+/// Of what has ended early: why. If it had succeeded just before, it has.
+pub(super) fn ended_by(why: &str, reply: Reply) -> Reply {
+    if reply.state != Outcome::Failed {
+        return reply;
+    }
+    let how = reply.error.unwrap_or_default();
+    Reply {
+        error: Some(format!("{why}: {how}")),
+        ..reply
+    }
+}
+
+impl Open {
+    /// The outcome: what began before a crash, and is not run again, has an unknown one.
+    pub(super) fn verdict(&self, ran: bool, reply: Reply) -> Reply {
+        if !self.again || ran || reply.state == Outcome::Unknown {
+            return reply;
+        }
+        let why = reply.error.unwrap_or_default();
+        Reply::ended(
+            Outcome::Unknown,
+            format!(
+                "the node's process ended midway; it may or may not have run, and was not run again: {why}"
+            ),
+        )
+    }
+}

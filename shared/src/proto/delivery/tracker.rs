@@ -1,0 +1,535 @@
+//! The station's book of deliveries: every command that acts, until each of its deliveries has ended in one outcome
+//! and the store has written it.
+//!
+//! | a delivery | is | leaves when |
+//! |---|---|---|
+//! | issuing | being stored; nothing is sent | stored: held or open. Not stored: [`Effect::NotIssued`] |
+//! | held | in a later batch | [`Book::release`]: open. [`Book::withhold`], or the station restarts: ending |
+//! | open, waiting | stored, never sent | its node is up: it is marked in the store, then sent. Deadline: ending (`expired`) |
+//! | open, sent | perhaps at the node | it answers: ending. Deadline: asked |
+//! | open, asked | perhaps at the node, too late to start: the node is asked, with no time to live, at each new link and every [`ASK_EVERY`] | it answers: ending. [`GIVE_UP_AFTER`] beyond its deadline: ending (`no-answer`) |
+//! | ending | its outcome is being stored, again every [`RETRY_AFTER`] if need be | stored: [`Effect::Ended`], and it is gone |
+//!
+//! Invariants: nothing is sent before the store has it, and nothing for the first time before the store knows that it
+//! may have been; nothing is first sent at or after its deadline, or once it was withdrawn; each delivery has one [`Effect::Ended`] in its life,
+//! over all restarts but for the one that falls between the write and the telling, and none before its outcome is
+//! stored; within a lane a node gets its commands in the order of their issue. So a station that is killed at any
+//! instant goes on from what was stored as if nothing had been.
+//!
+//! [`Book::withdraw`] is the book's part of an emergency stop: whatever the nodes have not been sent is ending
+//! (`refused`), and what would be sent to them once more is only asked about from then on.
+//!
+//! A link that resumes redelivers by itself what it had taken. One to a process that remembers nothing gets all that is
+//! open again, oldest first, under the same identities.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use super::{CommandId, Stage};
+use crate::proto::encoded::Parcel;
+use crate::proto::id::PeerId;
+use crate::proto::outcome::{Outcome, Reply};
+use crate::proto::wire::Lane;
+
+mod cancel;
+mod change;
+mod effect;
+mod issue;
+#[cfg(test)]
+mod model_tests;
+mod send;
+#[cfg(test)]
+mod tests;
+mod withdraw;
+
+pub use cancel::TakenBack;
+pub use change::{Change, Issued, IssuedTo, OpenCommand, OpenDelivery, Order, Standing};
+pub use effect::{Addressee, Effect, Issue, Ticket};
+
+/// Most open deliveries of one node; further ones are refused as `busy`.
+pub const NODE_OPEN_MAX: usize = 4_096;
+/// Most open deliveries in all; further commands are not issued.
+pub const OPEN_MAX: usize = 262_144;
+/// Most deliveries that one node has been sent and has neither started nor answered, so that its own queue never
+/// overflows by what had gathered while it was away.
+pub const IN_FLIGHT_MAX: usize = 32;
+/// How often a linked node is asked for the outcome of what is beyond its deadline.
+pub const ASK_EVERY: Duration = Duration::from_secs(30);
+/// How long after its deadline an outcome is still awaited.
+pub const GIVE_UP_AFTER: Duration = Duration::from_secs(24 * 3_600);
+/// How soon a write that failed is tried again.
+pub const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// How soon a send that found no room is tried again.
+pub const SEND_RETRY_AFTER: Duration = Duration::from_millis(100);
+/// How long a stage may wait for another write to go with.
+pub const STAGE_WRITE_DELAY: Duration = Duration::from_millis(200);
+/// Stages that wait for another write to go with.
+const STAGES_WAITING_MAX: usize = 1_024;
+
+#[derive(Clone, Debug)]
+enum Phase {
+    Issuing {
+        held: bool,
+        /// Why it is not to go on once it is stored.
+        withheld: Option<String>,
+    },
+    Held,
+    Open,
+    Ending {
+        reply: Reply,
+        /// Whether whoever asked has been told otherwise.
+        told: bool,
+        /// Whether a write is under way.
+        writing: bool,
+    },
+}
+
+/// Whether the store knows that a delivery may have been sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mark {
+    No,
+    Writing,
+    Yes,
+}
+
+#[derive(Clone, Debug)]
+struct Delivery {
+    phase: Phase,
+    mark: Mark,
+    lane: Lane,
+    /// Whether the node may have it.
+    sent: bool,
+    /// Whether the last send was the first.
+    first: bool,
+    queue: bool,
+    stage: Option<Stage>,
+    deadline: Instant,
+    timer: Option<Instant>,
+}
+
+#[derive(Debug, Default)]
+struct Node {
+    up: bool,
+    /// Put out of the fleet.
+    gone: bool,
+    open: BTreeMap<CommandId, Delivery>,
+    /// Open, in time, and not sent over the link at hand: in the order in which they go.
+    unsent: BTreeSet<(Lane, CommandId)>,
+    /// Open, too late, perhaps at the node, and to be asked about.
+    to_ask: BTreeSet<CommandId>,
+    /// Sent over the link at hand, in time, neither started nor answered.
+    in_flight: BTreeSet<CommandId>,
+}
+
+#[derive(Debug)]
+struct Command {
+    parcel: Parcel,
+    lane: Lane,
+    open: BTreeSet<PeerId>,
+}
+
+/// What a write is about.
+#[derive(Debug, Default)]
+struct Write {
+    issued: Option<CommandId>,
+    marked: Vec<(PeerId, CommandId)>,
+    ended: Vec<(PeerId, CommandId)>,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Book {
+    commands: BTreeMap<CommandId, Command>,
+    nodes: BTreeMap<PeerId, Node>,
+    open: usize,
+    timers: BTreeSet<(Instant, PeerId, CommandId)>,
+    writes: BTreeMap<Ticket, Write>,
+    last_ticket: u64,
+    stages: Vec<Change>,
+    stages_due: Option<Instant>,
+    effects: Vec<Effect>,
+}
+
+impl Book {
+    /// Takes out what has to be done.
+    pub fn take_effects(&mut self) -> Vec<Effect> {
+        std::mem::take(&mut self.effects)
+    }
+
+    /// How many deliveries have not ended.
+    pub fn open(&self) -> usize {
+        self.open
+    }
+
+    /// When [`Self::handle_timeout`] has something to do.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let timer = self.timers.first().map(|(at, _, _)| *at);
+        [timer, self.stages_due].into_iter().flatten().min()
+    }
+
+    /// A write is durable.
+    pub fn stored(&mut self, ticket: Ticket, now: Instant) {
+        let Some(write) = self.writes.remove(&ticket) else {
+            return;
+        };
+        let Write {
+            issued,
+            marked,
+            ended,
+        } = write;
+        let mut stirred = BTreeSet::new();
+        if let Some(id) = issued {
+            for to in self.targets(id) {
+                self.issued_to(to, id);
+                stirred.insert(to);
+            }
+        }
+        for (to, id) in marked {
+            if let Some(delivery) = self.delivery(to, id) {
+                delivery.mark = Mark::Yes;
+            }
+            stirred.insert(to);
+        }
+        for (to, id) in ended {
+            self.remove(to, id);
+        }
+        for to in stirred {
+            self.stir(to, now);
+        }
+    }
+
+    /// A write has failed: nothing of it is stored, as far as anybody knows.
+    pub fn store_failed(&mut self, ticket: Ticket, why: &str, now: Instant) {
+        let Some(write) = self.writes.remove(&ticket) else {
+            return;
+        };
+        let again = now + RETRY_AFTER;
+        if let Some(id) = write.issued {
+            let why = format!("the station cannot store it: {why}");
+            for to in self.targets(id) {
+                if let Some(delivery) = self.delivery(to, id) {
+                    // Should the write have come through after all, its end is written behind it.
+                    delivery.phase = Phase::Ending {
+                        reply: Reply::refused(why.clone()),
+                        told: true,
+                        writing: false,
+                    };
+                    self.set_timer(to, id, again);
+                }
+            }
+            self.effects.push(Effect::NotIssued { id, why });
+        }
+        for (to, id) in write.marked {
+            if let Some(delivery) = self.delivery(to, id)
+                && delivery.mark == Mark::Writing
+            {
+                delivery.mark = Mark::No;
+                let wake = delivery.deadline.min(again);
+                if matches!(delivery.phase, Phase::Open) {
+                    self.set_timer(to, id, wake);
+                }
+            }
+        }
+        for (to, id) in write.ended {
+            if let Some(delivery) = self.delivery(to, id)
+                && let Phase::Ending { writing, .. } = &mut delivery.phase
+            {
+                *writing = false;
+                self.set_timer(to, id, again);
+            }
+        }
+    }
+
+    /// The node is linked. If its session resumed, what it was sent needs no sending again.
+    pub fn up(&mut self, peer: PeerId, resumed: bool, now: Instant) {
+        let node = self.nodes.entry(peer).or_default();
+        node.up = true;
+        node.gone = false;
+        if !resumed {
+            node.in_flight.clear();
+            node.unsent.clear();
+            for (id, delivery) in node.open.iter().filter(|(_, delivery)| delivery.is_open()) {
+                if delivery.sent && now >= delivery.deadline {
+                    node.to_ask.insert(*id);
+                } else {
+                    node.unsent.insert((delivery.lane, *id));
+                }
+            }
+        }
+        self.stir(peer, now);
+    }
+
+    /// The node's link is gone.
+    pub fn down(&mut self, peer: PeerId) {
+        if let Some(node) = self.nodes.get_mut(&peer) {
+            node.up = false;
+        }
+        self.forget_idle(peer);
+    }
+
+    /// The node has been put out of the fleet: nothing is sent to it any more.
+    pub fn put_out(&mut self, peer: PeerId, now: Instant) {
+        if let Some(node) = self.nodes.get_mut(&peer) {
+            node.up = false;
+            node.gone = true;
+        }
+        self.stir(peer, now);
+        self.forget_idle(peer);
+    }
+
+    /// A link had no room for what [`Effect::Send`] gave it.
+    pub fn not_sent(&mut self, peer: PeerId, id: CommandId, now: Instant) {
+        let Some(node) = self.nodes.get_mut(&peer) else {
+            return;
+        };
+        let Some(delivery) = node.open.get_mut(&id).filter(|delivery| delivery.is_open()) else {
+            return;
+        };
+        if delivery.first {
+            delivery.sent = false;
+            delivery.first = false;
+        }
+        node.in_flight.remove(&id);
+        node.unsent.insert((delivery.lane, id));
+        let again = now + SEND_RETRY_AFTER;
+        let wake = if now < delivery.deadline {
+            again.min(delivery.deadline)
+        } else {
+            again
+        };
+        self.set_timer(peer, id, wake);
+    }
+
+    /// The node has acknowledged a stage.
+    pub fn stage(&mut self, peer: PeerId, id: CommandId, stage: Stage, now: Instant) {
+        let Some(node) = self.nodes.get_mut(&peer) else {
+            return;
+        };
+        let Some(delivery) = node.open.get_mut(&id) else {
+            return;
+        };
+        if !delivery.is_open() || !delivery.sent || delivery.stage >= Some(stage) {
+            return;
+        }
+        delivery.stage = Some(stage);
+        if stage >= Stage::Started {
+            node.in_flight.remove(&id);
+        }
+        self.effects.push(Effect::Stage { to: peer, id, stage });
+        self.stages.push(Change::Stage {
+            id,
+            to: peer,
+            stage,
+            at: now,
+        });
+        self.stages_due.get_or_insert(now + STAGE_WRITE_DELAY);
+        if self.stages.len() >= STAGES_WAITING_MAX {
+            self.write(Write::default(), Vec::new());
+        }
+        self.stir(peer, now);
+    }
+
+    /// The node says how it ended. Only the first word on it counts.
+    pub fn reply(&mut self, peer: PeerId, id: CommandId, reply: Reply, now: Instant) {
+        let may_answer = |delivery: &mut Delivery| delivery.is_open() && delivery.sent;
+        if self.delivery(peer, id).is_some_and(may_answer) {
+            self.end(peer, id, reply);
+            self.stir(peer, now);
+        }
+    }
+
+    /// The command is stored, and the turn of a later batch has come: these may start until `deadline`.
+    pub fn release(&mut self, id: CommandId, targets: &[PeerId], deadline: Instant, now: Instant) {
+        let mut changes = Vec::new();
+        let mut released = Vec::new();
+        for to in targets {
+            let Some(node) = self.nodes.get_mut(to) else {
+                continue;
+            };
+            let Some(delivery) = node.open.get_mut(&id) else {
+                continue;
+            };
+            if !matches!(delivery.phase, Phase::Held) {
+                continue;
+            }
+            delivery.phase = Phase::Open;
+            delivery.deadline = deadline;
+            if !delivery.queue && !node.up {
+                self.end(*to, id, absent());
+                continue;
+            }
+            node.unsent.insert((delivery.lane, id));
+            changes.push(Change::Moved {
+                id,
+                to: *to,
+                standing: Standing::Waiting,
+                deadline,
+            });
+            released.push(*to);
+        }
+        if !changes.is_empty() {
+            // Should this not be stored, it only counts as held when the station restarts.
+            self.write(Write::default(), changes);
+        }
+        for to in released {
+            self.set_timer(to, id, deadline);
+            self.stir(to, now);
+        }
+    }
+
+    /// What is still held never gets its turn.
+    pub fn withhold(&mut self, id: CommandId, why: &str) {
+        for to in self.targets(id) {
+            let Some(delivery) = self.delivery(to, id) else {
+                continue;
+            };
+            match &mut delivery.phase {
+                Phase::Issuing { held: true, withheld } => *withheld = Some(why.to_owned()),
+                Phase::Held => self.end(to, id, Reply::refused(why)),
+                Phase::Issuing { held: false, .. } | Phase::Open | Phase::Ending { .. } => {}
+            }
+        }
+    }
+
+    /// Does what is due.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        while let Some((at, to, id)) = self.timers.first().copied()
+            && at <= now
+        {
+            self.timers.pop_first();
+            let Some(delivery) = self.delivery(to, id) else {
+                continue;
+            };
+            delivery.timer = None;
+            match &mut delivery.phase {
+                Phase::Issuing { .. } | Phase::Held => {}
+                Phase::Ending { writing: true, .. } => {}
+                Phase::Ending { .. } => self.write_end(to, id),
+                Phase::Open => {
+                    self.due(to, id, now);
+                    self.stir(to, now);
+                }
+            }
+        }
+        if self.stages_due.is_some_and(|due| now >= due) {
+            self.write(Write::default(), Vec::new());
+        }
+    }
+
+    fn end(&mut self, to: PeerId, id: CommandId, reply: Reply) {
+        let Some(node) = self.nodes.get_mut(&to) else {
+            return;
+        };
+        let Some(delivery) = node.open.get_mut(&id) else {
+            return;
+        };
+        node.unsent.remove(&(delivery.lane, id));
+        node.to_ask.remove(&id);
+        node.in_flight.remove(&id);
+        delivery.phase = Phase::Ending {
+            reply,
+            told: false,
+            writing: false,
+        };
+        self.write_end(to, id);
+    }
+
+    fn write_end(&mut self, to: PeerId, id: CommandId) {
+        self.clear_timer(to, id);
+        let Some(delivery) = self.delivery(to, id) else {
+            return;
+        };
+        let Phase::Ending { reply, writing, .. } = &mut delivery.phase else {
+            return;
+        };
+        *writing = true;
+        let reply = reply.clone();
+        let write = Write {
+            ended: vec![(to, id)],
+            ..Write::default()
+        };
+        self.write(write, vec![Change::Ended { id, to, reply }]);
+    }
+
+    /// Asks for a write; stages that wait go first.
+    fn write(&mut self, write: Write, mut changes: Vec<Change>) {
+        self.stages_due = None;
+        let mut all = std::mem::take(&mut self.stages);
+        all.append(&mut changes);
+        if all.is_empty() {
+            return;
+        }
+        self.last_ticket += 1;
+        let ticket = Ticket(self.last_ticket);
+        self.writes.insert(ticket, write);
+        self.effects.push(Effect::Store { ticket, changes: all });
+    }
+
+    /// Its end is stored: tells, and forgets it.
+    fn remove(&mut self, to: PeerId, id: CommandId) {
+        self.clear_timer(to, id);
+        let Some(node) = self.nodes.get_mut(&to) else {
+            return;
+        };
+        let Some(delivery) = node.open.remove(&id) else {
+            return;
+        };
+        self.open -= 1;
+        if let Some(command) = self.commands.get_mut(&id) {
+            command.open.remove(&to);
+            if command.open.is_empty() {
+                self.commands.remove(&id);
+            }
+        }
+        if let Phase::Ending {
+            reply, told: false, ..
+        } = delivery.phase
+        {
+            self.effects.push(Effect::Ended { to, id, reply });
+        }
+        self.forget_idle(to);
+    }
+
+    fn forget_idle(&mut self, peer: PeerId) {
+        let idle = |node: &Node| !node.up && node.open.is_empty();
+        if self.nodes.get(&peer).is_some_and(idle) {
+            self.nodes.remove(&peer);
+        }
+    }
+
+    fn targets(&self, id: CommandId) -> Vec<PeerId> {
+        let command = self.commands.get(&id);
+        command.map_or_else(Vec::new, |command| command.open.iter().copied().collect())
+    }
+
+    fn delivery(&mut self, to: PeerId, id: CommandId) -> Option<&mut Delivery> {
+        self.nodes.get_mut(&to)?.open.get_mut(&id)
+    }
+
+    fn set_timer(&mut self, to: PeerId, id: CommandId, at: Instant) {
+        self.clear_timer(to, id);
+        if let Some(delivery) = self.delivery(to, id) {
+            delivery.timer = Some(at);
+            self.timers.insert((at, to, id));
+        }
+    }
+
+    fn clear_timer(&mut self, to: PeerId, id: CommandId) {
+        if let Some(at) = self.delivery(to, id).and_then(|delivery| delivery.timer.take()) {
+            self.timers.remove(&(at, to, id));
+        }
+    }
+}
+
+impl Delivery {
+    fn is_open(&self) -> bool {
+        matches!(self.phase, Phase::Open)
+    }
+}
+
+fn absent() -> Reply {
+    Reply::ended(
+        Outcome::NoAnswer,
+        "offline: flight actions are never queued for an absent node",
+    )
+}
