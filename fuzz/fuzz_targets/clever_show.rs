@@ -7,25 +7,25 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use libfuzzer_sys::fuzz_target;
-use swarm_shared::proto::clever_show::server::{
-    CLOVER_DIR_BYTES_MAX, Drone, Event, READING_BYTES_MAX, READINGS_MAX, Rules, Until, answers_id,
+use swarm_shared::proto::foreign::clever_show::server::{
+    CLOVER_DIR_BYTES_MAX, Drone, Event, READING_BYTES_MAX, READINGS_MAX, DroneOptions, Deadlines, parse_id_response,
 };
-use swarm_shared::proto::clever_show::{ANNOUNCEMENT_BYTES_MAX, Announcement, ID_BYTES_MAX, Message};
+use swarm_shared::proto::foreign::clever_show::{ANNOUNCEMENT_BYTES_MAX, Announcement, ID_BYTES_MAX, Message};
 use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::wire::{Frame, FrameReader, Limits};
 
 fn messages(frame: &Frame) {
-    if let Some(Ok(id)) = answers_id(frame) {
+    if let Some(Ok(id)) = parse_id_response(frame) {
         assert!((1..=ID_BYTES_MAX).contains(&id.len()));
     }
-    let Ok(message) = Message::read(frame) else { return };
+    let Ok(message) = Message::from_frame(frame) else { return };
     let ours = message.to_frame();
     assert_ne!(ours.content, "null", "never finished at the real peer");
     let mut bytes = BytesMut::new();
     // A name that was nearly too long may grow over the header's cap: escapes are written out.
     if ours.encode(&mut bytes).is_ok() {
         let again = FrameReader::new(Limits::BULK).next_frame(&mut bytes).expect("sound");
-        assert_eq!(Message::read(&again.expect("whole")).as_ref(), Ok(&message));
+        assert_eq!(Message::from_frame(&again.expect("whole")).as_ref(), Ok(&message));
     }
 }
 
@@ -37,18 +37,18 @@ struct Server {
 
 impl Server {
     fn order(&mut self, now: Instant) {
-        let until = Until {
-            begin: now + Duration::from_secs(1),
-            answer: now + Duration::from_secs(2),
+        let deadlines = Deadlines {
+            start_by: now + Duration::from_secs(1),
+            respond_by: now + Duration::from_secs(2),
         };
         for kind in 0..4 {
             self.last += 1;
             self.open.insert(self.last);
             match kind {
-                0 => self.drone.ask(self.last, "time", Arguments::default(), until, now),
-                1 => self.drone.ask_file(self.last, "/y", until, now),
-                2 => self.drone.tell(self.last, "led", Arguments::default(), until.begin, now),
-                _ => self.drone.push(self.last, "/x", Default::default(), until.begin, now),
+                0 => self.drone.send_request(self.last, "time", Arguments::default(), deadlines, now),
+                1 => self.drone.request_file(self.last, "/y", deadlines, now),
+                2 => self.drone.send_action(self.last, "led", Arguments::default(), deadlines.start_by, now),
+                _ => self.drone.send_file(self.last, "/x", Default::default(), deadlines.start_by, now),
             }
         }
         self.told();
@@ -57,14 +57,14 @@ impl Server {
     fn write(&mut self, now: Instant) {
         while let Some(frame) = self.drone.next_frame(now) {
             messages(&frame);
-            self.drone.written();
+            self.drone.on_written();
         }
         self.told();
     }
 
     fn told(&mut self) {
         while let Some(event) = self.drone.poll_event() {
-            if let Event::Ended(ticket, _) = event {
+            if let Event::Completed(ticket, _) = event {
                 assert!(self.open.remove(&ticket), "ended once");
             }
         }
@@ -92,10 +92,10 @@ fuzz_target!(|data: &[u8]| {
     let mut server = Server {
         drone: Drone::new(
             "clever-1".to_owned(),
-            Rules {
+            DroneOptions {
                 resume_queue: step & 1 == 1,
                 resend_requests: step & 2 == 2,
-                idle: Duration::from_secs(60),
+                idle_timeout: Duration::from_secs(60),
             },
         ),
         open: BTreeSet::new(),
@@ -115,7 +115,7 @@ fuzz_target!(|data: &[u8]| {
         server.told();
         assert!(server.drone.poll_timeout().is_none_or(|due| due > now));
         if step & 4 == 4 {
-            server.drone.disconnected(now);
+            server.drone.on_disconnected(now);
             server.drone.connected(now);
         }
         if step & 8 == 8 {

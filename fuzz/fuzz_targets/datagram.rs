@@ -7,9 +7,9 @@ use std::time::Instant;
 
 use libfuzzer_sys::fuzz_target;
 use swarm_shared::proto::id::NodeName;
-use swarm_shared::proto::ping::PingGuard;
+use swarm_shared::proto::ping::PingFilter;
 use swarm_shared::proto::selector::Target;
-use swarm_shared::proto::stop::{Carrier, StopDatagram, StopDesk};
+use swarm_shared::proto::stop::{Carrier, StopDatagram, StopReceiver};
 use swarm_shared::proto::trust::{FleetRoot, Membership, Role, SigningKey};
 
 static MEMBER: LazyLock<Membership> = LazyLock::new(|| {
@@ -28,7 +28,7 @@ fuzz_target!(|bytes: &[u8]| {
         id: &id,
         tags: &tags,
     };
-    let mut desk = StopDesk::new(true, Vec::new(), None);
+    let mut desk = StopReceiver::new(true, Vec::new(), None);
     #[allow(clippy::disallowed_methods)]
     let now = Instant::now();
     let first = desk.hear(bytes, Carrier::Datagram, Some(&MEMBER), &me, now);
@@ -40,7 +40,7 @@ fuzz_target!(|bytes: &[u8]| {
             .expect("sound");
         assert!(desk.present().is_none(), "a replay after the release");
     }
-    let _ping = PingGuard::default().accept(bytes, None);
+    let _ping = PingFilter::default().accept(bytes, None);
     if let Ok(read) = StopDatagram::read(bytes) {
         let _grant = read.grant().verify(MEMBER.root());
     }

@@ -3,14 +3,14 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use swarm_shared::proto::knut::{Decoder, Item, Message};
+use swarm_shared::proto::foreign::knut::{Decoder, Item, Message};
 
 fn all(max: usize, pieces: impl Iterator<Item = Vec<u8>>) -> Vec<Item> {
     let mut decoder = Decoder::new(max);
     let mut items = Vec::new();
     for piece in pieces {
         let mut bytes = &piece[..];
-        while let Some(item) = decoder.take(&mut bytes) {
+        while let Some(item) = decoder.decode_next(&mut bytes) {
             items.push(item);
         }
         assert!(bytes.is_empty());

@@ -2,11 +2,11 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use swarm_shared::proto::ping::{Ping, PingGuard};
+use swarm_shared::proto::ping::{Ping, PingFilter};
 use swarm_shared::proto::trust::SigningKey;
 
 fuzz_target!(|data: &[u8]| {
-    let mut guard = PingGuard::default();
+    let mut guard = PingFilter::default();
     let heard = guard.accept(data, None);
     assert_eq!(heard, Ping::decode(data));
     if heard.is_ok() {

@@ -3,12 +3,12 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use swarm_shared::proto::platypush::{ACTION_BYTES_MAX, Cut, ID_BYTES, Request, Response, Splitter, arguments};
+use swarm_shared::proto::foreign::platypush::{ACTION_BYTES_MAX, FramingError, ID_BYTES, Request, Response, MessageReader, arguments};
 
 const MADE_UP: [u8; ID_BYTES] = [0xab; ID_BYTES];
 
-fn split(stream: &[u8], piece: usize, max: usize) -> (Vec<Vec<u8>>, Option<Cut>) {
-    let mut splitter = Splitter::new(max);
+fn split(stream: &[u8], piece: usize, max: usize) -> (Vec<Vec<u8>>, Option<FramingError>) {
+    let mut splitter = MessageReader::new(max);
     let mut found = Vec::new();
     for piece in stream.chunks(piece) {
         splitter.feed(piece);

@@ -9,15 +9,15 @@ use bytes::BytesMut;
 use libfuzzer_sys::fuzz_target;
 use serde_json::json;
 use swarm_shared::proto::message::Arguments;
-use swarm_shared::proto::plugin::{
-    ACTIONS_MAX, CALLS_MAX, Call, Conversation, Event, FIELD_VALUE_BYTES_MAX, FIELDS_MAX, LIMITS, LIMITS_GREETING,
+use swarm_shared::proto::foreign::plugin::{
+    ACTIONS_MAX, CALLS_MAX, Call, PluginProtocol, Event, FIELD_VALUE_BYTES_MAX, FIELDS_MAX, LIMITS, LIMITS_UNREGISTERED,
     REQUESTS_MAX, Registration, TEXT_BYTES_MAX, is_name,
 };
 use swarm_shared::proto::wire::FrameReader;
 
 /// The node's side, as its task carries it out.
 struct Node {
-    conversation: Conversation,
+    conversation: PluginProtocol,
     registration: Option<Registration>,
     open: BTreeSet<u64>,
     handovers: Vec<u64>,
@@ -38,13 +38,13 @@ impl Node {
                 }
                 Event::Register(registration) => {
                     assert!(is_name(&registration.name));
-                    assert!(registration.entries.len() <= ACTIONS_MAX + REQUESTS_MAX);
+                    assert!(registration.callables.len() <= ACTIONS_MAX + REQUESTS_MAX);
                     assert!(registration.fields.len() <= FIELDS_MAX);
                     self.registration = Some(registration);
-                    self.conversation.admit(Ok(json!({ "node": "n1" })));
+                    self.conversation.finish_registration(Ok(json!({ "node": "n1" })));
                 }
-                Event::Ended(number, _) => assert!(self.open.remove(&number), "ended once"),
-                Event::Fields(fields) => {
+                Event::CallEnded(number, _) => assert!(self.open.remove(&number), "ended once"),
+                Event::Telemetry(fields) => {
                     let known = &self.registration.as_ref().expect("registered").fields;
                     for (name, value) in fields {
                         assert!(known.contains_key(&name));
@@ -52,18 +52,18 @@ impl Node {
                     }
                 }
                 Event::Log(_, text) => assert!(text.len() <= TEXT_BYTES_MAX),
-                Event::PassedOver(_) => {}
+                Event::Ignored(_) => {}
                 Event::Close(_) => assert!(self.conversation.is_closed() && self.open.is_empty()),
             }
         }
-        assert!(self.conversation.open_calls() <= CALLS_MAX);
-        assert_eq!(self.conversation.open_calls(), self.open.len());
+        assert!(self.conversation.pending_calls() <= CALLS_MAX);
+        assert_eq!(self.conversation.pending_calls(), self.open.len());
     }
 
     /// Calls what is offered, in turn.
     fn call(&mut self, now: Instant) {
         let Some(registration) = &self.registration else { return };
-        let entries: BTreeMap<_, _> = registration.entries.iter().collect();
+        let entries: BTreeMap<_, _> = registration.callables.iter().collect();
         let count = u64::try_from(entries.len()).expect("few");
         if count == 0 || self.conversation.is_closed() {
             return;
@@ -78,7 +78,7 @@ impl Node {
             arguments: Arguments::default(),
             deadline: Some(now + Duration::from_secs(1)),
         };
-        self.conversation.begin(call, now, 1_000);
+        self.conversation.start_call(call, now, 1_000);
         self.carry_out();
     }
 }
@@ -90,18 +90,18 @@ fuzz_target!(|data: &[u8]| {
     #[allow(clippy::disallowed_methods)]
     let mut now = Instant::now();
     let mut node = Node {
-        conversation: Conversation::new(now),
+        conversation: PluginProtocol::new(now),
         registration: None,
         open: BTreeSet::new(),
         handovers: Vec::new(),
         begun: 0,
     };
-    let mut reader = FrameReader::new(LIMITS_GREETING);
+    let mut reader = FrameReader::new(LIMITS_UNREGISTERED);
     let mut inbox = BytesMut::from(stream);
     loop {
         match reader.next_frame(&mut inbox) {
             Ok(Some(frame)) => node.conversation.handle_frame(&frame, now),
-            Ok(None) => node.conversation.lost("it closed its connection"),
+            Ok(None) => node.conversation.on_disconnected("it closed its connection"),
             Err(error) => node.conversation.close(&error.to_string()),
         }
         node.carry_out();
@@ -113,7 +113,7 @@ fuzz_target!(|data: &[u8]| {
         node.call(now);
         if node.begun % 3 == 0 {
             for number in std::mem::take(&mut node.handovers) {
-                node.conversation.handed_over(number);
+                node.conversation.on_written(number);
             }
         }
         node.conversation.cancel(u64::from(*step));

@@ -3,10 +3,10 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use swarm_shared::proto::socktools::{Reader, TooLong, encode};
+use swarm_shared::proto::foreign::socktools::{MessageReader, TooLong, encode};
 
 fn read(stream: &[u8], piece: usize, max: usize) -> (Vec<Vec<u8>>, Option<TooLong>) {
-    let mut reader = Reader::new(max);
+    let mut reader = MessageReader::new(max);
     let mut found = Vec::new();
     for piece in stream.chunks(piece) {
         reader.feed(piece);

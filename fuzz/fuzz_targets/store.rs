@@ -19,7 +19,7 @@ use ground_station::store::retention::{self, Keep};
 use ground_station::store::{self, StoreError, history};
 use libfuzzer_sys::fuzz_target;
 use rusqlite::{Connection, MAIN_DB};
-use swarm_shared::proto::delivery::book::{Change, Issued, IssuedTo, Order, Standing};
+use swarm_shared::proto::delivery::book::{Change, Issued, StoredTarget, Order, Standing};
 use swarm_shared::proto::delivery::{CommandId, Stage};
 use swarm_shared::proto::id::{NodeName, PeerId};
 use swarm_shared::proto::outcome::Reply;
@@ -53,7 +53,7 @@ fn today() -> &'static [u8] {
             seq: 1,
         };
         let now = moment();
-        let to = |number| IssuedTo {
+        let to = |number| StoredTarget {
             to: PeerId([number; 32]),
             name: NodeName::parse("drone-1").expect("a name"),
             standing: Standing::Sent,

@@ -18,7 +18,7 @@
 //! keep_deliveries = 1000000        # GROUND_STATION_HISTORY_KEEP_DELIVERIES
 //! ```
 //!
-//! `[doors.NAME]` opens a door for other programs: see [`doors`].
+//! `[gateways.NAME]` opens a gateway for other programs: see [`gateways`].
 //!
 //! An unknown key is refused with its line and the nearest known key: a misspelt key that is ignored is found on the
 //! field.
@@ -32,7 +32,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::duration;
-use crate::store::retention::Keep;
+use crate::store::retention::RetentionPolicy;
 
 pub mod gateways;
 pub(crate) mod nearest;
@@ -68,9 +68,9 @@ pub struct Config {
     /// TCP keepalive.
     pub keepalive: Keepalive,
     /// How much of the history is kept.
-    pub history: Keep,
-    /// Which doors are open.
-    pub doors: gateways::Doors,
+    pub history: RetentionPolicy,
+    /// Which gateways are open.
+    pub gateways: gateways::GatewaysConfig,
 }
 
 /// TCP keepalive, under the heartbeat.
@@ -144,10 +144,10 @@ const KEYS: &[(&str, &str)] = &[
 ];
 
 /// A value of any key, before it is checked.
-enum Raw<'a> {
+enum RawValue<'a> {
     Text(&'a str),
     Number(i64),
-    Flag(bool),
+    Bool(bool),
     List(Vec<&'a str>),
 }
 
@@ -162,8 +162,8 @@ impl Config {
             mdns: true,
             nodes: Vec::new(),
             keepalive: Keepalive::default(),
-            history: Keep::default(),
-            doors: gateways::Doors::default(),
+            history: RetentionPolicy::default(),
+            gateways: gateways::GatewaysConfig::default(),
         }
     }
 
@@ -172,28 +172,28 @@ impl Config {
     /// # Errors
     /// [`ConfigError`]: the first fault that is found.
     pub fn load(file: Option<&Path>, state_dir: &Path) -> Result<Self, ConfigError> {
-        let mut config = Self::usual();
-        config.load_over(file, state_dir)?;
+        let mut config = Self::defaults();
+        config.apply_sources(file, state_dir)?;
         Ok(config)
     }
 
     /// The same for an emergency stop, which no slip in a file may keep from going out: what was read before the fault, the
     /// usual for the rest, and the fault.
-    pub fn load_regardless(file: Option<&Path>, state_dir: &Path) -> (Self, Option<ConfigError>) {
-        let mut config = Self::usual();
-        let fault = config.load_over(file, state_dir).err();
+    pub fn load_best_effort(file: Option<&Path>, state_dir: &Path) -> (Self, Option<ConfigError>) {
+        let mut config = Self::defaults();
+        let fault = config.apply_sources(file, state_dir).err();
         (config, fault)
     }
 
-    fn usual() -> Self {
+    fn defaults() -> Self {
         let host = rustix::system::uname();
         Self::for_host(&host.nodename().to_string_lossy())
     }
 
-    fn load_over(&mut self, file: Option<&Path>, state_dir: &Path) -> Result<(), ConfigError> {
+    fn apply_sources(&mut self, file: Option<&Path>, state_dir: &Path) -> Result<(), ConfigError> {
         let default = state_dir.join(CONFIG_FILE);
         let path = file.unwrap_or(&default);
-        match read(path) {
+        match read_bounded(path) {
             Ok(text) => self.read_file(path, &text)?,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound && file.is_none() => {}
             Err(error) => {
@@ -207,8 +207,8 @@ impl Config {
         // One that is not text is none of ours: ours are all text.
         let texts = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-        let named = texts.filter(|(name, value)| !is_of_containers(name, value));
-        check_variables(named.map(|(name, _)| name))
+        let named = texts.filter(|(name, value)| !is_container_service_variable(name, value));
+        check_unknown_variables(named.map(|(name, _)| name))
     }
 
     /// Takes over what the text of a file says; `path` is what errors call it.
@@ -242,10 +242,11 @@ impl Config {
         for (key, value) in entries {
             let at = key.span().start;
             let full = format!("{prefix}{}", key.get_ref());
-            if full == "doors" {
+            if full == "gateways" {
                 let table = value.get_ref().as_table();
-                let table = table.ok_or_else(|| (at, "doors are tables: write [doors.NAME]".to_owned()))?;
-                self.doors.read_table(table)?;
+                let table =
+                    table.ok_or_else(|| (at, "gateways are tables: write [gateways.NAME]".to_owned()))?;
+                self.gateways.read_table(table)?;
                 continue;
             }
             if ["keepalive", "history"].contains(&full.as_str()) {
@@ -259,9 +260,9 @@ impl Config {
             if !KEYS.iter().any(|(known, _)| *known == full) {
                 return Err((at, unknown_key(&full)));
             }
-            let raw =
-                raw(value).ok_or_else(|| (at, format!("{full} holds a value of a kind that no key has")))?;
-            self.set(&full, &raw)
+            let raw = raw_value(value)
+                .ok_or_else(|| (at, format!("{full} holds a value of a kind that no key has")))?;
+            self.set_key(&full, &raw)
                 .map_err(|fault| (value.span().start, fault))?;
         }
         Ok(())
@@ -272,62 +273,65 @@ impl Config {
             let Some(text) = get(variable) else { continue };
             let raw = match *key {
                 "ping_port" | "keepalive.probes" | "history.keep_days" | "history.keep_deliveries" => {
-                    text.parse().map_or(Raw::Text(&text), Raw::Number)
+                    text.parse().map_or(RawValue::Text(&text), RawValue::Number)
                 }
-                "pings" | "mdns" => text.parse().map_or(Raw::Text(&text), Raw::Flag),
-                "nodes" => Raw::List(
+                "pings" | "mdns" => text.parse().map_or(RawValue::Text(&text), RawValue::Bool),
+                "nodes" => RawValue::List(
                     text.split(',')
                         .map(str::trim)
                         .filter(|part| !part.is_empty())
                         .collect(),
                 ),
-                _ => Raw::Text(&text),
+                _ => RawValue::Text(&text),
             };
-            self.set(key, &raw).map_err(|fault| ConfigError::Environment {
-                variable: (*variable).to_owned(),
-                fault,
-            })?;
+            self.set_key(key, &raw)
+                .map_err(|fault| ConfigError::Environment {
+                    variable: (*variable).to_owned(),
+                    fault,
+                })?;
         }
-        self.doors.read_environment(get)
+        self.gateways.read_environment(get)
     }
 
-    fn set(&mut self, key: &str, raw: &Raw<'_>) -> Result<(), String> {
+    fn set_key(&mut self, key: &str, raw: &RawValue<'_>) -> Result<(), String> {
         let want = |rule: &str| format!("{key} has to be {rule}");
         let address = |text: &str| {
             text.parse::<SocketAddr>()
                 .map_err(|_bad| format!("{text:?} is not ADDR:PORT, such as 10.0.0.7:7420"))
         };
         match (key, raw) {
-            ("name", Raw::Text(text)) => {
+            ("name", RawValue::Text(text)) => {
                 self.name = NodeName::parse(text).map_err(|error| error.to_string())?;
             }
-            ("listen", Raw::Text(text)) => self.listen = address(text)?,
-            ("ping_port", Raw::Number(port)) => {
+            ("listen", RawValue::Text(text)) => self.listen = address(text)?,
+            ("ping_port", RawValue::Number(port)) => {
                 self.ping_port = u16::try_from(*port)
                     .ok()
                     .filter(|port| *port > 0)
                     .ok_or_else(|| want("1 to 65535"))?;
             }
-            ("pings", Raw::Flag(on)) => self.pings = *on,
-            ("mdns", Raw::Flag(on)) => self.mdns = *on,
-            ("nodes", Raw::List(list)) => {
+            ("pings", RawValue::Bool(on)) => self.pings = *on,
+            ("mdns", RawValue::Bool(on)) => self.mdns = *on,
+            ("nodes", RawValue::List(list)) => {
                 self.nodes = list.iter().map(|text| address(text)).collect::<Result<_, _>>()?;
             }
-            ("keepalive.idle", Raw::Text(text)) => self.keepalive.idle = seconds(text)?,
-            ("keepalive.interval", Raw::Text(text)) => self.keepalive.interval = seconds(text)?,
-            ("keepalive.probes", Raw::Number(probes)) => {
+            ("keepalive.idle", RawValue::Text(text)) => self.keepalive.idle = parse_whole_seconds(text)?,
+            ("keepalive.interval", RawValue::Text(text)) => {
+                self.keepalive.interval = parse_whole_seconds(text)?;
+            }
+            ("keepalive.probes", RawValue::Number(probes)) => {
                 self.keepalive.probes = u32::try_from(*probes)
                     .ok()
                     .filter(|probes| (1..=127).contains(probes))
                     .ok_or_else(|| want("1 to 127"))?;
             }
-            ("history.keep_days", Raw::Number(days)) => {
+            ("history.keep_days", RawValue::Number(days)) => {
                 self.history.days = u32::try_from(*days)
                     .ok()
                     .filter(|days| (1..=36_500).contains(days))
                     .ok_or_else(|| want("1 to 36500"))?;
             }
-            ("history.keep_deliveries", Raw::Number(deliveries)) => {
+            ("history.keep_deliveries", RawValue::Number(deliveries)) => {
                 self.history.deliveries = u64::try_from(*deliveries)
                     .ok()
                     .filter(|deliveries| (1..=100_000_000).contains(deliveries))
@@ -346,17 +350,17 @@ impl Config {
 }
 
 /// What every variable of this program begins with.
-const PREFIX: &str = "GROUND_STATION_";
+const VARIABLE_PREFIX: &str = "GROUND_STATION_";
 /// Those that the command line reads.
-const NOT_KEYS: [&str; 3] = [
+const COMMAND_LINE_VARIABLES: [&str; 3] = [
     "GROUND_STATION_STATE_DIR",
     "GROUND_STATION_CONFIG",
     "GROUND_STATION_LOG",
 ];
 
 /// Whether a container has it because there is a service called ground-station: Kubernetes and Docker tell of each so.
-fn is_of_containers(name: &str, value: &str) -> bool {
-    match name.strip_prefix(PREFIX) {
+fn is_container_service_variable(name: &str, value: &str) -> bool {
+    match name.strip_prefix(VARIABLE_PREFIX) {
         Some("PORT") => value.contains("://"),
         Some(rest) => rest == "SERVICE_HOST" || rest.starts_with("SERVICE_PORT") || rest.starts_with("PORT_"),
         None => false,
@@ -364,44 +368,44 @@ fn is_of_containers(name: &str, value: &str) -> bool {
 }
 
 /// Finds the first variable of this program's that nobody reads: a slip, as a key is that nobody knows.
-fn check_variables(names: impl Iterator<Item = String>) -> Result<(), ConfigError> {
-    let mut ours: Vec<String> = names.filter(|name| name.starts_with(PREFIX)).collect();
+fn check_unknown_variables(names: impl Iterator<Item = String>) -> Result<(), ConfigError> {
+    let mut ours: Vec<String> = names.filter(|name| name.starts_with(VARIABLE_PREFIX)).collect();
     ours.sort();
     let known: Vec<String> = KEYS
         .iter()
         .map(|(_, variable)| (*variable).to_owned())
-        .chain(NOT_KEYS.map(str::to_owned))
-        .chain(gateways::variables().map(|(_, variable)| variable))
+        .chain(COMMAND_LINE_VARIABLES.map(str::to_owned))
+        .chain(gateways::environment_variables().map(|(_, variable)| variable))
         .collect();
     let Some(variable) = ours.into_iter().find(|name| !known.contains(name)) else {
         return Ok(());
     };
-    // What a variable shares with all others, or with those of its door, says nothing of which is meant.
-    let shared = gateways::variables().map(|(prefix, _)| prefix);
+    // What a variable shares with all others, or with those of its gateway, says nothing of which is meant.
+    let shared = gateways::environment_variables().map(|(prefix, _)| prefix);
     let shared = shared
         .filter(|prefix| variable.starts_with(prefix))
         .max_by_key(String::len);
-    let shared = shared.unwrap_or_else(|| PREFIX.to_owned());
-    let alike: Vec<&str> = known
+    let shared = shared.unwrap_or_else(|| VARIABLE_PREFIX.to_owned());
+    let candidates: Vec<&str> = known
         .iter()
         .filter_map(|name| name.strip_prefix(&shared))
         .collect();
     let rest = variable.strip_prefix(&shared).unwrap_or_default();
-    let meant = nearest::nearest(rest, &alike)
+    let suggestions = nearest::nearest(rest, &candidates)
         .into_iter()
         .map(|name| format!("{shared}{name}"))
         .collect();
-    let fault = match nearest::any_of(meant) {
+    let fault = match nearest::any_of(suggestions) {
         Some(meant) => format!("nothing is called so; did you mean {meant}?"),
         None => "nothing is called so; each key of config.toml has its own, such as GROUND_STATION_LISTEN for `listen` and \
-                 GROUND_STATION_DOORS_KNUT_ALLOW for `allow` of [doors.knut]"
+                 GROUND_STATION_GATEWAYS_KNUT_ALLOW for `allow` of [gateways.knut]"
             .to_owned(),
     };
     Err(ConfigError::Environment { variable, fault })
 }
 
 /// The kernel counts keepalive in whole seconds (tcp(7)).
-fn seconds(text: &str) -> Result<Duration, String> {
+fn parse_whole_seconds(text: &str) -> Result<Duration, String> {
     let time = duration::parse(text).map_err(|error| error.to_string())?;
     let whole = time.subsec_nanos() == 0 && (1..=32_767).contains(&time.as_secs());
     if whole {
@@ -413,7 +417,7 @@ fn seconds(text: &str) -> Result<Duration, String> {
     }
 }
 
-fn read(path: &Path) -> std::io::Result<String> {
+fn read_bounded(path: &Path) -> std::io::Result<String> {
     use std::io::Read;
     let mut text = String::new();
     std::fs::File::open(path)?
@@ -427,28 +431,28 @@ fn read(path: &Path) -> std::io::Result<String> {
     Ok(text)
 }
 
-fn raw<'a>(value: &'a Spanned<DeValue<'_>>) -> Option<Raw<'a>> {
+fn raw_value<'a>(value: &'a Spanned<DeValue<'_>>) -> Option<RawValue<'a>> {
     let value = value.get_ref();
     if let Some(text) = value.as_str() {
-        return Some(Raw::Text(text));
+        return Some(RawValue::Text(text));
     }
     if let Some(on) = value.as_bool() {
-        return Some(Raw::Flag(on));
+        return Some(RawValue::Bool(on));
     }
     if let Some(number) = value.as_integer() {
         return i64::from_str_radix(number.as_str(), number.radix())
             .ok()
-            .map(Raw::Number);
+            .map(RawValue::Number);
     }
     let list = value.as_array()?;
     list.iter()
         .map(|item| item.get_ref().as_str())
         .collect::<Option<_>>()
-        .map(Raw::List)
+        .map(RawValue::List)
 }
 
 fn unknown_key(key: &str) -> String {
     let known = KEYS.iter().map(|(known, _)| *known);
-    let known: Vec<&str> = known.chain(["doors"]).collect();
+    let known: Vec<&str> = known.chain(["gateways"]).collect();
     unknown(key, &known)
 }

@@ -28,94 +28,100 @@ pub mod stop_broadcast;
 
 pub use event::{
     Check, Delivery, Event, Failure, InvitationView, MemberView, MembershipView, NodeRef, NodeState,
-    NodeView, PendingView, StopView, TokenView, UserView, to_the_microsecond,
+    NodeView, PendingView, StopView, TokenView, UserView, round_to_microsecond,
 };
-pub use history::{AuditView, CommandKind, CommandView, PastDelivery, PastQuery, PastState};
-pub use request::{Batch, BatchSize, FileToSend, FilesToSend, Request, UserAsk};
+pub use history::{AuditView, CommandKind, CommandView, HistoryDelivery, HistoryQuery, HistoryState};
+pub use request::{Batch, BatchSize, FileToSend, FilesToSend, Request, UserRequest};
 
 /// Most requests that wait for the engine.
-pub const CALLS_MAX: usize = 64;
+pub const REQUESTS_MAX: usize = 64;
 /// Most events of one request that wait to be read.
 pub const EVENTS_MAX: usize = 1_024;
 
 /// A request on its way to the engine, with where its events go. The engine ends with [`Event::End`] or
 /// [`Event::Failed`], and gives up when the receiver is gone (`events.closed()`).
 #[derive(Debug)]
-pub struct Call {
+pub struct RequestEnvelope {
     /// What is asked.
     pub request: Request,
     /// Where the events go.
     pub events: mpsc::Sender<Event>,
     /// The user of this machine who asks.
-    pub who: String,
+    pub user: String,
 }
 
 /// A handle on a fleet; clones share it.
 #[derive(Clone, Debug)]
-pub struct Fleet(Reach);
+pub struct Fleet(Backend);
 
 #[derive(Clone, Debug)]
-enum Reach {
-    Local(mpsc::Sender<Call>),
+enum Backend {
+    Local(mpsc::Sender<RequestEnvelope>),
     Remote(PathBuf),
 }
 
 impl Fleet {
     /// A fleet whose links live in this process, and the calls that its engine has to answer.
-    pub fn local() -> (Self, mpsc::Receiver<Call>) {
-        let (calls, receiver) = mpsc::channel(CALLS_MAX);
-        (Self(Reach::Local(calls)), receiver)
+    pub fn local() -> (Self, mpsc::Receiver<RequestEnvelope>) {
+        let (requests, receiver) = mpsc::channel(REQUESTS_MAX);
+        (Self(Backend::Local(requests)), receiver)
     }
 
     /// A fleet that a running `serve` keeps, reached by its control socket.
     pub fn remote(socket: PathBuf) -> Self {
-        Self(Reach::Remote(socket))
+        Self(Backend::Remote(socket))
     }
 
     /// Whether a running `serve` has the links.
     pub fn is_remote(&self) -> bool {
-        matches!(self.0, Reach::Remote(_))
+        matches!(self.0, Backend::Remote(_))
     }
 
     /// Asks. Faults come as [`Event::Failed`]; dropping the receiver cancels the request.
     pub async fn perform(&self, request: Request) -> mpsc::Receiver<Event> {
-        self.perform_as(request, os_user::own().to_owned()).await
+        self.perform_as(request, os_user::current().to_owned()).await
     }
 
     /// Asks for another user of this machine. A remote fleet sees for itself who asks.
-    pub async fn perform_as(&self, request: Request, who: String) -> mpsc::Receiver<Event> {
+    pub async fn perform_as(&self, request: Request, user: String) -> mpsc::Receiver<Event> {
         let (events, receiver) = mpsc::channel(EVENTS_MAX);
         match &self.0 {
-            Reach::Local(calls) => {
-                let call = Call {
+            Backend::Local(calls) => {
+                let envelope = RequestEnvelope {
                     request,
                     events: events.clone(),
-                    who,
+                    user,
                 };
-                if calls.send(call).await.is_err() {
-                    let stopped = Event::failed(Failure::Stopped, "the station is shutting down; ask again");
+                if calls.send(envelope).await.is_err() {
+                    let shut_down =
+                        Event::failed(Failure::ShutDown, "the station is shutting down; ask again");
                     // The channel is empty and its receiver is in our hands, so this cannot fail.
-                    events.send(stopped).await.ok();
+                    events.send(shut_down).await.ok();
                 }
             }
-            Reach::Remote(socket) => {
-                tokio::spawn(control::client::ask(socket.clone(), request, events));
+            Backend::Remote(socket) => {
+                tokio::spawn(control::client::send_request(socket.clone(), request, events));
             }
         }
         receiver
     }
 
     /// Passes on what another fleet was asked.
-    async fn pass(&self, call: Call) {
+    async fn forward(&self, envelope: RequestEnvelope) {
         match &self.0 {
-            Reach::Local(calls) => {
-                if let Err(mpsc::error::SendError(call)) = calls.send(call).await {
-                    let stopped = Event::failed(Failure::Stopped, "the station is shutting down; ask again");
-                    let _caller_gone = call.events.send(stopped).await;
+            Backend::Local(calls) => {
+                if let Err(mpsc::error::SendError(call)) = calls.send(envelope).await {
+                    let shut_down =
+                        Event::failed(Failure::ShutDown, "the station is shutting down; ask again");
+                    let _caller_gone = call.events.send(shut_down).await;
                 }
             }
-            Reach::Remote(socket) => {
-                tokio::spawn(control::client::ask(socket.clone(), call.request, call.events));
+            Backend::Remote(socket) => {
+                tokio::spawn(control::client::send_request(
+                    socket.clone(),
+                    envelope.request,
+                    envelope.events,
+                ));
             }
         }
     }

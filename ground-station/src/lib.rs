@@ -4,10 +4,10 @@
 //! |---|---|
 //! | [`fleet`] | the façade that command line, pages and tests call; it never prints |
 //! | [`control`] | the same façade for other processes of this machine, over a Unix socket |
-//! | [`doors`] | how programs that were written for other systems reach the fleet |
+//! | [`gateways`] | how programs that were written for other systems reach the fleet |
 //! | [`store`] | what survives a restart: members, invitations, commands and their deliveries |
 //! | [`config`] | `config.toml` and `GROUND_STATION_*` |
-//! | [`users`] | who may pass doors that ask for a name: passwords and tokens |
+//! | [`users`] | who may pass gateways that ask for a name: passwords and tokens |
 //! | [`view`] | events in, text out |
 //! | [`who`] | which user of this machine asks |
 //! | [`cli`] | one file for each verb |

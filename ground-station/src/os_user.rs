@@ -6,19 +6,19 @@ use std::sync::OnceLock;
 const PASSWD_FILE: &str = "/etc/passwd";
 
 /// The user that runs this process.
-pub fn own() -> &'static str {
+pub fn current() -> &'static str {
     static OWN: OnceLock<String> = OnceLock::new();
-    OWN.get_or_init(|| of_uid(rustix::process::getuid().as_raw()))
+    OWN.get_or_init(|| login_name(rustix::process::getuid().as_raw()))
 }
 
 /// The login name of a user, or `uid NUMBER`.
-pub fn of_uid(uid: u32) -> String {
+pub fn login_name(uid: u32) -> String {
     let passwd = std::fs::read(PASSWD_FILE).unwrap_or_default();
-    name_in(&String::from_utf8_lossy(&passwd), uid).unwrap_or_else(|| format!("uid {uid}"))
+    find_login_name(&String::from_utf8_lossy(&passwd), uid).unwrap_or_else(|| format!("uid {uid}"))
 }
 
 /// See passwd(5): `name:password:UID:…`.
-fn name_in(passwd: &str, uid: u32) -> Option<String> {
+fn find_login_name(passwd: &str, uid: u32) -> Option<String> {
     passwd.lines().find_map(|line| {
         let mut fields = line.split(':');
         let (name, _password, number) = (fields.next()?, fields.next()?, fields.next()?);
@@ -31,14 +31,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_login_name_is_found_by_its_number() {
+    fn login_name_is_found_by_uid() {
         let passwd =
             "root:x:0:0::/root:/bin/sh\n\nbad line\n:x:7:::\npi:x:1000:1000:,,,:/home/pi:/bin/bash\n";
-        assert_eq!(name_in(passwd, 0).as_deref(), Some("root"));
-        assert_eq!(name_in(passwd, 1000).as_deref(), Some("pi"));
-        assert_eq!(name_in(passwd, 7), None);
-        assert_eq!(name_in("", 0), None);
-        assert_eq!(of_uid(u32::MAX - 1), "uid 4294967294");
-        assert!(!own().is_empty());
+        assert_eq!(find_login_name(passwd, 0).as_deref(), Some("root"));
+        assert_eq!(find_login_name(passwd, 1000).as_deref(), Some("pi"));
+        assert_eq!(find_login_name(passwd, 7), None);
+        assert_eq!(find_login_name("", 0), None);
+        assert_eq!(login_name(u32::MAX - 1), "uid 4294967294");
+        assert!(!current().is_empty());
     }
 }

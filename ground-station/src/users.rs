@@ -1,4 +1,4 @@
-//! Users of doors that ask for a name: passwords and tokens, as they are made and checked.
+//! Users of gateways that ask for a name: passwords and tokens, as they are made and checked.
 //!
 //! Invariants: a password leaves memory only as what argon2id makes of it, a token only as its SHA-256; a token has 256
 //! random bits, so that nobody guesses one; few passwords are looked at at once, as each takes 19 MiB and much time of
@@ -26,9 +26,9 @@ pub const LABEL_BYTES_MAX: usize = 128;
 /// The longest that a token may be good, in days.
 pub const TOKEN_DAYS_MAX: u32 = 3_650;
 /// Passwords that are looked at at once.
-pub const PASSWORDS_AT_ONCE: usize = 2;
+pub const PASSWORD_CHECKS_MAX: usize = 2;
 /// Passwords that wait to be looked at; beyond them the station is busy.
-pub const PASSWORDS_WAITING_MAX: usize = 32;
+pub const PASSWORD_QUEUE_MAX: usize = 32;
 
 /// What begins every token, so that one in a log or a repository is known for what it is.
 const TOKEN_PREFIX: &str = "gst_";
@@ -53,7 +53,7 @@ impl Password {
     ///
     /// # Errors
     /// The rule.
-    pub fn check(&self) -> Result<(), String> {
+    pub fn validate(&self) -> Result<(), String> {
         if self.0.chars().count() < PASSWORD_CHARS_MIN {
             return Err(format!("a password has at least {PASSWORD_CHARS_MIN} characters"));
         }
@@ -74,7 +74,7 @@ impl std::fmt::Debug for Password {
 ///
 /// # Errors
 /// The rule.
-pub fn check_name(name: &str) -> Result<(), String> {
+pub fn validate_name(name: &str) -> Result<(), String> {
     let fits = |c: char| c.is_ascii_alphanumeric() || "._-@+".contains(c);
     if (1..=NAME_BYTES_MAX).contains(&name.len()) && name.chars().all(fits) {
         return Ok(());
@@ -97,21 +97,21 @@ pub enum PasswordError {
 
 /// Where passwords are looked at, few at once; clones share it.
 #[derive(Clone, Debug)]
-pub struct Desk {
-    places: Arc<Semaphore>,
-    queue: Arc<Semaphore>,
+pub struct PasswordChecker {
+    slots: Arc<Semaphore>,
+    admissions: Arc<Semaphore>,
 }
 
-impl Default for Desk {
+impl Default for PasswordChecker {
     fn default() -> Self {
         Self {
-            places: Arc::new(Semaphore::new(PASSWORDS_AT_ONCE)),
-            queue: Arc::new(Semaphore::new(PASSWORDS_AT_ONCE + PASSWORDS_WAITING_MAX)),
+            slots: Arc::new(Semaphore::new(PASSWORD_CHECKS_MAX)),
+            admissions: Arc::new(Semaphore::new(PASSWORD_CHECKS_MAX + PASSWORD_QUEUE_MAX)),
         }
     }
 }
 
-impl Desk {
+impl PasswordChecker {
     /// What to keep of a password.
     ///
     /// # Errors
@@ -122,7 +122,7 @@ impl Desk {
             let hashed = Argon2::default().hash_password_with_salt(password.0.as_bytes(), &salt);
             hashed.map(|hash: PasswordHash| hash.to_string())
         };
-        let hashed = self.aside(work).await?;
+        let hashed = self.run_blocking(work).await?;
         hashed.map_err(|error| PasswordError::Failed(error.to_string()))
     }
 
@@ -130,13 +130,17 @@ impl Desk {
     ///
     /// # Errors
     /// [`PasswordError`].
-    pub async fn is(&self, password: Password, kept: Option<String>) -> Result<bool, PasswordError> {
+    pub async fn verify(
+        &self,
+        password: Password,
+        stored_hash: Option<String>,
+    ) -> Result<bool, PasswordError> {
         if password.0.len() > PASSWORD_BYTES_MAX {
             return Ok(false);
         }
-        self.aside(move || {
-            let known = kept.is_some();
-            let kept = kept.as_deref().unwrap_or(NOBODYS);
+        self.run_blocking(move || {
+            let known = stored_hash.is_some();
+            let kept = stored_hash.as_deref().unwrap_or(DUMMY_HASH);
             let same = PasswordHash::new(kept).is_ok_and(|kept| {
                 Argon2::default()
                     .verify_password(password.0.as_bytes(), &kept)
@@ -147,13 +151,16 @@ impl Desk {
         .await
     }
 
-    async fn aside<T: Send + 'static>(
+    async fn run_blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, PasswordError> {
-        let _waiting = self.queue.try_acquire().map_err(|_full| PasswordError::Busy)?;
+        let _waiting = self
+            .admissions
+            .try_acquire()
+            .map_err(|_full| PasswordError::Busy)?;
         let gone = |error: &dyn std::fmt::Display| PasswordError::Failed(error.to_string());
-        let place = Arc::clone(&self.places).acquire_owned().await;
+        let place = Arc::clone(&self.slots).acquire_owned().await;
         let place = place.map_err(|error| gone(&error))?;
         let done = tokio::task::spawn_blocking(move || {
             // Held by the work itself: whoever asked may go meanwhile, and the work does not end by that.
@@ -165,7 +172,7 @@ impl Desk {
 }
 
 /// What argon2 made of a password that nobody has, with the parameters of all others.
-const NOBODYS: &str =
+const DUMMY_HASH: &str =
     "$argon2id$v=19$m=19456,t=2,p=1$c3dhcm0tbm9ib2R5LTE$Z2NnpOxZqvHXyTRGgZqRfvOz0C0yV9yq3bY3a3WzKfk";
 
 /// A new token, and what is kept of it.
@@ -198,39 +205,42 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_password_is_known_by_what_is_kept_of_it() {
-        let desk = Desk::default();
+    async fn stored_hash_verifies_its_password() {
+        let desk = PasswordChecker::default();
         let kept = desk.hash(Password::new("correct horse")).await.expect("hashed");
         assert!(kept.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{kept}");
-        let is = |text: &str, kept: &str| desk.is(Password::new(text), Some(kept.to_owned()));
+        let is = |text: &str, kept: &str| desk.verify(Password::new(text), Some(kept.to_owned()));
         assert!(is("correct horse", &kept).await.expect("checked"));
         assert!(!is("correct horsf", &kept).await.expect("checked"));
         assert!(!is("correct horse", "nonsense").await.expect("checked"));
-        assert!(!desk.is(Password::new("x"), None).await.expect("checked"));
+        assert!(!desk.verify(Password::new("x"), None).await.expect("checked"));
         let again = desk.hash(Password::new("correct horse")).await.expect("hashed");
         assert_ne!(kept, again, "salted");
     }
 
     #[test]
-    fn nobodys_password_costs_what_others_cost() {
-        let kept = PasswordHash::new(NOBODYS).expect("well formed");
+    fn dummy_hash_has_the_real_hash_length() {
+        let kept = PasswordHash::new(DUMMY_HASH).expect("well formed");
         assert_eq!(kept.hash.map(|hash| hash.len()), Some(32));
     }
 
     #[tokio::test]
-    async fn too_many_at_once_are_told_so() {
-        let desk = Desk::default();
-        let all = PASSWORDS_AT_ONCE + PASSWORDS_WAITING_MAX;
+    async fn excess_password_checks_are_refused_as_busy() {
+        let desk = PasswordChecker::default();
+        let all = PASSWORD_CHECKS_MAX + PASSWORD_QUEUE_MAX;
         let held: Vec<_> = (0..all)
-            .map(|_| desk.queue.try_acquire().expect("room"))
+            .map(|_| desk.admissions.try_acquire().expect("room"))
             .collect();
-        assert_eq!(desk.is(Password::new("x"), None).await, Err(PasswordError::Busy));
+        assert_eq!(
+            desk.verify(Password::new("x"), None).await,
+            Err(PasswordError::Busy)
+        );
         drop(held);
-        assert_eq!(desk.is(Password::new("x"), None).await, Ok(false));
+        assert_eq!(desk.verify(Password::new("x"), None).await, Ok(false));
     }
 
     #[test]
-    fn tokens_are_long_and_differ() {
+    fn tokens_are_long_and_unique() {
         let (one, kept) = new_token().expect("random");
         let (other, _) = new_token().expect("random");
         assert!(one.len() == TOKEN_PREFIX.len() + 43 && one != other);
@@ -238,16 +248,16 @@ mod tests {
     }
 
     #[test]
-    fn names_and_passwords_have_rules() {
+    fn user_names_and_passwords_are_validated() {
         for good in ["ann", "a.b-c_d@e+f", &"x".repeat(64)] {
-            check_name(good).expect(good);
+            validate_name(good).expect(good);
         }
         for bad in ["", "a b", "ä", "a:b", "a/b", &"x".repeat(65)] {
-            check_name(bad).expect_err(bad);
+            validate_name(bad).expect_err(bad);
         }
-        Password::new("12345678").check().expect("long enough");
-        Password::new("1234567").check().expect_err("short");
-        Password::new("x".repeat(257)).check().expect_err("long");
+        Password::new("12345678").validate().expect("long enough");
+        Password::new("1234567").validate().expect_err("short");
+        Password::new("x".repeat(257)).validate().expect_err("long");
         assert_eq!(format!("{:?}", Password::new("secret")), "Password");
     }
 }

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use swarm_shared::net::clock;
 use swarm_shared::net::endpoint::Endpoint;
-use swarm_shared::net::join::{JoinError, join, join_telling};
+use swarm_shared::net::join::{JoinError, join, join_with_callback};
 use swarm_shared::net::socket::KeepaliveConfig;
 use swarm_shared::proto::address_book::{BACKOFF_MAX, BACKOFF_MIN, Hint, Source};
 use swarm_shared::proto::id::NodeName;
@@ -24,15 +24,15 @@ use swarm_shared::proto::trust::invite::Invitation;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::fleet_store::Memory;
-use crate::status::{JOIN_WORDS_MAX, JoinRequest, Status};
+use crate::fleet_store::FleetStore;
+use crate::status::{JOIN_UPDATES_MAX, JoinRequest, Status};
 
 /// Most stations heard of that are asked in turn; the newest stay.
-const STRANGERS_MAX: usize = 16;
+const DISCOVERED_MAX: usize = 16;
 /// How long somebody on the device waits for a code to be tried.
-pub(crate) const REQUEST_PATIENCE: Duration = Duration::from_secs(45);
+pub(crate) const JOIN_CODE_TIMEOUT: Duration = Duration::from_secs(45);
 /// How long to wait before a code that was refused is tried again: it will not get better soon.
-const REFUSED_PAUSE: Duration = Duration::from_secs(60);
+const RETRY_AFTER_REFUSAL: Duration = Duration::from_secs(60);
 
 /// What enrolment works with.
 #[derive(Debug)]
@@ -43,49 +43,49 @@ pub(crate) struct Enrolment {
     pub(crate) code: Option<String>,
     pub(crate) adoptable: bool,
     /// Stations that the configuration names.
-    pub(crate) known: Vec<SocketAddr>,
+    pub(crate) configured: Vec<SocketAddr>,
     /// Stations heard of while there is no fleet.
-    pub(crate) strangers: mpsc::Receiver<SocketAddr>,
+    pub(crate) discovered: mpsc::Receiver<SocketAddr>,
     /// Codes handed in on this device.
     pub(crate) requests: mpsc::Receiver<JoinRequest>,
     /// How long each of them is tried.
-    pub(crate) patience: Duration,
-    pub(crate) memory: Memory,
+    pub(crate) timeout: Duration,
+    pub(crate) store: FleetStore,
     pub(crate) status: Status,
-    pub(crate) stop: CancellationToken,
+    pub(crate) shutdown: CancellationToken,
 }
 
 /// Enrols until the node stops.
-pub(crate) async fn run(mut this: Enrolment) {
-    let stop = this.stop.clone();
-    let invitation = this.configured_code();
-    let mut heard: VecDeque<SocketAddr> = this.known.iter().copied().collect();
+pub(crate) async fn run(mut enrolment: Enrolment) {
+    let shutdown = enrolment.shutdown.clone();
+    let invitation = enrolment.configured_code();
+    let mut candidates: VecDeque<SocketAddr> = enrolment.configured.iter().copied().collect();
     let (_none, nobody) = mpsc::channel(1);
-    let mut requests = std::mem::replace(&mut this.requests, nobody);
+    let mut requests = std::mem::replace(&mut enrolment.requests, nobody);
     let mut pause = BACKOFF_MIN;
     loop {
-        let wants = !this.has_fleet() && (invitation.is_some() || this.adoptable);
+        let wants = !enrolment.has_fleet() && (invitation.is_some() || enrolment.adoptable);
         tokio::select! {
             biased;
-            () = stop.cancelled() => return,
-            Some(request) = requests.recv() => this.take_request(request, &mut heard).await,
-            Some(addr) = this.strangers.recv() => {
-                if this.remember(&mut heard, addr) {
+            () = shutdown.cancelled() => return,
+            Some(request) = requests.recv() => enrolment.handle_request(request, &mut candidates).await,
+            Some(addr) = enrolment.discovered.recv() => {
+                if enrolment.add_candidate(&mut candidates, addr) {
                     pause = BACKOFF_MIN;
                 }
             }
             () = tokio::time::sleep(pause), if wants => {
-                let tried = this.try_all(invitation.as_ref(), &mut heard);
+                let tried = enrolment.try_candidates(invitation.as_ref(), &mut candidates);
                 let tried = tokio::select! {
                     biased;
-                    () = stop.cancelled() => return,
+                    () = shutdown.cancelled() => return,
                     // Whoever waits at the door of a station does not keep somebody with a code waiting.
                     Some(request) = requests.recv() => Err(request),
                     tried = tried => Ok(tried),
                 };
                 match tried {
-                    Err(request) => this.take_request(request, &mut heard).await,
-                    Ok((Some((membership, addr)), _)) => this.enter(membership, addr).await,
+                    Err(request) => enrolment.handle_request(request, &mut candidates).await,
+                    Ok((Some((membership, addr)), _)) => enrolment.join_fleet(membership, addr).await,
                     Ok((None, next)) => pause = next.unwrap_or((pause * 2).min(BACKOFF_MAX)),
                 }
             }
@@ -104,11 +104,11 @@ impl Enrolment {
         }
         let parsed = self.code.as_deref()?.parse::<Invitation>();
         parsed
-            .inspect_err(|error| self.tell(&format!("the code of `join` is no code: {error}")))
+            .inspect_err(|error| self.record_refusal(&format!("the code of `join` is no code: {error}")))
             .ok()
     }
 
-    fn tell(&self, text: &str) {
+    fn record_refusal(&self, text: &str) {
         tracing::warn!("{text}");
         self.status
             .update(|facts| facts.last_refusal = Some(text.to_owned()));
@@ -116,31 +116,34 @@ impl Enrolment {
 
     /// Remembers a station that was heard of; the newest stay, and those that the configuration names. Says whether it
     /// is news.
-    fn remember(&self, heard: &mut VecDeque<SocketAddr>, addr: SocketAddr) -> bool {
-        if heard.contains(&addr) {
+    fn add_candidate(&self, candidates: &mut VecDeque<SocketAddr>, addr: SocketAddr) -> bool {
+        if candidates.contains(&addr) {
             return false;
         }
-        heard.push_back(addr);
-        let strangers = heard.iter().filter(|addr| !self.known.contains(addr)).count();
-        if strangers > STRANGERS_MAX
-            && let Some(oldest) = heard.iter().position(|addr| !self.known.contains(addr))
+        candidates.push_back(addr);
+        let strangers = candidates
+            .iter()
+            .filter(|addr| !self.configured.contains(addr))
+            .count();
+        if strangers > DISCOVERED_MAX
+            && let Some(oldest) = candidates.iter().position(|addr| !self.configured.contains(addr))
         {
-            heard.remove(oldest);
+            candidates.remove(oldest);
         }
         true
     }
 
     /// Asks everybody once. Returns the fleet and who let this node in, or how long to wait if that is not for the backoff to say.
-    async fn try_all(
+    async fn try_candidates(
         &self,
         invitation: Option<&Invitation>,
-        heard: &mut VecDeque<SocketAddr>,
+        candidates: &mut VecDeque<SocketAddr>,
     ) -> (Option<(Membership, SocketAddr)>, Option<Duration>) {
         let mut next = None;
         let own = invitation
             .map(|invitation| invitation.addresses().to_vec())
             .unwrap_or_default();
-        let strangers = heard.iter().copied().filter(|addr| !own.contains(addr));
+        let strangers = candidates.iter().copied().filter(|addr| !own.contains(addr));
         let all: Vec<(SocketAddr, bool)> = own
             .iter()
             .map(|addr| (*addr, true))
@@ -155,14 +158,14 @@ impl Enrolment {
                 Ok(membership) => return (Some((membership, addr)), None),
                 Err(JoinError::Refused(refused)) if refused.code == RefusalCode::Pending => {}
                 Err(JoinError::Refused(refused)) if is_own => {
-                    self.tell(&format!("the station at {addr} refused: {refused}"));
-                    next = Some(REFUSED_PAUSE);
+                    self.record_refusal(&format!("the station at {addr} refused: {refused}"));
+                    next = Some(RETRY_AFTER_REFUSAL);
                 }
                 Err(error) => {
                     tracing::debug!(%addr, %error, "not taken in");
                     if !is_own {
                         // Another fleet's station, or one that has gone: it is heard again if it is there.
-                        heard.retain(|known| *known != addr || self.known.contains(known));
+                        candidates.retain(|known| *known != addr || self.configured.contains(known));
                     }
                 }
             }
@@ -171,39 +174,41 @@ impl Enrolment {
     }
 
     /// Takes the fleet up, and dials the station that let this node in: it may have no way to dial back.
-    async fn enter(&self, membership: Membership, station: SocketAddr) {
+    async fn join_fleet(&self, membership: Membership, station: SocketAddr) {
         let membership = Arc::new(membership);
         tracing::info!(fleet = membership.fingerprint().short(), "joined a fleet");
         // Written before anybody hears that it went well.
-        self.memory.keep_fleet(&membership).await;
-        self.endpoint.adopt(membership).await;
-        self.endpoint.heard(station, Source::Known, Hint::None).await;
+        self.store.save_fleet(&membership).await;
+        self.endpoint.adopt_membership(membership).await;
+        self.endpoint
+            .address_discovered(station, Source::Known, Hint::None)
+            .await;
     }
 
     /// A code handed in on this device: tried at once, and for as long as its sender waits.
-    async fn take_request(&mut self, request: JoinRequest, heard: &mut VecDeque<SocketAddr>) {
+    async fn handle_request(&mut self, request: JoinRequest, candidates: &mut VecDeque<SocketAddr>) {
         let JoinRequest {
             code,
-            words,
-            mut done,
+            updates,
+            reply: mut done,
         } = request;
-        let mut told = Told::new(words);
-        let stop = self.stop.clone();
+        let mut progress = ProgressReporter::new(updates);
+        let shutdown = self.shutdown.clone();
         let tried = tokio::select! {
             biased;
             // First: whoever has been taken in enters, whoever goes at that moment.
-            tried = self.try_code(&code, heard, &mut told) => tried,
-            () = stop.cancelled() => Err("the node is shutting down".to_owned()),
+            tried = self.try_code(&code, candidates, &mut progress) => tried,
+            () = shutdown.cancelled() => Err("the node is shutting down".to_owned()),
             () = done.closed() => return,
         };
         let entered = match tried {
             Ok((membership, addr)) => {
                 let fleet = membership.fingerprint().short();
-                self.enter(membership, addr).await;
+                self.join_fleet(membership, addr).await;
                 Ok(fleet)
             }
             Err(why) => {
-                self.tell(&format!("did not join: {why}"));
+                self.record_refusal(&format!("did not join: {why}"));
                 Err(why)
             }
         };
@@ -214,26 +219,27 @@ impl Enrolment {
     async fn try_code(
         &mut self,
         code: &str,
-        heard: &mut VecDeque<SocketAddr>,
-        told: &mut Told,
+        candidates: &mut VecDeque<SocketAddr>,
+        progress: &mut ProgressReporter,
     ) -> Result<(Membership, SocketAddr), String> {
         let invitation: Invitation = code.parse().map_err(|error| format!("{error}"))?;
-        let patience = self.patience;
-        let deadline = clock::now() + patience;
+        let timeout = self.timeout;
+        let deadline = clock::now() + timeout;
         let mut pause = BACKOFF_MIN;
         loop {
             let mut last = "the code holds no address, and no station is heard of".to_owned();
             let all: Vec<SocketAddr> = invitation
                 .addresses()
                 .iter()
-                .chain(heard.iter())
+                .chain(candidates.iter())
                 .copied()
                 .collect();
             for addr in all {
-                told.say(format!("looking at {addr}"));
-                let found =
-                    |name: &NodeName| told.say(format!("found {name} at {addr}, waiting for its word"));
-                match join_telling(
+                progress.report(format!("looking at {addr}"));
+                let found = |name: &NodeName| {
+                    progress.report(format!("found {name} at {addr}, waiting for its word"));
+                };
+                match join_with_callback(
                     self.endpoint.local(),
                     &self.keepalive,
                     addr,
@@ -249,24 +255,24 @@ impl Enrolment {
                     }
                     Err(error) => {
                         last = error.to_string();
-                        told.say(last.clone());
+                        progress.report(last.clone());
                     }
                 }
             }
             if clock::now() >= deadline {
                 return Err(format!(
-                    "{last}; tried for {patience:?}. Run `ground-station serve` on the machine that made the \
+                    "{last}; tried for {timeout:?}. Run `ground-station serve` on the machine that made the \
                      code, on a network that this device reaches, and join again; `--station ADDR:PORT`, or `stations` \
                      in the configuration, says where it is if that has changed"
                 ));
             }
-            told.say(format!(
-                "no station has let this device in yet; trying for {patience:?}"
+            progress.report(format!(
+                "no station has let this device in yet; trying for {timeout:?}"
             ));
             tokio::select! {
                 biased;
-                Some(addr) = self.strangers.recv() => {
-                    if self.remember(heard, addr) {
+                Some(addr) = self.discovered.recv() => {
+                    if self.add_candidate(candidates, addr) {
                         pause = BACKOFF_MIN;
                     }
                 }
@@ -277,21 +283,21 @@ impl Enrolment {
 }
 
 /// What somebody who waits has been told, each thing once.
-struct Told {
-    words: mpsc::Sender<String>,
-    said: BTreeSet<String>,
+struct ProgressReporter {
+    updates: mpsc::Sender<String>,
+    sent: BTreeSet<String>,
 }
 
-impl Told {
-    fn new(words: mpsc::Sender<String>) -> Self {
-        let said = BTreeSet::new();
-        Self { words, said }
+impl ProgressReporter {
+    fn new(updates: mpsc::Sender<String>) -> Self {
+        let sent = BTreeSet::new();
+        Self { updates, sent }
     }
 
-    fn say(&mut self, word: String) {
-        if self.said.len() < JOIN_WORDS_MAX && self.said.insert(word.clone()) {
+    fn report(&mut self, word: String) {
+        if self.sent.len() < JOIN_UPDATES_MAX && self.sent.insert(word.clone()) {
             // Without room nobody reads.
-            let _unread = self.words.try_send(word);
+            let _unread = self.updates.try_send(word);
         }
     }
 }

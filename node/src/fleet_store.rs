@@ -14,51 +14,52 @@ use swarm_shared::proto::trust::Membership;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-const FLEET: &str = "fleet.json";
-const STATIONS: &str = "stations.json";
-const LOST_LINK: &str = "lost-link.json";
+const FLEET_FILE: &str = "fleet.json";
+const STATIONS_FILE: &str = "stations.json";
+const LOST_LINK_FILE: &str = "lost-link.json";
 /// Most stations that are remembered, newest first.
 const STATIONS_MAX: usize = 8;
 
 /// How the dead-man of [`crate::lost_link`] stood when the process before this one, on the same boot, ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Past {
+pub enum LossState {
     /// A commanding station had been linked, and no loss since has been seen to its end.
     Linked,
+    #[serde(rename = "over")]
     /// The link was lost, its command had ended, and no station had been heard again.
-    Over,
+    CommandEnded,
 }
 
 /// What `lost-link.json` says: good for one boot.
 #[derive(Debug, Serialize, Deserialize)]
-struct Kept {
+struct StoredLossState {
     boot: String,
-    state: Past,
+    state: LossState,
 }
 
-impl Kept {
+impl StoredLossState {
     /// What holds on this boot. Nothing of another one does: the machine may have been carried home in between.
-    fn on(self, boot: &str) -> Option<Past> {
+    fn for_boot(self, boot: &str) -> Option<LossState> {
         (self.boot == boot && !boot.is_empty()).then_some(self.state)
     }
 }
 
 /// See the module.
 #[derive(Clone, Debug)]
-pub struct Memory {
+pub struct FleetStore {
     dir: PathBuf,
 }
 
-impl Memory {
+impl FleetStore {
     /// What lies in this state directory.
     pub fn new(dir: &Path) -> Self {
         Self { dir: dir.to_owned() }
     }
 
     /// The fleet that this node belongs to, if it does and the file is sound.
-    pub fn fleet(&self, own: &PublicKey) -> Option<Membership> {
-        let path = self.dir.join(FLEET);
+    pub fn load_fleet(&self, own: &PublicKey) -> Option<Membership> {
+        let path = self.dir.join(FLEET_FILE);
         let bytes = state_file::read(&path)
             .inspect_err(|error| tracing::warn!(%error, "the fleet cannot be read: as if there were none"))
             .ok()??;
@@ -75,44 +76,44 @@ impl Memory {
     }
 
     /// Remembers the fleet.
-    pub async fn keep_fleet(&self, membership: &Membership) {
+    pub async fn save_fleet(&self, membership: &Membership) {
         let (this, membership) = (self.clone(), membership.clone());
-        aside(move || this.write(FLEET, &membership, MODE_SECRET)).await;
+        run_blocking(move || this.write(FLEET_FILE, &membership, MODE_SECRET)).await;
     }
 
     /// Remembers the fleet, whenever it changes, until `stop`: the newest state of it, if the disk is slower.
-    pub async fn keep_fleets(
+    pub async fn save_fleet_changes(
         &self,
         mut fleets: watch::Receiver<Option<Arc<Membership>>>,
-        stop: CancellationToken,
+        shutdown: CancellationToken,
     ) {
-        while let Some(Ok(())) = stop.run_until_cancelled(fleets.changed()).await {
+        while let Some(Ok(())) = shutdown.run_until_cancelled(fleets.changed()).await {
             let now = fleets.borrow_and_update().clone();
             if let Some(membership) = now {
-                self.keep_fleet(&membership).await;
+                self.save_fleet(&membership).await;
             }
         }
     }
 
     /// Where stations were seen last, newest first.
-    pub fn stations(&self) -> Vec<SocketAddr> {
-        let read = state_file::read(&self.dir.join(STATIONS)).ok().flatten();
+    pub fn load_stations(&self) -> Vec<SocketAddr> {
+        let read = state_file::read(&self.dir.join(STATIONS_FILE)).ok().flatten();
         let mut stations: Vec<SocketAddr> = read
             .and_then(|bytes| serde_json::from_slice(&bytes).ok())
             .unwrap_or_default();
-        stations.retain(dialable);
+        stations.retain(is_dialable);
         stations.truncate(STATIONS_MAX);
         stations
     }
 
     /// Remembers where a station is.
-    pub async fn keep_station(&self, addr: SocketAddr) {
+    pub async fn save_station(&self, addr: SocketAddr) {
         let this = self.clone();
-        aside(move || this.put_station(addr)).await;
+        run_blocking(move || this.insert_station(addr)).await;
     }
 
-    fn put_station(&self, addr: SocketAddr) {
-        let mut stations = self.stations();
+    fn insert_station(&self, addr: SocketAddr) {
+        let mut stations = self.load_stations();
         if stations.first() == Some(&addr) {
             // Nothing new: an SD card is not written for it.
             return;
@@ -120,25 +121,25 @@ impl Memory {
         stations.retain(|known| *known != addr);
         stations.insert(0, addr);
         stations.truncate(STATIONS_MAX);
-        self.write(STATIONS, &stations, MODE_PLAIN);
+        self.write(STATIONS_FILE, &stations, MODE_PLAIN);
     }
 
     /// How the dead-man stood when the process before this one, on the same boot, ended; `None` if it was unarmed or
     /// the file cannot be read.
-    pub fn past(&self, boot: &str) -> Option<Past> {
-        let bytes = state_file::read(&self.dir.join(LOST_LINK))
+    pub fn load_loss_state(&self, boot: &str) -> Option<LossState> {
+        let bytes = state_file::read(&self.dir.join(LOST_LINK_FILE))
             .inspect_err(|error| tracing::warn!(%error, "lost link: as if no station had been linked"))
             .ok()??;
-        let kept: Result<Kept, _> = serde_json::from_slice(&bytes);
+        let kept: Result<StoredLossState, _> = serde_json::from_slice(&bytes);
         kept.inspect_err(|error| tracing::warn!(%error, "lost link: as if no station had been linked"))
             .ok()?
-            .on(boot)
+            .for_boot(boot)
     }
 
     /// Remembers how the dead-man stands.
-    pub(crate) async fn keep_past(&self, boot: String, state: Past) {
-        let (this, kept) = (self.clone(), Kept { boot, state });
-        aside(move || this.write(LOST_LINK, &kept, MODE_PLAIN)).await;
+    pub(crate) async fn save_loss_state(&self, boot: String, state: LossState) {
+        let (this, kept) = (self.clone(), StoredLossState { boot, state });
+        run_blocking(move || this.write(LOST_LINK_FILE, &kept, MODE_PLAIN)).await;
     }
 
     fn write(&self, file: &str, value: &impl serde::Serialize, mode: u32) {
@@ -154,14 +155,14 @@ impl Memory {
     }
 }
 
-async fn aside(work: impl FnOnce() + Send + 'static) {
+async fn run_blocking(work: impl FnOnce() + Send + 'static) {
     if let Err(error) = tokio::task::spawn_blocking(work).await {
         tracing::warn!(%error, "not remembered");
     }
 }
 
 /// Addresses worth remembering are those that can be dialled.
-fn dialable(addr: &SocketAddr) -> bool {
+fn is_dialable(addr: &SocketAddr) -> bool {
     addr.port() != 0 && !addr.ip().is_unspecified()
 }
 
@@ -174,9 +175,9 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_newest_state_of_the_fleet_is_kept_by_a_task_of_its_own() {
+    async fn fleet_changes_are_saved_in_the_background() {
         let dir = tempfile::tempdir().expect("a directory");
-        let memory = Memory::new(dir.path());
+        let memory = FleetStore::new(dir.path());
         let own = SigningKey::from_seed([1; 32]);
         let mut root = FleetRoot::create(SigningKey::from_seed([2; 32])).expect("a fleet");
         let grant = root.grant(own.public(), Role::Node).expect("a grant");
@@ -189,23 +190,23 @@ mod tests {
             Arc::new(Membership::new(root.public(), &own.public(), grant.clone(), state).expect("ours"))
         };
         let (tell, fleets) = watch::channel(None);
-        let stop = CancellationToken::new();
+        let shutdown = CancellationToken::new();
         let keeper = {
-            let (memory, stop) = (memory.clone(), stop.clone());
-            tokio::spawn(async move { memory.keep_fleets(fleets, stop).await })
+            let (memory, shutdown) = (memory.clone(), shutdown.clone());
+            tokio::spawn(async move { memory.save_fleet_changes(fleets, shutdown).await })
         };
         for number in 0..3 {
             let newest = member(number);
             tell.send_replace(Some(newest.clone()));
             let kept = async {
-                while memory.fleet(&own.public()).as_ref() != Some(&*newest) {
+                while memory.load_fleet(&own.public()).as_ref() != Some(&*newest) {
                     tokio::time::sleep(Duration::from_millis(5)).await;
                 }
             };
             let in_time = tokio::time::timeout(Duration::from_secs(20), kept).await;
             in_time.expect("it is kept");
         }
-        stop.cancel();
+        shutdown.cancel();
         keeper.await.expect("it ends");
     }
 }

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use swarm_shared::net::journal::{Disk, JournalFault, JournalFile, JournalStats, Recovery, StdDisk};
-use swarm_shared::proto::delivery::dedup::Ledger;
+use swarm_shared::proto::delivery::dedup::DedupTable;
 use swarm_shared::proto::delivery::record::Record;
 use tokio::runtime::Builder;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -30,7 +30,7 @@ pub struct Health {
 
 struct Append {
     records: Vec<Record>,
-    answer: oneshot::Sender<Result<(), JournalFault>>,
+    reply: oneshot::Sender<Result<(), JournalFault>>,
 }
 
 /// A handle on the journal; clones share it.
@@ -46,7 +46,7 @@ impl Journal {
     ///
     /// # Errors
     /// If no thread can be started.
-    pub fn open(dir: &Path) -> io::Result<(Self, Ledger, Recovery)> {
+    pub fn open(dir: &Path) -> io::Result<(Self, DedupTable, Recovery)> {
         let (file, recovery) = JournalFile::open(StdDisk::new(dir));
         let (journal, ledger) = Self::start(file, &recovery)?;
         Ok((journal, ledger, recovery))
@@ -56,23 +56,23 @@ impl Journal {
     ///
     /// # Errors
     /// If no thread can be started.
-    pub fn start<D>(file: JournalFile<D>, recovery: &Recovery) -> io::Result<(Self, Ledger)>
+    pub fn start<D>(file: JournalFile<D>, recovery: &Recovery) -> io::Result<(Self, DedupTable)>
     where
         D: Disk + Send + 'static,
         D::File: Send,
     {
-        let ledger = file.ledger().clone();
+        let dedup = file.dedup_table().clone();
         let (appends, queue) = mpsc::channel(APPENDS_MAX);
-        let (said, health) = watch::channel(Health {
+        let (publisher, health) = watch::channel(Health {
             fault: recovery.fault.clone(),
             stats: file.stats(),
         });
         // A timer on a thread that blocks: it may wait for its queue and for the time to try again.
-        let waiting = Builder::new_current_thread().enable_time().build()?;
+        let runtime = Builder::new_current_thread().enable_time().build()?;
         std::thread::Builder::new()
             .name("journal".to_owned())
-            .spawn(move || work(file, queue, &said, &waiting))?;
-        Ok((Self { appends, health }, ledger))
+            .spawn(move || run_thread(file, queue, &publisher, &runtime))?;
+        Ok((Self { appends, health }, dedup))
     }
 
     /// Makes these records durable, all of them when it returns with success. Those of one call, and of calls that one
@@ -82,9 +82,15 @@ impl Journal {
     /// [`JournalFault`]; then they do not count, and may be on the disk all the same.
     pub async fn append(&self, records: Vec<Record>) -> Result<(), JournalFault> {
         let (answer, answered) = oneshot::channel();
-        let asked = self.appends.send(Append { records, answer }).await;
-        asked.map_err(|_gone| JournalFault::Stopped)?;
-        answered.await.map_err(|_gone| JournalFault::Stopped)?
+        let asked = self
+            .appends
+            .send(Append {
+                records,
+                reply: answer,
+            })
+            .await;
+        asked.map_err(|_gone| JournalFault::Closed)?;
+        answered.await.map_err(|_gone| JournalFault::Closed)?
     }
 
     /// How the journal is; it counts as changed when a fault comes or goes.
@@ -102,52 +108,56 @@ impl Journal {
     }
 }
 
-fn work<D: Disk>(
+fn run_thread<D: Disk>(
     mut file: JournalFile<D>,
     mut queue: mpsc::Receiver<Append>,
-    said: &watch::Sender<Health>,
-    waiting: &tokio::runtime::Runtime,
+    publisher: &watch::Sender<Health>,
+    runtime: &tokio::runtime::Runtime,
 ) {
     let mut batch = Vec::new();
     loop {
         let next = queue.recv_many(&mut batch, APPENDS_MAX);
-        let taken = if said.borrow().fault.is_none() {
-            Some(waiting.block_on(next))
+        let taken = if publisher.borrow().fault.is_none() {
+            Some(runtime.block_on(next))
         } else {
             let patient = async { tokio::time::timeout(RETRY, next).await };
-            waiting.block_on(patient).ok()
+            runtime.block_on(patient).ok()
         };
         match taken {
             Some(0) => return,
-            Some(_) => commit(&mut file, &mut batch, said),
+            Some(_) => commit(&mut file, &mut batch, publisher),
             None => {
                 let recovered = file.recover();
-                say(said, &file, recovered.err());
+                publish_health(publisher, &file, recovered.err());
             }
         }
     }
 }
 
 /// Writes all that waits in one step, and answers each.
-fn commit<D: Disk>(file: &mut JournalFile<D>, batch: &mut Vec<Append>, said: &watch::Sender<Health>) {
+fn commit<D: Disk>(file: &mut JournalFile<D>, batch: &mut Vec<Append>, publisher: &watch::Sender<Health>) {
     let mut records = Vec::new();
     let answers: Vec<_> = batch
         .drain(..)
         .map(|append| {
             records.extend(append.records);
-            append.answer
+            append.reply
         })
         .collect();
     let written = file.append(&records);
-    say(said, file, written.clone().err());
+    publish_health(publisher, file, written.clone().err());
     for answer in answers {
         // Whoever asked may have gone; it is written all the same.
         answer.send(written.clone()).ok();
     }
 }
 
-fn say<D: Disk>(said: &watch::Sender<Health>, file: &JournalFile<D>, fault: Option<JournalFault>) {
-    said.send_if_modified(|health| {
+fn publish_health<D: Disk>(
+    publisher: &watch::Sender<Health>,
+    file: &JournalFile<D>,
+    fault: Option<JournalFault>,
+) {
+    publisher.send_if_modified(|health| {
         health.stats = file.stats();
         let changed = health.fault != fault;
         if changed {
@@ -170,44 +180,44 @@ mod tests {
 
     use super::*;
 
-    fn stop(number: u64) -> Record {
+    fn stop_record(number: u64) -> Record {
         Record::Stopped {
             issuer: PeerId([1; 32]),
             number,
         }
     }
 
-    fn start(disk: &MemoryDisk) -> (Journal, Ledger) {
+    fn start(disk: &MemoryDisk) -> (Journal, DedupTable) {
         let (file, recovery) = JournalFile::open(disk.clone());
         Journal::start(file, &recovery).expect("a thread")
     }
 
-    fn latch(ledger: &Ledger) -> Option<u64> {
+    fn latch(ledger: &DedupTable) -> Option<u64> {
         ledger.latch().map(|latch| latch.number)
     }
 
     #[tokio::test]
-    async fn what_was_appended_is_there_after_a_restart() {
+    async fn appended_records_survive_a_restart() {
         let dir = tempfile::tempdir().expect("a directory");
         let (journal, ledger, _) = Journal::open(dir.path()).expect("a thread");
-        assert_eq!(ledger, Ledger::default());
-        journal.append(vec![stop(7)]).await.expect("room");
+        assert_eq!(ledger, DedupTable::default());
+        journal.append(vec![stop_record(7)]).await.expect("room");
         journal.close().await;
         let (_, ledger, recovery) = Journal::open(dir.path()).expect("a thread");
         assert_eq!((latch(&ledger), recovery.records), (Some(7), 1));
     }
 
     #[tokio::test]
-    async fn what_waits_together_is_flushed_once_and_none_is_answered_before() {
+    async fn queued_appends_share_one_flush() {
         let disk = MemoryDisk::default();
         let (file, recovery) = JournalFile::open(disk.clone());
         let before = file.stats();
         let (appends, queue) = mpsc::channel(APPENDS_MAX);
         let mut answers = Vec::new();
         for number in 1..=100 {
-            let (answer, answered) = oneshot::channel();
-            let records = vec![stop(number)];
-            appends.try_send(Append { records, answer }).expect("room");
+            let (reply, answered) = oneshot::channel();
+            let records = vec![stop_record(number)];
+            appends.try_send(Append { records, reply }).expect("room");
             answers.push(answered);
         }
         drop(appends);
@@ -216,7 +226,7 @@ mod tests {
             .enable_time()
             .build()
             .expect("a timer");
-        std::thread::spawn(move || work(file, queue, &said, &waiting))
+        std::thread::spawn(move || run_thread(file, queue, &said, &waiting))
             .join()
             .expect("it ends by itself");
         for answer in answers {
@@ -228,12 +238,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_failing_disk_is_refused_and_recovers_by_itself() {
+    async fn appends_fail_on_a_full_disk_until_it_recovers() {
         let disk = MemoryDisk::default();
         let (journal, _) = start(&disk);
         let mut health = journal.health();
         disk.fail_at(disk.calls(), Failure::Error(ErrorKind::StorageFull));
-        let fault = journal.append(vec![stop(1)]).await.expect_err("full").to_string();
+        let fault = journal
+            .append(vec![stop_record(1)])
+            .await
+            .expect_err("full")
+            .to_string();
         assert!(fault.contains("free some space"), "{fault}");
         assert!(health.borrow_and_update().fault.is_some());
         let recovered = health.wait_for(|health| health.fault.is_none());
@@ -241,15 +255,18 @@ mod tests {
             .await
             .expect("nobody has to ask")
             .expect("it runs");
-        journal.append(vec![stop(2)]).await.expect("room again");
+        journal.append(vec![stop_record(2)]).await.expect("room again");
         assert_eq!(latch(&start(&disk.restarted(Loss::All, 0)).1), Some(2));
     }
 
     #[tokio::test]
-    async fn without_a_place_it_refuses_with_the_reason() {
+    async fn appends_fail_without_a_journal_directory() {
         let dir = tempfile::tempdir().expect("a directory");
         let (journal, _, recovery) = Journal::open(&dir.path().join("none")).expect("a thread");
-        let fault = journal.append(vec![stop(1)]).await.expect_err("no directory");
+        let fault = journal
+            .append(vec![stop_record(1)])
+            .await
+            .expect_err("no directory");
         assert_eq!(Some(&fault), recovery.fault.as_ref());
         assert_eq!(journal.health().borrow().fault, Some(fault));
     }

@@ -13,20 +13,20 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 /// How many lines are kept.
-pub const LOG_LINES_MAX: usize = 1000;
+pub const LOG_LINES_BURST: usize = 1000;
 /// How much of one line is kept, in bytes.
 pub const LOG_LINE_BYTES_MAX: usize = 2048;
 
 /// The newest lines of the log. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct LogRing {
-    lines: Arc<Mutex<VecDeque<Line>>>,
+    lines: Arc<Mutex<VecDeque<LogLine>>>,
 }
 
 #[derive(Debug)]
-struct Line {
+struct LogLine {
     text: String,
-    warns: bool,
+    is_warning: bool,
 }
 
 impl LogRing {
@@ -42,10 +42,10 @@ impl LogRing {
 
     /// The last `count` warnings and errors, oldest first.
     pub fn warnings(&self, count: usize) -> Vec<String> {
-        self.newest(count, |line| line.warns)
+        self.newest(count, |line| line.is_warning)
     }
 
-    fn newest(&self, count: usize, wanted: impl Fn(&Line) -> bool) -> Vec<String> {
+    fn newest(&self, count: usize, wanted: impl Fn(&LogLine) -> bool) -> Vec<String> {
         let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         let mut newest: Vec<String> = lines
             .iter()
@@ -58,17 +58,17 @@ impl LogRing {
         newest
     }
 
-    fn push(&self, text: &str, warns: bool) {
+    fn push(&self, text: &str, is_warning: bool) {
         let mut end = text.len().min(LOG_LINE_BYTES_MAX);
         while !text.is_char_boundary(end) {
             end -= 1;
         }
-        let line = Line {
+        let line = LogLine {
             text: text[..end].trim_end().to_owned(),
-            warns,
+            is_warning,
         };
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        if lines.len() == LOG_LINES_MAX {
+        if lines.len() == LOG_LINES_BURST {
             lines.pop_front();
         }
         lines.push_back(line);
@@ -79,7 +79,7 @@ impl LogRing {
 #[derive(Debug)]
 pub struct EventWriter<'r> {
     ring: &'r LogRing,
-    warns: bool,
+    is_warning: bool,
     text: Vec<u8>,
 }
 
@@ -97,7 +97,8 @@ impl Write for EventWriter<'_> {
 impl Drop for EventWriter<'_> {
     fn drop(&mut self) {
         if !self.text.is_empty() {
-            self.ring.push(&String::from_utf8_lossy(&self.text), self.warns);
+            self.ring
+                .push(&String::from_utf8_lossy(&self.text), self.is_warning);
         }
     }
 }
@@ -108,14 +109,14 @@ impl<'r> MakeWriter<'r> for LogRing {
     fn make_writer(&'r self) -> Self::Writer {
         EventWriter {
             ring: self,
-            warns: false,
+            is_warning: false,
             text: Vec::new(),
         }
     }
 
     fn make_writer_for(&'r self, meta: &Metadata<'_>) -> Self::Writer {
         let mut writer = self.make_writer();
-        writer.warns = *meta.level() <= Level::WARN;
+        writer.is_warning = *meta.level() <= Level::WARN;
         writer
     }
 }
@@ -155,22 +156,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_newest_lines_stay_and_warnings_are_known() {
+    fn log_ring_keeps_newest_lines_and_marks_warnings() {
         let ring = LogRing::new();
         let kept = tracing_subscriber::fmt::layer()
             .with_writer(ring.clone())
             .with_ansi(false);
         tracing::subscriber::with_default(tracing_subscriber::registry().with(kept), || {
-            for i in 0..LOG_LINES_MAX + 5 {
+            for i in 0..LOG_LINES_BURST + 5 {
                 tracing::info!(i, "line");
             }
             tracing::info_span!("link", peer = "a1b2")
                 .in_scope(|| tracing::warn!("careful {}", "é".repeat(2000)));
         });
-        assert_eq!(ring.last(usize::MAX).len(), LOG_LINES_MAX);
+        assert_eq!(ring.last(usize::MAX).len(), LOG_LINES_BURST);
         let last = ring.last(2);
         assert!(
-            last[0].ends_with(&format!("line i={}", LOG_LINES_MAX + 4)),
+            last[0].ends_with(&format!("line i={}", LOG_LINES_BURST + 4)),
             "{last:?}"
         );
         assert!(last[1].contains("peer=\"a1b2\"") && last[1].len() <= LOG_LINE_BYTES_MAX);

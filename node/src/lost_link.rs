@@ -35,126 +35,141 @@ use std::time::{Duration, Instant};
 use swarm_shared::net::clock;
 use swarm_shared::net::peer::PeerLink;
 use swarm_shared::proto::id::PeerId;
-use swarm_shared::proto::stop::Latch;
+use swarm_shared::proto::stop::StopId;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::config;
-use crate::fleet_store::{Memory, Past};
+use crate::fleet_store::{FleetStore, LossState};
 use crate::process::{self, Stderr};
-use crate::status::{Loss, Status};
+use crate::status::{LinkLoss, Status};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Unarmed,
-    Armed { heard: Instant },
-    Lost { heard: Instant, command: Command },
+    Armed {
+        last_heard: Instant,
+    },
+    Lost {
+        last_heard: Instant,
+        command: CommandState,
+    },
 }
 
 /// The command of one loss.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Command {
+enum CommandState {
     /// Held back.
-    Owed,
+    Deferred,
     Running,
     Ended,
 }
 
 /// What has come about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Due {
+pub enum TimeoutAction {
     /// Nothing.
     Nothing,
     /// The link is lost, and the command is held back.
-    Held,
+    Deferred,
     /// The link is lost: the command is to run.
     Run,
     /// The link was lost before, and the command that was held back is to run.
-    RunNow,
+    RunDeferred,
 }
 
 /// When to act; see the module.
 #[derive(Debug)]
-pub struct LostLink {
+pub struct LostLinkDetector {
     after: Duration,
     state: State,
 }
 
-impl LostLink {
+impl LostLinkDetector {
     /// As the process before this one left it, on the same boot; `now` is the start of this one.
-    pub fn new(after: Duration, past: Option<Past>, now: Instant) -> Self {
+    pub fn new(after: Duration, past: Option<LossState>, now: Instant) -> Self {
         let state = match past {
             None => State::Unarmed,
-            Some(Past::Linked) => State::Armed { heard: now },
-            Some(Past::Over) => State::Lost {
-                heard: now,
-                command: Command::Ended,
+            Some(LossState::Linked) => State::Armed { last_heard: now },
+            Some(LossState::CommandEnded) => State::Lost {
+                last_heard: now,
+                command: CommandState::Ended,
             },
         };
         Self { after, state }
     }
 
     /// What a process that comes after this one has to know; `None` if no station was ever linked.
-    pub fn past(&self) -> Option<Past> {
+    pub fn persisted_state(&self) -> Option<LossState> {
         match self.state {
             State::Unarmed => None,
             State::Armed { .. }
             | State::Lost {
-                command: Command::Owed | Command::Running,
+                command: CommandState::Deferred | CommandState::Running,
                 ..
-            } => Some(Past::Linked),
+            } => Some(LossState::Linked),
             State::Lost {
-                command: Command::Ended,
+                command: CommandState::Ended,
                 ..
-            } => Some(Past::Over),
+            } => Some(LossState::CommandEnded),
         }
     }
 
     /// A station that may command was heard at this time.
-    pub fn heard(&mut self, at: Instant) {
+    pub fn on_heard(&mut self, at: Instant) {
         self.state = match self.state {
-            State::Armed { heard } => State::Armed { heard: heard.max(at) },
+            State::Armed { last_heard: heard } => State::Armed {
+                last_heard: heard.max(at),
+            },
             // Old news does not end a loss.
-            State::Lost { heard, .. } if at <= heard => self.state,
-            State::Unarmed | State::Lost { .. } => State::Armed { heard: at },
+            State::Lost {
+                last_heard: heard, ..
+            } if at <= heard => self.state,
+            State::Unarmed | State::Lost { .. } => State::Armed { last_heard: at },
         };
     }
 
     /// What is due now; `held`: whether the command may not run now.
-    pub fn handle_timeout(&mut self, now: Instant, held: bool) -> Due {
+    pub fn handle_timeout(&mut self, now: Instant, suppressed: bool) -> TimeoutAction {
         match self.state {
-            State::Armed { heard } if now >= heard + self.after => {
-                let (command, due) = if held {
-                    (Command::Owed, Due::Held)
+            State::Armed { last_heard: heard } if now >= heard + self.after => {
+                let (command, due) = if suppressed {
+                    (CommandState::Deferred, TimeoutAction::Deferred)
                 } else {
-                    (Command::Running, Due::Run)
+                    (CommandState::Running, TimeoutAction::Run)
                 };
-                self.state = State::Lost { heard, command };
+                self.state = State::Lost {
+                    last_heard: heard,
+                    command,
+                };
                 due
             }
             State::Lost {
-                heard,
-                command: Command::Owed,
-            } if !held => {
-                let command = Command::Running;
-                self.state = State::Lost { heard, command };
-                Due::RunNow
+                last_heard: heard,
+                command: CommandState::Deferred,
+            } if !suppressed => {
+                let command = CommandState::Running;
+                self.state = State::Lost {
+                    last_heard: heard,
+                    command,
+                };
+                TimeoutAction::RunDeferred
             }
-            State::Unarmed | State::Armed { .. } | State::Lost { .. } => Due::Nothing,
+            State::Unarmed | State::Armed { .. } | State::Lost { .. } => TimeoutAction::Nothing,
         }
     }
 
     /// The command has ended, in whatever way.
-    pub fn command_ended(&mut self) {
+    pub fn on_command_ended(&mut self) {
         if let State::Lost { command, .. } = &mut self.state {
-            *command = Command::Ended;
+            *command = CommandState::Ended;
         }
     }
 
     /// When the link will be lost, if nothing more is heard.
     pub fn poll_timeout(&self) -> Option<Instant> {
         match self.state {
-            State::Armed { heard } => Some(heard + self.after),
+            State::Armed { last_heard: heard } => Some(heard + self.after),
             State::Unarmed | State::Lost { .. } => None,
         }
     }
@@ -166,10 +181,10 @@ impl LostLink {
 }
 
 /// The sessions of stations that may command and have been linked.
-pub type Stations = watch::Receiver<BTreeMap<PeerId, PeerLink>>;
+pub type CommandingStations = watch::Receiver<BTreeMap<PeerId, PeerLink>>;
 
 /// How often it is looked whether a lost station is heard again; links come up rarely.
-const LOOK_INTERVAL: Duration = Duration::from_millis(200);
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// What the dead-man works with.
 #[derive(Debug)]
@@ -177,47 +192,47 @@ pub struct Setup {
     /// What its owner wants.
     pub config: config::LostLink,
     /// Whom it listens to.
-    pub stations: Stations,
+    pub stations: CommandingStations,
     /// The emergency stop.
-    pub in_force: watch::Receiver<Option<Latch>>,
+    pub latch: watch::Receiver<Option<StopId>>,
     /// What outlives this process.
-    pub memory: Memory,
+    pub store: FleetStore,
     /// The id of this boot; empty if it has none.
     pub boot: String,
     /// What is shown on this device.
     pub status: Status,
     /// Ends it.
-    pub stop: CancellationToken,
+    pub shutdown: CancellationToken,
 }
 
 /// Watches until it is told to stop.
 pub async fn run(setup: Setup) {
-    let past = setup.memory.past(&setup.boot);
+    let past = setup.store.load_loss_state(&setup.boot);
     let (facts, to_keep) = watch::channel(past);
     // Beside each other: a memory card may take seconds, and the command is not to wait for it.
     tokio::join!(
-        keep(setup.memory.clone(), setup.boot.clone(), to_keep),
-        watch_over(setup, past, facts)
+        save_changes(setup.store.clone(), setup.boot.clone(), to_keep),
+        monitor(setup, past, facts)
     );
 }
 
-async fn watch_over(setup: Setup, past: Option<Past>, facts: watch::Sender<Option<Past>>) {
+async fn monitor(setup: Setup, past: Option<LossState>, facts: watch::Sender<Option<LossState>>) {
     let Setup {
         config,
         stations,
-        mut in_force,
+        mut latch,
         status,
-        stop,
+        shutdown,
         ..
     } = setup;
-    let mut lost_link = LostLink::new(config.after, past, clock::now());
+    let mut lost_link = LostLinkDetector::new(config.after, past, clock::now());
     let mut losses = u32::from(lost_link.is_lost());
     match past {
         None => {}
-        Some(Past::Linked) => {
+        Some(LossState::Linked) => {
             tracing::warn!(after = ?config.after, "a station was linked before this start: the lost_link command runs unless one is heard");
         }
-        Some(Past::Over) => {
+        Some(LossState::CommandEnded) => {
             tracing::warn!("the link was LOST before this start, and the lost_link command has run");
             status.update(|facts| {
                 facts.lost_link = Some("LOST before this start; its command has run".to_owned());
@@ -228,63 +243,69 @@ async fn watch_over(setup: Setup, past: Option<Past>, facts: watch::Sender<Optio
         let was_lost = lost_link.is_lost();
         let heard = stations.borrow().values().filter_map(PeerLink::last_heard).max();
         if let Some(heard) = heard {
-            lost_link.heard(heard);
+            lost_link.on_heard(heard);
         }
-        remember(&facts, &lost_link);
+        publish_state(&facts, &lost_link);
         if was_lost && !lost_link.is_lost() {
             tracing::warn!(losses, "a station is heard again");
             status.update(|facts| facts.lost_link = Some(format!("heard again; lost {losses} times")));
         }
         let now = clock::now();
-        let held = in_force.borrow_and_update().is_some() && !config.while_stopped;
-        let due = lost_link.handle_timeout(now, held);
-        losses += u32::from(matches!(due, Due::Held | Due::Run));
+        let suppressed = latch.borrow_and_update().is_some() && !config.while_stopped;
+        let due = lost_link.handle_timeout(now, suppressed);
+        losses += u32::from(matches!(due, TimeoutAction::Deferred | TimeoutAction::Run));
         match due {
-            Due::Nothing => {}
-            Due::Held => {
+            TimeoutAction::Nothing => {}
+            TimeoutAction::Deferred => {
                 tracing::error!(after = ?config.after, losses, "LINK LOST: no station was heard; stopped, so the lost_link command is held back");
-                show(&status, losses, None);
+                update_status(&status, losses, None);
                 continue;
             }
-            Due::Run | Due::RunNow => {
+            TimeoutAction::Run | TimeoutAction::RunDeferred => {
                 tracing::error!(after = ?config.after, losses, "LINK LOST: no station was heard; running the lost_link command");
-                show(&status, losses, None);
-                let ended = run_command(&config, &mut in_force, &stop).await;
+                update_status(&status, losses, None);
+                let ended = run_command(&config, &mut latch, &shutdown).await;
                 match &ended {
                     Ok(()) => tracing::warn!("the lost_link command ended well"),
                     Err(why) => tracing::error!(why, "the lost_link command FAILED"),
                 }
-                show(&status, losses, Some(ended));
-                if stop.is_cancelled() {
+                update_status(&status, losses, Some(ended));
+                if shutdown.is_cancelled() {
                     // It was killed: it runs again at the next start.
                     return;
                 }
-                lost_link.command_ended();
+                lost_link.on_command_ended();
                 continue;
             }
         }
-        let look = now + LOOK_INTERVAL;
-        let next = lost_link.poll_timeout().map_or(look, |due| due.min(look));
-        if stop.run_until_cancelled(clock::sleep_until(next)).await.is_none() {
+        let next_poll = now + POLL_INTERVAL;
+        let next = lost_link
+            .poll_timeout()
+            .map_or(next_poll, |due| due.min(next_poll));
+        if shutdown
+            .run_until_cancelled(clock::sleep_until(next))
+            .await
+            .is_none()
+        {
             return;
         }
     }
 }
 
 /// Writes down each change, the newest only if the disk is slower; ends with what tells of them.
-async fn keep(memory: Memory, boot: String, mut facts: watch::Receiver<Option<Past>>) {
+async fn save_changes(store: FleetStore, boot: String, mut facts: watch::Receiver<Option<LossState>>) {
     while facts.changed().await.is_ok() {
         let state = *facts.borrow_and_update();
         if let Some(state) = state.filter(|_| !boot.is_empty()) {
             let boot = boot.clone();
-            memory.keep_past(boot, state).await;
+            store.save_loss_state(boot, state).await;
         }
     }
 }
 
-fn remember(facts: &watch::Sender<Option<Past>>, lost_link: &LostLink) {
+fn publish_state(facts: &watch::Sender<Option<LossState>>, lost_link: &LostLinkDetector) {
     facts.send_if_modified(|kept| {
-        let now = lost_link.past();
+        let now = lost_link.persisted_state();
         std::mem::replace(kept, now) != now
     });
 }
@@ -292,15 +313,15 @@ fn remember(facts: &watch::Sender<Option<Past>>, lost_link: &LostLink) {
 /// Runs the command; a stop that comes meanwhile kills it, unless it may run while stopped.
 async fn run_command(
     config: &config::LostLink,
-    in_force: &mut watch::Receiver<Option<Latch>>,
-    stop: &CancellationToken,
+    latch: &mut watch::Receiver<Option<StopId>>,
+    shutdown: &CancellationToken,
 ) -> Result<(), String> {
-    let kill = stop.child_token();
+    let kill = shutdown.child_token();
     let command = process::run(config.command.as_slice(), Stderr::Merged, config.timeout, &kill);
     tokio::pin!(command);
     let stopped = async {
         // The stop's own task ends only when the node does.
-        if config.while_stopped || in_force.wait_for(Option::is_some).await.is_err() {
+        if config.while_stopped || latch.wait_for(Option::is_some).await.is_err() {
             std::future::pending::<()>().await;
         }
     };
@@ -312,14 +333,14 @@ async fn run_command(
         }
     };
     match ran {
-        Ok(finished) if finished.exit == 0 => Ok(()),
+        Ok(finished) if finished.exit_code == 0 => Ok(()),
         _ if killed => Err("killed by the emergency stop".to_owned()),
-        Ok(finished) => Err(format!("exit status {}", finished.exit)),
+        Ok(finished) => Err(format!("exit status {}", finished.exit_code)),
         Err(error) => Err(error.to_string()),
     }
 }
 
-fn show(status: &Status, number: u32, command: Option<Result<(), String>>) {
+fn update_status(status: &Status, number: u32, command: Option<Result<(), String>>) {
     let how = match &command {
         None => String::new(),
         Some(Ok(())) => "; its command ended well".to_owned(),
@@ -327,6 +348,6 @@ fn show(status: &Status, number: u32, command: Option<Result<(), String>>) {
     };
     status.update(|facts| {
         facts.lost_link = Some(format!("LOST, for the {number}. time{how}"));
-        facts.last_loss = Some(Loss { number, command });
+        facts.last_loss = Some(LinkLoss { number, command });
     });
 }

@@ -10,7 +10,7 @@ use swarm_shared::net::identity::{self, IdentityError, KeyFile};
 use swarm_shared::net::journal::Recovery;
 use swarm_shared::net::random;
 use swarm_shared::net::roots::Roots;
-use swarm_shared::proto::delivery::dedup::Ledger;
+use swarm_shared::proto::delivery::dedup::DedupTable;
 use swarm_shared::proto::id::NodeName;
 use swarm_shared::proto::trust::SigningKey;
 use tokio::sync::{mpsc, watch};
@@ -44,7 +44,7 @@ pub struct Settings {
     /// The ring that logging was started with.
     pub log: LogRing,
     /// Whether to end as soon as the node has joined: `swarm-node join`.
-    pub until_joined: bool,
+    pub exit_once_joined: bool,
 }
 
 /// The parts of a running node that do not depend on links.
@@ -59,7 +59,7 @@ pub struct Node {
     /// Where it writes down what it must know after a crash.
     pub journal: Journal,
     /// What it knew when it started.
-    pub ledger: Ledger,
+    pub dedup: DedupTable,
     /// Its name, and news of it.
     pub name: watch::Receiver<NodeName>,
     /// What commands can ask for.
@@ -73,11 +73,11 @@ pub struct Node {
     /// What `status` shows: links, the real address, refusals are to be told here.
     pub status: Status,
     /// Codes that somebody on this device wants tried.
-    joins: mpsc::Receiver<JoinRequest>,
+    join_requests: mpsc::Receiver<JoinRequest>,
     /// Where they are handed in.
-    pub(crate) codes: mpsc::Sender<JoinRequest>,
+    pub(crate) join_sender: mpsc::Sender<JoinRequest>,
     /// Cancelled at shutdown.
-    pub stop: CancellationToken,
+    pub shutdown: CancellationToken,
     /// What is waited for at shutdown.
     pub tasks: TaskTracker,
 }
@@ -89,7 +89,7 @@ impl Node {
     /// Another daemon has the same state directory, or its key is not to be used.
     pub fn start(settings: Settings) -> anyhow::Result<Self> {
         let Settings { config, log, .. } = settings;
-        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let (shutdown, tasks) = (CancellationToken::new(), TaskTracker::new());
         let state = Arc::new(StateDir::open(&settings.state_dir)?);
         if let Some(problem) = state.problem() {
             tracing::warn!(
@@ -98,8 +98,8 @@ impl Node {
                 "NOTHING CAN BE REMEMBERED: the state directory cannot be written to"
             );
         }
-        let (journal, ledger) = journal_of(&state)?;
-        let key = key_of(&state)?;
+        let (journal, dedup) = open_journal(&state)?;
+        let key = load_key(&state)?;
         let id = key.public().id();
         let fixed = config.name.clone().filter(|_| settings.name_fixed_by.is_some());
         let name = fixed
@@ -122,7 +122,7 @@ impl Node {
         let plugins = Plugins::new(&config);
         let telemetry = Telemetry::new(config.telemetry.clone(), disks, plugins.clone());
         let status = Status::new(
-            status::View {
+            status::StatusView {
                 name: name.to_string(),
                 id: id.to_string(),
                 version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -130,13 +130,13 @@ impl Node {
                 config: settings.config_path.display().to_string(),
                 state_dir: state.path().display().to_string(),
                 state_problem: state.problem().map(str::to_owned),
-                ..status::View::default()
+                ..status::StatusView::default()
             },
             log.clone(),
         )
         .with_journal(&journal);
         let (names, name) = watch::channel(name);
-        let transfers = Transfers::new(roots.clone(), stop.clone());
+        let transfers = Transfers::new(roots.clone(), shutdown.clone());
         let actions = Actions::new(Setup {
             id,
             config: config.clone(),
@@ -150,22 +150,22 @@ impl Node {
             name: names,
             name_fixed_by: settings.name_fixed_by,
         });
-        let (codes, joins) = mpsc::channel(JOIN_REQUESTS_MAX);
+        let (join_sender, join_requests) = mpsc::channel(JOIN_REQUESTS_MAX);
         let node = Self {
             key,
             config,
             state,
             journal,
-            ledger,
+            dedup,
             name,
             actions,
             transfers,
             plugins,
             telemetry,
             status,
-            joins,
-            codes,
-            stop,
+            join_requests,
+            join_sender,
+            shutdown,
             tasks,
         };
         node.spawn_tasks();
@@ -173,9 +173,9 @@ impl Node {
     }
 
     /// Hands over the codes that are handed in on this device, once.
-    pub(crate) fn take_joins(&mut self) -> mpsc::Receiver<JoinRequest> {
+    pub(crate) fn take_join_requests(&mut self) -> mpsc::Receiver<JoinRequest> {
         let (_none, nobody) = mpsc::channel(1);
-        std::mem::replace(&mut self.joins, nobody)
+        std::mem::replace(&mut self.join_requests, nobody)
     }
 
     fn spawn_tasks(&self) {
@@ -185,28 +185,28 @@ impl Node {
                 let serve = status::serve(
                     listener,
                     self.status.clone(),
-                    self.codes.clone(),
-                    self.stop.clone(),
+                    self.join_sender.clone(),
+                    self.shutdown.clone(),
                 );
                 self.tasks.spawn(serve);
             }
             Err(error) => tracing::warn!(%error, path = %socket.display(), "there is no status socket"),
         }
         if self.config.plugins.enabled {
-            self.let_plugins_in();
+            self.serve_plugins();
         }
-        let (telemetry, stop) = (self.telemetry.clone(), self.stop.clone());
-        self.tasks.spawn(async move { telemetry.run(&stop).await });
-        let (mut name, status, stop) = (self.name.clone(), self.status.clone(), self.stop.clone());
+        let (telemetry, shutdown) = (self.telemetry.clone(), self.shutdown.clone());
+        self.tasks.spawn(async move { telemetry.run(&shutdown).await });
+        let (mut name, status, shutdown) = (self.name.clone(), self.status.clone(), self.shutdown.clone());
         self.tasks.spawn(async move {
-            while let Some(Ok(())) = stop.run_until_cancelled(name.changed()).await {
+            while let Some(Ok(())) = shutdown.run_until_cancelled(name.changed()).await {
                 let name = name.borrow_and_update().to_string();
                 status.update(|facts| facts.name = name);
             }
         });
     }
 
-    fn let_plugins_in(&self) {
+    fn serve_plugins(&self) {
         let socket = StateDir::plugin_socket(self.state.path());
         let listener = match status::bind(&socket) {
             Ok(listener) => listener,
@@ -216,13 +216,13 @@ impl Node {
         };
         let (name, id) = (self.name.clone(), self.key.public().id());
         let welcome = move || json!({ "node": name.borrow().as_str(), "id": id });
-        let (plugins, tasks, stop) = (self.plugins.clone(), self.tasks.clone(), self.stop.clone());
+        let (plugins, tasks, shutdown) = (self.plugins.clone(), self.tasks.clone(), self.shutdown.clone());
         self.tasks
-            .spawn(plugins::serve(listener, plugins, welcome, tasks, stop));
-        let (mut changes, stop) = (self.plugins.changes(), self.stop.clone());
+            .spawn(plugins::serve(listener, plugins, welcome, tasks, shutdown));
+        let (mut changes, shutdown) = (self.plugins.changes(), self.shutdown.clone());
         let (plugins, status) = (self.plugins.clone(), self.status.clone());
         self.tasks.spawn(async move {
-            while let Some(Ok(())) = stop.run_until_cancelled(changes.changed()).await {
+            while let Some(Ok(())) = shutdown.run_until_cancelled(changes.changed()).await {
                 let views = plugins.views();
                 status.update(|facts| facts.plugins = views);
             }
@@ -231,7 +231,7 @@ impl Node {
 
     /// Ends everything: programs are killed, unfinished files removed.
     pub async fn shut_down(self) {
-        self.stop.cancel();
+        self.shutdown.cancel();
         self.transfers.close();
         self.tasks.close();
         if tokio::time::timeout(SHUTDOWN_GRACE, self.tasks.wait())
@@ -248,12 +248,12 @@ impl Node {
 }
 
 /// The node's key. Where none can be kept, one for this run: better a node that has to be accepted anew than none.
-fn key_of(state: &StateDir) -> anyhow::Result<SigningKey> {
+fn load_key(state: &StateDir) -> anyhow::Result<SigningKey> {
     if let Some(key) = identity::load(state.path(), KeyFile::Identity)? {
         return Ok(key);
     }
     match identity::load_or_create(state.path(), KeyFile::Identity) {
-        Err(IdentityError::Store(error)) => {
+        Err(IdentityError::StateFile(error)) => {
             let key = SigningKey::from_seed(random::bytes()?);
             tracing::warn!(
                 %error,
@@ -267,14 +267,14 @@ fn key_of(state: &StateDir) -> anyhow::Result<SigningKey> {
 }
 
 /// The node's journal, and what it tells. One that cannot be written refuses what acts, and the node runs on.
-fn journal_of(state: &StateDir) -> anyhow::Result<(Journal, Ledger)> {
+fn open_journal(state: &StateDir) -> anyhow::Result<(Journal, DedupTable)> {
     let (journal, ledger, recovery) =
         Journal::open(state.path()).context("no thread can be started for the journal")?;
     let Recovery {
         records,
         dropped_bytes,
         damage,
-        not_kept,
+        damage_save_error: not_kept,
         fault,
     } = recovery;
     tracing::debug!(records, "the journal is read");

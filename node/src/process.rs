@@ -34,7 +34,7 @@ pub const TERM_GRACE: Duration = Duration::from_secs(2);
 pub const DRAIN_GRACE: Duration = Duration::from_millis(500);
 
 /// What the daemon's own environment holds and a program must not get: systemd's sockets and the invitation.
-const NOT_INHERITED: [&str; 7] = [
+const REMOVED_VARIABLES: [&str; 7] = [
     "NOTIFY_SOCKET",
     "WATCHDOG_USEC",
     "WATCHDOG_PID",
@@ -46,22 +46,22 @@ const NOT_INHERITED: [&str; 7] = [
 
 /// Why a program ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
+pub enum EndReason {
     /// By itself.
     Exited,
     /// It was killed when its time was up.
     TimedOut,
     /// It was killed because the daemon shuts down.
-    Stopped,
+    Cancelled,
 }
 
 /// What a program left behind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finished {
     /// Why it ended.
-    pub end: End,
+    pub reason: EndReason,
     /// Its exit status; 128 plus the signal's number if a signal ended it.
-    pub exit: i32,
+    pub exit_code: i32,
     /// What it printed, capped at [`OUTPUT_BYTES_MAX`]; what is not UTF-8 is replaced.
     pub output: String,
 }
@@ -72,7 +72,7 @@ pub enum Stderr {
     /// It is part of the output.
     Merged,
     /// It is thrown away, for programs whose output is read by a program.
-    Dropped,
+    Discarded,
 }
 
 /// The program did not even start.
@@ -91,14 +91,14 @@ pub async fn run(
     argv: &[String],
     stderr: Stderr,
     timeout: Duration,
-    stop: &CancellationToken,
+    cancel: &CancellationToken,
 ) -> Result<Finished, StartError> {
     let failed = |source| StartError {
         program: argv.first().cloned().unwrap_or_default(),
         source,
     };
-    let mut running = Running::start(argv, stderr).map_err(failed)?;
-    running.drive(timeout, stop).await.map_err(failed)
+    let mut running = RunningProgram::start(argv, stderr).map_err(failed)?;
+    running.wait(timeout, cancel).await.map_err(failed)
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,14 +108,14 @@ enum Phase {
     Draining,
 }
 
-struct Running {
+struct RunningProgram {
     child: tokio::process::Child,
-    group: Group,
+    group: ProcessGroup,
     pipe: pipe::Receiver,
-    kept: Kept,
+    output: OutputBuffer,
 }
 
-impl Running {
+impl RunningProgram {
     fn start(argv: &[String], stderr: Stderr) -> io::Result<Self> {
         let [program, arguments @ ..] = argv else {
             return Err(io::Error::other("the command is empty"));
@@ -125,32 +125,32 @@ impl Running {
         command.args(arguments).stdin(Stdio::null()).process_group(0);
         match stderr {
             Stderr::Merged => command.stderr(writer.try_clone()?),
-            Stderr::Dropped => command.stderr(Stdio::null()),
+            Stderr::Discarded => command.stderr(Stdio::null()),
         };
         command.stdout(writer);
-        for name in NOT_INHERITED {
+        for name in REMOVED_VARIABLES {
             command.env_remove(name);
         }
         let child = command.spawn()?;
         // The command holds our copies of the pipe's writing end: the output would never close.
         drop(command);
-        let group = Group(child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)));
+        let group = ProcessGroup(child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)));
         Ok(Self {
             child,
             group,
             pipe: pipe::Receiver::from_owned_fd(OwnedFd::from(reader))?,
-            kept: Kept::default(),
+            output: OutputBuffer::default(),
         })
     }
 
-    async fn drive(&mut self, timeout: Duration, stop: &CancellationToken) -> io::Result<Finished> {
+    async fn wait(&mut self, timeout: Duration, cancel: &CancellationToken) -> io::Result<Finished> {
         let timer = tokio::time::sleep(timeout);
         tokio::pin!(timer);
         let after = |timer: std::pin::Pin<&mut tokio::time::Sleep>, time: Duration| {
-            timer.reset(clock::on_timers(clock::now() + time));
+            timer.reset(clock::to_tokio_instant(clock::now() + time));
         };
         let mut phase = Phase::Running;
-        let mut end = End::Exited;
+        let mut reason = EndReason::Exited;
         let mut status: Option<ExitStatus> = None;
         let mut open = true;
         let mut buffer = Vec::with_capacity(16 * 1024);
@@ -158,7 +158,7 @@ impl Running {
             tokio::select! {
                 read = self.pipe.read_buf(&mut buffer), if open => {
                     open = read? > 0;
-                    self.kept.push(&buffer);
+                    self.output.push(&buffer);
                     buffer.clear();
                 }
                 ended = self.child.wait(), if status.is_none() => {
@@ -168,14 +168,14 @@ impl Running {
                         after(timer.as_mut(), DRAIN_GRACE);
                     }
                 }
-                () = stop.cancelled(), if phase == Phase::Running => {
-                    (phase, end) = (Phase::Terminating, End::Stopped);
+                () = cancel.cancelled(), if phase == Phase::Running => {
+                    (phase, reason) = (Phase::Terminating, EndReason::Cancelled);
                     self.group.signal(Signal::TERM);
                     after(timer.as_mut(), TERM_GRACE);
                 }
                 () = timer.as_mut() => match phase {
                     Phase::Running => {
-                        (phase, end) = (Phase::Terminating, End::TimedOut);
+                        (phase, reason) = (Phase::Terminating, EndReason::TimedOut);
                         self.group.signal(Signal::TERM);
                         after(timer.as_mut(), TERM_GRACE);
                     }
@@ -191,25 +191,25 @@ impl Running {
             }
         }
         // A daemon that has let go of the output of a program that ended well is left alone.
-        if end != End::Exited || open {
+        if reason != EndReason::Exited || open {
             self.group.signal(Signal::KILL);
         }
         self.group.0 = None;
         let status = status.unwrap_or_default();
         Ok(Finished {
-            end,
-            exit: status
+            reason,
+            exit_code: status
                 .code()
                 .unwrap_or_else(|| 128 + status.signal().unwrap_or_default()),
-            output: std::mem::take(&mut self.kept).into_text(),
+            output: std::mem::take(&mut self.output).into_text(),
         })
     }
 }
 
 /// A process group that dies with its owner.
-struct Group(Option<Pid>);
+struct ProcessGroup(Option<Pid>);
 
-impl Group {
+impl ProcessGroup {
     fn signal(&self, signal: Signal) {
         if let Some(pid) = self.0 {
             // It may have ended by itself meanwhile: then there is nobody to tell.
@@ -218,7 +218,7 @@ impl Group {
     }
 }
 
-impl Drop for Group {
+impl Drop for ProcessGroup {
     fn drop(&mut self) {
         self.signal(Signal::KILL);
     }
@@ -226,27 +226,27 @@ impl Drop for Group {
 
 /// The beginning and the end of an output.
 #[derive(Default)]
-struct Kept {
+struct OutputBuffer {
     head: Vec<u8>,
     tail: VecDeque<u8>,
-    left_out: u64,
+    dropped_bytes: u64,
 }
 
-impl Kept {
-    const HALF: usize = OUTPUT_BYTES_MAX / 2;
+impl OutputBuffer {
+    const HALF_BYTES: usize = OUTPUT_BYTES_MAX / 2;
 
     fn push(&mut self, bytes: &[u8]) {
-        let (head, rest) = bytes.split_at(bytes.len().min(Self::HALF - self.head.len()));
+        let (head, rest) = bytes.split_at(bytes.len().min(Self::HALF_BYTES - self.head.len()));
         self.head.extend_from_slice(head);
         self.tail.extend(rest);
-        let over = self.tail.len().saturating_sub(Self::HALF);
+        let over = self.tail.len().saturating_sub(Self::HALF_BYTES);
         self.tail.drain(..over);
-        self.left_out += over as u64;
+        self.dropped_bytes += over as u64;
     }
 
     fn into_text(mut self) -> String {
-        if self.left_out > 0 {
-            let note = format!("\n[… {} bytes left out …]\n", self.left_out);
+        if self.dropped_bytes > 0 {
+            let note = format!("\n[… {} bytes left out …]\n", self.dropped_bytes);
             self.head.extend_from_slice(note.as_bytes());
         }
         self.head.extend(self.tail);
@@ -274,14 +274,14 @@ mod tests {
     }
 
     /// Whether a process is there and not a zombie.
-    fn lives(pid: &str) -> bool {
+    fn is_alive(pid: &str) -> bool {
         std::fs::read_to_string(format!("/proc/{}/stat", pid.trim()))
             .is_ok_and(|stat| !stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" Z")))
     }
 
-    async fn dies(pid: &str) -> bool {
+    async fn wait_until_dead(pid: &str) -> bool {
         for _ in 0..200 {
-            if !lives(pid) {
+            if !is_alive(pid) {
                 return true;
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -290,17 +290,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn output_keeps_its_order_and_the_status_is_told() {
+    async fn output_order_and_exit_status_are_kept() {
         let ran = sh("echo a; echo b >&2; echo c; exit 3", 5000).await;
         assert_eq!(
-            (ran.end, ran.exit, ran.output.as_str()),
-            (End::Exited, 3, "a\nb\nc\n")
+            (ran.reason, ran.exit_code, ran.output.as_str()),
+            (EndReason::Exited, 3, "a\nb\nc\n")
         );
-        assert_eq!(sh("kill -9 $$", 5000).await.exit, 137);
+        assert_eq!(sh("kill -9 $$", 5000).await.exit_code, 137);
     }
 
     #[tokio::test]
-    async fn a_program_that_is_not_there_says_so() {
+    async fn a_missing_program_is_named_in_the_error() {
         let argv = ["/no/such/program".to_owned()];
         let error = run(
             &argv,
@@ -325,26 +325,30 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_timeout_takes_the_grandchildren_along() {
+    async fn a_timeout_kills_the_whole_process_group() {
         let start = clock::now();
         let ran = sh("sleep 60 & echo $!; sh -c 'sleep 60' & sleep 60", 300).await;
-        assert_eq!((ran.end, ran.exit), (End::TimedOut, 128 + 15));
+        assert_eq!((ran.reason, ran.exit_code), (EndReason::TimedOut, 128 + 15));
         assert!(clock::now() - start < Duration::from_secs(2));
-        assert!(dies(&ran.output).await, "the grandchild {} lives", ran.output);
+        assert!(
+            wait_until_dead(&ran.output).await,
+            "the grandchild {} lives",
+            ran.output
+        );
     }
 
     #[tokio::test]
     async fn a_program_that_ignores_sigterm_is_killed() {
         let ran = sh("trap '' TERM; echo $$; while :; do sleep 0.1; done", 200).await;
-        assert_eq!((ran.end, ran.exit), (End::TimedOut, 128 + 9));
-        assert!(dies(&ran.output).await);
+        assert_eq!((ran.reason, ran.exit_code), (EndReason::TimedOut, 128 + 9));
+        assert!(wait_until_dead(&ran.output).await);
     }
 
     #[tokio::test]
-    async fn what_holds_the_output_open_does_not_hold_the_answer() {
+    async fn an_open_pipe_does_not_delay_the_result() {
         let ran = sh("sleep 60 & echo $!", 10_000).await;
-        assert_eq!((ran.end, ran.exit), (End::Exited, 0));
-        assert!(dies(&ran.output).await, "it is killed with its group");
+        assert_eq!((ran.reason, ran.exit_code), (EndReason::Exited, 0));
+        assert!(wait_until_dead(&ran.output).await, "it is killed with its group");
     }
 
     #[tokio::test]
@@ -355,16 +359,16 @@ mod tests {
         let early = tokio::time::timeout(Duration::from_millis(400), sh(&script, 60_000)).await;
         assert!(early.is_err());
         let pid = std::fs::read_to_string(file).expect("written");
-        assert!(dies(&pid).await);
+        assert!(wait_until_dead(&pid).await);
     }
 
     #[tokio::test]
-    async fn shutdown_ends_it() {
-        let stop = CancellationToken::new();
+    async fn cancelling_ends_the_program() {
+        let cancel = CancellationToken::new();
         let argv = ["sleep", "60"].map(str::to_owned);
-        let run = run(&argv, Stderr::Merged, Duration::from_secs(60), &stop);
-        let (ran, ()) = tokio::join!(run, async { stop.cancel() });
-        assert_eq!(ran.expect("sleep starts").end, End::Stopped);
+        let run = run(&argv, Stderr::Merged, Duration::from_secs(60), &cancel);
+        let (ran, ()) = tokio::join!(run, async { cancel.cancel() });
+        assert_eq!(ran.expect("sleep starts").reason, EndReason::Cancelled);
     }
 
     #[tokio::test]

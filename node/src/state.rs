@@ -131,7 +131,7 @@ impl StateDir {
     /// # Errors
     /// [`config::EditError::Io`]
     pub fn set_name(&self, name: &NodeName) -> Result<(), config::EditError> {
-        config::write(&self.path.join(NAME), &format!("{name}\n"))
+        config::write_file(&self.path.join(NAME), &format!("{name}\n"))
     }
 }
 
@@ -140,7 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_daemon_holds_it_and_a_name_is_remembered() {
+    fn one_daemon_locks_the_state_dir_and_its_name_is_kept() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("a/b");
         let state = StateDir::open(&path).expect("made");
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_written_is_said_and_survived() {
+    fn an_unwritable_state_dir_is_reported_and_tolerated() {
         let dir = tempfile::tempdir().expect("a directory");
         let file = dir.path().join("file");
         std::fs::write(&file, "").expect("written");

@@ -21,7 +21,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-pub use self::view::{JournalView, LinkView, Loss, PluginView, ServerState, ServerView, View};
+pub use self::view::{JournalView, LinkLoss, LinkView, PluginView, ServerState, ServerView, StatusView};
 use crate::journal::{Health, Journal};
 use crate::logging::LogRing;
 
@@ -30,13 +30,13 @@ const WARNINGS_MAX: usize = 20;
 /// Longest request, in bytes.
 const REQUEST_BYTES_MAX: u64 = 4096;
 /// How long a request may take to come.
-const REQUEST_WAIT: Duration = Duration::from_secs(1);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
 /// How many may ask at once.
 const CLIENTS_MAX: usize = 8;
 /// How long the daemon may take to join before the one who asked is told that it did not.
-const JOIN_WAIT: Duration = Duration::from_secs(60);
+const JOIN_TIMEOUT: Duration = Duration::from_secs(60);
 /// How many words of how a join goes may wait to be read.
-pub const JOIN_WORDS_MAX: usize = 64;
+pub const JOIN_UPDATES_MAX: usize = 64;
 /// How many codes may wait to be tried.
 pub const JOIN_REQUESTS_MAX: usize = 4;
 
@@ -79,15 +79,15 @@ pub struct JoinRequest {
     /// The invitation code.
     pub code: String,
     /// Takes how it goes, for people; what finds no room is dropped.
-    pub words: mpsc::Sender<String>,
+    pub updates: mpsc::Sender<String>,
     /// Takes the fleet's fingerprint, or why not.
-    pub done: oneshot::Sender<Result<String, String>>,
+    pub reply: oneshot::Sender<Result<String, String>>,
 }
 
 /// The facts behind [`View`], written by those who know them. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Status {
-    facts: Arc<Mutex<View>>,
+    facts: Arc<Mutex<StatusView>>,
     log: LogRing,
     start: Instant,
     journal: Option<watch::Receiver<Health>>,
@@ -95,7 +95,7 @@ pub struct Status {
 
 impl Status {
     /// Starts with what is known at start; the rest is filled in by [`Self::update`].
-    pub fn new(facts: View, log: LogRing) -> Self {
+    pub fn new(facts: StatusView, log: LogRing) -> Self {
         Self {
             facts: Arc::new(Mutex::new(facts)),
             log,
@@ -114,12 +114,12 @@ impl Status {
     }
 
     /// Changes the facts.
-    pub fn update(&self, change: impl FnOnce(&mut View)) {
+    pub fn update(&self, change: impl FnOnce(&mut StatusView)) {
         change(&mut self.facts.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
     /// As of now.
-    pub fn view(&self) -> View {
+    pub fn view(&self) -> StatusView {
         let mut view = self.facts.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let now = clock::now();
         for link in &mut view.links {
@@ -163,40 +163,40 @@ pub async fn serve(
     listener: UnixListener,
     status: Status,
     joins: mpsc::Sender<JoinRequest>,
-    stop: CancellationToken,
+    shutdown: CancellationToken,
 ) {
-    let places = Arc::new(Semaphore::new(CLIENTS_MAX));
+    let slots = Arc::new(Semaphore::new(CLIENTS_MAX));
     loop {
-        let Ok(place) = places.clone().acquire_owned().await else {
+        let Ok(slot) = slots.clone().acquire_owned().await else {
             return;
         };
         let stream = tokio::select! {
             biased;
-            () = stop.cancelled() => return,
+            () = shutdown.cancelled() => return,
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => stream,
                 Err(error) => {
                     tracing::warn!(%error, "the status socket");
-                    tokio::time::sleep(REQUEST_WAIT).await;
+                    tokio::time::sleep(REQUEST_TIMEOUT).await;
                     continue;
                 }
             },
         };
-        let (status, joins, stop) = (status.clone(), joins.clone(), stop.clone());
+        let (status, joins, shutdown) = (status.clone(), joins.clone(), shutdown.clone());
         tokio::spawn(async move {
             tokio::select! {
                 biased;
-                () = stop.cancelled() => {}
-                answered = answer(stream, &status, &joins) => if let Err(error) = answered {
+                () = shutdown.cancelled() => {}
+                answered = handle_client(stream, &status, &joins) => if let Err(error) = answered {
                     tracing::debug!(%error, "a client of the status socket went away");
                 }
             }
-            drop(place);
+            drop(slot);
         });
     }
 }
 
-async fn answer(
+async fn handle_client(
     mut stream: UnixStream,
     status: &Status,
     joins: &mpsc::Sender<JoinRequest>,
@@ -206,7 +206,7 @@ async fn answer(
         let (reader, _) = stream.split();
         let mut reader = tokio::io::BufReader::new(reader.take(REQUEST_BYTES_MAX));
         // Whoever writes nothing wants the status.
-        let _late = tokio::time::timeout(REQUEST_WAIT, reader.read_line(&mut line)).await;
+        let _late = tokio::time::timeout(REQUEST_TIMEOUT, reader.read_line(&mut line)).await;
     }
     let request = match line.trim() {
         "" => Ok(Request::Status),
@@ -215,10 +215,10 @@ async fn answer(
     let mut text = match request {
         Ok(Request::Status) => serde_json::to_vec(&status.view()),
         Ok(Request::Join { code, progress }) => {
-            let (words, told) = mpsc::channel(JOIN_WORDS_MAX);
-            let joining = join(code, words, joins);
+            let (updates, updates_rx) = mpsc::channel(JOIN_UPDATES_MAX);
+            let joining = submit_join(code, updates, joins);
             let joined = if progress {
-                telling(&mut stream, told, joining).await?
+                send_updates(&mut stream, updates_rx, joining).await?
             } else {
                 joining.await
             };
@@ -235,16 +235,16 @@ async fn answer(
 }
 
 /// Tells how it goes until it has ended. Whoever hangs up wants it no more.
-async fn telling(
+async fn send_updates(
     stream: &mut UnixStream,
-    mut told: mpsc::Receiver<String>,
+    mut updates_rx: mpsc::Receiver<String>,
     joining: impl Future<Output = Joined>,
 ) -> io::Result<Joined> {
     tokio::pin!(joining);
     loop {
         tokio::select! {
             biased;
-            Some(progress) = told.recv() => {
+            Some(progress) = updates_rx.recv() => {
                 let mut line = serde_json::to_vec(&Progress { progress })?;
                 line.push(b'\n');
                 stream.write_all(&line).await?;
@@ -254,16 +254,20 @@ async fn telling(
     }
 }
 
-async fn join(code: String, words: mpsc::Sender<String>, joins: &mpsc::Sender<JoinRequest>) -> Joined {
-    let (done, outcome) = oneshot::channel();
-    let ended = match joins.try_send(JoinRequest { code, words, done }) {
+async fn submit_join(
+    code: String,
+    updates: mpsc::Sender<String>,
+    joins: &mpsc::Sender<JoinRequest>,
+) -> Joined {
+    let (reply, outcome) = oneshot::channel();
+    let ended = match joins.try_send(JoinRequest { code, updates, reply }) {
         Err(mpsc::error::TrySendError::Full(_)) => Err("other codes are being tried; ask again".to_owned()),
         Err(mpsc::error::TrySendError::Closed(_)) => Err("the daemon is shutting down".to_owned()),
-        Ok(()) => match tokio::time::timeout(JOIN_WAIT, outcome).await {
+        Ok(()) => match tokio::time::timeout(JOIN_TIMEOUT, outcome).await {
             Ok(Ok(ended)) => ended,
             Ok(Err(_dropped)) => Err("the daemon is shutting down".to_owned()),
             Err(_late) => Err(format!(
-                "no answer from the station within {JOIN_WAIT:?}; the log says more"
+                "no answer from the station within {JOIN_TIMEOUT:?}; the log says more"
             )),
         },
     };
@@ -283,18 +287,18 @@ async fn join(code: String, words: mpsc::Sender<String>, joins: &mpsc::Sender<Jo
 ///
 /// # Errors
 /// What the system says about an existing socket.
-pub fn ask(socket: &Path, request: &Request) -> io::Result<Option<String>> {
-    ask_telling(socket, request, |_word| {})
+pub fn query(socket: &Path, request: &Request) -> io::Result<Option<String>> {
+    query_with_progress(socket, request, |_word| {})
 }
 
 /// As [`ask`]; `said` gets each word of how it goes.
 ///
 /// # Errors
 /// As [`ask`].
-pub fn ask_telling(
+pub fn query_with_progress(
     socket: &Path,
     request: &Request,
-    mut said: impl FnMut(&str),
+    mut on_progress: impl FnMut(&str),
 ) -> io::Result<Option<String>> {
     let mut stream = match BlockingStream::connect(socket) {
         Ok(stream) => stream,
@@ -310,7 +314,7 @@ pub fn ask_telling(
     };
     let wait = match request {
         Request::Status => Duration::from_secs(5),
-        Request::Join { .. } => JOIN_WAIT + Duration::from_secs(5),
+        Request::Join { .. } => JOIN_TIMEOUT + Duration::from_secs(5),
     };
     stream.set_read_timeout(Some(wait))?;
     let mut text = serde_json::to_vec(request)?;
@@ -326,7 +330,7 @@ pub fn ask_telling(
             ));
         }
         match serde_json::from_str(&line) {
-            Ok(Progress { progress }) => said(&progress),
+            Ok(Progress { progress }) => on_progress(&progress),
             Err(_the_answer) => return Ok(Some(line)),
         }
     }
@@ -336,38 +340,38 @@ pub fn ask_telling(
 mod tests {
     use super::*;
 
-    struct Served {
+    struct TestServer {
         dir: tempfile::TempDir,
         status: Status,
         joins: mpsc::Receiver<JoinRequest>,
         _stop: tokio_util::sync::DropGuard,
     }
 
-    impl Served {
+    impl TestServer {
         fn start() -> Self {
             let dir = tempfile::tempdir().expect("a directory");
-            let facts = View {
+            let facts = StatusView {
                 name: "n1".to_owned(),
-                ..View::default()
+                ..StatusView::default()
             };
             let status = Status::new(facts, LogRing::new());
             let (tx, joins) = mpsc::channel(JOIN_REQUESTS_MAX);
-            let stop = CancellationToken::new();
+            let shutdown = CancellationToken::new();
             let socket = dir.path().join("s");
             std::fs::write(&socket, "left behind").expect("written");
             let listener = bind(&socket).expect("bound");
-            tokio::spawn(serve(listener, status.clone(), tx, stop.clone()));
+            tokio::spawn(serve(listener, status.clone(), tx, shutdown.clone()));
             Self {
                 dir,
                 status,
                 joins,
-                _stop: stop.drop_guard(),
+                _stop: shutdown.drop_guard(),
             }
         }
 
         async fn ask(&self, request: Request) -> String {
             let socket = self.dir.path().join("s");
-            tokio::task::spawn_blocking(move || ask(&socket, &request))
+            tokio::task::spawn_blocking(move || query(&socket, &request))
                 .await
                 .expect("no panic")
                 .expect("asked")
@@ -376,8 +380,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_status_is_told_as_it_is() {
-        let served = Served::start();
+    async fn status_query_returns_the_current_view() {
+        let served = TestServer::start();
         let mode = std::fs::metadata(served.dir.path().join("s"))
             .expect("there")
             .permissions()
@@ -386,7 +390,7 @@ mod tests {
         served
             .status
             .update(|facts| facts.listen = Some("127.0.0.1:4711".to_owned()));
-        let view: View = serde_json::from_str(&served.ask(Request::Status).await).expect("a view");
+        let view: StatusView = serde_json::from_str(&served.ask(Request::Status).await).expect("a view");
         assert_eq!(
             (view.name.as_str(), view.listen.as_deref()),
             ("n1", Some("127.0.0.1:4711"))
@@ -394,8 +398,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn silence_gets_the_status_and_nonsense_an_error() {
-        let served = Served::start();
+    async fn an_empty_request_gets_status_and_garbage_an_error() {
+        let served = TestServer::start();
         let socket = served.dir.path().join("s");
         for (says, gets) in [
             ("", "\"name\":\"n1\""),
@@ -410,8 +414,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_code_reaches_whoever_joins() {
-        let mut served = Served::start();
+    async fn a_join_code_reaches_the_enrolment_task() {
+        let mut served = TestServer::start();
         let request = Request::Join {
             code: "C".to_owned(),
             progress: true,
@@ -419,15 +423,15 @@ mod tests {
         let socket = served.dir.path().join("s");
         let asked = tokio::task::spawn_blocking(move || {
             let mut said = Vec::new();
-            let line = ask_telling(&socket, &request, |word| said.push(word.to_owned()));
+            let line = query_with_progress(&socket, &request, |word| said.push(word.to_owned()));
             (line, said)
         });
         let join = served.joins.recv().await.expect("a request");
         assert_eq!(join.code, "C");
         for word in ["looking", "found"] {
-            join.words.try_send(word.to_owned()).expect("room");
+            join.updates.try_send(word.to_owned()).expect("room");
         }
-        join.done.send(Err("used up".to_owned())).expect("awaited");
+        join.reply.send(Err("used up".to_owned())).expect("awaited");
         let (line, said) = asked.await.expect("no panic");
         let line = line.expect("asked").expect("served");
         assert_eq!(line, "{\"error\":\"used up\"}\n");
@@ -445,7 +449,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_there_is_not_an_error() {
-        assert!(matches!(ask(Path::new("/no/such"), &Request::Status), Ok(None)));
+    fn a_missing_daemon_is_not_an_error() {
+        assert!(matches!(query(Path::new("/no/such"), &Request::Status), Ok(None)));
     }
 }

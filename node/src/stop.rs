@@ -3,7 +3,7 @@
 //!
 //! | task | owns | ends |
 //! |---|---|---|
-//! | stop | the [`StopDesk`], the links of stations | at shutdown |
+//! | stop | the [`StopReceiver`], the links of stations | at shutdown |
 //! | scribe | nothing: hands records to the journal, in order | with the stop task |
 //! | command | the owner's command, at most one | with the program, or at shutdown |
 //! | relay | one order, for at most [`RELAY_DELAY_MS_MAX`] and a round | when it is out |
@@ -21,18 +21,20 @@ use std::time::Duration;
 
 use swarm_shared::net::clock;
 use swarm_shared::net::discovery::interfaces::Interfaces;
-use swarm_shared::net::discovery::pings::{Datagram, Shouter};
+use swarm_shared::net::discovery::pings::{Broadcaster, Datagram};
 use swarm_shared::net::endpoint::Endpoint;
-use swarm_shared::net::peer::{PeerLink, StopHeard};
+use swarm_shared::net::peer::{PeerLink, StopReceived};
 use swarm_shared::net::random;
-use swarm_shared::proto::delivery::dedup::Ledger;
-use swarm_shared::proto::encoded::Parcel;
+use swarm_shared::proto::delivery::dedup::DedupTable;
+use swarm_shared::proto::encoded::EncodedFrame;
 use swarm_shared::proto::id::PeerId;
-use swarm_shared::proto::message::{Arguments, StopCommand, Stopped};
+use swarm_shared::proto::message::{Arguments, StopCommandState, StopStatus};
 use swarm_shared::proto::outcome::Reply;
-use swarm_shared::proto::selector::Target;
+use swarm_shared::proto::selector::NodeAttributes;
 use swarm_shared::proto::session::Outgoing;
-use swarm_shared::proto::stop::{Carrier, Heard, Latch, NotReleased, Present, StopDesk, StopFault};
+use swarm_shared::proto::stop::{
+    ActiveStop, Received, ReceivedVia, ReleaseError, StopId, StopReceiver, StopRejection,
+};
 use swarm_shared::proto::wire::{Frame, Kind, Lane};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -41,36 +43,36 @@ use tokio_util::task::TaskTracker;
 use self::scribe::{Write, Written, restored, scribe};
 use crate::config::EmergencyStop;
 use crate::journal::Journal;
-use crate::process::{self, End, Stderr};
+use crate::process::{self, EndReason, Stderr};
 use crate::status::Status;
 
 /// Stops by datagram that wait; beyond this they are dropped, for they come again.
 pub const DATAGRAMS_MAX: usize = 64;
 /// Questions that wait.
-const ASKS_MAX: usize = 64;
+const REQUESTS_MAX: usize = 64;
 /// Records that wait for the journal.
 const WRITES_MAX: usize = 64;
 /// Longest delay before an order is passed on, so that neighbours do not all shout at once, in milliseconds.
 pub const RELAY_DELAY_MS_MAX: u64 = 30;
 /// How long after a failure a stop that is not written down is tried again.
-const WRITE_AGAIN: Duration = Duration::from_secs(2);
+const WRITE_RETRY_INTERVAL: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
-enum Ask {
-    Up(PeerLink),
-    Down(PeerId),
+enum StopRequest {
+    AddStation(PeerLink),
+    RemoveStation(PeerId),
     Release {
         number: u64,
         issuer: Option<PeerId>,
-        answer: oneshot::Sender<Reply>,
+        reply: oneshot::Sender<Reply>,
     },
 }
 
 /// A handle on the emergency stop; clones share it.
 #[derive(Clone, Debug)]
-pub struct Stopping {
-    asks: mpsc::Sender<Ask>,
-    in_force: watch::Receiver<Option<Latch>>,
+pub struct StopHandle {
+    requests: mpsc::Sender<StopRequest>,
+    latch: watch::Receiver<Option<StopId>>,
 }
 
 /// What the stop works with.
@@ -83,17 +85,17 @@ pub struct Setup {
     /// Where a stop is latched.
     pub journal: Journal,
     /// What was latched.
-    pub ledger: Ledger,
+    pub dedup: DedupTable,
     /// Where to pass orders on; `None` where datagrams are off.
     pub relay: Option<Relay>,
     /// Orders from links.
-    pub links: mpsc::Receiver<StopHeard>,
+    pub links: mpsc::Receiver<StopReceived>,
     /// Orders from anywhere.
     pub datagrams: mpsc::Receiver<Datagram>,
     /// What is shown on this device.
     pub status: Status,
     /// Ends it.
-    pub stop: CancellationToken,
+    pub shutdown: CancellationToken,
     /// What is waited for at shutdown.
     pub tasks: TaskTracker,
 }
@@ -107,25 +109,25 @@ pub struct Relay {
     pub port: u16,
 }
 
-impl Stopping {
+impl StopHandle {
     /// Starts it; what the journal has latched is in force at once, and its command runs again if it had not ended.
     pub fn start(setup: Setup) -> Self {
         let Setup {
             endpoint,
             config,
             journal,
-            ledger,
+            dedup,
             relay,
             links,
             datagrams,
             status,
-            stop,
+            shutdown,
             tasks,
         } = setup;
         let has_command = config.is_some();
-        let desk = restored(&ledger, has_command);
-        let (asks, asked) = mpsc::channel(ASKS_MAX);
-        let (in_force, seen) = watch::channel(desk.present().map(|present| present.order));
+        let receiver = restored(&dedup, has_command);
+        let (requests, request_queue) = mpsc::channel(REQUESTS_MAX);
+        let (latch, latch_rx) = watch::channel(receiver.active_stop().map(|present| present.id));
         let (writes, to_write) = mpsc::channel(WRITES_MAX);
         let (wrote, written) = mpsc::channel(WRITES_MAX);
         let (ended, command_ended) = mpsc::channel(1);
@@ -133,49 +135,52 @@ impl Stopping {
         let task = Task {
             endpoint,
             config: config.map(Arc::new),
-            desk,
-            in_force,
+            receiver,
+            latch,
             stations: BTreeMap::new(),
             writes,
             ended,
             running: None,
             relay,
             status,
-            stop,
+            shutdown,
             tasks: tasks.clone(),
         };
         tasks.spawn(task.run(Inputs {
             links,
             datagrams,
-            asked,
+            requests: request_queue,
             written,
             command_ended,
         }));
-        Self { asks, in_force: seen }
+        Self {
+            requests,
+            latch: latch_rx,
+        }
     }
 
     /// Of nothing: for tests of what does not stop.
     #[cfg(test)]
-    pub(crate) fn none() -> Self {
+    pub(crate) fn detached() -> Self {
         Self {
-            asks: mpsc::channel(1).0,
-            in_force: watch::channel(None).1,
+            requests: mpsc::channel(1).0,
+            latch: watch::channel(None).1,
         }
     }
 
     /// The stop in force, and news of it.
-    pub fn in_force(&self) -> watch::Receiver<Option<Latch>> {
-        self.in_force.clone()
+    pub fn latch(&self) -> watch::Receiver<Option<StopId>> {
+        self.latch.clone()
     }
 
     /// A station is linked: it is told if this node is stopped.
-    pub async fn up(&self, link: PeerLink) {
-        let _shutting_down = self.asks.send(Ask::Up(link)).await;
+    pub async fn add_station(&self, link: PeerLink) {
+        let _shutting_down = self.requests.send(StopRequest::AddStation(link)).await;
     }
 
     /// A peer's link is gone.
-    pub async fn down(&self, id: PeerId) {
-        let _shutting_down = self.asks.send(Ask::Down(id)).await;
+    pub async fn remove_station(&self, id: PeerId) {
+        let _shutting_down = self.requests.send(StopRequest::RemoveStation(id)).await;
     }
 
     /// The action `release`: `number=` is that of the stop in force, `issuer=` who gave it.
@@ -191,13 +196,13 @@ impl Stopping {
                 "release needs number=, the number of the stop in force; use `ground-station release`",
             );
         };
-        let (answer, answered) = oneshot::channel();
-        let ask = Ask::Release {
+        let (reply, answered) = oneshot::channel();
+        let request = StopRequest::Release {
             number,
             issuer,
-            answer,
+            reply,
         };
-        let _shutting_down = self.asks.send(ask).await;
+        let _shutting_down = self.requests.send(request).await;
         answered
             .await
             .unwrap_or_else(|_gone| Reply::failed("the node is shutting down"))
@@ -205,9 +210,9 @@ impl Stopping {
 }
 
 struct Inputs {
-    links: mpsc::Receiver<StopHeard>,
+    links: mpsc::Receiver<StopReceived>,
     datagrams: mpsc::Receiver<Datagram>,
-    asked: mpsc::Receiver<Ask>,
+    requests: mpsc::Receiver<StopRequest>,
     written: mpsc::Receiver<Written>,
     command_ended: mpsc::Receiver<Result<(), String>>,
 }
@@ -215,127 +220,132 @@ struct Inputs {
 struct Task {
     endpoint: Endpoint,
     config: Option<Arc<EmergencyStop>>,
-    desk: StopDesk,
-    in_force: watch::Sender<Option<Latch>>,
+    receiver: StopReceiver,
+    latch: watch::Sender<Option<StopId>>,
     stations: BTreeMap<PeerId, PeerLink>,
     writes: mpsc::Sender<Write>,
     ended: mpsc::Sender<Result<(), String>>,
-    running: Option<Running>,
+    running: Option<RunningCommand>,
     relay: Option<Relay>,
     status: Status,
-    stop: CancellationToken,
+    shutdown: CancellationToken,
     tasks: TaskTracker,
 }
 
 /// The owner's command at work.
-struct Running {
+struct RunningCommand {
     /// Ends it.
-    end: CancellationToken,
+    cancel: CancellationToken,
     /// The stop that it serves has been released.
     released: bool,
     /// A stop came after that release: it has to run once more.
-    again: bool,
+    restart: bool,
 }
 
 impl Task {
     async fn run(mut self, mut inputs: Inputs) {
-        if let Some(present) = self.desk.present() {
+        if let Some(present) = self.receiver.active_stop() {
             tracing::warn!(
-                issuer = present.order.issuer.short(),
-                number = present.order.number,
+                issuer = present.id.issuer.short(),
+                number = present.id.number,
                 "STOPPED since before this start: actions are refused until `ground-station release`"
             );
-            if present.command == StopCommand::Running {
+            if present.command == StopCommandState::Running {
                 self.run_command();
             }
         }
-        self.show();
-        let stop = self.stop.clone();
+        self.update_status();
+        let shutdown = self.shutdown.clone();
         loop {
-            let again = self
-                .desk
-                .present()
-                .is_some_and(|present| present.unlatched_why.is_some());
+            let retry = self
+                .receiver
+                .active_stop()
+                .is_some_and(|present| present.latch_error.is_some());
             tokio::select! {
                 biased;
-                () = stop.cancelled() => return,
-                Some(heard) = inputs.links.recv() => self.hear(&heard.order, Some(heard.peer)),
-                Some(datagram) = inputs.datagrams.recv() => self.hear(&datagram.bytes, None),
-                Some(ask) = inputs.asked.recv() => self.take_ask(ask),
-                Some((write, how)) = inputs.written.recv() => self.take_written(write, how),
-                Some(how) = inputs.command_ended.recv() => self.command_ended(how),
-                () = tokio::time::sleep(WRITE_AGAIN), if again => self.write_again(),
+                () = shutdown.cancelled() => return,
+                Some(heard) = inputs.links.recv() => self.on_order(&heard.order, Some(heard.peer)),
+                Some(datagram) = inputs.datagrams.recv() => self.on_order(&datagram.bytes, None),
+                Some(ask) = inputs.requests.recv() => self.on_request(ask),
+                Some((write, how)) = inputs.written.recv() => self.on_written(write, how),
+                Some(how) = inputs.command_ended.recv() => self.on_command_ended(how),
+                () = tokio::time::sleep(WRITE_RETRY_INTERVAL), if retry => self.retry_write(),
             }
         }
     }
 
-    fn hear(&mut self, bytes: &[u8], from: Option<PeerId>) {
+    fn on_order(&mut self, bytes: &[u8], from: Option<PeerId>) {
         let carrier = if from.is_some() {
-            Carrier::Link
+            ReceivedVia::Link
         } else {
-            Carrier::Datagram
+            ReceivedVia::Datagram
         };
         let membership = self.endpoint.membership().borrow().clone();
         let profile = self.endpoint.profile().borrow().clone();
         let id = self.endpoint.id();
-        let me = Target {
+        let me = NodeAttributes {
             name: &profile.name,
             id: &id,
             tags: &profile.tags,
         };
         match self
-            .desk
-            .hear(bytes, carrier, membership.as_deref(), &me, clock::now())
+            .receiver
+            .receive(bytes, carrier, membership.as_deref(), &me, clock::now())
         {
-            Ok(Heard::New(order)) => {
+            Ok(Received::New(order)) => {
                 // First what stops, then all else.
-                self.in_force.send_replace(Some(order));
+                self.latch.send_replace(Some(order));
                 self.run_command();
                 self.write(Write::Stopped(order));
-                self.tell_all();
-                self.pass_on(bytes);
+                self.report_to_all();
+                self.relay_order(bytes);
                 tracing::warn!(
                     issuer = order.issuer.short(),
                     number = order.number,
                     "EMERGENCY STOP: actions are refused until `ground-station release`"
                 );
-                self.show();
+                self.update_status();
             }
-            Ok(Heard::Same(order) | Heard::Old(order)) => self.answer(from, order, None),
-            Ok(Heard::Others { order, pass_on }) => {
+            Ok(Received::Duplicate(order) | Received::Stale(order)) => self.report_to(from, order, None),
+            Ok(Received::OtherTargets {
+                id: order,
+                forward: pass_on,
+            }) => {
                 if pass_on {
-                    self.pass_on(bytes);
+                    self.relay_order(bytes);
                 }
                 let why = format!(
                     "the stop's selector does not mean this node, which is called {}",
                     profile.name
                 );
-                self.answer(from, order, Some(why));
+                self.report_to(from, order, Some(why));
             }
-            Ok(Heard::Counted(order)) => self.write(Write::Counted(order)),
-            Ok(Heard::Nothing) => {}
-            Err(fault @ (StopFault::Bad(_) | StopFault::NoFleet | StopFault::OtherFleet)) => {
+            Ok(Received::NumberRaised(order)) => self.write(Write::Counted(order)),
+            Ok(Received::Ignored) => {}
+            Err(
+                fault @ (StopRejection::Malformed(_) | StopRejection::NoFleet | StopRejection::OtherFleet),
+            ) => {
                 tracing::debug!(%fault, "stop not heeded");
             }
             Err(fault) => tracing::warn!(%fault, "STOP NOT HEEDED"),
         }
     }
 
-    fn answer(&self, to: Option<PeerId>, order: Latch, not_meant: Option<String>) {
+    fn report_to(&self, to: Option<PeerId>, order: StopId, not_selected: Option<String>) {
         let Some(link) = to.and_then(|to| self.stations.get(&to)) else {
             return;
         };
-        let mut report = self.desk.report(&link.id(), Some(order), clock::now());
-        if not_meant.is_some() {
+        let mut report = self.receiver.status(&link.id(), Some(order), clock::now());
+        if not_selected.is_some() {
             (report.issuer, report.number) = (order.issuer, order.number);
-            (report.not_meant, report.error) = (true, not_meant);
+            (report.not_selected, report.error) = (true, not_selected);
         }
-        tell(link, &report);
+        send_report(link, &report);
     }
 
-    fn tell_all(&self) {
+    fn report_to_all(&self) {
         for link in self.stations.values() {
-            tell(link, &self.desk.report(&link.id(), None, clock::now()));
+            send_report(link, &self.receiver.status(&link.id(), None, clock::now()));
         }
     }
 
@@ -343,7 +353,7 @@ impl Task {
         if let Err(error) = self.writes.try_send(write) {
             let why = "too much waits for the journal";
             match error.into_inner() {
-                Write::Stopped(order) => drop(self.desk.not_written(order, why)),
+                Write::Stopped(order) => drop(self.receiver.on_write_failed(order, why)),
                 Write::Released(_, answer) => {
                     let _gone = answer.send(Reply::failed(format!("not released: {why}; try again")));
                 }
@@ -354,39 +364,43 @@ impl Task {
         }
     }
 
-    fn write_again(&mut self) {
-        if let Some(present) = self.desk.present() {
-            let order = present.order;
+    fn retry_write(&mut self) {
+        if let Some(present) = self.receiver.active_stop() {
+            let order = present.id;
             self.write(Write::Stopped(order));
         }
     }
 
-    fn take_written(&mut self, write: Write, how: Result<(), String>) {
+    fn on_written(&mut self, write: Write, how: Result<(), String>) {
         match (write, how) {
             (Write::Stopped(order), Ok(())) => {
-                if self.desk.written(order) {
-                    self.write_end_again(order);
-                    self.tell_all();
-                } else if self.desk.present().is_none() {
+                if self.receiver.on_written(order) {
+                    self.rewrite_command_end(order);
+                    self.report_to_all();
+                } else if self.receiver.active_stop().is_none() {
                     // Written once more behind its release: a restart would bring it back.
                     self.write(Write::StaysReleased(order));
                 }
             }
             (Write::Stopped(order), Err(why)) => {
                 let known = self
-                    .desk
-                    .present()
-                    .is_some_and(|present| present.unlatched_why.is_some());
-                if self.desk.not_written(order, &why) && !known {
+                    .receiver
+                    .active_stop()
+                    .is_some_and(|present| present.latch_error.is_some());
+                if self.receiver.on_write_failed(order, &why) && !known {
                     tracing::error!(why, "STOPPED IN MEMORY ONLY: a restart would undo the stop");
-                    self.tell_all();
+                    self.report_to_all();
                 }
             }
-            (Write::Released(order, answer), Ok(())) => self.release(order, answer),
+            (Write::Released(order, answer), Ok(())) => self.apply_release(order, answer),
             (Write::Released(order, answer), Err(why)) => {
                 // One that is in memory only needs no disk to end.
-                if self.desk.present().is_some_and(|present| !present.latched) {
-                    self.release(order, answer);
+                if self
+                    .receiver
+                    .active_stop()
+                    .is_some_and(|present| !present.latched)
+                {
+                    self.apply_release(order, answer);
                 } else {
                     let error = format!("still stopped: the release cannot be written down: {why}");
                     let _gone = answer.send(Reply::failed(error));
@@ -397,70 +411,70 @@ impl Task {
                 tracing::warn!(why, "not written down");
             }
         }
-        self.show();
+        self.update_status();
     }
 
     /// How the command ended counts only behind the stop itself.
-    fn write_end_again(&mut self, order: Latch) {
+    fn rewrite_command_end(&mut self, order: StopId) {
         let ended = self
-            .desk
-            .present()
+            .receiver
+            .active_stop()
             .map(|present| (present.command, present.command_error.clone()));
-        if let Some((StopCommand::Done | StopCommand::Failed, error)) = ended {
+        if let Some((StopCommandState::Done | StopCommandState::Failed, error)) = ended {
             self.write(Write::Ended(order, error));
         }
     }
 
-    fn take_ask(&mut self, ask: Ask) {
-        match ask {
-            Ask::Up(link) => {
-                if self.desk.present().is_some() {
-                    tell(&link, &self.desk.report(&link.id(), None, clock::now()));
+    fn on_request(&mut self, request: StopRequest) {
+        match request {
+            StopRequest::AddStation(link) => {
+                if self.receiver.active_stop().is_some() {
+                    send_report(&link, &self.receiver.status(&link.id(), None, clock::now()));
                 }
                 self.stations.insert(link.id(), link);
             }
-            Ask::Down(id) => drop(self.stations.remove(&id)),
-            Ask::Release {
+            StopRequest::RemoveStation(id) => drop(self.stations.remove(&id)),
+            StopRequest::Release {
                 number,
                 issuer,
-                answer,
-            } => match self.desk.may_release(number, issuer.as_ref()) {
+                reply: answer,
+            } => match self.receiver.check_release(number, issuer.as_ref()) {
                 Ok(order) => self.write(Write::Released(order, answer)),
                 Err(why) => {
-                    let _gone = answer.send(not_released(&why));
+                    let _gone = answer.send(release_refusal(&why));
                 }
             },
         }
     }
 
-    fn release(&mut self, order: Latch, answer: oneshot::Sender<Reply>) {
-        let reply = match self.desk.release(order) {
+    fn apply_release(&mut self, order: StopId, reply_to: oneshot::Sender<Reply>) {
+        let reply = match self.receiver.release(order) {
             Ok(()) => {
-                self.in_force.send_replace(None);
+                self.latch.send_replace(None);
                 if let Some(running) = &mut self.running {
-                    (running.released, running.again) = (true, false);
+                    (running.released, running.restart) = (true, false);
                 }
                 tracing::warn!(number = order.number, "released: actions run again");
-                self.tell_all();
+                self.report_to_all();
                 Reply::done("released".into())
             }
-            Err(why) => not_released(&why),
+            Err(why) => release_refusal(&why),
         };
-        let _gone = answer.send(reply);
+        let _gone = reply_to.send(reply);
     }
 
-    fn command_ended(&mut self, how: Result<(), String>) {
-        if self.running.take().is_some_and(|running| running.again) {
+    fn on_command_ended(&mut self, how: Result<(), String>) {
+        if self.running.take().is_some_and(|running| running.restart) {
             return self.run_command();
         }
         if let Err(why) = &how {
             tracing::error!(why, "the emergency_stop command FAILED");
         }
         let error = how.clone().err();
-        if let Some(order) = self.desk.command_ended(how) {
+        if let Some(order) = self.receiver.on_command_ended(how) {
             self.write(Write::Ended(order, error));
-            self.tell_all();
-            self.show();
+            self.report_to_all();
+            self.update_status();
         }
     }
 
@@ -468,30 +482,30 @@ impl Task {
         if let Some(running) = &mut self.running {
             // What it did for a stop that was released since may have been undone since.
             if running.released {
-                running.again = true;
-                running.end.cancel();
+                running.restart = true;
+                running.cancel.cancel();
             }
             return;
         }
         let Some(config) = self.config.clone() else { return };
-        let end = self.stop.child_token();
-        self.running = Some(Running {
-            end: end.clone(),
+        let cancel = self.shutdown.child_token();
+        self.running = Some(RunningCommand {
+            cancel: cancel.clone(),
             released: false,
-            again: false,
+            restart: false,
         });
-        let (stop, ended) = (self.stop.clone(), self.ended.clone());
+        let (shutdown, ended) = (self.shutdown.clone(), self.ended.clone());
         self.tasks.spawn(async move {
             let timeout = config.timeout;
-            let ran = process::run(config.command.as_slice(), Stderr::Merged, timeout, &end).await;
+            let ran = process::run(config.command.as_slice(), Stderr::Merged, timeout, &cancel).await;
             let how = match ran {
                 Err(error) => Err(error.to_string()),
                 // It is run again at the next start.
-                Ok(finished) if finished.end == End::Stopped && stop.is_cancelled() => return,
-                Ok(finished) => match (finished.end, finished.exit) {
-                    (End::TimedOut, _) => Err(format!("ran longer than {timeout:?} and was killed")),
-                    (End::Exited | End::Stopped, 0) => Ok(()),
-                    (End::Exited | End::Stopped, exit) => {
+                Ok(finished) if finished.reason == EndReason::Cancelled && shutdown.is_cancelled() => return,
+                Ok(finished) => match (finished.reason, finished.exit_code) {
+                    (EndReason::TimedOut, _) => Err(format!("ran longer than {timeout:?} and was killed")),
+                    (EndReason::Exited | EndReason::Cancelled, 0) => Ok(()),
+                    (EndReason::Exited | EndReason::Cancelled, exit) => {
                         let last = finished.output.trim_end().lines().last().unwrap_or_default();
                         Err(format!("exit status {exit}: {last}"))
                     }
@@ -502,32 +516,34 @@ impl Task {
     }
 
     /// Says the order once more on every interface, for whoever hears this node and not the station.
-    fn pass_on(&self, bytes: &[u8]) {
+    fn relay_order(&self, bytes: &[u8]) {
         let Some(relay) = self.relay.clone() else { return };
-        let (bytes, stop) = (bytes.to_vec(), self.stop.clone());
+        let (bytes, shutdown) = (bytes.to_vec(), self.shutdown.clone());
         self.tasks.spawn(async move {
             let drawn = random::bytes::<8>().map_or(0, u64::from_be_bytes);
             let delay = Duration::from_millis(drawn % (RELAY_DELAY_MS_MAX + 1));
-            let shout = async {
+            let relaying = async {
                 tokio::time::sleep(delay).await;
                 let present = relay.interfaces.borrow().clone();
-                Shouter::default().shout(&present, relay.port, &bytes, &[]).await;
+                Broadcaster::default()
+                    .broadcast(&present, relay.port, &bytes, &[])
+                    .await;
             };
-            let _shutting_down = stop.run_until_cancelled(shout).await;
+            let _shutting_down = shutdown.run_until_cancelled(relaying).await;
         });
     }
 
-    fn show(&self) {
-        let text = self.desk.present().map(describe);
+    fn update_status(&self) {
+        let text = self.receiver.active_stop().map(describe);
         self.status.update(|facts| facts.stopped = text);
     }
 }
 
-fn describe(present: &Present) -> String {
+fn describe(present: &ActiveStop) -> String {
     let mut text = format!(
         "by station {}, number {}",
-        present.order.issuer.short(),
-        present.order.number
+        present.id.issuer.short(),
+        present.id.number
     );
     if let Some(error) = present.error() {
         text = format!("{text}; {error}");
@@ -535,19 +551,19 @@ fn describe(present: &Present) -> String {
     text
 }
 
-fn not_released(why: &NotReleased) -> Reply {
+fn release_refusal(why: &ReleaseError) -> Reply {
     match why {
-        NotReleased::NotStopped => Reply::done("was not stopped".into()),
-        NotReleased::OtherStop { .. } => Reply::refused(why.to_string()),
+        ReleaseError::NotStopped => Reply::done("was not stopped".into()),
+        ReleaseError::OtherStop { .. } => Reply::refused(why.to_string()),
     }
 }
 
-fn tell(link: &PeerLink, report: &Stopped) {
-    let sent = Parcel::new(&Frame::json(Kind::Stopped, report))
+fn send_report(link: &PeerLink, report: &StopStatus) {
+    let sent = EncodedFrame::new(&Frame::json(Kind::Stopped, report))
         .map_err(|error| error.to_string())
         .and_then(|parcel| {
             let outgoing = Outgoing {
-                parcel,
+                frame: parcel,
                 lane: Lane::Emergency,
                 deadline: None,
             };

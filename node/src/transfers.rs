@@ -21,7 +21,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use swarm_shared::net::peer::ChunkBytes;
-use swarm_shared::net::roots::{FileError, Incoming, Outgoing, Roots};
+use swarm_shared::net::roots::{FileError, IncomingFile, OutgoingFile, Roots};
 use swarm_shared::proto::delivery::CommandId;
 use swarm_shared::proto::hex;
 use swarm_shared::proto::id::PeerId;
@@ -45,7 +45,7 @@ const QUEUE_CHUNKS_MAX: usize = QUEUE_BYTES_MAX / CHUNK_BYTES_MIN + 1;
 
 /// Where the chunks of a file that is asked for go.
 #[derive(Debug)]
-pub struct Outlet {
+pub struct ChunkSink {
     /// The connection for files.
     pub frames: mpsc::Sender<Frame>,
     /// What suits it.
@@ -62,39 +62,39 @@ pub struct Transfers {
 struct Inner {
     roots: Roots,
     idle_max: Duration,
-    room: Arc<Semaphore>,
-    running: Mutex<BTreeMap<CommandId, Running>>,
-    begun: AtomicU64,
-    stop: CancellationToken,
+    queue_budget: Arc<Semaphore>,
+    running: Mutex<BTreeMap<CommandId, RunningTransfer>>,
+    started: AtomicU64,
+    shutdown: CancellationToken,
 }
 
 #[derive(Debug)]
-struct Running {
+struct RunningTransfer {
     /// Tells it from another that has the same number after it was given up.
     serial: u64,
     /// Where chunks go; absent for a file on its way out.
-    parts: Option<SyncSender<Part>>,
+    parts: Option<SyncSender<ReceivedPart>>,
     /// Ends a file on its way out.
     cancel: CancellationToken,
 }
 
 #[derive(Debug)]
-enum Part {
+enum ReceivedPart {
     Chunk {
         offset: u64,
         bytes: Bytes,
-        _room: OwnedSemaphorePermit,
+        _permit: OwnedSemaphorePermit,
     },
     End(FileEnd),
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(tag = "op", rename_all = "lowercase", deny_unknown_fields)]
-enum Order {
+enum TransferRequest {
     Push {
         path: String,
         size: u64,
-        #[serde(default = "usual_mode")]
+        #[serde(default = "default_file_mode")]
         mode: u32,
     },
     Pull {
@@ -102,25 +102,25 @@ enum Order {
     },
 }
 
-fn usual_mode() -> u32 {
+fn default_file_mode() -> u32 {
     0o644
 }
 
 impl Transfers {
     /// Transfers below these roots, until `stop`.
-    pub fn new(roots: Roots, stop: CancellationToken) -> Self {
-        Self::with_idle(roots, stop, IDLE_MAX)
+    pub fn new(roots: Roots, shutdown: CancellationToken) -> Self {
+        Self::with_idle(roots, shutdown, IDLE_MAX)
     }
 
-    pub(crate) fn with_idle(roots: Roots, stop: CancellationToken, idle_max: Duration) -> Self {
+    pub(crate) fn with_idle(roots: Roots, shutdown: CancellationToken, idle_max: Duration) -> Self {
         Self {
             inner: Arc::new(Inner {
                 roots,
                 idle_max,
-                room: Arc::new(Semaphore::new(QUEUE_BYTES_MAX)),
+                queue_budget: Arc::new(Semaphore::new(QUEUE_BYTES_MAX)),
                 running: Mutex::new(BTreeMap::new()),
-                begun: AtomicU64::new(0),
-                stop,
+                started: AtomicU64::new(0),
+                shutdown,
             }),
         }
     }
@@ -131,40 +131,40 @@ impl Transfers {
     ///
     /// # Panics
     /// Outside of a tokio runtime.
-    pub fn begin(&self, id: CommandId, arguments: &Arguments, bulk: Outlet) -> oneshot::Receiver<Reply> {
+    pub fn begin(&self, id: CommandId, arguments: &Arguments, sink: ChunkSink) -> oneshot::Receiver<Reply> {
         let (reply, outcome) = oneshot::channel();
-        let order = match order(arguments) {
+        let request = match parse_request(arguments) {
             Ok(order) => order,
-            Err(refusal) => return answered(reply, outcome, refusal),
+            Err(refusal) => return refuse(reply, outcome, refusal),
         };
         let mut running = self.inner.lock();
-        if self.inner.stop.is_cancelled() {
-            return answered(reply, outcome, "the node is shutting down".to_owned());
+        if self.inner.shutdown.is_cancelled() {
+            return refuse(reply, outcome, "the node is shutting down".to_owned());
         }
         if running.contains_key(&id) {
-            return answered(reply, outcome, format!("transfer {id} is running already"));
+            return refuse(reply, outcome, format!("transfer {id} is running already"));
         }
         if running.len() >= TRANSFERS_MAX {
             let refusal = format!("busy: {TRANSFERS_MAX} transfers are running; try again");
-            return answered(reply, outcome, refusal);
+            return refuse(reply, outcome, refusal);
         }
-        let cancel = self.inner.stop.child_token();
-        let (parts, queue) = match order {
-            Order::Push { .. } => {
+        let cancel = self.inner.shutdown.child_token();
+        let (parts, queue) = match request {
+            TransferRequest::Push { .. } => {
                 let (parts, queue) = sync_channel(QUEUE_CHUNKS_MAX);
                 (Some(parts), Some(queue))
             }
-            Order::Pull { .. } => (None, None),
+            TransferRequest::Pull { .. } => (None, None),
         };
-        let serial = self.inner.begun.fetch_add(1, Ordering::Relaxed);
-        let entry = Running {
+        let serial = self.inner.started.fetch_add(1, Ordering::Relaxed);
+        let entry = RunningTransfer {
             serial,
             parts,
             cancel: cancel.clone(),
         };
         running.insert(id, entry);
         drop(running);
-        let work = Work {
+        let task = TransferTask {
             inner: self.inner.clone(),
             id,
             cancel,
@@ -172,23 +172,27 @@ impl Transfers {
         let inner = self.inner.clone();
         let handle = Handle::current();
         tokio::task::spawn_blocking(move || {
-            let ended = match (order, queue) {
-                (Order::Push { path, size, mode }, Some(queue)) => work.receive(&path, size, mode, &queue),
-                (Order::Push { path, .. } | Order::Pull { path }, _) => work.send(&path, &bulk, &handle),
+            let ended = match (request, queue) {
+                (TransferRequest::Push { path, size, mode }, Some(queue)) => {
+                    task.receive(&path, size, mode, &queue)
+                }
+                (TransferRequest::Push { path, .. } | TransferRequest::Pull { path }, _) => {
+                    task.send(&path, &sink, &handle)
+                }
             };
             // First forgotten, then answered: whoever has the answer may use the number again.
             inner
                 .lock()
                 .retain(|key, running| *key != id || running.serial != serial);
             // Nobody may be waiting any more.
-            let _gone = reply.send(ended.unwrap_or_else(Fault::into_reply));
+            let _gone = reply.send(ended.unwrap_or_else(TransferError::into_reply));
         });
         outcome
     }
 
     /// The running transfer that a part of a file from `peer` belongs to. Where the part names no epoch, it is that of
     /// the newest.
-    pub fn named(&self, peer: PeerId, part: &Header) -> Option<CommandId> {
+    pub fn find(&self, peer: PeerId, part: &Header) -> Option<CommandId> {
         let seq = part.id?;
         let running = self.inner.lock();
         let mut ids = running
@@ -203,36 +207,36 @@ impl Transfers {
     }
 
     /// Takes a chunk; waits while the queue is full. Chunks of transfers that are not known are dropped.
-    pub async fn chunk(&self, id: CommandId, offset: u64, bytes: Bytes) {
+    pub async fn on_chunk(&self, id: CommandId, offset: u64, bytes: Bytes) {
         if self.inner.parts(id).is_none() {
             return;
         }
         let weight = bytes.len().clamp(CHUNK_BYTES_MIN, QUEUE_BYTES_MAX);
         let permits = u32::try_from(weight).unwrap_or(u32::MAX);
-        let Ok(room) = self.inner.room.clone().acquire_many_owned(permits).await else {
+        let Ok(permit) = self.inner.queue_budget.clone().acquire_many_owned(permits).await else {
             return;
         };
-        let part = Part::Chunk {
+        let part = ReceivedPart::Chunk {
             offset,
             bytes,
-            _room: room,
+            _permit: permit,
         };
-        self.inner.pass_on(id, part);
+        self.inner.forward(id, part);
     }
 
     /// Takes the end of a file; for a file on its way out, word that nobody wants the rest.
-    pub fn end(&self, id: CommandId, end: FileEnd) {
-        if let Some(Running {
+    pub fn on_end(&self, id: CommandId, end: FileEnd) {
+        if let Some(RunningTransfer {
             parts: None, cancel, ..
         }) = self.inner.lock().get(&id)
         {
             return cancel.cancel();
         }
-        self.inner.pass_on(id, Part::End(end));
+        self.inner.forward(id, ReceivedPart::End(end));
     }
 
     /// Gives up every transfer with a peer that will not come back to it.
-    pub fn lost(&self, peer: PeerId) {
+    pub fn on_peer_lost(&self, peer: PeerId) {
         self.inner.lock().retain(|id, running| {
             let lost = id.issuer == peer;
             if lost {
@@ -255,16 +259,16 @@ impl Transfers {
     }
 }
 
-fn order(arguments: &Arguments) -> Result<Order, String> {
+fn parse_request(arguments: &Arguments) -> Result<TransferRequest, String> {
     if !arguments.args.is_empty() {
         return Err("give the arguments of filetransfer by name: op, path, size, mode".to_owned());
     }
-    Order::deserialize(Value::Object(arguments.kwargs.clone())).map_err(|error| {
+    TransferRequest::deserialize(Value::Object(arguments.kwargs.clone())).map_err(|error| {
         format!("not a transfer ({error}): use op=push with path, size and mode, or op=pull with path")
     })
 }
 
-fn answered(
+fn refuse(
     reply: oneshot::Sender<Reply>,
     outcome: oneshot::Receiver<Reply>,
     refusal: String,
@@ -274,15 +278,15 @@ fn answered(
 }
 
 impl Inner {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<CommandId, Running>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<CommandId, RunningTransfer>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn parts(&self, id: CommandId) -> Option<SyncSender<Part>> {
+    fn parts(&self, id: CommandId) -> Option<SyncSender<ReceivedPart>> {
         self.lock().get(&id)?.parts.clone()
     }
 
-    fn pass_on(&self, id: CommandId, part: Part) {
+    fn forward(&self, id: CommandId, part: ReceivedPart) {
         if let Some(parts) = self.parts(id) {
             // The bytes run out before the places do, so it fails only when the transfer has just ended.
             let _ended = parts.try_send(part);
@@ -292,40 +296,48 @@ impl Inner {
 
 /// Why a transfer did not succeed.
 #[derive(Debug, thiserror::Error)]
-enum Fault {
+enum TransferError {
     #[error(transparent)]
     File(#[from] FileError),
     #[error("{path}: nothing was heard of it for {idle:?}; send it again")]
     Idle { path: String, idle: Duration },
     #[error("{path}: the connection was lost midway; send it again")]
-    Lost { path: String },
+    ConnectionLost { path: String },
 }
 
-impl Fault {
+impl TransferError {
     fn into_reply(self) -> Reply {
         match &self {
             Self::File(error) if error.is_refusal() => Reply::refused(self.to_string()),
-            Self::File(_) | Self::Idle { .. } | Self::Lost { .. } => Reply::failed(self.to_string()),
+            Self::File(_) | Self::Idle { .. } | Self::ConnectionLost { .. } => {
+                Reply::failed(self.to_string())
+            }
         }
     }
 }
 
-struct Work {
+struct TransferTask {
     inner: Arc<Inner>,
     id: CommandId,
     cancel: CancellationToken,
 }
 
-impl Work {
-    fn receive(&self, path: &str, size: u64, mode: u32, queue: &Receiver<Part>) -> Result<Reply, Fault> {
-        let lost = || Fault::Lost {
+impl TransferTask {
+    fn receive(
+        &self,
+        path: &str,
+        size: u64,
+        mode: u32,
+        queue: &Receiver<ReceivedPart>,
+    ) -> Result<Reply, TransferError> {
+        let lost = || TransferError::ConnectionLost {
             path: path.to_owned(),
         };
-        let mut file = Incoming::create(&self.inner.roots, path, size)?;
+        let mut file = IncomingFile::create(&self.inner.roots, path, size)?;
         loop {
             let part = queue.recv_timeout(self.inner.idle_max).map_err(|why| match why {
                 RecvTimeoutError::Disconnected => lost(),
-                RecvTimeoutError::Timeout => Fault::Idle {
+                RecvTimeoutError::Timeout => TransferError::Idle {
                     path: path.to_owned(),
                     idle: self.inner.idle_max,
                 },
@@ -334,8 +346,12 @@ impl Work {
                 return Err(lost());
             }
             match part {
-                Part::Chunk { offset, bytes, _room } => file.write(offset, &bytes)?,
-                Part::End(end) => {
+                ReceivedPart::Chunk {
+                    offset,
+                    bytes,
+                    _permit: _room,
+                } => file.write(offset, &bytes)?,
+                ReceivedPart::End(end) => {
                     let written = file.finish(end.size, end.sha256, end.mode.unwrap_or(mode))?;
                     return Ok(Reply::done(json!({
                         "path": written.path,
@@ -347,13 +363,13 @@ impl Work {
         }
     }
 
-    fn send(&self, path: &str, bulk: &Outlet, handle: &Handle) -> Result<Reply, Fault> {
-        let mut file = Outgoing::open(&self.inner.roots, path)?;
+    fn send(&self, path: &str, sink: &ChunkSink, handle: &Handle) -> Result<Reply, TransferError> {
+        let mut file = OutgoingFile::open(&self.inner.roots, path)?;
         let (size, mode) = (file.size(), file.mode());
-        while let Some(chunk) = file.next_chunk(bulk.chunk_bytes.get())? {
+        while let Some(chunk) = file.next_chunk(sink.chunk_bytes.get())? {
             let mut frame = Frame::binary(Kind::Chunk, chunk.bytes);
             frame.header.offset = Some(chunk.offset);
-            self.queue(path, frame, &bulk.frames, handle)?;
+            self.send_frame(path, frame, &sink.frames, handle)?;
         }
         let sha256 = file.sha256();
         let end = FileEnd {
@@ -361,23 +377,23 @@ impl Work {
             size,
             mode: Some(mode),
         };
-        self.queue(path, Frame::json(Kind::ChunkEnd, &end), &bulk.frames, handle)?;
+        self.send_frame(path, Frame::json(Kind::ChunkEnd, &end), &sink.frames, handle)?;
         Ok(Reply::done(
             json!({ "size": size, "sha256": hex::encode(&sha256), "mode": mode }),
         ))
     }
 
-    fn queue(
+    fn send_frame(
         &self,
         path: &str,
         mut frame: Frame,
         bulk: &mpsc::Sender<Frame>,
         handle: &Handle,
-    ) -> Result<(), Fault> {
+    ) -> Result<(), TransferError> {
         frame.header.id = Some(self.id.seq);
         frame.header.epoch = Some(self.id.epoch);
         frame.header.lane = Some(Lane::Bulk);
-        let lost = || Fault::Lost {
+        let lost = || TransferError::ConnectionLost {
             path: path.to_owned(),
         };
         if self.cancel.is_cancelled() {
@@ -393,7 +409,7 @@ impl Work {
                 biased;
                 () = self.cancel.cancelled() => Err(lost()),
                 sent = bulk.send(frame) => sent.map_err(|_closed| lost()),
-                () = tokio::time::sleep(self.inner.idle_max) => Err(Fault::Idle {
+                () = tokio::time::sleep(self.inner.idle_max) => Err(TransferError::Idle {
                     path: path.to_owned(),
                     idle: self.inner.idle_max,
                 }),

@@ -21,7 +21,7 @@ fn swarm_node(dir: &Path) -> Command {
     command
 }
 
-fn say(command: &mut Command) -> (i32, String, String) {
+fn run_command(command: &mut Command) -> (i32, String, String) {
     let Output {
         status,
         stdout,
@@ -52,7 +52,7 @@ impl Daemon {
 
     fn status(dir: &Path) -> Value {
         for _ in 0..200 {
-            let (code, out, _) = say(swarm_node(dir).args(["status", "--json"]));
+            let (code, out, _) = run_command(swarm_node(dir).args(["status", "--json"]));
             if code == 0 {
                 return serde_json::from_str(&out).expect("JSON");
             }
@@ -80,10 +80,10 @@ impl Drop for Daemon {
 }
 
 #[test]
-fn it_runs_answers_and_ends_cleanly() {
+fn the_daemon_runs_answers_and_shuts_down_cleanly() {
     let dir = TempDir::new().expect("a directory");
     let dir = dir.path();
-    let (code, _, error) = say(swarm_node(dir).arg("status"));
+    let (code, _, error) = run_command(swarm_node(dir).arg("status"));
     assert_eq!(code, 1);
     assert!(
         error.contains("no daemon runs with the state directory"),
@@ -95,11 +95,11 @@ fn it_runs_answers_and_ends_cleanly() {
     assert_eq!(status["name"], "n7");
     let id = status["id"].as_str().expect("a text").to_owned();
     assert_eq!(id.len(), 64);
-    let (code, out, _) = say(swarm_node(dir).arg("id"));
+    let (code, out, _) = run_command(swarm_node(dir).arg("id"));
     assert_eq!(code, 0);
     assert!(out.contains("name  n7") && out.contains(&id), "{out}");
 
-    let (code, _, error) = say(swarm_node(dir).arg("run"));
+    let (code, _, error) = run_command(swarm_node(dir).arg("run"));
     assert_eq!(code, 1);
     assert!(error.contains("another swarm-node runs"), "{error}");
 
@@ -110,7 +110,7 @@ fn it_runs_answers_and_ends_cleanly() {
         "{log}"
     );
     assert!(!dir.join("status.sock").exists());
-    let (_, out, _) = say(swarm_node(dir).args(["id", "--json"]));
+    let (_, out, _) = run_command(swarm_node(dir).args(["id", "--json"]));
     assert!(out.contains(&id), "the same key without a daemon: {out}");
 
     let again = Daemon::start(swarm_node(dir).env("SWARM_NODE_NAME", "n8"));
@@ -123,7 +123,7 @@ fn it_runs_answers_and_ends_cleanly() {
 }
 
 #[test]
-fn what_it_cannot_remember_it_says() {
+fn an_unwritable_state_dir_is_logged() {
     let missing = Path::new("/proc/swarm-node-test");
     let daemon = Daemon::start(&mut swarm_node(missing));
     std::thread::sleep(Duration::from_millis(500));
@@ -136,51 +136,57 @@ fn what_it_cannot_remember_it_says() {
 }
 
 #[test]
-fn a_wrong_configuration_stops_it_at_once() {
+fn an_invalid_configuration_exits_with_status_2() {
     let dir = TempDir::new().expect("a directory");
     let dir = dir.path();
     std::fs::write(dir.join("config.toml"), "\nlisen = \"x\"\n").expect("written");
-    let (code, _, error) = say(swarm_node(dir).arg("run"));
+    let (code, _, error) = run_command(swarm_node(dir).arg("run"));
     assert_eq!(code, 2);
     assert!(
         error.contains("config.toml, line 2: unknown key `lisen`; did you mean `listen`?"),
         "{error}"
     );
-    let (code, _, error) = say(swarm_node(dir)
-        .env("SWARM_NODE_LISEN", "x")
-        .args(["--config", "/dev/null"]));
+    let (code, _, error) = run_command(
+        swarm_node(dir)
+            .env("SWARM_NODE_LISEN", "x")
+            .args(["--config", "/dev/null"]),
+    );
     assert_eq!(code, 2);
     assert!(error.contains("did you mean SWARM_NODE_LISTEN?"), "{error}");
-    let (code, _, error) = say(swarm_node(dir).args(["run", "--config", "/dev/null", "--log", "info,,=="]));
+    let (code, _, error) =
+        run_command(swarm_node(dir).args(["run", "--config", "/dev/null", "--log", "info,,=="]));
     assert_eq!(code, 2);
     assert!(error.contains("is not a level"), "{error}");
-    let (code, _, error) = say(swarm_node(dir).args(["join", "nonsense"]));
+    let (code, _, error) = run_command(swarm_node(dir).args(["join", "nonsense"]));
     assert_eq!(code, 2, "{error}");
-    assert_eq!(say(swarm_node(dir).args(["run", "--name", "a b"])).0, 2);
+    assert_eq!(run_command(swarm_node(dir).args(["run", "--name", "a b"])).0, 2);
 }
 
 #[test]
-fn a_configuration_can_be_checked() {
+fn check_config_accepts_and_refuses_files() {
     let dir = TempDir::new().expect("a directory");
     let file = dir.path().join("c.toml");
     std::fs::write(&file, "[lost_link]\nafter = \"3s\"\ncommand = [\"hold\"]\n").expect("written");
-    let (code, out, _) = say(swarm_node(dir.path()).arg("check-config").arg(&file));
+    let (code, out, _) = run_command(swarm_node(dir.path()).arg("check-config").arg(&file));
     assert_eq!(code, 0);
     assert!(out.ends_with(": ok\n"), "{out}");
     let example = concat!(env!("CARGO_MANIFEST_DIR"), "/swarm-node.example.toml");
-    assert_eq!(say(swarm_node(dir.path()).args(["check-config", example])).0, 0);
+    assert_eq!(
+        run_command(swarm_node(dir.path()).args(["check-config", example])).0,
+        0
+    );
     let slip = dir.path().join("slip.toml");
     std::fs::write(&slip, "join = \"SWARM1-XXXX\"\n").expect("written");
-    let (code, _, error) = say(swarm_node(dir.path()).arg("check-config").arg(&slip));
+    let (code, _, error) = run_command(swarm_node(dir.path()).arg("check-config").arg(&slip));
     assert_eq!(code, 2);
     assert!(error.contains("join: "), "{error}");
-    let (code, out, error) = say(swarm_node(dir.path()).args(["check-config", "/no/such"]));
+    let (code, out, error) = run_command(swarm_node(dir.path()).args(["check-config", "/no/such"]));
     assert_eq!((code, out.as_str()), (2, ""));
     assert!(error.contains("/no/such: cannot be read"), "{error}");
 }
 
 #[test]
-fn systemd_is_told() {
+fn systemd_is_notified_of_start_watchdog_and_end() {
     let dir = TempDir::new().expect("a directory");
     let path = dir.path().join("notify");
     let socket = UnixDatagram::bind(&path).expect("bound");
@@ -198,7 +204,7 @@ fn systemd_is_told() {
             }
         }
     });
-    let hear = |word: &str| {
+    let wait_for = |word: &str| {
         while !words.recv().expect(word).contains(word) {}
     };
     let state = dir.path().join("state");
@@ -208,10 +214,10 @@ fn systemd_is_told() {
             .env("WATCHDOG_USEC", "200000")
             .env("JOURNAL_STREAM", "8:1"),
     );
-    hear("READY=1");
-    hear("WATCHDOG=1");
+    wait_for("READY=1");
+    wait_for("WATCHDOG=1");
     let (code, log) = daemon.end(Signal::TERM);
-    hear("STOPPING=1");
+    wait_for("STOPPING=1");
     assert_eq!(code, Some(0));
     assert!(
         log.starts_with(" INFO") || log.starts_with(" WARN"),

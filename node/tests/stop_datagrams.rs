@@ -6,12 +6,12 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
-use swarm_node::fleet_store::Memory;
+use swarm_node::fleet_store::FleetStore;
 use swarm_node::state::StateDir;
-use swarm_node::status::{Request, ask};
+use swarm_node::status::{Request, query};
 use swarm_shared::net::identity::{self, KeyFile};
 use swarm_shared::proto::selector::Selector;
-use swarm_shared::proto::stop::{StopOrder, is_stop};
+use swarm_shared::proto::stop::{StopOrder, is_stop_datagram};
 use swarm_shared::proto::trust::{FleetRoot, Grant, Membership, Role, Signed, SigningKey};
 use tempfile::TempDir;
 
@@ -38,7 +38,7 @@ fn start(dir: &Path) -> Daemon {
 }
 
 fn status(dir: &Path) -> Option<Value> {
-    let text = ask(&StateDir::socket(dir), &Request::Status).ok()??;
+    let text = query(&StateDir::socket(dir), &Request::Status).ok()??;
     serde_json::from_str(&text).ok()
 }
 
@@ -60,14 +60,14 @@ fn key(seed: u8) -> SigningKey {
     SigningKey::from_seed([seed; 32])
 }
 
-struct Place {
+struct Fixture {
     dir: TempDir,
     root: FleetRoot,
     port: u16,
-    ear: UdpSocket,
+    listener: UdpSocket,
 }
 
-impl Place {
+impl Fixture {
     /// The ear shares the port, as a neighbour would.
     fn new() -> Self {
         let dir = TempDir::new().expect("a directory");
@@ -89,14 +89,19 @@ impl Place {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .build()
             .expect("a runtime");
-        runtime.block_on(Memory::new(dir.path()).keep_fleet(&member.expect("ours")));
+        runtime.block_on(FleetStore::new(dir.path()).save_fleet(&member.expect("ours")));
         let ear = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None).expect("a socket");
         ear.set_reuse_address(true).expect("shared");
         let any = std::net::SocketAddr::from(([0, 0, 0, 0], port));
         ear.bind(&any.into()).expect("bound");
         let ear: UdpSocket = ear.into();
         ear.set_read_timeout(Some(Duration::from_secs(5))).expect("set");
-        Self { dir, root, port, ear }
+        Self {
+            dir,
+            root,
+            port,
+            listener: ear,
+        }
     }
 
     fn grant(&mut self, seed: u8, role: Role) -> Signed<Grant> {
@@ -109,7 +114,7 @@ impl Place {
     }
 
     /// To the broadcast address of loopback, so that all who share the port hear it.
-    fn say(&self, bytes: &[u8]) {
+    fn broadcast(&self, bytes: &[u8]) {
         let mouth = UdpSocket::bind("127.0.0.1:0").expect("a socket");
         mouth.set_broadcast(true).expect("set");
         mouth
@@ -124,24 +129,24 @@ impl Place {
 }
 
 #[test]
-fn a_datagram_stops_a_node_that_has_no_link_and_is_passed_on_once() {
-    let mut place = Place::new();
+fn a_stop_datagram_latches_and_is_relayed_once() {
+    let mut place = Fixture::new();
     let daemon = start(place.dir.path());
     let grant = place.grant(10, Role::Operator);
     let stop = place.order(10, 5).encode(&key(10), &grant).expect("short");
-    place.say(&stop);
+    place.broadcast(&stop);
     wait("it is stopped", || is_stopped(place.dir.path()));
     wait("its command runs", || place.landings() == 1);
     // Our own words come first, then what the node passes on.
     let mut heard = 0;
     let mut buffer = [0; 1_500];
     while heard < 2 {
-        let (length, _) = place.ear.recv_from(&mut buffer).expect("passed on");
-        heard += usize::from(is_stop(&buffer[..length]));
+        let (length, _) = place.listener.recv_from(&mut buffer).expect("passed on");
+        heard += usize::from(is_stop_datagram(&buffer[..length]));
         assert_eq!(&buffer[..length], &stop[..], "as it came");
     }
     for _ in 0..5 {
-        place.say(&stop);
+        place.broadcast(&stop);
     }
     std::thread::sleep(Duration::from_millis(300));
     assert_eq!(place.landings(), 1, "a repeat does nothing");
@@ -152,8 +157,8 @@ fn a_datagram_stops_a_node_that_has_no_link_and_is_passed_on_once() {
 }
 
 #[test]
-fn what_is_forged_stops_nobody() {
-    let mut place = Place::new();
+fn forged_stops_are_ignored() {
+    let mut place = Fixture::new();
     let _daemon = start(place.dir.path());
     let operator = place.grant(10, Role::Operator);
     let observer = place.grant(11, Role::Observer);
@@ -183,13 +188,13 @@ fn what_is_forged_stops_nobody() {
         turned,
     ];
     for _ in 0..3 {
-        forged.iter().for_each(|bytes| place.say(bytes));
+        forged.iter().for_each(|bytes| place.broadcast(bytes));
     }
     std::thread::sleep(Duration::from_millis(500));
     assert!(!is_stopped(place.dir.path()));
     assert_eq!(place.landings(), 0);
     // It has listened all the while.
     let sound = place.order(10, 5).encode(&key(10), &operator).expect("short");
-    place.say(&sound);
+    place.broadcast(&sound);
     wait("the sound one stops it", || is_stopped(place.dir.path()));
 }

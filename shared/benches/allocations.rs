@@ -7,8 +7,8 @@ use std::hint::black_box;
 use std::io::Write as _;
 
 use bytes::BytesMut;
-use swarm_shared::proto::encoded::{OutBuffer, Parcel};
-use swarm_shared::proto::wire::{FrameReader, Limits};
+use swarm_shared::proto::encoded::{EncodedFrame, OutBuffer};
+use swarm_shared::proto::wire::{FrameLimits, FrameReader};
 
 #[global_allocator]
 static ALLOC: dhat::Alloc = dhat::Alloc;
@@ -18,7 +18,7 @@ const FRAMES: u64 = 10_000;
 fn main() -> std::io::Result<()> {
     let _profiler = dhat::Profiler::builder().testing().build();
     let command = frames::command();
-    let parcel = Parcel::new(&command).expect("a short header");
+    let parcel = EncodedFrame::new(&command).expect("a short header");
     let mut burst = BytesMut::new();
     for seq in 1..=FRAMES {
         frames::number(&command, seq)
@@ -41,7 +41,7 @@ fn main() -> std::io::Result<()> {
         )
     };
     measure("decode", &mut || {
-        let mut reader = FrameReader::new(Limits::CONTROL);
+        let mut reader = FrameReader::new(FrameLimits::CONTROL);
         while let Some(frame) = reader.next_frame(&mut burst).expect("sound") {
             black_box(frame);
         }
@@ -49,19 +49,19 @@ fn main() -> std::io::Result<()> {
     let mut out = OutBuffer::default();
     measure("encode, shared parcel", &mut || {
         for seq in 1..=FRAMES {
-            out.put(&parcel, frames::trailer(seq));
+            out.push(&parcel, frames::trailer(seq));
         }
     })?;
     measure("encode, new parcel", &mut || {
         for seq in 1..=FRAMES {
-            let parcel = Parcel::new(&command).expect("a short header");
-            out.put(&parcel, frames::trailer(seq));
+            let parcel = EncodedFrame::new(&command).expect("a short header");
+            out.push(&parcel, frames::trailer(seq));
         }
     })?;
     let mut single = OutBuffer::default();
     measure("encode, one a write", &mut || {
         for seq in 1..=FRAMES {
-            single.put(&parcel, frames::trailer(seq));
+            single.push(&parcel, frames::trailer(seq));
             single.consume(single.len());
         }
     })

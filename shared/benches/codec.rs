@@ -6,8 +6,8 @@ use std::hint::black_box;
 
 use bytes::BytesMut;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use swarm_shared::proto::encoded::{OutBuffer, Parcel};
-use swarm_shared::proto::wire::{Frame, FrameReader, Limits};
+use swarm_shared::proto::encoded::{EncodedFrame, OutBuffer};
+use swarm_shared::proto::wire::{Frame, FrameLimits, FrameReader};
 
 /// Frames in one burst, as one read or write of a busy link holds them.
 const BURST: u64 = 256;
@@ -23,7 +23,7 @@ fn decode(c: &mut Criterion) {
                 .expect("a short header");
         }
         group.bench_function(name, |b| {
-            let mut reader = FrameReader::new(Limits::CONTROL);
+            let mut reader = FrameReader::new(FrameLimits::CONTROL);
             b.iter_batched(
                 || BytesMut::from(&burst[..]),
                 |mut bytes| {
@@ -42,12 +42,12 @@ fn encode(c: &mut Criterion) {
     let mut group = c.benchmark_group("encode");
     group.throughput(Throughput::Elements(BURST));
     let frame = frames::command();
-    let parcel = Parcel::new(&frame).expect("a short header");
+    let parcel = EncodedFrame::new(&frame).expect("a short header");
     group.bench_function("shared parcel", |b| {
         b.iter(|| {
             let mut out = OutBuffer::default();
             for seq in 1..=BURST {
-                out.put(black_box(&parcel), frames::trailer(seq));
+                out.push(black_box(&parcel), frames::trailer(seq));
             }
             out
         });
@@ -56,7 +56,7 @@ fn encode(c: &mut Criterion) {
         b.iter(|| {
             for seq in 1..=BURST {
                 let mut out = OutBuffer::default();
-                out.put(black_box(&parcel), frames::trailer(seq));
+                out.push(black_box(&parcel), frames::trailer(seq));
                 black_box(out);
             }
         });
@@ -66,8 +66,8 @@ fn encode(c: &mut Criterion) {
         b.iter(|| {
             let mut out = OutBuffer::default();
             for seq in 1..=BURST {
-                let parcel = Parcel::new(black_box(&reply)).expect("a short header");
-                out.put(&parcel, frames::trailer(seq));
+                let parcel = EncodedFrame::new(black_box(&reply)).expect("a short header");
+                out.push(&parcel, frames::trailer(seq));
             }
             out
         });

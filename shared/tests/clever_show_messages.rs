@@ -4,12 +4,12 @@
 use bytes::{Bytes, BytesMut};
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
-use swarm_shared::proto::clever_show::{
+use swarm_shared::proto::foreign::clever_show::{
     ANNOUNCEMENT_BYTES_MAX, Announcement, BadAnnouncement, BadMessage, Message, NAME_BYTES_MAX,
     REQUEST_ID_BYTES_MAX, request_id,
 };
 use swarm_shared::proto::message::Arguments;
-use swarm_shared::proto::wire::{ContentEncoding, Frame, FrameReader, Limits};
+use swarm_shared::proto::wire::{ContentEncoding, Frame, FrameLimits, FrameReader};
 
 fn unhex(text: &str) -> Vec<u8> {
     data_encoding::HEXLOWER
@@ -30,11 +30,11 @@ fn vectors() -> Vec<(String, Vec<u8>)> {
 }
 
 fn frame(bytes: &[u8]) -> Frame {
-    let frame = FrameReader::new(Limits::CONTROL).next_frame(&mut BytesMut::from(bytes));
+    let frame = FrameReader::new(FrameLimits::CONTROL).next_frame(&mut BytesMut::from(bytes));
     frame.expect("sound").expect("whole")
 }
 
-fn written(message: &Message) -> Frame {
+fn reencode(message: &Message) -> Frame {
     let mut bytes = BytesMut::new();
     message.to_frame().encode(&mut bytes).expect("fits");
     frame(&bytes)
@@ -68,7 +68,7 @@ fn arguments(args: Value, kwargs: Value) -> Arguments {
 }
 
 /// What each vector means.
-fn meant(name: &str) -> Message {
+fn expected_message(name: &str) -> Message {
     let (none, no) = (json!([]), json!({}));
     let push = |path: &str, content: &'static [u8]| Message::FilePush {
         path: path.to_owned(),
@@ -101,7 +101,7 @@ fn meant(name: &str) -> Message {
             json!({ "host": "192.0.2.10", "port": "25000", "id": "0815", "start_time": "1795190000.5" }),
         ),
         "telemetry" | "telemetry with NaN" => {
-            let content = frame(&vector(name)).value().expect("lenient");
+            let content = frame(&vector(name)).json_value().expect("lenient");
             action("telemetry", none, content["kwargs"].clone())
         }
         "action, utf-16 content" => action("test", none, no),
@@ -117,18 +117,22 @@ fn vector(name: &str) -> Vec<u8> {
 }
 
 #[test]
-fn every_frame_of_the_real_program_means_what_it_should() {
+fn recorded_frames_parse_to_expected_messages() {
     for (name, bytes) in vectors() {
-        assert_eq!(Message::read(&frame(&bytes)), Ok(meant(&name)), "{name}");
+        assert_eq!(
+            Message::from_frame(&frame(&bytes)),
+            Ok(expected_message(&name)),
+            "{name}"
+        );
     }
 }
 
 #[test]
-fn the_same_messages_of_ours_are_the_same_frames() {
+fn messages_encode_to_the_recorded_frames() {
     for (name, bytes) in vectors() {
         let real = frame(&bytes);
-        let ours = written(&meant(&name));
-        assert_eq!(Message::read(&ours), Ok(meant(&name)), "{name}");
+        let ours = reencode(&expected_message(&name));
+        assert_eq!(Message::from_frame(&ours), Ok(expected_message(&name)), "{name}");
         if real.header.content_encoding != ContentEncoding::Utf8 {
             continue;
         }
@@ -139,9 +143,9 @@ fn the_same_messages_of_ours_are_the_same_frames() {
         match name.as_str() {
             // Not written by us.
             "request, args null (sent by a real peer after a reconnect)" => {
-                assert_eq!(ours.value().expect("JSON")["args"], json!([]));
+                assert_eq!(ours.json_value().expect("JSON")["args"], json!([]));
             }
-            _ if real.value().is_ok() => assert_eq!(ours.value(), real.value(), "{name}"),
+            _ if real.json_value().is_ok() => assert_eq!(ours.json_value(), real.json_value(), "{name}"),
             _ => assert_eq!(ours.content, real.content, "{name}"),
         }
     }
@@ -149,7 +153,8 @@ fn the_same_messages_of_ours_are_the_same_frames() {
 
 #[test]
 fn telemetry_with_nan_is_read_and_the_nan_is_null() {
-    let Ok(Message::Action { arguments, .. }) = Message::read(&frame(&vector("telemetry with NaN"))) else {
+    let Ok(Message::Action { arguments, .. }) = Message::from_frame(&frame(&vector("telemetry with NaN")))
+    else {
         panic!("read")
     };
     let text = arguments.kwargs["value"].to_string();
@@ -157,7 +162,7 @@ fn telemetry_with_nan_is_read_and_the_nan_is_null() {
 }
 
 #[test]
-fn what_is_no_message_says_what_it_lacks() {
+fn invalid_message_error_names_the_missing_part() {
     let header = |header: Value, content: &str| {
         let mut whole = json!({ "byteorder": "little", "content-type": "json", "content-encoding": "utf-8" });
         let object = whole.as_object_mut().expect("an object");
@@ -210,18 +215,18 @@ fn what_is_no_message_says_what_it_lacks() {
             "no file",
         ),
     ] {
-        let error = Message::read(&header(header_keys, content)).expect_err(content);
+        let error = Message::from_frame(&header(header_keys, content)).expect_err(content);
         assert!(error.to_string().contains(wanted), "{error}");
     }
     let number = header(
         json!({ "message-type": "request" }),
         "{\"requested_value\": \"id\", \"request_id\": 42}",
     );
-    assert!(matches!(Message::read(&number), Ok(Message::Request { id, .. }) if id == "42"));
+    assert!(matches!(Message::from_frame(&number), Ok(Message::Request { id, .. }) if id == "42"));
 }
 
 #[test]
-fn ids_and_names_are_read_up_to_their_length() {
+fn ids_and_names_have_a_maximum_length() {
     let name = |more| "n".repeat(NAME_BYTES_MAX + more);
     let id = |more| "1".repeat(REQUEST_ID_BYTES_MAX + more);
     let all = |name: String, id: String| {
@@ -237,24 +242,24 @@ fn ids_and_names_are_read_up_to_their_length() {
         ]
     };
     for message in all(name(0), id(0)) {
-        assert_eq!(Message::read(&message.to_frame()), Ok(message));
+        assert_eq!(Message::from_frame(&message.to_frame()), Ok(message));
     }
     for (message, part) in
         all(name(1), id(0))
             .iter()
             .zip(["action", "requested_value", "requested_value", "requested_value"])
     {
-        let error = Message::read(&message.to_frame()).expect_err(part);
+        let error = Message::from_frame(&message.to_frame()).expect_err(part);
         assert!(error.to_string().contains(part), "{error}");
     }
     for message in &all(name(0), id(1))[1..] {
-        let error = Message::read(&message.to_frame()).expect_err("too long an id");
+        let error = Message::from_frame(&message.to_frame()).expect_err("too long an id");
         assert!(error.to_string().contains("request_id"), "{error}");
     }
 }
 
 #[test]
-fn json_of_very_many_values_is_not_read() {
+fn json_with_too_many_values_is_refused() {
     let said = |value: &str, times, encoding: ContentEncoding| {
         let mut frame = action("led", json!([]), json!({})).to_frame();
         let list = [value].repeat(times).join(",");
@@ -267,7 +272,7 @@ fn json_of_very_many_values_is_not_read() {
             frame.content = [&[0xfe, 0xff], &frame.content[..]].concat().into();
         }
         frame.header.content_encoding = encoding;
-        Message::read(&frame)
+        Message::from_frame(&frame)
     };
     for encoding in [ContentEncoding::Utf8, ContentEncoding::Utf16] {
         // A megabyte of these would take a hundred.
@@ -289,7 +294,7 @@ fn json_of_very_many_values_is_not_read() {
 }
 
 #[test]
-fn an_announcement_is_the_datagram_that_drones_know() {
+fn announcement_equals_the_real_datagram() {
     let real = vector("UDP announcement server_ip");
     let announcement = Announcement {
         host: "192.0.2.10".to_owned(),
@@ -300,7 +305,10 @@ fn an_announcement_is_the_datagram_that_drones_know() {
     assert_eq!(Announcement::parse(&real), Ok(announcement.clone()));
     let ours = announcement.to_datagram().expect("short");
     assert_eq!(Announcement::parse(&ours), Ok(announcement));
-    assert_eq!(Message::read(&frame(&ours)), Message::read(&frame(&real)));
+    assert_eq!(
+        Message::from_frame(&frame(&ours)),
+        Message::from_frame(&frame(&real))
+    );
 
     for cut in 0..real.len() {
         assert!(Announcement::parse(&real[..cut]).is_err());
@@ -314,11 +322,11 @@ fn an_announcement_is_the_datagram_that_drones_know() {
     );
     assert_eq!(
         Announcement::parse(&vector("action, no arguments")),
-        Err(BadAnnouncement::SomethingElse)
+        Err(BadAnnouncement::OtherAction)
     );
     assert_eq!(
         Announcement::parse(&vector("file push")),
-        Err(BadAnnouncement::SomethingElse)
+        Err(BadAnnouncement::OtherAction)
     );
     for (port, good) in [
         ("0", false),
@@ -381,30 +389,30 @@ fn any_message() -> impl Strategy<Value = Message> {
 
 proptest! {
     #[test]
-    fn what_is_written_is_read_back(message in any_message()) {
-        let frame = written(&message);
-        prop_assert_eq!(Message::read(&frame), Ok(message));
+    fn encoded_messages_parse_back(message in any_message()) {
+        let frame = reencode(&message);
+        prop_assert_eq!(Message::from_frame(&frame), Ok(message));
         prop_assert!(frame.content != "null");
     }
 
     #[test]
-    fn nothing_in_a_frame_is_misread(content in prop::collection::vec(any::<u8>(), 0..200), message in any_message()) {
+    fn parsed_messages_survive_a_second_round_trip(content in prop::collection::vec(any::<u8>(), 0..200), message in any_message()) {
         let mut frame = message.to_frame();
         frame.header.content_length = content.len() as u64;
         frame.content = content.into();
-        match Message::read(&frame) {
-            Ok(read) => prop_assert_eq!(Message::read(&written(&read)), Ok(read)),
+        match Message::from_frame(&frame) {
+            Ok(read) => prop_assert_eq!(Message::from_frame(&reencode(&read)), Ok(read)),
             Err(
                 BadMessage::Json(_)
-                | BadMessage::Without { .. }
+                | BadMessage::MissingPart { .. }
                 | BadMessage::TooManyValues
-                | BadMessage::NotAFile,
+                | BadMessage::UnexpectedBinary,
             ) => {}
         }
     }
 
     #[test]
-    fn any_datagram_is_an_announcement_or_a_fault(bytes in prop::collection::vec(any::<u8>(), 0..1100)) {
+    fn any_datagram_parses_or_is_an_error(bytes in prop::collection::vec(any::<u8>(), 0..1100)) {
         if let Ok(announcement) = Announcement::parse(&bytes) {
             let again = announcement.to_datagram();
             prop_assert!(again.is_err() || Announcement::parse(&again.expect("written")) == Ok(announcement));

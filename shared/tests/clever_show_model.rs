@@ -1,4 +1,4 @@
-//! Property test of a server's side of one drone (`proto/clever_show/server.rs`): whatever happens in whatever order,
+//! Property test of a server's side of one drone (`proto/foreign/clever_show/server.rs`): whatever happens in whatever order,
 //! every ticket ends once, nothing begins once nobody waits for it, and no timer rings for ever.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -8,42 +8,42 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use swarm_shared::net::clock;
-use swarm_shared::proto::clever_show::server::{Drone, Event, Rules, Until};
-use swarm_shared::proto::clever_show::{Message, request_id};
+use swarm_shared::proto::foreign::clever_show::server::{Deadlines, Drone, DroneOptions, Event};
+use swarm_shared::proto::foreign::clever_show::{Message, request_id};
 use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::wire::Frame;
 
 const SECOND: Duration = Duration::from_secs(1);
 
 fn drone(resume_queue: bool, resend_requests: bool) -> Drone {
-    let rules = Rules {
+    let rules = DroneOptions {
         resume_queue,
         resend_requests,
-        idle: 60 * SECOND,
+        idle_timeout: 60 * SECOND,
     };
     Drone::new("clever-1".to_owned(), rules)
 }
 
-fn until(now: Instant) -> Until {
-    Until {
-        begin: now + 10 * SECOND,
-        answer: now + 20 * SECOND,
+fn deadlines(now: Instant) -> Deadlines {
+    Deadlines {
+        start_by: now + 10 * SECOND,
+        respond_by: now + 20 * SECOND,
     }
 }
 
 /// Says whose it is.
-fn of(ticket: u64) -> Arguments {
+fn ticket_arguments(ticket: u64) -> Arguments {
     serde_json::from_value(json!({ "kwargs": { "ticket": ticket } })).expect("arguments")
 }
 
 /// Whose it is, by [`of`] or by its path; nobody's if it is a stop, or a question of the drone's own side.
-fn whose(frame: &Frame) -> Option<u64> {
+fn ticket_of(frame: &Frame) -> Option<u64> {
     let by_arguments = |arguments: &Arguments| {
         let path = arguments.kwargs.get("filepath").and_then(Value::as_str);
         let by_path = path.and_then(|path| path.strip_prefix('/')?.parse().ok());
         by_path.or_else(|| arguments.kwargs.get("ticket").and_then(Value::as_u64))
     };
-    match Message::read(frame).expect("our own") {
+    match Message::from_frame(frame).expect("our own") {
         Message::Action { arguments, .. } | Message::Request { arguments, .. } => by_arguments(&arguments),
         Message::FilePush { path, .. } => path.strip_prefix('/').and_then(|ticket| ticket.parse().ok()),
         Message::Response { .. } | Message::FileResponse { .. } => None,
@@ -52,7 +52,7 @@ fn whose(frame: &Frame) -> Option<u64> {
 
 fn next_frame(drone: &mut Drone, now: Instant, cancelled: &BTreeSet<u64>) -> Option<Frame> {
     let frame = drone.next_frame(now)?;
-    let ticket = whose(&frame).filter(|ticket| cancelled.contains(ticket));
+    let ticket = ticket_of(&frame).filter(|ticket| cancelled.contains(ticket));
     assert_eq!(ticket, None, "nobody waits for it any more");
     Some(frame)
 }
@@ -96,7 +96,7 @@ fn step() -> impl Strategy<Value = Step> {
 
 proptest! {
     #[test]
-    fn every_ticket_ends_once_whatever_happens(
+    fn every_ticket_completes_exactly_once(
         steps in prop::collection::vec(step(), 0..120),
         resume in any::<bool>(),
         resend in any::<bool>(),
@@ -113,26 +113,26 @@ proptest! {
                 ticket
             };
             match step {
-                Step::Connect => drone.connected(now),
-                Step::Disconnect => drone.disconnected(now),
+                Step::Connect => drone.on_connected(now),
+                Step::Disconnect => drone.on_disconnected(now),
                 Step::Tell(ms) => {
                     let due = now + Duration::from_millis(ms);
                     let ticket = begin(&mut open, Some(due));
-                    drone.tell(ticket, "led", of(ticket), due, now);
+                    drone.send_action(ticket, "led", ticket_arguments(ticket), due, now);
                 }
                 Step::Push(bytes) => {
                     let due = now + SECOND;
                     let ticket = begin(&mut open, Some(due));
-                    drone.push(ticket, &format!("/{ticket}"), vec![0; bytes].into(), due, now);
+                    drone.send_file(ticket, &format!("/{ticket}"), vec![0; bytes].into(), due, now);
                 }
                 Step::Ask(ms) => {
                     let due = now + Duration::from_millis(ms);
                     let ticket = begin(&mut open, None);
-                    drone.ask(ticket, "time", of(ticket), Until { begin: due, answer: due }, now);
+                    drone.send_request(ticket, "time", ticket_arguments(ticket), Deadlines { start_by: due, respond_by: due }, now);
                 }
                 Step::AskFile => {
                     let ticket = begin(&mut open, None);
-                    drone.ask_file(ticket, &format!("/{ticket}"), until(now), now);
+                    drone.request_file(ticket, &format!("/{ticket}"), deadlines(now), now);
                 }
                 Step::Answer(id, file) => {
                     let (name, id) = (if file { "filetransfer" } else { "time" }.to_owned(), request_id(id));
@@ -144,8 +144,8 @@ proptest! {
                     drone.handle_frame(&message.to_frame(), now);
                 }
                 Step::Write(frames) => for _ in 0..frames {
-                    if next_frame(&mut drone, now, &cancelled).is_some() || drone.is_here() {
-                        drone.written();
+                    if next_frame(&mut drone, now, &cancelled).is_some() || drone.is_connected() {
+                        drone.on_written();
                     }
                 },
                 Step::Half => drop(next_frame(&mut drone, now, &cancelled)),
@@ -156,7 +156,7 @@ proptest! {
                     cancelled.insert(which);
                     // What was ended before is told still.
                     while let Some(event) = drone.poll_event() {
-                        if let Event::Ended(ended, _) = event {
+                        if let Event::Completed(ended, _) = event {
                             prop_assert!(open.remove(&ended).is_some());
                         }
                     }
@@ -173,14 +173,14 @@ proptest! {
             drone.handle_timeout(now);
             prop_assert!(drone.poll_timeout().is_none_or(|due| due > now), "no timer rings for ever");
             while let Some(event) = drone.poll_event() {
-                if let Event::Ended(ended, _) = event {
+                if let Event::Completed(ended, _) = event {
                     prop_assert!(open.remove(&ended).is_some(), "ended twice");
                 }
             }
         }
         drone.close("the end");
         while let Some(event) = drone.poll_event() {
-            if let Event::Ended(ended, _) = event {
+            if let Event::Completed(ended, _) = event {
                 prop_assert!(open.remove(&ended).is_some(), "ended twice");
             }
         }
@@ -189,42 +189,42 @@ proptest! {
 }
 
 #[test]
-fn what_nobody_waits_for_is_not_sent_again() {
+fn cancelled_frames_are_not_resent() {
     let now = clock::now();
     let begin = |what: u64| {
         let mut drone = drone(true, true);
-        drone.connected(now);
+        drone.on_connected(now);
         assert!(drone.next_frame(now).is_some(), "clover_dir");
-        drone.written();
+        drone.on_written();
         match what {
-            0 => drone.tell(1, "led", of(1), now + SECOND, now),
-            1 => drone.push(1, "/1", Bytes::new(), now + SECOND, now),
-            _ => drone.ask(1, "time", of(1), until(now), now),
+            0 => drone.send_action(1, "led", ticket_arguments(1), now + SECOND, now),
+            1 => drone.send_file(1, "/1", Bytes::new(), now + SECOND, now),
+            _ => drone.send_request(1, "time", ticket_arguments(1), deadlines(now), now),
         }
         let frame = drone.next_frame(now).expect("it goes out");
-        assert_eq!(whose(&frame), Some(1));
+        assert_eq!(ticket_of(&frame), Some(1));
         drone
     };
     let not_again = |drone: &mut Drone| {
-        drone.connected(now);
+        drone.on_connected(now);
         while let Some(frame) = drone.next_frame(now) {
-            assert_eq!(whose(&frame), None, "{frame:?}");
-            drone.written();
+            assert_eq!(ticket_of(&frame), None, "{frame:?}");
+            drone.on_written();
         }
     };
     for what in 0..3 {
         let mut half = begin(what);
         half.cancel(1);
-        half.disconnected(now);
+        half.on_disconnected(now);
         not_again(&mut half);
         let mut while_away = begin(what);
-        while_away.disconnected(now);
+        while_away.on_disconnected(now);
         while_away.cancel(1);
         not_again(&mut while_away);
     }
     let mut unanswered = begin(2);
-    unanswered.written();
-    unanswered.disconnected(now);
+    unanswered.on_written();
+    unanswered.on_disconnected(now);
     unanswered.cancel(1);
     not_again(&mut unanswered);
 }

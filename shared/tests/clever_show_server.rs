@@ -1,4 +1,4 @@
-//! A server's side of one drone (`proto/clever_show/server.rs`): every ticket ends once, nothing begins late, and a lost
+//! A server's side of one drone (`proto/foreign/clever_show/server.rs`): every ticket ends once, nothing begins late, and a lost
 //! connection means what the configuration says.
 
 use std::collections::BTreeSet;
@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use serde_json::{Value, json};
 use swarm_shared::net::clock;
-use swarm_shared::proto::clever_show::server::{
-    BadId, CLOVER_DIR_BYTES_MAX, Drone, End, Event, QUEUE_MAX, QUIET, READINGS_MAX, READINGS_MEMORY_MAX,
-    REQUESTS_MAX, Rules, Until, answers_id, ask_id,
+use swarm_shared::proto::foreign::clever_show::server::{
+    BadId, CLOVER_DIR_BYTES_MAX, Completion, Deadlines, Drone, DroneOptions, Event, PROBE_AFTER, QUEUE_MAX,
+    READINGS_MAX, READINGS_MEMORY_MAX, REQUESTS_MAX, id_request, parse_id_response,
 };
-use swarm_shared::proto::clever_show::{Message, request_id};
+use swarm_shared::proto::foreign::clever_show::{Message, request_id};
 use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::wire::{CONTENT_BYTES_MAX, ContentType, Frame, Header, MessageType};
 
@@ -19,21 +19,21 @@ const IDLE: Duration = Duration::from_secs(60);
 const SECOND: Duration = Duration::from_secs(1);
 
 fn drone(resume_queue: bool, resend_requests: bool) -> Drone {
-    let rules = Rules {
+    let rules = DroneOptions {
         resume_queue,
         resend_requests,
-        idle: IDLE,
+        idle_timeout: IDLE,
     };
     Drone::new("clever-1".to_owned(), rules)
 }
 
 /// Everything that it wants written now, as messages.
-fn written(drone: &mut Drone, now: Instant) -> Vec<Message> {
+fn write_all(drone: &mut Drone, now: Instant) -> Vec<Message> {
     let mut all = Vec::new();
     while let Some(frame) = drone.next_frame(now) {
         assert_eq!(drone.next_frame(now), None, "one at a time");
-        all.push(Message::read(&frame).expect("ours"));
-        drone.written();
+        all.push(Message::from_frame(&frame).expect("ours"));
+        drone.on_written();
     }
     all
 }
@@ -64,26 +64,29 @@ fn response(id: u32, name: &str, value: Value) -> Frame {
     message.to_frame()
 }
 
-fn until(now: Instant) -> Until {
-    Until {
-        begin: now + 10 * SECOND,
-        answer: now + 20 * SECOND,
+fn deadlines(now: Instant) -> Deadlines {
+    Deadlines {
+        start_by: now + 10 * SECOND,
+        respond_by: now + 20 * SECOND,
     }
 }
 
-fn none() -> Arguments {
+fn no_arguments() -> Arguments {
     Arguments::default()
 }
 
 #[test]
-fn who_it_is_is_asked_first() {
-    let asked = Message::read(&ask_id()).expect("ours");
+fn id_is_requested_first() {
+    let asked = Message::from_frame(&id_request()).expect("ours");
     assert_eq!(names(&[asked]), ["id"]);
     assert_eq!(
-        answers_id(&response(0, "id", json!("clever-1"))),
+        parse_id_response(&response(0, "id", json!("clever-1"))),
         Some(Ok("clever-1".to_owned()))
     );
-    assert_eq!(answers_id(&response(0, "id", json!(7))), Some(Ok("7".to_owned())));
+    assert_eq!(
+        parse_id_response(&response(0, "id", json!(7))),
+        Some(Ok("7".to_owned()))
+    );
     for bad in [
         json!(null),
         json!(""),
@@ -91,23 +94,23 @@ fn who_it_is_is_asked_first() {
         json!([]),
         json!("x".repeat(254)),
     ] {
-        assert_eq!(answers_id(&response(0, "id", bad)), Some(Err(BadId)));
+        assert_eq!(parse_id_response(&response(0, "id", bad)), Some(Err(BadId)));
     }
-    assert_eq!(answers_id(&response(1, "id", json!("x"))), None);
-    assert_eq!(answers_id(&response(0, "time", json!("x"))), None);
-    assert_eq!(answers_id(&ask_id()), None);
+    assert_eq!(parse_id_response(&response(1, "id", json!("x"))), None);
+    assert_eq!(parse_id_response(&response(0, "time", json!("x"))), None);
+    assert_eq!(parse_id_response(&id_request()), None);
 }
 
 #[test]
-fn clover_dir_is_asked_until_it_is_answered_once() {
+fn clover_dir_is_requested_until_answered_once() {
     let mut now = clock::now();
     for resend in [false, true] {
         let mut drone = drone(false, resend);
-        drone.connected(now);
-        assert_eq!(names(&written(&mut drone, now)), ["clover_dir"]);
-        drone.disconnected(now);
-        drone.connected(now);
-        let asked = written(&mut drone, now);
+        drone.on_connected(now);
+        assert_eq!(names(&write_all(&mut drone, now)), ["clover_dir"]);
+        drone.on_disconnected(now);
+        drone.on_connected(now);
+        let asked = write_all(&mut drone, now);
         assert_eq!(names(&asked), ["clover_dir"], "it was never answered");
         let Message::Request { id, .. } = &asked[0] else {
             panic!("{asked:?}")
@@ -117,15 +120,15 @@ fn clover_dir_is_asked_until_it_is_answered_once() {
             now,
         );
         assert_eq!(drone.clover_dir(), Some("/home/pi"));
-        drone.disconnected(now);
+        drone.on_disconnected(now);
         now += SECOND;
-        drone.connected(now);
-        assert_eq!(names(&written(&mut drone, now)), [""; 0]);
+        drone.on_connected(now);
+        assert_eq!(names(&write_all(&mut drone, now)), [""; 0]);
     }
 }
 
 #[test]
-fn no_more_is_kept_of_a_clover_dir_than_a_path() {
+fn oversized_clover_dir_is_not_kept() {
     let now = clock::now();
     let longest = "x".repeat(CLOVER_DIR_BYTES_MAX);
     let longer = format!("{longest}x");
@@ -135,55 +138,58 @@ fn no_more_is_kept_of_a_clover_dir_than_a_path() {
         (json!([{ "": 0 }, { "": 0 }]), None),
     ] {
         let mut drone = drone(false, false);
-        drone.connected(now);
-        assert_eq!(names(&written(&mut drone, now)), ["clover_dir"]);
+        drone.on_connected(now);
+        assert_eq!(names(&write_all(&mut drone, now)), ["clover_dir"]);
         drone.handle_frame(&response(1, "clover_dir", answer), now);
         assert_eq!(drone.clover_dir(), kept);
         // That was its answer: it is not asked again.
-        drone.disconnected(now);
-        drone.connected(now);
-        assert_eq!(names(&written(&mut drone, now)), [""; 0]);
+        drone.on_disconnected(now);
+        drone.on_connected(now);
+        assert_eq!(names(&write_all(&mut drone, now)), [""; 0]);
     }
 }
 
 /// A drone that has answered everything it was asked at first.
-fn settled(resume_queue: bool, resend_requests: bool, now: Instant) -> Drone {
+fn ready_drone(resume_queue: bool, resend_requests: bool, now: Instant) -> Drone {
     let mut drone = drone(resume_queue, resend_requests);
-    drone.connected(now);
-    written(&mut drone, now);
+    drone.on_connected(now);
+    write_all(&mut drone, now);
     drone.handle_frame(&response(1, "clover_dir", Value::Null), now);
     assert!(events(&mut drone).is_empty());
     drone
 }
 
 #[test]
-fn what_is_written_is_sent_and_what_is_answered_is_answered() {
+fn written_frames_are_sent_and_responses_are_matched() {
     let now = clock::now();
-    let mut drone = settled(false, false, now);
-    drone.tell(1, "led", none(), now + SECOND, now);
-    drone.push(2, "/x", Bytes::new(), now + SECOND, now);
-    drone.ask(3, "time", none(), until(now), now);
-    drone.ask_file(4, "/y", until(now), now);
-    assert!(events(&mut drone).is_empty() && !drone.awaits_file());
+    let mut drone = ready_drone(false, false, now);
+    drone.send_action(1, "led", no_arguments(), now + SECOND, now);
+    drone.send_file(2, "/x", Bytes::new(), now + SECOND, now);
+    drone.send_request(3, "time", no_arguments(), deadlines(now), now);
+    drone.request_file(4, "/y", deadlines(now), now);
+    assert!(events(&mut drone).is_empty() && !drone.is_awaiting_file());
     drone.handle_frame(&response(2, "time", json!(0)), now);
     let early = events(&mut drone);
     assert!(
-        matches!(early.as_slice(), [Event::PassedOver(_)]),
+        matches!(early.as_slice(), [Event::Ignored(_)]),
         "not asked yet: {early:?}"
     );
     assert_eq!(
-        names(&written(&mut drone, now)),
+        names(&write_all(&mut drone, now)),
         ["led", "/x", "time", "filetransfer"]
     );
-    assert!(drone.awaits_file());
+    assert!(drone.is_awaiting_file());
     assert_eq!(
         events(&mut drone),
-        [Event::Ended(1, End::Sent), Event::Ended(2, End::Sent)]
+        [
+            Event::Completed(1, Completion::Sent),
+            Event::Completed(2, Completion::Sent)
+        ]
     );
     // Another's number, another's name, a number that is none.
     for (id, name) in [(2, "telemetry"), (9, "time")] {
         drone.handle_frame(&response(id, name, json!(1)), now);
-        assert!(matches!(events(&mut drone).as_slice(), [Event::PassedOver(_)]));
+        assert!(matches!(events(&mut drone).as_slice(), [Event::Ignored(_)]));
     }
     drone.handle_frame(&response(2, "time", json!(1.5)), now);
     drone.handle_frame(&response(2, "time", json!(1.5)), now);
@@ -194,31 +200,31 @@ fn what_is_written_is_sent_and_what_is_answered_is_answered() {
     };
     drone.handle_frame(&file.to_frame(), now);
     let told = events(&mut drone);
-    assert_eq!(told[0], Event::Ended(3, End::Answer(json!(1.5))));
-    assert!(
-        matches!(told[1], Event::PassedOver(_)),
-        "answered twice: {told:?}"
+    assert_eq!(told[0], Event::Completed(3, Completion::Response(json!(1.5))));
+    assert!(matches!(told[1], Event::Ignored(_)), "answered twice: {told:?}");
+    assert_eq!(
+        told[2],
+        Event::Completed(4, Completion::File(Bytes::from_static(b"y")))
     );
-    assert_eq!(told[2], Event::Ended(4, End::File(Bytes::from_static(b"y"))));
-    assert!(!drone.awaits_file());
+    assert!(!drone.is_awaiting_file());
 }
 
 #[test]
-fn a_lost_connection_means_what_is_configured() {
+fn options_decide_what_survives_a_disconnect() {
     for (resume, resend) in [(false, false), (false, true), (true, false), (true, true)] {
         let now = clock::now();
-        let mut drone = settled(resume, resend, now);
-        drone.ask(1, "asked", none(), until(now), now);
-        written(&mut drone, now);
-        drone.tell(2, "half", none(), now + SECOND, now);
+        let mut drone = ready_drone(resume, resend, now);
+        drone.send_request(1, "asked", no_arguments(), deadlines(now), now);
+        write_all(&mut drone, now);
+        drone.send_action(2, "half", no_arguments(), now + SECOND, now);
         assert!(drone.next_frame(now).is_some(), "half of it is written");
-        drone.tell(3, "queued", none(), now + SECOND, now);
-        drone.ask(4, "unasked", none(), until(now), now);
-        drone.disconnected(now);
+        drone.send_action(3, "queued", no_arguments(), now + SECOND, now);
+        drone.send_request(4, "unasked", no_arguments(), deadlines(now), now);
+        drone.on_disconnected(now);
         let lost: BTreeSet<u64> = events(&mut drone)
             .into_iter()
             .map(|event| {
-                let Event::Ended(ticket, End::NoAnswer(_)) = event else {
+                let Event::Completed(ticket, Completion::NoAnswer(_)) = event else {
                     panic!("{event:?}")
                 };
                 ticket
@@ -233,10 +239,10 @@ fn a_lost_connection_means_what_is_configured() {
         }
         assert_eq!(lost, expected, "resume {resume}, resend {resend}");
         // While it is away.
-        drone.tell(5, "away", none(), now + SECOND, now);
+        drone.send_action(5, "away", no_arguments(), now + SECOND, now);
         assert_eq!(events(&mut drone).len(), usize::from(!resume));
-        drone.connected(now);
-        let again = written(&mut drone, now);
+        drone.on_connected(now);
+        let again = write_all(&mut drone, now);
         let mut expected = Vec::new();
         if resend {
             expected.push("asked");
@@ -247,53 +253,56 @@ fn a_lost_connection_means_what_is_configured() {
         assert_eq!(names(&again), expected, "resume {resume}, resend {resend}");
         // Lost again before it was asked again: that counts as asked.
         if resend {
-            drone.disconnected(now);
-            drone.connected(now);
-            drone.disconnected(now);
-            drone.connected(now);
-            assert_eq!(names(&written(&mut drone, now))[0], "asked");
+            drone.on_disconnected(now);
+            drone.on_connected(now);
+            drone.on_disconnected(now);
+            drone.on_connected(now);
+            assert_eq!(names(&write_all(&mut drone, now))[0], "asked");
             drone.handle_frame(&response(2, "asked", json!(1)), now);
             let told = events(&mut drone);
-            assert!(told.contains(&Event::Ended(1, End::Answer(json!(1)))), "{told:?}");
+            assert!(
+                told.contains(&Event::Completed(1, Completion::Response(json!(1)))),
+                "{told:?}"
+            );
         }
     }
 }
 
 #[test]
-fn nothing_begins_late_and_no_answer_is_waited_for_too_long() {
+fn nothing_starts_late_and_requests_time_out() {
     let now = clock::now();
-    let mut drone = settled(true, true, now);
-    drone.disconnected(now);
-    drone.tell(1, "stale", none(), now + SECOND, now);
-    drone.tell(2, "never", none(), now, now);
-    drone.ask(3, "asked", none(), until(now), now);
-    assert_eq!(events(&mut drone), [Event::Ended(2, End::Expired)]);
+    let mut drone = ready_drone(true, true, now);
+    drone.on_disconnected(now);
+    drone.send_action(1, "stale", no_arguments(), now + SECOND, now);
+    drone.send_action(2, "never", no_arguments(), now, now);
+    drone.send_request(3, "asked", no_arguments(), deadlines(now), now);
+    assert_eq!(events(&mut drone), [Event::Completed(2, Completion::Expired)]);
     assert_eq!(drone.poll_timeout(), Some(now + SECOND));
     // Not even if the timer rings late.
-    drone.connected(now + 2 * SECOND);
-    assert_eq!(names(&written(&mut drone, now + 2 * SECOND)), ["asked"]);
-    assert_eq!(events(&mut drone), [Event::Ended(1, End::Expired)]);
+    drone.on_connected(now + 2 * SECOND);
+    assert_eq!(names(&write_all(&mut drone, now + 2 * SECOND)), ["asked"]);
+    assert_eq!(events(&mut drone), [Event::Completed(1, Completion::Expired)]);
     drone.handle_timeout(now + 20 * SECOND);
     assert!(matches!(
         events(&mut drone).as_slice(),
-        [Event::Ended(3, End::NoAnswer(_))]
+        [Event::Completed(3, Completion::NoAnswer(_))]
     ));
 }
 
 #[test]
-fn a_file_is_waited_for_as_long_as_it_arrives() {
+fn arriving_file_extends_its_deadline() {
     let now = clock::now();
-    let mut drone = settled(false, false, now);
-    drone.ask_file(1, "/y", until(now), now);
-    written(&mut drone, now);
+    let mut drone = ready_drone(false, false, now);
+    drone.request_file(1, "/y", deadlines(now), now);
+    write_all(&mut drone, now);
     let file = Header {
         content_type: ContentType::Binary,
         message_type: MessageType::Response,
         ..Header::default()
     };
-    drone.receiving(&file, now + 25 * SECOND);
+    drone.extend_file_deadline(&file, now + 25 * SECOND);
     // Readings put nothing off, however often they come.
-    drone.receiving(&Header::default(), now + 90 * SECOND);
+    drone.extend_file_deadline(&Header::default(), now + 90 * SECOND);
     drone.handle_timeout(now + 24 * SECOND);
     assert!(events(&mut drone).is_empty());
     drone.handle_timeout(now + 25 * SECOND);
@@ -301,28 +310,28 @@ fn a_file_is_waited_for_as_long_as_it_arrives() {
 }
 
 #[test]
-fn json_is_not_read_because_it_is_no_longer_than_a_file_may_be() {
+fn json_over_its_own_limit_is_ignored() {
     let now = clock::now();
-    let mut drone = settled(false, false, now);
-    drone.ask_file(1, "/y", until(now), now);
-    written(&mut drone, now);
-    assert!(drone.awaits_file());
+    let mut drone = ready_drone(false, false, now);
+    drone.request_file(1, "/y", deadlines(now), now);
+    write_all(&mut drone, now);
+    assert!(drone.is_awaiting_file());
     let passed_over = |drone: &mut Drone| {
         let told = events(drone);
-        matches!(told.as_slice(), [Event::PassedOver(note)] if note.contains("bytes of JSON"))
+        matches!(told.as_slice(), [Event::Ignored(note)] if note.contains("bytes of JSON"))
     };
     let frame = |bytes: usize| response(2, "filetransfer", json!("x".repeat(bytes)));
     let around = frame(0).content.len();
     drone.handle_frame(&frame(CONTENT_BYTES_MAX + 1 - around), now);
-    assert!(passed_over(&mut drone) && drone.awaits_file());
+    assert!(passed_over(&mut drone) && drone.is_awaiting_file());
     drone.handle_frame(&frame(CONTENT_BYTES_MAX - around), now);
     assert!(matches!(
         events(&mut drone).as_slice(),
-        [Event::Ended(1, End::Unfit(_))]
+        [Event::Completed(1, Completion::WrongKind(_))]
     ));
     // A file may be that long.
-    drone.ask_file(2, "/y", until(now), now);
-    written(&mut drone, now);
+    drone.request_file(2, "/y", deadlines(now), now);
+    write_all(&mut drone, now);
     let content = Bytes::from(vec![0; CONTENT_BYTES_MAX + 1]);
     let file = Message::FileResponse {
         name: "filetransfer".to_owned(),
@@ -330,125 +339,128 @@ fn json_is_not_read_because_it_is_no_longer_than_a_file_may_be() {
         content: content.clone(),
     };
     drone.handle_frame(&file.to_frame(), now);
-    assert_eq!(events(&mut drone), [Event::Ended(2, End::File(content))]);
+    assert_eq!(
+        events(&mut drone),
+        [Event::Completed(2, Completion::File(content))]
+    );
 }
 
 #[test]
-fn a_quiet_drone_is_asked_and_then_given_up() {
+fn silent_drone_is_probed_and_then_times_out() {
     let now = clock::now();
-    let mut drone = settled(false, false, now);
-    assert_eq!(drone.poll_timeout(), Some(now + QUIET));
-    drone.handle_timeout(now + QUIET);
-    let asked = written(&mut drone, now + QUIET);
+    let mut drone = ready_drone(false, false, now);
+    assert_eq!(drone.poll_timeout(), Some(now + PROBE_AFTER));
+    drone.handle_timeout(now + PROBE_AFTER);
+    let asked = write_all(&mut drone, now + PROBE_AFTER);
     assert_eq!(names(&asked), ["id"]);
     assert_eq!(drone.poll_timeout(), Some(now + IDLE));
     // It answers: all begins anew.
-    let later = now + QUIET + SECOND;
+    let later = now + PROBE_AFTER + SECOND;
     drone.handle_frame(&response(2, "id", json!("clever-1")), later);
     assert_eq!(
         (events(&mut drone), drone.poll_timeout()),
-        (vec![], Some(later + QUIET))
+        (vec![], Some(later + PROBE_AFTER))
     );
     drone.handle_timeout(later + IDLE);
     drone.handle_timeout(later + IDLE);
-    assert_eq!(events(&mut drone), [Event::TooQuiet], "once");
+    assert_eq!(events(&mut drone), [Event::IdleTimeout], "once");
     assert!(drone.poll_timeout().is_none());
 }
 
 #[test]
-fn one_that_calls_itself_otherwise_is_told_of() {
+fn changed_id_is_reported() {
     let now = clock::now();
-    let mut drone = settled(false, false, now);
+    let mut drone = ready_drone(false, false, now);
     drone.probe();
     drone.probe();
-    assert_eq!(names(&written(&mut drone, now)), ["id"], "one at a time");
+    assert_eq!(names(&write_all(&mut drone, now)), ["id"], "one at a time");
     drone.handle_frame(&response(2, "id", json!("other")), now);
-    assert_eq!(events(&mut drone), [Event::OtherId("other".to_owned())]);
+    assert_eq!(events(&mut drone), [Event::IdChanged("other".to_owned())]);
 }
 
 #[test]
-fn a_stop_goes_before_all_drops_what_acts_and_comes_again() {
+fn stop_goes_first_drops_actions_and_is_resent() {
     let now = clock::now();
-    let mut drone = settled(true, true, now);
-    drone.tell(1, "takeoff", none(), now + SECOND, now);
-    drone.push(2, "/x", Bytes::new(), now + SECOND, now);
-    drone.ask(3, "time", none(), until(now), now);
+    let mut drone = ready_drone(true, true, now);
+    drone.send_action(1, "takeoff", no_arguments(), now + SECOND, now);
+    drone.send_file(2, "/x", Bytes::new(), now + SECOND, now);
+    drone.send_request(3, "time", no_arguments(), deadlines(now), now);
     drone.stop(4, "emergency_land", now + SECOND);
     assert!(drone.is_stopped());
-    assert_eq!(names(&written(&mut drone, now)), ["emergency_land", "time"]);
+    assert_eq!(names(&write_all(&mut drone, now)), ["emergency_land", "time"]);
     let told = events(&mut drone);
     for ticket in [1, 2] {
         assert!(
-            told.contains(&Event::Ended(
+            told.contains(&Event::Completed(
                 ticket,
-                End::Refused("dropped by an emergency stop")
+                Completion::Refused("dropped by an emergency stop")
             )),
             "{told:?}"
         );
     }
-    assert!(told.contains(&Event::Ended(4, End::Sent)));
-    drone.tell(5, "takeoff", none(), now + SECOND, now);
+    assert!(told.contains(&Event::Completed(4, Completion::Sent)));
+    drone.send_action(5, "takeoff", no_arguments(), now + SECOND, now);
     assert!(matches!(
         events(&mut drone).as_slice(),
-        [Event::Ended(5, End::Refused(_))]
+        [Event::Completed(5, Completion::Refused(_))]
     ));
     // At each new connection, before all else.
-    drone.disconnected(now);
-    drone.connected(now);
-    assert_eq!(names(&written(&mut drone, now)), ["emergency_land", "time"]);
+    drone.on_disconnected(now);
+    drone.on_connected(now);
+    assert_eq!(names(&write_all(&mut drone, now)), ["emergency_land", "time"]);
     // One that is away learns it when it is back, even if nobody waits for that any more.
-    drone.disconnected(now);
+    drone.on_disconnected(now);
     drone.stop(6, "emergency_land", now + SECOND);
     drone.handle_timeout(now + SECOND);
     let told = events(&mut drone);
     assert!(
-        matches!(told.as_slice(), [Event::Ended(6, End::NoAnswer(why))] if why.contains("when it is back")),
+        matches!(told.as_slice(), [Event::Completed(6, Completion::NoAnswer(why))] if why.contains("when it is back")),
         "{told:?}"
     );
-    drone.connected(now + SECOND);
+    drone.on_connected(now + SECOND);
     assert_eq!(
-        names(&written(&mut drone, now + SECOND)),
+        names(&write_all(&mut drone, now + SECOND)),
         ["emergency_land", "time"]
     );
     assert!(drone.release() && !drone.release());
-    drone.tell(7, "led", none(), now + 5 * SECOND, now + SECOND);
-    assert_eq!(names(&written(&mut drone, now + SECOND)), ["led"]);
+    drone.send_action(7, "led", no_arguments(), now + 5 * SECOND, now + SECOND);
+    assert_eq!(names(&write_all(&mut drone, now + SECOND)), ["led"]);
 }
 
 #[test]
-fn what_a_stop_found_half_written_never_goes_again() {
-    let dropped = End::Refused("dropped by an emergency stop");
+fn action_half_written_at_a_stop_is_not_resent() {
+    let dropped = Completion::Refused("dropped by an emergency stop");
     for release in [false, true] {
         let now = clock::now();
-        let mut drone = settled(true, true, now);
-        drone.tell(1, "takeoff", none(), now + SECOND, now);
+        let mut drone = ready_drone(true, true, now);
+        drone.send_action(1, "takeoff", no_arguments(), now + SECOND, now);
         assert!(drone.next_frame(now).is_some(), "half of it is written");
         drone.stop(2, "emergency_land", now + SECOND);
         if release {
             drone.release();
         }
-        drone.disconnected(now);
-        assert_eq!(events(&mut drone), [Event::Ended(1, dropped.clone())]);
-        drone.connected(now);
-        assert_eq!(names(&written(&mut drone, now)), ["emergency_land"]);
-        assert_eq!(events(&mut drone), [Event::Ended(2, End::Sent)]);
+        drone.on_disconnected(now);
+        assert_eq!(events(&mut drone), [Event::Completed(1, dropped.clone())]);
+        drone.on_connected(now);
+        assert_eq!(names(&write_all(&mut drone, now)), ["emergency_land"]);
+        assert_eq!(events(&mut drone), [Event::Completed(2, Completion::Sent)]);
     }
     // Written whole after all: that is what is told.
     let now = clock::now();
-    let mut drone = settled(true, true, now);
-    drone.tell(1, "takeoff", none(), now + SECOND, now);
+    let mut drone = ready_drone(true, true, now);
+    drone.send_action(1, "takeoff", no_arguments(), now + SECOND, now);
     assert!(drone.next_frame(now).is_some());
     drone.stop(2, "emergency_land", now + SECOND);
-    drone.written();
-    assert_eq!(events(&mut drone), [Event::Ended(1, End::Sent)]);
+    drone.on_written();
+    assert_eq!(events(&mut drone), [Event::Completed(1, Completion::Sent)]);
 }
 
 #[test]
-fn a_stop_is_told_though_nobody_waits_for_it_any_more_or_its_time_is_up() {
+fn stop_is_sent_although_cancelled_or_expired() {
     for (late, lost) in [(false, false), (true, false), (false, true), (true, true)] {
         let now = clock::now();
-        let mut drone = settled(true, true, now);
-        drone.push(1, "/x", Bytes::new(), now + SECOND, now);
+        let mut drone = ready_drone(true, true, now);
+        drone.send_file(1, "/x", Bytes::new(), now + SECOND, now);
         assert!(drone.next_frame(now).is_some(), "a file is on its way");
         // Two at once: it is told by one of them.
         for ticket in [2, 3] {
@@ -460,7 +472,7 @@ fn a_stop_is_told_though_nobody_waits_for_it_any_more_or_its_time_is_up() {
             assert!(
                 matches!(
                     told.as_slice(),
-                    [Event::Ended(2, End::NoAnswer(why)), Event::Ended(3, End::NoAnswer(_))]
+                    [Event::Completed(2, Completion::NoAnswer(why)), Event::Completed(3, Completion::NoAnswer(_))]
                         if why.contains("not told yet")
                 ),
                 "it is here, and not told: {told:?}"
@@ -470,72 +482,72 @@ fn a_stop_is_told_though_nobody_waits_for_it_any_more_or_its_time_is_up() {
             drone.cancel(3);
         }
         let now = now + 2 * SECOND;
-        drone.written();
+        drone.on_written();
         if lost {
             assert!(drone.next_frame(now).is_some(), "half of the stop is written");
-            drone.disconnected(now);
-            drone.connected(now);
+            drone.on_disconnected(now);
+            drone.on_connected(now);
         }
-        assert_eq!(names(&written(&mut drone, now)), ["emergency_land"]);
-        assert_eq!(events(&mut drone), [Event::Ended(1, End::Sent)]);
+        assert_eq!(names(&write_all(&mut drone, now)), ["emergency_land"]);
+        assert_eq!(events(&mut drone), [Event::Completed(1, Completion::Sent)]);
     }
     // Not after its release, wherever it was.
     for half in [false, true] {
         let now = clock::now();
-        let mut drone = settled(true, true, now);
-        drone.ask(1, "time", none(), until(now), now);
+        let mut drone = ready_drone(true, true, now);
+        drone.send_request(1, "time", no_arguments(), deadlines(now), now);
         assert!(drone.next_frame(now).is_some());
         drone.stop(2, "emergency_land", now + SECOND);
         if half {
-            drone.written();
+            drone.on_written();
             assert!(drone.next_frame(now).is_some(), "half of the stop is written");
         }
         drone.cancel(2);
         drone.release();
-        drone.disconnected(now);
-        drone.connected(now);
-        assert_eq!(names(&written(&mut drone, now)), ["time"]);
+        drone.on_disconnected(now);
+        drone.on_connected(now);
+        assert_eq!(names(&write_all(&mut drone, now)), ["time"]);
     }
 }
 
 #[test]
-fn a_stop_that_waits_for_a_connection_goes_before_what_is_asked_again() {
+fn queued_stop_precedes_resent_requests() {
     let now = clock::now();
     let mut drone = drone(true, true);
-    drone.connected(now);
-    drone.ask(1, "time", none(), until(now), now);
-    assert_eq!(names(&written(&mut drone, now)), ["clover_dir", "time"]);
-    drone.ask(2, "position", none(), until(now), now);
+    drone.on_connected(now);
+    drone.send_request(1, "time", no_arguments(), deadlines(now), now);
+    assert_eq!(names(&write_all(&mut drone, now)), ["clover_dir", "time"]);
+    drone.send_request(2, "position", no_arguments(), deadlines(now), now);
     assert!(drone.next_frame(now).is_some(), "half of it is written");
     drone.stop(3, "emergency_land", now + SECOND);
-    drone.disconnected(now);
-    drone.connected(now);
+    drone.on_disconnected(now);
+    drone.on_connected(now);
     assert_eq!(
-        names(&written(&mut drone, now)),
+        names(&write_all(&mut drone, now)),
         ["emergency_land", "clover_dir", "time", "position"]
     );
 }
 
 #[test]
-fn everything_is_bounded() {
+fn queue_requests_and_readings_are_bounded() {
     let now = clock::now();
-    let mut drone = settled(true, true, now);
-    drone.disconnected(now);
+    let mut drone = ready_drone(true, true, now);
+    drone.on_disconnected(now);
     let many = u64::try_from(QUEUE_MAX).expect("few");
     for ticket in 0..many + 5 {
-        drone.tell(ticket, "led", none(), now + SECOND, now);
+        drone.send_action(ticket, "led", no_arguments(), now + SECOND, now);
     }
     let told = events(&mut drone);
     assert_eq!(told.len(), 5);
     assert!(
         told.iter()
-            .all(|event| matches!(event, Event::Ended(_, End::Refused(_))))
+            .all(|event| matches!(event, Event::Completed(_, Completion::Refused(_))))
     );
-    let mut drone = settled(true, true, now);
+    let mut drone = ready_drone(true, true, now);
     let many = u64::try_from(REQUESTS_MAX).expect("few");
     for ticket in 0..many + 5 {
-        drone.ask(ticket, "time", none(), until(now), now);
-        written(&mut drone, now);
+        drone.send_request(ticket, "time", no_arguments(), deadlines(now), now);
+        write_all(&mut drone, now);
     }
     assert_eq!(events(&mut drone).len(), 5);
     let mut kwargs = serde_json::Map::new();
@@ -556,13 +568,13 @@ fn everything_is_bounded() {
 }
 
 #[test]
-fn readings_that_are_short_and_take_much_memory_are_passed_over() {
+fn readings_that_take_much_memory_are_ignored() {
     let now = clock::now();
-    let mut drone = settled(false, false, now);
+    let mut drone = ready_drone(false, false, now);
     let telemetry = |kwargs: Value| {
         let arguments = Arguments {
             kwargs: serde_json::from_value(kwargs).expect("an object"),
-            ..none()
+            ..no_arguments()
         };
         let action = "telemetry".to_owned();
         Message::Action { action, arguments }.to_frame()
@@ -575,7 +587,7 @@ fn readings_that_are_short_and_take_much_memory_are_passed_over() {
     let kept = drone.readings().len();
     assert!((1..=READINGS_MEMORY_MAX / (70 * 600)).contains(&kept), "{kept}");
     let told = events(&mut drone);
-    let passed_over = told.iter().filter(|event| matches!(event, Event::PassedOver(_)));
+    let passed_over = told.iter().filter(|event| matches!(event, Event::Ignored(_)));
     assert_eq!(passed_over.count(), READINGS_MAX - kept);
     // What takes less in its place makes room for others.
     drone.handle_frame(

@@ -2,7 +2,7 @@
 
 use bytes::{Bytes, BytesMut};
 use serde_json::Value;
-use swarm_shared::proto::wire::{ContentEncoding, Frame, FrameReader, Limits};
+use swarm_shared::proto::wire::{ContentEncoding, Frame, FrameLimits, FrameReader};
 
 struct Vector {
     name: String,
@@ -54,7 +54,7 @@ fn vectors() -> Vec<Vector> {
 
 /// Feeds `pieces` one after the other and takes out every frame as soon as it is whole.
 fn read_in_pieces<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Vec<Frame> {
-    let mut reader = FrameReader::new(Limits::CONTROL);
+    let mut reader = FrameReader::new(FrameLimits::CONTROL);
     let mut buffer = BytesMut::new();
     let mut frames = Vec::new();
     for piece in pieces {
@@ -73,12 +73,12 @@ fn check(vector: &Vector, frame: &Frame) {
     assert_eq!(header, vector.header, "{name}");
     assert_eq!(frame.content, vector.content, "{name}");
     if let Some(json) = &vector.json {
-        assert_eq!(frame.value().as_ref(), Ok(json), "{name}");
+        assert_eq!(frame.json_value().as_ref(), Ok(json), "{name}");
     }
 }
 
 #[test]
-fn every_frame_is_read() {
+fn every_recorded_frame_is_decoded() {
     for vector in &vectors() {
         let frames = read_in_pieces([&vector.bytes[..]]);
         assert_eq!(frames.len(), 1, "{}", vector.name);
@@ -87,7 +87,7 @@ fn every_frame_is_read() {
 }
 
 #[test]
-fn utf8_frames_are_written_with_an_equal_header_and_the_same_content() {
+fn utf8_frames_are_encoded_as_recorded() {
     let mut written = 0;
     for vector in &vectors() {
         let frame = read_in_pieces([&vector.bytes[..]]).remove(0);
@@ -121,7 +121,7 @@ fn a_split_at_any_byte_changes_nothing() {
 }
 
 #[test]
-fn frames_back_to_back_are_told_apart() {
+fn consecutive_frames_are_separated() {
     let vectors = vectors();
     let all: Vec<u8> = vectors.iter().flat_map(|v| v.bytes.iter().copied()).collect();
     for size in [1, 3, 100, 1000, all.len()] {

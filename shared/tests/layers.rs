@@ -33,13 +33,13 @@ const BANNED_IN_PROTO: &[(&str, &str)] = &[
     ("tracing::", "proto returns events, it does not log"),
 ];
 
-fn root() -> &'static Path {
+fn workspace_root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()
         .expect("shared is a member of a workspace")
 }
 
-fn sources(below: &Path) -> Vec<PathBuf> {
+fn source_files(below: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut left = vec![below.to_owned()];
     while let Some(path) = left.pop() {
@@ -55,7 +55,7 @@ fn sources(below: &Path) -> Vec<PathBuf> {
 }
 
 /// The numbered lines of code, without comments and without tests, which may do what they like.
-fn code(path: &Path) -> Vec<(usize, String)> {
+fn code_lines(path: &Path) -> Vec<(usize, String)> {
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
     if stem == "tests" || stem.ends_with("_tests") {
         return Vec::new();
@@ -71,10 +71,10 @@ fn code(path: &Path) -> Vec<(usize, String)> {
 }
 
 #[test]
-fn the_deciding_half_is_pure() {
+fn proto_reads_no_clock_socket_or_file() {
     let mut faults = Vec::new();
-    for path in sources(&root().join("shared/src/proto")) {
-        for (number, line) in code(&path) {
+    for path in source_files(&workspace_root().join("shared/src/proto")) {
+        for (number, line) in code_lines(&path) {
             for (word, why) in BANNED_IN_PROTO {
                 if line.contains(word) {
                     faults.push(format!("{}:{number}: {word}: {why}", path.display()));
@@ -89,11 +89,11 @@ fn the_deciding_half_is_pure() {
 fn clocks_are_read_in_one_file() {
     let mut faults = Vec::new();
     for package in ["shared", "node", "ground-station"] {
-        for path in sources(&root().join(package).join("src")) {
+        for path in source_files(&workspace_root().join(package).join("src")) {
             if path.ends_with("net/clock.rs") {
                 continue;
             }
-            for (number, line) in code(&path) {
+            for (number, line) in code_lines(&path) {
                 if line.contains("Instant::now()") || line.contains("SystemTime::now()") {
                     faults.push(format!("{}:{number}: ask net::clock", path.display()));
                 }
@@ -105,7 +105,8 @@ fn clocks_are_read_in_one_file() {
 
 /// The dependencies that a package names, of whatever sort.
 fn dependencies(package: &str) -> Vec<String> {
-    let text = std::fs::read_to_string(root().join(package).join("Cargo.toml")).expect("a manifest");
+    let text =
+        std::fs::read_to_string(workspace_root().join(package).join("Cargo.toml")).expect("a manifest");
     let mut within = false;
     let mut found = Vec::new();
     for line in text.lines().map(str::trim) {

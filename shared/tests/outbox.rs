@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use proptest::prelude::*;
 use swarm_shared::net::clock;
-use swarm_shared::proto::encoded::{OutBuffer, Parcel, Trailer};
-use swarm_shared::proto::outbox::{Item, Outbox, OutboxLimits};
-use swarm_shared::proto::wire::{Frame, FrameReader, Kind, Lane, Limits};
+use swarm_shared::proto::encoded::{EncodedFrame, OutBuffer, Trailer};
+use swarm_shared::proto::outbox::{Outbox, OutboxItem, OutboxLimits};
+use swarm_shared::proto::wire::{Frame, FrameLimits, FrameReader, Kind, Lane};
 
 const LIMITS: OutboxLimits = OutboxLimits {
     queued_max: 4,
@@ -55,31 +55,31 @@ fn any_op() -> impl Strategy<Value = Op> {
     ]
 }
 
-fn parcel(padding: usize) -> Parcel {
-    Parcel::new(&Frame::binary(Kind::Roster, vec![0; padding].into())).expect("a short header")
+fn parcel(padding: usize) -> EncodedFrame {
+    EncodedFrame::new(&Frame::binary(Kind::Roster, vec![0; padding].into())).expect("a short header")
 }
 
 /// Slow and plain: each place is a list of items, in order.
 #[derive(Default)]
 struct Model {
-    emergency: VecDeque<Item>,
-    control: VecDeque<Item>,
-    telemetry: VecDeque<Item>,
-    bulk: VecDeque<Item>,
-    unacked: VecDeque<Item>,
+    emergency: VecDeque<OutboxItem>,
+    control: VecDeque<OutboxItem>,
+    telemetry: VecDeque<OutboxItem>,
+    bulk: VecDeque<OutboxItem>,
+    unacked: VecDeque<OutboxItem>,
     acknowledged: u64,
 }
 
-fn sum(items: &VecDeque<Item>) -> usize {
-    items.iter().map(|item| item.parcel.bytes()).sum()
+fn sum(items: &VecDeque<OutboxItem>) -> usize {
+    items.iter().map(|item| item.frame.memory_bytes()).sum()
 }
 
-fn ids<'a>(items: impl IntoIterator<Item = &'a Item>) -> Vec<u64> {
+fn ids<'a>(items: impl IntoIterator<Item = &'a OutboxItem>) -> Vec<u64> {
     items.into_iter().filter_map(|item| item.request).collect()
 }
 
 impl Model {
-    fn lane(&mut self, lane: Lane) -> &mut VecDeque<Item> {
+    fn lane(&mut self, lane: Lane) -> &mut VecDeque<OutboxItem> {
         match lane {
             Lane::Emergency => &mut self.emergency,
             Lane::Control => &mut self.control,
@@ -88,7 +88,7 @@ impl Model {
         }
     }
 
-    fn queues(&self) -> [&VecDeque<Item>; 4] {
+    fn queues(&self) -> [&VecDeque<OutboxItem>; 4] {
         [&self.emergency, &self.control, &self.bulk, &self.telemetry]
     }
 
@@ -104,7 +104,7 @@ impl Model {
         }
     }
 
-    fn next(&mut self) -> Option<(Option<u64>, Item)> {
+    fn next(&mut self) -> Option<(Option<u64>, OutboxItem)> {
         let window_full =
             self.unacked.len() >= LIMITS.window_max || sum(&self.unacked) >= LIMITS.window_bytes_max;
         for lane in [Lane::Emergency, Lane::Control, Lane::Telemetry, Lane::Bulk] {
@@ -133,7 +133,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
     #[test]
-    fn the_outbox_does_what_the_plain_model_does(ops in proptest::collection::vec(any_op(), 1..120)) {
+    fn outbox_matches_its_model(ops in proptest::collection::vec(any_op(), 1..120)) {
         let start = clock::now();
         let at = |ms: u64| start + Duration::from_millis(ms);
         let mut now = 0;
@@ -142,7 +142,7 @@ proptest! {
         for (id, op) in (0_u64..).zip(ops) {
             match op {
                 Op::Push { lane, deadline, padding } => {
-                    let item = Item { parcel: parcel(padding), lane, deadline: deadline.map(at), request: Some(id) };
+                    let item = OutboxItem { frame: parcel(padding), lane, deadline: deadline.map(at), request: Some(id) };
                     let room = model.has_room(lane);
                     prop_assert_eq!(outbox.has_room(lane), room);
                     prop_assert_eq!(outbox.push(item.clone()).is_ok(), room);
@@ -161,10 +161,10 @@ proptest! {
                     let read = model.unacked.len() * usize::from(share) / 255;
                     model.unacked.drain(..read);
                     model.acknowledged += read as u64;
-                    prop_assert!(!outbox.acknowledge(outbox.sent() + 1, at(now)));
-                    prop_assert!(outbox.acknowledge(model.acknowledged, at(now)));
+                    prop_assert!(!outbox.on_acknowledged(outbox.sent() + 1, at(now)));
+                    prop_assert!(outbox.on_acknowledged(model.acknowledged, at(now)));
                     // An older one changes nothing.
-                    prop_assert!(outbox.acknowledge(model.acknowledged.saturating_sub(1), at(now)));
+                    prop_assert!(outbox.on_acknowledged(model.acknowledged.saturating_sub(1), at(now)));
                 }
                 Op::Rewind => {
                     outbox.rewind();
@@ -179,7 +179,7 @@ proptest! {
                 }
                 Op::Expire(ms) => {
                     now += ms;
-                    let late = |item: &Item| item.deadline.is_some_and(|deadline| at(now) >= deadline);
+                    let late = |item: &OutboxItem| item.deadline.is_some_and(|deadline| at(now) >= deadline);
                     let mut expected: Vec<u64> =
                         ids(model.queues().into_iter().flatten().filter(|item| late(item)));
                     for lane in [Lane::Emergency, Lane::Control, Lane::Telemetry, Lane::Bulk] {
@@ -206,7 +206,7 @@ proptest! {
     }
 
     #[test]
-    fn bytes_leave_the_buffer_as_they_came_however_few_are_written(
+    fn partial_writes_keep_the_byte_order(
         sizes in proptest::collection::vec(prop_oneof![0_usize..100, 4_000_usize..4_200, Just(20_000)], 1..20),
         writes in proptest::collection::vec(1_usize..6_000, 1..20),
         trailer in any::<[Option<u64>; 3]>(),
@@ -224,14 +224,14 @@ proptest! {
                 fill = fill.wrapping_add(1);
                 let mut frame = Frame::binary(Kind::Chunk, Bytes::from(vec![fill; *size]));
                 let [seq, ack, ttl] = trailer;
-                out.put(&Parcel::new(&frame).expect("a short header"), Trailer { seq, ack, ttl, ..Trailer::default() });
+                out.push(&EncodedFrame::new(&frame).expect("a short header"), Trailer { seq, ack, ttl, ..Trailer::default() });
                 (frame.header.seq, frame.header.ack, frame.header.ttl) = (seq, ack, ttl);
                 frames.push(frame);
             } else if out.is_empty() {
                 break;
             }
             let mut slices = vec![IoSlice::new(&[]); slots];
-            let filled = out.fill(&mut slices);
+            let filled = out.fill_slices(&mut slices);
             let mut left = *writes.next().expect("a cycle");
             let mut written = 0;
             for slice in &slices[..filled] {
@@ -245,7 +245,7 @@ proptest! {
             out.consume(written);
             prop_assert_eq!(out.len(), before - written);
         }
-        let mut reader = FrameReader::new(Limits::BULK);
+        let mut reader = FrameReader::new(FrameLimits::BULK);
         for frame in frames {
             prop_assert_eq!(reader.next_frame(&mut bytes), Ok(Some(frame)));
         }
@@ -254,19 +254,19 @@ proptest! {
 }
 
 #[test]
-fn a_burst_of_small_frames_is_one_slice_and_a_large_content_is_not_copied() {
+fn small_frames_share_a_slice_and_large_ones_are_not_copied() {
     let content = Bytes::from(vec![7; 100_000]);
-    let large = Parcel::new(&Frame::binary(Kind::Chunk, content.clone())).expect("a short header");
+    let large = EncodedFrame::new(&Frame::binary(Kind::Chunk, content.clone())).expect("a short header");
     let mut out = OutBuffer::default();
     for _frame in 0..100 {
-        out.put(&parcel(50), Trailer::default());
+        out.push(&parcel(50), Trailer::default());
     }
     let mut slices = [IoSlice::new(&[]); 8];
-    assert_eq!(out.fill(&mut slices), 1);
-    out.put(&large, Trailer::default());
-    out.put(&parcel(50), Trailer::default());
+    assert_eq!(out.fill_slices(&mut slices), 1);
+    out.push(&large, Trailer::default());
+    out.push(&parcel(50), Trailer::default());
     let mut slices = [IoSlice::new(&[]); 8];
-    assert_eq!(out.fill(&mut slices), 3);
+    assert_eq!(out.fill_slices(&mut slices), 3);
     assert_eq!(slices[1].as_ptr(), content.as_ptr());
     out.clear();
     assert!(out.is_empty());

@@ -6,19 +6,19 @@ use std::time::Instant;
 use bytes::BytesMut;
 use serde_json::{Map, Value, json};
 use swarm_shared::net::clock;
+use swarm_shared::proto::foreign::plugin::{Call, Event, LIMITS, PluginProtocol, message};
 use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::outcome::Reply;
-use swarm_shared::proto::plugin::{Call, Conversation, Event, LIMITS, message};
 use swarm_shared::proto::wire::{Frame, FrameReader};
 
 /// A frame that the real module wrote: as it was read, and its bytes' header and content as JSON.
-struct Real {
+struct RecordedFrame {
     frame: Frame,
     header: Map<String, Value>,
     content: Value,
 }
 
-fn real(name: &str) -> Real {
+fn recorded(name: &str) -> RecordedFrame {
     let file: Value = serde_json::from_str(include_str!("vectors/clever_show_frames.json")).expect("JSON");
     let mut all = file.as_array().expect("a list").iter();
     let vector = all.find(|vector| vector["name"] == name).expect(name);
@@ -26,7 +26,7 @@ fn real(name: &str) -> Real {
     let bytes = data_encoding::HEXLOWER.decode(hex).expect("hexadecimal");
     let frame = FrameReader::new(LIMITS).next_frame(&mut BytesMut::from(&bytes[..]));
     let header = vector["header"].as_object().expect("a header").clone();
-    Real {
+    RecordedFrame {
         frame: frame.expect("sound").expect("whole"),
         header,
         content: vector["content"].clone(),
@@ -34,7 +34,7 @@ fn real(name: &str) -> Real {
 }
 
 /// What the module finds in a frame of ours.
-fn as_read(frame: &Frame) -> (Map<String, Value>, Value) {
+fn header_and_content(frame: &Frame) -> (Map<String, Value>, Value) {
     let mut bytes = BytesMut::new();
     frame.encode(&mut bytes).expect("fits");
     let end = 2 + usize::from(u16::from_be_bytes([bytes[0], bytes[1]]));
@@ -42,30 +42,30 @@ fn as_read(frame: &Frame) -> (Map<String, Value>, Value) {
     (header, serde_json::from_slice(&bytes[end..]).expect("JSON"))
 }
 
-fn events(conversation: &mut Conversation) -> Vec<Event> {
+fn events(conversation: &mut PluginProtocol) -> Vec<Event> {
     std::iter::from_fn(|| conversation.poll_event()).collect()
 }
 
-fn copter(now: Instant) -> Conversation {
+fn copter(now: Instant) -> PluginProtocol {
     let kwargs = json!({
         "name": "copter",
         "actions": { "led_fill": { "answers": false }, "notify_all": { "answers": false } },
         "requests": ["anim_id"],
         "telemetry": ["fcu_status", "battery", "current_position", "armed"],
     });
-    let mut conversation = Conversation::new(now);
+    let mut conversation = PluginProtocol::new(now);
     let kwargs = kwargs.as_object().expect("an object").clone();
     conversation.handle_frame(&message("register", kwargs), now);
     assert!(matches!(
         events(&mut conversation).as_slice(),
         [Event::Register(_)]
     ));
-    conversation.admit(Ok(json!({ "node": "n1" })));
+    conversation.finish_registration(Ok(json!({ "node": "n1" })));
     conversation
 }
 
 /// The one frame that calls an action.
-fn call(conversation: &mut Conversation, number: u64, name: &str, kwargs: &Value, now: Instant) -> Frame {
+fn call(conversation: &mut PluginProtocol, number: u64, name: &str, kwargs: &Value, now: Instant) -> Frame {
     let arguments = Arguments {
         args: Vec::new(),
         kwargs: kwargs.as_object().cloned().unwrap_or_default(),
@@ -76,7 +76,7 @@ fn call(conversation: &mut Conversation, number: u64, name: &str, kwargs: &Value
         arguments,
         deadline: None,
     };
-    conversation.begin(call, now, 0);
+    conversation.start_call(call, now, 0);
     match events(conversation).as_slice() {
         [Event::Send(frame, _)] => frame.as_ref().clone(),
         other => panic!("one frame, not {other:?}"),
@@ -84,14 +84,14 @@ fn call(conversation: &mut Conversation, number: u64, name: &str, kwargs: &Value
 }
 
 #[test]
-fn the_welcome_is_a_response_that_the_module_can_read() {
+fn real_module_can_read_the_register_response() {
     let mut copter = copter(clock::now());
     let welcome = events(&mut copter);
     let [Event::Send(frame, None)] = welcome.as_slice() else {
         panic!("{welcome:?}")
     };
-    let (header, content) = as_read(frame);
-    let real = real("response, json value");
+    let (header, content) = header_and_content(frame);
+    let real = recorded("response, json value");
     // It takes these three from each response, and fails without one.
     assert!(
         real.header.keys().all(|key| header.contains_key(key)),
@@ -101,13 +101,13 @@ fn the_welcome_is_a_response_that_the_module_can_read() {
 }
 
 #[test]
-fn an_action_is_the_frame_that_clever_shows_server_sends() {
+fn action_frame_equals_that_of_the_real_server() {
     let now = clock::now();
     let mut copter = copter(now);
     events(&mut copter);
-    let real = real("action, keyword arguments");
+    let real = recorded("action, keyword arguments");
     let frame = call(&mut copter, 1, "led_fill", &real.content["kwargs"], now);
-    let (header, content) = as_read(&frame);
+    let (header, content) = header_and_content(&frame);
     assert_eq!(content, real.content);
     // Python writes a space after each colon.
     let same = real.header.into_iter().filter(|(key, _)| key != "content-length");
@@ -117,7 +117,7 @@ fn an_action_is_the_frame_that_clever_shows_server_sends() {
 }
 
 #[test]
-fn a_request_is_the_one_that_clever_shows_server_sends_and_the_modules_answer_ends_it() {
+fn request_frame_equals_the_real_one_and_is_answered() {
     let now = clock::now();
     let mut copter = copter(now);
     events(&mut copter);
@@ -125,17 +125,17 @@ fn a_request_is_the_one_that_clever_shows_server_sends_and_the_modules_answer_en
     for number in 1..=42 {
         let frame = call(&mut copter, number, "anim_id", &json!({ "x": 1 }), now);
         let (vector, reply) = match number {
-            1 => (real("response, null value"), Reply::done(Value::Null)),
+            1 => (recorded("response, null value"), Reply::done(Value::Null)),
             42 => {
-                let asked = real("request");
-                let (header, content) = as_read(&frame);
+                let asked = recorded("request");
+                let (header, content) = header_and_content(&frame);
                 assert_eq!(content["request_id"], asked.content["request_id"]);
                 let keys = |value: &Value| -> Vec<String> {
                     value.as_object().expect("an object").keys().cloned().collect()
                 };
                 assert_eq!(keys(&content), keys(&asked.content));
                 assert_eq!(header["message-type"], asked.header["message-type"]);
-                (real("response, json value"), Reply::done(json!("clever-1")))
+                (recorded("response, json value"), Reply::done(json!("clever-1")))
             }
             _ => {
                 copter.cancel(number);
@@ -144,19 +144,19 @@ fn a_request_is_the_one_that_clever_shows_server_sends_and_the_modules_answer_en
             }
         };
         copter.handle_frame(&vector.frame, now);
-        assert_eq!(events(&mut copter), [Event::Ended(number, reply)]);
+        assert_eq!(events(&mut copter), [Event::CallEnded(number, reply)]);
     }
 }
 
 #[test]
-fn the_modules_telemetry_is_taken_and_the_rest_passed_over() {
+fn real_telemetry_is_accepted_and_the_rest_ignored() {
     let now = clock::now();
     let mut copter = copter(now);
     events(&mut copter);
     for name in ["telemetry", "telemetry with NaN"] {
-        copter.handle_frame(&real(name).frame, now);
+        copter.handle_frame(&recorded(name).frame, now);
         let told = events(&mut copter);
-        let Some(Event::Fields(fields)) = told.first() else {
+        let Some(Event::Telemetry(fields)) = told.first() else {
             panic!("{name}: {told:?}")
         };
         assert!(fields.iter().any(|(field, _)| field == "battery"), "{fields:?}");
@@ -170,15 +170,15 @@ fn the_modules_telemetry_is_taken_and_the_rest_passed_over() {
         "UDP announcement server_ip",
         "action, utf-16 content",
     ] {
-        copter.handle_frame(&real(noise).frame, now);
+        copter.handle_frame(&recorded(noise).frame, now);
         let told = events(&mut copter);
         assert!(
-            matches!(told.as_slice(), [Event::PassedOver(_)]),
+            matches!(told.as_slice(), [Event::Ignored(_)]),
             "{noise}: {told:?}"
         );
     }
     copter.handle_frame(
-        &real("request, args null (sent by a real peer after a reconnect)").frame,
+        &recorded("request, args null (sent by a real peer after a reconnect)").frame,
         now,
     );
     let told = events(&mut copter);

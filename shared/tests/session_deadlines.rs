@@ -12,11 +12,11 @@ use std::time::{Duration, Instant};
 use bytes::{Buf as _, Bytes, BytesMut};
 use proptest::prelude::*;
 use swarm_shared::net::clock;
-use swarm_shared::proto::encoded::{OutBuffer, Parcel};
+use swarm_shared::proto::encoded::{EncodedFrame, OutBuffer};
 use swarm_shared::proto::id::Instance;
 use swarm_shared::proto::outbox::OutboxLimits;
 use swarm_shared::proto::session::{Event, LinkFault, Outgoing, Session, Timing};
-use swarm_shared::proto::wire::{Frame, FrameReader, Kind, Lane, Limits};
+use swarm_shared::proto::wire::{Frame, FrameLimits, FrameReader, Kind, Lane};
 
 type Side = usize;
 
@@ -103,7 +103,7 @@ impl Model {
             clock,
             fast_ppm,
             wire: BytesMut::new(),
-            reader: FrameReader::new(Limits::CONTROL),
+            reader: FrameReader::new(FrameLimits::CONTROL),
             inbox: BytesMut::new(),
         };
         let far = base + Duration::from_millis(apart_ms);
@@ -118,7 +118,7 @@ impl Model {
     }
 
     fn read_clock(&self, side: Side) -> Instant {
-        self.peers[side].shows(self.now)
+        self.peers[side].clock_at(self.now)
     }
 
     fn unlink(&mut self) {
@@ -127,7 +127,7 @@ impl Model {
             peer.session.detach();
             peer.wire.clear();
             peer.inbox.clear();
-            peer.reader = FrameReader::new(Limits::CONTROL);
+            peer.reader = FrameReader::new(FrameLimits::CONTROL);
         }
     }
 
@@ -139,9 +139,9 @@ impl Model {
                 let ttl = Duration::from_micros(ttl_us);
                 let content = Bytes::copy_from_slice(&number.to_be_bytes());
                 let outgoing = Outgoing {
-                    parcel: Parcel::new(&Frame::binary(Kind::Roster, content)).expect("short"),
+                    frame: EncodedFrame::new(&Frame::binary(Kind::Roster, content)).expect("short"),
                     lane,
-                    deadline: Some(self.peers[side].shows(self.now + ttl)),
+                    deadline: Some(self.peers[side].clock_at(self.now + ttl)),
                 };
                 self.deadlines.insert(number, self.now + ttl);
                 self.peers[side].session.send(outgoing, None).expect("room");
@@ -192,7 +192,7 @@ impl Model {
         peer.session.transmit(&mut out, 1_000_000, read).expect("encodes");
         while !out.is_empty() {
             let mut slices = [IoSlice::new(&[])];
-            out.fill(&mut slices);
+            out.fill_slices(&mut slices);
             peer.wire.extend_from_slice(&slices[0]);
             let written = slices[0].len();
             out.consume(written);
@@ -201,7 +201,7 @@ impl Model {
     }
 
     fn read(&mut self, side: Side, read: Instant) {
-        while let Some(frame) = self.peers[side].next() {
+        while let Some(frame) = self.peers[side].next_frame() {
             let peer = &mut self.peers[side];
             peer.session.handle_frame(frame, read).expect("an honest peer");
             let events: Vec<_> = peer.session.take_events().collect();
@@ -212,7 +212,7 @@ impl Model {
                 let number = frame.content.clone().get_u64();
                 let meant = self.deadlines[&number];
                 let taken = deadline.expect("every message has one");
-                let late = taken.checked_duration_since(peer.shows(meant));
+                let late = taken.checked_duration_since(peer.clock_at(meant));
                 assert!(
                     late.is_none_or(|late| late.is_zero()),
                     "message {number}: {late:?} late"
@@ -225,12 +225,12 @@ impl Model {
 
 impl Peer {
     /// Its clock at a true time.
-    fn shows(&self, at: Duration) -> Instant {
+    fn clock_at(&self, at: Duration) -> Instant {
         let micros = u64::try_from(at.as_micros()).expect("a short test");
         self.clock + at + Duration::from_nanos(micros * self.fast_ppm / 1_000)
     }
 
-    fn next(&mut self) -> Option<Frame> {
+    fn next_frame(&mut self) -> Option<Frame> {
         self.reader.next_frame(&mut self.inbox).expect("sound frames")
     }
 }
@@ -239,7 +239,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(1_000))]
 
     #[test]
-    fn no_deadline_is_later_than_it_was_meant(
+    fn received_deadline_is_never_later_than_sent(
         apart_ms in 0_u64..1_000_000_000,
         fast_ppm in [0_u64..900, 0_u64..900],
         ops in proptest::collection::vec(any_op(), 1..120),
@@ -252,7 +252,7 @@ proptest! {
     }
 
     #[test]
-    fn a_deadline_is_early_by_no_more_than_the_clocks_way(
+    fn deadline_error_is_bounded_by_the_clock_transit_time(
         apart_ms in 0_u64..1_000_000_000,
         fast_ppm in [0_u64..900, 0_u64..900],
         age_us in 0_u64..10_000_000,
@@ -274,7 +274,7 @@ proptest! {
         let read = model.read_clock(1);
         let peer = &mut model.peers[1];
         let mut taken = None;
-        while let Some(frame) = peer.next() {
+        while let Some(frame) = peer.next_frame() {
             peer.session.handle_frame(frame, read).expect("an honest peer");
             for event in peer.session.take_events() {
                 if let Event::Frame { deadline, .. } = event {
@@ -282,7 +282,7 @@ proptest! {
                 }
             }
         }
-        let (taken, meant) = (taken.expect("delivered"), peer.shows(meant));
+        let (taken, meant) = (taken.expect("delivered"), peer.clock_at(meant));
         prop_assert!(taken <= meant);
         // What the clocks differ by and what is given away for it, in four seconds, and twice a rounding.
         let given = Duration::from_micros(way_us) + Duration::from_millis(4 * 2 + 2);
@@ -291,7 +291,7 @@ proptest! {
 }
 
 #[test]
-fn the_model_delivers() {
+fn deadline_model_delivers_messages() {
     let mut model = Model::new(77, [0, 0]);
     model.apply(&Op::Relink);
     for side in [0, 1] {

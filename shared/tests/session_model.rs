@@ -12,13 +12,13 @@ use std::time::{Duration, Instant};
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use proptest::prelude::*;
 use swarm_shared::net::clock;
-use swarm_shared::proto::encoded::{OutBuffer, Parcel};
+use swarm_shared::proto::encoded::{EncodedFrame, OutBuffer};
 use swarm_shared::proto::id::Instance;
 use swarm_shared::proto::outbox::OutboxLimits;
 use swarm_shared::proto::session::{
-    Event, Expected, LinkFault, Outgoing, SendError, Session, Settled, Timing,
+    Event, ExpectedReply, LinkFault, Outgoing, RequestEnd, SendError, Session, Timing,
 };
-use swarm_shared::proto::wire::{Frame, FrameReader, Kind, Lane, Limits};
+use swarm_shared::proto::wire::{Frame, FrameLimits, FrameReader, Kind, Lane};
 
 const LIMITS: OutboxLimits = OutboxLimits {
     queued_max: 6,
@@ -109,7 +109,7 @@ struct Sent {
     /// Whether it has ever been written.
     left_the_queue: bool,
     delivered: bool,
-    settled: Option<&'static str>,
+    ended: Option<&'static str>,
 }
 
 struct Peer {
@@ -136,9 +136,9 @@ impl Peer {
             run,
             attached: false,
             wire: BytesMut::new(),
-            tap: FrameReader::new(Limits::CONTROL),
+            tap: FrameReader::new(FrameLimits::CONTROL),
             tapped: BytesMut::new(),
-            reader: FrameReader::new(Limits::CONTROL),
+            reader: FrameReader::new(FrameLimits::CONTROL),
             inbox: BytesMut::new(),
             unanswered: VecDeque::new(),
             newest: BTreeMap::new(),
@@ -149,8 +149,8 @@ impl Peer {
         self.wire.clear();
         self.tapped.clear();
         self.inbox.clear();
-        self.tap = FrameReader::new(Limits::CONTROL);
-        self.reader = FrameReader::new(Limits::CONTROL);
+        self.tap = FrameReader::new(FrameLimits::CONTROL);
+        self.reader = FrameReader::new(FrameLimits::CONTROL);
     }
 }
 
@@ -164,14 +164,14 @@ struct Model {
     next_run: u64,
 }
 
-fn parcel(kind: Kind, id: Option<u64>, message: u64, lane: Lane, padding: usize) -> Parcel {
+fn parcel(kind: Kind, id: Option<u64>, message: u64, lane: Lane, padding: usize) -> EncodedFrame {
     let mut content = BytesMut::new();
     content.put_u64(message);
     content.put_bytes(b'.', padding);
     let mut frame = Frame::binary(kind, content.freeze());
     frame.header.id = id;
     frame.header.lane = Some(lane);
-    Parcel::new(&frame).expect("a short header")
+    EncodedFrame::new(&frame).expect("a short header")
 }
 
 fn message_of(content: &Bytes) -> u64 {
@@ -201,7 +201,7 @@ impl Model {
                 padding,
             } => self.send(side, lane, request, ttl, padding),
             Op::Transmit { side, room } => self.transmit(side, room),
-            Op::Move { side, bytes } => self.carry(side, bytes),
+            Op::Move { side, bytes } => self.move_bytes(side, bytes),
             Op::Drop { noticed } => {
                 self.linked = false;
                 for (peer, noticed) in self.peers.iter_mut().zip(noticed) {
@@ -260,25 +260,25 @@ impl Model {
         // A telemetry value is replaced without a word, so nobody asks for an answer to one.
         let request = request.filter(|_| lane != Lane::Telemetry);
         let outgoing = Outgoing {
-            parcel: parcel(kind, Some(id), id, lane, padding),
+            frame: parcel(kind, Some(id), id, lane, padding),
             lane,
             deadline,
         };
-        let expected = request.map(|ms| Expected {
+        let expected = request.map(|ms| ExpectedReply {
             id,
-            until: self.now + Duration::from_millis(ms),
+            deadline: self.now + Duration::from_millis(ms),
             token: id,
         });
         let had_room = self.peers[side].session.has_room(lane);
         let result = self.peers[side].session.send(outgoing, expected);
         assert_eq!(had_room, result.is_ok(), "has_room and send agree: {result:?}");
         match result {
-            Ok(()) => self.note(side, lane, request.is_some(), deadline),
+            Ok(()) => self.record_sent(side, lane, request.is_some(), deadline),
             Err(error) => assert!(matches!(error, SendError::Busy(_)), "{error}"),
         }
     }
 
-    fn note(&mut self, from: Side, lane: Lane, request: bool, deadline: Option<Instant>) {
+    fn record_sent(&mut self, from: Side, lane: Lane, request: bool, deadline: Option<Instant>) {
         let sent = Sent {
             from,
             lane,
@@ -288,16 +288,16 @@ impl Model {
             transmitted: None,
             left_the_queue: false,
             delivered: false,
-            settled: None,
+            ended: None,
         };
         self.messages.insert(self.next_id, sent);
         self.next_id += 1;
     }
 
-    fn answer(&mut self, side: Side) {
+    fn reply_to_requests(&mut self, side: Side) {
         while let Some(request) = self.peers[side].unanswered.front().copied() {
             let outgoing = Outgoing {
-                parcel: parcel(Kind::Reply, Some(request), self.next_id, Lane::Control, 0),
+                frame: parcel(Kind::Reply, Some(request), self.next_id, Lane::Control, 0),
                 lane: Lane::Control,
                 deadline: None,
             };
@@ -305,12 +305,12 @@ impl Model {
                 return;
             }
             self.peers[side].unanswered.pop_front();
-            self.note(side, Lane::Control, false, None);
+            self.record_sent(side, Lane::Control, false, None);
         }
     }
 
     fn transmit(&mut self, side: Side, room: usize) {
-        self.answer(side);
+        self.reply_to_requests(side);
         let far_run = self.peers[1 - side].run;
         let peer = &mut self.peers[side];
         let mut out = OutBuffer::default();
@@ -318,7 +318,7 @@ impl Model {
         let live = self.linked && peer.attached;
         while !out.is_empty() {
             let mut slices = [IoSlice::new(&[]); 3];
-            let filled = out.fill(&mut slices);
+            let filled = out.fill_slices(&mut slices);
             assert!(filled > 0, "bytes wait and none are shown");
             let mut written = 0;
             for slice in &slices[..filled] {
@@ -365,7 +365,7 @@ impl Model {
     }
 
     /// Moves up to `bytes` from `side` to the other, which takes every whole frame.
-    fn carry(&mut self, side: Side, bytes: usize) {
+    fn move_bytes(&mut self, side: Side, bytes: usize) {
         let [left, right] = &mut self.peers;
         let (from, to) = if side == 0 { (left, right) } else { (right, left) };
         if !self.linked || !to.attached {
@@ -407,7 +407,7 @@ impl Model {
         let events: Vec<_> = self.peers[side].session.take_events().collect();
         for event in events {
             match event {
-                Event::Silent | Event::Heard => {}
+                Event::Silent | Event::Recovered => {}
                 Event::Opened { .. } => {
                     let (run, far) = (self.peers[side].run, self.peers[1 - side].run);
                     let unread = |m: &&mut Sent| {
@@ -418,33 +418,33 @@ impl Model {
                     }
                 }
                 Event::Frame { frame, .. } => self.delivered(side, &frame.content, frame.header.kind),
-                Event::Settled(request, how) => {
+                Event::RequestEnded(request, how) => {
                     let word = match &how {
-                        Settled::Reply(content) => {
+                        RequestEnd::Reply(content) => {
                             self.delivered(side, content, Some(Kind::Reply));
                             "reply"
                         }
-                        Settled::Expired => "expired",
-                        Settled::Lost => "lost",
-                        Settled::TimedOut => "timed out",
+                        RequestEnd::Expired => "expired",
+                        RequestEnd::Lost => "lost",
+                        RequestEnd::TimedOut => "timed out",
                     };
                     let sent = self.messages.get_mut(&request).expect("a known request");
                     assert_eq!((sent.from, sent.request), (side, true));
-                    assert_eq!(sent.settled, None, "request {request} ends twice, now {word}");
-                    sent.settled = Some(word);
+                    assert_eq!(sent.ended, None, "request {request} ends twice, now {word}");
+                    sent.ended = Some(word);
                     match how {
-                        Settled::Reply(_) => assert!(sent.delivered),
-                        Settled::Expired => {
+                        RequestEnd::Reply(_) => assert!(sent.delivered),
+                        RequestEnd::Expired => {
                             assert!(sent.deadline.is_some_and(|deadline| self.now >= deadline));
                             assert!(!sent.delivered, "expired, and yet delivered");
                         }
-                        Settled::Lost => {
+                        RequestEnd::Lost => {
                             let run = sent
                                 .transmitted
                                 .expect("what the old process cannot have read is not lost");
                             assert_ne!(run, self.peers[1 - side].run, "lost, though its process lives");
                         }
-                        Settled::TimedOut => {}
+                        RequestEnd::TimedOut => {}
                     }
                 }
             }
@@ -495,13 +495,13 @@ impl Model {
     }
 
     /// The link is made well and stays well until nothing more can happen.
-    fn heal(&mut self) {
+    fn reconnect_and_drain(&mut self) {
         self.apply(&Op::Dial { first: 0 });
         self.apply(&Op::Ready);
         for _round in 0..200 {
             for side in 0..2 {
                 self.transmit(side, 1_000);
-                self.carry(side, usize::MAX);
+                self.move_bytes(side, usize::MAX);
             }
             self.advance(Duration::from_millis(10));
         }
@@ -519,7 +519,7 @@ impl Model {
                 continue;
             }
             if sent.request {
-                assert!(sent.settled.is_some(), "request {id} has no end: {sent:?}");
+                assert!(sent.ended.is_some(), "request {id} has no end: {sent:?}");
             }
             let expired = sent.deadline.is_some_and(|deadline| self.now >= deadline);
             let gone_with_its_process = sent.transmitted.is_some_and(|run| !live.contains(&run));
@@ -538,7 +538,7 @@ proptest! {
         for op in &ops {
             model.apply(op);
         }
-        model.heal();
+        model.reconnect_and_drain();
         model.check_end();
     }
 }

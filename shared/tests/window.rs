@@ -4,12 +4,12 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use swarm_shared::net::clock;
-use swarm_shared::proto::window::{Acknowledged, CHUNK_BYTES_LEAST, QUEUE_TARGET, Window};
+use swarm_shared::proto::window::{Acknowledged, QUEUE_DELAY_TARGET, SENT_CHUNK_BYTES_MIN, Window};
 
-const LEAST: usize = 32 * 1024;
-const MOST: usize = 2 * 1024 * 1024;
+const WINDOW_MIN: usize = 32 * 1024;
+const WINDOW_MAX: usize = 2 * 1024 * 1024;
 /// 20 Mbit/s, in bytes a second.
-const NARROW: u64 = 2_500_000;
+const SLOW_RATE: u64 = 2_500_000;
 const MBIT: u64 = 125_000;
 
 struct Sent {
@@ -27,11 +27,11 @@ struct Model {
     /// Bytes a second.
     rate: u64,
     /// There and back, without the queue.
-    way: Duration,
+    round_trip: Duration,
     /// When the narrow place is free again.
     free_at: Duration,
     sent: VecDeque<Sent>,
-    on_the_way: usize,
+    in_flight: usize,
     carried: usize,
     /// The longest time that a frame of somebody else's would have waited.
     longest_queue: Duration,
@@ -40,14 +40,14 @@ struct Model {
 impl Model {
     fn new(rate: u64, way: Duration) -> Self {
         Self {
-            window: Window::new(LEAST, MOST),
+            window: Window::new(WINDOW_MIN, WINDOW_MAX),
             start: clock::now(),
             now: Duration::ZERO,
             rate,
-            way,
+            round_trip: way,
             free_at: Duration::ZERO,
             sent: VecDeque::new(),
-            on_the_way: 0,
+            in_flight: 0,
             carried: 0,
             longest_queue: Duration::ZERO,
         }
@@ -58,7 +58,7 @@ impl Model {
         let end = self.now + time;
         (self.carried, self.longest_queue) = (0, Duration::ZERO);
         while self.now < end {
-            while self.sent.is_empty() || self.on_the_way < self.window.bytes() {
+            while self.sent.is_empty() || self.in_flight < self.window.bytes() {
                 self.send();
             }
             self.acknowledge();
@@ -75,29 +75,29 @@ impl Model {
         self.sent.push_back(Sent {
             bytes,
             at: self.now,
-            acknowledged_at: self.free_at + self.way,
+            acknowledged_at: self.free_at + self.round_trip,
             alone: self.sent.is_empty(),
         });
-        self.on_the_way += bytes;
+        self.in_flight += bytes;
     }
 
     fn acknowledge(&mut self) {
         let sent = self.sent.pop_front().expect("something is on its way");
         self.now = sent.acknowledged_at;
         let what = Acknowledged {
-            before: self.on_the_way,
+            in_flight_before: self.in_flight,
             bytes: sent.bytes,
             delay: self.now - sent.at,
-            alone: sent.alone,
+            only_in_flight: sent.alone,
         };
-        self.on_the_way -= sent.bytes;
+        self.in_flight -= sent.bytes;
         self.carried += sent.bytes;
-        self.window.acknowledged(what, self.start + self.now);
+        self.window.on_acknowledged(what, self.start + self.now);
     }
 }
 
 #[test]
-fn a_narrow_link_is_used_and_its_queue_stays_short() {
+fn slow_link_is_saturated_with_a_short_queue() {
     for mbit in [10, 20, 50, 100] {
         for way_ms in [1, 5, 20] {
             let mut model = Model::new(mbit * MBIT, Duration::from_millis(way_ms));
@@ -105,39 +105,39 @@ fn a_narrow_link_is_used_and_its_queue_stays_short() {
             let ramp = model.run(Duration::from_secs(2));
             let queue = model.longest_queue;
             // A frame that goes out waits for its own length too.
-            let frame = Duration::from_nanos(CHUNK_BYTES_LEAST as u64 * 1_000_000_000 / (mbit * MBIT));
-            assert!(queue <= QUEUE_TARGET * 4, "{case}: {queue:?} to begin with");
+            let frame = Duration::from_nanos(SENT_CHUNK_BYTES_MIN as u64 * 1_000_000_000 / (mbit * MBIT));
+            assert!(queue <= QUEUE_DELAY_TARGET * 4, "{case}: {queue:?} to begin with");
             assert!(ramp >= 80, "{case}: {ramp} % to begin with");
             let used = model.run(Duration::from_secs(60));
             let queue = model.longest_queue;
             assert!(used >= 90, "{case}: {used} %");
-            assert!(queue <= QUEUE_TARGET * 5 / 2 + frame, "{case}: {queue:?}");
+            assert!(queue <= QUEUE_DELAY_TARGET * 5 / 2 + frame, "{case}: {queue:?}");
         }
     }
 }
 
 #[test]
-fn a_wide_link_gets_the_whole_window_at_once() {
+fn fast_link_gets_the_whole_window_at_once() {
     let mut model = Model::new(700 * 1024 * 1024, Duration::from_micros(500));
     model.run(Duration::from_millis(50));
-    assert_eq!(model.window.bytes(), MOST);
+    assert_eq!(model.window.bytes(), WINDOW_MAX);
     assert!(model.run(Duration::from_secs(30)) >= 95);
 }
 
 #[test]
-fn a_link_that_becomes_narrow_or_longer_is_followed() {
+fn window_follows_changes_of_rate_and_delay() {
     let mut model = Model::new(200 * MBIT, Duration::from_millis(2));
     model.run(Duration::from_secs(5));
-    model.rate = NARROW;
+    model.rate = SLOW_RATE;
     model.run(Duration::from_secs(3));
     model.run(Duration::from_secs(20));
     assert!(
-        model.longest_queue <= QUEUE_TARGET * 5 / 2,
+        model.longest_queue <= QUEUE_DELAY_TARGET * 5 / 2,
         "{:?}",
         model.longest_queue
     );
     // Farther away: until the next look at the empty link that is taken for queue.
-    model.way = Duration::from_millis(60);
+    model.round_trip = Duration::from_millis(60);
     model.run(Duration::from_secs(15));
     assert!(model.run(Duration::from_secs(30)) >= 75);
     model.rate = 200 * MBIT;
@@ -146,32 +146,32 @@ fn a_link_that_becomes_narrow_or_longer_is_followed() {
 }
 
 #[test]
-fn what_did_not_fill_the_window_does_not_enlarge_it() {
-    let mut window = Window::new(LEAST, MOST);
+fn unfilled_window_does_not_grow() {
+    let mut window = Window::new(WINDOW_MIN, WINDOW_MAX);
     let now = clock::now();
     for _ in 0..100 {
         let what = Acknowledged {
-            before: LEAST / 4,
-            bytes: LEAST / 4,
+            in_flight_before: WINDOW_MIN / 4,
+            bytes: WINDOW_MIN / 4,
             delay: Duration::from_millis(1),
-            alone: true,
+            only_in_flight: true,
         };
-        window.acknowledged(what, now);
+        window.on_acknowledged(what, now);
     }
-    assert_eq!(window.bytes(), LEAST);
+    assert_eq!(window.bytes(), WINDOW_MIN);
 }
 
 #[test]
-fn a_window_that_may_not_change_does_not() {
-    let mut window = Window::new(MOST, MOST);
+fn fixed_window_does_not_change() {
+    let mut window = Window::new(WINDOW_MAX, WINDOW_MAX);
     for ms in [1, 1_000, 60_000] {
         let what = Acknowledged {
-            before: MOST,
-            bytes: MOST,
+            in_flight_before: WINDOW_MAX,
+            bytes: WINDOW_MAX,
             delay: Duration::from_millis(ms),
-            alone: true,
+            only_in_flight: true,
         };
-        window.acknowledged(what, clock::now() + Duration::from_millis(ms));
-        assert_eq!(window.bytes(), MOST);
+        window.on_acknowledged(what, clock::now() + Duration::from_millis(ms));
+        assert_eq!(window.bytes(), WINDOW_MAX);
     }
 }

@@ -4,8 +4,8 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use proptest::prelude::*;
 use swarm_shared::proto::wire::{
-    ByteOrder, ContentEncoding, ContentType, Frame, FrameReader, HEADER_BYTES_MAX, Header, Kind, Lane,
-    Limits, MessageType, WireError,
+    ByteOrder, ContentEncoding, ContentType, Frame, FrameLimits, FrameReader, HEADER_BYTES_MAX, Header, Kind,
+    Lane, MessageType, WireError,
 };
 
 const GOOD: &str = r#"{"byteorder":"little","content-type":"json","content-encoding":"utf-8","content-length":0,"message-type":"message"}"#;
@@ -19,7 +19,7 @@ fn bytes_of(header: &[u8], content: &[u8]) -> BytesMut {
 }
 
 fn read(header: &str) -> Result<Option<Frame>, WireError> {
-    FrameReader::new(Limits::CONTROL).next_frame(&mut bytes_of(header.as_bytes(), b""))
+    FrameReader::new(FrameLimits::CONTROL).next_frame(&mut bytes_of(header.as_bytes(), b""))
 }
 
 fn read_header(header: &str) -> Header {
@@ -32,8 +32,8 @@ fn with(keys: &str) -> String {
 }
 
 #[test]
-fn a_header_longer_than_its_cap_is_refused_by_its_length_alone() {
-    let mut reader = FrameReader::new(Limits {
+fn oversized_header_is_refused_by_its_length_field() {
+    let mut reader = FrameReader::new(FrameLimits {
         header: 100,
         content: 0,
     });
@@ -49,7 +49,7 @@ fn a_header_longer_than_its_cap_is_refused_by_its_length_alone() {
 
     let mut bytes = BytesMut::from(&u16::MAX.to_be_bytes()[..]);
     assert_eq!(
-        FrameReader::new(Limits::CONTROL).next_frame(&mut bytes),
+        FrameReader::new(FrameLimits::CONTROL).next_frame(&mut bytes),
         Err(WireError::HeaderTooLong {
             bytes: 65_535,
             max: HEADER_BYTES_MAX
@@ -58,12 +58,12 @@ fn a_header_longer_than_its_cap_is_refused_by_its_length_alone() {
 }
 
 #[test]
-fn content_longer_than_its_cap_is_refused_before_any_of_it_comes() {
+fn oversized_content_is_refused_before_it_arrives() {
     let announce = |bytes: u64| GOOD.replace(":0", &format!(":{bytes}"));
     for (limits, max) in [
-        (Limits::PREAUTH, 16_384),
-        (Limits::CONTROL, 1 << 20),
-        (Limits::BULK, 4 << 20),
+        (FrameLimits::PREAUTH, 16_384),
+        (FrameLimits::CONTROL, 1 << 20),
+        (FrameLimits::BULK, 4 << 20),
     ] {
         for over in [max as u64 + 1, u64::from(u32::MAX) + 1, u64::MAX] {
             let mut bytes = bytes_of(announce(over).as_bytes(), b"");
@@ -78,33 +78,33 @@ fn content_longer_than_its_cap_is_refused_before_any_of_it_comes() {
         let mut bytes = bytes_of(announce(max as u64).as_bytes(), b"ab");
         let mut reader = FrameReader::new(limits);
         assert_eq!(reader.next_frame(&mut bytes), Ok(None));
-        assert_eq!(reader.lacking(), max - 2);
+        assert_eq!(reader.missing_bytes(), max - 2);
     }
 }
 
 #[test]
-fn lacking_says_exactly_what_is_missing() {
+fn reader_reports_how_many_bytes_are_missing() {
     let whole = bytes_of(GOOD.replace(":0", ":5").as_bytes(), b"12345");
     let header_end = whole.len() - 5;
-    let mut reader = FrameReader::new(Limits::CONTROL);
+    let mut reader = FrameReader::new(FrameLimits::CONTROL);
     let mut bytes = BytesMut::new();
     for (at, byte) in whole.iter().enumerate() {
         assert_eq!(reader.next_frame(&mut bytes), Ok(None));
         let due = [2, header_end, whole.len()].into_iter().find(|end| *end > at);
-        assert_eq!(Some(reader.lacking() + at), due);
+        assert_eq!(Some(reader.missing_bytes() + at), due);
         bytes.put_u8(*byte);
     }
     assert!(reader.next_frame(&mut bytes).expect("sound").is_some());
 }
 
 #[test]
-fn new_caps_hold_from_the_next_header_on() {
-    let mut reader = FrameReader::new(Limits {
+fn new_limits_apply_from_the_next_header() {
+    let mut reader = FrameReader::new(FrameLimits {
         header: 200,
         content: 1,
     });
     let two = GOOD.replace(":0", ":2");
-    reader.set_limits(Limits {
+    reader.set_limits(FrameLimits {
         header: 200,
         content: 2,
     });
@@ -114,7 +114,7 @@ fn new_caps_hold_from_the_next_header_on() {
             .expect("allowed")
             .is_some()
     );
-    reader.set_limits(Limits {
+    reader.set_limits(FrameLimits {
         header: 200,
         content: 1,
     });
@@ -125,11 +125,11 @@ fn new_caps_hold_from_the_next_header_on() {
 }
 
 #[test]
-fn a_header_that_is_not_utf8_is_called_so() {
+fn non_utf8_header_is_reported_as_such() {
     let mut header = GOOD.as_bytes().to_vec();
     header[3] = 0xff;
     assert_eq!(
-        FrameReader::new(Limits::CONTROL).next_frame(&mut bytes_of(&header, b"")),
+        FrameReader::new(FrameLimits::CONTROL).next_frame(&mut bytes_of(&header, b"")),
         Err(WireError::HeaderNotUtf8)
     );
 }
@@ -146,7 +146,7 @@ fn depth_33_is_refused_and_depth_32_is_read() {
 }
 
 #[test]
-fn each_required_key_is_missed_by_name() {
+fn missing_required_key_is_named() {
     let required = [
         "byteorder",
         "content-type",
@@ -168,7 +168,7 @@ fn each_required_key_is_missed_by_name() {
 }
 
 #[test]
-fn a_key_that_holds_what_it_may_not_hold_is_a_bad_header() {
+fn invalid_header_value_is_refused() {
     let replaced = [
         GOOD.replace("\"json\"", "\"xml\""),
         GOOD.replace("\"json\"", "7"),
@@ -210,7 +210,7 @@ fn a_key_that_holds_what_it_may_not_hold_is_a_bad_header() {
 }
 
 #[test]
-fn what_is_not_known_is_passed_over() {
+fn unknown_header_keys_are_ignored() {
     let header = read_header(&with(r#""kind":"from-the-future","x":{"y":[1,null,"z"]},"":"""#));
     assert_eq!(header.kind, Some(Kind::Unknown));
     let header = read_header(&GOOD.replace("little", "middle"));
@@ -223,7 +223,7 @@ fn what_is_not_known_is_passed_over() {
 }
 
 #[test]
-fn encodings_are_known_by_all_their_names() {
+fn encoding_aliases_are_accepted() {
     for (name, encoding) in [
         ("UTF-8", ContentEncoding::Utf8),
         ("utf8", ContentEncoding::Utf8),
@@ -256,7 +256,7 @@ fn escapes_and_spaces_in_a_header_are_read() {
 }
 
 #[test]
-fn a_header_that_would_be_too_long_is_not_written() {
+fn oversized_header_is_not_encoded() {
     let mut frame = Frame::json(Kind::Command, &());
     for length in [HEADER_BYTES_MAX, 70_000] {
         frame.header.action = Some("x".repeat(length));
@@ -270,7 +270,7 @@ fn a_header_that_would_be_too_long_is_not_written() {
 }
 
 #[test]
-fn a_frame_whose_header_tells_another_length_is_not_written() {
+fn wrong_content_length_is_not_encoded() {
     let mut frame = Frame::json(Kind::Command, &());
     frame.header.content_length += 1;
     let mut to = BytesMut::new();
@@ -371,12 +371,12 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
     #[test]
-    fn what_is_written_is_read(frames in proptest::collection::vec(any_frame(), 1..5), sizes in proptest::collection::vec(1_usize..200, 1..20)) {
+    fn encoded_frames_decode_in_any_pieces(frames in proptest::collection::vec(any_frame(), 1..5), sizes in proptest::collection::vec(1_usize..200, 1..20)) {
         let mut bytes = BytesMut::new();
         for frame in &frames {
             frame.encode(&mut bytes).expect("fits");
         }
-        let mut reader = FrameReader::new(Limits::CONTROL);
+        let mut reader = FrameReader::new(FrameLimits::CONTROL);
         let mut buffer = BytesMut::new();
         let mut read = Vec::new();
         let mut sizes = sizes.iter().cycle();
@@ -396,19 +396,19 @@ proptest! {
     #[test]
     fn no_bytes_make_the_reader_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
         let mut buffer = BytesMut::from(&bytes[..]);
-        let mut reader = FrameReader::new(Limits::PREAUTH);
+        let mut reader = FrameReader::new(FrameLimits::PREAUTH);
         while let Ok(Some(frame)) = reader.next_frame(&mut buffer) {
-            let _value = frame.value();
+            let _value = frame.json_value();
         }
     }
 
     #[test]
-    fn no_nearly_good_header_makes_the_reader_panic(header in nearly_a_header(), content in proptest::collection::vec(any::<u8>(), 0..20)) {
+    fn malformed_headers_do_not_make_the_reader_panic(header in nearly_a_header(), content in proptest::collection::vec(any::<u8>(), 0..20)) {
         let mut buffer = bytes_of(&header, &content);
-        let mut reader = FrameReader::new(Limits::CONTROL);
+        let mut reader = FrameReader::new(FrameLimits::CONTROL);
         while let Ok(Some(frame)) = reader.next_frame(&mut buffer) {
             prop_assert_eq!(frame.header.content_length, frame.content.len() as u64);
-            let _value = frame.value();
+            let _value = frame.json_value();
         }
     }
 

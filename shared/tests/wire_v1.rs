@@ -10,21 +10,21 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
-use swarm_shared::proto::encoded::{OutBuffer, Parcel, Trailer};
+use swarm_shared::proto::encoded::{EncodedFrame, OutBuffer, Trailer};
 use swarm_shared::proto::id::{Instance, NodeName, PeerId, PeerKind, PublicKey};
 use swarm_shared::proto::message::{
-    Arguments, Channel, FleetStateMessage, Hello, Join, JoinProof, Joined, RefusalCode, Refused, Roster,
-    RosterPeer, VERSIONS, Welcome,
+    Arguments, Channel, FleetStateMessage, Hello, Join, JoinProof, Joined, PROTOCOL_VERSIONS, RefusalCode,
+    Refused, Roster, RosterPeer, Welcome,
 };
 use swarm_shared::proto::outcome::{Outcome, Reply};
-use swarm_shared::proto::wire::{Frame, FrameReader, Header, Kind, Lane, Limits, MessageType};
+use swarm_shared::proto::wire::{Frame, FrameLimits, FrameReader, Header, Kind, Lane, MessageType};
 
 /// What goes to the socket for a frame.
 fn written(frame: &Frame, trailer: Trailer) -> Bytes {
     let mut out = OutBuffer::default();
-    out.put(&Parcel::new(frame).expect("a short header"), trailer);
+    out.push(&EncodedFrame::new(frame).expect("a short header"), trailer);
     let mut slices = [IoSlice::new(&[]); 2];
-    let filled = out.fill(&mut slices);
+    let filled = out.fill_slices(&mut slices);
     slices[..filled]
         .iter()
         .flat_map(|slice| slice.iter().copied())
@@ -45,7 +45,7 @@ fn golden(mut frame: Frame, trailer: Trailer, header: &str, content: &[u8]) {
     );
     assert_eq!(was_written, bytes);
 
-    let read = FrameReader::new(Limits::CONTROL)
+    let read = FrameReader::new(FrameLimits::CONTROL)
         .next_frame(&mut bytes)
         .expect("sound")
         .expect("whole");
@@ -71,7 +71,7 @@ fn golden_json<T: Serialize + DeserializeOwned>(kind: Kind, word: &str, content:
         &header,
         text.as_bytes(),
     );
-    let read: T = Frame::json(kind, content).read().expect("what we wrote");
+    let read: T = Frame::json(kind, content).parse_content().expect("what we wrote");
     assert_eq!(serde_json::to_string(&read).expect("plain data"), text);
 }
 
@@ -97,7 +97,7 @@ const STATE: &str = r#"{"fleet":"01","number":4,"revoked":[]}"#;
 #[test]
 fn hello() {
     let mut hello = Hello {
-        versions: VERSIONS,
+        versions: PROTOCOL_VERSIONS,
         channel: Channel::Control,
         kind: PeerKind::Node,
         name: name("drone-07"),

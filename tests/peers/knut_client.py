@@ -13,13 +13,13 @@ import sys
 import threading
 import time
 
-PATIENCE = 20.0
+TEST_TIMEOUT = 20.0
 OURS = 21335
 
 
 class Client:
     def __init__(self, port):
-        self.sock = socket.create_connection(("127.0.0.1", int(port)), timeout=PATIENCE)
+        self.sock = socket.create_connection(("127.0.0.1", int(port)), timeout=TEST_TIMEOUT)
         self.buffer = b""
 
     def send(self, api, msg_id, msg):
@@ -130,7 +130,7 @@ def status(port, name, temperature):
 
 def history(port, name, *temperatures):
     wanted = [float(temperature) for temperature in temperatures]
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + TEST_TIMEOUT
     while True:
         client = Client(port)
         answer = client.ask(1, 3, {"id": name})
@@ -184,9 +184,9 @@ def misbehave(port, number, told):
     told.wait()
     kind = number % 5
     if kind == 0:
-        return client.closed_within(PATIENCE)
+        return client.closed_within(TEST_TIMEOUT)
     if kind == 1:
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + TEST_TIMEOUT
         try:
             while time.monotonic() < end:
                 client.raw(b"{")
@@ -235,7 +235,7 @@ def crowd(port, size):
 def all_places(port, size):
     """So many at once are served, and one more is not."""
     clients = []
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + TEST_TIMEOUT
     while len(clients) < int(size):
         # Those that have gone give their places back when the server has seen it.
         client = Client(port)

@@ -16,14 +16,14 @@ import sys
 import time
 
 SILENCE = 10
-PATIENCE = 30
+TEST_TIMEOUT = 30
 
 
 class Peer:
     def __init__(self, connection):
         self.connection = connection
         # Real peers drop whoever is silent for 10 s; a test waits a little longer, to see the other side do it.
-        connection.settimeout(PATIENCE)
+        connection.settimeout(TEST_TIMEOUT)
 
     def send(self, message):
         self.connection.sendall(struct.pack(">I", len(message)) + message)
@@ -50,7 +50,7 @@ def connections(role, port):
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", port))
         listener.listen()
-        listener.settimeout(PATIENCE)
+        listener.settimeout(TEST_TIMEOUT)
         say({"listening": port}, 0)
         while True:
             yield Peer(listener.accept()[0])

@@ -15,19 +15,19 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::fleet::{Field, Fleet, PATIENCE, Station, Verb, text};
-use crate::process::{Signal, let_pass, wait_until};
+use crate::fleet::{Fleet, Station, TEST_TIMEOUT, TestDir, Verb, str_field};
+use crate::process::{Signal, sleep_for, wait_until};
 
 /// How much later than its decision to begin an action may write its first line: a shell has to start.
 const SHELL_START_MS_MAX: u64 = 1_500;
 /// Times to live of commands here, from and to: some that a kill outlasts, some that outlast a kill.
-const LIVES_MS: [(u64, u64); 2] = [(30, 500), (500, 6_000)];
+const TTL_RANGES_MS: [(u64, u64); 2] = [(30, 500), (500, 6_000)];
 /// Verbs at work at once.
-const VERBS: usize = 3;
+const CONCURRENT_VERBS: usize = 3;
 /// Longest time between two kills.
-const KILL_EVERY_MS_MAX: u64 = 250;
+const KILL_INTERVAL_MS_MAX: u64 = 250;
 /// Longest time that what was killed is away.
-const AWAY_MS_MAX: u64 = 400;
+const DOWNTIME_MS_MAX: u64 = 400;
 
 /// What is to be done.
 #[derive(Clone, Copy, Debug)]
@@ -42,7 +42,7 @@ pub struct Plan {
 
 /// What came of it.
 #[derive(Clone, Debug, Default)]
-pub struct Tally {
+pub struct KillReport {
     /// Kills of a node.
     pub node_kills: u32,
     /// Kills of the station.
@@ -52,9 +52,9 @@ pub struct Tally {
     /// Deliveries by outcome.
     pub outcomes: BTreeMap<String, usize>,
     /// Side effects that began.
-    pub begun: usize,
+    pub started: usize,
     /// Of actions that may run again: how often one did.
-    pub run_again: usize,
+    pub reruns: usize,
     /// What must not be.
     pub violations: Vec<String>,
 }
@@ -76,9 +76,9 @@ args.time = {{ type = "number", min = 0, max = 60, default = 0 }}
 }
 
 /// Small, seeded, and the same everywhere.
-struct Dice(u64);
+struct SplitMix64(u64);
 
-impl Dice {
+impl SplitMix64 {
     fn next(&mut self, below: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
@@ -92,61 +92,65 @@ impl Dice {
 ///
 /// # Panics
 /// If the fleet does not come up, or does not come to rest; the processes' logs are shown then.
-pub fn run(plan: Plan) -> Tally {
-    let mut dice = Dice(plan.seed);
-    let mut tally = Tally::default();
-    let field = Field::new();
+pub fn run(plan: Plan) -> KillReport {
+    let mut dice = SplitMix64(plan.seed);
+    let mut tally = KillReport::default();
+    let field = TestDir::new();
     let mut fleet = Fleet::linked_in(field, plan.nodes, |node, field| {
         node.tables = actions(&field.join(format!("{}-marks", node.name)).display().to_string());
     });
-    let mut load = Load::default();
+    let mut load = LoadGenerator::default();
     while tally.node_kills + tally.station_kills < plan.kills {
-        load.keep_up(&fleet.station, &mut dice);
-        let_pass(Duration::from_millis(dice.next(KILL_EVERY_MS_MAX)));
+        load.start_verbs(&fleet.station, &mut dice);
+        sleep_for(Duration::from_millis(dice.next(KILL_INTERVAL_MS_MAX)));
         let victim = dice.next(plan.nodes as u64 + 1);
-        let away = Duration::from_millis(dice.next(AWAY_MS_MAX));
+        let away = Duration::from_millis(dice.next(DOWNTIME_MS_MAX));
         let node = usize::try_from(victim)
             .ok()
             .and_then(|at| fleet.nodes.get_mut(at));
         if let Some(node) = node {
-            node.end(Signal::KILL);
-            let_pass(away);
+            node.signal_and_wait(Signal::KILL);
+            sleep_for(away);
             node.start(&[]);
             tally.node_kills += 1;
         } else {
-            fleet.station.end(Signal::KILL);
-            let_pass(away);
+            fleet.station.signal_and_wait(Signal::KILL);
+            sleep_for(away);
             fleet.station.serve();
             tally.station_kills += 1;
         }
-        load.gather(false);
+        load.collect_output(false);
     }
-    load.gather(true);
+    load.collect_output(true);
     fleet.station.wait_online(plan.nodes);
-    wait_until(PATIENCE, "nothing is left open", || {
-        fleet.station.run(&["history", "--state", "open"]).out.is_empty()
+    wait_until(TEST_TIMEOUT, "nothing is left open", || {
+        fleet
+            .station
+            .run(&["history", "--state", "open"])
+            .stdout
+            .is_empty()
     });
-    judge(&fleet, &load.printed, &mut tally);
+    check_deliveries(&fleet, &load.printed, &mut tally);
     tally
 }
 
 /// The verbs at work, and what they printed: outcomes by tag and node.
 #[derive(Default)]
-struct Load {
-    typed: u64,
+struct LoadGenerator {
+    issued: u64,
     verbs: Vec<(String, Verb)>,
     printed: BTreeMap<(String, String), String>,
 }
 
-impl Load {
+impl LoadGenerator {
     /// Types until as many verbs are at work as there should be.
-    fn keep_up(&mut self, station: &Station, dice: &mut Dice) {
-        while self.verbs.len() < VERBS {
-            self.typed += 1;
-            let tag = format!("t{}", self.typed);
+    fn start_verbs(&mut self, station: &Station, dice: &mut SplitMix64) {
+        while self.verbs.len() < CONCURRENT_VERBS {
+            self.issued += 1;
+            let tag = format!("t{}", self.issued);
             let action = if dice.next(4) == 0 { "again" } else { "once" };
             let (tag_word, time) = (format!("tag={tag}"), format!("time=0.{:02}", dice.next(30)));
-            let (least, most) = LIVES_MS[usize::from(dice.next(3) > 0)];
+            let (least, most) = TTL_RANGES_MS[usize::from(dice.next(3) > 0)];
             let ttl = format!("{}ms", least + dice.next(most - least));
             let words = [
                 "call",
@@ -165,14 +169,14 @@ impl Load {
     }
 
     /// Reads what ended verbs have printed; all of them, if they are waited for.
-    fn gather(&mut self, wait: bool) {
+    fn collect_output(&mut self, wait: bool) {
         for (tag, mut verb) in std::mem::take(&mut self.verbs) {
-            if !wait && verb.process().ended().is_none() {
+            if !wait && verb.process().exit_status().is_none() {
                 self.verbs.push((tag, verb));
                 continue;
             }
-            for line in verb.finish(PATIENCE).json() {
-                let (node, state) = (text(&line, "node"), text(&line, "state"));
+            for line in verb.finish(TEST_TIMEOUT).json() {
+                let (node, state) = (str_field(&line, "node"), str_field(&line, "state"));
                 self.printed
                     .insert((tag.clone(), node.to_owned()), state.to_owned());
             }
@@ -182,13 +186,13 @@ impl Load {
 
 /// What a node did for one tag.
 #[derive(Debug, Default)]
-struct Did {
-    begun_ms: Vec<u64>,
+struct Execution {
+    started_ms: Vec<u64>,
     ended: usize,
 }
 
-fn read_marks(fleet: &Fleet) -> BTreeMap<(String, String), Did> {
-    let mut did: BTreeMap<(String, String), Did> = BTreeMap::new();
+fn read_executions(fleet: &Fleet) -> BTreeMap<(String, String), Execution> {
+    let mut did: BTreeMap<(String, String), Execution> = BTreeMap::new();
     for node in &fleet.nodes {
         for line in node.marks() {
             let words: Vec<&str> = line.split(' ').collect();
@@ -197,7 +201,7 @@ fn read_marks(fleet: &Fleet) -> BTreeMap<(String, String), Did> {
             match words.first() {
                 Some(&"begin") => {
                     let at = words.get(2).and_then(|ms| ms.parse().ok());
-                    did.begun_ms.push(at.unwrap_or_default());
+                    did.started_ms.push(at.unwrap_or_default());
                 }
                 Some(_) | None => did.ended += 1,
             }
@@ -206,26 +210,26 @@ fn read_marks(fleet: &Fleet) -> BTreeMap<(String, String), Did> {
     did
 }
 
-fn judge(fleet: &Fleet, printed: &BTreeMap<(String, String), String>, tally: &mut Tally) {
-    let mut did = read_marks(fleet);
-    tally.begun = did.values().map(|did| did.begun_ms.len()).sum();
+fn check_deliveries(fleet: &Fleet, printed: &BTreeMap<(String, String), String>, tally: &mut KillReport) {
+    let mut did = read_executions(fleet);
+    tally.started = did.values().map(|did| did.started_ms.len()).sum();
     for command in fleet
         .station
         .run(&["history", "--limit", "100000"])
-        .expect(0)
+        .expect_status(0)
         .json()
     {
         tally.commands += 1;
         let number = command["command"].to_string();
         for delivery in fleet.station.run(&["history", &number]).json() {
-            let tag = text(&command["arguments"]["kwargs"], "tag");
-            let key = (tag.to_owned(), text(&delivery, "node").to_owned());
+            let tag = str_field(&command["arguments"]["kwargs"], "tag");
+            let key = (tag.to_owned(), str_field(&delivery, "node").to_owned());
             let did = did.remove(&key).unwrap_or_default();
-            let state = text(&delivery, "state");
+            let state = str_field(&delivery, "state");
             *tally.outcomes.entry(state.to_owned()).or_default() += 1;
-            let again = text(&command, "action") == "again";
-            tally.run_again += usize::from(again && did.begun_ms.len() > 1);
-            let judged = faults(&command, state, &did, printed.get(&key).map(String::as_str));
+            let again = str_field(&command, "action") == "again";
+            tally.reruns += usize::from(again && did.started_ms.len() > 1);
+            let judged = violations_of(&command, state, &did, printed.get(&key).map(String::as_str));
             let told = judged.into_iter().map(|fault| {
                 format!(
                     "command {number} ({}) at {}: {fault}: {state}, {did:?}",
@@ -242,9 +246,9 @@ fn judge(fleet: &Fleet, printed: &BTreeMap<(String, String), String>, tally: &mu
 }
 
 /// What one delivery broke.
-fn faults(command: &Value, state: &str, did: &Did, printed: Option<&str>) -> Vec<&'static str> {
-    let again = text(command, "action") == "again";
-    let begun = did.begun_ms.len();
+fn violations_of(command: &Value, state: &str, did: &Execution, printed: Option<&str>) -> Vec<&'static str> {
+    let again = str_field(command, "action") == "again";
+    let begun = did.started_ms.len();
     let issued = command["at_ms"].as_u64().unwrap_or_default();
     let life = command["ttl_ms"].as_u64().unwrap_or_default();
     let latest = issued + life + SHELL_START_MS_MAX;
@@ -256,7 +260,7 @@ fn faults(command: &Value, state: &str, did: &Did, printed: Option<&str>) -> Vec
             "ran, and is said not to have",
         ),
         (state == "open", "is open"),
-        (did.begun_ms.iter().any(|at| *at > latest), "ran too late"),
+        (did.started_ms.iter().any(|at| *at > latest), "ran too late"),
         (
             // What a screen says when it stops waiting is not an outcome.
             printed.is_some_and(|printed| printed != "no-answer" && printed != state),

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde_json::Value;
 
-use crate::fleet::{Field, PATIENCE};
+use crate::fleet::{TEST_TIMEOUT, TestDir};
 use crate::process::{Process, Stream};
 
 /// Ends a test that needs Python where there is none.
@@ -42,7 +42,7 @@ pub fn python() -> bool {
 }
 
 /// Where a script is.
-pub fn path(script: &str) -> PathBuf {
+pub fn script_path(script: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("peers").join(script)
 }
 
@@ -50,12 +50,12 @@ pub fn path(script: &str) -> PathBuf {
 ///
 /// # Panics
 /// If there is no Python.
-pub fn start(field: &Field, script: &str, args: &[&str]) -> Process {
+pub fn start(field: &TestDir, script: &str, args: &[&str]) -> Process {
     static COUNT: AtomicU32 = AtomicU32::new(1);
     let number = COUNT.fetch_add(1, Ordering::Relaxed);
     let mut command = Command::new("python3");
     // Its log is read while it runs.
-    command.arg("-u").arg(path(script)).args(args);
+    command.arg("-u").arg(script_path(script)).args(args);
     Process::spawn(command, &format!("{script}-{number}"), field.path())
 }
 
@@ -63,10 +63,14 @@ pub fn start(field: &Field, script: &str, args: &[&str]) -> Process {
 ///
 /// # Panics
 /// If it fails.
-pub fn run(field: &Field, script: &str, args: &[&str]) -> Vec<Value> {
+pub fn run(field: &TestDir, script: &str, args: &[&str]) -> Vec<Value> {
     let mut peer = start(field, script, args);
-    let status = peer.wait_exit(2 * PATIENCE);
-    assert!(status.success(), "{script} {args:?}: {status}\n{}", peer.tail());
+    let status = peer.wait_exit(2 * TEST_TIMEOUT);
+    assert!(
+        status.success(),
+        "{script} {args:?}: {status}\n{}",
+        peer.log_tail()
+    );
     let read = |line: &String| {
         serde_json::from_str(line).unwrap_or_else(|error| panic!("{script}: not JSON: {line:?}: {error}"))
     };

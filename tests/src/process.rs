@@ -15,7 +15,7 @@ use swarm_shared::net::clock;
 pub use rustix::process::Signal;
 
 /// Time between two looks at a log or at a process.
-const LOOK_INTERVAL: Duration = Duration::from_millis(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Lines of a log that a failure shows.
 const TAIL_LINES: usize = 40;
@@ -35,7 +35,7 @@ pub struct Process {
     child: Child,
     status: Option<ExitStatus>,
     logs: [PathBuf; 2],
-    read: [usize; 2],
+    lines_read: [usize; 2],
 }
 
 impl fmt::Debug for Process {
@@ -71,7 +71,7 @@ impl Process {
             child,
             status: None,
             logs,
-            read,
+            lines_read: read,
         }
     }
 
@@ -85,7 +85,7 @@ impl Process {
     /// # Panics
     /// If the kernel refuses.
     pub fn signal(&mut self, signal: Signal) {
-        if self.ended().is_some() {
+        if self.exit_status().is_some() {
             return;
         }
         let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
@@ -97,7 +97,7 @@ impl Process {
     ///
     /// # Panics
     /// If the kernel does not say.
-    pub fn ended(&mut self) -> Option<ExitStatus> {
+    pub fn exit_status(&mut self) -> Option<ExitStatus> {
         if self.status.is_none() {
             self.status = self.child.try_wait().expect("a child can be waited for");
         }
@@ -111,16 +111,16 @@ impl Process {
     pub fn wait_exit(&mut self, patience: Duration) -> ExitStatus {
         let deadline = clock::now() + patience;
         loop {
-            if let Some(status) = self.ended() {
+            if let Some(status) = self.exit_status() {
                 return status;
             }
             assert!(
                 clock::now() < deadline,
                 "{} did not end within {patience:?}\n{}",
                 self.name,
-                self.tail()
+                self.log_tail()
             );
-            thread::sleep(LOOK_INTERVAL);
+            thread::sleep(POLL_INTERVAL);
         }
     }
 
@@ -139,26 +139,30 @@ impl Process {
         let which = stream as usize;
         loop {
             // In this order, so that what a program wrote before its end is still read.
-            let ended = self.ended();
+            let ended = self.exit_status();
             let late = clock::now() >= deadline;
             let lines = lines(&self.logs[which]);
-            while self.read[which] < lines.len() {
-                let line = &lines[self.read[which]];
-                self.read[which] += 1;
+            while self.lines_read[which] < lines.len() {
+                let line = &lines[self.lines_read[which]];
+                self.lines_read[which] += 1;
                 if wanted(line) {
                     return line.clone();
                 }
             }
             if let Some(status) = ended {
-                panic!("{} ended ({status}) without: {what}\n{}", self.name, self.tail());
+                panic!(
+                    "{} ended ({status}) without: {what}\n{}",
+                    self.name,
+                    self.log_tail()
+                );
             }
             assert!(
                 !late,
                 "{}: not within {patience:?}: {what}\n{}",
                 self.name,
-                self.tail()
+                self.log_tail()
             );
-            thread::sleep(LOOK_INTERVAL);
+            thread::sleep(POLL_INTERVAL);
         }
     }
 
@@ -187,11 +191,11 @@ impl Process {
 
     /// Passes over all lines that are there now.
     pub fn skip_lines(&mut self) {
-        self.read = [0, 1].map(|stream: usize| lines(&self.logs[stream]).len());
+        self.lines_read = [0, 1].map(|stream: usize| lines(&self.logs[stream]).len());
     }
 
     /// The last lines of both outputs, for messages.
-    pub fn tail(&self) -> String {
+    pub fn log_tail(&self) -> String {
         let mut tail = String::new();
         for path in &self.logs {
             let lines = lines(path);
@@ -206,10 +210,10 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         if thread::panicking() {
-            let text = format!("--- {} (pid {})\n{}", self.name, self.pid(), self.tail());
+            let text = format!("--- {} (pid {})\n{}", self.name, self.pid(), self.log_tail());
             let _written = std::io::stderr().write_all(text.as_bytes());
         }
-        if self.ended().is_none() {
+        if self.exit_status().is_none() {
             let _gone_already = self.child.kill();
             let _gone_already = self.child.wait();
         }
@@ -232,11 +236,11 @@ pub fn wait_until(patience: Duration, what: &str, mut answer: impl FnMut() -> bo
     let deadline = clock::now() + patience;
     while !answer() {
         assert!(clock::now() < deadline, "not within {patience:?}: {what}");
-        thread::sleep(LOOK_INTERVAL);
+        thread::sleep(POLL_INTERVAL);
     }
 }
 
 /// Lets time pass, where that nothing happens is what is tested, or where something has to be on its way for a while.
-pub fn let_pass(time: Duration) {
+pub fn sleep_for(time: Duration) {
     thread::sleep(time);
 }

@@ -3,7 +3,7 @@
 use std::process::Command;
 
 #[test]
-fn they_are_there_and_run() {
+fn binaries_exist_and_run() {
     let binaries = swarm_tests::binaries();
     for binary in [&binaries.node, &binaries.station] {
         let output = Command::new(binary).arg("--help").output();

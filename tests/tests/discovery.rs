@@ -10,7 +10,7 @@ use swarm_tests::lab::Lab;
 use swarm_tests::process::{Process, Signal};
 
 /// Enough on a busy machine. That a change is followed by a ping at once is tested beside the sender.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 /// Longer than a round of pings or the first mDNS queries: what is not heard by then is not on its way.
 const QUIET: Duration = Duration::from_secs(5);
 
@@ -22,7 +22,7 @@ fn start(lab: &Lab, host: usize, name: &str, more: &[&str]) -> Process {
     let args = [&["--name", name, "--id", &id][..], more].concat();
     let program = env!("CARGO_BIN_EXE_discover");
     let mut process = lab.spawn(host, name, program, &args);
-    process.wait_json(PATIENCE, "started", |line| line["event"] == "started");
+    process.wait_json(TEST_TIMEOUT, "started", |line| line["event"] == "started");
     process
 }
 
@@ -46,7 +46,7 @@ fn found_at(line: &Value, name: &str, ip: Ipv4Addr) -> bool {
 /// Passes over all lines before it: what may come in another order needs [`wait_ping_and_found`].
 fn wait_found(process: &mut Process, name: &str, ip: Ipv4Addr) {
     let what = format!("found {name} at {ip}");
-    process.wait_json(PATIENCE, &what, |line| found_at(line, name, ip));
+    process.wait_json(TEST_TIMEOUT, &what, |line| found_at(line, name, ip));
 }
 
 fn is_ping(line: &Value, from: Ipv4Addr) -> bool {
@@ -55,14 +55,14 @@ fn is_ping(line: &Value, from: Ipv4Addr) -> bool {
 
 fn wait_ping(process: &mut Process, from: Ipv4Addr) {
     let what = format!("a ping from {from}");
-    process.wait_json(PATIENCE, &what, |line| is_ping(line, from));
+    process.wait_json(TEST_TIMEOUT, &what, |line| is_ping(line, from));
 }
 
 /// Both, in either order.
 fn wait_ping_and_found(process: &mut Process, station: Ipv4Addr) {
     let (mut pinged, mut found) = (false, false);
     process.wait_json(
-        PATIENCE,
+        TEST_TIMEOUT,
         &format!("a ping from {station} and its record"),
         |line| {
             pinged |= is_ping(line, station);
@@ -72,7 +72,7 @@ fn wait_ping_and_found(process: &mut Process, station: Ipv4Addr) {
     );
 }
 
-fn heard(process: &Process, event: &str) -> usize {
+fn count_events(process: &Process, event: &str) -> usize {
     let lines = process.lines(swarm_tests::process::Stream::Out);
     let events = lines
         .iter()
@@ -81,37 +81,37 @@ fn heard(process: &Process, event: &str) -> usize {
 }
 
 #[test]
-fn by_mdns_alone() {
+fn mdns_alone_finds_peers() {
     let Some(lab) = Lab::or_skip(2) else { return };
-    lab.broadcast(false);
+    lab.set_broadcast(false);
     let mut station = station(&lab, &[]);
     let mut node = node(&lab, &[]);
     wait_found(&mut station, "node", lab.ip(NODE));
     wait_found(&mut node, "station", lab.ip(STATION));
     std::thread::sleep(QUIET);
-    assert_eq!(heard(&node, "ping"), 0, "broadcast is filtered");
+    assert_eq!(count_events(&node, "ping"), 0, "broadcast is filtered");
 
     node.signal(Signal::TERM);
-    assert!(node.wait_exit(PATIENCE).success());
-    station.wait_json(PATIENCE, "a goodbye", |line| {
+    assert!(node.wait_exit(TEST_TIMEOUT).success());
+    station.wait_json(TEST_TIMEOUT, "a goodbye", |line| {
         line["event"] == "lost" && line["id"] == "00000000000000a1"
     });
 }
 
 #[test]
-fn by_pings_alone() {
+fn pings_alone_reach_nodes() {
     let Some(lab) = Lab::or_skip(2) else { return };
-    lab.multicast(false);
+    lab.set_multicast(false);
     let _station = station(&lab, &[]);
     let mut node = node(&lab, &[]);
     wait_ping(&mut node, lab.ip(STATION));
     std::thread::sleep(QUIET);
-    assert_eq!(heard(&node, "found"), 0, "multicast is filtered");
+    assert_eq!(count_events(&node, "found"), 0, "multicast is filtered");
     wait_ping(&mut node, lab.ip(STATION));
 }
 
 #[test]
-fn every_node_on_a_machine_hears_each_ping() {
+fn every_node_on_a_host_receives_each_ping() {
     let Some(lab) = Lab::or_skip(2) else { return };
     let _station = station(&lab, &["--no-mdns"]);
     let names = ["first", "second", "third"];
@@ -127,15 +127,15 @@ fn every_node_on_a_machine_hears_each_ping() {
 }
 
 #[test]
-fn an_interface_comes_and_goes() {
+fn discovery_follows_interface_changes() {
     let Some(lab) = Lab::or_skip(2) else { return };
     // Nothing is plugged in when the programs start.
-    lab.plug(STATION, false);
-    lab.plug(NODE, false);
+    lab.set_carrier(STATION, false);
+    lab.set_carrier(NODE, false);
     let mut station = station(&lab, &[]);
     let mut node = node(&lab, &[]);
-    lab.plug(NODE, true);
-    lab.plug(STATION, true);
+    lab.set_carrier(NODE, true);
+    lab.set_carrier(STATION, true);
     wait_ping_and_found(&mut node, lab.ip(STATION));
     wait_found(&mut station, "node", lab.ip(NODE));
 
@@ -152,12 +152,12 @@ fn an_interface_comes_and_goes() {
     // The node forgot what it had heard on the interface that went away, and asks anew.
     wait_ping_and_found(&mut node, lab.ip(STATION));
     for process in [&mut station, &mut node] {
-        assert_eq!(process.ended(), None);
+        assert_eq!(process.exit_status(), None);
     }
 }
 
 #[test]
-fn an_address_changes() {
+fn discovery_follows_address_changes() {
     let Some(mut lab) = Lab::or_skip(2) else { return };
     let mut station = station(&lab, &[]);
     let mut node = node(&lab, &[]);
@@ -174,7 +174,7 @@ fn an_address_changes() {
 }
 
 #[test]
-fn on_every_interface() {
+fn discovery_uses_every_interface() {
     let Some(mut lab) = Lab::or_skip(3) else { return };
     // The third host shares only the second network with the station; no host has a default route.
     let second = lab.add_network(&[STATION, 2]);
@@ -186,14 +186,14 @@ fn on_every_interface() {
     wait_ping_and_found(&mut far, second[0]);
     // In either order.
     let mut left = vec![("node", lab.ip(NODE)), ("far", second[1])];
-    station.wait_json(PATIENCE, "both nodes", |line| {
+    station.wait_json(TEST_TIMEOUT, "both nodes", |line| {
         left.retain(|(name, ip)| !found_at(line, name, *ip));
         left.is_empty()
     });
 }
 
 #[test]
-fn equal_names_and_a_cloned_key_stay_apart() {
+fn equal_names_and_cloned_keys_stay_distinct() {
     let Some(lab) = Lab::or_skip(3) else { return };
     let mut station = station(&lab, &["--no-pings"]);
     let clone = ["--id", "00000000000000ff", "--name", "twin", "--no-pings"];
@@ -201,7 +201,7 @@ fn equal_names_and_a_cloned_key_stay_apart() {
     let _twins = [1, 2].map(|host| lab.spawn(host, &format!("twin-{host}"), program, &clone));
     let mut left = vec![lab.ip(1), lab.ip(2)];
     let mut instances = Vec::new();
-    station.wait_json(PATIENCE, "both twins", |line| {
+    station.wait_json(TEST_TIMEOUT, "both twins", |line| {
         left.retain(|ip| !found_at(line, "twin", *ip));
         instances.push(line["instance"].to_string());
         left.is_empty()

@@ -8,7 +8,7 @@ use swarm_tests::binaries;
 
 const DOCUMENTS: [&str; 5] = [
     "README.md",
-    "docs/doors.md",
+    "docs/gateways.md",
     "docs/operations.md",
     "docs/plugins.md",
     "docs/security.md",
@@ -18,18 +18,18 @@ const COMMANDS_MIN: usize = 50;
 
 /// One command line of ours in a document.
 #[derive(Debug)]
-struct Shown {
+struct ShownCommand {
     /// Where: document and line.
-    place: String,
+    location: String,
     station: bool,
     words: Vec<String>,
 }
 
 /// Help pages, each asked for once.
 #[derive(Default)]
-struct Pages(BTreeMap<Vec<String>, String>);
+struct HelpPages(BTreeMap<Vec<String>, String>);
 
-impl Pages {
+impl HelpPages {
     fn get(&mut self, program: &Path, verbs: &[String]) -> &str {
         let mut key = vec![program.display().to_string()];
         key.extend_from_slice(verbs);
@@ -85,7 +85,7 @@ fn words(line: &str) -> Vec<String> {
 }
 
 /// The commands of ours in one line.
-fn commands_in(line: &str, place: &str) -> Vec<Shown> {
+fn commands_in(line: &str, place: &str) -> Vec<ShownCommand> {
     let all = words(line);
     let parts = all.split(|word| matches!(word.as_str(), "|" | "&&" | ";"));
     parts
@@ -97,8 +97,8 @@ fn commands_in(line: &str, place: &str) -> Vec<Shown> {
                 "swarm-node" => false,
                 _ => return None,
             };
-            Some(Shown {
-                place: place.to_owned(),
+            Some(ShownCommand {
+                location: place.to_owned(),
                 station,
                 words: rest.to_vec(),
             })
@@ -107,7 +107,7 @@ fn commands_in(line: &str, place: &str) -> Vec<Shown> {
 }
 
 /// The commands of ours in a document: in its code blocks, and in the code within its text.
-fn commands_of(document: &str, text: &str) -> Vec<Shown> {
+fn commands_of(document: &str, text: &str) -> Vec<ShownCommand> {
     let (mut found, mut in_block) = (Vec::new(), false);
     for (number, line) in (1..).zip(text.lines()) {
         let place = format!("{document}:{number}: {line}");
@@ -128,7 +128,7 @@ fn commands_of(document: &str, text: &str) -> Vec<Shown> {
     found
 }
 
-fn check(shown: &Shown, pages: &mut Pages) -> Result<(), String> {
+fn check(shown: &ShownCommand, pages: &mut HelpPages) -> Result<(), String> {
     let program = if shown.station {
         &binaries().station
     } else {
@@ -147,14 +147,14 @@ fn check(shown: &Shown, pages: &mut Pages) -> Result<(), String> {
             .iter()
             .any(|flag| *flag == "--state-dir" || *flag == "--config")
         {
-            return Err(format!("{word:?} is no verb: {}", shown.place));
+            return Err(format!("{word:?} is no verb: {}", shown.location));
         }
     }
     for flag in flags {
         let flag = flag.split('=').next().unwrap_or(flag);
         let explained = explains(pages.get(program, &verbs), flag) || explains(pages.get(program, &[]), flag);
         if !explained {
-            return Err(format!("{verbs:?} has no {flag}: {}", shown.place));
+            return Err(format!("{verbs:?} has no {flag}: {}", shown.location));
         }
     }
     Ok(())
@@ -166,8 +166,8 @@ fn root() -> PathBuf {
 }
 
 #[test]
-fn every_command_shown_is_understood() {
-    let mut pages = Pages::default();
+fn documented_commands_are_accepted() {
+    let mut pages = HelpPages::default();
     let mut all = Vec::new();
     for document in DOCUMENTS {
         let text = std::fs::read_to_string(root().join(document)).expect("the document is there");
@@ -186,8 +186,8 @@ fn every_command_shown_is_understood() {
 }
 
 #[test]
-fn a_wrong_command_is_found() {
-    let mut pages = Pages::default();
+fn wrong_documented_command_is_detected() {
+    let mut pages = HelpPages::default();
     for wrong in [
         "ground-station fly all",
         "ground-station ping --nosuch",
@@ -201,7 +201,7 @@ fn a_wrong_command_is_found() {
 }
 
 #[test]
-fn every_link_between_documents_leads_somewhere() {
+fn links_between_documents_resolve() {
     let documents = DOCUMENTS
         .iter()
         .chain(&["ARCHITECTURE.md", "CHANGELOG.md", "docs/protocol.md"]);

@@ -8,7 +8,7 @@ use swarm_shared::net::clock;
 use swarm_tests::lab::Lab;
 use swarm_tests::process::{Process, Signal, Stream, wait_until};
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const TEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// What a connection attempt that cannot succeed is given.
 const ATTEMPT: &str = "1";
 
@@ -17,7 +17,7 @@ const TALK: &str = env!("CARGO_BIN_EXE_talk");
 
 fn listen(lab: &Lab, host: usize) -> Process {
     let mut server = lab.spawn(host, &format!("listen-{host}"), TALK, &["listen", "0.0.0.0:9000"]);
-    server.wait_line(Stream::Out, PATIENCE, "listening", |line| line == "listening");
+    server.wait_line(Stream::Out, TEST_TIMEOUT, "listening", |line| line == "listening");
     server
 }
 
@@ -27,22 +27,22 @@ fn reaches(lab: &Lab, from: usize, to: Ipv4Addr) -> bool {
 }
 
 #[test]
-fn hosts_talk_until_a_link_is_down_and_again_when_it_is_up() {
+fn lab_link_and_carrier_loss_cut_traffic_until_restored() {
     let Some(lab) = Lab::or_skip(2) else { return };
     let _server = listen(&lab, 1);
     assert!(reaches(&lab, 0, lab.ip(1)));
     lab.link_down(1);
     assert!(!reaches(&lab, 0, lab.ip(1)));
     lab.link_up(1);
-    wait_until(PATIENCE, "reachable again", || reaches(&lab, 0, lab.ip(1)));
-    lab.plug(1, false);
+    wait_until(TEST_TIMEOUT, "reachable again", || reaches(&lab, 0, lab.ip(1)));
+    lab.set_carrier(1, false);
     assert!(!reaches(&lab, 0, lab.ip(1)));
-    lab.plug(1, true);
-    wait_until(PATIENCE, "reachable again", || reaches(&lab, 0, lab.ip(1)));
+    lab.set_carrier(1, true);
+    wait_until(TEST_TIMEOUT, "reachable again", || reaches(&lab, 0, lab.ip(1)));
 }
 
 #[test]
-fn a_partition_keeps_each_side_joined() {
+fn lab_partition_keeps_each_side_connected() {
     let Some(lab) = Lab::or_skip(4) else { return };
     let _servers: Vec<Process> = (0..4).map(|host| listen(&lab, host)).collect();
     lab.partition(&[2, 3]);
@@ -52,12 +52,14 @@ fn a_partition_keeps_each_side_joined() {
     lab.heal();
     // Not at once: the kernel remembers for a moment that nobody answered its ARP requests.
     for (from, to) in [(0, 2), (3, 1)] {
-        wait_until(PATIENCE, "reachable again", || reaches(&lab, from, lab.ip(to)));
+        wait_until(TEST_TIMEOUT, "reachable again", || {
+            reaches(&lab, from, lab.ip(to))
+        });
     }
 }
 
 #[test]
-fn addresses_change_and_networks_are_added() {
+fn lab_addresses_change_and_networks_are_added() {
     let Some(mut lab) = Lab::or_skip(2) else { return };
     let _server = listen(&lab, 1);
     let new = Ipv4Addr::new(10, 77, 9, 9);
@@ -74,7 +76,7 @@ fn addresses_change_and_networks_are_added() {
 }
 
 #[test]
-fn a_rate_slows_and_is_lifted() {
+fn lab_rate_limit_applies_and_lifts() {
     let Some(lab) = Lab::or_skip(2) else { return };
     let _server = listen(&lab, 1);
     let to = format!("{}:9000", lab.ip(1));
@@ -86,21 +88,21 @@ fn a_rate_slows_and_is_lifted() {
         clock::since(start)
     };
     assert!(timed() < Duration::from_secs(1));
-    lab.rate(0, Some("4mbit"));
+    lab.set_rate_limit(0, Some("4mbit"));
     assert!(timed() > Duration::from_millis(1500));
-    lab.rate(0, None);
+    lab.set_rate_limit(0, None);
     assert!(timed() < Duration::from_secs(1));
 }
 
 #[test]
-fn nothing_is_left_behind() {
+fn dropped_lab_leaves_no_namespaces() {
     let Some(lab) = Lab::or_skip(1) else { return };
     let server = listen(&lab, 0);
     let (namespace, logs) = (lab.namespace(0), lab.logs().to_owned());
     let alive = Path::new("/proc").join(server.pid().to_string());
     assert!(alive.exists() && Path::new("/run/netns").join(&namespace).exists());
     drop(lab);
-    wait_until(PATIENCE, "the program is killed", || {
+    wait_until(TEST_TIMEOUT, "the program is killed", || {
         // It stays a zombie until its `Process` is dropped, too.
         let status = std::fs::read_to_string(alive.join("status")).unwrap_or_default();
         !alive.exists() || status.contains("State:\tZ")
@@ -110,15 +112,15 @@ fn nothing_is_left_behind() {
 }
 
 #[test]
-fn a_process_tells_its_end_and_takes_signals() {
+fn process_reports_exit_and_receives_signals() {
     let dir = tempfile::tempdir().expect("a directory");
     let mut command = std::process::Command::new(TALK);
     command.args(["listen", "127.0.0.1:0"]);
     let mut server = Process::spawn(command, "talk", dir.path());
-    server.wait_line(Stream::Out, PATIENCE, "listening", |line| line == "listening");
+    server.wait_line(Stream::Out, TEST_TIMEOUT, "listening", |line| line == "listening");
     assert_eq!(server.lines(Stream::Out), ["listening"]);
-    assert_eq!(server.ended(), None);
+    assert_eq!(server.exit_status(), None);
     server.signal(Signal::TERM);
-    assert!(!server.wait_exit(PATIENCE).success());
+    assert!(!server.wait_exit(TEST_TIMEOUT).success());
     server.signal(Signal::TERM);
 }

@@ -13,7 +13,7 @@ use swarm_tests::simulation::{Invariant, Options, run};
 const SEEDS_MAX: u64 = 300;
 
 /// The first seed that finds the bug, the promise that was broken, and how.
-fn find(bug: Bug) -> Option<(u64, Invariant, String)> {
+fn find_bug(bug: Bug) -> Option<(u64, Invariant, String)> {
     plant(Some(bug));
     let found = (0..SEEDS_MAX).find_map(|seed| {
         let options = Options {
@@ -41,10 +41,10 @@ fn find(bug: Bug) -> Option<(u64, Invariant, String)> {
 }
 
 #[test]
-fn the_simulator_finds_every_bug_that_is_planted() {
+fn simulator_finds_every_planted_bug() {
     let mut missed = Vec::new();
     let half = Bug::ALL.len() / 2;
-    let look = |bugs: &'static [Bug]| bugs.iter().map(|bug| (*bug, find(*bug))).collect::<Vec<_>>();
+    let look = |bugs: &'static [Bug]| bugs.iter().map(|bug| (*bug, find_bug(*bug))).collect::<Vec<_>>();
     let found = std::thread::scope(|scope| {
         let (first, second) = const { &Bug::ALL }.split_at(half);
         let first = scope.spawn(move || look(first));

@@ -64,15 +64,15 @@ fn print(report: &Report) {
     );
     println!("outcomes: {:?}", report.outcomes);
     for fault in Fault::ALL {
-        println!("{fault:<24} {:>8}", report.faults.of(fault));
+        println!("{fault:<24} {:>8}", report.faults.count_of(fault));
     }
 }
 
 #[test]
-fn small_fleets_keep_every_promise_and_every_fault_happens() {
+fn small_fleets_hold_all_invariants_under_every_fault() {
     let report = sweep(SMALL, 3);
     print(&report);
-    assert_eq!(report.faults.missing(), [], "faults that never happened");
+    assert_eq!(report.faults.never_counted(), [], "faults that never happened");
     for outcome in [
         Outcome::Done,
         Outcome::Failed,
@@ -90,12 +90,12 @@ fn small_fleets_keep_every_promise_and_every_fault_happens() {
 }
 
 #[test]
-fn large_fleets_keep_every_promise() {
+fn large_fleets_hold_all_invariants() {
     print(&sweep(LARGE, LARGE_NODES));
 }
 
 #[test]
-fn a_seed_replays_to_the_same_byte() {
+fn same_seed_gives_identical_trace() {
     for seed in REPLAYED {
         let (first, second) = (simulate(seed, 3), simulate(seed, 3));
         assert_eq!(first, second, "seed {seed}");
@@ -104,7 +104,7 @@ fn a_seed_replays_to_the_same_byte() {
 }
 
 #[test]
-fn a_seed_replays_to_the_same_byte_in_another_process() {
+fn same_seed_gives_identical_trace_in_another_process() {
     let here = simulate(105, 3).digest;
     let output = Command::new(env!("CARGO_BIN_EXE_simulate"))
         .args(["--seed", "105", "--nodes", "3"])

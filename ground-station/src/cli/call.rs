@@ -7,9 +7,9 @@ use serde_json::Value;
 use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::selector::Selector;
 
-use super::rolling::{self, Rolling};
+use super::rolling::{self, RollingOptions};
 use super::screen::{CliError, Screen};
-use super::{Common, request};
+use super::{CommonOptions, request};
 
 /// Longest file that becomes an argument, in bytes: what fits a command beside its other arguments.
 const ARGUMENT_FILE_BYTES_MAX: usize = 512 * 1024;
@@ -27,7 +27,7 @@ Examples:
   ground-station call 'drone-*' led 'pattern=[1,0,1]'")]
 pub(super) struct Args {
     #[command(flatten)]
-    rolling: Rolling,
+    rolling: RollingOptions,
     /// Which nodes
     selector: Selector,
     /// What they do
@@ -37,12 +37,17 @@ pub(super) struct Args {
     arguments: Vec<String>,
 }
 
-pub(super) async fn run(args: Args, common: &Common, screen: &mut Screen) -> Result<u8, CliError> {
-    let request = request::command(args.selector, &args.action, arguments(&args.arguments)?, common);
-    rolling::deliver("call", request, args.rolling, common, screen).await
+pub(super) async fn run(args: Args, common: &CommonOptions, screen: &mut Screen) -> Result<u8, CliError> {
+    let request = request::command_request(
+        args.selector,
+        &args.action,
+        parse_arguments(&args.arguments)?,
+        common,
+    );
+    rolling::run_command("call", request, args.rolling, common, screen).await
 }
 
-fn arguments(pairs: &[String]) -> Result<Arguments, CliError> {
+fn parse_arguments(pairs: &[String]) -> Result<Arguments, CliError> {
     let mut arguments = Arguments::default();
     for pair in pairs {
         let (key, text) = pair
@@ -50,8 +55,8 @@ fn arguments(pairs: &[String]) -> Result<Arguments, CliError> {
             .filter(|(key, _)| !key.is_empty())
             .ok_or_else(|| CliError::usage(format!("{pair:?} is not KEY=VALUE, such as color=#ff0000")))?;
         let value = match text.strip_prefix('@') {
-            Some(file) => Value::String(read(Path::new(file))?),
-            None => value(text),
+            Some(file) => Value::String(read_argument_file(Path::new(file))?),
+            None => parse_value(text),
         };
         if arguments.kwargs.insert(key.to_owned(), value).is_some() {
             return Err(CliError::usage(format!("{key:?} is given twice; give it once")));
@@ -61,7 +66,7 @@ fn arguments(pairs: &[String]) -> Result<Arguments, CliError> {
 }
 
 /// JSON where it can only be meant so. A whole number that no program could hold exactly stays text.
-fn value(text: &str) -> Value {
+fn parse_value(text: &str) -> Value {
     let digits = text.strip_prefix('-').unwrap_or(text);
     let whole = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
     match serde_json::from_str::<Value>(text) {
@@ -71,7 +76,7 @@ fn value(text: &str) -> Value {
     }
 }
 
-fn read(file: &Path) -> Result<String, CliError> {
+fn read_argument_file(file: &Path) -> Result<String, CliError> {
     let fault = |error: std::io::Error| CliError::usage(format!("cannot read {file:?}: {error}"));
     let most = u64::try_from(ARGUMENT_FILE_BYTES_MAX).unwrap_or(u64::MAX);
     let mut text = String::new();
@@ -92,7 +97,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn values_are_json_where_they_can_only_be_meant_so() {
+    fn argument_values_parse_as_json_or_text() {
         for (text, wanted) in [
             ("5", json!(5)),
             ("-0.5", json!(-0.5)),
@@ -112,12 +117,12 @@ mod tests {
                 json!("123456789012345678901234567890"),
             ),
         ] {
-            assert_eq!(value(text), wanted, "{text}");
+            assert_eq!(parse_value(text), wanted, "{text}");
         }
     }
 
     #[test]
-    fn pairs_are_checked() {
+    fn malformed_argument_pairs_are_refused() {
         let file = tempfile::NamedTempFile::new().expect("a file");
         std::fs::write(file.path(), "{1").expect("writes");
         let pairs = [
@@ -125,11 +130,11 @@ mod tests {
             "b=x=y".to_owned(),
             format!("c=@{}", file.path().display()),
         ];
-        let read = arguments(&pairs).expect("arguments");
+        let read = parse_arguments(&pairs).expect("arguments");
         assert_eq!(Value::Object(read.kwargs), json!({"a": 1, "b": "x=y", "c": "{1"}));
         for bad in [&["a"][..], &["=1"], &["a=1", "a=2"], &["a=@/nonexistent"]] {
             let pairs: Vec<String> = bad.iter().map(|pair| (*pair).to_owned()).collect();
-            assert!(arguments(&pairs).is_err(), "{bad:?}");
+            assert!(parse_arguments(&pairs).is_err(), "{bad:?}");
         }
     }
 }

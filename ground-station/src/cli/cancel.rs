@@ -2,14 +2,14 @@
 
 use swarm_shared::net::clock;
 
-use super::Common;
+use super::CommonOptions;
 use super::connect::Connection;
 use super::history::number;
-use super::request::{Ended, follow};
+use super::request::{RequestEnd, follow};
 use super::screen::{CliError, EXIT_FAILED, EXIT_INTERRUPTED, Screen};
 use crate::duration::to_ms;
 use crate::fleet::Request;
-use crate::view::history::Past;
+use crate::view::history::HistoryReport;
 
 /// Take a command back: what has not been sent to its node yet never is
 #[derive(Debug, clap::Args)]
@@ -29,29 +29,35 @@ pub(super) struct Args {
     number: u64,
 }
 
-pub(super) async fn run(args: Args, common: &Common, screen: &mut Screen) -> Result<u8, CliError> {
+pub(super) async fn run(args: Args, common: &CommonOptions, screen: &mut Screen) -> Result<u8, CliError> {
     let request = Request::Cancel {
         number: args.number,
         timeout_ms: to_ms(common.timeout),
     };
-    let connection = Connection::open_book(common, "cancel", screen).await?;
-    let mut past = Past::default();
+    let connection = Connection::open_store(common, "cancel", screen).await?;
+    let mut report = HistoryReport::default();
     let ended = follow(&connection.fleet, request, screen, |event, _screen| {
         if let Some(event) = event {
-            past.add(event);
+            report.on_event(event);
         }
         Ok(())
     })
     .await;
     connection.close().await;
     match ended? {
-        Ended::Whole => {
+        RequestEnd::Complete => {
             if !screen.json {
-                screen.result(&past.one(clock::unix_time_ms(), screen.style))?;
+                screen.print_result(&report.command_details(clock::unix_time_ms(), screen.style))?;
             }
-            Ok(if past.is_open() { EXIT_FAILED } else { 0 })
+            Ok(if report.has_open_deliveries() {
+                EXIT_FAILED
+            } else {
+                0
+            })
         }
-        Ended::Interrupted => Ok(EXIT_INTERRUPTED),
-        Ended::Failed(failure, message) => Ok(screen.fault(&CliError::request(failure, message))),
+        RequestEnd::Interrupted => Ok(EXIT_INTERRUPTED),
+        RequestEnd::Failed(failure, message) => {
+            Ok(screen.print_error(&CliError::from_failure(failure, message)))
+        }
     }
 }

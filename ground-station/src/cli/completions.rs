@@ -16,6 +16,6 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args, command: &mut clap::Command, screen: &mut Screen) -> Result<u8, CliError> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, command, "ground-station", &mut script);
-    screen.result(&String::from_utf8_lossy(&script))?;
+    screen.print_result(&String::from_utf8_lossy(&script))?;
     Ok(0)
 }

@@ -14,167 +14,184 @@ use swarm_shared::proto::selector::Selector;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::Common;
+use super::CommonOptions;
 use super::screen::{CliError, Screen};
 use crate::config::Config;
-use crate::config::gateways::Doors;
+use crate::config::gateways::GatewaysConfig;
 use crate::control::lock::{LockError, StateLock};
 use crate::control::server::ControlServer;
 use crate::control::{CONTROL_SOCKET, client};
-use crate::fleet::engine::{self, Engine, EngineError, Purpose, Settings};
+use crate::fleet::engine::{self, Engine, EngineError, Mode, Settings};
 use crate::fleet::guests::{self, Desk, Guests};
 use crate::fleet::{Fleet, offline_history};
-use crate::gateways::{self, Face, Open};
+use crate::gateways::{self, Advertisement, Gateways};
 
 /// How often a taken state directory is tried again.
-const RETRY_EVERY: Duration = Duration::from_millis(50);
+const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(50);
 /// How long a verb waits before it says that it waits.
-const SAY_AFTER: Duration = Duration::from_millis(300);
+const WAIT_NOTICE_DELAY: Duration = Duration::from_millis(300);
 
 /// A fleet to ask, and what has to end with it.
 #[derive(Debug)]
 pub(super) struct Connection {
     /// To ask.
     pub(super) fleet: Fleet,
-    own: Option<Own>,
+    own_station: Option<OwnStation>,
 }
 
 /// What this process runs itself.
 #[derive(Debug)]
-struct Own {
+struct OwnStation {
     engine: Engine,
     control: Option<(CancellationToken, JoinHandle<()>)>,
-    /// Before the engine, where a door may let guests in: other verbs stop and release them too.
+    /// Before the engine, where a gateway may let guests in: other verbs stop and release them too.
     guests: Option<(Guests, Desk)>,
-    doors: Option<Open>,
+    gateways: Option<Gateways>,
     _lock: StateLock,
 }
 
 impl Connection {
     /// For a verb that ends by itself.
-    pub(super) async fn open(common: &Common, verb: &str, screen: &mut Screen) -> Result<Self, CliError> {
-        Self::open_for(common, verb, &Purpose::Once, screen).await
+    pub(super) async fn open(
+        common: &CommonOptions,
+        verb: &str,
+        screen: &mut Screen,
+    ) -> Result<Self, CliError> {
+        Self::open_with_purpose(common, verb, &Mode::OneShot, screen).await
     }
 
     /// For an emergency stop: if it brings up the links itself, nothing that waits for those nodes goes before it.
-    pub(super) async fn open_to_stop(
-        common: &Common,
+    pub(super) async fn open_for_stop(
+        common: &CommonOptions,
         selector: &Selector,
         screen: &mut Screen,
     ) -> Result<Self, CliError> {
-        Self::open_for(common, "stop", &Purpose::Stop(selector.clone()), screen).await
+        Self::open_with_purpose(common, "stop", &Mode::Stop(selector.clone()), screen).await
     }
 
-    async fn open_for(
-        common: &Common,
+    async fn open_with_purpose(
+        common: &CommonOptions,
         verb: &str,
-        purpose: &Purpose,
+        purpose: &Mode,
         screen: &mut Screen,
     ) -> Result<Self, CliError> {
-        match find(common, verb, screen).await? {
-            Found::Running(socket) => Ok(Self {
-                fleet: remote(common, socket, screen),
-                own: None,
+        match find_station(common, verb, screen).await? {
+            StationState::Running(socket) => Ok(Self {
+                fleet: running_station(common, socket, screen),
+                own_station: None,
             }),
-            Found::Free(lock) => Self::own(common, lock, |_config| Ok(()), purpose.clone()).await,
+            StationState::NotRunning(lock) => {
+                Self::start_own_station(common, lock, |_config| Ok(()), purpose.clone()).await
+            }
         }
     }
 
     /// The same in one try, without waiting for whoever has the state directory.
-    pub(super) async fn attempt_to_stop(common: &Common, selector: &Selector) -> Result<Self, NotOpen> {
-        let state_dir = state_dir(common).map_err(NotOpen::Fault)?;
+    pub(super) async fn try_open_for_stop(
+        common: &CommonOptions,
+        selector: &Selector,
+    ) -> Result<Self, OpenError> {
+        let state_dir = state_dir(common).map_err(OpenError::Fault)?;
         let socket = state_dir.join(CONTROL_SOCKET);
-        if client::answers(&socket).await {
+        if client::is_listening(&socket).await {
             return Ok(Self {
                 fleet: Fleet::remote(socket),
-                own: None,
+                own_station: None,
             });
         }
-        let lock = StateLock::try_take(&state_dir, "ground-station stop");
+        let lock = StateLock::try_acquire(&state_dir, "ground-station stop");
         let lock = lock.map_err(|error| match &error {
-            LockError::Held { holder, .. } => NotOpen::Held {
+            LockError::Held { holder, .. } => OpenError::Held {
                 holder: holder.clone(),
                 fault: error.into(),
             },
-            LockError::Io { .. } => NotOpen::Fault(error.into()),
+            LockError::Io { .. } => OpenError::Fault(error.into()),
         })?;
-        Self::own(common, lock, |_config| Ok(()), Purpose::Stop(selector.clone()))
+        Self::start_own_station(common, lock, |_config| Ok(()), Mode::Stop(selector.clone()))
             .await
-            .map_err(NotOpen::Fault)
+            .map_err(OpenError::Fault)
     }
 
     /// For a verb that means nothing without a running `serve`; `None` if there is none.
-    pub(super) async fn open_running(common: &Common) -> Result<Option<Self>, CliError> {
+    pub(super) async fn open_running(common: &CommonOptions) -> Result<Option<Self>, CliError> {
         let socket = state_dir(common)?.join(CONTROL_SOCKET);
-        let running = client::answers(&socket).await;
+        let running = client::is_listening(&socket).await;
         Ok(running.then(|| Self {
             fleet: Fleet::remote(socket),
-            own: None,
+            own_station: None,
         }))
     }
 
     /// For a verb that takes back what waits: a running `serve`, or the store alone. No link comes up, so that nothing
     /// is sent in the meantime.
-    pub(super) async fn open_book(
-        common: &Common,
+    pub(super) async fn open_store(
+        common: &CommonOptions,
         verb: &str,
         screen: &mut Screen,
     ) -> Result<Self, CliError> {
-        let fleet = match find(common, verb, screen).await? {
-            Found::Running(socket) => remote(common, socket, screen),
-            Found::Free(lock) => engine::without_links(lock),
+        let fleet = match find_station(common, verb, screen).await? {
+            StationState::Running(socket) => running_station(common, socket, screen),
+            StationState::NotRunning(lock) => engine::cancel_only_fleet(lock),
         };
-        Ok(Self { fleet, own: None })
+        Ok(Self {
+            fleet,
+            own_station: None,
+        })
     }
 
     /// For a verb that only looks back: asks a running `serve`, or else reads the store, whoever holds it.
-    pub(super) async fn open_past(common: &Common) -> Result<Self, CliError> {
+    pub(super) async fn open_history(common: &CommonOptions) -> Result<Self, CliError> {
         let state_dir = state_dir(common)?;
         let socket = state_dir.join(CONTROL_SOCKET);
-        let fleet = if client::answers(&socket).await {
+        let fleet = if client::is_listening(&socket).await {
             Fleet::remote(socket)
         } else {
             offline_history::open(state_dir)
         };
-        Ok(Self { fleet, own: None })
+        Ok(Self {
+            fleet,
+            own_station: None,
+        })
     }
 
     /// For a verb that stays: if it brings up the links itself, it shares them with other verbs.
-    pub(super) async fn open_to_stay(
-        common: &Common,
+    pub(super) async fn open_long_running(
+        common: &CommonOptions,
         verb: &str,
         screen: &mut Screen,
     ) -> Result<Self, CliError> {
-        match find(common, verb, screen).await? {
-            Found::Running(socket) => Ok(Self {
-                fleet: remote(common, socket, screen),
-                own: None,
+        match find_station(common, verb, screen).await? {
+            StationState::Running(socket) => Ok(Self {
+                fleet: running_station(common, socket, screen),
+                own_station: None,
             }),
-            Found::Free(lock) => Self::own(common, lock, |_config| Ok(()), Purpose::Stay).await,
+            StationState::NotRunning(lock) => {
+                Self::start_own_station(common, lock, |_config| Ok(()), Mode::Daemon).await
+            }
         }
     }
 
     /// For `serve`: the links are its own or it fails.
     pub(super) async fn serve(
-        common: &Common,
+        common: &CommonOptions,
         adjust: impl FnOnce(&mut Config),
         screen: &mut Screen,
     ) -> Result<Self, CliError> {
-        match find(common, "serve", screen).await? {
-            Found::Running(socket) => Err(CliError::usage(format!(
+        match find_station(common, "serve", screen).await? {
+            StationState::Running(socket) => Err(CliError::usage(format!(
                 "a station already serves {}; stop it first, or use another --state-dir",
                 socket.parent().unwrap_or(&socket).display()
             ))),
-            Found::Free(lock) => {
-                let mut doors = Doors::default();
+            StationState::NotRunning(lock) => {
+                let mut gateways = GatewaysConfig::default();
                 let adjust = |config: &mut Config| {
                     adjust(config);
-                    doors = config.doors.clone();
+                    gateways = config.gateways.clone();
                     // Before any link is up: nodes are not to see a station come and go.
-                    gateways::check(&doors).map_err(|error| CliError::usage(error.to_string()))
+                    gateways::check(&gateways).map_err(|error| CliError::usage(error.to_string()))
                 };
-                let mut connection = Self::own(common, lock, adjust, Purpose::Stay).await?;
-                if let Err(error) = connection.open_doors(&doors).await {
+                let mut connection = Self::start_own_station(common, lock, adjust, Mode::Daemon).await?;
+                if let Err(error) = connection.open_gateways(&gateways).await {
                     connection.close().await;
                     return Err(error);
                 }
@@ -184,35 +201,37 @@ impl Connection {
     }
 
     /// Only `serve` stays long enough for other programs.
-    async fn open_doors(&mut self, doors: &Doors) -> Result<(), CliError> {
-        let Some(own) = &mut self.own else { return Ok(()) };
-        if *doors == Doors::default() {
+    async fn open_gateways(&mut self, gateways: &GatewaysConfig) -> Result<(), CliError> {
+        let Some(own) = &mut self.own_station else {
+            return Ok(());
+        };
+        if *gateways == GatewaysConfig::default() {
             return Ok(());
         }
-        let face = Face {
+        let advertisement = Advertisement {
             name: own.engine.name(),
             services: own.engine.services(),
-            posts: own.engine.posts(),
+            gateway_peers: own.engine.gateway_peers(),
         };
         let guests = own.guests.as_ref().map(|(guests, _)| guests.clone());
         let (guests, store) = (guests.unwrap_or_default(), own.engine.store());
-        let opened = Open::all(doors, face, self.fleet.clone(), guests, store).await;
-        own.doors = Some(opened.map_err(|error| CliError::usage(error.to_string()))?);
+        let opened = Gateways::open(gateways, advertisement, self.fleet.clone(), guests, store).await;
+        own.gateways = Some(opened.map_err(|error| CliError::usage(error.to_string()))?);
         Ok(())
     }
 
-    async fn own(
-        common: &Common,
+    async fn start_own_station(
+        common: &CommonOptions,
         lock: StateLock,
         adjust: impl FnOnce(&mut Config) -> Result<(), CliError>,
-        purpose: Purpose,
+        purpose: Mode,
     ) -> Result<Self, CliError> {
         let state_dir = lock.state_dir().to_owned();
         let file = common.config.as_deref();
-        // Who comes through a door that could not be read is stopped, too.
+        // Who comes through a gateway that could not be read is stopped, too.
         let mut may_have_guests = false;
-        let mut config = if matches!(purpose, Purpose::Stop(_)) {
-            let (config, fault) = Config::load_regardless(file, &state_dir);
+        let mut config = if matches!(purpose, Mode::Stop(_)) {
+            let (config, fault) = Config::load_best_effort(file, &state_dir);
             may_have_guests = fault.is_some();
             if let Some(error) = fault {
                 tracing::warn!(%error, "the stop goes out all the same, as if the configuration ended there");
@@ -222,10 +241,10 @@ impl Connection {
             Config::load(file, &state_dir)?
         };
         adjust(&mut config)?;
-        let has_guests = may_have_guests || config.doors.clever_show.is_some();
-        let stops = matches!(purpose, Purpose::Stop(_));
+        let has_guests = may_have_guests || config.gateways.clever_show.is_some();
+        let is_stop = matches!(purpose, Mode::Stop(_));
         // Bound first: a path that is too long is found before any link is up.
-        let server = if purpose == Purpose::Stay {
+        let server = if purpose == Mode::Daemon {
             Some(ControlServer::bind(&lock)?)
         } else {
             None
@@ -233,37 +252,40 @@ impl Connection {
         let engine = Engine::start(Settings {
             config,
             state_dir,
-            purpose,
+            mode: purpose,
         })
         .await?;
-        let front = if has_guests {
+        let router = if has_guests {
             guests::front(engine.fleet(), engine.store()).await.map(Some)
         } else {
             Ok(None)
         };
-        let (fleet, guests) = match front {
+        let (fleet, guests) = match router {
             Ok(None) => (engine.fleet(), None),
             Ok(Some((fleet, guests, desk))) => (fleet, Some((guests, desk))),
-            Err(error) if stops => {
+            Err(error) if is_stop => {
                 tracing::warn!(%error, "the stop goes out all the same; drones that come later are not stopped by it");
                 (engine.fleet(), None)
             }
             Err(error) => {
-                engine.stop().await;
+                engine.shut_down().await;
                 return Err(EngineError::from(error).into());
             }
         };
         let control = server.map(|server| {
-            let stop = CancellationToken::new();
-            (stop.clone(), tokio::spawn(server.serve(fleet.clone(), stop)))
+            let shutdown = CancellationToken::new();
+            (
+                shutdown.clone(),
+                tokio::spawn(server.serve(fleet.clone(), shutdown)),
+            )
         });
         Ok(Self {
             fleet,
-            own: Some(Own {
+            own_station: Some(OwnStation {
                 engine,
                 control,
                 guests,
-                doors: None,
+                gateways: None,
                 _lock: lock,
             }),
         })
@@ -271,12 +293,12 @@ impl Connection {
 
     /// Ends what this process runs itself, within the graces that its parts name.
     pub(super) async fn close(self) {
-        let Some(own) = self.own else { return };
-        if let Some(doors) = own.doors {
-            doors.close().await;
+        let Some(own) = self.own_station else { return };
+        if let Some(gateways) = own.gateways {
+            gateways.close().await;
         }
-        if let Some((stop, serving)) = own.control {
-            stop.cancel();
+        if let Some((shutdown, serving)) = own.control {
+            shutdown.cancel();
             if let Err(error) = serving.await {
                 tracing::warn!(%error, "control socket");
             }
@@ -284,13 +306,13 @@ impl Connection {
         if let Some((_, desk)) = own.guests {
             desk.close().await;
         }
-        own.engine.stop().await;
+        own.engine.shut_down().await;
     }
 }
 
 /// Why there is no fleet to ask yet.
 #[derive(Debug)]
-pub(super) enum NotOpen {
+pub(super) enum OpenError {
     /// Another verb has the state directory, or `serve` is starting.
     Held {
         /// Who, for people.
@@ -303,33 +325,38 @@ pub(super) enum NotOpen {
 }
 
 /// A running `serve`, which has read its configuration already.
-fn remote(common: &Common, socket: PathBuf, screen: &mut Screen) -> Fleet {
+fn running_station(common: &CommonOptions, socket: PathBuf, screen: &mut Screen) -> Fleet {
     if common.config_given {
-        screen.note("--config is ignored: `ground-station serve` is running, with its own configuration");
+        screen
+            .print_note("--config is ignored: `ground-station serve` is running, with its own configuration");
     }
     Fleet::remote(socket)
 }
 
-enum Found {
+enum StationState {
     Running(PathBuf),
-    Free(StateLock),
+    NotRunning(StateLock),
 }
 
-async fn find(common: &Common, verb: &str, screen: &mut Screen) -> Result<Found, CliError> {
+async fn find_station(
+    common: &CommonOptions,
+    verb: &str,
+    screen: &mut Screen,
+) -> Result<StationState, CliError> {
     let state_dir = state_dir(common)?;
     let socket = state_dir.join(CONTROL_SOCKET);
     let started = clock::now();
-    let mut said = false;
+    let mut is_notified = false;
     loop {
-        if client::answers(&socket).await {
-            return Ok(Found::Running(socket));
+        if client::is_listening(&socket).await {
+            return Ok(StationState::Running(socket));
         }
-        match StateLock::try_take(&state_dir, &format!("ground-station {verb}")) {
-            Ok(lock) => return Ok(Found::Free(lock)),
+        match StateLock::try_acquire(&state_dir, &format!("ground-station {verb}")) {
+            Ok(lock) => return Ok(StationState::NotRunning(lock)),
             Err(LockError::Held { holder, .. }) if clock::since(started) < common.timeout => {
-                if !said && clock::since(started) >= SAY_AFTER {
-                    said = true;
-                    screen.note(&format!(
+                if !is_notified && clock::since(started) >= WAIT_NOTICE_DELAY {
+                    is_notified = true;
+                    screen.print_note(&format!(
                         "waiting for {holder}, which uses {}",
                         state_dir.display()
                     ));
@@ -337,12 +364,12 @@ async fn find(common: &Common, verb: &str, screen: &mut Screen) -> Result<Found,
             }
             Err(error) => return Err(error.into()),
         }
-        tokio::time::sleep(RETRY_EVERY).await;
+        tokio::time::sleep(LOCK_RETRY_INTERVAL).await;
     }
 }
 
 /// `--state-dir`, or `ground-station` below `$XDG_STATE_HOME`, or below `~/.local/state`; always absolute.
-pub(super) fn state_dir(common: &Common) -> Result<PathBuf, CliError> {
+pub(super) fn state_dir(common: &CommonOptions) -> Result<PathBuf, CliError> {
     let variable = |name: &str| {
         std::env::var_os(name)
             .filter(|value| !value.is_empty())

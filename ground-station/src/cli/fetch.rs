@@ -6,7 +6,7 @@ use swarm_shared::proto::selector::Selector;
 
 use super::screen::{CliError, Screen};
 use super::send::absolute;
-use super::{Common, request};
+use super::{CommonOptions, request};
 use crate::duration::to_ms;
 use crate::fleet::{Request, files};
 
@@ -24,7 +24,7 @@ pub(super) struct Args {
     dir: PathBuf,
 }
 
-pub(super) async fn run(args: Args, common: &Common, screen: &mut Screen) -> Result<u8, CliError> {
+pub(super) async fn run(args: Args, common: &CommonOptions, screen: &mut Screen) -> Result<u8, CliError> {
     let (selector, path) =
         Selector::split_path(&args.from).map_err(|error| CliError::usage(error.to_string()))?;
     files::check_path(path)?;
@@ -36,5 +36,5 @@ pub(super) async fn run(args: Args, common: &Common, screen: &mut Screen) -> Res
         dir: absolute(&args.dir)?,
         timeout_ms: to_ms(common.timeout),
     };
-    request::deliver("fetch", request, common, screen).await
+    request::run_request("fetch", request, common, screen).await
 }

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use swarm_shared::proto::trust::Role;
 
-use super::Common;
+use super::CommonOptions;
 use super::connect::Connection;
-use super::request::{Ended, follow};
+use super::request::{RequestEnd, follow};
 use super::screen::{CliError, EXIT_INTERRUPTED, Screen};
 use crate::duration::{self, to_ms};
 use crate::fleet::{Event, Request};
@@ -64,7 +64,7 @@ enum RoleName {
     Admin,
 }
 
-pub(super) async fn run(args: Args, common: &Common, screen: &mut Screen) -> Result<u8, CliError> {
+pub(super) async fn run(args: Args, common: &CommonOptions, screen: &mut Screen) -> Result<u8, CliError> {
     let request = match args.verb {
         Verb::Init => Request::Init,
         Verb::Invite {
@@ -94,17 +94,17 @@ pub(super) async fn run(args: Args, common: &Common, screen: &mut Screen) -> Res
         Verb::Members => Request::Members,
     };
     let connection = Connection::open(common, "fleet", screen).await?;
-    let asks_pending = request == Request::Pending;
+    let is_pending_query = request == Request::Pending;
     let mut members = Vec::new();
     let mut pending = Vec::new();
     let ended = follow(&connection.fleet, request, screen, |event, screen| {
         let Some(event) = event else { return Ok(()) };
         match event {
             Event::Membership(shown) if !screen.json => {
-                screen.result(&view::fleet::membership(shown, screen.style))?;
+                screen.print_result(&view::fleet::membership(shown, screen.style))?;
             }
             Event::Invitation(shown) if !screen.json => {
-                screen.result(&view::fleet::invitation(shown, screen.style))?;
+                screen.print_result(&view::fleet::invitation(shown, screen.style))?;
             }
             Event::Member(shown) => members.push(shown.clone()),
             Event::Pending(shown) => pending.push(shown.clone()),
@@ -119,15 +119,15 @@ pub(super) async fn run(args: Args, common: &Common, screen: &mut Screen) -> Res
             | Event::Note { .. }
             | Event::Issued { .. }
             | Event::Command(_)
-            | Event::About(_)
-            | Event::Past(_)
+            | Event::CommandDetails(_)
+            | Event::HistoryDelivery(_)
             | Event::Audit(_)
             | Event::User(_)
             | Event::Token(_)
-            | Event::Told { .. }
+            | Event::Observed { .. }
             | Event::Telemetry { .. }
             | Event::Peer(_)
-            | Event::Missed { .. }
+            | Event::Lagged { .. }
             | Event::Failed { .. }
             | Event::End => {}
         }
@@ -137,16 +137,18 @@ pub(super) async fn run(args: Args, common: &Common, screen: &mut Screen) -> Res
     connection.close().await;
     let ended = ended?;
     if !screen.json && !members.is_empty() {
-        screen.result(&view::fleet::members(&members, screen.style).join("\n"))?;
+        screen.print_result(&view::fleet::members_table(&members, screen.style).join("\n"))?;
     }
     match ended {
-        Ended::Whole => {
-            if asks_pending && !screen.json {
-                screen.result(&view::fleet::pending(&pending, screen.style).join("\n"))?;
+        RequestEnd::Complete => {
+            if is_pending_query && !screen.json {
+                screen.print_result(&view::fleet::pending_table(&pending, screen.style).join("\n"))?;
             }
             Ok(0)
         }
-        Ended::Interrupted => Ok(EXIT_INTERRUPTED),
-        Ended::Failed(failure, message) => Ok(screen.fault(&CliError::request(failure, message))),
+        RequestEnd::Interrupted => Ok(EXIT_INTERRUPTED),
+        RequestEnd::Failed(failure, message) => {
+            Ok(screen.print_error(&CliError::from_failure(failure, message)))
+        }
     }
 }

@@ -1,12 +1,12 @@
-//! `door …`: the doors for other programs.
+//! `gateway …`: the gateways for other programs.
 
-use super::Common;
+use super::CommonOptions;
 use super::screen::{CliError, Screen};
 
 mod peers;
 mod users;
 
-/// Users and tokens of doors, and who is connected at one of a running `serve`
+/// Users and tokens of gateways, and who is connected at one of a running `serve`
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(subcommand)]
@@ -15,15 +15,15 @@ pub(super) struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Verb {
-    /// Send a message to peers that are connected at a door, such as socktools
+    /// Send a message to peers that are connected at a gateway, such as socktools
     Send(peers::SendArgs),
-    /// Show the peers that are connected at a door
+    /// Show the peers that are connected at a gateway
     Peers(peers::PeersArgs),
     #[command(flatten)]
     Users(users::Verb),
 }
 
-pub(super) async fn run(args: Args, common: &Common, screen: &mut Screen) -> Result<u8, CliError> {
+pub(super) async fn run(args: Args, common: &CommonOptions, screen: &mut Screen) -> Result<u8, CliError> {
     match args.verb {
         Verb::Send(args) => peers::send(args, common, screen).await,
         Verb::Peers(args) => peers::list(args, common, screen).await,

@@ -5,13 +5,13 @@ use std::time::Duration;
 use swarm_shared::net::clock;
 use swarm_shared::proto::selector::Selector;
 
-use super::Common;
+use super::CommonOptions;
 use super::connect::Connection;
-use super::request::{Ended, deliver, follow};
+use super::request::{RequestEnd, follow, run_request};
 use super::screen::{CliError, EXIT_INTERRUPTED, Screen};
 use crate::duration::{self, to_ms};
-use crate::fleet::{Failure, PastQuery, PastState, Request};
-use crate::view::history::Past;
+use crate::fleet::{Failure, HistoryQuery, HistoryState, Request};
+use crate::view::history::HistoryReport;
 
 /// Show what was sent and how each delivery ended; who did what; repeat what was not done
 #[derive(Debug, clap::Args)]
@@ -38,7 +38,7 @@ pub(super) struct Args {
     action: Option<String>,
     /// Only what has a delivery in this state: open, done, failed, refused, expired, unknown, no-answer
     #[arg(long, value_parser = state)]
-    state: Option<PastState>,
+    state: Option<HistoryState>,
     /// Only what was sent within this time
     #[arg(long, value_name = "TIME", value_parser = duration::parse)]
     since: Option<Duration>,
@@ -60,21 +60,21 @@ pub(super) fn number(text: &str) -> Result<u64, String> {
     })
 }
 
-fn state(text: &str) -> Result<PastState, String> {
-    PastState::parse(text).ok_or_else(|| {
-        let words: Vec<&str> = PastState::ALL.iter().map(|state| state.as_str()).collect();
+fn state(text: &str) -> Result<HistoryState, String> {
+    HistoryState::parse(text).ok_or_else(|| {
+        let words: Vec<&str> = HistoryState::ALL.iter().map(|state| state.as_str()).collect();
         format!("use one of {}", words.join(", "))
     })
 }
 
-pub(super) async fn run(args: Args, common: &Common, screen: &mut Screen) -> Result<u8, CliError> {
+pub(super) async fn run(args: Args, common: &CommonOptions, screen: &mut Screen) -> Result<u8, CliError> {
     if let (true, Some(number)) = (args.retry, args.number) {
         let request = Request::Retry {
             number,
             ttl_ms: common.ttl_given.then(|| to_ms(common.ttl)),
             timeout_ms: to_ms(common.timeout),
         };
-        return deliver("history", request, common, screen).await;
+        return run_request("history", request, common, screen).await;
     }
     if let Some(nodes) = &args.node
         && nodes.has_tags()
@@ -82,8 +82,8 @@ pub(super) async fn run(args: Args, common: &Common, screen: &mut Screen) -> Res
         let text = "the history does not keep tags: give names, globs or id:PREFIX to --node";
         return Err(CliError::usage(text));
     }
-    let narrowed = args.node.is_some() || args.action.is_some() || args.since.is_some();
-    let query = PastQuery {
+    let has_filter = args.node.is_some() || args.action.is_some() || args.since.is_some();
+    let query = HistoryQuery {
         number: args.number,
         nodes: args.node,
         action: args.action,
@@ -96,54 +96,63 @@ pub(super) async fn run(args: Args, common: &Common, screen: &mut Screen) -> Res
     } else {
         Request::History { query }
     };
-    let connection = Connection::open_past(common).await?;
-    let mut past = Past::default();
+    let connection = Connection::open_history(common).await?;
+    let mut report = HistoryReport::default();
     let ended = follow(&connection.fleet, request, screen, |event, _screen| {
         if let Some(event) = event {
-            past.add(event);
+            report.on_event(event);
         }
         Ok(())
     })
     .await;
     connection.close().await;
     match ended? {
-        Ended::Whole if args.state == Some(PastState::Open) && is_nothing(&past, args.number) => {
+        RequestEnd::Complete
+            if args.state == Some(HistoryState::Open) && is_empty_result(&report, args.number) =>
+        {
             // That is what whoever asks hopes for.
-            screen.note(match (args.number, narrowed) {
+            screen.print_note(match (args.number, has_filter) {
                 (Some(_), _) => "nothing of that command is open: each delivery has ended",
                 (None, false) => "nothing is open: each delivery has ended",
                 (None, true) => "nothing that matches is open",
             });
             Ok(0)
         }
-        Ended::Whole => show(&past, args.number, args.audit, screen),
-        Ended::Interrupted => Ok(EXIT_INTERRUPTED),
-        Ended::Failed(failure, message) => Ok(screen.fault(&CliError::request(failure, message))),
+        RequestEnd::Complete => print_history(&report, args.number, args.audit, screen),
+        RequestEnd::Interrupted => Ok(EXIT_INTERRUPTED),
+        RequestEnd::Failed(failure, message) => {
+            Ok(screen.print_error(&CliError::from_failure(failure, message)))
+        }
     }
 }
 
-fn is_nothing(past: &Past, number: Option<u64>) -> bool {
+fn is_empty_result(past: &HistoryReport, number: Option<u64>) -> bool {
     past.is_empty() || (number.is_some() && past.has_no_deliveries())
 }
 
-fn show(past: &Past, number: Option<u64>, audit: bool, screen: &mut Screen) -> Result<u8, CliError> {
+fn print_history(
+    past: &HistoryReport,
+    number: Option<u64>,
+    audit: bool,
+    screen: &mut Screen,
+) -> Result<u8, CliError> {
     let one = number.is_some();
-    if is_nothing(past, number) {
+    if is_empty_result(past, number) {
         let text = match (one, audit) {
             (true, _) => "no delivery of that command matches",
             (false, true) => "nothing is noted, or nothing that matches",
             (false, false) => "nothing was sent from here yet, or nothing that matches",
         };
-        return Ok(screen.fault(&CliError::request(Failure::NobodyMatched, text)));
+        return Ok(screen.print_error(&CliError::from_failure(Failure::NoMatch, text)));
     }
     if !screen.json {
         let now_ms = clock::unix_time_ms();
         let text = match (one, audit) {
-            (true, _) => past.one(now_ms, screen.style),
-            (false, true) => past.trail(now_ms, screen.style).join("\n"),
-            (false, false) => past.table(now_ms, screen.style).join("\n"),
+            (true, _) => past.command_details(now_ms, screen.style),
+            (false, true) => past.audit_table(now_ms, screen.style).join("\n"),
+            (false, false) => past.commands_table(now_ms, screen.style).join("\n"),
         };
-        screen.result(&text)?;
+        screen.print_result(&text)?;
     }
     Ok(if one { past.exit_status() } else { 0 })
 }

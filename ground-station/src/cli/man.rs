@@ -27,6 +27,6 @@ pub(super) fn run(args: &Args, command: clap::Command, screen: &mut Screen) -> R
     clap_mangen::Man::new(command)
         .render(&mut page)
         .map_err(|error| CliError::failed(format!("cannot make the manual page: {error}")))?;
-    screen.result(&String::from_utf8_lossy(&page))?;
+    screen.print_result(&String::from_utf8_lossy(&page))?;
     Ok(0)
 }

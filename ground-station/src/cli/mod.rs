@@ -79,7 +79,7 @@ Exit status: 0 all done; 1 some failed, were refused, expired or are unknown;
 )]
 struct Cli {
     #[command(flatten)]
-    common: Common,
+    common: CommonOptions,
     #[command(subcommand)]
     verb: Verb,
 }
@@ -87,7 +87,7 @@ struct Cli {
 /// Options of every verb.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Common options")]
-struct Common {
+struct CommonOptions {
     /// Where keys and members are kept [default: below $XDG_STATE_HOME]
     #[arg(
         long,
@@ -148,15 +148,15 @@ enum Verb {
     Cancel(cancel::Args),
     Stop(stop::Args),
     Release(release::Args),
-    Door(gateway::Args),
+    Gateway(gateway::Args),
     Completions(completions::Args),
     Man(man::Args),
 }
 
 /// Reads the command line, does it, and says how it went.
 pub fn main() -> ExitCode {
-    let cli = parse();
-    start_log(&cli);
+    let cli = parse_command_line();
+    init_logging(&cli);
     let mut screen = Screen::new(cli.common.json, cli.common.quiet, cli.common.no_color);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let outcome = match runtime {
@@ -168,7 +168,7 @@ pub fn main() -> ExitCode {
         }
         Err(error) => Err(CliError::failed(format!("cannot start: {error}"))),
     };
-    ExitCode::from(outcome.unwrap_or_else(|error| screen.fault(&error)))
+    ExitCode::from(outcome.unwrap_or_else(|error| screen.print_error(&error)))
 }
 
 async fn run(cli: Cli, screen: &mut Screen) -> Result<u8, CliError> {
@@ -185,7 +185,7 @@ async fn run(cli: Cli, screen: &mut Screen) -> Result<u8, CliError> {
         Verb::Fetch(args) => fetch::run(args, common, screen).await,
         Verb::Notify(args) => notify::run(args, common, screen).await,
         Verb::History(args) => history::run(args, common, screen).await,
-        Verb::Door(args) => gateway::run(args, common, screen).await,
+        Verb::Gateway(args) => gateway::run(args, common, screen).await,
         Verb::Cancel(args) => cancel::run(args, common, screen).await,
         Verb::Stop(args) => stop::run(args, common, screen).await,
         Verb::Release(args) => release::run(args, common, screen).await,
@@ -194,7 +194,7 @@ async fn run(cli: Cli, screen: &mut Screen) -> Result<u8, CliError> {
     }
 }
 
-fn parse() -> Cli {
+fn parse_command_line() -> Cli {
     let matches = Cli::command().get_matches();
     let mut cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let given = |option: &str| {
@@ -208,20 +208,20 @@ fn parse() -> Cli {
 }
 
 /// `GROUND_STATION_LOG` says what is logged to standard error (as `debug` or `swarm_shared=trace`).
-fn start_log(cli: &Cli) {
+fn init_logging(cli: &Cli) {
     let level = match (&cli.verb, cli.common.quiet) {
         (_, true) => LevelFilter::ERROR,
         (Verb::Serve(_), false) => LevelFilter::INFO,
         (_, false) => LevelFilter::WARN,
     };
-    let wanted: Option<Targets> = std::env::var("GROUND_STATION_LOG")
+    let filter: Option<Targets> = std::env::var("GROUND_STATION_LOG")
         .ok()
         .and_then(|filter| filter.parse().ok());
     let screen = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(screen::wants_color(cli.common.no_color, &std::io::stderr()));
     tracing_subscriber::registry()
-        .with(wanted.unwrap_or_else(|| Targets::new().with_default(level)))
+        .with(filter.unwrap_or_else(|| Targets::new().with_default(level)))
         .with(screen)
         .init();
 }
@@ -231,7 +231,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_command_line_is_well_formed() {
+    fn clap_definition_is_valid() {
         Cli::command().debug_assert();
     }
 }

@@ -7,21 +7,21 @@ use swarm_shared::net::clock;
 use swarm_shared::proto::id::PeerId;
 use swarm_shared::proto::selector::Selector;
 
-use super::Common;
+use super::CommonOptions;
 use super::connect::Connection;
-use super::request::{Ended, follow};
-use super::screen::{CliError, EXIT_INTERRUPTED, EXIT_NOBODY, Screen};
+use super::request::{RequestEnd, follow};
+use super::screen::{CliError, EXIT_INTERRUPTED, EXIT_NO_MATCH, Screen};
 use crate::duration::to_ms;
 use crate::fleet::{Event, Failure, Fleet, Request};
 use crate::view::Style;
-use crate::view::nodes::Nodes;
+use crate::view::nodes::NodeTable;
 
 /// Shortest time between two redraws.
 const REDRAW_MIN: Duration = Duration::from_millis(100);
 /// Longest: what was heard when grows older on the screen too.
 const REDRAW_MAX: Duration = Duration::from_secs(1);
 
-const NOBODY: &str = "no node is known; run `ground-station fleet invite` and `swarm-node join CODE` on a device, \
+const NO_NODES_HINT: &str = "no node is known; run `ground-station fleet invite` and `swarm-node join CODE` on a device, \
                       or see `ground-station demo`";
 
 /// Show who is there: name, id, state, last heard, address, checks
@@ -35,9 +35,9 @@ pub(super) struct Args {
     watch: bool,
 }
 
-pub(super) async fn run(args: Args, common: &Common, screen: &mut Screen) -> Result<u8, CliError> {
+pub(super) async fn run(args: Args, common: &CommonOptions, screen: &mut Screen) -> Result<u8, CliError> {
     if args.watch {
-        let connection = Connection::open_to_stay(common, "nodes --watch", screen).await?;
+        let connection = Connection::open_long_running(common, "nodes --watch", screen).await?;
         let outcome = watch(&connection.fleet, args.selector, screen).await;
         connection.close().await;
         return outcome;
@@ -47,37 +47,39 @@ pub(super) async fn run(args: Args, common: &Common, screen: &mut Screen) -> Res
         selector: args.selector,
         timeout_ms: to_ms(common.timeout),
     };
-    let outcome = once(&connection.fleet, request, screen).await;
+    let outcome = list(&connection.fleet, request, screen).await;
     connection.close().await;
     outcome
 }
 
-async fn once(fleet: &Fleet, request: Request, screen: &mut Screen) -> Result<u8, CliError> {
-    let mut nodes = Nodes::default();
+async fn list(fleet: &Fleet, request: Request, screen: &mut Screen) -> Result<u8, CliError> {
+    let mut nodes = NodeTable::default();
     let style = screen.style;
     let ended = follow(fleet, request, screen, |event, _screen| {
         if let Some(Event::Node(view)) = event {
-            nodes.add(view, style);
+            nodes.update(view, style);
         }
         Ok(())
     })
     .await?;
     if !screen.json && !nodes.is_empty() {
-        screen.result(&nodes.table(|_id| 0, style).join("\n"))?;
+        screen.print_result(&nodes.table(|_id| 0, style).join("\n"))?;
     }
     match ended {
-        Ended::Whole if nodes.is_empty() => {
-            Ok(screen.fault(&CliError::request(Failure::NobodyMatched, NOBODY)))
+        RequestEnd::Complete if nodes.is_empty() => {
+            Ok(screen.print_error(&CliError::from_failure(Failure::NoMatch, NO_NODES_HINT)))
         }
-        Ended::Whole => Ok(0),
-        Ended::Interrupted => Ok(EXIT_INTERRUPTED),
-        Ended::Failed(failure, message) => Ok(screen.fault(&CliError::request(failure, message))),
+        RequestEnd::Complete => Ok(0),
+        RequestEnd::Interrupted => Ok(EXIT_INTERRUPTED),
+        RequestEnd::Failed(failure, message) => {
+            Ok(screen.print_error(&CliError::from_failure(failure, message)))
+        }
     }
 }
 
 async fn watch(fleet: &Fleet, selector: Selector, screen: &mut Screen) -> Result<u8, CliError> {
     let mut events = fleet.perform(Request::Watch { selector }).await;
-    let mut shown = Shown::default();
+    let mut shown = LiveTable::default();
     let mut redraw = tokio::time::interval(REDRAW_MAX);
     redraw.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let interrupt = tokio::signal::ctrl_c();
@@ -94,20 +96,20 @@ async fn watch(fleet: &Fleet, selector: Selector, screen: &mut Screen) -> Result
         };
         match event {
             Some(Event::Node(view)) => {
-                screen.event(&Event::Node(view.clone()))?;
-                if let Some(line) = shown.add(&view, screen.style)
+                screen.print_event(&Event::Node(view.clone()))?;
+                if let Some(line) = shown.update(&view, screen.style)
                     && !screen.json
                 {
                     if screen.is_terminal {
                         redraw.reset_after(REDRAW_MIN);
                     } else {
-                        screen.result(&line)?;
+                        screen.print_result(&line)?;
                     }
                 }
             }
-            Some(Event::Note { text }) => screen.note(&text),
-            Some(Event::Failed { failure, message }) => return Err(CliError::request(failure, message)),
-            Some(Event::End) => return Ok(if shown.nodes.is_empty() { EXIT_NOBODY } else { 0 }),
+            Some(Event::Note { text }) => screen.print_note(&text),
+            Some(Event::Failed { failure, message }) => return Err(CliError::from_failure(failure, message)),
+            Some(Event::End) => return Ok(if shown.nodes.is_empty() { EXIT_NO_MATCH } else { 0 }),
             None => return Err(CliError::failed("the station stopped; start it again")),
             Some(
                 Event::Targets { .. }
@@ -121,15 +123,15 @@ async fn watch(fleet: &Fleet, selector: Selector, screen: &mut Screen) -> Result
                 | Event::Member(_)
                 | Event::Pending(_)
                 | Event::Command(_)
-                | Event::About(_)
-                | Event::Past(_)
+                | Event::CommandDetails(_)
+                | Event::HistoryDelivery(_)
                 | Event::Audit(_)
                 | Event::User(_)
                 | Event::Token(_)
-                | Event::Told { .. }
+                | Event::Observed { .. }
                 | Event::Telemetry { .. }
                 | Event::Peer(_)
-                | Event::Missed { .. },
+                | Event::Lagged { .. },
             ) => {}
         }
     }
@@ -137,31 +139,35 @@ async fn watch(fleet: &Fleet, selector: Selector, screen: &mut Screen) -> Result
 
 /// What is on the screen, and since when each view is known.
 #[derive(Default)]
-struct Shown {
-    nodes: Nodes,
-    taken: BTreeMap<PeerId, Instant>,
+struct LiveTable {
+    nodes: NodeTable,
+    updated_at: BTreeMap<PeerId, Instant>,
 }
 
-impl Shown {
-    fn add(&mut self, view: &crate::fleet::NodeView, style: Style) -> Option<String> {
+impl LiveTable {
+    fn update(&mut self, view: &crate::fleet::NodeView, style: Style) -> Option<String> {
         if view.has_left() {
-            self.taken.remove(&view.id);
+            self.updated_at.remove(&view.id);
         } else {
-            self.taken.insert(view.id, clock::now());
+            self.updated_at.insert(view.id, clock::now());
         }
-        self.nodes.add(view, style)
+        self.nodes.update(view, style)
     }
 
     fn draw(&self, screen: &mut Screen) -> Result<(), CliError> {
         if screen.json || !screen.is_terminal {
             return Ok(());
         }
-        let (columns, _) = screen.size();
+        let (columns, _) = screen.terminal_size();
         let style = Style {
             columns: Some(columns),
             ..screen.style
         };
-        let older = |id: &PeerId| self.taken.get(id).map_or(0, |taken| to_ms(clock::since(*taken)));
+        let older = |id: &PeerId| {
+            self.updated_at
+                .get(id)
+                .map_or(0, |taken| to_ms(clock::since(*taken)))
+        };
         screen.redraw(&self.nodes.table(older, style))
     }
 }

@@ -3,23 +3,23 @@
 use serde_json::json;
 use swarm_shared::proto::selector::Selector;
 
-use super::rolling::{self, Rolling};
+use super::rolling::{self, RollingOptions};
 use super::screen::{CliError, Screen};
-use super::{Common, request};
+use super::{CommonOptions, request};
 
 /// Show a text on nodes, by the command that each has configured for it
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
-    rolling: Rolling,
+    rolling: RollingOptions,
     /// Which nodes
     selector: Selector,
     /// What to say
     text: String,
 }
 
-pub(super) async fn run(args: Args, common: &Common, screen: &mut Screen) -> Result<u8, CliError> {
-    let arguments = request::named([("text", json!(args.text))]);
-    let request = request::command(args.selector, "notify", arguments, common);
-    rolling::deliver("notify", request, args.rolling, common, screen).await
+pub(super) async fn run(args: Args, common: &CommonOptions, screen: &mut Screen) -> Result<u8, CliError> {
+    let arguments = request::keyword_arguments([("text", json!(args.text))]);
+    let request = request::command_request(args.selector, "notify", arguments, common);
+    rolling::run_command("notify", request, args.rolling, common, screen).await
 }

@@ -4,7 +4,7 @@ use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::selector::Selector;
 
 use super::screen::{CliError, Screen};
-use super::{Common, request};
+use super::{CommonOptions, request};
 
 /// Ask nodes for a sign of life, and see how long each takes
 #[derive(Debug, clap::Args)]
@@ -14,7 +14,7 @@ pub(super) struct Args {
     selector: Selector,
 }
 
-pub(super) async fn run(args: Args, common: &Common, screen: &mut Screen) -> Result<u8, CliError> {
-    let request = request::command(args.selector, "ping", Arguments::default(), common);
-    request::deliver("ping", request, common, screen).await
+pub(super) async fn run(args: Args, common: &CommonOptions, screen: &mut Screen) -> Result<u8, CliError> {
+    let request = request::command_request(args.selector, "ping", Arguments::default(), common);
+    request::run_request("ping", request, common, screen).await
 }

@@ -3,7 +3,7 @@
 use swarm_shared::proto::selector::Selector;
 
 use super::screen::{CliError, Screen};
-use super::{Common, request};
+use super::{CommonOptions, request};
 use crate::duration::to_ms;
 use crate::fleet::Request;
 
@@ -14,10 +14,10 @@ pub(super) struct Args {
     selector: Selector,
 }
 
-pub(super) async fn run(args: Args, common: &Common, screen: &mut Screen) -> Result<u8, CliError> {
+pub(super) async fn run(args: Args, common: &CommonOptions, screen: &mut Screen) -> Result<u8, CliError> {
     let request = Request::Release {
         selector: args.selector,
         timeout_ms: to_ms(common.timeout),
     };
-    request::deliver("release", request, common, screen).await
+    request::run_request("release", request, common, screen).await
 }

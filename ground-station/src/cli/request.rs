@@ -8,20 +8,20 @@ use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::selector::Selector;
 use swarm_shared::proto::wire::Lane;
 
-use super::Common;
+use super::CommonOptions;
 use super::connect::Connection;
 use super::screen::{CliError, EXIT_INTERRUPTED, Screen};
 use crate::duration::to_ms;
 use crate::fleet::{Delivery, Event, Failure, Fleet, Request};
-use crate::view::deliveries::Report;
+use crate::view::deliveries::DeliveryReport;
 
 /// How often progress is shown; what takes less time shows none.
-const PROGRESS_EVERY: Duration = Duration::from_millis(200);
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 
 /// How an answer ended.
-pub(super) enum Ended {
+pub(super) enum RequestEnd {
     /// All has been said.
-    Whole,
+    Complete,
     /// It could not be done.
     Failed(Failure, String),
     /// Ctrl-C; the request has been cancelled.
@@ -35,9 +35,9 @@ pub(super) async fn follow(
     request: Request,
     screen: &mut Screen,
     mut on: impl FnMut(Option<&Event>, &mut Screen) -> Result<(), CliError>,
-) -> Result<Ended, CliError> {
+) -> Result<RequestEnd, CliError> {
     let mut events = fleet.perform(request).await;
-    let mut progress = tokio::time::interval(PROGRESS_EVERY);
+    let mut progress = tokio::time::interval(PROGRESS_INTERVAL);
     progress.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     progress.reset();
     let interrupt = tokio::signal::ctrl_c();
@@ -45,7 +45,7 @@ pub(super) async fn follow(
     loop {
         let event = tokio::select! {
             biased;
-            _ = &mut interrupt => return Ok(Ended::Interrupted),
+            _ = &mut interrupt => return Ok(RequestEnd::Interrupted),
             _ = progress.tick() => {
                 on(None, screen)?;
                 continue;
@@ -55,15 +55,15 @@ pub(super) async fn follow(
         match event {
             None => {
                 let text = "the station stopped before it had answered; `ground-station history` says what it had begun: look there before you ask again";
-                return Ok(Ended::Failed(Failure::Stopped, text.to_owned()));
+                return Ok(RequestEnd::Failed(Failure::ShutDown, text.to_owned()));
             }
-            Some(Event::End) => return Ok(Ended::Whole),
-            Some(Event::Failed { failure, message }) => return Ok(Ended::Failed(failure, message)),
+            Some(Event::End) => return Ok(RequestEnd::Complete),
+            Some(Event::Failed { failure, message }) => return Ok(RequestEnd::Failed(failure, message)),
             Some(event) => {
                 if let Event::Note { text } = &event {
-                    screen.note(text);
+                    screen.print_note(text);
                 }
-                screen.event(&event)?;
+                screen.print_event(&event)?;
                 on(Some(&event), screen)?;
             }
         }
@@ -71,70 +71,70 @@ pub(super) async fn follow(
 }
 
 /// Opens the fleet, follows a request that ends in deliveries, prints the report, and gives the exit status.
-pub(super) async fn deliver(
+pub(super) async fn run_request(
     verb: &str,
     request: Request,
-    common: &Common,
+    common: &CommonOptions,
     screen: &mut Screen,
 ) -> Result<u8, CliError> {
     let connection = Connection::open(common, verb, screen).await?;
-    let outcome = report(&connection.fleet, request, screen).await;
+    let outcome = run_and_report(&connection.fleet, request, screen).await;
     connection.close().await;
     outcome
 }
 
-async fn report(fleet: &Fleet, request: Request, screen: &mut Screen) -> Result<u8, CliError> {
+async fn run_and_report(fleet: &Fleet, request: Request, screen: &mut Screen) -> Result<u8, CliError> {
     let started = clock::now();
-    let mut report = Report::default();
+    let mut report = DeliveryReport::default();
     let mut issued = Vec::new();
     let ended = follow(fleet, request, screen, |event, screen| {
         if let Some(Event::Issued { number }) = event {
             issued.push(*number);
         }
         match event {
-            Some(event) => report.add(event),
-            None => screen.progress(&report),
+            Some(event) => report.on_event(event),
+            None => screen.show_progress(&report),
         }
         Ok(())
     })
     .await?;
-    if let Ended::Failed(Failure::Stopped, why) = &ended {
+    if let RequestEnd::Failed(Failure::ShutDown, why) = &ended {
         // Nobody vanishes from a report.
         let ms = Duration::as_secs_f64(&clock::since(started)) * 1_000.0;
-        for target in report.unanswered() {
-            let lost = Event::Delivery(Delivery::new(
+        for target in report.unanswered_targets() {
+            let unanswered = Event::Delivery(Delivery::new(
                 target,
                 Reply::ended(Outcome::NoAnswer, why.clone()),
                 ms,
             ));
-            screen.event(&lost)?;
-            report.add(&lost);
+            screen.print_event(&unanswered)?;
+            report.on_event(&unanswered);
         }
     }
     let summary = report.summary(clock::since(started), screen.style);
     let begun = report.counts().1 > 0;
     if !screen.json && begun {
-        screen.result(&report.groups(screen.style))?;
-        if !screen.quiet || matches!(ended, Ended::Interrupted) {
-            screen.result(&format!("\n{summary}"))?;
+        screen.print_result(&report.groups(screen.style))?;
+        if !screen.quiet || matches!(ended, RequestEnd::Interrupted) {
+            screen.print_result(&format!("\n{summary}"))?;
         }
     }
     match ended {
-        Ended::Whole => Ok(report.exit_status()),
-        Ended::Interrupted => {
+        RequestEnd::Complete => Ok(report.exit_status()),
+        RequestEnd::Interrupted => {
             if screen.json || !begun {
-                screen.note(&format!("interrupted: {summary}"));
+                screen.print_note(&format!("interrupted: {summary}"));
             }
             for number in issued {
-                screen.note(&format!(
+                screen.print_note(&format!(
                     "it goes on as number {number}: see `ground-station history {number}`, or take back what is not sent \
                      with `ground-station cancel {number}` (from drones of other programs only a stop does)"
                 ));
             }
             Ok(EXIT_INTERRUPTED)
         }
-        Ended::Failed(failure, message) => {
-            let status = screen.fault(&CliError::request(failure, message));
+        RequestEnd::Failed(failure, message) => {
+            let status = screen.print_error(&CliError::from_failure(failure, message));
             Ok(if begun && report.exit_status() != 0 {
                 report.exit_status()
             } else {
@@ -145,7 +145,12 @@ async fn report(fleet: &Fleet, request: Request, screen: &mut Screen) -> Result<
 }
 
 /// One action on many nodes.
-pub(super) fn command(selector: Selector, action: &str, arguments: Arguments, common: &Common) -> Request {
+pub(super) fn command_request(
+    selector: Selector,
+    action: &str,
+    arguments: Arguments,
+    common: &CommonOptions,
+) -> Request {
     Request::Command {
         selector,
         action: action.to_owned(),
@@ -159,7 +164,7 @@ pub(super) fn command(selector: Selector, action: &str, arguments: Arguments, co
 }
 
 /// Arguments by name.
-pub(super) fn named<const N: usize>(fields: [(&str, serde_json::Value); N]) -> Arguments {
+pub(super) fn keyword_arguments<const N: usize>(fields: [(&str, serde_json::Value); N]) -> Arguments {
     Arguments {
         args: Vec::new(),
         kwargs: fields

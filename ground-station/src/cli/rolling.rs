@@ -4,16 +4,16 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::Common;
+use super::CommonOptions;
 use super::connect::Connection;
-use super::request::{self, Ended};
+use super::request::{self, RequestEnd};
 use super::screen::{CliError, Screen};
 use crate::duration::{self, to_ms};
 use crate::fleet::{Batch, BatchSize, Event, Request};
 
 /// Options of verbs that make many nodes act.
 #[derive(Clone, Copy, Debug, clap::Args)]
-pub(super) struct Rolling {
+pub(super) struct RollingOptions {
     /// So many nodes at a time, by name; stops at the first batch that is not done everywhere
     #[arg(long, value_name = "N|N%", allow_hyphen_values = true, value_parser = str::parse::<BatchSize>)]
     batch: Option<BatchSize>,
@@ -29,17 +29,17 @@ pub(super) struct Rolling {
 }
 
 /// Carries out a command as these options say.
-pub(super) async fn deliver(
+pub(super) async fn run_command(
     verb: &str,
     mut request: Request,
-    rolling: Rolling,
-    common: &Common,
+    rolling: RollingOptions,
+    common: &CommonOptions,
     screen: &mut Screen,
 ) -> Result<u8, CliError> {
     if let Request::Command { selector, batch, .. } = &mut request {
         if rolling.dry_run {
             let selector = selector.clone();
-            return list(verb, Request::Targets { selector }, common, screen).await;
+            return list_targets(verb, Request::Targets { selector }, common, screen).await;
         }
         *batch = rolling.batch.map(|size| Batch {
             size,
@@ -47,10 +47,15 @@ pub(super) async fn deliver(
             keep_going: rolling.keep_going,
         });
     }
-    request::deliver(verb, request, common, screen).await
+    request::run_request(verb, request, common, screen).await
 }
 
-async fn list(verb: &str, request: Request, common: &Common, screen: &mut Screen) -> Result<u8, CliError> {
+async fn list_targets(
+    verb: &str,
+    request: Request,
+    common: &CommonOptions,
+    screen: &mut Screen,
+) -> Result<u8, CliError> {
     let connection = Connection::open(common, verb, screen).await?;
     let ended = request::follow(&connection.fleet, request, screen, |event, screen| {
         if let Some(Event::Targets { targets }) = event {
@@ -60,7 +65,7 @@ async fn list(verb: &str, request: Request, common: &Common, screen: &mut Screen
                 } else {
                     format!("{}  {}", target.node, target.id.short())
                 };
-                screen.result(&line)?;
+                screen.print_result(&line)?;
             }
         }
         Ok(())
@@ -68,8 +73,8 @@ async fn list(verb: &str, request: Request, common: &Common, screen: &mut Screen
     .await;
     connection.close().await;
     match ended? {
-        Ended::Whole => Ok(0),
-        Ended::Interrupted => Ok(super::screen::EXIT_INTERRUPTED),
-        Ended::Failed(failure, message) => Err(CliError::request(failure, message)),
+        RequestEnd::Complete => Ok(0),
+        RequestEnd::Interrupted => Ok(super::screen::EXIT_INTERRUPTED),
+        RequestEnd::Failed(failure, message) => Err(CliError::from_failure(failure, message)),
     }
 }

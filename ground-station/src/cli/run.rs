@@ -3,9 +3,9 @@
 use serde_json::json;
 use swarm_shared::proto::selector::Selector;
 
-use super::rolling::{self, Rolling};
+use super::rolling::{self, RollingOptions};
 use super::screen::{CliError, Screen};
-use super::{Common, request};
+use super::{CommonOptions, request};
 
 /// Run a program on nodes that allow it, and show what it printed
 #[derive(Debug, clap::Args)]
@@ -21,7 +21,7 @@ Examples:
 )]
 pub(super) struct Args {
     #[command(flatten)]
-    rolling: Rolling,
+    rolling: RollingOptions,
     /// Which nodes
     selector: Selector,
     /// The program and its arguments
@@ -29,13 +29,13 @@ pub(super) struct Args {
     program: Vec<String>,
 }
 
-pub(super) async fn run(args: Args, common: &Common, screen: &mut Screen) -> Result<u8, CliError> {
+pub(super) async fn run(args: Args, common: &CommonOptions, screen: &mut Screen) -> Result<u8, CliError> {
     let Some((program, rest)) = args.program.split_first() else {
         return Err(CliError::usage(
             "name a program after --, such as: ground-station run all -- uptime",
         ));
     };
-    let arguments = request::named([("program", json!(program)), ("args", json!(rest))]);
-    let request = request::command(args.selector, "execute", arguments, common);
-    rolling::deliver("run", request, args.rolling, common, screen).await
+    let arguments = request::keyword_arguments([("program", json!(program)), ("args", json!(rest))]);
+    let request = request::command_request(args.selector, "execute", arguments, common);
+    rolling::run_command("run", request, args.rolling, common, screen).await
 }

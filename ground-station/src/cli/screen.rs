@@ -12,7 +12,7 @@ use crate::control::server::ServerError;
 use crate::fleet::engine::EngineError;
 use crate::fleet::files::FilesError;
 use crate::fleet::{Event, Failure};
-use crate::view::deliveries::Report;
+use crate::view::deliveries::DeliveryReport;
 use crate::view::{self, Paint, Style};
 
 /// Exit status: it was tried and failed.
@@ -20,11 +20,11 @@ pub(super) const EXIT_FAILED: u8 = 1;
 /// Exit status: usage or configuration.
 pub(super) const EXIT_USAGE: u8 = 2;
 /// Exit status: nobody matched.
-pub(super) const EXIT_NOBODY: u8 = 3;
+pub(super) const EXIT_NO_MATCH: u8 = 3;
 /// Exit status: Ctrl-C (128 + SIGINT).
 pub(super) const EXIT_INTERRUPTED: u8 = 130;
 /// Exit status: nobody reads the output any more (128 + SIGPIPE).
-const EXIT_PIPE: u8 = 141;
+const EXIT_BROKEN_PIPE: u8 = 141;
 
 /// Why a verb ends early.
 #[derive(Debug)]
@@ -54,11 +54,11 @@ impl CliError {
         self.message.as_deref().unwrap_or_default()
     }
 
-    pub(super) fn request(failure: Failure, message: impl Into<String>) -> Self {
+    pub(super) fn from_failure(failure: Failure, message: impl Into<String>) -> Self {
         let status = match failure {
-            Failure::Failed | Failure::Stopped => EXIT_FAILED,
+            Failure::Failed | Failure::ShutDown => EXIT_FAILED,
             Failure::Usage => EXIT_USAGE,
-            Failure::NobodyMatched => EXIT_NOBODY,
+            Failure::NoMatch => EXIT_NO_MATCH,
         };
         Self {
             status,
@@ -72,7 +72,7 @@ impl From<io::Error> for CliError {
     fn from(error: io::Error) -> Self {
         if error.kind() == io::ErrorKind::BrokenPipe {
             return Self {
-                status: EXIT_PIPE,
+                status: EXIT_BROKEN_PIPE,
                 message: None,
             };
         }
@@ -120,9 +120,9 @@ pub(super) struct Screen {
     /// Whether results go to a terminal.
     pub(super) is_terminal: bool,
     error_style: Style,
-    progress: Option<ProgressBar>,
+    progress_bar: Option<ProgressBar>,
     /// Lines that the next redraw replaces.
-    drawn: usize,
+    drawn_lines: usize,
 }
 
 impl Screen {
@@ -134,14 +134,14 @@ impl Screen {
             style: style(wants_color(no_color, &io::stdout())),
             is_terminal: io::stdout().is_terminal(),
             error_style: style(wants_color(no_color, &io::stderr())),
-            progress: None,
-            drawn: 0,
+            progress_bar: None,
+            drawn_lines: 0,
         }
     }
 
     /// A result, whole lines.
-    pub(super) fn result(&mut self, text: &str) -> Result<(), CliError> {
-        self.end_progress();
+    pub(super) fn print_result(&mut self, text: &str) -> Result<(), CliError> {
+        self.clear_progress();
         let mut out = io::stdout().lock();
         out.write_all(text.as_bytes())?;
         if !text.is_empty() && !text.ends_with('\n') {
@@ -151,63 +151,63 @@ impl Screen {
     }
 
     /// An event as its line of JSON, if it has one; only with `--json`.
-    pub(super) fn event(&mut self, event: &Event) -> Result<(), CliError> {
+    pub(super) fn print_event(&mut self, event: &Event) -> Result<(), CliError> {
         match view::json::line(event) {
-            Some(line) if self.json => self.result(&line),
+            Some(line) if self.json => self.print_result(&line),
             Some(_) | None => Ok(()),
         }
     }
 
     /// For people; nothing with `--quiet`.
-    pub(super) fn note(&mut self, text: &str) {
+    pub(super) fn print_note(&mut self, text: &str) {
         if !self.quiet {
-            let text = self.error_style.paint(&view::harmless(text), Paint::Dim);
-            self.aside(&text);
+            let text = self.error_style.paint(&view::sanitize(text), Paint::Dim);
+            self.print_stderr(&text);
         }
     }
 
     /// Something that has to be seen: it is not dimmed, and `--quiet` does not hide it.
-    pub(super) fn warning(&mut self, text: &str) {
-        let text = self.error_style.paint(&view::harmless(text), Paint::Bad);
-        self.aside(&text);
+    pub(super) fn print_warning(&mut self, text: &str) {
+        let text = self.error_style.paint(&view::sanitize(text), Paint::Bad);
+        self.print_stderr(&text);
     }
 
     /// Says why a verb ended early, and returns its exit status.
-    pub(super) fn fault(&mut self, error: &CliError) -> u8 {
-        self.end_progress();
+    pub(super) fn print_error(&mut self, error: &CliError) -> u8 {
+        self.clear_progress();
         if let Some(message) = &error.message {
             if self.json {
                 let line = json!({ "error": message }).to_string();
-                self.aside(&line);
+                self.print_stderr(&line);
             } else {
                 let label = self.error_style.paint("error:", Paint::Bad);
-                self.aside(&format!("{label} {}", view::harmless(message)));
+                self.print_stderr(&format!("{label} {}", view::sanitize(message)));
             }
         }
         error.status
     }
 
     /// A line on standard error. If that is closed there is nobody left to tell.
-    fn aside(&self, text: &str) {
+    fn print_stderr(&self, text: &str) {
         let write = || writeln!(io::stderr().lock(), "{text}").ok();
-        match &self.progress {
+        match &self.progress_bar {
             Some(bar) => bar.suspend(write),
             None => write(),
         };
     }
 
     /// How far it is, on standard error if that is a terminal.
-    pub(super) fn progress(&mut self, report: &Report) {
+    pub(super) fn show_progress(&mut self, report: &DeliveryReport) {
         let (ended, all) = report.counts();
-        if self.json || self.quiet || (all < 2 && report.bytes().is_none()) {
+        if self.json || self.quiet || (all < 2 && report.bytes_transferred().is_none()) {
             return;
         }
-        let bar = self.progress.get_or_insert_with(|| {
+        let bar = self.progress_bar.get_or_insert_with(|| {
             let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
             bar.enable_steady_tick(Duration::from_millis(200));
             bar
         });
-        let template = match report.bytes() {
+        let template = match report.bytes_transferred() {
             Some((bytes, total)) => {
                 bar.set_length(total);
                 bar.set_position(bytes);
@@ -222,17 +222,17 @@ impl Screen {
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style);
         }
-        bar.set_message(report.standing());
+        bar.set_message(report.progress_text());
     }
 
-    fn end_progress(&mut self) {
-        if let Some(bar) = self.progress.take() {
+    fn clear_progress(&mut self) {
+        if let Some(bar) = self.progress_bar.take() {
             bar.finish_and_clear();
         }
     }
 
     /// Columns and rows of the terminal that results go to; 80 by 24 if it does not say.
-    pub(super) fn size(&self) -> (usize, usize) {
+    pub(super) fn terminal_size(&self) -> (usize, usize) {
         match rustix::termios::tcgetwinsize(io::stdout()) {
             Ok(size) if size.ws_col > 0 && size.ws_row > 0 => (size.ws_col.into(), size.ws_row.into()),
             Ok(_) | Err(_) => (80, 24),
@@ -241,10 +241,10 @@ impl Screen {
 
     /// Replaces what was drawn last. Lines have to be cut to the width; beyond the height they are left out.
     pub(super) fn redraw(&mut self, lines: &[String]) -> Result<(), CliError> {
-        let (_, rows) = self.size();
+        let (_, rows) = self.terminal_size();
         let fit = rows.saturating_sub(2).max(1);
-        let mut text = if self.drawn > 0 {
-            format!("\x1b[{}A\r\x1b[J", self.drawn)
+        let mut text = if self.drawn_lines > 0 {
+            format!("\x1b[{}A\r\x1b[J", self.drawn_lines)
         } else {
             String::new()
         };
@@ -252,12 +252,12 @@ impl Screen {
             text.push_str(line);
             text.push('\n');
         }
-        self.drawn = lines.len().min(fit);
+        self.drawn_lines = lines.len().min(fit);
         if lines.len() > fit {
             text.push_str(&format!("… {} more lines; name fewer nodes\n", lines.len() - fit));
-            self.drawn += 1;
+            self.drawn_lines += 1;
         }
-        self.result(&text)
+        self.print_result(&text)
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use swarm_shared::proto::selector::Selector;
 
 use super::screen::{CliError, Screen};
-use super::{Common, request};
+use super::{CommonOptions, request};
 use crate::duration::to_ms;
 use crate::fleet::{FileToSend, FilesToSend, Request, files};
 
@@ -34,18 +34,18 @@ pub(super) struct Args {
     per_node: Option<PathBuf>,
 }
 
-pub(super) async fn run(args: Args, common: &Common, screen: &mut Screen) -> Result<u8, CliError> {
-    let (selector, files) = plan(args)?;
+pub(super) async fn run(args: Args, common: &CommonOptions, screen: &mut Screen) -> Result<u8, CliError> {
+    let (selector, files) = plan_transfer(args)?;
     let request = Request::SendFiles {
         selector,
         files,
         ttl_ms: to_ms(common.ttl),
         timeout_ms: to_ms(common.timeout),
     };
-    request::deliver("send", request, common, screen).await
+    request::run_request("send", request, common, screen).await
 }
 
-fn plan(args: Args) -> Result<(Selector, FilesToSend), CliError> {
+fn plan_transfer(args: Args) -> Result<(Selector, FilesToSend), CliError> {
     let Some((target, sources)) = args.arguments.split_last() else {
         return Err(CliError::usage("name files, and then SELECTOR:DEST"));
     };
@@ -79,9 +79,9 @@ fn plan(args: Args) -> Result<(Selector, FilesToSend), CliError> {
     let mut planned: Vec<FileToSend> = Vec::new();
     for source in sources {
         let source = Path::new(source);
-        let about = std::fs::metadata(source)
+        let metadata = std::fs::metadata(source)
             .map_err(|error| CliError::usage(format!("cannot read {source:?}: {error}")))?;
-        if !about.is_file() {
+        if !metadata.is_file() {
             return Err(CliError::usage(format!(
                 "{source:?} is not a file; whole directories are not sent yet"
             )));
@@ -113,14 +113,14 @@ mod tests {
 
     fn planned(arguments: &[&str], per_node: Option<&Path>) -> Result<(Selector, FilesToSend), CliError> {
         let arguments = arguments.iter().map(|text| (*text).to_owned()).collect();
-        plan(Args {
+        plan_transfer(Args {
             arguments,
             per_node: per_node.map(Path::to_owned),
         })
     }
 
     #[test]
-    fn files_and_their_places_are_planned_before_anything_is_sent() {
+    fn send_plan_validates_sources_and_destinations() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = |name: &str| dir.path().join(name).to_str().expect("text").to_owned();
         std::fs::create_dir(path("sub")).expect("a directory");

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::Common;
+use super::CommonOptions;
 use super::connect::Connection;
 use super::screen::{CliError, Screen};
 
@@ -26,7 +26,7 @@ pub(super) struct Args {
     no_mdns: bool,
 }
 
-pub(super) async fn run(args: Args, common: &Common, screen: &mut Screen) -> Result<u8, CliError> {
+pub(super) async fn run(args: Args, common: &CommonOptions, screen: &mut Screen) -> Result<u8, CliError> {
     let mut terminate = signal(SignalKind::terminate())
         .map_err(|error| CliError::failed(format!("cannot listen for SIGTERM: {error}")))?;
     let adjust = |config: &mut crate::config::Config| {
@@ -37,7 +37,7 @@ pub(super) async fn run(args: Args, common: &Common, screen: &mut Screen) -> Res
     };
     raise_file_limit();
     let connection = Connection::serve(common, adjust, screen).await?;
-    screen.note("serving; other verbs use these links; Ctrl-C ends it");
+    screen.print_note("serving; other verbs use these links; Ctrl-C ends it");
     tokio::select! {
         outcome = tokio::signal::ctrl_c() => {
             outcome.map_err(|error| CliError::failed(format!("cannot listen for Ctrl-C: {error}")))?;

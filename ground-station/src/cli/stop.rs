@@ -4,19 +4,19 @@ mod datagram_fallback;
 
 use std::borrow::Cow;
 
-use datagram_fallback::Backup;
+use datagram_fallback::DatagramFallback;
 use swarm_shared::net::clock;
 use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::selector::Selector;
 
-use super::Common;
+use super::CommonOptions;
 use super::connect::Connection;
-use super::request::{self, Ended};
+use super::request::{self, RequestEnd};
 use super::screen::{CliError, EXIT_FAILED, Screen};
 use crate::duration::to_ms;
 use crate::fleet::{Delivery, Event, Failure, Fleet, Request};
-use crate::view::deliveries::Report;
-use crate::view::stop::Acknowledged;
+use crate::view::deliveries::DeliveryReport;
+use crate::view::stop::StopProgress;
 
 /// Emergency stop: at once, by every way, until all have answered
 #[derive(Debug, clap::Args)]
@@ -34,24 +34,24 @@ pub(super) struct Args {
     selector: Selector,
 }
 
-pub(super) async fn run(args: Args, common: &Common, screen: &mut Screen) -> Result<u8, CliError> {
+pub(super) async fn run(args: Args, common: &CommonOptions, screen: &mut Screen) -> Result<u8, CliError> {
     let started = clock::now();
-    let mut backup = Some(Backup::start(common, &args.selector)?);
+    let mut fallback = Some(DatagramFallback::start(common, &args.selector)?);
     loop {
-        let connection = match &mut backup {
-            Some(waiting) => match waiting.connect(common, &args.selector, screen).await? {
+        let connection = match &mut fallback {
+            Some(fallback) => match fallback.connect(common, &args.selector, screen).await? {
                 Some(connection) => connection,
-                None => return waiting.given_up(screen),
+                None => return fallback.report_unacknowledged(screen),
             },
-            None => Connection::open_to_stop(common, &args.selector, screen).await?,
+            None => Connection::open_for_stop(common, &args.selector, screen).await?,
         };
         let left = common.timeout.saturating_sub(clock::since(started));
         let request = Request::Stop {
             selector: args.selector.clone(),
             timeout_ms: common.timeout_given.then(|| to_ms(left)),
-            beside: false,
+            also_bridged: false,
         };
-        let status = follow(&connection.fleet, request, &mut backup, screen).await;
+        let status = follow(&connection.fleet, request, &mut fallback, screen).await;
         connection.close().await;
         if let Some(status) = status? {
             return Ok(status);
@@ -63,97 +63,102 @@ pub(super) async fn run(args: Args, common: &Common, screen: &mut Screen) -> Res
 async fn follow(
     fleet: &Fleet,
     request: Request,
-    backup: &mut Option<Backup>,
+    fallback: &mut Option<DatagramFallback>,
     screen: &mut Screen,
 ) -> Result<Option<u8>, CliError> {
     let started = clock::now();
-    let (mut report, mut acknowledged) = (Report::default(), Acknowledged::default());
+    let (mut report, mut progress) = (DeliveryReport::default(), StopProgress::default());
     let ended = request::follow(fleet, request, screen, |event, screen| {
         if let Some(event) = event {
-            report.add(&in_short(event));
-            acknowledged.add(event);
+            report.on_event(&without_value(event));
+            progress.on_event(event);
             // The engine sends before it says anything.
-            if let Some(backup) = backup.take() {
-                backup.end();
+            if let Some(fallback) = fallback.take() {
+                fallback.finish();
             }
         }
-        if let Some(backup) = backup {
-            backup.say(screen);
+        if let Some(fallback) = fallback {
+            fallback.report_state(screen);
         }
         match event {
-            Some(_) => acknowledged.all_in().iter().for_each(|line| screen.note(line)),
+            Some(_) => progress
+                .completion_line()
+                .iter()
+                .for_each(|line| screen.print_note(line)),
             None => {
-                let missing = acknowledged.missing(clock::since(started));
-                missing.iter().for_each(|line| screen.warning(line));
+                let missing = progress.unanswered_line(clock::since(started));
+                missing.iter().for_each(|line| screen.print_warning(line));
             }
         }
         Ok(())
     })
     .await?;
-    if let Some(waiting) = backup.as_mut().filter(|backup| backup.is_out()) {
+    if let Some(fallback) = fallback.as_mut().filter(|fallback| fallback.is_sending()) {
         match &ended {
-            Ended::Interrupted => return waiting.given_up(screen).map(Some),
-            Ended::Failed(Failure::Stopped, why) => {
-                waiting.failed(why);
+            RequestEnd::Interrupted => return fallback.report_unacknowledged(screen).map(Some),
+            RequestEnd::Failed(Failure::ShutDown, why) => {
+                fallback.on_start_failure(why);
                 return Ok(None);
             }
-            Ended::Whole | Ended::Failed(..) => {}
+            RequestEnd::Complete | RequestEnd::Failed(..) => {}
         }
     }
-    let (why, cause) = match &ended {
-        Ended::Whole => (None, Some("the time is up")),
-        Ended::Interrupted => (
+    let (no_answer_reason, cause) = match &ended {
+        RequestEnd::Complete => (None, Some("the time is up")),
+        RequestEnd::Interrupted => (
             Some("NO ANSWER when it was interrupted: it is not known to be stopped"),
             Some("interrupted"),
         ),
-        Ended::Failed(Failure::Stopped, _) => (
+        RequestEnd::Failed(Failure::ShutDown, _) => (
             Some("NO ANSWER when the station that gave the stop ended: it is not known to be stopped"),
             Some("the station that gave this stop has ended, or does not answer"),
         ),
-        Ended::Failed(_, why) => (Some(why.as_str()), None),
+        RequestEnd::Failed(_, why) => (Some(why.as_str()), None),
     };
     if let Some(cause) = cause
-        && acknowledged.some_missing(!matches!(ended, Ended::Whole))
+        && progress.has_unanswered(!matches!(ended, RequestEnd::Complete))
     {
         let text = format!(
             "{cause}: THE STOP IS NOT REPEATED ANY MORE; whoever has not answered may go on: type `ground-station stop` \
              again, which needs no `serve`"
         );
-        if matches!(ended, Ended::Failed(..)) {
-            screen.fault(&CliError::request(Failure::Stopped, text));
+        if matches!(ended, RequestEnd::Failed(..)) {
+            screen.print_error(&CliError::from_failure(Failure::ShutDown, text));
         } else {
-            screen.warning(&text);
+            screen.print_warning(&text);
         }
     }
-    if let Some(why) = why {
+    if let Some(why) = no_answer_reason {
         let ms = clock::since(started).as_secs_f64() * 1_000.0;
         // Nobody vanishes from a report.
-        for target in report.unanswered() {
+        for target in report.unanswered_targets() {
             let reply = Reply::ended(Outcome::NoAnswer, why);
             let lost = Event::Delivery(Delivery::new(target, reply, ms));
-            screen.event(&lost)?;
-            report.add(&lost);
+            screen.print_event(&lost)?;
+            report.on_event(&lost);
         }
     }
     let begun = report.counts().1 > 0;
     if !screen.json && begun {
-        screen.result(&report.groups(screen.style))?;
+        screen.print_result(&report.groups(screen.style))?;
         let summary = report.summary(clock::since(started), screen.style);
-        screen.result(&format!("\n{summary}"))?;
+        screen.print_result(&format!("\n{summary}"))?;
     }
     match ended {
         // Said above, with what to do.
-        Ended::Failed(Failure::Stopped, _) if !begun => Ok(Some(EXIT_FAILED)),
-        Ended::Failed(failure, message) if !begun => {
-            Ok(Some(screen.fault(&CliError::request(failure, message))))
+        RequestEnd::Failed(Failure::ShutDown, _) if !begun => Ok(Some(EXIT_FAILED)),
+        RequestEnd::Failed(failure, message) if !begun => Ok(Some(
+            screen.print_error(&CliError::from_failure(failure, message)),
+        )),
+        RequestEnd::Complete | RequestEnd::Interrupted | RequestEnd::Failed(..) => {
+            Ok(Some(report.exit_status()))
         }
-        Ended::Whole | Ended::Interrupted | Ended::Failed(..) => Ok(Some(report.exit_status())),
     }
 }
 
 /// Without the particulars that JSON has, such as the moment of each acknowledgement: nodes that ended alike are one
 /// group.
-fn in_short(event: &Event) -> Cow<'_, Event> {
+fn without_value(event: &Event) -> Cow<'_, Event> {
     if let Event::Delivery(delivery) = event {
         return Cow::Owned(Event::Delivery(Delivery {
             value: None,

@@ -1,11 +1,11 @@
-//! `[doors.NAME]`: which doors for other programs are open, and how far. A door is open if its table is there, or one
-//! of its environment variables (`GROUND_STATION_DOORS_NAME_KEY`).
+//! `[gateways.NAME]`: which gateways for other programs are open, and how far. A gateway is open if its table is there, or one
+//! of its environment variables (`GROUND_STATION_GATEWAYS_NAME_KEY`).
 //!
 //! ```toml
-//! [doors.knut]
+//! [gateways.knut]
 //! listen = "127.0.0.1:8080"     # loopback unless said otherwise
 //! allow = ["led", "show_*"]     # actions that may be asked for; none: only what reads
-//! role = "operator"             # observer, operator or admin: what this door is at most
+//! role = "operator"             # observer, operator or admin: what this gateway is at most
 //! target = "all"                # which nodes, where the protocol names none
 //! token = "…"                   # asked for, where the protocol has room for one
 //! connections = 512             # at once, in all
@@ -17,7 +17,7 @@
 //! idle = "60s"                  # silence after which a connection is closed
 //! ```
 //!
-//! Each door's own keys are in its module.
+//! Each gateway's own keys are in its module.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -26,7 +26,7 @@ use swarm_shared::proto::selector::{Glob, Selector};
 use swarm_shared::proto::trust::Role;
 use toml::de::DeTable;
 
-use super::{ConfigError, Raw, raw, unknown};
+use super::{ConfigError, RawValue, raw_value, unknown};
 use crate::duration;
 
 mod clever_show;
@@ -37,30 +37,30 @@ mod socktools;
 #[cfg(test)]
 mod tests;
 
-pub use clever_show::CleverShow;
-pub use knut::Knut;
-pub use platypush_http::PlatypushHttp;
-pub use platypush_tcp::PlatypushTcp;
-pub use socktools::{Network, RawEncoding, Raws, Socktools};
+pub use clever_show::CleverShowConfig;
+pub use knut::KnutConfig;
+pub use platypush_http::PlatypushHttpConfig;
+pub use platypush_tcp::PlatypushTcpConfig;
+pub use socktools::{Network, RawEncoding, RawMessages, SocktoolsConfig};
 
-/// The doors that are open.
+/// The gateways that are open.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Doors {
+pub struct GatewaysConfig {
     /// For clever-show's drone clients.
-    pub clever_show: Option<CleverShow>,
+    pub clever_show: Option<CleverShowConfig>,
     /// Platypush's messages over TCP.
-    pub platypush_tcp: Option<PlatypushTcp>,
+    pub platypush_tcp: Option<PlatypushTcpConfig>,
     /// Platypush's messages, hooks and events over HTTP.
-    pub platypush_http: Option<PlatypushHttp>,
+    pub platypush_http: Option<PlatypushHttpConfig>,
     /// For peers of socktools.
-    pub socktools: Option<Socktools>,
+    pub socktools: Option<SocktoolsConfig>,
     /// For Knut's clients.
-    pub knut: Option<Knut>,
+    pub knut: Option<KnutConfig>,
 }
 
-/// What every door has.
+/// What every gateway has.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Common {
+pub struct CommonOptions {
     /// Where it listens.
     pub listen: SocketAddr,
     /// The actions that may be asked for, beside those that only read.
@@ -76,12 +76,12 @@ pub struct Common {
     /// How long its outcomes are waited for.
     pub timeout: Duration,
     /// How much of it may be used.
-    pub limits: Limits,
+    pub limits: ConnectionLimits,
 }
 
-/// How much of a door may be used.
+/// How much of a gateway may be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Limits {
+pub struct ConnectionLimits {
     /// Most connections at once.
     pub connections: usize,
     /// Most connections at once of one address.
@@ -93,10 +93,10 @@ pub struct Limits {
     /// The longest silence.
     pub idle: Duration,
     /// Connections that the kernel holds until they are let in.
-    pub waiting: u32,
+    pub backlog: u32,
 }
 
-impl Default for Limits {
+impl Default for ConnectionLimits {
     fn default() -> Self {
         Self {
             connections: 512,
@@ -104,13 +104,13 @@ impl Default for Limits {
             message_bytes: 64 * 1024,
             rate: 50,
             idle: Duration::from_secs(60),
-            waiting: 1_024,
+            backlog: 1_024,
         }
     }
 }
 
-impl Common {
-    /// A door at a port of this machine that lets nothing but questions through.
+impl CommonOptions {
+    /// A gateway at a port of this machine that lets nothing but questions through.
     pub fn at(port: u16) -> Self {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
@@ -120,7 +120,7 @@ impl Common {
             token: None,
             ttl: Duration::from_secs(30),
             timeout: Duration::from_secs(10),
-            limits: Limits::default(),
+            limits: ConnectionLimits::default(),
         }
     }
 }
@@ -135,7 +135,7 @@ impl Secret {
     }
 
     /// Whether `shown` is it. How long that takes tells nothing of it but its length.
-    pub fn is(&self, shown: &str) -> bool {
+    pub fn matches(&self, shown: &str) -> bool {
         let differ = |a: &[u8], b: &[u8]| a.iter().zip(b).fold(0, |all, (a, b)| all | (a ^ b));
         self.0.len() == shown.len() && std::hint::black_box(differ(self.0.as_bytes(), shown.as_bytes())) == 0
     }
@@ -149,14 +149,14 @@ impl std::fmt::Debug for Secret {
 
 /// What a key holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum ValueKind {
     Text,
     Number,
     Flag,
     List,
 }
 
-impl Kind {
+impl ValueKind {
     fn rule(self) -> &'static str {
         match self {
             Self::Text => "a text in quotes",
@@ -167,105 +167,105 @@ impl Kind {
     }
 
     /// What a variable of this kind holds.
-    fn read(self, text: &str) -> Raw<'_> {
+    fn parse(self, text: &str) -> RawValue<'_> {
         match self {
-            Self::Text => Raw::Text(text),
-            Self::Number => text.parse().map_or(Raw::Text(text), Raw::Number),
-            Self::Flag => text.parse().map_or(Raw::Text(text), Raw::Flag),
+            Self::Text => RawValue::Text(text),
+            Self::Number => text.parse().map_or(RawValue::Text(text), RawValue::Number),
+            Self::Flag => text.parse().map_or(RawValue::Text(text), RawValue::Bool),
             Self::List => {
                 let parts = text.split(',').map(str::trim);
-                Raw::List(parts.filter(|part| !part.is_empty()).collect())
+                RawValue::List(parts.filter(|part| !part.is_empty()).collect())
             }
         }
     }
 }
 
-/// The keys that every door has.
-const COMMON: &[(&str, Kind)] = &[
-    ("listen", Kind::Text),
-    ("allow", Kind::List),
-    ("role", Kind::Text),
-    ("target", Kind::Text),
-    ("token", Kind::Text),
-    ("ttl", Kind::Text),
-    ("timeout", Kind::Text),
-    ("connections", Kind::Number),
-    ("connections_per_address", Kind::Number),
-    ("message_bytes", Kind::Number),
-    ("rate", Kind::Number),
-    ("idle", Kind::Text),
+/// The keys that every gateway has.
+const COMMON_KEYS: &[(&str, ValueKind)] = &[
+    ("listen", ValueKind::Text),
+    ("allow", ValueKind::List),
+    ("role", ValueKind::Text),
+    ("target", ValueKind::Text),
+    ("token", ValueKind::Text),
+    ("ttl", ValueKind::Text),
+    ("timeout", ValueKind::Text),
+    ("connections", ValueKind::Number),
+    ("connections_per_address", ValueKind::Number),
+    ("message_bytes", ValueKind::Number),
+    ("rate", ValueKind::Number),
+    ("idle", ValueKind::Text),
 ];
 
-/// A door's configuration.
-trait Door: Sized {
-    /// As in `[doors.NAME]`.
+/// A gateway's configuration.
+trait GatewayConfig: Sized {
+    /// As in `[gateways.NAME]`.
     const NAME: &'static str;
     /// Its own keys.
-    const KEYS: &'static [(&'static str, Kind)];
+    const KEYS: &'static [(&'static str, ValueKind)];
     /// The tables within its own, which [`Self::set_table`] takes.
     const TABLES: &'static [&'static str] = &[];
     /// Open, with nothing else said.
-    fn open() -> Self;
-    fn common(&mut self) -> &mut Common;
+    fn with_defaults() -> Self;
+    fn common(&mut self) -> &mut CommonOptions;
     /// Sets one of [`Self::KEYS`]; the value is of its kind.
-    fn set(&mut self, key: &str, _value: &Raw<'_>) -> Result<(), String> {
+    fn set(&mut self, key: &str, _value: &RawValue<'_>) -> Result<(), String> {
         Err(format!("{key} has no meaning here"))
     }
     /// A common key has been set.
     ///
     /// # Errors
     /// What it is at odds with.
-    fn has_taken(&mut self, _key: &str) -> Result<(), String> {
+    fn after_set(&mut self, _key: &str) -> Result<(), String> {
         Ok(())
     }
-    /// Takes over a table within its own, such as `[doors.NAME.KEY]`; `None`: there is no such table. Errors carry
+    /// Takes over a table within its own, such as `[gateways.NAME.KEY]`; `None`: there is no such table. Errors carry
     /// the byte at which they are.
     fn set_table(&mut self, _key: &str, _table: &DeTable<'_>) -> Option<Result<(), (usize, String)>> {
         None
     }
 }
 
-impl Doors {
-    /// What every door has, of each that is open, by the name of the door.
-    pub fn each(&self) -> impl Iterator<Item = (&'static str, &Common)> {
-        fn named<'a, D: Door>(
-            door: Option<&'a D>,
-            common: impl Fn(&'a D) -> &'a Common,
-        ) -> Option<(&'static str, &'a Common)> {
-            Some((D::NAME, common(door?)))
+impl GatewaysConfig {
+    /// What every gateway has, of each that is open, by the name of the gateway.
+    pub fn enabled(&self) -> impl Iterator<Item = (&'static str, &CommonOptions)> {
+        fn named<'a, D: GatewayConfig>(
+            gateway: Option<&'a D>,
+            common: impl Fn(&'a D) -> &'a CommonOptions,
+        ) -> Option<(&'static str, &'a CommonOptions)> {
+            Some((D::NAME, common(gateway?)))
         }
         let all = [
-            named(self.clever_show.as_ref(), |door| &door.common),
-            named(self.platypush_tcp.as_ref(), |door| &door.common),
-            named(self.platypush_http.as_ref(), |door| &door.common),
-            named(self.socktools.as_ref(), |door| &door.common),
-            named(self.knut.as_ref(), |door| &door.common),
+            named(self.clever_show.as_ref(), |gateway| &gateway.common),
+            named(self.platypush_tcp.as_ref(), |gateway| &gateway.common),
+            named(self.platypush_http.as_ref(), |gateway| &gateway.common),
+            named(self.socktools.as_ref(), |gateway| &gateway.common),
+            named(self.knut.as_ref(), |gateway| &gateway.common),
         ];
         all.into_iter().flatten()
     }
 
     /// Whether one is open that programs ask at, and not only drones.
-    pub fn are_asked_at(&self) -> bool {
-        self.each().any(|(name, _)| name != CleverShow::NAME)
+    pub fn needs_low_priority_runtime(&self) -> bool {
+        self.enabled().any(|(name, _)| name != CleverShowConfig::NAME)
     }
 
-    /// Takes over `[doors]`. Errors carry the byte at which they are.
-    pub(super) fn read_table(&mut self, doors: &DeTable<'_>) -> Result<(), (usize, String)> {
-        let mut entries: Vec<_> = doors.iter().collect();
+    /// Takes over `[gateways]`. Errors carry the byte at which they are.
+    pub(super) fn read_table(&mut self, gateways: &DeTable<'_>) -> Result<(), (usize, String)> {
+        let mut entries: Vec<_> = gateways.iter().collect();
         entries.sort_by_key(|(name, _)| name.span().start);
         for (name, value) in entries {
             let at = name.span().start;
             let name: &str = name.get_ref();
             let table = value.get_ref().as_table();
             let table =
-                table.ok_or_else(|| (at, format!("doors.{name} is a table: write [doors.{name}]")))?;
+                table.ok_or_else(|| (at, format!("gateways.{name} is a table: write [gateways.{name}]")))?;
             match name {
-                CleverShow::NAME => from_table(&mut self.clever_show, table)?,
-                PlatypushTcp::NAME => from_table(&mut self.platypush_tcp, table)?,
-                PlatypushHttp::NAME => from_table(&mut self.platypush_http, table)?,
-                Socktools::NAME => from_table(&mut self.socktools, table)?,
-                Knut::NAME => from_table(&mut self.knut, table)?,
-                _ => return Err((at, format!("[doors]: {}", unknown(name, NAMES)))),
+                CleverShowConfig::NAME => apply_table(&mut self.clever_show, table)?,
+                PlatypushTcpConfig::NAME => apply_table(&mut self.platypush_tcp, table)?,
+                PlatypushHttpConfig::NAME => apply_table(&mut self.platypush_http, table)?,
+                SocktoolsConfig::NAME => apply_table(&mut self.socktools, table)?,
+                KnutConfig::NAME => apply_table(&mut self.knut, table)?,
+                _ => return Err((at, format!("[gateways]: {}", unknown(name, GATEWAY_NAMES)))),
             }
         }
         Ok(())
@@ -275,131 +275,137 @@ impl Doors {
         &mut self,
         get: impl Fn(&str) -> Option<String>,
     ) -> Result<(), ConfigError> {
-        from_environment(&mut self.clever_show, &get)?;
-        from_environment(&mut self.platypush_tcp, &get)?;
-        from_environment(&mut self.platypush_http, &get)?;
-        from_environment(&mut self.socktools, &get)?;
-        from_environment(&mut self.knut, &get)
+        apply_environment(&mut self.clever_show, &get)?;
+        apply_environment(&mut self.platypush_tcp, &get)?;
+        apply_environment(&mut self.platypush_http, &get)?;
+        apply_environment(&mut self.socktools, &get)?;
+        apply_environment(&mut self.knut, &get)
     }
 }
 
-/// As in `[doors.NAME]`.
-const NAMES: &[&str] = &[
-    CleverShow::NAME,
-    PlatypushTcp::NAME,
-    PlatypushHttp::NAME,
-    Socktools::NAME,
-    Knut::NAME,
+/// As in `[gateways.NAME]`.
+const GATEWAY_NAMES: &[&str] = &[
+    CleverShowConfig::NAME,
+    PlatypushTcpConfig::NAME,
+    PlatypushHttpConfig::NAME,
+    SocktoolsConfig::NAME,
+    KnutConfig::NAME,
 ];
 
-/// The keys of each that not every door has.
-const OWN_KEYS: &[(&str, &[(&str, Kind)])] = &[
-    (CleverShow::NAME, CleverShow::KEYS),
-    (PlatypushTcp::NAME, PlatypushTcp::KEYS),
-    (PlatypushHttp::NAME, PlatypushHttp::KEYS),
-    (Socktools::NAME, Socktools::KEYS),
-    (Knut::NAME, Knut::KEYS),
+/// The keys of each that not every gateway has.
+const OWN_KEYS: &[(&str, &[(&str, ValueKind)])] = &[
+    (CleverShowConfig::NAME, CleverShowConfig::KEYS),
+    (PlatypushTcpConfig::NAME, PlatypushTcpConfig::KEYS),
+    (PlatypushHttpConfig::NAME, PlatypushHttpConfig::KEYS),
+    (SocktoolsConfig::NAME, SocktoolsConfig::KEYS),
+    (KnutConfig::NAME, KnutConfig::KEYS),
 ];
 
-fn from_table<D: Door>(door: &mut Option<D>, table: &DeTable<'_>) -> Result<(), (usize, String)> {
-    let door = door.get_or_insert_with(D::open);
+fn apply_table<D: GatewayConfig>(
+    gateway: &mut Option<D>,
+    table: &DeTable<'_>,
+) -> Result<(), (usize, String)> {
+    let gateway = gateway.get_or_insert_with(D::with_defaults);
     let mut entries: Vec<_> = table.iter().collect();
     entries.sort_by_key(|(key, _)| key.span().start);
     for (key, value) in entries {
         let at = key.span().start;
         let key: &str = key.get_ref();
         if let Some(table) = value.get_ref().as_table()
-            && let Some(taken) = door.set_table(key, table)
+            && let Some(taken) = gateway.set_table(key, table)
         {
             taken?;
             continue;
         }
         if D::TABLES.contains(&key) {
-            return Err((at, format!("{key} is a table: write [doors.{}.{key}]", D::NAME)));
+            return Err((
+                at,
+                format!("{key} is a table: write [gateways.{}.{key}]", D::NAME),
+            ));
         }
         // Before its value is looked at: whoever misspells the name of a table is not helped by what its value is.
-        if !keys::<D>().any(|(known, _)| known == key) {
-            return Err((at, format!("[doors.{}]: {}", D::NAME, unknown_key::<D>(key))));
+        if !all_keys::<D>().any(|(known, _)| known == key) {
+            return Err((at, format!("[gateways.{}]: {}", D::NAME, unknown_key::<D>(key))));
         }
-        let full = format!("doors.{}.{key}", D::NAME);
-        let raw =
-            raw(value).ok_or_else(|| (at, format!("{full} holds a value of a kind that no key has")))?;
-        match set(door, key, &raw) {
+        let full = format!("gateways.{}.{key}", D::NAME);
+        let raw = raw_value(value)
+            .ok_or_else(|| (at, format!("{full} holds a value of a kind that no key has")))?;
+        match set_key(gateway, key, &raw) {
             Some(taken) => taken.map_err(|fault| (value.span().start, fault))?,
-            None => return Err((at, format!("[doors.{}]: {}", D::NAME, unknown_key::<D>(key)))),
+            None => return Err((at, format!("[gateways.{}]: {}", D::NAME, unknown_key::<D>(key)))),
         }
     }
     Ok(())
 }
 
-/// What to say of a key that this door does not have: another one may.
-fn unknown_key<D: Door>(key: &str) -> String {
-    let has = |(name, keys): &&(&str, &[(&str, Kind)])| {
+/// What to say of a key that this gateway does not have: another one may.
+fn unknown_key<D: GatewayConfig>(key: &str) -> String {
+    let has = |(name, keys): &&(&str, &[(&str, ValueKind)])| {
         *name != D::NAME && keys.iter().any(|(known, _)| *known == key)
     };
     if let Some((other, _)) = OWN_KEYS.iter().find(has) {
-        return format!("{key:?} is a key of [doors.{other}], not of this door");
+        return format!("{key:?} is a key of [gateways.{other}], not of this gateway");
     }
-    let own = keys::<D>().map(|(known, _)| known);
+    let own = all_keys::<D>().map(|(known, _)| known);
     let known: Vec<&str> = own.chain(D::TABLES.iter().copied()).collect();
     unknown(key, &known)
 }
 
-/// Each variable of each door, behind what all of its door begin with.
-pub(super) fn variables() -> impl Iterator<Item = (String, String)> {
+/// Each variable of each gateway, behind what all of its gateway begin with.
+pub(super) fn environment_variables() -> impl Iterator<Item = (String, String)> {
     OWN_KEYS.iter().flat_map(|(name, own)| {
-        let keys = COMMON.iter().chain(*own);
-        keys.map(|(key, _)| (variable(name, ""), variable(name, key)))
+        let keys = COMMON_KEYS.iter().chain(*own);
+        keys.map(|(key, _)| (environment_variable(name, ""), environment_variable(name, key)))
     })
 }
 
-fn variable(door: &str, key: &str) -> String {
-    format!("GROUND_STATION_DOORS_{door}_{key}").to_uppercase()
+fn environment_variable(gateway: &str, key: &str) -> String {
+    format!("GROUND_STATION_GATEWAYS_{gateway}_{key}").to_uppercase()
 }
 
-fn from_environment<D: Door>(
-    door: &mut Option<D>,
+fn apply_environment<D: GatewayConfig>(
+    gateway: &mut Option<D>,
     get: &impl Fn(&str) -> Option<String>,
 ) -> Result<(), ConfigError> {
-    for (key, kind) in keys::<D>() {
-        let variable = variable(D::NAME, key);
+    for (key, kind) in all_keys::<D>() {
+        let variable = environment_variable(D::NAME, key);
         let Some(text) = get(&variable) else { continue };
-        let door = door.get_or_insert_with(D::open);
-        if let Some(Err(fault)) = set(door, key, &kind.read(&text)) {
+        let gateway = gateway.get_or_insert_with(D::with_defaults);
+        if let Some(Err(fault)) = set_key(gateway, key, &kind.parse(&text)) {
             return Err(ConfigError::Environment { variable, fault });
         }
     }
     Ok(())
 }
 
-fn keys<D: Door>() -> impl Iterator<Item = (&'static str, Kind)> {
-    COMMON.iter().chain(D::KEYS).copied()
+fn all_keys<D: GatewayConfig>() -> impl Iterator<Item = (&'static str, ValueKind)> {
+    COMMON_KEYS.iter().chain(D::KEYS).copied()
 }
 
-/// `None`: the door has no such key.
-fn set<D: Door>(door: &mut D, key: &str, raw: &Raw<'_>) -> Option<Result<(), String>> {
-    let (_, kind) = keys::<D>().find(|(known, _)| *known == key)?;
+/// `None`: the gateway has no such key.
+fn set_key<D: GatewayConfig>(gateway: &mut D, key: &str, raw: &RawValue<'_>) -> Option<Result<(), String>> {
+    let (_, kind) = all_keys::<D>().find(|(known, _)| *known == key)?;
     let fits = matches!(
         (kind, raw),
-        (Kind::Text, Raw::Text(_))
-            | (Kind::Number, Raw::Number(_))
-            | (Kind::Flag, Raw::Flag(_))
-            | (Kind::List, Raw::List(_))
+        (ValueKind::Text, RawValue::Text(_))
+            | (ValueKind::Number, RawValue::Number(_))
+            | (ValueKind::Flag, RawValue::Bool(_))
+            | (ValueKind::List, RawValue::List(_))
     );
     Some(if !fits {
-        Err(format!("doors.{}.{key} has to be {}", D::NAME, kind.rule()))
-    } else if COMMON.iter().any(|(known, _)| *known == key) {
-        set_common(door.common(), key, raw).and_then(|()| door.has_taken(key))
+        Err(format!("gateways.{}.{key} has to be {}", D::NAME, kind.rule()))
+    } else if COMMON_KEYS.iter().any(|(known, _)| *known == key) {
+        set_common(gateway.common(), key, raw).and_then(|()| gateway.after_set(key))
     } else {
-        door.set(key, raw)
+        gateway.set(key, raw)
     })
 }
 
-fn set_common(common: &mut Common, key: &str, raw: &Raw<'_>) -> Result<(), String> {
+fn set_common(common: &mut CommonOptions, key: &str, raw: &RawValue<'_>) -> Result<(), String> {
     match (key, raw) {
-        ("listen", Raw::Text(text)) => common.listen = address(text)?,
-        ("allow", Raw::List(list)) => common.allow = globs(list)?,
-        ("role", Raw::Text(text)) => {
+        ("listen", RawValue::Text(text)) => common.listen = parse_address(text)?,
+        ("allow", RawValue::List(list)) => common.allow = parse_globs(list)?,
+        ("role", RawValue::Text(text)) => {
             common.role = match *text {
                 "observer" => Role::Observer,
                 "operator" => Role::Operator,
@@ -407,26 +413,28 @@ fn set_common(common: &mut Common, key: &str, raw: &Raw<'_>) -> Result<(), Strin
                 _ => return Err(format!("{text:?} is not observer, operator or admin")),
             }
         }
-        ("target", Raw::Text(text)) => {
+        ("target", RawValue::Text(text)) => {
             common.target = Selector::parse(text).map_err(|error| error.to_string())?;
         }
-        ("token", Raw::Text(text)) => {
+        ("token", RawValue::Text(text)) => {
             if text.len() < TOKEN_BYTES_MIN {
                 return Err(format!("a token has at least {TOKEN_BYTES_MIN} characters"));
             }
             common.token = Some(Secret((*text).to_owned()));
         }
-        ("ttl", Raw::Text(text)) => common.ttl = time(text)?,
-        ("timeout", Raw::Text(text)) => common.timeout = time(text)?,
-        ("connections", Raw::Number(number)) => common.limits.connections = within(key, *number, 1, 65_536)?,
-        ("connections_per_address", Raw::Number(number)) => {
-            common.limits.per_address = within(key, *number, 1, 65_536)?;
+        ("ttl", RawValue::Text(text)) => common.ttl = parse_duration(text)?,
+        ("timeout", RawValue::Text(text)) => common.timeout = parse_duration(text)?,
+        ("connections", RawValue::Number(number)) => {
+            common.limits.connections = in_range(key, *number, 1, 65_536)?;
         }
-        ("message_bytes", Raw::Number(number)) => {
-            common.limits.message_bytes = within(key, *number, 256, 1024 * 1024)?;
+        ("connections_per_address", RawValue::Number(number)) => {
+            common.limits.per_address = in_range(key, *number, 1, 65_536)?;
         }
-        ("rate", Raw::Number(number)) => common.limits.rate = within(key, *number, 1, 1_000_000)?,
-        ("idle", Raw::Text(text)) => common.limits.idle = time(text)?,
+        ("message_bytes", RawValue::Number(number)) => {
+            common.limits.message_bytes = in_range(key, *number, 256, 1024 * 1024)?;
+        }
+        ("rate", RawValue::Number(number)) => common.limits.rate = in_range(key, *number, 1, 1_000_000)?,
+        ("idle", RawValue::Text(text)) => common.limits.idle = parse_duration(text)?,
         _ => return Err(format!("{key} has no meaning here")),
     }
     Ok(())
@@ -435,12 +443,12 @@ fn set_common(common: &mut Common, key: &str, raw: &Raw<'_>) -> Result<(), Strin
 /// Shortest token.
 const TOKEN_BYTES_MIN: usize = 16;
 
-fn address(text: &str) -> Result<SocketAddr, String> {
+fn parse_address(text: &str) -> Result<SocketAddr, String> {
     text.parse()
         .map_err(|_bad| format!("{text:?} is not ADDR:PORT, such as 127.0.0.1:8080"))
 }
 
-fn globs(list: &[&str]) -> Result<Vec<Glob>, String> {
+fn parse_globs(list: &[&str]) -> Result<Vec<Glob>, String> {
     if list.contains(&"") {
         return Err("\"\" in `allow` names nothing: write the name of an action, or take it out".to_owned());
     }
@@ -450,14 +458,14 @@ fn globs(list: &[&str]) -> Result<Vec<Glob>, String> {
     parsed.collect()
 }
 
-fn within<T: TryFrom<i64>>(key: &str, number: i64, least: i64, most: i64) -> Result<T, String> {
+fn in_range<T: TryFrom<i64>>(key: &str, number: i64, least: i64, most: i64) -> Result<T, String> {
     let fits = (least..=most).contains(&number);
     let number = T::try_from(number).ok().filter(|_| fits);
     number.ok_or_else(|| format!("{key} has to be {least} to {most}"))
 }
 
 /// A length of time that is not nothing.
-fn time(text: &str) -> Result<Duration, String> {
+fn parse_duration(text: &str) -> Result<Duration, String> {
     let time = duration::parse(text).map_err(|error| error.to_string())?;
     if time.is_zero() {
         return Err(format!("{text:?} is no time at all: write at least 1ms"));

@@ -1,6 +1,6 @@
 use super::*;
 
-fn read(text: &str) -> Result<Config, String> {
+fn parse_config(text: &str) -> Result<Config, String> {
     let mut config = Config::for_host("laptop.local");
     config
         .read_file(Path::new("config.toml"), text)
@@ -10,14 +10,14 @@ fn read(text: &str) -> Result<Config, String> {
 
 #[test]
 fn an_empty_file_gives_the_defaults() {
-    let config = read("").expect("defaults");
+    let config = parse_config("").expect("defaults");
     assert_eq!(config.name.as_str(), "laptop");
     assert_eq!(config.listen.to_string(), "0.0.0.0:7421");
     assert!(config.pings && config.mdns);
 }
 
 #[test]
-fn the_example_in_the_documentation_is_read_whole() {
+fn documented_config_example_is_accepted() {
     let source = include_str!("../config.rs");
     let example: Vec<&str> = source
         .lines()
@@ -26,7 +26,7 @@ fn the_example_in_the_documentation_is_read_whole() {
         .take_while(|line| *line != "//! ```")
         .map(|line| line.trim_start_matches("//!"))
         .collect();
-    let config = read(&example.join("\n")).expect("the example");
+    let config = parse_config(&example.join("\n")).expect("the example");
     let defaults = Config::for_host("field-laptop");
     let nodes = vec!["10.0.0.7:7420".parse().expect("an address")];
     assert_eq!(config, Config { nodes, ..defaults });
@@ -42,7 +42,7 @@ fn the_example_in_the_documentation_is_read_whole() {
 }
 
 #[test]
-fn faults_name_the_line_and_the_way_out() {
+fn config_errors_name_the_line_and_a_remedy() {
     for (text, fault) in [
         (
             "\n\nlissten = \"x\"",
@@ -57,8 +57,8 @@ fn faults_name_the_line_and_the_way_out() {
             "config.toml:1: unknown key \"colour\"; known are name, listen",
         ),
         (
-            "[door.knut]",
-            "config.toml:1: unknown key \"door\"; did you mean \"doors\"?",
+            "[gateway.knut]",
+            "config.toml:1: unknown key \"gateway\"; did you mean \"gateways\"?",
         ),
         ("listen = \"here\"", "config.toml:1: \"here\" is not ADDR:PORT"),
         (
@@ -96,20 +96,20 @@ fn faults_name_the_line_and_the_way_out() {
             "config.toml:2: unknown key \"history.keep\"",
         ),
         (
-            "\n[doors.knut]\nlisten = \"x\"",
+            "\n[gateways.knut]\nlisten = \"x\"",
             "config.toml:3: \"x\" is not ADDR:PORT",
         ),
         ("name = ", "config.toml:1: "),
         ("name = \"a\"\nname = \"b\"", "config.toml:2: "),
     ] {
-        let error = read(text).expect_err(text);
+        let error = parse_config(text).expect_err(text);
         assert!(error.starts_with(fault), "{text:?}: {error}");
     }
 }
 
 #[test]
-fn the_environment_wins_over_the_file() {
-    let mut config = read("ping_port = 1\nname = \"file\"").expect("reads");
+fn environment_overrides_the_config_file() {
+    let mut config = parse_config("ping_port = 1\nname = \"file\"").expect("reads");
     let environment = |variable: &str| {
         let value = match variable {
             "GROUND_STATION_PING_PORT" => "9000",
@@ -136,7 +136,7 @@ fn the_environment_wins_over_the_file() {
 }
 
 #[test]
-fn a_file_is_optional_unless_it_is_named() {
+fn explicit_config_file_must_exist() {
     let dir = tempfile::tempdir().expect("a directory");
     Config::load(None, dir.path()).expect("defaults");
     let missing = dir.path().join("x.toml");
@@ -149,33 +149,33 @@ fn a_file_is_optional_unless_it_is_named() {
 }
 
 #[test]
-fn a_variable_that_nothing_is_called_after_is_a_slip() {
+fn unknown_environment_variables_are_refused() {
     let check = |names: &[&str]| {
         let names = names.iter().map(|name| (*name).to_owned());
-        check_variables(names).map_err(|error| error.to_string())
+        check_unknown_variables(names).map_err(|error| error.to_string())
     };
     let known = [
         "GROUND_STATION_NAME",
         "GROUND_STATION_LOG",
         "GROUND_STATION_STATE_DIR",
         "GROUND_STATION_HISTORY_KEEP_DAYS",
-        "GROUND_STATION_DOORS_KNUT_ALLOW",
-        "GROUND_STATION_DOORS_SOCKTOOLS_RAW_ACTION",
+        "GROUND_STATION_GATEWAYS_KNUT_ALLOW",
+        "GROUND_STATION_GATEWAYS_SOCKTOOLS_RAW_ACTION",
         "HOME",
     ];
     assert_eq!(check(&known), Ok(()));
     for (variable, says) in [
         (
-            "GROUND_STATION_DOORS_KNUT_ALOW",
-            "did you mean GROUND_STATION_DOORS_KNUT_ALLOW?",
+            "GROUND_STATION_GATEWAYS_KNUT_ALOW",
+            "did you mean GROUND_STATION_GATEWAYS_KNUT_ALLOW?",
         ),
         (
-            "GROUND_STATION_DOORS_KNOT_ALLOW",
-            "did you mean GROUND_STATION_DOORS_KNUT_ALLOW?",
+            "GROUND_STATION_GATEWAYS_KNOT_ALLOW",
+            "did you mean GROUND_STATION_GATEWAYS_KNUT_ALLOW?",
         ),
         ("GROUND_STATION_LISTE", "did you mean GROUND_STATION_LISTEN?"),
         (
-            "GROUND_STATION_DOORS_KNUT_COLOUR",
+            "GROUND_STATION_GATEWAYS_KNUT_COLOUR",
             "each key of config.toml has its own",
         ),
     ] {
@@ -186,7 +186,7 @@ fn a_variable_that_nothing_is_called_after_is_a_slip() {
 }
 
 #[test]
-fn a_guess_that_is_far_off_is_not_made() {
+fn distant_suggestions_are_not_offered() {
     for (key, says) in [
         ("raw_acton", "did you mean \"raw_action\"?"),
         (
@@ -195,17 +195,20 @@ fn a_guess_that_is_far_off_is_not_made() {
         ),
         ("action", "did you mean \"raw_action\"?"),
         ("fast", "known are listen, allow"),
-        ("temperature", "is a key of [doors.knut], not of this door"),
+        ("temperature", "is a key of [gateways.knut], not of this gateway"),
     ] {
-        let error = read(&format!("[doors.socktools]\n{key} = \"x\"")).expect_err(key);
+        let error = parse_config(&format!("[gateways.socktools]\n{key} = \"x\"")).expect_err(key);
         assert!(error.contains(says), "{error}");
     }
-    let elsewhere = read("[doors.platypush_tcp]\nraw_action = \"x\"").expect_err("socktools' own");
-    assert!(elsewhere.contains("is a key of [doors.socktools]"), "{elsewhere}");
+    let elsewhere = parse_config("[gateways.platypush_tcp]\nraw_action = \"x\"").expect_err("socktools' own");
+    assert!(
+        elsewhere.contains("is a key of [gateways.socktools]"),
+        "{elsewhere}"
+    );
 }
 
 #[test]
-fn what_containers_tell_of_services_is_no_slip() {
+fn container_service_variables_are_ignored() {
     for (name, value) in [
         ("GROUND_STATION_SERVICE_HOST", "10.0.0.1"),
         ("GROUND_STATION_SERVICE_PORT", "7421"),
@@ -213,16 +216,16 @@ fn what_containers_tell_of_services_is_no_slip() {
         ("GROUND_STATION_PORT", "tcp://10.0.0.1:7421"),
         ("GROUND_STATION_PORT_7421_TCP_ADDR", "10.0.0.1"),
     ] {
-        assert!(is_of_containers(name, value), "{name}");
+        assert!(is_container_service_variable(name, value), "{name}");
     }
     for (name, value) in [
         ("GROUND_STATION_PORT", "7421"),
         ("GROUND_STATION_PING_PROT", "7422"),
         ("GROUND_STATION_SERVICE", "x"),
     ] {
-        assert!(!is_of_containers(name, value), "{name}");
+        assert!(!is_container_service_variable(name, value), "{name}");
     }
     for (key, variable) in KEYS {
-        assert!(!is_of_containers(variable, "tcp://x"), "{key}");
+        assert!(!is_container_service_variable(variable, "tcp://x"), "{key}");
     }
 }

@@ -11,35 +11,35 @@ use tokio::time::timeout;
 use super::{EVENT_LINE_BYTES_MAX, REQUEST_LINE_BYTES_MAX, read_line};
 use crate::duration::to_ms;
 use crate::fleet::{Event, Failure, Request};
-use crate::gateways::framing::WRITE_MAX;
+use crate::gateways::framing::WRITE_TIMEOUT;
 
 /// Whether a station answers on this socket now.
-pub async fn answers(socket: &Path) -> bool {
+pub async fn is_listening(socket: &Path) -> bool {
     UnixStream::connect(socket).await.is_ok()
 }
 
 /// How long a running station may take until it says anything, beyond what the request itself may take: one that is
 /// stopped (Ctrl-Z) takes connections and says nothing.
-const FIRST_EVENT_PATIENCE: Duration = Duration::from_secs(10);
+const FIRST_EVENT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Carries one request over the socket; faults become [`Event::Failed`]. Ends early, and so cancels the request,
 /// when nobody reads the events any more.
-pub async fn ask(socket: PathBuf, request: Request, events: mpsc::Sender<Event>) {
-    let stopped = || {
+pub async fn send_request(socket: PathBuf, request: Request, events: mpsc::Sender<Event>) {
+    let shut_down = || {
         Event::failed(
-            Failure::Stopped,
+            Failure::ShutDown,
             "the running station stopped before it had answered; `ground-station history` says what it had begun: look there before you ask again",
         )
     };
-    let patience = first_event_patience(&request);
+    let event_timeout = first_event_timeout(&request);
     let outcome = tokio::select! {
         biased;
         () = events.closed() => return,
-        outcome = exchange(&socket, &request, patience, &events) => outcome,
+        outcome = exchange(&socket, &request, event_timeout, &events) => outcome,
     };
     let last = match outcome {
         Ok(true) => return,
-        Ok(false) => stopped(),
+        Ok(false) => shut_down(),
         Err(error) if error.kind() == std::io::ErrorKind::InvalidData => {
             let text = format!(
                 "the running station was not understood ({error}); restart it, so that both have one version"
@@ -49,11 +49,11 @@ pub async fn ask(socket: PathBuf, request: Request, events: mpsc::Sender<Event>)
         Err(error) if error.kind() == std::io::ErrorKind::TimedOut => {
             let text = "the running station does not answer: if it was put to sleep (Ctrl-Z), type `fg` there; else \
                         start it anew";
-            Event::failed(Failure::Stopped, text)
+            Event::failed(Failure::ShutDown, text)
         }
         Err(error) => {
             tracing::debug!(%error, "control socket");
-            stopped()
+            shut_down()
         }
     };
     // If nobody reads any more, nobody misses it.
@@ -61,11 +61,11 @@ pub async fn ask(socket: PathBuf, request: Request, events: mpsc::Sender<Event>)
 }
 
 /// `None` for what may rightly say nothing for as long as it lasts.
-fn first_event_patience(request: &Request) -> Option<Duration> {
+fn first_event_timeout(request: &Request) -> Option<Duration> {
     let own = match request {
         Request::Watch { .. } | Request::Follow { .. } => return None,
         // A peer that does not read is given up then.
-        Request::Tell { .. } => to_ms(WRITE_MAX),
+        Request::SendToPeers { .. } => to_ms(WRITE_TIMEOUT),
         Request::Nodes { timeout_ms, .. } | Request::Join { timeout_ms, .. } => *timeout_ms,
         Request::Targets { .. }
         | Request::Command { .. }
@@ -86,14 +86,14 @@ fn first_event_patience(request: &Request) -> Option<Duration> {
         | Request::Revoke { .. }
         | Request::Members => 0,
     };
-    Some(FIRST_EVENT_PATIENCE.saturating_add(Duration::from_millis(own)))
+    Some(FIRST_EVENT_TIMEOUT.saturating_add(Duration::from_millis(own)))
 }
 
 /// Whether the last event came.
 pub(super) async fn exchange(
     socket: &Path,
     request: &Request,
-    first_event_patience: Option<Duration>,
+    event_timeout: Option<Duration>,
     events: &mpsc::Sender<Event>,
 ) -> std::io::Result<bool> {
     let invalid = |text: String| std::io::Error::new(std::io::ErrorKind::InvalidData, text);
@@ -108,10 +108,10 @@ pub(super) async fn exchange(
     let mut stream = UnixStream::connect(socket).await?;
     stream.write_all(&line).await?;
     let mut stream = BufReader::new(stream);
-    let mut patience = first_event_patience;
+    let mut next_timeout = event_timeout;
     loop {
         let reading = read_line(&mut stream, EVENT_LINE_BYTES_MAX);
-        let line = match patience.take() {
+        let line = match next_timeout.take() {
             Some(patience) => timeout(patience, reading).await??,
             None => reading.await?,
         };

@@ -49,7 +49,7 @@ impl StateLock {
     ///
     /// # Errors
     /// [`LockError::Held`] if it is not free; [`LockError::Io`].
-    pub fn try_take(state_dir: &Path, what: &str) -> Result<Self, LockError> {
+    pub fn try_acquire(state_dir: &Path, what: &str) -> Result<Self, LockError> {
         let io = |path: &Path, error: io::Error| LockError::Io {
             path: path.to_owned(),
             error,

@@ -71,25 +71,27 @@ impl ControlServer {
     }
 
     /// Answers until `stop`; then the socket's file goes, and requests that still run are cut off.
-    pub async fn serve(self, fleet: Fleet, stop: CancellationToken) {
+    pub async fn serve(self, fleet: Fleet, shutdown: CancellationToken) {
         let tasks = TaskTracker::new();
-        let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let connection_slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         loop {
             let next = async {
-                let place = Arc::clone(&places).acquire_owned().await;
-                (place, self.listener.accept().await)
+                let slot = Arc::clone(&connection_slots).acquire_owned().await;
+                (slot, self.listener.accept().await)
             };
-            let (place, accepted) = tokio::select! {
+            let (slot, accepted) = tokio::select! {
                 biased;
-                () = stop.cancelled() => break,
+                () = shutdown.cancelled() => break,
                 next = next => next,
             };
             match accepted {
                 Ok((stream, _)) => {
-                    let (fleet, stop) = (fleet.clone(), stop.clone());
+                    let (fleet, shutdown) = (fleet.clone(), shutdown.clone());
                     tasks.spawn(async move {
-                        stop.run_until_cancelled(answer(stream, fleet)).await;
-                        drop(place);
+                        shutdown
+                            .run_until_cancelled(handle_connection(stream, fleet))
+                            .await;
+                        drop(slot);
                     });
                 }
                 Err(error) => {
@@ -125,11 +127,11 @@ fn bind_private(fresh: &Path, path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-async fn answer(mut stream: UnixStream, fleet: Fleet) {
+async fn handle_connection(mut stream: UnixStream, fleet: Fleet) {
     // The kernel says who it is (SO_PEERCRED).
-    let who = stream.peer_cred().map_or_else(
+    let user = stream.peer_cred().map_or_else(
         |_unknown| "unknown".to_owned(),
-        |peer| os_user::of_uid(peer.uid()),
+        |peer| os_user::login_name(peer.uid()),
     );
     let (from, to) = stream.split();
     let mut from = BufReader::new(from);
@@ -140,7 +142,7 @@ async fn answer(mut stream: UnixStream, fleet: Fleet) {
         Ok(Ok(None)) | Err(_) => return,
         Ok(Ok(Some(line))) => line,
         Ok(Err(error)) => {
-            refuse(&mut to, format!("the request was not read: {error}")).await;
+            send_refusal(&mut to, format!("the request was not read: {error}")).await;
             return;
         }
     };
@@ -150,11 +152,11 @@ async fn answer(mut stream: UnixStream, fleet: Fleet) {
             let version = env!("CARGO_PKG_VERSION");
             let text =
                 format!("the running station ({version}) does not know this request ({error}); restart it");
-            refuse(&mut to, text).await;
+            send_refusal(&mut to, text).await;
             return;
         }
     };
-    let mut events = fleet.perform_as(request, who).await;
+    let mut events = fleet.perform_as(request, user).await;
     loop {
         let mut more = [0; 64];
         tokio::select! {
@@ -176,7 +178,7 @@ async fn answer(mut stream: UnixStream, fleet: Fleet) {
     }
 }
 
-async fn refuse(to: &mut (impl AsyncWriteExt + Unpin), text: String) {
+async fn send_refusal(to: &mut (impl AsyncWriteExt + Unpin), text: String) {
     if let Err(error) = write_event(to, &Event::failed(Failure::Usage, text), true).await {
         tracing::debug!(%error, "a control client went away");
     }

@@ -9,27 +9,27 @@ use tokio_util::sync::CancellationToken;
 use super::lock::{LockError, StateLock};
 use super::server::ControlServer;
 use super::*;
-use crate::fleet::{Call, Event, Failure, Fleet, Request};
+use crate::fleet::{Event, Failure, Fleet, Request, RequestEnvelope};
 
 struct Station {
     dir: tempfile::TempDir,
-    calls: mpsc::Receiver<Call>,
-    stop: CancellationToken,
+    requests: mpsc::Receiver<RequestEnvelope>,
+    shutdown: CancellationToken,
     served: tokio::task::JoinHandle<()>,
 }
 
 impl Station {
     fn start() -> Self {
         let dir = tempfile::tempdir().expect("a directory");
-        let lock = StateLock::try_take(dir.path(), "test").expect("free");
+        let lock = StateLock::try_acquire(dir.path(), "test").expect("free");
         let server = ControlServer::bind(&lock).expect("binds");
-        let (fleet, calls) = Fleet::local();
-        let stop = CancellationToken::new();
-        let served = tokio::spawn(server.serve(fleet, stop.clone()));
+        let (fleet, requests) = Fleet::local();
+        let shutdown = CancellationToken::new();
+        let served = tokio::spawn(server.serve(fleet, shutdown.clone()));
         Self {
             dir,
-            calls,
-            stop,
+            requests,
+            shutdown,
             served,
         }
     }
@@ -38,7 +38,7 @@ impl Station {
         Fleet::remote(self.dir.path().join(CONTROL_SOCKET))
     }
 
-    async fn raw(&self, line: &[u8]) -> String {
+    async fn send_raw(&self, line: &[u8]) -> String {
         let mut stream = UnixStream::connect(self.dir.path().join(CONTROL_SOCKET))
             .await
             .expect("connects");
@@ -51,7 +51,7 @@ impl Station {
 }
 
 #[tokio::test]
-async fn a_request_goes_over_and_its_events_come_back_in_order() {
+async fn control_socket_returns_events_in_order() {
     let mut station = Station::start();
     let path = station.dir.path().join(CONTROL_SOCKET);
     assert_eq!(
@@ -62,11 +62,11 @@ async fn a_request_goes_over_and_its_events_come_back_in_order() {
     let mut events = fleet
         .perform_as(Request::Members, "somebody else".to_owned())
         .await;
-    let call = station.calls.recv().await.expect("a call");
+    let call = station.requests.recv().await.expect("a call");
     assert_eq!(call.request, Request::Members);
     assert_eq!(
-        call.who,
-        crate::os_user::own(),
+        call.user,
+        crate::os_user::current(),
         "as the kernel says, and nobody else"
     );
     for event in [Event::note("one"), Event::note("two"), Event::End] {
@@ -80,28 +80,28 @@ async fn a_request_goes_over_and_its_events_come_back_in_order() {
 }
 
 #[tokio::test]
-async fn dropping_the_receiver_cancels_across_the_socket() {
+async fn dropping_the_receiver_cancels_a_remote_request() {
     let mut station = Station::start();
     let events = station.remote().perform(Request::Pending).await;
-    let call = station.calls.recv().await.expect("a call");
+    let call = station.requests.recv().await.expect("a call");
     drop(events);
     let cancelled = tokio::time::timeout(Duration::from_secs(5), call.events.closed()).await;
     assert!(cancelled.is_ok(), "the engine has to see it");
 }
 
 #[tokio::test]
-async fn a_station_that_stops_midway_is_told_from_an_end() {
+async fn remote_shutdown_midway_is_reported_as_failure() {
     let mut station = Station::start();
     let mut events = station.remote().perform(Request::Pending).await;
-    let call = station.calls.recv().await.expect("a call");
+    let call = station.requests.recv().await.expect("a call");
     call.events.send(Event::note("working")).await.expect("read");
     assert_eq!(events.recv().await, Some(Event::note("working")));
-    station.stop.cancel();
+    station.shutdown.cancel();
     station.served.await.expect("ends");
     assert!(matches!(
         events.recv().await,
         Some(Event::Failed {
-            failure: Failure::Stopped,
+            failure: Failure::ShutDown,
             ..
         })
     ));
@@ -113,21 +113,21 @@ async fn a_station_that_stops_midway_is_told_from_an_end() {
 }
 
 #[tokio::test]
-async fn nobody_there_is_a_failure_with_advice() {
+async fn missing_control_socket_is_reported_as_failure() {
     let mut events = Fleet::remote("/nonexistent/control.sock".into())
         .perform(Request::Members)
         .await;
     assert!(matches!(
         events.recv().await,
         Some(Event::Failed {
-            failure: Failure::Stopped,
+            failure: Failure::ShutDown,
             ..
         })
     ));
 }
 
 #[tokio::test]
-async fn a_station_that_takes_the_question_and_sleeps_is_not_waited_for() {
+async fn suspended_station_times_out_the_request() {
     let dir = tempfile::tempdir().expect("a directory");
     let socket = dir.path().join(CONTROL_SOCKET);
     let _asleep = std::os::unix::net::UnixListener::bind(&socket).expect("bound");
@@ -140,17 +140,21 @@ async fn a_station_that_takes_the_question_and_sleeps_is_not_waited_for() {
 }
 
 #[tokio::test]
-async fn lines_that_are_no_request_are_refused() {
+async fn invalid_request_lines_are_refused() {
     let station = Station::start();
-    let answer = station.raw(b"{\"request\":\"brew\"}\n").await;
+    let answer = station.send_raw(b"{\"request\":\"brew\"}\n").await;
     assert!(answer.contains("does not know this request"), "{answer}");
-    let answer = station.raw(b"\xff\n").await;
+    let answer = station.send_raw(b"\xff\n").await;
     assert!(answer.contains("failed"), "{answer}");
-    assert_eq!(station.raw(b"").await.len(), 0, "half a connection gets nothing");
+    assert_eq!(
+        station.send_raw(b"").await.len(),
+        0,
+        "half a connection gets nothing"
+    );
 }
 
 #[tokio::test]
-async fn a_line_has_an_end_and_a_bound() {
+async fn lines_are_terminated_and_bounded() {
     let lines: &[u8] = b"one\n\nthree";
     let mut from = lines;
     assert_eq!(
@@ -175,32 +179,32 @@ async fn a_line_has_an_end_and_a_bound() {
 }
 
 #[test]
-fn one_process_owns_a_state_directory_and_says_who() {
+fn state_directory_lock_names_its_holder() {
     let dir = tempfile::tempdir().expect("a directory");
     let state_dir = dir.path().join("a/b");
-    let lock = StateLock::try_take(&state_dir, "ground-station serve").expect("free");
+    let lock = StateLock::try_acquire(&state_dir, "ground-station serve").expect("free");
     let mode = std::fs::metadata(&state_dir).expect("made").permissions().mode();
     assert_eq!(mode & 0o777, 0o700);
-    let error = StateLock::try_take(&state_dir, "ground-station ping").expect_err("held");
+    let error = StateLock::try_acquire(&state_dir, "ground-station ping").expect_err("held");
     let who = format!("ground-station serve (pid {})", std::process::id());
     assert!(
         matches!(&error, LockError::Held { holder, .. } if *holder == who),
         "{error}"
     );
     drop(lock);
-    StateLock::try_take(&state_dir, "x").expect("free again");
+    StateLock::try_acquire(&state_dir, "x").expect("free again");
 }
 
 #[tokio::test]
-async fn a_leftover_socket_is_replaced_and_a_long_path_refused() {
+async fn stale_socket_is_replaced_and_long_path_refused() {
     let dir = tempfile::tempdir().expect("a directory");
     drop(std::os::unix::net::UnixListener::bind(dir.path().join(CONTROL_SOCKET)).expect("a leftover"));
-    assert!(!client::answers(&dir.path().join(CONTROL_SOCKET)).await);
-    let lock = StateLock::try_take(dir.path(), "test").expect("free");
+    assert!(!client::is_listening(&dir.path().join(CONTROL_SOCKET)).await);
+    let lock = StateLock::try_acquire(dir.path(), "test").expect("free");
     let _server = ControlServer::bind(&lock).expect("replaces it");
-    assert!(client::answers(&dir.path().join(CONTROL_SOCKET)).await);
+    assert!(client::is_listening(&dir.path().join(CONTROL_SOCKET)).await);
 
-    let long = StateLock::try_take(&dir.path().join("x".repeat(110)), "test").expect("free");
+    let long = StateLock::try_acquire(&dir.path().join("x".repeat(110)), "test").expect("free");
     let error = ControlServer::bind(&long).expect_err("too long").to_string();
     assert!(error.contains("shorter --state-dir"), "{error}");
 }

@@ -11,7 +11,7 @@ use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::trust::Role;
 
 use super::gateway_peers::PeerView;
-use super::{AuditView, CommandKind, CommandView, PastDelivery};
+use super::{AuditView, CommandKind, CommandView, HistoryDelivery};
 
 /// One thing that came back.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -75,19 +75,22 @@ pub enum Event {
     /// A command in the history.
     Command(CommandView),
     /// The command whose deliveries follow, from the history.
-    About(CommandView),
+    #[serde(rename = "about")]
+    CommandDetails(CommandView),
     /// A delivery in the history.
-    Past(PastDelivery),
+    #[serde(rename = "past")]
+    HistoryDelivery(HistoryDelivery),
     /// Who did what.
     Audit(AuditView),
-    /// A user of doors.
+    /// A user of gateways.
     User(UserView),
     /// A token of a user.
     Token(TokenView),
-    /// A peer at a door.
+    /// A peer at a gateway.
     Peer(PeerView),
     /// To a follower: word of a request that somebody else has made. Its last is `end` or `failed`.
-    Told {
+    #[serde(rename = "told")]
+    Observed {
         /// What was asked for.
         kind: CommandKind,
         /// The action of a command; else the word for the kind.
@@ -110,7 +113,8 @@ pub enum Event {
         values: Map<String, Value>,
     },
     /// To a follower that is slow: so many words of `told` were passed over, the oldest.
-    Missed {
+    #[serde(rename = "missed")]
+    Lagged {
         /// How many.
         count: u64,
     },
@@ -141,22 +145,22 @@ impl Event {
 }
 
 /// How a request ends for followers when nobody waits for it any more.
-pub(super) const ASKER_WENT: &str = "cut off: whoever asked went away";
+pub(super) const CALLER_GONE: &str = "cut off: whoever asked went away";
 /// What is told of a node that belongs no more.
-pub(super) const PUT_OUT: &str = "put out of the fleet";
+pub(super) const REVOKED_WARNING: &str = "put out of the fleet";
 /// The same of a drone of another program.
-pub(super) const NOT_KNOWN: &str = "not known any more: a drone of another program that has left";
+pub(super) const DEVICE_LEFT_WARNING: &str = "not known any more: a drone of another program that has left";
 
 impl NodeView {
     /// Whether it is the last: this is no node of the fleet any more, or no drone that is known.
     pub fn has_left(&self) -> bool {
-        self.is_forgotten() || self.warnings.iter().any(|warning| warning == PUT_OUT)
+        self.is_forgotten() || self.warnings.iter().any(|warning| warning == REVOKED_WARNING)
     }
 
     /// Whether the station knows nothing of it any more: a drone that has left. The fleet remembers for good whom it has
     /// put out.
     pub fn is_forgotten(&self) -> bool {
-        self.warnings.iter().any(|warning| warning == NOT_KNOWN)
+        self.warnings.iter().any(|warning| warning == DEVICE_LEFT_WARNING)
     }
 }
 
@@ -169,9 +173,11 @@ pub enum Failure {
     /// The request or the configuration is at fault.
     Usage,
     /// No node matched the selector.
-    NobodyMatched,
+    #[serde(rename = "nobody-matched")]
+    NoMatch,
     /// The process that had the links went away midway.
-    Stopped,
+    #[serde(rename = "stopped")]
+    ShutDown,
 }
 
 /// A node, as a target.
@@ -215,13 +221,13 @@ impl Delivery {
             output: reply.output,
             exit: reply.exit,
             error: reply.error,
-            ms: to_the_microsecond(ms),
+            ms: round_to_microsecond(ms),
         }
     }
 }
 
 /// Milliseconds to the microsecond: more digits say nothing, and nobody can read them.
-pub fn to_the_microsecond(ms: f64) -> f64 {
+pub fn round_to_microsecond(ms: f64) -> f64 {
     (ms * 1_000.0).round() / 1_000.0
 }
 
@@ -371,7 +377,7 @@ pub struct PendingView {
     pub waiting_ms: u64,
 }
 
-/// A user of doors.
+/// A user of gateways.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UserView {
     /// The name.
@@ -410,13 +416,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn milliseconds_have_no_more_digits_than_microseconds() {
+    fn milliseconds_are_rounded_to_microseconds() {
         for (ms, written) in [
             (0.1 + 0.2, "0.3"),
             (1.234_567_891, "1.235"),
             (12_345.678_9, "12345.679"),
         ] {
-            assert_eq!(serde_json::json!(to_the_microsecond(ms)).to_string(), written);
+            assert_eq!(serde_json::json!(round_to_microsecond(ms)).to_string(), written);
         }
     }
 }

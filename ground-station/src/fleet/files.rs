@@ -14,10 +14,10 @@ pub enum FilesError {
     BadPath(String),
     /// The source has no name to give to its copy.
     #[error("{0:?} has no file name; name a file")]
-    NoName(PathBuf),
+    NoFileName(PathBuf),
     /// No file for this node.
     #[error("no file in {dir:?} is called {node} or {node}.EXT; add one, or take the node away with !{node}")]
-    NoneFor {
+    NoFileForNode {
         /// Whose.
         node: NodeName,
         /// Where it was looked for.
@@ -25,7 +25,7 @@ pub enum FilesError {
     },
     /// Two files for one node.
     #[error("{first:?} and {second:?} are both for {node}; keep one of them in {dir:?}")]
-    TwoFor {
+    TwoFilesForNode {
         /// Whose.
         node: NodeName,
         /// Where they are.
@@ -75,7 +75,7 @@ pub fn destination(dest: &str, source: &Path, several: bool) -> Result<String, F
     let name = source
         .file_name()
         .and_then(|name| name.to_str())
-        .ok_or_else(|| FilesError::NoName(source.to_owned()))?;
+        .ok_or_else(|| FilesError::NoFileName(source.to_owned()))?;
     Ok(format!("{}/{name}", dest.trim_end_matches('/')))
 }
 
@@ -101,7 +101,7 @@ pub fn copy_name(
 ///
 /// # Errors
 /// None, or two, such files; a directory that cannot be read.
-pub fn per_node(dir: &Path, node: &NodeName) -> Result<PathBuf, FilesError> {
+pub fn file_for_node(dir: &Path, node: &NodeName) -> Result<PathBuf, FilesError> {
     let unreadable = |error| FilesError::Unreadable {
         path: dir.to_owned(),
         error,
@@ -122,7 +122,7 @@ pub fn per_node(dir: &Path, node: &NodeName) -> Result<PathBuf, FilesError> {
             } else {
                 (path, first)
             };
-            return Err(FilesError::TwoFor {
+            return Err(FilesError::TwoFilesForNode {
                 node: node.clone(),
                 dir: dir.to_owned(),
                 first,
@@ -131,7 +131,7 @@ pub fn per_node(dir: &Path, node: &NodeName) -> Result<PathBuf, FilesError> {
         }
         found = Some(path);
     }
-    found.ok_or_else(|| FilesError::NoneFor {
+    found.ok_or_else(|| FilesError::NoFileForNode {
         node: node.clone(),
         dir: dir.to_owned(),
     })
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_destination_is_a_file_or_a_directory() {
+    fn destination_is_a_file_or_a_directory() {
         for (dest, several, path) in [
             ("shows/a.csv", false, "shows/a.csv"),
             ("shows/a", true, "shows/a/take1.csv"),
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn copies_are_named_by_node() {
+    fn fetched_copies_are_named_by_node() {
         let id = PublicKey([1; 32]).id();
         assert_eq!(
             copy_name(&name("d-7"), &id, true, "logs/x/run.log").expect("a copy"),
@@ -186,13 +186,13 @@ mod tests {
         for file in ["d-7.csv", "d-70.csv", "d-8", "d-9.a", "d-9.b"] {
             std::fs::write(dir.path().join(file), "").expect("a file");
         }
-        let found = |node: &str| per_node(dir.path(), &name(node));
+        let found = |node: &str| file_for_node(dir.path(), &name(node));
         assert_eq!(found("d-7").expect("one"), dir.path().join("d-7.csv"));
         assert_eq!(found("d-8").expect("one"), dir.path().join("d-8"));
-        assert!(matches!(found("d-9"), Err(FilesError::TwoFor { .. })));
-        assert!(matches!(found("d-1"), Err(FilesError::NoneFor { .. })));
+        assert!(matches!(found("d-9"), Err(FilesError::TwoFilesForNode { .. })));
+        assert!(matches!(found("d-1"), Err(FilesError::NoFileForNode { .. })));
         assert!(matches!(
-            per_node(Path::new("/nonexistent"), &name("x")),
+            file_for_node(Path::new("/nonexistent"), &name("x")),
             Err(FilesError::Unreadable { .. })
         ));
     }

@@ -1,4 +1,4 @@
-//! The peers that are connected at a door, so that an operator can send them something: the door seats them, the engine
+//! The peers that are connected at a gateway, so that an operator can send them something: the gateway seats them, the engine
 //! reaches them.
 
 use std::collections::BTreeMap;
@@ -12,15 +12,16 @@ use tokio::sync::{mpsc, oneshot};
 use super::Failure;
 
 /// Most messages that wait for one peer.
-pub const PARCELS_MAX: usize = 64;
+pub const OUTGOING_MESSAGES_MAX: usize = 64;
 /// Most peers that an error names.
-const SHOWN_MAX: usize = 8;
+const LISTED_PEERS_MAX: usize = 8;
 
-/// A peer at a door, and whether what it was sent has gone; with `door peers --json` exactly this object, on one line.
+/// A peer at a gateway, and whether what it was sent has gone; with `gateway peers --json` exactly this object, on one line.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerView {
-    /// Which door.
-    pub door: String,
+    /// Which gateway.
+    #[serde(rename = "door")]
+    pub gateway: String,
     /// The other end of its connection.
     pub peer: SocketAddr,
     /// Whether this station made the connection.
@@ -31,92 +32,92 @@ pub struct PeerView {
 
 /// A message on its way to a peer.
 #[derive(Debug)]
-pub struct Parcel {
+pub struct OutgoingMessage {
     /// As the peer is to get it.
     pub message: Bytes,
     /// For when it is written.
     pub written: oneshot::Sender<()>,
 }
 
-/// The doors that have peers, by the name of the door; clones share them.
+/// The gateways that have peers, by the name of the gateway; clones share them.
 #[derive(Clone, Debug, Default)]
-pub struct Posts(Arc<Mutex<BTreeMap<&'static str, Peers>>>);
+pub struct GatewayPeers(Arc<Mutex<BTreeMap<&'static str, PeerRegistry>>>);
 
-/// The peers of one door; clones share them.
+/// The peers of one gateway; clones share them.
 #[derive(Clone, Debug)]
-pub struct Peers {
-    door: &'static str,
+pub struct PeerRegistry {
+    gateway: &'static str,
     table: Arc<Mutex<Table>>,
 }
 
 #[derive(Debug, Default)]
 struct Table {
-    next: u64,
-    seated: BTreeMap<u64, Seated>,
+    next_id: u64,
+    peers: BTreeMap<u64, ConnectedPeer>,
 }
 
 #[derive(Clone, Debug)]
-struct Seated {
+struct ConnectedPeer {
     addr: SocketAddr,
     dialled: bool,
-    parcels: mpsc::Sender<Parcel>,
+    outgoing: mpsc::Sender<OutgoingMessage>,
 }
 
 /// A peer's place; it is free again when this is dropped.
 #[derive(Debug)]
-pub struct Seat {
-    number: u64,
+pub struct PeerGuard {
+    id: u64,
     table: Arc<Mutex<Table>>,
-    parcels: mpsc::Sender<Parcel>,
+    outgoing: mpsc::Sender<OutgoingMessage>,
 }
 
 /// Why nothing was sent.
-type NotSent = (Failure, String);
+type SendError = (Failure, String);
 
-impl Posts {
-    /// A door that has peers opens.
-    pub fn open(&self, door: &'static str) -> Peers {
-        let peers = Peers {
-            door,
+impl GatewayPeers {
+    /// A gateway that has peers opens.
+    pub fn register_gateway(&self, gateway: &'static str) -> PeerRegistry {
+        let peers = PeerRegistry {
+            gateway,
             table: Arc::default(),
         };
-        lock(&self.0).insert(door, peers.clone());
+        lock(&self.0).insert(gateway, peers.clone());
         peers
     }
 
-    /// The peers of a door.
+    /// The peers of a gateway.
     ///
     /// # Errors
-    /// There is no such door.
-    pub fn of(&self, door: &str) -> Result<Peers, NotSent> {
-        let peers = lock(&self.0).get(door).cloned();
+    /// There is no such gateway.
+    pub fn get(&self, gateway: &str) -> Result<PeerRegistry, SendError> {
+        let peers = lock(&self.0).get(gateway).cloned();
         peers.ok_or_else(|| {
             let text = format!(
-                "no door {door:?} with peers is open here; [doors.socktools] in the station's configuration opens one"
+                "no gateway {gateway:?} with peers is open here; [gateways.socktools] in the station's configuration opens one"
             );
             (Failure::Usage, text)
         })
     }
 }
 
-impl Peers {
+impl PeerRegistry {
     /// A peer has connected: its place, and what it is to be sent.
-    pub fn seat(&self, addr: SocketAddr, dialled: bool) -> (Seat, mpsc::Receiver<Parcel>) {
-        let (parcels, receiver) = mpsc::channel(PARCELS_MAX);
+    pub fn register(&self, addr: SocketAddr, dialled: bool) -> (PeerGuard, mpsc::Receiver<OutgoingMessage>) {
+        let (parcels, receiver) = mpsc::channel(OUTGOING_MESSAGES_MAX);
         let mut table = lock(&self.table);
-        let number = table.next;
-        table.next += 1;
-        let seated = Seated {
+        let number = table.next_id;
+        table.next_id += 1;
+        let seated = ConnectedPeer {
             addr,
             dialled,
-            parcels: parcels.clone(),
+            outgoing: parcels.clone(),
         };
-        table.seated.insert(number, seated);
+        table.peers.insert(number, seated);
         drop(table);
-        let seat = Seat {
-            number,
+        let seat = PeerGuard {
+            id: number,
             table: Arc::clone(&self.table),
-            parcels,
+            outgoing: parcels,
         };
         (seat, receiver)
     }
@@ -124,12 +125,12 @@ impl Peers {
     /// Who is connected.
     pub fn list(&self) -> Vec<PeerView> {
         let table = lock(&self.table);
-        table.seated.values().map(|seated| self.view(seated)).collect()
+        table.peers.values().map(|seated| self.view(seated)).collect()
     }
 
-    fn view(&self, seated: &Seated) -> PeerView {
+    fn view(&self, seated: &ConnectedPeer) -> PeerView {
         PeerView {
-            door: self.door.to_owned(),
+            gateway: self.gateway.to_owned(),
             peer: seated.addr,
             dialled: seated.dialled,
             error: None,
@@ -141,17 +142,17 @@ impl Peers {
     ///
     /// # Errors
     /// Nobody is meant.
-    pub async fn send(&self, to: Option<&str>, message: Bytes) -> Result<Vec<PeerView>, NotSent> {
-        let meant = self.meant(to)?;
+    pub async fn send(&self, to: Option<&str>, message: Bytes) -> Result<Vec<PeerView>, SendError> {
+        let meant = self.select(to)?;
         let mut sending = Vec::with_capacity(meant.len());
         for seated in meant {
             let (written, ack) = oneshot::channel();
-            let parcel = Parcel {
+            let parcel = OutgoingMessage {
                 message: message.clone(),
                 written,
             };
             // Whoever does not read holds up nobody else.
-            let queued = seated.parcels.try_send(parcel).map(|()| ack);
+            let queued = seated.outgoing.try_send(parcel).map(|()| ack);
             sending.push((self.view(&seated), queued));
         }
         let mut views = Vec::with_capacity(sending.len());
@@ -159,7 +160,7 @@ impl Peers {
             view.error = match queued {
                 Ok(ack) => ack.await.err().map(|_gone| "its connection has ended".to_owned()),
                 Err(mpsc::error::TrySendError::Full(_)) => Some(format!(
-                    "it does not read: {PARCELS_MAX} messages wait for it already"
+                    "it does not read: {OUTGOING_MESSAGES_MAX} messages wait for it already"
                 )),
                 Err(mpsc::error::TrySendError::Closed(_)) => Some("its connection has ended".to_owned()),
             };
@@ -168,12 +169,12 @@ impl Peers {
         Ok(views)
     }
 
-    fn meant(&self, to: Option<&str>) -> Result<Vec<Seated>, NotSent> {
-        let all: Vec<Seated> = lock(&self.table).seated.values().cloned().collect();
+    fn select(&self, to: Option<&str>) -> Result<Vec<ConnectedPeer>, SendError> {
+        let all: Vec<ConnectedPeer> = lock(&self.table).peers.values().cloned().collect();
         let Some(to) = to else {
             if all.is_empty() {
-                let text = format!("no peer is connected at the door {}", self.door);
-                return Err((Failure::NobodyMatched, text));
+                let text = format!("no peer is connected at the gateway {}", self.gateway);
+                return Err((Failure::NoMatch, text));
             }
             return Ok(all);
         };
@@ -183,41 +184,44 @@ impl Peers {
             return Err((Failure::Usage, text));
         }
         let same = |a: IpAddr, b: IpAddr| a.to_canonical() == b.to_canonical();
-        let is_meant = |seated: &&Seated| {
+        let is_meant = |seated: &&ConnectedPeer| {
             let ip = seated.addr.ip();
             one.is_some_and(|one| one.port() == seated.addr.port() && same(one.ip(), ip))
                 || address.is_some_and(|address| same(address, ip))
         };
-        let meant: Vec<Seated> = all.iter().filter(is_meant).cloned().collect();
+        let meant: Vec<ConnectedPeer> = all.iter().filter(is_meant).cloned().collect();
         if meant.is_empty() {
-            let shown = all.iter().take(SHOWN_MAX).map(|seated| seated.addr.to_string());
+            let shown = all
+                .iter()
+                .take(LISTED_PEERS_MAX)
+                .map(|seated| seated.addr.to_string());
             let shown = match all.len() {
                 0 => "nobody is".to_owned(),
-                1..=SHOWN_MAX => shown.collect::<Vec<_>>().join(", "),
+                1..=LISTED_PEERS_MAX => shown.collect::<Vec<_>>().join(", "),
                 count => format!(
                     "{} and others, {count} in all",
                     shown.collect::<Vec<_>>().join(", ")
                 ),
             };
             let text = format!("no peer {to} is connected; connected: {shown}");
-            return Err((Failure::NobodyMatched, text));
+            return Err((Failure::NoMatch, text));
         }
         Ok(meant)
     }
 }
 
-impl Seat {
+impl PeerGuard {
     /// Sends this peer something, in turn with what others send it; `false` if its connection has ended.
     pub async fn send(&self, message: Bytes) -> bool {
         let (written, ack) = oneshot::channel();
-        let parcel = Parcel { message, written };
-        self.parcels.send(parcel).await.is_ok() && ack.await.is_ok()
+        let parcel = OutgoingMessage { message, written };
+        self.outgoing.send(parcel).await.is_ok() && ack.await.is_ok()
     }
 }
 
-impl Drop for Seat {
+impl Drop for PeerGuard {
     fn drop(&mut self) {
-        lock(&self.table).seated.remove(&self.number);
+        lock(&self.table).peers.remove(&self.id);
     }
 }
 
@@ -234,15 +238,15 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_some_or_all_are_sent_to() {
-        let posts = Posts::default();
-        assert!(matches!(posts.of("socktools"), Err((Failure::Usage, _))));
-        let peers = posts.open("socktools");
+    async fn message_goes_to_one_peer_one_address_or_all() {
+        let posts = GatewayPeers::default();
+        assert!(matches!(posts.get("socktools"), Err((Failure::Usage, _))));
+        let peers = posts.register_gateway("socktools");
         let nobody = peers.send(None, Bytes::new()).await.expect_err("nobody");
-        assert_eq!(nobody.0, Failure::NobodyMatched);
-        let (first, mut of_first) = peers.seat(addr("10.0.0.1:1"), true);
-        let (_second, mut of_second) = peers.seat(addr("[::ffff:10.0.0.1]:2"), false);
-        let (_third, of_third) = peers.seat(addr("10.0.0.2:1"), false);
+        assert_eq!(nobody.0, Failure::NoMatch);
+        let (first, mut of_first) = peers.register(addr("10.0.0.1:1"), true);
+        let (_second, mut of_second) = peers.register(addr("[::ffff:10.0.0.1]:2"), false);
+        let (_third, of_third) = peers.register(addr("10.0.0.2:1"), false);
         drop(of_third);
         tokio::spawn(async move {
             while let Some(parcel) = of_first.recv().await {
@@ -260,7 +264,7 @@ mod tests {
                 .map(|view| (view.peer.port(), view.error.is_none()))
                 .collect()
         };
-        let sent = posts.of("socktools").expect("open");
+        let sent = posts.get("socktools").expect("open");
         let all = sent.send(None, Bytes::new()).await.expect("all");
         assert_eq!(said(all), [(1, true), (2, true), (1, false)]);
         let one = sent.send(Some("10.0.0.1:2"), Bytes::new()).await.expect("one");
@@ -271,7 +275,7 @@ mod tests {
             .send(Some("10.0.0.9"), Bytes::new())
             .await
             .expect_err("nobody");
-        assert_eq!(failure, Failure::NobodyMatched);
+        assert_eq!(failure, Failure::NoMatch);
         assert!(text.contains("10.0.0.2:1"), "{text}");
         let usage = sent.send(Some("n1"), Bytes::new()).await.expect_err("no peer");
         assert_eq!(usage.0, Failure::Usage);
@@ -281,15 +285,15 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_does_not_read_holds_up_nobody() {
-        let peers = Posts::default().open("socktools");
-        let (_seat, mut parcels) = peers.seat(addr("10.0.0.1:1"), true);
+    async fn stalled_peer_delays_no_other_peer() {
+        let peers = GatewayPeers::default().register_gateway("socktools");
+        let (_seat, mut parcels) = peers.register(addr("10.0.0.1:1"), true);
         let mut sends = Vec::new();
-        for _ in 0..PARCELS_MAX {
+        for _ in 0..OUTGOING_MESSAGES_MAX {
             let peers = peers.clone();
             sends.push(tokio::spawn(async move { peers.send(None, Bytes::new()).await }));
         }
-        while parcels.len() < PARCELS_MAX {
+        while parcels.len() < OUTGOING_MESSAGES_MAX {
             tokio::task::yield_now().await;
         }
         let views = peers.send(None, Bytes::new()).await.expect("told");

@@ -50,14 +50,14 @@ impl fmt::Display for CommandKind {
 
 /// How a delivery stands: open, or ended. One word: `open`, or the outcome's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum PastState {
+pub enum HistoryState {
     /// It ended.
     Ended(Outcome),
     /// It has not ended.
     Open,
 }
 
-impl PastState {
+impl HistoryState {
     /// Every word.
     pub const ALL: [Self; 7] = [
         Self::Ended(Outcome::Done),
@@ -83,13 +83,13 @@ impl PastState {
     }
 }
 
-impl Serialize for PastState {
+impl Serialize for HistoryState {
     fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         to.serialize_str(self.as_str())
     }
 }
 
-impl<'de> Deserialize<'de> for PastState {
+impl<'de> Deserialize<'de> for HistoryState {
     fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         let text = String::deserialize(from)?;
         Self::parse(&text)
@@ -99,7 +99,7 @@ impl<'de> Deserialize<'de> for PastState {
 
 /// What is asked of the history.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PastQuery {
+pub struct HistoryQuery {
     /// One command with its deliveries; without it, the newest commands.
     pub number: Option<u64>,
     /// Only what went to these nodes, by name or id; tags are not kept.
@@ -107,7 +107,7 @@ pub struct PastQuery {
     /// Only this action.
     pub action: Option<String>,
     /// Only what has a delivery in this state.
-    pub state: Option<PastState>,
+    pub state: Option<HistoryState>,
     /// Only what was issued within so many milliseconds.
     pub within_ms: Option<u64>,
     /// At most so many commands, or entries.
@@ -143,12 +143,12 @@ pub struct CommandView {
     /// How many deliveries it has.
     pub deliveries: u64,
     /// How many of them are in each state.
-    pub states: BTreeMap<PastState, u64>,
+    pub states: BTreeMap<HistoryState, u64>,
 }
 
 impl CommandView {
     /// How many deliveries are in a state.
-    pub fn count(&self, state: PastState) -> u64 {
+    pub fn count(&self, state: HistoryState) -> u64 {
         self.states.get(&state).copied().unwrap_or(0)
     }
 }
@@ -156,13 +156,13 @@ impl CommandView {
 /// A delivery in the history; with `history NUMBER --json` exactly this object, on one line: what `call --json` says of
 /// it, and more.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct PastDelivery {
+pub struct HistoryDelivery {
     /// The node's name.
     pub node: NodeName,
     /// The node's id.
     pub id: PeerId,
     /// The outcome, or `open`.
-    pub state: PastState,
+    pub state: HistoryState,
     /// What the action returned, cut to a bound.
     pub value: Option<Value>,
     /// What its program printed, cut to a bound.

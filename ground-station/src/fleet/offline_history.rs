@@ -6,21 +6,21 @@ use std::path::{Path, PathBuf};
 use swarm_shared::net::clock;
 use tokio::sync::mpsc;
 
-use super::{Call, Event, Failure, Fleet, PastQuery, Request};
+use super::{Event, Failure, Fleet, HistoryQuery, Request, RequestEnvelope};
 use crate::store::{StoreError, history};
 
 /// A fleet of which only the past can be asked, from the file in a state directory.
 pub fn open(state_dir: PathBuf) -> Fleet {
-    let (fleet, mut calls) = Fleet::local();
+    let (fleet, mut requests) = Fleet::local();
     tokio::spawn(async move {
-        while let Some(Call { request, events, .. }) = calls.recv().await {
+        while let Some(RequestEnvelope { request, events, .. }) = requests.recv().await {
             if let Request::History { query } = request {
-                answer(&state_dir, query, events).await;
+                respond_history(&state_dir, query, events).await;
             } else if let Request::Audit { query } = request {
-                answer_audit(&state_dir, query, events).await;
+                respond_audit(&state_dir, query, events).await;
             } else {
                 let text = "without links only the past can be asked";
-                say(&events, vec![Event::failed(Failure::Usage, text)]).await;
+                send_events(&events, vec![Event::failed(Failure::Usage, text)]).await;
             }
         }
     });
@@ -28,59 +28,63 @@ pub fn open(state_dir: PathBuf) -> Fleet {
 }
 
 /// Answers what was sent and how it ended.
-pub(super) async fn answer(state_dir: &Path, query: PastQuery, events: mpsc::Sender<Event>) {
+pub(super) async fn respond_history(state_dir: &Path, query: HistoryQuery, events: mpsc::Sender<Event>) {
     let now_ms = clock::unix_time_ms();
     let number = query.number;
-    let found = history::ask(state_dir, move |connection| {
+    let found = history::run_query(state_dir, move |connection| {
         let Some(number) = query.number else {
-            let all = history::commands(connection, &one_more(&query), now_ms)?;
-            return Ok(Ok(at_most(query.limit, all, Event::Command)));
+            let all = history::commands(connection, &with_limit_plus_one(&query), now_ms)?;
+            return Ok(Ok(truncate_to_limit(query.limit, all, Event::Command)));
         };
         let Some(command) = history::command(connection, number)? else {
-            return Ok(Err(history::numbers(connection)?));
+            return Ok(Err(history::number_range(connection)?));
         };
         let deliveries = history::deliveries(connection, number, &query)?;
-        let mut all = vec![Event::About(command)];
-        all.extend(deliveries.into_iter().map(Event::Past));
+        let mut all = vec![Event::CommandDetails(command)];
+        all.extend(deliveries.into_iter().map(Event::HistoryDelivery));
         Ok(Ok(all))
     });
     let all = match (found.await, number) {
-        (Ok(Some(Ok(all))), _) => whole(all),
-        (Ok(None), None) => whole(Vec::new()),
-        (Ok(Some(Err(range))), _) => vec![unknown(number.unwrap_or_default(), range)],
-        (Ok(None), Some(number)) => vec![unknown(number, None)],
-        (Err(error), _) => vec![failed(&error)],
+        (Ok(Some(Ok(all))), _) => with_end(all),
+        (Ok(None), None) => with_end(Vec::new()),
+        (Ok(Some(Err(range))), _) => vec![no_such_command(number.unwrap_or_default(), range)],
+        (Ok(None), Some(number)) => vec![no_such_command(number, None)],
+        (Err(error), _) => vec![store_failure(&error)],
     };
-    say(&events, all).await;
+    send_events(&events, all).await;
 }
 
 /// Answers who did what.
-pub(super) async fn answer_audit(state_dir: &Path, query: PastQuery, events: mpsc::Sender<Event>) {
+pub(super) async fn respond_audit(state_dir: &Path, query: HistoryQuery, events: mpsc::Sender<Event>) {
     let now_ms = clock::unix_time_ms();
     let limit = query.limit;
-    let found = history::ask(state_dir, move |connection| {
-        history::audit_trail(connection, &one_more(&query), now_ms)
+    let found = history::run_query(state_dir, move |connection| {
+        history::audit_trail(connection, &with_limit_plus_one(&query), now_ms)
     });
     let all = match found.await {
-        Ok(entries) => whole(at_most(limit, entries.unwrap_or_default(), Event::Audit)),
-        Err(error) => vec![failed(&error)],
+        Ok(entries) => with_end(truncate_to_limit(
+            limit,
+            entries.unwrap_or_default(),
+            Event::Audit,
+        )),
+        Err(error) => vec![store_failure(&error)],
     };
-    say(&events, all).await;
+    send_events(&events, all).await;
 }
 
 /// The same for one more than is wanted: whether there are more is known only so.
-fn one_more(query: &PastQuery) -> PastQuery {
-    PastQuery {
+fn with_limit_plus_one(query: &HistoryQuery) -> HistoryQuery {
+    HistoryQuery {
         limit: query.limit.saturating_add(1),
         ..query.clone()
     }
 }
 
 /// What is wanted of what was found; and that there is more, if there is.
-fn at_most<T>(limit: u32, mut found: Vec<T>, event: impl Fn(T) -> Event) -> Vec<Event> {
+fn truncate_to_limit<T>(limit: u32, mut found: Vec<T>, event: impl Fn(T) -> Event) -> Vec<Event> {
     let most = usize::try_from(limit).unwrap_or(usize::MAX);
     let note = (found.len() > most).then(|| {
-        let more = limit.saturating_mul(10).min(history::LIMIT_MAX);
+        let more = limit.saturating_mul(10).min(history::ROWS_MAX);
         Event::note(format!(
             "these are the newest {limit}, and there are more: see them with `--limit {more}`"
         ))
@@ -90,29 +94,26 @@ fn at_most<T>(limit: u32, mut found: Vec<T>, event: impl Fn(T) -> Event) -> Vec<
 }
 
 /// There is no such command.
-pub(super) fn unknown(number: u64, range: Option<(u64, u64)>) -> Event {
+pub(super) fn no_such_command(number: u64, range: Option<(u64, u64)>) -> Event {
     let known = match range {
         None => "nothing was sent from here yet".to_owned(),
         Some((first, last)) if first == last => format!("the only one is {first}"),
         Some((first, last)) => format!("kept are {first} to {last}; see `ground-station history`"),
     };
-    Event::failed(
-        Failure::NobodyMatched,
-        format!("there is no command {number}: {known}"),
-    )
+    Event::failed(Failure::NoMatch, format!("there is no command {number}: {known}"))
 }
 
 /// The store cannot say.
-pub(super) fn failed(error: &StoreError) -> Event {
+pub(super) fn store_failure(error: &StoreError) -> Event {
     Event::failed(Failure::Failed, error.to_string())
 }
 
-fn whole(mut all: Vec<Event>) -> Vec<Event> {
+fn with_end(mut all: Vec<Event>) -> Vec<Event> {
     all.push(Event::End);
     all
 }
 
-async fn say(events: &mpsc::Sender<Event>, all: Vec<Event>) {
+async fn send_events(events: &mpsc::Sender<Event>, all: Vec<Event>) {
     for event in all {
         if events.send(event).await.is_err() {
             // Nobody wants to know.

@@ -8,7 +8,7 @@ use swarm_shared::proto::selector::Selector;
 use swarm_shared::proto::trust::Role;
 use swarm_shared::proto::wire::Lane;
 
-use super::PastQuery;
+use super::HistoryQuery;
 use crate::users::Password;
 
 /// What can be asked. Times are in milliseconds; paths on this machine are absolute, as the process that carries
@@ -69,7 +69,7 @@ pub enum Request {
         timeout_ms: Option<u64>,
         /// Whether others than nodes are told as well, which is noted elsewhere: that no node is meant is no news then.
         #[serde(skip)]
-        beside: bool,
+        also_bridged: bool,
     },
     /// The end of an emergency stop: `targets`, one `delivery` each.
     Release {
@@ -100,15 +100,18 @@ pub enum Request {
         /// The longest pause without progress.
         timeout_ms: u64,
     },
-    /// Who is connected at a door that has peers: one `peer` each.
+    /// Who is connected at a gateway that has peers: one `peer` each.
     Peers {
-        /// As in `[doors.NAME]`.
-        door: String,
+        /// As in `[gateways.NAME]`.
+        #[serde(rename = "door")]
+        gateway: String,
     },
-    /// A message to peers at a door: one `peer` each, when it is written or cannot be.
-    Tell {
-        /// As in `[doors.NAME]`.
-        door: String,
+    #[serde(rename = "tell")]
+    /// A message to peers at a gateway: one `peer` each, when it is written or cannot be.
+    SendToPeers {
+        /// As in `[gateways.NAME]`.
+        #[serde(rename = "door")]
+        gateway: String,
         /// `ADDR:PORT`, or `ADDR`; all without it.
         peer: Option<String>,
         /// The bytes, in base64.
@@ -149,12 +152,12 @@ pub enum Request {
     /// What was sent: `command` events, newest first; of one command, `about` and its `past` deliveries.
     History {
         /// Which.
-        query: PastQuery,
+        query: HistoryQuery,
     },
     /// Who did what: `audit` events, newest first.
     Audit {
         /// Which.
-        query: PastQuery,
+        query: HistoryQuery,
     },
     /// A command of the history again, to the nodes where it was not done and is not open: ends as what it repeats.
     Retry {
@@ -172,17 +175,18 @@ pub enum Request {
         /// How long to wait until that is stored.
         timeout_ms: u64,
     },
-    /// Users of doors, and their tokens: `user` or `token` events.
+    /// Users of gateways, and their tokens: `user` or `token` events.
     Users {
         /// What.
-        ask: UserAsk,
+        #[serde(rename = "ask")]
+        user_request: UserRequest,
     },
 }
 
-/// What can be asked of users of doors.
+/// What can be asked of users of gateways.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "ask", rename_all = "kebab-case")]
-pub enum UserAsk {
+pub enum UserRequest {
     /// Add one, or give one another password: a `user` event.
     Add {
         /// Who.
@@ -236,7 +240,7 @@ impl Request {
             | Self::Release { .. }
             | Self::SendFiles { .. }
             | Self::Peers { .. }
-            | Self::Tell { .. }
+            | Self::SendToPeers { .. }
             | Self::History { .. }
             | Self::Audit { .. }
             | Self::Retry { .. }
@@ -270,7 +274,7 @@ pub enum BatchSize {
 
 impl BatchSize {
     /// How many of `all` that are; at least one.
-    pub fn of(self, all: usize) -> usize {
+    pub fn node_count(self, all: usize) -> usize {
         match self {
             Self::Count(count) => usize::try_from(count).unwrap_or(usize::MAX),
             Self::Percent(percent) => all.saturating_mul(percent.into()).div_ceil(100),
@@ -336,10 +340,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_batch_is_a_number_or_a_share() {
+    fn batch_size_is_a_count_or_a_percentage() {
         for (text, all, size) in [("4", 10, 4), ("25%", 10, 3), ("1%", 10, 1), ("100%", 7, 7)] {
             let batch: BatchSize = text.parse().expect(text);
-            assert_eq!((batch.of(all), batch.to_string()), (size, text.to_owned()));
+            assert_eq!(
+                (batch.node_count(all), batch.to_string()),
+                (size, text.to_owned())
+            );
         }
         for bad in ["0", "0%", "101%", "abc", "", "%", "-1", "1.5", "4294967296"] {
             let error = bad.parse::<BatchSize>().expect_err(bad);

@@ -12,12 +12,12 @@ use bytes::Bytes;
 use rusqlite::Connection;
 use swarm_shared::net::clock;
 use swarm_shared::net::discovery::interfaces;
-use swarm_shared::net::discovery::pings::Shouter;
+use swarm_shared::net::discovery::pings::Broadcaster;
 use swarm_shared::net::identity::{self, KeyFile};
 use swarm_shared::proto::id::{PeerId, PeerKind};
-use swarm_shared::proto::selector::{Selector, Target as Matched};
-use swarm_shared::proto::stop::{StopCall, StopOrder, next_number, selectors};
-use swarm_shared::proto::trust::gate::{Wish, permit};
+use swarm_shared::proto::selector::{NodeAttributes as Matched, Selector};
+use swarm_shared::proto::stop::{StopOrder, StopSender, next_number, split_selector};
+use swarm_shared::proto::trust::gate::{Permission, permit};
 use swarm_shared::proto::trust::{Membership, SigningKey};
 use swarm_shared::proto::wire::Kind;
 use tokio_util::sync::CancellationToken;
@@ -30,11 +30,11 @@ pub(super) const NO_FLEET: &str =
 
 /// Signed orders, and where they go.
 #[derive(Clone, Debug)]
-pub struct Shout {
+pub struct StopBroadcast {
     targets: Vec<NodeRef>,
     orders: Vec<Bytes>,
     /// Where the targets were seen last, at the port for pings.
-    seen: Vec<SocketAddr>,
+    last_addresses: Vec<SocketAddr>,
     port: u16,
 }
 
@@ -45,7 +45,7 @@ struct Stored {
     members: Vec<MemberRow>,
 }
 
-impl Shout {
+impl StopBroadcast {
     /// Reads what is needed from the state directory, whoever holds it, and signs the orders.
     ///
     /// # Errors
@@ -58,7 +58,7 @@ impl Shout {
     fn read(state_dir: &Path, selector: &Selector, port: u16) -> Result<Self, String> {
         let key = identity::load(state_dir, KeyFile::Identity).map_err(|error| error.to_string())?;
         let key = key.ok_or(NO_FLEET)?;
-        let stored = store::read_regardless(state_dir, stored).map_err(|error| error.to_string())?;
+        let stored = store::read_best_effort(state_dir, read_stored).map_err(|error| error.to_string())?;
         let stored = stored.flatten().ok_or(NO_FLEET)?;
         let membership: Membership =
             serde_json::from_str(&stored.membership).map_err(|error| error.to_string())?;
@@ -66,7 +66,7 @@ impl Shout {
             .check_own(&key.public())
             .map_err(|error| error.to_string())?;
         let mut targets = Vec::new();
-        let mut seen = Vec::new();
+        let mut last_addresses = Vec::new();
         for member in stored.members {
             let id = member.key.id();
             let matched = Matched {
@@ -75,25 +75,25 @@ impl Shout {
                 tags: &member.tags,
             };
             if member.kind == PeerKind::Node && !member.revoked && selector.matches(&matched) {
-                seen.extend(member.address.map(|address| SocketAddr::new(address.ip(), port)));
+                last_addresses.extend(member.address.map(|address| SocketAddr::new(address.ip(), port)));
                 targets.push(NodeRef {
                     node: member.name,
                     id,
                 });
             }
         }
-        seen.sort();
-        seen.dedup();
+        last_addresses.sort();
+        last_addresses.dedup();
         let ids: Vec<PeerId> = targets.iter().map(|target| target.id).collect();
-        let selectors = selectors(selector, &ids).map_err(|error| error.to_string())?;
+        let selectors = split_selector(selector, &ids).map_err(|error| error.to_string())?;
         let first = next_number(stored.number, clock::unix_time_ms());
         let orders = (first..)
             .zip(selectors)
-            .map(|(number, selector)| order(&key, &membership, number, selector));
+            .map(|(number, selector)| sign_order(&key, &membership, number, selector));
         Ok(Self {
             orders: orders.collect::<Result<_, _>>()?,
             targets,
-            seen,
+            last_addresses,
             port,
         })
     }
@@ -105,42 +105,44 @@ impl Shout {
 
     /// Sends five datagrams and then one each second, on every interface and to where the targets were seen last,
     /// until the token is cancelled. If no target is known, five are all.
-    pub async fn go_on(self, stop: CancellationToken) {
-        let present = interfaces::watch(stop.clone());
-        let mut shouter = Shouter::default();
+    pub async fn run(self, shutdown: CancellationToken) {
+        let present = interfaces::watch(shutdown.clone());
+        let mut broadcaster = Broadcaster::default();
         let ids = self.targets.iter().map(|target| target.id);
-        let mut call = StopCall::new(0, ids, clock::now());
-        while let Some(next) = call.poll_timeout() {
+        let mut sender = StopSender::new(0, ids, clock::now());
+        while let Some(next) = sender.poll_timeout() {
             tokio::select! {
                 biased;
-                () = stop.cancelled() => return,
+                () = shutdown.cancelled() => return,
                 () = clock::sleep_until(next) => {}
             }
-            if call.handle_timeout(clock::now()).is_none() {
+            if sender.handle_timeout(clock::now()).is_none() {
                 continue;
             }
             let present = present.borrow().clone();
             for order in &self.orders {
-                shouter.shout(&present, self.port, order, &self.seen).await;
+                broadcaster
+                    .broadcast(&present, self.port, order, &self.last_addresses)
+                    .await;
             }
         }
     }
 }
 
 /// An order, signed, if its issuer may give it.
-pub(super) fn order(
+pub(super) fn sign_order(
     key: &SigningKey,
     membership: &Membership,
     number: u64,
     selector: Selector,
 ) -> Result<Bytes, String> {
-    permit(membership.own_role(), &Wish::Frame(Kind::Stop)).map_err(|refused| refused.to_string())?;
+    permit(membership.own_role(), &Permission::Frame(Kind::Stop)).map_err(|refused| refused.to_string())?;
     let order = StopOrder::new(&membership.fingerprint(), key.public(), number, selector);
     let bytes = order.encode(key, membership.grant());
     bytes.map(Bytes::from).map_err(|error| error.to_string())
 }
 
-fn stored(connection: &Connection) -> Result<Option<Stored>, StoreError> {
+fn read_stored(connection: &Connection) -> Result<Option<Stored>, StoreError> {
     let Some(membership) = store::membership(connection)? else {
         return Ok(None);
     };

@@ -1,4 +1,4 @@
-//! What may pass a door, and in whose name.
+//! What may pass a gateway, and in whose name.
 
 mod audit_aggregator;
 
@@ -11,53 +11,53 @@ use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::outcome::Outcome;
 use swarm_shared::proto::selector::{Glob, Selector};
 use swarm_shared::proto::trust::Role;
-use swarm_shared::proto::trust::gate::{self, ActionClass, Wish};
+use swarm_shared::proto::trust::gate::{self, ActionClass, Permission};
 use swarm_shared::proto::wire::{Kind, Lane};
 use tokio::task::JoinSet;
 
-use super::House;
-use crate::config::gateways::Common;
+use super::GatewayContext;
+use crate::config::gateways::CommonOptions;
 use crate::config::nearest::{any_of, nearest};
 use crate::duration;
 use crate::fleet::{Delivery, Event, Failure, NodeView, Request};
-use crate::store::audit::Entry;
-use crate::view::count;
-use audit_aggregator::Often;
+use crate::store::audit::AuditEntry;
+use crate::view::pluralize;
+use audit_aggregator::AuditAggregator;
 
 /// How often it is looked whether something counted is to be noted.
-const LOOK_EVERY: Duration = Duration::from_secs(15);
-/// Most terms of a selector that a visitor names: each is looked for among all nodes, and a stop waits for that.
-const TERMS_MAX: usize = 64;
+const FLUSH_INTERVAL: Duration = Duration::from_secs(15);
+/// Most terms of a selector that a client names: each is looked for among all nodes, and a stop waits for that.
+const SELECTOR_TERMS_MAX: usize = 64;
 /// What every node has that only reads, some of it as long as no arguments say otherwise.
-const READS: [&str; 6] = ["config", "id", "ping", "selfcheck", "telemetry", "time"];
+const READ_ONLY_ACTIONS: [&str; 6] = ["config", "id", "ping", "selfcheck", "telemetry", "time"];
 /// How a use ended that nobody waited for.
-const CUT_OFF: &str = "cut off: the visitor left, or the station stopped, before it was over";
+const OUTCOME_CUT_OFF: &str = "cut off: the visitor left, or the station stopped, before it was over";
 
-/// Somebody at a door.
+/// Somebody at a gateway.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Visitor {
+pub struct Client {
     /// Where from.
     pub from: IpAddr,
     /// Who, where the protocol says so and it was checked.
     pub user: Option<String>,
 }
 
-/// One door's guard. Cheap to clone.
+/// One gateway's access. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Guard(Arc<Inner>);
+pub struct AccessPolicy(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    door: &'static str,
+    gateway: &'static str,
     role: Role,
     allow: Vec<Glob>,
-    house: House,
-    often: Mutex<Often>,
+    context: GatewayContext,
+    aggregator: Mutex<AuditAggregator>,
 }
 
 /// What is to be done.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Errand {
+pub struct ActionRequest {
     /// By whom.
     pub selector: Selector,
     /// What.
@@ -72,8 +72,8 @@ pub struct Errand {
 
 /// Why nothing was done.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum NotDone {
-    /// This door does not let it pass.
+pub enum RequestError {
+    /// This gateway does not let it pass.
     #[error("{0}")]
     NotAllowed(String),
     /// The request is at fault.
@@ -87,53 +87,53 @@ pub enum NotDone {
     Failed(String),
 }
 
-/// Reads whom a visitor means.
+/// Reads whom a client means.
 ///
 /// # Errors
 /// [`NotDone::Usage`].
-pub fn selector(text: &str) -> Result<Selector, NotDone> {
-    let selector = Selector::parse(text).map_err(|error| NotDone::Usage(error.to_string()))?;
-    if selector.term_count() > TERMS_MAX {
-        return Err(NotDone::Usage(format!(
-            "a selector has at most {TERMS_MAX} terms at a door: use a glob such as drone-*, or a tag"
+pub fn parse_selector(text: &str) -> Result<Selector, RequestError> {
+    let selector = Selector::parse(text).map_err(|error| RequestError::Usage(error.to_string()))?;
+    if selector.term_count() > SELECTOR_TERMS_MAX {
+        return Err(RequestError::Usage(format!(
+            "a selector has at most {SELECTOR_TERMS_MAX} terms at a gateway: use a glob such as drone-*, or a tag"
         )));
     }
     Ok(selector)
 }
 
-impl Guard {
-    /// Of the door that the configuration calls so.
-    pub fn new(door: &'static str, common: &Common, house: &House) -> Self {
-        let guard = Self(Arc::new(Inner {
-            door,
+impl AccessPolicy {
+    /// Of the gateway that the configuration calls so.
+    pub fn new(gateway: &'static str, common: &CommonOptions, context: &GatewayContext) -> Self {
+        let access = Self(Arc::new(Inner {
+            gateway,
             role: common.role,
             allow: common.allow.clone(),
-            house: house.clone(),
-            often: Mutex::default(),
+            context: context.clone(),
+            aggregator: Mutex::default(),
         }));
-        house.tasks.spawn(guard.clone().keep());
-        guard
+        context.tasks.spawn(access.clone().flush_aggregates());
+        access
     }
 
-    /// Notes what was only counted, for as long as the door is open.
-    async fn keep(self) {
+    /// Notes what was only counted, for as long as the gateway is open.
+    async fn flush_aggregates(self) {
         loop {
-            let look = clock::sleep_until(clock::now() + LOOK_EVERY);
-            let over = self.0.house.stop.run_until_cancelled(look).await.is_none();
+            let look = clock::sleep_until(clock::now() + FLUSH_INTERVAL);
+            let over = self.0.context.shutdown.run_until_cancelled(look).await.is_none();
             let due = if over {
-                self.often().close()
+                self.aggregator().close()
             } else {
-                self.often().due(self.0.door, clock::now())
+                self.aggregator().take_due(self.0.gateway, clock::now())
             };
             // All at once, so that the store makes one flush of them: one by one, each would be a flush of its own, and
             // a slow disk would outlast what a closing station waits for.
             let mut writes = JoinSet::new();
             for entry in due {
-                writes.spawn(self.clone().write(entry));
+                writes.spawn(self.clone().write_audit(entry));
             }
             while let Some(written) = writes.join_next().await {
                 if let Err(error) = written {
-                    tracing::error!(door = self.0.door, %error, "uses of the door may not be in the audit");
+                    tracing::error!(gateway = self.0.gateway, %error, "uses of the gateway may not be in the audit");
                 }
             }
             if over {
@@ -142,44 +142,44 @@ impl Guard {
         }
     }
 
-    fn often(&self) -> MutexGuard<'_, Often> {
-        self.0.often.lock().unwrap_or_else(PoisonError::into_inner)
+    fn aggregator(&self) -> MutexGuard<'_, AuditAggregator> {
+        self.0.aggregator.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether an action may pass.
     ///
     /// # Errors
     /// Why not, and what to change.
-    pub fn permit(&self, action: &str, arguments: &Arguments) -> Result<(), NotDone> {
+    pub fn permit(&self, action: &str, arguments: &Arguments) -> Result<(), RequestError> {
         let class = gate::classify(action, arguments);
         let named = class == ActionClass::Read || self.allows(action);
-        let door = self.0.door;
-        self.may(&Wish::Command(class)).map_err(|lack| {
+        let gateway = self.0.gateway;
+        self.check_role(&Permission::Command(class)).map_err(|lack| {
             let list = if named { "" } else { ", and name it in `allow`" };
-            NotDone::NotAllowed(format!("{lack}{list}"))
+            RequestError::NotAllowed(format!("{lack}{list}"))
         })?;
         if named {
             return Ok(());
         }
-        let reads = if READS.contains(&action) {
+        let reads = if READ_ONLY_ACTIONS.contains(&action) {
             "with these arguments it does not only read"
         } else {
             "it is not known to read"
         };
-        let meant = match self.near(action) {
+        let meant = match self.suggestions(action) {
             Some(meant) => format!(", or did you mean {meant}?"),
             None => String::new(),
         };
-        Err(NotDone::NotAllowed(format!(
-            "action {action:?} may not pass this door: {reads}, and no name in `allow` means it; \
-             name it in `allow` of [doors.{door}]{meant}"
+        Err(RequestError::NotAllowed(format!(
+            "action {action:?} may not pass this gateway: {reads}, and no name in `allow` means it; \
+             name it in `allow` of [gateways.{gateway}]{meant}"
         )))
     }
 
     /// What may pass that is called nearly so.
-    fn near(&self, action: &str) -> Option<String> {
+    fn suggestions(&self, action: &str) -> Option<String> {
         let named: Vec<String> = self.0.allow.iter().filter_map(Glob::literal).collect();
-        let mut known: Vec<&str> = READS
+        let mut known: Vec<&str> = READ_ONLY_ACTIONS
             .into_iter()
             .chain(named.iter().map(String::as_str))
             .collect();
@@ -192,47 +192,48 @@ impl Guard {
         )
     }
 
-    /// Whether something that is no action may pass: the door's list names it, and its role may wish for it.
+    /// Whether something that is no action may pass: the gateway's list names it, and its role may wish for it.
     ///
     /// # Errors
     /// Why not, and what to change.
-    pub fn permit_named(&self, name: &str, wish: &Wish) -> Result<(), NotDone> {
-        self.may(wish).map_err(NotDone::NotAllowed)?;
+    pub fn permit_named(&self, name: &str, wish: &Permission) -> Result<(), RequestError> {
+        self.check_role(wish).map_err(RequestError::NotAllowed)?;
         if self.allows(name) {
             return Ok(());
         }
-        let door = self.0.door;
-        Err(NotDone::NotAllowed(format!(
-            "{name} may not pass this door; name it in `allow` of [doors.{door}]"
+        let gateway = self.0.gateway;
+        Err(RequestError::NotAllowed(format!(
+            "{name} may not pass this gateway; name it in `allow` of [gateways.{gateway}]"
         )))
     }
 
-    /// Whether a question may pass that the door knows for one.
+    /// Whether a question may pass that the gateway knows for one.
     ///
     /// # Errors
     /// Why not, and what to change.
-    pub fn permit_question(&self, what: &str) -> Result<(), NotDone> {
-        self.may(&Wish::Command(ActionClass::Read))
-            .map_err(|why| NotDone::NotAllowed(format!("{what:?}: {why}")))
+    pub fn permit_query(&self, what: &str) -> Result<(), RequestError> {
+        self.check_role(&Permission::Command(ActionClass::Read))
+            .map_err(|why| RequestError::NotAllowed(format!("{what:?}: {why}")))
     }
 
     /// Whether an emergency stop may pass. No list has to name it.
     ///
     /// # Errors
     /// Why not, and what to change.
-    pub fn permit_stop(&self) -> Result<(), NotDone> {
-        self.may(&Wish::Frame(Kind::Stop)).map_err(NotDone::NotAllowed)
+    pub fn permit_stop(&self) -> Result<(), RequestError> {
+        self.check_role(&Permission::Frame(Kind::Stop))
+            .map_err(RequestError::NotAllowed)
     }
 
-    fn may(&self, wish: &Wish) -> Result<(), String> {
-        let door = self.0.door;
-        match gate::lack(self.0.role, wish) {
-            Some(lack) => Err(format!("{lack}; see `role` in [doors.{door}]")),
+    fn check_role(&self, wish: &Permission) -> Result<(), String> {
+        let gateway = self.0.gateway;
+        match gate::missing_role(self.0.role, wish) {
+            Some(lack) => Err(format!("{lack}; see `role` in [gateways.{gateway}]")),
             None => Ok(()),
         }
     }
 
-    /// Whether the door's list names it.
+    /// Whether the gateway's list names it.
     pub fn allows(&self, action: &str) -> bool {
         self.0.allow.iter().any(|glob| glob.matches(action))
     }
@@ -241,13 +242,17 @@ impl Guard {
     ///
     /// # Errors
     /// [`NotDone`].
-    pub async fn command(&self, visitor: &Visitor, errand: Errand) -> Result<Vec<Delivery>, NotDone> {
-        let permitted = self.permit(&errand.action, &errand.arguments);
-        let begun = self.begin(visitor, &errand.action, errand.selector.as_str());
-        let reads = gate::classify(&errand.action, &errand.arguments) == ActionClass::Read;
-        let begun = begun.often_if(reads || permitted.is_err());
+    pub async fn command(
+        &self,
+        client: &Client,
+        action_request: ActionRequest,
+    ) -> Result<Vec<Delivery>, RequestError> {
+        let permitted = self.permit(&action_request.action, &action_request.arguments);
+        let audit_scope = self.begin_audit(client, &action_request.action, action_request.selector.as_str());
+        let reads = gate::classify(&action_request.action, &action_request.arguments) == ActionClass::Read;
+        let audit_scope = audit_scope.aggregate_if(reads || permitted.is_err());
         let done = match permitted {
-            Ok(()) => self.carry_out(visitor, errand).await,
+            Ok(()) => self.execute(client, action_request).await,
             Err(refused) => Err(refused),
         };
         let outcome = match &done {
@@ -256,26 +261,33 @@ impl Guard {
         };
         let nothing_begun = matches!(
             done,
-            Err(NotDone::NotAllowed(_) | NotDone::Usage(_) | NotDone::NobodyMatched(_))
+            Err(RequestError::NotAllowed(_) | RequestError::Usage(_) | RequestError::NobodyMatched(_))
         );
         // Whoever asks for what nobody can do has nothing done, however often.
-        begun.often_if(reads || nothing_begun).end(outcome).await;
+        audit_scope
+            .aggregate_if(reads || nothing_begun)
+            .finish(outcome)
+            .await;
         done
     }
 
-    async fn carry_out(&self, visitor: &Visitor, errand: Errand) -> Result<Vec<Delivery>, NotDone> {
+    async fn execute(
+        &self,
+        client: &Client,
+        action_request: ActionRequest,
+    ) -> Result<Vec<Delivery>, RequestError> {
         let request = Request::Command {
-            selector: errand.selector,
-            action: errand.action,
-            arguments: errand.arguments,
+            selector: action_request.selector,
+            action: action_request.action,
+            arguments: action_request.arguments,
             lane: Lane::Control,
-            ttl_ms: duration::to_ms(errand.ttl),
+            ttl_ms: duration::to_ms(action_request.ttl),
             ttl_given: false,
-            timeout_ms: duration::to_ms(errand.timeout),
+            timeout_ms: duration::to_ms(action_request.timeout),
             batch: None,
         };
         let mut deliveries = Vec::new();
-        self.ask(visitor, request, |event| {
+        self.request(client, request, |event| {
             if let Event::Delivery(delivery) = event {
                 deliveries.push(delivery);
             }
@@ -288,159 +300,168 @@ impl Guard {
     ///
     /// # Errors
     /// [`NotDone`].
-    pub async fn nodes(&self, visitor: &Visitor, selector: Selector) -> Result<Vec<NodeView>, NotDone> {
-        let begun = self.begin(visitor, "nodes", selector.as_str()).often_if(true);
+    pub async fn nodes(&self, client: &Client, selector: Selector) -> Result<Vec<NodeView>, RequestError> {
+        let audit_scope = self
+            .begin_audit(client, "nodes", selector.as_str())
+            .aggregate_if(true);
         let mut nodes = Vec::new();
         let request = Request::Nodes {
             selector,
             timeout_ms: 0,
         };
-        let done = self.ask(visitor, request, |event| {
+        let done = self.request(client, request, |event| {
             if let Event::Node(node) = event {
                 nodes.push(node);
             }
         });
         let done = done.await;
         let outcome = match &done {
-            Ok(()) => count(nodes.len(), "node"),
+            Ok(()) => pluralize(nodes.len(), "node"),
             Err(why) => format!("not done: {why}"),
         };
-        begun.end(outcome).await;
+        audit_scope.finish(outcome).await;
         done.map(|()| nodes)
     }
 
-    /// Asks the fleet in a visitor's name. What it asks has to be permitted already.
+    /// Asks the fleet in a client's name. What it asks has to be permitted already.
     ///
     /// # Errors
     /// [`NotDone`].
-    pub async fn ask(
+    pub async fn request(
         &self,
-        visitor: &Visitor,
+        client: &Client,
         request: Request,
-        mut take: impl FnMut(Event),
-    ) -> Result<(), NotDone> {
-        let mut events = self.0.house.fleet.perform_as(request, self.who(visitor)).await;
+        mut on_event: impl FnMut(Event),
+    ) -> Result<(), RequestError> {
+        let mut events = self
+            .0
+            .context
+            .fleet
+            .perform_as(request, self.client_label(client))
+            .await;
         while let Some(event) = events.recv().await {
             if event == Event::End {
                 return Ok(());
             }
             if let Event::Failed { failure, message } = event {
                 return Err(match failure {
-                    Failure::Usage => NotDone::Usage(message),
-                    Failure::NobodyMatched => NotDone::NobodyMatched(message),
-                    Failure::Failed | Failure::Stopped => NotDone::Failed(message),
+                    Failure::Usage => RequestError::Usage(message),
+                    Failure::NoMatch => RequestError::NobodyMatched(message),
+                    Failure::Failed | Failure::ShutDown => RequestError::Failed(message),
                 });
             }
-            take(event);
+            on_event(event);
         }
-        Err(NotDone::Failed(
+        Err(RequestError::Failed(
             "the station is shutting down; ask again".to_owned(),
         ))
     }
 
-    /// Puts a use of the door into the audit that did nothing; repeats are counted, and noted as one.
-    pub async fn note(&self, visitor: &Visitor, what: &str, detail: &str, outcome: String) {
-        let begun = self.begin(visitor, what, detail);
-        begun.often_if(true).end(outcome).await;
+    /// Puts a use of the gateway into the audit that did nothing; repeats are counted, and noted as one.
+    pub async fn audit(&self, client: &Client, what: &str, detail: &str, outcome: String) {
+        let audit_scope = self.begin_audit(client, what, detail);
+        audit_scope.aggregate_if(true).finish(outcome).await;
     }
 
     /// Puts a message into the audit that was wrong in itself.
-    pub async fn note_wrong(&self, visitor: &Visitor, fault: &str) {
-        self.note(visitor, "message", "", format!("not done: {fault}"))
+    pub async fn audit_malformed(&self, client: &Client, fault: &str) {
+        self.audit(client, "message", "", format!("not done: {fault}"))
             .await;
     }
 
-    /// A use of the door that takes its time: it gets into the audit however it ends.
-    pub fn begin(&self, visitor: &Visitor, what: &str, detail: &str) -> Use {
-        Use {
-            guard: self.clone(),
-            often: false,
-            open: Some(Entry {
+    /// A use of the gateway that takes its time: it gets into the audit however it ends.
+    pub fn begin_audit(&self, client: &Client, what: &str, detail: &str) -> AuditScope {
+        AuditScope {
+            access: self.clone(),
+            aggregate: false,
+            entry: Some(AuditEntry {
                 at_ms: 0,
-                who: self.who(visitor),
-                what: what.to_owned(),
+                user: self.client_label(client),
+                action: what.to_owned(),
                 detail: detail.to_owned(),
-                outcome: CUT_OFF.to_owned(),
+                outcome: OUTCOME_CUT_OFF.to_owned(),
             }),
         }
     }
 
     /// Counts an entry, or gives it back if it is to be noted.
-    fn count(&self, mut entry: Entry, often: bool) -> Option<Entry> {
+    fn aggregate(&self, mut entry: AuditEntry, aggregate: bool) -> Option<AuditEntry> {
         entry.at_ms = clock::unix_time_ms();
-        if often {
-            self.often().take(self.0.door, entry, clock::now())
+        if aggregate {
+            self.aggregator().record(self.0.gateway, entry, clock::now())
         } else {
             Some(entry)
         }
     }
 
-    async fn write(self, entry: Entry) {
-        if let Err(error) = self.0.house.store.audit(entry).await {
-            tracing::error!(door = self.0.door, %error, "a use of the door is not in the audit");
+    async fn write_audit(self, entry: AuditEntry) {
+        if let Err(error) = self.0.context.store.audit(entry).await {
+            tracing::error!(gateway = self.0.gateway, %error, "a use of the gateway is not in the audit");
         }
     }
 
-    /// As the history and the audit call a visitor.
-    pub fn who(&self, visitor: &Visitor) -> String {
-        let Inner { door, .. } = &*self.0;
-        let from = visitor.from;
-        match &visitor.user {
-            Some(user) => format!("{user} at {door} from {from}"),
-            None => format!("{door} from {from}"),
+    /// As the history and the audit call a client.
+    pub fn client_label(&self, client: &Client) -> String {
+        let Inner { gateway, .. } = &*self.0;
+        let from = client.from;
+        match &client.user {
+            Some(user) => format!("{user} at {gateway} from {from}"),
+            None => format!("{gateway} from {from}"),
         }
     }
 }
 
-/// A use of a door that is not over. One that is dropped instead of ended, as happens to whoever serves a visitor that
+/// A use of a gateway that is not over. One that is dropped instead of ended, as happens to whoever serves a client that
 /// leaves, is in the audit as cut off: what it asked for may have been done.
 #[derive(Debug)]
 #[must_use = "a use that is dropped counts as cut off"]
-pub struct Use {
-    guard: Guard,
+pub struct AuditScope {
+    access: AccessPolicy,
     /// Whether repeats may be counted instead.
-    often: bool,
-    open: Option<Entry>,
+    aggregate: bool,
+    entry: Option<AuditEntry>,
 }
 
-impl Use {
+impl AuditScope {
     /// Whether repeats may be counted instead of noted one by one: what does nothing.
-    pub fn often_if(mut self, often: bool) -> Self {
-        self.often = often;
+    pub fn aggregate_if(mut self, aggregate: bool) -> Self {
+        self.aggregate = aggregate;
         self
     }
 
     /// It is over; returns when that is in the audit.
-    pub async fn end(mut self, outcome: String) {
-        let entry = self.open.take().map(|entry| Entry { outcome, ..entry });
-        let Some(entry) = entry.and_then(|entry| self.guard.count(entry, self.often)) else {
+    pub async fn finish(mut self, outcome: String) {
+        let entry = self.entry.take().map(|entry| AuditEntry { outcome, ..entry });
+        let Some(entry) = entry.and_then(|entry| self.access.aggregate(entry, self.aggregate)) else {
             return;
         };
-        let Inner { door, house, .. } = &*self.guard.0;
-        // In a task of its own: the visitor may leave even now.
-        let written = house.tasks.spawn(self.guard.clone().write(entry));
+        let Inner { gateway, context, .. } = &*self.access.0;
+        // In a task of its own: the client may leave even now.
+        let written = context.tasks.spawn(self.access.clone().write_audit(entry));
         if let Err(error) = written.await {
-            tracing::error!(door, %error, "a use of the door may not be in the audit");
+            tracing::error!(gateway, %error, "a use of the gateway may not be in the audit");
         }
     }
 }
 
-impl Drop for Use {
+impl Drop for AuditScope {
     fn drop(&mut self) {
-        let counted = self.open.take();
-        let Some(entry) = counted.and_then(|entry| self.guard.count(entry, self.often)) else {
+        let counted = self.entry.take();
+        let Some(entry) = counted.and_then(|entry| self.access.aggregate(entry, self.aggregate)) else {
             return;
         };
-        let Inner { door, house, .. } = &*self.guard.0;
+        let Inner { gateway, context, .. } = &*self.access.0;
         match tokio::runtime::Handle::try_current() {
             Ok(runtime) => {
-                house.tasks.spawn_on(self.guard.clone().write(entry), &runtime);
+                context
+                    .tasks
+                    .spawn_on(self.access.clone().write_audit(entry), &runtime);
             }
             Err(_over) => tracing::error!(
-                door,
-                who = entry.who,
-                what = entry.what,
-                "the station is gone: this use of the door is not in the audit"
+                gateway,
+                who = entry.user,
+                what = entry.action,
+                "the station is gone: this use of the gateway is not in the audit"
             ),
         }
     }

@@ -2,34 +2,34 @@
 //!
 //! | a client | is heard until |
 //! |---|---|
-//! | that says nothing | the patience of its door is over |
-//! | that is in the middle of a message | [`WHOLE_MAX`] from the message's first byte |
-//! | that does not read what it is told | [`WRITE_MAX`] from the last byte that it has taken |
+//! | that says nothing | the idle_timeout of its gateway is over |
+//! | that is in the middle of a message | [`MESSAGE_TIMEOUT`] from the message's first byte |
+//! | that does not read what it is told | [`WRITE_TIMEOUT`] from the last byte that it has taken |
 
 use std::io;
 use std::time::Duration;
 
 use swarm_shared::net::clock;
-use swarm_shared::proto::{platypush, socktools};
+use swarm_shared::proto::foreign::{platypush, socktools};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 /// How long a client may take to begin its first message, where its protocol does not say.
-pub const BEGIN_MAX: Duration = Duration::from_secs(10);
+pub const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a message may take from its first byte to its last.
-pub const WHOLE_MAX: Duration = Duration::from_secs(10);
+pub const MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a client may take nothing of what it is told. However long the message is, one that reads slowly gets all.
-pub const WRITE_MAX: Duration = Duration::from_secs(10);
+pub const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Before a connection is closed with something unread: a close would else take the last answer with it.
-const LINGER_MAX: Duration = Duration::from_secs(1);
+const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
 /// Messages that are looked at of what had arrived when it turned out that a client hears no answers any more.
-pub const UNHEARD_MAX: usize = 64;
+pub const DRAIN_MESSAGES_MAX: usize = 64;
 /// Read at once, in bytes.
 const READ_BYTES: usize = 4 * 1024;
 
 /// Finds where messages end. It keeps no more than one message and one read.
-pub trait Cutter {
+pub trait MessageDecoder {
     /// Takes what has arrived.
     fn feed(&mut self, bytes: &[u8]);
     /// The next whole message.
@@ -41,7 +41,7 @@ pub trait Cutter {
     fn has_begun(&self) -> bool;
 }
 
-impl Cutter for platypush::Splitter {
+impl MessageDecoder for platypush::MessageReader {
     fn feed(&mut self, bytes: &[u8]) {
         self.feed(bytes);
     }
@@ -51,11 +51,11 @@ impl Cutter for platypush::Splitter {
     }
 
     fn has_begun(&self) -> bool {
-        self.has_begun()
+        self.has_partial_message()
     }
 }
 
-impl Cutter for socktools::Reader {
+impl MessageDecoder for socktools::MessageReader {
     fn feed(&mut self, bytes: &[u8]) {
         self.feed(bytes);
     }
@@ -65,58 +65,60 @@ impl Cutter for socktools::Reader {
     }
 
     fn has_begun(&self) -> bool {
-        self.has_begun()
+        self.has_partial_message()
     }
 }
 
 /// Why a conversation breaks off.
 #[derive(Debug, thiserror::Error)]
-pub enum Ended {
+pub enum StreamError {
     /// The connection is gone, or nobody reads.
     #[error("{0}")]
-    Lost(String),
+    ConnectionLost(String),
     /// The client is at fault, and may be told.
     #[error("{0}")]
-    Fault(String),
+    ProtocolError(String),
 }
 
-impl From<io::Error> for Ended {
+impl From<io::Error> for StreamError {
     fn from(error: io::Error) -> Self {
-        Self::Lost(error.to_string())
+        Self::ConnectionLost(error.to_string())
     }
 }
 
-/// The next whole message; `None` if the client has said all, or does not begin one within `patience`.
+/// The next whole message; `None` if the client has said all, or does not begin one within `idle_timeout`.
 ///
 /// # Errors
 /// [`Ended`].
-pub async fn next(
+pub async fn read_message(
     from: &mut (impl AsyncRead + Unpin),
-    cutter: &mut impl Cutter,
-    patience: Duration,
-) -> Result<Option<Vec<u8>>, Ended> {
-    let mut due = clock::now() + patience;
+    decoder: &mut impl MessageDecoder,
+    idle_timeout: Duration,
+) -> Result<Option<Vec<u8>>, StreamError> {
+    let mut due = clock::now() + idle_timeout;
     let mut begun = false;
     let mut piece = [0; READ_BYTES];
     loop {
-        if let Some(message) = cutter.next_message().map_err(Ended::Fault)? {
+        if let Some(message) = decoder.next_message().map_err(StreamError::ProtocolError)? {
             return Ok(Some(message));
         }
-        if !begun && cutter.has_begun() {
+        if !begun && decoder.has_begun() {
             begun = true;
-            due = clock::now() + WHOLE_MAX;
+            due = clock::now() + MESSAGE_TIMEOUT;
         }
         match clock::timeout_at(due, from.read(&mut piece)).await {
             Err(_elapsed) if begun => {
-                return Err(Ended::Fault(format!(
-                    "the message was not whole within {WHOLE_MAX:?}"
+                return Err(StreamError::ProtocolError(format!(
+                    "the message was not whole within {MESSAGE_TIMEOUT:?}"
                 )));
             }
             Ok(Ok(0)) if begun => {
-                return Err(Ended::Fault("the message ends before its end".to_owned()));
+                return Err(StreamError::ProtocolError(
+                    "the message ends before its end".to_owned(),
+                ));
             }
             Err(_) | Ok(Ok(0)) => return Ok(None),
-            Ok(Ok(bytes)) => cutter.feed(&piece[..bytes]),
+            Ok(Ok(bytes)) => decoder.feed(&piece[..bytes]),
             Ok(Err(error)) => return Err(error.into()),
         }
     }
@@ -126,24 +128,26 @@ pub async fn next(
 ///
 /// # Errors
 /// [`Ended::Lost`].
-pub async fn write(to: &mut (impl AsyncWrite + Unpin), message: &[u8]) -> Result<(), Ended> {
-    match write_on(to, message, WRITE_MAX).await? {
+pub async fn write_message(to: &mut (impl AsyncWrite + Unpin), message: &[u8]) -> Result<(), StreamError> {
+    match write_all_with_timeout(to, message, WRITE_TIMEOUT).await? {
         true => Ok(()),
-        false => Err(Ended::Lost(format!("nothing was read for {WRITE_MAX:?}"))),
+        false => Err(StreamError::ConnectionLost(format!(
+            "nothing was read for {WRITE_TIMEOUT:?}"
+        ))),
     }
 }
 
-/// Writes all of it, however long that takes, as long as it moves on; `false` if nothing was taken for `patience`.
+/// Writes all of it, however long that takes, as long as it moves on; `false` if nothing was taken for `idle_timeout`.
 ///
 /// # Errors
 /// The connection's.
-pub async fn write_on(
+pub async fn write_all_with_timeout(
     to: &mut (impl AsyncWrite + Unpin),
     mut bytes: &[u8],
-    patience: Duration,
+    idle_timeout: Duration,
 ) -> io::Result<bool> {
     while !bytes.is_empty() {
-        let until = clock::now() + patience;
+        let until = clock::now() + idle_timeout;
         let Ok(written) = clock::timeout_at(until, to.write(bytes)).await else {
             return Ok(false);
         };
@@ -156,7 +160,7 @@ pub async fn write_on(
 }
 
 /// Says that no more comes, and lets the client read what did.
-pub async fn part(mut stream: TcpStream) {
+pub async fn close_gracefully(mut stream: TcpStream) {
     let farewell = async {
         stream.shutdown().await?;
         let mut piece = [0; READ_BYTES];
@@ -164,7 +168,7 @@ pub async fn part(mut stream: TcpStream) {
         io::Result::Ok(())
     };
     // It is closed either way.
-    let _gone = timeout(LINGER_MAX, farewell).await;
+    let _gone = timeout(LINGER_TIMEOUT, farewell).await;
 }
 
 #[cfg(test)]
@@ -172,22 +176,22 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn whoever_reads_slowly_gets_all_and_whoever_does_not_read_is_let_go() {
+    async fn slow_reader_gets_everything_and_stalled_reader_is_closed() {
         let (mut near, mut far) = tokio::io::duplex(16);
         let reading = tokio::spawn(async move {
             let mut all = Vec::new();
             while all.len() < 64 {
-                tokio::time::sleep(WRITE_MAX * 9 / 10).await;
+                tokio::time::sleep(WRITE_TIMEOUT * 9 / 10).await;
                 let mut some = [0; 16];
                 far.read_exact(&mut some).await.expect("more");
                 all.extend(some);
             }
             (all, far)
         });
-        write(&mut near, &[7; 64]).await.expect("it moves on");
+        write_message(&mut near, &[7; 64]).await.expect("it moves on");
         let (all, _far) = reading.await.expect("read");
         assert_eq!(all, [7; 64]);
-        let ended = write(&mut near, &[7; 64]).await;
-        assert!(matches!(ended, Err(Ended::Lost(_))), "{ended:?}");
+        let ended = write_message(&mut near, &[7; 64]).await;
+        assert!(matches!(ended, Err(StreamError::ConnectionLost(_))), "{ended:?}");
     }
 }

@@ -1,11 +1,11 @@
-//! Where visitors wait: listening for one door, and its bounds.
+//! Where visitors wait: listening for one gateway, and its bounds.
 //!
 //! | bound | beyond it |
 //! |---|---|
 //! | connections in all, and of one address | closed at once, before anything is read |
 //! | messages of one address in a second | the next one waits; the connection is not read meanwhile |
 //!
-//! How long a message may be, and how long a silence, is for the door to keep: protocols differ in what they are.
+//! How long a message may be, and how long a silence, is for the gateway to keep: protocols differ in what they are.
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
@@ -14,53 +14,57 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use swarm_shared::net::clock;
-use swarm_shared::net::socket::{self, KeepaliveConfig, Purpose};
+use swarm_shared::net::socket::{self, KeepaliveConfig, TrafficClass};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::{DoorError, House};
-use crate::config::gateways::{Common, Limits};
+use super::{GatewayContext, GatewayError};
+use crate::config::gateways::{CommonOptions, ConnectionLimits};
 
 /// Pause after a failed accept: out of descriptors, most likely, and others have to close some first.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How often connections are told of in the log, let in and refused.
-const TELL_EVERY: Duration = Duration::from_secs(10);
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Listens for one door.
+/// Listens for one gateway.
 #[derive(Debug)]
-pub struct Hall {
-    door: &'static str,
+pub struct GatewayListener {
+    gateway: &'static str,
     listener: TcpListener,
-    limits: Limits,
-    stop: CancellationToken,
+    limits: ConnectionLimits,
+    shutdown: CancellationToken,
     tasks: TaskTracker,
-    book: Arc<Mutex<Book>>,
+    connections: Arc<Mutex<ConnectionTable>>,
 }
 
-impl Hall {
-    /// Binds a door's address, and warns if others than this machine reach it.
+impl GatewayListener {
+    /// Binds a gateway's address, and warns if others than this machine reach it.
     ///
     /// # Errors
     /// [`DoorError::Listen`].
-    pub fn open(door: &'static str, common: &Common, house: &House) -> Result<Self, DoorError> {
+    pub fn open(
+        gateway: &'static str,
+        common: &CommonOptions,
+        context: &GatewayContext,
+    ) -> Result<Self, GatewayError> {
         let listener = bind(common.listen)
-            .and_then(|socket| socket.listen(common.limits.waiting))
-            .map_err(|error| cannot_listen(door, common.listen, &error))?;
-        announce(door, common, &listener);
+            .and_then(|socket| socket.listen(common.limits.backlog))
+            .map_err(|error| listen_error(gateway, common.listen, &error))?;
+        log_opened(gateway, common, &listener);
         Ok(Self {
-            door,
+            gateway,
             listener,
             limits: common.limits.clone(),
-            stop: house.stop.clone(),
-            tasks: house.tasks.clone(),
-            book: Arc::default(),
+            shutdown: context.shutdown.clone(),
+            tasks: context.tasks.clone(),
+            connections: Arc::default(),
         })
     }
 
-    /// As another port of the same door: who is inside there counts here, and the reverse.
-    pub fn beside(mut self, other: &Self) -> Self {
-        self.book = Arc::clone(&other.book);
+    /// As another port of the same gateway: who is inside there counts here, and the reverse.
+    pub fn share_limits_with(mut self, other: &Self) -> Self {
+        self.connections = Arc::clone(&other.connections);
         self
     }
 
@@ -68,82 +72,83 @@ impl Hall {
     ///
     /// # Errors
     /// The kernel's.
-    pub fn listens(&self) -> std::io::Result<SocketAddr> {
+    pub fn local_addr(&self) -> std::io::Result<SocketAddr> {
         self.listener.local_addr()
     }
 
-    /// Lets visitors in until the house closes; each is served by a task of its own, which the closing ends.
-    pub async fn receive<S>(self, serve: impl Fn(TcpStream, Entrance) -> S)
+    /// Lets visitors in until the context closes; each is served by a task of its own, which the closing ends.
+    pub async fn serve<S>(self, serve: impl Fn(TcpStream, ConnectionPermit) -> S)
     where
         S: Future<Output = ()> + Send + 'static,
     {
-        self.receive_some(|_anybody| true, serve).await;
+        self.serve_allowed(|_anybody| true, serve).await;
     }
 
     /// The same, of addresses that are welcome only; from the others nothing is read.
-    pub async fn receive_some<S>(
+    pub async fn serve_allowed<S>(
         self,
-        is_welcome: impl Fn(IpAddr) -> bool,
-        serve: impl Fn(TcpStream, Entrance) -> S,
+        is_allowed: impl Fn(IpAddr) -> bool,
+        serve: impl Fn(TcpStream, ConnectionPermit) -> S,
     ) where
         S: Future<Output = ()> + Send + 'static,
     {
-        let mut unwelcome = Told::default();
-        let (mut turned_away, mut let_in) = (Told::default(), Told::default());
+        let mut not_allowed_log = LogThrottle::default();
+        let (mut over_limit_log, mut accepted_log) = (LogThrottle::default(), LogThrottle::default());
         loop {
             let accepted = tokio::select! {
                 biased;
-                () = self.stop.cancelled() => return,
+                () = self.shutdown.cancelled() => return,
                 accepted = self.listener.accept() => accepted,
             };
             let (stream, addr) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    tracing::warn!(door = self.door, %error, "cannot let anybody in");
+                    tracing::warn!(gateway = self.gateway, %error, "cannot let anybody in");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                     continue;
                 }
             };
-            if !is_welcome(addr.ip()) {
-                if let Some(count) = unwelcome.count(clock::now()) {
-                    tracing::warn!(door = self.door, %addr, count, "not welcome at this door");
+            if !is_allowed(addr.ip()) {
+                if let Some(count) = not_allowed_log.count(clock::now()) {
+                    tracing::warn!(gateway = self.gateway, %addr, count, "not welcome at this gateway");
                 }
                 continue;
             }
-            let Some(entrance) = Entrance::take(&self.book, addr, &self.limits) else {
-                if let Some(count) = turned_away.count(clock::now()) {
-                    tracing::warn!(door = self.door, %addr, count, "too many connections at this door");
+            let Some(permit) = ConnectionPermit::acquire(&self.connections, addr, &self.limits) else {
+                if let Some(count) = over_limit_log.count(clock::now()) {
+                    tracing::warn!(gateway = self.gateway, %addr, count, "too many connections at this gateway");
                 }
                 continue;
             };
-            let tuned = socket::tune(&stream, &KeepaliveConfig::default(), Purpose::Control);
+            let tuned =
+                socket::configure_accepted(&stream, &KeepaliveConfig::default(), TrafficClass::Control);
             if let Err(error) = tuned {
-                tracing::debug!(door = self.door, %addr, %error, "a connection that ended at once");
+                tracing::debug!(gateway = self.gateway, %addr, %error, "a connection that ended at once");
                 continue;
             }
-            if let Some(count) = let_in.count(clock::now()) {
-                tracing::info!(door = self.door, %addr, count, "visitors at this door");
+            if let Some(count) = accepted_log.count(clock::now()) {
+                tracing::info!(gateway = self.gateway, %addr, count, "visitors at this gateway");
             }
-            let served = serve(stream, entrance);
-            let stop = self.stop.clone();
+            let served = serve(stream, permit);
+            let shutdown = self.shutdown.clone();
             self.tasks.spawn(async move {
-                stop.run_until_cancelled(served).await;
+                shutdown.run_until_cancelled(served).await;
             });
         }
     }
 }
 
-/// Finds whether a door could listen there now.
-pub(super) fn try_place(door: &'static str, listen: SocketAddr) -> Result<(), DoorError> {
+/// Finds whether a gateway could listen there now.
+pub(super) fn check_bindable(gateway: &'static str, listen: SocketAddr) -> Result<(), GatewayError> {
     match bind(listen) {
         Ok(_unbound_again) => Ok(()),
-        Err(error) => Err(cannot_listen(door, listen, &error)),
+        Err(error) => Err(listen_error(gateway, listen, &error)),
     }
 }
 
-fn cannot_listen(door: &'static str, listen: SocketAddr, error: &std::io::Error) -> DoorError {
-    DoorError::Listen {
-        door,
+fn listen_error(gateway: &'static str, listen: SocketAddr, error: &std::io::Error) -> GatewayError {
+    GatewayError::Listen {
+        gateway,
         listen,
         reason: error.to_string(),
         advice: if error.kind() == ErrorKind::AddrNotAvailable {
@@ -168,94 +173,102 @@ fn bind(listen: SocketAddr) -> std::io::Result<TcpSocket> {
 
 /// Counts what is told of in the log only now and then.
 #[derive(Debug, Default)]
-pub(super) struct Told {
-    untold: u64,
-    at: Option<Instant>,
+pub(super) struct LogThrottle {
+    suppressed: u64,
+    last_logged: Option<Instant>,
 }
 
-impl Told {
+impl LogThrottle {
     /// One more; how many there are to tell of, if it is time.
     pub(super) fn count(&mut self, now: Instant) -> Option<u64> {
-        self.untold += 1;
-        if self.at.is_some_and(|at| now < at + TELL_EVERY) {
+        self.suppressed += 1;
+        if self.last_logged.is_some_and(|at| now < at + LOG_INTERVAL) {
             return None;
         }
-        self.at = Some(now);
-        Some(std::mem::take(&mut self.untold))
+        self.last_logged = Some(now);
+        Some(std::mem::take(&mut self.suppressed))
     }
 }
 
-fn announce(door: &'static str, common: &Common, listener: &TcpListener) {
+fn log_opened(gateway: &'static str, common: &CommonOptions, listener: &TcpListener) {
     let listen = listener.local_addr().unwrap_or(common.listen);
     if listen.ip().is_loopback() {
-        tracing::info!(door, %listen, "door open");
+        tracing::info!(gateway, %listen, "gateway open");
     } else {
         tracing::warn!(
-            door,
+            gateway,
             %listen,
-            "door open to the network: whoever reaches this address may use it, and reads along"
+            "gateway open to the network: whoever reaches this address may use it, and reads along"
         );
     }
 }
 
-/// Who is at a door.
+/// Who is at a gateway.
 #[derive(Debug, Default)]
-struct Book {
-    inside: usize,
-    addresses: BTreeMap<IpAddr, Address>,
+struct ConnectionTable {
+    total: usize,
+    addresses: BTreeMap<IpAddr, AddressState>,
     /// What the log is told of visitors, by kind.
-    told: BTreeMap<&'static str, Told>,
+    log_throttles: BTreeMap<&'static str, LogThrottle>,
 }
 
-/// What the log is told of the visitors of one door: of each kind at once, and then every `TELL_EVERY`, with their
+/// What the log is told of the visitors of one gateway: of each kind at once, and then every `LOG_INTERVAL`, with their
 /// number, so that nobody fills it. Cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub struct Log(Arc<Mutex<Book>>);
+pub struct ThrottledLog(Arc<Mutex<ConnectionTable>>);
 
-impl Log {
+impl ThrottledLog {
     /// One more of this kind; how many there are to tell of, if it is time.
     pub fn count(&self, kind: &'static str) -> Option<u64> {
-        let mut book = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        book.told.entry(kind).or_default().count(clock::now())
+        let mut connections = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        connections
+            .log_throttles
+            .entry(kind)
+            .or_default()
+            .count(clock::now())
     }
 }
 
 #[derive(Debug)]
-struct Address {
+struct AddressState {
     connections: usize,
-    bucket: Bucket,
+    bucket: TokenBucket,
 }
 
-/// A visitor's place: given back when it is dropped.
+/// A client's place: given back when it is dropped.
 #[derive(Debug)]
-pub struct Entrance {
-    /// Where the visitor comes from.
+pub struct ConnectionPermit {
+    /// Where the client comes from.
     pub addr: SocketAddr,
-    book: Arc<Mutex<Book>>,
+    connections: Arc<Mutex<ConnectionTable>>,
     rate: u32,
 }
 
 /// Addresses that are remembered though nobody of theirs is connected: so that coming again does not fill a bucket.
 const ADDRESSES_MAX: usize = 4_096;
 
-impl Entrance {
-    fn take(book: &Arc<Mutex<Book>>, addr: SocketAddr, limits: &Limits) -> Option<Self> {
+impl ConnectionPermit {
+    fn acquire(
+        connections: &Arc<Mutex<ConnectionTable>>,
+        addr: SocketAddr,
+        limits: &ConnectionLimits,
+    ) -> Option<Self> {
         let now = clock::now();
-        let mut inside = book.lock().unwrap_or_else(PoisonError::into_inner);
-        if inside.inside >= limits.connections {
+        let mut table = connections.lock().unwrap_or_else(PoisonError::into_inner);
+        if table.total >= limits.connections {
             return None;
         }
-        if inside.addresses.len() >= ADDRESSES_MAX {
-            inside
+        if table.addresses.len() >= ADDRESSES_MAX {
+            table
                 .addresses
                 .retain(|_, address| address.connections > 0 || !address.bucket.is_full(limits.rate, now));
         }
-        let full = inside.addresses.len() >= ADDRESSES_MAX;
-        let address = match inside.addresses.entry(addr.ip()) {
+        let full = table.addresses.len() >= ADDRESSES_MAX;
+        let address = match table.addresses.entry(addr.ip()) {
             std::collections::btree_map::Entry::Vacant(_) if full => return None,
-            std::collections::btree_map::Entry::Vacant(place) => place.insert(Address {
+            std::collections::btree_map::Entry::Vacant(place) => place.insert(AddressState {
                 connections: 0,
-                bucket: Bucket::full(limits.rate, now),
+                bucket: TokenBucket::full(limits.rate, now),
             }),
             std::collections::btree_map::Entry::Occupied(place) => place.into_mut(),
         };
@@ -263,45 +276,45 @@ impl Entrance {
             return None;
         }
         address.connections += 1;
-        inside.inside += 1;
-        drop(inside);
+        table.total += 1;
+        drop(table);
         Some(Self {
             addr,
-            book: Arc::clone(book),
+            connections: Arc::clone(connections),
             rate: limits.rate,
         })
     }
 
     /// The place of somebody whom this station has called itself: nobody else's counts with it.
-    pub fn alone(addr: SocketAddr, limits: &Limits) -> Self {
-        let book = Arc::new(Mutex::new(Book::default()));
-        let address = Address {
+    pub fn for_outgoing(addr: SocketAddr, limits: &ConnectionLimits) -> Self {
+        let connections = Arc::new(Mutex::new(ConnectionTable::default()));
+        let address = AddressState {
             connections: 1,
-            bucket: Bucket::full(limits.rate, clock::now()),
+            bucket: TokenBucket::full(limits.rate, clock::now()),
         };
-        let mut inside = book.lock().unwrap_or_else(PoisonError::into_inner);
-        inside.inside = 1;
+        let mut inside = connections.lock().unwrap_or_else(PoisonError::into_inner);
+        inside.total = 1;
         inside.addresses.insert(addr.ip(), address);
         drop(inside);
         Self {
             addr,
-            book,
+            connections,
             rate: limits.rate,
         }
     }
 
     /// What tells of it in the log; it may outlive the visit.
-    pub fn log(&self) -> Log {
-        Log(Arc::clone(&self.book))
+    pub fn throttled_log(&self) -> ThrottledLog {
+        ThrottledLog(Arc::clone(&self.connections))
     }
 
     /// Waits until one more message of this address may be taken.
-    pub async fn turn(&self) {
+    pub async fn throttle(&self) {
         loop {
             let now = clock::now();
             let wait = {
-                let mut book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
-                let address = book.addresses.get_mut(&self.addr.ip());
+                let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+                let address = connections.addresses.get_mut(&self.addr.ip());
                 address.and_then(|address| address.bucket.take(self.rate, now).err())
             };
             let Some(wait) = wait else { return };
@@ -310,11 +323,11 @@ impl Entrance {
     }
 }
 
-impl Drop for Entrance {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
-        let mut book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
-        book.inside -= 1;
-        if let Some(address) = book.addresses.get_mut(&self.addr.ip()) {
+        let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        connections.total -= 1;
+        if let Some(address) = connections.addresses.get_mut(&self.addr.ip()) {
             address.connections -= 1;
         }
     }
@@ -322,12 +335,12 @@ impl Drop for Entrance {
 
 /// Tokens that come back with time: one second's worth may be taken at once.
 #[derive(Clone, Copy, Debug)]
-pub struct Bucket {
+pub struct TokenBucket {
     tokens: f64,
     at: Instant,
 }
 
-impl Bucket {
+impl TokenBucket {
     /// A full one.
     pub fn full(rate: u32, now: Instant) -> Self {
         Self {
@@ -336,14 +349,14 @@ impl Bucket {
         }
     }
 
-    fn fill(&mut self, rate: u32, now: Instant) {
+    fn refill(&mut self, rate: u32, now: Instant) {
         let grown = now.saturating_duration_since(self.at).as_secs_f64() * f64::from(rate);
         self.tokens = (self.tokens + grown).min(rate.into());
         self.at = self.at.max(now);
     }
 
     fn is_full(mut self, rate: u32, now: Instant) -> bool {
-        self.fill(rate, now);
+        self.refill(rate, now);
         self.tokens >= f64::from(rate)
     }
 
@@ -352,7 +365,7 @@ impl Bucket {
     /// # Errors
     /// How long until there is one.
     pub fn take(&mut self, rate: u32, now: Instant) -> Result<(), Duration> {
-        self.fill(rate, now);
+        self.refill(rate, now);
         if self.tokens >= 1.0 {
             self.tokens -= 1.0;
             return Ok(());
@@ -370,9 +383,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bucket_gives_a_second_at_once_and_then_its_rate() {
+    fn token_bucket_allows_a_burst_of_one_second_then_its_rate() {
         let start = clock::now();
-        let mut bucket = Bucket::full(10, start);
+        let mut bucket = TokenBucket::full(10, start);
         for _ in 0..10 {
             assert_eq!(bucket.take(10, start), Ok(()));
         }
@@ -387,35 +400,35 @@ mod tests {
     }
 
     #[test]
-    fn the_log_is_told_at_once_and_then_now_and_then() {
+    fn log_throttle_logs_first_event_then_once_per_interval() {
         let start = clock::now();
-        let mut told = Told::default();
+        let mut told = LogThrottle::default();
         assert_eq!(told.count(start), Some(1));
         for _ in 0..1_000 {
-            assert_eq!(told.count(start + TELL_EVERY / 2), None);
+            assert_eq!(told.count(start + LOG_INTERVAL / 2), None);
         }
-        assert_eq!(told.count(start + TELL_EVERY), Some(1_001));
+        assert_eq!(told.count(start + LOG_INTERVAL), Some(1_001));
     }
 
     #[tokio::test]
-    async fn two_ports_of_a_door_have_the_bounds_of_one() {
+    async fn two_ports_of_one_gateway_share_connection_limits() {
         let dir = tempfile::tempdir().expect("a directory");
         let mut config = crate::config::Config::for_host("st");
-        let text = "[doors.knut]\nlisten = \"127.0.0.1:0\"\nconnections_per_address = 1";
+        let text = "[gateways.knut]\nlisten = \"127.0.0.1:0\"\nconnections_per_address = 1";
         config.read_file(std::path::Path::new("c"), text).expect("reads");
-        let common = config.doors.knut.expect("open").common;
-        let house = crate::gateways::tests::house(crate::fleet::Fleet::local().0, dir.path()).await;
-        let first = Hall::open("knut", &common, &house).expect("listens");
-        let second = Hall::open("knut", &common, &house)
+        let common = config.gateways.knut.expect("open").common;
+        let context = crate::gateways::tests::test_context(crate::fleet::Fleet::local().0, dir.path()).await;
+        let first = GatewayListener::open("knut", &common, &context).expect("listens");
+        let second = GatewayListener::open("knut", &common, &context)
             .expect("listens")
-            .beside(&first);
-        let ports = [&first, &second].map(|hall| hall.listens().expect("bound"));
-        for hall in [first, second] {
-            let serve = async |mut stream: TcpStream, _entrance: Entrance| {
+            .share_limits_with(&first);
+        let ports = [&first, &second].map(|listener| listener.local_addr().expect("bound"));
+        for listener in [first, second] {
+            let serve = async |mut stream: TcpStream, _entrance: ConnectionPermit| {
                 stream.write_all(b"in").await.ok();
                 std::future::pending::<()>().await;
             };
-            house.tasks.spawn(hall.receive(serve));
+            context.tasks.spawn(listener.serve(serve));
         }
         let mut inside = TcpStream::connect(ports[0]).await.expect("connects");
         let mut word = [0; 2];
@@ -424,31 +437,32 @@ mod tests {
         // A reset is an end too.
         let read = outside.read(&mut word).await.unwrap_or(0);
         assert_eq!(read, 0, "one of one address");
-        house.stop.cancel();
+        context.shutdown.cancel();
     }
 
     #[test]
-    fn visitors_of_one_door_do_not_fill_the_log_and_kinds_are_told_apart() {
-        let book = Arc::new(Mutex::new(Book::default()));
+    fn log_is_throttled_per_gateway_and_event_kind() {
+        let connections = Arc::new(Mutex::new(ConnectionTable::default()));
         let visit = |text: &str| {
             let addr = text.parse().expect("an address");
-            Entrance::take(&book, addr, &Limits::default()).expect("a place")
+            ConnectionPermit::acquire(&connections, addr, &ConnectionLimits::default()).expect("a place")
         };
         let (one, other) = (visit("10.0.0.1:1"), visit("10.0.0.2:1"));
-        assert_eq!(one.log().count("closed"), Some(1));
-        assert_eq!(other.log().count("closed"), None);
-        assert_eq!(other.log().count("bad"), Some(1));
+        assert_eq!(one.throttled_log().count("closed"), Some(1));
+        assert_eq!(other.throttled_log().count("closed"), None);
+        assert_eq!(other.throttled_log().count("bad"), Some(1));
     }
 
     #[test]
-    fn places_are_bounded_in_all_and_for_each_address() {
-        let book = Arc::new(Mutex::new(Book::default()));
-        let limits = Limits {
+    fn connections_are_limited_in_total_and_per_address() {
+        let connections = Arc::new(Mutex::new(ConnectionTable::default()));
+        let limits = ConnectionLimits {
             connections: 3,
             per_address: 2,
-            ..Limits::default()
+            ..ConnectionLimits::default()
         };
-        let take = |text: &str| Entrance::take(&book, text.parse().expect("an address"), &limits);
+        let take =
+            |text: &str| ConnectionPermit::acquire(&connections, text.parse().expect("an address"), &limits);
         let first = take("10.0.0.1:1").expect("a place");
         let _second = take("10.0.0.1:2").expect("a place");
         assert!(take("10.0.0.1:3").is_none(), "two of one address");

@@ -1,5 +1,5 @@
-//! Threads of the doors' own. The fleet goes first: the kernel lets whoever has waited for the links run before these,
-//! so that a crowd at the doors is felt at the doors.
+//! Threads of the gateways' own. The fleet goes first: the kernel lets whoever has waited for the links run before these,
+//! so that a crowd at the gateways is felt at the gateways.
 
 use std::io;
 use std::sync::{Mutex, PoisonError};
@@ -11,35 +11,35 @@ use tokio::task::JoinHandle;
 
 /// How much less than the rest of the station they count for where processors are short: see nice(2). At 10, about a
 /// tenth.
-const NICE: i32 = 10;
+const NICE_INCREMENT: i32 = 10;
 /// What they are called, as in `ps -L`.
-pub(super) const NAME: &str = "doors";
+pub(super) const THREAD_NAME: &str = "gateways";
 /// The kernel's lowest priority.
 const NICE_MAX: i32 = 19;
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Threads {
+pub(super) struct LowPriorityRuntime {
     handle: Handle,
     /// Taken when it is dropped.
     runtime: Option<Runtime>,
 }
 
-impl Threads {
+impl LowPriorityRuntime {
     /// As many as there are processors.
     ///
     /// # Errors
     /// The kernel's: there are no more threads to be had.
     pub(super) fn start() -> io::Result<Self> {
         // Absolute: a thread begins with the priority of the one that starts it, which may have stepped back already.
-        let priority = (getpriority_process(None)? + NICE).min(NICE_MAX);
+        let priority = (getpriority_process(None)? + NICE_INCREMENT).min(NICE_MAX);
         let count = thread::available_parallelism()?.get();
         // The runtime has no error for threads that cannot be had: it panics.
-        try_threads(count)?;
+        check_thread_limit(count)?;
         let runtime = Builder::new_multi_thread()
             .worker_threads(count)
-            .thread_name(NAME)
-            .on_thread_start(move || step_back(priority))
+            .thread_name(THREAD_NAME)
+            .on_thread_start(move || lower_priority(priority))
             .enable_all()
             .build()?;
         Ok(Self {
@@ -50,7 +50,7 @@ impl Threads {
 
     /// How many tasks run there.
     #[cfg(test)]
-    pub(super) fn at_work(&self) -> usize {
+    pub(super) fn alive_tasks(&self) -> usize {
         self.handle.metrics().num_alive_tasks()
     }
 
@@ -64,7 +64,7 @@ impl Threads {
 }
 
 /// Has so many threads at one time, and ends them.
-fn try_threads(count: usize) -> io::Result<()> {
+fn check_thread_limit(count: usize) -> io::Result<()> {
     let gate = Mutex::new(());
     thread::scope(|scope| {
         let held = gate.lock();
@@ -76,14 +76,14 @@ fn try_threads(count: usize) -> io::Result<()> {
 }
 
 /// Gives way, for the thread that calls it: on Linux each has a priority of its own.
-fn step_back(priority: i32) {
+fn lower_priority(priority: i32) {
     if let Err(error) = setpriority_process(None, priority) {
-        tracing::debug!(%error, "doors count for as much as the fleet");
+        tracing::debug!(%error, "gateways count for as much as the fleet");
     }
 }
 
-impl Drop for Threads {
-    /// Waits for nobody: whoever closes the doors has.
+impl Drop for LowPriorityRuntime {
+    /// Waits for nobody: whoever closes the gateways has.
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
@@ -96,9 +96,9 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn doors_give_way_and_nobody_else_does() {
+    async fn only_gateway_threads_run_at_low_priority() {
         let own = getpriority_process(None).expect("a priority");
-        let threads = Threads::start().expect("threads");
+        let threads = LowPriorityRuntime::start().expect("threads");
         let there = threads.spawn(async {
             // What that spawns, and what it has done by threads that may wait.
             let spawned = tokio::spawn(async { getpriority_process(None) });
@@ -106,7 +106,7 @@ mod tests {
             (spawned.await.expect("runs"), waits.await.expect("runs"))
         });
         let (spawned, waits) = there.await.expect("runs");
-        let wanted = (own + NICE).min(NICE_MAX);
+        let wanted = (own + NICE_INCREMENT).min(NICE_MAX);
         assert_eq!((spawned, waits), (Ok(wanted), Ok(wanted)));
         assert_eq!(getpriority_process(None), Ok(own));
     }

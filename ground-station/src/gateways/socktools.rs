@@ -16,11 +16,11 @@ use std::time::{Duration, Instant};
 
 use data_encoding::BASE64;
 use serde_json::Value;
-use swarm_shared::net::socket::{self, KeepaliveConfig, Purpose};
+use swarm_shared::net::socket::{self, KeepaliveConfig, TrafficClass};
 use swarm_shared::net::{clock, random};
+use swarm_shared::proto::foreign::platypush::{BadMessage, Request, Response, id_from_random};
+use swarm_shared::proto::foreign::socktools::{LENGTH_BYTES, MessageReader, encode};
 use swarm_shared::proto::json;
-use swarm_shared::proto::platypush::{BadMessage, Request, Response, made_up_id};
-use swarm_shared::proto::socktools::{LENGTH_BYTES, Reader, encode};
 use swarm_shared::proto::wire::ContentEncoding;
 use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
@@ -28,168 +28,176 @@ use tokio::net::tcp::OwnedReadHalf;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::access::Visitor;
-use super::framing::{Ended, UNHEARD_MAX, next, part, write};
-use super::listener::{Entrance, Hall, Told};
-use super::platypush_handler::{Desk, random_id, takes_nothing};
-use super::{DoorError, House};
-use crate::config::gateways::{RawEncoding, Socktools};
-use crate::fleet::gateway_peers::{Parcel, Peers, Seat};
+use super::access::Client;
+use super::framing::{DRAIN_MESSAGES_MAX, StreamError, close_gracefully, read_message, write_message};
+use super::listener::{ConnectionPermit, GatewayListener, LogThrottle};
+use super::platypush_handler::{RequestHandler, random_id, takes_no_arguments};
+use super::{GatewayContext, GatewayError};
+use crate::config::gateways::{RawEncoding, SocktoolsConfig};
+use crate::fleet::gateway_peers::{OutgoingMessage, PeerGuard, PeerRegistry};
 
 /// As the configuration calls it.
-pub const DOOR: &str = "socktools";
+pub const GATEWAY: &str = "socktools";
 /// How long a connection may take to be made.
-const CONNECT_MAX: Duration = Duration::from_secs(5);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest pause before the first attempt that follows a failed one; it doubles with each.
 const BACKOFF_MIN: Duration = Duration::from_millis(200);
 /// The longest pause of all.
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
 /// A connection that held for so long was a good one: the next attempt follows soon.
-const STEADY_MIN: Duration = Duration::from_secs(5);
+const STABLE_CONNECTION_MIN: Duration = Duration::from_secs(5);
 
 /// How often it is said that a peer is still not reached.
-const STILL_EVERY: Duration = Duration::from_secs(600);
+const FAILURE_LOG_INTERVAL: Duration = Duration::from_secs(600);
 
-/// Opens the door, and calls whom the configuration names.
+/// Opens the gateway, and calls whom the configuration names.
 ///
 /// # Errors
 /// [`DoorError`].
-pub fn open(config: &Socktools, house: &House) -> Result<(), DoorError> {
-    let desk = Desk::new(DOOR, &config.common, house);
+pub fn open(config: &SocktoolsConfig, context: &GatewayContext) -> Result<(), GatewayError> {
+    let handler = RequestHandler::new(GATEWAY, &config.common, context);
     if let Some(action) = &config.raw.action {
-        let wrong = |why| DoorError::Configuration {
-            door: DOOR,
+        let wrong = |why| GatewayError::Configuration {
+            gateway: GATEWAY,
             reason: format!("`raw_action` could never be done: {why}"),
         };
-        let ignored = takes_nothing(action);
+        let ignored = takes_no_arguments(action);
         let given = if ignored {
             &[][..]
         } else {
             &[config.raw.argument.as_str()]
         };
-        desk.permits(action, given).map_err(wrong)?;
-        if let Some(key) = config.raw.key.filter(|_| ignored) {
-            return Err(DoorError::Configuration {
-                door: DOOR,
+        handler.check_permitted(action, given).map_err(wrong)?;
+        if let Some(key) = config.raw.option_set.filter(|_| ignored) {
+            return Err(GatewayError::Configuration {
+                gateway: GATEWAY,
                 reason: format!("{action} takes nothing, so `{key}` does nothing: take it out"),
             });
         }
     }
-    let hall = Hall::open(DOOR, &config.common, house)?;
-    let club = Arc::new(Club {
-        desk,
-        peers: house.face.posts.open(DOOR),
+    let listener = GatewayListener::open(GATEWAY, &config.common, context)?;
+    let server = Arc::new(Server {
+        handler,
+        peers: context.advertisement.gateway_peers.register_gateway(GATEWAY),
         config: config.clone(),
-        dropped: Mutex::default(),
+        drop_log: Mutex::default(),
     });
     if config.good_peers.is_empty() && !config.common.listen.ip().is_loopback() {
         tracing::warn!(
-            door = DOOR,
+            gateway = GATEWAY,
             "only this machine's own programs are welcome: name others in `good_peers`"
         );
     }
     for addr in &config.dial {
-        let (club, addr, stop) = (Arc::clone(&club), *addr, house.stop.clone());
-        house.tasks.spawn(async move {
-            stop.run_until_cancelled(club.call(addr)).await;
+        let (server, addr, shutdown) = (Arc::clone(&server), *addr, context.shutdown.clone());
+        context.tasks.spawn(async move {
+            shutdown.run_until_cancelled(server.keep_connected(addr)).await;
         });
     }
-    let welcome = Arc::clone(&club);
-    let is_welcome = move |ip: IpAddr| welcome.config.is_good(ip);
-    house
+    let welcome = Arc::clone(&server);
+    let is_welcome = move |ip: IpAddr| welcome.config.is_allowed_peer(ip);
+    context
         .tasks
-        .spawn(hall.receive_some(is_welcome, move |stream, entrance| {
-            let club = Arc::clone(&club);
-            async move { club.serve(stream, &entrance, false).await }
+        .spawn(listener.serve_allowed(is_welcome, move |stream, permit| {
+            let server = Arc::clone(&server);
+            async move { server.serve(stream, &permit, false).await }
         }));
     Ok(())
 }
 
 /// What all peers share.
-struct Club {
-    desk: Desk,
-    peers: Peers,
-    config: Socktools,
+struct Server {
+    handler: RequestHandler,
+    peers: PeerRegistry,
+    config: SocktoolsConfig,
     /// Peers that were dropped, as far as the log has not been told.
-    dropped: Mutex<Told>,
+    drop_log: Mutex<LogThrottle>,
 }
 
 /// What the log is told of attempts to reach a peer: the first that fails, now and then that it still does, and that it
 /// is reached.
 #[derive(Debug, Default)]
-struct Attempts {
-    failed: u64,
-    told: Option<Instant>,
+struct ConnectAttempts {
+    failures: u64,
+    last_logged: Option<Instant>,
 }
 
-impl Attempts {
+impl ConnectAttempts {
     /// One more has failed; how many have in a row, if it is time to say so.
-    fn failed(&mut self, now: Instant) -> Option<u64> {
-        self.failed += 1;
-        if self.told.is_some_and(|told| now < told + STILL_EVERY) {
+    fn on_failure(&mut self, now: Instant) -> Option<u64> {
+        self.failures += 1;
+        if self
+            .last_logged
+            .is_some_and(|told| now < told + FAILURE_LOG_INTERVAL)
+        {
             return None;
         }
-        self.told = Some(now);
-        Some(self.failed)
+        self.last_logged = Some(now);
+        Some(self.failures)
     }
 
     /// It is reached; how many attempts had failed.
-    fn reached(&mut self) -> u64 {
-        self.told = None;
-        std::mem::take(&mut self.failed)
+    fn on_connected(&mut self) -> u64 {
+        self.last_logged = None;
+        std::mem::take(&mut self.failures)
     }
 }
 
-impl Club {
+impl Server {
     /// Keeps a connection to a peer.
-    async fn call(&self, addr: SocketAddr) {
-        let (mut failures, mut attempts) = (0, Attempts::default());
+    async fn keep_connected(&self, addr: SocketAddr) {
+        let (mut failures, mut attempts) = (0, ConnectAttempts::default());
         loop {
-            let connected =
-                socket::connect(addr, CONNECT_MAX, &KeepaliveConfig::default(), Purpose::Control).await;
+            let connected = socket::connect(
+                addr,
+                CONNECT_TIMEOUT,
+                &KeepaliveConfig::default(),
+                TrafficClass::Control,
+            )
+            .await;
             match connected {
                 Ok(stream) => {
-                    match attempts.reached() {
-                        0 => tracing::info!(door = DOOR, %addr, "connected"),
+                    match attempts.on_connected() {
+                        0 => tracing::info!(gateway = GATEWAY, %addr, "connected"),
                         failed => {
-                            tracing::info!(door = DOOR, %addr, failed, "connected, after attempts that failed");
+                            tracing::info!(gateway = GATEWAY, %addr, failed, "connected, after attempts that failed");
                         }
                     }
                     let since = clock::now();
-                    let entrance = Entrance::alone(addr, &self.config.common.limits);
-                    self.serve(stream, &entrance, true).await;
-                    failures = if clock::since(since) >= STEADY_MIN {
+                    let permit = ConnectionPermit::for_outgoing(addr, &self.config.common.limits);
+                    self.serve(stream, &permit, true).await;
+                    failures = if clock::since(since) >= STABLE_CONNECTION_MIN {
                         0
                     } else {
                         failures + 1
                     };
                 }
                 Err(error) => {
-                    match attempts.failed(clock::now()) {
-                        Some(1) => tracing::warn!(door = DOOR, %error, "not connected; trying again"),
+                    match attempts.on_failure(clock::now()) {
+                        Some(1) => tracing::warn!(gateway = GATEWAY, %error, "not connected; trying again"),
                         Some(failed) => {
-                            tracing::warn!(door = DOOR, %error, failed, "still not connected; trying again");
+                            tracing::warn!(gateway = GATEWAY, %error, failed, "still not connected; trying again");
                         }
-                        None => tracing::debug!(door = DOOR, %error, "still not connected"),
+                        None => tracing::debug!(gateway = GATEWAY, %error, "still not connected"),
                     }
                     failures += 1;
                 }
             }
-            tokio::time::sleep(pause(failures, random::spread())).await;
+            tokio::time::sleep(backoff(failures, random::jitter())).await;
         }
     }
 
     /// Serves a peer until one side ends.
-    async fn serve(&self, stream: TcpStream, entrance: &Entrance, dialled: bool) {
-        let addr = entrance.addr;
-        let (seat, parcels) = self.peers.seat(addr, dialled);
+    async fn serve(&self, stream: TcpStream, permit: &ConnectionPermit, dialled: bool) {
+        let addr = permit.addr;
+        let (seat, parcels) = self.peers.register(addr, dialled);
         let (mut from, mut to) = stream.into_split();
         let unheard = CancellationToken::new();
-        let mut hearing = Box::pin(self.hear(&mut from, &seat, entrance, &unheard));
+        let mut hearing = Box::pin(self.receive_loop(&mut from, &seat, permit, &unheard));
         let ended = tokio::select! {
             biased;
             ended = &mut hearing => ended,
-            ended = deliver(&mut to, parcels, self.config.keep_alive) => {
+            ended = write_outgoing(&mut to, parcels, self.config.keep_alive) => {
                 unheard.cancel();
                 // What it asked for is carried to its end; there is nobody to tell.
                 let _lost = hearing.as_mut().await;
@@ -199,186 +207,190 @@ impl Club {
         drop(hearing);
         drop(seat);
         match ended {
-            Ok(()) => tracing::debug!(door = DOOR, %addr, "a peer has ended"),
-            Err(Ended::Lost(why) | Ended::Fault(why)) => {
-                let mut dropped = self.dropped.lock().unwrap_or_else(PoisonError::into_inner);
+            Ok(()) => tracing::debug!(gateway = GATEWAY, %addr, "a peer has ended"),
+            Err(StreamError::ConnectionLost(why) | StreamError::ProtocolError(why)) => {
+                let mut dropped = self.drop_log.lock().unwrap_or_else(PoisonError::into_inner);
                 if let Some(count) = dropped.count(clock::now()) {
-                    tracing::info!(door = DOOR, %addr, why, count, "a peer is dropped");
+                    tracing::info!(gateway = GATEWAY, %addr, why, count, "a peer is dropped");
                 }
             }
         }
         if let Ok(stream) = from.reunite(to) {
-            part(stream).await;
+            close_gracefully(stream).await;
         }
     }
 
     /// Does what a peer says, message by message, until it has said all. Once the answers are `unheard`, of what has
     /// arrived before it does an emergency stop.
-    async fn hear(
+    async fn receive_loop(
         &self,
         from: &mut OwnedReadHalf,
-        seat: &Seat,
-        entrance: &Entrance,
+        seat: &PeerGuard,
+        permit: &ConnectionPermit,
         unheard: &CancellationToken,
-    ) -> Result<(), Ended> {
+    ) -> Result<(), StreamError> {
         let limits = &self.config.common.limits;
-        let visitor = Visitor {
-            from: entrance.addr.ip(),
+        let client = Client {
+            from: permit.addr.ip(),
             user: None,
         };
-        let mut reader = Reader::new(limits.message_bytes);
-        let mut left = UNHEARD_MAX;
+        let mut reader = MessageReader::new(limits.message_bytes);
+        let mut left = DRAIN_MESSAGES_MAX;
         loop {
             let since = clock::now();
-            let hearing = next(from, &mut reader, limits.idle);
+            let hearing = read_message(from, &mut reader, limits.idle);
             let heard = match unheard.run_until_cancelled(hearing).await {
                 Some(heard) => heard,
                 None if left == 0 => return Ok(()),
                 None => {
                     left -= 1;
-                    next(from, &mut reader, Duration::ZERO).await
+                    read_message(from, &mut reader, Duration::ZERO).await
                 }
             };
             let message = match heard {
                 Ok(Some(message)) => message,
                 Ok(None) if clock::since(since) >= limits.idle => {
                     let idle = limits.idle;
-                    return Err(Ended::Lost(format!("it was silent for {idle:?} (`idle`)")));
+                    return Err(StreamError::ConnectionLost(format!(
+                        "it was silent for {idle:?} (`idle`)"
+                    )));
                 }
                 Ok(None) => return Ok(()),
-                Err(Ended::Fault(fault)) => {
-                    let refused = self.desk.turn_down_all(&visitor, &fault).await;
-                    self.answer(seat, unheard, &refused).await;
-                    return Err(Ended::Fault(fault));
+                Err(StreamError::ProtocolError(fault)) => {
+                    let refused = self.handler.reject_unparsed(&client, &fault).await;
+                    self.respond(seat, unheard, &refused).await;
+                    return Err(StreamError::ProtocolError(fault));
                 }
-                Err(lost @ Ended::Lost(_)) => return Err(lost),
+                Err(lost @ StreamError::ConnectionLost(_)) => return Err(lost),
             };
-            entrance.turn().await;
-            let request = match self.read(message) {
-                Heard::Request(request) => request,
-                Heard::Bad(bad) => {
-                    let refused = self.desk.turn_down(&visitor, bad).await;
-                    self.answer(seat, unheard, &refused).await;
+            permit.throttle().await;
+            let request = match self.classify(message) {
+                Incoming::Request(request) => request,
+                Incoming::Invalid(bad) => {
+                    let refused = self.handler.reject(&client, bad).await;
+                    self.respond(seat, unheard, &refused).await;
                     continue;
                 }
-                Heard::NotText => {
+                Incoming::NotUtf8 => {
                     let fault = "the message is not text in UTF-8";
-                    let refused = self.desk.turn_down_all(&visitor, fault).await;
-                    self.answer(seat, unheard, &refused).await;
+                    let refused = self.handler.reject_unparsed(&client, fault).await;
+                    self.respond(seat, unheard, &refused).await;
                     continue;
                 }
-                Heard::Word(kind) => {
-                    tracing::debug!(door = DOOR, addr = %entrance.addr, kind, "heard of a peer");
+                Incoming::NoReply(kind) => {
+                    tracing::debug!(gateway = GATEWAY, addr = %permit.addr, kind, "heard of a peer");
                     continue;
                 }
             };
-            if let Err(refused) = self.desk.admit(&visitor, &request).await {
+            if let Err(refused) = self.handler.authenticate(&client, &request).await {
                 // Whoever guesses has to come again for each guess.
-                self.answer(seat, unheard, &refused).await;
+                self.respond(seat, unheard, &refused).await;
                 return Ok(());
             }
             if unheard.is_cancelled() {
-                self.desk.finish(&visitor, request).await;
+                self.handler.handle_after_disconnect(&client, request).await;
                 continue;
             }
-            let response = self.desk.answer(&visitor, request).await;
-            self.answer(seat, unheard, &response).await;
+            let response = self.handler.handle(&client, request).await;
+            self.respond(seat, unheard, &response).await;
         }
     }
 
-    fn read(&self, message: Vec<u8>) -> Heard {
+    fn classify(&self, message: Vec<u8>) -> Incoming {
         if message.is_empty() {
-            return Heard::Word("a sign of life");
+            return Incoming::NoReply("a sign of life");
         }
         let value = json::parse(&message, &ContentEncoding::Utf8);
         let kind = value.as_ref().ok().and_then(|value| value["type"].as_str());
         match (kind, &self.config.raw.action) {
-            (Some("response"), _) => Heard::Word("a response"),
-            (Some("event"), _) => Heard::Word("an event"),
+            (Some("response"), _) => Incoming::NoReply("a response"),
+            (Some("event"), _) => Incoming::NoReply("an event"),
             (Some("request"), _) | (_, None) => match Request::parse(&message, random_id()) {
-                Ok(request) => Heard::Request(request),
-                Err(bad) => Heard::Bad(bad),
+                Ok(request) => Incoming::Request(request),
+                Err(bad) => Incoming::Invalid(bad),
             },
             // Whatever the message is: it is the button that is pressed.
-            (_, Some(action)) if takes_nothing(action) => Heard::Request(given(action, Value::Null)),
+            (_, Some(action)) if takes_no_arguments(action) => {
+                Incoming::Request(raw_request(action, Value::Null))
+            }
             (_, Some(action)) => {
                 let raw = &self.config.raw;
                 let argument = match (raw.encoding, String::from_utf8(message)) {
                     (RawEncoding::Text, Ok(text)) => text,
-                    (RawEncoding::Text, Err(_)) => return Heard::NotText,
+                    (RawEncoding::Text, Err(_)) => return Incoming::NotUtf8,
                     (RawEncoding::Base64, Ok(text)) => BASE64.encode(text.as_bytes()),
                     (RawEncoding::Base64, Err(bytes)) => BASE64.encode(bytes.as_bytes()),
                 };
                 let mut arguments = serde_json::Map::new();
                 arguments.insert(raw.argument.clone(), argument.into());
-                Heard::Request(given(action, Value::Object(arguments)))
+                Incoming::Request(raw_request(action, Value::Object(arguments)))
             }
         }
     }
 
-    async fn answer(&self, seat: &Seat, unheard: &CancellationToken, response: &Response) {
-        if !seat.send(self.desk.encode(response).into()).await {
+    async fn respond(&self, seat: &PeerGuard, unheard: &CancellationToken, response: &Response) {
+        if !seat.send(self.handler.encode(response).into()).await {
             unheard.cancel();
         }
     }
 }
 
 /// What a message of a peer is.
-enum Heard {
+enum Incoming {
     Request(Request),
-    Bad(BadMessage),
+    Invalid(BadMessage),
     /// For an action that takes text.
-    NotText,
+    NotUtf8,
     /// Nothing to answer.
-    Word(&'static str),
+    NoReply(&'static str),
 }
 
 /// A message that is no request, as one for the action that takes such messages.
-fn given(action: &str, args: Value) -> Request {
+fn raw_request(action: &str, args: Value) -> Request {
     Request {
         target: None,
         action: action.to_owned(),
         args,
         origin: None,
-        id: made_up_id(random_id()),
+        id: id_from_random(random_id()),
         token: None,
         timestamp: None,
     }
 }
 
 /// Writes what a peer is sent, and signs of life in between.
-async fn deliver(
+async fn write_outgoing(
     to: &mut (impl AsyncWrite + Unpin),
-    mut parcels: mpsc::Receiver<Parcel>,
+    mut parcels: mpsc::Receiver<OutgoingMessage>,
     keep_alive: Option<Duration>,
-) -> Result<(), Ended> {
+) -> Result<(), StreamError> {
     loop {
         let parcel = match keep_alive {
             None => parcels.recv().await,
             Some(every) => match clock::timeout_at(clock::now() + every, parcels.recv()).await {
                 Ok(parcel) => parcel,
                 Err(_elapsed) => {
-                    write(to, &SIGN_OF_LIFE).await?;
+                    write_message(to, &KEEP_ALIVE_FRAME).await?;
                     continue;
                 }
             },
         };
-        let Some(Parcel { message, written }) = parcel else {
+        let Some(OutgoingMessage { message, written }) = parcel else {
             return Ok(());
         };
-        let frame = encode(&message).map_err(|error| Ended::Lost(error.to_string()))?;
-        write(to, &frame).await?;
+        let frame = encode(&message).map_err(|error| StreamError::ConnectionLost(error.to_string()))?;
+        write_message(to, &frame).await?;
         // Whoever sent it may have stopped waiting.
         let _nobody_waits = written.send(());
     }
 }
 
 /// An empty message.
-const SIGN_OF_LIFE: [u8; LENGTH_BYTES] = [0; LENGTH_BYTES];
+const KEEP_ALIVE_FRAME: [u8; LENGTH_BYTES] = [0; LENGTH_BYTES];
 
 /// How long to wait after so many failures in a row: any time up to a bound that doubles, so that many do not call at
 /// once.
-fn pause(failures: u32, random: u64) -> Duration {
+fn backoff(failures: u32, random: u64) -> Duration {
     let bound = BACKOFF_MIN
         .saturating_mul(2_u32.saturating_pow(failures.min(16)))
         .min(BACKOFF_MAX);
@@ -394,28 +406,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_log_is_told_of_the_first_failure_and_then_rarely_and_of_the_end() {
+    fn connect_failures_are_logged_first_then_rarely() {
         let start = clock::now();
-        let mut attempts = Attempts::default();
-        assert_eq!(attempts.reached(), 0);
-        assert_eq!(attempts.failed(start), Some(1));
+        let mut attempts = ConnectAttempts::default();
+        assert_eq!(attempts.on_connected(), 0);
+        assert_eq!(attempts.on_failure(start), Some(1));
         for _ in 0..100 {
-            assert_eq!(attempts.failed(start + STILL_EVERY / 2), None);
+            assert_eq!(attempts.on_failure(start + FAILURE_LOG_INTERVAL / 2), None);
         }
-        assert_eq!(attempts.failed(start + STILL_EVERY), Some(102));
-        assert_eq!(attempts.reached(), 102);
+        assert_eq!(attempts.on_failure(start + FAILURE_LOG_INTERVAL), Some(102));
+        assert_eq!(attempts.on_connected(), 102);
         assert_eq!(
-            attempts.failed(start + STILL_EVERY),
+            attempts.on_failure(start + FAILURE_LOG_INTERVAL),
             Some(1),
             "a new failure is news"
         );
     }
 
     #[test]
-    fn pauses_grow_to_a_bound_and_are_spread() {
-        assert_eq!(pause(0, u64::MAX - u64::MAX % 200), Duration::from_millis(1));
+    fn reconnect_backoff_is_capped_and_jittered() {
+        assert_eq!(backoff(0, u64::MAX - u64::MAX % 200), Duration::from_millis(1));
         for (failures, most) in [(0, 200), (1, 400), (3, 1_600), (6, 10_000), (u32::MAX, 10_000)] {
-            let longest = (0..most * 2).map(|random| pause(failures, random)).max();
+            let longest = (0..most * 2).map(|random| backoff(failures, random)).max();
             assert_eq!(longest, Some(Duration::from_millis(most)), "{failures}");
         }
     }

@@ -4,54 +4,60 @@ use super::*;
 use crate::config::Config;
 
 /// A station that nobody finds.
-pub(super) fn face() -> Face {
-    Face {
+pub(super) fn test_advertisement() -> Advertisement {
+    Advertisement {
         name: NodeName::from_host("st"),
-        services: Services::default(),
-        posts: Posts::default(),
+        services: ServicePublisher::default(),
+        gateway_peers: GatewayPeers::default(),
     }
 }
 
-/// What a door stands in, before this fleet and with its store in this directory.
-pub(super) async fn house(fleet: Fleet, dir: &Path) -> House {
-    House {
-        face: face(),
+/// What a gateway stands in, before this fleet and with its store in this directory.
+pub(super) async fn test_context(fleet: Fleet, dir: &Path) -> GatewayContext {
+    GatewayContext {
+        advertisement: test_advertisement(),
         fleet,
         guests: Guests::default(),
         store: Store::open(dir).await.expect("opens"),
-        stop: CancellationToken::new(),
+        shutdown: CancellationToken::new(),
         tasks: TaskTracker::new(),
     }
 }
 
-async fn open(text: &str) -> Open {
+async fn open(text: &str) -> Gateways {
     let dir = tempfile::tempdir().expect("a directory");
     let mut config = Config::for_host("st");
     config.read_file(Path::new("config.toml"), text).expect("reads");
     let store = Store::open(dir.path()).await.expect("opens");
-    let open = Open::all(&config.doors, face(), Fleet::local().0, Guests::default(), store);
+    let open = Gateways::open(
+        &config.gateways,
+        test_advertisement(),
+        Fleet::local().0,
+        Guests::default(),
+        store,
+    );
     open.await.expect("opens")
 }
 
 #[tokio::test]
-async fn threads_are_made_for_programs_and_not_for_drones() {
+async fn runtime_is_started_for_programs_but_not_for_drones() {
     for (text, wanted) in [
         ("", false),
         (
-            "[doors.clever_show]\nlisten = \"127.0.0.1:0\"\nannounce = false",
+            "[gateways.clever_show]\nlisten = \"127.0.0.1:0\"\nannounce = false",
             false,
         ),
-        ("[doors.platypush_tcp]\nlisten = \"127.0.0.1:0\"", true),
+        ("[gateways.platypush_tcp]\nlisten = \"127.0.0.1:0\"", true),
     ] {
         let open = open(text).await;
-        let at_work = open.threads.as_ref().map(Threads::at_work);
+        let at_work = open.runtime.as_ref().map(LowPriorityRuntime::alive_tasks);
         assert_eq!(at_work.is_some_and(|tasks| tasks > 0), wanted, "{text}");
         open.close().await;
     }
 }
 
 #[test]
-fn whoever_has_no_threads_left_is_told_what_to_do() {
-    let told = DoorError::Threads("Resource temporarily unavailable".to_owned()).to_string();
+fn thread_limit_error_says_what_to_raise() {
+    let told = GatewayError::Runtime("Resource temporarily unavailable".to_owned()).to_string();
     assert!(told.contains("ulimit -u") && told.contains("TasksMax"), "{told}");
 }

@@ -1,43 +1,44 @@
-//! What the configuration says of doors, each key well by itself, that does not go together.
+//! What the configuration says of gateways, each key well by itself, that does not go together.
 
 use std::net::{IpAddr, SocketAddr};
 
 use swarm_shared::proto::message::Arguments;
-use swarm_shared::proto::trust::gate::{self, Wish};
+use swarm_shared::proto::trust::gate::{self, Permission};
 
-use super::DoorError;
+use super::GatewayError;
 use super::clever_show::is_request;
-use crate::config::gateways::{Common, Doors};
+use crate::config::gateways::{CommonOptions, GatewaysConfig};
 
 /// As the configuration calls it.
-const HTTP: &str = "platypush_http";
+const PLATYPUSH_HTTP: &str = "platypush_http";
 const CLEVER_SHOW: &str = "clever_show";
 const SOCKTOOLS: &str = "socktools";
 /// What a request in Platypush's form asks of the station itself, and whoever may come may ask.
-const READS: [&str; 2] = ["station.nodes", "station.history"];
+const STATION_QUERIES: [&str; 2] = ["station.nodes", "station.history"];
 
-/// Finds what keeps the doors from opening, and warns of what only keeps them from being of use.
-pub(super) fn check(doors: &Doors) -> Result<(), DoorError> {
-    let requests = doors.clever_show.as_ref().map(|door| &door.requests);
-    for (door, common) in doors.each() {
-        let asks = |name: &str| door == CLEVER_SHOW && requests.is_some_and(|all| is_request(name, all));
-        check_role(door, common, asks).map_err(|reason| DoorError::Configuration { door, reason })?;
+/// Finds what keeps the gateways from opening, and warns of what only keeps them from being of use.
+pub(super) fn check(gateways: &GatewaysConfig) -> Result<(), GatewayError> {
+    let requests = gateways.clever_show.as_ref().map(|gateway| &gateway.requests);
+    for (gateway, common) in gateways.enabled() {
+        let asks = |name: &str| gateway == CLEVER_SHOW && requests.is_some_and(|all| is_request(name, all));
+        check_role(gateway, common, asks)
+            .map_err(|reason| GatewayError::Configuration { gateway, reason })?;
     }
-    if let Some(socktools) = &doors.socktools
-        && let (None, Some(key)) = (&socktools.raw.action, socktools.raw.key)
+    if let Some(socktools) = &gateways.socktools
+        && let (None, Some(key)) = (&socktools.raw.action, socktools.raw.option_set)
     {
-        return Err(DoorError::Configuration {
-            door: SOCKTOOLS,
+        return Err(GatewayError::Configuration {
+            gateway: SOCKTOOLS,
             reason: format!(
                 "`{key}` does nothing without `raw_action`: name the action, or take `{key}` out"
             ),
         });
     }
-    check_places(&places(doors))?;
-    let resources = doors.platypush_http.iter().flat_map(|http| &http.resources);
+    check_port_conflicts(&listen_addresses(gateways))?;
+    let resources = gateways.platypush_http.iter().flat_map(|http| &http.resources);
     for (name, dir) in resources.filter(|(_, dir)| !dir.is_dir()) {
         tracing::warn!(
-            door = HTTP,
+            gateway = PLATYPUSH_HTTP,
             "resources.{name}: there is no directory {dir:?}: /resources/{name}/ is empty until there is"
         );
     }
@@ -45,13 +46,13 @@ pub(super) fn check(doors: &Doors) -> Result<(), DoorError> {
 }
 
 /// What `allow` names is to be done, so the role has to reach that far. What only asks passes by itself, named or not.
-fn check_role(door: &str, common: &Common, asks: impl Fn(&str) -> bool) -> Result<(), String> {
+fn check_role(gateway: &str, common: &CommonOptions, is_query: impl Fn(&str) -> bool) -> Result<(), String> {
     let named = common.allow.iter().filter_map(|glob| glob.literal());
-    for name in named.filter(|name| !READS.contains(&name.as_str()) && !asks(name)) {
+    for name in named.filter(|name| !STATION_QUERIES.contains(&name.as_str()) && !is_query(name)) {
         let class = gate::classify(&name, &Arguments::default());
-        if let Some(lack) = gate::lack(common.role, &Wish::Command(class)) {
+        if let Some(lack) = gate::missing_role(common.role, &Permission::Command(class)) {
             return Err(format!(
-                "`allow` names {name:?}, but {lack}; set `role` in [doors.{door}], or take {name:?} out of `allow`"
+                "`allow` names {name:?}, but {lack}; set `role` in [gateways.{gateway}], or take {name:?} out of `allow`"
             ));
         }
         if name == "shell.exec" {
@@ -64,17 +65,20 @@ fn check_role(door: &str, common: &Common, asks: impl Fn(&str) -> bool) -> Resul
 }
 
 /// Every place where something is to listen.
-pub(super) fn places(doors: &Doors) -> Vec<(&'static str, SocketAddr)> {
-    let mut places: Vec<_> = doors.each().map(|(door, common)| (door, common.listen)).collect();
-    if let Some(http) = &doors.platypush_http
+pub(super) fn listen_addresses(gateways: &GatewaysConfig) -> Vec<(&'static str, SocketAddr)> {
+    let mut places: Vec<_> = gateways
+        .enabled()
+        .map(|(gateway, common)| (gateway, common.listen))
+        .collect();
+    if let Some(http) = &gateways.platypush_http
         && let Some(port) = http.websocket_port
     {
-        places.push((HTTP, SocketAddr::new(http.common.listen.ip(), port)));
+        places.push((PLATYPUSH_HTTP, SocketAddr::new(http.common.listen.ip(), port)));
     }
     places
 }
 
-fn check_places(places: &[(&'static str, SocketAddr)]) -> Result<(), DoorError> {
+fn check_port_conflicts(places: &[(&'static str, SocketAddr)]) -> Result<(), GatewayError> {
     let meet = |a: SocketAddr, b: SocketAddr| {
         let (one, other) = (a.ip().to_canonical(), b.ip().to_canonical());
         // All addresses of IPv6 are those of IPv4, too; not the other way round.
@@ -88,9 +92,9 @@ fn check_places(places: &[(&'static str, SocketAddr)]) -> Result<(), DoorError> 
         if let Some((second, _)) = later.clone().find(|(_, other)| meet(*addr, *other)) {
             let port = addr.port();
             return Err(if first == second {
-                DoorError::Itself { door: first, port }
+                GatewayError::SamePort { gateway: first, port }
             } else {
-                DoorError::Twice { first, second, port }
+                GatewayError::PortConflict { first, second, port }
             });
         }
     }
@@ -107,17 +111,17 @@ mod tests {
     fn checked(text: &str) -> Result<(), String> {
         let mut config = Config::for_host("st");
         config.read_file(Path::new("config.toml"), text).expect("reads");
-        check(&config.doors).map_err(|error| error.to_string())
+        check(&config.gateways).map_err(|error| error.to_string())
     }
 
     #[test]
-    fn two_doors_at_one_place_are_both_named() {
+    fn port_conflict_error_names_both_gateways() {
         let both = |one: &str, other: &str| {
             checked(&format!(
-                "[doors.knut]\nlisten = \"{one}\"\n[doors.socktools]\nlisten = \"{other}\""
+                "[gateways.knut]\nlisten = \"{one}\"\n[gateways.socktools]\nlisten = \"{other}\""
             ))
         };
-        let says = "[doors.socktools] and [doors.knut] are both to listen on port 9000: give one of them another in `listen`";
+        let says = "[gateways.socktools] and [gateways.knut] are both to listen on port 9000: give one of them another in `listen`";
         for (one, other) in [
             ("127.0.0.1:9000", "127.0.0.1:9000"),
             ("0.0.0.0:9000", "127.0.0.1:9000"),
@@ -128,51 +132,51 @@ mod tests {
         assert_eq!(both("10.0.0.1:9000", "127.0.0.1:9000"), Ok(()));
         assert_eq!(both("127.0.0.1:0", "127.0.0.1:0"), Ok(()));
         assert_eq!(
-            checked("[doors.platypush_http]\nwebsocket_port = 8008"),
+            checked("[gateways.platypush_http]\nwebsocket_port = 8008"),
             Err(
-                "[doors.platypush_http]: `listen` and `websocket_port` both name port 8008: give one of them another"
+                "[gateways.platypush_http]: `listen` and `websocket_port` both name port 8008: give one of them another"
                     .to_owned()
             )
         );
         assert_eq!(both("0.0.0.0:9000", "[::1]:9000"), Ok(()), "no address is both");
-        let own = "[doors.platypush_http]\nwebsocket_port = 8080\n[doors.knut]";
+        let own = "[gateways.platypush_http]\nwebsocket_port = 8080\n[gateways.knut]";
         let error = checked(own).expect_err("8080 is Knut's");
         assert!(
-            error.contains("[doors.knut]") && error.contains("[doors.platypush_http]"),
+            error.contains("[gateways.knut]") && error.contains("[gateways.platypush_http]"),
             "{error}"
         );
         assert_eq!(
             checked(
-                "[doors.knut]\n[doors.socktools]\n[doors.clever_show]\n[doors.platypush_http]\n[doors.platypush_tcp]"
+                "[gateways.knut]\n[gateways.socktools]\n[gateways.clever_show]\n[gateways.platypush_http]\n[gateways.platypush_tcp]"
             ),
             Ok(())
         );
     }
 
     #[test]
-    fn how_messages_that_are_no_requests_are_given_on_takes_an_action() {
-        let door = |keys: &str| checked(&format!("[doors.socktools]\n{keys}"));
+    fn raw_message_options_require_raw_action() {
+        let gateway = |keys: &str| checked(&format!("[gateways.socktools]\n{keys}"));
         for (key, value) in [("raw_encoding", "base64"), ("raw_argument", "text")] {
             let alone = format!("{key} = \"{value}\"\n");
             assert_eq!(
-                door(&alone),
+                gateway(&alone),
                 Err(format!(
-                    "[doors.socktools]: `{key}` does nothing without `raw_action`: name the action, or take `{key}` out"
+                    "[gateways.socktools]: `{key}` does nothing without `raw_action`: name the action, or take `{key}` out"
                 ))
             );
             assert_eq!(
-                door(&format!("{alone}raw_action = \"led\"\nallow = [\"led\"]")),
+                gateway(&format!("{alone}raw_action = \"led\"\nallow = [\"led\"]")),
                 Ok(())
             );
         }
-        assert_eq!(door(""), Ok(()));
+        assert_eq!(gateway(""), Ok(()));
     }
 
     #[test]
-    fn what_is_allowed_by_name_has_to_be_within_the_role() {
+    fn allowed_actions_must_be_within_the_gateway_role() {
         let allow = |names: &str, role: &str| {
             checked(&format!(
-                "[doors.platypush_tcp]\nallow = [{names}]\nrole = \"{role}\""
+                "[gateways.platypush_tcp]\nallow = [{names}]\nrole = \"{role}\""
             ))
         };
         for (names, role) in [
@@ -185,9 +189,9 @@ mod tests {
             assert_eq!(allow(names, role), Ok(()), "{names}");
         }
         let asks = "role = \"observer\"\nallow = [\"position\", \"leds\"]\nrequests = [\"leds\"]";
-        assert_eq!(checked(&format!("[doors.clever_show]\n{asks}")), Ok(()));
+        assert_eq!(checked(&format!("[gateways.clever_show]\n{asks}")), Ok(()));
         let acts = "role = \"observer\"\nallow = [\"position\", \"land\"]";
-        checked(&format!("[doors.clever_show]\n{acts}")).expect_err("land");
+        checked(&format!("[gateways.clever_show]\n{acts}")).expect_err("land");
         for (names, role, says) in [
             (
                 "\"led\", \"execute\"",
@@ -203,7 +207,7 @@ mod tests {
         ] {
             let error = allow(names, role).expect_err(names);
             assert!(
-                error.starts_with("[doors.platypush_tcp]: `allow` names") && error.contains(says),
+                error.starts_with("[gateways.platypush_tcp]: `allow` names") && error.contains(says),
                 "{error}"
             );
         }

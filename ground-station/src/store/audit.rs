@@ -11,13 +11,13 @@ const TEXT_BYTES_MAX: usize = 512;
 
 /// One entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub struct AuditEntry {
     /// When, in milliseconds since 1970.
     pub at_ms: u64,
     /// The user of this machine who asked.
-    pub who: String,
+    pub user: String,
     /// What was asked, in one word.
-    pub what: String,
+    pub action: String,
     /// Of whom or with what.
     pub detail: String,
     /// How it ended.
@@ -29,8 +29,8 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`]; then nothing is noted.
-    pub async fn audit(&self, entry: Entry) -> Result<(), StoreError> {
-        self.change(move |connection| put(connection, &entry)).await
+    pub async fn audit(&self, entry: AuditEntry) -> Result<(), StoreError> {
+        self.write(move |connection| insert(connection, &entry)).await
     }
 }
 
@@ -38,14 +38,14 @@ impl Store {
 ///
 /// # Errors
 /// [`StoreError`].
-pub fn put(connection: &Connection, entry: &Entry) -> Result<(), StoreError> {
+pub fn insert(connection: &Connection, entry: &AuditEntry) -> Result<(), StoreError> {
     let sql = "INSERT INTO audit (at_ms, who, what, detail, outcome) VALUES (?1, ?2, ?3, ?4, ?5)";
     connection.prepare_cached(sql)?.execute(params![
         to_sql(entry.at_ms),
-        cut(&entry.who),
-        cut(&entry.what),
-        cut(&entry.detail),
-        cut(&entry.outcome),
+        truncate(&entry.user),
+        truncate(&entry.action),
+        truncate(&entry.detail),
+        truncate(&entry.outcome),
     ])?;
     Ok(())
 }
@@ -55,15 +55,15 @@ pub fn put(connection: &Connection, entry: &Entry) -> Result<(), StoreError> {
 ///
 /// # Errors
 /// [`StoreError`].
-pub fn newest(connection: &Connection, since_ms: u64, limit: u32) -> Result<Vec<Entry>, StoreError> {
+pub fn newest(connection: &Connection, since_ms: u64, limit: u32) -> Result<Vec<AuditEntry>, StoreError> {
     let sql = "SELECT at_ms, who, what, detail, outcome FROM audit WHERE at_ms >= ?1
                ORDER BY at_ms DESC, number DESC LIMIT ?2";
     let mut statement = connection.prepare_cached(sql)?;
     let entries = statement.query_map(params![to_sql(since_ms), limit], |row| {
-        Ok(Entry {
+        Ok(AuditEntry {
             at_ms: from_sql(row.get(0)?),
-            who: row.get(1)?,
-            what: row.get(2)?,
+            user: row.get(1)?,
+            action: row.get(2)?,
             detail: row.get(3)?,
             outcome: row.get(4)?,
         })
@@ -71,7 +71,7 @@ pub fn newest(connection: &Connection, since_ms: u64, limit: u32) -> Result<Vec<
     Ok(entries.collect::<Result<_, _>>()?)
 }
 
-fn cut(text: &str) -> &str {
+fn truncate(text: &str) -> &str {
     let mut end = text.len().min(TEXT_BYTES_MAX);
     while !text.is_char_boundary(end) {
         end -= 1;

@@ -9,21 +9,21 @@ use serde_json::Value;
 use swarm_shared::proto::delivery::{CommandId, Stage};
 use swarm_shared::proto::id::{NodeName, PeerId};
 use swarm_shared::proto::outcome::{Outcome, Reply};
-use swarm_shared::proto::selector::{Selector, Target};
+use swarm_shared::proto::selector::{NodeAttributes, Selector};
 
-use super::members::from_word;
-use super::{StoreError, audit, deliveries, from_sql, open_to_read, to_sql};
+use super::members::decode_json;
+use super::{StoreError, audit, deliveries, from_sql, open_read_only, to_sql};
 use crate::fleet::{
-    AuditView, CommandKind, CommandView, PastDelivery, PastQuery, PastState, to_the_microsecond,
+    AuditView, CommandKind, CommandView, HistoryDelivery, HistoryQuery, HistoryState, round_to_microsecond,
 };
 
 /// Most commands, or entries of the audit, in one answer.
-pub const LIMIT_MAX: u32 = 100_000;
+pub const ROWS_MAX: u32 = 100_000;
 
-const COMMANDS: &str =
+const SELECT_COMMANDS_SQL: &str =
     "SELECT number, issued_ms, who, kind, action, arguments, selector, life_ms, retry_of, batch
     FROM commands";
-const DELIVERIES: &str =
+const SELECT_DELIVERIES_SQL: &str =
     "SELECT name, node, outcome, reply, ended_us, about, received_us, accepted_us, started_us
     FROM deliveries WHERE command = ?1 ORDER BY name, node, part";
 
@@ -31,18 +31,18 @@ const DELIVERIES: &str =
 ///
 /// # Errors
 /// [`StoreError`].
-pub async fn ask<T, F>(state_dir: &Path, question: F) -> Result<Option<T>, StoreError>
+pub async fn run_query<T, F>(state_dir: &Path, query: F) -> Result<Option<T>, StoreError>
 where
     T: Send + 'static,
     F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
 {
     let state_dir = state_dir.to_owned();
-    let asked = tokio::task::spawn_blocking(move || {
-        open_to_read(&state_dir)?
-            .map(|connection| question(&connection))
+    let task = tokio::task::spawn_blocking(move || {
+        open_read_only(&state_dir)?
+            .map(|connection| query(&connection))
             .transpose()
     });
-    asked.await.map_err(|_panicked| StoreError::Stopped)?
+    task.await.map_err(|_panicked| StoreError::Closed)?
 }
 
 /// The newest commands that a query means, newest first. `now_ms` is what its span of time ends with.
@@ -51,32 +51,32 @@ where
 /// [`StoreError`].
 pub fn commands(
     connection: &Connection,
-    query: &PastQuery,
+    query: &HistoryQuery,
     now_ms: u64,
 ) -> Result<Vec<CommandView>, StoreError> {
     let since_ms = query.within_ms.map_or(0, |within| now_ms.saturating_sub(within));
-    let open = if query.state == Some(PastState::Open) {
+    let open = if query.state == Some(HistoryState::Open) {
         "AND number IN (SELECT command FROM deliveries INDEXED BY deliveries_open WHERE outcome IS NULL)"
     } else {
         ""
     };
     let sql = format!(
-        "{COMMANDS} WHERE issued_ms >= ?1 AND (?2 IS NULL OR action = ?2) {open} ORDER BY number DESC"
+        "{SELECT_COMMANDS_SQL} WHERE issued_ms >= ?1 AND (?2 IS NULL OR action = ?2) {open} ORDER BY number DESC"
     );
     let mut statement = connection.prepare_cached(&sql)?;
     let mut rows = statement.query(params![to_sql(since_ms), query.action])?;
     let mut found = Vec::new();
     while let Some(row) = rows.next()? {
-        if found.len() >= usize::try_from(query.limit.min(LIMIT_MAX)).unwrap_or(usize::MAX) {
+        if found.len() >= usize::try_from(query.limit.min(ROWS_MAX)).unwrap_or(usize::MAX) {
             break;
         }
         let number: i64 = row.get(0)?;
         if let Some(nodes) = &query.nodes
-            && !went_to(connection, number, nodes)?
+            && !has_matching_delivery(connection, number, nodes)?
         {
             continue;
         }
-        let states = states(connection, number)?;
+        let states = count_states(connection, number)?;
         if query.state.is_none_or(|state| states.contains_key(&state)) {
             found.push(command_view(row, states, retries(connection, number)?)?);
         }
@@ -89,11 +89,11 @@ pub fn commands(
 /// # Errors
 /// [`StoreError`].
 pub fn command(connection: &Connection, number: u64) -> Result<Option<CommandView>, StoreError> {
-    let sql = format!("{COMMANDS} WHERE number = ?1");
+    let sql = format!("{SELECT_COMMANDS_SQL} WHERE number = ?1");
     let mut statement = connection.prepare_cached(&sql)?;
     let mut rows = statement.query([to_sql(number)])?;
     let Some(row) = rows.next()? else { return Ok(None) };
-    let states = states(connection, to_sql(number))?;
+    let states = count_states(connection, to_sql(number))?;
     let retries = retries(connection, to_sql(number))?;
     Ok(Some(command_view(row, states, retries)?))
 }
@@ -102,7 +102,7 @@ pub fn command(connection: &Connection, number: u64) -> Result<Option<CommandVie
 ///
 /// # Errors
 /// [`StoreError`].
-pub fn identity(connection: &Connection, number: u64) -> Result<Option<CommandId>, StoreError> {
+pub fn command_id(connection: &Connection, number: u64) -> Result<Option<CommandId>, StoreError> {
     let sql = "SELECT issuer, epoch, seq FROM commands
                WHERE number = ?1 AND issuer IS NOT NULL AND epoch IS NOT NULL AND seq IS NOT NULL";
     let mut statement = connection.prepare_cached(sql)?;
@@ -122,9 +122,9 @@ pub fn identity(connection: &Connection, number: u64) -> Result<Option<CommandId
 pub fn deliveries(
     connection: &Connection,
     number: u64,
-    query: &PastQuery,
-) -> Result<Vec<PastDelivery>, StoreError> {
-    let mut statement = connection.prepare_cached(DELIVERIES)?;
+    query: &HistoryQuery,
+) -> Result<Vec<HistoryDelivery>, StoreError> {
+    let mut statement = connection.prepare_cached(SELECT_DELIVERIES_SQL)?;
     let mut rows = statement.query([to_sql(number)])?;
     let mut found = Vec::new();
     while let Some(row) = rows.next()? {
@@ -133,7 +133,7 @@ pub fn deliveries(
             && query
                 .nodes
                 .as_ref()
-                .is_none_or(|nodes| selects(nodes, &delivery.node, &delivery.id));
+                .is_none_or(|nodes| selector_matches(nodes, &delivery.node, &delivery.id));
         if meant {
             found.push(delivery);
         }
@@ -145,7 +145,10 @@ pub fn deliveries(
 ///
 /// # Errors
 /// [`StoreError`].
-pub fn family(connection: &Connection, number: u64) -> Result<Vec<PastDelivery>, StoreError> {
+pub fn deliveries_with_retries(
+    connection: &Connection,
+    number: u64,
+) -> Result<Vec<HistoryDelivery>, StoreError> {
     let sql = "WITH RECURSIVE family (number) AS (
                    VALUES (?1)
                    UNION SELECT commands.number FROM commands JOIN family ON commands.retry_of = family.number)
@@ -156,7 +159,11 @@ pub fn family(connection: &Connection, number: u64) -> Result<Vec<PastDelivery>,
         .collect::<Result<_, _>>()?;
     let mut all = Vec::new();
     for member in members {
-        all.extend(deliveries(connection, from_sql(member), &PastQuery::default())?);
+        all.extend(deliveries(
+            connection,
+            from_sql(member),
+            &HistoryQuery::default(),
+        )?);
     }
     Ok(all)
 }
@@ -167,17 +174,17 @@ pub fn family(connection: &Connection, number: u64) -> Result<Vec<PastDelivery>,
 /// [`StoreError`].
 pub fn audit_trail(
     connection: &Connection,
-    query: &PastQuery,
+    query: &HistoryQuery,
     now_ms: u64,
 ) -> Result<Vec<AuditView>, StoreError> {
     let since_ms = query.within_ms.map_or(0, |within| now_ms.saturating_sub(within));
-    let entries = audit::newest(connection, since_ms, query.limit.min(LIMIT_MAX))?;
+    let entries = audit::newest(connection, since_ms, query.limit.min(ROWS_MAX))?;
     Ok(entries
         .into_iter()
         .map(|entry| AuditView {
             at_ms: entry.at_ms,
-            who: entry.who,
-            what: entry.what,
+            who: entry.user,
+            what: entry.action,
             detail: entry.detail,
             outcome: entry.outcome,
         })
@@ -188,7 +195,7 @@ pub fn audit_trail(
 ///
 /// # Errors
 /// [`StoreError`].
-pub fn numbers(connection: &Connection) -> Result<Option<(u64, u64)>, StoreError> {
+pub fn number_range(connection: &Connection) -> Result<Option<(u64, u64)>, StoreError> {
     let sql = "SELECT (SELECT number FROM commands ORDER BY number LIMIT 1),
                       (SELECT number FROM commands ORDER BY number DESC LIMIT 1)";
     let (first, last): (Option<i64>, Option<i64>) =
@@ -198,43 +205,43 @@ pub fn numbers(connection: &Connection) -> Result<Option<(u64, u64)>, StoreError
         .map(|(first, last)| (from_sql(first), from_sql(last))))
 }
 
-fn states(connection: &Connection, number: i64) -> Result<BTreeMap<PastState, u64>, StoreError> {
+fn count_states(connection: &Connection, number: i64) -> Result<BTreeMap<HistoryState, u64>, StoreError> {
     let sql = "SELECT outcome, count(*) FROM deliveries WHERE command = ?1 GROUP BY outcome";
     let mut statement = connection.prepare_cached(sql)?;
     let mut rows = statement.query([number])?;
     let mut states = BTreeMap::new();
     while let Some(row) = rows.next()? {
-        states.insert(state(row.get(0)?)?, from_sql(row.get(1)?));
+        states.insert(parse_state(row.get(0)?)?, from_sql(row.get(1)?));
     }
     Ok(states)
 }
 
-fn state(outcome: Option<String>) -> Result<PastState, StoreError> {
+fn parse_state(outcome: Option<String>) -> Result<HistoryState, StoreError> {
     let Some(outcome) = outcome else {
-        return Ok(PastState::Open);
+        return Ok(HistoryState::Open);
     };
-    PastState::parse(&outcome).ok_or_else(|| StoreError::BadRow {
+    HistoryState::parse(&outcome).ok_or_else(|| StoreError::BadRow {
         what: "outcome",
         reason: format!("{outcome:?} is none"),
     })
 }
 
-fn went_to(connection: &Connection, number: i64, nodes: &Selector) -> Result<bool, StoreError> {
+fn has_matching_delivery(connection: &Connection, number: i64, nodes: &Selector) -> Result<bool, StoreError> {
     let sql = "SELECT name, node FROM deliveries WHERE command = ?1";
     let mut statement = connection.prepare_cached(sql)?;
     let mut rows = statement.query([number])?;
     while let Some(row) = rows.next()? {
-        let name = deliveries::name(&row.get::<_, String>(0)?)?;
-        if selects(nodes, &name, &PeerId(row.get(1)?)) {
+        let name = deliveries::parse_name(&row.get::<_, String>(0)?)?;
+        if selector_matches(nodes, &name, &PeerId(row.get(1)?)) {
             return Ok(true);
         }
     }
     Ok(false)
 }
 
-fn selects(nodes: &Selector, name: &NodeName, id: &PeerId) -> bool {
+fn selector_matches(nodes: &Selector, name: &NodeName, id: &PeerId) -> bool {
     let tags = BTreeMap::new();
-    nodes.matches(&Target {
+    nodes.matches(&NodeAttributes {
         name,
         id,
         tags: &tags,
@@ -251,7 +258,7 @@ fn retries(connection: &Connection, number: i64) -> Result<Vec<u64>, StoreError>
 
 fn command_view(
     row: &Row<'_>,
-    states: BTreeMap<PastState, u64>,
+    states: BTreeMap<HistoryState, u64>,
     retried_by: Vec<u64>,
 ) -> Result<CommandView, StoreError> {
     let kind: String = row.get(3)?;
@@ -268,7 +275,7 @@ fn command_view(
                 reason: format!("{kind:?} is none"),
             })?,
         action: row.get(4)?,
-        arguments: from_word("arguments", &arguments)?,
+        arguments: decode_json("arguments", &arguments)?,
         selector: row.get(6)?,
         ttl_ms: from_sql(row.get(7)?),
         retry_of: row.get::<_, Option<i64>>(8)?.map(from_sql),
@@ -279,19 +286,19 @@ fn command_view(
     })
 }
 
-fn delivery_view(row: &Row<'_>, number: u64) -> Result<PastDelivery, StoreError> {
+fn delivery_view(row: &Row<'_>, number: u64) -> Result<HistoryDelivery, StoreError> {
     let ms = |column: usize| -> rusqlite::Result<Option<f64>> {
-        Ok(row.get::<_, Option<i64>>(column)?.map(milliseconds))
+        Ok(row.get::<_, Option<i64>>(column)?.map(micros_to_ms))
     };
-    let state = state(row.get(2)?)?;
+    let state = parse_state(row.get(2)?)?;
     let reply: Option<String> = row.get(3)?;
-    let reply: Option<Reply> = reply.map(|text| from_word("reply", &text)).transpose()?;
+    let reply: Option<Reply> = reply.map(|text| decode_json("reply", &text)).transpose()?;
     let ended = ms(4)?;
     let mut stages = BTreeMap::new();
     stages.extend(ms(6)?.map(|at| (Stage::Received, at)));
     stages.extend(ms(7)?.map(|at| (Stage::Accepted, at)));
     stages.extend(ms(8)?.map(|at| (Stage::Started, at)));
-    if matches!(state, PastState::Ended(Outcome::Done | Outcome::Failed)) {
+    if matches!(state, HistoryState::Ended(Outcome::Done | Outcome::Failed)) {
         stages.extend(ended.map(|at| (Stage::Finished, at)));
     }
     let empty = Reply::done(Value::Null);
@@ -302,8 +309,8 @@ fn delivery_view(row: &Row<'_>, number: u64) -> Result<PastDelivery, StoreError>
         exit,
         error,
     } = reply.unwrap_or(empty);
-    Ok(PastDelivery {
-        node: deliveries::name(&row.get::<_, String>(0)?)?,
+    Ok(HistoryDelivery {
+        node: deliveries::parse_name(&row.get::<_, String>(0)?)?,
         id: PeerId(row.get(1)?),
         state,
         value,
@@ -318,6 +325,6 @@ fn delivery_view(row: &Row<'_>, number: u64) -> Result<PastDelivery, StoreError>
 }
 
 /// From microseconds; exact up to 285 years.
-fn milliseconds(micros: i64) -> f64 {
-    to_the_microsecond(std::time::Duration::from_micros(from_sql(micros)).as_secs_f64() * 1_000.0)
+fn micros_to_ms(micros: i64) -> f64 {
+    round_to_microsecond(std::time::Duration::from_micros(from_sql(micros)).as_secs_f64() * 1_000.0)
 }

@@ -6,37 +6,37 @@ use tokio::sync::watch;
 
 /// Unknown until it is stored; clones share it.
 #[derive(Clone, Debug, Default)]
-pub struct Number(Arc<watch::Sender<Option<u64>>>);
+pub struct HistoryNumber(Arc<watch::Sender<Option<u64>>>);
 
-impl Number {
+impl HistoryNumber {
     /// If it is known.
     pub fn get(&self) -> Option<u64> {
         *self.0.borrow()
     }
 
     /// It is this, unless it has one already: that comes back.
-    pub fn settle(&self, number: u64) -> u64 {
-        let mut settled = number;
+    pub fn get_or_set(&self, number: u64) -> u64 {
+        let mut stored = number;
         self.0.send_if_modified(|known| {
             let is_new = known.is_none();
-            settled = *known.get_or_insert(number);
+            stored = *known.get_or_insert(number);
             is_new
         });
-        settled
+        stored
     }
 
     /// Returns as soon as it is known.
-    pub async fn known(&self) {
-        let mut seen = self.0.subscribe();
+    pub async fn wait(&self) {
+        let mut receiver = self.0.subscribe();
         // The sender is here as long as this waits.
-        let _known = seen.wait_for(Option::is_some).await;
+        let _known = receiver.wait_for(Option::is_some).await;
     }
 }
 
-impl PartialEq for Number {
+impl PartialEq for HistoryNumber {
     fn eq(&self, other: &Self) -> bool {
         self.get() == other.get()
     }
 }
 
-impl Eq for Number {}
+impl Eq for HistoryNumber {}

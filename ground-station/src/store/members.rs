@@ -1,4 +1,4 @@
-//! Who belongs, who is invited, and who waits at the door.
+//! Who belongs, who is invited, and who waits at the gateway.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -10,7 +10,7 @@ use swarm_shared::proto::hex;
 use swarm_shared::proto::id::{NodeName, PeerKind, PublicKey};
 use swarm_shared::proto::trust::Role;
 
-use super::meta::public_key;
+use super::meta::parse_public_key;
 use super::{Store, StoreError, from_sql, to_sql};
 
 /// Most peers that wait to be accepted; the one not heard for longest makes room.
@@ -60,7 +60,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`]; then nothing changed.
     pub async fn put_members(&self, members: Vec<MemberRow>) -> Result<(), StoreError> {
-        self.call(move |connection| {
+        self.with_connection(move |connection| {
             let transaction = connection.transaction()?;
             for member in &members {
                 put_member(&transaction, member)?;
@@ -76,7 +76,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`]; then nothing changed.
     pub async fn revoke_members(&self, keys: Vec<PublicKey>) -> Result<(), StoreError> {
-        self.call(move |connection| {
+        self.with_connection(move |connection| {
             let transaction = connection.transaction()?;
             for key in keys {
                 transaction.execute(
@@ -95,7 +95,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn members(&self) -> Result<Vec<MemberRow>, StoreError> {
-        self.call(|connection| members(connection)).await
+        self.with_connection(|connection| members(connection)).await
     }
 
     /// Adds one that waits, or notes that it knocked again at `at_ms`. Beyond [`PENDING_MAX`] the one that was not
@@ -104,7 +104,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`]; then nothing changed.
     pub async fn put_pending(&self, pending: PendingRow, at_ms: u64) -> Result<(), StoreError> {
-        self.call(move |connection| {
+        self.with_connection(move |connection| {
             let transaction = connection.transaction()?;
             let sql = "INSERT INTO pending (key, name, kind, address, first_seen_ms, last_seen_ms)
                        VALUES (?1, ?2, ?3, ?4, ?5, ?6)
@@ -116,7 +116,7 @@ impl Store {
                 params![
                     hex::encode(&pending.key.0),
                     pending.name.as_str(),
-                    word("kind", &pending.kind)?,
+                    encode_json("kind", &pending.kind)?,
                     pending.address.map(|address| address.to_string()),
                     to_sql(pending.first_seen_ms),
                     to_sql(at_ms),
@@ -137,7 +137,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn pending(&self) -> Result<Vec<PendingRow>, StoreError> {
-        self.call(|connection| {
+        self.with_connection(|connection| {
             let sql =
                 "SELECT key, name, kind, address, first_seen_ms FROM pending ORDER BY first_seen_ms, key";
             let mut statement = connection.prepare_cached(sql)?;
@@ -145,10 +145,10 @@ impl Store {
             let mut waiting = Vec::new();
             while let Some(row) = rows.next()? {
                 waiting.push(PendingRow {
-                    key: public_key("pending key", &row.get::<_, String>(0)?)?,
-                    name: name(row, 1)?,
-                    kind: from_word("kind", &row.get::<_, String>(2)?)?,
-                    address: address(row, 3)?,
+                    key: parse_public_key("pending key", &row.get::<_, String>(0)?)?,
+                    name: read_name(row, 1)?,
+                    kind: decode_json("kind", &row.get::<_, String>(2)?)?,
+                    address: read_address(row, 3)?,
                     first_seen_ms: from_sql(row.get(4)?),
                 });
             }
@@ -162,7 +162,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn remove_pending(&self, key: PublicKey) -> Result<bool, StoreError> {
-        self.call(move |connection| {
+        self.with_connection(move |connection| {
             Ok(connection.execute("DELETE FROM pending WHERE key = ?1", [hex::encode(&key.0)])? > 0)
         })
         .await
@@ -180,7 +180,7 @@ pub fn members(connection: &Connection) -> Result<Vec<MemberRow>, StoreError> {
     let mut rows = statement.query([])?;
     let mut members = Vec::new();
     while let Some(row) = rows.next()? {
-        members.push(member(row)?);
+        members.push(read_member(row)?);
     }
     Ok(members)
 }
@@ -199,9 +199,9 @@ fn put_member(connection: &Connection, member: &MemberRow) -> Result<(), StoreEr
         hex::encode(&member.key.0),
         member.key.id().to_string(),
         member.name.as_str(),
-        word("role", &member.role)?,
-        word("kind", &member.kind)?,
-        word("tags", &member.tags)?,
+        encode_json("role", &member.role)?,
+        encode_json("kind", &member.kind)?,
+        encode_json("tags", &member.tags)?,
         member.address.map(|address| address.to_string()),
         to_sql(member.last_seen_ms),
         member.grant,
@@ -210,28 +210,28 @@ fn put_member(connection: &Connection, member: &MemberRow) -> Result<(), StoreEr
     Ok(())
 }
 
-fn member(row: &Row<'_>) -> Result<MemberRow, StoreError> {
+fn read_member(row: &Row<'_>) -> Result<MemberRow, StoreError> {
     Ok(MemberRow {
-        key: public_key("member key", &row.get::<_, String>(0)?)?,
-        name: name(row, 1)?,
-        role: from_word("role", &row.get::<_, String>(2)?)?,
-        kind: from_word("kind", &row.get::<_, String>(3)?)?,
-        tags: from_word("tags", &row.get::<_, String>(4)?)?,
-        address: address(row, 5)?,
+        key: parse_public_key("member key", &row.get::<_, String>(0)?)?,
+        name: read_name(row, 1)?,
+        role: decode_json("role", &row.get::<_, String>(2)?)?,
+        kind: decode_json("kind", &row.get::<_, String>(3)?)?,
+        tags: decode_json("tags", &row.get::<_, String>(4)?)?,
+        address: read_address(row, 5)?,
         last_seen_ms: from_sql(row.get(6)?),
         grant: row.get(7)?,
         revoked: row.get(8)?,
     })
 }
 
-fn name(row: &Row<'_>, column: usize) -> Result<NodeName, StoreError> {
+fn read_name(row: &Row<'_>, column: usize) -> Result<NodeName, StoreError> {
     NodeName::parse(&row.get::<_, String>(column)?).map_err(|error| StoreError::BadRow {
         what: "name",
         reason: error.to_string(),
     })
 }
 
-fn address(row: &Row<'_>, column: usize) -> Result<Option<SocketAddr>, StoreError> {
+fn read_address(row: &Row<'_>, column: usize) -> Result<Option<SocketAddr>, StoreError> {
     row.get::<_, Option<String>>(column)?
         .map(|text| text.parse())
         .transpose()
@@ -242,14 +242,14 @@ fn address(row: &Row<'_>, column: usize) -> Result<Option<SocketAddr>, StoreErro
 }
 
 /// Words and tags are stored as the JSON that the protocol uses for them.
-pub(super) fn word<T: Serialize>(what: &'static str, value: &T) -> Result<String, StoreError> {
+pub(super) fn encode_json<T: Serialize>(what: &'static str, value: &T) -> Result<String, StoreError> {
     serde_json::to_string(value).map_err(|error| StoreError::BadRow {
         what,
         reason: error.to_string(),
     })
 }
 
-pub(super) fn from_word<T: DeserializeOwned>(what: &'static str, text: &str) -> Result<T, StoreError> {
+pub(super) fn decode_json<T: DeserializeOwned>(what: &'static str, text: &str) -> Result<T, StoreError> {
     serde_json::from_str(text).map_err(|error| StoreError::BadRow {
         what,
         reason: error.to_string(),

@@ -12,7 +12,7 @@ use super::{Store, StoreError, from_sql, to_sql};
 
 const EPOCH: &str = "epoch";
 /// How many deliveries there are, so that nobody has to count a million.
-pub(super) const DELIVERIES: &str = "deliveries";
+pub(super) const DELIVERY_COUNT: &str = "deliveries";
 /// The newest time on the wall clock that this station has seen, in milliseconds since 1970.
 pub(super) const NEWEST_MS: &str = "newest_ms";
 const FLEET_ROOT: &str = "fleet_root";
@@ -23,7 +23,7 @@ const STOP_NUMBER: &str = "stop_number";
 const UNCONFIRMED_STOPS: &str = "unconfirmed_stops";
 const INVITATIONS: &str = "invitations";
 /// Stops that stand for drones of other programs.
-const GUEST_STOPS: &str = "guest_stops";
+const BRIDGED_STOPS: &str = "guest_stops";
 const MEMBERSHIP: &str = "membership";
 
 impl Store {
@@ -32,8 +32,10 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn fleet_root(&self) -> Result<Option<PublicKey>, StoreError> {
-        let text = self.call(|connection| text(connection, FLEET_ROOT)).await?;
-        text.map(|text| public_key("fleet root", &text)).transpose()
+        let text = self
+            .with_connection(|connection| get_text(connection, FLEET_ROOT))
+            .await?;
+        text.map(|text| parse_public_key("fleet root", &text)).transpose()
     }
 
     /// This station's own membership, as its owner wrote it.
@@ -41,7 +43,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn membership(&self) -> Result<Option<String>, StoreError> {
-        self.call(|connection| membership(connection)).await
+        self.with_connection(|connection| membership(connection)).await
     }
 
     /// Remembers the fleet's root and this station's own membership (JSON): both or neither. Another root means
@@ -50,10 +52,10 @@ impl Store {
     /// # Errors
     /// [`StoreError`]; then nothing changed.
     pub async fn set_membership(&self, root: PublicKey, json: String) -> Result<(), StoreError> {
-        self.call(move |connection| {
+        self.with_connection(move |connection| {
             let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             let root = hex::encode(&root.0);
-            if text(&transaction, FLEET_ROOT)?.is_some_and(|old| old != root) {
+            if get_text(&transaction, FLEET_ROOT)?.is_some_and(|old| old != root) {
                 transaction.execute_batch("DELETE FROM members; DELETE FROM pending;")?;
                 let old = params![ROOT_RECORD, INVITATIONS];
                 transaction.execute("DELETE FROM meta WHERE key IN (?1, ?2)", old)?;
@@ -71,7 +73,8 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn root_record(&self) -> Result<Option<String>, StoreError> {
-        self.call(|connection| text(connection, ROOT_RECORD)).await
+        self.with_connection(|connection| get_text(connection, ROOT_RECORD))
+            .await
     }
 
     /// Remembers the fleet root's record (JSON). Call it before anything that the root has signed is handed out.
@@ -79,7 +82,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`]; then nothing changed.
     pub async fn set_root_record(&self, json: String) -> Result<(), StoreError> {
-        self.call(move |connection| put(connection, ROOT_RECORD, &json))
+        self.with_connection(move |connection| put(connection, ROOT_RECORD, &json))
             .await
     }
 
@@ -88,16 +91,16 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn stop_number(&self) -> Result<u64, StoreError> {
-        self.call(|connection| stop_number(connection)).await
+        self.with_connection(|connection| stop_number(connection)).await
     }
 
     /// Remembers the number of an emergency stop; a lower one than is remembered changes nothing.
     ///
     /// # Errors
     /// [`StoreError`]; then nothing changed.
-    pub async fn keep_stop_number(&self, given: u64) -> Result<(), StoreError> {
-        self.call(move |connection| {
-            let highest = number(connection, STOP_NUMBER)?.max(given);
+    pub async fn save_stop_number(&self, given: u64) -> Result<(), StoreError> {
+        self.with_connection(move |connection| {
+            let highest = get_number(connection, STOP_NUMBER)?.max(given);
             put(connection, STOP_NUMBER, to_sql(highest))
         })
         .await
@@ -108,7 +111,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`]; [`StoreError::BadRow`]: what is stored is damaged.
     pub async fn unconfirmed_stops(&self) -> Result<BTreeMap<PeerId, u64>, StoreError> {
-        let found = self.call(|connection| {
+        let found = self.with_connection(|connection| {
             let sql = "SELECT value FROM meta WHERE key = ?1";
             let found = connection.query_row(sql, [UNCONFIRMED_STOPS], |row| row.get::<_, SqlValue>(0));
             Ok(found.optional()?)
@@ -128,12 +131,12 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`]; then nothing changed.
-    pub async fn keep_unconfirmed_stops(&self, all: BTreeMap<PeerId, u64>) -> Result<(), StoreError> {
+    pub async fn save_unconfirmed_stops(&self, all: BTreeMap<PeerId, u64>) -> Result<(), StoreError> {
         let json = serde_json::to_string(&all).map_err(|error| StoreError::BadRow {
             what: "stop that is not confirmed",
             reason: error.to_string(),
         })?;
-        self.call(move |connection| put(connection, UNCONFIRMED_STOPS, &json))
+        self.with_connection(move |connection| put(connection, UNCONFIRMED_STOPS, &json))
             .await
     }
 
@@ -142,7 +145,8 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn invitations(&self) -> Result<Option<String>, StoreError> {
-        self.call(|connection| text(connection, INVITATIONS)).await
+        self.with_connection(|connection| get_text(connection, INVITATIONS))
+            .await
     }
 
     /// Remembers the invitations given out (JSON; it holds their secrets).
@@ -150,7 +154,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`]; then nothing changed.
     pub async fn set_invitations(&self, json: String) -> Result<(), StoreError> {
-        self.call(move |connection| put(connection, INVITATIONS, &json))
+        self.with_connection(move |connection| put(connection, INVITATIONS, &json))
             .await
     }
 
@@ -158,16 +162,17 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn guest_stops(&self) -> Result<Option<String>, StoreError> {
-        self.call(|connection| text(connection, GUEST_STOPS)).await
+    pub async fn bridged_stops(&self) -> Result<Option<String>, StoreError> {
+        self.with_connection(|connection| get_text(connection, BRIDGED_STOPS))
+            .await
     }
 
     /// Remembers them (JSON).
     ///
     /// # Errors
     /// [`StoreError`]; then nothing changed.
-    pub async fn keep_guest_stops(&self, json: String) -> Result<(), StoreError> {
-        self.call(move |connection| put(connection, GUEST_STOPS, &json))
+    pub async fn save_bridged_stops(&self, json: String) -> Result<(), StoreError> {
+        self.with_connection(move |connection| put(connection, BRIDGED_STOPS, &json))
             .await
     }
 }
@@ -177,7 +182,7 @@ impl Store {
 /// # Errors
 /// [`StoreError`].
 pub fn membership(connection: &Connection) -> Result<Option<String>, StoreError> {
-    text(connection, MEMBERSHIP)
+    get_text(connection, MEMBERSHIP)
 }
 
 /// The highest number that an emergency stop of this station has had; 0 if there was none.
@@ -185,18 +190,18 @@ pub fn membership(connection: &Connection) -> Result<Option<String>, StoreError>
 /// # Errors
 /// [`StoreError`].
 pub fn stop_number(connection: &Connection) -> Result<u64, StoreError> {
-    number(connection, STOP_NUMBER)
+    get_number(connection, STOP_NUMBER)
 }
 
 /// Begins the next epoch and returns it; see [`next_epoch`].
 pub(super) fn begin_epoch(connection: &Connection, unix_ms: u64, random: u16) -> Result<u64, StoreError> {
-    let epoch = next_epoch(number(connection, EPOCH)?, unix_ms, random);
+    let epoch = next_epoch(get_number(connection, EPOCH)?, unix_ms, random);
     put(connection, EPOCH, to_sql(epoch))?;
     Ok(epoch)
 }
 
 /// A number; 0 if there is none.
-pub(super) fn number(connection: &Connection, key: &str) -> Result<u64, StoreError> {
+pub(super) fn get_number(connection: &Connection, key: &str) -> Result<u64, StoreError> {
     let sql = "SELECT value FROM meta WHERE key = ?1";
     let found = connection
         .prepare_cached(sql)?
@@ -206,7 +211,7 @@ pub(super) fn number(connection: &Connection, key: &str) -> Result<u64, StoreErr
 }
 
 /// Counts a number up, or down, but not below 0.
-pub(super) fn add(connection: &Connection, key: &str, more: i64) -> Result<(), StoreError> {
+pub(super) fn increment(connection: &Connection, key: &str, more: i64) -> Result<(), StoreError> {
     let sql = "INSERT INTO meta (key, value) VALUES (?1, max(0, ?2))
                ON CONFLICT (key) DO UPDATE SET value = max(0, value + ?2)";
     connection.prepare_cached(sql)?.execute(params![key, more])?;
@@ -214,7 +219,7 @@ pub(super) fn add(connection: &Connection, key: &str, more: i64) -> Result<(), S
 }
 
 /// Notes the time on the wall clock, unless a newer one was seen.
-pub(super) fn set_newest(connection: &Connection, unix_ms: u64) -> Result<(), StoreError> {
+pub(super) fn advance_newest_ms(connection: &Connection, unix_ms: u64) -> Result<(), StoreError> {
     let sql = "INSERT INTO meta (key, value) VALUES (?1, ?2)
                ON CONFLICT (key) DO UPDATE SET value = max(value, ?2)";
     connection
@@ -223,7 +228,7 @@ pub(super) fn set_newest(connection: &Connection, unix_ms: u64) -> Result<(), St
     Ok(())
 }
 
-pub(super) fn public_key(what: &'static str, text: &str) -> Result<PublicKey, StoreError> {
+pub(super) fn parse_public_key(what: &'static str, text: &str) -> Result<PublicKey, StoreError> {
     hex::decode(text)
         .map(PublicKey)
         .ok_or_else(|| StoreError::BadRow {
@@ -232,7 +237,7 @@ pub(super) fn public_key(what: &'static str, text: &str) -> Result<PublicKey, St
         })
 }
 
-fn text(connection: &Connection, key: &str) -> Result<Option<String>, StoreError> {
+fn get_text(connection: &Connection, key: &str) -> Result<Option<String>, StoreError> {
     let sql = "SELECT value FROM meta WHERE key = ?1";
     Ok(connection.query_row(sql, [key], |row| row.get(0)).optional()?)
 }

@@ -13,7 +13,7 @@
 //! | [`history`] | the questions that people ask about them; read over a connection of its own |
 //! | [`audit`] | who did what |
 //! | [`retention`] | how much of all that is kept |
-//! | [`users`] | who may pass a door that asks for a name, and with which tokens |
+//! | [`users`] | who may pass a gateway that asks for a name, and with which tokens |
 //! | `members`, `meta` | who belongs; single values |
 
 use std::os::unix::fs::OpenOptionsExt;
@@ -44,20 +44,20 @@ mod write_thread;
 #[cfg(test)]
 mod tests;
 
-pub use history_number::Number;
+pub use history_number::HistoryNumber;
 pub use members::{MemberRow, PENDING_MAX, PendingRow, members};
 pub use meta::{membership, stop_number};
 pub use schema::SCHEMA_VERSION;
 
 use deliveries::Record;
-pub use deliveries::{Origin, PartEnd};
-use timestamp::Moment;
-use write_thread::Job;
+pub use deliveries::{DeliveryEnd, Origin};
+use timestamp::Timestamp;
+use write_thread::StoreJob;
 
 /// Name of the file in the state directory.
 pub const STORE_FILE: &str = "station.db";
 /// Most calls that wait for the thread.
-pub const STORE_CALLS_MAX: usize = 256;
+pub const STORE_QUEUE_MAX: usize = 256;
 
 /// What went wrong with the store. Nothing that was answered before is lost by any of these.
 #[derive(Debug, thiserror::Error)]
@@ -86,7 +86,7 @@ pub enum StoreError {
     #[error(
         "{path:?} has schema {found} and this program knows up to {known}; install the newer ground-station"
     )]
-    Newer {
+    NewerSchema {
         /// The file.
         path: PathBuf,
         /// Its schema.
@@ -112,7 +112,7 @@ pub enum StoreError {
     NotStored(String),
     /// The thread is gone.
     #[error("the store has stopped")]
-    Stopped,
+    Closed,
 }
 
 impl From<rusqlite::Error> for StoreError {
@@ -124,7 +124,7 @@ impl From<rusqlite::Error> for StoreError {
 /// A handle on the store; clones share it. The thread ends, and the file is closed, when the last one is dropped.
 #[derive(Clone, Debug)]
 pub struct Store {
-    jobs: mpsc::Sender<Job>,
+    jobs: mpsc::Sender<StoreJob>,
     epoch: u64,
     path: Arc<Path>,
     /// Its other end goes when the file is closed.
@@ -138,7 +138,7 @@ impl Store {
     /// [`StoreError`]; the file is left as it was.
     pub async fn open(state_dir: &Path) -> Result<Self, StoreError> {
         let path: Arc<Path> = state_dir.join(STORE_FILE).into();
-        let (jobs, mut queue) = mpsc::channel::<Job>(STORE_CALLS_MAX);
+        let (jobs, mut queue) = mpsc::channel::<StoreJob>(STORE_QUEUE_MAX);
         let (opened, answer) = oneshot::channel();
         let (is_open, closed) = watch::channel(());
         let thread = std::thread::Builder::new().name("store".to_owned());
@@ -162,7 +162,7 @@ impl Store {
             path: path.to_path_buf(),
             reason: error.to_string(),
         })?;
-        let epoch = answer.await.map_err(|_gone| StoreError::Stopped)??;
+        let epoch = answer.await.map_err(|_gone| StoreError::Closed)??;
         Ok(Self {
             jobs,
             epoch,
@@ -195,13 +195,13 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`]; then nothing is stored.
-    pub async fn keep(
+    pub async fn apply(
         &self,
         changes: Vec<Change>,
         origins: BTreeMap<CommandId, Origin>,
     ) -> Result<Vec<u64>, StoreError> {
-        let now = Moment::now();
-        self.change(move |connection| deliveries::apply(connection, &changes, &origins, &now))
+        let now = Timestamp::now();
+        self.write(move |connection| deliveries::apply(connection, &changes, &origins, &now))
             .await
     }
 
@@ -210,7 +210,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`]; then nothing changed.
     pub async fn recover(&self, issuer: PeerId) -> Result<Vec<OpenCommand>, StoreError> {
-        self.change(move |connection| deliveries::recover(connection, issuer, &Moment::now()))
+        self.write(move |connection| deliveries::recover(connection, issuer, &Timestamp::now()))
             .await
     }
 
@@ -219,8 +219,8 @@ impl Store {
     /// # Errors
     /// [`StoreError`]; then nothing is stored.
     pub async fn record(&self, record: Record) -> Result<u64, StoreError> {
-        let now = Moment::now();
-        self.change(move |connection| deliveries::record(connection, &record, &now))
+        let now = Timestamp::now();
+        self.write(move |connection| deliveries::record(connection, &record, &now))
             .await
     }
 
@@ -228,11 +228,11 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`]; then nothing is stored.
-    pub async fn record_ends(&self, number: u64, ends: Vec<PartEnd>) -> Result<(), StoreError> {
-        let now = Moment::now();
-        self.change(move |connection| {
+    pub async fn record_delivery_ends(&self, number: u64, ends: Vec<DeliveryEnd>) -> Result<(), StoreError> {
+        let now = Timestamp::now();
+        self.write(move |connection| {
             for end in &ends {
-                deliveries::record_end(connection, number, end, &now)?;
+                deliveries::record_delivery_end(connection, number, end, &now)?;
             }
             Ok(())
         })
@@ -240,34 +240,34 @@ impl Store {
     }
 
     /// Something that reads, or has a transaction of its own.
-    async fn call<T, F>(&self, work: F) -> Result<T, StoreError>
+    async fn with_connection<T, F>(&self, work: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
         F: FnOnce(&mut Connection) -> Result<T, StoreError> + Send + 'static,
     {
         let (done, answer) = oneshot::channel();
-        let job = Job::Alone(Box::new(move |connection| {
+        let job = StoreJob::Standalone(Box::new(move |connection| {
             // The caller may have gone; the work is done all the same.
             done.send(work(connection)).ok();
         }));
-        self.jobs.send(job).await.map_err(|_gone| StoreError::Stopped)?;
-        answer.await.map_err(|_gone| StoreError::Stopped)?
+        self.jobs.send(job).await.map_err(|_gone| StoreError::Closed)?;
+        answer.await.map_err(|_gone| StoreError::Closed)?
     }
 
     /// Something that writes: committed together with whatever else waits, and answered after that.
-    async fn change<T, F>(&self, work: F) -> Result<T, StoreError>
+    async fn write<T, F>(&self, work: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
         F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
     {
-        let (job, answer) = write_thread::change(work);
-        self.jobs.send(job).await.map_err(|_gone| StoreError::Stopped)?;
-        answer.await.map_err(|_gone| StoreError::Stopped)?
+        let (job, answer) = write_thread::grouped_job(work);
+        self.jobs.send(job).await.map_err(|_gone| StoreError::Closed)?;
+        answer.await.map_err(|_gone| StoreError::Closed)?
     }
 }
 
 /// What a path is called that is no file: see [`prepare`].
-pub const IN_MEMORY: &str = ":memory:";
+pub const IN_MEMORY_PATH: &str = ":memory:";
 
 /// A database in memory, with the newest schema, and its first epoch: what a simulation runs the same SQL on.
 ///
@@ -275,7 +275,7 @@ pub const IN_MEMORY: &str = ":memory:";
 /// [`StoreError`].
 pub fn open_in_memory(unix_ms: u64, random: u16) -> Result<(Connection, u64), StoreError> {
     let mut connection = Connection::open_in_memory()?;
-    let epoch = prepare(&mut connection, Path::new(IN_MEMORY), unix_ms, random)?;
+    let epoch = prepare(&mut connection, Path::new(IN_MEMORY_PATH), unix_ms, random)?;
     Ok((connection, epoch))
 }
 
@@ -290,9 +290,9 @@ pub fn prepare(
     unix_ms: u64,
     random: u16,
 ) -> Result<u64, StoreError> {
-    schema::prepare(connection, path)
+    schema::migrate(connection, path)
         .and_then(|()| meta::begin_epoch(connection, unix_ms, random))
-        .map_err(|error| damage(error, path))
+        .map_err(|error| as_corrupt(error, path))
 }
 
 fn open(path: &Path) -> Result<(Connection, u64), StoreError> {
@@ -324,7 +324,7 @@ fn open(path: &Path) -> Result<(Connection, u64), StoreError> {
 ///
 /// # Errors
 /// [`StoreError`].
-pub fn open_to_read(state_dir: &Path) -> Result<Option<Connection>, StoreError> {
+pub fn open_read_only(state_dir: &Path) -> Result<Option<Connection>, StoreError> {
     let path = state_dir.join(STORE_FILE);
     if !path.exists() {
         return Ok(None);
@@ -334,22 +334,22 @@ pub fn open_to_read(state_dir: &Path) -> Result<Option<Connection>, StoreError> 
         path: path.clone(),
         reason: error.to_string(),
     })?;
-    let has_history = schema::check(&connection, &path).map_err(|error| damage(error, &path))?;
+    let has_history = schema::has_history(&connection, &path).map_err(|error| as_corrupt(error, &path))?;
     Ok(has_history.then_some(connection))
 }
 
-/// Asks the file of a state directory as [`open_to_read`] opens it; if that fails, as it lies there, without what a
+/// Asks the file of a state directory as [`open_read_only`] opens it; if that fails, as it lies there, without what a
 /// log beside it may hold. For what has to be known though the disk is full: SQLite then finds no room for the index
 /// of its log, without which it reads no file that may be written meanwhile. `None` if there is no file.
 ///
 /// # Errors
 /// [`StoreError`], of the first try.
-pub fn read_regardless<T>(
+pub fn read_best_effort<T>(
     state_dir: &Path,
-    question: impl Fn(&Connection) -> Result<T, StoreError>,
+    query: impl Fn(&Connection) -> Result<T, StoreError>,
 ) -> Result<Option<T>, StoreError> {
-    let read = |connection: Option<Connection>| connection.as_ref().map(&question).transpose();
-    open_to_read(state_dir).and_then(read).or_else(|first| {
+    let read = |connection: Option<Connection>| connection.as_ref().map(&query).transpose();
+    open_read_only(state_dir).and_then(read).or_else(|first_error| {
         let path = state_dir.join(STORE_FILE);
         // What ends a path in a URI, and what begins an escape there.
         let path = path.to_string_lossy();
@@ -357,17 +357,17 @@ pub fn read_regardless<T>(
         let uri = format!("file:{path}?immutable=1");
         let flags =
             OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_URI;
-        let second = Connection::open_with_flags(uri, flags).map_err(StoreError::Sql);
-        second
+        let immutable = Connection::open_with_flags(uri, flags).map_err(StoreError::Sql);
+        immutable
             .and_then(|connection| read(Some(connection)))
-            .map_err(|_second| first)
+            .map_err(|_second| first_error)
     })
 }
 
 /// Says of a damaged file what it is.
-fn damage(error: StoreError, path: &Path) -> StoreError {
+fn as_corrupt(error: StoreError, path: &Path) -> StoreError {
     if let StoreError::Sql(sql) = &error
-        && !is_surroundings(sql)
+        && !is_environment_error(sql)
     {
         return StoreError::Corrupt {
             path: path.to_owned(),
@@ -378,7 +378,7 @@ fn damage(error: StoreError, path: &Path) -> StoreError {
 }
 
 /// Whether it is the machine's fault, and not the file's.
-fn is_surroundings(error: &rusqlite::Error) -> bool {
+fn is_environment_error(error: &rusqlite::Error) -> bool {
     matches!(
         error.sqlite_error_code(),
         Some(

@@ -17,14 +17,14 @@ const DAY_MS: u64 = 86_400_000;
 
 /// How much is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Keep {
+pub struct RetentionPolicy {
     /// For so many days.
     pub days: u32,
     /// So many deliveries.
     pub deliveries: u64,
 }
 
-impl Default for Keep {
+impl Default for RetentionPolicy {
     fn default() -> Self {
         Self {
             days: 90,
@@ -38,8 +38,8 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`]; then nothing was removed.
-    pub async fn prune(&self, keep: Keep, now_ms: u64) -> Result<bool, StoreError> {
-        self.change(move |connection| slice(connection, keep, now_ms))
+    pub async fn prune(&self, policy: RetentionPolicy, now_ms: u64) -> Result<bool, StoreError> {
+        self.write(move |connection| prune_slice(connection, policy, now_ms))
             .await
     }
 }
@@ -48,30 +48,38 @@ impl Store {
 ///
 /// # Errors
 /// [`StoreError`]; then the transaction has to be rolled back.
-pub fn slice(connection: &Connection, keep: Keep, now_ms: u64) -> Result<bool, StoreError> {
-    meta::set_newest(connection, now_ms)?;
-    let before_ms = now_ms.saturating_sub(u64::from(keep.days) * DAY_MS);
-    let more = slice_of_commands(connection, keep, before_ms)?;
-    Ok(slice_of_audit(connection, before_ms)? || more)
+pub fn prune_slice(
+    connection: &Connection,
+    policy: RetentionPolicy,
+    now_ms: u64,
+) -> Result<bool, StoreError> {
+    meta::advance_newest_ms(connection, now_ms)?;
+    let before_ms = now_ms.saturating_sub(u64::from(policy.days) * DAY_MS);
+    let more = prune_commands(connection, policy, before_ms)?;
+    Ok(prune_audit(connection, before_ms)? || more)
 }
 
-fn slice_of_commands(connection: &Connection, keep: Keep, before_ms: u64) -> Result<bool, StoreError> {
+fn prune_commands(
+    connection: &Connection,
+    keep: RetentionPolicy,
+    before_ms: u64,
+) -> Result<bool, StoreError> {
     let mut left = SLICE_DELIVERIES;
     while left > 0 {
         let Some((number, issued_ms)) = oldest_ended(connection)? else {
             return Ok(false);
         };
-        let goes = issued_ms < before_ms
-            || meta::number(connection, meta::DELIVERIES)? > keep.deliveries
+        let is_due = issued_ms < before_ms
+            || meta::get_number(connection, meta::DELIVERY_COUNT)? > keep.deliveries
             || bytes_used(connection)? > STORE_BYTES_MAX;
-        if !goes {
+        if !is_due {
             return Ok(false);
         }
         let sql = "DELETE FROM deliveries WHERE command = ?1 AND (node, part) IN
                        (SELECT node, part FROM deliveries WHERE command = ?1 LIMIT ?2)";
         let removed = connection.prepare_cached(sql)?.execute(params![number, left])?;
         let less = i64::try_from(removed).unwrap_or(i64::MAX);
-        meta::add(connection, meta::DELIVERIES, -less)?;
+        meta::increment(connection, meta::DELIVERY_COUNT, -less)?;
         let removed = u32::try_from(removed).unwrap_or(u32::MAX);
         if removed < left {
             // None is left of it.
@@ -96,7 +104,7 @@ fn oldest_ended(connection: &Connection) -> Result<Option<(i64, u64)>, StoreErro
     Ok(found)
 }
 
-fn slice_of_audit(connection: &Connection, before_ms: u64) -> Result<bool, StoreError> {
+fn prune_audit(connection: &Connection, before_ms: u64) -> Result<bool, StoreError> {
     let sql = "DELETE FROM audit WHERE number IN
                    (SELECT number FROM (SELECT number, at_ms FROM audit ORDER BY number LIMIT ?1)
                     WHERE at_ms < ?2 OR number <= (SELECT max(number) FROM audit) - ?3)";

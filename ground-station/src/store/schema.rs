@@ -14,7 +14,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Marks the file as ours: "SwSt".
 const APPLICATION_ID: i64 = 0x5377_5374;
 
-pub(super) const STEPS: &[&str] = &[
+pub(super) const MIGRATIONS: &[&str] = &[
     "
     CREATE TABLE meta (
         key   TEXT PRIMARY KEY,
@@ -127,19 +127,19 @@ pub(super) const STEPS: &[&str] = &[
 ];
 
 /// The newest schema that this build knows.
-pub const SCHEMA_VERSION: usize = STEPS.len();
+pub const SCHEMA_VERSION: usize = MIGRATIONS.len();
 
 /// The schema in which commands and deliveries came.
-const HISTORY_SINCE: i64 = 2;
+const HISTORY_SCHEMA_VERSION: i64 = 2;
 
 /// Sets the connection up and brings the file to the newest schema.
-pub(super) fn prepare(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
+pub(super) fn migrate(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
     connection.busy_timeout(BUSY_TIMEOUT)?;
-    let found = version(connection, path)?;
+    let found = schema_version(connection, path)?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "foreign_keys", true)?;
-    for (version, step) in (1_i64..).zip(STEPS) {
+    for (version, step) in (1_i64..).zip(MIGRATIONS) {
         if version > found {
             let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             transaction.execute_batch(step)?;
@@ -152,13 +152,13 @@ pub(super) fn prepare(connection: &mut Connection, path: &Path) -> Result<(), St
 }
 
 /// Checks a file that is only read; says whether its schema has a history.
-pub(super) fn check(connection: &Connection, path: &Path) -> Result<bool, StoreError> {
+pub(super) fn has_history(connection: &Connection, path: &Path) -> Result<bool, StoreError> {
     connection.busy_timeout(BUSY_TIMEOUT)?;
-    Ok(version(connection, path)? >= HISTORY_SINCE)
+    Ok(schema_version(connection, path)? >= HISTORY_SCHEMA_VERSION)
 }
 
 /// The file's schema; 0 if it is empty.
-fn version(connection: &Connection, path: &Path) -> Result<i64, StoreError> {
+fn schema_version(connection: &Connection, path: &Path) -> Result<i64, StoreError> {
     let application: i64 = connection.query_row("PRAGMA application_id", [], |row| row.get(0))?;
     let found: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
     let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
@@ -171,7 +171,7 @@ fn version(connection: &Connection, path: &Path) -> Result<i64, StoreError> {
         });
     }
     if found > known {
-        return Err(StoreError::Newer {
+        return Err(StoreError::NewerSchema {
             path: path.to_owned(),
             found,
             known,

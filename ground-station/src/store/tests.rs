@@ -9,7 +9,7 @@ use super::*;
 use swarm_shared::proto::id::{NodeName, PeerKind, PublicKey};
 use swarm_shared::proto::trust::Role;
 
-pub(super) fn member(key: u8, name: &str) -> MemberRow {
+pub(super) fn member_row(key: u8, name: &str) -> MemberRow {
     MemberRow {
         key: PublicKey([key; 32]),
         name: NodeName::parse(name).expect("a name"),
@@ -23,7 +23,7 @@ pub(super) fn member(key: u8, name: &str) -> MemberRow {
     }
 }
 
-pub(super) fn knocker(key: u16) -> PendingRow {
+pub(super) fn pending_row(key: u16) -> PendingRow {
     let mut bytes = [0; 32];
     bytes[..2].copy_from_slice(&key.to_be_bytes());
     PendingRow {
@@ -36,7 +36,7 @@ pub(super) fn knocker(key: u16) -> PendingRow {
 }
 
 #[tokio::test]
-async fn everything_survives_a_reopen_and_the_epoch_rises() {
+async fn store_survives_reopen_with_a_higher_epoch() {
     let dir = tempfile::tempdir().expect("a directory");
     let root = PublicKey([9; 32]);
     let first;
@@ -49,14 +49,14 @@ async fn everything_survives_a_reopen_and_the_epoch_rises() {
             .set_membership(root, "{\"me\":1}".to_owned())
             .await
             .expect("writes");
-        let both = vec![member(2, "drone-02"), member(1, "drone-01")];
+        let both = vec![member_row(2, "drone-02"), member_row(1, "drone-01")];
         store.put_members(both).await.expect("writes");
         store
             .set_root_record("{\"grants\":3}".to_owned())
             .await
             .expect("writes");
         store.set_invitations("[]".to_owned()).await.expect("writes");
-        store.put_pending(knocker(4), 10).await.expect("writes");
+        store.put_pending(pending_row(4), 10).await.expect("writes");
     }
     let store = Store::open(dir.path()).await.expect("opens again");
     assert!(store.epoch() > first, "{first}");
@@ -72,10 +72,10 @@ async fn everything_survives_a_reopen_and_the_epoch_rises() {
     assert_eq!(store.invitations().await.expect("reads").as_deref(), Some("[]"));
     assert_eq!(
         store.members().await.expect("reads"),
-        [member(1, "drone-01"), member(2, "drone-02")]
+        [member_row(1, "drone-01"), member_row(2, "drone-02")]
     );
-    assert_eq!(store.pending().await.expect("reads"), [knocker(4)]);
-    assert!(store.remove_pending(knocker(4).key).await.expect("removes"));
+    assert_eq!(store.pending().await.expect("reads"), [pending_row(4)]);
+    assert!(store.remove_pending(pending_row(4).key).await.expect("removes"));
     for file in [STORE_FILE, "station.db-wal"] {
         let mode = std::fs::metadata(dir.path().join(file))
             .expect(file)
@@ -86,7 +86,7 @@ async fn everything_survives_a_reopen_and_the_epoch_rises() {
 }
 
 #[tokio::test]
-async fn another_root_is_another_fleet() {
+async fn another_fleet_root_clears_the_old_members() {
     let dir = tempfile::tempdir().expect("a directory");
     let store = Store::open(dir.path()).await.expect("opens");
     store
@@ -94,7 +94,7 @@ async fn another_root_is_another_fleet() {
         .await
         .expect("writes");
     store.set_root_record("old".to_owned()).await.expect("writes");
-    store.put_members(vec![member(2, "x")]).await.expect("writes");
+    store.put_members(vec![member_row(2, "x")]).await.expect("writes");
     store
         .set_membership(PublicKey([1; 32]), "b".to_owned())
         .await
@@ -113,15 +113,18 @@ async fn another_root_is_another_fleet() {
 }
 
 #[tokio::test]
-async fn a_member_is_refreshed_and_a_revoked_one_stays_out() {
+async fn put_member_updates_but_never_unrevokes() {
     let dir = tempfile::tempdir().expect("a directory");
     let store = Store::open(dir.path()).await.expect("opens");
     let key = PublicKey([2; 32]);
-    store.put_members(vec![member(2, "old")]).await.expect("writes");
+    store
+        .put_members(vec![member_row(2, "old")])
+        .await
+        .expect("writes");
     let moved = MemberRow {
         address: Some("10.0.0.8:1".parse().expect("an address")),
         last_seen_ms: 50,
-        ..member(2, "old")
+        ..member_row(2, "old")
     };
     store.put_members(vec![moved]).await.expect("writes");
     store
@@ -133,7 +136,7 @@ async fn a_member_is_refreshed_and_a_revoked_one_stays_out() {
             address: None,
             grant: None,
             last_seen_ms: 40,
-            ..member(2, "new")
+            ..member_row(2, "new")
         }])
         .await
         .expect("writes");
@@ -142,33 +145,39 @@ async fn a_member_is_refreshed_and_a_revoked_one_stays_out() {
         address: Some("10.0.0.8:1".parse().expect("an address")),
         last_seen_ms: 50,
         revoked: true,
-        ..member(2, "new")
+        ..member_row(2, "new")
     };
     assert_eq!(found, [wanted]);
 }
 
 #[tokio::test]
-async fn pending_is_bounded_and_forgets_the_longest_unheard() {
+async fn pending_table_evicts_the_longest_unheard() {
     let dir = tempfile::tempdir().expect("a directory");
     let store = Store::open(dir.path()).await.expect("opens");
     let most = u16::try_from(PENDING_MAX).expect("fits");
     for key in 0..most {
         store
-            .put_pending(knocker(key), u64::from(key))
+            .put_pending(pending_row(key), u64::from(key))
             .await
             .expect("writes");
     }
-    store.put_pending(knocker(0), 10_000).await.expect("knocks again");
-    store.put_pending(knocker(most), 10_000).await.expect("writes");
+    store
+        .put_pending(pending_row(0), 10_000)
+        .await
+        .expect("knocks again");
+    store
+        .put_pending(pending_row(most), 10_000)
+        .await
+        .expect("writes");
     let waiting = store.pending().await.expect("reads");
     assert_eq!(waiting.len(), PENDING_MAX);
-    assert_eq!(waiting[0], knocker(0), "it knocked again and kept its place");
-    assert!(!waiting.contains(&knocker(1)), "it was not heard for longest");
-    assert!(waiting.contains(&knocker(most)));
+    assert_eq!(waiting[0], pending_row(0), "it knocked again and kept its place");
+    assert!(!waiting.contains(&pending_row(1)), "it was not heard for longest");
+    assert!(waiting.contains(&pending_row(most)));
 }
 
 #[tokio::test]
-async fn a_damaged_or_foreign_file_is_refused_clearly() {
+async fn damaged_or_foreign_database_is_refused() {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join(STORE_FILE);
     std::fs::write(&path, "this is not a database, it only has its name").expect("writes");
@@ -185,7 +194,7 @@ async fn a_damaged_or_foreign_file_is_refused_clearly() {
 }
 
 #[tokio::test]
-async fn a_newer_schema_is_refused_and_left_alone() {
+async fn newer_schema_is_refused_and_left_unchanged() {
     let dir = tempfile::tempdir().expect("a directory");
     drop(Store::open(dir.path()).await.expect("opens"));
     let path = dir.path().join(STORE_FILE);
@@ -197,14 +206,14 @@ async fn a_newer_schema_is_refused_and_left_alone() {
     drop(connection);
     let error = Store::open(dir.path()).await.expect_err("refused");
     assert!(
-        matches!(error, StoreError::Newer { found, .. } if usize::try_from(found) == Ok(newer)),
+        matches!(error, StoreError::NewerSchema { found, .. } if usize::try_from(found) == Ok(newer)),
         "{error}"
     );
     assert!(error.to_string().contains("install the newer"), "{error}");
 }
 
 #[tokio::test]
-async fn a_missing_directory_says_what_to_do() {
+async fn missing_state_directory_error_has_a_remedy() {
     let error = Store::open(Path::new("/nonexistent"))
         .await
         .expect_err("refused")

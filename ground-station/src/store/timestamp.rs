@@ -17,11 +17,11 @@ use std::time::{Duration, Instant};
 use swarm_shared::net::{boot, clock};
 
 /// Rounds up to milliseconds.
-const ALMOST_MS: Duration = Duration::from_nanos(999_999);
+const ROUND_UP_MS: Duration = Duration::from_nanos(999_999);
 
 /// A moment on all clocks that are stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Moment {
+pub struct Timestamp {
     /// For what counts in this process.
     pub instant: Instant,
     /// Which boot it is in; empty if nobody knows.
@@ -32,7 +32,7 @@ pub struct Moment {
     pub unix_ms: u64,
 }
 
-impl Moment {
+impl Timestamp {
     /// Now.
     pub fn now() -> Self {
         Self {
@@ -44,7 +44,7 @@ impl Moment {
     }
 
     /// What to store of a deadline: in milliseconds since boot, and since 1970. It is not later than the deadline.
-    pub(super) fn stored(&self, deadline: Instant) -> (u64, u64) {
+    pub(super) fn encode_deadline(&self, deadline: Instant) -> (u64, u64) {
         let now_ms = whole_ms(self.since_boot);
         match deadline.checked_duration_since(self.instant) {
             Some(left) => {
@@ -60,21 +60,21 @@ impl Moment {
 
     /// Microseconds since an earlier moment; 0 if that seems to be later.
     pub(super) fn micros_since(&self, boot: &str, since_boot_us: u64, unix_ms: u64) -> u64 {
-        if self.is_in(boot) {
-            micros(self.since_boot).saturating_sub(since_boot_us)
+        if self.is_same_boot(boot) {
+            whole_micros(self.since_boot).saturating_sub(since_boot_us)
         } else {
             self.unix_ms.saturating_sub(unix_ms).saturating_mul(1_000)
         }
     }
 
-    fn is_in(&self, boot: &str) -> bool {
+    fn is_same_boot(&self, boot: &str) -> bool {
         !boot.is_empty() && self.boot == boot
     }
 }
 
 /// A deadline as it was stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Due<'a> {
+pub struct StoredDeadline<'a> {
     /// The boot in which it was stored.
     pub boot: &'a str,
     /// The deadline, in milliseconds since that boot.
@@ -82,23 +82,23 @@ pub struct Due<'a> {
     /// The deadline, in milliseconds since 1970.
     pub unix_ms: u64,
     /// The time to live when the command was issued: more can never be left.
-    pub life_ms: u64,
+    pub ttl_ms: u64,
 }
 
 /// How long is left until a stored deadline, in milliseconds; `None` if it has passed, or nobody can tell.
 /// `newest_ms`: the newest wall-clock time that is stored anywhere.
-pub fn left_ms(due: Due<'_>, now: &Moment, newest_ms: u64) -> Option<u64> {
-    let left = if now.is_in(due.boot) {
-        due.boot_ms.checked_sub(whole_ms(now.since_boot + ALMOST_MS))?
+pub fn remaining_ms(due: StoredDeadline<'_>, now: &Timestamp, newest_ms: u64) -> Option<u64> {
+    let left = if now.is_same_boot(due.boot) {
+        due.boot_ms.checked_sub(whole_ms(now.since_boot + ROUND_UP_MS))?
     } else if now.unix_ms < newest_ms {
         return None;
     } else {
         due.unix_ms.checked_sub(now.unix_ms)?
     };
-    Some(left.min(due.life_ms)).filter(|left| *left > 0)
+    Some(left.min(due.ttl_ms)).filter(|left| *left > 0)
 }
 
-pub(super) fn micros(time: Duration) -> u64 {
+pub(super) fn whole_micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
@@ -110,8 +110,8 @@ fn whole_ms(time: Duration) -> u64 {
 mod tests {
     use super::*;
 
-    fn at(boot: &str, boot_ms: u64, unix_ms: u64) -> Moment {
-        Moment {
+    fn timestamp_at(boot: &str, boot_ms: u64, unix_ms: u64) -> Timestamp {
+        Timestamp {
             instant: clock::now(),
             boot: boot.to_owned(),
             since_boot: Duration::from_millis(boot_ms),
@@ -120,67 +120,91 @@ mod tests {
     }
 
     /// Stored in boot `a`: 30 s to live from 100 s after boot, when the wall clock showed 1,000 s.
-    const DUE: Due<'_> = Due {
+    const DEADLINE: StoredDeadline<'_> = StoredDeadline {
         boot: "a",
         boot_ms: 130_000,
         unix_ms: 1_030_000,
-        life_ms: 30_000,
+        ttl_ms: 30_000,
     };
 
     #[test]
-    fn in_the_same_boot_the_wall_clock_does_not_matter() {
+    fn same_boot_deadlines_ignore_the_wall_clock() {
         for unix_ms in [0, 1_005_000, 9_999_999] {
-            assert_eq!(left_ms(DUE, &at("a", 105_000, unix_ms), 1_000_000), Some(25_000));
             assert_eq!(
-                left_ms(DUE, &at("a", 130_000, unix_ms), 1_000_000),
+                remaining_ms(DEADLINE, &timestamp_at("a", 105_000, unix_ms), 1_000_000),
+                Some(25_000)
+            );
+            assert_eq!(
+                remaining_ms(DEADLINE, &timestamp_at("a", 130_000, unix_ms), 1_000_000),
                 None,
                 "just over"
             );
-            assert_eq!(left_ms(DUE, &at("a", 500_000, unix_ms), 1_000_000), None);
+            assert_eq!(
+                remaining_ms(DEADLINE, &timestamp_at("a", 500_000, unix_ms), 1_000_000),
+                None
+            );
         }
     }
 
     #[test]
-    fn in_another_boot_the_wall_clock_counts() {
-        assert_eq!(left_ms(DUE, &at("b", 5_000, 1_010_000), 1_000_000), Some(20_000));
-        assert_eq!(left_ms(DUE, &at("b", 5_000, 1_030_000), 1_000_000), None);
+    fn deadlines_of_another_boot_use_the_wall_clock() {
+        assert_eq!(
+            remaining_ms(DEADLINE, &timestamp_at("b", 5_000, 1_010_000), 1_000_000),
+            Some(20_000)
+        );
+        assert_eq!(
+            remaining_ms(DEADLINE, &timestamp_at("b", 5_000, 1_030_000), 1_000_000),
+            None
+        );
     }
 
     #[test]
-    fn a_wall_clock_from_before_the_newest_time_stored_proves_nothing() {
-        assert_eq!(left_ms(DUE, &at("b", 5_000, 1_004_999), 1_005_000), None);
-        assert_eq!(left_ms(DUE, &at("b", 5_000, 1_005_000), 1_005_000), Some(25_000));
-        assert_eq!(left_ms(DUE, &at("b", 5_000, 0), 1_005_000), None);
+    fn deadlines_expire_if_the_wall_clock_went_back() {
+        assert_eq!(
+            remaining_ms(DEADLINE, &timestamp_at("b", 5_000, 1_004_999), 1_005_000),
+            None
+        );
+        assert_eq!(
+            remaining_ms(DEADLINE, &timestamp_at("b", 5_000, 1_005_000), 1_005_000),
+            Some(25_000)
+        );
+        assert_eq!(
+            remaining_ms(DEADLINE, &timestamp_at("b", 5_000, 0), 1_005_000),
+            None
+        );
     }
 
     #[test]
-    fn unknown_boots_are_never_the_same() {
-        let due = Due { boot: "", ..DUE };
-        assert_eq!(left_ms(due, &at("", 105_000, 1_029_000), 0), Some(1_000));
+    fn unknown_boot_ids_never_match() {
+        let due = StoredDeadline { boot: "", ..DEADLINE };
+        assert_eq!(
+            remaining_ms(due, &timestamp_at("", 105_000, 1_029_000), 0),
+            Some(1_000)
+        );
     }
 
     #[test]
-    fn there_is_never_more_left_than_there_was() {
-        assert_eq!(left_ms(DUE, &at("a", 5, 0), 0), Some(30_000));
-        assert_eq!(left_ms(DUE, &at("b", 5, 0), 0), Some(30_000));
+    fn remaining_time_never_exceeds_the_ttl() {
+        assert_eq!(remaining_ms(DEADLINE, &timestamp_at("a", 5, 0), 0), Some(30_000));
+        assert_eq!(remaining_ms(DEADLINE, &timestamp_at("b", 5, 0), 0), Some(30_000));
     }
 
     #[test]
-    fn what_is_stored_is_never_later() {
-        let now = at("a", 100_000, 1_000_000);
+    fn stored_deadline_is_never_later_than_the_original() {
+        let now = timestamp_at("a", 100_000, 1_000_000);
         let soon = now.instant + Duration::from_micros(1_999);
-        assert_eq!(now.stored(soon), (100_001, 1_000_001));
-        assert_eq!(now.stored(now.instant), (100_000, 1_000_000));
+        assert_eq!(now.encode_deadline(soon), (100_001, 1_000_001));
+        assert_eq!(now.encode_deadline(now.instant), (100_000, 1_000_000));
         let over = now
             .instant
             .checked_sub(Duration::from_micros(10))
             .expect("not at boot");
-        assert_eq!(now.stored(over), (99_999, 999_999));
+        assert_eq!(now.encode_deadline(over), (99_999, 999_999));
     }
 
     #[test]
-    fn stages_are_timed_over_a_restart() {
-        let now = at("a", 100_000, 1_000_000);
+    fn stage_times_span_a_restart() {
+        let now = timestamp_at("a", 100_000, 1_000_000);
         assert_eq!(now.micros_since("a", 99_000_000, 5), 1_000_000);
         assert_eq!(now.micros_since("a", 101_000_000, 5), 0);
         assert_eq!(now.micros_since("b", 0, 999_000), 1_000_000);

@@ -1,5 +1,5 @@
-//! Users of doors that ask for a name, and their tokens. A password is kept as what argon2 makes of it, a token as its
-//! SHA-256: whoever reads the file can pass no door with it.
+//! Users of gateways that ask for a name, and their tokens. A password is kept as what argon2 makes of it, a token as its
+//! SHA-256: whoever reads the file can pass no gateway with it.
 
 use rusqlite::{Connection, OptionalExtension, params};
 
@@ -18,7 +18,7 @@ pub struct UserRow {
     /// The name.
     pub name: String,
     /// When they were added, in milliseconds since 1970.
-    pub made_ms: u64,
+    pub created_ms: u64,
     /// How many tokens are theirs.
     pub tokens: u64,
 }
@@ -64,7 +64,7 @@ pub struct TokenRow {
     /// What its maker called it.
     pub label: String,
     /// When it was made, in milliseconds since 1970.
-    pub made_ms: u64,
+    pub created_ms: u64,
     /// Until when it is good.
     pub expires_ms: u64,
 }
@@ -79,22 +79,22 @@ pub struct NewToken {
     /// Its SHA-256.
     pub hash: [u8; 32],
     /// When, in milliseconds since 1970.
-    pub made_ms: u64,
+    pub created_ms: u64,
     /// Until when it is good.
     pub expires_ms: u64,
     /// What is kept of the password that it is made for; if that is another one by now, the token is not kept.
-    pub password: Option<String>,
+    pub password_hash: Option<String>,
 }
 
 /// How adding a user went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Added {
+pub enum PutUserResult {
     /// They are new.
-    New,
+    Created,
     /// They were there: the password is another one now, and their tokens and logins are gone.
-    Changed,
+    PasswordChanged,
     /// There are [`USERS_MAX`] already.
-    Full,
+    LimitReached,
 }
 
 impl Store {
@@ -102,8 +102,13 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`]; then nothing changed.
-    pub async fn put_user(&self, name: String, password: String, now_ms: u64) -> Result<Added, StoreError> {
-        self.change(move |connection| put(connection, &name, &password, now_ms))
+    pub async fn put_user(
+        &self,
+        name: String,
+        password_hash: String,
+        now_ms: u64,
+    ) -> Result<PutUserResult, StoreError> {
+        self.write(move |connection| upsert_user(connection, &name, &password_hash, now_ms))
             .await
     }
 
@@ -112,10 +117,8 @@ impl Store {
     /// # Errors
     /// [`StoreError`]; then nothing changed.
     pub async fn remove_user(&self, name: String) -> Result<bool, StoreError> {
-        self.change(
-            move |connection| Ok(connection.execute("DELETE FROM users WHERE name = ?1", [name])? > 0),
-        )
-        .await
+        self.write(move |connection| Ok(connection.execute("DELETE FROM users WHERE name = ?1", [name])? > 0))
+            .await
     }
 
     /// All users, by name.
@@ -123,7 +126,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn users(&self) -> Result<Vec<UserRow>, StoreError> {
-        self.call(|connection| users(connection)).await
+        self.with_connection(|connection| query_users(connection)).await
     }
 
     /// Whether there is any user.
@@ -131,7 +134,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn has_users(&self) -> Result<bool, StoreError> {
-        self.call(|connection| {
+        self.with_connection(|connection| {
             Ok(connection.query_row("SELECT EXISTS (SELECT 1 FROM users)", [], |row| row.get(0))?)
         })
         .await
@@ -141,8 +144,8 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn password_of(&self, name: String) -> Result<Option<String>, StoreError> {
-        self.call(move |connection| {
+    pub async fn password_hash(&self, name: String) -> Result<Option<String>, StoreError> {
+        self.with_connection(move |connection| {
             let sql = "SELECT password FROM users WHERE name = ?1";
             Ok(connection.query_row(sql, [name], |row| row.get(0)).optional()?)
         })
@@ -154,7 +157,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`]; then nothing changed.
     pub async fn put_token(&self, user: String, token: NewToken) -> Result<Option<u64>, StoreError> {
-        self.change(move |connection| put_token(connection, &user, &token))
+        self.write(move |connection| put_token(connection, &user, &token))
             .await
     }
 
@@ -163,9 +166,9 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn token(&self, hash: [u8; 32], now_ms: u64) -> Result<Option<TokenRow>, StoreError> {
-        self.call(move |connection| {
-            let sql = format!("{TOKEN_COLUMNS} WHERE tokens.hash = ?1 AND tokens.expires_ms > ?2");
-            let mut found = tokens(connection, &sql, params![hash, to_sql(now_ms)])?;
+        self.with_connection(move |connection| {
+            let sql = format!("{SELECT_TOKENS_SQL} WHERE tokens.hash = ?1 AND tokens.expires_ms > ?2");
+            let mut found = query_tokens(connection, &sql, params![hash, to_sql(now_ms)])?;
             Ok(found.pop())
         })
         .await
@@ -176,9 +179,9 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn tokens(&self, now_ms: u64) -> Result<Vec<TokenRow>, StoreError> {
-        self.call(move |connection| {
-            let sql = format!("{TOKEN_COLUMNS} WHERE tokens.expires_ms > ?1 ORDER BY tokens.number");
-            tokens(connection, &sql, params![to_sql(now_ms)])
+        self.with_connection(move |connection| {
+            let sql = format!("{SELECT_TOKENS_SQL} WHERE tokens.expires_ms > ?1 ORDER BY tokens.number");
+            query_tokens(connection, &sql, params![to_sql(now_ms)])
         })
         .await
     }
@@ -188,7 +191,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`]; then nothing changed.
     pub async fn revoke_token(&self, number: u64) -> Result<bool, StoreError> {
-        self.change(move |connection| {
+        self.write(move |connection| {
             let sql = "DELETE FROM tokens WHERE number = ?1";
             Ok(connection.execute(sql, [to_sql(number)])? > 0)
         })
@@ -196,24 +199,29 @@ impl Store {
     }
 }
 
-fn put(connection: &Connection, name: &str, password: &str, now_ms: u64) -> Result<Added, StoreError> {
+fn upsert_user(
+    connection: &Connection,
+    name: &str,
+    password_hash: &str,
+    now_ms: u64,
+) -> Result<PutUserResult, StoreError> {
     let sql = "UPDATE users SET password = ?2 WHERE name = ?1";
-    if connection.execute(sql, params![name, password])? > 0 {
+    if connection.execute(sql, params![name, password_hash])? > 0 {
         // Whoever knew the old password is not to stay.
         let sql = "DELETE FROM tokens WHERE user = (SELECT number FROM users WHERE name = ?1)";
         connection.execute(sql, [name])?;
-        return Ok(Added::Changed);
+        return Ok(PutUserResult::PasswordChanged);
     }
     let count: i64 = connection.query_row("SELECT count(*) FROM users", [], |row| row.get(0))?;
     if from_sql(count) >= USERS_MAX {
-        return Ok(Added::Full);
+        return Ok(PutUserResult::LimitReached);
     }
     let sql = "INSERT INTO users (name, password, made_ms) VALUES (?1, ?2, ?3)";
-    connection.execute(sql, params![name, password, to_sql(now_ms)])?;
-    Ok(Added::New)
+    connection.execute(sql, params![name, password_hash, to_sql(now_ms)])?;
+    Ok(PutUserResult::Created)
 }
 
-fn users(connection: &Connection) -> Result<Vec<UserRow>, StoreError> {
+fn query_users(connection: &Connection) -> Result<Vec<UserRow>, StoreError> {
     let sql = "SELECT number, name, made_ms,
                       (SELECT count(*) FROM tokens WHERE tokens.user = users.number)
                FROM users ORDER BY name";
@@ -222,7 +230,7 @@ fn users(connection: &Connection) -> Result<Vec<UserRow>, StoreError> {
         Ok(UserRow {
             number: from_sql(row.get(0)?),
             name: row.get(1)?,
-            made_ms: from_sql(row.get(2)?),
+            created_ms: from_sql(row.get(2)?),
             tokens: from_sql(row.get(3)?),
         })
     })?;
@@ -231,11 +239,11 @@ fn users(connection: &Connection) -> Result<Vec<UserRow>, StoreError> {
 
 fn put_token(connection: &Connection, user: &str, token: &NewToken) -> Result<Option<u64>, StoreError> {
     let sql = "SELECT number FROM users WHERE name = ?1 AND (?2 IS NULL OR password = ?2)";
-    let user = connection.query_row(sql, params![user, token.password], |row| row.get(0));
+    let user = connection.query_row(sql, params![user, token.password_hash], |row| row.get(0));
     let user: Option<i64> = user.optional()?;
     let Some(user) = user else { return Ok(None) };
     let sql = "DELETE FROM tokens WHERE expires_ms <= ?1";
-    connection.execute(sql, [to_sql(token.made_ms)])?;
+    connection.execute(sql, [to_sql(token.created_ms)])?;
     let kind = token.kind.as_str();
     let sql = "DELETE FROM tokens WHERE number IN
                    (SELECT number FROM tokens WHERE user = ?1 AND kind = ?2 ORDER BY number DESC LIMIT -1 OFFSET ?3)";
@@ -249,17 +257,17 @@ fn put_token(connection: &Connection, user: &str, token: &NewToken) -> Result<Op
             kind,
             token.label,
             token.hash,
-            to_sql(token.made_ms),
+            to_sql(token.created_ms),
             to_sql(token.expires_ms),
         ],
     )?;
     Ok(Some(from_sql(connection.last_insert_rowid())))
 }
 
-const TOKEN_COLUMNS: &str = "SELECT tokens.number, users.name, tokens.kind, tokens.label, tokens.made_ms,
+const SELECT_TOKENS_SQL: &str = "SELECT tokens.number, users.name, tokens.kind, tokens.label, tokens.made_ms,
     tokens.expires_ms FROM tokens JOIN users ON users.number = tokens.user";
 
-fn tokens(
+fn query_tokens(
     connection: &Connection,
     sql: &str,
     params: impl rusqlite::Params,
@@ -273,7 +281,7 @@ fn tokens(
             user: row.get(1)?,
             kind: TokenKind::parse(&row.get::<_, String>(2)?)?,
             label: row.get(3)?,
-            made_ms: from_sql(row.get(4)?),
+            created_ms: from_sql(row.get(4)?),
             expires_ms: from_sql(row.get(5)?),
         });
     }
@@ -294,18 +302,18 @@ mod tests {
             kind: TokenKind::Program,
             label: format!("t{byte}"),
             hash: [byte; 32],
-            made_ms: 10,
+            created_ms: 10,
             expires_ms,
-            password: None,
+            password_hash: None,
         }
     }
 
     #[tokio::test]
-    async fn another_password_ends_what_the_old_one_gave() {
+    async fn changing_a_password_revokes_its_tokens() {
         let (store, _dir) = store().await;
         assert!(!store.has_users().await.expect("reads"));
         let put = |password: &str| store.put_user("ann".to_owned(), password.to_owned(), 5);
-        assert_eq!(put("one").await.expect("kept"), Added::New);
+        assert_eq!(put("one").await.expect("kept"), PutUserResult::Created);
         assert!(store.has_users().await.expect("reads"));
         store
             .put_token("ann".to_owned(), token(1, 100))
@@ -313,23 +321,23 @@ mod tests {
             .expect("kept")
             .expect("a user");
         assert_eq!(store.users().await.expect("reads")[0].tokens, 1);
-        assert_eq!(put("two").await.expect("kept"), Added::Changed);
+        assert_eq!(put("two").await.expect("kept"), PutUserResult::PasswordChanged);
         assert_eq!(store.token([1; 32], 20).await.expect("reads"), None);
-        let password = store.password_of("ann".to_owned()).await.expect("reads");
+        let password = store.password_hash("ann".to_owned()).await.expect("reads");
         assert_eq!(password.as_deref(), Some("two"));
         // One that was asked for with the old password comes too late.
         let of = |password: &str| NewToken {
-            password: Some(password.to_owned()),
+            password_hash: Some(password.to_owned()),
             ..token(2, 100)
         };
         let put = |password: &str| store.put_token("ann".to_owned(), of(password));
         assert_eq!(put("one").await.expect("asked"), None);
         assert!(put("two").await.expect("asked").is_some());
-        assert_eq!(store.password_of("bob".to_owned()).await.expect("reads"), None);
+        assert_eq!(store.password_hash("bob".to_owned()).await.expect("reads"), None);
     }
 
     #[tokio::test]
-    async fn a_token_ends_with_its_time_its_user_or_by_hand() {
+    async fn tokens_end_by_expiry_revocation_or_user_removal() {
         let (store, _dir) = store().await;
         let none = store
             .put_token("ann".to_owned(), token(1, 100))
@@ -356,7 +364,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_first_of_too_many_tokens_makes_room() {
+    async fn oldest_token_is_evicted_at_the_limit() {
         let (store, _dir) = store().await;
         store
             .put_user("ann".to_owned(), "x".to_owned(), 5)

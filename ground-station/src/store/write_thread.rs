@@ -13,33 +13,33 @@ use super::StoreError;
 pub(super) const GROUP_MAX: usize = 256;
 
 /// What the thread is asked.
-pub(super) enum Job {
+pub(super) enum StoreJob {
     /// Reads, or has a transaction of its own.
-    Alone(Box<dyn FnOnce(&mut Connection) + Send>),
+    Standalone(Box<dyn FnOnce(&mut Connection) + Send>),
     /// Belongs into a transaction.
-    Change(Box<dyn Change + Send>),
+    Grouped(Box<dyn GroupedWrite + Send>),
 }
 
 /// A change and whoever waits for it.
-pub(super) trait Change {
+pub(super) trait GroupedWrite {
     /// Does it. An error has undone it, and nothing else.
-    fn carry_out(&mut self, transaction: &mut Transaction<'_>) -> Result<(), rusqlite::Error>;
+    fn execute(&mut self, transaction: &mut Transaction<'_>) -> Result<(), rusqlite::Error>;
     /// Tells whoever waits; an error if nothing of the group was stored.
-    fn answer(self: Box<Self>, committed: Result<(), &str>);
+    fn reply(self: Box<Self>, committed: Result<(), &str>);
 }
 
-struct Waiting<F, T> {
-    work: Option<F>,
-    done: Option<Result<T, StoreError>>,
-    answer: oneshot::Sender<Result<T, StoreError>>,
+struct PendingWrite<F, T> {
+    operation: Option<F>,
+    result: Option<Result<T, StoreError>>,
+    reply_to: oneshot::Sender<Result<T, StoreError>>,
 }
 
-impl<F, T> Change for Waiting<F, T>
+impl<F, T> GroupedWrite for PendingWrite<F, T>
 where
     F: FnOnce(&Connection) -> Result<T, StoreError>,
 {
-    fn carry_out(&mut self, transaction: &mut Transaction<'_>) -> Result<(), rusqlite::Error> {
-        let Some(work) = self.work.take() else {
+    fn execute(&mut self, transaction: &mut Transaction<'_>) -> Result<(), rusqlite::Error> {
+        let Some(work) = self.operation.take() else {
             return Ok(());
         };
         let savepoint = transaction.savepoint()?;
@@ -50,13 +50,13 @@ where
             // Undone by being dropped; here, so that an error is seen.
             savepoint.finish()?;
         }
-        self.done = Some(done);
+        self.result = Some(done);
         Ok(())
     }
 
-    fn answer(self: Box<Self>, committed: Result<(), &str>) {
+    fn reply(self: Box<Self>, committed: Result<(), &str>) {
         let lost = |why: &str| Err(StoreError::NotStored(why.to_owned()));
-        let answer = match (self.done, committed) {
+        let answer = match (self.result, committed) {
             // It failed by itself, and says why.
             (Some(Err(error)), _) => Err(error),
             (Some(Ok(value)), Ok(())) => Ok(value),
@@ -64,45 +64,45 @@ where
             (None, Ok(())) => lost("its turn did not come"),
         };
         // The caller may have gone; the work is done all the same.
-        self.answer.send(answer).ok();
+        self.reply_to.send(answer).ok();
     }
 }
 
 /// A change, and where its answer comes.
-pub(super) fn change<T, F>(work: F) -> (Job, oneshot::Receiver<Result<T, StoreError>>)
+pub(super) fn grouped_job<T, F>(work: F) -> (StoreJob, oneshot::Receiver<Result<T, StoreError>>)
 where
     T: Send + 'static,
     F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
 {
     let (answer, answered) = oneshot::channel();
-    let waiting = Waiting {
-        work: Some(work),
-        done: None,
-        answer,
+    let waiting = PendingWrite {
+        operation: Some(work),
+        result: None,
+        reply_to: answer,
     };
-    (Job::Change(Box::new(waiting)), answered)
+    (StoreJob::Grouped(Box::new(waiting)), answered)
 }
 
 /// Answers until the last handle is gone.
-pub(super) fn run(connection: &mut Connection, queue: &mut mpsc::Receiver<Job>) {
+pub(super) fn run(connection: &mut Connection, queue: &mut mpsc::Receiver<StoreJob>) {
     let mut next = queue.blocking_recv();
     while let Some(job) = next.take() {
         match job {
-            Job::Alone(work) => work(connection),
-            Job::Change(first) => {
+            StoreJob::Standalone(work) => work(connection),
+            StoreJob::Grouped(first) => {
                 let mut group = vec![first];
                 while group.len() < GROUP_MAX {
                     match queue.try_recv() {
-                        Ok(Job::Change(change)) => group.push(change),
+                        Ok(StoreJob::Grouped(change)) => group.push(change),
                         // After the group, in the order in which it was asked.
-                        Ok(alone @ Job::Alone(_)) => {
+                        Ok(alone @ StoreJob::Standalone(_)) => {
                             next = Some(alone);
                             break;
                         }
                         Err(_empty_or_closed) => break,
                     }
                 }
-                commit(connection, group);
+                commit_group(connection, group);
             }
         }
         if next.is_none() {
@@ -111,22 +111,22 @@ pub(super) fn run(connection: &mut Connection, queue: &mut mpsc::Receiver<Job>) 
     }
 }
 
-fn commit(connection: &mut Connection, mut group: Vec<Box<dyn Change + Send>>) {
-    let committed = carry_out(connection, &mut group).map_err(|error| error.to_string());
+fn commit_group(connection: &mut Connection, mut group: Vec<Box<dyn GroupedWrite + Send>>) {
+    let committed = execute_group(connection, &mut group).map_err(|error| error.to_string());
     for change in group {
-        change.answer(committed.as_ref().copied().map_err(String::as_str));
+        change.reply(committed.as_ref().copied().map_err(String::as_str));
     }
 }
 
-fn carry_out(
+fn execute_group(
     connection: &mut Connection,
-    group: &mut [Box<dyn Change + Send>],
+    group: &mut [Box<dyn GroupedWrite + Send>],
 ) -> Result<(), rusqlite::Error> {
     let mut transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     for change in group {
         // After some errors (a full disk among them) SQLite rolls the whole transaction back: then the savepoint
         // cannot be ended, and nothing of the group is stored.
-        change.carry_out(&mut transaction)?;
+        change.execute(&mut transaction)?;
     }
     transaction.commit()
 }

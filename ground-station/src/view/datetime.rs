@@ -1,39 +1,39 @@
 //! Moments, for people.
 
-use super::ago;
+use super::format_age;
 
 /// What happened less than this long ago is told by how long ago, in milliseconds.
 const RECENT_MS: u64 = 24 * 3_600_000;
 
 /// `3 min ago`, or `2026-11-20 14:03Z` if that was long ago, or is still to come.
-pub fn when(at_ms: u64, now_ms: u64) -> String {
+pub fn age_or_date(at_ms: u64, now_ms: u64) -> String {
     match now_ms.checked_sub(at_ms) {
-        Some(passed) if passed < RECENT_MS => ago(Some(passed)),
+        Some(passed) if passed < RECENT_MS => format_age(Some(passed)),
         Some(_) | None => {
-            let (date, time, _) = parts(at_ms);
+            let (date, time, _) = date_and_time(at_ms);
             format!("{date} {}Z", &time[..5])
         }
     }
 }
 
 /// `2026-11-20 14:03:09Z`.
-pub fn exact(at_ms: u64) -> String {
-    let (date, time, _) = parts(at_ms);
+pub fn utc_datetime(at_ms: u64) -> String {
+    let (date, time, _) = date_and_time(at_ms);
     format!("{date} {time}Z")
 }
 
 /// Date, time and day of a moment in milliseconds since 1970, in UTC.
-fn parts(at_ms: u64) -> (String, String, u64) {
+fn date_and_time(at_ms: u64) -> (String, String, u64) {
     let seconds = at_ms / 1_000;
     let (day, second) = (seconds / 86_400, seconds % 86_400);
-    let (year, month, of_month) = date(day);
+    let (year, month, of_month) = civil_from_days(day);
     let time = format!("{:02}:{:02}:{:02}", second / 3_600, second / 60 % 60, second % 60);
     (format!("{year:04}-{month:02}-{of_month:02}"), time, day)
 }
 
 /// Year, month and day of the month, of a day counted from 1970-01-01 in the Gregorian calendar. Years are counted from
 /// March, so that the day that is sometimes there is the last one.
-fn date(day: u64) -> (u64, u64, u64) {
+fn civil_from_days(day: u64) -> (u64, u64, u64) {
     const DAYS_OF_400_YEARS: u64 = 146_097;
     // From 0000-03-01.
     let day = day + 719_468;
@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn days_have_their_dates() {
+    fn unix_times_format_as_utc_dates() {
         for (at_s, text) in [
             (0, "1970-01-01 00:00:00Z"),
             (951_782_399, "2000-02-28 23:59:59Z"),
@@ -66,17 +66,17 @@ mod tests {
             (1_795_238_179, "2026-11-21 05:16:19Z"),
             (4_107_542_400, "2100-03-01 00:00:00Z"),
         ] {
-            assert_eq!(exact(at_s * 1_000), text);
+            assert_eq!(utc_datetime(at_s * 1_000), text);
         }
     }
 
     #[test]
-    fn recent_moments_are_told_by_how_long_ago() {
+    fn recent_times_are_shown_as_ages() {
         let now = 1_795_238_179_000;
-        assert_eq!(when(now - 200_000, now), "3 min ago");
-        assert_eq!(when(now - 90_000_000, now), "2026-11-20 04:16Z");
+        assert_eq!(age_or_date(now - 200_000, now), "3 min ago");
+        assert_eq!(age_or_date(now - 90_000_000, now), "2026-11-20 04:16Z");
         assert_eq!(
-            when(now + 60_000, now),
+            age_or_date(now + 60_000, now),
             "2026-11-21 05:17Z",
             "the clock was put back"
         );

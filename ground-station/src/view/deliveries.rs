@@ -18,21 +18,21 @@ use swarm_shared::proto::id::{NodeName, PeerId};
 use swarm_shared::proto::outcome::Outcome;
 
 use super::fold::{fold, natural_key};
-use super::{Paint, Style, harmless, milliseconds};
+use super::{Paint, Style, format_ms, sanitize};
 use crate::fleet::{Delivery, Event, NodeRef};
 
 /// All that came back so far.
 #[derive(Debug, Default)]
-pub struct Report {
+pub struct DeliveryReport {
     targets: Vec<NodeRef>,
     deliveries: Vec<Delivery>,
     bytes: BTreeMap<NodeRef, (u64, u64)>,
     stages: BTreeMap<PeerId, Stage>,
 }
 
-impl Report {
+impl DeliveryReport {
     /// Takes in what concerns it.
-    pub fn add(&mut self, event: &Event) {
+    pub fn on_event(&mut self, event: &Event) {
         match event {
             Event::Targets { targets } => self.targets.extend(targets.iter().cloned()),
             Event::Delivery(delivery) => self.deliveries.push(delivery.clone()),
@@ -51,15 +51,15 @@ impl Report {
             | Event::Member(_)
             | Event::Pending(_)
             | Event::Command(_)
-            | Event::About(_)
-            | Event::Past(_)
+            | Event::CommandDetails(_)
+            | Event::HistoryDelivery(_)
             | Event::Audit(_)
             | Event::User(_)
             | Event::Token(_)
-            | Event::Told { .. }
+            | Event::Observed { .. }
             | Event::Telemetry { .. }
             | Event::Peer(_)
-            | Event::Missed { .. }
+            | Event::Lagged { .. }
             | Event::Failed { .. }
             | Event::End => {}
         }
@@ -74,7 +74,7 @@ impl Report {
     }
 
     /// How far all are: `12 of 16 done · 1 failed · 2 started · 1 waiting`.
-    pub fn standing(&self) -> String {
+    pub fn progress_text(&self) -> String {
         let (_, all) = self.counts();
         let mut ended: BTreeMap<Outcome, usize> = BTreeMap::new();
         for delivery in &self.deliveries {
@@ -84,7 +84,7 @@ impl Report {
         let mut parts = vec![format!("{done} of {all} done")];
         parts.extend(ended.into_iter().map(|(state, count)| format!("{count} {state}")));
         let mut open: BTreeMap<Option<Stage>, usize> = BTreeMap::new();
-        for target in self.unanswered() {
+        for target in self.unanswered_targets() {
             *open.entry(self.stages.get(&target.id).copied()).or_default() += 1;
         }
         // The furthest first; without a word of its node it waits for it.
@@ -95,7 +95,7 @@ impl Report {
     }
 
     /// Bytes transferred, and bytes in all, as far as they are known; `None` if nothing is being transferred.
-    pub fn bytes(&self) -> Option<(u64, u64)> {
+    pub fn bytes_transferred(&self) -> Option<(u64, u64)> {
         self.bytes
             .values()
             .copied()
@@ -103,7 +103,7 @@ impl Report {
     }
 
     /// Targets whose delivery has not ended, one entry for each such delivery.
-    pub fn unanswered(&self) -> Vec<NodeRef> {
+    pub fn unanswered_targets(&self) -> Vec<NodeRef> {
         let mut ended: BTreeMap<_, usize> = BTreeMap::new();
         for delivery in &self.deliveries {
             *ended.entry(delivery.id).or_default() += 1;
@@ -119,15 +119,19 @@ impl Report {
     }
 
     /// Whether every delivery has ended, and ended so.
-    pub fn all_are(&self, outcome: Outcome) -> bool {
+    pub fn all_ended_as(&self, outcome: Outcome) -> bool {
         let so = self.deliveries.iter().all(|delivery| delivery.state == outcome);
-        so && !self.deliveries.is_empty() && self.unanswered().is_empty()
+        so && !self.deliveries.is_empty() && self.unanswered_targets().is_empty()
     }
 
     /// The exit status: 1 if any delivery failed, was refused, expired or is unknown; else 4 if any gave no answer
     /// or none yet; else 0. A failure weighs more than a silence, because it will not go away by waiting.
     pub fn exit_status(&self) -> u8 {
-        let mut status = if self.unanswered().is_empty() { 0 } else { 4 };
+        let mut status = if self.unanswered_targets().is_empty() {
+            0
+        } else {
+            4
+        };
         for delivery in &self.deliveries {
             status = match (delivery.state, status) {
                 (_, 1) | (Outcome::Failed | Outcome::Refused | Outcome::Expired | Outcome::Unknown, _) => 1,
@@ -140,11 +144,14 @@ impl Report {
 
     /// The groups: what went well first, what did not last, where the eye is.
     pub fn groups(&self, style: Style) -> String {
-        let mut groups: BTreeMap<End, Vec<&Delivery>> = BTreeMap::new();
+        let mut groups: BTreeMap<ResultKey, Vec<&Delivery>> = BTreeMap::new();
         for delivery in &self.deliveries {
-            groups.entry(End::of(delivery)).or_default().push(delivery);
+            groups
+                .entry(ResultKey::from_delivery(delivery))
+                .or_default()
+                .push(delivery);
         }
-        let mut groups: Vec<(End, Vec<&Delivery>)> = groups.into_iter().collect();
+        let mut groups: Vec<(ResultKey, Vec<&Delivery>)> = groups.into_iter().collect();
         for (_, members) in &mut groups {
             members.sort_by_key(|delivery| (natural_key(&delivery.node), delivery.id));
         }
@@ -153,12 +160,12 @@ impl Report {
 
         let mut text = String::new();
         for (end, members) in groups {
-            let who = self.label(members.iter().map(|delivery| (&delivery.node, delivery.id)));
-            let state = style.paint(end.state.as_str(), paint(end.state));
+            let who = self.format_nodes(members.iter().map(|delivery| (&delivery.node, delivery.id)));
+            let state = style.paint(end.state.as_str(), outcome_paint(end.state));
             let times = if end.state == Outcome::NoAnswer {
                 String::new()
             } else {
-                times(&members)
+                time_range(&members)
             };
             let times = if times.is_empty() {
                 times
@@ -181,11 +188,11 @@ impl Report {
         }
         let mut parts: Vec<String> = counts
             .into_iter()
-            .map(|(state, count)| style.paint(&format!("{count} {state}"), paint(state)))
+            .map(|(state, count)| style.paint(&format!("{count} {state}"), outcome_paint(state)))
             .collect();
-        let open = self.unanswered();
+        let open = self.unanswered_targets();
         if !open.is_empty() {
-            let who = self.label(open.iter().map(|target| (&target.node, target.id)));
+            let who = self.format_nodes(open.iter().map(|target| (&target.node, target.id)));
             let text = format!("{} not answered yet: {who}", open.len());
             parts.push(style.paint(&text, Paint::Warning));
         }
@@ -195,12 +202,12 @@ impl Report {
         format!(
             "{} in {}",
             parts.join(", "),
-            milliseconds(took.as_secs_f64() * 1_000.0)
+            format_ms(took.as_secs_f64() * 1_000.0)
         )
     }
 
     /// Names folded; nodes that share a name with another are told apart by id.
-    pub(super) fn label<'a>(
+    pub(super) fn format_nodes<'a>(
         &self,
         who: impl Iterator<Item = (&'a NodeName, swarm_shared::proto::id::PeerId)>,
     ) -> String {
@@ -234,16 +241,16 @@ impl Report {
 
 /// What makes two deliveries equal to the eye.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
-struct End {
+struct ResultKey {
     state: Outcome,
     lines: Vec<String>,
 }
 
-impl End {
-    fn of(delivery: &Delivery) -> Self {
+impl ResultKey {
+    fn from_delivery(delivery: &Delivery) -> Self {
         Self {
             state: delivery.state,
-            lines: lines(
+            lines: result_lines(
                 delivery.output.as_deref(),
                 delivery.value.as_ref(),
                 delivery.exit,
@@ -254,7 +261,7 @@ impl End {
 }
 
 /// What a delivery left behind, for people.
-pub(super) fn lines(
+pub(super) fn result_lines(
     output: Option<&str>,
     value: Option<&Value>,
     exit: Option<i32>,
@@ -266,17 +273,17 @@ pub(super) fn lines(
     // The error of a program that failed says its exit status already.
     let exit = exit.filter(|exit| error.is_none_or(|error| !error.contains(exit.as_str())));
     let texts = [
-        output.map(harmless),
-        value.and_then(show_value),
+        output.map(sanitize),
+        value.and_then(format_value),
         exit,
-        error.map(harmless),
+        error.map(sanitize),
     ];
     let lines = |text: String| -> Vec<String> { text.trim_end().lines().map(str::to_owned).collect() };
     texts.into_iter().flatten().flat_map(lines).collect()
 }
 
 /// A value for people: text as it is, an object as `key: value` lines, anything else as JSON; an empty one not at all.
-fn show_value(value: &Value) -> Option<String> {
+fn format_value(value: &Value) -> Option<String> {
     let inner = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     let text = match value {
         Value::Null => return None,
@@ -287,14 +294,14 @@ fn show_value(value: &Value) -> Option<String> {
                 .collect();
             lines.join("\n")
         }
-        Value::Array(items) => show_checks(items).unwrap_or_else(|| inner(value)),
+        Value::Array(items) => format_checks(items).unwrap_or_else(|| inner(value)),
         Value::Bool(_) | Value::Number(_) | Value::String(_) => inner(value),
     };
-    (!text.is_empty()).then(|| harmless(&text))
+    (!text.is_empty()).then(|| sanitize(&text))
 }
 
 /// The points of a self-check, one a line: `ok   disk: 12.1 GB free`. `None` if it is something else.
-fn show_checks(items: &[Value]) -> Option<String> {
+fn format_checks(items: &[Value]) -> Option<String> {
     let line = |item: &Value| {
         let name = item.get("check")?.as_str()?;
         let verdict = if item.get("ok")?.as_bool()? { "ok " } else { "BAD" };
@@ -308,13 +315,13 @@ fn show_checks(items: &[Value]) -> Option<String> {
         .map(|lines| lines.join("\n"))
 }
 
-fn times(members: &[&Delivery]) -> String {
+fn time_range(members: &[&Delivery]) -> String {
     let least = members
         .iter()
         .map(|delivery| delivery.ms)
         .fold(f64::INFINITY, f64::min);
     let most = members.iter().map(|delivery| delivery.ms).fold(0.0, f64::max);
-    let (least, most) = (milliseconds(least), milliseconds(most));
+    let (least, most) = (format_ms(least), format_ms(most));
     if least == most {
         most
     } else {
@@ -322,7 +329,7 @@ fn times(members: &[&Delivery]) -> String {
     }
 }
 
-pub(super) fn paint(state: Outcome) -> Paint {
+pub(super) fn outcome_paint(state: Outcome) -> Paint {
     match state {
         Outcome::Done => Paint::Good,
         Outcome::NoAnswer => Paint::Warning,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use swarm_shared::proto::trust::Role;
 
 use super::table::{self, Cell};
-use super::{Paint, Style, ago};
+use super::{Paint, Style, format_age};
 use crate::duration;
 use crate::fleet::{InvitationView, MemberView, MembershipView, PendingView};
 
@@ -21,7 +21,7 @@ pub fn membership(view: &MembershipView, style: Style) -> String {
         style.paint(&view.fleet.short(), Paint::Strong),
         style.paint(view.node.as_str(), Paint::Strong),
         view.id.short(),
-        role(view.role),
+        role_text(view.role),
     )
 }
 
@@ -42,13 +42,13 @@ pub fn invitation(view: &InvitationView, style: Style) -> String {
     format!(
         "{}\ngood {uses}, for {valid}, as {}; on the other machine:\n  {join} {}\n{config}keep `ground-station serve` running here until it has joined\n",
         style.paint(&view.code, Paint::Strong),
-        role(view.role),
+        role_text(view.role),
         view.code,
     )
 }
 
 /// Who belongs.
-pub fn members(views: &[MemberView], style: Style) -> Vec<String> {
+pub fn members_table(views: &[MemberView], style: Style) -> Vec<String> {
     let rows: Vec<Vec<Cell>> = views
         .iter()
         .map(|view| {
@@ -60,9 +60,9 @@ pub fn members(views: &[MemberView], style: Style) -> Vec<String> {
             vec![
                 Cell::plain(view.node.as_str()),
                 Cell::painted(view.id.short(), Paint::Dim),
-                Cell::plain(role(view.role)),
+                Cell::plain(role_text(view.role)),
                 standing,
-                Cell::plain(ago(view.last_heard_ms)),
+                Cell::plain(format_age(view.last_heard_ms)),
                 Cell::plain(
                     view.address
                         .map(|address| address.to_string())
@@ -79,7 +79,7 @@ pub fn members(views: &[MemberView], style: Style) -> Vec<String> {
 }
 
 /// Who waits, and what to do.
-pub fn pending(views: &[PendingView], style: Style) -> Vec<String> {
+pub fn pending_table(views: &[PendingView], style: Style) -> Vec<String> {
     if views.is_empty() {
         let text = "nobody waits; a node asks to be taken in if its configuration says adoptable = true";
         return vec![text.to_owned()];
@@ -90,7 +90,7 @@ pub fn pending(views: &[PendingView], style: Style) -> Vec<String> {
             vec![
                 Cell::plain(view.node.as_str()),
                 Cell::plain(view.id.short()),
-                Cell::plain(ago(Some(view.waiting_ms))),
+                Cell::plain(format_age(Some(view.waiting_ms))),
                 Cell::plain(
                     view.address
                         .map(|address| address.to_string())
@@ -107,7 +107,7 @@ pub fn pending(views: &[PendingView], style: Style) -> Vec<String> {
     lines
 }
 
-fn role(role: Role) -> &'static str {
+fn role_text(role: Role) -> &'static str {
     match role {
         Role::Observer => "observer",
         Role::Node => "node",

@@ -9,7 +9,7 @@ const DIGITS_MAX: usize = 18;
 
 /// A name around its last number.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
-struct Family<'a> {
+struct NameGroup<'a> {
     prefix: &'a str,
     suffix: &'a str,
     /// Digits, where numbers of this family are padded with zeros; 0 where they are not.
@@ -19,14 +19,14 @@ struct Family<'a> {
 /// Folds names; repeats count once.
 pub fn fold<'a>(names: impl IntoIterator<Item = &'a NodeName>) -> String {
     let names: BTreeSet<&str> = names.into_iter().map(NodeName::as_str).collect();
-    let split: Vec<_> = names.iter().filter_map(|name| number(name)).collect();
+    let split: Vec<_> = names.iter().filter_map(|name| split_number(name)).collect();
     let padded: BTreeSet<(&str, &str)> = split
         .iter()
         .filter(|(_, digits, _)| digits.len() > 1 && digits.starts_with('0'))
         .map(|(prefix, _, suffix)| (*prefix, *suffix))
         .collect();
 
-    let mut families: BTreeMap<Family<'_>, BTreeSet<u64>> = BTreeMap::new();
+    let mut families: BTreeMap<NameGroup<'_>, BTreeSet<u64>> = BTreeMap::new();
     for (prefix, digits, suffix) in &split {
         let width = if padded.contains(&(*prefix, *suffix)) {
             digits.len()
@@ -35,7 +35,7 @@ pub fn fold<'a>(names: impl IntoIterator<Item = &'a NodeName>) -> String {
         };
         let Ok(value) = digits.parse() else { continue };
         families
-            .entry(Family {
+            .entry(NameGroup {
                 prefix,
                 suffix,
                 width,
@@ -45,12 +45,12 @@ pub fn fold<'a>(names: impl IntoIterator<Item = &'a NodeName>) -> String {
     }
     let mut parts: Vec<String> = families
         .iter()
-        .map(|(family, numbers)| family.show(numbers))
+        .map(|(family, numbers)| family.format(numbers))
         .collect();
     parts.extend(
         names
             .iter()
-            .filter(|name| number(name).is_none())
+            .filter(|name| split_number(name).is_none())
             .map(|name| (*name).to_owned()),
     );
     parts.join(",")
@@ -58,7 +58,7 @@ pub fn fold<'a>(names: impl IntoIterator<Item = &'a NodeName>) -> String {
 
 /// What sorts `drone-2` before `drone-10`.
 pub fn natural_key(name: &NodeName) -> (String, u64, String) {
-    match number(name.as_str()) {
+    match split_number(name.as_str()) {
         Some((prefix, digits, _)) => (
             prefix.to_owned(),
             digits.parse().unwrap_or(u64::MAX),
@@ -68,8 +68,8 @@ pub fn natural_key(name: &NodeName) -> (String, u64, String) {
     }
 }
 
-impl Family<'_> {
-    fn show(&self, numbers: &BTreeSet<u64>) -> String {
+impl NameGroup<'_> {
+    fn format(&self, numbers: &BTreeSet<u64>) -> String {
         let digits = |number: u64| format!("{number:0width$}", width = self.width);
         let mut ranges: Vec<(u64, u64)> = Vec::new();
         for number in numbers {
@@ -98,7 +98,7 @@ impl Family<'_> {
 }
 
 /// The last run of digits, and what is around it.
-fn number(name: &str) -> Option<(&str, &str, &str)> {
+fn split_number(name: &str) -> Option<(&str, &str, &str)> {
     let end = name.rfind(|c: char| c.is_ascii_digit())? + 1;
     let start = name[..end]
         .rfind(|c: char| !c.is_ascii_digit())
@@ -113,7 +113,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use swarm_shared::proto::id::PublicKey;
-    use swarm_shared::proto::selector::{Selector, Target};
+    use swarm_shared::proto::selector::{NodeAttributes, Selector};
 
     fn names(texts: &[&str]) -> Vec<NodeName> {
         texts
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn runs_become_ranges() {
+    fn consecutive_names_fold_to_ranges() {
         for (texts, folded) in [
             (&["d-01", "d-02", "d-03"][..], "d-[01-03]"),
             (&["d-01", "d-03", "d-04", "d-10"], "d-[01,03-04,10]"),
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_sort_as_numbers() {
+    fn node_names_sort_naturally() {
         let mut sorted = names(&["d-10", "lead", "d-2", "a"]);
         sorted.sort_by_key(natural_key);
         assert_eq!(sorted, names(&["a", "d-2", "d-10", "lead"]));
@@ -148,7 +148,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_fold_selects_exactly_its_names(
+        fn folded_selector_matches_exactly_its_names(
             inside in proptest::collection::btree_set("[ab]-?[0-2]{0,3}[x]?", 1..12),
             other in "[ab]-?[0-2]{0,3}[x]?",
         ) {
@@ -156,7 +156,7 @@ mod tests {
             let selector = Selector::parse(&folded).expect("a selector");
             let selects = |name: &str| {
                 let name = NodeName::parse(name).expect("a name");
-                selector.matches(&Target { name: &name, id: &PublicKey([0; 32]).id(), tags: &BTreeMap::new() })
+                selector.matches(&NodeAttributes { name: &name, id: &PublicKey([0; 32]).id(), tags: &BTreeMap::new() })
             };
             for name in &inside {
                 prop_assert!(selects(name), "{} {}", folded, name);

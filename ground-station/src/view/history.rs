@@ -21,34 +21,34 @@ use serde_json::Value;
 use swarm_shared::proto::delivery::Stage;
 use swarm_shared::proto::outcome::Outcome;
 
-use super::datetime::{exact, when};
-use super::deliveries::{self, Report};
+use super::datetime::{age_or_date, utc_datetime};
+use super::deliveries::{self, DeliveryReport};
 use super::fold::natural_key;
 use super::table::{self, Cell};
-use super::{Paint, Style, harmless, milliseconds};
+use super::{Paint, Style, format_ms, sanitize};
 use crate::duration;
-use crate::fleet::{AuditView, CommandKind, CommandView, Event, NodeRef, PastDelivery, PastState};
+use crate::fleet::{AuditView, CommandKind, CommandView, Event, HistoryDelivery, HistoryState, NodeRef};
 
 /// Longest account of what was asked in a table, in columns.
-const WHAT_COLUMNS: usize = 48;
+const SUMMARY_COLUMNS_MAX: usize = 48;
 
 /// What makes deliveries equal to the eye: their state, what they left behind, how far they came.
-type Alike = (PastState, Vec<String>, Vec<Stage>);
+type GroupKey = (HistoryState, Vec<String>, Vec<Stage>);
 
 /// All that came back.
 #[derive(Debug, Default)]
-pub struct Past {
+pub struct HistoryReport {
     commands: Vec<CommandView>,
-    deliveries: Vec<PastDelivery>,
+    deliveries: Vec<HistoryDelivery>,
     audit: Vec<AuditView>,
 }
 
-impl Past {
+impl HistoryReport {
     /// Takes in what concerns it.
-    pub fn add(&mut self, event: &Event) {
+    pub fn on_event(&mut self, event: &Event) {
         match event {
-            Event::Command(view) | Event::About(view) => self.commands.push(view.clone()),
-            Event::Past(view) => self.deliveries.push(view.clone()),
+            Event::Command(view) | Event::CommandDetails(view) => self.commands.push(view.clone()),
+            Event::HistoryDelivery(view) => self.deliveries.push(view.clone()),
             Event::Audit(view) => self.audit.push(view.clone()),
             Event::Targets { .. }
             | Event::Progress { .. }
@@ -64,10 +64,10 @@ impl Past {
             | Event::Pending(_)
             | Event::User(_)
             | Event::Token(_)
-            | Event::Told { .. }
+            | Event::Observed { .. }
             | Event::Telemetry { .. }
             | Event::Peer(_)
-            | Event::Missed { .. }
+            | Event::Lagged { .. }
             | Event::Failed { .. }
             | Event::End => {}
         }
@@ -84,18 +84,21 @@ impl Past {
     }
 
     /// The commands, newest first.
-    pub fn table(&self, now_ms: u64, style: Style) -> Vec<String> {
+    pub fn commands_table(&self, now_ms: u64, style: Style) -> Vec<String> {
         let rows: Vec<Vec<Cell>> = self
             .commands
             .iter()
             .map(|view| {
                 vec![
                     Cell::plain(view.command.to_string()),
-                    Cell::plain(when(view.at_ms, now_ms)),
-                    Cell::plain(harmless(&view.who)),
-                    Cell::plain(table::cut(&one_line(&what(view)), WHAT_COLUMNS)),
-                    Cell::plain(table::cut(&one_line(&view.selector), WHAT_COLUMNS)),
-                    ended(view),
+                    Cell::plain(age_or_date(view.at_ms, now_ms)),
+                    Cell::plain(sanitize(&view.who)),
+                    Cell::plain(table::truncate(
+                        &one_line(&command_summary(view)),
+                        SUMMARY_COLUMNS_MAX,
+                    )),
+                    Cell::plain(table::truncate(&one_line(&view.selector), SUMMARY_COLUMNS_MAX)),
+                    outcomes_cell(view),
                 ]
             })
             .collect();
@@ -103,13 +106,13 @@ impl Past {
     }
 
     /// Who did what, newest first.
-    pub fn trail(&self, now_ms: u64, style: Style) -> Vec<String> {
+    pub fn audit_table(&self, now_ms: u64, style: Style) -> Vec<String> {
         let rows: Vec<Vec<Cell>> = self
             .audit
             .iter()
             .map(|entry| {
                 vec![
-                    Cell::plain(when(entry.at_ms, now_ms)),
+                    Cell::plain(age_or_date(entry.at_ms, now_ms)),
                     Cell::plain(one_line(&entry.who)),
                     Cell::plain(one_line(&entry.what)),
                     Cell::plain(one_line(&entry.detail)),
@@ -121,20 +124,20 @@ impl Past {
     }
 
     /// One command with its deliveries: equal ends in one group, what went well first.
-    pub fn one(&self, now_ms: u64, style: Style) -> String {
+    pub fn command_details(&self, now_ms: u64, style: Style) -> String {
         let Some(view) = self.commands.first() else {
             return String::new();
         };
         let mut text = format!(
             "{}\nby {}, {} ({}), to {}, time to live {}\n",
             style.paint(
-                &format!("command {}: {}", view.command, one_line(&what(view))),
+                &format!("command {}: {}", view.command, one_line(&command_summary(view))),
                 Paint::Strong
             ),
-            harmless(&view.who),
-            exact(view.at_ms),
-            when(view.at_ms, now_ms),
-            harmless(&view.selector),
+            sanitize(&view.who),
+            utc_datetime(view.at_ms),
+            age_or_date(view.at_ms, now_ms),
+            sanitize(&view.selector),
             duration::show(Duration::from_millis(view.ttl_ms)),
         );
         if let Some(number) = view.retry_of {
@@ -148,7 +151,7 @@ impl Past {
             text.push_str(&format!("repeated by {commands} {all}\n"));
         }
         if let Some(batch) = &view.batch {
-            text.push_str(&format!("in batches of {}\n", harmless(batch)));
+            text.push_str(&format!("in batches of {}\n", sanitize(batch)));
         }
         text.push('\n');
         text.push_str(&self.groups(style));
@@ -156,19 +159,19 @@ impl Past {
     }
 
     fn groups(&self, style: Style) -> String {
-        let mut report = Report::default();
-        let target = |delivery: &PastDelivery| NodeRef {
+        let mut report = DeliveryReport::default();
+        let target = |delivery: &HistoryDelivery| NodeRef {
             node: delivery.node.clone(),
             id: delivery.id,
         };
-        report.add(&Event::Targets {
+        report.on_event(&Event::Targets {
             targets: self.deliveries.iter().map(target).collect(),
         });
-        let mut groups: BTreeMap<Alike, Vec<&PastDelivery>> = BTreeMap::new();
+        let mut groups: BTreeMap<GroupKey, Vec<&HistoryDelivery>> = BTreeMap::new();
         for delivery in &self.deliveries {
             let stages = delivery.stages.keys().copied().collect();
             groups
-                .entry((delivery.state, lines(delivery), stages))
+                .entry((delivery.state, delivery_lines(delivery), stages))
                 .or_default()
                 .push(delivery);
         }
@@ -181,8 +184,8 @@ impl Past {
         });
         let mut text = String::new();
         for ((state, lines, _), members) in groups {
-            let who = report.label(members.iter().map(|delivery| (&delivery.node, delivery.id)));
-            let times = times(state, &members);
+            let who = report.format_nodes(members.iter().map(|delivery| (&delivery.node, delivery.id)));
+            let times = stage_times(state, &members);
             let times = if times.is_empty() {
                 times
             } else {
@@ -191,7 +194,7 @@ impl Past {
             text.push_str(&format!(
                 "{}  {}{times}\n",
                 style.paint(&who, Paint::Strong),
-                style.paint(state.as_str(), paint(state))
+                style.paint(state.as_str(), state_paint(state))
             ));
             for line in lines {
                 text.push_str(&format!("  {line}\n"));
@@ -201,18 +204,20 @@ impl Past {
     }
 
     /// Whether any delivery has not ended.
-    pub fn is_open(&self) -> bool {
+    pub fn has_open_deliveries(&self) -> bool {
         self.deliveries
             .iter()
-            .any(|delivery| delivery.state == PastState::Open)
+            .any(|delivery| delivery.state == HistoryState::Open)
     }
 
     /// The exit status of a look at one command: as if it had just ended so; what is open counts as not answered.
     pub fn exit_status(&self) -> u8 {
         let worst = self.deliveries.iter().map(|delivery| match delivery.state {
-            PastState::Ended(Outcome::Done) => 0,
-            PastState::Ended(Outcome::NoAnswer) | PastState::Open => 1,
-            PastState::Ended(Outcome::Failed | Outcome::Refused | Outcome::Expired | Outcome::Unknown) => 2,
+            HistoryState::Ended(Outcome::Done) => 0,
+            HistoryState::Ended(Outcome::NoAnswer) | HistoryState::Open => 1,
+            HistoryState::Ended(Outcome::Failed | Outcome::Refused | Outcome::Expired | Outcome::Unknown) => {
+                2
+            }
         });
         match worst.max() {
             None | Some(0) => 0,
@@ -223,7 +228,7 @@ impl Past {
 }
 
 /// What was asked, in a line: `led color=#ff0000`, `send shows/take1.csv`.
-fn what(view: &CommandView) -> String {
+fn command_summary(view: &CommandView) -> String {
     match view.kind {
         CommandKind::Command => {
             let mut words = vec![view.action.clone()];
@@ -246,11 +251,11 @@ fn what(view: &CommandView) -> String {
 }
 
 fn one_line(text: &str) -> String {
-    harmless(text).replace(['\n', '\t'], " ")
+    sanitize(text).replace(['\n', '\t'], " ")
 }
 
 /// `11 done, 1 open`, in the colour of the worst.
-fn ended(view: &CommandView) -> Cell {
+fn outcomes_cell(view: &CommandView) -> Cell {
     let parts: Vec<String> = view
         .states
         .iter()
@@ -259,7 +264,7 @@ fn ended(view: &CommandView) -> Cell {
     let worst = view
         .states
         .keys()
-        .map(|state| paint(*state))
+        .map(|state| state_paint(*state))
         .max_by_key(|paint| match paint {
             Paint::Bad => 2,
             Paint::Warning => 1,
@@ -272,9 +277,9 @@ fn ended(view: &CommandView) -> Cell {
     }
 }
 
-fn lines(delivery: &PastDelivery) -> Vec<String> {
-    let about = delivery.about.as_deref().map(harmless);
-    let end = deliveries::lines(
+fn delivery_lines(delivery: &HistoryDelivery) -> Vec<String> {
+    let about = delivery.about.as_deref().map(sanitize);
+    let end = deliveries::result_lines(
         delivery.output.as_deref(),
         delivery.value.as_ref(),
         delivery.exit,
@@ -284,26 +289,26 @@ fn lines(delivery: &PastDelivery) -> Vec<String> {
 }
 
 /// `received 0.31 ms, accepted 0.40 ms to 2.10 ms`; of an end that the node did not make, when that was.
-fn times(state: PastState, members: &[&PastDelivery]) -> String {
+fn stage_times(state: HistoryState, members: &[&HistoryDelivery]) -> String {
     let mut parts = Vec::new();
     for stage in [Stage::Received, Stage::Accepted, Stage::Started, Stage::Finished] {
         let at = members
             .iter()
             .filter_map(|delivery| delivery.stages.get(&stage).copied());
-        parts.extend(range(at).map(|range| format!("{stage} {range}")));
+        parts.extend(format_range(at).map(|range| format!("{stage} {range}")));
     }
     let by_node = matches!(
         state,
-        PastState::Ended(Outcome::Done | Outcome::Failed) | PastState::Open
+        HistoryState::Ended(Outcome::Done | Outcome::Failed) | HistoryState::Open
     );
     if !by_node {
         let at = members.iter().filter_map(|delivery| delivery.ms);
-        parts.extend(range(at).map(|range| format!("after {range}")));
+        parts.extend(format_range(at).map(|range| format!("after {range}")));
     }
     parts.join(", ")
 }
 
-fn range(times: impl Iterator<Item = f64>) -> Option<String> {
+fn format_range(times: impl Iterator<Item = f64>) -> Option<String> {
     let (mut least, mut most) = (f64::INFINITY, f64::NEG_INFINITY);
     for time in times {
         least = least.min(time);
@@ -312,7 +317,7 @@ fn range(times: impl Iterator<Item = f64>) -> Option<String> {
     if least > most {
         return None;
     }
-    let (least, most) = (milliseconds(least), milliseconds(most));
+    let (least, most) = (format_ms(least), format_ms(most));
     Some(if least == most {
         most
     } else {
@@ -320,9 +325,9 @@ fn range(times: impl Iterator<Item = f64>) -> Option<String> {
     })
 }
 
-fn paint(state: PastState) -> Paint {
+fn state_paint(state: HistoryState) -> Paint {
     match state {
-        PastState::Ended(outcome) => deliveries::paint(outcome),
-        PastState::Open => Paint::Warning,
+        HistoryState::Ended(outcome) => deliveries::outcome_paint(outcome),
+        HistoryState::Open => Paint::Warning,
     }
 }

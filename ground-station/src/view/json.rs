@@ -14,21 +14,21 @@ pub fn line(event: &Event) -> Option<String> {
         Event::Member(view) => object(view),
         Event::Pending(view) => object(view),
         Event::Command(view) => object(view),
-        Event::Past(view) => object(view),
+        Event::HistoryDelivery(view) => object(view),
         Event::Audit(view) => object(view),
         Event::User(view) => object(view),
         Event::Token(view) => object(view),
         Event::Peer(view) => object(view),
         Event::Targets { .. }
-        | Event::About(_)
+        | Event::CommandDetails(_)
         | Event::Progress { .. }
         | Event::Stage { .. }
         | Event::Acknowledged { .. }
         | Event::Note { .. }
         | Event::Issued { .. }
-        | Event::Told { .. }
+        | Event::Observed { .. }
         | Event::Telemetry { .. }
-        | Event::Missed { .. }
+        | Event::Lagged { .. }
         | Event::Failed { .. }
         | Event::End => None,
     }

@@ -63,7 +63,7 @@ impl Style {
 }
 
 /// What a node wrote, without what could steer the terminal: control characters but line ends and tabs become `�`.
-pub fn harmless(text: &str) -> String {
+pub fn sanitize(text: &str) -> String {
     text.replace("\r\n", "\n")
         .chars()
         .map(|c| {
@@ -77,14 +77,14 @@ pub fn harmless(text: &str) -> String {
 }
 
 /// So many of something: `1 node`, `2 nodes`.
-pub fn count(number: impl std::fmt::Display, one: &str) -> String {
+pub fn pluralize(number: impl std::fmt::Display, one: &str) -> String {
     let number = number.to_string();
     let end = if number == "1" { "" } else { "s" };
     format!("{number} {one}{end}")
 }
 
 /// A time ago, in one unit: `now`, `12 s ago`, `3 min ago`.
-pub fn ago(ms: Option<u64>) -> String {
+pub fn format_age(ms: Option<u64>) -> String {
     let Some(ms) = ms else { return "never".to_owned() };
     match ms / 1_000 {
         0 => "now".to_owned(),
@@ -96,7 +96,7 @@ pub fn ago(ms: Option<u64>) -> String {
 }
 
 /// Milliseconds to three digits: `0.31 ms`, `12.4 ms`, `250 ms`, `1.20 s`.
-pub fn milliseconds(ms: f64) -> String {
+pub fn format_ms(ms: f64) -> String {
     if ms < 9.995 {
         format!("{ms:.2} ms")
     } else if ms < 99.95 {

@@ -5,27 +5,27 @@ use std::collections::BTreeMap;
 use swarm_shared::proto::id::{PeerId, PeerKind};
 
 use super::fold::natural_key;
-use super::readings::Readings;
+use super::readings::TelemetryColumns;
 use super::table::{self, Cell};
-use super::{Paint, Style, ago, harmless};
+use super::{Paint, Style, format_age, sanitize};
 use crate::fleet::{NodeState, NodeView};
 
 const HEADING: [&str; 8] = [
     "NAME", "ID", "STATE", "HEARD", "ADDRESS", "TAGS", "VERSION", "CHECKS",
 ];
 /// What is left out where not all fits, the first first: whether a node is well matters more.
-const LESS: [&str; 4] = ["VERSION", "TAGS", "ADDRESS", "ID"];
+const DROP_ORDER: [&str; 4] = ["VERSION", "TAGS", "ADDRESS", "ID"];
 /// Readings that are left out after those, and not before.
 const READINGS_KEPT: usize = 3;
 
 /// All nodes, the newest view of each.
 #[derive(Debug, Default)]
-pub struct Nodes(BTreeMap<PeerId, NodeView>);
+pub struct NodeTable(BTreeMap<PeerId, NodeView>);
 
-impl Nodes {
+impl NodeTable {
     /// Takes in a view; returns the line that says what changed, if it is worth one. Who has left is told of once more,
     /// and not kept: nobody would say any more how it is, and whoever connects under ever new ids would fill the screen.
-    pub fn add(&mut self, view: &NodeView, style: Style) -> Option<String> {
+    pub fn update(&mut self, view: &NodeView, style: Style) -> Option<String> {
         let old = if view.has_left() {
             self.0.remove(&view.id)
         } else {
@@ -36,7 +36,7 @@ impl Nodes {
             (old.state, &old.node, old.address, &old.warnings)
                 != (view.state, &view.node, view.address, &view.warnings)
         });
-        changed.then(|| change(view, style))
+        changed.then(|| change_line(view, style))
     }
 
     /// The state of the node with this name, if one has it.
@@ -53,13 +53,13 @@ impl Nodes {
     }
 
     /// The table, and one line that counts. `older_ms`: how long ago each view was taken, for redrawing.
-    pub fn table(&self, older_ms: impl Fn(&PeerId) -> u64, style: Style) -> Vec<String> {
+    pub fn table(&self, view_age_ms: impl Fn(&PeerId) -> u64, style: Style) -> Vec<String> {
         if self.0.is_empty() {
             return vec![self.counts(style)];
         }
         let mut views: Vec<&NodeView> = self.0.values().collect();
         views.sort_by_key(|view| (natural_key(&view.node), view.id));
-        let readings = Readings::of(&views);
+        let readings = TelemetryColumns::from_views(&views);
         let rows: Vec<Vec<Cell>> = views
             .iter()
             .enumerate()
@@ -68,33 +68,37 @@ impl Nodes {
                 let older = if view.state == NodeState::Online {
                     0
                 } else {
-                    older_ms(&view.id)
+                    view_age_ms(&view.id)
                 };
                 let heard = view.last_heard_ms.map(|ms| ms.saturating_add(older));
-                let told = readings.row(at).map(Cell::plain);
-                row(view, heard).into_iter().chain(told).collect()
+                let telemetry = readings.row(at).map(Cell::plain);
+                row(view, heard).into_iter().chain(telemetry).collect()
             })
             .collect();
-        let names = readings.names();
+        let names = readings.headings();
         let heading: Vec<&str> = HEADING
             .iter()
             .copied()
             .chain(names.iter().map(String::as_str))
             .collect();
         let (first, more) = names.split_at(names.len().min(READINGS_KEPT));
-        let last_first = |names: &'_ [String]| names.iter().rev().cloned().collect::<Vec<String>>();
+        let reversed = |names: &'_ [String]| names.iter().rev().cloned().collect::<Vec<String>>();
         let less = [
-            last_first(more),
-            LESS.map(str::to_owned).to_vec(),
-            last_first(first),
+            reversed(more),
+            DROP_ORDER.map(str::to_owned).to_vec(),
+            reversed(first),
         ]
         .concat();
         let less: Vec<&str> = less.iter().map(String::as_str).collect();
-        let mut lines = table::render(&heading, &table::fitting(&heading, &rows, style, &less), style);
+        let mut lines = table::render(
+            &heading,
+            &table::drop_columns_to_fit(&heading, &rows, style, &less),
+            style,
+        );
         for view in &views {
             for warning in &view.warnings {
-                let text = format!("{}: {}", view.node, harmless(warning));
-                let text = table::cut(&text, style.columns.unwrap_or(usize::MAX));
+                let text = format!("{}: {}", view.node, sanitize(warning));
+                let text = table::truncate(&text, style.columns.unwrap_or(usize::MAX));
                 lines.push(style.paint(&text, Paint::Warning));
             }
         }
@@ -109,7 +113,7 @@ impl Nodes {
         for state in [NodeState::Online, NodeState::Silent, NodeState::Offline] {
             let count = self.0.values().filter(|view| view.state == state).count();
             if count > 0 {
-                parts.push(style.paint(&format!("{count} {}", state.as_str()), paint_of(state)));
+                parts.push(style.paint(&format!("{count} {}", state.as_str()), state_paint(state)));
             }
         }
         let stopped = self.0.values().filter(|view| view.stopped.is_some()).count();
@@ -132,7 +136,7 @@ fn row(view: &NodeView, heard: Option<u64>) -> Vec<Cell> {
     let tags: Vec<String> = view
         .tags
         .iter()
-        .map(|(key, value)| harmless(&format!("{key}={value}")))
+        .map(|(key, value)| sanitize(&format!("{key}={value}")))
         .collect();
     let name = match view.kind {
         PeerKind::Node => view.node.to_string(),
@@ -141,15 +145,15 @@ fn row(view: &NodeView, heard: Option<u64>) -> Vec<Cell> {
     vec![
         Cell::plain(name),
         Cell::painted(view.id.short(), Paint::Dim),
-        Cell::painted(state(view), paint(view)),
-        Cell::plain(ago(heard)),
+        Cell::painted(state_text(view), node_paint(view)),
+        Cell::plain(format_age(heard)),
         Cell::plain(
             view.address
                 .map(|address| address.to_string())
                 .unwrap_or_default(),
         ),
         Cell::plain(tags.join(" ")),
-        Cell::plain(view.software.as_deref().map(harmless).unwrap_or_default()),
+        Cell::plain(view.software.as_deref().map(sanitize).unwrap_or_default()),
         checks(view),
     ]
 }
@@ -160,7 +164,7 @@ fn checks(view: &NodeView) -> Cell {
         .iter()
         .filter(|check| !check.ok)
         .map(|check| {
-            harmless(
+            sanitize(
                 &check
                     .text
                     .as_ref()
@@ -175,7 +179,7 @@ fn checks(view: &NodeView) -> Cell {
     }
 }
 
-fn change(view: &NodeView, style: Style) -> String {
+fn change_line(view: &NodeView, style: Style) -> String {
     let address = view
         .address
         .map(|address| format!("  {address}"))
@@ -183,9 +187,9 @@ fn change(view: &NodeView, style: Style) -> String {
     let warnings: String = view
         .warnings
         .iter()
-        .map(|warning| format!("  {}", harmless(warning)))
+        .map(|warning| format!("  {}", sanitize(warning)))
         .collect();
-    let state = style.paint(&state(view), paint(view));
+    let state = style.paint(&state_text(view), node_paint(view));
     format!(
         "{}  {state}{address}{}",
         view.node,
@@ -198,7 +202,7 @@ fn is_unconfirmed(view: &NodeView) -> bool {
 }
 
 /// `online`, `online, STOPPED` while an emergency stop is in force there, or `online, STOP?` if it has not confirmed one.
-fn state(view: &NodeView) -> String {
+fn state_text(view: &NodeView) -> String {
     let stopped = match (&view.stopped, view.stop_unconfirmed) {
         (Some(_), _) => ", STOPPED",
         (None, Some(_)) => ", STOP?",
@@ -207,15 +211,15 @@ fn state(view: &NodeView) -> String {
     format!("{}{stopped}", view.state.as_str())
 }
 
-fn paint(view: &NodeView) -> Paint {
+fn node_paint(view: &NodeView) -> Paint {
     if view.stopped.is_some() || view.stop_unconfirmed.is_some() {
         Paint::Bad
     } else {
-        paint_of(view.state)
+        state_paint(view.state)
     }
 }
 
-fn paint_of(state: NodeState) -> Paint {
+fn state_paint(state: NodeState) -> Paint {
     match state {
         NodeState::Online => Paint::Good,
         NodeState::Silent => Paint::Warning,

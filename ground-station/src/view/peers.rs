@@ -1,7 +1,7 @@
-//! Peers that are connected at a door.
+//! Peers that are connected at a gateway.
 
 use super::table::{self, Cell};
-use super::{Paint, Style, harmless};
+use super::{Paint, Style, sanitize};
 use crate::fleet::gateway_peers::PeerView;
 
 /// Who is connected; if something was sent, what became of it.
@@ -13,7 +13,7 @@ pub fn table(views: &[PeerView], sent: bool, style: Style) -> Vec<String> {
         .iter()
         .map(|view| {
             let fate = match &view.error {
-                Some(error) => Cell::painted(harmless(error), Paint::Bad),
+                Some(error) => Cell::painted(sanitize(error), Paint::Bad),
                 None if sent => Cell::painted("sent", Paint::Good),
                 None => Cell::plain(""),
             };
@@ -29,9 +29,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_peer_has_its_line() {
+    fn peer_table_has_one_line_per_peer() {
         let peer = |port, error: Option<&str>| PeerView {
-            door: "socktools".to_owned(),
+            gateway: "socktools".to_owned(),
             peer: ([10, 0, 0, 9], port).into(),
             dialled: port == 1,
             error: error.map(str::to_owned),

@@ -5,29 +5,30 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
-use super::{harmless, table};
+use super::{sanitize, table};
 use crate::fleet::NodeView;
 
 /// Most columns.
-const SHOWN: usize = 8;
+const COLUMNS_MAX: usize = 8;
 /// Longest reading, and longest name of one, in columns of the terminal.
 const CHARS_MAX: usize = 24;
 /// How deep objects in objects are taken apart.
 const DEPTH_MAX: usize = 4;
 /// Most readings of one node that are looked at.
-const LOOKED_AT_MAX: usize = 512;
+const FIELDS_MAX: usize = 512;
 
 /// Columns and what is in them.
-pub(super) struct Readings {
+pub(super) struct TelemetryColumns {
     /// Paths, the plainest first.
     paths: Vec<String>,
     /// As texts, of each view.
     values: Vec<BTreeMap<String, String>>,
 }
 
-impl Readings {
-    pub(super) fn of(views: &[&NodeView]) -> Self {
-        let values: Vec<BTreeMap<String, String>> = views.iter().map(|view| flat(&view.telemetry)).collect();
+impl TelemetryColumns {
+    pub(super) fn from_views(views: &[&NodeView]) -> Self {
+        let values: Vec<BTreeMap<String, String>> =
+            views.iter().map(|view| flatten(&view.telemetry)).collect();
         let all: BTreeSet<(usize, &String)> = values
             .iter()
             .flat_map(BTreeMap::keys)
@@ -35,15 +36,15 @@ impl Readings {
             .collect();
         let paths = all
             .into_iter()
-            .take(SHOWN)
+            .take(COLUMNS_MAX)
             .map(|(_, path)| path.clone())
             .collect();
         Self { paths, values }
     }
 
     /// The columns' names.
-    pub(super) fn names(&self) -> Vec<String> {
-        let name = |path: &String| table::cut(&harmless(path).to_uppercase(), CHARS_MAX);
+    pub(super) fn headings(&self) -> Vec<String> {
+        let name = |path: &String| table::truncate(&sanitize(path).to_uppercase(), CHARS_MAX);
         self.paths.iter().map(name).collect()
     }
 
@@ -60,32 +61,32 @@ impl Readings {
 }
 
 /// Each value that is no object, by its path.
-fn flat(telemetry: &BTreeMap<String, Value>) -> BTreeMap<String, String> {
+fn flatten(telemetry: &BTreeMap<String, Value>) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
     for (name, value) in telemetry {
-        descend(name, value, 0, &mut found);
+        flatten_into(name, value, 0, &mut found);
     }
     found
 }
 
-fn descend(path: &str, value: &Value, depth: usize, found: &mut BTreeMap<String, String>) {
-    if found.len() >= LOOKED_AT_MAX {
+fn flatten_into(path: &str, value: &Value, depth: usize, found: &mut BTreeMap<String, String>) {
+    if found.len() >= FIELDS_MAX {
         return;
     }
     if let Value::Object(fields) = value
         && depth < DEPTH_MAX
     {
         for (name, value) in fields {
-            descend(&format!("{path}.{name}"), value, depth + 1, found);
+            flatten_into(&format!("{path}.{name}"), value, depth + 1, found);
         }
         return;
     }
-    let short = table::cut(&harmless(&text(value)), CHARS_MAX);
+    let short = table::truncate(&sanitize(&format_value(value)), CHARS_MAX);
     found.insert(path.to_owned(), short);
 }
 
 /// A value in few characters: its JSON is for programs.
-fn text(value: &Value) -> String {
+fn format_value(value: &Value) -> String {
     match value {
         Value::Null => "-".to_owned(),
         Value::Bool(is) => is.to_string(),
@@ -98,15 +99,15 @@ fn text(value: &Value) -> String {
         ),
         Value::String(text) => text.clone(),
         Value::Array(items) if items.iter().all(|item| !item.is_array() && !item.is_object()) => {
-            let items: Vec<String> = items.iter().take(CHARS_MAX).map(text).collect();
+            let items: Vec<String> = items.iter().take(CHARS_MAX).map(format_value).collect();
             items.join(" ")
         }
-        Value::Array(items) => counted(items.len(), "item"),
-        Value::Object(fields) => counted(fields.len(), "field"),
+        Value::Array(items) => item_count(items.len(), "item"),
+        Value::Object(fields) => item_count(fields.len(), "field"),
     }
 }
 
-fn counted(number: usize, what: &str) -> String {
+fn item_count(number: usize, what: &str) -> String {
     let plural = if number == 1 { "" } else { "s" };
     format!("{number} {what}{plural}")
 }
@@ -119,12 +120,12 @@ mod tests {
 
     fn flattened(value: Value) -> Vec<(String, String)> {
         let telemetry = serde_json::from_value(value).expect("an object");
-        flat(&telemetry).into_iter().collect()
+        flatten(&telemetry).into_iter().collect()
     }
 
     #[test]
-    fn a_reading_is_one_value_in_few_characters() {
-        let told = flattened(json!({
+    fn telemetry_values_are_shortened() {
+        let telemetry = flattened(json!({
             "battery": [12.199_999_8, 0.98],
             "disks": [{"path": "/"}, {"path": "/boot"}],
             "memory": {"total": 4_000_000, "swap": {"free": 0.5}},
@@ -139,21 +140,21 @@ mod tests {
             ("memory.total", "4000000"),
         ];
         for (at, (path, text)) in expected.into_iter().enumerate() {
-            assert_eq!((told[at].0.as_str(), told[at].1.as_str()), (path, text));
+            assert_eq!((telemetry[at].0.as_str(), telemetry[at].1.as_str()), (path, text));
         }
-        assert_eq!(told.len(), 6, "an empty object is nothing: {told:?}");
+        assert_eq!(telemetry.len(), 6, "an empty object is nothing: {telemetry:?}");
         assert!(
-            !told[4].1.contains('\u{1b}') && table::width(&told[4].1) <= CHARS_MAX,
-            "{told:?}"
+            !telemetry[4].1.contains('\u{1b}') && table::width(&telemetry[4].1) <= CHARS_MAX,
+            "{telemetry:?}"
         );
-        assert_eq!(told[5], ("nowhere".to_owned(), "-".to_owned()));
+        assert_eq!(telemetry[5], ("nowhere".to_owned(), "-".to_owned()));
     }
 
     #[test]
-    fn what_is_told_without_end_is_looked_at_in_part() {
+    fn telemetry_depth_and_field_count_are_bounded() {
         let deep = (0..100).fold(json!(1), |inner, _| json!({ "a": inner }));
         assert_eq!(flattened(json!({ "deep": deep }))[0].1, "1 field");
         let many: serde_json::Map<String, Value> = (0..9_999).map(|n| (format!("r{n}"), json!(n))).collect();
-        assert_eq!(flattened(Value::Object(many)).len(), LOOKED_AT_MAX);
+        assert_eq!(flattened(Value::Object(many)).len(), FIELDS_MAX);
     }
 }

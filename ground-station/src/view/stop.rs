@@ -8,35 +8,35 @@ use swarm_shared::proto::outcome::Outcome;
 use crate::fleet::{Event, NodeRef};
 
 /// Between two lines that name the missing, if they are others.
-const SAY_EVERY: Duration = Duration::from_secs(1);
+const UNANSWERED_INTERVAL: Duration = Duration::from_secs(1);
 /// Between two lines that name the same.
-const REPEAT_EVERY: Duration = Duration::from_secs(10);
+const UNANSWERED_REPEAT_INTERVAL: Duration = Duration::from_secs(10);
 /// Most of the missing that one line names.
-const NAMED_MAX: usize = 12;
+const NAMES_MAX: usize = 12;
 
 /// Acknowledgements as they come.
 #[derive(Debug, Default)]
-pub struct Acknowledged {
+pub struct StopProgress {
     targets: usize,
-    missing: BTreeSet<NodeRef>,
+    unanswered: BTreeSet<NodeRef>,
     /// Who was told and cannot say that it heard: drones of other programs. An all-clear must not count them.
     unconfirmed: usize,
     last_ms: f64,
-    said: Duration,
+    last_shown_after: Duration,
     /// Whether that line named those who are missing now.
-    named: bool,
-    done: bool,
+    is_shown: bool,
+    is_completed: bool,
 }
 
-impl Acknowledged {
+impl StopProgress {
     /// Takes in what came back.
-    pub fn add(&mut self, event: &Event) {
+    pub fn on_event(&mut self, event: &Event) {
         match event {
             Event::Targets { targets } => {
                 self.targets = targets.len();
-                self.missing = targets.iter().cloned().collect();
+                self.unanswered = targets.iter().cloned().collect();
             }
-            Event::Acknowledged { node, ms } => self.answered(node, *ms),
+            Event::Acknowledged { node, ms } => self.on_answer(node, *ms),
             // Whoever was given up has not answered: an all-clear would be false.
             Event::Delivery(delivery) if delivery.state == Outcome::NoAnswer => {}
             Event::Delivery(delivery) => {
@@ -45,24 +45,24 @@ impl Acknowledged {
                     id: delivery.id,
                 };
                 if delivery.state != Outcome::Unknown {
-                    self.answered(&node, delivery.ms);
-                } else if self.missing.remove(&node) {
-                    self.named = false;
+                    self.on_answer(&node, delivery.ms);
+                } else if self.unanswered.remove(&node) {
+                    self.is_shown = false;
                     self.unconfirmed += 1;
                 }
             }
             Event::Progress { .. }
             | Event::Stage { .. }
             | Event::Command(_)
-            | Event::About(_)
-            | Event::Past(_)
+            | Event::CommandDetails(_)
+            | Event::HistoryDelivery(_)
             | Event::Audit(_)
             | Event::User(_)
             | Event::Token(_)
-            | Event::Told { .. }
+            | Event::Observed { .. }
             | Event::Telemetry { .. }
             | Event::Peer(_)
-            | Event::Missed { .. }
+            | Event::Lagged { .. }
             | Event::Node(_)
             | Event::Note { .. }
             | Event::Issued { .. }
@@ -75,19 +75,19 @@ impl Acknowledged {
         }
     }
 
-    fn answered(&mut self, node: &NodeRef, ms: f64) {
-        if self.missing.remove(node) {
-            self.named = false;
+    fn on_answer(&mut self, node: &NodeRef, ms: f64) {
+        if self.unanswered.remove(node) {
+            self.is_shown = false;
             self.last_ms = ms;
         }
     }
 
     /// Once, when no answer is to come any more: how many came, and how long it took.
-    pub fn all_in(&mut self) -> Option<String> {
-        if self.done || self.targets == 0 || !self.missing.is_empty() {
+    pub fn completion_line(&mut self) -> Option<String> {
+        if self.is_completed || self.targets == 0 || !self.unanswered.is_empty() {
             return None;
         }
-        self.done = true;
+        self.is_completed = true;
         let (targets, last_ms, unknown) = (self.targets, self.last_ms, self.unconfirmed);
         Some(match targets - unknown {
             answered if unknown == 0 => format!("all {answered} answered, the last after {last_ms:.1} ms"),
@@ -99,28 +99,32 @@ impl Acknowledged {
     }
 
     /// Whether somebody has not answered; `unknown`: what to say if it is not known yet who is meant.
-    pub fn some_missing(&self, unknown: bool) -> bool {
-        !self.missing.is_empty() || (self.targets == 0 && unknown)
+    pub fn has_unanswered(&self, unknown: bool) -> bool {
+        !self.unanswered.is_empty() || (self.targets == 0 && unknown)
     }
 
     /// Who is missing: a second after that has changed, and every ten seconds.
-    pub fn missing(&mut self, after: Duration) -> Option<String> {
-        let pause = if self.named { REPEAT_EVERY } else { SAY_EVERY };
-        if self.missing.is_empty() || after < self.said + pause {
+    pub fn unanswered_line(&mut self, after: Duration) -> Option<String> {
+        let pause = if self.is_shown {
+            UNANSWERED_REPEAT_INTERVAL
+        } else {
+            UNANSWERED_INTERVAL
+        };
+        if self.unanswered.is_empty() || after < self.last_shown_after + pause {
             return None;
         }
-        (self.said, self.named) = (after, true);
+        (self.last_shown_after, self.is_shown) = (after, true);
         let named: Vec<&str> = self
-            .missing
+            .unanswered
             .iter()
-            .take(NAMED_MAX)
+            .take(NAMES_MAX)
             .map(|node| node.node.as_str())
             .collect();
-        let more = match self.missing.len().saturating_sub(NAMED_MAX) {
+        let more = match self.unanswered.len().saturating_sub(NAMES_MAX) {
             0 => String::new(),
             more => format!(" and {more} more"),
         };
-        let answered = self.targets - self.missing.len() - self.unconfirmed;
+        let answered = self.targets - self.unanswered.len() - self.unconfirmed;
         Some(format!(
             "{answered} of {} answered; NO ANSWER from {}{more}; still trying, Ctrl-C gives up",
             self.targets,
@@ -138,46 +142,49 @@ mod tests {
     use crate::fleet::Delivery;
 
     #[test]
-    fn it_names_the_missing_and_says_when_all_are_in() {
+    fn unanswered_nodes_are_named_until_all_answered() {
         let node = |n: u8| NodeRef {
             node: NodeName::parse(&format!("d{n}")).expect("a name"),
             id: PublicKey([n; 32]).id(),
         };
-        let mut stop = Acknowledged::default();
-        stop.add(&Event::Targets {
+        let mut stop = StopProgress::default();
+        stop.on_event(&Event::Targets {
             targets: vec![node(1), node(2)],
         });
-        assert_eq!(stop.missing(Duration::from_millis(900)), None);
+        assert_eq!(stop.unanswered_line(Duration::from_millis(900)), None);
         let given_up = Delivery::new(node(2), Reply::ended(Outcome::NoAnswer, "interrupted"), 900.0);
-        stop.add(&Event::Delivery(given_up));
-        stop.add(&Event::Acknowledged {
+        stop.on_event(&Event::Delivery(given_up));
+        stop.on_event(&Event::Acknowledged {
             node: node(1),
             ms: 3.0,
         });
-        assert_eq!(stop.all_in(), None, "who was given up has not answered");
-        let line = stop.missing(Duration::from_secs(1)).expect("a second");
+        assert_eq!(stop.completion_line(), None, "who was given up has not answered");
+        let line = stop.unanswered_line(Duration::from_secs(1)).expect("a second");
         assert!(line.starts_with("1 of 2 answered; NO ANSWER from d2;"), "{line}");
         let again: Vec<u64> = (1_100..=21_500)
             .step_by(200)
-            .filter(|ms| stop.missing(Duration::from_millis(*ms)).is_some())
+            .filter(|ms| stop.unanswered_line(Duration::from_millis(*ms)).is_some())
             .collect();
-        assert_eq!((again, stop.all_in()), (vec![11_100, 21_100], None));
-        stop.add(&Event::Acknowledged {
+        assert_eq!((again, stop.completion_line()), (vec![11_100, 21_100], None));
+        stop.on_event(&Event::Acknowledged {
             node: node(2),
             ms: 7.25,
         });
         assert_eq!(
-            stop.all_in().as_deref(),
+            stop.completion_line().as_deref(),
             Some("all 2 answered, the last after 7.2 ms")
         );
         assert_eq!(
-            (stop.all_in(), stop.missing(Duration::from_secs(99))),
+            (
+                stop.completion_line(),
+                stop.unanswered_line(Duration::from_secs(99))
+            ),
             (None, None)
         );
     }
 
     #[test]
-    fn who_cannot_confirm_is_not_counted_as_an_answer() {
+    fn unconfirmed_stops_do_not_count_as_answers() {
         let node = |n: u8| NodeRef {
             node: NodeName::parse(&format!("d{n}")).expect("a name"),
             id: PublicKey([n; 32]).id(),
@@ -190,11 +197,11 @@ mod tests {
             ))
         };
         let told = |targets: &[u8], events: &[Event]| {
-            let mut stop = Acknowledged::default();
-            stop.add(&Event::Targets {
+            let mut stop = StopProgress::default();
+            stop.on_event(&Event::Targets {
                 targets: targets.iter().map(|n| node(*n)).collect(),
             });
-            events.iter().for_each(|event| stop.add(event));
+            events.iter().for_each(|event| stop.on_event(event));
             stop
         };
         let heard = || Event::Acknowledged {
@@ -202,39 +209,41 @@ mod tests {
             ms: 3.0,
         };
         assert_eq!(
-            told(&[1, 2], &[heard(), unknown(2)]).all_in().as_deref(),
+            told(&[1, 2], &[heard(), unknown(2)]).completion_line().as_deref(),
             Some("1 of 2 answered, the last after 3.0 ms; it is unknown of 1 whether they heard")
         );
         assert_eq!(
-            told(&[2], &[unknown(2)]).all_in().as_deref(),
+            told(&[2], &[unknown(2)]).completion_line().as_deref(),
             Some("none of 1 answered: it is unknown of all whether they heard")
         );
-        let line = told(&[1, 2], &[unknown(2)]).missing(Duration::from_secs(1));
+        let line = told(&[1, 2], &[unknown(2)]).unanswered_line(Duration::from_secs(1));
         assert!(line.is_some_and(|line| line.starts_with("0 of 2 answered; NO ANSWER from d1;")));
         assert_eq!(
-            told(&[1], &[heard(), unknown(1)]).all_in().as_deref(),
+            told(&[1], &[heard(), unknown(1)]).completion_line().as_deref(),
             Some("all 1 answered, the last after 3.0 ms"),
             "it heard, whatever became of the rest"
         );
     }
 
     #[test]
-    fn it_names_others_soon() {
+    fn changed_unanswered_nodes_are_named_in_a_second() {
         let node = |n: u8| NodeRef {
             node: NodeName::parse(&format!("d{n}")).expect("a name"),
             id: PublicKey([n; 32]).id(),
         };
-        let mut stop = Acknowledged::default();
-        stop.add(&Event::Targets {
+        let mut stop = StopProgress::default();
+        stop.on_event(&Event::Targets {
             targets: (1..4).map(node).collect(),
         });
-        assert!(stop.missing(Duration::from_secs(1)).is_some());
-        stop.add(&Event::Acknowledged {
+        assert!(stop.unanswered_line(Duration::from_secs(1)).is_some());
+        stop.on_event(&Event::Acknowledged {
             node: node(1),
             ms: 1_100.0,
         });
-        assert_eq!(stop.missing(Duration::from_millis(1_900)), None);
-        let line = stop.missing(Duration::from_secs(2)).expect("another line");
+        assert_eq!(stop.unanswered_line(Duration::from_millis(1_900)), None);
+        let line = stop
+            .unanswered_line(Duration::from_secs(2))
+            .expect("another line");
         assert!(
             line.starts_with("1 of 3 answered; NO ANSWER from d2, d3;"),
             "{line}"

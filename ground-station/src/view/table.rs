@@ -28,7 +28,7 @@ impl Cell {
 }
 
 /// What is left of a last column that is too long, in columns of the terminal.
-const LAST_MIN: usize = 24;
+const LAST_COLUMN_MIN: usize = 24;
 
 /// Lines of aligned cells under a heading; columns that are empty in every row are left out.
 pub fn render(heading: &[&str], rows: &[Vec<Cell>], style: Style) -> Vec<String> {
@@ -66,7 +66,7 @@ pub fn render(heading: &[&str], rows: &[Vec<Cell>], style: Style) -> Vec<String>
                 if gap >= left {
                     break;
                 }
-                let text = cut(&cell.text, left - gap);
+                let text = truncate(&cell.text, left - gap);
                 if text == "…" && cell.text != "…" {
                     // That says nothing.
                     break;
@@ -89,7 +89,12 @@ pub fn render(heading: &[&str], rows: &[Vec<Cell>], style: Style) -> Vec<String>
 
 /// The rows with as many columns of `less` emptied, in that order, as it takes for all to fit. The last column may be
 /// cut, but not below `LAST_MIN`.
-pub fn fitting(heading: &[&str], rows: &[Vec<Cell>], style: Style, less: &[&str]) -> Vec<Vec<Cell>> {
+pub fn drop_columns_to_fit(
+    heading: &[&str],
+    rows: &[Vec<Cell>],
+    style: Style,
+    drop_order: &[&str],
+) -> Vec<Vec<Cell>> {
     let mut rows = rows.to_vec();
     let Some(columns) = style.columns else { return rows };
     let needs = |rows: &[Vec<Cell>]| -> usize {
@@ -98,13 +103,13 @@ pub fn fitting(heading: &[&str], rows: &[Vec<Cell>], style: Style, less: &[&str]
             let widest = cells.map(|cell| width(&cell.text)).max().unwrap_or(0);
             match widest {
                 0 => 0,
-                _ if column + 1 == heading.len() => widest.max(width(title)).min(LAST_MIN) + 2,
+                _ if column + 1 == heading.len() => widest.max(width(title)).min(LAST_COLUMN_MIN) + 2,
                 _ => widest.max(width(title)) + 2,
             }
         });
         widths.sum::<usize>().saturating_sub(2)
     };
-    for title in less {
+    for title in drop_order {
         if needs(&rows) <= columns {
             break;
         }
@@ -124,7 +129,7 @@ pub fn width(text: &str) -> usize {
 }
 
 /// The text, or as much of it as fits, ending in `…`.
-pub fn cut(text: &str, columns: usize) -> String {
+pub fn truncate(text: &str, columns: usize) -> String {
     if width(text) <= columns {
         return text.to_owned();
     }

@@ -9,13 +9,13 @@ use swarm_shared::proto::id::{NodeName, PeerId, PeerKind};
 use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::trust::Role;
 
-use super::deliveries::Report;
-use super::history::Past;
-use super::nodes::Nodes;
+use super::deliveries::DeliveryReport;
+use super::history::HistoryReport;
+use super::nodes::NodeTable;
 use super::*;
 use crate::fleet::{
-    AuditView, Check, CommandKind, CommandView, Delivery, Event, InvitationView, MemberView, MembershipView,
-    NodeRef, NodeState, NodeView, PastDelivery, PastState, PendingView, StopView,
+    AuditView, Check, CommandKind, CommandView, Delivery, Event, HistoryDelivery, HistoryState,
+    InvitationView, MemberView, MembershipView, NodeRef, NodeState, NodeView, PendingView, StopView,
 };
 
 mod nodes;
@@ -33,12 +33,12 @@ fn delivery(number: u8, reply: Reply, ms: f64) -> Event {
     Event::Delivery(Delivery::new(target(number), reply, ms))
 }
 
-fn report(targets: u8, deliveries: &[Event]) -> Report {
-    let mut report = Report::default();
-    report.add(&Event::Targets {
+fn report(targets: u8, deliveries: &[Event]) -> DeliveryReport {
+    let mut report = DeliveryReport::default();
+    report.on_event(&Event::Targets {
         targets: (1..=targets).map(target).collect(),
     });
-    deliveries.iter().for_each(|event| report.add(event));
+    deliveries.iter().for_each(|event| report.on_event(event));
     report
 }
 
@@ -54,7 +54,7 @@ fn printed(output: &str, exit: i32) -> Reply {
 }
 
 #[test]
-fn equal_ends_are_one_group_and_bad_ones_come_last() {
+fn equal_results_are_grouped_with_failures_last() {
     let mut events = vec![
         delivery(
             13,
@@ -86,7 +86,7 @@ fn equal_ends_are_one_group_and_bad_ones_come_last() {
 }
 
 #[test]
-fn values_are_shown_for_people() {
+fn result_values_are_formatted_as_text() {
     let value = json!({"uptime_s": 5, "note": "ok", "load": [0.1, 0.2]});
     let report = report(
         3,
@@ -113,7 +113,7 @@ fn values_are_shown_for_people() {
 }
 
 #[test]
-fn two_nodes_with_one_name_are_told_apart() {
+fn nodes_sharing_a_name_are_shown_with_their_ids() {
     let twin = NodeRef {
         id: PeerId([0x99; 32]),
         ..target(1)
@@ -125,10 +125,10 @@ fn two_nodes_with_one_name_are_told_apart() {
             delivery(2, Reply::done(json!(null)), 1.0),
         ],
     );
-    report.add(&Event::Targets {
+    report.on_event(&Event::Targets {
         targets: vec![twin.clone()],
     });
-    report.add(&Event::Delivery(Delivery::new(
+    report.on_event(&Event::Delivery(Delivery::new(
         twin,
         Reply::done(json!(null)),
         1.0,
@@ -137,25 +137,25 @@ fn two_nodes_with_one_name_are_told_apart() {
 }
 
 #[test]
-fn what_is_open_is_named() {
+fn summary_names_unanswered_nodes() {
     let report = report(3, &[delivery(2, Reply::done(json!(1)), 1.0)]);
     assert_snapshot!(report.summary(Duration::from_secs(75), Style::default()), @"1 done, 2 not answered yet: drone-[01,03] (2 nodes) in 1 min 15 s");
-    assert_eq!(report.unanswered(), [target(1), target(3)]);
+    assert_eq!(report.unanswered_targets(), [target(1), target(3)]);
     assert_eq!(report.exit_status(), 4);
-    assert_snapshot!(Report::default().summary(Duration::ZERO, Style::default()), @"nothing sent in 0.00 ms");
+    assert_snapshot!(DeliveryReport::default().summary(Duration::ZERO, Style::default()), @"nothing sent in 0.00 ms");
 }
 
 #[test]
-fn a_node_with_several_files_is_open_until_the_last() {
+fn node_is_unanswered_until_its_last_file_ends() {
     let mut report = report(1, &[delivery(1, Reply::done(json!(1)), 1.0)]);
-    report.add(&Event::Targets {
+    report.on_event(&Event::Targets {
         targets: vec![target(1)],
     });
-    assert_eq!(report.unanswered(), [target(1)]);
+    assert_eq!(report.unanswered_targets(), [target(1)]);
 }
 
 #[test]
-fn a_failure_weighs_more_than_a_silence() {
+fn failure_outranks_no_answer_in_the_exit_status() {
     let silent = delivery(1, Reply::ended(Outcome::NoAnswer, ""), 1.0);
     for bad in [
         Outcome::Failed,
@@ -177,7 +177,7 @@ fn a_failure_weighs_more_than_a_silence() {
 }
 
 #[test]
-fn colours_mean_something() {
+fn coloured_report_uses_ansi_codes() {
     let color = Style {
         color: true,
         columns: None,
@@ -190,15 +190,15 @@ fn colours_mean_something() {
 }
 
 #[test]
-fn a_change_is_a_line_and_the_same_again_is_none() {
-    let mut nodes = Nodes::default();
+fn node_change_prints_a_line_and_a_repeat_none() {
+    let mut nodes = NodeTable::default();
     let online = node(1, NodeState::Online, Some(1));
     assert_eq!(
-        nodes.add(&online, Style::default()).as_deref(),
+        nodes.update(&online, Style::default()).as_deref(),
         Some("drone-01  online  10.0.0.1:7420")
     );
     assert_eq!(
-        nodes.add(
+        nodes.update(
             &NodeView {
                 last_heard_ms: Some(900),
                 ..online.clone()
@@ -212,13 +212,13 @@ fn a_change_is_a_line_and_the_same_again_is_none() {
         ..online
     };
     assert_eq!(
-        nodes.add(&offline, Style::default()).as_deref(),
+        nodes.update(&offline, Style::default()).as_deref(),
         Some("drone-01  offline  10.0.0.1:7420")
     );
 }
 
 #[test]
-fn the_fleet_is_shown() {
+fn membership_views_are_rendered() {
     let style = Style::default();
     let membership = MembershipView {
         node: target(1).node,
@@ -265,7 +265,7 @@ fn the_fleet_is_shown() {
         last_heard_ms: Some(7_200_000),
     };
     let members = [member(1, Role::Node, false), member(2, Role::Operator, true)];
-    assert_snapshot!(fleet::members(&members, style).join("\n"), @"
+    assert_snapshot!(fleet::members_table(&members, style).join("\n"), @"
     NAME      ID                   ROLE      STANDING  HEARD
     drone-01  0101-0101-0101-0101  node      member    2 h ago
     drone-02  0202-0202-0202-0202  operator  revoked   2 h ago
@@ -276,17 +276,17 @@ fn the_fleet_is_shown() {
         address: Some("10.0.0.7:51000".parse().expect("an address")),
         waiting_ms: 61_000,
     };
-    assert_snapshot!(fleet::pending(&[pending], style).join("\n"), @"
+    assert_snapshot!(fleet::pending_table(&[pending], style).join("\n"), @"
     NAME      ID                   SINCE     ADDRESS
     drone-07  0707-0707-0707-0707  61 s ago  10.0.0.7:51000
 
     compare the id with the one in the node's log, then: ground-station fleet accept NODE
     ");
-    assert_snapshot!(fleet::pending(&[], style).join("\n"), @"nobody waits; a node asks to be taken in if its configuration says adoptable = true");
+    assert_snapshot!(fleet::pending_table(&[], style).join("\n"), @"nobody waits; a node asks to be taken in if its configuration says adoptable = true");
 }
 
 #[test]
-fn json_lines_hold_exactly_what_programs_were_promised() {
+fn json_lines_hold_exactly_the_documented_keys() {
     let Event::Delivery(mut done) = delivery(1, Reply::done(json!(7)), 1.23456) else {
         unreachable!("made so")
     };
@@ -305,15 +305,15 @@ fn json_lines_hold_exactly_what_programs_were_promised() {
 #[test]
 fn wide_characters_take_two_columns() {
     assert_eq!(table::width("日本e\u{301}"), 5);
-    assert_eq!(table::cut("日本語", 5), "日本…");
-    assert_eq!(table::cut("日本語", 6), "日本語");
-    assert_eq!(table::cut("abc", 0), "");
+    assert_eq!(table::truncate("日本語", 5), "日本…");
+    assert_eq!(table::truncate("日本語", 6), "日本語");
+    assert_eq!(table::truncate("abc", 0), "");
 }
 
 /// A day in 2026.
 const NOW_MS: u64 = 1_795_238_179_000;
 
-fn sent(command: u64, before_ms: u64, states: &[(PastState, u64)]) -> CommandView {
+fn command_view(command: u64, before_ms: u64, states: &[(HistoryState, u64)]) -> CommandView {
     CommandView {
         command,
         at_ms: NOW_MS - before_ms,
@@ -331,8 +331,8 @@ fn sent(command: u64, before_ms: u64, states: &[(PastState, u64)]) -> CommandVie
     }
 }
 
-fn past(number: u8, state: PastState, stages: &[(Stage, f64)]) -> PastDelivery {
-    PastDelivery {
+fn delivery_view(number: u8, state: HistoryState, stages: &[(Stage, f64)]) -> HistoryDelivery {
+    HistoryDelivery {
         node: target(number).node,
         id: target(number).id,
         state,
@@ -347,21 +347,23 @@ fn past(number: u8, state: PastState, stages: &[(Stage, f64)]) -> PastDelivery {
     }
 }
 
-const DONE: PastState = PastState::Ended(Outcome::Done);
+const DONE: HistoryState = HistoryState::Ended(Outcome::Done);
 
 #[test]
-fn what_was_sent_is_a_table() {
-    let mut past = Past::default();
-    let expired = PastState::Ended(Outcome::Expired);
+fn history_table_lists_commands() {
+    let mut past = HistoryReport::default();
+    let expired = HistoryState::Ended(Outcome::Expired);
     let mut views = vec![
-        sent(12, 200_000, &[(DONE, 11), (PastState::Open, 1)]),
-        sent(11, 3_600_000 * 5, &[(expired, 2)]),
-        sent(10, 86_400_000 * 3, &[(DONE, 1)]),
+        command_view(12, 200_000, &[(DONE, 11), (HistoryState::Open, 1)]),
+        command_view(11, 3_600_000 * 5, &[(expired, 2)]),
+        command_view(10, 86_400_000 * 3, &[(DONE, 1)]),
     ];
     views[1].arguments = json!({"args": ["a\u{1b}[2J\nb"], "kwargs": {"text": "x".repeat(100)}});
     (views[2].kind, views[2].action) = (CommandKind::Send, "shows/take1.csv".to_owned());
-    views.into_iter().for_each(|view| past.add(&Event::Command(view)));
-    assert_snapshot!(past.table(NOW_MS, Style::default()).join("\n"), @"
+    views
+        .into_iter()
+        .for_each(|view| past.on_event(&Event::Command(view)));
+    assert_snapshot!(past.commands_table(NOW_MS, Style::default()).join("\n"), @"
     NO  WHEN               WHO  WHAT                                              TO       ENDED
     12  3 min ago          pi   led color=#ff0000 n=5                             drone-*  11 done, 1 open
     11  5 h ago            pi   led a�[2J b text=xxxxxxxxxxxxxxxxxxxxxxxxxxxxxx…  drone-*  2 expired
@@ -370,7 +372,7 @@ fn what_was_sent_is_a_table() {
 }
 
 #[test]
-fn one_command_is_told_whole() {
+fn command_details_list_stages_and_retries() {
     let stages = |step: f64| {
         [
             (Stage::Received, step),
@@ -379,25 +381,29 @@ fn one_command_is_told_whole() {
             (Stage::Finished, 100.0 * step),
         ]
     };
-    let mut past_of = Past::default();
-    let mut view = sent(12, 200_000, &[(DONE, 3), (PastState::Open, 1)]);
+    let mut past_of = HistoryReport::default();
+    let mut view = command_view(12, 200_000, &[(DONE, 3), (HistoryState::Open, 1)]);
     (view.retry_of, view.batch) = (Some(9), Some("25%".to_owned()));
     view.retried_by = vec![13, 14];
-    past_of.add(&Event::Command(view));
+    past_of.on_event(&Event::Command(view));
     for number in 1..=3 {
-        let mut delivery = past(number, DONE, &stages(f64::from(number)));
+        let mut delivery = delivery_view(number, DONE, &stages(f64::from(number)));
         delivery.output = Some("LED set\n".to_owned());
-        past_of.add(&Event::Past(delivery));
+        past_of.on_event(&Event::HistoryDelivery(delivery));
     }
-    past_of.add(&Event::Past(past(4, PastState::Open, &stages(0.5)[..1])));
-    past_of.add(&Event::Past(past(5, PastState::Open, &[])));
+    past_of.on_event(&Event::HistoryDelivery(delivery_view(
+        4,
+        HistoryState::Open,
+        &stages(0.5)[..1],
+    )));
+    past_of.on_event(&Event::HistoryDelivery(delivery_view(5, HistoryState::Open, &[])));
     assert_eq!(past_of.exit_status(), 4, "something is open");
-    let mut late = past(6, PastState::Ended(Outcome::Expired), &[]);
+    let mut late = delivery_view(6, HistoryState::Ended(Outcome::Expired), &[]);
     late.error = Some("its time to live ran out".to_owned());
     late.ms = Some(30_000.0);
-    past_of.add(&Event::Past(late));
+    past_of.on_event(&Event::HistoryDelivery(late));
     assert_eq!(past_of.exit_status(), 1);
-    assert_snapshot!(past_of.one(NOW_MS, Style::default()), @"
+    assert_snapshot!(past_of.command_details(NOW_MS, Style::default()), @"
     command 12: led color=#ff0000 n=5
     by pi, 2026-11-21 05:12:59Z (3 min ago), to drone-*, time to live 30.0 s
     repeats command 9
@@ -414,10 +420,10 @@ fn one_command_is_told_whole() {
 }
 
 #[test]
-fn who_did_what_is_a_table() {
-    let mut past = Past::default();
+fn audit_table_lists_entries() {
+    let mut past = HistoryReport::default();
     for (what, detail) in [("revoke", "drone-07"), ("command", "led to drone-*")] {
-        past.add(&Event::Audit(AuditView {
+        past.on_event(&Event::Audit(AuditView {
             at_ms: NOW_MS - 60_000,
             who: "pi".to_owned(),
             what: what.to_owned(),
@@ -425,7 +431,7 @@ fn who_did_what_is_a_table() {
             outcome: "done".to_owned(),
         }));
     }
-    assert_snapshot!(past.trail(NOW_MS, Style::default()).join("\n"), @"
+    assert_snapshot!(past.audit_table(NOW_MS, Style::default()).join("\n"), @"
     WHEN      WHO  WHAT     DETAIL          OUTCOME
     60 s ago  pi   revoke   drone-07        done
     60 s ago  pi   command  led to drone-*  done
@@ -433,32 +439,32 @@ fn who_did_what_is_a_table() {
 }
 
 #[test]
-fn how_far_all_are_is_told_live() {
+fn progress_text_counts_each_stage() {
     use swarm_shared::proto::delivery::Stage;
     let target = |n: u8| crate::fleet::NodeRef {
         node: swarm_shared::proto::id::NodeName::parse(&format!("n{n}")).expect("a name"),
         id: swarm_shared::proto::id::PeerId([n; 32]),
     };
-    let mut report = super::deliveries::Report::default();
-    report.add(&Event::Targets {
+    let mut report = super::deliveries::DeliveryReport::default();
+    report.on_event(&Event::Targets {
         targets: (1..=4).map(target).collect(),
     });
     for (n, stage) in [(1, Stage::Started), (2, Stage::Received), (2, Stage::Started)] {
         let (node, ms) = (target(n), 1.0);
-        report.add(&Event::Stage { node, stage, ms });
+        report.on_event(&Event::Stage { node, stage, ms });
     }
     let done = swarm_shared::proto::outcome::Reply::done(serde_json::Value::Null);
-    report.add(&Event::Delivery(crate::fleet::Delivery::new(
+    report.on_event(&Event::Delivery(crate::fleet::Delivery::new(
         target(1),
         done,
         1.0,
     )));
-    assert_eq!(report.standing(), "1 of 4 done · 1 started · 2 waiting");
+    assert_eq!(report.progress_text(), "1 of 4 done · 1 started · 2 waiting");
 }
 
 #[test]
-fn what_nodes_tell_of_themselves_has_columns_of_its_own() {
-    let mut nodes = Nodes::default();
+fn telemetry_gets_its_own_columns() {
+    let mut nodes = NodeTable::default();
     let mut drone = node(1, NodeState::Online, Some(0));
     let readings = [
         ("battery", serde_json::json!([12.2, 0.98])),
@@ -470,8 +476,8 @@ fn what_nodes_tell_of_themselves_has_columns_of_its_own() {
         ),
     ];
     drone.telemetry = readings.map(|(name, value)| (name.to_owned(), value)).into();
-    nodes.add(&drone, Style::default());
-    nodes.add(&node(2, NodeState::Online, Some(0)), Style::default());
+    nodes.update(&drone, Style::default());
+    nodes.update(&node(2, NodeState::Online, Some(0)), Style::default());
     let table = nodes.table(|_id| 0, Style::default()).join("\n");
     assert!(table.contains("BATTERY") && table.contains("FCU"), "{table}");
     assert!(

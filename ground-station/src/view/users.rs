@@ -1,11 +1,11 @@
-//! Users of doors and their tokens.
+//! Users of gateways and their tokens.
 
 use super::table::{self, Cell};
 use super::{Style, datetime};
 use crate::fleet::{TokenView, UserView};
 
 /// What became of users just now.
-pub fn changed(views: &[UserView]) -> String {
+pub fn user_change_lines(views: &[UserView]) -> String {
     let line = |view: &UserView| match view.now.as_deref() {
         Some("changed") => format!(
             "{} has another password; tokens and logins of before are good no more\n",
@@ -18,9 +18,9 @@ pub fn changed(views: &[UserView]) -> String {
 }
 
 /// All users.
-pub fn users(views: &[UserView], style: Style) -> String {
+pub fn users_table(views: &[UserView], style: Style) -> String {
     if views.is_empty() {
-        return "no users yet: type `ground-station door user add NAME`\n".to_owned();
+        return "no users yet: type `ground-station gateway user add NAME`\n".to_owned();
     }
     let rows: Vec<Vec<Cell>> = views
         .iter()
@@ -28,7 +28,7 @@ pub fn users(views: &[UserView], style: Style) -> String {
             vec![
                 Cell::plain(&view.user),
                 Cell::plain(view.tokens.to_string()),
-                Cell::plain(datetime::exact(view.added_ms)),
+                Cell::plain(datetime::utc_datetime(view.added_ms)),
             ]
         })
         .collect();
@@ -36,23 +36,23 @@ pub fn users(views: &[UserView], style: Style) -> String {
 }
 
 /// New tokens, and nothing else: scripts take them as they are.
-pub fn made(views: &[TokenView]) -> String {
+pub fn new_token_lines(views: &[TokenView]) -> String {
     let tokens = views.iter().filter_map(|view| view.token.as_deref());
     tokens.map(|token| format!("{token}\n")).collect()
 }
 
 /// What people should know of a new token.
-pub fn made_note(view: &TokenView) -> String {
+pub fn new_token_note(view: &TokenView) -> String {
     format!(
         "token {} of {}, good until {}; it is not shown again",
         view.number,
         view.user,
-        datetime::exact(view.expires_ms),
+        datetime::utc_datetime(view.expires_ms),
     )
 }
 
 /// All tokens.
-pub fn tokens(views: &[TokenView], style: Style) -> String {
+pub fn tokens_table(views: &[TokenView], style: Style) -> String {
     if views.is_empty() {
         return "no tokens\n".to_owned();
     }
@@ -63,9 +63,9 @@ pub fn tokens(views: &[TokenView], style: Style) -> String {
                 Cell::plain(view.number.to_string()),
                 Cell::plain(&view.user),
                 Cell::plain(&view.kind),
-                Cell::plain(super::harmless(&view.label)),
-                Cell::plain(datetime::exact(view.made_ms)),
-                Cell::plain(datetime::exact(view.expires_ms)),
+                Cell::plain(super::sanitize(&view.label)),
+                Cell::plain(datetime::utc_datetime(view.made_ms)),
+                Cell::plain(datetime::utc_datetime(view.expires_ms)),
             ]
         })
         .collect();

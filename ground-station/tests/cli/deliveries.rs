@@ -7,11 +7,11 @@ use insta::assert_snapshot;
 use serde_json::json;
 use swarm_shared::proto::outcome::{Outcome, Reply};
 
-use crate::scripted_station::{ScriptedStation, command, finish};
+use crate::scripted_station::{ScriptedStation, command, wait_for_output};
 use crate::{delivery, targets};
 
 #[test]
-fn verbs_ask_for_what_was_typed() {
+fn verbs_send_the_typed_request() {
     let station =
         ScriptedStation::start(|_request| vec![targets([1]), delivery(1, Reply::done(json!(1))), Event::End]);
     let here = station.dir().to_str().expect("text").to_owned();
@@ -74,19 +74,19 @@ fn verbs_ask_for_what_was_typed() {
     ] {
         station.run(arguments);
     }
-    let asked: Vec<String> = station
+    let requests: Vec<String> = station
         .requests()
         .iter()
         .map(|line| line.replace(&here, "HERE"))
         .collect();
     // A stop asks for the time that is left when it has found the station.
     insta::with_settings!({filters => vec![(r#"("stop".*"timeout_ms":)1[5-9]\d\d\b"#, "${1}2000")]}, {
-        assert_snapshot!(asked.join("\n"));
+        assert_snapshot!(requests.join("\n"));
     });
 }
 
 #[test]
-fn deliveries_are_grouped_for_people_and_whole_for_programs() {
+fn text_output_is_grouped_and_json_is_complete() {
     let station = ScriptedStation::start(|_request| {
         let mut events = vec![Event::note("no fleet was here; made one"), targets(1..=4)];
         events.extend((1..=3).map(|number| delivery(number, Reply::done(json!("pong")))));
@@ -99,7 +99,7 @@ fn deliveries_are_grouped_for_people_and_whole_for_programs() {
     });
     let ran = station.run(&["ping"]);
     assert_eq!(ran.status, 4);
-    assert_snapshot!(ran.out_without_times(), @"
+    assert_snapshot!(ran.stdout_without_times(), @"
     drone-[01-03] (3 nodes)  done  1.50 ms
       pong
     drone-04  no-answer
@@ -107,17 +107,17 @@ fn deliveries_are_grouped_for_people_and_whole_for_programs() {
 
     3 done, 1 no-answer in TIME
     ");
-    assert_eq!(ran.err, "no fleet was here; made one\n");
+    assert_eq!(ran.stderr, "no fleet was here; made one\n");
 
     let ran = station.run(&["ping", "--json", "drone-*"]);
     assert_eq!(ran.status, 4);
-    assert_snapshot!(ran.out, @r#"
+    assert_snapshot!(ran.stdout, @r#"
     {"node":"drone-01","id":"0101010101010101010101010101010101010101010101010101010101010101","state":"done","value":"pong","output":null,"exit":null,"error":null,"ms":1.5}
     {"node":"drone-02","id":"0202020202020202020202020202020202020202020202020202020202020202","state":"done","value":"pong","output":null,"exit":null,"error":null,"ms":1.5}
     {"node":"drone-03","id":"0303030303030303030303030303030303030303030303030303030303030303","state":"done","value":"pong","output":null,"exit":null,"error":null,"ms":1.5}
     {"node":"drone-04","id":"0404040404040404040404040404040404040404040404040404040404040404","state":"no-answer","value":null,"output":null,"exit":null,"error":"nothing heard within 10 s","ms":1.5}
     "#);
-    for line in ran.out.lines() {
+    for line in ran.stdout.lines() {
         let object: serde_json::Map<String, serde_json::Value> =
             serde_json::from_str(line).expect("an object");
         let mut keys: Vec<&str> = object.keys().map(String::as_str).collect();
@@ -130,15 +130,15 @@ fn deliveries_are_grouped_for_people_and_whole_for_programs() {
 
     let ran = station.run(&["ping", "--quiet"]);
     assert!(
-        ran.err.is_empty() && !ran.out.contains(" in "),
+        ran.stderr.is_empty() && !ran.stdout.contains(" in "),
         "{} {}",
-        ran.err,
-        ran.out
+        ran.stderr,
+        ran.stdout
     );
 }
 
 #[test]
-fn each_ending_has_its_exit_status() {
+fn exit_status_reflects_the_outcomes() {
     for (ending, status) in [
         (
             vec![targets([1]), delivery(1, Reply::done(json!(1))), Event::End],
@@ -169,7 +169,7 @@ fn each_ending_has_its_exit_status() {
             1,
         ),
         (vec![Event::failed(Failure::Usage, "no such code")], 2),
-        (vec![Event::failed(Failure::NobodyMatched, "no node matches")], 3),
+        (vec![Event::failed(Failure::NoMatch, "no node matches")], 3),
         (
             vec![targets([1, 2]), delivery(1, Reply::done(json!(1))), Event::End],
             4,
@@ -183,18 +183,18 @@ fn each_ending_has_its_exit_status() {
 }
 
 #[test]
-fn a_station_that_stops_midway_loses_nobody() {
+fn station_exit_midway_reports_every_target() {
     let station =
         ScriptedStation::start(|_request| vec![targets([1, 2]), delivery(1, Reply::done(json!(1)))]);
     let ran = station.run(&["ping", "--json"]);
     assert_eq!(ran.status, 4);
-    assert_eq!(ran.out.lines().count(), 2);
-    assert!(ran.out.contains("\"state\":\"no-answer\""), "{}", ran.out);
-    assert!(ran.err.contains("ask again"), "{}", ran.err);
+    assert_eq!(ran.stdout.lines().count(), 2);
+    assert!(ran.stdout.contains("\"state\":\"no-answer\""), "{}", ran.stdout);
+    assert!(ran.stderr.contains("ask again"), "{}", ran.stderr);
 }
 
 #[test]
-fn ctrl_c_prints_what_is_known() {
+fn interrupted_verb_prints_partial_results() {
     let station = ScriptedStation::start_hanging(|_request| {
         vec![
             targets([1, 2]),
@@ -211,19 +211,19 @@ fn ctrl_c_prints_what_is_known() {
         .and_then(rustix::process::Pid::from_raw)
         .expect("a pid");
     rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("signalled");
-    let ran = finish(child, station.dir());
+    let ran = wait_for_output(child, station.dir());
     assert_eq!(ran.status, 130);
-    assert_snapshot!(ran.out_without_times(), @"
+    assert_snapshot!(ran.stdout_without_times(), @"
     drone-01  done  1.50 ms
       pong
 
     1 done, 1 not answered yet: drone-02 in TIME
     ");
-    assert_snapshot!(ran.err, @"it goes on as number 12: see `ground-station history 12`, or take back what is not sent with `ground-station cancel 12` (from drones of other programs only a stop does)");
+    assert_snapshot!(ran.stderr, @"it goes on as number 12: see `ground-station history 12`, or take back what is not sent with `ground-station cancel 12` (from drones of other programs only a stop does)");
 }
 
 #[test]
-fn a_closed_pipe_ends_quietly() {
+fn closed_output_pipe_ends_without_error() {
     // So many lines that some come after the pipe is closed everywhere: for a moment, a process that another test is
     // starting may hold it open too. Without an end, so that only the pipe can end it.
     let station = ScriptedStation::start(|_request| {
@@ -235,6 +235,6 @@ fn a_closed_pipe_ends_quietly() {
         .spawn()
         .expect("starts");
     drop(child.stdout.take());
-    let ran = finish(child, station.dir());
-    assert_eq!((ran.status, ran.err.as_str()), (141, ""));
+    let ran = wait_for_output(child, station.dir());
+    assert_eq!((ran.status, ran.stderr.as_str()), (141, ""));
 }

@@ -36,7 +36,7 @@ fn nodes_are_listed_and_watched() {
     });
     let ran = station.run(&["nodes"]);
     assert_eq!(ran.status, 0);
-    assert_snapshot!(ran.out, @"
+    assert_snapshot!(ran.stdout, @"
     NAME      ID                   STATE   HEARD  ADDRESS        TAGS   VERSION
     drone-01  0101-0101-0101-0101  online  now    10.0.0.7:7420  row=3  0.1.0
     drone-02  0202-0202-0202-0202  online  now    10.0.0.7:7420  row=3  0.1.0
@@ -44,26 +44,26 @@ fn nodes_are_listed_and_watched() {
     2 online
     ");
     let ran = station.run(&["nodes", "--watch"]);
-    assert_snapshot!(ran.out, @"
+    assert_snapshot!(ran.stdout, @"
     drone-01  online  10.0.0.7:7420
     drone-02  offline  10.0.0.7:7420
     drone-02  online  10.0.0.7:7420
     ");
     let ran = station.run(&["nodes", "--json", "drone-01"]);
-    assert_snapshot!(ran.out.lines().next().unwrap_or_default(), @r#"{"node":"drone-01","id":"0101010101010101010101010101010101010101010101010101010101010101","state":"online","kind":"node","address":"10.0.0.7:7420","last_heard_ms":40,"tags":{"row":"3"},"software":"0.1.0","warnings":[],"stopped":null,"checks":[]}"#);
+    assert_snapshot!(ran.stdout.lines().next().unwrap_or_default(), @r#"{"node":"drone-01","id":"0101010101010101010101010101010101010101010101010101010101010101","state":"online","kind":"node","address":"10.0.0.7:7420","last_heard_ms":40,"tags":{"row":"3"},"software":"0.1.0","warnings":[],"stopped":null,"checks":[]}"#);
 
     let ran = station.run(&["nodes", "--config", "/nonexistent/config.toml"]);
     assert_eq!(ran.status, 0);
-    assert_snapshot!(ran.err, @"--config is ignored: `ground-station serve` is running, with its own configuration");
+    assert_snapshot!(ran.stderr, @"--config is ignored: `ground-station serve` is running, with its own configuration");
 
     let nobody = ScriptedStation::start(|_request| vec![Event::End]);
     let ran = nobody.run(&["nodes"]);
-    assert_eq!((ran.status, ran.out.as_str()), (3, ""));
-    assert_snapshot!(ran.err, @"error: no node is known; run `ground-station fleet invite` and `swarm-node join CODE` on a device, or see `ground-station demo`");
+    assert_eq!((ran.status, ran.stdout.as_str()), (3, ""));
+    assert_snapshot!(ran.stderr, @"error: no node is known; run `ground-station fleet invite` and `swarm-node join CODE` on a device, or see `ground-station demo`");
 }
 
 #[test]
-fn an_invitation_starts_with_its_code() {
+fn invitation_output_starts_with_the_code() {
     let invitation = InvitationView {
         code: "swarm-abc".to_owned(),
         role: Role::Node,
@@ -73,7 +73,7 @@ fn an_invitation_starts_with_its_code() {
     let station =
         ScriptedStation::start(move |_request| vec![Event::Invitation(invitation.clone()), Event::End]);
     let ran = station.run(&["fleet", "invite"]);
-    assert_eq!(ran.out.lines().next(), Some("swarm-abc"));
+    assert_eq!(ran.stdout.lines().next(), Some("swarm-abc"));
     let ran = station.run(&["fleet", "invite", "--json"]);
-    assert_snapshot!(ran.out, @r#"{"code":"swarm-abc","role":"node","uses":1,"valid_for_ms":900000}"#);
+    assert_snapshot!(ran.stdout, @r#"{"code":"swarm-abc","role":"node","uses":1,"valid_for_ms":900000}"#);
 }

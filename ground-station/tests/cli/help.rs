@@ -2,13 +2,13 @@
 
 use insta::assert_snapshot;
 
-use crate::alone;
+use crate::run_without_station;
 
 #[test]
-fn the_first_page_is_pleasant() {
-    let ran = alone(&["--help"]);
-    assert_eq!((ran.status, ran.err.as_str()), (0, ""));
-    assert_snapshot!(ran.out);
+fn top_level_help_is_unchanged() {
+    let ran = run_without_station(&["--help"]);
+    assert_eq!((ran.status, ran.stderr.as_str()), (0, ""));
+    assert_snapshot!(ran.stdout);
 }
 
 #[test]
@@ -28,18 +28,18 @@ fn each_verb_has_a_page() {
         "cancel",
         "stop",
         "release",
-        "door",
+        "gateway",
         "completions",
         "man",
         "fleet",
     ] {
-        let ran = alone(&[verb, "--help"]);
+        let ran = run_without_station(&[verb, "--help"]);
         assert_eq!(ran.status, 0, "{verb}");
-        let (before, rest) = ran.out.split_once("Common options:").expect(verb);
+        let (before, rest) = ran.stdout.split_once("Common options:").expect(verb);
         let after = rest.split_once("\n\n").map_or("", |(_, after)| after);
         pages.push_str(&format!("=== {verb}\n{before}{after}"));
     }
-    let invite = alone(&["fleet", "invite", "--help"]).out;
+    let invite = run_without_station(&["fleet", "invite", "--help"]).stdout;
     pages.push_str(&format!("=== fleet invite\n{invite}"));
     assert_snapshot!(pages);
 }
@@ -78,32 +78,34 @@ fn usage_errors_quote_the_text_and_say_the_rule() {
         &["history", "--audit", "--node", "drone-07"],
         &["dance"],
     ] {
-        let ran = alone(arguments);
+        let ran = run_without_station(arguments);
         assert_eq!(
-            (ran.status, ran.out.as_str()),
+            (ran.status, ran.stdout.as_str()),
             (2, ""),
             "{arguments:?}: {}",
-            ran.err
+            ran.stderr
         );
-        let first = ran.err.split("\n\n").next().unwrap_or_default();
+        let first = ran.stderr.split("\n\n").next().unwrap_or_default();
         errors.push_str(&format!("{arguments:?}\n  {}\n", first.replace('\n', "\n  ")));
     }
     assert_snapshot!(errors);
 }
 
 #[test]
-fn completions_and_manual_are_made() {
+fn completions_and_man_pages_are_generated() {
     for shell in ["bash", "zsh", "fish"] {
         assert!(
-            alone(&["completions", shell]).out.contains("ground-station"),
+            run_without_station(&["completions", shell])
+                .stdout
+                .contains("ground-station"),
             "{shell}"
         );
     }
-    assert!(alone(&["man"]).out.contains(".SH"));
+    assert!(run_without_station(&["man"]).stdout.contains(".SH"));
     let dir = tempfile::tempdir().expect("a directory");
     let pages = dir.path().join("man1");
-    let ran = alone(&["man", "--dir", pages.to_str().expect("text")]);
-    assert_eq!((ran.status, ran.out.as_str()), (0, ""));
+    let ran = run_without_station(&["man", "--dir", pages.to_str().expect("text")]);
+    assert_eq!((ran.status, ran.stdout.as_str()), (0, ""));
     for page in [
         "ground-station.1",
         "ground-station-send.1",

@@ -1,17 +1,17 @@
 //! What was sent, and how it ended.
 
 use ground_station::control::lock::StateLock;
-use ground_station::fleet::{CommandKind, CommandView, Event, PastDelivery, PastState, Request};
+use ground_station::fleet::{CommandKind, CommandView, Event, HistoryDelivery, HistoryState, Request};
 use insta::assert_snapshot;
 use serde_json::json;
 use swarm_shared::proto::delivery::Stage;
 use swarm_shared::proto::outcome::Outcome;
 
-use crate::alone;
-use crate::scripted_station::{ScriptedStation, command, finish, target};
+use crate::run_without_station;
+use crate::scripted_station::{ScriptedStation, command, target, wait_for_output};
 
 #[test]
-fn the_past_is_shown_and_has_its_exit_status() {
+fn history_shows_commands_and_sets_the_exit_status() {
     let command = CommandView {
         command: 12,
         at_ms: 1_795_238_179_000,
@@ -25,10 +25,10 @@ fn the_past_is_shown_and_has_its_exit_status() {
         retried_by: vec![13],
         batch: None,
         deliveries: 2,
-        states: [(PastState::Ended(Outcome::Done), 1), (PastState::Open, 1)].into(),
+        states: [(HistoryState::Ended(Outcome::Done), 1), (HistoryState::Open, 1)].into(),
     };
     let delivery = |number, state, stages: &[(Stage, f64)]| {
-        Event::Past(PastDelivery {
+        Event::HistoryDelivery(HistoryDelivery {
             node: target(number).node,
             id: target(number).id,
             state,
@@ -47,10 +47,10 @@ fn the_past_is_shown_and_has_its_exit_status() {
         if let Request::History { query } = request
             && query.number.is_some()
         {
-            events.push(Event::About(command.clone()));
+            events.push(Event::CommandDetails(command.clone()));
             let stages = [(Stage::Received, 1.5), (Stage::Finished, 12.0)];
-            events.push(delivery(1, PastState::Ended(Outcome::Done), &stages));
-            events.push(delivery(2, PastState::Open, &[]));
+            events.push(delivery(1, HistoryState::Ended(Outcome::Done), &stages));
+            events.push(delivery(2, HistoryState::Open, &[]));
         } else {
             events.push(Event::Command(command.clone()));
         }
@@ -58,56 +58,56 @@ fn the_past_is_shown_and_has_its_exit_status() {
         events
     });
     let ran = station.run(&["history"]);
-    assert_eq!((ran.status, ran.err.as_str()), (0, ""));
-    assert!(ran.out.contains("1 done, 1 open"), "{}", ran.out);
+    assert_eq!((ran.status, ran.stderr.as_str()), (0, ""));
+    assert!(ran.stdout.contains("1 done, 1 open"), "{}", ran.stdout);
     let ran = station.run(&["history", "--json"]);
-    assert_snapshot!(ran.out, @r##"{"command":12,"at_ms":1795238179000,"who":"pi","kind":"command","action":"led","arguments":{"args":[],"kwargs":{"color":"#ff0000"}},"selector":"drone-*","ttl_ms":30000,"retry_of":null,"retried_by":[13],"batch":null,"deliveries":2,"states":{"done":1,"open":1}}"##);
+    assert_snapshot!(ran.stdout, @r##"{"command":12,"at_ms":1795238179000,"who":"pi","kind":"command","action":"led","arguments":{"args":[],"kwargs":{"color":"#ff0000"}},"selector":"drone-*","ttl_ms":30000,"retry_of":null,"retried_by":[13],"batch":null,"deliveries":2,"states":{"done":1,"open":1}}"##);
     let ran = station.run(&["history", "12"]);
-    assert_eq!((ran.status, ran.err.as_str()), (4, ""), "one is open");
+    assert_eq!((ran.status, ran.stderr.as_str()), (4, ""), "one is open");
     let ran = station.run(&["history", "12", "--json"]);
     assert_eq!(ran.status, 4);
-    assert_snapshot!(ran.out, @r#"
+    assert_snapshot!(ran.stdout, @r#"
     {"node":"drone-01","id":"0101010101010101010101010101010101010101010101010101010101010101","state":"done","value":null,"output":null,"exit":null,"error":null,"ms":12.0,"command":12,"about":null,"stages":{"received":1.5,"finished":12.0}}
     {"node":"drone-02","id":"0202020202020202020202020202020202020202020202020202020202020202","state":"open","value":null,"output":null,"exit":null,"error":null,"ms":null,"command":12,"about":null,"stages":{}}
     "#);
 }
 
 #[test]
-fn the_past_needs_no_station() {
-    let ran = alone(&["history"]);
-    assert_eq!((ran.status, ran.out.as_str()), (3, ""));
-    assert_snapshot!(ran.err, @"error: nothing was sent from here yet, or nothing that matches");
-    let ran = alone(&["history", "12"]);
-    assert_eq!((ran.status, ran.out.as_str()), (3, ""));
-    assert_snapshot!(ran.err, @"error: there is no command 12: nothing was sent from here yet");
+fn history_works_without_a_running_station() {
+    let ran = run_without_station(&["history"]);
+    assert_eq!((ran.status, ran.stdout.as_str()), (3, ""));
+    assert_snapshot!(ran.stderr, @"error: nothing was sent from here yet, or nothing that matches");
+    let ran = run_without_station(&["history", "12"]);
+    assert_eq!((ran.status, ran.stdout.as_str()), (3, ""));
+    assert_snapshot!(ran.stderr, @"error: there is no command 12: nothing was sent from here yet");
 
     // Something is noted, and found whoever holds the state directory.
     let dir = tempfile::tempdir().expect("a directory");
     let run = |arguments: &[&str]| {
-        finish(
+        wait_for_output(
             command(dir.path()).args(arguments).spawn().expect("starts"),
             dir.path(),
         )
     };
     assert_eq!(run(&["fleet", "init"]).status, 0);
-    let busy = StateLock::try_take(dir.path(), "ground-station send").expect("free");
+    let busy = StateLock::try_acquire(dir.path(), "ground-station send").expect("free");
     let ran = run(&["history", "--audit"]);
-    assert_eq!((ran.status, ran.err.as_str()), (0, ""));
-    let line = ran.out.lines().nth(1).unwrap_or_default();
-    assert!(line.contains("init") && line.ends_with("done"), "{}", ran.out);
+    assert_eq!((ran.status, ran.stderr.as_str()), (0, ""));
+    let line = ran.stdout.lines().nth(1).unwrap_or_default();
+    assert!(line.contains("init") && line.ends_with("done"), "{}", ran.stdout);
     let ran = run(&["history", "--audit", "--json"]);
-    let entry: serde_json::Value = serde_json::from_str(&ran.out).expect("an object");
-    assert_eq!(entry["who"], ground_station::os_user::own());
+    let entry: serde_json::Value = serde_json::from_str(&ran.stdout).expect("an object");
+    assert_eq!(entry["who"], ground_station::os_user::current());
     assert_eq!(run(&["history"]).status, 3);
     assert_eq!(run(&["history", "1"]).status, 3);
     drop(busy);
 }
 
 #[test]
-fn that_nothing_is_open_is_no_fault_and_that_there_is_more_is_said() {
+fn empty_open_history_succeeds_and_truncation_is_noted() {
     let dir = tempfile::tempdir().expect("a directory");
     let run = |arguments: &[&str]| {
-        finish(
+        wait_for_output(
             command(dir.path()).args(arguments).spawn().expect("starts"),
             dir.path(),
         )
@@ -123,17 +123,20 @@ fn that_nothing_is_open_is_no_fault_and_that_there_is_more_is_said() {
         ),
     ] {
         let ran = run(arguments);
-        assert_eq!((ran.status, ran.out.as_str(), ran.err.as_str()), (0, "", says));
+        assert_eq!(
+            (ran.status, ran.stdout.as_str(), ran.stderr.as_str()),
+            (0, "", says)
+        );
     }
     assert_eq!(run(&["history", "--state", "done"]).status, 3);
     for _ in 0..3 {
         assert_eq!(run(&["fleet", "revoke", "nobody"]).status, 3);
     }
     let ran = run(&["history", "--audit", "--limit", "2"]);
-    assert_eq!((ran.status, ran.out.lines().count()), (0, 3), "{}", ran.out);
-    assert_snapshot!(ran.err, @"these are the newest 2, and there are more: see them with `--limit 20`");
+    assert_eq!((ran.status, ran.stdout.lines().count()), (0, 3), "{}", ran.stdout);
+    assert_snapshot!(ran.stderr, @"these are the newest 2, and there are more: see them with `--limit 20`");
     let ran = run(&["history", "--audit", "--limit", "2", "--json"]);
-    assert_eq!(ran.out.lines().count(), 2, "{}", ran.out);
+    assert_eq!(ran.stdout.lines().count(), 2, "{}", ran.stdout);
     let ran = run(&["history", "--audit", "--limit", "100"]);
-    assert_eq!(ran.err, "");
+    assert_eq!(ran.stderr, "");
 }

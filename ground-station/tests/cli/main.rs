@@ -11,12 +11,12 @@ mod history;
 mod scripted_station;
 mod start;
 
-use scripted_station::{Ran, command, finish, target};
+use scripted_station::{ProgramOutput, command, target, wait_for_output};
 
 /// The program alone, in an empty state directory.
-fn alone(arguments: &[&str]) -> Ran {
+fn run_without_station(arguments: &[&str]) -> ProgramOutput {
     let dir = tempfile::tempdir().expect("a directory");
-    finish(
+    wait_for_output(
         command(dir.path()).args(arguments).spawn().expect("starts"),
         dir.path(),
     )

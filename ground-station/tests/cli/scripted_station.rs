@@ -6,23 +6,23 @@ use std::sync::{Arc, Condvar, Mutex};
 
 use ground_station::control::lock::StateLock;
 use ground_station::control::server::ControlServer;
-use ground_station::fleet::{Call, Event, Fleet, NodeRef, Request};
+use ground_station::fleet::{Event, Fleet, NodeRef, Request, RequestEnvelope};
 use swarm_shared::proto::id::{NodeName, PeerId};
 use tokio_util::sync::CancellationToken;
 
 pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_ground-station");
 
 /// How a run of the program ended.
-pub(crate) struct Ran {
+pub(crate) struct ProgramOutput {
     pub(crate) status: i32,
-    pub(crate) out: String,
-    pub(crate) err: String,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
 }
 
-impl Ran {
+impl ProgramOutput {
     /// The output with the time that the last line measures taken out.
-    pub(crate) fn out_without_times(&self) -> String {
-        let (before, _) = self.out.rsplit_once(" in ").expect("a summary");
+    pub(crate) fn stdout_without_times(&self) -> String {
+        let (before, _) = self.stdout.rsplit_once(" in ").expect("a summary");
         format!("{before} in TIME")
     }
 }
@@ -40,14 +40,14 @@ pub(crate) fn command(state_dir: &Path) -> Command {
 }
 
 /// Waits for the end; the state directory is called `DIR` in what was printed.
-pub(crate) fn finish(child: Child, state_dir: &Path) -> Ran {
+pub(crate) fn wait_for_output(child: Child, state_dir: &Path) -> ProgramOutput {
     let output = child.wait_with_output().expect("ends");
     let dir = state_dir.to_str().expect("text");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).replace(dir, "DIR");
-    Ran {
+    ProgramOutput {
         status: output.status.code().expect("no signal ended it"),
-        out: text(&output.stdout),
-        err: text(&output.stderr),
+        stdout: text(&output.stdout),
+        stderr: text(&output.stderr),
     }
 }
 
@@ -62,8 +62,8 @@ pub(crate) fn target(number: u8) -> NodeRef {
 /// Answers every request with the same script; ends when dropped.
 pub(crate) struct ScriptedStation {
     dir: tempfile::TempDir,
-    asked: Arc<(Mutex<Vec<Request>>, Condvar)>,
-    stop: CancellationToken,
+    received: Arc<(Mutex<Vec<Request>>, Condvar)>,
+    shutdown: CancellationToken,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
@@ -79,12 +79,12 @@ impl ScriptedStation {
 
     fn start_with(script: impl Fn(&Request) -> Vec<Event> + Send + 'static, hang: bool) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
-        let lock = StateLock::try_take(dir.path(), "script").expect("free");
-        let asked: Arc<(Mutex<Vec<Request>>, Condvar)> = Arc::default();
-        let stop = CancellationToken::new();
+        let lock = StateLock::try_acquire(dir.path(), "script").expect("free");
+        let received: Arc<(Mutex<Vec<Request>>, Condvar)> = Arc::default();
+        let shutdown = CancellationToken::new();
         let (ready, started) = std::sync::mpsc::channel();
         let thread = std::thread::spawn({
-            let (asked, stop) = (Arc::clone(&asked), stop.clone());
+            let (received, shutdown) = (Arc::clone(&received), shutdown.clone());
             move || {
                 let runtime = tokio::runtime::Builder::new_current_thread()
                     .enable_all()
@@ -95,11 +95,11 @@ impl ScriptedStation {
                     ready.send(()).expect("awaited");
                     let (fleet, mut calls) = Fleet::local();
                     let answers = async {
-                        while let Some(Call { request, events, .. }) = calls.recv().await {
-                            let said = script(&request);
-                            asked.0.lock().expect("sound").push(request);
-                            asked.1.notify_all();
-                            for event in said {
+                        while let Some(RequestEnvelope { request, events, .. }) = calls.recv().await {
+                            let reply = script(&request);
+                            received.0.lock().expect("sound").push(request);
+                            received.1.notify_all();
+                            for event in reply {
                                 // A program that went away has had enough.
                                 events.send(event).await.ok();
                             }
@@ -108,15 +108,15 @@ impl ScriptedStation {
                             }
                         }
                     };
-                    tokio::join!(server.serve(fleet, stop), answers);
+                    tokio::join!(server.serve(fleet, shutdown), answers);
                 });
             }
         });
         started.recv().expect("started");
         Self {
             dir,
-            asked,
-            stop,
+            received,
+            shutdown,
             thread: Some(thread),
         }
     }
@@ -125,8 +125,8 @@ impl ScriptedStation {
         self.dir.path()
     }
 
-    pub(crate) fn run(&self, arguments: &[&str]) -> Ran {
-        finish(
+    pub(crate) fn run(&self, arguments: &[&str]) -> ProgramOutput {
+        wait_for_output(
             command(self.dir()).args(arguments).spawn().expect("starts"),
             self.dir(),
         )
@@ -134,7 +134,7 @@ impl ScriptedStation {
 
     /// What was asked, as JSON lines.
     pub(crate) fn requests(&self) -> Vec<String> {
-        let asked = self.asked.0.lock().expect("sound");
+        let asked = self.received.0.lock().expect("sound");
         asked
             .iter()
             .map(|request| serde_json::to_string(request).expect("JSON"))
@@ -142,9 +142,9 @@ impl ScriptedStation {
     }
 
     pub(crate) fn wait_for_request(&self) {
-        let asked = self.asked.0.lock().expect("sound");
+        let asked = self.received.0.lock().expect("sound");
         drop(
-            self.asked
+            self.received
                 .1
                 .wait_while(asked, |asked| asked.is_empty())
                 .expect("sound"),
@@ -154,7 +154,7 @@ impl ScriptedStation {
 
 impl Drop for ScriptedStation {
     fn drop(&mut self) {
-        self.stop.cancel();
+        self.shutdown.cancel();
         if let Some(thread) = self.thread.take() {
             assert!(thread.join().is_ok() || std::thread::panicking());
         }

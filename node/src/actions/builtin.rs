@@ -10,11 +10,11 @@ use swarm_shared::proto::trust::Role;
 use super::params::Params;
 use super::{Command, Inner};
 use crate::config::{TEXT_BYTES_MAX, parse_duration};
-use crate::logging::LOG_LINES_MAX;
+use crate::logging::LOG_LINES_BURST;
 use crate::telemetry::Sample;
 
 /// How many lines `log` gives if it is not told.
-const LOG_LINES: u64 = 50;
+const LOG_LINES_DEFAULT: u64 = 50;
 /// How much `log` gives at most, in bytes; the oldest lines are left out first.
 const LOG_BYTES_MAX: usize = 256 * 1024;
 /// How long `systemctl` may take.
@@ -23,12 +23,12 @@ const SYSTEMCTL_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(90
 const HOSTNAME: &str = "/hostname";
 
 pub(super) fn ping(arguments: &Arguments) -> Result<Reply, String> {
-    Params::of(arguments, &[])?;
+    Params::parse(arguments, &[])?;
     Ok(Reply::done(json!("pong")))
 }
 
 pub(super) fn time(arguments: &Arguments) -> Result<Reply, String> {
-    Params::of(arguments, &[])?;
+    Params::parse(arguments, &[])?;
     Ok(Reply::done(json!({ "unix_ms": clock::unix_time_ms() })))
 }
 
@@ -39,9 +39,9 @@ pub(crate) fn host_name() -> NodeName {
 
 impl Inner {
     pub(super) async fn identify(&self, arguments: &Arguments) -> Result<Reply, String> {
-        let params = Params::of(arguments, &["new_id"])?;
+        let params = Params::parse(arguments, &["new_id"])?;
         let mut note = None;
-        if let Some(text) = params.text("new_id")? {
+        if let Some(text) = params.optional_text("new_id")? {
             let name = match text.as_ref() {
                 HOSTNAME => host_name(),
                 text => NodeName::parse(text).map_err(|error| error.to_string())?,
@@ -73,11 +73,11 @@ impl Inner {
     }
 
     pub(super) async fn telemetry(&self, arguments: &Arguments) -> Result<Reply, String> {
-        Params::of(arguments, &[])?;
-        Ok(Reply::done(Value::Object(self.reading().await)))
+        Params::parse(arguments, &[])?;
+        Ok(Reply::done(Value::Object(self.telemetry_sample().await)))
     }
 
-    pub(super) async fn reading(&self) -> Sample {
+    pub(super) async fn telemetry_sample(&self) -> Sample {
         let mut sample = self.setup.telemetry.sample().await;
         if let Some(stopped) = self.setup.status.view().stopped {
             sample.insert("stopped".to_owned(), stopped.into());
@@ -96,26 +96,26 @@ impl Inner {
                     .into(),
             );
         }
-        let params = Params::of(&command.arguments, &["program", "args", "timeout"])?;
-        let mut argv = vec![params.need("program")?.into_owned()];
-        argv.extend(params.texts("args")?);
+        let params = Params::parse(&command.arguments, &["program", "args", "timeout"])?;
+        let mut argv = vec![params.required_text("program")?.into_owned()];
+        argv.extend(params.text_list("args")?);
         if argv[0].is_empty() || argv.iter().any(|part| part.contains('\0')) {
             return Err("program and args must be texts without NUL, and program not empty".to_owned());
         }
-        let timeout = match params.text("timeout")? {
+        let timeout = match params.optional_text("timeout")? {
             None => allowed.timeout,
             Some(text) => parse_duration(&text)?.min(allowed.timeout),
         };
-        Ok(self.program(command, &argv, timeout).await)
+        Ok(self.run_program(command, &argv, timeout).await)
     }
 
     pub(super) async fn service_restart(&self, command: &Command) -> Result<Reply, String> {
-        let params = Params::of(&command.arguments, &["name"])?;
-        let name = params.need("name")?;
+        let params = Params::parse(&command.arguments, &["name"])?;
+        let name = params.required_text("name")?;
         let bare = |unit: &str| unit.strip_suffix(".service").unwrap_or(unit).to_owned();
         let allowed = &self.setup.config.services.allow;
         let Some(unit) = allowed.iter().find(|unit| bare(unit.as_str()) == bare(&name)) else {
-            let known: Vec<&str> = allowed.iter().map(crate::config::Unit::as_str).collect();
+            let known: Vec<&str> = allowed.iter().map(crate::config::UnitName::as_str).collect();
             let known = if known.is_empty() {
                 "none".to_owned()
             } else {
@@ -127,11 +127,11 @@ impl Inner {
             ));
         };
         let argv = ["systemctl", "restart", unit.as_str()].map(str::to_owned);
-        Ok(self.program(command, &argv, SYSTEMCTL_TIMEOUT).await)
+        Ok(self.run_program(command, &argv, SYSTEMCTL_TIMEOUT).await)
     }
 
     pub(super) async fn reboot(&self, command: &Command) -> Result<Reply, String> {
-        Params::of(&command.arguments, &[])?;
+        Params::parse(&command.arguments, &[])?;
         let reboot = &self.setup.config.reboot;
         if !reboot.allowed {
             return Err(
@@ -140,13 +140,13 @@ impl Inner {
         }
         tracing::warn!(peer = command.id.issuer.short(), "rebooting");
         Ok(self
-            .program(command, reboot.command.as_slice(), SYSTEMCTL_TIMEOUT)
+            .run_program(command, reboot.command.as_slice(), SYSTEMCTL_TIMEOUT)
             .await)
     }
 
     pub(super) async fn notify(&self, command: &Command) -> Result<Reply, String> {
-        let params = Params::of(&command.arguments, &["text"])?;
-        let text = params.need("text")?;
+        let params = Params::parse(&command.arguments, &["text"])?;
+        let text = params.required_text("text")?;
         if text.is_empty() || text.len() > TEXT_BYTES_MAX || text.contains('\0') {
             return Err(format!(
                 "the text must not be empty and have at most {TEXT_BYTES_MAX} bytes and no NUL"
@@ -161,13 +161,13 @@ impl Inner {
         };
         let mut argv = program.as_slice().to_vec();
         argv.push(text.into_owned());
-        Ok(self.program(command, &argv, notify.timeout).await)
+        Ok(self.run_program(command, &argv, notify.timeout).await)
     }
 
     pub(super) fn log(&self, arguments: &Arguments) -> Result<Reply, String> {
-        let params = Params::of(arguments, &["lines"])?;
-        let lines = params.count("lines")?.unwrap_or(LOG_LINES);
-        let count = usize::try_from(lines).unwrap_or(usize::MAX).min(LOG_LINES_MAX);
+        let params = Params::parse(arguments, &["lines"])?;
+        let lines = params.optional_count("lines")?.unwrap_or(LOG_LINES_DEFAULT);
+        let count = usize::try_from(lines).unwrap_or(usize::MAX).min(LOG_LINES_BURST);
         let lines = self.setup.log.last(count);
         let mut bytes = 0;
         let fitting = lines

@@ -15,7 +15,7 @@ use super::{Command, Inner};
 use crate::config::{self, EditError};
 
 /// Arguments that are not keys.
-const NOT_KEYS: [&str; 3] = ["mode", "section", "values"];
+const CONTROL_ARGUMENTS: [&str; 3] = ["mode", "section", "values"];
 
 impl Inner {
     pub(super) async fn configure(&self, command: &Command) -> Result<Reply, String> {
@@ -34,15 +34,15 @@ impl Inner {
         }
         match mode.as_str() {
             Some("modify") => {
-                let changes = changes(arguments)?;
-                self.change_config(move |old| config::modified(old, &changes, config::variables()))
+                let changes = parse_changes(arguments)?;
+                self.change_config(move |old| config::modify(old, &changes, config::variables()))
                     .await
             }
             Some("rewrite") => {
-                let text = Params::of(arguments, &["mode", "text"])?
-                    .need("text")?
+                let text = Params::parse(arguments, &["mode", "text"])?
+                    .required_text("text")?
                     .into_owned();
-                self.change_config(move |old| config::rewritten(old, &text, config::variables()))
+                self.change_config(move |old| config::rewrite(old, &text, config::variables()))
                     .await
             }
             _ => Err(format!(
@@ -52,13 +52,13 @@ impl Inner {
     }
 
     async fn read_config(&self, arguments: &Arguments) -> Result<Reply, String> {
-        let section = Params::of(arguments, &["mode", "section"])?
-            .text("section")?
+        let section = Params::parse(arguments, &["mode", "section"])?
+            .optional_text("section")?
             .map(std::borrow::Cow::into_owned);
         let path = self.setup.config_path.clone();
-        let shown = blocking(move || -> Result<_, String> {
-            let text = read(&path).map_err(|error| error.to_string())?;
-            config::shown(&text).map_err(|error| error.to_string())
+        let shown = run_blocking(move || -> Result<_, String> {
+            let text = read_or_empty(&path).map_err(|error| error.to_string())?;
+            config::without_secrets(&text).map_err(|error| error.to_string())
         })
         .await;
         let shown = match shown {
@@ -79,13 +79,13 @@ impl Inner {
         &self,
         change: impl FnOnce(&str) -> Result<String, EditError> + Send + 'static,
     ) -> Result<Reply, String> {
-        let _one_at_a_time = self.writing.lock().await;
+        let _one_at_a_time = self.config_lock.lock().await;
         let path = self.setup.config_path.clone();
-        let changed = blocking(move || {
-            let old = read(&path)?;
+        let changed = run_blocking(move || {
+            let old = read_or_empty(&path)?;
             let new = change(&old)?;
             if new != old {
-                config::write(&path, &new)?;
+                config::write_file(&path, &new)?;
             }
             Ok(new != old)
         })
@@ -110,7 +110,7 @@ impl Inner {
 }
 
 /// A file that is not there is empty.
-fn read(path: &std::path::Path) -> Result<String, EditError> {
+fn read_or_empty(path: &std::path::Path) -> Result<String, EditError> {
     match std::fs::read_to_string(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
         read => read.map_err(|source| EditError::Io {
@@ -120,7 +120,7 @@ fn read(path: &std::path::Path) -> Result<String, EditError> {
     }
 }
 
-fn changes(arguments: &Arguments) -> Result<Map<String, Value>, String> {
+fn parse_changes(arguments: &Arguments) -> Result<Map<String, Value>, String> {
     let mut changes = Map::new();
     match arguments.kwargs.get("values") {
         None | Some(Value::Null) => {}
@@ -130,7 +130,7 @@ fn changes(arguments: &Arguments) -> Result<Map<String, Value>, String> {
     let own = arguments
         .kwargs
         .iter()
-        .filter(|(key, _)| !NOT_KEYS.contains(&key.as_str()));
+        .filter(|(key, _)| !CONTROL_ARGUMENTS.contains(&key.as_str()));
     changes.extend(own.map(|(key, value)| (key.clone(), value.clone())));
     match arguments.kwargs.get("section") {
         None | Some(Value::Null) => Ok(changes),
@@ -142,7 +142,7 @@ fn changes(arguments: &Arguments) -> Result<Map<String, Value>, String> {
     }
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+async fn run_blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done,
         Err(error) => std::panic::resume_unwind(error.into_panic()),

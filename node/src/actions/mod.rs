@@ -29,14 +29,14 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::logging::LogRing;
 use crate::plugins::{PluginAction, Plugins};
-use crate::process::{self, End, Stderr};
+use crate::process::{self, EndReason, Stderr};
 use crate::state::StateDir;
 use crate::status::Status;
 use crate::telemetry::Telemetry;
 
 pub(crate) use builtin::host_name;
-pub(crate) use properties::ENDS_FLIGHT;
-pub use properties::OFFERED_MAX;
+pub use properties::CATALOG_ACTIONS_MAX;
+pub(crate) use properties::LANDING_ACTIONS;
 
 /// One instruction for this node.
 #[derive(Clone, Debug)]
@@ -52,7 +52,7 @@ pub struct Command {
     /// When it must not begin any more.
     pub deadline: Option<Instant>,
     /// Cancelled to end it early, and when the daemon shuts down.
-    pub stop: CancellationToken,
+    pub cancel: CancellationToken,
 }
 
 /// What the actions work with.
@@ -92,7 +92,7 @@ pub struct Actions {
 struct Inner {
     setup: Setup,
     /// Held while the configuration file is read, changed and written.
-    writing: Mutex<()>,
+    config_lock: Mutex<()>,
 }
 
 impl Actions {
@@ -101,7 +101,7 @@ impl Actions {
         Self {
             inner: Arc::new(Inner {
                 setup,
-                writing: Mutex::new(()),
+                config_lock: Mutex::new(()),
             }),
         }
     }
@@ -110,14 +110,14 @@ impl Actions {
     pub async fn run(&self, command: Command) -> Reply {
         let (action, id, peer) = (command.action.as_str(), command.id, command.id.issuer.short());
         // What came through a door is told there, no more often than a log can bear.
-        let through_a_door = command.id.issuer == self.inner.setup.id;
-        if through_a_door {
+        let through_a_gateway = command.id.issuer == self.inner.setup.id;
+        if through_a_gateway {
             tracing::debug!(action, %id, role = %command.role, "command through a door");
         } else {
             tracing::info!(action, %id, peer, role = %command.role, "command");
         }
         let reply = self.inner.dispatch(&command).await;
-        if let Some(error) = reply.error.as_ref().filter(|_| !through_a_door) {
+        if let Some(error) = reply.error.as_ref().filter(|_| !through_a_gateway) {
             tracing::info!(action, %id, peer, state = %reply.state, error, "command ended");
         }
         reply
@@ -126,20 +126,20 @@ impl Actions {
 
 impl Actions {
     /// Whether the owner's configuration defines an action of this name.
-    pub(crate) fn is_owners(&self, name: &str) -> bool {
+    pub(crate) fn is_configured(&self, name: &str) -> bool {
         self.inner.setup.config.actions.contains_key(name)
     }
 
     /// A fresh reading of everything, without a command.
-    pub(crate) async fn reading(&self) -> crate::telemetry::Sample {
-        self.inner.reading().await
+    pub(crate) async fn telemetry_sample(&self) -> crate::telemetry::Sample {
+        self.inner.telemetry_sample().await
     }
 }
 
 impl Inner {
     async fn dispatch(&self, command: &Command) -> Reply {
-        if command.is_late() {
-            return command.expired();
+        if command.is_expired() {
+            return command.expired_reply();
         }
         let arguments = &command.arguments;
         let answered = match command.action.as_str() {
@@ -157,16 +157,16 @@ impl Inner {
             "filetransfer" => {
                 Err("a file needs a connection of its own: use `ground-station send` or `fetch`".to_owned())
             }
-            other => self.owners(other, command).await,
+            other => self.run_custom(other, command).await,
         };
         answered.unwrap_or_else(Reply::refused)
     }
 
-    async fn owners(&self, name: &str, command: &Command) -> Result<Reply, String> {
+    async fn run_custom(&self, name: &str, command: &Command) -> Result<Reply, String> {
         let actions = &self.setup.config.actions;
         let Some(action) = actions.get(name) else {
             if let Some(action) = self.setup.plugins.find(name) {
-                return Ok(plugins_action(action, command).await);
+                return Ok(run_plugin_action(action, command).await);
             }
             let plugins = self.setup.plugins.actions();
             let own = actions.keys().map(crate::config::ActionName::as_str);
@@ -182,21 +182,21 @@ impl Inner {
             return Err(format!("no action is called {shown:?}; this node's own: {own}"));
         };
         let argv = action.argv(&command.arguments)?;
-        Ok(self.program(command, &argv, action.timeout).await)
+        Ok(self.run_program(command, &argv, action.timeout).await)
     }
 
     /// Runs a program for a command.
-    async fn program(&self, command: &Command, argv: &[String], timeout: Duration) -> Reply {
-        let ran = match process::run(argv, Stderr::Merged, timeout, &command.stop).await {
+    async fn run_program(&self, command: &Command, argv: &[String], timeout: Duration) -> Reply {
+        let ran = match process::run(argv, Stderr::Merged, timeout, &command.cancel).await {
             Ok(ran) => ran,
             Err(error) => return Reply::failed(error.to_string()),
         };
-        let error = match (ran.end, ran.exit) {
-            (End::Exited, 0) => None,
-            (End::Exited, exit) if exit > 128 => Some(format!("ended by signal {}", exit - 128)),
-            (End::Exited, exit) => Some(format!("exit status {exit}")),
-            (End::TimedOut, _) => Some(format!("ran longer than {timeout:?} and was killed")),
-            (End::Stopped, _) => Some("it was killed before its end".to_owned()),
+        let error = match (ran.reason, ran.exit_code) {
+            (EndReason::Exited, 0) => None,
+            (EndReason::Exited, exit) if exit > 128 => Some(format!("ended by signal {}", exit - 128)),
+            (EndReason::Exited, exit) => Some(format!("exit status {exit}")),
+            (EndReason::TimedOut, _) => Some(format!("ran longer than {timeout:?} and was killed")),
+            (EndReason::Cancelled, _) => Some("it was killed before its end".to_owned()),
         };
         Reply {
             state: if error.is_none() {
@@ -206,14 +206,14 @@ impl Inner {
             },
             value: None,
             output: Some(ran.output),
-            exit: Some(ran.exit),
+            exit: Some(ran.exit_code),
             error,
         }
     }
 }
 
 /// Has a plug-in do it, until it is to end: nobody can kill what runs in another program.
-async fn plugins_action(action: PluginAction, command: &Command) -> Reply {
+async fn run_plugin_action(action: PluginAction, command: &Command) -> Reply {
     let told = format!(
         "ended early; the plug-in {} was told, and may go on all the same",
         action.plugin
@@ -221,16 +221,16 @@ async fn plugins_action(action: PluginAction, command: &Command) -> Reply {
     tokio::select! {
         biased;
         reply = action.call(command.arguments.clone(), command.deadline) => reply,
-        () = command.stop.cancelled() => Reply::failed(told),
+        () = command.cancel.cancelled() => Reply::failed(told),
     }
 }
 
 impl Command {
-    fn is_late(&self) -> bool {
+    fn is_expired(&self) -> bool {
         self.deadline.is_some_and(|deadline| clock::now() >= deadline)
     }
 
-    fn expired(&self) -> Reply {
+    fn expired_reply(&self) -> Reply {
         Reply::ended(Outcome::Expired, "its time to live ran out before it could begin")
     }
 }

@@ -14,7 +14,7 @@ pub(crate) struct Params<'a> {
 
 impl<'a> Params<'a> {
     /// Refuses what is unknown, too much or given twice.
-    pub(crate) fn of(arguments: &'a Arguments, names: &'a [&'a str]) -> Result<Self, String> {
+    pub(crate) fn parse(arguments: &'a Arguments, names: &'a [&'a str]) -> Result<Self, String> {
         let takes = || match names {
             [] => "it takes none".to_owned(),
             names => format!("it takes: {}", names.join(", ")),
@@ -48,7 +48,7 @@ impl<'a> Params<'a> {
     }
 
     /// A text; a command line's number or boolean is its own text.
-    pub(crate) fn text(&self, name: &str) -> Result<Option<Cow<'a, str>>, String> {
+    pub(crate) fn optional_text(&self, name: &str) -> Result<Option<Cow<'a, str>>, String> {
         self.get(name)
             .map(|value| match value {
                 Value::String(text) => Ok(Cow::Borrowed(text.as_str())),
@@ -61,13 +61,13 @@ impl<'a> Params<'a> {
     }
 
     /// A text that has to be there.
-    pub(crate) fn need(&self, name: &str) -> Result<Cow<'a, str>, String> {
-        self.text(name)?
+    pub(crate) fn required_text(&self, name: &str) -> Result<Cow<'a, str>, String> {
+        self.optional_text(name)?
             .ok_or_else(|| format!("argument {name} is missing: it must be a text"))
     }
 
     /// A whole number from 0.
-    pub(crate) fn count(&self, name: &str) -> Result<Option<u64>, String> {
+    pub(crate) fn optional_count(&self, name: &str) -> Result<Option<u64>, String> {
         self.get(name)
             .map(|value| {
                 let text = value.as_str().and_then(|text| text.parse().ok());
@@ -80,7 +80,7 @@ impl<'a> Params<'a> {
     }
 
     /// A list of texts; empty if absent.
-    pub(crate) fn texts(&self, name: &str) -> Result<Vec<String>, String> {
+    pub(crate) fn text_list(&self, name: &str) -> Result<Vec<String>, String> {
         let bad = || format!("argument {name} must be a list of texts");
         match self.get(name) {
             None => Ok(Vec::new()),
@@ -104,16 +104,16 @@ mod tests {
     }
 
     #[test]
-    fn by_name_and_by_position() {
+    fn arguments_are_found_by_name_and_position() {
         let given = arguments(json!({"args": ["x", 3], "kwargs": {"list": ["a"]}}));
-        let params = Params::of(&given, &["text", "count", "list"]).expect("known");
-        assert_eq!(params.need("text").as_deref(), Ok("x"));
-        assert_eq!(params.count("count"), Ok(Some(3)));
-        assert_eq!(params.texts("list"), Ok(vec!["a".to_owned()]));
+        let params = Params::parse(&given, &["text", "count", "list"]).expect("known");
+        assert_eq!(params.required_text("text").as_deref(), Ok("x"));
+        assert_eq!(params.optional_count("count"), Ok(Some(3)));
+        assert_eq!(params.text_list("list"), Ok(vec!["a".to_owned()]));
     }
 
     #[test]
-    fn what_does_not_fit_is_said() {
+    fn unexpected_arguments_are_refused() {
         for (given, says) in [
             (
                 json!({"kwargs": {"x": 1}}),
@@ -122,13 +122,13 @@ mod tests {
             (json!({"args": [1, 2]}), "too many"),
             (json!({"args": [1], "kwargs": {"text": 2}}), "given twice"),
         ] {
-            let error = Params::of(&arguments(given), &["text"]).expect_err(says);
+            let error = Params::parse(&arguments(given), &["text"]).expect_err(says);
             assert!(error.contains(says), "{error}");
         }
         let given = arguments(json!({"kwargs": {"text": [1]}}));
-        let params = Params::of(&given, &["text"]).expect("known");
-        params.need("text").expect_err("not a text");
-        params.count("text").expect_err("not a number");
-        params.texts("text").expect_err("not texts");
+        let params = Params::parse(&given, &["text"]).expect("known");
+        params.required_text("text").expect_err("not a text");
+        params.optional_count("text").expect_err("not a number");
+        params.text_list("text").expect_err("not texts");
     }
 }

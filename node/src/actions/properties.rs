@@ -12,8 +12,8 @@
 //! None but an owner's or a plug-in's with `class = "flight"` is a flight action, and none but one of theirs that has a name
 //! of [`ENDS_FLIGHT`] ends a flight. What is not known is refused when it runs.
 
-use swarm_shared::proto::delivery::executor::Traits;
-use swarm_shared::proto::message::{Offer, OfferedAction, OfferedClass};
+use swarm_shared::proto::delivery::executor::ActionProperties;
+use swarm_shared::proto::message::{ActionCatalog, ActionInfo, TtlClass};
 use tokio::sync::watch;
 
 use super::Actions;
@@ -21,23 +21,23 @@ use crate::config::{Action, Class};
 use crate::plugins::PluginAction;
 
 /// How many actions an offer names at most: the owner's before those of plug-ins, in the order of their names.
-pub const OFFERED_MAX: usize = 256;
+pub const CATALOG_ACTIONS_MAX: usize = 256;
 
 /// The names, which are clever-show's, of actions after which a drone does not go on with what it did.
-pub(crate) const ENDS_FLIGHT: [&str; 5] = ["pause", "stop", "land", "emergency_land", "disarm"];
+pub(crate) const LANDING_ACTIONS: [&str; 5] = ["pause", "stop", "land", "emergency_land", "disarm"];
 
 impl Actions {
     /// What this action is like.
-    pub fn traits(&self, action: &str) -> Traits {
-        let harmless = |idempotent| Traits {
+    pub fn properties(&self, action: &str) -> ActionProperties {
+        let harmless = |idempotent| ActionProperties {
             idempotent,
             while_stopped: true,
-            ..Traits::default()
+            ..ActionProperties::default()
         };
         match action {
             "log" => harmless(true),
             "notify" | "config" | "id" => harmless(false),
-            "execute" | "service_restart" | "reboot" => Traits::default(),
+            "execute" | "service_restart" | "reboot" => ActionProperties::default(),
             other => {
                 let own = &self.inner.setup.config.actions;
                 let plugins = || {
@@ -45,11 +45,11 @@ impl Actions {
                         .setup
                         .plugins
                         .find(other)
-                        .map(|found| traits_of_plugins(&found))
+                        .map(|found| plugin_action_properties(&found))
                 };
-                let known = own.get(other).map(traits_of).or_else(plugins);
-                known.map_or_else(Traits::default, |traits| Traits {
-                    ends_flight: ENDS_FLIGHT.contains(&other),
+                let known = own.get(other).map(custom_action_properties).or_else(plugins);
+                known.map_or_else(ActionProperties::default, |traits| ActionProperties {
+                    ends_flight: LANDING_ACTIONS.contains(&other),
                     ..traits
                 })
             }
@@ -57,43 +57,53 @@ impl Actions {
     }
 
     /// What this node can do that its peers cannot know by themselves.
-    pub fn offer(&self) -> Offer {
+    pub fn catalog(&self) -> ActionCatalog {
         let own = self.inner.setup.config.actions.iter();
-        let own = own.map(|(name, action)| (name.as_str().to_owned(), offered(traits_of(action))));
+        let own = own.map(|(name, action)| {
+            (
+                name.as_str().to_owned(),
+                action_info(custom_action_properties(action)),
+            )
+        });
         let plugins = self.inner.setup.plugins.actions().into_iter();
-        let plugins = plugins.map(|action| (action.name.clone(), offered(traits_of_plugins(&action))));
-        Offer {
-            actions: own.chain(plugins).take(OFFERED_MAX).collect(),
+        let plugins = plugins.map(|action| {
+            (
+                action.name.clone(),
+                action_info(plugin_action_properties(&action)),
+            )
+        });
+        ActionCatalog {
+            actions: own.chain(plugins).take(CATALOG_ACTIONS_MAX).collect(),
         }
     }
 
     /// Changes when [`Self::offer`] does.
-    pub fn offer_changes(&self) -> watch::Receiver<u64> {
+    pub fn catalog_changes(&self) -> watch::Receiver<u64> {
         self.inner.setup.plugins.changes()
     }
 }
 
-fn offered(traits: Traits) -> OfferedAction {
-    let Traits {
+fn action_info(properties: ActionProperties) -> ActionInfo {
+    let ActionProperties {
         idempotent,
         while_stopped,
         flight,
         ends_flight: _,
-    } = traits;
-    OfferedAction {
+    } = properties;
+    ActionInfo {
         class: if flight {
-            OfferedClass::Flight
+            TtlClass::Flight
         } else {
-            OfferedClass::Ordinary
+            TtlClass::Ordinary
         },
         idempotent,
         while_stopped,
     }
 }
 
-fn traits_of_plugins(action: &PluginAction) -> Traits {
+fn plugin_action_properties(action: &PluginAction) -> ActionProperties {
     let entry = &action.entry;
-    Traits {
+    ActionProperties {
         idempotent: entry.idempotent,
         while_stopped: entry.while_stopped,
         flight: entry.flight,
@@ -101,8 +111,8 @@ fn traits_of_plugins(action: &PluginAction) -> Traits {
     }
 }
 
-fn traits_of(action: &Action) -> Traits {
-    Traits {
+fn custom_action_properties(action: &Action) -> ActionProperties {
+    ActionProperties {
         idempotent: action.idempotent,
         while_stopped: action.while_stopped,
         flight: action.class == Class::Flight,

@@ -11,7 +11,7 @@ use swarm_shared::proto::outcome::Reply;
 use super::params::Params;
 use super::{Inner, Setup};
 use crate::config::{self, Config, Origin};
-use crate::status::Loss;
+use crate::status::LinkLoss;
 use crate::telemetry;
 
 /// Less free room than this, in bytes, is too little.
@@ -30,21 +30,21 @@ struct Check {
 
 impl Inner {
     pub(super) async fn selfcheck(&self, arguments: &Arguments) -> Result<Reply, String> {
-        Params::of(arguments, &[])?;
-        let owner = self.setup.telemetry.owner_error();
+        Params::parse(arguments, &[])?;
+        let command_error = self.setup.telemetry.command_error();
         let state = self.setup.state.clone();
         let (path, roots) = (self.setup.config_path.clone(), self.setup.roots.clone());
         let checked = tokio::task::spawn_blocking(move || {
             let mut checks = vec![
-                result("state", state.probe().map(|()| "can be written".to_owned())),
-                room("disk state", state.path()),
-                clock_is_set(),
-                config_is_right(&path),
+                check_result("state", state.probe().map(|()| "can be written".to_owned())),
+                check_disk_space("disk state", state.path()),
+                check_clock(),
+                check_config(&path),
             ];
             for (name, dir) in roots.iter() {
                 let opened = std::fs::read_dir(dir).map(|_entries| dir.display().to_string());
-                checks.push(result(&format!("root {name}"), opened));
-                checks.push(room(&format!("disk {name}"), dir));
+                checks.push(check_result(&format!("root {name}"), opened));
+                checks.push(check_disk_space(&format!("disk {name}"), dir));
             }
             checks.extend(telemetry::cpu_temperature().map(|degrees| Check {
                 check: "temperature".to_owned(),
@@ -69,13 +69,13 @@ impl Inner {
         if self.setup.has_telemetry_command() {
             checks.push(Check {
                 check: "telemetry".to_owned(),
-                ok: owner.is_none(),
-                detail: owner.unwrap_or_else(|| "the command works".to_owned()),
+                ok: command_error.is_none(),
+                detail: command_error.unwrap_or_else(|| "the command works".to_owned()),
             });
         }
         let facts = self.setup.status.view();
-        checks.push(emergency_stop(facts.stopped));
-        checks.extend(facts.last_loss.map(lost_link));
+        checks.push(check_emergency_stop(facts.stopped));
+        checks.extend(facts.last_loss.map(check_lost_link));
         let bad: Vec<String> = checks
             .iter()
             .filter(|check| !check.ok)
@@ -99,7 +99,7 @@ impl Setup {
     }
 }
 
-fn result<E: std::fmt::Display>(check: &str, result: Result<String, E>) -> Check {
+fn check_result<E: std::fmt::Display>(check: &str, result: Result<String, E>) -> Check {
     Check {
         check: check.to_owned(),
         ok: result.is_ok(),
@@ -107,8 +107,8 @@ fn result<E: std::fmt::Display>(check: &str, result: Result<String, E>) -> Check
     }
 }
 
-fn room(check: &str, path: &Path) -> Check {
-    let disk = telemetry::disk(path);
+fn check_disk_space(check: &str, path: &Path) -> Check {
+    let disk = telemetry::disk_usage(path);
     Check {
         check: check.to_owned(),
         ok: disk.is_some_and(|disk| disk.free >= FREE_BYTES_MIN),
@@ -119,7 +119,7 @@ fn room(check: &str, path: &Path) -> Check {
     }
 }
 
-fn clock_is_set() -> Check {
+fn check_clock() -> Check {
     let now = clock::unix_time_ms();
     let ok = now >= CLOCK_MIN_MS;
     Check {
@@ -134,7 +134,7 @@ fn clock_is_set() -> Check {
     }
 }
 
-fn emergency_stop(stopped: Option<String>) -> Check {
+fn check_emergency_stop(stopped: Option<String>) -> Check {
     Check {
         check: "emergency stop".to_owned(),
         ok: stopped.is_none(),
@@ -146,8 +146,8 @@ fn emergency_stop(stopped: Option<String>) -> Check {
 }
 
 /// Whoever asks has a link: this is about what happened while nobody had.
-fn lost_link(loss: Loss) -> Check {
-    let Loss { number, command } = loss;
+fn check_lost_link(loss: LinkLoss) -> Check {
+    let LinkLoss { number, command } = loss;
     let how = match &command {
         None => "runs",
         Some(Ok(())) => "ended well",
@@ -162,14 +162,14 @@ fn lost_link(loss: Loss) -> Check {
     }
 }
 
-fn config_is_right(path: &Path) -> Check {
+fn check_config(path: &Path) -> Check {
     let origin = Origin::File(path.to_owned(), None);
     let checked = match std::fs::read_to_string(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok("no file".to_owned()),
         Err(error) => Err(error.to_string()),
-        Ok(text) => Config::over(&text, &origin, config::variables())
+        Ok(text) => Config::parse_with_variables(&text, &origin, config::variables())
             .map(|_| "the file is right".to_owned())
             .map_err(|error| error.to_string()),
     };
-    result("config", checked)
+    check_result("config", checked)
 }

@@ -3,16 +3,16 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use swarm_shared::proto::delivery::executor::Traits;
+use swarm_shared::proto::delivery::executor::ActionProperties;
+use swarm_shared::proto::foreign::plugin::message;
 use swarm_shared::proto::id::PublicKey;
 use swarm_shared::proto::message::LOST_LINK_CHECK;
-use swarm_shared::proto::plugin::message;
 use tempfile::TempDir;
 use tokio::io::AsyncWriteExt;
 
 use super::*;
 use crate::config::Origin;
-use crate::status::{Loss, View};
+use crate::status::{LinkLoss, StatusView};
 
 const FILE: &str = r#"
 name = "n1"
@@ -51,15 +51,15 @@ command = ["sleep", "60"]
 key = "s3cret"
 "#;
 
-pub(crate) struct Place {
+pub(crate) struct TestNode {
     pub(crate) dir: TempDir,
     pub(crate) actions: Actions,
     status: Status,
     name: watch::Receiver<NodeName>,
-    stop: CancellationToken,
+    shutdown: CancellationToken,
 }
 
-impl Place {
+impl TestNode {
     pub(crate) fn new(text: &str) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let config_path = dir.path().join("config.toml");
@@ -68,9 +68,9 @@ impl Place {
         let state = Arc::new(StateDir::open(dir.path()).expect("a state directory"));
         let disks = vec![("state".to_owned(), dir.path().to_owned())];
         let (name, names) = watch::channel(NodeName::from_host("n1"));
-        let stop = CancellationToken::new();
+        let shutdown = CancellationToken::new();
         let plugins = Plugins::new(&config);
-        let status = Status::new(View::default(), LogRing::new());
+        let status = Status::new(StatusView::default(), LogRing::new());
         let actions = Actions::new(Setup {
             id: PublicKey([1; 32]).id(),
             telemetry: Telemetry::new(config.telemetry.clone(), disks, plugins.clone()),
@@ -89,7 +89,7 @@ impl Place {
             actions,
             status,
             name: names,
-            stop,
+            shutdown,
         }
     }
 
@@ -104,7 +104,7 @@ impl Place {
             action: action.to_owned(),
             arguments: serde_json::from_value(arguments).expect("arguments"),
             deadline: Some(clock::now() + Duration::from_secs(20)),
-            stop: self.stop.child_token(),
+            cancel: self.shutdown.child_token(),
         }
     }
 
@@ -130,8 +130,8 @@ impl Place {
 }
 
 #[tokio::test]
-async fn the_simple_ones_answer() {
-    let place = Place::new(FILE);
+async fn read_only_actions_answer() {
+    let place = TestNode::new(FILE);
     assert_eq!(place.call("ping", json!({})).await, Reply::done(json!("pong")));
     let time = place.call("time", json!({})).await.value.expect("a value");
     assert!(time["unix_ms"].as_u64().expect("a number") > 0);
@@ -159,7 +159,7 @@ async fn the_simple_ones_answer() {
 
 #[tokio::test]
 async fn a_rename_is_announced_and_remembered() {
-    let place = Place::new(FILE);
+    let place = TestNode::new(FILE);
     let value = place.call("id", json!({})).await.value.expect("a value");
     assert_eq!(value["name"], "n1");
     assert_eq!(value["id"], json!(PublicKey([1; 32]).id()));
@@ -182,8 +182,8 @@ async fn a_rename_is_announced_and_remembered() {
 }
 
 #[tokio::test]
-async fn owners_actions_run_without_a_shell() {
-    let place = Place::new(FILE);
+async fn custom_actions_run_without_a_shell() {
+    let place = TestNode::new(FILE);
     let reply = place.call("say", json!({"n": 3})).await;
     assert_eq!((reply.state, reply.exit), (Outcome::Done, Some(0)));
     assert_eq!(reply.output.as_deref(), Some("$(id) 3\n"));
@@ -210,22 +210,22 @@ async fn owners_actions_run_without_a_shell() {
 }
 
 #[tokio::test]
-async fn shutdown_ends_a_program() {
-    let place = Place::new(FILE);
+async fn shutdown_kills_a_running_program() {
+    let place = TestNode::new(FILE);
     let mut held = Box::pin(place.call("hold", json!({})));
     // It begins when it is first polled.
     tokio::time::timeout(Duration::from_millis(20), &mut held)
         .await
         .expect_err("it runs on");
-    place.stop.cancel();
+    place.shutdown.cancel();
     let reply = held.await;
     assert_eq!(reply.state, Outcome::Failed);
     assert_eq!(reply.error.as_deref(), Some("it was killed before its end"));
 }
 
 #[tokio::test]
-async fn the_owner_says_what_an_action_is_like_and_peers_are_told() {
-    let place = Place::new(
+async fn action_properties_come_from_the_configuration() {
+    let place = TestNode::new(
         r#"
         actions.a.command = ["true"]
         actions.b = { command = ["true"], idempotent = true }
@@ -233,30 +233,30 @@ async fn the_owner_says_what_an_action_is_like_and_peers_are_told() {
         actions.land.command = ["true"]
         "#,
     );
-    let traits = |idempotent, while_stopped, flight| Traits {
+    let traits = |idempotent, while_stopped, flight| ActionProperties {
         idempotent,
         while_stopped,
         flight,
         ends_flight: false,
     };
-    let of = |action| place.actions.traits(action);
+    let of = |action| place.actions.properties(action);
     assert_eq!(of("a"), traits(false, false, false));
     assert_eq!(of("b"), traits(true, false, false));
     assert_eq!(of("c"), traits(false, true, true));
-    let land = Traits {
+    let land = ActionProperties {
         ends_flight: true,
-        ..Traits::default()
+        ..ActionProperties::default()
     };
     assert_eq!(of("land"), land, "whatever its class");
-    assert_eq!(of("pause"), Traits::default(), "nobody's");
-    assert_eq!(of("nobody's"), Traits::default());
+    assert_eq!(of("pause"), ActionProperties::default(), "nobody's");
+    assert_eq!(of("nobody's"), ActionProperties::default());
     for harmful in ["execute", "reboot", "service_restart"] {
-        assert_eq!(of(harmful), Traits::default(), "{harmful}");
+        assert_eq!(of(harmful), ActionProperties::default(), "{harmful}");
     }
     for through in ["log", "notify", "config", "id"] {
         assert_eq!(of(through), traits(through == "log", true, false), "{through}");
     }
-    let offer = serde_json::to_value(place.actions.offer()).expect("JSON");
+    let offer = serde_json::to_value(place.actions.catalog()).expect("JSON");
     let plain = json!({"class": "ordinary", "idempotent": false, "while_stopped": false});
     assert_eq!(
         offer,
@@ -270,20 +270,20 @@ async fn the_owner_says_what_an_action_is_like_and_peers_are_told() {
 }
 
 #[tokio::test]
-async fn what_a_plug_in_offers_is_an_action_like_any_other() {
-    let place = Place::new("");
+async fn plugin_actions_behave_like_configured_ones() {
+    let place = TestNode::new("");
     let socket = place.dir.path().join("s");
     let listener = crate::status::bind(&socket).expect("bound");
     let plugins = place.actions.inner.setup.plugins.clone();
-    let (tasks, stop) = (tokio_util::task::TaskTracker::new(), place.stop.clone());
+    let (tasks, shutdown) = (tokio_util::task::TaskTracker::new(), place.shutdown.clone());
     tokio::spawn(crate::plugins::serve(
         listener,
         plugins,
         || json!({}),
         tasks,
-        stop,
+        shutdown,
     ));
-    let mut changes = place.actions.offer_changes();
+    let mut changes = place.actions.catalog_changes();
     let mut program = tokio::net::UnixStream::connect(&socket)
         .await
         .expect("it listens");
@@ -298,27 +298,27 @@ async fn what_a_plug_in_offers_is_an_action_like_any_other() {
     program.write_all(&bytes).await.expect("written");
     changes.changed().await.expect("it is taken in");
 
-    let traits = |idempotent, while_stopped, flight| Traits {
+    let traits = |idempotent, while_stopped, flight| ActionProperties {
         idempotent,
         while_stopped,
         flight,
         ends_flight: false,
     };
-    assert_eq!(place.actions.traits("fly"), traits(false, false, true));
-    assert_eq!(place.actions.traits("height"), traits(true, true, false));
-    let offer = serde_json::to_value(place.actions.offer()).expect("JSON");
+    assert_eq!(place.actions.properties("fly"), traits(false, false, true));
+    assert_eq!(place.actions.properties("height"), traits(true, true, false));
+    let offer = serde_json::to_value(place.actions.catalog()).expect("JSON");
     assert_eq!(offer["actions"]["fly"]["class"], "flight");
 
     // Whoever ends it early is not kept waiting by another program.
     let command = place.command(Role::Operator, "fly", json!({}));
-    let end = command.stop.clone();
+    let cancel = command.cancel.clone();
     let running = tokio::spawn({
         let actions = place.actions.clone();
         async move { actions.run(command).await }
     });
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert!(!running.is_finished(), "it waits for its answer");
-    end.cancel();
+    cancel.cancel();
     let reply = running.await.expect("no panic");
     assert_eq!(reply.state, Outcome::Failed);
     assert!(
@@ -329,22 +329,22 @@ async fn what_a_plug_in_offers_is_an_action_like_any_other() {
 
     drop(program);
     changes.changed().await.expect("it is gone");
-    assert_eq!(place.actions.traits("fly"), Traits::default());
-    assert!(place.actions.offer().actions.is_empty());
+    assert_eq!(place.actions.properties("fly"), ActionProperties::default());
+    assert!(place.actions.catalog().actions.is_empty());
     let says = "no action is called \"fly\"; this node's own: none";
     place.refused("fly", json!({}), says).await;
 }
 
 #[tokio::test]
-async fn an_offer_is_bounded() {
+async fn the_action_catalog_is_bounded() {
     let action = |n: usize| format!("actions.a{n}.command = [\"true\"]\n");
-    let place = Place::new(&(0..OFFERED_MAX + 10).map(action).collect::<String>());
-    assert_eq!(place.actions.offer().actions.len(), OFFERED_MAX);
+    let place = TestNode::new(&(0..CATALOG_ACTIONS_MAX + 10).map(action).collect::<String>());
+    assert_eq!(place.actions.catalog().actions.len(), CATALOG_ACTIONS_MAX);
 }
 
 #[tokio::test]
-async fn a_late_command_does_not_begin() {
-    let place = Place::new(FILE);
+async fn an_expired_command_does_not_start() {
+    let place = TestNode::new(FILE);
     let mark = place.dir.path().join("mark");
     let command = Command {
         id: CommandId {
@@ -357,15 +357,15 @@ async fn a_late_command_does_not_begin() {
         arguments: serde_json::from_value(json!({"kwargs": {"program": "touch", "args": [mark]}}))
             .expect("arguments"),
         deadline: Some(clock::now()),
-        stop: place.stop.clone(),
+        cancel: place.shutdown.clone(),
     };
     assert_eq!(place.actions.run(command).await.state, Outcome::Expired);
     assert!(!mark.exists());
 }
 
 #[tokio::test]
-async fn execute_takes_an_admin_and_the_nodes_own_word() {
-    let place = Place::new(FILE);
+async fn execute_needs_an_admin_and_the_nodes_permission() {
+    let place = TestNode::new(FILE);
     let reply = place
         .call("execute", json!({"program": "echo", "args": ["a b", "$HOME"]}))
         .await;
@@ -399,15 +399,15 @@ async fn execute_takes_an_admin_and_the_nodes_own_word() {
         place.call("execute", json!({"program": "/no/such"})).await.state,
         Outcome::Failed
     );
-    let closed = Place::new("");
+    let closed = TestNode::new("");
     closed
         .refused("execute", json!({"program": "true"}), "[execute] allowed = true")
         .await;
 }
 
 #[tokio::test]
-async fn the_devices_own_switches_decide() {
-    let place = Place::new(FILE);
+async fn restricted_actions_need_the_nodes_permission() {
+    let place = TestNode::new(FILE);
     assert_eq!(
         place.call("reboot", json!({})).await.output.as_deref(),
         Some("rebooted\n")
@@ -431,7 +431,7 @@ async fn the_devices_own_switches_decide() {
             "may not be restarted",
         )
         .await;
-    let bare = Place::new("");
+    let bare = TestNode::new("");
     bare.refused("reboot", json!({}), "[reboot] allowed = true").await;
     bare.refused("service_restart", json!({"name": "camera"}), "allow): none")
         .await;
@@ -443,7 +443,7 @@ async fn the_devices_own_switches_decide() {
 
 #[tokio::test]
 async fn the_configuration_is_read_without_its_secrets() {
-    let place = Place::new(FILE);
+    let place = TestNode::new(FILE);
     let whole = place.call("config", json!({})).await.value.expect("a value");
     assert_eq!(whole["name"], "n1");
     assert!(!whole.to_string().contains("s3cret") && whole.get("private").is_none());
@@ -461,8 +461,8 @@ async fn the_configuration_is_read_without_its_secrets() {
 }
 
 #[tokio::test]
-async fn the_configuration_is_changed_whole_or_not_at_all() {
-    let place = Place::new(FILE);
+async fn configuration_changes_are_atomic() {
+    let place = TestNode::new(FILE);
     let reply = place
         .call(
             "config",
@@ -521,8 +521,8 @@ async fn the_configuration_is_changed_whole_or_not_at_all() {
 }
 
 #[tokio::test]
-async fn a_node_without_a_file_gets_one() {
-    let place = Place::new("");
+async fn a_missing_config_file_is_created_on_change() {
+    let place = TestNode::new("");
     std::fs::remove_file(place.dir.path().join("config.toml")).expect("removed");
     assert_eq!(place.call("config", json!({})).await.value, Some(json!({})));
     let reply = place
@@ -533,11 +533,11 @@ async fn a_node_without_a_file_gets_one() {
 }
 
 #[tokio::test]
-async fn a_selfcheck_names_what_is_wrong() {
+async fn a_selfcheck_names_each_failed_check() {
     let root = tempfile::tempdir().expect("a directory");
     let gone = root.path().join("gone");
     let text = format!("[files]\nroots = {{ a = {:?}, b = {gone:?} }}", root.path());
-    let place = Place::new(&text);
+    let place = TestNode::new(&text);
     let reply = place.call("selfcheck", json!({})).await;
     assert_eq!(reply.state, Outcome::Failed);
     assert!(reply.error.unwrap_or_default().contains("root b: No such file"));
@@ -555,8 +555,8 @@ async fn a_selfcheck_names_what_is_wrong() {
 }
 
 #[tokio::test]
-async fn a_stop_and_a_lost_link_are_told() {
-    let place = Place::new("");
+async fn selfcheck_reports_stop_and_lost_link() {
+    let place = TestNode::new("");
     let check = async |name: &str| {
         let checks = place.call("selfcheck", json!({})).await.value.expect("a value");
         let all = checks.as_array().expect("a list").clone();
@@ -586,7 +586,7 @@ async fn a_stop_and_a_lost_link_are_told() {
         (Some(Ok(())), true),
         (Some(Err("exit status 3".to_owned())), false),
     ] {
-        let loss = Loss { number: 2, command };
+        let loss = LinkLoss { number: 2, command };
         place.status.update(|facts| facts.last_loss = Some(loss));
         let lost = check(LOST_LINK_CHECK).await.expect("told");
         assert_eq!(lost["ok"], ok, "{lost}");

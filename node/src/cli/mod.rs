@@ -17,7 +17,7 @@ use swarm_shared::proto::trust::invite::Invitation;
 use crate::config::{Config, ConfigError};
 use crate::logging::{self, LogRing};
 use crate::state::StateDir;
-use crate::status::{self, Joined, Request, View};
+use crate::status::{self, Joined, Request, StatusView};
 use crate::{daemon, process};
 
 pub use settings::RunArgs;
@@ -52,9 +52,9 @@ enum Verb {
         run: RunArgs,
     },
     /// Show this node's name and id.
-    Id(AskArgs),
+    Id(QueryArgs),
     /// Show what the running daemon is doing.
-    Status(AskArgs),
+    Status(QueryArgs),
     /// Check a configuration file, and say what is wrong with it.
     CheckConfig {
         /// The file.
@@ -63,7 +63,7 @@ enum Verb {
 }
 
 #[derive(Debug, Args)]
-struct AskArgs {
+struct QueryArgs {
     /// Where keys and the fleet are kept [default: /var/lib/swarm-node, else ~/.local/state/swarm-node]
     #[arg(long, value_name = "DIR", env = "SWARM_NODE_STATE_DIR")]
     state_dir: Option<PathBuf>,
@@ -80,7 +80,7 @@ pub fn main() -> ExitCode {
             let text = format!("swarm-node: {error:#}\n");
             // Where else could that be told?
             let _no_screen = std::io::stderr().write_all(text.as_bytes());
-            let usage = error.is::<ConfigError>() || error.is::<settings::BadFlag>();
+            let usage = error.is::<ConfigError>() || error.is::<settings::UsageError>();
             ExitCode::from(if usage { 2 } else { 1 })
         }
     }
@@ -101,7 +101,7 @@ fn run_daemon(args: RunArgs, code: Option<String>) -> anyhow::Result<()> {
     let ring = LogRing::new();
     let level = args.log.clone();
     let settings = args.into_settings(ring.clone(), code)?;
-    logging::init(&level, &ring).map_err(|error| settings::BadFlag(format!("{error:#}")))?;
+    logging::init(&level, &ring).map_err(|error| settings::UsageError(format!("{error:#}")))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -113,19 +113,19 @@ fn run_daemon(args: RunArgs, code: Option<String>) -> anyhow::Result<()> {
 
 fn join(args: RunArgs, code: String) -> anyhow::Result<()> {
     if let Err(error) = code.parse::<Invitation>() {
-        return Err(settings::BadFlag(error.to_string()).into());
+        return Err(settings::UsageError(error.to_string()).into());
     }
     let dir = args.state_dir();
     let request = Request::Join {
         code: code.clone(),
         progress: true,
     };
-    let asked = status::ask_telling(&StateDir::socket(&dir), &request, |word| {
+    let asked = status::query_with_progress(&StateDir::socket(&dir), &request, |word| {
         // Who cannot read it still gets the end.
         let _no_screen = writeln!(std::io::stderr(), "{word}");
     });
-    let Some(line) = asked.with_context(|| cannot_ask(&dir))? else {
-        refuse_foreign(&dir)?;
+    let Some(line) = asked.with_context(|| query_failed(&dir))? else {
+        check_owner(&dir)?;
         return run_daemon(args, Some(code));
     };
     let joined: Joined = serde_json::from_str(&line).context("the daemon's answer is unreadable")?;
@@ -136,7 +136,7 @@ fn join(args: RunArgs, code: String) -> anyhow::Result<()> {
 }
 
 /// Root would leave a key behind that the directory's owner cannot read, and the daemon would not start again.
-fn refuse_foreign(dir: &std::path::Path) -> anyhow::Result<()> {
+fn check_owner(dir: &std::path::Path) -> anyhow::Result<()> {
     let owner = std::fs::metadata(dir).map_or(0, |meta| meta.uid());
     if rustix::process::geteuid().is_root() && owner != 0 {
         bail!(
@@ -147,9 +147,12 @@ fn refuse_foreign(dir: &std::path::Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn id(ask: AskArgs) -> anyhow::Result<()> {
+fn id(ask: QueryArgs) -> anyhow::Result<()> {
     let dir = ask.state_dir.unwrap_or_else(StateDir::default_path);
-    let running = view(&dir).ok().flatten().map(|view| (Some(view.name), view.id));
+    let running = query_status(&dir)
+        .ok()
+        .flatten()
+        .map(|view| (Some(view.name), view.id));
     let shown = match running {
         Some(shown) => Some(shown),
         None => identity::load(&dir, KeyFile::Identity)?.map(|key| (None, key.public().id().to_string())),
@@ -163,9 +166,9 @@ fn id(ask: AskArgs) -> anyhow::Result<()> {
     print(&render::id(name.as_deref(), &id, ask.json))
 }
 
-fn status(ask: AskArgs) -> anyhow::Result<()> {
+fn status(ask: QueryArgs) -> anyhow::Result<()> {
     let dir = ask.state_dir.unwrap_or_else(StateDir::default_path);
-    let Some(view) = view(&dir)? else {
+    let Some(view) = query_status(&dir)? else {
         bail!(
             "no daemon runs with the state directory {}: start one, or name another with --state-dir",
             dir.display()
@@ -174,13 +177,13 @@ fn status(ask: AskArgs) -> anyhow::Result<()> {
     print(&render::status(&view, ask.json)?)
 }
 
-fn view(dir: &std::path::Path) -> anyhow::Result<Option<View>> {
-    let line = status::ask(&StateDir::socket(dir), &Request::Status).with_context(|| cannot_ask(dir))?;
+fn query_status(dir: &std::path::Path) -> anyhow::Result<Option<StatusView>> {
+    let line = status::query(&StateDir::socket(dir), &Request::Status).with_context(|| query_failed(dir))?;
     line.map(|line| serde_json::from_str(&line).context("the daemon's answer is unreadable"))
         .transpose()
 }
 
-fn cannot_ask(dir: &std::path::Path) -> String {
+fn query_failed(dir: &std::path::Path) -> String {
     format!(
         "cannot ask the daemon in {}: be its user or in its group, or use sudo",
         dir.display()
@@ -191,7 +194,7 @@ fn check_config(file: &std::path::Path) -> anyhow::Result<()> {
     let config = Config::load(Some(file), std::iter::empty())?;
     if let Some(Err(error)) = config.join.as_deref().map(str::parse::<Invitation>) {
         // Found here, and not on twenty SD cards.
-        return Err(settings::BadFlag(format!("{}: join: {error}", file.display())).into());
+        return Err(settings::UsageError(format!("{}: join: {error}", file.display())).into());
     }
     print(&format!("{}: ok\n", file.display()))
 }

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use serde_json::json;
 
-use crate::status::{PluginView, ServerState, ServerView, View};
+use crate::status::{PluginView, ServerState, ServerView, StatusView};
 
 /// The name and the id, in groups and whole.
 pub(super) fn id(name: Option<&str>, id: &str, json: bool) -> String {
@@ -15,32 +15,32 @@ pub(super) fn id(name: Option<&str>, id: &str, json: bool) -> String {
     if let Some(name) = name {
         text.push_str(&format!("name  {name}\n"));
     }
-    text.push_str(&format!("id    {}\nwhole {id}\n", grouped(id)));
+    text.push_str(&format!("id    {}\nwhole {id}\n", group_id(id)));
     text
 }
 
 /// As [`swarm_shared::proto::id::PeerId::short`] has it.
-fn grouped(id: &str) -> String {
+fn group_id(id: &str) -> String {
     let digits: Vec<char> = id.chars().take(16).collect();
     let groups: Vec<String> = digits.chunks(4).map(|group| group.iter().collect()).collect();
     groups.join("-")
 }
 
 /// The status, as a page or as one line of JSON.
-pub(super) fn status(view: &View, json: bool) -> anyhow::Result<String> {
+pub(super) fn status(view: &StatusView, json: bool) -> anyhow::Result<String> {
     let mut text = String::new();
     if json {
         text = serde_json::to_string(view)?;
         text.push('\n');
         return Ok(text);
     }
-    let id = grouped(&view.id);
+    let id = group_id(&view.id);
     writeln!(
         text,
         "{} {id}, version {}, up {}",
         view.name,
         view.version,
-        span(view.uptime_s)
+        format_duration(view.uptime_s)
     )?;
     let none = "none: see `swarm-node join`";
     writeln!(text, "fleet    {}", view.fleet.as_deref().unwrap_or(none))?;
@@ -68,14 +68,14 @@ pub(super) fn status(view: &View, json: bool) -> anyhow::Result<String> {
         writeln!(
             text,
             "         {kind} {name} {id} at {addr}, up {}",
-            span(link.up_s)
+            format_duration(link.up_s)
         )?;
     }
     for plugin in &view.plugins {
-        writeln!(text, "plug-in  {}", describe(plugin))?;
+        writeln!(text, "plug-in  {}", describe_plugin(plugin))?;
     }
     if let Some(server) = &view.clever_show {
-        writeln!(text, "show     {}", stands(server))?;
+        writeln!(text, "show     {}", describe_server(server))?;
     }
     if let Some(refusal) = &view.last_refusal {
         writeln!(text, "refused  {refusal}")?;
@@ -90,12 +90,12 @@ pub(super) fn status(view: &View, json: bool) -> anyhow::Result<String> {
 }
 
 /// A plug-in in one line.
-fn describe(plugin: &PluginView) -> String {
+fn describe_plugin(plugin: &PluginView) -> String {
     let mut parts = Vec::new();
     if let Some(pid) = plugin.pid {
         parts.push(format!("process {pid}"));
     }
-    parts.push(format!("up {}", span(plugin.up_s)));
+    parts.push(format!("up {}", format_duration(plugin.up_s)));
     for (what, names) in [
         ("actions", &plugin.actions),
         ("requests", &plugin.requests),
@@ -109,8 +109,8 @@ fn describe(plugin: &PluginView) -> String {
 }
 
 /// How it is with the clever-show server, in one line.
-fn stands(server: &ServerView) -> String {
-    let since = span(server.since_s);
+fn describe_server(server: &ServerView) -> String {
+    let since = format_duration(server.since_s);
     let at = match server.addr {
         Some(addr) => format!("the clever-show server at {addr}"),
         None => "a clever-show server that announces itself".to_owned(),
@@ -126,7 +126,7 @@ fn stands(server: &ServerView) -> String {
     }
 }
 
-fn span(seconds: u64) -> String {
+fn format_duration(seconds: u64) -> String {
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
     match (days, hours, minutes) {
         (0, 0, 0) => format!("{seconds} s"),
@@ -142,8 +142,8 @@ mod tests {
     use crate::status::LinkView;
 
     #[test]
-    fn a_page_for_people() {
-        let view = View {
+    fn status_is_rendered_for_people_and_as_json() {
+        let view = StatusView {
             stopped: Some("by station a1b2, number 7".to_owned()),
             lost_link: None,
             last_loss: None,
@@ -202,11 +202,11 @@ mod tests {
           WARN careful
         ");
         let line = status(&view, true).expect("a line");
-        assert_eq!(serde_json::from_str::<View>(&line).expect("a view"), view);
+        assert_eq!(serde_json::from_str::<StatusView>(&line).expect("a view"), view);
     }
 
     #[test]
-    fn a_clever_show_server_is_there_or_looked_for() {
+    fn the_clever_show_server_state_is_rendered() {
         let server = |state, addr: Option<&str>| ServerView {
             state,
             addr: addr.map(|addr| addr.parse().expect("an address")),
@@ -229,7 +229,7 @@ mod tests {
                 "joined with the clever-show server at 10.0.0.9:25000, for 5 s",
             ),
         ] {
-            assert_eq!(stands(&view), says);
+            assert_eq!(describe_server(&view), says);
         }
         let json = serde_json::to_string(&server(ServerState::Joined, at)).expect("text");
         assert_eq!(json, r#"{"state":"joined","addr":"10.0.0.9:25000","since_s":5}"#);

@@ -14,7 +14,7 @@ use crate::state::StateDir;
 /// A flag that cannot be meant.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub(super) struct BadFlag(pub(super) String);
+pub(super) struct UsageError(pub(super) String);
 
 /// Flags of `run` and `join`. Each goes before its environment variable, which goes before the file.
 #[derive(Clone, Debug, Args)]
@@ -88,7 +88,7 @@ impl RunArgs {
             state_dir,
             name_fixed_by,
             log,
-            until_joined,
+            exit_once_joined: until_joined,
         })
     }
 }

@@ -10,10 +10,10 @@ use serde::Deserialize;
 use serde_json::Value;
 use swarm_shared::proto::message::Arguments;
 
-use super::values::{Argv, Word};
+use super::values::{Argv, Identifier};
 
 /// How long an action may run unless it says otherwise.
-const TIMEOUT: Duration = Duration::from_secs(30);
+const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
 /// Longest value of a string argument, in bytes.
 pub const TEXT_BYTES_MAX: usize = 4096;
 
@@ -32,8 +32,8 @@ pub enum Class {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(try_from = "RawAction")]
 pub struct Action {
-    command: Vec<Vec<Piece>>,
-    args: BTreeMap<Word, Argument>,
+    command: Vec<Vec<TemplatePart>>,
+    args: BTreeMap<Identifier, Argument>,
     /// When its process group is killed.
     pub timeout: Duration,
     /// Whether it does no harm to run it twice.
@@ -49,7 +49,7 @@ pub struct Action {
 struct RawAction {
     command: Argv,
     #[serde(default)]
-    args: BTreeMap<Word, Argument>,
+    args: BTreeMap<Identifier, Argument>,
     #[serde(default = "timeout", deserialize_with = "super::values::duration")]
     timeout: Duration,
     #[serde(default)]
@@ -61,7 +61,7 @@ struct RawAction {
 }
 
 fn timeout() -> Duration {
-    TIMEOUT
+    TIMEOUT_DEFAULT
 }
 
 impl TryFrom<RawAction> for Action {
@@ -70,9 +70,11 @@ impl TryFrom<RawAction> for Action {
     fn try_from(raw: RawAction) -> Result<Self, String> {
         let mut command = Vec::new();
         for (i, part) in raw.command.as_slice().iter().enumerate() {
-            let pieces = pieces(part)?;
+            let pieces = parse_template(part)?;
             for piece in &pieces {
-                let Piece::Argument(name) = piece else { continue };
+                let TemplatePart::Argument(name) = piece else {
+                    continue;
+                };
                 if i == 0 {
                     return Err(format!(
                         "the program itself must be fixed: {part:?} holds {{{name}}}"
@@ -86,11 +88,11 @@ impl TryFrom<RawAction> for Action {
             }
             command.push(pieces);
         }
-        let used = |name: &Word| {
+        let used = |name: &Identifier| {
             command
                 .iter()
                 .flatten()
-                .any(|piece| matches!(piece, Piece::Argument(used) if used == name.as_str()))
+                .any(|piece| matches!(piece, TemplatePart::Argument(used) if used == name.as_str()))
         };
         if let Some(name) = raw.args.keys().find(|name| !used(name)) {
             return Err(format!(
@@ -115,9 +117,9 @@ impl Action {
     /// A sentence that names the argument and quotes its rule.
     pub fn argv(&self, given: &Arguments) -> Result<Vec<String>, String> {
         let values = self.values(given)?;
-        let fill = |piece: &Piece| match piece {
-            Piece::Text(text) => text.clone(),
-            Piece::Argument(name) => values.get(name.as_str()).cloned().unwrap_or_default(),
+        let fill = |piece: &TemplatePart| match piece {
+            TemplatePart::Text(text) => text.clone(),
+            TemplatePart::Argument(name) => values.get(name.as_str()).cloned().unwrap_or_default(),
         };
         Ok(self
             .command
@@ -127,7 +129,7 @@ impl Action {
     }
 
     fn values(&self, given: &Arguments) -> Result<BTreeMap<&str, String>, String> {
-        let names: Vec<&str> = self.args.keys().map(Word::as_str).collect();
+        let names: Vec<&str> = self.args.keys().map(Identifier::as_str).collect();
         let takes = || match names.as_slice() {
             [] => "it takes none".to_owned(),
             names => format!("it takes: {}", names.join(", ")),
@@ -147,14 +149,16 @@ impl Action {
                 Some(value) => argument.check(value).ok_or_else(|| {
                     format!(
                         "argument {name} must be {}, not {}",
-                        argument.rule(),
-                        argument.instead(name, value)
+                        argument.describe_rule(),
+                        argument.describe_given(name, value)
                     )
                 })?,
-                None => argument
-                    .default
-                    .clone()
-                    .ok_or_else(|| format!("argument {name} is missing: it must be {}", argument.rule()))?,
+                None => argument.default.clone().ok_or_else(|| {
+                    format!(
+                        "argument {name} is missing: it must be {}",
+                        argument.describe_rule()
+                    )
+                })?,
             };
             values.insert(name.as_str(), text);
         }
@@ -162,7 +166,7 @@ impl Action {
     }
 }
 
-fn brief(value: &Value) -> String {
+fn truncated(value: &Value) -> String {
     let text = value.to_string();
     match text.char_indices().nth(80) {
         Some((end, _)) => format!("{}…", &text[..end]),
@@ -171,13 +175,13 @@ fn brief(value: &Value) -> String {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Piece {
+enum TemplatePart {
     Text(String),
     Argument(String),
 }
 
 /// Splits `a{name}b` at its placeholders; `{{` and `}}` are plain braces.
-fn pieces(part: &str) -> Result<Vec<Piece>, String> {
+fn parse_template(part: &str) -> Result<Vec<TemplatePart>, String> {
     let bad = || format!("{part:?}: write {{name}} for an argument, {{{{ and }}}} for plain braces");
     let mut pieces = Vec::new();
     let mut text = String::new();
@@ -196,17 +200,17 @@ fn pieces(part: &str) -> Result<Vec<Piece>, String> {
                 .strip_prefix('{')
                 .and_then(|inner| inner.split_once('}'))
                 .ok_or_else(bad)?;
-            let name = Word::parse(name).map_err(|_rule| bad())?;
+            let name = Identifier::parse(name).map_err(|_rule| bad())?;
             if !text.is_empty() {
-                pieces.push(Piece::Text(std::mem::take(&mut text)));
+                pieces.push(TemplatePart::Text(std::mem::take(&mut text)));
             }
-            pieces.push(Piece::Argument(name.as_str().to_owned()));
+            pieces.push(TemplatePart::Argument(name.as_str().to_owned()));
             rest = after;
         }
     }
     text.push_str(rest);
     if !text.is_empty() {
-        pieces.push(Piece::Text(text));
+        pieces.push(TemplatePart::Text(text));
     }
     Ok(pieces)
 }
@@ -230,13 +234,13 @@ enum Rule {
 /// A pattern that the whole value has to match.
 #[derive(Clone, Debug)]
 struct Pattern {
-    shown: String,
-    whole: regex_lite::Regex,
+    source: String,
+    regex: regex_lite::Regex,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum Type {
+enum ArgumentType {
     String,
     Integer,
     Number,
@@ -247,7 +251,7 @@ enum Type {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawArgument {
-    r#type: Type,
+    r#type: ArgumentType,
     pattern: Option<String>,
     min: Option<toml::Value>,
     max: Option<toml::Value>,
@@ -260,28 +264,36 @@ impl TryFrom<RawArgument> for Argument {
 
     fn try_from(raw: RawArgument) -> Result<Self, String> {
         let kind = raw.r#type;
-        let numeric = matches!(kind, Type::Integer | Type::Number);
+        let numeric = matches!(kind, ArgumentType::Integer | ArgumentType::Number);
         let misplaced = [
-            ("pattern", raw.pattern.is_some() && kind != Type::String, "string"),
+            (
+                "pattern",
+                raw.pattern.is_some() && kind != ArgumentType::String,
+                "string",
+            ),
             ("min", raw.min.is_some() && !numeric, "integer or number"),
             ("max", raw.max.is_some() && !numeric, "integer or number"),
-            ("choices", raw.choices.is_some() && kind != Type::Choice, "choice"),
+            (
+                "choices",
+                raw.choices.is_some() && kind != ArgumentType::Choice,
+                "choice",
+            ),
         ];
         if let Some((key, _, of)) = misplaced.iter().find(|(_, misplaced, _)| *misplaced) {
             return Err(format!("{key} is for an argument of type {of}"));
         }
         let rule = match kind {
-            Type::String => Rule::Text(raw.pattern.map(Pattern::parse).transpose()?),
-            Type::Integer => Rule::Integer {
+            ArgumentType::String => Rule::Text(raw.pattern.map(Pattern::parse).transpose()?),
+            ArgumentType::Integer => Rule::Integer {
                 min: bound("min", raw.min, toml::Value::as_integer)?.unwrap_or(i64::MIN),
                 max: bound("max", raw.max, toml::Value::as_integer)?.unwrap_or(i64::MAX),
             },
-            Type::Number => Rule::Number {
+            ArgumentType::Number => Rule::Number {
                 min: bound("min", raw.min, as_number)?.unwrap_or(f64::NEG_INFINITY),
                 max: bound("max", raw.max, as_number)?.unwrap_or(f64::INFINITY),
             },
-            Type::Boolean => Rule::Boolean,
-            Type::Choice => match raw.choices {
+            ArgumentType::Boolean => Rule::Boolean,
+            ArgumentType::Choice => match raw.choices {
                 Some(choices) if !choices.is_empty() => Rule::Choice(choices),
                 _ => return Err("an argument of type choice needs choices = [\"a\", \"b\"]".to_owned()),
             },
@@ -291,9 +303,13 @@ impl TryFrom<RawArgument> for Argument {
             return Err("min is above max".to_owned());
         }
         if let Some(default) = raw.default {
-            let checked = argument
-                .check(&default)
-                .ok_or_else(|| format!("its default {} is not {}", brief(&default), argument.rule()))?;
+            let checked = argument.check(&default).ok_or_else(|| {
+                format!(
+                    "its default {} is not {}",
+                    truncated(&default),
+                    argument.describe_rule()
+                )
+            })?;
             argument.default = Some(checked);
         }
         Ok(argument)
@@ -323,7 +339,10 @@ impl Pattern {
     fn parse(shown: String) -> Result<Self, String> {
         let whole = regex_lite::Regex::new(&format!("^(?:{shown})$"))
             .map_err(|error| format!("pattern {shown:?} is not a regular expression: {error}"))?;
-        Ok(Self { shown, whole })
+        Ok(Self {
+            source: shown,
+            regex: whole,
+        })
     }
 }
 
@@ -345,7 +364,7 @@ impl Argument {
                 let fits = text.len() <= TEXT_BYTES_MAX && !text.contains('\0');
                 fits && pattern
                     .as_ref()
-                    .is_none_or(|pattern| pattern.whole.is_match(text))
+                    .is_none_or(|pattern| pattern.regex.is_match(text))
             }),
             Rule::Integer { min, max } => value
                 .as_i64()
@@ -361,8 +380,8 @@ impl Argument {
     }
 
     /// What was given instead of what it must be, and how to send what was meant if that is clear.
-    fn instead(&self, name: &Word, value: &Value) -> String {
-        let given = brief(value);
+    fn describe_given(&self, name: &Identifier, value: &Value) -> String {
+        let given = truncated(value);
         let as_text = Value::String(value.to_string());
         if value.is_f64() && self.check(&as_text).is_some() {
             return format!(
@@ -373,10 +392,10 @@ impl Argument {
     }
 
     /// What it must be, as a phrase.
-    fn rule(&self) -> String {
+    fn describe_rule(&self) -> String {
         match &self.rule {
             Rule::Text(None) => format!("a string of at most {TEXT_BYTES_MAX} bytes"),
-            Rule::Text(Some(pattern)) => format!("a string that matches {}", pattern.shown),
+            Rule::Text(Some(pattern)) => format!("a string that matches {}", pattern.source),
             Rule::Integer { min, max } => match (*min, *max) {
                 (i64::MIN, i64::MAX) => "an integer".to_owned(),
                 (min, i64::MAX) => format!("an integer of at least {min}"),
@@ -421,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn values_stay_inside_their_element() {
+    fn argument_values_stay_in_one_argv_element() {
         let led = action(
             r#"command = ["led", "--color={color}", "{{x}} {n}"]
                args.color = { type = "string", pattern = "\\S+", default = "red" }
@@ -437,7 +456,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_argument_is_refused_with_its_rule() {
+    fn an_invalid_argument_is_refused_with_its_rule() {
         let all = action(
             r##"command = ["x", "{s}", "{i}", "{f}", "{b}", "{c}"]
                args.s = { type = "string", pattern = "#[0-9a-f]{6}", default = "#ffffff" }
@@ -481,7 +500,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_sends_a_number_for_a_text_is_told_how_to_send_a_text() {
+    fn a_number_for_a_text_is_refused_with_advice() {
         let start = action(
             r#"command = ["start", "{time}", "{gear}"]
                args.time = { type = "string", pattern = "[0-9.]+" }
@@ -511,7 +530,7 @@ mod tests {
     }
 
     #[test]
-    fn one_argument_may_come_without_its_name() {
+    fn a_single_argument_may_be_positional() {
         let say = action("command = ['say', '{t}']\nargs.t = { type = 'string' }").expect("an action");
         let by = |value: Value| say.argv(&serde_json::from_value(value).expect("arguments"));
         assert_eq!(by(json!({"args": [42]})), Ok(vec!["say".into(), "42".into()]));
@@ -524,7 +543,7 @@ mod tests {
     }
 
     #[test]
-    fn a_definition_that_cannot_work_is_refused() {
+    fn invalid_action_definitions_are_refused() {
         for (toml, says) in [
             ("command = []", "command is empty"),
             (
@@ -576,15 +595,15 @@ mod tests {
     proptest::proptest! {
         /// Whatever a value holds, it fills its one element and changes no other.
         #[test]
-        fn any_text_fills_one_element(text in "[^\u{0}]{0,200}") {
+        fn any_text_fills_one_argv_element(text in "[^\u{0}]{0,200}") {
             let say = action("command = ['say', 'a{t}b', 'c']\nargs.t = { type = 'string' }").expect("an action");
             let made = argv(&say, json!({"t": text})).expect("a command");
             proptest::prop_assert_eq!(made, vec!["say".to_owned(), format!("a{text}b"), "c".to_owned()]);
         }
 
         #[test]
-        fn any_template_is_answered(part in "[{}a]{0,8}") {
-            if let Ok(pieces) = pieces(&part) {
+        fn template_parsing_never_panics(part in "[{}a]{0,8}") {
+            if let Ok(pieces) = parse_template(&part) {
                 proptest::prop_assert!(pieces.len() <= part.len());
             }
         }

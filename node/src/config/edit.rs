@@ -45,8 +45,8 @@ pub enum EditError {
 ///
 /// # Errors
 /// [`ConfigError`] if the text is not a configuration.
-pub fn shown(text: &str) -> Result<Map<String, Value>, ConfigError> {
-    let mut table = Config::each_key(text, &Origin::Text(None))?;
+pub fn without_secrets(text: &str) -> Result<Map<String, Value>, ConfigError> {
+    let mut table = Config::parse_table(text, &Origin::Text(None))?;
     table.remove(PRIVATE);
     table.remove(JOIN);
     Ok(table
@@ -60,7 +60,7 @@ pub fn shown(text: &str) -> Result<Map<String, Value>, ConfigError> {
 ///
 /// # Errors
 /// [`EditError`]
-pub fn modified(
+pub fn modify(
     text: &str,
     changes: &Map<String, Value>,
     variables: impl Iterator<Item = (String, String)>,
@@ -71,46 +71,46 @@ pub fn modified(
     }
     for (key, value) in changes {
         let mut path: Vec<&str> = key.split('.').collect();
-        apply(document.as_table_mut(), &mut Vec::new(), &mut path, value)?;
+        apply_change(document.as_table_mut(), &mut Vec::new(), &mut path, value)?;
     }
-    checked(document.to_string(), variables)
+    validate(document.to_string(), variables)
 }
 
 /// `new`, with the `[private]` table of `text`; checked with the variables.
 ///
 /// # Errors
 /// [`EditError`], also if `new` has a `[private]` of its own.
-pub fn rewritten(
+pub fn rewrite(
     text: &str,
     new: &str,
     variables: impl Iterator<Item = (String, String)>,
 ) -> Result<String, EditError> {
     let mut document = parse(new)?;
     if document.contains_key(PRIVATE) {
-        return Err(private());
+        return Err(private_refusal());
     }
     if let Some((key, mut kept)) = parse(text)?.remove_entry(PRIVATE) {
-        to_the_end(&mut kept);
+        move_to_end(&mut kept);
         document.insert_formatted(&key, kept);
     }
-    checked(document.to_string(), variables)
+    validate(document.to_string(), variables)
 }
 
 /// Replaces the file by the text, at once and whole, keeping its mode and, if that is possible, its owner.
 ///
 /// # Errors
 /// [`EditError::Io`]; the old file is unchanged then.
-pub fn write(path: &Path, text: &str) -> Result<(), EditError> {
+pub fn write_file(path: &Path, text: &str) -> Result<(), EditError> {
     // Through a link to the file itself: a link is how some owners keep it elsewhere.
     let target = std::fs::canonicalize(path).unwrap_or_else(|_absent| path.to_owned());
-    let result = replace(&target, text);
+    let result = replace_file(&target, text);
     result.map_err(|source| EditError::Io {
         path: target.display().to_string(),
         source,
     })
 }
 
-fn replace(target: &Path, text: &str) -> io::Result<()> {
+fn replace_file(target: &Path, text: &str) -> io::Result<()> {
     let mut name = target.file_name().unwrap_or_default().to_owned();
     name.push(format!(".{}.new", std::process::id()));
     let temp = target.with_file_name(name);
@@ -146,27 +146,27 @@ fn parse(text: &str) -> Result<DocumentMut, EditError> {
         )));
     }
     // For the error with its line; the document itself knows less.
-    Config::each_key(text, &Origin::Text(None))?;
+    Config::parse_table(text, &Origin::Text(None))?;
     text.parse()
         .map_err(|error: toml_edit::TomlError| EditError::Refused(error.to_string()))
 }
 
-fn checked(text: String, variables: impl Iterator<Item = (String, String)>) -> Result<String, EditError> {
+fn validate(text: String, variables: impl Iterator<Item = (String, String)>) -> Result<String, EditError> {
     if text.len() > CONFIG_BYTES_MAX {
         return Err(EditError::Refused(format!(
             "the configuration would be longer than the {CONFIG_BYTES_MAX} bytes allowed"
         )));
     }
-    Config::over(&text, &Origin::Text(None), variables)?;
+    Config::parse_with_variables(&text, &Origin::Text(None), variables)?;
     Ok(text)
 }
 
-fn private() -> EditError {
+fn private_refusal() -> EditError {
     EditError::Refused("[private] is changed on the device only".to_owned())
 }
 
 /// Walks down `path`, which has at least one element, and changes what is there.
-fn apply<'k>(
+fn apply_change<'k>(
     table: &mut dyn TableLike,
     above: &mut Vec<&'k str>,
     path: &mut Vec<&'k str>,
@@ -175,14 +175,14 @@ fn apply<'k>(
     let key = path.remove(0);
     above.push(key);
     if above.first() == Some(&PRIVATE) {
-        return Err(private());
+        return Err(private_refusal());
     }
     let Some(kind) = schema::kind_of(above) else {
-        return Err(EditError::Refused(unknown(above)));
+        return Err(EditError::Refused(unknown_key_message(above)));
     };
     match value {
         _ if !path.is_empty() => {
-            apply(sub_table(table, key)?, above, path, value)?;
+            apply_change(sub_table(table, key)?, above, path, value)?;
         }
         Value::Null => {
             table.remove(key);
@@ -190,24 +190,24 @@ fn apply<'k>(
         Value::Object(fields) => {
             let below = sub_table(table, key)?;
             for (field, value) in fields {
-                apply(below, above, &mut vec![field], value)?;
+                apply_change(below, above, &mut vec![field], value)?;
             }
         }
         Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => {
-            set(table, key, to_toml(kind, value)?);
+            set_value(table, key, to_toml(kind, value)?);
         }
     }
     above.pop();
     Ok(())
 }
 
-fn unknown(path: &[&str]) -> String {
+fn unknown_key_message(path: &[&str]) -> String {
     let (name, above) = path.split_last().unwrap_or((&"", &[]));
     let known = match schema::kind_of(above) {
-        Some(schema::Kind::Table(keys)) => keys,
+        Some(schema::KeyKind::Table(keys)) => keys,
         _ => &[],
     };
-    schema::unknown(&path.join("."), name, known.iter().map(|key| key.name))
+    schema::unknown_key_message(&path.join("."), name, known.iter().map(|key| key.name))
 }
 
 fn sub_table<'t>(table: &'t mut dyn TableLike, key: &str) -> Result<&'t mut dyn TableLike, EditError> {
@@ -221,7 +221,7 @@ fn sub_table<'t>(table: &'t mut dyn TableLike, key: &str) -> Result<&'t mut dyn 
 }
 
 /// Puts the value in place of the old one, which keeps the comment behind it.
-fn set(table: &mut dyn TableLike, key: &str, mut value: toml_edit::Value) {
+fn set_value(table: &mut dyn TableLike, key: &str, mut value: toml_edit::Value) {
     if let Some(old) = table.get(key).and_then(Item::as_value) {
         *value.decor_mut() = old.decor().clone();
     }
@@ -233,19 +233,19 @@ fn set(table: &mut dyn TableLike, key: &str, mut value: toml_edit::Value) {
     }
 }
 
-fn to_toml(kind: schema::Kind, value: &Value) -> Result<toml_edit::Value, EditError> {
+fn to_toml(kind: schema::KeyKind, value: &Value) -> Result<toml_edit::Value, EditError> {
     match (kind, value) {
         // A command line's text for a key that holds no text: `ping_port=7000`, `stations=["10.0.0.2:7421"]`.
-        (schema::Kind::Value, Value::String(text)) => match text.parse::<toml_edit::Value>() {
+        (schema::KeyKind::Value, Value::String(text)) => match text.parse::<toml_edit::Value>() {
             Ok(value) => Ok(value),
             Err(_not_toml) => Ok(text.as_str().into()),
         },
-        (schema::Kind::Text, Value::Number(_) | Value::Bool(_)) => Ok(value.to_string().into()),
-        _ => plain(value).ok_or_else(|| EditError::Refused(format!("{value} has no form in TOML"))),
+        (schema::KeyKind::Text, Value::Number(_) | Value::Bool(_)) => Ok(value.to_string().into()),
+        _ => json_to_toml(value).ok_or_else(|| EditError::Refused(format!("{value} has no form in TOML"))),
     }
 }
 
-fn plain(value: &Value) -> Option<toml_edit::Value> {
+fn json_to_toml(value: &Value) -> Option<toml_edit::Value> {
     Some(match value {
         Value::Null => return None,
         Value::Bool(yes) => (*yes).into(),
@@ -256,13 +256,13 @@ fn plain(value: &Value) -> Option<toml_edit::Value> {
         Value::String(text) => text.as_str().into(),
         Value::Array(values) => values
             .iter()
-            .map(plain)
+            .map(json_to_toml)
             .collect::<Option<toml_edit::Array>>()?
             .into(),
         Value::Object(fields) => {
             let mut table = InlineTable::new();
             for (key, value) in fields {
-                table.insert(key, plain(value)?);
+                table.insert(key, json_to_toml(value)?);
             }
             table.into()
         }
@@ -270,11 +270,11 @@ fn plain(value: &Value) -> Option<toml_edit::Value> {
 }
 
 /// Tables are written in the order of the document they came from; in another one that means nothing.
-fn to_the_end(item: &mut Item) {
+fn move_to_end(item: &mut Item) {
     if let Some(table) = item.as_table_mut() {
         table.set_position(None);
         for (_, below) in table.iter_mut() {
-            to_the_end(below);
+            move_to_end(below);
         }
     } else if let Some(tables) = item.as_array_of_tables_mut() {
         for table in tables.iter_mut() {

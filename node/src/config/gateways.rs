@@ -1,4 +1,4 @@
-//! `[doors]`: programs of other systems that this node works for. None unless the owner says so.
+//! `[gateways]`: programs of other systems that this node works for. None unless the owner says so.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -6,45 +6,48 @@ use std::time::Duration;
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
-use swarm_shared::proto::clever_show::{ANNOUNCEMENT_PORT, FILE_TRANSFER};
+use swarm_shared::proto::foreign::clever_show::{ANNOUNCEMENT_PORT, FILE_TRANSFER};
 use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::selector::Glob;
 use swarm_shared::proto::trust::Role;
-use swarm_shared::proto::trust::gate::{self, ActionClass, Wish};
+use swarm_shared::proto::trust::gate::{self, ActionClass, Permission};
 
 use super::{Action, ActionName, Execute, Files, parse_address, values};
 
 /// Shortest time between two readings.
-const EVERY_MIN: Duration = Duration::from_millis(100);
+const TELEMETRY_INTERVAL_MIN: Duration = Duration::from_millis(100);
 /// Longest file, in bytes, that may be configured: it is held in memory.
 const FILE_BYTES_MAX: usize = 256 * 1024 * 1024;
 
-/// `[doors]`
+/// `[gateways]`
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Doors {
+pub struct Gateways {
     /// A clever-show server.
     pub clever_show: Option<CleverShow>,
 }
 
-impl Doors {
-    /// Finds what does not go together, each key well by itself: the key of `[doors.clever_show]`, and what is wrong.
-    pub(super) fn check(
+impl Gateways {
+    /// Finds what does not go together, each key well by itself: the key of `[gateways.clever_show]`, and what is wrong.
+    pub(super) fn validate(
         &self,
         files: &Files,
         execute: &Execute,
         actions: &BTreeMap<ActionName, Action>,
     ) -> Result<(), (&'static str, String)> {
-        let Some(door) = &self.clever_show else {
+        let Some(gateway) = &self.clever_show else {
             return Ok(());
         };
-        for name in door.allow.iter().filter_map(Glob::literal) {
-            door.check_role(&name)
-                .and_then(|()| check_name(&name, files, execute, actions))
+        for name in gateway.allow.iter().filter_map(Glob::literal) {
+            gateway
+                .validate_role(&name)
+                .and_then(|()| validate_action(&name, files, execute, actions))
                 .map_err(|wrong| ("allow", wrong))?;
         }
-        door.check_dir(files).map_err(|wrong| ("clover_dir", wrong))?;
-        if door.server == Server::Auto && door.announce_port == 0 {
+        gateway
+            .validate_clover_dir(files)
+            .map_err(|wrong| ("clover_dir", wrong))?;
+        if gateway.server == Server::Auto && gateway.announce_port == 0 {
             let wrong = "nobody announces himself on port 0: write 1 to 65535, or leave `announce_port` out";
             return Err(("announce_port", wrong.to_owned()));
         }
@@ -53,7 +56,7 @@ impl Doors {
 }
 
 /// What `allow` names has to be something that can be done.
-fn check_name(
+fn validate_action(
     name: &str,
     files: &Files,
     execute: &Execute,
@@ -77,33 +80,33 @@ fn check_name(
 
 impl CleverShow {
     /// What `allow` names is to be done, so the role has to reach that far.
-    fn check_role(&self, name: &str) -> Result<(), String> {
-        let lack = match name {
+    fn validate_role(&self, name: &str) -> Result<(), String> {
+        let missing = match name {
             // Without arguments these only look, for which nobody has to name them.
             "config" => (self.role != Role::Admin).then(|| {
                 let role = self.role;
                 format!("the configuration may not be changed by role {role}: it takes role admin")
             }),
-            "id" => gate::lack(self.role, &Wish::Command(ActionClass::Act)),
+            "id" => gate::missing_role(self.role, &Permission::Command(ActionClass::Modify)),
             _ => {
                 let class = gate::classify(name, &Arguments::default());
-                gate::lack(self.role, &Wish::Command(class))
+                gate::missing_role(self.role, &Permission::Command(class))
             }
         };
-        lack.map_or(Ok(()), |lack| {
+        missing.map_or(Ok(()), |missing| {
             Err(format!(
-                "`allow` names {name:?}, but {lack}; set `role` in [doors.clever_show], or take {name:?} out of `allow`"
+                "`allow` names {name:?}, but {missing}; set `role` in [gateways.clever_show], or take {name:?} out of `allow`"
             ))
         })
     }
 
     /// What is pushed below `clover_dir` has to find a root.
-    fn check_dir(&self, files: &Files) -> Result<(), String> {
+    fn validate_clover_dir(&self, files: &Files) -> Result<(), String> {
         let Some(dir) = &self.clover_dir else {
             return Ok(());
         };
         let root = dir.split('/').next().unwrap_or_default();
-        let roots: Vec<&str> = files.roots.keys().map(values::Word::as_str).collect();
+        let roots: Vec<&str> = files.roots.keys().map(values::Identifier::as_str).collect();
         if roots.contains(&root) {
             return Ok(());
         }
@@ -117,34 +120,34 @@ impl CleverShow {
     }
 }
 
-/// `[doors.clever_show]`: the node is a drone of a clever-show server.
+/// `[gateways.clever_show]`: the node is a drone of a clever-show server.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CleverShow {
     /// Whose drone.
     pub server: Server,
     /// UDP port of announcements.
-    #[serde(default = "announce_port")]
+    #[serde(default = "default_announce_port")]
     pub announce_port: u16,
     /// What the server may have done beyond looking, by name; without any it may look.
     #[serde(default, deserialize_with = "globs")]
     pub allow: Vec<Glob>,
     /// What the server is at most.
-    #[serde(default = "operator", deserialize_with = "role")]
+    #[serde(default = "default_role", deserialize_with = "role")]
     pub role: Role,
     /// Whether readings are sent.
-    #[serde(default = "yes")]
+    #[serde(default = "default_telemetry")]
     pub telemetry: bool,
     /// How often.
-    #[serde(default = "every", deserialize_with = "telemetry_every")]
+    #[serde(default = "default_telemetry_every", deserialize_with = "telemetry_every")]
     pub telemetry_every: Duration,
     /// What the node answers when it is asked for `clover_dir`: a path below a root. The first root if absent.
     pub clover_dir: Option<String>,
     /// Messages that are taken in a second; the next one waits.
-    #[serde(default = "rate", deserialize_with = "rate_min")]
+    #[serde(default = "default_rate", deserialize_with = "rate_min")]
     pub rate: u32,
     /// Longest file, either way, in bytes.
-    #[serde(default = "file_bytes", deserialize_with = "file_bytes_max")]
+    #[serde(default = "default_file_bytes", deserialize_with = "file_bytes_max")]
     pub file_bytes: usize,
 }
 
@@ -172,27 +175,27 @@ impl<'de> Deserialize<'de> for Server {
     }
 }
 
-fn announce_port() -> u16 {
+fn default_announce_port() -> u16 {
     ANNOUNCEMENT_PORT
 }
 
-fn operator() -> Role {
+fn default_role() -> Role {
     Role::Operator
 }
 
-fn yes() -> bool {
+fn default_telemetry() -> bool {
     true
 }
 
-fn every() -> Duration {
+fn default_telemetry_every() -> Duration {
     Duration::from_secs(1)
 }
 
-fn rate() -> u32 {
+fn default_rate() -> u32 {
     50
 }
 
-fn file_bytes() -> usize {
+fn default_file_bytes() -> usize {
     8 * 1024 * 1024
 }
 
@@ -220,9 +223,9 @@ fn globs<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Glob>, D::Error> {
 
 fn telemetry_every<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
     let every = values::duration(from)?;
-    if every < EVERY_MIN {
+    if every < TELEMETRY_INTERVAL_MIN {
         return Err(D::Error::custom(format!(
-            "telemetry_every is at least {EVERY_MIN:?}"
+            "telemetry_every is at least {TELEMETRY_INTERVAL_MIN:?}"
         )));
     }
     Ok(every)
@@ -231,7 +234,7 @@ fn telemetry_every<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Er
 fn rate_min<'de, D: Deserializer<'de>>(from: D) -> Result<u32, D::Error> {
     match u32::deserialize(from)? {
         0 => Err(D::Error::custom(
-            "rate is at least 1; to hear no server at all, take [doors.clever_show] out",
+            "rate is at least 1; to hear no server at all, take [gateways.clever_show] out",
         )),
         rate => Ok(rate),
     }

@@ -27,16 +27,16 @@ use swarm_shared::proto::id::NodeName;
 use toml::de::DeTable;
 
 pub use action::{Action, Class, TEXT_BYTES_MAX};
-pub use edit::{CONFIG_BYTES_MAX, EditError, modified, rewritten, shown, write};
-pub use gateways::{CleverShow, Doors, Server};
+pub use edit::{CONFIG_BYTES_MAX, EditError, modify, rewrite, without_secrets, write_file};
+pub use gateways::{CleverShow, Gateways, Server};
 pub use tables::{
     EmergencyStop, Execute, Files, Heartbeat, Keepalive, LostLink, Notify, Plugins, Reboot, RootDir,
     Services, Telemetry,
 };
-pub use values::{Argv, TagValue, Unit, Word, parse_duration};
+pub use values::{Argv, Identifier, TagValue, UnitName, parse_duration};
 
 /// The names of the actions that every node has; an owner's action cannot take one.
-pub const BUILT_IN: [&str; 12] = [
+pub const BUILT_IN_ACTIONS: [&str; 12] = [
     "config",
     "execute",
     "filetransfer",
@@ -52,9 +52,9 @@ pub const BUILT_IN: [&str; 12] = [
 ];
 
 /// What variables of the configuration begin with.
-const PREFIX: &str = "SWARM_NODE_";
+const VARIABLE_PREFIX: &str = "SWARM_NODE_";
 /// Variables that belong to flags that are not keys.
-const NOT_KEYS: [&str; 3] = ["SWARM_NODE_CONFIG", "SWARM_NODE_STATE_DIR", "SWARM_NODE_LOG"];
+const RESERVED_VARIABLES: [&str; 3] = ["SWARM_NODE_CONFIG", "SWARM_NODE_STATE_DIR", "SWARM_NODE_LOG"];
 
 /// Where a mistake is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -110,7 +110,7 @@ pub struct Config {
     #[serde(deserialize_with = "address")]
     pub listen: SocketAddr,
     /// For selectors.
-    pub tags: BTreeMap<Word, TagValue>,
+    pub tags: BTreeMap<Identifier, TagValue>,
     /// An invitation code to join with, while the node belongs to no fleet.
     pub join: Option<String>,
     /// Whether a station may take the node in without a code.
@@ -143,7 +143,7 @@ pub struct Config {
     /// Programs on this device that add to the node.
     pub plugins: Plugins,
     /// Programs of other systems that the node works for.
-    pub doors: Doors,
+    pub gateways: Gateways,
     /// What an emergency stop runs.
     pub emergency_stop: Option<EmergencyStop>,
     /// What the loss of every station runs.
@@ -175,7 +175,7 @@ impl Default for Config {
             notify: Notify::default(),
             telemetry: Telemetry::default(),
             plugins: Plugins::default(),
-            doors: Doors::default(),
+            gateways: Gateways::default(),
             emergency_stop: None,
             lost_link: None,
             actions: BTreeMap::new(),
@@ -186,7 +186,7 @@ impl Default for Config {
 
 /// The name of an owner's action: not that of a built-in one.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct ActionName(Word);
+pub struct ActionName(Identifier);
 
 impl ActionName {
     /// The name as text.
@@ -203,8 +203,8 @@ impl std::borrow::Borrow<str> for ActionName {
 
 impl<'de> Deserialize<'de> for ActionName {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        let name = Word::deserialize(from)?;
-        if BUILT_IN.contains(&name.as_str()) {
+        let name = Identifier::deserialize(from)?;
+        if BUILT_IN_ACTIONS.contains(&name.as_str()) {
             let rule = "is the name of a built-in action; choose another";
             return Err(D::Error::custom(format!("{:?} {rule}", name.as_str())));
         }
@@ -240,59 +240,59 @@ impl Config {
         variables: impl Iterator<Item = (String, String)>,
     ) -> Result<Self, ConfigError> {
         let Some(path) = file else {
-            return Self::over("", &Origin::Text(None), variables);
+            return Self::parse_with_variables("", &Origin::Text(None), variables);
         };
         let origin = Origin::File(path.to_owned(), None);
         let text = std::fs::read_to_string(path).map_err(|error| ConfigError {
             origin: origin.clone(),
             message: format!("cannot be read: {error}"),
         })?;
-        Self::over(&text, &origin, variables)
+        Self::parse_with_variables(&text, &origin, variables)
     }
 
     /// Reads a file's text, and the variables over it.
     ///
     /// # Errors
     /// The first mistake, with its line or its variable.
-    pub fn over(
+    pub fn parse_with_variables(
         text: &str,
         origin: &Origin,
         variables: impl Iterator<Item = (String, String)>,
     ) -> Result<Self, ConfigError> {
-        let mut table = Self::each_key(text, origin)?;
+        let mut table = Self::parse_table(text, origin)?;
         for (variable, over) in overrides(variables)? {
             // On its own first, so that a mistake is told with the variable's name; what else its table needs may
             // come from elsewhere.
-            match read(over.clone(), &Origin::Variable(variable)) {
+            match deserialize_config(over.clone(), &Origin::Variable(variable)) {
                 Err(error) if !error.message.starts_with("missing field") => return Err(error),
                 _ => merge(&mut table, over),
             }
         }
-        let config = read(table, &Origin::Text(None))?;
+        let config = deserialize_config(table, &Origin::Text(None))?;
         // Only now: what a key of the file goes with may come from a variable.
-        config.check(text, origin)?;
+        config.validate(text, origin)?;
         Ok(config)
     }
 
     /// Reads text as a whole configuration.
     #[cfg(test)]
     pub(crate) fn parse(text: &str, origin: &Origin) -> Result<Self, ConfigError> {
-        Self::over(text, origin, std::iter::empty())
+        Self::parse_with_variables(text, origin, std::iter::empty())
     }
 
     /// Finds keys that do not go together.
-    fn check(&self, text: &str, origin: &Origin) -> Result<(), ConfigError> {
-        self.doors
-            .check(&self.files, &self.execute, &self.actions)
+    fn validate(&self, text: &str, origin: &Origin) -> Result<(), ConfigError> {
+        self.gateways
+            .validate(&self.files, &self.execute, &self.actions)
             .map_err(|(key, wrong)| ConfigError {
-                origin: line_of_key(text, &["doors", "clever_show", key])
+                origin: line_of_key(text, &["gateways", "clever_show", key])
                     .map_or_else(|| origin.clone(), |line| origin.at(line)),
-                message: format!("[doors.clever_show]: {wrong}"),
+                message: format!("[gateways.clever_show]: {wrong}"),
             })
     }
 
     /// Reads text whose keys are well each by itself: what one goes with may come from elsewhere.
-    fn each_key(text: &str, origin: &Origin) -> Result<toml::Table, ConfigError> {
+    fn parse_table(text: &str, origin: &Origin) -> Result<toml::Table, ConfigError> {
         let located = |error: toml::de::Error| ConfigError {
             origin: match error.span() {
                 Some(span) => origin.at(line_of(text, span.start)),
@@ -301,20 +301,20 @@ impl Config {
             message: error.message().trim().to_owned(),
         };
         let spanned = DeTable::parse(text).map_err(located)?;
-        schema::refuse_unknown(text, spanned.get_ref(), origin)?;
+        schema::reject_unknown_keys(text, spanned.get_ref(), origin)?;
         let _right: Self = toml::from_str(text).map_err(located)?;
         text.parse().map_err(located)
     }
 
     /// The tags, as peers are told.
     pub fn tag_map(&self) -> BTreeMap<String, String> {
-        let text = |(key, value): (&Word, &TagValue)| (key.to_string(), value.as_str().to_owned());
+        let text = |(key, value): (&Identifier, &TagValue)| (key.to_string(), value.as_str().to_owned());
         self.tags.iter().map(text).collect()
     }
 
     /// The roots' directories by name.
     pub fn root_map(&self) -> BTreeMap<String, PathBuf> {
-        let dir = |(name, dir): (&Word, &RootDir)| (name.to_string(), dir.0.clone());
+        let dir = |(name, dir): (&Identifier, &RootDir)| (name.to_string(), dir.0.clone());
         self.files.roots.iter().map(dir).collect()
     }
 }
@@ -329,7 +329,7 @@ pub fn variables() -> impl Iterator<Item = (String, String)> {
     std::env::vars_os().filter_map(|(name, text)| Some((name.into_string().ok()?, text.into_string().ok()?)))
 }
 
-fn read(table: toml::Table, origin: &Origin) -> Result<Config, ConfigError> {
+fn deserialize_config(table: toml::Table, origin: &Origin) -> Result<Config, ConfigError> {
     Config::deserialize(table).map_err(|error| ConfigError {
         origin: origin.clone(),
         message: error.message().trim().to_owned(),
@@ -357,13 +357,20 @@ fn overrides(
 ) -> Result<Vec<(String, toml::Table)>, ConfigError> {
     let known: BTreeMap<String, _> = schema::paths()
         .into_iter()
-        .map(|(path, kind)| (format!("{PREFIX}{}", path.join("_").to_uppercase()), (path, kind)))
+        .map(|(path, kind)| {
+            (
+                format!("{VARIABLE_PREFIX}{}", path.join("_").to_uppercase()),
+                (path, kind),
+            )
+        })
         .collect();
     let mut found = Vec::new();
-    let mut sorted: Vec<_> = variables.filter(|(name, _)| name.starts_with(PREFIX)).collect();
+    let mut sorted: Vec<_> = variables
+        .filter(|(name, _)| name.starts_with(VARIABLE_PREFIX))
+        .collect();
     sorted.sort();
     for (variable, text) in sorted {
-        if NOT_KEYS.contains(&variable.as_str()) {
+        if RESERVED_VARIABLES.contains(&variable.as_str()) {
             continue;
         }
         let refused = |message| ConfigError {
@@ -372,36 +379,40 @@ fn overrides(
         };
         let Some((path, kind)) = known.get(&variable) else {
             // Without what all have in common, which would make any two look alike.
-            let short = |name: &str| name.get(PREFIX.len()..).unwrap_or_default().to_lowercase();
+            let short = |name: &str| {
+                name.get(VARIABLE_PREFIX.len()..)
+                    .unwrap_or_default()
+                    .to_lowercase()
+            };
             let names: Vec<String> = known.keys().map(|name| short(name)).collect();
             return Err(refused(
                 match schema::nearest(&short(&variable), names.iter().map(String::as_str)) {
                     Some(near) => format!(
-                        "is no key of the configuration; did you mean {PREFIX}{}?",
+                        "is no key of the configuration; did you mean {VARIABLE_PREFIX}{}?",
                         near.to_uppercase()
                     ),
                     None => "is no key of the configuration".to_owned(),
                 },
             ));
         };
-        let mut value = schema::read_text(*kind, &text).map_err(refused)?;
+        let mut value = schema::parse_value(*kind, &text).map_err(refused)?;
         let (mut table, mut path) = (toml::Table::new(), path.as_slice());
         while let [above @ .., key] = path {
             table = toml::Table::from_iter([((*key).to_owned(), value)]);
             value = toml::Value::Table(table.clone());
             path = above;
         }
-        unknown_below(&table).map_err(refused)?;
+        reject_unknown_keys(&table).map_err(refused)?;
         found.push((variable, table));
     }
     Ok(found)
 }
 
 /// The text of a table is checked like a file's, for its unknown keys.
-fn unknown_below(table: &toml::Table) -> Result<(), String> {
+fn reject_unknown_keys(table: &toml::Table) -> Result<(), String> {
     let text = table.to_string();
     let spanned = DeTable::parse(&text).map_err(|error| error.message().to_owned())?;
-    schema::refuse_unknown(&text, spanned.get_ref(), &Origin::Text(None)).map_err(|error| error.message)
+    schema::reject_unknown_keys(&text, spanned.get_ref(), &Origin::Text(None)).map_err(|error| error.message)
 }
 
 /// Lays `over` over `under`: tables are merged, anything else is replaced.

@@ -7,7 +7,7 @@ use super::{ConfigError, Origin, line_of};
 
 /// What a key may hold, as far as finding keys needs to know.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Kind {
+pub(super) enum KeyKind {
     /// A string.
     Text,
     /// Anything else that is one value: a number, a boolean, a list.
@@ -17,21 +17,21 @@ pub(super) enum Kind {
     /// A table whose keys the owner chooses, and what each holds.
     Map(&'static Self),
     /// A table of the owner's own.
-    Free,
+    Any,
 }
 
 /// A key and what it may hold.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Key {
     pub(super) name: &'static str,
-    pub(super) kind: Kind,
+    pub(super) kind: KeyKind,
 }
 
-const fn key(name: &'static str, kind: Kind) -> Key {
+const fn key(name: &'static str, kind: KeyKind) -> Key {
     Key { name, kind }
 }
 
-use Kind::{Free, Map, Table, Text, Value};
+use KeyKind::{Any, Map, Table, Text, Value};
 
 const PROGRAM: &[Key] = &[key("command", Value), key("timeout", Text)];
 
@@ -66,7 +66,7 @@ const CLEVER_SHOW: &[Key] = &[
 ];
 
 /// The whole file.
-pub(super) const TOP: &[Key] = &[
+pub(super) const ROOT_KEYS: &[Key] = &[
     key("name", Text),
     key("listen", Text),
     key("tags", Map(&Text)),
@@ -91,7 +91,7 @@ pub(super) const TOP: &[Key] = &[
         Table(&[key("interval", Text), key("command", Value), key("timeout", Text)]),
     ),
     key("plugins", Table(&[key("enabled", Value)])),
-    key("doors", Table(&[key("clever_show", Table(CLEVER_SHOW))])),
+    key("gateways", Table(&[key("clever_show", Table(CLEVER_SHOW))])),
     key("emergency_stop", Table(PROGRAM)),
     key(
         "lost_link",
@@ -103,15 +103,19 @@ pub(super) const TOP: &[Key] = &[
         ]),
     ),
     key("actions", Map(&Table(ACTION))),
-    key("private", Free),
+    key("private", Any),
 ];
 
 /// Refuses the first key that is not known.
-pub(super) fn refuse_unknown(text: &str, table: &DeTable<'_>, origin: &Origin) -> Result<(), ConfigError> {
-    walk(text, table, TOP, &mut Vec::new(), origin)
+pub(super) fn reject_unknown_keys(
+    text: &str,
+    table: &DeTable<'_>,
+    origin: &Origin,
+) -> Result<(), ConfigError> {
+    check_table(text, table, ROOT_KEYS, &mut Vec::new(), origin)
 }
 
-fn walk<'t>(
+fn check_table<'t>(
     text: &str,
     table: &'t DeTable<'_>,
     keys: &'static [Key],
@@ -124,20 +128,24 @@ fn walk<'t>(
             path.push(name.get_ref());
             return Err(ConfigError {
                 origin: origin.at(line_of(text, name.span().start)),
-                message: unknown(&path.join("."), name.get_ref(), keys.iter().map(|key| key.name)),
+                message: unknown_key_message(
+                    &path.join("."),
+                    name.get_ref(),
+                    keys.iter().map(|key| key.name),
+                ),
             });
         };
         path.push(name.get_ref());
-        descend(text, value.get_ref(), &found.kind, path, origin)?;
+        check_value(text, value.get_ref(), &found.kind, path, origin)?;
         path.pop();
     }
     Ok(())
 }
 
-fn descend<'t>(
+fn check_value<'t>(
     text: &str,
     value: &'t DeValue<'_>,
-    kind: &Kind,
+    kind: &KeyKind,
     path: &mut Vec<&'t str>,
     origin: &Origin,
 ) -> Result<(), ConfigError> {
@@ -146,12 +154,12 @@ fn descend<'t>(
         return Ok(());
     };
     match kind {
-        Text | Value | Free => Ok(()),
-        Table(keys) => walk(text, table, keys, path, origin),
+        Text | Value | Any => Ok(()),
+        Table(keys) => check_table(text, table, keys, path, origin),
         Map(each) => {
             for (name, value) in table {
                 path.push(name.get_ref());
-                descend(text, value.get_ref(), each, path, origin)?;
+                check_value(text, value.get_ref(), each, path, origin)?;
                 path.pop();
             }
             Ok(())
@@ -160,7 +168,11 @@ fn descend<'t>(
 }
 
 /// The message for a key that is not known.
-pub(super) fn unknown<'a>(path: &str, name: &str, known: impl Iterator<Item = &'a str> + Clone) -> String {
+pub(super) fn unknown_key_message<'a>(
+    path: &str,
+    name: &str,
+    known: impl Iterator<Item = &'a str> + Clone,
+) -> String {
     match nearest(name, known.clone()) {
         Some(near) => format!("unknown key `{path}`; did you mean `{near}`?"),
         None => format!(
@@ -174,14 +186,14 @@ pub(super) fn unknown<'a>(path: &str, name: &str, known: impl Iterator<Item = &'
 pub(super) fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let name = name.to_lowercase().replace('-', "_");
     known
-        .map(|known| (distance(&name, &known.to_lowercase()), known))
+        .map(|known| (edit_distance(&name, &known.to_lowercase()), known))
         .filter(|(distance, known)| *distance <= (known.len() / 3).max(1) + 1)
         .min()
         .map(|(_, known)| known)
 }
 
 /// Levenshtein's.
-fn distance(a: &str, b: &str) -> usize {
+fn edit_distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();
     for (i, x) in a.chars().enumerate() {
@@ -198,31 +210,35 @@ fn distance(a: &str, b: &str) -> usize {
 
 /// Every key that has an environment variable, as its path: keys with fixed names. What lies below a name of the
 /// owner's own is set through the variable of the whole table.
-pub(super) fn paths() -> Vec<(Vec<&'static str>, Kind)> {
+pub(super) fn paths() -> Vec<(Vec<&'static str>, KeyKind)> {
     let mut found = Vec::new();
-    collect(TOP, &mut Vec::new(), &mut found);
+    collect_paths(ROOT_KEYS, &mut Vec::new(), &mut found);
     found
 }
 
-fn collect(keys: &'static [Key], path: &mut Vec<&'static str>, found: &mut Vec<(Vec<&'static str>, Kind)>) {
+fn collect_paths(
+    keys: &'static [Key],
+    path: &mut Vec<&'static str>,
+    found: &mut Vec<(Vec<&'static str>, KeyKind)>,
+) {
     for key in keys {
         path.push(key.name);
         match key.kind {
-            Table(keys) => collect(keys, path, found),
-            Text | Value | Map(_) | Free => found.push((path.clone(), key.kind)),
+            Table(keys) => collect_paths(keys, path, found),
+            Text | Value | Map(_) | Any => found.push((path.clone(), key.kind)),
         }
         path.pop();
     }
 }
 
 /// What the key at `path` may hold; `None` if there is no such key.
-pub(super) fn kind_of(path: &[&str]) -> Option<Kind> {
-    let mut kind = Table(TOP);
+pub(super) fn kind_of(path: &[&str]) -> Option<KeyKind> {
+    let mut kind = Table(ROOT_KEYS);
     for name in path {
         kind = match kind {
             Table(keys) => keys.iter().find(|key| key.name == *name)?.kind,
             Map(each) => *each,
-            Free => Free,
+            Any => Any,
             Text | Value => return None,
         };
     }
@@ -231,26 +247,26 @@ pub(super) fn kind_of(path: &[&str]) -> Option<Kind> {
 
 /// Every key that a peer may see, in its table, with what it holds: for programs that ask what there is to set.
 pub(super) fn spec() -> serde_json::Value {
-    table_spec(TOP)
+    table_spec(ROOT_KEYS)
 }
 
 fn table_spec(keys: &'static [Key]) -> serde_json::Value {
-    let shown = keys.iter().filter(|key| !matches!(key.kind, Free));
+    let shown = keys.iter().filter(|key| !matches!(key.kind, Any));
     let spec = shown.map(|key| (key.name.to_owned(), kind_spec(key.kind)));
     serde_json::Value::Object(spec.collect())
 }
 
-fn kind_spec(kind: Kind) -> serde_json::Value {
+fn kind_spec(kind: KeyKind) -> serde_json::Value {
     match kind {
         Text => "string".into(),
-        Value | Free => "value".into(),
+        Value | Any => "value".into(),
         Table(keys) => table_spec(keys),
         Map(each) => serde_json::json!({ "*": kind_spec(*each) }),
     }
 }
 
 /// A value given as text, in a variable or on a command line: a string's own characters, or TOML for the rest.
-pub(super) fn read_text(kind: Kind, text: &str) -> Result<toml::Value, String> {
+pub(super) fn parse_value(kind: KeyKind, text: &str) -> Result<toml::Value, String> {
     if matches!(kind, Text) {
         return Ok(toml::Value::String(text.to_owned()));
     }
@@ -268,8 +284,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn typing_mistakes_are_recognised() {
-        let names = || TOP.iter().map(|key| key.name);
+    fn the_nearest_key_is_suggested_for_a_typo() {
+        let names = || ROOT_KEYS.iter().map(|key| key.name);
         assert_eq!(nearest("lisen", names()), Some("listen"));
         assert_eq!(nearest("ping-port", names()), Some("ping_port"));
         assert_eq!(nearest("emergency", names()), Some("emergency_stop"));
@@ -288,9 +304,9 @@ mod tests {
     }
 
     #[test]
-    fn text_becomes_the_value_that_the_key_holds() {
-        assert_eq!(read_text(Text, "7"), Ok(toml::Value::String("7".to_owned())));
-        assert_eq!(read_text(Value, "7"), Ok(toml::Value::Integer(7)));
-        read_text(Value, "1\nname = 2").expect_err("two keys");
+    fn text_is_parsed_by_the_kind_of_its_key() {
+        assert_eq!(parse_value(Text, "7"), Ok(toml::Value::String("7".to_owned())));
+        assert_eq!(parse_value(Value, "7"), Ok(toml::Value::Integer(7)));
+        parse_value(Value, "1\nname = 2").expect_err("two keys");
     }
 }

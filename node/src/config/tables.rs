@@ -1,4 +1,4 @@
-//! The tables of the configuration that need few words; doors and actions have files of their own.
+//! The tables of the configuration that need few words; gateways and actions have files of their own.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -7,14 +7,14 @@ use std::time::Duration;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
-use super::values::{self, Argv, Unit, Word};
+use super::values::{self, Argv, Identifier, UnitName};
 
 /// `[files]`
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Files {
     /// Directories by the name that paths begin with.
-    pub roots: BTreeMap<Word, RootDir>,
+    pub roots: BTreeMap<Identifier, RootDir>,
 }
 
 /// A root's directory, absolute.
@@ -101,7 +101,7 @@ impl Default for Execute {
 #[serde(default, deny_unknown_fields)]
 pub struct Services {
     /// Units that `service_restart` may restart.
-    pub allow: Vec<Unit>,
+    pub allow: Vec<UnitName>,
 }
 
 /// `[reboot]`

@@ -25,7 +25,7 @@ fn parse(text: &str) -> Result<Config, ConfigError> {
     Config::parse(text, &Origin::File(Path::new("node.toml").to_owned(), None))
 }
 
-fn with(variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
+fn load_variables(variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
     Config::load(
         None,
         variables
@@ -35,11 +35,11 @@ fn with(variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
 }
 
 fn modified(text: &str, changes: &serde_json::Map<String, Value>) -> Result<String, EditError> {
-    super::modified(text, changes, std::iter::empty())
+    super::modify(text, changes, std::iter::empty())
 }
 
 fn rewritten(text: &str, new: &str) -> Result<String, EditError> {
-    super::rewritten(text, new, std::iter::empty())
+    super::rewrite(text, new, std::iter::empty())
 }
 
 fn object(value: Value) -> serde_json::Map<String, Value> {
@@ -47,7 +47,7 @@ fn object(value: Value) -> serde_json::Map<String, Value> {
 }
 
 #[test]
-fn the_shipped_example_is_right_as_it_is_and_with_everything_in_use() {
+fn the_example_is_valid_as_shipped_and_uncommented() {
     let bare = parse(EXAMPLE).expect("as shipped");
     assert!(bare.actions.is_empty() && !bare.execute.allowed && !bare.adoptable && !bare.reboot.allowed);
     let full = parse(&full_example()).expect("everything in use");
@@ -68,9 +68,9 @@ fn the_example_shows_the_defaults() {
         (full.keepalive, full.heartbeat, full.execute)
     );
     assert_eq!(bare.plugins, full.plugins);
-    assert!(bare.doors.clever_show.is_none(), "off unless configured");
-    let [least, shown] = ["[doors.clever_show]\nserver = \"auto\"", &full_example()].map(|text| {
-        let door = parse(text).expect("a door").doors.clever_show;
+    assert!(bare.gateways.clever_show.is_none(), "off unless configured");
+    let [least, shown] = ["[gateways.clever_show]\nserver = \"auto\"", &full_example()].map(|text| {
+        let door = parse(text).expect("a door").gateways.clever_show;
         door.expect("configured")
     });
     assert!(least.allow.is_empty(), "read-only unless configured");
@@ -103,28 +103,31 @@ fn the_example_mentions_every_key() {
             }
         }
     }
-    fn below(kind: schema::Kind, value: &toml::Value, path: &str, found: &mut Vec<String>) {
+    fn below(kind: schema::KeyKind, value: &toml::Value, path: &str, found: &mut Vec<String>) {
         let Some(table) = value.as_table() else { return };
         match kind {
-            schema::Kind::Table(keys) => missing(keys, table, path, found),
-            schema::Kind::Map(schema::Kind::Table(keys)) => {
+            schema::KeyKind::Table(keys) => missing(keys, table, path, found),
+            schema::KeyKind::Map(schema::KeyKind::Table(keys)) => {
                 // Together, the owner's entries show each key.
                 let all = table.values().filter_map(toml::Value::as_table).cloned();
                 let mut together = toml::Table::new();
                 all.for_each(|entry| merge(&mut together, entry));
                 missing(keys, &together, path, found);
             }
-            schema::Kind::Map(_) | schema::Kind::Text | schema::Kind::Value | schema::Kind::Free => {}
+            schema::KeyKind::Map(_)
+            | schema::KeyKind::Text
+            | schema::KeyKind::Value
+            | schema::KeyKind::Any => {}
         }
     }
     let table = full_example().parse().expect("an example");
     let mut found = Vec::new();
-    missing(schema::TOP, &table, "", &mut found);
+    missing(schema::ROOT_KEYS, &table, "", &mut found);
     assert!(found.is_empty(), "not in the example: {found:?}");
 }
 
 #[test]
-fn a_mistake_is_told_with_its_line() {
+fn configuration_errors_name_the_line() {
     for (text, says) in [
         (
             "\nlisen = \"x\"",
@@ -145,77 +148,77 @@ fn a_mistake_is_told_with_its_line() {
         ("stations = [\"host\"]", "write ADDR:PORT"),
         ("ping_port = 70000", "line 1: invalid value"),
         ("pings = \"yes\"", "line 1: invalid type"),
-        ("[doors.clever_shou]", "did you mean `clever_show`?"),
-        ("[doors.clever_show]\nserver = \"host\"", "or \"auto\""),
-        ("[doors.clever_show]\nallow = []", "missing field `server`"),
+        ("[gateways.clever_shou]", "did you mean `clever_show`?"),
+        ("[gateways.clever_show]\nserver = \"host\"", "or \"auto\""),
+        ("[gateways.clever_show]\nallow = []", "missing field `server`"),
         (
-            "[doors.clever_show]\nserver = \"auto\"\nrole = \"node\"",
+            "[gateways.clever_show]\nserver = \"auto\"\nrole = \"node\"",
             "\"node\" is no role of a server: write observer, operator or admin",
         ),
         (
-            "[doors.clever_show]\nserver = \"auto\"\nrole = \"boss\"",
+            "[gateways.clever_show]\nserver = \"auto\"\nrole = \"boss\"",
             "line 3: \"boss\" is no role of a server: write observer, operator or admin",
         ),
         (
-            "[doors.clever_show]\nserver = \"auto\"\nallow = [\"led\", \"execute\"]",
-            "line 3: [doors.clever_show]: `allow` names \"execute\", but running a program may not be asked for by role operator",
+            "[gateways.clever_show]\nserver = \"auto\"\nallow = [\"led\", \"execute\"]",
+            "line 3: [gateways.clever_show]: `allow` names \"execute\", but running a program may not be asked for by role operator",
         ),
         (
-            "[doors.clever_show]\nserver = \"auto\"\nrole = \"admin\"\nallow = [\"execute\"]\n[execute]\ntimeout = \"9s\"",
-            "line 4: [doors.clever_show]: `allow` names \"execute\", but it is off on this node: set [execute] allowed = true",
+            "[gateways.clever_show]\nserver = \"auto\"\nrole = \"admin\"\nallow = [\"execute\"]\n[execute]\ntimeout = \"9s\"",
+            "line 4: [gateways.clever_show]: `allow` names \"execute\", but it is off on this node: set [execute] allowed = true",
         ),
         (
-            "[doors.clever_show]\nserver = \"auto\"\nrole = \"observer\"\nallow = [\"led\"]",
-            "line 4: [doors.clever_show]: `allow` names \"led\", but ",
+            "[gateways.clever_show]\nserver = \"auto\"\nrole = \"observer\"\nallow = [\"led\"]",
+            "line 4: [gateways.clever_show]: `allow` names \"led\", but ",
         ),
         (
-            "[doors.clever_show]\nserver = \"auto\"\nallow = [\"config\"]",
-            "line 3: [doors.clever_show]: `allow` names \"config\", but the configuration may not be changed by role \
+            "[gateways.clever_show]\nserver = \"auto\"\nallow = [\"config\"]",
+            "line 3: [gateways.clever_show]: `allow` names \"config\", but the configuration may not be changed by role \
              operator: it takes role admin; set `role`",
         ),
         (
-            "[doors.clever_show]\nserver = \"auto\"\nrole = \"observer\"\nallow = [\"time\", \"id\"]",
-            "line 4: [doors.clever_show]: `allow` names \"id\", but a command that does more than look",
+            "[gateways.clever_show]\nserver = \"auto\"\nrole = \"observer\"\nallow = [\"time\", \"id\"]",
+            "line 4: [gateways.clever_show]: `allow` names \"id\", but a command that does more than look",
         ),
         (
-            "[doors.clever_show]\nserver = \"auto\"\nallow = [\"filetransfer\"]",
-            "line 3: [doors.clever_show]: `allow` names \"filetransfer\", but there is no root: add [files.roots]",
+            "[gateways.clever_show]\nserver = \"auto\"\nallow = [\"filetransfer\"]",
+            "line 3: [gateways.clever_show]: `allow` names \"filetransfer\", but there is no root: add [files.roots]",
         ),
         (
-            "[doors.clever_show]\nserver = \"auto\"\nallow = [\"reboot_all\"]",
-            "line 3: [doors.clever_show]: `allow` names \"reboot_all\", but that is \"reboot\" here",
+            "[gateways.clever_show]\nserver = \"auto\"\nallow = [\"reboot_all\"]",
+            "line 3: [gateways.clever_show]: `allow` names \"reboot_all\", but that is \"reboot\" here",
         ),
         (
-            "[doors.clever_show]\nserver = \"auto\"\nannounce_port = 0",
-            "line 3: [doors.clever_show]: nobody announces himself on port 0",
+            "[gateways.clever_show]\nserver = \"auto\"\nannounce_port = 0",
+            "line 3: [gateways.clever_show]: nobody announces himself on port 0",
         ),
         (
-            "[doors.clever_show]\nserver = \"auto\"\nrate = 0",
+            "[gateways.clever_show]\nserver = \"auto\"\nrate = 0",
             "line 3: rate is at least 1",
         ),
         (
-            "[doors.clever_show]\nserver = \"auto\"\nclover_dir = \"shows/a\"",
-            "line 3: [doors.clever_show]: `clover_dir` begins with the name of a root, and there is none",
+            "[gateways.clever_show]\nserver = \"auto\"\nclover_dir = \"shows/a\"",
+            "line 3: [gateways.clever_show]: `clover_dir` begins with the name of a root, and there is none",
         ),
         (
-            "[files.roots]\nmedia = \"/m\"\n[doors.clever_show]\nserver = \"auto\"\nclover_dir = \"/media\"",
-            "line 5: [doors.clever_show]: \"/media\" is in no root: `clover_dir` begins with the name of a root of \
+            "[files.roots]\nmedia = \"/m\"\n[gateways.clever_show]\nserver = \"auto\"\nclover_dir = \"/media\"",
+            "line 5: [gateways.clever_show]: \"/media\" is in no root: `clover_dir` begins with the name of a root of \
              [files.roots], such as media",
         ),
         (
-            "[doors.clever_show]\nserver = \"auto\"\nallow = [\"\"]",
+            "[gateways.clever_show]\nserver = \"auto\"\nallow = [\"\"]",
             "line 3: \"\" in `allow` names nothing",
         ),
         (
-            "[doors.clever_show]\nserver = \"auto\"\nallow = [\"[\"]",
+            "[gateways.clever_show]\nserver = \"auto\"\nallow = [\"[\"]",
             "line 3",
         ),
         (
-            "[doors.clever_show]\nserver = \"auto\"\ntelemetry_every = \"1ms\"",
+            "[gateways.clever_show]\nserver = \"auto\"\ntelemetry_every = \"1ms\"",
             "at least 100ms",
         ),
         (
-            "[doors.clever_show]\nserver = \"auto\"\nfile_bytes = 0",
+            "[gateways.clever_show]\nserver = \"auto\"\nfile_bytes = 0",
             "1 to 268435456",
         ),
         ("[telemetry]\ninterval = \"5\"", "line 2: \"5\" is not a time"),
@@ -242,13 +245,13 @@ fn a_mistake_is_told_with_its_line() {
 fn every_key_has_a_variable() {
     let table: toml::Table = full_example().parse().expect("an example");
     for (path, kind) in schema::paths() {
-        let variable = format!("{PREFIX}{}", path.join("_").to_uppercase());
+        let variable = format!("{VARIABLE_PREFIX}{}", path.join("_").to_uppercase());
         let value = path
             .iter()
             .try_fold(toml::Value::Table(table.clone()), |at, key| at.get(*key).cloned())
             .expect("the example has every key");
         let text = match (kind, &value) {
-            (schema::Kind::Text, toml::Value::String(text)) => text.clone(),
+            (schema::KeyKind::Text, toml::Value::String(text)) => text.clone(),
             (_, value) => value.to_string(),
         };
         match Config::load(None, std::iter::once((variable.clone(), text))) {
@@ -257,7 +260,7 @@ fn every_key_has_a_variable() {
             Err(error) => assert!(error.message.starts_with("missing field"), "{error}"),
         }
     }
-    let both = with(&[
+    let both = load_variables(&[
         ("SWARM_NODE_LOST_LINK_COMMAND", "[\"hold\"]"),
         ("SWARM_NODE_LOST_LINK_AFTER", "3s"),
     ])
@@ -266,7 +269,7 @@ fn every_key_has_a_variable() {
 }
 
 #[test]
-fn variables_go_before_the_file_and_their_mistakes_name_them() {
+fn variables_override_the_file_and_errors_name_them() {
     let dir = tempfile::tempdir().expect("a directory");
     let file = dir.path().join("c.toml");
     std::fs::write(
@@ -306,13 +309,15 @@ fn variables_go_before_the_file_and_their_mistakes_name_them() {
         ),
         ("SWARM_NODE_XYZZY", "x", "is no key of the configuration"),
     ] {
-        let error = with(&[(variable, text)]).expect_err(variable).to_string();
+        let error = load_variables(&[(variable, text)])
+            .expect_err(variable)
+            .to_string();
         assert!(error.contains(says), "{error}");
     }
 }
 
 #[test]
-fn a_file_that_is_not_there_is_named() {
+fn a_missing_config_file_is_named() {
     let error = Config::load(Some(Path::new("/no/such.toml")), std::iter::empty()).expect_err("no file");
     assert!(
         error.to_string().starts_with("/no/such.toml: cannot be read"),
@@ -334,8 +339,8 @@ interval = "5s" # often
 "#;
 
 #[test]
-fn what_is_shown_has_no_secret() {
-    let shown = shown(&format!("join = \"CODE\"\n{FILE}")).expect("a configuration");
+fn displayed_configuration_has_no_secrets() {
+    let shown = without_secrets(&format!("join = \"CODE\"\n{FILE}")).expect("a configuration");
     assert_eq!(
         Value::Object(shown),
         json!({"name": "a", "telemetry": {"interval": "5s"}})
@@ -365,7 +370,7 @@ fn a_change_keeps_every_other_byte() {
 }
 
 #[test]
-fn a_change_that_is_wrong_changes_nothing() {
+fn an_invalid_change_is_refused() {
     for (changes, says) in [
         (json!({}), "no key"),
         (json!({"private.key": "x"}), "on the device only"),
@@ -390,7 +395,7 @@ fn a_change_that_is_wrong_changes_nothing() {
 }
 
 #[test]
-fn a_rewrite_keeps_what_is_private() {
+fn a_rewrite_keeps_the_private_table() {
     let new = "# new\nmdns = false\n[heartbeat]\ninterval = \"2s\"\n[keepalive]\nprobes = 3\n";
     let text = rewritten(FILE, new).expect("rewritten");
     assert!(text.starts_with(new), "{text}");
@@ -403,18 +408,18 @@ fn a_rewrite_keeps_what_is_private() {
 }
 
 #[test]
-fn writing_keeps_the_mode_and_leaves_nothing_beside() {
+fn writing_keeps_the_mode_and_leaves_no_temp_file() {
     use std::os::unix::fs::PermissionsExt;
     let dir = tempfile::tempdir().expect("a directory");
     let file = dir.path().join("config.toml");
     std::fs::write(&file, FILE).expect("written");
     std::fs::set_permissions(&file, PermissionsExt::from_mode(0o604)).expect("a mode");
-    write(&file, "mdns = false\n").expect("replaced");
+    write_file(&file, "mdns = false\n").expect("replaced");
     assert_eq!(std::fs::read_to_string(&file).expect("there"), "mdns = false\n");
     let mode = std::fs::metadata(&file).expect("there").permissions().mode();
     assert_eq!(mode & 0o7777, 0o604);
     assert_eq!(std::fs::read_dir(dir.path()).expect("a directory").count(), 1);
-    let error = write(Path::new("/no/dir/config.toml"), "")
+    let error = write_file(Path::new("/no/dir/config.toml"), "")
         .expect_err("no directory")
         .to_string();
     assert!(
@@ -426,7 +431,7 @@ fn writing_keeps_the_mode_and_leaves_nothing_beside() {
 proptest! {
     /// No text makes reading or changing a configuration panic, and no change touches what is private.
     #[test]
-    fn any_change_leaves_private_alone(
+    fn no_change_touches_the_private_table(
         key in "(name|private|tags|telemetry|files|actions)(\\.[a-z]{0,4}){0,3}",
         value in prop_oneof![
             Just(Value::Null), any::<i64>().prop_map(Value::from), "\\PC{0,12}".prop_map(Value::from),
@@ -440,13 +445,13 @@ proptest! {
     }
 
     #[test]
-    fn any_text_is_answered(text in "([a-z]{1,9}|[\\[\\]{}=\".,#\n 0-9]){0,40}") {
+    fn config_parsing_never_panics(text in "([a-z]{1,9}|[\\[\\]{}=\".,#\n 0-9]){0,40}") {
         let _answered = parse(&text);
     }
 }
 
 #[test]
-fn what_goes_together_may_come_from_a_file_and_a_variable() {
+fn cross_checks_see_file_and_variables_together() {
     let dir = tempfile::tempdir().expect("a directory");
     let file = dir.path().join("node.toml");
     let load = |text: &str, variables: &[(&str, &str)]| {
@@ -456,14 +461,14 @@ fn what_goes_together_may_come_from_a_file_and_a_variable() {
             .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
         Config::load(Some(&file), variables.collect::<Vec<_>>().into_iter())
     };
-    let door = "[doors.clever_show]\nserver = \"auto\"\n";
+    let door = "[gateways.clever_show]\nserver = \"auto\"\n";
     let execute = format!("{door}allow = [\"execute\", \"ping\"]");
-    let admin = ("SWARM_NODE_DOORS_CLEVER_SHOW_ROLE", "admin");
+    let admin = ("SWARM_NODE_GATEWAYS_CLEVER_SHOW_ROLE", "admin");
     load(&execute, &[admin, ("SWARM_NODE_EXECUTE_ALLOWED", "true")]).expect("an admin");
     load(&execute, &[admin]).expect_err("off");
     let error = load(&execute, &[]).expect_err("an operator").to_string();
     assert!(
-        error.contains("node.toml, line 3: [doors.clever_show]: `allow` names"),
+        error.contains("node.toml, line 3: [gateways.clever_show]: `allow` names"),
         "{error}"
     );
     let dir = format!("{door}clover_dir = \"shows\"");
@@ -472,43 +477,44 @@ fn what_goes_together_may_come_from_a_file_and_a_variable() {
 }
 
 #[test]
-fn what_a_variable_makes_right_may_be_read_and_changed_from_afar() {
-    let door = "[doors.clever_show]\nserver = \"auto\"\nallow = [\"execute\"]\nclover_dir = \"shows\"\n";
+fn remote_edits_are_checked_with_variables_applied() {
+    let door = "[gateways.clever_show]\nserver = \"auto\"\nallow = [\"execute\"]\nclover_dir = \"shows\"\n";
     let of = |variables: &[(&str, &str)]| {
         let owned = |(name, text): &(&str, &str)| ((*name).to_owned(), (*text).to_owned());
         variables.iter().map(owned).collect::<Vec<_>>().into_iter()
     };
     let variables = [
-        ("SWARM_NODE_DOORS_CLEVER_SHOW_ROLE", "admin"),
+        ("SWARM_NODE_GATEWAYS_CLEVER_SHOW_ROLE", "admin"),
         ("SWARM_NODE_EXECUTE_ALLOWED", "true"),
         ("SWARM_NODE_FILES_ROOTS", "{ shows = \"/s\" }"),
     ];
     assert_eq!(
-        shown(door).expect("shown")["doors"]["clever_show"]["allow"][0],
+        without_secrets(door).expect("shown")["gateways"]["clever_show"]["allow"][0],
         "execute"
     );
-    let change = object(json!({"doors.clever_show.rate": 20}));
-    let text = super::modified(door, &change, of(&variables)).expect("changed");
+    let change = object(json!({"gateways.clever_show.rate": 20}));
+    let text = super::modify(door, &change, of(&variables)).expect("changed");
     assert_eq!(text, format!("{door}rate = 20\n"));
-    super::rewritten("", door, of(&variables)).expect("rewritten");
+    super::rewrite("", door, of(&variables)).expect("rewritten");
     // Nothing is written that the daemon would not start with.
     for too_few in [&variables[..2], &variables[1..]] {
-        let error = super::modified(door, &change, of(too_few)).expect_err("it would not start");
+        let error = super::modify(door, &change, of(too_few)).expect_err("it would not start");
         assert!(
             error.to_string().ends_with("; the file was not changed"),
             "{error}"
         );
-        super::rewritten("", door, of(too_few)).expect_err("it would not start");
+        super::rewrite("", door, of(too_few)).expect_err("it would not start");
     }
     // What is wrong already may be put right.
-    let right = json!({"doors.clever_show": {"role": "admin", "clover_dir": null}, "execute.allowed": true});
+    let right =
+        json!({"gateways.clever_show": {"role": "admin", "clover_dir": null}, "execute.allowed": true});
     let right = object(right);
     modified(door, &right).expect("right");
 }
 
 #[test]
-fn what_goes_together_at_a_door_is_taken() {
-    let door = "[doors.clever_show]\nserver = ";
+fn consistent_gateway_settings_are_accepted() {
+    let door = "[gateways.clever_show]\nserver = ";
     for text in [
         format!(
             "{door}\"auto\"\nallow = [\"config\", \"execute\", \"id\"]\nrole = \"admin\"\n[execute]\nallowed = true"

@@ -38,9 +38,9 @@ pub(super) fn duration<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D
 /// The name of an action, an argument, a tag's key or a root: 1 to 64 ASCII letters, digits, `_` and `-`,
 /// starting with a letter or a digit.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Word(String);
+pub struct Identifier(String);
 
-impl Word {
+impl Identifier {
     /// Parses a word.
     ///
     /// # Errors
@@ -64,19 +64,19 @@ impl Word {
     }
 }
 
-impl fmt::Display for Word {
+impl fmt::Display for Identifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(&self.0)
     }
 }
 
-impl std::borrow::Borrow<str> for Word {
+impl std::borrow::Borrow<str> for Identifier {
     fn borrow(&self) -> &str {
         &self.0
     }
 }
 
-impl<'de> Deserialize<'de> for Word {
+impl<'de> Deserialize<'de> for Identifier {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         Self::parse(&String::deserialize(from)?).map_err(D::Error::custom)
     }
@@ -143,16 +143,16 @@ pub(super) fn node_name<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Nod
 
 /// A systemd unit's name, such as `nginx` or `nginx.service`: nothing that could be taken for an option.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Unit(String);
+pub struct UnitName(String);
 
-impl Unit {
+impl UnitName {
     /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-impl<'de> Deserialize<'de> for Unit {
+impl<'de> Deserialize<'de> for UnitName {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         let text = String::deserialize(from)?;
         let allowed = |b: u8| b.is_ascii_alphanumeric() || b":-_.@\\".contains(&b);
@@ -171,7 +171,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_need_a_number_and_a_unit() {
+    fn durations_need_a_number_and_a_unit() {
         for (text, ms) in [("250ms", 250), ("5s", 5_000), ("2m", 120_000), ("1h", 3_600_000)] {
             assert_eq!(parse_duration(text), Ok(Duration::from_millis(ms)), "{text}");
         }
@@ -194,17 +194,17 @@ mod tests {
     }
 
     #[test]
-    fn words_follow_one_rule() {
+    fn identifiers_are_validated() {
         for good in ["led", "take-off", "0", "a_b", "Led"] {
-            Word::parse(good).expect(good);
+            Identifier::parse(good).expect(good);
         }
         for bad in ["", "-a", "_a", "a b", "a/b", "é", &"x".repeat(65)] {
-            Word::parse(bad).expect_err(bad);
+            Identifier::parse(bad).expect_err(bad);
         }
     }
 
     #[test]
-    fn a_command_has_a_program() {
+    fn a_command_needs_a_program() {
         Argv::new(vec![]).expect_err("empty");
         Argv::new(vec![String::new()]).expect_err("empty");
         Argv::new(vec!["a".to_owned(), "b\0".to_owned()]).expect_err("NUL");

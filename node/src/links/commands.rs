@@ -11,10 +11,10 @@ use swarm_shared::proto::trust::gate::{ActionClass, classify};
 use swarm_shared::proto::wire::{Frame, Header};
 use tokio::sync::oneshot;
 
-use super::Work;
-use super::executor_driver::Acts;
+use super::CommandContext;
+use super::executor_driver::ExecutorDriver;
 use super::files::{FILE_TRANSFER, send_file};
-use super::replies::{answer, answer_in_turn, arguments};
+use super::replies::{parse_arguments, send_reply, try_send_reply};
 use crate::actions::Command;
 
 /// The action that ends an emergency stop.
@@ -22,23 +22,23 @@ pub(super) const RELEASE: &str = "release";
 /// Commands that read, or move a file, and may be at work at once; one more is refused as busy.
 pub(super) const COMMANDS_MAX: usize = 256;
 /// Replies that may wait for room at once.
-pub(super) const ANSWERS_MAX: usize = 512;
+pub(super) const REPLIES_MAX: usize = 512;
 
 /// Takes a command that the gate has let in: what reads or moves a file goes its own way, what acts goes to the desk.
-pub(super) fn take_command(
-    acts: &mut Acts,
-    work: &Work,
+pub(super) fn on_command(
+    driver: &mut ExecutorDriver,
+    context: &CommandContext,
     peer: &PeerInfo,
     link: &PeerLink,
     frame: Frame,
     deadline: Option<Instant>,
 ) {
-    let arguments = match arguments(&frame) {
+    let arguments = match parse_arguments(&frame) {
         Ok(arguments) => arguments,
-        Err(reply) => return work.answer_soon(link, frame.header, reply),
+        Err(reply) => return context.reply_in_background(link, frame.header, reply),
     };
     let Frame { header, content } = frame;
-    let identity = CommandId::of(peer.id, &header);
+    let identity = CommandId::from_header(peer.id, &header);
     let action = header.action.clone().unwrap_or_default();
     let class = classify(&action, &arguments);
     let command = Command {
@@ -52,74 +52,76 @@ pub(super) fn take_command(
         action,
         arguments,
         deadline,
-        stop: work.stop.child_token(),
+        cancel: context.shutdown.child_token(),
     };
     match class {
-        ActionClass::Read => work.run_aside(link, header, command),
+        ActionClass::Read => context.run_in_background(link, header, command),
         // A release is written down by itself, and a repeat of it finds nothing to release.
-        ActionClass::Act if [FILE_TRANSFER, RELEASE].contains(&command.action.as_str()) => {
-            work.run_aside(link, header, command);
+        ActionClass::Modify if [FILE_TRANSFER, RELEASE].contains(&command.action.as_str()) => {
+            context.run_in_background(link, header, command);
         }
-        ActionClass::Act | ActionClass::Execute if identity.is_none() => {
+        ActionClass::Modify | ActionClass::Execute if identity.is_none() => {
             let reply = Reply::refused("what acts needs an identity: send `id` and `epoch`");
-            work.answer_soon(link, header, reply);
+            context.reply_in_background(link, header, reply);
         }
-        ActionClass::Act | ActionClass::Execute => acts.command(command, link, &header, &content, work),
+        ActionClass::Modify | ActionClass::Execute => {
+            driver.on_command(command, link, &header, &content, context);
+        }
     }
 }
 
-impl Work {
+impl CommandContext {
     /// Runs a command that harms nobody by running twice; its reply goes back over `link`.
-    fn run_aside(&self, link: &PeerLink, header: Header, command: Command) {
-        let Ok(turn) = Arc::clone(&self.commands).try_acquire_owned() else {
-            return answer(
+    fn run_in_background(&self, link: &PeerLink, header: Header, command: Command) {
+        let Ok(slot) = Arc::clone(&self.command_slots).try_acquire_owned() else {
+            return try_send_reply(
                 link,
                 &header,
                 &Reply::refused("busy: too many commands at once; try again"),
             );
         };
-        let (work, link) = (self.clone(), link.clone());
+        let (context, link) = (self.clone(), link.clone());
         self.tasks.spawn(async move {
             let reply = if command.action == FILE_TRANSFER {
-                send_file(&work.endpoint, &work.transfers, &command).await
+                send_file(&context.endpoint, &context.transfers, &command).await
             } else if command.action == RELEASE {
                 match command.deadline {
                     Some(deadline) if clock::now() >= deadline => {
                         Reply::ended(Outcome::Expired, "its time to live ran out before it could begin")
                     }
-                    Some(_) | None => work.stopping.release(command.arguments).await,
+                    Some(_) | None => context.stop_handle.release(command.arguments).await,
                 }
             } else {
-                work.actions.run(command).await
+                context.actions.run(command).await
             };
-            answer_in_turn(&link, &header, &reply).await;
-            drop(turn);
+            send_reply(&link, &header, &reply).await;
+            drop(slot);
         });
     }
 
     /// The same, for a door of this node. What ends with the connection of whoever asked goes on all the same.
-    pub(super) fn errand_aside(&self, command: Command, reply: oneshot::Sender<Reply>) {
-        let Ok(turn) = Arc::clone(&self.commands).try_acquire_owned() else {
+    pub(super) fn run_local_in_background(&self, command: Command, reply: oneshot::Sender<Reply>) {
+        let Ok(slot) = Arc::clone(&self.command_slots).try_acquire_owned() else {
             let _gone = reply.send(Reply::refused("busy: too many commands at once; try again"));
             return;
         };
         let actions = self.actions.clone();
         self.tasks.spawn(async move {
             let _gone = reply.send(actions.run(command).await);
-            drop(turn);
+            drop(slot);
         });
     }
 
     /// Answers without keeping its caller waiting. If too many wait for room already, the answer is lost: whoever
     /// needs it asks again.
-    pub(super) fn answer_soon(&self, link: &PeerLink, command: Header, reply: Reply) {
-        let Ok(turn) = Arc::clone(&self.answers).try_acquire_owned() else {
-            return answer(link, &command, &reply);
+    pub(super) fn reply_in_background(&self, link: &PeerLink, command: Header, reply: Reply) {
+        let Ok(slot) = Arc::clone(&self.reply_slots).try_acquire_owned() else {
+            return try_send_reply(link, &command, &reply);
         };
         let link = link.clone();
         self.tasks.spawn(async move {
-            answer_in_turn(&link, &command, &reply).await;
-            drop(turn);
+            send_reply(&link, &command, &reply).await;
+            drop(slot);
         });
     }
 }

@@ -13,11 +13,13 @@ use std::time::Duration;
 
 use swarm_shared::net::clock;
 use swarm_shared::net::peer::PeerLink;
-use swarm_shared::proto::delivery::dedup::Ledger;
-use swarm_shared::proto::delivery::executor::{Desk, Effect, Incoming, OPEN_MAX, RUNNING_MAX, Ticket};
+use swarm_shared::proto::delivery::dedup::DedupTable;
+use swarm_shared::proto::delivery::executor::{
+    Effect, Executor, IN_FLIGHT_MAX, IncomingCommand, RUNNING_MAX, WriteId,
+};
 use swarm_shared::proto::delivery::record::{Record, digest};
 use swarm_shared::proto::delivery::{CommandId, Stage, StageMessage};
-use swarm_shared::proto::encoded::Parcel;
+use swarm_shared::proto::encoded::EncodedFrame;
 use swarm_shared::proto::outcome::Reply;
 use swarm_shared::proto::session::Outgoing;
 use swarm_shared::proto::wire::{Header, Lane};
@@ -25,62 +27,62 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::Work;
+use super::CommandContext;
 use crate::actions::{Actions, Command};
 use crate::journal::Journal;
 use crate::process::{DRAIN_GRACE, TERM_GRACE};
 
 /// Writes that wait for the journal: one for each command at hand, and one for what was answered from memory.
-const WRITES_MAX: usize = OPEN_MAX + 1;
+const WRITES_MAX: usize = IN_FLIGHT_MAX + 1;
 /// How long an action may take to end once it has been told to: a program is killed well before that.
-const KILL_PATIENCE: Duration = TERM_GRACE.saturating_add(DRAIN_GRACE.saturating_mul(2));
+const KILL_TIMEOUT: Duration = TERM_GRACE.saturating_add(DRAIN_GRACE.saturating_mul(2));
 
 /// What concerns the desk and has happened elsewhere.
 #[derive(Debug)]
-pub(super) enum Word {
-    Written(Vec<Ticket>, Result<(), String>),
+pub(super) enum ExecutorEvent {
+    Written(Vec<WriteId>, Result<(), String>),
     Finished(CommandId, Reply),
     /// It is time for what the desk waits for.
     Timeout,
 }
 
 /// Where a command came from.
-enum Asker {
+enum ReplyTarget {
     /// A peer. Its session outlives connections: what is told while there is none goes with the next.
     Peer { link: PeerLink, lane: Lane },
     /// A door of this node. It hears of the end only.
-    Door(oneshot::Sender<Reply>),
+    Gateway(oneshot::Sender<Reply>),
 }
 
 /// The desk and what it needs.
-pub(super) struct Acts {
-    desk: Desk,
+pub(super) struct ExecutorDriver {
+    executor: Executor,
     actions: Actions,
     tasks: TaskTracker,
     /// What may have to run, until it does.
-    kept: BTreeMap<CommandId, Command>,
+    pending: BTreeMap<CommandId, Command>,
     /// Who wants to hear of each command at hand.
-    askers: BTreeMap<CommandId, Asker>,
+    reply_targets: BTreeMap<CommandId, ReplyTarget>,
     running: BTreeMap<CommandId, CancellationToken>,
-    writes: mpsc::Sender<(Ticket, Vec<Record>)>,
-    written: mpsc::Receiver<(Vec<Ticket>, Result<(), String>)>,
+    writes: mpsc::Sender<(WriteId, Vec<Record>)>,
+    written: mpsc::Receiver<(Vec<WriteId>, Result<(), String>)>,
     finishing: mpsc::Sender<(CommandId, Reply)>,
     finished: mpsc::Receiver<(CommandId, Reply)>,
 }
 
-impl Acts {
+impl ExecutorDriver {
     /// A desk on what the journal has told.
-    pub(super) fn new(actions: Actions, journal: Journal, ledger: Ledger, tasks: TaskTracker) -> Self {
+    pub(super) fn new(actions: Actions, journal: Journal, dedup: DedupTable, tasks: TaskTracker) -> Self {
         let (writes, to_write) = mpsc::channel(WRITES_MAX);
         let (writing, written) = mpsc::channel(WRITES_MAX);
         let (finishing, finished) = mpsc::channel(RUNNING_MAX);
         tasks.spawn(scribe(journal, to_write, writing));
         Self {
-            desk: Desk::new(ledger),
+            executor: Executor::new(dedup),
             actions,
             tasks,
-            kept: BTreeMap::new(),
-            askers: BTreeMap::new(),
+            pending: BTreeMap::new(),
+            reply_targets: BTreeMap::new(),
             running: BTreeMap::new(),
             writes,
             written,
@@ -90,193 +92,203 @@ impl Acts {
     }
 
     /// What has happened, as soon as something has. Nothing is lost if nobody waits for it any more.
-    pub(super) async fn word(&mut self) -> Word {
-        let timeout = self.desk.poll_timeout();
+    pub(super) async fn next_event(&mut self) -> ExecutorEvent {
+        let timeout = self.executor.poll_timeout();
         tokio::select! {
             biased;
-            Some((tickets, how)) = self.written.recv() => Word::Written(tickets, how),
-            Some((id, reply)) = self.finished.recv() => Word::Finished(id, reply),
-            () = clock::sleep_until(timeout.unwrap_or_else(clock::now)), if timeout.is_some() => Word::Timeout,
+            Some((tickets, how)) = self.written.recv() => ExecutorEvent::Written(tickets, how),
+            Some((id, reply)) = self.finished.recv() => ExecutorEvent::Finished(id, reply),
+            () = clock::sleep_until(timeout.unwrap_or_else(clock::now)), if timeout.is_some() => ExecutorEvent::Timeout,
         }
     }
 
     /// Takes such a word.
-    pub(super) fn take(&mut self, word: Word, work: &Work) {
+    pub(super) fn on_event(&mut self, event: ExecutorEvent, context: &CommandContext) {
         let now = clock::now();
-        match word {
-            Word::Written(tickets, Ok(())) => {
+        match event {
+            ExecutorEvent::Written(tickets, Ok(())) => {
                 for ticket in tickets {
-                    self.desk.written(ticket, now);
+                    self.executor.on_written(ticket, now);
                 }
             }
-            Word::Written(tickets, Err(why)) => {
+            ExecutorEvent::Written(tickets, Err(why)) => {
                 for ticket in tickets {
-                    self.desk.not_written(ticket, &why, now);
+                    self.executor.on_write_failed(ticket, &why, now);
                 }
             }
-            Word::Finished(id, reply) => {
+            ExecutorEvent::Finished(id, reply) => {
                 self.running.remove(&id);
-                self.desk.finished(id, reply, now);
+                self.executor.on_finished(id, reply, now);
             }
-            Word::Timeout => self.desk.handle_timeout(now),
+            ExecutorEvent::Timeout => self.executor.handle_timeout(now),
         }
-        self.carry_out(work);
+        self.apply_effects(context);
     }
 
     /// A command that acts has arrived; `content` is its frame's.
-    pub(super) fn command(
+    pub(super) fn on_command(
         &mut self,
         command: Command,
         link: &PeerLink,
         header: &Header,
         content: &[u8],
-        work: &Work,
+        context: &CommandContext,
     ) {
-        let asker = Asker::Peer {
+        let target = ReplyTarget::Peer {
             link: link.clone(),
             lane: header.lane.unwrap_or_default(),
         };
-        self.judge(command, asker, header.life, content, work);
+        self.submit(command, target, header.life, content, context);
     }
 
     /// One that has come through a door of this node, with an identity that nothing else has.
-    pub(super) fn errand(
+    pub(super) fn on_local_command(
         &mut self,
         command: Command,
-        life_ms: u64,
+        ttl_ms: u64,
         reply: oneshot::Sender<Reply>,
-        work: &Work,
+        context: &CommandContext,
     ) {
-        self.judge(command, Asker::Door(reply), Some(life_ms), &[], work);
+        self.submit(command, ReplyTarget::Gateway(reply), Some(ttl_ms), &[], context);
     }
 
-    fn judge(&mut self, command: Command, asker: Asker, life_ms: Option<u64>, content: &[u8], work: &Work) {
+    fn submit(
+        &mut self,
+        command: Command,
+        target: ReplyTarget,
+        ttl_ms: Option<u64>,
+        content: &[u8],
+        context: &CommandContext,
+    ) {
         let id = command.id;
-        let incoming = Incoming {
+        let incoming = IncomingCommand {
             id,
             digest: digest(&command.action, content),
             deadline: command.deadline,
-            life_ms,
-            traits: self.actions.traits(&command.action),
+            ttl_ms,
+            properties: self.actions.properties(&command.action),
         };
-        self.askers.insert(id, asker);
-        if self.desk.command(incoming, clock::now()) {
-            self.kept.insert(id, command);
+        self.reply_targets.insert(id, target);
+        if self.executor.on_command(incoming, clock::now()) {
+            self.pending.insert(id, command);
         }
-        self.carry_out(work);
+        self.apply_effects(context);
     }
 
     /// An emergency stop is in force, or no more.
-    pub(super) fn stopped(&mut self, stopped: bool, work: &Work) {
+    pub(super) fn on_stop_changed(&mut self, stopped: bool, context: &CommandContext) {
         if stopped {
-            self.desk.stopped(clock::now());
+            self.executor.on_stop(clock::now());
         } else {
-            self.desk.released();
+            self.executor.on_release();
         }
-        self.carry_out(work);
+        self.apply_effects(context);
     }
 
     /// The process ends: see [`Desk::close`].
-    pub(super) fn close(&mut self, work: &Work) {
-        self.desk.close(clock::now());
-        self.kept.retain(|id, _| self.desk.holds(*id));
-        self.carry_out(work);
+    pub(super) fn close(&mut self, context: &CommandContext) {
+        self.executor.shut_down(clock::now());
+        self.pending.retain(|id, _| self.executor.contains(*id));
+        self.apply_effects(context);
     }
 
     /// Whether nothing is left to be waited for.
     pub(super) fn is_idle(&self) -> bool {
-        self.desk.is_idle()
+        self.executor.is_idle()
     }
 
-    fn carry_out(&mut self, work: &Work) {
-        for effect in self.desk.take_effects() {
+    fn apply_effects(&mut self, context: &CommandContext) {
+        for effect in self.executor.take_effects() {
             match effect {
-                Effect::Write { ticket, records } => self.write(ticket, records),
-                Effect::Stage { id, stage } => self.tell(id, stage),
+                Effect::Write {
+                    write_id: ticket,
+                    records,
+                } => self.write(ticket, records),
+                Effect::Stage { id, stage } => self.send_stage(id, stage),
                 Effect::Run { id } => self.run(id),
                 Effect::Kill { id } => {
-                    if let Some(stop) = self.running.get(&id) {
-                        stop.cancel();
+                    if let Some(cancel) = self.running.get(&id) {
+                        cancel.cancel();
                     }
                 }
-                Effect::Answer { id, reply } => self.answer(id, reply, work),
+                Effect::Reply { id, reply } => self.reply(id, reply, context),
             }
         }
     }
 
-    fn write(&mut self, ticket: Ticket, records: Vec<Record>) {
+    fn write(&mut self, ticket: WriteId, records: Vec<Record>) {
         if let Err(refused) = self.writes.try_send((ticket, records)) {
             // The desk asks for no more than fits, so the scribe has fallen over.
             let why = format!("nobody writes it: {refused}");
             tracing::error!(why, "the journal is lost until the next start");
-            self.desk.not_written(ticket, &why, clock::now());
+            self.executor.on_write_failed(ticket, &why, clock::now());
         }
     }
 
     fn run(&mut self, id: CommandId) {
-        let Some(command) = self.kept.remove(&id) else {
+        let Some(command) = self.pending.remove(&id) else {
             // Never: what may run is kept.
             let reply = Reply::failed("its arguments are lost");
-            return self.desk.finished(id, reply, clock::now());
+            return self.executor.on_finished(id, reply, clock::now());
         };
-        let stop = command.stop.clone();
-        self.running.insert(id, stop.clone());
-        let end = End {
+        let cancel = command.cancel.clone();
+        self.running.insert(id, cancel.clone());
+        let completion = CompletionGuard {
             id,
             reply: None,
-            to: self.finishing.clone(),
+            completions: self.finishing.clone(),
         };
         let actions = self.actions.clone();
         self.tasks.spawn(async move {
-            let mut end = end;
+            let mut completion = completion;
             let killed = async {
-                stop.cancelled().await;
-                tokio::time::sleep(KILL_PATIENCE).await;
+                cancel.cancelled().await;
+                tokio::time::sleep(KILL_TIMEOUT).await;
             };
             let reply = tokio::select! {
                 reply = actions.run(command) => reply,
                 () = killed => Reply::failed("was told to end and did not"),
             };
-            end.reply = Some(reply);
+            completion.reply = Some(reply);
         });
     }
 
-    fn tell(&self, id: CommandId, stage: Stage) {
-        let Some(Asker::Peer { link, lane }) = self.askers.get(&id) else {
+    fn send_stage(&self, id: CommandId, stage: Stage) {
+        let Some(ReplyTarget::Peer { link, lane }) = self.reply_targets.get(&id) else {
             return;
         };
-        let told = Parcel::new(&StageMessage { stage }.to_frame(id))
+        let sent = EncodedFrame::new(&StageMessage { stage }.to_frame(id))
             .map_err(|error| error.to_string())
             .and_then(|parcel| {
                 let outgoing = Outgoing {
-                    parcel,
+                    frame: parcel,
                     lane: *lane,
                     deadline: None,
                 };
                 link.try_send(outgoing).map_err(|error| error.to_string())
             });
-        if let Err(error) = told {
+        if let Err(error) = sent {
             tracing::debug!(%id, %stage, error, "a stage is not told");
         }
     }
 
-    fn answer(&mut self, id: CommandId, reply: Reply, work: &Work) {
-        let (link, lane) = match self.askers.remove(&id) {
+    fn reply(&mut self, id: CommandId, reply: Reply, context: &CommandContext) {
+        let (link, lane) = match self.reply_targets.remove(&id) {
             None => return,
-            Some(Asker::Peer { link, lane }) => (link, lane),
-            Some(Asker::Door(to)) => {
-                self.kept.remove(&id);
+            Some(ReplyTarget::Peer { link, lane }) => (link, lane),
+            Some(ReplyTarget::Gateway(to)) => {
+                self.pending.remove(&id);
                 // The door may have closed meanwhile.
                 let _gone = to.send(reply);
                 return;
             }
         };
-        if self.desk.holds(id) {
+        if self.executor.contains(id) {
             // This was for a copy that is another command; the first goes on.
             let link = link.clone();
-            self.askers.insert(id, Asker::Peer { link, lane });
+            self.reply_targets.insert(id, ReplyTarget::Peer { link, lane });
         } else {
-            self.kept.remove(&id);
+            self.pending.remove(&id);
         }
         let command = Header {
             id: Some(id.seq),
@@ -284,35 +296,35 @@ impl Acts {
             lane: Some(lane),
             ..Header::default()
         };
-        work.answer_soon(&link, command, reply);
+        context.reply_in_background(&link, command, reply);
     }
 }
 
 /// Says how an action ended, also if it fell over.
-struct End {
+struct CompletionGuard {
     id: CommandId,
     reply: Option<Reply>,
-    to: mpsc::Sender<(CommandId, Reply)>,
+    completions: mpsc::Sender<(CommandId, Reply)>,
 }
 
-impl Drop for End {
+impl Drop for CompletionGuard {
     fn drop(&mut self) {
         let reply = self.reply.take();
         let reply = reply.unwrap_or_else(|| Reply::failed("the action fell over; the node's log says more"));
         // There is room for as many as run at once; if nobody listens any more, the daemon has ended.
-        let _ended = self.to.try_send((self.id, reply));
+        let _ended = self.completions.try_send((self.id, reply));
     }
 }
 
 /// Has the journal write, in order: what waits while one write is under way goes into the next.
 async fn scribe(
     journal: Journal,
-    mut to_write: mpsc::Receiver<(Ticket, Vec<Record>)>,
-    written: mpsc::Sender<(Vec<Ticket>, Result<(), String>)>,
+    mut to_write: mpsc::Receiver<(WriteId, Vec<Record>)>,
+    written: mpsc::Sender<(Vec<WriteId>, Result<(), String>)>,
 ) {
     let mut batch = Vec::new();
     while to_write.recv_many(&mut batch, WRITES_MAX).await > 0 {
-        let (tickets, records): (Vec<Ticket>, Vec<Vec<Record>>) = batch.drain(..).unzip();
+        let (tickets, records): (Vec<WriteId>, Vec<Vec<Record>>) = batch.drain(..).unzip();
         let how = journal.append(records.concat()).await;
         let how = how.map_err(|fault| fault.to_string());
         if written.send((tickets, how)).await.is_err() {

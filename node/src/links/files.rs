@@ -6,49 +6,51 @@ use swarm_shared::net::clock;
 use swarm_shared::net::endpoint::Endpoint;
 use swarm_shared::net::peer::{ChunkBytes, PeerEvent, PeerLink};
 use swarm_shared::proto::delivery::CommandId;
-use swarm_shared::proto::encoded::Parcel;
+use swarm_shared::proto::encoded::EncodedFrame;
 use swarm_shared::proto::message::FileEnd;
 use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::session::Outgoing;
-use swarm_shared::proto::window::CHUNK_BYTES_LEAST;
+use swarm_shared::proto::window::SENT_CHUNK_BYTES_MIN;
 use swarm_shared::proto::wire::{Frame, Kind, Lane};
 use tokio::sync::{mpsc, oneshot};
 
-use super::Work;
-use super::replies::{ANSWER_PATIENCE, answer_in_turn, arguments};
+use super::CommandContext;
+use super::replies::{REPLY_TIMEOUT, parse_arguments, send_reply};
 use crate::actions::Command;
-use crate::transfers::{Outlet, Transfers};
+use crate::transfers::{ChunkSink, Transfers};
 
 /// The action that moves files. It may be repeated: a file under its own name is whole.
 pub(super) const FILE_TRANSFER: &str = "filetransfer";
 /// Chunks of one file that wait for its connection.
-const CHUNKS_WAITING: usize = 2;
+const CHUNK_QUEUE_MAX: usize = 2;
 
 /// A file that the peer asks for, on its way over the connection for files.
 pub(super) async fn send_file(endpoint: &Endpoint, transfers: &Transfers, command: &Command) -> Reply {
-    let (chunks, frames) = mpsc::channel::<Frame>(CHUNKS_WAITING);
-    let chunk_bytes = ChunkBytes::new(CHUNK_BYTES_LEAST);
-    let outlet = Outlet {
+    let (chunks, frames) = mpsc::channel::<Frame>(CHUNK_QUEUE_MAX);
+    let chunk_bytes = ChunkBytes::new(SENT_CHUNK_BYTES_MIN);
+    let sink = ChunkSink {
         frames: chunks,
         chunk_bytes: chunk_bytes.clone(),
     };
-    let mut outcome = transfers.begin(command.id, &command.arguments, outlet);
+    let mut outcome = transfers.begin(command.id, &command.arguments, sink);
     let ended = |outcome: Result<Reply, _>| {
         outcome.unwrap_or_else(|_: oneshot::error::RecvError| Reply::failed("the node is shutting down"))
     };
-    let moving = async move {
+    let sending = async move {
         // Closed when nothing can be passed on any more, so that the transfer hears of it at once.
         let mut frames = frames;
-        let Ok(bulk) = endpoint.bulk(command.id.issuer).await else {
+        let Ok(bulk) = endpoint.open_bulk_session(command.id.issuer).await else {
             return;
         };
         let best = bulk.chunk_bytes();
         while let Some(frame) = frames.recv().await {
             chunk_bytes.set(best.get());
-            let Ok(parcel) = Parcel::new(&frame) else { return };
+            let Ok(parcel) = EncodedFrame::new(&frame) else {
+                return;
+            };
             if bulk
                 .send(Outgoing {
-                    parcel,
+                    frame: parcel,
                     lane: Lane::Bulk,
                     deadline: None,
                 })
@@ -59,16 +61,16 @@ pub(super) async fn send_file(endpoint: &Endpoint, transfers: &Transfers, comman
             }
         }
     };
-    tokio::pin!(moving);
+    tokio::pin!(sending);
     let reply = tokio::select! {
         outcome = &mut outcome => outcome,
         // Nobody takes chunks any more: the transfer sees it and says why.
-        () = &mut moving => return ended(outcome.await),
+        () = &mut sending => return ended(outcome.await),
     };
     let reply = ended(reply);
     if reply.state == Outcome::Done {
         // All is read; the last chunks still wait for room, which never comes if the peer does not.
-        if tokio::time::timeout(ANSWER_PATIENCE, moving).await.is_err() {
+        if tokio::time::timeout(REPLY_TIMEOUT, sending).await.is_err() {
             return Reply::failed("the connection stood still before the last of the file was sent");
         }
     }
@@ -76,29 +78,33 @@ pub(super) async fn send_file(endpoint: &Endpoint, transfers: &Transfers, comman
 }
 
 /// What a peer sends over its connection for files, in order. A full disk queue holds back this peer only.
-pub(super) async fn take_files(work: Work, bulk: PeerLink, mut events: mpsc::Receiver<PeerEvent>) {
+pub(super) async fn receive_files(
+    context: CommandContext,
+    bulk: PeerLink,
+    mut events: mpsc::Receiver<PeerEvent>,
+) {
     let peer_id = bulk.id();
     while let Some(event) = events.recv().await {
         let PeerEvent::Frame { frame, deadline, .. } = event else {
             continue;
         };
-        let named = || work.transfers.named(peer_id, &frame.header);
+        let named = || context.transfers.find(peer_id, &frame.header);
         match frame.header.kind {
             Some(Kind::Chunk) => {
                 let offset = frame.header.offset.unwrap_or_default();
                 if let Some(id) = named() {
-                    work.transfers.chunk(id, offset, frame.content).await;
+                    context.transfers.on_chunk(id, offset, frame.content).await;
                 }
             }
-            Some(Kind::ChunkEnd) => match frame.read::<FileEnd>() {
+            Some(Kind::ChunkEnd) => match frame.parse_content::<FileEnd>() {
                 Ok(end) => {
                     if let Some(id) = named() {
-                        work.transfers.end(id, end);
+                        context.transfers.on_end(id, end);
                     }
                 }
                 Err(error) => tracing::warn!(%error, id = frame.header.id, "unreadable end of a file"),
             },
-            Some(Kind::Command) => begin_file(&work, &bulk, *frame, deadline),
+            Some(Kind::Command) => begin_transfer(&context, &bulk, *frame, deadline),
             _ => tracing::debug!(kind = ?frame.header.kind, "frame not asked for"),
         }
     }
@@ -106,18 +112,18 @@ pub(super) async fn take_files(work: Work, bulk: PeerLink, mut events: mpsc::Rec
 
 /// The command that announces a file. The transfer is known before the next frame is read. The reply goes back on
 /// the session that the command came on: there it is waited for.
-fn begin_file(work: &Work, link: &PeerLink, frame: Frame, deadline: Option<Instant>) {
+fn begin_transfer(context: &CommandContext, link: &PeerLink, frame: Frame, deadline: Option<Instant>) {
     if frame.header.action.as_deref() != Some(FILE_TRANSFER) {
         let reply = Reply::refused("only filetransfer comes on a connection for files");
-        return work.answer_soon(link, frame.header, reply);
+        return context.reply_in_background(link, frame.header, reply);
     }
     if deadline.is_some_and(|deadline| clock::now() >= deadline) {
         let reply = Reply::ended(Outcome::Expired, "too late when it arrived");
-        return work.answer_soon(link, frame.header, reply);
+        return context.reply_in_background(link, frame.header, reply);
     }
-    let arguments = match arguments(&frame) {
+    let arguments = match parse_arguments(&frame) {
         Ok(arguments) => arguments,
-        Err(reply) => return work.answer_soon(link, frame.header, reply),
+        Err(reply) => return context.reply_in_background(link, frame.header, reply),
     };
     let id = CommandId {
         issuer: link.id(),
@@ -127,13 +133,13 @@ fn begin_file(work: &Work, link: &PeerLink, frame: Frame, deadline: Option<Insta
     // A file that comes in sends nothing, so nobody reads this.
     let (frames, _unread) = mpsc::channel(1);
     let chunk_bytes = link.chunk_bytes();
-    let nothing = Outlet { frames, chunk_bytes };
-    let outcome = work.transfers.begin(id, &arguments, nothing);
+    let sink = ChunkSink { frames, chunk_bytes };
+    let outcome = context.transfers.begin(id, &arguments, sink);
     let link = link.clone();
-    work.tasks.spawn(async move {
+    context.tasks.spawn(async move {
         let reply = outcome
             .await
             .unwrap_or_else(|_ended| Reply::failed("the node is shutting down"));
-        answer_in_turn(&link, &frame.header, &reply).await;
+        send_reply(&link, &frame.header, &reply).await;
     });
 }

@@ -8,92 +8,92 @@
 use std::time::{Duration, Instant};
 
 use swarm_shared::net::{clock, random};
-use swarm_shared::proto::delivery::dedup::Ledger;
-use swarm_shared::proto::delivery::{CommandId, FLIGHT_LIFE_MS_MAX, next_epoch};
+use swarm_shared::proto::delivery::dedup::DedupTable;
+use swarm_shared::proto::delivery::{CommandId, FLIGHT_TTL_MS_MAX, next_epoch};
 use swarm_shared::proto::id::PeerId;
 use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::outcome::Reply;
 use swarm_shared::proto::trust::Role;
-use swarm_shared::proto::trust::gate::{ActionClass, Wish, classify, permit};
+use swarm_shared::proto::trust::gate::{ActionClass, Permission, classify, permit};
 use tokio::sync::{mpsc, oneshot};
 
-use super::Work;
+use super::CommandContext;
 use super::commands::RELEASE;
-use super::executor_driver::Acts;
+use super::executor_driver::ExecutorDriver;
 use super::files::FILE_TRANSFER;
 use crate::actions::{Actions, Command};
 
 /// Errands that wait to be taken.
-const ERRANDS_MAX: usize = 64;
+const LOCAL_COMMANDS_MAX: usize = 64;
 /// How long an errand may wait for its start.
-pub const ERRAND_LIFE: Duration = Duration::from_secs(30);
+pub const LOCAL_COMMAND_TTL: Duration = Duration::from_secs(30);
 
 /// What a door wants done.
 #[derive(Debug)]
-pub(super) struct Errand {
+pub(super) struct LocalCommand {
     role: Role,
     action: String,
     arguments: Arguments,
-    life: Duration,
+    ttl: Duration,
     deadline: Instant,
     reply: oneshot::Sender<Reply>,
 }
 
-/// Where doors hand in what they want done. Cheap to clone.
+/// Where gateways hand in what they want done. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Errands {
-    to: mpsc::Sender<Errand>,
+pub struct LocalCommands {
+    sender: mpsc::Sender<LocalCommand>,
     actions: Actions,
 }
 
-impl Errands {
-    pub(super) fn new(actions: Actions) -> (Self, mpsc::Receiver<Errand>) {
-        let (to, errands) = mpsc::channel(ERRANDS_MAX);
-        (Self { to, actions }, errands)
+impl LocalCommands {
+    pub(super) fn new(actions: Actions) -> (Self, mpsc::Receiver<LocalCommand>) {
+        let (sender, queue) = mpsc::channel(LOCAL_COMMANDS_MAX);
+        (Self { sender, actions }, queue)
     }
 
     /// Hands something in, in the name of somebody of this role, that has reached the node at `since` or later. If it
     /// `flies`, it lives as short as an action of flight, whatever its class. Errands are taken in the order of these
     /// calls. Its end comes from the receiver, once; none comes if the node shuts down.
-    pub async fn hand_in(
+    pub async fn submit(
         &self,
         role: Role,
         action: String,
         arguments: Arguments,
         since: Instant,
-        flies: bool,
+        is_flight: bool,
     ) -> oneshot::Receiver<Reply> {
-        let life = if flies || self.actions.traits(&action).flight {
-            Duration::from_millis(FLIGHT_LIFE_MS_MAX)
+        let ttl = if is_flight || self.actions.properties(&action).flight {
+            Duration::from_millis(FLIGHT_TTL_MS_MAX)
         } else {
-            ERRAND_LIFE
+            LOCAL_COMMAND_TTL
         };
         let (reply, end) = oneshot::channel();
-        let errand = Errand {
+        let command = LocalCommand {
             role,
             action,
             arguments,
-            life,
-            deadline: since + life,
+            ttl,
+            deadline: since + ttl,
             reply,
         };
         // If nobody takes them any more, the receiver tells.
-        let _shutting_down = self.to.send(errand).await;
+        let _shutting_down = self.sender.send(command).await;
         end
     }
 }
 
 /// The identities of errands.
 #[derive(Debug)]
-pub(super) struct Numbers {
+pub(super) struct CommandIds {
     last: CommandId,
 }
 
-impl Numbers {
+impl CommandIds {
     /// Of this node, after all that it has given before.
-    pub(super) fn new(node: PeerId, ledger: &Ledger) -> Self {
-        let random = u16::try_from(random::spread() & 0xffff).unwrap_or_default();
-        let epoch = next_epoch(ledger.epoch_seen(node), clock::unix_time_ms(), random);
+    pub(super) fn new(node: PeerId, dedup: &DedupTable) -> Self {
+        let random = u16::try_from(random::jitter() & 0xffff).unwrap_or_default();
+        let epoch = next_epoch(dedup.highest_epoch(node), clock::unix_time_ms(), random);
         let last = CommandId {
             issuer: node,
             epoch,
@@ -109,17 +109,22 @@ impl Numbers {
 }
 
 /// Takes an errand, if its role may ask for it.
-pub(super) fn take_errand(acts: &mut Acts, work: &Work, numbers: &mut Numbers, errand: Errand) {
-    let Errand {
+pub(super) fn on_local_command(
+    driver: &mut ExecutorDriver,
+    context: &CommandContext,
+    command_ids: &mut CommandIds,
+    request: LocalCommand,
+) {
+    let LocalCommand {
         role,
         action,
         arguments,
-        life,
+        ttl,
         deadline,
         reply,
-    } = errand;
+    } = request;
     let class = classify(&action, &arguments);
-    let refusal = match permit(role, &Wish::Command(class)) {
+    let refusal = match permit(role, &Permission::Command(class)) {
         Err(refused) => Some(refused.reason),
         // A stop is released by its own number and by the fleet; a file has its own way.
         Ok(()) if [FILE_TRANSFER, RELEASE].contains(&action.as_str()) => {
@@ -133,18 +138,18 @@ pub(super) fn take_errand(acts: &mut Acts, work: &Work, numbers: &mut Numbers, e
         return;
     }
     let command = Command {
-        id: numbers.next(),
+        id: command_ids.next(),
         role,
         action,
         arguments,
         deadline: Some(deadline),
-        stop: work.stop.child_token(),
+        cancel: context.shutdown.child_token(),
     };
     match class {
-        ActionClass::Read => work.errand_aside(command, reply),
-        ActionClass::Act | ActionClass::Execute => {
-            let life_ms = u64::try_from(life.as_millis()).unwrap_or(u64::MAX);
-            acts.errand(command, life_ms, reply, work);
+        ActionClass::Read => context.run_local_in_background(command, reply),
+        ActionClass::Modify | ActionClass::Execute => {
+            let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
+            driver.on_local_command(command, ttl_ms, reply, context);
         }
     }
 }

@@ -23,43 +23,43 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use swarm_shared::net::discovery::presence::{self, Means, Presence};
-use swarm_shared::net::endpoint::notice_throttle::Hush;
+use swarm_shared::net::discovery::presence::{self, Methods, Presence};
+use swarm_shared::net::endpoint::notice_throttle::NoticeThrottle;
 use swarm_shared::net::endpoint::{self, Endpoint, Events, Notice};
 use swarm_shared::net::handshake::Identity;
 use swarm_shared::net::peer::{PeerEvent, PeerInfo, PeerLink};
 use swarm_shared::net::socket::KeepaliveConfig;
 use swarm_shared::net::{boot, clock};
 use swarm_shared::proto::address_book::{Hint, Source};
-use swarm_shared::proto::encoded::Parcel;
+use swarm_shared::proto::encoded::EncodedFrame;
 use swarm_shared::proto::id::{PeerId, PeerKind};
-use swarm_shared::proto::message::Offer;
+use swarm_shared::proto::message::ActionCatalog;
 use swarm_shared::proto::session::{Outgoing, Timing};
 use swarm_shared::proto::trust::Membership;
-use swarm_shared::proto::trust::gate::{Wish, permit};
+use swarm_shared::proto::trust::gate::{Permission, permit};
 use swarm_shared::proto::wire::{Frame, Kind, Lane};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
-use self::commands::{ANSWERS_MAX, COMMANDS_MAX, take_command};
-use self::executor_driver::Acts;
-use self::files::take_files;
-use self::local_commands::{Errand, Errands, Numbers, take_errand};
+use self::commands::{COMMANDS_MAX, REPLIES_MAX, on_command};
+use self::executor_driver::ExecutorDriver;
+use self::files::receive_files;
+use self::local_commands::{CommandIds, LocalCommand, LocalCommands, on_local_command};
 use crate::actions::Actions;
 use crate::enrol::{self, Enrolment};
-use crate::fleet_store::Memory;
+use crate::fleet_store::FleetStore;
 use crate::lost_link;
 use crate::node::Node;
 use crate::status::{LinkView, Status};
-use crate::stop::{self, Stopping};
+use crate::stop::{self, StopHandle};
 use crate::transfers::Transfers;
 
 /// How long what runs may take to end at shutdown, until its outcome is written.
-const DRAIN_MAX: Duration = Duration::from_secs(4);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// How long a change of what this node can do is held back, so that a plug-in that comes and goes does not fill links.
-const OFFER_AFTER: Duration = Duration::from_millis(200);
+const CATALOG_DELAY: Duration = Duration::from_millis(200);
 
 /// The links of a running node.
 #[derive(Debug)]
@@ -68,11 +68,11 @@ pub struct Links {
     presence: Presence,
     /// Cancelled once nothing runs any more.
     drained: CancellationToken,
-    errands: Errands,
+    local_commands: LocalCommands,
 }
 
 /// A linked peer.
-struct Linked {
+struct LinkedPeer {
     info: Arc<PeerInfo>,
     link: PeerLink,
     since: Instant,
@@ -80,31 +80,31 @@ struct Linked {
 
 /// What the tasks of commands and files need.
 #[derive(Clone)]
-struct Work {
-    stopping: Stopping,
+struct CommandContext {
+    stop_handle: StopHandle,
     endpoint: Endpoint,
     actions: Actions,
     transfers: Transfers,
-    commands: Arc<Semaphore>,
-    answers: Arc<Semaphore>,
+    command_slots: Arc<Semaphore>,
+    reply_slots: Arc<Semaphore>,
     tasks: TaskTracker,
-    stop: CancellationToken,
+    shutdown: CancellationToken,
 }
 
 struct Task {
-    work: Work,
-    acts: Acts,
-    errands: mpsc::Receiver<Errand>,
-    numbers: Numbers,
+    context: CommandContext,
+    driver: ExecutorDriver,
+    local_commands: mpsc::Receiver<LocalCommand>,
+    command_ids: CommandIds,
     /// Cancels [`Links::drained`] when this task ends, however it does.
     _drained: DropGuard,
-    memory: Memory,
+    store: FleetStore,
     status: Status,
-    peers: BTreeMap<PeerId, Linked>,
-    runs: BTreeMap<PeerId, swarm_shared::proto::id::Instance>,
-    hush: Hush,
+    peers: BTreeMap<PeerId, LinkedPeer>,
+    instances: BTreeMap<PeerId, swarm_shared::proto::id::Instance>,
+    notice_throttle: NoticeThrottle,
     /// The sessions of stations that may command, for the dead-man.
-    commanding: watch::Sender<BTreeMap<PeerId, PeerLink>>,
+    commanding_stations: watch::Sender<BTreeMap<PeerId, PeerLink>>,
 }
 
 impl Links {
@@ -117,8 +117,8 @@ impl Links {
         let keepalive = &config.keepalive;
         let keepalive =
             KeepaliveConfig::new(keepalive.idle, keepalive.interval, u32::from(keepalive.probes))?;
-        let memory = Memory::new(node.state.path());
-        let membership = memory.fleet(&node.key.public());
+        let store = FleetStore::new(node.state.path());
+        let membership = store.load_fleet(&node.key.public());
         let endpoint_config = endpoint::Config {
             kind: PeerKind::Node,
             name: node.name.borrow().clone(),
@@ -132,29 +132,31 @@ impl Links {
         let identity = Arc::new(Identity::new(node.key.clone())?);
         let (datagrams, datagrams_heard) = mpsc::channel(stop::DATAGRAMS_MAX);
         let (endpoint, mut events) = Endpoint::start(endpoint_config, identity)?;
-        let means = Means {
+        let means = Methods {
             mdns: config.mdns,
             pings: config.pings.then_some(config.ping_port),
         };
-        let mut presence =
-            presence::start_hearing(&endpoint, means, Some(datagrams)).context("cannot listen for pings")?;
+        let mut presence = presence::start_with_stops(&endpoint, means, Some(datagrams))
+            .context("cannot listen for pings")?;
         for addr in &config.stations {
-            endpoint.heard(*addr, Source::Static, Hint::None).await;
+            endpoint
+                .address_discovered(*addr, Source::Static, Hint::None)
+                .await;
         }
-        for addr in memory.stations() {
-            endpoint.heard(addr, Source::Known, Hint::None).await;
+        for addr in store.load_stations() {
+            endpoint.address_discovered(addr, Source::Known, Hint::None).await;
         }
-        let listens = endpoint.listens();
+        let listens = endpoint.listen_addr();
         node.status
             .update(|facts| facts.listen = Some(listens.to_string()));
         tracing::info!(addr = %listens, "listening");
 
         let (_none, nothing) = mpsc::channel(1);
-        let stopping = Stopping::start(stop::Setup {
+        let stop_handle = StopHandle::start(stop::Setup {
             endpoint: endpoint.clone(),
             config: config.emergency_stop.clone(),
             journal: node.journal.clone(),
-            ledger: node.ledger.clone(),
+            dedup: node.dedup.clone(),
             relay: means.pings.map(|port| stop::Relay {
                 interfaces: presence.interfaces.clone(),
                 port,
@@ -162,83 +164,83 @@ impl Links {
             links: std::mem::replace(&mut events.stops, nothing),
             datagrams: datagrams_heard,
             status: node.status.clone(),
-            stop: node.stop.clone(),
+            shutdown: node.shutdown.clone(),
             tasks: node.tasks.clone(),
         });
-        let (commanding, stations) = watch::channel(BTreeMap::new());
+        let (commanding_stations, stations) = watch::channel(BTreeMap::new());
         if let Some(config) = config.lost_link.clone() {
             node.tasks.spawn(lost_link::run(lost_link::Setup {
                 config,
                 stations,
-                in_force: stopping.in_force(),
-                memory: memory.clone(),
+                latch: stop_handle.latch(),
+                store: store.clone(),
                 boot: boot::id(),
                 status: node.status.clone(),
-                stop: node.stop.clone(),
+                shutdown: node.shutdown.clone(),
             }));
         }
-        let work = Work {
-            stopping,
+        let context = CommandContext {
+            stop_handle,
             endpoint: endpoint.clone(),
             actions: node.actions.clone(),
             transfers: node.transfers.clone(),
-            commands: Arc::new(Semaphore::new(COMMANDS_MAX)),
-            answers: Arc::new(Semaphore::new(ANSWERS_MAX)),
+            command_slots: Arc::new(Semaphore::new(COMMANDS_MAX)),
+            reply_slots: Arc::new(Semaphore::new(REPLIES_MAX)),
             tasks: node.tasks.clone(),
-            stop: node.stop.clone(),
+            shutdown: node.shutdown.clone(),
         };
-        let acts = Acts::new(
+        let driver = ExecutorDriver::new(
             node.actions.clone(),
             node.journal.clone(),
-            node.ledger.clone(),
+            node.dedup.clone(),
             node.tasks.clone(),
         );
         let drained = CancellationToken::new();
-        let (errands, to_do) = Errands::new(node.actions.clone());
+        let (local_commands, local_command_queue) = LocalCommands::new(node.actions.clone());
         let task = Task {
-            work,
-            acts,
-            errands: to_do,
-            numbers: Numbers::new(node.key.public().id(), &node.ledger),
+            context,
+            driver,
+            local_commands: local_command_queue,
+            command_ids: CommandIds::new(node.key.public().id(), &node.dedup),
             _drained: drained.clone().drop_guard(),
-            memory: memory.clone(),
+            store: store.clone(),
             status: node.status.clone(),
             peers: BTreeMap::new(),
-            runs: BTreeMap::new(),
-            hush: Hush::default(),
-            commanding,
+            instances: BTreeMap::new(),
+            notice_throttle: NoticeThrottle::default(),
+            commanding_stations,
         };
         node.tasks.spawn(task.run(events, node.name.clone()));
-        let (keeper, stop) = (memory.clone(), node.stop.clone());
+        let (saver, shutdown) = (store.clone(), node.shutdown.clone());
         let fleets = endpoint.membership();
         node.tasks
-            .spawn(async move { keeper.keep_fleets(fleets, stop).await });
+            .spawn(async move { saver.save_fleet_changes(fleets, shutdown).await });
         let (_none, nobody) = mpsc::channel(1);
         let enrolment = Enrolment {
             endpoint: endpoint.clone(),
             keepalive,
             code: config.join.clone(),
             adoptable: config.adoptable,
-            known: config.stations.clone(),
-            strangers: std::mem::replace(&mut presence.strangers, nobody),
-            requests: node.take_joins(),
-            patience: enrol::REQUEST_PATIENCE,
-            memory,
+            configured: config.stations.clone(),
+            discovered: std::mem::replace(&mut presence.station_candidates, nobody),
+            requests: node.take_join_requests(),
+            timeout: enrol::JOIN_CODE_TIMEOUT,
+            store,
             status: node.status.clone(),
-            stop: node.stop.clone(),
+            shutdown: node.shutdown.clone(),
         };
         node.tasks.spawn(enrol::run(enrolment));
         Ok(Self {
             endpoint,
             presence,
             drained,
-            errands,
+            local_commands,
         })
     }
 
-    /// Where doors hand in what they want done.
-    pub fn errands(&self) -> Errands {
-        self.errands.clone()
+    /// Where gateways hand in what they want done.
+    pub fn local_commands(&self) -> LocalCommands {
+        self.local_commands.clone()
     }
 
     /// Waits until the outcomes of what ran are kept, says goodbye to all peers, and ends. The node's `stop` is
@@ -253,46 +255,46 @@ impl Links {
 
 impl Task {
     async fn run(mut self, mut events: Events, mut name: watch::Receiver<swarm_shared::proto::id::NodeName>) {
-        let mut membership = self.work.endpoint.membership();
-        self.show_fleet(membership.borrow_and_update().clone().as_deref());
-        let mut offers = self.work.actions.offer_changes();
-        let mut offer_at = None;
-        let stop = self.work.stop.clone();
-        let mut in_force = self.work.stopping.in_force();
-        if in_force.borrow_and_update().is_some() {
-            self.acts.stopped(true, &self.work);
+        let mut membership = self.context.endpoint.membership();
+        self.update_fleet_status(membership.borrow_and_update().clone().as_deref());
+        let mut catalog_changes = self.context.actions.catalog_changes();
+        let mut catalog_at = None;
+        let shutdown = self.context.shutdown.clone();
+        let mut latch = self.context.stop_handle.latch();
+        if latch.borrow_and_update().is_some() {
+            self.driver.on_stop_changed(true, &self.context);
         }
         loop {
             tokio::select! {
                 biased;
-                () = stop.cancelled() => return self.drain().await,
-                Ok(()) = in_force.changed() => {
-                    let stopped = in_force.borrow_and_update().is_some();
-                    self.acts.stopped(stopped, &self.work);
+                () = shutdown.cancelled() => return self.drain().await,
+                Ok(()) = latch.changed() => {
+                    let stopped = latch.borrow_and_update().is_some();
+                    self.driver.on_stop_changed(stopped, &self.context);
                 }
-                word = self.acts.word() => {
-                    self.acts.take(word, &self.work);
+                event = self.driver.next_event() => {
+                    self.driver.on_event(event, &self.context);
                 }
                 Ok(()) = membership.changed() => {
                     let now = membership.borrow_and_update().clone();
-                    self.show_fleet(now.as_deref());
+                    self.update_fleet_status(now.as_deref());
                 }
-                Ok(()) = offers.changed(), if offer_at.is_none() => {
-                    offers.borrow_and_update();
-                    offer_at = Some(clock::now() + OFFER_AFTER);
+                Ok(()) = catalog_changes.changed(), if catalog_at.is_none() => {
+                    catalog_changes.borrow_and_update();
+                    catalog_at = Some(clock::now() + CATALOG_DELAY);
                 }
-                () = clock::sleep_until(offer_at.unwrap_or_else(clock::now)), if offer_at.is_some() => {
-                    offer_at = None;
-                    self.offer_all();
+                () = clock::sleep_until(catalog_at.unwrap_or_else(clock::now)), if catalog_at.is_some() => {
+                    catalog_at = None;
+                    self.send_catalogs();
                 }
                 Ok(()) = name.changed() => {
                     let name = name.borrow_and_update().clone();
-                    self.work.endpoint.rename(name);
+                    self.context.endpoint.rename(name);
                 }
-                Some(notice) = events.notices.recv() => self.take_notice(&notice),
-                Some(event) = events.peers.recv() => self.take_event(event).await,
-                Some(errand) = self.errands.recv() => {
-                    take_errand(&mut self.acts, &self.work, &mut self.numbers, errand);
+                Some(notice) = events.notices.recv() => self.on_notice(&notice),
+                Some(event) = events.peers.recv() => self.on_peer_event(event).await,
+                Some(command) = self.local_commands.recv() => {
+                    on_local_command(&mut self.driver, &self.context, &mut self.command_ids, command);
                 }
             }
         }
@@ -300,29 +302,29 @@ impl Task {
 
     /// What runs is being killed: its outcomes are written, and told to whoever is linked.
     async fn drain(&mut self) {
-        self.acts.close(&self.work);
+        self.driver.close(&self.context);
         let drained = async {
-            while !self.acts.is_idle() {
-                let word = self.acts.word().await;
-                self.acts.take(word, &self.work);
+            while !self.driver.is_idle() {
+                let event = self.driver.next_event().await;
+                self.driver.on_event(event, &self.context);
             }
         };
-        if tokio::time::timeout(DRAIN_MAX, drained).await.is_err() {
-            tracing::warn!(max = ?DRAIN_MAX, "what ran did not end in time; its outcome will be unknown");
+        if tokio::time::timeout(DRAIN_TIMEOUT, drained).await.is_err() {
+            tracing::warn!(max = ?DRAIN_TIMEOUT, "what ran did not end in time; its outcome will be unknown");
         }
     }
 
-    fn show_fleet(&self, membership: Option<&Membership>) {
+    fn update_fleet_status(&self, membership: Option<&Membership>) {
         let fleet = membership.map(|membership| membership.fingerprint().short());
         self.status.update(|facts| facts.fleet = fleet);
     }
 
-    fn take_notice(&mut self, notice: &Notice) {
+    fn on_notice(&mut self, notice: &Notice) {
         let text = notice.to_string();
         if let Notice::Renamed { .. } = notice {
             return tracing::info!("{text}");
         }
-        if self.hush.is_news(notice, clock::now()) {
+        if self.notice_throttle.should_report(notice, clock::now()) {
             tracing::warn!("{text}");
         } else {
             tracing::debug!("again: {text}");
@@ -330,19 +332,21 @@ impl Task {
         self.status.update(|facts| facts.last_refusal = Some(text));
     }
 
-    async fn take_event(&mut self, event: PeerEvent) {
+    async fn on_peer_event(&mut self, event: PeerEvent) {
         match event {
-            PeerEvent::Up { peer, resumed } => self.up(peer, resumed).await,
-            PeerEvent::Silent(_) | PeerEvent::Heard(_) => {}
-            PeerEvent::Down { id, why } => {
-                self.work.stopping.down(id).await;
+            PeerEvent::Connected { peer, resumed } => self.on_link_up(peer, resumed).await,
+            PeerEvent::Silent(_) | PeerEvent::Responsive(_) => {}
+            PeerEvent::Disconnected { id, reason: why } => {
+                self.context.stop_handle.remove_station(id).await;
                 if let Some(linked) = self.peers.remove(&id) {
                     tracing::info!(peer = %linked.info.name, why, "link lost");
                 }
-                self.show_links();
+                self.update_link_status();
             }
-            PeerEvent::Bulk { link, events, .. } => {
-                self.work.tasks.spawn(take_files(self.work.clone(), link, events));
+            PeerEvent::BulkOpened { link, events, .. } => {
+                self.context
+                    .tasks
+                    .spawn(receive_files(self.context.clone(), link, events));
             }
             PeerEvent::Frame {
                 peer,
@@ -354,66 +358,73 @@ impl Task {
                     let Some(linked) = self.peers.get(&peer.id) else {
                         return;
                     };
-                    take_command(&mut self.acts, &self.work, &peer, &linked.link, *frame, deadline);
+                    on_command(
+                        &mut self.driver,
+                        &self.context,
+                        &peer,
+                        &linked.link,
+                        *frame,
+                        deadline,
+                    );
                 }
             }
         }
     }
 
-    async fn up(&mut self, peer: Arc<PeerInfo>, resumed: bool) {
+    async fn on_link_up(&mut self, peer: Arc<PeerInfo>, resumed: bool) {
         tracing::info!(peer = %peer.name, id = %peer.id.short(), addr = %peer.addr, resumed, "linked");
-        let other_run = self
-            .runs
+        let restarted = self
+            .instances
             .insert(peer.id, peer.instance)
             .is_some_and(|run| run != peer.instance);
-        if other_run {
+        if restarted {
             // Its files were of the process that is gone.
-            self.work.transfers.lost(peer.id);
+            self.context.transfers.on_peer_lost(peer.id);
         }
-        if peer.kind == PeerKind::Station && peer.listens.port() != 0 {
+        if peer.kind == PeerKind::Station && peer.listen_addr.port() != 0 {
             // Aside: a memory card may take seconds, and an emergency stop is not to wait for it.
-            let (memory, listens) = (self.memory.clone(), peer.listens);
-            self.work
+            let (store, listens) = (self.store.clone(), peer.listen_addr);
+            self.context
                 .tasks
-                .spawn(async move { memory.keep_station(listens).await });
+                .spawn(async move { store.save_station(listens).await });
         }
-        let Ok(link) = self.work.endpoint.open(peer.id).await else {
+        let Ok(link) = self.context.endpoint.open_session(peer.id).await else {
             return;
         };
         if peer.kind == PeerKind::Station {
-            offer(&link, &self.work.actions.offer());
-            self.work.stopping.up(link.clone()).await;
-            if permit(peer.role, &Wish::Frame(Kind::Stop)).is_ok() {
-                self.commanding
+            send_catalog(&link, &self.context.actions.catalog());
+            self.context.stop_handle.add_station(link.clone()).await;
+            if permit(peer.role, &Permission::Frame(Kind::Stop)).is_ok() {
+                self.commanding_stations
                     .send_modify(|known| drop(known.insert(peer.id, link.clone())));
             }
         }
         let id = peer.id;
         self.peers.insert(
             id,
-            Linked {
+            LinkedPeer {
                 info: peer,
                 link,
                 since: clock::now(),
             },
         );
-        self.show_links();
+        self.update_link_status();
     }
 
     /// What this node can do has changed.
-    fn offer_all(&self) {
+    fn send_catalogs(&self) {
         let stations = self
             .peers
             .values()
             .filter(|linked| linked.info.kind == PeerKind::Station);
-        let now = self.work.actions.offer();
+        let now = self.context.actions.catalog();
         for linked in stations {
-            offer(&linked.link, &now);
+            send_catalog(&linked.link, &now);
         }
     }
 
-    fn show_links(&self) {
-        let view = |linked: &Linked| LinkView {
+    fn update_link_status(&self) {
+        let view = |linked: &LinkedPeer| LinkView {
             name: linked.info.name.to_string(),
             id: linked.info.id.short(),
             kind: linked.info.kind.to_string(),
@@ -427,12 +438,12 @@ impl Task {
 }
 
 /// Tells a station what this node can do. A station that does not hear it takes every action for an ordinary one.
-fn offer(link: &PeerLink, offer: &Offer) {
-    let sent = Parcel::new(&Frame::json(Kind::Offer, offer))
+fn send_catalog(link: &PeerLink, catalog: &ActionCatalog) {
+    let sent = EncodedFrame::new(&Frame::json(Kind::Offer, catalog))
         .map_err(|error| error.to_string())
         .and_then(|parcel| {
             let outgoing = Outgoing {
-                parcel,
+                frame: parcel,
                 lane: Lane::Control,
                 deadline: None,
             };

@@ -29,7 +29,7 @@ pub(super) fn endpoint() -> Endpoint {
 }
 
 #[tokio::test]
-async fn a_file_for_a_peer_that_never_comes_back_is_given_up() {
+async fn sending_to_a_peer_that_never_returns_times_out() {
     let endpoint = endpoint();
     let dir = tempfile::tempdir().expect("a directory");
     let file = std::fs::File::create(dir.path().join("big")).expect("made");
@@ -51,7 +51,7 @@ async fn a_file_for_a_peer_that_never_comes_back_is_given_up() {
             kwargs: kwargs.as_object().cloned().expect("an object"),
         },
         deadline: None,
-        stop: CancellationToken::new(),
+        cancel: CancellationToken::new(),
     };
     let sent = send_file(&endpoint, &transfers, &command);
     let reply = tokio::time::timeout(Duration::from_secs(20), sent).await;

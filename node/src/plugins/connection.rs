@@ -8,183 +8,184 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use serde_json::Value;
 use swarm_shared::net::clock;
+use swarm_shared::proto::foreign::plugin::{Event, LIMITS, LIMITS_UNREGISTERED, LogLevel, PluginProtocol};
 use swarm_shared::proto::outcome::Reply;
-use swarm_shared::proto::plugin::{Conversation, Event, LIMITS, LIMITS_GREETING, LogLevel};
 use swarm_shared::proto::wire::{Frame, FrameReader};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::{Line, ORDERS_MAX, Order, Plugins, Seat};
+use super::{CALL_QUEUE_MAX, CallRequest, CallSender, PluginGuard, Plugins};
 
 /// How long a plug-in may read nothing while something waits for it.
-const READ_PATIENCE: Duration = Duration::from_secs(5);
+const READ_TIMEOUT: Duration = Duration::from_secs(5);
 /// What may wait to be written, in bytes: a frame of the longest kind and a little. Beyond it, calls are busy and the
 /// plug-in is not read from.
 const OUT_BYTES_MAX: usize = 1024 * 1024 + 64 * 1024;
 /// How much is read at once, in bytes, where no frame says how long it is.
 const READ_BYTES: usize = 8 * 1024;
 /// How long the last words may take.
-const LAST_WORDS: Duration = Duration::from_millis(500);
+const FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// What there is besides the socket.
-struct Talk {
+struct PluginConnection {
     plugins: Plugins,
     welcome: Value,
     pid: Option<i32>,
-    conversation: Conversation,
-    seat: Option<Seat>,
-    line: Line,
-    waiting: BTreeMap<u64, oneshot::Sender<Reply>>,
+    conversation: PluginProtocol,
+    guard: Option<PluginGuard>,
+    calls: CallSender,
+    pending: BTreeMap<u64, oneshot::Sender<Reply>>,
     reader: FrameReader,
-    out: BytesMut,
+    out_buffer: BytesMut,
     /// Bytes ever put into `out`, and taken from it.
-    put: u64,
-    taken: u64,
+    queued_bytes: u64,
+    written_bytes: u64,
     /// Calls that are done when so many bytes are taken.
     handovers: VecDeque<(u64, u64)>,
     /// When `out` last was empty or became shorter.
-    moved: Instant,
+    last_progress: Instant,
     /// Nothing can be written any more; what the program said before is still read.
-    deaf: bool,
-    closed: Option<String>,
+    write_failed: bool,
+    close_reason: Option<String>,
 }
 
 /// Serves one program until it goes, is told to, or `stop`.
-pub(super) async fn serve(stream: UnixStream, plugins: Plugins, welcome: Value, stop: CancellationToken) {
+pub(super) async fn serve(stream: UnixStream, plugins: Plugins, welcome: Value, shutdown: CancellationToken) {
     let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
     let (mut read, mut write) = stream.into_split();
-    let (sender, mut orders) = mpsc::channel(ORDERS_MAX);
-    let given_up = Arc::new(Notify::new());
+    let (sender, mut call_queue) = mpsc::channel(CALL_QUEUE_MAX);
+    let abandoned = Arc::new(Notify::new());
     let now = clock::now();
-    let mut talk = Talk {
+    let mut connection = PluginConnection {
         plugins,
         welcome,
         pid,
-        conversation: Conversation::new(now),
-        seat: None,
-        line: Line {
-            orders: sender,
-            given_up: Arc::clone(&given_up),
+        conversation: PluginProtocol::new(now),
+        guard: None,
+        calls: CallSender {
+            queue: sender,
+            abandoned: Arc::clone(&abandoned),
         },
-        waiting: BTreeMap::new(),
-        reader: FrameReader::new(LIMITS_GREETING),
-        out: BytesMut::new(),
-        put: 0,
-        taken: 0,
+        pending: BTreeMap::new(),
+        reader: FrameReader::new(LIMITS_UNREGISTERED),
+        out_buffer: BytesMut::new(),
+        queued_bytes: 0,
+        written_bytes: 0,
         handovers: VecDeque::new(),
-        moved: now,
-        deaf: false,
-        closed: None,
+        last_progress: now,
+        write_failed: false,
+        close_reason: None,
     };
     let mut inbox = BytesMut::new();
     let closed = loop {
-        talk.carry_out();
-        if let Some(why) = talk.closed.take() {
+        connection.apply_events();
+        if let Some(why) = connection.close_reason.take() {
             break why;
         }
-        inbox.reserve(talk.reader.lacking().max(READ_BYTES));
-        let wait = talk.due().saturating_duration_since(clock::now());
+        inbox.reserve(connection.reader.missing_bytes().max(READ_BYTES));
+        let wait = connection.next_timeout().saturating_duration_since(clock::now());
         tokio::select! {
             biased;
-            () = stop.cancelled() => talk.conversation.close("the node is shutting down"),
-            () = given_up.notified() => talk.call_off(),
-            Some(order) = orders.recv() => talk.take_order(order),
-            wrote = write.write_buf(&mut talk.out), if !talk.out.is_empty() && !talk.deaf => talk.wrote(wrote),
-            bytes = read.read_buf(&mut inbox), if talk.out.len() < OUT_BYTES_MAX => talk.read(bytes, &mut inbox),
-            () = tokio::time::sleep(wait) => talk.handle_timeout(clock::now()),
+            () = shutdown.cancelled() => connection.conversation.close("the node is shutting down"),
+            () = abandoned.notified() => connection.cancel_abandoned(),
+            Some(order) = call_queue.recv() => connection.on_call(order),
+            wrote = write.write_buf(&mut connection.out_buffer), if !connection.out_buffer.is_empty() && !connection.write_failed => connection.on_written(wrote),
+            bytes = read.read_buf(&mut inbox), if connection.out_buffer.len() < OUT_BYTES_MAX => connection.on_read(bytes, &mut inbox),
+            () = tokio::time::sleep(wait) => connection.handle_timeout(clock::now()),
         }
     };
-    let name = talk.name().to_owned();
+    let name = connection.name().to_owned();
     // From here on nobody finds it.
-    talk.seat = None;
-    orders.close();
-    while let Ok(order) = orders.try_recv() {
+    connection.guard = None;
+    call_queue.close();
+    while let Ok(order) = call_queue.try_recv() {
         let why = format!("the plug-in {name} went away before {} began", order.call.name);
-        let _asker_gone = order.done.send(Reply::refused(why));
+        let _asker_gone = order.reply.send(Reply::refused(why));
     }
     tracing::info!(plugin = name, pid, why = closed, "plug-in gone");
     // Whoever is gone, or does not read, cannot be told.
-    let _untold = tokio::time::timeout(LAST_WORDS, write.write_all_buf(&mut talk.out)).await;
+    let _untold = tokio::time::timeout(FLUSH_TIMEOUT, write.write_all_buf(&mut connection.out_buffer)).await;
 }
 
-impl Talk {
+impl PluginConnection {
     fn name(&self) -> &str {
-        self.seat.as_ref().map_or("?", |seat| &seat.name)
+        self.guard.as_ref().map_or("?", |seat| &seat.name)
     }
 
-    fn due(&self) -> Instant {
-        let deaf = (!self.out.is_empty()).then(|| self.moved + READ_PATIENCE);
-        let next = [deaf, self.conversation.poll_timeout()]
+    fn next_timeout(&self) -> Instant {
+        let write_deadline = (!self.out_buffer.is_empty()).then(|| self.last_progress + READ_TIMEOUT);
+        let next = [write_deadline, self.conversation.poll_timeout()]
             .into_iter()
             .flatten()
             .min();
-        next.unwrap_or_else(|| clock::now() + READ_PATIENCE)
+        next.unwrap_or_else(|| clock::now() + READ_TIMEOUT)
     }
 
     fn handle_timeout(&mut self, now: Instant) {
-        if !self.out.is_empty() && now >= self.moved + READ_PATIENCE {
+        if !self.out_buffer.is_empty() && now >= self.last_progress + READ_TIMEOUT {
             self.conversation
-                .lost(&format!("it read nothing for {READ_PATIENCE:?}"));
+                .on_disconnected(&format!("it read nothing for {READ_TIMEOUT:?}"));
         }
         self.conversation.handle_timeout(now);
     }
 
     /// Calls off each call that nobody waits for any more.
-    fn call_off(&mut self) {
-        let given_up = self.waiting.iter().filter(|(_, done)| done.is_closed());
-        let numbers: Vec<u64> = given_up.map(|(number, _)| *number).collect();
+    fn cancel_abandoned(&mut self) {
+        let abandoned = self.pending.iter().filter(|(_, done)| done.is_closed());
+        let numbers: Vec<u64> = abandoned.map(|(number, _)| *number).collect();
         for number in numbers {
             self.conversation.cancel(number);
         }
     }
 
-    fn take_order(&mut self, Order { call, done }: Order) {
+    fn on_call(&mut self, CallRequest { call, reply: done }: CallRequest) {
         if done.is_closed() {
             return tracing::debug!(action = call.name, "called off before it began");
         }
-        if self.out.len() >= OUT_BYTES_MAX {
+        if self.out_buffer.len() >= OUT_BYTES_MAX {
             let why = format!("busy: the plug-in {} does not read; try again", self.name());
             tracing::debug!(action = call.name, why, "refused");
             let _asker_gone = done.send(Reply::refused(why));
             return;
         }
-        self.waiting.insert(call.number, done);
-        self.conversation.begin(call, clock::now(), clock::boot_time_ms());
+        self.pending.insert(call.number, done);
+        self.conversation
+            .start_call(call, clock::now(), clock::boot_time_ms());
     }
 
-    fn wrote(&mut self, wrote: io::Result<usize>) {
+    fn on_written(&mut self, wrote: io::Result<usize>) {
         match wrote {
-            Err(_read_says_why) => self.deaf = true,
+            Err(_read_says_why) => self.write_failed = true,
             Ok(bytes) => {
-                self.moved = clock::now();
-                self.taken += bytes as u64;
+                self.last_progress = clock::now();
+                self.written_bytes += bytes as u64;
             }
         }
         while let Some((at, number)) = self.handovers.front().copied()
-            && at <= self.taken
+            && at <= self.written_bytes
         {
             self.handovers.pop_front();
-            self.conversation.handed_over(number);
+            self.conversation.on_written(number);
         }
     }
 
-    fn read(&mut self, bytes: io::Result<usize>, inbox: &mut BytesMut) {
+    fn on_read(&mut self, bytes: io::Result<usize>, inbox: &mut BytesMut) {
         match bytes {
-            Ok(0) => return self.conversation.lost("it closed its connection"),
+            Ok(0) => return self.conversation.on_disconnected("it closed its connection"),
             // The same, before it had read all.
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
-                return self.conversation.lost("it closed its connection");
+                return self.conversation.on_disconnected("it closed its connection");
             }
-            Err(error) => return self.conversation.lost(&error.to_string()),
+            Err(error) => return self.conversation.on_disconnected(&error.to_string()),
             Ok(_) => {}
         }
         while !self.conversation.is_closed() {
             match self.reader.next_frame(inbox) {
                 Ok(Some(frame)) => {
                     self.conversation.handle_frame(&frame, clock::now());
-                    self.carry_out();
+                    self.apply_events();
                 }
                 Ok(None) => return,
                 Err(error) => self.conversation.close(&format!("not a frame: {error}")),
@@ -193,57 +194,57 @@ impl Talk {
     }
 
     /// Does what the conversation wants done.
-    fn carry_out(&mut self) {
+    fn apply_events(&mut self) {
         while let Some(event) = self.conversation.poll_event() {
             match event {
-                Event::Send(frame, handover) => self.send(&frame, handover),
+                Event::Send(frame, handover) => self.queue_frame(&frame, handover),
                 Event::Register(registration) => {
                     let name = registration.name.clone();
-                    let seat = self.plugins.seat(registration, self.line.clone(), self.pid);
-                    self.conversation.admit(match seat {
+                    let registered = self.plugins.register(registration, self.calls.clone(), self.pid);
+                    self.conversation.finish_registration(match registered {
                         Ok(seat) => {
                             tracing::info!(plugin = name, pid = self.pid, "plug-in registered");
-                            self.seat = Some(seat);
+                            self.guard = Some(seat);
                             self.reader.set_limits(LIMITS);
                             Ok(self.welcome.clone())
                         }
                         Err(why) => Err(why),
                     });
                 }
-                Event::Ended(number, reply) => {
-                    if let Some(done) = self.waiting.remove(&number) {
+                Event::CallEnded(number, reply) => {
+                    if let Some(done) = self.pending.remove(&number) {
                         let _asker_gone = done.send(reply);
                     }
                 }
-                Event::Fields(fields) => {
-                    if let Some(seat) = &self.seat {
-                        seat.note(fields, clock::now());
+                Event::Telemetry(fields) => {
+                    if let Some(seat) = &self.guard {
+                        seat.record_readings(fields, clock::now());
                     }
                 }
                 Event::Log(level, text) => log(self.name(), level, &text),
-                Event::PassedOver(note) => tracing::debug!(plugin = self.name(), note, "passed over"),
+                Event::Ignored(note) => tracing::debug!(plugin = self.name(), note, "passed over"),
                 Event::Close(why) => {
-                    if self.seat.is_none() {
+                    if self.guard.is_none() {
                         tracing::warn!(pid = self.pid, why, "a program did not become a plug-in");
                     }
-                    self.closed = Some(why);
+                    self.close_reason = Some(why);
                 }
             }
         }
     }
 
-    fn send(&mut self, frame: &Frame, handover: Option<u64>) {
-        if self.out.is_empty() {
-            self.moved = clock::now();
+    fn queue_frame(&mut self, frame: &Frame, handover: Option<u64>) {
+        if self.out_buffer.is_empty() {
+            self.last_progress = clock::now();
         }
-        let before = self.out.len();
-        if let Err(error) = frame.encode(&mut self.out) {
+        let before = self.out_buffer.len();
+        if let Err(error) = frame.encode(&mut self.out_buffer) {
             tracing::warn!(plugin = self.name(), %error, "a frame for a plug-in cannot be written");
-            return self.conversation.lost(&error.to_string());
+            return self.conversation.on_disconnected(&error.to_string());
         }
-        self.put += (self.out.len() - before) as u64;
+        self.queued_bytes += (self.out_buffer.len() - before) as u64;
         if let Some(number) = handover {
-            self.handovers.push_back((self.put, number));
+            self.handovers.push_back((self.queued_bytes, number));
         }
     }
 }

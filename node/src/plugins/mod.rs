@@ -5,7 +5,7 @@
 //! | listener ([`serve`]) | the socket | at stop |
 //! | one for each plug-in | its connection, what it has to answer, its place in the table | with the connection, or at stop |
 //!
-//! What a program says is decided in [`swarm_shared::proto::plugin`]; here it is carried out. Nothing that a plug-in
+//! What a program says is decided in [`swarm_shared::proto::foreign::plugin`]; here it is carried out. Nothing that a plug-in
 //! does holds up the node: queues are bounded, a full one is `busy` at once, and one that does not read is dropped.
 //!
 //! Invariants: a name belongs to one action at a time, and a built-in or an owner's action goes before every plug-in;
@@ -24,22 +24,24 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use serde_json::{Map, Value, json};
 use swarm_shared::net::clock;
+use swarm_shared::proto::foreign::plugin::{
+    Call, Callable, CallableKind, PLUGINS_MAX, Registration, register_error,
+};
 use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::outcome::Reply;
-use swarm_shared::proto::plugin::{Call, Entry, EntryKind, PLUGINS_MAX, Registration, no_answer};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::config::{BUILT_IN, Config};
+use crate::config::{BUILT_IN_ACTIONS, Config};
 use crate::status::PluginView;
 
 /// Calls of one plug-in that may wait for its task; one more is refused as busy.
-const ORDERS_MAX: usize = 32;
+const CALL_QUEUE_MAX: usize = 32;
 /// How long one plug-in too many is told so, and how long to wait after the socket failed.
-const BRIEFLY: Duration = Duration::from_millis(200);
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(200);
 
 /// The plug-ins that are connected. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -50,16 +52,16 @@ pub struct Plugins {
 #[derive(Debug)]
 struct Inner {
     /// The owner's actions.
-    owners: BTreeSet<String>,
+    configured_actions: BTreeSet<String>,
     table: Mutex<BTreeMap<String, Plugin>>,
     changes: watch::Sender<u64>,
-    last_number: AtomicU64,
+    last_call_number: AtomicU64,
 }
 
 #[derive(Debug)]
 struct Plugin {
     registration: Registration,
-    line: Line,
+    calls: CallSender,
     pid: Option<i32>,
     since: Instant,
     readings: BTreeMap<String, (Value, Instant)>,
@@ -67,17 +69,17 @@ struct Plugin {
 
 /// The way to the task of a plug-in.
 #[derive(Clone, Debug)]
-struct Line {
-    orders: mpsc::Sender<Order>,
+struct CallSender {
+    queue: mpsc::Sender<CallRequest>,
     /// Somebody who waited for a call does not any more. It needs no room: the task then looks which calls those are.
-    given_up: Arc<Notify>,
+    abandoned: Arc<Notify>,
 }
 
 /// A call for the task of a plug-in. Nobody waits for it any more once `done` is closed.
 #[derive(Debug)]
-struct Order {
+struct CallRequest {
     call: Call,
-    done: oneshot::Sender<Reply>,
+    reply: oneshot::Sender<Reply>,
 }
 
 /// An action or a request of a plug-in, ready to be called.
@@ -88,8 +90,8 @@ pub struct PluginAction {
     /// Whose it is.
     pub plugin: String,
     /// What the plug-in said of it: traits, time-out, rules.
-    pub entry: Entry,
-    line: Line,
+    pub entry: Callable,
+    calls: CallSender,
     number: u64,
 }
 
@@ -98,14 +100,14 @@ impl Plugins {
     pub fn new(config: &Config) -> Self {
         Self {
             inner: Arc::new(Inner {
-                owners: config
+                configured_actions: config
                     .actions
                     .keys()
                     .map(|name| name.as_str().to_owned())
                     .collect(),
                 table: Mutex::default(),
                 changes: watch::Sender::new(0),
-                last_number: AtomicU64::new(0),
+                last_call_number: AtomicU64::new(0),
             }),
         }
     }
@@ -115,7 +117,7 @@ impl Plugins {
         let table = self.table();
         let mut all = table.iter();
         all.find_map(|(plugin, entry)| {
-            Some(self.action(plugin, entry, name, entry.registration.entries.get(name)?))
+            Some(self.action(plugin, entry, name, entry.registration.callables.get(name)?))
         })
     }
 
@@ -123,7 +125,7 @@ impl Plugins {
     pub fn actions(&self) -> Vec<PluginAction> {
         let table = self.table();
         let of = |(plugin, at): (&String, &Plugin)| -> Vec<PluginAction> {
-            let all = at.registration.entries.iter();
+            let all = at.registration.callables.iter();
             all.map(|(name, entry)| self.action(plugin, at, name, entry))
                 .collect()
         };
@@ -132,13 +134,13 @@ impl Plugins {
         all
     }
 
-    fn action(&self, plugin: &str, at: &Plugin, name: &str, entry: &Entry) -> PluginAction {
+    fn action(&self, plugin: &str, at: &Plugin, name: &str, entry: &Callable) -> PluginAction {
         PluginAction {
             name: name.to_owned(),
             plugin: plugin.to_owned(),
             entry: entry.clone(),
-            line: at.line.clone(),
-            number: self.inner.last_number.fetch_add(1, Ordering::Relaxed) + 1,
+            calls: at.calls.clone(),
+            number: self.inner.last_call_number.fetch_add(1, Ordering::Relaxed) + 1,
         }
     }
 
@@ -174,8 +176,8 @@ impl Plugins {
 
     /// For `status`.
     pub fn views(&self) -> Vec<PluginView> {
-        let names = |plugin: &Plugin, kind: EntryKind| {
-            let entries = plugin.registration.entries.iter();
+        let names = |plugin: &Plugin, kind: CallableKind| {
+            let entries = plugin.registration.callables.iter();
             entries
                 .filter(|(_, entry)| entry.kind == kind)
                 .map(|(name, _)| name.clone())
@@ -184,8 +186,8 @@ impl Plugins {
         let view = |(name, plugin): (&String, &Plugin)| PluginView {
             name: name.clone(),
             pid: plugin.pid,
-            actions: names(plugin, EntryKind::Action),
-            requests: names(plugin, EntryKind::Request),
+            actions: names(plugin, CallableKind::Action),
+            requests: names(plugin, CallableKind::Request),
             telemetry: plugin.registration.fields.keys().cloned().collect(),
             up_s: 0,
             since: Some(plugin.since),
@@ -194,7 +196,12 @@ impl Plugins {
     }
 
     /// Takes a plug-in into the table, for as long as its seat is kept.
-    fn seat(&self, registration: Registration, line: Line, pid: Option<i32>) -> Result<Seat, String> {
+    fn register(
+        &self,
+        registration: Registration,
+        calls: CallSender,
+        pid: Option<i32>,
+    ) -> Result<PluginGuard, String> {
         let name = registration.name.clone();
         let mut table = self.table();
         if let Some(other) = table.get(&name) {
@@ -205,16 +212,16 @@ impl Plugins {
                 "a plug-in called {name:?} is connected already{pid}; choose another name"
             ));
         }
-        for action in registration.entries.keys() {
-            let taken = if BUILT_IN.contains(&action.as_str()) {
+        for action in registration.callables.keys() {
+            let taken = if BUILT_IN_ACTIONS.contains(&action.as_str()) {
                 Some("a built-in action".to_owned())
-            } else if self.inner.owners.contains(action) {
+            } else if self.inner.configured_actions.contains(action) {
                 Some("an action of the node's configuration".to_owned())
             } else {
                 let of = |(name, other): (&String, &Plugin)| {
                     other
                         .registration
-                        .entries
+                        .callables
                         .contains_key(action)
                         .then(|| format!("the plug-in {name:?}"))
                 };
@@ -226,21 +233,21 @@ impl Plugins {
         }
         let plugin = Plugin {
             registration,
-            line,
+            calls,
             pid,
             since: clock::now(),
             readings: BTreeMap::new(),
         };
         table.insert(name.clone(), plugin);
         drop(table);
-        self.changed();
-        Ok(Seat {
+        self.notify_changed();
+        Ok(PluginGuard {
             plugins: self.clone(),
             name,
         })
     }
 
-    fn changed(&self) {
+    fn notify_changed(&self) {
         self.inner
             .changes
             .send_modify(|count| *count = count.wrapping_add(1));
@@ -253,14 +260,14 @@ impl Plugins {
 
 /// A plug-in's place in the table. Dropping it takes away all that the plug-in offers.
 #[derive(Debug)]
-struct Seat {
+struct PluginGuard {
     plugins: Plugins,
     name: String,
 }
 
-impl Seat {
+impl PluginGuard {
     /// Keeps the newest value of each field.
-    fn note(&self, fields: Vec<(String, Value)>, now: Instant) {
+    fn record_readings(&self, fields: Vec<(String, Value)>, now: Instant) {
         if let Some(plugin) = self.plugins.table().get_mut(&self.name) {
             plugin
                 .readings
@@ -269,10 +276,10 @@ impl Seat {
     }
 }
 
-impl Drop for Seat {
+impl Drop for PluginGuard {
     fn drop(&mut self) {
         self.plugins.table().remove(&self.name);
-        self.plugins.changed();
+        self.plugins.notify_changed();
     }
 }
 
@@ -287,20 +294,20 @@ impl PluginAction {
             deadline,
         };
         let (done, reply) = oneshot::channel();
-        match self.line.orders.try_send(Order { call, done }) {
+        match self.calls.queue.try_send(CallRequest { call, reply: done }) {
             Ok(()) => {}
             Err(mpsc::error::TrySendError::Full(_)) => {
                 return Reply::refused(format!(
-                    "busy: {ORDERS_MAX} calls wait for the plug-in {plugin}; try again"
+                    "busy: {CALL_QUEUE_MAX} calls wait for the plug-in {plugin}; try again"
                 ));
             }
             Err(mpsc::error::TrySendError::Closed(_)) => {
                 return Reply::refused(format!("the plug-in {plugin} went away before {name} began"));
             }
         }
-        let mut waiting = Waiting {
+        let mut waiting = ReplyWaiter {
             reply,
-            given_up: self.line.given_up,
+            abandoned: self.calls.abandoned,
         };
         let reply = (&mut waiting.reply).await;
         reply
@@ -309,16 +316,16 @@ impl PluginAction {
 }
 
 /// Calls off what nobody waits for any more.
-struct Waiting {
+struct ReplyWaiter {
     reply: oneshot::Receiver<Reply>,
-    given_up: Arc<Notify>,
+    abandoned: Arc<Notify>,
 }
 
-impl Drop for Waiting {
+impl Drop for ReplyWaiter {
     fn drop(&mut self) {
         // In this order, so that whoever is woken sees it.
         self.reply.close();
-        self.given_up.notify_one();
+        self.abandoned.notify_one();
     }
 }
 
@@ -328,41 +335,41 @@ pub async fn serve(
     plugins: Plugins,
     welcome: impl Fn() -> Value,
     tasks: TaskTracker,
-    stop: CancellationToken,
+    shutdown: CancellationToken,
 ) {
-    let places = Arc::new(Semaphore::new(PLUGINS_MAX));
+    let slots = Arc::new(Semaphore::new(PLUGINS_MAX));
     loop {
         let stream = tokio::select! {
             biased;
-            () = stop.cancelled() => return,
+            () = shutdown.cancelled() => return,
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => stream,
                 Err(error) => {
                     tracing::warn!(%error, "the socket for plug-ins");
-                    tokio::time::sleep(BRIEFLY).await;
+                    tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
                     continue;
                 }
             },
         };
-        match places.clone().try_acquire_owned() {
-            Ok(place) => {
-                let serve = connection::serve(stream, plugins.clone(), welcome(), stop.clone());
+        match slots.clone().try_acquire_owned() {
+            Ok(slot) => {
+                let serve = connection::serve(stream, plugins.clone(), welcome(), shutdown.clone());
                 tasks.spawn(async move {
                     serve.await;
-                    drop(place);
+                    drop(slot);
                 });
             }
-            Err(_full) => turn_away(stream).await,
+            Err(_full) => reject(stream).await,
         }
     }
 }
 
-async fn turn_away(mut stream: UnixStream) {
+async fn reject(mut stream: UnixStream) {
     let why = format!("busy: {PLUGINS_MAX} plug-ins are connected; end one first");
     tracing::warn!(why, "a plug-in is turned away");
     let mut bytes = BytesMut::new();
-    if no_answer(&why).encode(&mut bytes).is_ok() {
+    if register_error(&why).encode(&mut bytes).is_ok() {
         // A fresh socket has room; whoever hung up already need not be told.
-        let _told = tokio::time::timeout(BRIEFLY, stream.write_all(&bytes)).await;
+        let _told = tokio::time::timeout(ACCEPT_RETRY_DELAY, stream.write_all(&bytes)).await;
     }
 }

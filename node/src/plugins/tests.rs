@@ -4,25 +4,25 @@ use std::pin::Pin;
 use std::task::{Context, Waker};
 
 use serde_json::json;
+use swarm_shared::proto::foreign::plugin::{CALLS_MAX, message};
 use swarm_shared::proto::outcome::Outcome;
-use swarm_shared::proto::plugin::{CALLS_MAX, message};
-use swarm_shared::proto::wire::{CONTENT_BYTES_MAX, Frame, FrameReader, Header, Limits, MessageType};
+use swarm_shared::proto::wire::{CONTENT_BYTES_MAX, Frame, FrameLimits, FrameReader, Header, MessageType};
 use tokio::io::AsyncReadExt;
 
 use super::*;
 use crate::config::Origin;
 use crate::status;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 
-struct Rig {
+struct Fixture {
     dir: tempfile::TempDir,
     plugins: Plugins,
     tasks: TaskTracker,
-    stop: CancellationToken,
+    shutdown: CancellationToken,
 }
 
-impl Rig {
+impl Fixture {
     fn new() -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let text = "[actions.led]\ncommand = [\"true\"]";
@@ -30,14 +30,14 @@ impl Rig {
         let rig = Self {
             plugins: Plugins::new(&config),
             tasks: TaskTracker::new(),
-            stop: CancellationToken::new(),
+            shutdown: CancellationToken::new(),
             dir,
         };
         let listener = status::bind(&rig.dir.path().join("s")).expect("bound");
         let (plugins, tasks) = (rig.plugins.clone(), rig.tasks.clone());
         let welcome = || json!({ "node": "n1" });
         rig.tasks
-            .spawn(serve(listener, plugins, welcome, tasks, rig.stop.clone()));
+            .spawn(serve(listener, plugins, welcome, tasks, rig.shutdown.clone()));
         rig
     }
 
@@ -47,7 +47,7 @@ impl Rig {
             .expect("it listens");
         Program {
             stream,
-            reader: FrameReader::new(Limits::CONTROL),
+            reader: FrameReader::new(FrameLimits::CONTROL),
             inbox: BytesMut::new(),
         }
     }
@@ -58,7 +58,7 @@ impl Rig {
         program.register(registration).await;
         let answer = program.read().await.expect("an answer");
         assert_eq!(
-            answer.value().expect("JSON"),
+            answer.json_value().expect("JSON"),
             json!({ "value": { "node": "n1" } })
         );
         program
@@ -70,7 +70,7 @@ impl Rig {
     }
 
     /// A call that is in the queue, and nothing has happened since.
-    fn waiting(&self, name: &str) -> Pin<Box<dyn Future<Output = Reply> + Send>> {
+    fn pending_call(&self, name: &str) -> Pin<Box<dyn Future<Output = Reply> + Send>> {
         let action = self.plugins.find(name).expect("it is offered");
         let mut call = Box::pin(action.call(Arguments::default(), None));
         let begun = call.as_mut().poll(&mut Context::from_waker(Waker::noop()));
@@ -78,9 +78,9 @@ impl Rig {
         call
     }
 
-    async fn until(&self, what: &str, is: impl Fn(&Plugins) -> bool) {
+    async fn wait_until(&self, what: &str, is: impl Fn(&Plugins) -> bool) {
         let mut changes = self.plugins.changes();
-        let waited = tokio::time::timeout(PATIENCE, async {
+        let waited = tokio::time::timeout(TEST_TIMEOUT, async {
             while !is(&self.plugins) {
                 let _changed = tokio::time::timeout(Duration::from_millis(20), changes.changed()).await;
             }
@@ -102,13 +102,13 @@ impl Program {
         self.stream.write_all(&bytes).await.expect("written");
     }
 
-    async fn say(&mut self, action: &str, kwargs: Value) {
+    async fn send(&mut self, action: &str, kwargs: Value) {
         let kwargs = serde_json::from_value(kwargs).expect("an object");
         self.write(&message(action, kwargs)).await;
     }
 
     async fn register(&mut self, registration: Value) {
-        self.say("register", registration).await;
+        self.send("register", registration).await;
     }
 
     async fn answer(&mut self, question: &Frame, content: &Value) {
@@ -136,12 +136,14 @@ impl Program {
                 }
             }
         };
-        tokio::time::timeout(PATIENCE, reading).await.expect("in time")
+        tokio::time::timeout(TEST_TIMEOUT, reading)
+            .await
+            .expect("in time")
     }
 
     /// Why the node hangs up, which it says once.
-    async fn told(mut self) -> String {
-        let told = self.read().await.expect("a reason").value().expect("JSON");
+    async fn close_error(mut self) -> String {
+        let told = self.read().await.expect("a reason").json_value().expect("JSON");
         assert!(self.read().await.is_none(), "and nothing after it");
         told["error"].as_str().expect("a text").to_owned()
     }
@@ -157,8 +159,8 @@ fn lamp() -> Value {
 }
 
 #[tokio::test]
-async fn a_plug_in_is_called_answers_and_tells_its_readings() {
-    let rig = Rig::new();
+async fn a_plugin_answers_calls_and_reports_readings() {
+    let rig = Fixture::new();
     let mut lamp = rig.plugin(lamp()).await;
     let names: Vec<String> = rig
         .plugins
@@ -187,8 +189,8 @@ async fn a_plug_in_is_called_answers_and_tells_its_readings() {
     assert_eq!(call.await.expect("no panic"), Reply::done(json!(3)));
 
     assert_eq!(rig.plugins.readings(clock::now()), None);
-    lamp.say("telemetry", json!({ "level": 80 })).await;
-    rig.until("a reading", |plugins| plugins.readings(clock::now()).is_some())
+    lamp.send("telemetry", json!({ "level": 80 })).await;
+    rig.wait_until("a reading", |plugins| plugins.readings(clock::now()).is_some())
         .await;
     let readings = rig
         .plugins
@@ -212,7 +214,7 @@ async fn a_plug_in_is_called_answers_and_tells_its_readings() {
     );
 
     drop(lamp);
-    rig.until("it is gone", |plugins| plugins.find("blink").is_none())
+    rig.wait_until("it is gone", |plugins| plugins.find("blink").is_none())
         .await;
     assert_eq!(
         rig.plugins.readings(clock::now()),
@@ -223,8 +225,8 @@ async fn a_plug_in_is_called_answers_and_tells_its_readings() {
 }
 
 #[tokio::test]
-async fn a_name_belongs_to_one() {
-    let rig = Rig::new();
+async fn an_action_name_belongs_to_one_plugin() {
+    let rig = Fixture::new();
     let mut lamp = rig.plugin(lamp()).await;
     for (registration, why) in [
         (
@@ -247,7 +249,7 @@ async fn a_name_belongs_to_one() {
     ] {
         let mut second = rig.program().await;
         second.register(registration).await;
-        let told = second.told().await;
+        let told = second.close_error().await;
         assert!(told.contains(why), "{told}");
     }
     assert!(rig.plugins.find("new").is_none(), "all of it or nothing");
@@ -258,8 +260,8 @@ async fn a_name_belongs_to_one() {
 }
 
 #[tokio::test]
-async fn one_that_dies_fails_what_runs_and_one_that_hangs_is_timed_out() {
-    let rig = Rig::new();
+async fn calls_fail_when_a_plugin_hangs_or_dies() {
+    let rig = Fixture::new();
     let mut lamp = rig.plugin(lamp()).await;
     let call = rig.call("hang");
     let question = lamp.read().await.expect("the action");
@@ -270,7 +272,7 @@ async fn one_that_dies_fails_what_runs_and_one_that_hangs_is_timed_out() {
     );
     let cancel = lamp.read().await.expect("it is told");
     assert_eq!(
-        cancel.value().expect("JSON")["kwargs"]["request_id"],
+        cancel.json_value().expect("JSON")["kwargs"]["request_id"],
         *question.header.request_id.as_deref().expect("one")
     );
     lamp.answer(&question, &json!({ "value": "at last" })).await;
@@ -284,8 +286,8 @@ async fn one_that_dies_fails_what_runs_and_one_that_hangs_is_timed_out() {
 }
 
 #[tokio::test]
-async fn what_it_answered_before_it_went_counts() {
-    let rig = Rig::new();
+async fn answers_sent_before_a_disconnect_count() {
+    let rig = Fixture::new();
     let mut lamp = rig.plugin(lamp()).await;
     let (answered, unread) = (rig.call("blink"), rig.call("uptime"));
     let question = lamp.read().await.expect("the action");
@@ -302,8 +304,8 @@ async fn what_it_answered_before_it_went_counts() {
 }
 
 #[tokio::test]
-async fn whoever_waits_no_more_has_it_called_off() {
-    let rig = Rig::new();
+async fn an_abandoned_call_is_cancelled() {
+    let rig = Fixture::new();
     // With more time than this test has.
     let slow = json!({"name": "slow", "actions": {"blink": {"timeout": 3600}}});
     let mut lamp = rig.plugin(slow).await;
@@ -316,15 +318,15 @@ async fn whoever_waits_no_more_has_it_called_off() {
 
 /// As many calls wait for the plug-in's task as can, so that there is no room for another word to it.
 #[tokio::test]
-async fn what_is_called_off_is_told_however_many_calls_wait() {
-    let rig = Rig::new();
+async fn a_cancel_passes_a_full_call_queue() {
+    let rig = Fixture::new();
     let slow = json!({"name": "slow", "actions": {"blink": {"timeout": 3600}}});
     let mut lamp = rig.plugin(slow).await;
-    let first = rig.waiting("blink");
+    let first = rig.pending_call("blink");
     let told = lamp.read().await.expect("the action");
     let id = told.header.request_id.clone().expect("each has one");
     // On one thread nobody else has a turn from here on.
-    let mut calls: Vec<_> = (0..ORDERS_MAX).map(|_| rig.waiting("blink")).collect();
+    let mut calls: Vec<_> = (0..CALL_QUEUE_MAX).map(|_| rig.pending_call("blink")).collect();
     let full = rig.plugins.find("blink").expect("it is offered");
     let refused = full.call(Arguments::default(), None).await;
     assert_eq!(refused.state, Outcome::Refused, "the queue is full");
@@ -334,7 +336,7 @@ async fn what_is_called_off_is_told_however_many_calls_wait() {
     drop(calls);
     let cancel = lamp.read().await.expect("told");
     assert_eq!(cancel.header.action.as_deref(), Some("cancel"));
-    let cancelled = &cancel.value().expect("JSON")["kwargs"]["request_id"];
+    let cancelled = &cancel.json_value().expect("JSON")["kwargs"]["request_id"];
     assert_eq!(cancelled, &json!(id), "the first");
     let next = lamp.read().await.expect("the action");
     assert_eq!(
@@ -347,13 +349,13 @@ async fn what_is_called_off_is_told_however_many_calls_wait() {
 }
 
 #[tokio::test]
-async fn garbage_is_told_once_and_harms_nobody() {
-    let rig = Rig::new();
+async fn garbage_gets_one_error_and_a_disconnect() {
+    let rig = Fixture::new();
     let _lamp = rig.plugin(lamp()).await;
     let mut huge = message("register", Map::new());
     huge.header.content_length = CONTENT_BYTES_MAX as u64;
     let mut announced = BytesMut::new();
-    huge.encode_head(&mut announced).expect("fits");
+    huge.encode_header_to(&mut announced).expect("fits");
     for (bytes, why) in [
         (
             b"GET / HTTP/1.1\r\n\r\n".as_slice(),
@@ -367,36 +369,36 @@ async fn garbage_is_told_once_and_harms_nobody() {
     ] {
         let mut program = rig.program().await;
         program.stream.write_all(bytes).await.expect("written");
-        let told = program.told().await;
+        let told = program.close_error().await;
         assert!(told.contains(why), "{told}");
     }
     // Within a plug-in's life as well.
     let mut other = rig.plugin(json!({"name": "other", "actions": ["x"]})).await;
     other.stream.write_all(b"\xff\xff").await.expect("written");
-    assert!(other.told().await.contains("not a frame"));
-    rig.until("its actions vanish", |plugins| plugins.find("x").is_none())
+    assert!(other.close_error().await.contains("not a frame"));
+    rig.wait_until("its actions vanish", |plugins| plugins.find("x").is_none())
         .await;
     assert!(rig.plugins.find("blink").is_some());
 }
 
 #[tokio::test]
-async fn one_too_many_is_told_so_and_a_place_comes_free() {
-    let rig = Rig::new();
+async fn plugins_above_the_limit_are_refused() {
+    let rig = Fixture::new();
     let mut held = Vec::new();
     for number in 0..PLUGINS_MAX {
         held.push(rig.plugin(json!({ "name": format!("p{number}") })).await);
     }
-    let told = rig.program().await.told().await;
+    let told = rig.program().await.close_error().await;
     assert_eq!(told, "busy: 16 plug-ins are connected; end one first");
     held.pop();
-    rig.until("one is gone", |plugins| plugins.views().len() < PLUGINS_MAX)
+    rig.wait_until("one is gone", |plugins| plugins.views().len() < PLUGINS_MAX)
         .await;
     rig.plugin(json!({ "name": "another" })).await;
 }
 
 #[tokio::test]
-async fn more_calls_than_it_can_hold_are_busy_at_once() {
-    let rig = Rig::new();
+async fn calls_above_the_limit_are_refused_as_busy() {
+    let rig = Fixture::new();
     let mut lamp = rig.plugin(lamp()).await;
     let calls: Vec<_> = (0..CALLS_MAX).map(|_| rig.call("blink")).collect();
     for _ in 0..CALLS_MAX {
@@ -418,8 +420,8 @@ async fn more_calls_than_it_can_hold_are_busy_at_once() {
 }
 
 #[tokio::test]
-async fn one_that_reads_nothing_is_dropped() {
-    let rig = Rig::new();
+async fn a_plugin_that_reads_nothing_is_disconnected() {
+    let rig = Fixture::new();
     let lamp = rig
         .plugin(json!({ "name": "deaf", "actions": { "take": { "timeout": 60 } } }))
         .await;
@@ -432,7 +434,7 @@ async fn one_that_reads_nothing_is_dropped() {
     let calls = [large(), large(), large(), large()];
     let mut busy = 0;
     for call in calls {
-        let reply = tokio::time::timeout(PATIENCE, call)
+        let reply = tokio::time::timeout(TEST_TIMEOUT, call)
             .await
             .expect("in time")
             .expect("no panic");
@@ -450,8 +452,8 @@ async fn one_that_reads_nothing_is_dropped() {
 }
 
 #[tokio::test]
-async fn a_flood_without_reading_does_not_grow() {
-    let rig = Rig::new();
+async fn a_flood_without_reads_is_bounded() {
+    let rig = Fixture::new();
     let mut lamp = rig.plugin(lamp()).await;
     // Each of these has an answer that nobody reads.
     let header = Header {
@@ -475,29 +477,29 @@ async fn a_flood_without_reading_does_not_grow() {
         taken
     };
     // It is held back, and then dropped: the node itself goes on all the time.
-    let taken = tokio::time::timeout(PATIENCE, flood).await;
+    let taken = tokio::time::timeout(TEST_TIMEOUT, flood).await;
     let taken = taken.expect("the node hangs up");
     assert!(
         taken < 4 * CONTENT_BYTES_MAX,
         "{taken} bytes were taken and no answer read"
     );
-    rig.until("it is gone", |plugins| plugins.find("blink").is_none())
+    rig.wait_until("it is gone", |plugins| plugins.find("blink").is_none())
         .await;
 }
 
 #[tokio::test]
-async fn the_end_of_the_node_ends_what_runs() {
-    let rig = Rig::new();
+async fn shutdown_fails_running_plugin_calls() {
+    let rig = Fixture::new();
     let mut lamp = rig.plugin(lamp()).await;
     let call = rig.call("blink");
     lamp.read().await.expect("the action");
-    rig.stop.cancel();
+    rig.shutdown.cancel();
     let reply = call.await.expect("no panic");
     let why = "the plug-in lamp was closed while blink ran: the node is shutting down";
     assert_eq!(reply, Reply::failed(why));
-    assert_eq!(lamp.told().await, "the node is shutting down");
+    assert_eq!(lamp.close_error().await, "the node is shutting down");
     rig.tasks.close();
-    tokio::time::timeout(PATIENCE, rig.tasks.wait())
+    tokio::time::timeout(TEST_TIMEOUT, rig.tasks.wait())
         .await
         .expect("all tasks end");
 }

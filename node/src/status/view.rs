@@ -10,7 +10,7 @@ use crate::journal::Health;
 
 /// What `status` shows.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct View {
+pub struct StatusView {
     /// The node's name.
     pub name: String,
     /// The node's id, whole; empty until it is known.
@@ -33,7 +33,7 @@ pub struct View {
     pub lost_link: Option<String>,
     /// The newest loss of all links, for the self-check.
     #[serde(skip)]
-    pub last_loss: Option<Loss>,
+    pub last_loss: Option<LinkLoss>,
     /// Seconds since the daemon started.
     pub uptime_s: u64,
     /// Whom it is linked with.
@@ -173,7 +173,7 @@ impl ServerView {
 
 /// One time at which the dead-man acted.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Loss {
+pub struct LinkLoss {
     /// Counted from 1 since the daemon started.
     pub number: u32,
     /// How the owner's command ended; absent while it runs.

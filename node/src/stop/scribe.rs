@@ -1,19 +1,19 @@
 //! The stop and the journal: what is written of it, and what a start finds.
 
 use swarm_shared::net::clock;
-use swarm_shared::proto::delivery::dedup::Ledger;
+use swarm_shared::proto::delivery::dedup::DedupTable;
 use swarm_shared::proto::delivery::record::Record;
-use swarm_shared::proto::message::StopCommand;
+use swarm_shared::proto::message::StopCommandState;
 use swarm_shared::proto::outcome::Reply;
-use swarm_shared::proto::stop::{Latch, Present, StopDesk};
+use swarm_shared::proto::stop::{ActiveStop, StopId, StopReceiver};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::journal::Journal;
 
 /// The desk as the journal has left it.
-pub(super) fn restored(ledger: &Ledger, has_command: bool) -> StopDesk {
+pub(super) fn restored(ledger: &DedupTable, has_command: bool) -> StopReceiver {
     let seen = ledger.records().into_iter().filter_map(|record| match record {
-        Record::StopSeen { issuer, number } => Some(Latch { issuer, number }),
+        Record::StopSeen { issuer, number } => Some(StopId { issuer, number }),
         Record::Started { .. }
         | Record::Ended { .. }
         | Record::Floor { .. }
@@ -22,47 +22,47 @@ pub(super) fn restored(ledger: &Ledger, has_command: bool) -> StopDesk {
         | Record::StopEnded { .. } => None,
     });
     let present = ledger.latch().map(|latch| {
-        let (command, command_error) = match &latch.ended {
-            None if has_command => (StopCommand::Running, None),
-            None => (StopCommand::None, None),
-            Some(Ok(())) => (StopCommand::Done, None),
-            Some(Err(why)) => (StopCommand::Failed, Some(why.clone())),
+        let (command, command_error) = match &latch.command_result {
+            None if has_command => (StopCommandState::Running, None),
+            None => (StopCommandState::None, None),
+            Some(Ok(())) => (StopCommandState::Done, None),
+            Some(Err(why)) => (StopCommandState::Failed, Some(why.clone())),
         };
-        Present {
-            order: Latch {
+        ActiveStop {
+            id: StopId {
                 issuer: latch.issuer,
                 number: latch.number,
             },
             since: clock::now(),
-            before_ms: 0,
+            earlier_ms: 0,
             latched: true,
-            unlatched_why: None,
+            latch_error: None,
             command,
             command_error,
         }
     });
-    StopDesk::new(has_command, seen.collect(), present)
+    StopReceiver::new(has_command, seen.collect(), present)
 }
 
 /// What the journal is asked to write.
 #[derive(Debug)]
 pub(super) enum Write {
     /// It is in force.
-    Stopped(Latch),
+    Stopped(StopId),
     /// How its command ended.
-    Ended(Latch, Option<String>),
+    Ended(StopId, Option<String>),
     /// It does not mean this node, which has counted it all the same.
-    Counted(Latch),
+    Counted(StopId),
     /// It is over once this is written; who asked is told.
-    Released(Latch, oneshot::Sender<Reply>),
+    Released(StopId, oneshot::Sender<Reply>),
     /// It was released while the order was being written down once more.
-    StaysReleased(Latch),
+    StaysReleased(StopId),
 }
 
 impl Write {
     pub(super) fn record(&self) -> Record {
         match self {
-            Self::Stopped(Latch { issuer, number }) => Record::Stopped {
+            Self::Stopped(StopId { issuer, number }) => Record::Stopped {
                 issuer: *issuer,
                 number: *number,
             },
@@ -70,7 +70,7 @@ impl Write {
                 number: order.number,
                 error: error.clone(),
             },
-            Self::Counted(Latch { issuer, number }) => Record::StopSeen {
+            Self::Counted(StopId { issuer, number }) => Record::StopSeen {
                 issuer: *issuer,
                 number: *number,
             },

@@ -13,17 +13,17 @@ use swarm_shared::proto::trust::{FleetRoot, Membership, Role, SigningKey};
 
 use super::*;
 use crate::logging::LogRing;
-use crate::status::View;
+use crate::status::StatusView;
 
 const SOON: Duration = Duration::from_secs(20);
 
-struct Place {
+struct Fixture {
     dir: tempfile::TempDir,
     root: FleetRoot,
-    stop: CancellationToken,
-    _links: mpsc::Sender<StopHeard>,
+    shutdown: CancellationToken,
+    _links: mpsc::Sender<StopReceived>,
     datagrams: mpsc::Sender<Datagram>,
-    stopping: Stopping,
+    stop_handle: StopHandle,
 }
 
 fn key(seed: u8) -> SigningKey {
@@ -47,7 +47,7 @@ fn endpoint(root: &mut FleetRoot) -> Endpoint {
     Endpoint::start(config, Arc::new(identity)).expect("started").0
 }
 
-impl Place {
+impl Fixture {
     /// Its command notes that it began, and lasts.
     fn new() -> Self {
         let dir = tempfile::tempdir().expect("a directory");
@@ -61,30 +61,30 @@ impl Place {
         let (journal, ledger) = Journal::start(file, &recovery).expect("a thread");
         let (quiet, links) = mpsc::channel(1);
         let (datagrams, heard) = mpsc::channel(DATAGRAMS_MAX);
-        let stop = CancellationToken::new();
-        let stopping = Stopping::start(Setup {
+        let shutdown = CancellationToken::new();
+        let stop_handle = StopHandle::start(Setup {
             endpoint: endpoint(&mut root),
             config: Some(toml::from_str(&command).expect("a command")),
             journal,
-            ledger,
+            dedup: ledger,
             relay: None,
             links,
             datagrams: heard,
-            status: Status::new(View::default(), LogRing::default()),
-            stop: stop.clone(),
+            status: Status::new(StatusView::default(), LogRing::default()),
+            shutdown: shutdown.clone(),
             tasks: TaskTracker::new(),
         });
         Self {
             dir,
             root,
-            stop,
+            shutdown,
             _links: quiet,
             datagrams,
-            stopping,
+            stop_handle,
         }
     }
 
-    async fn order(&mut self, number: u64) {
+    async fn send_stop(&mut self, number: u64) {
         let grant = self.root.grant(key(2).public(), Role::Operator).expect("a grant");
         let order = StopOrder::new(&self.root.fingerprint(), key(2).public(), number, Selector::all());
         let bytes = order.encode(&key(2), &grant).expect("short");
@@ -98,10 +98,10 @@ impl Place {
     async fn release(&self, number: u64) {
         let mut arguments = Arguments::default();
         arguments.kwargs.insert("number".to_owned(), number.into());
-        assert_eq!(self.stopping.release(arguments).await.state, Outcome::Done);
+        assert_eq!(self.stop_handle.release(arguments).await.state, Outcome::Done);
     }
 
-    async fn began(&self, times: usize) {
+    async fn wait_for_runs(&self, times: usize) {
         let file = self.dir.path().join("began");
         let begun = async {
             while std::fs::read_to_string(&file).unwrap_or_default().lines().count() < times {
@@ -113,41 +113,41 @@ impl Place {
 }
 
 #[tokio::test]
-async fn a_stop_after_a_release_runs_the_command_anew_though_it_is_still_at_work() {
-    let mut place = Place::new();
-    place.order(5).await;
-    place.began(1).await;
+async fn a_new_stop_after_release_restarts_the_stop_command() {
+    let mut place = Fixture::new();
+    place.send_stop(5).await;
+    place.wait_for_runs(1).await;
     place.release(5).await;
-    place.order(6).await;
-    place.began(2).await;
-    place.stop.cancel();
+    place.send_stop(6).await;
+    place.wait_for_runs(2).await;
+    place.shutdown.cancel();
 }
 
 /// A slow disk has an order written a second time, behind its release.
 #[tokio::test]
-async fn what_was_released_does_not_come_back_with_a_restart() {
+async fn a_released_stop_does_not_return_after_a_restart() {
     let (writes, mut to_write) = mpsc::channel(WRITES_MAX);
     let mut root = FleetRoot::create(key(3)).expect("a fleet");
     let mut task = Task {
         endpoint: endpoint(&mut root),
         config: None,
-        desk: restored(&Ledger::default(), false),
-        in_force: watch::channel(None).0,
+        receiver: restored(&DedupTable::default(), false),
+        latch: watch::channel(None).0,
         stations: BTreeMap::new(),
         writes,
         ended: mpsc::channel(1).0,
         running: None,
         relay: None,
-        status: Status::new(View::default(), LogRing::default()),
-        stop: CancellationToken::new(),
+        status: Status::new(StatusView::default(), LogRing::default()),
+        shutdown: CancellationToken::new(),
         tasks: TaskTracker::new(),
     };
-    let order = Latch {
+    let order = StopId {
         issuer: key(2).public().id(),
         number: 5,
     };
-    task.take_written(Write::Stopped(order), Ok(()));
-    let mut ledger = Ledger::default();
+    task.on_written(Write::Stopped(order), Ok(()));
+    let mut ledger = DedupTable::default();
     ledger.apply(&Write::Stopped(order).record());
     assert!(ledger.latch().is_some());
     ledger.apply(&to_write.try_recv().expect("written").record());

@@ -12,13 +12,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config;
 use crate::plugins::Plugins;
-use crate::process::{self, End, Stderr};
+use crate::process::{self, EndReason, Stderr};
 
 /// A set of readings.
 pub type Sample = Map<String, Value>;
 
 /// Where the firmware of a Raspberry Pi says whether it holds the processor back.
-const THROTTLED: &str = "/sys/devices/platform/soc/soc:firmware/get_throttled";
+const THROTTLED_PATH: &str = "/sys/devices/platform/soc/soc:firmware/get_throttled";
 
 /// The readings of this device. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -31,13 +31,13 @@ struct Inner {
     config: config::Telemetry,
     disks: Vec<(String, PathBuf)>,
     plugins: Plugins,
-    owner: watch::Sender<Owner>,
+    command_output: watch::Sender<CommandOutput>,
     latest: watch::Sender<Sample>,
 }
 
 /// What the owner's command gave last.
 #[derive(Clone, Debug, Default, PartialEq)]
-struct Owner {
+struct CommandOutput {
     fields: Sample,
     error: Option<String>,
 }
@@ -50,7 +50,7 @@ impl Telemetry {
                 config,
                 disks,
                 plugins,
-                owner: watch::Sender::new(Owner::default()),
+                command_output: watch::Sender::new(CommandOutput::default()),
                 latest: watch::Sender::new(Sample::new()),
             }),
         }
@@ -62,16 +62,16 @@ impl Telemetry {
     }
 
     /// Samples at the configured interval until `stop`.
-    pub async fn run(&self, stop: &CancellationToken) {
+    pub async fn run(&self, shutdown: &CancellationToken) {
         let mut ticks = tokio::time::interval(self.inner.config.interval);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 biased;
-                () = stop.cancelled() => return,
+                () = shutdown.cancelled() => return,
                 _ = ticks.tick() => {}
             }
-            self.ask_owner(stop).await;
+            self.run_command(shutdown).await;
             let sample = self.sample().await;
             self.inner.latest.send_replace(sample);
         }
@@ -80,12 +80,12 @@ impl Telemetry {
     /// A fresh sample; the owner's fields are those of the last time its command ran.
     pub async fn sample(&self) -> Sample {
         let disks = self.inner.disks.clone();
-        let system = tokio::task::spawn_blocking(move || system(&disks)).await;
+        let system = tokio::task::spawn_blocking(move || system_readings(&disks)).await;
         let mut sample = system.unwrap_or_default();
         if let Some(readings) = self.inner.plugins.readings(clock::now()) {
             sample.insert("plugins".to_owned(), readings);
         }
-        let owner = self.inner.owner.borrow();
+        let owner = self.inner.command_output.borrow();
         for (key, value) in &owner.fields {
             sample.entry(key).or_insert_with(|| value.clone());
         }
@@ -96,42 +96,42 @@ impl Telemetry {
     }
 
     /// Why the owner's command gave nothing the last time.
-    pub fn owner_error(&self) -> Option<String> {
-        self.inner.owner.borrow().error.clone()
+    pub fn command_error(&self) -> Option<String> {
+        self.inner.command_output.borrow().error.clone()
     }
 
-    async fn ask_owner(&self, stop: &CancellationToken) {
+    async fn run_command(&self, shutdown: &CancellationToken) {
         let Some(command) = &self.inner.config.command else {
             return;
         };
         let timeout = self.inner.config.timeout;
-        let ran = process::run(command.as_slice(), Stderr::Dropped, timeout, stop).await;
+        let ran = process::run(command.as_slice(), Stderr::Discarded, timeout, shutdown).await;
         let read = match ran {
             Err(error) => Err(error.to_string()),
-            Ok(ran) => match (ran.end, ran.exit) {
-                (End::Exited, 0) => owner_fields(&ran.output),
-                (End::Exited, exit) => Err(format!("exit status {exit}")),
-                (End::TimedOut, _) => Err(format!("ran longer than {timeout:?} and was killed")),
-                (End::Stopped, _) => return,
+            Ok(ran) => match (ran.reason, ran.exit_code) {
+                (EndReason::Exited, 0) => parse_command_output(&ran.output),
+                (EndReason::Exited, exit) => Err(format!("exit status {exit}")),
+                (EndReason::TimedOut, _) => Err(format!("ran longer than {timeout:?} and was killed")),
+                (EndReason::Cancelled, _) => return,
             },
         };
         let owner = match read {
-            Ok(fields) => Owner { fields, error: None },
-            Err(error) => Owner {
+            Ok(fields) => CommandOutput { fields, error: None },
+            Err(error) => CommandOutput {
                 fields: Sample::new(),
                 error: Some(format!("the telemetry command: {error}")),
             },
         };
         // Once for each change, not once for each sample.
         let error = owner.error.clone();
-        let changed = self.inner.owner.send_replace(owner).error != error;
+        let changed = self.inner.command_output.send_replace(owner).error != error;
         if let (true, Some(error)) = (changed, error) {
             tracing::warn!("{error}");
         }
     }
 }
 
-fn owner_fields(output: &str) -> Result<Sample, String> {
+fn parse_command_output(output: &str) -> Result<Sample, String> {
     let utf8 = swarm_shared::proto::wire::ContentEncoding::Utf8;
     match swarm_shared::proto::json::parse(output.as_bytes(), &utf8) {
         Ok(Value::Object(fields)) => Ok(fields),
@@ -141,40 +141,46 @@ fn owner_fields(output: &str) -> Result<Sample, String> {
 }
 
 /// What the kernel gives, now.
-fn system(disks: &[(String, PathBuf)]) -> Sample {
+fn system_readings(disks: &[(String, PathBuf)]) -> Sample {
     let mut sample = Sample::new();
     let mut put = |key: &str, value: Option<Value>| {
         if let Some(value) = value {
             sample.insert(key.to_owned(), value);
         }
     };
-    put("uptime_s", read("/proc/uptime", parse::uptime).map(Value::from));
-    put("load", read("/proc/loadavg", parse::load).map(|load| json!(load)));
+    put(
+        "uptime_s",
+        read_file("/proc/uptime", parse::uptime).map(Value::from),
+    );
+    put(
+        "load",
+        read_file("/proc/loadavg", parse::load).map(|load| json!(load)),
+    );
     put(
         "memory",
-        read("/proc/meminfo", parse::memory).map(|memory| json!(memory)),
+        read_file("/proc/meminfo", parse::memory).map(|memory| json!(memory)),
     );
     let disks: Sample = disks
         .iter()
-        .filter_map(|(name, path)| Some((name.clone(), json!(disk(path)?))))
+        .filter_map(|(name, path)| Some((name.clone(), json!(disk_usage(path)?))))
         .collect();
     put("disk", (!disks.is_empty()).then_some(Value::Object(disks)));
     put("cpu_temperature", cpu_temperature().map(Value::from));
     put(
         "wifi",
-        read("/proc/net/wireless", parse::wifi).map(|wifi| json!(wifi)),
+        read_file("/proc/net/wireless", parse::wifi).map(|wifi| json!(wifi)),
     );
     put("throttling", throttling().map(|throttling| json!(throttling)));
     sample
 }
 
-fn read<T>(path: impl AsRef<Path>, parse: impl Fn(&str) -> Option<T>) -> Option<T> {
+fn read_file<T>(path: impl AsRef<Path>, parse: impl Fn(&str) -> Option<T>) -> Option<T> {
     parse(&std::fs::read_to_string(path).ok()?)
 }
 
 /// Room on a disk, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct Disk {
+pub struct DiskUsage {
     /// All of it.
     pub total: u64,
     /// What this program could still use.
@@ -182,9 +188,9 @@ pub struct Disk {
 }
 
 /// Room on the disk that holds `path`.
-pub fn disk(path: &Path) -> Option<Disk> {
+pub fn disk_usage(path: &Path) -> Option<DiskUsage> {
     let disk = rustix::fs::statvfs(path).ok()?;
-    Some(Disk {
+    Some(DiskUsage {
         total: disk.f_blocks.saturating_mul(disk.f_frsize),
         free: disk.f_bavail.saturating_mul(disk.f_frsize),
     })
@@ -199,7 +205,7 @@ pub fn cpu_temperature() -> Option<f64> {
         .collect();
     zones.sort();
     let of_cpu = |zone: &PathBuf| {
-        read(zone.join("type"), |kind| {
+        read_file(zone.join("type"), |kind| {
             let kind = kind.to_lowercase();
             (kind.contains("cpu") || kind.contains("pkg")).then_some(())
         })
@@ -208,12 +214,12 @@ pub fn cpu_temperature() -> Option<f64> {
     zones.sort_by_key(of_cpu);
     zones
         .iter()
-        .find_map(|zone| read(zone.join("temp"), parse::temperature))
+        .find_map(|zone| read_file(zone.join("temp"), parse::temperature))
 }
 
 /// Whether the firmware holds the processor back.
 pub fn throttling() -> Option<parse::Throttling> {
-    read(THROTTLED, parse::throttling)
+    read_file(THROTTLED_PATH, parse::throttling)
 }
 
 #[cfg(test)]
@@ -243,7 +249,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn this_machine_is_read_and_what_it_lacks_is_left_out() {
+    async fn missing_sensors_are_left_out_of_the_sample() {
         let sample = telemetry(None).sample().await;
         assert!(sample["uptime_s"].as_f64().expect("a number") > 0.0);
         assert!(sample["memory"]["total"].as_u64() > sample["memory"]["available"].as_u64());
@@ -253,16 +259,16 @@ mod tests {
 
     async fn first_with(command: &[&str], key: &str) -> Sample {
         let telemetry = telemetry(Some(command));
-        let stop = CancellationToken::new();
+        let shutdown = CancellationToken::new();
         let mut samples = telemetry.subscribe();
         tokio::select! {
-            () = telemetry.run(&stop) => Sample::new(),
+            () = telemetry.run(&shutdown) => Sample::new(),
             found = samples.wait_for(|sample| sample.contains_key(key)) => found.expect("open").clone(),
         }
     }
 
     #[tokio::test]
-    async fn the_owners_fields_are_added_and_never_replace_ours() {
+    async fn command_fields_never_replace_built_in_ones() {
         let script = "echo noise >&2; echo '{\"battery\": 87, \"load\": \"mine\", \"x\": NaN}'";
         let sample = first_with(&["sh", "-c", script], "battery").await;
         assert_eq!(sample["battery"], 87);
@@ -270,7 +276,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_command_that_fails_is_named_in_the_sample() {
+    async fn a_failing_telemetry_command_is_in_the_sample() {
         for (command, says) in [
             (["sh", "-c", "echo 7"], "JSON object"),
             (["sh", "-c", "exit 4"], "exit status 4"),

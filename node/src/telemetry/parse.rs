@@ -104,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kernels_texts_are_read() {
+    fn kernel_files_are_parsed() {
         assert_eq!(uptime("12345.67 54321.00\n"), Some(12345.67));
         assert_eq!(load("0.52 0.58 0.59 1/467 12345\n"), Some([0.52, 0.58, 0.59]));
         let text = "MemTotal:        3884144 kB\nMemFree:          123 kB\nMemAvailable:    2000000 kB\n";
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn other_texts_give_nothing() {
+    fn malformed_kernel_files_parse_to_none() {
         for text in [
             "",
             "\n",
@@ -155,7 +155,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn any_text_is_answered(text in "\\PC*") {
+        fn kernel_file_parsers_never_panic(text in "\\PC*") {
             let _ = (uptime(&text), load(&text), memory(&text), wifi(&text), temperature(&text), throttling(&text));
         }
     }

@@ -11,29 +11,29 @@ use super::*;
 
 const SOON: Duration = Duration::from_secs(20);
 
-struct Place {
+struct Fixture {
     dir: TempDir,
     transfers: Transfers,
-    stop: CancellationToken,
+    shutdown: CancellationToken,
     peer: PeerId,
 }
 
-fn outlet(frames: mpsc::Sender<Frame>) -> Outlet {
-    Outlet {
+fn sink(frames: mpsc::Sender<Frame>) -> ChunkSink {
+    ChunkSink {
         frames,
         chunk_bytes: ChunkBytes::new(FILE_CHUNK_BYTES),
     }
 }
 
-impl Place {
+impl Fixture {
     fn new(idle_max: Duration) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let roots = Roots::new(BTreeMap::from([("r".to_owned(), dir.path().to_owned())]));
-        let stop = CancellationToken::new();
+        let shutdown = CancellationToken::new();
         Self {
-            transfers: Transfers::with_idle(roots, stop.clone(), idle_max),
+            transfers: Transfers::with_idle(roots, shutdown.clone(), idle_max),
             dir,
-            stop,
+            shutdown,
             peer: PublicKey([1; 32]).id(),
         }
     }
@@ -57,18 +57,18 @@ impl Place {
 
     fn begin(&self, id: u64, kwargs: Value, bulk: mpsc::Sender<Frame>) -> oneshot::Receiver<Reply> {
         let arguments = serde_json::from_value(json!({"kwargs": kwargs})).expect("arguments");
-        self.transfers.begin(self.id(id), &arguments, outlet(bulk))
+        self.transfers.begin(self.id(id), &arguments, sink(bulk))
     }
 
-    async fn send(&self, id: u64, content: &Bytes) {
+    async fn send_content(&self, id: u64, content: &Bytes) {
         let mut offset = 0;
         while offset < content.len() {
             let end = content.len().min(offset + FILE_CHUNK_BYTES);
             let part = content.slice(offset..end);
-            self.transfers.chunk(self.id(id), offset as u64, part).await;
+            self.transfers.on_chunk(self.id(id), offset as u64, part).await;
             offset = end;
         }
-        self.transfers.end(self.id(id), end_of(content));
+        self.transfers.on_end(self.id(id), end_of(content));
     }
 
     fn names(&self) -> Vec<String> {
@@ -117,13 +117,17 @@ async fn ended(outcome: oneshot::Receiver<Reply>) -> (Outcome, String) {
 
 #[tokio::test]
 async fn interleaved_files_arrive_whole() {
-    let place = Place::new(SOON);
+    let place = Fixture::new(SOON);
     let (a, b) = (content(20_000_000), content(700_001));
     let first = place.push(1, "r/a", a.len());
     let second = place.push(2, "r/sub/b", b.len());
     let empty = place.push(3, "r/empty", 0);
     let nothing = Bytes::new();
-    tokio::join!(place.send(1, &a), place.send(2, &b), place.send(3, &nothing));
+    tokio::join!(
+        place.send_content(1, &a),
+        place.send_content(2, &b),
+        place.send_content(3, &nothing)
+    );
     for outcome in [first, second, empty] {
         assert_eq!(ended(outcome).await, (Outcome::Done, String::new()));
     }
@@ -134,8 +138,8 @@ async fn interleaved_files_arrive_whole() {
 }
 
 #[tokio::test]
-async fn a_file_comes_out_as_it_is() {
-    let place = Place::new(SOON);
+async fn a_pulled_file_is_sent_unchanged() {
+    let place = Fixture::new(SOON);
     let file = content(1_500_000);
     std::fs::write(place.path("f"), &file).expect("written");
     let (bulk, mut frames) = mpsc::channel(2);
@@ -145,7 +149,7 @@ async fn a_file_comes_out_as_it_is() {
         let frame = frames.recv().await.expect("more");
         assert_eq!((frame.header.id, frame.header.lane), (Some(9), Some(Lane::Bulk)));
         if frame.header.kind == Some(Kind::ChunkEnd) {
-            break frame.read().expect("an end");
+            break frame.parse_content().expect("an end");
         }
         assert_eq!(frame.header.offset, Some(got.len() as u64));
         got.extend_from_slice(&frame.content);
@@ -156,8 +160,8 @@ async fn a_file_comes_out_as_it_is() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_is_refused_or_failed_at_once() {
-    let place = Place::new(SOON);
+async fn invalid_transfers_end_at_once() {
+    let place = Fixture::new(SOON);
     for (kwargs, state, says) in [
         (json!({}), Outcome::Refused, "not a transfer"),
         (
@@ -195,37 +199,37 @@ async fn what_cannot_be_is_refused_or_failed_at_once() {
 }
 
 #[tokio::test]
-async fn a_failed_transfer_drops_what_follows() {
-    let place = Place::new(SOON);
+async fn chunks_after_a_failed_transfer_are_dropped() {
+    let place = Fixture::new(SOON);
     let outcome = place.push(1, "r/x", 10);
-    place.transfers.chunk(place.id(1), 5, content(5)).await;
+    place.transfers.on_chunk(place.id(1), 5, content(5)).await;
     assert_eq!(ended(outcome).await.0, Outcome::Failed);
-    place.send(1, &content(10)).await;
+    place.send_content(1, &content(10)).await;
     let outcome = place.push(1, "r/x", 10);
-    place.send(1, &content(10)).await;
+    place.send_content(1, &content(10)).await;
     assert_eq!(ended(outcome).await.0, Outcome::Done, "the number is free again");
     assert_eq!(place.names(), ["x"]);
 }
 
 #[tokio::test]
-async fn silence_loss_and_shutdown_leave_nothing() {
-    let place = Place::new(Duration::from_millis(100));
+async fn aborted_transfers_leave_no_files() {
+    let place = Fixture::new(Duration::from_millis(100));
     let idle = place.push(1, "r/x", 10);
     assert!(ended(idle).await.1.contains("nothing was heard"));
 
-    let place = Place::new(SOON);
+    let place = Fixture::new(SOON);
     let (bulk, _full) = mpsc::channel(1);
     std::fs::write(place.path("f"), content(2_000_000)).expect("written");
     let out = place.begin(2, json!({"op": "pull", "path": "r/f"}), bulk);
     let lost = place.push(3, "r/y", 10);
-    place.transfers.chunk(place.id(3), 0, content(5)).await;
+    place.transfers.on_chunk(place.id(3), 0, content(5)).await;
     tokio::time::sleep(Duration::from_millis(50)).await;
-    place.transfers.lost(place.peer);
+    place.transfers.on_peer_lost(place.peer);
     assert!(ended(lost).await.1.contains("connection was lost"));
     assert!(ended(out).await.1.contains("connection was lost"));
 
     let stopped = place.push(4, "r/z", 10);
-    place.stop.cancel();
+    place.shutdown.cancel();
     place.transfers.close();
     assert!(ended(stopped).await.1.contains("connection was lost"));
     assert!(ended(place.push(5, "r/z", 10)).await.1.contains("shutting down"));
@@ -233,8 +237,8 @@ async fn silence_loss_and_shutdown_leave_nothing() {
 }
 
 #[tokio::test]
-async fn too_many_at_once_are_refused() {
-    let place = Place::new(SOON);
+async fn transfers_above_the_limit_are_refused() {
+    let place = Fixture::new(SOON);
     let running: Vec<_> = (0..TRANSFERS_MAX as u64)
         .map(|id| place.push(id, "r/x", 10))
         .collect();
@@ -247,28 +251,28 @@ async fn too_many_at_once_are_refused() {
             .1
             .contains("running already")
     );
-    place.transfers.lost(place.peer);
+    place.transfers.on_peer_lost(place.peer);
     for outcome in running {
         ended(outcome).await;
     }
 }
 
 #[tokio::test]
-async fn a_file_that_nobody_wants_any_more_is_not_sent_on() {
-    let place = Place::new(SOON);
+async fn a_cancelled_pull_sends_no_more_chunks() {
+    let place = Fixture::new(SOON);
     std::fs::write(place.path("big"), vec![0; 4 * FILE_CHUNK_BYTES]).expect("written");
     let (bulk, mut frames) = mpsc::channel(1);
     let outcome = place.begin(1, json!({"op": "pull", "path": "r/big"}), bulk);
     frames.recv().await.expect("its first chunk");
-    place.transfers.end(place.id(1), end_of(b""));
+    place.transfers.on_end(place.id(1), end_of(b""));
     let (state, error) = ended(outcome).await;
     assert_eq!(state, Outcome::Failed, "{error}");
     assert_eq!(place.transfers.count(), 0);
 }
 
 #[tokio::test]
-async fn a_station_that_counts_anew_does_not_meet_its_old_transfers() {
-    let place = Place::new(IDLE_MAX);
+async fn transfers_of_different_epochs_are_kept_apart() {
+    let place = Fixture::new(IDLE_MAX);
     let old = place.push(1, "r/old", 5);
     let newer = CommandId {
         epoch: 6,
@@ -276,9 +280,7 @@ async fn a_station_that_counts_anew_does_not_meet_its_old_transfers() {
     };
     let kwargs = json!({"op": "push", "path": "r/new", "size": 5, "mode": 0o640});
     let arguments = serde_json::from_value(json!({ "kwargs": kwargs })).expect("arguments");
-    let new = place
-        .transfers
-        .begin(newer, &arguments, outlet(mpsc::channel(1).0));
+    let new = place.transfers.begin(newer, &arguments, sink(mpsc::channel(1).0));
 
     let part = |epoch| Header {
         id: Some(1),
@@ -286,18 +288,18 @@ async fn a_station_that_counts_anew_does_not_meet_its_old_transfers() {
         ..Header::default()
     };
     assert_eq!(
-        place.transfers.named(place.peer, &part(Some(5))),
+        place.transfers.find(place.peer, &part(Some(5))),
         Some(place.id(1))
     );
-    assert_eq!(place.transfers.named(place.peer, &part(Some(7))), None);
+    assert_eq!(place.transfers.find(place.peer, &part(Some(7))), None);
     assert_eq!(
-        place.transfers.named(place.peer, &part(None)),
+        place.transfers.find(place.peer, &part(None)),
         Some(newer),
         "the newest"
     );
-    place.transfers.chunk(newer, 0, content(5)).await;
-    place.transfers.end(newer, end_of(&content(5)));
+    place.transfers.on_chunk(newer, 0, content(5)).await;
+    place.transfers.on_end(newer, end_of(&content(5)));
     assert_eq!(new.await.expect("a reply").state, Outcome::Done);
-    place.send(1, &content(5)).await;
+    place.send_content(1, &content(5)).await;
     assert_eq!(old.await.expect("a reply").state, Outcome::Done);
 }

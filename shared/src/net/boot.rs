@@ -25,7 +25,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn this_boot_has_an_id_and_goes_on() {
+    fn boot_id_is_stable_and_boot_time_advances() {
         assert_eq!(id().len(), 36, "{:?}", id());
         assert_eq!(id(), id());
         let before = time();

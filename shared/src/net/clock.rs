@@ -19,26 +19,26 @@ use rustix::time::{ClockId, clock_gettime};
 use tokio::time::error::Elapsed;
 
 /// Readings of both clocks, from which the closest pair is taken.
-const PAIRINGS: usize = 8;
+const CLOCK_SAMPLES: usize = 8;
 
 /// One moment on both clocks.
 #[derive(Clone, Copy, Debug)]
-struct Base {
+struct ClockMapping {
     instant: Instant,
     /// Since boot, with suspended time.
     boot: Duration,
 }
 
-impl Base {
+impl ClockMapping {
     /// `None` where the kernel has no such clock.
-    fn take() -> Option<Self> {
+    fn sample() -> Option<Self> {
         let pair = || {
             // In this order the mapped clock is never ahead of `Instant::now`, and behind it by this gap only.
             let instant = Instant::now();
             let boot = since_boot()?;
             Some((instant.elapsed(), Self { instant, boot }))
         };
-        let pairs = (0..PAIRINGS).map_while(|_again| pair());
+        let pairs = (0..CLOCK_SAMPLES).map_while(|_again| pair());
         pairs.min_by_key(|(gap, _)| *gap).map(|(_, base)| base)
     }
 }
@@ -49,9 +49,9 @@ fn since_boot() -> Option<Duration> {
 
 /// The monotonic clock: for deadlines and for measuring. It never goes back, and goes on while the machine is suspended.
 pub fn now() -> Instant {
-    static BASE: OnceLock<Option<Base>> = OnceLock::new();
+    static MAPPING: OnceLock<Option<ClockMapping>> = OnceLock::new();
     let mapped = || {
-        let base = BASE.get_or_init(Base::take).as_ref()?;
+        let base = MAPPING.get_or_init(ClockMapping::sample).as_ref()?;
         base.instant.checked_add(since_boot()?.checked_sub(base.boot)?)
     };
     mapped().unwrap_or_else(Instant::now)
@@ -63,19 +63,19 @@ pub fn since(then: Instant) -> Duration {
 }
 
 /// `at` on the runtime's clock, if nothing is suspended until then.
-pub fn on_timers(at: Instant) -> tokio::time::Instant {
+pub fn to_tokio_instant(at: Instant) -> tokio::time::Instant {
     let left = at.saturating_duration_since(now());
     let from = tokio::time::Instant::now();
     // Too far for the clock is too far for anybody to see.
-    from.checked_add(left).unwrap_or(from + FAR)
+    from.checked_add(left).unwrap_or(from + FAR_FUTURE)
 }
 
 /// Longer than any program runs.
-const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
+const FAR_FUTURE: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
 
 /// Waits until `at`.
 pub fn sleep_until(at: Instant) -> tokio::time::Sleep {
-    tokio::time::sleep_until(on_timers(at))
+    tokio::time::sleep_until(to_tokio_instant(at))
 }
 
 /// Waits for `future`, until `at` at the latest.
@@ -83,7 +83,7 @@ pub fn sleep_until(at: Instant) -> tokio::time::Sleep {
 /// # Errors
 /// [`Elapsed`]: it was not ready by then.
 pub async fn timeout_at<F: IntoFuture>(at: Instant, future: F) -> Result<F::Output, Elapsed> {
-    tokio::time::timeout_at(on_timers(at), future).await
+    tokio::time::timeout_at(to_tokio_instant(at), future).await
 }
 
 /// Wall-clock time in milliseconds since 1970-01-01 UTC; 0 if the clock is before that. For people and logs, for what
@@ -109,7 +109,7 @@ mod tests {
     const READINGS: usize = 100_000;
 
     #[test]
-    fn it_agrees_with_the_standard_clock_while_nothing_is_suspended() {
+    fn clock_agrees_with_std_without_a_suspend() {
         now();
         let (before, boot) = (Instant::now(), now());
         assert!(boot <= Instant::now(), "never ahead");
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn it_never_goes_back() {
+    fn clock_never_goes_back() {
         let mut last = now();
         for _ in 0..READINGS {
             let next = now();
@@ -128,8 +128,8 @@ mod tests {
     }
 
     #[test]
-    fn it_is_mapped_from_the_clock_that_counts_suspended_time() {
-        let base = Base::take().expect("a kernel with CLOCK_BOOTTIME");
+    fn clock_counts_suspended_time() {
+        let base = ClockMapping::sample().expect("a kernel with CLOCK_BOOTTIME");
         let uptime = std::fs::read_to_string("/proc/uptime").expect("readable");
         let uptime: f64 = uptime
             .split(' ')
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_waited_for_has_come() {
+    async fn sleep_until_and_timeout_at_reach_their_instant() {
         for left in [0, 1, 5, 20].map(Duration::from_millis) {
             let at = now() + left;
             sleep_until(at).await;
@@ -152,8 +152,8 @@ mod tests {
             let late = timeout_at(at, std::future::pending::<()>()).await;
             assert!(late.is_err() && now() >= at);
         }
-        let far = now() + FAR;
+        let far = now() + FAR_FUTURE;
         assert!(timeout_at(far, async {}).await.is_ok());
-        assert!(since(now() + FAR).is_zero());
+        assert!(since(now() + FAR_FUTURE).is_zero());
     }
 }

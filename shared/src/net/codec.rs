@@ -7,7 +7,7 @@ use std::io;
 use bytes::BytesMut;
 use tokio_util::codec::{Decoder, Encoder};
 
-use crate::proto::wire::{Frame, FrameReader, Limits, WireError};
+use crate::proto::wire::{Frame, FrameLimits, FrameReader, WireError};
 
 /// Why a stream of frames ended.
 #[derive(Debug, thiserror::Error)]
@@ -28,14 +28,14 @@ pub struct FrameCodec {
 
 impl FrameCodec {
     /// A codec at the start of a stream.
-    pub fn new(limits: Limits) -> Self {
+    pub fn new(limits: FrameLimits) -> Self {
         Self {
             reader: FrameReader::new(limits),
         }
     }
 
     /// Changes the caps, from the next header on.
-    pub fn set_limits(&mut self, limits: Limits) {
+    pub fn set_limits(&mut self, limits: FrameLimits) {
         self.reader.set_limits(limits);
     }
 }
@@ -47,7 +47,7 @@ impl Decoder for FrameCodec {
     fn decode(&mut self, from: &mut BytesMut) -> Result<Option<Frame>, CodecError> {
         let frame = self.reader.next_frame(from)?;
         if frame.is_none() {
-            from.reserve(self.reader.lacking());
+            from.reserve(self.reader.missing_bytes());
         }
         Ok(frame)
     }
@@ -92,7 +92,7 @@ mod tests {
     }
 
     fn bytes_of(frames: &[Frame]) -> BytesMut {
-        let mut codec = FrameCodec::new(Limits::CONTROL);
+        let mut codec = FrameCodec::new(FrameLimits::CONTROL);
         let mut bytes = BytesMut::new();
         for frame in frames {
             codec.encode(frame, &mut bytes).expect("fits");
@@ -101,10 +101,10 @@ mod tests {
     }
 
     #[test]
-    fn frames_come_out_as_they_went_in() {
+    fn codec_round_trips_frames() {
         let frames = [frame(b""), frame(b"abc"), frame(b"d")];
         let mut bytes = bytes_of(&frames);
-        let mut codec = FrameCodec::new(Limits::CONTROL);
+        let mut codec = FrameCodec::new(FrameLimits::CONTROL);
         for frame in &frames {
             assert_eq!(codec.decode(&mut bytes).expect("sound").as_ref(), Some(frame));
         }
@@ -112,10 +112,10 @@ mod tests {
     }
 
     #[test]
-    fn an_end_within_a_frame_is_an_error_wherever_it_is() {
+    fn eof_within_a_frame_is_an_error() {
         let whole = bytes_of(&[frame(b"ab")]);
         for cut in 1..whole.len() {
-            let mut codec = FrameCodec::new(Limits::CONTROL);
+            let mut codec = FrameCodec::new(FrameLimits::CONTROL);
             let mut bytes = BytesMut::from(&whole[..cut]);
             assert!(codec.decode(&mut bytes).expect("sound so far").is_none());
             let error = codec.decode_eof(&mut bytes).expect_err("cut off");
@@ -127,15 +127,15 @@ mod tests {
     }
 
     #[test]
-    fn room_is_made_for_what_is_announced_and_never_beyond_the_caps() {
+    fn buffer_grows_to_the_announced_length_within_caps() {
         let mut announced = frame(b"");
         announced.header.content_length = 1_000_000;
         let mut head = BytesMut::new();
-        announced.encode_head(&mut head).expect("fits");
+        announced.encode_header_to(&mut head).expect("fits");
 
         let mut bytes = head.clone();
         assert!(
-            FrameCodec::new(Limits::CONTROL)
+            FrameCodec::new(FrameLimits::CONTROL)
                 .decode(&mut bytes)
                 .expect("allowed")
                 .is_none()
@@ -143,7 +143,7 @@ mod tests {
         assert!(bytes.capacity() >= 1_000_000);
 
         let mut bytes = head.clone();
-        let error = FrameCodec::new(Limits::PREAUTH)
+        let error = FrameCodec::new(FrameLimits::PREAUTH)
             .decode(&mut bytes)
             .expect_err("too long");
         assert!(matches!(

@@ -9,8 +9,8 @@ use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::io::poll_read_buf;
 
-use crate::proto::encoded::{OutBuffer, Parcel, Trailer};
-use crate::proto::wire::{Frame, FrameReader, Limits, WireError};
+use crate::proto::encoded::{EncodedFrame, OutBuffer, Trailer};
+use crate::proto::wire::{Frame, FrameLimits, FrameReader, WireError};
 
 /// Least room that is made for a read, in bytes; a chunk of which more is known to come gets more.
 const READ_BYTES_MIN: usize = 4 * 1024;
@@ -28,9 +28,9 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Transport for T {}
 
 /// What [`Conn::drive`] achieved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Driven {
+pub(crate) enum IoProgress {
     /// Bytes came in: ask [`Conn::next_frame`].
-    Read,
+    Received,
     /// Everything that waited has gone out.
     Flushed,
     /// The peer has closed its side.
@@ -38,7 +38,7 @@ pub(crate) enum Driven {
 }
 
 /// A process that is killed closes its connection without TLS's good-bye: that says all there is to say.
-fn plainly(error: io::Error) -> io::Error {
+fn describe_eof(error: io::Error) -> io::Error {
     if error.kind() == io::ErrorKind::UnexpectedEof {
         return io::Error::new(io::ErrorKind::UnexpectedEof, "the connection broke off");
     }
@@ -63,65 +63,65 @@ pub enum ReadError {
 pub(crate) struct Conn {
     io: Box<dyn Transport>,
     reader: FrameReader,
-    incoming: BytesMut,
+    input: BytesMut,
     /// Whether the last read left no room.
-    busy: bool,
-    pub(crate) out: OutBuffer,
+    last_read_was_full: bool,
+    pub(crate) output: OutBuffer,
     unflushed: bool,
     /// Why nothing can be written any more. What the peer said before is still read: it may be the reason.
-    broken: Option<io::Error>,
+    write_error: Option<io::Error>,
 }
 
 impl std::fmt::Debug for Conn {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Conn")
-            .field("incoming", &self.incoming.len())
-            .field("out", &self.out.len())
+            .field("incoming", &self.input.len())
+            .field("out", &self.output.len())
             .finish()
     }
 }
 
 impl Conn {
     /// A connection at its first frame.
-    pub(crate) fn new(io: impl Transport + 'static, limits: Limits) -> Self {
+    pub(crate) fn new(io: impl Transport + 'static, limits: FrameLimits) -> Self {
         Self {
             io: Box::new(io),
             reader: FrameReader::new(limits),
-            incoming: BytesMut::new(),
-            busy: false,
-            out: OutBuffer::default(),
+            input: BytesMut::new(),
+            last_read_was_full: false,
+            output: OutBuffer::default(),
             unflushed: false,
-            broken: None,
+            write_error: None,
         }
     }
 
     /// Changes the caps: the peer has proved who it is.
-    pub(crate) fn set_limits(&mut self, limits: Limits) {
+    pub(crate) fn set_limits(&mut self, limits: FrameLimits) {
         self.reader.set_limits(limits);
     }
 
     /// The next whole frame that has been read.
     pub(crate) fn next_frame(&mut self) -> Result<Option<Frame>, WireError> {
-        let frame = self.reader.next_frame(&mut self.incoming)?;
-        if frame.is_none() && self.incoming.is_empty() {
+        let frame = self.reader.next_frame(&mut self.input)?;
+        if frame.is_none() && self.input.is_empty() {
             // A quiet link keeps no buffer.
-            self.incoming = BytesMut::new();
+            self.input = BytesMut::new();
         }
         Ok(frame)
     }
 
     /// Writes what waits and reads what comes, whichever is possible; `read` may be false to hold the peer back.
     /// Nothing is lost if the future is dropped.
-    pub(crate) async fn drive(&mut self, read: bool) -> io::Result<Driven> {
+    pub(crate) async fn drive(&mut self, read: bool) -> io::Result<IoProgress> {
         poll_fn(|cx| self.poll_drive(cx, read)).await
     }
 
-    fn poll_drive(&mut self, cx: &mut Context<'_>, read: bool) -> Poll<io::Result<Driven>> {
-        let flushed = if self.broken.is_none() {
+    fn poll_drive(&mut self, cx: &mut Context<'_>, read: bool) -> Poll<io::Result<IoProgress>> {
+        let flushed = if self.write_error.is_none() {
             match self.poll_write_out(cx) {
                 Poll::Ready(Ok(wrote)) => wrote,
                 Poll::Ready(Err(error)) => {
-                    self.broken = Some(error);
+                    self.write_error = Some(error);
                     false
                 }
                 Poll::Pending => false,
@@ -129,17 +129,19 @@ impl Conn {
         } else {
             false
         };
-        if read || self.broken.is_some() {
+        if read || self.write_error.is_some() {
             match self.poll_read_in(cx) {
-                Poll::Ready(Ok(0)) => return Poll::Ready(self.broken.take().map_or(Ok(Driven::Closed), Err)),
-                Poll::Ready(Ok(_)) => return Poll::Ready(Ok(Driven::Read)),
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(self.broken.take().unwrap_or(error))),
+                Poll::Ready(Ok(0)) => {
+                    return Poll::Ready(self.write_error.take().map_or(Ok(IoProgress::Closed), Err));
+                }
+                Poll::Ready(Ok(_)) => return Poll::Ready(Ok(IoProgress::Received)),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(self.write_error.take().unwrap_or(error))),
                 Poll::Pending => {}
             }
         }
-        match self.broken.take() {
+        match self.write_error.take() {
             Some(error) => Poll::Ready(Err(error)),
-            None if flushed => Poll::Ready(Ok(Driven::Flushed)),
+            None if flushed => Poll::Ready(Ok(IoProgress::Flushed)),
             None => Poll::Pending,
         }
     }
@@ -147,14 +149,14 @@ impl Conn {
     /// Ready with whether anything was written.
     fn poll_write_out(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
         let mut wrote = self.unflushed;
-        while !self.out.is_empty() {
+        while !self.output.is_empty() {
             let mut slices = [IoSlice::new(&[]); WRITE_SLICES_MAX];
-            let filled = self.out.fill(&mut slices);
+            let filled = self.output.fill_slices(&mut slices);
             let written = ready!(Pin::new(&mut self.io).poll_write_vectored(cx, &slices[..filled]))?;
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
-            self.out.consume(written);
+            self.output.consume(written);
             self.unflushed = true;
             wrote = true;
         }
@@ -166,15 +168,15 @@ impl Conn {
     }
 
     fn poll_read_in(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let least = if self.busy {
+        let least = if self.last_read_was_full {
             READ_BYTES_BUSY
         } else {
             READ_BYTES_MIN
         };
-        let wanted = self.reader.lacking().clamp(least, READ_BYTES_MAX);
-        self.incoming.reserve(wanted);
-        let read = poll_read_buf(Pin::new(&mut self.io), cx, &mut self.incoming).map_err(plainly);
-        self.busy = self.incoming.len() == self.incoming.capacity();
+        let wanted = self.reader.missing_bytes().clamp(least, READ_BYTES_MAX);
+        self.input.reserve(wanted);
+        let read = poll_read_buf(Pin::new(&mut self.io), cx, &mut self.input).map_err(describe_eof);
+        self.last_read_was_full = self.input.len() == self.input.capacity();
         read
     }
 
@@ -184,15 +186,15 @@ impl Conn {
             if let Some(frame) = self.next_frame()? {
                 return Ok(frame);
             }
-            if self.drive(true).await? == Driven::Closed {
+            if self.drive(true).await? == IoProgress::Closed {
                 return Err(ReadError::Closed);
             }
         }
     }
 
     /// Appends a frame outside any session: hello, refusal, join.
-    pub(crate) fn put(&mut self, frame: &Frame) -> Result<(), WireError> {
-        self.out.put(&Parcel::new(frame)?, Trailer::default());
+    pub(crate) fn queue_frame(&mut self, frame: &Frame) -> Result<(), WireError> {
+        self.output.push(&EncodedFrame::new(frame)?, Trailer::default());
         Ok(())
     }
 
@@ -209,7 +211,7 @@ impl Conn {
         poll_fn(|cx| Pin::new(&mut self.io).poll_shutdown(cx)).await?;
         // How the peer leaves does not matter.
         while let Ok(1..) = poll_fn(|cx| self.poll_read_in(cx)).await {
-            self.incoming.clear();
+            self.input.clear();
         }
         Ok(())
     }

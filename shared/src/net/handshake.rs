@@ -17,14 +17,14 @@ use tokio::time::timeout;
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
 use super::conn::{Conn, ReadError};
-use super::endpoint::Place;
+use super::endpoint::SlotGuard;
 use super::random::{self, NoRandomness};
 use super::tls;
 use crate::proto::id::{Instance, NodeName, PeerKind, PublicKey};
-use crate::proto::message::{Channel, Hello, RefusalCode, Refused, VERSIONS};
-use crate::proto::simultaneous_open::Dialler;
+use crate::proto::message::{Channel, Hello, PROTOCOL_VERSIONS, RefusalCode, Refused};
+use crate::proto::simultaneous_open::DialedBy;
 use crate::proto::trust::{Grant, Membership, SigningKey};
-use crate::proto::wire::{Frame, Kind, Limits, WireError};
+use crate::proto::wire::{Frame, FrameLimits, Kind, WireError};
 
 /// How long a peer has to prove who it is.
 pub const PREAUTH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -66,7 +66,7 @@ pub struct Profile {
 
 /// This side of every link.
 #[derive(Clone)]
-pub struct Local {
+pub struct LocalPeer {
     /// What this program is.
     pub kind: PeerKind,
     /// Key and run.
@@ -79,7 +79,7 @@ pub struct Local {
     acceptor: TlsAcceptor,
 }
 
-impl std::fmt::Debug for Local {
+impl std::fmt::Debug for LocalPeer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Local")
             .field("kind", &self.kind)
@@ -90,18 +90,18 @@ impl std::fmt::Debug for Local {
 
 /// A peer that has said who it is and may stay.
 #[derive(Debug)]
-pub(crate) struct Greeted {
+pub(crate) struct AuthenticatedConn {
     pub(crate) conn: Conn,
     pub(crate) key: PublicKey,
     pub(crate) hello: Hello,
     /// Absent on [`Channel::Join`] only.
     pub(crate) grant: Option<Grant>,
-    pub(crate) dialler: Dialler,
+    pub(crate) dialler: DialedBy,
     pub(crate) addr: SocketAddr,
     /// Binds proofs to this connection.
     pub(crate) exporter: [u8; 32],
     /// A stranger's place among those that may be greeted at once; kept until it is told what becomes of it.
-    pub(crate) place: Option<Place>,
+    pub(crate) preauth_slot: Option<SlotGuard>,
 }
 
 /// Why a connection did not become a link.
@@ -124,10 +124,10 @@ pub enum HandshakeError {
     TimedOut,
     /// The peer refused us.
     #[error("refused by the peer: {0}")]
-    ByPeer(Refused),
+    RefusedByPeer(Refused),
     /// We refused the peer, and told it why.
     #[error("refused: {refused}")]
-    ByUs {
+    RefusedByUs {
         /// The peer's key.
         key: PublicKey,
         /// What it calls itself, if it got as far as that.
@@ -138,60 +138,60 @@ pub enum HandshakeError {
 }
 
 /// Why a greeting ended.
-enum Failed {
+enum HandshakeFailure {
     /// There is nobody to be told.
-    With(HandshakeError),
+    Error(HandshakeError),
     /// The peer is to be told why.
-    Refusing(Box<Refusing>),
+    Refused(Box<PendingRefusal>),
 }
 
-struct Refusing {
+struct PendingRefusal {
     conn: Conn,
     key: PublicKey,
     name: Option<NodeName>,
     refused: Refused,
 }
 
-impl<E: Into<HandshakeError>> From<E> for Failed {
+impl<E: Into<HandshakeError>> From<E> for HandshakeFailure {
     fn from(error: E) -> Self {
-        Self::With(error.into())
+        Self::Error(error.into())
     }
 }
 
 /// Waits for a greeting, and tells the peer if it is refused.
-async fn within_time(
-    greeting: impl Future<Output = Result<Greeted, Failed>>,
-) -> Result<Greeted, HandshakeError> {
-    let greeted = timeout(PREAUTH_TIMEOUT, greeting).await;
-    match greeted.map_err(|_elapsed| HandshakeError::TimedOut)? {
+async fn with_preauth_timeout(
+    handshake: impl Future<Output = Result<AuthenticatedConn, HandshakeFailure>>,
+) -> Result<AuthenticatedConn, HandshakeError> {
+    let result = timeout(PREAUTH_TIMEOUT, handshake).await;
+    match result.map_err(|_elapsed| HandshakeError::TimedOut)? {
         Ok(greeted) => Ok(greeted),
-        Err(Failed::With(error)) => Err(error),
-        Err(Failed::Refusing(refusing)) => {
-            let Refusing {
+        Err(HandshakeFailure::Error(error)) => Err(error),
+        Err(HandshakeFailure::Refused(refusal)) => {
+            let PendingRefusal {
                 conn,
                 key,
                 name,
                 refused,
-            } = *refusing;
+            } = *refusal;
             refuse(conn, &refused).await;
-            Err(HandshakeError::ByUs { key, name, refused })
+            Err(HandshakeError::RefusedByUs { key, name, refused })
         }
     }
 }
 
 /// Tells a peer why it is refused, and closes the connection.
 pub(crate) async fn refuse(mut conn: Conn, refused: &Refused) {
-    let told = async {
-        conn.put(&Frame::json(Kind::Refused, refused))
+    let sent = async {
+        conn.queue_frame(&Frame::json(Kind::Refused, refused))
             .map_err(io::Error::other)?;
         conn.close().await
     };
-    if !matches!(timeout(REFUSE_GRACE, told).await, Ok(Ok(()))) {
+    if !matches!(timeout(REFUSE_GRACE, sent).await, Ok(Ok(()))) {
         tracing::debug!(%refused, "the peer may have gone before it was told");
     }
 }
 
-impl Local {
+impl LocalPeer {
     /// This side, ready for TLS.
     ///
     /// # Errors
@@ -215,15 +215,19 @@ impl Local {
     }
 
     /// Greets a peer that dialled us.
-    pub(crate) async fn accept(&self, tcp: TcpStream, addr: SocketAddr) -> Result<Greeted, HandshakeError> {
-        let greeting = async {
+    pub(crate) async fn accept(
+        &self,
+        tcp: TcpStream,
+        addr: SocketAddr,
+    ) -> Result<AuthenticatedConn, HandshakeError> {
+        let handshake = async {
             let stream = TlsStream::from(self.acceptor.accept(tcp).await?);
             let key = tls::peer_key(stream.get_ref().1)?;
             let exporter = tls::exporter(&stream)?;
-            self.greet_dialler(Conn::new(stream, Limits::PREAUTH), key, exporter, addr)
+            self.exchange_hello_as_listener(Conn::new(stream, FrameLimits::PREAUTH), key, exporter, addr)
                 .await
         };
-        within_time(greeting).await
+        with_preauth_timeout(handshake).await
     }
 
     /// Greets a peer that we dialled.
@@ -232,62 +236,68 @@ impl Local {
         tcp: TcpStream,
         addr: SocketAddr,
         channel: Channel,
-    ) -> Result<Greeted, HandshakeError> {
-        let greeting = async {
+    ) -> Result<AuthenticatedConn, HandshakeError> {
+        let handshake = async {
             let stream = TlsStream::from(self.connector.connect(tls::server_name(), tcp).await?);
             let key = tls::peer_key(stream.get_ref().1)?;
             let exporter = tls::exporter(&stream)?;
-            self.greet_dialled(Conn::new(stream, Limits::PREAUTH), key, exporter, addr, channel)
-                .await
+            self.exchange_hello_as_dialler(
+                Conn::new(stream, FrameLimits::PREAUTH),
+                key,
+                exporter,
+                addr,
+                channel,
+            )
+            .await
         };
-        within_time(greeting).await
+        with_preauth_timeout(handshake).await
     }
 
-    async fn greet_dialler(
+    async fn exchange_hello_as_listener(
         &self,
         mut conn: Conn,
         key: PublicKey,
         exporter: [u8; 32],
         addr: SocketAddr,
-    ) -> Result<Greeted, Failed> {
+    ) -> Result<AuthenticatedConn, HandshakeFailure> {
         // The dialler says what the connection is for; this word of ours decides nothing.
-        conn.put(&Frame::json(Kind::Hello, &self.hello(Channel::Control)))?;
+        conn.queue_frame(&Frame::json(Kind::Hello, &self.hello(Channel::Control)))?;
         let (conn, hello) = read_hello(conn, key).await?;
         let channel = hello.channel;
-        let (conn, grant) = self.judge_or_refuse(conn, key, &hello, channel)?;
-        Ok(Greeted {
+        let (conn, grant) = self.check_hello_or_refuse(conn, key, &hello, channel)?;
+        Ok(AuthenticatedConn {
             conn,
             key,
             hello,
             grant,
-            dialler: Dialler::Them,
+            dialler: DialedBy::Remote,
             addr,
             exporter,
-            place: None,
+            preauth_slot: None,
         })
     }
 
-    async fn greet_dialled(
+    async fn exchange_hello_as_dialler(
         &self,
         conn: Conn,
         key: PublicKey,
         exporter: [u8; 32],
         addr: SocketAddr,
         channel: Channel,
-    ) -> Result<Greeted, Failed> {
+    ) -> Result<AuthenticatedConn, HandshakeFailure> {
         let (conn, hello) = read_hello(conn, key).await?;
-        let (mut conn, grant) = self.judge_or_refuse(conn, key, &hello, channel)?;
-        conn.put(&Frame::json(Kind::Hello, &self.hello(channel)))?;
+        let (mut conn, grant) = self.check_hello_or_refuse(conn, key, &hello, channel)?;
+        conn.queue_frame(&Frame::json(Kind::Hello, &self.hello(channel)))?;
         conn.flush().await?;
-        Ok(Greeted {
+        Ok(AuthenticatedConn {
             conn,
             key,
             hello,
             grant,
-            dialler: Dialler::Us,
+            dialler: DialedBy::Local,
             addr,
             exporter,
-            place: None,
+            preauth_slot: None,
         })
     }
 
@@ -295,7 +305,7 @@ impl Local {
         let profile = self.profile.borrow().clone();
         let membership = self.membership.borrow().clone();
         Hello {
-            versions: VERSIONS,
+            versions: PROTOCOL_VERSIONS,
             channel,
             kind: self.kind,
             name: profile.name,
@@ -311,16 +321,16 @@ impl Local {
         }
     }
 
-    fn judge_or_refuse(
+    fn check_hello_or_refuse(
         &self,
         conn: Conn,
         key: PublicKey,
         hello: &Hello,
         channel: Channel,
-    ) -> Result<(Conn, Option<Grant>), Failed> {
-        match self.judge(&key, hello, channel) {
+    ) -> Result<(Conn, Option<Grant>), HandshakeFailure> {
+        match self.check_hello(&key, hello, channel) {
             Ok(grant) => Ok((conn, grant)),
-            Err(refused) => Err(Failed::Refusing(Box::new(Refusing {
+            Err(refused) => Err(HandshakeFailure::Refused(Box::new(PendingRefusal {
                 conn,
                 key,
                 name: Some(hello.name.clone()),
@@ -329,9 +339,14 @@ impl Local {
         }
     }
 
-    fn judge(&self, key: &PublicKey, hello: &Hello, channel: Channel) -> Result<Option<Grant>, Refused> {
-        if VERSIONS.agree(hello.versions).is_none() {
-            let (ours, theirs) = (VERSIONS, hello.versions);
+    fn check_hello(
+        &self,
+        key: &PublicKey,
+        hello: &Hello,
+        channel: Channel,
+    ) -> Result<Option<Grant>, Refused> {
+        if PROTOCOL_VERSIONS.newest_common(hello.versions).is_none() {
+            let (ours, theirs) = (PROTOCOL_VERSIONS, hello.versions);
             return Err(Refused::new(
                 RefusalCode::Version,
                 format!(
@@ -365,21 +380,21 @@ impl Local {
     }
 }
 
-async fn read_hello(mut conn: Conn, key: PublicKey) -> Result<(Conn, Hello), Failed> {
+async fn read_hello(mut conn: Conn, key: PublicKey) -> Result<(Conn, Hello), HandshakeFailure> {
     let fault = match conn.read_frame().await {
-        Ok(frame) if frame.header.kind == Some(Kind::Hello) => match frame.read() {
+        Ok(frame) if frame.header.kind == Some(Kind::Hello) => match frame.parse_content() {
             Ok(hello) => return Ok((conn, hello)),
             Err(error) => format!("unreadable hello: {error}"),
         },
-        Ok(frame) if frame.header.kind == Some(Kind::Refused) => match frame.read() {
-            Ok(refused) => return Err(HandshakeError::ByPeer(refused).into()),
+        Ok(frame) if frame.header.kind == Some(Kind::Refused) => match frame.parse_content() {
+            Ok(refused) => return Err(HandshakeError::RefusedByPeer(refused).into()),
             Err(error) => format!("unreadable refusal: {error}"),
         },
         Ok(frame) => format!("expected a hello, got {:?}", frame.header.kind),
         Err(ReadError::Wire(error)) => format!("expected a hello, got no frame at all: {error}"),
         Err(error @ (ReadError::Io(_) | ReadError::Closed)) => return Err(error.into()),
     };
-    Err(Failed::Refusing(Box::new(Refusing {
+    Err(HandshakeFailure::Refused(Box::new(PendingRefusal {
         conn,
         key,
         name: None,

@@ -10,7 +10,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use super::random::{self, NoRandomness};
-use super::state_file::{self, MODE_SECRET, StoreError};
+use super::state_file::{self, MODE_SECRET, StateFileError};
 use crate::proto::hex;
 use crate::proto::trust::SigningKey;
 
@@ -39,7 +39,7 @@ impl KeyFile {
         }
     }
 
-    fn way_out(self) -> &'static str {
+    fn remedy(self) -> &'static str {
         match self {
             Self::Identity => "delete it to get a new key and join again",
             Self::FleetRoot => "delete it and make a new fleet, which every member has to join anew",
@@ -52,14 +52,14 @@ impl KeyFile {
 pub enum IdentityError {
     /// The file cannot be read or written.
     #[error(transparent)]
-    Store(#[from] StoreError),
+    StateFile(#[from] StateFileError),
     /// A new key could not be drawn.
     #[error(transparent)]
     NoRandomness(#[from] NoRandomness),
     /// Others could have read it.
     #[error(
         "{path} has mode {mode:04o}, so other users of this machine can read the key: type `chmod 600 {path}` if you \
-         trust them all, or {way_out}",
+         trust them all, or {remedy}",
         path = path.display()
     )]
     Exposed {
@@ -68,12 +68,12 @@ pub enum IdentityError {
         /// Its permission bits.
         mode: u32,
         /// What to do about the key.
-        way_out: &'static str,
+        remedy: &'static str,
     },
     /// It is no key file, or another kind of key.
     #[error(
         "{path} is not what it should be: a line {header:?} and a line of 64 hexadecimal digits; put it back from a \
-         copy, or {way_out}",
+         copy, or {remedy}",
         path = path.display()
     )]
     Malformed {
@@ -82,7 +82,7 @@ pub enum IdentityError {
         /// What its first line has to be.
         header: &'static str,
         /// What to do about the key.
-        way_out: &'static str,
+        remedy: &'static str,
     },
 }
 
@@ -104,7 +104,7 @@ pub fn load(dir: &Path, which: KeyFile) -> Result<Option<SigningKey>, IdentityEr
         return Err(IdentityError::Exposed {
             path,
             mode,
-            way_out: which.way_out(),
+            remedy: which.remedy(),
         });
     }
     let bytes = state_file::read_open(&file, &path)?;
@@ -124,7 +124,7 @@ pub fn load_or_create(dir: &Path, which: KeyFile) -> Result<SigningKey, Identity
     }
     let key = SigningKey::from_seed(random::bytes()?);
     let path = dir.join(which.name());
-    if state_file::create_atomic(&path, text(&key, which).as_bytes(), MODE_SECRET)? {
+    if state_file::create_atomic(&path, encode(&key, which).as_bytes(), MODE_SECRET)? {
         return Ok(key);
     }
     load(dir, which)?.ok_or_else(|| malformed(path, which))
@@ -134,11 +134,11 @@ fn malformed(path: PathBuf, which: KeyFile) -> IdentityError {
     IdentityError::Malformed {
         path,
         header: which.header(),
-        way_out: which.way_out(),
+        remedy: which.remedy(),
     }
 }
 
-fn text(key: &SigningKey, which: KeyFile) -> String {
+fn encode(key: &SigningKey, which: KeyFile) -> String {
     format!("{}\n{}\n", which.header(), hex::encode(key.seed()))
 }
 
@@ -159,7 +159,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_is_made_once_and_found_again() {
+    fn key_is_created_once_and_reloaded() {
         let dir = tempfile::tempdir().expect("a directory");
         assert!(load(dir.path(), KeyFile::Identity).expect("no file").is_none());
         let made = load_or_create(dir.path(), KeyFile::Identity).expect("a new key");
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn many_at_once_agree_on_one_key() {
+    fn concurrent_creators_get_one_key() {
         let dir = tempfile::tempdir().expect("a directory");
         let keys = std::thread::scope(|scope| {
             let start = || {
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_others_can_read_is_refused_with_the_way_out() {
+    fn key_readable_by_others_is_refused_with_a_remedy() {
         let dir = tempfile::tempdir().expect("a directory");
         load_or_create(dir.path(), KeyFile::Identity).expect("a new key");
         let path = dir.path().join("identity.key");
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn one_kind_of_key_is_never_taken_for_the_other() {
+    fn key_file_of_another_kind_is_refused() {
         let dir = tempfile::tempdir().expect("a directory");
         load_or_create(dir.path(), KeyFile::FleetRoot).expect("a new key");
         fs::rename(dir.path().join("fleet-root.key"), dir.path().join("identity.key")).expect("our files");
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_file_is_never_replaced() {
+    fn damaged_key_file_is_never_replaced() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("identity.key");
         let header = KeyFile::Identity.header();
@@ -249,8 +249,8 @@ mod tests {
         }
 
         #[test]
-        fn every_key_survives_its_file(seed: [u8; 32]) {
-            let text = text(&SigningKey::from_seed(seed), KeyFile::FleetRoot);
+        fn key_file_round_trips(seed: [u8; 32]) {
+            let text = encode(&SigningKey::from_seed(seed), KeyFile::FleetRoot);
             prop_assert_eq!(parse(text.as_bytes(), KeyFile::FleetRoot), Some(seed));
             prop_assert_eq!(parse(text.replace('\n', "\r\n").as_bytes(), KeyFile::FleetRoot), Some(seed));
         }

@@ -5,15 +5,15 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use super::endpoint::JOIN_WAIT;
-use super::handshake::{Greeted, HandshakeError, Local, PREAUTH_TIMEOUT};
-use super::socket::{self, KeepaliveConfig, Purpose, SocketError};
+use super::endpoint::JOIN_TIMEOUT;
+use super::handshake::{AuthenticatedConn, HandshakeError, LocalPeer, PREAUTH_TIMEOUT};
+use super::socket::{self, KeepaliveConfig, SocketError, TrafficClass};
 use crate::proto::id::NodeName;
 use crate::proto::json::JsonError;
 use crate::proto::message::{Channel, Join, Joined, Refused};
-use crate::proto::trust::invite::{self, Invitation, Side};
+use crate::proto::trust::invite::{self, Invitation, JoinSide};
 use crate::proto::trust::{Fingerprint, Membership, TrustError};
-use crate::proto::wire::{Frame, Kind, Limits};
+use crate::proto::wire::{Frame, FrameLimits, Kind};
 
 /// How long the dial may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -59,59 +59,59 @@ pub enum JoinError {
 /// # Errors
 /// [`JoinError`], which says what was wrong and what to do.
 pub async fn join(
-    local: &Local,
+    local: &LocalPeer,
     keepalive: &KeepaliveConfig,
     addr: SocketAddr,
     invitation: Option<&Invitation>,
 ) -> Result<Membership, JoinError> {
-    join_telling(local, keepalive, addr, invitation, |_name| {}).await
+    join_with_callback(local, keepalive, addr, invitation, |_name| {}).await
 }
 
 /// As [`join`]; `found` is told, once, what the program that answers calls itself. It has proved nothing by then.
 ///
 /// # Errors
 /// As [`join`].
-pub async fn join_telling(
-    local: &Local,
+pub async fn join_with_callback(
+    local: &LocalPeer,
     keepalive: &KeepaliveConfig,
     addr: SocketAddr,
     invitation: Option<&Invitation>,
-    found: impl FnOnce(&NodeName),
+    on_hello: impl FnOnce(&NodeName),
 ) -> Result<Membership, JoinError> {
-    let tcp = socket::connect(addr, CONNECT_TIMEOUT, keepalive, Purpose::Control).await?;
+    let tcp = socket::connect(addr, CONNECT_TIMEOUT, keepalive, TrafficClass::Control).await?;
     let greeted = local.dial(tcp, addr, Channel::Join).await;
-    let Greeted {
+    let AuthenticatedConn {
         mut conn,
         exporter,
         hello,
         ..
     } = match greeted {
-        Err(HandshakeError::ByPeer(refused)) => return Err(JoinError::Refused(refused)),
+        Err(HandshakeError::RefusedByPeer(refused)) => return Err(JoinError::Refused(refused)),
         greeted => greeted?,
     };
-    found(&hello.name);
-    let proof = invitation.map(|invitation| invite::prove(invitation.secret(), Side::Joiner, &exporter));
-    let patience = if proof.is_some() {
+    on_hello(&hello.name);
+    let proof = invitation.map(|invitation| invite::prove(invitation.secret(), JoinSide::Joiner, &exporter));
+    let reply_timeout = if proof.is_some() {
         PREAUTH_TIMEOUT * 2
     } else {
-        JOIN_WAIT + PREAUTH_TIMEOUT
+        JOIN_TIMEOUT + PREAUTH_TIMEOUT
     };
-    conn.put(&Frame::json(Kind::Join, &Join { proof }))
+    conn.queue_frame(&Frame::json(Kind::Join, &Join { proof }))
         .map_err(HandshakeError::from)?;
     // The answer carries the fleet state, which grows with every key that was ever revoked.
-    conn.set_limits(Limits::CONTROL);
-    let answer = timeout(patience, conn.read_frame())
+    conn.set_limits(FrameLimits::CONTROL);
+    let answer = timeout(reply_timeout, conn.read_frame())
         .await
         .map_err(|_elapsed| JoinError::NoAnswer(addr))?;
     let frame = answer.map_err(HandshakeError::from)?;
     if frame.header.kind == Some(Kind::Refused) {
-        return Err(JoinError::Refused(frame.read()?));
+        return Err(JoinError::Refused(frame.parse_content()?));
     }
-    let joined: Joined = frame.read()?;
+    let joined: Joined = frame.parse_content()?;
     if let Some(invitation) = invitation {
-        let proved = joined
-            .proof
-            .is_some_and(|proof| invite::check(invitation.secret(), Side::Inviter, &exporter, &proof));
+        let proved = joined.proof.is_some_and(|proof| {
+            invite::verify_proof(invitation.secret(), JoinSide::Inviter, &exporter, &proof)
+        });
         let fleet = Fingerprint::of(&joined.root);
         if !proved || fleet != *invitation.fingerprint() {
             return Err(JoinError::Impostor {

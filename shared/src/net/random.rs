@@ -20,6 +20,6 @@ pub fn bytes<const N: usize>() -> Result<[u8; N], NoRandomness> {
 }
 
 /// A random number to spread retries with; 0 if there is none to be had, which only makes them meet.
-pub fn spread() -> u64 {
+pub fn jitter() -> u64 {
     bytes().map_or(0, u64::from_le_bytes)
 }

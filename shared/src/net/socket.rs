@@ -24,14 +24,14 @@ pub const NOTSENT_LOWAT_BULK_BYTES: u32 = 512 * 1024;
 
 /// What a connection carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Purpose {
+pub enum TrafficClass {
     /// Small frames that must not wait.
     Control,
     /// Files.
     Bulk,
 }
 
-impl Purpose {
+impl TrafficClass {
     /// The connection's `TCP_NOTSENT_LOWAT`, in bytes.
     pub fn notsent_lowat(self) -> u32 {
         match self {
@@ -51,7 +51,7 @@ pub struct KeepaliveConfig {
 
 /// Why numbers are not a [`KeepaliveConfig`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum BadKeepalive {
+pub enum KeepaliveError {
     /// The kernel counts whole seconds and takes no others.
     #[error("keepalive {what} of {value:?} cannot be set: use whole seconds, 1 to {SECONDS_MAX}")]
     Seconds {
@@ -86,14 +86,14 @@ impl KeepaliveConfig {
     ///
     /// # Errors
     /// [`BadKeepalive`], which names the number and its range.
-    pub fn new(idle: Duration, interval: Duration, probes: u32) -> Result<Self, BadKeepalive> {
+    pub fn new(idle: Duration, interval: Duration, probes: u32) -> Result<Self, KeepaliveError> {
         for (what, value) in [("idle", idle), ("interval", interval)] {
             if value.subsec_nanos() != 0 || !(1..=SECONDS_MAX).contains(&value.as_secs()) {
-                return Err(BadKeepalive::Seconds { what, value });
+                return Err(KeepaliveError::Seconds { what, value });
             }
         }
         if !(1..=PROBES_MAX).contains(&probes) {
-            return Err(BadKeepalive::Probes(probes));
+            return Err(KeepaliveError::Probes(probes));
         }
         Ok(Self {
             idle,
@@ -218,12 +218,12 @@ pub async fn connect(
     addr: SocketAddr,
     timeout: Duration,
     keepalive: &KeepaliveConfig,
-    purpose: Purpose,
+    traffic_class: TrafficClass,
 ) -> Result<TcpStream, SocketError> {
     let prepared = || -> io::Result<TcpSocket> {
         let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_nonblocking(true)?;
-        set_options(SockRef::from(&socket), keepalive, purpose)?;
+        set_options(SockRef::from(&socket), keepalive, traffic_class)?;
         Ok(TcpSocket::from_std_stream(socket.into()))
     };
     let attempt = async { prepared()?.connect(addr).await };
@@ -232,7 +232,7 @@ pub async fn connect(
     };
     done.map_err(|source| {
         use io::ErrorKind as Kind;
-        let no_way = [
+        let unreachable_kinds = [
             Kind::NetworkUnreachable,
             Kind::HostUnreachable,
             Kind::NetworkDown,
@@ -243,7 +243,7 @@ pub async fn connect(
             SocketError::Refused(addr)
         } else if kind == Kind::TimedOut {
             SocketError::TimedOut { addr, timeout }
-        } else if no_way.contains(&kind) {
+        } else if unreachable_kinds.contains(&kind) {
             SocketError::Unreachable { addr, source }
         } else {
             let what = "connect to";
@@ -256,8 +256,12 @@ pub async fn connect(
 ///
 /// # Errors
 /// [`SocketError::Other`]: the connection is then best dropped, most often because it is gone already.
-pub fn tune(stream: &TcpStream, keepalive: &KeepaliveConfig, purpose: Purpose) -> Result<(), SocketError> {
-    let tuned = || -> io::Result<()> { set_options(SockRef::from(stream), keepalive, purpose) };
+pub fn configure_accepted(
+    stream: &TcpStream,
+    keepalive: &KeepaliveConfig,
+    traffic_class: TrafficClass,
+) -> Result<(), SocketError> {
+    let tuned = || -> io::Result<()> { set_options(SockRef::from(stream), keepalive, traffic_class) };
     tuned().map_err(|source| SocketError::Other {
         what: "set up the connection with",
         addr: stream
@@ -269,26 +273,30 @@ pub fn tune(stream: &TcpStream, keepalive: &KeepaliveConfig, purpose: Purpose) -
 
 /// An accepted connection whose purpose is known only when its peer has said hello: a second handle of it.
 #[derive(Debug)]
-pub(crate) struct Accepted(Option<OwnedFd>);
+pub(crate) struct AcceptedSocket(Option<OwnedFd>);
 
-impl Accepted {
+impl AcceptedSocket {
     /// Of a connection that was tuned for [`Purpose::Control`].
-    pub(crate) fn of(stream: &TcpStream) -> Self {
+    pub(crate) fn new(stream: &TcpStream) -> Self {
         // Without it a file moves a little more slowly.
         Self(stream.as_fd().try_clone_to_owned().ok())
     }
 
     /// Its purpose is known.
-    pub(crate) fn set_purpose(self, purpose: Purpose) {
+    pub(crate) fn set_traffic_class(self, traffic_class: TrafficClass) {
         if let Some(socket) = self.0
-            && let Err(error) = SockRef::from(&socket).set_tcp_notsent_lowat(purpose.notsent_lowat())
+            && let Err(error) = SockRef::from(&socket).set_tcp_notsent_lowat(traffic_class.notsent_lowat())
         {
             tracing::debug!(%error, "a connection keeps its small buffer");
         }
     }
 }
 
-fn set_options(socket: SockRef<'_>, keepalive: &KeepaliveConfig, purpose: Purpose) -> io::Result<()> {
+fn set_options(
+    socket: SockRef<'_>,
+    keepalive: &KeepaliveConfig,
+    traffic_class: TrafficClass,
+) -> io::Result<()> {
     socket.set_tcp_keepalive(
         &TcpKeepalive::new()
             .with_time(keepalive.idle)
@@ -300,16 +308,16 @@ fn set_options(socket: SockRef<'_>, keepalive: &KeepaliveConfig, purpose: Purpos
     // What a quiet link loses is sent again every few hundred milliseconds and not at doubling intervals: a radio that
     // is gone for a second must not add another two of silence.
     socket.set_tcp_thin_linear_timeouts(true)?;
-    socket.set_tcp_notsent_lowat(purpose.notsent_lowat())
+    socket.set_tcp_notsent_lowat(traffic_class.notsent_lowat())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const PATIENCE: Duration = Duration::from_secs(5);
+    const TEST_TIMEOUT: Duration = Duration::from_secs(5);
 
-    fn assert_options(stream: &TcpStream, keepalive: &KeepaliveConfig, purpose: Purpose) {
+    fn assert_options(stream: &TcpStream, keepalive: &KeepaliveConfig, purpose: TrafficClass) {
         let socket = SockRef::from(stream);
         assert!(socket.keepalive().expect("readable"));
         assert_eq!(socket.tcp_keepalive_time().expect("readable"), keepalive.idle());
@@ -334,30 +342,30 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn both_ends_read_back_what_was_configured() {
+    async fn socket_options_are_set_on_both_ends() {
         let listener = listen("127.0.0.1:0".parse().expect("address")).expect("listens");
         let addr = listener.local_addr().expect("bound");
         let own = KeepaliveConfig::new(Duration::from_secs(2), Duration::from_secs(4), 7).expect("fits");
         for (keepalive, purpose) in [
-            (KeepaliveConfig::default(), Purpose::Control),
-            (own, Purpose::Bulk),
+            (KeepaliveConfig::default(), TrafficClass::Control),
+            (own, TrafficClass::Bulk),
         ] {
-            let dialled = connect(addr, PATIENCE, &keepalive, purpose)
+            let dialled = connect(addr, TEST_TIMEOUT, &keepalive, purpose)
                 .await
                 .expect("connects");
             let (accepted, _from) = listener.accept().await.expect("accepts");
-            tune(&accepted, &keepalive, purpose).expect("tunes");
+            configure_accepted(&accepted, &keepalive, purpose).expect("tunes");
             assert_options(&dialled, &keepalive, purpose);
             assert_options(&accepted, &keepalive, purpose);
-            tune(&accepted, &keepalive, Purpose::Control).expect("tunes");
-            Accepted::of(&accepted).set_purpose(purpose);
+            configure_accepted(&accepted, &keepalive, TrafficClass::Control).expect("tunes");
+            AcceptedSocket::new(&accepted).set_traffic_class(purpose);
             assert_options(&accepted, &keepalive, purpose);
         }
         assert_eq!(KeepaliveConfig::default().user_timeout(), Duration::from_secs(16));
     }
 
     #[test]
-    fn keepalive_takes_what_the_kernel_takes() {
+    fn keepalive_rejects_values_the_kernel_rejects() {
         let second = Duration::from_secs(1);
         for (idle, interval, probes, word) in [
             (Duration::from_millis(500), second, 5, "idle"),
@@ -372,7 +380,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_port_in_use_is_named_with_the_way_out() {
+    async fn tcp_port_in_use_error_names_port_and_remedy() {
         let first = listen("127.0.0.1:0".parse().expect("address")).expect("listens");
         let addr = first.local_addr().expect("bound");
         let error = listen(addr).expect_err("taken");
@@ -386,18 +394,18 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_address_of_another_machine_is_named() {
+    async fn listen_address_of_another_machine_is_named() {
         let error = listen("192.0.2.1:7421".parse().expect("address")).expect_err("not ours");
         assert!(matches!(error, SocketError::NotOurAddress(_)), "{error}");
         assert!(error.to_string().contains("192.0.2.1"), "{error}");
     }
 
     #[tokio::test]
-    async fn a_port_comes_back_at_once_after_its_connections_closed() {
+    async fn port_can_be_bound_again_right_after_close() {
         let listener = listen("127.0.0.1:0".parse().expect("address")).expect("listens");
         let addr = listener.local_addr().expect("bound");
         let keepalive = KeepaliveConfig::default();
-        let dialled = connect(addr, PATIENCE, &keepalive, Purpose::Control)
+        let dialled = connect(addr, TEST_TIMEOUT, &keepalive, TrafficClass::Control)
             .await
             .expect("connects");
         let (accepted, _from) = listener.accept().await.expect("accepts");
@@ -409,7 +417,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_unspecified_ipv6_address_takes_ipv4_too() {
+    async fn ipv6_wildcard_listener_accepts_ipv4() {
         let listener = match listen("[::]:0".parse().expect("address")) {
             Ok(listener) => listener,
             // A kernel without IPv6 has nothing to show here.
@@ -418,18 +426,23 @@ mod tests {
         };
         let port = listener.local_addr().expect("bound").port();
         let addr = SocketAddr::from(([127, 0, 0, 1], port));
-        connect(addr, PATIENCE, &KeepaliveConfig::default(), Purpose::Control)
-            .await
-            .expect("connects over IPv4");
+        connect(
+            addr,
+            TEST_TIMEOUT,
+            &KeepaliveConfig::default(),
+            TrafficClass::Control,
+        )
+        .await
+        .expect("connects over IPv4");
     }
 
     #[tokio::test]
-    async fn a_closed_port_refuses_and_a_silent_one_times_out() {
+    async fn closed_port_is_refused_and_silent_port_times_out() {
         let listener = listen("127.0.0.1:0".parse().expect("address")).expect("listens");
         let addr = listener.local_addr().expect("bound");
         drop(listener);
         let keepalive = KeepaliveConfig::default();
-        let error = connect(addr, PATIENCE, &keepalive, Purpose::Control)
+        let error = connect(addr, TEST_TIMEOUT, &keepalive, TrafficClass::Control)
             .await
             .expect_err("closed");
         assert!(matches!(error, SocketError::Refused(_)), "{error}");
@@ -446,7 +459,14 @@ mod tests {
             .expect("an IP address");
         let mut held = Vec::new();
         let error = loop {
-            match connect(addr, Duration::from_millis(200), &keepalive, Purpose::Control).await {
+            match connect(
+                addr,
+                Duration::from_millis(200),
+                &keepalive,
+                TrafficClass::Control,
+            )
+            .await
+            {
                 Ok(stream) => held.push(stream),
                 Err(error) => break error,
             }

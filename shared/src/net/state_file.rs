@@ -22,7 +22,7 @@ const MODE_DIR: u32 = 0o700;
 
 /// Why a state file could not be read or written. A file that was there before is as it was.
 #[derive(Debug, thiserror::Error)]
-pub enum StoreError {
+pub enum StateFileError {
     /// The system refuses.
     #[error("cannot {doing} {path}: {fault}{advice}", path = path.display(), advice = advice(fault))]
     Io {
@@ -69,7 +69,7 @@ fn advice(error: &io::Error) -> &'static str {
 ///
 /// # Errors
 /// [`StoreError::Io`].
-pub fn create_dir(path: &Path) -> Result<(), StoreError> {
+pub fn create_dir(path: &Path) -> Result<(), StateFileError> {
     let made = fs::DirBuilder::new().recursive(true).mode(MODE_DIR).create(path);
     made.map_err(io_error("create", path))
 }
@@ -78,7 +78,7 @@ pub fn create_dir(path: &Path) -> Result<(), StoreError> {
 ///
 /// # Errors
 /// [`StoreError`].
-pub fn read(path: &Path) -> Result<Option<Vec<u8>>, StoreError> {
+pub fn read(path: &Path) -> Result<Option<Vec<u8>>, StateFileError> {
     match File::open(path) {
         Ok(file) => read_open(&file, path).map(Some),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
@@ -87,13 +87,13 @@ pub fn read(path: &Path) -> Result<Option<Vec<u8>>, StoreError> {
 }
 
 /// The content of a file that is open already.
-pub(super) fn read_open(file: &File, path: &Path) -> Result<Vec<u8>, StoreError> {
+pub(super) fn read_open(file: &File, path: &Path) -> Result<Vec<u8>, StateFileError> {
     let mut bytes = Vec::new();
     file.take(STATE_FILE_BYTES_MAX + 1)
         .read_to_end(&mut bytes)
         .map_err(io_error("read", path))?;
     if bytes.len() as u64 > STATE_FILE_BYTES_MAX {
-        return Err(StoreError::TooLong {
+        return Err(StateFileError::TooLong {
             path: path.to_owned(),
         });
     }
@@ -104,8 +104,8 @@ pub(super) fn read_open(file: &File, path: &Path) -> Result<Vec<u8>, StoreError>
 ///
 /// # Errors
 /// [`StoreError`]; then the old file is still there.
-pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<(), StoreError> {
-    let temp = Temp::write(path, bytes, mode)?;
+pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<(), StateFileError> {
+    let temp = TempFile::write(path, bytes, mode)?;
     fs::rename(&temp.path, path).map_err(io_error("write", path))?;
     sync_dir(temp.dir)
 }
@@ -114,8 +114,8 @@ pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<(), StoreErr
 ///
 /// # Errors
 /// [`StoreError`].
-pub fn create_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<bool, StoreError> {
-    let temp = Temp::write(path, bytes, mode)?;
+pub fn create_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<bool, StateFileError> {
+    let temp = TempFile::write(path, bytes, mode)?;
     // A second name for the same file, unlike renaming, never replaces what another process was quicker to write.
     match fs::hard_link(&temp.path, path) {
         Ok(()) => sync_dir(temp.dir).map(|()| true),
@@ -130,14 +130,14 @@ pub fn create_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<bool, Store
 }
 
 /// A file under its hidden name; removed when dropped, if it is still there.
-struct Temp<'a> {
+struct TempFile<'a> {
     path: PathBuf,
     dir: &'a Path,
 }
 
-impl<'a> Temp<'a> {
-    fn write(target: &'a Path, bytes: &[u8], mode: u32) -> Result<Self, StoreError> {
-        let not_a_file = || StoreError::NotAFile {
+impl<'a> TempFile<'a> {
+    fn write(target: &'a Path, bytes: &[u8], mode: u32) -> Result<Self, StateFileError> {
+        let not_a_file = || StateFileError::NotAFile {
             path: target.to_owned(),
         };
         let name = target.file_name().ok_or_else(not_a_file)?;
@@ -164,22 +164,22 @@ impl<'a> Temp<'a> {
     }
 }
 
-impl Drop for Temp<'_> {
+impl Drop for TempFile<'_> {
     fn drop(&mut self) {
         // After a rename there is nothing to remove, and a leftover does no harm.
         fs::remove_file(&self.path).ok();
     }
 }
 
-fn sync_dir(dir: &Path) -> Result<(), StoreError> {
+fn sync_dir(dir: &Path) -> Result<(), StateFileError> {
     File::open(dir)
         .and_then(|dir| dir.sync_all())
         .map_err(io_error("flush", dir))
 }
 
-pub(super) fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
+pub(super) fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateFileError {
     let path = path.to_owned();
-    move |fault| StoreError::Io { doing, path, fault }
+    move |fault| StateFileError::Io { doing, path, fault }
 }
 
 #[cfg(test)]
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_with_its_mode_and_leaves_nothing_behind() {
+    fn write_atomic_sets_content_and_mode_without_leftovers() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("fleet.json");
         assert_eq!(read(&path).expect("no file"), None);
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn creating_never_replaces() {
+    fn create_atomic_never_replaces_a_file() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("identity.key");
         assert!(create_atomic(&path, b"first", MODE_SECRET).expect("room"));
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_write_says_why_and_leaves_the_old_file() {
+    fn failed_state_write_keeps_the_old_file() {
         let dir = tempfile::tempdir().expect("a directory");
         let target = dir.path().join("taken");
         fs::create_dir(&target).expect("a directory in the way");
@@ -241,16 +241,16 @@ mod tests {
         let nowhere = dir.path().join("no/such/dir/file");
         assert!(matches!(
             write_atomic(&nowhere, b"x", MODE_PLAIN),
-            Err(StoreError::Io { .. })
+            Err(StateFileError::Io { .. })
         ));
         assert!(matches!(
             write_atomic(Path::new("/"), b"x", MODE_PLAIN),
-            Err(StoreError::NotAFile { .. })
+            Err(StateFileError::NotAFile { .. })
         ));
     }
 
     #[test]
-    fn each_common_refusal_comes_with_advice() {
+    fn common_io_errors_come_with_advice() {
         for (kind, advice) in [
             (ErrorKind::ReadOnlyFilesystem, "remount"),
             (ErrorKind::StorageFull, "free some space"),
@@ -262,16 +262,16 @@ mod tests {
     }
 
     #[test]
-    fn a_huge_file_is_not_read() {
+    fn oversized_state_file_is_not_read() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("huge");
         let file = File::create(&path).expect("a file");
         file.set_len(STATE_FILE_BYTES_MAX + 1).expect("a sparse file");
-        assert!(matches!(read(&path), Err(StoreError::TooLong { .. })));
+        assert!(matches!(read(&path), Err(StateFileError::TooLong { .. })));
     }
 
     #[test]
-    fn a_state_directory_is_for_its_owner_only() {
+    fn state_directory_is_accessible_to_its_owner_only() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("a/b");
         create_dir(&path).expect("made");

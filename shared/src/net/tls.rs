@@ -56,8 +56,8 @@ pub enum TlsError {
 /// # Errors
 /// [`TlsError::Tls`] if the provider refuses the key or the version.
 pub fn client_config(key: &SigningKey) -> Result<Arc<ClientConfig>, TlsError> {
-    let resolver = Arc::new(AlwaysResolvesClientRawPublicKeys::new(certified(key)?));
-    let mut config = ClientConfig::builder_with_provider(crypto())
+    let resolver = Arc::new(AlwaysResolvesClientRawPublicKeys::new(certified_key(key)?));
+    let mut config = ClientConfig::builder_with_provider(crypto_provider())
         .with_protocol_versions(&[&TLS13])?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(AnyEd25519Key))
@@ -74,8 +74,8 @@ pub fn client_config(key: &SigningKey) -> Result<Arc<ClientConfig>, TlsError> {
 /// # Errors
 /// [`TlsError::Tls`] if the provider refuses the key or the version.
 pub fn server_config(key: &SigningKey) -> Result<Arc<ServerConfig>, TlsError> {
-    let resolver = Arc::new(AlwaysResolvesServerRawPublicKeys::new(certified(key)?));
-    let mut config = ServerConfig::builder_with_provider(crypto())
+    let resolver = Arc::new(AlwaysResolvesServerRawPublicKeys::new(certified_key(key)?));
+    let mut config = ServerConfig::builder_with_provider(crypto_provider())
         .with_protocol_versions(&[&TLS13])?
         .with_client_cert_verifier(Arc::new(AnyEd25519Key))
         .with_cert_resolver(resolver);
@@ -131,7 +131,7 @@ pub fn exporter<IO>(stream: &TlsStream<IO>) -> Result<[u8; EXPORTER_BYTES], TlsE
 }
 
 /// The one place that names the cryptography that we use; the process shares it.
-fn crypto() -> Arc<CryptoProvider> {
+fn crypto_provider() -> Arc<CryptoProvider> {
     static CRYPTO: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
         let mut cipher_suites: Vec<SupportedCipherSuite> = vec![
             provider::cipher_suite::TLS13_AES_128_GCM_SHA256,
@@ -164,7 +164,7 @@ fn aes_in_hardware() -> bool {
     found
 }
 
-fn certified(key: &SigningKey) -> Result<Arc<CertifiedKey>, TlsError> {
+fn certified_key(key: &SigningKey) -> Result<Arc<CertifiedKey>, TlsError> {
     let private = provider::sign::any_eddsa_type(&PrivatePkcs8KeyDer::from(key.pkcs8_der()))?;
     let public = CertificateDer::from(key.public().to_spki().to_vec());
     Ok(Arc::new(CertifiedKey::new(vec![public], private)))
@@ -175,11 +175,11 @@ fn certified(key: &SigningKey) -> Result<Arc<CertifiedKey>, TlsError> {
 struct AnyEd25519Key;
 
 impl AnyEd25519Key {
-    fn check_form(key: &CertificateDer<'_>, more: &[CertificateDer<'_>]) -> Result<(), Error> {
+    fn check_key_format(key: &CertificateDer<'_>, more: &[CertificateDer<'_>]) -> Result<(), Error> {
         if !more.is_empty() {
             return Err(Error::InvalidCertificate(CertificateError::BadEncoding));
         }
-        spki(key).map(|_| ())
+        parse_spki(key).map(|_| ())
     }
 
     fn check_signature(
@@ -188,14 +188,14 @@ impl AnyEd25519Key {
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
         let scheme_fits = signed.scheme == SignatureScheme::ED25519;
-        match spki(key)?.verify(message, signed.signature()) {
+        match parse_spki(key)?.verify(message, signed.signature()) {
             Ok(()) if scheme_fits => Ok(HandshakeSignatureValid::assertion()),
             Ok(()) | Err(_) => Err(Error::InvalidCertificate(CertificateError::BadSignature)),
         }
     }
 }
 
-fn spki(key: &CertificateDer<'_>) -> Result<PublicKey, Error> {
+fn parse_spki(key: &CertificateDer<'_>) -> Result<PublicKey, Error> {
     PublicKey::from_spki(key).map_err(|_trust| Error::InvalidCertificate(CertificateError::BadEncoding))
 }
 
@@ -211,7 +211,7 @@ impl ServerCertVerifier for AnyEd25519Key {
         _ocsp_response: &[u8],
         _now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        Self::check_form(key, more).map(|()| ServerCertVerified::assertion())
+        Self::check_key_format(key, more).map(|()| ServerCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
@@ -252,7 +252,7 @@ impl ClientCertVerifier for AnyEd25519Key {
         more: &[CertificateDer<'_>],
         _now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        Self::check_form(key, more).map(|()| ClientCertVerified::assertion())
+        Self::check_key_format(key, more).map(|()| ClientCertVerified::assertion())
     }
 
     fn verify_tls12_signature(

@@ -70,7 +70,7 @@ async fn both_sides_see_the_others_key_and_the_same_exporter() {
 }
 
 #[tokio::test]
-async fn nothing_is_resumed() {
+async fn tls_sessions_are_never_resumed() {
     let (client, server) = (client(), server());
     for _ in 0..2 {
         let (near, _) = connect(client.clone(), server.clone()).await;
@@ -87,12 +87,12 @@ async fn a_peer_without_a_key_is_refused() {
         Arc::new(config)
     };
     assert_refused(
-        anonymous(Arc::new(Shows::Nothing)),
+        anonymous(Arc::new(TestResolver::NoKey)),
         server(),
         "peer sent no certificates",
     )
     .await;
-    let as_x509 = Shows::AsX509(certified(&key(1)).expect("a good key"));
+    let as_x509 = TestResolver::X509(certified_key(&key(1)).expect("a good key"));
     assert_refused(
         anonymous(Arc::new(as_x509)),
         server(),
@@ -104,13 +104,13 @@ async fn a_peer_without_a_key_is_refused() {
 #[tokio::test]
 async fn a_server_with_a_certificate_is_refused() {
     let mut config = ServerConfig::clone(&server());
-    config.cert_resolver = Arc::new(Shows::AsX509(certified(&key(2)).expect("a good key")));
+    config.cert_resolver = Arc::new(TestResolver::X509(certified_key(&key(2)).expect("a good key")));
     assert_refused(client(), Arc::new(config), "IncorrectCertificateTypeExtension").await;
 }
 
 #[tokio::test]
-async fn somebody_elses_key_is_refused() {
-    let mut stolen = CertifiedKey::clone(&certified(&key(1)).expect("a good key"));
+async fn key_without_its_private_half_is_refused() {
+    let mut stolen = CertifiedKey::clone(&certified_key(&key(1)).expect("a good key"));
     stolen.cert = vec![CertificateDer::from(key(9).public().to_spki().to_vec())];
     let mut config = ClientConfig::clone(&client());
     config.client_auth_cert_resolver =
@@ -123,7 +123,7 @@ async fn somebody_elses_key_is_refused() {
 }
 
 #[tokio::test]
-async fn a_key_of_another_kind_or_several_keys_are_refused() {
+async fn non_ed25519_and_multiple_keys_are_refused() {
     let random = ring::rand::SystemRandom::new();
     let pkcs8 = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &random).expect("random bytes");
     let private = PrivatePkcs8KeyDer::from(pkcs8.as_ref().to_vec());
@@ -131,7 +131,7 @@ async fn a_key_of_another_kind_or_several_keys_are_refused() {
     let public = private.public_key().expect("known").as_ref().to_vec();
     let ecdsa = CertifiedKey::new(vec![CertificateDer::from(public)], private);
 
-    let good = certified(&key(1)).expect("a good key");
+    let good = certified_key(&key(1)).expect("a good key");
     let mut twice = CertifiedKey::clone(&good);
     twice.cert.push(good.cert[0].clone());
     for odd in [ecdsa, twice] {
@@ -143,7 +143,7 @@ async fn a_key_of_another_kind_or_several_keys_are_refused() {
 }
 
 #[tokio::test]
-async fn another_protocol_is_told_apart() {
+async fn other_alpn_protocol_is_rejected() {
     let speak = |protocols: Vec<Vec<u8>>| {
         let mut config = ClientConfig::clone(&client());
         config.alpn_protocols = protocols;
@@ -156,7 +156,7 @@ async fn another_protocol_is_told_apart() {
 }
 
 #[test]
-fn the_cipher_order_follows_the_processor_and_the_slower_side_decides() {
+fn cipher_order_follows_hardware_aes_support() {
     let suites = &client().crypto_provider().cipher_suites.clone();
     let first = suites.first().expect("two").suite();
     let aes_first = first == rustls::CipherSuite::TLS13_AES_128_GCM_SHA256;
@@ -166,21 +166,21 @@ fn the_cipher_order_follows_the_processor_and_the_slower_side_decides() {
 }
 
 #[derive(Debug)]
-enum Shows {
-    Nothing,
-    AsX509(Arc<CertifiedKey>),
+enum TestResolver {
+    NoKey,
+    X509(Arc<CertifiedKey>),
 }
 
-impl ResolvesClientCert for Shows {
+impl ResolvesClientCert for TestResolver {
     fn resolve(&self, _hints: &[&[u8]], _schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
         match self {
-            Self::Nothing => None,
-            Self::AsX509(key) => Some(key.clone()),
+            Self::NoKey => None,
+            Self::X509(key) => Some(key.clone()),
         }
     }
 
     fn only_raw_public_keys(&self) -> bool {
-        matches!(self, Self::Nothing)
+        matches!(self, Self::NoKey)
     }
 
     fn has_certs(&self) -> bool {
@@ -188,7 +188,7 @@ impl ResolvesClientCert for Shows {
     }
 }
 
-impl ResolvesServerCert for Shows {
+impl ResolvesServerCert for TestResolver {
     fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         ResolvesClientCert::resolve(self, &[], &[])
     }

@@ -55,7 +55,7 @@ pub enum Hint {
     /// Nothing.
     None,
     /// The first bytes of its id, as mDNS tells.
-    Prefix([u8; 8]),
+    IdPrefix([u8; 8]),
     /// Its id.
     Id(PeerId),
 }
@@ -63,13 +63,13 @@ pub enum Hint {
 impl Hint {
     /// The hint that an announcement's 16 hexadecimal digits give.
     pub fn from_short(digits: &str) -> Self {
-        hex::decode(&digits.replace('-', "")).map_or(Self::None, Self::Prefix)
+        hex::decode(&digits.replace('-', "")).map_or(Self::None, Self::IdPrefix)
     }
 
-    fn is_of(self, id: &PeerId) -> bool {
+    fn matches(self, id: &PeerId) -> bool {
         match self {
             Self::None => false,
-            Self::Prefix(prefix) => id.0.starts_with(&prefix),
+            Self::IdPrefix(prefix) => id.0.starts_with(&prefix),
             Self::Id(hint) => hint == *id,
         }
     }
@@ -80,30 +80,30 @@ struct Entry {
     hint: Hint,
     source: Source,
     /// The best of its sources so far.
-    rank: Source,
-    bound: Duration,
-    next: Instant,
+    best_source: Source,
+    backoff: Duration,
+    next_dial: Instant,
     dialling: bool,
     expires: Option<Instant>,
 }
 
 /// See the module.
 #[derive(Debug, Default)]
-pub struct DialBook {
+pub struct AddressBook {
     entries: BTreeMap<SocketAddr, Entry>,
     linked: BTreeSet<PeerId>,
     dialling: usize,
 }
 
-impl DialBook {
+impl AddressBook {
     /// An address was heard of: it is dialled at once unless its peer is linked.
-    pub fn heard(&mut self, addr: SocketAddr, source: Source, hint: Hint, now: Instant) {
+    pub fn discovered(&mut self, addr: SocketAddr, source: Source, hint: Hint, now: Instant) {
         if !self.entries.contains_key(&addr)
             && self.entries.len() >= ADDRESSES_MAX
             && source != Source::Static
         {
-            self.forget_expired(now);
-            if self.entries.len() >= ADDRESSES_MAX && !self.forget_one_worse_than(source) {
+            self.remove_expired(now);
+            if self.entries.len() >= ADDRESSES_MAX && !self.evict_worse_than(source) {
                 return;
             }
         }
@@ -111,26 +111,26 @@ impl DialBook {
         let fresh = Entry {
             hint,
             source,
-            rank: source,
-            bound: BACKOFF_MIN,
-            next: now,
+            best_source: source,
+            backoff: BACKOFF_MIN,
+            next_dial: now,
             dialling: false,
             expires,
         };
         let entry = self.entries.entry(addr).or_insert(fresh);
         match (hint, entry.hint) {
             // What a dial has found out says more than an announcement.
-            (Hint::None, _) | (Hint::Prefix(_), Hint::Id(_)) => {}
-            (Hint::Prefix(_) | Hint::Id(_), _) => entry.hint = hint,
+            (Hint::None, _) | (Hint::IdPrefix(_), Hint::Id(_)) => {}
+            (Hint::IdPrefix(_) | Hint::Id(_), _) => entry.hint = hint,
         }
-        entry.rank = entry.rank.min(source);
+        entry.best_source = entry.best_source.min(source);
         if entry.expires.is_some() {
             entry.source = source;
             entry.expires = expires.map(|expires| entry.expires.map_or(expires, |old| old.max(expires)));
         }
         if !entry.dialling {
-            entry.bound = BACKOFF_MIN;
-            entry.next = entry.next.min(now);
+            entry.backoff = BACKOFF_MIN;
+            entry.next_dial = entry.next_dial.min(now);
         }
     }
 
@@ -151,18 +151,18 @@ impl DialBook {
         }
     }
 
-    fn forget_expired(&mut self, now: Instant) {
+    fn remove_expired(&mut self, now: Instant) {
         self.entries
             .retain(|_, entry| entry.dialling || entry.expires.is_none_or(|expires| now < expires));
     }
 
     /// Makes room for an address from a better source.
-    fn forget_one_worse_than(&mut self, source: Source) -> bool {
+    fn evict_worse_than(&mut self, source: Source) -> bool {
         let worst = self
             .entries
             .iter()
-            .filter(|(_, entry)| !entry.dialling && entry.rank > source)
-            .max_by_key(|(_, entry)| entry.rank)
+            .filter(|(_, entry)| !entry.dialling && entry.best_source > source)
+            .max_by_key(|(_, entry)| entry.best_source)
             .map(|(addr, _)| *addr);
         worst.is_some_and(|addr| self.entries.remove(&addr).is_some())
     }
@@ -179,56 +179,56 @@ impl DialBook {
         for entry in self
             .entries
             .values_mut()
-            .filter(|entry| entry.hint.is_of(&id) && !entry.dialling)
+            .filter(|entry| entry.hint.matches(&id) && !entry.dialling)
         {
-            entry.bound = BACKOFF_MIN;
-            entry.next = now + jitter(BACKOFF_MIN, random);
+            entry.backoff = BACKOFF_MIN;
+            entry.next_dial = now + jitter(BACKOFF_MIN, random);
         }
     }
 
     /// A connection to a peer did not become a link: its addresses are dialled again, and the backoff goes on. A
     /// peer that answers and then refuses us is not to be pestered.
-    pub fn turned_away(&mut self, id: PeerId) {
+    pub fn link_rejected(&mut self, id: PeerId) {
         self.linked.remove(&id);
     }
 
     /// A peer is out of the fleet: what is known of its addresses is forgotten, but for configured ones.
-    pub fn forget(&mut self, id: PeerId) {
+    pub fn remove_peer(&mut self, id: PeerId) {
         self.linked.remove(&id);
         self.entries
-            .retain(|_, entry| entry.dialling || entry.source == Source::Static || !entry.hint.is_of(&id));
+            .retain(|_, entry| entry.dialling || entry.source == Source::Static || !entry.hint.matches(&id));
     }
 
     /// The network has changed: everything is worth a dial now.
-    pub fn nudge(&mut self, now: Instant) {
+    pub fn retry_now(&mut self, now: Instant) {
         for entry in self.entries.values_mut().filter(|entry| !entry.dialling) {
-            entry.bound = BACKOFF_MIN;
-            entry.next = now;
+            entry.backoff = BACKOFF_MIN;
+            entry.next_dial = now;
         }
     }
 
-    fn may_dial(&self, entry: &Entry) -> bool {
+    fn can_dial(&self, entry: &Entry) -> bool {
         let linked = match entry.hint {
             Hint::None => false,
             Hint::Id(id) => self.linked.contains(&id),
-            Hint::Prefix(prefix) => {
+            Hint::IdPrefix(prefix) => {
                 let mut lowest = PeerId([0; 32]);
                 lowest.0[..prefix.len()].copy_from_slice(&prefix);
                 let next = self.linked.range(lowest..).next();
-                next.is_some_and(|id| entry.hint.is_of(id))
+                next.is_some_and(|id| entry.hint.matches(id))
             }
         };
         !entry.dialling && !linked
     }
 
     /// The addresses to dial now. Report the end of each with [`Self::dialled`] or [`Self::failed`].
-    pub fn due(&mut self, now: Instant) -> Vec<SocketAddr> {
-        self.forget_expired(now);
+    pub fn start_due_dials(&mut self, now: Instant) -> Vec<SocketAddr> {
+        self.remove_expired(now);
         let mut due: Vec<(Source, Instant, SocketAddr)> = self
             .entries
             .iter()
-            .filter(|(_, entry)| entry.next <= now && self.may_dial(entry))
-            .map(|(addr, entry)| (entry.rank, entry.next, *addr))
+            .filter(|(_, entry)| entry.next_dial <= now && self.can_dial(entry))
+            .map(|(addr, entry)| (entry.best_source, entry.next_dial, *addr))
             .collect();
         due.sort_unstable();
         due.truncate(DIALS_MAX.saturating_sub(self.dialling));
@@ -242,22 +242,22 @@ impl DialBook {
     }
 
     /// A dial reached this peer, whether or not the link stays. The next one, should it be needed, backs off.
-    pub fn dialled(&mut self, addr: SocketAddr, id: PeerId, now: Instant, random: u64) {
+    pub fn dial_succeeded(&mut self, addr: SocketAddr, id: PeerId, now: Instant, random: u64) {
         if let Some(entry) = self.entries.get_mut(&addr) {
             entry.hint = Hint::Id(id);
         }
-        self.failed(addr, now, random);
+        self.dial_failed(addr, now, random);
     }
 
     /// A dial came to nothing.
-    pub fn failed(&mut self, addr: SocketAddr, now: Instant, random: u64) {
+    pub fn dial_failed(&mut self, addr: SocketAddr, now: Instant, random: u64) {
         if let Some(entry) = self.entries.get_mut(&addr)
             && entry.dialling
         {
             entry.dialling = false;
             self.dialling -= 1;
-            entry.next = now + jitter(entry.bound, random);
-            entry.bound = (entry.bound * 2).min(BACKOFF_MAX);
+            entry.next_dial = now + jitter(entry.backoff, random);
+            entry.backoff = (entry.backoff * 2).min(BACKOFF_MAX);
         }
     }
 
@@ -268,8 +268,8 @@ impl DialBook {
         }
         self.entries
             .values()
-            .filter(|entry| self.may_dial(entry))
-            .map(|entry| entry.next)
+            .filter(|entry| self.can_dial(entry))
+            .map(|entry| entry.next_dial)
             .min()
     }
 }
@@ -292,62 +292,62 @@ mod tests {
     }
 
     #[test]
-    fn backoff_doubles_to_its_bound_and_news_resets_it() {
-        let (mut book, mut now) = (DialBook::default(), clock::now());
-        book.heard(addr(1), Source::Static, Hint::None, now);
+    fn backoff_doubles_to_its_bound_and_discovery_resets_it() {
+        let (mut addresses, mut now) = (AddressBook::default(), clock::now());
+        addresses.discovered(addr(1), Source::Static, Hint::None, now);
         for bound_ms in [200, 400, 800, 1_600, 3_200, 6_400, 10_000, 10_000] {
-            assert_eq!(book.due(now), [addr(1)]);
-            assert_eq!(book.due(now), [], "it is being dialled");
-            book.failed(addr(1), now, u64::MAX - 1);
-            let next = book.poll_timeout().expect("it is tried again");
+            assert_eq!(addresses.start_due_dials(now), [addr(1)]);
+            assert_eq!(addresses.start_due_dials(now), [], "it is being dialled");
+            addresses.dial_failed(addr(1), now, u64::MAX - 1);
+            let next = addresses.poll_timeout().expect("it is tried again");
             assert!(next - now < Duration::from_millis(bound_ms));
             assert_eq!(
-                book.due(next - Duration::from_nanos(1)),
+                addresses.start_due_dials(next - Duration::from_nanos(1)),
                 [],
                 "not before its time"
             );
             now += Duration::from_millis(bound_ms);
         }
-        book.due(now);
-        book.failed(addr(1), now, 9_999_999);
-        book.heard(addr(1), Source::Ping, Hint::None, now);
-        assert_eq!(book.due(now), [addr(1)]);
+        addresses.start_due_dials(now);
+        addresses.dial_failed(addr(1), now, 9_999_999);
+        addresses.discovered(addr(1), Source::Ping, Hint::None, now);
+        assert_eq!(addresses.start_due_dials(now), [addr(1)]);
     }
 
     #[test]
-    fn a_linked_peer_is_not_dialled_and_a_lost_one_is_soon() {
-        let (mut book, now) = (DialBook::default(), clock::now());
-        book.heard(addr(1), Source::Mdns, Hint::Prefix([9; 8]), now);
-        book.heard(addr(2), Source::Known, Hint::Id(ID), now);
+    fn linked_peer_is_not_dialled_and_lost_peer_is_soon() {
+        let (mut book, now) = (AddressBook::default(), clock::now());
+        book.discovered(addr(1), Source::Mdns, Hint::IdPrefix([9; 8]), now);
+        book.discovered(addr(2), Source::Known, Hint::Id(ID), now);
         book.linked(ID);
-        assert_eq!(book.due(now), []);
+        assert_eq!(book.start_due_dials(now), []);
         assert_eq!(book.poll_timeout(), None);
         book.unlinked(ID, now, 199_999);
-        assert_eq!(book.due(now + BACKOFF_MIN).len(), 2);
+        assert_eq!(book.start_due_dials(now + BACKOFF_MIN).len(), 2);
     }
 
     #[test]
-    fn a_peer_that_answers_and_then_refuses_is_dialled_ever_less_often() {
-        let (mut book, mut now) = (DialBook::default(), clock::now());
-        book.heard(addr(1), Source::Static, Hint::None, now);
+    fn refusing_peer_is_dialled_with_growing_backoff() {
+        let (mut book, mut now) = (AddressBook::default(), clock::now());
+        book.discovered(addr(1), Source::Static, Hint::None, now);
         for bound_ms in [200, 400, 800, 1_600, 3_200, 6_400, 10_000, 10_000] {
-            assert_eq!(book.due(now), [addr(1)]);
-            book.dialled(addr(1), ID, now, bound_ms * 1_000 - 1);
+            assert_eq!(book.start_due_dials(now), [addr(1)]);
+            book.dial_succeeded(addr(1), ID, now, bound_ms * 1_000 - 1);
             book.linked(ID);
             assert_eq!(book.poll_timeout(), None);
-            book.turned_away(ID);
+            book.link_rejected(ID);
             let before = now + Duration::from_millis(bound_ms) - Duration::from_micros(2);
-            assert_eq!(book.due(before), []);
+            assert_eq!(book.start_due_dials(before), []);
             now += Duration::from_millis(bound_ms);
         }
     }
 
     #[test]
-    fn a_prefix_is_of_the_peer_that_begins_so() {
-        let (mut book, now) = (DialBook::default(), clock::now());
+    fn id_prefix_hint_matches_only_its_peer() {
+        let (mut book, now) = (AddressBook::default(), clock::now());
         let mut other = ID;
         other.0[7] = 10;
-        book.heard(addr(1), Source::Mdns, Hint::Prefix([9; 8]), now);
+        book.discovered(addr(1), Source::Mdns, Hint::IdPrefix([9; 8]), now);
         book.linked(other);
         assert_eq!(book.poll_timeout(), Some(now), "another peer is linked");
         book.linked(ID);
@@ -355,44 +355,44 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_of_announcements_keeps_nobody_from_a_known_peer() {
-        let (mut book, now) = (DialBook::default(), clock::now());
+    fn announcement_flood_does_not_displace_known_peers() {
+        let (mut book, now) = (AddressBook::default(), clock::now());
         for port in 1..=8_300 {
-            book.heard(addr(port), Source::Mdns, Hint::None, now);
+            book.discovered(addr(port), Source::Mdns, Hint::None, now);
         }
         let later = now + BACKOFF_MIN;
-        book.heard(addr(20_000), Source::Known, Hint::Id(ID), later);
-        assert_eq!(book.due(later).first(), Some(&addr(20_000)));
+        book.discovered(addr(20_000), Source::Known, Hint::Id(ID), later);
+        assert_eq!(book.start_due_dials(later).first(), Some(&addr(20_000)));
     }
 
     #[test]
-    fn what_is_not_heard_again_is_forgotten_unless_configured() {
-        let (mut book, now) = (DialBook::default(), clock::now());
-        book.heard(addr(1), Source::Ping, Hint::None, now);
-        book.heard(addr(2), Source::Static, Hint::None, now);
-        assert_eq!(book.due(now + Duration::from_secs(16)), [addr(2)]);
+    fn discovered_address_expires_unless_configured() {
+        let (mut book, now) = (AddressBook::default(), clock::now());
+        book.discovered(addr(1), Source::Ping, Hint::None, now);
+        book.discovered(addr(2), Source::Static, Hint::None, now);
+        assert_eq!(book.start_due_dials(now + Duration::from_secs(16)), [addr(2)]);
     }
 
     #[test]
-    fn who_is_put_out_is_dialled_no_more_unless_configured() {
-        let (mut book, now) = (DialBook::default(), clock::now());
-        book.heard(addr(1), Source::Known, Hint::Id(ID), now);
-        book.heard(addr(2), Source::Static, Hint::Id(ID), now);
+    fn removed_peer_is_not_dialled_unless_configured() {
+        let (mut book, now) = (AddressBook::default(), clock::now());
+        book.discovered(addr(1), Source::Known, Hint::Id(ID), now);
+        book.discovered(addr(2), Source::Static, Hint::Id(ID), now);
         book.linked(ID);
-        book.forget(ID);
-        assert_eq!(book.due(now), [addr(2)]);
+        book.remove_peer(ID);
+        assert_eq!(book.start_due_dials(now), [addr(2)]);
     }
 
     #[test]
-    fn the_number_of_dials_is_bounded() {
-        let (mut book, now) = (DialBook::default(), clock::now());
+    fn concurrent_dials_are_bounded() {
+        let (mut book, now) = (AddressBook::default(), clock::now());
         for port in 1..=200 {
-            book.heard(addr(port), Source::Roster, Hint::None, now);
+            book.discovered(addr(port), Source::Roster, Hint::None, now);
         }
-        let first = book.due(now);
+        let first = book.start_due_dials(now);
         assert_eq!(first.len(), DIALS_MAX);
         assert_eq!(book.poll_timeout(), None);
-        book.failed(first[0], now, 0);
-        assert_eq!(book.due(now).len(), 1);
+        book.dial_failed(first[0], now, 0);
+        assert_eq!(book.start_due_dials(now).len(), 1);
     }
 }

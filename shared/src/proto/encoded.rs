@@ -6,7 +6,7 @@ use std::io::IoSlice;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-use super::wire::header_encoder::number;
+use super::wire::header_encoder::append_number;
 use super::wire::{Frame, HEADER_BYTES_MAX, Header, LENGTH_BYTES, WireError};
 
 /// Room kept in every header for the keys that are appended on sending: five names and five 20-digit numbers.
@@ -17,15 +17,15 @@ const COPY_BYTES_MAX: usize = 4 * 1024;
 
 /// An encoded frame without its trailer. Clones share the bytes.
 #[derive(Clone, Debug)]
-pub struct Parcel {
+pub struct EncodedFrame {
     /// The header's JSON up to, but without, its closing brace; behind it the content, if that is short.
     start: Bytes,
     /// Where the content begins in `start`.
-    head: usize,
+    header_len: usize,
     /// The content, if it is long.
-    rest: Bytes,
+    long_content: Bytes,
     epoch: Option<u64>,
-    question: bool,
+    status_query: bool,
 }
 
 /// The header keys that belong to one transmission.
@@ -69,7 +69,7 @@ impl Header {
     }
 }
 
-impl Parcel {
+impl EncodedFrame {
     /// Encodes a frame. What a [`Trailer`] holds must be absent: the session sets it.
     ///
     /// # Errors
@@ -96,26 +96,26 @@ impl Parcel {
         Ok(Self {
             // Cut to its length, `Bytes` takes it over without an allocation of its own.
             start: start.into_boxed_slice().into(),
-            head,
-            rest,
+            header_len: head,
+            long_content: rest,
             epoch: frame.header.epoch,
-            question: false,
+            status_query: false,
         })
     }
 
     /// The same command as a question after its end: its time to live is told as 0, so that whoever has not begun it
     /// never will, and whoever has says how it ended.
     #[must_use]
-    pub fn question(self) -> Self {
+    pub fn into_status_query(self) -> Self {
         Self {
-            question: true,
+            status_query: true,
             ..self
         }
     }
 
     /// Whether it is a question; see [`Self::question`].
-    pub fn is_question(&self) -> bool {
-        self.question
+    pub fn is_status_query(&self) -> bool {
+        self.status_query
     }
 
     /// The epoch that its frame names: a reply to it names the same.
@@ -124,8 +124,8 @@ impl Parcel {
     }
 
     /// Bytes that it keeps in memory while it waits.
-    pub fn bytes(&self) -> usize {
-        self.start.len() + self.rest.len()
+    pub fn memory_bytes(&self) -> usize {
+        self.start.len() + self.long_content.len()
     }
 }
 
@@ -151,33 +151,33 @@ impl OutBuffer {
     }
 
     /// Appends a parcel with its trailer.
-    pub fn put(&mut self, parcel: &Parcel, trailer: Trailer) {
-        let (head, content) = parcel.start.split_at(parcel.head);
+    pub fn push(&mut self, frame: &EncodedFrame, trailer: Trailer) {
+        let (head, content) = frame.start.split_at(frame.header_len);
         self.tail
-            .reserve(LENGTH_BYTES + parcel.start.len() + TRAILER_BYTES_MAX);
+            .reserve(LENGTH_BYTES + frame.start.len() + TRAILER_BYTES_MAX);
         let before = self.tail.len();
         self.tail.put_u16(0);
         self.tail.put_slice(head);
-        number(&mut self.tail, b",\"seq\":", trailer.seq);
-        number(&mut self.tail, b",\"ack\":", trailer.ack);
-        number(&mut self.tail, b",\"ttl\":", trailer.ttl);
-        number(&mut self.tail, b",\"until\":", trailer.until);
-        number(&mut self.tail, b",\"stamp\":", trailer.stamp);
+        append_number(&mut self.tail, b",\"seq\":", trailer.seq);
+        append_number(&mut self.tail, b",\"ack\":", trailer.ack);
+        append_number(&mut self.tail, b",\"ttl\":", trailer.ttl);
+        append_number(&mut self.tail, b",\"until\":", trailer.until);
+        append_number(&mut self.tail, b",\"stamp\":", trailer.stamp);
         self.tail.put_u8(b'}');
         let header_len = self.tail.len() - before - LENGTH_BYTES;
         // `Parcel::new` keeps head and trailer within HEADER_BYTES_MAX, which fits a u16.
         let length = u16::try_from(header_len).unwrap_or(u16::MAX);
         self.tail[before..before + LENGTH_BYTES].copy_from_slice(&length.to_be_bytes());
         self.tail.put_slice(content);
-        self.bytes += self.tail.len() - before + parcel.rest.len();
-        if !parcel.rest.is_empty() {
+        self.bytes += self.tail.len() - before + frame.long_content.len();
+        if !frame.long_content.is_empty() {
             self.slices.push_back(self.tail.split().freeze());
-            self.slices.push_back(parcel.rest.clone());
+            self.slices.push_back(frame.long_content.clone());
         }
     }
 
     /// Fills `slices` with what is to be written next, oldest first; returns how many it filled.
-    pub fn fill<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
+    pub fn fill_slices<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
         let waiting = self
             .slices
             .iter()

@@ -182,7 +182,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_follow_one_rule() {
+    fn node_names_follow_the_dns_label_rule() {
         for good in ["drone-07", "7", "A", &"x".repeat(63)] {
             assert_eq!(NodeName::parse(good).expect(good).as_str(), good);
         }
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_name_always_gives_a_name() {
+    fn any_host_name_maps_to_a_node_name() {
         for (host, name) in [
             ("pi.local", "pi"),
             ("my_pi", "my-pi"),
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_shows_short_and_matches_by_prefix() {
+    fn peer_id_has_short_form_and_matches_by_prefix() {
         let id = PublicKey([7; 32]).id();
         assert_eq!(id.short().len(), 19);
         assert!(id.has_prefix(&id.short()));

@@ -29,7 +29,7 @@ pub enum JsonError {
 
 /// Whether no array or object in `text` is nested deeper than [`JSON_DEPTH_MAX`]. Text that is not JSON may
 /// pass: the parser refuses it.
-pub fn depth_is_safe(text: &[u8]) -> bool {
+pub fn has_safe_depth(text: &[u8]) -> bool {
     let mut depth = 0_usize;
     let mut in_string = false;
     let mut escaped = false;
@@ -64,12 +64,12 @@ pub fn depth_is_safe(text: &[u8]) -> bool {
 /// [`JsonError`]: what is wrong with the content; nothing else is affected.
 pub fn parse(content: &[u8], encoding: &ContentEncoding) -> Result<Value, JsonError> {
     let text = to_text(content, encoding)?;
-    if !depth_is_safe(text.as_bytes()) {
+    if !has_safe_depth(text.as_bytes()) {
         return Err(JsonError::TooDeep);
     }
     match serde_json::from_str(&text) {
         Ok(value) => Ok(value),
-        Err(strict) => match without_bare_words(&text) {
+        Err(strict) => match replace_non_finite(&text) {
             Some(mended) => serde_json::from_str(&mended).map_err(|e| JsonError::Syntax(e.to_string())),
             None => Err(JsonError::Syntax(strict.to_string())),
         },
@@ -84,13 +84,15 @@ fn to_text<'a>(content: &'a [u8], encoding: &ContentEncoding) -> Result<Cow<'a, 
                 .map(Cow::Borrowed)
                 .map_err(|_utf8| JsonError::NotText("utf-8"))
         }
-        ContentEncoding::Utf16 => utf16(content).map(Cow::Owned).ok_or(JsonError::NotText("utf-16")),
+        ContentEncoding::Utf16 => decode_utf16_bytes(content)
+            .map(Cow::Owned)
+            .ok_or(JsonError::NotText("utf-16")),
         ContentEncoding::Other(name) => Err(JsonError::UnknownEncoding(name.clone())),
     }
 }
 
 /// UTF-16 with a byte order mark (RFC 2781); without one, little-endian, as Python on every Pi and PC writes it.
-fn utf16(bytes: &[u8]) -> Option<String> {
+fn decode_utf16_bytes(bytes: &[u8]) -> Option<String> {
     let (big, bytes) = match bytes {
         [0xfe, 0xff, rest @ ..] => (true, rest),
         [0xff, 0xfe, rest @ ..] => (false, rest),
@@ -112,7 +114,7 @@ fn utf16(bytes: &[u8]) -> Option<String> {
 
 /// The text with each bare `NaN`, `Infinity` and `-Infinity` outside strings replaced by `null`; `None` if there
 /// is none to replace.
-fn without_bare_words(text: &str) -> Option<String> {
+fn replace_non_finite(text: &str) -> Option<String> {
     const WORDS: [&str; 3] = ["-Infinity", "Infinity", "NaN"];
     let mut mended = String::with_capacity(text.len());
     let mut found = false;
@@ -147,13 +149,13 @@ mod tests {
     }
 
     #[test]
-    fn python_numbers_become_null_and_strings_stay() {
+    fn python_non_finite_numbers_become_null() {
         let value = parse_utf8(r#"{"a":[NaN,-Infinity,Infinity,1],"NaN":"Infinity \" NaN"}"#);
         assert_eq!(value, Ok(json!({"a":[null,null,null,1],"NaN":"Infinity \" NaN"})));
     }
 
     #[test]
-    fn depth_is_checked_before_parsing() {
+    fn json_depth_is_checked_before_parsing() {
         let nest = |depth| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
         assert!(parse_utf8(&nest(JSON_DEPTH_MAX)).is_ok());
         assert_eq!(parse_utf8(&nest(JSON_DEPTH_MAX + 1)), Err(JsonError::TooDeep));
@@ -161,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn utf16_of_both_orders_is_read() {
+    fn utf16_json_of_both_byte_orders_parses() {
         let text = "{\"a\":\"№\"}";
         let little: Vec<u8> = [0xff, 0xfe]
             .into_iter()
@@ -181,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn each_fault_says_what_it_is() {
+    fn each_json_fault_has_its_error() {
         assert_eq!(
             parse(&[0xff], &ContentEncoding::Utf8),
             Err(JsonError::NotText("utf-8"))

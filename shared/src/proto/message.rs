@@ -10,20 +10,20 @@ use super::id::{Instance, NodeName, PeerId, PeerKind, PublicKey};
 use super::trust::{FleetState, Grant, Signed};
 
 /// The version of the link protocol that this build speaks, and the oldest that it still understands.
-pub const VERSIONS: Versions = Versions { min: 1, max: 1 };
+pub const PROTOCOL_VERSIONS: VersionRange = VersionRange { min: 1, max: 1 };
 
 /// A range of protocol versions, both ends included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Versions {
+pub struct VersionRange {
     /// The oldest that is understood.
     pub min: u32,
     /// The newest that is spoken.
     pub max: u32,
 }
 
-impl Versions {
+impl VersionRange {
     /// The newest version that both sides speak; `None` if there is none.
-    pub fn agree(self, other: Self) -> Option<u32> {
+    pub fn newest_common(self, other: Self) -> Option<u32> {
         let newest = self.max.min(other.max);
         (newest >= self.min.max(other.min)).then_some(newest)
     }
@@ -45,7 +45,7 @@ pub enum Channel {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Hello {
     /// The protocol versions I speak.
-    pub versions: Versions,
+    pub versions: VersionRange,
     /// What this connection is for.
     pub channel: Channel,
     /// What I run.
@@ -229,7 +229,7 @@ pub struct FileEnd {
 /// What became of the command that a node's owner named for the emergency stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum StopCommand {
+pub enum StopCommandState {
     /// There is none.
     None,
     /// It is at work.
@@ -245,7 +245,7 @@ pub const LOST_LINK_CHECK: &str = "lost link";
 
 /// Content of a `stopped` frame: how a node's emergency stop stands.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Stopped {
+pub struct StopStatus {
     /// Whether the node is stopped.
     pub stopped: bool,
     /// Who gave the order in force; if there is none, the one that this answers.
@@ -255,7 +255,7 @@ pub struct Stopped {
     /// Whether it is in the node's journal, so that the node is still stopped after a restart.
     pub latched: bool,
     /// What became of the node's own command.
-    pub command: StopCommand,
+    pub command: StopCommandState,
     /// Why it is not latched, what went wrong with the command, or why the order is not for this node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
@@ -266,23 +266,24 @@ pub struct Stopped {
     pub seen: u64,
     /// Whether the order was heard, and does not mean this node.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub not_meant: bool,
+    #[serde(rename = "not_meant")]
+    pub not_selected: bool,
 }
 
 /// Content of an `offer` frame: what this node can do, told to each station when a link comes up and when it changes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Offer {
+pub struct ActionCatalog {
     /// Its actions that act, by name.
     #[serde(default)]
-    pub actions: BTreeMap<String, OfferedAction>,
+    pub actions: BTreeMap<String, ActionInfo>,
 }
 
 /// One action of an [`Offer`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct OfferedAction {
+pub struct ActionInfo {
     /// How strictly its time to live is taken.
     #[serde(default)]
-    pub class: OfferedClass,
+    pub class: TtlClass,
     /// Whether it may run again when nobody knows whether it has run.
     #[serde(default)]
     pub idempotent: bool,
@@ -294,8 +295,8 @@ pub struct OfferedAction {
 /// How strictly an action's time to live is taken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum OfferedClass {
-    /// At most [`FLIGHT_LIFE_MS_MAX`](super::delivery::FLIGHT_LIFE_MS_MAX), and it never waits for an absent node.
+pub enum TtlClass {
+    /// At most [`FLIGHT_TTL_MS_MAX`](super::delivery::FLIGHT_TTL_MS_MAX), and it never waits for an absent node.
     Flight,
     /// As long as its issuer says.
     #[default]

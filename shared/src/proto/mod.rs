@@ -3,13 +3,12 @@
 //! Nothing here reads a clock, draws a random number or touches a socket; `shared/tests/layers.rs` guards it.
 
 pub mod address_book;
-pub mod clever_show;
 pub mod delivery;
 pub mod encoded;
+pub mod foreign;
 pub mod hex;
 pub mod id;
 pub mod json;
-pub mod knut;
 pub mod message;
 pub mod outbox;
 pub mod outcome;
@@ -17,12 +16,9 @@ pub mod pending;
 pub mod ping;
 #[cfg(feature = "planted-bugs")]
 pub mod planted;
-pub mod platypush;
-pub mod plugin;
 pub mod selector;
 pub mod session;
 pub mod simultaneous_open;
-pub mod socktools;
 pub mod stop;
 pub mod trust;
 pub mod window;

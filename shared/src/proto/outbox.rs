@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Instant;
 
-use super::encoded::Parcel;
+use super::encoded::EncodedFrame;
 use super::window::{Acknowledged, Window};
 use super::wire::Lane;
 
@@ -55,9 +55,9 @@ pub struct Busy {
 
 /// One parcel with what the outbox needs to know of it.
 #[derive(Clone, Debug)]
-pub struct Item {
+pub struct OutboxItem {
     /// The bytes.
-    pub parcel: Parcel,
+    pub frame: EncodedFrame,
     /// Its lane.
     pub lane: Lane,
     /// When it is too late to send it.
@@ -67,28 +67,28 @@ pub struct Item {
 }
 
 /// A frame of fewer bytes may be acknowledged late: it shows nothing of the link.
-pub(super) const TELLING_BYTES_MIN: usize = 4 * 1024;
+pub(super) const DELAY_SAMPLE_BYTES_MIN: usize = 4 * 1024;
 
 #[derive(Debug)]
-struct Sent {
-    item: Item,
-    at: Instant,
+struct SentItem {
+    item: OutboxItem,
+    sent_at: Instant,
     /// Whether nothing else was on its way.
-    alone: bool,
+    only_in_flight: bool,
 }
 
 /// See the module.
 #[derive(Debug)]
 pub struct Outbox {
     limits: OutboxLimits,
-    emergency: VecDeque<Item>,
-    control: VecDeque<Item>,
+    emergency: VecDeque<OutboxItem>,
+    control: VecDeque<OutboxItem>,
     /// Only the newest is worth sending.
-    telemetry: Option<Item>,
-    bulk: VecDeque<Item>,
+    telemetry: Option<OutboxItem>,
+    bulk: VecDeque<OutboxItem>,
     queued_bytes: usize,
     /// Sent, oldest first; the last has number `next_seq - 1`.
-    unacked: VecDeque<Sent>,
+    unacked: VecDeque<SentItem>,
     unacked_bytes: usize,
     window: Window,
     next_seq: u64,
@@ -118,15 +118,18 @@ impl Outbox {
     ///
     /// # Errors
     /// [`Busy`] if the lane is full. Emergency has a bound of its own, so that nothing else can fill it.
-    pub fn push(&mut self, item: Item) -> Result<(), Busy> {
-        let bytes = item.parcel.bytes();
+    pub fn push(&mut self, item: OutboxItem) -> Result<(), Busy> {
+        let bytes = item.frame.memory_bytes();
         let deadline = item.deadline;
         let has_room = self.has_room(item.lane);
         let queue = match item.lane {
             Lane::Telemetry => {
-                let old = self.telemetry.replace(item).map_or(0, |old| old.parcel.bytes());
+                let old = self
+                    .telemetry
+                    .replace(item)
+                    .map_or(0, |old| old.frame.memory_bytes());
                 self.queued_bytes = self.queued_bytes + bytes - old;
-                self.note_deadline(deadline);
+                self.track_deadline(deadline);
                 return Ok(());
             }
             Lane::Emergency => &mut self.emergency,
@@ -138,7 +141,7 @@ impl Outbox {
         }
         queue.push_back(item);
         self.queued_bytes += bytes;
-        self.note_deadline(deadline);
+        self.track_deadline(deadline);
         Ok(())
     }
 
@@ -155,7 +158,7 @@ impl Outbox {
 
     /// The next item to send, by lane, with its sequence number (telemetry has none). Items with a number stay
     /// here, unacknowledged, until [`Self::acknowledge`].
-    pub fn next_to_send(&mut self, now: Instant) -> Option<(Option<u64>, Cow<'_, Item>)> {
+    pub fn next_to_send(&mut self, now: Instant) -> Option<(Option<u64>, Cow<'_, OutboxItem>)> {
         let window_full = !self.unacked.is_empty()
             && (self.unacked.len() >= self.limits.window_max || self.unacked_bytes >= self.window.bytes());
         // An emergency goes out over a full window: it is small, and it may not wait for acknowledgements. Only a
@@ -177,7 +180,7 @@ impl Outbox {
             return Some(self.number(item, now));
         }
         if let Some(item) = self.telemetry.take() {
-            self.queued_bytes -= item.parcel.bytes();
+            self.queued_bytes -= item.frame.memory_bytes();
             return Some((None, Cow::Owned(item)));
         }
         if window_full {
@@ -187,14 +190,14 @@ impl Outbox {
         Some(self.number(item, now))
     }
 
-    fn number(&mut self, item: Item, now: Instant) -> (Option<u64>, Cow<'_, Item>) {
+    fn number(&mut self, item: OutboxItem, now: Instant) -> (Option<u64>, Cow<'_, OutboxItem>) {
         let seq = self.next_seq;
         self.next_seq += 1;
-        self.queued_bytes -= item.parcel.bytes();
-        self.unacked_bytes += item.parcel.bytes();
-        let sent = Sent {
-            alone: self.unacked.is_empty(),
-            at: now,
+        self.queued_bytes -= item.frame.memory_bytes();
+        self.unacked_bytes += item.frame.memory_bytes();
+        let sent = SentItem {
+            only_in_flight: self.unacked.is_empty(),
+            sent_at: now,
             item,
         };
         (Some(seq), Cow::Borrowed(&self.unacked.push_back_mut(sent).item))
@@ -229,7 +232,7 @@ impl Outbox {
 
     /// Forgets what the peer has read, up to `number`, and learns from how long it took. Returns false, and does nothing, if `number` was never sent.
     #[must_use]
-    pub fn acknowledge(&mut self, number: u64, now: Instant) -> bool {
+    pub fn on_acknowledged(&mut self, number: u64, now: Instant) -> bool {
         if number > self.sent() {
             return false;
         }
@@ -238,17 +241,17 @@ impl Outbox {
         while self.acknowledged() < number
             && let Some(sent) = self.unacked.pop_front()
         {
-            self.unacked_bytes -= sent.item.parcel.bytes();
+            self.unacked_bytes -= sent.item.frame.memory_bytes();
             last = Some(sent);
         }
-        if let Some(sent) = last.filter(|sent| sent.item.parcel.bytes() >= TELLING_BYTES_MIN) {
+        if let Some(sent) = last.filter(|sent| sent.item.frame.memory_bytes() >= DELAY_SAMPLE_BYTES_MIN) {
             let what = Acknowledged {
-                before,
+                in_flight_before: before,
                 bytes: before - self.unacked_bytes,
-                delay: now.saturating_duration_since(sent.at),
-                alone: sent.alone,
+                delay: now.saturating_duration_since(sent.sent_at),
+                only_in_flight: sent.only_in_flight,
             };
-            self.window.acknowledged(what, now);
+            self.window.on_acknowledged(what, now);
         }
         true
     }
@@ -262,14 +265,14 @@ impl Outbox {
     /// be numbered again. Call [`Self::acknowledge`] with the peer's resume point first.
     pub fn rewind(&mut self) {
         self.next_seq -= self.unacked.len() as u64;
-        self.window.restart();
+        self.window.reset();
         #[cfg(feature = "planted-bugs")]
         if super::planted::is(super::planted::Bug::DropNewestOnReconnect) {
             self.unacked.pop_back();
         }
-        while let Some(Sent { item, .. }) = self.unacked.pop_back() {
-            self.queued_bytes += item.parcel.bytes();
-            self.note_deadline(item.deadline);
+        while let Some(SentItem { item, .. }) = self.unacked.pop_back() {
+            self.queued_bytes += item.frame.memory_bytes();
+            self.track_deadline(item.deadline);
             match item.lane {
                 Lane::Emergency => self.emergency.push_front(item),
                 Lane::Control | Lane::Telemetry => self.control.push_front(item),
@@ -281,19 +284,19 @@ impl Outbox {
 
     /// The peer has restarted: numbering starts anew. What was sent and never acknowledged is handed back, because
     /// nobody knows whether the old process did it; what was never sent still waits.
-    pub fn reset(&mut self) -> Vec<Item> {
+    pub fn reset(&mut self) -> Vec<OutboxItem> {
         self.next_seq = 1;
         self.unacked_bytes = 0;
-        self.window.restart();
+        self.window.reset();
         self.unacked.drain(..).map(|sent| sent.item).collect()
     }
 
     /// Takes out what waited beyond its deadline.
-    pub fn expire(&mut self, now: Instant) -> Vec<Item> {
+    pub fn expire(&mut self, now: Instant) -> Vec<OutboxItem> {
         if self.earliest_deadline.is_none_or(|earliest| now < earliest) {
             return Vec::new();
         }
-        let late = |item: &Item| item.deadline.is_some_and(|deadline| now >= deadline);
+        let late = |item: &OutboxItem| item.deadline.is_some_and(|deadline| now >= deadline);
         let mut expired = Vec::new();
         self.earliest_deadline = None;
         for queue in [&mut self.emergency, &mut self.control, &mut self.bulk] {
@@ -307,7 +310,10 @@ impl Outbox {
         expired.extend(self.telemetry.take_if(|item| late(item)));
         let left = [&self.emergency, &self.control, &self.bulk].into_iter().flatten();
         self.earliest_deadline = left.chain(&self.telemetry).filter_map(|item| item.deadline).min();
-        self.queued_bytes -= expired.iter().map(|item| item.parcel.bytes()).sum::<usize>();
+        self.queued_bytes -= expired
+            .iter()
+            .map(|item| item.frame.memory_bytes())
+            .sum::<usize>();
         expired
     }
 
@@ -316,7 +322,7 @@ impl Outbox {
         self.earliest_deadline
     }
 
-    fn note_deadline(&mut self, deadline: Option<Instant>) {
+    fn track_deadline(&mut self, deadline: Option<Instant>) {
         self.earliest_deadline = [self.earliest_deadline, deadline].into_iter().flatten().min();
     }
 }

@@ -6,45 +6,45 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 /// Most requests of one session that may wait for their replies.
-pub const PENDING_MAX: usize = 16 * 1024;
+pub const PENDING_REQUESTS_MAX: usize = 16 * 1024;
 
 #[derive(Debug)]
-struct Waiting<T> {
+struct PendingRequest<T> {
     /// The issuer's epoch that the request was sent in.
     epoch: Option<u64>,
-    until: Instant,
+    deadline: Instant,
     token: T,
 }
 
 /// See the module. `T` is what the asker wants back.
 #[derive(Debug)]
-pub struct Pending<T> {
-    waiting: BTreeMap<u64, Waiting<T>>,
+pub struct PendingRequests<T> {
+    waiting: BTreeMap<u64, PendingRequest<T>>,
     /// No request ends before this.
-    earliest: Option<Instant>,
+    earliest_deadline: Option<Instant>,
 }
 
 /// Why a request may not wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PendingError {
     /// Too many wait.
-    #[error("busy: {PENDING_MAX} requests wait for replies of this peer already")]
+    #[error("busy: {PENDING_REQUESTS_MAX} requests wait for replies of this peer already")]
     TooMany,
     /// One with this number waits already.
     #[error("request {0} waits already")]
     Repeated(u64),
 }
 
-impl<T> Default for Pending<T> {
+impl<T> Default for PendingRequests<T> {
     fn default() -> Self {
         Self {
             waiting: BTreeMap::new(),
-            earliest: None,
+            earliest_deadline: None,
         }
     }
 }
 
-impl<T> Pending<T> {
+impl<T> PendingRequests<T> {
     /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
         self.waiting.is_empty()
@@ -55,7 +55,7 @@ impl<T> Pending<T> {
     /// # Errors
     /// [`PendingError`].
     pub fn check(&self, id: u64) -> Result<(), PendingError> {
-        if self.waiting.len() >= PENDING_MAX {
+        if self.waiting.len() >= PENDING_REQUESTS_MAX {
             return Err(PendingError::TooMany);
         }
         if self.waiting.contains_key(&id) {
@@ -66,8 +66,18 @@ impl<T> Pending<T> {
 
     /// Lets a request wait that has been [checked](Self::check).
     pub fn insert(&mut self, id: u64, epoch: Option<u64>, until: Instant, token: T) {
-        self.earliest = Some(self.earliest.map_or(until, |earliest| earliest.min(until)));
-        self.waiting.insert(id, Waiting { epoch, until, token });
+        self.earliest_deadline = Some(
+            self.earliest_deadline
+                .map_or(until, |earliest| earliest.min(until)),
+        );
+        self.waiting.insert(
+            id,
+            PendingRequest {
+                epoch,
+                deadline: until,
+                token,
+            },
+        );
     }
 
     /// Whether a reply with this number and epoch is waited for. A reply of an earlier epoch answers a request of a
@@ -89,18 +99,20 @@ impl<T> Pending<T> {
     }
 
     /// The numbers of those whose time is up, lowest first; take each out.
-    pub fn late(&mut self, now: Instant) -> Vec<u64> {
-        if self.earliest.is_none_or(|earliest| now < earliest) {
+    pub fn timed_out(&mut self, now: Instant) -> Vec<u64> {
+        if self.earliest_deadline.is_none_or(|earliest| now < earliest) {
             return Vec::new();
         }
-        let (late, left): (Vec<_>, Vec<_>) =
-            self.waiting.iter().partition(|(_, waiting)| now >= waiting.until);
-        self.earliest = left.into_iter().map(|(_, waiting)| waiting.until).min();
+        let (late, left): (Vec<_>, Vec<_>) = self
+            .waiting
+            .iter()
+            .partition(|(_, waiting)| now >= waiting.deadline);
+        self.earliest_deadline = left.into_iter().map(|(_, waiting)| waiting.deadline).min();
         late.into_iter().map(|(id, _)| *id).collect()
     }
 
     /// When [`Self::late`] may find something.
-    pub fn earliest(&self) -> Option<Instant> {
-        self.earliest
+    pub fn earliest_deadline(&self) -> Option<Instant> {
+        self.earliest_deadline
     }
 }

@@ -13,7 +13,7 @@
 //! | 55 | 64 | Ed25519 by the station over a label and the 55 bytes before |
 //!
 //! The counter starts at the station's wall clock in milliseconds, so that it also rises over restarts: at one ping a
-//! second or fewer the clock always wins. [`PingGuard`] drops what is not newer than the last one heard.
+//! second or fewer the clock always wins. [`PingFilter`] drops what is not newer than the last one heard.
 
 use super::id::PublicKey;
 use super::trust::{FINGERPRINT_PREFIX_BYTES, Fingerprint, SIGNATURE_BYTES, SigningKey};
@@ -83,12 +83,12 @@ impl Ping {
         bytes[13..45].copy_from_slice(&self.station.0);
         bytes[45..53].copy_from_slice(&self.counter.to_be_bytes());
         bytes[53..55].copy_from_slice(&self.port.to_be_bytes());
-        let signature = key.sign(&labelled(&bytes[..SIGNED_BYTES]));
+        let signature = key.sign(&with_label(&bytes[..SIGNED_BYTES]));
         bytes[SIGNED_BYTES..].copy_from_slice(&signature);
         bytes
     }
 
-    /// Reads a datagram and checks its signature; whether it is new is for [`PingGuard`].
+    /// Reads a datagram and checks its signature; whether it is new is for [`PingFilter`].
     ///
     /// # Errors
     /// [`PingError`]: the first fault found.
@@ -125,7 +125,7 @@ impl Ping {
             .split_at_checked(SIGNED_BYTES)
             .ok_or(PingError::BadLength(bytes.len()))?;
         self.station
-            .verify(&labelled(signed), signature)
+            .verify(&with_label(signed), signature)
             .map_err(|_trust| PingError::BadSignature)
     }
 }
@@ -134,7 +134,7 @@ fn field<const N: usize>(bytes: &[u8; PING_BYTES], at: usize) -> [u8; N] {
     std::array::from_fn(|n| bytes[at + n])
 }
 
-fn labelled(signed: &[u8]) -> Vec<u8> {
+fn with_label(signed: &[u8]) -> Vec<u8> {
     [LABEL, signed].concat()
 }
 
@@ -144,7 +144,7 @@ pub struct PingSender {
     key: SigningKey,
     fleet: [u8; FINGERPRINT_PREFIX_BYTES],
     port: u16,
-    last: u64,
+    last_counter: u64,
 }
 
 impl PingSender {
@@ -155,37 +155,37 @@ impl PingSender {
             key,
             fleet: fleet.prefix(),
             port,
-            last,
+            last_counter: last,
         }
     }
 
     /// The next datagram.
-    pub fn next(&mut self, now_unix_ms: u64) -> [u8; PING_BYTES] {
-        self.last = now_unix_ms.max(self.last.saturating_add(1));
+    pub fn next_datagram(&mut self, now_unix_ms: u64) -> [u8; PING_BYTES] {
+        self.last_counter = now_unix_ms.max(self.last_counter.saturating_add(1));
         let ping = Ping {
             fleet: self.fleet,
             station: self.key.public(),
-            counter: self.last,
+            counter: self.last_counter,
             port: self.port,
         };
         ping.encode(&self.key)
     }
 
     /// The highest counter used so far.
-    pub fn last(&self) -> u64 {
-        self.last
+    pub fn last_counter(&self) -> u64 {
+        self.last_counter
     }
 }
 
 /// Hears each ping once. It remembers [`PING_STATIONS_MAX`] stations, and looks at a signature last, for that is what
 /// costs.
 #[derive(Debug, Default)]
-pub struct PingGuard {
+pub struct PingFilter {
     /// The highest counter of each station, the one heard last at the end.
-    heard: Vec<(PublicKey, u64)>,
+    highest_counters: Vec<(PublicKey, u64)>,
 }
 
-impl PingGuard {
+impl PingFilter {
     /// Reads a datagram. `fleet` is ours; without one, as when waiting to be taken in, any fleet's pings are heard.
     ///
     /// # Errors
@@ -196,10 +196,10 @@ impl PingGuard {
             return Err(PingError::OtherFleet);
         }
         let known = self
-            .heard
+            .highest_counters
             .iter()
             .position(|(station, _)| *station == ping.station);
-        if let Some((_, heard)) = known.map(|at| self.heard[at])
+        if let Some((_, heard)) = known.map(|at| self.highest_counters[at])
             && ping.counter <= heard
         {
             return Err(PingError::Replayed {
@@ -210,21 +210,21 @@ impl PingGuard {
         ping.check_signature(datagram)?;
         match known {
             Some(at) => {
-                self.heard.remove(at);
+                self.highest_counters.remove(at);
             }
-            None if self.heard.len() >= PING_STATIONS_MAX => {
-                self.heard.remove(0);
+            None if self.highest_counters.len() >= PING_STATIONS_MAX => {
+                self.highest_counters.remove(0);
             }
             None => {}
         }
-        self.heard.push((ping.station, ping.counter));
+        self.highest_counters.push((ping.station, ping.counter));
         Ok(ping)
     }
 
     /// Forgets a station's counter: its next ping is heard whatever it counts. For when a link with it came up by
     /// other means, which proves more than a counter, and its clock may have gone back.
     pub fn forget(&mut self, station: &PublicKey) {
-        self.heard.retain(|(known, _)| known != station);
+        self.highest_counters.retain(|(known, _)| known != station);
     }
 }
 
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn each_fault_has_its_error() {
+    fn each_ping_fault_has_its_error() {
         let good = datagram(1, 5);
         let change = |at: usize, byte: u8| {
             let mut bytes = good;
@@ -295,8 +295,8 @@ mod tests {
     }
 
     #[test]
-    fn a_ping_is_heard_once_and_only_in_its_fleet() {
-        let mut guard = PingGuard::default();
+    fn ping_is_accepted_once_and_only_in_its_fleet() {
+        let mut guard = PingFilter::default();
         let other = Fingerprint([2; 32]);
         assert_eq!(
             guard.accept(&datagram(1, 5), Some(&other)),
@@ -318,8 +318,8 @@ mod tests {
 
     /// What was heard before it joined, of its own station and of others, is in nobody's way after it.
     #[test]
-    fn a_station_is_heard_on_after_its_fleet_was_joined() {
-        let mut guard = PingGuard::default();
+    fn pings_of_a_station_are_accepted_after_joining_its_fleet() {
+        let mut guard = PingFilter::default();
         assert_eq!(guard.accept(&datagram(1, 5), None), Ok(ping(1, 5)), "a stranger");
         assert_eq!(guard.accept(&datagram(1, 6), Some(&fleet())), Ok(ping(1, 6)));
         let other = Fingerprint([2; 32]);
@@ -331,16 +331,16 @@ mod tests {
     }
 
     #[test]
-    fn a_forged_counter_does_not_silence_a_station() {
-        let mut guard = PingGuard::default();
+    fn forged_ping_counter_does_not_block_a_station() {
+        let mut guard = PingFilter::default();
         let forged = ping(1, u64::MAX).encode(&key(2));
         assert_eq!(guard.accept(&forged, None), Err(PingError::BadSignature));
         assert_eq!(guard.accept(&datagram(1, 1), None), Ok(ping(1, 1)));
     }
 
     #[test]
-    fn the_guard_is_bounded_and_keeps_who_was_heard_last() {
-        let mut guard = PingGuard::default();
+    fn ping_filter_is_bounded_and_evicts_least_recent() {
+        let mut guard = PingFilter::default();
         let max = u8::try_from(PING_STATIONS_MAX).expect("small");
         guard.accept(&datagram(200, 1), None).expect("new");
         for seed in 0..max - 1 {
@@ -348,39 +348,40 @@ mod tests {
         }
         guard.accept(&datagram(200, 2), None).expect("newer");
         guard.accept(&datagram(201, 1), None).expect("new");
-        assert_eq!(guard.heard.len(), PING_STATIONS_MAX);
+        assert_eq!(guard.highest_counters.len(), PING_STATIONS_MAX);
         assert!(guard.accept(&datagram(200, 2), None).is_err());
         assert_eq!(guard.accept(&datagram(0, 1), None), Ok(ping(0, 1)));
     }
 
     #[test]
-    fn counters_rise_over_restarts_and_over_clocks_that_go_back() {
+    fn ping_counters_rise_despite_restarts_and_clock_setbacks() {
         let mut sender = PingSender::new(key(1), &fleet(), 7421, 0);
-        let counter = |sender: &mut PingSender, now| Ping::decode(&sender.next(now)).map(|ping| ping.counter);
+        let counter =
+            |sender: &mut PingSender, now| Ping::decode(&sender.next_datagram(now)).map(|ping| ping.counter);
         assert_eq!(counter(&mut sender, 1_000), Ok(1_000));
         assert_eq!(counter(&mut sender, 1_000), Ok(1_001));
         assert_eq!(counter(&mut sender, 10), Ok(1_002));
         assert_eq!(counter(&mut sender, 5_000), Ok(5_000));
-        let mut restarted = PingSender::new(key(1), &fleet(), 7421, sender.last());
+        let mut restarted = PingSender::new(key(1), &fleet(), 7421, sender.last_counter());
         assert_eq!(counter(&mut restarted, 20), Ok(5_001));
     }
 
     proptest! {
         #[test]
-        fn any_bytes_are_read_without_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        fn arbitrary_ping_datagram_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             prop_assert!(Ping::decode(&bytes).is_err());
-            prop_assert!(PingGuard::default().accept(&bytes, None).is_err());
+            prop_assert!(PingFilter::default().accept(&bytes, None).is_err());
         }
 
         #[test]
-        fn any_fields_survive(fleet: [u8; FINGERPRINT_PREFIX_BYTES], seed: [u8; 32], counter: u64, port in 1..=u16::MAX) {
+        fn ping_round_trips(fleet: [u8; FINGERPRINT_PREFIX_BYTES], seed: [u8; 32], counter: u64, port in 1..=u16::MAX) {
             let key = SigningKey::from_seed(seed);
             let ping = Ping { fleet, station: key.public(), counter, port };
             prop_assert_eq!(Ping::decode(&ping.encode(&key)), Ok(ping));
         }
 
         #[test]
-        fn one_changed_bit_anywhere_is_refused(at in 0..PING_BYTES, bit in 0_u32..8) {
+        fn ping_with_any_bit_flipped_is_refused(at in 0..PING_BYTES, bit in 0_u32..8) {
             let mut bytes = datagram(1, 5);
             bytes[at] ^= 1 << bit;
             prop_assert!(Ping::decode(&bytes).is_err());

@@ -15,7 +15,7 @@ pub enum Bug {
     /// The journal says that a record is written before it is on the disk.
     AckBeforeJournal,
     /// Whether a command is too late is checked when it arrives, and not when it starts.
-    CheckLifeOnArrivalOnly,
+    CheckTtlOnArrivalOnly,
     /// A repeat is told by how long ago the first one came.
     DedupeByTime,
     /// A station counts from the beginning after each start.
@@ -37,7 +37,7 @@ impl Bug {
     pub const ALL: [Self; 10] = [
         Self::SkipDirSync,
         Self::AckBeforeJournal,
-        Self::CheckLifeOnArrivalOnly,
+        Self::CheckTtlOnArrivalOnly,
         Self::DedupeByTime,
         Self::ResetEpoch,
         Self::DropNewestOnReconnect,

@@ -21,12 +21,12 @@ mod types;
 
 use std::time::Instant;
 
-use self::clock_map::Stamps;
-pub use self::types::{Event, Expected, LinkFault, Outgoing, SendError, Settled, Timing};
-use super::encoded::Parcel;
+use self::clock_map::ClockMap;
+pub use self::types::{Event, ExpectedReply, LinkFault, Outgoing, RequestEnd, SendError, Timing};
+use super::encoded::EncodedFrame;
 use super::id::Instance;
-use super::outbox::{Item, Outbox, OutboxLimits};
-use super::pending::Pending;
+use super::outbox::{Outbox, OutboxItem, OutboxLimits};
+use super::pending::PendingRequests;
 use super::wire::{Frame, Kind, Lane, WireError};
 
 /// Most runs of the peer that are remembered to have been forgotten.
@@ -35,7 +35,7 @@ const FORGOTTEN_MAX: usize = 8;
 enum State {
     Detached,
     /// Our welcome is sent or about to be; the peer's is awaited.
-    Greeting,
+    AwaitingWelcome,
     Open,
 }
 
@@ -48,12 +48,12 @@ pub struct Session<T> {
     /// The run of the peer's process that `received` and the unacknowledged frames belong to.
     peer: Option<Instance>,
     /// Whether frames have flowed with that run: only then does the application know of it.
-    acquainted: bool,
+    established: bool,
     /// Runs that were forgotten for another one, and may still remember us: two processes with one key. To each is said
     /// that nothing is known of it, until it is heard to have understood.
-    forgotten: Vec<Instance>,
+    forgotten_instances: Vec<Instance>,
     outbox: Outbox,
-    pending: Pending<T>,
+    pending: PendingRequests<T>,
     /// The last number read from the peer.
     received: u64,
     unacked_frames: u64,
@@ -64,9 +64,9 @@ pub struct Session<T> {
     last_heard: Instant,
     last_sent: Instant,
     silent: bool,
-    stamps: Stamps,
-    heartbeat: Parcel,
-    ack: Parcel,
+    clock_map: ClockMap,
+    heartbeat: EncodedFrame,
+    ack: EncodedFrame,
     events: Vec<Event<T>>,
 }
 
@@ -82,16 +82,16 @@ impl<T> Session<T> {
         limits: OutboxLimits,
         now: Instant,
     ) -> Result<Self, WireError> {
-        let empty = |kind| Parcel::new(&Frame::binary(kind, bytes::Bytes::new()));
+        let empty = |kind| EncodedFrame::new(&Frame::binary(kind, bytes::Bytes::new()));
         Ok(Self {
             timing,
             instance,
             state: State::Detached,
             peer: None,
-            acquainted: false,
-            forgotten: Vec::new(),
+            established: false,
+            forgotten_instances: Vec::new(),
             outbox: Outbox::new(limits),
-            pending: Pending::default(),
+            pending: PendingRequests::default(),
             received: 0,
             unacked_frames: 0,
             unacked_bytes: 0,
@@ -101,7 +101,7 @@ impl<T> Session<T> {
             last_heard: now,
             last_sent: now,
             silent: false,
-            stamps: Stamps::new(now),
+            clock_map: ClockMap::new(now),
             heartbeat: empty(Kind::Heartbeat)?,
             ack: empty(Kind::Ack)?,
             events: Vec::new(),
@@ -140,15 +140,15 @@ impl<T> Session<T> {
     /// nothing that the old link brings may be handed in.
     pub fn attach(&mut self, peer: Instance, now: Instant) {
         if let Some(known) = self.peer.filter(|known| *known != peer) {
-            self.forget_peer();
-            self.forgotten.retain(|run| *run != known);
-            if self.forgotten.len() >= FORGOTTEN_MAX {
-                self.forgotten.remove(0);
+            self.reset_peer();
+            self.forgotten_instances.retain(|run| *run != known);
+            if self.forgotten_instances.len() >= FORGOTTEN_MAX {
+                self.forgotten_instances.remove(0);
             }
-            self.forgotten.push(known);
+            self.forgotten_instances.push(known);
         }
         self.peer = Some(peer);
-        self.state = State::Greeting;
+        self.state = State::AwaitingWelcome;
         self.welcome_due = true;
         self.ack_due = None;
         self.unacked_frames = 0;
@@ -156,7 +156,7 @@ impl<T> Session<T> {
         self.last_heard = now;
         self.last_sent = now;
         self.silent = false;
-        self.stamps.forget();
+        self.clock_map.reset();
     }
 
     /// The link is gone. What waits, waits for the next one.
@@ -174,7 +174,7 @@ impl<T> Session<T> {
         let mut unsent = Vec::new();
         for id in self.pending.ids() {
             if !queued.contains(&id) {
-                self.settle(id, Settled::Lost);
+                self.resolve(id, RequestEnd::Lost);
             } else if let Some(token) = self.pending.remove(id) {
                 unsent.push(token);
             }
@@ -186,54 +186,59 @@ impl<T> Session<T> {
     ///
     /// # Errors
     /// [`SendError`]; nothing was queued, and the token is dropped.
-    pub fn send(&mut self, message: Outgoing, expected: Option<Expected<T>>) -> Result<(), SendError> {
+    pub fn send(&mut self, message: Outgoing, expected: Option<ExpectedReply<T>>) -> Result<(), SendError> {
         if let Some(expected) = &expected {
             self.pending.check(expected.id)?;
         }
         let request = expected.as_ref().map(|expected| expected.id);
-        let epoch = message.parcel.epoch();
+        let epoch = message.frame.epoch();
         let Outgoing {
-            parcel,
+            frame: parcel,
             lane,
             deadline,
         } = message;
-        self.outbox.push(Item {
-            parcel,
+        self.outbox.push(OutboxItem {
+            frame: parcel,
             lane,
             deadline,
             request,
         })?;
-        if let Some(Expected { id, until, token }) = expected {
+        if let Some(ExpectedReply {
+            id,
+            deadline: until,
+            token,
+        }) = expected
+        {
             self.pending.insert(id, epoch, until, token);
         }
         Ok(())
     }
 
     /// The peer remembers nothing of us: numbering starts anew both ways.
-    fn forget_peer(&mut self) {
-        self.acquainted = false;
+    fn reset_peer(&mut self) {
+        self.established = false;
         self.received = 0;
         for item in self.outbox.reset() {
-            self.settle_item(&item, Settled::Lost);
+            self.resolve_item(&item, RequestEnd::Lost);
         }
         let queued = self.outbox.queued_requests();
         // Acknowledged, and not answered: the old process had it.
         for id in self.pending.ids() {
             if !queued.contains(&id) {
-                self.settle(id, Settled::Lost);
+                self.resolve(id, RequestEnd::Lost);
             }
         }
     }
 
-    fn settle_item(&mut self, item: &Item, how: Settled) {
+    fn resolve_item(&mut self, item: &OutboxItem, how: RequestEnd) {
         if let Some(id) = item.request {
-            self.settle(id, how);
+            self.resolve(id, how);
         }
     }
 
-    fn settle(&mut self, id: u64, how: Settled) {
+    fn resolve(&mut self, id: u64, how: RequestEnd) {
         if let Some(token) = self.pending.remove(id) {
-            self.events.push(Event::Settled(token, how));
+            self.events.push(Event::RequestEnded(token, how));
         }
     }
 
@@ -248,7 +253,7 @@ impl<T> Session<T> {
         let silent = self.last_heard + self.timing.silent_after;
         let alive = match self.state {
             State::Detached => None,
-            State::Greeting => Some(lost),
+            State::AwaitingWelcome => Some(lost),
             State::Open => {
                 let beat = self.last_sent + self.timing.heartbeat;
                 Some(beat.min(if self.silent { lost } else { silent }))
@@ -258,7 +263,7 @@ impl<T> Session<T> {
             alive,
             self.ack_due,
             self.outbox.earliest_deadline(),
-            self.pending.earliest(),
+            self.pending.earliest_deadline(),
         ];
         deadlines.into_iter().flatten().min()
     }
@@ -269,10 +274,10 @@ impl<T> Session<T> {
     /// [`LinkFault::Silence`]: the peer is offline; the session is detached.
     pub fn handle_timeout(&mut self, now: Instant) -> Result<(), LinkFault> {
         for item in self.outbox.expire(now) {
-            self.settle_item(&item, Settled::Expired);
+            self.resolve_item(&item, RequestEnd::Expired);
         }
-        for id in self.pending.late(now) {
-            self.settle(id, Settled::TimedOut);
+        for id in self.pending.timed_out(now) {
+            self.resolve(id, RequestEnd::TimedOut);
         }
         if self.state == State::Detached {
             return Ok(());
@@ -290,7 +295,7 @@ impl<T> Session<T> {
     }
 
     /// We were not reading for a while, by our own choice: the peer's silence meanwhile means nothing.
-    pub fn excuse_silence(&mut self, now: Instant) {
+    pub fn reset_silence_timer(&mut self, now: Instant) {
         self.last_heard = now;
     }
 }

@@ -16,78 +16,82 @@ use super::id::{Instance, PeerId};
 
 /// Which side dialled a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Dialler {
+pub enum DialedBy {
     /// This side.
-    Us,
+    Local,
     /// The peer.
-    Them,
+    Remote,
 }
 
 /// What counts about a link here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LinkFacts {
+pub struct LinkOrigin {
     /// Who dialled it.
-    pub dialler: Dialler,
+    pub dialler: DialedBy,
     /// The run of the peer's process at its other end.
     pub instance: Instance,
 }
 
 /// What becomes of a new link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum LinkDecision {
     /// It takes the place of the old one, or there was none.
-    Take,
+    Accept,
     /// The old one stays.
-    Refuse,
+    Reject,
     /// Another run is linked, which may be over: the new one is to try again.
-    Wait,
+    RetryLater,
     /// Two processes hold the same key; the old one stays.
-    Cloned,
+    ClonedKey,
 }
 
 /// The links of one peer, as far as the choice needs them.
 #[derive(Debug, Default)]
-pub struct LinkChoice {
-    current: Option<LinkFacts>,
+pub struct LinkTieBreaker {
+    current: Option<LinkOrigin>,
     /// The first time that another run was told to wait for the current one's end.
-    waiting: Option<Instant>,
+    waiting_since: Option<Instant>,
 }
 
-impl LinkChoice {
+impl LinkTieBreaker {
     /// The link that is up.
-    pub fn current(&self) -> Option<LinkFacts> {
+    pub fn current(&self) -> Option<LinkOrigin> {
         self.current
     }
 
     /// Decides about a new link between `us` and `peer`, and takes it up if it stays. A link that nothing is heard
     /// on closes after `lost_after`.
-    pub fn offer(
+    pub fn decide(
         &mut self,
         us: PeerId,
         peer: PeerId,
-        new: LinkFacts,
+        new: LinkOrigin,
         now: Instant,
         lost_after: Duration,
-    ) -> Verdict {
+    ) -> LinkDecision {
         if let Some(old) = self.current {
             if old.instance != new.instance {
-                let since = *self.waiting.get_or_insert(now);
+                let since = *self.waiting_since.get_or_insert(now);
                 // Twice, so that a late timer does not make a clone of a restart.
                 let alive = now >= since + lost_after * 2;
-                return if alive { Verdict::Cloned } else { Verdict::Wait };
+                return if alive {
+                    LinkDecision::ClonedKey
+                } else {
+                    LinkDecision::RetryLater
+                };
             }
             let ours_stays = us < peer;
-            let new_is_ours = new.dialler == Dialler::Us;
+            let new_is_ours = new.dialler == DialedBy::Local;
             if old.dialler != new.dialler && ours_stays != new_is_ours {
-                return Verdict::Refuse;
+                return LinkDecision::Reject;
             }
         }
         self.current = Some(new);
-        Verdict::Take
+        LinkDecision::Accept
     }
 
     /// The link that was up is gone.
-    pub fn closed(&mut self) {
+    pub fn on_closed(&mut self) {
         *self = Self::default();
     }
 }
@@ -101,21 +105,21 @@ mod tests {
     const HIGH: PeerId = PeerId([2; 32]);
     const LOST_AFTER: Duration = Duration::from_secs(3);
 
-    fn link(dialler: Dialler, run: u64) -> LinkFacts {
-        LinkFacts {
+    fn link(dialler: DialedBy, run: u64) -> LinkOrigin {
+        LinkOrigin {
             dialler,
             instance: Instance(run),
         }
     }
 
     #[test]
-    fn both_sides_keep_the_same_of_two_crossing_links() {
+    fn both_sides_keep_the_same_crossing_link() {
         let now = clock::now();
         for low_first in [true, false] {
             for high_first in [true, false] {
-                let (mut low, mut high) = (LinkChoice::default(), LinkChoice::default());
-                let mut at_low = [link(Dialler::Us, 7), link(Dialler::Them, 7)];
-                let mut at_high = [link(Dialler::Them, 8), link(Dialler::Us, 8)];
+                let (mut low, mut high) = (LinkTieBreaker::default(), LinkTieBreaker::default());
+                let mut at_low = [link(DialedBy::Local, 7), link(DialedBy::Remote, 7)];
+                let mut at_high = [link(DialedBy::Remote, 8), link(DialedBy::Local, 8)];
                 if !low_first {
                     at_low.reverse();
                 }
@@ -123,47 +127,59 @@ mod tests {
                     at_high.reverse();
                 }
                 for (a, b) in at_low.into_iter().zip(at_high) {
-                    low.offer(LOW, HIGH, a, now, LOST_AFTER);
-                    high.offer(HIGH, LOW, b, now, LOST_AFTER);
+                    low.decide(LOW, HIGH, a, now, LOST_AFTER);
+                    high.decide(HIGH, LOW, b, now, LOST_AFTER);
                 }
-                assert_eq!(low.current().map(|l| l.dialler), Some(Dialler::Us));
-                assert_eq!(high.current().map(|l| l.dialler), Some(Dialler::Them));
+                assert_eq!(low.current().map(|l| l.dialler), Some(DialedBy::Local));
+                assert_eq!(high.current().map(|l| l.dialler), Some(DialedBy::Remote));
             }
         }
     }
 
     #[test]
-    fn who_dials_again_has_lost_its_link() {
-        let (mut choice, now) = (LinkChoice::default(), clock::now());
+    fn redial_by_the_same_side_replaces_the_link() {
+        let (mut choice, now) = (LinkTieBreaker::default(), clock::now());
         for _ in 0..2 {
-            let verdict = choice.offer(LOW, HIGH, link(Dialler::Them, 1), now, LOST_AFTER);
-            assert_eq!(verdict, Verdict::Take);
+            let verdict = choice.decide(LOW, HIGH, link(DialedBy::Remote, 1), now, LOST_AFTER);
+            assert_eq!(verdict, LinkDecision::Accept);
         }
     }
 
     #[test]
-    fn a_restarted_peer_is_taken_once_its_old_link_is_gone() {
-        let (mut choice, now) = (LinkChoice::default(), clock::now());
-        choice.offer(LOW, HIGH, link(Dialler::Them, 1), now, LOST_AFTER);
-        let restarted = link(Dialler::Them, 2);
-        assert_eq!(choice.offer(LOW, HIGH, restarted, now, LOST_AFTER), Verdict::Wait);
-        choice.closed();
-        assert_eq!(choice.offer(LOW, HIGH, restarted, now, LOST_AFTER), Verdict::Take);
+    fn restarted_peer_is_accepted_once_its_old_link_closed() {
+        let (mut choice, now) = (LinkTieBreaker::default(), clock::now());
+        choice.decide(LOW, HIGH, link(DialedBy::Remote, 1), now, LOST_AFTER);
+        let restarted = link(DialedBy::Remote, 2);
+        assert_eq!(
+            choice.decide(LOW, HIGH, restarted, now, LOST_AFTER),
+            LinkDecision::RetryLater
+        );
+        choice.on_closed();
+        assert_eq!(
+            choice.decide(LOW, HIGH, restarted, now, LOST_AFTER),
+            LinkDecision::Accept
+        );
     }
 
     #[test]
-    fn a_clone_is_told_apart_by_the_first_one_living_on() {
-        let (mut choice, now) = (LinkChoice::default(), clock::now());
-        let (first, clone) = (link(Dialler::Them, 1), link(Dialler::Us, 2));
-        choice.offer(LOW, HIGH, first, now, LOST_AFTER);
-        assert_eq!(choice.offer(LOW, HIGH, clone, now, LOST_AFTER), Verdict::Wait);
+    fn cloned_key_is_detected_while_the_first_link_lives() {
+        let (mut choice, now) = (LinkTieBreaker::default(), clock::now());
+        let (first, clone) = (link(DialedBy::Remote, 1), link(DialedBy::Local, 2));
+        choice.decide(LOW, HIGH, first, now, LOST_AFTER);
+        assert_eq!(
+            choice.decide(LOW, HIGH, clone, now, LOST_AFTER),
+            LinkDecision::RetryLater
+        );
         let later = now + LOST_AFTER * 2;
         let just_before = later - Duration::from_nanos(1);
         assert_eq!(
-            choice.offer(LOW, HIGH, clone, just_before, LOST_AFTER),
-            Verdict::Wait
+            choice.decide(LOW, HIGH, clone, just_before, LOST_AFTER),
+            LinkDecision::RetryLater
         );
-        assert_eq!(choice.offer(LOW, HIGH, clone, later, LOST_AFTER), Verdict::Cloned);
+        assert_eq!(
+            choice.decide(LOW, HIGH, clone, later, LOST_AFTER),
+            LinkDecision::ClonedKey
+        );
         assert_eq!(choice.current(), Some(first));
     }
 }

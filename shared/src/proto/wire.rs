@@ -27,14 +27,14 @@ pub(super) const LENGTH_BYTES: usize = 2;
 
 /// How long the parts of a frame may be, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
+pub struct FrameLimits {
     /// Longest header.
     pub header: usize,
     /// Longest content.
     pub content: usize,
 }
 
-impl Limits {
+impl FrameLimits {
     /// Before a peer has proved who it is.
     pub const PREAUTH: Self = Self {
         header: PREAUTH_BYTES_MAX,
@@ -123,7 +123,7 @@ pub enum ContentEncoding {
 }
 
 impl ContentEncoding {
-    fn named(name: &str) -> Self {
+    fn from_name(name: &str) -> Self {
         let is = |known: [&str; 2]| known.iter().any(|k| name.eq_ignore_ascii_case(k));
         if is(["utf-8", "utf8"]) {
             Self::Utf8
@@ -156,7 +156,7 @@ impl<'de> Deserialize<'de> for ContentEncoding {
             }
 
             fn visit_str<E: serde::de::Error>(self, name: &str) -> Result<ContentEncoding, E> {
-                Ok(ContentEncoding::named(name))
+                Ok(ContentEncoding::from_name(name))
             }
         }
         from.deserialize_str(Name)
@@ -310,7 +310,7 @@ struct RawHeader {
     filepath: Option<String>,
     #[serde(rename = "requested_value")]
     requested_value: Option<String>,
-    #[serde(rename = "request_id", default, deserialize_with = "digits")]
+    #[serde(rename = "request_id", default, deserialize_with = "text_or_number")]
     request_id: Option<String>,
     kind: Option<Kind>,
     lane: Option<Lane>,
@@ -326,7 +326,7 @@ struct RawHeader {
 }
 
 /// Some peers write `request_id` as a number.
-fn digits<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+fn text_or_number<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
     enum TextOrNumber {
@@ -345,7 +345,7 @@ fn digits<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error
 impl Header {
     /// The header's bytes. They have room for what a session appends.
     pub(super) fn to_json(&self) -> Result<Vec<u8>, WireError> {
-        if let Some(text) = header_encoder::header(self) {
+        if let Some(text) = header_encoder::encode_header(self) {
             return Ok(text);
         }
         serde_json::to_vec(self).map_err(|e| WireError::BadHeader(e.to_string()))
@@ -353,9 +353,9 @@ impl Header {
 
     fn parse(bytes: &[u8]) -> Result<Self, WireError> {
         let text = std::str::from_utf8(bytes).map_err(|_utf8| WireError::HeaderNotUtf8)?;
-        let raw = match header_parser::header(text) {
+        let raw = match header_parser::parse_header(text) {
             Some(raw) => raw,
-            None if !json::depth_is_safe(bytes) => return Err(WireError::HeaderTooDeep),
+            None if !json::has_safe_depth(bytes) => return Err(WireError::HeaderTooDeep),
             None => serde_json::from_str(text).map_err(|e| WireError::BadHeader(e.to_string()))?,
         };
         Ok(Self {
@@ -430,7 +430,7 @@ impl Frame {
     ///
     /// # Errors
     /// [`json::JsonError`]; the link survives.
-    pub fn value(&self) -> Result<serde_json::Value, json::JsonError> {
+    pub fn json_value(&self) -> Result<serde_json::Value, json::JsonError> {
         json::parse(&self.content, &self.header.content_encoding)
     }
 
@@ -438,8 +438,8 @@ impl Frame {
     ///
     /// # Errors
     /// [`json::JsonError`]; the link survives.
-    pub fn read<'a, T: Deserialize<'a>>(&'a self) -> Result<T, json::JsonError> {
-        if !json::depth_is_safe(&self.content) {
+    pub fn parse_content<'a, T: Deserialize<'a>>(&'a self) -> Result<T, json::JsonError> {
+        if !json::has_safe_depth(&self.content) {
             return Err(json::JsonError::TooDeep);
         }
         serde_json::from_slice(&self.content).map_err(|e| json::JsonError::Syntax(e.to_string()))
@@ -452,7 +452,7 @@ impl Frame {
     /// length than the content has. Nothing is appended then.
     pub fn encode(&self, to: &mut BytesMut) -> Result<(), WireError> {
         self.check_length()?;
-        self.encode_head(to)?;
+        self.encode_header_to(to)?;
         to.put_slice(&self.content);
         Ok(())
     }
@@ -472,7 +472,7 @@ impl Frame {
     ///
     /// # Errors
     /// [`WireError::HeaderTooLong`] if the header does not fit its cap; nothing is appended then.
-    pub fn encode_head(&self, to: &mut BytesMut) -> Result<(), WireError> {
+    pub fn encode_header_to(&self, to: &mut BytesMut) -> Result<(), WireError> {
         let start = to.len();
         to.put_u16(0);
         let header = self.header.to_json()?;
@@ -497,23 +497,23 @@ impl Frame {
 /// Takes frames off the front of a stream. Remembers a header that it has read while its content is on the way.
 #[derive(Debug)]
 pub struct FrameReader {
-    limits: Limits,
+    limits: FrameLimits,
     header: Option<Header>,
-    lacking: usize,
+    missing_bytes: usize,
 }
 
 impl FrameReader {
     /// A reader at the start of a stream.
-    pub fn new(limits: Limits) -> Self {
+    pub fn new(limits: FrameLimits) -> Self {
         Self {
             limits,
             header: None,
-            lacking: LENGTH_BYTES,
+            missing_bytes: LENGTH_BYTES,
         }
     }
 
     /// Changes the caps, from the next header on.
-    pub fn set_limits(&mut self, limits: Limits) {
+    pub fn set_limits(&mut self, limits: FrameLimits) {
         self.limits = limits;
     }
 
@@ -524,14 +524,14 @@ impl FrameReader {
     }
 
     /// The header whose content is on the way.
-    pub fn awaited(&self) -> Option<&Header> {
+    pub fn pending_header(&self) -> Option<&Header> {
         self.header.as_ref()
     }
 
     /// How many bytes more the next frame is known to need, after [`Self::next_frame`] found none: never more
     /// than the caps allow.
-    pub fn lacking(&self) -> usize {
-        self.lacking
+    pub fn missing_bytes(&self) -> usize {
+        self.missing_bytes
     }
 
     /// Takes the next whole frame from `from`; `None` until all of it is there.
@@ -542,14 +542,14 @@ impl FrameReader {
         // A header whose content is there already is never put down: moving it costs as much as reading a number.
         let header = match self.header.take() {
             Some(header) => header,
-            None => match self.take_header(from)? {
+            None => match self.read_header(from)? {
                 Some(header) => header,
                 None => return Ok(None),
             },
         };
         let bytes = usize::try_from(header.content_length).unwrap_or(usize::MAX);
         if from.len() < bytes {
-            self.lacking = bytes - from.len();
+            self.missing_bytes = bytes - from.len();
             self.header = Some(header);
             return Ok(None);
         }
@@ -557,9 +557,9 @@ impl FrameReader {
         Ok(Some(Frame { header, content }))
     }
 
-    fn take_header(&mut self, from: &mut BytesMut) -> Result<Option<Header>, WireError> {
+    fn read_header(&mut self, from: &mut BytesMut) -> Result<Option<Header>, WireError> {
         let Some(length) = from.first_chunk::<LENGTH_BYTES>() else {
-            self.lacking = LENGTH_BYTES - from.len();
+            self.missing_bytes = LENGTH_BYTES - from.len();
             return Ok(None);
         };
         let bytes = usize::from(u16::from_be_bytes(*length));
@@ -571,7 +571,7 @@ impl FrameReader {
         }
         let whole = LENGTH_BYTES + bytes;
         if from.len() < whole {
-            self.lacking = whole - from.len();
+            self.missing_bytes = whole - from.len();
             return Ok(None);
         }
         let header = Header::parse(&from[LENGTH_BYTES..whole])?;

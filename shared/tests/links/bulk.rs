@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use swarm_shared::net::clock;
-use swarm_shared::net::peer::{Ended, PeerEvent, PeerLink};
+use swarm_shared::net::peer::{PeerEvent, PeerLink, RequestResult};
 use swarm_shared::proto::message::Channel;
 use swarm_shared::proto::wire::{Frame, Kind, Lane};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use crate::common::{Asking, PATIENCE, Program, Setup, fleet, linked, outgoing};
+use crate::common::{Program, Requester, Setup, TEST_TIMEOUT, fleet, linked, outgoing};
 use crate::proxy::Proxy;
 
 const CHUNK_BYTES: usize = 256 * 1024;
@@ -26,7 +26,7 @@ async fn send_chunks(link: PeerLink) {
     for number in 0..CHUNKS {
         let mut frame = Frame::binary(Kind::Chunk, content(number));
         frame.header.offset = Some(u64::try_from(number * CHUNK_BYTES).expect("small"));
-        let sent = timeout(PATIENCE, link.send(outgoing(&frame, Lane::Bulk))).await;
+        let sent = timeout(TEST_TIMEOUT, link.send(outgoing(&frame, Lane::Bulk))).await;
         sent.expect("room in time").expect("running");
     }
 }
@@ -35,12 +35,12 @@ async fn send_chunks(link: PeerLink) {
 async fn read_chunks(mut events: mpsc::Receiver<PeerEvent>, tell: impl Fn(usize)) -> usize {
     let (mut next, mut ups) = (0, 0);
     while next < CHUNKS {
-        let event = timeout(PATIENCE, events.recv())
+        let event = timeout(TEST_TIMEOUT, events.recv())
             .await
             .expect("in time")
             .expect("running");
         match event {
-            PeerEvent::Up { resumed, .. } => {
+            PeerEvent::Connected { resumed, .. } => {
                 assert_eq!(resumed, ups > 0);
                 ups += 1;
             }
@@ -54,8 +54,8 @@ async fn read_chunks(mut events: mpsc::Receiver<PeerEvent>, tell: impl Fn(usize)
                 tell(next);
                 next += 1;
             }
-            PeerEvent::Down { .. } | PeerEvent::Silent(_) | PeerEvent::Heard(_) => {}
-            PeerEvent::Bulk { .. } => panic!("a session in a session"),
+            PeerEvent::Disconnected { .. } | PeerEvent::Silent(_) | PeerEvent::Responsive(_) => {}
+            PeerEvent::BulkOpened { .. } => panic!("a session in a session"),
         }
     }
     ups
@@ -63,9 +63,9 @@ async fn read_chunks(mut events: mpsc::Receiver<PeerEvent>, tell: impl Fn(usize)
 
 /// Sends 64 MiB from one to the other while the station pings the node.
 async fn transfer(from: &Program, mut to: Program) {
-    let link = from.endpoint.bulk(to.id()).await.expect("running");
+    let link = from.endpoint.open_bulk_session(to.id()).await.expect("running");
     let sender = tokio::spawn(send_chunks(link));
-    let (_back, events) = to.bulk().await;
+    let (_back, events) = to.wait_for_bulk().await;
     let reader = tokio::spawn(read_chunks(events, |_| ()));
     assert_eq!(reader.await.expect("all came"), 1);
     sender.await.expect("all sent");
@@ -89,20 +89,27 @@ async fn files_flow_from_the_side_that_was_dialled() {
 async fn a_file_does_not_delay_a_command() {
     let mut root = fleet();
     let (station, mut node) = linked(Setup::station(&mut root), Setup::node(&mut root)).await;
-    let bulk = station.endpoint.bulk(node.id()).await.expect("running");
-    let (_back, events) = node.bulk().await;
+    let bulk = station
+        .endpoint
+        .open_bulk_session(node.id())
+        .await
+        .expect("running");
+    let (_back, events) = node.wait_for_bulk().await;
     let id = node.id();
     let sender = tokio::spawn(send_chunks(bulk));
     let reader = tokio::spawn(read_chunks(events, |_| ()));
-    let answering = tokio::spawn(node.answer_all());
-    let mut asking = Asking::new();
+    let answering = tokio::spawn(node.reply_to_all());
+    let mut asking = Requester::new();
     let link = station.link(id).await;
     let mut times = Vec::new();
     while !reader.is_finished() {
         let number = u64::try_from(times.len()).expect("few");
         let asked = clock::now();
-        asking.ask(&link, "ping", number).expect("room");
-        assert!(matches!(asking.end().await.ended, Ended::Reply(_)));
+        asking.request(&link, "ping", number).expect("room");
+        assert!(matches!(
+            asking.next_delivery().await.result,
+            RequestResult::Reply(_)
+        ));
         times.push(clock::since(asked));
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -119,19 +126,23 @@ async fn a_file_does_not_delay_a_command() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_file_goes_on_after_its_connection_was_cut() {
+async fn file_resumes_after_its_connection_was_cut() {
     let mut root = fleet();
     let mut station = Setup::station(&mut root).start();
     let mut node = Setup::node(&mut root).start();
-    let proxy = Proxy::to(node.endpoint.listens()).await;
+    let proxy = Proxy::to(node.endpoint.listen_addr()).await;
     station.dial(proxy.addr()).await;
-    station.up().await;
-    let link = station.endpoint.bulk(node.id()).await.expect("running");
+    station.wait_for_up().await;
+    let link = station
+        .endpoint
+        .open_bulk_session(node.id())
+        .await
+        .expect("running");
     let sender = tokio::spawn(send_chunks(link));
     // An application that leaves the events of a session lying holds it up, and that goes for the sender too.
-    let (_link, mut at_station) = station.bulk().await;
+    let (_link, mut at_station) = station.wait_for_bulk().await;
     tokio::spawn(async move { while at_station.recv().await.is_some() {} });
-    let (_back, events) = node.bulk().await;
+    let (_back, events) = node.wait_for_bulk().await;
     let cut = move |chunk| {
         if chunk % 64 == 32 {
             proxy.cut();
@@ -144,19 +155,30 @@ async fn a_file_goes_on_after_its_connection_was_cut() {
 
 /// Asking for a session that is there already leaves its connection alone.
 #[tokio::test]
-async fn a_connection_for_files_is_opened_once() {
+async fn bulk_connection_is_opened_once() {
     let mut root = fleet();
     let (mut station, mut node) = linked(Setup::station(&mut root), Setup::node(&mut root)).await;
-    station.endpoint.bulk(node.id()).await.expect("running");
-    let (_link, mut at_station) = station.bulk().await;
-    let (_back, mut at_node) = node.bulk().await;
+    station
+        .endpoint
+        .open_bulk_session(node.id())
+        .await
+        .expect("running");
+    let (_link, mut at_station) = station.wait_for_bulk().await;
+    let (_back, mut at_node) = node.wait_for_bulk().await;
     for events in [&mut at_station, &mut at_node] {
-        let event = timeout(PATIENCE, events.recv()).await.expect("in time");
-        assert!(matches!(event, Some(PeerEvent::Up { .. })), "{event:?}");
+        let event = timeout(TEST_TIMEOUT, events.recv()).await.expect("in time");
+        assert!(matches!(event, Some(PeerEvent::Connected { .. })), "{event:?}");
     }
     for _ in 0..5 {
-        station.endpoint.bulk(node.id()).await.expect("running");
-        node.endpoint.bulk(station.id()).await.expect("running");
+        station
+            .endpoint
+            .open_bulk_session(node.id())
+            .await
+            .expect("running");
+        node.endpoint
+            .open_bulk_session(station.id())
+            .await
+            .expect("running");
     }
     let event = timeout(Duration::from_secs(1), at_station.recv()).await;
     assert!(event.is_err(), "the connection was disturbed: {event:?}");

@@ -8,11 +8,11 @@ use std::time::Duration;
 use swarm_shared::net::clock;
 use swarm_shared::net::endpoint::{Config, Endpoint, Events, JoinRequest, Notice};
 use swarm_shared::net::handshake::Identity;
-use swarm_shared::net::peer::{Delivery, LinkError, PeerEvent, PeerInfo, PeerLink, ReplyTo, Request};
+use swarm_shared::net::peer::{CompletedRequest, LinkError, PeerEvent, PeerInfo, PeerLink, ReplyTo, Request};
 use swarm_shared::net::random;
 use swarm_shared::net::socket::KeepaliveConfig;
 use swarm_shared::proto::address_book::{Hint, Source};
-use swarm_shared::proto::encoded::Parcel;
+use swarm_shared::proto::encoded::EncodedFrame;
 use swarm_shared::proto::id::{NodeName, PeerId, PeerKind};
 use swarm_shared::proto::message::{Arguments, RefusalCode, Refused};
 use swarm_shared::proto::outcome::Reply;
@@ -23,7 +23,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 /// How long a test waits for what has to happen; the machine may be busy.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 pub(crate) fn key() -> SigningKey {
     SigningKey::from_seed(random::bytes().expect("randomness"))
@@ -50,7 +50,7 @@ pub(crate) struct Setup {
 }
 
 impl Setup {
-    pub(crate) fn stranger(kind: PeerKind, name: &'static str) -> Self {
+    pub(crate) fn without_fleet(kind: PeerKind, name: &'static str) -> Self {
         Self {
             kind,
             name,
@@ -63,7 +63,7 @@ impl Setup {
     }
 
     pub(crate) fn member(root: &mut FleetRoot, kind: PeerKind, role: Role, name: &'static str) -> Self {
-        let mut setup = Self::stranger(kind, name);
+        let mut setup = Self::without_fleet(kind, name);
         setup.membership = Some(membership(root, &setup.key, role));
         setup
     }
@@ -109,20 +109,22 @@ impl Program {
     }
 
     pub(crate) async fn dial(&self, addr: SocketAddr) {
-        self.endpoint.heard(addr, Source::Static, Hint::None).await;
+        self.endpoint
+            .address_discovered(addr, Source::Static, Hint::None)
+            .await;
     }
 
     pub(crate) async fn link(&self, id: PeerId) -> PeerLink {
-        self.endpoint.open(id).await.expect("running")
+        self.endpoint.open_session(id).await.expect("running")
     }
 
-    pub(crate) async fn event(&mut self) -> PeerEvent {
-        let event = timeout(PATIENCE, self.events.peers.recv()).await;
+    pub(crate) async fn next_event(&mut self) -> PeerEvent {
+        let event = timeout(TEST_TIMEOUT, self.events.peers.recv()).await;
         event.expect("an event in time").expect("running")
     }
 
     /// The next event that is wanted; others are passed over.
-    pub(crate) async fn until<T>(&mut self, mut wanted: impl FnMut(PeerEvent) -> Option<T>) -> T {
+    pub(crate) async fn wait_for<T>(&mut self, mut wanted: impl FnMut(PeerEvent) -> Option<T>) -> T {
         let found = async {
             loop {
                 let event = self.events.peers.recv().await.expect("running");
@@ -131,12 +133,12 @@ impl Program {
                 }
             }
         };
-        timeout(PATIENCE, found).await.expect("the event in time")
+        timeout(TEST_TIMEOUT, found).await.expect("the event in time")
     }
 
-    pub(crate) async fn up(&mut self) -> (Arc<PeerInfo>, bool) {
-        self.until(|event| {
-            let PeerEvent::Up { peer, resumed } = event else {
+    pub(crate) async fn wait_for_up(&mut self) -> (Arc<PeerInfo>, bool) {
+        self.wait_for(|event| {
+            let PeerEvent::Connected { peer, resumed } = event else {
                 return None;
             };
             Some((peer, resumed))
@@ -144,9 +146,9 @@ impl Program {
         .await
     }
 
-    pub(crate) async fn down(&mut self) -> String {
-        self.until(|event| {
-            let PeerEvent::Down { why, .. } = event else {
+    pub(crate) async fn wait_for_down(&mut self) -> String {
+        self.wait_for(|event| {
+            let PeerEvent::Disconnected { reason: why, .. } = event else {
                 return None;
             };
             Some(why)
@@ -154,8 +156,8 @@ impl Program {
         .await
     }
 
-    pub(crate) async fn frame(&mut self) -> Frame {
-        self.until(|event| {
+    pub(crate) async fn next_frame(&mut self) -> Frame {
+        self.wait_for(|event| {
             let PeerEvent::Frame { frame, .. } = event else {
                 return None;
             };
@@ -165,9 +167,9 @@ impl Program {
     }
 
     /// The session for files with a peer, once it has begun.
-    pub(crate) async fn bulk(&mut self) -> (PeerLink, mpsc::Receiver<PeerEvent>) {
-        self.until(|event| {
-            let PeerEvent::Bulk { link, events, .. } = event else {
+    pub(crate) async fn wait_for_bulk(&mut self) -> (PeerLink, mpsc::Receiver<PeerEvent>) {
+        self.wait_for(|event| {
+            let PeerEvent::BulkOpened { link, events, .. } = event else {
                 return None;
             };
             Some((link, events))
@@ -175,13 +177,13 @@ impl Program {
         .await
     }
 
-    pub(crate) async fn notice(&mut self) -> Notice {
-        let notice = timeout(PATIENCE, self.events.notices.recv()).await;
+    pub(crate) async fn next_notice(&mut self) -> Notice {
+        let notice = timeout(TEST_TIMEOUT, self.events.notices.recv()).await;
         notice.expect("a notice in time").expect("running")
     }
 
     /// The next refusal with this code, and whether it was ours.
-    pub(crate) async fn refusal(&mut self, wanted: RefusalCode) -> (bool, Refused) {
+    pub(crate) async fn wait_for_refusal(&mut self, wanted: RefusalCode) -> (bool, Refused) {
         let found = async {
             loop {
                 if let Notice::Refused { by_us, refused, .. } =
@@ -192,12 +194,12 @@ impl Program {
                 }
             }
         };
-        let found = timeout(PATIENCE, found).await;
+        let found = timeout(TEST_TIMEOUT, found).await;
         found.unwrap_or_else(|_elapsed| panic!("no refusal with {wanted:?}"))
     }
 
     /// Answers everything that is commanded with its own number, until the endpoint stops.
-    pub(crate) async fn answer_all(mut self) {
+    pub(crate) async fn reply_to_all(mut self) {
         while let Some(event) = self.events.peers.recv().await {
             if let PeerEvent::Frame { peer, frame, .. } = event
                 && frame.header.kind == Some(Kind::Command)
@@ -213,15 +215,15 @@ impl Program {
 /// Two programs linked with each other; the first dialled.
 pub(crate) async fn linked(first: Setup, second: Setup) -> (Program, Program) {
     let (mut first, mut second) = (first.start(), second.start());
-    first.dial(second.endpoint.listens()).await;
-    assert_eq!(first.up().await.0.id, second.id());
-    assert_eq!(second.up().await.0.id, first.id());
+    first.dial(second.endpoint.listen_addr()).await;
+    assert_eq!(first.wait_for_up().await.0.id, second.id());
+    assert_eq!(second.wait_for_up().await.0.id, first.id());
     (first, second)
 }
 
 pub(crate) fn outgoing(frame: &Frame, lane: Lane) -> Outgoing {
     Outgoing {
-        parcel: Parcel::new(frame).expect("it encodes"),
+        frame: EncodedFrame::new(frame).expect("it encodes"),
         lane,
         deadline: None,
     }
@@ -252,38 +254,38 @@ pub(crate) async fn send_when_possible(link: &PeerLink, message: &Outgoing) {
             match link.try_send(message.clone()) {
                 Ok(()) => return,
                 Err(LinkError::Busy) => tokio::time::sleep(Duration::from_millis(1)).await,
-                Err(LinkError::Stopped) => panic!("stopped"),
+                Err(LinkError::Closed) => panic!("stopped"),
             }
         }
     };
-    timeout(PATIENCE, sent).await.expect("room in time");
+    timeout(TEST_TIMEOUT, sent).await.expect("room in time");
 }
 
-pub(crate) struct Asking {
-    ends: mpsc::Receiver<Delivery>,
+pub(crate) struct Requester {
+    deliveries: mpsc::Receiver<CompletedRequest>,
     reply_to: ReplyTo,
 }
 
-impl Asking {
+impl Requester {
     pub(crate) fn new() -> Self {
         let (reply_to, ends) = mpsc::channel(10_000);
         Self {
-            ends,
+            deliveries: ends,
             reply_to: ReplyTo(reply_to),
         }
     }
 
-    pub(crate) fn ask(&self, link: &PeerLink, action: &str, id: u64) -> Result<(), LinkError> {
+    pub(crate) fn request(&self, link: &PeerLink, action: &str, id: u64) -> Result<(), LinkError> {
         let request = Request {
             id,
-            until: clock::now() + PATIENCE,
+            timeout_at: clock::now() + TEST_TIMEOUT,
             reply_to: self.reply_to.clone(),
         };
         link.try_request(command(action, id), request)
     }
 
-    pub(crate) async fn end(&mut self) -> Delivery {
-        let end = timeout(PATIENCE, self.ends.recv()).await;
+    pub(crate) async fn next_delivery(&mut self) -> CompletedRequest {
+        let end = timeout(TEST_TIMEOUT, self.deliveries.recv()).await;
         end.expect("an end in time").expect("we hold the sender")
     }
 }

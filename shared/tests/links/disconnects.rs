@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use swarm_shared::net::clock;
-use swarm_shared::net::peer::{Ended, PeerEvent, PeerLink};
+use swarm_shared::net::peer::{PeerEvent, PeerLink, RequestResult};
 use swarm_shared::proto::id::PeerKind;
 use swarm_shared::proto::message::RefusalCode;
 use swarm_shared::proto::outcome::Reply;
 use tokio::net::TcpListener;
 
-use crate::common::{Asking, PATIENCE, Program, Setup, fleet, numbered, reply, send_when_possible};
+use crate::common::{Program, Requester, Setup, TEST_TIMEOUT, fleet, numbered, reply, send_when_possible};
 use crate::proxy::Proxy;
 
 /// Frames sent each way while the link is cut again and again.
@@ -32,13 +32,13 @@ async fn send_stream(link: PeerLink) {
 async fn read_stream(mut program: Program, tell: impl Fn(u64)) -> (Program, usize) {
     let (mut next, mut ups, mut is_up) = (1, 0, true);
     while next <= STREAM_FRAMES {
-        match program.event().await {
-            PeerEvent::Up { resumed, .. } => {
+        match program.next_event().await {
+            PeerEvent::Connected { resumed, .. } => {
                 assert!(resumed && !is_up, "link {ups}: resumed {resumed}, was up {is_up}");
                 is_up = true;
                 ups += 1;
             }
-            PeerEvent::Down { .. } => {
+            PeerEvent::Disconnected { .. } => {
                 assert!(is_up, "down twice");
                 is_up = false;
             }
@@ -48,7 +48,7 @@ async fn read_stream(mut program: Program, tell: impl Fn(u64)) -> (Program, usiz
                 tell(next);
                 next += 1;
             }
-            PeerEvent::Silent(_) | PeerEvent::Heard(_) | PeerEvent::Bulk { .. } => {}
+            PeerEvent::Silent(_) | PeerEvent::Responsive(_) | PeerEvent::BulkOpened { .. } => {}
         }
     }
     (program, ups)
@@ -56,10 +56,10 @@ async fn read_stream(mut program: Program, tell: impl Fn(u64)) -> (Program, usiz
 
 async fn linked_through(station: Setup, node: Setup) -> (Program, Program, Proxy) {
     let (mut station, mut node) = (station.start(), node.start());
-    let proxy = Proxy::to(node.endpoint.listens()).await;
+    let proxy = Proxy::to(node.endpoint.listen_addr()).await;
     station.dial(proxy.addr()).await;
-    station.up().await;
-    node.up().await;
+    station.wait_for_up().await;
+    node.wait_for_up().await;
     (station, node, proxy)
 }
 
@@ -89,52 +89,58 @@ async fn stream_both_ways(disturb: fn(&Proxy)) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_is_lost_doubled_or_out_of_order_when_links_are_cut() {
+async fn messages_stay_ordered_and_unique_when_links_are_cut() {
     stream_both_ways(Proxy::cut).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_is_lost_doubled_or_out_of_order_when_only_one_side_is_told() {
-    stream_both_ways(Proxy::halve).await;
+async fn messages_stay_ordered_and_unique_over_half_open_links() {
+    stream_both_ways(Proxy::half_open).await;
 }
 
 #[tokio::test]
-async fn a_request_in_flight_when_its_peer_restarts_is_lost_and_one_that_waits_is_delivered() {
+async fn peer_restart_loses_only_requests_in_flight() {
     let mut root = fleet();
     let mut station = Setup::station(&mut root).start();
     let node = Setup::node(&mut root);
     let (key, member) = (node.key.clone(), node.membership.clone());
     let mut node = node.start();
     let id = node.id();
-    station.dial(node.endpoint.listens()).await;
-    station.up().await;
-    let mut asking = Asking::new();
+    station.dial(node.endpoint.listen_addr()).await;
+    station.wait_for_up().await;
+    let mut asking = Requester::new();
     let link = station.link(id).await;
-    asking.ask(&link, "led", 1).expect("room");
-    assert_eq!(node.frame().await.header.id, Some(1));
+    asking.request(&link, "led", 1).expect("room");
+    assert_eq!(node.next_frame().await.header.id, Some(1));
     node.endpoint.shutdown().await;
-    station.down().await;
-    asking.ask(&link, "led", 2).expect("room");
+    station.wait_for_down().await;
+    asking.request(&link, "led", 2).expect("room");
 
-    let mut again = Setup::stranger(PeerKind::Node, "drone-1");
+    let mut again = Setup::without_fleet(PeerKind::Node, "drone-1");
     (again.key, again.membership) = (key, member);
     let mut again = again.start();
-    station.dial(again.endpoint.listens()).await;
-    let (_peer, resumed) = station.up().await;
+    station.dial(again.endpoint.listen_addr()).await;
+    let (_peer, resumed) = station.wait_for_up().await;
     assert!(!resumed);
-    let lost = asking.end().await;
-    assert!(lost.id == 1 && matches!(lost.ended, Ended::Lost), "{lost:?}");
-    let frame = again.frame().await;
+    let lost = asking.next_delivery().await;
+    assert!(
+        lost.id == 1 && matches!(lost.result, RequestResult::Lost),
+        "{lost:?}"
+    );
+    let frame = again.next_frame().await;
     assert_eq!(frame.header.id, Some(2));
     let back = again.link(station.id()).await;
     back.try_send(reply(&Reply::done(2.into()), &frame.header))
         .expect("room");
-    let done = asking.end().await;
-    assert!(done.id == 2 && matches!(done.ended, Ended::Reply(_)), "{done:?}");
+    let done = asking.next_delivery().await;
+    assert!(
+        done.id == 2 && matches!(done.result, RequestResult::Reply(_)),
+        "{done:?}"
+    );
 }
 
 #[tokio::test]
-async fn a_peer_that_falls_silent_is_called_silent_and_then_offline_within_four_heartbeats() {
+async fn silent_peer_is_offline_within_four_heartbeats() {
     let mut root = fleet();
     let beat = Duration::from_millis(500);
     let (station, node) = (Setup::station(&mut root), Setup::node(&mut root));
@@ -143,15 +149,15 @@ async fn a_peer_that_falls_silent_is_called_silent_and_then_offline_within_four_
     let paused = clock::now();
     let mut silent = false;
     loop {
-        match station.event().await {
+        match station.next_event().await {
             PeerEvent::Silent(_) => silent = true,
-            PeerEvent::Down { why, .. } => {
-                assert!(why.contains("heard"), "{why}");
+            PeerEvent::Disconnected { reason, .. } => {
+                assert!(reason.contains("heard"), "{reason}");
                 break;
             }
-            other @ (PeerEvent::Up { .. }
-            | PeerEvent::Heard(_)
-            | PeerEvent::Bulk { .. }
+            other @ (PeerEvent::Connected { .. }
+            | PeerEvent::Responsive(_)
+            | PeerEvent::BulkOpened { .. }
             | PeerEvent::Frame { .. }) => panic!("{other:?}"),
         }
     }
@@ -161,21 +167,24 @@ async fn a_peer_that_falls_silent_is_called_silent_and_then_offline_within_four_
         "took {:?}",
         clock::since(paused)
     );
-    node.down().await;
+    node.wait_for_down().await;
     proxy.pause(false);
-    assert!(station.up().await.1 && node.up().await.1, "the session goes on");
+    assert!(
+        station.wait_for_up().await.1 && node.wait_for_up().await.1,
+        "the session goes on"
+    );
 }
 
 #[tokio::test]
-async fn a_short_silence_is_told_and_forgiven() {
+async fn short_silence_is_reported_and_recovers() {
     let mut root = fleet();
     let beat = Duration::from_millis(500);
     let (station, node) = (Setup::station(&mut root), Setup::node(&mut root));
     let (mut station, _node, proxy) = linked_through(station.heartbeat(beat), node.heartbeat(beat)).await;
     proxy.pause(true);
-    assert!(matches!(station.event().await, PeerEvent::Silent(_)));
+    assert!(matches!(station.next_event().await, PeerEvent::Silent(_)));
     proxy.pause(false);
-    assert!(matches!(station.event().await, PeerEvent::Heard(_)));
+    assert!(matches!(station.next_event().await, PeerEvent::Responsive(_)));
 }
 
 #[tokio::test]
@@ -183,12 +192,12 @@ async fn a_half_open_link_is_replaced() {
     let mut root = fleet();
     let (station, node) = (Setup::station(&mut root), Setup::node(&mut root));
     let (mut station, mut node, proxy) = linked_through(station, node).await;
-    proxy.halve();
-    station.down().await;
-    assert!(station.up().await.1);
-    assert!(node.up().await.1);
+    proxy.half_open();
+    station.wait_for_down().await;
+    assert!(station.wait_for_up().await.1);
+    assert!(node.wait_for_up().await.1);
     station.link(node.id()).await.try_send(numbered(5)).expect("room");
-    assert_eq!(node.frame().await.header.id, Some(5));
+    assert_eq!(node.next_frame().await.header.id, Some(5));
 }
 
 /// Counts what `dials` brings in three seconds.
@@ -202,7 +211,7 @@ async fn count(mut dials: impl AsyncFnMut()) -> usize {
 }
 
 #[tokio::test]
-async fn a_peer_that_is_not_there_is_dialled_ever_less_often_until_it_is() {
+async fn absent_peer_is_dialled_with_backoff() {
     let mut root = fleet();
     let mut station = Setup::station(&mut root).start();
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
@@ -218,46 +227,46 @@ async fn a_peer_that_is_not_there_is_dialled_ever_less_often_until_it_is() {
     node.listen = addr;
     let node = node.start();
     let started = clock::now();
-    assert_eq!(station.up().await.0.id, node.id());
-    assert!(clock::since(started) < PATIENCE);
+    assert_eq!(station.wait_for_up().await.0.id, node.id());
+    assert!(clock::since(started) < TEST_TIMEOUT);
 }
 
 /// The dialler believes itself linked until it is told otherwise; that may not start its backoff anew.
 #[tokio::test]
-async fn a_peer_that_refuses_is_dialled_ever_less_often_too() {
+async fn refusing_peer_is_dialled_with_backoff() {
     let mut root = fleet();
     let station = Setup::station(&mut root);
     let key = station.key.public();
     let station = station.start();
     root.revoke(key).expect("it is short");
     let mut node = Setup::node(&mut root).start();
-    station.dial(node.endpoint.listens()).await;
+    station.dial(node.endpoint.listen_addr()).await;
     let refusals = count(async || {
-        node.refusal(RefusalCode::Revoked).await;
+        node.wait_for_refusal(RefusalCode::Revoked).await;
     })
     .await;
     assert!((2..=14).contains(&refusals), "{refusals} refusals in 3 s");
 }
 
 #[tokio::test]
-async fn a_link_comes_back_when_the_network_does() {
+async fn link_returns_when_the_network_does() {
     let mut root = fleet();
     let (station, node) = (Setup::station(&mut root), Setup::node(&mut root));
     let (mut station, mut node, proxy) = linked_through(station, node).await;
     proxy.close(true);
     proxy.cut();
-    station.down().await;
-    node.down().await;
+    station.wait_for_down().await;
+    node.wait_for_down().await;
     let link = station.link(node.id()).await;
     link.try_send(numbered(9)).expect("it waits");
     tokio::time::sleep(Duration::from_secs(1)).await;
     proxy.close(false);
-    station.endpoint.nudge().await;
+    station.endpoint.retry_now().await;
     let started = clock::now();
-    assert!(station.up().await.1);
+    assert!(station.wait_for_up().await.1);
     assert!(
         clock::since(started) < Duration::from_secs(2),
         "a nudge dials at once"
     );
-    assert_eq!(node.frame().await.header.id, Some(9));
+    assert_eq!(node.next_frame().await.header.id, Some(9));
 }

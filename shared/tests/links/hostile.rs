@@ -8,24 +8,24 @@ use swarm_shared::net::clock;
 use swarm_shared::net::endpoint::PREAUTH_PER_SOURCE_MAX;
 use swarm_shared::net::tls;
 use swarm_shared::proto::id::{Instance, NodeName, PeerKind};
-use swarm_shared::proto::message::{Channel, Hello, RefusalCode, Refused, VERSIONS, Versions};
+use swarm_shared::proto::message::{Channel, Hello, PROTOCOL_VERSIONS, RefusalCode, Refused, VersionRange};
 use swarm_shared::proto::trust::{Membership, Role, SigningKey};
-use swarm_shared::proto::wire::{Frame, FrameReader, Kind, Limits};
+use swarm_shared::proto::wire::{Frame, FrameLimits, FrameReader, Kind};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::{TlsConnector, TlsStream};
 
-use crate::common::{PATIENCE, Program, Setup, fleet, key, linked, membership, numbered};
+use crate::common::{Program, Setup, TEST_TIMEOUT, fleet, key, linked, membership, numbered};
 
 /// A program that says what it likes.
-struct Raw {
+struct RawPeer {
     stream: TlsStream<TcpStream>,
     reader: FrameReader,
     incoming: BytesMut,
 }
 
-impl Raw {
+impl RawPeer {
     async fn dial(addr: SocketAddr, key: &SigningKey) -> Self {
         let tcp = TcpStream::connect(addr).await.expect("connects");
         let connector = TlsConnector::from(tls::client_config(key).expect("a good key"));
@@ -35,12 +35,12 @@ impl Raw {
             .expect("any key will do");
         Self {
             stream: stream.into(),
-            reader: FrameReader::new(Limits::CONTROL),
+            reader: FrameReader::new(FrameLimits::CONTROL),
             incoming: BytesMut::new(),
         }
     }
 
-    async fn say(&mut self, frame: &Frame) {
+    async fn send(&mut self, frame: &Frame) {
         let mut bytes = BytesMut::new();
         frame.encode(&mut bytes).expect("it encodes");
         self.write(&bytes).await;
@@ -53,7 +53,7 @@ impl Raw {
     }
 
     /// The next frame; `None` at the end.
-    async fn hear(&mut self) -> Option<Frame> {
+    async fn receive(&mut self) -> Option<Frame> {
         let heard = async {
             loop {
                 if let Some(frame) = self.reader.next_frame(&mut self.incoming).expect("good frames") {
@@ -65,15 +65,15 @@ impl Raw {
                 }
             }
         };
-        timeout(PATIENCE, heard).await.expect("an answer in time")
+        timeout(TEST_TIMEOUT, heard).await.expect("an answer in time")
     }
 
     /// Hears until it is refused.
     async fn refused(&mut self) -> Refused {
         loop {
-            let frame = self.hear().await.expect("a refusal before the end");
+            let frame = self.receive().await.expect("a refusal before the end");
             if frame.header.kind == Some(Kind::Refused) {
-                return frame.read().expect("readable");
+                return frame.parse_content().expect("readable");
             }
         }
     }
@@ -81,7 +81,7 @@ impl Raw {
 
 fn hello(membership: &Membership) -> Hello {
     Hello {
-        versions: VERSIONS,
+        versions: PROTOCOL_VERSIONS,
         channel: Channel::Control,
         kind: PeerKind::Node,
         name: NodeName::parse("raw").expect("a name"),
@@ -95,7 +95,7 @@ fn hello(membership: &Membership) -> Hello {
 }
 
 /// A station, and the hello of a member that it would take.
-fn target() -> (Program, SigningKey, Hello) {
+fn station_and_member() -> (Program, SigningKey, Hello) {
     let mut root = fleet();
     let station = Setup::station(&mut root).start();
     let key = key();
@@ -104,30 +104,30 @@ fn target() -> (Program, SigningKey, Hello) {
 }
 
 /// Whatever happened to the station, a good peer links with it.
-async fn still_links(station: &mut Program, key: &SigningKey, hello: &Hello) {
-    let mut raw = Raw::dial(station.endpoint.listens(), key).await;
-    raw.say(&Frame::json(Kind::Hello, hello)).await;
-    let first = raw.hear().await.expect("a hello");
+async fn check_still_links(station: &mut Program, key: &SigningKey, hello: &Hello) {
+    let mut raw = RawPeer::dial(station.endpoint.listen_addr(), key).await;
+    raw.send(&Frame::json(Kind::Hello, hello)).await;
+    let first = raw.receive().await.expect("a hello");
     assert_eq!(first.header.kind, Some(Kind::Hello));
-    let second = raw.hear().await.expect("a welcome");
+    let second = raw.receive().await.expect("a welcome");
     assert_eq!(second.header.kind, Some(Kind::Welcome));
 }
 
 #[tokio::test]
-async fn another_version_is_refused_on_both_screens() {
-    let (mut station, key, mut hello) = target();
-    hello.versions = Versions { min: 2, max: 3 };
-    let mut raw = Raw::dial(station.endpoint.listens(), &key).await;
-    raw.say(&Frame::json(Kind::Hello, &hello)).await;
+async fn other_protocol_version_is_refused_on_both_sides() {
+    let (mut station, key, mut hello) = station_and_member();
+    hello.versions = VersionRange { min: 2, max: 3 };
+    let mut raw = RawPeer::dial(station.endpoint.listen_addr(), &key).await;
+    raw.send(&Frame::json(Kind::Hello, &hello)).await;
     let seen = raw.refused().await;
     assert_eq!(seen.code, RefusalCode::Version);
     assert!(seen.reason.contains("same release"), "{seen}");
-    assert_eq!(station.refusal(RefusalCode::Version).await, (true, seen));
+    assert_eq!(station.wait_for_refusal(RefusalCode::Version).await, (true, seen));
 }
 
 #[tokio::test]
-async fn what_is_no_hello_is_refused_with_a_reason() {
-    let (mut station, key, good) = target();
+async fn invalid_hello_is_refused_with_a_reason() {
+    let (mut station, key, good) = station_and_member();
     let mut huge = good.clone();
     huge.software = "x".repeat(20_000);
     let early = Frame::json(Kind::Command, &());
@@ -136,42 +136,45 @@ async fn what_is_no_hello_is_refused_with_a_reason() {
         (Frame::json(Kind::Hello, &7), "unreadable hello"),
         (early, "expected a hello"),
     ] {
-        let mut raw = Raw::dial(station.endpoint.listens(), &key).await;
-        raw.say(&frame).await;
+        let mut raw = RawPeer::dial(station.endpoint.listen_addr(), &key).await;
+        raw.send(&frame).await;
         let refused = raw.refused().await;
         assert_eq!(refused.code, RefusalCode::Protocol);
         assert!(refused.reason.contains(word), "{refused}");
-        assert_eq!(station.refusal(RefusalCode::Protocol).await, (true, refused));
+        assert_eq!(
+            station.wait_for_refusal(RefusalCode::Protocol).await,
+            (true, refused)
+        );
     }
-    let mut raw = Raw::dial(station.endpoint.listens(), &key).await;
+    let mut raw = RawPeer::dial(station.endpoint.listen_addr(), &key).await;
     raw.write(b"\x00\x05hello, world").await;
     assert_eq!(raw.refused().await.code, RefusalCode::Protocol);
-    still_links(&mut station, &key, &good).await;
+    check_still_links(&mut station, &key, &good).await;
 }
 
 #[tokio::test]
 async fn frames_before_the_welcome_close_the_link() {
-    let (mut station, key, good) = target();
-    let mut raw = Raw::dial(station.endpoint.listens(), &key).await;
-    raw.say(&Frame::json(Kind::Hello, &good)).await;
-    raw.say(&Frame::json(Kind::Reply, &())).await;
-    while let Some(frame) = raw.hear().await {
+    let (mut station, key, good) = station_and_member();
+    let mut raw = RawPeer::dial(station.endpoint.listen_addr(), &key).await;
+    raw.send(&Frame::json(Kind::Hello, &good)).await;
+    raw.send(&Frame::json(Kind::Reply, &())).await;
+    while let Some(frame) = raw.receive().await {
         assert!(
             matches!(frame.header.kind, Some(Kind::Hello | Kind::Welcome)),
             "{frame:?}"
         );
     }
     assert!(station.events.peers.try_recv().is_err(), "it was never up");
-    still_links(&mut station, &key, &good).await;
+    check_still_links(&mut station, &key, &good).await;
 }
 
 #[tokio::test]
-async fn a_member_that_never_says_welcome_is_dropped() {
-    let (mut station, key, good) = target();
-    let mut raw = Raw::dial(station.endpoint.listens(), &key).await;
-    raw.say(&Frame::json(Kind::Hello, &good)).await;
+async fn member_that_sends_no_welcome_is_dropped() {
+    let (mut station, key, good) = station_and_member();
+    let mut raw = RawPeer::dial(station.endpoint.listen_addr(), &key).await;
+    raw.send(&Frame::json(Kind::Hello, &good)).await;
     let started = clock::now();
-    while raw.hear().await.is_some() {}
+    while raw.receive().await.is_some() {}
     let took = clock::since(started);
     assert!(
         took > Duration::from_secs(2) && took < Duration::from_secs(10),
@@ -182,9 +185,9 @@ async fn a_member_that_never_says_welcome_is_dropped() {
 
 /// Bytes that are not TLS, TLS without a key, and no bytes at all: each closes, none disturbs.
 #[tokio::test]
-async fn what_is_not_ours_is_closed_and_disturbs_nobody() {
-    let (mut station, key, good) = target();
-    let addr = station.endpoint.listens();
+async fn foreign_connections_are_closed_without_side_effects() {
+    let (mut station, key, good) = station_and_member();
+    let addr = station.endpoint.listen_addr();
     for garbage in [
         &b"GET / HTTP/1.1\r\n\r\n"[..],
         &[0xff; 4096],
@@ -193,7 +196,7 @@ async fn what_is_not_ours_is_closed_and_disturbs_nobody() {
         let mut tcp = TcpStream::connect(addr).await.expect("connects");
         tcp.write_all(garbage).await.ok();
         let mut sink = Vec::new();
-        let closed = timeout(PATIENCE, tcp.read_to_end(&mut sink)).await;
+        let closed = timeout(TEST_TIMEOUT, tcp.read_to_end(&mut sink)).await;
         assert!(closed.is_ok(), "it was not closed");
     }
     let anonymous =
@@ -208,7 +211,7 @@ async fn what_is_not_ours_is_closed_and_disturbs_nobody() {
         .connect(tls::server_name(), tcp)
         .await
         .expect_err("no key, no link");
-    still_links(&mut station, &key, &good).await;
+    check_still_links(&mut station, &key, &good).await;
     assert!(
         station.events.notices.try_recv().is_err(),
         "nothing here is the operator's business"
@@ -216,18 +219,18 @@ async fn what_is_not_ours_is_closed_and_disturbs_nobody() {
 }
 
 #[tokio::test]
-async fn a_connection_that_says_nothing_is_closed_after_five_seconds() {
-    let (station, key, _good) = target();
+async fn silent_connection_is_closed_after_five_seconds() {
+    let (station, key, _good) = station_and_member();
     let started = clock::now();
-    let mut silent = TcpStream::connect(station.endpoint.listens())
+    let mut silent = TcpStream::connect(station.endpoint.listen_addr())
         .await
         .expect("connects");
     // TLS, and then nothing.
-    let mut half = Raw::dial(station.endpoint.listens(), &key).await;
+    let mut half = RawPeer::dial(station.endpoint.listen_addr(), &key).await;
     let mut sink = Vec::new();
-    let read = timeout(PATIENCE, silent.read_to_end(&mut sink)).await;
+    let read = timeout(TEST_TIMEOUT, silent.read_to_end(&mut sink)).await;
     read.expect("closed in time").ok();
-    while half.hear().await.is_some() {}
+    while half.receive().await.is_some() {}
     let took = clock::since(started);
     assert!(
         took > Duration::from_secs(4) && took < Duration::from_secs(10),
@@ -239,29 +242,29 @@ async fn a_connection_that_says_nothing_is_closed_after_five_seconds() {
 /// out for as long as it takes to tire of them, 64 every five seconds, and no longer. Peers that are linked already
 /// feel nothing.
 #[tokio::test]
-async fn two_hundred_silent_connections_delay_a_good_peer_and_no_more() {
+async fn silent_connections_only_delay_a_good_peer() {
     let mut root = fleet();
     let (mut station, mut node) = linked(Setup::station(&mut root), Setup::node(&mut root)).await;
     let mut silent = Vec::new();
     for _ in 0..200 {
         silent.push(
-            TcpStream::connect(station.endpoint.listens())
+            TcpStream::connect(station.endpoint.listen_addr())
                 .await
                 .expect("connects"),
         );
     }
     let late = Setup::member(&mut root, PeerKind::Node, Role::Node, "late").start();
-    late.dial(station.endpoint.listens()).await;
+    late.dial(station.endpoint.listen_addr()).await;
     let asked = clock::now();
     station.link(node.id()).await.try_send(numbered(1)).expect("room");
-    node.frame().await;
+    node.next_frame().await;
     assert!(
         clock::since(asked) < Duration::from_secs(2),
         "a linked peer was disturbed"
     );
-    let up = timeout(PATIENCE * 2, async {
+    let up = timeout(TEST_TIMEOUT * 2, async {
         loop {
-            if let Some(swarm_shared::net::peer::PeerEvent::Up { peer, .. }) =
+            if let Some(swarm_shared::net::peer::PeerEvent::Connected { peer, .. }) =
                 station.events.peers.recv().await
             {
                 return peer;
@@ -284,7 +287,7 @@ fn lan_address() -> Option<IpAddr> {
 /// A host of the network has eight places; what it opens beyond that is closed at once, and others are greeted as if it
 /// were not there.
 #[tokio::test]
-async fn one_host_cannot_hold_the_places_of_the_others() {
+async fn one_host_cannot_exhaust_the_preauth_slots() {
     let Some(host) = lan_address() else {
         return eprintln!("skipped: this machine has no address but its own");
     };
@@ -292,7 +295,7 @@ async fn one_host_cannot_hold_the_places_of_the_others() {
     let mut setup = Setup::station(&mut root);
     setup.listen = ([0, 0, 0, 0], 0).into();
     let mut station = setup.start();
-    let port = station.endpoint.listens().port();
+    let port = station.endpoint.listen_addr().port();
     let started = clock::now();
     let mut silent = Vec::new();
     for _ in 0..200 {
@@ -300,7 +303,7 @@ async fn one_host_cannot_hold_the_places_of_the_others() {
     }
     let late = Setup::member(&mut root, PeerKind::Node, Role::Node, "late").start();
     late.dial(([127, 0, 0, 1], port).into()).await;
-    assert_eq!(station.up().await.0.id, late.id());
+    assert_eq!(station.wait_for_up().await.0.id, late.id());
     let mut held = 0;
     for tcp in &mut silent {
         let mut sink = Vec::new();
@@ -317,8 +320,8 @@ async fn one_host_cannot_hold_the_places_of_the_others() {
 
 /// Neither an acknowledgement of what was never sent, nor a gap, nor a broken frame costs more than the link.
 #[tokio::test]
-async fn a_member_that_breaks_the_rules_loses_its_link_and_nothing_else() {
-    let (mut station, key, good) = target();
+async fn protocol_violation_costs_only_the_members_link() {
+    let (mut station, key, good) = station_and_member();
     let breaks: [fn() -> Vec<u8>; 3] = [
         || {
             let mut frame = Frame::json(Kind::Heartbeat, &());
@@ -339,20 +342,20 @@ async fn a_member_that_breaks_the_rules_loses_its_link_and_nothing_else() {
     for (run, broken) in (10..).zip(breaks) {
         let mut hello = good.clone();
         hello.instance = Instance(run);
-        let mut raw = Raw::dial(station.endpoint.listens(), &key).await;
-        raw.say(&Frame::json(Kind::Hello, &hello)).await;
-        raw.hear().await.expect("a hello");
-        let theirs = raw.hear().await.expect("a welcome");
-        let mut welcome: swarm_shared::proto::message::Welcome = theirs.read().expect("readable");
+        let mut raw = RawPeer::dial(station.endpoint.listen_addr(), &key).await;
+        raw.send(&Frame::json(Kind::Hello, &hello)).await;
+        raw.receive().await.expect("a hello");
+        let theirs = raw.receive().await.expect("a welcome");
+        let mut welcome: swarm_shared::proto::message::Welcome = theirs.parse_content().expect("readable");
         std::mem::swap(&mut welcome.instance, &mut welcome.peer_instance);
         welcome.received = 0;
-        raw.say(&Frame::json(Kind::Welcome, &welcome)).await;
-        station.up().await;
+        raw.send(&Frame::json(Kind::Welcome, &welcome)).await;
+        station.wait_for_up().await;
         raw.write(&broken()).await;
-        station.down().await;
-        while raw.hear().await.is_some() {}
+        station.wait_for_down().await;
+        while raw.receive().await.is_some() {}
     }
     let mut hello = good.clone();
     hello.instance = Instance(99);
-    still_links(&mut station, &key, &hello).await;
+    check_still_links(&mut station, &key, &hello).await;
 }

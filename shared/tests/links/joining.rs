@@ -18,13 +18,13 @@ use tokio::sync::mpsc;
 use crate::common::{Program, Setup, fleet};
 
 /// A station's memory of whom it invited.
-struct Desk {
+struct Inviter {
     root: FleetRoot,
     invitations: Invitations,
 }
 
-impl Desk {
-    fn answer(&mut self, request: &JoinRequest) -> Result<Box<Joined>, Refused> {
+impl Inviter {
+    fn handle_join(&mut self, request: &JoinRequest) -> Result<Box<Joined>, Refused> {
         let Some(proof) = &request.proof else {
             return Err(Refused::new(RefusalCode::Pending, "wait for the operator"));
         };
@@ -45,33 +45,36 @@ impl Desk {
 }
 
 /// A station that takes others in.
-struct Door {
+struct JoinStation {
     station: Program,
-    desk: Arc<Mutex<Desk>>,
+    inviter: Arc<Mutex<Inviter>>,
 }
 
-impl Door {
-    fn open() -> Self {
+impl JoinStation {
+    fn start() -> Self {
         let mut root = fleet();
         let (joins, mut requests) = mpsc::channel::<JoinRequest>(128);
         let mut station = Setup::station(&mut root);
         station.joins = Some(joins);
         let station = station.start();
         let invitations = Invitations::default();
-        let desk = Arc::new(Mutex::new(Desk { root, invitations }));
+        let desk = Arc::new(Mutex::new(Inviter { root, invitations }));
         let answering = Arc::clone(&desk);
         tokio::spawn(async move {
             while let Some(request) = requests.recv().await {
-                let answer = answering.lock().expect("no panic").answer(&request);
-                request.answer.send(answer).ok();
+                let answer = answering.lock().expect("no panic").handle_join(&request);
+                request.reply.send(answer).ok();
             }
         });
-        Self { station, desk }
+        Self {
+            station,
+            inviter: desk,
+        }
     }
 
     fn invite(&self, uses: u32, valid_ms: u64) -> Invitation {
         let secret = InviteSecret::new(random::bytes().expect("randomness"));
-        let mut desk = self.desk.lock().expect("no panic");
+        let mut desk = self.inviter.lock().expect("no panic");
         let now = clock::unix_time_ms();
         desk.invitations
             .issue(secret.clone(), Role::Node, uses, now, valid_ms)
@@ -80,17 +83,21 @@ impl Door {
     }
 
     fn addr(&self) -> SocketAddr {
-        self.station.endpoint.listens()
+        self.station.endpoint.listen_addr()
     }
 }
 
 const LONG_MS: u64 = 900_000;
 
-fn newcomer() -> Program {
-    Setup::stranger(PeerKind::Node, "drone-9").start()
+fn unjoined_node() -> Program {
+    Setup::without_fleet(PeerKind::Node, "drone-9").start()
 }
 
-async fn ask(who: &Program, addr: SocketAddr, code: Option<&Invitation>) -> Result<Membership, JoinError> {
+async fn try_join(
+    who: &Program,
+    addr: SocketAddr,
+    code: Option<&Invitation>,
+) -> Result<Membership, JoinError> {
     join(who.endpoint.local(), &KeepaliveConfig::default(), addr, code).await
 }
 
@@ -103,49 +110,49 @@ fn refusal(answer: Result<Membership, JoinError>) -> Refused {
 }
 
 #[tokio::test]
-async fn a_good_code_lets_a_node_in_and_it_links() {
-    let mut door = Door::open();
+async fn node_with_a_valid_code_joins_and_links() {
+    let mut door = JoinStation::start();
     let code: Invitation = door
         .invite(1, LONG_MS)
         .to_string()
         .parse()
         .expect("what was printed");
-    let mut node = newcomer();
-    let membership = ask(&node, code.addresses()[0], Some(&code))
+    let mut node = unjoined_node();
+    let membership = try_join(&node, code.addresses()[0], Some(&code))
         .await
         .expect("let in");
     assert_eq!(membership.own_role(), Role::Node);
     node.dial(door.addr()).await;
-    node.endpoint.adopt(Arc::new(membership)).await;
-    assert_eq!(node.up().await.0.id, door.station.id());
-    assert_eq!(door.station.up().await.0.name.as_str(), "drone-9");
+    node.endpoint.adopt_membership(Arc::new(membership)).await;
+    assert_eq!(node.wait_for_up().await.0.id, door.station.id());
+    assert_eq!(door.station.wait_for_up().await.0.name.as_str(), "drone-9");
 }
 
 #[tokio::test]
-async fn a_code_lets_in_as_many_keys_as_it_says_and_each_as_often_as_it_asks() {
-    let door = Door::open();
+async fn code_admits_its_number_of_keys_and_their_repeats() {
+    let door = JoinStation::start();
     let code = door.invite(1, LONG_MS);
-    let (first, second) = (newcomer(), newcomer());
+    let (first, second) = (unjoined_node(), unjoined_node());
     for _ in 0..2 {
-        ask(&first, door.addr(), Some(&code)).await.expect("let in");
+        try_join(&first, door.addr(), Some(&code)).await.expect("let in");
     }
-    let refused = refusal(ask(&second, door.addr(), Some(&code)).await);
+    let refused = refusal(try_join(&second, door.addr(), Some(&code)).await);
     assert_eq!(refused.code, RefusalCode::BadCode);
     assert!(refused.reason.contains("used up"), "{refused}");
 }
 
 #[tokio::test]
-async fn a_wrong_code_an_expired_one_and_a_slip_of_the_pen_are_told_apart() {
-    let door = Door::open();
+async fn wrong_expired_and_mistyped_codes_are_told_apart() {
+    let door = JoinStation::start();
     let expired = door.invite(1, 0);
-    let refused = refusal(ask(&newcomer(), door.addr(), Some(&expired)).await);
+    let refused = refusal(try_join(&unjoined_node(), door.addr(), Some(&expired)).await);
     assert!(
         refused.code == RefusalCode::BadCode && refused.reason.contains("expired"),
         "{refused}"
     );
 
     let never_issued = Invitation::new(*expired.fingerprint(), InviteSecret::new([7; 16]), []);
-    let refused = refusal(ask(&newcomer(), door.addr(), Some(&never_issued)).await);
+    let refused = refusal(try_join(&unjoined_node(), door.addr(), Some(&never_issued)).await);
     assert!(
         refused.code == RefusalCode::BadCode && refused.reason.contains("wrong code"),
         "{refused}"
@@ -160,14 +167,14 @@ async fn a_wrong_code_an_expired_one_and_a_slip_of_the_pen_are_told_apart() {
 
 /// Another fleet's station answers at the address in the code: the node believes nothing that it says.
 #[tokio::test]
-async fn an_impostor_is_found_out() {
-    let (door, impostor) = (Door::open(), Door::open());
+async fn impostor_station_is_detected() {
+    let (door, impostor) = (JoinStation::start(), JoinStation::start());
     let code = door.invite(1, LONG_MS);
     // One that never saw the secret refuses; one that was given it by a spy cannot show the fleet's root.
-    let refused = refusal(ask(&newcomer(), impostor.addr(), Some(&code)).await);
+    let refused = refusal(try_join(&unjoined_node(), impostor.addr(), Some(&code)).await);
     assert_eq!(refused.code, RefusalCode::BadCode);
     let now = clock::unix_time_ms();
-    let issued = impostor.desk.lock().expect("no panic").invitations.issue(
+    let issued = impostor.inviter.lock().expect("no panic").invitations.issue(
         code.secret().clone(),
         Role::Node,
         1,
@@ -175,25 +182,25 @@ async fn an_impostor_is_found_out() {
         LONG_MS,
     );
     issued.expect("room");
-    let error = ask(&newcomer(), impostor.addr(), Some(&code))
+    let error = try_join(&unjoined_node(), impostor.addr(), Some(&code))
         .await
         .expect_err("an impostor");
     assert!(matches!(error, JoinError::Impostor { .. }), "{error}");
 }
 
 #[tokio::test]
-async fn without_a_code_one_waits_for_the_operator() {
-    let door = Door::open();
-    let refused = refusal(ask(&newcomer(), door.addr(), None).await);
+async fn join_without_a_code_waits_for_the_operator() {
+    let door = JoinStation::start();
+    let refused = refusal(try_join(&unjoined_node(), door.addr(), None).await);
     assert_eq!(refused.code, RefusalCode::Pending);
 }
 
 #[tokio::test]
-async fn a_node_takes_nobody_in() {
+async fn node_refuses_join_requests() {
     let mut root = fleet();
     let node = Setup::node(&mut root).start();
-    for code in [None, Some(Door::open().invite(1, LONG_MS))] {
-        let refused = refusal(ask(&newcomer(), node.endpoint.listens(), code.as_ref()).await);
+    for code in [None, Some(JoinStation::start().invite(1, LONG_MS))] {
+        let refused = refusal(try_join(&unjoined_node(), node.endpoint.listen_addr(), code.as_ref()).await);
         assert_eq!(refused.code, RefusalCode::NotAllowed);
         assert!(refused.reason.contains("station"), "{refused}");
     }
@@ -201,33 +208,33 @@ async fn a_node_takes_nobody_in() {
 
 #[tokio::test]
 async fn a_revoked_key_does_not_join_again() {
-    let door = Door::open();
+    let door = JoinStation::start();
     let code = door.invite(2, LONG_MS);
-    let node = newcomer();
-    let membership = ask(&node, door.addr(), Some(&code)).await.expect("let in");
+    let node = unjoined_node();
+    let membership = try_join(&node, door.addr(), Some(&code)).await.expect("let in");
     let own = membership.grant().verify(membership.root()).expect("good").key;
-    door.desk
+    door.inviter
         .lock()
         .expect("no panic")
         .root
         .revoke(own)
         .expect("it is short");
-    let refused = refusal(ask(&node, door.addr(), Some(&code)).await);
+    let refused = refusal(try_join(&node, door.addr(), Some(&code)).await);
     assert_eq!(refused.code, RefusalCode::Revoked);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn seventy_at_once_are_let_in_or_told_to_try_again() {
-    let door = Door::open();
+async fn concurrent_joins_are_admitted_or_told_to_retry() {
+    let door = JoinStation::start();
     let code = door.invite(70, LONG_MS);
     let addr = door.addr();
     let mut asking = tokio::task::JoinSet::new();
     for _ in 0..70 {
         let code = code.clone();
         asking.spawn(async move {
-            let node = newcomer();
+            let node = unjoined_node();
             let answer = loop {
-                match ask(&node, addr, Some(&code)).await {
+                match try_join(&node, addr, Some(&code)).await {
                     Err(JoinError::Refused(refused)) if refused.code == RefusalCode::Busy => {}
                     answer => break answer,
                 }
@@ -239,23 +246,23 @@ async fn seventy_at_once_are_let_in_or_told_to_try_again() {
     while let Some(joined) = asking.join_next().await {
         assert_eq!(joined.expect("no panic"), Ok(()));
     }
-    let desk = door.desk.lock().expect("no panic");
+    let desk = door.inviter.lock().expect("no panic");
     assert_eq!(desk.invitations.list()[0].uses_left, 0);
 }
 
 /// Whoever waits to be accepted by hand and goes away makes room for others.
 #[tokio::test]
-async fn one_that_gives_up_waiting_is_forgotten() {
+async fn abandoned_join_request_is_forgotten() {
     let mut root = fleet();
     let (joins, mut requests) = mpsc::channel::<JoinRequest>(128);
     let mut station = Setup::station(&mut root);
     station.joins = Some(joins);
     let station = station.start();
-    let addr = station.endpoint.listens();
-    let waiting = tokio::spawn(async move { ask(&newcomer(), addr, None).await.is_ok() });
+    let addr = station.endpoint.listen_addr();
+    let waiting = tokio::spawn(async move { try_join(&unjoined_node(), addr, None).await.is_ok() });
     let mut request = requests.recv().await.expect("it asks");
     assert!(request.proof.is_none());
     waiting.abort();
-    let gone = tokio::time::timeout(crate::common::PATIENCE, request.answer.closed()).await;
+    let gone = tokio::time::timeout(crate::common::TEST_TIMEOUT, request.reply.closed()).await;
     gone.expect("its going is noticed");
 }

@@ -3,22 +3,22 @@
 use std::time::Duration;
 
 use swarm_shared::net::clock;
-use swarm_shared::net::peer::{Delivery, Ended, LinkError, PeerEvent, PeerInfo};
+use swarm_shared::net::peer::{CompletedRequest, LinkError, PeerEvent, PeerInfo, RequestResult};
 use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::session::Timing;
 use swarm_shared::proto::wire::Lane;
 
-use crate::common::{Asking, PATIENCE, Setup, command, fleet, linked, numbered, reply};
+use crate::common::{Requester, Setup, TEST_TIMEOUT, command, fleet, linked, numbered, reply};
 
 #[tokio::test]
 async fn a_command_goes_out_and_its_reply_comes_back() {
     let mut root = fleet();
     let (station, mut node) = linked(Setup::station(&mut root), Setup::node(&mut root)).await;
-    let mut asking = Asking::new();
+    let mut asking = Requester::new();
     let link = station.link(node.id()).await;
-    asking.ask(&link, "ping", 7).expect("room");
+    asking.request(&link, "ping", 7).expect("room");
 
-    let PeerEvent::Frame { peer, frame, .. } = node.event().await else {
+    let PeerEvent::Frame { peer, frame, .. } = node.next_event().await else {
         panic!("expected the command")
     };
     assert_eq!(frame.header.action.as_deref(), Some("ping"));
@@ -26,17 +26,17 @@ async fn a_command_goes_out_and_its_reply_comes_back() {
     back.try_send(reply(&Reply::done("pong".into()), &frame.header))
         .expect("room");
 
-    let Delivery {
-        ended: Ended::Reply(content),
+    let CompletedRequest {
+        result: RequestResult::Reply(content),
         ..
-    } = asking.end().await
+    } = asking.next_delivery().await
     else {
         panic!("expected a reply")
     };
     let reply: Reply = serde_json::from_slice(&content).expect("a reply");
     assert_eq!(reply.state, Outcome::Done);
     station.endpoint.shutdown().await;
-    assert!(matches!(node.event().await, PeerEvent::Down { .. }));
+    assert!(matches!(node.next_event().await, PeerEvent::Disconnected { .. }));
     node.endpoint.shutdown().await;
 }
 
@@ -47,7 +47,10 @@ async fn idle_peers_stay_linked() {
     let station = Setup::station(&mut root).heartbeat(beat);
     let (mut station, mut node) = linked(station, Setup::node(&mut root).heartbeat(beat)).await;
     // A busy machine may make them silent for a moment, but not offline.
-    let lost = tokio::time::timeout(beat * 8, async { tokio::join!(station.down(), node.down()) }).await;
+    let lost = tokio::time::timeout(beat * 8, async {
+        tokio::join!(station.wait_for_down(), node.wait_for_down())
+    })
+    .await;
     assert!(lost.is_err(), "an idle link went down: {lost:?}");
 }
 
@@ -68,7 +71,7 @@ async fn a_full_queue_answers_busy_at_once_and_loses_nothing() {
         }
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
-    assert!(clock::since(started) < PATIENCE);
+    assert!(clock::since(started) < TEST_TIMEOUT);
     assert!(taken > 4_096, "full at {taken}");
     assert_eq!(link.try_send(numbered(0)), Err(LinkError::Busy));
     let mut urgent = numbered(99_999);
@@ -76,16 +79,16 @@ async fn a_full_queue_answers_busy_at_once_and_loses_nothing() {
     link.try_send(urgent)
         .expect("an emergency has a bound of its own");
 
-    station.dial(node.endpoint.listens()).await;
-    assert_eq!(node.frame().await.header.id, Some(99_999));
+    station.dial(node.endpoint.listen_addr()).await;
+    assert_eq!(node.next_frame().await.header.id, Some(99_999));
     for id in 0..taken {
-        assert_eq!(node.frame().await.header.id, Some(id));
+        assert_eq!(node.next_frame().await.header.id, Some(id));
     }
 }
 
 /// An application that takes nothing holds its peers back and loses neither frames nor links.
 #[tokio::test]
-async fn a_peer_whose_application_sleeps_is_held_back_and_stays_linked() {
+async fn slow_application_gets_backpressure_and_stays_linked() {
     let mut root = fleet();
     let beat = Duration::from_millis(200);
     let station = Setup::station(&mut root).heartbeat(beat);
@@ -101,22 +104,22 @@ async fn a_peer_whose_application_sleeps_is_held_back_and_stays_linked() {
     }
     assert!(sent < 40_000, "nothing held {sent} frames back");
     for id in 0..sent {
-        assert_eq!(node.frame().await.header.id, Some(id));
+        assert_eq!(node.next_frame().await.header.id, Some(id));
     }
     while let Ok(event) = station.events.peers.try_recv() {
-        assert!(!matches!(event, PeerEvent::Down { .. }), "{event:?}");
+        assert!(!matches!(event, PeerEvent::Disconnected { .. }), "{event:?}");
     }
 }
 
 #[tokio::test]
-async fn a_request_that_nobody_answers_times_out_even_on_a_busy_link() {
+async fn unanswered_request_times_out_on_a_busy_link() {
     let mut root = fleet();
     let (station, mut node) = linked(Setup::station(&mut root), Setup::node(&mut root)).await;
     let link = station.link(node.id()).await;
     let (reply_to, mut ends) = tokio::sync::mpsc::channel(1);
     let request = swarm_shared::net::peer::Request {
         id: 1,
-        until: clock::now() + Duration::from_millis(300),
+        timeout_at: clock::now() + Duration::from_millis(300),
         reply_to: swarm_shared::net::peer::ReplyTo(reply_to),
     };
     link.try_request(command("ping", 1), request).expect("room");
@@ -128,32 +131,32 @@ async fn a_request_that_nobody_answers_times_out_even_on_a_busy_link() {
     });
     let mut station = station;
     let drain = tokio::spawn(async move { while station.events.peers.recv().await.is_some() {} });
-    let end = tokio::time::timeout(PATIENCE, ends.recv())
+    let end = tokio::time::timeout(TEST_TIMEOUT, ends.recv())
         .await
         .expect("in time")
         .expect("one end");
-    assert!(matches!(end.ended, Ended::TimedOut), "{end:?}");
+    assert!(matches!(end.result, RequestResult::TimedOut), "{end:?}");
     chatter.abort();
     drain.abort();
-    node.frame().await;
+    node.next_frame().await;
 }
 
 #[tokio::test]
-async fn every_request_has_an_end_when_the_program_stops() {
+async fn every_request_ends_at_shutdown() {
     let mut root = fleet();
     let (station, mut node) = linked(Setup::station(&mut root), Setup::node(&mut root)).await;
-    let mut asking = Asking::new();
+    let mut asking = Requester::new();
     let link = station.link(node.id()).await;
-    asking.ask(&link, "ping", 1).expect("room");
-    node.frame().await;
+    asking.request(&link, "ping", 1).expect("room");
+    node.next_frame().await;
     let absent = station.link(crate::common::key().public().id()).await;
-    asking.ask(&absent, "ping", 2).expect("room");
+    asking.request(&absent, "ping", 2).expect("room");
     station.endpoint.shutdown().await;
-    let mut ends = [asking.end().await, asking.end().await];
+    let mut ends = [asking.next_delivery().await, asking.next_delivery().await];
     ends.sort_by_key(|delivery| delivery.id);
-    assert!(matches!(ends[0].ended, Ended::Lost), "{ends:?}");
-    assert!(matches!(ends[1].ended, Ended::NotSent(_)), "{ends:?}");
-    assert_eq!(asking.ask(&absent, "ping", 3), Err(LinkError::Stopped));
+    assert!(matches!(ends[0].result, RequestResult::Lost), "{ends:?}");
+    assert!(matches!(ends[1].result, RequestResult::NotSent(_)), "{ends:?}");
+    assert_eq!(asking.request(&absent, "ping", 3), Err(LinkError::Closed));
 }
 
 /// Even with its application asleep, a peer in the middle of a dial and another that says nothing.
@@ -169,10 +172,10 @@ async fn shutdown_ends_within_its_grace() {
         .await
         .expect("a port");
     station.dial(silent.local_addr().expect("bound")).await;
-    let _loris = tokio::net::TcpStream::connect(station.endpoint.listens())
+    let _loris = tokio::net::TcpStream::connect(station.endpoint.listen_addr())
         .await
         .expect("connects");
-    let _met = tokio::time::timeout(PATIENCE, silent.accept())
+    let _met = tokio::time::timeout(TEST_TIMEOUT, silent.accept())
         .await
         .expect("dialled")
         .expect("accepts");
@@ -187,14 +190,19 @@ async fn shutdown_ends_within_its_grace() {
 }
 
 #[tokio::test]
-async fn what_a_peer_is_comes_with_its_link() {
+async fn peer_info_arrives_with_its_link() {
     let mut root = fleet();
     let (mut station, mut node) = (Setup::station(&mut root).start(), Setup::node(&mut root).start());
-    node.dial(station.endpoint.listens()).await;
-    let (seen, resumed) = station.up().await;
-    let PeerInfo { name, listens, .. } = seen.as_ref();
-    assert_eq!((name.as_str(), *listens), ("drone-1", node.endpoint.listens()));
+    node.dial(station.endpoint.listen_addr()).await;
+    let (seen, resumed) = station.wait_for_up().await;
+    let PeerInfo {
+        name, listen_addr, ..
+    } = seen.as_ref();
+    assert_eq!(
+        (name.as_str(), *listen_addr),
+        ("drone-1", node.endpoint.listen_addr())
+    );
     assert!(!resumed);
-    assert_eq!(node.up().await.0.addr, station.endpoint.listens());
+    assert_eq!(node.wait_for_up().await.0.addr, station.endpoint.listen_addr());
     assert_eq!(Timing::default(), Timing::from_heartbeat(Duration::from_secs(1)));
 }

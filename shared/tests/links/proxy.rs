@@ -66,7 +66,7 @@ impl Proxy {
     }
 
     /// Ends every connection for the side that dialled; the other hears nothing any more.
-    pub(crate) fn halve(&self) {
+    pub(crate) fn half_open(&self) {
         self.endings.send_replace(Ending::HalfOpen);
     }
 

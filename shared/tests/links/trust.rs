@@ -4,17 +4,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use swarm_shared::net::endpoint::Notice;
-use swarm_shared::net::peer::{Ended, LinkError, PeerEvent};
+use swarm_shared::net::peer::{LinkError, PeerEvent, RequestResult};
 use swarm_shared::proto::id::PeerKind;
 use swarm_shared::proto::message::RefusalCode;
 use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::trust::{Membership, Role};
 
-use crate::common::{Asking, Program, Setup, fleet, key, linked, membership};
+use crate::common::{Program, Requester, Setup, fleet, key, linked, membership};
 
 /// Both sides tell their operator the same; one of them refused.
-async fn refused_on_both_screens(a: &mut Program, b: &mut Program, code: RefusalCode) -> String {
-    let ((by_a, at_a), (by_b, at_b)) = tokio::join!(a.refusal(code), b.refusal(code));
+async fn refused_on_both_sides(a: &mut Program, b: &mut Program, code: RefusalCode) -> String {
+    let ((by_a, at_a), (by_b, at_b)) = tokio::join!(a.wait_for_refusal(code), b.wait_for_refusal(code));
     assert_eq!(at_a, at_b);
     assert!(by_a != by_b, "one refused, the other was refused: {at_a}");
     for program in [a, b] {
@@ -28,30 +28,30 @@ async fn refused_on_both_screens(a: &mut Program, b: &mut Program, code: Refusal
 async fn a_program_without_a_fleet_is_told_to_join_one() {
     let mut root = fleet();
     let mut station = Setup::station(&mut root).start();
-    let mut stranger = Setup::stranger(PeerKind::Node, "drone-9").start();
-    station.dial(stranger.endpoint.listens()).await;
-    let reason = refused_on_both_screens(&mut station, &mut stranger, RefusalCode::NoGrant).await;
+    let mut stranger = Setup::without_fleet(PeerKind::Node, "drone-9").start();
+    station.dial(stranger.endpoint.listen_addr()).await;
+    let reason = refused_on_both_sides(&mut station, &mut stranger, RefusalCode::NoGrant).await;
     assert!(reason.contains("fleet invite"), "{reason}");
 }
 
 #[tokio::test]
-async fn a_program_of_another_fleet_is_told_so() {
+async fn program_of_another_fleet_is_refused() {
     for station_dials in [true, false] {
         let mut station = Setup::station(&mut fleet()).start();
         let mut node = Setup::node(&mut fleet()).start();
         if station_dials {
-            station.dial(node.endpoint.listens()).await;
+            station.dial(node.endpoint.listen_addr()).await;
         } else {
-            node.dial(station.endpoint.listens()).await;
+            node.dial(station.endpoint.listen_addr()).await;
         }
-        let reason = refused_on_both_screens(&mut station, &mut node, RefusalCode::WrongFleet).await;
+        let reason = refused_on_both_sides(&mut station, &mut node, RefusalCode::WrongFleet).await;
         assert!(reason.contains("fleet"), "{reason}");
     }
 }
 
 /// Its own membership is never wrong where files are checked; so it lies by holding another key than it was read with.
 #[tokio::test]
-async fn somebody_elses_grant_is_refused() {
+async fn grant_of_another_key_is_refused() {
     for thief_dials in [true, false] {
         let mut root = fleet();
         let mut station = Setup::station(&mut root).start();
@@ -59,11 +59,11 @@ async fn somebody_elses_grant_is_refused() {
         thief.key = key();
         let mut thief = thief.start();
         if thief_dials {
-            thief.dial(station.endpoint.listens()).await;
+            thief.dial(station.endpoint.listen_addr()).await;
         } else {
-            station.dial(thief.endpoint.listens()).await;
+            station.dial(thief.endpoint.listen_addr()).await;
         }
-        let reason = refused_on_both_screens(&mut station, &mut thief, RefusalCode::BadGrant).await;
+        let reason = refused_on_both_sides(&mut station, &mut thief, RefusalCode::BadGrant).await;
         assert!(reason.contains("another device"), "{reason}");
     }
 }
@@ -77,18 +77,18 @@ async fn a_revoked_key_is_refused() {
         let mut node = node.start();
         let mut station = Setup::station(&mut root).start();
         if node_dials {
-            node.dial(station.endpoint.listens()).await;
+            node.dial(station.endpoint.listen_addr()).await;
         } else {
-            station.dial(node.endpoint.listens()).await;
+            station.dial(node.endpoint.listen_addr()).await;
         }
-        let reason = refused_on_both_screens(&mut station, &mut node, RefusalCode::Revoked).await;
+        let reason = refused_on_both_sides(&mut station, &mut node, RefusalCode::Revoked).await;
         assert!(reason.contains("identity.key"), "{reason}");
     }
 }
 
 /// Station revokes; the news goes on from peer to peer; every link of the key closes, and what waits there ends.
 #[tokio::test]
-async fn a_key_that_is_revoked_while_linked_loses_all_its_links() {
+async fn revoked_key_loses_its_live_links() {
     let mut root = fleet();
     let station = Setup::station(&mut root);
     let own = station.key.clone();
@@ -97,45 +97,48 @@ async fn a_key_that_is_revoked_while_linked_loses_all_its_links() {
     let bad = Setup::node(&mut root);
     let bad_key = bad.key.public();
     let mut bad = bad.start();
-    bad.dial(station.endpoint.listens()).await;
-    assert_eq!(station.up().await.0.id, bad.id());
-    bad.dial(second.endpoint.listens()).await;
-    assert_eq!(second.up().await.0.id, bad.id());
+    bad.dial(station.endpoint.listen_addr()).await;
+    assert_eq!(station.wait_for_up().await.0.id, bad.id());
+    bad.dial(second.endpoint.listen_addr()).await;
+    assert_eq!(second.wait_for_up().await.0.id, bad.id());
 
-    let mut asking = Asking::new();
+    let mut asking = Requester::new();
     let link = second.link(bad.id()).await;
-    asking.ask(&link, "led", 1).expect("room");
+    asking.request(&link, "led", 1).expect("room");
     root.revoke(bad_key).expect("it is short");
     let renewed = membership(&mut root, &own, Role::Admin);
-    station.endpoint.adopt(Arc::new(renewed)).await;
+    station.endpoint.adopt_membership(Arc::new(renewed)).await;
 
     for program in [&mut station, &mut second] {
         let gone = program
-            .until(|event| {
-                let PeerEvent::Down { id, why } = event else {
+            .wait_for(|event| {
+                let PeerEvent::Disconnected { id, reason } = event else {
                     return None;
                 };
-                Some((id, why))
+                Some((id, reason))
             })
             .await;
         // The station's own grant is new, so that its links are made anew too.
         if gone.0 == bad.id() {
             assert!(gone.1.contains("revoked"), "{gone:?}");
         }
-        let (by_us, refused) = program.refusal(RefusalCode::Revoked).await;
+        let (by_us, refused) = program.wait_for_refusal(RefusalCode::Revoked).await;
         assert!(by_us && refused.reason.contains("identity.key"), "{refused}");
     }
-    let (by_us, _refused) = bad.refusal(RefusalCode::Revoked).await;
+    let (by_us, _refused) = bad.wait_for_refusal(RefusalCode::Revoked).await;
     assert!(!by_us);
-    let end = asking.end().await;
-    assert!(matches!(end.ended, Ended::Lost | Ended::NotSent(_)), "{end:?}");
-    assert!(matches!(asking.ask(&link, "led", 2), Err(LinkError::Stopped)));
+    let end = asking.next_delivery().await;
+    assert!(
+        matches!(end.result, RequestResult::Lost | RequestResult::NotSent(_)),
+        "{end:?}"
+    );
+    assert!(matches!(asking.request(&link, "led", 2), Err(LinkError::Closed)));
     let state = second.endpoint.membership();
     assert_eq!(state.borrow().as_ref().map(|m| m.state_number()), Some(2));
 }
 
 #[tokio::test]
-async fn a_revocation_reaches_a_peer_that_was_away_over_any_link() {
+async fn revocation_reaches_absent_peers_over_any_link() {
     let mut root = fleet();
     let node = Setup::node(&mut root).start();
     let mut second = Setup::member(&mut root, PeerKind::Station, Role::Operator, "second").start();
@@ -144,19 +147,19 @@ async fn a_revocation_reaches_a_peer_that_was_away_over_any_link() {
     root.revoke(outsider.public()).expect("it is short");
     let station = Setup::station(&mut root).start();
     // From the station to the node, and on to the other station.
-    node.dial(station.endpoint.listens()).await;
-    node.dial(second.endpoint.listens()).await;
+    node.dial(station.endpoint.listen_addr()).await;
+    node.dial(second.endpoint.listen_addr()).await;
     let mut news = second.endpoint.membership();
     let heard = news.wait_for(|m| m.as_ref().is_some_and(|m| m.is_revoked(&outsider.public())));
-    tokio::time::timeout(crate::common::PATIENCE, heard)
+    tokio::time::timeout(crate::common::TEST_TIMEOUT, heard)
         .await
         .expect("in time")
         .expect("running");
-    second.up().await;
+    second.wait_for_up().await;
 }
 
 #[tokio::test]
-async fn a_program_is_told_that_its_own_key_is_out() {
+async fn program_is_told_that_its_own_key_is_revoked() {
     let mut root = fleet();
     let (_station, mut node) = linked(Setup::station(&mut root), Setup::node(&mut root)).await;
     let held = node.endpoint.membership().borrow().clone().expect("a member");
@@ -165,27 +168,30 @@ async fn a_program_is_told_that_its_own_key_is_out() {
     newer
         .adopt_state(root.revoke(own).expect("it is short").clone())
         .expect("good");
-    node.endpoint.adopt(Arc::new(newer)).await;
-    assert!(matches!(node.notice().await, Notice::OwnKeyRevoked));
+    node.endpoint.adopt_membership(Arc::new(newer)).await;
+    assert!(matches!(node.next_notice().await, Notice::OwnKeyRevoked));
 }
 
 async fn refused_command(commander: Setup, target: Setup, action: &str) -> Reply {
     let (commander, mut target) = linked(commander, target).await;
-    let mut asking = Asking::new();
+    let mut asking = Requester::new();
     let link = commander.link(target.id()).await;
-    asking.ask(&link, action, 1).expect("room");
-    let Ended::Reply(content) = asking.end().await.ended else {
+    asking.request(&link, action, 1).expect("room");
+    let RequestResult::Reply(content) = asking.next_delivery().await.result else {
         panic!("expected a refusal")
     };
     // The link stays, and the application never heard of it.
     assert!(target.events.peers.try_recv().is_err());
-    asking.ask(&link, action, 2).expect("room");
-    assert!(matches!(asking.end().await.ended, Ended::Reply(_)));
+    asking.request(&link, action, 2).expect("room");
+    assert!(matches!(
+        asking.next_delivery().await.result,
+        RequestResult::Reply(_)
+    ));
     serde_json::from_slice(&content).expect("a reply")
 }
 
 #[tokio::test]
-async fn an_observer_that_commands_is_refused_and_stays_linked() {
+async fn observer_that_commands_is_refused_and_stays_linked() {
     let mut root = fleet();
     let observer = Setup::member(&mut root, PeerKind::Station, Role::Observer, "viewer");
     let refused = refused_command(observer, Setup::node(&mut root), "led").await;
@@ -203,10 +209,13 @@ async fn an_observer_may_ping() {
     let observer = Setup::member(&mut root, PeerKind::Station, Role::Observer, "viewer");
     let (observer, node) = linked(observer, Setup::node(&mut root)).await;
     let id = node.id();
-    let answering = tokio::spawn(node.answer_all());
-    let mut asking = Asking::new();
-    asking.ask(&observer.link(id).await, "ping", 1).expect("room");
-    assert!(matches!(asking.end().await.ended, Ended::Reply(_)));
+    let answering = tokio::spawn(node.reply_to_all());
+    let mut asking = Requester::new();
+    asking.request(&observer.link(id).await, "ping", 1).expect("room");
+    assert!(matches!(
+        asking.next_delivery().await.result,
+        RequestResult::Reply(_)
+    ));
     answering.abort();
 }
 
@@ -228,41 +237,41 @@ async fn only_an_admin_runs_programs() {
 
 /// An observer tells nobody whom it knows: the gate would refuse it, with a line in everybody's log.
 #[tokio::test]
-async fn an_observer_sends_nothing_that_would_be_refused() {
+async fn observer_sends_nothing_that_would_be_refused() {
     let mut root = fleet();
     let observer = Setup::member(&mut root, PeerKind::Station, Role::Observer, "viewer");
     let (mut observer, mut first) = linked(observer, Setup::node(&mut root)).await;
     let second = Setup::station(&mut root).start();
-    observer.dial(second.endpoint.listens()).await;
-    observer.up().await;
+    observer.dial(second.endpoint.listen_addr()).await;
+    observer.wait_for_up().await;
     // With a roster, the node would dial the station that it has never heard of.
     let event = tokio::time::timeout(Duration::from_secs(1), first.events.peers.recv()).await;
     assert!(event.is_err(), "{event:?}");
 }
 
 #[tokio::test]
-async fn a_roster_brings_peers_together() {
+async fn roster_makes_unlinked_peers_link() {
     let mut root = fleet();
     let operator = Setup::member(&mut root, PeerKind::Station, Role::Operator, "desk");
     let (mut operator, mut node) = linked(operator, Setup::node(&mut root)).await;
     let mut second = Setup::station(&mut root).start();
-    second.dial(operator.endpoint.listens()).await;
-    operator.up().await;
-    let ids = [second.up().await.0.id, second.up().await.0.id];
+    second.dial(operator.endpoint.listen_addr()).await;
+    operator.wait_for_up().await;
+    let ids = [second.wait_for_up().await.0.id, second.wait_for_up().await.0.id];
     assert!(ids.contains(&operator.id()) && ids.contains(&node.id()));
-    assert_eq!(node.up().await.0.id, second.id());
+    assert_eq!(node.wait_for_up().await.0.id, second.id());
 }
 
 #[tokio::test]
-async fn a_program_that_moves_to_another_fleet_leaves_its_old_one() {
+async fn moving_to_another_fleet_leaves_the_old_one() {
     let mut root = fleet();
     let node = Setup::node(&mut root);
     let node_key = node.key.clone();
     let (mut station, mut node) = linked(Setup::station(&mut root), node).await;
     let moved = membership(&mut fleet(), &node_key, Role::Node);
-    node.endpoint.adopt(Arc::new(moved)).await;
-    let why = node.down().await;
+    node.endpoint.adopt_membership(Arc::new(moved)).await;
+    let why = node.wait_for_down().await;
     assert!(why.contains("moved"), "{why}");
-    let (by_us, _refused) = station.refusal(RefusalCode::WrongFleet).await;
+    let (by_us, _refused) = station.wait_for_refusal(RefusalCode::WrongFleet).await;
     assert!(!by_us);
 }

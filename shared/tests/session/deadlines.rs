@@ -10,29 +10,29 @@ use swarm_shared::proto::wire::{Frame, Kind, Lane};
 
 use super::rig::{PEER, ROOM, Rig, ack, frames, heartbeat, kinds, ms, numbered, outgoing, welcome};
 
-fn stamped(mut frame: Frame, stamp: u64) -> Frame {
+fn with_clock(mut frame: Frame, stamp: u64) -> Frame {
     frame.header.stamp = Some(stamp);
     frame
 }
 
 /// What the frames that the rig writes say about their deadlines.
-fn untils(rig: &mut Rig) -> Vec<Option<u64>> {
-    rig.written().iter().map(|frame| frame.header.until).collect()
+fn sent_deadlines(rig: &mut Rig) -> Vec<Option<u64>> {
+    rig.transmit().iter().map(|frame| frame.header.until).collect()
 }
 
-fn deadline(rig: &mut Rig, seq: u64, ttl: Option<u64>, until: Option<u64>) -> Option<Instant> {
+fn received_deadline(rig: &mut Rig, seq: u64, ttl: Option<u64>, until: Option<u64>) -> Option<Instant> {
     let mut frame = numbered(Kind::Roster, seq);
     (frame.header.ttl, frame.header.until) = (ttl, until);
-    rig.take(frame).expect("in order");
+    rig.receive(frame).expect("in order");
     let found = rig.events().into_iter().find_map(|event| match event {
         Event::Frame { deadline, .. } => Some(deadline),
-        Event::Opened { .. } | Event::Settled(..) | Event::Silent | Event::Heard => None,
+        Event::Opened { .. } | Event::RequestEnded(..) | Event::Silent | Event::Recovered => None,
     });
     found.expect("a frame")
 }
 
 #[test]
-fn what_tells_how_far_we_have_read_tells_our_clock() {
+fn frames_that_acknowledge_carry_the_local_clock() {
     let mut rig = Rig::new(OutboxLimits::CONTROL);
     rig.now += Duration::from_micros(1_999);
     rig.session.attach(PEER, rig.now);
@@ -40,86 +40,86 @@ fn what_tells_how_far_we_have_read_tells_our_clock() {
         let told = |frame: &Frame| (frame.header.kind.expect("a kind"), frame.header.stamp);
         frames.iter().map(told).collect()
     };
-    assert_eq!(stamps(rig.written()), [(Kind::Welcome, Some(1))], "rounded down");
-    rig.take(welcome(PEER, 0)).expect("a good welcome");
-    rig.take(numbered(Kind::Roster, 1)).expect("in order");
-    assert_eq!(stamps(rig.pass(ms(25))), [(Kind::Ack, Some(26))]);
-    assert_eq!(stamps(rig.pass(ms(1_000))), [(Kind::Heartbeat, Some(1_026))]);
-    rig.take(numbered(Kind::Roster, 2)).expect("in order");
+    assert_eq!(stamps(rig.transmit()), [(Kind::Welcome, Some(1))], "rounded down");
+    rig.receive(welcome(PEER, 0)).expect("a good welcome");
+    rig.receive(numbered(Kind::Roster, 1)).expect("in order");
+    assert_eq!(stamps(rig.advance(ms(25))), [(Kind::Ack, Some(26))]);
+    assert_eq!(stamps(rig.advance(ms(1_000))), [(Kind::Heartbeat, Some(1_026))]);
+    rig.receive(numbered(Kind::Roster, 2)).expect("in order");
     rig.send(Lane::Control, None).expect("room");
     rig.send(Lane::Control, None).expect("room");
     let carries = [(Kind::Roster, Some(1_026)), (Kind::Roster, None)];
-    assert_eq!(stamps(rig.written()), carries);
+    assert_eq!(stamps(rig.transmit()), carries);
 }
 
 #[test]
-fn a_deadline_is_told_on_the_clock_that_the_peer_told() {
+fn deadline_is_sent_in_the_peers_clock() {
     let mut rig = Rig::new(OutboxLimits::CONTROL);
     rig.send(Lane::Control, Some(ms(500))).expect("room");
     rig.send(Lane::Control, None).expect("room");
     rig.now += ms(100);
     rig.session.attach(PEER, rig.now);
-    rig.written();
-    rig.take(stamped(welcome(PEER, 0), 7_000))
+    rig.transmit();
+    rig.receive(with_clock(welcome(PEER, 0), 7_000))
         .expect("a good welcome");
     // 400 ms, and a thousandth less for clocks that do not run alike; rounded down.
-    assert_eq!(untils(&mut rig), [Some(7_399), None]);
+    assert_eq!(sent_deadlines(&mut rig), [Some(7_399), None]);
 
     rig.now += ms(300);
-    rig.take(stamped(heartbeat(), 7_320)).expect("in place");
+    rig.receive(with_clock(heartbeat(), 7_320)).expect("in place");
     rig.now += ms(40);
     // A frame without a clock changes nothing.
-    rig.take(ack(2)).expect("sent");
+    rig.receive(ack(2)).expect("sent");
     let odd = Some(Duration::from_micros(10_999));
     rig.send(Lane::Telemetry, odd).expect("room");
-    assert_eq!(untils(&mut rig), [Some(7_370)], "rounded down");
+    assert_eq!(sent_deadlines(&mut rig), [Some(7_370)], "rounded down");
 }
 
 #[test]
-fn of_all_clock_readings_the_one_counts_that_was_held_up_least() {
+fn least_delayed_clock_sample_is_used() {
     let mut rig = Rig::open(OutboxLimits::CONTROL);
-    rig.take(stamped(heartbeat(), 10_000)).expect("in place");
+    rig.receive(with_clock(heartbeat(), 10_000)).expect("in place");
     let until = |rig: &mut Rig| {
         rig.send(Lane::Telemetry, Some(ms(500))).expect("room");
-        untils(rig)[0].expect("told")
+        sent_deadlines(rig)[0].expect("told")
     };
     assert_eq!(until(&mut rig), 10_499);
     // This one was on its way for 800 ms longer.
     rig.now += ms(1_000);
-    rig.take(stamped(heartbeat(), 10_200)).expect("in place");
+    rig.receive(with_clock(heartbeat(), 10_200)).expect("in place");
     assert_eq!(until(&mut rig), 11_498);
     // This one for a little longer; but the first has been fading since, because clocks drift.
     rig.now += ms(19_000);
-    rig.take(stamped(heartbeat(), 29_979)).expect("in place");
+    rig.receive(with_clock(heartbeat(), 29_979)).expect("in place");
     assert_eq!(until(&mut rig), 30_479);
-    rig.take(stamped(heartbeat(), 29_980)).expect("in place");
+    rig.receive(with_clock(heartbeat(), 29_980)).expect("in place");
     assert_eq!(until(&mut rig), 30_479);
-    rig.take(stamped(heartbeat(), 29_985)).expect("in place");
+    rig.receive(with_clock(heartbeat(), 29_985)).expect("in place");
     assert_eq!(until(&mut rig), 30_484);
 }
 
 #[test]
-fn a_clock_is_good_for_its_link_only() {
+fn clock_samples_apply_to_their_link_only() {
     let mut rig = Rig::open(OutboxLimits::CONTROL);
-    rig.take(stamped(heartbeat(), 1_000_000)).expect("in place");
+    rig.receive(with_clock(heartbeat(), 1_000_000)).expect("in place");
     for peer in [PEER, Instance(9)] {
         rig.link(peer, 0);
         rig.send(Lane::Control, Some(ms(500))).expect("room");
-        assert!(untils(&mut rig).iter().all(Option::is_none));
-        rig.take(stamped(heartbeat(), 2_000_000)).expect("in place");
-        rig.take(ack(1)).expect("sent");
+        assert!(sent_deadlines(&mut rig).iter().all(Option::is_none));
+        rig.receive(with_clock(heartbeat(), 2_000_000)).expect("in place");
+        rig.receive(ack(1)).expect("sent");
     }
 }
 
 #[test]
-fn nonsense_about_clocks_breaks_nothing() {
+fn implausible_clock_samples_are_harmless() {
     for stamps in [[u64::MAX, 0], [0, u64::MAX - 1], [u64::MAX - 1, u64::MAX], [5, 3]] {
         let mut rig = Rig::open(OutboxLimits::CONTROL);
         for stamp in stamps {
-            rig.take(stamped(heartbeat(), stamp)).expect("in place");
+            rig.receive(with_clock(heartbeat(), stamp)).expect("in place");
             rig.send(Lane::Telemetry, Some(ms(500))).expect("room");
             let best = stamps[0].max(stamp);
-            assert_eq!(untils(&mut rig), [Some(best.saturating_add(499))]);
+            assert_eq!(sent_deadlines(&mut rig), [Some(best.saturating_add(499))]);
         }
     }
 }
@@ -141,26 +141,30 @@ fn the_earlier_of_both_deadlines_counts() {
         (Some(u64::MAX), Some(10_001), Some(start + ms(10_001))),
     ];
     for (seq, (ttl, until, expected)) in (1..).zip(cases) {
-        assert_eq!(deadline(&mut rig, seq, ttl, until), expected, "{ttl:?} {until:?}");
+        assert_eq!(
+            received_deadline(&mut rig, seq, ttl, until),
+            expected,
+            "{ttl:?} {until:?}"
+        );
     }
     // Whatever comes of it, nothing panics.
-    deadline(&mut rig, 10, Some(u64::MAX), Some(u64::MAX));
+    received_deadline(&mut rig, 10, Some(u64::MAX), Some(u64::MAX));
 }
 
 #[test]
-fn a_question_is_sent_with_no_time_to_live_whatever_its_deadline() {
+fn question_is_sent_with_zero_ttl() {
     let mut rig = Rig::open(OutboxLimits::CONTROL);
     let mut frame = Frame::binary(Kind::Command, bytes::Bytes::new());
     frame.header.id = Some(1);
     let mut question = outgoing(Kind::Command, Lane::Control, 1, None);
-    question.parcel = question.parcel.question();
+    question.frame = question.frame.into_status_query();
     rig.session.send(question, None).expect("room");
-    let told: Vec<_> = rig.written().iter().map(|frame| frame.header.ttl).collect();
+    let told: Vec<_> = rig.transmit().iter().map(|frame| frame.header.ttl).collect();
     assert_eq!(told, [Some(0)]);
 }
 
 #[test]
-fn two_sessions_agree_to_the_millisecond_when_nothing_is_held_up() {
+fn undelayed_deadlines_agree_to_the_millisecond() {
     // Two clocks that have nothing to do with each other, and sessions of different age.
     let base = clock::now();
     let (near, far) = (base, base + ms(86_400_123));
@@ -191,7 +195,7 @@ fn two_sessions_agree_to_the_millisecond_when_nothing_is_held_up() {
     }
     let deadline = there.take_events().find_map(|event| match event {
         Event::Frame { deadline, .. } => deadline,
-        Event::Opened { .. } | Event::Settled(..) | Event::Silent | Event::Heard => None,
+        Event::Opened { .. } | Event::RequestEnded(..) | Event::Silent | Event::Recovered => None,
     });
     assert_eq!(deadline, Some(far + ms(999)), "a thousandth is given away");
 }

@@ -10,122 +10,122 @@ use swarm_shared::proto::wire::{Frame, Kind, Lane};
 use super::rig::{PEER, Rig, US, ack, heartbeat, kinds, limits, ms, numbered, outgoing, reply, welcome};
 
 #[test]
-fn a_reply_ends_its_request_once_and_a_late_one_is_an_ordinary_frame() {
+fn reply_ends_its_request_once_and_late_ones_are_frames() {
     let mut rig = Rig::open(OutboxLimits::CONTROL);
     rig.events();
     rig.request(5, None, ms(100)).expect("room");
     rig.request(6, None, ms(100)).expect("room");
-    rig.written();
+    rig.transmit();
     assert!(matches!(
         rig.request(5, None, ms(100)),
         Err(SendError::Pending(PendingError::Repeated(5)))
     ));
-    rig.take(reply(1, 5, Some(7))).expect("in order");
-    assert_eq!(rig.words(), ["reply"]);
-    rig.pass(ms(100));
-    assert_eq!(rig.words(), ["timed out"]);
-    rig.take(reply(2, 6, Some(7))).expect("in order");
-    rig.take(reply(3, 5, Some(7))).expect("in order");
-    assert_eq!(rig.words(), ["frame", "frame"]);
+    rig.receive(reply(1, 5, Some(7))).expect("in order");
+    assert_eq!(rig.event_names(), ["reply"]);
+    rig.advance(ms(100));
+    assert_eq!(rig.event_names(), ["timed out"]);
+    rig.receive(reply(2, 6, Some(7))).expect("in order");
+    rig.receive(reply(3, 5, Some(7))).expect("in order");
+    assert_eq!(rig.event_names(), ["frame", "frame"]);
     rig.request(5, None, ms(100)).expect("the number is free again");
 }
 
 #[test]
-fn a_reply_of_an_old_epoch_answers_no_new_request() {
+fn reply_of_an_old_epoch_matches_no_new_request() {
     let mut rig = Rig::open(OutboxLimits::CONTROL);
     rig.events();
     rig.request(5, None, ms(100)).expect("room");
-    rig.written();
-    rig.take(reply(1, 5, Some(6))).expect("in order");
-    assert_eq!(rig.words(), ["frame"]);
-    rig.take(reply(2, 5, Some(7))).expect("in order");
-    assert_eq!(rig.words(), ["reply"]);
+    rig.transmit();
+    rig.receive(reply(1, 5, Some(6))).expect("in order");
+    assert_eq!(rig.event_names(), ["frame"]);
+    rig.receive(reply(2, 5, Some(7))).expect("in order");
+    assert_eq!(rig.event_names(), ["reply"]);
 }
 
 #[test]
-fn a_restarted_peer_loses_what_was_sent_and_gets_what_never_was() {
+fn restarted_peer_receives_only_unsent_messages() {
     let mut rig = Rig::open(limits(10, 2));
     rig.events();
     for id in 1..=4 {
         rig.request(id, None, ms(10_000)).expect("room");
     }
     // 1 is acknowledged and not answered, 2 is on the way, 3 and 4 wait.
-    assert_eq!(rig.written().len(), 2);
-    rig.take(ack(1)).expect("sent");
+    assert_eq!(rig.transmit().len(), 2);
+    rig.receive(ack(1)).expect("sent");
     rig.session.detach();
     rig.send(Lane::Control, None).expect("room");
 
     for expected in [vec!["lost", "lost", "opened"], vec!["resumed"]] {
         rig.link(Instance(3), 0);
-        assert_eq!(rig.words(), expected);
+        assert_eq!(rig.event_names(), expected);
         let sent: Vec<_> = rig
-            .written()
+            .transmit()
             .iter()
             .map(|f| (f.header.seq, f.header.id))
             .collect();
         assert_eq!(sent, [(Some(1), Some(3)), (Some(2), Some(4))]);
     }
-    rig.take(ack(2)).expect("sent");
-    assert_eq!(kinds(&rig.written()), [Kind::Roster]);
+    rig.receive(ack(2)).expect("sent");
+    assert_eq!(kinds(&rig.transmit()), [Kind::Roster]);
 }
 
 #[test]
-fn a_restarted_peer_is_called_new_although_its_first_link_never_opened() {
+fn restart_is_detected_if_its_first_link_never_opened() {
     let mut rig = Rig::open(OutboxLimits::CONTROL);
-    assert_eq!(rig.words(), ["opened"]);
+    assert_eq!(rig.event_names(), ["opened"]);
     rig.session.detach();
     // It has said hello, and its welcome was lost with the link.
     rig.session.attach(Instance(3), rig.now);
     rig.session.detach();
-    assert_eq!(rig.words(), Vec::<&str>::new());
+    assert_eq!(rig.event_names(), Vec::<&str>::new());
     rig.link(Instance(3), 0);
-    assert_eq!(rig.words(), ["opened"]);
+    assert_eq!(rig.event_names(), ["opened"]);
     rig.link(Instance(3), 0);
-    assert_eq!(rig.words(), ["resumed"]);
+    assert_eq!(rig.event_names(), ["resumed"]);
 }
 
 #[test]
-fn a_run_that_was_forgotten_for_another_is_told_so_until_it_has_understood() {
+fn replaced_instance_is_told_until_it_starts_anew() {
     let mut rig = Rig::open(OutboxLimits::CONTROL);
     for id in 1..=2 {
         let roster = outgoing(Kind::Roster, Lane::Control, id, None);
         rig.session.send(roster, None).expect("room");
     }
-    assert_eq!(rig.written().len(), 2);
+    assert_eq!(rig.transmit().len(), 2);
     // Another process with the same key, and then the first again, which has read both.
     rig.link(Instance(3), 0);
     rig.events();
     for _again in 0..2 {
         rig.session.attach(PEER, rig.now);
-        let told: Welcome = rig.written()[0].read().expect("a welcome");
+        let told: Welcome = rig.transmit()[0].parse_content().expect("a welcome");
         assert_ne!(told.peer_instance, PEER);
         assert_eq!(told.received, 0);
-        rig.take(welcome(PEER, 2)).expect("no fault: it forgets, too");
-        assert_eq!(rig.words(), ["opened"]);
+        rig.receive(welcome(PEER, 2)).expect("no fault: it forgets, too");
+        assert_eq!(rig.event_names(), ["opened"]);
     }
-    rig.take(heartbeat()).expect("open");
+    rig.receive(heartbeat()).expect("open");
     rig.session.attach(PEER, rig.now);
-    let told: Welcome = rig.written()[0].read().expect("a welcome");
+    let told: Welcome = rig.transmit()[0].parse_content().expect("a welcome");
     assert_eq!(told.peer_instance, PEER);
-    rig.take(welcome(PEER, 0)).expect("a good welcome");
-    assert_eq!(rig.words(), ["resumed"]);
+    rig.receive(welcome(PEER, 0)).expect("a good welcome");
+    assert_eq!(rig.event_names(), ["resumed"]);
 }
 
 #[test]
 fn a_new_link_resumes_where_the_old_one_broke() {
     let mut rig = Rig::open(OutboxLimits::CONTROL);
-    assert_eq!(rig.words(), ["opened"]);
+    assert_eq!(rig.event_names(), ["opened"]);
     for id in 1..=3 {
         rig.session
             .send(outgoing(Kind::Roster, Lane::Control, id, None), None)
             .expect("room");
     }
-    rig.written();
-    rig.take(numbered(Kind::Roster, 1)).expect("in order");
+    rig.transmit();
+    rig.receive(numbered(Kind::Roster, 1)).expect("in order");
     rig.session.detach();
-    assert_eq!(rig.written(), []);
+    assert_eq!(rig.transmit(), []);
     rig.session.attach(PEER, rig.now);
-    let told: Welcome = rig.written()[0].read().expect("a welcome");
+    let told: Welcome = rig.transmit()[0].parse_content().expect("a welcome");
     assert_eq!(
         told,
         Welcome {
@@ -134,15 +134,15 @@ fn a_new_link_resumes_where_the_old_one_broke() {
             received: 1
         }
     );
-    rig.take(welcome(PEER, 2)).expect("a good welcome");
-    assert_eq!(rig.words(), ["frame", "resumed"]);
+    rig.receive(welcome(PEER, 2)).expect("a good welcome");
+    assert_eq!(rig.event_names(), ["frame", "resumed"]);
     let sent: Vec<_> = rig
-        .written()
+        .transmit()
         .iter()
         .map(|f| (f.header.seq, f.header.id))
         .collect();
     assert_eq!(sent, [(Some(3), Some(3))]);
-    rig.take(numbered(Kind::Roster, 2)).expect("in order");
+    rig.receive(numbered(Kind::Roster, 2)).expect("in order");
 }
 
 #[test]
@@ -162,20 +162,20 @@ fn faults_close_the_link_and_the_session_survives() {
     );
     let open: [(Frame, Check); 8] = [
         (numbered(Kind::Roster, 2), |f| {
-            matches!(f, LinkFault::Gap { got: 2, expected: 1 })
+            matches!(f, LinkFault::SequenceGap { got: 2, expected: 1 })
         }),
         (ack(1), |f| matches!(f, LinkFault::AckAhead { ack: 1, sent: 0 })),
         (welcome(PEER, 0), |f| {
-            matches!(f, LinkFault::OutOfPlace(Some(Kind::Welcome)))
+            matches!(f, LinkFault::UnexpectedFrame(Some(Kind::Welcome)))
         }),
         (Frame::json(Kind::Hello, &()), |f| {
-            matches!(f, LinkFault::OutOfPlace(Some(Kind::Hello)))
+            matches!(f, LinkFault::UnexpectedFrame(Some(Kind::Hello)))
         }),
         (Frame::json(Kind::Join, &()), |f| {
-            matches!(f, LinkFault::OutOfPlace(Some(Kind::Join)))
+            matches!(f, LinkFault::UnexpectedFrame(Some(Kind::Join)))
         }),
         (Frame::json(Kind::Joined, &()), |f| {
-            matches!(f, LinkFault::OutOfPlace(Some(Kind::Joined)))
+            matches!(f, LinkFault::UnexpectedFrame(Some(Kind::Joined)))
         }),
         (refused.clone(), |f| {
             f.to_string() == "refused: revoked by the operator"
@@ -205,12 +205,14 @@ fn faults_close_the_link_and_the_session_survives() {
             )
         }),
         (heartbeat(), |f| {
-            matches!(f, LinkFault::OutOfPlace(Some(Kind::Heartbeat)))
+            matches!(f, LinkFault::UnexpectedFrame(Some(Kind::Heartbeat)))
         }),
         (numbered(Kind::Command, 1), |f| {
-            matches!(f, LinkFault::OutOfPlace(Some(Kind::Command)))
+            matches!(f, LinkFault::UnexpectedFrame(Some(Kind::Command)))
         }),
-        (Frame::default(), |f| matches!(f, LinkFault::OutOfPlace(None))),
+        (Frame::default(), |f| {
+            matches!(f, LinkFault::UnexpectedFrame(None))
+        }),
         (refused, |f| matches!(f, LinkFault::Refused(_))),
     ];
     for (is_open, cases) in [(true, &open[..]), (false, &greeting[..])] {
@@ -220,35 +222,35 @@ fn faults_close_the_link_and_the_session_survives() {
                 rig.link(PEER, 0);
             } else {
                 rig.session.attach(PEER, rig.now);
-                rig.written();
+                rig.transmit();
             }
-            let fault = rig.take(frame.clone()).expect_err("a fault");
+            let fault = rig.receive(frame.clone()).expect_err("a fault");
             assert!(check(&fault), "{fault:?}");
             assert!(!rig.session.is_open());
             assert!(
-                matches!(rig.take(heartbeat()), Err(LinkFault::OutOfPlace(_))),
+                matches!(rig.receive(heartbeat()), Err(LinkFault::UnexpectedFrame(_))),
                 "detached"
             );
             rig.link(PEER, 0);
-            rig.take(numbered(Kind::Roster, 1)).expect("in order");
+            rig.receive(numbered(Kind::Roster, 1)).expect("in order");
         }
     }
 }
 
 #[test]
-fn a_number_that_comes_twice_is_passed_over() {
+fn duplicate_sequence_number_is_ignored() {
     let mut rig = Rig::open(OutboxLimits::CONTROL);
     rig.events();
-    rig.take(numbered(Kind::Roster, 1)).expect("in order");
-    rig.take(numbered(Kind::Roster, 1)).expect("passed over");
-    assert_eq!(rig.words(), ["frame"]);
+    rig.receive(numbered(Kind::Roster, 1)).expect("in order");
+    rig.receive(numbered(Kind::Roster, 1)).expect("passed over");
+    assert_eq!(rig.event_names(), ["frame"]);
 }
 
 #[test]
-fn kinds_of_a_later_version_are_counted_and_passed_over() {
+fn unknown_frame_kinds_are_counted_and_ignored() {
     let mut rig = Rig::open(OutboxLimits::CONTROL);
     rig.events();
-    rig.take(numbered(Kind::Unknown, 1)).expect("in order");
-    rig.take(numbered(Kind::Roster, 2)).expect("in order");
-    assert_eq!(rig.words(), ["frame"]);
+    rig.receive(numbered(Kind::Unknown, 1)).expect("in order");
+    rig.receive(numbered(Kind::Roster, 2)).expect("in order");
+    assert_eq!(rig.event_names(), ["frame"]);
 }

@@ -2,43 +2,43 @@
 
 use swarm_shared::proto::encoded::OutBuffer;
 use swarm_shared::proto::outbox::OutboxLimits;
-use swarm_shared::proto::pending::{PENDING_MAX, PendingError};
+use swarm_shared::proto::pending::{PENDING_REQUESTS_MAX, PendingError};
 use swarm_shared::proto::session::SendError;
 use swarm_shared::proto::wire::{Kind, Lane};
 
 use super::rig::{PEER, Rig, ack, frames, lanes, limits, ms, outgoing};
 
 #[test]
-fn a_full_window_stops_the_lanes_and_an_acknowledgement_lets_them_go_on() {
+fn full_window_blocks_lanes_until_acknowledged() {
     let mut rig = Rig::open(limits(10, 2));
     for _message in 0..3 {
         rig.send(Lane::Control, None).expect("room");
         rig.send(Lane::Bulk, None).expect("room");
     }
-    assert_eq!(lanes(&rig.written()), [Lane::Control; 2]);
-    assert_eq!(rig.written(), []);
+    assert_eq!(lanes(&rig.transmit()), [Lane::Control; 2]);
+    assert_eq!(rig.transmit(), []);
     rig.send(Lane::Telemetry, None).expect("always room");
     assert_eq!(
-        lanes(&rig.written()),
+        lanes(&rig.transmit()),
         [Lane::Telemetry],
         "telemetry needs no window"
     );
     rig.send(Lane::Emergency, None).expect("room");
     assert_eq!(
-        lanes(&rig.written()),
+        lanes(&rig.transmit()),
         [Lane::Emergency],
         "an emergency jumps a full window"
     );
-    rig.take(ack(2)).expect("sent");
-    assert_eq!(lanes(&rig.written()), [Lane::Control]);
-    rig.take(ack(4)).expect("sent");
-    assert_eq!(lanes(&rig.written()), [Lane::Bulk; 2]);
-    rig.take(ack(6)).expect("sent");
-    assert_eq!(lanes(&rig.written()), [Lane::Bulk]);
+    rig.receive(ack(2)).expect("sent");
+    assert_eq!(lanes(&rig.transmit()), [Lane::Control]);
+    rig.receive(ack(4)).expect("sent");
+    assert_eq!(lanes(&rig.transmit()), [Lane::Bulk; 2]);
+    rig.receive(ack(6)).expect("sent");
+    assert_eq!(lanes(&rig.transmit()), [Lane::Bulk]);
 }
 
 #[test]
-fn a_window_full_of_bytes_empties_too() {
+fn byte_window_reopens_when_acknowledged() {
     let mut rig = Rig::open(OutboxLimits {
         window_bytes_max: 1,
         window_bytes_min: 1,
@@ -47,26 +47,26 @@ fn a_window_full_of_bytes_empties_too() {
     for seq in 1..=3 {
         rig.send(Lane::Control, None).expect("room");
         rig.send(Lane::Control, None).expect("room");
-        assert_eq!(rig.written().len(), 1);
-        assert_eq!(rig.written(), []);
-        rig.take(ack(seq * 2 - 1)).expect("sent");
-        assert_eq!(rig.written().len(), 1);
-        rig.take(ack(seq * 2)).expect("sent");
+        assert_eq!(rig.transmit().len(), 1);
+        assert_eq!(rig.transmit(), []);
+        rig.receive(ack(seq * 2 - 1)).expect("sent");
+        assert_eq!(rig.transmit().len(), 1);
+        rig.receive(ack(seq * 2)).expect("sent");
     }
     assert!(rig.session.is_idle());
 }
 
 #[test]
-fn a_peer_that_never_acknowledges_is_not_sent_emergencies_for_ever() {
+fn emergency_lane_is_bounded_without_acknowledgements() {
     let mut rig = Rig::open(limits(3, 2));
     let mut sent = 0;
     for _message in 0..20 {
         let _busy = rig.send(Lane::Emergency, None);
-        sent += rig.written().len();
+        sent += rig.transmit().len();
     }
     assert_eq!(sent, 5);
-    rig.take(ack(1)).expect("sent");
-    assert_eq!(rig.written().len(), 1);
+    rig.receive(ack(1)).expect("sent");
+    assert_eq!(rig.transmit().len(), 1);
 }
 
 #[test]
@@ -76,28 +76,28 @@ fn emergencies_go_first_and_bulk_last() {
         rig.send(lane, None).expect("room");
     }
     assert_eq!(
-        lanes(&rig.written()),
+        lanes(&rig.transmit()),
         [Lane::Emergency, Lane::Control, Lane::Telemetry, Lane::Bulk]
     );
 }
 
 #[test]
-fn only_the_newest_telemetry_is_sent_and_it_is_never_repeated() {
+fn only_newest_telemetry_is_sent_and_never_resent() {
     let mut rig = Rig::open(OutboxLimits::CONTROL);
     for id in 1..=3 {
         rig.session
             .send(outgoing(Kind::Roster, Lane::Telemetry, id, None), None)
             .expect("always room");
     }
-    let sent = rig.written();
+    let sent = rig.transmit();
     assert_eq!(sent.len(), 1);
     assert_eq!((sent[0].header.id, sent[0].header.seq), (Some(3), None));
     rig.link(PEER, 0);
-    assert_eq!(rig.written(), []);
+    assert_eq!(rig.transmit(), []);
 }
 
 #[test]
-fn a_full_lane_is_busy_at_once_and_only_that_lane() {
+fn full_lane_is_busy_at_once_and_others_are_not() {
     let mut rig = Rig::new(limits(2, 2));
     for _message in 0..2 {
         rig.send(Lane::Control, None).expect("room");
@@ -113,12 +113,12 @@ fn a_full_lane_is_busy_at_once_and_only_that_lane() {
         rig.send(lane, None).expect("room");
     }
     // Nothing of the refused request stays behind.
-    rig.pass(ms(10));
-    assert_eq!(rig.words(), [""; 0]);
+    rig.advance(ms(10));
+    assert_eq!(rig.event_names(), [""; 0]);
 }
 
 #[test]
-fn bytes_that_wait_fill_a_lane_too_but_one_message_always_fits() {
+fn lane_byte_limit_always_admits_one_message() {
     let mut rig = Rig::new(OutboxLimits {
         queued_bytes_max: 1,
         ..limits(10, 10)
@@ -134,8 +134,8 @@ fn bytes_that_wait_fill_a_lane_too_but_one_message_always_fits() {
 }
 
 #[test]
-fn requests_that_wait_for_replies_are_bounded() {
-    let many = PENDING_MAX as u64;
+fn pending_requests_are_bounded() {
+    let many = PENDING_REQUESTS_MAX as u64;
     let mut rig = Rig::new(OutboxLimits {
         queued_bytes_max: usize::MAX,
         ..limits(usize::MAX / 2, 2)
@@ -147,13 +147,13 @@ fn requests_that_wait_for_replies_are_bounded() {
         rig.request(many, None, ms(1)),
         Err(SendError::Pending(PendingError::TooMany))
     ));
-    rig.pass(ms(10));
-    assert_eq!(rig.events().len(), PENDING_MAX);
+    rig.advance(ms(10));
+    assert_eq!(rig.events().len(), PENDING_REQUESTS_MAX);
     rig.request(many, None, ms(1)).expect("room again");
 }
 
 #[test]
-fn no_more_is_written_than_there_is_room_for() {
+fn transmit_writes_no_more_than_the_given_room() {
     let mut rig = Rig::open(OutboxLimits::CONTROL);
     for _message in 0..10 {
         rig.send(Lane::Control, None).expect("room");

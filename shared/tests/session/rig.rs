@@ -5,14 +5,14 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use swarm_shared::net::clock;
-use swarm_shared::proto::encoded::{OutBuffer, Parcel};
+use swarm_shared::proto::encoded::{EncodedFrame, OutBuffer};
 use swarm_shared::proto::id::Instance;
 use swarm_shared::proto::message::Welcome;
 use swarm_shared::proto::outbox::OutboxLimits;
 use swarm_shared::proto::session::{
-    Event, Expected, LinkFault, Outgoing, SendError, Session, Settled, Timing,
+    Event, ExpectedReply, LinkFault, Outgoing, RequestEnd, SendError, Session, Timing,
 };
-use swarm_shared::proto::wire::{Frame, FrameReader, Kind, Lane, Limits};
+use swarm_shared::proto::wire::{Frame, FrameLimits, FrameReader, Kind, Lane};
 
 pub(crate) const US: Instance = Instance(1);
 pub(crate) const PEER: Instance = Instance(2);
@@ -61,24 +61,24 @@ impl Rig {
     /// A new link to `peer`, which has read our frames up to `received`.
     pub(crate) fn link(&mut self, peer: Instance, received: u64) {
         self.session.attach(peer, self.now);
-        let sent = self.written();
+        let sent = self.transmit();
         assert_eq!(kinds(&sent), [Kind::Welcome]);
-        self.take(welcome(peer, received)).expect("a good welcome");
+        self.receive(welcome(peer, received)).expect("a good welcome");
     }
 
-    pub(crate) fn take(&mut self, frame: Frame) -> Result<(), LinkFault> {
+    pub(crate) fn receive(&mut self, frame: Frame) -> Result<(), LinkFault> {
         self.session.handle_frame(frame, self.now)
     }
 
-    pub(crate) fn wait(&mut self, by: Duration) -> Result<(), LinkFault> {
+    pub(crate) fn wait_for_timeout(&mut self, by: Duration) -> Result<(), LinkFault> {
         self.now += by;
         self.session.handle_timeout(self.now)
     }
 
     /// Time passes, and the peer is not lost; what is due is done, as the driver does it.
-    pub(crate) fn pass(&mut self, by: Duration) -> Vec<Frame> {
-        self.wait(by).expect("not lost");
-        let written = self.written();
+    pub(crate) fn advance(&mut self, by: Duration) -> Vec<Frame> {
+        self.wait_for_timeout(by).expect("not lost");
+        let written = self.transmit();
         assert!(
             self.session.poll_timeout().is_none_or(|next| next > self.now),
             "the driver would spin"
@@ -86,7 +86,7 @@ impl Rig {
         written
     }
 
-    pub(crate) fn written(&mut self) -> Vec<Frame> {
+    pub(crate) fn transmit(&mut self) -> Vec<Frame> {
         let mut out = OutBuffer::default();
         self.session.transmit(&mut out, ROOM, self.now).expect("encodes");
         frames(&mut out)
@@ -105,9 +105,9 @@ impl Rig {
         ttl: Option<Duration>,
         timeout: Duration,
     ) -> Result<(), SendError> {
-        let expected = Expected {
+        let expected = ExpectedReply {
             id,
-            until: self.now + timeout,
+            deadline: self.now + timeout,
             token: "token",
         };
         let message = outgoing(Kind::Command, Lane::Control, id, ttl.map(|ttl| self.now + ttl));
@@ -119,18 +119,18 @@ impl Rig {
     }
 
     /// The events as words.
-    pub(crate) fn words(&mut self) -> Vec<&'static str> {
+    pub(crate) fn event_names(&mut self) -> Vec<&'static str> {
         let word = |event| match event {
             Event::Opened { resumed: true } => "resumed",
             Event::Opened { resumed: false } => "opened",
             Event::Frame { .. } => "frame",
-            Event::Settled("token", Settled::Reply(_)) => "reply",
-            Event::Settled("token", Settled::Expired) => "expired",
-            Event::Settled("token", Settled::Lost) => "lost",
-            Event::Settled("token", Settled::TimedOut) => "timed out",
-            Event::Settled(..) => "another token",
+            Event::RequestEnded("token", RequestEnd::Reply(_)) => "reply",
+            Event::RequestEnded("token", RequestEnd::Expired) => "expired",
+            Event::RequestEnded("token", RequestEnd::Lost) => "lost",
+            Event::RequestEnded("token", RequestEnd::TimedOut) => "timed out",
+            Event::RequestEnded(..) => "another token",
             Event::Silent => "silent",
-            Event::Heard => "heard",
+            Event::Recovered => "heard",
         };
         self.events().into_iter().map(word).collect()
     }
@@ -142,7 +142,7 @@ pub(crate) fn outgoing(kind: Kind, lane: Lane, id: u64, deadline: Option<Instant
     frame.header.lane = Some(lane);
     frame.header.epoch = Some(7);
     Outgoing {
-        parcel: Parcel::new(&frame).expect("a short header"),
+        frame: EncodedFrame::new(&frame).expect("a short header"),
         lane,
         deadline,
     }
@@ -152,12 +152,12 @@ pub(crate) fn frames(out: &mut OutBuffer) -> Vec<Frame> {
     let mut bytes = BytesMut::new();
     while !out.is_empty() {
         let mut slices = [IoSlice::new(&[])];
-        out.fill(&mut slices);
+        out.fill_slices(&mut slices);
         bytes.extend_from_slice(&slices[0]);
         let written = slices[0].len();
         out.consume(written);
     }
-    let mut reader = FrameReader::new(Limits::BULK);
+    let mut reader = FrameReader::new(FrameLimits::BULK);
     let mut frames = Vec::new();
     while let Some(frame) = reader.next_frame(&mut bytes).expect("sound") {
         frames.push(frame);

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use anyhow::Context as _;
 use clap::Parser;
 use serde_json::{Value, json};
-use swarm_shared::net::discovery::mdns::{Announcement, Mdns as _, MdnsSd, Prefix, Sighting};
+use swarm_shared::net::discovery::mdns::{Announcement, DiscoveryEvent, Mdns as _, MdnsSd, Prefix};
 use swarm_shared::net::discovery::{interfaces, pings};
 use swarm_shared::proto::id::{NodeName, PeerKind};
 use tokio::signal::unix::{SignalKind, signal};
@@ -35,26 +35,26 @@ struct Args {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
-    let stop = CancellationToken::new();
+    let shutdown = CancellationToken::new();
     let (own, other) = if args.station {
         (PeerKind::Station, PeerKind::Node)
     } else {
         (PeerKind::Node, PeerKind::Station)
     };
-    let (heard, mut datagrams) = mpsc::channel(16);
-    let (seen, mut sightings) = mpsc::channel(16);
+    let (datagram_sender, mut datagrams) = mpsc::channel(16);
+    let (sighting_sender, mut sightings) = mpsc::channel(16);
     if !args.no_pings {
         if args.station {
-            let interfaces = interfaces::watch(stop.clone());
+            let interfaces = interfaces::watch(shutdown.clone());
             let name = args.name.to_string();
             let ping = move || name.clone().into_bytes();
-            tokio::spawn(pings::send(pings::PING_PORT, interfaces, ping, stop.clone()));
+            tokio::spawn(pings::send(pings::PING_PORT, interfaces, ping, shutdown.clone()));
         } else {
             tokio::spawn(pings::receive(
                 pings::listen(pings::PING_PORT)?,
-                heard.clone(),
+                datagram_sender.clone(),
                 None,
-                stop.clone(),
+                shutdown.clone(),
             ));
         }
     }
@@ -68,7 +68,7 @@ async fn main() -> anyhow::Result<()> {
             fleet: None,
             listen: args.listen,
         })?;
-        started.browse(other, seen.clone())?;
+        started.browse(other, sighting_sender.clone())?;
         mdns = Some(started);
     }
     let mut terminate = signal(SignalKind::terminate())?;
@@ -84,23 +84,23 @@ async fn main() -> anyhow::Result<()> {
             Some(sighting) = sightings.recv() => print(&describe(&sighting))?,
         }
     }
-    stop.cancel();
+    shutdown.cancel();
     if let Some(mut mdns) = mdns {
         mdns.shutdown().await;
     }
     print(&json!({"event": "stopped"}))
 }
 
-fn describe(sighting: &Sighting) -> Value {
+fn describe(sighting: &DiscoveryEvent) -> Value {
     match sighting {
-        Sighting::Found(found) => json!({
+        DiscoveryEvent::Discovered(found) => json!({
             "event": "found",
             "id": found.id.to_string(),
             "name": found.name,
             "instance": found.instance,
             "addrs": found.addrs,
         }),
-        Sighting::Lost { id, instance, .. } => json!({
+        DiscoveryEvent::Lost { id, instance, .. } => json!({
             "event": "lost",
             "id": id.to_string(),
             "instance": instance,

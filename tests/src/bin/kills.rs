@@ -27,7 +27,7 @@ fn main() -> std::io::Result<ExitCode> {
     writeln!(
         out,
         "seed {seed}: {} kills of nodes, {} of the station; {} commands to {nodes} nodes; {} began, {} again",
-        tally.node_kills, tally.station_kills, tally.commands, tally.begun, tally.run_again
+        tally.node_kills, tally.station_kills, tally.commands, tally.started, tally.reruns
     )?;
     for (outcome, count) in &tally.outcomes {
         writeln!(out, "  {outcome}: {count}")?;

@@ -6,13 +6,13 @@ use std::path::PathBuf;
 
 use clap::Parser;
 use swarm_tests::measure::{
-    Members, durable, fanout, file, gateways, idle, node_host, raise_file_limit, reconnect, recovery,
+    SeededFleet, durable, fanout, file, gateways, idle, node_host, raise_file_limit, reconnect, recovery,
     saturated, silence, stop, stop_host,
 };
 
 /// Measures the product on this machine. Build it with --release, and leave the machine alone meanwhile.
 #[derive(Parser)]
-enum What {
+enum Measurement {
     /// One command to many linked nodes until the last has answered.
     Fanout {
         /// How many nodes, separated by commas.
@@ -80,8 +80,8 @@ enum What {
         #[arg(long, value_delimiter = ',', default_value = "/dev/shm,/var/tmp")]
         to: Vec<PathBuf>,
     },
-    /// `ping all` while crowds are at the doors for other programs.
-    Doors(gateways::Options),
+    /// `ping all` while crowds are at the gateways for other programs.
+    Gateways(gateways::Options),
     /// Commands that act, written down on both sides.
     Durable(durable::Options),
     /// A station with many deliveries in its store starts again.
@@ -144,9 +144,9 @@ enum What {
 
 fn main() -> anyhow::Result<()> {
     raise_file_limit()?;
-    let what = What::parse();
+    let what = Measurement::parse();
     // As the programs themselves do: a node has one thread, a station one for each core.
-    let mut runtime = if matches!(what, What::NodeHost { .. } | What::StopHost(_)) {
+    let mut runtime = if matches!(what, Measurement::NodeHost { .. } | Measurement::StopHost(_)) {
         tokio::runtime::Builder::new_current_thread()
     } else {
         tokio::runtime::Builder::new_multi_thread()
@@ -155,54 +155,54 @@ fn main() -> anyhow::Result<()> {
     runtime.block_on(async { tokio::spawn(run(what)).await? })
 }
 
-async fn run(what: What) -> anyhow::Result<()> {
+async fn run(what: Measurement) -> anyhow::Result<()> {
     match what {
-        What::Fanout {
+        Measurement::Fanout {
             nodes,
             runs,
             processes,
             engine: false,
         } => fanout::links(&nodes, runs, processes).await,
-        What::Fanout {
+        Measurement::Fanout {
             nodes,
             runs,
             processes,
             engine: true,
         } => fanout::engine(&nodes, runs, processes).await,
-        What::Pipelined {
+        Measurement::Pipelined {
             nodes,
             runs,
             processes,
             commands,
         } => fanout::pipelined(nodes, runs, processes, commands).await,
-        What::Reconnect {
+        Measurement::Reconnect {
             nodes,
             runs,
             processes,
         } => reconnect::run(nodes, runs, processes).await,
-        What::Silence { runs } => silence::stopped(runs).await,
-        What::Idle { runs } => idle::node(runs).await,
-        What::Links {
+        Measurement::Silence { runs } => silence::run(runs).await,
+        Measurement::Idle { runs } => idle::node(runs).await,
+        Measurement::Links {
             nodes,
             runs,
             processes,
         } => idle::links(nodes, runs, processes).await,
-        What::File { size, runs, from, to } => file::run(size, runs, &from, &to).await,
-        What::Doors(options) => gateways::run(&options).await,
-        What::Durable(options) => durable::run(&options).await,
-        What::Recovery {
+        Measurement::File { size, runs, from, to } => file::run(size, runs, &from, &to).await,
+        Measurement::Gateways(options) => gateways::run(&options).await,
+        Measurement::Durable(options) => durable::run(&options).await,
+        Measurement::Recovery {
             node: true,
             runs,
             dir,
             ..
         } => recovery::node(runs, &dir).await,
-        What::Recovery {
+        Measurement::Recovery {
             node: false,
             deliveries,
             runs,
             dir,
         } => recovery::station(deliveries, runs, &dir).await,
-        What::Saturated {
+        Measurement::Saturated {
             rate,
             queue,
             direction,
@@ -210,14 +210,16 @@ async fn run(what: What) -> anyhow::Result<()> {
             stops,
             size,
         } => saturated::run(&rate, &queue, direction, seconds, stops, size).await,
-        What::Stop(options) => stop::run(&options).await,
-        What::StopHost(options) => stop_host::run(&options).await,
-        What::NodeHost {
+        Measurement::Stop(options) => stop::run(&options).await,
+        Measurement::StopHost(options) => stop_host::run(&options).await,
+        Measurement::NodeHost {
             seed,
             first,
             count,
             station,
-        } => node_host::run_nodes(Members::parse(&seed)?, first, count, station).await,
-        What::StationHost { seed, listen } => node_host::run_station(Members::parse(&seed)?, listen).await,
+        } => node_host::run_nodes(SeededFleet::parse(&seed)?, first, count, station).await,
+        Measurement::StationHost { seed, listen } => {
+            node_host::run_station(SeededFleet::parse(&seed)?, listen).await
+        }
     }
 }

@@ -40,8 +40,8 @@ fn main() -> std::process::ExitCode {
     let args = Args::parse();
     let began = clock::now();
     let (report, violations) = match args.seed {
-        Some(seed) => one(&args, seed),
-        None => many(&args),
+        Some(seed) => run_seed(&args, seed),
+        None => run_seeds(&args),
     };
     if let Some(first) = violations.first() {
         println!("{first}\n");
@@ -61,7 +61,7 @@ fn main() -> std::process::ExitCode {
     std::process::ExitCode::FAILURE
 }
 
-fn one(args: &Args, seed: u64) -> (Report, Vec<Violation>) {
+fn run_seed(args: &Args, seed: u64) -> (Report, Vec<Violation>) {
     let options = Options {
         seed,
         nodes: args.nodes,
@@ -73,7 +73,7 @@ fn one(args: &Args, seed: u64) -> (Report, Vec<Violation>) {
     }
 }
 
-fn many(args: &Args) -> (Report, Vec<Violation>) {
+fn run_seeds(args: &Args) -> (Report, Vec<Violation>) {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let next = AtomicU64::new(args.from);
     let end = args.from.saturating_add(args.seeds);
@@ -87,7 +87,7 @@ fn many(args: &Args) -> (Report, Vec<Violation>) {
                     if seed >= end {
                         break;
                     }
-                    let (report, violations) = one(args, seed);
+                    let (report, violations) = run_seed(args, seed);
                     let Ok(mut sum) = sum.lock() else { break };
                     sum.0.add(&report);
                     if !violations.is_empty() {
@@ -119,7 +119,7 @@ fn print_report(report: &Report, took: Duration) {
     }
     println!("faults that happened:");
     for fault in Fault::ALL {
-        println!("  {fault:<24} {:>10}", report.faults.of(fault));
+        println!("  {fault:<24} {:>10}", report.faults.count_of(fault));
     }
     if report.runs == 1 {
         println!("trace {}", report.digest);

@@ -19,28 +19,28 @@ use tempfile::TempDir;
 
 pub use node::Node;
 pub use station::{Invite, Station};
-pub use verb::{Ran, Verb};
+pub use verb::{Verb, VerbOutput};
 
 use crate::lab::Lab;
 
 /// Enough for anything that has to happen soon, on a machine that is busy with other things.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Where a process runs, and at which address it listens there.
 #[derive(Clone, Debug, Default)]
-pub struct Place {
+pub struct Host {
     /// The network namespace; this machine's own if there is none.
     namespace: Option<String>,
 }
 
-impl Place {
+impl Host {
     /// This machine's own network, on loopback.
-    pub fn here() -> Self {
+    pub fn loopback() -> Self {
         Self::default()
     }
 
     /// A host of a laboratory.
-    pub fn host(lab: &Lab, host: usize) -> Self {
+    pub fn in_lab(lab: &Lab, host: usize) -> Self {
         Self {
             namespace: Some(lab.namespace(host)),
         }
@@ -65,15 +65,15 @@ impl Place {
         command
     }
 
-    fn listen(&self, usual: u16) -> String {
+    fn listen_addr(&self, usual: u16) -> String {
         match self.namespace {
             Some(_) => format!("0.0.0.0:{usual}"),
-            None => format!("127.0.0.1:{}", ports::next()),
+            None => format!("127.0.0.1:{}", ports::next_free()),
         }
     }
 
     /// Fleets of one machine must not hear one another.
-    fn quiet_flags(&self) -> &'static [&'static str] {
+    fn isolation_flags(&self) -> &'static [&'static str] {
         match self.namespace {
             Some(_) => &[],
             None => &["--no-pings", "--no-mdns"],
@@ -83,17 +83,17 @@ impl Place {
 
 /// State directories and logs of a test; they are kept if it fails.
 #[derive(Debug)]
-pub struct Field {
+pub struct TestDir {
     dir: TempDir,
 }
 
-impl Default for Field {
+impl Default for TestDir {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl Field {
+impl TestDir {
     /// An empty one.
     ///
     /// # Panics
@@ -133,27 +133,27 @@ impl Field {
     ///
     /// # Panics
     /// If it cannot be written.
-    pub fn big_file(&self, name: &str, bytes: usize) -> PathBuf {
-        self.file(name, &noise(bytes))
+    pub fn random_file(&self, name: &str, bytes: usize) -> PathBuf {
+        self.file(name, &pseudo_random_bytes(bytes))
     }
 
     /// A port of 127.0.0.1 that nobody else is given.
-    pub fn port(&self) -> u16 {
-        ports::next()
+    pub fn free_port(&self) -> u16 {
+        ports::next_free()
     }
 
     /// A station that does not run yet.
-    pub fn station(&self, name: &str, place: Place) -> Station {
+    pub fn station(&self, name: &str, place: Host) -> Station {
         Station::new(self, name, place)
     }
 
     /// A node that does not run yet.
-    pub fn node(&self, name: &str, place: Place) -> Node {
+    pub fn node(&self, name: &str, place: Host) -> Node {
         Node::new(self, name, place)
     }
 }
 
-impl Drop for Field {
+impl Drop for TestDir {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.dir.disable_cleanup(true);
@@ -171,7 +171,7 @@ pub struct Fleet {
     /// The nodes, linked, called `n1`, `n2` and so on.
     pub nodes: Vec<Node>,
     /// After the processes, which write into it.
-    pub field: Field,
+    pub test_dir: TestDir,
 }
 
 impl Fleet {
@@ -188,29 +188,34 @@ impl Fleet {
     /// # Panics
     /// If they do not link.
     pub fn linked_with(nodes: usize, change: impl Fn(&mut Node)) -> Self {
-        Self::linked_in(Field::new(), nodes, |node, _field| change(node))
+        Self::linked_in(TestDir::new(), nodes, |node, _field| change(node))
     }
 
     /// The same, in a field that is there already; `change` learns where it is.
     ///
     /// # Panics
     /// If they do not link.
-    pub fn linked_in(field: Field, nodes: usize, change: impl Fn(&mut Node, &Path)) -> Self {
-        Self::linked_through(field, nodes, "", change)
+    pub fn linked_in(field: TestDir, nodes: usize, change: impl Fn(&mut Node, &Path)) -> Self {
+        Self::linked_with_station_config(field, nodes, "", change)
     }
 
     /// The same, with more configuration for the station.
     ///
     /// # Panics
     /// If they do not link.
-    pub fn linked_through(field: Field, nodes: usize, more: &str, change: impl Fn(&mut Node, &Path)) -> Self {
-        let mut station = field.station("st", Place::here());
-        station.configure(more);
+    pub fn linked_with_station_config(
+        field: TestDir,
+        nodes: usize,
+        more: &str,
+        change: impl Fn(&mut Node, &Path),
+    ) -> Self {
+        let mut station = field.station("st", Host::loopback());
+        station.append_config(more);
         station.serve();
         let code = station.invite(&Invite::nodes(nodes));
         let nodes: Vec<Node> = (1..=nodes)
             .map(|number| {
-                let mut node = field.node(&format!("n{number}"), Place::here());
+                let mut node = field.node(&format!("n{number}"), Host::loopback());
                 change(&mut node, field.path());
                 node.start(&["--join", &code]);
                 node
@@ -220,7 +225,7 @@ impl Fleet {
         Self {
             station,
             nodes,
-            field,
+            test_dir: field,
         }
     }
 
@@ -243,7 +248,7 @@ impl Fleet {
 }
 
 /// Bytes that look random and are the same each time.
-pub fn noise(bytes: usize) -> Vec<u8> {
+pub fn pseudo_random_bytes(bytes: usize) -> Vec<u8> {
     let mut state: u64 = 0x9e37_79b9_7f4a_7c15;
     let mut words = Vec::with_capacity(bytes + 8);
     while words.len() < bytes {
@@ -257,6 +262,6 @@ pub fn noise(bytes: usize) -> Vec<u8> {
 }
 
 /// The text of a field, or nothing.
-pub fn text<'v>(value: &'v Value, key: &str) -> &'v str {
+pub fn str_field<'v>(value: &'v Value, key: &str) -> &'v str {
     value[key].as_str().unwrap_or_default()
 }

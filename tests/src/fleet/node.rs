@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 
-use super::{Field, PATIENCE, Place};
+use super::{Host, TEST_TIMEOUT, TestDir};
 use crate::binaries;
 use crate::process::{Process, Signal, Stream, wait_until};
 
@@ -37,33 +37,33 @@ pub struct Node {
     /// Its name.
     pub name: String,
     /// Its state directory.
-    pub dir: PathBuf,
+    pub state_dir: PathBuf,
     /// The directory of its root `files`.
-    pub root: PathBuf,
+    pub files_root: PathBuf,
     /// More configuration: whole tables, or keys before any table.
     pub keys: String,
     /// See [`Self::keys`].
     pub tables: String,
     /// Where it hears datagrams although it is on loopback; a port of its own.
     pub ping_port: Option<u16>,
-    listen: String,
-    place: Place,
+    listen_addr: String,
+    host: Host,
     logs: PathBuf,
     process: Option<Process>,
 }
 
 impl Node {
-    pub(super) fn new(field: &Field, name: &str, place: Place) -> Self {
+    pub(super) fn new(test_dir: &TestDir, name: &str, host: Host) -> Self {
         Self {
             name: name.to_owned(),
-            dir: field.dir(name),
-            root: field.dir(&format!("{name}-files")),
+            state_dir: test_dir.dir(name),
+            files_root: test_dir.dir(&format!("{name}-files")),
             keys: String::new(),
             tables: String::new(),
             ping_port: None,
-            listen: place.listen(7420),
-            place,
-            logs: field.path().to_owned(),
+            listen_addr: host.listen_addr(7420),
+            host,
+            logs: test_dir.path().to_owned(),
             process: None,
         }
     }
@@ -79,32 +79,32 @@ impl Node {
     }
 
     /// Makes it listen elsewhere from its next start on.
-    pub fn listen_at(&mut self, addr: &str) {
-        addr.clone_into(&mut self.listen);
+    pub fn set_listen_addr(&mut self, addr: &str) {
+        addr.clone_into(&mut self.listen_addr);
     }
 
     /// Where it listens.
-    pub fn listen(&self) -> &str {
-        &self.listen
+    pub fn listen_addr(&self) -> &str {
+        &self.listen_addr
     }
 
-    fn configure(&self) {
+    fn write_config(&self) {
         let marks = self.marks_file();
         let actions = ACTIONS.replace("MARKS", &marks.display().to_string());
         let config = format!(
             "name = {:?}\nlisten = {:?}\n{}\n[files]\nroots = {{ files = {:?} }}\n{actions}\n{}",
             self.name,
-            self.listen,
+            self.listen_addr,
             self.keys,
-            self.root.display().to_string(),
+            self.files_root.display().to_string(),
             self.tables
         );
-        std::fs::write(self.dir.join("config.toml"), config).expect("written");
+        std::fs::write(self.state_dir.join("config.toml"), config).expect("written");
     }
 
     fn command(&self) -> Command {
-        let mut command = self.place.command(&binaries().node);
-        command.env("SWARM_NODE_STATE_DIR", &self.dir);
+        let mut command = self.host.command(&binaries().node);
+        command.env("SWARM_NODE_STATE_DIR", &self.state_dir);
         command
     }
 
@@ -113,15 +113,15 @@ impl Node {
     /// # Panics
     /// If it does not start.
     pub fn start(&mut self, flags: &[&str]) {
-        self.configure();
+        self.write_config();
         let mut command = self.command();
         command.arg("run").args(flags);
         match self.ping_port {
             Some(port) => command.args(["--no-mdns", &format!("--ping-port={port}")]),
-            None => command.args(self.place.quiet_flags()),
+            None => command.args(self.host.isolation_flags()),
         };
         let mut process = Process::spawn(command, &self.name, &self.logs);
-        process.wait_line(Stream::Err, PATIENCE, "ready", |line| line.contains(" ready"));
+        process.wait_line(Stream::Err, TEST_TIMEOUT, "ready", |line| line.contains(" ready"));
         self.process = Some(process);
     }
 
@@ -137,15 +137,15 @@ impl Node {
     ///
     /// # Panics
     /// If it does not end.
-    pub fn end(&mut self, signal: Signal) {
+    pub fn signal_and_wait(&mut self, signal: Signal) {
         let mut process = self.process.take().expect("the node runs");
         process.signal(signal);
-        let status = process.wait_exit(PATIENCE);
+        let status = process.wait_exit(TEST_TIMEOUT);
         assert!(
             signal != Signal::TERM || status.success(),
             "{}: {status}\n{}",
             self.name,
-            process.tail()
+            process.log_tail()
         );
     }
 
@@ -161,7 +161,7 @@ impl Node {
     /// # Panics
     /// If it does not come.
     pub fn wait_log(&self, what: &str) {
-        wait_until(PATIENCE, &format!("{}: log says {what:?}", self.name), || {
+        wait_until(TEST_TIMEOUT, &format!("{}: log says {what:?}", self.name), || {
             self.log().iter().any(|line| line.contains(what))
         });
     }
@@ -171,7 +171,7 @@ impl Node {
     /// # Panics
     /// If it does not start.
     pub fn run(&self, words: &[&str]) -> Output {
-        self.configure();
+        self.write_config();
         self.command().args(words).output().expect("swarm-node runs")
     }
 
@@ -193,7 +193,7 @@ impl Node {
     /// Whole files in its root, by their names, and leftovers of broken transfers.
     pub fn files(&self) -> (Vec<String>, Vec<String>) {
         let mut names = Vec::new();
-        collect(&self.root, &self.root, &mut names);
+        collect(&self.files_root, &self.files_root, &mut names);
         names.sort();
         names.into_iter().partition(|name| !name.ends_with(".part"))
     }

@@ -10,7 +10,7 @@ const COUNT: u16 = 22_000;
 const STRIDE: u32 = 61;
 
 /// The next port that is free now.
-pub(super) fn next() -> u16 {
+pub(super) fn next_free() -> u16 {
     static TAKEN: AtomicU16 = AtomicU16::new(0);
     let start = std::process::id().wrapping_mul(STRIDE) % u32::from(COUNT);
     let start = u16::try_from(start).expect("below COUNT");

@@ -9,12 +9,12 @@ use serde_json::Value;
 use swarm_shared::net::clock;
 
 use super::verb::VerbLogs;
-use super::{Field, PATIENCE, Place, Ran, Verb, text};
+use super::{Host, TEST_TIMEOUT, TestDir, Verb, VerbOutput, str_field};
 use crate::binaries;
 use crate::process::{Process, Signal, Stream, wait_until};
 
 /// Longer than any verb of a test may take.
-const VERB_PATIENCE: Duration = Duration::from_secs(60);
+const VERB_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What an invitation is for.
 #[derive(Clone, Debug)]
@@ -52,35 +52,35 @@ pub struct Station {
     /// Its name.
     pub name: String,
     /// Its state directory.
-    pub dir: PathBuf,
+    pub state_dir: PathBuf,
     /// More flags for `serve`.
-    pub flags: Vec<String>,
-    place: Place,
-    listen: String,
+    pub serve_flags: Vec<String>,
+    host: Host,
+    listen_addr: String,
     logs: PathBuf,
-    verbs: VerbLogs,
+    verb_logs: VerbLogs,
     process: Option<Process>,
 }
 
 impl Station {
-    pub(super) fn new(field: &Field, name: &str, place: Place) -> Self {
-        let dir = field.dir(name);
-        let listen = place.listen(7421);
-        let quiet = if place.quiet_flags().is_empty() {
+    pub(super) fn new(test_dir: &TestDir, name: &str, host: Host) -> Self {
+        let dir = test_dir.dir(name);
+        let listen = host.listen_addr(7421);
+        let quiet = if host.isolation_flags().is_empty() {
             ""
         } else {
             "pings = false\nmdns = false\n"
         };
         let config = format!("name = \"{name}\"\nlisten = \"{listen}\"\n{quiet}");
         std::fs::write(dir.join("config.toml"), config).expect("written");
-        let logs = field.path().to_owned();
+        let logs = test_dir.path().to_owned();
         Self {
             name: name.to_owned(),
-            dir,
-            flags: Vec::new(),
-            listen,
-            place,
-            verbs: VerbLogs {
+            state_dir: dir,
+            serve_flags: Vec::new(),
+            listen_addr: listen,
+            host,
+            verb_logs: VerbLogs {
                 dir: logs.clone(),
                 station: name.to_owned(),
                 count: Cell::new(0),
@@ -91,13 +91,13 @@ impl Station {
     }
 
     /// Where it listens.
-    pub fn listen(&self) -> &str {
-        &self.listen
+    pub fn listen_addr(&self) -> &str {
+        &self.listen_addr
     }
 
     fn command(&self) -> Command {
-        let mut command = self.place.command(&binaries().station);
-        command.env("GROUND_STATION_STATE_DIR", &self.dir);
+        let mut command = self.host.command(&binaries().station);
+        command.env("GROUND_STATION_STATE_DIR", &self.state_dir);
         command
     }
 
@@ -107,9 +107,9 @@ impl Station {
     /// If it does not start.
     pub fn serve(&mut self) {
         let mut command = self.command();
-        command.arg("serve").args(&self.flags);
+        command.arg("serve").args(&self.serve_flags);
         let mut process = Process::spawn(command, &format!("{}-serve", self.name), &self.logs);
-        process.wait_line(Stream::Err, PATIENCE, "serving", |line| {
+        process.wait_line(Stream::Err, TEST_TIMEOUT, "serving", |line| {
             line.starts_with("serving;")
         });
         self.process = Some(process);
@@ -127,15 +127,15 @@ impl Station {
     ///
     /// # Panics
     /// If it does not end.
-    pub fn end(&mut self, signal: Signal) {
+    pub fn signal_and_wait(&mut self, signal: Signal) {
         let mut process = self.process.take().expect("serve runs");
         process.signal(signal);
-        let status = process.wait_exit(PATIENCE);
+        let status = process.wait_exit(TEST_TIMEOUT);
         assert!(
             signal != Signal::TERM || status.success(),
             "{}: {status}\n{}",
             self.name,
-            process.tail()
+            process.log_tail()
         );
     }
 
@@ -155,7 +155,7 @@ impl Station {
 
     fn spawn(&self, command: Command, words: &[&str]) -> Verb {
         let started = clock::now();
-        let process = Process::spawn(command, &self.verbs.next(), &self.verbs.dir);
+        let process = Process::spawn(command, &self.verb_logs.next_name(), &self.verb_logs.dir);
         Verb {
             words: words.join(" "),
             process,
@@ -167,18 +167,18 @@ impl Station {
     ///
     /// # Panics
     /// If it hangs.
-    pub fn run(&self, words: &[&str]) -> Ran {
-        self.start(words).finish(VERB_PATIENCE)
+    pub fn run(&self, words: &[&str]) -> VerbOutput {
+        self.start(words).finish(VERB_TIMEOUT)
     }
 
     /// Runs a verb as a person would, without `--json`.
     ///
     /// # Panics
     /// If it hangs.
-    pub fn say(&self, words: &[&str]) -> Ran {
+    pub fn run_plain(&self, words: &[&str]) -> VerbOutput {
         let mut command = self.command();
         command.args(words);
-        self.spawn(command, words).finish(VERB_PATIENCE)
+        self.spawn(command, words).finish(VERB_TIMEOUT)
     }
 
     /// Makes a code.
@@ -190,8 +190,8 @@ impl Station {
         let words = ["fleet", "invite", "--role", invite.role, "--uses", &uses];
         let ran = self
             .run(&[&words[..], &["--valid-for", invite.valid_for]].concat())
-            .expect(0);
-        text(&ran.json()[0], "code").to_owned()
+            .expect_status(0);
+        str_field(&ran.json()[0], "code").to_owned()
     }
 
     /// Who is there, without waiting for anybody.
@@ -234,13 +234,13 @@ impl Station {
     /// If it never does.
     pub fn wait_nodes(&self, what: &str, mut wanted: impl FnMut(&[Value]) -> bool) {
         let mut shown = Vec::new();
-        let deadline = clock::now() + PATIENCE;
-        wait_until(PATIENCE + VERB_PATIENCE, what, || {
+        let deadline = clock::now() + TEST_TIMEOUT;
+        wait_until(TEST_TIMEOUT + VERB_TIMEOUT, what, || {
             shown = self.nodes();
             let met = wanted(&shown);
             assert!(
                 met || clock::now() < deadline,
-                "{}: not within {PATIENCE:?}: {what}\n{shown:#?}",
+                "{}: not within {TEST_TIMEOUT:?}: {what}\n{shown:#?}",
                 self.name
             );
             met
@@ -256,14 +256,14 @@ impl Station {
     ///
     /// # Panics
     /// If it cannot be written.
-    pub fn configure(&self, more: &str) {
-        let path = self.dir.join("config.toml");
+    pub fn append_config(&self, more: &str) {
+        let path = self.state_dir.join("config.toml");
         let old = std::fs::read_to_string(&path).expect("written by new");
         std::fs::write(path, format!("{old}{more}\n")).expect("written");
     }
 
     /// A file in its state directory.
     pub fn state_file(&self, name: &str) -> PathBuf {
-        Path::new(&self.dir).join(name)
+        Path::new(&self.state_dir).join(name)
     }
 }

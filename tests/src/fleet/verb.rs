@@ -21,15 +21,15 @@ impl Verb {
     ///
     /// # Panics
     /// If it does not end in time.
-    pub fn finish(mut self, patience: Duration) -> Ran {
+    pub fn finish(mut self, patience: Duration) -> VerbOutput {
         let status = self.process.wait_exit(patience);
         let lines = self.process.lines(Stream::Out);
-        Ran {
+        VerbOutput {
             words: self.words,
             status: status.code(),
-            took: clock::now() - self.started,
-            err: self.process.lines(Stream::Err).join("\n"),
-            out: lines,
+            duration: clock::now() - self.started,
+            stderr: self.process.lines(Stream::Err).join("\n"),
+            stdout: lines,
         }
     }
 
@@ -46,31 +46,31 @@ impl Verb {
 
 /// A verb that has ended.
 #[derive(Debug)]
-pub struct Ran {
+pub struct VerbOutput {
     words: String,
     /// Its exit status; absent if a signal ended it.
     pub status: Option<i32>,
     /// How long it took.
-    pub took: Duration,
+    pub duration: Duration,
     /// Lines of standard output.
-    pub out: Vec<String>,
+    pub stdout: Vec<String>,
     /// Standard error.
-    pub err: String,
+    pub stderr: String,
 }
 
-impl Ran {
+impl VerbOutput {
     /// Checks the exit status.
     ///
     /// # Panics
     /// If it is another.
-    pub fn expect(self, status: i32) -> Self {
+    pub fn expect_status(self, status: i32) -> Self {
         assert_eq!(
             self.status,
             Some(status),
             "exit status of: {}\n{}\n{}",
             self.words,
-            self.out.join("\n"),
-            self.err
+            self.stdout.join("\n"),
+            self.stderr
         );
         self
     }
@@ -79,13 +79,13 @@ impl Ran {
     ///
     /// # Panics
     /// If it does not.
-    pub fn says(self, what: &str) -> Self {
+    pub fn expect_stderr(self, what: &str) -> Self {
         assert!(
-            self.err.contains(what),
+            self.stderr.contains(what),
             "{}: not on standard error: {what:?}\n{}\n{}",
             self.words,
-            self.out.join("\n"),
-            self.err
+            self.stdout.join("\n"),
+            self.stderr
         );
         self
     }
@@ -101,14 +101,14 @@ impl Ran {
             assert!(value.is_object(), "{}: not an object: {line:?}", self.words);
             value
         };
-        self.out.iter().map(read).collect()
+        self.stdout.iter().map(read).collect()
     }
 
     /// The one line of JSON of this node.
     ///
     /// # Panics
     /// If there is none, or more than one.
-    pub fn of(&self, node: &str) -> Value {
+    pub fn line_of(&self, node: &str) -> Value {
         let mut lines = self.json();
         lines.retain(|line| line["node"] == node);
         assert_eq!(
@@ -116,8 +116,8 @@ impl Ran {
             1,
             "{}: lines of {node}\n{}\n{}",
             self.words,
-            self.out.join("\n"),
-            self.err
+            self.stdout.join("\n"),
+            self.stderr
         );
         lines.remove(0)
     }
@@ -126,8 +126,8 @@ impl Ran {
     ///
     /// # Panics
     /// If there is not exactly one.
-    pub fn state(&self, node: &str) -> String {
-        super::text(&self.of(node), "state").to_owned()
+    pub fn outcome_of(&self, node: &str) -> String {
+        super::str_field(&self.line_of(node), "state").to_owned()
     }
 }
 
@@ -140,7 +140,7 @@ pub(super) struct VerbLogs {
 }
 
 impl VerbLogs {
-    pub(super) fn next(&self) -> String {
+    pub(super) fn next_name(&self) -> String {
         let number = self.count.get() + 1;
         self.count.set(number);
         format!("{}-verb{number}", self.station)

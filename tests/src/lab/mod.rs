@@ -30,9 +30,9 @@ pub const HOSTS_MAX: usize = 250;
 
 /// Why there is no laboratory here.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Skip(pub String);
+pub struct SkipReason(pub String);
 
-impl fmt::Display for Skip {
+impl fmt::Display for SkipReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
@@ -60,7 +60,7 @@ fn bridge(network: usize) -> String {
     format!("br{network}")
 }
 
-fn parted_bridge(network: usize) -> String {
+fn partition_bridge(network: usize) -> String {
     format!("parted{network}")
 }
 
@@ -69,18 +69,18 @@ impl Lab {
     ///
     /// # Errors
     /// [`Skip`] if this machine cannot.
-    pub fn new(hosts: usize) -> Result<Self, Skip> {
+    pub fn new(hosts: usize) -> Result<Self, SkipReason> {
         if hosts > HOSTS_MAX {
-            return Err(Skip(format!("{hosts} hosts are more than {HOSTS_MAX}")));
+            return Err(SkipReason(format!("{hosts} hosts are more than {HOSTS_MAX}")));
         }
         namespaces::check_machine()?;
-        namespaces::sweep();
+        namespaces::delete_stale();
         let mut lab = Self {
             prefix: namespaces::next_prefix(),
             addresses: Vec::new(),
             ports: Vec::new(),
             logs: TempDir::with_prefix("swarmlab-")
-                .map_err(|e| Skip(format!("no temporary directory: {e}")))?,
+                .map_err(|e| SkipReason(format!("no temporary directory: {e}")))?,
         };
         lab.build(hosts)?;
         Ok(lab)
@@ -105,7 +105,7 @@ impl Lab {
         None
     }
 
-    fn build(&mut self, hosts: usize) -> Result<(), Skip> {
+    fn build(&mut self, hosts: usize) -> Result<(), SkipReason> {
         let switch = self.switch();
         try_ip(&["netns", "add", &switch])?;
         self.add_bridges(0)?;
@@ -119,9 +119,9 @@ impl Lab {
         Ok(())
     }
 
-    fn add_bridges(&self, network: usize) -> Result<(), Skip> {
+    fn add_bridges(&self, network: usize) -> Result<(), SkipReason> {
         let switch = self.switch();
-        for bridge in [bridge(network), parted_bridge(network)] {
+        for bridge in [bridge(network), partition_bridge(network)] {
             // Snooping would need a querier; without it multicast is flooded, as by a plain switch.
             let kind = ["type", "bridge", "mcast_snooping", "0", "forward_delay", "0"];
             try_ip(&[&["-n", &switch, "link", "add", &bridge][..], &kind].concat())?;
@@ -130,7 +130,7 @@ impl Lab {
         Ok(())
     }
 
-    fn add_port(&mut self, host: usize, network: usize) -> Result<(), Skip> {
+    fn add_port(&mut self, host: usize, network: usize) -> Result<(), SkipReason> {
         let (switch, namespace) = (self.switch(), self.namespace(host));
         let (port, interface) = (format!("p{network}-{host}"), interface(network));
         let mac = mac(network, host);
@@ -213,7 +213,7 @@ impl Lab {
     }
 
     /// Pulls a host's cable (`false`) or plugs it in again: the interface stays up, without a carrier.
-    pub fn plug(&self, host: usize, plugged: bool) {
+    pub fn set_carrier(&self, host: usize, plugged: bool) {
         for port in self.ports.iter().filter(|port| port.host == host) {
             let state = if plugged { "up" } else { "down" };
             ip(&["-n", &self.switch(), "link", "set", &port.name, state]);
@@ -249,7 +249,7 @@ impl Lab {
     /// Cuts these hosts off from the others; among themselves they stay joined, and every carrier stays up.
     pub fn partition(&self, hosts: &[usize]) {
         for port in self.ports.iter().filter(|port| hosts.contains(&port.host)) {
-            self.move_port(port, &parted_bridge(port.network));
+            self.move_port(port, &partition_bridge(port.network));
         }
     }
 
@@ -265,20 +265,20 @@ impl Lab {
     }
 
     /// Whether the switch passes multicast on. Without, mDNS and IPv6 do not work.
-    pub fn multicast(&self, passed: bool) {
-        self.flood("mcast_flood", passed);
+    pub fn set_multicast(&self, passed: bool) {
+        self.set_flood_flag("mcast_flood", passed);
     }
 
     /// Whether the switch passes broadcast on. ARP is broadcast, so without it every host is told its
     /// neighbours; an address that changes later is not reachable.
-    pub fn broadcast(&self, passed: bool) {
+    pub fn set_broadcast(&self, passed: bool) {
         if !passed {
-            self.permanent_neighbours();
+            self.add_permanent_neighbours();
         }
-        self.flood("bcast_flood", passed);
+        self.set_flood_flag("bcast_flood", passed);
     }
 
-    fn flood(&self, flag: &str, passed: bool) {
+    fn set_flood_flag(&self, flag: &str, passed: bool) {
         let state = if passed { "on" } else { "off" };
         for port in &self.ports {
             let args = [
@@ -300,7 +300,7 @@ impl Lab {
     ///
     /// # Panics
     /// If the machine refuses.
-    pub fn permanent_neighbours(&self) {
+    pub fn add_permanent_neighbours(&self) {
         for host in 0..self.hosts() {
             let batch: String = (0..self.hosts())
                 .filter(|other| *other != host)
@@ -323,7 +323,7 @@ impl Lab {
     }
 
     /// Limits a host's first interface in both directions, in `tc`'s words: `10mbit`. `None` lifts the limit.
-    pub fn rate(&self, host: usize, rate: Option<&str>) {
+    pub fn set_rate_limit(&self, host: usize, rate: Option<&str>) {
         let (switch, namespace) = (self.switch(), self.namespace(host));
         let port = format!("p0-{host}");
         for (namespace, interface) in [(namespace.as_str(), "eth0"), (switch.as_str(), port.as_str())] {
@@ -347,7 +347,7 @@ impl Lab {
     ///
     /// # Panics
     /// If the machine refuses.
-    pub fn narrow(&self, ends: [usize; 2], router: usize, rate: &str, queue: &str) {
+    pub fn route_through_bottleneck(&self, ends: [usize; 2], router: usize, rate: &str, queue: &str) {
         let via = self.ip(router).to_string();
         let quiet = "for f in /proc/sys/net/ipv4/conf/*/*_redirects; do echo 0 > $f; done; \
                      echo 1 > /proc/sys/net/ipv4/ip_forward";
@@ -408,7 +408,7 @@ fn mac(network: usize, host: usize) -> String {
     format!("02:00:00:00:{network:02x}:{host:02x}")
 }
 
-fn try_ip(args: &[&str]) -> Result<(), Skip> {
+fn try_ip(args: &[&str]) -> Result<(), SkipReason> {
     try_run("ip", args)
 }
 
@@ -420,8 +420,8 @@ fn run_or_panic(program: &str, args: &[&str]) {
     try_run(program, args).unwrap_or_else(|why| panic!("{why}"));
 }
 
-fn try_run(program: &str, args: &[&str]) -> Result<(), Skip> {
-    let said = |what: &str| Skip(format!("{program} {}: {what}", args.join(" ")));
+fn try_run(program: &str, args: &[&str]) -> Result<(), SkipReason> {
+    let said = |what: &str| SkipReason(format!("{program} {}: {what}", args.join(" ")));
     let output = Command::new(program)
         .args(args)
         .stdin(Stdio::null())

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 
-use super::Skip;
+use super::SkipReason;
 
 /// What the names of all laboratories begin with; the number of the owning process follows.
 const PREFIX: &str = "swarmlab";
@@ -20,9 +20,9 @@ pub(super) fn next_prefix() -> String {
 }
 
 /// Whether a laboratory can be tried at all.
-pub(super) fn check_machine() -> Result<(), Skip> {
+pub(super) fn check_machine() -> Result<(), SkipReason> {
     if !geteuid().is_root() {
-        return Err(Skip("network namespaces need root".to_owned()));
+        return Err(SkipReason("network namespaces need root".to_owned()));
     }
     for (program, package) in [("ip", "iproute2"), ("bridge", "iproute2"), ("tc", "iproute2")] {
         let runs = Command::new(program)
@@ -31,17 +31,19 @@ pub(super) fn check_machine() -> Result<(), Skip> {
             .stderr(Stdio::null())
             .status();
         if runs.is_err() {
-            return Err(Skip(format!("{program} is not installed (package {package})")));
+            return Err(SkipReason(format!(
+                "{program} is not installed (package {package})"
+            )));
         }
     }
     Ok(())
 }
 
 /// Deletes, once a process, the laboratories whose process is gone.
-pub(super) fn sweep() {
+pub(super) fn delete_stale() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        for name in listed(&["netns", "list"]) {
+        for name in first_words(&["netns", "list"]) {
             let owner: Option<&str> = name
                 .strip_prefix(PREFIX)
                 .and_then(|rest| Some(rest.split_once('-')?.0));
@@ -55,7 +57,7 @@ pub(super) fn sweep() {
 
 /// Kills what runs in a namespace and deletes it.
 pub(super) fn delete(namespace: &str) {
-    for pid in listed(&["netns", "pids", namespace]) {
+    for pid in first_words(&["netns", "pids", namespace]) {
         if let Some(pid) = pid.parse().ok().and_then(Pid::from_raw) {
             let _ended_meanwhile = kill_process(pid, Signal::KILL);
         }
@@ -67,7 +69,7 @@ pub(super) fn delete(namespace: &str) {
 }
 
 /// The first word of each line that `ip` prints.
-fn listed(args: &[&str]) -> Vec<String> {
+fn first_words(args: &[&str]) -> Vec<String> {
     let Ok(output) = Command::new("ip").args(args).output() else {
         return Vec::new();
     };

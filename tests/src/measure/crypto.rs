@@ -27,7 +27,7 @@ pub fn speeds(table: &mut Table, runs: usize) -> anyhow::Result<()> {
         hash.update(&chunk);
         Ok(())
     })?;
-    table.row("SHA-256 alone, one core", "MiB/s", &sha);
+    table.add_row("SHA-256 alone, one core", "MiB/s", &sha);
     let key = UnboundKey::new(&AES_128_GCM, &[7; 16]).map_err(|_unspecified| anyhow::anyhow!("no key"))?;
     let key = LessSafeKey::new(key);
     let mut record = vec![0x5a; RECORD_BYTES];
@@ -37,7 +37,7 @@ pub fn speeds(table: &mut Table, runs: usize) -> anyhow::Result<()> {
             .map(drop)
             .map_err(|_unspecified| anyhow::anyhow!("not sealed"))
     })?;
-    table.row("AES-128-GCM alone, one core", "MiB/s", &gcm);
+    table.add_row("AES-128-GCM alone, one core", "MiB/s", &gcm);
     Ok(())
 }
 

@@ -10,10 +10,10 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use clap::Args;
 use ground_station::config::Config;
-use ground_station::fleet::engine::{Engine, Purpose, Settings};
+use ground_station::fleet::engine::{Engine, Mode, Settings};
 use ground_station::fleet::{Fleet, Request};
 use swarm_node::state::StateDir;
-use swarm_node::status::{self, JournalView, View};
+use swarm_node::status::{self, JournalView, StatusView};
 use swarm_shared::net::clock;
 use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::selector::Selector;
@@ -21,8 +21,8 @@ use swarm_shared::proto::wire::Lane;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use super::fanout::{end_of, online};
-use super::real_station::{PATIENCE, spawn_node};
+use super::fanout::{count_done, count_online};
+use super::real_station::{TEST_TIMEOUT, spawn_node};
 use super::{Samples, Table};
 use crate::process::Process;
 
@@ -58,7 +58,7 @@ pub struct Options {
 pub async fn run(options: &Options) -> anyhow::Result<()> {
     let mut table = Table::new();
     for nodes in &options.nodes {
-        let fleet = Acting::start(*nodes, &options.dir).await?;
+        let fleet = DurableFleet::start(*nodes, &options.dir).await?;
         let one = Load {
             commands: options.single,
             in_flight: 1,
@@ -70,7 +70,7 @@ pub async fn run(options: &Options) -> anyhow::Result<()> {
         for load in [one, many] {
             fleet.measure(load, options.runs, &mut table).await?;
         }
-        fleet.engine.stop().await;
+        fleet.engine.shut_down().await;
     }
     Ok(table.print()?)
 }
@@ -82,21 +82,21 @@ struct Load {
 }
 
 /// A station in this process, and the nodes that do what it says.
-struct Acting {
+struct DurableFleet {
     engine: Engine,
     nodes: Vec<Process>,
     dir: tempfile::TempDir,
 }
 
 /// What the first node was at, so far.
-struct Writes {
+struct WriteCounters {
     journal: JournalView,
     /// As the kernel counts: whole pages, and what the file system adds is not in it.
     node_bytes: u64,
     station_bytes: u64,
 }
 
-impl Acting {
+impl DurableFleet {
     async fn start(nodes: usize, dir: &Path) -> anyhow::Result<Self> {
         let dir = tempfile::Builder::new().prefix("measure-").tempdir_in(dir)?;
         let state_dir = dir.path().join("station");
@@ -108,20 +108,20 @@ impl Acting {
         let settings = Settings {
             config,
             state_dir,
-            purpose: Purpose::Stay,
+            mode: Mode::Daemon,
         };
         let engine = Engine::start(settings).await?;
         let fleet = engine.fleet();
-        end_of(&fleet, Request::Init).await?;
+        count_done(&fleet, Request::Init).await?;
         let mut processes = Vec::new();
         for number in 0..nodes {
-            processes.push(spawn_node(&fleet, dir.path(), &name_of(number), "").await?);
+            processes.push(spawn_node(&fleet, dir.path(), &node_name(number), "").await?);
         }
         let all_linked = async {
-            while online(&fleet).await? < nodes {}
+            while count_online(&fleet).await? < nodes {}
             anyhow::Ok(())
         };
-        timeout(PATIENCE, all_linked)
+        timeout(TEST_TIMEOUT, all_linked)
             .await
             .context("not all nodes link")??;
         sleep(SETTLE).await;
@@ -138,7 +138,7 @@ impl Acting {
         // The first is a rehearsal.
         for run in 0..=runs {
             let (before, started) = (self.writes()?, clock::now());
-            let took = self.commands(load).await?;
+            let took = self.run_commands(load).await?;
             let seconds = clock::since(started).as_secs_f64();
             if run == 0 {
                 continue;
@@ -154,22 +154,22 @@ impl Acting {
             station.add((after.station_bytes - before.station_bytes) as f64 / count);
         }
         let (nodes, in_flight) = (self.nodes.len(), load.in_flight);
-        table.row(
+        table.add_row(
             format!("an act of {nodes} nodes, {in_flight} in flight: until all outcomes are stored"),
             "ms",
             &latency,
         );
-        table.row("  commands", "1/s", &rate);
-        table.row("  deliveries", "1/s", &deliveries);
-        table.row("  a node's journal, each command", "bytes", &bytes);
-        table.row("  its flushes, each command", "", &syncs);
-        table.row("  pages that it has written, each", "bytes", &kernel);
-        table.row("  pages of the station, each", "bytes", &station);
+        table.add_row("  commands", "1/s", &rate);
+        table.add_row("  deliveries", "1/s", &deliveries);
+        table.add_row("  a node's journal, each command", "bytes", &bytes);
+        table.add_row("  its flushes, each command", "", &syncs);
+        table.add_row("  pages that it has written, each", "bytes", &kernel);
+        table.add_row("  pages of the station, each", "bytes", &station);
         Ok(())
     }
 
     /// How long each took, in milliseconds.
-    async fn commands(&self, load: Load) -> anyhow::Result<Vec<f64>> {
+    async fn run_commands(&self, load: Load) -> anyhow::Result<Vec<f64>> {
         let (begun, nodes) = (Arc::new(AtomicUsize::new(0)), self.nodes.len());
         let mut at_work = JoinSet::new();
         for _ in 0..load.in_flight {
@@ -177,7 +177,7 @@ impl Acting {
             at_work.spawn(async move {
                 let mut took = Vec::new();
                 while begun.fetch_add(1, Ordering::SeqCst) < load.commands {
-                    took.push(act(&fleet, nodes).await?);
+                    took.push(run_command(&fleet, nodes).await?);
                 }
                 anyhow::Ok(took)
             });
@@ -189,25 +189,25 @@ impl Acting {
         Ok(took)
     }
 
-    fn writes(&self) -> anyhow::Result<Writes> {
+    fn writes(&self) -> anyhow::Result<WriteCounters> {
         let first = self.nodes.first().context("there is no node")?;
-        let socket = StateDir::socket(&self.dir.path().join(name_of(0)));
-        let said = status::ask(&socket, &status::Request::Status)?.context("the node is gone")?;
-        let view: View = serde_json::from_str(&said)?;
-        Ok(Writes {
+        let socket = StateDir::socket(&self.dir.path().join(node_name(0)));
+        let said = status::query(&socket, &status::Request::Status)?.context("the node is gone")?;
+        let view: StatusView = serde_json::from_str(&said)?;
+        Ok(WriteCounters {
             journal: view.journal.context("the node has no journal")?,
-            node_bytes: written_by(&first.pid().to_string())?,
-            station_bytes: written_by("self")?,
+            node_bytes: bytes_written_by(&first.pid().to_string())?,
+            station_bytes: bytes_written_by("self")?,
         })
     }
 }
 
-fn name_of(number: usize) -> String {
+fn node_name(number: usize) -> String {
     format!("node-{number}")
 }
 
 /// One command to all nodes until its last outcome is told, and so stored, in milliseconds.
-async fn act(fleet: &Fleet, nodes: usize) -> anyhow::Result<f64> {
+async fn run_command(fleet: &Fleet, nodes: usize) -> anyhow::Result<f64> {
     let mut arguments = Arguments::default();
     arguments.kwargs.insert("lines".to_owned(), 1.into());
     let request = Request::Command {
@@ -221,13 +221,13 @@ async fn act(fleet: &Fleet, nodes: usize) -> anyhow::Result<f64> {
         batch: None,
     };
     let started = clock::now();
-    let done = end_of(fleet, request).await?;
+    let done = count_done(fleet, request).await?;
     ensure!(done == nodes, "{done} of {nodes} nodes are done");
     Ok(clock::since(started).as_secs_f64() * 1_000.0)
 }
 
 /// What a process has had written to disks so far, in bytes.
-fn written_by(process: &str) -> anyhow::Result<u64> {
+fn bytes_written_by(process: &str) -> anyhow::Result<u64> {
     let path = format!("/proc/{process}/io");
     let text = std::fs::read_to_string(&path).with_context(|| path.clone())?;
     let line = text.lines().find_map(|line| line.strip_prefix("write_bytes: "));

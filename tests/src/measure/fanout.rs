@@ -4,13 +4,15 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use ground_station::config::Config;
-use ground_station::fleet::engine::{Engine, Purpose, Settings};
+use ground_station::fleet::engine::{Engine, Mode, Settings};
 use ground_station::fleet::{Event, Fleet, NodeState, Request};
 use swarm_shared::net::clock;
 use swarm_shared::net::identity::{self, KeyFile};
-use swarm_shared::net::peer::{Delivery, Ended, PeerEvent, PeerLink, ReplyTo, Request as LinkRequest};
+use swarm_shared::net::peer::{
+    CompletedRequest, PeerEvent, PeerLink, ReplyTo, Request as LinkRequest, RequestResult,
+};
 use swarm_shared::net::random;
-use swarm_shared::proto::encoded::Parcel;
+use swarm_shared::proto::encoded::EncodedFrame;
 use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::outcome::Outcome;
 use swarm_shared::proto::selector::Selector;
@@ -20,21 +22,21 @@ use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
-use super::node_host::Hosts;
-use super::{Members, Samples, Table, cpu_time};
+use super::node_host::NodeHosts;
+use super::{Samples, SeededFleet, Table, cpu_time};
 
 /// How long anything may take before the measurement is given up.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// Quiet time after linking, so that rosters and self-checks are over.
 const SETTLE: Duration = Duration::from_secs(2);
 /// Pause between two commands: long enough for acknowledgements that were delayed.
 const PAUSE: Duration = Duration::from_millis(40);
 /// Most commands in flight to each node while pipelining.
-const PIPELINE: usize = 128;
+const PIPELINE_DEPTH: usize = 128;
 /// Commands to each node in one burst.
 const BURST: usize = 64;
 /// Replies taken from the channel in one go.
-const REPLIES_A_TURN: usize = 1_024;
+const REPLY_BATCH_MAX: usize = 1_024;
 
 /// One command at a time, over the links themselves: what the engine does, without its events.
 ///
@@ -50,8 +52,8 @@ pub async fn links(sizes: &[u32], runs: usize, processes: u32) -> anyhow::Result
             sleep(PAUSE).await;
             let (before, started) = (cpu_time()?, clock::now());
             let hosts_before = station.hosts.cpu_time()?;
-            station.send_round(clock::now() + PATIENCE)?;
-            station.take(*nodes as usize).await?;
+            station.send_round(clock::now() + TEST_TIMEOUT)?;
+            station.receive_replies(*nodes as usize).await?;
             let took = clock::since(started);
             // The first is a rehearsal.
             if run > 0 {
@@ -60,13 +62,13 @@ pub async fn links(sizes: &[u32], runs: usize, processes: u32) -> anyhow::Result
                 hosts_cpu.add((station.hosts.cpu_time()? - hosts_before).as_secs_f64() * 1_000.0);
             }
         }
-        table.row(
+        table.add_row(
             format!("one command to {nodes} nodes, last reply"),
             "ms",
             &latency,
         );
-        table.row("  processor time of the station", "ms", &cpu);
-        table.row("  processor time of the nodes", "ms", &hosts_cpu);
+        table.add_row("  processor time of the station", "ms", &cpu);
+        table.add_row("  processor time of the nodes", "ms", &hosts_cpu);
     }
     Ok(table.print()?)
 }
@@ -85,14 +87,14 @@ pub async fn pipelined(nodes: u32, runs: usize, processes: u32, commands: usize)
         let hosts_before = station.hosts.cpu_time()?;
         let (mut rounds, mut waiting) = (0, 0);
         while rounds < commands || waiting > 0 {
-            while rounds < commands && waiting + BURST * nodes <= PIPELINE * nodes {
+            while rounds < commands && waiting + BURST * nodes <= PIPELINE_DEPTH * nodes {
                 for _ in 0..BURST {
-                    station.send_round(clock::now() + PATIENCE)?;
+                    station.send_round(clock::now() + TEST_TIMEOUT)?;
                 }
                 waiting += BURST * nodes;
                 rounds += BURST;
             }
-            waiting -= station.take_some().await?;
+            waiting -= station.receive_some().await?;
         }
         let took = clock::since(started);
         if run > 0 {
@@ -103,42 +105,42 @@ pub async fn pipelined(nodes: u32, runs: usize, processes: u32, commands: usize)
         }
     }
     let mut table = Table::new();
-    table.row(
-        format!("{PIPELINE} commands in flight to each of {nodes} nodes"),
+    table.add_row(
+        format!("{PIPELINE_DEPTH} commands in flight to each of {nodes} nodes"),
         "replies/s",
         &rate,
     );
-    table.row("  processor time of the station, each", "µs", &cpu);
-    table.row("  processor time of the nodes, each", "µs", &hosts_cpu);
+    table.add_row("  processor time of the station, each", "µs", &cpu);
+    table.add_row("  processor time of the nodes, each", "µs", &hosts_cpu);
     Ok(table.print()?)
 }
 
 /// A station's endpoint with all its nodes linked.
 struct Station {
     links: Vec<PeerLink>,
-    replies: mpsc::Receiver<Delivery>,
+    replies: mpsc::Receiver<CompletedRequest>,
     reply_to: ReplyTo,
     next_id: u64,
-    hosts: Hosts,
+    hosts: NodeHosts,
 }
 
 impl Station {
     async fn start(nodes: u32, processes: u32) -> anyhow::Result<Self> {
-        let mut members = Members::of(random::bytes()?)?;
+        let mut members = SeededFleet::from_seed(random::bytes()?)?;
         let mut station = members.station(([127, 0, 0, 1], 0).into())?;
-        let hosts = Hosts::start(&members, nodes, processes, station.endpoint.listens())?;
+        let hosts = NodeHosts::start(&members, nodes, processes, station.endpoint.listen_addr())?;
         let mut links = Vec::new();
         while links.len() < nodes as usize {
-            let event = timeout(PATIENCE, station.events.peers.recv()).await;
-            if let PeerEvent::Up { peer, .. } =
+            let event = timeout(TEST_TIMEOUT, station.events.peers.recv()).await;
+            if let PeerEvent::Connected { peer, .. } =
                 event.context("not all nodes link")?.context("it has stopped")?
             {
-                links.push(station.endpoint.open(peer.id).await?);
+                links.push(station.endpoint.open_session(peer.id).await?);
             }
         }
         tokio::spawn(async move { while station.events.peers.recv().await.is_some() {} });
         sleep(SETTLE).await;
-        let (reply_to, replies) = mpsc::channel(links.len() * (PIPELINE + 1));
+        let (reply_to, replies) = mpsc::channel(links.len() * (PIPELINE_DEPTH + 1));
         Ok(Self {
             links,
             replies,
@@ -156,16 +158,16 @@ impl Station {
         frame.header.lane = Some(Lane::Control);
         frame.header.id = Some(self.next_id);
         frame.header.epoch = Some(1);
-        let parcel = Parcel::new(&frame)?;
+        let parcel = EncodedFrame::new(&frame)?;
         for link in &self.links {
             let outgoing = Outgoing {
-                parcel: parcel.clone(),
+                frame: parcel.clone(),
                 lane: Lane::Control,
                 deadline: Some(until),
             };
             let request = LinkRequest {
                 id: self.next_id,
-                until,
+                timeout_at: until,
                 reply_to: self.reply_to.clone(),
             };
             link.try_request(outgoing, request)?;
@@ -174,20 +176,20 @@ impl Station {
         Ok(())
     }
 
-    async fn take(&mut self, mut count: usize) -> anyhow::Result<()> {
+    async fn receive_replies(&mut self, mut count: usize) -> anyhow::Result<()> {
         while count > 0 {
-            count -= self.take_some().await?;
+            count -= self.receive_some().await?;
         }
         Ok(())
     }
 
-    async fn take_some(&mut self) -> anyhow::Result<usize> {
-        let mut batch = Vec::with_capacity(REPLIES_A_TURN);
-        let taken = timeout(PATIENCE, self.replies.recv_many(&mut batch, REPLIES_A_TURN)).await;
+    async fn receive_some(&mut self) -> anyhow::Result<usize> {
+        let mut batch = Vec::with_capacity(REPLY_BATCH_MAX);
+        let taken = timeout(TEST_TIMEOUT, self.replies.recv_many(&mut batch, REPLY_BATCH_MAX)).await;
         let taken = taken.context("replies are missing")?;
         for delivery in batch {
             ensure!(
-                matches!(delivery.ended, Ended::Reply(_)),
+                matches!(delivery.result, RequestResult::Reply(_)),
                 "not answered: {delivery:?}"
             );
         }
@@ -210,19 +212,19 @@ pub async fn engine(sizes: &[u32], runs: usize, processes: u32) -> anyhow::Resul
         let settings = Settings {
             config,
             state_dir: dir.path().to_owned(),
-            purpose: Purpose::Stay,
+            mode: Mode::Daemon,
         };
         let engine = Engine::start(settings).await?;
         let fleet = engine.fleet();
-        end_of(&fleet, Request::Init).await?;
+        count_done(&fleet, Request::Init).await?;
         let root = identity::load(dir.path(), KeyFile::FleetRoot)?.context("no root key")?;
-        let members = Members::of(*root.seed())?;
-        let _hosts = Hosts::start(&members, *nodes, processes, engine.listens())?;
+        let members = SeededFleet::from_seed(*root.seed())?;
+        let _hosts = NodeHosts::start(&members, *nodes, processes, engine.listen_addr())?;
         let all_linked = async {
-            while online(&fleet).await? < *nodes as usize {}
+            while count_online(&fleet).await? < *nodes as usize {}
             anyhow::Ok(())
         };
-        timeout(PATIENCE, all_linked)
+        timeout(TEST_TIMEOUT, all_linked)
             .await
             .context("not all nodes link")??;
         sleep(SETTLE).await;
@@ -230,7 +232,7 @@ pub async fn engine(sizes: &[u32], runs: usize, processes: u32) -> anyhow::Resul
         for run in 0..=runs {
             sleep(PAUSE).await;
             let (before, started) = (cpu_time()?, clock::now());
-            let done = end_of(&fleet, ping()).await?;
+            let done = count_done(&fleet, ping_request()).await?;
             let took = clock::since(started);
             ensure!(done == *nodes as usize, "{done} of {nodes} nodes are done");
             if run > 0 {
@@ -238,19 +240,19 @@ pub async fn engine(sizes: &[u32], runs: usize, processes: u32) -> anyhow::Resul
                 cpu.add((cpu_time()? - before).as_secs_f64() * 1_000.0);
             }
         }
-        table.row(
+        table.add_row(
             format!("one command to {nodes} nodes through the engine"),
             "ms",
             &latency,
         );
-        table.row("  processor time of the station", "ms", &cpu);
-        engine.stop().await;
+        table.add_row("  processor time of the station", "ms", &cpu);
+        engine.shut_down().await;
     }
     Ok(table.print()?)
 }
 
 /// The command whose round trip is measured.
-pub(super) fn ping() -> Request {
+pub(super) fn ping_request() -> Request {
     Request::Command {
         selector: Selector::all(),
         action: "ping".to_owned(),
@@ -264,7 +266,7 @@ pub(super) fn ping() -> Request {
 }
 
 /// Reads the events of a request to the end; returns how many deliveries were done.
-pub(super) async fn end_of(fleet: &Fleet, request: Request) -> anyhow::Result<usize> {
+pub(super) async fn count_done(fleet: &Fleet, request: Request) -> anyhow::Result<usize> {
     let mut events = fleet.perform(request).await;
     let mut done = 0;
     while let Some(event) = events.recv().await {
@@ -284,22 +286,22 @@ pub(super) async fn end_of(fleet: &Fleet, request: Request) -> anyhow::Result<us
             | Event::Member(_)
             | Event::Pending(_)
             | Event::Command(_)
-            | Event::About(_)
-            | Event::Past(_)
+            | Event::CommandDetails(_)
+            | Event::HistoryDelivery(_)
             | Event::Audit(_)
             | Event::User(_)
             | Event::Token(_)
-            | Event::Told { .. }
+            | Event::Observed { .. }
             | Event::Telemetry { .. }
             | Event::Peer(_)
-            | Event::Missed { .. } => {}
+            | Event::Lagged { .. } => {}
         }
     }
     anyhow::bail!("the station went away")
 }
 
 /// How many nodes are online, a moment from now.
-pub(super) async fn online(fleet: &Fleet) -> anyhow::Result<usize> {
+pub(super) async fn count_online(fleet: &Fleet) -> anyhow::Result<usize> {
     sleep(PAUSE).await;
     let request = Request::Nodes {
         selector: Selector::all(),

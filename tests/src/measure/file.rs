@@ -10,7 +10,7 @@ use swarm_shared::net::clock;
 use swarm_shared::proto::selector::Selector;
 use tempfile::TempDir;
 
-use super::fanout::end_of;
+use super::fanout::count_done;
 use super::real_station::RealStation;
 use super::{Samples, Table, crypto};
 
@@ -44,7 +44,7 @@ pub async fn run(mib: u64, runs: usize, source: &Path, dests: &[std::path::PathB
                 timeout_ms: 60_000,
             };
             let started = clock::now();
-            let done = end_of(&station.fleet, request).await?;
+            let done = count_done(&station.fleet, request).await?;
             let took = clock::since(started);
             ensure!(done == 1, "the file did not arrive");
             // The first opens the connection for files and fills the page cache.
@@ -53,7 +53,7 @@ pub async fn run(mib: u64, runs: usize, source: &Path, dests: &[std::path::PathB
             }
             std::fs::remove_file(to.path().join("film"))?;
         }
-        table.row(format!("{mib} MiB to {}", dest.display()), "MiB/s", &rate);
+        table.add_row(format!("{mib} MiB to {}", dest.display()), "MiB/s", &rate);
     }
     crypto::speeds(&mut table, runs)?;
     Ok(table.print()?)

@@ -1,4 +1,4 @@
-//! What the fleet feels of a crowd at its doors: `ping all` timed while nobody is there, while each door has its crowd,
+//! What the fleet feels of a crowd at its gateways: `ping all` timed while nobody is there, while each door has its crowd,
 //! and while all have.
 //!
 //! The station is a real `serve` process. Half of a crowd behaves: each asks once a second and reads its answers. The
@@ -18,30 +18,30 @@ use swarm_shared::net::identity::{self, KeyFile};
 use swarm_shared::proto::selector::Selector;
 use tokio::time::{sleep, timeout};
 
-use super::fanout::{end_of, online, ping};
-use super::node_host::Hosts;
-use super::real_station::{PATIENCE, RealStation};
-use super::{Members, Samples, Table};
-use client_load::{Crowd, Door};
+use super::fanout::{count_done, count_online, ping_request};
+use super::node_host::NodeHosts;
+use super::real_station::{RealStation, TEST_TIMEOUT};
+use super::{Samples, SeededFleet, Table};
+use client_load::{ClientLoad, Gateway};
 
 /// Quiet time after linking, so that self-checks are over.
 const SETTLE: Duration = Duration::from_secs(3);
 /// How long a crowd is at work before anything is timed.
-const GATHER: Duration = Duration::from_secs(3);
+const LOAD_WARM_UP: Duration = Duration::from_secs(3);
 /// Pause between two commands.
 const PAUSE: Duration = Duration::from_millis(40);
 
 /// What is measured.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
-    /// Which doors, separated by commas.
+    /// Which gateways, separated by commas.
     #[arg(
         long,
         value_delimiter = ',',
         value_enum,
         default_value = "clever-show,platypush-tcp,platypush-http,socktools,knut"
     )]
-    doors: Vec<Door>,
+    gateways: Vec<Gateway>,
     /// Connections at each door, half of which misbehave.
     #[arg(long, default_value_t = 500)]
     connections: u16,
@@ -57,72 +57,72 @@ pub struct Options {
 /// # Errors
 /// If the nodes do not link, a command is not answered, or a well-behaved client is not served.
 pub async fn run(options: &Options) -> anyhow::Result<()> {
-    let mut doors = Vec::new();
+    let mut gateways = Vec::new();
     let mut config = String::new();
-    for door in &options.doors {
+    for gateway in &options.gateways {
         // Free now; nothing else on this machine takes ports at random while it is measured.
         let addr = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let places = options.connections.saturating_add(100);
         config += &format!(
-            "[doors.{}]\nlisten = \"{addr}\"\nconnections = {places}\n",
-            door.table()
+            "[gateways.{}]\nlisten = \"{addr}\"\nconnections = {places}\n",
+            gateway.config_table()
         );
-        doors.push((*door, addr));
+        gateways.push((*gateway, addr));
     }
     let station = RealStation::start_with(&config).await?;
     let root = identity::load(&station.state_dir(), KeyFile::FleetRoot)?.context("no root key")?;
-    let members = Members::of(*root.seed())?;
-    let _hosts = Hosts::start(&members, options.nodes, 1, station.addr)?;
+    let members = SeededFleet::from_seed(*root.seed())?;
+    let _hosts = NodeHosts::start(&members, options.nodes, 1, station.addr)?;
     let all_linked = async {
-        while online(&station.fleet).await? < options.nodes as usize {}
+        while count_online(&station.fleet).await? < options.nodes as usize {}
         anyhow::Ok(())
     };
-    timeout(PATIENCE, all_linked)
+    timeout(TEST_TIMEOUT, all_linked)
         .await
         .context("not all nodes link")??;
     sleep(SETTLE).await;
     let quiet = time_pings(&station, options).await?;
     let mut table = Table::new();
-    table.row(
-        format!("ping of {} nodes, nobody at the doors", options.nodes),
+    table.add_row(
+        format!("ping of {} nodes, nobody at the gateways", options.nodes),
         "ms",
         &quiet,
     );
     table.print()?;
-    let each = doors.iter().map(std::slice::from_ref);
-    let all = (doors.len() > 1).then_some(&doors[..]);
+    let each = gateways.iter().map(std::slice::from_ref);
+    let all = (gateways.len() > 1).then_some(&gateways[..]);
     for at in each.chain(all) {
         let name = match at {
-            [(door, _)] => door.table(),
+            [(door, _)] => door.config_table(),
             _ => "every door",
         };
         // Each as soon as it is known: a crowd takes its time.
         let mut table = Table::new();
-        let crowd = Crowd::gather(at, options.connections);
-        sleep(GATHER).await;
-        crowd.forget();
+        let crowd = ClientLoad::start(at, options.connections);
+        sleep(LOAD_WARM_UP).await;
+        crowd.reset();
         let started = clock::now();
         let loud = time_pings(&station, options).await?;
         let seconds = clock::since(started).as_secs_f64();
-        let served = crowd.leave().await;
-        let (clients, count) = (options.connections, served.answers.count());
+        let served = crowd.finish().await;
+        let (clients, count) = (options.connections, served.reply_times.count());
         // clever-show's drones ask for nothing: they are asked, and here nobody asks them.
-        let asks = at.iter().any(|(door, _)| *door != Door::CleverShow);
+        let asks = at.iter().any(|(door, _)| *door != Gateway::CleverShow);
         ensure!(count > 0 || !asks, "nobody who behaves was served at {name}");
-        table.row(format!("the same, {clients} connections at {name}"), "ms", &loud);
+        table.add_row(format!("the same, {clients} connections at {name}"), "ms", &loud);
         let mut ratio = Samples::default();
         ratio.add(loud.median() / quiet.median());
-        table.row("  median, in medians of quiet time", "times", &ratio);
+        table.add_row("  median, in medians of quiet time", "times", &ratio);
         if asks {
             let text = format!(
                 "  answers to those who behave, {:.0} a second",
                 count as f64 / seconds
             );
-            table.row(text, "ms", &served.answers);
+            table.add_row(text, "ms", &served.reply_times);
         }
         let mut closed = Samples::default();
         closed.add(served.closed as f64 / seconds);
-        table.row("  connections of the others that the door closed", "1/s", &closed);
+        table.add_row("  connections of the others that the door closed", "1/s", &closed);
         table.print()?;
         // What is left of the crowd goes, and the station with it back to rest.
         sleep(SETTLE).await;
@@ -135,7 +135,7 @@ async fn time_pings(station: &RealStation, options: &Options) -> anyhow::Result<
     for run in 0..=options.runs {
         sleep(PAUSE).await;
         let started = clock::now();
-        let done = end_of(&station.fleet, ping_own()?).await?;
+        let done = count_done(&station.fleet, ping_own_nodes_request()?).await?;
         let took = clock::since(started);
         ensure!(
             done == options.nodes as usize,
@@ -151,8 +151,8 @@ async fn time_pings(station: &RealStation, options: &Options) -> anyhow::Result<
 }
 
 /// To our own nodes: half of clever-show's drones here are the crowd that answers nothing.
-fn ping_own() -> anyhow::Result<Request> {
-    let mut request = ping();
+fn ping_own_nodes_request() -> anyhow::Result<Request> {
+    let mut request = ping_request();
     if let Request::Command { selector, .. } = &mut request {
         *selector = Selector::parse("all,!tag:system=clever-show")?;
     }

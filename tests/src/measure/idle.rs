@@ -9,9 +9,9 @@ use swarm_shared::net::random;
 use tempfile::TempDir;
 use tokio::time::sleep;
 
-use super::node_host::Hosts;
+use super::node_host::NodeHosts;
 use super::real_station::RealStation;
-use super::{Members, Samples, Table, memory_of};
+use super::{Samples, SeededFleet, Table, memory_of};
 use crate::process::Process;
 
 /// How long a program is left alone before it is looked at.
@@ -33,9 +33,9 @@ pub async fn node(runs: usize) -> anyhow::Result<()> {
         file.add(memory.file as f64 / 1024.0);
     }
     let mut table = Table::new();
-    table.row("an idle, linked swarm-node: resident", "MiB", &rss);
-    table.row("  of its own (heap, stacks)", "MiB", &anon);
-    table.row("  of files (program, libraries)", "MiB", &file);
+    table.add_row("an idle, linked swarm-node: resident", "MiB", &rss);
+    table.add_row("  of its own (heap, stacks)", "MiB", &anon);
+    table.add_row("  of files (program, libraries)", "MiB", &file);
     Ok(table.print()?)
 }
 
@@ -46,7 +46,7 @@ pub async fn node(runs: usize) -> anyhow::Result<()> {
 pub async fn links(nodes: u32, runs: usize, processes: u32) -> anyhow::Result<()> {
     let mut each = Samples::default();
     for _ in 0..runs {
-        let members = Members::of(random::bytes()?)?;
+        let members = SeededFleet::from_seed(random::bytes()?)?;
         let logs = TempDir::with_prefix("measure-")?;
         let addr = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let mut command = Command::new(std::env::current_exe()?);
@@ -57,7 +57,7 @@ pub async fn links(nodes: u32, runs: usize, processes: u32) -> anyhow::Result<()
         let station = Process::spawn(command, "station", logs.path());
         sleep(SETTLE / 4).await;
         let before = memory_of(station.pid())?.rss;
-        let _hosts = Hosts::start(&members, nodes, processes, addr)?;
+        let _hosts = NodeHosts::start(&members, nodes, processes, addr)?;
         let mut linked = 0;
         for _ in 0..20 {
             sleep(SETTLE / 2).await;
@@ -72,7 +72,7 @@ pub async fn links(nodes: u32, runs: usize, processes: u32) -> anyhow::Result<()
         each.add((after - before) as f64 / f64::from(nodes));
     }
     let mut table = Table::new();
-    table.row(
+    table.add_row(
         format!("a station's memory for each of {nodes} links"),
         "KiB",
         &each,

@@ -21,5 +21,5 @@ pub mod stop_host;
 mod table;
 
 pub use proc::{Memory, cpu_time, cpu_time_of, memory_of, raise_file_limit};
-pub use seeded_fleet::{Members, Program};
+pub use seeded_fleet::{RunningMember, SeededFleet};
 pub use table::{Samples, Table};

@@ -8,29 +8,34 @@ use std::time::Duration;
 use rustix::process::{Signal, set_parent_process_death_signal};
 use swarm_shared::net::peer::{PeerEvent, PeerLink};
 use swarm_shared::proto::address_book::{Hint, Source};
-use swarm_shared::proto::encoded::Parcel;
+use swarm_shared::proto::encoded::EncodedFrame;
 use swarm_shared::proto::id::PeerId;
 use swarm_shared::proto::outcome::Reply;
 use swarm_shared::proto::session::Outgoing;
 use swarm_shared::proto::wire::{Frame, Kind, Lane};
 use tempfile::TempDir;
 
-use super::{Members, Program, cpu_time_of, raise_file_limit};
+use super::{RunningMember, SeededFleet, cpu_time_of, raise_file_limit};
 use crate::process::Process;
 
 /// Nodes of a fleet, spread over processes that end with this value.
 #[derive(Debug)]
-pub struct Hosts {
+pub struct NodeHosts {
     processes: Vec<Process>,
     _logs: TempDir,
 }
 
-impl Hosts {
+impl NodeHosts {
     /// Starts `nodes` nodes in `processes` processes. Each dials the station.
     ///
     /// # Errors
     /// If this program's own path is not known.
-    pub fn start(members: &Members, nodes: u32, processes: u32, station: SocketAddr) -> anyhow::Result<Self> {
+    pub fn start(
+        members: &SeededFleet,
+        nodes: u32,
+        processes: u32,
+        station: SocketAddr,
+    ) -> anyhow::Result<Self> {
         let arguments = ["--station".to_owned(), station.to_string()];
         Self::start_as("node-host", &arguments, members, nodes, processes)
     }
@@ -42,7 +47,7 @@ impl Hosts {
     pub fn start_as(
         verb: &str,
         arguments: &[String],
-        members: &Members,
+        members: &SeededFleet,
         nodes: u32,
         processes: u32,
     ) -> anyhow::Result<Self> {
@@ -69,7 +74,7 @@ impl Hosts {
     }
 }
 
-impl Hosts {
+impl NodeHosts {
     /// How long the nodes have been on a processor.
     ///
     /// # Errors
@@ -88,7 +93,7 @@ impl Hosts {
 /// # Errors
 /// If one does not start.
 pub async fn run_nodes(
-    mut members: Members,
+    mut members: SeededFleet,
     first: u32,
     count: u32,
     station: SocketAddr,
@@ -97,7 +102,9 @@ pub async fn run_nodes(
     let mut tasks = Vec::new();
     for number in first..first + count {
         let node = members.node(number)?;
-        node.endpoint.heard(station, Source::Static, Hint::None).await;
+        node.endpoint
+            .address_discovered(station, Source::Static, Hint::None)
+            .await;
         tasks.push(tokio::spawn(answer_commands(node)));
     }
     for task in tasks {
@@ -110,7 +117,7 @@ pub async fn run_nodes(
 ///
 /// # Errors
 /// If it does not start.
-pub async fn run_station(mut members: Members, listen: SocketAddr) -> anyhow::Result<()> {
+pub async fn run_station(mut members: SeededFleet, listen: SocketAddr) -> anyhow::Result<()> {
     end_with_parent()?;
     let mut station = members.station(listen)?;
     while station.events.peers.recv().await.is_some() {}
@@ -122,37 +129,37 @@ pub(super) fn end_with_parent() -> anyhow::Result<()> {
     Ok(set_parent_process_death_signal(Some(Signal::KILL))?)
 }
 
-async fn answer_commands(node: Program) {
-    let Program { endpoint, mut events } = node;
+async fn answer_commands(node: RunningMember) {
+    let RunningMember { endpoint, mut events } = node;
     let mut links: BTreeMap<PeerId, PeerLink> = BTreeMap::new();
     while let Some(event) = events.peers.recv().await {
         match event {
-            PeerEvent::Up { peer, .. } => {
-                let Ok(link) = endpoint.open(peer.id).await else {
+            PeerEvent::Connected { peer, .. } => {
+                let Ok(link) = endpoint.open_session(peer.id).await else {
                     return;
                 };
                 links.insert(peer.id, link);
             }
             PeerEvent::Frame { peer, frame, .. } if frame.header.kind == Some(Kind::Command) => {
                 if let Some(link) = links.get(&peer.id) {
-                    answer(link, &frame);
+                    send_reply(link, &frame);
                 }
             }
             PeerEvent::Frame { .. }
             | PeerEvent::Silent(_)
-            | PeerEvent::Heard(_)
-            | PeerEvent::Down { .. }
-            | PeerEvent::Bulk { .. } => {}
+            | PeerEvent::Responsive(_)
+            | PeerEvent::Disconnected { .. }
+            | PeerEvent::BulkOpened { .. } => {}
         }
     }
 }
 
-fn answer(link: &PeerLink, command: &Frame) {
+fn send_reply(link: &PeerLink, command: &Frame) {
     let reply = Reply::done(serde_json::Value::Null).to_frame(&command.header);
     // A command without its answer shows in the station's count.
-    if let Ok(parcel) = Parcel::new(&reply) {
+    if let Ok(parcel) = EncodedFrame::new(&reply) {
         let _full = link.try_send(Outgoing {
-            parcel,
+            frame: parcel,
             lane: Lane::Control,
             deadline: None,
         });

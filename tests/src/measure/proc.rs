@@ -51,12 +51,12 @@ pub fn cpu_time() -> anyhow::Result<Duration> {
 pub fn cpu_time_of(process: &str) -> anyhow::Result<Duration> {
     let mut sum = Duration::ZERO;
     for thread in std::fs::read_dir(format!("/proc/{process}/task"))? {
-        sum += on_processor(&thread?.path().join("schedstat"))?;
+        sum += thread_cpu_time(&thread?.path().join("schedstat"))?;
     }
     Ok(sum)
 }
 
-fn on_processor(path: &Path) -> anyhow::Result<Duration> {
+fn thread_cpu_time(path: &Path) -> anyhow::Result<Duration> {
     let text = std::fs::read_to_string(path)?;
     let nanos = text.split_whitespace().next().context("an empty schedstat")?;
     Ok(Duration::from_nanos(nanos.parse()?))

@@ -14,12 +14,12 @@ use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
-use super::fanout::end_of;
+use super::fanout::count_done;
 use crate::binaries;
 use crate::process::Process;
 
 /// How long anything may take before the measurement is given up.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 const RETRY: Duration = Duration::from_millis(2);
 const CODE_VALID: Duration = Duration::from_secs(900);
 
@@ -64,11 +64,11 @@ impl RealStation {
         };
         station.spawn();
         let made = async {
-            while end_of(&station.fleet, Request::Init).await.is_err() {
+            while count_done(&station.fleet, Request::Init).await.is_err() {
                 sleep(RETRY).await;
             }
         };
-        timeout(PATIENCE, made)
+        timeout(TEST_TIMEOUT, made)
             .await
             .context("the station does not come up")?;
         Ok(station)
@@ -151,15 +151,15 @@ async fn invite(fleet: &Fleet) -> anyhow::Result<String> {
             | Event::Member(_)
             | Event::Pending(_)
             | Event::Command(_)
-            | Event::About(_)
-            | Event::Past(_)
+            | Event::CommandDetails(_)
+            | Event::HistoryDelivery(_)
             | Event::Audit(_)
             | Event::User(_)
             | Event::Token(_)
-            | Event::Told { .. }
+            | Event::Observed { .. }
             | Event::Telemetry { .. }
             | Event::Peer(_)
-            | Event::Missed { .. }
+            | Event::Lagged { .. }
             | Event::End => {}
         }
     }
@@ -195,7 +195,7 @@ pub async fn wait_state(events: &mut mpsc::Receiver<Event>, state: NodeState) ->
         }
         None
     };
-    let found = timeout(PATIENCE, waited).await;
+    let found = timeout(TEST_TIMEOUT, waited).await;
     found
         .with_context(|| format!("no node is {}", state.as_str()))?
         .context("the station went away")

@@ -5,16 +5,18 @@ use std::path::Path;
 use std::time::Duration;
 
 use ground_station::store::deliveries::{Origin, apply};
-use ground_station::store::timestamp::Moment;
+use ground_station::store::timestamp::Timestamp;
 use ground_station::store::{STORE_FILE, Store, prepare};
 use rusqlite::Connection;
 use swarm_node::journal::Journal;
 use swarm_shared::net::clock;
 use swarm_shared::net::journal::{JOURNAL_FILE, JournalFile, StdDisk};
 use swarm_shared::proto::delivery::CommandId;
-use swarm_shared::proto::delivery::dedup::{WINDOW_IDENTITIES, WINDOW_ISSUERS};
+use swarm_shared::proto::delivery::dedup::{WINDOW_COMMANDS, WINDOW_ISSUERS};
 use swarm_shared::proto::delivery::record::{Digest, Record, StoredReply};
-use swarm_shared::proto::delivery::tracker::{Change, Issued, IssuedTo, Order, Standing};
+use swarm_shared::proto::delivery::tracker::{
+    Change, IssuedCommand, StoredCommand, StoredState, StoredTarget,
+};
 use swarm_shared::proto::id::{NodeName, PeerId};
 use swarm_shared::proto::outcome::Reply;
 use swarm_shared::proto::wire::Lane;
@@ -25,7 +27,7 @@ use super::{Samples, Table};
 const NODES: u64 = 1_000;
 /// Commands of which the last delivery is still open.
 const OPEN_COMMANDS: u64 = 10;
-const OWN: PeerId = PeerId([7; 32]);
+const OWN_ID: PeerId = PeerId([7; 32]);
 
 /// Fills a store with `deliveries` and opens it `runs` times.
 ///
@@ -47,7 +49,7 @@ pub async fn station(deliveries: u64, runs: usize, dir: &Path) -> anyhow::Result
         let started = clock::now();
         let store = Store::open(dir.path()).await?;
         opened.add(clock::now().duration_since(started).as_secs_f64() * 1_000.0);
-        let open = store.recover(OWN).await?;
+        let open = store.recover(OWN_ID).await?;
         recovered.add(clock::now().duration_since(started).as_secs_f64() * 1_000.0);
         anyhow::ensure!(
             open.len() as u64 == OPEN_COMMANDS.min(commands),
@@ -57,8 +59,8 @@ pub async fn station(deliveries: u64, runs: usize, dir: &Path) -> anyhow::Result
     }
     let mut table = Table::new();
     let many = commands * NODES;
-    table.row(format!("a store with {many} deliveries: open"), "ms", &opened);
-    table.row(
+    table.add_row(format!("a store with {many} deliveries: open"), "ms", &opened);
+    table.add_row(
         format!("a store with {many} deliveries: open, and all that is open found"),
         "ms",
         &recovered,
@@ -67,10 +69,10 @@ pub async fn station(deliveries: u64, runs: usize, dir: &Path) -> anyhow::Result
     size.add(f64::from(u32::try_from(
         std::fs::metadata(&path)?.len() / 1_048_576,
     )?));
-    table.row("its file", "MiB", &size);
+    table.add_row("its file", "MiB", &size);
     let mut filled = Samples::default();
     filled.add(fill_s);
-    table.row(
+    table.add_row(
         "filling it, a commit for each command's issue and end",
         "s",
         &filled,
@@ -89,22 +91,22 @@ fn fill(path: &Path, commands: u64) -> anyhow::Result<()> {
             Ok((NodeName::parse(&format!("node-{number:04}"))?, PeerId(id)))
         })
         .collect::<anyhow::Result<_>>()?;
-    let now = Moment::now();
+    let now = Timestamp::now();
     for seq in 1..=commands {
         let id = CommandId {
-            issuer: OWN,
+            issuer: OWN_ID,
             epoch: 1,
             seq,
         };
-        let issued = Change::Issued(Issued {
-            order: order(id),
+        let issued = Change::Issued(IssuedCommand {
+            command: stored_command(id),
             selector: "all".to_owned(),
             deliveries: names
                 .iter()
-                .map(|(name, to)| IssuedTo {
+                .map(|(name, to)| StoredTarget {
                     to: *to,
                     name: name.clone(),
-                    standing: Standing::Sent,
+                    state: StoredState::Sent,
                     deadline: now.instant + Duration::from_secs(3_600),
                 })
                 .collect(),
@@ -117,19 +119,24 @@ fn fill(path: &Path, commands: u64) -> anyhow::Result<()> {
         });
         let changes: Vec<Change> = std::iter::once(issued).chain(ends).collect();
         let transaction = connection.transaction()?;
-        apply(&transaction, &changes, &[(id, Origin::of("pi"))].into(), &now)?;
+        apply(
+            &transaction,
+            &changes,
+            &[(id, Origin::command_by("pi"))].into(),
+            &now,
+        )?;
         transaction.commit()?;
     }
     Ok(())
 }
 
-fn order(id: CommandId) -> Order {
-    Order {
+fn stored_command(id: CommandId) -> StoredCommand {
+    StoredCommand {
         id,
         action: "led".to_owned(),
         arguments: "{\"args\":[],\"kwargs\":{\"color\":\"#ff0000\"}}".to_owned(),
         lane: Lane::Control,
-        life_ms: 3_600_000,
+        ttl_ms: 3_600_000,
     }
 }
 
@@ -159,15 +166,15 @@ pub async fn node(runs: usize, dir: &Path) -> anyhow::Result<()> {
             records = recovery.records;
             journal.close().await;
         }
-        let known = issuers * WINDOW_IDENTITIES;
-        table.row(
+        let known = issuers * WINDOW_COMMANDS;
+        table.add_row(
             format!("a full journal of {known} known commands, {records} records: open"),
             "ms",
             &opened,
         );
         let mut size = Samples::default();
         size.add(full.len() as f64 / 1_048_576.0);
-        table.row("  its file", "MiB", &size);
+        table.add_row("  its file", "MiB", &size);
     }
     Ok(table.print()?)
 }
@@ -176,9 +183,9 @@ pub async fn node(runs: usize, dir: &Path) -> anyhow::Result<()> {
 fn full_journal(dir: &Path, issuers: u8) -> anyhow::Result<Vec<u8>> {
     let path = dir.join(JOURNAL_FILE);
     let (mut journal, _) = JournalFile::open(StdDisk::new(dir));
-    let window = WINDOW_IDENTITIES as u64;
+    let window = WINDOW_COMMANDS as u64;
     for issuer in 0..issuers {
-        journal.append(&commands_of(issuer, 0..window))?;
+        journal.append(&command_records(issuer, 0..window))?;
     }
     let snapshots = journal.stats().snapshots;
     // Small beside the bound, and few enough to be quick.
@@ -186,7 +193,7 @@ fn full_journal(dir: &Path, issuers: u8) -> anyhow::Result<Vec<u8>> {
     for first in (window..).step_by(step) {
         let before = std::fs::read(&path)?;
         let issuer = u8::try_from(first / step as u64 % u64::from(issuers))?;
-        journal.append(&commands_of(issuer, first..first + step as u64))?;
+        journal.append(&command_records(issuer, first..first + step as u64))?;
         if journal.stats().snapshots > snapshots {
             return Ok(before);
         }
@@ -195,7 +202,7 @@ fn full_journal(dir: &Path, issuers: u8) -> anyhow::Result<Vec<u8>> {
 }
 
 /// Begun and ended, with an answer of usual length.
-fn commands_of(issuer: u8, numbers: std::ops::Range<u64>) -> Vec<Record> {
+fn command_records(issuer: u8, numbers: std::ops::Range<u64>) -> Vec<Record> {
     let of = |seq| {
         let id = CommandId {
             issuer: PeerId([issuer; 32]),

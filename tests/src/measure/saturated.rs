@@ -12,11 +12,11 @@ use swarm_shared::proto::selector::Selector;
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 
-use super::fanout::{end_of, ping};
+use super::fanout::{count_done, ping_request};
 use super::file::write_random;
-use super::stop::{release, stop};
+use super::stop::{release_request, stop_request};
 use super::{Samples, Table};
-use crate::fleet::{Field, Invite, Place};
+use crate::fleet::{Host, Invite, TestDir};
 use crate::lab::Lab;
 
 /// Between two commands: they must not be the load themselves.
@@ -54,15 +54,15 @@ pub async fn run(
     mib: u64,
 ) -> anyhow::Result<()> {
     let lab = Lab::new(3).map_err(|why| anyhow::anyhow!("no laboratory: {why}"))?;
-    let field = Field::new();
-    let mut station = field.station("st", Place::host(&lab, 0));
-    let mut node = field.node("n1", Place::host(&lab, 1));
+    let field = TestDir::new();
+    let mut station = field.station("st", Host::in_lab(&lab, 0));
+    let mut node = field.node("n1", Host::in_lab(&lab, 1));
     station.serve();
     let code = station.invite(&Invite::nodes(1));
     node.start(&["--join", &code]);
     station.wait_online(1);
-    let fleet = Fleet::remote(station.dir.join(CONTROL_SOCKET));
-    lab.narrow([0, 1], 2, rate, queue);
+    let fleet = Fleet::remote(station.state_dir.join(CONTROL_SOCKET));
+    lab.route_through_bottleneck([0, 1], 2, rate, queue);
 
     let mut table = Table::new();
     let mut quiet = Samples::default();
@@ -70,7 +70,7 @@ pub async fn run(
         quiet.add(round_trip(&fleet).await?);
         sleep(PAUSE).await;
     }
-    table.row("a command over the empty link", "ms", &quiet);
+    table.add_row("a command over the empty link", "ms", &quiet);
 
     let request = match direction {
         Direction::Send => {
@@ -89,7 +89,7 @@ pub async fn run(
             }
         }
         Direction::Fetch => {
-            write_random(&node.root.join("film"), mib)?;
+            write_random(&node.files_root.join("film"), mib)?;
             Request::Fetch {
                 selector: Selector::all(),
                 path: "files/film".to_owned(),
@@ -99,13 +99,13 @@ pub async fn run(
         }
     };
     let mut moving = fleet.perform(request).await;
-    let mut file = Moved::default();
+    let mut file = TransferProgress::default();
     let began = clock::now();
     let (mut first, mut steady) = (Samples::default(), Samples::default());
     while clock::since(began) < Duration::from_secs(seconds) {
         let took = round_trip(&fleet).await?;
         ensure!(
-            file.take(&mut moving)?,
+            file.update(&mut moving)?,
             "the file was through too soon: take a larger one"
         );
         let samples = if clock::since(began) < SETTLE {
@@ -116,31 +116,31 @@ pub async fn run(
         samples.add(took);
         sleep(PAUSE).await;
     }
-    table.row("  while a file begins, its first 3 s", "ms", &first);
-    table.row("  while it keeps the link busy", "ms", &steady);
+    table.add_row("  while a file begins, its first 3 s", "ms", &first);
+    table.add_row("  while it keeps the link busy", "ms", &steady);
     let (mut stopped, mut latched) = (Samples::default(), Samples::default());
     for _run in 0..stops {
         let times = stop_and_release(&fleet).await?;
         ensure!(
-            file.take(&mut moving)?,
+            file.update(&mut moving)?,
             "the file was through too soon: take a larger one"
         );
         stopped.add(times[0]);
         latched.add(times[1]);
         sleep(STOP_PAUSE).await;
     }
-    table.row("an emergency stop meanwhile, until its report", "ms", &stopped);
-    table.row("  until the report that it is on disk", "ms", &latched);
+    table.add_row("an emergency stop meanwhile, until its report", "ms", &stopped);
+    table.add_row("  until the report that it is on disk", "ms", &latched);
     let mut speed = Samples::default();
     speed.add(file.mib_per_second().context("the file did not move")?);
-    table.row("the file meanwhile", "MiB/s", &speed);
+    table.add_row("the file meanwhile", "MiB/s", &speed);
     Ok(table.print()?)
 }
 
 /// In milliseconds, through the station's whole engine.
 async fn round_trip(fleet: &Fleet) -> anyhow::Result<f64> {
     let started = clock::now();
-    let done = end_of(fleet, ping()).await?;
+    let done = count_done(fleet, ping_request()).await?;
     ensure!(done == 1, "the node did not answer");
     Ok(clock::since(started).as_secs_f64() * 1_000.0)
 }
@@ -148,7 +148,7 @@ async fn round_trip(fleet: &Fleet) -> anyhow::Result<f64> {
 /// In milliseconds, until the node is stopped and until its journal has it.
 async fn stop_and_release(fleet: &Fleet) -> anyhow::Result<[f64; 2]> {
     let started = clock::now();
-    let mut events = fleet.perform(stop()).await;
+    let mut events = fleet.perform(stop_request()).await;
     let (mut stopped, mut latched) = (None, None);
     while let Some(event) = events.recv().await {
         let ms = clock::since(started).as_secs_f64() * 1_000.0;
@@ -162,20 +162,23 @@ async fn stop_and_release(fleet: &Fleet) -> anyhow::Result<[f64; 2]> {
         }
     }
     let latched = latched.context("the node does not say that it is stopped")?;
-    ensure!(end_of(fleet, release()).await? == 1, "the node is not released");
+    ensure!(
+        count_done(fleet, release_request()).await? == 1,
+        "the node is not released"
+    );
     Ok([stopped.unwrap_or(latched), latched])
 }
 
 /// How far the file is.
 #[derive(Default)]
-struct Moved {
+struct TransferProgress {
     /// The first report, which is the point from which its speed is counted, and the last.
     reports: Option<[(Instant, u64); 2]>,
 }
 
-impl Moved {
+impl TransferProgress {
     /// Reads what was reported; whether the file is still on its way.
-    fn take(&mut self, events: &mut mpsc::Receiver<Event>) -> anyhow::Result<bool> {
+    fn update(&mut self, events: &mut mpsc::Receiver<Event>) -> anyhow::Result<bool> {
         loop {
             match events.try_recv() {
                 Ok(Event::Progress { bytes, .. }) => {

@@ -18,26 +18,26 @@ const STATION: u32 = u32::MAX;
 
 /// The fleet.
 #[derive(Debug)]
-pub struct Members {
+pub struct SeededFleet {
     seed: [u8; 32],
     root: FleetRoot,
 }
 
 /// A member that runs in this process.
 #[derive(Debug)]
-pub struct Program {
+pub struct RunningMember {
     /// To send with.
     pub endpoint: Endpoint,
     /// What happens.
     pub events: Events,
 }
 
-impl Members {
+impl SeededFleet {
     /// The fleet whose root key has this seed.
     ///
     /// # Errors
     /// Never in practice.
-    pub fn of(seed: [u8; 32]) -> anyhow::Result<Self> {
+    pub fn from_seed(seed: [u8; 32]) -> anyhow::Result<Self> {
         let root = FleetRoot::create(SigningKey::from_seed(seed))?;
         Ok(Self { seed, root })
     }
@@ -48,7 +48,7 @@ impl Members {
     /// If they are not 64.
     pub fn parse(seed: &str) -> anyhow::Result<Self> {
         let seed = hex::decode(seed).ok_or_else(|| anyhow::anyhow!("a seed has 64 hexadecimal digits"))?;
-        Self::of(seed)
+        Self::from_seed(seed)
     }
 
     /// The seed in hexadecimal digits.
@@ -60,7 +60,7 @@ impl Members {
     ///
     /// # Errors
     /// If the address is taken.
-    pub fn station(&mut self, listen: SocketAddr) -> anyhow::Result<Program> {
+    pub fn station(&mut self, listen: SocketAddr) -> anyhow::Result<RunningMember> {
         self.start(PeerKind::Station, Role::Admin, STATION, listen)
     }
 
@@ -68,7 +68,7 @@ impl Members {
     ///
     /// # Errors
     /// If the machine is out of ports or descriptors.
-    pub fn node(&mut self, number: u32) -> anyhow::Result<Program> {
+    pub fn node(&mut self, number: u32) -> anyhow::Result<RunningMember> {
         self.node_at(number, ([127, 0, 0, 1], 0).into())
     }
 
@@ -76,7 +76,7 @@ impl Members {
     ///
     /// # Errors
     /// If the address is taken.
-    pub fn node_at(&mut self, number: u32, listen: SocketAddr) -> anyhow::Result<Program> {
+    pub fn node_at(&mut self, number: u32, listen: SocketAddr) -> anyhow::Result<RunningMember> {
         self.start(PeerKind::Node, Role::Node, number, listen)
     }
 
@@ -86,7 +86,7 @@ impl Members {
         role: Role,
         number: u32,
         listen: SocketAddr,
-    ) -> anyhow::Result<Program> {
+    ) -> anyhow::Result<RunningMember> {
         let material = [&self.seed[..], &number.to_be_bytes()].concat();
         let mut seed = [0; 32];
         seed.copy_from_slice(digest(&SHA256, &material).as_ref());
@@ -104,6 +104,6 @@ impl Members {
             joins: None,
         };
         let (endpoint, events) = Endpoint::start(config, Arc::new(Identity::new(key)?))?;
-        Ok(Program { endpoint, events })
+        Ok(RunningMember { endpoint, events })
     }
 }

@@ -15,7 +15,7 @@ const PAUSE: std::time::Duration = std::time::Duration::from_millis(1_370);
 ///
 /// # Errors
 /// If the station says nothing.
-pub async fn stopped(runs: usize) -> anyhow::Result<()> {
+pub async fn run(runs: usize) -> anyhow::Result<()> {
     let station = RealStation::start().await?;
     let mut node = station.node("drone-1", "").await?;
     let (mut silent, mut offline) = (Samples::default(), Samples::default());
@@ -33,7 +33,7 @@ pub async fn stopped(runs: usize) -> anyhow::Result<()> {
         wait_state(&mut events, NodeState::Online).await?;
     }
     let mut table = Table::new();
-    table.row("SIGSTOP of a node until it is shown silent", "s", &silent);
-    table.row("SIGSTOP of a node until it is shown offline", "s", &offline);
+    table.add_row("SIGSTOP of a node until it is shown silent", "s", &silent);
+    table.add_row("SIGSTOP of a node until it is shown offline", "s", &offline);
     Ok(table.print()?)
 }

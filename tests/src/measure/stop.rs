@@ -8,20 +8,20 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use clap::Args;
 use ground_station::config::Config;
-use ground_station::fleet::engine::{Engine, Purpose, Settings};
+use ground_station::fleet::engine::{Engine, Mode, Settings};
 use ground_station::fleet::{Event, Fleet, Request};
 use swarm_shared::net::identity::{self, KeyFile};
 use swarm_shared::proto::outcome::Outcome;
 use swarm_shared::proto::selector::Selector;
 use tokio::time::{sleep, timeout};
 
-use super::fanout::{end_of, online};
-use super::node_host::Hosts;
-use super::stop_host::ip_of;
-use super::{Members, Samples, Table};
+use super::fanout::{count_done, count_online};
+use super::node_host::NodeHosts;
+use super::stop_host::node_ip;
+use super::{Samples, SeededFleet, Table};
 
 /// How long linking may take before the measurement is given up.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long one stop or release may take, in milliseconds.
 const ROUND_MS: u64 = 30_000;
 /// Quiet time after linking, so that self-checks are over.
@@ -53,7 +53,7 @@ pub struct Options {
 
 /// Times of the nodes of one fleet, in milliseconds.
 #[derive(Default)]
-struct Times {
+struct StopTimes {
     /// Until the first report that it is stopped.
     stopped: Samples,
     last_stopped: Samples,
@@ -69,20 +69,20 @@ struct Times {
 pub async fn run(options: &Options) -> anyhow::Result<()> {
     let mut table = Table::new();
     for nodes in &options.nodes {
-        let times = fleet_of(*nodes, options).await?;
-        table.row(
+        let times = measure_fleet(*nodes, options).await?;
+        table.add_row(
             format!("{nodes} nodes stopped: each one's report"),
             "ms",
             &times.stopped,
         );
-        table.row("  the last one's", "ms", &times.last_stopped);
-        table.row("  each one's, that it is on disk", "ms", &times.latched);
-        table.row("  the last one's, that it is on disk", "ms", &times.last_latched);
+        table.add_row("  the last one's", "ms", &times.last_stopped);
+        table.add_row("  each one's, that it is on disk", "ms", &times.latched);
+        table.add_row("  the last one's, that it is on disk", "ms", &times.last_latched);
     }
     Ok(table.print()?)
 }
 
-async fn fleet_of(nodes: u32, options: &Options) -> anyhow::Result<Times> {
+async fn measure_fleet(nodes: u32, options: &Options) -> anyhow::Result<StopTimes> {
     let dir = tempfile::Builder::new()
         .prefix("measure-")
         .tempdir_in(&options.dir)?;
@@ -91,11 +91,11 @@ async fn fleet_of(nodes: u32, options: &Options) -> anyhow::Result<Times> {
     // Free now; nothing else on this machine takes ports at random while it is measured.
     let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
     let ping_port = UdpSocket::bind("127.0.0.1:0")?.local_addr()?.port();
-    let engine = start(&state_dir, ping_port, Vec::new()).await?;
-    end_of(&engine.fleet(), Request::Init).await?;
-    engine.stop().await;
+    let engine = start_engine(&state_dir, ping_port, Vec::new()).await?;
+    count_done(&engine.fleet(), Request::Init).await?;
+    engine.shut_down().await;
     let root = identity::load(&state_dir, KeyFile::FleetRoot)?.context("no root key")?;
-    let members = Members::of(*root.seed())?;
+    let members = SeededFleet::from_seed(*root.seed())?;
     let mut arguments = vec![
         format!("--port={port}"),
         format!("--ping-port={ping_port}"),
@@ -105,35 +105,35 @@ async fn fleet_of(nodes: u32, options: &Options) -> anyhow::Result<Times> {
     if options.datagrams_only {
         arguments.push("--datagrams-only".to_owned());
     }
-    let _hosts = Hosts::start_as("stop-host", &arguments, &members, nodes, options.processes)?;
+    let _hosts = NodeHosts::start_as("stop-host", &arguments, &members, nodes, options.processes)?;
     // It dials them, so that it has seen each at its own address, to which datagrams go.
-    let addresses = (0..nodes).map(|number| SocketAddr::from((ip_of(number), port)));
-    let engine = start(&state_dir, ping_port, addresses.collect()).await?;
+    let addresses = (0..nodes).map(|number| SocketAddr::from((node_ip(number), port)));
+    let engine = start_engine(&state_dir, ping_port, addresses.collect()).await?;
     let fleet = engine.fleet();
     let all_linked = async {
-        while online(&fleet).await? < nodes as usize {}
+        while count_online(&fleet).await? < nodes as usize {}
         anyhow::Ok(())
     };
-    timeout(PATIENCE, all_linked)
+    timeout(TEST_TIMEOUT, all_linked)
         .await
         .context("not all nodes link")??;
     sleep(SETTLE).await;
-    let (mut times, mut rehearsal) = (Times::default(), Times::default());
+    let (mut times, mut rehearsal) = (StopTimes::default(), StopTimes::default());
     for run in 0..=options.runs {
         let times = if run == 0 { &mut rehearsal } else { &mut times };
         stop_all(&fleet, nodes, times).await?;
-        let released = end_of(&fleet, release()).await?;
+        let released = count_done(&fleet, release_request()).await?;
         ensure!(
             released == nodes as usize,
             "{released} of {nodes} nodes are released"
         );
         sleep(PAUSE).await;
     }
-    engine.stop().await;
+    engine.shut_down().await;
     Ok(times)
 }
 
-async fn start(state_dir: &Path, ping_port: u16, nodes: Vec<SocketAddr>) -> anyhow::Result<Engine> {
+async fn start_engine(state_dir: &Path, ping_port: u16, nodes: Vec<SocketAddr>) -> anyhow::Result<Engine> {
     let mut config = Config::load(None, state_dir)?;
     config.listen = ([127, 0, 0, 1], 0).into();
     config.mdns = false;
@@ -143,28 +143,28 @@ async fn start(state_dir: &Path, ping_port: u16, nodes: Vec<SocketAddr>) -> anyh
     let settings = Settings {
         config,
         state_dir: state_dir.to_owned(),
-        purpose: Purpose::Stay,
+        mode: Mode::Daemon,
     };
     Ok(Engine::start(settings).await?)
 }
 
-pub(super) fn stop() -> Request {
+pub(super) fn stop_request() -> Request {
     Request::Stop {
         selector: Selector::all(),
         timeout_ms: Some(ROUND_MS),
-        beside: false,
+        also_bridged: false,
     }
 }
 
-pub(super) fn release() -> Request {
+pub(super) fn release_request() -> Request {
     Request::Release {
         selector: Selector::all(),
         timeout_ms: ROUND_MS,
     }
 }
 
-async fn stop_all(fleet: &Fleet, nodes: u32, times: &mut Times) -> anyhow::Result<()> {
-    let mut events = fleet.perform(stop()).await;
+async fn stop_all(fleet: &Fleet, nodes: u32, times: &mut StopTimes) -> anyhow::Result<()> {
+    let mut events = fleet.perform(stop_request()).await;
     let (mut count, mut last_stopped, mut last_latched) = (0, 0.0_f64, 0.0_f64);
     while let Some(event) = events.recv().await {
         match event {
@@ -193,15 +193,15 @@ async fn stop_all(fleet: &Fleet, nodes: u32, times: &mut Times) -> anyhow::Resul
             | Event::Member(_)
             | Event::Pending(_)
             | Event::Command(_)
-            | Event::About(_)
-            | Event::Past(_)
+            | Event::CommandDetails(_)
+            | Event::HistoryDelivery(_)
             | Event::Audit(_)
             | Event::User(_)
             | Event::Token(_)
-            | Event::Told { .. }
+            | Event::Observed { .. }
             | Event::Telemetry { .. }
             | Event::Peer(_)
-            | Event::Missed { .. } => {}
+            | Event::Lagged { .. } => {}
         }
     }
     ensure!(count == nodes, "{count} of {nodes} nodes are stopped");

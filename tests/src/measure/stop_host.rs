@@ -17,16 +17,16 @@ use anyhow::Context as _;
 use clap::Args;
 use swarm_node::journal::Journal;
 use swarm_node::logging::LogRing;
-use swarm_node::status::{Status, View};
-use swarm_node::stop::{DATAGRAMS_MAX, Setup, Stopping};
+use swarm_node::status::{Status, StatusView};
+use swarm_node::stop::{DATAGRAMS_MAX, Setup, StopHandle};
 use swarm_shared::net::discovery::pings::{Datagram, listen, listen_on};
 use swarm_shared::net::peer::{PeerEvent, PeerLink};
-use swarm_shared::proto::encoded::Parcel;
+use swarm_shared::proto::encoded::EncodedFrame;
 use swarm_shared::proto::id::PeerId;
 use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::outcome::Reply;
 use swarm_shared::proto::session::Outgoing;
-use swarm_shared::proto::stop::{STOP_BYTES_MAX, is_stop};
+use swarm_shared::proto::stop::{STOP_BYTES_MAX, is_stop_datagram};
 use swarm_shared::proto::wire::{Frame, Kind, Lane};
 use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
@@ -34,7 +34,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::node_host::end_with_parent;
-use super::{Members, Program};
+use super::{RunningMember, SeededFleet};
 
 /// Whom a process of nodes consists of.
 #[derive(Args, Clone, Debug)]
@@ -62,7 +62,7 @@ pub struct Options {
 }
 
 /// The address of node `number`.
-pub fn ip_of(number: u32) -> Ipv4Addr {
+pub fn node_ip(number: u32) -> Ipv4Addr {
     // 127.64.0.1 and on, up to 127.127.255.255.
     Ipv4Addr::from(0x7f40_0001 + (number & 0x3f_ffff))
 }
@@ -73,27 +73,30 @@ pub fn ip_of(number: u32) -> Ipv4Addr {
 /// If one does not start.
 pub async fn run(options: &Options) -> anyhow::Result<()> {
     end_with_parent()?;
-    let mut members = Members::parse(&options.seed)?;
+    let mut members = SeededFleet::parse(&options.seed)?;
     let (mut tasks, mut ears) = (Vec::new(), Vec::new());
     let broadcasts = listen(options.ping_port)?;
     for number in options.first..options.first + options.count {
-        let ip = ip_of(number);
+        let ip = node_ip(number);
         let mut program = members.node_at(number, (ip, options.port).into())?;
         let (datagrams, heard) = mpsc::channel(DATAGRAMS_MAX);
-        let ear = Ear {
+        let ear = NodeDatagrams {
             datagrams,
-            drop: options.drop,
-            dice: Dice::of(number),
+            loss_percent: options.drop,
+            rng: SplitMix64::from_number(number),
         };
         ears.push(ear.clone());
         // Its own sequence: the first draws of both would be alike.
-        let dice = Dice::of(!number);
+        let rng = SplitMix64::from_number(!number);
         let own = listen_on(ip, options.ping_port)?;
-        tasks.push(tokio::spawn(hear(own, vec![Ear { dice, ..ear }])));
-        let stopping = stopping(number, &mut program, heard, options)?;
+        tasks.push(tokio::spawn(dispatch_datagrams(
+            own,
+            vec![NodeDatagrams { rng, ..ear }],
+        )));
+        let stopping = start_emergency_stop(number, &mut program, heard, options)?;
         tasks.push(tokio::spawn(serve(program, stopping)));
     }
-    tasks.push(tokio::spawn(hear(broadcasts, ears)));
+    tasks.push(tokio::spawn(dispatch_datagrams(broadcasts, ears)));
     for task in tasks {
         task.await??;
     }
@@ -101,12 +104,12 @@ pub async fn run(options: &Options) -> anyhow::Result<()> {
 }
 
 /// The emergency stop of one node, as the daemon starts it.
-fn stopping(
+fn start_emergency_stop(
     number: u32,
-    program: &mut Program,
+    program: &mut RunningMember,
     datagrams: mpsc::Receiver<Datagram>,
     options: &Options,
-) -> anyhow::Result<Stopping> {
+) -> anyhow::Result<StopHandle> {
     let dir = options.dir.join(format!("node-{number}"));
     std::fs::create_dir_all(&dir)?;
     let (journal, ledger, recovery) = Journal::open(&dir).context("no thread for the journal")?;
@@ -119,39 +122,40 @@ fn stopping(
         // What comes later finds nobody.
         links.close();
     }
-    Ok(Stopping::start(Setup {
+    Ok(StopHandle::start(Setup {
         endpoint: program.endpoint.clone(),
         config: None,
         journal,
-        ledger,
+        dedup: ledger,
         relay: None,
         links,
         datagrams,
-        status: Status::new(View::default(), LogRing::new()),
-        stop: CancellationToken::new(),
+        status: Status::new(StatusView::default(), LogRing::new()),
+        shutdown: CancellationToken::new(),
         tasks: TaskTracker::new(),
     }))
 }
 
 /// Where one node hears datagrams.
 #[derive(Clone)]
-struct Ear {
+struct NodeDatagrams {
     datagrams: mpsc::Sender<Datagram>,
-    drop: u8,
-    dice: Dice,
+    loss_percent: u8,
+    rng: SplitMix64,
 }
 
 /// Hands what comes over the loopback interface to nodes, but for what is lost.
-async fn hear(socket: UdpSocket, mut ears: Vec<Ear>) -> anyhow::Result<()> {
+async fn dispatch_datagrams(socket: UdpSocket, mut ears: Vec<NodeDatagrams>) -> anyhow::Result<()> {
     let mut buffer = [0; STOP_BYTES_MAX + 1];
     loop {
         let (length, from) = socket.recv_from(&mut buffer).await?;
         let bytes = &buffer[..length];
-        if !is_stop(bytes) || length > STOP_BYTES_MAX || from.ip() != IpAddr::V4(Ipv4Addr::LOCALHOST) {
+        if !is_stop_datagram(bytes) || length > STOP_BYTES_MAX || from.ip() != IpAddr::V4(Ipv4Addr::LOCALHOST)
+        {
             continue;
         }
         for ear in &mut ears {
-            if ear.dice.percent() < ear.drop {
+            if ear.rng.next_percent() < ear.loss_percent {
                 continue;
             }
             let bytes = bytes.to_vec();
@@ -163,14 +167,14 @@ async fn hear(socket: UdpSocket, mut ears: Vec<Ear>) -> anyhow::Result<()> {
 
 /// Numbers that look random and are the same in every run: SplitMix64.
 #[derive(Clone)]
-struct Dice(u64);
+struct SplitMix64(u64);
 
-impl Dice {
-    fn of(number: u32) -> Self {
+impl SplitMix64 {
+    fn from_number(number: u32) -> Self {
         Self(u64::from(number) << 32)
     }
 
-    fn percent(&mut self) -> u8 {
+    fn next_percent(&mut self) -> u8 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -180,33 +184,35 @@ impl Dice {
     }
 }
 
-async fn serve(program: Program, stopping: Stopping) -> anyhow::Result<()> {
-    let Program { endpoint, mut events } = program;
+async fn serve(program: RunningMember, stopping: StopHandle) -> anyhow::Result<()> {
+    let RunningMember { endpoint, mut events } = program;
     let mut links: BTreeMap<PeerId, PeerLink> = BTreeMap::new();
     while let Some(event) = events.peers.recv().await {
         match event {
-            PeerEvent::Up { peer, .. } => {
-                let link = endpoint.open(peer.id).await?;
-                stopping.up(link.clone()).await;
+            PeerEvent::Connected { peer, .. } => {
+                let link = endpoint.open_session(peer.id).await?;
+                stopping.add_station(link.clone()).await;
                 links.insert(peer.id, link);
             }
-            PeerEvent::Down { id, .. } => stopping.down(id).await,
+            PeerEvent::Disconnected { id, .. } => stopping.remove_station(id).await,
             PeerEvent::Frame { peer, frame, .. } if frame.header.kind == Some(Kind::Command) => {
                 if let Some(link) = links.get(&peer.id) {
-                    tokio::spawn(answer(link.clone(), frame, stopping.clone()));
+                    tokio::spawn(reply_to(link.clone(), frame, stopping.clone()));
                 }
             }
-            PeerEvent::Frame { .. } | PeerEvent::Silent(_) | PeerEvent::Heard(_) | PeerEvent::Bulk { .. } => {
-            }
+            PeerEvent::Frame { .. }
+            | PeerEvent::Silent(_)
+            | PeerEvent::Responsive(_)
+            | PeerEvent::BulkOpened { .. } => {}
         }
     }
     Ok(())
 }
 
 /// Releases, and is content with every other command.
-async fn answer(link: PeerLink, command: Box<Frame>, stopping: Stopping) {
+async fn reply_to(link: PeerLink, command: Box<Frame>, stopping: StopHandle) {
     let reply = if command.header.action.as_deref() == Some("release") {
-        match command.read::<Arguments>() {
+        match command.parse_content::<Arguments>() {
             Ok(arguments) => stopping.release(arguments).await,
             Err(error) => Reply::refused(error.to_string()),
         }
@@ -214,9 +220,9 @@ async fn answer(link: PeerLink, command: Box<Frame>, stopping: Stopping) {
         Reply::done(serde_json::Value::Null)
     };
     // A command without its answer shows in the station's count.
-    if let Ok(parcel) = Parcel::new(&reply.to_frame(&command.header)) {
+    if let Ok(parcel) = EncodedFrame::new(&reply.to_frame(&command.header)) {
         let _full = link.try_send(Outgoing {
-            parcel,
+            frame: parcel,
             lane: Lane::Emergency,
             deadline: None,
         });

@@ -47,7 +47,7 @@ impl Table {
     }
 
     /// Adds a row.
-    pub fn row(&mut self, what: impl Into<String>, unit: &str, samples: &Samples) {
+    pub fn add_row(&mut self, what: impl Into<String>, unit: &str, samples: &Samples) {
         let number = |value: f64| {
             let digits = match value.abs() {
                 v if v >= 1_000.0 => 0,

@@ -9,34 +9,34 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use swarm_shared::net::journal::{Disk, JOURNAL_FILE, JournalFile};
-use swarm_shared::proto::delivery::dedup::Ledger;
+use swarm_shared::proto::delivery::dedup::DedupTable;
 use swarm_shared::proto::delivery::record::Record;
 use turmoil::fs::shim::std::fs::{self, File, OpenOptions};
 
 use super::fault::Fault;
 use super::ground_truth::Invariant;
-use super::world::{Died, DiskTrouble, HostId, Moment, World};
+use super::world::{DiskFault, HostId, KillPoint, Killed, World};
 
 /// How long a file is, as far as this process knows.
 #[derive(Clone, Copy, Debug, Default)]
-struct Length {
+struct FileLength {
     synced: u64,
     written: u64,
 }
 
 /// What is known of the files of one host; it outlives the process.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Lengths(BTreeMap<String, Length>);
+pub(super) struct FileLengths(BTreeMap<String, FileLength>);
 
-impl Lengths {
-    fn of(&mut self, name: &str) -> &mut Length {
+impl FileLengths {
+    fn entry(&mut self, name: &str) -> &mut FileLength {
         self.0.entry(name.to_owned()).or_default()
     }
 }
 
 struct SimDisk {
     world: Rc<World>,
-    me: HostId,
+    own_host: HostId,
 }
 
 struct SimFile {
@@ -46,32 +46,32 @@ struct SimFile {
 
 /// What came of an append.
 #[derive(Debug)]
-pub(super) enum Written {
-    Yes,
-    No(String),
+pub(super) enum AppendResult {
+    Written,
+    Failed(String),
 }
 
 /// The product's journal on that disk.
-pub(super) struct Journal {
+pub(super) struct SimJournal {
     file: JournalFile<SimDisk>,
     world: Rc<World>,
-    me: HostId,
+    own_host: HostId,
 }
 
-impl Journal {
+impl SimJournal {
     /// Reads what is there.
-    pub(super) fn open(world: &Rc<World>, me: HostId) -> Result<(Self, Ledger), Died> {
+    pub(super) fn open(world: &Rc<World>, own_host: HostId) -> Result<(Self, DedupTable), Killed> {
         let mut disk = SimDisk {
             world: Rc::clone(world),
-            me,
+            own_host,
         };
-        disk.look_around();
+        disk.apply_crash_damage();
         let (file, recovery) = JournalFile::open(disk);
-        if world.is_dead(me) {
-            return Err(Died);
+        if world.is_killed(own_host) {
+            return Err(Killed);
         }
-        world.note(
-            me,
+        world.log(
+            own_host,
             format_args!(
                 "journal: {} records, {} bytes dropped, damage {:?}, fault {}",
                 recovery.records,
@@ -80,23 +80,23 @@ impl Journal {
                 recovery.fault.is_some()
             ),
         );
-        let ledger = file.ledger().clone();
+        let ledger = file.dedup_table().clone();
         let journal = Self {
             file,
             world: Rc::clone(world),
-            me,
+            own_host,
         };
         Ok((journal, ledger))
     }
 
-    pub(super) fn append(&mut self, records: &[Record]) -> Result<Written, Died> {
+    pub(super) fn append(&mut self, records: &[Record]) -> Result<AppendResult, Killed> {
         let result = self.file.append(records);
-        if self.world.is_dead(self.me) {
-            return Err(Died);
+        if self.world.is_killed(self.own_host) {
+            return Err(Killed);
         }
         Ok(match result {
-            Ok(()) => Written::Yes,
-            Err(fault) => Written::No(fault.to_string()),
+            Ok(()) => AppendResult::Written,
+            Err(fault) => AppendResult::Failed(fault.to_string()),
         })
     }
 }
@@ -108,35 +108,35 @@ impl SimDisk {
 
     /// turmoil takes a file for its name: what was written to the old one and not synced would go to the new one of
     /// that name. A real system, too, may write it at any time.
-    fn forget(path: &Path) -> io::Result<()> {
+    fn sync_before_replace(path: &Path) -> io::Result<()> {
         OpenOptions::new().append(true).open(path)?.sync_data()
     }
 
     /// Says what the last crash has cost, and puts the garbage there that was ordered.
-    fn look_around(&mut self) {
+    fn apply_crash_damage(&mut self) {
         let Ok(bytes) = fs::read(Self::path(JOURNAL_FILE)) else {
             return;
         };
-        let mut control = self.world.controls[self.me].borrow_mut();
-        let length = *control.lengths.of(JOURNAL_FILE);
+        let mut control = self.world.controls[self.own_host].borrow_mut();
+        let length = *control.file_lengths.entry(JOURNAL_FILE);
         let found = bytes.len() as u64;
         if found < length.synced {
             let what = format!(
                 "{} had synced {} bytes of its journal, and {found} are left",
-                self.world.hosts[self.me].name, length.synced
+                self.world.hosts[self.own_host].name, length.synced
             );
             // Only a name that was not synced can do that, and then more than this is lost.
-            self.world.note(self.me, format_args!("{what}"));
+            self.world.log(self.own_host, format_args!("{what}"));
         }
         if length.written > length.synced {
             if found <= length.synced {
-                self.world.count(Fault::LostUnsynced);
+                self.world.count_fault(Fault::LostUnsynced);
             } else if found < length.written {
-                self.world.count(Fault::TornWrite);
+                self.world.count_fault(Fault::TornWrite);
             }
         }
-        control.lengths.0.clear();
-        *control.lengths.of(JOURNAL_FILE) = Length {
+        control.file_lengths.0.clear();
+        *control.file_lengths.entry(JOURNAL_FILE) = FileLength {
             synced: found,
             written: found,
         };
@@ -151,35 +151,35 @@ impl SimDisk {
                 file.sync_all()
             });
             match done {
-                Ok(()) => self.world.count(Fault::CorruptTail),
+                Ok(()) => self.world.count_fault(Fault::CorruptTail),
                 Err(error) => self
                     .world
                     .truth
                     .borrow_mut()
-                    .break_promise(Invariant::Progress, format!("the simulated disk failed: {error}")),
+                    .report_violation(Invariant::Progress, format!("the simulated disk failed: {error}")),
             }
         }
     }
 
     /// Whether the process still lives; and whether the disk takes anything now.
-    fn trouble(&self) -> io::Result<Option<DiskTrouble>> {
-        let control = self.world.controls[self.me].borrow();
-        if control.dead {
+    fn current_fault(&self) -> io::Result<Option<DiskFault>> {
+        let control = self.world.controls[self.own_host].borrow();
+        if control.killed {
             return Err(io::Error::other("the process is dead"));
         }
         let now = self.world.now_ms();
         Ok(control
-            .disk
+            .disk_fault
             .filter(|(_, until)| now < *until)
             .map(|(trouble, _)| trouble))
     }
 
-    fn fail(&self, trouble: DiskTrouble) -> io::Error {
+    fn fault_error(&self, trouble: DiskFault) -> io::Error {
         let (fault, kind) = match trouble {
-            DiskTrouble::NoSpace => (Fault::NoSpace, ErrorKind::StorageFull),
-            DiskTrouble::IoError => (Fault::IoError, ErrorKind::Other),
+            DiskFault::NoSpace => (Fault::NoSpace, ErrorKind::StorageFull),
+            DiskFault::IoError => (Fault::IoError, ErrorKind::Other),
         };
-        self.world.count(fault);
+        self.world.count_fault(fault);
         kind.into()
     }
 }
@@ -188,7 +188,7 @@ impl Disk for SimDisk {
     type File = SimFile;
 
     fn read(&mut self, name: &str, max: u64) -> io::Result<Option<Vec<u8>>> {
-        self.trouble()?;
+        self.current_fault()?;
         match fs::read(Self::path(name)) {
             Ok(mut bytes) => {
                 bytes.truncate(usize::try_from(max).unwrap_or(usize::MAX));
@@ -200,17 +200,20 @@ impl Disk for SimDisk {
     }
 
     fn create(&mut self, name: &str) -> io::Result<SimFile> {
-        if let Some(trouble) = self.trouble()? {
-            return Err(self.fail(trouble));
+        if let Some(trouble) = self.current_fault()? {
+            return Err(self.fault_error(trouble));
         }
         let path = Self::path(name);
         if fs::exists(&path) {
-            Self::forget(&path)?;
+            Self::sync_before_replace(&path)?;
             fs::remove_file(&path)?;
             fs::sync_dir("/")?;
         }
         let file = OpenOptions::new().append(true).create_new(true).open(path)?;
-        *self.world.controls[self.me].borrow_mut().lengths.of(name) = Length::default();
+        *self.world.controls[self.own_host]
+            .borrow_mut()
+            .file_lengths
+            .entry(name) = FileLength::default();
         Ok(SimFile {
             file,
             name: name.to_owned(),
@@ -218,7 +221,7 @@ impl Disk for SimDisk {
     }
 
     fn open(&mut self, name: &str) -> io::Result<SimFile> {
-        self.trouble()?;
+        self.current_fault()?;
         let file = OpenOptions::new().append(true).open(Self::path(name))?;
         Ok(SimFile {
             file,
@@ -227,50 +230,50 @@ impl Disk for SimDisk {
     }
 
     fn append(&mut self, file: &mut SimFile, bytes: &[u8]) -> io::Result<()> {
-        let trouble = self.trouble()?;
+        let trouble = self.current_fault()?;
         // What does not fit is cut off in the middle.
         let taken = match trouble {
-            Some(DiskTrouble::NoSpace) => bytes.len() / 2,
-            Some(DiskTrouble::IoError) | None => bytes.len(),
+            Some(DiskFault::NoSpace) => bytes.len() / 2,
+            Some(DiskFault::IoError) | None => bytes.len(),
         };
         file.file.write_all(&bytes[..taken])?;
-        let mut control = self.world.controls[self.me].borrow_mut();
-        control.lengths.of(&file.name).written += taken as u64;
+        let mut control = self.world.controls[self.own_host].borrow_mut();
+        control.file_lengths.entry(&file.name).written += taken as u64;
         drop(control);
-        if trouble == Some(DiskTrouble::NoSpace) {
-            return Err(self.fail(DiskTrouble::NoSpace));
+        if trouble == Some(DiskFault::NoSpace) {
+            return Err(self.fault_error(DiskFault::NoSpace));
         }
         self.world
-            .pass(self.me, Moment::InJournal)
-            .map_err(|Died| io::Error::other("the process is dead"))
+            .reach_kill_point(self.own_host, KillPoint::InJournal)
+            .map_err(|Killed| io::Error::other("the process is dead"))
     }
 
     fn sync(&mut self, file: &mut SimFile) -> io::Result<()> {
-        if let Some(trouble) = self.trouble()? {
-            return Err(self.fail(trouble));
+        if let Some(trouble) = self.current_fault()? {
+            return Err(self.fault_error(trouble));
         }
         file.file.sync_data()?;
-        let mut control = self.world.controls[self.me].borrow_mut();
-        let length = control.lengths.of(&file.name);
+        let mut control = self.world.controls[self.own_host].borrow_mut();
+        let length = control.file_lengths.entry(&file.name);
         length.synced = length.written;
         Ok(())
     }
 
     fn rename(&mut self, from: &str, to: &str) -> io::Result<()> {
-        self.trouble()?;
+        self.current_fault()?;
         if fs::exists(Self::path(to)) {
-            Self::forget(&Self::path(to))?;
+            Self::sync_before_replace(&Self::path(to))?;
         }
         fs::rename(Self::path(from), Self::path(to))?;
-        let mut control = self.world.controls[self.me].borrow_mut();
-        if let Some(length) = control.lengths.0.remove(from) {
-            control.lengths.0.insert(to.to_owned(), length);
+        let mut control = self.world.controls[self.own_host].borrow_mut();
+        if let Some(length) = control.file_lengths.0.remove(from) {
+            control.file_lengths.0.insert(to.to_owned(), length);
         }
         Ok(())
     }
 
     fn sync_dir(&mut self) -> io::Result<()> {
-        self.trouble()?;
+        self.current_fault()?;
         fs::sync_dir("/")
     }
 }

@@ -4,60 +4,60 @@ use std::collections::BTreeMap;
 use std::io;
 use std::pin::pin;
 
-use swarm_shared::proto::encoded::Parcel;
+use swarm_shared::proto::encoded::EncodedFrame;
 use swarm_shared::proto::id::{Instance, PeerId};
 use swarm_shared::proto::session::Event;
 use swarm_shared::proto::wire::{Frame, Lane};
 use turmoil::net::TcpListener;
 
-use super::link::{Greeting, Peer, look};
-use super::world::{Died, HostId, HostKind, STATION_PORT, World};
+use super::link::{Handshake, Peer, poll_once};
+use super::world::{HostId, HostKind, Killed, STATION_PORT, World};
 
-pub(super) struct Door {
-    me: HostId,
+pub(super) struct SimEndpoint {
+    own_host: HostId,
     instance: Instance,
     listener: Option<TcpListener>,
-    moves: u16,
-    greetings: Vec<Greeting>,
+    address_changes: u16,
+    handshakes: Vec<Handshake>,
     pub(super) peers: BTreeMap<PeerId, Peer>,
 }
 
 /// What happened to a node's link.
-pub(super) enum Happened {
+pub(super) enum LinkEvent {
     Up { resumed: bool },
     Down,
     Frame(Box<Frame>),
 }
 
-impl Door {
-    pub(super) async fn open(world: &World, me: HostId, instance: Instance) -> io::Result<Self> {
-        let moves = world.controls[me].borrow().moves;
+impl SimEndpoint {
+    pub(super) async fn open(world: &World, own_host: HostId, instance: Instance) -> io::Result<Self> {
+        let moves = world.controls[own_host].borrow().address_changes;
         Ok(Self {
-            me,
+            own_host,
             instance,
             listener: Some(TcpListener::bind(("0.0.0.0", STATION_PORT + moves)).await?),
-            moves,
-            greetings: Vec::new(),
+            address_changes: moves,
+            handshakes: Vec::new(),
             peers: BTreeMap::new(),
         })
     }
 
     /// Accepts, greets and reads; what has happened, in order.
-    pub(super) fn turn(&mut self, world: &World) -> io::Result<Vec<(PeerId, Happened)>> {
-        self.follow(world)?;
+    pub(super) fn poll_events(&mut self, world: &World) -> io::Result<Vec<(PeerId, LinkEvent)>> {
+        self.rebind_after_move(world)?;
         while let Some(listener) = &self.listener
-            && let Some(Ok((stream, from))) = look(pin!(listener.accept()))
+            && let Some(Ok((stream, from))) = poll_once(pin!(listener.accept()))
         {
-            let node = world.at(from.ip());
+            let node = world.host_at(from.ip());
             let node = node.filter(|host| world.hosts[*host].kind == HostKind::Node);
             if let Some(host) = node
-                && let Ok(greeting) = Greeting::new(stream, host, self.instance, world.now_ms())
+                && let Ok(greeting) = Handshake::new(stream, host, self.instance, world.now_ms())
             {
-                self.greetings.push(greeting);
+                self.handshakes.push(greeting);
             }
         }
         let mut happened = Vec::new();
-        self.greet(world, &mut happened);
+        self.complete_handshakes(world, &mut happened);
         let ids: Vec<PeerId> = self.peers.keys().copied().collect();
         for id in ids {
             self.read(world, id, &mut happened);
@@ -66,27 +66,27 @@ impl Door {
     }
 
     /// The address has changed: the old door is nowhere any more.
-    fn follow(&mut self, world: &World) -> io::Result<()> {
-        let moves = world.controls[self.me].borrow().moves;
-        if moves == self.moves {
+    fn rebind_after_move(&mut self, world: &World) -> io::Result<()> {
+        let moves = world.controls[self.own_host].borrow().address_changes;
+        if moves == self.address_changes {
             return Ok(());
         }
-        self.moves = moves;
-        self.greetings.clear();
+        self.address_changes = moves;
+        self.handshakes.clear();
         self.listener = None;
         let mut bind = Box::pin(TcpListener::bind(("0.0.0.0", STATION_PORT + moves)));
-        self.listener = look(bind.as_mut()).transpose()?;
+        self.listener = poll_once(bind.as_mut()).transpose()?;
         Ok(())
     }
 
-    fn greet(&mut self, world: &World, happened: &mut Vec<(PeerId, Happened)>) {
+    fn complete_handshakes(&mut self, world: &World, happened: &mut Vec<(PeerId, LinkEvent)>) {
         let mut kept = Vec::new();
-        for mut greeting in std::mem::take(&mut self.greetings) {
-            match greeting.turn(world.now_ms()) {
+        for mut greeting in std::mem::take(&mut self.handshakes) {
+            match greeting.poll_instance(world.now_ms()) {
                 Ok(Some(instance)) => {
                     let id = world.hosts[greeting.host].id;
                     if !self.peers.contains_key(&id) {
-                        match Peer::new(greeting.host, self.instance, world.instant(self.me)) {
+                        match Peer::new(greeting.host, self.instance, world.monotonic_now(self.own_host)) {
                             Ok(peer) => self.peers.insert(id, peer),
                             Err(_) => continue,
                         };
@@ -96,41 +96,44 @@ impl Door {
                         continue;
                     };
                     // A node that dials anew knows best that the old link is gone.
-                    peer.drop_link();
-                    tell_down(peer, id, happened);
-                    peer.attach(world, self.me, greeting, instance);
+                    peer.close_link();
+                    push_if_down(peer, id, happened);
+                    peer.attach(world, self.own_host, greeting, instance);
                 }
                 Ok(None) => kept.push(greeting),
                 Err(_) => {}
             }
         }
-        self.greetings = kept;
+        self.handshakes = kept;
     }
 
-    fn read(&mut self, world: &World, id: PeerId, happened: &mut Vec<(PeerId, Happened)>) {
+    fn read(&mut self, world: &World, id: PeerId, happened: &mut Vec<(PeerId, LinkEvent)>) {
         let Some(peer) = self.peers.get_mut(&id) else {
             return;
         };
-        for event in peer.read(world, self.me) {
+        for event in peer.read(world, self.own_host) {
             match event {
                 Event::Opened { resumed } => {
                     let name = &world.hosts[peer.host].name;
-                    world.note(self.me, format_args!("is linked with {name}, resumed: {resumed}"));
-                    peer.up = true;
-                    happened.push((id, Happened::Up { resumed }));
+                    world.log(
+                        self.own_host,
+                        format_args!("is linked with {name}, resumed: {resumed}"),
+                    );
+                    peer.reported_up = true;
+                    happened.push((id, LinkEvent::Up { resumed }));
                 }
-                Event::Frame { frame, .. } => happened.push((id, Happened::Frame(frame))),
-                Event::Settled(..) | Event::Silent | Event::Heard => {}
+                Event::Frame { frame, .. } => happened.push((id, LinkEvent::Frame(frame))),
+                Event::RequestEnded(..) | Event::Silent | Event::Recovered => {}
             }
         }
-        tell_down(peer, id, happened);
+        push_if_down(peer, id, happened);
     }
 
     /// Hands a frame to a node's session; whether there is one that takes it.
     pub(super) fn send(
         &mut self,
         to: &PeerId,
-        parcel: Parcel,
+        parcel: EncodedFrame,
         lane: Lane,
         deadline: Option<std::time::Instant>,
     ) -> bool {
@@ -139,11 +142,11 @@ impl Door {
     }
 
     /// Writes to all; the nodes whose links broke at it.
-    pub(super) fn write(&mut self, world: &World) -> Result<Vec<(PeerId, Happened)>, Died> {
+    pub(super) fn write(&mut self, world: &World) -> Result<Vec<(PeerId, LinkEvent)>, Killed> {
         let mut happened = Vec::new();
         for (id, peer) in &mut self.peers {
-            peer.write(world, self.me)?;
-            tell_down(peer, *id, &mut happened);
+            peer.write(world, self.own_host)?;
+            push_if_down(peer, *id, &mut happened);
         }
         Ok(happened)
     }
@@ -155,9 +158,9 @@ impl Door {
     }
 }
 
-fn tell_down(peer: &mut Peer, id: PeerId, happened: &mut Vec<(PeerId, Happened)>) {
-    if peer.up && !peer.session.is_open() {
-        peer.up = false;
-        happened.push((id, Happened::Down));
+fn push_if_down(peer: &mut Peer, id: PeerId, happened: &mut Vec<(PeerId, LinkEvent)>) {
+    if peer.reported_up && !peer.session.is_open() {
+        peer.reported_up = false;
+        happened.push((id, LinkEvent::Down));
     }
 }

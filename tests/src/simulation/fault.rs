@@ -105,7 +105,7 @@ impl Default for FaultCounts {
 }
 
 impl FaultCounts {
-    pub(super) fn count(&mut self, fault: Fault) {
+    pub(super) fn increment(&mut self, fault: Fault) {
         self.0[fault as usize] += 1;
     }
 
@@ -116,15 +116,15 @@ impl FaultCounts {
     }
 
     /// How often this one did.
-    pub fn of(&self, fault: Fault) -> u64 {
+    pub fn count_of(&self, fault: Fault) -> u64 {
         self.0[fault as usize]
     }
 
     /// Those that never did.
-    pub fn missing(&self) -> Vec<Fault> {
+    pub fn never_counted(&self) -> Vec<Fault> {
         Fault::ALL
             .into_iter()
-            .filter(|fault| self.of(*fault) == 0)
+            .filter(|fault| self.count_of(*fault) == 0)
             .collect()
     }
 }
@@ -134,7 +134,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_names_each_once_and_in_order() {
+    fn all_lists_each_fault_once_in_order() {
         for (i, fault) in Fault::ALL.into_iter().enumerate() {
             assert_eq!(fault as usize, i);
         }

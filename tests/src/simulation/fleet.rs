@@ -3,7 +3,7 @@
 use swarm_shared::proto::id::NodeName;
 use swarm_shared::proto::trust::{FleetRoot, Grant, Membership, Role, Signed, SigningKey, TrustError};
 
-use super::plan::{NODES, OUTSIDER, RIVAL, SECOND, STATION};
+use super::plan::{FIRST_NODE, OTHER_OPERATOR, OUTSIDER, SECOND_STATION, STATION};
 use super::rng::Rng;
 use super::world::{Host, HostId, HostKind};
 
@@ -52,26 +52,26 @@ impl Fleet {
 }
 
 /// All hosts, stations before nodes, and what the root has signed for them.
-pub(super) fn found(seed: u64, nodes: usize) -> Result<(Vec<Host>, Fleet), TrustError> {
+pub(super) fn create_fleet(seed: u64, nodes: usize) -> Result<(Vec<Host>, Fleet), TrustError> {
     let mut rng = Rng::stream(seed, "keys");
     let mut hosts = Vec::new();
-    for host in 0..NODES + nodes {
+    for host in 0..FIRST_NODE + nodes {
         let (name, kind, role) = match host {
             STATION => ("station".to_owned(), HostKind::Station, Role::Admin),
-            SECOND => ("second".to_owned(), HostKind::Station, Role::Admin),
-            RIVAL => ("rival".to_owned(), HostKind::Station, Role::Operator),
+            SECOND_STATION => ("second".to_owned(), HostKind::Station, Role::Admin),
+            OTHER_OPERATOR => ("rival".to_owned(), HostKind::Station, Role::Operator),
             OUTSIDER => ("outsider".to_owned(), HostKind::Station, Role::Observer),
-            node => (format!("node-{}", node - NODES), HostKind::Node, Role::Node),
+            node => (format!("node-{}", node - FIRST_NODE), HostKind::Node, Role::Node),
         };
         let bytes = rng.bytes();
         // The second has the station's key.
         let key = match hosts.first() {
-            Some(Host { key, .. }) if host == SECOND => SigningKey::clone(key),
+            Some(Host { key, .. }) if host == SECOND_STATION => SigningKey::clone(key),
             Some(_) | None => SigningKey::from_seed(bytes),
         };
         hosts.push(Host {
             id: key.public().id(),
-            called: NodeName::from_host(&name),
+            node_name: NodeName::from_host(&name),
             name,
             kind,
             key,

@@ -8,7 +8,7 @@ use std::fmt;
 
 use swarm_shared::proto::delivery::CommandId;
 use swarm_shared::proto::outcome::Outcome;
-use swarm_shared::proto::stop::Latch;
+use swarm_shared::proto::stop::StopId;
 
 use super::world::{Host, HostId};
 
@@ -59,12 +59,12 @@ impl fmt::Display for Invariant {
 
 /// A promise that was broken.
 #[derive(Clone, Debug)]
-pub(super) struct Broken {
+pub(super) struct BrokenInvariant {
     pub(super) invariant: Invariant,
     pub(super) what: String,
 }
 
-impl Broken {
+impl BrokenInvariant {
     pub(super) fn new(invariant: Invariant, what: impl Into<String>) -> Self {
         Self {
             invariant,
@@ -75,116 +75,117 @@ impl Broken {
 
 /// How an action behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Nature {
+pub(super) struct SimActionProperties {
     pub(super) idempotent: bool,
     pub(super) while_stopped: bool,
     pub(super) flight: bool,
 }
 
-pub(super) struct Issued {
+pub(super) struct IssuedCommand {
     /// The station whose store has it.
-    pub(super) by: HostId,
-    pub(super) at_ms: u64,
-    pub(super) life_ms: u64,
-    pub(super) nature: Nature,
+    pub(super) issuer: HostId,
+    pub(super) issued_ms: u64,
+    pub(super) ttl_ms: u64,
+    pub(super) properties: SimActionProperties,
     pub(super) targets: BTreeSet<HostId>,
     pub(super) authorised: bool,
     /// The station has said that it has it.
     pub(super) acknowledged: bool,
     /// A copy of the store that held it open has been used since: what that copy says of it may be out of date.
-    pub(super) copied: bool,
+    pub(super) in_copied_store: bool,
 }
 
 #[derive(Default)]
 struct NodeTruth {
     /// The stop that the node has promised to stay under.
-    latch: Option<Latch>,
+    latch: Option<StopId>,
     /// The stop that it is about to write down the release of.
-    releasing: Option<Latch>,
+    releasing: Option<StopId>,
     /// The orders that it has heeded, and whether it has written them down.
-    heeded: BTreeMap<Latch, bool>,
+    applied_stops: BTreeMap<StopId, bool>,
 }
 
-pub(super) struct Truth {
-    pub(super) commands: BTreeMap<CommandId, Issued>,
-    effects: BTreeMap<(CommandId, HostId), u32>,
+pub(super) struct GroundTruth {
+    pub(super) commands: BTreeMap<CommandId, IssuedCommand>,
+    executions: BTreeMap<(CommandId, HostId), u32>,
     /// What each station has said, by the number of its store.
     outcomes: BTreeMap<(usize, CommandId, HostId), Outcome>,
     nodes: BTreeMap<HostId, NodeTruth>,
     /// Stops that were really ordered.
-    pub(super) stops: BTreeSet<Latch>,
-    broken: Option<Broken>,
-    names: Vec<String>,
+    pub(super) issued_stops: BTreeSet<StopId>,
+    first_violation: Option<BrokenInvariant>,
+    host_names: Vec<String>,
     copied_ms: u64,
     /// Deliveries that ended, by outcome.
-    pub(super) ended: BTreeMap<Outcome, u64>,
-    pub(super) executed: u64,
-    pub(super) latched: u64,
-    pub(super) released: u64,
+    pub(super) outcome_counts: BTreeMap<Outcome, u64>,
+    pub(super) execution_count: u64,
+    pub(super) latch_count: u64,
+    pub(super) release_count: u64,
 }
 
-impl Truth {
+impl GroundTruth {
     pub(super) fn new(hosts: &[Host]) -> Self {
         Self {
             commands: BTreeMap::new(),
-            effects: BTreeMap::new(),
+            executions: BTreeMap::new(),
             outcomes: BTreeMap::new(),
             nodes: (0..hosts.len())
                 .map(|host| (host, NodeTruth::default()))
                 .collect(),
-            stops: BTreeSet::new(),
-            broken: None,
-            names: hosts.iter().map(|host| host.name.clone()).collect(),
+            issued_stops: BTreeSet::new(),
+            first_violation: None,
+            host_names: hosts.iter().map(|host| host.name.clone()).collect(),
             copied_ms: 0,
-            ended: BTreeMap::new(),
-            executed: 0,
-            latched: 0,
-            released: 0,
+            outcome_counts: BTreeMap::new(),
+            execution_count: 0,
+            latch_count: 0,
+            release_count: 0,
         }
     }
 
     /// The first promise that was broken counts.
-    pub(super) fn break_promise(&mut self, invariant: Invariant, what: impl Into<String>) {
-        self.broken.get_or_insert_with(|| Broken::new(invariant, what));
+    pub(super) fn report_violation(&mut self, invariant: Invariant, what: impl Into<String>) {
+        self.first_violation
+            .get_or_insert_with(|| BrokenInvariant::new(invariant, what));
     }
 
-    pub(super) fn broken(&self) -> Option<&Broken> {
-        self.broken.as_ref()
+    pub(super) fn first_violation(&self) -> Option<&BrokenInvariant> {
+        self.first_violation.as_ref()
     }
 
-    pub(super) fn issued(&mut self, id: CommandId, issued: Issued) {
+    pub(super) fn record_issued(&mut self, id: CommandId, issued: IssuedCommand) {
         if self.commands.insert(id, issued).is_some() {
-            self.break_promise(Invariant::AtMostOnce, format!("{id} names two commands"));
+            self.report_violation(Invariant::AtMostOnce, format!("{id} names two commands"));
         }
     }
 
     /// The station has stored it, and says so.
-    pub(super) fn acknowledged(&mut self, id: CommandId) {
+    pub(super) fn record_acknowledged(&mut self, id: CommandId) {
         if let Some(issued) = self.commands.get_mut(&id) {
             issued.acknowledged = true;
         }
     }
 
     /// The store of this station has been copied: whatever it holds open may go on in two places.
-    pub(super) fn copied(&mut self, by: HostId, now_ms: u64) {
+    pub(super) fn record_store_copy(&mut self, by: HostId, now_ms: u64) {
         for issued in self.commands.values_mut() {
-            issued.copied |= issued.by == by;
+            issued.in_copied_store |= issued.issuer == by;
         }
         self.copied_ms = now_ms;
     }
 
     /// The station is gone for good, and its second has the copy: nobody is left to report what came after it.
-    pub(super) fn replaced(&mut self, by: HostId, with: HostId) {
-        for issued in self.commands.values_mut().filter(|issued| issued.by == by) {
-            issued.by = with;
-            if issued.at_ms + COPY_SLACK_MS >= self.copied_ms {
+    pub(super) fn record_replacement(&mut self, by: HostId, with: HostId) {
+        for issued in self.commands.values_mut().filter(|issued| issued.issuer == by) {
+            issued.issuer = with;
+            if issued.issued_ms + COPY_SLACK_MS >= self.copied_ms {
                 issued.acknowledged = false;
             }
         }
     }
 
     /// What this station has told the end of.
-    pub(super) fn told(&self, store: HostId) -> Vec<(CommandId, HostId)> {
+    pub(super) fn reported_outcomes(&self, store: HostId) -> Vec<(CommandId, HostId)> {
         let keys = self.outcomes.keys();
         keys.filter(|(by, _, _)| *by == store)
             .map(|(_, id, node)| (*id, *node))
@@ -192,54 +193,57 @@ impl Truth {
     }
 
     /// An action began on a node, for all to see.
-    pub(super) fn executed(&mut self, node: HostId, id: CommandId, at_ms: u64) {
-        self.executed += 1;
-        let name = &self.names[node];
-        let before = self.effects.entry((id, node)).or_insert(0);
+    pub(super) fn record_execution(&mut self, node: HostId, id: CommandId, at_ms: u64) {
+        self.execution_count += 1;
+        let name = &self.host_names[node];
+        let before = self.executions.entry((id, node)).or_insert(0);
         *before += 1;
         let times = *before;
         let Some(issued) = self.commands.get(&id) else {
             let what = format!("{name} executed {id}, which nobody issued");
-            return self.break_promise(Invariant::Unauthorised, what);
+            return self.report_violation(Invariant::Unauthorised, what);
         };
-        let (late, nature) = (issued.at_ms + issued.life_ms, issued.nature);
+        let (late, nature) = (issued.issued_ms + issued.ttl_ms, issued.properties);
         if !issued.authorised {
             let what = format!("{name} executed {id} of somebody who may not order it");
-            self.break_promise(Invariant::Unauthorised, what);
+            self.report_violation(Invariant::Unauthorised, what);
         } else if !issued.targets.contains(&node) {
             let what = format!("{name} executed {id}, which was not for it");
-            self.break_promise(Invariant::Unauthorised, what);
+            self.report_violation(Invariant::Unauthorised, what);
         } else if times > 1 && !nature.idempotent {
             let what = format!("{name} executed {id} {times} times");
-            self.break_promise(Invariant::AtMostOnce, what);
+            self.report_violation(Invariant::AtMostOnce, what);
         } else if at_ms > late + ROUNDING_MS {
             let what = format!("{name} executed {id} {} ms after its deadline", at_ms - late);
-            self.break_promise(Invariant::NeverLate, what);
+            self.report_violation(Invariant::NeverLate, what);
         } else if let Some(latch) = self.nodes.get(&node).and_then(|node| node.latch)
             && !nature.while_stopped
         {
             let what = format!("{name} executed {id} while under stop {}", latch.number);
-            self.break_promise(Invariant::StoppedStaysStopped, what);
+            self.report_violation(Invariant::StoppedStaysStopped, what);
         }
     }
 
     pub(super) fn has_executed(&self, node: HostId, id: CommandId) -> bool {
-        self.effects.contains_key(&(id, node))
+        self.executions.contains_key(&(id, node))
     }
 
     /// A station's store holds an outcome, or its book has told one.
-    pub(super) fn ended(&mut self, store: usize, id: CommandId, node: HostId, how: Outcome) {
-        let name = &self.names[node];
+    pub(super) fn record_outcome(&mut self, store: usize, id: CommandId, node: HostId, how: Outcome) {
+        let name = &self.host_names[node];
         if let Some(before) = self.outcomes.insert((store, id, node), how) {
             if before != how {
                 let what = format!("{id} on {name} ended as {before}, and then as {how}");
-                self.break_promise(Invariant::OneOutcome, what);
+                self.report_violation(Invariant::OneOutcome, what);
             }
             return;
         }
-        *self.ended.entry(how).or_default() += 1;
+        *self.outcome_counts.entry(how).or_default() += 1;
         let executed = self.has_executed(node, id);
-        let copied = self.commands.get(&id).is_some_and(|issued| issued.copied);
+        let copied = self
+            .commands
+            .get(&id)
+            .is_some_and(|issued| issued.in_copied_store);
         let lie = match how {
             Outcome::Done => !executed,
             // A copy of the store may not know that the command was sent.
@@ -249,77 +253,77 @@ impl Truth {
         if lie {
             let seen = if executed { "executed" } else { "never executed" };
             let what = format!("{id} on {name} ended as {how}, and was {seen}");
-            self.break_promise(Invariant::OutcomeIsTrue, what);
+            self.report_violation(Invariant::OutcomeIsTrue, what);
         }
     }
 
     /// A node heeds an order to stop.
-    pub(super) fn heard_stop(&mut self, node: HostId, order: Latch) {
-        if !self.stops.contains(&order) {
+    pub(super) fn record_stop_received(&mut self, node: HostId, order: StopId) {
+        if !self.issued_stops.contains(&order) {
             let what = format!(
                 "{} was stopped by {} of {}, which nobody who may has ordered",
-                self.names[node],
+                self.host_names[node],
                 order.number,
                 order.issuer.short()
             );
-            return self.break_promise(Invariant::Unauthorised, what);
+            return self.report_violation(Invariant::Unauthorised, what);
         }
         let Some(truth) = self.nodes.get_mut(&node) else {
             return;
         };
         // Before it is on the disk a crash may take it, and then it counts once more.
-        if truth.heeded.insert(order, false) == Some(true) {
-            let what = format!("{} heeded stop {} twice", self.names[node], order.number);
-            self.break_promise(Invariant::StoppedStaysStopped, what);
+        if truth.applied_stops.insert(order, false) == Some(true) {
+            let what = format!("{} heeded stop {} twice", self.host_names[node], order.number);
+            self.report_violation(Invariant::StoppedStaysStopped, what);
         }
     }
 
     /// A node has an order on its disk.
-    pub(super) fn wrote_stop(&mut self, node: HostId, order: Latch) {
+    pub(super) fn record_stop_persisted(&mut self, node: HostId, order: StopId) {
         if let Some(truth) = self.nodes.get_mut(&node) {
-            truth.heeded.insert(order, true);
+            truth.applied_stops.insert(order, true);
         }
     }
 
     /// Whether a node has written down an order of this issuer that is as new.
-    pub(super) fn has_promised(&self, node: HostId, order: Latch) -> bool {
+    pub(super) fn has_persisted_stop(&self, node: HostId, order: StopId) -> bool {
         self.nodes.get(&node).is_some_and(|truth| {
-            truth.heeded.iter().any(|(heeded, promised)| {
+            truth.applied_stops.iter().any(|(heeded, promised)| {
                 *promised && heeded.issuer == order.issuer && heeded.number >= order.number
             })
         })
     }
 
     /// Whether a node has heeded an order of this issuer that is as new.
-    pub(super) fn has_heeded(&self, node: HostId, order: Latch) -> bool {
+    pub(super) fn has_applied_stop(&self, node: HostId, order: StopId) -> bool {
         self.nodes.get(&node).is_some_and(|truth| {
             truth
-                .heeded
+                .applied_stops
                 .keys()
                 .any(|heeded| heeded.issuer == order.issuer && heeded.number >= order.number)
         })
     }
 
     /// A node says that it is under this stop, and will be after a restart.
-    pub(super) fn promised_stop(&mut self, node: HostId, latch: Latch) {
+    pub(super) fn record_latch_reported(&mut self, node: HostId, latch: StopId) {
         if let Some(truth) = self.nodes.get_mut(&node)
             && truth.latch.replace(latch) != Some(latch)
         {
-            truth.heeded.insert(latch, true);
-            self.latched += 1;
+            truth.applied_stops.insert(latch, true);
+            self.latch_count += 1;
         }
     }
 
     /// A node is about to write down that it is released from this stop.
-    pub(super) fn releasing(&mut self, node: HostId, order: Latch) {
+    pub(super) fn record_release_started(&mut self, node: HostId, order: StopId) {
         if let Some(truth) = self.nodes.get_mut(&node) {
             truth.releasing = Some(order);
         }
     }
 
     /// A node goes again, by an order to release `named`.
-    pub(super) fn released(&mut self, node: HostId, named: u64) {
-        self.released += 1;
+    pub(super) fn record_released(&mut self, node: HostId, named: u64) {
+        self.release_count += 1;
         let Some(truth) = self.nodes.get_mut(&node) else {
             return;
         };
@@ -328,22 +332,22 @@ impl Truth {
         {
             let what = format!(
                 "{} is under stop {}, and was released by an order to release {named}",
-                self.names[node], latch.number
+                self.host_names[node], latch.number
             );
-            return self.break_promise(Invariant::StoppedStaysStopped, what);
+            return self.report_violation(Invariant::StoppedStaysStopped, what);
         }
         (truth.latch, truth.releasing) = (None, None);
     }
 
     /// A node that has just started finds this stop in its journal.
-    pub(super) fn restored(&mut self, node: HostId, found: Option<Latch>) {
+    pub(super) fn record_restart(&mut self, node: HostId, found: Option<StopId>) {
         let Some(truth) = self.nodes.get_mut(&node) else {
             return;
         };
         // What it had not written down it has never heard.
-        truth.heeded.retain(|_, promised| *promised);
+        truth.applied_stops.retain(|_, promised| *promised);
         if let Some(found) = found {
-            truth.heeded.insert(found, true);
+            truth.applied_stops.insert(found, true);
         }
         let releasing = truth.releasing.take();
         let Some(latch) = truth.latch else { return };
@@ -351,8 +355,11 @@ impl Truth {
             // It died between writing its release down and saying so.
             truth.latch = None;
         } else if found.is_none() {
-            let what = format!("{} forgot stop {} over a restart", self.names[node], latch.number);
-            self.break_promise(Invariant::StoppedStaysStopped, what);
+            let what = format!(
+                "{} forgot stop {} over a restart",
+                self.host_names[node], latch.number
+            );
+            self.report_violation(Invariant::StoppedStaysStopped, what);
         }
     }
 }

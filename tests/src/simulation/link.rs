@@ -11,17 +11,17 @@ use std::time::Instant;
 
 use bytes::{Buf, BytesMut};
 use serde_json::{Value, json};
-use swarm_shared::proto::encoded::{OutBuffer, Parcel};
+use swarm_shared::proto::encoded::{EncodedFrame, OutBuffer};
 use swarm_shared::proto::id::Instance;
 use swarm_shared::proto::outbox::OutboxLimits;
 use swarm_shared::proto::session::{Event, Outgoing, Session, Timing};
-use swarm_shared::proto::wire::{Frame, FrameReader, Kind, Lane, Limits, WireError};
+use swarm_shared::proto::wire::{Frame, FrameLimits, FrameReader, Kind, Lane, WireError};
 use tokio::io::{AsyncRead, ReadBuf};
 use turmoil::net::TcpStream;
 
 use super::fault::Fault;
 use super::ground_truth::Invariant;
-use super::world::{Died, HostId, Meddling, Moment, World};
+use super::world::{FrameFault, HostId, KillPoint, Killed, World};
 
 /// Bytes that may wait for the socket before the session keeps its frames to itself, as in the product.
 const WRITE_AHEAD_BYTES: usize = 4 * 1024;
@@ -33,10 +33,10 @@ const SEGMENT_BYTES: usize = 1_024;
 const HELLO_MS_MAX: u64 = 2_000;
 
 /// A dial that is under way.
-pub(super) type Dialing = Pin<Box<dyn Future<Output = io::Result<TcpStream>>>>;
+pub(super) type DialFuture = Pin<Box<dyn Future<Output = io::Result<TcpStream>>>>;
 
 /// Looks at a future once. What it waits for is looked at again in the next tick.
-pub(super) fn look<F: Future + ?Sized>(future: Pin<&mut F>) -> Option<F::Output> {
+pub(super) fn poll_once<F: Future + ?Sized>(future: Pin<&mut F>) -> Option<F::Output> {
     match future.poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(output) => Some(output),
         Poll::Pending => None,
@@ -44,19 +44,19 @@ pub(super) fn look<F: Future + ?Sized>(future: Pin<&mut F>) -> Option<F::Output>
 }
 
 /// Bytes to frames and back.
-struct Conn {
+struct FrameConnection {
     stream: TcpStream,
     reader: FrameReader,
-    bytes: BytesMut,
+    read_buffer: BytesMut,
     /// Waits for the socket.
-    out: BytesMut,
+    write_buffer: BytesMut,
 }
 
-impl Conn {
+impl FrameConnection {
     /// The next frame, if all of it is there.
     fn next_frame(&mut self) -> io::Result<Option<Frame>> {
         loop {
-            if let Some(frame) = self.reader.next_frame(&mut self.bytes).map_err(invalid)? {
+            if let Some(frame) = self.reader.next_frame(&mut self.read_buffer).map_err(invalid)? {
                 return Ok(Some(frame));
             }
             let mut space = [0; READ_BYTES];
@@ -68,7 +68,7 @@ impl Conn {
                 Poll::Ready(Ok(())) if buffer.filled().is_empty() => {
                     return Err(io::ErrorKind::UnexpectedEof.into());
                 }
-                Poll::Ready(Ok(())) => self.bytes.extend_from_slice(buffer.filled()),
+                Poll::Ready(Ok(())) => self.read_buffer.extend_from_slice(buffer.filled()),
             }
         }
     }
@@ -76,11 +76,11 @@ impl Conn {
     /// Writes what the socket takes; whether that was anything.
     fn write(&mut self) -> io::Result<bool> {
         let mut any = false;
-        while !self.out.is_empty() {
-            let piece = self.out.len().min(SEGMENT_BYTES);
-            match self.stream.try_write(&self.out[..piece]) {
+        while !self.write_buffer.is_empty() {
+            let piece = self.write_buffer.len().min(SEGMENT_BYTES);
+            match self.stream.try_write(&self.write_buffer[..piece]) {
                 Ok(written) => {
-                    self.out.advance(written);
+                    self.write_buffer.advance(written);
                     any = true;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
@@ -96,13 +96,13 @@ fn invalid(error: WireError) -> io::Error {
 }
 
 /// A connection whose other end has not said which run of its process it is.
-pub(super) struct Greeting {
+pub(super) struct Handshake {
     pub(super) host: HostId,
-    conn: Conn,
+    conn: FrameConnection,
     since_ms: u64,
 }
 
-impl Greeting {
+impl Handshake {
     /// Says hello on a new connection with `host`.
     pub(super) fn new(stream: TcpStream, host: HostId, own: Instance, now_ms: u64) -> io::Result<Self> {
         let mut hello = BytesMut::new();
@@ -112,25 +112,25 @@ impl Greeting {
         stream.try_write(&hello)?;
         Ok(Self {
             host,
-            conn: Conn {
+            conn: FrameConnection {
                 stream,
-                reader: FrameReader::new(Limits::CONTROL),
-                bytes: BytesMut::new(),
-                out: BytesMut::new(),
+                reader: FrameReader::new(FrameLimits::CONTROL),
+                read_buffer: BytesMut::new(),
+                write_buffer: BytesMut::new(),
             },
             since_ms: now_ms,
         })
     }
 
     /// Which run of its process the other end is, once it has said so.
-    pub(super) fn turn(&mut self, now_ms: u64) -> io::Result<Option<Instance>> {
+    pub(super) fn poll_instance(&mut self, now_ms: u64) -> io::Result<Option<Instance>> {
         if now_ms > self.since_ms + HELLO_MS_MAX {
             return Err(io::ErrorKind::TimedOut.into());
         }
         let Some(frame) = self.conn.next_frame()? else {
             return Ok(None);
         };
-        let value = frame.value().unwrap_or(Value::Null);
+        let value = frame.json_value().unwrap_or(Value::Null);
         match (frame.header.kind, value["instance"].as_u64()) {
             (Some(Kind::Hello), Some(instance)) => Ok(Some(Instance(instance))),
             _ => Err(io::ErrorKind::InvalidData.into()),
@@ -138,22 +138,22 @@ impl Greeting {
     }
 }
 
-struct Linked {
-    conn: Conn,
+struct ActiveLink {
+    conn: FrameConnection,
     /// How often this end had moved when it was made.
-    moves: u16,
+    address_changes: u16,
     /// A frame that the middlebox keeps back.
-    kept: Option<Frame>,
-    meddled: bool,
+    held_frame: Option<Frame>,
+    tampered: bool,
 }
 
 /// A session with a peer, and the connection that carries it at present.
 pub(super) struct Peer {
     pub(super) session: Session<()>,
     pub(super) host: HostId,
-    linked: Option<Linked>,
+    active_link: Option<ActiveLink>,
     /// Whether the owner has been told that frames flow.
-    pub(super) up: bool,
+    pub(super) reported_up: bool,
 }
 
 impl Peer {
@@ -161,36 +161,42 @@ impl Peer {
         Ok(Self {
             session: Session::new(own, Timing::default(), OutboxLimits::CONTROL, now)?,
             host,
-            linked: None,
-            up: false,
+            active_link: None,
+            reported_up: false,
         })
     }
 
     pub(super) fn is_linked(&self) -> bool {
-        self.linked.is_some()
+        self.active_link.is_some()
     }
 
-    pub(super) fn attach(&mut self, world: &World, me: HostId, greeting: Greeting, instance: Instance) {
+    pub(super) fn attach(
+        &mut self,
+        world: &World,
+        own_host: HostId,
+        greeting: Handshake,
+        instance: Instance,
+    ) {
         self.host = greeting.host;
-        self.session.attach(instance, world.instant(me));
-        self.linked = Some(Linked {
+        self.session.attach(instance, world.monotonic_now(own_host));
+        self.active_link = Some(ActiveLink {
             conn: greeting.conn,
-            moves: world.controls[me].borrow().moves,
-            kept: None,
-            meddled: false,
+            address_changes: world.controls[own_host].borrow().address_changes,
+            held_frame: None,
+            tampered: false,
         });
     }
 
     /// Gives the link up; the session waits for the next one.
-    pub(super) fn drop_link(&mut self) {
+    pub(super) fn close_link(&mut self) {
         self.session.detach();
-        self.linked = None;
+        self.active_link = None;
     }
 
     /// Hands a frame to the session; whether it took it.
-    pub(super) fn send(&mut self, parcel: Parcel, lane: Lane, deadline: Option<Instant>) -> bool {
+    pub(super) fn send(&mut self, parcel: EncodedFrame, lane: Lane, deadline: Option<Instant>) -> bool {
         let outgoing = Outgoing {
-            parcel,
+            frame: parcel,
             lane,
             deadline,
         };
@@ -198,19 +204,19 @@ impl Peer {
     }
 
     /// Reads what has come, and lets the session do what is due.
-    pub(super) fn read(&mut self, world: &World, me: HostId) -> Vec<Event<()>> {
-        let now = world.instant(me);
-        let node = me.max(self.host);
-        let moves = world.controls[me].borrow().moves;
+    pub(super) fn read(&mut self, world: &World, own_host: HostId) -> Vec<Event<()>> {
+        let now = world.monotonic_now(own_host);
+        let node = own_host.max(self.host);
+        let moves = world.controls[own_host].borrow().address_changes;
         let mut why = None;
-        while let Some(linked) = &mut self.linked {
-            if linked.moves != moves {
+        while let Some(linked) = &mut self.active_link {
+            if linked.address_changes != moves {
                 why = Some("the address is another".to_owned());
                 break;
             }
             match linked.conn.next_frame() {
                 Ok(Some(frame)) => {
-                    for frame in meddle(world, node, linked, frame) {
+                    for frame in apply_frame_fault(world, node, linked, frame) {
                         if let Err(fault) = self.session.handle_frame(frame, now) {
                             why = Some(fault.to_string());
                             break;
@@ -228,9 +234,9 @@ impl Peer {
             }
         }
         // A middlebox that has lost a frame for good does not live on: its connection ends with it.
-        if let Some(linked) = &self.linked
-            && linked.meddled
-            && world.controls[node].borrow().meddling.is_none()
+        if let Some(linked) = &self.active_link
+            && linked.tampered
+            && world.controls[node].borrow().frame_fault.is_none()
         {
             why = why.or_else(|| Some("the middlebox went away".to_owned()));
         }
@@ -240,52 +246,52 @@ impl Peer {
             why = Some(fault.to_string());
         }
         if let Some(why) = why {
-            self.lost(world, me, &why);
+            self.on_link_lost(world, own_host, &why);
         }
         self.session.take_events().collect()
     }
 
-    fn lost(&mut self, world: &World, me: HostId, why: &str) {
-        if self.linked.is_some() {
-            world.note(
-                me,
+    fn on_link_lost(&mut self, world: &World, own_host: HostId, why: &str) {
+        if self.active_link.is_some() {
+            world.log(
+                own_host,
                 format_args!("link to {} lost: {why}", world.hosts[self.host].name),
             );
         }
-        self.drop_link();
+        self.close_link();
     }
 
     /// Sends what is to be sent.
-    pub(super) fn write(&mut self, world: &World, me: HostId) -> Result<(), Died> {
-        let now = world.instant(me);
-        let Some(linked) = &mut self.linked else {
+    pub(super) fn write(&mut self, world: &World, own_host: HostId) -> Result<(), Killed> {
+        let now = world.monotonic_now(own_host);
+        let Some(linked) = &mut self.active_link else {
             return Ok(());
         };
-        let room = WRITE_AHEAD_BYTES.saturating_sub(linked.conn.out.len());
+        let room = WRITE_AHEAD_BYTES.saturating_sub(linked.conn.write_buffer.len());
         let mut out = OutBuffer::default();
         if room > 0
             && let Err(error) = self.session.transmit(&mut out, room, now)
         {
-            self.lost(world, me, &error.to_string());
+            self.on_link_lost(world, own_host, &error.to_string());
             return Ok(());
         }
         let made = flatten(&mut out);
-        self.look_at(world, me, &made);
-        let Some(linked) = &mut self.linked else {
+        self.check_lane_order(world, own_host, &made);
+        let Some(linked) = &mut self.active_link else {
             return Ok(());
         };
-        linked.conn.out.extend_from_slice(&made);
-        if linked.conn.out.is_empty() {
+        linked.conn.write_buffer.extend_from_slice(&made);
+        if linked.conn.write_buffer.is_empty() {
             return Ok(());
         }
         if !made.is_empty() {
-            world.pass(me, Moment::BeforeSend)?;
+            world.reach_kill_point(own_host, KillPoint::BeforeSend)?;
         }
         match linked.conn.write() {
-            Ok(true) => world.pass(me, Moment::AfterSend),
+            Ok(true) => world.reach_kill_point(own_host, KillPoint::AfterSend),
             Ok(false) => Ok(()),
             Err(error) => {
-                self.lost(world, me, &error.kind().to_string());
+                self.on_link_lost(world, own_host, &error.kind().to_string());
                 Ok(())
             }
         }
@@ -293,17 +299,17 @@ impl Peer {
 
     /// Looks at what the session has made in one go: notes it, and judges its order. What waited in the emergency lane
     /// goes first.
-    fn look_at(&mut self, world: &World, me: HostId, made: &[u8]) {
+    fn check_lane_order(&mut self, world: &World, own_host: HostId, made: &[u8]) {
         let mut bytes = BytesMut::from(made);
-        let mut reader = FrameReader::new(Limits::CONTROL);
+        let mut reader = FrameReader::new(FrameLimits::CONTROL);
         let mut before = None;
         while let Ok(Some(frame)) = reader.next_frame(&mut bytes) {
             let header = &frame.header;
             let Some(seq) = header.seq else { continue };
             let to = &world.hosts[self.host].name;
             let (kind, id) = (header.kind, header.id.unwrap_or_default());
-            world.note(
-                me,
+            world.log(
+                own_host,
                 format_args!(
                     "sends {kind:?} {id} as {seq} to {to}, {:?} ms to live",
                     header.ttl
@@ -314,8 +320,14 @@ impl Peer {
             if !urgent {
                 before = before.or(kind);
             } else if let Some(before) = before {
-                let what = format!("{} sent {before:?} to {to} before {kind:?}", world.hosts[me].name);
-                world.truth.borrow_mut().break_promise(Invariant::LaneOrder, what);
+                let what = format!(
+                    "{} sent {before:?} to {to} before {kind:?}",
+                    world.hosts[own_host].name
+                );
+                world
+                    .truth
+                    .borrow_mut()
+                    .report_violation(Invariant::LaneOrder, what);
             }
         }
     }
@@ -325,7 +337,7 @@ fn flatten(out: &mut OutBuffer) -> Vec<u8> {
     let mut whole = Vec::with_capacity(out.len());
     while !out.is_empty() {
         let mut slices = [io::IoSlice::new(&[]); 16];
-        let filled = out.fill(&mut slices);
+        let filled = out.fill_slices(&mut slices);
         let before = whole.len();
         for slice in &slices[..filled] {
             whole.extend_from_slice(slice);
@@ -337,25 +349,30 @@ fn flatten(out: &mut OutBuffer) -> Vec<u8> {
 
 /// What the middlebox of the link makes of a frame. It sits in front of the node, which is the host with the higher
 /// number, and meddles with what goes either way.
-fn meddle(world: &World, in_front_of: HostId, linked: &mut Linked, frame: Frame) -> Vec<Frame> {
+fn apply_frame_fault(
+    world: &World,
+    in_front_of: HostId,
+    linked: &mut ActiveLink,
+    frame: Frame,
+) -> Vec<Frame> {
     let mut through = Vec::new();
-    match world.meddle(in_front_of) {
-        Some(Meddling::Drop) => {
-            world.count(Fault::Drop);
-            linked.meddled = true;
+    match world.draw_frame_fault(in_front_of) {
+        Some(FrameFault::Drop) => {
+            world.count_fault(Fault::Drop);
+            linked.tampered = true;
         }
-        Some(Meddling::Duplicate) => {
-            world.count(Fault::Duplicate);
+        Some(FrameFault::Duplicate) => {
+            world.count_fault(Fault::Duplicate);
             through.extend([frame.clone(), frame]);
         }
-        Some(Meddling::Reorder) if linked.kept.is_none() => {
-            linked.kept = Some(frame);
-            linked.meddled = true;
+        Some(FrameFault::Reorder) if linked.held_frame.is_none() => {
+            linked.held_frame = Some(frame);
+            linked.tampered = true;
         }
-        Some(Meddling::Reorder) | None => {
+        Some(FrameFault::Reorder) | None => {
             through.push(frame);
-            if let Some(kept) = linked.kept.take() {
-                world.count(Fault::Reorder);
+            if let Some(kept) = linked.held_frame.take() {
+                world.count_fault(Fault::Reorder);
                 through.push(kept);
             }
         }

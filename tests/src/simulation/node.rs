@@ -12,53 +12,53 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use swarm_shared::proto::delivery::executor::{
-    Desk, ENDING_MAX, Effect, Incoming, OPEN_MAX, RUNNING_MAX, Ticket, Traits,
+    ActionProperties, Effect, Executor, IN_FLIGHT_MAX, IncomingCommand, LANDING_MAX, RUNNING_MAX, WriteId,
 };
 use swarm_shared::proto::delivery::record::{Record, digest};
 use swarm_shared::proto::delivery::{CommandId, StageMessage};
 use swarm_shared::proto::id::{Instance, PeerId};
 use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::outcome::{Outcome, Reply};
-use swarm_shared::proto::stop::{Carrier, Latch, StopDesk};
-use swarm_shared::proto::trust::gate::{Wish, classify, permit};
+use swarm_shared::proto::stop::{ReceivedVia, StopId, StopReceiver};
+use swarm_shared::proto::trust::gate::{Permission, classify, permit};
 use swarm_shared::proto::wire::{Frame, Header, Kind, Lane, MessageType};
 use turmoil::net::UdpSocket;
 
 use self::stops::restore_stop;
-use super::disk::Journal;
+use super::disk::SimJournal;
 use super::ground_truth::Invariant;
-use super::link::{Dialing, Greeting, Peer};
-use super::world::{Died, Gauge, HostId, STOP_PORT, TICK, World};
+use super::link::{DialFuture, Handshake, Peer};
+use super::world::{HostId, HostStats, Killed, STOP_PORT, TICK, World};
 
 /// The process of a node, from its start until it is killed.
-pub(super) async fn process(world: Rc<World>, me: HostId) -> turmoil::Result {
-    let mut node = match Node::start(&world, me).await? {
+pub(super) async fn process(world: Rc<World>, own_host: HostId) -> turmoil::Result {
+    let mut node = match Node::start(&world, own_host).await? {
         Ok(node) => node,
-        Err(Died) => return std::future::pending().await,
+        Err(Killed) => return std::future::pending().await,
     };
     loop {
-        if !world.is_paused(me) && node.turn().is_err() {
+        if !world.is_paused(own_host) && node.tick().is_err() {
             return std::future::pending().await;
         }
         tokio::time::sleep(TICK).await;
     }
 }
 
-struct Dial {
-    dialing: Option<(Dialing, u64)>,
+struct DialState {
+    attempt: Option<(DialFuture, u64)>,
     next_ms: u64,
 }
 
 /// What waits for the journal's thread.
-enum Wait {
-    Desk(Ticket),
-    Stop(Latch),
+enum WritePurpose {
+    Executor(WriteId),
+    Stop(StopId),
     /// A release, ordered by this command, which names this number.
-    Release(Latch, CommandId, u64),
-    Note,
+    Release(StopId, CommandId, u64),
+    Unawaited,
 }
 
-struct Work {
+struct RunningAction {
     action: String,
     ends_ms: u64,
     arguments: Arguments,
@@ -66,111 +66,115 @@ struct Work {
 
 struct Node {
     world: Rc<World>,
-    me: HostId,
+    own_host: HostId,
     instance: Instance,
     udp: UdpSocket,
-    dials: BTreeMap<HostId, Dial>,
-    greetings: Vec<Greeting>,
+    dials: BTreeMap<HostId, DialState>,
+    handshakes: Vec<Handshake>,
     peers: BTreeMap<PeerId, Peer>,
-    desk: Desk,
-    stop: StopDesk,
-    journal: Journal,
-    writes: VecDeque<(u64, Vec<Record>, Wait)>,
+    executor: Executor,
+    stop_receiver: StopReceiver,
+    journal: SimJournal,
+    pending_writes: VecDeque<(u64, Vec<Record>, WritePurpose)>,
     /// What the commands at hand are to do.
-    orders: BTreeMap<CommandId, (String, Arguments)>,
-    running: BTreeMap<CommandId, Work>,
-    moves: u16,
+    pending_commands: BTreeMap<CommandId, (String, Arguments)>,
+    running: BTreeMap<CommandId, RunningAction>,
+    address_changes: u16,
 }
 
 impl Node {
-    async fn start(world: &Rc<World>, me: HostId) -> std::io::Result<Result<Self, Died>> {
+    async fn start(world: &Rc<World>, own_host: HostId) -> std::io::Result<Result<Self, Killed>> {
         let udp = UdpSocket::bind(("0.0.0.0", STOP_PORT)).await?;
         udp.set_broadcast(true)?;
-        let now = world.instant(me);
-        let instance = world.begin_run(me);
-        let (journal, ledger) = match Journal::open(world, me) {
+        let now = world.monotonic_now(own_host);
+        let instance = world.start_process(own_host);
+        let (journal, ledger) = match SimJournal::open(world, own_host) {
             Ok(opened) => opened,
-            Err(Died) => return Ok(Err(Died)),
+            Err(Killed) => return Ok(Err(Killed)),
         };
         let stop = restore_stop(&ledger, now);
-        let present = stop.present().map(|present| present.order);
-        world.note(
-            me,
+        let present = stop.active_stop().map(|present| present.id);
+        world.log(
+            own_host,
             format_args!("starts; stop in force: {:?}", present.map(|p| p.number)),
         );
-        world.truth.borrow_mut().restored(me, present);
-        let mut desk = Desk::new(ledger);
+        world.truth.borrow_mut().record_restart(own_host, present);
+        let mut desk = Executor::new(ledger);
         if present.is_some() {
-            desk.stopped(now);
+            desk.on_stop(now);
         }
-        let moves = world.controls[me].borrow().moves;
+        let moves = world.controls[own_host].borrow().address_changes;
         Ok(Ok(Self {
             world: Rc::clone(world),
-            me,
+            own_host,
             instance,
             udp,
             dials: BTreeMap::new(),
-            greetings: Vec::new(),
+            handshakes: Vec::new(),
             peers: BTreeMap::new(),
-            desk,
-            stop,
+            executor: desk,
+            stop_receiver: stop,
             journal,
-            writes: VecDeque::new(),
-            orders: BTreeMap::new(),
+            pending_writes: VecDeque::new(),
+            pending_commands: BTreeMap::new(),
             running: BTreeMap::new(),
-            moves,
+            address_changes: moves,
         }))
     }
 
-    fn turn(&mut self) -> Result<(), Died> {
+    fn tick(&mut self) -> Result<(), Killed> {
         self.connect();
-        self.listen()?;
-        self.read()?;
-        self.finish();
-        self.write_journal()?;
-        self.desk.handle_timeout(self.world.instant(self.me));
-        self.carry_out()?;
+        self.receive_datagrams()?;
+        self.receive_frames()?;
+        self.finish_actions();
+        self.perform_journal_writes()?;
+        self.executor
+            .handle_timeout(self.world.monotonic_now(self.own_host));
+        self.apply_effects()?;
         let world = Rc::clone(&self.world);
         for peer in self.peers.values_mut() {
-            peer.write(&world, self.me)?;
+            peer.write(&world, self.own_host)?;
         }
-        self.measure();
+        self.update_stats();
         Ok(())
     }
 
-    fn take(
+    fn on_frame(
         &mut self,
         from: PeerId,
         host: HostId,
         frame: Frame,
         deadline: Option<Instant>,
-    ) -> Result<(), Died> {
+    ) -> Result<(), Killed> {
         let world = Rc::clone(&self.world);
         let role = world.hosts[host].role;
         match frame.header.kind {
-            Some(Kind::Stop) if permit(role, &Wish::Frame(Kind::Stop)).is_ok() => {
-                self.hear(&frame.content, Carrier::Link, Some(from))?;
+            Some(Kind::Stop) if permit(role, &Permission::Frame(Kind::Stop)).is_ok() => {
+                self.on_stop(&frame.content, ReceivedVia::Link, Some(from))?;
             }
             Some(Kind::Command) => {
                 let action = frame.header.action.clone().unwrap_or_default();
-                let arguments: Arguments = frame.read().unwrap_or_default();
-                if let Err(refused) = permit(role, &Wish::Command(classify(&action, &arguments))) {
+                let arguments: Arguments = frame.parse_content().unwrap_or_default();
+                if let Err(refused) = permit(role, &Permission::Command(classify(&action, &arguments))) {
                     let reply = Reply::refused(refused.reason);
                     self.send(from, &reply.to_frame(&frame.header), Lane::Control);
                     return Ok(());
                 }
-                let Some(id) = CommandId::of(from, &frame.header) else {
+                let Some(id) = CommandId::from_header(from, &frame.header) else {
                     return Ok(());
                 };
-                let incoming = Incoming {
+                let incoming = IncomingCommand {
                     id,
                     digest: digest(&action, &frame.content),
                     deadline,
-                    life_ms: frame.header.life,
-                    traits: traits(&action),
+                    ttl_ms: frame.header.life,
+                    properties: action_properties(&action),
                 };
-                if self.desk.command(incoming, world.instant(self.me)) {
-                    self.orders.insert(id, (action, arguments));
+                if self
+                    .executor
+                    .on_command(incoming, world.monotonic_now(self.own_host))
+                {
+                    self.pending_commands.insert(id, (action, arguments));
                 }
             }
             _ => {}
@@ -179,9 +183,9 @@ impl Node {
     }
 
     /// Ends what has run long enough.
-    fn finish(&mut self) {
+    fn finish_actions(&mut self) {
         let now_ms = self.world.now_ms();
-        let now = self.world.instant(self.me);
+        let now = self.world.monotonic_now(self.own_host);
         let done: Vec<CommandId> = self
             .running
             .iter()
@@ -193,45 +197,49 @@ impl Node {
                 continue;
             };
             if work.action == RELEASE {
-                self.release(id, &work.arguments);
+                self.release_stop(id, &work.arguments);
             } else {
-                self.desk.finished(id, Reply::done(serde_json::json!("ran")), now);
+                self.executor
+                    .on_finished(id, Reply::done(serde_json::json!("ran")), now);
             }
         }
     }
 
     /// Does what the desk wants done.
-    fn carry_out(&mut self) -> Result<(), Died> {
+    fn apply_effects(&mut self) -> Result<(), Killed> {
         loop {
-            let effects = self.desk.take_effects();
+            let effects = self.executor.take_effects();
             if effects.is_empty() {
                 break;
             }
             for effect in effects {
-                self.effect(effect)?;
+                self.apply_effect(effect)?;
             }
         }
-        let desk = &self.desk;
-        self.orders.retain(|id, _| desk.holds(*id));
+        let desk = &self.executor;
+        self.pending_commands.retain(|id, _| desk.contains(*id));
         Ok(())
     }
 
-    fn effect(&mut self, effect: Effect) -> Result<(), Died> {
+    fn apply_effect(&mut self, effect: Effect) -> Result<(), Killed> {
         let world = Rc::clone(&self.world);
         let now = world.now_ms();
         match effect {
-            Effect::Write { ticket, records } => self.write(records, Wait::Desk(ticket)),
+            Effect::Write {
+                write_id: ticket,
+                records,
+            } => self.enqueue_write(records, WritePurpose::Executor(ticket)),
             Effect::Stage { id, stage } => {
                 self.send(id.issuer, &StageMessage { stage }.to_frame(id), Lane::Control);
             }
             Effect::Run { id } => {
-                let (action, arguments) = self.orders.get(&id).cloned().unwrap_or_default();
-                world.note(self.me, format_args!("runs {action} of {id}"));
-                world.executed(self.me, id);
+                let (action, arguments) = self.pending_commands.get(&id).cloned().unwrap_or_default();
+                world.log(self.own_host, format_args!("runs {action} of {id}"));
+                world.record_execution(self.own_host, id);
                 let work = arguments.kwargs.get("work").and_then(serde_json::Value::as_u64);
                 self.running.insert(
                     id,
-                    Work {
+                    RunningAction {
                         action,
                         ends_ms: now + work.unwrap_or(0),
                         arguments,
@@ -241,11 +249,12 @@ impl Node {
             Effect::Kill { id } => {
                 if self.running.remove(&id).is_some() {
                     let reply = Reply::ended(Outcome::Failed, "killed");
-                    self.desk.finished(id, reply, world.instant(self.me));
+                    self.executor
+                        .on_finished(id, reply, world.monotonic_now(self.own_host));
                 }
             }
-            Effect::Answer { id, reply } => {
-                world.note(self.me, format_args!("answers {id}: {}", reply.state));
+            Effect::Reply { id, reply } => {
+                world.log(self.own_host, format_args!("answers {id}: {}", reply.state));
                 let header = Header {
                     id: Some(id.seq),
                     epoch: Some(id.epoch),
@@ -258,24 +267,28 @@ impl Node {
         Ok(())
     }
 
-    fn measure(&self) {
+    fn update_stats(&self) {
         let open = self
             .peers
             .values()
             .filter(|peer| peer.session.is_open())
             .map(|peer| peer.host);
-        let gauge = Gauge {
-            open: open.collect(),
-            unended: 0,
+        let gauge = HostStats {
+            open_links: open.collect(),
+            open_deliveries: 0,
         };
-        self.world.measure(self.me, gauge);
+        self.world.set_stats(self.own_host, gauge);
         // Nothing here ends a flight.
-        if self.running.len() > RUNNING_MAX - ENDING_MAX || self.orders.len() > OPEN_MAX {
-            let what = format!("{} things run and {} wait", self.running.len(), self.orders.len());
+        if self.running.len() > RUNNING_MAX - LANDING_MAX || self.pending_commands.len() > IN_FLIGHT_MAX {
+            let what = format!(
+                "{} things run and {} wait",
+                self.running.len(),
+                self.pending_commands.len()
+            );
             self.world
                 .truth
                 .borrow_mut()
-                .break_promise(Invariant::MemoryBounded, what);
+                .report_violation(Invariant::MemoryBounded, what);
         }
     }
 }
@@ -284,8 +297,8 @@ impl Node {
 pub(super) const RELEASE: &str = "release";
 
 /// What an action is like is in its name here; a real node's owner says it in its configuration.
-fn traits(action: &str) -> Traits {
-    Traits {
+fn action_properties(action: &str) -> ActionProperties {
+    ActionProperties {
         idempotent: action.contains('i') && action != RELEASE,
         while_stopped: action.contains('s') || action == RELEASE,
         flight: action.contains('f'),

@@ -14,7 +14,10 @@ use turmoil::Sim;
 use super::fault::{Fault, FaultCounts};
 use super::fleet;
 use super::ground_truth::Invariant;
-use super::plan::{HEAL_MS, Mishap, NODES, OUTSIDER, Order, Plan, SECOND, SETTLE_MS, STATION, Step};
+use super::plan::{
+    FIRST_NODE, HEAL_MS, OUTSIDER, Plan, PlanStep, PlannedFault, PlannedRequest, SECOND_STATION, SETTLE_MS,
+    STATION,
+};
 use super::rng::Rng;
 use super::world::{HostId, TICK, World};
 use super::{node, outsider, station};
@@ -115,7 +118,7 @@ impl fmt::Display for Violation {
 /// # Errors
 /// [`Violation`]: a promise that was broken, and how to see it again.
 pub fn run(options: &Options) -> Result<Report, Box<Violation>> {
-    let nodes = options.nodes.unwrap_or_else(|| size(options.seed));
+    let nodes = options.nodes.unwrap_or_else(|| fleet_size(options.seed));
     let mut runner = Runner::new(options, nodes).map_err(|error| {
         Box::new(Violation {
             seed: options.seed,
@@ -130,7 +133,7 @@ pub fn run(options: &Options) -> Result<Report, Box<Violation>> {
     let world = Rc::clone(&runner.world);
     result.map_err(|()| {
         let truth = world.truth.borrow();
-        let broken = truth.broken().cloned();
+        let broken = truth.first_violation().cloned();
         let (invariant, what) = broken.map_or_else(
             || (Invariant::Progress, "no reason given".to_owned()),
             |broken| (broken.invariant, broken.what),
@@ -148,7 +151,7 @@ pub fn run(options: &Options) -> Result<Report, Box<Violation>> {
 }
 
 /// How many nodes this seed has, if nobody says: most runs are small, and therefore many.
-fn size(seed: u64) -> usize {
+fn fleet_size(seed: u64) -> usize {
     let mut rng = Rng::stream(seed, "size");
     let size = match rng.between(0, 100) {
         0..=79 => 3,
@@ -163,23 +166,23 @@ fn size(seed: u64) -> usize {
 enum Undo {
     Release(HostId, HostId),
     Repair(HostId, HostId),
-    Fast(HostId, HostId),
-    Bounce(HostId),
-    Unmeddle(HostId),
+    RestoreLatency(HostId, HostId),
+    Restart(HostId),
+    EndFrameFaults(HostId),
 }
 
 struct Runner {
     sim: Sim<'static>,
     world: Rc<World>,
-    steps_left: VecDeque<(u64, Step)>,
+    steps_left: VecDeque<(u64, PlanStep)>,
     /// By time, then by order of arrival.
-    undo: BTreeMap<(u64, u64), Undo>,
-    undos: u64,
-    down: BTreeSet<HostId>,
+    undo_queue: BTreeMap<(u64, u64), Undo>,
+    undo_count: u64,
+    down_hosts: BTreeSet<HostId>,
     /// Stations that are gone for good.
-    gone: BTreeSet<HostId>,
+    retired_stations: BTreeSet<HostId>,
     /// When the second station starts, and whether the first stays.
-    second_at: Option<(u64, bool)>,
+    second_station_start: Option<(u64, bool)>,
     ips: BTreeMap<HostId, IpAddr>,
     latency: Duration,
     steps: u64,
@@ -190,7 +193,7 @@ impl Runner {
         let seed = options.seed;
         let plan = Plan::new(seed, nodes);
         let latency = Duration::from_millis(plan.latency_ms_max);
-        let found = fleet::found(seed, nodes)?;
+        let found = fleet::create_fleet(seed, nodes)?;
         let world = Rc::new(World::new(seed, clock::now(), found, &plan, options.trace));
         let mut builder = turmoil::Builder::new();
         builder
@@ -208,8 +211,8 @@ impl Runner {
         let mut ips = BTreeMap::new();
         let members = [STATION]
             .into_iter()
-            .chain(plan.extras.iter().copied())
-            .chain(NODES..NODES + nodes);
+            .chain(plan.extra_hosts.iter().copied())
+            .chain(FIRST_NODE..FIRST_NODE + nodes);
         for host in members {
             let name = world.hosts[host].name.clone();
             let software = Rc::clone(&world);
@@ -217,7 +220,7 @@ impl Runner {
                 OUTSIDER => sim.host(name.as_str(), move || {
                     outsider::process(Rc::clone(&software), host)
                 }),
-                host if host < NODES => {
+                host if host < FIRST_NODE => {
                     sim.host(name.as_str(), move || {
                         station::process(Rc::clone(&software), host)
                     });
@@ -229,22 +232,22 @@ impl Runner {
             ips.insert(host, ip);
         }
         world.set_member(STATION, true);
-        for host in plan.extras {
+        for host in plan.extra_hosts {
             // The second one joins when its time has come.
-            world.set_member(host, host != SECOND);
+            world.set_member(host, host != SECOND_STATION);
         }
-        if world.is_member(super::plan::RIVAL) {
-            world.count(Fault::SecondIssuer);
+        if world.is_member(super::plan::OTHER_OPERATOR) {
+            world.count_fault(Fault::SecondIssuer);
         }
         Ok(Self {
             sim,
             world,
             steps_left: plan.steps.into(),
-            undo: BTreeMap::new(),
-            undos: 0,
-            down: BTreeSet::new(),
-            gone: BTreeSet::new(),
-            second_at: None,
+            undo_queue: BTreeMap::new(),
+            undo_count: 0,
+            down_hosts: BTreeSet::new(),
+            retired_stations: BTreeSet::new(),
+            second_station_start: None,
             ips,
             latency,
             steps: 0,
@@ -262,7 +265,7 @@ impl Runner {
             self.world.set_now(self.sim.elapsed());
             let now = self.now_ms();
             if now < HEAL_MS {
-                self.act();
+                self.apply_plan();
             } else if !healed {
                 healed = true;
                 self.heal();
@@ -272,11 +275,11 @@ impl Runner {
                 checked = true;
                 self.world.check_reconverged();
             }
-            if checked && self.world.is_settled() {
+            if checked && self.world.is_quiescent() {
                 break;
             }
             if now >= HEAL_MS + SETTLE_MS {
-                self.world.check_settled();
+                self.world.check_quiescent();
                 break;
             }
         }
@@ -285,7 +288,7 @@ impl Runner {
     }
 
     fn verdict(&self) -> Result<(), ()> {
-        if self.world.truth.borrow().broken().is_some() {
+        if self.world.truth.borrow().first_violation().is_some() {
             return Err(());
         }
         Ok(())
@@ -298,11 +301,11 @@ impl Runner {
             self.world
                 .truth
                 .borrow_mut()
-                .break_promise(Invariant::Progress, format!("a process ended: {error}"));
+                .report_violation(Invariant::Progress, format!("a process ended: {error}"));
         }
         let hosts: Vec<HostId> = self.ips.keys().copied().collect();
         for host in hosts {
-            if let Some(down_ms) = self.world.take_dead(host) {
+            if let Some(down_ms) = self.world.take_killed(host) {
                 self.crash(host, down_ms);
             }
         }
@@ -311,194 +314,206 @@ impl Runner {
     }
 
     /// What the plan has for this instant, and what is over.
-    fn act(&mut self) {
+    fn apply_plan(&mut self) {
         let now = self.now_ms();
         while self.steps_left.front().is_some_and(|(at, _)| *at <= now) {
             let Some((_, step)) = self.steps_left.pop_front() else {
                 break;
             };
             match step {
-                Step::Order(order) => self.order(order),
-                Step::Mishap(mishap) => self.mishap(mishap),
+                PlanStep::Request(order) => self.forward_request(order),
+                PlanStep::Fault(mishap) => self.inject_fault(mishap),
             }
         }
-        if let Some((at, stays)) = self.second_at
+        if let Some((at, stays)) = self.second_station_start
             && at <= now
         {
-            self.second_at = None;
+            self.second_station_start = None;
             self.start_second(stays);
         }
-        while let Some(((at, _), _)) = self.undo.first_key_value()
+        while let Some(((at, _), _)) = self.undo_queue.first_key_value()
             && *at <= now
         {
-            if let Some((_, undo)) = self.undo.pop_first() {
+            if let Some((_, undo)) = self.undo_queue.pop_first() {
                 self.undo(undo);
             }
         }
     }
 
-    fn order(&mut self, order: Order) {
+    fn forward_request(&mut self, order: PlannedRequest) {
         let to = match &order {
-            Order::Issue { by, .. } | Order::Stop { by, .. } | Order::Release { by, .. } => *by,
-            Order::Presume | Order::Revoked | Order::Forge | Order::Replay => OUTSIDER,
+            PlannedRequest::Issue { issuer: by, .. }
+            | PlannedRequest::Stop { issuer: by, .. }
+            | PlannedRequest::Release { issuer: by, .. } => *by,
+            PlannedRequest::SendUnauthorised
+            | PlannedRequest::SendRevokedStop
+            | PlannedRequest::SendForgedStop
+            | PlannedRequest::ReplayDatagram => OUTSIDER,
         };
         // Whoever had the station goes on with the second.
-        let to = if self.gone.contains(&to) { SECOND } else { to };
+        let to = if self.retired_stations.contains(&to) {
+            SECOND_STATION
+        } else {
+            to
+        };
         if to == OUTSIDER && !self.world.is_member(OUTSIDER) {
             return;
         }
-        if !self.down.contains(&to) {
-            self.world.give(to, order);
+        if !self.down_hosts.contains(&to) {
+            self.world.queue_request(to, order);
         }
     }
 
-    fn later(&mut self, ms: u64, undo: Undo) {
-        self.undos += 1;
-        self.undo.insert((self.now_ms() + ms, self.undos), undo);
+    fn schedule_undo(&mut self, ms: u64, undo: Undo) {
+        self.undo_count += 1;
+        self.undo_queue
+            .insert((self.now_ms() + ms, self.undo_count), undo);
     }
 
-    fn mishap(&mut self, mishap: Mishap) {
+    fn inject_fault(&mut self, mishap: PlannedFault) {
         let world = Rc::clone(&self.world);
-        if !self.applies(mishap) {
+        if !self.is_applicable(mishap) {
             return;
         }
         if let Some(fault) = mishap.fault() {
-            world.count(fault);
+            world.count_fault(fault);
         }
-        world.note_world(format_args!("{mishap:?}"));
+        world.log_world(format_args!("{mishap:?}"));
         match mishap {
-            Mishap::Meddle(host, how, ms) => {
-                world.controls[host].borrow_mut().meddling = Some(how);
-                self.later(ms, Undo::Unmeddle(host));
+            PlannedFault::FrameFault(host, how, ms) => {
+                world.controls[host].borrow_mut().frame_fault = Some(how);
+                self.schedule_undo(ms, Undo::EndFrameFaults(host));
             }
-            Mishap::Hold(a, b, ms) => {
+            PlannedFault::Delay(a, b, ms) => {
                 self.sim.hold(self.ips[&a], self.ips[&b]);
-                self.later(ms, Undo::Release(a, b));
+                self.schedule_undo(ms, Undo::Release(a, b));
             }
-            Mishap::Partition(a, b, ms) => {
+            PlannedFault::Partition(a, b, ms) => {
                 self.sim.partition(self.ips[&a], self.ips[&b]);
-                self.later(ms, Undo::Repair(a, b));
+                self.schedule_undo(ms, Undo::Repair(a, b));
             }
-            Mishap::OneWay(a, b, ms) => {
+            PlannedFault::OneWay(a, b, ms) => {
                 self.sim.partition_oneway(self.ips[&a], self.ips[&b]);
-                self.later(ms, Undo::Repair(a, b));
+                self.schedule_undo(ms, Undo::Repair(a, b));
             }
-            Mishap::HalfOpen(a, b, ms) => {
+            PlannedFault::HalfOpen(a, b, ms) => {
                 self.sim.partition(self.ips[&a], self.ips[&b]);
                 self.crash(b, ms);
-                self.later(ms, Undo::Repair(a, b));
+                self.schedule_undo(ms, Undo::Repair(a, b));
             }
-            Mishap::Slow(a, b, ms) => {
+            PlannedFault::SlowLink(a, b, ms) => {
                 let slow = Duration::from_millis(SLOW_MS_MAX);
                 self.sim
                     .set_link_max_message_latency(self.ips[&a], self.ips[&b], slow);
-                self.later(ms, Undo::Fast(a, b));
+                self.schedule_undo(ms, Undo::RestoreLatency(a, b));
             }
-            Mishap::Clock(host, jump) => world.controls[host].borrow_mut().wall_skew_ms += jump,
-            Mishap::Pause(host, ms) => {
+            PlannedFault::ClockJump(host, jump) => world.controls[host].borrow_mut().wall_skew_ms += jump,
+            PlannedFault::Pause(host, ms) => {
                 let mut control = world.controls[host].borrow_mut();
                 control.paused_until_ms = control.paused_until_ms.max(self.now_ms() + ms);
             }
-            Mishap::Kill(host, moment, passes, ms) => {
+            PlannedFault::KillAt(host, moment, passes, ms) => {
                 let mut control = world.controls[host].borrow_mut();
                 control.kill_at = Some((moment, passes));
                 control.down_ms = ms;
             }
-            Mishap::Disk(host, trouble, ms) => {
-                world.controls[host].borrow_mut().disk = Some((trouble, self.now_ms() + ms));
+            PlannedFault::DiskFault(host, trouble, ms) => {
+                world.controls[host].borrow_mut().disk_fault = Some((trouble, self.now_ms() + ms));
             }
-            Mishap::CorruptTail(host, ms) => {
+            PlannedFault::CorruptTail(host, ms) => {
                 world.controls[host].borrow_mut().corrupt_tail = true;
                 self.crash(host, ms);
             }
-            Mishap::Move(host) => self.move_away(host),
-            Mishap::Crash(host, ms) => self.crash(host, ms),
-            Mishap::Reboot(host, ms) => {
+            PlannedFault::AddressChange(host) => self.change_address(host),
+            PlannedFault::Crash(host, ms) => self.crash(host, ms),
+            PlannedFault::Reboot(host, ms) => {
                 world.reboot(host);
                 self.crash(host, ms);
             }
-            Mishap::Replace(later) | Mishap::Clone(later) => {
-                world.copy_store(STATION, SECOND);
-                let stays = matches!(mishap, Mishap::Clone(_));
-                self.second_at = Some((self.now_ms() + later, stays));
+            PlannedFault::ReplaceStation(later) | PlannedFault::CloneStation(later) => {
+                world.copy_store(STATION, SECOND_STATION);
+                let stays = matches!(mishap, PlannedFault::CloneStation(_));
+                self.second_station_start = Some((self.now_ms() + later, stays));
             }
         }
     }
 
     /// Whether there is anything for it to happen to; links and hosts that have a trouble keep it to themselves.
-    fn applies(&mut self, mishap: Mishap) -> bool {
+    fn is_applicable(&mut self, mishap: PlannedFault) -> bool {
         let pair = match mishap {
-            Mishap::Hold(a, b, _)
-            | Mishap::Partition(a, b, _)
-            | Mishap::OneWay(a, b, _)
-            | Mishap::HalfOpen(a, b, _)
-            | Mishap::Slow(a, b, _) => Some((a.min(b), a.max(b))),
-            Mishap::Meddle(..)
-            | Mishap::Clock(..)
-            | Mishap::Pause(..)
-            | Mishap::Kill(..)
-            | Mishap::Disk(..)
-            | Mishap::CorruptTail(..)
-            | Mishap::Move(_)
-            | Mishap::Crash(..)
-            | Mishap::Reboot(..)
-            | Mishap::Replace(_)
-            | Mishap::Clone(_) => None,
+            PlannedFault::Delay(a, b, _)
+            | PlannedFault::Partition(a, b, _)
+            | PlannedFault::OneWay(a, b, _)
+            | PlannedFault::HalfOpen(a, b, _)
+            | PlannedFault::SlowLink(a, b, _) => Some((a.min(b), a.max(b))),
+            PlannedFault::FrameFault(..)
+            | PlannedFault::ClockJump(..)
+            | PlannedFault::Pause(..)
+            | PlannedFault::KillAt(..)
+            | PlannedFault::DiskFault(..)
+            | PlannedFault::CorruptTail(..)
+            | PlannedFault::AddressChange(_)
+            | PlannedFault::Crash(..)
+            | PlannedFault::Reboot(..)
+            | PlannedFault::ReplaceStation(_)
+            | PlannedFault::CloneStation(_) => None,
         };
         if let Some((a, b)) = pair {
             return a != b
                 && self.ips.contains_key(&a)
                 && self.ips.contains_key(&b)
-                && !(matches!(mishap, Mishap::HalfOpen(..)) && self.down.contains(&b))
-                && self.world.busy.borrow_mut().insert((a, b));
+                && !(matches!(mishap, PlannedFault::HalfOpen(..)) && self.down_hosts.contains(&b))
+                && self.world.impaired_links.borrow_mut().insert((a, b));
         }
         match mishap {
-            Mishap::Crash(host, _) | Mishap::CorruptTail(host, _) => !self.down.contains(&host),
-            // A wall clock that is put back while the machine is off cannot be told from one that is right.
-            Mishap::Reboot(host, _) => {
-                !self.down.contains(&host) && self.world.controls[host].borrow().wall_skew_ms >= 0
+            PlannedFault::Crash(host, _) | PlannedFault::CorruptTail(host, _) => {
+                !self.down_hosts.contains(&host)
             }
-            Mishap::Clock(host, jump) => {
+            // A wall clock that is put back while the machine is off cannot be told from one that is right.
+            PlannedFault::Reboot(host, _) => {
+                !self.down_hosts.contains(&host) && self.world.controls[host].borrow().wall_skew_ms >= 0
+            }
+            PlannedFault::ClockJump(host, jump) => {
                 self.ips.contains_key(&host) && (jump > 0 || self.world.controls[host].borrow().boot == 1)
             }
-            Mishap::Replace(_) => !self.down.contains(&STATION),
-            Mishap::Move(host) => {
-                let busy = self.world.busy.borrow();
+            PlannedFault::ReplaceStation(_) => !self.down_hosts.contains(&STATION),
+            PlannedFault::AddressChange(host) => {
+                let busy = self.world.impaired_links.borrow();
                 let clear = busy.iter().all(|(a, b)| *a != host && *b != host);
                 clear && self.ips.contains_key(&host)
             }
-            Mishap::Meddle(..)
-            | Mishap::Hold(..)
-            | Mishap::Partition(..)
-            | Mishap::OneWay(..)
-            | Mishap::HalfOpen(..)
-            | Mishap::Slow(..)
-            | Mishap::Pause(..)
-            | Mishap::Kill(..)
-            | Mishap::Disk(..)
-            | Mishap::Clone(_) => true,
+            PlannedFault::FrameFault(..)
+            | PlannedFault::Delay(..)
+            | PlannedFault::Partition(..)
+            | PlannedFault::OneWay(..)
+            | PlannedFault::HalfOpen(..)
+            | PlannedFault::SlowLink(..)
+            | PlannedFault::Pause(..)
+            | PlannedFault::KillAt(..)
+            | PlannedFault::DiskFault(..)
+            | PlannedFault::CloneStation(_) => true,
         }
     }
 
     /// From here on the host is known under another address, and nothing that was sent to the old one arrives.
-    fn move_away(&mut self, host: HostId) {
+    fn change_address(&mut self, host: HostId) {
         let others: Vec<HostId> = self.ips.keys().copied().filter(|other| *other != host).collect();
         for other in others {
             let (a, b) = (host.min(other), host.max(other));
-            self.world.busy.borrow_mut().insert((a, b));
+            self.world.impaired_links.borrow_mut().insert((a, b));
             self.sim.partition(self.ips[&a], self.ips[&b]);
-            self.later(50, Undo::Repair(a, b));
+            self.schedule_undo(50, Undo::Repair(a, b));
         }
-        self.world.controls[host].borrow_mut().moves += 1;
+        self.world.controls[host].borrow_mut().address_changes += 1;
     }
 
     /// The process is killed, and started again so much later. What it had not synced is lost, whole or in part.
     fn crash(&mut self, host: HostId, ms: u64) {
-        self.world.note(host, format_args!("crashed, back in {ms} ms"));
+        self.world.log(host, format_args!("crashed, back in {ms} ms"));
         self.sim.crash(self.ips[&host]);
-        self.world.crashed(host);
-        if self.down.insert(host) {
-            self.later(ms.max(20), Undo::Bounce(host));
+        self.world.end_process(host);
+        if self.down_hosts.insert(host) {
+            self.schedule_undo(ms.max(20), Undo::Restart(host));
         }
     }
 
@@ -506,52 +521,58 @@ impl Runner {
         match undo {
             Undo::Release(a, b) => self.sim.release(self.ips[&a], self.ips[&b]),
             Undo::Repair(a, b) => self.sim.repair(self.ips[&a], self.ips[&b]),
-            Undo::Fast(a, b) => {
+            Undo::RestoreLatency(a, b) => {
                 self.sim
                     .set_link_max_message_latency(self.ips[&a], self.ips[&b], self.latency);
             }
-            Undo::Unmeddle(host) => self.world.controls[host].borrow_mut().meddling = None,
-            Undo::Bounce(host) => {
-                if self.down.remove(&host) && !self.gone.contains(&host) {
+            Undo::EndFrameFaults(host) => self.world.controls[host].borrow_mut().frame_fault = None,
+            Undo::Restart(host) => {
+                if self.down_hosts.remove(&host) && !self.retired_stations.contains(&host) {
                     self.sim.bounce(self.ips[&host]);
                 }
             }
         }
-        if let Undo::Release(a, b) | Undo::Repair(a, b) | Undo::Fast(a, b) = undo {
-            self.world.note_world(format_args!("link {a}-{b} is well again"));
-            self.world.busy.borrow_mut().remove(&(a.min(b), a.max(b)));
+        if let Undo::Release(a, b) | Undo::Repair(a, b) | Undo::RestoreLatency(a, b) = undo {
+            self.world.log_world(format_args!("link {a}-{b} is well again"));
+            self.world
+                .impaired_links
+                .borrow_mut()
+                .remove(&(a.min(b), a.max(b)));
         }
     }
 
     /// A second station with the key of the first starts on the copy of its store.
     fn start_second(&mut self, first_stays: bool) {
         if !first_stays {
-            self.gone.insert(STATION);
-            if self.down.insert(STATION) {
+            self.retired_stations.insert(STATION);
+            if self.down_hosts.insert(STATION) {
                 self.sim.crash(self.ips[&STATION]);
-                self.world.crashed(STATION);
+                self.world.end_process(STATION);
             }
             self.world.set_member(STATION, false);
-            self.world.truth.borrow_mut().replaced(STATION, SECOND);
+            self.world
+                .truth
+                .borrow_mut()
+                .record_replacement(STATION, SECOND_STATION);
         }
-        self.world.set_member(SECOND, true);
-        self.world.note(SECOND, format_args!("starts on the copy"));
+        self.world.set_member(SECOND_STATION, true);
+        self.world.log(SECOND_STATION, format_args!("starts on the copy"));
     }
 
     /// Everything is well from here on.
     fn heal(&mut self) {
-        self.world.note_world(format_args!("healed"));
-        if let Some((_, stays)) = self.second_at.take() {
+        self.world.log_world(format_args!("healed"));
+        if let Some((_, stays)) = self.second_station_start.take() {
             self.start_second(stays);
         }
         for control in &self.world.controls {
             let mut control = control.borrow_mut();
             control.paused_until_ms = 0;
             control.kill_at = None;
-            control.disk = None;
-            control.meddling = None;
+            control.disk_fault = None;
+            control.frame_fault = None;
         }
-        while let Some((_, undo)) = self.undo.pop_first() {
+        while let Some((_, undo)) = self.undo_queue.pop_first() {
             self.undo(undo);
         }
     }
@@ -561,13 +582,13 @@ impl Runner {
         Report {
             runs: 1,
             steps: self.steps,
-            events: self.world.trace().lines(),
+            events: self.world.trace().line_count(),
             digest: self.world.trace().digest(),
-            faults: self.world.counts.borrow().clone(),
-            outcomes: truth.ended.clone(),
+            faults: self.world.fault_counts.borrow().clone(),
+            outcomes: truth.outcome_counts.clone(),
             issued: truth.commands.len() as u64,
-            executed: truth.executed,
-            stops: (truth.latched, truth.released),
+            executed: truth.execution_count,
+            stops: (truth.latch_count, truth.release_count),
         }
     }
 }

@@ -7,23 +7,23 @@ use std::time::Duration;
 
 use serde_json::json;
 use swarm_shared::proto::delivery::tracker::{
-    Addressee, Book, Change, Effect, Issue, Order as Asked, Ticket,
+    Change, DeliveryTarget, DeliveryTracker, Effect, IssueRequest, StoredCommand as Asked, WriteId,
 };
 use swarm_shared::proto::delivery::{CommandId, StageMessage};
-use swarm_shared::proto::encoded::Parcel;
+use swarm_shared::proto::encoded::EncodedFrame;
 use swarm_shared::proto::id::PeerId;
-use swarm_shared::proto::message::Stopped;
+use swarm_shared::proto::message::StopStatus;
 use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::selector::Selector;
-use swarm_shared::proto::stop::{Latch, StopCall, StopOrder, Verdict, next_number};
+use swarm_shared::proto::stop::{ReportResult, StopId, StopOrder, StopSender, next_number};
 use swarm_shared::proto::wire::{Frame, Kind, Lane};
 use turmoil::net::UdpSocket;
 
-use super::endpoint::{Door, Happened};
-use super::ground_truth::{Invariant, Issued, Nature};
+use super::endpoint::{LinkEvent, SimEndpoint};
+use super::ground_truth::{Invariant, IssuedCommand, SimActionProperties};
 use super::node::RELEASE;
-use super::plan::Order;
-use super::world::{Died, Gauge, HostId, Moment, STOP_PORT, TICK, World};
+use super::plan::PlannedRequest;
+use super::world::{HostId, HostStats, KillPoint, Killed, STOP_PORT, TICK, World};
 
 /// The store's thread takes up to so many ticks for a write.
 const WRITE_TICKS_MAX: u64 = 3;
@@ -31,17 +31,17 @@ const WRITE_TICKS_MAX: u64 = 3;
 const STALE_PERCENT: u64 = 30;
 
 /// The process of a station, from its start until it is killed.
-pub(super) async fn process(world: Rc<World>, me: HostId) -> turmoil::Result {
-    while !world.is_member(me) {
+pub(super) async fn process(world: Rc<World>, own_host: HostId) -> turmoil::Result {
+    while !world.is_member(own_host) {
         // The second one is switched on when its time has come.
         tokio::time::sleep(TICK).await;
     }
-    let mut station = Station::start(&world, me).await?;
+    let mut station = Station::start(&world, own_host).await?;
     loop {
-        if !world.is_paused(me) {
-            match station.turn() {
+        if !world.is_paused(own_host) {
+            match station.tick() {
                 Ok(Ok(())) => {}
-                Ok(Err(Died)) => return std::future::pending().await,
+                Ok(Err(Killed)) => return std::future::pending().await,
                 Err(error) => return Err(error.into()),
             }
         }
@@ -50,201 +50,210 @@ pub(super) async fn process(world: Rc<World>, me: HostId) -> turmoil::Result {
 }
 
 /// What waits for the store's thread.
-enum Write {
-    Book(Ticket, Vec<Change>),
-    Number(u64),
+enum PendingWrite {
+    Deliveries(WriteId, Vec<Change>),
+    StopNumber(u64),
 }
 
 /// A stop that is being given.
-struct Call {
-    call: StopCall,
+struct ActiveStop {
+    sender: StopSender,
     bytes: Vec<u8>,
     selector: Selector,
-    order: Latch,
+    latch: StopId,
 }
 
 struct Station {
     world: Rc<World>,
-    me: HostId,
-    own: PeerId,
-    door: Door,
+    own_host: HostId,
+    own_id: PeerId,
+    endpoint: SimEndpoint,
     udp: UdpSocket,
-    book: Book,
+    tracker: DeliveryTracker,
     epoch: u64,
     seq: u64,
-    given: u64,
-    writes: VecDeque<(u64, Write)>,
-    calls: Vec<Call>,
+    last_stop_number: u64,
+    pending_writes: VecDeque<(u64, PendingWrite)>,
+    active_stops: Vec<ActiveStop>,
     /// Of each node that this run of the station has stopped: the newest command before that.
-    stopped_at: BTreeMap<PeerId, CommandId>,
+    newest_before_stop: BTreeMap<PeerId, CommandId>,
     /// Commands that this run of the station has sent in time.
-    went_out: BTreeSet<(PeerId, CommandId)>,
+    sent_in_time: BTreeSet<(PeerId, CommandId)>,
     /// The numbers of stops that each node has reported, the newest last.
-    reported: BTreeMap<PeerId, Vec<u64>>,
+    reported_stops: BTreeMap<PeerId, Vec<u64>>,
 }
 
 impl Station {
-    async fn start(world: &Rc<World>, me: HostId) -> Result<Self, Box<dyn std::error::Error>> {
-        let instance = world.begin_run(me);
-        let door = Door::open(world, me, instance).await?;
+    async fn start(world: &Rc<World>, own_host: HostId) -> Result<Self, Box<dyn std::error::Error>> {
+        let instance = world.start_process(own_host);
+        let door = SimEndpoint::open(world, own_host, instance).await?;
         let udp = UdpSocket::bind(("0.0.0.0", STOP_PORT)).await?;
         udp.set_broadcast(true)?;
-        let (epoch, open, given) = world.stores.borrow_mut().open(world, me)?;
-        world.note(
-            me,
+        let (epoch, open, given) = world.stores.borrow_mut().open(world, own_host)?;
+        world.log(
+            own_host,
             format_args!("starts in epoch {epoch} with {} open commands", open.len()),
         );
         Ok(Self {
             world: Rc::clone(world),
-            me,
-            own: world.hosts[me].id,
-            door,
+            own_host,
+            own_id: world.hosts[own_host].id,
+            endpoint: door,
             udp,
-            book: Book::restore(open),
+            tracker: DeliveryTracker::restore(open),
             epoch,
             seq: 0,
-            given,
-            writes: VecDeque::new(),
-            calls: Vec::new(),
-            stopped_at: BTreeMap::new(),
-            went_out: BTreeSet::new(),
-            reported: BTreeMap::new(),
+            last_stop_number: given,
+            pending_writes: VecDeque::new(),
+            active_stops: Vec::new(),
+            newest_before_stop: BTreeMap::new(),
+            sent_in_time: BTreeSet::new(),
+            reported_stops: BTreeMap::new(),
         })
     }
 
-    fn turn(&mut self) -> std::io::Result<Result<(), Died>> {
+    fn tick(&mut self) -> std::io::Result<Result<(), Killed>> {
         let world = Rc::clone(&self.world);
-        let happened = self.door.turn(&world)?;
-        Ok(self.go_on(happened))
+        let happened = self.endpoint.poll_events(&world)?;
+        Ok(self.process_events(happened))
     }
 
-    fn go_on(&mut self, happened: Vec<(PeerId, Happened)>) -> Result<(), Died> {
+    fn process_events(&mut self, happened: Vec<(PeerId, LinkEvent)>) -> Result<(), Killed> {
         let world = Rc::clone(&self.world);
         for (peer, what) in happened {
-            self.take(peer, what);
+            self.on_link_event(peer, what);
         }
         // Nobody tells a station by datagram; what comes is read and dropped.
         let mut bytes = [0; 2_048];
         while self.udp.try_recv_from(&mut bytes).is_ok() {}
-        while let Some(order) = world.take_order(self.me) {
-            self.obey(order);
+        while let Some(order) = world.take_request(self.own_host) {
+            self.perform_request(order);
         }
-        self.write_store()?;
-        let now = world.instant(self.me);
-        self.book.handle_timeout(now);
-        self.carry_out();
-        self.call_again();
-        for (peer, what) in self.door.write(&world)? {
-            self.take(peer, what);
+        self.perform_store_writes()?;
+        let now = world.monotonic_now(self.own_host);
+        self.tracker.handle_timeout(now);
+        self.apply_effects();
+        self.resend_stops();
+        for (peer, what) in self.endpoint.write(&world)? {
+            self.on_link_event(peer, what);
         }
-        self.carry_out();
-        let calls = self.calls.iter().filter(|call| !call.call.is_over()).count();
-        let gauge = Gauge {
-            open: self.door.open_links(),
-            unended: self.book.open() + calls,
+        self.apply_effects();
+        let calls = self
+            .active_stops
+            .iter()
+            .filter(|call| !call.sender.is_finished())
+            .count();
+        let gauge = HostStats {
+            open_links: self.endpoint.open_links(),
+            open_deliveries: self.tracker.open_deliveries() + calls,
         };
-        world.measure(self.me, gauge);
+        world.set_stats(self.own_host, gauge);
         Ok(())
     }
 
-    fn take(&mut self, peer: PeerId, what: Happened) {
-        let now = self.world.instant(self.me);
+    fn on_link_event(&mut self, peer: PeerId, what: LinkEvent) {
+        let now = self.world.monotonic_now(self.own_host);
         match what {
-            Happened::Up { resumed } => {
+            LinkEvent::Up { resumed } => {
                 let bytes: Vec<Vec<u8>> = self
-                    .calls
+                    .active_stops
                     .iter()
-                    .filter(|call| call.call.up(&peer))
+                    .filter(|call| call.sender.should_send_to(&peer))
                     .map(|call| call.bytes.clone())
                     .collect();
                 for bytes in bytes {
                     self.send_stop(&peer, bytes);
                 }
-                self.book.up(peer, resumed, now);
+                self.tracker.on_connected(peer, resumed, now);
             }
-            Happened::Down => self.book.down(peer),
-            Happened::Frame(frame) => self.read(peer, &frame),
+            LinkEvent::Down => self.tracker.on_disconnected(peer),
+            LinkEvent::Frame(frame) => self.on_frame(peer, &frame),
         }
     }
 
-    fn read(&mut self, peer: PeerId, frame: &Frame) {
-        let now = self.world.instant(self.me);
-        let id = CommandId::of(self.own, &frame.header);
+    fn on_frame(&mut self, peer: PeerId, frame: &Frame) {
+        let now = self.world.monotonic_now(self.own_host);
+        let id = CommandId::from_header(self.own_id, &frame.header);
         match (frame.header.kind, id) {
             (Some(Kind::Stage), Some(id)) => {
-                if let Ok(StageMessage { stage }) = frame.read() {
-                    self.book.stage(peer, id, stage, now);
+                if let Ok(StageMessage { stage }) = frame.parse_content() {
+                    self.tracker.on_stage(peer, id, stage, now);
                 }
             }
             (Some(Kind::Reply), Some(id)) => {
-                if let Ok(reply) = frame.read::<Reply>() {
-                    self.book.reply(peer, id, reply, now);
+                if let Ok(reply) = frame.parse_content::<Reply>() {
+                    self.tracker.on_reply(peer, id, reply, now);
                 }
             }
             (Some(Kind::Stopped), _) => {
-                if let Ok(report) = frame.read::<Stopped>() {
-                    self.take_report(peer, &report);
+                if let Ok(report) = frame.parse_content::<StopStatus>() {
+                    self.on_stop_report(peer, &report);
                 }
             }
             _ => {}
         }
     }
 
-    fn take_report(&mut self, peer: PeerId, report: &Stopped) {
+    fn on_stop_report(&mut self, peer: PeerId, report: &StopStatus) {
         if report.stopped {
-            let numbers = self.reported.entry(peer).or_default();
+            let numbers = self.reported_stops.entry(peer).or_default();
             if numbers.last() != Some(&report.number) {
                 numbers.push(report.number);
             }
         }
         let mut count_on = None;
-        let now = self.world.instant(self.me);
-        for (at, call) in self.calls.iter_mut().enumerate() {
-            match call.call.report(&peer, report, self.given, now) {
-                Verdict::CountOn(seen) => count_on = Some((at, seen)),
-                Verdict::Ended(reply) if reply.state == Outcome::Failed && report.stopped => {
+        let now = self.world.monotonic_now(self.own_host);
+        for (at, call) in self.active_stops.iter_mut().enumerate() {
+            match call.sender.on_report(&peer, report, self.last_stop_number, now) {
+                ReportResult::RaiseNumber(seen) => count_on = Some((at, seen)),
+                ReportResult::Ended(reply) if reply.state == Outcome::Failed && report.stopped => {
                     // The operator is told that a restart would undo it.
-                    self.world.unwatch(self.me, call.order, &peer);
+                    self.world.forget_expected_stop(self.own_host, call.latch, &peer);
                 }
-                Verdict::Nothing | Verdict::Stopped | Verdict::Ended(_) => {}
+                ReportResult::Unchanged | ReportResult::Stopped | ReportResult::Ended(_) => {}
             }
         }
         if let Some((at, seen)) = count_on {
-            let mut call = self.calls.remove(at);
-            let number = self.next_number(seen);
+            let mut call = self.active_stops.remove(at);
+            let number = self.next_stop_number(seen);
             self.world
-                .note(self.me, format_args!("gives its stop anew, as {number}"));
-            if let Some((bytes, order)) = self.make(number, &call.selector) {
-                call.call.give_anew(number, self.world.instant(self.me));
-                self.world.watch_anew(self.me, call.order, order);
-                (call.bytes, call.order) = (bytes, order);
-                self.calls.push(call);
+                .log(self.own_host, format_args!("gives its stop anew, as {number}"));
+            if let Some((bytes, order)) = self.encode_stop(number, &call.selector) {
+                call.sender
+                    .reissue(number, self.world.monotonic_now(self.own_host));
+                self.world
+                    .renumber_expected_stop(self.own_host, call.latch, order);
+                (call.bytes, call.latch) = (bytes, order);
+                self.active_stops.push(call);
             }
         }
     }
 
-    fn obey(&mut self, order: Order) {
+    fn perform_request(&mut self, order: PlannedRequest) {
         match order {
-            Order::Issue {
+            PlannedRequest::Issue {
                 targets,
-                life_ms,
-                nature,
-                work_ms,
+                ttl_ms: life_ms,
+                properties: nature,
+                run_ms: work_ms,
                 ..
             } => {
                 let action = action_name(nature);
-                let kwargs = json!({ "work": work_ms, "pad": "x".repeat(self.padding()) });
+                let kwargs = json!({ "work": work_ms, "pad": "x".repeat(self.random_padding_len()) });
                 self.issue(action, &kwargs, life_ms, nature, &targets);
             }
-            Order::Stop { targets, .. } => self.stop(&targets),
-            Order::Release { targets, .. } => self.release(&targets),
-            Order::Presume | Order::Revoked | Order::Forge | Order::Replay => {}
+            PlannedRequest::Stop { targets, .. } => self.stop(&targets),
+            PlannedRequest::Release { targets, .. } => self.release(&targets),
+            PlannedRequest::SendUnauthorised
+            | PlannedRequest::SendRevokedStop
+            | PlannedRequest::SendForgedStop
+            | PlannedRequest::ReplayDatagram => {}
         }
     }
 
     /// Commands of all sizes, so that links fill up.
-    fn padding(&self) -> usize {
-        let mut control = self.world.controls[self.me].borrow_mut();
+    fn random_padding_len(&self) -> usize {
+        let mut control = self.world.controls[self.own_host].borrow_mut();
         if control.rng.percent(20) {
             control.rng.index(3_000)
         } else {
@@ -257,70 +266,73 @@ impl Station {
         action: String,
         kwargs: &serde_json::Value,
         life_ms: u64,
-        nature: Nature,
+        properties: SimActionProperties,
         targets: &[HostId],
     ) {
         let world = Rc::clone(&self.world);
         self.seq += 1;
         let id = CommandId {
-            issuer: self.own,
+            issuer: self.own_id,
             epoch: self.epoch,
             seq: self.seq,
         };
-        world.note(
-            self.me,
+        world.log(
+            self.own_host,
             format_args!("issues {id}: {action} to {targets:?}, {life_ms} ms to live"),
         );
-        let issued = Issued {
-            by: self.me,
-            at_ms: world.now_ms(),
-            life_ms,
-            nature,
+        let issued = IssuedCommand {
+            issuer: self.own_host,
+            issued_ms: world.now_ms(),
+            ttl_ms: life_ms,
+            properties,
             targets: targets.iter().copied().collect(),
             authorised: true,
             acknowledged: false,
-            copied: false,
+            in_copied_store: false,
         };
-        world.truth.borrow_mut().issued(id, issued);
-        let addressee = |target: &HostId| Addressee {
+        world.truth.borrow_mut().record_issued(id, issued);
+        let addressee = |target: &HostId| DeliveryTarget {
             to: world.hosts[*target].id,
-            name: world.hosts[*target].called.clone(),
-            queue: !nature.flight,
-            held: false,
-            refused: None,
+            name: world.hosts[*target].node_name.clone(),
+            may_queue: !properties.flight,
+            deferred: false,
+            refusal_reason: None,
         };
-        self.book.issue(Issue {
-            order: Asked {
+        self.tracker.issue(IssueRequest {
+            command: Asked {
                 id,
                 action,
                 arguments: json!({ "args": [], "kwargs": kwargs }).to_string(),
                 lane: Lane::Control,
-                life_ms,
+                ttl_ms: life_ms,
             },
             selector: "some".to_owned(),
-            deadline: world.instant(self.me) + Duration::from_millis(life_ms),
+            deadline: world.monotonic_now(self.own_host) + Duration::from_millis(life_ms),
             targets: targets.iter().map(addressee).collect(),
         });
     }
 
-    fn next_number(&mut self, at_least: u64) -> u64 {
-        self.given = next_number(self.given.max(at_least), self.world.wall_ms(self.me));
+    fn next_stop_number(&mut self, at_least: u64) -> u64 {
+        self.last_stop_number = next_number(
+            self.last_stop_number.max(at_least),
+            self.world.wall_clock_ms(self.own_host),
+        );
         // The order does not wait for this.
-        self.write_later(Write::Number(self.given));
-        self.given
+        self.enqueue_write(PendingWrite::StopNumber(self.last_stop_number));
+        self.last_stop_number
     }
 
-    fn make(&self, number: u64, selector: &Selector) -> Option<(Vec<u8>, Latch)> {
-        let host = &self.world.hosts[self.me];
+    fn encode_stop(&self, number: u64, selector: &Selector) -> Option<(Vec<u8>, StopId)> {
+        let host = &self.world.hosts[self.own_host];
         let fleet = &self.world.fleet;
-        let fingerprint = fleet.membership(self.me).fingerprint();
+        let fingerprint = fleet.membership(self.own_host).fingerprint();
         let order = StopOrder::new(&fingerprint, host.key.public(), number, selector.clone());
-        let bytes = order.encode(&host.key, fleet.grant(self.me)).ok()?;
-        let latch = Latch {
+        let bytes = order.encode(&host.key, fleet.grant(self.own_host)).ok()?;
+        let latch = StopId {
             issuer: host.id,
             number,
         };
-        self.world.truth.borrow_mut().stops.insert(latch);
+        self.world.truth.borrow_mut().issued_stops.insert(latch);
         Some((bytes, latch))
     }
 
@@ -333,29 +345,32 @@ impl Station {
         let Ok(selector) = Selector::parse(&names.join(",")) else {
             return;
         };
-        let number = self.next_number(0);
-        world.note(self.me, format_args!("orders stop {number} of {selector:?}"));
-        let Some((bytes, order)) = self.make(number, &selector) else {
+        let number = self.next_stop_number(0);
+        world.log(
+            self.own_host,
+            format_args!("orders stop {number} of {selector:?}"),
+        );
+        let Some((bytes, order)) = self.encode_stop(number, &selector) else {
             return;
         };
-        world.watch(self.me, order, targets, &self.door.open_links());
+        world.expect_stop(self.own_host, order, targets, &self.endpoint.open_links());
         let ids: Vec<PeerId> = targets.iter().map(|host| world.hosts[*host].id).collect();
         let newest = CommandId {
-            issuer: self.own,
+            issuer: self.own_id,
             epoch: self.epoch,
             seq: self.seq,
         };
         // As in the product, the book's wishes are carried out before it hears the next.
-        self.carry_out();
-        self.stopped_at.extend(ids.iter().map(|id| (*id, newest)));
-        let now = world.instant(self.me);
-        let withdrawn = self.book.withdraw(&ids, "withdrawn by a stop", now);
-        world.note(self.me, format_args!("withdraws {withdrawn} deliveries"));
-        self.calls.push(Call {
-            call: StopCall::new(number, ids, now),
+        self.apply_effects();
+        self.newest_before_stop.extend(ids.iter().map(|id| (*id, newest)));
+        let now = world.monotonic_now(self.own_host);
+        let withdrawn = self.tracker.withdraw(&ids, "withdrawn by a stop", now);
+        world.log(self.own_host, format_args!("withdraws {withdrawn} deliveries"));
+        self.active_stops.push(ActiveStop {
+            sender: StopSender::new(number, ids, now),
             bytes,
             selector,
-            order,
+            latch: order,
         });
     }
 
@@ -364,15 +379,18 @@ impl Station {
         let world = Rc::clone(&self.world);
         let mut by_number: BTreeMap<u64, Vec<HostId>> = BTreeMap::new();
         for target in targets {
-            let stale = world.controls[self.me].borrow_mut().rng.percent(STALE_PERCENT);
-            let numbers = self.reported.get(&world.hosts[*target].id);
+            let stale = world.controls[self.own_host]
+                .borrow_mut()
+                .rng
+                .percent(STALE_PERCENT);
+            let numbers = self.reported_stops.get(&world.hosts[*target].id);
             let number = numbers.and_then(|numbers| {
                 let back = if stale { 1 } else { 0 };
                 numbers.iter().rev().nth(back).copied()
             });
             by_number.entry(number.unwrap_or(1)).or_default().push(*target);
         }
-        let nature = Nature {
+        let nature = SimActionProperties {
             idempotent: false,
             while_stopped: true,
             flight: false,
@@ -384,88 +402,98 @@ impl Station {
     }
 
     fn send_stop(&mut self, to: &PeerId, bytes: Vec<u8>) {
-        if let Ok(parcel) = Parcel::new(&Frame::binary(Kind::Stop, bytes.into())) {
-            self.door.send(to, parcel, Lane::Emergency, None);
+        if let Ok(parcel) = EncodedFrame::new(&Frame::binary(Kind::Stop, bytes.into())) {
+            self.endpoint.send(to, parcel, Lane::Emergency, None);
         }
     }
 
     /// Gives the stops again that are due.
-    fn call_again(&mut self) {
-        let now = self.world.instant(self.me);
-        let mut calls = std::mem::take(&mut self.calls);
+    fn resend_stops(&mut self) {
+        let now = self.world.monotonic_now(self.own_host);
+        let mut calls = std::mem::take(&mut self.active_stops);
         for call in &mut calls {
-            while let Some(round) = call.call.handle_timeout(now) {
+            while let Some(round) = call.sender.handle_timeout(now) {
                 let everybody = SocketAddr::from(([255, 255, 255, 255], STOP_PORT));
                 self.world.broadcast(&self.udp, &call.bytes, everybody);
-                if round.links {
-                    for to in round.to {
+                if round.over_links {
+                    for to in round.targets {
                         self.send_stop(&to, call.bytes.clone());
                     }
                 }
             }
         }
-        calls.retain(|call| !call.call.is_over() || call.call.poll_timeout().is_some());
-        self.calls = calls;
+        calls.retain(|call| !call.sender.is_finished() || call.sender.poll_timeout().is_some());
+        self.active_stops = calls;
     }
 
-    fn write_later(&mut self, write: Write) {
-        let mut control = self.world.controls[self.me].borrow_mut();
+    fn enqueue_write(&mut self, write: PendingWrite) {
+        let mut control = self.world.controls[self.own_host].borrow_mut();
         let tick = u64::try_from(TICK.as_millis()).unwrap_or(1);
         let due = self.world.now_ms() + tick * control.rng.between(0, WRITE_TICKS_MAX);
-        self.writes.push_back((due, write));
+        self.pending_writes.push_back((due, write));
     }
 
     /// What the store's thread does: in order, each in a transaction of its own.
-    fn write_store(&mut self) -> Result<(), Died> {
+    fn perform_store_writes(&mut self) -> Result<(), Killed> {
         let world = Rc::clone(&self.world);
-        while self.writes.front().is_some_and(|(due, _)| *due <= world.now_ms()) {
-            let Some((_, write)) = self.writes.pop_front() else {
+        while self
+            .pending_writes
+            .front()
+            .is_some_and(|(due, _)| *due <= world.now_ms())
+        {
+            let Some((_, write)) = self.pending_writes.pop_front() else {
                 break;
             };
-            world.pass(self.me, Moment::BeforeJournal)?;
+            world.reach_kill_point(self.own_host, KillPoint::BeforeJournal)?;
             match write {
-                Write::Number(number) => {
-                    let kept = world.stores.borrow_mut().keep_number(self.me, number);
-                    self.expect(kept);
+                PendingWrite::StopNumber(number) => {
+                    let kept = world.stores.borrow_mut().store_stop_number(self.own_host, number);
+                    self.check_stored(kept);
                 }
-                Write::Book(ticket, changes) => {
-                    let now = world.instant(self.me);
-                    if let Some(why) = world.store_trouble(self.me) {
-                        self.book.store_failed(ticket, why, now);
+                PendingWrite::Deliveries(ticket, changes) => {
+                    let now = world.monotonic_now(self.own_host);
+                    if let Some(why) = world.store_fault(self.own_host) {
+                        self.tracker.on_store_failed(ticket, why, now);
                         continue;
                     }
-                    let kept = world.stores.borrow_mut().keep(&world, self.me, &changes);
-                    self.expect(kept);
-                    world.pass(self.me, Moment::AfterJournal)?;
-                    self.note_stored(&changes);
-                    self.book.stored(ticket, now);
+                    let kept = world
+                        .stores
+                        .borrow_mut()
+                        .store_changes(&world, self.own_host, &changes);
+                    self.check_stored(kept);
+                    world.reach_kill_point(self.own_host, KillPoint::AfterJournal)?;
+                    self.record_stored(&changes);
+                    self.tracker.on_stored(ticket, now);
                 }
             }
         }
         Ok(())
     }
 
-    fn note_stored(&self, changes: &[Change]) {
+    fn record_stored(&self, changes: &[Change]) {
         for change in changes {
             if let Change::Issued(issued) = change {
-                self.world.truth.borrow_mut().acknowledged(issued.order.id);
+                self.world
+                    .truth
+                    .borrow_mut()
+                    .record_acknowledged(issued.command.id);
             }
         }
     }
 
-    fn expect(&self, kept: Result<(), ground_station::store::StoreError>) {
+    fn check_stored(&self, kept: Result<(), ground_station::store::StoreError>) {
         if let Err(error) = kept {
             self.world
                 .truth
                 .borrow_mut()
-                .break_promise(Invariant::Progress, format!("the store fails: {error}"));
+                .report_violation(Invariant::Progress, format!("the store fails: {error}"));
         }
     }
 
-    fn carry_out(&mut self) {
+    fn apply_effects(&mut self) {
         let world = Rc::clone(&self.world);
         loop {
-            let effects = self.book.take_effects();
+            let effects = self.tracker.take_effects();
             if effects.is_empty() {
                 return;
             }
@@ -473,28 +501,32 @@ impl Station {
             let mut stuck: Vec<PeerId> = Vec::new();
             for effect in effects {
                 match effect {
-                    Effect::Store { ticket, changes } => self.write_later(Write::Book(ticket, changes)),
+                    Effect::Store {
+                        write_id: ticket,
+                        changes,
+                    } => self.enqueue_write(PendingWrite::Deliveries(ticket, changes)),
                     Effect::Send {
                         to,
                         id,
-                        parcel,
+                        frame: parcel,
                         lane,
                         deadline,
                     } => {
-                        if stuck.contains(&to) || !self.door.send(&to, parcel, lane, deadline) {
+                        if stuck.contains(&to) || !self.endpoint.send(&to, parcel, lane, deadline) {
                             stuck.push(to);
-                            self.book.not_sent(to, id, world.instant(self.me));
+                            self.tracker
+                                .on_send_failed(to, id, world.monotonic_now(self.own_host));
                         } else if deadline.is_some() {
                             self.check_sent(to, id);
                         }
                     }
                     Effect::Stage { .. } => {}
                     Effect::Ended { to, id, reply } => {
-                        world.note(self.me, format_args!("{id} ended: {}", reply.state));
-                        world.ended(self.me, id, to, reply.state);
+                        world.log(self.own_host, format_args!("{id} ended: {}", reply.state));
+                        world.record_outcome(self.own_host, id, to, reply.state);
                     }
-                    Effect::NotIssued { id, why } => {
-                        world.note(self.me, format_args!("{id} is not issued: {why}"));
+                    Effect::NotIssued { id, reason: why } => {
+                        world.log(self.own_host, format_args!("{id} is not issued: {why}"));
                     }
                 }
             }
@@ -505,24 +537,27 @@ impl Station {
 impl Station {
     /// A command has gone out that may run.
     fn check_sent(&mut self, to: PeerId, id: CommandId) {
-        let before_stop = self.stopped_at.get(&to).is_some_and(|newest| id <= *newest);
-        if self.went_out.insert((to, id)) && before_stop {
+        let before_stop = self
+            .newest_before_stop
+            .get(&to)
+            .is_some_and(|newest| id <= *newest);
+        if self.sent_in_time.insert((to, id)) && before_stop {
             let what = format!("{id} was sent to {} after its stop", to.short());
             self.world
                 .truth
                 .borrow_mut()
-                .break_promise(Invariant::WithdrawnIsNotSent, what);
+                .report_violation(Invariant::WithdrawnIsNotSent, what);
         }
     }
 }
 
 /// What an action is called that is like this: the node reads it from the name.
-pub(super) fn action_name(nature: Nature) -> String {
+pub(super) fn action_name(properties: SimActionProperties) -> String {
     let mut name = "do-".to_owned();
     for (is, letter) in [
-        (nature.idempotent, 'i'),
-        (nature.while_stopped, 's'),
-        (nature.flight, 'f'),
+        (properties.idempotent, 'i'),
+        (properties.while_stopped, 's'),
+        (properties.flight, 'f'),
     ] {
         if is {
             name.push(letter);

@@ -6,8 +6,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use ground_station::store::deliveries::{self, Origin};
-use ground_station::store::timestamp::Moment;
-use ground_station::store::{IN_MEMORY, StoreError, prepare};
+use ground_station::store::timestamp::Timestamp;
+use ground_station::store::{IN_MEMORY_PATH, StoreError, prepare};
 use rusqlite::backup::Backup;
 use rusqlite::{Connection, TransactionBehavior};
 use swarm_shared::proto::delivery::CommandId;
@@ -26,7 +26,7 @@ pub(super) struct Stores {
 struct StationDisk {
     connection: Connection,
     /// The highest number of a stop, as it was written.
-    given: u64,
+    last_stop_number: u64,
 }
 
 impl Stores {
@@ -35,7 +35,7 @@ impl Stores {
             Entry::Occupied(disk) => Ok(disk.into_mut()),
             Entry::Vacant(vacant) => Ok(vacant.insert(StationDisk {
                 connection: Connection::open_in_memory()?,
-                given: 0,
+                last_stop_number: 0,
             })),
         }
     }
@@ -46,21 +46,31 @@ impl Stores {
         world: &World,
         host: HostId,
     ) -> Result<(u64, Vec<OpenCommand>, u64), StoreError> {
-        let now = moment(world, host);
+        let now = timestamp(world, host);
         let random = u16::try_from(world.controls[host].borrow_mut().rng.between(0, 1 << 16)).unwrap_or(0);
         let disk = self.disk(host)?;
-        let epoch = prepare(&mut disk.connection, Path::new(IN_MEMORY), now.unix_ms, random)?;
+        let epoch = prepare(
+            &mut disk.connection,
+            Path::new(IN_MEMORY_PATH),
+            now.unix_ms,
+            random,
+        )?;
         let transaction = disk
             .connection
             .transaction_with_behavior(TransactionBehavior::Immediate)?;
         let open = deliveries::recover(&transaction, world.hosts[host].id, &now)?;
         transaction.commit()?;
-        Ok((epoch, open, disk.given))
+        Ok((epoch, open, disk.last_stop_number))
     }
 
     /// Writes changes, all or none.
-    pub(super) fn keep(&mut self, world: &World, host: HostId, changes: &[Change]) -> Result<(), StoreError> {
-        let now = moment(world, host);
+    pub(super) fn store_changes(
+        &mut self,
+        world: &World,
+        host: HostId,
+        changes: &[Change],
+    ) -> Result<(), StoreError> {
+        let now = timestamp(world, host);
         let disk = self.disk(host)?;
         let transaction = disk
             .connection
@@ -71,8 +81,8 @@ impl Stores {
         Ok(())
     }
 
-    pub(super) fn keep_number(&mut self, host: HostId, number: u64) -> Result<(), StoreError> {
-        self.disk(host)?.given = number;
+    pub(super) fn store_stop_number(&mut self, host: HostId, number: u64) -> Result<(), StoreError> {
+        self.disk(host)?.last_stop_number = number;
         Ok(())
     }
 
@@ -80,10 +90,10 @@ impl Stores {
     pub(super) fn copy(&mut self, from: HostId, to: HostId) -> Result<(), StoreError> {
         let mut copy = Connection::open_in_memory()?;
         let original = self.disk(from)?;
-        let given = original.given;
+        let given = original.last_stop_number;
         Backup::new(&original.connection, &mut copy)?.run_to_completion(i32::MAX, Duration::ZERO, None)?;
         let disk = self.disk(to)?;
-        (disk.connection, disk.given) = (copy, given);
+        (disk.connection, disk.last_stop_number) = (copy, given);
         Ok(())
     }
 
@@ -117,11 +127,11 @@ impl Stores {
 }
 
 /// Now, on all clocks of this host that a store goes by.
-fn moment(world: &World, host: HostId) -> Moment {
-    Moment {
-        instant: world.instant(host),
+fn timestamp(world: &World, host: HostId) -> Timestamp {
+    Timestamp {
+        instant: world.monotonic_now(host),
         boot: world.boot_id(host),
         since_boot: world.since_boot(host),
-        unix_ms: world.wall_ms(host),
+        unix_ms: world.wall_clock_ms(host),
     }
 }

@@ -26,7 +26,7 @@ impl Trace {
     }
 
     #[expect(clippy::print_stdout, reason = "printing its events is what --trace asks for")]
-    pub(super) fn note(&mut self, at_ms: u64, who: &str, what: std::fmt::Arguments<'_>) {
+    pub(super) fn log(&mut self, at_ms: u64, who: &str, what: std::fmt::Arguments<'_>) {
         let mut line = if self.tail.len() >= TAIL_LINES {
             self.tail.pop_front().unwrap_or_default()
         } else {
@@ -44,7 +44,7 @@ impl Trace {
         self.tail.push_back(line);
     }
 
-    pub(super) fn lines(&self) -> u64 {
+    pub(super) fn line_count(&self) -> u64 {
         self.lines
     }
 

@@ -10,16 +10,16 @@ use std::time::{Duration, Instant};
 use swarm_shared::proto::delivery::CommandId;
 use swarm_shared::proto::id::{Instance, NodeName, PeerId};
 use swarm_shared::proto::outcome::Outcome;
-use swarm_shared::proto::stop::Latch;
+use swarm_shared::proto::stop::StopId;
 use swarm_shared::proto::trust::{Role, SigningKey};
 use turmoil::net::UdpSocket;
 
-use super::check::Watch;
-use super::disk::Lengths;
+use super::check::ExpectedStop;
+use super::disk::FileLengths;
 use super::fault::{Fault, FaultCounts};
 use super::fleet::Fleet;
-use super::ground_truth::{Invariant, Truth};
-use super::plan::{Order, Plan};
+use super::ground_truth::{GroundTruth, Invariant};
+use super::plan::{Plan, PlannedRequest};
 use super::rng::Rng;
 use super::store::Stores;
 use super::trace::Trace;
@@ -34,7 +34,7 @@ pub(super) const STATION_PORT: u16 = 7421;
 /// Where stops are heard.
 pub(super) const STOP_PORT: u16 = 7422;
 /// Datagrams kept for those who replay them.
-const OVERHEARD_MAX: usize = 8;
+const SENT_DATAGRAMS_MAX: usize = 8;
 
 /// The wall clock at the start of every run: some day in 2026.
 const WALL_START_MS: u64 = 1_780_000_000_000;
@@ -50,7 +50,7 @@ pub(super) enum HostKind {
 
 pub(super) struct Host {
     pub(super) name: String,
-    pub(super) called: NodeName,
+    pub(super) node_name: NodeName,
     pub(super) kind: HostKind,
     pub(super) key: SigningKey,
     pub(super) id: PeerId,
@@ -59,7 +59,7 @@ pub(super) struct Host {
 
 /// An instant at which a process may be killed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Moment {
+pub(super) enum KillPoint {
     BeforeJournal,
     InJournal,
     AfterJournal,
@@ -67,7 +67,7 @@ pub(super) enum Moment {
     AfterSend,
 }
 
-impl Moment {
+impl KillPoint {
     pub(super) fn fault(self) -> Fault {
         match self {
             Self::BeforeJournal => Fault::CrashBeforeJournal,
@@ -81,55 +81,55 @@ impl Moment {
 
 /// The process has been killed: unwind, and touch nothing more.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Died;
+pub(super) struct Killed;
 
 /// What the disk does instead of what it is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum DiskTrouble {
+pub(super) enum DiskFault {
     NoSpace,
     IoError,
 }
 
 /// What a bad middlebox does to single messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Meddling {
+pub(super) enum FrameFault {
     Drop,
     Duplicate,
     Reorder,
 }
 
 /// What has been done to one host.
-pub(super) struct Control {
+pub(super) struct HostState {
     pub(super) paused_until_ms: u64,
     pub(super) wall_skew_ms: i64,
     /// Counts restarts of the machine, not of the process: monotonic clocks mean nothing across them.
     pub(super) boot: u64,
     uptime_ms: u64,
     /// Where the process is to be killed: after passing this moment that many times.
-    pub(super) kill_at: Option<(Moment, u32)>,
+    pub(super) kill_at: Option<(KillPoint, u32)>,
     /// For how long it stays down then.
     pub(super) down_ms: u64,
     /// Killed, and still to be taken away.
-    pub(super) dead: bool,
+    pub(super) killed: bool,
     pub(super) running: bool,
-    pub(super) disk: Option<(DiskTrouble, u64)>,
+    pub(super) disk_fault: Option<(DiskFault, u64)>,
     pub(super) corrupt_tail: bool,
-    pub(super) lengths: Lengths,
-    pub(super) meddling: Option<Meddling>,
+    pub(super) file_lengths: FileLengths,
+    pub(super) frame_fault: Option<FrameFault>,
     /// How often its address has changed.
-    pub(super) moves: u16,
+    pub(super) address_changes: u16,
     /// Runs of its process.
-    pub(super) runs: u64,
+    pub(super) starts: u64,
     pub(super) rng: Rng,
 }
 
 /// What a process tells of itself after each look at its sockets.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Gauge {
+pub(super) struct HostStats {
     /// Whom frames flow with.
-    pub(super) open: Vec<HostId>,
+    pub(super) open_links: Vec<HostId>,
     /// Deliveries that have not ended.
-    pub(super) unended: usize,
+    pub(super) open_deliveries: usize,
 }
 
 pub(super) struct World {
@@ -141,17 +141,17 @@ pub(super) struct World {
     pub(super) latency_ms_max: u64,
     loss_percent: u64,
     members: RefCell<BTreeSet<HostId>>,
-    orders: RefCell<BTreeMap<HostId, VecDeque<Order>>>,
-    overheard: RefCell<VecDeque<Vec<u8>>>,
-    pub(super) gauges: RefCell<BTreeMap<HostId, Gauge>>,
-    pub(super) watches: RefCell<Vec<Watch>>,
+    requests: RefCell<BTreeMap<HostId, VecDeque<PlannedRequest>>>,
+    sent_datagrams: RefCell<VecDeque<Vec<u8>>>,
+    pub(super) host_stats: RefCell<BTreeMap<HostId, HostStats>>,
+    pub(super) expected_stops: RefCell<Vec<ExpectedStop>>,
     /// Pairs whose link something is the matter with: one thing at a time.
-    pub(super) busy: RefCell<BTreeSet<(HostId, HostId)>>,
+    pub(super) impaired_links: RefCell<BTreeSet<(HostId, HostId)>>,
     ips: RefCell<BTreeMap<IpAddr, HostId>>,
     addresses: RefCell<BTreeMap<HostId, IpAddr>>,
-    pub(super) controls: Vec<RefCell<Control>>,
-    pub(super) counts: RefCell<FaultCounts>,
-    pub(super) truth: RefCell<Truth>,
+    pub(super) controls: Vec<RefCell<HostState>>,
+    pub(super) fault_counts: RefCell<FaultCounts>,
+    pub(super) truth: RefCell<GroundTruth>,
     trace: RefCell<Trace>,
 }
 
@@ -167,21 +167,21 @@ impl World {
             .iter()
             .map(|host| {
                 let mut rng = Rng::stream(seed, &host.name);
-                RefCell::new(Control {
+                RefCell::new(HostState {
                     paused_until_ms: 0,
                     wall_skew_ms: 0,
                     boot: 1,
                     uptime_ms: rng.between(1_000_000, UPTIME_MAX_MS),
                     kill_at: None,
                     down_ms: 0,
-                    dead: false,
+                    killed: false,
                     running: false,
-                    disk: None,
+                    disk_fault: None,
                     corrupt_tail: false,
-                    lengths: Lengths::default(),
-                    meddling: None,
-                    moves: 0,
-                    runs: 0,
+                    file_lengths: FileLengths::default(),
+                    frame_fault: None,
+                    address_changes: 0,
+                    starts: 0,
                     rng,
                 })
             })
@@ -193,18 +193,18 @@ impl World {
             latency_ms_max: plan.latency_ms_max,
             loss_percent: plan.loss_percent,
             members: RefCell::default(),
-            orders: RefCell::default(),
-            overheard: RefCell::default(),
-            gauges: RefCell::default(),
-            watches: RefCell::default(),
-            busy: RefCell::default(),
+            requests: RefCell::default(),
+            sent_datagrams: RefCell::default(),
+            host_stats: RefCell::default(),
+            expected_stops: RefCell::default(),
+            impaired_links: RefCell::default(),
             now_ms: Cell::new(0),
-            truth: RefCell::new(Truth::new(&hosts)),
+            truth: RefCell::new(GroundTruth::new(&hosts)),
             hosts,
             ips: RefCell::default(),
             addresses: RefCell::default(),
             controls,
-            counts: RefCell::default(),
+            fault_counts: RefCell::default(),
             trace: RefCell::new(Trace::new(print)),
         }
     }
@@ -219,12 +219,12 @@ impl World {
     }
 
     /// What the monotonic clock of this host says.
-    pub(super) fn instant(&self, host: HostId) -> Instant {
+    pub(super) fn monotonic_now(&self, host: HostId) -> Instant {
         self.base + Duration::from_millis(self.controls[host].borrow().uptime_ms + self.now_ms())
     }
 
     /// What the wall clock of this host says.
-    pub(super) fn wall_ms(&self, host: HostId) -> u64 {
+    pub(super) fn wall_clock_ms(&self, host: HostId) -> u64 {
         (WALL_START_MS + self.now_ms()).saturating_add_signed(self.controls[host].borrow().wall_skew_ms)
     }
 
@@ -249,7 +249,7 @@ impl World {
         self.addresses.borrow_mut().insert(host, ip);
     }
 
-    pub(super) fn at(&self, ip: IpAddr) -> Option<HostId> {
+    pub(super) fn host_at(&self, ip: IpAddr) -> Option<HostId> {
         self.ips.borrow().get(&ip).copied()
     }
 
@@ -258,22 +258,22 @@ impl World {
     }
 
     /// The node with this key.
-    pub(super) fn node_of(&self, id: &PeerId) -> Option<HostId> {
+    pub(super) fn node_with_id(&self, id: &PeerId) -> Option<HostId> {
         self.nodes().find(|host| self.hosts[*host].id == *id)
     }
 
-    pub(super) fn note(&self, host: HostId, what: std::fmt::Arguments<'_>) {
+    pub(super) fn log(&self, host: HostId, what: std::fmt::Arguments<'_>) {
         self.trace
             .borrow_mut()
-            .note(self.now_ms(), &self.hosts[host].name, what);
+            .log(self.now_ms(), &self.hosts[host].name, what);
     }
 
-    pub(super) fn note_world(&self, what: std::fmt::Arguments<'_>) {
-        self.trace.borrow_mut().note(self.now_ms(), "world", what);
+    pub(super) fn log_world(&self, what: std::fmt::Arguments<'_>) {
+        self.trace.borrow_mut().log(self.now_ms(), "world", what);
     }
 
-    pub(super) fn count(&self, fault: Fault) {
-        self.counts.borrow_mut().count(fault);
+    pub(super) fn count_fault(&self, fault: Fault) {
+        self.fault_counts.borrow_mut().increment(fault);
     }
 
     pub(super) fn trace(&self) -> Ref<'_, Trace> {
@@ -281,10 +281,10 @@ impl World {
     }
 
     /// The process passes a moment at which it may be killed.
-    pub(super) fn pass(&self, host: HostId, moment: Moment) -> Result<(), Died> {
+    pub(super) fn reach_kill_point(&self, host: HostId, moment: KillPoint) -> Result<(), Killed> {
         let mut control = self.controls[host].borrow_mut();
-        if control.dead {
-            return Err(Died);
+        if control.killed {
+            return Err(Killed);
         }
         match &mut control.kill_at {
             Some((at, 0)) if *at == moment => {}
@@ -295,11 +295,11 @@ impl World {
             Some(_) | None => return Ok(()),
         }
         control.kill_at = None;
-        control.dead = true;
+        control.killed = true;
         drop(control);
-        self.count(moment.fault());
-        self.note(host, format_args!("killed {moment:?}"));
-        Err(Died)
+        self.count_fault(moment.fault());
+        self.log(host, format_args!("killed {moment:?}"));
+        Err(Killed)
     }
 
     pub(super) fn is_paused(&self, host: HostId) -> bool {
@@ -307,9 +307,9 @@ impl World {
     }
 
     /// What the middlebox in front of this host does to the message at hand.
-    pub(super) fn meddle(&self, host: HostId) -> Option<Meddling> {
+    pub(super) fn draw_frame_fault(&self, host: HostId) -> Option<FrameFault> {
         let mut control = self.controls[host].borrow_mut();
-        let meddling = control.meddling?;
+        let meddling = control.frame_fault?;
         control.rng.percent(15).then_some(meddling)
     }
 
@@ -320,8 +320,8 @@ impl World {
 
     /// Sends a datagram, to all if the address says so.
     pub(super) fn broadcast(&self, socket: &UdpSocket, bytes: &[u8], to: SocketAddr) {
-        let mut overheard = self.overheard.borrow_mut();
-        if overheard.len() >= OVERHEARD_MAX {
+        let mut overheard = self.sent_datagrams.borrow_mut();
+        if overheard.len() >= SENT_DATAGRAMS_MAX {
             overheard.pop_front();
         }
         overheard.push_back(bytes.to_vec());
@@ -330,8 +330,8 @@ impl World {
     }
 
     /// A datagram that somebody sent before.
-    pub(super) fn overheard(&self, host: HostId) -> Option<Vec<u8>> {
-        let overheard = self.overheard.borrow();
+    pub(super) fn random_sent_datagram(&self, host: HostId) -> Option<Vec<u8>> {
+        let overheard = self.sent_datagrams.borrow();
         if overheard.is_empty() {
             return None;
         }
@@ -340,30 +340,30 @@ impl World {
     }
 
     /// Another run of a host's process begins.
-    pub(super) fn begin_run(&self, host: HostId) -> Instance {
+    pub(super) fn start_process(&self, host: HostId) -> Instance {
         let mut control = self.controls[host].borrow_mut();
-        control.runs += 1;
+        control.starts += 1;
         control.running = true;
         Instance(control.rng.next())
     }
 
-    pub(super) fn is_dead(&self, host: HostId) -> bool {
-        self.controls[host].borrow().dead
+    pub(super) fn is_killed(&self, host: HostId) -> bool {
+        self.controls[host].borrow().killed
     }
 
     /// Whether its process has just been killed.
-    pub(super) fn take_dead(&self, host: HostId) -> Option<u64> {
+    pub(super) fn take_killed(&self, host: HostId) -> Option<u64> {
         let mut control = self.controls[host].borrow_mut();
-        std::mem::take(&mut control.dead).then_some(control.down_ms)
+        std::mem::take(&mut control.killed).then_some(control.down_ms)
     }
 
     /// Its process is gone.
-    pub(super) fn crashed(&self, host: HostId) {
+    pub(super) fn end_process(&self, host: HostId) {
         let mut control = self.controls[host].borrow_mut();
-        (control.running, control.kill_at, control.dead) = (false, None, false);
+        (control.running, control.kill_at, control.killed) = (false, None, false);
         drop(control);
-        self.orders.borrow_mut().remove(&host);
-        self.gauges.borrow_mut().remove(&host);
+        self.requests.borrow_mut().remove(&host);
+        self.host_stats.borrow_mut().remove(&host);
     }
 
     /// Nodes look for the stations that are members.
@@ -387,50 +387,57 @@ impl World {
     /// Where a host is to be found now.
     pub(super) fn address(&self, host: HostId, port: u16) -> Option<SocketAddr> {
         let ip = *self.addresses.borrow().get(&host)?;
-        Some(SocketAddr::new(ip, port + self.controls[host].borrow().moves))
+        Some(SocketAddr::new(
+            ip,
+            port + self.controls[host].borrow().address_changes,
+        ))
     }
 
     /// Somebody types at a station.
-    pub(super) fn give(&self, host: HostId, order: Order) {
-        self.orders.borrow_mut().entry(host).or_default().push_back(order);
+    pub(super) fn queue_request(&self, host: HostId, order: PlannedRequest) {
+        self.requests
+            .borrow_mut()
+            .entry(host)
+            .or_default()
+            .push_back(order);
     }
 
-    pub(super) fn take_order(&self, host: HostId) -> Option<Order> {
-        self.orders.borrow_mut().get_mut(&host)?.pop_front()
+    pub(super) fn take_request(&self, host: HostId) -> Option<PlannedRequest> {
+        self.requests.borrow_mut().get_mut(&host)?.pop_front()
     }
 
-    pub(super) fn measure(&self, host: HostId, gauge: Gauge) {
-        self.gauges.borrow_mut().insert(host, gauge);
+    pub(super) fn set_stats(&self, host: HostId, gauge: HostStats) {
+        self.host_stats.borrow_mut().insert(host, gauge);
     }
 
-    pub(super) fn executed(&self, node: HostId, id: CommandId) {
-        self.truth.borrow_mut().executed(node, id, self.now_ms());
+    pub(super) fn record_execution(&self, node: HostId, id: CommandId) {
+        self.truth.borrow_mut().record_execution(node, id, self.now_ms());
     }
 
     /// A node heeds an order.
-    pub(super) fn heard_stop(&self, node: HostId, order: Latch) {
-        self.note(node, format_args!("is stopped by {}", order.number));
-        self.truth.borrow_mut().heard_stop(node, order);
+    pub(super) fn record_stop_received(&self, node: HostId, order: StopId) {
+        self.log(node, format_args!("is stopped by {}", order.number));
+        self.truth.borrow_mut().record_stop_received(node, order);
     }
 
     /// A delivery has ended, as a station tells.
-    pub(super) fn ended(&self, station: HostId, id: CommandId, to: PeerId, how: Outcome) {
-        if let Some(node) = self.node_of(&to) {
-            self.truth.borrow_mut().ended(station, id, node, how);
+    pub(super) fn record_outcome(&self, station: HostId, id: CommandId, to: PeerId, how: Outcome) {
+        if let Some(node) = self.node_with_id(&to) {
+            self.truth.borrow_mut().record_outcome(station, id, node, how);
         }
     }
 
     /// Why a station's disk takes nothing now.
-    pub(super) fn store_trouble(&self, host: HostId) -> Option<&'static str> {
-        let (trouble, until) = self.controls[host].borrow().disk?;
+    pub(super) fn store_fault(&self, host: HostId) -> Option<&'static str> {
+        let (trouble, until) = self.controls[host].borrow().disk_fault?;
         if self.now_ms() >= until {
             return None;
         }
         let (fault, why) = match trouble {
-            DiskTrouble::NoSpace => (Fault::NoSpace, "no space"),
-            DiskTrouble::IoError => (Fault::IoError, "input/output error"),
+            DiskFault::NoSpace => (Fault::NoSpace, "no space"),
+            DiskFault::IoError => (Fault::IoError, "input/output error"),
         };
-        self.count(fault);
+        self.count_fault(fault);
         Some(why)
     }
 
@@ -439,9 +446,9 @@ impl World {
         if let Err(error) = self.stores.borrow_mut().copy(from, to) {
             self.truth
                 .borrow_mut()
-                .break_promise(Invariant::Progress, format!("the store fails: {error}"));
+                .report_violation(Invariant::Progress, format!("the store fails: {error}"));
         }
         let now = self.now_ms();
-        self.truth.borrow_mut().copied(from, now);
+        self.truth.borrow_mut().record_store_copy(from, now);
     }
 }

@@ -3,48 +3,48 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use swarm_tests::fleet::{Invite, PATIENCE, text};
-use swarm_tests::process::{Signal, let_pass, wait_until};
+use swarm_tests::fleet::{Invite, TEST_TIMEOUT, str_field};
+use swarm_tests::process::{Signal, sleep_for, wait_until};
 
 use crate::rig::Rig;
 
 #[test]
-fn stations_and_nodes_restart() {
+fn links_return_after_restarts() {
     let Some(mut rig) = Rig::linked(3) else { return };
     for signal in [Signal::TERM, Signal::KILL] {
-        rig.station.end(signal);
+        rig.station.signal_and_wait(signal);
         rig.station.serve();
-        rig.all_linked();
-        rig.nodes[0].end(signal);
+        rig.check_all_linked();
+        rig.nodes[0].signal_and_wait(signal);
         rig.station.wait_state("n1", "offline");
         rig.nodes[0].start(&[]);
-        rig.all_linked();
+        rig.check_all_linked();
     }
     // All at once, as when the power fails.
-    rig.station.end(Signal::KILL);
+    rig.station.signal_and_wait(Signal::KILL);
     for node in &mut rig.nodes {
-        node.end(Signal::KILL);
+        node.signal_and_wait(Signal::KILL);
     }
     for node in &mut rig.nodes {
         node.start(&[]);
     }
     rig.station.serve();
-    rig.all_linked();
+    rig.check_all_linked();
 }
 
 #[test]
-fn addresses_change() {
+fn links_return_after_address_changes() {
     let Some(mut rig) = Rig::linked(3) else { return };
     rig.lab.set_address(1, Ipv4Addr::new(10, 77, 3, 1));
     rig.wait_address("n1", "10.77.3.1:");
-    rig.all_linked();
+    rig.check_all_linked();
     rig.lab.set_address(0, Ipv4Addr::new(10, 77, 3, 100));
     for node in &rig.nodes {
-        wait_until(PATIENCE, "they see the station at its new address", || {
-            text(&node.status()["links"][0], "addr").starts_with("10.77.3.100:")
+        wait_until(TEST_TIMEOUT, "they see the station at its new address", || {
+            str_field(&node.status()["links"][0], "addr").starts_with("10.77.3.100:")
         });
     }
-    rig.all_linked();
+    rig.check_all_linked();
     // Two nodes change places.
     let (second, third) = (rig.lab.ip(2), rig.lab.ip(3));
     rig.lab.link_down(2);
@@ -56,56 +56,56 @@ fn addresses_change() {
     rig.lab.link_up(3);
     rig.wait_address("n2", &format!("{third}:"));
     rig.wait_address("n3", &format!("{second}:"));
-    rig.all_linked();
+    rig.check_all_linked();
 }
 
 #[test]
-fn half_of_the_fleet_is_cut_off_and_comes_back() {
+fn partitioned_nodes_relink_after_healing() {
     let Some(rig) = Rig::linked(4) else { return };
     rig.lab.partition(&[3, 4]);
     rig.station.wait_state("n3", "offline");
     rig.station.wait_state("n4", "offline");
-    let ran = rig.station.run(&["ping", "--timeout", "1s"]).expect(4);
+    let ran = rig.station.run(&["ping", "--timeout", "1s"]).expect_status(4);
     for (node, state) in [
         ("n1", "done"),
         ("n2", "done"),
         ("n3", "no-answer"),
         ("n4", "no-answer"),
     ] {
-        assert_eq!(ran.state(node), state);
+        assert_eq!(ran.outcome_of(node), state);
     }
     // What is asked meanwhile is done when they are back.
     let verb = rig
         .station
         .start(&["call", "all", "slow", "tag=parted", "--timeout", "30s"]);
-    wait_until(PATIENCE, "the near half has done it", || {
+    wait_until(TEST_TIMEOUT, "the near half has done it", || {
         rig.nodes[0].marks().len() == 2
     });
     rig.lab.heal();
-    let ran = verb.finish(PATIENCE).expect(0);
+    let ran = verb.finish(TEST_TIMEOUT).expect_status(0);
     assert_eq!(ran.json().len(), 4);
-    rig.all_linked();
+    rig.check_all_linked();
     for node in &rig.nodes {
         assert_eq!(node.marks(), ["begin parted", "end parted"]);
     }
 }
 
 #[test]
-fn an_interface_goes_and_comes_during_a_command() {
+fn command_survives_interface_down_and_up() {
     let Some(rig) = Rig::linked(2) else { return };
     // While the action runs, and back before anybody is called offline.
     let mut watch = rig.station.watch();
-    watch.wait_json(PATIENCE, "the second node", |line| line["node"] == "n2");
+    watch.wait_json(TEST_TIMEOUT, "the second node", |line| line["node"] == "n2");
     let verb = rig
         .station
         .start(&["call", "all", "slow", "tag=brief", "time=2", "--timeout", "20s"]);
-    wait_until(PATIENCE, "it has begun", || rig.nodes[0].marks().len() == 1);
+    wait_until(TEST_TIMEOUT, "it has begun", || rig.nodes[0].marks().len() == 1);
     rig.lab.link_down(1);
-    wait_until(PATIENCE, "the other has done it", || {
+    wait_until(TEST_TIMEOUT, "the other has done it", || {
         rig.nodes[1].marks().len() == 2
     });
     rig.lab.link_up(1);
-    verb.finish(PATIENCE).expect(0);
+    verb.finish(TEST_TIMEOUT).expect_status(0);
     assert_eq!(rig.nodes[0].marks(), ["begin brief", "end brief"]);
 
     // Down before it is sent, and for longer.
@@ -114,37 +114,37 @@ fn an_interface_goes_and_comes_during_a_command() {
     let verb = rig
         .station
         .start(&["call", "all", "slow", "tag=long", "--timeout", "25s"]);
-    wait_until(PATIENCE, "the other has done it", || {
+    wait_until(TEST_TIMEOUT, "the other has done it", || {
         rig.nodes[1].marks().len() == 4
     });
     assert_eq!(rig.nodes[0].marks().len(), 2);
     rig.lab.link_up(1);
-    verb.finish(PATIENCE).expect(0);
+    verb.finish(TEST_TIMEOUT).expect_status(0);
     assert_eq!(rig.nodes[0].marks()[2..], ["begin long", "end long"]);
 
     // The station's own, while the actions run.
     let verb = rig
         .station
         .start(&["call", "all", "slow", "tag=own", "time=1", "--timeout", "25s"]);
-    wait_until(PATIENCE, "it has begun", || {
+    wait_until(TEST_TIMEOUT, "it has begun", || {
         rig.nodes.iter().all(|node| node.marks().len() == 5)
     });
     rig.lab.link_down(0);
     rig.station.wait_state("n1", "offline");
     rig.station.wait_state("n2", "offline");
     rig.lab.link_up(0);
-    verb.finish(PATIENCE).expect(0);
-    rig.all_linked();
+    verb.finish(TEST_TIMEOUT).expect_status(0);
+    rig.check_all_linked();
     for node in &rig.nodes {
         assert_eq!(node.marks()[4..], ["begin own", "end own"]);
     }
 }
 
 #[test]
-fn a_file_survives_a_short_loss() {
+fn transfer_survives_brief_link_loss() {
     let Some(rig) = Rig::linked(1) else { return };
-    rig.lab.rate(1, Some("40mbit"));
-    let source = rig.field.big_file("take", 6 * 1024 * 1024);
+    rig.lab.set_rate_limit(1, Some("40mbit"));
+    let source = rig.test_dir.random_file("take", 6 * 1024 * 1024);
     let words = [
         "send",
         &source.display().to_string(),
@@ -153,40 +153,40 @@ fn a_file_survives_a_short_loss() {
         "10s",
     ];
     let verb = rig.station.start(&words);
-    wait_until(PATIENCE, "a part of the file", || {
+    wait_until(TEST_TIMEOUT, "a part of the file", || {
         !rig.nodes[0].files().1.is_empty()
     });
-    rig.lab.plug(1, false);
-    let_pass(Duration::from_secs(1));
+    rig.lab.set_carrier(1, false);
+    sleep_for(Duration::from_secs(1));
     assert!(rig.nodes[0].files().0.is_empty(), "it was not over before");
-    rig.lab.plug(1, true);
-    verb.finish(PATIENCE).expect(0);
-    let there = std::fs::read(rig.nodes[0].root.join("take")).expect("there");
+    rig.lab.set_carrier(1, true);
+    verb.finish(TEST_TIMEOUT).expect_status(0);
+    let there = std::fs::read(rig.nodes[0].files_root.join("take")).expect("there");
     assert!(there == std::fs::read(&source).expect("there"));
 }
 
 #[test]
-fn a_station_with_two_networks_finds_nodes_on_both() {
+fn station_finds_nodes_on_two_networks() {
     let Some(mut rig) = Rig::new(3) else { return };
     // The third is on the second network only.
     let addresses = rig.lab.add_network(&[0, 3]);
     rig.lab.link_down(3);
-    rig.join(&[]);
+    rig.start_and_join(&[]);
     rig.wait_address("n1", "10.77.0.2:");
     rig.wait_address("n3", &addresses[1].to_string());
     // Found by announcements there too, not only by what it remembers.
-    rig.nodes[2].end(Signal::TERM);
-    std::fs::remove_file(rig.nodes[2].dir.join("stations.json")).expect("there");
-    rig.nodes[2].listen_at("0.0.0.0:7500");
+    rig.nodes[2].signal_and_wait(Signal::TERM);
+    std::fs::remove_file(rig.nodes[2].state_dir.join("stations.json")).expect("there");
+    rig.nodes[2].set_listen_addr("0.0.0.0:7500");
     rig.nodes[2].start(&[]);
     rig.wait_address("n3", &format!("{}:7500", addresses[1]));
     // One that has two ways keeps its link, or has another, when the one in use goes away.
     rig.lab.link_up(3);
-    rig.all_linked();
+    rig.check_all_linked();
 }
 
 #[test]
-fn there_is_no_network_at_boot() {
+fn programs_start_without_network_and_link_later() {
     let Some(mut rig) = Rig::new(2) else { return };
     for host in 0..=2 {
         rig.lab.link_down(host);
@@ -200,11 +200,11 @@ fn there_is_no_network_at_boot() {
     rig.lab.link_up(1);
     rig.lab.link_up(0);
     rig.lab.link_up(2);
-    rig.all_linked();
+    rig.check_all_linked();
     // The same when they know one another.
-    rig.station.end(Signal::TERM);
+    rig.station.signal_and_wait(Signal::TERM);
     for node in &mut rig.nodes {
-        node.end(Signal::TERM);
+        node.signal_and_wait(Signal::TERM);
     }
     for host in 0..=2 {
         rig.lab.link_down(host);
@@ -216,5 +216,5 @@ fn there_is_no_network_at_boot() {
     for host in [2, 0, 1] {
         rig.lab.link_up(host);
     }
-    rig.all_linked();
+    rig.check_all_linked();
 }

@@ -1,6 +1,6 @@
 //! A station on host 0 and a node on each of the others, linked.
 
-use swarm_tests::fleet::{Field, Invite, Node, PATIENCE, Place, Station};
+use swarm_tests::fleet::{Host, Invite, Node, Station, TEST_TIMEOUT, TestDir};
 use swarm_tests::lab::Lab;
 use swarm_tests::process::wait_until;
 
@@ -8,52 +8,52 @@ pub(crate) struct Rig {
     pub(crate) station: Station,
     pub(crate) nodes: Vec<Node>,
     pub(crate) lab: Lab,
-    pub(crate) field: Field,
+    pub(crate) test_dir: TestDir,
 }
 
 impl Rig {
     /// Nothing runs yet; the nodes are called `n1` and so on, as their hosts are numbered.
     pub(crate) fn new(nodes: usize) -> Option<Self> {
         let lab = Lab::or_skip(nodes + 1)?;
-        let field = Field::new();
-        let station = field.station("st", Place::host(&lab, 0));
+        let field = TestDir::new();
+        let station = field.station("st", Host::in_lab(&lab, 0));
         let nodes = (1..=nodes)
-            .map(|host| field.node(&format!("n{host}"), Place::host(&lab, host)))
+            .map(|host| field.node(&format!("n{host}"), Host::in_lab(&lab, host)))
             .collect();
         Some(Self {
             station,
             nodes,
             lab,
-            field,
+            test_dir: field,
         })
     }
 
     /// All linked, by whatever means.
     pub(crate) fn linked(nodes: usize) -> Option<Self> {
         let mut rig = Self::new(nodes)?;
-        rig.join(&[]);
+        rig.start_and_join(&[]);
         Some(rig)
     }
 
-    pub(crate) fn join(&mut self, flags: &[&str]) {
+    pub(crate) fn start_and_join(&mut self, flags: &[&str]) {
         self.station.serve();
         let code = self.station.invite(&Invite::nodes(self.nodes.len()));
         for node in &mut self.nodes {
             node.start(&[&["--join", &code][..], flags].concat());
         }
-        self.all_linked();
+        self.check_all_linked();
     }
 
     /// All are online, and answer.
-    pub(crate) fn all_linked(&self) {
+    pub(crate) fn check_all_linked(&self) {
         self.station.wait_online(self.nodes.len());
-        let ran = self.station.run(&["ping"]).expect(0);
+        let ran = self.station.run(&["ping"]).expect_status(0);
         assert_eq!(ran.json().len(), self.nodes.len());
     }
 
     /// Waits until the station has seen a node at this address.
     pub(crate) fn wait_address(&self, node: &str, address: &str) {
-        wait_until(PATIENCE, &format!("{node} online at {address}"), || {
+        wait_until(TEST_TIMEOUT, &format!("{node} online at {address}"), || {
             let line = self.station.node(node);
             let seen = line["address"].as_str().unwrap_or_default();
             line["state"] == "online" && seen.starts_with(address)
@@ -62,6 +62,6 @@ impl Rig {
 }
 
 /// On standard error at once: what goes through `eprintln!` is hidden when a test passes.
-pub(crate) fn say(text: &str) {
+pub(crate) fn print_stderr(text: &str) {
     let _written = std::io::Write::write_all(&mut std::io::stderr(), format!("{text}\n").as_bytes());
 }

@@ -3,22 +3,22 @@
 use std::time::Duration;
 
 use swarm_shared::net::clock;
-use swarm_tests::fleet::PATIENCE;
-use swarm_tests::process::{Process, Signal, Stream, let_pass};
+use swarm_tests::fleet::TEST_TIMEOUT;
+use swarm_tests::process::{Process, Signal, Stream, sleep_for};
 
-use crate::rig::{Rig, say};
+use crate::rig::{Rig, print_stderr};
 
 /// What the product promises.
 const OFFLINE_WITHIN: Duration = Duration::from_secs(4);
 
 fn wait_state(watch: &mut Process, node: &str, state: &str) {
-    watch.wait_json(PATIENCE, &format!("{node} {state}"), |line| {
+    watch.wait_json(TEST_TIMEOUT, &format!("{node} {state}"), |line| {
         line["node"] == node && line["state"] == state
     });
 }
 
 fn seconds(time: f64) {
-    let_pass(Duration::from_secs_f64(time));
+    sleep_for(Duration::from_secs_f64(time));
 }
 
 #[test]
@@ -42,7 +42,7 @@ fn a_silent_node_is_offline_within_four_seconds() {
         let begun = clock::now();
         match how {
             "interface down" => rig.lab.link_down(1),
-            "cable pulled" => rig.lab.plug(1, false),
+            "cable pulled" => rig.lab.set_carrier(1, false),
             _ => rig.nodes[0].process().signal(Signal::STOP),
         }
         wait_state(&mut watch, "n1", "offline");
@@ -51,14 +51,14 @@ fn a_silent_node_is_offline_within_four_seconds() {
         assert!(took < OFFLINE_WITHIN, "{figures:?}");
         match how {
             "interface down" => rig.lab.link_up(1),
-            "cable pulled" => rig.lab.plug(1, true),
+            "cable pulled" => rig.lab.set_carrier(1, true),
             _ => rig.nodes[0].process().signal(Signal::CONT),
         }
         let begun = clock::now();
         wait_state(&mut watch, "n1", "online");
         figures.push(format!("back {:.2} s", (clock::now() - begun).as_secs_f64()));
     }
-    say(&format!("offline after: {}", figures.join(", ")));
+    print_stderr(&format!("offline after: {}", figures.join(", ")));
     assert!(
         !watch
             .lines(Stream::Out)
@@ -69,7 +69,7 @@ fn a_silent_node_is_offline_within_four_seconds() {
 }
 
 #[test]
-fn a_brief_loss_is_not_called_offline() {
+fn brief_loss_is_not_reported_offline() {
     let Some(rig) = Rig::linked(2) else { return };
     let mut watch = rig.station.watch();
     wait_state(&mut watch, "n1", "online");
@@ -87,7 +87,7 @@ fn a_brief_loss_is_not_called_offline() {
         rig.lab.heal();
         seconds(0.6 + 0.07 * f64::from(round));
     }
-    rig.all_linked();
+    rig.check_all_linked();
     let lines = watch.lines(Stream::Out);
     let offline: Vec<&String> = lines.iter().filter(|line| line.contains("\"offline\"")).collect();
     assert!(offline.is_empty(), "{offline:#?}");

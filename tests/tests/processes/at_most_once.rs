@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use swarm_node::fleet_store::Memory;
+use swarm_node::fleet_store::FleetStore;
 use swarm_shared::net::clock;
 use swarm_shared::net::endpoint::{Config, Endpoint, Events};
 use swarm_shared::net::handshake::Identity;
@@ -16,14 +16,14 @@ use swarm_shared::net::random;
 use swarm_shared::net::socket::KeepaliveConfig;
 use swarm_shared::proto::address_book::{Hint, Source};
 use swarm_shared::proto::delivery::{Stage, StageMessage};
-use swarm_shared::proto::encoded::Parcel;
+use swarm_shared::proto::encoded::EncodedFrame;
 use swarm_shared::proto::id::{NodeName, PeerKind};
-use swarm_shared::proto::message::Offer;
+use swarm_shared::proto::message::ActionCatalog;
 use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::session::{Outgoing, Timing};
 use swarm_shared::proto::trust::{FleetRoot, Membership, Role, SigningKey};
 use swarm_shared::proto::wire::{Frame, Kind, Lane, MessageType};
-use swarm_tests::fleet::{Field, Node, PATIENCE, Place};
+use swarm_tests::fleet::{Host, Node, TEST_TIMEOUT, TestDir};
 use swarm_tests::process::{Signal, wait_until};
 use tokio::time::timeout;
 
@@ -44,33 +44,33 @@ class = "flight"
 "#;
 
 /// A station made of nothing but links, and a node that is a real process.
-struct Pair {
+struct RawStation {
     endpoint: Endpoint,
     events: Events,
     link: Option<PeerLink>,
     node: Node,
-    field: Field,
+    test_dir: TestDir,
 }
 
-fn key() -> SigningKey {
+fn random_key() -> SigningKey {
     SigningKey::from_seed(random::bytes().expect("randomness"))
 }
 
-impl Pair {
+impl RawStation {
     async fn new() -> Self {
-        let field = Field::new();
-        let mut node = field.node("n1", Place::here());
+        let field = TestDir::new();
+        let mut node = field.node("n1", Host::loopback());
         node.tables = ACTIONS.replace("DIR", &field.path().display().to_string());
-        let mut root = FleetRoot::create(key()).expect("a fleet");
+        let mut root = FleetRoot::create(random_key()).expect("a fleet");
         let mut member = |key: &SigningKey, role| {
             let grant = root.grant(key.public(), role).expect("a grant");
             Membership::new(root.public(), &key.public(), grant, root.state().clone()).expect("good")
         };
-        let theirs = identity::load_or_create(&node.dir, KeyFile::Identity).expect("a key");
-        Memory::new(&node.dir)
-            .keep_fleet(&member(&theirs, Role::Node))
+        let theirs = identity::load_or_create(&node.state_dir, KeyFile::Identity).expect("a key");
+        FleetStore::new(&node.state_dir)
+            .save_fleet(&member(&theirs, Role::Node))
             .await;
-        let ours = key();
+        let ours = random_key();
         let config = Config {
             kind: PeerKind::Station,
             name: NodeName::parse("st").expect("a name"),
@@ -83,34 +83,39 @@ impl Pair {
         };
         let identity = Arc::new(Identity::new(ours).expect("randomness"));
         let (endpoint, events) = Endpoint::start(config, identity).expect("started");
-        let addr = node.listen().parse().expect("an address");
-        endpoint.heard(addr, Source::Static, Hint::None).await;
+        let addr = node.listen_addr().parse().expect("an address");
+        endpoint
+            .address_discovered(addr, Source::Static, Hint::None)
+            .await;
         Self {
             endpoint,
             events,
             link: None,
             node,
-            field,
+            test_dir: field,
         }
     }
 
     /// Starts the node and waits for the link; what the node says of itself.
-    async fn start(&mut self) -> Offer {
+    async fn start(&mut self) -> ActionCatalog {
         self.node.start(&[]);
         let linked = async {
             loop {
-                if let Some(PeerEvent::Up { peer, .. }) = self.events.peers.recv().await {
+                if let Some(PeerEvent::Connected { peer, .. }) = self.events.peers.recv().await {
                     return peer.id;
                 }
             }
         };
-        let id = timeout(PATIENCE, linked).await.expect("it links");
-        self.link = Some(self.endpoint.open(id).await.expect("running"));
-        self.frame(Kind::Offer).await.read().expect("an offer")
+        let id = timeout(TEST_TIMEOUT, linked).await.expect("it links");
+        self.link = Some(self.endpoint.open_session(id).await.expect("running"));
+        self.receive_frame(Kind::Offer)
+            .await
+            .parse_content()
+            .expect("an offer")
     }
 
     /// The next frame of this kind; others are passed over.
-    async fn frame(&mut self, kind: Kind) -> Frame {
+    async fn receive_frame(&mut self, kind: Kind) -> Frame {
         let found = async {
             loop {
                 if let Some(PeerEvent::Frame { frame, .. }) = self.events.peers.recv().await
@@ -120,139 +125,139 @@ impl Pair {
                 }
             }
         };
-        timeout(PATIENCE, found).await.expect("a frame in time")
+        timeout(TEST_TIMEOUT, found).await.expect("a frame in time")
     }
 
-    fn send(&self, seq: u64, action: &str, kwargs: Value, life_ms: u64) {
+    fn send(&self, seq: u64, action: &str, kwargs: Value, ttl_ms: u64) {
         let mut frame = Frame::json(Kind::Command, &json!({"args": [], "kwargs": kwargs}));
         frame.header.message_type = MessageType::Request;
         frame.header.action = Some(action.to_owned());
         frame.header.lane = Some(Lane::Control);
         (frame.header.id, frame.header.epoch) = (Some(seq), Some(EPOCH));
-        frame.header.life = Some(life_ms);
+        frame.header.life = Some(ttl_ms);
         let outgoing = Outgoing {
-            parcel: Parcel::new(&frame).expect("it encodes"),
+            frame: EncodedFrame::new(&frame).expect("it encodes"),
             lane: Lane::Control,
-            deadline: Some(clock::now() + Duration::from_millis(life_ms)),
+            deadline: Some(clock::now() + Duration::from_millis(ttl_ms)),
         };
         let link = self.link.as_ref().expect("it is linked");
         link.try_send(outgoing).expect("room");
     }
 
     /// Sends it and waits for its end.
-    async fn ask(&mut self, seq: u64, action: &str) -> Reply {
+    async fn call(&mut self, seq: u64, action: &str) -> Reply {
         self.send(seq, action, json!({}), 60_000);
-        self.reply(seq).await
+        self.receive_reply(seq).await
     }
 
-    async fn reply(&mut self, seq: u64) -> Reply {
-        let frame = self.frame(Kind::Reply).await;
+    async fn receive_reply(&mut self, seq: u64) -> Reply {
+        let frame = self.receive_frame(Kind::Reply).await;
         assert_eq!((frame.header.id, frame.header.epoch), (Some(seq), Some(EPOCH)));
-        frame.read().expect("a reply")
+        frame.parse_content().expect("a reply")
     }
 
-    async fn stage(&mut self, seq: u64) -> Stage {
-        let frame = self.frame(Kind::Stage).await;
+    async fn receive_stage(&mut self, seq: u64) -> Stage {
+        let frame = self.receive_frame(Kind::Stage).await;
         assert_eq!((frame.header.id, frame.header.epoch), (Some(seq), Some(EPOCH)));
-        frame.read::<StageMessage>().expect("a stage").stage
+        frame.parse_content::<StageMessage>().expect("a stage").stage
     }
 
-    fn lines(&self, name: &str) -> usize {
-        let text = std::fs::read_to_string(self.field.path().join(name)).unwrap_or_default();
+    fn count_lines(&self, name: &str) -> usize {
+        let text = std::fs::read_to_string(self.test_dir.path().join(name)).unwrap_or_default();
         text.lines().count()
     }
 
     /// Has it begin, and is told of each stage.
-    async fn begin(&mut self, seq: u64, action: &str, lines: usize) {
+    async fn start_command(&mut self, seq: u64, action: &str, lines: usize) {
         self.send(seq, action, json!({}), 60_000);
         for stage in [Stage::Received, Stage::Accepted, Stage::Started] {
-            assert_eq!(self.stage(seq).await, stage);
+            assert_eq!(self.receive_stage(seq).await, stage);
         }
-        wait_until(PATIENCE, action, || self.lines(action) == lines);
+        wait_until(TEST_TIMEOUT, action, || self.count_lines(action) == lines);
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_node_that_is_killed_midway_does_nothing_twice_that_may_not_be() {
-    let mut pair = Pair::new().await;
+async fn killed_node_reruns_only_idempotent_actions() {
+    let mut pair = RawStation::new().await;
     let offer = pair.start().await;
     assert!(offer.actions["again"].idempotent && !offer.actions["once"].idempotent);
-    pair.begin(1, "once", 1).await;
-    pair.begin(2, "again", 1).await;
-    pair.node.end(Signal::KILL);
+    pair.start_command(1, "once", 1).await;
+    pair.start_command(2, "again", 1).await;
+    pair.node.signal_and_wait(Signal::KILL);
     pair.start().await;
 
-    let first = pair.ask(1, "once").await;
+    let first = pair.call(1, "once").await;
     assert_eq!(first.state, Outcome::Unknown, "{first:?}");
-    assert_eq!(pair.ask(1, "once").await, first);
-    assert_eq!(pair.ask(2, "again").await.state, Outcome::Done);
-    assert_eq!(pair.ask(2, "again").await.state, Outcome::Done);
+    assert_eq!(pair.call(1, "once").await, first);
+    assert_eq!(pair.call(2, "again").await.state, Outcome::Done);
+    assert_eq!(pair.call(2, "again").await.state, Outcome::Done);
     pair.send(2, "once", json!({"other": true}), 60_000);
-    let other = pair.reply(2).await;
+    let other = pair.receive_reply(2).await;
     assert_eq!(other.state, Outcome::Refused, "{other:?}");
 
-    pair.node.end(Signal::KILL);
+    pair.node.signal_and_wait(Signal::KILL);
     pair.start().await;
-    assert_eq!(pair.ask(1, "once").await, first);
-    assert_eq!(pair.ask(2, "again").await.state, Outcome::Done);
-    assert_eq!((pair.lines("once"), pair.lines("again")), (1, 2));
+    assert_eq!(pair.call(1, "once").await, first);
+    assert_eq!(pair.call(2, "again").await.state, Outcome::Done);
+    assert_eq!((pair.count_lines("once"), pair.count_lines("again")), (1, 2));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_node_that_is_told_to_end_keeps_the_outcome_of_what_it_ended() {
-    let mut pair = Pair::new().await;
+async fn terminated_node_keeps_outcomes_of_killed_actions() {
+    let mut pair = RawStation::new().await;
     pair.start().await;
-    pair.begin(1, "once", 1).await;
-    pair.node.end(Signal::TERM);
+    pair.start_command(1, "once", 1).await;
+    pair.node.signal_and_wait(Signal::TERM);
     pair.start().await;
-    let reply = pair.ask(1, "once").await;
+    let reply = pair.call(1, "once").await;
     assert_eq!(reply.state, Outcome::Failed, "{reply:?}");
     let why = reply.error.unwrap_or_default();
     assert!(why.contains("shutting down"), "{why}");
-    assert_eq!(pair.lines("once"), 1);
+    assert_eq!(pair.count_lines("once"), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_flight_action_has_two_seconds_and_no_more() {
-    let mut pair = Pair::new().await;
+async fn flight_action_ttl_is_capped_at_two_seconds() {
+    let mut pair = RawStation::new().await;
     pair.start().await;
     pair.send(1, "fly", json!({}), 2_001);
-    assert_eq!(pair.reply(1).await.state, Outcome::Refused);
+    assert_eq!(pair.receive_reply(1).await.state, Outcome::Refused);
     pair.send(2, "fly", json!({}), 2_000);
-    assert_eq!(pair.reply(2).await.state, Outcome::Done);
-    assert_eq!(pair.lines("fly"), 1);
+    assert_eq!(pair.receive_reply(2).await.state, Outcome::Done);
+    assert_eq!(pair.count_lines("fly"), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_node_that_cannot_write_refuses_what_acts_and_recovers_by_itself() {
-    let mut pair = Pair::new().await;
+async fn node_with_unwritable_journal_refuses_then_recovers() {
+    let mut pair = RawStation::new().await;
     // In the way of every snapshot, and so of the first write.
-    let in_the_way = pair.node.dir.join("journal.new/stone");
+    let in_the_way = pair.node.state_dir.join("journal.new/stone");
     std::fs::create_dir_all(&in_the_way).expect("made");
     pair.start().await;
-    let refused = pair.ask(1, "log").await;
+    let refused = pair.call(1, "log").await;
     assert_eq!(refused.state, Outcome::Refused, "{refused:?}");
     let why = refused.error.clone().unwrap_or_default();
     assert!(why.starts_with("the node's journal cannot be written: "), "{why}");
     assert_eq!(
-        pair.ask(2, "ping").await.state,
+        pair.call(2, "ping").await.state,
         Outcome::Done,
         "what reads goes on"
     );
 
-    std::fs::remove_dir_all(pair.node.dir.join("journal.new")).expect("out of the way");
+    std::fs::remove_dir_all(pair.node.state_dir.join("journal.new")).expect("out of the way");
     let healed = async {
         for seq in 3.. {
-            if pair.ask(seq, "log").await.state == Outcome::Done {
+            if pair.call(seq, "log").await.state == Outcome::Done {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
     };
-    timeout(PATIENCE, healed).await.expect("it recovers");
+    timeout(TEST_TIMEOUT, healed).await.expect("it recovers");
     // And what was refused stays refused, over a restart too.
-    assert_eq!(pair.ask(1, "log").await, refused);
-    pair.node.end(Signal::KILL);
+    assert_eq!(pair.call(1, "log").await, refused);
+    pair.node.signal_and_wait(Signal::KILL);
     pair.start().await;
-    assert_eq!(pair.ask(1, "log").await, refused);
+    assert_eq!(pair.call(1, "log").await, refused);
 }

@@ -3,7 +3,7 @@
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
-use swarm_tests::fleet::{Fleet, noise, text};
+use swarm_tests::fleet::{Fleet, pseudo_random_bytes, str_field};
 
 fn path(path: &Path) -> String {
     path.display().to_string()
@@ -14,21 +14,21 @@ fn mode(path: &Path) -> u32 {
 }
 
 #[test]
-fn files_go_to_nodes_and_come_back() {
+fn files_are_sent_and_fetched() {
     let fleet = Fleet::linked(2);
-    let (station, field) = (&fleet.station, &fleet.field);
-    let roots = [&fleet.nodes[0].root, &fleet.nodes[1].root];
+    let (station, field) = (&fleet.station, &fleet.test_dir);
+    let roots = [&fleet.nodes[0].files_root, &fleet.nodes[1].files_root];
 
     // One file, whole chunks and a rest, with its mode.
-    let content = noise(700 * 1024 + 13);
+    let content = pseudo_random_bytes(700 * 1024 + 13);
     let take = field.file("take1.csv", &content);
     std::fs::set_permissions(&take, PermissionsExt::from_mode(0o750)).expect("a mode");
     let ran = station
         .run(&["send", &path(&take), "all:files/shows/take1.csv"])
-        .expect(0);
+        .expect_status(0);
     assert_eq!(ran.json().len(), 2);
     for (node, root) in ["n1", "n2"].iter().zip(roots) {
-        let value = &ran.of(node)["value"];
+        let value = &ran.line_of(node)["value"];
         assert_eq!(value["size"], content.len());
         let there = root.join("shows/take1.csv");
         assert!(std::fs::read(&there).expect("there") == content);
@@ -39,7 +39,7 @@ fn files_go_to_nodes_and_come_back() {
     let empty = field.file("empty", b"");
     station
         .run(&["send", &path(&empty), "n1:files/shows/take1.csv"])
-        .expect(0);
+        .expect_status(0);
     assert_eq!(
         std::fs::read(roots[0].join("shows/take1.csv")).expect("there"),
         b""
@@ -49,7 +49,7 @@ fn files_go_to_nodes_and_come_back() {
     let b = field.file("b.txt", b"bee");
     let ran = station
         .run(&["send", &path(&take), &path(&b), "n2:files/many/"])
-        .expect(0);
+        .expect_status(0);
     assert_eq!(ran.json().len(), 2);
     assert_eq!(std::fs::read(roots[1].join("many/b.txt")).expect("there"), b"bee");
     assert!(roots[1].join("many/take1.csv").is_file());
@@ -60,7 +60,7 @@ fn files_go_to_nodes_and_come_back() {
     std::fs::write(own.join("n2.csv"), "for n2").expect("written");
     station
         .run(&["send", "--per-node", &path(&own), "all:files/own.csv"])
-        .expect(0);
+        .expect_status(0);
     for (node, root) in ["n1", "n2"].iter().zip(roots) {
         let there = std::fs::read_to_string(root.join("own.csv")).expect("there");
         assert_eq!(there, format!("for {node}"));
@@ -68,9 +68,9 @@ fn files_go_to_nodes_and_come_back() {
     std::fs::remove_file(own.join("n2.csv")).expect("there");
     let ran = station
         .run(&["send", "--per-node", &path(&own), "all:files/own.csv"])
-        .expect(1);
+        .expect_status(1);
     assert_eq!(
-        (ran.state("n1"), ran.state("n2")),
+        (ran.outcome_of("n1"), ran.outcome_of("n2")),
         ("done".to_owned(), "failed".to_owned())
     );
 
@@ -78,22 +78,22 @@ fn files_go_to_nodes_and_come_back() {
     let collected = field.path().join("collected");
     let ran = station
         .run(&["fetch", "all:files/own.csv", &path(&collected)])
-        .expect(0);
+        .expect_status(0);
     for node in ["n1", "n2"] {
         let copy = collected.join(format!("{node}-own.csv"));
         assert_eq!(
             std::fs::read_to_string(&copy).expect("there"),
             format!("for {node}")
         );
-        assert_eq!(text(&ran.of(node)["value"], "path"), path(&copy));
+        assert_eq!(str_field(&ran.line_of(node)["value"], "path"), path(&copy));
     }
     std::fs::write(roots[1].join("big"), &content).expect("written");
     std::fs::set_permissions(roots[1].join("big"), PermissionsExt::from_mode(0o640)).expect("a mode");
     let ran = station
         .run(&["fetch", "all:files/big", &path(&collected)])
-        .expect(1);
+        .expect_status(1);
     assert_eq!(
-        (ran.state("n1"), ran.state("n2")),
+        (ran.outcome_of("n1"), ran.outcome_of("n2")),
         ("failed".to_owned(), "done".to_owned())
     );
     assert!(std::fs::read(collected.join("n2-big")).expect("there") == content);
@@ -106,9 +106,9 @@ fn files_go_to_nodes_and_come_back() {
 }
 
 #[test]
-fn nothing_leaves_the_roots() {
+fn paths_outside_the_roots_are_refused() {
     let fleet = Fleet::linked(1);
-    let (station, field, root) = (&fleet.station, &fleet.field, &fleet.nodes[0].root);
+    let (station, field, root) = (&fleet.station, &fleet.test_dir, &fleet.nodes[0].files_root);
     let outside = field.dir("outside");
     std::fs::write(outside.join("secret"), "s").expect("written");
     symlink(&outside, root.join("way-out")).expect("a link");
@@ -121,10 +121,10 @@ fn nothing_leaves_the_roots() {
         "n1:files/way-out/evil",
         "n1:files/secret-link/evil",
     ] {
-        let line = station.run(&["send", &evil, dest]).expect(1).of("n1");
-        let state = text(&line, "state");
+        let line = station.run(&["send", &evil, dest]).expect_status(1).line_of("n1");
+        let state = str_field(&line, "state");
         assert!(matches!(state, "refused" | "failed"), "{dest}: {line}");
-        assert!(!text(&line, "error").is_empty());
+        assert!(!str_field(&line, "error").is_empty());
     }
     for from in [
         "n1:nosuch/x",
@@ -132,15 +132,18 @@ fn nothing_leaves_the_roots() {
         "n1:files/secret-link",
         "n1:files/none",
     ] {
-        let line = station.run(&["fetch", from, &collected]).expect(1).of("n1");
+        let line = station
+            .run(&["fetch", from, &collected])
+            .expect_status(1)
+            .line_of("n1");
         assert!(
-            matches!(text(&line, "state"), "refused" | "failed"),
+            matches!(str_field(&line, "state"), "refused" | "failed"),
             "{from}: {line}"
         );
     }
     // What cannot be meant is a mistake of the one who typed it.
     for dest in ["n1:files/../evil", "n1:/etc/evil", "n1:files//evil", "n1"] {
-        station.run(&["send", &evil, dest]).expect(2);
+        station.run(&["send", &evil, dest]).expect_status(2);
     }
     // The programs that do not ask the command line first meet the same at the node.
     for path in [
@@ -151,7 +154,7 @@ fn nothing_leaves_the_roots() {
     ] {
         let argument = format!("path={path}");
         let words = ["call", "n1", "filetransfer", "op=pull", &argument];
-        let line = station.run(&words).expect(1).of("n1");
+        let line = station.run(&words).expect_status(1).line_of("n1");
         assert_eq!(line["state"], "refused", "{path}: {line}");
     }
     // The name of a link is not followed: it is replaced, as by rename(2).
@@ -165,6 +168,6 @@ fn nothing_leaves_the_roots() {
     assert!(!field.path().join("evil2").exists());
     station
         .run(&["send", &path(&outside.join("none")), "n1:files/x"])
-        .expect(2);
-    station.run(&["ping"]).expect(0);
+        .expect_status(2);
+    station.run(&["ping"]).expect_status(0);
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use swarm_shared::proto::delivery::executor::ORDINARY_MAX;
-use swarm_tests::fleet::{Fleet, PATIENCE, text};
+use swarm_tests::fleet::{Fleet, TEST_TIMEOUT, str_field};
 use swarm_tests::process::{Signal, wait_until};
 
 const TAKEOFF: &str = r#"
@@ -19,49 +19,53 @@ fn fleet() -> Fleet {
 }
 
 #[test]
-fn without_serve_it_needs_no_time_to_live() {
+fn flight_action_without_serve_needs_no_ttl() {
     let mut fleet = fleet();
-    fleet.station.end(Signal::TERM);
-    let ran = fleet.station.run(&["call", "all", "takeoff"]).expect(0);
-    assert_eq!(text(&ran.of("n1"), "output"), "up\n");
-    assert!(!ran.err.contains(NOTE), "nobody asked for more: {}", ran.err);
+    fleet.station.signal_and_wait(Signal::TERM);
+    let ran = fleet.station.run(&["call", "all", "takeoff"]).expect_status(0);
+    assert_eq!(str_field(&ran.line_of("n1"), "output"), "up\n");
+    assert!(
+        !ran.stderr.contains(NOTE),
+        "nobody asked for more: {}",
+        ran.stderr
+    );
     let words = ["call", "all", "takeoff", "--ttl", "10s"];
-    fleet.station.run(&words).expect(0).says(NOTE);
+    fleet.station.run(&words).expect_status(0).expect_stderr(NOTE);
     let ran = fleet
         .station
         .run(&["call", "all", "takeoff", "--ttl", "1s"])
-        .expect(0);
-    assert!(!ran.err.contains(NOTE), "{}", ran.err);
+        .expect_status(0);
+    assert!(!ran.stderr.contains(NOTE), "{}", ran.stderr);
 
     // An absent node is left out, whether this process has ever heard of what it can do or not.
-    fleet.nodes[0].end(Signal::KILL);
+    fleet.nodes[0].signal_and_wait(Signal::KILL);
     let left_out = |fleet: &Fleet| {
-        let ran = fleet.station.run(&["call", "all", "takeoff"]).expect(4);
-        assert_eq!(ran.state("n2"), "done");
-        let line = ran.of("n1");
+        let ran = fleet.station.run(&["call", "all", "takeoff"]).expect_status(4);
+        assert_eq!(ran.outcome_of("n2"), "done");
+        let line = ran.line_of("n1");
         assert_eq!(line["state"], "no-answer", "{line}");
-        assert!(text(&line, "error").contains("never queued"), "{line}");
-        assert!(ran.took < Duration::from_secs(5), "{ran:#?}");
+        assert!(str_field(&line, "error").contains("never queued"), "{line}");
+        assert!(ran.duration < Duration::from_secs(5), "{ran:#?}");
     };
     left_out(&fleet);
     fleet.station.serve();
     fleet.station.wait_state("n2", "online");
     left_out(&fleet);
     let words = ["call", "n2", "takeoff", "--ttl", "3s"];
-    fleet.station.run(&words).expect(0).says(NOTE);
+    fleet.station.run(&words).expect_status(0).expect_stderr(NOTE);
 }
 
 /// What flies can be told to land, whatever else it is busy with.
 #[test]
-fn it_starts_though_slow_commands_have_all_places_and_others_wait() {
+fn flight_action_starts_while_slow_commands_fill_slots() {
     let fleet = fleet();
     let slow: Vec<_> = (0..ORDINARY_MAX + 4)
         .map(|number| fleet.start_slow(&number.to_string(), "60"))
         .collect();
-    wait_until(PATIENCE, "all places are taken", || {
+    wait_until(TEST_TIMEOUT, "all places are taken", || {
         fleet.nodes[0].marks().len() == ORDINARY_MAX
     });
-    fleet.station.run(&["call", "n1", "takeoff"]).expect(0);
+    fleet.station.run(&["call", "n1", "takeoff"]).expect_status(0);
     assert_eq!(fleet.nodes[0].marks().len(), ORDINARY_MAX, "the others wait");
     drop(slow);
 }

@@ -3,27 +3,27 @@
 
 use std::time::Duration;
 
-use swarm_tests::fleet::{Fleet, PATIENCE, Ran, text};
+use swarm_tests::fleet::{Fleet, TEST_TIMEOUT, VerbOutput, str_field};
 use swarm_tests::process::{Signal, wait_until};
 
 /// What a verb may take in all: its `--timeout` and a little.
-const IN_TIME: Duration = Duration::from_secs(10);
+const VERB_DURATION_MAX: Duration = Duration::from_secs(10);
 
 const SIGNALS: [(Signal, &str); 2] = [(Signal::KILL, "kill"), (Signal::TERM, "term")];
 
 /// Checks that the verb was told of every target once, in time.
-fn one_outcome_each(ran: &Ran, nodes: &[&str]) {
-    assert!(ran.took < IN_TIME, "{ran:#?}");
+fn check_one_outcome_each(ran: &VerbOutput, nodes: &[&str]) {
+    assert!(ran.duration < VERB_DURATION_MAX, "{ran:#?}");
     assert_eq!(ran.json().len(), nodes.len(), "{ran:#?}");
     for node in nodes {
-        let line = ran.of(node);
+        let line = ran.line_of(node);
         if line["state"] != "done" {
-            assert!(!text(&line, "error").is_empty(), "a reason: {line}");
+            assert!(!str_field(&line, "error").is_empty(), "a reason: {line}");
         }
     }
 }
 
-fn begun(fleet: &Fleet, node: usize, tag: &str) -> usize {
+fn count_started(fleet: &Fleet, node: usize, tag: &str) -> usize {
     let begin = format!("begin {tag}");
     fleet.nodes[node]
         .marks()
@@ -32,149 +32,149 @@ fn begun(fleet: &Fleet, node: usize, tag: &str) -> usize {
         .count()
 }
 
-fn wait_begun(fleet: &Fleet, node: usize, tag: &str) {
-    wait_until(PATIENCE, &format!("{tag} begins"), || {
-        begun(fleet, node, tag) == 1
+fn wait_started(fleet: &Fleet, node: usize, tag: &str) {
+    wait_until(TEST_TIMEOUT, &format!("{tag} begins"), || {
+        count_started(fleet, node, tag) == 1
     });
 }
 
 /// The fleet links again, everybody answers, and what was begun was begun once.
-fn works_again(fleet: &Fleet, tag: &str, most: usize) {
+fn check_fleet_works(fleet: &Fleet, tag: &str, most: usize) {
     let count = fleet.nodes.len();
     fleet.station.wait_online(count);
-    let ran = fleet.station.run(&["ping"]).expect(0);
+    let ran = fleet.station.run(&["ping"]).expect_status(0);
     assert_eq!(ran.json().len(), count);
     for node in 0..count {
         // What was queued would have come before the ping.
-        let begun = begun(fleet, node, tag);
+        let begun = count_started(fleet, node, tag);
         assert!(begun <= most, "{tag} was begun {begun} times on n{}", node + 1);
     }
 }
 
 #[test]
-fn a_node_that_ends() {
+fn node_exit_midway_gives_one_outcome_each() {
     let mut fleet = Fleet::linked(2);
     for (signal, how) in SIGNALS {
         // Before the command is sent: it waits, and runs when the node is back.
-        fleet.nodes[0].end(signal);
+        fleet.nodes[0].signal_and_wait(signal);
         fleet.station.wait_state("n1", "offline");
         let tag = format!("before{how}");
         let verb = fleet.start_slow(&tag, "0");
-        wait_begun(&fleet, 1, &tag);
+        wait_started(&fleet, 1, &tag);
         fleet.nodes[0].start(&[]);
-        let ran = verb.finish(PATIENCE).expect(0);
-        one_outcome_each(&ran, &["n1", "n2"]);
-        works_again(&fleet, &tag, 1);
-        assert_eq!(begun(&fleet, 0, &tag), 1);
+        let ran = verb.finish(TEST_TIMEOUT).expect_status(0);
+        check_one_outcome_each(&ran, &["n1", "n2"]);
+        check_fleet_works(&fleet, &tag, 1);
+        assert_eq!(count_started(&fleet, 0, &tag), 1);
 
         // While the action runs: nobody knows how far it got, and it is not begun again.
         let tag = format!("during{how}");
         let verb = fleet.start_slow(&tag, "1");
-        wait_begun(&fleet, 0, &tag);
-        fleet.nodes[0].end(signal);
+        wait_started(&fleet, 0, &tag);
+        fleet.nodes[0].signal_and_wait(signal);
         fleet.nodes[0].start(&[]);
-        let ran = verb.finish(PATIENCE).expect(1);
-        one_outcome_each(&ran, &["n1", "n2"]);
+        let ran = verb.finish(TEST_TIMEOUT).expect_status(1);
+        check_one_outcome_each(&ran, &["n1", "n2"]);
         assert!(
-            matches!(ran.state("n1").as_str(), "unknown" | "failed"),
+            matches!(ran.outcome_of("n1").as_str(), "unknown" | "failed"),
             "{ran:#?}"
         );
-        assert_eq!(ran.state("n2"), "done", "the other is not held up");
-        works_again(&fleet, &tag, 1);
+        assert_eq!(ran.outcome_of("n2"), "done", "the other is not held up");
+        check_fleet_works(&fleet, &tag, 1);
 
         // The same, and it stays away.
         let tag = format!("gone{how}");
         let verb = fleet.start_slow(&tag, "1");
-        wait_begun(&fleet, 0, &tag);
-        fleet.nodes[0].end(signal);
-        let ran = verb.finish(PATIENCE);
-        one_outcome_each(&ran, &["n1", "n2"]);
-        assert_ne!(ran.state("n1"), "done");
-        assert_eq!(ran.state("n2"), "done");
+        wait_started(&fleet, 0, &tag);
+        fleet.nodes[0].signal_and_wait(signal);
+        let ran = verb.finish(TEST_TIMEOUT);
+        check_one_outcome_each(&ran, &["n1", "n2"]);
+        assert_ne!(ran.outcome_of("n1"), "done");
+        assert_eq!(ran.outcome_of("n2"), "done");
         fleet.nodes[0].start(&[]);
-        works_again(&fleet, &tag, 1);
+        check_fleet_works(&fleet, &tag, 1);
 
         // When it is done.
         let tag = format!("after{how}");
-        let ran = fleet.start_slow(&tag, "0").finish(PATIENCE).expect(0);
-        one_outcome_each(&ran, &["n1", "n2"]);
-        fleet.nodes[0].end(signal);
+        let ran = fleet.start_slow(&tag, "0").finish(TEST_TIMEOUT).expect_status(0);
+        check_one_outcome_each(&ran, &["n1", "n2"]);
+        fleet.nodes[0].signal_and_wait(signal);
         fleet.nodes[0].start(&[]);
-        works_again(&fleet, &tag, 1);
+        check_fleet_works(&fleet, &tag, 1);
     }
 }
 
 #[test]
-fn a_station_that_ends() {
+fn station_exit_midway_gives_one_outcome_each() {
     let mut fleet = Fleet::linked(2);
     for (signal, how) in SIGNALS {
         // Before it is sent to one of them.
-        fleet.nodes[0].end(Signal::TERM);
+        fleet.nodes[0].signal_and_wait(Signal::TERM);
         fleet.station.wait_state("n1", "offline");
         let tag = format!("before{how}");
         let verb = fleet.start_slow(&tag, "0");
-        wait_begun(&fleet, 1, &tag);
-        fleet.station.end(signal);
-        let ran = verb.finish(PATIENCE);
-        one_outcome_each(&ran, &["n1", "n2"]);
-        assert_ne!(ran.state("n1"), "done", "{ran:#?}");
+        wait_started(&fleet, 1, &tag);
+        fleet.station.signal_and_wait(signal);
+        let ran = verb.finish(TEST_TIMEOUT);
+        check_one_outcome_each(&ran, &["n1", "n2"]);
+        assert_ne!(ran.outcome_of("n1"), "done", "{ran:#?}");
         assert!(matches!(ran.status, Some(1 | 4)), "{ran:#?}");
         fleet.nodes[0].start(&[]);
         fleet.station.serve();
-        works_again(&fleet, &tag, 1);
+        check_fleet_works(&fleet, &tag, 1);
 
         // While it runs: it is not stopped by that, and not begun again.
         let tag = format!("during{how}");
         let verb = fleet.start_slow(&tag, "1");
-        wait_begun(&fleet, 0, &tag);
-        wait_begun(&fleet, 1, &tag);
-        fleet.station.end(signal);
-        let ran = verb.finish(PATIENCE);
-        one_outcome_each(&ran, &["n1", "n2"]);
+        wait_started(&fleet, 0, &tag);
+        wait_started(&fleet, 1, &tag);
+        fleet.station.signal_and_wait(signal);
+        let ran = verb.finish(TEST_TIMEOUT);
+        check_one_outcome_each(&ran, &["n1", "n2"]);
         assert!(matches!(ran.status, Some(1 | 4)), "{ran:#?}");
         fleet.station.serve();
-        works_again(&fleet, &tag, 1);
+        check_fleet_works(&fleet, &tag, 1);
 
         // When it is done.
         let tag = format!("after{how}");
-        fleet.start_slow(&tag, "0").finish(PATIENCE).expect(0);
-        fleet.station.end(signal);
+        fleet.start_slow(&tag, "0").finish(TEST_TIMEOUT).expect_status(0);
+        fleet.station.signal_and_wait(signal);
         fleet.station.serve();
-        works_again(&fleet, &tag, 1);
+        check_fleet_works(&fleet, &tag, 1);
     }
 }
 
 #[test]
-fn a_verb_that_ends() {
+fn verb_exit_midway_gives_one_outcome_each() {
     let mut fleet = Fleet::linked(2);
     for serving in [true, false] {
         if !serving {
-            fleet.station.end(Signal::TERM);
+            fleet.station.signal_and_wait(Signal::TERM);
         }
         for (signal, how) in SIGNALS {
             let tag = format!("during{how}{}", u8::from(serving));
             let mut verb = fleet.start_slow(&tag, "0.5");
-            wait_begun(&fleet, 0, &tag);
-            wait_begun(&fleet, 1, &tag);
+            wait_started(&fleet, 0, &tag);
+            wait_started(&fleet, 1, &tag);
             verb.signal(signal);
             drop(verb);
-            let ran = fleet.station.run(&["ping"]).expect(0);
-            one_outcome_each(&ran, &["n1", "n2"]);
-            works_again(&fleet, &tag, 1);
+            let ran = fleet.station.run(&["ping"]).expect_status(0);
+            check_one_outcome_each(&ran, &["n1", "n2"]);
+            check_fleet_works(&fleet, &tag, 1);
         }
     }
 }
 
 #[test]
-fn a_node_that_hangs() {
+fn paused_node_runs_the_command_once_on_resume() {
     let mut fleet = Fleet::linked(2);
     fleet.nodes[0].process().signal(Signal::STOP);
     let verb = fleet.start_slow("hung", "0");
-    wait_begun(&fleet, 1, "hung");
+    wait_started(&fleet, 1, "hung");
     fleet.station.wait_state("n1", "offline");
     fleet.nodes[0].process().signal(Signal::CONT);
     // The same process resumes the session: the command comes once.
-    let ran = verb.finish(PATIENCE).expect(0);
-    one_outcome_each(&ran, &["n1", "n2"]);
-    works_again(&fleet, "hung", 1);
+    let ran = verb.finish(TEST_TIMEOUT).expect_status(0);
+    check_one_outcome_each(&ran, &["n1", "n2"]);
+    check_fleet_works(&fleet, "hung", 1);
 }

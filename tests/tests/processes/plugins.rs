@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
-use swarm_tests::fleet::{Fleet, PATIENCE, text};
+use swarm_tests::fleet::{Fleet, TEST_TIMEOUT, str_field};
 use swarm_tests::process::{Process, Signal, wait_until};
 
 /// The example stays short.
@@ -22,17 +22,17 @@ fn example() -> String {
     code.join("\n") + "\n"
 }
 
-struct Lamp {
+struct PluginFleet {
     fleet: Fleet,
     script: PathBuf,
     socket: PathBuf,
 }
 
-impl Lamp {
+impl PluginFleet {
     fn new() -> Self {
         let fleet = Fleet::linked(1);
-        let script = fleet.field.file("lamp.py", example().as_bytes());
-        let socket = fleet.nodes[0].dir.join("plugin.sock");
+        let script = fleet.test_dir.file("lamp.py", example().as_bytes());
+        let socket = fleet.nodes[0].state_dir.join("plugin.sock");
         Self {
             fleet,
             script,
@@ -44,24 +44,24 @@ impl Lamp {
     fn start(&self, name: &str) -> Process {
         let mut command = Command::new("python3");
         command.arg(&self.script).arg(&self.socket);
-        let process = Process::spawn(command, name, self.fleet.field.path());
+        let process = Process::spawn(command, name, self.fleet.test_dir.path());
         self.wait_plugins(1);
         process
     }
 
     fn wait_plugins(&self, count: usize) {
-        wait_until(PATIENCE, "the node's status lists its plug-ins", || {
+        wait_until(TEST_TIMEOUT, "the node's status lists its plug-ins", || {
             self.fleet.nodes[0].status()["plugins"].as_array().map(Vec::len) == Some(count)
         });
     }
 
     fn call(&self, words: &[&str], status: i32) -> Value {
         let words = [&["call", "n1"], words, &["--timeout", "20s"]].concat();
-        self.fleet.station.run(&words).expect(status).of("n1")
+        self.fleet.station.run(&words).expect_status(status).line_of("n1")
     }
 
     /// How often the node has taken this command.
-    fn commands(&self, action: &str) -> usize {
+    fn count_commands(&self, action: &str) -> usize {
         let action = format!("action=\"{action}\"");
         let log = self.fleet.nodes[0].log();
         log.iter()
@@ -71,9 +71,9 @@ impl Lamp {
 }
 
 #[test]
-fn the_documented_plug_in_works() {
+fn documented_plugin_works() {
     swarm_tests::needs_python!();
-    let lamp = Lamp::new();
+    let lamp = PluginFleet::new();
     let mode = std::fs::metadata(&lamp.socket)
         .expect("the socket is there")
         .permissions()
@@ -81,7 +81,7 @@ fn the_documented_plug_in_works() {
     assert_eq!(mode & 0o777, 0o660);
     let refused = lamp.call(&["blink"], 1);
     assert!(
-        text(&refused, "error").contains("no action is called \"blink\""),
+        str_field(&refused, "error").contains("no action is called \"blink\""),
         "{refused}"
     );
 
@@ -98,7 +98,7 @@ fn the_documented_plug_in_works() {
     assert!(blinks["age_s"].as_f64().is_some_and(|age| age < 60.0), "{blinks}");
     let refused = lamp.call(&["blink", "times=many"], 1);
     assert_eq!(
-        text(&refused, "error"),
+        str_field(&refused, "error"),
         "argument times must be an integer, not \"many\""
     );
     let status = &lamp.fleet.nodes[0].status()["plugins"][0];
@@ -120,7 +120,7 @@ fn the_documented_plug_in_works() {
     assert_eq!(lamp.call(&["blink"], 0)["value"], "blinked 1 times");
 
     process.signal(Signal::KILL);
-    process.wait_exit(PATIENCE);
+    process.wait_exit(TEST_TIMEOUT);
     lamp.wait_plugins(0);
     assert!(
         lamp.call(&["telemetry"], 0)["value"]["plugins"].is_null(),
@@ -129,9 +129,9 @@ fn the_documented_plug_in_works() {
 }
 
 #[test]
-fn a_plug_in_that_dies_or_hangs_midway_fails_with_the_reason() {
+fn plugin_crash_or_hang_fails_the_call_with_a_reason() {
     swarm_tests::needs_python!();
-    let lamp = Lamp::new();
+    let lamp = PluginFleet::new();
     // Stopped, it takes the command and does not come to answer it.
     let mut process = lamp.start("lamp");
     process.signal(Signal::STOP);
@@ -139,22 +139,25 @@ fn a_plug_in_that_dies_or_hangs_midway_fails_with_the_reason() {
         .fleet
         .station
         .start(&["call", "n1", "blink", "--timeout", "20s"]);
-    wait_until(PATIENCE, "the command is at the node", || {
-        lamp.commands("blink") == 1
+    wait_until(TEST_TIMEOUT, "the command is at the node", || {
+        lamp.count_commands("blink") == 1
     });
     process.signal(Signal::KILL);
-    let ended = dying.finish(PATIENCE).expect(1).of("n1");
+    let ended = dying.finish(TEST_TIMEOUT).expect_status(1).line_of("n1");
     assert_eq!(ended["state"], "failed");
     let why = "the plug-in lamp went away while blink ran: it closed its connection";
-    assert_eq!(text(&ended, "error"), why);
-    process.wait_exit(PATIENCE);
+    assert_eq!(str_field(&ended, "error"), why);
+    process.wait_exit(TEST_TIMEOUT);
     lamp.wait_plugins(0);
 
     let mut process = lamp.start("lamp2");
     process.signal(Signal::STOP);
     let ended = lamp.call(&["blink", "times=9"], 1);
     assert_eq!(ended["state"], "failed");
-    assert_eq!(text(&ended, "error"), "the plug-in lamp did not answer within 5s");
+    assert_eq!(
+        str_field(&ended, "error"),
+        "the plug-in lamp did not answer within 5s"
+    );
     // What it finds in its socket when it goes on is too late to begin, and it works again.
     process.signal(Signal::CONT);
     lamp.call(&["clock"], 0);
@@ -164,15 +167,15 @@ fn a_plug_in_that_dies_or_hangs_midway_fails_with_the_reason() {
 }
 
 #[test]
-fn the_socket_goes_with_the_node_and_can_be_turned_off() {
+fn plugin_socket_is_removed_on_exit_and_can_be_disabled() {
     let mut fleet = Fleet::linked_with(1, |_node| {});
-    let socket = fleet.nodes[0].dir.join("plugin.sock");
+    let socket = fleet.nodes[0].state_dir.join("plugin.sock");
     // One that a killed daemon left behind is replaced.
-    fleet.nodes[0].end(Signal::KILL);
+    fleet.nodes[0].signal_and_wait(Signal::KILL);
     assert!(socket.exists());
     fleet.nodes[0].start(&[]);
     std::os::unix::net::UnixStream::connect(&socket).expect("it listens again");
-    fleet.nodes[0].end(Signal::TERM);
+    fleet.nodes[0].signal_and_wait(Signal::TERM);
     assert!(!socket.exists());
     fleet.nodes[0].tables = "[plugins]\nenabled = false\n".to_owned();
     fleet.nodes[0].start(&[]);

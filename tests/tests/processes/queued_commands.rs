@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use swarm_tests::fleet::{Fleet, PATIENCE, text};
-use swarm_tests::process::{Signal, let_pass, wait_until};
+use swarm_tests::fleet::{Fleet, TEST_TIMEOUT, str_field};
+use swarm_tests::process::{Signal, sleep_for, wait_until};
 
 #[test]
-fn a_command_waits_for_its_node_as_long_as_it_lives() {
+fn command_waits_for_absent_node_until_its_deadline() {
     let mut fleet = Fleet::linked(2);
-    fleet.nodes[0].end(Signal::TERM);
+    fleet.nodes[0].signal_and_wait(Signal::TERM);
     fleet.station.wait_state("n1", "offline");
     let slow = |tag: &'static str, ttl, timeout| {
         let tag = format!("tag={tag}");
@@ -18,54 +18,62 @@ fn a_command_waits_for_its_node_as_long_as_it_lives() {
     };
 
     // It outlives the verb that gave it.
-    let ran = slow("patient", "60s", "300ms").expect(4);
+    let ran = slow("patient", "60s", "300ms").expect_status(4);
     assert_eq!(
-        (ran.state("n1"), ran.state("n2")),
+        (ran.outcome_of("n1"), ran.outcome_of("n2")),
         ("no-answer".to_owned(), "done".to_owned())
     );
-    assert!(text(&ran.of("n1"), "error").contains("offline"), "{ran:#?}");
+    assert!(
+        str_field(&ran.line_of("n1"), "error").contains("offline"),
+        "{ran:#?}"
+    );
     // It does not outlive its time.
-    let ran = slow("hasty", "300ms", "10s").expect(1);
+    let ran = slow("hasty", "300ms", "10s").expect_status(1);
     assert_eq!(
-        (ran.state("n1"), ran.state("n2")),
+        (ran.outcome_of("n1"), ran.outcome_of("n2")),
         ("expired".to_owned(), "done".to_owned())
     );
     assert!(
-        ran.took < Duration::from_secs(5),
+        ran.duration < Duration::from_secs(5),
         "as soon as it is known: {ran:#?}"
     );
-    slow("blind", "400ms", "100ms").expect(4);
+    slow("blind", "400ms", "100ms").expect_status(4);
 
     // The last has expired as well.
-    let_pass(Duration::from_millis(500));
+    sleep_for(Duration::from_millis(500));
     fleet.nodes[0].start(&[]);
-    wait_until(PATIENCE, "it is delivered", || !fleet.nodes[0].marks().is_empty());
+    wait_until(TEST_TIMEOUT, "it is delivered", || {
+        !fleet.nodes[0].marks().is_empty()
+    });
     fleet.station.wait_online(2);
-    fleet.station.run(&["ping"]).expect(0);
+    fleet.station.run(&["ping"]).expect_status(0);
     let mut marks = fleet.nodes[0].marks();
     marks.retain(|mark| mark.starts_with("begin"));
     assert_eq!(marks, ["begin patient"]);
 }
 
 #[test]
-fn commands_for_an_absent_node_come_in_order() {
+fn queued_commands_arrive_in_order() {
     let mut fleet = Fleet::linked(1);
-    fleet.nodes[0].end(Signal::KILL);
+    fleet.nodes[0].signal_and_wait(Signal::KILL);
     fleet.station.wait_state("n1", "offline");
     let ran = fleet
         .station
         .run(&["ping", "n1", "--timeout", "100ms", "--ttl", "200ms"])
-        .expect(4);
-    assert_eq!(ran.of("n1")["error"], "offline for the 0.1 s that were waited");
+        .expect_status(4);
+    assert_eq!(
+        ran.line_of("n1")["error"],
+        "offline for the 0.1 s that were waited"
+    );
     for action in ["time", "id", "telemetry", "config", "selfcheck", "ping"] {
         fleet
             .station
             .run(&["call", "n1", action, "--timeout", "100ms"])
-            .expect(4);
+            .expect_status(4);
     }
     fleet.nodes[0].start(&[]);
     fleet.station.wait_online(1);
-    fleet.station.run(&["call", "n1", "log"]).expect(0);
+    fleet.station.run(&["call", "n1", "log"]).expect_status(0);
     // They are begun in order; that they end in order is not said. The check of itself is the station's own.
     let log = fleet.nodes[0].log();
     let begun: Vec<&str> = log
@@ -83,9 +91,9 @@ fn commands_for_an_absent_node_come_in_order() {
 }
 
 #[test]
-fn what_waits_outlives_a_station_that_is_killed() {
+fn queued_commands_survive_a_station_kill() {
     let mut fleet = Fleet::linked(2);
-    fleet.nodes[0].end(Signal::KILL);
+    fleet.nodes[0].signal_and_wait(Signal::KILL);
     fleet.station.wait_state("n1", "offline");
     let ran = fleet
         .station
@@ -99,8 +107,8 @@ fn what_waits_outlives_a_station_that_is_killed() {
             "--timeout",
             "300ms",
         ])
-        .expect(4);
-    assert_eq!(ran.state("n1"), "no-answer");
+        .expect_status(4);
+    assert_eq!(ran.outcome_of("n1"), "no-answer");
     let ran = fleet
         .station
         .run(&[
@@ -113,21 +121,23 @@ fn what_waits_outlives_a_station_that_is_killed() {
             "--timeout",
             "100ms",
         ])
-        .expect(4);
-    assert_eq!(ran.state("n1"), "no-answer");
-    fleet.station.end(Signal::KILL);
-    let_pass(Duration::from_secs(1));
+        .expect_status(4);
+    assert_eq!(ran.outcome_of("n1"), "no-answer");
+    fleet.station.signal_and_wait(Signal::KILL);
+    sleep_for(Duration::from_secs(1));
     fleet.station.serve();
     fleet.nodes[0].start(&[]);
-    wait_until(PATIENCE, "it is delivered", || !fleet.nodes[0].marks().is_empty());
+    wait_until(TEST_TIMEOUT, "it is delivered", || {
+        !fleet.nodes[0].marks().is_empty()
+    });
     fleet.station.wait_online(2);
-    fleet.station.run(&["ping"]).expect(0);
+    fleet.station.run(&["ping"]).expect_status(0);
     for node in &fleet.nodes {
         let mut marks = node.marks();
         marks.retain(|mark| mark.starts_with("begin"));
         assert_eq!(marks, ["begin kept"], "once, and nothing late");
     }
-    wait_until(PATIENCE, "the history tells the true end", || {
+    wait_until(TEST_TIMEOUT, "the history tells the true end", || {
         let past = fleet.station.run(&["history", "1"]);
         past.json().iter().all(|line| line["state"] == "done")
     });
@@ -136,7 +146,7 @@ fn what_waits_outlives_a_station_that_is_killed() {
 }
 
 #[test]
-fn what_cannot_be_stored_is_refused_with_the_reason_and_sent_to_nobody() {
+fn unstorable_command_is_refused_and_not_sent() {
     let fleet = Fleet::linked(1);
     // In the way of every write, as a full disk is; it is waited for a few seconds.
     let other = rusqlite::Connection::open(fleet.station.state_file("station.db")).expect("opened");
@@ -145,30 +155,30 @@ fn what_cannot_be_stored_is_refused_with_the_reason_and_sent_to_nobody() {
         let words = ["call", "n1", "slow", "tag=x", "--timeout", timeout];
         fleet.station.run(&words)
     };
-    let ran = slow("100ms").expect(4);
+    let ran = slow("100ms").expect_status(4);
     assert!(
-        text(&ran.of("n1"), "error").starts_with("not sent yet"),
+        str_field(&ran.line_of("n1"), "error").starts_with("not sent yet"),
         "{ran:#?}"
     );
-    let ran = slow("30s").expect(1);
-    let line = ran.of("n1");
+    let ran = slow("30s").expect_status(1);
+    let line = ran.line_of("n1");
     assert_eq!(line["state"], "refused", "{line}");
-    let why = text(&line, "error");
+    let why = str_field(&line, "error");
     assert!(
         why.starts_with("nothing was sent: ") && why.contains("disk is not full"),
         "{why}"
     );
     drop(other);
-    wait_until(PATIENCE, "it stores again", || slow("10s").status == Some(0));
+    wait_until(TEST_TIMEOUT, "it stores again", || slow("10s").status == Some(0));
     let begun = fleet.nodes[0].marks();
     let begun = begun.iter().filter(|mark| *mark == "begin x").count();
     assert_eq!(begun, 1, "what was refused never ran");
 }
 
 #[test]
-fn a_rolling_run_stops_at_the_first_batch_that_fails() {
+fn rolling_run_stops_at_the_first_failed_batch() {
     let mut fleet = Fleet::linked(3);
-    fleet.nodes[1].end(Signal::KILL);
+    fleet.nodes[1].signal_and_wait(Signal::KILL);
     fleet.station.wait_state("n2", "offline");
     let roll = |more: &[&str]| {
         let all = [
@@ -184,27 +194,30 @@ fn a_rolling_run_stops_at_the_first_batch_that_fails() {
         let all: Vec<&str> = all.iter().chain(more).copied().collect();
         fleet.station.run(&all)
     };
-    let ran = roll(&["--ttl", "300ms"]).expect(1);
-    let states = ["n1", "n2", "n3"].map(|node| ran.state(node));
+    let ran = roll(&["--ttl", "300ms"]).expect_status(1);
+    let states = ["n1", "n2", "n3"].map(|node| ran.outcome_of(node));
     assert_eq!(states, ["done", "expired", "refused"]);
-    assert!(text(&ran.of("n3"), "error").contains("an earlier batch failed"));
+    assert!(str_field(&ran.line_of("n3"), "error").contains("an earlier batch failed"));
     assert_eq!(fleet.nodes[2].marks(), [""; 0], "it was never sent");
 
-    let ran = roll(&["--ttl", "300ms", "--keep-going"]).expect(1);
-    let states = ["n1", "n2", "n3"].map(|node| ran.state(node));
+    let ran = roll(&["--ttl", "300ms", "--keep-going"]).expect_status(1);
+    let states = ["n1", "n2", "n3"].map(|node| ran.outcome_of(node));
     assert_eq!(states, ["done", "expired", "done"]);
 
     let before = fleet.nodes[0].marks();
     let slip = fleet
         .station
         .run(&["call", "all,!n09", "slow", "--dry-run"])
-        .expect(2);
-    slip.says("takes nobody away; known are n1, n2, n3");
-    let ran = fleet.station.run(&["call", "all", "slow", "--dry-run"]).expect(0);
+        .expect_status(2);
+    slip.expect_stderr("takes nobody away; known are n1, n2, n3");
+    let ran = fleet
+        .station
+        .run(&["call", "all", "slow", "--dry-run"])
+        .expect_status(0);
     let named: Vec<String> = ran
         .json()
         .iter()
-        .map(|line| text(line, "node").to_owned())
+        .map(|line| str_field(line, "node").to_owned())
         .collect();
     assert_eq!(named, ["n1", "n2", "n3"]);
     assert_eq!(fleet.nodes[0].marks(), before);
@@ -212,6 +225,6 @@ fn a_rolling_run_stops_at_the_first_batch_that_fails() {
         fleet
             .station
             .run(&["call", "all", "slow", "--batch", bad])
-            .expect(2);
+            .expect_status(2);
     }
 }

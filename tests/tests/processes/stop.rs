@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use ground_station::control::lock::StateLock;
 use swarm_tests::binaries;
-use swarm_tests::fleet::{Fleet, PATIENCE, text};
-use swarm_tests::process::{Signal, Stream, let_pass, wait_until};
+use swarm_tests::fleet::{Fleet, TEST_TIMEOUT, str_field};
+use swarm_tests::process::{Signal, Stream, sleep_for, wait_until};
 
 /// Its own command leaves a mark; it fails on `n2`.
-fn with_command(node: &mut swarm_tests::fleet::Node) {
-    let file = node.dir.join("landed").display().to_string();
+fn add_stop_command(node: &mut swarm_tests::fleet::Node) {
+    let file = node.state_dir.join("landed").display().to_string();
     let end = if node.name == "n2" { 7 } else { 0 };
     node.tables = format!(
         "[emergency_stop]\ncommand = [\"/bin/sh\", \"-c\", \"echo landed >>{file}; exit {end}\"]\n\n[actions.say]\n\
@@ -20,53 +20,59 @@ fn with_command(node: &mut swarm_tests::fleet::Node) {
 }
 
 fn landings(node: &swarm_tests::fleet::Node) -> usize {
-    let text = std::fs::read_to_string(node.dir.join("landed")).unwrap_or_default();
+    let text = std::fs::read_to_string(node.state_dir.join("landed")).unwrap_or_default();
     text.lines().count()
 }
 
 #[test]
-fn a_stop_lasts_over_a_kill_until_each_node_is_released() {
-    let mut fleet = Fleet::linked_with(5, with_command);
+fn stop_latch_survives_a_kill_until_release() {
+    let mut fleet = Fleet::linked_with(5, add_stop_command);
     let slow = fleet.start_slow("cut", "30");
-    wait_until(PATIENCE, "it runs", || !fleet.nodes[0].marks().is_empty());
+    wait_until(TEST_TIMEOUT, "it runs", || !fleet.nodes[0].marks().is_empty());
 
-    let ran = fleet.station.run(&["stop"]).expect(1);
+    let ran = fleet.station.run(&["stop"]).expect_status(1);
     for node in ["n1", "n3", "n4", "n5"] {
-        let delivery = ran.of(node);
-        assert_eq!(text(&delivery, "state"), "done", "{delivery}");
+        let delivery = ran.line_of(node);
+        assert_eq!(str_field(&delivery, "state"), "done", "{delivery}");
         assert_eq!(delivery["value"]["latched"], true, "{delivery}");
         assert!(
             delivery["value"]["acknowledged_ms"].as_f64().is_some(),
             "{delivery}"
         );
     }
-    let failed = ran.of("n2");
-    assert_eq!(text(&failed, "state"), "failed");
-    assert!(text(&failed, "error").contains("exit status 7"), "{failed}");
+    let failed = ran.line_of("n2");
+    assert_eq!(str_field(&failed, "state"), "failed");
+    assert!(str_field(&failed, "error").contains("exit status 7"), "{failed}");
     assert!(fleet.nodes.iter().all(|node| landings(node) == 1));
 
     // What ran was killed.
-    let cut = slow.finish(PATIENCE).expect(1);
+    let cut = slow.finish(TEST_TIMEOUT).expect_status(1);
     assert!(
-        text(&cut.of("n1"), "error").contains("emergency stop"),
+        str_field(&cut.line_of("n1"), "error").contains("emergency stop"),
         "{cut:#?}"
     );
     assert_eq!(fleet.nodes[0].marks(), ["begin cut"]);
 
     // What acts is refused, what reads or may run is not, also after a kill.
     for round in 0..2 {
-        let ran = fleet.station.run(&["call", "all", "slow", "tag=no"]).expect(1);
+        let ran = fleet
+            .station
+            .run(&["call", "all", "slow", "tag=no"])
+            .expect_status(1);
         for node in ["n1", "n3", "n5"] {
-            assert_eq!(ran.state(node), "refused");
-            assert!(text(&ran.of(node), "error").contains("release"), "{ran:#?}");
+            assert_eq!(ran.outcome_of(node), "refused");
+            assert!(
+                str_field(&ran.line_of(node), "error").contains("release"),
+                "{ran:#?}"
+            );
         }
-        fleet.station.run(&["ping"]).expect(0);
-        fleet.station.run(&["call", "all", "say"]).expect(0);
+        fleet.station.run(&["ping"]).expect_status(0);
+        fleet.station.run(&["call", "all", "say"]).expect_status(0);
         let view = fleet.station.node("n1");
         assert_eq!(view["state"], "online");
         assert!(view["stopped"]["number"].as_u64().is_some(), "{view}");
         if round == 0 {
-            fleet.nodes[0].end(Signal::KILL);
+            fleet.nodes[0].signal_and_wait(Signal::KILL);
             fleet.station.wait_state("n1", "offline");
             fleet.nodes[0].start(&[]);
             fleet.station.wait_online(5);
@@ -83,37 +89,51 @@ fn a_stop_lasts_over_a_kill_until_each_node_is_released() {
     );
 
     let number = fleet.station.node("n1")["stopped"]["number"].to_string();
-    fleet.station.run(&["stop", "n1"]).expect(0);
+    fleet.station.run(&["stop", "n1"]).expect_status(0);
     // A release of the first stop cannot undo the second.
     let ran = fleet
         .station
         .run(&["call", "n1", "release", &format!("number={number}")])
-        .expect(1);
-    assert_eq!(ran.state("n1"), "refused");
-    fleet.station.run(&["release", "all"]).expect(0);
-    let ran = fleet.station.run(&["release", "all"]).expect(0);
-    assert_eq!(ran.of("n1")["value"], "was not stopped");
-    fleet.station.run(&["call", "all", "slow", "tag=yes"]).expect(0);
+        .expect_status(1);
+    assert_eq!(ran.outcome_of("n1"), "refused");
+    fleet.station.run(&["release", "all"]).expect_status(0);
+    let ran = fleet.station.run(&["release", "all"]).expect_status(0);
+    assert_eq!(ran.line_of("n1")["value"], "was not stopped");
+    fleet
+        .station
+        .run(&["call", "all", "slow", "tag=yes"])
+        .expect_status(0);
     assert!(fleet.nodes[0].status()["stopped"].is_null());
 }
 
 #[test]
-fn stops_and_releases_are_in_the_history_and_a_stopped_node_says_so_everywhere() {
+fn stops_are_in_the_history_and_in_node_status() {
     let mut fleet = Fleet::linked(3);
-    fleet.nodes[2].end(Signal::KILL);
+    fleet.nodes[2].signal_and_wait(Signal::KILL);
     fleet.station.wait_state("n3", "offline");
     let ran = fleet
         .station
         .run(&["stop", "all,n9,!n8", "--timeout", "1s"])
-        .expect(4);
-    let ran = ran.says("no node matches \"n9\", \"!n8\"");
+        .expect_status(4);
+    let ran = ran.expect_stderr("no node matches \"n9\", \"!n8\"");
     assert_eq!(ran.json().len(), 3);
-    let told = fleet.station.run(&["call", "n1", "telemetry"]).expect(0).of("n1");
-    assert!(text(&told["value"], "stopped").contains("number"), "{told}");
-    let told = fleet.station.run(&["call", "n1", "selfcheck"]).expect(1).of("n1");
-    assert!(text(&told, "error").contains("emergency stop: STOPPED"), "{told}");
+    let told = fleet
+        .station
+        .run(&["call", "n1", "telemetry"])
+        .expect_status(0)
+        .line_of("n1");
+    assert!(str_field(&told["value"], "stopped").contains("number"), "{told}");
+    let told = fleet
+        .station
+        .run(&["call", "n1", "selfcheck"])
+        .expect_status(1)
+        .line_of("n1");
+    assert!(
+        str_field(&told, "error").contains("emergency stop: STOPPED"),
+        "{told}"
+    );
     // A node that comes back says it of itself, and its release ends that.
-    fleet.nodes[1].end(Signal::TERM);
+    fleet.nodes[1].signal_and_wait(Signal::TERM);
     fleet.station.wait_state("n2", "offline");
     fleet.nodes[1].start(&[]);
     let failing = |nodes: &[serde_json::Value]| {
@@ -129,8 +149,8 @@ fn stops_and_releases_are_in_the_history_and_a_stopped_node_says_so_everywhere()
     fleet
         .station
         .run(&["release", "n1,n2,n8"])
-        .expect(0)
-        .says("no node matches \"n8\"");
+        .expect_status(0)
+        .expect_stderr("no node matches \"n8\"");
     fleet
         .station
         .wait_nodes("its check says that it is not", |nodes| {
@@ -140,7 +160,7 @@ fn stops_and_releases_are_in_the_history_and_a_stopped_node_says_so_everywhere()
                     .any(|node| node["node"] == "n2" && node["state"] == "online")
         });
 
-    let rows = fleet.station.run(&["history"]).expect(0).json();
+    let rows = fleet.station.run(&["history"]).expect_status(0).json();
     let row = |kind: &str| {
         let rows: Vec<_> = rows.iter().filter(|row| row["kind"] == kind).collect();
         assert_eq!(rows.len(), 1, "{rows:?}");
@@ -148,18 +168,21 @@ fn stops_and_releases_are_in_the_history_and_a_stopped_node_says_so_everywhere()
     };
     let (stop, release) = (row("stop"), row("release"));
     assert_eq!(
-        (text(&stop, "selector"), text(&release, "selector")),
+        (str_field(&stop, "selector"), str_field(&release, "selector")),
         ("all,n9,!n8", "n1,n2,n8")
     );
     let number = stop["command"].to_string();
     let ends = fleet.station.run(&["history", &number]);
-    let states = ["n1", "n2", "n3"].map(|node| ends.state(node));
+    let states = ["n1", "n2", "n3"].map(|node| ends.outcome_of(node));
     assert_eq!(states, ["done", "done", "no-answer"]);
-    fleet.station.run(&["history", &number, "--retry"]).expect(2);
+    fleet
+        .station
+        .run(&["history", &number, "--retry"])
+        .expect_status(2);
     let number = release["command"].to_string();
-    let ends = fleet.station.run(&["history", &number]).expect(0);
-    assert_eq!(["n1", "n2"].map(|node| ends.state(node)), ["done", "done"]);
-    let audit = fleet.station.run(&["history", "--audit"]).expect(0).json();
+    let ends = fleet.station.run(&["history", &number]).expect_status(0);
+    assert_eq!(["n1", "n2"].map(|node| ends.outcome_of(node)), ["done", "done"]);
+    let audit = fleet.station.run(&["history", "--audit"]).expect_status(0).json();
     for what in ["stop", "release"] {
         assert_eq!(
             audit.iter().filter(|row| row["what"] == what).count(),
@@ -170,63 +193,72 @@ fn stops_and_releases_are_in_the_history_and_a_stopped_node_says_so_everywhere()
 }
 
 #[test]
-fn without_serve_a_stop_links_by_itself_and_an_interrupt_names_the_missing() {
+fn stop_without_serve_links_and_names_missing_nodes() {
     let mut fleet = Fleet::linked(2);
-    fleet.nodes[1].end(Signal::KILL);
+    fleet.nodes[1].signal_and_wait(Signal::KILL);
     fleet.station.wait_state("n2", "offline");
-    fleet.station.end(Signal::TERM);
+    fleet.station.signal_and_wait(Signal::TERM);
     let mut stop = fleet.station.start(&["stop"]);
-    wait_until(PATIENCE, "who is there stops", || {
+    wait_until(TEST_TIMEOUT, "who is there stops", || {
         fleet.nodes[0].status()["stopped"].is_string()
     });
     stop.process()
-        .wait_line(Stream::Err, PATIENCE, "it names the missing", |line| {
+        .wait_line(Stream::Err, TEST_TIMEOUT, "it names the missing", |line| {
             line.contains("1 of 2 answered; NO ANSWER from n2; still trying")
         });
     stop.signal(Signal::INT);
-    let ran = stop.finish(PATIENCE).expect(4);
-    assert_eq!([ran.state("n1"), ran.state("n2")], ["done", "no-answer"]);
-    assert!(text(&ran.of("n2"), "error").contains("interrupted"), "{ran:#?}");
+    let ran = stop.finish(TEST_TIMEOUT).expect_status(4);
+    assert_eq!(
+        [ran.outcome_of("n1"), ran.outcome_of("n2")],
+        ["done", "no-answer"]
+    );
+    assert!(
+        str_field(&ran.line_of("n2"), "error").contains("interrupted"),
+        "{ran:#?}"
+    );
 
     fleet.nodes[1].start(&[]);
-    let ran = fleet.station.run(&["stop"]).expect(0);
-    assert_eq!([ran.state("n1"), ran.state("n2")], ["done", "done"]);
+    let ran = fleet.station.run(&["stop"]).expect_status(0);
+    assert_eq!([ran.outcome_of("n1"), ran.outcome_of("n2")], ["done", "done"]);
     let said = fleet
         .station
-        .say(&["stop"])
-        .expect(0)
-        .says("all 2 answered, the last after");
-    assert!(said.out[0].starts_with("n[1-2] (2 nodes)  done"), "{said:#?}");
+        .run_plain(&["stop"])
+        .expect_status(0)
+        .expect_stderr("all 2 answered, the last after");
+    assert!(said.stdout[0].starts_with("n[1-2] (2 nodes)  done"), "{said:#?}");
     // Each is in the history, though nobody waited for the disk.
-    let rows = fleet.station.run(&["history"]).expect(0).json();
+    let rows = fleet.station.run(&["history"]).expect_status(0).json();
     let stops: Vec<_> = rows.iter().filter(|row| row["kind"] == "stop").collect();
     assert_eq!(stops.len(), 3, "{rows:?}");
     let ends = fleet.station.run(&["history", &stops[2]["command"].to_string()]);
-    assert_eq!([ends.state("n1"), ends.state("n2")], ["done", "no-answer"]);
-    fleet.station.run(&["release", "all"]).expect(0);
+    assert_eq!(
+        [ends.outcome_of("n1"), ends.outcome_of("n2")],
+        ["done", "no-answer"]
+    );
+    fleet.station.run(&["release", "all"]).expect_status(0);
 
     // No slip in a file keeps a stop from going out.
     std::fs::write(
         fleet.station.state_file("config.toml"),
-        "[doors.knut]\nalow = []\n",
+        "[gateways.knut]\nalow = []\n",
     )
     .expect("written");
-    fleet.station.run(&["ping", "all"]).expect(2);
-    let ran = fleet.station.run(&["stop"]).expect(0);
-    assert_eq!([ran.state("n1"), ran.state("n2")], ["done", "done"]);
-    ran.says("the stop goes out all the same");
+    fleet.station.run(&["ping", "all"]).expect_status(2);
+    let ran = fleet.station.run(&["stop"]).expect_status(0);
+    assert_eq!([ran.outcome_of("n1"), ran.outcome_of("n2")], ["done", "done"]);
+    ran.expect_stderr("the stop goes out all the same");
 }
 
 #[test]
-fn a_stop_does_not_wait_for_the_stations_disk() {
+fn stop_does_not_wait_for_the_station_disk() {
     let fleet = Fleet::linked(2);
     // What linking has left to write is written.
-    let_pass(Duration::from_millis(1_500));
+    sleep_for(Duration::from_millis(1_500));
     let disk = rusqlite::Connection::open(fleet.station.state_file("station.db")).expect("opens");
     disk.execute_batch("BEGIN IMMEDIATE").expect("nobody else writes");
-    let ran = fleet.station.run(&["stop"]).expect(0);
+    let ran = fleet.station.run(&["stop"]).expect_status(0);
     assert!(
-        ran.took < Duration::from_secs(4),
+        ran.duration < Duration::from_secs(4),
         "a write waits for 5 s: {ran:#?}"
     );
     assert!(
@@ -236,7 +268,7 @@ fn a_stop_does_not_wait_for_the_stations_disk() {
             .all(|node| node.status()["stopped"].is_string())
     );
     disk.execute_batch("ROLLBACK").expect("free again");
-    wait_until(PATIENCE, "it is in the history", || {
+    wait_until(TEST_TIMEOUT, "it is in the history", || {
         let rows = fleet.station.run(&["history"]).json();
         rows.iter()
             .any(|row| row["kind"] == "stop" && row["states"]["done"] == 2)
@@ -244,7 +276,7 @@ fn a_stop_does_not_wait_for_the_stations_disk() {
 }
 
 #[test]
-fn the_demo_ends_with_a_stop_and_its_release() {
+fn demo_ends_with_a_stop_and_its_release() {
     let output = std::process::Command::new(&binaries().station)
         .args(["--json", "demo"])
         .output()
@@ -266,56 +298,62 @@ fn the_demo_ends_with_a_stop_and_its_release() {
 }
 
 #[test]
-fn a_command_that_had_not_ended_at_the_kill_runs_again_and_absent_nodes_are_named() {
+fn unfinished_stop_command_runs_again_after_a_kill() {
     let mut fleet = Fleet::linked_with(2, |node| {
-        let file = node.dir.join("landed").display().to_string();
+        let file = node.state_dir.join("landed").display().to_string();
         node.tables = format!(
             "[emergency_stop]\ncommand = [\"/bin/sh\", \"-c\", \"echo landed >>{file}; [ $(grep -c . {file}) -gt 1 ] \
              || sleep 30\"]\n"
         );
     });
-    fleet.nodes[1].end(Signal::KILL);
+    fleet.nodes[1].signal_and_wait(Signal::KILL);
     fleet.station.wait_state("n2", "offline");
-    let ran = fleet.station.run(&["stop", "--timeout", "1s"]).expect(4);
+    let ran = fleet.station.run(&["stop", "--timeout", "1s"]).expect_status(4);
     assert_eq!(
-        (ran.state("n1"), ran.state("n2")),
+        (ran.outcome_of("n1"), ran.outcome_of("n2")),
         ("no-answer".to_owned(), "no-answer".to_owned())
     );
-    assert!(text(&ran.of("n1"), "error").contains("stopped;"), "{ran:#?}");
-    assert!(text(&ran.of("n2"), "error").contains("NO ANSWER"), "{ran:#?}");
+    assert!(
+        str_field(&ran.line_of("n1"), "error").contains("stopped;"),
+        "{ran:#?}"
+    );
+    assert!(
+        str_field(&ran.line_of("n2"), "error").contains("NO ANSWER"),
+        "{ran:#?}"
+    );
 
-    fleet.nodes[0].end(Signal::KILL);
+    fleet.nodes[0].signal_and_wait(Signal::KILL);
     fleet.nodes[0].start(&[]);
-    wait_until(PATIENCE, "it runs again", || landings(&fleet.nodes[0]) == 2);
+    wait_until(TEST_TIMEOUT, "it runs again", || landings(&fleet.nodes[0]) == 2);
 
     // A stop goes on until the last has come back.
     let stop = fleet.station.start(&["stop", "n2"]);
     std::thread::sleep(Duration::from_millis(300));
     fleet.nodes[1].start(&[]);
-    wait_until(PATIENCE, "it stops as soon as it is back", || {
+    wait_until(TEST_TIMEOUT, "it stops as soon as it is back", || {
         fleet.nodes[1].status()["stopped"].is_string()
     });
     drop(stop);
 }
 
 #[test]
-fn an_observer_stops_nobody() {
+fn observer_cannot_stop_nodes() {
     let fleet = Fleet::linked(1);
-    let mut observer = fleet.field.station("ob", swarm_tests::fleet::Place::here());
+    let mut observer = fleet.test_dir.station("ob", swarm_tests::fleet::Host::loopback());
     let code = fleet
         .station
         .invite(&swarm_tests::fleet::Invite::station("observer"));
-    observer.run(&["fleet", "join", &code]).expect(0);
+    observer.run(&["fleet", "join", &code]).expect_status(0);
     observer.serve();
-    let ran = observer.run(&["stop"]).expect(1);
+    let ran = observer.run(&["stop"]).expect_status(1);
     assert!(format!("{ran:?}").contains("operator or admin"), "{ran:#?}");
     assert!(fleet.nodes[0].status()["stopped"].is_null());
 }
 
 #[test]
-fn a_lost_link_runs_its_command_once_for_each_loss() {
+fn real_node_runs_lost_link_command_once_per_loss() {
     let mut fleet = Fleet::linked_with(1, |node| {
-        let file = node.dir.join("landed").display().to_string();
+        let file = node.state_dir.join("landed").display().to_string();
         node.tables =
             format!("[lost_link]\nafter = \"2s\"\ncommand = [\"/bin/sh\", \"-c\", \"echo held >>{file}\"]\n");
     });
@@ -323,12 +361,14 @@ fn a_lost_link_runs_its_command_once_for_each_loss() {
     assert_eq!(landings(&fleet.nodes[0]), 0, "a quiet link is not a lost one");
     for loss in 1..=2 {
         fleet.station.process().signal(Signal::STOP);
-        wait_until(PATIENCE, "its command runs", || landings(&fleet.nodes[0]) == loss);
+        wait_until(TEST_TIMEOUT, "its command runs", || {
+            landings(&fleet.nodes[0]) == loss
+        });
         std::thread::sleep(Duration::from_secs(3));
         assert_eq!(landings(&fleet.nodes[0]), loss, "once");
         fleet.station.process().signal(Signal::CONT);
         fleet.station.wait_online(1);
-        wait_until(PATIENCE, "a station is heard again", || {
+        wait_until(TEST_TIMEOUT, "a station is heard again", || {
             let status = fleet.nodes[0].status();
             status["lost_link"]
                 .as_str()
@@ -344,56 +384,61 @@ fn a_lost_link_runs_its_command_once_for_each_loss() {
 }
 
 #[test]
-fn a_restart_does_not_disarm_the_dead_man_and_a_reboot_does() {
+fn dead_man_survives_a_restart_but_not_a_reboot() {
     let mut fleet = Fleet::linked_with(1, |node| {
-        let file = node.dir.join("landed").display().to_string();
+        let file = node.state_dir.join("landed").display().to_string();
         node.tables = format!(
             "[lost_link]\nafter = \"1500ms\"\ncommand = [\"/bin/sh\", \"-c\", \"echo held >>{file}\"]\n"
         );
     });
-    let fact = fleet.nodes[0].dir.join("lost-link.json");
-    wait_until(PATIENCE, "it is written down", || fact.exists());
+    let fact = fleet.nodes[0].state_dir.join("lost-link.json");
+    wait_until(TEST_TIMEOUT, "it is written down", || fact.exists());
     for loss in 1..=2 {
         // Both go while they are linked, and only the node comes back.
-        fleet.nodes[0].end(Signal::KILL);
-        fleet.station.end(Signal::KILL);
+        fleet.nodes[0].signal_and_wait(Signal::KILL);
+        fleet.station.signal_and_wait(Signal::KILL);
         fleet.nodes[0].start(&[]);
-        wait_until(PATIENCE, "its command runs", || landings(&fleet.nodes[0]) == loss);
-        wait_until(PATIENCE, "that is written down", || {
+        wait_until(TEST_TIMEOUT, "its command runs", || {
+            landings(&fleet.nodes[0]) == loss
+        });
+        wait_until(TEST_TIMEOUT, "that is written down", || {
             std::fs::read_to_string(&fact).is_ok_and(|text| text.contains("over"))
         });
-        fleet.nodes[0].end(Signal::KILL);
+        fleet.nodes[0].signal_and_wait(Signal::KILL);
         fleet.nodes[0].start(&[]);
-        let_pass(Duration::from_secs(3));
+        sleep_for(Duration::from_secs(3));
         assert_eq!(landings(&fleet.nodes[0]), loss, "once for each loss");
         let shown = fleet.nodes[0].status();
-        assert!(text(&shown, "lost_link").contains("before this start"), "{shown}");
+        assert!(
+            str_field(&shown, "lost_link").contains("before this start"),
+            "{shown}"
+        );
         fleet.station.serve();
         fleet.station.wait_online(1);
-        wait_until(PATIENCE, "a station is heard again", || {
+        wait_until(TEST_TIMEOUT, "a station is heard again", || {
             std::fs::read_to_string(&fact).is_ok_and(|text| text.contains("linked"))
         });
     }
     // As after a reboot: what was written down is of another boot.
-    fleet.nodes[0].end(Signal::KILL);
-    fleet.station.end(Signal::KILL);
+    fleet.nodes[0].signal_and_wait(Signal::KILL);
+    fleet.station.signal_and_wait(Signal::KILL);
     let kept = std::fs::read_to_string(&fact).expect("written");
     let boot = swarm_shared::net::boot::id();
     let other: String = boot.chars().rev().collect();
     assert!(kept.contains(&boot), "{kept}");
     std::fs::write(&fact, kept.replace(&boot, &other)).expect("written");
     fleet.nodes[0].start(&[]);
-    let_pass(Duration::from_secs(4));
+    sleep_for(Duration::from_secs(4));
     assert_eq!(landings(&fleet.nodes[0]), 2, "it may lie in its case");
 }
 
 /// A fleet that hears datagrams, and whose station does not serve.
-fn within_earshot() -> Fleet {
+fn fleet_with_datagrams() -> Fleet {
     let free = UdpSocket::bind("0.0.0.0:0").expect("a port");
     let port = free.local_addr().expect("bound").port();
     drop(free);
     let mut fleet = Fleet::linked_with(1, |node| node.ping_port = Some(port));
-    fleet.station.end(Signal::TERM);
+    fleet.station.signal_and_wait(Signal::TERM);
     let file = fleet.station.state_file("config.toml");
     let config = std::fs::read_to_string(&file).expect("read");
     let config = config.replace("pings = false", &format!("pings = true\nping_port = {port}"));
@@ -402,36 +447,36 @@ fn within_earshot() -> Fleet {
 }
 
 #[test]
-fn a_stop_does_not_wait_for_the_verb_that_holds_the_state_directory() {
-    let fleet = within_earshot();
+fn stop_does_not_wait_for_the_state_directory_lock() {
+    let fleet = fleet_with_datagrams();
     let stopped = || fleet.nodes[0].status()["stopped"].is_string();
-    let held = StateLock::try_take(&fleet.station.dir, "a test").expect("free");
+    let held = StateLock::try_acquire(&fleet.station.state_dir, "a test").expect("free");
 
-    let ran = fleet.station.run(&["stop", "--timeout", "2s"]).expect(4);
+    let ran = fleet.station.run(&["stop", "--timeout", "2s"]).expect_status(4);
     assert!(stopped());
-    let error = ran.of("n1")["error"].to_string();
+    let error = ran.line_of("n1")["error"].to_string();
     assert!(error.contains("by datagram"), "{ran:#?}");
     let ran = ran
-        .says("holds its state (a test")
-        .says("stopping by datagrams meanwhile");
-    assert_eq!(ran.state("n1"), "no-answer");
+        .expect_stderr("holds its state (a test")
+        .expect_stderr("stopping by datagrams meanwhile");
+    assert_eq!(ran.outcome_of("n1"), "no-answer");
 
     // It goes on, and is acknowledged once it can be.
     let mut stop = fleet.station.start(&["stop"]);
     stop.process()
-        .wait_line(Stream::Err, PATIENCE, "it says what it does", |line| {
+        .wait_line(Stream::Err, TEST_TIMEOUT, "it says what it does", |line| {
             line.contains("stopping by datagrams meanwhile")
         });
     drop(held);
-    let ran = stop.finish(PATIENCE).expect(0);
-    assert_eq!(ran.state("n1"), "done");
-    fleet.station.run(&["release", "all"]).expect(0);
+    let ran = stop.finish(TEST_TIMEOUT).expect_status(0);
+    assert_eq!(ran.outcome_of("n1"), "done");
+    fleet.station.run(&["release", "all"]).expect_status(0);
     assert!(!stopped());
 }
 
 #[test]
-fn a_stop_goes_out_though_the_station_cannot_write_a_byte() {
-    let fleet = within_earshot();
+fn stop_is_sent_although_no_file_is_writable() {
+    let fleet = fleet_with_datagrams();
     // As on a full disk, every write to a file fails; standard output and error are pipes here.
     let ran = Command::new("/bin/sh")
         .args([
@@ -439,7 +484,7 @@ fn a_stop_goes_out_though_the_station_cannot_write_a_byte() {
             "trap '' XFSZ; ulimit -f 0; exec \"$0\" --json stop --timeout 3s",
         ])
         .arg(&binaries().station)
-        .env("GROUND_STATION_STATE_DIR", &fleet.station.dir)
+        .env("GROUND_STATION_STATE_DIR", &fleet.station.state_dir)
         .output()
         .expect("it runs");
     let (out, err) = (
@@ -451,14 +496,14 @@ fn a_stop_goes_out_though_the_station_cannot_write_a_byte() {
     assert!(out.contains("by datagram"), "{out}");
     assert!(fleet.nodes[0].status()["stopped"].is_string());
     // No lower number of the datagrams is in the way of the next stop.
-    let ran = fleet.station.run(&["stop"]).expect(0);
-    assert_eq!(ran.state("n1"), "done");
+    let ran = fleet.station.run(&["stop"]).expect_status(0);
+    assert_eq!(ran.outcome_of("n1"), "done");
 }
 
 #[test]
-fn what_waits_for_an_absent_node_is_withdrawn_by_a_stop_that_is_given_up() {
+fn abandoned_stop_still_withdraws_queued_commands() {
     let mut fleet = Fleet::linked(2);
-    fleet.nodes[1].end(Signal::KILL);
+    fleet.nodes[1].signal_and_wait(Signal::KILL);
     fleet.station.wait_state("n2", "offline");
     let ran = fleet
         .station
@@ -472,25 +517,25 @@ fn what_waits_for_an_absent_node_is_withdrawn_by_a_stop_that_is_given_up() {
             "--timeout",
             "300ms",
         ])
-        .expect(4);
-    assert_eq!(ran.state("n2"), "no-answer");
+        .expect_status(4);
+    assert_eq!(ran.outcome_of("n2"), "no-answer");
     fleet
         .station
         .run(&["stop", "--timeout", "1s"])
-        .expect(4)
-        .says("1 delivery that waited for these nodes is withdrawn")
-        .says("THE STOP IS NOT REPEATED ANY MORE");
-    wait_until(PATIENCE, "the history says so", || {
+        .expect_status(4)
+        .expect_stderr("1 delivery that waited for these nodes is withdrawn")
+        .expect_stderr("THE STOP IS NOT REPEATED ANY MORE");
+    wait_until(TEST_TIMEOUT, "the history says so", || {
         let past = fleet.station.run(&["history", "1"]);
-        past.state("n2") == "refused"
-            && text(&past.of("n2"), "error").contains("withdrawn by the emergency stop of")
+        past.outcome_of("n2") == "refused"
+            && str_field(&past.line_of("n2"), "error").contains("withdrawn by the emergency stop of")
     });
-    let audit = fleet.station.run(&["history", "--audit"]).expect(0).json();
+    let audit = fleet.station.run(&["history", "--audit"]).expect_status(0).json();
     let noted = audit.iter().find(|row| row["what"] == "stop").expect("noted");
-    assert_eq!(text(noted, "outcome"), "command 2, 2 deliveries");
+    assert_eq!(str_field(noted, "outcome"), "command 2, 2 deliveries");
 
     // Nor does a station run it that has restarted since.
-    fleet.station.end(Signal::KILL);
+    fleet.station.signal_and_wait(Signal::KILL);
     fleet.station.serve();
     fleet.nodes[1].start(&[]);
     fleet.station.wait_online(2);
@@ -504,62 +549,77 @@ fn what_waits_for_an_absent_node_is_withdrawn_by_a_stop_that_is_given_up() {
     let ran = fleet
         .station
         .run(&["call", "n2", "slow", "tag=refused"])
-        .expect(1);
-    let why = text(&ran.of("n2"), "error").to_owned();
+        .expect_status(1);
+    let why = str_field(&ran.line_of("n2"), "error").to_owned();
     assert!(why.contains("has not confirmed the emergency stop"), "{why}");
-    fleet.station.run(&["ping", "n2"]).expect(0);
-    let ran = fleet.station.run(&["release", "n2"]).expect(0);
-    assert_eq!(ran.of("n2")["value"], "was not stopped");
+    fleet.station.run(&["ping", "n2"]).expect_status(0);
+    let ran = fleet.station.run(&["release", "n2"]).expect_status(0);
+    assert_eq!(ran.line_of("n2")["value"], "was not stopped");
     assert!(fleet.station.node("n2")["stop_unconfirmed"].is_null());
-    fleet.station.run(&["call", "n2", "slow", "tag=after"]).expect(0);
+    fleet
+        .station
+        .run(&["call", "n2", "slow", "tag=after"])
+        .expect_status(0);
     let mut marks = fleet.nodes[1].marks();
     marks.retain(|mark| mark.starts_with("begin"));
     assert_eq!(marks, ["begin after"]);
     let past = fleet.station.run(&["history", "1"]);
-    assert_eq!([past.state("n1"), past.state("n2")], ["done", "refused"]);
+    assert_eq!(
+        [past.outcome_of("n1"), past.outcome_of("n2")],
+        ["done", "refused"]
+    );
 }
 
 #[test]
-fn a_release_does_not_wait_for_who_is_known_to_be_away() {
+fn release_does_not_wait_for_offline_nodes() {
     let mut fleet = Fleet::linked(2);
-    fleet.station.run(&["stop"]).expect(0);
-    fleet.nodes[1].end(Signal::KILL);
+    fleet.station.run(&["stop"]).expect_status(0);
+    fleet.nodes[1].signal_and_wait(Signal::KILL);
     fleet.station.wait_state("n2", "offline");
     // A station that has just started looks for it.
-    let_pass(Duration::from_secs(4));
+    sleep_for(Duration::from_secs(4));
     let ran = fleet
         .station
         .run(&["release", "all", "--timeout", "4s"])
-        .expect(4);
-    assert_eq!([ran.state("n1"), ran.state("n2")], ["done", "no-answer"]);
+        .expect_status(4);
+    assert_eq!(
+        [ran.outcome_of("n1"), ran.outcome_of("n2")],
+        ["done", "no-answer"]
+    );
     assert!(
-        text(&ran.of("n2"), "error").contains("it stays stopped until it is released"),
+        str_field(&ran.line_of("n2"), "error").contains("it stays stopped until it is released"),
         "{ran:#?}"
     );
-    assert!(ran.took < Duration::from_secs(3), "{ran:#?}");
+    assert!(ran.duration < Duration::from_secs(3), "{ran:#?}");
     fleet.nodes[1].start(&[]);
     fleet.station.wait_online(2);
     assert!(fleet.nodes[1].status()["stopped"].is_string());
-    fleet.station.run(&["release", "all"]).expect(0);
+    fleet.station.run(&["release", "all"]).expect_status(0);
 }
 
 #[test]
-fn a_stop_whose_station_ends_says_that_it_is_not_repeated_any_more() {
+fn interrupted_stop_reports_that_repeats_have_ended() {
     let mut fleet = Fleet::linked(2);
-    fleet.nodes[1].end(Signal::KILL);
+    fleet.nodes[1].signal_and_wait(Signal::KILL);
     fleet.station.wait_state("n2", "offline");
     let mut stop = fleet.station.start(&["stop"]);
     stop.process()
-        .wait_line(Stream::Err, PATIENCE, "it names the missing", |line| {
+        .wait_line(Stream::Err, TEST_TIMEOUT, "it names the missing", |line| {
             line.contains("1 of 2 answered; NO ANSWER from n2; still trying")
         });
-    fleet.station.end(Signal::TERM);
+    fleet.station.signal_and_wait(Signal::TERM);
     let ran = stop
-        .finish(PATIENCE)
-        .expect(4)
-        .says("has ended")
-        .says("THE STOP IS NOT REPEATED ANY MORE")
-        .says("type `ground-station stop` again");
-    assert_eq!([ran.state("n1"), ran.state("n2")], ["done", "no-answer"]);
-    assert!(text(&ran.of("n2"), "error").contains("NO ANSWER"), "{ran:#?}");
+        .finish(TEST_TIMEOUT)
+        .expect_status(4)
+        .expect_stderr("has ended")
+        .expect_stderr("THE STOP IS NOT REPEATED ANY MORE")
+        .expect_stderr("type `ground-station stop` again");
+    assert_eq!(
+        [ran.outcome_of("n1"), ran.outcome_of("n2")],
+        ["done", "no-answer"]
+    );
+    assert!(
+        str_field(&ran.line_of("n2"), "error").contains("NO ANSWER"),
+        "{ran:#?}"
+    );
 }

@@ -4,18 +4,18 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
 
 use serde_json::{Value, json};
-use swarm_tests::fleet::{Fleet, PATIENCE};
+use swarm_tests::fleet::{Fleet, TEST_TIMEOUT};
 use swarm_tests::process::Signal;
 
 /// A follower, and what it has heard.
-struct Follower {
+struct Subscriber {
     lines: BufReader<UnixStream>,
 }
 
-impl Follower {
-    fn of(fleet: &Fleet) -> Self {
+impl Subscriber {
+    fn connect(fleet: &Fleet) -> Self {
         let mut stream = UnixStream::connect(fleet.station.state_file("control.sock")).expect("serve runs");
-        stream.set_read_timeout(Some(PATIENCE)).expect("set");
+        stream.set_read_timeout(Some(TEST_TIMEOUT)).expect("set");
         writeln!(stream, "{}", json!({"request": "follow", "telemetry": true})).expect("asked");
         Self {
             lines: BufReader::new(stream),
@@ -35,7 +35,7 @@ impl Follower {
     }
 
     /// Waits for a word of another's request.
-    fn wait_told(&mut self, kind: &str, what: &str, word: &str) -> Value {
+    fn wait_observed(&mut self, kind: &str, what: &str, word: &str) -> Value {
         self.wait(&format!("{word} of {what}"), |event| {
             event["event"] == "told"
                 && event["kind"] == kind
@@ -46,9 +46,9 @@ impl Follower {
 }
 
 #[test]
-fn a_follower_hears_what_others_do_and_how_nodes_are() {
+fn subscriber_receives_requests_and_node_states() {
     let mut fleet = Fleet::linked(2);
-    let mut follower = Follower::of(&fleet);
+    let mut follower = Subscriber::connect(&fleet);
     for node in ["n1", "n2"] {
         let readings = follower.wait("readings", |event| {
             event["event"] == "telemetry" && event["node"] == node
@@ -67,44 +67,44 @@ fn a_follower_hears_what_others_do_and_how_nodes_are() {
     fleet
         .station
         .run(&["call", "all", "echo", "word=hello"])
-        .expect(0);
-    let targets = follower.wait_told("command", "echo", "targets");
+        .expect_status(0);
+    let targets = follower.wait_observed("command", "echo", "targets");
     assert_eq!(
         targets["word"]["targets"].as_array().map(Vec::len),
         Some(2),
         "{targets}"
     );
-    let ended = follower.wait_told("command", "echo", "delivery");
+    let ended = follower.wait_observed("command", "echo", "delivery");
     assert_eq!(
         (&ended["word"]["state"], &ended["number"]),
         (&json!("done"), &json!(1)),
         "{ended}"
     );
-    follower.wait_told("command", "echo", "end");
-    fleet.station.run(&["ping"]).expect(0);
-    let ping = follower.wait_told("command", "ping", "delivery");
+    follower.wait_observed("command", "echo", "end");
+    fleet.station.run(&["ping"]).expect_status(0);
+    let ping = follower.wait_observed("command", "ping", "delivery");
     assert_eq!(ping["number"], Value::Null, "not in the history");
-    fleet.station.run(&["stop"]).expect(0);
-    follower.wait_told("stop", "stop", "acknowledged");
-    follower.wait_told("stop", "stop", "end");
-    fleet.station.run(&["release", "all"]).expect(0);
-    follower.wait_told("release", "release", "end");
-    fleet.nodes[0].end(Signal::KILL);
+    fleet.station.run(&["stop"]).expect_status(0);
+    follower.wait_observed("stop", "stop", "acknowledged");
+    follower.wait_observed("stop", "stop", "end");
+    fleet.station.run(&["release", "all"]).expect_status(0);
+    follower.wait_observed("release", "release", "end");
+    fleet.nodes[0].signal_and_wait(Signal::KILL);
     follower.wait("n1 goes", |event| {
         event["event"] == "node" && event["node"] == "n1" && event["state"] == "offline"
     });
 }
 
 #[test]
-fn a_follower_hears_that_a_node_is_put_out_though_it_is_away() {
+fn subscriber_receives_revocation_of_absent_node() {
     let mut fleet = Fleet::linked(2);
-    let mut follower = Follower::of(&fleet);
-    fleet.nodes[0].end(Signal::TERM);
+    let mut follower = Subscriber::connect(&fleet);
+    fleet.nodes[0].signal_and_wait(Signal::TERM);
     let is_first = |event: &Value| event["event"] == "node" && event["node"] == "n1";
     follower.wait("it is away", |event| {
         is_first(event) && event["state"] == "offline"
     });
-    fleet.station.run(&["fleet", "revoke", "n1"]).expect(0);
+    fleet.station.run(&["fleet", "revoke", "n1"]).expect_status(0);
     let view = follower.wait("it is put out", |event| {
         is_first(event) && event["warnings"] != json!([])
     });

@@ -6,31 +6,31 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use swarm_shared::net::clock;
-use swarm_tests::fleet::{Fleet, PATIENCE, Ran, Verb, noise, text};
+use swarm_tests::fleet::{Fleet, TEST_TIMEOUT, Verb, VerbOutput, pseudo_random_bytes, str_field};
 use swarm_tests::process::{Signal, wait_until};
 
 /// More than all buffers between two stopped processes hold.
 const FILE_BYTES: usize = 48 * 1024 * 1024;
 /// `--timeout`, and what a verb may take in all: it is the longest pause, and there may be two.
 const TIMEOUT: &str = "3s";
-const IN_TIME: Duration = Duration::from_secs(12);
+const VERB_DURATION_MAX: Duration = Duration::from_secs(12);
 const SIGNALS: [Signal; 2] = [Signal::KILL, Signal::TERM];
 /// What the destination holds before.
-const OLD: &[u8] = b"the take of yesterday";
+const OLD_CONTENT: &[u8] = b"the take of yesterday";
 
-struct Rig {
+struct TransferRig {
     fleet: Fleet,
     source: PathBuf,
     content: Vec<u8>,
 }
 
-impl Rig {
+impl TransferRig {
     fn new() -> Self {
         let fleet = Fleet::linked(1);
-        let content = noise(FILE_BYTES);
-        let source = fleet.field.file("take", &content);
-        std::fs::write(fleet.nodes[0].root.join("old"), OLD).expect("written");
-        std::fs::write(fleet.nodes[0].root.join("big"), &content).expect("written");
+        let content = pseudo_random_bytes(FILE_BYTES);
+        let source = fleet.test_dir.file("take", &content);
+        std::fs::write(fleet.nodes[0].files_root.join("old"), OLD_CONTENT).expect("written");
+        std::fs::write(fleet.nodes[0].files_root.join("big"), &content).expect("written");
         Self {
             fleet,
             source,
@@ -45,12 +45,12 @@ impl Rig {
             .start(&["send", &source, "n1:files/old", "--timeout", TIMEOUT])
     }
 
-    fn collected(&self) -> PathBuf {
-        self.fleet.field.dir("collected")
+    fn fetch_dir(&self) -> PathBuf {
+        self.fleet.test_dir.dir("collected")
     }
 
     fn fetch(&self) -> Verb {
-        let dir = self.collected().display().to_string();
+        let dir = self.fetch_dir().display().to_string();
         self.fleet
             .station
             .start(&["fetch", "n1:files/big", &dir, "--timeout", TIMEOUT])
@@ -59,7 +59,7 @@ impl Rig {
     /// Stops the node when a part of the file is there.
     fn stop_node_midway(&mut self) {
         let node = &mut self.fleet.nodes[0];
-        wait_until(PATIENCE, "a part of the file", || !node.files().1.is_empty());
+        wait_until(TEST_TIMEOUT, "a part of the file", || !node.files().1.is_empty());
         node.process().signal(Signal::STOP);
         assert_eq!(
             node.files().1.len(),
@@ -68,33 +68,43 @@ impl Rig {
         );
     }
 
-    fn one_outcome(ran: &Ran) -> String {
-        assert!(ran.took < IN_TIME, "{ran:#?}");
-        let line = ran.of("n1");
-        let state = text(&line, "state");
-        assert!(state == "done" || !text(&line, "error").is_empty(), "{line}");
+    fn check_one_outcome(ran: &VerbOutput) -> String {
+        assert!(ran.duration < VERB_DURATION_MAX, "{ran:#?}");
+        let line = ran.line_of("n1");
+        let state = str_field(&line, "state");
+        assert!(state == "done" || !str_field(&line, "error").is_empty(), "{line}");
         state.to_owned()
     }
 
     /// The old file or the new one, whole; and no leftovers.
     fn check_node(&self, new: Option<bool>) {
-        let there = std::fs::read(self.fleet.nodes[0].root.join("old")).expect("one of the two is there");
+        let there =
+            std::fs::read(self.fleet.nodes[0].files_root.join("old")).expect("one of the two is there");
         let is_new = there == self.content;
-        assert!(is_new || there == OLD, "half a file: {} bytes", there.len());
+        assert!(
+            is_new || there == OLD_CONTENT,
+            "half a file: {} bytes",
+            there.len()
+        );
         assert!(new.is_none_or(|new| new == is_new), "the new one: {is_new}");
-        wait_until(PATIENCE, "leftovers are removed", || {
+        wait_until(TEST_TIMEOUT, "leftovers are removed", || {
             self.fleet.nodes[0].files().1.is_empty()
         });
         assert_eq!(self.fleet.nodes[0].files().0, ["big", "old"]);
     }
 
-    fn works_again(&self) {
+    fn check_fleet_works(&self) {
         self.fleet.station.wait_online(1);
-        let small = self.fleet.field.file("small", OLD).display().to_string();
+        let small = self
+            .fleet
+            .test_dir
+            .file("small", OLD_CONTENT)
+            .display()
+            .to_string();
         self.fleet
             .station
             .run(&["send", &small, "n1:files/old"])
-            .expect(0);
+            .expect_status(0);
         self.check_node(Some(false));
     }
 }
@@ -107,8 +117,8 @@ fn leftovers(dir: &Path) -> Vec<String> {
 }
 
 #[test]
-fn a_node_that_ends_while_it_is_sent_a_file() {
-    let mut rig = Rig::new();
+fn send_has_one_outcome_when_the_node_exits() {
+    let mut rig = TransferRig::new();
     for signal in SIGNALS {
         // At the start: it has not read a byte of it.
         rig.fleet.nodes[0].process().signal(Signal::STOP);
@@ -116,19 +126,19 @@ fn a_node_that_ends_while_it_is_sent_a_file() {
         rig.fleet.station.wait_state("n1", "silent");
         rig.fleet.nodes[0].process().signal(signal);
         rig.fleet.nodes[0].process().signal(Signal::CONT);
-        rig.fleet.nodes[0].end(signal);
-        let ran = verb.finish(PATIENCE);
-        assert_ne!(Rig::one_outcome(&ran), "done");
+        rig.fleet.nodes[0].signal_and_wait(signal);
+        let ran = verb.finish(TEST_TIMEOUT);
+        assert_ne!(TransferRig::check_one_outcome(&ran), "done");
         rig.fleet.nodes[0].start(&[]);
         rig.check_node(Some(false));
-        rig.works_again();
+        rig.check_fleet_works();
 
         // Midway.
         let verb = rig.send();
         rig.stop_node_midway();
         rig.fleet.nodes[0].process().signal(signal);
         rig.fleet.nodes[0].process().signal(Signal::CONT);
-        rig.fleet.nodes[0].end(signal);
+        rig.fleet.nodes[0].signal_and_wait(signal);
         if signal == Signal::TERM {
             assert!(
                 rig.fleet.nodes[0].files().1.is_empty(),
@@ -136,137 +146,140 @@ fn a_node_that_ends_while_it_is_sent_a_file() {
             );
         }
         rig.fleet.nodes[0].start(&[]);
-        let ran = verb.finish(PATIENCE).expect(1);
+        let ran = verb.finish(TEST_TIMEOUT).expect_status(1);
         assert!(
-            matches!(Rig::one_outcome(&ran).as_str(), "unknown" | "failed"),
+            matches!(
+                TransferRig::check_one_outcome(&ran).as_str(),
+                "unknown" | "failed"
+            ),
             "{ran:#?}"
         );
         rig.check_node(Some(false));
-        rig.works_again();
+        rig.check_fleet_works();
 
         // At the end.
-        let ran = rig.send().finish(PATIENCE).expect(0);
-        assert_eq!(Rig::one_outcome(&ran), "done");
-        rig.fleet.nodes[0].end(signal);
+        let ran = rig.send().finish(TEST_TIMEOUT).expect_status(0);
+        assert_eq!(TransferRig::check_one_outcome(&ran), "done");
+        rig.fleet.nodes[0].signal_and_wait(signal);
         rig.fleet.nodes[0].start(&[]);
         rig.check_node(Some(true));
-        rig.works_again();
+        rig.check_fleet_works();
     }
 }
 
 #[test]
-fn a_station_that_ends_while_it_sends_a_file() {
-    let mut rig = Rig::new();
+fn send_has_one_outcome_when_the_station_exits() {
+    let mut rig = TransferRig::new();
     for signal in SIGNALS {
         // At the start: nothing has been read by the node.
         rig.fleet.nodes[0].process().signal(Signal::STOP);
         let verb = rig.send();
         rig.fleet.station.wait_state("n1", "silent");
-        rig.fleet.station.end(signal);
+        rig.fleet.station.signal_and_wait(signal);
         rig.fleet.nodes[0].process().signal(Signal::CONT);
-        let ran = verb.finish(PATIENCE);
-        assert_ne!(Rig::one_outcome(&ran), "done");
+        let ran = verb.finish(TEST_TIMEOUT);
+        assert_ne!(TransferRig::check_one_outcome(&ran), "done");
         rig.fleet.station.serve();
-        rig.works_again();
+        rig.check_fleet_works();
 
         // Midway.
         let verb = rig.send();
         rig.stop_node_midway();
-        rig.fleet.station.end(signal);
+        rig.fleet.station.signal_and_wait(signal);
         rig.fleet.nodes[0].process().signal(Signal::CONT);
-        let ran = verb.finish(PATIENCE);
-        assert_ne!(Rig::one_outcome(&ran), "done");
+        let ran = verb.finish(TEST_TIMEOUT);
+        assert_ne!(TransferRig::check_one_outcome(&ran), "done");
         rig.fleet.station.serve();
         rig.check_node(Some(false));
-        rig.works_again();
+        rig.check_fleet_works();
 
         // At the end.
-        rig.send().finish(PATIENCE).expect(0);
-        rig.fleet.station.end(signal);
+        rig.send().finish(TEST_TIMEOUT).expect_status(0);
+        rig.fleet.station.signal_and_wait(signal);
         rig.fleet.station.serve();
         rig.check_node(Some(true));
-        rig.works_again();
+        rig.check_fleet_works();
     }
 }
 
 #[test]
-fn a_verb_that_ends_while_a_file_is_sent() {
-    let mut rig = Rig::new();
+fn send_has_one_outcome_when_the_verb_exits() {
+    let mut rig = TransferRig::new();
     for signal in [Signal::KILL, Signal::TERM, Signal::INT] {
         let mut verb = rig.send();
         rig.stop_node_midway();
         verb.signal(signal);
         if signal == Signal::INT {
-            verb.finish(PATIENCE).expect(130);
+            verb.finish(TEST_TIMEOUT).expect_status(130);
         } else {
             drop(verb);
         }
         rig.fleet.nodes[0].process().signal(Signal::CONT);
-        rig.works_again();
+        rig.check_fleet_works();
     }
 }
 
 #[test]
-fn whoever_ends_while_a_file_is_fetched() {
-    let mut rig = Rig::new();
-    let copy = rig.collected().join("n1-big");
+fn fetch_has_one_outcome_when_any_side_exits() {
+    let mut rig = TransferRig::new();
+    let copy = rig.fetch_dir().join("n1-big");
     for signal in SIGNALS {
         // The node, midway.
         let verb = rig.fetch();
-        wait_until(PATIENCE, "a part of the file", || {
-            !leftovers(&rig.collected()).is_empty()
+        wait_until(TEST_TIMEOUT, "a part of the file", || {
+            !leftovers(&rig.fetch_dir()).is_empty()
         });
         rig.fleet.nodes[0].process().signal(Signal::STOP);
         assert!(!copy.exists(), "it was not over before: choose a bigger file");
         rig.fleet.nodes[0].process().signal(signal);
         rig.fleet.nodes[0].process().signal(Signal::CONT);
-        rig.fleet.nodes[0].end(signal);
+        rig.fleet.nodes[0].signal_and_wait(signal);
         rig.fleet.nodes[0].start(&[]);
-        let ran = verb.finish(PATIENCE);
-        assert_ne!(Rig::one_outcome(&ran), "done");
-        wait_until(PATIENCE, "nothing is left", || {
-            leftovers(&rig.collected()).is_empty()
+        let ran = verb.finish(TEST_TIMEOUT);
+        assert_ne!(TransferRig::check_one_outcome(&ran), "done");
+        wait_until(TEST_TIMEOUT, "nothing is left", || {
+            leftovers(&rig.fetch_dir()).is_empty()
         });
-        rig.works_again();
+        rig.check_fleet_works();
 
         // The station, midway.
         let verb = rig.fetch();
-        wait_until(PATIENCE, "a part of the file", || {
-            !leftovers(&rig.collected()).is_empty()
+        wait_until(TEST_TIMEOUT, "a part of the file", || {
+            !leftovers(&rig.fetch_dir()).is_empty()
         });
         rig.fleet.nodes[0].process().signal(Signal::STOP);
-        rig.fleet.station.end(signal);
+        rig.fleet.station.signal_and_wait(signal);
         rig.fleet.nodes[0].process().signal(Signal::CONT);
-        let ran = verb.finish(PATIENCE);
-        assert_ne!(Rig::one_outcome(&ran), "done");
+        let ran = verb.finish(TEST_TIMEOUT);
+        assert_ne!(TransferRig::check_one_outcome(&ran), "done");
         assert!(!copy.exists());
         rig.fleet.station.serve();
-        rig.works_again();
+        rig.check_fleet_works();
 
         // The next one clears up what a killed station could not, and has its file.
-        let ran = rig.fetch().finish(PATIENCE).expect(0);
-        assert_eq!(Rig::one_outcome(&ran), "done");
+        let ran = rig.fetch().finish(TEST_TIMEOUT).expect_status(0);
+        assert_eq!(TransferRig::check_one_outcome(&ran), "done");
         assert!(std::fs::read(&copy).expect("there") == rig.content);
-        assert_eq!(leftovers(&rig.collected()), ["n1-big"]);
+        assert_eq!(leftovers(&rig.fetch_dir()), ["n1-big"]);
         std::fs::remove_file(&copy).expect("there");
     }
 }
 
 #[test]
-fn a_file_in_flight_does_not_delay_a_command() {
+fn file_transfer_does_not_delay_commands() {
     let fleet = Fleet::linked(1);
-    let source = fleet.field.path().join("huge");
+    let source = fleet.test_dir.path().join("huge");
     let huge = std::fs::File::create(&source).expect("a file");
     huge.set_len(200 * 1024 * 1024).expect("room");
     let words = ["send", &source.display().to_string(), "n1:files/huge"];
     let mut verb = fleet.station.start(&words);
-    wait_until(PATIENCE, "a part of the file", || {
+    wait_until(TEST_TIMEOUT, "a part of the file", || {
         !fleet.nodes[0].files().1.is_empty()
     });
     let mut took: Vec<f64> = Vec::new();
     let begun = clock::now();
     while fleet.nodes[0].files().0.is_empty() {
-        let line = fleet.station.run(&["ping"]).expect(0).of("n1");
+        let line = fleet.station.run(&["ping"]).expect_status(0).line_of("n1");
         took.push(line["ms"].as_f64().expect("a number"));
     }
     took.sort_by(f64::total_cmp);
@@ -280,10 +293,10 @@ fn a_file_in_flight_does_not_delay_a_command() {
     // Generous: both programs are debug builds on a machine that does other things too.
     assert!(worst < 1_500.0, "{took:?}");
     assert!(
-        verb.process().ended().is_none() || took.len() > 1,
+        verb.process().exit_status().is_none() || took.len() > 1,
         "they ran side by side"
     );
-    verb.finish(PATIENCE).expect(0);
+    verb.finish(TEST_TIMEOUT).expect_status(0);
 }
 
 /// A small file system; unmounted when dropped.
@@ -312,29 +325,35 @@ impl Drop for Tmpfs {
 }
 
 #[test]
-fn a_full_disk_fails_the_file_and_not_the_node() {
+fn full_disk_fails_the_file_not_the_node() {
     let mut fleet = Fleet::linked(2);
-    let Some(_disk) = Tmpfs::mount(fleet.nodes[0].root.clone(), 1024) else {
+    let Some(_disk) = Tmpfs::mount(fleet.nodes[0].files_root.clone(), 1024) else {
         return;
     };
     let source = fleet
-        .field
-        .file("take", &noise(3 * 1024 * 1024))
+        .test_dir
+        .file("take", &pseudo_random_bytes(3 * 1024 * 1024))
         .display()
         .to_string();
-    let ran = fleet.station.run(&["send", &source, "all:files/take"]).expect(1);
-    let line = ran.of("n1");
+    let ran = fleet
+        .station
+        .run(&["send", &source, "all:files/take"])
+        .expect_status(1);
+    let line = ran.line_of("n1");
     assert_eq!(line["state"], "failed", "{line}");
-    let error = text(&line, "error").to_lowercase();
+    let error = str_field(&line, "error").to_lowercase();
     assert!(error.contains("the disk is full"), "{line}");
-    assert_eq!(ran.state("n2"), "done");
+    assert_eq!(ran.outcome_of("n2"), "done");
     assert_eq!(fleet.nodes[0].files(), (Vec::new(), Vec::new()));
-    let small = fleet.field.file("small", OLD).display().to_string();
-    fleet.station.run(&["send", &small, "all:files/small"]).expect(0);
+    let small = fleet.test_dir.file("small", OLD_CONTENT).display().to_string();
+    fleet
+        .station
+        .run(&["send", &small, "all:files/small"])
+        .expect_status(0);
 
     // Its own state directory full: it says so, lives on, and restarts into the same fleet.
-    fleet.nodes[0].end(Signal::TERM);
-    let state = fleet.nodes[0].dir.clone();
+    fleet.nodes[0].signal_and_wait(Signal::TERM);
+    let state = fleet.nodes[0].state_dir.clone();
     let keep: Vec<(String, Vec<u8>)> = ["identity.key", "fleet.json"]
         .iter()
         .map(|name| {
@@ -361,8 +380,11 @@ fn a_full_disk_fails_the_file_and_not_the_node() {
         .is_ok()
     {}
     fleet.station.wait_online(2);
-    fleet.station.run(&["ping"]).expect(0);
-    let line = fleet.station.run(&["call", "n1", "id", "new_id=full"]).of("n1");
+    fleet.station.run(&["ping"]).expect_status(0);
+    let line = fleet
+        .station
+        .run(&["call", "n1", "id", "new_id=full"])
+        .line_of("n1");
     assert_ne!(line["state"], "no-answer", "{line}");
-    fleet.station.run(&["ping"]).expect(0);
+    fleet.station.run(&["ping"]).expect_status(0);
 }

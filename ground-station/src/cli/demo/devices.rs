@@ -15,7 +15,7 @@ use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
 /// How long a device may take to end in good order.
-const STOP_MAX: Duration = Duration::from_secs(3);
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(3);
 /// How much of each log is shown when something went wrong, in lines.
 const LOG_LINES: usize = 12;
 
@@ -31,25 +31,25 @@ struct Device {
 #[derive(Debug)]
 pub(super) struct Devices {
     program: PathBuf,
-    all: Vec<Device>,
+    devices: Vec<Device>,
 }
 
 impl Devices {
     /// Configures and starts `drone-1` to `drone-N`, in two rows.
-    pub(super) async fn start(place: &Path, count: u16, ping_port: u16, code: &str) -> io::Result<Self> {
-        let program = program()?;
+    pub(super) async fn start(base_dir: &Path, count: u16, ping_port: u16, code: &str) -> io::Result<Self> {
+        let program = swarm_node_path()?;
         let digits = count.to_string().len();
         let mut devices = Self {
             program,
-            all: Vec::new(),
+            devices: Vec::new(),
         };
         for number in 1..=count {
             let name = format!("drone-{number:0digits$}");
-            let dir = place.join(&name);
+            let dir = base_dir.join(&name);
             std::fs::create_dir_all(dir.join("shows"))?;
-            let config = configuration(&name, &dir, number % 2, ping_port, code);
+            let config = node_config(&name, &dir, number % 2, ping_port, code);
             std::fs::write(dir.join("config.toml"), config)?;
-            devices.all.push(Device {
+            devices.devices.push(Device {
                 name: name.clone(),
                 dir,
                 process: None,
@@ -95,23 +95,23 @@ impl Devices {
     }
 
     fn find(&mut self, name: &str) -> io::Result<&mut Device> {
-        let found = self.all.iter_mut().find(|device| device.name == name);
+        let found = self.devices.iter_mut().find(|device| device.name == name);
         found.ok_or_else(|| io::Error::other(format!("there is no {name}")))
     }
 
     pub(super) fn names(&self) -> Vec<String> {
-        self.all.iter().map(|device| device.name.clone()).collect()
+        self.devices.iter().map(|device| device.name.clone()).collect()
     }
 
     /// Where a device keeps the files that it was sent.
-    pub(super) fn root(&self, name: &str) -> PathBuf {
-        let device = self.all.iter().find(|device| device.name == name);
+    pub(super) fn files_root(&self, name: &str) -> PathBuf {
+        let device = self.devices.iter().find(|device| device.name == name);
         device.map_or_else(PathBuf::new, |device| device.dir.join("shows"))
     }
 
     /// Ends all in good order, or kills them.
-    pub(super) async fn stop(&mut self) {
-        for device in &mut self.all {
+    pub(super) async fn shut_down(&mut self) {
+        for device in &mut self.devices {
             let Some(process) = &device.process else { continue };
             let id = process
                 .id()
@@ -123,9 +123,9 @@ impl Devices {
                 tracing::debug!(device = device.name, %error, "already gone");
             }
         }
-        for device in &mut self.all {
+        for device in &mut self.devices {
             if let Some(mut process) = device.process.take()
-                && timeout(STOP_MAX, process.wait()).await.is_err()
+                && timeout(SHUTDOWN_TIMEOUT, process.wait()).await.is_err()
                 && let Err(error) = process.kill().await
             {
                 tracing::warn!(device = device.name, %error, "it does not end");
@@ -134,9 +134,9 @@ impl Devices {
     }
 
     /// The end of every log.
-    pub(super) fn logs(&self) -> String {
+    pub(super) fn log_tails(&self) -> String {
         let mut text = String::new();
-        for device in &self.all {
+        for device in &self.devices {
             let log = std::fs::read_to_string(device.dir.join("log")).unwrap_or_default();
             let lines: Vec<&str> = log.lines().collect();
             // Writing to a string cannot fail.
@@ -150,18 +150,18 @@ impl Devices {
 }
 
 /// The `swarm-node` that lies beside this program.
-fn program() -> io::Result<PathBuf> {
-    let beside = std::env::current_exe()?.with_file_name("swarm-node");
-    if beside.is_file() {
-        return Ok(beside);
+fn swarm_node_path() -> io::Result<PathBuf> {
+    let path = std::env::current_exe()?.with_file_name("swarm-node");
+    if path.is_file() {
+        return Ok(path);
     }
     Err(io::Error::other(format!(
         "there is no {}: build both programs with `cargo build --release`",
-        beside.display()
+        path.display()
     )))
 }
 
-fn configuration(name: &str, dir: &Path, row: u16, ping_port: u16, code: &str) -> String {
+fn node_config(name: &str, dir: &Path, row: u16, ping_port: u16, code: &str) -> String {
     // Paths are written as TOML strings, whatever characters they hold.
     let quoted = |path: PathBuf| toml::Value::from(path.display().to_string()).to_string();
     let (shows, led) = (quoted(dir.join("shows")), quoted(dir.join("led")));

@@ -27,19 +27,19 @@ use crate::config::Config;
 use crate::control::lock::StateLock;
 use crate::control::server::ControlServer;
 use crate::duration::to_ms;
-use crate::fleet::engine::{Engine, Purpose, Settings};
+use crate::fleet::engine::{Engine, Mode, Settings};
 use crate::fleet::{Event, FileToSend, FilesToSend, Fleet, NodeState, Request};
-use crate::view::deliveries::Report;
-use crate::view::nodes::Nodes;
-use crate::view::{Paint, milliseconds};
+use crate::view::deliveries::DeliveryReport;
+use crate::view::nodes::NodeTable;
+use crate::view::{Paint, format_ms};
 use devices::Devices;
 
 /// The longest that any step may take.
-const STEP_MAX: Duration = Duration::from_secs(10);
+const STEP_TIMEOUT: Duration = Duration::from_secs(10);
 /// How much the demo's file holds.
 const FILE_BYTES: usize = 8 * 1024 * 1024;
 /// How long the command for the lost node waits for it.
-const WAIT_FOR_LOST: Duration = Duration::from_secs(30);
+const LOST_NODE_TTL: Duration = Duration::from_secs(30);
 /// Where nodes put the demo's file: root and name.
 const FILE_DEST: &str = "shows/take1.bin";
 
@@ -55,30 +55,30 @@ pub(super) struct Args {
 }
 
 pub(super) async fn run(args: Args, screen: &mut Screen) -> Result<u8, CliError> {
-    let place = Place::make()?;
+    let dir = DemoDir::create()?;
     let started = clock::now();
     let begun = async {
-        let mut demo = Demo::start(&place, args.nodes, screen).await?;
-        let played = demo.play().await;
+        let mut demo = Demo::start(&dir, args.nodes, screen).await?;
+        let played = demo.run_steps().await;
         Ok::<_, CliError>((demo, played))
     };
     let (mut demo, played) = tokio::select! {
         begun = begun => begun?,
         // Devices are killed, and the directory is removed, when all this is dropped.
-        interrupted = interrupted() => return interrupted.map(|()| super::screen::EXIT_INTERRUPTED),
+        interrupted = wait_for_interrupt() => return interrupted.map(|()| super::screen::EXIT_INTERRUPTED),
     };
     if played.is_ok() {
-        demo.say(&format!("\nall of it in {}", milliseconds(elapsed_ms(started))))?;
+        demo.print(&format!("\nall of it in {}", format_ms(elapsed_ms(started))))?;
         if args.stay {
-            demo.stay().await?;
+            demo.keep_running().await?;
         }
     }
-    demo.end().await;
+    demo.shut_down().await;
     played.map(|()| 0)
 }
 
 /// Ctrl-C or `SIGTERM`. Whoever is killed by either leaves processes and a directory behind.
-async fn interrupted() -> Result<(), CliError> {
+async fn wait_for_interrupt() -> Result<(), CliError> {
     let cannot = |error| CliError::failed(format!("cannot listen for signals: {error}"));
     let mut terminate = signal(SignalKind::terminate()).map_err(cannot)?;
     tokio::select! {
@@ -93,10 +93,10 @@ fn elapsed_ms(since: Instant) -> f64 {
 
 /// A directory that goes when this is dropped.
 #[derive(Debug)]
-struct Place(PathBuf);
+struct DemoDir(PathBuf);
 
-impl Place {
-    fn make() -> Result<Self, CliError> {
+impl DemoDir {
+    fn create() -> Result<Self, CliError> {
         let cannot = |why: &dyn std::fmt::Display| {
             CliError::failed(format!(
                 "demo: no directory to work in: {why}; set TMPDIR to one that can be written"
@@ -111,7 +111,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for DemoDir {
     fn drop(&mut self) {
         if let Err(error) = std::fs::remove_dir_all(&self.0) {
             tracing::debug!(path = %self.0.display(), %error, "the demo's directory stays");
@@ -121,25 +121,25 @@ impl Drop for Place {
 
 /// The demo under way.
 struct Demo<'a> {
-    place: &'a Path,
+    dir: &'a Path,
     screen: &'a mut Screen,
     engine: Engine,
     fleet: Fleet,
     devices: Devices,
-    serving: Option<(CancellationToken, tokio::task::JoinHandle<()>)>,
+    control_server: Option<(CancellationToken, tokio::task::JoinHandle<()>)>,
     /// What happens to nodes.
-    watch: mpsc::Receiver<Event>,
-    nodes: Nodes,
+    node_events: mpsc::Receiver<Event>,
+    nodes: NodeTable,
     _lock: StateLock,
 }
 
 impl<'a> Demo<'a> {
     /// A station, and as many nodes as asked for, joining by a code in their configuration.
-    async fn start(place: &'a Place, count: u16, screen: &'a mut Screen) -> Result<Self, CliError> {
-        let place = place.0.as_path();
+    async fn start(demo_dir: &'a DemoDir, count: u16, screen: &'a mut Screen) -> Result<Self, CliError> {
+        let dir = demo_dir.0.as_path();
         let begun = clock::now();
-        let state_dir = place.join("station");
-        let lock = StateLock::try_take(&state_dir, "ground-station demo")?;
+        let state_dir = dir.join("station");
+        let lock = StateLock::try_acquire(&state_dir, "ground-station demo")?;
         let ping_port =
             devices::free_udp_port().map_err(|error| CliError::failed(format!("demo: {error}")))?;
         let mut config = Config::for_host("demo-station");
@@ -150,14 +150,17 @@ impl<'a> Demo<'a> {
         let engine = Engine::start(Settings {
             config,
             state_dir,
-            purpose: Purpose::Stay,
+            mode: Mode::Daemon,
         })
         .await?;
         let fleet = engine.fleet();
-        let stop = CancellationToken::new();
-        let serving = Some((stop.clone(), tokio::spawn(server.serve(fleet.clone(), stop))));
+        let shutdown = CancellationToken::new();
+        let serving = Some((
+            shutdown.clone(),
+            tokio::spawn(server.serve(fleet.clone(), shutdown)),
+        ));
         let code = invite(&fleet, count).await?;
-        let devices = Devices::start(place, count, ping_port, &code)
+        let devices = Devices::start(dir, count, ping_port, &code)
             .await
             .map_err(|error| CliError::failed(format!("demo: {error}")))?;
         let watch = fleet
@@ -165,20 +168,20 @@ impl<'a> Demo<'a> {
                 selector: Selector::all(),
             })
             .await;
-        let nodes = Nodes::default();
+        let nodes = NodeTable::default();
         let mut demo = Self {
-            place,
+            dir,
             screen,
             engine,
             fleet,
             devices,
-            serving,
-            watch,
+            control_server: serving,
+            node_events: watch,
             nodes,
             _lock: lock,
         };
-        let listens = demo.engine.listens();
-        demo.step(
+        let listens = demo.engine.listen_addr();
+        demo.print_step(
             &format!("started a station on {listens} and {count} nodes, each a process of its own"),
             begun,
         )?;
@@ -186,74 +189,74 @@ impl<'a> Demo<'a> {
     }
 
     /// Ends what was started. The directory goes with its owner.
-    async fn end(mut self) {
-        self.devices.stop().await;
-        if let Some((stop, serving)) = self.serving.take() {
-            stop.cancel();
+    async fn shut_down(mut self) {
+        self.devices.shut_down().await;
+        if let Some((shutdown, serving)) = self.control_server.take() {
+            shutdown.cancel();
             if let Err(error) = serving.await {
                 tracing::warn!(%error, "control socket");
             }
         }
-        self.engine.stop().await;
+        self.engine.shut_down().await;
     }
 
-    async fn play(&mut self) -> Result<(), CliError> {
-        self.find().await?;
+    async fn run_steps(&mut self) -> Result<(), CliError> {
+        self.find_nodes().await?;
         self.ping_all().await?;
-        self.light_some().await?;
+        self.call_action().await?;
         self.send_file().await?;
-        self.lose_and_regain().await?;
+        self.restart_node().await?;
         self.stop_all().await?;
         self.release_all().await
     }
 
-    async fn find(&mut self) -> Result<(), CliError> {
+    async fn find_nodes(&mut self) -> Result<(), CliError> {
         let begun = clock::now();
         let wanted = self.devices.names();
-        self.until("find the nodes", |views| {
+        self.wait_until("find the nodes", |views| {
             wanted
                 .iter()
                 .all(|name| views.state(name) == Some(NodeState::Online))
         })
         .await?;
-        self.step(&format!("found and linked all {}", wanted.len()), begun)?;
+        self.print_step(&format!("found and linked all {}", wanted.len()), begun)?;
         let request = Request::Nodes {
             selector: Selector::all(),
-            timeout_ms: to_ms(STEP_MAX),
+            timeout_ms: to_ms(STEP_TIMEOUT),
         };
         let mut events = self.fleet.perform(request).await;
-        let mut table = Nodes::default();
+        let mut table = NodeTable::default();
         while let Some(event) = events.recv().await {
             if let Event::Node(view) = event {
-                table.add(&view, self.screen.style);
+                table.update(&view, self.screen.style);
             }
         }
         let lines = table.table(|_id| 0, self.screen.style);
-        self.say(&indented(&lines.join("\n")))
+        self.print(&indent(&lines.join("\n")))
     }
 
     async fn ping_all(&mut self) -> Result<(), CliError> {
         let begun = clock::now();
-        let request = command(Selector::all(), "ping", json!({}), STEP_MAX);
-        let report = self.deliver("ping all", request).await?;
-        self.step("pinged all", begun)?;
-        self.say(&indented(&report.groups(self.screen.style)))
+        let request = command_request(Selector::all(), "ping", json!({}), STEP_TIMEOUT);
+        let report = self.run_request("ping all", request).await?;
+        self.print_step("pinged all", begun)?;
+        self.print(&indent(&report.groups(self.screen.style)))
     }
 
-    async fn light_some(&mut self) -> Result<(), CliError> {
+    async fn call_action(&mut self) -> Result<(), CliError> {
         let begun = clock::now();
-        let request = led(selector("tag:row=1")?, "#00ff88", STEP_MAX);
-        let report = self.deliver("run an action", request).await?;
-        self.step(
+        let request = led_request(parse_selector("tag:row=1")?, "#00ff88", STEP_TIMEOUT);
+        let report = self.run_request("run an action", request).await?;
+        self.print_step(
             "ran an action that its nodes define, `led color=#00ff88`, on tag:row=1",
             begun,
         )?;
-        self.say(&indented(&report.groups(self.screen.style)))
+        self.print(&indent(&report.groups(self.screen.style)))
     }
 
     async fn send_file(&mut self) -> Result<(), CliError> {
         let failed = |why: String| CliError::failed(format!("demo: send a file: {why}"));
-        let source = self.place.join("take1.bin");
+        let source = self.dir.join("take1.bin");
         let (path, begun) = (source.clone(), clock::now());
         let sha256 = tokio::task::spawn_blocking(move || devices::make_file(&path, FILE_BYTES))
             .await
@@ -267,26 +270,26 @@ impl<'a> Demo<'a> {
                     dest: FILE_DEST.to_owned(),
                 }],
             },
-            ttl_ms: to_ms(STEP_MAX),
-            timeout_ms: to_ms(STEP_MAX),
+            ttl_ms: to_ms(STEP_TIMEOUT),
+            timeout_ms: to_ms(STEP_TIMEOUT),
         };
-        self.deliver("send a file", request).await?;
+        self.run_request("send a file", request).await?;
         for name in self.devices.names() {
-            let copy = self.devices.root(&name).join("take1.bin");
+            let copy = self.devices.files_root(&name).join("take1.bin");
             let found = tokio::task::spawn_blocking(move || devices::sha256_of(&copy));
             let found = found.await.map_err(|error| failed(error.to_string()))?;
             if found.map_err(|error| failed(error.to_string()))? != sha256 {
                 return Err(failed(format!("the copy on {name} is another file")));
             }
         }
-        self.step(
+        self.print_step(
             "sent a file of 8 MiB to all, and compared every copy's SHA-256 with the original's",
             begun,
         )?;
-        self.say(&format!("  {}", hex::encode(&sha256)))
+        self.print(&format!("  {}", hex::encode(&sha256)))
     }
 
-    async fn lose_and_regain(&mut self) -> Result<(), CliError> {
+    async fn restart_node(&mut self) -> Result<(), CliError> {
         let names = self.devices.names();
         let Some(lost) = names.last().cloned() else {
             return Ok(());
@@ -295,114 +298,114 @@ impl<'a> Demo<'a> {
         self.devices
             .kill(&lost)
             .map_err(|error| CliError::failed(format!("demo: kill {lost}: {error}")))?;
-        self.until(&format!("see {lost} offline"), |views| {
+        self.wait_until(&format!("see {lost} offline"), |views| {
             views.state(&lost) == Some(NodeState::Offline)
         })
         .await?;
-        self.step(&format!("killed {lost} (SIGKILL) and saw it offline"), begun)?;
+        self.print_step(&format!("killed {lost} (SIGKILL) and saw it offline"), begun)?;
 
-        let waiting = self.queue(&lost).await?;
+        let waiting = self.queue_command(&lost).await?;
         let begun = clock::now();
         let restarted = self.devices.restart(&lost).await;
         restarted.map_err(|error| CliError::failed(format!("demo: restart {lost}: {error}")))?;
-        self.until(&format!("see {lost} again"), |views| {
+        self.wait_until(&format!("see {lost} again"), |views| {
             views.state(&lost) == Some(NodeState::Online)
         })
         .await?;
-        self.step(&format!("started {lost} again, and saw it linked"), begun)?;
+        self.print_step(&format!("started {lost} again, and saw it linked"), begun)?;
         let report = collect(waiting).await;
-        self.check("deliver the queued command", &report)?;
-        self.step(
+        self.require_success("deliver the queued command", &report)?;
+        self.print_step(
             "delivered the command that had waited for it, `led color=#ff0000`",
             begun,
         )?;
-        self.say(&indented(&report.groups(self.screen.style)))
+        self.print(&indent(&report.groups(self.screen.style)))
     }
 
     async fn stop_all(&mut self) -> Result<(), CliError> {
         let begun = clock::now();
         let request = Request::Stop {
             selector: Selector::all(),
-            timeout_ms: Some(to_ms(STEP_MAX)),
-            beside: false,
+            timeout_ms: Some(to_ms(STEP_TIMEOUT)),
+            also_bridged: false,
         };
         let mut events = self.fleet.perform(request).await;
-        let (mut report, mut answers, mut last) = (Report::default(), Vec::new(), 0.0_f64);
+        let (mut report, mut answers, mut last) = (DeliveryReport::default(), Vec::new(), 0.0_f64);
         while let Some(event) = events.recv().await {
-            report.add(&event);
+            report.on_event(&event);
             if let Event::Acknowledged { node, ms } = &event {
                 last = last.max(*ms);
-                answers.push(format!("{} {}", node.node, milliseconds(*ms)));
+                answers.push(format!("{} {}", node.node, format_ms(*ms)));
             }
         }
-        self.check("stop all", &report)?;
+        self.require_success("stop all", &report)?;
         let all = report.counts().1;
         // It takes longer than this until all is said: five rounds of datagrams go out in any case.
-        let last = milliseconds(last);
+        let last = format_ms(last);
         let what = format!("EMERGENCY STOP of all {all}, acknowledged within {last}; each put its LED out");
-        self.step(&what, begun)?;
-        self.say(&format!("  {}", answers.join(", ")))?;
+        self.print_step(&what, begun)?;
+        self.print(&format!("  {}", answers.join(", ")))?;
 
         let begun = clock::now();
-        let request = led(Selector::all(), "#00ff88", STEP_MAX);
+        let request = led_request(Selector::all(), "#00ff88", STEP_TIMEOUT);
         let report = collect(self.fleet.perform(request).await).await;
-        if !report.all_are(Outcome::Refused) {
-            return Err(self.not_as_wanted("act while stopped", &report));
+        if !report.all_ended_as(Outcome::Refused) {
+            return Err(self.step_error("act while stopped", &report));
         }
-        self.step("asked all for `led color=#00ff88`: refused while stopped", begun)
+        self.print_step("asked all for `led color=#00ff88`: refused while stopped", begun)
     }
 
     async fn release_all(&mut self) -> Result<(), CliError> {
         let begun = clock::now();
         let request = Request::Release {
             selector: Selector::all(),
-            timeout_ms: to_ms(STEP_MAX),
+            timeout_ms: to_ms(STEP_TIMEOUT),
         };
-        self.deliver("release all", request).await?;
-        let request = led(Selector::all(), "#00ff88", STEP_MAX);
-        let report = self.deliver("act after the release", request).await?;
-        self.step("released all, and asked again", begun)?;
-        self.say(&indented(&report.groups(self.screen.style)))
+        self.run_request("release all", request).await?;
+        let request = led_request(Selector::all(), "#00ff88", STEP_TIMEOUT);
+        let report = self.run_request("act after the release", request).await?;
+        self.print_step("released all, and asked again", begun)?;
+        self.print(&indent(&report.groups(self.screen.style)))
     }
 
     /// Sends a command to a node that is away: it waits there.
-    async fn queue(&mut self, name: &str) -> Result<mpsc::Receiver<Event>, CliError> {
-        let request = led(selector(name)?, "#ff0000", WAIT_FOR_LOST);
+    async fn queue_command(&mut self, name: &str) -> Result<mpsc::Receiver<Event>, CliError> {
+        let request = led_request(parse_selector(name)?, "#ff0000", LOST_NODE_TTL);
         Ok(self.fleet.perform(request).await)
     }
 
     /// Carries a request out; anything but `done` everywhere fails the step.
-    async fn deliver(&mut self, step: &str, request: Request) -> Result<Report, CliError> {
+    async fn run_request(&mut self, step: &str, request: Request) -> Result<DeliveryReport, CliError> {
         let report = collect(self.fleet.perform(request).await).await;
-        self.check(step, &report)?;
+        self.require_success(step, &report)?;
         Ok(report)
     }
 
-    fn check(&self, step: &str, report: &Report) -> Result<(), CliError> {
+    fn require_success(&self, step: &str, report: &DeliveryReport) -> Result<(), CliError> {
         if report.exit_status() == 0 && report.counts().1 > 0 {
             return Ok(());
         }
-        Err(self.not_as_wanted(step, report))
+        Err(self.step_error(step, report))
     }
 
-    fn not_as_wanted(&self, step: &str, report: &Report) -> CliError {
+    fn step_error(&self, step: &str, report: &DeliveryReport) -> CliError {
         let groups = report.groups(self.screen.style);
-        CliError::failed(format!("demo: {step}:\n{groups}\n{}", self.devices.logs()))
+        CliError::failed(format!("demo: {step}:\n{groups}\n{}", self.devices.log_tails()))
     }
 
     /// Follows what happens to nodes until it is as wanted.
-    async fn until(&mut self, step: &str, wanted: impl Fn(&Nodes) -> bool) -> Result<(), CliError> {
-        let deadline = clock::now() + STEP_MAX;
+    async fn wait_until(&mut self, step: &str, wanted: impl Fn(&NodeTable) -> bool) -> Result<(), CliError> {
+        let deadline = clock::now() + STEP_TIMEOUT;
         while !wanted(&self.nodes) {
-            match clock::timeout_at(deadline, self.watch.recv()).await {
-                Ok(Some(Event::Node(view))) => drop(self.nodes.add(&view, self.screen.style)),
+            match clock::timeout_at(deadline, self.node_events.recv()).await {
+                Ok(Some(Event::Node(view))) => drop(self.nodes.update(&view, self.screen.style)),
                 Ok(Some(_)) => {}
                 Ok(None) => return Err(CliError::failed(format!("demo: {step}: the station stopped"))),
                 Err(_elapsed) => {
-                    let waited = STEP_MAX.as_secs();
+                    let waited = STEP_TIMEOUT.as_secs();
                     return Err(CliError::failed(format!(
                         "demo: {step}: not within {waited} s\n{}",
-                        self.devices.logs()
+                        self.devices.log_tails()
                     )));
                 }
             }
@@ -410,33 +413,35 @@ impl<'a> Demo<'a> {
         Ok(())
     }
 
-    fn step(&mut self, what: &str, begun: Instant) -> Result<(), CliError> {
+    fn print_step(&mut self, what: &str, begun: Instant) -> Result<(), CliError> {
         let ms = elapsed_ms(begun);
         if self.screen.json {
-            return self.screen.result(&json!({ "step": what, "ms": ms }).to_string());
+            return self
+                .screen
+                .print_result(&json!({ "step": what, "ms": ms }).to_string());
         }
         let mark = self.screen.style.paint("✓", Paint::Good);
-        let time = self.screen.style.paint(&milliseconds(ms), Paint::Dim);
-        self.screen.result(&format!("{mark} {what}  {time}"))
+        let time = self.screen.style.paint(&format_ms(ms), Paint::Dim);
+        self.screen.print_result(&format!("{mark} {what}  {time}"))
     }
 
-    fn say(&mut self, text: &str) -> Result<(), CliError> {
+    fn print(&mut self, text: &str) -> Result<(), CliError> {
         if self.screen.json || self.screen.quiet {
             return Ok(());
         }
-        self.screen.result(text)
+        self.screen.print_result(text)
     }
 
     /// Keeps everything up until Ctrl-C.
-    async fn stay(&mut self) -> Result<(), CliError> {
+    async fn keep_running(&mut self) -> Result<(), CliError> {
         let program = std::env::current_exe().unwrap_or_else(|_unknown| "ground-station".into());
-        let state_dir = self.place.join("station");
+        let state_dir = self.dir.join("station");
         let verb = format!("{} --state-dir {}", program.display(), state_dir.display());
-        self.say(&format!(
+        self.print(&format!(
             "\nit stays up; try, in another terminal:\n  {verb} nodes --watch\n  {verb} call 'drone-*' led color=#0088ff\n  {verb} stop\n\
              Ctrl-C ends it"
         ))?;
-        interrupted().await
+        wait_for_interrupt().await
     }
 }
 
@@ -466,35 +471,40 @@ async fn invite(fleet: &Fleet, uses: u16) -> Result<String, CliError> {
             | Event::Member(_)
             | Event::Pending(_)
             | Event::Command(_)
-            | Event::About(_)
-            | Event::Past(_)
+            | Event::CommandDetails(_)
+            | Event::HistoryDelivery(_)
             | Event::Audit(_)
             | Event::User(_)
             | Event::Token(_)
-            | Event::Told { .. }
+            | Event::Observed { .. }
             | Event::Telemetry { .. }
             | Event::Peer(_)
-            | Event::Missed { .. }
+            | Event::Lagged { .. }
             | Event::End => {}
         }
     }
     code
 }
 
-async fn collect(mut events: mpsc::Receiver<Event>) -> Report {
-    let mut report = Report::default();
+async fn collect(mut events: mpsc::Receiver<Event>) -> DeliveryReport {
+    let mut report = DeliveryReport::default();
     while let Some(event) = events.recv().await {
-        report.add(&event);
+        report.on_event(&event);
     }
     report
 }
 
 /// The action that the demo's devices define.
-fn led(selector: Selector, color: &str, patience: Duration) -> Request {
-    command(selector, "led", json!({ "color": color }), patience)
+fn led_request(selector: Selector, color: &str, time_limit: Duration) -> Request {
+    command_request(selector, "led", json!({ "color": color }), time_limit)
 }
 
-fn command(selector: Selector, action: &str, kwargs: serde_json::Value, patience: Duration) -> Request {
+fn command_request(
+    selector: Selector,
+    action: &str,
+    kwargs: serde_json::Value,
+    time_limit: Duration,
+) -> Request {
     Request::Command {
         selector,
         action: action.to_owned(),
@@ -503,18 +513,18 @@ fn command(selector: Selector, action: &str, kwargs: serde_json::Value, patience
             kwargs: kwargs.as_object().cloned().unwrap_or_default(),
         },
         lane: Lane::Control,
-        ttl_ms: to_ms(patience),
+        ttl_ms: to_ms(time_limit),
         ttl_given: false,
-        timeout_ms: to_ms(patience),
+        timeout_ms: to_ms(time_limit),
         batch: None,
     }
 }
 
-fn selector(text: &str) -> Result<Selector, CliError> {
+fn parse_selector(text: &str) -> Result<Selector, CliError> {
     Selector::parse(text).map_err(|error| CliError::usage(error.to_string()))
 }
 
-fn indented(text: &str) -> String {
+fn indent(text: &str) -> String {
     text.trim_end()
         .lines()
         .map(|line| format!("  {line}\n"))
@@ -528,8 +538,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nobody_else_looks_into_the_demos_directory() {
-        let place = Place::make().expect("made");
+    fn demo_directory_is_private_and_removed() {
+        let place = DemoDir::create().expect("made");
         let mode = std::fs::metadata(&place.0).expect("there").permissions().mode();
         assert_eq!(mode & 0o777, 0o700);
         let path = place.0.clone();

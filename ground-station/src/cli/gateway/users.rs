@@ -1,14 +1,14 @@
-//! `door user …`, `door token …`: who may pass the doors that ask for a name.
+//! `gateway user …`, `gateway token …`: who may pass the gateways that ask for a name.
 
 use std::io::{BufRead, IsTerminal};
 
 use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
 
-use super::super::Common;
+use super::super::CommonOptions;
 use super::super::connect::Connection;
-use super::super::request::{Ended, follow};
+use super::super::request::{RequestEnd, follow};
 use super::super::screen::{CliError, EXIT_INTERRUPTED, Screen};
-use crate::fleet::{Event, Request, UserAsk};
+use crate::fleet::{Event, Request, UserRequest};
 use crate::users::Password;
 use crate::view;
 
@@ -58,56 +58,62 @@ pub(super) enum UserVerb {
 pub(super) enum TokenVerb {
     /// Take a token back
     Revoke {
-        /// Its number, as `door tokens` shows it
-        #[arg(value_name = "ID", value_parser = token_number)]
+        /// Its number, as `gateway tokens` shows it
+        #[arg(value_name = "ID", value_parser = parse_token_number)]
         number: u64,
     },
 }
 
-fn token_number(text: &str) -> Result<u64, String> {
-    let rule = "not the number of a token; `ground-station door tokens` shows them";
+fn parse_token_number(text: &str) -> Result<u64, String> {
+    let rule = "not the number of a token; `ground-station gateway tokens` shows them";
     text.parse().map_err(|_not_one| rule.to_owned())
 }
 
-pub(super) async fn run(verb: Verb, common: &Common, screen: &mut Screen) -> Result<u8, CliError> {
+pub(super) async fn run(verb: Verb, common: &CommonOptions, screen: &mut Screen) -> Result<u8, CliError> {
     let ask = match verb {
         Verb::User {
             verb: UserVerb::Add { name },
         } => {
-            crate::users::check_name(&name).map_err(CliError::usage)?;
-            let password = password()?;
-            UserAsk::Add { name, password }
+            crate::users::validate_name(&name).map_err(CliError::usage)?;
+            let password = read_password()?;
+            UserRequest::Add { name, password }
         }
         Verb::User {
             verb: UserVerb::Remove { name },
-        } => UserAsk::Remove { name },
-        Verb::Users => UserAsk::List,
+        } => UserRequest::Remove { name },
+        Verb::Users => UserRequest::List,
         Verb::Token {
             verb: Some(TokenVerb::Revoke { number }),
             ..
-        } => UserAsk::Revoke { number },
+        } => UserRequest::Revoke { number },
         Verb::Token {
             verb: None,
             name,
             days,
             label,
-        } => UserAsk::MakeToken {
+        } => UserRequest::MakeToken {
             name: name.unwrap_or_default(),
             days,
             label,
         },
-        Verb::Tokens => UserAsk::Tokens,
+        Verb::Tokens => UserRequest::Tokens,
     };
-    let connection = Connection::open(common, "door", screen).await?;
-    let outcome = ask_for(&connection, ask, screen).await;
+    let connection = Connection::open(common, "gateway", screen).await?;
+    let outcome = send_request(&connection, ask, screen).await;
     connection.close().await;
     outcome
 }
 
-async fn ask_for(connection: &Connection, ask: UserAsk, screen: &mut Screen) -> Result<u8, CliError> {
+async fn send_request(
+    connection: &Connection,
+    ask: UserRequest,
+    screen: &mut Screen,
+) -> Result<u8, CliError> {
     let mut users = Vec::new();
     let mut tokens = Vec::new();
-    let request = Request::Users { ask: ask.clone() };
+    let request = Request::Users {
+        user_request: ask.clone(),
+    };
     let ended = follow(&connection.fleet, request, screen, |event, _screen| {
         if let Some(Event::User(user)) = event {
             users.push(user.clone());
@@ -118,50 +124,52 @@ async fn ask_for(connection: &Connection, ask: UserAsk, screen: &mut Screen) -> 
     })
     .await?;
     match ended {
-        Ended::Whole => {}
-        Ended::Interrupted => return Ok(EXIT_INTERRUPTED),
-        Ended::Failed(failure, message) => return Ok(screen.fault(&CliError::request(failure, message))),
+        RequestEnd::Complete => {}
+        RequestEnd::Interrupted => return Ok(EXIT_INTERRUPTED),
+        RequestEnd::Failed(failure, message) => {
+            return Ok(screen.print_error(&CliError::from_failure(failure, message)));
+        }
     }
     if !screen.json {
         let text = match ask {
-            UserAsk::Add { .. } | UserAsk::Remove { .. } => view::users::changed(&users),
-            UserAsk::List => view::users::users(&users, screen.style),
-            UserAsk::MakeToken { .. } => {
+            UserRequest::Add { .. } | UserRequest::Remove { .. } => view::users::user_change_lines(&users),
+            UserRequest::List => view::users::users_table(&users, screen.style),
+            UserRequest::MakeToken { .. } => {
                 tokens
                     .iter()
-                    .for_each(|token| screen.note(&view::users::made_note(token)));
-                view::users::made(&tokens)
+                    .for_each(|token| screen.print_note(&view::users::new_token_note(token)));
+                view::users::new_token_lines(&tokens)
             }
-            UserAsk::Tokens => view::users::tokens(&tokens, screen.style),
-            UserAsk::Revoke { number } => format!("token {number} is good no more\n"),
+            UserRequest::Tokens => view::users::tokens_table(&tokens, screen.style),
+            UserRequest::Revoke { number } => format!("token {number} is good no more\n"),
         };
-        screen.result(&text)?;
+        screen.print_result(&text)?;
     }
     Ok(0)
 }
 
 /// From the terminal, twice and without showing it; else the first line of standard input.
-fn password() -> Result<Password, CliError> {
+fn read_password() -> Result<Password, CliError> {
     let stdin = std::io::stdin();
     let password = if stdin.is_terminal() {
-        let first = hidden("password: ")?;
-        if hidden("once more: ")? != first {
+        let first = read_hidden("password: ")?;
+        if read_hidden("once more: ")? != first {
             return Err(CliError::usage("the two passwords differ; nothing was changed"));
         }
         first
     } else {
-        line()?
+        read_line()?
     };
     if password.is_empty() {
         let rule = "no password came: type it, or write it to standard input; nothing was changed";
         return Err(CliError::usage(rule));
     }
     let password = Password::new(password);
-    password.check().map_err(CliError::usage)?;
+    password.validate().map_err(CliError::usage)?;
     Ok(password)
 }
 
-fn line() -> Result<String, CliError> {
+fn read_line() -> Result<String, CliError> {
     let mut line = String::new();
     let read = std::io::stdin().lock().read_line(&mut line);
     read.map_err(|error| CliError::usage(format!("the password cannot be read: {error}")))?;
@@ -169,7 +177,7 @@ fn line() -> Result<String, CliError> {
 }
 
 /// Asks with the terminal's echo off, and puts it back.
-fn hidden(prompt: &str) -> Result<String, CliError> {
+fn read_hidden(prompt: &str) -> Result<String, CliError> {
     let stdin = std::io::stdin();
     let cannot = |error| CliError::failed(format!("the terminal does not hide what is typed: {error}"));
     let before = tcgetattr(&stdin).map_err(cannot)?;
@@ -178,7 +186,7 @@ fn hidden(prompt: &str) -> Result<String, CliError> {
     quiet.local_modes.insert(LocalModes::ECHONL);
     tcsetattr(&stdin, OptionalActions::Flush, &quiet).map_err(cannot)?;
     super::super::screen::prompt(prompt);
-    let typed = line();
+    let typed = read_line();
     tcsetattr(&stdin, OptionalActions::Flush, &before).map_err(cannot)?;
     typed
 }

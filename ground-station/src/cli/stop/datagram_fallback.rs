@@ -15,134 +15,136 @@ use swarm_shared::proto::selector::Selector;
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::cli::Common;
-use crate::cli::connect::{self, Connection, NotOpen};
+use crate::cli::CommonOptions;
+use crate::cli::connect::{self, Connection, OpenError};
 use crate::cli::screen::{CliError, EXIT_INTERRUPTED, Screen};
 use crate::config::Config;
-use crate::fleet::stop_broadcast::Shout;
+use crate::fleet::stop_broadcast::StopBroadcast;
 use crate::fleet::{Delivery, Event, Failure};
-use crate::view::deliveries::Report;
+use crate::view::deliveries::DeliveryReport;
 
 /// How long the links may take before datagrams go out without them.
-const BEGIN_AFTER: Duration = Duration::from_millis(250);
+const START_DELAY: Duration = Duration::from_millis(250);
 /// Between two looks whether the state directory is free.
-const RETRY_HELD: Duration = Duration::from_millis(50);
+const RETRY_INTERVAL_LOCKED: Duration = Duration::from_millis(50);
 /// Between two starts of a station that does not start.
-const RETRY_FAULT: Duration = Duration::from_secs(1);
+const RETRY_INTERVAL_FAILED: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Debug)]
-enum State {
+enum FallbackState {
     Waiting,
-    Out(Arc<Shout>),
-    Impossible(String),
+    Sending(Arc<StopBroadcast>),
+    Unavailable(String),
 }
 
 /// The datagrams of one stop. They end when it is dropped.
 #[derive(Debug)]
-pub(super) struct Backup {
+pub(super) struct DatagramFallback {
     started: Instant,
-    begin: CancellationToken,
-    stop: DropGuard,
-    state: watch::Receiver<State>,
+    start_now: CancellationToken,
+    shutdown: DropGuard,
+    state: watch::Receiver<FallbackState>,
     /// Why there are no links yet.
-    why: String,
-    said: bool,
+    reason: String,
+    is_reported: bool,
 }
 
-impl Backup {
-    pub(super) fn start(common: &Common, selector: &Selector) -> Result<Self, CliError> {
-        let (begin, stop) = (CancellationToken::new(), CancellationToken::new());
-        let (tell, state) = watch::channel(State::Waiting);
+impl DatagramFallback {
+    pub(super) fn start(common: &CommonOptions, selector: &Selector) -> Result<Self, CliError> {
+        let (start_now, shutdown) = (CancellationToken::new(), CancellationToken::new());
+        let (state_sender, state) = watch::channel(FallbackState::Waiting);
         let state_dir = connect::state_dir(common)?;
         let (file, selector) = (common.config.clone(), selector.clone());
         let after = if common.timeout_given {
-            BEGIN_AFTER.min(common.timeout / 4)
+            START_DELAY.min(common.timeout / 4)
         } else {
-            BEGIN_AFTER
+            START_DELAY
         };
-        let (begun, stopped) = (begin.clone(), stop.clone());
+        let (begun, shutdown_signal) = (start_now.clone(), shutdown.clone());
         tokio::spawn(async move {
             tokio::select! {
                 biased;
-                () = stopped.cancelled() => return,
+                () = shutdown_signal.cancelled() => return,
                 () = begun.cancelled() => {}
                 () = tokio::time::sleep(after) => {}
             }
             // Faults are told where the station starts.
-            let (config, _fault) = Config::load_regardless(file.as_deref(), &state_dir);
+            let (config, _fault) = Config::load_best_effort(file.as_deref(), &state_dir);
             let prepared = if config.pings {
-                Shout::prepare(state_dir, selector, config.ping_port).await
+                StopBroadcast::prepare(state_dir, selector, config.ping_port).await
             } else {
                 Err("pings are switched off".to_owned())
             };
             match prepared {
                 Ok(shout) => {
-                    tell.send_replace(State::Out(Arc::new(shout.clone())));
-                    shout.go_on(stopped).await;
+                    state_sender.send_replace(FallbackState::Sending(Arc::new(shout.clone())));
+                    shout.run(shutdown_signal).await;
                 }
                 Err(error) => {
-                    tell.send_replace(State::Impossible(error));
+                    state_sender.send_replace(FallbackState::Unavailable(error));
                 }
             }
         });
         Ok(Self {
             started: clock::now(),
-            begin,
-            stop: stop.drop_guard(),
+            start_now,
+            shutdown: shutdown.drop_guard(),
             state,
-            why: "this station is not ready yet: stopping by datagrams meanwhile; acknowledgements come once it is"
+            reason: "this station is not ready yet: stopping by datagrams meanwhile; acknowledgements come once it is"
                 .to_owned(),
-            said: false,
+            is_reported: false,
         })
     }
 
     /// Whether datagrams go out, or have gone out.
-    pub(super) fn is_out(&self) -> bool {
-        matches!(*self.state.borrow(), State::Out(_))
+    pub(super) fn is_sending(&self) -> bool {
+        matches!(*self.state.borrow(), FallbackState::Sending(_))
     }
 
     /// The ordinary stop has gone out, with a number of its own that is no lower: to a node that has heard both, one of
     /// them is a repeat.
-    pub(super) fn end(self) {
-        drop(self.stop);
+    pub(super) fn finish(self) {
+        drop(self.shutdown);
     }
 
     /// The links do not come.
-    pub(super) fn failed(&mut self, fault: &str) {
-        self.why = format!(
+    pub(super) fn on_start_failure(&mut self, fault: &str) {
+        self.reason = format!(
             "this station does not start ({fault}): stopping by datagrams meanwhile; acknowledgements come once it does"
         );
-        self.begin.cancel();
+        self.start_now.cancel();
     }
 
     /// Tells, once, what it does.
-    pub(super) fn say(&mut self, screen: &mut Screen) {
+    pub(super) fn report_state(&mut self, screen: &mut Screen) {
         let line = match &*self.state.borrow() {
-            State::Waiting => return,
-            State::Out(_) => self.why.clone(),
-            State::Impossible(error) => format!("only links carry this stop, not datagrams: {error}"),
+            FallbackState::Waiting => return,
+            FallbackState::Sending(_) => self.reason.clone(),
+            FallbackState::Unavailable(error) => {
+                format!("only links carry this stop, not datagrams: {error}")
+            }
         };
-        if !std::mem::replace(&mut self.said, true) {
-            screen.note(&line);
+        if !std::mem::replace(&mut self.is_reported, true) {
+            screen.print_note(&line);
         }
     }
 
     /// The fleet, as soon as there is one; `None` if whoever asked gives up, see [`Self::given_up`].
     pub(super) async fn connect(
         &mut self,
-        common: &Common,
+        common: &CommonOptions,
         selector: &Selector,
         screen: &mut Screen,
     ) -> Result<Option<Connection>, CliError> {
         let interrupt = tokio::signal::ctrl_c();
         tokio::pin!(interrupt);
-        let mut deciding = self.state.clone();
+        let mut state = self.state.clone();
         let mut pause = Duration::ZERO;
         loop {
             let before = pause;
             let trying = async {
                 tokio::time::sleep(before).await;
-                Connection::attempt_to_stop(common, selector).await
+                Connection::try_open_for_stop(common, selector).await
             };
             tokio::pin!(trying);
             let tried = loop {
@@ -152,52 +154,56 @@ impl Backup {
                     () = clock::sleep_until(self.started + common.timeout), if common.timeout_given => {
                         return Ok(None);
                     }
-                    changed = deciding.changed(), if !self.said => match changed {
-                        Ok(()) => self.say(screen),
-                        Err(_decided) => self.said = true,
+                    changed = state.changed(), if !self.is_reported => match changed {
+                        Ok(()) => self.report_state(screen),
+                        Err(_decided) => self.is_reported = true,
                     },
                     tried = &mut trying => break tried,
                 }
             };
-            let impossible = matches!(*self.state.borrow(), State::Impossible(_));
+            let is_unavailable = matches!(*self.state.borrow(), FallbackState::Unavailable(_));
             pause = match tried {
                 Ok(connection) => return Ok(Some(connection)),
-                Err(NotOpen::Held { holder, fault }) => {
-                    if impossible && clock::since(self.started) >= common.timeout {
+                Err(OpenError::Held { holder, fault }) => {
+                    if is_unavailable && clock::since(self.started) >= common.timeout {
                         return Err(fault);
                     }
-                    self.why = format!(
+                    self.reason = format!(
                         "another command of this station holds its state ({holder}): stopping by datagrams \
                          meanwhile; acknowledgements come once it is free"
                     );
-                    RETRY_HELD
+                    RETRY_INTERVAL_LOCKED
                 }
-                Err(NotOpen::Fault(fault)) if impossible => return Err(fault),
-                Err(NotOpen::Fault(fault)) => {
-                    self.failed(fault.message());
-                    if self.is_out() { RETRY_FAULT } else { RETRY_HELD }
+                Err(OpenError::Fault(fault)) if is_unavailable => return Err(fault),
+                Err(OpenError::Fault(fault)) => {
+                    self.on_start_failure(fault.message());
+                    if self.is_sending() {
+                        RETRY_INTERVAL_FAILED
+                    } else {
+                        RETRY_INTERVAL_LOCKED
+                    }
                 }
             };
         }
     }
 
     /// Reports a stop that went out by datagrams only.
-    pub(super) fn given_up(&self, screen: &mut Screen) -> Result<u8, CliError> {
-        let State::Out(shout) = self.state.borrow().clone() else {
-            screen.note("interrupted before anything was sent");
+    pub(super) fn report_unacknowledged(&self, screen: &mut Screen) -> Result<u8, CliError> {
+        let FallbackState::Sending(shout) = self.state.borrow().clone() else {
+            screen.print_note("interrupted before anything was sent");
             return Ok(EXIT_INTERRUPTED);
         };
         if shout.targets().is_empty() {
             let message = "no node matches; the stop went out by datagram all the same";
-            return Err(CliError::request(Failure::NobodyMatched, message));
+            return Err(CliError::from_failure(Failure::NoMatch, message));
         }
-        screen.warning(
+        screen.print_warning(
             "THE STOP IS NOT REPEATED ANY MORE; what waits at this station for absent nodes is not withdrawn: type \
              `ground-station stop` again once the station starts",
         );
         let took = clock::since(self.started);
-        let mut report = Report::default();
-        report.add(&Event::Targets {
+        let mut report = DeliveryReport::default();
+        report.on_event(&Event::Targets {
             targets: shout.targets().to_vec(),
         });
         for target in shout.targets() {
@@ -205,12 +211,12 @@ impl Backup {
                         has stopped";
             let reply = Reply::ended(Outcome::NoAnswer, text);
             let event = Event::Delivery(Delivery::new(target.clone(), reply, took.as_secs_f64() * 1_000.0));
-            screen.event(&event)?;
-            report.add(&event);
+            screen.print_event(&event)?;
+            report.on_event(&event);
         }
         if !screen.json {
-            screen.result(&report.groups(screen.style))?;
-            screen.result(&format!("\n{}", report.summary(took, screen.style)))?;
+            screen.print_result(&report.groups(screen.style))?;
+            screen.print_result(&format!("\n{}", report.summary(took, screen.style)))?;
         }
         Ok(report.exit_status())
     }

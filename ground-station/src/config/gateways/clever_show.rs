@@ -1,7 +1,7 @@
-//! `[doors.clever_show]`: clever-show's drone clients come here as to their own server.
+//! `[gateways.clever_show]`: clever-show's drone clients come here as to their own server.
 //!
 //! ```toml
-//! [doors.clever_show]
+//! [gateways.clever_show]
 //! listen = "0.0.0.0:25000"
 //! allow = ["led_*", "start", "filetransfer"]   # what these drones may be told; questions always pass
 //! announce = true              # tell drones by UDP broadcast where this station is
@@ -13,23 +13,23 @@
 //! stop_action = "emergency_land"   # what an emergency stop tells them; "" for nothing
 //! file_bytes = 16777216        # longest file, either way
 //!
-//! [doors.clever_show.roots]    # what ROOT/PATH is on these drones; `clover` is known from each drone
+//! [gateways.clever_show.roots]    # what ROOT/PATH is on these drones; `clover` is known from each drone
 //! shows = "/home/pi/shows"
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use swarm_shared::proto::clever_show::{ANNOUNCEMENT_PORT, SERVER_PORT};
+use swarm_shared::proto::foreign::clever_show::{ANNOUNCEMENT_PORT, SERVER_PORT};
 use swarm_shared::proto::selector::Glob;
 use toml::de::DeTable;
 
-use super::{Common, Door, Kind, Raw, globs, within};
+use super::{CommonOptions, GatewayConfig, RawValue, ValueKind, in_range, parse_globs};
 
 /// See the module.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CleverShow {
-    /// What every door has.
-    pub common: Common,
+pub struct CleverShowConfig {
+    /// What every gateway has.
+    pub common: CommonOptions,
     /// Whether drones are told where this station is.
     pub announce: bool,
     /// Where they listen.
@@ -55,23 +55,23 @@ const FILE_BYTES: u64 = 16 * 1024 * 1024;
 /// The most that may be configured: each is held in memory.
 const FILE_BYTES_MAX: i64 = 256 * 1024 * 1024;
 
-impl Door for CleverShow {
+impl GatewayConfig for CleverShowConfig {
     const NAME: &'static str = "clever_show";
-    const KEYS: &'static [(&'static str, Kind)] = &[
-        ("announce", Kind::Flag),
-        ("announce_port", Kind::Number),
-        ("resume_queue", Kind::Flag),
-        ("resend_requests", Kind::Flag),
-        ("requests", Kind::List),
-        ("flight", Kind::List),
-        ("stop_action", Kind::Text),
-        ("file_bytes", Kind::Number),
+    const KEYS: &'static [(&'static str, ValueKind)] = &[
+        ("announce", ValueKind::Flag),
+        ("announce_port", ValueKind::Number),
+        ("resume_queue", ValueKind::Flag),
+        ("resend_requests", ValueKind::Flag),
+        ("requests", ValueKind::List),
+        ("flight", ValueKind::List),
+        ("stop_action", ValueKind::Text),
+        ("file_bytes", ValueKind::Number),
     ];
     const TABLES: &'static [&'static str] = &["roots"];
 
-    fn open() -> Self {
+    fn with_defaults() -> Self {
         Self {
-            common: Common::at(SERVER_PORT),
+            common: CommonOptions::at(SERVER_PORT),
             announce: true,
             announce_port: ANNOUNCEMENT_PORT,
             resume_queue: false,
@@ -84,21 +84,23 @@ impl Door for CleverShow {
         }
     }
 
-    fn common(&mut self) -> &mut Common {
+    fn common(&mut self) -> &mut CommonOptions {
         &mut self.common
     }
 
-    fn set(&mut self, key: &str, value: &Raw<'_>) -> Result<(), String> {
+    fn set(&mut self, key: &str, value: &RawValue<'_>) -> Result<(), String> {
         match (key, value) {
-            ("announce", Raw::Flag(on)) => self.announce = *on,
-            ("announce_port", Raw::Number(port)) => self.announce_port = within(key, *port, 1, 65_535)?,
-            ("resume_queue", Raw::Flag(on)) => self.resume_queue = *on,
-            ("resend_requests", Raw::Flag(on)) => self.resend_requests = *on,
-            ("requests", Raw::List(names)) => {
+            ("announce", RawValue::Bool(on)) => self.announce = *on,
+            ("announce_port", RawValue::Number(port)) => {
+                self.announce_port = in_range(key, *port, 1, 65_535)?;
+            }
+            ("resume_queue", RawValue::Bool(on)) => self.resume_queue = *on,
+            ("resend_requests", RawValue::Bool(on)) => self.resend_requests = *on,
+            ("requests", RawValue::List(names)) => {
                 self.requests = names.iter().map(|name| (*name).to_owned()).collect();
             }
-            ("flight", Raw::List(list)) => self.flight = globs(list)?,
-            ("stop_action", Raw::Text(name)) => {
+            ("flight", RawValue::List(list)) => self.flight = parse_globs(list)?,
+            ("stop_action", RawValue::Text(name)) => {
                 // A drone passes over an action that it does not know, without a word.
                 if name.contains(|c: char| c.is_whitespace() || c.is_control()) {
                     return Err(format!(
@@ -107,20 +109,22 @@ impl Door for CleverShow {
                 }
                 self.stop_action = Some((*name).to_owned()).filter(|name| !name.is_empty());
             }
-            ("file_bytes", Raw::Number(bytes)) => self.file_bytes = within(key, *bytes, 0, FILE_BYTES_MAX)?,
+            ("file_bytes", RawValue::Number(bytes)) => {
+                self.file_bytes = in_range(key, *bytes, 0, FILE_BYTES_MAX)?;
+            }
             _ => return Err(format!("{key} has no meaning here")),
         }
         Ok(())
     }
 
-    fn has_taken(&mut self, key: &str) -> Result<(), String> {
+    fn after_set(&mut self, key: &str) -> Result<(), String> {
         match key {
             "token" => Err(
-                "token: drones show none; leave it out, and bind the door to the drones' own network"
+                "token: drones show none; leave it out, and bind the gateway to the drones' own network"
                     .to_owned(),
             ),
             "target" | "ttl" | "timeout" => Err(format!(
-                "{key} does nothing at this door: drones ask for nothing that others do; leave it out"
+                "{key} does nothing at this gateway: drones ask for nothing that others do; leave it out"
             )),
             _ => Ok(()),
         }
@@ -131,7 +135,7 @@ impl Door for CleverShow {
     }
 }
 
-impl CleverShow {
+impl CleverShowConfig {
     fn set_roots(&mut self, table: &DeTable<'_>) -> Result<(), (usize, String)> {
         for (root, path) in table {
             let name: &str = root.get_ref();

@@ -1,15 +1,15 @@
-//! `[doors.platypush_http]`: Platypush's messages, hooks and events over HTTP.
+//! `[gateways.platypush_http]`: Platypush's messages, hooks and events over HTTP.
 //!
 //! ```toml
-//! [doors.platypush_http]
+//! [gateways.platypush_http]
 //! websocket_port = 8009          # events for older clients; off unless said
 //! tls = "self-made"              # "none" unless said; or a certificate of your own:
-//! ssl_cert = "/etc/ssl/door.crt"
-//! ssl_key = "/etc/ssl/door.key"
+//! ssl_cert = "/etc/ssl/gateway.crt"
+//! ssl_key = "/etc/ssl/gateway.key"
 //! ssl_cafile = "/etc/ssl/ca.crt" # then only clients with a certificate of this authority come in
 //! ssl_capath = "/etc/ssl/cas"    # the same, a directory of such files
 //!
-//! [doors.platypush_http.resources]
+//! [gateways.platypush_http.resources]
 //! music = "/srv/music"           # /resources/music/…
 //! ```
 //!
@@ -20,19 +20,19 @@ use std::path::PathBuf;
 
 use toml::de::DeTable;
 
-use super::{Common, Door, Kind, Raw, within};
+use super::{CommonOptions, GatewayConfig, RawValue, ValueKind, in_range};
 
 mod hook;
 #[cfg(test)]
 mod tests;
 
-pub use hook::{BadValue, Given, Hook, Parameter, Source};
+pub use hook::{BadValue, Hook, HookInput, Parameter, Source};
 
 /// See the module.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PlatypushHttp {
-    /// What every door has.
-    pub common: Common,
+pub struct PlatypushHttpConfig {
+    /// What every gateway has.
+    pub common: CommonOptions,
     /// Whether it speaks TLS.
     pub tls: Tls,
     /// A file of certificates in PEM.
@@ -51,7 +51,7 @@ pub struct PlatypushHttp {
     pub hooks: BTreeMap<String, Hook>,
 }
 
-/// Whether a door speaks TLS, where no certificate is named.
+/// Whether a gateway speaks TLS, where no certificate is named.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tls {
     /// It does not.
@@ -65,21 +65,21 @@ const PORT: u16 = 8008;
 /// Longest name of a hook or a resource, in bytes.
 const NAME_BYTES_MAX: usize = 64;
 
-impl Door for PlatypushHttp {
+impl GatewayConfig for PlatypushHttpConfig {
     const NAME: &'static str = "platypush_http";
-    const KEYS: &'static [(&'static str, Kind)] = &[
-        ("tls", Kind::Text),
-        ("ssl_cert", Kind::Text),
-        ("ssl_key", Kind::Text),
-        ("ssl_cafile", Kind::Text),
-        ("ssl_capath", Kind::Text),
-        ("websocket_port", Kind::Number),
+    const KEYS: &'static [(&'static str, ValueKind)] = &[
+        ("tls", ValueKind::Text),
+        ("ssl_cert", ValueKind::Text),
+        ("ssl_key", ValueKind::Text),
+        ("ssl_cafile", ValueKind::Text),
+        ("ssl_capath", ValueKind::Text),
+        ("websocket_port", ValueKind::Number),
     ];
     const TABLES: &'static [&'static str] = &["resources", "hooks"];
 
-    fn open() -> Self {
+    fn with_defaults() -> Self {
         Self {
-            common: Common::at(PORT),
+            common: CommonOptions::at(PORT),
             tls: Tls::None,
             ssl_cert: None,
             ssl_key: None,
@@ -91,23 +91,23 @@ impl Door for PlatypushHttp {
         }
     }
 
-    fn common(&mut self) -> &mut Common {
+    fn common(&mut self) -> &mut CommonOptions {
         &mut self.common
     }
 
-    fn set(&mut self, key: &str, value: &Raw<'_>) -> Result<(), String> {
+    fn set(&mut self, key: &str, value: &RawValue<'_>) -> Result<(), String> {
         match (key, value) {
-            ("tls", Raw::Text("none")) => self.tls = Tls::None,
-            ("tls", Raw::Text("self-made")) => self.tls = Tls::SelfMade,
-            ("tls", Raw::Text(text)) => {
+            ("tls", RawValue::Text("none")) => self.tls = Tls::None,
+            ("tls", RawValue::Text("self-made")) => self.tls = Tls::SelfMade,
+            ("tls", RawValue::Text(text)) => {
                 return Err(format!("tls is \"none\" or \"self-made\", not {text:?}"));
             }
-            ("ssl_cert", Raw::Text(text)) => self.ssl_cert = Some(text.into()),
-            ("ssl_key", Raw::Text(text)) => self.ssl_key = Some(text.into()),
-            ("ssl_cafile", Raw::Text(text)) => self.ssl_cafile = Some(text.into()),
-            ("ssl_capath", Raw::Text(text)) => self.ssl_capath = Some(text.into()),
-            ("websocket_port", Raw::Number(port)) => {
-                self.websocket_port = Some(within(key, *port, 1, 65_535)?);
+            ("ssl_cert", RawValue::Text(text)) => self.ssl_cert = Some(text.into()),
+            ("ssl_key", RawValue::Text(text)) => self.ssl_key = Some(text.into()),
+            ("ssl_cafile", RawValue::Text(text)) => self.ssl_cafile = Some(text.into()),
+            ("ssl_capath", RawValue::Text(text)) => self.ssl_capath = Some(text.into()),
+            ("websocket_port", RawValue::Number(port)) => {
+                self.websocket_port = Some(in_range(key, *port, 1, 65_535)?);
             }
             _ => return Err(format!("{key} has no meaning here")),
         }
@@ -123,7 +123,7 @@ impl Door for PlatypushHttp {
     }
 }
 
-impl PlatypushHttp {
+impl PlatypushHttpConfig {
     fn set_resources(&mut self, table: &DeTable<'_>) -> Result<(), (usize, String)> {
         for (name, value) in table {
             check_name("resource", name.get_ref()).map_err(|fault| (name.span().start, fault))?;
@@ -146,10 +146,10 @@ impl PlatypushHttp {
                 let name = name.get_ref();
                 (
                     at,
-                    format!("a hook is a table: write [doors.platypush_http.hooks.{name}]"),
+                    format!("a hook is a table: write [gateways.platypush_http.hooks.{name}]"),
                 )
             })?;
-            let hook = Hook::read(name.get_ref(), at, table)?;
+            let hook = Hook::parse(name.get_ref(), at, table)?;
             self.hooks.insert(name.get_ref().to_string(), hook);
         }
         Ok(())

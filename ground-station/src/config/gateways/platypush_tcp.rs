@@ -1,7 +1,7 @@
-//! `[doors.platypush_tcp]`: Platypush's messages over TCP.
+//! `[gateways.platypush_tcp]`: Platypush's messages over TCP.
 //!
 //! ```toml
-//! [doors.platypush_tcp]
+//! [gateways.platypush_tcp]
 //! bind_address = "0.0.0.0"   # with `port`, what `listen` says in one word; Platypush's own keys
 //! port = 1234
 //! listen_queue = 1024        # connections that wait to be let in
@@ -13,23 +13,23 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use super::{Common, Door, Kind, Raw, within};
+use super::{CommonOptions, GatewayConfig, RawValue, ValueKind, in_range};
 
 /// See the module.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PlatypushTcp {
-    /// What every door has.
-    pub common: Common,
+pub struct PlatypushTcpConfig {
+    /// What every gateway has.
+    pub common: CommonOptions,
     /// How the address was said.
-    said: Option<Said>,
+    address_form: Option<AddressForm>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Said {
+enum AddressForm {
     /// By `listen`.
-    Whole,
+    Combined,
     /// By `bind_address` and `port`.
-    Apart,
+    Separate,
 }
 
 /// Its usual port.
@@ -37,9 +37,9 @@ const PORT: u16 = 1234;
 /// How long another request is waited for after an answer.
 const IDLE: Duration = Duration::from_secs(1);
 
-impl PlatypushTcp {
-    fn say(&mut self, how: Said) -> Result<(), String> {
-        match self.said.replace(how) {
+impl PlatypushTcpConfig {
+    fn set_address_form(&mut self, how: AddressForm) -> Result<(), String> {
+        match self.address_form.replace(how) {
             Some(before) if before != how => {
                 Err("`listen` says what `bind_address` and `port` say: keep one of the two ways".to_owned())
             }
@@ -48,34 +48,37 @@ impl PlatypushTcp {
     }
 }
 
-impl Door for PlatypushTcp {
+impl GatewayConfig for PlatypushTcpConfig {
     const NAME: &'static str = "platypush_tcp";
-    const KEYS: &'static [(&'static str, Kind)] = &[
-        ("bind_address", Kind::Text),
-        ("port", Kind::Number),
-        ("listen_queue", Kind::Number),
+    const KEYS: &'static [(&'static str, ValueKind)] = &[
+        ("bind_address", ValueKind::Text),
+        ("port", ValueKind::Number),
+        ("listen_queue", ValueKind::Number),
     ];
 
-    fn open() -> Self {
-        let mut common = Common::at(PORT);
+    fn with_defaults() -> Self {
+        let mut common = CommonOptions::at(PORT);
         common.limits.idle = IDLE;
-        Self { common, said: None }
+        Self {
+            common,
+            address_form: None,
+        }
     }
 
-    fn common(&mut self) -> &mut Common {
+    fn common(&mut self) -> &mut CommonOptions {
         &mut self.common
     }
 
-    fn has_taken(&mut self, key: &str) -> Result<(), String> {
+    fn after_set(&mut self, key: &str) -> Result<(), String> {
         if key == "listen" {
-            return self.say(Said::Whole);
+            return self.set_address_form(AddressForm::Combined);
         }
         Ok(())
     }
 
-    fn set(&mut self, key: &str, value: &Raw<'_>) -> Result<(), String> {
+    fn set(&mut self, key: &str, value: &RawValue<'_>) -> Result<(), String> {
         match (key, value) {
-            ("bind_address", Raw::Text(text)) => {
+            ("bind_address", RawValue::Text(text)) => {
                 let ip = match *text {
                     "localhost" => IpAddr::from(Ipv4Addr::LOCALHOST),
                     text => text
@@ -83,14 +86,14 @@ impl Door for PlatypushTcp {
                         .map_err(|_bad| format!("{text:?} is not an address such as 127.0.0.1 or 0.0.0.0"))?,
                 };
                 self.common.listen.set_ip(ip);
-                self.say(Said::Apart)
+                self.set_address_form(AddressForm::Separate)
             }
-            ("port", Raw::Number(number)) => {
-                self.common.listen.set_port(within(key, *number, 1, 65_535)?);
-                self.say(Said::Apart)
+            ("port", RawValue::Number(number)) => {
+                self.common.listen.set_port(in_range(key, *number, 1, 65_535)?);
+                self.set_address_form(AddressForm::Separate)
             }
-            ("listen_queue", Raw::Number(number)) => {
-                self.common.limits.waiting = within(key, *number, 1, 65_535)?;
+            ("listen_queue", RawValue::Number(number)) => {
+                self.common.limits.backlog = in_range(key, *number, 1, 65_535)?;
                 Ok(())
             }
             _ => Err(format!("{key} has no meaning here")),
@@ -105,26 +108,26 @@ mod tests {
     use super::*;
     use crate::config::Config;
 
-    fn read(text: &str) -> Result<PlatypushTcp, String> {
+    fn read(text: &str) -> Result<PlatypushTcpConfig, String> {
         let mut config = Config::for_host("pi");
-        let text = format!("[doors.platypush_tcp]\n{text}");
+        let text = format!("[gateways.platypush_tcp]\n{text}");
         let read = config.read_file(Path::new("c"), &text);
         read.map_err(|error| error.to_string())?;
-        config.doors.platypush_tcp.ok_or_else(|| "closed".to_owned())
+        config.gateways.platypush_tcp.ok_or_else(|| "closed".to_owned())
     }
 
     #[test]
-    fn platypush_own_keys_are_read() {
-        let door = read("port = 4321\nbind_address = \"0.0.0.0\"\nlisten_queue = 5").expect("reads");
-        assert_eq!(door.common.listen, "0.0.0.0:4321".parse().expect("an address"));
-        assert_eq!(door.common.limits.waiting, 5);
-        let door = read("bind_address = \"::\"").expect("reads");
-        assert_eq!(door.common.listen, "[::]:1234".parse().expect("an address"));
-        assert_eq!(door.common.limits.idle, IDLE);
+    fn platypush_tcp_keys_are_read() {
+        let gateway = read("port = 4321\nbind_address = \"0.0.0.0\"\nlisten_queue = 5").expect("reads");
+        assert_eq!(gateway.common.listen, "0.0.0.0:4321".parse().expect("an address"));
+        assert_eq!(gateway.common.limits.backlog, 5);
+        let gateway = read("bind_address = \"::\"").expect("reads");
+        assert_eq!(gateway.common.listen, "[::]:1234".parse().expect("an address"));
+        assert_eq!(gateway.common.limits.idle, IDLE);
     }
 
     #[test]
-    fn two_ways_to_say_the_address_are_one_too_many() {
+    fn listen_excludes_bind_address_and_port() {
         for text in [
             "listen = \"127.0.0.1:1\"\nport = 2",
             "port = 2\nlisten = \"127.0.0.1:1\"",

@@ -1,7 +1,7 @@
-//! `[doors.socktools]`: peers of socktools.
+//! `[gateways.socktools]`: peers of socktools.
 //!
 //! ```toml
-//! [doors.socktools]
+//! [gateways.socktools]
 //! listen = "0.0.0.0:7423"
 //! good_peers = ["10.0.0.0/24", "192.168.1.7"]   # who may connect; without it, only this machine
 //! dial = ["10.0.0.9:7423"]                      # peers to connect to, and to connect to again
@@ -17,15 +17,15 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use swarm_shared::proto::platypush::ACTION_BYTES_MAX;
+use swarm_shared::proto::foreign::platypush::ACTION_BYTES_MAX;
 
-use super::{Common, Door, Kind, Raw, address, time};
+use super::{CommonOptions, GatewayConfig, RawValue, ValueKind, parse_address, parse_duration};
 
 /// See the module.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Socktools {
-    /// What every door has.
-    pub common: Common,
+pub struct SocktoolsConfig {
+    /// What every gateway has.
+    pub common: CommonOptions,
     /// Who may connect; nobody but this machine, if empty.
     pub good_peers: Vec<Network>,
     /// Whom to connect to.
@@ -33,12 +33,12 @@ pub struct Socktools {
     /// How often an empty message is sent where nothing else is.
     pub keep_alive: Option<Duration>,
     /// What is done with messages that are no requests.
-    pub raw: Raws,
+    pub raw: RawMessages,
 }
 
 /// What is done with messages that are no requests.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Raws {
+pub struct RawMessages {
     /// The action that they are given to; they are refused without one.
     pub action: Option<String>,
     /// The argument that they become.
@@ -46,7 +46,7 @@ pub struct Raws {
     /// How.
     pub encoding: RawEncoding,
     /// The key that says how or as what, if one is set: in vain without an action.
-    pub key: Option<&'static str>,
+    pub option_set: Option<&'static str>,
 }
 
 /// How bytes become an argument.
@@ -101,9 +101,9 @@ impl Network {
     }
 }
 
-impl Socktools {
+impl SocktoolsConfig {
     /// Whether a peer that connects may stay. It is asked before anything is read from it.
-    pub fn is_good(&self, peer: IpAddr) -> bool {
+    pub fn is_allowed_peer(&self, peer: IpAddr) -> bool {
         if self.good_peers.is_empty() {
             return peer.to_canonical().is_loopback();
         }
@@ -127,65 +127,68 @@ const IDLE: Duration = Duration::from_secs(10);
 /// Most peers that are dialled.
 const DIAL_MAX: usize = 64;
 
-impl Door for Socktools {
+impl GatewayConfig for SocktoolsConfig {
     const NAME: &'static str = "socktools";
-    const KEYS: &'static [(&'static str, Kind)] = &[
-        ("good_peers", Kind::List),
-        ("dial", Kind::List),
-        ("keep_alive", Kind::Text),
-        ("raw_action", Kind::Text),
-        ("raw_argument", Kind::Text),
-        ("raw_encoding", Kind::Text),
+    const KEYS: &'static [(&'static str, ValueKind)] = &[
+        ("good_peers", ValueKind::List),
+        ("dial", ValueKind::List),
+        ("keep_alive", ValueKind::Text),
+        ("raw_action", ValueKind::Text),
+        ("raw_argument", ValueKind::Text),
+        ("raw_encoding", ValueKind::Text),
     ];
 
-    fn open() -> Self {
-        let mut common = Common::at(PORT);
+    fn with_defaults() -> Self {
+        let mut common = CommonOptions::at(PORT);
         common.limits.idle = IDLE;
         Self {
             common,
             good_peers: Vec::new(),
             dial: Vec::new(),
             keep_alive: None,
-            raw: Raws {
+            raw: RawMessages {
                 action: None,
                 argument: "data".to_owned(),
                 encoding: RawEncoding::Base64,
-                key: None,
+                option_set: None,
             },
         }
     }
 
-    fn common(&mut self) -> &mut Common {
+    fn common(&mut self) -> &mut CommonOptions {
         &mut self.common
     }
 
-    fn has_taken(&mut self, _key: &str) -> Result<(), String> {
+    fn after_set(&mut self, _key: &str) -> Result<(), String> {
         self.check()
     }
 
-    fn set(&mut self, key: &str, value: &Raw<'_>) -> Result<(), String> {
+    fn set(&mut self, key: &str, value: &RawValue<'_>) -> Result<(), String> {
         match (key, value) {
-            ("good_peers", Raw::List(list)) => {
+            ("good_peers", RawValue::List(list)) => {
                 let parsed = list.iter().map(|text| Network::parse(text));
                 self.good_peers = parsed.collect::<Result<_, _>>()?;
             }
-            ("dial", Raw::List(list)) => {
+            ("dial", RawValue::List(list)) => {
                 if list.len() > DIAL_MAX {
                     return Err(format!("no more than {DIAL_MAX} peers are dialled"));
                 }
-                self.dial = list.iter().map(|text| address(text)).collect::<Result<_, _>>()?;
+                self.dial = list
+                    .iter()
+                    .map(|text| parse_address(text))
+                    .collect::<Result<_, _>>()?;
             }
-            ("keep_alive", Raw::Text(text)) => self.keep_alive = Some(time(text)?),
-            ("raw_action", Raw::Text(text)) => {
-                self.raw.action = Some(name(key, text)?);
+            ("keep_alive", RawValue::Text(text)) => self.keep_alive = Some(parse_duration(text)?),
+            ("raw_action", RawValue::Text(text)) => {
+                self.raw.action = Some(check_name(key, text)?);
                 self.check()?;
             }
-            ("raw_argument", Raw::Text(text)) => {
-                self.raw.key = Some("raw_argument");
-                self.raw.argument = name(key, text)?;
+            ("raw_argument", RawValue::Text(text)) => {
+                self.raw.option_set = Some("raw_argument");
+                self.raw.argument = check_name(key, text)?;
             }
-            ("raw_encoding", Raw::Text(text)) => {
-                self.raw.key = Some("raw_encoding");
+            ("raw_encoding", RawValue::Text(text)) => {
+                self.raw.option_set = Some("raw_encoding");
                 self.raw.encoding = match *text {
                     "text" => RawEncoding::Text,
                     "base64" => RawEncoding::Base64,
@@ -198,7 +201,7 @@ impl Door for Socktools {
     }
 }
 
-fn name(key: &str, text: &str) -> Result<String, String> {
+fn check_name(key: &str, text: &str) -> Result<String, String> {
     if text.is_empty() || text.len() > ACTION_BYTES_MAX {
         return Err(format!("{key} has to be a name of 1 to {ACTION_BYTES_MAX} bytes"));
     }
@@ -212,12 +215,12 @@ mod tests {
     use super::*;
     use crate::config::Config;
 
-    fn read(text: &str) -> Result<Socktools, String> {
+    fn read(text: &str) -> Result<SocktoolsConfig, String> {
         let mut config = Config::for_host("pi");
-        let text = format!("[doors.socktools]\n{text}");
+        let text = format!("[gateways.socktools]\n{text}");
         let read = config.read_file(Path::new("c"), &text);
         read.map_err(|error| error.to_string())?;
-        config.doors.socktools.ok_or_else(|| "closed".to_owned())
+        config.gateways.socktools.ok_or_else(|| "closed".to_owned())
     }
 
     #[test]
@@ -230,17 +233,17 @@ mod tests {
             raw_argument = "text"
             raw_encoding = "text"
         "#;
-        let door = read(text).expect("reads");
-        assert_eq!(door.dial.len(), 2);
-        assert_eq!(door.keep_alive, Some(Duration::from_secs(5)));
-        assert_eq!(door.common.limits.idle, IDLE);
-        let raw = Raws {
+        let gateway = read(text).expect("reads");
+        assert_eq!(gateway.dial.len(), 2);
+        assert_eq!(gateway.keep_alive, Some(Duration::from_secs(5)));
+        assert_eq!(gateway.common.limits.idle, IDLE);
+        let raw = RawMessages {
             action: Some("show_text".to_owned()),
             argument: "text".to_owned(),
             encoding: RawEncoding::Text,
-            key: Some("raw_encoding"),
+            option_set: Some("raw_encoding"),
         };
-        assert_eq!(door.raw, raw);
+        assert_eq!(gateway.raw, raw);
     }
 
     #[test]
@@ -265,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn networks_know_their_addresses() {
+    fn network_contains_its_addresses() {
         for (network, inside, outside) in [
             ("10.0.0.0/24", "10.0.0.255", "10.0.1.0"),
             ("10.0.0.0/24", "::ffff:10.0.0.7", "::10.0.0.7"),
@@ -289,13 +292,13 @@ mod tests {
     }
 
     #[test]
-    fn without_a_list_only_this_machine_is_welcome() {
-        let door = read("").expect("reads");
-        assert!(door.is_good("127.0.0.1".parse().expect("an address")));
-        assert!(door.is_good("::ffff:127.0.0.1".parse().expect("an address")));
-        assert!(!door.is_good("10.0.0.7".parse().expect("an address")));
-        let door = read("good_peers = [\"10.0.0.7\"]").expect("reads");
-        assert!(door.is_good("10.0.0.7".parse().expect("an address")));
-        assert!(!door.is_good("127.0.0.1".parse().expect("an address")));
+    fn without_good_peers_only_loopback_is_allowed() {
+        let gateway = read("").expect("reads");
+        assert!(gateway.is_allowed_peer("127.0.0.1".parse().expect("an address")));
+        assert!(gateway.is_allowed_peer("::ffff:127.0.0.1".parse().expect("an address")));
+        assert!(!gateway.is_allowed_peer("10.0.0.7".parse().expect("an address")));
+        let gateway = read("good_peers = [\"10.0.0.7\"]").expect("reads");
+        assert!(gateway.is_allowed_peer("10.0.0.7".parse().expect("an address")));
+        assert!(!gateway.is_allowed_peer("127.0.0.1".parse().expect("an address")));
     }
 }

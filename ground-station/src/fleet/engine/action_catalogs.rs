@@ -11,17 +11,17 @@
 use std::time::{Duration, Instant};
 
 use swarm_shared::net::clock;
-use swarm_shared::proto::message::{Offer, OfferedClass};
+use swarm_shared::proto::message::{ActionCatalog, TtlClass};
 use tokio::sync::watch;
 
 /// How long after a node's link came up its word is awaited. It is the first thing that a node says.
-const OFFER_PATIENCE: Duration = Duration::from_millis(300);
+const CATALOG_TIMEOUT: Duration = Duration::from_millis(300);
 /// How long after the start of this process the links of members are awaited: half of what an action of flight has.
-const LINK_PATIENCE: Duration = Duration::from_secs(1);
+const LINK_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often it is looked again.
-const STEP: Duration = Duration::from_millis(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 /// Built-in actions that act. None is of flight, and nodes do not tell of them.
-const BUILT_IN: [&str; 7] = [
+const BUILT_IN_ACTIONS: [&str; 7] = [
     "config",
     "execute",
     "id",
@@ -33,56 +33,56 @@ const BUILT_IN: [&str; 7] = [
 
 /// A node's word.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Offered {
+pub(super) struct KnownActions {
     /// What it said last, since this process started.
-    offer: Option<Offer>,
+    catalog: Option<ActionCatalog>,
     /// When its link came up; absent while it is away.
-    linked: Option<Instant>,
+    linked_at: Option<Instant>,
     /// Whether it has said that over the link at hand.
-    heard: bool,
+    is_current: bool,
 }
 
-impl Offered {
+impl KnownActions {
     /// A link has come up.
-    pub(super) fn up(&mut self, now: Instant) {
-        self.linked = Some(now);
-        self.heard = false;
+    pub(super) fn on_connected(&mut self, now: Instant) {
+        self.linked_at = Some(now);
+        self.is_current = false;
     }
 
     /// The link is gone.
-    pub(super) fn down(&mut self) {
-        self.linked = None;
+    pub(super) fn on_disconnected(&mut self) {
+        self.linked_at = None;
     }
 
     /// It says what it can do.
-    pub(super) fn say(&mut self, offer: Offer) {
-        self.offer = Some(offer);
-        self.heard = true;
+    pub(super) fn set_catalog(&mut self, catalog: ActionCatalog) {
+        self.catalog = Some(catalog);
+        self.is_current = true;
     }
 
-    fn class(&self, action: &str) -> Option<OfferedClass> {
-        let actions = &self.offer.as_ref()?.actions;
+    fn class(&self, action: &str) -> Option<TtlClass> {
+        let actions = &self.catalog.as_ref()?.actions;
         actions.get(action).map(|offered| offered.class)
     }
 
-    fn standing(&self, action: &str) -> Standing {
-        match self.linked {
-            Some(_) if self.heard => Standing::Said {
-                ordinary: self.class(action) == Some(OfferedClass::Ordinary),
+    fn state(&self, action: &str) -> CatalogState {
+        match self.linked_at {
+            Some(_) if self.is_current => CatalogState::Received {
+                is_ordinary: self.class(action) == Some(TtlClass::Ordinary),
             },
-            Some(since) => Standing::Silent { since },
-            None => Standing::Away,
+            Some(since) => CatalogState::Awaited { since },
+            None => CatalogState::Offline,
         }
     }
 
     /// Whether the node is known to take an action for one of flight.
-    pub(super) fn is_flight(&self, action: &str) -> bool {
-        self.class(action) == Some(OfferedClass::Flight)
+    pub(super) fn is_flight_action(&self, action: &str) -> bool {
+        self.class(action) == Some(TtlClass::Flight)
     }
 
     /// Whether the node is known to run an action while it is stopped.
-    pub(super) fn runs_while_stopped(&self, action: &str) -> bool {
-        let offer = self.offer.as_ref();
+    pub(super) fn can_run_while_stopped(&self, action: &str) -> bool {
+        let offer = self.catalog.as_ref();
         offer.is_some_and(|offer| {
             offer
                 .actions
@@ -93,29 +93,35 @@ impl Offered {
 
     /// Whether it has never said what it can do.
     pub(super) fn is_unknown(&self) -> bool {
-        self.offer.is_none()
+        self.catalog.is_none()
     }
 }
 
 /// What a target's word on an action is worth waiting for.
 #[derive(Clone, Copy)]
-enum Standing {
+enum CatalogState {
     /// It has said what it can do; whether this is an ordinary action there.
-    Said { ordinary: bool },
+    Received { is_ordinary: bool },
     /// Linked since then, and has not said.
-    Silent { since: Instant },
+    Awaited { since: Instant },
     /// Not linked.
-    Away,
+    Offline,
 }
 
 /// Until when the word of these is worth waiting for; `None` if it is not.
-fn patience(all: impl Iterator<Item = Standing>, links_until: Instant, now: Instant) -> Option<Instant> {
+fn wait_deadline(
+    all: impl Iterator<Item = CatalogState>,
+    links_until: Instant,
+    now: Instant,
+) -> Option<Instant> {
     let (mut until, mut any_away, mut any_ordinary) = (None, false, false);
     for standing in all {
         match standing {
-            Standing::Said { ordinary } => any_ordinary |= ordinary,
-            Standing::Silent { since } => until = until.max(Some(since + OFFER_PATIENCE)),
-            Standing::Away => any_away = true,
+            CatalogState::Received {
+                is_ordinary: ordinary,
+            } => any_ordinary |= ordinary,
+            CatalogState::Awaited { since } => until = until.max(Some(since + CATALOG_TIMEOUT)),
+            CatalogState::Offline => any_away = true,
         }
     }
     if any_away && !any_ordinary {
@@ -126,24 +132,24 @@ fn patience(all: impl Iterator<Item = Standing>, links_until: Instant, now: Inst
 
 /// Waits for the word of targets as long as that is worth it: `started` is when this process was, and `give_up` when
 /// whoever asks has no more time for it.
-pub(super) async fn settle<'a>(
-    targets: impl Iterator<Item = &'a watch::Receiver<Offered>> + Clone,
+pub(super) async fn wait_for_catalogs<'a>(
+    targets: impl Iterator<Item = &'a watch::Receiver<KnownActions>> + Clone,
     action: &str,
     started: Instant,
-    give_up: Instant,
+    deadline: Instant,
 ) {
-    if BUILT_IN.contains(&action) {
+    if BUILT_IN_ACTIONS.contains(&action) {
         return;
     }
-    let links_until = (started + LINK_PATIENCE).min(give_up);
+    let links_until = (started + LINK_TIMEOUT).min(deadline);
     loop {
         let now = clock::now();
-        let all = targets.clone().map(|offered| offered.borrow().standing(action));
-        let until = patience(all, links_until, now).map(|until| until.min(give_up));
+        let all = targets.clone().map(|offered| offered.borrow().state(action));
+        let until = wait_deadline(all, links_until, now).map(|until| until.min(deadline));
         let Some(until) = until.filter(|until| *until > now) else {
             return;
         };
-        clock::sleep_until(until.min(now + STEP)).await;
+        clock::sleep_until(until.min(now + POLL_INTERVAL)).await;
     }
 }
 
@@ -151,45 +157,45 @@ pub(super) async fn settle<'a>(
 mod tests {
     use std::collections::BTreeMap;
 
-    use swarm_shared::proto::message::OfferedAction;
+    use swarm_shared::proto::message::ActionInfo;
 
     use super::*;
 
     const MS: Duration = Duration::from_millis(1);
 
-    fn offer(class: OfferedClass) -> Offer {
-        let action = OfferedAction {
+    fn catalog(class: TtlClass) -> ActionCatalog {
+        let action = ActionInfo {
             class,
-            ..OfferedAction::default()
+            ..ActionInfo::default()
         };
-        Offer {
+        ActionCatalog {
             actions: BTreeMap::from([("takeoff".to_owned(), action)]),
         }
     }
 
-    fn linked(at: Instant, said: Option<OfferedClass>) -> Offered {
-        let mut offered = Offered::default();
-        offered.up(at);
+    fn linked(at: Instant, said: Option<TtlClass>) -> KnownActions {
+        let mut offered = KnownActions::default();
+        offered.on_connected(at);
         if let Some(class) = said {
-            offered.say(offer(class));
+            offered.set_catalog(catalog(class));
         }
         offered
     }
 
     #[test]
-    fn an_act_waits_for_who_may_still_say_that_it_is_one_of_flight() {
+    fn commands_wait_for_catalogs_of_possible_flight_actions() {
         let start = clock::now();
         let now = start + 50 * MS;
         let links_until = start + 1_000 * MS;
-        let wait = |all: &[Offered]| {
-            let all = all.iter().map(|offered| offered.standing("takeoff"));
-            let until = patience(all, links_until, now);
+        let wait = |all: &[KnownActions]| {
+            let all = all.iter().map(|offered| offered.state("takeoff"));
+            let until = wait_deadline(all, links_until, now);
             until.map(|until| until.saturating_duration_since(start).as_millis())
         };
-        let flight = || linked(now, Some(OfferedClass::Flight));
-        let ordinary = || linked(now, Some(OfferedClass::Ordinary));
+        let flight = || linked(now, Some(TtlClass::Flight));
+        let ordinary = || linked(now, Some(TtlClass::Ordinary));
         let silent = || linked(now, None);
-        let away = Offered::default;
+        let away = KnownActions::default;
 
         assert_eq!(wait(&[flight(), ordinary()]), None);
         assert_eq!(wait(&[silent()]), Some(350));
@@ -202,21 +208,21 @@ mod tests {
         );
         assert_eq!(wait(&[ordinary(), away()]), None);
         assert_eq!(wait(&[linked(start - 400 * MS, None)]), None, "it never says");
-        let late = patience([Standing::Away].into_iter(), links_until, links_until);
+        let late = wait_deadline([CatalogState::Offline].into_iter(), links_until, links_until);
         assert_eq!(late, None, "this process runs for long");
     }
 
     #[test]
-    fn a_word_is_of_one_link_and_its_content_lasts() {
+    fn catalog_outlives_its_link_but_must_be_confirmed() {
         let now = clock::now();
-        let mut offered = linked(now, Some(OfferedClass::Flight));
-        assert!(offered.is_flight("takeoff") && !offered.is_flight("land"));
-        offered.down();
-        assert!(offered.is_flight("takeoff"), "what it said last counts");
-        offered.up(now);
-        let standing = offered.standing("takeoff");
+        let mut offered = linked(now, Some(TtlClass::Flight));
+        assert!(offered.is_flight_action("takeoff") && !offered.is_flight_action("land"));
+        offered.on_disconnected();
+        assert!(offered.is_flight_action("takeoff"), "what it said last counts");
+        offered.on_connected(now);
+        let standing = offered.state("takeoff");
         assert!(
-            matches!(standing, Standing::Silent { .. }),
+            matches!(standing, CatalogState::Awaited { .. }),
             "not over this link yet"
         );
     }

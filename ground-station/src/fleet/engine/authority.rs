@@ -20,28 +20,28 @@ use swarm_shared::proto::trust::{FleetRoot, Grant, Membership, Role, RootRecord,
 use tokio::sync::oneshot;
 
 use super::EngineError;
-use super::registry::{SharedRoll, find_one};
+use super::registry::{SharedNodeRegistry, find_unique};
 use crate::fleet::{Event, Failure, InvitationView, PendingView};
 use crate::store::{MemberRow, PendingRow, Store, StoreError};
 
-type Answer = oneshot::Sender<Result<Box<Joined>, Refused>>;
+type JoinReplySender = oneshot::Sender<Result<Box<Joined>, Refused>>;
 
 /// Most connections of one stranger that wait for the operator.
-const WAITING_OF_ONE_MAX: usize = 2;
+const WAITING_PER_KEY_MAX: usize = 2;
 
 /// See the module.
-pub(super) struct Office {
+pub(super) struct FleetAuthority {
     state_dir: PathBuf,
     store: Store,
     root: Option<FleetRoot>,
     invitations: Invitations,
     /// Strangers whose connection is held open while the operator decides.
-    waiting: BTreeMap<PeerId, Vec<Answer>>,
+    waiting_joins: BTreeMap<PeerId, Vec<JoinReplySender>>,
 }
 
 /// Why the office did not do it. Nothing has changed.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum OfficeError {
+pub(super) enum AuthorityError {
     /// The root key is elsewhere.
     #[error(
         "this station does not hold the fleet's root key: do it on the station that made the fleet, or move \
@@ -50,10 +50,10 @@ pub(super) enum OfficeError {
     NoRoot,
     /// There is a fleet already.
     #[error("this station already belongs to fleet {0}; for another one use another --state-dir")]
-    HasFleet(String),
+    AlreadyInFleet(String),
     /// The words do not mean one member.
     #[error("{0}")]
-    WhichOne(String),
+    NoUniqueMember(String),
     /// The root does not sign that.
     #[error(transparent)]
     Trust(#[from] TrustError),
@@ -74,11 +74,11 @@ pub(super) enum OfficeError {
     Internal(String),
 }
 
-impl OfficeError {
+impl AuthorityError {
     pub(super) fn failure(&self) -> Failure {
         match self {
-            Self::NoRoot | Self::HasFleet(_) | Self::Invite(_) => Failure::Usage,
-            Self::WhichOne(_) => Failure::NobodyMatched,
+            Self::NoRoot | Self::AlreadyInFleet(_) | Self::Invite(_) => Failure::Usage,
+            Self::NoUniqueMember(_) => Failure::NoMatch,
             Self::Trust(_) | Self::Store(_) | Self::Identity(_) | Self::Random(_) | Self::Internal(_) => {
                 Failure::Failed
             }
@@ -87,7 +87,7 @@ impl OfficeError {
 }
 
 /// This station's membership, as the store has it.
-pub(super) async fn stored_membership(
+pub(super) async fn load_membership(
     store: &Store,
     own: &PublicKey,
 ) -> Result<Option<Membership>, EngineError> {
@@ -102,15 +102,17 @@ pub(super) async fn stored_membership(
     Ok(Some(membership))
 }
 
-pub(super) async fn keep_membership(store: &Store, membership: &Membership) -> Result<(), StoreError> {
-    store.set_membership(*membership.root(), json(membership)).await
+pub(super) async fn save_membership(store: &Store, membership: &Membership) -> Result<(), StoreError> {
+    store
+        .set_membership(*membership.root(), to_json(membership))
+        .await
 }
 
-fn json(value: &impl serde::Serialize) -> String {
+fn to_json(value: &impl serde::Serialize) -> String {
     serde_json::to_string(value).unwrap_or_else(|e| unreachable!("plain data serialises: {e}"))
 }
 
-impl Office {
+impl FleetAuthority {
     pub(super) async fn open(state_dir: &Path, store: Store) -> Result<Self, EngineError> {
         let dir = state_dir.to_owned();
         let key = tokio::task::spawn_blocking(move || identity::load(&dir, KeyFile::FleetRoot));
@@ -120,7 +122,7 @@ impl Office {
             (None, _) => None,
             (Some(key), Some(record)) => {
                 let record: RootRecord = serde_json::from_str(&record).map_err(|e| unsound(&e))?;
-                Some(FleetRoot::resume(key, record).map_err(|e| unsound(&e))?)
+                Some(FleetRoot::restore(key, record).map_err(|e| unsound(&e))?)
             }
             // Made, and the process ended before anything was signed with it.
             (Some(key), None) => Some(FleetRoot::create(key).map_err(|e| unsound(&e))?),
@@ -135,7 +137,7 @@ impl Office {
             store,
             root,
             invitations,
-            waiting: BTreeMap::new(),
+            waiting_joins: BTreeMap::new(),
         })
     }
 
@@ -144,26 +146,26 @@ impl Office {
     }
 
     /// Makes a fleet whose root is here, with this station as its first admin.
-    pub(super) async fn found(&mut self, own: PublicKey) -> Result<Membership, OfficeError> {
+    pub(super) async fn create_fleet(&mut self, own: PublicKey) -> Result<Membership, AuthorityError> {
         let root = match &mut self.root {
             Some(root) => root,
             None => {
                 let dir = self.state_dir.clone();
                 let key =
                     tokio::task::spawn_blocking(move || identity::load_or_create(&dir, KeyFile::FleetRoot));
-                let key = key.await.map_err(|e| OfficeError::Internal(e.to_string()))??;
+                let key = key.await.map_err(|e| AuthorityError::Internal(e.to_string()))??;
                 self.root.insert(FleetRoot::create(key)?)
             }
         };
         let grant = root.grant(own, Role::Admin)?;
         let membership = Membership::new(root.public(), &own, grant, root.state().clone())?;
-        keep_membership(&self.store, &membership).await?;
-        self.keep_root().await?;
+        save_membership(&self.store, &membership).await?;
+        self.save_root().await?;
         Ok(membership)
     }
 
     /// Gives this station's own fleet up, which has no members. Its root key is put aside, not destroyed.
-    pub(super) async fn leave(&mut self) -> Result<(), OfficeError> {
+    pub(super) async fn leave_fleet(&mut self) -> Result<(), AuthorityError> {
         if self.root.take().is_none() {
             return Ok(());
         }
@@ -171,13 +173,13 @@ impl Office {
         let aside = key.with_extension("key.unused");
         let moved = tokio::task::spawn_blocking(move || std::fs::rename(key, aside)).await;
         moved
-            .map_err(|error| OfficeError::Internal(error.to_string()))?
-            .map_err(|error| OfficeError::Internal(format!("cannot put the old root key aside: {error}")))
+            .map_err(|error| AuthorityError::Internal(error.to_string()))?
+            .map_err(|error| AuthorityError::Internal(format!("cannot put the old root key aside: {error}")))
     }
 
-    async fn keep_root(&self) -> Result<(), StoreError> {
+    async fn save_root(&self) -> Result<(), StoreError> {
         match &self.root {
-            Some(root) => self.store.set_root_record(json(root.record())).await,
+            Some(root) => self.store.set_root_record(to_json(root.record())).await,
             None => Ok(()),
         }
     }
@@ -188,12 +190,12 @@ impl Office {
         uses: u32,
         valid_ms: u64,
         listens: SocketAddr,
-    ) -> Result<Vec<Event>, OfficeError> {
-        let fingerprint = self.root.as_ref().ok_or(OfficeError::NoRoot)?.fingerprint();
+    ) -> Result<Vec<Event>, AuthorityError> {
+        let fingerprint = self.root.as_ref().ok_or(AuthorityError::NoRoot)?.fingerprint();
         let secret = InviteSecret::new(random::bytes()?);
         self.invitations
             .issue(secret.clone(), role, uses, clock::unix_time_ms(), valid_ms)?;
-        self.store.set_invitations(json(&self.invitations)).await?;
+        self.store.set_invitations(to_json(&self.invitations)).await?;
         let code = Invitation::new(fingerprint, secret, dial_addresses(listens)).to_string();
         Ok(vec![Event::Invitation(InvitationView {
             code,
@@ -203,7 +205,7 @@ impl Office {
         })])
     }
 
-    pub(super) async fn pending(&self) -> Result<Vec<Event>, OfficeError> {
+    pub(super) async fn pending(&self) -> Result<Vec<Event>, AuthorityError> {
         let now = clock::unix_time_ms();
         let rows = self.store.pending().await?;
         let view = |row: PendingRow| PendingView {
@@ -220,10 +222,10 @@ impl Office {
         &mut self,
         node: &str,
         membership: Option<&Membership>,
-    ) -> Result<MemberRow, OfficeError> {
+    ) -> Result<MemberRow, AuthorityError> {
         let rows = self.store.pending().await?;
-        let row = find_one(&rows, node, |row| (&row.name, row.key.id())).map_err(|why| {
-            OfficeError::WhichOne(format!(
+        let row = find_unique(&rows, node, |row| (&row.name, row.key.id())).map_err(|why| {
+            AuthorityError::NoUniqueMember(format!(
                 "{why} among those that wait; see `ground-station fleet pending`"
             ))
         })?;
@@ -234,18 +236,18 @@ impl Office {
         let member = self.enrol(row.key, role, row.clone(), membership).await?;
         self.store.remove_pending(row.key).await?;
         if let Some(grant) = &member.grant {
-            for answer in self.waiting.remove(&row.key.id()).unwrap_or_default() {
-                let _stranger_gone = answer.send(self.joined(grant, membership, None));
+            for answer in self.waiting_joins.remove(&row.key.id()).unwrap_or_default() {
+                let _stranger_gone = answer.send(self.joined_reply(grant, membership, None));
             }
         }
         Ok(member)
     }
 
     /// The root, as far as the fleet is: the key may have been moved here alone, or have come back from an old copy.
-    fn root_up_to(&mut self, membership: Option<&Membership>) -> Result<&mut FleetRoot, OfficeError> {
-        let root = self.root.as_mut().ok_or(OfficeError::NoRoot)?;
+    fn current_root(&mut self, membership: Option<&Membership>) -> Result<&mut FleetRoot, AuthorityError> {
+        let root = self.root.as_mut().ok_or(AuthorityError::NoRoot)?;
         if let Some(membership) = membership {
-            root.catch_up(membership.fleet_state(), membership.own_serial())?;
+            root.merge_state(membership.fleet_state(), membership.own_serial())?;
         }
         Ok(root)
     }
@@ -257,10 +259,10 @@ impl Office {
         role: Role,
         seen: PendingRow,
         membership: Option<&Membership>,
-    ) -> Result<MemberRow, OfficeError> {
-        let root = self.root_up_to(membership)?;
-        let grant = json(&root.grant(key, role)?);
-        self.keep_root().await?;
+    ) -> Result<MemberRow, AuthorityError> {
+        let root = self.current_root(membership)?;
+        let grant = to_json(&root.grant(key, role)?);
+        self.save_root().await?;
         let member = MemberRow {
             key,
             name: seen.name,
@@ -281,15 +283,15 @@ impl Office {
         &mut self,
         key: PublicKey,
         membership: &Membership,
-    ) -> Result<Membership, OfficeError> {
-        let state = self.root_up_to(Some(membership))?.revoke(key)?.clone();
-        self.keep_root().await?;
+    ) -> Result<Membership, AuthorityError> {
+        let state = self.current_root(Some(membership))?.revoke(key)?.clone();
+        self.save_root().await?;
         let mut membership = membership.clone();
         membership.adopt_state(state)?;
         Ok(membership)
     }
 
-    fn joined(
+    fn joined_reply(
         &self,
         grant: &str,
         membership: Option<&Membership>,
@@ -309,20 +311,20 @@ impl Office {
     }
 
     /// Somebody wants in. Returns the member, if that made one.
-    pub(super) async fn take_join(
+    pub(super) async fn on_join(
         &mut self,
         join: JoinRequest,
         membership: Option<&Membership>,
-        roll: &SharedRoll,
+        registry: &SharedNodeRegistry,
     ) -> Option<MemberRow> {
         let JoinRequest {
             key,
             name,
             kind,
-            listens,
+            listen_addr: listens,
             proof,
             exporter,
-            answer,
+            reply: answer,
         } = join;
         let seen = PendingRow {
             key,
@@ -339,17 +341,23 @@ impl Office {
             return None;
         }
         match proof {
-            Some(proof) => self.take_code(seen, &proof, &exporter, answer, membership).await,
-            None => self.take_stranger(seen, answer, membership, roll).await,
+            Some(proof) => {
+                self.on_join_with_code(seen, &proof, &exporter, answer, membership)
+                    .await
+            }
+            None => {
+                self.on_join_without_code(seen, answer, membership, registry)
+                    .await
+            }
         }
     }
 
-    async fn take_code(
+    async fn on_join_with_code(
         &mut self,
         seen: PendingRow,
         proof: &JoinProof,
         exporter: &[u8],
-        answer: Answer,
+        answer: JoinReplySender,
         membership: Option<&Membership>,
     ) -> Option<MemberRow> {
         let key = seen.key;
@@ -366,21 +374,21 @@ impl Office {
                 );
                 return Err(Refused::new(RefusalCode::BadCode, reason));
             }
-            let cannot = |error: &dyn std::fmt::Display| {
+            let internal_refusal = |error: &dyn std::fmt::Display| {
                 Refused::new(
                     RefusalCode::Other,
                     format!("the station cannot take anybody in: {error}"),
                 )
             };
             self.store
-                .set_invitations(json(&self.invitations))
+                .set_invitations(to_json(&self.invitations))
                 .await
-                .map_err(|e| cannot(&e))?;
+                .map_err(|e| internal_refusal(&e))?;
             let member = self
                 .enrol(key, role, seen, membership)
                 .await
-                .map_err(|e| cannot(&e))?;
-            let joined = self.joined(
+                .map_err(|e| internal_refusal(&e))?;
+            let joined = self.joined_reply(
                 member.grant.as_deref().unwrap_or_default(),
                 membership,
                 Some(proof),
@@ -396,7 +404,7 @@ impl Office {
             }
             Err(refused) => {
                 tracing::warn!(id = %key.id().short(), "refused to take in: {refused}");
-                self.keep_use(before).await;
+                self.restore_invitations(before).await;
                 let _stranger_gone = answer.send(Err(refused));
                 None
             }
@@ -404,40 +412,40 @@ impl Office {
     }
 
     /// Nobody was let in: the use is still there for whom the code is for.
-    async fn keep_use(&mut self, before: Invitations) {
+    async fn restore_invitations(&mut self, before: Invitations) {
         if self.invitations == before {
             return;
         }
         self.invitations = before;
-        if let Err(error) = self.store.set_invitations(json(&self.invitations)).await {
+        if let Err(error) = self.store.set_invitations(to_json(&self.invitations)).await {
             tracing::error!(%error, "invitations are not stored");
         }
     }
 
-    async fn take_stranger(
+    async fn on_join_without_code(
         &mut self,
         seen: PendingRow,
-        answer: Answer,
+        answer: JoinReplySender,
         membership: Option<&Membership>,
-        roll: &SharedRoll,
+        registry: &SharedNodeRegistry,
     ) -> Option<MemberRow> {
         let id = seen.key.id();
         // Accepted while no connection of its was open: it is told now.
-        let granted = roll.lock().grant(id);
+        let granted = registry.lock().grant(id);
         if let Some(grant) = granted {
-            let _stranger_gone = answer.send(self.joined(&grant, membership, None));
+            let _stranger_gone = answer.send(self.joined_reply(&grant, membership, None));
             return None;
         }
         tracing::info!(name = %seen.name, id = %id.short(), "waits to be accepted: `ground-station fleet accept {}`", seen.name);
         if let Err(error) = self.store.put_pending(seen, clock::unix_time_ms()).await {
             tracing::error!(%error, "who waits is not stored");
         }
-        self.waiting.retain(|_, answers| {
+        self.waiting_joins.retain(|_, answers| {
             answers.retain(|answer| !answer.is_closed());
             !answers.is_empty()
         });
-        let answers = self.waiting.entry(id).or_default();
-        if answers.len() >= WAITING_OF_ONE_MAX {
+        let answers = self.waiting_joins.entry(id).or_default();
+        if answers.len() >= WAITING_PER_KEY_MAX {
             // Dropping the oldest refuses it as busy.
             answers.remove(0);
         }
@@ -477,14 +485,14 @@ fn dial_addresses(listens: SocketAddr) -> Vec<SocketAddr> {
 mod tests {
     use swarm_shared::proto::id::NodeName;
     use swarm_shared::proto::trust::SigningKey;
-    use swarm_shared::proto::trust::invite::{self, Side};
+    use swarm_shared::proto::trust::invite::{self, JoinSide};
 
     use super::*;
 
     const EXPORTER: [u8; 32] = [7; 32];
 
     struct Rig {
-        office: Office,
+        authority: FleetAuthority,
         membership: Membership,
         _dir: tempfile::TempDir,
     }
@@ -493,11 +501,11 @@ mod tests {
         async fn new() -> Self {
             let dir = tempfile::tempdir().expect("a directory");
             let store = Store::open(dir.path()).await.expect("opened");
-            let mut office = Office::open(dir.path(), store).await.expect("opened");
+            let mut authority = FleetAuthority::open(dir.path(), store).await.expect("opened");
             let own = SigningKey::from_seed([1; 32]).public();
-            let membership = office.found(own).await.expect("a fleet");
+            let membership = authority.create_fleet(own).await.expect("a fleet");
             Self {
-                office,
+                authority,
                 membership,
                 _dir: dir,
             }
@@ -505,7 +513,7 @@ mod tests {
 
         async fn invite(&mut self) -> Invitation {
             let listens = ([127, 0, 0, 1], 7421).into();
-            let events = self.office.invite(Role::Node, 1, 60_000, listens).await;
+            let events = self.authority.invite(Role::Node, 1, 60_000, listens).await;
             match events.expect("an invitation").as_slice() {
                 [Event::Invitation(view)] => view.code.parse().expect("a code"),
                 other => panic!("{other:?}"),
@@ -518,27 +526,29 @@ mod tests {
                 key,
                 name: NodeName::from_host("n1"),
                 kind: PeerKind::Node,
-                listens: ([127, 0, 0, 1], 7420).into(),
-                proof: Some(invite::prove(invitation.secret(), Side::Joiner, &EXPORTER)),
+                listen_addr: ([127, 0, 0, 1], 7420).into(),
+                proof: Some(invite::prove(invitation.secret(), JoinSide::Joiner, &EXPORTER)),
                 exporter: EXPORTER,
-                answer,
+                reply: answer,
             };
-            let roll = SharedRoll::default();
-            self.office.take_join(join, Some(&self.membership), &roll).await;
+            let registry = SharedNodeRegistry::default();
+            self.authority
+                .on_join(join, Some(&self.membership), &registry)
+                .await;
             let verdict = answered.await.expect("answered");
             verdict.map(drop).map_err(|refused| refused.to_string())
         }
     }
 
     #[tokio::test]
-    async fn a_revoked_key_does_not_use_a_code_up() {
+    async fn revoked_key_does_not_consume_an_invitation() {
         let mut rig = Rig::new().await;
         let out = PublicKey([9; 32]);
-        rig.membership = rig.office.revoke(out, &rig.membership).await.expect("put out");
+        rig.membership = rig.authority.revoke(out, &rig.membership).await.expect("put out");
         let invitation = rig.invite().await;
         rig.join(&invitation, out).await.expect_err("stays out");
-        let stored = rig.office.store.invitations().await.expect("read");
-        assert_eq!(stored, Some(json(&rig.office.invitations)));
+        let stored = rig.authority.store.invitations().await.expect("read");
+        assert_eq!(stored, Some(to_json(&rig.authority.invitations)));
         rig.join(&invitation, PublicKey([5; 32]))
             .await
             .expect("the use is still there");

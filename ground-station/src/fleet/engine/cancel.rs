@@ -17,45 +17,54 @@ use swarm_shared::proto::id::PeerId;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::delivery_task::{self, Keeper, Taken};
-use super::respond::say_all;
+use super::delivery_task::{self, Cancelled, DeliveryHandle};
+use super::respond::send_events;
 use super::{EngineError, history_writer};
 use crate::control::lock::StateLock;
 use crate::fleet::{
-    Call, CommandKind, CommandView, Event, Failure, Fleet, PastDelivery, PastQuery, PastState, Request,
-    offline_history,
+    CommandKind, CommandView, Event, Failure, Fleet, HistoryDelivery, HistoryQuery, HistoryState, Request,
+    RequestEnvelope, offline_history,
 };
 use crate::store::{Store, StoreError, history};
 
-const SENT: &str = "sent already; only a stop ends it";
-const ENDING: &str = "its outcome is being stored";
-const NOT_STORED: &str = "taken back, and not sent as long as the station runs; it cannot store that yet: look \
+const ALREADY_SENT: &str = "sent already; only a stop ends it";
+const OUTCOME_NOT_YET_STORED: &str = "its outcome is being stored";
+const CANCEL_NOT_STORED: &str = "taken back, and not sent as long as the station runs; it cannot store that yet: look \
                           whether its disk is full, and repeat this";
 
 /// What is asked.
-pub(super) struct Asked {
+pub(super) struct CancelRequest {
     pub(super) number: u64,
     /// How long to wait until it is stored.
     pub(super) timeout: Duration,
-    pub(super) who: String,
+    pub(super) user: String,
 }
 
 /// Takes back what has not been sent: `about` the command, and all its `past` deliveries as they stand then.
 pub(super) async fn run(
-    keeper: &Keeper,
+    deliveries: &DeliveryHandle,
     store: &Store,
     state_dir: &Path,
-    asked: Asked,
+    request: CancelRequest,
     events: &mpsc::Sender<Event>,
 ) {
-    say_all(events, said(keeper, store, state_dir, asked).await).await;
+    send_events(
+        events,
+        cancel_and_report(deliveries, store, state_dir, request).await,
+    )
+    .await;
 }
 
 /// Takes back, and returns what there is to say of it.
-async fn said(keeper: &Keeper, store: &Store, state_dir: &Path, asked: Asked) -> Vec<Event> {
+async fn cancel_and_report(
+    deliveries: &DeliveryHandle,
+    store: &Store,
+    state_dir: &Path,
+    request: CancelRequest,
+) -> Vec<Event> {
     let done = async {
-        let (command, id) = find(state_dir, asked.number).await?;
-        take_back(keeper, store, state_dir, &asked, (&command, id)).await
+        let (command, id) = find_command(state_dir, request.number).await?;
+        cancel_unsent(deliveries, store, state_dir, &request, (&command, id)).await
     };
     match done.await {
         Ok(mut all) => {
@@ -67,17 +76,17 @@ async fn said(keeper: &Keeper, store: &Store, state_dir: &Path, asked: Asked) ->
 }
 
 /// The command and its identity; or why there is nothing to take back.
-async fn find(state_dir: &Path, number: u64) -> Result<(CommandView, CommandId), Event> {
-    let found = history::ask(state_dir, move |connection| {
+async fn find_command(state_dir: &Path, number: u64) -> Result<(CommandView, CommandId), Event> {
+    let found = history::run_query(state_dir, move |connection| {
         let Some(command) = history::command(connection, number)? else {
-            return Ok(Err(history::numbers(connection)?));
+            return Ok(Err(history::number_range(connection)?));
         };
-        Ok(Ok((command, history::identity(connection, number)?)))
+        Ok(Ok((command, history::command_id(connection, number)?)))
     });
     let (command, id) = match found.await {
-        Err(error) => return Err(offline_history::failed(&error)),
-        Ok(None) => return Err(offline_history::unknown(number, None)),
-        Ok(Some(Err(range))) => return Err(offline_history::unknown(number, range)),
+        Err(error) => return Err(offline_history::store_failure(&error)),
+        Ok(None) => return Err(offline_history::no_such_command(number, None)),
+        Ok(Some(Err(range))) => return Err(offline_history::no_such_command(number, range)),
         Ok(Some(Ok(found))) => found,
     };
     let instead = match command.kind {
@@ -109,23 +118,27 @@ async fn find(state_dir: &Path, number: u64) -> Result<(CommandView, CommandId),
     }
 }
 
-async fn take_back(
-    keeper: &Keeper,
+async fn cancel_unsent(
+    deliveries: &DeliveryHandle,
     store: &Store,
     state_dir: &Path,
-    asked: &Asked,
+    request: &CancelRequest,
     (command, id): (&CommandView, CommandId),
 ) -> Result<Vec<Event>, Event> {
-    let Asked { number, timeout, who } = asked;
-    let why = format!("cancelled by {who} before it was sent");
-    let Some(taken) = keeper.take_back(id, why).await else {
+    let CancelRequest {
+        number,
+        timeout,
+        user,
+    } = request;
+    let reason = format!("cancelled by {user} before it was sent");
+    let Some(taken) = deliveries.cancel(id, reason).await else {
         return Err(Event::failed(
-            Failure::Stopped,
+            Failure::ShutDown,
             "the station is shutting down; ask again",
         ));
     };
-    let Taken {
-        taken_back,
+    let Cancelled {
+        cancelled,
         sent,
         stored,
     } = taken;
@@ -134,7 +147,7 @@ async fn take_back(
         Ok(Ok(()))
     );
     let parts = [
-        (taken_back.len(), "taken back"),
+        (cancelled.len(), "taken back"),
         (sent.len(), "sent already: only a stop ends that"),
     ];
     let parts = parts.iter().filter(|(count, _)| *count > 0);
@@ -145,66 +158,75 @@ async fn take_back(
         parts.join("; ")
     };
     let detail = format!("command {number}: {} to {}", command.action, command.selector);
-    history_writer::note(store, who, "cancel", &detail, &outcome).await;
-    let now = read(state_dir, *number)
+    history_writer::write_audit_entry(store, user, "cancel", &detail, &outcome).await;
+    let now = read_command(state_dir, *number)
         .await
-        .map_err(|error| offline_history::failed(&error))?;
-    let (command, mut deliveries) = now.ok_or_else(|| offline_history::unknown(*number, None))?;
-    let taken_back = BTreeSet::from_iter(taken_back);
+        .map_err(|error| offline_history::store_failure(&error))?;
+    let (command, mut deliveries) = now.ok_or_else(|| offline_history::no_such_command(*number, None))?;
+    let cancelled_ids = BTreeSet::from_iter(cancelled);
     for delivery in &mut deliveries {
-        say_why_open(delivery, &taken_back, &sent, is_stored);
+        set_open_reason(delivery, &cancelled_ids, &sent, is_stored);
     }
-    let mut all = vec![Event::note(outcome), Event::About(command)];
-    all.extend(deliveries.into_iter().map(Event::Past));
+    let mut all = vec![Event::note(outcome), Event::CommandDetails(command)];
+    all.extend(deliveries.into_iter().map(Event::HistoryDelivery));
     Ok(all)
 }
 
-fn say_why_open(
-    delivery: &mut PastDelivery,
-    taken_back: &BTreeSet<PeerId>,
+fn set_open_reason(
+    delivery: &mut HistoryDelivery,
+    cancelled: &BTreeSet<PeerId>,
     sent: &[PeerId],
     is_stored: bool,
 ) {
-    if delivery.state != PastState::Open {
+    if delivery.state != HistoryState::Open {
         return;
     }
     let why = if sent.contains(&delivery.id) {
-        SENT
-    } else if taken_back.contains(&delivery.id) && !is_stored {
-        NOT_STORED
+        ALREADY_SENT
+    } else if cancelled.contains(&delivery.id) && !is_stored {
+        CANCEL_NOT_STORED
     } else {
-        ENDING
+        OUTCOME_NOT_YET_STORED
     };
     delivery.error = Some(why.to_owned());
 }
 
-type Now = Option<(CommandView, Vec<PastDelivery>)>;
+type CommandWithDeliveries = Option<(CommandView, Vec<HistoryDelivery>)>;
 
-async fn read(state_dir: &Path, number: u64) -> Result<Now, StoreError> {
-    let found = history::ask(state_dir, move |connection| {
+async fn read_command(state_dir: &Path, number: u64) -> Result<CommandWithDeliveries, StoreError> {
+    let found = history::run_query(state_dir, move |connection| {
         let Some(command) = history::command(connection, number)? else {
             return Ok(None);
         };
-        let deliveries = history::deliveries(connection, number, &PastQuery::default())?;
+        let deliveries = history::deliveries(connection, number, &HistoryQuery::default())?;
         Ok(Some((command, deliveries)))
     });
     Ok(found.await?.flatten())
 }
 
 /// A fleet of which only a command can be taken back: it brings up no links.
-pub fn without_links(lock: StateLock) -> Fleet {
-    let (fleet, mut calls) = Fleet::local();
+pub fn cancel_only_fleet(lock: StateLock) -> Fleet {
+    let (fleet, mut requests) = Fleet::local();
     tokio::spawn(async move {
         let state_dir = lock.state_dir().to_owned();
-        while let Some(Call { request, events, who }) = calls.recv().await {
+        while let Some(RequestEnvelope {
+            request,
+            events,
+            user,
+        }) = requests.recv().await
+        {
             let Request::Cancel { number, timeout_ms } = request else {
                 let text = "without links a command can only be taken back";
                 let _caller_gone = events.send(Event::failed(Failure::Usage, text)).await;
                 continue;
             };
             let timeout = Duration::from_millis(timeout_ms);
-            let asked = Asked { number, timeout, who };
-            if let Err(error) = alone(&state_dir, asked, &events).await {
+            let cancel_request = CancelRequest {
+                number,
+                timeout,
+                user,
+            };
+            if let Err(error) = cancel_offline(&state_dir, cancel_request, &events).await {
                 let failed = Event::failed(Failure::Usage, error.to_string());
                 let _caller_gone = events.send(failed).await;
             }
@@ -214,8 +236,12 @@ pub fn without_links(lock: StateLock) -> Fleet {
 }
 
 /// The book alone, for as long as one request takes.
-async fn alone(state_dir: &Path, asked: Asked, events: &mpsc::Sender<Event>) -> Result<(), EngineError> {
-    if let Err(failed) = find(state_dir, asked.number).await {
+async fn cancel_offline(
+    state_dir: &Path,
+    request: CancelRequest,
+    events: &mpsc::Sender<Event>,
+) -> Result<(), EngineError> {
+    if let Err(failed) = find_command(state_dir, request.number).await {
         // Before anything is made in an empty directory.
         let _caller_gone = events.send(failed).await;
         return Ok(());
@@ -224,22 +250,22 @@ async fn alone(state_dir: &Path, asked: Asked, events: &mpsc::Sender<Event>) -> 
     let key = tokio::task::spawn_blocking(move || identity::load_or_create(&dir, KeyFile::Identity));
     let key = key.await.map_err(|e| EngineError::Fleet(e.to_string()))??;
     let store = Store::open(state_dir).await?;
-    let (keeper, words) = delivery_task::Task::channel();
+    let (deliveries, inbox) = delivery_task::DeliveryTask::channel();
     let next_id = Arc::new(AtomicU64::new(1));
-    let book = delivery_task::Task::open(store.clone(), key.public().id(), next_id).await?;
-    let stop = CancellationToken::new();
-    let running = tokio::spawn(book.run(words, stop.clone()));
-    let all = said(&keeper, &store, state_dir, asked).await;
-    stop.cancel();
+    let delivery_task = delivery_task::DeliveryTask::open(store.clone(), key.public().id(), next_id).await?;
+    let shutdown = CancellationToken::new();
+    let running = tokio::spawn(delivery_task.run(inbox, shutdown.clone()));
+    let all = cancel_and_report(&deliveries, &store, state_dir, request).await;
+    shutdown.cancel();
     running.await.map_err(|e| EngineError::Fleet(e.to_string()))?;
     // Said last: the program ends when it has heard the end, and the last writes are in the file by then.
-    if tokio::time::timeout(endpoint::SHUTDOWN_GRACE, store.close())
+    if tokio::time::timeout(endpoint::SHUTDOWN_TIMEOUT, store.close())
         .await
         .is_err()
     {
         tracing::warn!("the store outlived the request; nothing of it is lost");
     }
-    say_all(events, all).await;
+    send_events(events, all).await;
     Ok(())
 }
 

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use swarm_shared::net::clock;
 use swarm_shared::net::peer::PeerLink;
 use swarm_shared::proto::delivery::tracker::{
-    Addressee, Book, Change, Effect, Issue, Order, TakenBack, Ticket,
+    CancelResult, Change, DeliveryTarget, DeliveryTracker, Effect, IssueRequest, StoredCommand, WriteId,
 };
 use swarm_shared::proto::delivery::{CommandId, Stage};
 use swarm_shared::proto::id::PeerId;
@@ -30,13 +30,13 @@ use crate::store::deliveries::Origin;
 use crate::store::{Store, StoreError};
 
 /// Words that wait for the book.
-const WORDS_MAX: usize = 1_024;
+const COMMAND_QUEUE_MAX: usize = 1_024;
 /// Most changes that become one transaction.
-const CHANGES_AT_ONCE: usize = 4_096;
+const CHANGES_PER_WRITE_MAX: usize = 4_096;
 /// How long the last writes may take when the station stops.
-const LAST_WRITES_MAX: Duration = Duration::from_secs(2);
+const FINAL_WRITES_TIMEOUT: Duration = Duration::from_secs(2);
 /// What one target may be told of: its stages and its end.
-const TOLD_PER_TARGET: usize = 5;
+const UPDATES_PER_TARGET_MAX: usize = 5;
 
 /// A command to be issued, and who wants to know of it.
 pub(super) struct NewCommand {
@@ -45,15 +45,15 @@ pub(super) struct NewCommand {
     pub(super) lane: Lane,
     pub(super) ttl: Duration,
     /// When it was asked for: its time to live counts from then.
-    pub(super) asked: Instant,
+    pub(super) requested_at: Instant,
     pub(super) selector: String,
-    pub(super) targets: Vec<Addressee>,
+    pub(super) targets: Vec<DeliveryTarget>,
     pub(super) origin: Origin,
 }
 
 /// What whoever issued a command is told.
 #[derive(Debug)]
-pub(super) enum Told {
+pub(super) enum DeliveryUpdate {
     /// It is stored, as this command of the history.
     Issued { id: CommandId, number: u64 },
     /// It was not issued to anybody.
@@ -65,30 +65,30 @@ pub(super) enum Told {
 }
 
 /// Word for the book.
-pub(super) enum Word {
-    Issue(Box<NewCommand>, mpsc::Sender<Told>),
-    Release {
+pub(super) enum DeliveryCommand {
+    Issue(Box<NewCommand>, mpsc::Sender<DeliveryUpdate>),
+    ReleaseBatch {
         id: CommandId,
         targets: Vec<PeerId>,
         ttl: Duration,
     },
     Withhold {
         id: CommandId,
-        why: String,
+        reason: String,
     },
-    TakeBack {
+    Cancel {
         id: CommandId,
-        why: String,
-        taken: oneshot::Sender<Taken>,
+        reason: String,
+        reply: oneshot::Sender<Cancelled>,
     },
-    Up {
+    Connected {
         link: PeerLink,
         resumed: bool,
     },
-    Down(PeerId),
+    Disconnected(PeerId),
     /// There is a withdrawal.
-    Withdrawn,
-    PutOut(PeerId),
+    ApplyWithdrawals,
+    Revoked(PeerId),
     Stage {
         from: PeerId,
         id: CommandId,
@@ -105,18 +105,18 @@ pub(super) enum Word {
 #[derive(Debug)]
 struct Withdrawal {
     targets: Vec<PeerId>,
-    why: String,
-    at: Instant,
+    reason: String,
+    ordered_at: Instant,
     /// Is told how many deliveries that were.
-    told: oneshot::Sender<usize>,
+    reply: oneshot::Sender<usize>,
 }
 
 type Withdrawals = Arc<Mutex<Vec<Withdrawal>>>;
 
 /// What came of taking a command back.
-pub(super) struct Taken {
+pub(super) struct Cancelled {
     /// These will not be sent.
-    pub(super) taken_back: Vec<PeerId>,
+    pub(super) cancelled: Vec<PeerId>,
     /// These may have it.
     pub(super) sent: Vec<PeerId>,
     /// Said when the ends of those that were taken back are stored.
@@ -125,42 +125,42 @@ pub(super) struct Taken {
 
 /// A handle on the book.
 #[derive(Clone, Debug)]
-pub(super) struct Keeper {
-    words: mpsc::Sender<Word>,
+pub(super) struct DeliveryHandle {
+    commands: mpsc::Sender<DeliveryCommand>,
     withdrawals: Withdrawals,
 }
 
 /// What the handles say.
 #[derive(Debug)]
-pub(super) struct Words {
-    words: mpsc::Receiver<Word>,
+pub(super) struct DeliveryInbox {
+    commands: mpsc::Receiver<DeliveryCommand>,
     withdrawals: Withdrawals,
 }
 
 /// With the book goes whoever waits to hear how many deliveries were withdrawn: nobody would tell.
-impl Drop for Words {
+impl Drop for DeliveryInbox {
     fn drop(&mut self) {
         // First: what is ordered after this is told by `say` that nobody listens.
-        self.words.close();
-        forget(&self.withdrawals);
+        self.commands.close();
+        drop_withdrawals(&self.withdrawals);
     }
 }
 
-fn forget(withdrawals: &Withdrawals) {
+fn drop_withdrawals(withdrawals: &Withdrawals) {
     withdrawals.lock().unwrap_or_else(PoisonError::into_inner).clear();
 }
 
-impl Keeper {
+impl DeliveryHandle {
     /// From now on nothing that waits for these nodes is sent. The book sees to it with the next word that it hears,
     /// such as [`Word::Withdrawn`]; how many deliveries that were comes back. It waits for nothing and wakes nobody.
-    pub(super) fn withdraw(&self, targets: Vec<PeerId>, why: String) -> oneshot::Receiver<usize> {
-        let (told, count) = oneshot::channel();
-        let at = clock::now();
+    pub(super) fn withdraw(&self, targets: Vec<PeerId>, reason: String) -> oneshot::Receiver<usize> {
+        let (reply, count) = oneshot::channel();
+        let ordered_at = clock::now();
         let withdrawal = Withdrawal {
             targets,
-            why,
-            at,
-            told,
+            reason,
+            ordered_at,
+            reply,
         };
         let mut all = self.withdrawals.lock().unwrap_or_else(PoisonError::into_inner);
         all.push(withdrawal);
@@ -168,69 +168,70 @@ impl Keeper {
     }
 
     /// Says something to the book.
-    pub(super) async fn say(&self, word: Word) {
-        if self.words.send(word).await.is_err() {
+    pub(super) async fn send(&self, command: DeliveryCommand) {
+        if self.commands.send(command).await.is_err() {
             tracing::debug!("the book of deliveries is closed: the station stops");
-            forget(&self.withdrawals);
+            drop_withdrawals(&self.withdrawals);
         }
     }
 
     /// Issues a command; what becomes of it comes back.
-    pub(super) async fn issue(&self, command: NewCommand) -> mpsc::Receiver<Told> {
-        let (told, news) = mpsc::channel(command.targets.len() * TOLD_PER_TARGET + 1);
-        self.say(Word::Issue(Box::new(command), told)).await;
-        news
+    pub(super) async fn issue(&self, command: NewCommand) -> mpsc::Receiver<DeliveryUpdate> {
+        let (updates, updates_out) = mpsc::channel(command.targets.len() * UPDATES_PER_TARGET_MAX + 1);
+        self.send(DeliveryCommand::Issue(Box::new(command), updates))
+            .await;
+        updates_out
     }
 
     /// Takes back what has not been sent of a command; `None` if the station stops.
-    pub(super) async fn take_back(&self, id: CommandId, why: String) -> Option<Taken> {
-        let (taken, answer) = oneshot::channel();
-        self.say(Word::TakeBack { id, why, taken }).await;
+    pub(super) async fn cancel(&self, id: CommandId, reason: String) -> Option<Cancelled> {
+        let (reply, answer) = oneshot::channel();
+        self.send(DeliveryCommand::Cancel { id, reason, reply }).await;
         answer.await.ok()
     }
 }
 
 /// What comes next.
-enum Next {
+enum Wakeup {
     Written(Result<Vec<u64>, StoreError>),
-    Word(Word),
-    Due,
+    Command(DeliveryCommand),
+    Timeout,
 }
 
 /// A write under way: what it is about, and its end.
-type Writing = Pin<Box<dyn Future<Output = Result<Vec<u64>, StoreError>> + Send>>;
+type PendingWrite = Pin<Box<dyn Future<Output = Result<Vec<u64>, StoreError>> + Send>>;
 
 /// See the module.
-pub(super) struct Task {
-    book: Book,
+pub(super) struct DeliveryTask {
+    tracker: DeliveryTracker,
     store: Store,
     issuer: PeerId,
     next_id: Arc<std::sync::atomic::AtomicU64>,
     links: BTreeMap<PeerId, PeerLink>,
-    listeners: BTreeMap<CommandId, Listener>,
-    taking_back: Vec<TakingBack>,
+    observers: BTreeMap<CommandId, CommandObserver>,
+    pending_cancels: Vec<PendingCancel>,
     /// When each node was stopped last, and what to say of that.
-    stopped: BTreeMap<PeerId, (Instant, String)>,
-    waiting: Vec<(Ticket, Vec<Change>)>,
+    last_stops: BTreeMap<PeerId, (Instant, String)>,
+    pending_changes: Vec<(WriteId, Vec<Change>)>,
     /// The tickets of the write under way, and the commands that it begins.
-    written: (Vec<Ticket>, Vec<CommandId>),
-    writing: Option<Writing>,
+    in_flight: (Vec<WriteId>, Vec<CommandId>),
+    pending_write: Option<PendingWrite>,
 }
 
-struct Listener {
-    told: mpsc::Sender<Told>,
+struct CommandObserver {
+    updates: mpsc::Sender<DeliveryUpdate>,
     origin: Option<Origin>,
     open: usize,
 }
 
 /// What has been taken back, and whose end is not stored yet.
-struct TakingBack {
+struct PendingCancel {
     id: CommandId,
     open: BTreeSet<PeerId>,
     stored: oneshot::Sender<()>,
 }
 
-impl Task {
+impl DeliveryTask {
     /// Reads what is open from the store.
     pub(super) async fn open(
         store: Store,
@@ -243,118 +244,122 @@ impl Task {
             tracing::info!(commands = open.len(), deliveries, "going on with what is open");
         }
         Ok(Self {
-            book: Book::restore(open),
+            tracker: DeliveryTracker::restore(open),
             store,
             issuer,
             next_id,
             links: BTreeMap::new(),
-            listeners: BTreeMap::new(),
-            taking_back: Vec::new(),
-            stopped: BTreeMap::new(),
-            waiting: Vec::new(),
-            written: (Vec::new(), Vec::new()),
-            writing: None,
+            observers: BTreeMap::new(),
+            pending_cancels: Vec::new(),
+            last_stops: BTreeMap::new(),
+            pending_changes: Vec::new(),
+            in_flight: (Vec::new(), Vec::new()),
+            pending_write: None,
         })
     }
 
     /// The handle, and what it says.
-    pub(super) fn channel() -> (Keeper, Words) {
-        let (words, receiver) = mpsc::channel(WORDS_MAX);
+    pub(super) fn channel() -> (DeliveryHandle, DeliveryInbox) {
+        let (commands, receiver) = mpsc::channel(COMMAND_QUEUE_MAX);
         let withdrawals = Withdrawals::default();
-        let keeper = Keeper {
-            words,
+        let handle = DeliveryHandle {
+            commands,
             withdrawals: Arc::clone(&withdrawals),
         };
-        let words = Words {
-            words: receiver,
+        let inbox = DeliveryInbox {
+            commands: receiver,
             withdrawals,
         };
-        (keeper, words)
+        (handle, inbox)
     }
 
     /// Runs until `stop`; what waits to be written then is written.
-    pub(super) async fn run(mut self, mut words: Words, stop: CancellationToken) {
+    pub(super) async fn run(mut self, mut inbox: DeliveryInbox, shutdown: CancellationToken) {
         loop {
-            self.carry_out();
-            let due = self.book.poll_timeout();
+            self.apply_effects();
+            let due = self.tracker.poll_timeout();
             let next = tokio::select! {
                 biased;
-                () = stop.cancelled() => break,
-                done = written(&mut self.writing) => Next::Written(done),
-                Some(word) = words.words.recv() => Next::Word(word),
-                () = until(due) => Next::Due,
+                () = shutdown.cancelled() => break,
+                done = wait_written(&mut self.pending_write) => Wakeup::Written(done),
+                Some(word) = inbox.commands.recv() => Wakeup::Command(word),
+                () = wait_until(due) => Wakeup::Timeout,
             };
-            self.withdraw(&words.withdrawals);
+            self.apply_withdrawals(&inbox.withdrawals);
             match next {
-                Next::Written(done) => self.take_written(done),
-                Next::Word(word) => self.take(word),
-                Next::Due => self.book.handle_timeout(clock::now()),
+                Wakeup::Written(done) => self.on_written(done),
+                Wakeup::Command(word) => self.on_command(word),
+                Wakeup::Timeout => self.tracker.handle_timeout(clock::now()),
             }
         }
-        self.withdraw(&words.withdrawals);
+        self.apply_withdrawals(&inbox.withdrawals);
         let last = async {
-            self.carry_out();
-            while self.writing.is_some() {
-                let done = written(&mut self.writing).await;
-                self.withdraw(&words.withdrawals);
-                self.take_written(done);
-                self.carry_out();
+            self.apply_effects();
+            while self.pending_write.is_some() {
+                let done = wait_written(&mut self.pending_write).await;
+                self.apply_withdrawals(&inbox.withdrawals);
+                self.on_written(done);
+                self.apply_effects();
             }
         };
-        if tokio::time::timeout(LAST_WRITES_MAX, last).await.is_err() {
+        if tokio::time::timeout(FINAL_WRITES_TIMEOUT, last).await.is_err() {
             tracing::warn!(
                 "the last changes of deliveries are not stored; the next start asks the nodes again"
             );
         }
     }
 
-    fn withdraw(&mut self, ordered: &Withdrawals) {
+    fn apply_withdrawals(&mut self, ordered: &Withdrawals) {
         let ordered = std::mem::take(&mut *ordered.lock().unwrap_or_else(PoisonError::into_inner));
         for Withdrawal {
             targets,
-            why,
-            at,
-            told,
+            reason,
+            ordered_at,
+            reply,
         } in ordered
         {
-            let count = self.book.withdraw(&targets, &why, clock::now());
-            let stopped = targets.into_iter().map(|target| (target, (at, why.clone())));
-            self.stopped.extend(stopped);
+            let count = self.tracker.withdraw(&targets, &reason, clock::now());
+            let stopped = targets
+                .into_iter()
+                .map(|target| (target, (ordered_at, reason.clone())));
+            self.last_stops.extend(stopped);
             if count > 0 {
-                tracing::info!(count, why, "withdrawn");
+                tracing::info!(count, reason, "withdrawn");
             }
-            let _nobody_waits = told.send(count);
+            let _nobody_waits = reply.send(count);
         }
     }
 
-    fn take(&mut self, word: Word) {
+    fn on_command(&mut self, command: DeliveryCommand) {
         let now = clock::now();
-        match word {
-            Word::Issue(command, told) => self.issue(*command, told),
-            Word::Release { id, targets, ttl } => self.book.release(id, &targets, now + ttl, now),
-            Word::Withhold { id, why } => self.book.withhold(id, &why),
-            Word::TakeBack { id, why, taken } => self.take_back(id, &why, taken, now),
-            Word::Up { link, resumed } => {
+        match command {
+            DeliveryCommand::Issue(command, told) => self.issue(*command, told),
+            DeliveryCommand::ReleaseBatch { id, targets, ttl } => {
+                self.tracker.start_batch(id, &targets, now + ttl, now);
+            }
+            DeliveryCommand::Withhold { id, reason } => self.tracker.cancel_deferred(id, &reason),
+            DeliveryCommand::Cancel { id, reason, reply } => self.cancel(id, &reason, reply, now),
+            DeliveryCommand::Connected { link, resumed } => {
                 let id = link.id();
                 self.links.insert(id, link);
-                self.book.up(id, resumed, now);
+                self.tracker.on_connected(id, resumed, now);
             }
-            Word::Down(id) => {
+            DeliveryCommand::Disconnected(id) => {
                 self.links.remove(&id);
-                self.book.down(id);
+                self.tracker.on_disconnected(id);
             }
             // Before every word.
-            Word::Withdrawn => {}
-            Word::PutOut(id) => {
+            DeliveryCommand::ApplyWithdrawals => {}
+            DeliveryCommand::Revoked(id) => {
                 self.links.remove(&id);
-                self.book.put_out(id, now);
+                self.tracker.on_revoked(id, now);
             }
-            Word::Stage { from, id, stage } => self.book.stage(from, id, stage, now),
-            Word::Reply { from, id, reply } => self.book.reply(from, id, reply, now),
+            DeliveryCommand::Stage { from, id, stage } => self.tracker.on_stage(from, id, stage, now),
+            DeliveryCommand::Reply { from, id, reply } => self.tracker.on_reply(from, id, reply, now),
         }
     }
 
-    fn issue(&mut self, command: NewCommand, told: mpsc::Sender<Told>) {
+    fn issue(&mut self, command: NewCommand, updates: mpsc::Sender<DeliveryUpdate>) {
         // Numbered here, so that the order of issue is that of the numbers.
         let seq = self.next_id.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let id = CommandId {
@@ -362,68 +367,71 @@ impl Task {
             epoch: self.store.epoch(),
             seq,
         };
-        let listener = Listener {
-            told,
+        let listener = CommandObserver {
+            updates,
             origin: Some(command.origin),
             open: command.targets.len(),
         };
-        self.listeners.insert(id, listener);
+        self.observers.insert(id, listener);
         // It may have been asked for before a stop, and have waited since.
         let stopped = command.targets.iter().filter_map(|target| {
-            let (at, why) = self.stopped.get(&target.to)?;
-            (*at >= command.asked).then(|| (target.to, why.clone()))
+            let (at, why) = self.last_stops.get(&target.to)?;
+            (*at >= command.requested_at).then(|| (target.to, why.clone()))
         });
         let stopped: Vec<(PeerId, String)> = stopped.collect();
-        self.book.issue(Issue {
-            order: Order {
+        self.tracker.issue(IssueRequest {
+            command: StoredCommand {
                 id,
                 action: command.action,
                 arguments: command.arguments,
                 lane: command.lane,
-                life_ms: u64::try_from(command.ttl.as_millis()).unwrap_or(u64::MAX),
+                ttl_ms: u64::try_from(command.ttl.as_millis()).unwrap_or(u64::MAX),
             },
             selector: command.selector,
-            deadline: command.asked + command.ttl,
+            deadline: command.requested_at + command.ttl,
             targets: command.targets,
         });
         for (node, why) in stopped {
-            self.book
-                .take_back(|which, to| *which == id && *to == node, &why, clock::now());
+            self.tracker
+                .cancel(|which, to| *which == id && *to == node, &why, clock::now());
         }
     }
 
-    fn take_back(&mut self, id: CommandId, why: &str, taken: oneshot::Sender<Taken>, now: Instant) {
-        let TakenBack { taken_back, sent } = self.book.take_back(|which, _| *which == id, why, now);
+    fn cancel(&mut self, id: CommandId, reason: &str, reply: oneshot::Sender<Cancelled>, now: Instant) {
+        let CancelResult {
+            cancelled: taken_back,
+            already_sent: sent,
+        } = self.tracker.cancel(|which, _| *which == id, reason, now);
         let nodes = |all: Vec<(PeerId, CommandId)>| all.into_iter().map(|(to, _)| to).collect();
-        let (taken_back, sent): (Vec<PeerId>, Vec<PeerId>) = (nodes(taken_back), nodes(sent));
+        let (cancelled, sent): (Vec<PeerId>, Vec<PeerId>) = (nodes(taken_back), nodes(sent));
         let (stored, when_stored) = oneshot::channel();
-        self.taking_back.push(TakingBack {
+        self.pending_cancels.push(PendingCancel {
             id,
-            open: taken_back.iter().copied().collect(),
+            open: cancelled.iter().copied().collect(),
             stored,
         });
-        let _gone = taken.send(Taken {
-            taken_back,
+        let _gone = reply.send(Cancelled {
+            cancelled,
             sent,
             stored: when_stored,
         });
-        self.say_stored();
+        self.notify_cancelled();
     }
 
     /// Tells whoever has taken something back, once all of that is stored.
-    fn say_stored(&mut self) {
-        let (open, stored): (Vec<_>, Vec<_>) = std::mem::take(&mut self.taking_back)
+    fn notify_cancelled(&mut self) {
+        let (open, stored): (Vec<_>, Vec<_>) = std::mem::take(&mut self.pending_cancels)
             .into_iter()
             .partition(|one| !one.open.is_empty() && !one.stored.is_closed());
-        self.taking_back = open;
+        self.pending_cancels = open;
         for one in stored {
             let _gone = one.stored.send(());
         }
     }
 
-    fn carry_out(&mut self) {
+    fn apply_effects(&mut self) {
         loop {
-            let effects = self.book.take_effects();
+            let effects = self.tracker.take_effects();
             if effects.is_empty() {
                 break;
             }
@@ -431,47 +439,50 @@ impl Task {
             let mut full = BTreeSet::new();
             for effect in effects {
                 match effect {
-                    Effect::Store { ticket, changes } => self.waiting.push((ticket, changes)),
+                    Effect::Store {
+                        write_id: ticket,
+                        changes,
+                    } => self.pending_changes.push((ticket, changes)),
                     Effect::Send {
                         to,
                         id,
-                        parcel,
+                        frame: parcel,
                         lane,
                         deadline,
                     } => {
                         let outgoing = Outgoing {
-                            parcel,
+                            frame: parcel,
                             lane,
                             deadline,
                         };
                         let link = self.links.get(&to).filter(|_| !full.contains(&to));
                         if link.is_none_or(|link| link.try_send(outgoing).is_err()) {
                             full.insert(to);
-                            self.book.not_sent(to, id, clock::now());
+                            self.tracker.on_send_failed(to, id, clock::now());
                         }
                     }
-                    Effect::Stage { to, id, stage } => self.tell(id, Told::Stage { to, stage }),
+                    Effect::Stage { to, id, stage } => self.notify(id, DeliveryUpdate::Stage { to, stage }),
                     Effect::Ended { to, id, reply } => {
-                        for one in self.taking_back.iter_mut().filter(|one| one.id == id) {
+                        for one in self.pending_cancels.iter_mut().filter(|one| one.id == id) {
                             one.open.remove(&to);
                         }
-                        self.say_stored();
-                        self.tell(id, Told::Ended { to, reply });
-                        if let Some(listener) = self.listeners.get_mut(&id) {
+                        self.notify_cancelled();
+                        self.notify(id, DeliveryUpdate::Ended { to, reply });
+                        if let Some(listener) = self.observers.get_mut(&id) {
                             listener.open = listener.open.saturating_sub(1);
                             if listener.open == 0 {
-                                self.listeners.remove(&id);
+                                self.observers.remove(&id);
                             }
                         }
                     }
-                    Effect::NotIssued { id, why } => {
+                    Effect::NotIssued { id, reason: why } => {
                         // It was not to be taken back: it never was.
-                        for one in self.taking_back.iter_mut().filter(|one| one.id == id) {
+                        for one in self.pending_cancels.iter_mut().filter(|one| one.id == id) {
                             one.open.clear();
                         }
-                        self.say_stored();
-                        self.tell(id, Told::NotIssued(why));
-                        self.listeners.remove(&id);
+                        self.notify_cancelled();
+                        self.notify(id, DeliveryUpdate::NotIssued(why));
+                        self.observers.remove(&id);
                     }
                 }
             }
@@ -480,74 +491,74 @@ impl Task {
     }
 
     /// The channel has room for all that a command can ever be told; whoever has gone wants to know no more.
-    fn tell(&self, id: CommandId, told: Told) {
-        if let Some(listener) = self.listeners.get(&id) {
-            let _gone = listener.told.try_send(told);
+    fn notify(&self, id: CommandId, update: DeliveryUpdate) {
+        if let Some(listener) = self.observers.get(&id) {
+            let _gone = listener.updates.try_send(update);
         }
     }
 
     fn begin_write(&mut self) {
-        if self.writing.is_some() || self.waiting.is_empty() {
+        if self.pending_write.is_some() || self.pending_changes.is_empty() {
             return;
         }
         let (mut tickets, mut all) = (Vec::new(), Vec::new());
-        let mut waiting = std::mem::take(&mut self.waiting).into_iter();
+        let mut waiting = std::mem::take(&mut self.pending_changes).into_iter();
         for (ticket, mut changes) in waiting.by_ref() {
             tickets.push(ticket);
             all.append(&mut changes);
-            if all.len() >= CHANGES_AT_ONCE {
+            if all.len() >= CHANGES_PER_WRITE_MAX {
                 break;
             }
         }
-        self.waiting = waiting.collect();
+        self.pending_changes = waiting.collect();
         let (mut begun, mut origins) = (Vec::new(), BTreeMap::new());
         for change in &all {
             if let Change::Issued(issued) = change {
-                let id = issued.order.id;
+                let id = issued.command.id;
                 begun.push(id);
                 let origin = self
-                    .listeners
+                    .observers
                     .get_mut(&id)
                     .and_then(|listener| listener.origin.take());
                 origins.extend(origin.map(|origin| (id, origin)));
             }
         }
-        self.written = (tickets, begun);
+        self.in_flight = (tickets, begun);
         let store = self.store.clone();
-        self.writing = Some(Box::pin(async move { store.keep(all, origins).await }));
+        self.pending_write = Some(Box::pin(async move { store.apply(all, origins).await }));
     }
 
-    fn take_written(&mut self, done: Result<Vec<u64>, StoreError>) {
-        self.writing = None;
+    fn on_written(&mut self, done: Result<Vec<u64>, StoreError>) {
+        self.pending_write = None;
         let now = clock::now();
-        let (tickets, begun) = std::mem::take(&mut self.written);
+        let (tickets, begun) = std::mem::take(&mut self.in_flight);
         match done {
             Ok(numbers) => {
                 for (id, number) in begun.into_iter().zip(numbers) {
-                    self.tell(id, Told::Issued { id, number });
+                    self.notify(id, DeliveryUpdate::Issued { id, number });
                 }
                 for ticket in tickets {
-                    self.book.stored(ticket, now);
+                    self.tracker.on_stored(ticket, now);
                 }
             }
             Err(error) => {
                 tracing::error!(%error, "deliveries are not stored");
                 for ticket in tickets {
-                    self.book.store_failed(ticket, &error.to_string(), now);
+                    self.tracker.on_store_failed(ticket, &error.to_string(), now);
                 }
             }
         }
     }
 }
 
-async fn written(writing: &mut Option<Writing>) -> Result<Vec<u64>, StoreError> {
+async fn wait_written(writing: &mut Option<PendingWrite>) -> Result<Vec<u64>, StoreError> {
     match writing {
         Some(writing) => writing.as_mut().await,
         None => std::future::pending().await,
     }
 }
 
-async fn until(due: Option<Instant>) {
+async fn wait_until(due: Option<Instant>) {
     match due {
         Some(due) => clock::sleep_until(due).await,
         None => std::future::pending().await,

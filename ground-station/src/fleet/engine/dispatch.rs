@@ -8,62 +8,66 @@ use swarm_shared::proto::trust::gate::{ActionClass, classify};
 use tokio::sync::mpsc;
 
 use super::registry::Target;
-use super::respond::{finish, say, say_all};
+use super::respond::{respond, send_events, send_events_or_spawn};
 use super::{
-    Look, Task, cancel, durable_command, fetch, history_writer, membership_task, query, release, retry,
-    send_files, stop, users,
+    EngineTask, NodesQuery, cancel, durable_command, fetch, history_writer, membership_task, query, release,
+    retry, send_files, stop, users,
 };
-use crate::fleet::gateway_peers::{PeerView, Posts};
-use crate::fleet::{Call, CommandKind, Event, Failure, Request, offline_history};
+use crate::fleet::gateway_peers::{GatewayPeers, PeerView};
+use crate::fleet::{CommandKind, Event, Failure, Request, RequestEnvelope, offline_history};
 use crate::store::Origin;
 
 /// What to tell whoever means somebody in a fleet without nodes.
 pub(in crate::fleet) const NO_NODES: &str = "this fleet has no nodes yet: type `ground-station fleet invite` here and \
                                              `swarm-node join CODE` on a device";
 /// What is wrong with a `!term` that means nobody.
-pub(in crate::fleet) const TAKES_NOBODY: &str = "takes nobody away";
+pub(in crate::fleet) const EXCLUDES_NO_NODE: &str = "takes nobody away";
 /// How many terms that mean nobody are named in a note.
-const UNMATCHED_SHOWN: usize = 8;
+const UNMATCHED_SHOWN_MAX: usize = 8;
 
 /// A request, who asks, and when.
-pub(super) struct Asked {
+pub(super) struct RequestContext {
     pub(super) request: Request,
     pub(super) events: mpsc::Sender<Event>,
-    pub(super) who: String,
+    pub(super) user: String,
     pub(super) origin: Origin,
-    pub(super) asked: Instant,
+    pub(super) requested_at: Instant,
 }
 
-fn stopped(events: &mpsc::Sender<Event>) {
-    let stopped = Event::failed(Failure::Stopped, "the station is shutting down; ask again");
+fn send_shut_down(events: &mpsc::Sender<Event>) {
+    let stopped = Event::failed(Failure::ShutDown, "the station is shutting down; ask again");
     // Without room nobody reads.
     let _caller_gone = events.try_send(stopped);
 }
 
-impl Task {
-    pub(super) fn take_call(&mut self, call: Call) {
-        let Call { request, events, who } = call;
-        let (asked, origin) = (clock::now(), Origin::of(who.clone()));
+impl EngineTask {
+    pub(super) fn on_request(&mut self, envelope: RequestEnvelope) {
+        let RequestEnvelope {
+            request,
+            events,
+            user,
+        } = envelope;
+        let (requested_at, origin) = (clock::now(), Origin::command_by(user.clone()));
         let Request::Retry {
             number,
             ttl_ms,
             timeout_ms,
         } = request
         else {
-            return self.take_request(Asked {
+            return self.dispatch(RequestContext {
                 request,
                 events,
-                who,
+                user,
                 origin,
-                asked,
+                requested_at,
             });
         };
         // It reads the history: a disk may take seconds, and an emergency stop is not to wait for it.
-        let (state_dir, planned) = (self.state_dir.clone(), self.planned.clone());
+        let (state_dir, planned) = (self.state_dir.clone(), self.planned_retries.clone());
         self.tasks.spawn(async move {
             let plan = match retry::plan(&state_dir, number, ttl_ms, timeout_ms).await {
                 Ok(plan) => plan,
-                Err(retry::Nothing(failure, message)) => {
+                Err(retry::RetryError(failure, message)) => {
                     let _caller_gone = events.send(Event::failed(failure, message)).await;
                     return;
                 }
@@ -72,70 +76,77 @@ impl Task {
                 // The first event of this request: there is room.
                 let _caller_gone = events.try_send(Event::note(note));
             }
-            let again = Asked {
+            let retry_context = RequestContext {
                 request: plan.request,
                 events,
-                who,
+                user,
                 origin: Origin {
                     retry_of: Some(number),
-                    shown: Some(plan.shown),
+                    shown_selector: Some(plan.shown),
                     ..origin
                 },
-                asked,
+                requested_at,
             };
-            if let Err(mpsc::error::SendError(again)) = planned.send(again).await {
-                stopped(&again.events);
+            if let Err(mpsc::error::SendError(again)) = planned.send(retry_context).await {
+                send_shut_down(&again.events);
             }
         });
     }
 
     /// Begins what is asked. It waits for nothing.
-    pub(super) fn take_request(&mut self, asked: Asked) {
-        let Asked {
+    pub(super) fn dispatch(&mut self, context: RequestContext) {
+        let RequestContext {
             request,
             events,
-            who,
+            user,
             mut origin,
-            asked,
-        } = asked;
-        let events = match history_writer::audited(&request) {
-            Some(what) => history_writer::audit(&self.tasks, self.store.clone(), who.clone(), what, events),
+            requested_at,
+        } = context;
+        let events = match history_writer::audit_entry(&request) {
+            Some(what) => {
+                history_writer::audit_stream(&self.tasks, self.store.clone(), user.clone(), what, events)
+            }
             None => events,
         };
-        let events = self.followers.overhear(&self.tasks, &request, &origin, events);
+        let events = self.subscribers.tap(&self.tasks, &request, &origin, events);
         match request {
             Request::Nodes { selector, timeout_ms } => {
                 let deadline = self.shared.started + Duration::from_millis(timeout_ms);
-                self.looks.push(Look {
+                self.nodes_queries.push(NodesQuery {
                     selector,
                     deadline,
                     events,
                 });
-                self.answer_looks();
+                self.answer_nodes_queries();
             }
-            Request::Watch { selector } => self.watchers.add(&self.roll.lock(), selector, events),
+            Request::Watch { selector } => self.watchers.subscribe(&self.registry.lock(), selector, events),
             Request::Follow { telemetry } => {
                 self.watchers
-                    .add(&self.roll.lock(), Selector::all(), events.clone());
-                self.followers.add(telemetry, &self.tasks, &self.stop, events);
+                    .subscribe(&self.registry.lock(), Selector::all(), events.clone());
+                self.subscribers
+                    .subscribe(telemetry, &self.tasks, &self.shutdown, events);
             }
-            Request::Peers { door } => {
-                let peers = self.shared.posts.of(&door).map(|peers| peers.list());
-                say(&self.tasks, events, about_peers(peers));
+            Request::Peers { gateway } => {
+                let peers = self.shared.gateway_peers.get(&gateway).map(|peers| peers.list());
+                send_events_or_spawn(&self.tasks, events, peer_events(peers));
             }
-            Request::Tell { door, peer, message } => {
-                let posts = self.shared.posts.clone();
+            Request::SendToPeers {
+                gateway,
+                peer,
+                message,
+            } => {
+                let gateway_peers = self.shared.gateway_peers.clone();
                 self.tasks.spawn(async move {
-                    let told = tell(&posts, &door, peer.as_deref(), &message).await;
-                    say_all(&events, about_peers(told)).await;
+                    let sent = send_to_peers(&gateway_peers, &gateway, peer.as_deref(), &message).await;
+                    send_events(&events, peer_events(sent)).await;
                 });
             }
             Request::Targets { selector } => {
-                let Some(targets) = self.targets(&selector, &events) else {
+                let Some(targets) = self.resolve_targets(&selector, &events) else {
                     return;
                 };
                 let targets = targets.into_iter().map(|target| target.node).collect();
-                finish(&self.tasks, events, Ok(vec![Event::Targets { targets }]));
+                respond(&self.tasks, events, Ok(vec![Event::Targets { targets }]));
             }
             Request::Command {
                 selector,
@@ -147,7 +158,7 @@ impl Task {
                 timeout_ms,
                 batch,
             } => {
-                let Some(targets) = self.targets(&selector, &events) else {
+                let Some(targets) = self.resolve_targets(&selector, &events) else {
                     return;
                 };
                 let command = query::Command {
@@ -165,46 +176,51 @@ impl Task {
                         .spawn(query::run(self.shared.clone(), targets, command, events));
                 } else {
                     origin.batch = batch.map(|batch| batch.size.to_string());
-                    let act = durable_command::Act {
+                    let durable = durable_command::DurableCommand {
                         selector: selector.as_str().to_owned(),
                         origin,
-                        asked,
+                        requested_at,
                         command,
                     };
-                    self.tasks
-                        .spawn(durable_command::run(self.shared.clone(), targets, act, events));
+                    self.tasks.spawn(durable_command::run(
+                        self.shared.clone(),
+                        targets,
+                        durable,
+                        events,
+                    ));
                 }
             }
             Request::Stop {
                 selector,
                 timeout_ms,
-                beside,
+                also_bridged,
             } => {
-                let targets = self.roll.lock().targets(&selector);
-                let order = stop::Asked {
-                    nobody: self.nobody(&selector),
-                    note: self.unmatched(&selector),
+                let targets = self.registry.lock().targets(&selector);
+                let stop_request = stop::StopRequest {
+                    no_match_text: self.no_match_text(&selector),
+                    note: self.unmatched_note(&selector),
                     timeout: timeout_ms.map(Duration::from_millis),
                     selector,
-                    beside,
+                    also_bridged,
                     origin,
                 };
                 self.tasks
-                    .spawn(stop::run(self.shared.clone(), targets, order, events));
+                    .spawn(stop::run(self.shared.clone(), targets, stop_request, events));
             }
             Request::Release { selector, timeout_ms } => {
-                let Some(targets) = self.targets(&selector, &events) else {
+                let Some(targets) = self.resolve_targets(&selector, &events) else {
                     return;
                 };
-                let record = stop::record(CommandKind::Release, &selector, &targets, timeout_ms, origin);
-                let events = history_writer::transfer(&self.tasks, self.store.clone(), record, events);
+                let record =
+                    stop::history_record(CommandKind::Release, &selector, &targets, timeout_ms, origin);
+                let events = history_writer::record_stream(&self.tasks, self.store.clone(), record, events);
                 let timeout = Duration::from_millis(timeout_ms);
-                let within = release::Within {
-                    linked: self.shared.started + timeout,
-                    give_up: clock::now() + timeout,
+                let deadlines = release::ReleaseDeadlines {
+                    link_deadline: self.shared.started + timeout,
+                    reply_deadline: clock::now() + timeout,
                 };
                 self.tasks
-                    .spawn(release::run(self.shared.clone(), targets, within, events));
+                    .spawn(release::run(self.shared.clone(), targets, deadlines, events));
             }
             Request::SendFiles {
                 selector,
@@ -212,20 +228,20 @@ impl Task {
                 ttl_ms,
                 timeout_ms,
             } => {
-                let Some(targets) = self.targets(&selector, &events) else {
+                let Some(targets) = self.resolve_targets(&selector, &events) else {
                     return;
                 };
-                let record = send_files::record(&selector, &targets, &files, ttl_ms, origin);
-                let events = history_writer::transfer(&self.tasks, self.store.clone(), record, events);
-                let patience = send_files::Patience {
+                let record = send_files::history_record(&selector, &targets, &files, ttl_ms, origin);
+                let events = history_writer::record_stream(&self.tasks, self.store.clone(), record, events);
+                let timeouts = send_files::TransferTimeouts {
                     ttl: Duration::from_millis(ttl_ms),
-                    pause: Duration::from_millis(timeout_ms),
+                    stall_timeout: Duration::from_millis(timeout_ms),
                 };
                 self.tasks.spawn(send_files::run(
                     self.shared.clone(),
                     targets,
                     files,
-                    patience,
+                    timeouts,
                     events,
                 ));
             }
@@ -235,14 +251,20 @@ impl Task {
                 dir,
                 timeout_ms,
             } => {
-                let Some(targets) = self.targets(&selector, &events) else {
+                let Some(targets) = self.resolve_targets(&selector, &events) else {
                     return;
                 };
-                let record = fetch::record(&selector, &targets, &path, &dir, origin);
-                let events = history_writer::transfer(&self.tasks, self.store.clone(), record, events);
-                let pause = Duration::from_millis(timeout_ms);
-                self.tasks
-                    .spawn(fetch::run(self.shared.clone(), targets, path, dir, pause, events));
+                let record = fetch::history_record(&selector, &targets, &path, &dir, origin);
+                let events = history_writer::record_stream(&self.tasks, self.store.clone(), record, events);
+                let stall_timeout = Duration::from_millis(timeout_ms);
+                self.tasks.spawn(fetch::run(
+                    self.shared.clone(),
+                    targets,
+                    path,
+                    dir,
+                    stall_timeout,
+                    events,
+                ));
             }
             Request::Init
             | Request::Invite { .. }
@@ -251,34 +273,44 @@ impl Task {
             | Request::Accept { .. }
             | Request::Revoke { .. }
             | Request::Members => {
-                let (forms, form) = (self.forms.clone(), membership_task::Form { request, events });
+                let (membership_requests, membership_request) = (
+                    self.membership_requests.clone(),
+                    membership_task::MembershipRequest { request, events },
+                );
                 self.tasks.spawn(async move {
-                    if let Err(mpsc::error::SendError(form)) = forms.send(form).await {
-                        stopped(&form.events);
+                    if let Err(mpsc::error::SendError(form)) =
+                        membership_requests.send(membership_request).await
+                    {
+                        send_shut_down(&form.events);
                     }
                 });
             }
             Request::History { query } => {
                 let state_dir = self.state_dir.clone();
                 self.tasks
-                    .spawn(async move { offline_history::answer(&state_dir, query, events).await });
+                    .spawn(async move { offline_history::respond_history(&state_dir, query, events).await });
             }
             Request::Audit { query } => {
                 let state_dir = self.state_dir.clone();
                 self.tasks
-                    .spawn(async move { offline_history::answer_audit(&state_dir, query, events).await });
+                    .spawn(async move { offline_history::respond_audit(&state_dir, query, events).await });
             }
-            Request::Users { ask } => {
+            Request::Users { user_request } => {
                 let store = self.store.clone();
-                self.tasks.spawn(users::answer(store, ask, events));
+                self.tasks.spawn(users::respond(store, user_request, events));
             }
             Request::Cancel { number, timeout_ms } => {
                 let timeout = Duration::from_millis(timeout_ms);
-                let cancel = cancel::Asked { number, timeout, who };
-                let (keeper, store) = (self.shared.keeper.clone(), self.store.clone());
+                let cancel_request = cancel::CancelRequest {
+                    number,
+                    timeout,
+                    user,
+                };
+                let (deliveries, store) = (self.shared.deliveries.clone(), self.store.clone());
                 let state_dir = self.state_dir.clone();
-                self.tasks
-                    .spawn(async move { cancel::run(&keeper, &store, &state_dir, cancel, &events).await });
+                self.tasks.spawn(async move {
+                    cancel::run(&deliveries, &store, &state_dir, cancel_request, &events).await;
+                });
             }
             // Has become what it repeats, above.
             Request::Retry { .. } => {}
@@ -286,53 +318,55 @@ impl Task {
     }
 
     /// The nodes that a selector means; an error has been sent if there are none.
-    fn targets(&self, selector: &Selector, events: &mpsc::Sender<Event>) -> Option<Vec<Target>> {
+    fn resolve_targets(&self, selector: &Selector, events: &mpsc::Sender<Event>) -> Option<Vec<Target>> {
         // Not locked any longer: the names are asked for next.
-        let mistaken = self.roll.lock().mistaken_exclusion(selector);
-        if let Some(term) = mistaken {
-            let known = self.known().map_or(String::new(), |known| format!("; {known}"));
-            let why = format!("nothing was done: \"!{term}\" {TAKES_NOBODY}{known}");
+        let unmatched_exclusion = self.registry.lock().unmatched_exact_exclusion(selector);
+        if let Some(term) = unmatched_exclusion {
+            let known = self
+                .known_names()
+                .map_or(String::new(), |known| format!("; {known}"));
+            let why = format!("nothing was done: \"!{term}\" {EXCLUDES_NO_NODE}{known}");
             // The first event of this request: there is room.
             let _caller_gone = events.try_send(Event::failed(Failure::Usage, why));
             return None;
         }
-        let targets = self.roll.lock().targets(selector);
+        let targets = self.registry.lock().targets(selector);
         if targets.is_empty() {
             // The first event of this request: there is room.
-            let _caller_gone = events.try_send(Event::failed(Failure::NobodyMatched, self.nobody(selector)));
+            let _caller_gone = events.try_send(Event::failed(Failure::NoMatch, self.no_match_text(selector)));
             return None;
         }
-        if let Some(note) = self.unmatched(selector) {
+        if let Some(note) = self.unmatched_note(selector) {
             let _caller_gone = events.try_send(Event::note(note));
         }
         Some(targets)
     }
 
     /// What to tell whoever named somebody who does not exist, beside others who do.
-    fn unmatched(&self, selector: &Selector) -> Option<String> {
-        let unmatched = self.roll.lock().unmatched(selector);
+    fn unmatched_note(&self, selector: &Selector) -> Option<String> {
+        let unmatched = self.registry.lock().unmatched_terms(selector);
         let shown: Vec<String> = unmatched
             .iter()
-            .take(UNMATCHED_SHOWN)
+            .take(UNMATCHED_SHOWN_MAX)
             .map(|term| format!("{term:?}"))
             .collect();
-        let more = match unmatched.len().saturating_sub(UNMATCHED_SHOWN) {
+        let more = match unmatched.len().saturating_sub(UNMATCHED_SHOWN_MAX) {
             0 => String::new(),
             more => format!(" and {more} more"),
         };
         (!unmatched.is_empty()).then(|| format!("no node matches {}{more}", shown.join(", ")))
     }
 
-    fn nobody(&self, selector: &Selector) -> String {
-        match self.known() {
+    fn no_match_text(&self, selector: &Selector) -> String {
+        match self.known_names() {
             Some(known) => format!("no node matches {:?}; {known}", selector.as_str()),
             None => NO_NODES.to_owned(),
         }
     }
 
     /// The names that there are.
-    fn known(&self) -> Option<String> {
-        let known: Vec<String> = self.roll.lock().node_names();
+    fn known_names(&self) -> Option<String> {
+        let known: Vec<String> = self.registry.lock().node_names();
         let shown = known
             .iter()
             .take(8)
@@ -349,46 +383,49 @@ impl Task {
 
     /// Answers who is there, to whoever has waited long enough: a process that has just started first lets the
     /// members that it knows link and check themselves.
-    pub(super) fn answer_looks(&mut self) {
+    pub(super) fn answer_nodes_queries(&mut self) {
         let now = clock::now();
-        let looks = std::mem::take(&mut self.looks);
+        let looks = std::mem::take(&mut self.nodes_queries);
         for look in looks {
             if look.events.is_closed() {
                 continue;
             }
-            if now < look.deadline && !self.roll.lock().is_settled(&look.selector) {
-                self.looks.push(look);
+            if now < look.deadline && !self.registry.lock().is_ready(&look.selector) {
+                self.nodes_queries.push(look);
                 continue;
             }
-            let views = self.roll.lock().views(&look.selector);
+            let views = self.registry.lock().views(&look.selector);
             let found = if views.is_empty() && look.selector != Selector::all() {
-                vec![Event::failed(Failure::NobodyMatched, self.nobody(&look.selector))]
+                vec![Event::failed(
+                    Failure::NoMatch,
+                    self.no_match_text(&look.selector),
+                )]
             } else {
-                let note = self.unmatched(&look.selector).filter(|_| !views.is_empty());
+                let note = self.unmatched_note(&look.selector).filter(|_| !views.is_empty());
                 let note = note.map(Event::note).into_iter();
                 note.chain(views.into_iter().map(Event::Node))
                     .chain([Event::End])
                     .collect()
             };
-            say(&self.tasks, look.events, found);
+            send_events_or_spawn(&self.tasks, look.events, found);
         }
     }
 }
 
-/// Sends a message in base64 to peers at a door.
-async fn tell(
-    posts: &Posts,
-    door: &str,
+/// Sends a message in base64 to peers at a gateway.
+async fn send_to_peers(
+    posts: &GatewayPeers,
+    gateway: &str,
     peer: Option<&str>,
     message: &str,
 ) -> Result<Vec<PeerView>, (Failure, String)> {
-    let peers = posts.of(door)?;
+    let peers = posts.get(gateway)?;
     let message = data_encoding::BASE64.decode(message.as_bytes());
     let message = message.map_err(|error| (Failure::Usage, format!("the message is not base64: {error}")))?;
     peers.send(peer, message.into()).await
 }
 
-fn about_peers(peers: Result<Vec<PeerView>, (Failure, String)>) -> Vec<Event> {
+fn peer_events(peers: Result<Vec<PeerView>, (Failure, String)>) -> Vec<Event> {
     match peers {
         Ok(peers) => peers.into_iter().map(Event::Peer).chain([Event::End]).collect(),
         Err((failure, text)) => vec![Event::failed(failure, text)],

@@ -4,57 +4,64 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use swarm_shared::net::clock;
-use swarm_shared::proto::delivery::tracker::Addressee;
-use swarm_shared::proto::delivery::{CommandId, FLIGHT_LIFE_MS_MAX};
+use swarm_shared::proto::delivery::tracker::DeliveryTarget;
+use swarm_shared::proto::delivery::{CommandId, FLIGHT_TTL_MS_MAX};
 use swarm_shared::proto::id::PeerId;
 use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::wire::{CONTENT_BYTES_MAX, WireError};
 use tokio::sync::mpsc;
 
-use super::delivery_task::{Keeper, NewCommand, Told, Word};
+use super::delivery_task::{DeliveryCommand, DeliveryHandle, DeliveryUpdate, NewCommand};
 use super::query::{self, Command, elapsed_ms};
 use super::registry::Target;
-use super::{Shared, action_catalogs, unconfirmed_stops};
+use super::{SharedContext, action_catalogs, unconfirmed_stops};
 use crate::fleet::{Delivery, Event};
-use crate::store::Number;
+use crate::store::HistoryNumber;
 use crate::store::deliveries::Origin;
 
 /// What is to be done, and on whose word.
-pub(super) struct Act {
+pub(super) struct DurableCommand {
     pub(super) command: Command,
     pub(super) selector: String,
     pub(super) origin: Origin,
     /// When it was asked for.
-    pub(super) asked: Instant,
+    pub(super) requested_at: Instant,
 }
 
 /// Why nobody waits for a run any more.
-struct Left;
+struct CallerGone;
 
 /// Issues the command and reports how each delivery ended, until all have or the time is up. What has not ended by then
 /// goes on without us, and the history tells how it ended.
-pub(super) async fn run(shared: Shared, targets: Vec<Target>, act: Act, events: mpsc::Sender<Event>) {
-    let Act {
+pub(super) async fn run(
+    shared: SharedContext,
+    targets: Vec<Target>,
+    durable: DurableCommand,
+    events: mpsc::Sender<Event>,
+) {
+    let DurableCommand {
         command,
         selector,
         origin,
-        asked: started,
-    } = act;
+        requested_at: started,
+    } = durable;
     let arguments = match serde_json::to_string(&command.arguments) {
         Ok(arguments) if arguments.len() <= CONTENT_BYTES_MAX => arguments,
         Ok(arguments) => {
             let (bytes, max) = (arguments.len() as u64, CONTENT_BYTES_MAX);
-            return query::fail(&events, &WireError::ContentTooLong { bytes, max }).await;
+            return query::send_encode_failure(&events, &WireError::ContentTooLong { bytes, max }).await;
         }
-        Err(error) => return query::fail(&events, &WireError::BadHeader(error.to_string())).await,
+        Err(error) => {
+            return query::send_encode_failure(&events, &WireError::BadHeader(error.to_string())).await;
+        }
     };
-    let patience = command.ttl.min(command.timeout) / 2;
+    let catalog_wait = command.ttl.min(command.timeout) / 2;
     tokio::select! {
         biased;
         () = events.closed() => return,
-        () = action_catalogs::settle(targets.iter().map(|target| &target.offered), &command.action, shared.started, started + patience) => {}
+        () = action_catalogs::wait_for_catalogs(targets.iter().map(|target| &target.action_catalog), &command.action, shared.started, started + catalog_wait) => {}
     }
-    let is_flight = |target: &&Target| target.offered.borrow().is_flight(&command.action);
+    let is_flight = |target: &&Target| target.action_catalog.borrow().is_flight_action(&command.action);
     let mut flight: BTreeSet<PeerId> = targets
         .iter()
         .filter(is_flight)
@@ -64,10 +71,10 @@ pub(super) async fn run(shared: Shared, targets: Vec<Target>, act: Act, events: 
         // What is one of flight for some is not queued for those that have not said what it is there.
         let unknown = targets
             .iter()
-            .filter(|target| target.offered.borrow().is_unknown());
+            .filter(|target| target.action_catalog.borrow().is_unknown());
         flight.extend(unknown.map(|target| target.node.id));
     }
-    let flight_max = Duration::from_millis(FLIGHT_LIFE_MS_MAX);
+    let flight_max = Duration::from_millis(FLIGHT_TTL_MS_MAX);
     let ttl = if flight.is_empty() {
         command.ttl
     } else {
@@ -81,76 +88,79 @@ pub(super) async fn run(shared: Shared, targets: Vec<Target>, act: Act, events: 
     }
     let size = command
         .batch
-        .map_or(targets.len(), |batch| batch.size.of(targets.len()));
-    let addressees = targets.iter().enumerate().map(|(place, target)| Addressee {
+        .map_or(targets.len(), |batch| batch.size.node_count(targets.len()));
+    let addressees = targets.iter().enumerate().map(|(place, target)| DeliveryTarget {
         to: target.node.id,
         name: target.node.node.clone(),
-        queue: !flight.contains(&target.node.id),
-        held: place >= size,
-        refused: refused(&shared, target, &command.action),
+        may_queue: !flight.contains(&target.node.id),
+        deferred: place >= size,
+        refusal_reason: refusal_reason(&shared, target, &command.action),
     });
-    let known = origin.number.clone();
+    let history_number = origin.history_number.clone();
     let new = NewCommand {
         action: command.action.clone(),
         arguments,
         lane: command.lane,
         ttl,
-        asked: started,
+        requested_at: started,
         selector,
         targets: addressees.collect(),
         origin,
     };
-    let named = Event::Targets {
+    let targets_event = Event::Targets {
         targets: targets.iter().map(|target| target.node.clone()).collect(),
     };
-    if events.send(named).await.is_err() {
+    if events.send(targets_event).await.is_err() {
         return;
     }
-    let told = shared.keeper.issue(new).await;
+    let updates = shared.deliveries.issue(new).await;
     let mut run = Run {
         command: &command,
-        keeper: &shared.keeper,
+        deliveries: &shared.deliveries,
         started,
-        told,
+        updates,
         events: &events,
         open: targets
             .iter()
             .map(|target| (target.node.id, target.clone()))
             .collect(),
-        known,
+        history_number,
         issued: None,
-        done: true,
+        all_done: true,
     };
-    if run.all(&targets, size, ttl).await.is_ok() {
+    if run.run_batches(&targets, size, ttl).await.is_ok() {
         return;
     }
     // Nobody sees to later batches any more.
     while run.issued.is_none()
-        && let Some(told) = run.told.recv().await
+        && let Some(told) = run.updates.recv().await
     {
-        if let Told::Issued { id, number } = told {
+        if let DeliveryUpdate::Issued { id, number } = told {
             run.issued = Some((id, number));
         }
     }
     if let Some((id, _)) = run.issued {
-        let why = "not sent: whoever asked for it went away".to_owned();
-        shared.keeper.say(Word::Withhold { id, why }).await;
+        let reason = "not sent: whoever asked for it went away".to_owned();
+        shared
+            .deliveries
+            .send(DeliveryCommand::Withhold { id, reason })
+            .await;
     }
 }
 
 /// Whoever has not confirmed a stop is to stand still, for all that is known; what may run at a node that is stopped may
 /// run there, too.
-fn refused(shared: &Shared, target: &Target, action: &str) -> Option<String> {
-    let number = shared.stops.unconfirmed.of(target.node.id)?;
-    let runs = target.offered.borrow().runs_while_stopped(action);
-    (!runs).then(|| unconfirmed_stops::why(number))
+fn refusal_reason(shared: &SharedContext, target: &Target, action: &str) -> Option<String> {
+    let number = shared.stops.unconfirmed.stop_number(target.node.id)?;
+    let runs = target.action_catalog.borrow().can_run_while_stopped(action);
+    (!runs).then(|| unconfirmed_stops::reason(number))
 }
 
 /// The delivery goes on; only nobody waits any longer.
 fn no_answer(target: &Target, waited: Duration, ttl: Duration) -> Reply {
     let ttl = ttl.as_secs_f64();
     let error = if *target.online.borrow() {
-        query::unanswered(waited)
+        query::no_answer_text(waited)
     } else {
         let waited = match waited.as_secs_f64() {
             0.0 => "offline".to_owned(),
@@ -178,87 +188,101 @@ fn not_stored(waited: Duration) -> Reply {
 
 struct Run<'a> {
     command: &'a Command,
-    keeper: &'a Keeper,
+    deliveries: &'a DeliveryHandle,
     started: Instant,
-    told: mpsc::Receiver<Told>,
+    updates: mpsc::Receiver<DeliveryUpdate>,
     events: &'a mpsc::Sender<Event>,
     /// Targets whose end has not been told.
     open: BTreeMap<PeerId, Target>,
     /// Its number in the history, for others.
-    known: Number,
+    history_number: HistoryNumber,
     issued: Option<(CommandId, u64)>,
     /// Whether all that ended so far is done.
-    done: bool,
+    all_done: bool,
 }
 
 impl Run<'_> {
-    async fn all(&mut self, targets: &[Target], size: usize, ttl: Duration) -> Result<(), Left> {
+    async fn run_batches(
+        &mut self,
+        targets: &[Target],
+        size: usize,
+        ttl: Duration,
+    ) -> Result<(), CallerGone> {
         let mut failed = false;
         for (place, batch) in targets.chunks(size).enumerate() {
             let batch: Vec<PeerId> = batch.iter().map(|target| target.node.id).collect();
             if place > 0 {
                 let wait = self.command.batch.map_or(0, |batch| batch.wait_ms);
                 let until = clock::now() + Duration::from_millis(wait);
-                if !self.follow(&BTreeSet::new(), until).await? {
+                if !self.forward_updates(&BTreeSet::new(), until).await? {
                     return Ok(());
                 }
                 let Some((id, _)) = self.issued else { break };
                 let targets = batch.clone();
-                self.keeper.say(Word::Release { id, targets, ttl }).await;
+                self.deliveries
+                    .send(DeliveryCommand::ReleaseBatch { id, targets, ttl })
+                    .await;
             }
             let batch: BTreeSet<PeerId> = batch.into_iter().collect();
             let asked = if place > 0 { clock::now() } else { self.started };
             let give_up = asked + self.command.timeout;
-            if !self.follow(&batch, give_up).await? {
+            if !self.forward_updates(&batch, give_up).await? {
                 return Ok(());
             }
             if self.issued.is_none() {
                 // Nor does anybody release the later batches, once it is stored.
                 for (_, target) in std::mem::take(&mut self.open) {
-                    self.end(target, not_stored(self.command.timeout)).await?;
+                    self.send_delivery(target, not_stored(self.command.timeout))
+                        .await?;
                 }
-                self.say(Event::End).await?;
-                return Err(Left);
+                self.send(Event::End).await?;
+                return Err(CallerGone);
             }
             for id in &batch {
                 if let Some(target) = self.open.remove(id) {
                     let reply = no_answer(&target, self.command.timeout, ttl);
-                    self.end(target, reply).await?;
+                    self.send_delivery(target, reply).await?;
                 }
             }
             let keeps_going = self.command.batch.is_some_and(|batch| batch.keep_going);
-            if !self.done && !keeps_going && !self.open.is_empty() {
+            if !self.all_done && !keeps_going && !self.open.is_empty() {
                 failed = true;
                 break;
             }
         }
         if let (true, Some((id, _))) = (failed, self.issued) {
-            let why = "not sent: an earlier batch failed".to_owned();
-            self.keeper.say(Word::Withhold { id, why }).await;
+            let reason = "not sent: an earlier batch failed".to_owned();
+            self.deliveries
+                .send(DeliveryCommand::Withhold { id, reason })
+                .await;
             let rest: BTreeSet<PeerId> = self.open.keys().copied().collect();
             let give_up = clock::now() + self.command.timeout;
-            self.follow(&rest, give_up).await?;
+            self.forward_updates(&rest, give_up).await?;
             for (_, target) in std::mem::take(&mut self.open) {
                 let reply = Reply::refused("not sent: an earlier batch failed");
-                self.end(target, reply).await?;
+                self.send_delivery(target, reply).await?;
             }
         }
-        if let (false, Some((_, number))) = (self.done, self.issued) {
+        if let (false, Some((_, number))) = (self.all_done, self.issued) {
             let text = format!("see `ground-station history {number}`");
-            self.say(Event::note(text)).await?;
+            self.send(Event::note(text)).await?;
         }
-        self.say(Event::End).await
+        self.send(Event::End).await
     }
 
     /// Passes on what is told until all of `batch` have ended, or the time is up. False if the command was not issued:
     /// that has been said, and it was the last.
-    async fn follow(&mut self, batch: &BTreeSet<PeerId>, until: Instant) -> Result<bool, Left> {
+    async fn forward_updates(
+        &mut self,
+        batch: &BTreeSet<PeerId>,
+        until: Instant,
+    ) -> Result<bool, CallerGone> {
         let waits_only = batch.is_empty();
         while waits_only || batch.iter().any(|id| self.open.contains_key(id)) {
             let told = tokio::select! {
                 biased;
-                () = self.events.closed() => return Err(Left),
-                told = clock::timeout_at(until, self.told.recv()) => told,
+                () = self.events.closed() => return Err(CallerGone),
+                told = clock::timeout_at(until, self.updates.recv()) => told,
             };
             let told = match told {
                 Ok(Some(told)) => told,
@@ -269,29 +293,29 @@ impl Run<'_> {
                 Ok(None) | Err(_) => break,
             };
             match told {
-                Told::Issued { id, number } => {
-                    let number = self.known.settle(number);
+                DeliveryUpdate::Issued { id, number } => {
+                    let number = self.history_number.get_or_set(number);
                     self.issued = Some((id, number));
-                    self.say(Event::Issued { number }).await?;
+                    self.send(Event::Issued { number }).await?;
                 }
-                Told::NotIssued(why) => {
+                DeliveryUpdate::NotIssued(why) => {
                     for (_, target) in std::mem::take(&mut self.open) {
                         let reply = Reply::refused(format!("nothing was sent: {why}"));
-                        self.end(target, reply).await?;
+                        self.send_delivery(target, reply).await?;
                     }
-                    self.say(Event::End).await?;
+                    self.send(Event::End).await?;
                     return Ok(false);
                 }
-                Told::Stage { to, stage } => {
+                DeliveryUpdate::Stage { to, stage } => {
                     if let Some(target) = self.open.get(&to) {
                         let node = target.node.clone();
                         let ms = elapsed_ms(self.started);
-                        self.say(Event::Stage { node, stage, ms }).await?;
+                        self.send(Event::Stage { node, stage, ms }).await?;
                     }
                 }
-                Told::Ended { to, reply } => {
+                DeliveryUpdate::Ended { to, reply } => {
                     if let Some(target) = self.open.remove(&to) {
-                        self.end(target, reply).await?;
+                        self.send_delivery(target, reply).await?;
                     }
                 }
             }
@@ -299,15 +323,15 @@ impl Run<'_> {
         Ok(true)
     }
 
-    async fn end(&mut self, target: Target, reply: Reply) -> Result<(), Left> {
-        self.done &= reply.state == Outcome::Done;
+    async fn send_delivery(&mut self, target: Target, reply: Reply) -> Result<(), CallerGone> {
+        self.all_done &= reply.state == Outcome::Done;
         let ms = elapsed_ms(self.started);
-        self.say(Event::Delivery(Delivery::new(target.node, reply, ms)))
+        self.send(Event::Delivery(Delivery::new(target.node, reply, ms)))
             .await
     }
 
-    async fn say(&self, event: Event) -> Result<(), Left> {
-        self.events.send(event).await.map_err(|_gone| Left)
+    async fn send(&self, event: Event) -> Result<(), CallerGone> {
+        self.events.send(event).await.map_err(|_gone| CallerGone)
     }
 }
 

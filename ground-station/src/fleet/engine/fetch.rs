@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use swarm_shared::net::clock;
 use swarm_shared::net::peer::{PeerEvent, ReplyTo, Request};
-use swarm_shared::net::roots::{FileError, Incoming, Roots};
-use swarm_shared::proto::encoded::Parcel;
+use swarm_shared::net::roots::{FileError, IncomingFile, Roots};
+use swarm_shared::proto::encoded::EncodedFrame;
 use swarm_shared::proto::hex;
 use swarm_shared::proto::id::PeerId;
 use swarm_shared::proto::message::{Arguments, FileEnd};
@@ -23,41 +23,41 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::Shared;
-use super::query::{self, ended};
+use super::SharedContext;
+use super::query::{self, delivery_event};
 use super::registry::Target;
-use super::send_files::{TRANSFER_MAX, Unfinished, noted};
+use super::send_files::{TRANSFER_TIME_MAX, TransferAbortGuard, history_arguments};
 use crate::fleet::{CommandKind, Event, Failure, NodeRef, files};
-use crate::store::deliveries::{Origin, Record, RecordTo};
+use crate::store::deliveries::{Origin, Record, RecordTarget};
 
 /// Chunks of one file that wait to be written.
-const CHUNKS_WAITING: usize = 8;
+const CHUNK_QUEUE_MAX: usize = 8;
 /// The name of the only root of a fetch: the directory that the operator named.
 const ROOT: &str = "dir";
 /// Longest time between the question and the answer's deadline on the wire.
-const ASK_TTL: Duration = Duration::from_secs(30);
+const REQUEST_TTL: Duration = Duration::from_secs(30);
 /// Bytes between two reports of progress.
-const REPORT_BYTES: u64 = 1024 * 1024;
+const PROGRESS_INTERVAL_BYTES: u64 = 1024 * 1024;
 
-type Chunks = mpsc::Sender<Box<Frame>>;
+type ChunkSender = mpsc::Sender<Box<Frame>>;
 
 /// Where the chunks of a transfer go. Cheap to clone; the lock is held for a look-up and no longer.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Routes(Arc<Mutex<BTreeMap<(PeerId, u64), Chunks>>>);
+pub(super) struct ChunkRoutes(Arc<Mutex<BTreeMap<(PeerId, u64), ChunkSender>>>);
 
-impl Routes {
-    fn put(&self, peer: PeerId, id: u64, to: Chunks) -> Route {
+impl ChunkRoutes {
+    fn register(&self, peer: PeerId, id: u64, to: ChunkSender) -> RouteGuard {
         self.0
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .insert((peer, id), to);
-        Route {
+        RouteGuard {
             routes: self.clone(),
             key: (peer, id),
         }
     }
 
-    fn get(&self, peer: PeerId, id: u64) -> Option<Chunks> {
+    fn get(&self, peer: PeerId, id: u64) -> Option<ChunkSender> {
         self.0
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -68,12 +68,12 @@ impl Routes {
 
 /// The way to one transfer. Dropping it closes it, however the transfer ends: whoever writes the file then sees that no
 /// more comes, and removes what there is.
-struct Route {
-    routes: Routes,
+struct RouteGuard {
+    routes: ChunkRoutes,
     key: (PeerId, u64),
 }
 
-impl Drop for Route {
+impl Drop for RouteGuard {
     fn drop(&mut self) {
         self.routes
             .0
@@ -85,7 +85,7 @@ impl Drop for Route {
 
 /// Passes what one peer sends of files to the transfers that asked for it; the rest is dropped. A transfer that is
 /// behind holds its own peer back, and nobody else.
-pub(super) async fn route(mut events: mpsc::Receiver<PeerEvent>, routes: Routes) {
+pub(super) async fn route_chunks(mut events: mpsc::Receiver<PeerEvent>, routes: ChunkRoutes) {
     while let Some(event) = events.recv().await {
         if let PeerEvent::Frame { peer, frame, .. } = event
             && let Some(Kind::Chunk | Kind::ChunkEnd) = frame.header.kind
@@ -99,20 +99,20 @@ pub(super) async fn route(mut events: mpsc::Receiver<PeerEvent>, routes: Routes)
 
 /// What was fetched, as the history keeps it.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Fetched {
+pub(super) struct FetchArguments {
     pub(super) path: String,
     pub(super) dir: PathBuf,
 }
 
 /// What the history says of it.
-pub(super) fn record(
+pub(super) fn history_record(
     selector: &Selector,
     targets: &[Target],
     path: &str,
     dir: &Path,
     origin: Origin,
 ) -> Record {
-    let to = |target: &Target| RecordTo {
+    let to = |target: &Target| RecordTarget {
         node: target.node.clone(),
         part: 0,
         about: None,
@@ -123,28 +123,28 @@ pub(super) fn record(
             ..origin
         },
         action: path.to_owned(),
-        arguments: noted(&Fetched {
+        arguments: history_arguments(&FetchArguments {
             path: path.to_owned(),
             dir: dir.to_owned(),
         }),
         lane: Lane::Bulk,
         selector: selector.as_str().to_owned(),
-        life_ms: u64::try_from(ASK_TTL.as_millis()).unwrap_or(u64::MAX),
+        ttl_ms: u64::try_from(REQUEST_TTL.as_millis()).unwrap_or(u64::MAX),
         deliveries: targets.iter().map(to).collect(),
     }
 }
 
 /// Fetches and reports how each delivery ended.
 pub(super) async fn run(
-    shared: Shared,
+    shared: SharedContext,
     targets: Vec<Target>,
     path: String,
     dir: PathBuf,
-    pause: Duration,
+    stall_timeout: Duration,
     events: mpsc::Sender<Event>,
 ) {
     let started = clock::now();
-    let roots = match open_dir(dir.clone()).await {
+    let roots = match open_destination(dir.clone()).await {
         Ok(roots) => roots,
         Err(why) => {
             let _caller_gone = events.send(Event::failed(Failure::Usage, why)).await;
@@ -163,16 +163,16 @@ pub(super) async fn run(
         let (dir, events) = (dir.clone(), events.clone());
         jobs.spawn(async move {
             // Not in turn: those that are away keep nobody waiting who is there.
-            let is_there = target.is_online_by(started + pause).await;
-            let Ok(_turn) = shared.sends.clone().acquire_owned().await else {
+            let is_there = target.wait_online_until(started + stall_timeout).await;
+            let Ok(_turn) = shared.transfer_slots.clone().acquire_owned().await else {
                 return;
             };
             let reply = if is_there {
-                fetch_one(&shared, &target, &path, &roots, &dir, pause, &events).await
+                fetch_one(&shared, &target, &path, &roots, &dir, stall_timeout, &events).await
             } else {
                 Reply::ended(Outcome::NoAnswer, "offline: nothing was asked")
             };
-            let _caller_gone = events.send(ended(&target.node, reply, started)).await;
+            let _caller_gone = events.send(delivery_event(&target.node, reply, started)).await;
         });
     }
     tokio::select! {
@@ -183,24 +183,24 @@ pub(super) async fn run(
     }
 }
 
-async fn open_dir(dir: PathBuf) -> Result<Roots, String> {
+async fn open_destination(dir: PathBuf) -> Result<Roots, String> {
     let made = tokio::task::spawn_blocking(move || {
         std::fs::create_dir_all(&dir).map_err(|error| format!("cannot make {}: {error}", dir.display()))?;
         let roots = Roots::new(BTreeMap::from([(ROOT.to_owned(), dir)]));
         // What a process that was killed left here; the operator's other directories are not searched.
-        roots.sweep_top();
+        roots.sweep_top_level();
         Ok(roots)
     });
     made.await.map_err(|error| error.to_string())?
 }
 
 async fn fetch_one(
-    shared: &Shared,
+    shared: &SharedContext,
     target: &Target,
     path: &str,
     roots: &Roots,
     dir: &Path,
-    pause: Duration,
+    stall_timeout: Duration,
     events: &mpsc::Sender<Event>,
 ) -> Reply {
     let NodeRef { node, id } = &target.node;
@@ -209,7 +209,7 @@ async fn fetch_one(
         Err(error) => return Reply::failed(error.to_string()),
     };
     // Made first, so that somebody listens before the node speaks.
-    let Ok(bulk) = shared.endpoint.bulk(*id).await else {
+    let Ok(bulk) = shared.endpoint.open_bulk_session(*id).await else {
         return Reply::failed("this station is shutting down");
     };
     let kwargs = json!({ "op": "pull", "path": path });
@@ -217,26 +217,35 @@ async fn fetch_one(
         args: Vec::new(),
         kwargs: kwargs.as_object().cloned().unwrap_or_default(),
     };
-    let question = query::frame(shared, "filetransfer", &arguments, Lane::Control);
-    let number = question.header.id.unwrap_or_default();
-    let (chunks, chunks_in) = mpsc::channel(CHUNKS_WAITING);
-    let _route = shared.routes.put(*id, number, chunks);
-    let receiving = Receiving {
+    let request_frame = query::command_frame(shared, "filetransfer", &arguments, Lane::Control);
+    let number = request_frame.header.id.unwrap_or_default();
+    let (chunks, chunks_in) = mpsc::channel(CHUNK_QUEUE_MAX);
+    let _route_guard = shared.chunk_routes.register(*id, number, chunks);
+    let destination = Destination {
         roots: roots.clone(),
         copy: format!("{ROOT}/{copy}"),
         target: target.node.clone(),
     };
-    let mut unfinished = Unfinished {
+    let mut abort_guard = TransferAbortGuard {
         link: Some(bulk),
         id: number,
     };
-    match ask_and_receive(target, &question, receiving, chunks_in, pause, events).await {
+    match request_and_receive(
+        target,
+        &request_frame,
+        destination,
+        chunks_in,
+        stall_timeout,
+        events,
+    )
+    .await
+    {
         Reply {
             state: Outcome::Done,
             value: Some(mut value),
             ..
         } => {
-            unfinished.link = None;
+            abort_guard.link = None;
             value["path"] = json!(dir.join(copy).display().to_string());
             Reply::done(value)
         }
@@ -245,36 +254,36 @@ async fn fetch_one(
 }
 
 /// A file on its way in.
-struct Receiving {
+struct Destination {
     roots: Roots,
     copy: String,
     target: NodeRef,
 }
 
-async fn ask_and_receive(
+async fn request_and_receive(
     target: &Target,
-    question: &Frame,
-    receiving: Receiving,
+    request_frame: &Frame,
+    destination: Destination,
     chunks: mpsc::Receiver<Box<Frame>>,
-    pause: Duration,
+    stall_timeout: Duration,
     events: &mpsc::Sender<Event>,
 ) -> Reply {
-    let parcel = match Parcel::new(question) {
+    let parcel = match EncodedFrame::new(request_frame) {
         Ok(parcel) => parcel,
         Err(error) => return Reply::failed(error.to_string()),
     };
     let now = clock::now();
     let (reply_to, mut ends) = mpsc::channel(1);
-    let id = question.header.id.unwrap_or_default();
+    let id = request_frame.header.id.unwrap_or_default();
     let request = Request {
         id,
-        until: now + TRANSFER_MAX,
+        timeout_at: now + TRANSFER_TIME_MAX,
         reply_to: ReplyTo(reply_to),
     };
     let outgoing = Outgoing {
-        parcel,
+        frame: parcel,
         lane: Lane::Control,
-        deadline: Some(now + ASK_TTL),
+        deadline: Some(now + REQUEST_TTL),
     };
     if let Err(error) = target.link.try_request(outgoing, request) {
         return Reply::refused(error.to_string());
@@ -284,7 +293,7 @@ async fn ask_and_receive(
     let told = events.clone();
     let writing = move || {
         // Nobody waits any more if the caller has gone.
-        let _given_up = written.send(write_all(&receiving, chunks, &told, &ticks));
+        let _given_up = written.send(write_chunks(&destination, chunks, &told, &ticks));
     };
     tokio::task::spawn_blocking(writing);
     loop {
@@ -296,15 +305,15 @@ async fn ask_and_receive(
                 Err(_thread_died) => Reply::failed("the file was not received"),
             },
             Some(end) = ends.recv() => {
-                let reply = query::reply(end.ended);
+                let reply = query::to_reply(end.result);
                 if reply.state != Outcome::Done {
                     return reply;
                 }
                 // All chunks are on their way: what counts now is that they are written.
             }
-            tick = timeout(pause, progressed.recv()) => {
+            tick = timeout(stall_timeout, progressed.recv()) => {
                 if tick.is_err() {
-                    return Reply::ended(Outcome::NoAnswer, format!("no progress for {} s", pause.as_secs_f64()));
+                    return Reply::ended(Outcome::NoAnswer, format!("no progress for {} s", stall_timeout.as_secs_f64()));
                 }
             }
         }
@@ -312,14 +321,14 @@ async fn ask_and_receive(
 }
 
 /// Writes chunks as they come, until the end of the file, which has to match.
-fn write_all(
-    receiving: &Receiving,
+fn write_chunks(
+    destination: &Destination,
     mut chunks: mpsc::Receiver<Box<Frame>>,
     events: &mpsc::Sender<Event>,
     ticks: &mpsc::Sender<()>,
 ) -> Result<Reply, FileError> {
     // The size is known at the end only.
-    let mut file = Incoming::create(&receiving.roots, &receiving.copy, None)?;
+    let mut file = IncomingFile::create(&destination.roots, &destination.copy, None)?;
     let mut reported = 0;
     while let Some(frame) = chunks.blocking_recv() {
         // A full channel has told of progress already.
@@ -327,17 +336,17 @@ fn write_all(
         if frame.header.kind == Some(Kind::Chunk) {
             file.write(frame.header.offset.unwrap_or_default(), &frame.content)?;
             let bytes = file.written();
-            if bytes - reported >= REPORT_BYTES {
+            if bytes - reported >= PROGRESS_INTERVAL_BYTES {
                 reported = bytes;
                 let _behind = events.try_send(Event::Progress {
-                    node: receiving.target.clone(),
+                    node: destination.target.clone(),
                     bytes,
                     total: bytes,
                 });
             }
             continue;
         }
-        let Ok(end) = frame.read::<FileEnd>() else {
+        let Ok(end) = frame.parse_content::<FileEnd>() else {
             return Ok(Reply::failed("the node's end of the file is unreadable"));
         };
         let written = file.finish(end.size, end.sha256, end.mode.unwrap_or(0o644))?;
@@ -363,7 +372,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn those_that_are_away_wait_side_by_side() {
+    async fn offline_fetch_targets_wait_in_parallel() {
         let config = Config {
             kind: PeerKind::Station,
             name: NodeName::from_host("station"),
@@ -378,9 +387,9 @@ mod tests {
         let (endpoint, _events) = Endpoint::start(config, Arc::new(identity)).expect("started");
         let state = tempfile::tempdir().expect("a directory");
         let store = crate::store::Store::open(state.path()).await.expect("a store");
-        let shared = Shared {
-            keeper: crate::fleet::engine::delivery_task::Task::channel().0,
-            stops: Arc::new(super::super::stop::Stops::new(
+        let shared = SharedContext {
+            deliveries: crate::fleet::engine::delivery_task::DeliveryTask::channel().0,
+            stops: Arc::new(super::super::stop::StopCoordinator::new(
                 0,
                 Default::default(),
                 store,
@@ -390,9 +399,9 @@ mod tests {
             endpoint: endpoint.clone(),
             next_id: Arc::new(AtomicU64::new(1)),
             epoch: 1,
-            routes: Routes::default(),
-            posts: crate::fleet::gateway_peers::Posts::default(),
-            sends: Arc::new(Semaphore::new(1)),
+            chunk_routes: ChunkRoutes::default(),
+            gateway_peers: crate::fleet::gateway_peers::GatewayPeers::default(),
+            transfer_slots: Arc::new(Semaphore::new(1)),
             started: clock::now(),
         };
         let (_never, online) = watch::channel(false);
@@ -405,9 +414,9 @@ mod tests {
                     node: NodeName::from_host(&format!("n{number}")),
                     id,
                 },
-                link: endpoint.open(id).await.expect("opened"),
+                link: endpoint.open_session(id).await.expect("opened"),
                 online: online.clone(),
-                offered: offered.clone(),
+                action_catalog: offered.clone(),
                 name_is_unique: true,
                 address: None,
             });

@@ -13,35 +13,35 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::fleet::{Delivery, EVENTS_MAX, Event, Request, UserAsk};
-use crate::store::audit::Entry;
+use crate::fleet::{Delivery, EVENTS_MAX, Event, Request, UserRequest};
+use crate::store::audit::AuditEntry;
 use crate::store::deliveries::Record;
-use crate::store::retention::Keep;
-use crate::store::{PartEnd, Store, StoreError};
-use crate::view::count;
+use crate::store::retention::RetentionPolicy;
+use crate::store::{DeliveryEnd, Store, StoreError};
+use crate::view::pluralize;
 
 /// How often it is looked whether something is too old to keep.
 const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
 /// Between two slices, so that whoever has something to store comes first.
-const SLICE_PAUSE: Duration = Duration::from_millis(20);
+const PRUNE_SLICE_PAUSE: Duration = Duration::from_millis(20);
 /// How long until an end that the disk refused is tried again.
-const KEEP_EVERY: Duration = Duration::from_secs(1);
+const STORE_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// How often it is looked meanwhile whether the station stops.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+const SHUTDOWN_POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Where a transfer's events go instead, to be noted and passed on.
-pub(in crate::fleet) fn transfer(
+pub(in crate::fleet) fn record_stream(
     tasks: &TaskTracker,
     store: Store,
     record: Record,
     events: mpsc::Sender<Event>,
 ) -> mpsc::Sender<Event> {
     let (to, from) = mpsc::channel(EVENTS_MAX);
-    tasks.spawn(pass_transfer(tasks.clone(), store, record, from, events));
+    tasks.spawn(forward_and_record(tasks.clone(), store, record, from, events));
     to
 }
 
-async fn pass_transfer(
+async fn forward_and_record(
     tasks: TaskTracker,
     store: Store,
     record: Record,
@@ -52,7 +52,7 @@ async fn pass_transfer(
     for delivery in record.deliveries.iter().rev() {
         open.entry(delivery.node.id).or_default().push(delivery.part);
     }
-    let known = record.origin.number.clone();
+    let history_number = record.origin.history_number.clone();
     let mut batch = Vec::new();
     let mut recording = pin!(store.record(record));
     let recorded = loop {
@@ -71,7 +71,7 @@ async fn pass_transfer(
         }
     };
     let number = match recorded {
-        Ok(number) => Some(known.settle(number)),
+        Ok(number) => Some(history_number.get_or_set(number)),
         Err(error) => {
             tracing::error!(%error, "a transfer is not in the history");
             None
@@ -88,52 +88,60 @@ async fn pass_transfer(
                 break;
             }
         }
-        let ends = batch.iter().filter_map(|event| end(event, &mut open)).collect();
-        keep(&tasks, &store, number, ends).await;
+        let ends = batch
+            .iter()
+            .filter_map(|event| end_from_event(event, &mut open))
+            .collect();
+        store_ends(&tasks, &store, number, ends).await;
         for event in batch.drain(..) {
             if events.send(event).await.is_err() {
                 break;
             }
         }
     }
-    let given_up = Reply::failed("given up before its end: whoever asked for it went away");
+    let abandoned = Reply::failed("given up before its end: whoever asked for it went away");
     let ends = open.into_iter().flat_map(|(node, parts)| {
-        let reply = given_up.clone();
-        parts.into_iter().map(move |part| PartEnd {
+        let reply = abandoned.clone();
+        parts.into_iter().map(move |part| DeliveryEnd {
             node,
             part,
             reply: reply.clone(),
         })
     });
-    keep(&tasks, &store, number, ends.collect()).await;
+    store_ends(&tasks, &store, number, ends.collect()).await;
 }
 
 /// Notes something that waits for no disk, a stop. See [`ends_of`].
-pub(in crate::fleet) fn beside(
+pub(in crate::fleet) fn record_in_background(
     tasks: &TaskTracker,
     store: Store,
     record: Record,
-    given_up: Reply,
-) -> mpsc::Sender<PartEnd> {
+    abandoned: Reply,
+) -> mpsc::Sender<DeliveryEnd> {
     let nodes = record.deliveries.iter().map(|to| to.node.id).collect();
-    let (what, known) = (record.action.clone(), record.origin.number.clone());
+    let (what, history_number) = (record.action.clone(), record.origin.history_number.clone());
     let recording = {
         let store = store.clone();
-        async move { store.record(record).await.map(|number| known.settle(number)) }
+        async move {
+            store
+                .record(record)
+                .await
+                .map(|number| history_number.get_or_set(number))
+        }
     };
-    ends_of(tasks, store, (what, nodes), recording, given_up)
+    record_ends_in_background(tasks, store, (what, nodes), recording, abandoned)
 }
 
 /// Ends of something that is on its way to the disk, which may take its time: they are handed over here, where there is
 /// room for each node's, and go their way to whoever asked by themselves. What has not ended when the sender goes is noted
 /// as `given_up`.
-pub(in crate::fleet) fn ends_of(
+pub(in crate::fleet) fn record_ends_in_background(
     tasks: &TaskTracker,
     store: Store,
     (what, nodes): (String, BTreeSet<PeerId>),
     recording: impl Future<Output = Result<u64, StoreError>> + Send + 'static,
-    given_up: Reply,
-) -> mpsc::Sender<PartEnd> {
+    abandoned: Reply,
+) -> mpsc::Sender<DeliveryEnd> {
     let (to, mut from) = mpsc::channel(nodes.len().max(1));
     let again = tasks.clone();
     tasks.spawn(async move {
@@ -142,25 +150,25 @@ pub(in crate::fleet) fn ends_of(
             Ok(number) => Some(number),
             Err(error) => return tracing::error!(%error, what, "not in the history"),
         };
-        let mut batch: Vec<PartEnd> = Vec::new();
+        let mut batch: Vec<DeliveryEnd> = Vec::new();
         while from.recv_many(&mut batch, EVENTS_MAX).await > 0 {
             for end in &batch {
                 open.remove(&end.node);
             }
-            keep(&again, &store, number, std::mem::take(&mut batch)).await;
+            store_ends(&again, &store, number, std::mem::take(&mut batch)).await;
         }
-        let left = open.into_iter().map(|node| PartEnd {
+        let left = open.into_iter().map(|node| DeliveryEnd {
             node,
             part: 0,
-            reply: given_up.clone(),
+            reply: abandoned.clone(),
         });
-        keep(&again, &store, number, left.collect()).await;
+        store_ends(&again, &store, number, left.collect()).await;
     });
     to
 }
 
 /// The end that an event tells of. A node's files end in their order.
-fn end(event: &Event, open: &mut BTreeMap<PeerId, Vec<u32>>) -> Option<PartEnd> {
+fn end_from_event(event: &Event, open: &mut BTreeMap<PeerId, Vec<u32>>) -> Option<DeliveryEnd> {
     let Event::Delivery(delivery) = event else {
         return None;
     };
@@ -182,7 +190,7 @@ fn end(event: &Event, open: &mut BTreeMap<PeerId, Vec<u32>>) -> Option<PartEnd> 
         exit,
         error,
     };
-    Some(PartEnd {
+    Some(DeliveryEnd {
         node: id,
         part,
         reply,
@@ -190,37 +198,37 @@ fn end(event: &Event, open: &mut BTreeMap<PeerId, Vec<u32>>) -> Option<PartEnd> 
 }
 
 /// Keeps ends. Whoever waits for them is not kept waiting by a disk that refuses them: they are tried again.
-pub(in crate::fleet) async fn keep(
+pub(in crate::fleet) async fn store_ends(
     tasks: &TaskTracker,
     store: &Store,
     number: Option<u64>,
-    ends: Vec<PartEnd>,
+    ends: Vec<DeliveryEnd>,
 ) {
     let Some(number) = number.filter(|_| !ends.is_empty()) else {
         return;
     };
-    let Err(error) = store.record_ends(number, ends.clone()).await else {
+    let Err(error) = store.record_delivery_ends(number, ends.clone()).await else {
         return;
     };
-    if is_final(&error) {
+    if is_permanent(&error) {
         tracing::error!(%error, number, "ends are not in the history");
         return;
     }
     tracing::error!(%error, number, "ends are not in the history yet: tried again each second");
-    tasks.spawn(keep_trying(tasks.clone(), store.clone(), number, ends));
+    tasks.spawn(retry_until_stored(tasks.clone(), store.clone(), number, ends));
 }
 
 /// Until they are stored, or the station stops: then once more.
-async fn keep_trying(tasks: TaskTracker, store: Store, number: u64, ends: Vec<PartEnd>) {
+async fn retry_until_stored(tasks: TaskTracker, store: Store, number: u64, ends: Vec<DeliveryEnd>) {
     loop {
-        let again = clock::now() + KEEP_EVERY;
+        let again = clock::now() + STORE_RETRY_INTERVAL;
         while clock::now() < again && !tasks.is_closed() {
-            tokio::time::sleep(LOOK_EVERY).await;
+            tokio::time::sleep(SHUTDOWN_POLL_INTERVAL).await;
         }
         let is_over = tasks.is_closed();
-        match store.record_ends(number, ends.clone()).await {
+        match store.record_delivery_ends(number, ends.clone()).await {
             Ok(()) => return tracing::info!(number, "ends are in the history now"),
-            Err(error) if is_over || is_final(&error) => {
+            Err(error) if is_over || is_permanent(&error) => {
                 return tracing::error!(%error, number, "ends are not in the history");
             }
             Err(error) => tracing::debug!(%error, number, "ends are still not in the history"),
@@ -229,43 +237,47 @@ async fn keep_trying(tasks: TaskTracker, store: Store, number: u64, ends: Vec<Pa
 }
 
 /// Whether no later try can end otherwise, such as for a command that the history has forgotten.
-fn is_final(error: &StoreError) -> bool {
-    matches!(error, StoreError::BadRow { .. } | StoreError::Stopped)
+fn is_permanent(error: &StoreError) -> bool {
+    matches!(error, StoreError::BadRow { .. } | StoreError::Closed)
 }
 
 /// What the audit says of a request: what, and of whom. `None` for what is noted elsewhere, or changes nothing.
-pub(super) fn audited(request: &Request) -> Option<(String, String)> {
-    let note = |what: &str, detail: String| Some((what.to_owned(), detail));
+pub(super) fn audit_entry(request: &Request) -> Option<(String, String)> {
+    let entry = |what: &str, detail: String| Some((what.to_owned(), detail));
     match request {
-        Request::Init => note("init", "a new fleet".to_owned()),
+        Request::Init => entry("init", "a new fleet".to_owned()),
         Request::Invite { role, uses, .. } => {
             let role = super::authority::role_name(*role);
-            note("invite", format!("as {role}, for {}", count(uses, "use")))
+            entry("invite", format!("as {role}, for {}", pluralize(uses, "use")))
         }
         // The code is a secret.
-        Request::Join { .. } => note("join", "another station's fleet".to_owned()),
-        Request::Accept { node } => note("accept", node.clone()),
-        Request::Revoke { node } => note("revoke", node.clone()),
-        Request::Users { ask } => match ask {
-            UserAsk::Add { name, .. } => note("door user add", name.clone()),
-            UserAsk::Remove { name } => note("door user remove", name.clone()),
-            UserAsk::MakeToken { name, days, label } => {
+        Request::Join { .. } => entry("join", "another station's fleet".to_owned()),
+        Request::Accept { node } => entry("accept", node.clone()),
+        Request::Revoke { node } => entry("revoke", node.clone()),
+        Request::Users { user_request: ask } => match ask {
+            UserRequest::Add { name, .. } => entry("gateway user add", name.clone()),
+            UserRequest::Remove { name } => entry("gateway user remove", name.clone()),
+            UserRequest::MakeToken { name, days, label } => {
                 let label = match label.as_str() {
                     "" => String::new(),
                     label => format!(": {label}"),
                 };
-                let days = count(days, "day");
-                note("door token", format!("for {name}, {days}{label}"))
+                let days = pluralize(days, "day");
+                entry("gateway token", format!("for {name}, {days}{label}"))
             }
-            UserAsk::Revoke { number } => note("door token revoke", number.to_string()),
-            UserAsk::List | UserAsk::Tokens => None,
+            UserRequest::Revoke { number } => entry("gateway token revoke", number.to_string()),
+            UserRequest::List | UserRequest::Tokens => None,
         },
-        Request::Tell { door, peer, message } => {
+        Request::SendToPeers {
+            gateway,
+            peer,
+            message,
+        } => {
             let peer = peer.as_deref().unwrap_or("all peers");
             let padding = message.bytes().rev().take_while(|byte| *byte == b'=').count();
             let bytes = (message.len() / 4 * 3).saturating_sub(padding);
-            let bytes = count(bytes, "byte");
-            note(&format!("{door}.send"), format!("{bytes} to {peer}"))
+            let bytes = pluralize(bytes, "byte");
+            entry(&format!("{gateway}.send"), format!("{bytes} to {peer}"))
         }
         Request::Nodes { .. }
         | Request::Watch { .. }
@@ -287,7 +299,7 @@ pub(super) fn audited(request: &Request) -> Option<(String, String)> {
 }
 
 /// Where the events of an audited request go instead, to be passed on; its end is noted before it is told.
-pub(super) fn audit(
+pub(super) fn audit_stream(
     tasks: &TaskTracker,
     store: Store,
     who: String,
@@ -310,9 +322,9 @@ pub(super) fn audit(
             }
             let outcome = match &event {
                 Event::End if unreached > 0 => {
-                    Some(format!("{unreached} of {} not reached", count(peers, "peer")))
+                    Some(format!("{unreached} of {} not reached", pluralize(peers, "peer")))
                 }
-                Event::End if peers > 0 => Some(format!("done, {}", count(peers, "peer"))),
+                Event::End if peers > 0 => Some(format!("done, {}", pluralize(peers, "peer"))),
                 Event::End => Some("done".to_owned()),
                 Event::Failed { message, .. } => Some(message.clone()),
                 Event::Targets { .. }
@@ -328,18 +340,18 @@ pub(super) fn audit(
                 | Event::Member(_)
                 | Event::Pending(_)
                 | Event::Command(_)
-                | Event::About(_)
-                | Event::Past(_)
+                | Event::CommandDetails(_)
+                | Event::HistoryDelivery(_)
                 | Event::Audit(_)
                 | Event::User(_)
                 | Event::Token(_)
-                | Event::Told { .. }
+                | Event::Observed { .. }
                 | Event::Telemetry { .. }
                 | Event::Peer(_)
-                | Event::Missed { .. } => None,
+                | Event::Lagged { .. } => None,
             };
             if let Some(outcome) = outcome {
-                note(&store, &who, &what, &detail, &outcome).await;
+                write_audit_entry(&store, &who, &what, &detail, &outcome).await;
                 let _caller_gone = events.send(event).await;
                 return;
             }
@@ -347,17 +359,23 @@ pub(super) fn audit(
                 break;
             }
         }
-        note(&store, &who, &what, &detail, "cut off: whoever asked went away").await;
+        write_audit_entry(&store, &who, &what, &detail, "cut off: whoever asked went away").await;
     });
     to
 }
 
 /// Notes who did what.
-pub(in crate::fleet) async fn note(store: &Store, who: &str, what: &str, detail: &str, outcome: &str) {
-    let entry = Entry {
+pub(in crate::fleet) async fn write_audit_entry(
+    store: &Store,
+    who: &str,
+    what: &str,
+    detail: &str,
+    outcome: &str,
+) {
+    let entry = AuditEntry {
         at_ms: clock::unix_time_ms(),
-        who: who.to_owned(),
-        what: what.to_owned(),
+        user: who.to_owned(),
+        action: what.to_owned(),
         detail: detail.to_owned(),
         outcome: outcome.to_owned(),
     };
@@ -367,15 +385,15 @@ pub(in crate::fleet) async fn note(store: &Store, who: &str, what: &str, detail:
 }
 
 /// Keeps the history within its bounds until `stop`.
-pub(super) async fn prune(store: Store, keep: Keep, stop: CancellationToken) {
+pub(super) async fn prune(store: Store, keep: RetentionPolicy, shutdown: CancellationToken) {
     let mut pause = Duration::ZERO;
-    while stop
+    while shutdown
         .run_until_cancelled(tokio::time::sleep(pause))
         .await
         .is_some()
     {
         pause = match store.prune(keep, clock::unix_time_ms()).await {
-            Ok(true) => SLICE_PAUSE,
+            Ok(true) => PRUNE_SLICE_PAUSE,
             Ok(false) => PRUNE_INTERVAL,
             Err(error) => {
                 tracing::warn!(%error, "what is too old is not removed");

@@ -19,66 +19,66 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::authority::{Office, OfficeError};
-use super::registry::{SharedRoll, member_view};
-use super::respond::finish;
-use super::{Shared, authority};
+use super::authority::{AuthorityError, FleetAuthority};
+use super::registry::{SharedNodeRegistry, member_view};
+use super::respond::respond;
+use super::{SharedContext, authority};
 use crate::fleet::{Event, Failure, MembershipView, Request};
 use crate::store::{MemberRow, Store};
 
 /// Between two attempts to reach the station that gave out a code.
-const JOIN_PAUSE: Duration = Duration::from_millis(500);
+const JOIN_RETRY_INTERVAL: Duration = Duration::from_millis(500);
 
 /// How long a newcomer has to store its grant and dial, before it is dialled.
-const NEWCOMER_HEAD_START: Duration = Duration::from_secs(2);
+const NEW_MEMBER_DIAL_DELAY: Duration = Duration::from_secs(2);
 
 /// What the clerk is asked for.
 #[derive(Debug)]
-pub(super) struct Form {
+pub(super) struct MembershipRequest {
     pub(super) request: Request,
     pub(super) events: mpsc::Sender<Event>,
 }
 
 /// See the module.
-pub(super) struct Clerk {
-    pub(super) shared: Shared,
+pub(super) struct MembershipTask {
+    pub(super) shared: SharedContext,
     pub(super) store: Store,
-    pub(super) office: Office,
-    pub(super) roll: SharedRoll,
+    pub(super) authority: FleetAuthority,
+    pub(super) registry: SharedNodeRegistry,
     pub(super) keepalive: KeepaliveConfig,
-    pub(super) stop: CancellationToken,
+    pub(super) shutdown: CancellationToken,
     pub(super) tasks: TaskTracker,
 }
 
-impl Clerk {
+impl MembershipTask {
     /// Works until the station stops.
     pub(super) async fn run(
         mut self,
-        mut forms: mpsc::Receiver<Form>,
+        mut requests: mpsc::Receiver<MembershipRequest>,
         mut joins: mpsc::Receiver<JoinRequest>,
     ) {
-        let stop = self.stop.clone();
+        let shutdown = self.shutdown.clone();
         let mut membership = self.shared.endpoint.membership();
         loop {
             tokio::select! {
                 biased;
-                () = stop.cancelled() => break,
+                () = shutdown.cancelled() => break,
                 Ok(()) = membership.changed() => {
                     let now = membership.borrow_and_update().clone();
-                    self.keep(now).await;
+                    self.persist_membership(now).await;
                 }
-                Some(form) = forms.recv() => self.take(form).await,
-                Some(join) = joins.recv() => self.take_join(join).await,
+                Some(form) = requests.recv() => self.on_request(form).await,
+                Some(join) = joins.recv() => self.on_join(join).await,
             }
         }
     }
 
     /// Remembers how the fleet stands, and who is out.
-    async fn keep(&self, membership: Option<Arc<Membership>>) {
+    async fn persist_membership(&self, membership: Option<Arc<Membership>>) {
         let Some(membership) = membership else { return };
-        let revoked = self.roll.lock().revoke(&membership);
+        let revoked = self.registry.lock().revoke(&membership);
         let kept = async {
-            authority::keep_membership(&self.store, &membership).await?;
+            authority::save_membership(&self.store, &membership).await?;
             self.store.revoke_members(revoked).await
         };
         if let Err(error) = kept.await {
@@ -86,24 +86,24 @@ impl Clerk {
         }
     }
 
-    async fn take_join(&mut self, join: JoinRequest) {
+    async fn on_join(&mut self, join: JoinRequest) {
         let membership = self.membership();
-        let taken_in = self
-            .office
-            .take_join(join, membership.as_deref(), &self.roll)
+        let admitted = self
+            .authority
+            .on_join(join, membership.as_deref(), &self.registry)
             .await;
-        if let Some(member) = taken_in {
+        if let Some(member) = admitted {
             self.admit(member).await;
         }
     }
 
     async fn admit(&self, member: MemberRow) {
-        self.dial_newcomer(&member);
-        self.roll.lock().admit(member);
-        self.roll.open_members(&self.shared.endpoint).await;
+        self.dial_new_member(&member);
+        self.registry.lock().admit(member);
+        self.registry.open_sessions(&self.shared.endpoint).await;
     }
 
-    async fn take(&mut self, Form { request, events }: Form) {
+    async fn on_request(&mut self, MembershipRequest { request, events }: MembershipRequest) {
         if request.needs_fleet()
             && let Err(message) = self.ensure_fleet(&events).await
         {
@@ -117,11 +117,11 @@ impl Clerk {
                 uses,
                 valid_for_ms,
             } => {
-                let listens = self.shared.endpoint.listens();
-                self.office.invite(role, uses, valid_for_ms, listens).await
+                let listens = self.shared.endpoint.listen_addr();
+                self.authority.invite(role, uses, valid_for_ms, listens).await
             }
             Request::Join { code, timeout_ms } => return self.join(code, timeout_ms, events).await,
-            Request::Pending => self.office.pending().await,
+            Request::Pending => self.authority.pending().await,
             Request::Accept { node } => self.accept(&node).await,
             Request::Revoke { node } => self.revoke(&node).await,
             Request::Members => self.members(),
@@ -138,26 +138,26 @@ impl Clerk {
             | Request::Retry { .. }
             | Request::Follow { .. }
             | Request::Peers { .. }
-            | Request::Tell { .. }
+            | Request::SendToPeers { .. }
             | Request::Users { .. }
-            | Request::Cancel { .. } => Err(OfficeError::Internal(
+            | Request::Cancel { .. } => Err(AuthorityError::Internal(
                 "this is no request about the fleet itself".to_owned(),
             )),
         };
-        finish(&self.tasks, events, done);
+        respond(&self.tasks, events, done);
     }
 
-    async fn accept(&mut self, node: &str) -> Result<Vec<Event>, OfficeError> {
+    async fn accept(&mut self, node: &str) -> Result<Vec<Event>, AuthorityError> {
         let membership = self.membership();
-        let member = self.office.accept(node, membership.as_deref()).await?;
+        let member = self.authority.accept(node, membership.as_deref()).await?;
         let view = member_view(&member);
         self.admit(member).await;
         Ok(vec![Event::Member(view)])
     }
 
-    fn members(&self) -> Result<Vec<Event>, OfficeError> {
+    fn members(&self) -> Result<Vec<Event>, AuthorityError> {
         let own = Event::Membership(self.membership_view()?);
-        let members = self.roll.lock().members();
+        let members = self.registry.lock().member_views();
         Ok(std::iter::once(own)
             .chain(members.into_iter().map(Event::Member))
             .collect())
@@ -169,19 +169,19 @@ impl Clerk {
 
     /// Dials who has just been taken in, unless it dials first: dialled before it has its grant, it would be refused for
     /// want of one.
-    fn dial_newcomer(&self, member: &MemberRow) {
+    fn dial_new_member(&self, member: &MemberRow) {
         let (endpoint, hint, address) = (
             self.shared.endpoint.clone(),
             Hint::Id(member.key.id()),
             member.address,
         );
-        let stop = self.stop.clone();
+        let shutdown = self.shutdown.clone();
         self.tasks.spawn(async move {
-            let head_start = stop
-                .run_until_cancelled(tokio::time::sleep(NEWCOMER_HEAD_START))
+            let head_start = shutdown
+                .run_until_cancelled(tokio::time::sleep(NEW_MEMBER_DIAL_DELAY))
                 .await;
             if let (Some(()), Some(address)) = (head_start, address) {
-                endpoint.heard(address, Source::Known, hint).await;
+                endpoint.address_discovered(address, Source::Known, hint).await;
             }
         });
     }
@@ -192,7 +192,7 @@ impl Clerk {
             return Ok(());
         }
         let membership = self
-            .found()
+            .create_fleet()
             .await
             .map_err(|error| format!("cannot make a fleet: {error}"))?;
         let note = format!(
@@ -203,24 +203,27 @@ impl Clerk {
         Ok(())
     }
 
-    async fn found(&mut self) -> Result<Arc<Membership>, OfficeError> {
+    async fn create_fleet(&mut self) -> Result<Arc<Membership>, AuthorityError> {
         let own = self.shared.endpoint.local().identity.key.public();
-        let membership = Arc::new(self.office.found(own).await?);
-        self.shared.endpoint.adopt(Arc::clone(&membership)).await;
+        let membership = Arc::new(self.authority.create_fleet(own).await?);
+        self.shared
+            .endpoint
+            .adopt_membership(Arc::clone(&membership))
+            .await;
         Ok(membership)
     }
 
-    async fn init(&mut self) -> Result<Vec<Event>, OfficeError> {
+    async fn init(&mut self) -> Result<Vec<Event>, AuthorityError> {
         if let Some(old) = self.membership() {
-            return Err(OfficeError::HasFleet(old.fingerprint().short()));
+            return Err(AuthorityError::AlreadyInFleet(old.fingerprint().short()));
         }
-        self.found().await?;
+        self.create_fleet().await?;
         self.membership_view().map(|view| vec![Event::Membership(view)])
     }
 
-    fn membership_view(&self) -> Result<MembershipView, OfficeError> {
+    fn membership_view(&self) -> Result<MembershipView, AuthorityError> {
         let Some(membership) = self.membership() else {
-            return Err(OfficeError::Internal(
+            return Err(AuthorityError::Internal(
                 "this station belongs to no fleet".to_owned(),
             ));
         };
@@ -229,22 +232,22 @@ impl Clerk {
             id: self.shared.endpoint.id(),
             role: membership.own_role(),
             fleet: PeerId(membership.fingerprint().0),
-            has_root: self.office.has_root(),
+            has_root: self.authority.has_root(),
         })
     }
 
-    async fn revoke(&mut self, node: &str) -> Result<Vec<Event>, OfficeError> {
-        let row = self.roll.lock().find(node).map_err(|why| {
-            OfficeError::WhichOne(format!(
+    async fn revoke(&mut self, node: &str) -> Result<Vec<Event>, AuthorityError> {
+        let row = self.registry.lock().find(node).map_err(|why| {
+            AuthorityError::NoUniqueMember(format!(
                 "{why} among the members; see `ground-station fleet members`"
             ))
         })?;
-        let membership = self.membership().ok_or(OfficeError::NoRoot)?;
-        let membership = Arc::new(self.office.revoke(row.key, &membership).await?);
-        authority::keep_membership(&self.store, &membership).await?;
-        let revoked = self.roll.lock().revoke(&membership);
+        let membership = self.membership().ok_or(AuthorityError::NoRoot)?;
+        let membership = Arc::new(self.authority.revoke(row.key, &membership).await?);
+        authority::save_membership(&self.store, &membership).await?;
+        let revoked = self.registry.lock().revoke(&membership);
         self.store.revoke_members(revoked).await?;
-        self.shared.endpoint.adopt(membership).await;
+        self.shared.endpoint.adopt_membership(membership).await;
         let mut row = row;
         row.revoked = true;
         Ok(vec![Event::Member(member_view(&row))])
@@ -265,9 +268,11 @@ impl Clerk {
         let other = own
             .as_ref()
             .is_some_and(|own| own.fingerprint() != *invitation.fingerprint());
-        if other && !self.roll.lock().is_empty() {
+        if other && !self.registry.lock().is_empty() {
             let fleet = own.map_or_else(String::new, |own| own.fingerprint().short());
-            let _caller_gone = events.send(usage(OfficeError::HasFleet(fleet).to_string())).await;
+            let _caller_gone = events
+                .send(usage(AuthorityError::AlreadyInFleet(fleet).to_string()))
+                .await;
             return;
         }
         let deadline = clock::now() + Duration::from_millis(timeout_ms);
@@ -277,7 +282,7 @@ impl Clerk {
             let tried = tokio::select! {
                 biased;
                 () = events.closed() => return,
-                tried = clock::timeout_at(deadline, self.join_any(&invitation)) => tried,
+                tried = clock::timeout_at(deadline, self.join_first_reachable(&invitation)) => tried,
             };
             match tried.unwrap_or(Err(JoinError::NoAnswer(first))) {
                 Ok(membership) => break membership,
@@ -294,25 +299,25 @@ impl Clerk {
                     let _caller_gone = events.send(Event::failed(Failure::Failed, message)).await;
                     return;
                 }
-                Err(_nobody_yet) => tokio::time::sleep(JOIN_PAUSE).await,
+                Err(_nobody_yet) => tokio::time::sleep(JOIN_RETRY_INTERVAL).await,
             }
         };
         let joined = async {
             if other {
-                self.office.leave().await?;
+                self.authority.leave_fleet().await?;
             }
-            authority::keep_membership(&self.store, &membership).await?;
-            self.shared.endpoint.adopt(Arc::new(membership)).await;
+            authority::save_membership(&self.store, &membership).await?;
+            self.shared.endpoint.adopt_membership(Arc::new(membership)).await;
             for addr in invitation.addresses() {
-                self.remember_station(*addr).await;
+                self.remember_station_address(*addr).await;
             }
             self.membership_view().map(|view| vec![Event::Membership(view)])
         };
         let joined = joined.await;
-        finish(&self.tasks, events, joined);
+        respond(&self.tasks, events, joined);
     }
 
-    async fn join_any(&self, invitation: &Invitation) -> Result<Membership, JoinError> {
+    async fn join_first_reachable(&self, invitation: &Invitation) -> Result<Membership, JoinError> {
         let mut last = None;
         for addr in invitation.addresses() {
             match join(
@@ -332,8 +337,11 @@ impl Clerk {
         Err(last.unwrap_or(JoinError::NoAnswer(nowhere)))
     }
 
-    async fn remember_station(&self, addr: SocketAddr) {
-        self.shared.endpoint.heard(addr, Source::Known, Hint::None).await;
+    async fn remember_station_address(&self, addr: SocketAddr) {
+        self.shared
+            .endpoint
+            .address_discovered(addr, Source::Known, Hint::None)
+            .await;
     }
 }
 
@@ -348,7 +356,7 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::fleet::Request;
-    use crate::fleet::engine::{Engine, Purpose, Settings};
+    use crate::fleet::engine::{Engine, Mode, Settings};
 
     async fn start(dir: &std::path::Path) -> Engine {
         let mut config = Config::load(None, dir).expect("the usual");
@@ -357,13 +365,13 @@ mod tests {
         let settings = Settings {
             config,
             state_dir: dir.to_owned(),
-            purpose: Purpose::Once,
+            mode: Mode::OneShot,
         };
         Engine::start(settings).await.expect("started")
     }
 
     #[tokio::test]
-    async fn a_stop_does_not_wait_for_what_waits_for_the_disk() {
+    async fn stop_is_not_delayed_by_membership_disk_writes() {
         let dir = tempfile::tempdir().expect("a directory");
         let engine = start(dir.path()).await;
         let fleet = engine.fleet();
@@ -382,11 +390,11 @@ mod tests {
         let stop = Request::Stop {
             selector: Selector::all(),
             timeout_ms: Some(300),
-            beside: false,
+            also_bridged: false,
         };
         let mut stopped = fleet.perform(stop).await;
         let event = stopped.recv().await;
-        let nobody = Failure::NobodyMatched;
+        let nobody = Failure::NoMatch;
         assert!(
             matches!(&event, Some(Event::Failed { failure, .. }) if *failure == nobody),
             "{event:?}"
@@ -399,11 +407,11 @@ mod tests {
         disk.execute_batch("ROLLBACK").expect("free again");
         let event = invited.recv().await;
         assert!(matches!(event, Some(Event::Invitation(_))), "{event:?}");
-        engine.stop().await;
+        engine.shut_down().await;
     }
 
     #[tokio::test]
-    async fn joining_ends_in_time_where_something_listens_and_says_nothing() {
+    async fn join_times_out_at_a_silent_listener() {
         let mute = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bound");
         let secret = InviteSecret::new(random::bytes().expect("randomness"));
         let code = Invitation::new(
@@ -431,6 +439,6 @@ mod tests {
             "{last:?}"
         );
         assert!(clock::now() - began < Duration::from_secs(3));
-        engine.stop().await;
+        engine.shut_down().await;
     }
 }

@@ -42,18 +42,18 @@ use std::time::{Duration, Instant};
 
 use swarm_shared::net::clock;
 use swarm_shared::net::discovery::pings::PingError;
-use swarm_shared::net::discovery::presence::{self, Means, Presence, Services};
-use swarm_shared::net::endpoint::notice_throttle::Hush;
-use swarm_shared::net::endpoint::{self, Endpoint, Events, JOINS_MAX, Notice, StartError};
+use swarm_shared::net::discovery::presence::{self, Methods, Presence, ServicePublisher};
+use swarm_shared::net::endpoint::notice_throttle::NoticeThrottle;
+use swarm_shared::net::endpoint::{self, Endpoint, Events, Notice, PENDING_JOINS_MAX, StartError};
 use swarm_shared::net::handshake::Identity;
 use swarm_shared::net::identity::{self, IdentityError, KeyFile};
 use swarm_shared::net::peer::PeerEvent;
 use swarm_shared::net::random::NoRandomness;
-use swarm_shared::net::socket::{BadKeepalive, KeepaliveConfig, SocketError};
+use swarm_shared::net::socket::{KeepaliveConfig, KeepaliveError, SocketError};
 use swarm_shared::proto::address_book::{Hint, Source};
 use swarm_shared::proto::delivery::{CommandId, StageMessage};
 use swarm_shared::proto::id::{NodeName, PeerId, PeerKind};
-use swarm_shared::proto::message::Stopped;
+use swarm_shared::proto::message::StopStatus;
 use swarm_shared::proto::outcome::Reply;
 use swarm_shared::proto::selector::Selector;
 use swarm_shared::proto::session::Timing;
@@ -64,24 +64,24 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::gateway_peers::Posts;
-use super::{Call, Event, Fleet};
+use super::gateway_peers::GatewayPeers;
+use super::{Event, Fleet, RequestEnvelope};
 use crate::config::Config;
 use crate::store::{MemberRow, Store, StoreError};
-use authority::Office;
-pub use cancel::without_links;
-pub(in crate::fleet) use dispatch::{NO_NODES, TAKES_NOBODY};
-use registry::{Roll, SharedRoll};
-use subscribers::Followers;
-use unconfirmed_stops::{Lasting, Unconfirmed};
+use authority::FleetAuthority;
+pub use cancel::cancel_only_fleet;
+pub(in crate::fleet) use dispatch::{EXCLUDES_NO_NODE, NO_NODES};
+use registry::{NodeRegistry, SharedNodeRegistry};
+use subscribers::Subscribers;
+use unconfirmed_stops::{Debounce, UnconfirmedStops};
 use watchers::Watchers;
 
 /// How often what has changed of members is written to the store, and watchers are told what found no room before.
-const UPKEEP_INTERVAL: Duration = Duration::from_secs(1);
+const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(1);
 /// How long until members that the disk refused are stored again.
-const SAVE_AGAIN: Duration = Duration::from_secs(10);
+const SAVE_RETRY_INTERVAL: Duration = Duration::from_secs(10);
 /// How often a waiting `nodes` looks whether all are there.
-const LOOK_STEP: Duration = Duration::from_millis(20);
+const NODES_QUERY_INTERVAL: Duration = Duration::from_millis(20);
 
 /// What an engine is started with.
 #[derive(Clone, Debug)]
@@ -91,16 +91,16 @@ pub struct Settings {
     /// Where keys and members are kept; it exists, and this process owns it.
     pub state_dir: PathBuf,
     /// What for.
-    pub purpose: Purpose,
+    pub mode: Mode,
 }
 
 /// What an engine is started for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Purpose {
+pub enum Mode {
     /// It stays up: `serve`, `nodes --watch`.
-    Stay,
+    Daemon,
     /// It goes after one request: if its port is taken, any other does, for nodes are told where to dial.
-    Once,
+    OneShot,
     /// Likewise, and the request is an emergency stop of these nodes: what waits for them is withdrawn before any link
     /// is heard of, and so before the stop can be asked for.
     Stop(Selector),
@@ -126,7 +126,7 @@ pub enum EngineError {
     Random(#[from] NoRandomness),
     /// The keepalive of the configuration.
     #[error("[keepalive]: {0}")]
-    Keepalive(#[from] BadKeepalive),
+    Keepalive(#[from] KeepaliveError),
     /// What the store holds of the fleet is not sound.
     #[error(
         "what station.db holds of the fleet is not sound: {0}; restore a backup, or start with another --state-dir"
@@ -140,26 +140,26 @@ pub struct Engine {
     fleet: Fleet,
     store: Store,
     endpoint: Endpoint,
-    services: Services,
-    posts: Posts,
+    services: ServicePublisher,
+    gateway_peers: GatewayPeers,
     presence: Option<Presence>,
-    stop: CancellationToken,
+    shutdown: CancellationToken,
     tasks: TaskTracker,
 }
 
 /// What requests share: everything that their tasks may use without asking the engine.
 #[derive(Clone, Debug)]
-struct Shared {
+struct SharedContext {
     endpoint: Endpoint,
     /// The next command's number.
     next_id: Arc<AtomicU64>,
     epoch: u64,
-    keeper: delivery_task::Keeper,
-    stops: Arc<stop::Stops>,
-    routes: fetch::Routes,
-    posts: Posts,
+    deliveries: delivery_task::DeliveryHandle,
+    stops: Arc<stop::StopCoordinator>,
+    chunk_routes: fetch::ChunkRoutes,
+    gateway_peers: GatewayPeers,
     /// How many nodes are sent files at once.
-    sends: Arc<Semaphore>,
+    transfer_slots: Arc<Semaphore>,
     /// When the links were brought up.
     started: Instant,
 }
@@ -173,7 +173,7 @@ impl Engine {
         let Settings {
             config,
             state_dir,
-            purpose,
+            mode,
         } = settings;
         let keepalive = config.keepalive;
         let keepalive = KeepaliveConfig::new(keepalive.idle, keepalive.interval, keepalive.probes)?;
@@ -181,14 +181,14 @@ impl Engine {
         let key = tokio::task::spawn_blocking(move || identity::load_or_create(&dir, KeyFile::Identity));
         let key = key.await.map_err(|e| EngineError::Fleet(e.to_string()))??;
         let store = Store::open(&state_dir).await?;
-        let membership = authority::stored_membership(&store, &key.public()).await?;
-        let office = Office::open(&state_dir, store.clone()).await?;
-        let unconfirmed = Unconfirmed::load(&store).await?;
-        let roll = SharedRoll::new(Roll::load(&store, unconfirmed.clone()).await?);
-        let (forms, to_clerk) = mpsc::channel(super::CALLS_MAX);
-        let (planned, plans) = mpsc::channel(super::CALLS_MAX);
-        let (joins, join_requests) = mpsc::channel(JOINS_MAX);
-        let me = key.public().id();
+        let membership = authority::load_membership(&store, &key.public()).await?;
+        let authority = FleetAuthority::open(&state_dir, store.clone()).await?;
+        let unconfirmed = UnconfirmedStops::load(&store).await?;
+        let registry = SharedNodeRegistry::new(NodeRegistry::load(&store, unconfirmed.clone()).await?);
+        let (membership_requests, membership_inbox) = mpsc::channel(super::REQUESTS_MAX);
+        let (planned_retries, planned_inbox) = mpsc::channel(super::REQUESTS_MAX);
+        let (joins, join_requests) = mpsc::channel(PENDING_JOINS_MAX);
+        let own_id = key.public().id();
         let identity = Arc::new(Identity::new(key)?);
         let listening = |listen| endpoint::Config {
             kind: PeerKind::Station,
@@ -201,92 +201,98 @@ impl Engine {
             joins: Some(joins.clone()),
         };
         let (endpoint, events) = match Endpoint::start(listening(config.listen), Arc::clone(&identity)) {
-            Err(StartError::Socket(SocketError::PortInUse(_))) if purpose != Purpose::Stay => {
+            Err(StartError::Socket(SocketError::PortInUse(_))) if mode != Mode::Daemon => {
                 Endpoint::start(listening(SocketAddr::new(config.listen.ip(), 0)), identity)?
             }
             started => started?,
         };
-        let means = Means {
+        let means = Methods {
             mdns: config.mdns,
             pings: config.pings.then_some(config.ping_port),
         };
         let presence = presence::start(&endpoint, means)?;
         for addr in &config.nodes {
-            endpoint.heard(*addr, Source::Static, Hint::None).await;
+            endpoint
+                .address_discovered(*addr, Source::Static, Hint::None)
+                .await;
         }
-        let (fleet, calls) = Fleet::local();
-        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let (fleet, requests) = Fleet::local();
+        let (shutdown, tasks) = (CancellationToken::new(), TaskTracker::new());
         let next_id = Arc::new(AtomicU64::new(1));
-        let (keeper, words) = delivery_task::Task::channel();
-        let book = delivery_task::Task::open(store.clone(), me, Arc::clone(&next_id)).await?;
-        tasks.spawn(book.run(words, stop.clone()));
-        let kept = store.clone();
-        let posts = Posts::default();
-        let task = Task {
-            me,
-            shared: Shared {
+        let (deliveries, delivery_inbox) = delivery_task::DeliveryTask::channel();
+        let delivery_task =
+            delivery_task::DeliveryTask::open(store.clone(), own_id, Arc::clone(&next_id)).await?;
+        tasks.spawn(delivery_task.run(delivery_inbox, shutdown.clone()));
+        let engine_store = store.clone();
+        let gateway_peers = GatewayPeers::default();
+        let task = EngineTask {
+            own_id,
+            shared: SharedContext {
                 endpoint: endpoint.clone(),
                 next_id,
                 epoch: store.epoch(),
-                keeper,
-                stops: Arc::new(stop::Stops::new(
+                deliveries,
+                stops: Arc::new(stop::StopCoordinator::new(
                     store.stop_number().await?,
                     unconfirmed.clone(),
                     store.clone(),
                     means.pings.map(|port| (presence.interfaces.clone(), port)),
                     tasks.clone(),
                 )),
-                routes: fetch::Routes::default(),
-                posts: posts.clone(),
-                sends: Arc::new(Semaphore::new(send_files::NODES_AT_ONCE)),
+                chunk_routes: fetch::ChunkRoutes::default(),
+                gateway_peers: gateway_peers.clone(),
+                transfer_slots: Arc::new(Semaphore::new(send_files::CONCURRENT_TRANSFERS_MAX)),
                 started: clock::now(),
             },
             store,
-            roll,
-            forms,
-            planned,
+            registry,
+            membership_requests,
+            planned_retries,
             watchers: Watchers::default(),
-            followers: Followers::default(),
-            looks: Vec::new(),
-            hush: Hush::default(),
+            subscribers: Subscribers::default(),
+            nodes_queries: Vec::new(),
+            notice_throttle: NoticeThrottle::default(),
             state_dir,
-            stop: stop.clone(),
+            shutdown: shutdown.clone(),
             tasks: tasks.clone(),
             saving: None,
-            lasting: Lasting::default(),
+            unconfirmed_debounce: Debounce::default(),
         };
-        tasks.spawn(unconfirmed.keep(task.store.clone(), stop.clone()));
-        task.roll.open_members(&task.shared.endpoint).await;
+        tasks.spawn(unconfirmed.persist_changes(task.store.clone(), shutdown.clone()));
+        task.registry.open_sessions(&task.shared.endpoint).await;
         task.dial_members().await;
-        if let Purpose::Stop(selector) = purpose {
-            stop::withdraw_early(&task.shared, &task.roll.lock().targets(&selector));
-            task.shared.keeper.say(delivery_task::Word::Withdrawn).await;
+        if let Mode::Stop(selector) = mode {
+            stop::withdraw_early(&task.shared, &task.registry.lock().targets(&selector));
+            task.shared
+                .deliveries
+                .send(delivery_task::DeliveryCommand::ApplyWithdrawals)
+                .await;
         }
         tasks.spawn(history_writer::prune(
             task.store.clone(),
             config.history,
-            stop.clone(),
+            shutdown.clone(),
         ));
-        let clerk = membership_task::Clerk {
+        let membership_task = membership_task::MembershipTask {
             shared: task.shared.clone(),
             store: task.store.clone(),
-            office,
-            roll: task.roll.clone(),
+            authority,
+            registry: task.registry.clone(),
             keepalive,
-            stop: stop.clone(),
+            shutdown: shutdown.clone(),
             tasks: tasks.clone(),
         };
-        tasks.spawn(clerk.run(to_clerk, join_requests));
-        tasks.spawn(task.run(calls, events, plans, endpoint.membership()));
-        tracing::info!(addr = %endpoint.listens(), "listening");
+        tasks.spawn(membership_task.run(membership_inbox, join_requests));
+        tasks.spawn(task.run(requests, events, planned_inbox, endpoint.membership()));
+        tracing::info!(addr = %endpoint.listen_addr(), "listening");
         Ok(Self {
             fleet,
-            store: kept,
+            store: engine_store,
             endpoint,
             services: presence.services(),
-            posts,
+            gateway_peers,
             presence: Some(presence),
-            stop,
+            shutdown,
             tasks,
         })
     }
@@ -302,13 +308,13 @@ impl Engine {
     }
 
     /// To publish services of other systems.
-    pub fn services(&self) -> Services {
+    pub fn services(&self) -> ServicePublisher {
         self.services.clone()
     }
 
-    /// Where doors seat their peers.
-    pub fn posts(&self) -> Posts {
-        self.posts.clone()
+    /// Where gateways seat their peers.
+    pub fn gateway_peers(&self) -> GatewayPeers {
+        self.gateway_peers.clone()
     }
 
     /// What it remembers.
@@ -317,25 +323,25 @@ impl Engine {
     }
 
     /// The address that is listened on, with its real port.
-    pub fn listens(&self) -> SocketAddr {
-        self.endpoint.listens()
+    pub fn listen_addr(&self) -> SocketAddr {
+        self.endpoint.listen_addr()
     }
 
     /// Says goodbye to all peers and ends.
-    pub async fn stop(mut self) {
-        self.stop.cancel();
+    pub async fn shut_down(mut self) {
+        self.shutdown.cancel();
         self.tasks.close();
         if let Some(presence) = self.presence.take() {
             presence.shutdown().await;
         }
         self.endpoint.shutdown().await;
-        if tokio::time::timeout(endpoint::SHUTDOWN_GRACE, self.tasks.wait())
+        if tokio::time::timeout(endpoint::SHUTDOWN_TIMEOUT, self.tasks.wait())
             .await
             .is_err()
         {
             tracing::warn!(left = self.tasks.len(), "requests outlived shutdown");
         }
-        let closed = tokio::time::timeout(endpoint::SHUTDOWN_GRACE, self.store.close());
+        let closed = tokio::time::timeout(endpoint::SHUTDOWN_TIMEOUT, self.store.close());
         if closed.await.is_err() {
             tracing::warn!("the store outlived shutdown; nothing of it is lost");
         }
@@ -343,143 +349,150 @@ impl Engine {
 }
 
 /// A question who is there, waiting for a process that has just started to find its nodes.
-struct Look {
+struct NodesQuery {
     selector: Selector,
     deadline: Instant,
     events: mpsc::Sender<Event>,
 }
 
-struct Task {
-    me: PeerId,
-    shared: Shared,
+struct EngineTask {
+    own_id: PeerId,
+    shared: SharedContext,
     store: Store,
-    roll: SharedRoll,
+    registry: SharedNodeRegistry,
     /// To the clerk.
-    forms: mpsc::Sender<membership_task::Form>,
+    membership_requests: mpsc::Sender<membership_task::MembershipRequest>,
     /// Repetitions, back from the history.
-    planned: mpsc::Sender<dispatch::Asked>,
+    planned_retries: mpsc::Sender<dispatch::RequestContext>,
     watchers: Watchers,
-    followers: Followers,
-    looks: Vec<Look>,
-    hush: Hush,
+    subscribers: Subscribers,
+    nodes_queries: Vec<NodesQuery>,
+    notice_throttle: NoticeThrottle,
     state_dir: PathBuf,
-    stop: CancellationToken,
+    shutdown: CancellationToken,
     tasks: TaskTracker,
     /// What members are being stored.
     saving: Option<JoinHandle<()>>,
-    lasting: Lasting,
+    unconfirmed_debounce: Debounce,
 }
 
-impl Task {
+impl EngineTask {
     async fn run(
         mut self,
-        mut calls: mpsc::Receiver<Call>,
+        mut requests: mpsc::Receiver<RequestEnvelope>,
         mut events: Events,
-        mut planned: mpsc::Receiver<dispatch::Asked>,
+        mut planned_retries: mpsc::Receiver<dispatch::RequestContext>,
         mut membership: watch::Receiver<Option<Arc<Membership>>>,
     ) {
-        let mut upkeep = tokio::time::interval(UPKEEP_INTERVAL);
+        let mut upkeep = tokio::time::interval(MAINTENANCE_INTERVAL);
         let (checks, mut checked) = mpsc::channel(endpoint::EVENTS_MAX);
         let (readings, mut read) = mpsc::channel(endpoint::EVENTS_MAX);
-        let stop = self.stop.clone();
+        let shutdown = self.shutdown.clone();
         loop {
             tokio::select! {
                 biased;
-                () = stop.cancelled() => break,
-                Some(event) = events.peers.recv() => self.take_event(event, &checks).await,
-                Some(notice) = events.notices.recv() => self.take_notice(&notice),
+                () = shutdown.cancelled() => break,
+                Some(event) = events.peers.recv() => self.on_peer_event(event, &checks).await,
+                Some(notice) = events.notices.recv() => self.on_notice(&notice),
                 Some(checked) = checked.recv() => {
                     let id = checked.id;
-                    self.roll.lock().take_check(checked);
-                    self.watchers.tell(&self.roll.lock(), id);
+                    self.registry.lock().set_self_check(checked);
+                    self.watchers.notify(&self.registry.lock(), id);
                 }
                 Ok(()) = membership.changed() => {
                     let now = membership.borrow_and_update().clone();
-                    self.take_membership(now).await;
+                    self.on_membership_change(now).await;
                 }
-                Some(again) = planned.recv() => self.take_request(again),
-                Some(call) = calls.recv() => self.take_call(call),
-                Some(reading) = read.recv() => self.followers.take(reading),
-                () = clock::sleep_until(self.followers.asks_at()), if self.followers.wants_telemetry() => {
-                    let targets = self.roll.lock().targets(&Selector::all());
-                    self.followers.ask(&self.shared, &self.tasks, targets, &readings);
+                Some(again) = planned_retries.recv() => self.dispatch(again),
+                Some(call) = requests.recv() => self.on_request(call),
+                Some(reading) = read.recv() => self.subscribers.on_readings(reading),
+                () = clock::sleep_until(self.subscribers.next_query_at()), if self.subscribers.wants_telemetry() => {
+                    let targets = self.registry.lock().targets(&Selector::all());
+                    self.subscribers.query_telemetry(&self.shared, &self.tasks, targets, &readings);
                 }
-                _tick = upkeep.tick() => self.look_after(),
-                () = tokio::time::sleep(LOOK_STEP), if !self.looks.is_empty() => self.answer_looks(),
+                _tick = upkeep.tick() => self.run_maintenance(),
+                () = tokio::time::sleep(NODES_QUERY_INTERVAL), if !self.nodes_queries.is_empty() => self.answer_nodes_queries(),
             }
         }
         if let Some(saving) = self.saving.take() {
             // It tells its own faults.
             let _fell_over = saving.await;
         }
-        self.look_after();
+        self.run_maintenance();
     }
 
     /// Dials members where they were seen last.
     async fn dial_members(&self) {
-        let addresses = self.roll.lock().addresses();
+        let addresses = self.registry.lock().addresses();
         for (id, address) in addresses {
             let hint = Hint::Id(id);
-            self.shared.endpoint.heard(address, Source::Known, hint).await;
+            self.shared
+                .endpoint
+                .address_discovered(address, Source::Known, hint)
+                .await;
         }
     }
 
-    async fn take_event(&mut self, event: PeerEvent, checks: &mpsc::Sender<registry::Checked>) {
+    async fn on_peer_event(&mut self, event: PeerEvent, checks: &mpsc::Sender<registry::SelfCheckResult>) {
         let changed = match event {
-            PeerEvent::Up { peer, resumed } => {
+            PeerEvent::Connected { peer, resumed } => {
                 tracing::info!(peer = %peer.name, id = %peer.id.short(), addr = %peer.addr, "linked");
-                let namesakes = self.roll.lock().namesakes(peer.id);
-                let mut link = self.roll.lock().up(&peer);
+                let namesakes = self.registry.lock().same_name_nodes(peer.id);
+                let mut link = self.registry.lock().on_connected(&peer);
                 if link.is_none() {
                     // Another station took it in: it is met here for the first time.
-                    self.roll.open_members(&self.shared.endpoint).await;
-                    link = self.roll.lock().up(&peer);
+                    self.registry.open_sessions(&self.shared.endpoint).await;
+                    link = self.registry.lock().on_connected(&peer);
                 }
                 if let Some(link) = link
                     && peer.kind == PeerKind::Node
                 {
-                    let up = delivery_task::Word::Up {
+                    let up = delivery_task::DeliveryCommand::Connected {
                         link: link.clone(),
                         resumed,
                     };
-                    self.shared.keeper.say(up).await;
-                    stop::linked(&self.shared, &link);
+                    self.shared.deliveries.send(up).await;
+                    stop::on_linked(&self.shared, &link);
                     self.tasks
                         .spawn(query::self_check(self.shared.clone(), link, checks.clone()));
                 }
                 // It may have another name now.
                 for id in namesakes {
-                    self.watchers.tell(&self.roll.lock(), id);
+                    self.watchers.notify(&self.registry.lock(), id);
                 }
                 peer.id
             }
             PeerEvent::Silent(id) => {
-                self.roll.lock().silent(id, true);
+                self.registry.lock().set_silent(id, true);
                 id
             }
-            PeerEvent::Heard(id) => {
-                self.roll.lock().silent(id, false);
+            PeerEvent::Responsive(id) => {
+                self.registry.lock().set_silent(id, false);
                 id
             }
-            PeerEvent::Down { id, why } => {
-                tracing::info!(peer = %self.roll.lock().name(id), why, "link lost");
-                self.roll.lock().down(id);
-                self.shared.keeper.say(delivery_task::Word::Down(id)).await;
+            PeerEvent::Disconnected { id, reason: why } => {
+                tracing::info!(peer = %self.registry.lock().display_name(id), why, "link lost");
+                self.registry.lock().on_disconnected(id);
+                self.shared
+                    .deliveries
+                    .send(delivery_task::DeliveryCommand::Disconnected(id))
+                    .await;
                 id
             }
-            PeerEvent::Bulk { events, .. } => {
-                self.tasks.spawn(fetch::route(events, self.shared.routes.clone()));
+            PeerEvent::BulkOpened { events, .. } => {
+                self.tasks
+                    .spawn(fetch::route_chunks(events, self.shared.chunk_routes.clone()));
                 return;
             }
             PeerEvent::Frame { peer, frame, .. } if frame.header.kind == Some(Kind::Stopped) => {
-                match frame.read::<Stopped>() {
+                match frame.parse_content::<StopStatus>() {
                     Ok(report) => {
-                        let released = self.roll.lock().stopped(peer.id, &report);
+                        let released = self.registry.lock().set_stop_report(peer.id, &report);
                         if let Some(link) = released {
                             self.tasks
                                 .spawn(query::self_check(self.shared.clone(), link, checks.clone()));
                         }
-                        self.shared.stops.reported(peer.id, report);
+                        self.shared.stops.on_report(peer.id, report);
                     }
                     Err(error) => {
                         tracing::warn!(peer = %peer.name, %error, "unreadable word of a stop");
@@ -489,49 +502,48 @@ impl Task {
                 peer.id
             }
             PeerEvent::Frame { peer, frame, .. } => {
-                self.take_frame(peer.id, &frame).await;
+                self.on_frame(peer.id, &frame).await;
                 return;
             }
         };
-        self.watchers.tell(&self.roll.lock(), changed);
+        self.watchers.notify(&self.registry.lock(), changed);
     }
 
     /// Word of a node on what it was asked to do, or on what it can do.
-    async fn take_frame(&mut self, from: PeerId, frame: &Frame) {
-        let id = CommandId::of(self.me, &frame.header);
-        let word =
-            match (frame.header.kind, id) {
-                (Some(Kind::Stage), Some(id)) => frame.read::<StageMessage>().map(|message| {
-                    let stage = message.stage;
-                    delivery_task::Word::Stage { from, id, stage }
-                }),
-                (Some(Kind::Reply), Some(id)) => frame
-                    .read::<Reply>()
-                    .map(|reply| delivery_task::Word::Reply { from, id, reply }),
-                (Some(Kind::Offer), _) => {
-                    match frame.read() {
-                        Ok(offer) => self.roll.lock().offers(from, offer),
-                        Err(error) => tracing::debug!(peer = %from.short(), %error, "unreadable offer"),
-                    }
-                    return;
+    async fn on_frame(&mut self, from: PeerId, frame: &Frame) {
+        let id = CommandId::from_header(self.own_id, &frame.header);
+        let word = match (frame.header.kind, id) {
+            (Some(Kind::Stage), Some(id)) => frame.parse_content::<StageMessage>().map(|message| {
+                let stage = message.stage;
+                delivery_task::DeliveryCommand::Stage { from, id, stage }
+            }),
+            (Some(Kind::Reply), Some(id)) => frame
+                .parse_content::<Reply>()
+                .map(|reply| delivery_task::DeliveryCommand::Reply { from, id, reply }),
+            (Some(Kind::Offer), _) => {
+                match frame.parse_content() {
+                    Ok(offer) => self.registry.lock().set_action_catalog(from, offer),
+                    Err(error) => tracing::debug!(peer = %from.short(), %error, "unreadable offer"),
                 }
-                (kind, _) => {
-                    tracing::debug!(peer = %from.short(), ?kind, "frame not asked for");
-                    return;
-                }
-            };
+                return;
+            }
+            (kind, _) => {
+                tracing::debug!(peer = %from.short(), ?kind, "frame not asked for");
+                return;
+            }
+        };
         match word {
-            Ok(word) => self.shared.keeper.say(word).await,
+            Ok(word) => self.shared.deliveries.send(word).await,
             Err(error) => tracing::warn!(peer = %from.short(), %error, "unreadable word of a delivery"),
         }
     }
 
-    fn take_notice(&mut self, notice: &Notice) {
+    fn on_notice(&mut self, notice: &Notice) {
         let text = notice.to_string();
         match notice {
             Notice::Renamed { .. } => tracing::info!("{text}"),
-            Notice::Refused { .. } | Notice::Cloned { .. } | Notice::OwnKeyRevoked => {
-                if self.hush.is_news(notice, clock::now()) {
+            Notice::Refused { .. } | Notice::ClonedKey { .. } | Notice::OwnKeyRevoked => {
+                if self.notice_throttle.should_report(notice, clock::now()) {
                     tracing::warn!("{text}");
                 } else {
                     tracing::debug!("again: {text}");
@@ -539,66 +551,73 @@ impl Task {
             }
         }
         let about = match notice {
-            Notice::Renamed { id, name, .. } => {
-                let namesakes = self.roll.lock().namesakes(*id);
-                self.roll.lock().rename(*id, name.clone());
+            Notice::Renamed { id, new: name, .. } => {
+                let namesakes = self.registry.lock().same_name_nodes(*id);
+                self.registry.lock().rename(*id, name.clone());
                 for id in namesakes {
-                    self.watchers.tell(&self.roll.lock(), id);
+                    self.watchers.notify(&self.registry.lock(), id);
                 }
                 *id
             }
-            Notice::Cloned { id, .. } => {
-                self.roll.lock().warn(*id, text);
+            Notice::ClonedKey { id, .. } => {
+                self.registry.lock().set_warning(*id, text);
                 *id
             }
             Notice::Refused { .. } | Notice::OwnKeyRevoked => return,
         };
-        self.watchers.tell(&self.roll.lock(), about);
+        self.watchers.notify(&self.registry.lock(), about);
     }
 
     /// Who is put out is sent nothing from now on; the clerk stores it.
-    async fn take_membership(&mut self, membership: Option<Arc<Membership>>) {
+    async fn on_membership_change(&mut self, membership: Option<Arc<Membership>>) {
         let Some(membership) = membership else { return };
-        let revoked = self.roll.lock().revoke(&membership);
+        let revoked = self.registry.lock().revoke(&membership);
         for key in &revoked {
             self.shared
-                .keeper
-                .say(delivery_task::Word::PutOut(key.id()))
+                .deliveries
+                .send(delivery_task::DeliveryCommand::Revoked(key.id()))
                 .await;
             // One that is away has no link that ends.
-            self.watchers.tell_out(&self.roll.lock(), key.id());
+            self.watchers.notify_revoked(&self.registry.lock(), key.id());
         }
     }
 
-    fn look_after(&mut self) {
+    fn run_maintenance(&mut self) {
         // Aside, one at a time: a disk may take seconds, and an emergency stop is not to wait for it.
         if self.saving.as_ref().is_none_or(JoinHandle::is_finished) {
-            let changed = self.roll.lock().take_unsaved();
+            let changed = self.registry.lock().take_unsaved();
             if !changed.is_empty() {
-                self.saving = Some(self.tasks.spawn(save(
+                self.saving = Some(self.tasks.spawn(save_members(
                     changed,
                     self.store.clone(),
-                    self.roll.clone(),
-                    self.stop.clone(),
+                    self.registry.clone(),
+                    self.shutdown.clone(),
                 )));
             }
         }
-        for id in self.lasting.news(&self.shared.stops.unconfirmed) {
-            self.watchers.tell(&self.roll.lock(), id);
+        for id in self.unconfirmed_debounce.changes(&self.shared.stops.unconfirmed) {
+            self.watchers.notify(&self.registry.lock(), id);
         }
-        self.watchers.catch_up(&self.roll.lock());
-        self.followers.catch_up();
+        self.watchers.flush(&self.registry.lock());
+        self.subscribers.flush();
         // Links that come up without a pause leave no time for the short step.
-        self.answer_looks();
+        self.answer_nodes_queries();
     }
 }
 
 /// Stores what members are. What the disk refuses is to be stored again.
-async fn save(changed: Vec<MemberRow>, store: Store, roll: SharedRoll, stop: CancellationToken) {
+async fn save_members(
+    changed: Vec<MemberRow>,
+    store: Store,
+    registry: SharedNodeRegistry,
+    shutdown: CancellationToken,
+) {
     let ids: Vec<PeerId> = changed.iter().map(|row| row.key.id()).collect();
     if let Err(error) = store.put_members(changed).await {
         tracing::error!(%error, "members are not stored; it is tried again");
-        roll.lock().not_saved(&ids);
-        let _stopped = stop.run_until_cancelled(tokio::time::sleep(SAVE_AGAIN)).await;
+        registry.lock().mark_unsaved(&ids);
+        let _stopped = shutdown
+            .run_until_cancelled(tokio::time::sleep(SAVE_RETRY_INTERVAL))
+            .await;
     }
 }

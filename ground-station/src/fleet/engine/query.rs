@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use swarm_shared::net::clock;
-use swarm_shared::net::peer::{Ended, PeerLink, ReplyTo, Request};
-use swarm_shared::proto::encoded::Parcel;
+use swarm_shared::net::peer::{PeerLink, ReplyTo, Request, RequestResult};
+use swarm_shared::proto::encoded::EncodedFrame;
 use swarm_shared::proto::id::PeerId;
 use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::outcome::{Outcome, Reply};
@@ -15,12 +15,12 @@ use swarm_shared::proto::session::Outgoing;
 use swarm_shared::proto::wire::{CONTENT_BYTES_MAX, Frame, Kind, Lane, MessageType, WireError};
 use tokio::sync::mpsc;
 
-use super::Shared;
-use super::registry::{Checked, Target};
-use crate::fleet::{Batch, Check, Delivery, Event, Failure, NodeRef, to_the_microsecond};
+use super::SharedContext;
+use super::registry::{SelfCheckResult, Target};
+use crate::fleet::{Batch, Check, Delivery, Event, Failure, NodeRef, round_to_microsecond};
 
 /// How long a session remembers a request beyond all that its caller waits for.
-const REMEMBERED: Duration = Duration::from_secs(600);
+const REQUEST_RETENTION: Duration = Duration::from_secs(600);
 /// How long a self-check may take.
 const SELF_CHECK_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -40,7 +40,12 @@ pub(super) struct Command {
 }
 
 /// The frame of a command.
-pub(super) fn frame(shared: &Shared, action: &str, arguments: &Arguments, lane: Lane) -> Frame {
+pub(super) fn command_frame(
+    shared: &SharedContext,
+    action: &str,
+    arguments: &Arguments,
+    lane: Lane,
+) -> Frame {
     let mut frame = Frame::json(Kind::Command, arguments);
     frame.header.message_type = MessageType::Request;
     frame.header.action = Some(action.to_owned());
@@ -51,15 +56,20 @@ pub(super) fn frame(shared: &Shared, action: &str, arguments: &Arguments, lane: 
 }
 
 /// Sends a command to its targets and reports how each ended, until all have or the time is up.
-pub(super) async fn run(shared: Shared, targets: Vec<Target>, command: Command, events: mpsc::Sender<Event>) {
+pub(super) async fn run(
+    shared: SharedContext,
+    targets: Vec<Target>,
+    command: Command,
+    events: mpsc::Sender<Event>,
+) {
     let started = clock::now();
-    let frame = frame(&shared, &command.action, &command.arguments, command.lane);
-    let (id, parcel) = match (frame.header.id, Parcel::new(&frame)) {
+    let frame = command_frame(&shared, &command.action, &command.arguments, command.lane);
+    let (id, parcel) = match (frame.header.id, EncodedFrame::new(&frame)) {
         (Some(id), Ok(parcel)) if frame.content.len() <= CONTENT_BYTES_MAX => (id, parcel),
-        (_, Err(error)) => return fail(&events, &error).await,
+        (_, Err(error)) => return send_encode_failure(&events, &error).await,
         (_, Ok(_)) => {
             let (bytes, max) = (frame.content.len() as u64, CONTENT_BYTES_MAX);
-            return fail(&events, &WireError::ContentTooLong { bytes, max }).await;
+            return send_encode_failure(&events, &WireError::ContentTooLong { bytes, max }).await;
         }
     };
     let named = Event::Targets {
@@ -71,16 +81,16 @@ pub(super) async fn run(shared: Shared, targets: Vec<Target>, command: Command, 
     let (reply_to, mut ends) = mpsc::channel(targets.len());
     let mut waiting: BTreeMap<PeerId, Target> = BTreeMap::new();
     let deadline = started + command.ttl;
-    let until = deadline.max(started + command.timeout) + REMEMBERED;
+    let until = deadline.max(started + command.timeout) + REQUEST_RETENTION;
     for target in targets {
         let outgoing = Outgoing {
-            parcel: parcel.clone(),
+            frame: parcel.clone(),
             lane: command.lane,
             deadline: Some(deadline),
         };
         let request = Request {
             id,
-            until,
+            timeout_at: until,
             reply_to: ReplyTo(reply_to.clone()),
         };
         match target.link.try_request(outgoing, request) {
@@ -94,18 +104,18 @@ pub(super) async fn run(shared: Shared, targets: Vec<Target>, command: Command, 
             }
         }
     }
-    let give_up = started + command.timeout;
+    let reply_deadline = started + command.timeout;
     while !waiting.is_empty() {
         let end = tokio::select! {
             biased;
             () = events.closed() => return,
-            end = clock::timeout_at(give_up, ends.recv()) => end,
+            end = clock::timeout_at(reply_deadline, ends.recv()) => end,
         };
         let Ok(Some(end)) = end else { break };
         let Some(target) = waiting.remove(&end.peer) else {
             continue;
         };
-        let delivery = Delivery::new(target.node, reply(end.ended), elapsed_ms(started));
+        let delivery = Delivery::new(target.node, to_reply(end.result), elapsed_ms(started));
         if events.send(Event::Delivery(delivery)).await.is_err() {
             return;
         }
@@ -120,7 +130,7 @@ pub(super) async fn run(shared: Shared, targets: Vec<Target>, command: Command, 
     let _caller_gone = events.send(Event::End).await;
 }
 
-pub(super) async fn fail(events: &mpsc::Sender<Event>, error: &WireError) {
+pub(super) async fn send_encode_failure(events: &mpsc::Sender<Event>, error: &WireError) {
     let message = format!("the command cannot be sent: {error}; make its arguments shorter, or send a file");
     let _caller_gone = events.send(Event::failed(Failure::Usage, message)).await;
 }
@@ -128,7 +138,7 @@ pub(super) async fn fail(events: &mpsc::Sender<Event>, error: &WireError) {
 /// Of a question: whether a node that comes back gets it still is nobody's concern.
 fn no_answer(target: &Target, waited: Duration) -> Reply {
     let error = if *target.online.borrow() {
-        unanswered(waited)
+        no_answer_text(waited)
     } else {
         match waited.as_secs_f64() {
             0.0 => "offline".to_owned(),
@@ -139,7 +149,7 @@ fn no_answer(target: &Target, waited: Duration) -> Reply {
 }
 
 /// Of whoever is linked and has not answered.
-pub(super) fn unanswered(waited: Duration) -> String {
+pub(super) fn no_answer_text(waited: Duration) -> String {
     match waited.as_secs_f64() {
         0.0 => "not waited for (a time-out of 0); it may still be at work".to_owned(),
         waited => format!("no answer within {waited} s; it may still be at work"),
@@ -147,47 +157,61 @@ pub(super) fn unanswered(waited: Duration) -> String {
 }
 
 pub(super) fn elapsed_ms(since: Instant) -> f64 {
-    to_the_microsecond(clock::since(since).as_secs_f64() * 1_000.0)
+    round_to_microsecond(clock::since(since).as_secs_f64() * 1_000.0)
 }
 
 /// The reply that a request's end amounts to.
-pub(super) fn reply(ended: Ended) -> Reply {
+pub(super) fn to_reply(ended: RequestResult) -> Reply {
     match ended {
-        Ended::Reply(content) => serde_json::from_slice(&content)
+        RequestResult::Reply(content) => serde_json::from_slice(&content)
             .unwrap_or_else(|error| Reply::failed(format!("the node's reply is unreadable: {error}"))),
-        Ended::Expired => Reply::ended(
+        RequestResult::Expired => Reply::ended(
             Outcome::Expired,
             "its time to live ran out before it could be sent",
         ),
-        Ended::Lost => Reply::ended(
+        RequestResult::Lost => Reply::ended(
             Outcome::Unknown,
             "the node restarted midway: it may have run, or not; look before you repeat",
         ),
-        Ended::TimedOut => Reply::ended(Outcome::NoAnswer, "no answer"),
-        Ended::NotSent(why) => Reply::refused(why),
+        RequestResult::TimedOut => Reply::ended(Outcome::NoAnswer, "no answer"),
+        RequestResult::NotSent(why) => Reply::refused(why),
     }
 }
 
 /// Asks a node that has just been linked how it is. However that ends, the answer is told.
-pub(super) async fn self_check(shared: Shared, link: PeerLink, told: mpsc::Sender<Checked>) {
+pub(super) async fn self_check(
+    shared: SharedContext,
+    link: PeerLink,
+    results: mpsc::Sender<SelfCheckResult>,
+) {
     let id = link.id();
-    let checks = ask_checks(&shared, &link).await.unwrap_or_default();
-    let _stopping = told.send(Checked { id, checks }).await;
+    let checks = request_self_check(&shared, &link).await.unwrap_or_default();
+    let _stopping = results.send(SelfCheckResult { id, checks }).await;
 }
 
-async fn ask_checks(shared: &Shared, link: &PeerLink) -> Option<Vec<Check>> {
-    let ended = ask(shared, link, "selfcheck", SELF_CHECK_TIMEOUT).await?;
-    reply(ended).value?.as_array()?.iter().map(check).collect()
+async fn request_self_check(shared: &SharedContext, link: &PeerLink) -> Option<Vec<Check>> {
+    let ended = query_node(shared, link, "selfcheck", SELF_CHECK_TIMEOUT).await?;
+    to_reply(ended)
+        .value?
+        .as_array()?
+        .iter()
+        .map(parse_check)
+        .collect()
 }
 
 /// Asks a node something that takes no arguments and only reads, for ourselves. `None` if it could not be sent.
-pub(super) async fn ask(shared: &Shared, link: &PeerLink, action: &str, timeout: Duration) -> Option<Ended> {
-    let frame = frame(shared, action, &Arguments::default(), Lane::Control);
-    let (id, parcel) = (frame.header.id?, Parcel::new(&frame).ok()?);
+pub(super) async fn query_node(
+    shared: &SharedContext,
+    link: &PeerLink,
+    action: &str,
+    timeout: Duration,
+) -> Option<RequestResult> {
+    let frame = command_frame(shared, action, &Arguments::default(), Lane::Control);
+    let (id, parcel) = (frame.header.id?, EncodedFrame::new(&frame).ok()?);
     let until = clock::now() + timeout;
     let (reply_to, mut ends) = mpsc::channel(1);
     let outgoing = Outgoing {
-        parcel,
+        frame: parcel,
         lane: Lane::Control,
         deadline: Some(until),
     };
@@ -195,16 +219,16 @@ pub(super) async fn ask(shared: &Shared, link: &PeerLink, action: &str, timeout:
         outgoing,
         Request {
             id,
-            until,
+            timeout_at: until,
             reply_to: ReplyTo(reply_to),
         },
     )
     .ok()?;
-    ends.recv().await.map(|end| end.ended)
+    ends.recv().await.map(|end| end.result)
 }
 
 /// One point of a self-check: `{"check","ok","detail"}`.
-fn check(value: &Value) -> Option<Check> {
+fn parse_check(value: &Value) -> Option<Check> {
     Some(Check {
         name: value.get("check")?.as_str()?.to_owned(),
         ok: value.get("ok")?.as_bool()?,
@@ -213,6 +237,6 @@ fn check(value: &Value) -> Option<Check> {
 }
 
 /// How a delivery that never came to anything is told.
-pub(super) fn ended(node: &NodeRef, reply: Reply, started: Instant) -> Event {
+pub(super) fn delivery_event(node: &NodeRef, reply: Reply, started: Instant) -> Event {
     Event::Delivery(Delivery::new(node.clone(), reply, elapsed_ms(started)))
 }

@@ -9,14 +9,14 @@ use swarm_shared::net::clock;
 use swarm_shared::net::endpoint::Endpoint;
 use swarm_shared::net::peer::{PeerInfo, PeerLink};
 use swarm_shared::proto::id::{NodeName, PeerId, PeerKind};
-use swarm_shared::proto::message::{LOST_LINK_CHECK, Offer, Stopped};
-use swarm_shared::proto::selector::{Selector, Target as Matched};
+use swarm_shared::proto::message::{ActionCatalog, LOST_LINK_CHECK, StopStatus};
+use swarm_shared::proto::selector::{NodeAttributes as Matched, Selector};
 use swarm_shared::proto::trust::Membership;
 use tokio::sync::watch;
 
-use super::action_catalogs::Offered;
-use super::unconfirmed_stops::Unconfirmed;
-use crate::fleet::event::PUT_OUT;
+use super::action_catalogs::KnownActions;
+use super::unconfirmed_stops::UnconfirmedStops;
+use crate::fleet::event::REVOKED_WARNING;
 use crate::fleet::{Check, MemberView, NodeRef, NodeState, NodeView, StopView};
 use crate::store::{MemberRow, Store, StoreError};
 
@@ -28,7 +28,7 @@ pub(super) struct Target {
     /// Whether it is linked, and news of it.
     pub(super) online: watch::Receiver<bool>,
     /// What it has said that it can do, and news of it.
-    pub(super) offered: watch::Receiver<Offered>,
+    pub(super) action_catalog: watch::Receiver<KnownActions>,
     /// Whether no other target has its name.
     pub(super) name_is_unique: bool,
     /// Where it was seen last.
@@ -37,7 +37,7 @@ pub(super) struct Target {
 
 impl Target {
     /// Waits until it is linked; whether that came in time.
-    pub(super) async fn is_online_by(&self, deadline: Instant) -> bool {
+    pub(super) async fn wait_online_until(&self, deadline: Instant) -> bool {
         let mut online = self.online.clone();
         let linked = online.wait_for(|online| *online);
         matches!(clock::timeout_at(deadline, linked).await, Ok(Ok(_)))
@@ -46,7 +46,7 @@ impl Target {
 
 /// What a node's check of itself said.
 #[derive(Debug)]
-pub(super) struct Checked {
+pub(super) struct SelfCheckResult {
     pub(super) id: PeerId,
     pub(super) checks: Vec<Check>,
 }
@@ -63,7 +63,7 @@ struct Member {
     stopped: Option<StopView>,
     unsaved: bool,
     /// What it has said that it can do.
-    offered: watch::Sender<Offered>,
+    action_catalog: watch::Sender<KnownActions>,
 }
 
 impl Member {
@@ -78,7 +78,7 @@ impl Member {
             checks: None,
             stopped: None,
             unsaved: false,
-            offered: watch::Sender::default(),
+            action_catalog: watch::Sender::default(),
         }
     }
 
@@ -104,19 +104,19 @@ impl Member {
     }
 
     /// `called_so`: how many nodes have its name; `unconfirmed`: the stop that it has not confirmed.
-    fn view(&self, now: Instant, called_so: usize, unconfirmed: Option<u64>) -> NodeView {
+    fn view(&self, now: Instant, same_name_count: usize, unconfirmed: Option<u64>) -> NodeView {
         let state = match (self.is_online(), self.silent) {
             (true, false) => NodeState::Online,
             (true, true) => NodeState::Silent,
             (false, _) => NodeState::Offline,
         };
         let mut warnings = self.warnings.clone();
-        warnings.extend(self.row.revoked.then(|| PUT_OUT.to_owned()));
-        if called_so > 1 && !self.row.revoked {
-            let number = if called_so == 2 {
+        warnings.extend(self.row.revoked.then(|| REVOKED_WARNING.to_owned()));
+        if same_name_count > 1 && !self.row.revoked {
+            let number = if same_name_count == 2 {
                 "two".to_owned()
             } else {
-                called_so.to_string()
+                same_name_count.to_string()
             };
             warnings.push(format!(
                 "{number} nodes are called {}; tell them apart by id, rename one with: \
@@ -163,23 +163,23 @@ impl Member {
 
 /// The roll, for the engine and the clerk. It is locked for a moment at a time, and never while something is awaited.
 #[derive(Clone, Default)]
-pub(super) struct SharedRoll(Arc<Mutex<Roll>>);
+pub(super) struct SharedNodeRegistry(Arc<Mutex<NodeRegistry>>);
 
-impl SharedRoll {
-    pub(super) fn new(roll: Roll) -> Self {
+impl SharedNodeRegistry {
+    pub(super) fn new(roll: NodeRegistry) -> Self {
         Self(Arc::new(Mutex::new(roll)))
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, Roll> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, NodeRegistry> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Every member gets its session, so that commands can wait for those that are away.
-    pub(super) async fn open_members(&self, endpoint: &Endpoint) {
-        let unopened = self.lock().unopened();
+    pub(super) async fn open_sessions(&self, endpoint: &Endpoint) {
+        let unopened = self.lock().without_session();
         for id in unopened {
-            if let Ok(link) = endpoint.open(id).await {
-                self.lock().opened(id, link);
+            if let Ok(link) = endpoint.open_session(id).await {
+                self.lock().set_session(id, link);
             }
         }
     }
@@ -187,10 +187,10 @@ impl SharedRoll {
 
 /// See the module.
 #[derive(Default)]
-pub(super) struct Roll(BTreeMap<PeerId, Member>, Unconfirmed);
+pub(super) struct NodeRegistry(BTreeMap<PeerId, Member>, UnconfirmedStops);
 
-impl Roll {
-    pub(super) async fn load(store: &Store, unconfirmed: Unconfirmed) -> Result<Self, StoreError> {
+impl NodeRegistry {
+    pub(super) async fn load(store: &Store, unconfirmed: UnconfirmedStops) -> Result<Self, StoreError> {
         let rows = store.members().await?;
         Ok(Self(
             rows.into_iter()
@@ -210,7 +210,7 @@ impl Roll {
     }
 
     /// Members that still lack a session.
-    pub(super) fn unopened(&self) -> Vec<PeerId> {
+    pub(super) fn without_session(&self) -> Vec<PeerId> {
         let lacking = self
             .0
             .iter()
@@ -226,7 +226,7 @@ impl Roll {
             .collect()
     }
 
-    pub(super) fn opened(&mut self, id: PeerId, link: PeerLink) {
+    pub(super) fn set_session(&mut self, id: PeerId, link: PeerLink) {
         if let Some(member) = self.0.get_mut(&id) {
             member.link = Some(link);
         }
@@ -234,7 +234,7 @@ impl Roll {
 
     /// A peer is linked. Its session, if a member has one; a station of the fleet that nobody here has taken in
     /// becomes known now.
-    pub(super) fn up(&mut self, peer: &PeerInfo) -> Option<PeerLink> {
+    pub(super) fn on_connected(&mut self, peer: &PeerInfo) -> Option<PeerLink> {
         let member = self.0.entry(peer.id).or_insert_with(|| {
             Member::new(MemberRow {
                 key: peer.key,
@@ -252,29 +252,31 @@ impl Roll {
         member.row.tags.clone_from(&peer.tags);
         member.row.role = peer.role;
         member.row.kind = peer.kind;
-        member.row.address = Some(peer.listens);
+        member.row.address = Some(peer.listen_addr);
         member.row.last_seen_ms = clock::unix_time_ms();
         member.software = Some(peer.software.clone());
         member.silent = false;
         member.checks = None;
         member.stopped = None;
         member.unsaved = true;
-        member.offered.send_modify(|offered| offered.up(clock::now()));
+        member
+            .action_catalog
+            .send_modify(|offered| offered.on_connected(clock::now()));
         member.online.send_replace(true);
         member.link.clone()
     }
 
-    pub(super) fn down(&mut self, id: PeerId) {
+    pub(super) fn on_disconnected(&mut self, id: PeerId) {
         if let Some(member) = self.0.get_mut(&id) {
             member.row.last_seen_ms = clock::unix_time_ms();
             member.unsaved = true;
-            member.offered.send_modify(Offered::down);
+            member.action_catalog.send_modify(KnownActions::on_disconnected);
             member.online.send_replace(false);
         }
     }
 
     /// How a node's emergency stop stands. Its link, if a stop has just ended there: its checks said otherwise.
-    pub(super) fn stopped(&mut self, id: PeerId, report: &Stopped) -> Option<PeerLink> {
+    pub(super) fn set_stop_report(&mut self, id: PeerId, report: &StopStatus) -> Option<PeerLink> {
         let member = self.0.get_mut(&id)?;
         let now = report.stopped.then(|| StopView {
             issuer: report.issuer,
@@ -287,15 +289,17 @@ impl Roll {
         member.link.clone().filter(|_| released)
     }
 
-    pub(super) fn silent(&mut self, id: PeerId, silent: bool) {
+    pub(super) fn set_silent(&mut self, id: PeerId, silent: bool) {
         if let Some(member) = self.0.get_mut(&id) {
             member.silent = silent;
         }
     }
 
-    pub(super) fn offers(&mut self, id: PeerId, offer: Offer) {
+    pub(super) fn set_action_catalog(&mut self, id: PeerId, offer: ActionCatalog) {
         if let Some(member) = self.0.get_mut(&id) {
-            member.offered.send_modify(|offered| offered.say(offer));
+            member
+                .action_catalog
+                .send_modify(|offered| offered.set_catalog(offer));
         }
     }
 
@@ -306,7 +310,7 @@ impl Roll {
         }
     }
 
-    pub(super) fn warn(&mut self, id: PeerId, text: String) {
+    pub(super) fn set_warning(&mut self, id: PeerId, text: String) {
         if let Some(member) = self.0.get_mut(&id)
             && !member.warnings.contains(&text)
         {
@@ -315,7 +319,7 @@ impl Roll {
         }
     }
 
-    pub(super) fn take_check(&mut self, checked: Checked) {
+    pub(super) fn set_self_check(&mut self, checked: SelfCheckResult) {
         if let Some(member) = self.0.get_mut(&checked.id) {
             member.checks = Some(checked.checks);
         }
@@ -334,7 +338,7 @@ impl Roll {
         .collect()
     }
 
-    pub(super) fn name(&self, id: PeerId) -> String {
+    pub(super) fn display_name(&self, id: PeerId) -> String {
         self.0
             .get(&id)
             .map_or_else(|| id.short(), |member| member.row.name.to_string())
@@ -378,7 +382,7 @@ impl Roll {
                     },
                     link: member.link.clone()?,
                     online: member.online.subscribe(),
-                    offered: member.offered.subscribe(),
+                    action_catalog: member.action_catalog.subscribe(),
                     address: member.row.address,
                     name_is_unique: names.get(&member.row.name) == Some(&1),
                 })
@@ -389,7 +393,7 @@ impl Roll {
     }
 
     /// The terms of a selector that mean nobody.
-    pub(super) fn unmatched(&self, selector: &Selector) -> Vec<String> {
+    pub(super) fn unmatched_terms(&self, selector: &Selector) -> Vec<String> {
         let of_nobody = |term: &Selector| !self.nodes().any(|member| member.matches(term));
         let terms = selector.terms().filter(of_nobody);
         let exclusions = selector.exclusions().filter(of_nobody);
@@ -399,31 +403,31 @@ impl Roll {
 
     /// The first `!term` that names a node exactly, and names nobody: most likely somebody else is meant, who is not to
     /// take part.
-    pub(super) fn mistaken_exclusion(&self, selector: &Selector) -> Option<String> {
+    pub(super) fn unmatched_exact_exclusion(&self, selector: &Selector) -> Option<String> {
         let of_nobody = |term: &Selector| !self.nodes().any(|member| member.matches(term));
         let mut mistaken = selector.exclusions().filter(Selector::is_exact).filter(of_nobody);
         mistaken.next().map(|term| term.to_string())
     }
 
     /// Whether all that a selector means are linked and have checked themselves.
-    pub(super) fn is_settled(&self, selector: &Selector) -> bool {
-        let mut meant = self.nodes().filter(|member| member.matches(selector)).peekable();
-        meant.peek().is_some() && meant.all(|member| member.is_online() && member.checks.is_some())
+    pub(super) fn is_ready(&self, selector: &Selector) -> bool {
+        let mut matching = self.nodes().filter(|member| member.matches(selector)).peekable();
+        matching.peek().is_some() && matching.all(|member| member.is_online() && member.checks.is_some())
     }
 
     pub(super) fn views(&self, selector: &Selector) -> Vec<NodeView> {
         let now = clock::now();
         let matched: Vec<&Member> = self.nodes().filter(|member| member.matches(selector)).collect();
         let names = matched.iter().map(|member| (&member.row.name, 0));
-        let mut called: BTreeMap<&NodeName, usize> = names.collect();
+        let mut name_counts: BTreeMap<&NodeName, usize> = names.collect();
         for member in self.nodes() {
-            if let Some(number) = called.get_mut(&member.row.name) {
+            if let Some(number) = name_counts.get_mut(&member.row.name) {
                 *number += 1;
             }
         }
         let view = |member: &Member| {
-            let called_so = called.get(&member.row.name).copied().unwrap_or(0);
-            member.view(now, called_so, self.1.of(member.row.key.id()))
+            let same_name_count = name_counts.get(&member.row.name).copied().unwrap_or(0);
+            member.view(now, same_name_count, self.1.stop_number(member.row.key.id()))
         };
         let mut views: Vec<NodeView> = matched.into_iter().map(view).collect();
         views.sort_by(|a, b| (&a.node, a.id).cmp(&(&b.node, b.id)));
@@ -431,14 +435,20 @@ impl Roll {
     }
 
     /// One node, if the selector means it; one that has been put out too, for whoever has seen it before.
-    pub(super) fn view_of(&self, id: PeerId, selector: &Selector) -> Option<NodeView> {
+    pub(super) fn view(&self, id: PeerId, selector: &Selector) -> Option<NodeView> {
         let member = self.0.get(&id)?;
-        let meant = member.row.kind == PeerKind::Node && member.matches(selector);
-        meant.then(|| member.view(clock::now(), self.namesakes(id).len() + 1, self.1.of(id)))
+        let matches = member.row.kind == PeerKind::Node && member.matches(selector);
+        matches.then(|| {
+            member.view(
+                clock::now(),
+                self.same_name_nodes(id).len() + 1,
+                self.1.stop_number(id),
+            )
+        })
     }
 
     /// Other nodes that have the same name as this one.
-    pub(super) fn namesakes(&self, id: PeerId) -> Vec<PeerId> {
+    pub(super) fn same_name_nodes(&self, id: PeerId) -> Vec<PeerId> {
         let Some(member) = self.0.get(&id) else {
             return Vec::new();
         };
@@ -449,7 +459,7 @@ impl Roll {
             .collect()
     }
 
-    pub(super) fn members(&self) -> Vec<MemberView> {
+    pub(super) fn member_views(&self) -> Vec<MemberView> {
         let now = clock::now();
         let view = |member: &Member| MemberView {
             last_heard_ms: member.last_heard_ms(now),
@@ -468,11 +478,11 @@ impl Roll {
             .map(|member| &member.row)
             .filter(|row| !row.revoked)
             .collect();
-        find_one(&rows, text, |row| (&row.name, row.key.id())).map(|row| (*row).clone())
+        find_unique(&rows, text, |row| (&row.name, row.key.id())).map(|row| (*row).clone())
     }
 
     /// They were not written: they have to be.
-    pub(super) fn not_saved(&mut self, ids: &[PeerId]) {
+    pub(super) fn mark_unsaved(&mut self, ids: &[PeerId]) {
         for id in ids {
             if let Some(member) = self.0.get_mut(id) {
                 member.unsaved = true;
@@ -493,7 +503,7 @@ impl Roll {
 }
 
 /// The only one of `all` that has this name, or an id that begins so.
-pub(super) fn find_one<'a, T>(
+pub(super) fn find_unique<'a, T>(
     all: &'a [T],
     text: &str,
     names: impl Fn(&T) -> (&NodeName, PeerId),

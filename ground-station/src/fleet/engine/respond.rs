@@ -3,14 +3,14 @@
 use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 
-use super::authority::OfficeError;
+use super::authority::AuthorityError;
 use crate::fleet::Event;
 
 /// Sends what came of a request, and its end; see [`say`].
-pub(super) fn finish(
+pub(super) fn respond(
     tasks: &TaskTracker,
     events: mpsc::Sender<Event>,
-    done: Result<Vec<Event>, OfficeError>,
+    done: Result<Vec<Event>, AuthorityError>,
 ) {
     let all = match done {
         Ok(mut all) => {
@@ -19,22 +19,22 @@ pub(super) fn finish(
         }
         Err(error) => vec![Event::failed(error.failure(), error.to_string())],
     };
-    say(tasks, events, all);
+    send_events_or_spawn(tasks, events, all);
 }
 
 /// Says it at once; where there is no room for all of it, from a task of its own: whoever does not read holds nobody up.
-pub(super) fn say(tasks: &TaskTracker, events: mpsc::Sender<Event>, all: Vec<Event>) {
+pub(super) fn send_events_or_spawn(tasks: &TaskTracker, events: mpsc::Sender<Event>, all: Vec<Event>) {
     if let Ok(places) = events.try_reserve_many(all.len()) {
         for (place, event) in places.zip(all) {
             place.send(event);
         }
         return;
     }
-    tasks.spawn(async move { say_all(&events, all).await });
+    tasks.spawn(async move { send_events(&events, all).await });
 }
 
 /// Says it until nobody listens any more.
-pub(super) async fn say_all(events: &mpsc::Sender<Event>, all: Vec<Event>) {
+pub(super) async fn send_events(events: &mpsc::Sender<Event>, all: Vec<Event>) {
     for event in all {
         if events.send(event).await.is_err() {
             // Nobody wants to know; it is done all the same.

@@ -9,16 +9,16 @@ use swarm_shared::proto::outcome::Outcome;
 use swarm_shared::proto::selector::Selector;
 use swarm_shared::proto::wire::Lane;
 
-use super::fetch::Fetched;
-use crate::fleet::{CommandKind, CommandView, Failure, PastDelivery, PastState, Request};
+use super::fetch::FetchArguments;
+use crate::fleet::{CommandKind, CommandView, Failure, HistoryDelivery, HistoryState, Request};
 use crate::store::{StoreError, history};
 use crate::view::fold::fold;
 
 /// Digits of an id in the selector of a repetition: enough that no two nodes share them, and that thousands fit.
-const ID_DIGITS: usize = 16;
+const ID_PREFIX_DIGITS: usize = 16;
 
 /// What to do, and what to tell whoever asked.
-pub(in crate::fleet) struct Plan {
+pub(in crate::fleet) struct RetryPlan {
     pub(in crate::fleet) request: Request,
     /// The nodes, as people read it.
     pub(in crate::fleet) shown: String,
@@ -27,7 +27,7 @@ pub(in crate::fleet) struct Plan {
 
 /// Why nothing is repeated: for programs, and for people.
 #[derive(Debug)]
-pub(in crate::fleet) struct Nothing(pub(in crate::fleet) Failure, pub(in crate::fleet) String);
+pub(in crate::fleet) struct RetryError(pub(in crate::fleet) Failure, pub(in crate::fleet) String);
 
 /// Finds out what there is to do.
 pub(in crate::fleet) async fn plan(
@@ -35,46 +35,49 @@ pub(in crate::fleet) async fn plan(
     number: u64,
     ttl_ms: Option<u64>,
     timeout_ms: u64,
-) -> Result<Plan, Nothing> {
-    let found = history::ask(state_dir, move |connection| {
+) -> Result<RetryPlan, RetryError> {
+    let found = history::run_query(state_dir, move |connection| {
         let Some(command) = history::command(connection, number)? else {
             return Ok(None);
         };
-        Ok(Some((command, history::family(connection, number)?)))
+        Ok(Some((
+            command,
+            history::deliveries_with_retries(connection, number)?,
+        )))
     });
-    let failed = |error: StoreError| Nothing(Failure::Failed, error.to_string());
+    let failed = |error: StoreError| RetryError(Failure::Failed, error.to_string());
     let Some((command, family)) = found.await.map_err(failed)?.flatten() else {
         let text = format!("there is no command {number}; see `ground-station history`");
-        return Err(Nothing(Failure::NobodyMatched, text));
+        return Err(RetryError(Failure::NoMatch, text));
     };
-    let Left { nodes, open } = left(&family);
+    let Remaining { nodes, open } = remaining(&family);
     if nodes.is_empty() {
-        let why = match where_open(&open) {
+        let why = match history_hint(&open) {
             None => "it is done everywhere".to_owned(),
             Some(at) => format!(
                 "it is done, or open still, everywhere ({} open): {at}",
                 open.len()
             ),
         };
-        return Err(Nothing(
-            Failure::NobodyMatched,
+        return Err(RetryError(
+            Failure::NoMatch,
             format!("nothing of command {number} is to be repeated: {why}"),
         ));
     }
-    let terms: Vec<String> = nodes.keys().map(|id| format!("id:{}", digits(*id))).collect();
+    let terms: Vec<String> = nodes.keys().map(|id| format!("id:{}", id_prefix(*id))).collect();
     let selector = Selector::parse(&terms.join(","))
-        .map_err(|error| Nothing(Failure::Usage, format!("too many nodes at once: {error}")))?;
+        .map_err(|error| RetryError(Failure::Usage, format!("too many nodes at once: {error}")))?;
     let shown = fold(nodes.values().map(|delivery| &delivery.node));
-    let request = request(&command, selector, ttl_ms, timeout_ms)?;
-    let note = where_open(&open).map(|at| match open.len() {
+    let request = retry_request(&command, selector, ttl_ms, timeout_ms)?;
+    let note = history_hint(&open).map(|at| match open.len() {
         1 => format!("1 delivery is open still, and not repeated: {at}"),
         count => format!("{count} deliveries are open still, and not repeated: {at}"),
     });
-    Ok(Plan { request, shown, note })
+    Ok(RetryPlan { request, shown, note })
 }
 
 /// Where to look at deliveries that are open: the command itself, or what has repeated it since.
-fn where_open(open: &BTreeMap<PeerId, u64>) -> Option<String> {
+fn history_hint(open: &BTreeMap<PeerId, u64>) -> Option<String> {
     let numbers: BTreeSet<&u64> = open.values().collect();
     let places = numbers
         .iter()
@@ -83,36 +86,36 @@ fn where_open(open: &BTreeMap<PeerId, u64>) -> Option<String> {
     (!open.is_empty()).then(|| format!("see {places}"))
 }
 
-fn digits(id: PeerId) -> String {
+fn id_prefix(id: PeerId) -> String {
     swarm_shared::proto::hex::encode(&id.0)
         .chars()
-        .take(ID_DIGITS)
+        .take(ID_PREFIX_DIGITS)
         .collect()
 }
 
 /// What is left to do of a command.
-struct Left<'a> {
+struct Remaining<'a> {
     /// Where it ended, and not in `done`, even if it was repeated.
-    nodes: BTreeMap<PeerId, &'a PastDelivery>,
+    nodes: BTreeMap<PeerId, &'a HistoryDelivery>,
     /// Nodes whose delivery may still come to an end by itself, and of which command that is.
     open: BTreeMap<PeerId, u64>,
 }
 
 /// Of each node's deliveries, one for each file, all have to be done, in the command or in one that repeats it.
-fn left(family: &[PastDelivery]) -> Left<'_> {
-    let mut last: BTreeMap<(PeerId, Option<&str>), &PastDelivery> = BTreeMap::new();
+fn remaining(family: &[HistoryDelivery]) -> Remaining<'_> {
+    let mut last: BTreeMap<(PeerId, Option<&str>), &HistoryDelivery> = BTreeMap::new();
     let mut done = BTreeSet::new();
     for delivery in family {
         let part = (delivery.id, delivery.about.as_deref());
         last.insert(part, delivery);
-        if delivery.state == PastState::Ended(Outcome::Done) {
+        if delivery.state == HistoryState::Ended(Outcome::Done) {
             done.insert(part);
         }
     }
     last.retain(|part, _| !done.contains(part));
     let open: BTreeMap<PeerId, u64> = last
         .values()
-        .filter(|delivery| delivery.state == PastState::Open)
+        .filter(|delivery| delivery.state == HistoryState::Open)
         .map(|delivery| (delivery.id, delivery.command))
         .collect();
     let nodes = last
@@ -120,20 +123,20 @@ fn left(family: &[PastDelivery]) -> Left<'_> {
         .filter(|((id, _), _)| !open.contains_key(id))
         .map(|((id, _), delivery)| (id, delivery))
         .collect();
-    Left { nodes, open }
+    Remaining { nodes, open }
 }
 
-fn request(
+fn retry_request(
     command: &CommandView,
     selector: Selector,
     ttl_given_ms: Option<u64>,
     timeout_ms: u64,
-) -> Result<Request, Nothing> {
+) -> Result<Request, RetryError> {
     let number = command.command;
     let ttl_ms = ttl_given_ms.unwrap_or(command.ttl_ms);
     let unreadable = |error: serde_json::Error| {
         let text = format!("command {number} cannot be repeated: what it was is not readable ({error})");
-        Nothing(Failure::Failed, text)
+        RetryError(Failure::Failed, text)
     };
     Ok(match command.kind {
         CommandKind::Command => Request::Command {
@@ -153,7 +156,7 @@ fn request(
             timeout_ms,
         },
         CommandKind::Fetch => {
-            let Fetched { path, dir } =
+            let FetchArguments { path, dir } =
                 serde_json::from_value(command.arguments.clone()).map_err(unreadable)?;
             Request::Fetch {
                 selector,
@@ -167,7 +170,7 @@ fn request(
                 "command {number} was a {0}: type `ground-station {0}` again",
                 command.kind
             );
-            return Err(Nothing(Failure::Usage, text));
+            return Err(RetryError(Failure::Usage, text));
         }
     })
 }
@@ -180,8 +183,8 @@ mod tests {
 
     use super::*;
 
-    fn past(command: u64, node: u8, about: Option<&str>, state: PastState) -> PastDelivery {
-        PastDelivery {
+    fn past(command: u64, node: u8, about: Option<&str>, state: HistoryState) -> HistoryDelivery {
+        HistoryDelivery {
             node: NodeName::parse(&format!("drone-{node}")).expect("a name"),
             id: PeerId([node; 32]),
             state,
@@ -196,56 +199,56 @@ mod tests {
         }
     }
 
-    const DONE: PastState = PastState::Ended(Outcome::Done);
-    const FAILED: PastState = PastState::Ended(Outcome::Failed);
+    const DONE: HistoryState = HistoryState::Ended(Outcome::Done);
+    const FAILED: HistoryState = HistoryState::Ended(Outcome::Failed);
 
-    fn nodes(family: &[PastDelivery]) -> (Vec<u8>, usize) {
-        let Left { nodes, open } = left(family);
+    fn nodes(family: &[HistoryDelivery]) -> (Vec<u8>, usize) {
+        let Remaining { nodes, open } = remaining(family);
         (nodes.keys().map(|id| id.0[0]).collect(), open.len())
     }
 
     #[test]
-    fn what_was_done_or_is_open_is_not_repeated() {
+    fn retry_skips_done_and_open_deliveries() {
         let family = [
             past(1, 1, None, DONE),
             past(1, 2, None, FAILED),
-            past(1, 3, None, PastState::Open),
-            past(1, 4, None, PastState::Ended(Outcome::NoAnswer)),
+            past(1, 3, None, HistoryState::Open),
+            past(1, 4, None, HistoryState::Ended(Outcome::NoAnswer)),
         ];
         assert_eq!(nodes(&family), (vec![2, 4], 1));
     }
 
     #[test]
-    fn what_a_repetition_has_done_is_done() {
+    fn retry_skips_deliveries_done_by_an_earlier_retry() {
         let mut family = vec![past(1, 1, None, FAILED), past(1, 2, None, FAILED)];
         family.extend([past(2, 1, None, DONE), past(2, 2, None, FAILED)]);
         assert_eq!(nodes(&family), (vec![2], 0));
-        family.push(past(3, 2, None, PastState::Open));
+        family.push(past(3, 2, None, HistoryState::Open));
         assert_eq!(nodes(&family), (vec![], 1));
     }
 
     #[test]
-    fn what_is_open_is_looked_at_where_it_is() {
+    fn retry_hint_names_commands_with_open_deliveries() {
         let family = [
             past(1, 1, None, FAILED),
-            past(1, 2, None, PastState::Open),
-            past(3, 1, None, PastState::Open),
+            past(1, 2, None, HistoryState::Open),
+            past(3, 1, None, HistoryState::Open),
         ];
-        let one = left(&family[1..2]);
+        let one = remaining(&family[1..2]);
         assert_eq!(
-            where_open(&one.open).as_deref(),
+            history_hint(&one.open).as_deref(),
             Some("see `ground-station history 1`")
         );
-        let both = left(&family);
+        let both = remaining(&family);
         assert_eq!(
-            where_open(&both.open).as_deref(),
+            history_hint(&both.open).as_deref(),
             Some("see `ground-station history 1` and `ground-station history 3`")
         );
-        assert_eq!(where_open(&left(&[past(1, 1, None, DONE)]).open), None);
+        assert_eq!(history_hint(&remaining(&[past(1, 1, None, DONE)]).open), None);
     }
 
     #[test]
-    fn a_node_is_done_when_all_its_files_are() {
+    fn retry_repeats_nodes_with_any_file_not_done() {
         let family = [
             past(1, 1, Some("a"), DONE),
             past(1, 1, Some("b"), FAILED),

@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use serde_json::json;
 use swarm_shared::net::clock;
-use swarm_shared::net::peer::{ChunkBytes, Delivery as End, PeerLink, ReplyTo, Request};
-use swarm_shared::net::roots::{Chunk, FileError, Outgoing as Source};
-use swarm_shared::proto::encoded::Parcel;
+use swarm_shared::net::peer::{ChunkBytes, CompletedRequest as End, PeerLink, ReplyTo, Request};
+use swarm_shared::net::roots::{Chunk, FileError, OutgoingFile as Source};
+use swarm_shared::proto::encoded::EncodedFrame;
 use swarm_shared::proto::message::{Arguments, FileEnd};
 use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::selector::Selector;
@@ -22,34 +22,34 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::Shared;
-use super::query::{self, ended};
+use super::SharedContext;
+use super::query::{self, delivery_event};
 use super::registry::Target;
 use crate::fleet::{CommandKind, Event, FileToSend, FilesToSend, NodeRef, files};
-use crate::store::deliveries::{Origin, Record, RecordTo};
+use crate::store::deliveries::{Origin, Record, RecordTarget};
 
 /// How many nodes are sent files at once: each may hold some 3 MiB of this program's memory.
-pub(super) const NODES_AT_ONCE: usize = 32;
+pub(super) const CONCURRENT_TRANSFERS_MAX: usize = 32;
 /// Chunks that are read ahead of the link.
 const READ_AHEAD_CHUNKS: usize = 4;
 /// The longest that the end of a file is remembered; whoever waits gives up sooner, when nothing moves.
-pub(super) const TRANSFER_MAX: Duration = Duration::from_secs(24 * 3_600);
+pub(super) const TRANSFER_TIME_MAX: Duration = Duration::from_secs(24 * 3_600);
 /// How long it is tried to tell a node that a file will not be finished: as long as the node waits by itself.
-const TELL_MAX: Duration = Duration::from_secs(60);
+const ABORT_SEND_TIMEOUT: Duration = Duration::from_secs(60);
 /// Bytes between two reports of progress.
-const REPORT_BYTES: u64 = 1024 * 1024;
+const PROGRESS_INTERVAL_BYTES: u64 = 1024 * 1024;
 
 /// How long to wait.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Patience {
+pub(super) struct TransferTimeouts {
     /// How long a transfer may still start.
     pub(super) ttl: Duration,
     /// The longest pause without progress.
-    pub(super) pause: Duration,
+    pub(super) stall_timeout: Duration,
 }
 
 /// What the history says of it.
-pub(super) fn record(
+pub(super) fn history_record(
     selector: &Selector,
     targets: &[Target],
     what: &FilesToSend,
@@ -66,7 +66,7 @@ pub(super) fn record(
         }
     };
     let deliveries = targets.iter().flat_map(|target| {
-        (0..).zip(&dests).map(|(part, dest)| RecordTo {
+        (0..).zip(&dests).map(|(part, dest)| RecordTarget {
             node: target.node.clone(),
             part,
             about: Some(dest.clone()),
@@ -78,38 +78,38 @@ pub(super) fn record(
             ..origin
         },
         action,
-        arguments: noted(what),
+        arguments: history_arguments(what),
         lane: Lane::Bulk,
         selector: selector.as_str().to_owned(),
-        life_ms,
+        ttl_ms: life_ms,
         deliveries: deliveries.collect(),
     }
 }
 
 /// What is needed to do it again; `null` for a path that JSON cannot say: then it is not repeated.
-pub(super) fn noted(what: &impl Serialize) -> String {
+pub(super) fn history_arguments(what: &impl Serialize) -> String {
     serde_json::to_string(what).unwrap_or_else(|_no_text| "null".to_owned())
 }
 
 /// Sends the files and reports how each delivery ended.
 pub(super) async fn run(
-    shared: Shared,
+    shared: SharedContext,
     targets: Vec<Target>,
     what: FilesToSend,
-    patience: Patience,
+    timeouts: TransferTimeouts,
     events: mpsc::Sender<Event>,
 ) {
     let started = clock::now();
     let mut named = Vec::new();
     let mut jobs = JoinSet::new();
     for target in targets {
-        let files = files_for(&what, &target.node);
+        let files = files_for_node(&what, &target.node);
         named.extend(std::iter::repeat_n(target.node.clone(), files.len()));
-        jobs.spawn(send_all(
+        jobs.spawn(send_node_files(
             shared.clone(),
             target,
             files,
-            patience,
+            timeouts,
             started,
             events.clone(),
         ));
@@ -127,11 +127,11 @@ pub(super) async fn run(
 }
 
 /// What one node is to get, or why it gets nothing.
-fn files_for(what: &FilesToSend, node: &NodeRef) -> Vec<Result<FileToSend, String>> {
+fn files_for_node(what: &FilesToSend, node: &NodeRef) -> Vec<Result<FileToSend, String>> {
     match what {
         FilesToSend::Same { files } => files.iter().cloned().map(Ok).collect(),
         FilesToSend::PerNode { dir, dest } => {
-            let found = files::per_node(dir, &node.node).and_then(|source| {
+            let found = files::file_for_node(dir, &node.node).and_then(|source| {
                 let dest = files::destination(dest, &source, false)?;
                 Ok(FileToSend { source, dest })
             });
@@ -140,19 +140,19 @@ fn files_for(what: &FilesToSend, node: &NodeRef) -> Vec<Result<FileToSend, Strin
     }
 }
 
-async fn send_all(
-    shared: Shared,
+async fn send_node_files(
+    shared: SharedContext,
     target: Target,
     files: Vec<Result<FileToSend, String>>,
-    patience: Patience,
+    timeouts: TransferTimeouts,
     started: Instant,
     events: mpsc::Sender<Event>,
 ) {
-    let begin_by = started + patience.ttl.min(patience.pause);
+    let begin_by = started + timeouts.ttl.min(timeouts.stall_timeout);
     // Not in turn: those that are away keep nobody waiting who is there.
-    let _each_file_asks_again = target.is_online_by(begin_by).await;
+    let _each_file_asks_again = target.wait_online_until(begin_by).await;
     // The semaphore is never closed.
-    let Ok(_turn) = shared.sends.clone().acquire_owned().await else {
+    let Ok(_turn) = shared.transfer_slots.clone().acquire_owned().await else {
         return;
     };
     let sizes = files.iter().flatten().map(|file| size_of(&file.source));
@@ -165,12 +165,12 @@ async fn send_all(
     };
     for file in files {
         let reply = match file {
-            Ok(file) => send_one(&shared, &target, &file, patience, started, &mut progress).await,
+            Ok(file) => send_file(&shared, &target, &file, timeouts, started, &mut progress).await,
             Err(why) => Reply::failed(why),
         };
         if progress
             .events
-            .send(ended(&target.node, reply, started))
+            .send(delivery_event(&target.node, reply, started))
             .await
             .is_err()
         {
@@ -195,7 +195,7 @@ struct Progress {
 impl Progress {
     fn add(&mut self, bytes: u64) {
         self.bytes += bytes;
-        if self.bytes - self.reported >= REPORT_BYTES || self.bytes >= self.total {
+        if self.bytes - self.reported >= PROGRESS_INTERVAL_BYTES || self.bytes >= self.total {
             self.reported = self.bytes;
             let (node, bytes, total) = (self.node.clone(), self.bytes, self.total.max(self.bytes));
             // A reader that is behind sees the next report.
@@ -205,72 +205,72 @@ impl Progress {
 }
 
 /// What the reading thread hands over.
-enum Read {
+enum ReadEvent {
     Chunk(Chunk),
     End(FileEnd),
     Failed(FileError),
 }
 
-fn open(path: &Path) -> Result<Source, FileError> {
+fn open_source(path: &Path) -> Result<Source, FileError> {
     let name = path.display().to_string();
     let file = File::open(path).map_err(|error| FileError::io(&name, "open it", error))?;
-    Source::of(file, &name)
+    Source::from_file(file, &name)
 }
 
-fn read_all(mut source: Source, chunk_bytes: &ChunkBytes, to: &mpsc::Sender<Read>) {
+fn read_chunks(mut source: Source, chunk_bytes: &ChunkBytes, to: &mpsc::Sender<ReadEvent>) {
     let size = source.size();
     loop {
         let read = match source.next_chunk(chunk_bytes.get()) {
-            Ok(Some(chunk)) => Read::Chunk(chunk),
+            Ok(Some(chunk)) => ReadEvent::Chunk(chunk),
             Ok(None) => break,
-            Err(error) => Read::Failed(error),
+            Err(error) => ReadEvent::Failed(error),
         };
-        let failed = matches!(read, Read::Failed(_));
+        let failed = matches!(read, ReadEvent::Failed(_));
         if to.blocking_send(read).is_err() || failed {
             return;
         }
     }
     // The transfer may have been given up.
-    let _given_up = to.blocking_send(Read::End(FileEnd {
+    let _given_up = to.blocking_send(ReadEvent::End(FileEnd {
         size,
         mode: None,
         sha256: source.sha256(),
     }));
 }
 
-async fn send_one(
-    shared: &Shared,
+async fn send_file(
+    shared: &SharedContext,
     target: &Target,
     file: &FileToSend,
-    patience: Patience,
+    timeouts: TransferTimeouts,
     started: Instant,
     progress: &mut Progress,
 ) -> Reply {
     let source = file.source.clone();
-    let opened = tokio::task::spawn_blocking(move || open(&source)).await;
+    let opened = tokio::task::spawn_blocking(move || open_source(&source)).await;
     let source = match opened {
         Ok(Ok(source)) => source,
-        Ok(Err(error)) => return on_this_machine(&error.to_string()),
+        Ok(Err(error)) => return local_failure(&error.to_string()),
         Err(error) => return Reply::failed(error.to_string()),
     };
-    let begin_by = started + patience.ttl.min(patience.pause);
-    if !target.is_online_by(begin_by).await {
+    let begin_by = started + timeouts.ttl.min(timeouts.stall_timeout);
+    if !target.wait_online_until(begin_by).await {
         return Reply::ended(Outcome::NoAnswer, "offline: nothing was sent");
     }
-    let Ok(link) = shared.endpoint.bulk(target.node.id).await else {
+    let Ok(link) = shared.endpoint.open_bulk_session(target.node.id).await else {
         return Reply::failed("this station is shutting down");
     };
-    match Transfer::announce(shared, link, &source_command(file, &source), patience).await {
+    match Transfer::announce(shared, link, &push_arguments(file, &source), timeouts).await {
         Ok((transfer, ends)) => transfer.run(source, ends, progress).await,
         Err(reply) => reply,
     }
 }
 
-fn on_this_machine(why: &str) -> Reply {
+fn local_failure(why: &str) -> Reply {
     Reply::failed(format!("on this machine: {why}"))
 }
 
-fn source_command(file: &FileToSend, source: &Source) -> Arguments {
+fn push_arguments(file: &FileToSend, source: &Source) -> Arguments {
     let kwargs = json!({ "op": "push", "path": file.dest, "size": source.size(), "mode": source.mode() });
     Arguments {
         args: Vec::new(),
@@ -282,51 +282,51 @@ fn source_command(file: &FileToSend, source: &Source) -> Arguments {
 struct Transfer {
     link: PeerLink,
     id: u64,
-    patience: Patience,
+    timeouts: TransferTimeouts,
 }
 
 impl Transfer {
     /// Sends the command; its end comes on the channel.
     async fn announce(
-        shared: &Shared,
+        shared: &SharedContext,
         link: PeerLink,
         arguments: &Arguments,
-        patience: Patience,
+        timeouts: TransferTimeouts,
     ) -> Result<(Self, mpsc::Receiver<End>), Reply> {
-        let frame = query::frame(shared, "filetransfer", arguments, Lane::Bulk);
+        let frame = query::command_frame(shared, "filetransfer", arguments, Lane::Bulk);
         let id = frame.header.id.unwrap_or_default();
         let now = clock::now();
         let (reply_to, ends) = mpsc::channel(1);
         let request = Request {
             id,
-            until: now + TRANSFER_MAX,
+            timeout_at: now + TRANSFER_TIME_MAX,
             reply_to: ReplyTo(reply_to),
         };
-        let parcel = Parcel::new(&frame).map_err(|error| Reply::failed(error.to_string()))?;
+        let parcel = EncodedFrame::new(&frame).map_err(|error| Reply::failed(error.to_string()))?;
         let outgoing = Outgoing {
-            parcel,
+            frame: parcel,
             lane: Lane::Bulk,
-            deadline: Some(now + patience.ttl),
+            deadline: Some(now + timeouts.ttl),
         };
         // What an earlier file left in the queue may stand still.
-        match timeout(patience.pause, link.request(outgoing, request)).await {
-            Ok(Ok(())) => Ok((Self { link, id, patience }, ends)),
+        match timeout(timeouts.stall_timeout, link.request(outgoing, request)).await {
+            Ok(Ok(())) => Ok((Self { link, id, timeouts }, ends)),
             Ok(Err(error)) => Err(Reply::failed(error.to_string())),
-            Err(_elapsed) => Err(no_progress(patience.pause)),
+            Err(_elapsed) => Err(stalled_reply(timeouts.stall_timeout)),
         }
     }
 
     /// Sends the file unless the command ends first.
     async fn run(self, source: Source, mut ends: mpsc::Receiver<End>, progress: &mut Progress) -> Reply {
-        let pause = self.patience.pause;
-        let mut unfinished = Unfinished {
+        let stall_timeout = self.timeouts.stall_timeout;
+        let mut abort_guard = TransferAbortGuard {
             link: Some(self.link.clone()),
             id: self.id,
         };
         let sent = tokio::select! {
             biased;
-            reply = next_end(&mut ends) => {
-                unfinished.link = None;
+            reply = wait_for_reply(&mut ends) => {
+                abort_guard.link = None;
                 return reply;
             }
             sent = self.send_chunks(source, progress) => sent,
@@ -334,8 +334,8 @@ impl Transfer {
         if let Err(reply) = sent {
             return reply;
         }
-        unfinished.link = None;
-        timeout(pause, next_end(&mut ends))
+        abort_guard.link = None;
+        timeout(stall_timeout, wait_for_reply(&mut ends))
             .await
             .unwrap_or_else(|_elapsed| {
                 Reply::ended(
@@ -349,49 +349,49 @@ impl Transfer {
         let (read, mut chunks) = mpsc::channel(READ_AHEAD_CHUNKS);
         // Ends by itself: with the file, or when the transfer is given up and its channel closes.
         let chunk_bytes = self.link.chunk_bytes();
-        let _reading = tokio::task::spawn_blocking(move || read_all(source, &chunk_bytes, &read));
+        let _reading = tokio::task::spawn_blocking(move || read_chunks(source, &chunk_bytes, &read));
         loop {
             match chunks.recv().await {
-                Some(Read::Chunk(chunk)) => {
-                    self.put(&chunk_frame(self.id, &chunk)).await?;
+                Some(ReadEvent::Chunk(chunk)) => {
+                    self.send_frame(&chunk_frame(self.id, &chunk)).await?;
                     progress.add(chunk.bytes.len() as u64);
                 }
-                Some(Read::End(end)) => return self.put(&end_frame(self.id, &end)).await,
-                Some(Read::Failed(error)) => return Err(on_this_machine(&error.to_string())),
-                None => return Err(on_this_machine("the file could not be read")),
+                Some(ReadEvent::End(end)) => return self.send_frame(&end_frame(self.id, &end)).await,
+                Some(ReadEvent::Failed(error)) => return Err(local_failure(&error.to_string())),
+                None => return Err(local_failure("the file could not be read")),
             }
         }
     }
 
-    async fn put(&self, frame: &Frame) -> Result<(), Reply> {
-        let parcel = Parcel::new(frame).map_err(|error| Reply::failed(error.to_string()))?;
+    async fn send_frame(&self, frame: &Frame) -> Result<(), Reply> {
+        let parcel = EncodedFrame::new(frame).map_err(|error| Reply::failed(error.to_string()))?;
         let outgoing = Outgoing {
-            parcel,
+            frame: parcel,
             lane: Lane::Bulk,
             deadline: None,
         };
-        match timeout(self.patience.pause, self.link.send(outgoing)).await {
+        match timeout(self.timeouts.stall_timeout, self.link.send(outgoing)).await {
             Ok(sent) => sent.map_err(|error| Reply::failed(error.to_string())),
-            Err(_elapsed) => Err(no_progress(self.patience.pause)),
+            Err(_elapsed) => Err(stalled_reply(self.timeouts.stall_timeout)),
         }
     }
 }
 
-fn no_progress(pause: Duration) -> Reply {
-    let error = format!("no progress for {} s", pause.as_secs_f64());
+fn stalled_reply(stall_timeout: Duration) -> Reply {
+    let error = format!("no progress for {} s", stall_timeout.as_secs_f64());
     Reply::ended(Outcome::NoAnswer, error)
 }
 
 /// A file that has not been sent, or received, to its end. Dropping it, whoever gives the transfer up and why, tells the
 /// node: that no more will come, so that it does not keep what it has and wait for the rest; or that no more is wanted.
-pub(super) struct Unfinished {
+pub(super) struct TransferAbortGuard {
     /// The node's connection for files; taken out when the file is whole.
     pub(super) link: Option<PeerLink>,
     /// The transfer.
     pub(super) id: u64,
 }
 
-impl Drop for Unfinished {
+impl Drop for TransferAbortGuard {
     fn drop(&mut self) {
         let Some(link) = self.link.take() else { return };
         // The digest of nothing: the node finds that the file is not whole, and removes it.
@@ -401,25 +401,28 @@ impl Drop for Unfinished {
             mode: None,
         };
         let (Ok(parcel), Ok(runtime)) = (
-            Parcel::new(&end_frame(self.id, &nothing)),
+            EncodedFrame::new(&end_frame(self.id, &nothing)),
             tokio::runtime::Handle::try_current(),
         ) else {
             return;
         };
         let outgoing = Outgoing {
-            parcel,
+            frame: parcel,
             lane: Lane::Bulk,
             deadline: None,
         };
         // Behind the chunks that wait, which may take its time; if it cannot be told, the node's own patience ends.
-        runtime.spawn(timeout(TELL_MAX, async move { link.send(outgoing).await }));
+        runtime.spawn(timeout(
+            ABORT_SEND_TIMEOUT,
+            async move { link.send(outgoing).await },
+        ));
     }
 }
 
 /// The end of the command, when it comes.
-async fn next_end(ends: &mut mpsc::Receiver<End>) -> Reply {
+async fn wait_for_reply(ends: &mut mpsc::Receiver<End>) -> Reply {
     match ends.recv().await {
-        Some(end) => query::reply(end.ended),
+        Some(end) => query::to_reply(end.result),
         None => Reply::failed("this station is shutting down"),
     }
 }

@@ -1,7 +1,7 @@
 //! The emergency stop, from the station: sent first, written down later, until all have answered. Its end is in
 //! [`super::release`].
 //!
-//! What goes out when is [`StopCall`]'s to say. An order goes over the link of every target that has one, and as a
+//! What goes out when is [`StopSender`]'s to say. An order goes over the link of every target that has one, and as a
 //! datagram on every interface and to where each target was seen last, because a link may be down, jammed or not there
 //! yet.
 //!
@@ -19,104 +19,106 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use swarm_shared::net::clock;
 use swarm_shared::net::discovery::interfaces::Interfaces;
-use swarm_shared::net::discovery::pings::Shouter;
+use swarm_shared::net::discovery::pings::Broadcaster;
 use swarm_shared::net::peer::PeerLink;
-use swarm_shared::proto::encoded::Parcel;
+use swarm_shared::proto::encoded::EncodedFrame;
 use swarm_shared::proto::id::PeerId;
-use swarm_shared::proto::message::Stopped;
+use swarm_shared::proto::message::StopStatus;
 use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::selector::Selector;
 use swarm_shared::proto::session::Outgoing;
-use swarm_shared::proto::stop::{IDS_PER_ORDER, NOBODY, Round, StopCall, Verdict, next_number, selectors};
+use swarm_shared::proto::stop::{
+    IDS_PER_SELECTOR, NO_NODES, ReportResult, SendRound, StopSender, next_number, split_selector,
+};
 use swarm_shared::proto::wire::{Frame, Kind, Lane};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio_util::task::TaskTracker;
 
-use super::delivery_task::Word;
+use super::delivery_task::DeliveryCommand;
 use super::registry::Target;
-use super::unconfirmed_stops::Unconfirmed;
-use super::{Shared, history_writer, query};
+use super::unconfirmed_stops::UnconfirmedStops;
+use super::{SharedContext, history_writer, query};
 use crate::duration::to_ms;
 use crate::fleet::{CommandKind, Delivery, Event, Failure, stop_broadcast};
-use crate::store::deliveries::{Record, RecordTo};
-use crate::store::{Origin, PartEnd, Store};
+use crate::store::deliveries::{Record, RecordTarget};
+use crate::store::{DeliveryEnd, Origin, Store};
 
 /// News that wait for one stop; one that falls behind asks again every second anyway.
-const NEWS_MAX: usize = 4_096;
+const STOP_EVENTS_MAX: usize = 4_096;
 /// How long a stop over a link may wait for its socket: it is sent again every second.
-const LINK_PATIENCE: Duration = Duration::from_secs(2);
+const LINK_SEND_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What stops share.
 #[derive(Debug)]
-pub(super) struct Stops {
+pub(super) struct StopCoordinator {
     /// The highest number given so far.
-    given: AtomicU64,
+    last_number: AtomicU64,
     store: Store,
-    news: broadcast::Sender<News>,
+    events: broadcast::Sender<StopEvent>,
     /// The newest report of each node that is stopped, and linked since.
-    reports: Mutex<BTreeMap<PeerId, Stopped>>,
+    reports: Mutex<BTreeMap<PeerId, StopStatus>>,
     datagrams: Option<(watch::Receiver<Interfaces>, u16)>,
     /// How many deliveries were withdrawn before the stop could be asked for.
-    withdrawn_early: Mutex<Option<oneshot::Receiver<usize>>>,
+    early_withdrawal: Mutex<Option<oneshot::Receiver<usize>>>,
     /// Who has not said that it is stopped.
-    pub(super) unconfirmed: Unconfirmed,
+    pub(super) unconfirmed: UnconfirmedStops,
     /// What is written down later, and waited for at shutdown.
     tasks: TaskTracker,
 }
 
 #[derive(Clone, Debug)]
-enum News {
-    Up(PeerId),
-    Report(PeerId, Box<Stopped>),
+enum StopEvent {
+    Connected(PeerId),
+    Report(PeerId, Box<StopStatus>),
 }
 
-impl Stops {
+impl StopCoordinator {
     /// `given`: the highest number that the store remembers. `datagrams`: where they go out, unless they are off.
     pub(super) fn new(
-        given: u64,
-        unconfirmed: Unconfirmed,
+        last_number: u64,
+        unconfirmed: UnconfirmedStops,
         store: Store,
         datagrams: Option<(watch::Receiver<Interfaces>, u16)>,
         tasks: TaskTracker,
     ) -> Self {
         Self {
-            given: AtomicU64::new(given),
+            last_number: AtomicU64::new(last_number),
             store,
-            news: broadcast::Sender::new(NEWS_MAX),
+            events: broadcast::Sender::new(STOP_EVENTS_MAX),
             reports: Mutex::default(),
             datagrams,
-            withdrawn_early: Mutex::default(),
+            early_withdrawal: Mutex::default(),
             unconfirmed,
             tasks,
         }
     }
 
     /// A node says how its stop stands.
-    pub(super) fn reported(&self, id: PeerId, report: Stopped) {
+    pub(super) fn on_report(&self, id: PeerId, report: StopStatus) {
         let mut reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
         if report.stopped {
             // From now on it refuses by itself.
-            self.unconfirmed.settle(id);
+            self.unconfirmed.clear(id);
             reports.insert(id, report.clone());
         } else {
             reports.remove(&id);
         }
         drop(reports);
         // Nobody listens while nothing is being stopped.
-        let _listeners = self.news.send(News::Report(id, Box::new(report)));
+        let _listeners = self.events.send(StopEvent::Report(id, Box::new(report)));
     }
 
-    pub(super) fn report_of(&self, id: PeerId) -> Option<Stopped> {
+    pub(super) fn latest_report(&self, id: PeerId) -> Option<StopStatus> {
         let reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
         reports.get(&id).cloned()
     }
 
-    fn given(&self) -> u64 {
-        self.given.load(Ordering::SeqCst)
+    fn last_number(&self) -> u64 {
+        self.last_number.load(Ordering::SeqCst)
     }
 
     /// As many numbers as there are orders; the first of them.
-    fn take_numbers(&self, count: usize) -> u64 {
+    fn allocate_numbers(&self, count: usize) -> u64 {
         let more = u64::try_from(count).unwrap_or(u64::MAX).saturating_sub(1);
         let now = clock::unix_time_ms();
         let mut first = 0;
@@ -124,24 +126,26 @@ impl Stops {
             first = next_number(given, now);
             Some(first.saturating_add(more))
         };
-        let _always = self.given.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take);
+        let _always = self
+            .last_number
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, take);
         first
     }
 }
 
 /// For an engine that has been started for a stop of these: see [`Stopper::withdraw`], which counts them too.
-pub(super) fn withdraw_early(shared: &Shared, targets: &[Target]) {
+pub(super) fn withdraw_early(shared: &SharedContext, targets: &[Target]) {
     let ids = targets.iter().map(|target| target.node.id).collect();
-    let count = shared.keeper.withdraw(ids, why_withdrawn(None));
+    let count = shared.deliveries.withdraw(ids, withdrawal_reason(None));
     let mut early = shared
         .stops
-        .withdrawn_early
+        .early_withdrawal
         .lock()
         .unwrap_or_else(PoisonError::into_inner);
     *early = Some(count);
 }
 
-fn why_withdrawn(number: Option<u64>) -> String {
+fn withdrawal_reason(number: Option<u64>) -> String {
     let minutes = clock::unix_time_ms() / 60_000;
     let number = number.map_or(String::new(), |number| format!(" (number {number})"));
     format!(
@@ -152,7 +156,7 @@ fn why_withdrawn(number: Option<u64>) -> String {
 }
 
 /// A node is linked: it may not know yet how far this station has counted, and whatever stop is being given goes to it.
-pub(super) fn linked(shared: &Shared, link: &PeerLink) {
+pub(super) fn on_linked(shared: &SharedContext, link: &PeerLink) {
     let stops = &shared.stops;
     stops
         .reports
@@ -161,41 +165,41 @@ pub(super) fn linked(shared: &Shared, link: &PeerLink) {
         .remove(&link.id());
     // Before it is looked who listens: a stop that begins in between listens too late to be counted, and with its number
     // the node would take the order for one that it has heard.
-    let given = stops.given();
-    let listeners = stops.news.send(News::Up(link.id())).unwrap_or(0);
+    let last_number = stops.last_number();
+    let listeners = stops.events.send(StopEvent::Connected(link.id())).unwrap_or(0);
     // While a stop is being given, the order itself says so.
-    if given == 0 || listeners > 0 {
+    if last_number == 0 || listeners > 0 {
         return;
     }
-    let counted = Selector::parse(NOBODY)
+    let order = Selector::parse(NO_NODES)
         .map_err(|error| error.to_string())
-        .and_then(|nobody| datagram(shared, given, nobody));
-    match counted {
-        Ok(bytes) => send(link, &bytes),
+        .and_then(|nobody| sign_order(shared, last_number, nobody));
+    match order {
+        Ok(bytes) => send_order(link, &bytes),
         Err(error) => tracing::debug!(error, "it is not told how far this station has counted"),
     }
 }
 
 /// An order, signed.
-fn datagram(shared: &Shared, number: u64, selector: Selector) -> Result<Bytes, String> {
+fn sign_order(shared: &SharedContext, number: u64, selector: Selector) -> Result<Bytes, String> {
     let membership = shared.endpoint.membership().borrow().clone();
     let membership = membership.ok_or(stop_broadcast::NO_FLEET)?;
     let key = &shared.endpoint.local().identity.key;
-    stop_broadcast::order(key, &membership, number, selector)
+    stop_broadcast::sign_order(key, &membership, number, selector)
 }
 
-fn send(link: &PeerLink, order: &Bytes) {
-    let sent = Parcel::new(&Frame::binary(Kind::Stop, order.clone()))
+fn send_order(link: &PeerLink, order: &Bytes) {
+    let result = EncodedFrame::new(&Frame::binary(Kind::Stop, order.clone()))
         .map_err(|error| error.to_string())
         .and_then(|parcel| {
             let outgoing = Outgoing {
-                parcel,
+                frame: parcel,
                 lane: Lane::Emergency,
-                deadline: Some(clock::now() + LINK_PATIENCE),
+                deadline: Some(clock::now() + LINK_SEND_TIMEOUT),
             };
             link.try_send(outgoing).map_err(|error| error.to_string())
         });
-    if let Err(error) = sent {
+    if let Err(error) = result {
         tracing::warn!(peer = %link.id().short(), error, "a stop is not sent over its link");
     }
 }
@@ -216,42 +220,42 @@ fn withdrawn_note(count: usize) -> Option<Event> {
     Some(Event::note(text))
 }
 
-struct Stopper {
-    shared: Shared,
+struct StopRun {
+    shared: SharedContext,
     targets: BTreeMap<PeerId, (usize, Target)>,
     selectors: Vec<Selector>,
     orders: Vec<Bytes>,
-    call: StopCall,
-    shouter: Shouter,
+    sender: StopSender,
+    broadcaster: Broadcaster,
     started: Instant,
     acknowledged: BTreeMap<PeerId, f64>,
     /// The history, once the first orders are out.
-    history: Option<mpsc::Sender<PartEnd>>,
+    history: Option<mpsc::Sender<DeliveryEnd>>,
 }
 
 /// What is asked of [`run`].
 #[derive(Debug)]
-pub(super) struct Asked {
+pub(super) struct StopRequest {
     pub(super) selector: Selector,
     /// What to say if it means nobody who is known.
-    pub(super) nobody: String,
+    pub(super) no_match_text: String,
     /// What to say first.
     pub(super) note: Option<String>,
     pub(super) timeout: Option<Duration>,
     /// See [`crate::fleet::Request::Stop`].
-    pub(super) beside: bool,
+    pub(super) also_bridged: bool,
     pub(super) origin: Origin,
 }
 
 /// What the history keeps of a stop, or of a release.
-pub(super) fn record(
+pub(super) fn history_record(
     kind: CommandKind,
     selector: &Selector,
     targets: &[Target],
     life_ms: u64,
     origin: Origin,
 ) -> Record {
-    let deliveries = targets.iter().map(|target| RecordTo {
+    let deliveries = targets.iter().map(|target| RecordTarget {
         node: target.node.clone(),
         part: 0,
         about: None,
@@ -262,40 +266,45 @@ pub(super) fn record(
         arguments: "null".to_owned(),
         lane: Lane::Emergency,
         selector: selector.as_str().to_owned(),
-        life_ms,
+        ttl_ms: life_ms,
         deliveries: deliveries.collect(),
     }
 }
 
 /// Stops the targets, and whoever else the selector means and a datagram reaches.
-pub(super) async fn run(shared: Shared, targets: Vec<Target>, asked: Asked, events: mpsc::Sender<Event>) {
+pub(super) async fn run(
+    shared: SharedContext,
+    targets: Vec<Target>,
+    request: StopRequest,
+    events: mpsc::Sender<Event>,
+) {
     let started = clock::now();
-    let Asked {
+    let StopRequest {
         selector,
-        nobody,
+        no_match_text,
         note,
         timeout,
-        beside,
+        also_bridged,
         origin,
-    } = asked;
+    } = request;
     // Before anything is sent, so that no answer is missed.
-    let mut news = shared.stops.news.subscribe();
+    let mut stop_events = shared.stops.events.subscribe();
     let ids: Vec<PeerId> = targets.iter().map(|target| target.node.id).collect();
     let refuse = |message: String| Event::failed(Failure::Failed, message);
-    let selectors = match selectors(&selector, &ids) {
+    let selectors = match split_selector(&selector, &ids) {
         Ok(selectors) => selectors,
         Err(error) => return drop(events.send(refuse(error.to_string())).await),
     };
-    let who = origin.who.clone();
+    let user = origin.user.clone();
     let life_ms = timeout.map_or(0, to_ms);
-    let record = record(CommandKind::Stop, &selector, &targets, life_ms, origin);
+    let record = history_record(CommandKind::Stop, &selector, &targets, life_ms, origin);
     let several = selectors.len() > 1;
-    let named = Event::Targets {
+    let targets_event = Event::Targets {
         targets: targets.iter().map(|target| target.node.clone()).collect(),
     };
-    let place = |at: usize| if several { at / IDS_PER_ORDER } else { 0 };
-    let mut stopper = Stopper {
-        call: StopCall::new(0, ids, started),
+    let place = |at: usize| if several { at / IDS_PER_SELECTOR } else { 0 };
+    let mut stop_run = StopRun {
+        sender: StopSender::new(0, ids, started),
         targets: targets
             .into_iter()
             .enumerate()
@@ -304,72 +313,77 @@ pub(super) async fn run(shared: Shared, targets: Vec<Target>, asked: Asked, even
         shared,
         selectors,
         orders: Vec::new(),
-        shouter: Shouter::default(),
+        broadcaster: Broadcaster::default(),
         started,
         acknowledged: BTreeMap::new(),
         history: None,
     };
-    let nobody_known = stopper.targets.is_empty();
-    if let Err(error) = stopper.give() {
-        if !(beside && nobody_known) {
-            let store = &stopper.shared.stops.store;
-            history_writer::note(store, &who, "stop", selector.as_str(), &error).await;
+    let no_targets = stop_run.targets.is_empty();
+    if let Err(error) = stop_run.issue_orders() {
+        if !(also_bridged && no_targets) {
+            let store = &stop_run.shared.stops.store;
+            history_writer::write_audit_entry(store, &user, "stop", selector.as_str(), &error).await;
         }
         return drop(events.send(refuse(error)).await);
     }
     // Before what waits is withdrawn: what is asked for later than that finds it here, however long the datagrams take.
-    let stops = &stopper.shared.stops;
+    let stops = &stop_run.shared.stops;
     stops
         .unconfirmed
-        .ordered(stopper.targets.keys().copied(), stops.given());
-    let mut withdrawn = pin!(stopper.withdraw());
-    stopper.go_out().await;
-    stopper.shared.keeper.say(Word::Withdrawn).await;
-    stopper.keep_number();
+        .insert(stop_run.targets.keys().copied(), stops.last_number());
+    let mut withdrawn = pin!(stop_run.withdraw());
+    stop_run.send_due().await;
+    stop_run
+        .shared
+        .deliveries
+        .send(DeliveryCommand::ApplyWithdrawals)
+        .await;
+    stop_run.persist_number();
     // Whoever does not read what is told does not hold up what is sent.
-    let mut untold = VecDeque::new();
-    if nobody_known && beside {
+    let mut unsent_events = VecDeque::new();
+    if no_targets && also_bridged {
         tracing::debug!("no node is meant by a stop of others");
-    } else if nobody_known {
-        stopper.note_unknown(who, selector.as_str());
+    } else if no_targets {
+        stop_run.audit_unmatched(user, selector.as_str());
     } else {
-        stopper.keep_history(record);
-        untold.extend(note.map(Event::note));
-        untold.push_back(named);
+        stop_run.record_history(record);
+        unsent_events.extend(note.map(Event::note));
+        unsent_events.push_back(targets_event);
     }
-    let give_up = timeout.map(|timeout| started + timeout);
-    let mut counted = false;
-    while !(counted && stopper.call.is_over() && stopper.call.poll_timeout().is_none()) {
-        let next = stopper.call.poll_timeout();
+    let deadline = timeout.map(|timeout| started + timeout);
+    let mut withdrawals_counted = false;
+    while !(withdrawals_counted && stop_run.sender.is_finished() && stop_run.sender.poll_timeout().is_none())
+    {
+        let next = stop_run.sender.poll_timeout();
         let told = tokio::select! {
             biased;
             () = events.closed() => return,
-            Ok(place) = events.reserve(), if !untold.is_empty() => {
-                if let Some(event) = untold.pop_front() {
+            Ok(place) = events.reserve(), if !unsent_events.is_empty() => {
+                if let Some(event) = unsent_events.pop_front() {
                     place.send(event);
                 }
                 None
             }
-            heard = news.recv() => match heard {
-                Ok(heard) => stopper.take(heard),
+            heard = stop_events.recv() => match heard {
+                Ok(heard) => stop_run.on_stop_event(heard),
                 Err(broadcast::error::RecvError::Lagged(_)) => None,
                 Err(broadcast::error::RecvError::Closed) => break,
             },
-            count = &mut withdrawn, if !counted => {
-                counted = true;
+            count = &mut withdrawn, if !withdrawals_counted => {
+                withdrawals_counted = true;
                 withdrawn_note(count)
             }
             () = clock::sleep_until(next.unwrap_or(started)), if next.is_some() => None,
-            () = clock::sleep_until(give_up.unwrap_or(started)), if give_up.is_some() => break,
+            () = clock::sleep_until(deadline.unwrap_or(started)), if deadline.is_some() => break,
         };
-        untold.extend(told);
-        stopper.go_out().await;
+        unsent_events.extend(told);
+        stop_run.send_due().await;
     }
-    if nobody_known {
-        let message = format!("{nobody}; the stop went out by datagram all the same");
-        return drop(events.send(Event::failed(Failure::NobodyMatched, message)).await);
+    if no_targets {
+        let message = format!("{no_match_text}; the stop went out by datagram all the same");
+        return drop(events.send(Event::failed(Failure::NoMatch, message)).await);
     }
-    for event in untold.into_iter().chain(stopper.left()) {
+    for event in unsent_events.into_iter().chain(stop_run.end_unfinished()) {
         if events.send(event).await.is_err() {
             return;
         }
@@ -377,14 +391,14 @@ pub(super) async fn run(shared: Shared, targets: Vec<Target>, asked: Asked, even
     let _caller_gone = events.send(Event::End).await;
 }
 
-impl Stopper {
+impl StopRun {
     /// Gives the orders, with new numbers.
-    fn give(&mut self) -> Result<(), String> {
-        let first = self.shared.stops.take_numbers(self.selectors.len());
+    fn issue_orders(&mut self) -> Result<(), String> {
+        let first = self.shared.stops.allocate_numbers(self.selectors.len());
         let numbered = (first..).zip(&self.selectors);
-        let orders = numbered.map(|(number, selector)| datagram(&self.shared, number, selector.clone()));
+        let orders = numbered.map(|(number, selector)| sign_order(&self.shared, number, selector.clone()));
         self.orders = orders.collect::<Result<_, _>>()?;
-        self.call.give_anew(first, clock::now());
+        self.sender.reissue(first, clock::now());
         Ok(())
     }
 
@@ -392,13 +406,13 @@ impl Stopper {
     fn withdraw(&self) -> impl Future<Output = usize> + use<> {
         let stops = &self.shared.stops;
         let early = stops
-            .withdrawn_early
+            .early_withdrawal
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
         let targets = self.targets.keys().copied().collect();
-        let why = why_withdrawn(Some(stops.given()));
-        let now = self.shared.keeper.withdraw(targets, why);
+        let why = withdrawal_reason(Some(stops.last_number()));
+        let now = self.shared.deliveries.withdraw(targets, why);
         async move {
             let early = match early {
                 // No count comes of a book that has ended.
@@ -409,31 +423,32 @@ impl Stopper {
         }
     }
 
-    fn keep_number(&self) {
+    fn persist_number(&self) {
         let stops = &self.shared.stops;
-        let (store, given) = (stops.store.clone(), stops.given());
+        let (store, number) = (stops.store.clone(), stops.last_number());
         stops.tasks.spawn(async move {
-            if let Err(error) = store.keep_stop_number(given).await {
+            if let Err(error) = store.save_stop_number(number).await {
                 tracing::error!(%error, "the number of the stop is not stored");
             }
         });
     }
 
-    fn keep_history(&mut self, record: Record) {
+    fn record_history(&mut self, record: Record) {
         let stops = &self.shared.stops;
         let given_up = "NO ANSWER when whoever asked gave up; the stop has gone out to it";
         let given_up = Reply::ended(Outcome::NoAnswer, given_up);
-        let history = history_writer::beside(&stops.tasks, stops.store.clone(), record, given_up);
+        let history =
+            history_writer::record_in_background(&stops.tasks, stops.store.clone(), record, given_up);
         self.history = Some(history);
     }
 
     /// A stop by datagram only, of nodes that this station does not know, has no deliveries.
-    fn note_unknown(&self, who: String, selector: &str) {
+    fn audit_unmatched(&self, user: String, selector: &str) {
         let (store, selector) = (self.shared.stops.store.clone(), selector.to_owned());
         self.shared.stops.tasks.spawn(async move {
-            history_writer::note(
+            history_writer::write_audit_entry(
                 &store,
-                &who,
+                &user,
                 "stop",
                 &selector,
                 "sent by datagram; no node matches",
@@ -443,8 +458,12 @@ impl Stopper {
     }
 
     /// Sends what is due.
-    async fn go_out(&mut self) {
-        while let Some(Round { to, links }) = self.call.handle_timeout(clock::now()) {
+    async fn send_due(&mut self) {
+        while let Some(SendRound {
+            targets: to,
+            over_links: links,
+        }) = self.sender.handle_timeout(clock::now())
+        {
             if links {
                 to.iter().for_each(|id| self.send_to(id));
             }
@@ -458,7 +477,7 @@ impl Stopper {
                 let also: Vec<SocketAddr> = meant
                     .filter_map(|(_, target)| Some(SocketAddr::new(target.address?.ip(), *port)))
                     .collect();
-                self.shouter.shout(&present, *port, order, &also).await;
+                self.broadcaster.broadcast(&present, *port, order, &also).await;
             }
         }
     }
@@ -468,38 +487,38 @@ impl Stopper {
             && *target.online.borrow()
             && let Some(order) = self.orders.get(*place)
         {
-            send(&target.link, order);
+            send_order(&target.link, order);
         }
     }
 
-    fn take(&mut self, news: News) -> Option<Event> {
-        let (id, report) = match news {
-            News::Up(id) => {
-                if self.call.up(&id) {
+    fn on_stop_event(&mut self, event: StopEvent) -> Option<Event> {
+        let (id, report) = match event {
+            StopEvent::Connected(id) => {
+                if self.sender.should_send_to(&id) {
                     self.send_to(&id);
                 }
                 return None;
             }
-            News::Report(id, report) => (id, report),
+            StopEvent::Report(id, report) => (id, report),
         };
-        let given = self.shared.stops.given();
+        let given = self.shared.stops.last_number();
         let node = self.targets.get(&id)?.1.node.clone();
-        match self.call.report(&id, &report, given, clock::now()) {
-            Verdict::Nothing => None,
-            Verdict::Stopped => {
-                self.shared.stops.unconfirmed.settle(id);
+        match self.sender.on_report(&id, &report, given, clock::now()) {
+            ReportResult::Unchanged => None,
+            ReportResult::Stopped => {
+                self.shared.stops.unconfirmed.clear(id);
                 let ms = query::elapsed_ms(self.started);
                 self.acknowledged.insert(id, ms);
                 Some(Event::Acknowledged { node, ms })
             }
-            Verdict::Ended(reply) => {
-                self.shared.stops.unconfirmed.settle(id);
-                Some(self.ended(id, reply))
+            ReportResult::Ended(reply) => {
+                self.shared.stops.unconfirmed.clear(id);
+                Some(self.end_delivery(id, reply))
             }
-            Verdict::CountOn(seen) => {
-                self.shared.stops.given.fetch_max(seen, Ordering::SeqCst);
-                match self.give() {
-                    Ok(()) => self.keep_number(),
+            ReportResult::RaiseNumber(seen) => {
+                self.shared.stops.last_number.fetch_max(seen, Ordering::SeqCst);
+                match self.issue_orders() {
+                    Ok(()) => self.persist_number(),
                     Err(error) => tracing::error!(error, "the stop cannot be given anew"),
                 }
                 let text = format!(
@@ -511,14 +530,14 @@ impl Stopper {
         }
     }
 
-    fn ended(&self, id: PeerId, mut reply: Reply) -> Event {
+    fn end_delivery(&self, id: PeerId, mut reply: Reply) -> Event {
         let ms = query::elapsed_ms(self.started);
         let acknowledged = self.acknowledged.get(&id).copied().unwrap_or(ms);
         if let Some(Value::Object(fields)) = &mut reply.value {
             fields.insert("acknowledged_ms".to_owned(), json!(acknowledged));
         }
         if let Some(history) = &self.history {
-            let end = PartEnd {
+            let end = DeliveryEnd {
                 node: id,
                 part: 0,
                 reply: reply.clone(),
@@ -532,16 +551,16 @@ impl Stopper {
     }
 
     /// Those who have not said all when time is up.
-    fn left(&self) -> Vec<Event> {
+    fn end_unfinished(&self) -> Vec<Event> {
         let no_answer = |error: &str| Reply::ended(Outcome::NoAnswer, error);
-        let missing = self.call.unanswered().map(|id| {
-            self.ended(
+        let missing = self.sender.unanswered().map(|id| {
+            self.end_delivery(
                 id,
                 no_answer("NO ANSWER: it is not known to be stopped; the stop has gone out to it"),
             )
         });
-        let at_work = self.call.at_work().map(|id| {
-            self.ended(
+        let at_work = self.sender.running().map(|id| {
+            self.end_delivery(
                 id,
                 no_answer("stopped; its own command, or its journal, is still at work"),
             )

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value};
 use swarm_shared::net::clock;
-use swarm_shared::net::peer::Ended;
+use swarm_shared::net::peer::RequestResult;
 use swarm_shared::proto::id::PeerId;
 use swarm_shared::proto::outcome::Reply;
 use swarm_shared::proto::trust::gate::{ActionClass, classify};
@@ -22,18 +22,18 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::registry::Target;
-use super::{Shared, query};
-use crate::fleet::event::ASKER_WENT;
+use super::{SharedContext, query};
+use crate::fleet::event::CALLER_GONE;
 use crate::fleet::{CommandKind, Delivery, EVENTS_MAX, Event, Failure, NodeRef, Request};
-use crate::store::deliveries::capped;
-use crate::store::{Number, Origin};
+use crate::store::deliveries::truncate_reply;
+use crate::store::{HistoryNumber, Origin};
 
 /// Words that wait for the slowest follower; further ones push out the oldest.
-const TOLD_MAX: usize = 1_024;
+const EVENT_BUFFER_MAX: usize = 1_024;
 /// How long the first words of a request wait for its number, which a slow disk may keep.
-const NUMBER_MAX: Duration = Duration::from_secs(1);
+const NUMBER_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often online nodes are asked for their readings.
-const TELEMETRY_EVERY: Duration = Duration::from_secs(2);
+const TELEMETRY_INTERVAL: Duration = Duration::from_secs(2);
 /// How long they may take to say.
 const TELEMETRY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest answer with a node's readings, in bytes; a longer one is passed over.
@@ -44,21 +44,21 @@ type Readings = Map<String, Value>;
 
 /// See the module.
 #[derive(Debug, Default)]
-pub(super) struct Followers {
+pub(super) struct Subscribers {
     /// There since the first follower came.
-    told: Option<broadcast::Sender<Event>>,
-    readers: Vec<Reader>,
+    broadcast: Option<broadcast::Sender<Event>>,
+    telemetry_subscribers: Vec<TelemetrySubscriber>,
     /// What each node said last.
-    known: BTreeMap<PeerId, (NodeRef, Readings)>,
+    last_readings: BTreeMap<PeerId, (NodeRef, Readings)>,
     /// Nodes that have not answered yet.
-    asked: BTreeSet<PeerId>,
+    queried: BTreeSet<PeerId>,
     /// When nodes were asked last.
-    asked_at: Option<Instant>,
+    queried_at: Option<Instant>,
 }
 
 /// A follower that wants readings.
 #[derive(Debug)]
-struct Reader {
+struct TelemetrySubscriber {
     events: mpsc::Sender<Event>,
     /// What found no room yet.
     pending: BTreeMap<PeerId, (NodeRef, Readings)>,
@@ -66,147 +66,154 @@ struct Reader {
 
 /// What a node said of its readings, if anything.
 #[derive(Debug)]
-pub(super) struct Reading {
+pub(super) struct TelemetryReply {
     node: NodeRef,
     values: Option<Readings>,
 }
 
-impl Followers {
+impl Subscribers {
     /// Lets one follow from now on. Nodes and their changes are the watchers' to tell.
-    pub(super) fn add(
+    pub(super) fn subscribe(
         &mut self,
         telemetry: bool,
         tasks: &TaskTracker,
-        stop: &CancellationToken,
+        shutdown: &CancellationToken,
         events: mpsc::Sender<Event>,
     ) {
-        let told = self.told.get_or_insert_with(|| broadcast::Sender::new(TOLD_MAX));
-        let (told, stop) = (told.subscribe(), stop.clone());
+        let broadcast = self
+            .broadcast
+            .get_or_insert_with(|| broadcast::Sender::new(EVENT_BUFFER_MAX));
+        let (observed, shutdown) = (broadcast.subscribe(), shutdown.clone());
         tasks.spawn({
             let events = events.clone();
             async move {
-                stop.run_until_cancelled(pass_on(told, events)).await;
+                shutdown
+                    .run_until_cancelled(forward_observed(observed, events))
+                    .await;
             }
         });
         if telemetry {
-            let mut reader = Reader {
+            let mut reader = TelemetrySubscriber {
                 events,
-                pending: self.known.clone(),
+                pending: self.last_readings.clone(),
             };
-            reader.catch_up();
-            self.readers.push(reader);
+            reader.flush();
+            self.telemetry_subscribers.push(reader);
         }
     }
 
     /// Where the events of a request go instead, to be passed on to followers too; the same place if there are none.
-    pub(super) fn overhear(
+    pub(super) fn tap(
         &self,
         tasks: &TaskTracker,
         request: &Request,
         origin: &Origin,
         events: mpsc::Sender<Event>,
     ) -> mpsc::Sender<Event> {
-        let Some(words) = self.words(request, origin) else {
+        let Some(tap) = self.new_tap(request, origin) else {
             return events;
         };
         let (to, from) = mpsc::channel(EVENTS_MAX);
-        let cut_off = Event::failed(Failure::Stopped, "cut off: the station is shutting down");
-        tasks.spawn(listen_in(words, from, events, cut_off));
+        let cut_off = Event::failed(Failure::ShutDown, "cut off: the station is shutting down");
+        tasks.spawn(forward_tapped(tap, from, events, cut_off));
         to
     }
 
     /// `None`: there is nobody to tell, or nothing.
-    fn words(&self, request: &Request, origin: &Origin) -> Option<Words> {
-        let told = self.told.clone().filter(|told| told.receiver_count() > 0)?;
-        let (kind, what) = subject(request)?;
-        Some(Words {
+    fn new_tap(&self, request: &Request, origin: &Origin) -> Option<RequestTap> {
+        let broadcast = self.broadcast.clone().filter(|told| told.receiver_count() > 0)?;
+        let (kind, action) = observed_action(request)?;
+        Some(RequestTap {
             kind,
-            what: what.to_owned(),
-            who: origin.who.clone(),
-            number: origin.number.clone(),
-            wait: has_number(request),
-            held: Vec::new(),
-            held_since: clock::now(),
-            told,
+            action: action.to_owned(),
+            user: origin.user.clone(),
+            number: origin.history_number.clone(),
+            awaits_number: has_history_number(request),
+            buffered: Vec::new(),
+            buffered_since: clock::now(),
+            broadcast,
         })
     }
 
     /// Whether anybody wants readings.
     pub(super) fn wants_telemetry(&self) -> bool {
-        !self.readers.is_empty()
+        !self.telemetry_subscribers.is_empty()
     }
 
     /// When nodes are to be asked next.
-    pub(super) fn asks_at(&self) -> Instant {
-        self.asked_at
-            .map_or_else(clock::now, |asked| asked + TELEMETRY_EVERY)
+    pub(super) fn next_query_at(&self) -> Instant {
+        self.queried_at
+            .map_or_else(clock::now, |asked| asked + TELEMETRY_INTERVAL)
     }
 
     /// Asks those that are online and owe no answer.
-    pub(super) fn ask(
+    pub(super) fn query_telemetry(
         &mut self,
-        shared: &Shared,
+        shared: &SharedContext,
         tasks: &TaskTracker,
         targets: Vec<Target>,
-        readings: &mpsc::Sender<Reading>,
+        readings: &mpsc::Sender<TelemetryReply>,
     ) {
-        self.asked_at = Some(clock::now());
-        self.catch_up();
+        self.queried_at = Some(clock::now());
+        self.flush();
         if !self.wants_telemetry() {
             return;
         }
         let ids: BTreeSet<PeerId> = targets.iter().map(|target| target.node.id).collect();
-        self.known.retain(|id, _| ids.contains(id));
+        self.last_readings.retain(|id, _| ids.contains(id));
         for Target { node, link, .. } in targets.into_iter().filter(|target| *target.online.borrow()) {
-            if !self.asked.insert(node.id) {
+            if !self.queried.insert(node.id) {
                 continue;
             }
             let (shared, readings) = (shared.clone(), readings.clone());
             tasks.spawn(async move {
-                let ended = query::ask(&shared, &link, "telemetry", TELEMETRY_TIMEOUT).await;
-                let values = ended.and_then(|ended| values(&node, ended));
+                let ended = query::query_node(&shared, &link, "telemetry", TELEMETRY_TIMEOUT).await;
+                let values = ended.and_then(|ended| parse_readings(&node, ended));
                 // If the engine has gone, so has everybody who follows.
-                let _stopping = readings.send(Reading { node, values }).await;
+                let _stopping = readings.send(TelemetryReply { node, values }).await;
             });
         }
     }
 
     /// A node has answered, or will not.
-    pub(super) fn take(&mut self, reading: Reading) {
-        let Reading { node, values } = reading;
-        self.asked.remove(&node.id);
+    pub(super) fn on_readings(&mut self, reading: TelemetryReply) {
+        let TelemetryReply { node, values } = reading;
+        self.queried.remove(&node.id);
         let Some(values) = values else { return };
         let (_, before) = self
-            .known
+            .last_readings
             .entry(node.id)
             .or_insert_with(|| (node.clone(), Readings::new()));
-        let new = changes(before, &values);
+        let new = changed_readings(before, &values);
         *before = values;
         if new.is_empty() {
             return;
         }
-        for reader in &mut self.readers {
+        for reader in &mut self.telemetry_subscribers {
             let (_, pending) = reader
                 .pending
                 .entry(node.id)
                 .or_insert_with(|| (node.clone(), Readings::new()));
             pending.extend(new.clone());
-            reader.catch_up();
+            reader.flush();
         }
     }
 
     /// Tells what found no room before, and forgets who has gone.
-    pub(super) fn catch_up(&mut self) {
-        self.readers.retain(|reader| !reader.events.is_closed());
-        self.readers.iter_mut().for_each(Reader::catch_up);
-        if self.readers.is_empty() {
-            self.known.clear();
+    pub(super) fn flush(&mut self) {
+        self.telemetry_subscribers
+            .retain(|reader| !reader.events.is_closed());
+        self.telemetry_subscribers
+            .iter_mut()
+            .for_each(TelemetrySubscriber::flush);
+        if self.telemetry_subscribers.is_empty() {
+            self.last_readings.clear();
         }
     }
 }
 
-impl Reader {
-    fn catch_up(&mut self) {
+impl TelemetrySubscriber {
+    fn flush(&mut self) {
         while let Some(entry) = self.pending.first_entry() {
             let Ok(place) = self.events.try_reserve() else {
                 return;
@@ -218,7 +225,7 @@ impl Reader {
 }
 
 /// What is new; null for what is there no longer.
-fn changes(before: &Readings, now: &Readings) -> Readings {
+fn changed_readings(before: &Readings, now: &Readings) -> Readings {
     let gone = before.keys().filter(|name| !now.contains_key(*name));
     let gone = gone.map(|name| (name.clone(), Value::Null));
     let new = now
@@ -229,15 +236,15 @@ fn changes(before: &Readings, now: &Readings) -> Readings {
 }
 
 /// The readings in a node's answer.
-fn values(node: &NodeRef, ended: Ended) -> Option<Readings> {
-    if let Ended::Reply(content) = &ended
+fn parse_readings(node: &NodeRef, ended: RequestResult) -> Option<Readings> {
+    if let RequestResult::Reply(content) = &ended
         && content.len() > TELEMETRY_BYTES_MAX
     {
         let bytes = content.len();
         tracing::warn!(peer = %node.node, bytes, max = TELEMETRY_BYTES_MAX, "readings that are too long to follow");
         return None;
     }
-    match query::reply(ended) {
+    match query::to_reply(ended) {
         Reply {
             value: Some(Value::Object(values)),
             ..
@@ -250,7 +257,7 @@ fn values(node: &NodeRef, ended: Ended) -> Option<Readings> {
 }
 
 /// What followers are told of a request: `None` for what is over as soon as it is answered.
-fn subject(request: &Request) -> Option<(CommandKind, &str)> {
+fn observed_action(request: &Request) -> Option<(CommandKind, &str)> {
     let kind = match request {
         Request::Command { action, .. } => return Some((CommandKind::Command, action)),
         Request::Stop { .. } => CommandKind::Stop,
@@ -271,7 +278,7 @@ fn subject(request: &Request) -> Option<(CommandKind, &str)> {
         | Request::History { .. }
         | Request::Audit { .. }
         | Request::Peers { .. }
-        | Request::Tell { .. }
+        | Request::SendToPeers { .. }
         | Request::Retry { .. }
         | Request::Cancel { .. }
         | Request::Users { .. } => return None,
@@ -280,7 +287,7 @@ fn subject(request: &Request) -> Option<(CommandKind, &str)> {
 }
 
 /// Whether it gets a number in the history, of what followers are told of.
-fn has_number(request: &Request) -> bool {
+fn has_history_number(request: &Request) -> bool {
     if let Request::Command {
         action,
         arguments,
@@ -294,58 +301,58 @@ fn has_number(request: &Request) -> bool {
 }
 
 /// Words of one request, on their way to the followers.
-struct Words {
+struct RequestTap {
     kind: CommandKind,
-    what: String,
-    who: String,
-    number: Number,
+    action: String,
+    user: String,
+    number: HistoryNumber,
     /// Whether its number is waited for.
-    wait: bool,
-    held: Vec<Event>,
+    awaits_number: bool,
+    buffered: Vec<Event>,
     /// When the first of them came.
-    held_since: Instant,
-    told: broadcast::Sender<Event>,
+    buffered_since: Instant,
+    broadcast: broadcast::Sender<Event>,
 }
 
-impl Words {
+impl RequestTap {
     /// Tells it, behind those before it, or holds it back until the number is known. The last is never held back.
-    fn say(&mut self, event: Event) {
-        if self.held.is_empty() {
-            self.held_since = clock::now();
+    fn push(&mut self, event: Event) {
+        if self.buffered.is_empty() {
+            self.buffered_since = clock::now();
         }
-        self.wait &= !matches!(event, Event::End | Event::Failed { .. })
+        self.awaits_number &= !matches!(event, Event::End | Event::Failed { .. })
             && self.number.get().is_none()
-            && self.held.len() < TOLD_MAX;
-        self.held.push(event);
-        if !self.wait {
-            self.tell();
+            && self.buffered.len() < EVENT_BUFFER_MAX;
+        self.buffered.push(event);
+        if !self.awaits_number {
+            self.flush();
         }
     }
 
-    fn tell(&mut self) {
-        self.wait = false;
-        for event in std::mem::take(&mut self.held) {
-            let word = Event::Told {
+    fn flush(&mut self) {
+        self.awaits_number = false;
+        for event in std::mem::take(&mut self.buffered) {
+            let observed = Event::Observed {
                 kind: self.kind,
-                what: self.what.clone(),
-                who: self.who.clone(),
+                what: self.action.clone(),
+                who: self.user.clone(),
                 number: self.number.get(),
                 event: Box::new(event),
             };
             // Followers may have gone meanwhile.
-            let _nobody = self.told.send(word);
+            let _nobody = self.broadcast.send(observed);
         }
     }
 
     /// Returns when what is held back has waited enough.
-    async fn due(&self) {
-        let _either = clock::timeout_at(self.held_since + NUMBER_MAX, self.number.known()).await;
+    async fn wait_flush_due(&self) {
+        let _either = clock::timeout_at(self.buffered_since + NUMBER_TIMEOUT, self.number.wait()).await;
     }
 }
 
 /// Passes events on to whoever asked, and to the followers, who are told `end` if nothing else ended them.
-async fn listen_in(
-    mut words: Words,
+async fn forward_tapped(
+    mut tap: RequestTap,
     mut from: mpsc::Receiver<Event>,
     events: mpsc::Sender<Event>,
     end: Event,
@@ -354,18 +361,18 @@ async fn listen_in(
         let event = tokio::select! {
             biased;
             () = events.closed() => break,
-            () = words.due(), if !words.held.is_empty() => {
-                words.tell();
+            () = tap.wait_flush_due(), if !tap.buffered.is_empty() => {
+                tap.flush();
                 continue;
             }
             event = from.recv() => event,
         };
         let Some(event) = event else {
-            words.say(end);
+            tap.push(end);
             return;
         };
-        if let Some(word) = told_of(&event) {
-            words.say(word);
+        if let Some(word) = observed_event(&event) {
+            tap.push(word);
         }
         let last = matches!(event, Event::End | Event::Failed { .. });
         if events.send(event).await.is_err() && !last {
@@ -375,11 +382,11 @@ async fn listen_in(
             return;
         }
     }
-    words.say(Event::failed(Failure::Stopped, ASKER_WENT));
+    tap.push(Event::failed(Failure::ShutDown, CALLER_GONE));
 }
 
 /// What followers are told of an event.
-fn told_of(event: &Event) -> Option<Event> {
+fn observed_event(event: &Event) -> Option<Event> {
     match event {
         Event::Targets { .. }
         | Event::Progress { .. }
@@ -388,7 +395,7 @@ fn told_of(event: &Event) -> Option<Event> {
         | Event::Failed { .. }
         | Event::End => Some(event.clone()),
         Event::Delivery(delivery) => {
-            let reply = capped(&Reply {
+            let reply = truncate_reply(&Reply {
                 state: delivery.state,
                 value: delivery.value.clone(),
                 output: delivery.output.clone(),
@@ -409,27 +416,27 @@ fn told_of(event: &Event) -> Option<Event> {
         | Event::Member(_)
         | Event::Pending(_)
         | Event::Command(_)
-        | Event::About(_)
-        | Event::Past(_)
+        | Event::CommandDetails(_)
+        | Event::HistoryDelivery(_)
         | Event::Audit(_)
         | Event::User(_)
         | Event::Token(_)
         | Event::Peer(_)
-        | Event::Told { .. }
+        | Event::Observed { .. }
         | Event::Telemetry { .. }
-        | Event::Missed { .. } => None,
+        | Event::Lagged { .. } => None,
     }
 }
 
 /// Passes words on to one follower, and how many were pushed out, until it goes.
-async fn pass_on(mut told: broadcast::Receiver<Event>, events: mpsc::Sender<Event>) {
+async fn forward_observed(mut observed: broadcast::Receiver<Event>, events: mpsc::Sender<Event>) {
     loop {
         let event = tokio::select! {
             biased;
             () = events.closed() => return,
-            heard = told.recv() => match heard {
+            heard = observed.recv() => match heard {
                 Ok(word) => word,
-                Err(RecvError::Lagged(count)) => Event::Missed { count },
+                Err(RecvError::Lagged(count)) => Event::Lagged { count },
                 Err(RecvError::Closed) => return,
             },
         };

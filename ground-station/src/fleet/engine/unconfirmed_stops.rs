@@ -17,13 +17,13 @@ use tokio_util::sync::CancellationToken;
 use crate::store::{Store, StoreError};
 
 /// How long until what could not be written is tried again.
-const RETRY: Duration = Duration::from_secs(1);
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Each of them, with the number of the stop; clones share it.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Unconfirmed(Arc<watch::Sender<BTreeMap<PeerId, u64>>>);
+pub(super) struct UnconfirmedStops(Arc<watch::Sender<BTreeMap<PeerId, u64>>>);
 
-impl Unconfirmed {
+impl UnconfirmedStops {
     /// As the store kept them. What is damaged there keeps nobody from stopping his fleet: then none is known.
     ///
     /// # Errors
@@ -50,47 +50,51 @@ impl Unconfirmed {
     }
 
     /// The stop that this node has not confirmed.
-    pub(super) fn of(&self, id: PeerId) -> Option<u64> {
+    pub(super) fn stop_number(&self, id: PeerId) -> Option<u64> {
         self.0.borrow().get(&id).copied()
     }
 
-    pub(super) fn all(&self) -> BTreeMap<PeerId, u64> {
+    pub(super) fn snapshot(&self) -> BTreeMap<PeerId, u64> {
         self.0.borrow().clone()
     }
 
     /// A stop has gone out to these.
-    pub(super) fn ordered(&self, ids: impl IntoIterator<Item = PeerId>, number: u64) {
+    pub(super) fn insert(&self, ids: impl IntoIterator<Item = PeerId>, number: u64) {
         self.0
             .send_modify(|all| all.extend(ids.into_iter().map(|id| (id, number))));
     }
 
     /// It is known how this one stands, or somebody answers for it; whether it was not before.
-    pub(super) fn settle(&self, id: PeerId) -> bool {
+    pub(super) fn clear(&self, id: PeerId) -> bool {
         self.0.send_if_modified(|all| all.remove(&id).is_some())
     }
 
     /// Writes down what changes from now on, the newest at a time, and again until it is written: no stop waits for a disk.
-    pub(super) fn keep(self, store: Store, stop: CancellationToken) -> impl Future<Output = ()> {
+    pub(super) fn persist_changes(
+        self,
+        store: Store,
+        shutdown: CancellationToken,
+    ) -> impl Future<Output = ()> {
         let mut seen = self.0.subscribe();
-        let mut kept = self.all();
+        let mut persisted = self.snapshot();
         async move {
             let mut failed = false;
             loop {
                 let due = async {
                     if failed {
-                        tokio::time::sleep(RETRY).await;
+                        tokio::time::sleep(RETRY_INTERVAL).await;
                     } else {
                         // The sender is `self`.
                         let _always = seen.changed().await;
                     }
                 };
-                let over = stop.run_until_cancelled(due).await.is_none();
-                let now = self.all();
-                if now != kept {
-                    let stored = store.keep_unconfirmed_stops(now.clone()).await;
+                let over = shutdown.run_until_cancelled(due).await.is_none();
+                let now = self.snapshot();
+                if now != persisted {
+                    let stored = store.save_unconfirmed_stops(now.clone()).await;
                     failed = stored.is_err();
                     match stored {
-                        Ok(()) => kept = now,
+                        Ok(()) => persisted = now,
                         Err(error) => {
                             tracing::error!(%error, "it is not stored which nodes have not confirmed a stop");
                         }
@@ -109,28 +113,28 @@ impl Unconfirmed {
 /// Who is unconfirmed for longer than from one look to the next: watchers are told of no others. Most confirm a stop
 /// within milliseconds, and their word is news enough.
 #[derive(Debug, Default)]
-pub(super) struct Lasting {
+pub(super) struct Debounce {
     /// At the last look.
-    seen: BTreeMap<PeerId, u64>,
-    told: BTreeMap<PeerId, u64>,
+    last_seen: BTreeMap<PeerId, u64>,
+    reported: BTreeMap<PeerId, u64>,
 }
 
-impl Lasting {
+impl Debounce {
     /// Looks; whom watchers have to hear of again.
-    pub(super) fn news(&mut self, all: &Unconfirmed) -> Vec<PeerId> {
-        let now = all.all();
+    pub(super) fn changes(&mut self, all: &UnconfirmedStops) -> Vec<PeerId> {
+        let now = all.snapshot();
         let mut lasting = now.clone();
-        lasting.retain(|id, number| self.seen.get(id) == Some(number));
-        let changed = |id: &&PeerId| lasting.get(id) != self.told.get(id);
-        let ids: BTreeSet<&PeerId> = lasting.keys().chain(self.told.keys()).collect();
+        lasting.retain(|id, number| self.last_seen.get(id) == Some(number));
+        let changed = |id: &&PeerId| lasting.get(id) != self.reported.get(id);
+        let ids: BTreeSet<&PeerId> = lasting.keys().chain(self.reported.keys()).collect();
         let news = ids.into_iter().filter(changed).copied().collect();
-        (self.seen, self.told) = (now, lasting);
+        (self.last_seen, self.reported) = (now, lasting);
         news
     }
 }
 
 /// Why nothing is sent there.
-pub(super) fn why(number: u64) -> String {
+pub(super) fn reason(number: u64) -> String {
     format!(
         "not sent: it has not confirmed the emergency stop (number {number}), so it is not known to stand still; see to it, \
          then type `ground-station release`"
@@ -142,21 +146,24 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_a_disk_did_not_take_is_written_once_it_does() {
+    async fn unconfirmed_stops_are_retried_after_a_full_disk() {
         let dir = tempfile::tempdir().expect("a directory");
         let store = Store::open(dir.path()).await.expect("opens");
         let disk = rusqlite::Connection::open(store.path()).expect("opens");
         let full = "CREATE TRIGGER full BEFORE INSERT ON meta BEGIN SELECT RAISE(ABORT, 'full'); END";
         disk.execute_batch(full).expect("made");
-        let (all, one) = (Unconfirmed::default(), PeerId([1; 32]));
-        let keeping = tokio::spawn(all.clone().keep(store.clone(), CancellationToken::new()));
-        all.ordered([one], 7);
-        tokio::time::sleep(RETRY / 4).await;
+        let (all, one) = (UnconfirmedStops::default(), PeerId([1; 32]));
+        let keeping = tokio::spawn(
+            all.clone()
+                .persist_changes(store.clone(), CancellationToken::new()),
+        );
+        all.insert([one], 7);
+        tokio::time::sleep(RETRY_INTERVAL / 4).await;
         assert_eq!(store.unconfirmed_stops().await.expect("read"), BTreeMap::new());
         disk.execute_batch("DROP TRIGGER full").expect("room");
-        tokio::time::timeout(RETRY * 20, async {
-            while store.unconfirmed_stops().await.expect("read") != all.all() {
-                tokio::time::sleep(RETRY / 10).await;
+        tokio::time::timeout(RETRY_INTERVAL * 20, async {
+            while store.unconfirmed_stops().await.expect("read") != all.snapshot() {
+                tokio::time::sleep(RETRY_INTERVAL / 10).await;
             }
         })
         .await
@@ -165,27 +172,27 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_has_not_confirmed_a_stop_is_known_after_a_restart() {
+    async fn unconfirmed_stops_survive_a_restart() {
         let dir = tempfile::tempdir().expect("a directory");
         let store = Store::open(dir.path()).await.expect("opens");
         let (one, two) = (PeerId([1; 32]), PeerId([2; 32]));
-        let all = Unconfirmed::new(store.unconfirmed_stops().await.expect("read"));
-        assert_eq!(all.all(), BTreeMap::new());
-        let stop = CancellationToken::new();
-        let keeping = tokio::spawn(all.clone().keep(store.clone(), stop.clone()));
-        all.ordered([one, two], 7);
-        all.ordered([two], 9);
-        assert!(all.settle(one) && !all.settle(one), "once");
-        stop.cancel();
+        let all = UnconfirmedStops::new(store.unconfirmed_stops().await.expect("read"));
+        assert_eq!(all.snapshot(), BTreeMap::new());
+        let shutdown = CancellationToken::new();
+        let keeping = tokio::spawn(all.clone().persist_changes(store.clone(), shutdown.clone()));
+        all.insert([one, two], 7);
+        all.insert([two], 9);
+        assert!(all.clear(one) && !all.clear(one), "once");
+        shutdown.cancel();
         keeping.await.expect("ends");
         store.close().await;
         let store = Store::open(dir.path()).await.expect("opens");
-        let again = Unconfirmed::new(store.unconfirmed_stops().await.expect("read"));
-        assert_eq!((again.of(one), again.of(two)), (None, Some(9)));
+        let again = UnconfirmedStops::new(store.unconfirmed_stops().await.expect("read"));
+        assert_eq!((again.stop_number(one), again.stop_number(two)), (None, Some(9)));
     }
 
     #[tokio::test]
-    async fn what_is_damaged_keeps_nobody_from_stopping_his_fleet() {
+    async fn damaged_unconfirmed_stops_do_not_block_stopping() {
         let dir = tempfile::tempdir().expect("a directory");
         let store = Store::open(dir.path()).await.expect("opens");
         let disk = rusqlite::Connection::open(store.path()).expect("opens");
@@ -194,30 +201,30 @@ mod tests {
                 format!("INSERT OR REPLACE INTO meta (key, value) VALUES ('unconfirmed_stops', {damaged})");
             disk.execute_batch(&put).expect(damaged);
             store.unconfirmed_stops().await.expect_err(damaged);
-            let all = Unconfirmed::load(&store).await.expect(damaged);
-            assert_eq!(all.all(), BTreeMap::new(), "{damaged}");
+            let all = UnconfirmedStops::load(&store).await.expect(damaged);
+            assert_eq!(all.snapshot(), BTreeMap::new(), "{damaged}");
             // The next stop makes it whole.
-            let stop = CancellationToken::new();
-            let keeping = tokio::spawn(all.clone().keep(store.clone(), stop.clone()));
-            all.ordered([PeerId([1; 32])], 7);
-            stop.cancel();
+            let shutdown = CancellationToken::new();
+            let keeping = tokio::spawn(all.clone().persist_changes(store.clone(), shutdown.clone()));
+            all.insert([PeerId([1; 32])], 7);
+            shutdown.cancel();
             keeping.await.expect("ends");
-            assert_eq!(store.unconfirmed_stops().await.expect("whole"), all.all());
+            assert_eq!(store.unconfirmed_stops().await.expect("whole"), all.snapshot());
         }
         disk.execute_batch("DROP TABLE meta").expect("gone");
-        Unconfirmed::load(&store).await.expect_err("no store at all");
+        UnconfirmedStops::load(&store).await.expect_err("no store at all");
     }
 
     #[test]
-    fn only_what_lasts_is_news() {
-        let (all, mut lasting) = (Unconfirmed::default(), Lasting::default());
+    fn short_unconfirmed_stops_are_not_reported() {
+        let (all, mut lasting) = (UnconfirmedStops::default(), Debounce::default());
         let (one, two) = (PeerId([1; 32]), PeerId([2; 32]));
-        all.ordered([one, two], 7);
-        assert_eq!(lasting.news(&all), []);
-        all.settle(one);
-        assert_eq!(lasting.news(&all), [two]);
-        assert_eq!(lasting.news(&all), []);
-        all.settle(two);
-        assert_eq!(lasting.news(&all), [two]);
+        all.insert([one, two], 7);
+        assert_eq!(lasting.changes(&all), []);
+        all.clear(one);
+        assert_eq!(lasting.changes(&all), [two]);
+        assert_eq!(lasting.changes(&all), []);
+        all.clear(two);
+        assert_eq!(lasting.changes(&all), [two]);
     }
 }

@@ -6,7 +6,7 @@ use swarm_shared::proto::id::PeerId;
 use swarm_shared::proto::selector::Selector;
 use tokio::sync::mpsc;
 
-use super::registry::Roll;
+use super::registry::NodeRegistry;
 use crate::fleet::Event;
 
 /// See the module.
@@ -14,64 +14,73 @@ use crate::fleet::Event;
 pub(super) struct Watchers {
     all: Vec<Watcher>,
     /// Of whom it has been told that they are put out of the fleet: it is for good.
-    out: BTreeSet<PeerId>,
+    reported_revoked: BTreeSet<PeerId>,
 }
 
 struct Watcher {
     selector: Selector,
     events: mpsc::Sender<Event>,
     /// Nodes whose newest state found no room.
-    missed: BTreeSet<PeerId>,
+    pending: BTreeSet<PeerId>,
 }
 
 impl Watchers {
     /// Shows all nodes that the selector means, and from now on each change.
-    pub(super) fn add(&mut self, roll: &Roll, selector: Selector, events: mpsc::Sender<Event>) {
-        let missed = roll.views(&selector).into_iter().map(|view| view.id).collect();
+    pub(super) fn subscribe(
+        &mut self,
+        registry: &NodeRegistry,
+        selector: Selector,
+        events: mpsc::Sender<Event>,
+    ) {
+        let missed = registry
+            .views(&selector)
+            .into_iter()
+            .map(|view| view.id)
+            .collect();
         let mut watcher = Watcher {
             selector,
             events,
-            missed,
+            pending: missed,
         };
-        watcher.catch_up(roll);
+        watcher.flush(registry);
         self.all.push(watcher);
     }
 
     /// Tells of one node's state, and of those that have its name: they say so.
-    pub(super) fn tell(&mut self, roll: &Roll, id: PeerId) {
-        let namesakes = roll.namesakes(id);
+    pub(super) fn notify(&mut self, registry: &NodeRegistry, id: PeerId) {
+        let namesakes = registry.same_name_nodes(id);
         for watcher in &mut self.all {
-            watcher.missed.insert(id);
-            watcher.missed.extend(&namesakes);
-            watcher.catch_up(roll);
+            watcher.pending.insert(id);
+            watcher.pending.extend(&namesakes);
+            watcher.flush(registry);
         }
     }
 
     /// Tells that this one is put out of the fleet, once: fleets remember them all.
-    pub(super) fn tell_out(&mut self, roll: &Roll, id: PeerId) {
-        if self.out.insert(id) {
-            self.tell(roll, id);
+    pub(super) fn notify_revoked(&mut self, registry: &NodeRegistry, id: PeerId) {
+        if self.reported_revoked.insert(id) {
+            self.notify(registry, id);
         }
     }
 
     /// Tells what found no room before, and forgets who has gone.
-    pub(super) fn catch_up(&mut self, roll: &Roll) {
+    pub(super) fn flush(&mut self, registry: &NodeRegistry) {
         self.all.retain(|watcher| !watcher.events.is_closed());
         for watcher in &mut self.all {
-            watcher.catch_up(roll);
+            watcher.flush(registry);
         }
     }
 }
 
 impl Watcher {
-    fn catch_up(&mut self, roll: &Roll) {
-        while let Some(id) = self.missed.first().copied() {
-            if let Some(view) = roll.view_of(id, &self.selector)
+    fn flush(&mut self, registry: &NodeRegistry) {
+        while let Some(id) = self.pending.first().copied() {
+            if let Some(view) = registry.view(id, &self.selector)
                 && self.events.try_send(Event::Node(view)).is_err()
             {
                 return;
             }
-            self.missed.pop_first();
+            self.pending.pop_first();
         }
     }
 }
@@ -110,53 +119,53 @@ mod tests {
     }
 
     #[test]
-    fn a_watcher_that_is_behind_misses_nobody() {
-        let mut roll = Roll::default();
+    fn slow_watcher_receives_every_node() {
+        let mut registry = NodeRegistry::default();
         for number in 1..=5 {
-            roll.admit(node(number, false));
+            registry.admit(node(number, false));
         }
         let (events, mut seen) = mpsc::channel(2);
         let mut watchers = Watchers::default();
-        watchers.add(&roll, Selector::all(), events);
+        watchers.subscribe(&registry, Selector::all(), events);
         let mut names = Vec::new();
         for _ in 0..3 {
             names.extend(told(&mut seen).into_iter().map(|view| view.node.to_string()));
-            watchers.catch_up(&roll);
+            watchers.flush(&registry);
         }
         names.sort();
         assert_eq!(names, ["n1", "n2", "n3", "n4", "n5"]);
     }
 
     #[test]
-    fn that_one_is_put_out_is_told_once_however_often_the_fleet_says_so() {
-        let mut roll = Roll::default();
+    fn watchers_are_notified_of_a_revocation_once() {
+        let mut roll = NodeRegistry::default();
         roll.admit(node(1, false));
         let (events, mut seen) = mpsc::channel(8);
         let mut watchers = Watchers::default();
-        watchers.add(&roll, Selector::all(), events);
+        watchers.subscribe(&roll, Selector::all(), events);
         assert!(!told(&mut seen)[0].has_left());
         roll.admit(node(1, true));
         let id = PublicKey([1; 32]).id();
-        watchers.tell_out(&roll, id);
-        watchers.tell_out(&roll, id);
+        watchers.notify_revoked(&roll, id);
+        watchers.notify_revoked(&roll, id);
         let views = told(&mut seen);
         assert!(views.len() == 1 && views[0].has_left(), "{views:?}");
     }
 
     #[test]
-    fn two_with_one_name_are_told_of_as_soon_as_there_are_two() {
-        let mut roll = Roll::default();
+    fn watchers_are_warned_of_duplicate_names_at_once() {
+        let mut roll = NodeRegistry::default();
         roll.admit(node(1, false));
         let (events, mut seen) = mpsc::channel(8);
         let mut watchers = Watchers::default();
-        watchers.add(&roll, Selector::all(), events);
+        watchers.subscribe(&roll, Selector::all(), events);
         assert!(told(&mut seen)[0].warnings.is_empty());
         let id = PublicKey([2; 32]).id();
         roll.admit(MemberRow {
             name: NodeName::from_host("n1"),
             ..node(2, false)
         });
-        watchers.tell(&roll, id);
+        watchers.notify(&roll, id);
         let views = told(&mut seen);
         assert_eq!(views.len(), 2, "both");
         for view in &views {
@@ -174,26 +183,26 @@ mod tests {
                 .all(|view| view.warnings.len() == 1)
         );
         roll.rename(id, NodeName::from_host("n2"));
-        watchers.tell(&roll, PublicKey([1; 32]).id());
+        watchers.notify(&roll, PublicKey([1; 32]).id());
         assert!(told(&mut seen)[0].warnings.is_empty());
     }
 
     #[test]
-    fn one_that_is_put_out_does_not_stay_on_the_screen_as_it_was() {
-        let mut roll = Roll::default();
+    fn revoked_node_is_shown_offline_to_current_watchers() {
+        let mut roll = NodeRegistry::default();
         roll.admit(node(1, false));
         let (events, mut seen) = mpsc::channel(8);
         let mut watchers = Watchers::default();
-        watchers.add(&roll, Selector::all(), events);
+        watchers.subscribe(&roll, Selector::all(), events);
         assert_eq!(told(&mut seen).len(), 1);
         roll.admit(node(1, true));
-        watchers.tell(&roll, PublicKey([1; 32]).id());
+        watchers.notify(&roll, PublicKey([1; 32]).id());
         let views = told(&mut seen);
         assert_eq!(views.len(), 1);
         assert_eq!(views[0].state, NodeState::Offline);
         assert_eq!(views[0].warnings, ["put out of the fleet"]);
         let (events, mut seen) = mpsc::channel(8);
-        watchers.add(&roll, Selector::all(), events);
+        watchers.subscribe(&roll, Selector::all(), events);
         assert!(told(&mut seen).is_empty(), "who comes later never sees it");
     }
 }

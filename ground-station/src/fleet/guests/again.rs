@@ -11,13 +11,13 @@ use std::path::Path;
 use std::time::Instant;
 
 use swarm_shared::proto::id::PeerId;
-use swarm_shared::proto::selector::{Selector, Target};
+use swarm_shared::proto::selector::{NodeAttributes, Selector};
 
 use super::Meant;
 use super::desk::Counter;
 use super::merge::Gone;
-use crate::fleet::engine::retry::{Nothing, Plan, plan};
-use crate::fleet::{Call, Event, Failure, Request};
+use crate::fleet::engine::retry::{RetryError, RetryPlan, plan};
+use crate::fleet::{Event, Failure, Request, RequestEnvelope};
 use crate::store::{Origin, history};
 use crate::view::fold::fold;
 
@@ -26,7 +26,7 @@ impl Counter {
     pub(super) async fn again(
         &self,
         (known, asked_at): (Vec<Meant>, Instant),
-        call: Call,
+        call: RequestEnvelope,
     ) -> Result<(), Gone> {
         let Request::Retry {
             number,
@@ -38,9 +38,9 @@ impl Counter {
         };
         let state_dir = self.store.path().parent().unwrap_or(self.store.path()).to_owned();
         let planned = plan(&state_dir, number, ttl_ms, timeout_ms).await;
-        let Plan { request, shown, note } = match planned {
+        let RetryPlan { request, shown, note } = match planned {
             Ok(plan) => plan,
-            Err(Nothing(failure, message)) => {
+            Err(RetryError(failure, message)) => {
                 let failed = Event::failed(failure, message);
                 return call.events.send(failed).await.map_err(|_gone| Gone);
             }
@@ -49,7 +49,7 @@ impl Counter {
         | Request::SendFiles { selector, .. }
         | Request::Fetch { selector, .. }) = &request
         else {
-            self.engine.pass(call).await;
+            self.engine.forward(call).await;
             return Ok(());
         };
         let here = self.guests.meant(selector);
@@ -58,14 +58,14 @@ impl Counter {
         let meant: Vec<Meant> = known.into_iter().filter(is_meant).collect();
         if meant.is_empty() {
             if self.knows_own(selector).await {
-                self.engine.pass(call).await;
+                self.engine.forward(call).await;
                 return Ok(());
             }
             let text = format!(
                 "nothing of command {number} is repeated: {shown} is not known here now; drones of other programs \
                  are known once they have connected"
             );
-            let failed = Event::failed(Failure::NobodyMatched, text);
+            let failed = Event::failed(Failure::NoMatch, text);
             return call.events.send(failed).await.map_err(|_gone| Gone);
         }
         if let Some(note) = note {
@@ -78,11 +78,15 @@ impl Counter {
         }
         let origin = Origin {
             retry_of: Some(number),
-            shown: Some(shown),
-            ..Origin::of(call.who.clone())
+            shown_selector: Some(shown),
+            ..Origin::command_by(call.user.clone())
         };
-        self.answer((meant, asked_at), Call { request, ..call }, Some(origin))
-            .await
+        self.answer(
+            (meant, asked_at),
+            RequestEnvelope { request, ..call },
+            Some(origin),
+        )
+        .await
     }
 
     /// Whether the engine knows any of these.
@@ -102,7 +106,7 @@ impl Counter {
 async fn absent(state_dir: &Path, number: u64, selector: &Selector, meant: &[Meant]) -> Option<String> {
     let no_tags = BTreeMap::new();
     let is = |term: &Selector, name, id| {
-        term.matches(&Target {
+        term.matches(&NodeAttributes {
             name,
             id,
             tags: &no_tags,
@@ -117,7 +121,10 @@ async fn absent(state_dir: &Path, number: u64, selector: &Selector, meant: &[Mea
     if terms.is_empty() {
         return None;
     }
-    let family = history::ask(state_dir, move |connection| history::family(connection, number)).await;
+    let family = history::run_query(state_dir, move |connection| {
+        history::deliveries_with_retries(connection, number)
+    })
+    .await;
     let past = family.unwrap_or_else(|error| {
         tracing::warn!(%error, number, "drones that a command is not repeated at are told by their ids");
         None

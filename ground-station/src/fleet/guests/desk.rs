@@ -3,11 +3,11 @@
 //! | request | own nodes | guests |
 //! |---|---|---|
 //! | nodes, watch, follow, targets | the engine | their views |
-//! | command | the engine | their doors; what acts is in the history as an entry of its own |
+//! | command | the engine | their gateways; what acts is in the history as an entry of its own |
 //! | the same, a few at a time | the engine, first | then they, in batches of the same size |
-//! | stop, release | the engine | their doors, and whoever comes: see `stops` |
-//! | send, fetch | the engine | their doors |
-//! | retry | the engine, where it went to own nodes | their doors, where it went to guests: see `again` |
+//! | stop, release | the engine | their gateways, and whoever comes: see `stops` |
+//! | send, fetch | the engine | their gateways |
+//! | retry | the engine, where it went to own nodes | their gateways, where it went to guests: see `again` |
 //! | all others; and whatever means no guest | the engine, directly | |
 
 use std::collections::BTreeSet;
@@ -31,7 +31,7 @@ use super::standing::Standing;
 use super::work::{self, Ends, History, Job, Terms};
 use super::{Guests, Meant, Work};
 use crate::fleet::{
-    Batch, Call, CommandKind, EVENTS_MAX, Event, Failure, FilesToSend, Fleet, NodeRef, Request,
+    Batch, CommandKind, EVENTS_MAX, Event, Failure, FilesToSend, Fleet, NodeRef, Request, RequestEnvelope,
 };
 use crate::store::deliveries::Record;
 use crate::store::{Origin, Store, StoreError};
@@ -50,7 +50,7 @@ pub struct Desk {
     tasks: TaskTracker,
 }
 
-/// Puts a desk before an engine: the fleet to ask from now on, and the guests' book for the doors.
+/// Puts a desk before an engine: the fleet to ask from now on, and the guests' book for the gateways.
 ///
 /// # Errors
 /// [`StoreError`]: it is not known which guests are stopped.
@@ -82,7 +82,7 @@ pub async fn front(engine: Fleet, store: Store) -> Result<(Fleet, Guests, Desk),
 }
 
 impl Desk {
-    /// Ends; its guests' doors are closed already, so that all has ended that was asked of them.
+    /// Ends; its guests' gateways are closed already, so that all has ended that was asked of them.
     pub async fn close(self) {
         self.stop.cancel();
         self.tasks.close();
@@ -119,7 +119,7 @@ fn selector(request: &mut Request) -> Option<&mut Selector> {
 }
 
 impl Counter {
-    async fn take(&self, call: Call) {
+    async fn take(&self, call: RequestEnvelope) {
         // Before it is looked who is here: whoever comes in between is stopped as it comes.
         let stopped = if let Request::Stop { selector, .. } = &call.request {
             Some(self.guests.stop(selector))
@@ -127,7 +127,7 @@ impl Counter {
             None
         };
         if self.is_for_own(&call.request) {
-            return self.engine.pass(call).await;
+            return self.engine.forward(call).await;
         }
         let (typed_at, asked_at) = (self.guests.standing().version(), clock::now());
         let meant = match &call.request {
@@ -155,7 +155,7 @@ impl Counter {
             | Request::History { .. }
             | Request::Audit { .. }
             | Request::Peers { .. }
-            | Request::Tell { .. }
+            | Request::SendToPeers { .. }
             | Request::Users { .. }
             | Request::Cancel { .. } => Vec::new(),
             Request::Retry { .. } => {
@@ -179,7 +179,7 @@ impl Counter {
         }
         let shows = matches!(call.request, Request::Nodes { .. });
         if let (true, Request::Stop { .. }) = (meant.is_empty(), &call.request) {
-            return self.engine.pass(self.stop_those_that_come(call)).await;
+            return self.engine.forward(self.stop_those_that_come(call)).await;
         }
         if meant.is_empty() && !(shows && self.guests.has_anything_to_tell()) {
             return self.pass(call).await;
@@ -197,7 +197,7 @@ impl Counter {
         });
     }
 
-    /// Whether it names nodes of the fleet and no guest: the quick way, for programs at doors that ask thousands of times
+    /// Whether it names nodes of the fleet and no guest: the quick way, for programs at gateways that ask thousands of times
     /// a second.
     fn is_for_own(&self, request: &Request) -> bool {
         let (Request::Nodes { selector, .. }
@@ -213,20 +213,20 @@ impl Counter {
     }
 
     /// Hands on what means no guest. One that is taken away is nobody whom the engine knows.
-    async fn pass(&self, mut call: Call) {
+    async fn pass(&self, mut call: RequestEnvelope) {
         if selector(&mut call.request).is_some() && !self.guests.is_empty() {
             call = self.amended(call, |_event| {});
         }
         let names_guests = |selector: &mut Selector| selector.exclusions().any(|term| self.guests.any(&term));
         if !selector(&mut call.request).is_some_and(names_guests) {
-            return self.engine.pass(call).await;
+            return self.engine.forward(call).await;
         }
         let counter = self.clone();
         self.tasks.spawn(async move {
             if let Some(selector) = selector(&mut call.request) {
                 *selector = counter.for_engine(selector).await;
             }
-            counter.engine.pass(call).await;
+            counter.engine.forward(call).await;
         });
     }
 
@@ -249,7 +249,7 @@ impl Counter {
             let mut events = self.engine.perform(request).await;
             while let Some(event) = events.recv().await {
                 if let Event::Failed {
-                    failure: Failure::NobodyMatched,
+                    failure: Failure::NoMatch,
                     ..
                 } = event
                 {
@@ -286,13 +286,13 @@ impl Counter {
     pub(super) async fn answer(
         &self,
         (meant, asked_at): (Vec<Meant>, Instant),
-        call: Call,
+        call: RequestEnvelope,
         origin: Option<Origin>,
     ) -> Result<(), Gone> {
-        let Call {
+        let RequestEnvelope {
             mut request,
             events,
-            who,
+            user: who,
         } = call;
         let asked = request.clone();
         let mut own = if origin.is_some() {
@@ -303,7 +303,7 @@ impl Counter {
             }
             Own::begin((&self.engine, &self.guests), request, who.clone(), &events).await?
         };
-        let origin = origin.unwrap_or_else(|| Origin::of(who.clone()));
+        let origin = origin.unwrap_or_else(|| Origin::command_by(who.clone()));
         if let Some(refusal) = own.refusal() {
             // Guests are not to do by half what was asked by a slip, or of a station that stops.
             return events.send(refusal).await.map_err(|_gone| Gone);
@@ -371,7 +371,7 @@ impl Counter {
                     arguments: json!(arguments).to_string(),
                     lane,
                     selector: selector.as_str().to_owned(),
-                    life_ms: ttl_ms,
+                    ttl_ms,
                     deliveries: Vec::new(),
                 };
                 let terms = Terms {
@@ -407,7 +407,7 @@ impl Counter {
                     arguments: json!(files).to_string(),
                     lane: Lane::Bulk,
                     selector: selector.as_str().to_owned(),
-                    life_ms: ttl_ms,
+                    ttl_ms,
                     deliveries: Vec::new(),
                 };
                 let begin = Duration::from_millis(ttl_ms.min(timeout_ms));
@@ -434,7 +434,7 @@ impl Counter {
                     arguments: json!({ "path": path, "dir": dir }).to_string(),
                     lane: Lane::Bulk,
                     selector: selector.as_str().to_owned(),
-                    life_ms: timeout_ms,
+                    ttl_ms: timeout_ms,
                     deliveries: Vec::new(),
                 };
                 let jobs = fetching(meant, &own.targets, &path, &dir).await;
@@ -460,7 +460,7 @@ impl Counter {
             | Request::Audit { .. }
             | Request::Follow { .. }
             | Request::Peers { .. }
-            | Request::Tell { .. }
+            | Request::SendToPeers { .. }
             | Request::Users { .. }
             | Request::Cancel { .. }
             | Request::Retry { .. } => {

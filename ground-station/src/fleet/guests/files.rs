@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use serde_json::json;
 use swarm_shared::net::clock;
-use swarm_shared::net::roots::{FileError, Incoming, Roots};
+use swarm_shared::net::roots::{FileError, IncomingFile, Roots};
 use swarm_shared::proto::hex;
 use swarm_shared::proto::outcome::Reply;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, watch};
@@ -221,7 +221,7 @@ pub(super) async fn write(content: Bytes, copy: Copy) -> Reply {
         let mut sha256 = [0; 32];
         sha256.copy_from_slice(digest.as_ref());
         let size = content.len() as u64;
-        let mut file = Incoming::create(&copy.roots, &format!("{ROOT}/{}", copy.name), size)?;
+        let mut file = IncomingFile::create(&copy.roots, &format!("{ROOT}/{}", copy.name), size)?;
         file.write(0, &content)?;
         file.finish(size, sha256, MODE)?;
         let path = copy.dir.join(&copy.name).display().to_string();

@@ -11,8 +11,10 @@ use tokio::sync::{broadcast, mpsc};
 use super::desk::Counter;
 use super::merge::Gone;
 use super::names::Shown;
-use crate::fleet::event::{ASKER_WENT, NOT_KNOWN};
-use crate::fleet::{Call, CommandKind, EVENTS_MAX, Event, Failure, NodeRef, NodeState, NodeView, Request};
+use crate::fleet::event::{CALLER_GONE, DEVICE_LEFT_WARNING};
+use crate::fleet::{
+    CommandKind, EVENTS_MAX, Event, Failure, NodeRef, NodeState, NodeView, Request, RequestEnvelope,
+};
 
 /// Shortest time between two looks at what has changed, for whoever watches.
 const WATCH_PAUSE: Duration = Duration::from_millis(100);
@@ -29,7 +31,7 @@ pub(super) struct Subject {
 
 impl Subject {
     fn word(&self, event: Event) -> Event {
-        Event::Told {
+        Event::Observed {
             kind: self.kind,
             what: self.what.clone(),
             who: self.who.clone(),
@@ -79,14 +81,18 @@ impl Counter {
             while let Some(event) = from.recv().await {
                 say(event);
             }
-            say(Event::failed(Failure::Stopped, ASKER_WENT));
+            say(Event::failed(Failure::ShutDown, CALLER_GONE));
         });
         passed
     }
 
     /// Every node, and each change, until whoever asked goes.
-    pub(super) async fn watch(&self, call: Call) -> Result<(), Gone> {
-        let Call { request, events, who } = call;
+    pub(super) async fn watch(&self, call: RequestEnvelope) -> Result<(), Gone> {
+        let RequestEnvelope {
+            request,
+            events,
+            user: who,
+        } = call;
         let (selector, telemetry) = if let Request::Watch { selector } = &request {
             (selector.clone(), false)
         } else if let Request::Follow { telemetry } = &request {
@@ -164,7 +170,7 @@ async fn hear(words: &mut Option<broadcast::Receiver<Event>>) -> Event {
     match words {
         Some(words) => match words.recv().await {
             Ok(word) => word,
-            Err(broadcast::error::RecvError::Lagged(count)) => Event::Missed { count },
+            Err(broadcast::error::RecvError::Lagged(count)) => Event::Lagged { count },
             // The counter has a sender as long as anybody is answered.
             Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
         },
@@ -175,7 +181,7 @@ async fn hear(words: &mut Option<broadcast::Receiver<Event>>) -> Event {
 /// The last that is told of a guest that has lost its seat.
 fn left(mut view: NodeView) -> NodeView {
     view.state = NodeState::Offline;
-    view.warnings.push(NOT_KNOWN.to_owned());
+    view.warnings.push(DEVICE_LEFT_WARNING.to_owned());
     view
 }
 

@@ -13,7 +13,7 @@ use super::work::{Copy, Job, Terms};
 use super::{Meant, Work, files};
 use crate::fleet::files as paths;
 use crate::fleet::{FilesToSend, NodeRef};
-use crate::store::deliveries::RecordTo;
+use crate::store::deliveries::RecordTarget;
 
 pub(super) fn job(guest: Meant, part: u32, work: Result<Work, Reply>) -> Job {
     Job {
@@ -26,8 +26,8 @@ pub(super) fn job(guest: Meant, part: u32, work: Result<Work, Reply>) -> Job {
     }
 }
 
-pub(super) fn noted(job: &Job) -> RecordTo {
-    RecordTo {
+pub(super) fn noted(job: &Job) -> RecordTarget {
+    RecordTarget {
         node: job.guest.node.clone(),
         part: job.part,
         about: job.about.clone(),
@@ -72,7 +72,7 @@ pub(super) async fn sending(meant: Vec<Meant>, files: FilesToSend, room: &files:
         FilesToSend::PerNode { dir, dest } => {
             for guest in meant {
                 let (dir, node) = (dir.clone(), guest.node.node.clone());
-                let found = tokio::task::spawn_blocking(move || paths::per_node(&dir, &node)).await;
+                let found = tokio::task::spawn_blocking(move || paths::file_for_node(&dir, &node)).await;
                 let found = match found {
                     Ok(Ok(source)) => paths::destination(&dest, &source, false)
                         .map(|dest| (source, dest))

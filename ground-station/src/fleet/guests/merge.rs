@@ -73,7 +73,7 @@ impl Own {
             event = self.events.recv() => event,
         };
         let mut event = event
-            .unwrap_or_else(|| Event::failed(Failure::Stopped, "the station is shutting down; ask again"));
+            .unwrap_or_else(|| Event::failed(Failure::ShutDown, "the station is shutting down; ask again"));
         if let Event::Delivery(delivery) = &event {
             self.done &= delivery.state == Outcome::Done;
         }
@@ -93,7 +93,7 @@ impl Own {
     /// Whether that was so.
     pub(super) fn forgive(&mut self, any_failure: bool) -> bool {
         let forgiven = matches!(&self.last, Some(Event::Failed { failure, .. })
-            if !self.alone && self.targets.is_empty() && (*failure == Failure::NobodyMatched || any_failure));
+            if !self.alone && self.targets.is_empty() && (*failure == Failure::NoMatch || any_failure));
         if forgiven {
             self.last = Some(Event::End);
         }
@@ -102,14 +102,15 @@ impl Own {
 
     /// Its last event, if it says that nothing can be done, for another reason than that nobody is meant.
     pub(super) fn refusal(&self) -> Option<Event> {
-        let refused = |event: &&Event| matches!(event, Event::Failed { failure, .. } if *failure != Failure::NobodyMatched);
+        let refused =
+            |event: &&Event| matches!(event, Event::Failed { failure, .. } if *failure != Failure::NoMatch);
         self.last.as_ref().filter(refused).cloned()
     }
 
     /// Says more of it that the engine knows nobody who is meant.
     pub(super) fn amend(&mut self, more: &str) {
         if let Some(Event::Failed {
-            failure: Failure::NobodyMatched,
+            failure: Failure::NoMatch,
             message,
         }) = &mut self.last
         {

@@ -20,7 +20,7 @@ use swarm_shared::net::clock;
 use swarm_shared::proto::id::{NodeName, PeerId, PeerKind};
 use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::outcome::Reply;
-use swarm_shared::proto::selector::{Selector, Target};
+use swarm_shared::proto::selector::{NodeAttributes, Selector};
 use swarm_shared::proto::trust::gate::{ActionClass, classify};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -312,8 +312,8 @@ impl Meant {
 }
 
 impl Profile {
-    fn target(&self) -> Target<'_> {
-        Target {
+    fn target(&self) -> NodeAttributes<'_> {
+        NodeAttributes {
             name: &self.node.node,
             id: &self.node.id,
             tags: &self.tags,

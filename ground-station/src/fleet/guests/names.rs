@@ -11,7 +11,7 @@ use swarm_shared::proto::selector::Selector;
 
 use super::Guests;
 use super::desk::Counter;
-use crate::fleet::engine::{NO_NODES, TAKES_NOBODY};
+use crate::fleet::engine::{EXCLUDES_NO_NODE, NO_NODES};
 use crate::fleet::{Event, Failure, NodeRef, NodeView, Request};
 
 /// How many names are told in one note.
@@ -112,7 +112,7 @@ impl Guests {
 
     /// Whether it is a list of names, and each is of nodes of the fleet and of no guest.
     pub(super) fn are_none_of(&self, selector: &Selector) -> bool {
-        let Some(names) = selector.names() else {
+        let Some(names) = selector.exact_names() else {
             return false;
         };
         let (own, book) = (self.own(), self.book());
@@ -125,8 +125,8 @@ impl Guests {
         let Event::Failed { failure, message } = event else {
             return;
         };
-        let slip = *failure == Failure::Usage && message.contains(TAKES_NOBODY);
-        if !(slip || *failure == Failure::NobodyMatched) {
+        let slip = *failure == Failure::Usage && message.contains(EXCLUDES_NO_NODE);
+        if !(slip || *failure == Failure::NoMatch) {
             return;
         }
         let book = self.book();

@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use swarm_shared::proto::selector::{Selector, Target};
+use swarm_shared::proto::selector::{NodeAttributes, Selector};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -101,8 +101,8 @@ impl Orders {
             }
             let is_released = |term: &Selector| {
                 released.contains(term.as_str())
-                    || (term.names().unwrap_or_default().iter())
-                        .any(|name| patterns.iter().any(|pattern| pattern.means_all_called(name)))
+                    || (term.exact_names().unwrap_or_default().iter())
+                        .any(|name| patterns.iter().any(|pattern| pattern.always_matches_name(name)))
             };
             let mut terms = order.selector.terms();
             let over = order.stop && plain && terms.all(|term| is_released(&term));
@@ -121,7 +121,7 @@ impl Orders {
     }
 
     /// The stop that is in force for a guest.
-    fn stopped(&self, target: &Target<'_>) -> Option<&Selector> {
+    fn stopped(&self, target: &NodeAttributes<'_>) -> Option<&Selector> {
         let mut newest_first = self.0.iter().rev();
         let newest = newest_first.find(|order| order.selector.matches(target))?;
         newest.stop.then_some(&newest.selector)
@@ -167,7 +167,7 @@ impl Standing {
     /// What the store remembers. What cannot be read any more becomes a stop of all: some stop may have stood, and a
     /// station that does not start helps nobody. The next change is written over it.
     pub(super) async fn load(store: &Store) -> Result<Self, StoreError> {
-        let read = match store.guest_stops().await {
+        let read = match store.bridged_stops().await {
             Ok(None) => return Ok(Self::default()),
             Ok(Some(json)) => serde_json::from_str(&json).map_err(|error| error.to_string()),
             Err(StoreError::Sql(
@@ -229,7 +229,7 @@ impl Standing {
     }
 
     /// The stop that is in force for a guest.
-    pub(super) fn stopped(&self, target: &Target<'_>) -> Option<Selector> {
+    pub(super) fn stopped(&self, target: &NodeAttributes<'_>) -> Option<Selector> {
         self.state.borrow().orders.stopped(target).cloned()
     }
 
@@ -279,7 +279,7 @@ impl Standing {
             } else {
                 let stored = match json {
                     Ok(json) => store
-                        .keep_guest_stops(json)
+                        .save_bridged_stops(json)
                         .await
                         .map_err(|error| error.to_string()),
                     Err(error) => Err(error.to_string()),
@@ -335,7 +335,7 @@ mod tests {
 
     fn stopped(standing: &Standing, name: &str) -> Option<String> {
         let tags = BTreeMap::from([("system".to_owned(), "test".to_owned())]);
-        let target = Target {
+        let target = NodeAttributes {
             name: &guest_name(name),
             id: &guest_id("test", name),
             tags: &tags,
@@ -465,8 +465,8 @@ mod tests {
         let named = ["d1", "d2", "d3", "e1"].map(|name| (guest_name(name), guest_id("test", name)));
         let targets = named
             .iter()
-            .flat_map(|(name, id)| [&with, &without].map(|tags| Target { name, id, tags }));
-        let targets: Vec<Target<'_>> = targets.collect();
+            .flat_map(|(name, id)| [&with, &without].map(|tags| NodeAttributes { name, id, tags }));
+        let targets: Vec<NodeAttributes<'_>> = targets.collect();
         let choices = selectors.len() * 2;
         for history in 0..choices.pow(LENGTH) {
             let (mut orders, mut all) = (Orders::default(), Vec::new());
@@ -494,7 +494,7 @@ mod tests {
         for damage in ["'[{\"stop\":'", "7", "x'ff'", "CAST(x'ff' AS TEXT)"] {
             let dir = tempfile::tempdir().expect("a directory");
             let store = Store::open(dir.path()).await.expect("opens");
-            store.keep_guest_stops("[]".to_owned()).await.expect("kept");
+            store.save_bridged_stops("[]".to_owned()).await.expect("kept");
             let disk = rusqlite::Connection::open(store.path()).expect("opens");
             let sql = format!("UPDATE meta SET value = {damage} WHERE key = 'guest_stops'");
             assert_eq!(disk.execute(&sql, []).expect("damaged"), 1);

@@ -19,7 +19,7 @@ use super::merge::{Gone, Own};
 use super::work::{self, Ends, History, Job, Terms};
 use super::{Meant, Work};
 use crate::fleet::engine::history_writer;
-use crate::fleet::{Call, CommandKind, EVENTS_MAX, Event, NodeRef, Request};
+use crate::fleet::{CommandKind, EVENTS_MAX, Event, NodeRef, Request, RequestEnvelope};
 use crate::store::Origin;
 use crate::store::deliveries::Record;
 
@@ -31,7 +31,12 @@ const ALL_STOPPED: &str = "too many stops stand to remember each: all drones of 
 
 impl Counter {
     /// `stopped`: whom the stop is for now; more than was asked for, if it is one too many.
-    pub(super) fn begin_stop(&self, meant: Vec<Meant>, stopped: &Selector, call: &Call) -> Stopping {
+    pub(super) fn begin_stop(
+        &self,
+        meant: Vec<Meant>,
+        stopped: &Selector,
+        call: &RequestEnvelope,
+    ) -> Stopping {
         let Request::Stop {
             selector, timeout_ms, ..
         } = &call.request
@@ -41,13 +46,13 @@ impl Counter {
         let record = Record {
             origin: Origin {
                 kind: CommandKind::Stop,
-                ..Origin::of(call.who.clone())
+                ..Origin::command_by(call.user.clone())
             },
             action: CommandKind::Stop.as_str().to_owned(),
             arguments: "null".to_owned(),
             lane: Lane::Emergency,
             selector: selector.as_str().to_owned(),
-            life_ms: timeout_ms.unwrap_or(0),
+            ttl_ms: timeout_ms.unwrap_or(0),
             deliveries: meant
                 .iter()
                 .map(|guest| noted(&job(guest.clone(), 0, Ok(Work::Stop))))
@@ -64,7 +69,7 @@ impl Counter {
         };
         // No disk is waited for.
         work::stop(meant, stopping, |given_up| {
-            history_writer::beside(&self.tasks, self.store.clone(), record, given_up)
+            history_writer::record_in_background(&self.tasks, self.store.clone(), record, given_up)
         });
         Stopping {
             targets,
@@ -74,11 +79,11 @@ impl Counter {
         }
     }
 
-    pub(super) async fn stop(&self, stopping: Stopping, call: Call) -> Result<(), Gone> {
-        let Call {
+    pub(super) async fn stop(&self, stopping: Stopping, call: RequestEnvelope) -> Result<(), Gone> {
+        let RequestEnvelope {
             mut request,
             events,
-            who,
+            user: who,
         } = call;
         let Stopping {
             targets,
@@ -88,7 +93,12 @@ impl Counter {
         } = stopping;
         let _over = over.drop_guard();
         let Some(told) = told else { return Ok(()) };
-        let Request::Stop { selector, beside, .. } = &mut request else {
+        let Request::Stop {
+            selector,
+            also_bridged: beside,
+            ..
+        } = &mut request
+        else {
             return Ok(());
         };
         *beside = true;
@@ -124,8 +134,17 @@ impl Counter {
 
     /// Ends stops, as they were in force when this was typed. It is on the disk before guests are told: one that is in
     /// the air is not to be told to land by a station that has started again.
-    pub(super) async fn release(&self, meant: Vec<Meant>, call: Call, typed_at: u64) -> Result<(), Gone> {
-        let Call { request, events, who } = call;
+    pub(super) async fn release(
+        &self,
+        meant: Vec<Meant>,
+        call: RequestEnvelope,
+        typed_at: u64,
+    ) -> Result<(), Gone> {
+        let RequestEnvelope {
+            request,
+            events,
+            user: who,
+        } = call;
         let Request::Release { selector, timeout_ms } = &request else {
             return Ok(());
         };
@@ -174,13 +193,13 @@ impl Counter {
         let record = Record {
             origin: Origin {
                 kind: CommandKind::Release,
-                ..Origin::of(who.clone())
+                ..Origin::command_by(who.clone())
             },
             action: CommandKind::Release.as_str().to_owned(),
             arguments: "null".to_owned(),
             lane: Lane::Emergency,
             selector: selector.as_str().to_owned(),
-            life_ms: *timeout_ms,
+            ttl_ms: *timeout_ms,
             deliveries: Vec::new(),
         };
         let work = lifted.map(|_noted| Work::Release).map_err(Reply::refused);
@@ -203,8 +222,9 @@ impl Counter {
             Err(why) => format!("not done: {why}"),
         };
         let (store, who, selector) = (self.store.clone(), who.to_owned(), selector.as_str().to_owned());
-        self.tasks
-            .spawn(async move { history_writer::note(&store, &who, "release", &selector, &outcome).await });
+        self.tasks.spawn(async move {
+            history_writer::write_audit_entry(&store, &who, "release", &selector, &outcome).await;
+        });
     }
 
     /// Unlike what acts, it goes out whatever becomes of the history: a full disk is no reason to keep drones stopped.
@@ -232,7 +252,13 @@ impl Counter {
             Err(_elapsed) => {
                 tracing::error!("a release of drones does not wait for the history any longer");
                 let given_up = Reply::ended(Outcome::Unknown, "this station stopped midway");
-                let ends = history_writer::ends_of(&self.tasks, store, (what, nodes), recording, given_up);
+                let ends = history_writer::record_ends_in_background(
+                    &self.tasks,
+                    store,
+                    (what, nodes),
+                    recording,
+                    given_up,
+                );
                 (None, Some(Ends::Later(ends)))
             }
         };
@@ -248,7 +274,7 @@ impl Counter {
     }
 
     /// A stop that means no guest who is here: whoever asked is told that it is in force all the same, should it fail.
-    pub(super) fn stop_those_that_come(&self, call: Call) -> Call {
+    pub(super) fn stop_those_that_come(&self, call: RequestEnvelope) -> RequestEnvelope {
         self.amended(call, |event| {
             if let Event::Failed { message, .. } = event {
                 message.push_str("; a drone that comes and is meant is stopped");
@@ -257,8 +283,16 @@ impl Counter {
     }
 
     /// A call of which the engine says that somebody is not known: whoever asked is told which guests are, and that.
-    pub(super) fn amended(&self, call: Call, amend: impl Fn(&mut Event) + Send + 'static) -> Call {
-        let Call { request, events, who } = call;
+    pub(super) fn amended(
+        &self,
+        call: RequestEnvelope,
+        amend: impl Fn(&mut Event) + Send + 'static,
+    ) -> RequestEnvelope {
+        let RequestEnvelope {
+            request,
+            events,
+            user: who,
+        } = call;
         let (to, mut from) = mpsc::channel(EVENTS_MAX);
         let guests = self.guests.clone();
         self.tasks.spawn(async move {
@@ -277,7 +311,11 @@ impl Counter {
             }
         });
         let events = to;
-        Call { request, events, who }
+        RequestEnvelope {
+            request,
+            events,
+            user: who,
+        }
     }
 
     /// What to tell of stops that stand.

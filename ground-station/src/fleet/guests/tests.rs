@@ -12,8 +12,8 @@ use swarm_shared::proto::wire::Lane;
 use super::*;
 use crate::fleet::engine::NO_NODES;
 use crate::fleet::{
-    Batch, BatchSize, Event, Failure, FileToSend, FilesToSend, Fleet, PastDelivery, PastQuery, PastState,
-    Request,
+    Batch, BatchSize, Event, Failure, FileToSend, FilesToSend, Fleet, HistoryDelivery, HistoryQuery,
+    HistoryState, Request,
 };
 use crate::store::{Store, history};
 
@@ -168,7 +168,7 @@ async fn desk(store: &Store) -> (Fleet, [Seat; 2], Desk) {
                 followers.push(call);
                 continue;
             }
-            let nobody = Event::failed(Failure::NobodyMatched, "no node");
+            let nobody = Event::failed(Failure::NoMatch, "no node");
             let _gone = call.events.send(nobody).await;
         }
     });
@@ -194,7 +194,7 @@ fn all_stop() -> Request {
     Request::Stop {
         selector: Selector::all(),
         timeout_ms: Some(10_000),
-        beside: false,
+        also_bridged: false,
     }
 }
 
@@ -283,7 +283,7 @@ fn whoever_means_nobody_is_told_of_guests_and_not_to_invite_where_there_are_some
         };
         message
     };
-    let nobody = Failure::NobodyMatched;
+    let nobody = Failure::NoMatch;
     assert_eq!(told(nobody, NO_NODES), NO_NODES);
     let _seats = [1, 2].map(|number| guests.seat(profile(number)).expect("free"));
     let drones = "known drones of other programs are d1, d2";
@@ -367,7 +367,7 @@ async fn a_stop_that_is_one_too_many_is_told_to_all() {
     let stop = |name: &str| Request::Stop {
         selector: Selector::parse(name).expect("a name"),
         timeout_ms: Some(1_000),
-        beside: false,
+        also_bridged: false,
     };
     for number in 0..standing::ORDERS_MAX {
         let mut told = fleet.perform(stop(&format!("absent-{number}"))).await;

@@ -17,7 +17,7 @@ use tokio_util::task::TaskTracker;
 use super::{Answer, Meant, Order, Work, files};
 use crate::fleet::engine::history_writer;
 use crate::fleet::{Batch, Delivery, Event, NodeRef};
-use crate::store::{PartEnd, Store};
+use crate::store::{DeliveryEnd, Store};
 
 /// How often a guest is told once more to stop, while whoever asked for it waits for others.
 const STOP_EVERY: Duration = Duration::from_secs(1);
@@ -84,19 +84,19 @@ pub(super) enum Ends {
     /// Of what is stored, under this number.
     Of { store: Store, number: u64 },
     /// Of what is still on its way to the disk: see [`recorder::ends_of`].
-    Later(mpsc::Sender<PartEnd>),
+    Later(mpsc::Sender<DeliveryEnd>),
 }
 
 impl History {
     pub(super) async fn keep(&self, node: &NodeRef, part: u32, reply: Reply) {
-        let end = PartEnd {
+        let end = DeliveryEnd {
             node: node.id,
             part,
             reply,
         };
         match &self.ends {
             Ends::Of { store, number } => {
-                history_writer::keep(&self.tasks, store, Some(*number), vec![end]).await
+                history_writer::store_ends(&self.tasks, store, Some(*number), vec![end]).await;
             }
             Ends::Later(ends) => {
                 // There is room for each, unless nothing of it could be stored.
@@ -118,7 +118,9 @@ pub(super) fn withdrawn() -> Reply {
 
 /// Hands out all orders, a batch at a time, and tells how each ended. What is for one guest goes one after the other.
 pub(super) async fn run(jobs: Vec<Job>, terms: Terms, history: Option<History>, events: mpsc::Sender<Event>) {
-    let size = terms.batch.map_or(jobs.len(), |batch| batch.size.of(jobs.len()));
+    let size = terms
+        .batch
+        .map_or(jobs.len(), |batch| batch.size.node_count(jobs.len()));
     let mut withheld = None;
     for (place, batch) in jobs.chunks(size.max(1)).enumerate() {
         if place > 0 && withheld.is_none() {
@@ -379,7 +381,7 @@ pub(super) struct Stop {
 
 /// Stops guests: each is told at once, or as soon as it is back, and then again and again until it is over. `history`
 /// is asked where ends are noted, once the orders are out.
-pub(super) fn stop(guests: Vec<Meant>, stop: Stop, history: impl FnOnce(Reply) -> mpsc::Sender<PartEnd>) {
+pub(super) fn stop(guests: Vec<Meant>, stop: Stop, history: impl FnOnce(Reply) -> mpsc::Sender<DeliveryEnd>) {
     let Stop {
         timeout,
         over,
@@ -421,7 +423,7 @@ pub(super) fn stop(guests: Vec<Meant>, stop: Stop, history: impl FnOnce(Reply) -
             } else {
                 reply
             };
-            let end = PartEnd {
+            let end = DeliveryEnd {
                 node: guest.node.id,
                 part: 0,
                 reply: reply.clone(),

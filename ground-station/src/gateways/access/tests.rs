@@ -4,60 +4,60 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::config::Config;
-use crate::fleet::{Call, Fleet};
+use crate::fleet::{Fleet, RequestEnvelope};
 use crate::store::{audit, history};
 
-/// A guard before a fleet that never answers.
-struct Gate {
-    guard: Guard,
-    house: House,
-    calls: mpsc::Receiver<Call>,
+/// A access before a fleet that never answers.
+struct Harness {
+    access: AccessPolicy,
+    context: GatewayContext,
+    calls: mpsc::Receiver<RequestEnvelope>,
     dir: tempfile::TempDir,
 }
 
-impl Gate {
+impl Harness {
     async fn new() -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let mut config = Config::for_host("st");
-        let text = "[doors.knut]\nallow = [\"led\"]\n";
+        let text = "[gateways.knut]\nallow = [\"led\"]\n";
         config.read_file(Path::new("config.toml"), text).expect("reads");
-        let config = config.doors.knut.expect("open");
+        let config = config.gateways.knut.expect("open");
         let (fleet, calls) = Fleet::local();
-        let house = crate::gateways::tests::house(fleet, dir.path()).await;
+        let context = crate::gateways::tests::test_context(fleet, dir.path()).await;
         Self {
-            guard: Guard::new("knut", &config.common, &house),
-            house,
+            access: AccessPolicy::new("knut", &config.common, &context),
+            context,
             calls,
             dir,
         }
     }
 
     /// The audit so far, newest first.
-    async fn audit(&self) -> Vec<Entry> {
-        let found = history::ask(self.dir.path(), |connection| {
+    async fn audit(&self) -> Vec<AuditEntry> {
+        let found = history::run_query(self.dir.path(), |connection| {
             audit::newest(connection, 0, 100_000)
         });
         found.await.expect("read").unwrap_or_default()
     }
 
     /// The audit of a station that has shut down.
-    async fn closed(self) -> Vec<Entry> {
-        self.house.stop.cancel();
-        self.house.tasks.close();
-        self.house.tasks.wait().await;
+    async fn shut_down(self) -> Vec<AuditEntry> {
+        self.context.shutdown.cancel();
+        self.context.tasks.close();
+        self.context.tasks.wait().await;
         self.audit().await
     }
 }
 
-fn visitor(from: &str) -> Visitor {
-    Visitor {
+fn client(from: &str) -> Client {
+    Client {
         from: from.parse().expect("an address"),
         user: None,
     }
 }
 
-fn errand(action: &str) -> Errand {
-    Errand {
+fn action_request(action: &str) -> ActionRequest {
+    ActionRequest {
         selector: Selector::parse("all").expect("a selector"),
         action: action.to_owned(),
         arguments: Arguments::default(),
@@ -67,9 +67,9 @@ fn errand(action: &str) -> Errand {
 }
 
 #[tokio::test]
-async fn whoever_misspells_an_action_is_told_what_is_called_nearly_so() {
-    let gate = Gate::new().await;
-    for name in READS {
+async fn misspelt_action_is_refused_with_a_suggestion() {
+    let gate = Harness::new().await;
+    for name in READ_ONLY_ACTIONS {
         let class = gate::classify(name, &Arguments::default());
         assert_eq!(class, ActionClass::Read, "{name}");
     }
@@ -80,50 +80,51 @@ async fn whoever_misspells_an_action_is_told_what_is_called_nearly_so() {
         (
             "pnig",
             &none,
-            "it is not known to read, and no name in `allow` means it; name it in `allow` of [doors.knut], or did you mean \"ping\"?",
+            "it is not known to read, and no name in `allow` means it; name it in `allow` of [gateways.knut], or did you mean \"ping\"?",
         ),
         (
             "lde",
             &none,
-            "name it in `allow` of [doors.knut], or did you mean \"led\"?",
+            "name it in `allow` of [gateways.knut], or did you mean \"led\"?",
         ),
-        ("takeoff", &none, "name it in `allow` of [doors.knut]"),
+        ("takeoff", &none, "name it in `allow` of [gateways.knut]"),
         (
             "id",
             &renames,
-            "with these arguments it does not only read, and no name in `allow` means it; name it in `allow` of [doors.knut]",
+            "with these arguments it does not only read, and no name in `allow` means it; name it in `allow` of [gateways.knut]",
         ),
     ] {
         let refused = gate
-            .guard
+            .access
             .permit(action, arguments)
             .expect_err(action)
             .to_string();
         assert!(
-            refused.starts_with(&format!("action {action:?} may not pass this door: "))
+            refused.starts_with(&format!("action {action:?} may not pass this gateway: "))
                 && refused.ends_with(says),
             "{refused}"
         );
     }
-    gate.guard.permit("led", &none).expect("named");
-    gate.guard.permit("ping", &none).expect("reads");
+    gate.access.permit("led", &none).expect("named");
+    gate.access.permit("ping", &none).expect("reads");
 }
 
 #[tokio::test]
-async fn what_a_visitor_asked_for_is_in_the_audit_though_it_left_before_the_end() {
-    let mut gate = Gate::new().await;
-    let guard = gate.guard.clone();
-    let serving = tokio::spawn(async move { guard.command(&visitor("10.0.0.1"), errand("led")).await });
+async fn request_of_a_disconnected_client_is_audited() {
+    let mut gate = Harness::new().await;
+    let access = gate.access.clone();
+    let serving =
+        tokio::spawn(async move { access.command(&client("10.0.0.1"), action_request("led")).await });
     let call = gate.calls.recv().await.expect("asked");
     serving.abort();
     serving.await.expect_err("dropped midway");
     drop(call);
-    let audit = gate.closed().await;
+    let audit = gate.shut_down().await;
     let [entry] = audit.as_slice() else {
         panic!("one entry: {audit:#?}");
     };
     assert_eq!(
-        (entry.who.as_str(), entry.what.as_str(), entry.detail.as_str()),
+        (entry.user.as_str(), entry.action.as_str(), entry.detail.as_str()),
         ("knut from 10.0.0.1", "led", "all")
     );
     assert!(entry.outcome.starts_with("cut off"), "{entry:?}");
@@ -131,69 +132,72 @@ async fn what_a_visitor_asked_for_is_in_the_audit_though_it_left_before_the_end(
 }
 
 #[tokio::test]
-async fn whoever_asks_again_and_again_does_not_fill_the_audit() {
-    let mut gate = Gate::new().await;
+async fn repeated_requests_do_not_fill_the_audit() {
+    let mut gate = Harness::new().await;
     let mut calls = std::mem::replace(&mut gate.calls, mpsc::channel(1).1);
     tokio::spawn(async move {
         while let Some(call) = calls.recv().await {
             call.events.send(Event::End).await.expect("taken");
         }
     });
-    let asker = visitor("10.0.0.1");
+    let asker = client("10.0.0.1");
     for _ in 0..50 {
         for action in ["ping", "led"] {
-            gate.guard
-                .command(&asker, errand(action))
+            gate.access
+                .command(&asker, action_request(action))
                 .await
                 .expect("permitted");
         }
-        let refused = gate.guard.command(&asker, errand("reboot")).await;
+        let refused = gate.access.command(&asker, action_request("reboot")).await;
         refused.expect_err("not named");
     }
-    let audit = gate.closed().await;
-    let of = |what: &str| audit.iter().filter(|entry| entry.what == what).count();
+    let audit = gate.shut_down().await;
+    let of = |what: &str| audit.iter().filter(|entry| entry.action == what).count();
     assert_eq!((of("ping"), of("reboot"), of("led")), (2, 2, 50));
-    let counted = |entry: &&Entry| entry.outcome.starts_with("49 times more");
+    let counted = |entry: &&AuditEntry| entry.outcome.starts_with("49 times more");
     assert_eq!(audit.iter().filter(counted).count(), 2, "{audit:#?}");
 }
 
 /// What a closing station waits for is bounded, and a slow disk takes its time for each flush.
 #[tokio::test]
-async fn what_was_counted_is_written_together_when_the_door_closes() {
-    let gate = Gate::new().await;
+async fn aggregates_are_written_in_one_flush_at_shutdown() {
+    let gate = Harness::new().await;
     for _ in 0..2 {
         for n in 0..30 {
-            let from = visitor(&format!("10.0.0.{n}"));
-            gate.guard.note_wrong(&from, "no message").await;
+            let from = client(&format!("10.0.0.{n}"));
+            gate.access.audit_malformed(&from, "no message").await;
         }
     }
-    let log = gate.house.store.path().with_extension("db-wal");
+    let log = gate.context.store.path().with_extension("db-wal");
     let bytes = || std::fs::metadata(&log).expect("there").len();
     let before = bytes();
-    gate.house.stop.cancel();
-    gate.house.tasks.close();
-    gate.house.tasks.wait().await;
+    gate.context.shutdown.cancel();
+    gate.context.tasks.close();
+    gate.context.tasks.wait().await;
     // Each flush by itself takes a page at least.
     let pages = (bytes() - before) / 4_096;
     assert!(pages < 30, "{pages} pages for 30 entries");
-    assert_eq!(gate.closed().await.len(), 60);
+    assert_eq!(gate.shut_down().await.len(), 60);
 }
 
 #[tokio::test]
-async fn whoever_means_nobody_again_and_again_does_not_fill_the_audit() {
-    let mut gate = Gate::new().await;
+async fn requests_matching_no_node_do_not_fill_the_audit() {
+    let mut gate = Harness::new().await;
     let mut calls = std::mem::replace(&mut gate.calls, mpsc::channel(1).1);
     tokio::spawn(async move {
         while let Some(call) = calls.recv().await {
-            let nobody = Event::failed(Failure::NobodyMatched, "no node matches");
+            let nobody = Event::failed(Failure::NoMatch, "no node matches");
             call.events.send(nobody).await.expect("taken");
         }
     });
     for _ in 0..50 {
-        let done = gate.guard.command(&visitor("10.0.0.1"), errand("led")).await;
+        let done = gate
+            .access
+            .command(&client("10.0.0.1"), action_request("led"))
+            .await;
         done.expect_err("nobody is meant");
     }
-    let audit = gate.closed().await;
+    let audit = gate.shut_down().await;
     let outcomes: Vec<&str> = audit.iter().map(|entry| entry.outcome.as_str()).collect();
     assert_eq!(
         outcomes,
@@ -205,21 +209,28 @@ async fn whoever_means_nobody_again_and_again_does_not_fill_the_audit() {
 }
 
 #[tokio::test]
-async fn a_role_that_is_too_low_is_mended_at_the_door_and_not_by_an_invitation() {
-    let gate = Gate::new().await;
-    let refused = gate.guard.permit("execute", &Arguments::default());
+async fn insufficient_role_error_names_the_gateway_setting() {
+    let gate = Harness::new().await;
+    let refused = gate.access.permit("execute", &Arguments::default());
     assert_eq!(
-        refused.expect_err("an operator's door").to_string(),
-        "running a program may not be asked for by role operator: it takes role admin; see `role` in [doors.knut], and \
+        refused.expect_err("an operator's gateway").to_string(),
+        "running a program may not be asked for by role operator: it takes role admin; see `role` in [gateways.knut], and \
          name it in `allow`"
     );
-    gate.closed().await;
+    gate.shut_down().await;
 }
 
 #[test]
-fn a_visitor_names_no_more_terms_than_are_looked_for_at_once() {
+fn selector_of_a_client_is_limited_in_terms() {
     let text = |terms| vec!["drone-1"; terms].join(",");
-    assert_eq!(selector(&text(TERMS_MAX)).expect("few").term_count(), TERMS_MAX);
-    let error = selector(&text(TERMS_MAX + 1)).expect_err("more").to_string();
+    assert_eq!(
+        parse_selector(&text(SELECTOR_TERMS_MAX))
+            .expect("few")
+            .term_count(),
+        SELECTOR_TERMS_MAX
+    );
+    let error = parse_selector(&text(SELECTOR_TERMS_MAX + 1))
+        .expect_err("more")
+        .to_string();
     assert!(error.contains("at most 64 terms"), "{error}");
 }

@@ -9,48 +9,53 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
-use crate::gateways::listener::Entrance;
+use crate::gateways::listener::ConnectionPermit;
 
 /// How long a message may take once it has begun.
-const MESSAGE_MAX: Duration = Duration::from_secs(10);
+const MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest pause while a frame is written, or a file is read.
-pub(super) const STALL_MAX: Duration = Duration::from_secs(10);
+pub(super) const STALL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A connection that has said who it is.
 #[derive(Debug)]
 pub(super) struct Connection {
     pub(super) from: OwnedReadHalf,
     pub(super) to: OwnedWriteHalf,
-    pub(super) entrance: Entrance,
+    pub(super) permit: ConnectionPermit,
     pub(super) reader: FrameReader,
     pub(super) inbox: BytesMut,
     /// Whether one more frame may be taken.
-    pub(super) turn: bool,
+    pub(super) may_read: bool,
     /// When the frame at hand began to arrive, and when bytes of it came last.
-    pub(super) began: Option<Instant>,
-    pub(super) read: Instant,
+    pub(super) frame_began: Option<Instant>,
+    pub(super) last_read: Instant,
     /// What is left to be written of the frame at hand, and since when nothing moved.
     pub(super) head: BytesMut,
     pub(super) content: Bytes,
-    pub(super) wrote: Instant,
+    pub(super) last_written: Instant,
 }
 
 impl Connection {
-    pub(super) fn new(stream: TcpStream, entrance: Entrance, reader: FrameReader, inbox: BytesMut) -> Self {
+    pub(super) fn new(
+        stream: TcpStream,
+        permit: ConnectionPermit,
+        reader: FrameReader,
+        inbox: BytesMut,
+    ) -> Self {
         let (from, to) = stream.into_split();
         let now = clock::now();
         Self {
             from,
             to,
-            entrance,
+            permit,
             reader,
             inbox,
-            turn: false,
-            began: None,
-            read: now,
+            may_read: false,
+            frame_began: None,
+            last_read: now,
             head: BytesMut::new(),
             content: Bytes::new(),
-            wrote: now,
+            last_written: now,
         }
     }
 
@@ -59,25 +64,25 @@ impl Connection {
     }
 
     /// Why it is of no use any more.
-    pub(super) fn is_stuck(&self, awaits_file: bool, now: Instant) -> Option<&'static str> {
-        if self.write_due().is_some_and(|due| now >= due) {
+    pub(super) fn stall_reason(&self, is_awaiting_file: bool, now: Instant) -> Option<&'static str> {
+        if self.write_deadline().is_some_and(|due| now >= due) {
             return Some("it takes nothing more");
         }
-        let late = self.read_due(awaits_file).is_some_and(|due| now >= due);
+        let late = self.read_deadline(is_awaiting_file).is_some_and(|due| now >= due);
         late.then_some("a message of it does not end")
     }
 
-    pub(super) fn write_due(&self) -> Option<Instant> {
-        (!self.is_written()).then(|| self.wrote + STALL_MAX)
+    pub(super) fn write_deadline(&self) -> Option<Instant> {
+        (!self.is_written()).then(|| self.last_written + STALL_TIMEOUT)
     }
 
     /// A file takes as long as it moves on.
-    pub(super) fn read_due(&self, awaits_file: bool) -> Option<Instant> {
-        let began = self.began?;
-        Some(if awaits_file {
-            self.read + STALL_MAX
+    pub(super) fn read_deadline(&self, is_awaiting_file: bool) -> Option<Instant> {
+        let began = self.frame_began?;
+        Some(if is_awaiting_file {
+            self.last_read + STALL_TIMEOUT
         } else {
-            began + MESSAGE_MAX
+            began + MESSAGE_TIMEOUT
         })
     }
 }

@@ -6,53 +6,55 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use swarm_shared::net::clock;
-use swarm_shared::net::socket::{self, KeepaliveConfig, Purpose};
-use swarm_shared::proto::clever_show::LIMITS_GREETING;
-use swarm_shared::proto::clever_show::server::{BadId, Drone, Rules, answers_id, ask_id};
+use swarm_shared::net::socket::{self, KeepaliveConfig, TrafficClass};
+use swarm_shared::proto::foreign::clever_show::LIMITS_UNIDENTIFIED;
+use swarm_shared::proto::foreign::clever_show::server::{
+    BadId, Drone, DroneOptions, id_request, parse_id_response,
+};
 use swarm_shared::proto::wire::{FrameReader, WireError};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 
 use super::connection::Connection;
-use super::drone_task::{Arrival, Namesakes, Post};
-use super::policy::{ALSO_ACTS, REQUESTS, Rulebook};
+use super::drone_task::{Arrival, DroneTask, DuplicateIds};
+use super::policy::{CommandPolicy, READ_REQUESTS, REQUESTS_ALSO_ACTIONS};
 use super::{SYSTEM, Server};
 use crate::fleet::NodeRef;
 use crate::fleet::guests::{NoSeat, Profile, guest_id, guest_name};
-use crate::gateways::access::Visitor;
-use crate::gateways::listener::Entrance;
+use crate::gateways::access::Client;
+use crate::gateways::listener::ConnectionPermit;
 
 /// How long a connection may take to say who it is.
-const GREETING_MAX: Duration = Duration::from_secs(10);
+const IDENTIFY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Most drones that may call themselves the same at once.
-const NAMESAKES_MAX: usize = 8;
+const DUPLICATE_IDS_MAX: usize = 8;
 /// Most frames that a connection may say before it says who it is.
-const FRAMES_MAX: usize = 16;
-/// Arrivals that wait for one post.
-const ARRIVALS_MAX: usize = 4;
+const IDENTIFY_FRAMES_MAX: usize = 16;
+/// Arrivals that wait for one drone_task.
+const PENDING_CONNECTIONS_MAX: usize = 4;
 
 /// By id.
-type Posts = BTreeMap<String, Called>;
+type DroneTasks = BTreeMap<String, DronesWithId>;
 
 /// Those that call themselves the same.
 #[derive(Debug, Default)]
-struct Called {
+struct DronesWithId {
     /// By place among them.
-    posts: Vec<mpsc::Sender<Arrival>>,
-    here: Namesakes,
+    tasks: Vec<mpsc::Sender<Arrival>>,
+    duplicates: DuplicateIds,
 }
 
-/// Leads connections to their posts.
+/// Leads connections to their drone_tasks.
 #[derive(Clone, Debug)]
-pub(super) struct Lobby {
+pub(super) struct DroneRegistry {
     server: Arc<Server>,
-    posts: Arc<Mutex<Posts>>,
+    drone_tasks: Arc<Mutex<DroneTasks>>,
 }
 
-/// Why a connection has no post.
+/// Why a connection has no drone_task.
 #[derive(Debug, thiserror::Error)]
-enum TurnedAway {
+enum RejectReason {
     #[error("it broke: {0}")]
     Io(#[from] std::io::Error),
     #[error(transparent)]
@@ -61,19 +63,19 @@ enum TurnedAway {
     Id(#[from] BadId),
     #[error(transparent)]
     Seat(#[from] NoSeat),
-    #[error("it did not say its id within {GREETING_MAX:?}")]
+    #[error("it did not say its id within {IDENTIFY_TIMEOUT:?}")]
     TooSlow,
-    #[error("it said {FRAMES_MAX} things, and not its id")]
-    TooMuch,
-    #[error("{NAMESAKES_MAX} drones call themselves so already")]
-    Namesakes,
+    #[error("it said {IDENTIFY_FRAMES_MAX} things, and not its id")]
+    TooManyFrames,
+    #[error("{DUPLICATE_IDS_MAX} drones call themselves so already")]
+    TooManyDuplicates,
     #[error("its post has just ended; a drone that comes again gets another, unless the station stops")]
-    NoPost,
+    TaskEnded,
 }
 
-impl TurnedAway {
+impl RejectReason {
     /// The log tells of each kind by itself, however often there is another.
-    fn kind(&self) -> &'static str {
+    fn log_kind(&self) -> &'static str {
         match self {
             Self::Io(_) => "broke",
             Self::Wire(WireError::HeaderTooLong { .. }) => "header too long",
@@ -85,14 +87,14 @@ impl TurnedAway {
             Self::Id(_) => "bad id",
             Self::Seat(_) => "no seat",
             Self::TooSlow => "too slow",
-            Self::TooMuch => "too much",
-            Self::Namesakes => "namesakes",
-            Self::NoPost => "no post",
+            Self::TooManyFrames => "too much",
+            Self::TooManyDuplicates => "namesakes",
+            Self::TaskEnded => "no post",
         }
     }
 
-    /// For the audit, which counts refusals of one reason together: nothing that a visitor makes up is in it.
-    fn reason(&self) -> String {
+    /// For the audit, which counts refusals of one reason together: nothing that a client makes up is in it.
+    fn audit_reason(&self) -> String {
         match self {
             Self::Wire(WireError::BadHeader(_)) => "bad header".to_owned(),
             Self::Io(_)
@@ -106,36 +108,36 @@ impl TurnedAway {
             | Self::Id(_)
             | Self::Seat(_)
             | Self::TooSlow
-            | Self::TooMuch
-            | Self::Namesakes
-            | Self::NoPost => self.to_string(),
+            | Self::TooManyFrames
+            | Self::TooManyDuplicates
+            | Self::TaskEnded => self.to_string(),
         }
     }
 }
 
-impl Lobby {
+impl DroneRegistry {
     pub(super) fn new(server: Arc<Server>) -> Self {
         Self {
             server,
-            posts: Arc::default(),
+            drone_tasks: Arc::default(),
         }
     }
 
     /// One connection, until it is a drone's.
-    pub(super) async fn receive(self, stream: TcpStream, entrance: Entrance) {
-        let addr = entrance.addr;
-        let visitor = Visitor {
+    pub(super) async fn handle_connection(self, stream: TcpStream, permit: ConnectionPermit) {
+        let addr = permit.addr;
+        let client = Client {
             from: addr.ip(),
             user: None,
         };
-        let log = entrance.log();
-        let until = clock::now() + GREETING_MAX;
-        let greeted = match clock::timeout_at(until, greet(stream, entrance)).await {
+        let log = permit.throttled_log();
+        let until = clock::now() + IDENTIFY_TIMEOUT;
+        let greeted = match clock::timeout_at(until, identify(stream, permit)).await {
             Ok(greeted) => greeted,
-            Err(_elapsed) => Err(TurnedAway::TooSlow),
+            Err(_elapsed) => Err(RejectReason::TooSlow),
         };
         let (led, id) = match greeted {
-            Ok((id, connection)) => (self.lead(&id, connection).await, id),
+            Ok((id, connection)) => (self.route(&id, connection).await, id),
             Err(error) => (Err(error), String::new()),
         };
         let outcome = match led {
@@ -149,54 +151,64 @@ impl Lobby {
                 "done".to_owned()
             }
             Err(error) => {
-                let text = "a connection at clever-show's door was closed";
-                match log.count(error.kind()) {
+                let text = "a connection at clever-show's gateway was closed";
+                match log.count(error.log_kind()) {
                     Some(count) => tracing::warn!(%addr, id, %error, count, "{text}"),
                     None => tracing::debug!(%addr, id, %error, "{text}"),
                 }
-                format!("not done: {}", error.reason())
+                format!("not done: {}", error.audit_reason())
             }
         };
-        self.server.guard.note(&visitor, "connect", &id, outcome).await;
+        self.server.access.audit(&client, "connect", &id, outcome).await;
     }
 
-    /// To the first post of this id that takes it; to a new one if none does.
-    async fn lead(&self, id: &str, mut connection: Box<Connection>) -> Result<(), TurnedAway> {
+    /// To the first drone_task of this id that takes it; to a new one if none does.
+    async fn route(&self, id: &str, mut connection: Box<Connection>) -> Result<(), RejectReason> {
         let mut offered: Vec<mpsc::Sender<Arrival>> = Vec::new();
-        while offered.len() < NAMESAKES_MAX {
-            let post = self.post(id, &offered)?;
+        while offered.len() < DUPLICATE_IDS_MAX {
+            let drone_task = self.find_or_spawn(id, &offered)?;
             let (answer, taken) = oneshot::channel();
             let arrival = Arrival { connection, answer };
-            post.send(arrival).await.map_err(|_gone| TurnedAway::NoPost)?;
-            match taken.await.map_err(|_gone| TurnedAway::NoPost)? {
+            drone_task
+                .send(arrival)
+                .await
+                .map_err(|_gone| RejectReason::TaskEnded)?;
+            match taken.await.map_err(|_gone| RejectReason::TaskEnded)? {
                 Some(back) => connection = back,
                 None => return Ok(()),
             }
-            offered.push(post);
+            offered.push(drone_task);
         }
-        Err(TurnedAway::Namesakes)
+        Err(RejectReason::TooManyDuplicates)
     }
 
-    /// A post of this id that has not been offered the connection yet: one that is there, so that a drone that comes
+    /// A drone_task of this id that has not been offered the connection yet: one that is there, so that a drone that comes
     /// back is what it was, or else a new one.
-    fn post(&self, id: &str, offered: &[mpsc::Sender<Arrival>]) -> Result<mpsc::Sender<Arrival>, TurnedAway> {
-        let mut posts = self.posts.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = posts
+    fn find_or_spawn(
+        &self,
+        id: &str,
+        offered: &[mpsc::Sender<Arrival>],
+    ) -> Result<mpsc::Sender<Arrival>, RejectReason> {
+        let mut drone_tasks = self.drone_tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = drone_tasks
             .get(id)
-            .map(|called| called.posts.as_slice())
+            .map(|called| called.tasks.as_slice())
             .unwrap_or_default();
-        let is_new = |post: &mpsc::Sender<Arrival>| !offered.iter().any(|other| other.same_channel(post));
-        let mut open = known.iter().filter(|post| !post.is_closed());
-        if let Some(post) = open.find(|post| is_new(post)) {
-            return Ok(post.clone());
+        let is_new =
+            |drone_task: &mpsc::Sender<Arrival>| !offered.iter().any(|other| other.same_channel(drone_task));
+        let mut open = known.iter().filter(|drone_task| !drone_task.is_closed());
+        if let Some(drone_task) = open.find(|drone_task| is_new(drone_task)) {
+            return Ok(drone_task.clone());
         }
         let free = known.iter().position(mpsc::Sender::is_closed);
         let place = free.unwrap_or(known.len());
-        if place >= NAMESAKES_MAX {
-            return Err(TurnedAway::Namesakes);
+        if place >= DUPLICATE_IDS_MAX {
+            return Err(RejectReason::TooManyDuplicates);
         }
         // Those that have lost their seats.
-        posts.retain(|called, those| called == id || those.posts.iter().any(|post| !post.is_closed()));
+        drone_tasks.retain(|called, those| {
+            called == id || those.tasks.iter().any(|drone_task| !drone_task.is_closed())
+        });
         let server = &self.server;
         let config = &server.config;
         // Nothing that a drone calls itself makes it another one's namesake.
@@ -204,10 +216,12 @@ impl Lobby {
             0 => SYSTEM.to_owned(),
             place => format!("{SYSTEM}/{place}"),
         };
-        let known = REQUESTS.iter().filter(|name| !ALSO_ACTS.contains(*name));
+        let known = READ_REQUESTS
+            .iter()
+            .filter(|name| !REQUESTS_ALSO_ACTIONS.contains(*name));
         let known = known.map(|name| (*name).to_owned());
         let reads: BTreeSet<String> = known.chain(config.requests.iter().cloned()).collect();
-        let seat = server.house.guests.seat(Profile {
+        let seat = server.context.guests.seat(Profile {
             node: NodeRef {
                 node: guest_name(id),
                 id: guest_id(&system, id),
@@ -217,52 +231,55 @@ impl Lobby {
             reads: Arc::new(reads),
             file_bytes_max: config.file_bytes,
         })?;
-        let rules = Rules {
+        let rules = DroneOptions {
             resume_queue: config.resume_queue,
             resend_requests: config.resend_requests,
-            idle: config.common.limits.idle,
+            idle_timeout: config.common.limits.idle,
         };
         let drone = Drone::new(id.to_owned(), rules);
-        let rulebook = Rulebook::new(config, server.guard.clone());
-        let (arrivals, arrivals_in) = mpsc::channel(ARRIVALS_MAX);
-        let called = posts.entry(id.to_owned()).or_default();
-        let namesakes = called.here.clone();
-        let post = Post::new(drone, seat, rulebook, namesakes, arrivals_in, &server.house);
-        server.house.tasks.spawn(post.run());
-        match called.posts.get_mut(place) {
+        let policy = CommandPolicy::new(config, server.access.clone());
+        let (arrivals, arrivals_in) = mpsc::channel(PENDING_CONNECTIONS_MAX);
+        let called = drone_tasks.entry(id.to_owned()).or_default();
+        let duplicates = called.duplicates.clone();
+        let drone_task = DroneTask::new(drone, seat, policy, duplicates, arrivals_in, &server.context);
+        server.context.tasks.spawn(drone_task.run());
+        match called.tasks.get_mut(place) {
             Some(gone) => gone.clone_from(&arrivals),
-            None => called.posts.push(arrivals.clone()),
+            None => called.tasks.push(arrivals.clone()),
         }
         Ok(arrivals)
     }
 }
 
 /// Asks a connection who it is.
-async fn greet(mut stream: TcpStream, entrance: Entrance) -> Result<(String, Box<Connection>), TurnedAway> {
-    socket::tune(&stream, &KeepaliveConfig::default(), Purpose::Control)
+async fn identify(
+    mut stream: TcpStream,
+    permit: ConnectionPermit,
+) -> Result<(String, Box<Connection>), RejectReason> {
+    socket::configure_accepted(&stream, &KeepaliveConfig::default(), TrafficClass::Control)
         .map_err(|error| std::io::Error::other(error.to_string()))?;
     let mut question = BytesMut::new();
-    ask_id().encode(&mut question)?;
+    id_request().encode(&mut question)?;
     stream.write_all(&question).await?;
-    let mut reader = FrameReader::new(LIMITS_GREETING);
+    let mut reader = FrameReader::new(LIMITS_UNIDENTIFIED);
     let mut inbox = BytesMut::new();
-    for _ in 0..FRAMES_MAX {
-        entrance.turn().await;
+    for _ in 0..IDENTIFY_FRAMES_MAX {
+        permit.throttle().await;
         let frame = loop {
             if let Some(frame) = reader.next_frame(&mut inbox)? {
                 break frame;
             }
-            inbox.reserve(reader.lacking());
+            inbox.reserve(reader.missing_bytes());
             if stream.read_buf(&mut inbox).await? == 0 {
                 return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into());
             }
         };
-        if let Some(id) = answers_id(&frame) {
-            let connection = Connection::new(stream, entrance, reader, inbox);
+        if let Some(id) = parse_id_response(&frame) {
+            let connection = Connection::new(stream, permit, reader, inbox);
             return Ok((id?, Box::new(connection)));
         }
     }
-    Err(TurnedAway::TooMuch)
+    Err(RejectReason::TooManyFrames)
 }
 
 #[cfg(test)]
@@ -270,14 +287,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_reason_for_the_audit_holds_nothing_that_a_visitor_makes_up() {
-        let bad_header = |said: &str| TurnedAway::Wire(WireError::BadHeader(said.to_owned())).reason();
+    fn audit_reason_contains_no_client_supplied_text() {
+        let bad_header =
+            |said: &str| RejectReason::Wire(WireError::BadHeader(said.to_owned())).audit_reason();
         assert_eq!(
             bad_header("unknown variant `a`"),
             bad_header("unknown variant `b`")
         );
         assert_eq!(
-            TurnedAway::Wire(WireError::HeaderNotUtf8).reason(),
+            RejectReason::Wire(WireError::HeaderNotUtf8).audit_reason(),
             "header is not UTF-8"
         );
     }

@@ -3,14 +3,14 @@
 //! | module | what it does |
 //! |---|---|
 //! | `announce` | tells drones by UDP where this station is |
-//! | `greet` | asks each connection who it is, and leads it to its drone's post |
+//! | `greet` | asks each connection who it is, and leads it to its drone's drone_task |
 //! | `connection` | its bytes |
-//! | `post` | one drone's task: its connection, its orders |
+//! | `drone_task` | one drone's task: its connection, its orders |
 //! | `orders` | what the fleet's orders are in clever-show's words, and whether they may pass |
 //!
 //! | task | owns | ends |
 //! |---|---|---|
-//! | one for each connection, until it has said who it is | the connection | led to its post, or closed after 10 s |
+//! | one for each connection, until it has said who it is | the connection | led to its drone_task, or closed after 10 s |
 //! | one for each drone | its seat, its conversation, its connection | when the station stops, its seat is given away, it is away for a day, or it leaves and another has its id |
 //! | one that announces | its sockets | when the station stops |
 //!
@@ -30,41 +30,42 @@ mod tests;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::access::Guard;
-use super::listener::Hall;
-use super::{DoorError, House};
-use crate::config::gateways::CleverShow;
+use super::access::AccessPolicy;
+use super::listener::GatewayListener;
+use super::{GatewayContext, GatewayError};
+use crate::config::gateways::CleverShowConfig;
 
 /// As in the configuration.
-const DOOR: &str = "clever_show";
+const GATEWAY: &str = "clever_show";
 /// As in the tag `system`.
 const SYSTEM: &str = "clever-show";
 
 /// Whether something only asks, where these requests are known beside those that clever-show documents.
 pub(super) fn is_request(name: &str, configured: &BTreeSet<String>) -> bool {
-    configured.contains(name) || policy::REQUESTS.contains(&name) && !policy::ALSO_ACTS.contains(&name)
+    configured.contains(name)
+        || policy::READ_REQUESTS.contains(&name) && !policy::REQUESTS_ALSO_ACTIONS.contains(&name)
 }
 
-/// What everything at this door needs.
+/// What everything at this gateway needs.
 #[derive(Debug)]
 struct Server {
-    config: CleverShow,
-    guard: Guard,
-    house: House,
+    config: CleverShowConfig,
+    access: AccessPolicy,
+    context: GatewayContext,
 }
 
-/// Opens the door.
+/// Opens the gateway.
 ///
 /// # Errors
 /// [`DoorError`].
-pub fn open(config: &CleverShow, house: &House) -> Result<(), DoorError> {
-    let hall = Hall::open(DOOR, &config.common, house)?;
-    let listens = hall.listens().unwrap_or(config.common.listen);
-    let guard = Guard::new(DOOR, &config.common, house);
-    if let Err(why) = policy::Rulebook::new(config, guard.clone()).stop_action() {
+pub fn open(config: &CleverShowConfig, context: &GatewayContext) -> Result<(), GatewayError> {
+    let listener = GatewayListener::open(GATEWAY, &config.common, context)?;
+    let listens = listener.local_addr().unwrap_or(config.common.listen);
+    let access = AccessPolicy::new(GATEWAY, &config.common, context);
+    if let Err(why) = policy::CommandPolicy::new(config, access.clone()).stop_action() {
         let why = why.error.unwrap_or_default();
         tracing::warn!(
-            door = DOOR,
+            gateway = GATEWAY,
             why,
             "an emergency stop tells these drones nothing: they fly on; name what stops them as `stop_action`, and \
              leave `role` at operator"
@@ -72,15 +73,15 @@ pub fn open(config: &CleverShow, house: &House) -> Result<(), DoorError> {
     }
     let server = Arc::new(Server {
         config: config.clone(),
-        guard,
-        house: house.clone(),
+        access,
+        context: context.clone(),
     });
     if config.announce {
-        let announcing = announce::run(listens, config.announce_port, house.stop.clone());
-        house.tasks.spawn(announcing);
+        let announcing = announce::run(listens, config.announce_port, context.shutdown.clone());
+        context.tasks.spawn(announcing);
     }
-    let lobby = identify::Lobby::new(server);
-    let serve = move |stream, entrance| lobby.clone().receive(stream, entrance);
-    house.tasks.spawn(hall.receive(serve));
+    let registry = identify::DroneRegistry::new(server);
+    let serve = move |stream, permit| registry.clone().handle_connection(stream, permit);
+    context.tasks.spawn(listener.serve(serve));
     Ok(())
 }

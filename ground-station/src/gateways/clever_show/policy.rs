@@ -4,20 +4,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use swarm_shared::proto::clever_show::server::{Drone, End, Until};
-use swarm_shared::proto::clever_show::{FILE_TRANSFER, FLIGHT};
-use swarm_shared::proto::delivery::FLIGHT_LIFE_MS_MAX;
+use swarm_shared::proto::delivery::FLIGHT_TTL_MS_MAX;
+use swarm_shared::proto::foreign::clever_show::server::{Completion, Deadlines, Drone};
+use swarm_shared::proto::foreign::clever_show::{FILE_TRANSFER, FLIGHT_ACTIONS};
 use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::selector::Glob;
 use swarm_shared::proto::wire::CONTENT_BYTES_MAX;
 
-use crate::config::gateways::CleverShow;
+use crate::config::gateways::CleverShowConfig;
 use crate::fleet::guests::{Answer, Work};
-use crate::gateways::access::{Guard, NotDone};
+use crate::gateways::access::{AccessPolicy, RequestError};
 
 /// The questions that clever-show documents.
-pub(super) const REQUESTS: &[&str] = &[
+pub(super) const READ_REQUESTS: &[&str] = &[
     "id",
     "time",
     "telemetry",
@@ -29,19 +29,19 @@ pub(super) const REQUESTS: &[&str] = &[
     "anim_id",
 ];
 /// Those of them that are actions too.
-pub(super) const ALSO_ACTS: &[&str] = &["id", "config"];
+pub(super) const REQUESTS_ALSO_ACTIONS: &[&str] = &["id", "config"];
 /// What is known of something that was sent to somebody who never answers.
-const SENT: &str = "sent, unconfirmed";
+const SENT_UNCONFIRMED: &str = "sent, unconfirmed";
 /// What a release does here.
-pub(super) const RELEASED: &str =
+pub(super) const RELEASED_TEXT: &str =
     "released at this station: actions pass again; the drone itself knows of no stop";
 /// The root that each drone tells of itself.
-const CLOVER: &str = "clover";
+const CLOVER_ROOT: &str = "clover";
 
-/// The door's rules.
+/// The gateway's rules.
 #[derive(Clone, Debug)]
-pub(super) struct Rulebook {
-    guard: Guard,
+pub(super) struct CommandPolicy {
+    access: AccessPolicy,
     requests: BTreeSet<String>,
     flight: Vec<Glob>,
     stop_action: Option<String>,
@@ -54,9 +54,9 @@ pub(super) struct Rulebook {
 
 /// What an answer means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Sense {
+pub(super) enum ReplyKind {
     /// What it says.
-    Plain,
+    Value,
     /// That somebody is there.
     Ping,
     /// That it was told to stop.
@@ -65,17 +65,17 @@ pub(super) enum Sense {
 
 /// Until when, and at what time this is asked.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Times {
+pub(super) struct CommandTimes {
     /// When it was asked for.
     pub(super) issued: Instant,
-    pub(super) until: Until,
+    pub(super) until: Deadlines,
     pub(super) now: Instant,
 }
 
-impl Rulebook {
-    pub(super) fn new(config: &CleverShow, guard: Guard) -> Self {
+impl CommandPolicy {
+    pub(super) fn new(config: &CleverShowConfig, access: AccessPolicy) -> Self {
         Self {
-            guard,
+            access,
             requests: config.requests.clone(),
             flight: config.flight.clone(),
             stop_action: config.stop_action.clone(),
@@ -86,36 +86,40 @@ impl Rulebook {
     }
 
     /// Gives an order to a drone; or it ends so at once.
-    pub(super) fn give(
+    pub(super) fn send(
         &self,
         drone: &mut Drone,
         ticket: u64,
         work: Work,
-        times: Times,
-    ) -> Result<Sense, Reply> {
-        let Times { until, now, .. } = times;
+        times: CommandTimes,
+    ) -> Result<ReplyKind, Reply> {
+        let CommandTimes { until, now, .. } = times;
         match work {
-            Work::Command { action, arguments } => self.command(drone, ticket, &action, arguments, times),
+            Work::Command { action, arguments } => {
+                self.send_command(drone, ticket, &action, arguments, times)
+            }
             Work::Push { path, content } => {
                 let none = Arguments::default();
-                self.guard.permit(FILE_TRANSFER, &none).map_err(refused)?;
-                let path = self.path(&path, drone.clover_dir());
-                drone.push(ticket, &path, content, until.begin, now);
-                Ok(Sense::Plain)
+                self.access.permit(FILE_TRANSFER, &none).map_err(to_refusal)?;
+                let path = self.resolve_path(&path, drone.clover_dir());
+                drone.send_file(ticket, &path, content, until.start_by, now);
+                Ok(ReplyKind::Value)
             }
             Work::Fetch { path } => {
-                self.guard.permit_question(FILE_TRANSFER).map_err(refused)?;
-                let path = self.path(&path, drone.clover_dir());
-                drone.ask_file(ticket, &path, until, now);
-                Ok(Sense::Plain)
+                self.access.permit_query(FILE_TRANSFER).map_err(to_refusal)?;
+                let path = self.resolve_path(&path, drone.clover_dir());
+                drone.request_file(ticket, &path, until, now);
+                Ok(ReplyKind::Value)
             }
             Work::Stop => {
-                let action = self.stop_action().inspect_err(|_untold| drone.drop_acts())?;
-                drone.stop(ticket, action, until.begin);
-                Ok(Sense::Stop)
+                let action = self
+                    .stop_action()
+                    .inspect_err(|_untold| drone.drop_queued_actions())?;
+                drone.stop(ticket, action, until.start_by);
+                Ok(ReplyKind::Stop)
             }
             Work::Release => Err(Reply::done(Value::from(if drone.release() {
-                RELEASED
+                RELEASED_TEXT
             } else {
                 "it was not stopped"
             }))),
@@ -124,16 +128,16 @@ impl Rulebook {
 
     /// What a stop tells drones.
     pub(super) fn stop_action(&self) -> Result<&str, Reply> {
-        self.guard.permit_stop().map_err(refused)?;
+        self.access.permit_stop().map_err(to_refusal)?;
         self.stop_action.as_deref().ok_or_else(|| {
             Reply::refused(
-                "[doors.clever_show] has no `stop_action`: it was told nothing; it is sent nothing that acts",
+                "[gateways.clever_show] has no `stop_action`: it was told nothing; it is sent nothing that acts",
             )
         })
     }
 
     /// Whether it is no mere question.
-    pub(super) fn acts(&self, work: &Work) -> bool {
+    pub(super) fn has_side_effects(&self, work: &Work) -> bool {
         match work {
             Work::Command { action, arguments } => action != "ping" && !self.is_request(action, arguments),
             Work::Push { .. } => true,
@@ -141,19 +145,19 @@ impl Rulebook {
         }
     }
 
-    fn command(
+    fn send_command(
         &self,
         drone: &mut Drone,
         ticket: u64,
         action: &str,
         arguments: Arguments,
-        times: Times,
-    ) -> Result<Sense, Reply> {
-        let Times { issued, until, now } = times;
+        times: CommandTimes,
+    ) -> Result<ReplyKind, Reply> {
+        let CommandTimes { issued, until, now } = times;
         if action == "ping" {
-            self.guard.permit_question(action).map_err(refused)?;
-            drone.ask(ticket, "id", Arguments::default(), until, now);
-            return Ok(Sense::Ping);
+            self.access.permit_query(action).map_err(to_refusal)?;
+            drone.send_request(ticket, "id", Arguments::default(), until, now);
+            return Ok(ReplyKind::Ping);
         }
         if action == FILE_TRANSFER {
             return Err(Reply::refused("use `send` and `fetch` for files"));
@@ -163,34 +167,34 @@ impl Rulebook {
             return Err(Reply::refused("its arguments are too long; send a file"));
         }
         if self.is_request(action, &arguments) {
-            self.guard.permit_question(action).map_err(refused)?;
-            drone.ask(ticket, action, arguments, until, now);
-            return Ok(Sense::Plain);
+            self.access.permit_query(action).map_err(to_refusal)?;
+            drone.send_request(ticket, action, arguments, until, now);
+            return Ok(ReplyKind::Value);
         }
-        self.guard
+        self.access
             .permit(action, &arguments)
             .map_err(|why| self.refused_action(action, &why))?;
         let arguments = if action == "execute" {
-            execute(arguments)?
+            to_shell_command(arguments)?
         } else {
             arguments
         };
-        let mut begin = until.begin;
+        let mut begin = until.start_by;
         if self.is_flight(action) {
-            if !drone.is_here() {
+            if !drone.is_connected() {
                 let why = "offline: actions of flight are never queued";
                 return Err(Reply::ended(Outcome::NoAnswer, why));
             }
-            begin = begin.min(issued + Duration::from_millis(FLIGHT_LIFE_MS_MAX));
+            begin = begin.min(issued + Duration::from_millis(FLIGHT_TTL_MS_MAX));
         }
-        drone.tell(ticket, action, arguments, begin, now);
-        Ok(Sense::Plain)
+        drone.send_action(ticket, action, arguments, begin, now);
+        Ok(ReplyKind::Value)
     }
 
     /// A question that is not known for one, and named in `allow`, would be sent as an action.
-    fn refused_action(&self, action: &str, why: &NotDone) -> Reply {
-        let acts = ALSO_ACTS.contains(&action) || action == "execute" || self.is_flight(action);
-        if acts || self.guard.allows(action) {
+    fn refused_action(&self, action: &str, why: &RequestError) -> Reply {
+        let acts = REQUESTS_ALSO_ACTIONS.contains(&action) || action == "execute" || self.is_flight(action);
+        if acts || self.access.allows(action) {
             return Reply::refused(why.to_string());
         }
         Reply::refused(format!(
@@ -204,20 +208,20 @@ impl Rulebook {
         match action {
             "id" => args.is_empty() && kwargs.is_empty(),
             "config" => args.is_empty() && !kwargs.contains_key("mode") && !kwargs.contains_key("config"),
-            _ => REQUESTS.contains(&action) || self.requests.contains(action),
+            _ => READ_REQUESTS.contains(&action) || self.requests.contains(action),
         }
     }
 
     fn is_flight(&self, action: &str) -> bool {
-        FLIGHT.contains(&action) || self.flight.iter().any(|glob| glob.matches(action))
+        FLIGHT_ACTIONS.contains(&action) || self.flight.iter().any(|glob| glob.matches(action))
     }
 
     /// ROOT/RELATIVE as a path of the drone. A root that is not configured stays as it is, and the path is below
     /// wherever the drone's program runs.
-    fn path(&self, path: &str, clover_dir: Option<&str>) -> String {
+    fn resolve_path(&self, path: &str, clover_dir: Option<&str>) -> String {
         let (root, rest) = path.split_once('/').unwrap_or((path, ""));
         let known = self.roots.get(root).map(String::as_str);
-        let known = known.or_else(|| clover_dir.filter(|_| root == CLOVER));
+        let known = known.or_else(|| clover_dir.filter(|_| root == CLOVER_ROOT));
         match known {
             Some(known) if rest.is_empty() => known.to_owned(),
             Some(known) => format!("{}/{rest}", known.trim_end_matches('/')),
@@ -226,12 +230,12 @@ impl Rulebook {
     }
 }
 
-fn refused(why: NotDone) -> Reply {
+fn to_refusal(why: RequestError) -> Reply {
     Reply::refused(why.to_string())
 }
 
 /// A program and its arguments as the one line that clever-show's drones give to a shell.
-fn execute(arguments: Arguments) -> Result<Arguments, Reply> {
+fn to_shell_command(arguments: Arguments) -> Result<Arguments, Reply> {
     let Arguments { args, mut kwargs } = arguments;
     if kwargs.contains_key("command") || !args.is_empty() {
         return Ok(Arguments { args, kwargs });
@@ -240,7 +244,7 @@ fn execute(arguments: Arguments) -> Result<Arguments, Reply> {
     let Some(Value::String(program)) = kwargs.remove("program") else {
         return Err(why());
     };
-    let mut line = quoted(&program);
+    let mut line = shell_quote(&program);
     match kwargs.remove("args") {
         None | Some(Value::Null) => {}
         Some(Value::Array(words)) => {
@@ -249,7 +253,7 @@ fn execute(arguments: Arguments) -> Result<Arguments, Reply> {
                     return Err(why());
                 };
                 line.push(' ');
-                line.push_str(&quoted(&word));
+                line.push_str(&shell_quote(&word));
             }
         }
         Some(Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Object(_)) => return Err(why()),
@@ -259,7 +263,7 @@ fn execute(arguments: Arguments) -> Result<Arguments, Reply> {
 }
 
 /// A word that a POSIX shell takes as it is.
-fn quoted(word: &str) -> String {
+fn shell_quote(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "_@%+=:,./-".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
         word.to_owned()
@@ -269,19 +273,19 @@ fn quoted(word: &str) -> String {
 }
 
 /// What the end of something at a drone is to the fleet.
-pub(super) fn answer(end: End, sense: Sense) -> Answer {
+pub(super) fn to_answer(end: Completion, sense: ReplyKind) -> Answer {
     let reply = match (end, sense) {
-        (End::File(content), _) => return Answer::File(content),
-        (End::Sent, _) => Reply::done(SENT.into()),
-        (End::Answer(_), Sense::Ping) => Reply::done("pong".into()),
-        (End::Answer(value), Sense::Plain | Sense::Stop) => Reply::done(value),
-        (End::Unfit(why), _) => Reply::failed(why),
-        (End::Expired, _) => Reply::ended(
+        (Completion::File(content), _) => return Answer::File(content),
+        (Completion::Sent, _) => Reply::done(SENT_UNCONFIRMED.into()),
+        (Completion::Response(_), ReplyKind::Ping) => Reply::done("pong".into()),
+        (Completion::Response(value), ReplyKind::Value | ReplyKind::Stop) => Reply::done(value),
+        (Completion::WrongKind(why), _) => Reply::failed(why),
+        (Completion::Expired, _) => Reply::ended(
             Outcome::Expired,
             "its time to live ran out before it could be sent",
         ),
-        (End::NoAnswer(why), _) => Reply::ended(Outcome::NoAnswer, why),
-        (End::Refused(why), _) => Reply::refused(why),
+        (Completion::NoAnswer(why), _) => Reply::ended(Outcome::NoAnswer, why),
+        (Completion::Refused(why), _) => Reply::refused(why),
     };
     Answer::Reply(reply)
 }
@@ -299,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_and_its_words_are_one_line_that_a_shell_takes_apart_again() {
+    fn execute_quotes_program_and_arguments_for_the_shell() {
         for (kwargs, line) in [
             (json!({ "program": "ls", "args": ["-l", "/tmp"] }), "ls -l /tmp"),
             (
@@ -308,7 +312,7 @@ mod tests {
             ),
             (json!({ "command": "as it is; done" }), "as it is; done"),
         ] {
-            let arguments = execute(arguments(kwargs)).expect("a program");
+            let arguments = to_shell_command(arguments(kwargs)).expect("a program");
             assert_eq!(
                 arguments.kwargs,
                 *json!({ "command": line }).as_object().expect("an object")
@@ -319,7 +323,7 @@ mod tests {
             json!({ "program": 1 }),
             json!({ "program": "ls", "args": [1] }),
         ] {
-            execute(arguments(bad.clone())).expect_err(&bad.to_string());
+            to_shell_command(arguments(bad.clone())).expect_err(&bad.to_string());
         }
     }
 }

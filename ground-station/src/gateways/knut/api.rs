@@ -12,89 +12,113 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::{Map, Value, json};
-use swarm_shared::proto::knut::Message;
+use swarm_shared::proto::foreign::knut::Message;
 use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::selector::Selector;
 
-use super::super::access::{self, Errand, Guard, NotDone, Visitor};
-use super::temperatures::ANSWER;
-use crate::config::gateways::Common;
+use super::super::access::{self, AccessPolicy, ActionRequest, Client, RequestError};
+use super::temperatures::RESPONSE_OFFSET;
+use crate::config::gateways::CommonOptions;
 use crate::duration;
 
 /// Our number: "SW". Knut counts its own from 1.
-pub(super) const FLEET: i64 = 0x5357;
+pub(super) const FLEET_API: i64 = 0x5357;
 /// Who is there.
 const NODES: i64 = 1;
 /// An action.
 const CALL: i64 = 2;
 /// Longest answer, in bytes.
-const ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
+const RESPONSE_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Longest time that a message may set.
-const TIME_MAX: Duration = Duration::from_secs(3_600);
+const TIMEOUT_MAX: Duration = Duration::from_secs(3_600);
 
 /// Does what a message asks for, if it may be done.
-pub(super) async fn answer(guard: &Guard, common: &Common, visitor: &Visitor, message: Message) -> Message {
+pub(super) async fn handle(
+    access: &AccessPolicy,
+    common: &CommonOptions,
+    client: &Client,
+    message: Message,
+) -> Message {
     let id = message.id;
     let done = match id {
-        NODES => nodes(guard, common, visitor, &message.msg).await,
-        CALL => call(guard, common, visitor, message.msg).await,
+        NODES => nodes(access, common, client, &message.msg).await,
+        CALL => call(access, common, client, message.msg).await,
         _ => return message,
     };
-    let (msg, id) = (done.unwrap_or_else(|why| refusal(&why)), ANSWER + id);
-    Message { api: FLEET, id, msg }
-}
-
-async fn nodes(guard: &Guard, common: &Common, visitor: &Visitor, msg: &Value) -> Result<Value, NotDone> {
-    let read = admit(common, msg).and_then(|()| known(msg, &["selector"]));
-    match read.and_then(|()| selector(common, msg)) {
-        Ok(selector) => told("nodes", &guard.nodes(visitor, selector).await?),
-        Err(why) => Err(refuse(guard, visitor, "nodes", why).await),
+    let (msg, id) = (done.unwrap_or_else(|why| error_json(&why)), RESPONSE_OFFSET + id);
+    Message {
+        api: FLEET_API,
+        id,
+        msg,
     }
 }
 
-async fn call(guard: &Guard, common: &Common, visitor: &Visitor, msg: Value) -> Result<Value, NotDone> {
+async fn nodes(
+    access: &AccessPolicy,
+    common: &CommonOptions,
+    client: &Client,
+    msg: &Value,
+) -> Result<Value, RequestError> {
+    let read = check_token(common, msg).and_then(|()| check_keys(msg, &["selector"]));
+    match read.and_then(|()| parse_selector(common, msg)) {
+        Ok(selector) => to_result("nodes", &access.nodes(client, selector).await?),
+        Err(why) => Err(audit_refusal(access, client, "nodes", why).await),
+    }
+}
+
+async fn call(
+    access: &AccessPolicy,
+    common: &CommonOptions,
+    client: &Client,
+    msg: Value,
+) -> Result<Value, RequestError> {
     let action = msg.get("action").and_then(Value::as_str).map(str::to_owned);
-    match errand(common, msg) {
-        Ok(errand) => told("deliveries", &guard.command(visitor, errand).await?),
-        Err(why) => Err(refuse(guard, visitor, action.as_deref().unwrap_or("call"), why).await),
+    match parse_action_request(common, msg) {
+        Ok(action_request) => to_result("deliveries", &access.command(client, action_request).await?),
+        Err(why) => Err(audit_refusal(access, client, action.as_deref().unwrap_or("call"), why).await),
     }
 }
 
 /// Notes what is refused before anybody is asked.
-async fn refuse(guard: &Guard, visitor: &Visitor, what: &str, why: NotDone) -> NotDone {
-    guard.note(visitor, what, "", format!("not done: {why}")).await;
+async fn audit_refusal(
+    access: &AccessPolicy,
+    client: &Client,
+    what: &str,
+    why: RequestError,
+) -> RequestError {
+    access.audit(client, what, "", format!("not done: {why}")).await;
     why
 }
 
-fn errand(common: &Common, msg: Value) -> Result<Errand, NotDone> {
-    admit(common, &msg)?;
-    known(&msg, &["selector", "action", "args", "ttl", "timeout"])?;
+fn parse_action_request(common: &CommonOptions, msg: Value) -> Result<ActionRequest, RequestError> {
+    check_token(common, &msg)?;
+    check_keys(&msg, &["selector", "action", "args", "ttl", "timeout"])?;
     let action = msg.get("action").and_then(Value::as_str).map(str::to_owned);
-    Ok(Errand {
-        action: action.ok_or_else(|| NotDone::Usage("name the action in `action`".to_owned()))?,
-        selector: selector(common, &msg)?,
-        ttl: time(&msg, "ttl")?.unwrap_or(common.ttl),
-        timeout: time(&msg, "timeout")?.unwrap_or(common.timeout),
-        arguments: arguments(msg)?,
+    Ok(ActionRequest {
+        action: action.ok_or_else(|| RequestError::Usage("name the action in `action`".to_owned()))?,
+        selector: parse_selector(common, &msg)?,
+        ttl: parse_time(&msg, "ttl")?.unwrap_or(common.ttl),
+        timeout: parse_time(&msg, "timeout")?.unwrap_or(common.timeout),
+        arguments: parse_arguments(msg)?,
     })
 }
 
-/// Checks the door's token, if it has one: of all that is said here only our own messages have room for it.
-fn admit(common: &Common, msg: &Value) -> Result<(), NotDone> {
+/// Checks the gateway's token, if it has one: of all that is said here only our own messages have room for it.
+fn check_token(common: &CommonOptions, msg: &Value) -> Result<(), RequestError> {
     let shown = msg.get("token").and_then(Value::as_str);
     match &common.token {
-        Some(token) if !shown.is_some_and(|shown| token.is(shown)) => Err(NotDone::NotAllowed(
-            "this door wants its token: write it into `token`".to_owned(),
+        Some(token) if !shown.is_some_and(|shown| token.matches(shown)) => Err(RequestError::NotAllowed(
+            "this gateway wants its token: write it into `token`".to_owned(),
         )),
         Some(_) | None => Ok(()),
     }
 }
 
 /// Refuses what means nothing here: whoever has misspelt `selector` means some nodes, and not all.
-fn known(msg: &Value, keys: &[&str]) -> Result<(), NotDone> {
+fn check_keys(msg: &Value, keys: &[&str]) -> Result<(), RequestError> {
     let mut given = msg.as_object().into_iter().flat_map(|fields| fields.keys());
     match given.find(|key| *key != "token" && !keys.contains(&key.as_str())) {
-        Some(key) => Err(NotDone::Usage(format!(
+        Some(key) => Err(RequestError::Usage(format!(
             "`{key}` means nothing here: write {}",
             keys.join(", ")
         ))),
@@ -102,51 +126,53 @@ fn known(msg: &Value, keys: &[&str]) -> Result<(), NotDone> {
     }
 }
 
-fn selector(common: &Common, msg: &Value) -> Result<Selector, NotDone> {
+fn parse_selector(common: &CommonOptions, msg: &Value) -> Result<Selector, RequestError> {
     match msg.get("selector") {
         None | Some(Value::Null) => Ok(common.target.clone()),
-        Some(Value::String(text)) => access::selector(text),
-        Some(_) => Err(NotDone::Usage("`selector` has to be a text".to_owned())),
+        Some(Value::String(text)) => access::parse_selector(text),
+        Some(_) => Err(RequestError::Usage("`selector` has to be a text".to_owned())),
     }
 }
 
-fn time(msg: &Value, key: &str) -> Result<Option<Duration>, NotDone> {
-    let usage = |why: String| NotDone::Usage(format!("`{key}`: {why}"));
+fn parse_time(msg: &Value, key: &str) -> Result<Option<Duration>, RequestError> {
+    let usage = |why: String| RequestError::Usage(format!("`{key}`: {why}"));
     let time = match msg.get(key) {
         None | Some(Value::Null) => return Ok(None),
         Some(Value::String(text)) => duration::parse(text).map_err(|error| usage(error.to_string()))?,
         Some(_) => return Err(usage("has to be a time, such as \"10s\"".to_owned())),
     };
-    Ok(Some(time.min(TIME_MAX)))
+    Ok(Some(time.min(TIMEOUT_MAX)))
 }
 
-fn arguments(mut msg: Value) -> Result<Arguments, NotDone> {
+fn parse_arguments(mut msg: Value) -> Result<Arguments, RequestError> {
     let (args, kwargs) = match msg.get_mut("args").map(Value::take) {
         None | Some(Value::Null) => (Vec::new(), Map::new()),
         Some(Value::Object(fields)) => (Vec::new(), fields),
         Some(Value::Array(list)) => (list, Map::new()),
         Some(Value::Bool(_) | Value::Number(_) | Value::String(_)) => {
-            return Err(NotDone::Usage("`args` has to be an object or a list".to_owned()));
+            return Err(RequestError::Usage(
+                "`args` has to be an object or a list".to_owned(),
+            ));
         }
     };
     Ok(Arguments { args, kwargs })
 }
 
-fn told(what: &str, all: &impl Serialize) -> Result<Value, NotDone> {
-    let all = serde_json::to_value(all).map_err(|error| NotDone::Failed(error.to_string()))?;
-    if all.to_string().len() > ANSWER_BYTES_MAX {
-        let why = format!("done, but the answer is longer than {ANSWER_BYTES_MAX} bytes: see the history");
-        return Err(NotDone::Failed(why));
+fn to_result(what: &str, all: &impl Serialize) -> Result<Value, RequestError> {
+    let all = serde_json::to_value(all).map_err(|error| RequestError::Failed(error.to_string()))?;
+    if all.to_string().len() > RESPONSE_BYTES_MAX {
+        let why = format!("done, but the answer is longer than {RESPONSE_BYTES_MAX} bytes: see the history");
+        return Err(RequestError::Failed(why));
     }
     Ok(json!({ what: all }))
 }
 
-fn refusal(why: &NotDone) -> Value {
+fn error_json(why: &RequestError) -> Value {
     let kind = match why {
-        NotDone::NotAllowed(_) => "not-allowed",
-        NotDone::Usage(_) => "usage",
-        NotDone::NobodyMatched(_) => "nobody-matched",
-        NotDone::Failed(_) => "failed",
+        RequestError::NotAllowed(_) => "not-allowed",
+        RequestError::Usage(_) => "usage",
+        RequestError::NobodyMatched(_) => "nobody-matched",
+        RequestError::Failed(_) => "failed",
     };
     json!({ "error": { "kind": kind, "message": why.to_string() } })
 }

@@ -6,40 +6,42 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use swarm_shared::net::clock;
-use swarm_shared::proto::knut::{Decoder, END, Item};
+use swarm_shared::proto::foreign::knut::{Decoder, Item, TERMINATOR};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, mpsc};
 
-use super::super::access::Visitor;
-use super::super::framing::write_on;
-use super::super::listener::Entrance;
-use super::{DOOR, Desk, FIRST_WORD, HEARTBEAT, MESSAGE_TIME, WRITE_TIME};
+use super::super::access::Client;
+use super::super::framing::write_all_with_timeout;
+use super::super::listener::ConnectionPermit;
+use super::{
+    FIRST_MESSAGE_TIMEOUT, GATEWAY, HEARTBEAT_INTERVAL, MESSAGE_TIMEOUT, ServerState, WRITE_TIMEOUT,
+};
 
 /// Bytes that are read at once.
 const READ_BYTES: usize = 8 * 1024;
 /// Answers that wait to be written; the next question is not read before there is room.
-const ANSWERS_MAX: usize = 1;
+const QUEUED_RESPONSES_MAX: usize = 1;
 
 /// Longest method of HTTP that is looked for, in bytes.
-const METHOD_MAX: usize = 32;
+const HTTP_METHOD_BYTES_MAX: usize = 32;
 
 /// Why a connection ended, if not by its other side.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Left {
+pub(super) enum ConnectionEnd {
     /// At first.
-    #[error("said nothing for {FIRST_WORD:?}")]
-    Silent,
+    #[error("said nothing for {FIRST_MESSAGE_TIMEOUT:?}")]
+    NoFirstMessage,
     /// Within a message.
-    #[error("a message took longer than {MESSAGE_TIME:?}")]
-    Trickle,
+    #[error("a message took longer than {MESSAGE_TIMEOUT:?}")]
+    MessageTimeout,
     /// The other side takes nothing.
-    #[error("read nothing for {WRITE_TIME:?}")]
-    DoesNotRead,
+    #[error("read nothing for {WRITE_TIMEOUT:?}")]
+    WriteTimeout,
     /// At first: most likely a web page had a browser send it, with messages in its body.
-    #[error("began with a request of HTTP, which this door does not speak")]
-    Http,
+    #[error("began with a request of HTTP, which this gateway does not speak")]
+    HttpRequest,
     /// The connection.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -48,47 +50,47 @@ pub(super) enum Left {
 /// The first bytes of a connection. What a browser sends for a page of anybody's begins with a method, which is never
 /// how a message begins.
 #[derive(Debug, Default)]
-struct Opening {
-    begun: Vec<u8>,
-    over: bool,
+struct HttpDetector {
+    seen: Vec<u8>,
+    decided: bool,
 }
 
-impl Opening {
+impl HttpDetector {
     /// Whether these bytes, after those before, begin with a request of HTTP.
     fn is_http(&mut self, bytes: &[u8]) -> bool {
         for byte in bytes {
-            if self.over {
+            if self.decided {
                 break;
             }
-            if self.begun.is_empty() && byte.is_ascii_whitespace() {
+            if self.seen.is_empty() && byte.is_ascii_whitespace() {
                 continue;
             }
-            if self.begun.len() < METHOD_MAX && (byte.is_ascii_uppercase() || *byte == b'-') {
-                self.begun.push(*byte);
+            if self.seen.len() < HTTP_METHOD_BYTES_MAX && (byte.is_ascii_uppercase() || *byte == b'-') {
+                self.seen.push(*byte);
                 continue;
             }
-            self.over = true;
-            return *byte == b' ' && !self.begun.is_empty();
+            self.decided = true;
+            return *byte == b' ' && !self.seen.is_empty();
         }
         false
     }
 }
 
-fn visitor(entrance: &Entrance) -> Visitor {
-    Visitor {
-        from: entrance.addr.ip(),
+fn client_of(permit: &ConnectionPermit) -> Client {
+    Client {
+        from: permit.addr.ip(),
         user: None,
     }
 }
 
 /// Serves one client until either side has had enough.
-pub(super) async fn serve(desk: &Desk, stream: TcpStream, entrance: &Entrance) {
-    let addr = entrance.addr;
+pub(super) async fn serve(state: &ServerState, stream: TcpStream, permit: &ConnectionPermit) {
+    let addr = permit.addr;
     let (from, to) = stream.into_split();
-    let (answers, outgoing) = mpsc::channel(ANSWERS_MAX);
-    let pushes = desk.pushes.subscribe();
-    let mut reading = pin!(read(desk, from, entrance, answers));
-    let mut writing = pin!(write(desk, to, outgoing, pushes));
+    let (answers, outgoing) = mpsc::channel(QUEUED_RESPONSES_MAX);
+    let pushes = state.pushes.subscribe();
+    let mut reading = pin!(read_loop(state, from, permit, answers));
+    let mut writing = pin!(write_loop(state, to, outgoing, pushes));
     let ended = tokio::select! {
         ended = &mut writing => ended,
         ended = &mut reading => match ended {
@@ -97,43 +99,44 @@ pub(super) async fn serve(desk: &Desk, stream: TcpStream, entrance: &Entrance) {
             Err(left) => Err(left),
         },
     };
-    if let Err(wrong @ (Left::Http | Left::Trickle)) = &ended {
-        desk.guard
-            .note_wrong(&visitor(entrance), &wrong.to_string())
+    if let Err(wrong @ (ConnectionEnd::HttpRequest | ConnectionEnd::MessageTimeout)) = &ended {
+        state
+            .access
+            .audit_malformed(&client_of(permit), &wrong.to_string())
             .await;
     }
     match ended {
-        Ok(()) => tracing::debug!(door = DOOR, %addr, "left"),
-        Err(left) => match entrance.log().count("closed") {
-            Some(count) => tracing::info!(door = DOOR, %addr, why = %left, count, "closed"),
-            None => tracing::debug!(door = DOOR, %addr, why = %left, "closed"),
+        Ok(()) => tracing::debug!(gateway = GATEWAY, %addr, "left"),
+        Err(left) => match permit.throttled_log().count("closed") {
+            Some(count) => tracing::info!(gateway = GATEWAY, %addr, why = %left, count, "closed"),
+            None => tracing::debug!(gateway = GATEWAY, %addr, why = %left, "closed"),
         },
     }
 }
 
 /// Takes what a client says, until it has said all.
-pub(super) async fn read(
-    desk: &Desk,
+pub(super) async fn read_loop(
+    state: &ServerState,
     mut from: impl AsyncRead + Unpin,
-    entrance: &Entrance,
+    permit: &ConnectionPermit,
     answers: mpsc::Sender<Bytes>,
-) -> Result<(), Left> {
-    let visitor = visitor(entrance);
-    let mut opening = Opening::default();
-    let mut decoder = Decoder::new(desk.config.common.limits.message_bytes);
+) -> Result<(), ConnectionEnd> {
+    let client = client_of(permit);
+    let mut opening = HttpDetector::default();
+    let mut decoder = Decoder::new(state.config.common.limits.message_bytes);
     let mut buffer = [0; READ_BYTES];
     // Until something has been said, and since when something has begun.
-    let mut first = Some(clock::now() + FIRST_WORD);
+    let mut first = Some(clock::now() + FIRST_MESSAGE_TIMEOUT);
     let mut begun = None::<Instant>;
     loop {
         let reading = from.read(&mut buffer);
-        let count = match (begun.map(|begun| begun + MESSAGE_TIME), first) {
+        let count = match (begun.map(|begun| begun + MESSAGE_TIMEOUT), first) {
             (Some(until), _) => clock::timeout_at(until, reading)
                 .await
-                .map_err(|_late| Left::Trickle)?,
+                .map_err(|_late| ConnectionEnd::MessageTimeout)?,
             (None, Some(until)) => clock::timeout_at(until, reading)
                 .await
-                .map_err(|_late| Left::Silent)?,
+                .map_err(|_late| ConnectionEnd::NoFirstMessage)?,
             (None, None) => reading.await,
         }?;
         if count == 0 {
@@ -141,33 +144,35 @@ pub(super) async fn read(
         }
         let mut bytes = buffer.get(..count).unwrap_or_default();
         if opening.is_http(bytes) {
-            return Err(Left::Http);
+            return Err(ConnectionEnd::HttpRequest);
         }
-        while let Some(item) = decoder.take(&mut bytes) {
+        while let Some(item) = decoder.decode_next(&mut bytes) {
             (first, begun) = (None, None);
-            entrance.turn().await;
+            permit.throttle().await;
             let message = match item {
                 Item::Heartbeat => continue,
                 Item::Message(message) => message,
-                Item::Bad(error) => {
-                    let addr = entrance.addr;
-                    match entrance.log().count("not a message") {
+                Item::Invalid(error) => {
+                    let addr = permit.addr;
+                    match permit.throttled_log().count("not a message") {
                         Some(count) => {
-                            tracing::info!(door = DOOR, %addr, %error, count, "not a message; passed over");
+                            tracing::info!(gateway = GATEWAY, %addr, %error, count, "not a message; passed over");
                         }
-                        None => tracing::debug!(door = DOOR, %addr, %error, "not a message; passed over"),
+                        None => {
+                            tracing::debug!(gateway = GATEWAY, %addr, %error, "not a message; passed over");
+                        }
                     }
-                    desk.guard.note_wrong(&visitor, &error.to_string()).await;
+                    state.access.audit_malformed(&client, &error.to_string()).await;
                     continue;
                 }
             };
-            if let Some(answer) = desk.answer(&visitor, message).await
+            if let Some(answer) = state.handle(&client, message).await
                 && answers.send(answer.encode().into()).await.is_err()
             {
                 return Ok(());
             }
         }
-        begun = if decoder.is_midway() {
+        begun = if decoder.has_partial_message() {
             begun.or_else(|| Some(clock::now()))
         } else {
             None
@@ -175,19 +180,19 @@ pub(super) async fn read(
     }
 }
 
-pub(super) async fn write(
-    desk: &Desk,
+pub(super) async fn write_loop(
+    state: &ServerState,
     mut to: impl AsyncWrite + Unpin,
     mut answers: mpsc::Receiver<Bytes>,
     mut pushes: broadcast::Receiver<Bytes>,
-) -> Result<(), Left> {
-    let mut beat = clock::now() + HEARTBEAT;
+) -> Result<(), ConnectionEnd> {
+    let mut beat = clock::now() + HEARTBEAT_INTERVAL;
     loop {
         let bytes = tokio::select! {
             biased;
             () = clock::sleep_until(beat) => {
-                beat = clock::now() + HEARTBEAT;
-                Bytes::from_static(&[END])
+                beat = clock::now() + HEARTBEAT_INTERVAL;
+                Bytes::from_static(&[TERMINATOR])
             }
             answer = answers.recv() => match answer {
                 Some(answer) => answer,
@@ -196,14 +201,14 @@ pub(super) async fn write(
             push = pushes.recv() => match push {
                 Ok(push) => push,
                 Err(RecvError::Lagged(_)) => {
-                    let everything = desk.board().everything();
+                    let everything = state.temperatures().all_as_push();
                     everything.encode().into()
                 }
                 Err(RecvError::Closed) => return Ok(()),
             },
         };
-        if !write_on(&mut to, &bytes, WRITE_TIME).await? {
-            return Err(Left::DoesNotRead);
+        if !write_all_with_timeout(&mut to, &bytes, WRITE_TIMEOUT).await? {
+            return Err(ConnectionEnd::WriteTimeout);
         }
     }
 }

@@ -4,11 +4,11 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
 
 use serde_json::{Map, Value, json};
+use swarm_shared::proto::foreign::knut::Message;
 use swarm_shared::proto::id::{NodeName, PeerId};
-use swarm_shared::proto::knut::Message;
-use swarm_shared::proto::selector::{Selector, Target};
+use swarm_shared::proto::selector::{NodeAttributes, Selector};
 
-use crate::config::gateways::Knut;
+use crate::config::gateways::KnutConfig;
 use crate::fleet::{Event, NodeRef, NodeState, NodeView};
 
 /// Knut's number for temperatures.
@@ -20,7 +20,7 @@ const LIST: i64 = 2;
 /// Past ones.
 const HISTORY: i64 = 3;
 /// What an answer's number has beyond its question's.
-pub(super) const ANSWER: i64 = 0x0100;
+pub(super) const RESPONSE_OFFSET: i64 = 0x0100;
 
 /// As Knut writes it.
 const UNIT: &str = "°C";
@@ -34,29 +34,29 @@ const NAMES_SHOWN: usize = 16;
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Board {
+pub(super) struct TemperatureCache {
     /// Where telemetry has the temperature.
     path: Vec<String>,
     target: Selector,
-    past_max: usize,
+    history_max: usize,
     nodes: BTreeMap<PeerId, Node>,
-    complained: bool,
+    has_warned: bool,
 }
 
 #[derive(Debug)]
 struct Node {
     name: NodeName,
     tags: BTreeMap<String, String>,
-    /// How Knut's clients know it, if this door shows it: by its name, and the beginning of its id too if another has
+    /// How Knut's clients know it, if this gateway shows it: by its name, and the beginning of its id too if another has
     /// the same.
-    shown_as: Option<String>,
+    display_name: Option<String>,
     online: bool,
     /// Whether it has told any readings.
-    told: bool,
+    has_reported: bool,
     /// In degrees, to a tenth.
     temperature: Option<f64>,
     /// Degrees, and when in milliseconds since 1970; oldest first.
-    past: VecDeque<(f64, u64)>,
+    history: VecDeque<(f64, u64)>,
 }
 
 impl Node {
@@ -64,34 +64,34 @@ impl Node {
         Self {
             name,
             tags: BTreeMap::new(),
-            shown_as: None,
+            display_name: None,
             online: true,
-            told: false,
+            has_reported: false,
             temperature: None,
-            past: VecDeque::new(),
+            history: VecDeque::new(),
         }
     }
 }
 
-impl Board {
-    pub(super) fn new(config: &Knut) -> Self {
+impl TemperatureCache {
+    pub(super) fn new(config: &KnutConfig) -> Self {
         Self {
             path: config.temperature.clone(),
             target: config.common.target.clone(),
-            past_max: config.history,
+            history_max: config.history,
             nodes: BTreeMap::new(),
-            complained: false,
+            has_warned: false,
         }
     }
 
     /// Takes in what concerns it; what is to be pushed.
-    pub(super) fn take(&mut self, event: Event) -> Option<Message> {
+    pub(super) fn on_event(&mut self, event: Event) -> Option<Message> {
         match event {
             Event::Node(view) => {
-                self.see(view);
+                self.on_node(view);
                 None
             }
-            Event::Telemetry { node, values } => self.read(node, &values),
+            Event::Telemetry { node, values } => self.on_telemetry(node, &values),
             Event::Targets { .. }
             | Event::Progress { .. }
             | Event::Stage { .. }
@@ -105,23 +105,23 @@ impl Board {
             | Event::Pending(_)
             | Event::Peer(_)
             | Event::Command(_)
-            | Event::About(_)
-            | Event::Past(_)
+            | Event::CommandDetails(_)
+            | Event::HistoryDelivery(_)
             | Event::Audit(_)
             | Event::User(_)
             | Event::Token(_)
-            | Event::Told { .. }
-            | Event::Missed { .. }
+            | Event::Observed { .. }
+            | Event::Lagged { .. }
             | Event::Failed { .. }
             | Event::End => None,
         }
     }
 
-    fn see(&mut self, view: NodeView) {
+    fn on_node(&mut self, view: NodeView) {
         if view.has_left() {
             // What is called so now has the name to itself.
             if self.nodes.remove(&view.id).is_some() {
-                self.call();
+                self.assign_names();
             }
             return;
         }
@@ -141,26 +141,26 @@ impl Board {
         }
         let node = self.nodes.entry(id).or_insert_with(|| Node::new(name.clone()));
         (node.name, node.tags, node.online) = (name, tags, online);
-        self.call();
+        self.assign_names();
     }
 
-    /// Finds out whom this door shows, and what they are called: not for each question, as there may be thousands.
-    fn call(&mut self) {
+    /// Finds out whom this gateway shows, and what they are called: not for each question, as there may be thousands.
+    fn assign_names(&mut self) {
         let Self { nodes, target, .. } = self;
         let mut names: BTreeMap<NodeName, usize> = BTreeMap::new();
         for (id, node) in nodes.iter_mut() {
-            let meant = Target {
+            let meant = NodeAttributes {
                 name: &node.name,
                 id,
                 tags: &node.tags,
             };
-            node.shown_as = target.matches(&meant).then(|| node.name.to_string());
-            if node.shown_as.is_some() {
+            node.display_name = target.matches(&meant).then(|| node.name.to_string());
+            if node.display_name.is_some() {
                 *names.entry(node.name.clone()).or_default() += 1;
             }
         }
         for (id, node) in nodes.iter_mut() {
-            if let Some(name) = &mut node.shown_as
+            if let Some(name) = &mut node.display_name
                 && names.get(&node.name).is_some_and(|&called_so| called_so > 1)
             {
                 *name = format!("{} {}", node.name, id.short());
@@ -170,20 +170,20 @@ impl Board {
 
     /// Once, if the first readings of a node that is shown have no temperature where the configuration says: a slip there
     /// would else look like a fleet without thermometers.
-    pub(super) fn complaint(&mut self, event: &Event) -> Option<String> {
+    pub(super) fn missing_sensor_warning(&mut self, event: &Event) -> Option<String> {
         let Event::Telemetry { node, values } = event else {
             return None;
         };
-        let is_new = |id| self.nodes.get(id).is_none_or(|known| !known.told);
-        if self.complained || !is_new(&node.id) || self.find(values).flatten().is_some() {
+        let is_new = |id| self.nodes.get(id).is_none_or(|known| !known.has_reported);
+        if self.has_warned || !is_new(&node.id) || self.read_temperature(values).flatten().is_some() {
             return None;
         }
-        self.nodes.get(&node.id)?.shown_as.as_ref()?;
-        self.complained = true;
+        self.nodes.get(&node.id)?.display_name.as_ref()?;
+        self.has_warned = true;
         let names: Vec<&str> = values.keys().take(NAMES_SHOWN).map(String::as_str).collect();
         Some(format!(
             "{} tells no number at {:?}, so Knut's clients get no temperature of it; it tells {}: set `temperature` in \
-             [doors.knut] if another is meant",
+             [gateways.knut] if another is meant",
             node.node,
             self.path.join("."),
             names.join(", "),
@@ -191,7 +191,7 @@ impl Board {
     }
 
     /// The temperature among new readings: `None` if they say nothing of it, `Some(None)` if there is none any more.
-    fn find(&self, values: &Map<String, Value>) -> Option<Option<f64>> {
+    fn read_temperature(&self, values: &Map<String, Value>) -> Option<Option<f64>> {
         let (first, rest) = self.path.split_first()?;
         let value = values.get(first)?;
         let value = rest.iter().try_fold(value, |value, name| value.get(name));
@@ -199,107 +199,107 @@ impl Board {
         Some(temperature.map(|degrees| (degrees * 10.0).round() / 10.0))
     }
 
-    fn read(&mut self, node: NodeRef, values: &Map<String, Value>) -> Option<Message> {
+    fn on_telemetry(&mut self, node: NodeRef, values: &Map<String, Value>) -> Option<Message> {
         let NodeRef { node: name, id } = node;
-        let found = self.find(values);
+        let found = self.read_temperature(values);
         if let Entry::Vacant(place) = self.nodes.entry(id) {
             place.insert(Node::new(name));
-            self.call();
+            self.assign_names();
         }
         let node = self.nodes.get_mut(&id)?;
-        node.told = true;
+        node.has_reported = true;
         let temperature = found?;
         let before = std::mem::replace(&mut node.temperature, temperature);
         if temperature.is_none() || temperature == before {
             return None;
         }
-        let name = node.shown_as.as_ref()?;
+        let name = node.display_name.as_ref()?;
         Some(Message {
             api: TEMPERATURE,
-            id: ANSWER + STATUS,
-            msg: json!({ name: of(node) }),
+            id: RESPONSE_OFFSET + STATUS,
+            msg: json!({ name: node_json(node) }),
         })
     }
 
     /// Notes the present temperatures.
-    pub(super) fn remember(&mut self, now_ms: u64) {
+    pub(super) fn record_history(&mut self, now_ms: u64) {
         for node in self.nodes.values_mut() {
             if let (Some(temperature), true) = (node.temperature, node.online) {
-                node.past.push_back((temperature, now_ms));
+                node.history.push_back((temperature, now_ms));
             }
-            while node.past.len() > self.past_max {
-                node.past.pop_front();
+            while node.history.len() > self.history_max {
+                node.history.pop_front();
             }
         }
     }
 
     /// The answer, and what was asked; a message that Knut does not know comes back.
-    pub(super) fn answer(&self, message: &Message) -> (&'static str, Message) {
+    pub(super) fn respond(&self, message: &Message) -> (&'static str, Message) {
         let (what, msg) = match message.id {
-            STATUS => ("status", self.status(message)),
-            LIST => ("list", self.all()),
-            HISTORY => ("history", self.history(message)),
+            STATUS => ("status", self.status_json(message)),
+            LIST => ("list", self.all_json()),
+            HISTORY => ("history", self.history_json(message)),
             _ => return ("unknown message", message.clone()),
         };
         let answer = Message {
             api: TEMPERATURE,
-            id: ANSWER + message.id,
+            id: RESPONSE_OFFSET + message.id,
             msg,
         };
         (what, answer)
     }
 
     /// All present temperatures, as one push.
-    pub(super) fn everything(&self) -> Message {
+    pub(super) fn all_as_push(&self) -> Message {
         Message {
             api: TEMPERATURE,
-            id: ANSWER + STATUS,
-            msg: self.all(),
+            id: RESPONSE_OFFSET + STATUS,
+            msg: self.all_json(),
         }
     }
 
-    fn all(&self) -> Value {
+    fn all_json(&self) -> Value {
         let measured = self
-            .shown()
+            .shown_nodes()
             .filter(|(_, node)| node.online && node.temperature.is_some());
-        let told = measured.map(|(name, node)| (name.to_owned(), of(node)));
+        let told = measured.map(|(name, node)| (name.to_owned(), node_json(node)));
         Value::Object(told.collect())
     }
 
-    fn status(&self, message: &Message) -> Value {
-        let Some(asked) = asked(message) else {
-            return self.all();
+    fn status_json(&self, message: &Message) -> Value {
+        let Some(asked) = requested_name(message) else {
+            return self.all_json();
         };
-        let found = self.called(asked).map(of);
+        let found = self.find_by_name(asked).map(node_json);
         let none = || json!({ "location": "", "unit": UNIT, "condition": "", "temperature": NOT_MEASURED });
         json!({ asked: found.unwrap_or_else(none) })
     }
 
-    fn history(&self, message: &Message) -> Value {
-        let asked = asked(message).unwrap_or_default();
-        let past = self.called(asked).map(|node| node.past.iter().copied());
+    fn history_json(&self, message: &Message) -> Value {
+        let asked = requested_name(message).unwrap_or_default();
+        let past = self.find_by_name(asked).map(|node| node.history.iter().copied());
         // As Knut says the time: seconds since 1970, with parts.
         let past = past
             .into_iter()
             .flatten()
-            .map(|(degrees, at_ms)| (degrees, seconds(at_ms)));
+            .map(|(degrees, at_ms)| (degrees, to_seconds(at_ms)));
         let (temperature, time): (Vec<f64>, Vec<f64>) = past.unzip();
         json!({ "id": asked, "temperature": temperature, "time": time })
     }
 
-    /// The nodes that this door shows, each with the name that Knut's clients know it by.
-    fn shown(&self) -> impl Iterator<Item = (&str, &Node)> {
+    /// The nodes that this gateway shows, each with the name that Knut's clients know it by.
+    fn shown_nodes(&self) -> impl Iterator<Item = (&str, &Node)> {
         let nodes = self.nodes.values();
-        nodes.filter_map(|node| Some((node.shown_as.as_deref()?, node)))
+        nodes.filter_map(|node| Some((node.display_name.as_deref()?, node)))
     }
 
-    fn called(&self, asked: &str) -> Option<&Node> {
-        let mut shown = self.shown();
+    fn find_by_name(&self, asked: &str) -> Option<&Node> {
+        let mut shown = self.shown_nodes();
         shown.find_map(|(name, node)| (name == asked).then_some(node))
     }
 }
 
-fn of(node: &Node) -> Value {
+fn node_json(node: &Node) -> Value {
     json!({
         "location": node.name,
         "unit": UNIT,
@@ -309,11 +309,11 @@ fn of(node: &Node) -> Value {
 }
 
 /// Whose temperature is asked for; older clients call it otherwise.
-fn asked(message: &Message) -> Option<&str> {
+fn requested_name(message: &Message) -> Option<&str> {
     let name = |key| message.msg.get(key).and_then(Value::as_str);
     name("id").or_else(|| name("uniqueName"))
 }
 
-fn seconds(at_ms: u64) -> f64 {
+fn to_seconds(at_ms: u64) -> f64 {
     std::time::Duration::from_millis(at_ms).as_secs_f64()
 }

@@ -1,4 +1,4 @@
-//! A door as programs meet it.
+//! A gateway as programs meet it.
 
 mod temperatures;
 
@@ -6,30 +6,30 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use serde_json::{Value, json};
+use swarm_shared::proto::foreign::knut::{Decoder, Item, TERMINATOR};
 use swarm_shared::proto::id::{NodeName, PeerId, PeerKind};
-use swarm_shared::proto::knut::{Decoder, END, Item};
 use swarm_shared::proto::selector::Selector;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
 use super::*;
-use crate::config::gateways::Doors;
-use crate::config::gateways::Limits;
+use crate::config::gateways::ConnectionLimits;
+use crate::config::gateways::GatewaysConfig;
 use crate::fleet::guests::Guests;
-use crate::fleet::{Call, Fleet, NodeRef, NodeState, NodeView};
-use crate::gateways::Open;
-use crate::gateways::listener::Entrance;
-use crate::gateways::tests::{face, house};
+use crate::fleet::{Fleet, NodeRef, NodeState, NodeView, RequestEnvelope};
+use crate::gateways::Gateways;
+use crate::gateways::listener::ConnectionPermit;
+use crate::gateways::tests::{test_advertisement, test_context};
 use crate::store::Store;
 
-fn config(more: &str) -> Knut {
+fn config(more: &str) -> KnutConfig {
     let mut config = crate::config::Config::for_host("pi");
     let text =
-        format!("[doors.knut]\nlisten = \"127.0.0.1:0\"\ntemperature = \"env.heat\"\nhistory = 3\n{more}");
+        format!("[gateways.knut]\nlisten = \"127.0.0.1:0\"\ntemperature = \"env.heat\"\nhistory = 3\n{more}");
     config
         .read_file(std::path::Path::new("config.toml"), &text)
         .expect("reads");
-    config.doors.knut.expect("open")
+    config.gateways.knut.expect("open")
 }
 
 fn node(number: u8, name: &str) -> NodeRef {
@@ -68,17 +68,17 @@ fn reading(number: u8, name: &str, heat: Value) -> Event {
     }
 }
 
-/// An open door with a scripted fleet behind it.
-struct House {
-    open: Open,
-    calls: mpsc::Receiver<Call>,
+/// An open gateway with a scripted fleet behind it.
+struct Harness {
+    gateways: Gateways,
+    calls: mpsc::Receiver<RequestEnvelope>,
     addr: SocketAddr,
-    /// What the door follows.
-    follow: mpsc::Sender<Event>,
+    /// What the gateway follows.
+    events: mpsc::Sender<Event>,
     dir: tempfile::TempDir,
 }
 
-impl House {
+impl Harness {
     async fn open(more: &str) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let store = Store::open(dir.path()).await.expect("opens");
@@ -88,37 +88,37 @@ impl House {
         drop(free);
         let mut knut = config(more);
         knut.common.listen = addr;
-        let doors = Doors {
+        let gateways = GatewaysConfig {
             knut: Some(knut),
-            ..Doors::default()
+            ..GatewaysConfig::default()
         };
-        let open = Open::all(&doors, face(), fleet, Guests::default(), store);
+        let open = Gateways::open(&gateways, test_advertisement(), fleet, Guests::default(), store);
         let open = open.await.expect("opens");
-        let call = calls.recv().await.expect("the door follows");
+        let call = calls.recv().await.expect("the gateway follows");
         assert_eq!(call.request, Request::Follow { telemetry: true });
         Self {
-            open,
+            gateways: open,
             calls,
             addr,
-            follow: call.events,
+            events: call.events,
             dir,
         }
     }
 
-    async fn visit(&self) -> Client {
+    async fn connect(&self) -> KnutClient {
         let stream = TcpStream::connect(self.addr).await.expect("connects");
-        Client::of(stream)
+        KnutClient::new(stream)
     }
 }
 
-struct Client {
+struct KnutClient {
     stream: TcpStream,
     decoder: Decoder,
     bytes: Vec<u8>,
 }
 
-impl Client {
-    fn of(stream: TcpStream) -> Self {
+impl KnutClient {
+    fn new(stream: TcpStream) -> Self {
         Self {
             stream,
             decoder: Decoder::new(1 << 20),
@@ -126,17 +126,17 @@ impl Client {
         }
     }
 
-    async fn say(&mut self, api: i64, id: i64, msg: Value) {
+    async fn send(&mut self, api: i64, id: i64, msg: Value) {
         let bytes = Message { api, id, msg }.encode();
         self.stream.write_all(&bytes).await.expect("heard");
     }
 
     /// What comes next; `None` at the end.
-    async fn hear(&mut self) -> Option<Item> {
+    async fn receive(&mut self) -> Option<Item> {
         loop {
             let bytes = std::mem::take(&mut self.bytes);
             let mut left = &bytes[..];
-            let item = self.decoder.take(&mut left);
+            let item = self.decoder.decode_next(&mut left);
             self.bytes = left.to_vec();
             if item.is_some() {
                 return item;
@@ -151,9 +151,9 @@ impl Client {
         }
     }
 
-    async fn hear_message(&mut self) -> Message {
+    async fn receive_message(&mut self) -> Message {
         loop {
-            match self.hear().await {
+            match self.receive().await {
                 Some(Item::Message(message)) => return message,
                 Some(Item::Heartbeat) => {}
                 other => panic!("{other:?}"),
@@ -163,13 +163,13 @@ impl Client {
 }
 
 #[tokio::test]
-async fn an_action_goes_to_the_fleet_in_the_doors_name() {
-    let mut house = House::open("allow = [\"led\"]\nttl = \"7s\"").await;
-    let mut client = house.visit().await;
+async fn action_is_sent_to_the_fleet_under_the_gateway_name() {
+    let mut context = Harness::open("allow = [\"led\"]\nttl = \"7s\"").await;
+    let mut client = context.connect().await;
     let msg = json!({"selector": "n1", "action": "led", "args": {"color": "red"}, "timeout": "1s"});
-    client.say(api::FLEET, 2, msg).await;
-    let call = house.calls.recv().await.expect("a call");
-    assert_eq!(call.who, "knut from 127.0.0.1");
+    client.send(api::FLEET_API, 2, msg).await;
+    let call = context.calls.recv().await.expect("a call");
+    assert_eq!(call.user, "knut from 127.0.0.1");
     let Request::Command {
         selector,
         action,
@@ -188,21 +188,21 @@ async fn an_action_goes_to_the_fleet_in_the_doors_name() {
     assert_eq!(Value::Object(arguments.kwargs), json!({"color": "red"}));
     assert_eq!((ttl_ms, timeout_ms), (7_000, 1_000));
     call.events.send(Event::End).await.expect("read");
-    let answer = client.hear_message().await;
+    let answer = client.receive_message().await;
     assert_eq!((answer.id, answer.msg), (0x0102, json!({"deliveries": []})));
     // Whoever goes away waits for nothing any more.
-    client.say(api::FLEET, 2, json!({"action": "led"})).await;
-    let call = house.calls.recv().await.expect("a call");
+    client.send(api::FLEET_API, 2, json!({"action": "led"})).await;
+    let call = context.calls.recv().await.expect("a call");
     drop(client);
     let gone = tokio::time::timeout(Duration::from_secs(5), call.events.closed()).await;
     assert!(gone.is_ok());
-    house.open.close().await;
+    context.gateways.close().await;
 }
 
 #[tokio::test]
-async fn what_is_refused_before_anybody_is_asked_is_in_the_audit() {
-    let house = House::open("allow = [\"led\"]\ntoken = \"0123456789abcdef\"").await;
-    let mut client = house.visit().await;
+async fn knut_refusals_are_audited() {
+    let context = Harness::open("allow = [\"led\"]\ntoken = \"0123456789abcdef\"").await;
+    let mut client = context.connect().await;
     let token = "0123456789abcdef";
     let wrong = [
         (1, json!({}), "not-allowed", "nodes", "wants its token"),
@@ -244,110 +244,120 @@ async fn what_is_refused_before_anybody_is_asked_is_in_the_audit() {
         ),
     ];
     for (id, msg, kind, _, _) in &wrong {
-        client.say(api::FLEET, *id, msg.clone()).await;
-        let answer = client.hear_message().await;
+        client.send(api::FLEET_API, *id, msg.clone()).await;
+        let answer = client.receive_message().await;
         assert_eq!(answer.msg["error"]["kind"], *kind, "{}", answer.msg);
     }
-    house.open.close().await;
-    let audit = crate::store::history::ask(house.dir.path(), |connection| {
+    context.gateways.close().await;
+    let audit = crate::store::history::run_query(context.dir.path(), |connection| {
         crate::store::audit::newest(connection, 0, 100)
     });
     let audit = audit.await.expect("read").expect("there");
     assert_eq!(audit.len(), wrong.len(), "{audit:#?}");
     for (_, _, _, what, why) in wrong {
         let noted = audit.iter().any(|entry| {
-            entry.what == what && entry.outcome.contains("not done: ") && entry.outcome.contains(why)
+            entry.action == what && entry.outcome.contains("not done: ") && entry.outcome.contains(why)
         });
         assert!(noted, "{what}, {why}: {audit:#?}");
     }
 }
 
 #[tokio::test]
-async fn what_is_no_message_is_in_the_audit() {
-    let house = House::open("").await;
-    let mut client = house.visit().await;
+async fn malformed_knut_messages_are_audited() {
+    let context = Harness::open("").await;
+    let mut client = context.connect().await;
     client.stream.write_all(b"nonsense\0").await.expect("heard");
-    client.say(7, 7, json!("echo")).await;
-    assert_eq!(client.hear_message().await.msg, "echo");
-    let mut page = house.visit().await;
+    client.send(7, 7, json!("echo")).await;
+    assert_eq!(client.receive_message().await.msg, "echo");
+    let mut page = context.connect().await;
     let head = b"GET / HTTP/1.1\r\n\r\n";
     page.stream.write_all(head).await.expect("heard");
-    assert!(page.hear().await.is_none(), "closed");
-    house.open.close().await;
-    let audit = crate::store::history::ask(house.dir.path(), |connection| {
+    assert!(page.receive().await.is_none(), "closed");
+    context.gateways.close().await;
+    let audit = crate::store::history::run_query(context.dir.path(), |connection| {
         crate::store::audit::newest(connection, 0, 100)
     });
     let audit = audit.await.expect("read").expect("there");
     for why in ["not done: ", "began with a request of HTTP"] {
-        let noted = |entry: &crate::store::audit::Entry| {
-            entry.what == "message" && entry.who == "knut from 127.0.0.1" && entry.outcome.contains(why)
+        let noted = |entry: &crate::store::audit::AuditEntry| {
+            entry.action == "message" && entry.user == "knut from 127.0.0.1" && entry.outcome.contains(why)
         };
         assert!(audit.iter().any(noted), "{why}: {audit:#?}");
     }
 }
 
 #[tokio::test]
-async fn a_push_goes_to_everybody_and_the_door_closes_with_the_house() {
-    let house = House::open("").await;
+async fn push_reaches_all_clients_and_shutdown_closes_them() {
+    let context = Harness::open("").await;
     let mut clients = Vec::new();
     for _ in 0..3 {
-        let mut client = house.visit().await;
-        client.say(99, 1, json!({})).await;
-        assert_eq!(client.hear_message().await.api, 99);
+        let mut client = context.connect().await;
+        client.send(99, 1, json!({})).await;
+        assert_eq!(client.receive_message().await.api, 99);
         clients.push(client);
     }
-    house
-        .follow
+    context
+        .events
         .send(reading(1, "n1", json!(7)))
         .await
         .expect("heard");
     for client in &mut clients {
-        assert_eq!(client.hear_message().await.msg["n1"]["temperature"], 7.0);
+        assert_eq!(client.receive_message().await.msg["n1"]["temperature"], 7.0);
     }
-    house.open.close().await;
+    context.gateways.close().await;
     for mut client in clients {
-        while let Some(item) = client.hear().await {
+        while let Some(item) = client.receive().await {
             assert_eq!(item, Item::Heartbeat);
         }
     }
 }
 
-fn nobody_elses() -> Entrance {
-    Entrance::alone(SocketAddr::from(([127, 0, 0, 1], 1)), &Limits::default())
+fn test_permit() -> ConnectionPermit {
+    ConnectionPermit::for_outgoing(
+        SocketAddr::from(([127, 0, 0, 1], 1)),
+        &ConnectionLimits::default(),
+    )
 }
 
-/// A connection's place at a door of the fewest bounds.
-async fn place() -> (Arc<Desk>, crate::gateways::House, tempfile::TempDir) {
+/// A connection's place at a gateway of the fewest bounds.
+async fn test_state() -> (
+    Arc<ServerState>,
+    crate::gateways::GatewayContext,
+    tempfile::TempDir,
+) {
     let dir = tempfile::tempdir().expect("a directory");
-    let house = house(Fleet::local().0, dir.path()).await;
+    let context = test_context(Fleet::local().0, dir.path()).await;
     let config = config("");
-    let desk = Desk {
-        guard: Guard::new(DOOR, &config.common, &house),
-        board: Mutex::new(Board::new(&config)),
+    let state = ServerState {
+        access: AccessPolicy::new(GATEWAY, &config.common, &context),
+        temperatures: Mutex::new(TemperatureCache::new(&config)),
         pushes: broadcast::Sender::new(PUSHES_MAX),
         config,
     };
-    (Arc::new(desk), house, dir)
+    (Arc::new(state), context, dir)
 }
 
 #[tokio::test]
-async fn a_slow_reader_that_missed_pushes_is_told_everything_anew() {
-    let (desk, _house, _dir) = place().await;
-    desk.board().take(reading(1, "n1", json!(1)));
-    let pushes = desk.pushes.subscribe();
+async fn lagging_reader_gets_all_temperatures_again() {
+    let (state, _house, _dir) = test_state().await;
+    state.temperatures().on_event(reading(1, "n1", json!(1)));
+    let pushes = state.pushes.subscribe();
     for _ in 0..PUSHES_MAX * 2 {
-        desk.pushes.send(Bytes::from_static(b"{}\0")).expect("subscribed");
+        state
+            .pushes
+            .send(Bytes::from_static(b"{}\0"))
+            .expect("subscribed");
     }
     let (ours, mut theirs) = tokio::io::duplex(64 * 1024);
     let (_answers, outgoing) = mpsc::channel(1);
     tokio::spawn({
-        let desk = Arc::clone(&desk);
-        async move { connection::write(&desk, ours, outgoing, pushes).await }
+        let state = Arc::clone(&state);
+        async move { connection::write_loop(&state, ours, outgoing, pushes).await }
     });
     let mut text = vec![0; 1024];
     let count = theirs.read(&mut text).await.expect("reads");
     let first = text[..count]
-        .split(|byte| *byte == END)
+        .split(|byte| *byte == TERMINATOR)
         .next()
         .expect("a message");
     let first = Message::parse(first).expect("a message");
@@ -355,13 +365,16 @@ async fn a_slow_reader_that_missed_pushes_is_told_everything_anew() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_does_not_read_is_not_waited_for() {
-    let (desk, _house, _dir) = place().await;
+async fn knut_client_that_does_not_read_is_closed() {
+    let (state, _house, _dir) = test_state().await;
     let (ours, _theirs) = tokio::io::duplex(16);
     let (_answers, outgoing) = mpsc::channel(1);
     let started = tokio::time::Instant::now();
-    let ended = connection::write(&desk, ours, outgoing, desk.pushes.subscribe()).await;
-    assert!(matches!(ended, Err(connection::Left::DoesNotRead)), "{ended:?}");
+    let ended = connection::write_loop(&state, ours, outgoing, state.pushes.subscribe()).await;
+    assert!(
+        matches!(ended, Err(connection::ConnectionEnd::WriteTimeout)),
+        "{ended:?}"
+    );
     // Sixteen heartbeats had room.
     let waited = started.elapsed();
     assert!(
@@ -371,20 +384,20 @@ async fn whoever_does_not_read_is_not_waited_for() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn silence_at_first_and_messages_without_end_are_closed() {
+async fn silent_and_slow_senders_are_closed() {
     for (said, wanted) in [
         (&b""[..], "said nothing"),
         (b"\n\n", "said nothing"),
         (b"{\"api", "took longer"),
         (b"\0{", "took longer"),
     ] {
-        let (desk, _house, _dir) = place().await;
+        let (state, _house, _dir) = test_state().await;
         let (ours, mut theirs) = tokio::io::duplex(64);
         let (answers, _outgoing) = mpsc::channel(1);
-        let entrance = nobody_elses();
+        let permit = test_permit();
         theirs.write_all(said).await.expect("room");
         let started = tokio::time::Instant::now();
-        let reading = connection::read(&desk, ours, &entrance, answers);
+        let reading = connection::read_loop(&state, ours, &permit, answers);
         let ended = reading.await;
         let why = ended.expect_err("closed").to_string();
         assert!(why.contains(wanted), "{why}");
@@ -397,19 +410,19 @@ async fn silence_at_first_and_messages_without_end_are_closed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_has_said_something_may_listen_for_good() {
-    let (desk, _house, _dir) = place().await;
+async fn client_may_stay_silent_after_its_first_message() {
+    let (state, _house, _dir) = test_state().await;
     let (ours, mut theirs) = tokio::io::duplex(64);
     let (answers, _outgoing) = mpsc::channel(1);
-    let entrance = nobody_elses();
+    let permit = test_permit();
     theirs.write_all(b"\0").await.expect("room");
-    let reading = connection::read(&desk, ours, &entrance, answers);
+    let reading = connection::read_loop(&state, ours, &permit, answers);
     let long = tokio::time::timeout(Duration::from_secs(100_000), reading).await;
     assert!(long.is_err(), "{long:?}");
 }
 
 #[tokio::test]
-async fn what_a_browser_sends_for_any_page_is_not_listened_to() {
+async fn http_requests_are_rejected() {
     let hidden = "\0{\"apiId\": 1, \"msgId\": 2, \"msg\": {}}\0";
     for (head, wanted) in [
         ("POST / HTTP/1.1\r\nHost: 127.0.0.1:8080\r\n\r\n", true),
@@ -420,7 +433,7 @@ async fn what_a_browser_sends_for_any_page_is_not_listened_to() {
     ] {
         // At once, and in pieces of one byte.
         for size in [1024, 1] {
-            let (desk, _house, _dir) = place().await;
+            let (state, _house, _dir) = test_state().await;
             let (ours, mut theirs) = tokio::io::duplex(size);
             let (answers, mut outgoing) = mpsc::channel(8);
             let said = format!("{head}{hidden}");
@@ -428,11 +441,11 @@ async fn what_a_browser_sends_for_any_page_is_not_listened_to() {
                 // Closed on midway, or not.
                 let _closed = theirs.write_all(said.as_bytes()).await;
             });
-            let entrance = nobody_elses();
-            let ended = connection::read(&desk, ours, &entrance, answers).await;
+            let permit = test_permit();
+            let ended = connection::read_loop(&state, ours, &permit, answers).await;
             says.await.expect("said");
             assert_eq!(
-                matches!(ended, Err(connection::Left::Http)),
+                matches!(ended, Err(connection::ConnectionEnd::HttpRequest)),
                 wanted,
                 "{head} {ended:?}"
             );
@@ -442,7 +455,7 @@ async fn what_a_browser_sends_for_any_page_is_not_listened_to() {
 }
 
 #[tokio::test]
-async fn the_port_of_another_is_told_with_what_to_do() {
+async fn port_in_use_error_says_what_to_change() {
     let taken = TcpSocket::new_v4().expect("a socket");
     taken
         .bind("127.0.0.1:0".parse().expect("an address"))
@@ -453,14 +466,21 @@ async fn the_port_of_another_is_told_with_what_to_do() {
     let store = Store::open(dir.path()).await.expect("opens");
     let mut knut = config("");
     knut.common.listen = addr;
-    let doors = Doors {
+    let gateways = GatewaysConfig {
         knut: Some(knut),
-        ..Doors::default()
+        ..GatewaysConfig::default()
     };
-    let opened = Open::all(&doors, face(), Fleet::local().0, Guests::default(), store).await;
+    let opened = Gateways::open(
+        &gateways,
+        test_advertisement(),
+        Fleet::local().0,
+        Guests::default(),
+        store,
+    )
+    .await;
     let error = opened.expect_err("taken").to_string();
     assert!(
-        error.contains("[doors.knut]") && error.contains("change `listen`"),
+        error.contains("[gateways.knut]") && error.contains("change `listen`"),
         "{error}"
     );
 }

@@ -2,28 +2,28 @@
 
 use data_encoding::BASE64;
 use serde_json::{Map, Value, json};
+use swarm_shared::proto::foreign::platypush;
 use swarm_shared::proto::message::Arguments;
-use swarm_shared::proto::platypush;
 
 use crate::duration;
-use crate::fleet::{PastQuery, PastState};
+use crate::fleet::{HistoryQuery, HistoryState};
 
-/// Sends to peers of another door.
-pub(super) const TELL: &str = "socktools.send";
+/// Sends to peers of another gateway.
+pub(super) const SEND_TO_PEERS: &str = "socktools.send";
 /// How many commands of the history are told, unless asked otherwise.
 const HISTORY_LIMIT: u32 = 20;
 /// How many at most.
 const HISTORY_LIMIT_MAX: u32 = 1_000;
 /// What runs the line of a `shell.exec`.
-const SHELL: &str = "/bin/sh";
+const SHELL_PROGRAM: &str = "/bin/sh";
 /// What is wrong with a `shell.exec` of nothing.
-const NO_CMD: &str = "shell.exec takes cmd: a line for the shell";
+const MISSING_CMD: &str = "shell.exec takes cmd: a line for the shell";
 /// What is wrong with a message of nothing, or of two things.
-const TELL_TAKES: &str = "socktools.send takes text, or data in base64, and peer";
+const SEND_USAGE: &str = "socktools.send takes text, or data in base64, and peer";
 
 /// What a request comes to.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Deed {
+pub(super) enum ParsedAction {
     Command {
         action: String,
         arguments: Arguments,
@@ -31,123 +31,124 @@ pub(super) enum Deed {
         failures_count: bool,
     },
     Nodes,
-    History(PastQuery),
+    History(HistoryQuery),
     Stop,
     Release,
-    Tell {
+    SendToPeers {
         peer: Option<String>,
         message: Vec<u8>,
     },
 }
 
 /// Reads a request's action and arguments; the error is what is wrong with them.
-pub(super) fn read(action: String, args: Value) -> Result<Deed, String> {
-    if action == TELL {
-        return tell(args);
+pub(super) fn parse(action: String, args: Value) -> Result<ParsedAction, String> {
+    if action == SEND_TO_PEERS {
+        return parse_send(args);
     }
     let Some(station) = action.strip_prefix("station.") else {
         if action == "shell.exec" {
-            return shell(args);
+            return parse_shell(args);
         }
-        return Ok(Deed::Command {
+        return Ok(ParsedAction::Command {
             action,
             arguments: platypush::arguments(args),
             failures_count: true,
         });
     };
     match station {
-        "nodes" => Fields::of(&action, args).map(|_none| Deed::Nodes),
-        "stop" => Fields::of(&action, args).map(|_none| Deed::Stop),
-        "release" => Fields::of(&action, args).map(|_none| Deed::Release),
-        "history" => query(Fields::of(&action, args)?).map(Deed::History),
-        _ => Err(unknown(&action)),
+        "nodes" => ArgReader::new(&action, args).map(|_none| ParsedAction::Nodes),
+        "stop" => ArgReader::new(&action, args).map(|_none| ParsedAction::Stop),
+        "release" => ArgReader::new(&action, args).map(|_none| ParsedAction::Release),
+        "history" => parse_history(ArgReader::new(&action, args)?).map(ParsedAction::History),
+        _ => Err(unknown_action(&action)),
     }
 }
 
 /// What an action takes that is not a node's, in the order of positions; `None` for others.
-fn names(action: &str) -> Option<&'static [&'static str]> {
+fn parameter_names(action: &str) -> Option<&'static [&'static str]> {
     match action {
         "station.nodes" | "station.stop" | "station.release" => Some(&[]),
         "station.history" => Some(&["number", "action", "state", "since", "limit"]),
         "shell.exec" => Some(&["cmd", "background", "ignore_errors"]),
-        TELL => Some(&["text", "peer", "data"]),
+        SEND_TO_PEERS => Some(&["text", "peer", "data"]),
         _ => None,
     }
 }
 
 /// Whether an action takes no arguments at all.
-pub(super) fn takes_nothing(action: &str) -> bool {
-    names(action).is_some_and(<[_]>::is_empty)
+pub(super) fn takes_no_arguments(action: &str) -> bool {
+    parameter_names(action).is_some_and(<[_]>::is_empty)
 }
 
 /// Whether an action could be done that is given arguments of these names; the error is what is wrong with them.
-pub(super) fn check(action: &str, given: &[&str]) -> Result<(), String> {
-    let Some(names) = names(action) else {
+pub(super) fn check_arguments(action: &str, given: &[&str]) -> Result<(), String> {
+    let Some(names) = parameter_names(action) else {
         let is_known = !action.starts_with("station.");
-        return is_known.then_some(()).ok_or_else(|| unknown(action));
+        return is_known.then_some(()).ok_or_else(|| unknown_action(action));
     };
     if let Some(other) = given.iter().find(|name| !names.contains(name)) {
-        return Err(format!("{action} takes {}, and no {other}", list(names)));
+        return Err(format!("{action} takes {}, and no {other}", join_names(names)));
     }
     let has = |name| given.contains(&name);
     match action {
-        "shell.exec" if !has("cmd") => Err(NO_CMD.to_owned()),
-        TELL if has("text") == has("data") => Err(TELL_TAKES.to_owned()),
+        "shell.exec" if !has("cmd") => Err(MISSING_CMD.to_owned()),
+        SEND_TO_PEERS if has("text") == has("data") => Err(SEND_USAGE.to_owned()),
         _ => Ok(()),
     }
 }
 
-fn unknown(action: &str) -> String {
+fn unknown_action(action: &str) -> String {
     format!(
         "the station has no {action:?}; it has station.nodes, station.history, station.stop and station.release"
     )
 }
 
-fn list(names: &[&str]) -> String {
+fn join_names(names: &[&str]) -> String {
     match names {
         [] => "nothing".to_owned(),
         names => names.join(", "),
     }
 }
 
-fn shell(args: Value) -> Result<Deed, String> {
-    let mut fields = Fields::of("shell.exec", args)?;
+fn parse_shell(args: Value) -> Result<ParsedAction, String> {
+    let mut fields = ArgReader::new("shell.exec", args)?;
     if fields.flag("background")? {
         return Err("shell.exec: background is not done here: a command ends with its program".to_owned());
     }
     let failures_count = !fields.flag("ignore_errors")?;
-    let cmd = fields.text("cmd")?.ok_or(NO_CMD)?;
-    Ok(Deed::Command {
+    let cmd = fields.text("cmd")?.ok_or(MISSING_CMD)?;
+    Ok(ParsedAction::Command {
         action: "execute".to_owned(),
-        arguments: platypush::arguments(json!({ "program": SHELL, "args": ["-c", cmd] })),
+        arguments: platypush::arguments(json!({ "program": SHELL_PROGRAM, "args": ["-c", cmd] })),
         failures_count,
     })
 }
 
-fn tell(args: Value) -> Result<Deed, String> {
-    let mut fields = Fields::of(TELL, args)?;
+fn parse_send(args: Value) -> Result<ParsedAction, String> {
+    let mut fields = ArgReader::new(SEND_TO_PEERS, args)?;
     let message = match (fields.text("text")?, fields.text("data")?) {
         (Some(text), None) => text.into_bytes(),
         (None, Some(data)) => BASE64
             .decode(data.as_bytes())
-            .map_err(|error| format!("{TELL}: data is not base64: {error}"))?,
+            .map_err(|error| format!("{SEND_TO_PEERS}: data is not base64: {error}"))?,
         (Some(_), Some(_)) | (None, None) => {
-            return Err(TELL_TAKES.to_owned());
+            return Err(SEND_USAGE.to_owned());
         }
     };
     let peer = fields.text("peer")?;
-    Ok(Deed::Tell { peer, message })
+    Ok(ParsedAction::SendToPeers { peer, message })
 }
 
-fn query(mut fields: Fields<'_>) -> Result<PastQuery, String> {
+fn parse_history(mut fields: ArgReader<'_>) -> Result<HistoryQuery, String> {
     let state = fields.text("state")?.map(|text| {
-        PastState::parse(&text).ok_or_else(|| format!("station.history: {text:?} is no state of a delivery"))
+        HistoryState::parse(&text)
+            .ok_or_else(|| format!("station.history: {text:?} is no state of a delivery"))
     });
     let since = fields.text("since")?.map(|text| duration::parse(&text));
     let limit = fields.count("limit")?;
     let limit = limit.map_or(Some(HISTORY_LIMIT), |limit| u32::try_from(limit).ok());
     let limit = limit.filter(|limit| (1..=HISTORY_LIMIT_MAX).contains(limit));
-    Ok(PastQuery {
+    Ok(HistoryQuery {
         number: fields.count("number")?,
         nodes: None,
         action: fields.text("action")?,
@@ -161,17 +162,17 @@ fn query(mut fields: Fields<'_>) -> Result<PastQuery, String> {
 }
 
 /// The arguments of what is not an action of a node: by name, or by position in the order of the names.
-struct Fields<'a> {
+struct ArgReader<'a> {
     action: &'a str,
     fields: Map<String, Value>,
 }
 
-impl<'a> Fields<'a> {
-    fn of(action: &'a str, args: Value) -> Result<Self, String> {
-        let names = names(action).unwrap_or_default();
+impl<'a> ArgReader<'a> {
+    fn new(action: &'a str, args: Value) -> Result<Self, String> {
+        let names = parameter_names(action).unwrap_or_default();
         let Arguments { args, mut kwargs } = platypush::arguments(args);
         if args.len() > names.len() || kwargs.keys().any(|key| !names.contains(&key.as_str())) {
-            return Err(format!("{action} takes {}", list(names)));
+            return Err(format!("{action} takes {}", join_names(names)));
         }
         kwargs.extend(names.iter().map(|name| (*name).to_owned()).zip(args));
         kwargs.retain(|_, value| !value.is_null());
@@ -207,13 +208,13 @@ impl<'a> Fields<'a> {
 mod tests {
     use super::*;
 
-    fn deed(action: &str, args: Value) -> Result<Deed, String> {
-        read(action.to_owned(), args)
+    fn deed(action: &str, args: Value) -> Result<ParsedAction, String> {
+        parse(action.to_owned(), args)
     }
 
     #[test]
-    fn a_line_for_the_shell_becomes_execute() {
-        let wanted = |failures_count| Deed::Command {
+    fn shell_exec_becomes_an_execute_command() {
+        let wanted = |failures_count| ParsedAction::Command {
             action: "execute".to_owned(),
             arguments: platypush::arguments(json!({"program": "/bin/sh", "args": ["-c", "ls /"]})),
             failures_count,
@@ -246,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_never_be_done_is_known_before_anybody_asks() {
+    fn impossible_arguments_are_found_at_configuration_time() {
         for (action, given, wanted) in [
             ("station.stop", &[][..], Ok(())),
             (
@@ -259,36 +260,40 @@ mod tests {
             ("station.shutdown", &[], Err("the station has no")),
             ("shell.exec", &["cmd"], Ok(())),
             ("shell.exec", &["ignore_errors"], Err("takes cmd")),
-            (TELL, &["data"], Ok(())),
-            (TELL, &["peer"], Err("takes text, or data")),
-            (TELL, &["text", "data"], Err("takes text, or data")),
+            (SEND_TO_PEERS, &["data"], Ok(())),
+            (SEND_TO_PEERS, &["peer"], Err("takes text, or data")),
+            (SEND_TO_PEERS, &["text", "data"], Err("takes text, or data")),
             ("led", &["anything"], Ok(())),
         ] {
-            match (check(action, given), wanted) {
+            match (check_arguments(action, given), wanted) {
                 (Ok(()), Ok(())) => {}
                 (Err(fault), Err(says)) => assert!(fault.contains(says), "{fault}"),
                 (checked, _) => panic!("{action} {given:?}: {checked:?}"),
             }
         }
-        assert!(takes_nothing("station.release") && !takes_nothing("led") && !takes_nothing(TELL));
+        assert!(
+            takes_no_arguments("station.release")
+                && !takes_no_arguments("led")
+                && !takes_no_arguments(SEND_TO_PEERS)
+        );
     }
 
     #[test]
-    fn the_station_has_actions_of_its_own() {
-        assert_eq!(deed("station.nodes", Value::Null), Ok(Deed::Nodes));
-        assert_eq!(deed("station.stop", json!({})), Ok(Deed::Stop));
-        assert_eq!(deed("station.release", json!([])), Ok(Deed::Release));
+    fn station_actions_are_parsed() {
+        assert_eq!(deed("station.nodes", Value::Null), Ok(ParsedAction::Nodes));
+        assert_eq!(deed("station.stop", json!({})), Ok(ParsedAction::Stop));
+        assert_eq!(deed("station.release", json!([])), Ok(ParsedAction::Release));
         let asked = json!({"number": 3, "state": "failed", "since": "2h", "limit": 5, "action": "led"});
-        let wanted = PastQuery {
+        let wanted = HistoryQuery {
             number: Some(3),
             nodes: None,
             action: Some("led".to_owned()),
-            state: PastState::parse("failed"),
+            state: HistoryState::parse("failed"),
             within_ms: Some(7_200_000),
             limit: 5,
         };
-        assert_eq!(deed("station.history", asked), Ok(Deed::History(wanted)));
-        let told = |peer: Option<&str>| Deed::Tell {
+        assert_eq!(deed("station.history", asked), Ok(ParsedAction::History(wanted)));
+        let told = |peer: Option<&str>| ParsedAction::SendToPeers {
             peer: peer.map(str::to_owned),
             message: b"hi".to_vec(),
         };
@@ -308,7 +313,7 @@ mod tests {
         ] {
             deed(action, args).expect_err(action);
         }
-        let Ok(Deed::Command {
+        let Ok(ParsedAction::Command {
             action, arguments, ..
         }) = deed("led", json!("red"))
         else {

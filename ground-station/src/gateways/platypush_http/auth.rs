@@ -7,7 +7,7 @@
 //! | a login | cookie `session_token` |
 //!
 //! The first of these that is there decides. A browser sends passwords and cookies by itself, also for a page of
-//! somebody else; so what comes with them and changes anything has to come from a page of this door, and with a cookie it
+//! somebody else; so what comes with them and changes anything has to come from a page of this gateway, and with a cookie it
 //! has to carry the login's `X-CSRF-Token` too, which no other page can read.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -21,36 +21,36 @@ use ring::hmac;
 use swarm_shared::net::{clock, random};
 use swarm_shared::proto::hex;
 
-use super::error::Refusal;
+use super::error::HttpError;
 use super::form;
-use super::login_throttle::{Brake, Counted};
+use super::login_throttle::{Attempt, LoginThrottle};
 use crate::config::gateways::Secret;
-use crate::gateways::access::Visitor;
+use crate::gateways::access::Client;
 use crate::store::users::TokenKind;
 use crate::store::{Store, StoreError};
-use crate::users::{self, Desk, Password, token_hash};
+use crate::users::{self, Password, PasswordChecker, token_hash};
 
 /// The cookie of a login.
 pub(super) const SESSION_COOKIE: &str = "session_token";
-/// The cookie from which a page of this door takes what it shows as [`CSRF_HEADER`].
+/// The cookie from which a page of this gateway takes what it shows as [`CSRF_HEADER`].
 pub(super) const CSRF_COOKIE: &str = "csrf_token";
 /// What has to come with a login's cookie.
 pub(super) const CSRF_HEADER: &str = "x-csrf-token";
 /// Most passwords that are known to be right without looking again.
-const KNOWN_MAX: usize = 64;
+const VERIFIED_PASSWORDS_MAX: usize = 64;
 
 /// Somebody who may come in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Caller {
-    /// For guard and audit.
-    pub(super) visitor: Visitor,
+    /// For access and audit.
+    pub(super) client: Client,
     /// What they showed.
-    pub(super) by: By,
+    pub(super) credential: Credential,
 }
 
 /// What somebody showed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum By {
+pub(super) enum Credential {
     Password,
     Token,
     Session { number: u64, csrf: String },
@@ -58,51 +58,51 @@ pub(super) enum By {
 
 /// Finds out who asks.
 #[derive(Debug)]
-pub(super) struct Gatekeeper {
+pub(super) struct Authenticator {
     store: Store,
-    /// The door's own.
+    /// The gateway's own.
     token: Option<Secret>,
-    passwords: Desk,
-    brake: Mutex<Brake>,
+    hasher: PasswordChecker,
+    throttle: Mutex<LoginThrottle>,
     /// What passwords were found to be right, under a key of this process.
-    known: Mutex<VecDeque<hmac::Tag>>,
+    verified: Mutex<VecDeque<hmac::Tag>>,
     key: hmac::Key,
 }
 
-impl Gatekeeper {
+impl Authenticator {
     pub(super) fn new(store: Store, token: Option<Secret>) -> Result<Self, random::NoRandomness> {
         let secret: [u8; 32] = random::bytes()?;
         Ok(Self {
             store,
             token,
-            passwords: Desk::default(),
-            brake: Mutex::default(),
-            known: Mutex::default(),
+            hasher: PasswordChecker::default(),
+            throttle: Mutex::default(),
+            verified: Mutex::default(),
             key: hmac::Key::new(hmac::HMAC_SHA256, &secret),
         })
     }
 
     /// Who asks, from the head of a request and the token that its message carries.
-    pub(super) async fn caller(
+    pub(super) async fn authenticate(
         &self,
         parts: &Parts,
         from: IpAddr,
         in_message: Option<&str>,
-    ) -> Result<Caller, Refusal> {
+    ) -> Result<Caller, HttpError> {
         let query = form::fields(parts.uri.query().unwrap_or_default());
         let headers = &parts.headers;
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-        let authorization = authorization(headers);
+        let authorization = authorization_header(headers);
         if let Some((scheme, shown)) = authorization
             && scheme.eq_ignore_ascii_case("basic")
         {
-            let Some((name, password)) = basic(shown) else {
-                return Err(Refusal::unauthorized(
+            let Some((name, password)) = parse_basic(shown) else {
+                return Err(HttpError::unauthorized(
                     "Authorization: Basic needs NAME:PASSWORD in base64",
                 ));
             };
-            self.password(&name, password, from).await?;
-            return Ok(caller(name, from, By::Password));
+            self.verify_password(&name, password, from).await?;
+            return Ok(user_caller(name, from, Credential::Password));
         }
         let bearer = authorization
             .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
@@ -112,28 +112,28 @@ impl Gatekeeper {
             .or_else(|| query.get("token").map(String::as_str))
             .or(in_message);
         if let Some(token) = token {
-            return self.token(token, from).await;
+            return self.authenticate_token(token, from).await;
         }
         match cookies(headers).remove(SESSION_COOKIE) {
-            Some(session) => self.session(&session, from).await,
-            None => Err(self.nothing_shown().await?),
+            Some(session) => self.authenticate_session(&session, from).await,
+            None => Err(self.missing_credentials().await?),
         }
     }
 
     /// Whether what let somebody in has not been taken back since. Whoever cannot be asked now is asked again later.
-    pub(super) async fn is_still_good(&self, parts: &Parts, from: IpAddr) -> bool {
-        let password = authorization(&parts.headers)
+    pub(super) async fn is_still_valid(&self, parts: &Parts, from: IpAddr) -> bool {
+        let password = authorization_header(&parts.headers)
             .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("basic"))
-            .and_then(|(_, shown)| basic(shown));
+            .and_then(|(_, shown)| parse_basic(shown));
         let Some((name, password)) = password else {
-            let caller = self.caller(parts, from, None).await;
-            return caller.map_or_else(|refusal| refusal.status().is_server_error(), |_good| true);
+            let caller = self.authenticate(parts, from, None).await;
+            return caller.map_or_else(|error| error.status().is_server_error(), |_good| true);
         };
         // Nobody guesses here: it was right. So whoever guesses from the same address is not in its way.
-        match self.store.password_of(name.clone()).await {
+        match self.store.password_hash(name.clone()).await {
             Ok(None) => false,
-            Ok(Some(kept)) if self.is_known(&self.tag(&name, &password, &kept)) => true,
-            Ok(Some(kept)) => self.passwords.is(password, Some(kept)).await.unwrap_or(true),
+            Ok(Some(kept)) if self.is_verified(&self.password_tag(&name, &password, &kept)) => true,
+            Ok(Some(kept)) => self.hasher.verify(password, Some(kept)).await.unwrap_or(true),
             Err(error) => {
                 tracing::warn!(%error, "cannot ask for a user");
                 true
@@ -142,136 +142,140 @@ impl Gatekeeper {
     }
 
     /// Whether a user has this password; then what is kept of it.
-    pub(super) async fn password(
+    pub(super) async fn verify_password(
         &self,
         name: &str,
         password: Password,
         from: IpAddr,
-    ) -> Result<String, Refusal> {
-        let kept = self.store.password_of(name.to_owned()).await?;
+    ) -> Result<String, HttpError> {
+        let kept = self.store.password_hash(name.to_owned()).await?;
         if kept.is_none() && !self.store.has_users().await? {
-            return Err(no_users());
+            return Err(no_users_error());
         }
         // Before it is looked whether it is known: else an address that waits could go on guessing, and would see that it
         // is right by not being told to wait.
-        self.look(from)?;
+        self.check_throttle(from)?;
         let tag = kept
             .as_ref()
-            .map(|kept| (self.tag(name, &password, kept), kept.clone()));
+            .map(|kept| (self.password_tag(name, &password, kept), kept.clone()));
         if let Some((tag, kept)) = &tag
-            && self.is_known(tag)
+            && self.is_verified(tag)
         {
             return Ok(kept.clone());
         }
-        let counted = self.try_now(from)?;
-        let right = match self.passwords.is(password, kept).await {
+        let counted = self.begin_attempt(from)?;
+        let right = match self.hasher.verify(password, kept).await {
             Ok(right) => right,
             Err(error) => {
                 // Nobody looked at it.
-                self.take_back(counted);
+                self.cancel_attempt(counted);
                 return Err(error.into());
             }
         };
         let Some((tag, kept)) = tag.filter(|_| right) else {
             let user: String = name.chars().take(users::NAME_BYTES_MAX).collect();
             tracing::warn!(%from, user, "wrong name or password");
-            return Err(Refusal::unauthorized("wrong name or password"));
+            return Err(HttpError::unauthorized("wrong name or password"));
         };
-        self.right(from);
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.len() >= KNOWN_MAX {
+        self.reset_throttle(from);
+        let mut known = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= VERIFIED_PASSWORDS_MAX {
             known.pop_front();
         }
         known.push_back(tag);
         Ok(kept)
     }
 
-    async fn token(&self, shown: &str, from: IpAddr) -> Result<Caller, Refusal> {
-        if self.token.as_ref().is_some_and(|token| token.is(shown)) {
+    async fn authenticate_token(&self, shown: &str, from: IpAddr) -> Result<Caller, HttpError> {
+        if self.token.as_ref().is_some_and(|token| token.matches(shown)) {
             return Ok(Caller {
-                visitor: Visitor { from, user: None },
-                by: By::Token,
+                client: Client { from, user: None },
+                credential: Credential::Token,
             });
         }
         // Found by its hash: how long that takes tells nothing of the token.
         let found = self.store.token(token_hash(shown), clock::unix_time_ms()).await?;
         match found.filter(|found| found.kind == TokenKind::Program) {
-            Some(found) => Ok(caller(found.user, from, By::Token)),
+            Some(found) => Ok(user_caller(found.user, from, Credential::Token)),
             None => Err(self
-                .wrong(from, "this token is not good, or not any more")
+                .reject(from, "this token is not good, or not any more")
                 .await?),
         }
     }
 
-    async fn session(&self, shown: &str, from: IpAddr) -> Result<Caller, Refusal> {
+    async fn authenticate_session(&self, shown: &str, from: IpAddr) -> Result<Caller, HttpError> {
         let found = self.store.token(token_hash(shown), clock::unix_time_ms()).await?;
         match found.filter(|found| found.kind == TokenKind::Session) {
             Some(found) => {
-                let by = By::Session {
+                let by = Credential::Session {
                     number: found.number,
-                    csrf: csrf(shown),
+                    csrf: csrf_token(shown),
                 };
-                Ok(caller(found.user, from, by))
+                Ok(user_caller(found.user, from, by))
             }
-            None => Err(self.wrong(from, "this login is over; log in again").await?),
+            None => Err(self.reject(from, "this login is over; log in again").await?),
         }
     }
 
-    async fn nothing_shown(&self) -> Result<Refusal, Refusal> {
-        if self.nobody_can_come().await? {
-            return Ok(no_users());
+    async fn missing_credentials(&self) -> Result<HttpError, HttpError> {
+        if self.no_credentials_exist().await? {
+            return Ok(no_users_error());
         }
         let text = "show a token (Authorization: Bearer …, X-Token: … or ?token=…), or a name and a password";
-        Ok(Refusal::unauthorized(text))
+        Ok(HttpError::unauthorized(text))
     }
 
-    fn look(&self, from: IpAddr) -> Result<(), Refusal> {
-        let brake = self.brake.lock().unwrap_or_else(PoisonError::into_inner);
-        brake.look(from, clock::now()).map_err(Refusal::slow_down)
+    fn check_throttle(&self, from: IpAddr) -> Result<(), HttpError> {
+        let throttle = self.throttle.lock().unwrap_or_else(PoisonError::into_inner);
+        throttle
+            .check(from, clock::now())
+            .map_err(HttpError::too_many_attempts)
     }
 
-    fn try_now(&self, from: IpAddr) -> Result<Counted, Refusal> {
-        let mut brake = self.brake.lock().unwrap_or_else(PoisonError::into_inner);
-        brake.try_now(from, clock::now()).map_err(Refusal::slow_down)
+    fn begin_attempt(&self, from: IpAddr) -> Result<Attempt, HttpError> {
+        let mut throttle = self.throttle.lock().unwrap_or_else(PoisonError::into_inner);
+        throttle
+            .begin_attempt(from, clock::now())
+            .map_err(HttpError::too_many_attempts)
     }
 
-    fn take_back(&self, counted: Counted) {
-        let mut brake = self.brake.lock().unwrap_or_else(PoisonError::into_inner);
-        brake.take_back(counted);
+    fn cancel_attempt(&self, counted: Attempt) {
+        let mut throttle = self.throttle.lock().unwrap_or_else(PoisonError::into_inner);
+        throttle.cancel_attempt(counted);
     }
 
-    fn right(&self, from: IpAddr) {
-        let mut brake = self.brake.lock().unwrap_or_else(PoisonError::into_inner);
-        brake.right(from);
+    fn reset_throttle(&self, from: IpAddr) {
+        let mut throttle = self.throttle.lock().unwrap_or_else(PoisonError::into_inner);
+        throttle.reset(from);
     }
 
     /// Nobody guesses a token; whoever shows wrong ones is slowed all the same, and one with a good one is not.
-    pub(super) fn slow(&self, from: IpAddr, text: &str) -> Result<(), Refusal> {
-        self.try_now(from)?;
-        // No oftener than the brake lets it through.
+    pub(super) fn count_failure(&self, from: IpAddr, text: &str) -> Result<(), HttpError> {
+        self.begin_attempt(from)?;
+        // No oftener than the throttle lets it through.
         tracing::warn!(%from, text, "turned away");
         Ok(())
     }
 
-    async fn wrong(&self, from: IpAddr, text: &str) -> Result<Refusal, Refusal> {
-        self.slow(from, text)?;
-        if self.nobody_can_come().await? {
-            return Ok(no_users());
+    async fn reject(&self, from: IpAddr, text: &str) -> Result<HttpError, HttpError> {
+        self.count_failure(from, text)?;
+        if self.no_credentials_exist().await? {
+            return Ok(no_users_error());
         }
-        Ok(Refusal::unauthorized(text))
+        Ok(HttpError::unauthorized(text))
     }
 
-    async fn nobody_can_come(&self) -> Result<bool, Refusal> {
-        Ok(self.is_for_nobody().await?)
+    async fn no_credentials_exist(&self) -> Result<bool, HttpError> {
+        Ok(self.has_no_credentials().await?)
     }
 
-    /// Whether there is neither a user nor a token of the door.
-    pub(super) async fn is_for_nobody(&self) -> Result<bool, StoreError> {
+    /// Whether there is neither a user nor a token of the gateway.
+    pub(super) async fn has_no_credentials(&self) -> Result<bool, StoreError> {
         Ok(self.token.is_none() && !self.store.has_users().await?)
     }
 
     /// Of a name, a password and what is kept of it: another one as soon as any of them changes.
-    fn tag(&self, name: &str, password: &Password, kept: &str) -> hmac::Tag {
+    fn password_tag(&self, name: &str, password: &Password, kept: &str) -> hmac::Tag {
         let mut context = hmac::Context::with_key(&self.key);
         for part in [name, password.as_str(), kept] {
             context.update(&part.len().to_be_bytes());
@@ -280,28 +284,28 @@ impl Gatekeeper {
         context.sign()
     }
 
-    fn is_known(&self, tag: &hmac::Tag) -> bool {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+    fn is_verified(&self, tag: &hmac::Tag) -> bool {
+        let known = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
         known.iter().any(|known| known.as_ref() == tag.as_ref())
     }
 }
 
 impl Caller {
     /// Refuses what another page may have had a browser send.
-    pub(super) fn check_own_page(&self, parts: &Parts, in_form: Option<&str>) -> Result<(), Refusal> {
-        self.is_own_page(parts, in_form)
-            .map_err(|refusal| refusal.of(&self.visitor))
+    pub(super) fn check_same_origin(&self, parts: &Parts, in_form: Option<&str>) -> Result<(), HttpError> {
+        self.verify_same_origin(parts, in_form)
+            .map_err(|error| error.for_client(&self.client))
     }
 
-    fn is_own_page(&self, parts: &Parts, in_form: Option<&str>) -> Result<(), Refusal> {
+    fn verify_same_origin(&self, parts: &Parts, in_form: Option<&str>) -> Result<(), HttpError> {
         let reads = parts.method.is_safe() && !parts.headers.contains_key(header::UPGRADE);
-        let csrf = match &self.by {
-            By::Token => return Ok(()),
+        let csrf = match &self.credential {
+            Credential::Token => return Ok(()),
             _any if reads => return Ok(()),
-            By::Password => None,
-            By::Session { csrf, .. } => Some(csrf.as_str()),
+            Credential::Password => None,
+            Credential::Session { csrf, .. } => Some(csrf.as_str()),
         };
-        if !is_own_page(&parts.headers) {
+        if !is_same_origin(&parts.headers) {
             return Err(forbidden("this was sent by a page of another site"));
         }
         let shown = parts
@@ -320,8 +324,8 @@ impl Caller {
     }
 }
 
-/// Whether a browser says that a page of this door sent it, or no page did.
-pub(super) fn is_own_page(headers: &HeaderMap) -> bool {
+/// Whether a browser says that a page of this gateway sent it, or no page did.
+pub(super) fn is_same_origin(headers: &HeaderMap) -> bool {
     let text = |name: &str| {
         headers
             .get(name)
@@ -340,37 +344,37 @@ pub(super) fn is_own_page(headers: &HeaderMap) -> bool {
 }
 
 /// Scheme and credentials.
-fn authorization(headers: &HeaderMap) -> Option<(&str, &str)> {
+fn authorization_header(headers: &HeaderMap) -> Option<(&str, &str)> {
     headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')
 }
 
 /// Name and password, of what the scheme Basic carries.
-fn basic(shown: &str) -> Option<(String, Password)> {
+fn parse_basic(shown: &str) -> Option<(String, Password)> {
     let decoded = BASE64.decode(shown.trim().as_bytes()).ok()?;
     let decoded = String::from_utf8(decoded).ok()?;
     let (name, password) = decoded.split_once(':')?;
     Some((name.to_owned(), Password::new(password)))
 }
 
-fn caller(user: String, from: IpAddr, by: By) -> Caller {
+fn user_caller(user: String, from: IpAddr, by: Credential) -> Caller {
     let user = Some(user);
     Caller {
-        visitor: Visitor { from, user },
-        by,
+        client: Client { from, user },
+        credential: by,
     }
 }
 
-fn forbidden(text: &str) -> Refusal {
-    Refusal::new(StatusCode::FORBIDDEN, text)
+fn forbidden(text: &str) -> HttpError {
+    HttpError::new(StatusCode::FORBIDDEN, text)
 }
 
-fn no_users() -> Refusal {
-    let text = "there is no user yet: type `ground-station door user add NAME` on the station";
-    Refusal::new(StatusCode::PRECONDITION_FAILED, text)
+fn no_users_error() -> HttpError {
+    let text = "there is no user yet: type `ground-station gateway user add NAME` on the station";
+    HttpError::new(StatusCode::PRECONDITION_FAILED, text)
 }
 
 /// What goes with a login, and cannot be told from the cookie by whoever does not have it.
-pub(super) fn csrf(session: &str) -> String {
+pub(super) fn csrf_token(session: &str) -> String {
     hex::encode(&token_hash(&format!("csrf of {session}"))[..16])
 }
 

@@ -8,8 +8,8 @@ use axum::response::{IntoResponse, Response};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde_json::Value;
 
-use super::App;
-use super::error::Refusal;
+use super::AppState;
+use super::error::HttpError;
 
 /// How long a body may take.
 pub(super) const BODY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -21,23 +21,23 @@ pub(super) fn json(value: &Value) -> Response {
 }
 
 /// Reads all of it.
-pub(super) async fn read(body: Body, app: &App) -> Result<Bytes, Refusal> {
+pub(super) async fn read(body: Body, app: &AppState) -> Result<Bytes, HttpError> {
     let most = app.config.common.limits.message_bytes;
-    let patience = BODY_TIMEOUT.min(app.config.common.limits.idle);
-    let collected = tokio::time::timeout(patience, Limited::new(body, most).collect()).await;
+    let stall_timeout = BODY_TIMEOUT.min(app.config.common.limits.idle);
+    let collected = tokio::time::timeout(stall_timeout, Limited::new(body, most).collect()).await;
     match collected {
         Ok(Ok(collected)) => Ok(collected.to_bytes()),
         Ok(Err(error)) if error.is::<LengthLimitError>() => {
             let text = format!("the body is longer than {most} bytes");
-            Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, text))
+            Err(HttpError::new(StatusCode::PAYLOAD_TOO_LARGE, text))
         }
         Ok(Err(error)) => {
             let text = format!("the body was not read: {error}");
-            Err(Refusal::new(StatusCode::BAD_REQUEST, text))
+            Err(HttpError::new(StatusCode::BAD_REQUEST, text))
         }
         Err(_late) => {
-            let text = format!("the body took longer than {patience:?}");
-            Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, text))
+            let text = format!("the body took longer than {stall_timeout:?}");
+            Err(HttpError::new(StatusCode::REQUEST_TIMEOUT, text))
         }
     }
 }

@@ -9,63 +9,63 @@ use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
 use super::body;
-use crate::gateways::access::Visitor;
+use crate::gateways::access::Client;
 use crate::store::StoreError;
 use crate::users::PasswordError;
 
 /// Why something is not done.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Refusal {
+pub(super) struct HttpError {
     status: StatusCode,
     message: String,
     header: Option<(header::HeaderName, String)>,
     /// Who asked, where that was found out.
-    by: Option<Box<Visitor>>,
+    client: Option<Box<Client>>,
     /// Whether it is in the audit already, or does not belong there.
-    is_noted: bool,
+    is_audited: bool,
 }
 
-/// A refusal that is not in the audit yet.
+/// A error that is not in the audit yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Unnoted {
+pub(super) struct Unaudited {
     /// Why.
     pub(super) message: String,
     /// Who asked, where that was found out.
-    pub(super) by: Option<Box<Visitor>>,
+    pub(super) client: Option<Box<Client>>,
 }
 
-impl Refusal {
+impl HttpError {
     pub(super) fn new(status: StatusCode, message: impl Into<String>) -> Self {
         Self {
             status,
             message: message.into(),
             header: None,
-            by: None,
-            is_noted: false,
+            client: None,
+            is_audited: false,
         }
     }
 
     /// Of somebody who is known.
-    pub(super) fn of(self, visitor: &Visitor) -> Self {
+    pub(super) fn for_client(self, client: &Client) -> Self {
         Self {
-            by: Some(Box::new(visitor.clone())),
+            client: Some(Box::new(client.clone())),
             ..self
         }
     }
 
     /// One that is in the audit already, or does not belong there.
-    pub(super) fn noted(self) -> Self {
+    pub(super) fn audited(self) -> Self {
         Self {
-            is_noted: true,
+            is_audited: true,
             ..self
         }
     }
 
     /// What is left to note of it.
-    pub(super) fn unnoted(&self) -> Option<Unnoted> {
-        (!self.is_noted).then(|| Unnoted {
+    pub(super) fn unaudited(&self) -> Option<Unaudited> {
+        (!self.is_audited).then(|| Unaudited {
             message: self.message.clone(),
-            by: self.by.clone(),
+            client: self.client.clone(),
         })
     }
 
@@ -79,7 +79,7 @@ impl Refusal {
     }
 
     /// Too often wrong.
-    pub(super) fn slow_down(wait: Duration) -> Self {
+    pub(super) fn too_many_attempts(wait: Duration) -> Self {
         let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
         let text = format!("too many wrong passwords or tokens from this address; try again in {seconds} s");
         Self {
@@ -89,7 +89,7 @@ impl Refusal {
     }
 
     /// Called in another way than it may be.
-    pub(super) fn not_so(allowed: &[String]) -> Self {
+    pub(super) fn method_not_allowed(allowed: &[String]) -> Self {
         let allowed = allowed.join(", ");
         let text = format!("this takes {allowed} only");
         Self {
@@ -107,13 +107,13 @@ impl Refusal {
     }
 }
 
-impl From<StoreError> for Refusal {
+impl From<StoreError> for HttpError {
     fn from(error: StoreError) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
     }
 }
 
-impl From<PasswordError> for Refusal {
+impl From<PasswordError> for HttpError {
     fn from(error: PasswordError) -> Self {
         let status = match error {
             PasswordError::Busy => StatusCode::SERVICE_UNAVAILABLE,
@@ -123,14 +123,14 @@ impl From<PasswordError> for Refusal {
     }
 }
 
-impl From<PathRejection> for Refusal {
+impl From<PathRejection> for HttpError {
     fn from(rejection: PathRejection) -> Self {
         let text = format!("the path is not text in UTF-8: {rejection}");
         Self::new(StatusCode::BAD_REQUEST, text)
     }
 }
 
-impl IntoResponse for Refusal {
+impl IntoResponse for HttpError {
     fn into_response(self) -> Response {
         let said = json!({
             "code": self.status.as_u16(),
@@ -139,7 +139,7 @@ impl IntoResponse for Refusal {
         });
         let mut response = body::json(&said);
         *response.status_mut() = self.status;
-        if let Some(unnoted) = self.unnoted() {
+        if let Some(unnoted) = self.unaudited() {
             response.extensions_mut().insert(unnoted);
         }
         if let Some((name, value)) = self.header

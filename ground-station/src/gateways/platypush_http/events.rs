@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
+use swarm_shared::proto::foreign::platypush::{self, id_from_random};
 use swarm_shared::proto::id::PeerId;
-use swarm_shared::proto::platypush::{self, made_up_id};
 
 use crate::fleet::{CommandKind, Event, NodeState, NodeView};
 use crate::gateways::platypush_handler::random_id;
@@ -14,13 +14,13 @@ pub(super) const PREFIX: &str = "platypush.message.event.swarm.";
 
 /// Turns what a follower is told into events, for one reader.
 #[derive(Debug)]
-pub(super) struct Teller {
+pub(super) struct EventMapper {
     origin: String,
     /// How each node was when it was told of last, and what was told.
     nodes: BTreeMap<PeerId, (NodeState, Value)>,
 }
 
-impl Teller {
+impl EventMapper {
     /// Of the station that is called so.
     pub(super) fn new(origin: &str) -> Self {
         Self {
@@ -30,13 +30,13 @@ impl Teller {
     }
 
     /// The message, if there is one to tell.
-    pub(super) fn tell(&mut self, event: Event, unix_ms: u64) -> Option<String> {
-        let (kind, fields) = self.particulars(event)?;
+    pub(super) fn map(&mut self, event: Event, unix_ms: u64) -> Option<String> {
+        let (kind, fields) = self.map_fields(event)?;
         let Value::Object(fields) = fields else {
             return None;
         };
         let event = platypush::Event {
-            id: made_up_id(random_id()),
+            id: id_from_random(random_id()),
             origin: self.origin.clone(),
             kind: format!("{PREFIX}{kind}Event"),
             fields,
@@ -44,27 +44,27 @@ impl Teller {
         Some(event.to_value(unix_ms).to_string())
     }
 
-    fn particulars(&mut self, event: Event) -> Option<(String, Value)> {
+    fn map_fields(&mut self, event: Event) -> Option<(String, Value)> {
         match event {
-            Event::Node(view) => self.node(view),
+            Event::Node(view) => self.map_node(view),
             Event::Telemetry { node, values } => {
                 let fields = json!({ "node": node.node, "node_id": node.id, "values": values });
                 Some(("Telemetry".to_owned(), fields))
             }
-            Event::Told {
+            Event::Observed {
                 kind,
                 what,
                 who,
                 number,
                 event,
             } => {
-                let (word, fields) = told(*event)?;
+                let (word, fields) = map_command_event(*event)?;
                 let mut all = Map::new();
                 all.insert("action".to_owned(), what.into());
                 all.insert("who".to_owned(), who.into());
                 all.insert("number".to_owned(), json!(number));
                 all.extend(fields);
-                Some((format!("{}{word}", subject(kind)), Value::Object(all)))
+                Some((format!("{}{word}", command_prefix(kind)), Value::Object(all)))
             }
             Event::Targets { .. }
             | Event::Progress { .. }
@@ -78,13 +78,13 @@ impl Teller {
             | Event::Member(_)
             | Event::Pending(_)
             | Event::Command(_)
-            | Event::About(_)
-            | Event::Past(_)
+            | Event::CommandDetails(_)
+            | Event::HistoryDelivery(_)
             | Event::Audit(_)
             | Event::User(_)
             | Event::Token(_)
             | Event::Peer(_)
-            | Event::Missed { .. }
+            | Event::Lagged { .. }
             | Event::Failed { .. }
             | Event::End => None,
         }
@@ -92,7 +92,7 @@ impl Teller {
 
     /// A node's first word, and from then on what is told of it, if that has changed: not that it was heard again, nor
     /// that it has checked itself, nor that its stop has reached its disk.
-    fn node(&mut self, view: NodeView) -> Option<(String, Value)> {
+    fn map_node(&mut self, view: NodeView) -> Option<(String, Value)> {
         let is_forgotten = view.is_forgotten();
         let stopped = view.stopped.map(|stop| {
             let (issuer, number, error) = (stop.issuer, stop.number, stop.error);
@@ -127,7 +127,7 @@ impl Teller {
     }
 }
 
-fn subject(kind: CommandKind) -> &'static str {
+fn command_prefix(kind: CommandKind) -> &'static str {
     match kind {
         CommandKind::Command => "Command",
         CommandKind::Send => "FileSend",
@@ -138,7 +138,7 @@ fn subject(kind: CommandKind) -> &'static str {
 }
 
 /// The word for what happened, and its particulars.
-fn told(event: Event) -> Option<(&'static str, Map<String, Value>)> {
+fn map_command_event(event: Event) -> Option<(&'static str, Map<String, Value>)> {
     let (word, fields) = match event {
         Event::Targets { targets } => ("Start", json!({ "targets": targets })),
         Event::Stage { node, stage, ms } => (
@@ -176,15 +176,15 @@ fn told(event: Event) -> Option<(&'static str, Map<String, Value>)> {
         | Event::Member(_)
         | Event::Pending(_)
         | Event::Command(_)
-        | Event::About(_)
-        | Event::Past(_)
+        | Event::CommandDetails(_)
+        | Event::HistoryDelivery(_)
         | Event::Audit(_)
         | Event::User(_)
         | Event::Token(_)
         | Event::Peer(_)
-        | Event::Told { .. }
+        | Event::Observed { .. }
         | Event::Telemetry { .. }
-        | Event::Missed { .. } => return None,
+        | Event::Lagged { .. } => return None,
     };
     match fields {
         Value::Object(fields) => Some((word, fields)),

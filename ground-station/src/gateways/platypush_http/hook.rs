@@ -9,20 +9,20 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::Response;
 use axum::{Extension, extract};
 use serde_json::{Map, Value, json};
-use swarm_shared::proto::platypush::{Request, made_up_id};
+use swarm_shared::proto::foreign::platypush::{Request, id_from_random};
 
-use super::auth::is_own_page;
-use super::error::Refusal;
-use super::serve::Guest;
+use super::auth::is_same_origin;
+use super::error::HttpError;
+use super::serve::ClientInfo;
 use super::{Shared, body, form};
-use crate::config::gateways::platypush_http::{Given, Hook};
-use crate::gateways::access::Visitor;
+use crate::config::gateways::platypush_http::{Hook, HookInput};
+use crate::gateways::access::Client;
 use crate::gateways::platypush_handler::random_id;
 
 /// Longest name in a URL, in bytes.
 const NAME_BYTES_MAX: usize = 64;
 /// Headers that hold secrets, and are not told back.
-const SECRET: [header::HeaderName; 3] = [
+const SECRET_HEADERS: [header::HeaderName; 3] = [
     header::AUTHORIZATION,
     header::COOKIE,
     header::HeaderName::from_static("x-token"),
@@ -36,92 +36,92 @@ pub(super) fn is_name(name: &str) -> bool {
 
 pub(super) async fn hook(
     State(app): State<Shared>,
-    Extension(guest): Extension<Guest>,
+    Extension(client_info): Extension<ClientInfo>,
     name: Result<Path<String>, PathRejection>,
     request: extract::Request,
-) -> Result<Response, Refusal> {
+) -> Result<Response, HttpError> {
     let Path(name) = name?;
     let (parts, content) = request.into_parts();
     let Some(hook) = app.config.hooks.get(&name) else {
-        let text = "there is no such hook: see [doors.platypush_http.hooks]";
-        return Err(Refusal::new(StatusCode::NOT_FOUND, text));
+        let text = "there is no such hook: see [gateways.platypush_http.hooks]";
+        return Err(HttpError::new(StatusCode::NOT_FOUND, text));
     };
-    let visitor = Visitor {
-        from: guest.addr().ip(),
+    let client = Client {
+        from: client_info.addr().ip(),
         user: Some(format!("hook {name}")),
     };
-    let called = call(&app, hook, &visitor, &parts, content).await;
-    let (query, data, output) = called.map_err(|refusal| refusal.of(&visitor))?;
+    let called = run_hook(&app, hook, &client, &parts, content).await;
+    let (query, data, output) = called.map_err(|error| error.for_client(&client))?;
     Ok(body::json(&json!({
         "status": "ok",
         "hook": name,
         "method": parts.method.as_str(),
         "args": query,
         "data": data,
-        "headers": told(&parts.headers),
+        "headers": visible_headers(&parts.headers),
         "output": output,
     })))
 }
 
-type Called = (BTreeMap<String, String>, Value, Value);
+type HookResult = (BTreeMap<String, String>, Value, Value);
 
-async fn call(
+async fn run_hook(
     app: &Shared,
     hook: &Hook,
-    visitor: &Visitor,
+    client: &Client,
     parts: &Parts,
     content: axum::body::Body,
-) -> Result<Called, Refusal> {
+) -> Result<HookResult, HttpError> {
     if !hook.methods.is_empty() && !hook.methods.iter().any(|method| method == parts.method.as_str()) {
-        return Err(Refusal::not_so(&hook.methods));
+        return Err(HttpError::method_not_allowed(&hook.methods));
     }
-    match (&hook.token, shown(&parts.headers)) {
+    match (&hook.token, header_token(&parts.headers)) {
         (None, _) => {}
-        (Some(token), Some(shown)) if token.is(shown) => {}
+        (Some(token), Some(shown)) if token.matches(shown) => {}
         (Some(_), Some(_)) => {
             let text = "this is not the token of this hook";
-            app.gatekeeper.slow(visitor.from, text)?;
-            return Err(Refusal::unauthorized(text));
+            app.authenticator.count_failure(client.from, text)?;
+            return Err(HttpError::unauthorized(text));
         }
         (Some(_), None) => {
             let text = "this hook takes a token: X-Token: …, or Authorization: Bearer …";
-            return Err(Refusal::unauthorized(text));
+            return Err(HttpError::unauthorized(text));
         }
     }
-    if hook.token.is_none() && !is_own_page(&parts.headers) {
+    if hook.token.is_none() && !is_same_origin(&parts.headers) {
         let text = "this was sent by a page of another site: give the hook a token";
-        return Err(Refusal::new(StatusCode::FORBIDDEN, text));
+        return Err(HttpError::new(StatusCode::FORBIDDEN, text));
     }
     let bytes = body::read(content, app).await?;
     let query = form::fields(parts.uri.query().unwrap_or_default());
-    let data = data(&parts.headers, &bytes)?;
-    let given = Given {
+    let data = parse_body(&parts.headers, &bytes)?;
+    let given = HookInput {
         query: &query,
         body: data.as_object(),
     };
     let arguments = hook.arguments(given);
     let arguments =
-        arguments.map_err(|bad| Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, bad.to_string()))?;
+        arguments.map_err(|bad| HttpError::new(StatusCode::UNPROCESSABLE_ENTITY, bad.to_string()))?;
     let request = Request {
         target: hook.target.as_ref().map(|target| target.as_str().to_owned()),
         action: hook.action.clone(),
         args: Value::Object(arguments),
         origin: None,
-        id: made_up_id(random_id()),
+        id: id_from_random(random_id()),
         token: None,
         timestamp: None,
     };
-    let response = app.desk.answer(visitor, request).await;
+    let response = app.handler.handle(client, request).await;
     if response.errors.is_empty() {
         Ok((query, data, response.output))
     } else {
         let text = response.errors.join("; ");
         // What was done or tried is in the audit already.
-        Err(Refusal::new(StatusCode::BAD_GATEWAY, text).noted())
+        Err(HttpError::new(StatusCode::BAD_GATEWAY, text).audited())
     }
 }
 
-fn shown(headers: &HeaderMap) -> Option<&str> {
+fn header_token(headers: &HeaderMap) -> Option<&str> {
     let bearer = headers.get(header::AUTHORIZATION).and_then(|value| {
         let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
         scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
@@ -130,7 +130,7 @@ fn shown(headers: &HeaderMap) -> Option<&str> {
 }
 
 /// The body as JSON, as the fields of a form, or else as a text; `null` if there is none.
-fn data(headers: &HeaderMap, bytes: &[u8]) -> Result<Value, Refusal> {
+fn parse_body(headers: &HeaderMap, bytes: &[u8]) -> Result<Value, HttpError> {
     if bytes.is_empty() {
         return Ok(Value::Null);
     }
@@ -148,7 +148,7 @@ fn data(headers: &HeaderMap, bytes: &[u8]) -> Result<Value, Refusal> {
             swarm_shared::proto::json::parse(bytes, &swarm_shared::proto::wire::ContentEncoding::Utf8);
         return parsed.map_err(|error| {
             let text = format!("the body says that it is JSON: {error}");
-            Refusal::new(StatusCode::BAD_REQUEST, text)
+            HttpError::new(StatusCode::BAD_REQUEST, text)
         });
     }
     let text = String::from_utf8_lossy(bytes);
@@ -159,8 +159,8 @@ fn data(headers: &HeaderMap, bytes: &[u8]) -> Result<Value, Refusal> {
     Ok(text.into())
 }
 
-fn told(headers: &HeaderMap) -> Map<String, Value> {
-    let open = headers.iter().filter(|(name, _)| !SECRET.contains(name));
+fn visible_headers(headers: &HeaderMap) -> Map<String, Value> {
+    let open = headers.iter().filter(|(name, _)| !SECRET_HEADERS.contains(name));
     let text = |value: &header::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
     open.map(|(name, value)| (name.as_str().to_owned(), text(value).into()))
         .collect()

@@ -7,9 +7,9 @@ use axum::{Extension, extract};
 use serde_json::{Value, json};
 use swarm_shared::net::clock;
 
-use super::auth::{By, CSRF_COOKIE, SESSION_COOKIE, csrf, is_own_page};
-use super::error::Refusal;
-use super::serve::Guest;
+use super::auth::{CSRF_COOKIE, Credential, SESSION_COOKIE, csrf_token, is_same_origin};
+use super::error::HttpError;
+use super::serve::ClientInfo;
 use super::{Shared, body, form, page};
 use crate::store::users::{NewToken, TokenKind};
 use crate::users::{self, Password};
@@ -22,18 +22,18 @@ const SESSION_DAYS: u32 = 7;
 /// `POST /auth`: a token for a name and a password.
 pub(super) async fn auth(
     State(app): State<Shared>,
-    Extension(guest): Extension<Guest>,
+    Extension(client_info): Extension<ClientInfo>,
     request: extract::Request,
-) -> Result<Response, Refusal> {
-    if !is_own_page(request.headers()) {
-        return Err(another_site());
+) -> Result<Response, HttpError> {
+    if !is_same_origin(request.headers()) {
+        return Err(cross_site_error());
     }
     let bytes = body::read(request.into_body(), &app).await?;
     let asked: Value = serde_json::from_slice(&bytes).unwrap_or_default();
     let text = |key: &str| asked[key].as_str();
     let (Some(name), Some(password)) = (text("username"), text("password")) else {
         let text = "the body has to be {\"username\": \"…\", \"password\": \"…\"}";
-        return Err(Refusal::new(StatusCode::BAD_REQUEST, text));
+        return Err(HttpError::new(StatusCode::BAD_REQUEST, text));
     };
     let days = match asked.get("expiry_days").filter(|days| !days.is_null()) {
         None => Some(TOKEN_DAYS),
@@ -42,9 +42,9 @@ pub(super) async fn auth(
     let days = days.filter(|days| (1..=users::TOKEN_DAYS_MAX).contains(days));
     let days = days.ok_or_else(|| {
         let text = format!("expiry_days has to be 1 to {}", users::TOKEN_DAYS_MAX);
-        Refusal::new(StatusCode::BAD_REQUEST, text)
+        HttpError::new(StatusCode::BAD_REQUEST, text)
     })?;
-    let (token, expires_ms) = log_in(&app, &guest, name, password, TokenKind::Program, days).await?;
+    let (token, expires_ms) = log_in(&app, &client_info, name, password, TokenKind::Program, days).await?;
     let made = json!({ "token": token, "user": name, "expires_at": expires_ms / 1_000 });
     Ok(body::json(&made))
 }
@@ -53,26 +53,26 @@ pub(super) async fn auth(
 pub(super) async fn form_page(State(app): State<Shared>, request: extract::Request) -> Html<String> {
     let query = form::fields(request.uri().query().unwrap_or_default());
     let to = query.get("redirect").map_or("", String::as_str);
-    Html(page::login(&app.name, local(to), None))
+    Html(page::render_login(&app.name, local_path(to), None))
 }
 
 /// `POST /login`: what that form sends.
 pub(super) async fn login(
     State(app): State<Shared>,
-    Extension(guest): Extension<Guest>,
+    Extension(client_info): Extension<ClientInfo>,
     request: extract::Request,
-) -> Result<Response, Refusal> {
-    if !is_own_page(request.headers()) {
-        return Err(another_site());
+) -> Result<Response, HttpError> {
+    if !is_same_origin(request.headers()) {
+        return Err(cross_site_error());
     }
     let bytes = body::read(request.into_body(), &app).await?;
     let fields = form::fields(&String::from_utf8_lossy(&bytes));
     let field = |key: &str| fields.get(key).map_or("", String::as_str);
-    let to = local(field("redirect"));
+    let to = local_path(field("redirect"));
     let kind = TokenKind::Session;
     let logged_in = log_in(
         &app,
-        &guest,
+        &client_info,
         field("username"),
         field("password"),
         kind,
@@ -81,15 +81,15 @@ pub(super) async fn login(
     .await;
     let session = match logged_in {
         Ok((session, _)) => session,
-        Err(refusal) => {
+        Err(error) => {
             // Without headers: a browser would ask for a name and a password by itself.
-            let page = page::login(&app.name, to, Some(refusal.message()));
-            return Ok((refusal.status(), Html(page)).into_response());
+            let page = page::render_login(&app.name, to, Some(error.message()));
+            return Ok((error.status(), Html(page)).into_response());
         }
     };
     let mut response = Redirect::to(to).into_response();
     let life = u64::from(SESSION_DAYS) * 24 * 3_600;
-    let csrf = csrf(&session);
+    let csrf = csrf_token(&session);
     set_cookie(&mut response, &app, SESSION_COOKIE, &session, "; HttpOnly", life);
     set_cookie(&mut response, &app, CSRF_COOKIE, &csrf, "", life);
     Ok(response)
@@ -98,23 +98,26 @@ pub(super) async fn login(
 /// `POST /logout`: ends a login, or the token that is shown.
 pub(super) async fn logout(
     State(app): State<Shared>,
-    Extension(guest): Extension<Guest>,
+    Extension(client_info): Extension<ClientInfo>,
     request: extract::Request,
-) -> Result<Response, Refusal> {
+) -> Result<Response, HttpError> {
     let (parts, content) = request.into_parts();
     let bytes = body::read(content, &app).await?;
-    let caller = app.gatekeeper.caller(&parts, guest.addr().ip(), None).await?;
+    let caller = app
+        .authenticator
+        .authenticate(&parts, client_info.addr().ip(), None)
+        .await?;
     let fields = form::fields(&String::from_utf8_lossy(&bytes));
-    caller.check_own_page(&parts, fields.get("csrf_token").map(String::as_str))?;
-    let By::Session { number, .. } = caller.by else {
-        let text = "only a login's cookie can log out; a token is taken back by `door token revoke`";
-        return Err(Refusal::new(StatusCode::BAD_REQUEST, text).of(&caller.visitor));
+    caller.check_same_origin(&parts, fields.get("csrf_token").map(String::as_str))?;
+    let Credential::Session { number, .. } = caller.credential else {
+        let text = "only a login's cookie can log out; a token is taken back by `gateway token revoke`";
+        return Err(HttpError::new(StatusCode::BAD_REQUEST, text).for_client(&caller.client));
     };
     app.store.revoke_token(number).await?;
-    let guard = app.desk.guard();
-    guard
-        .begin(&caller.visitor, "logout", "")
-        .end("done".to_owned())
+    let access = app.handler.access();
+    access
+        .begin_audit(&caller.client, "logout", "")
+        .finish("done".to_owned())
         .await;
     let mut response = Redirect::to("/login").into_response();
     for name in [SESSION_COOKIE, CSRF_COOKIE] {
@@ -123,62 +126,64 @@ pub(super) async fn logout(
     Ok(response)
 }
 
-/// A page anywhere could guess with the browser of whoever looks at it, and have the brake stop them.
-fn another_site() -> Refusal {
-    Refusal::new(StatusCode::FORBIDDEN, "this was sent by a page of another site")
+/// A page anywhere could guess with the browser of whoever looks at it, and have the throttle stop them.
+fn cross_site_error() -> HttpError {
+    HttpError::new(StatusCode::FORBIDDEN, "this was sent by a page of another site")
 }
 
 async fn log_in(
     app: &Shared,
-    guest: &Guest,
+    client_info: &ClientInfo,
     name: &str,
     password: &str,
     kind: TokenKind,
     days: u32,
-) -> Result<(String, u64), Refusal> {
-    let from = guest.addr().ip();
+) -> Result<(String, u64), HttpError> {
+    let from = client_info.addr().ip();
     let made = async {
-        let kept = app.gatekeeper.password(name, Password::new(password), from);
+        let kept = app
+            .authenticator
+            .verify_password(name, Password::new(password), from);
         let kept = kept.await?;
         let (token, hash) = users::new_token()
-            .map_err(|error| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
+            .map_err(|error| HttpError::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
         let now_ms = clock::unix_time_ms();
         let expires_ms = users::expiry_ms(now_ms, days);
         let new = NewToken {
             kind,
             label: format!("from {from}"),
             hash,
-            made_ms: now_ms,
+            created_ms: now_ms,
             expires_ms,
-            password: Some(kept),
+            password_hash: Some(kept),
         };
         match app.store.put_token(name.to_owned(), new).await? {
             Some(_) => Ok((token, expires_ms)),
             // Removed, or given another password, just now.
-            None => Err(Refusal::unauthorized("wrong name or password")),
+            None => Err(HttpError::unauthorized("wrong name or password")),
         }
     };
     let made = made.await;
     let outcome = match &made {
         Ok(_) => "done".to_owned(),
-        Err(refusal) => format!("not done: {}", refusal.message()),
+        Err(error) => format!("not done: {}", error.message()),
     };
-    let visitor = crate::gateways::access::Visitor { from, user: None };
+    let client = crate::gateways::access::Client { from, user: None };
     let shown: String = name.chars().take(users::NAME_BYTES_MAX).collect();
-    let begun = app.desk.guard().begin(&visitor, "login", &shown);
-    begun.often_if(made.is_err()).end(outcome).await;
-    made.map_err(Refusal::noted)
+    let begun = app.handler.access().begin_audit(&client, "login", &shown);
+    begun.aggregate_if(made.is_err()).finish(outcome).await;
+    made.map_err(HttpError::audited)
 }
 
-/// Where to go after a login: a path of this door, and nowhere else.
-fn local(to: &str) -> &str {
+/// Where to go after a login: a path of this gateway, and nowhere else.
+fn local_path(to: &str) -> &str {
     let plain = |c: char| c.is_ascii_graphic() && c != '\\';
     let here = to.starts_with('/') && !to.starts_with("//") && to.chars().all(plain);
     if here { to } else { "/dashboard/main" }
 }
 
 fn set_cookie(response: &mut Response, app: &Shared, name: &str, value: &str, more: &str, seconds: u64) {
-    let secure = if app.secure { "; Secure" } else { "" };
+    let secure = if app.secure_cookies { "; Secure" } else { "" };
     let text = format!("{name}={value}; Path=/; SameSite=Strict; Max-Age={seconds}{more}{secure}");
     if let Ok(text) = HeaderValue::from_str(&text) {
         response.headers_mut().append(header::SET_COOKIE, text);
@@ -187,13 +192,13 @@ fn set_cookie(response: &mut Response, app: &Shared, name: &str, value: &str, mo
 
 #[cfg(test)]
 mod tests {
-    use super::local;
+    use super::local_path;
 
     #[test]
-    fn a_login_leads_nowhere_else() {
-        assert_eq!(local("/dashboard/x?y=1"), "/dashboard/x?y=1");
+    fn login_redirects_to_local_paths_only() {
+        assert_eq!(local_path("/dashboard/x?y=1"), "/dashboard/x?y=1");
         for bad in ["", "//evil", "https://evil", "/\\evil", "/a b", "/a\r\nb", "x"] {
-            assert_eq!(local(bad), "/dashboard/main", "{bad:?}");
+            assert_eq!(local_path(bad), "/dashboard/main", "{bad:?}");
         }
     }
 }

@@ -7,12 +7,12 @@ use axum::http::{StatusCode, header};
 use axum::response::{Html, IntoResponse, Redirect, Response};
 use swarm_shared::proto::selector::Selector;
 
-use super::auth::By;
-use super::error::Refusal;
-use super::serve::Guest;
+use super::auth::Credential;
+use super::error::HttpError;
+use super::serve::ClientInfo;
 use super::{Shared, hook};
 use crate::fleet::NodeView;
-use crate::gateways::access::NotDone;
+use crate::gateways::access::RequestError;
 
 const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:60rem;padding:0 1rem}\
     table{border-collapse:collapse;width:100%}td,th{text-align:left;padding:.3rem .8rem .3rem 0;\
@@ -26,37 +26,42 @@ pub(super) async fn home() -> Redirect {
 /// `GET /dashboard/{name}`: who is there.
 pub(super) async fn dashboard(
     State(app): State<Shared>,
-    Extension(guest): Extension<Guest>,
+    Extension(client_info): Extension<ClientInfo>,
     name: Result<Path<String>, PathRejection>,
     request: Request,
-) -> Result<Response, Refusal> {
+) -> Result<Response, HttpError> {
     let Path(name) = name?;
     let (parts, _) = request.into_parts();
     if !hook::is_name(&name) {
         let text = "a dashboard's name has 1 to 64 letters, digits and . _ -";
-        return Err(Refusal::new(StatusCode::NOT_FOUND, text));
+        return Err(HttpError::new(StatusCode::NOT_FOUND, text));
     }
-    let caller = match app.gatekeeper.caller(&parts, guest.addr().ip(), None).await {
+    let caller = match app
+        .authenticator
+        .authenticate(&parts, client_info.addr().ip(), None)
+        .await
+    {
         Ok(caller) => caller,
-        Err(refusal) if refusal.status() == StatusCode::UNAUTHORIZED && is_browser(&parts) => {
+        Err(error) if error.status() == StatusCode::UNAUTHORIZED && is_browser(&parts) => {
             let mut response = Redirect::to(&format!("/login?redirect=/dashboard/{name}")).into_response();
             // It is refused all the same.
-            if let Some(unnoted) = refusal.unnoted() {
+            if let Some(unnoted) = error.unaudited() {
                 response.extensions_mut().insert(unnoted);
             }
             return Ok(response);
         }
-        Err(refusal) => return Err(refusal),
+        Err(error) => return Err(error),
     };
-    let guard = app.desk.guard();
-    let nodes = guard.nodes(&caller.visitor, Selector::all()).await;
-    let unavailable = |why: NotDone| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, why.to_string()).noted();
+    let access = app.handler.access();
+    let nodes = access.nodes(&caller.client, Selector::all()).await;
+    let unavailable =
+        |why: RequestError| HttpError::new(StatusCode::SERVICE_UNAVAILABLE, why.to_string()).audited();
     let nodes = nodes.map_err(unavailable)?;
-    let csrf = match &caller.by {
-        By::Session { csrf, .. } => Some(csrf.as_str()),
-        By::Password | By::Token => None,
+    let csrf = match &caller.credential {
+        Credential::Session { csrf, .. } => Some(csrf.as_str()),
+        Credential::Password | Credential::Token => None,
     };
-    Ok(Html(show(&app.name, &name, &nodes, csrf)).into_response())
+    Ok(Html(render_dashboard(&app.name, &name, &nodes, csrf)).into_response())
 }
 
 fn is_browser(parts: &axum::http::request::Parts) -> bool {
@@ -66,7 +71,7 @@ fn is_browser(parts: &axum::http::request::Parts) -> bool {
         .is_some_and(|accept| accept.contains("text/html"))
 }
 
-fn show(station: &str, name: &str, nodes: &[NodeView], csrf: Option<&str>) -> String {
+fn render_dashboard(station: &str, name: &str, nodes: &[NodeView], csrf: Option<&str>) -> String {
     let rows: String = nodes
         .iter()
         .map(|node| {
@@ -80,7 +85,7 @@ fn show(station: &str, name: &str, nodes: &[NodeView], csrf: Option<&str>) -> St
                 node.state.as_str(),
                 &node.id.short(),
                 &tags.join(" "),
-                stop(node),
+                stop_label(node),
             ];
             let cells: String = cells
                 .iter()
@@ -103,11 +108,11 @@ fn show(station: &str, name: &str, nodes: &[NodeView], csrf: Option<&str>) -> St
         nodes.len(),
         escape(station),
     );
-    whole(&format!("{name} – {station}"), &body)
+    render_page(&format!("{name} – {station}"), &body)
 }
 
 /// In the words of `nodes`.
-fn stop(node: &NodeView) -> &'static str {
+fn stop_label(node: &NodeView) -> &'static str {
     match (&node.stopped, node.stop_unconfirmed) {
         (Some(_), _) => "stopped",
         (None, Some(_)) => "STOP?",
@@ -116,7 +121,7 @@ fn stop(node: &NodeView) -> &'static str {
 }
 
 /// A form to log in with.
-pub(super) fn login(station: &str, to: &str, fault: Option<&str>) -> String {
+pub(super) fn render_login(station: &str, to: &str, fault: Option<&str>) -> String {
     let fault = fault.map_or_else(String::new, |fault| {
         format!("<p role=\"alert\">{}</p>\n", escape(fault))
     });
@@ -128,10 +133,10 @@ pub(super) fn login(station: &str, to: &str, fault: Option<&str>) -> String {
         escape(station),
         escape(to),
     );
-    whole(&format!("log in – {station}"), &body)
+    render_page(&format!("log in – {station}"), &body)
 }
 
-fn whole(title: &str, body: &str) -> String {
+fn render_page(title: &str, body: &str) -> String {
     format!(
         "<!doctype html>\n<html lang=\"en\">\n<head><meta charset=\"utf-8\"><title>{}</title>\n\
          <meta name=\"viewport\" content=\"width=device-width\"><style>{STYLE}</style></head>\n<body>\n{body}</body>\n\
@@ -156,13 +161,13 @@ fn escape(text: &str) -> String {
     safe
 }
 
-/// `GET /openapi.json`: this door, for programs.
+/// `GET /openapi.json`: this gateway, for programs.
 pub(super) async fn openapi() -> Response {
     ([(header::CONTENT_TYPE, "application/json")], super::OPENAPI).into_response()
 }
 
 /// What a page may do in a browser: nothing but show itself and send its forms here.
-pub(super) const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; \
+pub(super) const CONTENT_SECURITY_POLICY_VALUE: &str = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; \
     base-uri 'none'; frame-ancestors 'none'";
 
 #[cfg(test)]
@@ -170,23 +175,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_that_somebody_else_wrote_becomes_part_of_a_page() {
-        let page = login("st", "/\"><script>", Some("<b>"));
+    fn pages_escape_foreign_text() {
+        let page = render_login("st", "/\"><script>", Some("<b>"));
         assert!(!page.contains("<script>") && !page.contains("<b>"), "{page}");
         assert!(page.contains("/&quot;&gt;&lt;script&gt;"), "{page}");
-        let page = show("<st>", "<n>", &[], Some("'\""));
+        let page = render_dashboard("<st>", "<n>", &[], Some("'\""));
         assert!(!page.contains("<st>") && !page.contains("<n>"), "{page}");
         assert!(serde_json::from_str::<serde_json::Value>(super::super::OPENAPI).is_ok());
     }
 
     #[test]
-    fn a_node_that_has_not_confirmed_a_stop_does_not_look_as_if_nobody_had_stopped_it() {
+    fn dashboard_marks_unconfirmed_stops() {
         let view = serde_json::json!({
             "node": "n1", "id": "07".repeat(32), "state": "online", "kind": "node", "address": null,
             "last_heard_ms": 5, "software": null, "stop_unconfirmed": 1,
         });
         let view: NodeView = serde_json::from_value(view).expect("a view");
-        let page = show("st", "n", &[view], None);
+        let page = render_dashboard("st", "n", &[view], None);
         assert!(page.contains("<td>STOP?</td>"), "{page}");
     }
 }

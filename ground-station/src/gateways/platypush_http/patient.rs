@@ -8,20 +8,20 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
-use crate::gateways::listener::Log;
+use crate::gateways::listener::ThrottledLog;
 
 /// Ends with [`io::ErrorKind::TimedOut`] when nothing could be written for `patience`.
 #[derive(Debug)]
 pub(super) struct Patient<S> {
     inner: S,
     patience: Duration,
-    log: Log,
+    log: ThrottledLog,
     /// Rings when the other end has taken nothing for too long.
     alarm: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> Patient<S> {
-    pub(super) fn new(inner: S, patience: Duration, log: Log) -> Self {
+    pub(super) fn new(inner: S, patience: Duration, log: ThrottledLog) -> Self {
         Self {
             inner,
             patience,
@@ -105,7 +105,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn whoever_reads_now_and_then_is_served_and_whoever_does_not_is_dropped() {
         let (near, mut far) = tokio::io::duplex(16);
-        let mut near = Patient::new(near, Duration::from_secs(10), Log::default());
+        let mut near = Patient::new(near, Duration::from_secs(10), ThrottledLog::default());
         let writing = tokio::spawn(async move { near.write_all(&[7; 64]).await });
         for _ in 0..3 {
             tokio::time::sleep(Duration::from_secs(9)).await;
@@ -114,7 +114,7 @@ mod tests {
         }
         writing.await.expect("runs").expect("all is written");
         let (near, _far) = tokio::io::duplex(16);
-        let mut near = Patient::new(near, Duration::from_secs(10), Log::default());
+        let mut near = Patient::new(near, Duration::from_secs(10), ThrottledLog::default());
         let error = near.write_all(&[7; 64]).await.expect_err("nobody reads");
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }

@@ -15,34 +15,42 @@ use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio_util::io::ReaderStream;
 
 use super::Shared;
-use super::error::Refusal;
+use super::error::HttpError;
 use super::range::{Part, part};
-use super::serve::Guest;
+use super::serve::ClientInfo;
 
 /// How much of a file is read at once, in bytes.
 const CHUNK_BYTES: usize = 64 * 1024;
 
 pub(super) async fn resource(
     State(app): State<Shared>,
-    Extension(guest): Extension<Guest>,
+    Extension(client_info): Extension<ClientInfo>,
     path: Result<Path<(String, String)>, PathRejection>,
     request: Request,
-) -> Result<Response, Refusal> {
+) -> Result<Response, HttpError> {
     let Path((name, path)) = path?;
     let (parts, _) = request.into_parts();
-    let caller = app.gatekeeper.caller(&parts, guest.addr().ip(), None).await?;
+    let caller = app
+        .authenticator
+        .authenticate(&parts, client_info.addr().ip(), None)
+        .await?;
     let path = format!("{name}/{path}");
-    let answered = answer(&app, &path, &parts.method, &parts.headers).await;
+    let answered = respond(&app, &path, &parts.method, &parts.headers).await;
     let outcome = match &answered {
         Ok(response) => response.status().to_string(),
-        Err(refusal) => format!("not done: {}", refusal.message()),
+        Err(error) => format!("not done: {}", error.message()),
     };
-    let guard = app.desk.guard();
-    guard.note(&caller.visitor, "resource", &path, outcome).await;
-    answered.map_err(Refusal::noted)
+    let access = app.handler.access();
+    access.audit(&caller.client, "resource", &path, outcome).await;
+    answered.map_err(HttpError::audited)
 }
 
-async fn answer(app: &Shared, path: &str, method: &Method, headers: &HeaderMap) -> Result<Response, Refusal> {
+async fn respond(
+    app: &Shared,
+    path: &str,
+    method: &Method,
+    headers: &HeaderMap,
+) -> Result<Response, HttpError> {
     let (roots, asked) = (app.roots.clone(), path.to_owned());
     let opened = tokio::task::spawn_blocking(move || {
         let file = roots.open(&asked)?;
@@ -50,9 +58,9 @@ async fn answer(app: &Shared, path: &str, method: &Method, headers: &HeaderMap) 
         let meta = meta.map_err(|error| FileError::io(&asked, "examine it", error))?;
         Ok::<_, FileError>((file, meta))
     });
-    let opened = opened.await.map_err(|error| failed(&error))?;
-    let (file, meta) = opened.map_err(|error| refuse(path, &error))?;
-    let tag = tag(&meta);
+    let opened = opened.await.map_err(|error| internal_error(&error))?;
+    let (file, meta) = opened.map_err(|error| to_http_error(path, &error))?;
+    let tag = etag(&meta);
     let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
     let same = |tags: &str| {
         tags.split(',')
@@ -60,9 +68,9 @@ async fn answer(app: &Shared, path: &str, method: &Method, headers: &HeaderMap) 
             .any(|one| one == "*" || one.trim_start_matches("W/") == tag)
     };
     let mut response = Response::new(Body::empty());
-    set(&mut response, header::ETAG, &tag);
-    set(&mut response, header::ACCEPT_RANGES, "bytes");
-    set(&mut response, header::CACHE_CONTROL, "private, no-cache");
+    set_header(&mut response, header::ETAG, &tag);
+    set_header(&mut response, header::ACCEPT_RANGES, "bytes");
+    set_header(&mut response, header::CACHE_CONTROL, "private, no-cache");
     if text(header::IF_NONE_MATCH).is_some_and(same) {
         *response.status_mut() = StatusCode::NOT_MODIFIED;
         return Ok(response);
@@ -75,7 +83,7 @@ async fn answer(app: &Shared, path: &str, method: &Method, headers: &HeaderMap) 
         Part::All => (0, length),
         Part::Bytes(first, last) => {
             *response.status_mut() = StatusCode::PARTIAL_CONTENT;
-            set(
+            set_header(
                 &mut response,
                 header::CONTENT_RANGE,
                 &format!("bytes {first}-{last}/{length}"),
@@ -84,19 +92,19 @@ async fn answer(app: &Shared, path: &str, method: &Method, headers: &HeaderMap) 
         }
         Part::Beyond => {
             *response.status_mut() = StatusCode::RANGE_NOT_SATISFIABLE;
-            set(&mut response, header::CONTENT_RANGE, &format!("bytes */{length}"));
+            set_header(&mut response, header::CONTENT_RANGE, &format!("bytes */{length}"));
             return Ok(response);
         }
     };
-    set(&mut response, header::CONTENT_TYPE, kind(path));
-    set(&mut response, header::CONTENT_LENGTH, &count.to_string());
+    set_header(&mut response, header::CONTENT_TYPE, content_type(path));
+    set_header(&mut response, header::CONTENT_LENGTH, &count.to_string());
     // A page among the files is nobody's page: it cannot use the login of whoever looks at it.
-    set(&mut response, header::CONTENT_SECURITY_POLICY, "sandbox");
+    set_header(&mut response, header::CONTENT_SECURITY_POLICY, "sandbox");
     if method != Method::HEAD {
         let mut file = tokio::fs::File::from_std(file);
         file.seek(SeekFrom::Start(from))
             .await
-            .map_err(|error| failed(&error))?;
+            .map_err(|error| internal_error(&error))?;
         let stream = ReaderStream::with_capacity(file.take(count), CHUNK_BYTES);
         *response.body_mut() = Body::from_stream(stream);
     }
@@ -104,52 +112,52 @@ async fn answer(app: &Shared, path: &str, method: &Method, headers: &HeaderMap) 
 }
 
 /// Says nothing of what lies outside: it is not there.
-fn refuse(path: &str, error: &FileError) -> Refusal {
+fn to_http_error(path: &str, error: &FileError) -> HttpError {
     match error {
         FileError::Outside { .. } => {
             tracing::warn!(%error, "asked for a file outside of its directory");
-            missing(path)
+            file_not_found(path)
         }
         FileError::BadPath { .. }
         | FileError::UnknownRoot { .. }
         | FileError::NotFound { .. }
-        | FileError::NotAFile { .. } => missing(path),
-        FileError::Io { source, .. } if is_no_file(source.kind()) => missing(path),
+        | FileError::NotAFile { .. } => file_not_found(path),
+        FileError::Io { source, .. } if is_not_a_file(source.kind()) => file_not_found(path),
         FileError::Full { .. }
         | FileError::Mismatch { .. }
         | FileError::Changed { .. }
-        | FileError::Io { .. } => failed(error),
+        | FileError::Io { .. } => internal_error(error),
     }
 }
 
 /// What the system says of names that nothing can have.
-fn is_no_file(kind: ErrorKind) -> bool {
+fn is_not_a_file(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::NotADirectory | ErrorKind::InvalidFilename)
 }
 
-fn missing(path: &str) -> Refusal {
+fn file_not_found(path: &str) -> HttpError {
     let path: String = path.chars().take(200).collect();
-    Refusal::new(StatusCode::NOT_FOUND, format!("there is no file {path:?}"))
+    HttpError::new(StatusCode::NOT_FOUND, format!("there is no file {path:?}"))
 }
 
-fn failed(error: &dyn std::fmt::Display) -> Refusal {
+fn internal_error(error: &dyn std::fmt::Display) -> HttpError {
     tracing::warn!(%error, "a resource was not served");
-    Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "the file cannot be read")
+    HttpError::new(StatusCode::INTERNAL_SERVER_ERROR, "the file cannot be read")
 }
 
 /// Another one whenever the file is.
-fn tag(meta: &Metadata) -> String {
+fn etag(meta: &Metadata) -> String {
     let (ino, size) = (meta.ino(), meta.size());
     format!("\"{ino:x}-{size:x}-{:x}-{:x}\"", meta.mtime(), meta.mtime_nsec())
 }
 
-fn set(response: &mut Response, name: HeaderName, value: &str) {
+fn set_header(response: &mut Response, name: HeaderName, value: &str) {
     if let Ok(value) = HeaderValue::from_str(value) {
         response.headers_mut().insert(name, value);
     }
 }
 
-fn kind(path: &str) -> &'static str {
+fn content_type(path: &str) -> &'static str {
     let extension = path.rsplit_once('.').map_or("", |(_, extension)| extension);
     match extension.to_ascii_lowercase().as_str() {
         "html" | "htm" => "text/html; charset=utf-8",

@@ -1,4 +1,4 @@
-//! Connections: from the hall through TLS, if there is any, to the routes.
+//! Connections: from the listener through TLS, if there is any, to the routes.
 //!
 //! | what takes too long | after |
 //! |---|---|
@@ -7,7 +7,7 @@
 //! | a body | [`super::body::BODY_TIMEOUT`], or `idle` |
 //! | nothing is read of what we send | [`WRITE_TIMEOUT`] |
 //!
-//! A visitor that has said all and closed its side, or has gone, is no reason to leave off what it asked for: see
+//! A client that has said all and closed its side, or has gone, is no reason to leave off what it asked for: see
 //! `keep_order`.
 
 use std::net::SocketAddr;
@@ -25,40 +25,40 @@ use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt;
 
 use super::patient::Patient;
-use crate::gateways::access::Visitor;
-use crate::gateways::listener::{Entrance, Log};
+use crate::gateways::access::Client;
+use crate::gateways::listener::{ConnectionPermit, ThrottledLog};
 
 /// How long a TLS handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the head of a request may take.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a visitor may not read what we send.
+/// How long a client may not read what we send.
 pub(super) const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest head of a request, in bytes.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
 /// Most headers of a request.
 const HEADERS_MAX: usize = 64;
 
-/// Whose connection it is; it keeps its place in the hall as long as this lives.
+/// Whose connection it is; it keeps its place in the listener as long as this lives.
 #[derive(Clone, Debug)]
-pub(super) struct Guest {
+pub(super) struct ClientInfo {
     addr: SocketAddr,
-    /// None where a test plays the guest.
-    entrance: Option<Arc<Entrance>>,
+    /// None where a test plays the client_info.
+    permit: Option<Arc<ConnectionPermit>>,
 }
 
-impl Guest {
-    fn new(entrance: Entrance) -> Self {
+impl ClientInfo {
+    fn new(permit: ConnectionPermit) -> Self {
         Self {
-            addr: entrance.addr,
-            entrance: Some(Arc::new(entrance)),
+            addr: permit.addr,
+            permit: Some(Arc::new(permit)),
         }
     }
 
     /// One without a connection.
     #[cfg(test)]
-    pub(super) fn from(addr: SocketAddr) -> Self {
-        Self { addr, entrance: None }
+    pub(super) fn for_test(addr: SocketAddr) -> Self {
+        Self { addr, permit: None }
     }
 
     /// Where from.
@@ -67,25 +67,25 @@ impl Guest {
     }
 
     /// What tells of it in the log.
-    pub(super) fn log(&self) -> Log {
-        self.entrance
+    pub(super) fn log(&self) -> ThrottledLog {
+        self.permit
             .as_ref()
-            .map(|entrance| entrance.log())
+            .map(|permit| permit.throttled_log())
             .unwrap_or_default()
     }
 
     /// Nobody yet.
-    pub(super) fn visitor(&self) -> Visitor {
-        Visitor {
+    pub(super) fn client(&self) -> Client {
+        Client {
             from: self.addr.ip(),
             user: None,
         }
     }
 
     /// Waits until one more request of this address may be taken.
-    pub(super) async fn turn(&self) {
-        if let Some(entrance) = &self.entrance {
-            entrance.turn().await;
+    pub(super) async fn throttle(&self) {
+        if let Some(permit) = &self.permit {
+            permit.throttle().await;
         }
     }
 }
@@ -93,32 +93,32 @@ impl Guest {
 /// Serves one connection to its end.
 pub(super) async fn serve(
     stream: TcpStream,
-    entrance: Entrance,
+    permit: ConnectionPermit,
     router: Router,
     tls: Option<TlsAcceptor>,
     idle: Duration,
 ) {
-    let guest = Guest::new(entrance);
-    let addr = guest.addr();
-    let stream = Patient::new(stream, WRITE_TIMEOUT.min(idle), guest.log());
+    let client_info = ClientInfo::new(permit);
+    let addr = client_info.addr();
+    let stream = Patient::new(stream, WRITE_TIMEOUT.min(idle), client_info.log());
     let Some(tls) = tls else {
-        return converse(stream, guest, router, idle).await;
+        return serve_http(stream, client_info, router, idle).await;
     };
     match tokio::time::timeout(HANDSHAKE_TIMEOUT.min(idle), tls.accept(stream)).await {
-        Ok(Ok(stream)) => converse(stream, guest, router, idle).await,
+        Ok(Ok(stream)) => serve_http(stream, client_info, router, idle).await,
         Ok(Err(error)) => tracing::debug!(%addr, %error, "no TLS came about"),
         Err(_late) => tracing::debug!(%addr, "a TLS handshake took too long"),
     }
 }
 
 /// The same, over anything that carries bytes.
-pub(super) async fn converse<S>(stream: S, guest: Guest, router: Router, idle: Duration)
+pub(super) async fn serve_http<S>(stream: S, client_info: ClientInfo, router: Router, idle: Duration)
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let addr = guest.addr();
+    let addr = client_info.addr();
     let service = router.map_request(move |mut request: hyper::Request<hyper::body::Incoming>| {
-        request.extensions_mut().insert(guest.clone());
+        request.extensions_mut().insert(client_info.clone());
         request.map(Body::new)
     });
     let connection = http1::Builder::new()

@@ -1,7 +1,7 @@
 //! `/ws/events`: what happens, over a WebSocket.
 //!
 //! Events wait in the bounded channel of the façade. A reader that is too slow for it has lost some, so it is told how
-//! many in the reason of the close frame, and let go; so is one that takes nothing at all for the door's write time-out,
+//! many in the reason of the close frame, and let go; so is one that takes nothing at all for the gateway's write time-out,
 //! though it may never see why. A reader that is silent is pinged, and let go when it does not answer, or when what it
 //! showed to come in is good no more.
 //!
@@ -21,34 +21,37 @@ use axum::response::Response;
 use swarm_shared::net::clock;
 
 use super::Shared;
-use super::error::Refusal;
-use super::events::Teller;
-use super::serve::{Guest, WRITE_TIMEOUT};
+use super::error::HttpError;
+use super::events::EventMapper;
+use super::serve::{ClientInfo, WRITE_TIMEOUT};
 use crate::fleet::{Event, Request};
-use crate::gateways::access::Visitor;
+use crate::gateways::access::Client;
 
 /// Longest message that a reader may send, in bytes.
 const MESSAGE_BYTES_MAX: usize = 16 * 1024;
 
 /// Why a reader is let go, and the code of the close frame.
-type Farewell = (u16, String);
+type CloseReason = (u16, String);
 
 pub(super) async fn events(
     State(app): State<Shared>,
-    Extension(guest): Extension<Guest>,
+    Extension(client_info): Extension<ClientInfo>,
     upgrade: Result<WebSocketUpgrade, axum::extract::ws::rejection::WebSocketUpgradeRejection>,
     request: axum::extract::Request,
-) -> Result<Response, Refusal> {
+) -> Result<Response, HttpError> {
     let (parts, _) = request.into_parts();
-    let caller = app.gatekeeper.caller(&parts, guest.addr().ip(), None).await?;
-    caller.check_own_page(&parts, None)?;
+    let caller = app
+        .authenticator
+        .authenticate(&parts, client_info.addr().ip(), None)
+        .await?;
+    caller.check_same_origin(&parts, None)?;
     let upgrade = upgrade.map_err(|error| {
         let text = format!("events come over a WebSocket only: {error}");
-        Refusal::new(StatusCode::UPGRADE_REQUIRED, text).of(&caller.visitor)
+        HttpError::new(StatusCode::UPGRADE_REQUIRED, text).for_client(&caller.client)
     })?;
-    let guard = app.desk.guard();
-    guard
-        .note(&caller.visitor, "events", "", "begun".to_owned())
+    let access = app.handler.access();
+    access
+        .audit(&caller.client, "events", "", "begun".to_owned())
         .await;
     let upgrade = upgrade
         .max_message_size(MESSAGE_BYTES_MAX)
@@ -56,37 +59,43 @@ pub(super) async fn events(
     Ok(upgrade.on_upgrade(move |socket| {
         let tasks = app.tasks.clone();
         tasks.track_future(async move {
-            tell(&app, socket, &parts, &guest, &caller.visitor).await;
-            // Until here it has had its place in the hall.
-            drop(guest);
+            stream_events(&app, socket, &parts, &client_info, &caller.client).await;
+            // Until here it has had its place in the listener.
+            drop(client_info);
         })
     }))
 }
 
-async fn tell(app: &Shared, mut socket: WebSocket, parts: &Parts, guest: &Guest, visitor: &Visitor) {
-    let guard = app.desk.guard();
-    let who = guard.who(visitor);
+async fn stream_events(
+    app: &Shared,
+    mut socket: WebSocket,
+    parts: &Parts,
+    client_info: &ClientInfo,
+    client: &Client,
+) {
+    let access = app.handler.access();
+    let who = access.client_label(client);
     let follow = Request::Follow { telemetry: true };
     let mut events = app.fleet.perform_as(follow, who.clone()).await;
-    let mut teller = Teller::new(app.name.as_str());
+    let mut mapper = EventMapper::new(app.name.as_str());
     let idle = app.config.common.limits.idle;
     let mut heard = clock::now();
     let mut ping = tokio::time::interval(idle / 3);
-    let patience = WRITE_TIMEOUT.min(idle);
+    let stall_timeout = WRITE_TIMEOUT.min(idle);
     // Rings when more may be read.
     let mut turn: Option<Pin<Box<dyn Future<Output = ()> + Send + '_>>> = None;
     let (code, why) = loop {
         let next = tokio::select! {
             biased;
-            () = app.stop.cancelled() => break (close_code::AWAY, "the station is shutting down".to_owned()),
+            () = app.shutdown.cancelled() => break (close_code::AWAY, "the station is shutting down".to_owned()),
             // Before what the reader says: whoever never stops talking is looked at all the same.
             _tick = ping.tick() => {
                 if clock::since(heard) > idle {
                     break (close_code::POLICY, format!("no answer to a ping for {idle:?}"));
                 }
-                if !app.gatekeeper.is_still_good(parts, guest.addr().ip()).await {
+                if !app.authenticator.is_still_valid(parts, client_info.addr().ip()).await {
                     let why = "what was shown to come in is good no more".to_owned();
-                    guard.note(visitor, "events", "", format!("not done: {why}")).await;
+                    access.audit(client, "events", "", format!("not done: {why}")).await;
                     break (close_code::POLICY, why);
                 }
                 Some(Message::Ping(Default::default()))
@@ -99,21 +108,21 @@ async fn tell(app: &Shared, mut socket: WebSocket, parts: &Parts, guest: &Guest,
                 None | Some(Err(_) | Ok(Message::Close(_))) => return,
                 Some(Ok(message)) => {
                     heard = clock::now();
-                    turn = Some(Box::pin(guest.turn()));
+                    turn = Some(Box::pin(client_info.throttle()));
                     let Message::Ping(payload) = message else { continue };
                     // In the place of the one that the next reading would send, if it could.
                     Some(Message::Pong(payload))
                 }
             },
-            event = events.recv() => match message(&mut teller, event) {
+            event = events.recv() => match to_message(&mut mapper, event) {
                 Ok(message) => message,
                 Err(farewell) => break farewell,
             },
         };
         if let Some(next) = next
-            && !send(&mut socket, next, patience).await
+            && !send(&mut socket, next, stall_timeout).await
         {
-            if let Some(count) = guest.log().count("reader away") {
+            if let Some(count) = client_info.log().count("reader away") {
                 tracing::info!(
                     who,
                     count,
@@ -123,34 +132,34 @@ async fn tell(app: &Shared, mut socket: WebSocket, parts: &Parts, guest: &Guest,
             return;
         }
     };
-    if let Some(count) = guest.log().count("reader let go") {
+    if let Some(count) = client_info.log().count("reader let go") {
         tracing::info!(who, why, count, "a reader of events is let go");
     }
     let frame = CloseFrame {
         code,
         reason: why.into(),
     };
-    send(&mut socket, Message::Close(Some(frame)), patience).await;
+    send(&mut socket, Message::Close(Some(frame)), stall_timeout).await;
 }
 
 /// What to send of an event, if anything; or why there is nothing more to send.
-fn message(teller: &mut Teller, event: Option<Event>) -> Result<Option<Message>, Farewell> {
+fn to_message(mapper: &mut EventMapper, event: Option<Event>) -> Result<Option<Message>, CloseReason> {
     match event {
         None | Some(Event::End) => Err((close_code::AWAY, "the station is shutting down".to_owned())),
         Some(Event::Failed { message, .. }) => Err((close_code::ERROR, message.chars().take(30).collect())),
-        Some(Event::Missed { count }) => Err((
+        Some(Event::Lagged { count }) => Err((
             close_code::POLICY,
             format!("too slow: {count} events were lost; connect again"),
         )),
-        Some(event) => Ok(teller
-            .tell(event, clock::unix_time_ms())
+        Some(event) => Ok(mapper
+            .map(event, clock::unix_time_ms())
             .map(|text| Message::Text(text.into()))),
     }
 }
 
-async fn send(socket: &mut WebSocket, message: Message, patience: Duration) -> bool {
+async fn send(socket: &mut WebSocket, message: Message, stall_timeout: Duration) -> bool {
     matches!(
-        tokio::time::timeout(patience, socket.send(message)).await,
+        tokio::time::timeout(stall_timeout, socket.send(message)).await,
         Ok(Ok(()))
     )
 }

@@ -24,30 +24,30 @@ use tower::ServiceExt;
 
 use super::*;
 use crate::config::Config;
-use crate::fleet::{Call, Delivery, Event, Failure, NodeRef, Request as Asked};
+use crate::fleet::{Delivery, Event, Failure, NodeRef, Request as Asked, RequestEnvelope};
 use crate::users::{self, Password};
 
-/// The door's own token.
+/// The gateway's own token.
 const TOKEN: &str = "0123456789abcdef";
 const PASSWORD: &str = "correct horse";
 
-/// A door before a fleet that is played.
-struct Rig {
+/// A gateway before a fleet that is played.
+struct Harness {
     app: Shared,
-    house: House,
+    context: GatewayContext,
     router: Router,
     dir: tempfile::TempDir,
 }
 
-impl Rig {
+impl Harness {
     /// With these lines of configuration.
     async fn new(lines: &str) -> Self {
         let (fleet, calls) = Fleet::local();
-        tokio::spawn(play(calls));
-        Self::before(fleet, lines).await
+        tokio::spawn(run_fake_fleet(calls));
+        Self::with_fleet(fleet, lines).await
     }
 
-    async fn before(fleet: Fleet, lines: &str) -> Self {
+    async fn with_fleet(fleet: Fleet, lines: &str) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let files = dir.path().join("files");
         std::fs::create_dir_all(files.join("below")).expect("made");
@@ -56,16 +56,17 @@ impl Rig {
         std::fs::write(dir.path().join("secret"), "secret").expect("written");
         std::os::unix::fs::symlink(dir.path().join("secret"), files.join("link")).expect("linked");
         let mut config = Config::for_host("st");
-        let text =
-            format!("[doors.platypush_http]\n{lines}\n[doors.platypush_http.resources]\nfiles = {files:?}\n");
+        let text = format!(
+            "[gateways.platypush_http]\n{lines}\n[gateways.platypush_http.resources]\nfiles = {files:?}\n"
+        );
         config.read_file(Path::new("config.toml"), &text).expect("reads");
-        let config = config.doors.platypush_http.expect("open");
-        let house = crate::gateways::tests::house(fleet, dir.path()).await;
-        let app = Arc::new(App::new(&config, &house).expect("made"));
+        let config = config.gateways.platypush_http.expect("open");
+        let context = crate::gateways::tests::test_context(fleet, dir.path()).await;
+        let app = Arc::new(AppState::new(&config, &context).expect("made"));
         let router = router(&app);
         Self {
             app,
-            house,
+            context,
             router,
             dir,
         }
@@ -73,7 +74,7 @@ impl Rig {
 
     async fn with_user(lines: &str) -> Self {
         let rig = Self::new(lines).await;
-        let kept = users::Desk::default()
+        let kept = users::PasswordChecker::default()
             .hash(Password::new(PASSWORD))
             .await
             .expect("hashed");
@@ -91,15 +92,17 @@ impl Rig {
 
     async fn send_from(&self, from: &str, mut request: Request<Body>) -> Response<Body> {
         let from: std::net::IpAddr = from.parse().expect("an address");
-        request.extensions_mut().insert(Guest::from((from, 1).into()));
+        request
+            .extensions_mut()
+            .insert(ClientInfo::for_test((from, 1).into()));
         self.router.clone().oneshot(request).await.expect("never fails")
     }
 
     /// What a request gets: status, and the body as JSON.
-    async fn ask(&self, request: Request<Body>) -> (u16, Value) {
+    async fn send_json(&self, request: Request<Body>) -> (u16, Value) {
         let response = self.send(request).await;
         let status = response.status().as_u16();
-        let body = whole(response).await;
+        let body = body_bytes(response).await;
         (
             status,
             serde_json::from_slice(&body).unwrap_or_else(|_| json!(String::from_utf8_lossy(&body))),
@@ -107,13 +110,16 @@ impl Rig {
     }
 }
 
-async fn whole(response: Response<Body>) -> Vec<u8> {
+async fn body_bytes(response: Response<Body>) -> Vec<u8> {
     let collected = response.into_body().collect().await.expect("read");
     collected.to_bytes().to_vec()
 }
 
 fn request(method: &str, path: &str, headers: &[(&str, &str)], body: impl Into<Body>) -> Request<Body> {
-    let mut builder = Request::builder().method(method).uri(path).header("host", "door");
+    let mut builder = Request::builder()
+        .method(method)
+        .uri(path)
+        .header("host", "gateway");
     for (name, value) in headers {
         builder = builder.header(*name, *value);
     }
@@ -136,8 +142,8 @@ fn node(name: &str) -> NodeRef {
 }
 
 /// A fleet of one node, `n1`: `ping` answers what it was given, `led` too, `fail` fails.
-async fn play(mut calls: mpsc::Receiver<Call>) {
-    while let Some(Call { request, events, .. }) = calls.recv().await {
+async fn run_fake_fleet(mut calls: mpsc::Receiver<RequestEnvelope>) {
+    while let Some(RequestEnvelope { request, events, .. }) = calls.recv().await {
         let all = if let Asked::Command {
             selector,
             action,
@@ -145,7 +151,7 @@ async fn play(mut calls: mpsc::Receiver<Call>) {
             ..
         } = request
         {
-            played(&selector, &action, &arguments)
+            fake_events(&selector, &action, &arguments)
         } else {
             vec![Event::End]
         };
@@ -157,9 +163,9 @@ async fn play(mut calls: mpsc::Receiver<Call>) {
     }
 }
 
-fn played(selector: &Selector, action: &str, arguments: &Arguments) -> Vec<Event> {
+fn fake_events(selector: &Selector, action: &str, arguments: &Arguments) -> Vec<Event> {
     if selector.as_str() == "nobody" {
-        return vec![Event::failed(Failure::NobodyMatched, "no node matches")];
+        return vec![Event::failed(Failure::NoMatch, "no node matches")];
     }
     let reply = if action == "fail" {
         Reply::ended(Outcome::Failed, "it broke")
@@ -170,14 +176,14 @@ fn played(selector: &Selector, action: &str, arguments: &Arguments) -> Vec<Event
 }
 
 #[tokio::test]
-async fn a_request_is_answered_in_its_own_form() {
-    let rig = Rig::new(&format!("token = \"{TOKEN}\"\nallow = [\"led\", \"fail\"]")).await;
+async fn request_gets_a_platypush_response() {
+    let rig = Harness::new(&format!("token = \"{TOKEN}\"\nallow = [\"led\", \"fail\"]")).await;
     let auth = bearer(TOKEN);
     let headers = [("authorization", auth.as_str())];
     let id = "0123456789abcdef0123456789abcdef";
     let message =
         json!({"type": "request", "action": "led", "args": {"color": "red"}, "id": id, "origin": "me"});
-    let (status, answer) = rig.ask(execute(&headers, &message)).await;
+    let (status, answer) = rig.send_json(execute(&headers, &message)).await;
     assert_eq!(status, 200);
     assert_eq!(
         (&answer["id"], &answer["target"], &answer["origin"]),
@@ -192,7 +198,7 @@ async fn a_request_is_answered_in_its_own_form() {
         (json!({"action": "reboot"}), "name it in `allow`"),
         (json!({"action": "led", "target": "nobody"}), "no node matches"),
     ] {
-        let (status, answer) = rig.ask(execute(&headers, &message)).await;
+        let (status, answer) = rig.send_json(execute(&headers, &message)).await;
         let error = answer["response"]["errors"][0]
             .as_str()
             .expect("an error")
@@ -200,7 +206,7 @@ async fn a_request_is_answered_in_its_own_form() {
         assert!(status == 200 && error.contains(wanted), "{status} {answer}");
     }
     for bad in ["", "x", "[]", "{\"type\": \"event\"}", "{}"] {
-        let (status, answer) = rig.ask(request("POST", "/execute", &headers, bad)).await;
+        let (status, answer) = rig.send_json(request("POST", "/execute", &headers, bad)).await;
         assert_eq!(
             (status, &answer["type"]),
             (400, &json!("response")),
@@ -211,52 +217,54 @@ async fn a_request_is_answered_in_its_own_form() {
 }
 
 #[tokio::test]
-async fn an_answer_that_is_too_long_says_so_instead() {
+async fn oversized_response_is_replaced_by_an_error() {
     let (fleet, mut calls) = Fleet::local();
     tokio::spawn(async move {
-        while let Some(Call { events, .. }) = calls.recv().await {
+        while let Some(RequestEnvelope { events, .. }) = calls.recv().await {
             let reply = Reply::done("x".repeat(17 * 1024 * 1024).into());
             for event in [Event::Delivery(Delivery::new(node("n1"), reply, 1.0)), Event::End] {
                 events.send(event).await.expect("taken");
             }
         }
     });
-    let rig = Rig::before(fleet, &format!("token = \"{TOKEN}\"")).await;
+    let rig = Harness::with_fleet(fleet, &format!("token = \"{TOKEN}\"")).await;
     let response = rig
         .send(execute(&[("x-token", TOKEN)], &json!({"action": "ping"})))
         .await;
     assert_eq!(response.headers()[header::CONTENT_TYPE], "application/json");
-    let answer: Value = serde_json::from_slice(&whole(response).await).expect("JSON");
+    let answer: Value = serde_json::from_slice(&body_bytes(response).await).expect("JSON");
     let error = answer["response"]["errors"][0].as_str().expect("an error");
     assert!(error.contains("it is done, but its outcome has"), "{error}");
 }
 
 #[tokio::test]
-async fn a_page_of_another_site_cannot_set_off_a_hook_without_a_token() {
-    let rig = Rig::new(HOOKS).await;
+async fn cross_site_page_cannot_call_a_hook_without_token() {
+    let rig = Harness::new(HOOKS).await;
     let path = "/hook/lights?colour=%2300ff00";
     for (headers, wanted) in [
         (&[("origin", "http://evil.example")][..], 403),
         (&[("sec-fetch-site", "cross-site")], 403),
         (
-            &[("origin", "http://door"), ("sec-fetch-site", "same-origin")],
+            &[("origin", "http://gateway"), ("sec-fetch-site", "same-origin")],
             200,
         ),
     ] {
-        let (status, body) = rig.ask(request("POST", path, headers, "")).await;
+        let (status, body) = rig.send_json(request("POST", path, headers, "")).await;
         assert_eq!(status, wanted, "{headers:?} {body}");
     }
     let headers = [
         ("origin", "http://other.example"),
         ("x-token", "fedcba9876543210"),
     ];
-    let (status, body) = rig.ask(request("POST", "/hook/guarded", &headers, "")).await;
+    let (status, body) = rig
+        .send_json(request("POST", "/hook/guarded", &headers, ""))
+        .await;
     assert_eq!(status, 200, "it showed the token: {body}");
 }
 
 #[tokio::test]
-async fn a_token_is_taken_wherever_it_may_be_shown() {
-    let rig = Rig::with_user(&format!("token = \"{TOKEN}\"")).await;
+async fn token_is_accepted_in_every_documented_place() {
+    let rig = Harness::with_user(&format!("token = \"{TOKEN}\"")).await;
     let auth = bearer(TOKEN);
     let ping = json!({"action": "ping"});
     for (path, headers, message) in [
@@ -265,12 +273,14 @@ async fn a_token_is_taken_wherever_it_may_be_shown() {
         ("/execute?token=0123456789abcdef", &[], ping.clone()),
         ("/execute", &[], json!({"action": "ping", "token": TOKEN})),
     ] {
-        let (status, answer) = rig.ask(request("POST", path, headers, message.to_string())).await;
+        let (status, answer) = rig
+            .send_json(request("POST", path, headers, message.to_string()))
+            .await;
         assert_eq!(status, 200, "{path} {headers:?} {answer}");
     }
     let basic = |pair: &str| format!("Basic {}", BASE64.encode(pair.as_bytes()));
     let good = basic("ann:correct horse");
-    let (status, _) = rig.ask(execute(&[("authorization", &good)], &ping)).await;
+    let (status, _) = rig.send_json(execute(&[("authorization", &good)], &ping)).await;
     assert_eq!(status, 200);
     for wrong in [
         basic("ann:wrong"),
@@ -282,25 +292,25 @@ async fn a_token_is_taken_wherever_it_may_be_shown() {
         let response = rig.send(execute(&[("authorization", &wrong)], &ping)).await;
         assert_eq!(response.status(), StatusCode::UNAUTHORIZED, "{wrong}");
         assert!(response.headers().contains_key(header::WWW_AUTHENTICATE));
-        let body: Value = serde_json::from_slice(&whole(response).await).expect("JSON");
+        let body: Value = serde_json::from_slice(&body_bytes(response).await).expect("JSON");
         assert_eq!(
             (&body["code"], &body["error"]),
             (&json!(401), &json!("Unauthorized"))
         );
         assert!(body["message"].is_string());
     }
-    let (status, _) = rig.ask(execute(&[], &ping)).await;
+    let (status, _) = rig.send_json(execute(&[], &ping)).await;
     assert_eq!(status, 401);
     // Whoever has shown it is told what is wrong with the rest.
     let slip = json!({"action": "ping", "token": TOKEN, "reason": "fire"});
-    let (status, answer) = rig.ask(execute(&[], &slip)).await;
+    let (status, answer) = rig.send_json(execute(&[], &slip)).await;
     assert_eq!(status, 400, "{answer}");
     assert!(answer.to_string().contains("reason"), "{answer}");
 }
 
 #[tokio::test]
-async fn while_there_is_no_user_nobody_comes_in() {
-    let rig = Rig::new("").await;
+async fn without_users_or_token_every_request_is_refused() {
+    let rig = Harness::new("").await;
     let auth = bearer("x");
     let ping = json!({"action": "ping"}).to_string();
     let login = json!({"username": "ann", "password": PASSWORD}).to_string();
@@ -312,13 +322,15 @@ async fn while_there_is_no_user_nobody_comes_in() {
         ("GET", "/resources/files/below/ten.txt", &[], ""),
         ("GET", "/ws/events", &[], ""),
     ] {
-        let (status, body) = rig.ask(request(method, path, headers, body.to_owned())).await;
+        let (status, body) = rig
+            .send_json(request(method, path, headers, body.to_owned()))
+            .await;
         assert_eq!((status, &body["code"]), (412, &json!(412)), "{path}: {body}");
         assert!(
             body["message"]
                 .as_str()
                 .expect("a text")
-                .contains("door user add"),
+                .contains("gateway user add"),
             "{body}"
         );
     }
@@ -326,32 +338,32 @@ async fn while_there_is_no_user_nobody_comes_in() {
 
 const HOOKS: &str = r##"
 allow = ["led", "fail"]
-[doors.platypush_http.hooks.lights]
+[gateways.platypush_http.hooks.lights]
 action = "led"
-[doors.platypush_http.hooks.lights.parameters]
+[gateways.platypush_http.hooks.lights.parameters]
 color = { key = "colour", pattern = "#[0-9a-f]{6}" }
 level = { from = "body", type = "integer", default = 3 }
-[doors.platypush_http.hooks.guarded]
+[gateways.platypush_http.hooks.guarded]
 action = "led"
 token = "fedcba9876543210"
 methods = ["POST"]
-[doors.platypush_http.hooks.broken]
+[gateways.platypush_http.hooks.broken]
 action = "fail"
 "##;
 
 #[tokio::test]
-async fn a_hook_has_nodes_do_what_is_configured() {
-    let rig = Rig::new(HOOKS).await;
+async fn hook_runs_its_configured_action() {
+    let rig = Harness::new(HOOKS).await;
     for method in ["GET", "POST", "PUT", "PATCH", "DELETE"] {
         let path = "/hook/lights?colour=%2300ff00&other=x";
         let (status, body) = rig
-            .ask(request(method, path, &[("x-token", "not told")], ""))
+            .send_json(request(method, path, &[("x-token", "not told")], ""))
             .await;
         assert_eq!(status, 200, "{body}");
         let kwargs = json!({"color": "#00ff00", "level": 3});
         let wanted = json!({
             "status": "ok", "hook": "lights", "method": method, "data": null,
-            "args": {"colour": "#00ff00", "other": "x"}, "headers": {"host": "door"},
+            "args": {"colour": "#00ff00", "other": "x"}, "headers": {"host": "gateway"},
             "output": {"args": [], "kwargs": kwargs},
         });
         assert_eq!(body, wanted);
@@ -366,18 +378,18 @@ async fn a_hook_has_nodes_do_what_is_configured() {
         ),
     ] {
         let (status, answer) = rig
-            .ask(request("POST", path, &[("content-type", kind)], body))
+            .send_json(request("POST", path, &[("content-type", kind)], body))
             .await;
         assert_eq!((status, &answer["data"]), (200, &data), "{answer}");
         assert_eq!(answer["output"]["kwargs"]["level"], 7);
     }
-    let (status, answer) = rig.ask(request("POST", path, &[], "plain text")).await;
+    let (status, answer) = rig.send_json(request("POST", path, &[], "plain text")).await;
     assert_eq!((status, &answer["data"]), (200, &json!("plain text")));
 }
 
 #[tokio::test]
-async fn a_hook_says_what_is_wrong() {
-    let rig = Rig::new(HOOKS).await;
+async fn hook_errors_name_the_parameter() {
+    let rig = Harness::new(HOOKS).await;
     let json = [("content-type", "application/json")];
     let token = [("x-token", "fedcba9876543210")];
     for (method, path, headers, body, wanted) in [
@@ -404,14 +416,14 @@ async fn a_hook_says_what_is_wrong() {
         ),
         ("GET", "/hook/broken", &[], "", 502),
     ] {
-        let (status, body) = rig.ask(request(method, path, headers, body)).await;
+        let (status, body) = rig.send_json(request(method, path, headers, body)).await;
         assert_eq!(status, wanted, "{method} {path} {headers:?}: {body}");
         assert!(status == 200 || body["code"] == wanted, "{body}");
     }
 }
 
 #[tokio::test]
-async fn a_hook_that_could_never_do_anything_keeps_the_door_shut() {
+async fn impossible_hook_prevents_opening() {
     for (allow, hook, good) in [
         ("[]", "led", false),
         ("[\"led\"]", "led", true),
@@ -423,22 +435,26 @@ async fn a_hook_that_could_never_do_anything_keeps_the_door_shut() {
         ("[\"station.*\"]", "station.shutdown", false),
         ("[\"socktools.send\"]", "socktools.send", false),
     ] {
-        let lines = format!("allow = {allow}\n[doors.platypush_http.hooks.x]\naction = \"{hook}\"");
-        let rig = Rig::new(&lines).await;
+        let lines = format!("allow = {allow}\n[gateways.platypush_http.hooks.x]\naction = \"{hook}\"");
+        let rig = Harness::new(&lines).await;
         let checked = rig.app.check_hooks();
         assert_eq!(checked.is_ok(), good, "{hook}: {checked:?}");
     }
-    let lines = "allow = [\"station.stop\"]\n[doors.platypush_http.hooks.x]\naction = \"station.stop\"\n\
-         [doors.platypush_http.hooks.x.parameters]\nwhy = { from = \"const\", value = \"fire\" }";
-    let rig = Rig::new(lines).await;
+    let lines = "allow = [\"station.stop\"]\n[gateways.platypush_http.hooks.x]\naction = \"station.stop\"\n\
+         [gateways.platypush_http.hooks.x.parameters]\nwhy = { from = \"const\", value = \"fire\" }";
+    let rig = Harness::new(lines).await;
     let fault = rig.app.check_hooks().expect_err("it takes nothing");
     assert_eq!(fault, "hook x: station.stop takes nothing, and no why");
     let target: Vec<String> = (0..65).map(|number| format!("n{number}")).collect();
     let lines = format!(
-        "[doors.platypush_http.hooks.x]\naction = \"ping\"\ntarget = \"{}\"",
+        "[gateways.platypush_http.hooks.x]\naction = \"ping\"\ntarget = \"{}\"",
         target.join(",")
     );
-    let fault = Rig::new(&lines).await.app.check_hooks().expect_err("too many");
+    let fault = Harness::new(&lines)
+        .await
+        .app
+        .check_hooks()
+        .expect_err("too many");
     assert!(
         fault.starts_with("hook x: a selector has at most 64 terms"),
         "{fault}"
@@ -446,15 +462,15 @@ async fn a_hook_that_could_never_do_anything_keeps_the_door_shut() {
 }
 
 #[tokio::test]
-async fn a_file_is_served_whole_and_in_parts() {
-    let rig = Rig::new(&format!("token = \"{TOKEN}\"")).await;
+async fn resource_supports_ranges_and_etags() {
+    let rig = Harness::new(&format!("token = \"{TOKEN}\"")).await;
     let path = format!("/resources/files/below/ten.txt?token={TOKEN}");
     let get = |method: &str, headers: &[(&str, &str)]| rig.send(request(method, &path, headers, ""));
     let first = get("GET", &[]).await;
     let tag = first.headers()[header::ETAG].to_str().expect("a text").to_owned();
     assert_eq!(first.headers()[header::CONTENT_TYPE], "text/plain; charset=utf-8");
     assert_eq!(first.headers()[header::CONTENT_SECURITY_POLICY], "sandbox");
-    assert_eq!(whole(first).await, b"0123456789");
+    assert_eq!(body_bytes(first).await, b"0123456789");
     for (range, status, shown, bytes) in [
         ("bytes=2-4", 206, Some("bytes 2-4/10"), &b"234"[..]),
         ("bytes=-3", 206, Some("bytes 7-9/10"), b"789"),
@@ -470,14 +486,14 @@ async fn a_file_is_served_whole_and_in_parts() {
             shown,
             "{range}"
         );
-        assert_eq!(whole(response).await, bytes, "{range}");
+        assert_eq!(body_bytes(response).await, bytes, "{range}");
     }
     let head = get("HEAD", &[]).await;
     assert_eq!(
         (head.status().as_u16(), &head.headers()[header::CONTENT_LENGTH]),
         (200, &"10".parse().expect("a value"))
     );
-    assert_eq!(whole(head).await, b"");
+    assert_eq!(body_bytes(head).await, b"");
     assert_eq!(
         get("GET", &[("if-none-match", &tag)]).await.status(),
         StatusCode::NOT_MODIFIED
@@ -494,8 +510,8 @@ async fn a_file_is_served_whole_and_in_parts() {
 }
 
 #[tokio::test]
-async fn no_file_outside_is_served() {
-    let rig = Rig::new(&format!("token = \"{TOKEN}\"")).await;
+async fn resource_outside_its_root_is_not_served() {
+    let rig = Harness::new(&format!("token = \"{TOKEN}\"")).await;
     let headers = [("x-token", TOKEN)];
     for path in [
         "/resources/files/../secret",
@@ -519,41 +535,43 @@ async fn no_file_outside_is_served() {
         "/resources/files",
         "/resources/",
     ] {
-        let (status, body) = rig.ask(request("GET", path, &headers, "")).await;
+        let (status, body) = rig.send_json(request("GET", path, &headers, "")).await;
         assert!(status == 404, "{path}: {status} {body}");
         assert!(!body.to_string().contains("\"secret\""), "{path}: {body}");
     }
     let (status, _) = rig
-        .ask(request("GET", "/resources/files/empty", &headers, ""))
+        .send_json(request("GET", "/resources/files/empty", &headers, ""))
         .await;
     assert_eq!(status, 200);
-    let (status, _) = rig.ask(request("GET", "/resources/files/empty", &[], "")).await;
+    let (status, _) = rig
+        .send_json(request("GET", "/resources/files/empty", &[], ""))
+        .await;
     assert_eq!(status, 401);
     let (status, _) = rig
-        .ask(request("PUT", "/resources/files/empty", &headers, ""))
+        .send_json(request("PUT", "/resources/files/empty", &headers, ""))
         .await;
     assert_eq!(status, 405);
 }
 
 #[tokio::test]
-async fn a_body_is_bounded_in_bytes_and_in_time() {
-    let rig = Rig::new(&format!(
+async fn request_body_is_limited_in_size_and_time() {
+    let rig = Harness::new(&format!(
         "token = \"{TOKEN}\"\nmessage_bytes = 256\nidle = \"50ms\""
     ))
     .await;
     let headers = [("x-token", TOKEN)];
     let (status, body) = rig
-        .ask(request("POST", "/execute", &headers, "x".repeat(257)))
+        .send_json(request("POST", "/execute", &headers, "x".repeat(257)))
         .await;
     assert_eq!((status, &body["code"]), (413, &json!(413)), "{body}");
-    let never = Body::from_stream(tokio_util::io::ReaderStream::new(Silent));
-    let (status, body) = rig.ask(request("POST", "/execute", &headers, never)).await;
+    let never = Body::from_stream(tokio_util::io::ReaderStream::new(SilentBody));
+    let (status, body) = rig.send_json(request("POST", "/execute", &headers, never)).await;
     assert_eq!((status, &body["code"]), (408, &json!(408)), "{body}");
 }
 
-struct Silent;
+struct SilentBody;
 
-impl tokio::io::AsyncRead for Silent {
+impl tokio::io::AsyncRead for SilentBody {
     fn poll_read(
         self: std::pin::Pin<&mut Self>,
         _cx: &mut std::task::Context<'_>,
@@ -564,8 +582,8 @@ impl tokio::io::AsyncRead for Silent {
 }
 
 #[tokio::test]
-async fn what_is_not_there_is_said() {
-    let rig = Rig::new("").await;
+async fn unknown_routes_return_not_found() {
+    let rig = Harness::new("").await;
     for (method, path, wanted) in [
         ("GET", "/nowhere", 404),
         ("GET", "/execute", 405),
@@ -574,7 +592,7 @@ async fn what_is_not_there_is_said() {
         ("GET", "/hook/%ff", 400),
         ("GET", "/resources/files/%ff", 400),
     ] {
-        let (status, body) = rig.ask(request(method, path, &[], "")).await;
+        let (status, body) = rig.send_json(request(method, path, &[], "")).await;
         assert_eq!((status, &body["code"]), (wanted, &json!(wanted)), "{body}");
     }
     let home = rig.send(request("GET", "/", &[], "")).await;

@@ -1,4 +1,4 @@
-//! TLS of the door: with a certificate from files, or with one that the station made for itself.
+//! TLS of the gateway: with a certificate from files, or with one that the station made for itself.
 
 use std::fs::File;
 use std::io::Read;
@@ -16,7 +16,7 @@ use swarm_shared::net::state_file::{self, MODE_SECRET};
 use tokio_rustls::TlsAcceptor;
 
 use super::certificate::{self, SelfMade};
-use crate::config::gateways::PlatypushHttp;
+use crate::config::gateways::PlatypushHttpConfig;
 use crate::config::gateways::platypush_http::Tls;
 
 /// Name of the file in the state directory: a key and its certificate.
@@ -24,14 +24,14 @@ const SELF_MADE_FILE: &str = "door-tls.pem";
 /// Longest file of certificates or keys, in bytes.
 const PEM_BYTES_MAX: u64 = 1024 * 1024;
 
-/// Whether this door speaks TLS.
-pub(super) fn is_on(config: &PlatypushHttp) -> bool {
+/// Whether this gateway speaks TLS.
+pub(super) fn is_enabled(config: &PlatypushHttpConfig) -> bool {
     config.ssl_cert.is_some() || config.tls == Tls::SelfMade
 }
 
-/// What makes TLS of a connection; `None` if this door speaks plain HTTP.
+/// What makes TLS of a connection; `None` if this gateway speaks plain HTTP.
 pub(super) fn acceptor(
-    config: &PlatypushHttp,
+    config: &PlatypushHttpConfig,
     state_dir: &Path,
     station: &str,
 ) -> Result<Option<TlsAcceptor>, String> {
@@ -40,7 +40,7 @@ pub(super) fn acceptor(
             return Err("tls = \"self-made\" and ssl_cert: say one of them".to_owned());
         }
         (Some(certificate), Some(key), Tls::None) => {
-            let bytes = read(key)?;
+            let bytes = read_pem(key)?;
             let key = PrivateKeyDer::from_pem_slice(&bytes).map_err(|error| not_pem(key, &error))?;
             (certificates(certificate)?, key)
         }
@@ -60,7 +60,7 @@ pub(super) fn acceptor(
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
         .map_err(|error| error.to_string())?;
-    let builder = match authorities(config)? {
+    let builder = match client_authorities(config)? {
         None => builder.with_no_client_auth(),
         Some(roots) => {
             let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
@@ -74,7 +74,7 @@ pub(super) fn acceptor(
     Ok(Some(TlsAcceptor::from(Arc::new(server))))
 }
 
-fn authorities(config: &PlatypushHttp) -> Result<Option<RootCertStore>, String> {
+fn client_authorities(config: &PlatypushHttpConfig) -> Result<Option<RootCertStore>, String> {
     let mut files = Vec::new();
     files.extend(config.ssl_cafile.clone());
     if let Some(dir) = &config.ssl_capath {
@@ -102,10 +102,10 @@ fn authorities(config: &PlatypushHttp) -> Result<Option<RootCertStore>, String> 
     Ok(Some(roots))
 }
 
-type Shown = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+type CertifiedKey = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
 /// The station's own, made once.
-fn self_made(config: &PlatypushHttp, state_dir: &Path, station: &str) -> Result<Shown, String> {
+fn self_made(config: &PlatypushHttpConfig, state_dir: &Path, station: &str) -> Result<CertifiedKey, String> {
     let path = state_dir.join(SELF_MADE_FILE);
     if !path.exists() {
         let listen = config.common.listen.ip();
@@ -125,7 +125,7 @@ fn self_made(config: &PlatypushHttp, state_dir: &Path, station: &str) -> Result<
         let kept = state_file::create_atomic(&path, text.as_bytes(), MODE_SECRET);
         kept.map_err(|error| error.to_string())?;
     }
-    let bytes = read(&path)?;
+    let bytes = read_pem(&path)?;
     let mode = std::fs::metadata(&path).map_err(|error| format!("cannot read {path:?}: {error}"))?;
     let mode = mode.permissions().mode() & 0o7777;
     if mode & 0o077 != 0 {
@@ -146,7 +146,7 @@ fn self_made(config: &PlatypushHttp, state_dir: &Path, station: &str) -> Result<
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let bytes = read(path)?;
+    let bytes = read_pem(path)?;
     let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
     let all = all.map_err(|error| not_pem(path, &error))?;
     if all.is_empty() {
@@ -159,7 +159,7 @@ fn not_pem(path: &Path, error: &rustls::pki_types::pem::Error) -> String {
     format!("{path:?} is not what it should be in PEM: {error}")
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, String> {
+fn read_pem(path: &Path) -> Result<Vec<u8>, String> {
     let mut bytes = Vec::new();
     let read = File::open(path).and_then(|file| file.take(PEM_BYTES_MAX).read_to_end(&mut bytes));
     read.map_err(|error| format!("cannot read {path:?}: {error}"))?;
@@ -192,15 +192,15 @@ mod tests {
     use super::*;
     use crate::config::Config;
 
-    fn config(text: &str) -> PlatypushHttp {
+    fn config(text: &str) -> PlatypushHttpConfig {
         let mut config = Config::for_host("st");
-        let text = format!("[doors.platypush_http]\n{text}");
+        let text = format!("[gateways.platypush_http]\n{text}");
         config.read_file(Path::new("config.toml"), &text).expect("reads");
-        config.doors.platypush_http.expect("open")
+        config.gateways.platypush_http.expect("open")
     }
 
     #[test]
-    fn a_certificate_is_made_once_and_kept_secret() {
+    fn self_made_certificate_is_created_once_and_secret() {
         let dir = tempfile::tempdir().expect("a directory");
         let config = config("tls = \"self-made\"");
         acceptor(&config, dir.path(), "st").expect("made").expect("TLS");
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_go_together_is_said() {
+    fn conflicting_tls_options_are_refused() {
         let dir = tempfile::tempdir().expect("a directory");
         let fault = |text: &str| acceptor(&config(text), dir.path(), "st").err().expect(text);
         assert!(fault("ssl_cert = \"x\"").contains("needs its ssl_key"));

@@ -1,4 +1,4 @@
-//! Peers at the door, before a fleet that is played.
+//! Peers at the gateway, before a fleet that is played.
 
 use std::path::Path;
 
@@ -9,72 +9,73 @@ use tokio::io::AsyncWriteExt;
 
 use super::*;
 use crate::config::Config;
-use crate::fleet::{Call, Delivery, Event, Fleet, NodeRef, Request as Asked};
-use crate::store::audit::{self, Entry};
+use crate::fleet::{Delivery, Event, Fleet, NodeRef, Request as Asked, RequestEnvelope};
+use crate::store::audit::{self, AuditEntry};
 use crate::store::history;
 
 /// Enough for anything that has to happen soon.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// An open door.
-struct Rig {
-    house: House,
-    at: SocketAddr,
-    calls: mpsc::Receiver<Call>,
+/// An open gateway.
+struct Harness {
+    context: GatewayContext,
+    addr: SocketAddr,
+    calls: mpsc::Receiver<RequestEnvelope>,
     dir: tempfile::TempDir,
 }
 
-impl Rig {
-    async fn new(lines: &str) -> Result<Self, DoorError> {
+impl Harness {
+    async fn new(lines: &str) -> Result<Self, GatewayError> {
         let dir = tempfile::tempdir().expect("a directory");
         let port = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("bound");
         let at = port.local_addr().expect("bound");
         drop(port);
         let mut config = Config::for_host("st");
-        let text = format!("[doors.socktools]\nlisten = \"{at}\"\n{lines}\n");
+        let text = format!("[gateways.socktools]\nlisten = \"{at}\"\n{lines}\n");
         config.read_file(Path::new("config.toml"), &text).expect("reads");
         let (fleet, calls) = Fleet::local();
-        let house = crate::gateways::tests::house(fleet, dir.path()).await;
-        open(&config.doors.socktools.expect("configured"), &house)?;
+        let context = crate::gateways::tests::test_context(fleet, dir.path()).await;
+        open(&config.gateways.socktools.expect("configured"), &context)?;
         Ok(Self {
-            house,
-            at,
+            context,
+            addr: at,
             calls,
             dir,
         })
     }
 
     /// The next thing that the fleet is asked.
-    async fn asked(&mut self) -> Call {
-        let asked = tokio::time::timeout(PATIENCE, self.calls.recv()).await;
+    async fn next_call(&mut self) -> RequestEnvelope {
+        let asked = tokio::time::timeout(TEST_TIMEOUT, self.calls.recv()).await;
         asked.expect("in time").expect("asked")
     }
 
     /// The audit, once it has an entry of this kind.
-    async fn audit(&self, what: &str) -> Vec<Entry> {
+    async fn audit_with(&self, what: &str) -> Vec<AuditEntry> {
         let waiting = async {
             loop {
-                let newest = history::ask(self.dir.path(), |connection| audit::newest(connection, 0, 100));
+                let newest =
+                    history::run_query(self.dir.path(), |connection| audit::newest(connection, 0, 100));
                 let newest = newest.await.expect("read").unwrap_or_default();
-                if newest.iter().any(|entry| entry.what == what) {
+                if newest.iter().any(|entry| entry.action == what) {
                     return newest;
                 }
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
-        tokio::time::timeout(PATIENCE, waiting)
+        tokio::time::timeout(TEST_TIMEOUT, waiting)
             .await
             .expect("in the audit")
     }
 }
 
-impl Drop for Rig {
+impl Drop for Harness {
     fn drop(&mut self) {
-        self.house.stop.cancel();
+        self.context.shutdown.cancel();
     }
 }
 
-async fn done(call: Call) {
+async fn answer_done(call: RequestEnvelope) {
     let node = NodeRef {
         node: NodeName::parse("n1").expect("a name"),
         id: PeerId([7; 32]),
@@ -86,73 +87,73 @@ async fn done(call: Call) {
 }
 
 #[tokio::test]
-async fn what_a_peer_asked_for_goes_on_though_it_takes_nothing_more() {
-    let mut rig = Rig::new("allow = [\"led\"]\nkeep_alive = \"20ms\"")
+async fn request_of_a_disconnected_peer_is_completed() {
+    let mut rig = Harness::new("allow = [\"led\"]\nkeep_alive = \"20ms\"")
         .await
         .expect("opens");
-    let mut peer = TcpStream::connect(rig.at).await.expect("connects");
+    let mut peer = TcpStream::connect(rig.addr).await.expect("connects");
     let request = encode(br#"{"type": "request", "action": "led"}"#).expect("short");
     peer.write_all(&request).await.expect("written");
-    let call = rig.asked().await;
+    let call = rig.next_call().await;
     // A sign of life that it has not read: its end is a reset, which the next one finds.
     peer.readable().await.expect("a sign of life");
     drop(peer);
     tokio::time::sleep(Duration::from_millis(300)).await;
-    done(call).await;
-    let audit = rig.audit("led").await;
+    answer_done(call).await;
+    let audit = rig.audit_with("led").await;
     assert_eq!(audit[0].outcome, "1 done", "{audit:#?}");
 }
 
 #[tokio::test]
-async fn a_press_that_had_arrived_when_a_peer_went_is_done() {
+async fn received_stop_of_a_disconnected_peer_is_executed() {
     let lines = "allow = [\"led\", \"station.stop\"]\nkeep_alive = \"20ms\"\nraw_action = \"station.stop\"";
-    let mut rig = Rig::new(lines).await.expect("opens");
-    let mut peer = TcpStream::connect(rig.at).await.expect("connects");
+    let mut rig = Harness::new(lines).await.expect("opens");
+    let mut peer = TcpStream::connect(rig.addr).await.expect("connects");
     let led = encode(br#"{"type": "request", "action": "led"}"#).expect("short");
     let press = encode(b"PANIC").expect("short");
     let said = [&led[..], &led, &press].concat();
     peer.write_all(&said).await.expect("written");
-    let led = rig.asked().await;
+    let led = rig.next_call().await;
     peer.readable().await.expect("a sign of life");
     drop(peer);
     // Long enough for the next sign of life to find nobody: the answer has no way either way.
     tokio::time::sleep(Duration::from_millis(100)).await;
-    done(led).await;
+    answer_done(led).await;
     // Not the second one: it would be late.
-    let press = rig.asked().await;
+    let press = rig.next_call().await;
     assert!(matches!(press.request, Asked::Stop { .. }), "{:?}", press.request);
-    done(press).await;
-    let audit = rig.audit("station.stop").await;
+    answer_done(press).await;
+    let audit = rig.audit_with("station.stop").await;
     let late = audit
         .iter()
-        .any(|entry| entry.what == "led" && entry.outcome == "not done: whoever asked has gone");
+        .any(|entry| entry.action == "led" && entry.outcome == "not done: whoever asked has gone");
     assert!(late, "{audit:#?}");
 }
 
 /// Whatever a panic button sends, it is a press.
 #[tokio::test]
-async fn a_message_that_is_no_request_sets_off_a_stop() {
-    let mut rig = Rig::new("allow = [\"station.stop\"]\nraw_action = \"station.stop\"")
+async fn raw_message_triggers_the_raw_action() {
+    let mut rig = Harness::new("allow = [\"station.stop\"]\nraw_action = \"station.stop\"")
         .await
         .expect("opens");
-    let mut peer = TcpStream::connect(rig.at).await.expect("connects");
+    let mut peer = TcpStream::connect(rig.addr).await.expect("connects");
     for press in [&b"PANIC"[..], &[0xff, 0], b"{}"] {
         peer.write_all(&encode(press).expect("short"))
             .await
             .expect("written");
-        let call = rig.asked().await;
+        let call = rig.next_call().await;
         let Asked::Stop { selector, .. } = &call.request else {
             panic!("{:?}", call.request)
         };
         assert_eq!(selector.as_str(), "all");
-        done(call).await;
+        answer_done(call).await;
     }
-    let audit = rig.audit("station.stop").await;
+    let audit = rig.audit_with("station.stop").await;
     assert_eq!(audit[0].outcome, "1 node, 0 not done", "{audit:#?}");
 }
 
 #[tokio::test]
-async fn a_raw_action_that_could_never_be_done_keeps_the_door_shut() {
+async fn impossible_raw_action_prevents_opening() {
     for (lines, says) in [
         (
             "allow = [\"station.*\"]\nraw_action = \"station.shutdown\"",
@@ -168,13 +169,13 @@ async fn a_raw_action_that_could_never_be_done_keeps_the_door_shut() {
         ),
         ("raw_action = \"station.stop\"", "name it in `allow`"),
     ] {
-        let fault = Rig::new(lines).await.err().expect(lines).to_string();
+        let fault = Harness::new(lines).await.err().expect(lines).to_string();
         assert!(fault.contains(says), "{fault}");
     }
 }
 
 #[tokio::test]
-async fn whatever_is_wrong_in_itself_is_in_the_audit() {
+async fn malformed_socktools_messages_are_audited() {
     let text = "allow = [\"led\"]\nraw_action = \"led\"\nraw_encoding = \"text\"";
     for (lines, bytes, says) in [
         ("", encode(b"no request").expect("short"), "not done: "),
@@ -185,14 +186,14 @@ async fn whatever_is_wrong_in_itself_is_in_the_audit() {
         ),
         (text, encode(&[0xff]).expect("short"), "not text in UTF-8"),
     ] {
-        let rig = Rig::new(lines).await.expect("opens");
-        let mut peer = TcpStream::connect(rig.at).await.expect("connects");
+        let rig = Harness::new(lines).await.expect("opens");
+        let mut peer = TcpStream::connect(rig.addr).await.expect("connects");
         peer.write_all(&bytes).await.expect("written");
-        let audit = rig.audit("message").await;
+        let audit = rig.audit_with("message").await;
         let [entry] = audit.as_slice() else {
             panic!("one entry: {audit:#?}");
         };
-        assert_eq!(entry.who, "socktools from 127.0.0.1");
+        assert_eq!(entry.user, "socktools from 127.0.0.1");
         assert!(entry.outcome.contains(says), "{entry:?}");
     }
 }

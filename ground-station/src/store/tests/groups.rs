@@ -5,26 +5,28 @@ use swarm_shared::proto::outcome::{Outcome, Reply};
 
 use super::super::*;
 use super::deliveries::{ended, id, issued, started};
-use crate::fleet::{PastQuery, PastState};
+use crate::fleet::{HistoryQuery, HistoryState};
 
-const LIFE: std::time::Duration = std::time::Duration::from_secs(30);
+const TTL: std::time::Duration = std::time::Duration::from_secs(30);
 
 fn origins() -> BTreeMap<CommandId, Origin> {
-    (1..1_000).map(|seq| (id(seq), Origin::of("pi"))).collect()
+    (1..1_000)
+        .map(|seq| (id(seq), Origin::command_by("pi")))
+        .collect()
 }
 
 #[tokio::test]
-async fn what_was_answered_is_there_after_a_crash() {
+async fn acknowledged_writes_survive_a_crash() {
     let dir = tempfile::tempdir().expect("a directory");
     let store = Store::open(dir.path()).await.expect("opens");
-    let now = Moment::now();
+    let now = Timestamp::now();
     let numbers = store
-        .keep(vec![issued(1, &[1, 2], &now, LIFE)], origins())
+        .apply(vec![issued(1, &[1, 2], &now, TTL)], origins())
         .await
         .expect("kept");
     assert_eq!(numbers, [1]);
     store
-        .keep(vec![ended(1, 1, Reply::done(json!("ok")))], BTreeMap::new())
+        .apply(vec![ended(1, 1, Reply::done(json!("ok")))], BTreeMap::new())
         .await
         .expect("kept");
     // The files as a crash leaves them at this instant: copied under the open store.
@@ -35,28 +37,30 @@ async fn what_was_answered_is_there_after_a_crash() {
     let again = Store::open(copy.path()).await.expect("opens");
     let open = again.recover(id(1).issuer).await.expect("recovered");
     assert_eq!((open.len(), open[0].deliveries.len()), (1, 1));
-    assert_eq!(open[0].order.id, id(1));
-    let found = history::ask(copy.path(), |c| history::deliveries(c, 1, &PastQuery::default()));
+    assert_eq!(open[0].command.id, id(1));
+    let found = history::run_query(copy.path(), |c| {
+        history::deliveries(c, 1, &HistoryQuery::default())
+    });
     let found = found.await.expect("read").expect("there is one");
-    assert_eq!(found[0].state, PastState::Ended(Outcome::Done));
+    assert_eq!(found[0].state, HistoryState::Ended(Outcome::Done));
     assert!(again.epoch() > store.epoch());
 }
 
 #[tokio::test]
-async fn many_changes_share_commits_and_each_gets_its_own_answer() {
+async fn grouped_writes_get_individual_results() {
     let dir = tempfile::tempdir().expect("a directory");
     let store = Store::open(dir.path()).await.expect("opens");
-    let now = Moment::now();
+    let now = Timestamp::now();
     let mut answers = Vec::new();
     for seq in 1..=200 {
         let (store, now) = (store.clone(), now.clone());
         answers.push(tokio::spawn(async move {
             // Every tenth begins well, and then is about a command that does not exist.
-            let mut changes = vec![issued(seq, &[1], &now, LIFE)];
+            let mut changes = vec![issued(seq, &[1], &now, TTL)];
             if seq % 10 == 0 {
                 changes.push(started(seq + 500, 1));
             }
-            (seq, store.keep(changes, origins()).await)
+            (seq, store.apply(changes, origins()).await)
         }));
     }
     let mut numbers = Vec::new();
@@ -80,20 +84,20 @@ async fn many_changes_share_commits_and_each_gets_its_own_answer() {
 }
 
 #[test]
-fn a_group_is_one_commit() {
+fn write_group_is_one_commit() {
     let dir = tempfile::tempdir().expect("a directory");
     let (mut connection, _) = open(&dir.path().join(STORE_FILE)).expect("opens");
     let commits = |connection: &Connection| -> i64 {
         let sql = "SELECT count(*) FROM commands";
         connection.query_row(sql, [], |row| row.get(0)).expect("counted")
     };
-    let (jobs, mut queue) = mpsc::channel(STORE_CALLS_MAX);
-    let now = Moment::now();
+    let (jobs, mut queue) = mpsc::channel(STORE_QUEUE_MAX);
+    let now = Timestamp::now();
     let mut answers = Vec::new();
     for seq in 1..=50 {
-        let (change, now) = (issued(seq, &[1], &now, LIFE), now.clone());
+        let (change, now) = (issued(seq, &[1], &now, TTL), now.clone());
         let (job, answer) =
-            write_thread::change(move |c| deliveries::apply(c, &[change], &BTreeMap::new(), &now));
+            write_thread::grouped_job(move |c| deliveries::apply(c, &[change], &BTreeMap::new(), &now));
         jobs.blocking_send(job).map_err(drop).expect("room");
         answers.push(answer);
     }
@@ -114,29 +118,30 @@ fn a_group_is_one_commit() {
 }
 
 #[tokio::test]
-async fn a_disk_that_takes_nothing_is_told_to_each() {
+async fn full_disk_error_reaches_every_writer() {
     let dir = tempfile::tempdir().expect("a directory");
     let store = Store::open(dir.path()).await.expect("opens");
-    let full = store.call(|connection| {
+    let full = store.with_connection(|connection| {
         let pages: i64 = connection.query_row("PRAGMA page_count", [], |row| row.get(0))?;
         connection.pragma_update(None, "max_page_count", pages)?;
         Ok(())
     });
     full.await.expect("set");
-    let now = Moment::now();
+    let now = Timestamp::now();
     let nodes: Vec<u8> = (0..=255).collect();
     let mut refused = 0;
     for seq in 1..=20 {
-        if let Err(error) = store.keep(vec![issued(seq, &nodes, &now, LIFE)], origins()).await {
+        if let Err(error) = store.apply(vec![issued(seq, &nodes, &now, TTL)], origins()).await {
             assert!(error.to_string().contains("disk is not full"), "{error}");
             refused += 1;
         }
     }
     assert!(refused > 0);
-    let room = store.call(|connection| Ok(connection.pragma_update(None, "max_page_count", 100_000)?));
+    let room =
+        store.with_connection(|connection| Ok(connection.pragma_update(None, "max_page_count", 100_000)?));
     room.await.expect("set");
     store
-        .keep(vec![issued(99, &nodes, &now, LIFE)], origins())
+        .apply(vec![issued(99, &nodes, &now, TTL)], origins())
         .await
         .expect("there is room again");
     let open = store.recover(id(1).issuer).await.expect("recovered");

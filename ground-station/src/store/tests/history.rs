@@ -9,13 +9,13 @@ use swarm_shared::proto::selector::Selector;
 
 use super::super::history::*;
 use super::super::*;
-use super::deliveries::{NOW_MS, at, ended, id, issued, memory, node, write};
-use crate::fleet::{CommandKind, PastQuery, PastState};
+use super::deliveries::{NOW_MS, ended, id, in_memory_connection, issued, node, timestamp_at, write};
+use crate::fleet::{CommandKind, HistoryQuery, HistoryState};
 
 /// Four commands, a minute apart: all done; one failed; one open; and one by another user that repeats the second.
-fn past() -> Connection {
-    let connection = memory();
-    let minute = |minutes: u64| at(Duration::from_secs(60 * minutes));
+fn history_fixture() -> Connection {
+    let connection = in_memory_connection();
+    let minute = |minutes: u64| timestamp_at(Duration::from_secs(60 * minutes));
     let life = Duration::from_secs(30);
     for (seq, nodes) in [(1, &[1, 2][..]), (2, &[1, 3]), (3, &[4])] {
         let now = minute(seq);
@@ -35,12 +35,12 @@ fn past() -> Connection {
     let now = minute(4);
     let origin = Origin {
         retry_of: Some(2),
-        ..Origin::of("eva")
+        ..Origin::command_by("eva")
     };
     let changes = [issued(4, &[3], &now, life)];
     deliveries::apply(&connection, &changes, &[(id(4), origin)].into(), &now).expect("written");
     // Written with a later change, they still say when they were heard.
-    let later = at(Duration::from_millis(240_207));
+    let later = timestamp_at(Duration::from_millis(240_207));
     let stages = [Stage::Received, Stage::Accepted, Stage::Started].map(|stage| Change::Stage {
         id: id(4),
         to: node(3).id,
@@ -51,56 +51,56 @@ fn past() -> Connection {
     write(
         &connection,
         &[ended(4, 3, done())],
-        &at(Duration::from_millis(240_500)),
+        &timestamp_at(Duration::from_millis(240_500)),
     );
     connection
 }
 
-fn numbers_of(connection: &Connection, query: &PastQuery) -> Vec<u64> {
+fn numbers_of(connection: &Connection, query: &HistoryQuery) -> Vec<u64> {
     let found = commands(connection, query, NOW_MS + 5 * 60_000).expect("read");
     found.iter().map(|command| command.command).collect()
 }
 
 #[test]
-fn filters_narrow_what_is_shown() {
-    let connection = past();
-    let all = || PastQuery {
+fn history_filters_narrow_the_result() {
+    let connection = history_fixture();
+    let all = || HistoryQuery {
         limit: 20,
-        ..PastQuery::default()
+        ..HistoryQuery::default()
     };
-    let state = |state| PastQuery {
+    let state = |state| HistoryQuery {
         state: Some(state),
         ..all()
     };
-    let nodes = |text: &str| PastQuery {
+    let nodes = |text: &str| HistoryQuery {
         nodes: Some(Selector::parse(text).expect("a selector")),
         ..all()
     };
     for (query, wanted) in [
         (all(), &[4, 3, 2, 1][..]),
-        (PastQuery { limit: 2, ..all() }, &[4, 3]),
-        (state(PastState::Open), &[3]),
-        (state(PastState::Ended(Outcome::Failed)), &[2]),
-        (state(PastState::Ended(Outcome::Expired)), &[]),
+        (HistoryQuery { limit: 2, ..all() }, &[4, 3]),
+        (state(HistoryState::Open), &[3]),
+        (state(HistoryState::Ended(Outcome::Failed)), &[2]),
+        (state(HistoryState::Ended(Outcome::Expired)), &[]),
         (nodes("drone-01"), &[2, 1]),
         (nodes("drone-[03-04]"), &[4, 3, 2]),
         (nodes("id:0404"), &[3]),
         (
-            PastQuery {
+            HistoryQuery {
                 within_ms: Some(150_000),
                 ..all()
             },
             &[4, 3],
         ),
         (
-            PastQuery {
+            HistoryQuery {
                 action: Some("led".to_owned()),
                 ..all()
             },
             &[4, 3, 2, 1],
         ),
         (
-            PastQuery {
+            HistoryQuery {
                 action: Some("LED".to_owned()),
                 ..all()
             },
@@ -112,8 +112,8 @@ fn filters_narrow_what_is_shown() {
 }
 
 #[test]
-fn a_command_says_what_it_was_and_what_came_of_it() {
-    let connection = past();
+fn command_view_holds_request_and_outcomes() {
+    let connection = history_fixture();
     let shown = command(&connection, 4).expect("read").expect("there");
     assert_eq!(
         (shown.who.as_str(), shown.kind, shown.retry_of),
@@ -124,25 +124,25 @@ fn a_command_says_what_it_was_and_what_came_of_it() {
         json!({"args": [], "kwargs": {"color": "#ff0000"}})
     );
     assert_eq!((shown.deliveries, shown.ttl_ms), (1, 30_000));
-    assert_eq!(shown.count(PastState::Ended(Outcome::Done)), 1);
+    assert_eq!(shown.count(HistoryState::Ended(Outcome::Done)), 1);
     assert!(shown.retried_by.is_empty());
     let repeated = command(&connection, 2).expect("read").expect("there");
     assert_eq!(repeated.retried_by, [4]);
     let listed = commands(
         &connection,
-        &PastQuery {
+        &HistoryQuery {
             limit: 10,
-            ..PastQuery::default()
+            ..HistoryQuery::default()
         },
         NOW_MS,
     );
     assert_eq!(listed.expect("read")[2].retried_by, [4]);
-    assert_eq!(identity(&connection, 4).expect("read"), Some(id(4)));
-    assert_eq!(identity(&connection, 5).expect("read"), None);
+    assert_eq!(command_id(&connection, 4).expect("read"), Some(id(4)));
+    assert_eq!(command_id(&connection, 5).expect("read"), None);
     assert!(command(&connection, 5).expect("read").is_none());
-    assert_eq!(numbers(&connection).expect("read"), Some((1, 4)));
+    assert_eq!(number_range(&connection).expect("read"), Some((1, 4)));
 
-    let shown = deliveries(&connection, 4, &PastQuery::default()).expect("read");
+    let shown = deliveries(&connection, 4, &HistoryQuery::default()).expect("read");
     let stages = [
         (Stage::Received, 7.0),
         (Stage::Accepted, 7.0),
@@ -150,18 +150,18 @@ fn a_command_says_what_it_was_and_what_came_of_it() {
         (Stage::Finished, 500.0),
     ];
     assert_eq!(shown[0].stages, stages.into());
-    let failed = PastQuery {
-        state: Some(PastState::Ended(Outcome::Failed)),
-        ..PastQuery::default()
+    let failed = HistoryQuery {
+        state: Some(HistoryState::Ended(Outcome::Failed)),
+        ..HistoryQuery::default()
     };
     let shown = deliveries(&connection, 2, &failed).expect("read");
     assert_eq!((shown.len(), shown[0].error.as_deref()), (1, Some("no")));
 }
 
 #[test]
-fn a_family_is_a_command_and_what_repeats_it() {
-    let connection = past();
-    let family = family(&connection, 2).expect("read");
+fn retries_are_included_transitively() {
+    let connection = history_fixture();
+    let family = deliveries_with_retries(&connection, 2).expect("read");
     let ends: Vec<_> = family
         .iter()
         .map(|d| (d.command, d.node.as_str(), d.state.as_str()))
@@ -177,20 +177,20 @@ fn a_family_is_a_command_and_what_repeats_it() {
 }
 
 #[test]
-fn the_audit_tells_who_did_what() {
-    let connection = past();
-    let entry = audit::Entry {
+fn audit_records_user_and_action() {
+    let connection = history_fixture();
+    let entry = audit::AuditEntry {
         at_ms: NOW_MS + 270_000,
-        who: "root".to_owned(),
-        what: "revoke".to_owned(),
+        user: "root".to_owned(),
+        action: "revoke".to_owned(),
         detail: "é".repeat(1_000),
         outcome: "done".to_owned(),
     };
-    audit::put(&connection, &entry).expect("written");
-    let query = PastQuery {
+    audit::insert(&connection, &entry).expect("written");
+    let query = HistoryQuery {
         limit: 3,
         within_ms: Some(70_000),
-        ..PastQuery::default()
+        ..HistoryQuery::default()
     };
     let trail = audit_trail(&connection, &query, NOW_MS + 300_000).expect("read");
     let shown: Vec<_> = trail.iter().map(|e| (e.who.as_str(), e.what.as_str())).collect();
@@ -200,20 +200,20 @@ fn the_audit_tells_who_did_what() {
 }
 
 #[test]
-fn the_audit_is_in_order_of_when_also_where_it_was_noted_later() {
-    let connection = past();
+fn audit_is_ordered_by_event_time() {
+    let connection = history_fixture();
     // What repeats is counted, and noted under the time of the last of it.
     for (what, after_ms) in [("first", 1), ("third", 3), ("second", 2), ("third again", 3)] {
-        let entry = audit::Entry {
+        let entry = audit::AuditEntry {
             at_ms: NOW_MS + 280_000 + after_ms,
-            who: "eva".to_owned(),
-            what: what.to_owned(),
+            user: "eva".to_owned(),
+            action: what.to_owned(),
             detail: String::new(),
             outcome: "done".to_owned(),
         };
-        audit::put(&connection, &entry).expect("written");
+        audit::insert(&connection, &entry).expect("written");
     }
     let newest = audit::newest(&connection, 0, 4).expect("read");
-    let shown: Vec<&str> = newest.iter().map(|entry| entry.what.as_str()).collect();
+    let shown: Vec<&str> = newest.iter().map(|entry| entry.action.as_str()).collect();
     assert_eq!(shown, ["third again", "third", "second", "first"]);
 }

@@ -6,19 +6,19 @@ use serde_json::json;
 use swarm_shared::proto::outcome::Reply;
 
 use super::super::*;
-use super::deliveries::{OWN, ended, id, issued, node, write};
-use super::{knocker, member};
-use crate::fleet::PastQuery;
+use super::deliveries::{STATION, ended, id, issued, node, write};
+use super::{member_row, pending_row};
+use crate::fleet::HistoryQuery;
 
 /// A file as the first release left it, with a row in each table.
 const SCHEMA_1: &[u8] = include_bytes!("schema-1.db");
 
-fn old_file(path: &Path) {
+fn write_schema_1_file(path: &Path) {
     std::fs::write(path, SCHEMA_1).expect("written");
 }
 
 #[test]
-fn the_first_step_still_makes_what_it_made_at_the_first_release() {
+fn first_migration_matches_the_first_release() {
     let tables = |connection: &Connection| -> Vec<String> {
         let sql = "SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY name";
         let mut statement = connection.prepare(sql).expect("asked");
@@ -27,10 +27,10 @@ fn the_first_step_still_makes_what_it_made_at_the_first_release() {
     };
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join(STORE_FILE);
-    old_file(&path);
+    write_schema_1_file(&path);
     let released = Connection::open(&path).expect("opens");
     let now = Connection::open_in_memory().expect("opens");
-    now.execute_batch(schema::STEPS[0]).expect("made");
+    now.execute_batch(schema::MIGRATIONS[0]).expect("made");
     assert_eq!(
         tables(&now),
         tables(&released),
@@ -39,31 +39,31 @@ fn the_first_step_still_makes_what_it_made_at_the_first_release() {
 }
 
 #[tokio::test]
-async fn a_file_of_the_first_release_keeps_its_rows() {
+async fn first_release_database_keeps_its_rows() {
     let dir = tempfile::tempdir().expect("a directory");
-    old_file(&dir.path().join(STORE_FILE));
-    let read = history::ask(dir.path(), |_connection| Ok(()))
+    write_schema_1_file(&dir.path().join(STORE_FILE));
+    let read = history::run_query(dir.path(), |_connection| Ok(()))
         .await
         .expect("read");
     assert!(read.is_none(), "it has no history yet, and is not touched");
     let store = Store::open(dir.path()).await.expect("opens");
     assert!(store.epoch() > 41);
-    assert_eq!(store.members().await.expect("reads"), [member(2, "drone-02")]);
-    assert_eq!(store.pending().await.expect("reads"), [knocker(4)]);
+    assert_eq!(store.members().await.expect("reads"), [member_row(2, "drone-02")]);
+    assert_eq!(store.pending().await.expect("reads"), [pending_row(4)]);
     let membership = store.membership().await.expect("reads");
     assert_eq!(membership.as_deref(), Some("{\"me\":1}"));
     let open = store.recover(PeerId([1; 32])).await.expect("reads");
     assert_eq!(open, []);
 }
 
-/// As the release left it that had a history, and no doors: schema 2.
+/// As the release left it that had a history, and no gateways: schema 2.
 #[tokio::test]
-async fn a_file_from_before_there_were_doors_goes_on_with_what_is_open() {
+async fn schema_2_database_keeps_its_open_deliveries() {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join(STORE_FILE);
     {
         let connection = Connection::open(&path).expect("opens");
-        for step in &schema::STEPS[..2] {
+        for step in &schema::MIGRATIONS[..2] {
             connection.execute_batch(step).expect("made");
         }
         let pragmas = "PRAGMA application_id = 0x53775374; PRAGMA user_version = 2";
@@ -73,7 +73,7 @@ async fn a_file_from_before_there_were_doors_goes_on_with_what_is_open() {
         let audit =
             "INSERT INTO audit (at_ms, who, what, detail, outcome) VALUES (5, 'pi', 'init', '', 'done')";
         connection.execute_batch(audit).expect("written");
-        let now = Moment::now();
+        let now = Timestamp::now();
         let changes = [
             issued(1, &[1, 2], &now, Duration::from_secs(3_600)),
             ended(1, 1, Reply::done(json!(7))),
@@ -81,16 +81,16 @@ async fn a_file_from_before_there_were_doors_goes_on_with_what_is_open() {
         assert_eq!(write(&connection, &changes, &now), [1]);
     }
     let store = Store::open(dir.path()).await.expect("opens");
-    let open = store.recover(OWN).await.expect("reads");
+    let open = store.recover(STATION).await.expect("reads");
     let [command] = open.as_slice() else {
         panic!("{open:?}")
     };
     let left: Vec<PeerId> = command.deliveries.iter().map(|delivery| delivery.to).collect();
-    assert_eq!((command.order.id, left), (id(1), vec![node(2).id]));
-    let past = history::ask(dir.path(), |connection| {
-        let query = PastQuery {
+    assert_eq!((command.command.id, left), (id(1), vec![node(2).id]));
+    let past = history::run_query(dir.path(), |connection| {
+        let query = HistoryQuery {
             limit: 9,
-            ..PastQuery::default()
+            ..HistoryQuery::default()
         };
         let trail = history::audit_trail(connection, &query, 5)?;
         let deliveries = history::deliveries(connection, 1, &query)?;
@@ -106,14 +106,14 @@ async fn a_file_from_before_there_were_doors_goes_on_with_what_is_open() {
     // What has come since is there, and empty.
     assert!(!store.has_users().await.expect("reads"));
     assert!(store.unconfirmed_stops().await.expect("reads").is_empty());
-    assert_eq!(store.guest_stops().await.expect("reads"), None);
+    assert_eq!(store.bridged_stops().await.expect("reads"), None);
 }
 
 #[test]
-fn a_kill_between_two_steps_is_made_good() {
+fn interrupted_migration_resumes() {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join(STORE_FILE);
-    old_file(&path);
+    write_schema_1_file(&path);
     // Killed within the second step: its transaction never came to be.
     {
         let connection = Connection::open(&path).expect("opens");
@@ -131,10 +131,10 @@ fn a_kill_between_two_steps_is_made_good() {
 }
 
 #[test]
-fn a_file_whose_tables_are_not_what_its_schema_says_is_damaged() {
+fn tables_that_contradict_the_schema_are_damage() {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join(STORE_FILE);
-    old_file(&path);
+    write_schema_1_file(&path);
     let connection = Connection::open(&path).expect("opens");
     connection
         .execute_batch("CREATE TABLE commands (x)")
@@ -145,7 +145,7 @@ fn a_file_whose_tables_are_not_what_its_schema_says_is_damaged() {
 }
 
 #[test]
-fn what_is_open_is_found_without_looking_at_what_has_ended() {
+fn open_delivery_query_uses_the_partial_index() {
     let (connection, _) = open_in_memory(1, 1).expect("opens");
     let plan = |sql: &str| -> String {
         let mut statement = connection

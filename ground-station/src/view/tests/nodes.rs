@@ -22,7 +22,7 @@ pub(super) fn node(number: u8, state: NodeState, heard: Option<u64>) -> NodeView
     }
 }
 
-fn nodes() -> Nodes {
+fn nodes() -> NodeTable {
     let check = |name: &str, ok, text: Option<&str>| Check {
         name: name.to_owned(),
         ok,
@@ -42,15 +42,15 @@ fn nodes() -> Nodes {
         },
     ];
     views[0].warnings = vec!["the same key answers at 10.0.0.10 and 10.0.0.11; re-image one".to_owned()];
-    let mut nodes = Nodes::default();
+    let mut nodes = NodeTable::default();
     for view in &views {
-        nodes.add(view, Style::default());
+        nodes.update(view, Style::default());
     }
     nodes
 }
 
 #[test]
-fn nodes_are_a_table() {
+fn node_table_lists_all_columns() {
     assert_snapshot!(nodes().table(|_| 0, Style::default()).join("\n"), @"
     NAME      ID                   STATE    HEARD    ADDRESS         TAGS   VERSION  CHECKS
     drone-01  0101-0101-0101-0101  online   now      10.0.0.1:7420   row=3  0.1.0    ok
@@ -64,7 +64,7 @@ fn nodes_are_a_table() {
 }
 
 #[test]
-fn one_that_is_stopped_says_so_and_is_counted() {
+fn stopped_nodes_are_marked_and_counted() {
     let stop = StopView {
         issuer: PeerId([0xaa; 32]),
         number: 7,
@@ -83,7 +83,7 @@ fn one_that_is_stopped_says_so_and_is_counted() {
             warnings: vec!["STOPPED (number 7 of aaaa-aaaa-aaaa-aaaa)".to_owned()],
             ..node(number, state, Some(20))
         };
-        let line = nodes.add(&view, Style::default()).expect("a change");
+        let line = nodes.update(&view, Style::default()).expect("a change");
         assert!(
             line.contains(&format!("{}, STOPPED  10.", state.as_str())),
             "{line}"
@@ -108,7 +108,7 @@ fn one_that_is_stopped_says_so_and_is_counted() {
 }
 
 #[test]
-fn checks_are_not_cut_to_nothing_where_less_would_fit() {
+fn narrow_tables_drop_other_columns_before_checks() {
     let at = |columns| Style {
         color: false,
         columns: Some(columns),
@@ -142,14 +142,14 @@ fn checks_are_not_cut_to_nothing_where_less_would_fit() {
 }
 
 #[test]
-fn a_self_check_is_read_by_people() {
+fn self_check_results_are_readable() {
     let value = json!([
         {"check": "state", "ok": true, "detail": "can be written"},
         {"check": "disk shows", "ok": false, "detail": "10 MB\nfree"},
         {"check": "clock", "ok": true},
     ]);
     let mut report = report(1, &[]);
-    report.add(&Event::Delivery(Delivery::new(
+    report.on_event(&Event::Delivery(Delivery::new(
         target(1),
         Reply {
             value: Some(value),
@@ -167,7 +167,7 @@ fn a_self_check_is_read_by_people() {
 }
 
 #[test]
-fn a_narrow_terminal_cuts_lines_and_time_goes_on() {
+fn narrow_lines_are_cut_and_ages_advance() {
     let narrow = Style {
         color: false,
         columns: Some(48),
@@ -187,14 +187,14 @@ fn a_narrow_terminal_cuts_lines_and_time_goes_on() {
 }
 
 #[test]
-fn one_that_has_not_confirmed_a_stop_is_not_called_stopped() {
-    let mut nodes = Nodes::default();
+fn unconfirmed_stop_is_not_shown_as_stopped() {
+    let mut nodes = NodeTable::default();
     let unconfirmed = NodeView {
         stop_unconfirmed: Some(7),
         ..node(1, NodeState::Offline, None)
     };
-    nodes.add(&unconfirmed, Style::default());
-    nodes.add(&node(2, NodeState::Online, Some(0)), Style::default());
+    nodes.update(&unconfirmed, Style::default());
+    nodes.update(&node(2, NodeState::Online, Some(0)), Style::default());
     assert_snapshot!(nodes.table(|_| 0, Style::default()).join("\n"), @"
     NAME      ID                   STATE           HEARD  ADDRESS        TAGS   VERSION
     drone-01  0101-0101-0101-0101  offline, STOP?  never  10.0.0.1:7420  row=3  0.1.0
@@ -205,8 +205,8 @@ fn one_that_has_not_confirmed_a_stop_is_not_called_stopped() {
 }
 
 #[test]
-fn who_has_left_is_told_of_once_and_not_kept() {
-    let (mut nodes, style) = (Nodes::default(), Style::default());
+fn departed_nodes_are_reported_once_and_dropped() {
+    let (mut nodes, style) = (NodeTable::default(), Style::default());
     let here = NodeView {
         stop_unconfirmed: Some(1),
         ..node(1, NodeState::Online, Some(0))
@@ -218,14 +218,14 @@ fn who_has_left_is_told_of_once_and_not_kept() {
     };
     assert!(left.has_left());
     for _ in 0..2 {
-        assert!(nodes.add(&here, style).is_some(), "it is back");
+        assert!(nodes.update(&here, style).is_some(), "it is back");
         assert!(!nodes.is_empty());
-        let line = nodes.add(&left, style).expect("told");
+        let line = nodes.update(&left, style).expect("told");
         assert!(
             line.contains("offline, STOP?") && line.contains("not known any more"),
             "{line}"
         );
-        assert_eq!(nodes.add(&left, style), None);
+        assert_eq!(nodes.update(&left, style), None);
         assert!(nodes.is_empty());
     }
 }

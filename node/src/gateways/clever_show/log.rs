@@ -4,29 +4,29 @@ use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
 
 use swarm_shared::net::clock;
-use swarm_shared::proto::clever_show::Pace;
+use swarm_shared::proto::foreign::clever_show::TokenBucket;
 
 /// Lines in a second, in the long run; the others are counted.
 const LINES_PER_SECOND: u32 = 5;
 /// Lines at once.
-const LINES_AT_ONCE: u32 = 100;
+const LINES_BURST: u32 = 100;
 
 #[derive(Debug)]
-pub(super) struct Log {
-    state: Mutex<(Pace, u64)>,
+pub(super) struct ThrottledLog {
+    state: Mutex<(TokenBucket, u64)>,
 }
 
-impl Default for Log {
+impl Default for ThrottledLog {
     fn default() -> Self {
         Self {
-            state: Mutex::new((Pace::with_burst(LINES_PER_SECOND, LINES_AT_ONCE), 0)),
+            state: Mutex::new((TokenBucket::with_burst(LINES_PER_SECOND, LINES_BURST), 0)),
         }
     }
 }
 
-impl Log {
+impl ThrottledLog {
     /// Tells of one use, and how it ended. Texts of the other side are escaped as field values.
-    pub(super) fn note(
+    pub(super) fn record(
         &self,
         server: Option<SocketAddr>,
         what: &'static str,
@@ -36,7 +36,7 @@ impl Log {
         let left_out = {
             let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
             let (pace, left_out) = &mut *state;
-            if pace.take(clock::now()).is_err() {
+            if pace.try_take(clock::now()).is_err() {
                 *left_out += 1;
                 return;
             }

@@ -30,72 +30,78 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use serde_json::{Map, Value};
 use swarm_shared::net::clever_show::{
-    Answer, Client, ConnectionManager, Event, Heard, Manners, Options, files, get_ip_address,
+    Client, ConnectionManager, Event, Options, ReceivedEvent, ReconnectPolicy, ResponseBody, files,
+    get_ip_address,
 };
 use swarm_shared::net::roots::{FileError, Roots};
 use swarm_shared::net::socket::KeepaliveConfig;
 use swarm_shared::net::{clock, random};
-use swarm_shared::proto::clever_show::FILE_TRANSFER;
+use swarm_shared::proto::foreign::clever_show::FILE_TRANSFER;
 use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::outcome::{Outcome, Reply};
-use swarm_shared::proto::trust::gate::{ActionClass, Wish, classify, lack};
+use swarm_shared::proto::trust::gate::{ActionClass, Permission, classify, missing_role};
 use swarm_shared::proto::wire::CONTENT_BYTES_MAX;
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use self::log::Log;
-use self::queue::{Kind, Told};
-use self::scheduler::Turns;
-use self::task::{Asked, Job, Todo};
+use self::log::ThrottledLog;
+use self::queue::{TaskKind, TaskResult};
+use self::scheduler::Scheduler;
+use self::task::{PendingRequest, Task, TaskWork};
 use crate::actions::Actions;
 use crate::config::{CleverShow, Server};
-use crate::links::local_commands::Errands;
+use crate::links::local_commands::LocalCommands;
 use crate::node::Node;
 use crate::status::{ServerState, ServerView, Status};
 
 /// The question for the directory of programs.
 const CLOVER_DIR: &str = "clover_dir";
 /// What a ground station tells clever-show's drones for an emergency stop, unless its owner says otherwise.
-const STOP: &str = "emergency_land";
+const STOP_ACTION: &str = "emergency_land";
 /// The action that brings readings.
 const TELEMETRY: &str = "telemetry";
 
 #[derive(Clone)]
-struct Door {
+struct CleverShowGateway {
     config: Arc<CleverShow>,
     connection: ConnectionManager,
     actions: Actions,
-    errands: Errands,
+    local_commands: LocalCommands,
     roots: Roots,
     clover_dir: Option<String>,
     /// For one file at a time, as each is held in memory.
-    file: Arc<Semaphore>,
+    file_lock: Arc<Semaphore>,
     /// Since when there is the connection that there is, if any.
-    connected: Arc<Mutex<Option<Instant>>>,
-    log: Arc<Log>,
+    connected_since: Arc<Mutex<Option<Instant>>>,
+    log: Arc<ThrottledLog>,
     status: Status,
 }
 
 /// Opens the door; it closes when the node stops.
-pub(super) fn open(config: CleverShow, node: &Node, errands: Errands) {
-    warn(&config, node.actions.is_owners(STOP));
+pub(super) fn open(config: CleverShow, node: &Node, local_commands: LocalCommands) {
+    log_warnings(&config, node.actions.is_configured(STOP_ACTION));
     let keepalive = &node.config.keepalive;
     let keepalive = KeepaliveConfig::new(keepalive.idle, keepalive.interval, u32::from(keepalive.probes));
     let client = match config.server {
-        Server::At(addr) => Client::of(addr),
-        Server::Auto => Client::listening(None, config.announce_port),
+        Server::At(addr) => Client::for_server(addr),
+        Server::Auto => Client::for_announcements(None, config.announce_port),
     };
     // It has been checked where links were started.
     let client = client.with_keepalive(keepalive.unwrap_or_default());
-    let (door, incoming) = door(config, node, errands);
-    node.tasks.spawn(door.run(client, incoming, node.stop.clone()));
+    let (gateway, incoming) = new_gateway(config, node, local_commands);
+    node.tasks
+        .spawn(gateway.run(client, incoming, node.shutdown.clone()));
 }
 
-fn door(config: CleverShow, node: &Node, errands: Errands) -> (Door, mpsc::Receiver<Heard>) {
+fn new_gateway(
+    config: CleverShow,
+    node: &Node,
+    local_commands: LocalCommands,
+) -> (CleverShowGateway, mpsc::Receiver<ReceivedEvent>) {
     let (connection, incoming) = ConnectionManager::new(Options {
         // What was for one server is not for the next, which it may be after a while.
-        manners: Manners::default(),
+        reconnect: ReconnectPolicy::default(),
         content_bytes_max: config.file_bytes.max(CONTENT_BYTES_MAX),
         rate: config.rate,
         ..Options::default()
@@ -103,22 +109,22 @@ fn door(config: CleverShow, node: &Node, errands: Errands) -> (Door, mpsc::Recei
     let roots = Roots::new(node.config.root_map());
     let first_root = roots.iter().next().map(|(name, _)| name.to_owned());
     let clover_dir = config.clover_dir.clone().or(first_root);
-    let door = Door {
+    let gateway = CleverShowGateway {
         config: Arc::new(config),
         connection,
         actions: node.actions.clone(),
-        errands,
+        local_commands,
         roots,
         clover_dir,
-        file: Arc::new(Semaphore::new(1)),
-        connected: Arc::default(),
-        log: Arc::new(Log::default()),
+        file_lock: Arc::new(Semaphore::new(1)),
+        connected_since: Arc::default(),
+        log: Arc::new(ThrottledLog::default()),
         status: node.status.clone(),
     };
-    (door, incoming)
+    (gateway, incoming)
 }
 
-fn warn(config: &CleverShow, has_stop: bool) {
+fn log_warnings(config: &CleverShow, has_stop: bool) {
     let allow = config.allow.len();
     match config.server {
         Server::At(server) => tracing::warn!(
@@ -130,21 +136,21 @@ fn warn(config: &CleverShow, has_stop: bool) {
             "this node works for any clever-show server that announces itself: anybody on this network can"
         ),
     }
-    if let Some(why) = deaf_to_stops(config, has_stop) {
+    if let Some(why) = ignored_stop_reason(config, has_stop) {
         tracing::warn!(
             target: "door", why,
-            "a ground station's emergency stop, which comes by clever-show as {STOP:?}, does nothing on this node"
+            "a ground station's emergency stop, which comes by clever-show as {STOP_ACTION:?}, does nothing on this node"
         );
     }
 }
 
 /// Why an emergency stop does nothing here, if it does not, and all that is to be done about it.
-fn deaf_to_stops(config: &CleverShow, has_stop: bool) -> Option<String> {
-    let barred = pass(config, STOP, &Arguments::default()).err();
+fn ignored_stop_reason(config: &CleverShow, has_stop: bool) -> Option<String> {
+    let barred = check_access(config, STOP_ACTION, &Arguments::default()).err();
     // A plug-in's come later, if at all.
     let missing = (!has_stop).then(|| {
         format!(
-            "the owner has no action of that name: give it a command in [actions.{STOP}], unless a plug-in brings it"
+            "the owner has no action of that name: give it a command in [actions.{STOP_ACTION}], unless a plug-in brings it"
         )
     });
     let why: Vec<String> = barred.into_iter().chain(missing).collect();
@@ -152,25 +158,25 @@ fn deaf_to_stops(config: &CleverShow, has_stop: bool) -> Option<String> {
 }
 
 /// Whether a door so configured lets it pass: by the gate for its role, and by its list.
-fn pass(config: &CleverShow, action: &str, arguments: &Arguments) -> Result<(), String> {
+fn check_access(config: &CleverShow, action: &str, arguments: &Arguments) -> Result<(), String> {
     let class = classify(action, arguments);
-    if let Some(lack) = lack(config.role, &Wish::Command(class)) {
+    if let Some(lack) = missing_role(config.role, &Permission::Command(class)) {
         // The fleet's admin cannot help here: what a server may do is the owner's word.
-        return Err(format!("{lack}; see `role` in [doors.clever_show]"));
+        return Err(format!("{lack}; see `role` in [gateways.clever_show]"));
     }
     if class == ActionClass::Read || config.allow.iter().any(|glob| glob.matches(action)) {
         return Ok(());
     }
     Err(format!(
-        "{action:?} may not pass; name it in `allow` of [doors.clever_show]"
+        "{action:?} may not pass; name it in `allow` of [gateways.clever_show]"
     ))
 }
 
-impl Door {
-    async fn run(self, client: Client, incoming: mpsc::Receiver<Heard>, stop: CancellationToken) {
+impl CleverShowGateway {
+    async fn run(self, client: Client, incoming: mpsc::Receiver<ReceivedEvent>, shutdown: CancellationToken) {
         tokio::select! {
             biased;
-            () = stop.cancelled() => {}
+            () = shutdown.cancelled() => {}
             () = self.stay_connected(client) => {}
             () = self.send_readings() => {}
             () = self.serve(incoming) => {}
@@ -178,11 +184,11 @@ impl Door {
     }
 
     async fn stay_connected(&self, mut client: Client) {
-        let tell = |state, addr| {
+        let update_status = |state, addr| {
             let view = ServerView::new(state, addr);
             self.status.update(|facts| facts.clever_show = Some(view));
         };
-        tell(
+        update_status(
             ServerState::Looking,
             match self.config.server {
                 Server::At(addr) => Some(addr),
@@ -192,19 +198,24 @@ impl Door {
         loop {
             let (stream, server) = self.next_connection(&mut client).await;
             tracing::info!(target: "door", %server, "connected with a clever-show server");
-            let since = |now| *self.connected.lock().unwrap_or_else(PoisonError::into_inner) = now;
+            let since = |now| {
+                *self
+                    .connected_since
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner) = now;
+            };
             since(Some(clock::now()));
-            tell(ServerState::Joined, Some(server));
+            update_status(ServerState::Joined, Some(server));
             let ended = self.connection.connect(stream).await;
             since(None);
-            tell(ServerState::Lost, Some(server));
+            update_status(ServerState::Lost, Some(server));
             tracing::info!(target: "door", %server, why = %ended, "the clever-show server is gone");
         }
     }
 
     /// The next connection; until there is one, the status says why there is none.
     async fn next_connection(&self, client: &mut Client) -> (TcpStream, SocketAddr) {
-        let mut problem = client.problem();
+        let mut problem = client.last_error();
         let mut connected = std::pin::pin!(client.next_connection());
         loop {
             tokio::select! {
@@ -239,9 +250,14 @@ impl Door {
     }
 
     async fn send_reading(&self) {
-        let connected = || *self.connected.lock().unwrap_or_else(PoisonError::into_inner);
+        let connected = || {
+            *self
+                .connected_since
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+        };
         let Some(before) = connected() else { return };
-        let value = translate::readings(self.actions.reading().await, now());
+        let value = translate::readings(self.actions.telemetry_sample().await, unix_time_s());
         // It takes a while, as of a disk that does not answer: what would wait now, the next server would get. Nothing
         // comes between this look and the sending, since the connection is driven by the task that runs this.
         if connected() != Some(before) {
@@ -249,156 +265,169 @@ impl Door {
         }
         let mut arguments = Arguments::default();
         arguments.kwargs.insert("value".to_owned(), Value::Object(value));
-        if let Err(error) = self.connection.send_newest(TELEMETRY, arguments) {
+        if let Err(error) = self.connection.send_latest(TELEMETRY, arguments) {
             self.log
-                .note(self.server(), "message", TELEMETRY, Err(error.to_string()));
+                .record(self.server(), "message", TELEMETRY, Err(error.to_string()));
         }
     }
 
-    async fn serve(&self, mut incoming: mpsc::Receiver<Heard>) {
-        let mut turns = Turns::new(self.config.file_bytes);
+    async fn serve(&self, mut incoming: mpsc::Receiver<ReceivedEvent>) {
+        let mut scheduler = Scheduler::new(self.config.file_bytes);
         loop {
-            while let Some(job) = turns.next() {
-                let at_work = job.at_work();
-                turns.spawn(at_work, self.start(job).await);
+            while let Some(job) = scheduler.next() {
+                let at_work = job.running();
+                scheduler.spawn(at_work, self.start_task(job).await);
             }
-            for (job, why) in turns.take_not_done() {
-                self.log.note(self.server(), job.what, &job.name, Err(why));
+            for (job, why) in scheduler.take_rejected() {
+                self.log.record(self.server(), job.what, &job.name, Err(why));
             }
-            let has_room = turns.has_room();
+            let has_room = scheduler.has_capacity();
             let heard = tokio::select! {
                 biased;
-                () = turns.changed() => continue,
+                () = scheduler.wait_for_change() => continue,
                 heard = incoming.recv(), if has_room => heard,
             };
-            let Some(Heard { event, since }) = heard else {
+            let Some(ReceivedEvent {
+                event,
+                earliest_arrival: since,
+            }) = heard
+            else {
                 return;
             };
-            if let Some(job) = self.job(event, since) {
-                turns.hear(job);
+            if let Some(job) = self.task(event, since) {
+                scheduler.submit(job);
             }
         }
     }
 
     /// What is to be done for it. If there is nothing, or it may not pass, that is told here, at once.
-    fn job(&self, event: Event, since: Instant) -> Option<Job> {
+    fn task(&self, event: Event, since: Instant) -> Option<Task> {
         let (what, name, wanted) = match event {
             Event::Action { action, arguments } => {
-                let wanted = self.errand("action", &action, arguments, None);
+                let wanted = self.local_command("action", &action, arguments, None);
                 ("action", action, wanted)
             }
-            Event::Asked { value, id, arguments } if value == FILE_TRANSFER => {
+            Event::Request { value, id, arguments } if value == FILE_TRANSFER => {
                 let path = arguments.kwargs.get("filepath").and_then(Value::as_str);
-                let wanted = self.permit(FILE_TRANSFER, &Arguments::default());
-                let wanted = wanted.map(|()| (Kind::Fetch, Todo::Fetch { id }));
+                let wanted = self.check_access(FILE_TRANSFER, &Arguments::default());
+                let wanted = wanted.map(|()| (TaskKind::Fetch, TaskWork::Fetch { id }));
                 ("file asked for", path.unwrap_or_default().to_owned(), wanted)
             }
-            Event::Asked { value, id, .. } if value == CLOVER_DIR => {
+            Event::Request { value, id, .. } if value == CLOVER_DIR => {
                 let dir = self.clover_dir.clone().map_or(Value::Null, Value::String);
-                let answered = self.respond((&value, &id), Answer::Value(dir), since);
+                let answered = self.respond((&value, &id), ResponseBody::Value(dir), since);
                 let answered = answered.map(|()| "done".to_owned());
-                self.log.note(self.server(), "request", &value, answered);
+                self.log.record(self.server(), "request", &value, answered);
                 return None;
             }
-            Event::Asked { value, id, arguments } => {
+            Event::Request { value, id, arguments } => {
                 let with_spec = translate::wants_spec(&arguments);
-                let wanted = self.errand("request", &value, arguments, Some(Asked { id, with_spec }));
+                let wanted = self.local_command(
+                    "request",
+                    &value,
+                    arguments,
+                    Some(PendingRequest { id, with_spec }),
+                );
                 ("request", value, wanted)
             }
             // Whether it may be kept is asked when it has its turn: what comes after it is to know.
             Event::File { filepath, bytes } => {
-                let push = (Kind::File, Todo::Push { bytes });
+                let push = (TaskKind::File, TaskWork::Push { bytes });
                 ("file pushed", filepath, Ok(push))
             }
             Event::TooLong { bytes, max } => {
-                let passed_over = (Kind::File, Todo::PassedOver { bytes, max });
+                let passed_over = (TaskKind::File, TaskWork::Oversized { bytes, max });
                 ("message", "too long".to_owned(), Ok(passed_over))
             }
-            Event::Unreadable(error) => {
+            Event::InvalidMessage(error) => {
                 let why = error.to_string();
                 ("message", "unreadable".to_owned(), Err(why))
             }
-            Event::Stray { value, .. } => ("response", value, Err("it answers nothing".to_owned())),
+            Event::UnexpectedResponse { value, .. } => {
+                ("response", value, Err("it answers nothing".to_owned()))
+            }
             // This door asks nothing.
-            Event::Answered { .. } | Event::Unanswered { .. } => return None,
+            Event::Response { .. } | Event::RequestFailed { .. } => return None,
         };
         match wanted {
-            Ok((kind, todo)) => Some(Job {
+            Ok((kind, todo)) => Some(Task {
                 kind,
                 what,
                 name,
                 since,
-                todo,
+                work: todo,
             }),
             Err(why) => {
-                self.log.note(self.server(), what, &name, Err(why));
+                self.log.record(self.server(), what, &name, Err(why));
                 None
             }
         }
     }
 
     /// What the node is to do for a word of the server's, if it may.
-    fn errand(
+    fn local_command(
         &self,
         what: &str,
         name: &str,
         arguments: Arguments,
-        asked: Option<Asked>,
-    ) -> Result<(Kind, Todo), String> {
-        let own = |name: &str| self.actions.is_owners(name);
-        let names = translate::Names {
+        asked: Option<PendingRequest>,
+    ) -> Result<(TaskKind, TaskWork), String> {
+        let own = |name: &str| self.actions.is_configured(name);
+        let names = translate::NameSources {
             address: get_ip_address,
-            number: || random::spread() % 10_000,
+            number: || random::jitter() % 10_000,
         };
         let (action, arguments) = match what {
             "request" => translate::request(name, arguments, own, &names),
             _ => translate::action(name, arguments, own, &names),
         }?;
-        self.permit(&action, &arguments)?;
-        let kind = Kind::of(&action, &arguments, self.actions.traits(&action));
-        let errand = Todo::Errand {
+        self.check_access(&action, &arguments)?;
+        let kind = TaskKind::for_action(&action, &arguments, self.actions.properties(&action));
+        let errand = TaskWork::LocalCommand {
             action,
             arguments,
-            asked,
+            request: asked,
         };
         Ok((kind, errand))
     }
 
     /// Begins what has its turn; what is left of it waits for nobody else.
-    async fn start(&self, job: Job) -> Work {
-        let Job {
+    async fn start_task(&self, job: Task) -> TaskFuture {
+        let Task {
             kind,
             what,
             name,
             since,
-            todo,
+            work: todo,
         } = job;
-        let (server, door) = (self.server(), self.clone());
+        let (server, gateway) = (self.server(), self.clone());
         let of = name.clone();
         let ended: Pin<Box<dyn Future<Output = Result<String, String>> + Send>> = match todo {
-            Todo::Errand {
+            TaskWork::LocalCommand {
                 action,
                 arguments,
-                asked,
+                request: asked,
             } => {
                 let role = self.config.role;
                 // Late, what moves a drone is worse than not at all. What ends a flight is not.
-                let flies = kind == Kind::Flight;
-                let end = self.errands.hand_in(role, action, arguments, since, flies);
+                let is_flight = kind == TaskKind::Flight;
+                let end = self
+                    .local_commands
+                    .submit(role, action, arguments, since, is_flight);
                 let end = end.await;
                 Box::pin(async move {
-                    let reply = ended(end).await;
-                    if let Some(Asked { id, with_spec }) = asked
-                        && let Some(answer) = translate::answer(&of, &reply, with_spec, now())
+                    let reply = wait_for_reply(end).await;
+                    if let Some(PendingRequest { id, with_spec }) = asked
+                        && let Some(answer) = translate::response_value(&of, &reply, with_spec, unix_time_s())
                     {
-                        door.respond((&of, &id), Answer::Value(answer), since)?;
+                        gateway.respond((&of, &id), ResponseBody::Value(answer), since)?;
                     }
                     outcome(&reply)
                 })
             }
-            Todo::Fetch { id } => Box::pin(async move { door.send_file(&id, &of, since).await }),
-            Todo::Push { bytes } => Box::pin(async move { door.keep(&of, bytes).await }),
-            Todo::PassedOver { bytes, max } => Box::pin(async move {
+            TaskWork::Fetch { id } => Box::pin(async move { gateway.send_file(&id, &of, since).await }),
+            TaskWork::Push { bytes } => Box::pin(async move { gateway.save_file(&of, bytes).await }),
+            TaskWork::Oversized { bytes, max } => Box::pin(async move {
                 Err(format!(
                     "{bytes} bytes are more than the {max} allowed; passed over"
                 ))
@@ -407,42 +436,50 @@ impl Door {
         let log = self.log.clone();
         Box::pin(async move {
             let ended = ended.await;
-            let told = ended.as_ref().map(drop).map_err(String::clone);
-            log.note(server, what, &name, ended);
-            told
+            let result = ended.as_ref().map(drop).map_err(String::clone);
+            log.record(server, what, &name, ended);
+            result
         })
     }
 
-    fn respond(&self, (value, id): (&str, &str), answer: Answer, asked: Instant) -> Result<(), String> {
+    fn respond(&self, (value, id): (&str, &str), answer: ResponseBody, asked: Instant) -> Result<(), String> {
         self.connection
             .respond_to(value, id, answer, asked)
             .map_err(|error| error.to_string())
     }
 
     /// Whether this door lets it pass.
-    fn permit(&self, action: &str, arguments: &Arguments) -> Result<(), String> {
-        pass(&self.config, action, arguments)
+    fn check_access(&self, action: &str, arguments: &Arguments) -> Result<(), String> {
+        check_access(&self.config, action, arguments)
     }
 
-    async fn keep(&self, path: &str, bytes: Bytes) -> Result<String, String> {
-        self.permit(FILE_TRANSFER, &Arguments::default())?;
+    async fn save_file(&self, path: &str, bytes: Bytes) -> Result<String, String> {
+        self.check_access(FILE_TRANSFER, &Arguments::default())?;
         let (size, most) = (bytes.len(), self.config.file_bytes);
         if size > most {
             return Err(format!("it has {size} bytes, more than the {most} of file_bytes"));
         }
         let (roots, path) = (self.roots.clone(), path.to_owned());
-        let _alone = self.file.acquire().await.map_err(|closed| closed.to_string())?;
-        let written = blocking(move || files::keep(&roots, &path, &bytes)).await?;
+        let _alone = self
+            .file_lock
+            .acquire()
+            .await
+            .map_err(|closed| closed.to_string())?;
+        let written = run_blocking(move || files::save(&roots, &path, &bytes)).await?;
         Ok(format!("{} bytes written", written.size))
     }
 
     /// Answers with a file what was asked then.
     async fn send_file(&self, id: &str, path: &str, asked: Instant) -> Result<String, String> {
         let (roots, path, most) = (self.roots.clone(), path.to_owned(), self.config.file_bytes);
-        let _alone = self.file.acquire().await.map_err(|closed| closed.to_string())?;
-        let bytes = blocking(move || files::read(&roots, &path, most)).await?;
+        let _alone = self
+            .file_lock
+            .acquire()
+            .await
+            .map_err(|closed| closed.to_string())?;
+        let bytes = run_blocking(move || files::read(&roots, &path, most)).await?;
         let size = bytes.len();
-        self.respond((FILE_TRANSFER, id), Answer::File(bytes), asked)?;
+        self.respond((FILE_TRANSFER, id), ResponseBody::File(bytes), asked)?;
         Ok(format!("{size} bytes"))
     }
 
@@ -451,7 +488,7 @@ impl Door {
     }
 }
 
-async fn blocking<T: Send + 'static>(
+async fn run_blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, FileError> + Send + 'static,
 ) -> Result<T, String> {
     match tokio::task::spawn_blocking(work).await {
@@ -460,7 +497,7 @@ async fn blocking<T: Send + 'static>(
     }
 }
 
-async fn ended(end: oneshot::Receiver<Reply>) -> Reply {
+async fn wait_for_reply(end: oneshot::Receiver<Reply>) -> Reply {
     let lost = |_: oneshot::error::RecvError| Reply::failed("the node is shutting down");
     end.await.unwrap_or_else(lost)
 }
@@ -475,12 +512,12 @@ fn outcome(reply: &Reply) -> Result<String, String> {
 }
 
 /// Seconds since 1970, as the real program counts them.
-fn now() -> f64 {
+fn unix_time_s() -> f64 {
     Duration::from_millis(clock::unix_time_ms()).as_secs_f64()
 }
 
 /// What is left to do for one that had its turn.
-type Work = Pin<Box<dyn Future<Output = Told> + Send>>;
+type TaskFuture = Pin<Box<dyn Future<Output = TaskResult> + Send>>;
 
 /// What is told of a drone.
 type Readings = Map<String, Value>;

@@ -16,76 +16,76 @@
 
 use std::collections::VecDeque;
 
-use swarm_shared::proto::clever_show::FLIGHT;
-use swarm_shared::proto::delivery::executor::Traits;
+use swarm_shared::proto::delivery::executor::ActionProperties;
+use swarm_shared::proto::foreign::clever_show::FLIGHT_ACTIONS;
 use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::trust::gate::{ActionClass, classify};
 use tokio::task::{Id, JoinError, JoinSet};
 
-use super::task::{AtWork, Job};
-use crate::actions::ENDS_FLIGHT;
+use super::task::{RunningTask, Task};
+use crate::actions::LANDING_ACTIONS;
 
 /// Most that wait in one line.
 pub(super) const WAITING_MAX: usize = 64;
 /// Most of one name that ends a flight: the others by which one can be ended keep their places.
-const AGAIN_MAX: usize = 2;
+const SAME_NAME_MAX: usize = 2;
 
 /// What it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum TaskKind {
     /// Ends a flight, or holds it up.
-    Ending,
+    Landing,
     Flight,
-    Act,
+    Action,
     Fetch,
-    Question,
+    Query,
     /// A file that is pushed: in no line.
     File,
 }
 
-impl Kind {
+impl TaskKind {
     /// Of an action or a question of this name, which is like this.
-    pub(super) fn of(name: &str, arguments: &Arguments, traits: Traits) -> Self {
+    pub(super) fn for_action(name: &str, arguments: &Arguments, traits: ActionProperties) -> Self {
         match classify(name, arguments) {
-            _ if traits.ends_flight => Self::Ending,
+            _ if traits.ends_flight => Self::Landing,
             // By these names a server moves it, whatever class the owner has given them.
-            _ if traits.flight || FLIGHT.contains(&name) => Self::Flight,
-            ActionClass::Read => Self::Question,
-            ActionClass::Act | ActionClass::Execute => Self::Act,
+            _ if traits.flight || FLIGHT_ACTIONS.contains(&name) => Self::Flight,
+            ActionClass::Read => Self::Query,
+            ActionClass::Modify | ActionClass::Execute => Self::Action,
         }
     }
 
     /// How many of it are at work at once.
-    fn places(self) -> usize {
+    fn slots(self) -> usize {
         match self {
-            Self::Ending => AGAIN_MAX * ENDS_FLIGHT.len(),
+            Self::Landing => SAME_NAME_MAX * LANDING_ACTIONS.len(),
             Self::Flight => 3,
-            Self::Act => 6,
-            Self::Question => 48,
+            Self::Action => 6,
+            Self::Query => 48,
             Self::Fetch | Self::File => 1,
         }
     }
 }
 
 /// How one has ended: why it was not done, if it was not. The log knows.
-pub(super) type Told = Result<(), String>;
+pub(super) type TaskResult = Result<(), String>;
 
 /// One line, and what of it is at work.
 #[derive(Debug)]
-pub(super) struct Line {
-    places: usize,
-    waiting: VecDeque<Job>,
-    at_work: JoinSet<Told>,
-    known: Vec<(Id, AtWork)>,
+pub(super) struct TaskQueue {
+    slots: usize,
+    waiting: VecDeque<Task>,
+    running: JoinSet<TaskResult>,
+    running_info: Vec<(Id, RunningTask)>,
 }
 
-impl Line {
-    pub(super) fn new(kind: Kind) -> Self {
+impl TaskQueue {
+    pub(super) fn new(kind: TaskKind) -> Self {
         Self {
-            places: kind.places(),
+            slots: kind.slots(),
             waiting: VecDeque::new(),
-            at_work: JoinSet::new(),
-            known: Vec::new(),
+            running: JoinSet::new(),
+            running_info: Vec::new(),
         }
     }
 
@@ -95,110 +95,117 @@ impl Line {
 
     /// What all of it takes, at work or waiting, in bytes.
     pub(super) fn bytes(&mut self) -> usize {
-        self.clear_away();
-        let waiting = self.waiting.iter().map(Job::bytes);
-        let at_work = self.known.iter().map(|(_, at_work)| at_work.bytes);
+        self.reap();
+        let waiting = self.waiting.iter().map(Task::bytes);
+        let at_work = self.running_info.iter().map(|(_, at_work)| at_work.bytes);
         waiting.sum::<usize>() + at_work.sum::<usize>()
     }
 
-    pub(super) fn join(&mut self, job: Job) {
+    pub(super) fn push(&mut self, job: Task) {
         self.waiting.push_back(job);
     }
 
     /// Why one more of this name may not join, for there are enough of it.
-    pub(super) fn is_again(&mut self, name: &str) -> Option<String> {
-        self.clear_away();
+    pub(super) fn busy_reason(&mut self, name: &str) -> Option<String> {
+        self.reap();
         let waiting = self.waiting.iter().filter(|job| job.name == name);
-        let at_work = self.known.iter().filter(|(_, at_work)| at_work.name == name);
-        (waiting.count() + at_work.count() >= AGAIN_MAX)
-            .then(|| format!("busy: {AGAIN_MAX} of this name are at work; nothing more was done"))
+        let at_work = self
+            .running_info
+            .iter()
+            .filter(|(_, at_work)| at_work.name == name);
+        (waiting.count() + at_work.count() >= SAME_NAME_MAX)
+            .then(|| format!("busy: {SAME_NAME_MAX} of this name are at work; nothing more was done"))
     }
 
     /// Takes out all that wait.
-    pub(super) fn clear(&mut self) -> VecDeque<Job> {
+    pub(super) fn drain(&mut self) -> VecDeque<Task> {
         std::mem::take(&mut self.waiting)
     }
 
     /// Whoever has its turn, if there is a place.
-    pub(super) fn next(&mut self) -> Option<Job> {
-        self.clear_away();
-        if self.at_work.len() >= self.places {
+    pub(super) fn next(&mut self) -> Option<Task> {
+        self.reap();
+        if self.running.len() >= self.slots {
             return None;
         }
         self.waiting.pop_front()
     }
 
     /// Gives a place.
-    pub(super) fn spawn(&mut self, at_work: AtWork, work: impl Future<Output = Told> + Send + 'static) {
-        let id = self.at_work.spawn(work).id();
-        self.known.push((id, at_work));
+    pub(super) fn spawn(
+        &mut self,
+        at_work: RunningTask,
+        work: impl Future<Output = TaskResult> + Send + 'static,
+    ) {
+        let id = self.running.spawn(work).id();
+        self.running_info.push((id, at_work));
     }
 
     /// Waits until there is a place for somebody who waits.
-    pub(super) async fn has_room(&mut self) {
+    pub(super) async fn wait_for_slot(&mut self) {
         if self.waiting.is_empty() {
             return std::future::pending().await;
         }
-        match self.at_work.join_next_with_id().await {
-            Some(ended) => self.forget(ended),
+        match self.running.join_next_with_id().await {
+            Some(ended) => self.on_ended(ended),
             None => std::future::pending().await,
         }
     }
 
-    fn clear_away(&mut self) {
-        while let Some(ended) = self.at_work.try_join_next_with_id() {
-            self.forget(ended);
+    fn reap(&mut self) {
+        while let Some(ended) = self.running.try_join_next_with_id() {
+            self.on_ended(ended);
         }
     }
 
-    fn forget(&mut self, ended: Result<(Id, Told), JoinError>) {
+    fn on_ended(&mut self, ended: Result<(Id, TaskResult), JoinError>) {
         let id = ended.map_or_else(|fell_over| fell_over.id(), |(id, _)| id);
-        self.known.retain(|(known, _)| *known != id);
+        self.running_info.retain(|(known, _)| *known != id);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use swarm_shared::proto::delivery::executor::{ENDING_MAX, ORDINARY_MAX, RUNNING_MAX};
+    use swarm_shared::proto::delivery::executor::{LANDING_MAX, ORDINARY_MAX, RUNNING_MAX};
 
     use super::*;
 
     #[test]
-    fn what_ends_a_flight_goes_past_all_else() {
+    fn actions_are_sorted_into_task_kinds() {
         let none = Arguments::default();
         let (plain, flight) = (
-            Traits::default(),
-            Traits {
+            ActionProperties::default(),
+            ActionProperties {
                 flight: true,
-                ..Traits::default()
+                ..ActionProperties::default()
             },
         );
-        let ending = |traits| Traits {
+        let ending = |traits| ActionProperties {
             ends_flight: true,
             ..traits
         };
         for (name, traits, kind) in [
-            ("led", plain, Kind::Act),
-            ("execute", plain, Kind::Act),
-            ("dance", flight, Kind::Flight),
-            ("land", ending(plain), Kind::Ending),
-            ("pause", ending(flight), Kind::Ending),
+            ("led", plain, TaskKind::Action),
+            ("execute", plain, TaskKind::Action),
+            ("dance", flight, TaskKind::Flight),
+            ("land", ending(plain), TaskKind::Landing),
+            ("pause", ending(flight), TaskKind::Landing),
             // This node cannot land, so it ends nothing by that.
-            ("land", plain, Kind::Flight),
-            ("telemetry", plain, Kind::Question),
-            ("id", plain, Kind::Question),
-            ("takeoff", plain, Kind::Flight),
-            ("resume", plain, Kind::Flight),
+            ("land", plain, TaskKind::Flight),
+            ("telemetry", plain, TaskKind::Query),
+            ("id", plain, TaskKind::Query),
+            ("takeoff", plain, TaskKind::Flight),
+            ("resume", plain, TaskKind::Flight),
         ] {
-            assert_eq!(Kind::of(name, &none, traits), kind, "{name}");
+            assert_eq!(TaskKind::for_action(name, &none, traits), kind, "{name}");
         }
-        assert!(ENDS_FLIGHT.iter().all(|name| FLIGHT.contains(name)));
+        assert!(LANDING_ACTIONS.iter().all(|name| FLIGHT_ACTIONS.contains(name)));
     }
 
     #[test]
-    fn some_of_the_nodes_places_are_left_to_others() {
-        assert!(Kind::Ending.places() < ENDING_MAX);
-        assert!(Kind::Act.places() < ORDINARY_MAX);
-        assert!(Kind::Act.places() + Kind::Flight.places() < RUNNING_MAX - ENDING_MAX);
+    fn server_tasks_leave_slots_for_others() {
+        assert!(TaskKind::Landing.slots() < LANDING_MAX);
+        assert!(TaskKind::Action.slots() < ORDINARY_MAX);
+        assert!(TaskKind::Action.slots() + TaskKind::Flight.slots() < RUNNING_MAX - LANDING_MAX);
     }
 }

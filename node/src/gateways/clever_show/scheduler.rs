@@ -24,33 +24,33 @@ use std::time::Instant;
 use swarm_shared::net::clock;
 use tokio::task::{JoinError, JoinSet};
 
-use super::queue::{Kind, Line, Told, WAITING_MAX};
-use super::task::{AtWork, Job};
+use super::queue::{TaskKind, TaskQueue, TaskResult, WAITING_MAX};
+use super::task::{RunningTask, Task};
 
 /// What all that is at work or waits may take, in bytes, files apart.
 pub(super) const BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Turns {
-    endings: Line,
-    flights: Line,
-    acts: Line,
-    fetches: Line,
-    questions: Line,
+pub(super) struct Scheduler {
+    landings: TaskQueue,
+    flights: TaskQueue,
+    actions: TaskQueue,
+    fetches: TaskQueue,
+    queries: TaskQueue,
     /// The file that is being put in its place, if there is one.
-    file: JoinSet<Told>,
-    path: String,
-    behind: VecDeque<Job>,
+    file_task: JoinSet<TaskResult>,
+    file_path: String,
+    after_file: VecDeque<Task>,
     /// Those that could not be kept, and have not come again.
-    failed: VecDeque<Failed>,
+    failed_files: VecDeque<FailedFile>,
     /// Bytes of files that may wait.
     bytes_max: usize,
-    not_done: Vec<NotDone>,
+    rejected: Vec<Rejected>,
 }
 
 #[derive(Debug)]
-struct Failed {
+struct FailedFile {
     path: String,
     why: String,
     /// Since then it is known.
@@ -58,170 +58,181 @@ struct Failed {
 }
 
 /// What is not done, and why.
-pub(super) type NotDone = (Job, String);
+pub(super) type Rejected = (Task, String);
 
-impl Turns {
+impl Scheduler {
     pub(super) fn new(bytes_max: usize) -> Self {
         Self {
-            endings: Line::new(Kind::Ending),
-            flights: Line::new(Kind::Flight),
-            acts: Line::new(Kind::Act),
-            fetches: Line::new(Kind::Fetch),
-            questions: Line::new(Kind::Question),
-            file: JoinSet::new(),
-            path: String::new(),
-            behind: VecDeque::new(),
-            failed: VecDeque::new(),
+            landings: TaskQueue::new(TaskKind::Landing),
+            flights: TaskQueue::new(TaskKind::Flight),
+            actions: TaskQueue::new(TaskKind::Action),
+            fetches: TaskQueue::new(TaskKind::Fetch),
+            queries: TaskQueue::new(TaskKind::Query),
+            file_task: JoinSet::new(),
+            file_path: String::new(),
+            after_file: VecDeque::new(),
+            failed_files: VecDeque::new(),
             bytes_max,
-            not_done: Vec::new(),
+            rejected: Vec::new(),
         }
     }
 
     /// Whether more may be heard.
-    pub(super) fn has_room(&self) -> bool {
-        let bytes: usize = self.behind.iter().map(Job::file_bytes).sum();
-        self.waiting_behind(Kind::File) < WAITING_MAX && bytes < self.bytes_max
+    pub(super) fn has_capacity(&self) -> bool {
+        let bytes: usize = self.after_file.iter().map(Task::file_bytes).sum();
+        self.waiting_after_file(TaskKind::File) < WAITING_MAX && bytes < self.bytes_max
     }
 
     /// Lets somebody in.
-    pub(super) fn hear(&mut self, job: Job) {
-        if job.kind == Kind::Ending {
+    pub(super) fn submit(&mut self, job: Task) {
+        if job.kind == TaskKind::Landing {
             let why = format!("{:?} came before it could begin; it was not done", job.name);
-            let mut overtaken = self.flights.clear();
-            let behind = std::mem::take(&mut self.behind);
+            let mut overtaken = self.flights.drain();
+            let behind = std::mem::take(&mut self.after_file);
             for waiting in behind {
                 match waiting.kind {
-                    Kind::Flight => overtaken.push_back(waiting),
-                    Kind::Ending | Kind::Act | Kind::Fetch | Kind::Question | Kind::File => {
-                        self.behind.push_back(waiting);
+                    TaskKind::Flight => overtaken.push_back(waiting),
+                    TaskKind::Landing
+                    | TaskKind::Action
+                    | TaskKind::Fetch
+                    | TaskKind::Query
+                    | TaskKind::File => {
+                        self.after_file.push_back(waiting);
                     }
                 }
             }
-            self.not_done
+            self.rejected
                 .extend(overtaken.into_iter().map(|flight| (flight, why.clone())));
-            match self.endings.is_again(&job.name) {
-                Some(busy) => self.not_done.push((job, busy)),
-                None => self.endings.join(job),
+            match self.landings.busy_reason(&job.name) {
+                Some(busy) => self.rejected.push((job, busy)),
+                None => self.landings.push(job),
             }
             return;
         }
-        let (bytes, behind) = (self.bytes() + job.bytes(), self.waiting_behind(job.kind));
-        let at_once = self.behind.is_empty() && self.file.is_empty();
-        match self.line(job.kind) {
-            None => self.behind.push_back(job),
+        let (bytes, behind) = (self.bytes() + job.bytes(), self.waiting_after_file(job.kind));
+        let at_once = self.after_file.is_empty() && self.file_task.is_empty();
+        match self.queue(job.kind) {
+            None => self.after_file.push_back(job),
             Some(line) if line.waiting() + behind >= WAITING_MAX || bytes > BYTES_MAX => {
                 let why = "busy: too much waits; nothing was done".to_owned();
-                self.not_done.push((job, why));
+                self.rejected.push((job, why));
             }
-            Some(_) if at_once => self.join(job),
-            Some(_) => self.behind.push_back(job),
+            Some(_) if at_once => self.enqueue(job),
+            Some(_) => self.after_file.push_back(job),
         }
     }
 
     /// Whoever has its turn, if there is a place; it is for the caller to [give](Self::spawn) it what is to be done.
-    pub(super) fn next(&mut self) -> Option<Job> {
-        while let Some(ended) = self.file.try_join_next() {
-            self.put(ended);
+    pub(super) fn next(&mut self) -> Option<Task> {
+        while let Some(ended) = self.file_task.try_join_next() {
+            self.on_file_ended(ended);
         }
-        while self.file.is_empty()
-            && let Some(job) = self.behind.pop_front()
+        while self.file_task.is_empty()
+            && let Some(job) = self.after_file.pop_front()
         {
-            if job.kind == Kind::File {
-                self.failed.retain(|failed| failed.path != job.name);
+            if job.kind == TaskKind::File {
+                self.failed_files.retain(|failed| failed.path != job.name);
                 return Some(job);
             }
-            self.join(job);
+            self.enqueue(job);
         }
-        let ending = self.endings.next();
+        let ending = self.landings.next();
         ending
             .or_else(|| self.flights.next())
-            .or_else(|| self.acts.next())
+            .or_else(|| self.actions.next())
             .or_else(|| self.fetches.next())
-            .or_else(|| self.questions.next())
+            .or_else(|| self.queries.next())
     }
 
     /// Has this done for one that had its turn.
-    pub(super) fn spawn(&mut self, at_work: AtWork, work: impl Future<Output = Told> + Send + 'static) {
-        match self.line(at_work.kind) {
+    pub(super) fn spawn(
+        &mut self,
+        at_work: RunningTask,
+        work: impl Future<Output = TaskResult> + Send + 'static,
+    ) {
+        match self.queue(at_work.kind) {
             Some(line) => line.spawn(at_work, work),
             None => {
-                self.path = at_work.name;
-                self.file.spawn(work);
+                self.file_path = at_work.name;
+                self.file_task.spawn(work);
             }
         }
     }
 
     /// What has turned out not to be done since this was asked last.
-    pub(super) fn take_not_done(&mut self) -> Vec<NotDone> {
-        std::mem::take(&mut self.not_done)
+    pub(super) fn take_rejected(&mut self) -> Vec<Rejected> {
+        std::mem::take(&mut self.rejected)
     }
 
     /// Waits until somebody else may have its turn, without being heard.
-    pub(super) async fn changed(&mut self) {
+    pub(super) async fn wait_for_change(&mut self) {
         let ended = tokio::select! {
             biased;
-            () = self.endings.has_room() => None,
-            () = self.flights.has_room() => None,
-            Some(ended) = self.file.join_next() => Some(ended),
-            () = self.acts.has_room() => None,
-            () = self.fetches.has_room() => None,
-            () = self.questions.has_room() => None,
+            () = self.landings.wait_for_slot() => None,
+            () = self.flights.wait_for_slot() => None,
+            Some(ended) = self.file_task.join_next() => Some(ended),
+            () = self.actions.wait_for_slot() => None,
+            () = self.fetches.wait_for_slot() => None,
+            () = self.queries.wait_for_slot() => None,
         };
         if let Some(ended) = ended {
-            self.put(ended);
+            self.on_file_ended(ended);
         }
     }
 
     /// The file is in its place, or never will be.
-    fn put(&mut self, ended: Result<Told, JoinError>) {
-        let path = std::mem::take(&mut self.path);
+    fn on_file_ended(&mut self, ended: Result<TaskResult, JoinError>) {
+        let path = std::mem::take(&mut self.file_path);
         let Err(why) = ended.unwrap_or_else(|fell_over| Err(fell_over.to_string())) else {
             return;
         };
-        if self.failed.len() >= WAITING_MAX {
-            self.failed.pop_front();
+        if self.failed_files.len() >= WAITING_MAX {
+            self.failed_files.pop_front();
         }
         let at = clock::now();
-        self.failed.push_back(Failed { path, why, at });
+        self.failed_files.push_back(FailedFile { path, why, at });
     }
 
-    fn join(&mut self, job: Job) {
-        let without = |failed: &&Failed| job.kind == Kind::Flight && job.since <= failed.at;
-        if let Some(Failed { path, why, .. }) = self.failed.iter().find(without) {
+    fn enqueue(&mut self, job: Task) {
+        let without = |failed: &&FailedFile| job.kind == TaskKind::Flight && job.since <= failed.at;
+        if let Some(FailedFile { path, why, .. }) = self.failed_files.iter().find(without) {
             let why =
                 format!("the file {path:?} that came before it could not be kept, so it was not done: {why}");
-            return self.not_done.push((job, why));
+            return self.rejected.push((job, why));
         }
-        if let Some(line) = self.line(job.kind) {
-            line.join(job);
+        if let Some(line) = self.queue(job.kind) {
+            line.push(job);
         }
     }
 
     fn bytes(&mut self) -> usize {
-        let behind: usize = self.behind.iter().map(Job::bytes).sum();
+        let behind: usize = self.after_file.iter().map(Task::bytes).sum();
         let Self {
             flights,
-            acts,
+            actions: acts,
             fetches,
-            questions,
+            queries: questions,
             ..
         } = self;
         let lines = [flights, acts, fetches, questions];
-        behind + lines.into_iter().map(Line::bytes).sum::<usize>()
+        behind + lines.into_iter().map(TaskQueue::bytes).sum::<usize>()
     }
 
-    fn waiting_behind(&self, kind: Kind) -> usize {
-        self.behind.iter().filter(|behind| behind.kind == kind).count()
+    fn waiting_after_file(&self, kind: TaskKind) -> usize {
+        self.after_file
+            .iter()
+            .filter(|behind| behind.kind == kind)
+            .count()
     }
 
-    fn line(&mut self, kind: Kind) -> Option<&mut Line> {
+    fn queue(&mut self, kind: TaskKind) -> Option<&mut TaskQueue> {
         match kind {
-            Kind::Ending => Some(&mut self.endings),
-            Kind::Flight => Some(&mut self.flights),
-            Kind::Act => Some(&mut self.acts),
-            Kind::Fetch => Some(&mut self.fetches),
-            Kind::Question => Some(&mut self.questions),
-            Kind::File => None,
+            TaskKind::Landing => Some(&mut self.landings),
+            TaskKind::Flight => Some(&mut self.flights),
+            TaskKind::Action => Some(&mut self.actions),
+            TaskKind::Fetch => Some(&mut self.fetches),
+            TaskKind::Query => Some(&mut self.queries),
+            TaskKind::File => None,
         }
     }
 }

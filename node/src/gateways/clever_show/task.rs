@@ -3,71 +3,71 @@
 use std::time::Instant;
 
 use bytes::Bytes;
-use swarm_shared::proto::clever_show::memory_bytes;
+use swarm_shared::proto::foreign::clever_show::memory_bytes;
 use swarm_shared::proto::message::Arguments;
 
-use super::queue::Kind;
+use super::queue::TaskKind;
 
 /// One thing to be done.
 #[derive(Debug)]
-pub(super) struct Job {
-    pub(super) kind: Kind,
+pub(super) struct Task {
+    pub(super) kind: TaskKind,
     /// For the log: what it is, and its name or the path of its file.
     pub(super) what: &'static str,
     pub(super) name: String,
     /// It has not come before then.
     pub(super) since: Instant,
-    pub(super) todo: Todo,
+    pub(super) work: TaskWork,
 }
 
 #[derive(Debug)]
-pub(super) enum Todo {
+pub(super) enum TaskWork {
     /// An action or a question of this node.
-    Errand {
+    LocalCommand {
         action: String,
         arguments: Arguments,
         /// Whoever asked is answered.
-        asked: Option<Asked>,
+        request: Option<PendingRequest>,
     },
     /// The file is sent, as the answer to this request.
     Fetch { id: String },
     /// The file is kept.
     Push { bytes: Bytes },
     /// Nothing: what came was too long to be read, and may have been a file.
-    PassedOver { bytes: u64, max: usize },
+    Oversized { bytes: u64, max: usize },
 }
 
 /// What an answer needs.
 #[derive(Debug)]
-pub(super) struct Asked {
+pub(super) struct PendingRequest {
     pub(super) id: String,
     /// Whether it is to say what may be in a configuration.
     pub(super) with_spec: bool,
 }
 
-impl Job {
+impl Task {
     /// What it takes while it waits and is at work, in bytes; files are counted [apart](Self::file_bytes).
     pub(super) fn bytes(&self) -> usize {
-        let with = match &self.todo {
-            Todo::Errand {
+        let with = match &self.work {
+            TaskWork::LocalCommand {
                 action, arguments, ..
             } => action.len() + memory_bytes(arguments),
-            Todo::Fetch { .. } | Todo::Push { .. } | Todo::PassedOver { .. } => 0,
+            TaskWork::Fetch { .. } | TaskWork::Push { .. } | TaskWork::Oversized { .. } => 0,
         };
         self.name.len() + with
     }
 
     /// What it brings, if it is a file.
     pub(super) fn file_bytes(&self) -> usize {
-        match &self.todo {
-            Todo::Push { bytes } => bytes.len(),
-            Todo::Errand { .. } | Todo::Fetch { .. } | Todo::PassedOver { .. } => 0,
+        match &self.work {
+            TaskWork::Push { bytes } => bytes.len(),
+            TaskWork::LocalCommand { .. } | TaskWork::Fetch { .. } | TaskWork::Oversized { .. } => 0,
         }
     }
 
     /// What is remembered of it while it is at work.
-    pub(super) fn at_work(&self) -> AtWork {
-        AtWork {
+    pub(super) fn running(&self) -> RunningTask {
+        RunningTask {
             kind: self.kind,
             name: self.name.clone(),
             bytes: self.bytes(),
@@ -77,8 +77,8 @@ impl Job {
 
 /// One that has its turn.
 #[derive(Debug)]
-pub(super) struct AtWork {
-    pub(super) kind: Kind,
+pub(super) struct RunningTask {
+    pub(super) kind: TaskKind,
     pub(super) name: String,
     pub(super) bytes: usize,
 }

@@ -18,31 +18,41 @@ use super::Readings;
 use crate::config;
 
 /// What makes up special names.
-pub(super) struct Names {
+pub(super) struct NameSources {
     pub(super) address: fn() -> String,
     /// Below 10,000.
     pub(super) number: fn() -> u64,
 }
 
-type Wanted = Result<(String, Arguments), String>;
+type Translated = Result<(String, Arguments), String>;
 
 /// What a message asks for.
-pub(super) fn action(name: &str, given: Arguments, own: impl Fn(&str) -> bool, names: &Names) -> Wanted {
+pub(super) fn action(
+    name: &str,
+    given: Arguments,
+    own: impl Fn(&str) -> bool,
+    names: &NameSources,
+) -> Translated {
     let arguments = match name {
         "execute" => {
-            let command = text(&given, "command")?;
+            let command = text_argument(&given, "command")?;
             kwargs([("program", json!("/bin/sh")), ("args", json!(["-c", command]))])
         }
         "reboot_all" if !own(name) => return Ok(("reboot".to_owned(), Arguments::default())),
-        "id" => rename(&text(&given, "new_id")?, names),
-        "config" => change_config(&given)?,
+        "id" => rename_arguments(&text_argument(&given, "new_id")?, names),
+        "config" => config_arguments(&given)?,
         _ => given,
     };
     Ok((name.to_owned(), arguments))
 }
 
 /// What a request asks for.
-pub(super) fn request(name: &str, given: Arguments, own: impl Fn(&str) -> bool, names: &Names) -> Wanted {
+pub(super) fn request(
+    name: &str,
+    given: Arguments,
+    own: impl Fn(&str) -> bool,
+    names: &NameSources,
+) -> Translated {
     match name {
         // Servers of later versions rename by asking.
         "id" if given.kwargs.get("new_id").is_some_and(|id| !id.is_null()) => action(name, given, own, names),
@@ -57,12 +67,12 @@ pub(super) fn wants_spec(given: &Arguments) -> bool {
 }
 
 /// What a request is answered with; `None` if it is not. `now` is in seconds since 1970.
-pub(super) fn answer(name: &str, reply: &Reply, with_spec: bool, now: f64) -> Option<Value> {
+pub(super) fn response_value(name: &str, reply: &Reply, with_spec: bool, now: f64) -> Option<Value> {
     let value = reply.value.clone().unwrap_or_default();
     if name == "selfcheck" {
         return match reply.state {
             Outcome::Done => Some(json!("OK")),
-            Outcome::Failed => Some(bad_checks(&value)),
+            Outcome::Failed => Some(failed_checks(&value)),
             Outcome::Refused | Outcome::Expired | Outcome::Unknown | Outcome::NoAnswer => None,
         };
     }
@@ -98,7 +108,7 @@ pub(super) fn readings(mut value: Readings, now: f64) -> Readings {
 }
 
 /// The names of what is not as it should be, with why.
-fn bad_checks(checks: &Value) -> Value {
+fn failed_checks(checks: &Value) -> Value {
     let checks = checks.as_array().map(Vec::as_slice).unwrap_or_default();
     let bad = checks.iter().filter(|check| check["ok"] == false);
     let text = |key: &str, check: &Value| check[key].as_str().unwrap_or_default().to_owned();
@@ -115,14 +125,14 @@ fn kwargs<const N: usize>(pairs: [(&str, Value); N]) -> Arguments {
 }
 
 /// An argument by its name, or the first by position.
-fn text(given: &Arguments, name: &str) -> Result<String, String> {
+fn text_argument(given: &Arguments, name: &str) -> Result<String, String> {
     let value = given.kwargs.get(name).or(given.args.first());
     let text = value.and_then(Value::as_str);
     text.map(str::to_owned)
         .ok_or_else(|| format!("argument {name} is missing: it must be a text"))
 }
 
-fn rename(new_id: &str, names: &Names) -> Arguments {
+fn rename_arguments(new_id: &str, names: &NameSources) -> Arguments {
     let name = match new_id.to_ascii_lowercase().as_str() {
         "/ip" => (names.address)().replace(['.', ':'], "-"),
         "/default" => format!("copter{:04}", (names.number)()),
@@ -133,7 +143,7 @@ fn rename(new_id: &str, names: &Names) -> Arguments {
     kwargs([("new_id", name.into())])
 }
 
-fn change_config(given: &Arguments) -> Result<Arguments, String> {
+fn config_arguments(given: &Arguments) -> Result<Arguments, String> {
     let config = given.kwargs.get("config").or(given.args.first());
     let config = config.filter(|config| config.is_object());
     let config = config.ok_or("argument config is missing: it must be an object")?;
@@ -157,7 +167,7 @@ fn change_config(given: &Arguments) -> Result<Arguments, String> {
 mod tests {
     use super::*;
 
-    const NAMES: Names = Names {
+    const NAMES: NameSources = NameSources {
         address: || "10.0.0.7".to_owned(),
         number: || 42,
     };
@@ -172,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn foreign_words_become_ours() {
+    fn clever_show_actions_are_translated() {
         let shell = json!({"program": "/bin/sh", "args": ["-c", "ls /"]});
         for (args, by_name) in [
             (json!([]), json!({"command": "ls /"})),
@@ -225,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn questions_that_look_stay_questions_that_look() {
+    fn read_only_requests_stay_read_only() {
         use swarm_shared::proto::trust::gate::{ActionClass, classify};
         for name in ["id", "time", "telemetry", "selfcheck", "config"] {
             let strange = given(json!([1]), json!({"mode": "rewrite", "config": {}, "x": 2}));
@@ -234,13 +244,13 @@ mod tests {
         }
         let renaming = given(json!([]), json!({"new_id": "x"}));
         let (action, arguments) = request("id", renaming, |_| false, &NAMES).expect("a renaming");
-        assert_eq!(classify(&action, &arguments), ActionClass::Act);
+        assert_eq!(classify(&action, &arguments), ActionClass::Modify);
     }
 
     #[test]
-    fn answers_have_the_shapes_that_a_server_expects() {
+    fn responses_have_the_shape_that_a_server_expects() {
         let done = |value| Reply::done(value);
-        let answered = |name: &str, reply: &Reply| answer(name, reply, false, 1.5);
+        let answered = |name: &str, reply: &Reply| response_value(name, reply, false, 1.5);
         assert_eq!(
             answered("id", &done(json!({"name": "n1", "id": "…"}))),
             Some(json!("n1"))
@@ -258,7 +268,7 @@ mod tests {
             answered("config", &done(json!({"name": "n1"}))),
             Some(json!({"config": {"name": "n1"}}))
         );
-        let with_spec = answer("config", &done(json!({})), true, 0.0).expect("answered");
+        let with_spec = response_value("config", &done(json!({})), true, 0.0).expect("answered");
         assert_eq!(with_spec["configspec"]["telemetry"]["interval"], "string");
         let printed = Reply {
             output: Some("12.1\n".to_owned()),
@@ -270,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn readings_of_plug_ins_stand_beside_ours() {
+    fn plugin_readings_are_merged_into_the_sample() {
         let sample = json!({
             "load": 1,
             "plugins": { "copter": { "battery": { "value": [12.1, 0.9], "age_s": 0.1 }, "load": { "value": 2 } } },

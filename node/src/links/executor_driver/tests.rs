@@ -5,17 +5,17 @@ use std::sync::Arc;
 
 use serde_json::json;
 use swarm_shared::net::journal::{Failure, JournalFile, Loss, MemoryDisk};
-use swarm_shared::proto::delivery::dedup::Found;
+use swarm_shared::proto::delivery::dedup::DedupResult;
 use swarm_shared::proto::id::PublicKey;
 use swarm_shared::proto::outcome::Outcome;
 use swarm_shared::proto::trust::Role;
 use tokio::sync::Semaphore;
 
-use super::super::Work;
-use super::super::commands::{ANSWERS_MAX, COMMANDS_MAX};
+use super::super::CommandContext;
+use super::super::commands::{COMMANDS_MAX, REPLIES_MAX};
 use super::super::tests::endpoint;
 use super::*;
-use crate::actions::tests::Place;
+use crate::actions::tests::TestNode;
 use crate::transfers::Transfers;
 
 const SOON: Duration = Duration::from_secs(20);
@@ -31,13 +31,13 @@ command = ["sh", "-c", "sleep 60 & echo $! >$1; wait", "sh", "{file}"]
 args.file = { type = "string" }
 "#;
 
-struct Counter {
-    place: Place,
-    work: Work,
-    acts: Acts,
+struct Fixture {
+    node: TestNode,
+    context: CommandContext,
+    driver: ExecutorDriver,
     disk: MemoryDisk,
     link: PeerLink,
-    stop: CancellationToken,
+    shutdown: CancellationToken,
 }
 
 fn id(seq: u64) -> CommandId {
@@ -48,50 +48,56 @@ fn id(seq: u64) -> CommandId {
     }
 }
 
-fn journal(disk: &MemoryDisk) -> (Journal, Ledger) {
+fn journal(disk: &MemoryDisk) -> (Journal, DedupTable) {
     let (file, recovery) = JournalFile::open(disk.clone());
     Journal::start(file, &recovery).expect("a thread")
 }
 
 /// What the node would know after a power cut now.
-fn ledger(disk: &MemoryDisk) -> Ledger {
+fn ledger(disk: &MemoryDisk) -> DedupTable {
     journal(&disk.restarted(Loss::All, 0)).1
 }
 
 fn outcome(disk: &MemoryDisk, seq: u64, action: &str, content: &[u8]) -> Option<Reply> {
-    match ledger(disk).find(id(seq), digest(action, content)) {
-        Found::Ended(reply) => Some(reply.reply()),
-        Found::New | Found::Begun { .. } | Found::Forgotten | Found::OldEpoch { .. } | Found::Different => {
-            None
-        }
+    match ledger(disk).lookup(id(seq), digest(action, content)) {
+        DedupResult::Ended(reply) => Some(reply.to_reply()),
+        DedupResult::New
+        | DedupResult::Begun { .. }
+        | DedupResult::Evicted
+        | DedupResult::OldEpoch { .. }
+        | DedupResult::Conflict => None,
     }
 }
 
-impl Counter {
+impl Fixture {
     async fn new() -> Self {
-        let place = Place::new(FILE);
+        let node = TestNode::new(FILE);
         let disk = MemoryDisk::default();
         let (journal, ledger) = journal(&disk);
-        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+        let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
         let roots = swarm_shared::net::roots::Roots::new(BTreeMap::new());
-        let work = Work {
-            stopping: crate::stop::Stopping::none(),
+        let context = CommandContext {
+            stop_handle: crate::stop::StopHandle::detached(),
             endpoint: endpoint(),
-            actions: place.actions.clone(),
-            transfers: Transfers::new(roots, stop.clone()),
-            commands: Arc::new(Semaphore::new(COMMANDS_MAX)),
-            answers: Arc::new(Semaphore::new(ANSWERS_MAX)),
+            actions: node.actions.clone(),
+            transfers: Transfers::new(roots, shutdown.clone()),
+            command_slots: Arc::new(Semaphore::new(COMMANDS_MAX)),
+            reply_slots: Arc::new(Semaphore::new(REPLIES_MAX)),
             tasks: tasks.clone(),
-            stop: stop.clone(),
+            shutdown: shutdown.clone(),
         };
-        let link = work.endpoint.open(id(1).issuer).await.expect("running");
+        let link = context
+            .endpoint
+            .open_session(id(1).issuer)
+            .await
+            .expect("running");
         Self {
             link,
-            acts: Acts::new(place.actions.clone(), journal, ledger, tasks),
-            place,
-            work,
+            driver: ExecutorDriver::new(node.actions.clone(), journal, ledger, tasks),
+            node,
+            context,
             disk,
-            stop,
+            shutdown,
         }
     }
 
@@ -105,21 +111,21 @@ impl Counter {
             action: action.to_owned(),
             arguments: serde_json::from_value(arguments).expect("arguments"),
             deadline: None,
-            stop: self.stop.child_token(),
+            cancel: self.shutdown.child_token(),
         };
-        self.acts
-            .command(command, &self.link, &Header::default(), &content, &self.work);
+        self.driver
+            .on_command(command, &self.link, &Header::default(), &content, &self.context);
         content
     }
 
     /// Takes words until that is so.
-    async fn until(&mut self, what: &str, so: impl Fn(&Self) -> bool) {
+    async fn wait_until(&mut self, what: &str, so: impl Fn(&Self) -> bool) {
         let reached = async {
             while !so(self) {
                 // What a program does shows without a word.
-                let word = tokio::time::timeout(Duration::from_millis(20), self.acts.word()).await;
+                let word = tokio::time::timeout(Duration::from_millis(20), self.driver.next_event()).await;
                 if let Ok(word) = word {
-                    self.take(word);
+                    self.on_event(word);
                 }
             }
         };
@@ -127,12 +133,12 @@ impl Counter {
         in_time.unwrap_or_else(|_late| panic!("in time: {what}"));
     }
 
-    fn take(&mut self, word: Word) {
-        self.acts.take(word, &self.work);
+    fn on_event(&mut self, word: ExecutorEvent) {
+        self.driver.on_event(word, &self.context);
     }
 
     fn file(&self, name: &str) -> String {
-        self.place.dir.path().join(name).display().to_string()
+        self.node.dir.path().join(name).display().to_string()
     }
 
     fn text(&self, name: &str) -> String {
@@ -141,40 +147,44 @@ impl Counter {
 }
 
 /// Whether a process is there and not a zombie.
-fn lives(pid: &str) -> bool {
+fn is_alive(pid: &str) -> bool {
     std::fs::read_to_string(format!("/proc/{}/stat", pid.trim()))
         .is_ok_and(|stat| !stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" Z")))
 }
 
 #[tokio::test]
-async fn it_is_durable_before_it_begins_and_its_outcome_before_it_is_told() {
-    let mut counter = Counter::new().await;
+async fn start_and_outcome_are_journaled_before_they_take_effect() {
+    let mut counter = Fixture::new().await;
     let kwargs = json!({"what": "x", "file": counter.file("marks")});
     let content = counter.send(1, "mark", &kwargs);
     counter.send(1, "mark", &kwargs);
     counter
-        .until("it ends", |counter| !counter.acts.desk.holds(id(1)))
+        .wait_until("it ends", |counter| !counter.driver.executor.contains(id(1)))
         .await;
     counter.send(1, "mark", &kwargs);
     let reply = outcome(&counter.disk, 1, "mark", &content).expect("it is written");
     assert_eq!(reply.state, Outcome::Done, "{reply:?}");
     assert_eq!(counter.text("marks"), "x\n");
-    assert!(counter.acts.is_idle() && counter.acts.kept.is_empty() && counter.acts.askers.is_empty());
+    assert!(
+        counter.driver.is_idle()
+            && counter.driver.pending.is_empty()
+            && counter.driver.reply_targets.is_empty()
+    );
 }
 
 #[tokio::test]
-async fn a_stop_kills_the_group_of_what_runs() {
-    let mut counter = Counter::new().await;
+async fn emergency_stop_kills_the_process_group() {
+    let mut counter = Fixture::new().await;
     let kwargs = json!({"file": counter.file("pid")});
     let content = counter.send(1, "hold", &kwargs);
     counter
-        .until("it runs", |counter| counter.text("pid").ends_with('\n'))
+        .wait_until("it runs", |counter| counter.text("pid").ends_with('\n'))
         .await;
-    assert!(lives(&counter.text("pid")));
-    counter.acts.desk.stopped(clock::now());
-    counter.take(Word::Timeout);
+    assert!(is_alive(&counter.text("pid")));
+    counter.driver.executor.on_stop(clock::now());
+    counter.on_event(ExecutorEvent::Timeout);
     counter
-        .until("it ends", |counter| !counter.acts.desk.holds(id(1)))
+        .wait_until("it ends", |counter| !counter.driver.executor.contains(id(1)))
         .await;
     let reply = outcome(&counter.disk, 1, "hold", &content).expect("it is written");
     assert_eq!(reply.state, Outcome::Failed);
@@ -183,22 +193,22 @@ async fn a_stop_kills_the_group_of_what_runs() {
         Some("emergency stop: it was killed before its end")
     );
     counter
-        .until("its child dies", |counter| !lives(&counter.text("pid")))
+        .wait_until("its child dies", |counter| !is_alive(&counter.text("pid")))
         .await;
 }
 
 #[tokio::test]
-async fn at_shutdown_the_outcome_is_written() {
-    let mut counter = Counter::new().await;
+async fn shutdown_journals_the_outcome_of_running_actions() {
+    let mut counter = Fixture::new().await;
     let kwargs = json!({"file": counter.file("pid")});
     let content = counter.send(1, "hold", &kwargs);
     counter
-        .until("it runs", |counter| counter.text("pid").ends_with('\n'))
+        .wait_until("it runs", |counter| counter.text("pid").ends_with('\n'))
         .await;
-    counter.stop.cancel();
-    counter.acts.desk.close(clock::now());
+    counter.shutdown.cancel();
+    counter.driver.executor.shut_down(clock::now());
     counter
-        .until("it is idle", |counter| counter.acts.is_idle())
+        .wait_until("it is idle", |counter| counter.driver.is_idle())
         .await;
     let reply = outcome(&counter.disk, 1, "hold", &content).expect("it is written");
     let why = reply.error.unwrap_or_default();
@@ -206,18 +216,18 @@ async fn at_shutdown_the_outcome_is_written() {
 }
 
 #[tokio::test]
-async fn a_full_disk_refuses_and_nothing_runs() {
-    let mut counter = Counter::new().await;
+async fn a_full_disk_refuses_commands_until_it_recovers() {
+    let mut counter = Fixture::new().await;
     let kwargs = json!({"what": "x", "file": counter.file("marks")});
     counter
         .disk
         .fail_at(counter.disk.calls(), Failure::Error(ErrorKind::StorageFull));
     let content = counter.send(1, "mark", &kwargs);
     counter
-        .until("it ends", |counter| !counter.acts.desk.holds(id(1)))
+        .wait_until("it ends", |counter| !counter.driver.executor.contains(id(1)))
         .await;
     counter
-        .until("it recovers, and says what it refused", |counter| {
+        .wait_until("it recovers, and says what it refused", |counter| {
             outcome(&counter.disk, 1, "mark", &content).is_some()
         })
         .await;
@@ -231,17 +241,17 @@ async fn a_full_disk_refuses_and_nothing_runs() {
     assert_eq!(counter.text("marks"), "");
     counter.send(2, "mark", &kwargs);
     counter
-        .until("the next one runs", |counter| counter.text("marks") == "x\n")
+        .wait_until("the next one runs", |counter| counter.text("marks") == "x\n")
         .await;
 }
 
 #[tokio::test]
-async fn an_action_that_falls_over_has_failed() {
-    let (to, mut told) = mpsc::channel(1);
-    let end = End {
+async fn a_panicking_action_is_reported_as_failed() {
+    let (completions, mut told) = mpsc::channel(1);
+    let end = CompletionGuard {
         id: id(1),
         reply: None,
-        to,
+        completions,
     };
     let fallen = tokio::spawn(async move {
         let _end = end;

@@ -11,9 +11,9 @@ use serde_json::Value;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 
-use super::{Answer, ConnectionManager, Event, Heard, files};
+use super::{ConnectionManager, Event, ReceivedEvent, ResponseBody, files};
 use crate::net::roots::Roots;
-use crate::proto::clever_show::{FILE_TRANSFER, memory_bytes};
+use crate::proto::foreign::clever_show::{FILE_TRANSFER, memory_bytes};
 use crate::proto::message::Arguments;
 
 /// Callbacks that are at work at once; then the peer waits.
@@ -21,17 +21,18 @@ pub const CALLBACKS_MAX: usize = 64;
 /// What the arguments of callbacks that are at work may take, in bytes; then the peer waits.
 pub const CALLBACKS_BYTES_MAX: u32 = 16 * 1024 * 1024;
 
-type Work<T> = Pin<Box<dyn Future<Output = T> + Send>>;
-type OnMessage = Arc<dyn Fn(ConnectionManager, Arguments) -> Work<()> + Send + Sync>;
-type OnRequest = Arc<dyn Fn(ConnectionManager, Arguments) -> Work<Result<Value, String>> + Send + Sync>;
+type CallbackFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+type MessageCallback = Arc<dyn Fn(ConnectionManager, Arguments) -> CallbackFuture<()> + Send + Sync>;
+type RequestCallback =
+    Arc<dyn Fn(ConnectionManager, Arguments) -> CallbackFuture<Result<Value, String>> + Send + Sync>;
 
 /// Callbacks by the names that they are registered for. Each begins when its message has come, in that order; one that
 /// takes long does not hold up the next. A file is in its place before the next message is looked at, and one that is
 /// asked for has been read, as by the real program. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct Callbacks {
-    messages: BTreeMap<String, OnMessage>,
-    requests: BTreeMap<String, OnRequest>,
+    messages: BTreeMap<String, MessageCallback>,
+    requests: BTreeMap<String, RequestCallback>,
     roots: Option<Roots>,
 }
 
@@ -57,7 +58,7 @@ impl Callbacks {
         F: Fn(ConnectionManager, Arguments) -> W + Send + Sync + 'static,
         W: Future<Output = ()> + Send + 'static,
     {
-        let callback: OnMessage = Arc::new(move |from, arguments| Box::pin(callback(from, arguments)));
+        let callback: MessageCallback = Arc::new(move |from, arguments| Box::pin(callback(from, arguments)));
         self.messages.insert(action_string.to_owned(), callback);
         self
     }
@@ -70,7 +71,7 @@ impl Callbacks {
         W: Future<Output = Result<Value, E>> + Send + 'static,
         E: Display,
     {
-        let callback: OnRequest = Arc::new(move |from, arguments| {
+        let callback: RequestCallback = Arc::new(move |from, arguments| {
             let answer = callback(from, arguments);
             Box::pin(async move { answer.await.map_err(|error| error.to_string()) })
         });
@@ -86,10 +87,14 @@ impl Callbacks {
 
     /// Does for a peer what is registered, over all its connections. It does not end by itself; dropping the future drops
     /// what is at work.
-    pub async fn serve(self, connection: &ConnectionManager, mut incoming: mpsc::Receiver<Heard>) {
+    pub async fn serve(self, connection: &ConnectionManager, mut incoming: mpsc::Receiver<ReceivedEvent>) {
         let mut at_work = JoinSet::new();
         let room = Arc::new(Semaphore::new(CALLBACKS_BYTES_MAX as usize));
-        while let Some(Heard { event, since }) = incoming.recv().await {
+        while let Some(ReceivedEvent {
+            event,
+            earliest_arrival: since,
+        }) = incoming.recv().await
+        {
             while at_work.try_join_next().is_some() {}
             if at_work.len() >= CALLBACKS_MAX {
                 at_work.join_next().await;
@@ -97,7 +102,7 @@ impl Callbacks {
             match event {
                 Event::Action { action, arguments } => match self.messages.get(&action) {
                     Some(callback) => {
-                        let place = place(&room, &arguments).await;
+                        let place = reserve_memory(&room, &arguments).await;
                         let work = callback(connection.clone(), arguments);
                         at_work.spawn(async move {
                             work.await;
@@ -106,41 +111,44 @@ impl Callbacks {
                     }
                     None => tracing::debug!(action, "nothing is registered for it"),
                 },
-                Event::Asked { value, id, arguments } => {
+                Event::Request { value, id, arguments } => {
                     if let Some(callback) = self.requests.get(&value) {
-                        let place = place(&room, &arguments).await;
+                        let place = reserve_memory(&room, &arguments).await;
                         let answer = callback(connection.clone(), arguments);
                         let connection = connection.clone();
                         at_work.spawn(async move {
-                            let answer = answer.await.map(Answer::Value);
+                            let answer = answer.await.map(ResponseBody::Value);
                             respond(&connection, (&value, &id), answer, since);
                             drop(place);
                         });
                     } else if let Some(roots) = self.roots.clone().filter(|_| value == FILE_TRANSFER) {
-                        let read = read(roots, &arguments, connection.options().content_bytes_max);
+                        let read =
+                            read_requested_file(roots, &arguments, connection.options().content_bytes_max);
                         respond(connection, (&value, &id), read.await, since);
                     } else {
                         tracing::debug!(value, "nothing is registered for it");
                     }
                 }
                 Event::File { filepath, bytes } => match self.roots.clone() {
-                    Some(roots) => keep(roots, filepath, bytes).await,
+                    Some(roots) => save_pushed_file(roots, filepath, bytes).await,
                     None => tracing::debug!(filepath, "no files are taken"),
                 },
-                Event::Unreadable(error) => tracing::warn!(%error, "a message that means nothing"),
+                Event::InvalidMessage(error) => tracing::warn!(%error, "a message that means nothing"),
                 Event::TooLong { bytes, max } => {
                     tracing::warn!(bytes, max, "a message that is longer than allowed is passed over");
                 }
                 // A response after its time.
-                Event::Stray { value, .. } => tracing::debug!(value, "a response that nobody waits for"),
-                Event::Answered { .. } | Event::Unanswered { .. } => {}
+                Event::UnexpectedResponse { value, .. } => {
+                    tracing::debug!(value, "a response that nobody waits for");
+                }
+                Event::Response { .. } | Event::RequestFailed { .. } => {}
             }
         }
     }
 }
 
 /// Room for the arguments of one callback. What takes more than there is waits for all of it.
-async fn place(room: &Arc<Semaphore>, arguments: &Arguments) -> Option<OwnedSemaphorePermit> {
+async fn reserve_memory(room: &Arc<Semaphore>, arguments: &Arguments) -> Option<OwnedSemaphorePermit> {
     let bytes = u32::try_from(memory_bytes(arguments)).unwrap_or(u32::MAX);
     let place = room.clone().acquire_many_owned(bytes.min(CALLBACKS_BYTES_MAX));
     // Nobody closes it.
@@ -150,7 +158,7 @@ async fn place(room: &Arc<Semaphore>, arguments: &Arguments) -> Option<OwnedSema
 fn respond(
     connection: &ConnectionManager,
     (value, id): (&str, &str),
-    answer: Result<Answer, String>,
+    answer: Result<ResponseBody, String>,
     asked: Instant,
 ) {
     let responded = answer.and_then(|answer| {
@@ -162,20 +170,24 @@ fn respond(
     }
 }
 
-async fn keep(roots: Roots, path: String, bytes: Bytes) {
-    match tokio::task::spawn_blocking(move || files::keep(&roots, &path, &bytes)).await {
+async fn save_pushed_file(roots: Roots, path: String, bytes: Bytes) {
+    match tokio::task::spawn_blocking(move || files::save(&roots, &path, &bytes)).await {
         Ok(Ok(written)) => tracing::debug!(path = written.path, size = written.size, "file kept"),
         Ok(Err(error)) => tracing::warn!(%error, "a file is not kept"),
         Err(error) => tracing::warn!(%error, "a file is not kept"),
     }
 }
 
-async fn read(roots: Roots, arguments: &Arguments, most: usize) -> Result<Answer, String> {
+async fn read_requested_file(
+    roots: Roots,
+    arguments: &Arguments,
+    most: usize,
+) -> Result<ResponseBody, String> {
     let path = arguments.kwargs.get("filepath").and_then(Value::as_str);
     let path = path
         .ok_or("a request for a file without its filepath")?
         .to_owned();
     let read = tokio::task::spawn_blocking(move || files::read(&roots, &path, most)).await;
     let read = read.map_err(|fell_over| fell_over.to_string())?;
-    read.map(Answer::File).map_err(|error| error.to_string())
+    read.map(ResponseBody::File).map_err(|error| error.to_string())
 }

@@ -16,9 +16,9 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::watch;
 
-use crate::net::socket::{self, KeepaliveConfig, Purpose};
+use crate::net::socket::{self, KeepaliveConfig, TrafficClass};
 use crate::net::{clock, random};
-use crate::proto::clever_show::{ANNOUNCEMENT_BYTES_MAX, Announcement, Pace};
+use crate::proto::foreign::clever_show::{ANNOUNCEMENT_BYTES_MAX, Announcement, TokenBucket};
 
 /// How long an attempt may take.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -35,32 +35,32 @@ const DATAGRAMS_PER_SECOND: u32 = 20;
 #[derive(Debug)]
 pub struct Client {
     server: Option<SocketAddr>,
-    announcements: Option<u16>,
+    announcement_port: Option<u16>,
     keepalive: KeepaliveConfig,
     pause: Duration,
-    last: Option<Instant>,
-    problem: watch::Sender<Option<String>>,
+    last_connected: Option<Instant>,
+    last_error: watch::Sender<Option<String>>,
 }
 
 impl Client {
     /// A server at a fixed address.
-    pub fn of(server: SocketAddr) -> Self {
+    pub fn for_server(server: SocketAddr) -> Self {
         Self {
             server: Some(server),
-            announcements: None,
+            announcement_port: None,
             keepalive: KeepaliveConfig::default(),
             pause: CONNECT_PAUSE,
-            last: None,
-            problem: watch::Sender::new(None),
+            last_connected: None,
+            last_error: watch::Sender::new(None),
         }
     }
 
     /// Whoever announces itself at this UDP port. `server` is tried first, if there is one.
-    pub fn listening(server: Option<SocketAddr>, port: u16) -> Self {
+    pub fn for_announcements(server: Option<SocketAddr>, port: u16) -> Self {
         Self {
             server,
-            announcements: Some(port),
-            ..Self::of(SocketAddr::from(([0, 0, 0, 0], port)))
+            announcement_port: Some(port),
+            ..Self::for_server(SocketAddr::from(([0, 0, 0, 0], port)))
         }
     }
 
@@ -73,26 +73,26 @@ impl Client {
 
     /// Why the newest attempt has failed, and what to look at; none after a connection. It changes while
     /// [`next_connection`](Self::next_connection) goes on.
-    pub fn problem(&self) -> watch::Receiver<Option<String>> {
-        self.problem.subscribe()
+    pub fn last_error(&self) -> watch::Receiver<Option<String>> {
+        self.last_error.subscribe()
     }
 
     /// The next connection, however long it takes.
     pub async fn next_connection(&mut self) -> (TcpStream, SocketAddr) {
-        if let Some(last) = self.last {
+        if let Some(last) = self.last_connected {
             clock::sleep_until(last + CONNECT_PAUSE).await;
         }
         loop {
             if let Some(server) = self.server
-                && let Some(stream) = self.try_at(server).await
+                && let Some(stream) = self.connect_to(server).await
             {
                 self.pause = CONNECT_PAUSE;
-                self.last = Some(clock::now());
-                self.tell(None);
+                self.last_connected = Some(clock::now());
+                self.set_last_error(None);
                 return (stream, server);
             }
-            let Some(port) = self.announcements else {
-                self.wait_longer().await;
+            let Some(port) = self.announcement_port else {
+                self.back_off().await;
                 continue;
             };
             match broadcast_bind(port).await {
@@ -102,20 +102,20 @@ impl Client {
                 }
                 Err(error) => {
                     tracing::warn!(%error, port, "cannot listen for a clever-show server");
-                    self.tell(Some(format!("cannot listen for it at UDP port {port}: {error}")));
-                    self.wait_longer().await;
+                    self.set_last_error(Some(format!("cannot listen for it at UDP port {port}: {error}")));
+                    self.back_off().await;
                 }
             }
         }
     }
 
-    async fn try_at(&self, server: SocketAddr) -> Option<TcpStream> {
+    async fn connect_to(&self, server: SocketAddr) -> Option<TcpStream> {
         for attempt in 1..=CONNECT_ATTEMPTS {
-            match socket::connect(server, CONNECT_TIMEOUT, &self.keepalive, Purpose::Bulk).await {
+            match socket::connect(server, CONNECT_TIMEOUT, &self.keepalive, TrafficClass::Bulk).await {
                 Ok(stream) => return Some(stream),
                 Err(error) => {
                     tracing::debug!(%server, attempt, %error, "no clever-show server");
-                    self.tell(Some(error.to_string()));
+                    self.set_last_error(Some(error.to_string()));
                 }
             }
             if attempt < CONNECT_ATTEMPTS {
@@ -125,8 +125,8 @@ impl Client {
         None
     }
 
-    fn tell(&self, problem: Option<String>) {
-        self.problem.send_if_modified(|known| {
+    fn set_last_error(&self, problem: Option<String>) {
+        self.last_error.send_if_modified(|known| {
             let is_new = *known != problem;
             *known = problem;
             is_new
@@ -134,8 +134,8 @@ impl Client {
     }
 
     /// Longer each time, and not for all drones at once.
-    async fn wait_longer(&mut self) {
-        let spread = u32::try_from(random::spread() % 1_000).unwrap_or_default();
+    async fn back_off(&mut self) {
+        let spread = u32::try_from(random::jitter() % 1_000).unwrap_or_default();
         let pause = self.pause + self.pause.mul_f64(f64::from(spread) / 1_000.0);
         tokio::time::sleep(pause.min(RETRY_PAUSE_MAX)).await;
         self.pause = (self.pause * 2).min(RETRY_PAUSE_MAX);
@@ -154,11 +154,11 @@ pub async fn broadcast_bind(port: u16) -> io::Result<(Announcement, SocketAddr)>
     socket.set_nonblocking(true)?;
     socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)).into())?;
     let socket = UdpSocket::from_std(socket.into())?;
-    let mut pace = Pace::per_second(DATAGRAMS_PER_SECOND);
+    let mut pace = TokenBucket::per_second(DATAGRAMS_PER_SECOND);
     // What is longer is cut off, and then no whole frame.
     let mut datagram = [0; ANNOUNCEMENT_BYTES_MAX];
     loop {
-        while let Err(wait) = pace.take(clock::now()) {
+        while let Err(wait) = pace.try_take(clock::now()) {
             tokio::time::sleep(wait).await;
         }
         let (length, from) = socket.recv_from(&mut datagram).await?;

@@ -1,7 +1,7 @@
 //! One peer, over as many connections as it takes.
 //!
 //! [`ConnectionManager::connect`] drives one connection until it ends, in the task that calls it; there are no others.
-//! The [`Dialogue`] outlives it. Everything else may be called from any thread, at any time, connected or not.
+//! The [`PeerState`] outlives it. Everything else may be called from any thread, at any time, connected or not.
 //!
 //! | the connection ends | [`Ended`] |
 //! |---|---|
@@ -28,21 +28,23 @@ use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::NotifierSock;
-use super::stream::{self, Source};
-use crate::net::state_file::{self, MODE_PLAIN, StoreError};
+use super::stream::{self, TimedReader};
+use crate::net::state_file::{self, MODE_PLAIN, StateFileError};
 use crate::net::{clock, random};
-use crate::proto::clever_show::{Answer, Dialogue, Event, Manners, Pace, Rejected, Unanswered};
+use crate::proto::foreign::clever_show::{
+    Event, PeerState, ReconnectPolicy, RequestError, ResponseBody, SendError, TokenBucket,
+};
 use crate::proto::message::Arguments;
 use crate::proto::wire::{
-    CONTENT_BYTES_MAX, ContentType, Frame, FrameReader, HEADER_BYTES_MAX, Limits, WireError,
+    CONTENT_BYTES_MAX, ContentType, Frame, FrameLimits, FrameReader, HEADER_BYTES_MAX, WireError,
 };
 
 /// How long the peer has for one message, once it has begun, unless the options say otherwise.
-pub const MESSAGE_WITHIN: Duration = Duration::from_secs(60);
+pub const MESSAGE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a connection may take nothing at all while something is to be written.
-pub const WRITE_STALL: Duration = Duration::from_secs(10);
+pub const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest content of a message that is passed over because it is longer than allowed, in bytes.
-pub const PASSED_OVER_MAX: u64 = 1024 * 1024 * 1024;
+pub const SKIPPED_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 /// What of a message's content is copied behind its header, in bytes.
 const WRITE_BYTES: usize = 64 * 1024;
 /// Least and most room for one read, in bytes.
@@ -50,73 +52,73 @@ const READ_BYTES: (usize, usize) = (4 * 1024, 256 * 1024);
 /// Length of a header's length.
 const LENGTH_BYTES: usize = 2;
 /// Messages that cannot be sent and are told of at once in the log; later one in a second.
-const WARNINGS_AT_ONCE: u32 = 10;
+const WARNINGS_BURST: u32 = 10;
 /// Events that wait to be taken; then the peer waits.
 const EVENTS_MAX: usize = 64;
 /// Longest content of which so many may wait, in bytes. What is longer has them all taken first, so that one waits at
 /// most, whatever the options allow.
-const SMALL_BYTES: usize = 1024;
+const SMALL_CONTENT_BYTES: usize = 1024;
 
 /// How a conversation is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
     /// `resume_queue` and `resend_requests`.
-    pub manners: Manners,
+    pub reconnect: ReconnectPolicy,
     /// Longest content of a message, files included, in bytes.
     pub content_bytes_max: usize,
     /// Messages that are taken from the peer in a second; the next one waits.
     pub rate: u32,
     /// How long the peer has for one message, once it has begun.
-    pub message_within: Duration,
+    pub message_timeout: Duration,
 }
 
 impl Default for Options {
     fn default() -> Self {
         Self {
-            manners: Manners::default(),
+            reconnect: ReconnectPolicy::default(),
             content_bytes_max: 16 * 1024 * 1024,
             rate: 1_000,
-            message_within: MESSAGE_WITHIN,
+            message_timeout: MESSAGE_TIMEOUT,
         }
     }
 }
 
 /// What a peer said, and how old it may be.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Heard {
+pub struct ReceivedEvent {
     /// What.
     pub event: Event,
     /// It did not reach this machine before then, and where this program reads without rest at most a quarter of a second
     /// later. How long it was on the way is not known: the protocol tells no times.
-    pub since: Instant,
+    pub earliest_arrival: Instant,
 }
 
 /// How a connection ended.
 #[derive(Debug, thiserror::Error)]
-pub enum Ended {
+pub enum CloseReason {
     /// By the peer, between two messages.
     #[error("the peer closed it")]
-    Peer,
+    ClosedByPeer,
     /// By this side.
     #[error("it was closed")]
-    Closed,
+    ClosedLocally,
     /// It broke.
     #[error("it broke: {0}")]
-    Broken(#[from] io::Error),
+    Io(#[from] io::Error),
     /// What came is no frame.
     #[error("what came is not a message: {0}")]
-    Garbled(#[from] WireError),
+    InvalidFrame(#[from] WireError),
     /// The peer stood still.
     #[error("the peer stood still within a message")]
-    Stalled,
+    TimedOut,
 }
 
 /// Why a file was not moved.
 #[derive(Debug, thiserror::Error)]
-pub enum FileFault {
+pub enum FileTransferError {
     /// This side's disk.
     #[error("{path}: {source}", path = path.display())]
-    Disk {
+    Io {
         /// Which file.
         path: PathBuf,
         /// What the system said.
@@ -132,10 +134,10 @@ pub enum FileFault {
     },
     /// The peer did not send it.
     #[error(transparent)]
-    Unanswered(#[from] Unanswered),
+    Request(#[from] RequestError),
     /// It could not be said.
     #[error(transparent)]
-    Rejected(#[from] Rejected),
+    Send(#[from] SendError),
 }
 
 /// One peer. Cheap to clone.
@@ -149,41 +151,41 @@ struct Inner {
     options: Options,
     state: Mutex<State>,
     wake: NotifierSock,
-    events: mpsc::Sender<Heard>,
+    events: mpsc::Sender<ReceivedEvent>,
     /// Held while a connection is driven.
-    turn: tokio::sync::Mutex<()>,
+    driver_lock: tokio::sync::Mutex<()>,
     /// Changes when the connection at hand is to end.
-    closing: watch::Sender<u64>,
+    close_count: watch::Sender<u64>,
 }
 
 #[derive(Debug)]
 struct State {
-    dialogue: Dialogue,
-    asking: BTreeMap<u64, oneshot::Sender<Result<Answer, Unanswered>>>,
+    peer: PeerState,
+    pending: BTreeMap<u64, oneshot::Sender<Result<ResponseBody, RequestError>>>,
     addr: Option<SocketAddr>,
     /// Since when there is the connection that there is, if any. What it says has come later.
-    connected: Option<Instant>,
+    connected_since: Option<Instant>,
 }
 
 impl ConnectionManager {
     /// A peer that is not connected yet, and what it will say. Nothing more is read while too many of its words wait to
     /// be taken; [`Callbacks::serve`](super::Callbacks::serve) takes them.
-    pub fn new(options: Options) -> (Self, mpsc::Receiver<Heard>) {
+    pub fn new(options: Options) -> (Self, mpsc::Receiver<ReceivedEvent>) {
         let (events, incoming) = mpsc::channel(EVENTS_MAX);
-        let first_id = u16::try_from(random::spread() % 10_000).unwrap_or_default();
+        let first_id = u16::try_from(random::jitter() % 10_000).unwrap_or_default();
         let state = State {
-            dialogue: Dialogue::new(options.manners, first_id),
-            asking: BTreeMap::new(),
+            peer: PeerState::new(options.reconnect, first_id),
+            pending: BTreeMap::new(),
             addr: None,
-            connected: None,
+            connected_since: None,
         };
         let inner = Inner {
             options,
             state: Mutex::new(state),
             wake: NotifierSock::default(),
             events,
-            turn: tokio::sync::Mutex::new(()),
-            closing: watch::Sender::new(0),
+            driver_lock: tokio::sync::Mutex::new(()),
+            close_count: watch::Sender::new(0),
         };
         let inner = Arc::new(inner);
         (Self { inner }, incoming)
@@ -200,74 +202,75 @@ impl ConnectionManager {
     }
 
     /// How many messages wait to be sent.
-    pub fn waiting(&self) -> usize {
-        self.inner.lock().dialogue.waiting()
+    pub fn queued_messages(&self) -> usize {
+        self.inner.lock().peer.queued_messages()
     }
 
     /// Drives a connection with the peer until it ends; one that is driven already ends first. What waited goes out,
     /// what comes in is handed over. Dropping the future closes the connection.
-    pub async fn connect(&self, mut stream: TcpStream) -> Ended {
+    pub async fn connect(&self, mut stream: TcpStream) -> CloseReason {
         let inner = &*self.inner;
         let mut mine = 0;
-        inner.closing.send_modify(|count| {
+        inner.close_count.send_modify(|count| {
             *count += 1;
             mine = *count;
         });
         // Whatever closes this one counts on from there, while it waits for its turn as well.
-        let mut closing = inner.closing.subscribe();
+        let mut closing = inner.close_count.subscribe();
         let mut closed = std::pin::pin!(async {
             // Its sender is ours.
             let _later = closing.wait_for(|count| *count != mine).await;
         });
         let _turn = tokio::select! {
             biased;
-            () = &mut closed => return Ended::Closed,
-            turn = inner.turn.lock() => turn,
+            () = &mut closed => return CloseReason::ClosedLocally,
+            turn = inner.driver_lock.lock() => turn,
         };
         {
             let mut state = inner.lock();
             state.addr = stream.peer_addr().ok();
-            state.connected = Some(clock::now());
-            state.dialogue.connected();
+            state.connected_since = Some(clock::now());
+            state.peer.on_connected();
         }
-        let _lost = Lost(inner);
+        let _lost = DisconnectGuard(inner);
         let (reading, writing) = stream.split();
         tokio::select! {
             biased;
-            () = closed => Ended::Closed,
-            ended = inner.read(reading) => ended,
-            ended = inner.write(writing) => ended,
+            () = closed => CloseReason::ClosedLocally,
+            ended = inner.read_loop(reading) => ended,
+            ended = inner.write_loop(writing) => ended,
         }
     }
 
     /// Closes the connection, if there is one.
     pub fn close(&self) {
-        self.inner.closing.send_modify(|count| *count += 1);
+        self.inner.close_count.send_modify(|count| *count += 1);
     }
 
     /// Has the peer do something. Nobody answers it: that it arrives, and that the peer does it, is not known.
     ///
     /// # Errors
     /// [`Rejected`]
-    pub fn send_message(&self, action: &str, arguments: Arguments) -> Result<(), Rejected> {
+    pub fn send_message(&self, action: &str, arguments: Arguments) -> Result<(), SendError> {
         self.inner
-            .say(|dialogue| dialogue.send_message(action, arguments))
+            .send(|dialogue| dialogue.send_message(action, arguments))
     }
 
     /// The same, in place of an earlier one of this action that still waits: for readings.
     ///
     /// # Errors
     /// [`Rejected`]
-    pub fn send_newest(&self, action: &str, arguments: Arguments) -> Result<(), Rejected> {
-        self.inner.say(|dialogue| dialogue.send_newest(action, arguments))
+    pub fn send_latest(&self, action: &str, arguments: Arguments) -> Result<(), SendError> {
+        self.inner
+            .send(|dialogue| dialogue.send_latest(action, arguments))
     }
 
     /// Answers what the peer [asked](Event::Asked) over the connection that there is.
     ///
     /// # Errors
     /// [`Rejected`]
-    pub fn respond(&self, value: &str, id: &str, answer: Answer) -> Result<(), Rejected> {
-        self.inner.say(|dialogue| dialogue.respond(value, id, answer))
+    pub fn respond(&self, value: &str, id: &str, answer: ResponseBody) -> Result<(), SendError> {
+        self.inner.send(|dialogue| dialogue.respond(value, id, answer))
     }
 
     /// Answers what was [heard](Heard) then, if the connection that it was asked on is still there: the next one, perhaps
@@ -275,13 +278,19 @@ impl ConnectionManager {
     ///
     /// # Errors
     /// [`Rejected`]
-    pub fn respond_to(&self, value: &str, id: &str, answer: Answer, asked: Instant) -> Result<(), Rejected> {
+    pub fn respond_to(
+        &self,
+        value: &str,
+        id: &str,
+        answer: ResponseBody,
+        asked: Instant,
+    ) -> Result<(), SendError> {
         let same = |connected: Instant| asked >= connected;
         let mut state = self.inner.lock();
-        if !state.connected.is_some_and(same) {
-            return Err(Rejected::OtherConnection);
+        if !state.connected_since.is_some_and(same) {
+            return Err(SendError::OtherConnection);
         }
-        state.dialogue.respond(value, id, answer)?;
+        state.peer.respond(value, id, answer)?;
         self.inner.wake.notify();
         Ok(())
     }
@@ -295,11 +304,11 @@ impl ConnectionManager {
         requested_value: &str,
         arguments: Arguments,
         within: Duration,
-    ) -> Result<Value, Unanswered> {
-        let asked = |dialogue: &mut Dialogue| dialogue.get_response(requested_value, arguments);
-        match self.ask(asked, within).await? {
-            Answer::Value(value) => Ok(value),
-            Answer::File(_) => Err(Unanswered::OtherKind),
+    ) -> Result<Value, RequestError> {
+        let asked = |dialogue: &mut PeerState| dialogue.get_response(requested_value, arguments);
+        match self.send_request(asked, within).await? {
+            ResponseBody::Value(value) => Ok(value),
+            ResponseBody::File(_) => Err(RequestError::WrongKind),
         }
     }
 
@@ -312,24 +321,24 @@ impl ConnectionManager {
         client_filepath: &str,
         filepath: Option<&Path>,
         within: Duration,
-    ) -> Result<Bytes, FileFault> {
+    ) -> Result<Bytes, FileTransferError> {
         let answer = self
-            .ask(|dialogue| dialogue.get_file(client_filepath), within)
+            .send_request(|dialogue| dialogue.get_file(client_filepath), within)
             .await?;
-        let Answer::File(bytes) = answer else {
-            return Err(Unanswered::OtherKind.into());
+        let ResponseBody::File(bytes) = answer else {
+            return Err(RequestError::WrongKind.into());
         };
         if let Some(path) = filepath {
             let (kept, to) = (bytes.clone(), path.to_owned());
             let write = move || state_file::write_atomic(&to, &kept, MODE_PLAIN);
             let written = match tokio::task::spawn_blocking(write).await {
                 Ok(Ok(())) => Ok(()),
-                Ok(Err(StoreError::Io { fault, .. })) => Err(fault),
+                Ok(Err(StateFileError::Io { fault, .. })) => Err(fault),
                 Ok(Err(other)) => Err(io::Error::other(other)),
                 Err(fell_over) => Err(io::Error::other(fell_over)),
             };
             let path = path.to_owned();
-            written.map_err(|source| FileFault::Disk { path, source })?;
+            written.map_err(|source| FileTransferError::Io { path, source })?;
         }
         Ok(bytes)
     }
@@ -338,14 +347,14 @@ impl ConnectionManager {
     ///
     /// # Errors
     /// [`FileFault`]
-    pub async fn send_file(&self, filepath: &Path, dest_filepath: &str) -> Result<(), FileFault> {
+    pub async fn send_file(&self, filepath: &Path, dest_filepath: &str) -> Result<(), FileTransferError> {
         let (path, max) = (filepath.to_owned(), self.inner.options.content_bytes_max);
-        let read = tokio::task::spawn_blocking(move || read_whole(&path, max)).await;
+        let read = tokio::task::spawn_blocking(move || read_file(&path, max)).await;
         let path = filepath.to_owned();
         match read.unwrap_or_else(|fell_over| Err(io::Error::other(fell_over))) {
             Ok(Some(bytes)) => Ok(self.send_bytes(bytes, dest_filepath)?),
-            Ok(None) => Err(FileFault::TooLong { path, max }),
-            Err(source) => Err(FileFault::Disk { path, source }),
+            Ok(None) => Err(FileTransferError::TooLong { path, max }),
+            Err(source) => Err(FileTransferError::Io { path, source }),
         }
     }
 
@@ -353,81 +362,81 @@ impl ConnectionManager {
     ///
     /// # Errors
     /// [`Rejected`]
-    pub fn send_bytes(&self, bytes: Bytes, dest_filepath: &str) -> Result<(), Rejected> {
+    pub fn send_bytes(&self, bytes: Bytes, dest_filepath: &str) -> Result<(), SendError> {
         self.inner
-            .say(|dialogue| dialogue.send_file(dest_filepath, bytes))
+            .send(|dialogue| dialogue.send_file(dest_filepath, bytes))
     }
 
-    async fn ask(
+    async fn send_request(
         &self,
-        asked: impl FnOnce(&mut Dialogue) -> Result<u64, Rejected>,
+        asked: impl FnOnce(&mut PeerState) -> Result<u64, SendError>,
         within: Duration,
-    ) -> Result<Answer, Unanswered> {
+    ) -> Result<ResponseBody, RequestError> {
         let (tell, told) = oneshot::channel();
         let number = {
             let mut state = self.inner.lock();
-            let number = asked(&mut state.dialogue)?;
-            state.asking.insert(number, tell);
+            let number = asked(&mut state.peer)?;
+            state.pending.insert(number, tell);
             number
         };
-        let _given_up = GivenUp {
+        let _given_up = AbandonGuard {
             inner: &self.inner,
             number,
         };
         self.inner.wake.notify();
         match tokio::time::timeout(within, told).await {
             Ok(Ok(answer)) => answer,
-            Ok(Err(_ended)) => Err(Unanswered::Ended),
-            Err(_elapsed) => Err(Unanswered::TimedOut),
+            Ok(Err(_ended)) => Err(RequestError::Closed),
+            Err(_elapsed) => Err(RequestError::TimedOut),
         }
     }
 }
 
 /// What was asked is not waited for any more, for whatever reason.
-struct GivenUp<'a> {
+struct AbandonGuard<'a> {
     inner: &'a Inner,
     number: u64,
 }
 
-impl Drop for GivenUp<'_> {
+impl Drop for AbandonGuard<'_> {
     fn drop(&mut self) {
         let mut state = self.inner.lock();
-        state.asking.remove(&self.number);
-        state.dialogue.give_up(self.number);
+        state.pending.remove(&self.number);
+        state.peer.abandon(self.number);
     }
 }
 
 /// The connection is gone, for whatever reason.
-struct Lost<'a>(&'a Inner);
+struct DisconnectGuard<'a>(&'a Inner);
 
-impl Drop for Lost<'_> {
+impl Drop for DisconnectGuard<'_> {
     fn drop(&mut self) {
         let mut state = self.0.lock();
-        (state.addr, state.connected) = (None, None);
-        state.dialogue.lost();
-        let _nothing_was_read = state.settle();
+        (state.addr, state.connected_since) = (None, None);
+        state.peer.on_disconnected();
+        let _nothing_was_read = state.resolve_responses();
     }
 }
 
 impl State {
     /// Tells whoever asked; what else has happened is left over.
-    fn settle(&mut self) -> VecDeque<Event> {
+    fn resolve_responses(&mut self) -> VecDeque<Event> {
         let mut others = VecDeque::new();
-        while let Some(event) = self.dialogue.poll_event() {
+        while let Some(event) = self.peer.poll_event() {
             let (number, end) = match event {
-                Event::Answered { number, answer } => (number, Ok(answer)),
-                Event::Unanswered { number, why } => (number, Err(why)),
+                Event::Response { number, body: answer } => (number, Ok(answer)),
+                Event::RequestFailed { number, error: why } => (number, Err(why)),
                 Event::Action { .. }
                 | Event::File { .. }
-                | Event::Asked { .. }
-                | Event::Unreadable(_)
+                | Event::Request { .. }
+                | Event::InvalidMessage(_)
                 | Event::TooLong { .. }
-                | Event::Stray { .. } => {
+                | Event::UnexpectedResponse { .. } => {
                     others.push_back(event);
                     continue;
                 }
             };
-            if let Some(tell) = self.asking.remove(&number) {
+            if let Some(tell) = self.pending.remove(&number) {
                 // Who asked may have gone meanwhile.
                 let _gone = tell.send(end);
             }
@@ -441,49 +450,60 @@ impl Inner {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn say(&self, said: impl FnOnce(&mut Dialogue) -> Result<(), Rejected>) -> Result<(), Rejected> {
-        said(&mut self.lock().dialogue)?;
+    fn send(&self, said: impl FnOnce(&mut PeerState) -> Result<(), SendError>) -> Result<(), SendError> {
+        said(&mut self.lock().peer)?;
         self.wake.notify();
         Ok(())
     }
 
     /// Reads until the end. What is told carries the time before which it cannot have come: see [`Source`].
-    async fn read(&self, from: ReadHalf<'_>) -> Ended {
-        let limits = Limits {
+    async fn read_loop(&self, from: ReadHalf<'_>) -> CloseReason {
+        let limits = FrameLimits {
             header: HEADER_BYTES_MAX,
             content: self.options.content_bytes_max,
         };
-        let mut from = Source::new(from);
+        let mut from = TimedReader::new(from);
         let mut reader = FrameReader::new(limits);
-        let mut pace = Pace::per_second(self.options.rate);
+        let mut pace = TokenBucket::per_second(self.options.rate);
         let (mut buffer, mut begun) = (BytesMut::new(), None);
         loop {
             match reader.next_frame(&mut buffer) {
-                Err(WireError::ContentTooLong { bytes, max }) if bytes <= PASSED_OVER_MAX => {
+                Err(WireError::ContentTooLong { bytes, max }) if bytes <= SKIPPED_BYTES_MAX => {
                     // The header is at the front still.
                     let head = buffer
                         .first_chunk()
                         .map_or(0, |length| u16::from_be_bytes(*length));
                     buffer.advance(LENGTH_BYTES + usize::from(head));
-                    let (since, until) = (from.since(), clock::now() + self.options.message_within);
-                    if let Err(ended) = from.pass_over(&mut buffer, bytes, until).await {
+                    let (since, until) = (
+                        from.earliest_arrival(),
+                        clock::now() + self.options.message_timeout,
+                    );
+                    if let Err(ended) = from.skip(&mut buffer, bytes, until).await {
                         return ended;
                     }
                     (begun, reader) = (None, FrameReader::new(limits));
                     let event = Event::TooLong { bytes, max };
-                    if self.events.send(Heard { event, since }).await.is_err() {
-                        return Ended::Closed;
+                    if self
+                        .events
+                        .send(ReceivedEvent {
+                            event,
+                            earliest_arrival: since,
+                        })
+                        .await
+                        .is_err()
+                    {
+                        return CloseReason::ClosedLocally;
                     }
                     continue;
                 }
                 Err(error) => return error.into(),
                 Ok(Some(frame)) => {
                     begun = None;
-                    while let Err(wait) = pace.take(clock::now()) {
+                    while let Err(wait) = pace.try_take(clock::now()) {
                         tokio::time::sleep(wait).await;
                     }
-                    if !self.take(&frame, from.since()).await {
-                        return Ended::Closed;
+                    if !self.on_frame(&frame, from.earliest_arrival()).await {
+                        return CloseReason::ClosedLocally;
                     }
                     continue;
                 }
@@ -496,11 +516,11 @@ impl Inner {
                 // A quiet connection keeps no buffer.
                 buffer = BytesMut::new();
             }
-            buffer.reserve(reader.lacking().clamp(READ_BYTES.0, READ_BYTES.1));
-            let until = begun.map(|begun: Instant| begun + self.options.message_within);
+            buffer.reserve(reader.missing_bytes().clamp(READ_BYTES.0, READ_BYTES.1));
+            let until = begun.map(|begun: Instant| begun + self.options.message_timeout);
             match from.read(&mut buffer, until).await {
                 Ok(0) if within => return io::Error::from(io::ErrorKind::UnexpectedEof).into(),
-                Ok(0) => return Ended::Peer,
+                Ok(0) => return CloseReason::ClosedByPeer,
                 Ok(_) => {}
                 Err(ended) => return ended,
             }
@@ -508,7 +528,7 @@ impl Inner {
     }
 
     /// Whether anybody takes what it says.
-    async fn take(&self, frame: &Frame, since: Instant) -> bool {
+    async fn on_frame(&self, frame: &Frame, since: Instant) -> bool {
         let json = frame.header.content_type == ContentType::Json;
         let events = if json && frame.content.len() > CONTENT_BYTES_MAX {
             // Only files may be as long as the options allow: JSON takes many times its length in memory.
@@ -516,11 +536,11 @@ impl Inner {
             VecDeque::from([Event::TooLong { bytes, max }])
         } else {
             let mut state = self.lock();
-            state.dialogue.handle_frame(frame);
-            state.settle()
+            state.peer.handle_frame(frame);
+            state.resolve_responses()
         };
         let room = match frame.content.len() {
-            0..=SMALL_BYTES => 1,
+            0..=SMALL_CONTENT_BYTES => 1,
             _ => EVENTS_MAX,
         };
         for event in events {
@@ -528,26 +548,29 @@ impl Inner {
                 return false;
             };
             if let Some(place) = places.next() {
-                place.send(Heard { event, since });
+                place.send(ReceivedEvent {
+                    event,
+                    earliest_arrival: since,
+                });
             }
         }
         true
     }
 
-    async fn write(&self, mut to: WriteHalf<'_>) -> Ended {
-        let mut told = Pace::with_burst(1, WARNINGS_AT_ONCE);
+    async fn write_loop(&self, mut to: WriteHalf<'_>) -> CloseReason {
+        let mut told = TokenBucket::with_burst(1, WARNINGS_BURST);
         loop {
-            let frame = self.lock().dialogue.poll_transmit();
+            let frame = self.lock().peer.poll_transmit();
             let Some(frame) = frame else {
                 self.wake.notified().await;
                 continue;
             };
             let mut head = BytesMut::new();
-            if let Err(error) = frame.encode_head(&mut head) {
-                if told.take(clock::now()).is_ok() {
+            if let Err(error) = frame.encode_header_to(&mut head) {
+                if told.try_take(clock::now()).is_ok() {
                     tracing::warn!(%error, "a message cannot be sent");
                 }
-                self.lock().dialogue.written();
+                self.lock().peer.on_written();
                 continue;
             }
             // What is short goes in one piece.
@@ -559,12 +582,12 @@ impl Inner {
                     return ended;
                 }
             }
-            self.lock().dialogue.written();
+            self.lock().peer.on_written();
         }
     }
 }
 
-fn read_whole(path: &Path, max: usize) -> io::Result<Option<Bytes>> {
+fn read_file(path: &Path, max: usize) -> io::Result<Option<Bytes>> {
     use std::io::Read as _;
     let mut bytes = Vec::new();
     let most = u64::try_from(max).unwrap_or(u64::MAX).saturating_add(1);

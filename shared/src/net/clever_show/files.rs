@@ -3,7 +3,7 @@
 use bytes::{Bytes, BytesMut};
 use ring::digest;
 
-use crate::net::roots::{FILE_CHUNK_BYTES, FileError, Incoming, Outgoing, Roots, Written};
+use crate::net::roots::{FILE_CHUNK_BYTES, FileError, IncomingFile, OutgoingFile, ReceivedFile, Roots};
 
 /// Mode of a file that a peer has pushed: the protocol tells none.
 const MODE: u32 = 0o644;
@@ -12,11 +12,11 @@ const MODE: u32 = 0o644;
 ///
 /// # Errors
 /// [`FileError`]
-pub fn keep(roots: &Roots, path: &str, bytes: &[u8]) -> Result<Written, FileError> {
+pub fn save(roots: &Roots, path: &str, bytes: &[u8]) -> Result<ReceivedFile, FileError> {
     let size = bytes.len() as u64;
     let mut sha256 = [0; 32];
     sha256.copy_from_slice(digest::digest(&digest::SHA256, bytes).as_ref());
-    let mut file = Incoming::create(roots, path, size)?;
+    let mut file = IncomingFile::create(roots, path, size)?;
     let mut at = 0;
     for part in bytes.chunks(FILE_CHUNK_BYTES) {
         file.write(at, part)?;
@@ -29,13 +29,13 @@ pub fn keep(roots: &Roots, path: &str, bytes: &[u8]) -> Result<Written, FileErro
 ///
 /// # Errors
 /// [`FileError`]; [`FileError::Mismatch`] if it is longer than `most` bytes.
-pub fn read(roots: &Roots, path: &str, most: usize) -> Result<Bytes, FileError> {
-    let mut file = Outgoing::open(roots, path)?;
+pub fn read(roots: &Roots, path: &str, max_bytes: usize) -> Result<Bytes, FileError> {
+    let mut file = OutgoingFile::open(roots, path)?;
     let size = usize::try_from(file.size()).unwrap_or(usize::MAX);
-    if size > most {
+    if size > max_bytes {
         return Err(FileError::Mismatch {
             path: path.to_owned(),
-            what: format!("it has {size} bytes, more than the {most} that may be sent"),
+            what: format!("it has {size} bytes, more than the {max_bytes} that may be sent"),
         });
     }
     let mut bytes = BytesMut::with_capacity(size);

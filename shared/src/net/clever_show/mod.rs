@@ -24,11 +24,12 @@ use tokio::sync::Notify;
 pub use callbacks::{CALLBACKS_BYTES_MAX, CALLBACKS_MAX, Callbacks};
 pub use client::{CONNECT_ATTEMPTS, CONNECT_PAUSE, CONNECT_TIMEOUT, Client, RETRY_PAUSE_MAX, broadcast_bind};
 pub use connection::{
-    ConnectionManager, Ended, FileFault, Heard, MESSAGE_WITHIN, Options, PASSED_OVER_MAX, WRITE_STALL,
+    CloseReason, ConnectionManager, FileTransferError, MESSAGE_TIMEOUT, Options, ReceivedEvent,
+    SKIPPED_BYTES_MAX, WRITE_TIMEOUT,
 };
 
-use super::socket::{self, KeepaliveConfig, Purpose, SocketError};
-pub use crate::proto::clever_show::{Answer, Event, Manners, Rejected, Unanswered};
+use super::socket::{self, KeepaliveConfig, SocketError, TrafficClass};
+pub use crate::proto::foreign::clever_show::{Event, ReconnectPolicy, RequestError, ResponseBody, SendError};
 
 /// Seconds of silence before the first probe, as clever-show's default.
 pub const AFTER_IDLE_SEC: u32 = 1;
@@ -56,7 +57,7 @@ pub fn set_keepalive(
             .unwrap_or_else(|_gone| SocketAddr::from(([0, 0, 0, 0], 0))),
         source: std::io::Error::new(std::io::ErrorKind::InvalidInput, bad),
     })?;
-    socket::tune(sock, &keepalive, Purpose::Bulk)
+    socket::configure_accepted(sock, &keepalive, TrafficClass::Bulk)
 }
 
 /// Where a packet to the outside would leave this machine: its IP address, or `localhost` if it has no network.

@@ -8,37 +8,37 @@ use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::net::tcp::ReadHalf;
 
-use super::{Ended, WRITE_STALL};
+use super::{CloseReason, WRITE_TIMEOUT};
 use crate::net::clock;
 
 /// How often an empty socket is looked at again. So much older than it is may a message seem, and never younger.
-pub(super) const LOOK_EVERY: Duration = Duration::from_millis(250);
+pub(super) const SOCKET_POLL_INTERVAL: Duration = Duration::from_millis(250);
 /// Room that is made for what is passed over, in bytes.
 const READ_BYTES: usize = 256 * 1024;
 
 /// What comes in, and how old it may be: what is read carries the time before which it cannot have come, when the socket
 /// was found empty last and something came into it. So neither a peer that sends faster than it is read, nor a stop of
 /// this program, makes an old word look like a new one.
-pub(super) struct Source<'a> {
+pub(super) struct TimedReader<'a> {
     from: ReadHalf<'a>,
     /// Of what has been read.
-    since: Instant,
+    earliest_arrival: Instant,
     /// Of what has not, where the socket has been emptied since.
-    emptied: Option<Instant>,
+    last_empty: Option<Instant>,
 }
 
-impl<'a> Source<'a> {
+impl<'a> TimedReader<'a> {
     pub(super) fn new(from: ReadHalf<'a>) -> Self {
         Self {
             from,
-            since: clock::now(),
-            emptied: None,
+            earliest_arrival: clock::now(),
+            last_empty: None,
         }
     }
 
     /// What was read last did not come before then.
-    pub(super) fn since(&self) -> Instant {
-        self.since
+    pub(super) fn earliest_arrival(&self) -> Instant {
+        self.earliest_arrival
     }
 
     /// Reads what there is into the room of the buffer, and waits for it until then at most; 0 at the end.
@@ -46,7 +46,7 @@ impl<'a> Source<'a> {
         &mut self,
         buffer: &mut BytesMut,
         until: Option<Instant>,
-    ) -> Result<usize, Ended> {
+    ) -> Result<usize, CloseReason> {
         let room = buffer.capacity() - buffer.len();
         loop {
             let looked = clock::now();
@@ -54,23 +54,23 @@ impl<'a> Source<'a> {
             if let Err(error) = &read
                 && error.kind() == io::ErrorKind::WouldBlock
             {
-                self.wait(until).await?;
+                self.wait_readable(until).await?;
                 continue;
             }
-            self.since = self.emptied.take().unwrap_or(self.since);
+            self.earliest_arrival = self.last_empty.take().unwrap_or(self.earliest_arrival);
             let bytes = read?;
-            self.emptied = (0 < bytes && bytes < room).then_some(looked);
+            self.last_empty = (0 < bytes && bytes < room).then_some(looked);
             return Ok(bytes);
         }
     }
 
     /// Reads so many bytes, until then at most, and keeps none.
-    pub(super) async fn pass_over(
+    pub(super) async fn skip(
         &mut self,
         buffer: &mut BytesMut,
         bytes: u64,
         until: Instant,
-    ) -> Result<(), Ended> {
+    ) -> Result<(), CloseReason> {
         let mut left = usize::try_from(bytes).unwrap_or(usize::MAX);
         loop {
             let there = left.min(buffer.len());
@@ -81,7 +81,7 @@ impl<'a> Source<'a> {
             }
             // One that sends without rest is not waited for.
             if until <= clock::now() {
-                return Err(Ended::Stalled);
+                return Err(CloseReason::TimedOut);
             }
             // Nor does it keep others waiting.
             tokio::task::consume_budget().await;
@@ -96,16 +96,16 @@ impl<'a> Source<'a> {
     /// nothing: taken before looking, for between a look and the next step any time may pass, with the process stopped
     /// or the machine asleep, and what came meanwhile is as old as that. The runtime's word is not enough: after a stop
     /// it may say that there is nothing because it has not asked yet.
-    async fn wait(&mut self, until: Option<Instant>) -> Result<(), Ended> {
+    async fn wait_readable(&mut self, until: Option<Instant>) -> Result<(), CloseReason> {
         loop {
             let looked = clock::now();
             if until.is_some_and(|until| until <= looked) {
-                return Err(Ended::Stalled);
+                return Err(CloseReason::TimedOut);
             }
             if is_empty(self.from.as_ref()) {
-                self.emptied = Some(looked);
+                self.last_empty = Some(looked);
             }
-            let again = looked + LOOK_EVERY;
+            let again = looked + SOCKET_POLL_INTERVAL;
             let again = until.map_or(again, |until| until.min(again));
             if let Ok(ready) = clock::timeout_at(again, self.from.readable()).await {
                 return Ok(ready?);
@@ -120,13 +120,13 @@ fn is_empty(stream: &TcpStream) -> bool {
 }
 
 /// Writes all of it, as slowly as the peer takes it, if it takes anything in each [`WRITE_STALL`].
-pub(super) async fn write(to: &mut (impl AsyncWrite + Unpin), mut bytes: &[u8]) -> Result<(), Ended> {
+pub(super) async fn write(to: &mut (impl AsyncWrite + Unpin), mut bytes: &[u8]) -> Result<(), CloseReason> {
     while !bytes.is_empty() {
-        match tokio::time::timeout(WRITE_STALL, to.write(bytes)).await {
+        match tokio::time::timeout(WRITE_TIMEOUT, to.write(bytes)).await {
             Ok(Ok(0)) => return Err(io::Error::from(io::ErrorKind::WriteZero).into()),
             Ok(Ok(taken)) => bytes = &bytes[taken..],
             Ok(Err(error)) => return Err(error.into()),
-            Err(_elapsed) => return Err(Ended::Stalled),
+            Err(_elapsed) => return Err(CloseReason::TimedOut),
         }
     }
     Ok(())
@@ -139,12 +139,12 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_slow_peer_is_waited_for_and_one_that_stands_still_is_not() {
+    async fn slow_peer_is_tolerated_and_stalled_one_times_out() {
         let (mut ours, mut theirs) = tokio::io::duplex(1024);
         let reading = tokio::spawn(async move {
             let mut part = [0; 1024];
             for _ in 0..64 {
-                tokio::time::sleep(WRITE_STALL / 2).await;
+                tokio::time::sleep(WRITE_TIMEOUT / 2).await;
                 theirs.read_exact(&mut part).await.expect("written");
             }
             theirs
@@ -153,6 +153,6 @@ mod tests {
         write(&mut ours, &content).await.expect("it takes something");
         let _theirs = reading.await.expect("ran");
         let ended = write(&mut ours, &content).await.expect_err("it takes nothing");
-        assert!(matches!(ended, Ended::Stalled), "{ended}");
+        assert!(matches!(ended, CloseReason::TimedOut), "{ended}");
     }
 }

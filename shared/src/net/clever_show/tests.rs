@@ -14,7 +14,7 @@ use super::*;
 use crate::net::roots::Roots;
 use crate::proto::message::Arguments;
 
-const SOON: Duration = Duration::from_secs(20);
+const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 
 fn kwargs(value: serde_json::Value) -> Arguments {
     serde_json::from_value(json!({ "kwargs": value })).expect("arguments")
@@ -42,14 +42,14 @@ fn serve(listener: TcpListener, callbacks: Callbacks) -> ConnectionManager {
     connection
 }
 
-async fn soon<T>(what: &str, waited: impl Future<Output = T>) -> T {
-    tokio::time::timeout(SOON, waited)
+async fn within_timeout<T>(what: &str, waited: impl Future<Output = T>) -> T {
+    tokio::time::timeout(TEST_TIMEOUT, waited)
         .await
         .unwrap_or_else(|_elapsed| panic!("not in time: {what}"))
 }
 
 #[tokio::test]
-async fn requests_actions_and_files_both_ways() {
+async fn requests_actions_and_files_work_both_ways() {
     let dir = tempfile::tempdir().expect("a directory");
     let roots = Roots::new(BTreeMap::from([("shows".to_owned(), dir.path().join("shows"))]));
     roots.create_missing();
@@ -72,18 +72,21 @@ async fn requests_actions_and_files_both_ways() {
     tokio::spawn(async move { driven.connect(stream).await });
     let none = Arguments::default;
     assert_eq!(
-        server.get_response("id", none(), SOON).await,
+        server.get_response("id", none(), TEST_TIMEOUT).await,
         Ok(json!("copter-1"))
     );
     server
         .send_message("led", kwargs(json!({"red": 255})))
         .expect("room");
-    assert_eq!(soon("led", told.recv()).await, Some(kwargs(json!({"red": 255}))));
+    assert_eq!(
+        within_timeout("led", told.recv()).await,
+        Some(kwargs(json!({"red": 255})))
+    );
     // Neither is answered, by the real program either.
     let short = Duration::from_millis(100);
     for value in ["broken", "unheard of"] {
         let answer = server.get_response(value, none(), short).await;
-        assert_eq!(answer, Err(Unanswered::TimedOut), "{value}");
+        assert_eq!(answer, Err(RequestError::TimedOut), "{value}");
     }
 
     let source = dir.path().join("take1.csv");
@@ -95,24 +98,26 @@ async fn requests_actions_and_files_both_ways() {
         .expect("sent");
     let copy = dir.path().join("copy");
     // Nobody answers a push, but whatever comes after it finds the file in its place.
-    let fetched = server.get_file("shows/a/take1.csv", Some(&copy), SOON).await;
+    let fetched = server
+        .get_file("shows/a/take1.csv", Some(&copy), TEST_TIMEOUT)
+        .await;
     assert_eq!(fetched.expect("there"), content);
     assert_eq!(std::fs::read_to_string(&copy).expect("written"), content);
     let outside = server.get_file("shows/../take1.csv", None, short).await;
     assert!(matches!(
         outside,
-        Err(FileFault::Unanswered(Unanswered::TimedOut))
+        Err(FileTransferError::Request(RequestError::TimedOut))
     ));
     let too_long = ConnectionManager::new(Options {
         content_bytes_max: 10,
         ..Options::default()
     });
     let refused = too_long.0.send_file(&source, "shows/x").await;
-    assert!(matches!(refused, Err(FileFault::TooLong { max: 10, .. })));
+    assert!(matches!(refused, Err(FileTransferError::TooLong { max: 10, .. })));
 }
 
 #[tokio::test]
-async fn a_file_that_is_fetched_many_times_at_once_is_whole() {
+async fn concurrent_fetches_of_one_file_are_whole() {
     let dir = tempfile::tempdir().expect("a directory");
     let content = vec![7; 200_000];
     std::fs::write(dir.path().join("log"), &content).expect("written");
@@ -129,7 +134,7 @@ async fn a_file_that_is_fetched_many_times_at_once_is_whole() {
     let mut fetching = tokio::task::JoinSet::new();
     for _ in 0..100 {
         let (server, copy) = (server.clone(), copy.clone());
-        fetching.spawn(async move { server.get_file("logs/log", Some(&copy), SOON).await });
+        fetching.spawn(async move { server.get_file("logs/log", Some(&copy), TEST_TIMEOUT).await });
     }
     while let Some(fetched) = fetching.join_next().await {
         fetched.expect("ran").expect("fetched");
@@ -140,7 +145,7 @@ async fn a_file_that_is_fetched_many_times_at_once_is_whole() {
 }
 
 #[tokio::test]
-async fn files_are_in_their_place_before_what_follows() {
+async fn pushed_file_is_stored_before_the_next_message() {
     let dir = tempfile::tempdir().expect("a directory");
     let roots = Roots::new(BTreeMap::from([("shows".to_owned(), dir.path().to_owned())]));
     let (listener, addr) = listener().await;
@@ -159,7 +164,7 @@ async fn files_are_in_their_place_before_what_follows() {
     let driven = server.clone();
     let stream = TcpStream::connect(addr).await.expect("connected");
     tokio::spawn(async move { driven.connect(stream).await });
-    soon("the connection", async {
+    within_timeout("the connection", async {
         while server.addr().is_none() {
             tokio::task::yield_now().await;
         }
@@ -172,13 +177,13 @@ async fn files_are_in_their_place_before_what_follows() {
             server.send_bytes(take.into(), "shows/take1.csv").expect("room");
         }
         server.send_message("start", Arguments::default()).expect("room");
-        let found = soon("the start", told.recv()).await;
+        let found = within_timeout("the start", told.recv()).await;
         assert_eq!(found, Some(vec![round * 10 + 9; 100_000]));
     }
 }
 
 #[tokio::test]
-async fn callbacks_at_work_hold_so_much_at_most() {
+async fn running_callbacks_have_a_memory_limit() {
     const BYTES: usize = 1_000_000;
     let (listener, addr) = listener().await;
     let (tell, mut told) = mpsc::channel(64);
@@ -195,7 +200,7 @@ async fn callbacks_at_work_hold_so_much_at_most() {
     });
     let _drone = serve(listener, callbacks);
     let (server, _incoming) = ConnectionManager::new(Options {
-        manners: Manners {
+        reconnect: ReconnectPolicy {
             resume_queue: true,
             resend_requests: false,
         },
@@ -210,21 +215,21 @@ async fn callbacks_at_work_hold_so_much_at_most() {
     tokio::spawn(async move { server.connect(stream).await });
     let at_once = CALLBACKS_BYTES_MAX as usize / BYTES;
     for _ in 0..at_once {
-        soon("a callback", told.recv()).await.expect("one more");
+        within_timeout("a callback", told.recv()).await.expect("one more");
     }
     let more = tokio::time::timeout(Duration::from_millis(300), told.recv()).await;
     more.expect_err("there is no room");
     go.add_permits(many);
     for _ in at_once..many {
-        soon("a callback", told.recv()).await.expect("one more");
+        within_timeout("a callback", told.recv()).await.expect("one more");
     }
 }
 
 #[tokio::test]
-async fn a_request_outlives_its_connection_and_so_does_the_queue() {
+async fn requests_and_queue_survive_a_reconnect() {
     let (listener, addr) = listener().await;
     let options = Options {
-        manners: Manners {
+        reconnect: ReconnectPolicy {
             resume_queue: true,
             resend_requests: true,
         },
@@ -234,7 +239,11 @@ async fn a_request_outlives_its_connection_and_so_does_the_queue() {
     // Before there is any connection at all.
     drone.send_message("hello", Arguments::default()).expect("room");
     let asking = drone.clone();
-    let asked = tokio::spawn(async move { asking.get_response("id", Arguments::default(), SOON).await });
+    let asked = tokio::spawn(async move {
+        asking
+            .get_response("id", Arguments::default(), TEST_TIMEOUT)
+            .await
+    });
     let driven = drone.clone();
     tokio::spawn(async move {
         loop {
@@ -247,7 +256,7 @@ async fn a_request_outlives_its_connection_and_so_does_the_queue() {
     let mut bytes = vec![0; 4096];
     let mut read = 0;
     while !String::from_utf8_lossy(&bytes[..read]).contains("requested_value") {
-        read += soon("the request", first.read(&mut bytes[read..]))
+        read += within_timeout("the request", first.read(&mut bytes[read..]))
             .await
             .expect("read");
     }
@@ -260,7 +269,7 @@ async fn a_request_outlives_its_connection_and_so_does_the_queue() {
 }
 
 #[tokio::test]
-async fn a_lost_connection_ends_requests_that_are_not_asked_again() {
+async fn disconnect_ends_requests_that_are_not_resent() {
     let (listener, addr) = listener().await;
     let (drone, _incoming) = ConnectionManager::new(Options::default());
     let driven = drone.clone();
@@ -268,20 +277,27 @@ async fn a_lost_connection_ends_requests_that_are_not_asked_again() {
     let ended = tokio::spawn(async move { driven.connect(stream).await });
     let (mut peer, _) = listener.accept().await.expect("accepted");
     let asking = drone.clone();
-    let asked = tokio::spawn(async move { asking.get_response("id", Arguments::default(), SOON).await });
+    let asked = tokio::spawn(async move {
+        asking
+            .get_response("id", Arguments::default(), TEST_TIMEOUT)
+            .await
+    });
     let mut some = [0; 10];
-    soon("the request", peer.read_exact(&mut some))
+    within_timeout("the request", peer.read_exact(&mut some))
         .await
         .expect("read");
     drop(peer);
-    assert_eq!(asked.await.expect("ran"), Err(Unanswered::Lost));
+    assert_eq!(asked.await.expect("ran"), Err(RequestError::ConnectionLost));
     let ended = ended.await.expect("ran");
-    assert!(matches!(ended, Ended::Peer | Ended::Broken(_)), "{ended}");
+    assert!(
+        matches!(ended, CloseReason::ClosedByPeer | CloseReason::Io(_)),
+        "{ended}"
+    );
     assert_eq!(drone.addr(), None);
 }
 
 #[tokio::test]
-async fn the_newest_connection_takes_the_place_of_all_others() {
+async fn newest_connection_replaces_all_others() {
     let (listener, addr) = listener().await;
     let (connection, _incoming) = ConnectionManager::new(Options::default());
     let mut peers = Vec::new();
@@ -298,10 +314,10 @@ async fn the_newest_connection_takes_the_place_of_all_others() {
     }
     let newest = tokio::spawn(driven.pop().expect("three"));
     for older in driven {
-        let ended = soon("the end", older).await;
-        assert!(matches!(ended, Ended::Closed), "{ended}");
+        let ended = within_timeout("the end", older).await;
+        assert!(matches!(ended, CloseReason::ClosedLocally), "{ended}");
     }
-    soon("the newest", async {
+    within_timeout("the newest", async {
         while connection.addr() != peers[2].local_addr().ok() {
             tokio::task::yield_now().await;
         }
@@ -317,17 +333,20 @@ async fn the_newest_connection_takes_the_place_of_all_others() {
         .await
         .expect_err("the other one is at it");
     connection.close();
-    assert!(matches!(soon("the end", waiting).await, Ended::Closed));
-    let ended = soon("the end", newest).await.expect("ran");
-    assert!(matches!(ended, Ended::Closed), "{ended}");
+    assert!(matches!(
+        within_timeout("the end", waiting).await,
+        CloseReason::ClosedLocally
+    ));
+    let ended = within_timeout("the end", newest).await.expect("ran");
+    assert!(matches!(ended, CloseReason::ClosedLocally), "{ended}");
     assert_eq!(connection.addr(), None);
 }
 
 #[tokio::test]
-async fn bad_peers_lose_their_connection_only() {
+async fn invalid_input_costs_only_the_connection() {
     let options = Options {
         content_bytes_max: 1_000,
-        message_within: Duration::from_millis(200),
+        message_timeout: Duration::from_millis(200),
         ..Options::default()
     };
     let long = br#"{"byteorder":"little","content-type":"binary","content-encoding":"utf-8","content-length":9999999999,"message-type":"message","action":"filetransfer","filepath":"a/b"}"#;
@@ -344,7 +363,7 @@ async fn bad_peers_lose_their_connection_only() {
         let mut peer = TcpStream::connect(addr).await.expect("connected");
         let (stream, _) = listener.accept().await.expect("accepted");
         peer.write_all(bytes).await.expect("written");
-        let ended = soon("the end", connection.connect(stream)).await;
+        let ended = within_timeout("the end", connection.connect(stream)).await;
         assert!(ended.to_string().contains(expected), "{ended}");
     }
     // What only means nothing costs nobody the connection.
@@ -361,10 +380,10 @@ async fn bad_peers_lose_their_connection_only() {
     bytes.extend_from_slice(b"NaNNa");
     let driven = connection.clone();
     let ended = tokio::spawn(async move { driven.connect(stream).await });
-    soon("all is read", peer.write_all(&bytes))
+    within_timeout("all is read", peer.write_all(&bytes))
         .await
         .expect("written");
-    let event = soon("the message", incoming.recv())
+    let event = within_timeout("the message", incoming.recv())
         .await
         .map(|heard| heard.event);
     let too_long = Event::TooLong {
@@ -372,23 +391,23 @@ async fn bad_peers_lose_their_connection_only() {
         max: 1_000,
     };
     assert_eq!(event, Some(too_long));
-    let event = soon("the message", incoming.recv())
+    let event = within_timeout("the message", incoming.recv())
         .await
         .map(|heard| heard.event);
-    assert!(matches!(event, Some(Event::Unreadable(_))), "{event:?}");
+    assert!(matches!(event, Some(Event::InvalidMessage(_))), "{event:?}");
     connection.close();
-    assert!(matches!(ended.await.expect("ran"), Ended::Closed));
+    assert!(matches!(ended.await.expect("ran"), CloseReason::ClosedLocally));
 }
 
 #[tokio::test]
-async fn an_announcement_leads_to_its_server() {
+async fn client_connects_to_an_announced_server() {
     let socket = std::net::UdpSocket::bind("127.0.0.1:0").expect("a port");
     let port = socket.local_addr().expect("bound").port();
     drop(socket);
     let (listener, addr) = listener().await;
-    let mut client = Client::listening(None, port);
+    let mut client = Client::for_announcements(None, port);
     let found = tokio::spawn(async move { client.next_connection().await.1 });
-    let announcement = crate::proto::clever_show::Announcement {
+    let announcement = crate::proto::foreign::clever_show::Announcement {
         host: "127.0.0.1".to_owned(),
         port: addr.port(),
         id: "0042".to_owned(),
@@ -405,13 +424,15 @@ async fn an_announcement_leads_to_its_server() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     });
-    soon("the connection", listener.accept()).await.expect("accepted");
-    assert_eq!(soon("the server", found).await.expect("ran"), addr);
+    within_timeout("the connection", listener.accept())
+        .await
+        .expect("accepted");
+    assert_eq!(within_timeout("the server", found).await.expect("ran"), addr);
     announcing.abort();
 }
 
 #[test]
-fn this_machine_has_an_address() {
+fn get_ip_address_returns_an_address() {
     let address = get_ip_address();
     assert!(
         address == "localhost" || address.parse::<IpAddr>().is_ok(),
@@ -420,23 +441,23 @@ fn this_machine_has_an_address() {
 }
 
 #[tokio::test]
-async fn a_wake_up_is_kept_for_the_next_who_waits() {
+async fn notification_is_kept_for_the_next_waiter() {
     let notifier = Arc::new(NotifierSock::default());
     notifier.notify();
-    soon("the one that was kept", notifier.notified()).await;
+    within_timeout("the one that was kept", notifier.notified()).await;
     let waiting = notifier.clone();
     let woken = tokio::spawn(async move { waiting.notified().await });
     // From a thread that knows nothing of tasks.
     std::thread::spawn(move || notifier.notify()).join().expect("ran");
-    soon("the next one", woken).await.expect("ran");
+    within_timeout("the next one", woken).await.expect("ran");
 }
 
 #[tokio::test]
-async fn one_large_message_waits_at_most() {
+async fn at_most_one_large_message_is_buffered() {
     let (listener, addr) = listener().await;
     let (connection, mut incoming) = ConnectionManager::new(Options::default());
     let (peer, _nothing) = ConnectionManager::new(Options {
-        manners: Manners {
+        reconnect: ReconnectPolicy {
             resume_queue: true,
             resend_requests: true,
         },
@@ -456,16 +477,22 @@ async fn one_large_message_waits_at_most() {
         // Nobody takes anything: all could be here by now.
         tokio::time::sleep(Duration::from_millis(50)).await;
         assert!(incoming.len() <= 2, "{} wait", incoming.len());
-        let small = soon("a message", incoming.recv()).await.expect("open").event;
+        let small = within_timeout("a message", incoming.recv())
+            .await
+            .expect("open")
+            .event;
         assert!(matches!(small, Event::Action { .. }), "{small:?}");
-        let large = soon("a file", incoming.recv()).await.expect("open").event;
+        let large = within_timeout("a file", incoming.recv())
+            .await
+            .expect("open")
+            .event;
         let path = format!("shows/{number}");
         assert!(matches!(large, Event::File { filepath, .. } if filepath == path));
     }
 }
 
 #[tokio::test]
-async fn an_answer_is_not_given_to_the_next_connection() {
+async fn response_is_not_sent_on_the_next_connection() {
     let (listener, addr) = listener().await;
     let (begun, mut begins) = mpsc::channel(8);
     let go = Arc::new(tokio::sync::Semaphore::new(0));
@@ -486,19 +513,24 @@ async fn an_answer_is_not_given_to_the_next_connection() {
         let driven = server.clone();
         tokio::spawn(async move { driven.connect(stream).await });
         let asking = server.clone();
-        let asked =
-            tokio::spawn(async move { asking.get_response("position", Arguments::default(), SOON).await });
-        soon("the question", begins.recv()).await.expect("open");
+        let asked = tokio::spawn(async move {
+            asking
+                .get_response("position", Arguments::default(), TEST_TIMEOUT)
+                .await
+        });
+        within_timeout("the question", begins.recv()).await.expect("open");
         (server, asked, incoming)
     };
     let (first, asked, _) = ask().await;
     first.close();
-    assert_eq!(asked.await.expect("ran"), Err(Unanswered::Lost));
+    assert_eq!(asked.await.expect("ran"), Err(RequestError::ConnectionLost));
     let (second, asked, mut incoming) = ask().await;
     // One for each of both, and one for a question after them.
     go.add_permits(3);
     assert_eq!(asked.await.expect("ran"), Ok(json!([1, 2])));
-    let after = second.get_response("position", Arguments::default(), SOON).await;
+    let after = second
+        .get_response("position", Arguments::default(), TEST_TIMEOUT)
+        .await;
     assert_eq!(after, Ok(json!([1, 2])));
     let stray = incoming.try_recv();
     assert!(stray.is_err(), "{stray:?}");

@@ -82,7 +82,7 @@ fn broadcast_of(addr: &IfAddr, point_to_point: bool) -> Option<Ipv4Addr> {
 
 /// Starts a task that looks at the interfaces every [`POLL_INTERVAL`] and tells when something changed. The
 /// channel holds the present list from the start. The task ends with the token or when nobody listens.
-pub fn watch(stop: CancellationToken) -> watch::Receiver<Interfaces> {
+pub fn watch(shutdown: CancellationToken) -> watch::Receiver<Interfaces> {
     let (sender, receiver) = watch::channel(Interfaces::from(list().unwrap_or_default()));
     tokio::spawn(async move {
         let mut tick = tokio::time::interval(POLL_INTERVAL);
@@ -90,7 +90,7 @@ pub fn watch(stop: CancellationToken) -> watch::Receiver<Interfaces> {
         loop {
             tokio::select! {
                 biased;
-                () = stop.cancelled() => return,
+                () = shutdown.cancelled() => return,
                 () = sender.closed() => return,
                 _tick = tick.tick() => {}
             }
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn every_network_with_neighbours_has_a_broadcast_address() {
+    fn broadcast_address_is_derived_for_each_network() {
         for (addr, point_to_point, expected) in [
             (
                 v4([10, 1, 2, 3], 16, Some([10, 1, 255, 255])),
@@ -152,10 +152,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn loopback_is_listed_and_watched() {
-        let stop = CancellationToken::new();
-        let _stopped_at_the_end = stop.clone().drop_guard();
-        let interfaces = watch(stop);
+    async fn loopback_interface_is_listed_and_watched() {
+        let shutdown = CancellationToken::new();
+        let _stopped_at_the_end = shutdown.clone().drop_guard();
+        let interfaces = watch(shutdown);
         let loopback = interfaces
             .borrow()
             .iter()
@@ -167,10 +167,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_watcher_ends_with_its_token() {
-        let stop = CancellationToken::new();
-        let mut interfaces = watch(stop.clone());
-        stop.cancel();
+    async fn interface_watcher_ends_with_its_token() {
+        let shutdown = CancellationToken::new();
+        let mut interfaces = watch(shutdown.clone());
+        shutdown.cancel();
         let ended = tokio::time::timeout(Duration::from_secs(5), async {
             while interfaces.changed().await.is_ok() {}
         });

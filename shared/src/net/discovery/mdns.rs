@@ -41,16 +41,16 @@ pub const INSTANCES_MAX: usize = 4096;
 pub const PEER_ADDRESSES_MAX: usize = 8;
 
 /// Longest wait for the goodbyes to be sent.
-pub const SHUTDOWN_MAX: Duration = Duration::from_secs(2);
+pub const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Pause before a browse that broke off begins again.
-const BROWSE_AGAIN_AFTER: Duration = Duration::from_secs(1);
+const BROWSE_RETRY_DELAY: Duration = Duration::from_secs(1);
 
 /// How often mdns-sd looks for changed interfaces, in seconds.
 const IP_CHECK_INTERVAL_S: u32 = 1;
 
 /// Pause between attempts to hand mdns-sd a command while its queue is full.
-const COMMAND_AGAIN_AFTER: Duration = Duration::from_millis(50);
+const COMMAND_RETRY_DELAY: Duration = Duration::from_millis(50);
 
 /// The first 8 bytes of an id or a fingerprint: enough to recognise one, too little to trust one.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -119,9 +119,9 @@ pub struct Service {
 
 /// A peer that was heard, or that fell silent.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Sighting {
+pub enum DiscoveryEvent {
     /// It is there; said again whenever its name, fleet or addresses change.
-    Found(Found),
+    Discovered(DiscoveredPeer),
     /// It said goodbye, or its record ran out (up to two minutes after it vanished). That a link still lives
     /// counts for more.
     Lost {
@@ -136,7 +136,7 @@ pub enum Sighting {
 
 /// A peer as it announces itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Found {
+pub struct DiscoveredPeer {
     /// Node or station.
     pub kind: PeerKind,
     /// The beginning of its id. Two peers with a cloned key have one id and two instances.
@@ -168,14 +168,14 @@ pub trait Mdns: Send {
     ///
     /// # Errors
     /// [`MdnsError`]; trying again later may work.
-    fn offer(&mut self, id: Prefix, service: &Service) -> Result<(), MdnsError>;
+    fn publish_service(&mut self, id: Prefix, service: &Service) -> Result<(), MdnsError>;
 
     /// Reports peers of a kind, until shutdown or until the channel closes. Our own announcement is left out,
     /// unless mDNS had to rename it because of a clone; TLS tells then.
     ///
     /// # Errors
     /// [`MdnsError`]; trying again later may work.
-    fn browse(&mut self, kind: PeerKind, sightings: mpsc::Sender<Sighting>) -> Result<(), MdnsError>;
+    fn browse(&mut self, kind: PeerKind, events: mpsc::Sender<DiscoveryEvent>) -> Result<(), MdnsError>;
 
     /// Says goodbye and ends, within [`SHUTDOWN_MAX`].
     fn shutdown(&mut self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
@@ -194,8 +194,8 @@ pub struct MdnsSd {
     daemon: ServiceDaemon,
     published: Option<Announcement>,
     /// The full name of what is published; the browsers look.
-    fullname: watch::Sender<Option<String>>,
-    stop: CancellationToken,
+    published_fullname: watch::Sender<Option<String>>,
+    shutdown: CancellationToken,
 }
 
 impl fmt::Debug for MdnsSd {
@@ -214,15 +214,15 @@ impl MdnsSd {
     pub fn start() -> Result<Self, MdnsError> {
         let daemon = ServiceDaemon::new()?;
         daemon.set_ip_check_interval(IP_CHECK_INTERVAL_S)?;
-        let stop = CancellationToken::new();
+        let shutdown = CancellationToken::new();
         if let Ok(events) = daemon.monitor() {
-            tokio::spawn(log_troubles(events, stop.clone()));
+            tokio::spawn(log_errors(events, shutdown.clone()));
         }
         Ok(Self {
             daemon,
             published: None,
-            fullname: watch::Sender::new(None),
-            stop,
+            published_fullname: watch::Sender::new(None),
+            shutdown,
         })
     }
 }
@@ -236,18 +236,18 @@ impl Mdns for MdnsSd {
         let new = info.get_fullname().to_owned();
         // Until all is done it counts as not published, so that a failure is tried again.
         self.published = None;
-        let old = self.fullname.borrow().clone().filter(|old| *old != new);
+        let old = self.published_fullname.borrow().clone().filter(|old| *old != new);
         if let Some(old) = old {
             // Its answer says only whether the goodbye was sent, and nothing waits for that.
             drop(self.daemon.unregister(&old)?);
         }
-        self.fullname.send_replace(Some(new));
+        self.published_fullname.send_replace(Some(new));
         self.daemon.register(info)?;
         self.published = Some(announcement);
         Ok(())
     }
 
-    fn offer(&mut self, id: Prefix, service: &Service) -> Result<(), MdnsError> {
+    fn publish_service(&mut self, id: Prefix, service: &Service) -> Result<(), MdnsError> {
         let Service {
             kind,
             instance,
@@ -255,37 +255,37 @@ impl Mdns for MdnsSd {
             txt,
         } = service;
         self.daemon
-            .register(register(kind, instance, id, *listen, txt)?)?;
+            .register(build_service_info(kind, instance, id, *listen, txt)?)?;
         Ok(())
     }
 
-    fn browse(&mut self, kind: PeerKind, sightings: mpsc::Sender<Sighting>) -> Result<(), MdnsError> {
+    fn browse(&mut self, kind: PeerKind, discovered: mpsc::Sender<DiscoveryEvent>) -> Result<(), MdnsError> {
         let events = self.daemon.browse(service_type(kind))?;
         let browser = Browser {
             kind,
-            own: self.fullname.subscribe(),
+            own_fullname: self.published_fullname.subscribe(),
             known: BTreeMap::new(),
-            sightings,
+            discovered,
         };
-        tokio::spawn(browser.run(self.daemon.clone(), events, self.stop.clone()));
+        tokio::spawn(browser.run(self.daemon.clone(), events, self.shutdown.clone()));
         Ok(())
     }
 
     fn shutdown(&mut self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
         Box::pin(async {
-            self.stop.cancel();
+            self.shutdown.cancel();
             let goodbye = async {
                 loop {
                     match self.daemon.shutdown() {
                         // mdns-sd answers once the goodbyes are sent and its thread is about to end.
                         Ok(done) => return drop(done.recv_async().await),
-                        Err(mdns_sd::Error::Again) => tokio::time::sleep(COMMAND_AGAIN_AFTER).await,
+                        Err(mdns_sd::Error::Again) => tokio::time::sleep(COMMAND_RETRY_DELAY).await,
                         Err(_already_ended) => return,
                     }
                 }
             };
-            if tokio::time::timeout(SHUTDOWN_MAX, goodbye).await.is_err() {
-                tracing::warn!(wait = ?SHUTDOWN_MAX, "mDNS did not end in time");
+            if tokio::time::timeout(SHUTDOWN_TIMEOUT, goodbye).await.is_err() {
+                tracing::warn!(wait = ?SHUTDOWN_TIMEOUT, "mDNS did not end in time");
             }
         })
     }
@@ -294,7 +294,7 @@ impl Mdns for MdnsSd {
 impl Drop for MdnsSd {
     fn drop(&mut self) {
         // Without it the thread would outlive us; after `shutdown` it is gone and there is nothing to say.
-        self.stop.cancel();
+        self.shutdown.cancel();
         drop(self.daemon.shutdown());
     }
 }
@@ -313,10 +313,10 @@ fn service_info(of: &Announcement) -> Result<ServiceInfo, mdns_sd::Error> {
     if let Some(fleet) = of.fleet {
         txt.push(("fleet", fleet.to_string()));
     }
-    register(service_type(of.kind), &instance, of.id, of.listen, &txt)
+    build_service_info(service_type(of.kind), &instance, of.id, of.listen, &txt)
 }
 
-fn register(
+fn build_service_info(
     kind: &str,
     instance: &str,
     id: Prefix,
@@ -339,9 +339,9 @@ fn register(
 /// channel ends the subscription at worst, which then begins anew and repeats all that is known.
 struct Browser {
     kind: PeerKind,
-    own: watch::Receiver<Option<String>>,
-    known: BTreeMap<String, Found>,
-    sightings: mpsc::Sender<Sighting>,
+    own_fullname: watch::Receiver<Option<String>>,
+    known: BTreeMap<String, DiscoveredPeer>,
+    discovered: mpsc::Sender<DiscoveryEvent>,
 }
 
 impl Browser {
@@ -349,17 +349,17 @@ impl Browser {
         mut self,
         daemon: ServiceDaemon,
         mut events: mdns_sd::Receiver<ServiceEvent>,
-        stop: CancellationToken,
+        shutdown: CancellationToken,
     ) {
         loop {
             let event = tokio::select! {
                 biased;
-                () = stop.cancelled() => return,
-                () = self.sightings.closed() => return,
+                () = shutdown.cancelled() => return,
+                () = self.discovered.closed() => return,
                 event = events.recv_async() => event,
             };
             let Ok(event) = event else {
-                tokio::time::sleep(BROWSE_AGAIN_AFTER).await;
+                tokio::time::sleep(BROWSE_RETRY_DELAY).await;
                 match daemon.browse(service_type(self.kind)) {
                     Ok(again) => events = again,
                     Err(mdns_sd::Error::Again) => {}
@@ -367,34 +367,34 @@ impl Browser {
                 }
                 continue;
             };
-            let Some(sighting) = self.sighting(event) else {
+            let Some(discovered) = self.on_service_event(event) else {
                 continue;
             };
             tokio::select! {
                 biased;
-                () = stop.cancelled() => return,
-                sent = self.sightings.send(sighting) => if sent.is_err() { return },
+                () = shutdown.cancelled() => return,
+                sent = self.discovered.send(discovered) => if sent.is_err() { return },
             }
         }
     }
 
-    fn sighting(&mut self, event: ServiceEvent) -> Option<Sighting> {
+    fn on_service_event(&mut self, event: ServiceEvent) -> Option<DiscoveryEvent> {
         match event {
             ServiceEvent::ServiceResolved(service) => {
-                if self.own.borrow().as_deref() == Some(service.get_fullname()) {
+                if self.own_fullname.borrow().as_deref() == Some(service.get_fullname()) {
                     return None;
                 }
-                let found = found(self.kind, &service)?;
+                let found = parse_announcement(self.kind, &service)?;
                 let full = self.known.len() >= INSTANCES_MAX && !self.known.contains_key(&found.instance);
                 if full || self.known.get(&found.instance) == Some(&found) {
                     return None;
                 }
                 self.known.insert(found.instance.clone(), found.clone());
-                Some(Sighting::Found(found))
+                Some(DiscoveryEvent::Discovered(found))
             }
             ServiceEvent::ServiceRemoved(_, instance) => {
                 let gone = self.known.remove(&instance)?;
-                Some(Sighting::Lost {
+                Some(DiscoveryEvent::Lost {
                     kind: self.kind,
                     id: gone.id,
                     instance,
@@ -410,7 +410,7 @@ impl Browser {
 }
 
 /// Reads an announcement; one that is not ours, or of another version, or broken, is passed over.
-fn found(kind: PeerKind, service: &ResolvedService) -> Option<Found> {
+fn parse_announcement(kind: PeerKind, service: &ResolvedService) -> Option<DiscoveredPeer> {
     let text = |key| service.get_property_val_str(key);
     if text("v") != Some(VERSION) {
         return None;
@@ -419,11 +419,11 @@ fn found(kind: PeerKind, service: &ResolvedService) -> Option<Found> {
         Some(digits) => Some(Prefix::parse(digits)?),
         None => None,
     };
-    let addrs = addresses(service);
+    let addrs = dial_addresses(service);
     if addrs.is_empty() || service.get_port() == 0 {
         return None;
     }
-    Some(Found {
+    Some(DiscoveredPeer {
         kind,
         id: Prefix::parse(text("id")?)?,
         instance: service.get_fullname().to_owned(),
@@ -434,7 +434,7 @@ fn found(kind: PeerKind, service: &ResolvedService) -> Option<Found> {
 }
 
 /// This machine first, then IPv4, then IPv6, then what only works on one link.
-fn addresses(service: &ResolvedService) -> Vec<SocketAddr> {
+fn dial_addresses(service: &ResolvedService) -> Vec<SocketAddr> {
     let port = service.get_port();
     let mut addrs: Vec<SocketAddr> = service
         .get_addresses()
@@ -470,12 +470,12 @@ fn is_link_local(ip: &Ipv6Addr) -> bool {
 }
 
 /// Says once what mDNS complains about; it goes on by itself.
-async fn log_troubles(events: mdns_sd::Receiver<mdns_sd::DaemonEvent>, stop: CancellationToken) {
+async fn log_errors(events: mdns_sd::Receiver<mdns_sd::DaemonEvent>, shutdown: CancellationToken) {
     let mut last = String::new();
     loop {
         let event = tokio::select! {
             biased;
-            () = stop.cancelled() => return,
+            () = shutdown.cancelled() => return,
             event = events.recv_async() => event,
         };
         match event {

@@ -17,7 +17,7 @@ fn resolved(of: &Announcement) -> ResolvedService {
 }
 
 #[test]
-fn an_announcement_reads_back() {
+fn mdns_announcement_round_trips() {
     for kind in [PeerKind::Node, PeerKind::Station] {
         for fleet in [None, Some(Prefix([9; 8]))] {
             let said = Announcement {
@@ -25,7 +25,7 @@ fn an_announcement_reads_back() {
                 fleet,
                 ..announcement("drone-07", "10.0.0.7:7420")
             };
-            let heard = found(kind, &resolved(&said)).expect("ours");
+            let heard = parse_announcement(kind, &resolved(&said)).expect("ours");
             assert_eq!(heard.kind, kind);
             assert_eq!(heard.id, said.id);
             assert_eq!(heard.name, said.name);
@@ -38,16 +38,16 @@ fn an_announcement_reads_back() {
 }
 
 #[test]
-fn the_longest_name_fits_a_label_and_survives_whole() {
+fn longest_name_fits_a_dns_label_and_round_trips() {
     let said = announcement(&"x".repeat(NAME_BYTES_MAX), "10.0.0.7:7420");
-    let heard = found(PeerKind::Node, &resolved(&said)).expect("ours");
+    let heard = parse_announcement(PeerKind::Node, &resolved(&said)).expect("ours");
     let label = heard.instance.split('.').next().expect("a label");
     assert_eq!(label.len(), 63);
     assert_eq!(heard.name, said.name);
 }
 
 #[test]
-fn what_is_not_ours_is_passed_over() {
+fn foreign_or_malformed_announcements_are_ignored() {
     let good = [
         ("v", "1"),
         ("id", "a102030405060708"),
@@ -67,7 +67,7 @@ fn what_is_not_ours_is_passed_over() {
             .collect();
         let kind = service_type(PeerKind::Node);
         let info = ServiceInfo::new(kind, "x", "x.local.", ip, port, &txt[..]).expect("valid mDNS");
-        found(PeerKind::Node, &info.as_resolved_service())
+        parse_announcement(PeerKind::Node, &info.as_resolved_service())
     };
     assert!(with("", None, "10.0.0.7", 1).is_some());
     for (key, value) in [
@@ -94,7 +94,7 @@ fn what_is_not_ours_is_passed_over() {
 }
 
 #[test]
-fn prefixes_read_back() {
+fn id_prefix_hex_round_trips() {
     let prefix = Prefix::of(&[0xab; 32]);
     assert_eq!(prefix.to_string(), "abababababababab");
     assert_eq!(Prefix::parse("abababababababab"), Some(prefix));
@@ -111,7 +111,7 @@ fn prefixes_read_back() {
 
 /// On loopback alone: the record names only 127.0.0.1. Other tests' announcements may be heard too.
 #[tokio::test]
-async fn a_peer_is_found_renamed_and_lost() {
+async fn mdns_reports_peer_discovered_renamed_and_lost() {
     // Tests run in several processes at once, so the id has to differ between them.
     let mut id = [0x7e; 8];
     id[..4].copy_from_slice(&std::process::id().to_be_bytes());
@@ -125,8 +125,11 @@ async fn a_peer_is_found_renamed_and_lost() {
     station.browse(PeerKind::Node, sender).expect("browses");
 
     node.publish(said.clone()).expect("publishes");
-    let found = next(&mut sightings, said.id, |s| matches!(s, Sighting::Found(_))).await;
-    let Sighting::Found(found) = found else {
+    let found = next(&mut sightings, said.id, |s| {
+        matches!(s, DiscoveryEvent::Discovered(_))
+    })
+    .await;
+    let DiscoveryEvent::Discovered(found) = found else {
         panic!("{found:?}")
     };
     assert_eq!(found.name, said.name);
@@ -137,7 +140,7 @@ async fn a_peer_is_found_renamed_and_lost() {
     next(
         &mut sightings,
         said.id,
-        |s| matches!(s, Sighting::Found(found) if found.addrs == [said.listen]),
+        |s| matches!(s, DiscoveryEvent::Discovered(found) if found.addrs == [said.listen]),
     )
     .await;
 
@@ -146,7 +149,7 @@ async fn a_peer_is_found_renamed_and_lost() {
     next(
         &mut sightings,
         said.id,
-        |s| matches!(s, Sighting::Found(found) if found.fleet.is_none()),
+        |s| matches!(s, DiscoveryEvent::Discovered(found) if found.fleet.is_none()),
     )
     .await;
 
@@ -155,13 +158,16 @@ async fn a_peer_is_found_renamed_and_lost() {
     let (mut old_gone, mut new_there) = (false, false);
     while !(old_gone && new_there) {
         match next(&mut sightings, said.id, |_| true).await {
-            Sighting::Found(found) => new_there |= found.name == said.name,
-            Sighting::Lost { instance, .. } => old_gone |= instance == found.instance,
+            DiscoveryEvent::Discovered(found) => new_there |= found.name == said.name,
+            DiscoveryEvent::Lost { instance, .. } => old_gone |= instance == found.instance,
         }
     }
 
     node.shutdown().await;
-    next(&mut sightings, said.id, |s| matches!(s, Sighting::Lost { .. })).await;
+    next(&mut sightings, said.id, |s| {
+        matches!(s, DiscoveryEvent::Lost { .. })
+    })
+    .await;
     station.shutdown().await;
     // What was on its way is still read; then the channel ends.
     while sightings.recv().await.is_some() {}
@@ -169,7 +175,7 @@ async fn a_peer_is_found_renamed_and_lost() {
 
 /// As a program of another system would look for it.
 #[tokio::test]
-async fn a_service_of_another_system_is_found() {
+async fn foreign_service_is_discoverable_over_mdns() {
     let mut station = MdnsSd::start().expect("starts");
     let instance = format!("field-{}", std::process::id());
     let service = Service {
@@ -182,7 +188,7 @@ async fn a_service_of_another_system_is_found() {
         ],
     };
     station
-        .offer(Prefix([0x7f, 2, 3, 4, 5, 6, 7, 8]), &service)
+        .publish_service(Prefix([0x7f, 2, 3, 4, 5, 6, 7, 8]), &service)
         .expect("offers");
     let other = ServiceDaemon::new().expect("starts");
     let events = other.browse(service.kind).expect("browses");
@@ -207,16 +213,16 @@ async fn a_service_of_another_system_is_found() {
 }
 
 async fn next(
-    sightings: &mut mpsc::Receiver<Sighting>,
+    sightings: &mut mpsc::Receiver<DiscoveryEvent>,
     of: Prefix,
-    wanted: impl Fn(&Sighting) -> bool,
-) -> Sighting {
+    wanted: impl Fn(&DiscoveryEvent) -> bool,
+) -> DiscoveryEvent {
     let search = async {
         loop {
             let sighting = sightings.recv().await.expect("still browsing");
             let id = match &sighting {
-                Sighting::Found(found) => found.id,
-                Sighting::Lost { id, .. } => *id,
+                DiscoveryEvent::Discovered(found) => found.id,
+                DiscoveryEvent::Lost { id, .. } => *id,
             };
             if id == of && wanted(&sighting) {
                 return sighting;

@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use super::interfaces::{InterfaceAddr, Interfaces};
 use crate::net::clock;
 use crate::net::handshake::Profile;
-use crate::proto::stop::{STOP_BYTES_MAX, is_stop};
+use crate::proto::stop::{STOP_BYTES_MAX, is_stop_datagram};
 use crate::proto::trust::Membership;
 
 /// The UDP port of pings unless configured otherwise.
@@ -56,26 +56,26 @@ const DATAGRAM_BYTES_MAX: usize = STOP_BYTES_MAX;
 
 /// How often stops are let through, apart from pings: a flood of the one does not keep out the other. Each costs at most
 /// two signature checks.
-const STOPS: Limits = Limits {
-    per_source_s: 16,
+const STOP_LIMITS: RateLimits = RateLimits {
+    per_source_per_s: 16,
     per_source_burst: 64,
-    all_s: 128,
+    total_per_s: 128,
 };
 
 /// How often pings are let through.
-const PINGS: Limits = Limits {
-    per_source_s: PINGS_PER_SOURCE_PER_S,
+const PING_LIMITS: RateLimits = RateLimits {
+    per_source_per_s: PINGS_PER_SOURCE_PER_S,
     per_source_burst: PINGS_PER_SOURCE_BURST,
-    all_s: PINGS_PER_S,
+    total_per_s: PINGS_PER_S,
 };
 
 /// Stops that were passed on and are known again byte by byte: each comes many times, and costs nothing from the second
 /// time on, as long as nothing changes by which they are judged.
-const STOPS_KNOWN: usize = 16;
+const RECENT_STOPS_MAX: usize = 16;
 
 /// Longest wait for room in the kernel's send buffer, so that one interface that takes nothing does not hold
 /// up the others.
-const SEND_MAX: Duration = Duration::from_millis(100);
+const SEND_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// A datagram that may be a ping.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,58 +93,64 @@ pub async fn send(
     port: u16,
     mut interfaces: watch::Receiver<Interfaces>,
     mut datagram: impl FnMut() -> Vec<u8> + Send,
-    stop: CancellationToken,
+    shutdown: CancellationToken,
 ) {
-    let mut sockets = Sockets::default();
+    let mut sockets = BroadcastSockets::default();
     let mut tick = tokio::time::interval(PING_INTERVAL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut watching = true;
     loop {
         tokio::select! {
             biased;
-            () = stop.cancelled() => return,
+            () = shutdown.cancelled() => return,
             changed = interfaces.changed(), if watching => {
                 watching = changed.is_ok();
                 tick.reset();
             }
             _tick = tick.tick() => {}
         }
-        let present = interfaces.borrow_and_update().clone();
+        let current = interfaces.borrow_and_update().clone();
         let bytes = datagram();
-        sockets.send_round(&present, port, &bytes).await;
+        sockets.send_round(&current, port, &bytes).await;
     }
 }
 
 /// Says something on every interface, now.
 #[derive(Default)]
-pub struct Shouter {
-    sockets: Sockets,
+pub struct Broadcaster {
+    sockets: BroadcastSockets,
     unicast: Option<UdpSocket>,
 }
 
-impl std::fmt::Debug for Shouter {
+impl std::fmt::Debug for Broadcaster {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Shouter({} interfaces)", self.sockets.open.len())
+        write!(f, "Shouter({} interfaces)", self.sockets.by_address.len())
     }
 }
 
-impl Shouter {
+impl Broadcaster {
     /// Broadcasts on the interfaces that are `present`, then sends to the addresses of `also`. What does not go out is
     /// told in the log: whoever shouts repeats it.
-    pub async fn shout(&mut self, present: &[InterfaceAddr], port: u16, bytes: &[u8], also: &[SocketAddr]) {
-        self.sockets.send_round(present, port, bytes).await;
-        if also.is_empty() {
+    pub async fn broadcast(
+        &mut self,
+        interfaces: &[InterfaceAddr],
+        port: u16,
+        bytes: &[u8],
+        unicast_addrs: &[SocketAddr],
+    ) {
+        self.sockets.send_round(interfaces, port, bytes).await;
+        if unicast_addrs.is_empty() {
             return;
         }
         let socket = match self.unicast.take() {
             Some(socket) => socket,
-            None => match sending_socket(Ipv4Addr::UNSPECIFIED) {
+            None => match open_send_socket(Ipv4Addr::UNSPECIFIED) {
                 Ok(socket) => socket,
                 Err(error) => return tracing::warn!(%error, "no socket to send datagrams with"),
             },
         };
-        for to in also.iter().filter(|to| to.is_ipv4()) {
-            match tokio::time::timeout(SEND_MAX, socket.send_to(bytes, to)).await {
+        for to in unicast_addrs.iter().filter(|to| to.is_ipv4()) {
+            match tokio::time::timeout(SEND_TIMEOUT, socket.send_to(bytes, to)).await {
                 Ok(Ok(_)) => {}
                 Ok(Err(error)) => tracing::debug!(%to, %error, "a datagram does not go out"),
                 Err(_) => {
@@ -160,34 +166,34 @@ impl Shouter {
 
 /// One socket for each address that is there, and what was last wrong with it.
 #[derive(Default)]
-struct Sockets {
-    open: BTreeMap<Ipv4Addr, Outlet>,
+struct BroadcastSockets {
+    by_address: BTreeMap<Ipv4Addr, BroadcastSocket>,
 }
 
 #[derive(Default)]
-struct Outlet {
+struct BroadcastSocket {
     socket: Option<UdpSocket>,
-    trouble: Option<io::ErrorKind>,
+    last_error: Option<io::ErrorKind>,
 }
 
-impl Sockets {
-    async fn send_round(&mut self, present: &[InterfaceAddr], port: u16, bytes: &[u8]) {
-        let outlets: BTreeMap<Ipv4Addr, &InterfaceAddr> = present
+impl BroadcastSockets {
+    async fn send_round(&mut self, interfaces: &[InterfaceAddr], port: u16, bytes: &[u8]) {
+        let broadcastable: BTreeMap<Ipv4Addr, &InterfaceAddr> = interfaces
             .iter()
             .filter_map(|interface| match interface.ip {
                 IpAddr::V4(ip) => interface.broadcast.map(|_| (ip, interface)),
                 IpAddr::V6(_) => None,
             })
             .collect();
-        self.open.retain(|ip, _| outlets.contains_key(ip));
-        for (ip, interface) in outlets {
-            let outlet = self.open.entry(ip).or_default();
-            let result = outlet.send(ip, interface, port, bytes).await;
-            let trouble = result.as_ref().err().map(io::Error::kind);
-            if trouble == outlet.trouble {
+        self.by_address.retain(|ip, _| broadcastable.contains_key(ip));
+        for (ip, interface) in broadcastable {
+            let entry = self.by_address.entry(ip).or_default();
+            let result = entry.send(ip, interface, port, bytes).await;
+            let error_kind = result.as_ref().err().map(io::Error::kind);
+            if error_kind == entry.last_error {
                 continue;
             }
-            outlet.trouble = trouble;
+            entry.last_error = error_kind;
             let name = &interface.name;
             match result {
                 Ok(()) => tracing::info!(interface = name, %ip, "pings go out again"),
@@ -199,7 +205,7 @@ impl Sockets {
     }
 }
 
-impl Outlet {
+impl BroadcastSocket {
     async fn send(
         &mut self,
         ip: Ipv4Addr,
@@ -210,12 +216,12 @@ impl Outlet {
         let mut result = Ok(());
         let socket = match self.socket.take() {
             Some(socket) => socket,
-            None => sending_socket(ip)?,
+            None => open_send_socket(ip)?,
         };
         // Loopback has no limited broadcast.
         let limited = Some(Ipv4Addr::BROADCAST).filter(|_| !ip.is_loopback());
         for to in limited.into_iter().chain(interface.broadcast) {
-            let sent = tokio::time::timeout(SEND_MAX, socket.send_to(bytes, (to, port))).await;
+            let sent = tokio::time::timeout(SEND_TIMEOUT, socket.send_to(bytes, (to, port))).await;
             if let Err(error) = sent.unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into())) {
                 result = Err(error);
             }
@@ -227,7 +233,7 @@ impl Outlet {
     }
 }
 
-fn sending_socket(ip: Ipv4Addr) -> io::Result<UdpSocket> {
+fn open_send_socket(ip: Ipv4Addr) -> io::Result<UdpSocket> {
     let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
     socket.set_broadcast(true)?;
     socket.set_nonblocking(true)?;
@@ -287,19 +293,19 @@ pub fn listen_on(ip: Ipv4Addr, port: u16) -> Result<UdpSocket, PingError> {
 
 /// Where emergency stops go, and what they are judged by.
 #[derive(Debug)]
-pub struct Stops {
+pub struct StopForwarder {
     /// Who judges them.
-    pub to: mpsc::Sender<Datagram>,
+    pub sender: mpsc::Sender<Datagram>,
     /// The fleet of this program.
     pub membership: watch::Receiver<Option<Arc<Membership>>>,
     /// What selectors look at.
     pub profile: watch::Receiver<Profile>,
 }
 
-impl Stops {
+impl StopForwarder {
     /// Whether one that was not heeded may be now: this program has joined a fleet, knows of another grant or
     /// revocation, or has another name.
-    fn are_judged_anew(&mut self) -> bool {
+    fn context_changed(&mut self) -> bool {
         let is_new = self.membership.has_changed().is_ok_and(|new| new)
             || self.profile.has_changed().is_ok_and(|new| new);
         if is_new {
@@ -315,18 +321,18 @@ impl Stops {
 pub async fn receive(
     socket: UdpSocket,
     datagrams: mpsc::Sender<Datagram>,
-    mut stops: Option<Stops>,
-    stop: CancellationToken,
+    mut stop_forwarder: Option<StopForwarder>,
+    shutdown: CancellationToken,
 ) {
-    let mut rates = Rates::new(PINGS, clock::now());
-    let mut stop_rates = Rates::new(STOPS, clock::now());
-    let mut known: VecDeque<Vec<u8>> = VecDeque::new();
+    let mut rates = RateLimiter::new(PING_LIMITS, clock::now());
+    let mut stop_rates = RateLimiter::new(STOP_LIMITS, clock::now());
+    let mut recent_stops: VecDeque<Vec<u8>> = VecDeque::new();
     // One byte more than allowed tells a datagram of the greatest length from one that was cut off.
     let mut buffer = [0; DATAGRAM_BYTES_MAX + 1];
     loop {
         let received = tokio::select! {
             biased;
-            () = stop.cancelled() => return,
+            () = shutdown.cancelled() => return,
             () = datagrams.closed() => return,
             received = socket.recv_from(&mut buffer) => received,
         };
@@ -340,28 +346,30 @@ pub async fn receive(
             }
         };
         let bytes = &buffer[..length];
-        if is_stop(bytes) {
-            let Some(stops) = &mut stops else { continue };
-            if stops.are_judged_anew() {
-                known.clear();
+        if is_stop_datagram(bytes) {
+            let Some(stop_forwarder) = &mut stop_forwarder else {
+                continue;
+            };
+            if stop_forwarder.context_changed() {
+                recent_stops.clear();
             }
-            if length > DATAGRAM_BYTES_MAX || known.iter().any(|known| known == bytes) {
+            if length > DATAGRAM_BYTES_MAX || recent_stops.iter().any(|known| known == bytes) {
                 continue;
             }
             let bytes = bytes.to_vec();
             if stop_rates.allow(from.ip(), clock::now())
-                && stops
-                    .to
+                && stop_forwarder
+                    .sender
                     .try_send(Datagram {
                         bytes: bytes.clone(),
                         from,
                     })
                     .is_ok()
             {
-                if known.len() >= STOPS_KNOWN {
-                    known.pop_front();
+                if recent_stops.len() >= RECENT_STOPS_MAX {
+                    recent_stops.pop_front();
                 }
-                known.push_back(bytes);
+                recent_stops.push_back(bytes);
             } else {
                 tracing::debug!(%from, "stop dropped: too many at once");
             }
@@ -380,26 +388,26 @@ pub async fn receive(
 
 /// How much a source may still send: a bucket that fills with time.
 #[derive(Clone, Copy, Debug)]
-struct Bucket {
+struct TokenBucket {
     tokens: f64,
-    filled: Instant,
+    refilled_at: Instant,
 }
 
-impl Bucket {
+impl TokenBucket {
     fn full(burst: u32, now: Instant) -> Self {
         Self {
             tokens: f64::from(burst),
-            filled: now,
+            refilled_at: now,
         }
     }
 
-    fn fill(&mut self, per_s: u32, burst: u32, now: Instant) {
-        let passed = now.saturating_duration_since(self.filled).as_secs_f64();
+    fn refill(&mut self, per_s: u32, burst: u32, now: Instant) {
+        let passed = now.saturating_duration_since(self.refilled_at).as_secs_f64();
         self.tokens = (self.tokens + passed * f64::from(per_s)).min(f64::from(burst));
-        self.filled = now;
+        self.refilled_at = now;
     }
 
-    fn take(&mut self) -> bool {
+    fn try_take(&mut self) -> bool {
         let allowed = self.tokens >= 1.0;
         if allowed {
             self.tokens -= 1.0;
@@ -410,40 +418,40 @@ impl Bucket {
 
 /// How often something is let through.
 #[derive(Clone, Copy, Debug)]
-struct Limits {
+struct RateLimits {
     /// From one address, on average.
-    per_source_s: u32,
+    per_source_per_s: u32,
     /// From one address at once.
     per_source_burst: u32,
     /// From all addresses together.
-    all_s: u32,
+    total_per_s: u32,
 }
 
-struct Rates {
-    limits: Limits,
-    all: Bucket,
-    sources: BTreeMap<IpAddr, Bucket>,
+struct RateLimiter {
+    limits: RateLimits,
+    total: TokenBucket,
+    sources: BTreeMap<IpAddr, TokenBucket>,
 }
 
-impl Rates {
-    fn new(limits: Limits, now: Instant) -> Self {
+impl RateLimiter {
+    fn new(limits: RateLimits, now: Instant) -> Self {
         Self {
             limits,
-            all: Bucket::full(limits.all_s, now),
+            total: TokenBucket::full(limits.total_per_s, now),
             sources: BTreeMap::new(),
         }
     }
 
     fn allow(&mut self, source: IpAddr, now: Instant) -> bool {
-        let Limits {
-            per_source_s,
+        let RateLimits {
+            per_source_per_s: per_source_s,
             per_source_burst,
-            all_s,
+            total_per_s: all_s,
         } = self.limits;
         if !self.sources.contains_key(&source) && self.sources.len() >= SOURCES_MAX {
             // A bucket that is full again says nothing that a new one would not.
             self.sources.retain(|_, bucket| {
-                bucket.fill(per_source_s, per_source_burst, now);
+                bucket.refill(per_source_s, per_source_burst, now);
                 bucket.tokens < f64::from(per_source_burst)
             });
             if self.sources.len() >= SOURCES_MAX {
@@ -453,10 +461,10 @@ impl Rates {
         let bucket = self
             .sources
             .entry(source)
-            .or_insert_with(|| Bucket::full(per_source_burst, now));
-        bucket.fill(per_source_s, per_source_burst, now);
-        self.all.fill(all_s, all_s, now);
+            .or_insert_with(|| TokenBucket::full(per_source_burst, now));
+        bucket.refill(per_source_s, per_source_burst, now);
+        self.total.refill(all_s, all_s, now);
         // One that talks too much must not use up what all share.
-        bucket.take() && self.all.take()
+        bucket.try_take() && self.total.try_take()
     }
 }

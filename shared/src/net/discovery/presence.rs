@@ -11,13 +11,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::interfaces::{self, Interfaces};
-use super::mdns::{Announcement, Found, Mdns, MdnsSd, Prefix, Service, Sighting};
-use super::pings::{self, Datagram, PingError, Stops};
+use super::mdns::{Announcement, DiscoveredPeer, DiscoveryEvent, Mdns, MdnsSd, Prefix, Service};
+use super::pings::{self, Datagram, PingError, StopForwarder};
 use crate::net::clock;
 use crate::net::endpoint::Endpoint;
 use crate::proto::address_book::{Hint, Source};
 use crate::proto::id::PeerKind;
-use crate::proto::ping::{PingGuard, PingSender};
+use crate::proto::ping::{PingFilter, PingSender};
 use crate::proto::trust::Fingerprint;
 
 /// Pings, sightings and strangers that wait to be looked at.
@@ -33,7 +33,7 @@ const SERVICES_MAX: usize = 16;
 
 /// Which means of discovery to use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Means {
+pub struct Methods {
     /// Announce and browse by mDNS.
     pub mdns: bool,
     /// Send (a station) or hear (a node) notifier pings on this UDP port.
@@ -44,19 +44,19 @@ pub struct Means {
 #[derive(Debug)]
 pub struct Presence {
     /// Stations seen while this program has no fleet: whom to ask to be taken in.
-    pub strangers: mpsc::Receiver<SocketAddr>,
+    pub station_candidates: mpsc::Receiver<SocketAddr>,
     /// The interfaces of this machine, and news of them.
     pub interfaces: watch::Receiver<Interfaces>,
-    services: Services,
-    stop: CancellationToken,
+    services: ServicePublisher,
+    shutdown: CancellationToken,
     tasks: TaskTracker,
 }
 
 /// Publishes services of other systems, for as long as discovery is at work; clones share it.
 #[derive(Clone, Debug)]
-pub struct Services(mpsc::Sender<Service>);
+pub struct ServicePublisher(mpsc::Sender<Service>);
 
-impl Default for Services {
+impl Default for ServicePublisher {
     /// Without discovery: nothing is published.
     fn default() -> Self {
         let (to_nobody, _) = mpsc::channel(1);
@@ -64,22 +64,22 @@ impl Default for Services {
     }
 }
 
-impl Services {
+impl ServicePublisher {
     /// Publishes one; `false` without mDNS.
-    pub async fn offer(&self, service: Service) -> bool {
+    pub async fn publish(&self, service: Service) -> bool {
         self.0.send(service).await.is_ok()
     }
 }
 
 impl Presence {
     /// To publish services of other systems.
-    pub fn services(&self) -> Services {
+    pub fn services(&self) -> ServicePublisher {
         self.services.clone()
     }
 
     /// Says goodbye and ends.
     pub async fn shutdown(self) {
-        self.stop.cancel();
+        self.shutdown.cancel();
         self.tasks.close();
         // Each task ends by itself: mDNS within its own bound, the others at once.
         self.tasks.wait().await;
@@ -91,38 +91,42 @@ impl Presence {
 /// # Errors
 /// [`PingError`] if the port for pings cannot be had. Where mDNS does not work, a warning says so and the other
 /// means go on.
-pub fn start(endpoint: &Endpoint, means: Means) -> Result<Presence, PingError> {
-    start_hearing(endpoint, means, None)
+pub fn start(endpoint: &Endpoint, methods: Methods) -> Result<Presence, PingError> {
+    start_with_stops(endpoint, methods, None)
 }
 
 /// As [`start`]; a node passes on to `stops` what may be an emergency stop, for it comes to the port for pings.
 ///
 /// # Errors
 /// As [`start`].
-pub fn start_hearing(
+pub fn start_with_stops(
     endpoint: &Endpoint,
-    means: Means,
+    methods: Methods,
     stops: Option<mpsc::Sender<Datagram>>,
 ) -> Result<Presence, PingError> {
-    let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-    let (strangers, strangers_seen) = mpsc::channel(QUEUE_MAX);
-    let (services, offered) = mpsc::channel(SERVICES_MAX);
-    let interfaces = interfaces::watch(stop.clone());
-    tasks.spawn(nudge(endpoint.clone(), interfaces.clone(), stop.clone()));
-    if let Some(port) = means.pings {
+    let (shutdown, tasks) = (CancellationToken::new(), TaskTracker::new());
+    let (station_candidates, station_candidates_receiver) = mpsc::channel(QUEUE_MAX);
+    let (services, services_receiver) = mpsc::channel(SERVICES_MAX);
+    let interfaces = interfaces::watch(shutdown.clone());
+    tasks.spawn(retry_on_interface_change(
+        endpoint.clone(),
+        interfaces.clone(),
+        shutdown.clone(),
+    ));
+    if let Some(port) = methods.pings {
         match endpoint.local().kind {
             PeerKind::Station => {
                 tasks.spawn(send_pings(
                     endpoint.clone(),
                     port,
                     interfaces.clone(),
-                    stop.clone(),
+                    shutdown.clone(),
                 ));
             }
             PeerKind::Node => {
-                let (datagrams, heard) = mpsc::channel(QUEUE_MAX);
-                let stops = stops.map(|to| Stops {
-                    to,
+                let (datagrams, datagrams_receiver) = mpsc::channel(QUEUE_MAX);
+                let stops = stops.map(|to| StopForwarder {
+                    sender: to,
                     membership: endpoint.membership(),
                     profile: endpoint.profile(),
                 });
@@ -130,36 +134,50 @@ pub fn start_hearing(
                     pings::listen(port)?,
                     datagrams,
                     stops,
-                    stop.clone(),
+                    shutdown.clone(),
                 ));
-                tasks.spawn(hear_pings(endpoint.clone(), heard, strangers.clone()));
+                tasks.spawn(receive_pings(
+                    endpoint.clone(),
+                    datagrams_receiver,
+                    station_candidates.clone(),
+                ));
             }
         }
     }
-    if means.mdns {
+    if methods.mdns {
         match MdnsSd::start() {
             Ok(mdns) => {
-                tasks.spawn(run_mdns(endpoint.clone(), mdns, strangers, offered, stop.clone()));
+                tasks.spawn(run_mdns(
+                    endpoint.clone(),
+                    mdns,
+                    station_candidates,
+                    services_receiver,
+                    shutdown.clone(),
+                ));
             }
             Err(error) => tracing::warn!(%error, "no mDNS"),
         }
     }
     Ok(Presence {
-        strangers: strangers_seen,
+        station_candidates: station_candidates_receiver,
         interfaces,
-        services: Services(services),
-        stop,
+        services: ServicePublisher(services),
+        shutdown,
         tasks,
     })
 }
 
-async fn nudge(endpoint: Endpoint, mut interfaces: watch::Receiver<Interfaces>, stop: CancellationToken) {
+async fn retry_on_interface_change(
+    endpoint: Endpoint,
+    mut interfaces: watch::Receiver<Interfaces>,
+    shutdown: CancellationToken,
+) {
     loop {
         tokio::select! {
             biased;
-            () = stop.cancelled() => return,
+            () = shutdown.cancelled() => return,
             changed = interfaces.changed() => match changed {
-                Ok(()) => endpoint.nudge().await,
+                Ok(()) => endpoint.retry_now().await,
                 Err(_ended) => return,
             },
         }
@@ -170,12 +188,12 @@ async fn send_pings(
     endpoint: Endpoint,
     port: u16,
     interfaces: watch::Receiver<Interfaces>,
-    stop: CancellationToken,
+    shutdown: CancellationToken,
 ) {
     let mut membership = endpoint.membership();
     let fleet = tokio::select! {
         biased;
-        () = stop.cancelled() => return,
+        () = shutdown.cancelled() => return,
         fleet = membership.wait_for(Option::is_some) => match fleet {
             Ok(fleet) => fleet.as_ref().map(|membership| membership.fingerprint()),
             Err(_ended) => return,
@@ -183,17 +201,17 @@ async fn send_pings(
     };
     let Some(fleet) = fleet else { return };
     let key = endpoint.local().identity.key.clone();
-    let mut sender = PingSender::new(key, &fleet, endpoint.listens().port(), 0);
+    let mut sender = PingSender::new(key, &fleet, endpoint.listen_addr().port(), 0);
     pings::send(
         port,
         interfaces,
-        move || sender.next(clock::unix_time_ms()).to_vec(),
-        stop,
+        move || sender.next_datagram(clock::unix_time_ms()).to_vec(),
+        shutdown,
     )
     .await;
 }
 
-fn own_fleet(endpoint: &Endpoint) -> Option<Fingerprint> {
+fn fleet_fingerprint(endpoint: &Endpoint) -> Option<Fingerprint> {
     endpoint
         .membership()
         .borrow()
@@ -201,24 +219,24 @@ fn own_fleet(endpoint: &Endpoint) -> Option<Fingerprint> {
         .map(|membership| membership.fingerprint())
 }
 
-async fn hear_pings(
+async fn receive_pings(
     endpoint: Endpoint,
     mut datagrams: mpsc::Receiver<Datagram>,
-    strangers: mpsc::Sender<SocketAddr>,
+    station_candidates: mpsc::Sender<SocketAddr>,
 ) {
-    let mut guard = PingGuard::default();
+    let mut guard = PingFilter::default();
     while let Some(Datagram { bytes, from }) = datagrams.recv().await {
-        let fleet = own_fleet(&endpoint);
+        let fleet = fleet_fingerprint(&endpoint);
         match guard.accept(&bytes, fleet.as_ref()) {
             Ok(ping) => {
                 let addr = SocketAddr::new(from.ip(), ping.port);
                 if fleet.is_some() {
                     endpoint
-                        .heard(addr, Source::Ping, Hint::Id(ping.station.id()))
+                        .address_discovered(addr, Source::Ping, Hint::Id(ping.station.id()))
                         .await;
                 } else {
                     // A full queue drops the newest: another ping comes in seconds.
-                    let _later = strangers.try_send(addr);
+                    let _later = station_candidates.try_send(addr);
                 }
             }
             // Every copy of a round but the first is a replay.
@@ -230,24 +248,24 @@ async fn hear_pings(
 async fn run_mdns(
     endpoint: Endpoint,
     mut mdns: MdnsSd,
-    strangers: mpsc::Sender<SocketAddr>,
-    mut offered: mpsc::Receiver<Service>,
-    stop: CancellationToken,
+    station_candidates: mpsc::Sender<SocketAddr>,
+    mut services: mpsc::Receiver<Service>,
+    shutdown: CancellationToken,
 ) {
-    let (sightings, mut seen) = mpsc::channel(QUEUE_MAX);
+    let (events, mut events_receiver) = mpsc::channel(QUEUE_MAX);
     let browsed: &[PeerKind] = match endpoint.local().kind {
         PeerKind::Station => &[PeerKind::Node, PeerKind::Station],
         PeerKind::Node => &[PeerKind::Station],
     };
     let (mut membership, mut profile) = (endpoint.membership(), endpoint.profile());
     let publish = |mdns: &mut MdnsSd| {
-        if let Err(error) = mdns.publish(announcement(&endpoint)) {
+        if let Err(error) = mdns.publish(own_announcement(&endpoint)) {
             tracing::warn!(%error, "not announced by mDNS");
         }
     };
     publish(&mut mdns);
     for kind in browsed {
-        if let Err(error) = mdns.browse(*kind, sightings.clone()) {
+        if let Err(error) = mdns.browse(*kind, events.clone()) {
             tracing::warn!(%error, "not browsing by mDNS");
         }
     }
@@ -255,48 +273,52 @@ async fn run_mdns(
     loop {
         tokio::select! {
             biased;
-            () = stop.cancelled() => break,
+            () = shutdown.cancelled() => break,
             Ok(()) = membership.changed() => publish(&mut mdns),
             Ok(()) = profile.changed() => publish(&mut mdns),
-            Some(service) = offered.recv() => {
-                if let Err(error) = mdns.offer(Prefix::of(&endpoint.id().0), &service) {
+            Some(service) = services.recv() => {
+                if let Err(error) = mdns.publish_service(Prefix::of(&endpoint.id().0), &service) {
                     tracing::warn!(kind = service.kind, %error, "a service is not announced by mDNS");
                 }
             }
-            Some(sighting) = seen.recv() => take_sighting(&endpoint, sighting, &mut addresses, &strangers).await,
+            Some(event) = events_receiver.recv() => on_discovery_event(&endpoint, event, &mut addresses, &station_candidates).await,
         }
     }
     mdns.shutdown().await;
 }
 
-fn announcement(endpoint: &Endpoint) -> Announcement {
+fn own_announcement(endpoint: &Endpoint) -> Announcement {
     Announcement {
         kind: endpoint.local().kind,
         id: Prefix::of(&endpoint.id().0),
         name: endpoint.profile().borrow().name.clone(),
-        fleet: own_fleet(endpoint).map(|fleet| Prefix(fleet.prefix())),
-        listen: endpoint.listens(),
+        fleet: fleet_fingerprint(endpoint).map(|fleet| Prefix(fleet.prefix())),
+        listen: endpoint.listen_addr(),
     }
 }
 
 /// Notes the addresses of an announced instance, so that their withdrawal is understood. Anybody can announce any
 /// number: beyond [`INSTANCES_MAX`] a withdrawal is not noticed, and dialling finds out.
-fn remember(addresses: &mut BTreeMap<String, Vec<SocketAddr>>, instance: String, mut addrs: Vec<SocketAddr>) {
+fn remember_addresses(
+    addresses: &mut BTreeMap<String, Vec<SocketAddr>>,
+    instance: String,
+    mut addrs: Vec<SocketAddr>,
+) {
     if addresses.len() < INSTANCES_MAX {
         addrs.truncate(ADDRESSES_MAX);
         addresses.insert(instance, addrs);
     }
 }
 
-async fn take_sighting(
+async fn on_discovery_event(
     endpoint: &Endpoint,
-    sighting: Sighting,
-    addresses: &mut BTreeMap<String, Vec<SocketAddr>>,
-    strangers: &mpsc::Sender<SocketAddr>,
+    event: DiscoveryEvent,
+    known_addresses: &mut BTreeMap<String, Vec<SocketAddr>>,
+    station_candidates: &mpsc::Sender<SocketAddr>,
 ) {
-    let gone = match sighting {
-        Sighting::Lost { instance, .. } => addresses.remove(&instance).unwrap_or_default(),
-        Sighting::Found(Found {
+    let withdrawn = match event {
+        DiscoveryEvent::Lost { instance, .. } => known_addresses.remove(&instance).unwrap_or_default(),
+        DiscoveryEvent::Discovered(DiscoveredPeer {
             id,
             instance,
             fleet,
@@ -304,28 +326,30 @@ async fn take_sighting(
             kind,
             ..
         }) => {
-            let ours = own_fleet(endpoint).map(|own| Prefix(own.prefix()));
-            let old = addresses.remove(&instance).unwrap_or_default();
-            if ours.is_none() && kind == PeerKind::Station {
+            let own_fleet_prefix = fleet_fingerprint(endpoint).map(|own| Prefix(own.prefix()));
+            let old = known_addresses.remove(&instance).unwrap_or_default();
+            if own_fleet_prefix.is_none() && kind == PeerKind::Station {
                 if let Some(addr) = addrs.first() {
                     // A full queue drops it: pings and the next announcement bring it again.
-                    let _later = strangers.try_send(*addr);
+                    let _later = station_candidates.try_send(*addr);
                 }
                 old
-            } else if ours.is_some() && ours == fleet {
+            } else if own_fleet_prefix.is_some() && own_fleet_prefix == fleet {
                 for addr in addrs.iter().take(ADDRESSES_MAX) {
-                    endpoint.heard(*addr, Source::Mdns, Hint::Prefix(id.0)).await;
+                    endpoint
+                        .address_discovered(*addr, Source::Mdns, Hint::IdPrefix(id.0))
+                        .await;
                 }
                 let gone = old.into_iter().filter(|addr| !addrs.contains(addr)).collect();
-                remember(addresses, instance, addrs);
+                remember_addresses(known_addresses, instance, addrs);
                 gone
             } else {
                 old
             }
         }
     };
-    for addr in gone {
-        endpoint.withdrawn(addr).await;
+    for addr in withdrawn {
+        endpoint.address_withdrawn(addr).await;
     }
 }
 
@@ -334,11 +358,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_strangers_announce_does_not_fill_the_memory() {
+    fn remembered_announcements_are_bounded() {
         let addr = SocketAddr::from(([10, 0, 0, 1], 7420));
         let mut addresses = BTreeMap::new();
         for number in 0..=INSTANCES_MAX {
-            remember(&mut addresses, number.to_string(), vec![addr; ADDRESSES_MAX + 1]);
+            remember_addresses(&mut addresses, number.to_string(), vec![addr; ADDRESSES_MAX + 1]);
         }
         assert_eq!(addresses.len(), INSTANCES_MAX);
         assert_eq!(addresses["0"].len(), ADDRESSES_MAX);

@@ -12,182 +12,198 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::JoinRequest;
-use super::preauth_limit::{PREAUTH_PER_SOURCE_MAX, Places, Vacancy};
-use crate::net::handshake::{self, Greeted, HandshakeError, Local, PREAUTH_TIMEOUT, REFUSE_GRACE};
-use crate::net::socket::{self, Accepted, KeepaliveConfig, Purpose};
+use super::preauth_limit::{PREAUTH_PER_SOURCE_MAX, PreauthLimiter, Slot};
+use crate::net::handshake::{
+    self, AuthenticatedConn, HandshakeError, LocalPeer, PREAUTH_TIMEOUT, REFUSE_GRACE,
+};
+use crate::net::socket::{self, AcceptedSocket, KeepaliveConfig, TrafficClass};
 use crate::proto::id::PeerId;
 use crate::proto::message::{Channel, Join, RefusalCode, Refused};
 use crate::proto::wire::{Frame, Kind};
 
 /// Most strangers at once that wait to be accepted by hand.
-pub const JOINS_MAX: usize = 64;
+pub const PENDING_JOINS_MAX: usize = 64;
 /// How long a stranger is kept waiting on one connection; then it asks again.
-pub const JOIN_WAIT: Duration = Duration::from_secs(60);
+pub const JOIN_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long to wait when the kernel gives no connection, most often for want of file descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 /// How long a dial may take until TCP is connected.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// What a dial is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Errand {
+pub(super) enum DialPurpose {
     /// A link with whoever answers.
     Link,
     /// A connection for files with this peer.
-    Files(PeerId),
+    Bulk(PeerId),
 }
 
 /// A connection that was greeted, or came to nothing.
-pub(super) enum Arrival {
+pub(super) enum HandshakeResult {
     /// A peer dialled us.
     Accepted {
         addr: SocketAddr,
-        result: Result<Box<Greeted>, HandshakeError>,
+        result: Result<Box<AuthenticatedConn>, HandshakeError>,
     },
     /// We dialled a peer.
     Dialled {
         addr: SocketAddr,
-        errand: Errand,
-        result: Result<Box<Greeted>, HandshakeError>,
+        dial_purpose: DialPurpose,
+        result: Result<Box<AuthenticatedConn>, HandshakeError>,
     },
 }
 
-pub(super) struct Listening {
+pub(super) struct AcceptLoop {
     pub(super) listener: TcpListener,
-    pub(super) local: Local,
+    pub(super) local: LocalPeer,
     pub(super) keepalive: KeepaliveConfig,
-    pub(super) arrivals: mpsc::Sender<Arrival>,
-    pub(super) stop: CancellationToken,
+    pub(super) handshake_results: mpsc::Sender<HandshakeResult>,
+    pub(super) shutdown: CancellationToken,
     pub(super) tasks: TaskTracker,
 }
 
 /// Accepts until the endpoint stops.
-pub(super) async fn listen(this: Listening) {
-    let places = Places::default();
+pub(super) async fn run_accept_loop(params: AcceptLoop) {
+    let limiter = PreauthLimiter::default();
     loop {
         let accepted = tokio::select! {
             biased;
-            () = this.stop.cancelled() => return,
-            accepted = accept_next(&this.listener, &places) => accepted,
+            () = params.shutdown.cancelled() => return,
+            accepted = accept_next(&params.listener, &limiter) => accepted,
         };
-        let (tcp, addr, vacancy) = match accepted {
+        let (tcp, addr, slot) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
-                sleep(ACCEPT_PAUSE).await;
+                sleep(ACCEPT_RETRY_DELAY).await;
                 continue;
             }
         };
-        let Some(place) = vacancy.take(addr.ip()) else {
+        let Some(slot_guard) = slot.assign_to(addr.ip()) else {
             let max = PREAUTH_PER_SOURCE_MAX;
             tracing::debug!(%addr, max, "closed at once: too many of its host are being greeted");
             continue;
         };
         // The channel is not known yet.
-        if let Err(error) = socket::tune(&tcp, &this.keepalive, Purpose::Control) {
+        if let Err(error) = socket::configure_accepted(&tcp, &params.keepalive, TrafficClass::Control) {
             tracing::debug!(%addr, %error, "connection dropped");
             continue;
         }
-        let (local, arrivals, stop) = (this.local.clone(), this.arrivals.clone(), this.stop.clone());
-        this.tasks.spawn(async move {
-            let accepted = Accepted::of(&tcp);
-            let greeted = tokio::select! {
-                () = stop.cancelled() => return,
+        let (local, results, shutdown) = (
+            params.local.clone(),
+            params.handshake_results.clone(),
+            params.shutdown.clone(),
+        );
+        params.tasks.spawn(async move {
+            let accepted = AcceptedSocket::new(&tcp);
+            let result = tokio::select! {
+                () = shutdown.cancelled() => return,
                 greeted = local.accept(tcp, addr) => greeted,
             };
-            if let Ok(greeted) = &greeted
-                && greeted.hello.channel == Channel::Bulk
+            if let Ok(authenticated) = &result
+                && authenticated.hello.channel == Channel::Bulk
             {
-                accepted.set_purpose(Purpose::Bulk);
+                accepted.set_traffic_class(TrafficClass::Bulk);
             }
-            let arrival = Arrival::Accepted {
+            let handshake = HandshakeResult::Accepted {
                 addr,
-                result: greeted.map(|greeted| {
-                    let place = Some(place);
-                    Box::new(Greeted { place, ..greeted })
+                result: result.map(|authenticated| {
+                    let preauth_slot = Some(slot_guard);
+                    Box::new(AuthenticatedConn {
+                        preauth_slot,
+                        ..authenticated
+                    })
                 }),
             };
-            let _stopping = arrivals.send(arrival).await;
+            let _stopping = results.send(handshake).await;
         });
     }
 }
 
 async fn accept_next(
     listener: &TcpListener,
-    places: &Places,
-) -> std::io::Result<(TcpStream, SocketAddr, Vacancy)> {
-    let vacancy = places.vacancy().await?;
+    limiter: &PreauthLimiter,
+) -> std::io::Result<(TcpStream, SocketAddr, Slot)> {
+    let slot = limiter.acquire().await?;
     let (tcp, addr) = listener.accept().await?;
-    Ok((tcp, addr, vacancy))
+    Ok((tcp, addr, slot))
 }
 
 /// Dials and greets.
 pub(super) async fn dial(
-    local: Local,
+    local: LocalPeer,
     keepalive: KeepaliveConfig,
     addr: SocketAddr,
-    errand: Errand,
-) -> Arrival {
-    let (channel, purpose) = match errand {
-        Errand::Link => (Channel::Control, Purpose::Control),
-        Errand::Files(_) => (Channel::Bulk, Purpose::Bulk),
+    dial_purpose: DialPurpose,
+) -> HandshakeResult {
+    let (channel, traffic_class) = match dial_purpose {
+        DialPurpose::Link => (Channel::Control, TrafficClass::Control),
+        DialPurpose::Bulk(_) => (Channel::Bulk, TrafficClass::Bulk),
     };
     let result = async {
-        let connected = socket::connect(addr, CONNECT_TIMEOUT, &keepalive, purpose).await;
+        let connected = socket::connect(addr, CONNECT_TIMEOUT, &keepalive, traffic_class).await;
         let tcp = connected.map_err(std::io::Error::other)?;
         local.dial(tcp, addr, channel).await.map(Box::new)
     };
-    Arrival::Dialled {
+    HandshakeResult::Dialled {
         addr,
-        errand,
+        dial_purpose,
         result: result.await,
     }
 }
 
 /// Refuses a greeted connection, telling why.
-pub(super) async fn refuse(greeted: Box<Greeted>, refused: Refused) {
-    let Greeted { conn, place, .. } = *greeted;
+pub(super) async fn refuse(peer: Box<AuthenticatedConn>, refused: Refused) {
+    let AuthenticatedConn {
+        conn,
+        preauth_slot: place,
+        ..
+    } = *peer;
     handshake::refuse(conn, &refused).await;
     drop(place);
 }
 
 /// Takes a stranger's request to join, and brings it the answer.
-pub(super) async fn take_in(mut greeted: Box<Greeted>, joins: Option<mpsc::Sender<JoinRequest>>) {
+pub(super) async fn handle_join_request(
+    mut peer: Box<AuthenticatedConn>,
+    joins: Option<mpsc::Sender<JoinRequest>>,
+) {
     let Some(joins) = joins else {
         let reason = "this is a node, and only a station takes others in: dial the station";
-        return refuse(greeted, Refused::new(RefusalCode::NotAllowed, reason)).await;
+        return refuse(peer, Refused::new(RefusalCode::NotAllowed, reason)).await;
     };
-    let asked = timeout(PREAUTH_TIMEOUT, greeted.conn.read_frame()).await;
-    let join = match asked {
-        Ok(Ok(frame)) if frame.header.kind == Some(Kind::Join) => frame.read::<Join>().ok(),
+    let received = timeout(PREAUTH_TIMEOUT, peer.conn.read_frame()).await;
+    let join = match received {
+        Ok(Ok(frame)) if frame.header.kind == Some(Kind::Join) => frame.parse_content::<Join>().ok(),
         Ok(Ok(_) | Err(_)) | Err(_) => None,
     };
     let Some(join) = join else {
         let reason = "expected a request to join";
-        return refuse(greeted, Refused::new(RefusalCode::Protocol, reason)).await;
+        return refuse(peer, Refused::new(RefusalCode::Protocol, reason)).await;
     };
     // Its wait is bounded by the places for those who join.
-    greeted.place = None;
-    let (answer, answered) = oneshot::channel();
+    peer.preauth_slot = None;
+    let (reply, reply_receiver) = oneshot::channel();
     let request = JoinRequest {
-        key: greeted.key,
-        name: greeted.hello.name.clone(),
-        kind: greeted.hello.kind,
-        listens: SocketAddr::new(greeted.addr.ip(), greeted.hello.port),
+        key: peer.key,
+        name: peer.hello.name.clone(),
+        kind: peer.hello.kind,
+        listen_addr: SocketAddr::new(peer.addr.ip(), peer.hello.port),
         proof: join.proof,
-        exporter: greeted.exporter,
-        answer,
+        exporter: peer.exporter,
+        reply,
     };
     if joins.try_send(request).is_err() {
         let busy = Refused::new(RefusalCode::Busy, "too many ask to join at once; try again");
-        return refuse(greeted, busy).await;
+        return refuse(peer, busy).await;
     }
-    let answered = tokio::select! {
-        answered = timeout(JOIN_WAIT, answered) => answered,
+    let result = tokio::select! {
+        answered = timeout(JOIN_TIMEOUT, reply_receiver) => answered,
         // It has nothing to say now: whatever ends the reading, nobody waits here any more.
-        _ = greeted.conn.read_frame() => return,
+        _ = peer.conn.read_frame() => return,
     };
-    let verdict = match answered {
+    let decision = match result {
         Ok(Ok(verdict)) => verdict,
         Ok(Err(_dropped)) => Err(Refused::new(RefusalCode::Busy, "the station is busy; try again")),
         Err(_elapsed) => Err(Refused::new(
@@ -195,17 +211,16 @@ pub(super) async fn take_in(mut greeted: Box<Greeted>, joins: Option<mpsc::Sende
             "waiting for the operator: `ground-station fleet pending` shows this device, `fleet accept` takes it in",
         )),
     };
-    match verdict {
-        Err(refused) => refuse(greeted, refused).await,
+    match decision {
+        Err(refused) => refuse(peer, refused).await,
         Ok(joined) => {
-            let told = async {
-                greeted
-                    .conn
-                    .put(&Frame::json(Kind::Joined, &joined))
+            let sent = async {
+                peer.conn
+                    .queue_frame(&Frame::json(Kind::Joined, &joined))
                     .map_err(std::io::Error::other)?;
-                greeted.conn.close().await
+                peer.conn.close().await
             };
-            if !matches!(timeout(REFUSE_GRACE, told).await, Ok(Ok(()))) {
+            if !matches!(timeout(REFUSE_GRACE, sent).await, Ok(Ok(()))) {
                 tracing::warn!("a peer was taken in, but went before it was told; it will ask again");
             }
         }

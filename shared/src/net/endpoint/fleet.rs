@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Notice;
-use super::sessions::Entry;
-use super::task::{EndpointTask, send, wants};
+use super::sessions::PeerEntry;
+use super::task::{EndpointTask, send_frame, should_link};
 use crate::net::clock;
 use crate::net::handshake::HandshakeError;
-use crate::net::peer::{LinkInput, PeerInfo};
+use crate::net::peer::{LinkCommand, PeerInfo};
 use crate::proto::address_book::{Hint, Source};
 use crate::proto::id::{NodeName, PeerId};
 use crate::proto::message::{FleetStateMessage, ROSTER_PEERS_MAX, RefusalCode, Refused, Roster, RosterPeer};
@@ -19,13 +19,13 @@ use crate::proto::wire::{Frame, Kind, Lane};
 /// How often linked peers are told whom this one knows.
 pub(super) const ROSTER_INTERVAL: Duration = Duration::from_secs(30);
 
-impl Entry {
+impl PeerEntry {
     /// Tells a linked peer who is out, unless it knows. A revocation waits behind nothing.
-    pub(super) fn tell_fleet_state(&mut self, membership: &Membership) {
+    pub(super) fn send_fleet_state(&mut self, membership: &Membership) {
         if self.fleet_state < membership.state_number() {
             self.fleet_state = membership.state_number();
-            let news = Frame::json(Kind::FleetState, membership.fleet_state());
-            send(&self.control.link, &news, Lane::Emergency);
+            let frame = Frame::json(Kind::FleetState, membership.fleet_state());
+            send_frame(&self.control.link, &frame, Lane::Emergency);
         }
     }
 }
@@ -33,16 +33,16 @@ impl Entry {
 impl EndpointTask {
     // ── Rosters ──────────────────────────────────────────────────────────────────────────────────────────────
 
-    pub(super) fn send_rosters_when_due(&mut self) {
+    pub(super) fn send_due_rosters(&mut self) {
         let now = clock::now();
-        if now < self.next_roster {
+        if now < self.next_roster_at {
             return;
         }
-        self.next_roster = now + ROSTER_INTERVAL;
+        self.next_roster_at = now + ROSTER_INTERVAL;
         let open: Vec<PeerId> = self
             .peers
             .iter()
-            .filter(|(_, e)| e.open)
+            .filter(|(_, e)| e.is_open)
             .map(|(id, _)| *id)
             .collect();
         for id in open {
@@ -52,10 +52,10 @@ impl EndpointTask {
 
     /// A node is told of stations, a station of everybody.
     pub(super) fn send_roster(&self, to: PeerId) {
-        if !self.may_send(Kind::Roster) {
+        if !self.can_send(Kind::Roster) {
             return;
         }
-        let Some(Entry {
+        let Some(PeerEntry {
             info: Some(receiver),
             control,
             ..
@@ -63,31 +63,32 @@ impl EndpointTask {
         else {
             return;
         };
-        let known = self
+        let linked = self
             .peers
             .values()
-            .filter(|entry| entry.open)
+            .filter(|entry| entry.is_open)
             .filter_map(|entry| entry.info.as_ref());
-        let wanted =
-            known.filter(|info| info.id != to && wants(receiver.kind, info.kind) && info.listens.port() != 0);
+        let wanted = linked.filter(|info| {
+            info.id != to && should_link(receiver.kind, info.kind) && info.listen_addr.port() != 0
+        });
         let peers: Vec<RosterPeer> = wanted
             .take(ROSTER_PEERS_MAX)
             .map(|info| RosterPeer {
                 id: info.id,
                 kind: info.kind,
                 name: info.name.clone(),
-                addr: info.listens,
+                addr: info.listen_addr,
             })
             .collect();
         if !peers.is_empty() {
             let roster = Frame::json(Kind::Roster, &Roster { peers });
-            send(&control.link, &roster, Lane::Control);
+            send_frame(&control.link, &roster, Lane::Control);
         }
     }
 
     /// Our own name has changed: everybody who is linked is told, by a roster that holds ourselves.
     pub(super) fn send_name(&self) {
-        if !self.may_send(Kind::Roster) {
+        if !self.can_send(Kind::Roster) {
             return;
         }
         let local = &self.parts.local;
@@ -103,12 +104,12 @@ impl EndpointTask {
             addr: SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)),
         };
         let roster = Frame::json(Kind::Roster, &Roster { peers: vec![own] });
-        for entry in self.peers.values().filter(|entry| entry.open) {
-            send(&entry.control.link, &roster, Lane::Control);
+        for entry in self.peers.values().filter(|entry| entry.is_open) {
+            send_frame(&entry.control.link, &roster, Lane::Control);
         }
     }
 
-    fn rename(&mut self, id: PeerId, name: NodeName) {
+    fn rename_peer(&mut self, id: PeerId, name: NodeName) {
         let Some(info) = self.peers.get_mut(&id).and_then(|entry| entry.info.as_mut()) else {
             return;
         };
@@ -118,24 +119,25 @@ impl EndpointTask {
                 name: name.clone(),
                 ..PeerInfo::clone(info)
             });
-            self.notice(Notice::Renamed { id, old, name });
+            self.notify(Notice::Renamed { id, old, new: name });
         }
     }
 
-    pub(super) fn take_roster(&mut self, from: PeerId, roster: Roster) {
+    pub(super) fn on_roster(&mut self, from: PeerId, roster: Roster) {
         let now = clock::now();
         for peer in roster.peers.into_iter().take(ROSTER_PEERS_MAX) {
             if peer.id == from {
-                self.rename(from, peer.name);
-            } else if peer.id != self.id && wants(self.parts.local.kind, peer.kind) {
-                self.book.heard(peer.addr, Source::Roster, Hint::Id(peer.id), now);
+                self.rename_peer(from, peer.name);
+            } else if peer.id != self.id && should_link(self.parts.local.kind, peer.kind) {
+                self.address_book
+                    .discovered(peer.addr, Source::Roster, Hint::Id(peer.id), now);
             }
         }
     }
 
     // ── The fleet ────────────────────────────────────────────────────────────────────────────────────────────
 
-    pub(super) fn take_fleet_state(&mut self, peer: &PeerInfo, state: FleetStateMessage) {
+    pub(super) fn on_fleet_state(&mut self, peer: &PeerInfo, state: FleetStateMessage) {
         let Some(membership) = self.parts.membership.borrow().clone() else {
             return;
         };
@@ -146,7 +148,7 @@ impl EndpointTask {
                     // It need not hear its own words.
                     entry.fleet_state = membership.state_number();
                 }
-                self.adopt(membership);
+                self.adopt_membership(membership);
             }
             Ok(false) => {}
             Err(error) => tracing::warn!(peer = %peer.name, %error, "fleet state not taken"),
@@ -154,7 +156,7 @@ impl EndpointTask {
     }
 
     /// Takes a membership, new or with a newer fleet state, and lets every link follow from it.
-    pub(super) fn adopt(&mut self, mut membership: Membership) {
+    pub(super) fn adopt_membership(&mut self, mut membership: Membership) {
         let old = self.parts.membership.borrow().clone();
         if let Some(old) = &old
             && old.root() == membership.root()
@@ -164,50 +166,50 @@ impl EndpointTask {
         }
         let membership = Arc::new(membership);
         self.parts.membership.send_replace(Some(Arc::clone(&membership)));
-        if membership.own_key_revoked() {
-            self.notice(Notice::OwnKeyRevoked);
+        if membership.is_own_key_revoked() {
+            self.notify(Notice::OwnKeyRevoked);
         }
-        let moved = old.as_ref().is_some_and(|old| old.root() != membership.root());
-        let renewed = old.is_some_and(|old| old.grant() != membership.grant());
-        let mut out = Vec::new();
+        let fleet_changed = old.as_ref().is_some_and(|old| old.root() != membership.root());
+        let grant_changed = old.is_some_and(|old| old.grant() != membership.grant());
+        let mut revoked = Vec::new();
         for (id, entry) in &mut self.peers {
             let Some(info) = &entry.info else { continue };
-            if moved {
+            if fleet_changed {
                 let fleet = membership.fingerprint().short();
                 let reason = format!("this program has moved to fleet {fleet}");
                 let refused = Refused::new(RefusalCode::WrongFleet, reason);
-                entry.close(|| LinkInput::Close(refused.clone()));
+                entry.close(|| LinkCommand::Close(refused.clone()));
             } else if membership.is_revoked(&info.key) {
-                out.push(*id);
-            } else if entry.open {
-                entry.tell_fleet_state(&membership);
-                if renewed {
+                revoked.push(*id);
+            } else if entry.is_open {
+                entry.send_fleet_state(&membership);
+                if grant_changed {
                     let reason = "this program has a new grant, and links anew to show it";
                     let refused = Refused::new(RefusalCode::ShuttingDown, reason);
-                    entry.close(|| LinkInput::Close(refused.clone()));
+                    entry.close(|| LinkCommand::Close(refused.clone()));
                 }
             }
         }
-        for id in out {
-            self.put_out(id, &membership);
+        for id in revoked {
+            self.revoke(id, &membership);
         }
     }
 
     /// Ends everything shared with a peer whose key is revoked.
-    fn put_out(&mut self, id: PeerId, membership: &Membership) {
+    fn revoke(&mut self, id: PeerId, membership: &Membership) {
         let Some(entry) = self.peers.remove(&id) else {
             return;
         };
-        self.book.forget(id);
+        self.address_book.remove_peer(id);
         let Some(info) = &entry.info else { return };
         let Err(refused) = membership.check_peer(&info.key, None) else {
             return;
         };
-        if !entry.close(|| LinkInput::End(refused.clone())) {
-            entry.stop.cancel();
+        if !entry.close(|| LinkCommand::EndSession(refused.clone())) {
+            entry.shutdown.cancel();
         }
         if entry.choice.current().is_some() {
-            self.notice(Notice::Refused {
+            self.notify(Notice::Refused {
                 addr: info.addr,
                 peer: Some(id),
                 name: Some(info.name.clone()),
@@ -219,12 +221,12 @@ impl EndpointTask {
 
     // ── For the operator ─────────────────────────────────────────────────────────────────────────────────────
 
-    pub(super) fn report(&self, addr: SocketAddr, error: HandshakeError) {
+    pub(super) fn notify_handshake_error(&self, addr: SocketAddr, error: HandshakeError) {
         match error {
-            HandshakeError::ByPeer(refused) => self.report_refusal(addr, None, refused),
-            HandshakeError::ByUs { key, name, refused } => {
+            HandshakeError::RefusedByPeer(refused) => self.notify_refused_by_peer(addr, None, refused),
+            HandshakeError::RefusedByUs { key, name, refused } => {
                 let peer = Some(key.id());
-                self.notice(Notice::Refused {
+                self.notify(Notice::Refused {
                     addr,
                     peer,
                     name,
@@ -240,7 +242,7 @@ impl EndpointTask {
         }
     }
 
-    pub(super) fn report_refusal(&self, addr: SocketAddr, peer: Option<PeerId>, refused: Refused) {
+    pub(super) fn notify_refused_by_peer(&self, addr: SocketAddr, peer: Option<PeerId>, refused: Refused) {
         if matches!(refused.code, RefusalCode::Duplicate | RefusalCode::ShuttingDown) {
             return;
         }
@@ -248,7 +250,7 @@ impl EndpointTask {
             .and_then(|id| self.peers.get(&id))
             .and_then(|entry| entry.info.as_ref());
         let name = info.map(|info| info.name.clone());
-        self.notice(Notice::Refused {
+        self.notify(Notice::Refused {
             addr,
             peer,
             name,
@@ -257,7 +259,7 @@ impl EndpointTask {
         });
     }
 
-    pub(super) fn notice(&self, notice: Notice) {
+    pub(super) fn notify(&self, notice: Notice) {
         if let Err(error) = self.parts.notices.try_send(notice) {
             tracing::warn!(%error, "a notice was lost");
         }

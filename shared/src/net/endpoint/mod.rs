@@ -22,12 +22,12 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use accept::{JOIN_WAIT, JOINS_MAX};
-pub(crate) use preauth_limit::Place;
+pub use accept::{JOIN_TIMEOUT, PENDING_JOINS_MAX};
+pub(crate) use preauth_limit::SlotGuard;
 pub use preauth_limit::{PREAUTH_CONNECTIONS_MAX, PREAUTH_PER_SOURCE_MAX};
 
-use super::handshake::{Identity, Local, Profile};
-use super::peer::{LinkError, PeerEvent, PeerLink, StopHeard};
+use super::handshake::{Identity, LocalPeer, Profile};
+use super::peer::{LinkError, PeerEvent, PeerLink, StopReceived};
 use super::socket::{self, KeepaliveConfig, SocketError};
 use super::tls::TlsError;
 use crate::proto::address_book::{Hint, Source};
@@ -43,9 +43,9 @@ pub const NOTICES_MAX: usize = 256;
 /// Emergency stops that wait for the application; beyond this they are dropped, for they come again.
 pub const STOPS_MAX: usize = 64;
 /// Questions that wait for the endpoint's task.
-const REQUESTS_MAX: usize = 1_024;
+const COMMANDS_MAX: usize = 1_024;
 /// How long the tasks of an endpoint may take to end.
-pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
+pub const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What an endpoint is started with.
 #[derive(Debug)]
@@ -78,13 +78,13 @@ pub struct JoinRequest {
     /// What it says it runs.
     pub kind: PeerKind,
     /// Where it called from, with the port that it listens on.
-    pub listens: SocketAddr,
+    pub listen_addr: SocketAddr,
     /// The proof of an invitation code; without one it waits to be accepted by hand.
     pub proof: Option<JoinProof>,
     /// Binds the proof to the connection.
     pub exporter: [u8; 32],
     /// The answer. Dropping it refuses.
-    pub answer: oneshot::Sender<Result<Box<Joined>, Refused>>,
+    pub reply: oneshot::Sender<Result<Box<Joined>, Refused>>,
 }
 
 /// What the operator should know of connections that did not become links, and of keys that are not what they
@@ -105,7 +105,7 @@ pub enum Notice {
         refused: Refused,
     },
     /// Two running programs hold one key. The first stays linked.
-    Cloned {
+    ClonedKey {
         /// The id that both have.
         id: PeerId,
         /// Name and address of the one that is linked.
@@ -122,7 +122,7 @@ pub enum Notice {
         /// What it was called.
         old: NodeName,
         /// What it is called now.
-        name: NodeName,
+        new: NodeName,
     },
 }
 
@@ -137,7 +137,7 @@ impl fmt::Display for Notice {
                     None => write!(f, "{how} {addr}: {refused}"),
                 }
             }
-            Self::Cloned { id, linked, other } => write!(
+            Self::ClonedKey { id, linked, other } => write!(
                 f,
                 "two devices hold the key of {}: {} at {} (linked) and {} at {} (refused); delete identity.key and \
                  fleet.json on one of them and join it anew",
@@ -151,30 +151,30 @@ impl fmt::Display for Notice {
                 "this program's own key has been revoked: nobody will link with it; to come back, delete identity.key \
                  and what it remembers of the fleet, and join anew",
             ),
-            Self::Renamed { old, name, .. } => write!(f, "{old} is called {name} now"),
+            Self::Renamed { old, new: name, .. } => write!(f, "{old} is called {name} now"),
         }
     }
 }
 
 /// Questions to the endpoint's task.
 #[derive(Debug)]
-enum Ask {
-    Heard {
+enum EndpointCommand {
+    AddressDiscovered {
         addr: SocketAddr,
         source: Source,
         hint: Hint,
     },
-    Withdrawn(SocketAddr),
-    Nudge,
-    Open {
+    AddressWithdrawn(SocketAddr),
+    RetryNow,
+    OpenSession {
         id: PeerId,
-        answer: oneshot::Sender<PeerLink>,
+        reply: oneshot::Sender<PeerLink>,
     },
-    Bulk {
+    OpenBulkSession {
         id: PeerId,
-        answer: oneshot::Sender<PeerLink>,
+        reply: oneshot::Sender<PeerLink>,
     },
-    Adopt {
+    AdoptMembership {
         membership: Arc<Membership>,
         done: oneshot::Sender<()>,
     },
@@ -197,11 +197,11 @@ pub enum StartError {
 /// A cloneable handle of everything that has to do with peers.
 #[derive(Clone, Debug)]
 pub struct Endpoint {
-    local: Local,
+    local: LocalPeer,
     profile: watch::Sender<Profile>,
-    listens: SocketAddr,
-    asks: mpsc::Sender<Ask>,
-    stop: CancellationToken,
+    listen_addr: SocketAddr,
+    commands: mpsc::Sender<EndpointCommand>,
+    shutdown: CancellationToken,
     tasks: TaskTracker,
 }
 
@@ -211,7 +211,7 @@ pub struct Events {
     /// What happens to peers.
     pub peers: mpsc::Receiver<PeerEvent>,
     /// Emergency stops that came over links.
-    pub stops: mpsc::Receiver<StopHeard>,
+    pub stops: mpsc::Receiver<StopReceived>,
     /// What the operator should know.
     pub notices: mpsc::Receiver<Notice>,
 }
@@ -223,20 +223,20 @@ impl Endpoint {
     /// [`StartError`], which says what to change.
     pub fn start(config: Config, identity: Arc<Identity>) -> Result<(Self, Events), StartError> {
         let listener = socket::listen(config.listen)?;
-        let listens = listener.local_addr().map_err(StartError::Address)?;
+        let listen_addr = listener.local_addr().map_err(StartError::Address)?;
         let profile = Profile {
             name: config.name,
             tags: config.tags,
-            port: listens.port(),
+            port: listen_addr.port(),
         };
-        let (profile, profile_seen) = watch::channel(profile);
-        let (membership, membership_seen) = watch::channel(config.membership.map(Arc::new));
-        let local = Local::new(config.kind, identity, profile_seen, membership_seen)?;
-        let (asks, asks_in) = mpsc::channel(REQUESTS_MAX);
+        let (profile, profile_receiver) = watch::channel(profile);
+        let (membership, membership_receiver) = watch::channel(config.membership.map(Arc::new));
+        let local = LocalPeer::new(config.kind, identity, profile_receiver, membership_receiver)?;
+        let (commands, commands_receiver) = mpsc::channel(COMMANDS_MAX);
         let (events, peers) = mpsc::channel(EVENTS_MAX);
-        let (stops, stops_heard) = mpsc::channel(STOPS_MAX);
-        let (notice, notices) = mpsc::channel(NOTICES_MAX);
-        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let (stops, stops_receiver) = mpsc::channel(STOPS_MAX);
+        let (notices_sender, notices) = mpsc::channel(NOTICES_MAX);
+        let (shutdown, tasks) = (CancellationToken::new(), TaskTracker::new());
         task::spawn(
             task::Parts {
                 local: local.clone(),
@@ -244,11 +244,11 @@ impl Endpoint {
                 timing: config.timing,
                 membership,
                 joins: config.joins,
-                asks: asks_in,
+                commands: commands_receiver,
                 events,
                 stops,
-                notices: notice,
-                stop: stop.clone(),
+                notices: notices_sender,
+                shutdown: shutdown.clone(),
                 tasks: tasks.clone(),
             },
             listener,
@@ -257,26 +257,26 @@ impl Endpoint {
             Self {
                 local,
                 profile,
-                listens,
-                asks,
-                stop,
+                listen_addr,
+                commands,
+                shutdown,
                 tasks,
             },
             Events {
                 peers,
-                stops: stops_heard,
+                stops: stops_receiver,
                 notices,
             },
         ))
     }
 
     /// The address that is listened on, with its real port.
-    pub fn listens(&self) -> SocketAddr {
-        self.listens
+    pub fn listen_addr(&self) -> SocketAddr {
+        self.listen_addr
     }
 
     /// This side of every link.
-    pub fn local(&self) -> &Local {
+    pub fn local(&self) -> &LocalPeer {
         &self.local
     }
 
@@ -301,60 +301,64 @@ impl Endpoint {
     }
 
     /// An address to dial was heard of.
-    pub async fn heard(&self, addr: SocketAddr, source: Source, hint: Hint) {
-        self.ask(Ask::Heard { addr, source, hint }).await;
+    pub async fn address_discovered(&self, addr: SocketAddr, source: Source, hint: Hint) {
+        self.send_command(EndpointCommand::AddressDiscovered { addr, source, hint })
+            .await;
     }
 
     /// An announcement of an address was withdrawn.
-    pub async fn withdrawn(&self, addr: SocketAddr) {
-        self.ask(Ask::Withdrawn(addr)).await;
+    pub async fn address_withdrawn(&self, addr: SocketAddr) {
+        self.send_command(EndpointCommand::AddressWithdrawn(addr)).await;
     }
 
     /// The network has changed: whoever is not linked is worth a dial now.
-    pub async fn nudge(&self) {
-        self.ask(Ask::Nudge).await;
+    pub async fn retry_now(&self) {
+        self.send_command(EndpointCommand::RetryNow).await;
     }
 
     /// This program has joined a fleet, or its root has spoken: links of keys that are out now close. When this
     /// returns, the membership is in force.
-    pub async fn adopt(&self, membership: Arc<Membership>) {
-        let (done, adopted) = oneshot::channel();
-        self.ask(Ask::Adopt { membership, done }).await;
+    pub async fn adopt_membership(&self, membership: Arc<Membership>) {
+        let (done, done_receiver) = oneshot::channel();
+        self.send_command(EndpointCommand::AdoptMembership { membership, done })
+            .await;
         // Fails only while everything is being shut down.
-        let _stopping = adopted.await.is_ok();
+        let _stopping = done_receiver.await.is_ok();
     }
 
     /// The session with a peer, linked or not: what is sent waits for its link.
     ///
     /// # Errors
     /// [`LinkError::Stopped`].
-    pub async fn open(&self, id: PeerId) -> Result<PeerLink, LinkError> {
-        let (answer, opened) = oneshot::channel();
-        self.ask(Ask::Open { id, answer }).await;
-        opened.await.map_err(|_gone| LinkError::Stopped)
+    pub async fn open_session(&self, id: PeerId) -> Result<PeerLink, LinkError> {
+        let (reply, reply_receiver) = oneshot::channel();
+        self.send_command(EndpointCommand::OpenSession { id, reply })
+            .await;
+        reply_receiver.await.map_err(|_gone| LinkError::Closed)
     }
 
     /// The session for files with a peer; its connection is opened if there is none.
     ///
     /// # Errors
     /// [`LinkError::Stopped`].
-    pub async fn bulk(&self, id: PeerId) -> Result<PeerLink, LinkError> {
-        let (answer, opened) = oneshot::channel();
-        self.ask(Ask::Bulk { id, answer }).await;
-        opened.await.map_err(|_gone| LinkError::Stopped)
+    pub async fn open_bulk_session(&self, id: PeerId) -> Result<PeerLink, LinkError> {
+        let (reply, reply_receiver) = oneshot::channel();
+        self.send_command(EndpointCommand::OpenBulkSession { id, reply })
+            .await;
+        reply_receiver.await.map_err(|_gone| LinkError::Closed)
     }
 
-    async fn ask(&self, ask: Ask) {
+    async fn send_command(&self, command: EndpointCommand) {
         // Fails only while everything is being shut down.
-        let _stopping = self.asks.send(ask).await;
+        let _stopping = self.commands.send(command).await;
     }
 
     /// Tells every peer good-bye and ends all tasks, within [`SHUTDOWN_GRACE`].
     pub async fn shutdown(&self) {
-        self.stop.cancel();
+        self.shutdown.cancel();
         self.tasks.close();
-        if timeout(SHUTDOWN_GRACE, self.tasks.wait()).await.is_err() {
-            tracing::warn!(left = self.tasks.len(), grace = ?SHUTDOWN_GRACE, "tasks outlived shutdown");
+        if timeout(SHUTDOWN_TIMEOUT, self.tasks.wait()).await.is_err() {
+            tracing::warn!(left = self.tasks.len(), grace = ?SHUTDOWN_TIMEOUT, "tasks outlived shutdown");
         }
     }
 }

@@ -9,9 +9,9 @@ use crate::proto::id::PeerId;
 use crate::proto::message::RefusalCode;
 
 /// After this time the same refusal is worth a line again.
-pub const SAY_AGAIN_AFTER: Duration = Duration::from_secs(600);
+pub const REPORT_AGAIN_AFTER: Duration = Duration::from_secs(600);
 /// Most refusals that are remembered; the one said longest ago is forgotten for a new one.
-pub const SAID_MAX: usize = 256;
+pub const REPORTED_MAX: usize = 256;
 
 /// Who was refused, by whom, and why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,13 +25,13 @@ struct Refusal {
 
 /// What was said lately, oldest first.
 #[derive(Debug, Default)]
-pub struct Hush {
-    said: VecDeque<(Refusal, Instant)>,
+pub struct NoticeThrottle {
+    reported: VecDeque<(Refusal, Instant)>,
 }
 
-impl Hush {
+impl NoticeThrottle {
     /// Whether an operator who reads along has not been told this yet, or not for a long time.
-    pub fn is_news(&mut self, notice: &Notice, now: Instant) -> bool {
+    pub fn should_report(&mut self, notice: &Notice, now: Instant) -> bool {
         let refusal = match notice {
             Notice::Refused {
                 addr,
@@ -45,7 +45,7 @@ impl Hush {
                 by_us: *by_us,
                 code: refused.code,
             },
-            Notice::Cloned { id, other, .. } => Refusal {
+            Notice::ClonedKey { id, other, .. } => Refusal {
                 peer: Some(*id),
                 ip: Some(other.1.ip()),
                 by_us: true,
@@ -53,15 +53,15 @@ impl Hush {
             },
             Notice::Renamed { .. } | Notice::OwnKeyRevoked => return true,
         };
-        self.said
-            .retain(|(_, at)| now.saturating_duration_since(*at) < SAY_AGAIN_AFTER);
-        if self.said.iter().any(|(said, _)| *said == refusal) {
+        self.reported
+            .retain(|(_, at)| now.saturating_duration_since(*at) < REPORT_AGAIN_AFTER);
+        if self.reported.iter().any(|(said, _)| *said == refusal) {
             return false;
         }
-        if self.said.len() >= SAID_MAX {
-            self.said.pop_front();
+        if self.reported.len() >= REPORTED_MAX {
+            self.reported.pop_front();
         }
-        self.said.push_back((refusal, now));
+        self.reported.push_back((refusal, now));
         true
     }
 }
@@ -83,28 +83,28 @@ mod tests {
     }
 
     #[test]
-    fn the_same_refusal_is_news_once_in_a_while() {
-        let (mut hush, now) = (Hush::default(), clock::now());
+    fn repeated_refusal_is_reported_once_per_interval() {
+        let (mut throttle, now) = (NoticeThrottle::default(), clock::now());
         let revoked = refused(Some(1), 1, RefusalCode::Revoked);
-        assert!(hush.is_news(&revoked, now));
-        assert!(!hush.is_news(&refused(Some(1), 2, RefusalCode::Revoked), now));
-        assert!(hush.is_news(&refused(Some(1), 1, RefusalCode::BadGrant), now));
-        assert!(hush.is_news(&refused(Some(2), 1, RefusalCode::Revoked), now));
-        assert!(hush.is_news(&revoked, now + SAY_AGAIN_AFTER));
-        assert!(hush.is_news(&Notice::OwnKeyRevoked, now));
-        assert!(hush.is_news(&Notice::OwnKeyRevoked, now));
+        assert!(throttle.should_report(&revoked, now));
+        assert!(!throttle.should_report(&refused(Some(1), 2, RefusalCode::Revoked), now));
+        assert!(throttle.should_report(&refused(Some(1), 1, RefusalCode::BadGrant), now));
+        assert!(throttle.should_report(&refused(Some(2), 1, RefusalCode::Revoked), now));
+        assert!(throttle.should_report(&revoked, now + REPORT_AGAIN_AFTER));
+        assert!(throttle.should_report(&Notice::OwnKeyRevoked, now));
+        assert!(throttle.should_report(&Notice::OwnKeyRevoked, now));
     }
 
     #[test]
-    fn strangers_are_told_apart_by_address_and_are_bounded() {
-        let (mut hush, now) = (Hush::default(), clock::now());
+    fn unknown_peers_are_tracked_by_address_within_a_bound() {
+        let (mut throttle, now) = (NoticeThrottle::default(), clock::now());
         for host in 0..=u8::MAX {
-            assert!(hush.is_news(&refused(None, host, RefusalCode::Protocol), now));
+            assert!(throttle.should_report(&refused(None, host, RefusalCode::Protocol), now));
         }
-        assert!(hush.is_news(&refused(Some(1), 0, RefusalCode::Protocol), now));
-        assert_eq!(hush.said.len(), SAID_MAX);
+        assert!(throttle.should_report(&refused(Some(1), 0, RefusalCode::Protocol), now));
+        assert_eq!(throttle.reported.len(), REPORTED_MAX);
         assert!(
-            hush.is_news(&refused(None, 0, RefusalCode::Protocol), now),
+            throttle.should_report(&refused(None, 0, RefusalCode::Protocol), now),
             "forgotten first"
         );
     }

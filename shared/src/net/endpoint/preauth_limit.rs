@@ -45,12 +45,12 @@ type Counts = Arc<Mutex<BTreeMap<Source, usize>>>;
 
 /// All places of one endpoint.
 #[derive(Debug)]
-pub(super) struct Places {
+pub(super) struct PreauthLimiter {
     free: Arc<Semaphore>,
     counts: Counts,
 }
 
-impl Default for Places {
+impl Default for PreauthLimiter {
     fn default() -> Self {
         Self {
             free: Arc::new(Semaphore::new(PREAUTH_CONNECTIONS_MAX)),
@@ -61,35 +61,35 @@ impl Default for Places {
 
 /// A place of nobody yet: one more connection may be accepted.
 #[derive(Debug)]
-pub(super) struct Vacancy {
+pub(super) struct Slot {
     permit: OwnedSemaphorePermit,
     counts: Counts,
 }
 
 /// A stranger's place; dropping it gives it back.
 #[derive(Debug)]
-pub(crate) struct Place {
+pub(crate) struct SlotGuard {
     _permit: OwnedSemaphorePermit,
     source: Option<Source>,
     counts: Counts,
 }
 
-impl Places {
+impl PreauthLimiter {
     /// Waits until one is free.
-    pub(super) async fn vacancy(&self) -> std::io::Result<Vacancy> {
+    pub(super) async fn acquire(&self) -> std::io::Result<Slot> {
         let permit = Arc::clone(&self.free).acquire_owned().await;
-        Ok(Vacancy {
+        Ok(Slot {
             permit: permit.map_err(std::io::Error::other)?,
             counts: Arc::clone(&self.counts),
         })
     }
 }
 
-impl Vacancy {
+impl Slot {
     /// The place of a connection from here; `None` if its source has as many as it may.
-    pub(super) fn take(self, from: IpAddr) -> Option<Place> {
+    pub(super) fn assign_to(self, source_ip: IpAddr) -> Option<SlotGuard> {
         let Self { permit, counts } = self;
-        let source = Source::of(from);
+        let source = Source::of(source_ip);
         if let Some(source) = source {
             let mut counts = lock(&counts);
             let count = counts.entry(source).or_default();
@@ -98,7 +98,7 @@ impl Vacancy {
             }
             *count += 1;
         }
-        Some(Place {
+        Some(SlotGuard {
             _permit: permit,
             source,
             counts,
@@ -106,7 +106,7 @@ impl Vacancy {
     }
 }
 
-impl Drop for Place {
+impl Drop for SlotGuard {
     fn drop(&mut self) {
         let Some(source) = self.source else { return };
         let mut counts = lock(&self.counts);
@@ -132,58 +132,64 @@ mod tests {
         text.parse().expect("an address")
     }
 
-    async fn taken(places: &Places, from: &str) -> Option<Place> {
-        let vacancy = places.vacancy().await.expect("the semaphore is never closed");
-        vacancy.take(ip(from))
+    async fn acquire_slot(limiter: &PreauthLimiter, from: &str) -> Option<SlotGuard> {
+        let slot = limiter.acquire().await.expect("the semaphore is never closed");
+        slot.assign_to(ip(from))
     }
 
-    async fn fill(places: &Places, from: &str) -> Vec<Place> {
+    async fn fill(limiter: &PreauthLimiter, from: &str) -> Vec<SlotGuard> {
         let mut held = Vec::new();
-        while let Some(place) = taken(places, from).await {
-            held.push(place);
+        while let Some(slot) = acquire_slot(limiter, from).await {
+            held.push(slot);
         }
         held
     }
 
     #[tokio::test]
-    async fn a_source_has_its_share_and_gets_it_back() {
-        let places = Places::default();
-        let mut held = fill(&places, "192.168.1.5").await;
+    async fn each_source_is_limited_and_releases_its_slots() {
+        let limiter = PreauthLimiter::default();
+        let mut held = fill(&limiter, "192.168.1.5").await;
         assert_eq!(held.len(), PREAUTH_PER_SOURCE_MAX);
-        assert!(taken(&places, "::ffff:192.168.1.5").await.is_none(), "the same");
-        assert!(taken(&places, "192.168.1.6").await.is_some(), "another host");
+        assert!(
+            acquire_slot(&limiter, "::ffff:192.168.1.5").await.is_none(),
+            "the same"
+        );
+        assert!(
+            acquire_slot(&limiter, "192.168.1.6").await.is_some(),
+            "another host"
+        );
         held.pop();
-        held.extend(taken(&places, "192.168.1.5").await);
+        held.extend(acquire_slot(&limiter, "192.168.1.5").await);
         assert_eq!(held.len(), PREAUTH_PER_SOURCE_MAX);
-        assert!(taken(&places, "192.168.1.5").await.is_none());
+        assert!(acquire_slot(&limiter, "192.168.1.5").await.is_none());
         drop(held);
-        assert!(lock(&places.counts).is_empty(), "nobody is remembered");
-        assert_eq!(places.free.available_permits(), PREAUTH_CONNECTIONS_MAX);
+        assert!(lock(&limiter.counts).is_empty(), "nobody is remembered");
+        assert_eq!(limiter.free.available_permits(), PREAUTH_CONNECTIONS_MAX);
     }
 
     #[tokio::test]
-    async fn all_addresses_of_a_64_are_one_source_but_each_of_a_link_is_its_own() {
-        let places = Places::default();
-        let held = fill(&places, "2001:db8:0:7::1").await;
+    async fn ipv6_sources_are_64_prefixes_except_link_local() {
+        let limiter = PreauthLimiter::default();
+        let held = fill(&limiter, "2001:db8:0:7::1").await;
         assert_eq!(held.len(), PREAUTH_PER_SOURCE_MAX);
-        assert!(taken(&places, "2001:db8:0:7:ffff::2").await.is_none());
-        assert!(taken(&places, "2001:db8:0:8::1").await.is_some());
-        let held = fill(&places, "fe80::1").await;
+        assert!(acquire_slot(&limiter, "2001:db8:0:7:ffff::2").await.is_none());
+        assert!(acquire_slot(&limiter, "2001:db8:0:8::1").await.is_some());
+        let held = fill(&limiter, "fe80::1").await;
         assert_eq!(held.len(), PREAUTH_PER_SOURCE_MAX);
-        assert!(taken(&places, "fe80::2").await.is_some());
+        assert!(acquire_slot(&limiter, "fe80::2").await.is_some());
     }
 
     #[tokio::test]
-    async fn this_machine_may_have_them_all() {
-        let places = Places::default();
+    async fn loopback_connections_are_not_limited_per_source() {
+        let limiter = PreauthLimiter::default();
         let mut held = Vec::new();
         for from in ["127.0.0.1", "127.8.0.1", "::1", "::ffff:127.0.0.1"] {
             for _ in 0..PREAUTH_CONNECTIONS_MAX / 4 {
-                held.extend(taken(&places, from).await);
+                held.extend(acquire_slot(&limiter, from).await);
             }
         }
         assert_eq!(held.len(), PREAUTH_CONNECTIONS_MAX);
-        let full = places.vacancy();
+        let full = limiter.acquire();
         assert!(at_once(full).await.is_none(), "the next one waits");
     }
 

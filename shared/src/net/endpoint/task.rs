@@ -12,145 +12,159 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::accept::{self, Arrival, Errand, JOINS_MAX, Listening};
+use super::accept::{self, AcceptLoop, DialPurpose, HandshakeResult, PENDING_JOINS_MAX};
 use super::fleet::ROSTER_INTERVAL;
-use super::sessions::Entry;
-use super::{Ask, JoinRequest, Notice};
-use crate::net::handshake::{Greeted, HandshakeError, Local};
-use crate::net::peer::{Attachment, LinkInput, LinkWord, PeerEvent, PeerInfo, PeerLink, StopHeard};
+use super::sessions::PeerEntry;
+use super::{EndpointCommand, JoinRequest, Notice};
+use crate::net::handshake::{AuthenticatedConn, HandshakeError, LocalPeer};
+use crate::net::peer::{Attachment, LinkCommand, LinkEvent, PeerEvent, PeerInfo, PeerLink, StopReceived};
 use crate::net::socket::KeepaliveConfig;
 use crate::net::{clock, random};
-use crate::proto::address_book::{DialBook, Hint, Source};
-use crate::proto::encoded::Parcel;
+use crate::proto::address_book::{AddressBook, Hint, Source};
+use crate::proto::encoded::EncodedFrame;
 use crate::proto::id::{PeerId, PeerKind};
 use crate::proto::message::{Channel, RefusalCode, Refused, Roster};
 use crate::proto::session::{Outgoing, Timing};
-use crate::proto::simultaneous_open::{LinkFacts, Verdict};
+use crate::proto::simultaneous_open::{LinkDecision, LinkOrigin};
 use crate::proto::trust::Membership;
-use crate::proto::wire::{Frame, Kind, Lane, Limits};
+use crate::proto::wire::{Frame, FrameLimits, Kind, Lane};
 
 /// Words of links and arrivals that wait for this task.
 const INPUTS_MAX: usize = 1_024;
 /// Inputs of one kind taken in one go before the others get their turn.
-const INPUTS_A_TURN: usize = 64;
+const INPUTS_PER_TURN: usize = 64;
 
 pub(super) struct Parts {
-    pub(super) local: Local,
+    pub(super) local: LocalPeer,
     pub(super) keepalive: KeepaliveConfig,
     pub(super) timing: Timing,
     pub(super) membership: watch::Sender<Option<Arc<Membership>>>,
     pub(super) joins: Option<mpsc::Sender<JoinRequest>>,
-    pub(super) asks: mpsc::Receiver<Ask>,
+    pub(super) commands: mpsc::Receiver<EndpointCommand>,
     pub(super) events: mpsc::Sender<PeerEvent>,
-    pub(super) stops: mpsc::Sender<StopHeard>,
+    pub(super) stops: mpsc::Sender<StopReceived>,
     pub(super) notices: mpsc::Sender<Notice>,
-    pub(super) stop: CancellationToken,
+    pub(super) shutdown: CancellationToken,
     pub(super) tasks: TaskTracker,
 }
 
 pub(super) struct EndpointTask {
     pub(super) parts: Parts,
     pub(super) id: PeerId,
-    pub(super) peers: BTreeMap<PeerId, Entry>,
-    pub(super) book: DialBook,
-    links: u64,
-    pub(super) words: mpsc::Sender<LinkWord>,
-    arrivals: mpsc::Sender<Arrival>,
-    joins_waiting: Arc<Semaphore>,
-    pub(super) next_roster: Instant,
+    pub(super) peers: BTreeMap<PeerId, PeerEntry>,
+    pub(super) address_book: AddressBook,
+    last_link_number: u64,
+    pub(super) link_events: mpsc::Sender<LinkEvent>,
+    handshake_results: mpsc::Sender<HandshakeResult>,
+    join_permits: Arc<Semaphore>,
+    pub(super) next_roster_at: Instant,
 }
 
 pub(super) fn spawn(parts: Parts, listener: TcpListener) {
-    let (words, words_in) = mpsc::channel(INPUTS_MAX);
-    let (arrivals, arrivals_in) = mpsc::channel(INPUTS_MAX);
-    let listening = Listening {
+    let (link_events, link_events_receiver) = mpsc::channel(INPUTS_MAX);
+    let (handshake_results, handshake_results_receiver) = mpsc::channel(INPUTS_MAX);
+    let listening = AcceptLoop {
         listener,
         local: parts.local.clone(),
         keepalive: parts.keepalive,
-        arrivals: arrivals.clone(),
-        stop: parts.stop.clone(),
+        handshake_results: handshake_results.clone(),
+        shutdown: parts.shutdown.clone(),
         tasks: parts.tasks.clone(),
     };
     let tasks = parts.tasks.clone();
-    tasks.spawn(accept::listen(listening));
+    tasks.spawn(accept::run_accept_loop(listening));
     let task = EndpointTask {
         id: parts.local.identity.key.public().id(),
         parts,
         peers: BTreeMap::new(),
-        book: DialBook::default(),
-        links: 0,
-        words,
-        arrivals,
-        joins_waiting: Arc::new(Semaphore::new(JOINS_MAX)),
-        next_roster: clock::now() + ROSTER_INTERVAL,
+        address_book: AddressBook::default(),
+        last_link_number: 0,
+        link_events,
+        handshake_results,
+        join_permits: Arc::new(Semaphore::new(PENDING_JOINS_MAX)),
+        next_roster_at: clock::now() + ROSTER_INTERVAL,
     };
-    tasks.spawn(task.run(words_in, arrivals_in));
+    tasks.spawn(task.run(link_events_receiver, handshake_results_receiver));
 }
 
 impl EndpointTask {
-    async fn run(mut self, mut words: mpsc::Receiver<LinkWord>, mut arrivals: mpsc::Receiver<Arrival>) {
-        let stop = self.parts.stop.clone();
+    async fn run(
+        mut self,
+        mut link_events: mpsc::Receiver<LinkEvent>,
+        mut handshake_results: mpsc::Receiver<HandshakeResult>,
+    ) {
+        let shutdown = self.parts.shutdown.clone();
         let mut profile = self.parts.local.profile.clone();
         profile.mark_unchanged();
         loop {
-            self.dial_due();
+            self.dial_due_addresses();
             tokio::select! {
                 biased;
-                () = stop.cancelled() => break,
+                () = shutdown.cancelled() => break,
                 Ok(()) = profile.changed() => self.send_name(),
-                () = self.work(&mut words, &mut arrivals) => {}
+                () = self.handle_inputs(&mut link_events, &mut handshake_results) => {}
             }
         }
         // The peers' tasks say good-bye with the same token; their last words need a reader until all are gone.
         drop(self);
-        words.close();
-        while words.recv().await.is_some() {}
+        link_events.close();
+        while link_events.recv().await.is_some() {}
     }
 
     /// Takes what has come, of whichever kind: none may keep the others waiting.
-    async fn work(&mut self, words: &mut mpsc::Receiver<LinkWord>, arrivals: &mut mpsc::Receiver<Arrival>) {
+    async fn handle_inputs(
+        &mut self,
+        link_events: &mut mpsc::Receiver<LinkEvent>,
+        handshake_results: &mut mpsc::Receiver<HandshakeResult>,
+    ) {
         let next = self
-            .next_dial()
-            .map_or(self.next_roster, |next| next.min(self.next_roster));
+            .next_dial_at()
+            .map_or(self.next_roster_at, |next| next.min(self.next_roster_at));
         tokio::select! {
-            Some(word) = words.recv() => {
-                self.take_word(word);
-                for word in std::iter::from_fn(|| words.try_recv().ok()).take(INPUTS_A_TURN) {
-                    self.take_word(word);
+            Some(event) = link_events.recv() => {
+                self.on_link_event(event);
+                for event in std::iter::from_fn(|| link_events.try_recv().ok()).take(INPUTS_PER_TURN) {
+                    self.on_link_event(event);
                 }
             }
-            Some(arrival) = arrivals.recv() => {
-                self.take_arrival(arrival);
-                for arrival in std::iter::from_fn(|| arrivals.try_recv().ok()).take(INPUTS_A_TURN) {
-                    self.take_arrival(arrival);
+            Some(handshake) = handshake_results.recv() => {
+                self.on_handshake_result(handshake);
+                for handshake in std::iter::from_fn(|| handshake_results.try_recv().ok()).take(INPUTS_PER_TURN) {
+                    self.on_handshake_result(handshake);
                 }
             }
-            Some(ask) = self.parts.asks.recv() => self.take_ask(ask),
-            () = clock::sleep_until(next) => self.send_rosters_when_due(),
+            Some(command) = self.parts.commands.recv() => self.on_command(command),
+            () = clock::sleep_until(next) => self.send_due_rosters(),
         }
     }
 
-    fn take_ask(&mut self, ask: Ask) {
+    fn on_command(&mut self, command: EndpointCommand) {
         let now = clock::now();
-        match ask {
-            Ask::Heard { addr, source, hint } => self.book.heard(addr, source, hint, now),
-            Ask::Withdrawn(addr) => self.book.withdrawn(addr),
-            Ask::Nudge => self.book.nudge(now),
-            Ask::Open { id, answer } => {
-                if let Some(entry) = self.entry(id) {
+        match command {
+            EndpointCommand::AddressDiscovered { addr, source, hint } => {
+                self.address_book.discovered(addr, source, hint, now);
+            }
+            EndpointCommand::AddressWithdrawn(addr) => self.address_book.withdrawn(addr),
+            EndpointCommand::RetryNow => self.address_book.retry_now(now),
+            EndpointCommand::OpenSession { id, reply: answer } => {
+                if let Some(entry) = self.peer_entry(id) {
                     let _caller_gone = answer.send(entry.control.link.clone());
                 }
             }
-            Ask::Bulk { id, answer } => {
-                if let Some(link) = self.bulk_session(id) {
+            EndpointCommand::OpenBulkSession { id, reply: answer } => {
+                if let Some(link) = self.ensure_bulk_session(id) {
                     let _caller_gone = answer.send(link);
-                    if self.peers.get(&id).is_some_and(|entry| entry.bulk_number == 0) {
-                        self.want_bulk(id);
+                    if self
+                        .peers
+                        .get(&id)
+                        .is_some_and(|entry| entry.bulk_link_number == 0)
+                    {
+                        self.open_bulk_connection(id);
                     }
                 }
             }
-            Ask::Adopt { membership, done } => {
-                self.adopt(Membership::clone(&membership));
+            EndpointCommand::AdoptMembership { membership, done } => {
+                self.adopt_membership(Membership::clone(&membership));
                 let _caller_gone = done.send(());
             }
         }
@@ -159,31 +173,31 @@ impl EndpointTask {
     // ── Addresses ────────────────────────────────────────────────────────────────────────────────────────────
 
     /// Nobody would take a link of ours before we belong to a fleet.
-    fn may_dial(&self) -> bool {
+    fn can_dial(&self) -> bool {
         self.parts.membership.borrow().is_some()
     }
 
-    fn next_dial(&self) -> Option<Instant> {
-        self.book.poll_timeout().filter(|_| self.may_dial())
+    fn next_dial_at(&self) -> Option<Instant> {
+        self.address_book.poll_timeout().filter(|_| self.can_dial())
     }
 
-    fn dial_due(&mut self) {
-        if !self.may_dial() {
+    fn dial_due_addresses(&mut self) {
+        if !self.can_dial() {
             return;
         }
-        for addr in self.book.due(clock::now()) {
-            self.spawn_dial(addr, Errand::Link);
+        for addr in self.address_book.start_due_dials(clock::now()) {
+            self.spawn_dial(addr, DialPurpose::Link);
         }
     }
 
-    pub(super) fn spawn_dial(&self, addr: SocketAddr, errand: Errand) {
+    pub(super) fn spawn_dial(&self, addr: SocketAddr, dial_purpose: DialPurpose) {
         let (local, keepalive) = (self.parts.local.clone(), self.parts.keepalive);
-        let (arrivals, stop) = (self.arrivals.clone(), self.parts.stop.clone());
+        let (handshake_results, shutdown) = (self.handshake_results.clone(), self.parts.shutdown.clone());
         self.parts.tasks.spawn(async move {
             tokio::select! {
-                () = stop.cancelled() => {}
-                arrival = accept::dial(local, keepalive, addr, errand) => {
-                    let _stopping = arrivals.send(arrival).await;
+                () = shutdown.cancelled() => {}
+                handshake = accept::dial(local, keepalive, addr, dial_purpose) => {
+                    let _stopping = handshake_results.send(handshake).await;
                 }
             }
         });
@@ -191,107 +205,112 @@ impl EndpointTask {
 
     // ── Connections ──────────────────────────────────────────────────────────────────────────────────────────
 
-    fn take_arrival(&mut self, arrival: Arrival) {
-        match arrival {
-            Arrival::Accepted {
+    fn on_handshake_result(&mut self, handshake: HandshakeResult) {
+        match handshake {
+            HandshakeResult::Accepted {
                 result: Ok(greeted), ..
             } => match greeted.hello.channel {
-                Channel::Control => self.take_control(greeted),
-                Channel::Bulk => self.take_bulk(greeted),
-                Channel::Join => self.take_join(greeted),
+                Channel::Control => self.on_control_connection(greeted),
+                Channel::Bulk => self.on_bulk_connection(greeted),
+                Channel::Join => self.on_join_connection(greeted),
             },
-            Arrival::Accepted {
+            HandshakeResult::Accepted {
                 addr,
                 result: Err(error),
-            } => self.report(addr, error),
-            Arrival::Dialled { addr, errand, result } => self.take_dialled(addr, errand, result),
+            } => self.notify_handshake_error(addr, error),
+            HandshakeResult::Dialled {
+                addr,
+                dial_purpose: errand,
+                result,
+            } => self.on_dialled(addr, errand, result),
         }
     }
 
-    fn take_dialled(
+    fn on_dialled(
         &mut self,
         addr: SocketAddr,
-        errand: Errand,
-        result: Result<Box<Greeted>, HandshakeError>,
+        dial_purpose: DialPurpose,
+        result: Result<Box<AuthenticatedConn>, HandshakeError>,
     ) {
-        let (now, spread) = (clock::now(), random::spread());
-        if let Errand::Files(id) = errand
+        let (now, jitter) = (clock::now(), random::jitter());
+        if let DialPurpose::Bulk(id) = dial_purpose
             && let Some(entry) = self.peers.get_mut(&id)
         {
-            entry.bulk_dialling = false;
+            entry.is_dialling_bulk = false;
         }
-        match (errand, result) {
-            (Errand::Link, Ok(greeted)) => {
-                self.book.dialled(addr, greeted.key.id(), now, spread);
-                self.take_control(greeted);
+        match (dial_purpose, result) {
+            (DialPurpose::Link, Ok(greeted)) => {
+                self.address_book
+                    .dial_succeeded(addr, greeted.key.id(), now, jitter);
+                self.on_control_connection(greeted);
             }
-            (Errand::Files(_), Ok(greeted)) => self.take_bulk(greeted),
-            (Errand::Link, Err(error)) => {
-                self.book.failed(addr, now, spread);
-                self.report(addr, error);
+            (DialPurpose::Bulk(_), Ok(greeted)) => self.on_bulk_connection(greeted),
+            (DialPurpose::Link, Err(error)) => {
+                self.address_book.dial_failed(addr, now, jitter);
+                self.notify_handshake_error(addr, error);
             }
-            (Errand::Files(_), Err(error)) => self.report(addr, error),
+            (DialPurpose::Bulk(_), Err(error)) => self.notify_handshake_error(addr, error),
         }
     }
 
     /// Judges a peer once more: it may have been put out since it was greeted.
-    fn judge(&mut self, greeted: Box<Greeted>) -> Option<Box<Greeted>> {
+    fn recheck_membership(&mut self, peer: Box<AuthenticatedConn>) -> Option<Box<AuthenticatedConn>> {
         let membership = self.parts.membership.borrow().clone()?;
-        match membership.check_peer(&greeted.key, greeted.hello.grant.as_ref()) {
-            Ok(_grant) => Some(greeted),
+        match membership.check_peer(&peer.key, peer.hello.grant.as_ref()) {
+            Ok(_grant) => Some(peer),
             Err(refused) => {
-                self.notice(Notice::Refused {
-                    addr: greeted.addr,
-                    peer: Some(greeted.key.id()),
-                    name: Some(greeted.hello.name.clone()),
+                self.notify(Notice::Refused {
+                    addr: peer.addr,
+                    peer: Some(peer.key.id()),
+                    name: Some(peer.hello.name.clone()),
                     by_us: true,
                     refused: refused.clone(),
                 });
-                self.refuse(greeted, refused);
+                self.refuse(peer, refused);
                 None
             }
         }
     }
 
-    fn take_control(&mut self, greeted: Box<Greeted>) {
-        let Some(greeted) = self.judge(greeted) else {
+    fn on_control_connection(&mut self, peer: Box<AuthenticatedConn>) {
+        let Some(peer) = self.recheck_membership(peer) else {
             return;
         };
-        let id = greeted.key.id();
+        let id = peer.key.id();
         let (us, now, lost_after) = (self.id, clock::now(), self.parts.timing.lost_after);
-        let facts = LinkFacts {
-            dialler: greeted.dialler,
-            instance: greeted.hello.instance,
+        let facts = LinkOrigin {
+            dialler: peer.dialler,
+            instance: peer.hello.instance,
         };
-        let Some(entry) = self.entry(id) else { return };
-        match entry.choice.offer(us, id, facts, now, lost_after) {
-            Verdict::Take => self.attach_control(id, greeted),
-            Verdict::Refuse => {
+        let Some(entry) = self.peer_entry(id) else { return };
+        match entry.choice.decide(us, id, facts, now, lost_after) {
+            LinkDecision::Accept => self.attach_control(id, peer),
+            LinkDecision::Reject => {
                 let reason = "another link between the two stays";
-                self.refuse(greeted, Refused::new(RefusalCode::Duplicate, reason));
+                self.refuse(peer, Refused::new(RefusalCode::Duplicate, reason));
             }
-            Verdict::Wait => {
+            LinkDecision::RetryLater => {
                 let reason =
                     "another run of this program is linked; once its link is gone, this one is taken";
-                self.refuse(greeted, Refused::new(RefusalCode::Duplicate, reason));
+                self.refuse(peer, Refused::new(RefusalCode::Duplicate, reason));
             }
-            Verdict::Cloned => self.refuse_clone(id, greeted),
+            LinkDecision::ClonedKey => self.refuse_cloned_key(id, peer),
         }
     }
 
-    fn attach_control(&mut self, id: PeerId, greeted: Box<Greeted>) {
-        let Greeted {
+    fn attach_control(&mut self, id: PeerId, peer: Box<AuthenticatedConn>) {
+        let AuthenticatedConn {
             mut conn,
             key,
             hello,
             grant,
             addr,
             ..
-        } = *greeted;
+        } = *peer;
         let Some(grant) = grant else { return };
-        self.links += 1;
-        let number = self.links;
-        conn.set_limits(Limits::CONTROL);
+        self.last_link_number += 1;
+        let number = self.last_link_number;
+        conn.set_limits(FrameLimits::CONTROL);
         let info = Arc::new(PeerInfo {
             id,
             key,
@@ -301,7 +320,7 @@ impl EndpointTask {
             tags: hello.tags,
             software: hello.software,
             addr,
-            listens: SocketAddr::new(addr.ip(), hello.port),
+            listen_addr: SocketAddr::new(addr.ip(), hello.port),
             instance: hello.instance,
         });
         let Some(entry) = self.peers.get_mut(&id) else {
@@ -310,31 +329,31 @@ impl EndpointTask {
         let attachment = Box::new(Attachment {
             conn,
             info: Arc::clone(&info),
-            number,
+            link_number: number,
         });
         if entry
             .control
-            .links
-            .try_send(LinkInput::Attach(attachment))
+            .commands
+            .try_send(LinkCommand::Attach(attachment))
             .is_err()
         {
             // It is taking up others faster than it can: the peer dials again.
             tracing::warn!(peer = %info.name, "too many links at once; one dropped");
-            entry.choice.closed();
+            entry.choice.on_closed();
             return;
         }
-        entry.number = number;
+        entry.link_number = number;
         entry.info = Some(info);
         entry.fleet_state = hello.fleet_state;
-        entry.open = false;
-        self.book.linked(id);
+        entry.is_open = false;
+        self.address_book.linked(id);
     }
 
-    fn refuse_clone(&mut self, id: PeerId, greeted: Box<Greeted>) {
-        let other = (greeted.hello.name.clone(), greeted.addr);
+    fn refuse_cloned_key(&mut self, id: PeerId, peer: Box<AuthenticatedConn>) {
+        let other = (peer.hello.name.clone(), peer.addr);
         let linked = self.peers.get(&id).and_then(|entry| entry.info.clone());
         // Where it listens: which side dialled, and from which port, tells nobody anything.
-        let linked = linked.map_or_else(|| other.clone(), |info| (info.name.clone(), info.listens));
+        let linked = linked.map_or_else(|| other.clone(), |info| (info.name.clone(), info.listen_addr));
         let reason = format!(
             "key {} is in use by {} at {} too: two devices hold one copied identity.key; delete it on one of them and \
              join that one anew",
@@ -342,133 +361,139 @@ impl EndpointTask {
             linked.0,
             linked.1.ip()
         );
-        self.notice(Notice::Cloned { id, linked, other });
-        self.refuse(greeted, Refused::new(RefusalCode::ClonedKey, reason));
+        self.notify(Notice::ClonedKey { id, linked, other });
+        self.refuse(peer, Refused::new(RefusalCode::ClonedKey, reason));
     }
 
-    fn take_bulk(&mut self, greeted: Box<Greeted>) {
-        let Some(greeted) = self.judge(greeted) else {
+    fn on_bulk_connection(&mut self, peer: Box<AuthenticatedConn>) {
+        let Some(peer) = self.recheck_membership(peer) else {
             return;
         };
-        let id = greeted.key.id();
+        let id = peer.key.id();
         let info = self.peers.get(&id).and_then(|entry| entry.info.clone());
-        let Some(info) = info.filter(|info| info.instance == greeted.hello.instance) else {
+        let Some(info) = info.filter(|info| info.instance == peer.hello.instance) else {
             let reason = "a connection for files needs a link first";
-            return self.refuse(greeted, Refused::new(RefusalCode::Protocol, reason));
+            return self.refuse(peer, Refused::new(RefusalCode::Protocol, reason));
         };
-        if self.bulk_session(id).is_none() {
+        if self.ensure_bulk_session(id).is_none() {
             return;
         }
-        self.links += 1;
-        let number = self.links;
-        let Greeted { mut conn, .. } = *greeted;
-        conn.set_limits(Limits::BULK);
-        let attachment = Box::new(Attachment { conn, info, number });
+        self.last_link_number += 1;
+        let number = self.last_link_number;
+        let AuthenticatedConn { mut conn, .. } = *peer;
+        conn.set_limits(FrameLimits::BULK);
+        let attachment = Box::new(Attachment {
+            conn,
+            info,
+            link_number: number,
+        });
         if let Some(entry) = self.peers.get_mut(&id)
             && let Some(bulk) = &entry.bulk
         {
-            if bulk.links.try_send(LinkInput::Attach(attachment)).is_err() {
+            if bulk.commands.try_send(LinkCommand::Attach(attachment)).is_err() {
                 tracing::warn!(peer = %id.short(), "too many bulk connections at once; one dropped");
                 return;
             }
-            entry.bulk_number = number;
+            entry.bulk_link_number = number;
         }
     }
 
-    fn take_join(&mut self, greeted: Box<Greeted>) {
-        let Ok(permit) = Arc::clone(&self.joins_waiting).try_acquire_owned() else {
+    fn on_join_connection(&mut self, peer: Box<AuthenticatedConn>) {
+        let Ok(permit) = Arc::clone(&self.join_permits).try_acquire_owned() else {
             let busy = "too many wait to be taken in already; try again later";
-            return self.refuse(greeted, Refused::new(RefusalCode::Busy, busy));
+            return self.refuse(peer, Refused::new(RefusalCode::Busy, busy));
         };
-        let (joins, stop) = (self.parts.joins.clone(), self.parts.stop.clone());
+        let (joins, shutdown) = (self.parts.joins.clone(), self.parts.shutdown.clone());
         self.parts.tasks.spawn(async move {
             tokio::select! {
-                () = stop.cancelled() => {}
-                () = accept::take_in(greeted, joins) => {}
+                () = shutdown.cancelled() => {}
+                () = accept::handle_join_request(peer, joins) => {}
             }
             drop(permit);
         });
     }
 
-    fn refuse(&self, greeted: Box<Greeted>, refused: Refused) {
-        self.parts.tasks.spawn(accept::refuse(greeted, refused));
+    fn refuse(&self, peer: Box<AuthenticatedConn>, refused: Refused) {
+        self.parts.tasks.spawn(accept::refuse(peer, refused));
     }
 
     // ── Words of links ───────────────────────────────────────────────────────────────────────────────────────
 
-    fn take_word(&mut self, word: LinkWord) {
-        match word {
-            LinkWord::Opened {
+    fn on_link_event(&mut self, event: LinkEvent) {
+        match event {
+            LinkEvent::Opened {
                 id,
                 channel: Channel::Control,
-            } => self.opened(id),
-            LinkWord::Opened {
+            } => self.on_link_opened(id),
+            LinkEvent::Opened {
                 channel: Channel::Bulk | Channel::Join,
                 ..
             } => {}
-            LinkWord::Closed {
+            LinkEvent::Closed {
                 id,
                 channel,
-                number,
+                link_number: number,
                 addr,
                 refused,
             } => {
                 if let Some(refused) = refused {
-                    self.report_refusal(addr, Some(id), refused);
+                    self.notify_refused_by_peer(addr, Some(id), refused);
                 }
-                self.closed(id, channel, number);
+                self.on_link_closed(id, channel, number);
             }
-            LinkWord::WantBulk { id } => self.want_bulk(id),
-            LinkWord::Frame { peer, frame } => self.take_frame(&peer, &frame),
+            LinkEvent::BulkWanted { id } => self.open_bulk_connection(id),
+            LinkEvent::Frame { peer, frame } => self.on_frame(&peer, &frame),
         }
     }
 
-    fn opened(&mut self, id: PeerId) {
+    fn on_link_opened(&mut self, id: PeerId) {
         let membership = self.parts.membership.borrow().clone();
         let Some(entry) = self.peers.get_mut(&id) else {
             return;
         };
-        entry.open = true;
+        entry.is_open = true;
         if let Some(info) = &entry.info
-            && wants(self.parts.local.kind, info.kind)
-            && info.listens.port() != 0
+            && should_link(self.parts.local.kind, info.kind)
+            && info.listen_addr.port() != 0
         {
-            self.book
-                .heard(info.listens, Source::Known, Hint::Id(id), clock::now());
+            self.address_book
+                .discovered(info.listen_addr, Source::Known, Hint::Id(id), clock::now());
         }
         if let Some(membership) = membership {
-            entry.tell_fleet_state(&membership);
+            entry.send_fleet_state(&membership);
         }
         self.send_roster(id);
     }
 
-    fn closed(&mut self, id: PeerId, channel: Channel, number: u64) {
+    fn on_link_closed(&mut self, id: PeerId, channel: Channel, number: u64) {
         let Some(entry) = self.peers.get_mut(&id) else {
             return;
         };
         match channel {
-            Channel::Control if entry.number == number => {
-                entry.choice.closed();
-                if std::mem::take(&mut entry.open) {
-                    self.book.unlinked(id, clock::now(), random::spread());
+            Channel::Control if entry.link_number == number => {
+                entry.choice.on_closed();
+                if std::mem::take(&mut entry.is_open) {
+                    self.address_book.unlinked(id, clock::now(), random::jitter());
                 } else {
-                    self.book.turned_away(id);
+                    self.address_book.link_rejected(id);
                 }
             }
-            Channel::Bulk if entry.bulk_number == number => entry.bulk_number = 0,
+            Channel::Bulk if entry.bulk_link_number == number => entry.bulk_link_number = 0,
             // Another has taken its place already.
             Channel::Control | Channel::Bulk | Channel::Join => {}
         }
     }
 
-    fn take_frame(&mut self, peer: &PeerInfo, frame: &Frame) {
+    fn on_frame(&mut self, peer: &PeerInfo, frame: &Frame) {
         let outcome = match frame.header.kind {
             Some(Kind::Roster) => frame
-                .read::<Roster>()
-                .map(|roster| self.take_roster(peer.id, roster)),
-            Some(Kind::FleetState) => frame.read().map(|state| self.take_fleet_state(peer, state)),
+                .parse_content::<Roster>()
+                .map(|roster| self.on_roster(peer.id, roster)),
+            Some(Kind::FleetState) => frame
+                .parse_content()
+                .map(|state| self.on_fleet_state(peer, state)),
             Some(Kind::OpenBulk) => {
-                self.want_bulk(peer.id);
+                self.open_bulk_connection(peer.id);
                 Ok(())
             }
             _ => Ok(()),
@@ -480,20 +505,20 @@ impl EndpointTask {
 }
 
 /// Whether a program of one kind keeps links to programs of the other by itself.
-pub(super) fn wants(kind: PeerKind, of: PeerKind) -> bool {
+pub(super) fn should_link(kind: PeerKind, of: PeerKind) -> bool {
     match (kind, of) {
         (PeerKind::Station, PeerKind::Node | PeerKind::Station) | (PeerKind::Node, PeerKind::Station) => true,
         (PeerKind::Node, PeerKind::Node) => false,
     }
 }
 
-pub(super) fn send(link: &PeerLink, frame: &Frame, lane: Lane) {
-    let parcel = match Parcel::new(frame) {
+pub(super) fn send_frame(link: &PeerLink, frame: &Frame, lane: Lane) {
+    let parcel = match EncodedFrame::new(frame) {
         Ok(parcel) => parcel,
         Err(error) => return tracing::error!(%error, "a frame of ours does not encode"),
     };
     if let Err(error) = link.try_send(Outgoing {
-        parcel,
+        frame: parcel,
         lane,
         deadline: None,
     }) {

@@ -52,27 +52,27 @@ enum NameChange {
 type Names = BTreeMap<String, usize>;
 
 #[derive(Clone, Debug, Default)]
-struct Inner {
+struct DiskState {
     inodes: Vec<Inode>,
     names: Names,
     durable_names: Names,
     changes: Vec<NameChange>,
-    room: Option<usize>,
+    bytes_free: Option<usize>,
     calls: usize,
-    planned: BTreeMap<usize, Failure>,
+    planned_failures: BTreeMap<usize, Failure>,
     crashed: bool,
 }
 
 /// The disk; clones are the same one.
 #[derive(Clone, Debug, Default)]
-pub struct MemoryDisk(Arc<Mutex<Inner>>);
+pub struct MemoryDisk(Arc<Mutex<DiskState>>);
 
 /// An open file of a [`MemoryDisk`].
 #[derive(Debug)]
 pub struct MemoryFile(usize);
 
 impl MemoryDisk {
-    fn inner(&self) -> MutexGuard<'_, Inner> {
+    fn inner(&self) -> MutexGuard<'_, DiskState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -83,12 +83,12 @@ impl MemoryDisk {
 
     /// Has the call with this number, from 0, fail.
     pub fn fail_at(&self, call: usize, failure: Failure) {
-        self.inner().planned.insert(call, failure);
+        self.inner().planned_failures.insert(call, failure);
     }
 
     /// How many bytes the disk can still take; `None` for as many as one likes.
-    pub fn set_room(&self, bytes: Option<usize>) {
-        self.inner().room = bytes;
+    pub fn set_free_bytes(&self, bytes: Option<usize>) {
+        self.inner().bytes_free = bytes;
     }
 
     /// What a file holds now; `None` if there is none.
@@ -111,7 +111,7 @@ impl MemoryDisk {
     }
 
     /// How many changes of names are not flushed.
-    pub fn loose_names(&self) -> usize {
+    pub fn unsynced_name_changes(&self) -> usize {
         self.inner().changes.len()
     }
 
@@ -144,7 +144,7 @@ impl MemoryDisk {
             inner.durable_names = inner.names.clone();
             inner.changes.clear();
         }
-        inner.planned.clear();
+        inner.planned_failures.clear();
         inner.calls = 0;
         inner.crashed = false;
         Self(Arc::new(Mutex::new(inner)))
@@ -168,19 +168,19 @@ impl NameChange {
     }
 }
 
-impl Inner {
+impl DiskState {
     /// Counts a call; gives what it is to do instead.
-    fn call(&mut self) -> io::Result<Option<Failure>> {
+    fn begin_call(&mut self) -> io::Result<Option<Failure>> {
         if self.crashed {
             return Err(crashed());
         }
-        let failure = self.planned.remove(&self.calls);
+        let failure = self.planned_failures.remove(&self.calls);
         self.calls += 1;
         self.crashed = failure == Some(Failure::Crash);
         Ok(failure)
     }
 
-    fn change(&mut self, change: NameChange) {
+    fn apply_change(&mut self, change: NameChange) {
         change.apply(&mut self.names);
         self.changes.push(change);
     }
@@ -190,7 +190,7 @@ fn crashed() -> io::Error {
     io::Error::other("the machine has stopped")
 }
 
-fn failed(failure: Failure) -> io::Error {
+fn injected_error(failure: Failure) -> io::Error {
     match failure {
         Failure::Error(kind) => kind.into(),
         Failure::Crash => crashed(),
@@ -202,8 +202,8 @@ impl Disk for MemoryDisk {
 
     fn read(&mut self, name: &str, max: u64) -> io::Result<Option<Vec<u8>>> {
         let mut inner = self.inner();
-        if let Some(failure) = inner.call()? {
-            return Err(failed(failure));
+        if let Some(failure) = inner.begin_call()? {
+            return Err(injected_error(failure));
         }
         let max = usize::try_from(max).unwrap_or(usize::MAX);
         Ok(inner.names.get(name).map(|inode| {
@@ -214,23 +214,23 @@ impl Disk for MemoryDisk {
 
     fn create(&mut self, name: &str) -> io::Result<MemoryFile> {
         let mut inner = self.inner();
-        let failure = inner.call()?;
+        let failure = inner.begin_call()?;
         if let Some(Failure::Error(kind)) = failure {
             return Err(kind.into());
         }
         if inner.names.contains_key(name) {
-            inner.change(NameChange::Unset(name.to_owned()));
+            inner.apply_change(NameChange::Unset(name.to_owned()));
         }
         let inode = inner.inodes.len();
         inner.inodes.push(Inode::default());
-        inner.change(NameChange::Set(name.to_owned(), inode));
-        failure.map_or(Ok(MemoryFile(inode)), |failure| Err(failed(failure)))
+        inner.apply_change(NameChange::Set(name.to_owned(), inode));
+        failure.map_or(Ok(MemoryFile(inode)), |failure| Err(injected_error(failure)))
     }
 
     fn open(&mut self, name: &str) -> io::Result<MemoryFile> {
         let mut inner = self.inner();
-        if let Some(failure) = inner.call()? {
-            return Err(failed(failure));
+        if let Some(failure) = inner.begin_call()? {
+            return Err(injected_error(failure));
         }
         let inode = inner.names.get(name).copied().map(MemoryFile);
         inode.ok_or_else(|| ErrorKind::NotFound.into())
@@ -238,13 +238,13 @@ impl Disk for MemoryDisk {
 
     fn append(&mut self, file: &mut MemoryFile, bytes: &[u8]) -> io::Result<()> {
         let mut inner = self.inner();
-        let mut failure = inner.call()?;
+        let mut failure = inner.begin_call()?;
         let mut written = match failure {
             Some(Failure::Error(_)) => &bytes[..bytes.len() / 2],
             // As much as one likes may be lost again at the restart.
             Some(Failure::Crash) | None => bytes,
         };
-        if let Some(room) = inner.room.as_mut() {
+        if let Some(room) = inner.bytes_free.as_mut() {
             if written.len() > *room {
                 written = &written[..*room];
                 failure = failure.or(Some(Failure::Error(ErrorKind::StorageFull)));
@@ -254,18 +254,18 @@ impl Disk for MemoryDisk {
         let inode = &mut inner.inodes[file.0];
         inode.live.extend(written);
         inode.dirty.extend(written);
-        failure.map_or(Ok(()), |failure| Err(failed(failure)))
+        failure.map_or(Ok(()), |failure| Err(injected_error(failure)))
     }
 
     fn sync(&mut self, file: &mut MemoryFile) -> io::Result<()> {
         let mut inner = self.inner();
-        let failure = inner.call()?;
+        let failure = inner.begin_call()?;
         let inode = &mut inner.inodes[file.0];
         let safe = inode.durable.len();
         match failure {
             Some(failure @ Failure::Error(_)) => {
                 inode.dirty[safe..].fill(0);
-                Err(failed(failure))
+                Err(injected_error(failure))
             }
             Some(Failure::Crash) => Err(crashed()),
             None => {
@@ -277,21 +277,21 @@ impl Disk for MemoryDisk {
 
     fn rename(&mut self, from: &str, to: &str) -> io::Result<()> {
         let mut inner = self.inner();
-        let failure = inner.call()?;
+        let failure = inner.begin_call()?;
         if let Some(Failure::Error(kind)) = failure {
             return Err(kind.into());
         }
         let Some(inode) = inner.names.get(from).copied() else {
             return Err(ErrorKind::NotFound.into());
         };
-        inner.change(NameChange::Rename(from.to_owned(), to.to_owned(), inode));
-        failure.map_or(Ok(()), |failure| Err(failed(failure)))
+        inner.apply_change(NameChange::Rename(from.to_owned(), to.to_owned(), inode));
+        failure.map_or(Ok(()), |failure| Err(injected_error(failure)))
     }
 
     fn sync_dir(&mut self) -> io::Result<()> {
         let mut inner = self.inner();
-        if let Some(failure) = inner.call()? {
-            return Err(failed(failure));
+        if let Some(failure) = inner.begin_call()? {
+            return Err(injected_error(failure));
         }
         inner.durable_names = inner.names.clone();
         inner.changes.clear();

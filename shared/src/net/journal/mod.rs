@@ -27,8 +27,8 @@ use std::io::{self, ErrorKind};
 pub use disk::{Disk, StdDisk};
 pub use memory::{Failure, Loss, MemoryDisk, MemoryFile};
 
-use crate::proto::delivery::dedup::Ledger;
-use crate::proto::delivery::journal::{frame, replay, snapshot};
+use crate::proto::delivery::dedup::DedupTable;
+use crate::proto::delivery::journal::{append_record, replay, snapshot};
 use crate::proto::delivery::record::Record;
 #[cfg(feature = "planted-bugs")]
 use crate::proto::planted;
@@ -61,7 +61,7 @@ pub enum JournalFault {
     },
     /// The file is from a later version.
     #[error("the file `journal` in the state directory is not for this version: {0}")]
-    Newer(String),
+    NewerVersion(String),
     /// There is a journal, and it cannot be read: to go on without it could run a command twice.
     #[error(
         "the file `journal` in the state directory cannot be read: {0}; repair the disk, or move the file away, and restart"
@@ -69,7 +69,7 @@ pub enum JournalFault {
     Unreadable(String),
     /// The program is stopping.
     #[error("the journal is closed: the node is stopping")]
-    Stopped,
+    Closed,
 }
 
 fn disk_fault(doing: &'static str) -> impl FnOnce(io::Error) -> JournalFault {
@@ -102,7 +102,7 @@ pub struct Recovery {
     /// Why; `None` if everything was read.
     pub damage: Option<String>,
     /// Why the part that could not be read could not be kept either.
-    pub not_kept: Option<String>,
+    pub damage_save_error: Option<String>,
     /// Why nothing can be written at first.
     pub fault: Option<JournalFault>,
 }
@@ -127,12 +127,12 @@ pub struct JournalFile<D: Disk> {
     /// Open while everything in it is known to be durable.
     file: Option<D::File>,
     /// Why no snapshot may take the place of what is there.
-    shut: Option<JournalFault>,
-    ledger: Ledger,
+    permanent_fault: Option<JournalFault>,
+    dedup_table: DedupTable,
     /// The number of the next record.
-    next: u64,
+    next_sequence: u64,
     /// What may be appended before the next snapshot, in bytes.
-    room: u64,
+    bytes_until_snapshot: u64,
     stats: JournalStats,
 }
 
@@ -143,17 +143,17 @@ impl<D: Disk> JournalFile<D> {
         let mut journal = Self {
             disk,
             file: None,
-            shut: None,
-            ledger: Ledger::default(),
-            next: 1,
-            room: APPENDED_BYTES_MAX,
+            permanent_fault: None,
+            dedup_table: DedupTable::default(),
+            next_sequence: 1,
+            bytes_until_snapshot: APPENDED_BYTES_MAX,
             stats: JournalStats::default(),
         };
         let mut recovery = Recovery::default();
         match journal.disk.read(JOURNAL_FILE, JOURNAL_BYTES_MAX) {
             Ok(None) => {}
-            Ok(Some(bytes)) => journal.take_in(&bytes, &mut recovery),
-            Err(error) => journal.shut = Some(JournalFault::Unreadable(error.to_string())),
+            Ok(Some(bytes)) => journal.replay_existing(&bytes, &mut recovery),
+            Err(error) => journal.permanent_fault = Some(JournalFault::Unreadable(error.to_string())),
         }
         recovery.fault = journal.recover().err();
         (journal, recovery)
@@ -164,24 +164,24 @@ impl<D: Disk> JournalFile<D> {
     /// # Errors
     /// [`JournalFault`]; then the ledger is as it was, and the next call starts with a new file.
     pub fn append(&mut self, records: &[Record]) -> Result<(), JournalFault> {
-        let mut bytes = self.framed(records);
-        if bytes.len() as u64 > self.room {
+        let mut bytes = self.encode_records(records);
+        if bytes.len() as u64 > self.bytes_until_snapshot {
             self.file = None;
         }
-        let first = self.next;
-        let mut file = self.take_file()?;
-        if self.next != first {
+        let first = self.next_sequence;
+        let mut file = self.writable_file()?;
+        if self.next_sequence != first {
             // A snapshot has taken these numbers.
-            bytes = self.framed(records);
+            bytes = self.encode_records(records);
         }
         // Put back only once all is durable: what failed is never written to again.
         self.write(&mut file, &bytes, "be written")?;
         self.file = Some(file);
         for record in records {
-            self.ledger.apply(record);
+            self.dedup_table.apply(record);
         }
-        self.next = self.next.wrapping_add(records.len() as u64);
-        self.room = self.room.saturating_sub(bytes.len() as u64);
+        self.next_sequence = self.next_sequence.wrapping_add(records.len() as u64);
+        self.bytes_until_snapshot = self.bytes_until_snapshot.saturating_sub(bytes.len() as u64);
         self.stats.records += records.len() as u64;
         Ok(())
     }
@@ -191,13 +191,13 @@ impl<D: Disk> JournalFile<D> {
     /// # Errors
     /// [`JournalFault`]: it still is not.
     pub fn recover(&mut self) -> Result<(), JournalFault> {
-        self.file = Some(self.take_file()?);
+        self.file = Some(self.writable_file()?);
         Ok(())
     }
 
     /// What is durable.
-    pub fn ledger(&self) -> &Ledger {
-        &self.ledger
+    pub fn dedup_table(&self) -> &DedupTable {
+        &self.dedup_table
     }
 
     /// What was asked of the disk so far.
@@ -205,19 +205,19 @@ impl<D: Disk> JournalFile<D> {
         self.stats
     }
 
-    fn framed(&self, records: &[Record]) -> Vec<u8> {
+    fn encode_records(&self, records: &[Record]) -> Vec<u8> {
         let mut bytes = Vec::new();
-        let mut number = self.next;
+        let mut number = self.next_sequence;
         for record in records {
-            frame(&mut bytes, number, record);
+            append_record(&mut bytes, number, record);
             number = number.wrapping_add(1);
         }
         bytes
     }
 
     /// The file that may be written to; a new one if there is none.
-    fn take_file(&mut self) -> Result<D::File, JournalFault> {
-        if let Some(fault) = &self.shut {
+    fn writable_file(&mut self) -> Result<D::File, JournalFault> {
+        if let Some(fault) = &self.permanent_fault {
             return Err(fault.clone());
         }
         match self.file.take() {
@@ -226,26 +226,26 @@ impl<D: Disk> JournalFile<D> {
         }
     }
 
-    fn take_in(&mut self, bytes: &[u8], recovery: &mut Recovery) {
-        let ledger = &mut self.ledger;
-        let replayed = replay(bytes, |record| ledger.apply(&record));
+    fn replay_existing(&mut self, bytes: &[u8], recovery: &mut Recovery) {
+        let dedup_table = &mut self.dedup_table;
+        let replayed = replay(bytes, |record| dedup_table.apply(&record));
         recovery.records = replayed.records;
-        self.next = replayed.next.max(1);
+        self.next_sequence = replayed.next_number.max(1);
         let Some(damage) = replayed.damage else {
             return;
         };
         recovery.damage = Some(damage.to_string());
-        recovery.dropped_bytes = (bytes.len() - replayed.sound_bytes) as u64;
+        recovery.dropped_bytes = (bytes.len() - replayed.valid_bytes) as u64;
         if damage.is_newer() {
-            self.shut = Some(JournalFault::Newer(damage.to_string()));
+            self.permanent_fault = Some(JournalFault::NewerVersion(damage.to_string()));
             return;
         }
-        let rest = bytes.get(replayed.sound_bytes..).unwrap_or_default();
+        let rest = bytes.get(replayed.valid_bytes..).unwrap_or_default();
         let rest = &rest[..rest.len().min(DAMAGED_BYTES_MAX)];
-        recovery.not_kept = self.set_aside(rest).err().map(|fault| fault.to_string());
+        recovery.damage_save_error = self.save_damaged_part(rest).err().map(|fault| fault.to_string());
     }
 
-    fn set_aside(&mut self, rest: &[u8]) -> Result<(), JournalFault> {
+    fn save_damaged_part(&mut self, rest: &[u8]) -> Result<(), JournalFault> {
         let mut file = self
             .disk
             .create(DAMAGED_FILE)
@@ -255,7 +255,7 @@ impl<D: Disk> JournalFile<D> {
 
     fn write_snapshot(&mut self) -> Result<D::File, JournalFault> {
         let doing = "make a snapshot";
-        let (bytes, next) = snapshot(&self.ledger, self.next);
+        let (bytes, next) = snapshot(&self.dedup_table, self.next_sequence);
         let mut file = self.disk.create(SNAPSHOT_FILE).map_err(disk_fault(doing))?;
         self.write(&mut file, &bytes, doing)?;
         self.disk
@@ -265,8 +265,8 @@ impl<D: Disk> JournalFile<D> {
         self.sync_dir().map_err(disk_fault(doing))?;
         // By its own name: not every disk below us follows a file that was renamed.
         let file = self.disk.open(JOURNAL_FILE).map_err(disk_fault(doing))?;
-        self.next = next;
-        self.room = APPENDED_BYTES_MAX.max(2 * bytes.len() as u64);
+        self.next_sequence = next;
+        self.bytes_until_snapshot = APPENDED_BYTES_MAX.max(2 * bytes.len() as u64);
         self.stats.snapshots += 1;
         Ok(file)
     }

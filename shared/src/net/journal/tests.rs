@@ -61,17 +61,17 @@ fn script() -> Vec<Vec<Record>> {
 
 /// Runs the script, going on after failures as a node does; gives the ledger of what was acknowledged and every ledger
 /// that may be found after a crash: that one, with any first part of what was tried since then and refused.
-fn run(disk: &MemoryDisk) -> (Ledger, Vec<Ledger>) {
-    let mut sure = Ledger::default();
-    let mut allowed = vec![sure.clone()];
+fn run_script(disk: &MemoryDisk) -> (DedupTable, Vec<DedupTable>) {
+    let mut acknowledged = DedupTable::default();
+    let mut allowed = vec![acknowledged.clone()];
     let (mut journal, _) = open(disk);
     for (at, batch) in script().into_iter().enumerate() {
         if at == 3 {
             // As when the size bound is reached.
             journal.file = None;
         }
-        let mut tried = sure.clone();
-        let parts: Vec<Ledger> = batch
+        let mut tried = acknowledged.clone();
+        let parts: Vec<DedupTable> = batch
             .iter()
             .map(|record| {
                 tried.apply(record);
@@ -80,92 +80,100 @@ fn run(disk: &MemoryDisk) -> (Ledger, Vec<Ledger>) {
             .collect();
         match journal.append(&batch) {
             Ok(()) => {
-                sure = tried;
-                allowed = vec![sure.clone()];
+                acknowledged = tried;
+                allowed = vec![acknowledged.clone()];
             }
             Err(_) => allowed.extend(parts),
         }
-        assert_eq!(*journal.ledger(), sure, "the ledger holds what is durable");
+        assert_eq!(
+            *journal.dedup_table(),
+            acknowledged,
+            "the ledger holds what is durable"
+        );
     }
-    (sure, allowed)
+    (acknowledged, allowed)
 }
 
-fn survives(disk: &MemoryDisk, allowed: &[Ledger], what: &str) {
+fn assert_recovers(disk: &MemoryDisk, allowed: &[DedupTable], what: &str) {
     for loss in [Loss::None, Loss::All, Loss::Half, Loss::Zeros] {
-        for names in 0..1 << disk.loose_names() {
+        for names in 0..1 << disk.unsynced_name_changes() {
             let after = disk.restarted(loss, names);
             let (mut journal, recovery) = open(&after);
             assert_eq!(recovery.fault, None, "{what}, {loss:?}, {names:b}");
-            let found = journal.ledger().clone();
+            let found = journal.dedup_table().clone();
             assert!(
                 allowed.contains(&found),
                 "{what}, {loss:?}, {names:b}: neither what was acknowledged nor a first part of what was tried"
             );
             // What has been read once stays, even through a power cut that comes at once.
             let (again, _) = open(&after.restarted(Loss::All, 0));
-            assert_eq!(*again.ledger(), found, "{what}, {loss:?}, {names:b}");
+            assert_eq!(*again.dedup_table(), found, "{what}, {loss:?}, {names:b}");
             journal.append(&[started(50)]).expect("a good disk");
             let (again, recovery) = open(&after.restarted(Loss::All, 0));
-            assert_eq!(again.ledger(), journal.ledger(), "{what}, {loss:?}, {names:b}");
+            assert_eq!(
+                again.dedup_table(),
+                journal.dedup_table(),
+                "{what}, {loss:?}, {names:b}"
+            );
             assert_eq!(recovery.damage, None);
         }
     }
 }
 
 #[test]
-fn a_crash_at_any_call_loses_nothing_acknowledged_and_halves_nothing() {
+fn crash_at_any_disk_call_loses_no_acknowledged_record() {
     let disk = MemoryDisk::default();
-    run(&disk);
+    run_script(&disk);
     let calls = disk.calls();
     assert!(calls > 20, "the script is too short: {calls}");
     for call in 0..=calls {
         let disk = MemoryDisk::default();
         disk.fail_at(call, Failure::Crash);
-        let (_, allowed) = run(&disk);
-        survives(&disk, &allowed, &format!("crash at {call}"));
+        let (_, allowed) = run_script(&disk);
+        assert_recovers(&disk, &allowed, &format!("crash at {call}"));
     }
 }
 
 #[test]
-fn an_error_at_any_call_is_refused_and_healed_without_a_restart() {
+fn disk_error_at_any_call_recovers_without_restart() {
     let disk = MemoryDisk::default();
-    run(&disk);
+    run_script(&disk);
     for call in 0..disk.calls() {
         for kind in [ErrorKind::StorageFull, ErrorKind::Other] {
             let disk = MemoryDisk::default();
             disk.fail_at(call, Failure::Error(kind));
-            let (sure, allowed) = run(&disk);
+            let (sure, allowed) = run_script(&disk);
             // Some batch after the failure went through, or the failure was healed when it came.
             if call > 0 {
-                assert_ne!(sure, Ledger::default(), "{kind} at {call}");
+                assert_ne!(sure, DedupTable::default(), "{kind} at {call}");
             }
-            survives(&disk, &allowed, &format!("{kind} at {call}"));
+            assert_recovers(&disk, &allowed, &format!("{kind} at {call}"));
         }
     }
 }
 
 #[test]
-fn an_error_and_then_a_crash_lose_nothing_either() {
+fn disk_error_then_crash_loses_no_acknowledged_record() {
     let disk = MemoryDisk::default();
-    run(&disk);
+    run_script(&disk);
     let calls = disk.calls();
     for call in 0..calls {
         for crash in call + 1..calls + 8 {
             let disk = MemoryDisk::default();
             disk.fail_at(call, Failure::Error(ErrorKind::Other));
             disk.fail_at(crash, Failure::Crash);
-            let (_, allowed) = run(&disk);
-            survives(&disk, &allowed, &format!("error at {call}, crash at {crash}"));
+            let (_, allowed) = run_script(&disk);
+            assert_recovers(&disk, &allowed, &format!("error at {call}, crash at {crash}"));
         }
     }
 }
 
 #[test]
-fn a_full_disk_is_refused_with_advice_until_there_is_room() {
+fn full_disk_refuses_appends_until_space_is_freed() {
     let disk = MemoryDisk::default();
     let (mut journal, _) = open(&disk);
     journal.append(&[started(1)]).expect("room");
-    disk.set_room(Some(100));
+    disk.set_free_bytes(Some(100));
     journal.append(&[started(2)]).expect("just enough");
     for _again in 0..3 {
         let fault = journal.append(&[started(3)]).expect_err("full").to_string();
@@ -175,15 +183,15 @@ fn a_full_disk_is_refused_with_advice_until_there_is_room() {
             Err(fault.replace("be written", "make a snapshot"))
         );
     }
-    disk.set_room(None);
+    disk.set_free_bytes(None);
     journal.append(&[started(4)]).expect("room again");
     let (again, _) = open(&disk.restarted(Loss::All, 0));
-    assert_eq!(again.ledger(), journal.ledger());
-    assert_eq!(again.ledger().records().len(), 3);
+    assert_eq!(again.dedup_table(), journal.dedup_table());
+    assert_eq!(again.dedup_table().records().len(), 3);
 }
 
 #[test]
-fn a_damaged_journal_is_read_up_to_there_and_the_rest_is_kept() {
+fn damaged_journal_is_read_to_the_damage_and_rest_saved() {
     let disk = MemoryDisk::default();
     let (mut journal, _) = open(&disk);
     journal
@@ -196,7 +204,7 @@ fn a_damaged_journal_is_read_up_to_there_and_the_rest_is_kept() {
     let (journal, recovery) = open(&disk);
     assert_eq!((recovery.records, recovery.dropped_bytes), (1, 2 * record as u64));
     assert!(recovery.damage.expect("damage").contains("checksum"));
-    assert_eq!(journal.ledger().records(), [started(1)]);
+    assert_eq!(journal.dedup_table().records(), [started(1)]);
     assert_eq!(disk.content(DAMAGED_FILE).as_deref(), Some(&bytes[24 + record..]));
     let (_, recovery) = open(&disk);
     assert_eq!((recovery.records, recovery.damage), (1, None));
@@ -204,19 +212,19 @@ fn a_damaged_journal_is_read_up_to_there_and_the_rest_is_kept() {
     disk.put(JOURNAL_FILE, b"not a journal");
     let (journal, recovery) = open(&disk);
     assert!(recovery.damage.expect("damage").contains("does not begin"));
-    assert_eq!(*journal.ledger(), Ledger::default());
+    assert_eq!(*journal.dedup_table(), DedupTable::default());
     assert_eq!(disk.content(DAMAGED_FILE).as_deref(), Some(&b"not a journal"[..]));
 }
 
 #[test]
-fn what_a_later_version_wrote_or_cannot_be_read_is_left_alone() {
+fn newer_or_unreadable_journal_is_left_unchanged() {
     let disk = MemoryDisk::default();
     let (mut journal, _) = open(&disk);
     journal.append(&[started(1)]).expect("room");
     // A record of a kind to come, framed as it should be.
     let mut bytes = disk.content(JOURNAL_FILE).expect("a journal");
     let mut later = Vec::new();
-    frame(&mut later, 2, &Record::Released { number: 1 });
+    append_record(&mut later, 2, &Record::Released { number: 1 });
     later[FRAME_BYTES] = 200;
     let mut crc = crc32fast::Hasher::new();
     crc.update(&later[..4]);
@@ -226,13 +234,13 @@ fn what_a_later_version_wrote_or_cannot_be_read_is_left_alone() {
     disk.put(JOURNAL_FILE, &bytes);
     let (mut journal, recovery) = open(&disk);
     assert!(
-        matches!(recovery.fault, Some(JournalFault::Newer(_))),
+        matches!(recovery.fault, Some(JournalFault::NewerVersion(_))),
         "{recovery:?}"
     );
-    assert_eq!(journal.ledger().records(), [started(1)]);
+    assert_eq!(journal.dedup_table().records(), [started(1)]);
     assert!(matches!(
         journal.append(&[started(2)]),
-        Err(JournalFault::Newer(_))
+        Err(JournalFault::NewerVersion(_))
     ));
     assert_eq!(disk.content(JOURNAL_FILE), Some(bytes));
 
@@ -248,7 +256,7 @@ fn what_a_later_version_wrote_or_cannot_be_read_is_left_alone() {
 }
 
 #[test]
-fn the_file_keeps_to_its_size_and_one_command_costs_two_small_writes() {
+fn journal_size_and_writes_per_command_are_bounded() {
     let disk = MemoryDisk::default();
     let (mut journal, _) = open(&disk);
     let before = journal.stats();
@@ -263,18 +271,18 @@ fn the_file_keeps_to_its_size_and_one_command_costs_two_small_writes() {
         lengths.insert(disk.content(JOURNAL_FILE).expect("a journal").len() as u64);
     }
     let longest = lengths.last().copied().unwrap_or_default();
-    let snapshot = snapshot(journal.ledger(), 1).0.len() as u64;
+    let snapshot = snapshot(journal.dedup_table(), 1).0.len() as u64;
     assert!(
         longest <= snapshot + APPENDED_BYTES_MAX.max(2 * snapshot),
         "{longest}"
     );
     assert!(journal.stats().snapshots > 1);
     let (again, _) = open(&disk);
-    assert_eq!(again.ledger(), journal.ledger());
+    assert_eq!(again.dedup_table(), journal.dedup_table());
 }
 
 #[test]
-fn a_real_directory_does_as_well() {
+fn journal_works_on_a_real_directory() {
     let dir = tempfile::tempdir().expect("a directory");
     let disk = || StdDisk::new(dir.path());
     let (mut journal, recovery) = JournalFile::open(disk());
@@ -282,11 +290,11 @@ fn a_real_directory_does_as_well() {
     journal.append(&[started(1), ended(1)]).expect("room");
     journal.file = None;
     journal.append(&[started(2)]).expect("room");
-    let ledger = journal.ledger().clone();
+    let ledger = journal.dedup_table().clone();
     drop(journal);
     let (mut journal, recovery) = JournalFile::open(disk());
     assert_eq!((recovery.records, recovery.damage), (3, None));
-    assert_eq!(*journal.ledger(), ledger);
+    assert_eq!(*journal.dedup_table(), ledger);
     journal.append(&[ended(2)]).expect("room");
     let names: BTreeSet<_> = std::fs::read_dir(dir.path())
         .expect("a directory")

@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 use super::conn::Conn;
 use crate::proto::id::{Instance, NodeName, PeerId, PeerKind, PublicKey};
 use crate::proto::message::{Channel, Refused};
-use crate::proto::session::{Expected, Outgoing};
+use crate::proto::session::{ExpectedReply, Outgoing};
 use crate::proto::trust::Role;
 use crate::proto::wire::{Frame, Lane};
 
@@ -47,14 +47,14 @@ pub struct PeerInfo {
     /// The other end of the connection.
     pub addr: SocketAddr,
     /// Where it can be dialled: its address with the port that it listens on.
-    pub listens: SocketAddr,
+    pub listen_addr: SocketAddr,
     /// This run of its process.
     pub instance: Instance,
 }
 
 /// How a request ended, for whoever sent it.
 #[derive(Debug)]
-pub enum Ended {
+pub enum RequestResult {
     /// The content of its reply.
     Reply(Bytes),
     /// Its time to live ran out before it could be sent.
@@ -69,41 +69,41 @@ pub enum Ended {
 
 /// A request's end and whose it was.
 #[derive(Debug)]
-pub struct Delivery {
+pub struct CompletedRequest {
     /// The peer that it was for.
     pub peer: PeerId,
     /// The request's number.
     pub id: u64,
     /// How it ended.
-    pub ended: Ended,
+    pub result: RequestResult,
 }
 
 /// Where the end of a request goes: a channel with room for as many as its owner sends.
 #[derive(Clone, Debug)]
-pub struct ReplyTo(pub mpsc::Sender<Delivery>);
+pub struct ReplyTo(pub mpsc::Sender<CompletedRequest>);
 
 #[derive(Clone, Debug)]
-pub(crate) struct Token {
+pub(crate) struct RequestToken {
     id: u64,
     reply_to: ReplyTo,
 }
 
-impl Token {
-    fn settle(self, peer: PeerId, ended: Ended) {
+impl RequestToken {
+    fn resolve(self, peer: PeerId, result: RequestResult) {
         // The receiver may have gone: then nobody wants to know.
-        let _unwanted = self.reply_to.0.try_send(Delivery {
+        let _unwanted = self.reply_to.0.try_send(CompletedRequest {
             peer,
             id: self.id,
-            ended,
+            result,
         });
     }
 }
 
 /// A message for a session.
 #[derive(Debug)]
-pub(crate) struct Message {
+pub(crate) struct SessionMessage {
     pub(crate) outgoing: Outgoing,
-    pub(crate) expected: Option<Expected<Token>>,
+    pub(crate) expected: Option<ExpectedReply<RequestToken>>,
 }
 
 /// A request's number, its patience, and where its end goes.
@@ -112,7 +112,7 @@ pub struct Request {
     /// As in the header.
     pub id: u64,
     /// When to stop waiting for the reply.
-    pub until: Instant,
+    pub timeout_at: Instant,
     /// Where the end goes.
     pub reply_to: ReplyTo,
 }
@@ -121,10 +121,10 @@ pub struct Request {
 #[derive(Clone)]
 pub struct PeerLink {
     id: PeerId,
-    messages: mpsc::Sender<Message>,
-    heard: Arc<LastHeard>,
+    messages: mpsc::Sender<SessionMessage>,
+    last_heard: Arc<LastHeard>,
     /// For the emergency lane, so that a full queue of other messages is never in its way.
-    urgent: mpsc::Sender<Message>,
+    emergency: mpsc::Sender<SessionMessage>,
     chunk_bytes: ChunkBytes,
 }
 
@@ -159,14 +159,14 @@ pub(crate) struct LastHeard {
 }
 
 impl LastHeard {
-    fn never(start: Instant) -> Arc<Self> {
+    fn new(start: Instant) -> Arc<Self> {
         Arc::new(Self {
             start,
             after_ms: AtomicU64::new(0),
         })
     }
 
-    fn note(&self, now: Instant) {
+    fn record(&self, now: Instant) {
         let after = now.saturating_duration_since(self.start).as_millis();
         self.after_ms.store(
             u64::try_from(after).unwrap_or(u64::MAX - 1) + 1,
@@ -189,7 +189,7 @@ pub enum LinkError {
     Busy,
     /// The program is shutting down, or the peer's key has been revoked.
     #[error("the session has ended: this program is shutting down, or the peer's key was revoked")]
-    Stopped,
+    Closed,
 }
 
 impl PeerLink {
@@ -200,8 +200,8 @@ impl PeerLink {
 
     /// When the peer was heard last; `None` if it never was.
     pub fn last_heard(&self) -> Option<Instant> {
-        let after_ms = self.heard.after_ms.load(Ordering::Relaxed).checked_sub(1)?;
-        Some(self.heard.start + Duration::from_millis(after_ms))
+        let after_ms = self.last_heard.after_ms.load(Ordering::Relaxed).checked_sub(1)?;
+        Some(self.last_heard.start + Duration::from_millis(after_ms))
     }
 
     /// How long a chunk of a file is best on this session's link.
@@ -214,7 +214,7 @@ impl PeerLink {
     /// # Errors
     /// [`LinkError`]; nothing was queued.
     pub fn try_send(&self, outgoing: Outgoing) -> Result<(), LinkError> {
-        self.try_put(Message {
+        self.try_enqueue(SessionMessage {
             outgoing,
             expected: None,
         })
@@ -226,9 +226,9 @@ impl PeerLink {
     /// # Errors
     /// [`LinkError`]; nothing was queued.
     pub fn try_request(&self, outgoing: Outgoing, request: Request) -> Result<(), LinkError> {
-        self.try_put(Message {
+        self.try_enqueue(SessionMessage {
             outgoing,
-            expected: Some(expect(request)),
+            expected: Some(expected_reply(request)),
         })
     }
 
@@ -237,11 +237,11 @@ impl PeerLink {
     /// # Errors
     /// [`LinkError::Stopped`].
     pub async fn send(&self, outgoing: Outgoing) -> Result<(), LinkError> {
-        let message = Message {
+        let message = SessionMessage {
             outgoing,
             expected: None,
         };
-        self.put(message).await
+        self.enqueue(message).await
     }
 
     /// Queues a request, waiting for room: for files.
@@ -249,40 +249,44 @@ impl PeerLink {
     /// # Errors
     /// [`LinkError::Stopped`].
     pub async fn request(&self, outgoing: Outgoing, request: Request) -> Result<(), LinkError> {
-        let message = Message {
+        let message = SessionMessage {
             outgoing,
-            expected: Some(expect(request)),
+            expected: Some(expected_reply(request)),
         };
-        self.put(message).await
+        self.enqueue(message).await
     }
 
-    fn queue(&self, lane: Lane) -> &mpsc::Sender<Message> {
+    fn queue(&self, lane: Lane) -> &mpsc::Sender<SessionMessage> {
         match lane {
-            Lane::Emergency => &self.urgent,
+            Lane::Emergency => &self.emergency,
             Lane::Control | Lane::Telemetry | Lane::Bulk => &self.messages,
         }
     }
 
-    async fn put(&self, message: Message) -> Result<(), LinkError> {
+    async fn enqueue(&self, message: SessionMessage) -> Result<(), LinkError> {
         let queue = self.queue(message.outgoing.lane);
-        queue.send(message).await.map_err(|_closed| LinkError::Stopped)
+        queue.send(message).await.map_err(|_closed| LinkError::Closed)
     }
 
-    fn try_put(&self, message: Message) -> Result<(), LinkError> {
+    fn try_enqueue(&self, message: SessionMessage) -> Result<(), LinkError> {
         let queue = self.queue(message.outgoing.lane);
         queue.try_send(message).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => LinkError::Busy,
-            mpsc::error::TrySendError::Closed(_) => LinkError::Stopped,
+            mpsc::error::TrySendError::Closed(_) => LinkError::Closed,
         })
     }
 }
 
-fn expect(request: Request) -> Expected<Token> {
-    let Request { id, until, reply_to } = request;
-    Expected {
+fn expected_reply(request: Request) -> ExpectedReply<RequestToken> {
+    let Request {
         id,
-        until,
-        token: Token { id, reply_to },
+        timeout_at,
+        reply_to,
+    } = request;
+    ExpectedReply {
+        id,
+        deadline: timeout_at,
+        token: RequestToken { id, reply_to },
     }
 }
 
@@ -290,7 +294,7 @@ fn expect(request: Request) -> Expected<Token> {
 #[derive(Debug)]
 pub enum PeerEvent {
     /// Frames flow.
-    Up {
+    Connected {
         /// Who it is.
         peer: Arc<PeerInfo>,
         /// Whether the session went on from the link before.
@@ -299,17 +303,17 @@ pub enum PeerEvent {
     /// It has not been heard for two heartbeats.
     Silent(PeerId),
     /// It has been heard again.
-    Heard(PeerId),
+    Responsive(PeerId),
     /// Its link is gone.
-    Down {
+    Disconnected {
         /// Whose.
         id: PeerId,
         /// Why, for people.
-        why: String,
+        reason: String,
     },
     /// A bulk session with the peer has begun: what happens there comes here, so that files wait only for files. Take
     /// its events or drop their receiver: while they lie, the session stands still, its sending too.
-    Bulk {
+    BulkOpened {
         /// Whose.
         id: PeerId,
         /// To send files with.
@@ -333,7 +337,7 @@ pub enum PeerEvent {
 /// An emergency stop that came over a link. It has a way of its own to the application, so that nothing else that waits
 /// there is in front of it.
 #[derive(Clone, Debug)]
-pub struct StopHeard {
+pub struct StopReceived {
     /// Who sent it: a peer whose role may.
     pub peer: PeerId,
     /// The signed order.
@@ -346,40 +350,40 @@ pub(crate) struct Attachment {
     pub(crate) conn: Conn,
     pub(crate) info: Arc<PeerInfo>,
     /// Tells this link from others of the same session.
-    pub(crate) number: u64,
+    pub(crate) link_number: u64,
 }
 
 #[derive(Debug)]
-pub(crate) enum LinkInput {
+pub(crate) enum LinkCommand {
     Attach(Box<Attachment>),
     /// Tell the peer why and close the link.
     Close(Refused),
     /// The same, and end the session: nothing is shared with this peer any more.
-    End(Refused),
+    EndSession(Refused),
 }
 
 /// Word of a link, for the endpoint.
 #[derive(Debug)]
-pub(crate) enum LinkWord {
+pub(crate) enum LinkEvent {
     /// Frames flow.
     Opened { id: PeerId, channel: Channel },
     /// The link is gone; `refused` if the peer said why.
     Closed {
         id: PeerId,
         channel: Channel,
-        number: u64,
+        link_number: u64,
         addr: SocketAddr,
         refused: Option<Refused>,
     },
     /// A frame that concerns all links.
     Frame { peer: Arc<PeerInfo>, frame: Box<Frame> },
     /// There are files to send, and no connection for them.
-    WantBulk { id: PeerId },
+    BulkWanted { id: PeerId },
 }
 
 /// The endpoint's side of a session's task.
 #[derive(Clone, Debug)]
-pub(crate) struct PeerControl {
+pub(crate) struct SessionHandle {
     pub(crate) link: PeerLink,
-    pub(crate) links: mpsc::Sender<LinkInput>,
+    pub(crate) commands: mpsc::Sender<LinkCommand>,
 }

@@ -14,21 +14,21 @@ use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tokio_util::task::TaskTracker;
 
-use super::timer::Alarm;
+use super::timer::Timer;
 use super::{
-    Attachment, ChunkBytes, Ended, LastHeard, LinkError, LinkInput, LinkWord, Message, PeerControl,
-    PeerEvent, PeerInfo, PeerLink, StopHeard, Token,
+    Attachment, ChunkBytes, LastHeard, LinkCommand, LinkError, LinkEvent, PeerEvent, PeerInfo, PeerLink,
+    RequestResult, RequestToken, SessionHandle, SessionMessage, StopReceived,
 };
 use crate::net::clock;
-use crate::net::conn::{Conn, Driven};
-use crate::proto::encoded::Parcel;
+use crate::net::conn::{Conn, IoProgress};
+use crate::proto::encoded::EncodedFrame;
 use crate::proto::id::{Instance, PeerId};
 use crate::proto::message::{Arguments, Channel, RefusalCode, Refused};
 use crate::proto::outbox::OutboxLimits;
 use crate::proto::outcome::Reply;
-use crate::proto::session::{Event as SessionEvent, LinkFault, Outgoing, Session, Settled, Timing};
+use crate::proto::session::{Event as SessionEvent, LinkFault, Outgoing, RequestEnd, Session, Timing};
 use crate::proto::trust::Role;
-use crate::proto::trust::gate::{Wish, classify, permit};
+use crate::proto::trust::gate::{Permission, classify, permit};
 use crate::proto::wire::{Frame, Kind, Lane, WireError};
 
 /// Messages that wait in front of a control session, beyond its outbox.
@@ -36,28 +36,28 @@ const CONTROL_INPUT_MESSAGES: usize = 256;
 /// Chunks that wait in front of a bulk session, beyond its outbox.
 const BULK_INPUT_MESSAGES: usize = 4;
 /// Emergency messages that wait in front of a session.
-const URGENT_INPUT_MESSAGES: usize = 64;
+const EMERGENCY_INPUT_MESSAGES: usize = 64;
 /// Links that wait to be taken up by one session.
-const LINK_INPUTS: usize = 8;
+const COMMANDS_MAX: usize = 8;
 /// Messages taken in one go before the connection gets its turn.
-const MESSAGES_A_TURN: usize = 256;
+const MESSAGES_PER_TURN: usize = 256;
 /// Bytes that wait for the socket before the session is asked for no more.
-const OUT_BYTES_ROOM: usize = 256 * 1024;
+const OUTPUT_BYTES_MAX: usize = 256 * 1024;
 /// Room for events that a quiet session keeps.
-const HAPPENED_KEPT: usize = 16;
+const EVENT_BUFFER_KEPT: usize = 16;
 /// How long a closing link may take to say why it closes.
 const CLOSE_GRACE: Duration = Duration::from_millis(500);
 /// A bulk connection on which nothing was to be sent or read for this long is closed.
-const BULK_IDLE: Duration = Duration::from_secs(30);
+const BULK_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often a bulk session that has something to send asks for a connection.
-const BULK_WANT_INTERVAL: Duration = Duration::from_millis(500);
+const BULK_REQUEST_INTERVAL: Duration = Duration::from_millis(500);
 
-struct Linked {
+struct ActiveLink {
     conn: Conn,
     info: Arc<PeerInfo>,
-    number: u64,
+    link_number: u64,
     /// Whether the application has been told that it is up.
-    told: bool,
+    announced: bool,
 }
 
 /// What a session's task is made of.
@@ -70,48 +70,48 @@ pub(crate) struct TaskParts {
     /// For the application.
     pub(crate) events: mpsc::Sender<PeerEvent>,
     /// For the application, past all that waits in `events`.
-    pub(crate) stops: mpsc::Sender<StopHeard>,
+    pub(crate) stops: mpsc::Sender<StopReceived>,
     /// For the endpoint.
-    pub(crate) words: mpsc::Sender<LinkWord>,
-    pub(crate) stop: CancellationToken,
+    pub(crate) link_events: mpsc::Sender<LinkEvent>,
+    pub(crate) shutdown: CancellationToken,
     pub(crate) tasks: TaskTracker,
 }
 
 struct PeerTask {
     id: PeerId,
     channel: Channel,
-    session: Session<Token>,
-    linked: Option<Linked>,
-    messages: mpsc::Receiver<Message>,
-    urgent: mpsc::Receiver<Message>,
-    links: mpsc::Receiver<LinkInput>,
+    session: Session<RequestToken>,
+    link: Option<ActiveLink>,
+    messages: mpsc::Receiver<SessionMessage>,
+    emergency: mpsc::Receiver<SessionMessage>,
+    commands: mpsc::Receiver<LinkCommand>,
     events: mpsc::Sender<PeerEvent>,
-    stops: mpsc::Sender<StopHeard>,
+    stops: mpsc::Sender<StopReceived>,
     /// Events that the application has not taken yet; nothing is read while there are any.
-    backlog: VecDeque<PeerEvent>,
-    words: mpsc::Sender<LinkWord>,
+    pending_events: VecDeque<PeerEvent>,
+    link_events: mpsc::Sender<LinkEvent>,
     /// Empty; kept so that not every frame needs an allocation.
-    happened: Vec<SessionEvent<Token>>,
-    heard: Arc<LastHeard>,
+    event_buffer: Vec<SessionEvent<RequestToken>>,
+    last_heard: Arc<LastHeard>,
     chunk_bytes: ChunkBytes,
     /// When a bulk session last had anything to do, or asked for a connection.
-    last_busy: Instant,
-    stop: CancellationToken,
+    last_active: Instant,
+    shutdown: CancellationToken,
     tasks: TaskTracker,
 }
 
 /// What woke the task.
-enum Woken {
-    Stop,
-    Link(LinkInput),
-    Message(Message),
-    Driven(std::io::Result<Driven>),
-    EventTaken,
-    Time,
+enum Wakeup {
+    Shutdown,
+    Command(LinkCommand),
+    Message(SessionMessage),
+    Io(std::io::Result<IoProgress>),
+    EventDelivered,
+    Timeout,
 }
 
 /// Starts the task of one session.
-pub(crate) fn spawn(parts: TaskParts) -> Result<PeerControl, WireError> {
+pub(crate) fn spawn(parts: TaskParts) -> Result<SessionHandle, WireError> {
     let TaskParts {
         id,
         channel,
@@ -119,8 +119,8 @@ pub(crate) fn spawn(parts: TaskParts) -> Result<PeerControl, WireError> {
         timing,
         events,
         stops,
-        words,
-        stop,
+        link_events,
+        shutdown,
         tasks,
     } = parts;
     let (limits, depth) = match channel {
@@ -130,93 +130,94 @@ pub(crate) fn spawn(parts: TaskParts) -> Result<PeerControl, WireError> {
     let now = clock::now();
     let session = Session::new(instance, timing, limits, now)?;
     let (message_sender, messages) = mpsc::channel(depth);
-    let (urgent_sender, urgent) = mpsc::channel(URGENT_INPUT_MESSAGES);
-    let (link_sender, links) = mpsc::channel(LINK_INPUTS);
+    let (emergency_sender, emergency) = mpsc::channel(EMERGENCY_INPUT_MESSAGES);
+    let (command_sender, commands) = mpsc::channel(COMMANDS_MAX);
     let tracker = tasks.clone();
-    let heard = LastHeard::never(now);
+    let last_heard = LastHeard::new(now);
     let chunk_bytes = ChunkBytes::new(session.chunk_bytes());
     let task = PeerTask {
         id,
         channel,
         session,
-        linked: None,
+        link: None,
         messages,
-        urgent,
-        links,
+        emergency,
+        commands,
         events,
         stops,
-        backlog: VecDeque::new(),
-        words,
-        happened: Vec::new(),
-        heard: Arc::clone(&heard),
+        pending_events: VecDeque::new(),
+        link_events,
+        event_buffer: Vec::new(),
+        last_heard: Arc::clone(&last_heard),
         chunk_bytes: chunk_bytes.clone(),
-        last_busy: now,
-        stop,
+        last_active: now,
+        shutdown,
         tasks,
     };
     tracker.spawn(task.run());
-    Ok(PeerControl {
+    Ok(SessionHandle {
         link: PeerLink {
             id,
             messages: message_sender,
-            heard,
-            urgent: urgent_sender,
+            last_heard,
+            emergency: emergency_sender,
             chunk_bytes,
         },
-        links: link_sender,
+        commands: command_sender,
     })
 }
 
 impl PeerTask {
     async fn run(mut self) {
         // Both are kept from one wait to the next: a busy link wakes up a hundred thousand times a second.
-        let mut stopped = pin!(self.stop.clone().cancelled_owned());
-        let mut alarm = Alarm::new();
-        let farewell = loop {
-            self.take_waiting_messages();
-            self.look_after_bulk().await;
+        let mut shutdown = pin!(self.shutdown.clone().cancelled_owned());
+        let mut timer = Timer::new();
+        let close_reason = loop {
+            self.queue_waiting_messages();
+            self.manage_bulk_link().await;
             self.transmit().await;
-            match self.wait(stopped.as_mut(), &mut alarm).await {
-                Woken::Stop => break Refused::new(RefusalCode::ShuttingDown, "it is shutting down"),
-                Woken::Link(LinkInput::End(refused)) => break refused,
-                Woken::Link(LinkInput::Attach(attachment)) => self.attach(*attachment).await,
-                Woken::Link(LinkInput::Close(refused)) => self.close_link(&refused).await,
-                Woken::Message(message) => self.take_message(message),
-                Woken::Driven(Ok(Driven::Read)) => {
-                    self.take_frames().await;
+            match self.next_wakeup(shutdown.as_mut(), &mut timer).await {
+                Wakeup::Shutdown => break Refused::new(RefusalCode::ShuttingDown, "it is shutting down"),
+                Wakeup::Command(LinkCommand::EndSession(refused)) => break refused,
+                Wakeup::Command(LinkCommand::Attach(attachment)) => self.attach(*attachment).await,
+                Wakeup::Command(LinkCommand::Close(refused)) => self.close_link(&refused).await,
+                Wakeup::Message(message) => self.queue_message(message),
+                Wakeup::Io(Ok(IoProgress::Received)) => {
+                    self.receive_frames().await;
                     // A busy link has always something to read, and its time-outs would wait for a quiet moment.
                     if self.next_timeout().is_some_and(|next| clock::now() >= next) {
                         self.handle_timeout().await;
                     }
                 }
-                Woken::Driven(Ok(Driven::Flushed)) | Woken::EventTaken => {}
-                Woken::Driven(Ok(Driven::Closed)) => {
-                    self.lose_link("the other side closed the connection", None).await;
+                Wakeup::Io(Ok(IoProgress::Flushed)) | Wakeup::EventDelivered => {}
+                Wakeup::Io(Ok(IoProgress::Closed)) => {
+                    self.on_link_lost("the other side closed the connection", None)
+                        .await;
                 }
-                Woken::Driven(Err(error)) => self.lose_link(&error.to_string(), None).await,
-                Woken::Time => self.handle_timeout().await,
+                Wakeup::Io(Err(error)) => self.on_link_lost(&error.to_string(), None).await,
+                Wakeup::Timeout => self.handle_timeout().await,
             }
         };
-        self.close_link(&farewell).await;
-        self.end().await;
+        self.close_link(&close_reason).await;
+        self.end_session().await;
     }
 
     /// Gives everything that still waits its end.
-    async fn end(&mut self) {
-        let not_sent = || Ended::NotSent(LinkError::Stopped.to_string());
+    async fn end_session(&mut self) {
+        let not_sent = || RequestResult::NotSent(LinkError::Closed.to_string());
         for token in self.session.end() {
-            token.settle(self.id, not_sent());
+            token.resolve(self.id, not_sent());
         }
-        for queue in [&mut self.urgent, &mut self.messages] {
+        for queue in [&mut self.emergency, &mut self.messages] {
             queue.close();
             while let Some(message) = queue.recv().await {
                 if let Some(expected) = message.expected {
-                    expected.token.settle(self.id, not_sent());
+                    expected.token.resolve(self.id, not_sent());
                 }
             }
         }
-        self.pass_events().await;
-        for event in self.backlog.drain(..) {
+        self.forward_events().await;
+        for event in self.pending_events.drain(..) {
             if self.events.try_send(event).is_err() {
                 tracing::debug!(peer = %self.id.short(), "the application has not taken the last events");
                 break;
@@ -224,32 +225,36 @@ impl PeerTask {
         }
     }
 
-    async fn wait(&mut self, stopped: Pin<&mut WaitForCancellationFutureOwned>, alarm: &mut Alarm) -> Woken {
-        let takes_message = self.takes_message();
-        let takes_urgent = self.session.has_room(Lane::Emergency);
-        let reads = self.backlog.is_empty();
-        alarm.set(self.next_timeout());
-        let conn = self.linked.as_mut().map(|linked| &mut linked.conn);
+    async fn next_wakeup(
+        &mut self,
+        shutdown: Pin<&mut WaitForCancellationFutureOwned>,
+        timer: &mut Timer,
+    ) -> Wakeup {
+        let can_queue = self.can_queue_message();
+        let can_queue_emergency = self.session.has_room(Lane::Emergency);
+        let can_read = self.pending_events.is_empty();
+        timer.set(self.next_timeout());
+        let conn = self.link.as_mut().map(|linked| &mut linked.conn);
         tokio::select! {
             biased;
-            () = stopped => Woken::Stop,
+            () = shutdown => Wakeup::Shutdown,
             // The endpoint holds the senders for as long as the session is to live, and says when it ends.
-            Some(link) = self.links.recv() => Woken::Link(link),
-            Some(message) = self.urgent.recv(), if takes_urgent => Woken::Message(message),
-            permit = self.events.reserve(), if !reads => {
-                if let (Ok(permit), Some(event)) = (permit, self.backlog.pop_front()) {
+            Some(link) = self.commands.recv() => Wakeup::Command(link),
+            Some(message) = self.emergency.recv(), if can_queue_emergency => Wakeup::Message(message),
+            permit = self.events.reserve(), if !can_read => {
+                if let (Ok(permit), Some(event)) = (permit, self.pending_events.pop_front()) {
                     permit.send(event);
                 }
-                Woken::EventTaken
+                Wakeup::EventDelivered
             }
-            driven = drive(conn, reads) => Woken::Driven(driven),
-            Some(message) = self.messages.recv(), if takes_message => Woken::Message(message),
-            () = alarm.ring() => Woken::Time,
+            driven = drive(conn, can_read) => Wakeup::Io(driven),
+            Some(message) = self.messages.recv(), if can_queue => Wakeup::Message(message),
+            () = timer.wait() => Wakeup::Timeout,
         }
     }
 
     /// A full session takes no more: its input fills up, and whoever sends waits or is told that it is busy.
-    fn takes_message(&self) -> bool {
+    fn can_queue_message(&self) -> bool {
         self.session.has_room(match self.channel {
             Channel::Control | Channel::Join => Lane::Control,
             Channel::Bulk => Lane::Bulk,
@@ -257,11 +262,11 @@ impl PeerTask {
     }
 
     fn next_timeout(&self) -> Option<Instant> {
-        let bulk = match (self.channel, self.linked.is_some(), self.session.is_idle()) {
+        let bulk = match (self.channel, self.link.is_some(), self.session.is_idle()) {
             // While the application takes no events, nothing is done about the connection.
-            (Channel::Bulk, _, _) if !self.backlog.is_empty() => None,
-            (Channel::Bulk, true, true) => Some(self.last_busy + BULK_IDLE),
-            (Channel::Bulk, false, false) => Some(self.last_busy + BULK_WANT_INTERVAL),
+            (Channel::Bulk, _, _) if !self.pending_events.is_empty() => None,
+            (Channel::Bulk, true, true) => Some(self.last_active + BULK_IDLE_TIMEOUT),
+            (Channel::Bulk, false, false) => Some(self.last_active + BULK_REQUEST_INTERVAL),
             (Channel::Bulk, true, false)
             | (Channel::Bulk, false, true)
             | (Channel::Control | Channel::Join, _, _) => None,
@@ -269,29 +274,29 @@ impl PeerTask {
         [self.session.poll_timeout(), bulk].into_iter().flatten().min()
     }
 
-    fn take_waiting_messages(&mut self) {
+    fn queue_waiting_messages(&mut self) {
         while self.session.has_room(Lane::Emergency)
-            && let Ok(message) = self.urgent.try_recv()
+            && let Ok(message) = self.emergency.try_recv()
         {
-            self.take_message(message);
+            self.queue_message(message);
         }
-        for _ in 0..MESSAGES_A_TURN {
-            if !self.takes_message() {
+        for _ in 0..MESSAGES_PER_TURN {
+            if !self.can_queue_message() {
                 return;
             }
             let Ok(message) = self.messages.try_recv() else {
                 return;
             };
-            self.take_message(message);
+            self.queue_message(message);
         }
     }
 
-    fn take_message(&mut self, message: Message) {
-        let Message { outgoing, expected } = message;
-        let back = expected.as_ref().map(|expected| expected.token.clone());
+    fn queue_message(&mut self, message: SessionMessage) {
+        let SessionMessage { outgoing, expected } = message;
+        let token = expected.as_ref().map(|expected| expected.token.clone());
         if let Err(error) = self.session.send(outgoing, expected) {
-            match back {
-                Some(token) => token.settle(self.id, Ended::NotSent(error.to_string())),
+            match token {
+                Some(token) => token.resolve(self.id, RequestResult::NotSent(error.to_string())),
                 None => tracing::warn!(peer = %self.id.short(), %error, "message not queued"),
             }
         }
@@ -299,32 +304,35 @@ impl PeerTask {
 
     async fn transmit(&mut self) {
         let now = clock::now();
-        if let Some(linked) = &mut self.linked {
-            let before = linked.conn.out.len();
-            if let Err(error) = self.session.transmit(&mut linked.conn.out, OUT_BYTES_ROOM, now) {
+        if let Some(linked) = &mut self.link {
+            let before = linked.conn.output.len();
+            if let Err(error) = self
+                .session
+                .transmit(&mut linked.conn.output, OUTPUT_BYTES_MAX, now)
+            {
                 tracing::error!(peer = %self.id.short(), %error, "a frame of ours does not encode");
             }
-            if linked.conn.out.len() > before && !self.session.is_idle() {
-                self.last_busy = now;
+            if linked.conn.output.len() > before && !self.session.is_idle() {
+                self.last_active = now;
             }
         }
         // Requests may have expired in the queue.
-        self.pass_events().await;
+        self.forward_events().await;
     }
 
-    async fn look_after_bulk(&mut self) {
-        if self.channel != Channel::Bulk || !self.backlog.is_empty() {
+    async fn manage_bulk_link(&mut self) {
+        if self.channel != Channel::Bulk || !self.pending_events.is_empty() {
             return;
         }
         let now = clock::now();
         let idle = self.session.is_idle();
-        if self.linked.is_some() && idle && now >= self.last_busy + BULK_IDLE {
+        if self.link.is_some() && idle && now >= self.last_active + BULK_IDLE_TIMEOUT {
             self.close_link(&Refused::new(RefusalCode::ShuttingDown, "no files to move"))
                 .await;
         }
-        if self.linked.is_none() && !idle && now >= self.last_busy + BULK_WANT_INTERVAL {
-            self.last_busy = now;
-            self.say(LinkWord::WantBulk { id: self.id }).await;
+        if self.link.is_none() && !idle && now >= self.last_active + BULK_REQUEST_INTERVAL {
+            self.last_active = now;
+            self.notify_endpoint(LinkEvent::BulkWanted { id: self.id }).await;
         }
     }
 
@@ -334,98 +342,102 @@ impl PeerTask {
             "another link takes the place of this one",
         ))
         .await;
-        let Attachment { conn, info, number } = attachment;
-        let now = clock::now();
-        self.session.attach(info.instance, now);
-        self.last_busy = now;
-        self.linked = Some(Linked {
+        let Attachment {
             conn,
             info,
-            number,
-            told: false,
+            link_number,
+        } = attachment;
+        let now = clock::now();
+        self.session.attach(info.instance, now);
+        self.last_active = now;
+        self.link = Some(ActiveLink {
+            conn,
+            info,
+            link_number,
+            announced: false,
         });
         // What came behind the hello is in the connection's buffer already.
-        self.take_frames().await;
+        self.receive_frames().await;
     }
 
-    async fn take_frames(&mut self) {
+    async fn receive_frames(&mut self) {
         let now = clock::now();
-        self.heard.note(now);
-        self.session.heard(now);
-        while let Some(linked) = &mut self.linked {
+        self.last_heard.record(now);
+        self.session.on_bytes_received(now);
+        while let Some(linked) = &mut self.link {
             match linked.conn.next_frame() {
                 Ok(Some(frame)) => {
                     if self.channel == Channel::Bulk && frame.header.seq.is_some() {
-                        self.last_busy = now;
+                        self.last_active = now;
                     }
                     match self.session.handle_frame(frame, now) {
                         Ok(()) => {}
                         Err(LinkFault::Refused(refused)) => {
-                            let why = if refused.code == RefusalCode::ShuttingDown {
+                            let reason = if refused.code == RefusalCode::ShuttingDown {
                                 refused.reason.clone()
                             } else {
                                 format!("refused by the peer: {refused}")
                             };
-                            self.lose_link(&why, Some(refused)).await;
+                            self.on_link_lost(&reason, Some(refused)).await;
                         }
-                        Err(fault) => self.lose_link(&fault.to_string(), None).await,
+                        Err(fault) => self.on_link_lost(&fault.to_string(), None).await,
                     }
                 }
                 Ok(None) => break,
-                Err(error) => self.lose_link(&error.to_string(), None).await,
+                Err(error) => self.on_link_lost(&error.to_string(), None).await,
             }
         }
         self.chunk_bytes.set(self.session.chunk_bytes());
-        self.pass_events().await;
+        self.forward_events().await;
     }
 
     async fn handle_timeout(&mut self) {
         let now = clock::now();
-        if !self.backlog.is_empty() {
+        if !self.pending_events.is_empty() {
             // We were not reading, so we could not have heard it.
-            self.session.excuse_silence(now);
+            self.session.reset_silence_timer(now);
         }
         if let Err(fault) = self.session.handle_timeout(now) {
-            self.lose_link(&fault.to_string(), None).await;
+            self.on_link_lost(&fault.to_string(), None).await;
         }
-        self.pass_events().await;
+        self.forward_events().await;
     }
 
     /// Hands on what has happened in the session.
-    async fn pass_events(&mut self) {
-        let mut events = std::mem::take(&mut self.happened);
+    async fn forward_events(&mut self) {
+        let mut events = std::mem::take(&mut self.event_buffer);
         events.extend(self.session.take_events());
         for event in events.drain(..) {
             match event {
-                SessionEvent::Settled(token, how) => token.settle(self.id, ended(how)),
-                SessionEvent::Silent => self.tell(PeerEvent::Silent(self.id)),
-                SessionEvent::Heard => self.tell(PeerEvent::Heard(self.id)),
+                SessionEvent::RequestEnded(token, how) => token.resolve(self.id, request_result(how)),
+                SessionEvent::Silent => self.notify_application(PeerEvent::Silent(self.id)),
+                SessionEvent::Recovered => self.notify_application(PeerEvent::Responsive(self.id)),
                 SessionEvent::Opened { resumed } => {
-                    let Some(linked) = &mut self.linked else { continue };
-                    linked.told = true;
+                    let Some(linked) = &mut self.link else { continue };
+                    linked.announced = true;
                     let peer = Arc::clone(&linked.info);
-                    self.tell(PeerEvent::Up { peer, resumed });
-                    self.say(LinkWord::Opened {
+                    self.notify_application(PeerEvent::Connected { peer, resumed });
+                    self.notify_endpoint(LinkEvent::Opened {
                         id: self.id,
                         channel: self.channel,
                     })
                     .await;
                 }
-                SessionEvent::Frame { frame, deadline } => self.pass_frame(frame, deadline).await,
+                SessionEvent::Frame { frame, deadline } => self.forward_frame(frame, deadline).await,
             }
         }
-        if events.capacity() <= HAPPENED_KEPT {
-            self.happened = events;
+        if events.capacity() <= EVENT_BUFFER_KEPT {
+            self.event_buffer = events;
         }
     }
 
-    async fn pass_frame(&mut self, frame: Box<Frame>, deadline: Option<Instant>) {
-        let Some(linked) = &self.linked else { return };
+    async fn forward_frame(&mut self, frame: Box<Frame>, deadline: Option<Instant>) {
+        let Some(linked) = &self.link else { return };
         let peer = Arc::clone(&linked.info);
-        if let Err(refused) = gate(peer.role, &frame) {
+        if let Err(refused) = check_permission(peer.role, &frame) {
             self.refuse_frame(&frame, &refused);
         } else if frame.header.kind == Some(Kind::Stop) {
-            let stop = StopHeard {
+            let stop = StopReceived {
                 peer: peer.id,
                 order: frame.content,
             };
@@ -434,9 +446,9 @@ impl PeerTask {
                 tracing::warn!(peer = %peer.name, "a stop over its link waits for its repeat: too many at once");
             }
         } else if let Some(Kind::Roster | Kind::FleetState | Kind::OpenBulk) = frame.header.kind {
-            self.say(LinkWord::Frame { peer, frame }).await;
+            self.notify_endpoint(LinkEvent::Frame { peer, frame }).await;
         } else {
-            self.tell(PeerEvent::Frame {
+            self.notify_application(PeerEvent::Frame {
                 peer,
                 channel: self.channel,
                 frame,
@@ -445,17 +457,17 @@ impl PeerTask {
         }
     }
 
-    fn tell(&mut self, event: PeerEvent) {
-        if !self.backlog.is_empty() {
-            self.backlog.push_back(event);
+    fn notify_application(&mut self, event: PeerEvent) {
+        if !self.pending_events.is_empty() {
+            self.pending_events.push_back(event);
         } else if let Err(mpsc::error::TrySendError::Full(event)) = self.events.try_send(event) {
-            self.backlog.push_back(event);
+            self.pending_events.push_back(event);
         }
     }
 
-    async fn say(&mut self, word: LinkWord) {
+    async fn notify_endpoint(&mut self, event: LinkEvent) {
         // Fails only while everything is being shut down.
-        let _stopping = self.words.send(word).await;
+        let _stopping = self.link_events.send(event).await;
     }
 
     fn refuse_frame(&mut self, frame: &Frame, refused: &Refused) {
@@ -464,14 +476,14 @@ impl PeerTask {
             return;
         }
         let reply = Reply::refused(refused.reason.clone()).to_frame(&frame.header);
-        match Parcel::new(&reply) {
+        match EncodedFrame::new(&reply) {
             Ok(parcel) => {
                 let outgoing = Outgoing {
-                    parcel,
+                    frame: parcel,
                     lane: Lane::Control,
                     deadline: None,
                 };
-                self.take_message(Message {
+                self.queue_message(SessionMessage {
                     outgoing,
                     expected: None,
                 });
@@ -481,30 +493,36 @@ impl PeerTask {
     }
 
     /// The connection is gone or useless; the session waits for the next one.
-    async fn lose_link(&mut self, why: &str, refused: Option<Refused>) {
+    async fn on_link_lost(&mut self, reason: &str, refused: Option<Refused>) {
         self.session.detach();
         // What came before the end still counts.
-        self.pass_events().await;
-        if let Some(linked) = self.linked.take() {
-            self.report_loss(&linked.info, linked.number, linked.told, why, refused)
-                .await;
+        self.forward_events().await;
+        if let Some(linked) = self.link.take() {
+            self.notify_link_closed(
+                &linked.info,
+                linked.link_number,
+                linked.announced,
+                reason,
+                refused,
+            )
+            .await;
         }
     }
 
     /// Tells the peer why its link closes, and closes it.
     async fn close_link(&mut self, refused: &Refused) {
         self.session.detach();
-        self.pass_events().await;
-        let Some(Linked {
+        self.forward_events().await;
+        let Some(ActiveLink {
             mut conn,
             info,
-            number,
-            told,
-        }) = self.linked.take()
+            link_number,
+            announced,
+        }) = self.link.take()
         else {
             return;
         };
-        if let Err(error) = conn.put(&Frame::json(Kind::Refused, refused)) {
+        if let Err(error) = conn.queue_frame(&Frame::json(Kind::Refused, refused)) {
             tracing::error!(%error, "a refusal does not encode");
         }
         self.tasks.spawn(async move {
@@ -512,29 +530,30 @@ impl PeerTask {
                 tracing::debug!("a link would not close in good order");
             }
         });
-        self.report_loss(&info, number, told, &refused.reason, None).await;
+        self.notify_link_closed(&info, link_number, announced, &refused.reason, None)
+            .await;
     }
 
-    async fn report_loss(
+    async fn notify_link_closed(
         &mut self,
         info: &PeerInfo,
-        number: u64,
-        told: bool,
-        why: &str,
+        link_number: u64,
+        announced: bool,
+        reason: &str,
         refused: Option<Refused>,
     ) {
-        tracing::debug!(peer = %info.name, channel = ?self.channel, why, "link closed");
-        if told {
-            self.tell(PeerEvent::Down {
+        tracing::debug!(peer = %info.name, channel = ?self.channel, reason, "link closed");
+        if announced {
+            self.notify_application(PeerEvent::Disconnected {
                 id: self.id,
-                why: why.to_owned(),
+                reason: reason.to_owned(),
             });
         }
         let (id, channel, addr) = (self.id, self.channel, info.addr);
-        self.say(LinkWord::Closed {
+        self.notify_endpoint(LinkEvent::Closed {
             id,
             channel,
-            number,
+            link_number,
             addr,
             refused,
         })
@@ -543,7 +562,7 @@ impl PeerTask {
 }
 
 /// Whether a peer with this role may have what the frame asks for.
-fn gate(role: Role, frame: &Frame) -> Result<(), Refused> {
+fn check_permission(role: Role, frame: &Frame) -> Result<(), Refused> {
     let Some(kind) = frame.header.kind else {
         return Err(Refused::new(
             RefusalCode::Protocol,
@@ -551,32 +570,32 @@ fn gate(role: Role, frame: &Frame) -> Result<(), Refused> {
         ));
     };
     if kind != Kind::Command {
-        return permit(role, &Wish::Frame(kind));
+        return permit(role, &Permission::Frame(kind));
     }
     let action = frame.header.action.as_deref().unwrap_or_default();
     // Most commands need no look at their arguments. What cannot be read asks for the most.
     let arguments: Arguments = match action {
-        "id" | "config" => match frame.read() {
+        "id" | "config" => match frame.parse_content() {
             Ok(arguments) => arguments,
-            Err(_unreadable) => return permit(role, &Wish::Frame(Kind::Command)),
+            Err(_unreadable) => return permit(role, &Permission::Frame(Kind::Command)),
         },
         _ => Arguments::default(),
     };
-    permit(role, &Wish::Command(classify(action, &arguments)))
+    permit(role, &Permission::Command(classify(action, &arguments)))
 }
 
-async fn drive(conn: Option<&mut Conn>, read: bool) -> std::io::Result<Driven> {
+async fn drive(conn: Option<&mut Conn>, read: bool) -> std::io::Result<IoProgress> {
     match conn {
         Some(conn) => conn.drive(read).await,
         None => std::future::pending().await,
     }
 }
 
-fn ended(how: Settled) -> Ended {
+fn request_result(how: RequestEnd) -> RequestResult {
     match how {
-        Settled::Reply(content) => Ended::Reply(content),
-        Settled::Expired => Ended::Expired,
-        Settled::Lost => Ended::Lost,
-        Settled::TimedOut => Ended::TimedOut,
+        RequestEnd::Reply(content) => RequestResult::Reply(content),
+        RequestEnd::Expired => RequestResult::Expired,
+        RequestEnd::Lost => RequestResult::Lost,
+        RequestEnd::TimedOut => RequestResult::TimedOut,
     }
 }

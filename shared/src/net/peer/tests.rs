@@ -11,14 +11,14 @@ use tokio_util::task::TaskTracker;
 
 use super::*;
 use crate::net::{clock, tls};
-use crate::proto::encoded::Parcel;
+use crate::proto::encoded::EncodedFrame;
 use crate::proto::message::RefusalCode;
 use crate::proto::outcome::Reply;
 use crate::proto::session::Timing;
 use crate::proto::trust::SigningKey;
-use crate::proto::wire::{Kind, Limits};
+use crate::proto::wire::{FrameLimits, Kind};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 /// Frames sent each way in a test.
 const FRAMES: u64 = 2_000;
 
@@ -35,8 +35,8 @@ async fn connect(over: Over) -> (Conn, Conn) {
     if let Over::Pipe(bytes) = over {
         let (here, there) = tokio::io::duplex(bytes);
         return (
-            Conn::new(here, Limits::CONTROL),
-            Conn::new(there, Limits::CONTROL),
+            Conn::new(here, FrameLimits::CONTROL),
+            Conn::new(there, FrameLimits::CONTROL),
         );
     }
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
@@ -45,8 +45,8 @@ async fn connect(over: Over) -> (Conn, Conn) {
     let (here, (there, _from)) = (here.expect("connects"), there.expect("accepts"));
     if !matches!(over, Over::Tls) {
         return (
-            Conn::new(here, Limits::CONTROL),
-            Conn::new(there, Limits::CONTROL),
+            Conn::new(here, FrameLimits::CONTROL),
+            Conn::new(there, FrameLimits::CONTROL),
         );
     }
     let client = tls::client_config(&SigningKey::from_seed([1; 32])).expect("a good key");
@@ -58,19 +58,19 @@ async fn connect(over: Over) -> (Conn, Conn) {
     let here = TlsStream::from(here.expect("greeted"));
     let there = TlsStream::from(there.expect("greeted"));
     (
-        Conn::new(here, Limits::CONTROL),
-        Conn::new(there, Limits::CONTROL),
+        Conn::new(here, FrameLimits::CONTROL),
+        Conn::new(there, FrameLimits::CONTROL),
     )
 }
 
 /// One end: the session's task, and what the endpoint and the application would hold.
 struct Side {
     peer: Arc<PeerInfo>,
-    control: PeerControl,
+    control: SessionHandle,
     events: mpsc::Receiver<PeerEvent>,
-    words: mpsc::Receiver<LinkWord>,
+    link_events: mpsc::Receiver<LinkEvent>,
     links: u64,
-    stop: CancellationToken,
+    shutdown: CancellationToken,
     tasks: TaskTracker,
 }
 
@@ -88,30 +88,30 @@ impl Side {
             tags: BTreeMap::new(),
             software: String::new(),
             addr,
-            listens: addr,
+            listen_addr: addr,
             instance: Instance(other),
         });
-        let (events_out, events) = mpsc::channel(16);
-        let (words_out, words) = mpsc::channel(64);
-        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let (events_sender, events) = mpsc::channel(16);
+        let (link_events_sender, link_events) = mpsc::channel(64);
+        let (shutdown, tasks) = (CancellationToken::new(), TaskTracker::new());
         let control = spawn(TaskParts {
             id: peer.id,
             channel: Channel::Control,
             instance: Instance(own),
             timing,
-            events: events_out,
+            events: events_sender,
             stops: mpsc::channel(1).0,
-            words: words_out,
-            stop: stop.clone(),
+            link_events: link_events_sender,
+            shutdown: shutdown.clone(),
             tasks: tasks.clone(),
         });
         Self {
             peer,
             control: control.expect("a session"),
             events,
-            words,
+            link_events,
             links: 0,
-            stop,
+            shutdown,
             tasks,
         }
     }
@@ -121,34 +121,36 @@ impl Side {
         let attachment = Box::new(Attachment {
             conn,
             info: Arc::clone(&self.peer),
-            number: self.links,
+            link_number: self.links,
         });
-        let sent = self.control.links.send(LinkInput::Attach(attachment)).await;
+        let sent = self.control.commands.send(LinkCommand::Attach(attachment)).await;
         sent.expect("running");
     }
 
     async fn event(&mut self) -> PeerEvent {
-        let event = timeout(PATIENCE, self.events.recv()).await;
+        let event = timeout(TEST_TIMEOUT, self.events.recv()).await;
         event.expect("an event in time").expect("running")
     }
 
-    async fn word(&mut self) -> LinkWord {
-        let word = timeout(PATIENCE, self.words.recv()).await;
+    async fn link_event(&mut self) -> LinkEvent {
+        let word = timeout(TEST_TIMEOUT, self.link_events.recv()).await;
         word.expect("a word in time").expect("running")
     }
 
     /// Waits for the link, and says whether it resumed.
-    async fn up(&mut self) -> bool {
+    async fn wait_connected(&mut self) -> bool {
         let event = self.event().await;
-        let PeerEvent::Up { resumed, .. } = event else {
+        let PeerEvent::Connected { resumed, .. } = event else {
             panic!("expected a link, got {event:?}")
         };
         resumed
     }
 
-    async fn ends(self) {
+    async fn wait_ended(self) {
         self.tasks.close();
-        timeout(PATIENCE, self.tasks.wait()).await.expect("its tasks end");
+        timeout(TEST_TIMEOUT, self.tasks.wait())
+            .await
+            .expect("its tasks end");
     }
 }
 
@@ -167,7 +169,7 @@ fn numbered(id: u64) -> Outgoing {
     let mut frame = Frame::json(Kind::Reply, &Reply::done(id.into()));
     frame.header.id = Some(id);
     Outgoing {
-        parcel: Parcel::new(&frame).expect("short"),
+        frame: EncodedFrame::new(&frame).expect("short"),
         lane: Lane::Control,
         deadline: None,
     }
@@ -183,7 +185,7 @@ async fn send_stream(link: PeerLink) {
 async fn read_stream(events: &mut mpsc::Receiver<PeerEvent>, mut up: bool) {
     let mut next = 1;
     while next <= FRAMES {
-        let event = timeout(PATIENCE, events.recv())
+        let event = timeout(TEST_TIMEOUT, events.recv())
             .await
             .expect("in time")
             .expect("running");
@@ -193,46 +195,46 @@ async fn read_stream(events: &mut mpsc::Receiver<PeerEvent>, mut up: bool) {
                 assert_eq!(frame.header.id, Some(next));
                 next += 1;
             }
-            PeerEvent::Up { resumed, .. } => {
+            PeerEvent::Connected { resumed, .. } => {
                 assert!(!up && resumed);
                 up = true;
             }
-            PeerEvent::Down { .. } => {
+            PeerEvent::Disconnected { .. } => {
                 assert!(up);
                 up = false;
             }
-            PeerEvent::Silent(_) | PeerEvent::Heard(_) => {}
-            PeerEvent::Bulk { .. } => panic!("nobody asked for one"),
+            PeerEvent::Silent(_) | PeerEvent::Responsive(_) => {}
+            PeerEvent::BulkOpened { .. } => panic!("nobody asked for one"),
         }
     }
 }
 
 /// Streams both ways over one link.
-async fn streams(over: Over) {
+async fn frames_stream_both_ways_in_order(over: Over) {
     let (mut here, mut there) = sides();
     link(over, &mut here, &mut there).await;
-    assert!(!here.up().await && !there.up().await);
+    assert!(!here.wait_connected().await && !there.wait_connected().await);
     tokio::join!(
         send_stream(here.control.link.clone()),
         send_stream(there.control.link.clone()),
         read_stream(&mut here.events, true),
         read_stream(&mut there.events, true),
     );
-    here.stop.cancel();
-    there.stop.cancel();
-    here.ends().await;
-    there.ends().await;
+    here.shutdown.cancel();
+    there.shutdown.cancel();
+    here.wait_ended().await;
+    there.wait_ended().await;
 }
 
 /// Streams both ways while link after link takes the place of the one before, with frames under way on all of them.
-async fn survives_links(over: Over) {
+async fn streams_survive_link_replacement(over: Over) {
     let (mut here, mut there) = sides();
     link(over, &mut here, &mut there).await;
-    assert!(!here.up().await && !there.up().await);
+    assert!(!here.wait_connected().await && !there.wait_connected().await);
     let (here_link, there_link) = (here.control.link.clone(), there.control.link.clone());
-    let (here_links, there_links) = (here.control.links.clone(), there.control.links.clone());
+    let (here_links, there_links) = (here.control.commands.clone(), there.control.commands.clone());
     let (here_info, there_info) = (Arc::clone(&here.peer), Arc::clone(&there.peer));
-    let (mut here_words, mut there_words) = (here.words, there.words);
+    let (mut here_words, mut there_words) = (here.link_events, there.link_events);
     let relink = async {
         for number in 2..20 {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -242,8 +244,15 @@ async fn survives_links(over: Over) {
                 (&there_links, &there_info, at_there),
             ] {
                 let info = Arc::clone(info);
-                let attachment = Box::new(Attachment { conn, info, number });
-                links.send(LinkInput::Attach(attachment)).await.expect("running");
+                let attachment = Box::new(Attachment {
+                    conn,
+                    info,
+                    link_number: number,
+                });
+                links
+                    .send(LinkCommand::Attach(attachment))
+                    .await
+                    .expect("running");
             }
             while here_words.try_recv().is_ok() {}
             while there_words.try_recv().is_ok() {}
@@ -257,49 +266,51 @@ async fn survives_links(over: Over) {
         read_stream(&mut here.events, true),
         read_stream(&mut there.events, true),
     );
-    here.stop.cancel();
-    there.stop.cancel();
+    here.shutdown.cancel();
+    there.shutdown.cancel();
 }
 
 /// A request has one end, and the words for the endpoint tell of the link by its number.
-async fn answers_and_closes(over: Over) {
+async fn requests_end_once_and_close_names_the_link(over: Over) {
     let (mut here, mut there) = sides();
     link(over, &mut here, &mut there).await;
-    here.up().await;
-    there.up().await;
-    assert!(matches!(here.word().await, LinkWord::Opened { .. }));
+    here.wait_connected().await;
+    there.wait_connected().await;
+    assert!(matches!(here.link_event().await, LinkEvent::Opened { .. }));
     let mut command = Frame::json(Kind::Command, &());
     command.header.id = Some(5);
     command.header.action = Some("ping".to_owned());
     let outgoing = Outgoing {
-        parcel: Parcel::new(&command).expect("short"),
+        frame: EncodedFrame::new(&command).expect("short"),
         lane: Lane::Control,
         deadline: None,
     };
     let (reply_to, mut ends) = mpsc::channel(1);
     let request = Request {
         id: 5,
-        until: clock::now() + PATIENCE,
+        timeout_at: clock::now() + TEST_TIMEOUT,
         reply_to: ReplyTo(reply_to),
     };
     here.control.link.try_request(outgoing, request).expect("room");
     assert!(matches!(there.event().await, PeerEvent::Frame { .. }));
     there.control.link.try_send(numbered(5)).expect("room");
-    let end = timeout(PATIENCE, ends.recv())
+    let end = timeout(TEST_TIMEOUT, ends.recv())
         .await
         .expect("in time")
         .expect("one end");
-    assert!(matches!(end.ended, Ended::Reply(_)), "{end:?}");
+    assert!(matches!(end.result, RequestResult::Reply(_)), "{end:?}");
 
     let refused = Refused::new(RefusalCode::Revoked, "you are out");
-    let close = LinkInput::End(refused.clone());
-    here.control.links.send(close).await.expect("running");
-    assert!(matches!(here.event().await, PeerEvent::Down { why, .. } if why == refused.reason));
-    assert!(matches!(there.event().await, PeerEvent::Down { why, .. } if why.contains(&refused.reason)));
-    assert!(matches!(there.word().await, LinkWord::Opened { .. }));
-    let word = there.word().await;
-    let LinkWord::Closed {
-        number,
+    let close = LinkCommand::EndSession(refused.clone());
+    here.control.commands.send(close).await.expect("running");
+    assert!(matches!(here.event().await, PeerEvent::Disconnected { reason, .. } if reason == refused.reason));
+    assert!(
+        matches!(there.event().await, PeerEvent::Disconnected { reason, .. } if reason.contains(&refused.reason))
+    );
+    assert!(matches!(there.link_event().await, LinkEvent::Opened { .. }));
+    let word = there.link_event().await;
+    let LinkEvent::Closed {
+        link_number: number,
         refused: told,
         ..
     } = word
@@ -307,23 +318,23 @@ async fn answers_and_closes(over: Over) {
         panic!("{word:?}")
     };
     assert_eq!((number, told), (there.links, Some(refused)));
-    assert_eq!(here.control.link.send(numbered(1)).await, Err(LinkError::Stopped));
-    here.ends().await;
+    assert_eq!(here.control.link.send(numbered(1)).await, Err(LinkError::Closed));
+    here.wait_ended().await;
 }
 
 /// A connection that nothing comes over any more is given up in time, whatever carries it.
-async fn gives_up_silence(over: Over) {
+async fn silent_connection_is_closed_in_time(over: Over) {
     let timing = Timing::from_heartbeat(Duration::from_millis(200));
     let mut here = Side::start(1, 2, timing);
     let (at_here, at_there) = connect(over).await;
     let started = clock::now();
     here.attach(at_here).await;
-    let word = here.word().await;
+    let word = here.link_event().await;
     assert!(
         matches!(
             word,
-            LinkWord::Closed {
-                number: 1,
+            LinkEvent::Closed {
+                link_number: 1,
                 refused: None,
                 ..
             }
@@ -333,28 +344,28 @@ async fn gives_up_silence(over: Over) {
     assert!(clock::since(started) >= timing.lost_after);
     assert!(here.events.try_recv().is_err(), "it was never up");
     drop(at_there);
-    here.stop.cancel();
-    here.ends().await;
+    here.shutdown.cancel();
+    here.wait_ended().await;
 }
 
 /// While the application sleeps, nothing is read and nothing is lost; and it may stop at any time.
-async fn holds_back(over: Over) {
+async fn unread_events_apply_backpressure(over: Over) {
     let (mut here, mut there) = sides();
     link(over, &mut here, &mut there).await;
-    here.up().await;
+    here.wait_connected().await;
     let sending = tokio::spawn(send_stream(here.control.link.clone()));
     tokio::time::sleep(Duration::from_millis(100)).await;
-    assert!(!there.up().await);
+    assert!(!there.wait_connected().await);
     read_stream(&mut there.events, true).await;
     sending.await.expect("sent");
     for id in 1..=100 {
         here.control.link.send(numbered(id)).await.expect("running");
     }
     // Stops with its events untaken.
-    there.stop.cancel();
-    there.ends().await;
-    here.stop.cancel();
-    here.ends().await;
+    there.shutdown.cancel();
+    there.wait_ended().await;
+    here.shutdown.cancel();
+    here.wait_ended().await;
 }
 
 macro_rules! contract {
@@ -363,28 +374,28 @@ macro_rules! contract {
             use super::Over;
 
             #[tokio::test]
-            async fn streams() {
-                super::streams($over).await;
+            async fn frames_stream_both_ways_in_order() {
+                super::frames_stream_both_ways_in_order($over).await;
             }
 
             #[tokio::test]
-            async fn survives_links() {
-                super::survives_links($over).await;
+            async fn streams_survive_link_replacement() {
+                super::streams_survive_link_replacement($over).await;
             }
 
             #[tokio::test]
-            async fn answers_and_closes() {
-                super::answers_and_closes($over).await;
+            async fn requests_end_once_and_close_names_the_link() {
+                super::requests_end_once_and_close_names_the_link($over).await;
             }
 
             #[tokio::test]
-            async fn gives_up_silence() {
-                super::gives_up_silence($over).await;
+            async fn silent_connection_is_closed_in_time() {
+                super::silent_connection_is_closed_in_time($over).await;
             }
 
             #[tokio::test]
-            async fn holds_back() {
-                super::holds_back($over).await;
+            async fn unread_events_apply_backpressure() {
+                super::unread_events_apply_backpressure($over).await;
             }
         }
     )*};

@@ -12,38 +12,38 @@ use crate::net::clock;
 /// at every frame.
 ///
 /// A machine that was suspended meanwhile wakes it late, once, by no more than was left when it fell asleep.
-pub(super) struct Alarm {
+pub(super) struct Timer {
     sleep: Option<Pin<Box<Sleep>>>,
     /// When it rings, if it is armed.
-    at: Option<Instant>,
+    deadline: Option<Instant>,
     /// Whether it is still to ring. The timer itself cannot be asked: it may go off on another thread before anybody
     /// waits for it here, and would then never be heard.
     armed: bool,
 }
 
-impl Alarm {
+impl Timer {
     pub(super) fn new() -> Self {
         Self {
             sleep: None,
-            at: None,
+            deadline: None,
             armed: false,
         }
     }
 
     pub(super) fn set(&mut self, next: Option<Instant>) {
         let Some(next) = next else { return };
-        if self.armed && self.at.is_some_and(|at| at <= next) {
+        if self.armed && self.deadline.is_some_and(|at| at <= next) {
             return;
         }
         match &mut self.sleep {
-            Some(sleep) => sleep.as_mut().reset(clock::on_timers(next)),
+            Some(sleep) => sleep.as_mut().reset(clock::to_tokio_instant(next)),
             None => self.sleep = Some(Box::pin(clock::sleep_until(next))),
         }
-        self.at = Some(next);
+        self.deadline = Some(next);
         self.armed = true;
     }
 
-    pub(super) async fn ring(&mut self) {
+    pub(super) async fn wait(&mut self) {
         match &mut self.sleep {
             Some(sleep) if self.armed => {
                 sleep.await;
@@ -62,29 +62,29 @@ mod tests {
     use super::*;
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn an_alarm_that_went_off_unheard_is_heard() {
-        let mut alarm = Alarm::new();
+    async fn timer_that_fired_unpolled_still_wakes() {
+        let mut timer = Timer::new();
         for _ in 0..50 {
             let next = clock::now() + Duration::from_millis(2);
-            alarm.set(Some(next));
+            timer.set(Some(next));
             tokio::time::sleep(Duration::from_millis(4)).await;
             // Nothing else is due; the one that was has to ring.
-            alarm.set(None);
-            let rung = tokio::time::timeout(Duration::from_secs(5), alarm.ring()).await;
+            timer.set(None);
+            let rung = tokio::time::timeout(Duration::from_secs(5), timer.wait()).await;
             assert!(rung.is_ok() && clock::now() >= next);
         }
-        let again = tokio::time::timeout(Duration::from_millis(20), alarm.ring()).await;
+        let again = tokio::time::timeout(Duration::from_millis(20), timer.wait()).await;
         assert!(again.is_err(), "it rings once");
     }
 
     #[tokio::test]
-    async fn a_nearer_deadline_counts_and_a_farther_one_may_wake_early() {
-        let mut alarm = Alarm::new();
+    async fn timer_is_reset_only_for_an_earlier_deadline() {
+        let mut timer = Timer::new();
         let now = clock::now();
-        alarm.set(Some(now + Duration::from_secs(60)));
-        alarm.set(Some(now + Duration::from_millis(5)));
-        alarm.set(Some(now + Duration::from_secs(60)));
-        alarm.ring().await;
+        timer.set(Some(now + Duration::from_secs(60)));
+        timer.set(Some(now + Duration::from_millis(5)));
+        timer.set(Some(now + Duration::from_secs(60)));
+        timer.wait().await;
         assert!(clock::since(now) < Duration::from_secs(30));
     }
 }

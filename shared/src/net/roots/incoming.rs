@@ -24,7 +24,7 @@ const NAME_BYTES_MAX: usize = 255;
 
 /// A file that is whole, on the disk, and visible under its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Written {
+pub struct ReceivedFile {
     /// As it was asked for: `ROOT/RELATIVE`.
     pub path: String,
     /// In bytes.
@@ -34,35 +34,39 @@ pub struct Written {
 }
 
 /// A file that is being received. Dropping it removes what was written.
-pub struct Incoming {
+pub struct IncomingFile {
     path: String,
     dir: OwnedFd,
     name: String,
-    temp: Temp,
+    temp: TempFile,
     file: File,
     hash: digest::Context,
-    announced: Option<u64>,
+    expected_size: Option<u64>,
     written: u64,
     unsynced: u64,
-    flusher: Option<Flusher>,
+    sync_thread: Option<SyncThread>,
 }
 
-impl std::fmt::Debug for Incoming {
+impl std::fmt::Debug for IncomingFile {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Incoming({} {}/{:?})", self.path, self.written, self.announced)
+        write!(
+            f,
+            "Incoming({} {}/{:?})",
+            self.path, self.written, self.expected_size
+        )
     }
 }
 
-impl Incoming {
+impl IncomingFile {
     /// Opens a hidden file beside the target, making directories that are missing. `size` is what the sender has
     /// announced, if it has.
     ///
     /// # Errors
     /// [`FileError`]; nothing is left behind but directories.
     pub fn create(roots: &Roots, path: &str, size: impl Into<Option<u64>>) -> Result<Self, FileError> {
-        let announced = size.into();
-        let size = announced.unwrap_or_default();
-        let (dir, name) = roots.parent_of(path, true)?;
+        let expected_size = size.into();
+        let size = expected_size.unwrap_or_default();
+        let (dir, name) = roots.open_parent(path, true)?;
         let free =
             rustix::fs::fstatvfs(&dir).map_or(u64::MAX, |disk| disk.f_bavail.saturating_mul(disk.f_frsize));
         if size > free {
@@ -77,7 +81,7 @@ impl Incoming {
             .opener
             .create(std::os::fd::AsFd::as_fd(&dir), &temp_name)
             .map_err(|e| FileError::io(path, "create a file beside it", e))?;
-        let temp = Temp {
+        let temp = TempFile {
             dir: dir
                 .try_clone()
                 .map_err(|e| FileError::io(path, "keep its directory open", e))?,
@@ -93,10 +97,10 @@ impl Incoming {
             temp,
             file,
             hash: digest::Context::new(&digest::SHA256),
-            announced,
+            expected_size,
             written: 0,
             unsynced: 0,
-            flusher: None,
+            sync_thread: None,
         })
     }
 
@@ -123,8 +127,8 @@ impl Incoming {
             );
             return Err(self.mismatch(what));
         }
-        if let Some(announced) = self.announced.filter(|announced| after > *announced) {
-            return Err(self.mismatch(format!("more came than the {announced} bytes announced")));
+        if let Some(expected_size) = self.expected_size.filter(|announced| after > *announced) {
+            return Err(self.mismatch(format!("more came than the {expected_size} bytes announced")));
         }
         self.file
             .write_all(bytes)
@@ -133,7 +137,8 @@ impl Incoming {
         self.written = after;
         self.unsynced += bytes.len() as u64;
         if self.unsynced >= SYNC_BYTES {
-            self.flush_behind().map_err(|e| self.disk_error("sync it", e))?;
+            self.sync_in_background()
+                .map_err(|e| self.disk_error("sync it", e))?;
         }
         Ok(())
     }
@@ -142,11 +147,11 @@ impl Incoming {
     ///
     /// # Errors
     /// [`FileError`]; a file that was there before under that name is unchanged.
-    pub fn finish(mut self, size: u64, sha256: [u8; 32], mode: u32) -> Result<Written, FileError> {
-        let announced = self.announced.unwrap_or(size);
-        if self.written != announced || size != announced {
+    pub fn finish(mut self, size: u64, sha256: [u8; 32], mode: u32) -> Result<ReceivedFile, FileError> {
+        let expected_size = self.expected_size.unwrap_or(size);
+        if self.written != expected_size || size != expected_size {
             let written = self.written;
-            return Err(self.mismatch(format!("{written} bytes came, {announced} were announced")));
+            return Err(self.mismatch(format!("{written} bytes came, {expected_size} were announced")));
         }
         let digest = self.hash.clone().finish();
         if digest.as_ref() != sha256 {
@@ -157,8 +162,8 @@ impl Incoming {
             );
             return Err(self.mismatch(what));
         }
-        if let Some(flusher) = self.flusher.take() {
-            flusher.close().map_err(|e| self.disk_error("sync it", e))?;
+        if let Some(sync_thread) = self.sync_thread.take() {
+            sync_thread.join().map_err(|e| self.disk_error("sync it", e))?;
         }
         // Nothing that arrives may be setuid, setgid or sticky.
         rustix::fs::fchmod(&self.file, Mode::from_raw_mode(mode & 0o777))
@@ -168,7 +173,7 @@ impl Incoming {
             .rename(&self.dir, &self.name)
             .map_err(|e| self.disk_error("give it its name", e.into()))?;
         rustix::fs::fsync(&self.dir).map_err(|e| self.disk_error("sync its directory", e.into()))?;
-        Ok(Written {
+        Ok(ReceivedFile {
             path: std::mem::take(&mut self.path),
             size: self.written,
             sha256,
@@ -177,17 +182,17 @@ impl Incoming {
 
     /// Has a thread put on the disk what was written, so that writing and hashing go on meanwhile; waits for it
     /// only when it is too far behind.
-    fn flush_behind(&mut self) -> io::Result<()> {
-        let flusher = match self.flusher.take() {
+    fn sync_in_background(&mut self) -> io::Result<()> {
+        let sync_thread = match self.sync_thread.take() {
             Some(flusher) => flusher,
-            None => Flusher::start(&self.file)?,
+            None => SyncThread::start(&self.file)?,
         };
-        if flusher.ask(self.unsynced >= UNSYNCED_BYTES_MAX) {
+        if sync_thread.request(self.unsynced >= UNSYNCED_BYTES_MAX) {
             self.unsynced = 0;
-        } else if flusher.thread.is_finished() {
-            return flusher.close();
+        } else if sync_thread.thread.is_finished() {
+            return sync_thread.join();
         }
-        self.flusher = Some(flusher);
+        self.sync_thread = Some(sync_thread);
         Ok(())
     }
 
@@ -202,7 +207,7 @@ impl Incoming {
         match error.raw_os_error().map(Errno::from_raw_os_error) {
             Some(Errno::NOSPC | Errno::DQUOT) => FileError::Full {
                 path: self.path.clone(),
-                needed: self.announced.unwrap_or(self.written),
+                needed: self.expected_size.unwrap_or(self.written),
                 free: rustix::fs::fstatvfs(&self.dir)
                     .map_or(0, |disk| disk.f_bavail.saturating_mul(disk.f_frsize))
                     .saturating_add(self.written),
@@ -213,12 +218,12 @@ impl Incoming {
 }
 
 /// The hidden file's name, and its removal.
-struct Temp {
+struct TempFile {
     dir: OwnedFd,
     name: Option<String>,
 }
 
-impl Temp {
+impl TempFile {
     fn rename(&mut self, dir: &OwnedFd, name: &str) -> Result<(), Errno> {
         if let Some(temp) = &self.name {
             rustix::fs::renameat(&self.dir, temp, dir, name)?;
@@ -228,7 +233,7 @@ impl Temp {
     }
 }
 
-impl Drop for Temp {
+impl Drop for TempFile {
     fn drop(&mut self) {
         if let Some(name) = &self.name
             && let Err(error) = rustix::fs::unlinkat(&self.dir, name, AtFlags::empty())
@@ -253,12 +258,12 @@ fn temp_name(name: &str) -> io::Result<String> {
 }
 
 /// A thread that syncs one file when it is asked to.
-struct Flusher {
-    ask: SyncSender<()>,
+struct SyncThread {
+    requests: SyncSender<()>,
     thread: JoinHandle<io::Result<()>>,
 }
 
-impl Flusher {
+impl SyncThread {
     fn start(file: &File) -> io::Result<Self> {
         let file = file.try_clone()?;
         let (ask, asked) = sync_channel(1);
@@ -270,20 +275,23 @@ impl Flusher {
                 }
                 Ok(())
             })?;
-        Ok(Self { ask, thread })
+        Ok(Self {
+            requests: ask,
+            thread,
+        })
     }
 
     /// Whether the request was taken.
-    fn ask(&self, wait: bool) -> bool {
-        match self.ask.try_send(()) {
+    fn request(&self, wait: bool) -> bool {
+        match self.requests.try_send(()) {
             Ok(()) => true,
-            Err(TrySendError::Full(())) => wait && self.ask.send(()).is_ok(),
+            Err(TrySendError::Full(())) => wait && self.requests.send(()).is_ok(),
             Err(TrySendError::Disconnected(())) => false,
         }
     }
 
-    fn close(self) -> io::Result<()> {
-        drop(self.ask);
+    fn join(self) -> io::Result<()> {
+        drop(self.requests);
         self.thread
             .join()
             .unwrap_or_else(|_panic| Err(io::Error::other("the thread that syncs has died")))

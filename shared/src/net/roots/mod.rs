@@ -25,11 +25,11 @@ use cap_std::fs::Dir;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-pub use incoming::{Incoming, Written};
-pub use outgoing::{Chunk, Outgoing};
+pub use incoming::{IncomingFile, ReceivedFile};
+pub use outgoing::{Chunk, OutgoingFile};
 
 /// How much of a file one chunk carries, in bytes; the last one carries what is left.
-pub const FILE_CHUNK_BYTES: usize = crate::proto::window::CHUNK_BYTES_MOST;
+pub const FILE_CHUNK_BYTES: usize = crate::proto::window::SENT_CHUNK_BYTES_MAX;
 /// Longest path, in bytes, as PATH_MAX of Linux.
 pub const PATH_BYTES_MAX: usize = 4096;
 
@@ -181,8 +181,8 @@ impl Roots {
     }
 
     /// The same in the roots themselves, and not below them.
-    pub fn sweep_top(&self) -> usize {
-        self.dirs.values().map(|dir| sweep::sweep_top(dir)).sum()
+    pub fn sweep_top_level(&self) -> usize {
+        self.dirs.values().map(|dir| sweep::sweep_top_level(dir)).sum()
     }
 
     /// Opens a regular file below a root for reading.
@@ -190,7 +190,7 @@ impl Roots {
     /// # Errors
     /// [`FileError`]: no such file, not a regular one, or not below the root.
     pub fn open(&self, path: &str) -> Result<File, FileError> {
-        let (dir, name) = self.parent_of(path, false)?;
+        let (dir, name) = self.open_parent(path, false)?;
         let file = self
             .opener
             .read(dir.as_fd(), &name)
@@ -207,12 +207,12 @@ impl Roots {
     }
 
     /// Opens the directory that holds `path`, and the path's last component.
-    fn parent_of(&self, path: &str, create: bool) -> Result<(OwnedFd, String), FileError> {
-        let BelowRoot { root, dirs, name } = BelowRoot::parse(path)?;
+    fn open_parent(&self, path: &str, create: bool) -> Result<(OwnedFd, String), FileError> {
+        let RootedPath { root, dirs, name } = RootedPath::parse(path)?;
         let Some(top) = self.dirs.get(root) else {
             return Err(FileError::UnknownRoot {
                 root: root.to_owned(),
-                known: self.known(),
+                known: self.describe_known_roots(),
             });
         };
         // The root's own path is the owner's word, links and all.
@@ -230,7 +230,7 @@ impl Roots {
         Ok((at, name.to_owned()))
     }
 
-    fn known(&self) -> String {
+    fn describe_known_roots(&self) -> String {
         if self.dirs.is_empty() {
             return "none is configured: set [files] roots".to_owned();
         }
@@ -249,13 +249,13 @@ fn make_dir(parent: BorrowedFd<'_>, name: &str) -> Result<(), Errno> {
 
 /// The parts of a path. That a component cannot hold `/` or NUL, or be `..`, makes each one a single step; that the
 /// step stays inside is for the kernel to enforce.
-struct BelowRoot<'a> {
+struct RootedPath<'a> {
     root: &'a str,
     dirs: Vec<&'a str>,
     name: &'a str,
 }
 
-impl<'a> BelowRoot<'a> {
+impl<'a> RootedPath<'a> {
     fn parse(path: &'a str) -> Result<Self, FileError> {
         let mut parts: Vec<&str> = path.split('/').collect();
         let sound = path.len() <= PATH_BYTES_MAX

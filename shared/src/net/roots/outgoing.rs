@@ -19,7 +19,7 @@ pub struct Chunk {
 }
 
 /// A regular file that is being sent: its first [`Outgoing::size`] bytes, as they were when it was opened or later.
-pub struct Outgoing {
+pub struct OutgoingFile {
     path: String,
     file: File,
     hash: digest::Context,
@@ -28,26 +28,26 @@ pub struct Outgoing {
     offset: u64,
 }
 
-impl std::fmt::Debug for Outgoing {
+impl std::fmt::Debug for OutgoingFile {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Outgoing({} {}/{})", self.path, self.offset, self.size)
     }
 }
 
-impl Outgoing {
+impl OutgoingFile {
     /// Opens a file below a root.
     ///
     /// # Errors
     /// [`FileError`]: no such file, not a regular one, or not below the root.
     pub fn open(roots: &Roots, path: &str) -> Result<Self, FileError> {
-        Self::of(roots.open(path)?, path)
+        Self::from_file(roots.open(path)?, path)
     }
 
     /// Sends a file that is open already: one that the operator named on this machine.
     ///
     /// # Errors
     /// [`FileError::NotAFile`], or what the system says.
-    pub fn of(file: File, path: &str) -> Result<Self, FileError> {
+    pub fn from_file(file: File, path: &str) -> Result<Self, FileError> {
         let meta = file
             .metadata()
             .map_err(|e| FileError::io(path, "examine it", e))?;
@@ -80,12 +80,12 @@ impl Outgoing {
     ///
     /// # Errors
     /// [`FileError::Changed`] if the file became shorter, or what the system says.
-    pub fn next_chunk(&mut self, most: usize) -> Result<Option<Chunk>, FileError> {
+    pub fn next_chunk(&mut self, max_bytes: usize) -> Result<Option<Chunk>, FileError> {
         let left = self.size - self.offset;
         if left == 0 {
             return Ok(None);
         }
-        let most = most.clamp(1, FILE_CHUNK_BYTES);
+        let most = max_bytes.clamp(1, FILE_CHUNK_BYTES);
         let want = left.min(most as u64);
         let mut bytes = Vec::with_capacity(most.min(usize::try_from(left).unwrap_or(usize::MAX)));
         (&self.file)

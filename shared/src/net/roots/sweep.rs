@@ -11,15 +11,15 @@ const DEPTH_MAX: usize = 32;
 
 /// Removes leftovers below `dir`, and says how many. Links are not followed; what is locked is in use and stays.
 pub(super) fn sweep(dir: &Path) -> usize {
-    below(dir, DEPTH_MAX)
+    sweep_dir(dir, DEPTH_MAX)
 }
 
 /// Removes leftovers in `dir` itself, and says how many.
-pub(super) fn sweep_top(dir: &Path) -> usize {
-    below(dir, 0)
+pub(super) fn sweep_top_level(dir: &Path) -> usize {
+    sweep_dir(dir, 0)
 }
 
-fn below(dir: &Path, depth: usize) -> usize {
+fn sweep_dir(dir: &Path, depth: usize) -> usize {
     let Ok(entries) = std::fs::read_dir(dir) else {
         return 0;
     };
@@ -27,7 +27,7 @@ fn below(dir: &Path, depth: usize) -> usize {
     for entry in entries.flatten() {
         let Ok(kind) = entry.file_type() else { continue };
         if kind.is_dir() && depth > 0 {
-            removed += below(&entry.path(), depth - 1);
+            removed += sweep_dir(&entry.path(), depth - 1);
         } else if kind.is_file() && entry.file_name().to_str().is_some_and(is_temp) {
             removed += usize::from(remove_unlocked(&entry.path()));
         }
@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_our_own_names_count() {
+    fn sweep_matches_only_temp_file_names() {
         assert!(is_temp(".take1.csv.77-0123456789abcdef.part"));
         for other in [
             "take1.csv.77-0123456789abcdef.part",

@@ -11,12 +11,12 @@ use super::*;
 
 const SECRET: &[u8] = b"outside";
 
-struct Place {
+struct TestRoots {
     dir: TempDir,
     roots: Roots,
 }
 
-impl Place {
+impl TestRoots {
     /// A root `r` with a directory, a file, and links in every direction; a secret outside.
     fn new(opener: Opener) -> Self {
         let dir = TempDir::new().expect("a directory");
@@ -42,15 +42,15 @@ impl Place {
         self.dir.path().join("root")
     }
 
-    fn put(&self, path: &str, content: &[u8]) -> Result<Written, FileError> {
+    fn put(&self, path: &str, content: &[u8]) -> Result<ReceivedFile, FileError> {
         let size = content.len() as u64;
-        let mut file = Incoming::create(&self.roots, path, size)?;
+        let mut file = IncomingFile::create(&self.roots, path, size)?;
         file.write(0, content)?;
         file.finish(size, sha256(content), 0o644)
     }
 
     fn get(&self, path: &str) -> Result<Vec<u8>, FileError> {
-        let mut file = Outgoing::open(&self.roots, path)?;
+        let mut file = OutgoingFile::open(&self.roots, path)?;
         let mut content = Vec::new();
         while let Some(chunk) = file.next_chunk(FILE_CHUNK_BYTES)? {
             if chunk.offset == content.len() as u64 {
@@ -88,12 +88,12 @@ fn names(dir: &Path) -> Vec<String> {
 const BOTH: [Opener; 2] = [Opener::Openat2, Opener::CapStd];
 
 #[test]
-fn a_file_goes_in_and_out_with_its_mode() {
+fn file_round_trips_with_its_mode() {
     for opener in BOTH {
-        let place = Place::new(opener);
+        let place = TestRoots::new(opener);
         let content: Vec<u8> = (0..600_000_u32).map(|i| i.to_le_bytes()[0]).collect();
         let size = content.len() as u64;
-        let mut file = Incoming::create(&place.roots, "r/new/deep/x.bin", size).expect("a file");
+        let mut file = IncomingFile::create(&place.roots, "r/new/deep/x.bin", size).expect("a file");
         for (i, chunk) in content.chunks(FILE_CHUNK_BYTES).enumerate() {
             file.write((i * FILE_CHUNK_BYTES) as u64, chunk).expect("room");
         }
@@ -108,7 +108,7 @@ fn a_file_goes_in_and_out_with_its_mode() {
         assert_eq!(names(&place.root().join("new/deep")), ["x.bin"]);
         assert_eq!(place.get("r/new/deep/x.bin").expect("readable"), content);
         assert_eq!(
-            Outgoing::open(&place.roots, "r/new/deep/x.bin")
+            OutgoingFile::open(&place.roots, "r/new/deep/x.bin")
                 .expect("there")
                 .mode(),
             0o755
@@ -117,9 +117,9 @@ fn a_file_goes_in_and_out_with_its_mode() {
 }
 
 #[test]
-fn links_and_escapes_are_refused_by_the_kernel() {
+fn symlinks_and_escapes_are_refused_by_the_kernel() {
     for opener in BOTH {
-        let place = Place::new(opener);
+        let place = TestRoots::new(opener);
         for path in ["r/abs/secret", "r/rel/secret", "r/lf", "r/in/x", "r/magic/x"] {
             let error = place.get(path).expect_err(path);
             assert!(
@@ -155,9 +155,9 @@ fn links_and_escapes_are_refused_by_the_kernel() {
 }
 
 #[test]
-fn opening_itself_refuses_an_escape() {
+fn opener_itself_refuses_escapes() {
     for opener in BOTH {
-        let place = Place::new(opener);
+        let place = TestRoots::new(opener);
         let root = File::open(place.root()).expect("a root");
         for name in ["..", "../outside", "/", "abs", "rel"] {
             assert!(opener.dir(root.as_fd(), name).is_err(), "{name} by {opener:?}");
@@ -169,9 +169,9 @@ fn opening_itself_refuses_an_escape() {
 }
 
 #[test]
-fn what_is_not_a_file_is_not_read() {
+fn only_regular_files_are_read() {
     for opener in BOTH {
-        let place = Place::new(opener);
+        let place = TestRoots::new(opener);
         assert!(
             matches!(place.get("r/d"), Err(FileError::NotAFile { .. })),
             "{opener:?}"
@@ -194,10 +194,10 @@ fn what_is_not_a_file_is_not_read() {
 }
 
 #[test]
-fn a_bad_transfer_leaves_the_old_file_and_nothing_else() {
-    let place = Place::new(Opener::Openat2);
+fn failed_transfer_keeps_old_file_without_leftovers() {
+    let place = TestRoots::new(Opener::Openat2);
     let before = names(&place.root());
-    let create = |size| Incoming::create(&place.roots, "r/f", size).expect("a file");
+    let create = |size| IncomingFile::create(&place.roots, "r/f", size).expect("a file");
 
     let mut short = create(5);
     short.write(0, b"abc").expect("room");
@@ -213,11 +213,11 @@ fn a_bad_transfer_leaves_the_old_file_and_nothing_else() {
         .expect_err("another digest")
         .to_string();
     assert!(error.contains("SHA-256"), "{error}");
-    let full = Incoming::create(&place.roots, "r/f", u64::MAX / 2)
+    let full = IncomingFile::create(&place.roots, "r/f", u64::MAX / 2)
         .expect_err("no such disk")
         .to_string();
     assert!(full.contains("the disk is full"), "{full}");
-    let mut onto_dir = Incoming::create(&place.roots, "r/d", 1).expect("a file");
+    let mut onto_dir = IncomingFile::create(&place.roots, "r/d", 1).expect("a file");
     onto_dir.write(0, b"x").expect("room");
     onto_dir.finish(1, sha256(b"x"), 0o600).expect_err("a directory");
 
@@ -226,11 +226,11 @@ fn a_bad_transfer_leaves_the_old_file_and_nothing_else() {
 }
 
 #[test]
-fn a_sweep_takes_leftovers_and_leaves_live_ones() {
-    let place = Place::new(Opener::Openat2);
+fn sweep_removes_leftovers_but_not_live_files() {
+    let place = TestRoots::new(Opener::Openat2);
     let left = place.root().join("d/.x.99-0123456789abcdef.part");
     fs::write(&left, b"half").expect("a leftover");
-    let mut live = Incoming::create(&place.roots, "r/d/y", 1).expect("a file");
+    let mut live = IncomingFile::create(&place.roots, "r/d/y", 1).expect("a file");
     assert_eq!(place.roots.sweep(), 1);
     assert!(!left.exists());
     live.write(0, b"y").expect("room");
@@ -239,8 +239,8 @@ fn a_sweep_takes_leftovers_and_leaves_live_ones() {
 }
 
 #[test]
-fn names_of_any_length_have_a_hidden_name() {
-    let place = Place::new(Opener::Openat2);
+fn temp_name_fits_for_names_of_any_length() {
+    let place = TestRoots::new(Opener::Openat2);
     let name = "é".repeat(127);
     place.put(&format!("r/{name}"), b"x").expect("fits");
     assert!(place.root().join(name).exists());
@@ -251,7 +251,7 @@ proptest! {
 
     /// Whatever the path, nothing outside the root is read or changed.
     #[test]
-    fn no_path_leaves_its_root(
+    fn no_path_escapes_its_root(
         parts in prop::collection::vec(
             prop::sample::select(vec![
                 "r", "..", ".", "", "d", "f", "abs", "rel", "lf", "in", "magic", "outside", "secret", "\0", "new", "/",
@@ -261,7 +261,7 @@ proptest! {
         prefix in prop::sample::select(vec!["r/", "", "/", "../"]),
         fallback in any::<bool>(),
     ) {
-        let place = Place::new(if fallback { Opener::CapStd } else { Opener::Openat2 });
+        let place = TestRoots::new(if fallback { Opener::CapStd } else { Opener::Openat2 });
         let path = format!("{prefix}{}", parts.join("/"));
         if let Ok(content) = place.get(&path) {
             prop_assert_ne!(content, SECRET);
@@ -278,8 +278,8 @@ proptest! {
 
     /// Any text at all gives an answer, not a panic.
     #[test]
-    fn any_text_is_answered(path in "\\PC*") {
-        let place = Place::new(Opener::Openat2);
+    fn any_path_text_returns_without_panic(path in "\\PC*") {
+        let place = TestRoots::new(Opener::Openat2);
         prop_assert!(place.get(&path).is_err() || path == "r/f");
     }
 }

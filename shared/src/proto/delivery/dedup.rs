@@ -5,7 +5,7 @@
 //!   floor may run; whether it has run is not known any more.
 //! * The order of records is all that counts: the same records give an equal ledger, and [`Ledger::records`] gives one
 //!   that is equal too.
-//! * Bounded: [`WINDOW_IDENTITIES`] for each of [`WINDOW_ISSUERS`], [`REPLY_BYTES_MAX`] of text for all, and a floor
+//! * Bounded: [`WINDOW_COMMANDS`] for each of [`WINDOW_ISSUERS`], [`REPLY_BYTES_MAX`] of text for all, and a floor
 //!   or a number for each of [`ISSUERS_MAX`].
 
 use std::collections::BTreeMap;
@@ -14,10 +14,10 @@ use super::super::id::PeerId;
 #[cfg(feature = "planted-bugs")]
 use super::super::planted;
 use super::CommandId;
-use super::record::{Digest, Record, StoredReply, head};
+use super::record::{Digest, Record, StoredReply, truncate_text};
 
 /// How many of an issuer's newest commands are known one by one.
-pub const WINDOW_IDENTITIES: usize = 1024;
+pub const WINDOW_COMMANDS: usize = 1024;
 /// For how many issuers that is; of those that issued longest ago only the floor stays.
 pub const WINDOW_ISSUERS: usize = 64;
 /// How much text of replies is kept, in bytes; the oldest goes first, the outcome stays.
@@ -26,26 +26,26 @@ pub const REPLY_BYTES_MAX: usize = 1024 * 1024;
 pub const ISSUERS_MAX: usize = 1024;
 
 /// A command's place in what its issuer issued.
-type Place = (u64, u64);
+type SequenceKey = (u64, u64);
 
 /// What replaying a journal yields.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Ledger {
+pub struct DedupTable {
     /// Issuers with a window, which is never empty.
-    windows: BTreeMap<PeerId, Window>,
+    windows: BTreeMap<PeerId, IssuerWindow>,
     /// The same issuers, the one that issued last at the end.
-    used: Vec<PeerId>,
+    by_recency: Vec<PeerId>,
     /// The floors of the others.
-    floors: BTreeMap<PeerId, Place>,
+    floors: BTreeMap<PeerId, SequenceKey>,
     text_bytes: usize,
     latch: Option<Latch>,
     stops: BTreeMap<PeerId, u64>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Window {
-    floor: Option<Place>,
-    entries: BTreeMap<Place, Entry>,
+struct IssuerWindow {
+    floor: Option<SequenceKey>,
+    entries: BTreeMap<SequenceKey, Entry>,
     text_bytes: usize,
 }
 
@@ -64,7 +64,7 @@ enum State {
 
 /// What is known of an identity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Found<'a> {
+pub enum DedupResult<'a> {
     /// It has never begun.
     New,
     /// It has begun, and no end is known: it runs, or a crash came in between.
@@ -75,14 +75,14 @@ pub enum Found<'a> {
     /// It has ended.
     Ended(&'a StoredReply),
     /// It is too old to be known; it may have run.
-    Forgotten,
+    Evicted,
     /// It has never begun, and its issuer has counted a later epoch since: a store put back, or a straggler.
     OldEpoch {
         /// The highest epoch seen from that issuer.
-        seen: u64,
+        highest: u64,
     },
     /// Another command has had this identity.
-    Different,
+    Conflict,
 }
 
 /// The emergency stop that is in force.
@@ -93,10 +93,10 @@ pub struct Latch {
     /// Its number, which a release must name.
     pub number: u64,
     /// How the node's own command for it ended; `None` while that is not known.
-    pub ended: Option<Result<(), String>>,
+    pub command_result: Option<Result<(), String>>,
 }
 
-impl Ledger {
+impl DedupTable {
     /// Takes the next record in.
     pub fn apply(&mut self, record: &Record) {
         match record {
@@ -108,34 +108,34 @@ impl Ledger {
                 let state = State::Begun {
                     idempotent: *idempotent,
                 };
-                self.note(id, Some(*digest), state);
+                self.insert(id, Some(*digest), state);
             }
-            Record::Ended { id, reply } => self.note(id, None, State::Ended(reply.clone())),
+            Record::Ended { id, reply } => self.insert(id, None, State::Ended(reply.clone())),
             Record::Floor { issuer, epoch, seq } => self.raise_floor(*issuer, (*epoch, *seq)),
             #[cfg(feature = "planted-bugs")]
             Record::Stopped { issuer, number } if planted::is(planted::Bug::ForgetLatch) => {
-                self.heard_stop(*issuer, *number);
+                self.record_stop_number(*issuer, *number);
             }
             Record::Stopped { issuer, number } => {
                 self.latch = Some(Latch {
                     issuer: *issuer,
                     number: *number,
-                    ended: None,
+                    command_result: None,
                 });
-                self.heard_stop(*issuer, *number);
+                self.record_stop_number(*issuer, *number);
             }
             Record::Released { number } => {
                 self.latch.take_if(|latch| latch.number == *number);
             }
             Record::StopEnded { number, error } => {
                 if let Some(latch) = self.latch.as_mut().filter(|latch| latch.number == *number) {
-                    latch.ended = Some(match error {
+                    latch.command_result = Some(match error {
                         None => Ok(()),
-                        Some(error) => Err(head(error).to_owned()),
+                        Some(error) => Err(truncate_text(error).to_owned()),
                     });
                 }
             }
-            Record::StopSeen { issuer, number } => self.heard_stop(*issuer, *number),
+            Record::StopSeen { issuer, number } => self.record_stop_number(*issuer, *number),
         }
     }
 
@@ -143,7 +143,7 @@ impl Ledger {
     pub fn records(&self) -> Vec<Record> {
         let mut records = Vec::new();
         // Floors of issuers with a window come first: each makes room for the next by becoming a window.
-        for issuer in &self.used {
+        for issuer in &self.by_recency {
             if let Some(window) = self.windows.get(issuer) {
                 window.records(*issuer, &mut records);
             }
@@ -163,7 +163,7 @@ impl Ledger {
                 issuer: latch.issuer,
                 number,
             });
-            if let Some(ended) = &latch.ended {
+            if let Some(ended) = &latch.command_result {
                 let error = ended.as_ref().err().cloned();
                 records.push(Record::StopEnded { number, error });
             }
@@ -172,31 +172,31 @@ impl Ledger {
     }
 
     /// What is known of a command with this identity and this digest.
-    pub fn find(&self, id: CommandId, digest: Digest) -> Found<'_> {
+    pub fn lookup(&self, id: CommandId, digest: Digest) -> DedupResult<'_> {
         let place = (id.epoch, id.seq);
         let (floor, seen) = match self.windows.get(&id.issuer) {
             Some(window) => {
                 if let Some(entry) = window.entries.get(&place) {
-                    return entry.found(digest);
+                    return entry.lookup(digest);
                 }
                 (window.floor, window.highest_epoch())
             }
             None => {
                 let floor = self.floors.get(&id.issuer).copied();
-                (floor, self.epoch_seen(id.issuer))
+                (floor, self.highest_epoch(id.issuer))
             }
         };
         if floor.is_some_and(|floor| place <= floor) {
-            Found::Forgotten
+            DedupResult::Evicted
         } else if id.epoch < seen {
-            Found::OldEpoch { seen }
+            DedupResult::OldEpoch { highest: seen }
         } else {
-            Found::New
+            DedupResult::New
         }
     }
 
     /// The highest epoch that is known of this issuer; 0 if none is.
-    pub fn epoch_seen(&self, issuer: PeerId) -> u64 {
+    pub fn highest_epoch(&self, issuer: PeerId) -> u64 {
         match self.windows.get(&issuer) {
             Some(window) => window.highest_epoch(),
             None => self.floors.get(&issuer).map_or(0, |floor| floor.0),
@@ -209,11 +209,11 @@ impl Ledger {
     }
 
     /// The highest number of a stop that was heard from this issuer; 0 if none was.
-    pub fn stop_seen(&self, issuer: PeerId) -> u64 {
+    pub fn highest_stop_number(&self, issuer: PeerId) -> u64 {
         self.stops.get(&issuer).copied().unwrap_or(0)
     }
 
-    fn note(&mut self, id: &CommandId, digest: Option<Digest>, state: State) {
+    fn insert(&mut self, id: &CommandId, digest: Option<Digest>, state: State) {
         let place = (id.epoch, id.seq);
         let window = self.windows.get(&id.issuer);
         let floor = match window {
@@ -223,44 +223,44 @@ impl Ledger {
         if floor.is_some_and(|floor| place <= floor) {
             return;
         }
-        self.use_window(id.issuer);
+        self.touch_window(id.issuer);
         let Some(window) = self.windows.get_mut(&id.issuer) else {
             return;
         };
         let before = window.text_bytes;
         window.floor = floor;
-        window.note(place, digest, state);
+        window.insert(place, digest, state);
         self.text_bytes = self.text_bytes - before + window.text_bytes;
-        self.drop_old_texts();
+        self.evict_old_texts();
     }
 
     /// Makes sure that the issuer has a window, and puts it last in the order.
-    fn use_window(&mut self, issuer: PeerId) {
-        self.used.retain(|used| *used != issuer);
-        self.used.push(issuer);
+    fn touch_window(&mut self, issuer: PeerId) {
+        self.by_recency.retain(|used| *used != issuer);
+        self.by_recency.push(issuer);
         self.floors.remove(&issuer);
         self.windows.entry(issuer).or_default();
-        if self.used.len() > WINDOW_ISSUERS {
-            let oldest = self.used.remove(0);
-            self.close_window(oldest);
+        if self.by_recency.len() > WINDOW_ISSUERS {
+            let oldest = self.by_recency.remove(0);
+            self.collapse_window(oldest);
         }
     }
 
     /// Leaves only the floor of a window, above all that it knew.
-    fn close_window(&mut self, issuer: PeerId) {
+    fn collapse_window(&mut self, issuer: PeerId) {
         let Some(window) = self.windows.remove(&issuer) else {
             return;
         };
         self.text_bytes -= window.text_bytes;
         let newest = window.entries.last_key_value().map(|(place, _)| *place);
         if let Some(floor) = newest.max(window.floor) {
-            self.keep_floor(issuer, floor);
+            self.store_floor(issuer, floor);
         }
     }
 
-    fn raise_floor(&mut self, issuer: PeerId, floor: Place) {
+    fn raise_floor(&mut self, issuer: PeerId, floor: SequenceKey) {
         let Some(window) = self.windows.get_mut(&issuer) else {
-            self.keep_floor(issuer, floor);
+            self.store_floor(issuer, floor);
             return;
         };
         let before = window.text_bytes;
@@ -270,12 +270,12 @@ impl Ledger {
         window.floor = window.floor.max(Some(floor));
         self.text_bytes = self.text_bytes - before + window.text_bytes;
         if window.entries.is_empty() {
-            self.used.retain(|used| *used != issuer);
-            self.close_window(issuer);
+            self.by_recency.retain(|used| *used != issuer);
+            self.collapse_window(issuer);
         }
     }
 
-    fn keep_floor(&mut self, issuer: PeerId, floor: Place) {
+    fn store_floor(&mut self, issuer: PeerId, floor: SequenceKey) {
         let kept = self.floors.entry(issuer).or_insert(floor);
         *kept = floor.max(*kept);
         if self.floors.len() > ISSUERS_MAX {
@@ -286,21 +286,21 @@ impl Ledger {
         }
     }
 
-    fn drop_old_texts(&mut self) {
+    fn evict_old_texts(&mut self) {
         while self.text_bytes > REPLY_BYTES_MAX {
             let windows = &mut self.windows;
             let oldest = self
-                .used
+                .by_recency
                 .iter()
                 .find(|issuer| windows.get(issuer).is_some_and(|window| window.text_bytes > 0));
             let Some(window) = oldest.and_then(|issuer| windows.get_mut(issuer)) else {
                 return;
             };
-            self.text_bytes -= window.drop_oldest_text();
+            self.text_bytes -= window.evict_oldest_text();
         }
     }
 
-    fn heard_stop(&mut self, issuer: PeerId, number: u64) {
+    fn record_stop_number(&mut self, issuer: PeerId, number: u64) {
         let highest = self.stops.entry(issuer).or_insert(number);
         *highest = number.max(*highest);
         if self.stops.len() > ISSUERS_MAX {
@@ -316,13 +316,13 @@ impl Ledger {
     }
 }
 
-impl Window {
+impl IssuerWindow {
     fn highest_epoch(&self) -> u64 {
         let newest = self.entries.last_key_value().map(|(place, _)| *place);
         newest.max(self.floor).map_or(0, |place| place.0)
     }
 
-    fn note(&mut self, place: Place, digest: Option<Digest>, state: State) {
+    fn insert(&mut self, place: SequenceKey, digest: Option<Digest>, state: State) {
         let entry = self.entries.entry(place).or_insert_with(|| Entry {
             digest,
             state: State::Begun { idempotent: false },
@@ -333,7 +333,7 @@ impl Window {
             entry.state = state;
             self.text_bytes += entry.text_bytes();
         }
-        if self.entries.len() > WINDOW_IDENTITIES
+        if self.entries.len() > WINDOW_COMMANDS
             && let Some((place, entry)) = self.entries.pop_first()
         {
             self.text_bytes -= entry.text_bytes();
@@ -342,13 +342,13 @@ impl Window {
     }
 
     /// Gives back how many bytes that was.
-    fn drop_oldest_text(&mut self) -> usize {
+    fn evict_oldest_text(&mut self) -> usize {
         for entry in self.entries.values_mut() {
             let bytes = entry.text_bytes();
             if bytes > 0
                 && let State::Ended(reply) = &mut entry.state
             {
-                reply.drop_texts();
+                reply.clear_texts();
                 self.text_bytes -= bytes;
                 return bytes;
             }
@@ -393,15 +393,15 @@ impl Entry {
         }
     }
 
-    fn found(&self, digest: Digest) -> Found<'_> {
+    fn lookup(&self, digest: Digest) -> DedupResult<'_> {
         if self.digest.is_some_and(|ours| ours != digest) {
-            return Found::Different;
+            return DedupResult::Conflict;
         }
         match &self.state {
-            State::Begun { idempotent } => Found::Begun {
+            State::Begun { idempotent } => DedupResult::Begun {
                 idempotent: *idempotent,
             },
-            State::Ended(reply) => Found::Ended(reply),
+            State::Ended(reply) => DedupResult::Ended(reply),
         }
     }
 }

@@ -1,5 +1,5 @@
 use super::CommandId;
-use super::dedup::{Found, ISSUERS_MAX, Ledger, REPLY_BYTES_MAX, WINDOW_IDENTITIES, WINDOW_ISSUERS};
+use super::dedup::{DedupResult, DedupTable, ISSUERS_MAX, REPLY_BYTES_MAX, WINDOW_COMMANDS, WINDOW_ISSUERS};
 use super::record::{Digest, Record, StoredReply, digest};
 use crate::proto::id::PeerId;
 use crate::proto::outcome::{Outcome, Reply};
@@ -35,111 +35,135 @@ fn ended(id: CommandId, reply: &Reply) -> Record {
     Record::Ended { id, reply }
 }
 
-fn ledger(records: impl IntoIterator<Item = Record>) -> Ledger {
-    let mut ledger = Ledger::default();
+fn table(records: impl IntoIterator<Item = Record>) -> DedupTable {
+    let mut ledger = DedupTable::default();
     for record in records {
         ledger.apply(&record);
     }
     ledger
 }
 
-fn replays(ledger: &Ledger) {
-    assert_eq!(self::ledger(ledger.records()), *ledger);
+fn assert_replays(ledger: &DedupTable) {
+    assert_eq!(self::table(ledger.records()), *ledger);
 }
 
 #[test]
-fn an_identity_is_new_then_begun_then_ended_for_good() {
-    let mut ledger = Ledger::default();
-    assert_eq!(ledger.find(id(1, 1), led()), Found::New);
+fn identity_goes_from_new_to_begun_to_ended() {
+    let mut ledger = DedupTable::default();
+    assert_eq!(ledger.lookup(id(1, 1), led()), DedupResult::New);
     ledger.apply(&started(id(1, 1)));
-    assert_eq!(ledger.find(id(1, 1), led()), Found::Begun { idempotent: false });
-    assert_eq!(ledger.find(id(1, 1), digest("led", b"[]")), Found::Different);
-    assert_eq!(ledger.find(id(1, 1), digest("le", b"d{}")), Found::Different);
+    assert_eq!(
+        ledger.lookup(id(1, 1), led()),
+        DedupResult::Begun { idempotent: false }
+    );
+    assert_eq!(
+        ledger.lookup(id(1, 1), digest("led", b"[]")),
+        DedupResult::Conflict
+    );
+    assert_eq!(
+        ledger.lookup(id(1, 1), digest("le", b"d{}")),
+        DedupResult::Conflict
+    );
     ledger.apply(&ended(id(1, 1), &Reply::failed("no motor")));
     // Neither a second beginning nor a second end changes what was answered.
     ledger.apply(&started(id(1, 1)));
     ledger.apply(&ended(id(1, 1), &Reply::refused("late")));
-    let Found::Ended(reply) = ledger.find(id(1, 1), led()) else {
+    let DedupResult::Ended(reply) = ledger.lookup(id(1, 1), led()) else {
         panic!("it has ended");
     };
-    assert_eq!(reply.reply(), Reply::failed("no motor"));
-    assert_eq!(ledger.find(id(1, 2), led()), Found::New);
+    assert_eq!(reply.to_reply(), Reply::failed("no motor"));
+    assert_eq!(ledger.lookup(id(1, 2), led()), DedupResult::New);
     // One that never began has no digest to compare.
     ledger.apply(&ended(id(1, 3), &Reply::refused("late")));
-    assert!(matches!(ledger.find(id(1, 3), led()), Found::Ended(_)));
-    replays(&ledger);
+    assert!(matches!(ledger.lookup(id(1, 3), led()), DedupResult::Ended(_)));
+    assert_replays(&ledger);
 }
 
 #[test]
-fn what_leaves_the_window_is_forgotten_and_never_new_again() {
-    let newest = WINDOW_IDENTITIES as u64 + 5;
-    let mut ledger = ledger((1..=newest).map(|seq| started(id(1, seq))));
+fn evicted_identity_is_never_new_again() {
+    let newest = WINDOW_COMMANDS as u64 + 5;
+    let mut ledger = table((1..=newest).map(|seq| started(id(1, seq))));
     for seq in 1..=5 {
-        assert_eq!(ledger.find(id(1, seq), led()), Found::Forgotten);
+        assert_eq!(ledger.lookup(id(1, seq), led()), DedupResult::Evicted);
     }
-    assert_eq!(ledger.find(id(0, 9), led()), Found::Forgotten);
-    assert!(matches!(ledger.find(id(1, 6), led()), Found::Begun { .. }));
+    assert_eq!(ledger.lookup(id(0, 9), led()), DedupResult::Evicted);
+    assert!(matches!(
+        ledger.lookup(id(1, 6), led()),
+        DedupResult::Begun { .. }
+    ));
     // A record from below the floor brings nothing back.
     ledger.apply(&started(id(1, 3)));
-    assert_eq!(ledger.find(id(1, 3), led()), Found::Forgotten);
+    assert_eq!(ledger.lookup(id(1, 3), led()), DedupResult::Evicted);
     // The window spans epochs.
     ledger.apply(&started(id(2, 1)));
-    assert_eq!(ledger.find(id(1, 6), led()), Found::Forgotten);
-    assert!(matches!(ledger.find(id(1, 7), led()), Found::Begun { .. }));
-    assert_eq!(ledger.find(id(1, newest + 1), led()), Found::OldEpoch { seen: 2 });
-    assert_eq!(ledger.find(id(2, 2), led()), Found::New);
-    replays(&ledger);
+    assert_eq!(ledger.lookup(id(1, 6), led()), DedupResult::Evicted);
+    assert!(matches!(
+        ledger.lookup(id(1, 7), led()),
+        DedupResult::Begun { .. }
+    ));
+    assert_eq!(
+        ledger.lookup(id(1, newest + 1), led()),
+        DedupResult::OldEpoch { highest: 2 }
+    );
+    assert_eq!(ledger.lookup(id(2, 2), led()), DedupResult::New);
+    assert_replays(&ledger);
 }
 
 #[test]
-fn a_floor_takes_all_up_to_it() {
-    let mut ledger = ledger((1..=4).map(|seq| started(id(1, seq))));
+fn floor_covers_every_identity_up_to_it() {
+    let mut ledger = table((1..=4).map(|seq| started(id(1, seq))));
     let floor = |seq| Record::Floor {
         issuer: issuer(1),
         epoch: 1,
         seq,
     };
     ledger.apply(&floor(2));
-    assert_eq!(ledger.find(id(1, 2), led()), Found::Forgotten);
-    assert!(matches!(ledger.find(id(1, 3), led()), Found::Begun { .. }));
+    assert_eq!(ledger.lookup(id(1, 2), led()), DedupResult::Evicted);
+    assert!(matches!(
+        ledger.lookup(id(1, 3), led()),
+        DedupResult::Begun { .. }
+    ));
     ledger.apply(&floor(9));
     ledger.apply(&floor(8));
-    assert_eq!(ledger.find(id(1, 9), led()), Found::Forgotten);
-    assert_eq!(ledger.find(id(1, 10), led()), Found::New);
+    assert_eq!(ledger.lookup(id(1, 9), led()), DedupResult::Evicted);
+    assert_eq!(ledger.lookup(id(1, 10), led()), DedupResult::New);
     assert_eq!(ledger.records(), [floor(9)]);
-    replays(&ledger);
+    assert_replays(&ledger);
 }
 
 #[test]
-fn the_issuer_that_issued_longest_ago_keeps_only_its_floor() {
+fn least_recent_issuer_keeps_only_its_floor() {
     let by = |number: usize, seq| CommandId {
         issuer: issuer(number),
         epoch: 3,
         seq,
     };
-    let mut ledger = ledger((0..WINDOW_ISSUERS).map(|number| started(by(number, 4))));
+    let mut ledger = table((0..WINDOW_ISSUERS).map(|number| started(by(number, 4))));
     ledger.apply(&started(by(0, 5)));
     ledger.apply(&started(by(WINDOW_ISSUERS, 4)));
-    assert!(matches!(ledger.find(by(0, 4), led()), Found::Begun { .. }));
-    assert_eq!(ledger.find(by(1, 4), led()), Found::Forgotten);
-    assert_eq!(ledger.find(by(1, 5), led()), Found::New);
+    assert!(matches!(
+        ledger.lookup(by(0, 4), led()),
+        DedupResult::Begun { .. }
+    ));
+    assert_eq!(ledger.lookup(by(1, 4), led()), DedupResult::Evicted);
+    assert_eq!(ledger.lookup(by(1, 5), led()), DedupResult::New);
     ledger.apply(&started(by(1, 5)));
-    assert_eq!(ledger.find(by(1, 4), led()), Found::Forgotten);
-    replays(&ledger);
+    assert_eq!(ledger.lookup(by(1, 4), led()), DedupResult::Evicted);
+    assert_replays(&ledger);
     for number in 0..WINDOW_ISSUERS + ISSUERS_MAX + 50 {
         ledger.apply(&started(by(number, 9)));
     }
     assert_eq!(ledger.records().len(), WINDOW_ISSUERS + ISSUERS_MAX);
-    replays(&ledger);
+    assert_replays(&ledger);
 }
 
 #[test]
-fn the_texts_of_old_replies_go_first_and_their_outcomes_stay() {
+fn oldest_reply_texts_are_evicted_and_outcomes_kept() {
     let reply = Reply {
         output: Some("x".repeat(1000)),
         ..Reply::done(serde_json::Value::from("y".repeat(1000)))
     };
-    let ledger = ledger((1..=1000).map(|seq| ended(id(1, seq), &reply)));
+    let ledger = table((1..=1000).map(|seq| ended(id(1, seq), &reply)));
     let kept: Vec<StoredReply> = ledger
         .records()
         .into_iter()
@@ -155,37 +179,37 @@ fn the_texts_of_old_replies_go_first_and_their_outcomes_stay() {
         .collect();
     assert_eq!(kept.len(), 1000);
     assert!(kept.iter().all(|reply| reply.state() == Outcome::Done));
-    let whole = kept.iter().filter(|reply| !reply.is_cut()).count();
+    let whole = kept.iter().filter(|reply| !reply.is_truncated()).count();
     assert_eq!(whole, REPLY_BYTES_MAX / 2002);
-    assert!(kept[..1000 - whole].iter().all(StoredReply::is_cut));
-    replays(&ledger);
+    assert!(kept[..1000 - whole].iter().all(StoredReply::is_truncated));
+    assert_replays(&ledger);
 }
 
 #[test]
-fn a_stop_stays_until_its_own_release() {
+fn latch_ends_only_by_its_own_release() {
     let stopped = |number| Record::Stopped {
         issuer: issuer(1),
         number,
     };
-    let mut ledger = ledger([stopped(5), stopped(8)]);
+    let mut ledger = table([stopped(5), stopped(8)]);
     ledger.apply(&Record::Released { number: 5 });
     ledger.apply(&Record::StopEnded {
         number: 5,
         error: None,
     });
     let latch = ledger.latch().expect("stopped");
-    assert_eq!((latch.number, &latch.ended), (8, &None));
+    assert_eq!((latch.number, &latch.command_result), (8, &None));
     ledger.apply(&Record::StopEnded {
         number: 8,
         error: Some("x".repeat(5000)),
     });
-    let ended = ledger.latch().and_then(|latch| latch.ended.clone());
+    let ended = ledger.latch().and_then(|latch| latch.command_result.clone());
     assert_eq!(ended, Some(Err("x".repeat(1024))));
-    replays(&ledger);
+    assert_replays(&ledger);
     ledger.apply(&Record::Released { number: 8 });
-    assert_eq!((ledger.latch(), ledger.stop_seen(issuer(1))), (None, 8));
-    assert_eq!(ledger.stop_seen(issuer(2)), 0);
-    replays(&ledger);
+    assert_eq!((ledger.latch(), ledger.highest_stop_number(issuer(1))), (None, 8));
+    assert_eq!(ledger.highest_stop_number(issuer(2)), 0);
+    assert_replays(&ledger);
     ledger.apply(&stopped(9));
     for number in 0..ISSUERS_MAX + 9 {
         ledger.apply(&Record::StopSeen {
@@ -194,9 +218,9 @@ fn a_stop_stays_until_its_own_release() {
         });
     }
     assert_eq!(
-        ledger.stop_seen(issuer(1)),
+        ledger.highest_stop_number(issuer(1)),
         9,
         "the stop in force is not forgotten"
     );
-    replays(&ledger);
+    assert_replays(&ledger);
 }

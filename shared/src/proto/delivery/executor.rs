@@ -27,7 +27,7 @@
 //! * Every command is answered, and always in the same way for as long as the ledger remembers it. Where the journal
 //!   fails, memory answers, and the journal gets it as soon as it can.
 //! * What ends a flight waits for no place that anything else has, and no action of flight that waits begins after it.
-//! * Everything is bounded: [`RUNNING_MAX`], [`WAITING_MAX`], [`OPEN_MAX`], [`UNSAVED_MAX`], and the ledger.
+//! * Everything is bounded: [`RUNNING_MAX`], [`WAITING_MAX`], [`OPEN_MAX`], [`PENDING_WRITES_MAX`], and the ledger.
 
 mod deadline;
 mod pending_writes;
@@ -40,52 +40,52 @@ mod types;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use self::deadline::{is_late, is_late_by_now};
-use self::pending_writes::Unsaved;
-pub use self::queues::{ENDING_MAX, ORDINARY_MAX, RUNNING_MAX, WAITING_MAX};
-use self::queues::{Line, Lines};
-pub use self::types::{Effect, Incoming, Ticket, Traits};
-use super::dedup::{Found, Ledger};
+use self::deadline::{is_expired, is_expired_in_queue};
+use self::pending_writes::PendingWrites;
+pub use self::queues::{LANDING_MAX, ORDINARY_MAX, RUNNING_MAX, WAITING_MAX};
+use self::queues::{Priority, RunQueues};
+pub use self::types::{ActionProperties, Effect, IncomingCommand, WriteId};
+use super::dedup::{DedupResult, DedupTable};
 use super::record::{Digest, Record, StoredReply};
-use super::{CommandId, FLIGHT_LIFE_MS_MAX, Stage};
+use super::{CommandId, FLIGHT_TTL_MS_MAX, Stage};
 use crate::proto::outcome::Reply;
 #[cfg(feature = "planted-bugs")]
 use crate::proto::planted;
 
 /// Commands that are at hand at once, in any state; one more is refused as busy. Only those that end a flight take the
 /// last [`WAITING_MAX`], and only those and others of flight as many before.
-pub const OPEN_MAX: usize = 320;
+pub const IN_FLIGHT_MAX: usize = 320;
 /// Answers that are kept in memory because the journal could not take them; the oldest goes first.
-pub const UNSAVED_MAX: usize = 256;
+pub const PENDING_WRITES_MAX: usize = 256;
 /// After a failed write, commands are refused without another attempt for so long.
 pub const JOURNAL_RETRY: Duration = Duration::from_secs(2);
 
 /// The desk. See the module.
 #[derive(Debug)]
-pub struct Desk {
-    ledger: Ledger,
-    open: BTreeMap<CommandId, Open>,
+pub struct Executor {
+    dedup: DedupTable,
+    in_flight: BTreeMap<CommandId, InFlight>,
     /// Who waits, and how many are starting or running.
-    lines: Lines,
-    writing: BTreeMap<Ticket, Writing>,
-    tickets: u64,
-    unsaved: Unsaved,
-    fault: Option<Fault>,
+    queues: RunQueues,
+    writes: BTreeMap<WriteId, WriteInProgress>,
+    last_write_id: u64,
+    pending_writes: PendingWrites,
+    journal_fault: Option<JournalFault>,
     stopped: bool,
-    closing: bool,
+    shutting_down: bool,
     effects: Vec<Effect>,
     #[cfg(feature = "planted-bugs")]
-    heard: BTreeMap<CommandId, Instant>,
+    last_seen: BTreeMap<CommandId, Instant>,
 }
 
 /// A command at hand.
 #[derive(Clone, Copy, Debug)]
-struct Open {
+struct InFlight {
     digest: Digest,
     deadline: Option<Instant>,
-    traits: Traits,
+    properties: ActionProperties,
     /// It began in an earlier run of this process.
-    again: bool,
+    recovered: bool,
     state: State,
 }
 
@@ -101,18 +101,18 @@ enum State {
         killed: bool,
     },
     Ending {
-        ran: bool,
+        has_run: bool,
     },
 }
 
 #[derive(Debug)]
-struct Writing {
+struct WriteInProgress {
     records: Vec<Record>,
-    what: What,
+    purpose: WritePurpose,
 }
 
 #[derive(Debug)]
-enum What {
+enum WritePurpose {
     Start(CommandId),
     End(CommandId, Reply),
     /// Answers that were in memory only.
@@ -120,35 +120,35 @@ enum What {
 }
 
 #[derive(Debug)]
-struct Fault {
-    why: String,
+struct JournalFault {
+    reason: String,
     /// When it is worth another attempt.
     retry_at: Instant,
 }
 
 /// What the ledger says, without borrowing it.
-enum Known {
+enum Lookup {
     New,
     Begun { idempotent: bool },
     Answered(Reply),
 }
 
-impl Desk {
+impl Executor {
     /// A desk that knows what the journal knows; stopped, if the journal says so.
-    pub fn new(ledger: Ledger) -> Self {
+    pub fn new(ledger: DedupTable) -> Self {
         Self {
             stopped: ledger.latch().is_some(),
-            ledger,
-            open: BTreeMap::new(),
-            lines: Lines::default(),
-            writing: BTreeMap::new(),
-            tickets: 0,
-            unsaved: Unsaved::default(),
-            fault: None,
-            closing: false,
+            dedup: ledger,
+            in_flight: BTreeMap::new(),
+            queues: RunQueues::default(),
+            writes: BTreeMap::new(),
+            last_write_id: 0,
+            pending_writes: PendingWrites::default(),
+            journal_fault: None,
+            shutting_down: false,
             effects: Vec::new(),
             #[cfg(feature = "planted-bugs")]
-            heard: BTreeMap::new(),
+            last_seen: BTreeMap::new(),
         }
     }
 
@@ -158,135 +158,139 @@ impl Desk {
     }
 
     /// Whether this command is at hand: its arguments are still needed.
-    pub fn holds(&self, id: CommandId) -> bool {
-        self.open.contains_key(&id)
+    pub fn contains(&self, id: CommandId) -> bool {
+        self.in_flight.contains_key(&id)
     }
 
     /// Whether nothing runs and nothing is being written.
     pub fn is_idle(&self) -> bool {
-        self.lines.placed() == 0 && self.writing.is_empty()
+        self.queues.active() == 0 && self.writes.is_empty()
     }
 
     /// A command has arrived. If this says `true`, it may have to run: its arguments are to be kept while
     /// [`Desk::holds`] it. Otherwise they are not needed, or those that came first are.
-    pub fn command(&mut self, incoming: Incoming, now: Instant) -> bool {
-        if self.closing {
+    pub fn on_command(&mut self, incoming: IncomingCommand, now: Instant) -> bool {
+        if self.shutting_down {
             // After the restart it is asked for again.
             return false;
         }
         let id = incoming.id;
-        if self.open.contains_key(&id) {
-            self.repeated(&incoming, now);
+        if self.in_flight.contains_key(&id) {
+            self.on_duplicate(&incoming, now);
             return false;
         }
-        if let Some((digest, reply)) = self.unsaved.get(id) {
+        if let Some((digest, reply)) = self.pending_writes.get(id) {
             let reply = if digest == incoming.digest {
-                reply.reply()
+                reply.to_reply()
             } else {
-                replies::different(id)
+                replies::identity_conflict(id)
             };
-            self.effects.push(Effect::Answer { id, reply });
+            self.effects.push(Effect::Reply { id, reply });
             return false;
         }
         #[cfg(feature = "planted-bugs")]
-        if planted::is(planted::Bug::DedupeByTime) && !self.heard_lately(id, now) {
-            return self.take_on(&incoming, false, now);
+        if planted::is(planted::Bug::DedupeByTime) && !self.seen_recently(id, now) {
+            return self.accept_command(&incoming, false, now);
         }
         match self.look_up(&incoming, now) {
-            Known::Answered(reply) => {
-                self.effects.push(Effect::Answer { id, reply });
+            Lookup::Answered(reply) => {
+                self.effects.push(Effect::Reply { id, reply });
                 false
             }
-            Known::New => self.take_on(&incoming, false, now),
-            Known::Begun { idempotent } if idempotent && incoming.traits.idempotent => {
-                self.take_on(&incoming, true, now)
+            Lookup::New => self.accept_command(&incoming, false, now),
+            Lookup::Begun { idempotent } if idempotent && incoming.properties.idempotent => {
+                self.accept_command(&incoming, true, now)
             }
-            Known::Begun { .. } => {
-                self.stage(id, Stage::Received);
-                self.end_unplaced(&incoming, true, replies::crashed(), now);
+            Lookup::Begun { .. } => {
+                self.report_stage(id, Stage::Received);
+                self.end_without_slot(&incoming, true, replies::crashed(), now);
                 false
             }
         }
     }
 
     /// A write is durable.
-    pub fn written(&mut self, ticket: Ticket, now: Instant) {
-        let Some(Writing { records, what }) = self.writing.remove(&ticket) else {
+    pub fn on_written(&mut self, ticket: WriteId, now: Instant) {
+        let Some(WriteInProgress {
+            records,
+            purpose: what,
+        }) = self.writes.remove(&ticket)
+        else {
             return;
         };
-        self.fault = None;
+        self.journal_fault = None;
         for record in &records {
-            self.ledger.apply(record);
+            self.dedup.apply(record);
         }
         match what {
-            What::Start(id) => self.begin(id, now),
-            What::End(id, reply) => {
-                self.open.remove(&id);
-                self.effects.push(Effect::Answer { id, reply });
+            WritePurpose::Start(id) => self.on_start_written(id, now),
+            WritePurpose::End(id, reply) => {
+                self.in_flight.remove(&id);
+                self.effects.push(Effect::Reply { id, reply });
             }
-            What::Flush(ids) => self.unsaved.saved(&ids),
+            WritePurpose::Flush(ids) => self.pending_writes.on_written(&ids),
         }
         self.flush(now);
-        self.serve(now);
+        self.start_waiting(now);
     }
 
     /// A write is not durable, and `why`. It may be on the disk all the same.
-    pub fn not_written(&mut self, ticket: Ticket, why: &str, now: Instant) {
-        let Some(Writing { what, .. }) = self.writing.remove(&ticket) else {
+    pub fn on_write_failed(&mut self, ticket: WriteId, why: &str, now: Instant) {
+        let Some(WriteInProgress { purpose: what, .. }) = self.writes.remove(&ticket) else {
             return;
         };
-        self.fault = Some(Fault {
-            why: why.to_owned(),
+        self.journal_fault = Some(JournalFault {
+            reason: why.to_owned(),
             retry_at: now + JOURNAL_RETRY,
         });
         match what {
-            What::Start(id) => {
-                self.give_place_back(id);
-                self.answer_unsaved(id, replies::journal_fails(why));
+            WritePurpose::Start(id) => {
+                self.release_slot(id);
+                self.reply_unwritten(id, replies::journal_failed(why));
             }
-            What::End(id, reply) => self.answer_unsaved(id, reply),
-            What::Flush(_) => self.unsaved.not_saved(),
+            WritePurpose::End(id, reply) => self.reply_unwritten(id, reply),
+            WritePurpose::Flush(_) => self.pending_writes.on_write_failed(),
         }
-        for id in self.lines.clear() {
-            self.answer_unsaved(id, replies::journal_fails(why));
+        for id in self.queues.drain() {
+            self.reply_unwritten(id, replies::journal_failed(why));
         }
     }
 
     /// A command's action has ended.
-    pub fn finished(&mut self, id: CommandId, reply: Reply, now: Instant) {
-        let Some(Open {
+    pub fn on_finished(&mut self, id: CommandId, reply: Reply, now: Instant) {
+        let Some(InFlight {
             state: State::Running { killed },
             ..
-        }) = self.open.get(&id).copied()
+        }) = self.in_flight.get(&id).copied()
         else {
             return;
         };
         let reply = if killed {
-            replies::ended_by("emergency stop", reply)
-        } else if self.closing {
-            replies::ended_by("the node is shutting down", reply)
+            replies::interrupted_by("emergency stop", reply)
+        } else if self.shutting_down {
+            replies::interrupted_by("the node is shutting down", reply)
         } else {
             reply
         };
-        self.give_place_back(id);
+        self.release_slot(id);
         self.end(id, true, reply);
-        self.serve(now);
+        self.start_waiting(now);
     }
 
     /// An emergency stop is in force: what waits is refused, what runs is killed, unless it may go on while stopped.
-    pub fn stopped(&mut self, now: Instant) {
+    pub fn on_stop(&mut self, now: Instant) {
         self.stopped = true;
-        let ids: Vec<CommandId> = self.open.keys().copied().collect();
+        let ids: Vec<CommandId> = self.in_flight.keys().copied().collect();
         for id in ids {
-            let Some(open) = self.open.get_mut(&id) else {
+            let Some(open) = self.in_flight.get_mut(&id) else {
                 continue;
             };
-            if open.traits.while_stopped {
+            if open.properties.while_stopped {
                 continue;
             }
             match &mut open.state {
                 State::Waiting => {
-                    self.lines.leave(id);
+                    self.queues.remove(id);
                     self.end(id, false, replies::stopped());
                 }
                 State::Starting { stopped } => *stopped = true,
@@ -297,37 +301,37 @@ impl Desk {
                 }
             }
         }
-        self.serve(now);
+        self.start_waiting(now);
     }
 
     /// No emergency stop is in force any more.
-    pub fn released(&mut self) {
+    pub fn on_release(&mut self) {
         self.stopped = false;
     }
 
     /// The process ends: nothing begins any more. What waits is forgotten, for nothing of it is durable: its issuer
     /// asks again. What runs is still to be [finished](Desk::finished), and to be written, until the desk
     /// [is idle](Desk::is_idle).
-    pub fn close(&mut self, now: Instant) {
-        self.closing = true;
+    pub fn shut_down(&mut self, now: Instant) {
+        self.shutting_down = true;
         // The last chance for what is in memory only.
-        self.fault = None;
+        self.journal_fault = None;
         self.flush(now);
-        for id in self.lines.clear() {
-            self.open.remove(&id);
+        for id in self.queues.drain() {
+            self.in_flight.remove(&id);
         }
     }
 
     /// When [`Desk::handle_timeout`] has something to do.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let deadlines = self
-            .lines
+            .queues
             .waiting()
-            .filter_map(|id| self.open.get(&id).and_then(|open| open.deadline));
+            .filter_map(|id| self.in_flight.get(&id).and_then(|open| open.deadline));
         let retry = self
-            .fault
+            .journal_fault
             .as_ref()
-            .filter(|_| self.unsaved.is_due())
+            .filter(|_| self.pending_writes.is_due())
             .map(|fault| fault.retry_at);
         deadlines.chain(retry).min()
     }
@@ -335,140 +339,142 @@ impl Desk {
     /// Time has passed.
     pub fn handle_timeout(&mut self, now: Instant) {
         let late: Vec<CommandId> = self
-            .lines
+            .queues
             .waiting()
             .filter(|id| {
-                self.open
+                self.in_flight
                     .get(id)
-                    .is_some_and(|open| is_late_by_now(open.deadline, now))
+                    .is_some_and(|open| is_expired_in_queue(open.deadline, now))
             })
             .collect();
         for id in late {
-            self.lines.leave(id);
+            self.queues.remove(id);
             self.end(id, false, replies::expired());
         }
         self.flush(now);
     }
 
     /// A copy of a command that is at hand.
-    fn repeated(&mut self, incoming: &Incoming, now: Instant) {
+    fn on_duplicate(&mut self, incoming: &IncomingCommand, now: Instant) {
         let id = incoming.id;
-        let Some(open) = self.open.get_mut(&id) else {
+        let Some(open) = self.in_flight.get_mut(&id) else {
             return;
         };
         if open.digest != incoming.digest {
-            let reply = replies::different(id);
-            return self.effects.push(Effect::Answer { id, reply });
+            let reply = replies::identity_conflict(id);
+            return self.effects.push(Effect::Reply { id, reply });
         }
         open.deadline = open.deadline.into_iter().chain(incoming.deadline).min();
         let stage = match open.state {
             State::Waiting | State::Starting { .. } => Stage::Accepted,
-            State::Running { .. } | State::Ending { ran: true } => Stage::Started,
-            State::Ending { ran: false } => Stage::Received,
+            State::Running { .. } | State::Ending { has_run: true } => Stage::Started,
+            State::Ending { has_run: false } => Stage::Received,
         };
-        self.stage(id, stage);
+        self.report_stage(id, stage);
         self.handle_timeout(now);
     }
 
     /// What the planted bug takes for a repeat.
     #[cfg(feature = "planted-bugs")]
-    fn heard_lately(&mut self, id: CommandId, now: Instant) -> bool {
-        let before = self.heard.insert(id, now);
+    fn seen_recently(&mut self, id: CommandId, now: Instant) -> bool {
+        let before = self.last_seen.insert(id, now);
         before.is_some_and(|before| now < before + Duration::from_secs(2))
     }
 
-    fn look_up(&self, incoming: &Incoming, now: Instant) -> Known {
+    fn look_up(&self, incoming: &IncomingCommand, now: Instant) -> Lookup {
         let id = incoming.id;
-        match self.ledger.find(id, incoming.digest) {
-            Found::New => Known::New,
-            Found::Begun { idempotent } => Known::Begun { idempotent },
-            Found::Ended(reply) => Known::Answered(reply.reply()),
-            Found::Different => Known::Answered(replies::different(id)),
-            Found::Forgotten => Known::Answered(replies::forgotten()),
+        match self.dedup.lookup(id, incoming.digest) {
+            DedupResult::New => Lookup::New,
+            DedupResult::Begun { idempotent } => Lookup::Begun { idempotent },
+            DedupResult::Ended(reply) => Lookup::Answered(reply.to_reply()),
+            DedupResult::Conflict => Lookup::Answered(replies::identity_conflict(id)),
+            DedupResult::Evicted => Lookup::Answered(replies::forgotten()),
             // It has not begun, and whatever copy still comes is refused.
-            Found::OldEpoch { .. } if is_late(incoming.deadline, now) => Known::Answered(replies::expired()),
-            Found::OldEpoch { seen } => Known::Answered(replies::old_epoch(id, seen)),
+            DedupResult::OldEpoch { .. } if is_expired(incoming.deadline, now) => {
+                Lookup::Answered(replies::expired())
+            }
+            DedupResult::OldEpoch { highest: seen } => Lookup::Answered(replies::old_epoch(id, seen)),
         }
     }
 
     /// Takes a command on that has not run in this process, or ends it at once.
-    fn take_on(&mut self, incoming: &Incoming, again: bool, now: Instant) -> bool {
+    fn accept_command(&mut self, incoming: &IncomingCommand, again: bool, now: Instant) -> bool {
         let id = incoming.id;
-        self.stage(id, Stage::Received);
-        if let Err(reply) = self.judge(incoming, now) {
-            self.end_unplaced(incoming, again, reply, now);
+        self.report_stage(id, Stage::Received);
+        if let Err(reply) = self.validate(incoming, now) {
+            self.end_without_slot(incoming, again, reply, now);
             return false;
         }
         let issued_before = incoming
-            .traits
+            .properties
             .flight
-            .then(|| now + Duration::from_millis(FLIGHT_LIFE_MS_MAX));
-        let open = Open {
+            .then(|| now + Duration::from_millis(FLIGHT_TTL_MS_MAX));
+        let open = InFlight {
             deadline: incoming.deadline.into_iter().chain(issued_before).min(),
-            ..Open::new(incoming, again, State::Waiting)
+            ..InFlight::new(incoming, again, State::Waiting)
         };
-        self.open.insert(id, open);
-        let line = Line::of(incoming.traits);
-        self.lines.join(id, line);
-        self.stage(id, Stage::Accepted);
-        if line == Line::Ending {
+        self.in_flight.insert(id, open);
+        let line = Priority::of(incoming.properties);
+        self.queues.push(id, line);
+        self.report_stage(id, Stage::Accepted);
+        if line == Priority::Landing {
             // They would begin after it.
-            for flight in self.lines.clear_flights() {
-                self.end(flight, false, replies::overtaken());
+            for flight in self.queues.drain_flight() {
+                self.end(flight, false, replies::superseded_by_landing());
             }
         }
-        self.serve(now);
+        self.start_waiting(now);
         true
     }
 
-    fn judge(&self, incoming: &Incoming, now: Instant) -> Result<(), Reply> {
-        let Traits {
+    fn validate(&self, incoming: &IncomingCommand, now: Instant) -> Result<(), Reply> {
+        let ActionProperties {
             while_stopped,
             flight,
             ..
-        } = incoming.traits;
-        if is_late(incoming.deadline, now) {
+        } = incoming.properties;
+        if is_expired(incoming.deadline, now) {
             return Err(replies::expired());
         }
-        if flight && incoming.life_ms.is_none_or(|life| life > FLIGHT_LIFE_MS_MAX) {
-            return Err(replies::too_long_a_life(incoming.life_ms));
+        if flight && incoming.ttl_ms.is_none_or(|life| life > FLIGHT_TTL_MS_MAX) {
+            return Err(replies::ttl_too_long(incoming.ttl_ms));
         }
         if self.stopped && !while_stopped {
             return Err(replies::stopped());
         }
-        if let Some(fault) = self.fault.as_ref().filter(|fault| now < fault.retry_at) {
-            return Err(replies::journal_fails(&fault.why));
+        if let Some(fault) = self.journal_fault.as_ref().filter(|fault| now < fault.retry_at) {
+            return Err(replies::journal_failed(&fault.reason));
         }
-        let line = Line::of(incoming.traits);
+        let line = Priority::of(incoming.properties);
         if self.is_full(line) {
             return Err(replies::busy(line));
         }
         Ok(())
     }
 
-    fn is_full(&self, line: Line) -> bool {
+    fn is_full(&self, line: Priority) -> bool {
         let most = match line {
-            Line::Ending => OPEN_MAX,
-            Line::Flight => OPEN_MAX - WAITING_MAX,
-            Line::Ordinary => OPEN_MAX - 2 * WAITING_MAX,
+            Priority::Landing => IN_FLIGHT_MAX,
+            Priority::Flight => IN_FLIGHT_MAX - WAITING_MAX,
+            Priority::Ordinary => IN_FLIGHT_MAX - 2 * WAITING_MAX,
         };
-        self.open.len() >= most || self.lines.is_full(line)
+        self.in_flight.len() >= most || self.queues.is_full(line)
     }
 
-    fn give_place_back(&mut self, id: CommandId) {
-        if let Some(open) = self.open.get(&id) {
-            self.lines.give_back(Line::of(open.traits));
+    fn release_slot(&mut self, id: CommandId) {
+        if let Some(open) = self.in_flight.get(&id) {
+            self.queues.release_slot(Priority::of(open.properties));
         }
     }
 
     /// Lets those that wait start, as far as there are places.
-    fn serve(&mut self, now: Instant) {
-        while !self.closing {
-            let Some(id) = self.lines.next() else { return };
-            let Some(open) = self.open.get_mut(&id) else {
+    fn start_waiting(&mut self, now: Instant) {
+        while !self.shutting_down {
+            let Some(id) = self.queues.pop_next() else { return };
+            let Some(open) = self.in_flight.get_mut(&id) else {
                 continue;
             };
-            if is_late_by_now(open.deadline, now) {
+            if is_expired_in_queue(open.deadline, now) {
                 self.end(id, false, replies::expired());
                 continue;
             }
@@ -476,52 +482,54 @@ impl Desk {
             let started = Record::Started {
                 id,
                 digest: open.digest,
-                idempotent: open.traits.idempotent,
+                idempotent: open.properties.idempotent,
             };
-            self.lines.take(Line::of(open.traits));
-            self.write(vec![started], What::Start(id));
+            self.queues.acquire_slot(Priority::of(open.properties));
+            self.write(vec![started], WritePurpose::Start(id));
         }
     }
 
     /// The start of a command is durable: the last moment at which it can be kept from running.
-    fn begin(&mut self, id: CommandId, now: Instant) {
-        let Some(open) = self.open.get_mut(&id) else {
+    fn on_start_written(&mut self, id: CommandId, now: Instant) {
+        let Some(open) = self.in_flight.get_mut(&id) else {
             return;
         };
         let State::Starting { stopped } = open.state else {
             return;
         };
-        let hindered = if self.closing {
-            Some(replies::closing())
+        let refusal = if self.shutting_down {
+            Some(replies::shutting_down())
         } else if stopped {
             Some(replies::stopped())
-        } else if is_late_by_now(open.deadline, now) {
+        } else if is_expired_in_queue(open.deadline, now) {
             Some(replies::expired())
         } else {
             None
         };
-        match hindered {
+        match refusal {
             None => {
                 open.state = State::Running { killed: false };
                 self.effects.push(Effect::Run { id });
-                self.stage(id, Stage::Started);
+                self.report_stage(id, Stage::Started);
             }
             Some(reply) => {
-                self.give_place_back(id);
+                self.release_slot(id);
                 self.end(id, false, reply);
             }
         }
     }
 
     /// Ends a command that never had a place. With `again`, its outcome is not known, whatever hinders it now.
-    fn end_unplaced(&mut self, incoming: &Incoming, again: bool, reply: Reply, now: Instant) {
+    fn end_without_slot(&mut self, incoming: &IncomingCommand, again: bool, reply: Reply, now: Instant) {
         let id = incoming.id;
-        let full = self.is_full(Line::of(incoming.traits));
-        self.open
-            .insert(id, Open::new(incoming, again, State::Ending { ran: false }));
-        if self.fault.is_some() || full {
+        let full = self.is_full(Priority::of(incoming.properties));
+        self.in_flight.insert(
+            id,
+            InFlight::new(incoming, again, State::Ending { has_run: false }),
+        );
+        if self.journal_fault.is_some() || full {
             // At once: the journal cannot take it, or would be in the way.
-            self.answer_unsaved(id, reply);
+            self.reply_unwritten(id, reply);
             self.flush(now);
         } else {
             self.end(id, false, reply);
@@ -530,61 +538,74 @@ impl Desk {
 
     /// Has the outcome of a command written, and then told.
     fn end(&mut self, id: CommandId, ran: bool, reply: Reply) {
-        let Some(open) = self.open.get_mut(&id) else {
+        let Some(open) = self.in_flight.get_mut(&id) else {
             return;
         };
-        open.state = State::Ending { ran };
-        let reply = open.verdict(ran, reply);
+        open.state = State::Ending { has_run: ran };
+        let reply = open.final_reply(ran, reply);
         let ended = Record::Ended {
             id,
             reply: StoredReply::new(&reply),
         };
-        self.write(vec![ended], What::End(id, reply));
+        self.write(vec![ended], WritePurpose::End(id, reply));
     }
 
     /// Tells the outcome of a command, and keeps it in memory until the journal takes it.
-    fn answer_unsaved(&mut self, id: CommandId, reply: Reply) {
-        let Some(open) = self.open.remove(&id) else { return };
-        let ran = matches!(open.state, State::Ending { ran: true });
-        let reply = open.verdict(ran, reply);
-        self.unsaved.keep(id, open.digest, StoredReply::new(&reply));
-        self.effects.push(Effect::Answer { id, reply });
+    fn reply_unwritten(&mut self, id: CommandId, reply: Reply) {
+        let Some(open) = self.in_flight.remove(&id) else {
+            return;
+        };
+        let ran = matches!(open.state, State::Ending { has_run: true });
+        let reply = open.final_reply(ran, reply);
+        self.pending_writes
+            .insert(id, open.digest, StoredReply::new(&reply));
+        self.effects.push(Effect::Reply { id, reply });
     }
 
     /// Has written what is in memory only, unless that was tried just now.
     fn flush(&mut self, now: Instant) {
-        if self.fault.as_ref().is_some_and(|fault| now < fault.retry_at) {
+        if self
+            .journal_fault
+            .as_ref()
+            .is_some_and(|fault| now < fault.retry_at)
+        {
             return;
         }
-        let (ids, records) = self.unsaved.take_due();
+        let (ids, records) = self.pending_writes.next_batch();
         if ids.is_empty() {
             return;
         }
-        self.write(records, What::Flush(ids));
+        self.write(records, WritePurpose::Flush(ids));
     }
 
-    fn write(&mut self, records: Vec<Record>, what: What) {
-        self.tickets += 1;
-        let ticket = Ticket(self.tickets);
+    fn write(&mut self, records: Vec<Record>, what: WritePurpose) {
+        self.last_write_id += 1;
+        let ticket = WriteId(self.last_write_id);
         self.effects.push(Effect::Write {
-            ticket,
+            write_id: ticket,
             records: records.clone(),
         });
-        self.writing.insert(ticket, Writing { records, what });
+        self.writes.insert(
+            ticket,
+            WriteInProgress {
+                records,
+                purpose: what,
+            },
+        );
     }
 
-    fn stage(&mut self, id: CommandId, stage: Stage) {
+    fn report_stage(&mut self, id: CommandId, stage: Stage) {
         self.effects.push(Effect::Stage { id, stage });
     }
 }
 
-impl Open {
-    fn new(incoming: &Incoming, again: bool, state: State) -> Self {
+impl InFlight {
+    fn new(incoming: &IncomingCommand, again: bool, state: State) -> Self {
         Self {
             digest: incoming.digest,
             deadline: incoming.deadline,
-            traits: incoming.traits,
-            again,
+            properties: incoming.properties,
+            recovered: again,
             state,
         }
     }

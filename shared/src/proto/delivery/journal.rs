@@ -5,7 +5,7 @@
 //! or frame but itself. Numbers rise by one, and go on over snapshots, so that what is left on a disk of an older file
 //! is not taken for the end of this one. Replay stops at the first byte that is not as it must be, and says why.
 
-use super::dedup::Ledger;
+use super::dedup::DedupTable;
 use super::record::{BODY_BYTES_MAX, BadRecord, Record};
 
 /// Bytes of a journal's header.
@@ -22,7 +22,7 @@ const MAGIC: [u8; 8] = *b"swarmjnl";
 pub enum Damage {
     /// The file does not begin as a journal.
     #[error("it does not begin as a journal of ours")]
-    Header,
+    BadHeader,
     /// The file was written by a later version; it is whole.
     #[error(
         "it has format {found} and this program reads up to {JOURNAL_VERSION}: install the newer swarm-node"
@@ -33,13 +33,13 @@ pub enum Damage {
     },
     /// The file ends in the middle of a record, as after a power cut.
     #[error("its last record is torn")]
-    Torn,
+    Truncated,
     /// A length that no record has.
     #[error("a record claims to be {0} bytes long")]
-    Length(u32),
+    BadLength(u32),
     /// The checksum does not match.
     #[error("a record's checksum is wrong")]
-    Checksum,
+    BadChecksum,
     /// A record of another place, or of an older file.
     #[error("record {found} stands where record {expected} belongs")]
     Sequence {
@@ -67,10 +67,10 @@ impl Damage {
                 reason: BadRecord::UnknownKind(_),
                 ..
             } => true,
-            Self::Header
-            | Self::Torn
-            | Self::Length(_)
-            | Self::Checksum
+            Self::BadHeader
+            | Self::Truncated
+            | Self::BadLength(_)
+            | Self::BadChecksum
             | Self::Sequence { .. }
             | Self::Record { .. } => false,
         }
@@ -83,19 +83,19 @@ pub struct Replayed {
     /// How many records were read.
     pub records: u64,
     /// The number that the next record gets.
-    pub next: u64,
+    pub next_number: u64,
     /// How many bytes are sound, from the beginning.
-    pub sound_bytes: usize,
+    pub valid_bytes: usize,
     /// Why it stopped there; `None` at the end of a sound file.
     pub damage: Option<Damage>,
 }
 
 /// The header of a journal whose first record has this number.
-pub fn header(first: u64) -> [u8; HEADER_BYTES] {
-    header_of(JOURNAL_VERSION, first)
+pub fn encode_header(first: u64) -> [u8; HEADER_BYTES] {
+    encode_header_version(JOURNAL_VERSION, first)
 }
 
-fn header_of(version: u32, first: u64) -> [u8; HEADER_BYTES] {
+fn encode_header_version(version: u32, first: u64) -> [u8; HEADER_BYTES] {
     let mut bytes = [0; HEADER_BYTES];
     bytes[..8].copy_from_slice(&MAGIC);
     bytes[8..12].copy_from_slice(&version.to_be_bytes());
@@ -106,7 +106,7 @@ fn header_of(version: u32, first: u64) -> [u8; HEADER_BYTES] {
 }
 
 /// Appends a framed record with this number.
-pub fn frame(out: &mut Vec<u8>, number: u64, record: &Record) {
+pub fn append_record(out: &mut Vec<u8>, number: u64, record: &Record) {
     let start = out.len();
     out.extend([0; FRAME_BYTES]);
     record.encode(out);
@@ -119,11 +119,11 @@ pub fn frame(out: &mut Vec<u8>, number: u64, record: &Record) {
 }
 
 /// A whole journal that says what the ledger knows, and the number of the record after it.
-pub fn snapshot(ledger: &Ledger, first: u64) -> (Vec<u8>, u64) {
-    let mut bytes = header(first).to_vec();
+pub fn snapshot(ledger: &DedupTable, first: u64) -> (Vec<u8>, u64) {
+    let mut bytes = encode_header(first).to_vec();
     let mut next = first;
     for record in ledger.records() {
-        frame(&mut bytes, next, &record);
+        append_record(&mut bytes, next, &record);
         next = next.wrapping_add(1);
     }
     (bytes, next)
@@ -133,25 +133,25 @@ pub fn snapshot(ledger: &Ledger, first: u64) -> (Vec<u8>, u64) {
 pub fn replay(bytes: &[u8], mut each: impl FnMut(Record)) -> Replayed {
     let mut replayed = Replayed {
         records: 0,
-        next: 0,
-        sound_bytes: 0,
+        next_number: 0,
+        valid_bytes: 0,
         damage: None,
     };
-    match read_header(bytes) {
-        Ok(first) => replayed.next = first,
+    match decode_header(bytes) {
+        Ok(first) => replayed.next_number = first,
         Err(damage) => {
             replayed.damage = Some(damage);
             return replayed;
         }
     }
-    replayed.sound_bytes = HEADER_BYTES;
-    while replayed.sound_bytes < bytes.len() {
-        match read_frame(&bytes[replayed.sound_bytes..], replayed.next) {
+    replayed.valid_bytes = HEADER_BYTES;
+    while replayed.valid_bytes < bytes.len() {
+        match decode_record(&bytes[replayed.valid_bytes..], replayed.next_number) {
             Ok((record, length)) => {
                 each(record);
                 replayed.records += 1;
-                replayed.next = replayed.next.wrapping_add(1);
-                replayed.sound_bytes += length;
+                replayed.next_number = replayed.next_number.wrapping_add(1);
+                replayed.valid_bytes += length;
             }
             Err(damage) => {
                 replayed.damage = Some(damage);
@@ -162,12 +162,14 @@ pub fn replay(bytes: &[u8], mut each: impl FnMut(Record)) -> Replayed {
     replayed
 }
 
-fn read_header(bytes: &[u8]) -> Result<u64, Damage> {
-    let (header, _) = bytes.split_first_chunk::<HEADER_BYTES>().ok_or(Damage::Header)?;
+fn decode_header(bytes: &[u8]) -> Result<u64, Damage> {
+    let (header, _) = bytes
+        .split_first_chunk::<HEADER_BYTES>()
+        .ok_or(Damage::BadHeader)?;
     let first = be_u64(&header[16..]);
     let version = be_u32(&header[8..]);
-    if *header != header_of(version, first) {
-        return Err(Damage::Header);
+    if *header != encode_header_version(version, first) {
+        return Err(Damage::BadHeader);
     }
     if version != JOURNAL_VERSION {
         return Err(Damage::NewerFormat { found: version });
@@ -175,16 +177,18 @@ fn read_header(bytes: &[u8]) -> Result<u64, Damage> {
     Ok(first)
 }
 
-fn read_frame(bytes: &[u8], expected: u64) -> Result<(Record, usize), Damage> {
-    let (head, rest) = bytes.split_first_chunk::<FRAME_BYTES>().ok_or(Damage::Torn)?;
+fn decode_record(bytes: &[u8], expected: u64) -> Result<(Record, usize), Damage> {
+    let (head, rest) = bytes
+        .split_first_chunk::<FRAME_BYTES>()
+        .ok_or(Damage::Truncated)?;
     let length = be_u32(head);
     let body_bytes = usize::try_from(length).unwrap_or(usize::MAX);
     if body_bytes == 0 || body_bytes > BODY_BYTES_MAX {
-        return Err(Damage::Length(length));
+        return Err(Damage::BadLength(length));
     }
-    let body = rest.get(..body_bytes).ok_or(Damage::Torn)?;
+    let body = rest.get(..body_bytes).ok_or(Damage::Truncated)?;
     if checksum(&[&head[..4], &head[8..], body]) != be_u32(&head[4..]) {
-        return Err(Damage::Checksum);
+        return Err(Damage::BadChecksum);
     }
     let number = be_u64(&head[8..]);
     if number != expected {

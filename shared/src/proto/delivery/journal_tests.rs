@@ -2,8 +2,8 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::CommandId;
-use super::dedup::Ledger;
-use super::journal::{HEADER_BYTES, frame, header, replay, snapshot};
+use super::dedup::DedupTable;
+use super::journal::{HEADER_BYTES, append_record, encode_header, replay, snapshot};
 use super::record::{BODY_BYTES_MAX, Record, STORED_TEXT_BYTES_MAX, StoredReply, digest};
 use crate::proto::id::PeerId;
 use crate::proto::outcome::{Outcome, Reply};
@@ -47,9 +47,9 @@ pub(super) fn record() -> impl Strategy<Value = Record> {
 }
 
 fn written(first: u64, records: &[Record]) -> Vec<u8> {
-    let mut bytes = header(first).to_vec();
+    let mut bytes = encode_header(first).to_vec();
     for (number, record) in (first..).zip(records) {
-        frame(&mut bytes, number, record);
+        append_record(&mut bytes, number, record);
     }
     bytes
 }
@@ -63,7 +63,7 @@ fn read(bytes: &[u8]) -> Vec<Record> {
 
 proptest! {
     #[test]
-    fn what_is_written_is_read(record in record()) {
+    fn journal_records_round_trip(record in record()) {
         let mut body = Vec::new();
         record.encode(&mut body);
         prop_assert!(body.len() <= BODY_BYTES_MAX);
@@ -71,7 +71,7 @@ proptest! {
     }
 
     #[test]
-    fn a_journal_that_was_cut_yields_its_first_records(
+    fn truncated_journal_yields_a_prefix_of_its_records(
         records in vec(record(), 0..12), first in 1..9_u64, cut in any::<prop::sample::Index>(),
     ) {
         let bytes = written(first, &records);
@@ -81,7 +81,7 @@ proptest! {
     }
 
     #[test]
-    fn a_changed_bit_yields_no_record_that_was_not_written(
+    fn bit_flip_yields_no_record_that_was_not_written(
         records in vec(record(), 1..6), at in any::<prop::sample::Index>(), bit in 0..8_u32,
     ) {
         let mut bytes = written(1, &records);
@@ -90,12 +90,12 @@ proptest! {
         let mut part = Vec::new();
         let replayed = replay(&bytes, |record| part.push(record));
         prop_assert!(replayed.damage.is_some());
-        prop_assert!(replayed.sound_bytes <= at);
+        prop_assert!(replayed.valid_bytes <= at);
         prop_assert!(part.len() < records.len() && records.starts_with(&part));
     }
 
     #[test]
-    fn any_bytes_do_no_more_than_stop_it(bytes in vec(any::<u8>(), 0..300)) {
+    fn arbitrary_bytes_only_end_journal_replay(bytes in vec(any::<u8>(), 0..300)) {
         prop_assert_eq!(read(&bytes), []);
         let mut after = written(1, &[]);
         after.extend(&bytes);
@@ -103,21 +103,21 @@ proptest! {
     }
 
     #[test]
-    fn a_snapshot_gives_an_equal_ledger(records in vec(record(), 0..120)) {
-        let mut ledger = Ledger::default();
+    fn snapshot_replays_to_an_equal_dedup_table(records in vec(record(), 0..120)) {
+        let mut ledger = DedupTable::default();
         for record in &records {
             ledger.apply(record);
         }
         let (bytes, next) = snapshot(&ledger, 5);
-        let mut again = Ledger::default();
+        let mut again = DedupTable::default();
         let replayed = replay(&bytes, |record| again.apply(&record));
-        prop_assert_eq!((replayed.next, replayed.damage), (next, None));
+        prop_assert_eq!((replayed.next_number, replayed.damage), (next, None));
         prop_assert_eq!(again, ledger);
     }
 }
 
 #[test]
-fn zeros_and_what_is_left_of_an_older_file_are_no_records() {
+fn zeros_and_stale_records_end_journal_replay() {
     let record = Record::Released { number: 3 };
     let mut zeros = written(1, std::slice::from_ref(&record));
     zeros.extend([0; 500]);
@@ -130,7 +130,7 @@ fn zeros_and_what_is_left_of_an_older_file_are_no_records() {
 }
 
 #[test]
-fn version_1_reads_as_it_was_first_written() {
+fn golden_journal_version_1() {
     // If this fails, undo your change, not the test.
     let record = Record::Started {
         id: CommandId {
@@ -151,7 +151,7 @@ fn version_1_reads_as_it_was_first_written() {
 }
 
 #[test]
-fn long_answers_are_cut_and_say_so() {
+fn long_stored_replies_are_truncated_and_marked() {
     let long = "é".repeat(STORED_TEXT_BYTES_MAX);
     let deep = serde_json::from_str(&format!("{}{}", "[".repeat(100), "]".repeat(100)));
     let mut value: serde_json::Value = deep.expect("JSON");
@@ -165,8 +165,8 @@ fn long_answers_are_cut_and_say_so() {
         exit: Some(0),
         error: None,
     });
-    assert!(stored.is_cut());
-    let reply = stored.reply();
+    assert!(stored.is_truncated());
+    let reply = stored.to_reply();
     assert_eq!(
         (reply.state, reply.exit, reply.value),
         (Outcome::Done, Some(0), None)
@@ -175,5 +175,5 @@ fn long_answers_are_cut_and_say_so() {
     assert!(output.starts_with("éé") && output.ends_with("of this answer]") && output.len() < long.len());
 
     let short = Reply::failed("no motor");
-    assert_eq!(StoredReply::new(&short).reply(), short);
+    assert_eq!(StoredReply::new(&short).to_reply(), short);
 }

@@ -23,7 +23,7 @@ use super::id::PeerId;
 use super::wire::{Frame, Header, Kind};
 
 /// The longest time to live of an action of class `flight`, in milliseconds, from issue to start.
-pub const FLIGHT_LIFE_MS_MAX: u64 = 2_000;
+pub const FLIGHT_TTL_MS_MAX: u64 = 2_000;
 
 /// What makes two copies of a command the same one. The order is that of issue, for each issuer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -38,7 +38,7 @@ pub struct CommandId {
 
 impl CommandId {
     /// The identity that a frame from `issuer` names; `None` if it names none.
-    pub fn of(issuer: PeerId, header: &Header) -> Option<Self> {
+    pub fn from_header(issuer: PeerId, header: &Header) -> Option<Self> {
         Some(Self {
             issuer,
             epoch: header.epoch?,
@@ -124,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_epoch_is_higher_than_the_last_and_fits_a_double() {
+    fn next_epoch_exceeds_the_last_and_fits_a_double() {
         let now = 1_795_000_000_000;
         let first = next_epoch(0, now, 0xabcd);
         assert_eq!(first, (now << 12) | 0xbcd);
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn an_older_store_opened_later_has_a_new_epoch() {
+    fn restored_backup_gets_a_new_epoch() {
         let backed_up = next_epoch(0, 1_000, 7);
         let went_on = next_epoch(backed_up, 2_000, 7);
         let put_back = next_epoch(backed_up, 3_000, 7);

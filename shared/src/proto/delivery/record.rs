@@ -46,7 +46,7 @@ pub struct StoredReply {
     value: Option<String>,
     output: Option<String>,
     error: Option<String>,
-    cut: bool,
+    truncated: bool,
 }
 
 impl StoredReply {
@@ -55,7 +55,7 @@ impl StoredReply {
         let mut cut = false;
         let mut keep = |text: &Option<String>| {
             text.as_ref().map(|text| {
-                let kept = head(text);
+                let kept = truncate_text(text);
                 cut |= kept.len() < text.len();
                 kept.to_owned()
             })
@@ -73,7 +73,7 @@ impl StoredReply {
             value: kept,
             output,
             error,
-            cut,
+            truncated: cut,
         }
     }
 
@@ -83,14 +83,14 @@ impl StoredReply {
     }
 
     /// Whether something of the reply was not kept.
-    pub fn is_cut(&self) -> bool {
-        self.cut
+    pub fn is_truncated(&self) -> bool {
+        self.truncated
     }
 
     /// The answer to a repeat. What was cut is said at the end of its output.
-    pub fn reply(&self) -> Reply {
+    pub fn to_reply(&self) -> Reply {
         let mut output = self.output.clone();
-        if self.cut {
+        if self.truncated {
             let text = output.get_or_insert_default();
             if !text.is_empty() {
                 text.push('\n');
@@ -119,14 +119,14 @@ impl StoredReply {
     }
 
     /// Lets go of the texts; the outcome stays.
-    pub(super) fn drop_texts(&mut self) {
-        self.cut |= self.text_bytes() > 0;
+    pub(super) fn clear_texts(&mut self) {
+        self.truncated |= self.text_bytes() > 0;
         (self.value, self.output, self.error) = (None, None, None);
     }
 }
 
 /// As much of a text as is kept.
-pub(super) fn head(text: &str) -> &str {
+pub(super) fn truncate_text(text: &str) -> &str {
     &text[..text.floor_char_boundary(STORED_TEXT_BYTES_MAX)]
 }
 
@@ -198,13 +198,13 @@ pub enum BadRecord {
     UnknownKind(u8),
     /// The body ends in the middle of a field.
     #[error("it ends too early")]
-    Short,
+    Truncated,
     /// The body goes on after its last field.
     #[error("it has {0} bytes too many")]
-    Long(usize),
+    TrailingBytes(usize),
     /// A field holds what it cannot hold.
     #[error("its {0} is not one")]
-    Field(&'static str),
+    InvalidField(&'static str),
 }
 
 const STARTED: u8 = 1;
@@ -219,8 +219,8 @@ const HAS_VALUE: u8 = 1;
 const HAS_OUTPUT: u8 = 2;
 const HAS_ERROR: u8 = 4;
 const HAS_EXIT: u8 = 8;
-const IS_CUT: u8 = 16;
-const REPLY_FLAGS: u8 = HAS_VALUE | HAS_OUTPUT | HAS_ERROR | HAS_EXIT | IS_CUT;
+const IS_TRUNCATED: u8 = 16;
+const REPLY_FLAGS: u8 = HAS_VALUE | HAS_OUTPUT | HAS_ERROR | HAS_EXIT | IS_TRUNCATED;
 
 impl Record {
     /// Appends the body; it is no longer than [`BODY_BYTES_MAX`].
@@ -232,23 +232,23 @@ impl Record {
                 idempotent,
             } => {
                 out.push(STARTED);
-                put_id(out, id);
+                encode_id(out, id);
                 out.extend(digest.0);
                 out.push(u8::from(*idempotent));
             }
             Self::Ended { id, reply } => {
                 out.push(ENDED);
-                put_id(out, id);
-                put_reply(out, reply);
+                encode_id(out, id);
+                encode_reply(out, reply);
             }
             Self::Floor { issuer, epoch, seq } => {
                 out.push(FLOOR);
-                put_numbered(out, issuer, *epoch);
+                encode_numbered(out, issuer, *epoch);
                 out.extend(seq.to_be_bytes());
             }
             Self::Stopped { issuer, number } => {
                 out.push(STOPPED);
-                put_numbered(out, issuer, *number);
+                encode_numbered(out, issuer, *number);
             }
             Self::Released { number } => {
                 out.push(RELEASED);
@@ -258,11 +258,11 @@ impl Record {
                 out.push(STOP_ENDED);
                 out.extend(number.to_be_bytes());
                 out.push(u8::from(error.is_some()));
-                put_text(out, error.as_ref());
+                encode_text(out, error.as_ref());
             }
             Self::StopSeen { issuer, number } => {
                 out.push(STOP_SEEN);
-                put_numbered(out, issuer, *number);
+                encode_numbered(out, issuer, *number);
             }
         }
     }
@@ -307,31 +307,31 @@ impl Record {
         };
         match from.0.len() {
             0 => Ok(record),
-            left => Err(BadRecord::Long(left)),
+            left => Err(BadRecord::TrailingBytes(left)),
         }
     }
 }
 
-fn put_id(out: &mut Vec<u8>, id: &CommandId) {
-    put_numbered(out, &id.issuer, id.epoch);
+fn encode_id(out: &mut Vec<u8>, id: &CommandId) {
+    encode_numbered(out, &id.issuer, id.epoch);
     out.extend(id.seq.to_be_bytes());
 }
 
-fn put_numbered(out: &mut Vec<u8>, issuer: &PeerId, number: u64) {
+fn encode_numbered(out: &mut Vec<u8>, issuer: &PeerId, number: u64) {
     out.extend(issuer.0);
     out.extend(number.to_be_bytes());
 }
 
-fn put_text(out: &mut Vec<u8>, text: Option<&String>) {
+fn encode_text(out: &mut Vec<u8>, text: Option<&String>) {
     if let Some(text) = text {
-        let text = head(text);
+        let text = truncate_text(text);
         let length = u16::try_from(text.len()).unwrap_or(u16::MAX);
         out.extend(length.to_be_bytes());
         out.extend(text.as_bytes());
     }
 }
 
-fn put_reply(out: &mut Vec<u8>, reply: &StoredReply) {
+fn encode_reply(out: &mut Vec<u8>, reply: &StoredReply) {
     out.push(outcome_byte(reply.state));
     let flag = |is: bool, flag: u8| if is { flag } else { 0 };
     out.push(
@@ -339,10 +339,10 @@ fn put_reply(out: &mut Vec<u8>, reply: &StoredReply) {
             | flag(reply.output.is_some(), HAS_OUTPUT)
             | flag(reply.error.is_some(), HAS_ERROR)
             | flag(reply.exit.is_some(), HAS_EXIT)
-            | flag(reply.cut, IS_CUT),
+            | flag(reply.truncated, IS_TRUNCATED),
     );
     for text in [&reply.value, &reply.output, &reply.error] {
-        put_text(out, text.as_ref());
+        encode_text(out, text.as_ref());
     }
     out.extend(reply.exit.map(i32::to_be_bytes).into_iter().flatten());
 }
@@ -362,7 +362,7 @@ struct Reader<'a>(&'a [u8]);
 
 impl Reader<'_> {
     fn array<const N: usize>(&mut self) -> Result<[u8; N], BadRecord> {
-        let (array, rest) = self.0.split_first_chunk().ok_or(BadRecord::Short)?;
+        let (array, rest) = self.0.split_first_chunk().ok_or(BadRecord::Truncated)?;
         self.0 = rest;
         Ok(*array)
     }
@@ -379,7 +379,7 @@ impl Reader<'_> {
         match self.byte()? {
             0 => Ok(false),
             1 => Ok(true),
-            _ => Err(BadRecord::Field(what)),
+            _ => Err(BadRecord::InvalidField(what)),
         }
     }
 
@@ -394,11 +394,11 @@ impl Reader<'_> {
     fn text(&mut self, what: &'static str) -> Result<String, BadRecord> {
         let length = usize::from(u16::from_be_bytes(self.array()?));
         if length > STORED_TEXT_BYTES_MAX {
-            return Err(BadRecord::Field(what));
+            return Err(BadRecord::InvalidField(what));
         }
-        let (text, rest) = self.0.split_at_checked(length).ok_or(BadRecord::Short)?;
+        let (text, rest) = self.0.split_at_checked(length).ok_or(BadRecord::Truncated)?;
         self.0 = rest;
-        String::from_utf8(text.to_owned()).map_err(|_bytes| BadRecord::Field(what))
+        String::from_utf8(text.to_owned()).map_err(|_bytes| BadRecord::InvalidField(what))
     }
 
     fn reply(&mut self) -> Result<StoredReply, BadRecord> {
@@ -409,16 +409,16 @@ impl Reader<'_> {
             4 => Outcome::Expired,
             5 => Outcome::Unknown,
             6 => Outcome::NoAnswer,
-            _ => return Err(BadRecord::Field("outcome")),
+            _ => return Err(BadRecord::InvalidField("outcome")),
         };
         let flags = self.byte()?;
         if flags & !REPLY_FLAGS != 0 {
-            return Err(BadRecord::Field("set of flags"));
+            return Err(BadRecord::InvalidField("set of flags"));
         }
         let mut text = |flag: u8, what| (flags & flag != 0).then(|| self.text(what)).transpose();
         let value = text(HAS_VALUE, "value")?;
         if !value.as_deref().is_none_or(is_json) {
-            return Err(BadRecord::Field("value"));
+            return Err(BadRecord::InvalidField("value"));
         }
         let output = text(HAS_OUTPUT, "output")?;
         let error = text(HAS_ERROR, "error")?;
@@ -429,7 +429,7 @@ impl Reader<'_> {
             value,
             output,
             error,
-            cut: flags & IS_CUT != 0,
+            truncated: flags & IS_TRUNCATED != 0,
         })
     }
 }

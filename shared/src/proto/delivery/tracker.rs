@@ -7,7 +7,7 @@
 //! | held | in a later batch | [`Book::release`]: open. [`Book::withhold`], or the station restarts: ending |
 //! | open, waiting | stored, never sent | its node is up: it is marked in the store, then sent. Deadline: ending (`expired`) |
 //! | open, sent | perhaps at the node | it answers: ending. Deadline: asked |
-//! | open, asked | perhaps at the node, too late to start: the node is asked, with no time to live, at each new link and every [`ASK_EVERY`] | it answers: ending. [`GIVE_UP_AFTER`] beyond its deadline: ending (`no-answer`) |
+//! | open, asked | perhaps at the node, too late to start: the node is asked, with no time to live, at each new link and every [`ASK_EVERY`] | it answers: ending. [`ABANDON_AFTER`] beyond its deadline: ending (`no-answer`) |
 //! | ending | its outcome is being stored, again every [`RETRY_AFTER`] if need be | stored: [`Effect::Ended`], and it is gone |
 //!
 //! Invariants: nothing is sent before the store has it, and nothing for the first time before the store knows that it
@@ -26,7 +26,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use super::{CommandId, Stage};
-use crate::proto::encoded::Parcel;
+use crate::proto::encoded::EncodedFrame;
 use crate::proto::id::PeerId;
 use crate::proto::outcome::{Outcome, Reply};
 use crate::proto::wire::Lane;
@@ -42,43 +42,45 @@ mod send;
 mod tests;
 mod withdraw;
 
-pub use cancel::TakenBack;
-pub use change::{Change, Issued, IssuedTo, OpenCommand, OpenDelivery, Order, Standing};
-pub use effect::{Addressee, Effect, Issue, Ticket};
+pub use cancel::CancelResult;
+pub use change::{
+    Change, IssuedCommand, OpenCommand, OpenDelivery, StoredCommand, StoredState, StoredTarget,
+};
+pub use effect::{DeliveryTarget, Effect, IssueRequest, WriteId};
 
 /// Most open deliveries of one node; further ones are refused as `busy`.
-pub const NODE_OPEN_MAX: usize = 4_096;
+pub const OPEN_PER_NODE_MAX: usize = 4_096;
 /// Most open deliveries in all; further commands are not issued.
-pub const OPEN_MAX: usize = 262_144;
+pub const OPEN_DELIVERIES_MAX: usize = 262_144;
 /// Most deliveries that one node has been sent and has neither started nor answered, so that its own queue never
 /// overflows by what had gathered while it was away.
 pub const IN_FLIGHT_MAX: usize = 32;
 /// How often a linked node is asked for the outcome of what is beyond its deadline.
-pub const ASK_EVERY: Duration = Duration::from_secs(30);
+pub const QUERY_INTERVAL: Duration = Duration::from_secs(30);
 /// How long after its deadline an outcome is still awaited.
-pub const GIVE_UP_AFTER: Duration = Duration::from_secs(24 * 3_600);
+pub const ABANDON_AFTER: Duration = Duration::from_secs(24 * 3_600);
 /// How soon a write that failed is tried again.
-pub const RETRY_AFTER: Duration = Duration::from_secs(1);
+pub const STORE_RETRY_DELAY: Duration = Duration::from_secs(1);
 /// How soon a send that found no room is tried again.
-pub const SEND_RETRY_AFTER: Duration = Duration::from_millis(100);
+pub const SEND_RETRY_DELAY: Duration = Duration::from_millis(100);
 /// How long a stage may wait for another write to go with.
 pub const STAGE_WRITE_DELAY: Duration = Duration::from_millis(200);
 /// Stages that wait for another write to go with.
-const STAGES_WAITING_MAX: usize = 1_024;
+const UNSAVED_STAGES_MAX: usize = 1_024;
 
 #[derive(Clone, Debug)]
 enum Phase {
     Issuing {
-        held: bool,
+        deferred: bool,
         /// Why it is not to go on once it is stored.
-        withheld: Option<String>,
+        cancel_reason: Option<String>,
     },
-    Held,
+    Deferred,
     Open,
     Ending {
         reply: Reply,
         /// Whether whoever asked has been told otherwise.
-        told: bool,
+        reported: bool,
         /// Whether a write is under way.
         writing: bool,
     },
@@ -86,51 +88,51 @@ enum Phase {
 
 /// Whether the store knows that a delivery may have been sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Mark {
-    No,
+enum SentMark {
+    Unset,
     Writing,
-    Yes,
+    Stored,
 }
 
 #[derive(Clone, Debug)]
 struct Delivery {
     phase: Phase,
-    mark: Mark,
+    sent_mark: SentMark,
     lane: Lane,
     /// Whether the node may have it.
     sent: bool,
     /// Whether the last send was the first.
-    first: bool,
-    queue: bool,
+    first_send: bool,
+    may_queue: bool,
     stage: Option<Stage>,
     deadline: Instant,
     timer: Option<Instant>,
 }
 
 #[derive(Debug, Default)]
-struct Node {
-    up: bool,
+struct NodeQueue {
+    connected: bool,
     /// Put out of the fleet.
-    gone: bool,
+    revoked: bool,
     open: BTreeMap<CommandId, Delivery>,
     /// Open, in time, and not sent over the link at hand: in the order in which they go.
     unsent: BTreeSet<(Lane, CommandId)>,
     /// Open, too late, perhaps at the node, and to be asked about.
-    to_ask: BTreeSet<CommandId>,
+    to_query: BTreeSet<CommandId>,
     /// Sent over the link at hand, in time, neither started nor answered.
     in_flight: BTreeSet<CommandId>,
 }
 
 #[derive(Debug)]
-struct Command {
-    parcel: Parcel,
+struct CommandEntry {
+    frame: EncodedFrame,
     lane: Lane,
     open: BTreeSet<PeerId>,
 }
 
 /// What a write is about.
 #[derive(Debug, Default)]
-struct Write {
+struct WriteInProgress {
     issued: Option<CommandId>,
     marked: Vec<(PeerId, CommandId)>,
     ended: Vec<(PeerId, CommandId)>,
@@ -138,27 +140,27 @@ struct Write {
 
 /// See the module.
 #[derive(Debug, Default)]
-pub struct Book {
-    commands: BTreeMap<CommandId, Command>,
-    nodes: BTreeMap<PeerId, Node>,
-    open: usize,
+pub struct DeliveryTracker {
+    commands: BTreeMap<CommandId, CommandEntry>,
+    nodes: BTreeMap<PeerId, NodeQueue>,
+    open_count: usize,
     timers: BTreeSet<(Instant, PeerId, CommandId)>,
-    writes: BTreeMap<Ticket, Write>,
-    last_ticket: u64,
-    stages: Vec<Change>,
+    writes: BTreeMap<WriteId, WriteInProgress>,
+    last_write_id: u64,
+    unsaved_stages: Vec<Change>,
     stages_due: Option<Instant>,
     effects: Vec<Effect>,
 }
 
-impl Book {
+impl DeliveryTracker {
     /// Takes out what has to be done.
     pub fn take_effects(&mut self) -> Vec<Effect> {
         std::mem::take(&mut self.effects)
     }
 
     /// How many deliveries have not ended.
-    pub fn open(&self) -> usize {
-        self.open
+    pub fn open_deliveries(&self) -> usize {
+        self.open_count
     }
 
     /// When [`Self::handle_timeout`] has something to do.
@@ -168,62 +170,62 @@ impl Book {
     }
 
     /// A write is durable.
-    pub fn stored(&mut self, ticket: Ticket, now: Instant) {
+    pub fn on_stored(&mut self, ticket: WriteId, now: Instant) {
         let Some(write) = self.writes.remove(&ticket) else {
             return;
         };
-        let Write {
+        let WriteInProgress {
             issued,
             marked,
             ended,
         } = write;
-        let mut stirred = BTreeSet::new();
+        let mut changed_nodes = BTreeSet::new();
         if let Some(id) = issued {
-            for to in self.targets(id) {
-                self.issued_to(to, id);
-                stirred.insert(to);
+            for to in self.open_targets(id) {
+                self.on_issue_stored(to, id);
+                changed_nodes.insert(to);
             }
         }
         for (to, id) in marked {
-            if let Some(delivery) = self.delivery(to, id) {
-                delivery.mark = Mark::Yes;
+            if let Some(delivery) = self.delivery_mut(to, id) {
+                delivery.sent_mark = SentMark::Stored;
             }
-            stirred.insert(to);
+            changed_nodes.insert(to);
         }
         for (to, id) in ended {
             self.remove(to, id);
         }
-        for to in stirred {
-            self.stir(to, now);
+        for to in changed_nodes {
+            self.send_ready(to, now);
         }
     }
 
     /// A write has failed: nothing of it is stored, as far as anybody knows.
-    pub fn store_failed(&mut self, ticket: Ticket, why: &str, now: Instant) {
+    pub fn on_store_failed(&mut self, ticket: WriteId, why: &str, now: Instant) {
         let Some(write) = self.writes.remove(&ticket) else {
             return;
         };
-        let again = now + RETRY_AFTER;
+        let again = now + STORE_RETRY_DELAY;
         if let Some(id) = write.issued {
             let why = format!("the station cannot store it: {why}");
-            for to in self.targets(id) {
-                if let Some(delivery) = self.delivery(to, id) {
+            for to in self.open_targets(id) {
+                if let Some(delivery) = self.delivery_mut(to, id) {
                     // Should the write have come through after all, its end is written behind it.
                     delivery.phase = Phase::Ending {
                         reply: Reply::refused(why.clone()),
-                        told: true,
+                        reported: true,
                         writing: false,
                     };
                     self.set_timer(to, id, again);
                 }
             }
-            self.effects.push(Effect::NotIssued { id, why });
+            self.effects.push(Effect::NotIssued { id, reason: why });
         }
         for (to, id) in write.marked {
-            if let Some(delivery) = self.delivery(to, id)
-                && delivery.mark == Mark::Writing
+            if let Some(delivery) = self.delivery_mut(to, id)
+                && delivery.sent_mark == SentMark::Writing
             {
-                delivery.mark = Mark::No;
+                delivery.sent_mark = SentMark::Unset;
                 let wake = delivery.deadline.min(again);
                 if matches!(delivery.phase, Phase::Open) {
                     self.set_timer(to, id, wake);
@@ -231,7 +233,7 @@ impl Book {
             }
         }
         for (to, id) in write.ended {
-            if let Some(delivery) = self.delivery(to, id)
+            if let Some(delivery) = self.delivery_mut(to, id)
                 && let Phase::Ending { writing, .. } = &mut delivery.phase
             {
                 *writing = false;
@@ -241,57 +243,57 @@ impl Book {
     }
 
     /// The node is linked. If its session resumed, what it was sent needs no sending again.
-    pub fn up(&mut self, peer: PeerId, resumed: bool, now: Instant) {
+    pub fn on_connected(&mut self, peer: PeerId, resumed: bool, now: Instant) {
         let node = self.nodes.entry(peer).or_default();
-        node.up = true;
-        node.gone = false;
+        node.connected = true;
+        node.revoked = false;
         if !resumed {
             node.in_flight.clear();
             node.unsent.clear();
             for (id, delivery) in node.open.iter().filter(|(_, delivery)| delivery.is_open()) {
                 if delivery.sent && now >= delivery.deadline {
-                    node.to_ask.insert(*id);
+                    node.to_query.insert(*id);
                 } else {
                     node.unsent.insert((delivery.lane, *id));
                 }
             }
         }
-        self.stir(peer, now);
+        self.send_ready(peer, now);
     }
 
     /// The node's link is gone.
-    pub fn down(&mut self, peer: PeerId) {
+    pub fn on_disconnected(&mut self, peer: PeerId) {
         if let Some(node) = self.nodes.get_mut(&peer) {
-            node.up = false;
+            node.connected = false;
         }
-        self.forget_idle(peer);
+        self.remove_if_idle(peer);
     }
 
     /// The node has been put out of the fleet: nothing is sent to it any more.
-    pub fn put_out(&mut self, peer: PeerId, now: Instant) {
+    pub fn on_revoked(&mut self, peer: PeerId, now: Instant) {
         if let Some(node) = self.nodes.get_mut(&peer) {
-            node.up = false;
-            node.gone = true;
+            node.connected = false;
+            node.revoked = true;
         }
-        self.stir(peer, now);
-        self.forget_idle(peer);
+        self.send_ready(peer, now);
+        self.remove_if_idle(peer);
     }
 
     /// A link had no room for what [`Effect::Send`] gave it.
-    pub fn not_sent(&mut self, peer: PeerId, id: CommandId, now: Instant) {
+    pub fn on_send_failed(&mut self, peer: PeerId, id: CommandId, now: Instant) {
         let Some(node) = self.nodes.get_mut(&peer) else {
             return;
         };
         let Some(delivery) = node.open.get_mut(&id).filter(|delivery| delivery.is_open()) else {
             return;
         };
-        if delivery.first {
+        if delivery.first_send {
             delivery.sent = false;
-            delivery.first = false;
+            delivery.first_send = false;
         }
         node.in_flight.remove(&id);
         node.unsent.insert((delivery.lane, id));
-        let again = now + SEND_RETRY_AFTER;
+        let again = now + SEND_RETRY_DELAY;
         let wake = if now < delivery.deadline {
             again.min(delivery.deadline)
         } else {
@@ -301,7 +303,7 @@ impl Book {
     }
 
     /// The node has acknowledged a stage.
-    pub fn stage(&mut self, peer: PeerId, id: CommandId, stage: Stage, now: Instant) {
+    pub fn on_stage(&mut self, peer: PeerId, id: CommandId, stage: Stage, now: Instant) {
         let Some(node) = self.nodes.get_mut(&peer) else {
             return;
         };
@@ -316,30 +318,30 @@ impl Book {
             node.in_flight.remove(&id);
         }
         self.effects.push(Effect::Stage { to: peer, id, stage });
-        self.stages.push(Change::Stage {
+        self.unsaved_stages.push(Change::Stage {
             id,
             to: peer,
             stage,
             at: now,
         });
         self.stages_due.get_or_insert(now + STAGE_WRITE_DELAY);
-        if self.stages.len() >= STAGES_WAITING_MAX {
-            self.write(Write::default(), Vec::new());
+        if self.unsaved_stages.len() >= UNSAVED_STAGES_MAX {
+            self.store(WriteInProgress::default(), Vec::new());
         }
-        self.stir(peer, now);
+        self.send_ready(peer, now);
     }
 
     /// The node says how it ended. Only the first word on it counts.
-    pub fn reply(&mut self, peer: PeerId, id: CommandId, reply: Reply, now: Instant) {
+    pub fn on_reply(&mut self, peer: PeerId, id: CommandId, reply: Reply, now: Instant) {
         let may_answer = |delivery: &mut Delivery| delivery.is_open() && delivery.sent;
-        if self.delivery(peer, id).is_some_and(may_answer) {
+        if self.delivery_mut(peer, id).is_some_and(may_answer) {
             self.end(peer, id, reply);
-            self.stir(peer, now);
+            self.send_ready(peer, now);
         }
     }
 
     /// The command is stored, and the turn of a later batch has come: these may start until `deadline`.
-    pub fn release(&mut self, id: CommandId, targets: &[PeerId], deadline: Instant, now: Instant) {
+    pub fn start_batch(&mut self, id: CommandId, targets: &[PeerId], deadline: Instant, now: Instant) {
         let mut changes = Vec::new();
         let mut released = Vec::new();
         for to in targets {
@@ -349,44 +351,47 @@ impl Book {
             let Some(delivery) = node.open.get_mut(&id) else {
                 continue;
             };
-            if !matches!(delivery.phase, Phase::Held) {
+            if !matches!(delivery.phase, Phase::Deferred) {
                 continue;
             }
             delivery.phase = Phase::Open;
             delivery.deadline = deadline;
-            if !delivery.queue && !node.up {
-                self.end(*to, id, absent());
+            if !delivery.may_queue && !node.connected {
+                self.end(*to, id, absent_reply());
                 continue;
             }
             node.unsent.insert((delivery.lane, id));
-            changes.push(Change::Moved {
+            changes.push(Change::StateChanged {
                 id,
                 to: *to,
-                standing: Standing::Waiting,
+                state: StoredState::Waiting,
                 deadline,
             });
             released.push(*to);
         }
         if !changes.is_empty() {
             // Should this not be stored, it only counts as held when the station restarts.
-            self.write(Write::default(), changes);
+            self.store(WriteInProgress::default(), changes);
         }
         for to in released {
             self.set_timer(to, id, deadline);
-            self.stir(to, now);
+            self.send_ready(to, now);
         }
     }
 
     /// What is still held never gets its turn.
-    pub fn withhold(&mut self, id: CommandId, why: &str) {
-        for to in self.targets(id) {
-            let Some(delivery) = self.delivery(to, id) else {
+    pub fn cancel_deferred(&mut self, id: CommandId, why: &str) {
+        for to in self.open_targets(id) {
+            let Some(delivery) = self.delivery_mut(to, id) else {
                 continue;
             };
             match &mut delivery.phase {
-                Phase::Issuing { held: true, withheld } => *withheld = Some(why.to_owned()),
-                Phase::Held => self.end(to, id, Reply::refused(why)),
-                Phase::Issuing { held: false, .. } | Phase::Open | Phase::Ending { .. } => {}
+                Phase::Issuing {
+                    deferred: true,
+                    cancel_reason: withheld,
+                } => *withheld = Some(why.to_owned()),
+                Phase::Deferred => self.end(to, id, Reply::refused(why)),
+                Phase::Issuing { deferred: false, .. } | Phase::Open | Phase::Ending { .. } => {}
             }
         }
     }
@@ -397,22 +402,22 @@ impl Book {
             && at <= now
         {
             self.timers.pop_first();
-            let Some(delivery) = self.delivery(to, id) else {
+            let Some(delivery) = self.delivery_mut(to, id) else {
                 continue;
             };
             delivery.timer = None;
             match &mut delivery.phase {
-                Phase::Issuing { .. } | Phase::Held => {}
+                Phase::Issuing { .. } | Phase::Deferred => {}
                 Phase::Ending { writing: true, .. } => {}
-                Phase::Ending { .. } => self.write_end(to, id),
+                Phase::Ending { .. } => self.store_outcome(to, id),
                 Phase::Open => {
-                    self.due(to, id, now);
-                    self.stir(to, now);
+                    self.on_deadline(to, id, now);
+                    self.send_ready(to, now);
                 }
             }
         }
         if self.stages_due.is_some_and(|due| now >= due) {
-            self.write(Write::default(), Vec::new());
+            self.store(WriteInProgress::default(), Vec::new());
         }
     }
 
@@ -424,19 +429,19 @@ impl Book {
             return;
         };
         node.unsent.remove(&(delivery.lane, id));
-        node.to_ask.remove(&id);
+        node.to_query.remove(&id);
         node.in_flight.remove(&id);
         delivery.phase = Phase::Ending {
             reply,
-            told: false,
+            reported: false,
             writing: false,
         };
-        self.write_end(to, id);
+        self.store_outcome(to, id);
     }
 
-    fn write_end(&mut self, to: PeerId, id: CommandId) {
+    fn store_outcome(&mut self, to: PeerId, id: CommandId) {
         self.clear_timer(to, id);
-        let Some(delivery) = self.delivery(to, id) else {
+        let Some(delivery) = self.delivery_mut(to, id) else {
             return;
         };
         let Phase::Ending { reply, writing, .. } = &mut delivery.phase else {
@@ -444,25 +449,28 @@ impl Book {
         };
         *writing = true;
         let reply = reply.clone();
-        let write = Write {
+        let write = WriteInProgress {
             ended: vec![(to, id)],
-            ..Write::default()
+            ..WriteInProgress::default()
         };
-        self.write(write, vec![Change::Ended { id, to, reply }]);
+        self.store(write, vec![Change::Ended { id, to, reply }]);
     }
 
     /// Asks for a write; stages that wait go first.
-    fn write(&mut self, write: Write, mut changes: Vec<Change>) {
+    fn store(&mut self, write: WriteInProgress, mut changes: Vec<Change>) {
         self.stages_due = None;
-        let mut all = std::mem::take(&mut self.stages);
+        let mut all = std::mem::take(&mut self.unsaved_stages);
         all.append(&mut changes);
         if all.is_empty() {
             return;
         }
-        self.last_ticket += 1;
-        let ticket = Ticket(self.last_ticket);
+        self.last_write_id += 1;
+        let ticket = WriteId(self.last_write_id);
         self.writes.insert(ticket, write);
-        self.effects.push(Effect::Store { ticket, changes: all });
+        self.effects.push(Effect::Store {
+            write_id: ticket,
+            changes: all,
+        });
     }
 
     /// Its end is stored: tells, and forgets it.
@@ -474,7 +482,7 @@ impl Book {
         let Some(delivery) = node.open.remove(&id) else {
             return;
         };
-        self.open -= 1;
+        self.open_count -= 1;
         if let Some(command) = self.commands.get_mut(&id) {
             command.open.remove(&to);
             if command.open.is_empty() {
@@ -482,40 +490,45 @@ impl Book {
             }
         }
         if let Phase::Ending {
-            reply, told: false, ..
+            reply,
+            reported: false,
+            ..
         } = delivery.phase
         {
             self.effects.push(Effect::Ended { to, id, reply });
         }
-        self.forget_idle(to);
+        self.remove_if_idle(to);
     }
 
-    fn forget_idle(&mut self, peer: PeerId) {
-        let idle = |node: &Node| !node.up && node.open.is_empty();
+    fn remove_if_idle(&mut self, peer: PeerId) {
+        let idle = |node: &NodeQueue| !node.connected && node.open.is_empty();
         if self.nodes.get(&peer).is_some_and(idle) {
             self.nodes.remove(&peer);
         }
     }
 
-    fn targets(&self, id: CommandId) -> Vec<PeerId> {
+    fn open_targets(&self, id: CommandId) -> Vec<PeerId> {
         let command = self.commands.get(&id);
         command.map_or_else(Vec::new, |command| command.open.iter().copied().collect())
     }
 
-    fn delivery(&mut self, to: PeerId, id: CommandId) -> Option<&mut Delivery> {
+    fn delivery_mut(&mut self, to: PeerId, id: CommandId) -> Option<&mut Delivery> {
         self.nodes.get_mut(&to)?.open.get_mut(&id)
     }
 
     fn set_timer(&mut self, to: PeerId, id: CommandId, at: Instant) {
         self.clear_timer(to, id);
-        if let Some(delivery) = self.delivery(to, id) {
+        if let Some(delivery) = self.delivery_mut(to, id) {
             delivery.timer = Some(at);
             self.timers.insert((at, to, id));
         }
     }
 
     fn clear_timer(&mut self, to: PeerId, id: CommandId) {
-        if let Some(at) = self.delivery(to, id).and_then(|delivery| delivery.timer.take()) {
+        if let Some(at) = self
+            .delivery_mut(to, id)
+            .and_then(|delivery| delivery.timer.take())
+        {
             self.timers.remove(&(at, to, id));
         }
     }
@@ -527,7 +540,7 @@ impl Delivery {
     }
 }
 
-fn absent() -> Reply {
+fn absent_reply() -> Reply {
     Reply::ended(
         Outcome::NoAnswer,
         "offline: flight actions are never queued for an absent node",

@@ -17,12 +17,12 @@ enum Token {
         negated: bool,
         ranges: Vec<(char, char)>,
     },
-    Numbers(Vec<Numbers>),
+    NumberRanges(Vec<NumberRange>),
 }
 
 /// A range of numbers, both ends included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Numbers {
+struct NumberRange {
     from: u64,
     to: u64,
     /// Exactly so many digits; `None`: as many as the number needs.
@@ -54,7 +54,7 @@ impl Glob {
                         .ok_or("`[` needs its `]`: write [0-9] or [01-12]")?;
                     let inner = &rest[..skip + length];
                     rest = &rest[skip + length + 1..];
-                    brackets(inner)?
+                    parse_brackets(inner)?
                 }
                 c => Token::Literal(c),
             });
@@ -76,13 +76,13 @@ impl Glob {
     pub(super) fn literals(&self) -> impl Iterator<Item = char> + '_ {
         self.0.iter().filter_map(|token| match token {
             Token::Literal(c) => Some(*c),
-            Token::AnyRun | Token::AnyOne | Token::Class { .. } | Token::Numbers(_) => None,
+            Token::AnyRun | Token::AnyOne | Token::Class { .. } | Token::NumberRanges(_) => None,
         })
     }
 
     /// Whether the whole text is one that the pattern means.
     pub fn matches(&self, text: &str) -> bool {
-        // Names are told apart by their first characters mostly, and doors ask thousands of times a second: no memory
+        // Names are told apart by their first characters mostly, and gateways ask thousands of times a second: no memory
         // is taken for what stands for itself.
         let (mut text, mut tokens) = (text.chars(), self.0.as_slice());
         while let [Token::Literal(wanted), rest @ ..] = tokens {
@@ -101,7 +101,7 @@ impl Glob {
             let mut next = vec![false; text.len() + 1];
             for at in 0..reached.len() {
                 if reached[at] {
-                    token.step(&text[at..], &mut next[at..]);
+                    token.advance(&text[at..], &mut next[at..]);
                 }
                 if matches!(token, Token::AnyRun) && reached[at] {
                     break;
@@ -115,7 +115,7 @@ impl Glob {
 
 impl Token {
     /// Marks in `next` how many characters of `text` this token may take.
-    fn step(&self, text: &[char], next: &mut [bool]) {
+    fn advance(&self, text: &[char], next: &mut [bool]) {
         let one = |good: &dyn Fn(char) -> bool, next: &mut [bool]| {
             if text.first().is_some_and(|c| good(*c)) {
                 next[1] = true;
@@ -129,13 +129,13 @@ impl Token {
                 let listed = |c: char| ranges.iter().any(|(from, to)| (*from..=*to).contains(&c));
                 one(&|c| listed(c) != *negated, next);
             }
-            Self::Numbers(list) => {
+            Self::NumberRanges(list) => {
                 let mut value = 0;
                 for (index, c) in text.iter().take(NUMBER_DIGITS_MAX).enumerate() {
                     let Some(digit) = c.to_digit(10) else { return };
                     value = value * 10 + u64::from(digit);
                     let padded = index > 0 && text[0] == '0';
-                    if list.iter().any(|range| range.holds(value, index + 1, padded)) {
+                    if list.iter().any(|range| range.contains(value, index + 1, padded)) {
                         next[index + 1] = true;
                     }
                 }
@@ -144,8 +144,8 @@ impl Token {
     }
 }
 
-impl Numbers {
-    fn holds(self, value: u64, digits: usize, padded: bool) -> bool {
+impl NumberRange {
+    fn contains(self, value: u64, digits: usize, padded: bool) -> bool {
         let wide_enough = self.width.map_or(!padded, |width| width == digits);
         wide_enough && (self.from..=self.to).contains(&value)
     }
@@ -181,14 +181,17 @@ impl Numbers {
 }
 
 /// `[01-12,15]` if it can only be meant as numbers; else a class of characters.
-fn brackets(inner: &str) -> Result<Token, String> {
+fn parse_brackets(inner: &str) -> Result<Token, String> {
     let numeric = inner
         .bytes()
         .all(|b| b.is_ascii_digit() || b == b'-' || b == b',');
     let long = inner.split([',', '-']).any(|number| number.len() > 1);
     if numeric && (long || inner.contains(',')) {
-        let list = inner.split(',').map(Numbers::parse).collect::<Result<_, _>>()?;
-        return Ok(Token::Numbers(list));
+        let list = inner
+            .split(',')
+            .map(NumberRange::parse)
+            .collect::<Result<_, _>>()?;
+        return Ok(Token::NumberRanges(list));
     }
     let (negated, listed) = match inner.strip_prefix(['!', '^']) {
         Some(rest) => (true, rest),
@@ -218,7 +221,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn patterns_match_whole_texts() {
+    fn globs_match_whole_texts() {
         for (pattern, yes, no) in [
             ("drone-*", "drone-", "drone"),
             ("*-07", "drone-07", "drone-07x"),
@@ -244,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_pattern_says_its_rule() {
+    fn malformed_glob_error_states_the_rule() {
         for (pattern, rule) in [
             ("d[1", "needs its `]`"),
             ("d[]", "needs its `]`"),
@@ -260,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn stars_do_not_multiply_the_work() {
+    fn many_stars_match_in_bounded_time() {
         let glob = Glob::parse(&"*a".repeat(60)).expect("a pattern");
         assert!(!glob.matches(&"a".repeat(59)));
         assert!(glob.matches(&"a".repeat(63)));
@@ -268,14 +271,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_parses_or_is_refused_and_never_panics(pattern in "[]\\[*?!^,a-c0-9-]{0,12}", text in ".{0,8}") {
+        fn arbitrary_glob_text_never_panics(pattern in "[]\\[*?!^,a-c0-9-]{0,12}", text in ".{0,8}") {
             if let Ok(glob) = Glob::parse(&pattern) {
                 glob.matches(&text);
             }
         }
 
         #[test]
-        fn a_text_matches_itself_and_its_prefix_with_a_star(text in "[a-z0-9-]{0,20}", cut in 0_usize..20) {
+        fn literal_glob_matches_itself_and_prefix_star(text in "[a-z0-9-]{0,20}", cut in 0_usize..20) {
             prop_assert!(Glob::parse(&text).expect("literal").matches(&text));
             let prefix = format!("{}*", &text[..cut.min(text.len())]);
             prop_assert!(Glob::parse(&prefix).expect("prefix").matches(&text));

@@ -31,7 +31,7 @@ pub const SELECTOR_BYTES_MAX: usize = 64 * 1024;
 
 /// What a selector looks at.
 #[derive(Clone, Copy, Debug)]
-pub struct Target<'a> {
+pub struct NodeAttributes<'a> {
     /// The node's name.
     pub name: &'a NodeName,
     /// The node's id.
@@ -45,8 +45,8 @@ pub struct Target<'a> {
 #[serde(try_from = "String", into = "String")]
 pub struct Selector {
     text: String,
-    wanted: Vec<Term>,
-    unwanted: Vec<Term>,
+    included: Vec<Term>,
+    excluded: Vec<Term>,
 }
 
 /// Why a text is not a selector.
@@ -72,8 +72,8 @@ impl Selector {
     pub fn all() -> Self {
         Self {
             text: "all".to_owned(),
-            wanted: vec![Term::All],
-            unwanted: Vec::new(),
+            included: vec![Term::All],
+            excluded: Vec::new(),
         }
     }
 
@@ -83,37 +83,37 @@ impl Selector {
     /// [`BadSelector`], which quotes the term at fault and says the rule.
     pub fn parse(text: &str) -> Result<Self, BadSelector> {
         if text.len() > SELECTOR_BYTES_MAX {
-            return Err(bad(
+            return Err(bad_selector(
                 text,
                 format!("it is longer than {SELECTOR_BYTES_MAX} bytes; use a glob or a tag"),
             ));
         }
         let mut selector = Self {
             text: text.trim().to_owned(),
-            wanted: Vec::new(),
-            unwanted: Vec::new(),
+            included: Vec::new(),
+            excluded: Vec::new(),
         };
         for term in split_terms(text) {
             let term = term.trim();
             match term.strip_prefix('!') {
-                Some(taken) => selector.unwanted.push(Term::parse(taken.trim_start(), term)?),
-                None => selector.wanted.push(Term::parse(term, term)?),
+                Some(taken) => selector.excluded.push(Term::parse(taken.trim_start(), term)?),
+                None => selector.included.push(Term::parse(term, term)?),
             }
         }
-        if selector.wanted.is_empty() {
-            selector.wanted.push(Term::All);
+        if selector.included.is_empty() {
+            selector.included.push(Term::All);
         }
         Ok(selector)
     }
 
     /// How many terms are looked for: `!term`s too, and the `all` that they take away from where there is nothing else.
     pub fn term_count(&self) -> usize {
-        self.wanted.len() + self.unwanted.len()
+        self.included.len() + self.excluded.len()
     }
 
     /// Whether it looks at tags, which are known only of nodes as they are now.
     pub fn has_tags(&self) -> bool {
-        let mut terms = self.wanted.iter().chain(&self.unwanted);
+        let mut terms = self.included.iter().chain(&self.excluded);
         terms.any(|term| matches!(term, Term::Tag { .. }))
     }
 
@@ -144,16 +144,16 @@ impl Selector {
             term_starts = (c == ',' && !in_brackets) || (term_starts && (c == '!' || c == ' '));
             at += c.len_utf8();
         }
-        Err(bad(
+        Err(bad_selector(
             text,
             "write SELECTOR:PATH, such as drone-*:shows/take1.csv".to_owned(),
         ))
     }
 
     /// Whether this node is meant.
-    pub fn matches(&self, target: &Target<'_>) -> bool {
+    pub fn matches(&self, target: &NodeAttributes<'_>) -> bool {
         let any = |terms: &[Term]| terms.iter().any(|term| term.matches(target));
-        any(&self.wanted) && !any(&self.unwanted)
+        any(&self.included) && !any(&self.excluded)
     }
 
     /// Each of its terms that is not `!term`, as it was written, and as a selector of its own: to find out which of them
@@ -162,10 +162,10 @@ impl Selector {
         let written = split_terms(&self.text).map(str::trim);
         let written = written.filter(|term| !term.starts_with('!'));
         // As many as were parsed; of `!terms` only, the one that stands for all was never written.
-        written.zip(&self.wanted).map(|(text, term)| Self {
+        written.zip(&self.included).map(|(text, term)| Self {
             text: text.to_owned(),
-            wanted: vec![term.clone()],
-            unwanted: Vec::new(),
+            included: vec![term.clone()],
+            excluded: Vec::new(),
         })
     }
 
@@ -174,16 +174,16 @@ impl Selector {
     pub fn exclusions(&self) -> impl Iterator<Item = Self> {
         let written = split_terms(&self.text).map(str::trim);
         let written = written.filter_map(|term| term.strip_prefix('!')).map(str::trim);
-        written.zip(&self.unwanted).map(|(text, term)| Self {
+        written.zip(&self.excluded).map(|(text, term)| Self {
             text: text.to_owned(),
-            wanted: vec![term.clone()],
-            unwanted: Vec::new(),
+            included: vec![term.clone()],
+            excluded: Vec::new(),
         })
     }
 
     /// Whether each of its terms is a name without a pattern, or an id: whoever writes one means somebody.
     pub fn is_exact(&self) -> bool {
-        self.wanted.iter().all(|term| match term {
+        self.included.iter().all(|term| match term {
             Term::Name(glob) => glob.is_literal(),
             Term::Id(_) => true,
             Term::All | Term::Tag { .. } => false,
@@ -191,23 +191,23 @@ impl Selector {
     }
 
     /// The names that it lists, if it is a list of nothing but names without patterns.
-    pub fn names(&self) -> Option<Vec<NodeName>> {
+    pub fn exact_names(&self) -> Option<Vec<NodeName>> {
         let name = |term: &Term| match term {
             Term::Name(glob) => NodeName::parse(&glob.literal()?).ok(),
             Term::All | Term::Tag { .. } | Term::Id(_) => None,
         };
-        let names = self.wanted.iter().map(name).collect();
-        if self.unwanted.is_empty() { names } else { None }
+        let names = self.included.iter().map(name).collect();
+        if self.excluded.is_empty() { names } else { None }
     }
 
     /// Whether it means whoever is called so, whatever the id and the tags.
-    pub fn means_all_called(&self, name: &NodeName) -> bool {
+    pub fn always_matches_name(&self, name: &NodeName) -> bool {
         let by_name = |term: &Term| match term {
             Term::All => true,
             Term::Name(glob) => glob.matches(name.as_str()),
             Term::Tag { .. } | Term::Id(_) => false,
         };
-        self.unwanted.is_empty() && self.wanted.iter().any(by_name)
+        self.excluded.is_empty() && self.included.iter().any(by_name)
     }
 
     /// The same without some of its terms, `!term`s among them; `None` if none is left that is not `!term`.
@@ -217,20 +217,20 @@ impl Selector {
         let texts = kept.iter().map(|term| term.text.clone());
         let texts = texts.chain(taken_away.iter().map(|term| format!("!{term}")));
         let text = texts.collect::<Vec<String>>().join(",");
-        let all = |terms: &[Self]| terms.iter().flat_map(|term| term.wanted.clone()).collect();
+        let all = |terms: &[Self]| terms.iter().flat_map(|term| term.included.clone()).collect();
         if self.terms().next().is_none() {
             // `!terms` alone start from all.
             let text = if text.is_empty() { "all".to_owned() } else { text };
             return Some(Self {
                 text,
-                wanted: self.wanted.clone(),
-                unwanted: all(&taken_away),
+                included: self.included.clone(),
+                excluded: all(&taken_away),
             });
         }
         (!kept.is_empty()).then(|| Self {
             text,
-            wanted: all(&kept),
-            unwanted: all(&taken_away),
+            included: all(&kept),
+            excluded: all(&taken_away),
         })
     }
 
@@ -243,10 +243,10 @@ impl Selector {
 impl Term {
     /// `text` is the term without its `!`; `whole` is what errors quote.
     fn parse(text: &str, whole: &str) -> Result<Self, BadSelector> {
-        let glob = |pattern: &str| Glob::parse(pattern).map_err(|rule| bad(whole, rule));
+        let glob = |pattern: &str| Glob::parse(pattern).map_err(|rule| bad_selector(whole, rule));
         if text.is_empty() {
             let rule = "a term is empty; use all, a name, a glob such as drone-*, tag:KEY, tag:KEY=VALUE or id:PREFIX";
-            return Err(bad(whole, rule.to_owned()));
+            return Err(bad_selector(whole, rule.to_owned()));
         }
         if text == "all" {
             return Ok(Self::All);
@@ -257,7 +257,7 @@ impl Term {
                 None => (tag, None),
             };
             if key.is_empty() {
-                return Err(bad(
+                return Err(bad_selector(
                     whole,
                     "tag: needs a key, such as tag:row or tag:row=3".to_owned(),
                 ));
@@ -272,13 +272,13 @@ impl Term {
             let dashes = prefix.bytes().filter(|b| *b == b'-').count();
             if digits == 0 || digits > 64 || digits + dashes != prefix.len() {
                 let rule = "id: needs 1 to 64 hexadecimal digits, such as id:a1b2-c3";
-                return Err(bad(whole, rule.to_owned()));
+                return Err(bad_selector(whole, rule.to_owned()));
             }
             return Ok(Self::Id(prefix.to_owned()));
         }
         let name = glob(text)?;
         if let Some(c) = name.literals().find(|c| !c.is_ascii_alphanumeric() && *c != '-') {
-            return Err(bad(
+            return Err(bad_selector(
                 whole,
                 format!("no name holds {c:?}; use names, globs such as drone-*, tag:KEY=VALUE or id:PREFIX"),
             ));
@@ -286,7 +286,7 @@ impl Term {
         Ok(Self::Name(name))
     }
 
-    fn matches(&self, target: &Target<'_>) -> bool {
+    fn matches(&self, target: &NodeAttributes<'_>) -> bool {
         match self {
             Self::All => true,
             Self::Name(glob) => glob.matches(target.name.as_str()),
@@ -312,7 +312,7 @@ fn split_terms(text: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-fn bad(term: &str, rule: String) -> BadSelector {
+fn bad_selector(term: &str, rule: String) -> BadSelector {
     BadSelector {
         term: term.chars().take(80).collect(),
         rule,
@@ -358,15 +358,17 @@ mod tests {
             .iter()
             .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
             .collect();
-        Selector::parse(selector).expect(selector).matches(&Target {
-            name: &NodeName::parse(name).expect(name),
-            id: &PublicKey([7; 32]).id(),
-            tags: &tags,
-        })
+        Selector::parse(selector)
+            .expect(selector)
+            .matches(&NodeAttributes {
+                name: &NodeName::parse(name).expect(name),
+                id: &PublicKey([7; 32]).id(),
+                tags: &tags,
+            })
     }
 
     #[test]
-    fn terms_add_and_take_away_in_any_order() {
+    fn selector_terms_include_and_exclude_in_any_order() {
         assert!(selects("all", "drone-07", &[]));
         assert!(selects("drone-*, lead", "lead", &[]));
         assert!(!selects("drone-*,!drone-07", "drone-07", &[]));
@@ -377,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn each_term_is_a_selector_of_its_own() {
+    fn each_selector_term_parses_on_its_own() {
         let terms = |text: &str| {
             let selector = Selector::parse(text).expect(text);
             let terms: Vec<Selector> = selector.terms().collect();
@@ -394,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_meant_for_sure_by_what_looks_at_names_alone() {
+    fn always_matches_name_ignores_tags_and_ids() {
         let name = NodeName::parse("drone-07").expect("a name");
         for (selector, meant) in [
             ("all", true),
@@ -407,12 +409,12 @@ mod tests {
             ("!lead", false),
         ] {
             let selector = Selector::parse(selector).expect("a selector");
-            assert_eq!(selector.means_all_called(&name), meant, "{selector}");
+            assert_eq!(selector.always_matches_name(&name), meant, "{selector}");
         }
     }
 
     #[test]
-    fn who_takes_away_can_be_looked_at_and_left_out() {
+    fn exclusions_can_be_listed_and_removed() {
         let selector = Selector::parse("drone-*, lead,! drone-4,!tag:row=2,!id:ab").expect("a selector");
         let away: Vec<Selector> = selector.exclusions().collect();
         let texts: Vec<String> = away.iter().map(Selector::to_string).collect();
@@ -431,14 +433,14 @@ mod tests {
     }
 
     #[test]
-    fn only_taking_away_starts_from_all() {
+    fn exclusions_alone_start_from_all_nodes() {
         assert!(selects("!drone-07", "lead", &[]));
         assert!(!selects("!drone-07", "drone-07", &[]));
         assert!(!selects("! tag:row", "lead", &[("row", "3")]));
     }
 
     #[test]
-    fn tags_match_by_key_and_by_value() {
+    fn selector_tags_match_by_key_and_value() {
         let tags = [("row", "3"), ("site", "a,b")];
         assert!(selects("tag:row", "x", &tags));
         assert!(selects("tag:row=3", "x", &tags));
@@ -449,9 +451,9 @@ mod tests {
     }
 
     #[test]
-    fn a_list_of_names_is_told_apart_from_what_may_mean_more() {
+    fn exact_names_exist_only_for_plain_name_lists() {
         let names = |text: &str| {
-            let names = Selector::parse(text).expect("good").names()?;
+            let names = Selector::parse(text).expect("good").exact_names()?;
             Some(
                 names
                     .iter()
@@ -481,7 +483,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_match_by_prefix() {
+    fn selector_ids_match_by_prefix() {
         let id = PublicKey([7; 32]).id();
         assert!(selects(&format!("id:{}", id.short()), "x", &[]));
         assert!(selects(
@@ -493,7 +495,7 @@ mod tests {
     }
 
     #[test]
-    fn terms_can_be_left_out() {
+    fn selector_terms_can_be_removed() {
         let selector = Selector::parse("a, drone-[1,2],!b,c").expect("good");
         let left = selector.without(|term| term.as_str() == "a" || term.as_str() == "c");
         let left = left.expect("one is left");
@@ -503,7 +505,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_term_is_quoted_with_its_rule() {
+    fn bad_selector_term_is_quoted_with_its_rule() {
         for (text, says) in [
             ("", "a term is empty"),
             ("drone-1,,x", "a term is empty"),
@@ -523,7 +525,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_follows_the_first_colon_that_no_term_owns() {
+    fn path_follows_the_first_colon_outside_terms() {
         for (text, selector, path) in [
             ("all:shows/a.csv", "all", "shows/a.csv"),
             (
@@ -545,7 +547,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_text_panics_and_what_parses_survives_its_own_text(text in "[a-c0-9!,:=*?\\[\\] -]{0,24}") {
+        fn parsed_selector_round_trips_and_never_panics(text in "[a-c0-9!,:=*?\\[\\] -]{0,24}") {
             if let Ok(selector) = Selector::parse(&text) {
                 prop_assert_eq!(&Selector::parse(selector.as_str()).expect("its own text"), &selector);
                 let json = serde_json::to_string(&selector).expect("serialises");
@@ -557,7 +559,7 @@ mod tests {
         }
 
         #[test]
-        fn a_list_is_the_union_of_its_terms_less_the_taken(
+        fn selector_is_union_of_terms_minus_exclusions(
             names in proptest::collection::vec("[a-b]{1,2}", 1..4),
             taken in proptest::collection::vec("[a-b]{1,2}", 0..3),
             name in "[a-b]{1,2}",

@@ -16,53 +16,56 @@ use std::time::{Duration, Instant};
 use crate::proto::wire::Header;
 
 /// One part in so many: more than two kernels that are both steering their clocks differ by.
-const RATE_DIFFERENCE: u32 = 1_000;
+const CLOCK_DRIFT_DIVISOR: u32 = 1_000;
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Stamps {
+pub(super) struct ClockMap {
     /// Our clock's zero.
     start: Instant,
     /// The best stamp of the peer on this link, and when it came.
-    peer: Option<(u64, Instant)>,
+    peer_clock: Option<(u64, Instant)>,
 }
 
-impl Stamps {
+impl ClockMap {
     pub(super) fn new(start: Instant) -> Self {
-        Self { start, peer: None }
+        Self {
+            start,
+            peer_clock: None,
+        }
     }
 
     /// Our clock, for the peer.
-    pub(super) fn stamp(&self, now: Instant) -> u64 {
+    pub(super) fn local_ms(&self, now: Instant) -> u64 {
         millis_down(now.saturating_duration_since(self.start))
     }
 
     /// The peer's clock, if the frame that came tells it.
-    pub(super) fn note(&mut self, header: &Header, now: Instant) {
+    pub(super) fn observe(&mut self, header: &Header, now: Instant) {
         if let Some(stamp) = header.stamp
-            && self.until(now).is_none_or(|known| stamp >= known)
+            && self.to_peer_clock(now).is_none_or(|known| stamp >= known)
         {
-            self.peer = Some((stamp, now));
+            self.peer_clock = Some((stamp, now));
         }
     }
 
     /// A new link: its welcome tells the clock of whoever is there now.
-    pub(super) fn forget(&mut self) {
-        self.peer = None;
+    pub(super) fn reset(&mut self) {
+        self.peer_clock = None;
     }
 
     /// A deadline of ours on the peer's clock; `None` while the peer has told no clock.
-    pub(super) fn until(&self, deadline: Instant) -> Option<u64> {
-        let (stamp, came) = self.peer?;
+    pub(super) fn to_peer_clock(&self, deadline: Instant) -> Option<u64> {
+        let (stamp, came) = self.peer_clock?;
         Some(match deadline.checked_duration_since(came) {
-            Some(left) => stamp.saturating_add(millis_down(left - left / RATE_DIFFERENCE)),
+            Some(left) => stamp.saturating_add(millis_down(left - left / CLOCK_DRIFT_DIVISOR)),
             None => stamp.saturating_sub(millis_up(came.saturating_duration_since(deadline))),
         })
     }
 
     /// The deadline of a frame that came at `now`: the earlier of what its two keys say. What lies beyond all clocks
     /// is no deadline.
-    pub(super) fn deadline(&self, header: &Header, now: Instant) -> Option<Instant> {
+    pub(super) fn local_deadline(&self, header: &Header, now: Instant) -> Option<Instant> {
         let after = |from: Instant, ms: Option<u64>| from.checked_add(Duration::from_millis(ms?));
         let deadlines = [after(now, header.ttl), after(self.start, header.until)];
         deadlines.into_iter().flatten().min()

@@ -3,9 +3,9 @@
 use std::time::Instant;
 
 use super::super::message::Welcome;
-use super::super::outbox::{OutboxLimits, TELLING_BYTES_MIN};
+use super::super::outbox::{DELAY_SAMPLE_BYTES_MIN, OutboxLimits};
 use super::super::wire::{Frame, Header, Kind};
-use super::{Event, LinkFault, Session, Settled, State};
+use super::{Event, LinkFault, RequestEnd, Session, State};
 
 /// After this many numbered frames an acknowledgement waits no longer.
 const ACK_FRAMES_MAX: u64 = 256;
@@ -18,37 +18,39 @@ impl<T> Session<T> {
     /// # Errors
     /// [`LinkFault`]: the link has to close; the session is detached and resumes on the next link.
     pub fn handle_frame(&mut self, frame: Frame, now: Instant) -> Result<(), LinkFault> {
-        self.take_frame(frame, now).inspect_err(|_fault| self.detach())
+        self.process_frame(frame, now).inspect_err(|_fault| self.detach())
     }
 
     /// Bytes of the peer have come: it lives, even if a large frame takes longer than [`Timing::lost_after`](super::Timing::lost_after).
     /// [`Self::handle_frame`] says so itself; call this when a read did not complete a frame.
-    pub fn heard(&mut self, now: Instant) {
+    pub fn on_bytes_received(&mut self, now: Instant) {
         self.last_heard = now;
         if self.silent {
             self.silent = false;
-            self.events.push(Event::Heard);
+            self.events.push(Event::Recovered);
         }
     }
 
-    fn take_frame(&mut self, frame: Frame, now: Instant) -> Result<(), LinkFault> {
-        self.heard(now);
+    fn process_frame(&mut self, frame: Frame, now: Instant) -> Result<(), LinkFault> {
+        self.on_bytes_received(now);
         match (frame.header.kind, self.state) {
             (Some(kind @ Kind::Refused), _) => {
                 let why = |why| LinkFault::Unreadable { kind, why };
-                return Err(LinkFault::Refused(frame.read().map_err(why)?));
+                return Err(LinkFault::Refused(frame.parse_content().map_err(why)?));
             }
-            (Some(Kind::Welcome), State::Greeting) => return self.take_welcome(&frame, now),
+            (Some(Kind::Welcome), State::AwaitingWelcome) => return self.on_welcome(&frame, now),
             (Some(Kind::Hello | Kind::Welcome | Kind::Join | Kind::Joined), _)
-            | (_, State::Detached | State::Greeting) => return Err(LinkFault::OutOfPlace(frame.header.kind)),
+            | (_, State::Detached | State::AwaitingWelcome) => {
+                return Err(LinkFault::UnexpectedFrame(frame.header.kind));
+            }
             (_, State::Open) => {}
         }
         // It is open, so it has read our welcome.
-        self.forgotten.retain(|run| Some(*run) != self.peer);
-        self.stamps.note(&frame.header, now);
+        self.forgotten_instances.retain(|run| Some(*run) != self.peer);
+        self.clock_map.observe(&frame.header, now);
         if let Some(ack) = frame.header.ack {
             let sent = self.outbox.sent();
-            if !self.outbox.acknowledge(ack, now) {
+            if !self.outbox.on_acknowledged(ack, now) {
                 return Err(LinkFault::AckAhead { ack, sent });
             }
         }
@@ -57,54 +59,54 @@ impl<T> Session<T> {
                 return Ok(());
             }
             if seq != self.received + 1 {
-                return Err(LinkFault::Gap {
+                return Err(LinkFault::SequenceGap {
                     got: seq,
                     expected: self.received + 1,
                 });
             }
             self.received = seq;
-            self.owe_ack(frame.content.len(), now);
+            self.schedule_ack(frame.content.len(), now);
         }
-        self.pass_on(frame, now);
+        self.dispatch_frame(frame, now);
         Ok(())
     }
 
-    fn take_welcome(&mut self, frame: &Frame, now: Instant) -> Result<(), LinkFault> {
+    fn on_welcome(&mut self, frame: &Frame, now: Instant) -> Result<(), LinkFault> {
         let unreadable = |why| LinkFault::Unreadable {
             kind: Kind::Welcome,
             why,
         };
-        let welcome: Welcome = frame.read().map_err(unreadable)?;
+        let welcome: Welcome = frame.parse_content().map_err(unreadable)?;
         if Some(welcome.instance) != self.peer {
             return Err(LinkFault::OtherInstance);
         }
-        let remembered = !self.forgotten.contains(&welcome.instance)
+        let remembered = !self.forgotten_instances.contains(&welcome.instance)
             && welcome.peer_instance == self.instance
             && welcome.received >= self.outbox.acknowledged();
         if remembered {
             let (ack, sent) = (welcome.received, self.outbox.sent());
-            if !self.outbox.acknowledge(ack, now) {
+            if !self.outbox.on_acknowledged(ack, now) {
                 return Err(LinkFault::AckAhead { ack, sent });
             }
             self.outbox.rewind();
         } else {
-            self.forget_peer();
+            self.reset_peer();
         }
         self.state = State::Open;
-        self.stamps.note(&frame.header, now);
-        let resumed = std::mem::replace(&mut self.acquainted, true);
+        self.clock_map.observe(&frame.header, now);
+        let resumed = std::mem::replace(&mut self.established, true);
         self.events.push(Event::Opened { resumed });
         Ok(())
     }
 
-    fn owe_ack(&mut self, bytes: usize, now: Instant) {
+    fn schedule_ack(&mut self, bytes: usize, now: Instant) {
         self.unacked_frames += 1;
         self.unacked_bytes += bytes;
         if self.unacked_frames >= ACK_FRAMES_MAX || self.unacked_bytes >= ACK_BYTES_MAX {
             self.ack_due = Some(now);
             return;
         }
-        let due = if bytes >= TELLING_BYTES_MIN {
+        let due = if bytes >= DELAY_SAMPLE_BYTES_MIN {
             now.max(self.last_ack + self.timing.ack_interval)
         } else {
             now + self.timing.ack_delay
@@ -112,15 +114,15 @@ impl<T> Session<T> {
         self.ack_due = Some(self.ack_due.map_or(due, |earlier| earlier.min(due)));
     }
 
-    fn pass_on(&mut self, frame: Frame, now: Instant) {
+    fn dispatch_frame(&mut self, frame: Frame, now: Instant) {
         let Header { kind, id, epoch, .. } = frame.header;
         match (kind, id) {
             (Some(Kind::Heartbeat | Kind::Ack | Kind::Unknown), _) => {}
             (Some(Kind::Reply), Some(id)) if self.pending.awaits(id, epoch) => {
-                self.settle(id, Settled::Reply(frame.content));
+                self.resolve(id, RequestEnd::Reply(frame.content));
             }
             _ => {
-                let deadline = self.stamps.deadline(&frame.header, now);
+                let deadline = self.clock_map.local_deadline(&frame.header, now);
                 let frame = Box::new(frame);
                 self.events.push(Event::Frame { frame, deadline });
             }

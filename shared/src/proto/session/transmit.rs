@@ -2,12 +2,12 @@
 
 use std::time::Instant;
 
-use super::super::encoded::{OutBuffer, Parcel, Trailer};
+use super::super::encoded::{EncodedFrame, OutBuffer, Trailer};
 use super::super::id::Instance;
 use super::super::message::Welcome;
 use super::super::wire::{Frame, Kind, WireError};
 use super::clock_map::millis_up;
-use super::{Session, Settled, State};
+use super::{RequestEnd, Session, State};
 
 impl<T> Session<T> {
     /// Writes what is to be sent now, until `room` bytes wait in `to`.
@@ -16,12 +16,12 @@ impl<T> Session<T> {
     /// Never in practice: [`WireError`] if the welcome did not encode.
     pub fn transmit(&mut self, to: &mut OutBuffer, room: usize, now: Instant) -> Result<(), WireError> {
         let before = to.len();
-        let stamp = Some(self.stamps.stamp(now));
+        let stamp = Some(self.clock_map.local_ms(now));
         if self.welcome_due
             && let Some(peer) = self.peer
         {
             // Of a forgotten run another one is named: then neither side resumes.
-            let peer_instance = if self.forgotten.contains(&peer) {
+            let peer_instance = if self.forgotten_instances.contains(&peer) {
                 Instance(!peer.0)
             } else {
                 peer
@@ -31,8 +31,8 @@ impl<T> Session<T> {
                 peer_instance,
                 received: self.resume_point(),
             };
-            to.put(
-                &Parcel::new(&Frame::json(Kind::Welcome, &welcome))?,
+            to.push(
+                &EncodedFrame::new(&Frame::json(Kind::Welcome, &welcome))?,
                 Trailer {
                     stamp,
                     ..Trailer::default()
@@ -42,26 +42,28 @@ impl<T> Session<T> {
         }
         if self.state == State::Open {
             for item in self.outbox.expire(now) {
-                self.settle_item(&item, Settled::Expired);
+                self.resolve_item(&item, RequestEnd::Expired);
             }
             // An acknowledgement never goes without our clock.
-            let word = |received| Trailer {
+            let trailer = |received| Trailer {
                 ack: Some(received),
                 stamp,
                 ..Trailer::default()
             };
             while to.len() < room {
-                let word = self.ack_due.map(|_due| word(self.received));
+                let word = self.ack_due.map(|_due| trailer(self.received));
                 let Some((seq, item)) = self.outbox.next_to_send(now) else {
                     break;
                 };
                 // Rounded up, so that less than a millisecond is not told as none.
                 let left = |deadline: Instant| millis_up(deadline.saturating_duration_since(now));
-                let question = item.parcel.is_question().then_some(0);
+                let question = item.frame.is_status_query().then_some(0);
                 let ttl = question.or(item.deadline.map(left));
-                let until = item.deadline.and_then(|deadline| self.stamps.until(deadline));
-                to.put(
-                    &item.parcel,
+                let until = item
+                    .deadline
+                    .and_then(|deadline| self.clock_map.to_peer_clock(deadline));
+                to.push(
+                    &item.frame,
                     Trailer {
                         seq,
                         ttl,
@@ -70,13 +72,13 @@ impl<T> Session<T> {
                     },
                 );
                 if word.is_some() {
-                    self.forget_ack(now);
+                    self.clear_pending_ack(now);
                 }
             }
             if self.ack_due.is_some_and(|due| now >= due) {
                 if to.len() < room {
-                    to.put(&self.ack, word(self.received));
-                    self.forget_ack(now);
+                    to.push(&self.ack, trailer(self.received));
+                    self.clear_pending_ack(now);
                 } else {
                     // Behind what waits it would come no sooner, and a peer that does not read would pile them up.
                     self.ack_due = Some(now + self.timing.ack_delay);
@@ -85,7 +87,7 @@ impl<T> Session<T> {
             if now >= self.last_sent + self.timing.heartbeat {
                 // What still waits in the buffer is as good a sign of life.
                 if to.is_empty() {
-                    to.put(&self.heartbeat, word(self.received));
+                    to.push(&self.heartbeat, trailer(self.received));
                 }
                 self.last_sent = now;
             }
@@ -106,7 +108,7 @@ impl<T> Session<T> {
     }
 
     /// What was owed has been told.
-    fn forget_ack(&mut self, now: Instant) {
+    fn clear_pending_ack(&mut self, now: Instant) {
         self.last_ack = now;
         self.ack_due = None;
         self.unacked_frames = 0;

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::super::encoded::Parcel;
+use super::super::encoded::EncodedFrame;
 use super::super::json::JsonError;
 use super::super::message::Refused;
 use super::super::outbox::Busy;
@@ -60,16 +60,16 @@ pub enum Event<T> {
         deadline: Option<Instant>,
     },
     /// A request that waited has ended.
-    Settled(T, Settled),
+    RequestEnded(T, RequestEnd),
     /// Nothing was heard for [`Timing::silent_after`].
     Silent,
     /// The silent peer was heard again.
-    Heard,
+    Recovered,
 }
 
 /// How a request ended.
 #[derive(Debug)]
-pub enum Settled {
+pub enum RequestEnd {
     /// The content of its reply.
     Reply(bytes::Bytes),
     /// It was too late to send it.
@@ -96,10 +96,10 @@ pub enum LinkFault {
     },
     /// A frame came before the peer's welcome, or a second welcome.
     #[error("{0:?} frame out of place")]
-    OutOfPlace(Option<Kind>),
+    UnexpectedFrame(Option<Kind>),
     /// A number is missing: the link has lost a frame.
     #[error("frame {got} came where {expected} was due")]
-    Gap {
+    SequenceGap {
         /// The number of the frame.
         got: u64,
         /// The number that was due.
@@ -139,7 +139,7 @@ pub enum SendError {
 #[derive(Clone, Debug)]
 pub struct Outgoing {
     /// The frame, ready to send.
-    pub parcel: Parcel,
+    pub frame: EncodedFrame,
     /// Its lane.
     pub lane: Lane,
     /// When it is too late to send it; also the time to live that the peer is told.
@@ -148,11 +148,11 @@ pub struct Outgoing {
 
 /// The reply that a request waits for.
 #[derive(Debug)]
-pub struct Expected<T> {
+pub struct ExpectedReply<T> {
     /// The number of the request, in its header as [`Header::id`](super::super::wire::Header::id).
     pub id: u64,
     /// When to stop waiting.
-    pub until: Instant,
+    pub deadline: Instant,
     /// Handed back with the end.
     pub token: T,
 }

@@ -3,8 +3,8 @@
 //! | part | what |
 //! |---|---|
 //! | [`StopOrder`] | the order and its signed datagram; the same bytes are the content of a `stop` frame |
-//! | [`StopDesk`] | the node's side: what is heard, what is in force, what it takes to release it |
-//! | [`StopCall`] | the station's side: whom to send to and when, who has answered |
+//! | [`StopReceiver`] | the node's side: what is heard, what is in force, what it takes to release it |
+//! | [`StopSender`] | the station's side: whom to send to and when, who has answered |
 //!
 //! Invariants:
 //! * an order counts only with its issuer's signature over every byte before it, and with the fleet root's grant for
@@ -17,10 +17,11 @@ mod receiver;
 mod sender;
 
 pub use order::{
-    BadStop, IDS_PER_ORDER, NOBODY, STOP_BYTES_MAX, STOP_NUMBER_TOLD_MAX, STOP_SELECTOR_BYTES_MAX,
-    StopDatagram, StopNotMade, StopOrder, is_stop, next_number, selectors,
+    BadStop, IDS_PER_SELECTOR, NO_NODES, STOP_BYTES_MAX, STOP_NUMBER_REPORTED_MAX, STOP_SELECTOR_BYTES_MAX,
+    StopDatagram, StopEncodeError, StopOrder, is_stop_datagram, next_number, split_selector,
 };
 pub use receiver::{
-    Carrier, Heard, ISSUERS_MAX, Latch, NotReleased, PASSED_MAX, Present, StopDesk, StopFault,
+    ActiveStop, FORWARDED_MAX, ISSUERS_MAX, Received, ReceivedVia, ReleaseError, StopId, StopReceiver,
+    StopRejection,
 };
-pub use sender::{BURST_MS, REPEAT_INTERVAL, Round, StopCall, Verdict};
+pub use sender::{BURST_MS, REPEAT_INTERVAL, ReportResult, SendRound, StopSender};

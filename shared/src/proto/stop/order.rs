@@ -26,16 +26,16 @@ pub const STOP_BYTES_MAX: usize = 1_200;
 pub const STOP_SELECTOR_BYTES_MAX: usize = 255;
 /// No station counts beyond this because a node says so: milliseconds on the wall clock come nowhere near, and from the
 /// greatest number of all nobody could count on, so that no later stop would be heeded anywhere.
-pub const STOP_NUMBER_TOLD_MAX: u64 = 1 << 53;
+pub const STOP_NUMBER_REPORTED_MAX: u64 = 1 << 53;
 /// The selector of an order that stops nobody. Over a link it says how far its issuer has counted, so that a node that
 /// was away does not heed an older order that somebody kept.
-pub const NOBODY: &str = "!all";
+pub const NO_NODES: &str = "!all";
 
 const MAGIC: &[u8; 4] = b"SWST";
 const VERSION: u8 = 1;
 const LABEL: &[u8] = b"swarm stop v1\0";
 /// Targets of one order where each is named by the first 8 bytes of its id: `id:` and 16 digits and a comma each.
-pub const IDS_PER_ORDER: usize = STOP_SELECTOR_BYTES_MAX / 20;
+pub const IDS_PER_SELECTOR: usize = STOP_SELECTOR_BYTES_MAX / 20;
 
 /// Stop, whoever the selector means.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,13 +52,13 @@ pub struct StopOrder {
 
 /// Why an order cannot be put into a datagram.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum StopNotMade {
+pub enum StopEncodeError {
     /// The selector is too long.
     #[error(
         "a selector of {0} bytes does not fit an emergency stop, which has room for {STOP_SELECTOR_BYTES_MAX}: use a \
          glob or a tag"
     )]
-    Selector(usize),
+    SelectorTooLong(usize),
     /// The grant is too long.
     #[error("with its grant the stop has {0} bytes, and a datagram has room for {STOP_BYTES_MAX}")]
     TooLong(usize),
@@ -81,10 +81,10 @@ pub enum BadStop {
     BadLength(usize),
     /// The selector is not one.
     #[error("a stop whose selector is not one: {0}")]
-    Selector(#[from] BadSelector),
+    BadSelector(#[from] BadSelector),
     /// The selector or the grant is not text.
     #[error("a stop whose text is not UTF-8")]
-    NotText,
+    NotUtf8,
 }
 
 impl StopOrder {
@@ -102,14 +102,14 @@ impl StopOrder {
     /// makes an order that nobody heeds.
     ///
     /// # Errors
-    /// [`StopNotMade`]: something is too long.
-    pub fn encode(&self, key: &SigningKey, grant: &Signed<Grant>) -> Result<Vec<u8>, StopNotMade> {
+    /// [`StopEncodeError`]: something is too long.
+    pub fn encode(&self, key: &SigningKey, grant: &Signed<Grant>) -> Result<Vec<u8>, StopEncodeError> {
         let selector = self.selector.as_str().as_bytes();
         let selector_length =
-            u8::try_from(selector.len()).map_err(|_long| StopNotMade::Selector(selector.len()))?;
+            u8::try_from(selector.len()).map_err(|_long| StopEncodeError::SelectorTooLong(selector.len()))?;
         let grant_text = grant.text().as_bytes();
         let grant_length =
-            u16::try_from(grant_text.len()).map_err(|_long| StopNotMade::TooLong(grant_text.len()))?;
+            u16::try_from(grant_text.len()).map_err(|_long| StopEncodeError::TooLong(grant_text.len()))?;
         let mut bytes = Vec::with_capacity(STOP_BYTES_MAX);
         bytes.extend_from_slice(MAGIC);
         bytes.push(VERSION);
@@ -121,17 +121,17 @@ impl StopOrder {
         bytes.extend_from_slice(&grant_length.to_be_bytes());
         bytes.extend_from_slice(grant_text);
         bytes.extend_from_slice(grant.signature());
-        let signature = key.sign(&labelled(&bytes));
+        let signature = key.sign(&with_label(&bytes));
         bytes.extend_from_slice(&signature);
         if bytes.len() > STOP_BYTES_MAX {
-            return Err(StopNotMade::TooLong(bytes.len()));
+            return Err(StopEncodeError::TooLong(bytes.len()));
         }
         Ok(bytes)
     }
 }
 
 /// Whether bytes begin as a stop: tells them from the pings that share their port.
-pub fn is_stop(bytes: &[u8]) -> bool {
+pub fn is_stop_datagram(bytes: &[u8]) -> bool {
     bytes.starts_with(MAGIC)
 }
 
@@ -146,7 +146,7 @@ pub fn next_number(last: u64, now_unix_ms: u64) -> u64 {
 ///
 /// # Errors
 /// [`BadSelector`] never in fact: ids are selectors.
-pub fn selectors(selector: &Selector, targets: &[PeerId]) -> Result<Vec<Selector>, BadSelector> {
+pub fn split_selector(selector: &Selector, targets: &[PeerId]) -> Result<Vec<Selector>, BadSelector> {
     if selector.as_str().len() <= STOP_SELECTOR_BYTES_MAX {
         return Ok(vec![selector.clone()]);
     }
@@ -157,7 +157,7 @@ pub fn selectors(selector: &Selector, targets: &[PeerId]) -> Result<Vec<Selector
             .collect();
         Selector::parse(&terms.join(","))
     };
-    targets.chunks(IDS_PER_ORDER).map(named).collect()
+    targets.chunks(IDS_PER_SELECTOR).map(named).collect()
 }
 
 /// A stop as it came, its fields read and nothing of it believed yet.
@@ -182,7 +182,7 @@ impl<'a> StopDatagram<'a> {
     ///
     /// # Errors
     /// [`BadStop`]: the first fault found.
-    pub fn read(bytes: &'a [u8]) -> Result<Self, BadStop> {
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, BadStop> {
         if bytes.len() > STOP_BYTES_MAX {
             return Err(BadStop::TooLong(bytes.len()));
         }
@@ -205,7 +205,7 @@ impl<'a> StopDatagram<'a> {
             .ok_or_else(short)?;
         let (grant_signature, rest) = rest.split_first_chunk().ok_or_else(short)?;
         let signature: &[u8; SIGNATURE_BYTES] = rest.try_into().map_err(|_length| short())?;
-        let text = |bytes| std::str::from_utf8(bytes).map_err(|_bytes| BadStop::NotText);
+        let text = |bytes| std::str::from_utf8(bytes).map_err(|_bytes| BadStop::NotUtf8);
         Ok(Self {
             fleet: *fleet,
             issuer: PublicKey(*issuer),
@@ -236,11 +236,11 @@ impl<'a> StopDatagram<'a> {
     /// # Errors
     /// [`TrustError::BadSignature`].
     pub fn check_signature(&self) -> Result<(), TrustError> {
-        self.issuer.verify(&labelled(self.signed), self.signature)
+        self.issuer.verify(&with_label(self.signed), self.signature)
     }
 }
 
-fn labelled(signed: &[u8]) -> Vec<u8> {
+fn with_label(signed: &[u8]) -> Vec<u8> {
     [LABEL, signed].concat()
 }
 
@@ -284,7 +284,7 @@ mod tests {
             (hex::encode(&bytes[..61]), hex::encode(digest.as_ref())),
             (GOLDEN_START.to_owned(), GOLDEN_SHA256.to_owned())
         );
-        let read = StopDatagram::read(&bytes).expect("ours");
+        let read = StopDatagram::parse(&bytes).expect("ours");
         assert_eq!((read.number, read.selector), (1_700_000_000_000, "drone-*"));
         assert_eq!(read.issuer, key().public());
         assert_eq!(read.fleet, root().fingerprint().prefix());
@@ -302,81 +302,84 @@ mod tests {
     const GOLDEN_SHA256: &str = "fcf95930e84c7ed96f0cd241a555964a6b322761cd72eea06ce6e6dc2d64c7b0";
 
     #[test]
-    fn each_fault_of_the_bytes_has_its_error() {
+    fn each_stop_datagram_fault_has_its_error() {
         let good = datagram("all");
         let change = |at: usize, byte: u8| {
             let mut bytes = good.clone();
             bytes[at] = byte;
-            StopDatagram::read(&bytes).map(|_| ())
+            StopDatagram::parse(&bytes).map(|_| ())
         };
         assert_eq!(change(0, b'X'), Err(BadStop::BadMagic));
         assert_eq!(change(4, 2), Err(BadStop::OtherVersion(2)));
         assert_eq!(change(53, 200), Err(BadStop::BadLength(good.len())));
-        assert_eq!(change(54, 0xff), Err(BadStop::NotText));
+        assert_eq!(change(54, 0xff), Err(BadStop::NotUtf8));
         for cut in 5..good.len() {
             assert_eq!(
-                StopDatagram::read(&good[..cut]).map(|_| ()),
+                StopDatagram::parse(&good[..cut]).map(|_| ()),
                 Err(BadStop::BadLength(cut))
             );
         }
         let long = [&good[..], &[0]].concat();
         assert_eq!(
-            StopDatagram::read(&long).map(|_| ()),
+            StopDatagram::parse(&long).map(|_| ()),
             Err(BadStop::BadLength(long.len()))
         );
         assert_eq!(
-            StopDatagram::read(&[0; STOP_BYTES_MAX + 1]).map(|_| ()),
+            StopDatagram::parse(&[0; STOP_BYTES_MAX + 1]).map(|_| ()),
             Err(BadStop::TooLong(STOP_BYTES_MAX + 1))
         );
         let mut odd = order("all");
         odd.selector = Selector::parse(&"a".repeat(STOP_SELECTOR_BYTES_MAX + 1)).expect("a long name");
         let grant = root().grant(key().public(), Role::Operator).expect("a grant");
-        assert_eq!(odd.encode(&key(), &grant), Err(StopNotMade::Selector(256)));
+        assert_eq!(
+            odd.encode(&key(), &grant),
+            Err(StopEncodeError::SelectorTooLong(256))
+        );
     }
 
     #[test]
-    fn one_changed_bit_anywhere_breaks_a_signature_or_the_reading() {
+    fn any_bit_flip_invalidates_a_stop_datagram() {
         let good = datagram("all");
         for at in 0..good.len() {
             for bit in 0..8 {
                 let mut bytes = good.clone();
                 bytes[at] ^= 1 << bit;
-                let believed = StopDatagram::read(&bytes).is_ok_and(|read| read.check_signature().is_ok());
+                let believed = StopDatagram::parse(&bytes).is_ok_and(|read| read.check_signature().is_ok());
                 assert!(!believed, "byte {at}, bit {bit}");
             }
         }
     }
 
     #[test]
-    fn the_longest_order_fits() {
+    fn longest_stop_fits_a_datagram() {
         let longest = "a".repeat(STOP_SELECTOR_BYTES_MAX);
         let bytes = datagram(&longest);
         assert!(bytes.len() < STOP_BYTES_MAX);
         assert_eq!(
-            StopDatagram::read(&bytes).map(|read| read.selector.len()),
+            StopDatagram::parse(&bytes).map(|read| read.selector.len()),
             Ok(255)
         );
     }
 
     #[test]
-    fn numbers_rise_over_restarts_and_clocks_that_go_back() {
+    fn stop_numbers_rise_despite_restarts_and_clock_setbacks() {
         assert_eq!(next_number(0, 1_000), 1_000);
         assert_eq!(next_number(1_000, 1_000), 1_001);
         assert_eq!(next_number(5_000, 10), 5_001);
     }
 
     #[test]
-    fn a_long_selector_becomes_orders_that_name_each_target() {
+    fn long_selector_is_split_into_selectors_by_id() {
         let ids: Vec<PeerId> = (0..30).map(|n| PublicKey([n; 32]).id()).collect();
         let short = Selector::parse("drone-*").expect("a selector");
-        assert_eq!(selectors(&short, &ids), Ok(vec![short]));
+        assert_eq!(split_selector(&short, &ids), Ok(vec![short]));
         let long = Selector::parse(&vec!["drone-07"; 40].join(",")).expect("a selector");
-        let orders = selectors(&long, &ids).expect("ids");
+        let orders = split_selector(&long, &ids).expect("ids");
         assert_eq!(orders.len(), 3);
         let name = crate::proto::id::NodeName::parse("x").expect("a name");
         let tags = std::collections::BTreeMap::new();
         for id in &ids {
-            let target = crate::proto::selector::Target {
+            let target = crate::proto::selector::NodeAttributes {
                 name: &name,
                 id,
                 tags: &tags,
@@ -392,16 +395,16 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_read_without_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
-            prop_assert!(StopDatagram::read(&bytes).is_err());
+        fn arbitrary_stop_datagram_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+            prop_assert!(StopDatagram::parse(&bytes).is_err());
             let marked = [b"SWST\x01".as_slice(), &bytes].concat();
-            if let Ok(read) = StopDatagram::read(&marked) {
+            if let Ok(read) = StopDatagram::parse(&marked) {
                 prop_assert!(read.check_signature().is_err());
             }
         }
 
         #[test]
-        fn any_fields_survive(fleet: [u8; 8], seed: [u8; 32], number: u64, selector in "[a-z]{1,255}") {
+        fn stop_order_round_trips(fleet: [u8; 8], seed: [u8; 32], number: u64, selector in "[a-z]{1,255}") {
             let key = SigningKey::from_seed(seed);
             let grant = root().grant(key.public(), Role::Admin).expect("a grant");
             let order = StopOrder {
@@ -411,7 +414,7 @@ mod tests {
                 selector: Selector::parse(&selector).expect("a name"),
             };
             let bytes = order.encode(&key, &grant).expect("fits");
-            let read = StopDatagram::read(&bytes).expect("ours");
+            let read = StopDatagram::parse(&bytes).expect("ours");
             let back = StopOrder {
                 fleet: read.fleet,
                 issuer: read.issuer,

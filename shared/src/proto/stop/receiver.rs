@@ -6,7 +6,7 @@
 //! | stopped by it | the same order | nothing; over a link it is answered: [`Heard::Same`] |
 //! | any | an order for this node that is not newer | nothing; over a link it is answered: [`Heard::Old`] |
 //! | any | an order for others | passed on once: [`Heard::Others`] |
-//! | stopped | [`StopDesk::release`] with the number in force | going |
+//! | stopped | [`StopReceiver::release`] with the number in force | going |
 //! | stopped | a restart | stopped: whoever restores it says so |
 //!
 //! A second order on top of a first takes its place, so that a release of the first undoes nothing.
@@ -17,24 +17,24 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
-use super::order::{BadStop, NOBODY, StopDatagram};
+use super::order::{BadStop, NO_NODES, StopDatagram};
 use crate::proto::id::PeerId;
-use crate::proto::message::{StopCommand, Stopped};
+use crate::proto::message::{StopCommandState, StopStatus};
 #[cfg(feature = "planted-bugs")]
 use crate::proto::planted;
-use crate::proto::selector::Target;
-use crate::proto::trust::gate::{Wish, permit};
+use crate::proto::selector::NodeAttributes;
+use crate::proto::trust::gate::{Permission, permit};
 use crate::proto::trust::{Membership, Role, TrustError};
 use crate::proto::wire::Kind;
 
 /// Most issuers whose numbers are remembered; the one heard longest ago is forgotten for a new one.
 pub const ISSUERS_MAX: usize = 64;
 /// Most orders for others that are remembered, so that each is passed on once.
-pub const PASSED_MAX: usize = 64;
+pub const FORWARDED_MAX: usize = 64;
 
 /// How an order came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Carrier {
+pub enum ReceivedVia {
     /// Over the link of a peer that may give one.
     Link,
     /// From anywhere.
@@ -43,7 +43,7 @@ pub enum Carrier {
 
 /// Which order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Latch {
+pub struct StopId {
     /// Who gave it.
     pub issuer: PeerId,
     /// Its number.
@@ -52,32 +52,32 @@ pub struct Latch {
 
 /// What came of hearing an order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Heard {
+pub enum Received {
     /// The node is stopped by it from now on: run the command, write it down, pass it on, tell the stations.
-    New(Latch),
+    New(StopId),
     /// It is in force already: over a link, answer.
-    Same(Latch),
+    Duplicate(StopId),
     /// It was heard before, or is older than one that was: over a link, answer, so that the issuer counts on.
-    Old(Latch),
+    Stale(StopId),
     /// It does not mean this node. To be passed on if it was not heard before; over a link, answer.
-    Others {
+    OtherTargets {
         /// Which.
-        order: Latch,
+        id: StopId,
         /// Whether it is to be passed on.
-        pass_on: bool,
+        forward: bool,
     },
     /// Its issuer has counted this far: write it down.
-    Counted(Latch),
+    NumberRaised(StopId),
     /// Nothing is to be done.
-    Nothing,
+    Ignored,
 }
 
 /// Why an order is not heeded. On a shared network most of these are everyday.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum StopFault {
+pub enum StopRejection {
     /// The bytes.
     #[error(transparent)]
-    Bad(#[from] BadStop),
+    Malformed(#[from] BadStop),
     /// Nobody can stop a node without a fleet.
     #[error("a stop, and this node belongs to no fleet")]
     NoFleet,
@@ -105,7 +105,7 @@ pub enum StopFault {
 
 /// Why a stop is not released.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum NotReleased {
+pub enum ReleaseError {
     /// It is not stopped.
     #[error("it is not stopped")]
     NotStopped,
@@ -119,83 +119,83 @@ pub enum NotReleased {
         /// What the release named.
         asked: u64,
         /// What is in force.
-        present: Latch,
+        present: StopId,
     },
 }
 
 /// The stop in force.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Present {
+pub struct ActiveStop {
     /// Which order.
-    pub order: Latch,
+    pub id: StopId,
     /// When it was heard, or restored.
     pub since: Instant,
     /// How much earlier it was heard than [`Present::since`], as far as that is known, in milliseconds.
-    pub before_ms: u64,
+    pub earlier_ms: u64,
     /// Whether it is in the journal.
     pub latched: bool,
     /// Why it is not.
-    pub unlatched_why: Option<String>,
+    pub latch_error: Option<String>,
     /// What became of the command.
-    pub command: StopCommand,
+    pub command: StopCommandState,
     /// What went wrong with it.
     pub command_error: Option<String>,
 }
 
 /// See the module.
 #[derive(Clone, Debug)]
-pub struct StopDesk {
+pub struct StopReceiver {
     has_command: bool,
-    present: Option<Present>,
+    active: Option<ActiveStop>,
     /// The highest number heard of each issuer, the one heard last at the end.
-    seen: Vec<Latch>,
+    highest_numbers: Vec<StopId>,
     /// Orders for others that were heard, the newest at the end.
-    passed: VecDeque<Latch>,
+    forwarded: VecDeque<StopId>,
 }
 
-impl StopDesk {
+impl StopReceiver {
     /// A desk that has heard up to these numbers, stopped by `present` if there is one. `has_command`: whether the node's
     /// owner has named one.
-    pub fn new(has_command: bool, seen: Vec<Latch>, present: Option<Present>) -> Self {
-        let mut desk = Self {
+    pub fn new(has_command: bool, seen: Vec<StopId>, present: Option<ActiveStop>) -> Self {
+        let mut receiver = Self {
             has_command,
-            present: None,
-            seen: Vec::new(),
-            passed: VecDeque::new(),
+            active: None,
+            highest_numbers: Vec::new(),
+            forwarded: VecDeque::new(),
         };
         for order in seen {
-            desk.note(order);
+            receiver.raise_number(order);
         }
         if let Some(present) = present {
-            desk.note(present.order);
-            desk.present = Some(present);
+            receiver.raise_number(present.id);
+            receiver.active = Some(present);
         }
-        desk
+        receiver
     }
 
     /// The stop in force.
-    pub fn present(&self) -> Option<&Present> {
-        self.present.as_ref()
+    pub fn active_stop(&self) -> Option<&ActiveStop> {
+        self.active.as_ref()
     }
 
     /// The highest number heard of each issuer.
-    pub fn seen(&self) -> &[Latch] {
-        &self.seen
+    pub fn highest_numbers(&self) -> &[StopId] {
+        &self.highest_numbers
     }
 
-    fn seen_of(&self, issuer: &PeerId) -> Option<u64> {
-        let known = self.seen.iter().find(|known| known.issuer == *issuer);
+    fn highest_number(&self, issuer: &PeerId) -> Option<u64> {
+        let known = self.highest_numbers.iter().find(|known| known.issuer == *issuer);
         known.map(|known| known.number)
     }
 
     /// Notes how far an issuer has counted.
-    fn note(&mut self, order: Latch) {
-        let before = self.seen_of(&order.issuer).unwrap_or(0);
-        self.seen.retain(|known| known.issuer != order.issuer);
-        if self.seen.len() >= ISSUERS_MAX {
-            self.seen.remove(0);
+    fn raise_number(&mut self, order: StopId) {
+        let before = self.highest_number(&order.issuer).unwrap_or(0);
+        self.highest_numbers.retain(|known| known.issuer != order.issuer);
+        if self.highest_numbers.len() >= ISSUERS_MAX {
+            self.highest_numbers.remove(0);
         }
-        self.seen.push(Latch {
+        self.highest_numbers.push(StopId {
             number: order.number.max(before),
             ..order
         });
@@ -204,128 +204,130 @@ impl StopDesk {
     /// Hears an order. `me` is what selectors look at.
     ///
     /// # Errors
-    /// [`StopFault`]: why it is not heeded; nothing has changed.
-    pub fn hear(
+    /// [`StopRejection`]: why it is not heeded; nothing has changed.
+    pub fn receive(
         &mut self,
         bytes: &[u8],
-        carrier: Carrier,
+        via: ReceivedVia,
         membership: Option<&Membership>,
-        me: &Target<'_>,
+        me: &NodeAttributes<'_>,
         now: Instant,
-    ) -> Result<Heard, StopFault> {
-        let told = StopDatagram::read(bytes)?;
-        let membership = membership.ok_or(StopFault::NoFleet)?;
-        if told.fleet != membership.fingerprint().prefix() {
-            return Err(StopFault::OtherFleet);
+    ) -> Result<Received, StopRejection> {
+        let datagram = StopDatagram::parse(bytes)?;
+        let membership = membership.ok_or(StopRejection::NoFleet)?;
+        if datagram.fleet != membership.fingerprint().prefix() {
+            return Err(StopRejection::OtherFleet);
         }
-        let order = Latch {
-            issuer: told.issuer.id(),
-            number: told.number,
+        let order = StopId {
+            issuer: datagram.issuer.id(),
+            number: datagram.number,
         };
-        let counts_only = told.selector == NOBODY;
-        let for_me = !counts_only && told.selector()?.matches(me);
-        let newer = self.seen_of(&order.issuer).is_none_or(|seen| order.number > seen);
+        let raises_number_only = datagram.selector == NO_NODES;
+        let matches = !raises_number_only && datagram.selector()?.matches(me);
+        let newer = self
+            .highest_number(&order.issuer)
+            .is_none_or(|seen| order.number > seen);
         // What was heard before costs nothing more.
-        if for_me && !newer {
-            let in_force = self
-                .present
-                .as_ref()
-                .is_some_and(|present| present.order == order);
-            return Ok(match (in_force, carrier) {
-                (true, Carrier::Link) => Heard::Same(order),
-                (false, Carrier::Link) => Heard::Old(order),
-                (true | false, Carrier::Datagram) => Heard::Nothing,
+        if matches && !newer {
+            let in_force = self.active.as_ref().is_some_and(|present| present.id == order);
+            return Ok(match (in_force, via) {
+                (true, ReceivedVia::Link) => Received::Duplicate(order),
+                (false, ReceivedVia::Link) => Received::Stale(order),
+                (true | false, ReceivedVia::Datagram) => Received::Ignored,
             });
         }
-        if counts_only && (carrier == Carrier::Datagram || !newer) {
-            return Ok(Heard::Nothing);
+        if raises_number_only && (via == ReceivedVia::Datagram || !newer) {
+            return Ok(Received::Ignored);
         }
-        if !for_me && self.passed.contains(&order) {
-            return Ok(match carrier {
-                Carrier::Link => Heard::Others {
-                    order,
-                    pass_on: false,
+        if !matches && self.forwarded.contains(&order) {
+            return Ok(match via {
+                ReceivedVia::Link => Received::OtherTargets {
+                    id: order,
+                    forward: false,
                 },
-                Carrier::Datagram => Heard::Nothing,
+                ReceivedVia::Datagram => Received::Ignored,
             });
         }
-        verify(&told, order.issuer, membership)?;
-        if for_me {
-            self.note(order);
-            self.present = Some(self.stopped_by(order, now));
-            return Ok(Heard::New(order));
+        verify_issuer(&datagram, order.issuer, membership)?;
+        if matches {
+            self.raise_number(order);
+            self.active = Some(self.activate(order, now));
+            return Ok(Received::New(order));
         }
-        if counts_only {
-            self.note(order);
-            return Ok(Heard::Counted(order));
+        if raises_number_only {
+            self.raise_number(order);
+            return Ok(Received::NumberRaised(order));
         }
-        if self.passed.len() >= PASSED_MAX {
-            self.passed.pop_front();
+        if self.forwarded.len() >= FORWARDED_MAX {
+            self.forwarded.pop_front();
         }
-        self.passed.push_back(order);
-        Ok(Heard::Others { order, pass_on: true })
+        self.forwarded.push_back(order);
+        Ok(Received::OtherTargets {
+            id: order,
+            forward: true,
+        })
     }
 
-    fn stopped_by(&self, order: Latch, now: Instant) -> Present {
+    fn activate(&self, order: StopId, now: Instant) -> ActiveStop {
         let running = self
-            .present
+            .active
             .as_ref()
-            .is_some_and(|present| present.command == StopCommand::Running);
-        Present {
-            order,
+            .is_some_and(|present| present.command == StopCommandState::Running);
+        ActiveStop {
+            id: order,
             since: now,
-            before_ms: 0,
+            earlier_ms: 0,
             latched: false,
-            unlatched_why: None,
+            latch_error: None,
             // A command that is at work already serves this order too.
             command: if self.has_command || running {
-                StopCommand::Running
+                StopCommandState::Running
             } else {
-                StopCommand::None
+                StopCommandState::None
             },
             command_error: None,
         }
     }
 
     /// The order is in the journal; whether that is news of the stop in force.
-    pub fn written(&mut self, order: Latch) -> bool {
-        self.change(order, |present| {
+    pub fn on_written(&mut self, order: StopId) -> bool {
+        self.update_active(order, |present| {
             present.latched = true;
-            present.unlatched_why = None;
+            present.latch_error = None;
         })
     }
 
     /// The order cannot be written down; whether that is news of the stop in force.
-    pub fn not_written(&mut self, order: Latch, why: &str) -> bool {
-        self.change(order, |present| {
+    pub fn on_write_failed(&mut self, order: StopId, why: &str) -> bool {
+        self.update_active(order, |present| {
             present.latched = false;
-            present.unlatched_why = Some(why.to_owned());
+            present.latch_error = Some(why.to_owned());
         })
     }
 
-    fn change(&mut self, order: Latch, change: impl FnOnce(&mut Present)) -> bool {
-        let present = self.present.as_mut().filter(|present| present.order == order);
+    fn update_active(&mut self, order: StopId, change: impl FnOnce(&mut ActiveStop)) -> bool {
+        let present = self.active.as_mut().filter(|present| present.id == order);
         present.map(change).is_some()
     }
 
     /// The command ended. It served whatever order is in force now; none may be.
-    pub fn command_ended(&mut self, how: Result<(), String>) -> Option<Latch> {
-        let present = self.present.as_mut()?;
+    pub fn on_command_ended(&mut self, how: Result<(), String>) -> Option<StopId> {
+        let present = self.active.as_mut()?;
         present.command = match how {
-            Ok(()) => StopCommand::Done,
-            Err(_) => StopCommand::Failed,
+            Ok(()) => StopCommandState::Done,
+            Err(_) => StopCommandState::Failed,
         };
         present.command_error = how.err();
-        Some(present.order)
+        Some(present.id)
     }
 
     /// Whether a release that names this number, and this issuer if it names one, would be heeded: the order that it
-    /// releases. Write the release down, then [`StopDesk::release`] it.
+    /// releases. Write the release down, then [`StopReceiver::release`] it.
     ///
     /// # Errors
-    /// [`NotReleased`].
-    pub fn may_release(&self, number: u64, issuer: Option<&PeerId>) -> Result<Latch, NotReleased> {
-        let present = self.present.as_ref().ok_or(NotReleased::NotStopped)?.order;
+    /// [`ReleaseError`].
+    pub fn check_release(&self, number: u64, issuer: Option<&PeerId>) -> Result<StopId, ReleaseError> {
+        let present = self.active.as_ref().ok_or(ReleaseError::NotStopped)?.id;
         #[cfg(feature = "planted-bugs")]
         if planted::is(planted::Bug::ReleaseWithoutNumber) {
             return Ok(present);
@@ -333,7 +335,7 @@ impl StopDesk {
         if present.number == number && issuer.is_none_or(|issuer| *issuer == present.issuer) {
             Ok(present)
         } else {
-            Err(NotReleased::OtherStop {
+            Err(ReleaseError::OtherStop {
                 asked: number,
                 present,
             })
@@ -343,48 +345,48 @@ impl StopDesk {
     /// Releases the stop, if it is still this one.
     ///
     /// # Errors
-    /// [`NotReleased`]: another order came meanwhile.
-    pub fn release(&mut self, order: Latch) -> Result<(), NotReleased> {
-        self.may_release(order.number, Some(&order.issuer))?;
-        self.present = None;
+    /// [`ReleaseError`]: another order came meanwhile.
+    pub fn release(&mut self, order: StopId) -> Result<(), ReleaseError> {
+        self.check_release(order.number, Some(&order.issuer))?;
+        self.active = None;
         Ok(())
     }
 
     /// How things stand, for the station `to`; `about` is the order that it answers, if it answers one.
-    pub fn report(&self, to: &PeerId, about: Option<Latch>, now: Instant) -> Stopped {
-        let seen = self.seen_of(to).unwrap_or(0);
-        match &self.present {
-            Some(present) => Stopped {
+    pub fn status(&self, to: &PeerId, about: Option<StopId>, now: Instant) -> StopStatus {
+        let seen = self.highest_number(to).unwrap_or(0);
+        match &self.active {
+            Some(present) => StopStatus {
                 stopped: true,
-                issuer: present.order.issuer,
-                number: present.order.number,
+                issuer: present.id.issuer,
+                number: present.id.number,
                 latched: present.latched,
                 command: present.command,
                 error: present.error(),
                 since_ms: present.since_ms(now),
                 seen,
-                not_meant: false,
+                not_selected: false,
             },
-            None => Stopped {
+            None => StopStatus {
                 stopped: false,
                 issuer: about.map_or(*to, |order| order.issuer),
                 number: about.map_or(0, |order| order.number),
                 latched: false,
-                command: StopCommand::None,
+                command: StopCommandState::None,
                 error: None,
                 since_ms: 0,
                 seen,
-                not_meant: false,
+                not_selected: false,
             },
         }
     }
 }
 
-impl Present {
+impl ActiveStop {
     /// What is wrong: with writing it down, and with the command.
     pub fn error(&self) -> Option<String> {
         let unlatched = self
-            .unlatched_why
+            .latch_error
             .as_ref()
             .map(|why| format!("stopped, but not written down, so that a restart would undo it: {why}"));
         let command = self
@@ -400,31 +402,36 @@ impl Present {
         let here = now.saturating_duration_since(self.since).as_millis();
         u64::try_from(here)
             .unwrap_or(u64::MAX)
-            .saturating_add(self.before_ms)
+            .saturating_add(self.earlier_ms)
     }
 }
 
 /// Whether the issuer gave the order and may.
-fn verify(told: &StopDatagram<'_>, issuer: PeerId, membership: &Membership) -> Result<(), StopFault> {
-    if membership.is_revoked(&told.issuer) {
-        return Err(StopFault::Revoked(issuer));
+fn verify_issuer(
+    datagram: &StopDatagram<'_>,
+    issuer: PeerId,
+    membership: &Membership,
+) -> Result<(), StopRejection> {
+    if membership.is_revoked(&datagram.issuer) {
+        return Err(StopRejection::Revoked(issuer));
     }
-    let signed = told.grant();
+    let signed = datagram.grant();
     let grant = signed.read_unverified()?;
     if grant.fleet != *membership.root() {
-        return Err(StopFault::OtherFleet);
+        return Err(StopRejection::OtherFleet);
     }
-    if grant.key != told.issuer {
-        return Err(StopFault::OtherKey(issuer));
+    if grant.key != datagram.issuer {
+        return Err(StopRejection::OtherKey(issuer));
     }
     let role = grant.role;
-    permit(role, &Wish::Frame(Kind::Stop)).map_err(|_refused| StopFault::NotAllowed { issuer, role })?;
+    permit(role, &Permission::Frame(Kind::Stop))
+        .map_err(|_refused| StopRejection::NotAllowed { issuer, role })?;
     // Whoever has the issuer's key is an enemy less often than whoever made up a key and its grant.
-    told.check_signature()?;
+    datagram.check_signature()?;
     signed.verify(membership.root())?;
     Ok(())
 }
 
 #[cfg(test)]
-#[path = "desk_tests.rs"]
+#[path = "receiver_tests.rs"]
 mod tests;

@@ -16,9 +16,9 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use super::order::STOP_NUMBER_TOLD_MAX;
+use super::order::STOP_NUMBER_REPORTED_MAX;
 use crate::proto::id::PeerId;
-use crate::proto::message::{StopCommand, Stopped};
+use crate::proto::message::{StopCommandState, StopStatus};
 use crate::proto::outcome::{Outcome, Reply};
 
 /// When datagrams go out, in milliseconds since the stop: five, so that most nodes hear one where many are lost.
@@ -27,122 +27,125 @@ pub const BURST_MS: [u64; 5] = [0, 20, 60, 140, 300];
 pub const REPEAT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Time between two orders anew of one stop.
-const ANEW_INTERVAL: Duration = Duration::from_secs(1);
+const REISSUE_INTERVAL: Duration = Duration::from_secs(1);
 /// Orders anew that do not wait for that: with few nodes they do, and the third counts on from all that were told.
-const ANEW_AT_ONCE: u8 = 2;
+const IMMEDIATE_REISSUES: u8 = 2;
 /// How often a stop is given anew.
-const ANEW_MAX: u8 = 8;
+const REISSUES_MAX: u8 = 8;
 
 /// What came of a report.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Verdict {
+pub enum ReportResult {
     /// It says nothing new about this stop.
-    Nothing,
+    Unchanged,
     /// The node is stopped, which it had not said before; more is to come.
     Stopped,
     /// The node has said all.
     Ended(Reply),
     /// The node has heard a higher number of this station than this station knows: give the order anew, with a number
     /// above this one.
-    CountOn(u64),
+    RaiseNumber(u64),
 }
 
 /// What is to go out now.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Round {
+pub struct SendRound {
     /// Targets that have not answered: the order goes over their links, where there are any, and to where they were
     /// seen last.
-    pub to: Vec<PeerId>,
+    pub targets: Vec<PeerId>,
     /// Whether the links get it too; else only a datagram goes out.
-    pub links: bool,
+    pub over_links: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Answer {
-    None,
+enum TargetState {
+    Unanswered,
     Stopped,
     Ended,
 }
 
 /// One stop; see the module.
 #[derive(Debug)]
-pub struct StopCall {
+pub struct StopSender {
     /// The first of its orders' numbers.
     number: u64,
-    targets: BTreeMap<PeerId, Answer>,
+    targets: BTreeMap<PeerId, TargetState>,
     start: Instant,
     /// Datagrams of the burst that went out.
-    burst: usize,
+    burst_sent: usize,
     /// When the next round is due.
-    next: Instant,
+    next_round: Instant,
     /// How often it was given anew, and when it may be again.
-    anew: u8,
-    anew_from: Instant,
+    reissues: u8,
+    next_reissue: Instant,
     /// The highest number that a node has told.
-    told_max: u64,
+    reported_max: u64,
 }
 
-impl StopCall {
+impl StopSender {
     /// A stop of these targets, by orders from `number` on.
     pub fn new(number: u64, targets: impl IntoIterator<Item = PeerId>, now: Instant) -> Self {
         Self {
             number,
-            targets: targets.into_iter().map(|id| (id, Answer::None)).collect(),
+            targets: targets
+                .into_iter()
+                .map(|id| (id, TargetState::Unanswered))
+                .collect(),
             start: now,
-            burst: 0,
-            next: now,
-            anew: 0,
-            anew_from: now,
-            told_max: 0,
+            burst_sent: 0,
+            next_round: now,
+            reissues: 0,
+            next_reissue: now,
+            reported_max: 0,
         }
     }
 
     /// The order is given anew, from `number` on: all who have not answered are sent to as at first.
-    pub fn give_anew(&mut self, number: u64, now: Instant) {
-        (self.number, self.start, self.burst, self.next) = (number, now, 0, now);
+    pub fn reissue(&mut self, number: u64, now: Instant) {
+        (self.number, self.start, self.burst_sent, self.next_round) = (number, now, 0, now);
     }
 
     /// Who has not answered.
     pub fn unanswered(&self) -> impl Iterator<Item = PeerId> {
-        self.with(Answer::None)
+        self.targets_in(TargetState::Unanswered)
     }
 
     /// Who has answered and not said all.
-    pub fn at_work(&self) -> impl Iterator<Item = PeerId> {
-        self.with(Answer::Stopped)
+    pub fn running(&self) -> impl Iterator<Item = PeerId> {
+        self.targets_in(TargetState::Stopped)
     }
 
-    fn with(&self, answer: Answer) -> impl Iterator<Item = PeerId> {
+    fn targets_in(&self, answer: TargetState) -> impl Iterator<Item = PeerId> {
         let those = self.targets.iter().filter(move |(_, have)| **have == answer);
         those.map(|(id, _)| *id)
     }
 
     /// Whether every target has said all.
-    pub fn is_over(&self) -> bool {
-        self.targets.values().all(|answer| *answer == Answer::Ended)
+    pub fn is_finished(&self) -> bool {
+        self.targets.values().all(|answer| *answer == TargetState::Ended)
     }
 
     /// Whether the burst of datagrams goes on, whoever has answered: there may be nodes that the station does not know.
-    fn bursts(&self) -> bool {
-        self.burst < BURST_MS.len()
+    fn is_bursting(&self) -> bool {
+        self.burst_sent < BURST_MS.len()
     }
 
     /// When something is to go out next; `None` when nothing is.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        (self.bursts() || self.unanswered().next().is_some()).then_some(self.next)
+        (self.is_bursting() || self.unanswered().next().is_some()).then_some(self.next_round)
     }
 
     /// What is to go out, if its time has come.
-    pub fn handle_timeout(&mut self, now: Instant) -> Option<Round> {
+    pub fn handle_timeout(&mut self, now: Instant) -> Option<SendRound> {
         if now < self.poll_timeout()? {
             return None;
         }
-        let round = Round {
-            to: self.unanswered().collect(),
-            links: self.burst == 0 || !self.bursts(),
+        let round = SendRound {
+            targets: self.unanswered().collect(),
+            over_links: self.burst_sent == 0 || !self.is_bursting(),
         };
-        self.burst = (self.burst + 1).min(BURST_MS.len());
-        self.next = match BURST_MS.get(self.burst) {
+        self.burst_sent = (self.burst_sent + 1).min(BURST_MS.len());
+        self.next_round = match BURST_MS.get(self.burst_sent) {
             // From the start on, so that a late one does not put off the others.
             Some(after) => now.max(self.start + Duration::from_millis(*after)),
             None => now + REPEAT_INTERVAL,
@@ -152,60 +155,66 @@ impl StopCall {
 
     /// Whether the order is to go over the link of `peer`, which has just come up: unless it has said all. One that
     /// was stopped may have restarted before the order was in its journal, and then it has never heard it.
-    pub fn up(&self, peer: &PeerId) -> bool {
+    pub fn should_send_to(&self, peer: &PeerId) -> bool {
         self.targets
             .get(peer)
-            .is_some_and(|answer| *answer != Answer::Ended)
+            .is_some_and(|answer| *answer != TargetState::Ended)
     }
 
     /// Takes a node's report. `given` is the highest number that this station has given.
-    pub fn report(&mut self, peer: &PeerId, report: &Stopped, given: u64, now: Instant) -> Verdict {
+    pub fn on_report(
+        &mut self,
+        peer: &PeerId,
+        report: &StopStatus,
+        highest_issued: u64,
+        now: Instant,
+    ) -> ReportResult {
         let Some(answer) = self.targets.get_mut(peer) else {
-            return Verdict::Nothing;
+            return ReportResult::Unchanged;
         };
-        if *answer == Answer::Ended {
-            return Verdict::Nothing;
+        if *answer == TargetState::Ended {
+            return ReportResult::Unchanged;
         }
-        if report.not_meant && report.number >= self.number && report.number <= given {
-            *answer = Answer::Ended;
+        if report.not_selected && report.number >= self.number && report.number <= highest_issued {
+            *answer = TargetState::Ended;
             let error = report.error.clone();
             let error = error.unwrap_or_else(|| "it says that the selector does not mean it".to_owned());
-            return Verdict::Ended(Reply::refused(error));
+            return ReportResult::Ended(Reply::refused(error));
         }
         if report.seen < self.number {
             // It restarted before the order was in its journal: it goes again, and has to be told again.
-            *answer = Answer::None;
-            return Verdict::Nothing;
+            *answer = TargetState::Unanswered;
+            return ReportResult::Unchanged;
         }
-        if report.seen > given {
-            if report.seen > STOP_NUMBER_TOLD_MAX {
+        if report.seen > highest_issued {
+            if report.seen > STOP_NUMBER_REPORTED_MAX {
                 // Nonsense, and nothing is believed of a node that tells it.
-                return Verdict::Nothing;
+                return ReportResult::Unchanged;
             }
-            self.told_max = self.told_max.max(report.seen);
-            let soon = self.anew < ANEW_AT_ONCE;
-            if self.anew >= ANEW_MAX || (!soon && now < self.anew_from) {
+            self.reported_max = self.reported_max.max(report.seen);
+            let immediate = self.reissues < IMMEDIATE_REISSUES;
+            if self.reissues >= REISSUES_MAX || (!immediate && now < self.next_reissue) {
                 // It is asked again every second, and says so again; the next order counts on from this, too.
-                return Verdict::Nothing;
+                return ReportResult::Unchanged;
             }
-            self.anew += 1;
-            self.anew_from = now + ANEW_INTERVAL;
-            return Verdict::CountOn(self.told_max);
+            self.reissues += 1;
+            self.next_reissue = now + REISSUE_INTERVAL;
+            return ReportResult::RaiseNumber(self.reported_max);
         }
-        if let Some(reply) = ended(report) {
-            *answer = Answer::Ended;
-            return Verdict::Ended(reply);
+        if let Some(reply) = final_reply(report) {
+            *answer = TargetState::Ended;
+            return ReportResult::Ended(reply);
         }
-        if *answer == Answer::Stopped {
-            return Verdict::Nothing;
+        if *answer == TargetState::Stopped {
+            return ReportResult::Unchanged;
         }
-        *answer = Answer::Stopped;
-        Verdict::Stopped
+        *answer = TargetState::Stopped;
+        ReportResult::Stopped
     }
 }
 
 /// How a delivery ended whose node has heard the order; `None` while something is at work there.
-fn ended(report: &Stopped) -> Option<Reply> {
+fn final_reply(report: &StopStatus) -> Option<Reply> {
     let value = serde_json::json!({
         "stopped": report.stopped,
         "number": report.number,
@@ -221,9 +230,11 @@ fn ended(report: &Stopped) -> Option<Reply> {
     }
     let done = Reply::done(value.clone());
     match (report.command, report.latched, &report.error) {
-        (StopCommand::Running, _, _) | (StopCommand::None | StopCommand::Done, false, None) => None,
-        (StopCommand::None | StopCommand::Done, true, _) => Some(done),
-        (StopCommand::Failed, _, error) | (StopCommand::None | StopCommand::Done, false, error) => {
+        (StopCommandState::Running, _, _)
+        | (StopCommandState::None | StopCommandState::Done, false, None) => None,
+        (StopCommandState::None | StopCommandState::Done, true, _) => Some(done),
+        (StopCommandState::Failed, _, error)
+        | (StopCommandState::None | StopCommandState::Done, false, error) => {
             let error = error
                 .clone()
                 .unwrap_or_else(|| "its emergency_stop command failed".to_owned());
@@ -253,35 +264,35 @@ mod tests {
         start + Duration::from_millis(ms)
     }
 
-    fn report(seen: u64) -> Stopped {
-        Stopped {
+    fn report(seen: u64) -> StopStatus {
+        StopStatus {
             stopped: true,
             issuer: peer(9),
             number: seen,
             latched: true,
-            command: StopCommand::None,
+            command: StopCommandState::None,
             error: None,
             since_ms: 0,
             seen,
-            not_meant: false,
+            not_selected: false,
         }
     }
 
-    fn state(verdict: Verdict) -> Option<Outcome> {
+    fn state(verdict: ReportResult) -> Option<Outcome> {
         match verdict {
-            Verdict::Ended(reply) => Some(reply.state),
-            Verdict::Nothing | Verdict::Stopped | Verdict::CountOn(_) => None,
+            ReportResult::Ended(reply) => Some(reply.state),
+            ReportResult::Unchanged | ReportResult::Stopped | ReportResult::RaiseNumber(_) => None,
         }
     }
 
     #[test]
-    fn five_datagrams_go_out_and_then_one_a_second_while_somebody_is_missing() {
+    fn stop_burst_is_followed_by_one_round_each_second() {
         let start = start();
-        let mut call = StopCall::new(10, [peer(1), peer(2)], start);
+        let mut sender = StopSender::new(10, [peer(1), peer(2)], start);
         let mut sent = Vec::new();
         for ms in 0..3_500 {
-            if let Some(round) = call.handle_timeout(after(start, ms)) {
-                sent.push((ms, round.links, round.to.len()));
+            if let Some(round) = sender.handle_timeout(after(start, ms)) {
+                sent.push((ms, round.over_links, round.targets.len()));
             }
         }
         let burst = [
@@ -294,23 +305,23 @@ mod tests {
         assert_eq!(sent[..5], burst);
         assert_eq!(sent[5..], [(1_300, true, 2), (2_300, true, 2), (3_300, true, 2)]);
         assert_eq!(
-            state(call.report(&peer(1), &report(10), 10, after(start, 3_500))),
+            state(sender.on_report(&peer(1), &report(10), 10, after(start, 3_500))),
             Some(Outcome::Done)
         );
-        assert!(!call.up(&peer(1)) && call.up(&peer(2)));
-        let round = call.handle_timeout(after(start, 4_300)).expect("due");
-        assert_eq!(round.to, [peer(2)]);
+        assert!(!sender.should_send_to(&peer(1)) && sender.should_send_to(&peer(2)));
+        let round = sender.handle_timeout(after(start, 4_300)).expect("due");
+        assert_eq!(round.targets, [peer(2)]);
         assert_eq!(
-            state(call.report(&peer(2), &report(10), 10, after(start, 3_500))),
+            state(sender.on_report(&peer(2), &report(10), 10, after(start, 3_500))),
             Some(Outcome::Done)
         );
-        assert!(call.is_over() && call.poll_timeout().is_none());
+        assert!(sender.is_finished() && sender.poll_timeout().is_none());
     }
 
     #[test]
-    fn the_burst_goes_on_for_nodes_that_the_station_does_not_know() {
+    fn stop_burst_completes_without_known_targets() {
         let start = start();
-        let mut call = StopCall::new(10, [], start);
+        let mut call = StopSender::new(10, [], start);
         let rounds = (0..3_000)
             .filter(|ms| call.handle_timeout(after(start, *ms)).is_some())
             .count();
@@ -318,166 +329,188 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_comes_in_parts() {
-        let mut call = StopCall::new(10, [peer(1)], start());
-        let running = Stopped {
+    fn stop_report_may_come_in_parts() {
+        let mut call = StopSender::new(10, [peer(1)], start());
+        let running = StopStatus {
             latched: false,
-            command: StopCommand::Running,
+            command: StopCommandState::Running,
             ..report(10)
         };
-        assert_eq!(call.report(&peer(1), &running, 10, start()), Verdict::Stopped);
-        assert_eq!(call.report(&peer(1), &running, 10, start()), Verdict::Nothing);
+        assert_eq!(
+            call.on_report(&peer(1), &running, 10, start()),
+            ReportResult::Stopped
+        );
+        assert_eq!(
+            call.on_report(&peer(1), &running, 10, start()),
+            ReportResult::Unchanged
+        );
         assert_eq!(call.unanswered().count(), 0);
-        assert_eq!(call.at_work().count(), 1);
-        let unlatched = Stopped {
-            command: StopCommand::Done,
+        assert_eq!(call.running().count(), 1);
+        let unlatched = StopStatus {
+            command: StopCommandState::Done,
             ..running.clone()
         };
-        assert_eq!(call.report(&peer(1), &unlatched, 10, start()), Verdict::Nothing);
-        let failed = Stopped {
+        assert_eq!(
+            call.on_report(&peer(1), &unlatched, 10, start()),
+            ReportResult::Unchanged
+        );
+        let failed = StopStatus {
             latched: true,
-            command: StopCommand::Failed,
+            command: StopCommandState::Failed,
             error: Some("exit status 3".to_owned()),
             ..running
         };
         assert_eq!(
-            state(call.report(&peer(1), &failed, 10, start())),
+            state(call.on_report(&peer(1), &failed, 10, start())),
             Some(Outcome::Failed)
         );
-        assert!(call.is_over());
-        assert_eq!(call.report(&peer(1), &report(10), 10, start()), Verdict::Nothing);
+        assert!(call.is_finished());
+        assert_eq!(
+            call.on_report(&peer(1), &report(10), 10, start()),
+            ReportResult::Unchanged
+        );
     }
 
     #[test]
-    fn a_node_that_restarts_before_it_has_written_the_order_down_is_told_again() {
+    fn node_restarted_before_latching_is_sent_the_stop_again() {
         let start = start();
-        let mut call = StopCall::new(10, [peer(1)], start);
-        let unlatched = Stopped {
+        let mut call = StopSender::new(10, [peer(1)], start);
+        let unlatched = StopStatus {
             latched: false,
             ..report(10)
         };
         while call.handle_timeout(after(start, 400)).is_some() {}
         assert_eq!(
-            call.report(&peer(1), &unlatched, 10, after(start, 400)),
-            Verdict::Stopped
+            call.on_report(&peer(1), &unlatched, 10, after(start, 400)),
+            ReportResult::Stopped
         );
-        assert!(call.up(&peer(1)));
-        let restarted = Stopped {
+        assert!(call.should_send_to(&peer(1)));
+        let restarted = StopStatus {
             stopped: false,
             latched: false,
             ..report(0)
         };
         assert_eq!(
-            call.report(&peer(1), &restarted, 10, after(start, 400)),
-            Verdict::Nothing
+            call.on_report(&peer(1), &restarted, 10, after(start, 400)),
+            ReportResult::Unchanged
         );
         let round = call.handle_timeout(after(start, 2_000)).expect("due");
-        assert_eq!((round.to, round.links), (vec![peer(1)], true));
+        assert_eq!((round.targets, round.over_links), (vec![peer(1)], true));
     }
 
     #[test]
-    fn a_stop_that_is_not_on_disk_is_not_done() {
-        let mut call = StopCall::new(10, [peer(1)], start());
-        let unlatched = Stopped {
+    fn unlatched_stop_is_not_done() {
+        let mut call = StopSender::new(10, [peer(1)], start());
+        let unlatched = StopStatus {
             latched: false,
             error: Some("no space".to_owned()),
             ..report(10)
         };
         assert_eq!(
-            state(call.report(&peer(1), &unlatched, 10, start())),
+            state(call.on_report(&peer(1), &unlatched, 10, start())),
             Some(Outcome::Failed)
         );
     }
 
     #[test]
-    fn only_an_answer_to_this_order_counts() {
-        let mut call = StopCall::new(10, [peer(1)], start());
-        assert_eq!(call.report(&peer(1), &report(9), 10, start()), Verdict::Nothing);
-        assert_eq!(call.report(&peer(2), &report(10), 10, start()), Verdict::Nothing);
+    fn report_of_another_stop_is_ignored() {
+        let mut call = StopSender::new(10, [peer(1)], start());
         assert_eq!(
-            call.report(&peer(1), &report(50), 10, start()),
-            Verdict::CountOn(50)
+            call.on_report(&peer(1), &report(9), 10, start()),
+            ReportResult::Unchanged
         );
-        call.give_anew(51, start());
-        assert_eq!(call.report(&peer(1), &report(50), 51, start()), Verdict::Nothing);
+        assert_eq!(
+            call.on_report(&peer(2), &report(10), 10, start()),
+            ReportResult::Unchanged
+        );
+        assert_eq!(
+            call.on_report(&peer(1), &report(50), 10, start()),
+            ReportResult::RaiseNumber(50)
+        );
+        call.reissue(51, start());
+        assert_eq!(
+            call.on_report(&peer(1), &report(50), 51, start()),
+            ReportResult::Unchanged
+        );
         // A later order of this very station, given meanwhile.
         assert_eq!(
-            state(call.report(&peer(1), &report(52), 52, start())),
+            state(call.on_report(&peer(1), &report(52), 52, start())),
             Some(Outcome::Done)
         );
     }
 
     #[test]
-    fn no_node_makes_the_station_count_to_where_it_cannot_count_on() {
-        let mut call = StopCall::new(10, [peer(1)], start());
-        for seen in [u64::MAX, STOP_NUMBER_TOLD_MAX + 1] {
+    fn reported_stop_numbers_above_the_cap_are_ignored() {
+        let mut call = StopSender::new(10, [peer(1)], start());
+        for seen in [u64::MAX, STOP_NUMBER_REPORTED_MAX + 1] {
             assert_eq!(
-                call.report(&peer(1), &report(seen), 10, start()),
-                Verdict::Nothing
+                call.on_report(&peer(1), &report(seen), 10, start()),
+                ReportResult::Unchanged
             );
         }
         assert_eq!(call.unanswered().count(), 1);
-        let told = STOP_NUMBER_TOLD_MAX;
+        let told = STOP_NUMBER_REPORTED_MAX;
         assert_eq!(
-            call.report(&peer(1), &report(told), 10, start()),
-            Verdict::CountOn(told)
+            call.on_report(&peer(1), &report(told), 10, start()),
+            ReportResult::RaiseNumber(told)
         );
-        call.give_anew(told + 1, start());
-        let answer = call.report(&peer(1), &report(told + 1), told + 1, start());
+        call.reissue(told + 1, start());
+        let answer = call.on_report(&peer(1), &report(told + 1), told + 1, start());
         assert_eq!(state(answer), Some(Outcome::Done));
     }
 
     #[test]
-    fn a_node_that_always_tells_more_makes_the_station_give_anew_seldom_and_not_for_ever() {
+    fn stop_reissues_are_limited_in_rate_and_count() {
         let start = start();
-        let mut call = StopCall::new(10, [peer(1), peer(2)], start);
+        let mut call = StopSender::new(10, [peer(1), peer(2)], start);
         let (mut given, mut anew) = (10, Vec::new());
         for ms in (0..60_000).step_by(10) {
             let now = after(start, ms);
-            if let Verdict::CountOn(seen) = call.report(&peer(1), &report(given + 1), given, now) {
+            if let ReportResult::RaiseNumber(seen) = call.on_report(&peer(1), &report(given + 1), given, now)
+            {
                 given = seen + 1;
-                call.give_anew(given, now);
+                call.reissue(given, now);
                 anew.push(ms);
             }
         }
-        let each_second = (1..u64::from(ANEW_MAX)).map(|n| 10 + (n - 1) * 1_000);
+        let each_second = (1..u64::from(REISSUES_MAX)).map(|n| 10 + (n - 1) * 1_000);
         let expected: Vec<u64> = std::iter::once(0).chain(each_second).collect();
         assert_eq!(anew, expected);
-        let honest = call.report(&peer(2), &report(given), given, after(start, 60_000));
+        let honest = call.on_report(&peer(2), &report(given), given, after(start, 60_000));
         assert_eq!(state(honest), Some(Outcome::Done));
     }
 
     #[test]
-    fn nodes_that_have_seen_different_numbers_are_stopped_by_the_third_order() {
+    fn third_reissue_stops_nodes_with_different_numbers() {
         let begin = start();
-        let mut call = StopCall::new(1, (1..=20).map(peer), begin);
+        let mut call = StopSender::new(1, (1..=20).map(peer), begin);
         let mut given = 1;
-        let later = begin + ANEW_INTERVAL;
+        let later = begin + REISSUE_INTERVAL;
         for now in [begin, later] {
             for n in 1..=20 {
                 let seen = report((u64::from(n) * 100).max(given));
-                if let Verdict::CountOn(seen) = call.report(&peer(n), &seen, given, now) {
+                if let ReportResult::RaiseNumber(seen) = call.on_report(&peer(n), &seen, given, now) {
                     given = seen + 1;
-                    call.give_anew(given, now);
+                    call.reissue(given, now);
                 }
             }
         }
         assert_eq!(given, 2_001);
         assert_eq!(call.unanswered().count(), 1, "only whoever made it count on");
-        let answer = call.report(&peer(3), &report(given), given, later);
+        let answer = call.on_report(&peer(3), &report(given), given, later);
         assert_eq!(state(answer), Some(Outcome::Done));
         assert_eq!(call.unanswered().count(), 0);
     }
 
     #[test]
-    fn a_node_that_was_released_meanwhile_is_not_done() {
-        let mut call = StopCall::new(10, [peer(1)], start());
-        let released = Stopped {
+    fn node_released_meanwhile_is_reported_failed() {
+        let mut call = StopSender::new(10, [peer(1)], start());
+        let released = StopStatus {
             stopped: false,
             latched: false,
             ..report(10)
         };
-        let Verdict::Ended(reply) = call.report(&peer(1), &released, 10, start()) else {
+        let ReportResult::Ended(reply) = call.on_report(&peer(1), &released, 10, start()) else {
             panic!("it has said all");
         };
         assert_eq!(reply.state, Outcome::Failed);
@@ -485,17 +518,17 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_is_not_meant_says_so() {
-        let mut call = StopCall::new(10, [peer(1)], start());
-        let not_meant = Stopped {
+    fn unselected_node_is_reported_refused() {
+        let mut call = StopSender::new(10, [peer(1)], start());
+        let not_meant = StopStatus {
             stopped: false,
             number: 10,
             error: Some("it is called drone-08".to_owned()),
-            not_meant: true,
+            not_selected: true,
             ..report(0)
         };
         assert_eq!(
-            state(call.report(&peer(1), &not_meant, 10, start())),
+            state(call.on_report(&peer(1), &not_meant, 10, start())),
             Some(Outcome::Refused)
         );
     }

@@ -23,14 +23,14 @@ pub enum ActionClass {
     /// Tells something and changes nothing.
     Read,
     /// Changes something, in a way that the node's owner has named.
-    Act,
+    Modify,
     /// Runs any program.
     Execute,
 }
 
 /// What a peer asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Wish {
+pub enum Permission {
     /// A frame of this kind to be heard. [`Kind::Command`] counts as the furthest-reaching command: ask with
     /// [`Wish::Command`] instead.
     Frame(Kind),
@@ -50,7 +50,7 @@ pub fn classify(action: &str, arguments: &Arguments) -> ActionClass {
         "config" if args.is_empty() && !kwargs.contains_key("mode") && !kwargs.contains_key("config") => {
             ActionClass::Read
         }
-        _ => ActionClass::Act,
+        _ => ActionClass::Modify,
     }
 }
 
@@ -58,105 +58,110 @@ pub fn classify(action: &str, arguments: &Arguments) -> ActionClass {
 ///
 /// # Errors
 /// [`Refused`] with [`RefusalCode::NotAllowed`]: which role it takes.
-pub fn permit(role: Role, wish: &Wish) -> Result<(), Refused> {
-    let Some(lack) = lack(role, wish) else {
+pub fn permit(role: Role, permission: &Permission) -> Result<(), Refused> {
+    let Some(lack) = missing_role(role, permission) else {
         return Ok(());
     };
-    let advice = match need(wish) {
-        Need::Operator | Need::Admin => "; the fleet's admin can invite this key anew as one",
-        Need::AnyMember | Need::Worker | Need::Station | Need::Nobody => "",
+    let advice = match required_role(permission) {
+        RequiredRole::Operator | RequiredRole::Admin => "; the fleet's admin can invite this key anew as one",
+        RequiredRole::AnyMember
+        | RequiredRole::NodeOrOperator
+        | RequiredRole::Station
+        | RequiredRole::Never => "",
     };
     Err(Refused::new(RefusalCode::NotAllowed, format!("{lack}{advice}")))
 }
 
 /// What role a wish takes, if it is not this one: for whoever has a role by other means than the fleet root's grant, and
 /// knows better how to get another.
-pub fn lack(role: Role, wish: &Wish) -> Option<String> {
-    let need = need(wish);
-    let lack = || {
+pub fn missing_role(role: Role, wish: &Permission) -> Option<String> {
+    let need = required_role(wish);
+    let missing_role = || {
         format!(
             "{} may not be asked for by role {role}: {}",
-            wish.name(),
-            need.text()
+            wish.description(),
+            need.description()
         )
     };
-    (!need.met_by(role)).then(lack)
+    (!need.is_met_by(role)).then(missing_role)
 }
 
-fn need(wish: &Wish) -> Need {
+fn required_role(wish: &Permission) -> RequiredRole {
     match wish {
-        Wish::Frame(kind) => need_for_frame(*kind),
-        Wish::Command(class) => need_for_command(*class),
+        Permission::Frame(kind) => required_role_for_frame(*kind),
+        Permission::Command(class) => required_role_for_command(*class),
     }
 }
 
 /// Who may have something.
 #[derive(Clone, Copy)]
-enum Need {
+enum RequiredRole {
     AnyMember,
     /// Whoever takes part in the fleet's work.
-    Worker,
+    NodeOrOperator,
     /// A station of any role.
     Station,
     Operator,
     Admin,
-    Nobody,
+    Never,
 }
 
-impl Need {
-    fn met_by(self, role: Role) -> bool {
+impl RequiredRole {
+    fn is_met_by(self, role: Role) -> bool {
         match (self, role) {
             (Self::AnyMember, Role::Observer | Role::Node | Role::Operator | Role::Admin)
-            | (Self::Worker, Role::Node | Role::Operator | Role::Admin)
+            | (Self::NodeOrOperator, Role::Node | Role::Operator | Role::Admin)
             | (Self::Station, Role::Observer | Role::Operator | Role::Admin)
             | (Self::Operator, Role::Operator | Role::Admin)
             | (Self::Admin, Role::Admin) => true,
-            (Self::Worker, Role::Observer)
+            (Self::NodeOrOperator, Role::Observer)
             | (Self::Station, Role::Node)
             | (Self::Operator, Role::Observer | Role::Node)
             | (Self::Admin, Role::Observer | Role::Node | Role::Operator)
-            | (Self::Nobody, Role::Observer | Role::Node | Role::Operator | Role::Admin) => false,
+            | (Self::Never, Role::Observer | Role::Node | Role::Operator | Role::Admin) => false,
         }
     }
 
-    fn text(self) -> &'static str {
+    fn description(self) -> &'static str {
         match self {
             Self::AnyMember => "it takes a member of the fleet",
-            Self::Worker => "it takes role node, operator or admin",
+            Self::NodeOrOperator => "it takes role node, operator or admin",
             Self::Station => "it takes a station (observer, operator or admin)",
             Self::Operator => "it takes role operator or admin",
             Self::Admin => "it takes role admin",
-            Self::Nobody => "it has no place on a link that is up",
+            Self::Never => "it has no place on a link that is up",
         }
     }
 }
 
-fn need_for_frame(kind: Kind) -> Need {
+fn required_role_for_frame(kind: Kind) -> RequiredRole {
     match kind {
         // The root signed it, so it does not matter who brings it: bad news travels over every link.
-        Kind::FleetState => Need::AnyMember,
-        Kind::Hello | Kind::Welcome | Kind::Refused | Kind::Heartbeat | Kind::Ack => Need::AnyMember,
-        Kind::Roster | Kind::OpenBulk | Kind::Reply | Kind::Chunk | Kind::ChunkEnd => Need::Worker,
-        Kind::Stage | Kind::Stopped | Kind::Offer => Need::Worker,
-        Kind::Stop => Need::Operator,
-        Kind::Command => need_for_command(ActionClass::Execute),
-        Kind::Join | Kind::Joined | Kind::Unknown => Need::Nobody,
+        Kind::FleetState => RequiredRole::AnyMember,
+        Kind::Hello | Kind::Welcome | Kind::Refused | Kind::Heartbeat | Kind::Ack => RequiredRole::AnyMember,
+        Kind::Roster | Kind::OpenBulk | Kind::Reply | Kind::Chunk | Kind::ChunkEnd => {
+            RequiredRole::NodeOrOperator
+        }
+        Kind::Stage | Kind::Stopped | Kind::Offer => RequiredRole::NodeOrOperator,
+        Kind::Stop => RequiredRole::Operator,
+        Kind::Command => required_role_for_command(ActionClass::Execute),
+        Kind::Join | Kind::Joined | Kind::Unknown => RequiredRole::Never,
     }
 }
 
-fn need_for_command(class: ActionClass) -> Need {
+fn required_role_for_command(class: ActionClass) -> RequiredRole {
     match class {
-        ActionClass::Read => Need::Station,
-        ActionClass::Act => Need::Operator,
-        ActionClass::Execute => Need::Admin,
+        ActionClass::Read => RequiredRole::Station,
+        ActionClass::Modify => RequiredRole::Operator,
+        ActionClass::Execute => RequiredRole::Admin,
     }
 }
 
-impl Wish {
-    fn name(&self) -> &'static str {
+impl Permission {
+    fn description(&self) -> &'static str {
         match self {
             Self::Command(ActionClass::Read) => "a command that reads",
-            Self::Command(ActionClass::Act) => "a command that does more than look",
+            Self::Command(ActionClass::Modify) => "a command that does more than look",
             Self::Command(ActionClass::Execute) | Self::Frame(Kind::Command) => "running a program",
             Self::Frame(Kind::Hello | Kind::Welcome | Kind::Refused | Kind::Heartbeat | Kind::Ack) => {
                 "the upkeep of a link"
@@ -184,7 +189,7 @@ mod tests {
 
     const ROLES: [Role; 4] = [Role::Observer, Role::Node, Role::Operator, Role::Admin];
 
-    fn allowed(wish: Wish) -> Vec<Role> {
+    fn allowed(wish: Permission) -> Vec<Role> {
         ROLES
             .into_iter()
             .filter(|role| permit(*role, &wish).is_ok())
@@ -197,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn the_whole_table() {
+    fn gate_permits_exactly_the_documented_table() {
         use Role::{Admin, Node, Observer, Operator};
         for kind in [
             Kind::Hello,
@@ -207,7 +212,7 @@ mod tests {
             Kind::Ack,
             Kind::FleetState,
         ] {
-            assert_eq!(allowed(Wish::Frame(kind)), ROLES, "{kind:?}");
+            assert_eq!(allowed(Permission::Frame(kind)), ROLES, "{kind:?}");
         }
         for kind in [
             Kind::Roster,
@@ -219,42 +224,56 @@ mod tests {
             Kind::Stopped,
             Kind::Offer,
         ] {
-            assert_eq!(allowed(Wish::Frame(kind)), [Node, Operator, Admin], "{kind:?}");
+            assert_eq!(
+                allowed(Permission::Frame(kind)),
+                [Node, Operator, Admin],
+                "{kind:?}"
+            );
         }
-        assert_eq!(allowed(Wish::Frame(Kind::Stop)), [Operator, Admin]);
+        assert_eq!(allowed(Permission::Frame(Kind::Stop)), [Operator, Admin]);
         for kind in [Kind::Join, Kind::Joined, Kind::Unknown] {
-            assert_eq!(allowed(Wish::Frame(kind)), [], "{kind:?}");
+            assert_eq!(allowed(Permission::Frame(kind)), [], "{kind:?}");
         }
         assert_eq!(
-            allowed(Wish::Command(ActionClass::Read)),
+            allowed(Permission::Command(ActionClass::Read)),
             [Observer, Operator, Admin]
         );
-        assert_eq!(allowed(Wish::Command(ActionClass::Act)), [Operator, Admin]);
-        assert_eq!(allowed(Wish::Command(ActionClass::Execute)), [Admin]);
-        assert_eq!(allowed(Wish::Frame(Kind::Command)), [Admin]);
+        assert_eq!(
+            allowed(Permission::Command(ActionClass::Modify)),
+            [Operator, Admin]
+        );
+        assert_eq!(allowed(Permission::Command(ActionClass::Execute)), [Admin]);
+        assert_eq!(allowed(Permission::Frame(Kind::Command)), [Admin]);
     }
 
     #[test]
-    fn actions_fall_into_classes() {
+    fn actions_are_classified_by_reach() {
         for action in ["ping", "id", "time", "telemetry", "selfcheck", "config"] {
             assert_eq!(class(action, json!([]), json!({})), ActionClass::Read, "{action}");
         }
         for action in ["reboot", "takeoff", "filetransfer", "notify", "log", "PING", ""] {
-            assert_eq!(class(action, json!([]), json!({})), ActionClass::Act, "{action}");
+            assert_eq!(
+                class(action, json!([]), json!({})),
+                ActionClass::Modify,
+                "{action}"
+            );
         }
-        assert_eq!(class("id", json!([]), json!({"new_id": "x"})), ActionClass::Act);
-        assert_eq!(class("id", json!(["x"]), json!({})), ActionClass::Act);
+        assert_eq!(
+            class("id", json!([]), json!({"new_id": "x"})),
+            ActionClass::Modify
+        );
+        assert_eq!(class("id", json!(["x"]), json!({})), ActionClass::Modify);
         let unsaid = json!({"config": {"LED": {"count": 1}}});
-        assert_eq!(class("config", json!([]), unsaid), ActionClass::Act);
+        assert_eq!(class("config", json!([]), unsaid), ActionClass::Modify);
         for mode in ["modify", "rewrite"] {
             assert_eq!(
                 class("config", json!([]), json!({"mode": mode})),
-                ActionClass::Act
+                ActionClass::Modify
             );
         }
         assert_eq!(
             class("config", json!([{}, "rewrite"]), json!({})),
-            ActionClass::Act
+            ActionClass::Modify
         );
         assert_eq!(
             class("config", json!([]), json!({"send_configspec": true})),
@@ -264,8 +283,8 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_says_what_it_takes() {
-        let refused = permit(Role::Observer, &Wish::Command(ActionClass::Act)).expect_err("refused");
+    fn gate_refusal_names_the_required_role() {
+        let refused = permit(Role::Observer, &Permission::Command(ActionClass::Modify)).expect_err("refused");
         assert_eq!(refused.code, RefusalCode::NotAllowed);
         assert_eq!(
             refused.reason,

@@ -10,7 +10,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::Role;
-use super::invite::{self, InviteSecret, Side};
+use super::invite::{self, InviteSecret, JoinSide};
 use crate::proto::hex;
 use crate::proto::id::PublicKey;
 use crate::proto::message::{JoinProof, RefusalCode, Refused};
@@ -22,7 +22,7 @@ pub const INVITATION_USES_MAX: u32 = 1_000;
 
 /// One invitation as its issuer keeps it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Issued {
+pub struct IssuedInvitation {
     /// Names the code without giving it away.
     #[serde(with = "hex")]
     pub code: [u8; 8],
@@ -61,7 +61,7 @@ pub struct Admission {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Invitations {
-    list: Vec<Issued>,
+    list: Vec<IssuedInvitation>,
 }
 
 impl Invitations {
@@ -84,7 +84,7 @@ impl Invitations {
             let ended = self.list.iter().position(|issued| !issued.is_open(now_unix_ms));
             self.list.remove(ended.ok_or(InviteError::TooManyOpen)?);
         }
-        self.list.push(Issued {
+        self.list.push(IssuedInvitation {
             code: secret.code_id(),
             role,
             uses_left: uses,
@@ -96,7 +96,7 @@ impl Invitations {
     }
 
     /// All that are remembered, oldest first.
-    pub fn list(&self) -> &[Issued] {
+    pub fn list(&self) -> &[IssuedInvitation] {
         &self.list
     }
 
@@ -114,7 +114,8 @@ impl Invitations {
     ) -> Result<Admission, Refused> {
         let refuse = |reason: &str| Err(Refused::new(RefusalCode::BadCode, reason));
         let known = self.list.iter_mut().find(|issued| {
-            issued.code == proof.code && invite::check(&issued.secret, Side::Joiner, exporter, proof)
+            issued.code == proof.code
+                && invite::verify_proof(&issued.secret, JoinSide::Joiner, exporter, proof)
         });
         let Some(issued) = known else {
             return refuse(
@@ -138,12 +139,12 @@ impl Invitations {
         }
         Ok(Admission {
             role: issued.role,
-            proof: invite::prove(&issued.secret, Side::Inviter, exporter),
+            proof: invite::prove(&issued.secret, JoinSide::Inviter, exporter),
         })
     }
 }
 
-impl Issued {
+impl IssuedInvitation {
     /// Whether another key can still use it.
     pub fn is_open(&self, now_unix_ms: u64) -> bool {
         self.uses_left > 0 && now_unix_ms < self.expires_unix_ms
@@ -170,8 +171,8 @@ mod tests {
         invitations
     }
 
-    fn hand_in(invitations: &mut Invitations, n: usize, now: u64, joiner: u8) -> Result<Role, String> {
-        let proof = invite::prove(&secret(n), Side::Joiner, EXPORTER);
+    fn redeem(invitations: &mut Invitations, n: usize, now: u64, joiner: u8) -> Result<Role, String> {
+        let proof = invite::prove(&secret(n), JoinSide::Joiner, EXPORTER);
         let answer = invitations.redeem(&proof, EXPORTER, now, &PublicKey([joiner; 32]));
         answer
             .map(|admission| admission.role)
@@ -179,14 +180,14 @@ mod tests {
     }
 
     #[test]
-    fn the_inviter_proves_itself_too() {
-        let proof = invite::prove(&secret(1), Side::Joiner, EXPORTER);
+    fn inviter_proves_the_secret_to_the_joiner() {
+        let proof = invite::prove(&secret(1), JoinSide::Joiner, EXPORTER);
         let admission = issued(1)
             .redeem(&proof, EXPORTER, NOW, &PublicKey([8; 32]))
             .expect("good");
-        assert!(invite::check(
+        assert!(invite::verify_proof(
             &secret(1),
-            Side::Inviter,
+            JoinSide::Inviter,
             EXPORTER,
             &admission.proof
         ));
@@ -197,45 +198,45 @@ mod tests {
     }
 
     #[test]
-    fn a_single_use_code_lets_one_key_in_however_often_it_asks() {
+    fn single_use_code_admits_one_key_repeatedly() {
         let mut invitations = issued(1);
-        assert_eq!(hand_in(&mut invitations, 1, NOW, 8), Ok(Role::Node));
-        assert_eq!(hand_in(&mut invitations, 1, NOW, 8), Ok(Role::Node));
-        let used = hand_in(&mut invitations, 1, NOW, 9).expect_err("used");
+        assert_eq!(redeem(&mut invitations, 1, NOW, 8), Ok(Role::Node));
+        assert_eq!(redeem(&mut invitations, 1, NOW, 8), Ok(Role::Node));
+        let used = redeem(&mut invitations, 1, NOW, 9).expect_err("used");
         assert!(used.contains("used up"), "{used}");
         assert_eq!(invitations.list()[0].redeemed_by, [PublicKey([8; 32])]);
     }
 
     #[test]
-    fn a_code_for_many_counts_keys() {
+    fn multi_use_code_counts_distinct_keys() {
         let mut invitations = issued(3);
         for joiner in [1, 2, 2, 1, 3] {
-            assert_eq!(hand_in(&mut invitations, 1, NOW, joiner), Ok(Role::Node));
+            assert_eq!(redeem(&mut invitations, 1, NOW, joiner), Ok(Role::Node));
         }
-        assert!(hand_in(&mut invitations, 1, NOW, 4).is_err());
+        assert!(redeem(&mut invitations, 1, NOW, 4).is_err());
     }
 
     #[test]
-    fn wrong_and_expired_are_told_apart() {
+    fn wrong_and_expired_codes_have_distinct_errors() {
         let mut invitations = issued(1);
-        let wrong = hand_in(&mut invitations, 2, NOW, 8).expect_err("wrong");
+        let wrong = redeem(&mut invitations, 2, NOW, 8).expect_err("wrong");
         assert!(wrong.contains("wrong code"), "{wrong}");
-        let late = hand_in(&mut invitations, 1, NOW + QUARTER, 8).expect_err("late");
+        let late = redeem(&mut invitations, 1, NOW + QUARTER, 8).expect_err("late");
         assert!(late.contains("expired"), "{late}");
-        assert_eq!(hand_in(&mut invitations, 1, NOW + QUARTER - 1, 8), Ok(Role::Node));
+        assert_eq!(redeem(&mut invitations, 1, NOW + QUARTER - 1, 8), Ok(Role::Node));
     }
 
     #[test]
-    fn a_proof_from_another_connection_takes_no_use() {
+    fn proof_of_another_connection_consumes_no_use() {
         let mut invitations = issued(1);
-        let overheard = invite::prove(&secret(1), Side::Joiner, b"another connection");
+        let overheard = invite::prove(&secret(1), JoinSide::Joiner, b"another connection");
         let refused = invitations.redeem(&overheard, EXPORTER, NOW, &PublicKey([8; 32]));
         assert!(refused.is_err());
         assert_eq!(invitations, issued(1));
     }
 
     #[test]
-    fn the_list_is_bounded_and_forgets_ended_ones_first() {
+    fn full_invitation_list_evicts_ended_ones_first() {
         let mut invitations = Invitations::default();
         for n in 0..INVITATIONS_MAX {
             invitations
@@ -245,15 +246,15 @@ mod tests {
         let one_more =
             |invitations: &mut Invitations| invitations.issue(secret(99), Role::Node, 1, NOW, QUARTER);
         assert_eq!(one_more(&mut invitations), Err(InviteError::TooManyOpen));
-        assert_eq!(hand_in(&mut invitations, 5, NOW, 8), Ok(Role::Node));
+        assert_eq!(redeem(&mut invitations, 5, NOW, 8), Ok(Role::Node));
         assert_eq!(one_more(&mut invitations), Ok(()));
         assert_eq!(invitations.list().len(), INVITATIONS_MAX);
-        assert!(hand_in(&mut invitations, 5, NOW, 8).is_err());
-        assert_eq!(hand_in(&mut invitations, 99, NOW, 8), Ok(Role::Node));
+        assert!(redeem(&mut invitations, 5, NOW, 8).is_err());
+        assert_eq!(redeem(&mut invitations, 99, NOW, 8), Ok(Role::Node));
     }
 
     #[test]
-    fn uses_have_bounds() {
+    fn invitation_uses_are_bounded() {
         for uses in [0, INVITATION_USES_MAX + 1] {
             let refused = Invitations::default().issue(secret(1), Role::Node, uses, NOW, QUARTER);
             assert_eq!(refused, Err(InviteError::BadUses(uses)));
@@ -261,12 +262,12 @@ mod tests {
     }
 
     #[test]
-    fn the_list_survives_a_restart() {
+    fn invitation_list_survives_a_restart() {
         let mut invitations = issued(2);
-        hand_in(&mut invitations, 1, NOW, 8).expect("good");
+        redeem(&mut invitations, 1, NOW, 8).expect("good");
         let stored = serde_json::to_string(&invitations).expect("JSON");
         let mut back: Invitations = serde_json::from_str(&stored).expect("our own JSON");
         assert_eq!(back, invitations);
-        assert_eq!(hand_in(&mut back, 1, NOW, 9), Ok(Role::Node));
+        assert_eq!(redeem(&mut back, 1, NOW, 9), Ok(Role::Node));
     }
 }

@@ -53,7 +53,7 @@ impl InviteSecret {
 
     /// Names the secret and gives nothing away: the first bytes of its SHA-256.
     pub fn code_id(&self) -> [u8; 8] {
-        first_of_sha256(&self.0)
+        sha256_prefix(&self.0)
     }
 }
 
@@ -65,7 +65,7 @@ impl fmt::Debug for InviteSecret {
 
 /// Which end of the connection proves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Side {
+pub enum JoinSide {
     /// Who hands the code in.
     Joiner,
     /// Who gave it out.
@@ -73,8 +73,8 @@ pub enum Side {
 }
 
 /// Proves knowledge of `secret` on the connection with this TLS exporter.
-pub fn prove(secret: &InviteSecret, side: Side, exporter: &[u8]) -> JoinProof {
-    let tag = hmac::sign(&hmac_key(secret), &proven_bytes(side, exporter));
+pub fn prove(secret: &InviteSecret, side: JoinSide, exporter: &[u8]) -> JoinProof {
+    let tag = hmac::sign(&hmac_key(secret), &mac_input(side, exporter));
     let mut mac = [0; 32];
     mac.copy_from_slice(tag.as_ref());
     JoinProof {
@@ -85,18 +85,18 @@ pub fn prove(secret: &InviteSecret, side: Side, exporter: &[u8]) -> JoinProof {
 
 /// Whether `proof` was made by `side` with `secret` on this connection. Takes the same time for every wrong proof.
 #[must_use]
-pub fn check(secret: &InviteSecret, side: Side, exporter: &[u8], proof: &JoinProof) -> bool {
-    hmac::verify(&hmac_key(secret), &proven_bytes(side, exporter), &proof.mac).is_ok()
+pub fn verify_proof(secret: &InviteSecret, side: JoinSide, exporter: &[u8], proof: &JoinProof) -> bool {
+    hmac::verify(&hmac_key(secret), &mac_input(side, exporter), &proof.mac).is_ok()
 }
 
 fn hmac_key(secret: &InviteSecret) -> hmac::Key {
     hmac::Key::new(hmac::HMAC_SHA256, &secret.0)
 }
 
-fn proven_bytes(side: Side, exporter: &[u8]) -> Vec<u8> {
+fn mac_input(side: JoinSide, exporter: &[u8]) -> Vec<u8> {
     let label: &[u8] = match side {
-        Side::Joiner => b"swarm join v1 joiner\0",
-        Side::Inviter => b"swarm join v1 inviter\0",
+        JoinSide::Joiner => b"swarm join v1 joiner\0",
+        JoinSide::Inviter => b"swarm join v1 inviter\0",
     };
     [label, exporter].concat()
 }
@@ -170,20 +170,20 @@ impl Invitation {
 
     /// `None` if the bytes are too few, too many or not of this form.
     fn from_bytes(mut bytes: &[u8]) -> Option<Self> {
-        let fingerprint = Fingerprint(take(&mut bytes)?);
-        let secret = InviteSecret(take(&mut bytes)?);
-        let [count] = take(&mut bytes)?;
+        let fingerprint = Fingerprint(split_array(&mut bytes)?);
+        let secret = InviteSecret(split_array(&mut bytes)?);
+        let [count] = split_array(&mut bytes)?;
         if usize::from(count) > CODE_ADDRESSES_MAX {
             return None;
         }
         let mut addresses = Vec::new();
         for _ in 0..count {
-            let ip: IpAddr = match take(&mut bytes)? {
-                [IP_V4] => Ipv4Addr::from(take::<4>(&mut bytes)?).into(),
-                [IP_V6] => Ipv6Addr::from(take::<16>(&mut bytes)?).into(),
+            let ip: IpAddr = match split_array(&mut bytes)? {
+                [IP_V4] => Ipv4Addr::from(split_array::<4>(&mut bytes)?).into(),
+                [IP_V6] => Ipv6Addr::from(split_array::<16>(&mut bytes)?).into(),
                 [_] => return None,
             };
-            addresses.push(SocketAddr::new(ip, u16::from_be_bytes(take(&mut bytes)?)));
+            addresses.push(SocketAddr::new(ip, u16::from_be_bytes(split_array(&mut bytes)?)));
         }
         bytes
             .is_empty()
@@ -191,13 +191,13 @@ impl Invitation {
     }
 }
 
-fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
+fn split_array<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
     let (taken, rest) = bytes.split_first_chunk()?;
     *bytes = rest;
     Some(*taken)
 }
 
-fn first_of_sha256<const N: usize>(bytes: &[u8]) -> [u8; N] {
+fn sha256_prefix<const N: usize>(bytes: &[u8]) -> [u8; N] {
     let mut first = [0; N];
     first.copy_from_slice(&digest::digest(&digest::SHA256, bytes).as_ref()[..N]);
     first
@@ -207,7 +207,7 @@ fn first_of_sha256<const N: usize>(bytes: &[u8]) -> [u8; N] {
 impl fmt::Display for Invitation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut bytes = self.to_bytes();
-        bytes.extend(first_of_sha256::<CHECKSUM_BYTES>(&bytes));
+        bytes.extend(sha256_prefix::<CHECKSUM_BYTES>(&bytes));
         write!(f, "{PREFIX}{VERSION}")?;
         for (at, digit) in to_base32(&bytes).chars().enumerate() {
             if at % GROUP_CHARS == 0 {
@@ -221,7 +221,7 @@ impl fmt::Display for Invitation {
 
 /// Why a text is not an invitation code. None of them repeats the text: it may hold a good secret.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum CodeError {
+pub enum InviteCodeError {
     /// It is far too long.
     #[error("an invitation code has at most {CODE_TEXT_BYTES_MAX} characters; copy the code alone")]
     TooLong,
@@ -250,39 +250,39 @@ pub enum CodeError {
 }
 
 impl FromStr for Invitation {
-    type Err = CodeError;
+    type Err = InviteCodeError;
 
-    fn from_str(text: &str) -> Result<Self, CodeError> {
+    fn from_str(text: &str) -> Result<Self, InviteCodeError> {
         if text.len() > CODE_TEXT_BYTES_MAX {
-            return Err(CodeError::TooLong);
+            return Err(InviteCodeError::TooLong);
         }
-        let mut digits = text.chars().filter(|c| !is_filler(*c)).map(canonical);
+        let mut digits = text.chars().filter(|c| !is_separator(*c)).map(normalise_digit);
         if !PREFIX.chars().all(|c| digits.next() == Some(c)) {
-            return Err(CodeError::NotACode);
+            return Err(InviteCodeError::NotACode);
         }
         match digits.next() {
             Some(VERSION) => {}
-            Some(other) if other.is_ascii_digit() => return Err(CodeError::OtherVersion(other)),
-            Some(_) | None => return Err(CodeError::NotACode),
+            Some(other) if other.is_ascii_digit() => return Err(InviteCodeError::OtherVersion(other)),
+            Some(_) | None => return Err(InviteCodeError::NotACode),
         }
         let bytes = from_base32(digits)?;
         let (body, checksum) = bytes
             .split_last_chunk::<CHECKSUM_BYTES>()
-            .ok_or(CodeError::Mistyped)?;
-        if first_of_sha256(body) != *checksum {
-            return Err(CodeError::Mistyped);
+            .ok_or(InviteCodeError::Mistyped)?;
+        if sha256_prefix(body) != *checksum {
+            return Err(InviteCodeError::Mistyped);
         }
-        Self::from_bytes(body).ok_or(CodeError::Malformed)
+        Self::from_bytes(body).ok_or(InviteCodeError::Malformed)
     }
 }
 
 /// What stands between digits: white space and every dash that a program may have made of ours.
-fn is_filler(c: char) -> bool {
+fn is_separator(c: char) -> bool {
     c.is_whitespace() || matches!(c, '-' | '\u{2010}'..='\u{2015}' | '\u{2212}')
 }
 
 /// The digit that is meant: capitals, and what is easily taken for 0 and 1.
-fn canonical(c: char) -> char {
+fn normalise_digit(c: char) -> char {
     match c.to_ascii_uppercase() {
         'O' => '0',
         'I' | 'L' => '1',
@@ -304,31 +304,31 @@ fn to_base32(bytes: &[u8]) -> String {
     text
 }
 
-fn from_base32(digits: impl Iterator<Item = char>) -> Result<Vec<u8>, CodeError> {
+fn from_base32(digits: impl Iterator<Item = char>) -> Result<Vec<u8>, InviteCodeError> {
     let mut bytes = Vec::new();
     let mut bits = 0_u16;
-    let mut held = 0;
+    let mut bit_count = 0;
     for (at, found) in digits.enumerate() {
         let value = ALPHABET
             .iter()
             .position(|c| char::from(*c) == found)
             .and_then(|value| u16::try_from(value).ok())
-            .ok_or(CodeError::BadCharacter {
+            .ok_or(InviteCodeError::BadCharacter {
                 found,
                 position: at + 1,
             })?;
         bits = (bits << 5) | value;
-        held += 5;
-        if held >= 8 {
-            held -= 8;
-            let [_, byte] = (bits >> held).to_be_bytes();
+        bit_count += 5;
+        if bit_count >= 8 {
+            bit_count -= 8;
+            let [_, byte] = (bits >> bit_count).to_be_bytes();
             bytes.push(byte);
-            bits &= (1 << held) - 1;
+            bits &= (1 << bit_count) - 1;
         }
     }
     // What is left pads the last byte: fewer than one digit, and zero.
-    if held >= 5 || bits != 0 {
-        return Err(CodeError::Mistyped);
+    if bit_count >= 5 || bits != 0 {
+        return Err(InviteCodeError::Mistyped);
     }
     Ok(bytes)
 }

@@ -28,8 +28,8 @@ fn golden_code() {
 #[test]
 fn golden_proofs() {
     let secret = InviteSecret::new([0xa5; SECRET_BYTES]);
-    let joiner = prove(&secret, Side::Joiner, &[7; 32]);
-    let inviter = prove(&secret, Side::Inviter, &[7; 32]);
+    let joiner = prove(&secret, JoinSide::Joiner, &[7; 32]);
+    let inviter = prove(&secret, JoinSide::Inviter, &[7; 32]);
     assert_eq!(hex::encode(&joiner.code), "57f52e8a0c54a7f0");
     assert_eq!(
         hex::encode(&joiner.mac),
@@ -42,7 +42,7 @@ fn golden_proofs() {
 }
 
 #[test]
-fn a_code_is_read_however_it_was_copied() {
+fn invite_code_parses_despite_copying_artifacts() {
     let code = invitation().to_string();
     for copied in [
         code.to_lowercase(),
@@ -57,23 +57,23 @@ fn a_code_is_read_however_it_was_copied() {
 }
 
 #[test]
-fn each_fault_has_its_error() {
+fn each_invite_code_fault_has_its_error() {
     let code = invitation().to_string();
     let parse = |text: &str| text.parse::<Invitation>();
     for text in ["", "hello", "SWARM", "SWARMX-00000", "fleet-SWARM1-0"] {
-        assert_eq!(parse(text), Err(CodeError::NotACode), "{text}");
+        assert_eq!(parse(text), Err(InviteCodeError::NotACode), "{text}");
     }
     assert_eq!(
         parse(&code.replace("SWARM1", "SWARM2")),
-        Err(CodeError::OtherVersion('2'))
+        Err(InviteCodeError::OtherVersion('2'))
     );
     assert_eq!(
         parse(&"x".repeat(CODE_TEXT_BYTES_MAX + 1)),
-        Err(CodeError::TooLong)
+        Err(InviteCodeError::TooLong)
     );
     assert_eq!(
         parse("SWARM1-000U0"),
-        Err(CodeError::BadCharacter {
+        Err(InviteCodeError::BadCharacter {
             found: 'U',
             position: 4
         })
@@ -84,19 +84,19 @@ fn each_fault_has_its_error() {
         &code[..code.len() - 1],
         &format!("{code}0"),
     ] {
-        assert_eq!(parse(text), Err(CodeError::Mistyped), "{text}");
+        assert_eq!(parse(text), Err(InviteCodeError::Mistyped), "{text}");
     }
     let mut body = invitation().to_bytes();
     body[48] = 9;
-    body.extend(first_of_sha256::<CHECKSUM_BYTES>(&body));
+    body.extend(sha256_prefix::<CHECKSUM_BYTES>(&body));
     assert_eq!(
         parse(&format!("SWARM1{}", to_base32(&body))),
-        Err(CodeError::Malformed)
+        Err(InviteCodeError::Malformed)
     );
 }
 
 #[test]
-fn the_longest_code_fits_its_cap_even_line_by_line() {
+fn longest_invite_code_fits_its_cap() {
     let far: SocketAddr = "[2001:db8::1]:65535".parse().expect("an address");
     let longest = Invitation::new(Fingerprint([255; 32]), InviteSecret::new([255; 16]), [far; 9]);
     assert_eq!(longest.addresses().len(), CODE_ADDRESSES_MAX);
@@ -106,7 +106,7 @@ fn the_longest_code_fits_its_cap_even_line_by_line() {
 }
 
 #[test]
-fn link_local_addresses_stay_at_home() {
+fn invite_code_omits_link_local_addresses() {
     let addresses =
         ["[fe80::1%3]:7421", "169.254.3.4:7421", "10.0.0.1:1"].map(|text| text.parse().expect("an address"));
     let invitation = Invitation::new(Fingerprint([1; 32]), InviteSecret::new([2; 16]), addresses);
@@ -114,22 +114,22 @@ fn link_local_addresses_stay_at_home() {
 }
 
 #[test]
-fn a_proof_is_for_one_secret_one_side_and_one_connection() {
+fn join_proof_is_bound_to_secret_side_and_connection() {
     let secret = InviteSecret::new([1; 16]);
-    let proof = prove(&secret, Side::Joiner, b"connection 1");
-    assert!(check(&secret, Side::Joiner, b"connection 1", &proof));
-    assert!(!check(&secret, Side::Inviter, b"connection 1", &proof));
-    assert!(!check(&secret, Side::Joiner, b"connection 2", &proof));
-    assert!(!check(
+    let proof = prove(&secret, JoinSide::Joiner, b"connection 1");
+    assert!(verify_proof(&secret, JoinSide::Joiner, b"connection 1", &proof));
+    assert!(!verify_proof(&secret, JoinSide::Inviter, b"connection 1", &proof));
+    assert!(!verify_proof(&secret, JoinSide::Joiner, b"connection 2", &proof));
+    assert!(!verify_proof(
         &InviteSecret::new([2; 16]),
-        Side::Joiner,
+        JoinSide::Joiner,
         b"connection 1",
         &proof
     ));
 }
 
 #[test]
-fn debug_never_shows_the_secret() {
+fn debug_output_hides_the_invite_secret() {
     let shown = format!("{:?}", invitation());
     assert!(!shown.contains("a5a5") && !shown.contains("165"), "{shown}");
 }
@@ -147,37 +147,37 @@ fn any_invitation() -> impl Strategy<Value = Invitation> {
 
 proptest! {
     #[test]
-    fn every_invitation_survives_being_written_down(invitation in any_invitation()) {
+    fn invitation_round_trips_through_its_code(invitation in any_invitation()) {
         prop_assert_eq!(invitation.to_string().parse(), Ok(invitation));
     }
 
     #[test]
-    fn any_text_is_read_without_a_panic(text: String, tail: Vec<u8>) {
+    fn arbitrary_invite_code_text_never_panics(text: String, tail: Vec<u8>) {
         prop_assert!(text.parse::<Invitation>().is_err());
         let codes = [format!("SWARM1{text}"), format!("SWARM1{}", to_base32(&tail))];
         prop_assert!(codes.iter().all(|code| code.parse::<Invitation>().is_err()));
     }
 
     #[test]
-    fn any_body_with_a_good_checksum_is_read_without_a_panic(mut body: Vec<u8>) {
+    fn arbitrary_invite_code_body_never_panics(mut body: Vec<u8>) {
         let read = Invitation::from_bytes(&body);
-        body.extend(first_of_sha256::<CHECKSUM_BYTES>(&body));
+        body.extend(sha256_prefix::<CHECKSUM_BYTES>(&body));
         let code = format!("SWARM1{}", to_base32(&body));
-        prop_assert_eq!(code.parse(), read.ok_or(CodeError::Malformed));
+        prop_assert_eq!(code.parse(), read.ok_or(InviteCodeError::Malformed));
     }
 
     #[test]
-    fn one_wrong_digit_is_a_slip(invitation in any_invitation(), at: prop::sample::Index, by in 1_usize..32) {
+    fn one_wrong_invite_code_digit_is_detected(invitation in any_invitation(), at: prop::sample::Index, by in 1_usize..32) {
         let mut code: Vec<char> = invitation.to_string().chars().filter(|c| *c != '-').collect();
         let at = 6 + at.index(code.len() - 6);
         let digit = ALPHABET.iter().position(|c| char::from(*c) == code[at]).expect("our own digit");
         code[at] = char::from(ALPHABET[(digit + by) % 32]);
         let text: String = code.into_iter().collect();
-        prop_assert_eq!(text.parse::<Invitation>(), Err(CodeError::Mistyped));
+        prop_assert_eq!(text.parse::<Invitation>(), Err(InviteCodeError::Mistyped));
     }
 
     #[test]
-    fn base_32_is_its_own_inverse(bytes: Vec<u8>) {
+    fn base32_round_trips(bytes: Vec<u8>) {
         prop_assert_eq!(from_base32(to_base32(&bytes).chars()), Ok(bytes));
     }
 }

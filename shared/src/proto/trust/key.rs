@@ -114,7 +114,7 @@ mod tests {
     use crate::proto::hex;
 
     #[test]
-    fn the_first_vector_of_rfc_8032() {
+    fn signing_matches_first_vector_of_rfc_8032() {
         let seed = hex::decode("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60");
         let key = SigningKey::from_seed(seed.expect("32 bytes"));
         assert_eq!(
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn the_der_forms_of_rfc_8410() {
+    fn key_encodings_match_rfc_8410() {
         // The private and public key of RFC 8410, sections 10.3 and 10.1.
         let seed = hex::decode("d4ee72dbf913584ad5b6d8f1f769f8ad3afe7c28cbf1d4fbe097a88f44755842");
         let key = SigningKey::from_seed(seed.expect("32 bytes"));
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn debug_never_shows_the_seed() {
+    fn debug_output_hides_the_key_seed() {
         let key = SigningKey::from_seed([0xab; 32]);
         let shown = format!("{key:?} {key:#?}");
         assert!(!shown.contains("abab") && !shown.contains("171"), "{shown}");
@@ -148,12 +148,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn only_the_44_known_bytes_are_a_key(bytes in prop::collection::vec(any::<u8>(), 0..60)) {
+        fn only_rfc_8410_encodings_parse_as_keys(bytes in prop::collection::vec(any::<u8>(), 0..60)) {
             prop_assert_eq!(PublicKey::from_spki(&bytes), Err(TrustError::NotEd25519));
         }
 
         #[test]
-        fn a_signature_is_for_one_message_and_one_key(
+        fn signature_is_bound_to_message_and_key(
             seed: [u8; 32], message: Vec<u8>, flip in 0_usize..SIGNATURE_BYTES, bit in 0_u32..8
         ) {
             let key = SigningKey::from_seed(seed);

@@ -10,7 +10,7 @@ use crate::proto::message::{RefusalCode, Refused};
 ///
 /// It exists only verified: reading one from a file checks every signature again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "Stored", into = "Stored")]
+#[serde(try_from = "StoredMembership", into = "StoredMembership")]
 pub struct Membership {
     root: PublicKey,
     signed_grant: Signed<Grant>,
@@ -21,21 +21,21 @@ pub struct Membership {
 
 /// A membership as files hold it.
 #[derive(Serialize, Deserialize)]
-struct Stored {
+struct StoredMembership {
     root: PublicKey,
     grant: Signed<Grant>,
     fleet_state: Signed<FleetState>,
 }
 
-impl TryFrom<Stored> for Membership {
+impl TryFrom<StoredMembership> for Membership {
     type Error = TrustError;
 
-    fn try_from(stored: Stored) -> Result<Self, TrustError> {
+    fn try_from(stored: StoredMembership) -> Result<Self, TrustError> {
         Self::verified(stored.root, stored.grant, stored.fleet_state)
     }
 }
 
-impl From<Membership> for Stored {
+impl From<Membership> for StoredMembership {
     fn from(membership: Membership) -> Self {
         Self {
             root: membership.root,
@@ -130,12 +130,12 @@ impl Membership {
     }
 
     /// Whether this peer itself has been put out: nobody will link with it until it joins anew with a new key.
-    pub fn own_key_revoked(&self) -> bool {
+    pub fn is_own_key_revoked(&self) -> bool {
         self.is_revoked(&self.grant.key)
     }
 
     /// Takes in a fleet state if it is newer; `Ok(true)` if it was. Then store this membership, close the links of
-    /// keys that are revoked now, and look at [`Membership::own_key_revoked`].
+    /// keys that are revoked now, and look at [`Membership::is_own_key_revoked`].
     ///
     /// # Errors
     /// [`TrustError`] if the root did not sign it, or signed another one under the same number. The one that is
@@ -198,12 +198,12 @@ impl Membership {
                     peer_key.id().short()
                 ),
             )),
-            Err(error) => Err(self.refuse_unverified(signed, &error)),
+            Err(error) => Err(self.unverified_refusal(signed, &error)),
         }
     }
 
     /// A grant that our root did not sign: another fleet's is an honest mistake, one in our root's name is not.
-    fn refuse_unverified(&self, signed: &Signed<Grant>, error: &TrustError) -> Refused {
+    fn unverified_refusal(&self, signed: &Signed<Grant>, error: &TrustError) -> Refused {
         let ours = self.fingerprint().short();
         match signed.read_unverified() {
             Ok(grant) if grant.fleet != self.root => Refused::new(
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn a_member_is_let_in_with_its_role() {
+    fn member_is_accepted_with_its_role() {
         let (mut root, membership) = fleet(1);
         let grant = root.grant(PEER, Role::Operator).expect("a grant");
         let seen = membership.check_peer(&PEER, Some(&grant)).expect("a member");
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn each_refusal_has_its_code_and_says_what_to_do() {
+    fn each_membership_refusal_has_its_code_and_advice() {
         let (mut root, mut membership) = fleet(1);
         let (mut other, _) = fleet(2);
 
@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn the_highest_state_wins_and_only_the_root_is_believed() {
+    fn highest_fleet_state_signed_by_the_root_wins() {
         let (mut root, mut membership) = fleet(1);
         let first = root.state().clone();
         let second = root.revoke(PEER).expect("room").clone();
@@ -302,7 +302,7 @@ mod tests {
         assert_eq!(membership.adopt_state(second), Ok(false));
         assert_eq!(membership.adopt_state(third), Ok(false));
         assert_eq!(membership.state_number(), 3);
-        assert!(membership.is_revoked(&PEER) && membership.own_key_revoked());
+        assert!(membership.is_revoked(&PEER) && membership.is_own_key_revoked());
 
         let foreign = fleet(2).0.state().clone();
         assert_eq!(membership.adopt_state(foreign), Err(TrustError::BadSignature));
@@ -310,19 +310,19 @@ mod tests {
     }
 
     #[test]
-    fn two_states_of_one_number_are_reported() {
+    fn conflicting_fleet_states_of_one_number_are_reported() {
         let (mut root, mut membership) = fleet(1);
         let mut copy =
-            FleetRoot::resume(SigningKey::from_seed([1; 32]), root.record().clone()).expect("a copy");
+            FleetRoot::restore(SigningKey::from_seed([1; 32]), root.record().clone()).expect("a copy");
         let ours = root.revoke(PEER).expect("room").clone();
         let theirs = copy.revoke(OWN).expect("room").clone();
         assert_eq!(membership.adopt_state(ours), Ok(true));
         assert_eq!(membership.adopt_state(theirs), Err(TrustError::Forked(2)));
-        assert!(!membership.own_key_revoked());
+        assert!(!membership.is_own_key_revoked());
     }
 
     #[test]
-    fn a_file_is_verified_when_it_is_read() {
+    fn membership_file_is_verified_on_load() {
         let (root, membership) = fleet(1);
         let text = serde_json::to_string(&membership).expect("JSON");
         let back: Membership = serde_json::from_str(&text).expect("our own file");

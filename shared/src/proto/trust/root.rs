@@ -31,11 +31,11 @@ impl Fingerprint {
 
     /// The first 8 bytes in groups of four digits, for people: `a1b2-c3d4-e5f6-0718`.
     pub fn short(&self) -> String {
-        groups(&self.0[..FINGERPRINT_PREFIX_BYTES])
+        hex_groups(&self.0[..FINGERPRINT_PREFIX_BYTES])
     }
 }
 
-fn groups(bytes: &[u8]) -> String {
+fn hex_groups(bytes: &[u8]) -> String {
     let groups: Vec<String> = bytes.chunks(2).map(hex::encode).collect();
     groups.join("-")
 }
@@ -43,7 +43,7 @@ fn groups(bytes: &[u8]) -> String {
 /// The whole fingerprint in groups of four digits, for comparing by eye.
 impl fmt::Display for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&groups(&self.0))
+        f.write_str(&hex_groups(&self.0))
     }
 }
 
@@ -95,7 +95,7 @@ impl FleetRoot {
     ///
     /// # Errors
     /// [`TrustError`] if the record is not this key's.
-    pub fn resume(key: SigningKey, record: RootRecord) -> Result<Self, TrustError> {
+    pub fn restore(key: SigningKey, record: RootRecord) -> Result<Self, TrustError> {
         let state = record.state.verify(&key.public())?;
         Ok(Self { key, record, state })
     }
@@ -125,14 +125,14 @@ impl FleetRoot {
     ///
     /// # Errors
     /// [`TrustError`] if this root did not sign the state, or if two of its states carry one number. Nothing has changed.
-    pub fn catch_up(&mut self, state: &Signed<FleetState>, grants: u64) -> Result<(), TrustError> {
-        let told = state.verify(&self.public())?;
-        if told.number == self.state.number && told != self.state {
-            return Err(TrustError::Forked(told.number));
+    pub fn merge_state(&mut self, state: &Signed<FleetState>, grants: u64) -> Result<(), TrustError> {
+        let received = state.verify(&self.public())?;
+        if received.number == self.state.number && received != self.state {
+            return Err(TrustError::Forked(received.number));
         }
-        if told.number > self.state.number {
+        if received.number > self.state.number {
             self.record.state = state.clone();
-            self.state = told;
+            self.state = received;
         }
         self.record.grants = self.record.grants.max(grants);
         Ok(())
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn serials_and_numbers_only_rise_also_over_a_restart() {
+    fn grant_serials_and_state_numbers_rise_across_restarts() {
         let mut root = root();
         let key = PublicKey([5; 32]);
         let first = root.grant(key, Role::Node).expect("a grant");
@@ -193,7 +193,7 @@ mod tests {
         let stored = serde_json::to_string(root.record()).expect("JSON");
 
         let record = serde_json::from_str(&stored).expect("our own JSON");
-        let mut root = FleetRoot::resume(SigningKey::from_seed([1; 32]), record).expect("our own record");
+        let mut root = FleetRoot::restore(SigningKey::from_seed([1; 32]), record).expect("our own record");
         let second = root.grant(key, Role::Admin).expect("a grant");
         assert_eq!(second.verify(&root.public()).expect("ours").serial, 2);
         root.revoke(key).expect("room");
@@ -202,31 +202,31 @@ mod tests {
     }
 
     #[test]
-    fn a_root_that_was_moved_goes_on_from_what_it_has_said() {
+    fn moved_root_continues_from_the_merged_state() {
         let mut old = root();
         let (first, second) = (PublicKey([5; 32]), PublicKey([6; 32]));
         old.grant(first, Role::Node).expect("a grant");
         old.revoke(first).expect("room");
         // Another machine, with the key alone.
         let mut moved = root();
-        moved.catch_up(old.state(), 1).expect("its own state");
+        moved.merge_state(old.state(), 1).expect("its own state");
         assert_eq!(moved.grant(first, Role::Node), Err(TrustError::KeyRevoked(first)));
         let grant = moved.grant(second, Role::Node).expect("a grant");
         assert_eq!(grant.verify(&moved.public()).expect("ours").serial, 2);
         let state = moved.revoke(second).expect("room").verify(&old.public());
         let state = state.expect("ours");
         assert_eq!((state.number, state.revoked), (3, vec![first, second]));
-        moved.catch_up(old.state(), 0).expect("older, and nothing new");
+        moved.merge_state(old.state(), 0).expect("older, and nothing new");
         assert_eq!(moved.record().grants, 2);
         let mut other = FleetRoot::create(SigningKey::from_seed([2; 32])).expect("a new fleet");
-        assert_eq!(other.catch_up(old.state(), 0), Err(TrustError::BadSignature));
+        assert_eq!(other.merge_state(old.state(), 0), Err(TrustError::BadSignature));
         let mut forked = root();
         forked.revoke(second).expect("room");
-        assert_eq!(forked.catch_up(old.state(), 0), Err(TrustError::Forked(2)));
+        assert_eq!(forked.merge_state(old.state(), 0), Err(TrustError::Forked(2)));
     }
 
     #[test]
-    fn revoking_twice_is_revoking_once_and_a_revoked_key_stays_out() {
+    fn revoking_is_idempotent_and_permanent() {
         let mut root = root();
         let key = PublicKey([5; 32]);
         let once = root.revoke(key).expect("room").clone();
@@ -235,14 +235,14 @@ mod tests {
     }
 
     #[test]
-    fn a_record_of_another_root_is_refused() {
+    fn root_record_of_another_root_is_refused() {
         let record = root().record().clone();
-        let other = FleetRoot::resume(SigningKey::from_seed([2; 32]), record);
+        let other = FleetRoot::restore(SigningKey::from_seed([2; 32]), record);
         assert_eq!(other.map(|_| ()), Err(TrustError::BadSignature));
     }
 
     #[test]
-    fn a_full_state_is_an_error_and_changes_nothing() {
+    fn full_fleet_state_is_an_error_and_unchanged() {
         let mut root = root();
         root.state.revoked = (0..8_000_u16)
             .map(|n| {
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fingerprint_shows_in_groups() {
+    fn fingerprint_displays_in_groups() {
         let fingerprint = root().fingerprint();
         assert_eq!(fingerprint.short().len(), 19);
         assert_eq!(fingerprint.to_string().len(), 79);

@@ -18,7 +18,7 @@ pub const FLEET_STATE_BYTES_MAX: usize = 512 * 1024;
 /// Something that a fleet root says.
 pub trait Statement: Serialize + DeserializeOwned {
     /// What it is called in errors.
-    const WHAT: &'static str;
+    const NAME: &'static str;
     /// Signed in front of the body, so that no statement can pass for one of another kind. Ends in a zero byte,
     /// which JSON text never holds.
     const LABEL: &'static [u8];
@@ -30,7 +30,7 @@ pub trait Statement: Serialize + DeserializeOwned {
 }
 
 impl Statement for Grant {
-    const WHAT: &'static str = "grant";
+    const NAME: &'static str = "grant";
     const LABEL: &'static [u8] = b"swarm grant v1\0";
     const BYTES_MAX: usize = GRANT_BYTES_MAX;
 
@@ -40,7 +40,7 @@ impl Statement for Grant {
 }
 
 impl Statement for FleetState {
-    const WHAT: &'static str = "fleet state";
+    const NAME: &'static str = "fleet state";
     const LABEL: &'static [u8] = b"swarm fleet state v1\0";
     const BYTES_MAX: usize = FLEET_STATE_BYTES_MAX;
 
@@ -58,7 +58,7 @@ pub struct Signed<T> {
     #[serde(with = "hex")]
     signature: [u8; 64],
     #[serde(skip)]
-    of: PhantomData<T>,
+    statement: PhantomData<T>,
 }
 
 impl<T: Statement> Signed<T> {
@@ -72,7 +72,7 @@ impl<T: Statement> Signed<T> {
         Ok(Self {
             signature: key.sign(&signed_bytes::<T>(&body)),
             body,
-            of: PhantomData,
+            statement: PhantomData,
         })
     }
 
@@ -88,7 +88,7 @@ impl<T: Statement> Signed<T> {
             Ok(statement)
         } else {
             Err(TrustError::OtherFleet {
-                what: T::WHAT,
+                what: T::NAME,
                 theirs: Fingerprint::of(statement.fleet()),
                 ours: Fingerprint::of(root),
             })
@@ -100,7 +100,7 @@ impl<T: Statement> Signed<T> {
         Self {
             body,
             signature,
-            of: PhantomData,
+            statement: PhantomData,
         }
     }
 
@@ -117,8 +117,8 @@ impl<T: Statement> Signed<T> {
     /// What it says, believed by nobody: to choose the words of a refusal, or to refuse before a signature is checked.
     pub(in crate::proto) fn read_unverified(&self) -> Result<T, TrustError> {
         check_length::<T>(&self.body)?;
-        if !json::depth_is_safe(self.body.as_bytes()) {
-            return Err(TrustError::TooDeep(T::WHAT));
+        if !json::has_safe_depth(self.body.as_bytes()) {
+            return Err(TrustError::TooDeep(T::NAME));
         }
         serde_json::from_str(&self.body).map_err(unreadable::<T>)
     }
@@ -127,7 +127,7 @@ impl<T: Statement> Signed<T> {
 fn check_length<T: Statement>(body: &str) -> Result<(), TrustError> {
     if body.len() > T::BYTES_MAX {
         return Err(TrustError::TooLong {
-            what: T::WHAT,
+            what: T::NAME,
             bytes: body.len(),
             max: T::BYTES_MAX,
         });
@@ -141,7 +141,7 @@ fn signed_bytes<T: Statement>(body: &str) -> Vec<u8> {
 
 fn unreadable<T: Statement>(error: serde_json::Error) -> TrustError {
     TrustError::Unreadable {
-        what: T::WHAT,
+        what: T::NAME,
         fault: error.to_string(),
     }
 }
@@ -171,12 +171,12 @@ mod tests {
         Signed {
             signature: root().sign(&signed_bytes::<Grant>(&body)),
             body,
-            of: PhantomData,
+            statement: PhantomData,
         }
     }
 
     #[test]
-    fn what_is_signed_is_read_back_also_through_json() {
+    fn signed_statement_round_trips_through_json() {
         let signed = Signed::sign(&grant(), &root()).expect("a short grant");
         assert_eq!(signed.verify(&root().public()), Ok(grant()));
         let text = serde_json::to_string(&signed).expect("JSON");
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_root_that_it_speaks_for_is_believed() {
+    fn statement_verifies_only_with_its_own_root() {
         let other = SigningKey::from_seed([9; 32]);
         let signed = Signed::sign(&grant(), &root()).expect("a short grant");
         assert_eq!(signed.verify(&other.public()), Err(TrustError::BadSignature));
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn a_statement_never_passes_for_another_kind() {
+    fn statement_never_verifies_as_another_kind() {
         let state = FleetState {
             fleet: root().public(),
             number: 1,
@@ -209,13 +209,13 @@ mod tests {
         let dressed_up: Signed<Grant> = Signed {
             body: signed.body,
             signature: signed.signature,
-            of: PhantomData,
+            statement: PhantomData,
         };
         assert_eq!(dressed_up.verify(&root().public()), Err(TrustError::BadSignature));
     }
 
     #[test]
-    fn long_deep_and_odd_bodies_each_have_their_error() {
+    fn long_deep_and_malformed_bodies_have_distinct_errors() {
         let root_key = root().public();
         let long = signed(" ".repeat(GRANT_BYTES_MAX + 1));
         assert!(matches!(long.verify(&root_key), Err(TrustError::TooLong { .. })));
@@ -257,7 +257,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn one_changed_bit_anywhere_is_refused(at in 0_usize..64, bit in 0_u32..7, in_body: bool) {
+        fn statement_with_any_bit_flipped_is_refused(at in 0_usize..64, bit in 0_u32..7, in_body: bool) {
             let mut signed = Signed::sign(&grant(), &root()).expect("a short grant");
             if in_body {
                 let mut bytes = signed.body.into_bytes();
@@ -271,7 +271,7 @@ mod tests {
         }
 
         #[test]
-        fn any_body_is_read_without_a_panic(body: String) {
+        fn arbitrary_signed_body_never_panics(body: String) {
             prop_assert!(signed(body).verify(&root().public()).is_err());
         }
     }

@@ -8,26 +8,26 @@ use bytes::BufMut;
 use super::{ByteOrder, ContentEncoding, ContentType, Header, Kind, Lane, MessageType};
 
 /// What most headers fit in, so that most take one allocation.
-const HEADER_BYTES_USUAL: usize = 256;
+const HEADER_BYTES_TYPICAL: usize = 256;
 /// Digits of the longest whole number.
 const DIGITS_MAX: usize = 20;
 
 /// Writes a header; `None` to leave it to the general way.
-pub(super) fn header(header: &Header) -> Option<Vec<u8>> {
-    let mut to = Vec::with_capacity(HEADER_BYTES_USUAL);
-    text(&mut to, b"{\"byteorder\":\"", byte_order(header.byteorder)?)?;
-    text(
+pub(super) fn encode_header(header: &Header) -> Option<Vec<u8>> {
+    let mut to = Vec::with_capacity(HEADER_BYTES_TYPICAL);
+    append_text(&mut to, b"{\"byteorder\":\"", byte_order(header.byteorder)?)?;
+    append_text(
         &mut to,
         b",\"content-type\":\"",
         content_type(header.content_type),
     )?;
-    text(
+    append_text(
         &mut to,
         b",\"content-encoding\":\"",
         content_encoding(&header.content_encoding),
     )?;
-    number(&mut to, b",\"content-length\":", Some(header.content_length));
-    text(
+    append_number(&mut to, b",\"content-length\":", Some(header.content_length));
+    append_text(
         &mut to,
         b",\"message-type\":\"",
         message_type(header.message_type),
@@ -42,24 +42,24 @@ pub(super) fn header(header: &Header) -> Option<Vec<u8>> {
     ];
     for (key, value) in texts {
         if let Some(value) = value {
-            text(&mut to, key, value)?;
+            append_text(&mut to, key, value)?;
         }
     }
-    number(&mut to, b",\"id\":", header.id);
-    number(&mut to, b",\"epoch\":", header.epoch);
-    number(&mut to, b",\"offset\":", header.offset);
-    number(&mut to, b",\"life\":", header.life);
-    number(&mut to, b",\"seq\":", header.seq);
-    number(&mut to, b",\"ack\":", header.ack);
-    number(&mut to, b",\"ttl\":", header.ttl);
-    number(&mut to, b",\"until\":", header.until);
-    number(&mut to, b",\"stamp\":", header.stamp);
+    append_number(&mut to, b",\"id\":", header.id);
+    append_number(&mut to, b",\"epoch\":", header.epoch);
+    append_number(&mut to, b",\"offset\":", header.offset);
+    append_number(&mut to, b",\"life\":", header.life);
+    append_number(&mut to, b",\"seq\":", header.seq);
+    append_number(&mut to, b",\"ack\":", header.ack);
+    append_number(&mut to, b",\"ttl\":", header.ttl);
+    append_number(&mut to, b",\"until\":", header.until);
+    append_number(&mut to, b",\"stamp\":", header.stamp);
     to.push(b'}');
     Some(to)
 }
 
 /// Appends a key, up to its opening quote, and its text; gives up at one that needs escapes.
-fn text(to: &mut Vec<u8>, key: &[u8], value: &str) -> Option<()> {
+fn append_text(to: &mut Vec<u8>, key: &[u8], value: &str) -> Option<()> {
     let odd = value.bytes().fold(false, |odd, byte| {
         odd | (byte == b'\\') | (byte == b'"') | (byte < b' ')
     });
@@ -73,7 +73,7 @@ fn text(to: &mut Vec<u8>, key: &[u8], value: &str) -> Option<()> {
 }
 
 /// Appends a key and its number, if there is one. By hand, because `write!` takes longer than the rest of the frame.
-pub(in crate::proto) fn number(to: &mut impl BufMut, key: &[u8], value: Option<u64>) {
+pub(in crate::proto) fn append_number(to: &mut impl BufMut, key: &[u8], value: Option<u64>) {
     let Some(mut left) = value else {
         return;
     };
@@ -161,43 +161,43 @@ mod tests {
     use proptest::option::of;
     use proptest::prelude::*;
 
-    fn assert_same(quick: &Header) {
+    fn assert_matches_serde(quick: &Header) {
         let general = serde_json::to_string(quick).expect("plain data");
-        let text = header(quick).map(|text| String::from_utf8(text).expect("UTF-8"));
+        let text = encode_header(quick).map(|text| String::from_utf8(text).expect("UTF-8"));
         let odd = general.contains('\\') || quick.byteorder == ByteOrder::Other;
         assert_eq!(text, (!odd).then_some(general), "{quick:?}");
     }
 
     #[test]
-    fn every_word_is_written_as_the_general_way_writes_it() {
+    fn header_encoder_writes_every_value_as_serde_does() {
         use ByteOrder::{Big, Little, Other};
         for byteorder in [Little, Big, Other] {
-            assert_same(&Header {
+            assert_matches_serde(&Header {
                 byteorder,
                 ..Header::default()
             });
         }
         for content_type in [ContentType::Json, ContentType::Binary] {
-            assert_same(&Header {
+            assert_matches_serde(&Header {
                 content_type,
                 ..Header::default()
             });
         }
         use ContentEncoding::{Utf8, Utf16};
         for content_encoding in [Utf8, Utf16, ContentEncoding::Other("koi8-r".to_owned())] {
-            assert_same(&Header {
+            assert_matches_serde(&Header {
                 content_encoding,
                 ..Header::default()
             });
         }
         for message_type in [MessageType::Message, MessageType::Request, MessageType::Response] {
-            assert_same(&Header {
+            assert_matches_serde(&Header {
                 message_type,
                 ..Header::default()
             });
         }
         for lane in [Lane::Emergency, Lane::Control, Lane::Telemetry, Lane::Bulk] {
-            assert_same(&Header {
+            assert_matches_serde(&Header {
                 lane: Some(lane),
                 ..Header::default()
             });
@@ -223,7 +223,7 @@ mod tests {
             Kind::Offer,
             Kind::Unknown,
         ] {
-            assert_same(&Header {
+            assert_matches_serde(&Header {
                 kind: Some(kind),
                 ..Header::default()
             });
@@ -232,14 +232,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn where_it_does_not_give_up_both_ways_write_the_same(
+        fn header_encoder_output_equals_serde_output(
             texts in [of(any::<String>()), of(any::<String>()), of(".{0,4}"), of("[a-z\\\\\"\u{7f}\u{1f}é]{0,3}")],
             numbers in proptest::array::uniform6(of(prop_oneof![any::<u64>(), 0..2000_u64])),
             content_length in any::<u64>(),
         ) {
             let [action, filepath, requested_value, request_id] = texts;
             let [id, epoch, offset, seq, ack, ttl] = numbers;
-            assert_same(&Header {
+            assert_matches_serde(&Header {
                 content_length, action, filepath, requested_value, request_id, id, epoch, offset, seq, ack, ttl,
                 ..Header::default()
             });

@@ -8,10 +8,10 @@
 use super::{ByteOrder, ContentEncoding, ContentType, Kind, Lane, MessageType, RawHeader};
 
 /// How our own programs begin the header of a frame with JSON: three keys in one look.
-const OURS: &str = r#"{"byteorder":"little","content-type":"json","content-encoding":"utf-8","#;
+const OWN_PREFIX: &str = r#"{"byteorder":"little","content-type":"json","content-encoding":"utf-8","#;
 
 /// Reads a header; `None` to leave it to the general way.
-pub(super) fn header(text: &str) -> Option<RawHeader> {
+pub(super) fn parse_header(text: &str) -> Option<RawHeader> {
     // Looked for once and in wide steps, so that the scan itself need only look for quotes.
     let odd = text
         .bytes()
@@ -19,10 +19,10 @@ pub(super) fn header(text: &str) -> Option<RawHeader> {
     if odd {
         return None;
     }
-    let mut scan = Scan { text, at: 0 };
+    let mut scan = Scanner { text, at: 0 };
     let mut raw = RawHeader::default();
-    if text.starts_with(OURS) {
-        scan.at = OURS.len();
+    if text.starts_with(OWN_PREFIX) {
+        scan.at = OWN_PREFIX.len();
         raw.byteorder = Some(ByteOrder::Little);
         raw.content_type = Some(ContentType::Json);
         raw.content_encoding = Some(ContentEncoding::Utf8);
@@ -33,7 +33,7 @@ pub(super) fn header(text: &str) -> Option<RawHeader> {
         let key = scan.text()?;
         scan.expect(b':')?;
         let value = scan.value()?;
-        set(&mut raw, key, value)?;
+        set_key(&mut raw, key, value)?;
         match scan.next()? {
             b',' => {}
             b'}' => break,
@@ -66,33 +66,36 @@ impl<'a> Value<'a> {
 }
 
 /// Gives up at a key that comes twice and at a value that is not for its key.
-fn set(raw: &mut RawHeader, key: &str, value: Value<'_>) -> Option<()> {
+fn set_key(raw: &mut RawHeader, key: &str, value: Value<'_>) -> Option<()> {
     match key {
-        "byteorder" => once(&mut raw.byteorder, byte_order(value.text()?)),
-        "content-type" => once(&mut raw.content_type, content_type(value.text()?)?),
-        "content-encoding" => once(&mut raw.content_encoding, ContentEncoding::named(value.text()?)),
-        "content-length" => once(&mut raw.content_length, value.number()?),
-        "message-type" => once(&mut raw.message_type, message_type(value.text()?)?),
-        "action" => once(&mut raw.action, value.text()?.to_owned()),
-        "filepath" => once(&mut raw.filepath, value.text()?.to_owned()),
-        "requested_value" => once(&mut raw.requested_value, value.text()?.to_owned()),
-        "request_id" => once(&mut raw.request_id, value.text()?.to_owned()),
-        "kind" => once(&mut raw.kind, kind(value.text()?)),
-        "lane" => once(&mut raw.lane, lane(value.text()?)?),
-        "id" => once(&mut raw.id, value.number()?),
-        "epoch" => once(&mut raw.epoch, value.number()?),
-        "offset" => once(&mut raw.offset, value.number()?),
-        "seq" => once(&mut raw.seq, value.number()?),
-        "ack" => once(&mut raw.ack, value.number()?),
-        "life" => once(&mut raw.life, value.number()?),
-        "ttl" => once(&mut raw.ttl, value.number()?),
-        "until" => once(&mut raw.until, value.number()?),
-        "stamp" => once(&mut raw.stamp, value.number()?),
+        "byteorder" => set_once(&mut raw.byteorder, byte_order(value.text()?)),
+        "content-type" => set_once(&mut raw.content_type, content_type(value.text()?)?),
+        "content-encoding" => set_once(
+            &mut raw.content_encoding,
+            ContentEncoding::from_name(value.text()?),
+        ),
+        "content-length" => set_once(&mut raw.content_length, value.number()?),
+        "message-type" => set_once(&mut raw.message_type, message_type(value.text()?)?),
+        "action" => set_once(&mut raw.action, value.text()?.to_owned()),
+        "filepath" => set_once(&mut raw.filepath, value.text()?.to_owned()),
+        "requested_value" => set_once(&mut raw.requested_value, value.text()?.to_owned()),
+        "request_id" => set_once(&mut raw.request_id, value.text()?.to_owned()),
+        "kind" => set_once(&mut raw.kind, kind(value.text()?)),
+        "lane" => set_once(&mut raw.lane, lane(value.text()?)?),
+        "id" => set_once(&mut raw.id, value.number()?),
+        "epoch" => set_once(&mut raw.epoch, value.number()?),
+        "offset" => set_once(&mut raw.offset, value.number()?),
+        "seq" => set_once(&mut raw.seq, value.number()?),
+        "ack" => set_once(&mut raw.ack, value.number()?),
+        "life" => set_once(&mut raw.life, value.number()?),
+        "ttl" => set_once(&mut raw.ttl, value.number()?),
+        "until" => set_once(&mut raw.until, value.number()?),
+        "stamp" => set_once(&mut raw.stamp, value.number()?),
         _ => Some(()),
     }
 }
 
-fn once<T>(slot: &mut Option<T>, value: T) -> Option<()> {
+fn set_once<T>(slot: &mut Option<T>, value: T) -> Option<()> {
     slot.replace(value).is_none().then_some(())
 }
 
@@ -155,12 +158,12 @@ fn kind(word: &str) -> Kind {
     }
 }
 
-struct Scan<'a> {
+struct Scanner<'a> {
     text: &'a str,
     at: usize,
 }
 
-impl<'a> Scan<'a> {
+impl<'a> Scanner<'a> {
     fn peek(&self) -> Option<u8> {
         self.text.as_bytes().get(self.at).copied()
     }
@@ -219,12 +222,12 @@ mod tests {
     use crate::proto::wire::Header;
     use proptest::prelude::*;
 
-    fn slow(text: &str) -> Result<RawHeader, String> {
+    fn parse_with_serde(text: &str) -> Result<RawHeader, String> {
         serde_json::from_str(text).map_err(|e| e.to_string())
     }
 
     #[test]
-    fn every_word_is_read_as_the_general_way_reads_it() {
+    fn header_parser_reads_every_value_as_serde_does() {
         let words = [
             "hello",
             "refused",
@@ -285,8 +288,8 @@ mod tests {
         for key in keys.into_iter().chain(more) {
             for word in words {
                 let text = format!("{{\"{key}\":\"{word}\"}}");
-                if let Some(raw) = header(&text) {
-                    assert_eq!(Ok(raw), slow(&text), "{text}");
+                if let Some(raw) = parse_header(&text) {
+                    assert_eq!(Ok(raw), parse_with_serde(&text), "{text}");
                     read += 1;
                 }
             }
@@ -295,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn what_our_programs_write_is_never_left_to_the_general_way() {
+    fn header_parser_handles_own_headers_without_fallback() {
         let text = serde_json::to_string(&Header {
             action: Some("led".to_owned()),
             kind: Some(Kind::Command),
@@ -309,13 +312,13 @@ mod tests {
             ..Header::default()
         })
         .expect("plain data");
-        assert!(header(&text).is_some());
+        assert!(parse_header(&text).is_some());
         // Python puts a space after each colon and comma.
-        assert!(header(&text.replace(':', ": ").replace(',', ", ")).is_some());
+        assert!(parse_header(&text.replace(':', ": ").replace(',', ", ")).is_some());
     }
 
     #[test]
-    fn it_gives_up_at_whatever_is_not_plain() {
+    fn header_parser_falls_back_on_unusual_json() {
         for text in [
             "",
             "{",
@@ -342,7 +345,7 @@ mod tests {
             r#"{"action":"a}"#,
             r#"{,"id":1}"#,
         ] {
-            assert!(header(text).is_none(), "{text}");
+            assert!(parse_header(text).is_none(), "{text}");
         }
     }
 
@@ -350,11 +353,11 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(4096))]
 
         #[test]
-        fn where_it_does_not_give_up_both_ways_read_the_same(
+        fn header_parser_result_equals_serde_result(
             text in r#"\{( ?"(id|ttl|until|stamp|life|action|kind|lane|x|request_id|content-encoding)" ?: ?("[a-z\\é]{0,3}"|[0-9]{1,20}|0|[-.e0-9]{1,4}|null|\[\])[, ]{0,2}){0,4}[ }]{0,2}"#
         ) {
-            if let Some(raw) = header(&text) {
-                prop_assert_eq!(Ok(raw), slow(&text));
+            if let Some(raw) = parse_header(&text) {
+                prop_assert_eq!(Ok(raw), parse_with_serde(&text));
             }
         }
     }

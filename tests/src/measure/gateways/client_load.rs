@@ -1,4 +1,4 @@
-//! Clients at doors, of all manners.
+//! Clients at gateways, of all manners.
 //!
 //! | manners | what it does |
 //! |---|---|
@@ -23,15 +23,15 @@ use tokio::time::{sleep, timeout};
 use super::super::Samples;
 
 /// How long a good client waits for an answer.
-const ANSWER_PATIENCE: Duration = Duration::from_secs(20);
+const REPLY_TIMEOUT: Duration = Duration::from_secs(20);
 /// Before a client comes again.
-const AWAY: Duration = Duration::from_millis(500);
+const RECONNECT_DELAY: Duration = Duration::from_millis(500);
 /// Between two questions of a good client.
-const ASK_EVERY: Duration = Duration::from_secs(1);
+const REQUEST_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A door.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum Door {
+pub(super) enum Gateway {
     /// For drones of clever-show.
     CleverShow,
     /// Platypush over TCP.
@@ -44,9 +44,9 @@ pub(super) enum Door {
     Knut,
 }
 
-impl Door {
+impl Gateway {
     /// Its table in the configuration.
-    pub(super) fn table(self) -> &'static str {
+    pub(super) fn config_table(self) -> &'static str {
         match self {
             Self::CleverShow => "clever_show",
             Self::PlatypushTcp => "platypush_tcp",
@@ -62,7 +62,7 @@ impl Door {
     }
 
     /// What a client says: a question that only reads; of clever-show's drones, readings.
-    fn question(self) -> Vec<u8> {
+    fn request(self) -> Vec<u8> {
         let request = json!({"type": "request", "action": "station.nodes", "target": "node-0"}).to_string();
         match self {
             Self::CleverShow => {
@@ -95,15 +95,15 @@ fn framed(header: &str, content: &str) -> Vec<u8> {
 }
 
 #[derive(Clone, Copy)]
-enum Manners {
-    Good,
+enum ClientBehaviour {
+    WellBehaved,
     Silent,
     Trickling,
     Garbage,
     Flood,
 }
 
-impl Manners {
+impl ClientBehaviour {
     /// Every second one is good.
     fn of(number: u16) -> Self {
         match number % 8 {
@@ -111,36 +111,36 @@ impl Manners {
             3 => Self::Trickling,
             5 => Self::Garbage,
             7 => Self::Flood,
-            _ => Self::Good,
+            _ => Self::WellBehaved,
         }
     }
 }
 
 /// What became of a crowd.
 #[derive(Debug, Default)]
-pub(super) struct Served {
+pub(super) struct ClientStats {
     /// Answers to good clients: how long each took, in ms.
-    pub(super) answers: Samples,
+    pub(super) reply_times: Samples,
     /// Connections of others that the door closed.
     pub(super) closed: u64,
 }
 
 /// A crowd at work.
 #[derive(Debug)]
-pub(super) struct Crowd {
+pub(super) struct ClientLoad {
     tasks: JoinSet<()>,
-    served: Arc<Mutex<Served>>,
+    served: Arc<Mutex<ClientStats>>,
 }
 
-impl Crowd {
-    /// So many clients at each of these doors.
-    pub(super) fn gather(doors: &[(Door, SocketAddr)], clients: u16) -> Self {
-        let served = Arc::new(Mutex::new(Served::default()));
+impl ClientLoad {
+    /// So many clients at each of these gateways.
+    pub(super) fn start(gateways: &[(Gateway, SocketAddr)], clients: u16) -> Self {
+        let served = Arc::new(Mutex::new(ClientStats::default()));
         let mut tasks = JoinSet::new();
-        for (door, addr) in doors {
+        for (door, addr) in gateways {
             for number in 0..clients {
                 let client = Client {
-                    door: *door,
+                    gateway: *door,
                     addr: *addr,
                     number,
                     served: Arc::clone(&served),
@@ -152,22 +152,22 @@ impl Crowd {
     }
 
     /// Counts from here on.
-    pub(super) fn forget(&self) {
-        *self.served.lock().unwrap_or_else(PoisonError::into_inner) = Served::default();
+    pub(super) fn reset(&self) {
+        *self.served.lock().unwrap_or_else(PoisonError::into_inner) = ClientStats::default();
     }
 
     /// Ends it.
-    pub(super) async fn leave(mut self) -> Served {
+    pub(super) async fn finish(mut self) -> ClientStats {
         self.tasks.shutdown().await;
         std::mem::take(&mut *self.served.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
 struct Client {
-    door: Door,
+    gateway: Gateway,
     addr: SocketAddr,
     number: u16,
-    served: Arc<Mutex<Served>>,
+    served: Arc<Mutex<ClientStats>>,
 }
 
 impl Client {
@@ -177,18 +177,18 @@ impl Client {
         loop {
             if let Ok(stream) = self.connect().await {
                 // A client that is closed out comes again.
-                let _closed = match Manners::of(self.number) {
-                    Manners::Good => self.behave(stream).await,
-                    Manners::Silent => silent(stream).await,
-                    Manners::Trickling => self.trickle(stream).await,
-                    Manners::Garbage => garbage(stream).await,
-                    Manners::Flood => self.flood(stream).await,
+                let _closed = match ClientBehaviour::of(self.number) {
+                    ClientBehaviour::WellBehaved => self.send_requests(stream).await,
+                    ClientBehaviour::Silent => silent(stream).await,
+                    ClientBehaviour::Trickling => self.trickle(stream).await,
+                    ClientBehaviour::Garbage => garbage(stream).await,
+                    ClientBehaviour::Flood => self.flood(stream).await,
                 };
-                if !matches!(Manners::of(self.number), Manners::Good) {
+                if !matches!(ClientBehaviour::of(self.number), ClientBehaviour::WellBehaved) {
                     self.served.lock().unwrap_or_else(PoisonError::into_inner).closed += 1;
                 }
             }
-            sleep(AWAY).await;
+            sleep(RECONNECT_DELAY).await;
         }
     }
 
@@ -204,11 +204,11 @@ impl Client {
         Ok(stream)
     }
 
-    async fn behave(&self, mut stream: TcpStream) -> std::io::Result<()> {
+    async fn send_requests(&self, mut stream: TcpStream) -> std::io::Result<()> {
         let mut answer = vec![0; 64 * 1024];
-        if self.door.speaks_first() {
+        if self.gateway.speaks_first() {
             let started = clock::now();
-            self.hear(&mut stream, &mut answer, started).await?;
+            self.await_reply(&mut stream, &mut answer, started).await?;
             let content = json!({ "value": format!("load-{}", self.number) }).to_string();
             let header = json!({
                 "byteorder": "little", "content-type": "json", "content-encoding": "utf-8",
@@ -219,23 +219,23 @@ impl Client {
         }
         loop {
             let started = clock::now();
-            stream.write_all(&self.door.question()).await?;
-            if !self.door.speaks_first() {
-                self.hear(&mut stream, &mut answer, started).await?;
+            stream.write_all(&self.gateway.request()).await?;
+            if !self.gateway.speaks_first() {
+                self.await_reply(&mut stream, &mut answer, started).await?;
             }
-            sleep(ASK_EVERY).await;
+            sleep(REQUEST_INTERVAL).await;
         }
     }
 
     /// Waits for something that is no heartbeat.
-    async fn hear(
+    async fn await_reply(
         &self,
         stream: &mut TcpStream,
         answer: &mut [u8],
         asked: std::time::Instant,
     ) -> std::io::Result<()> {
         loop {
-            let count = timeout(ANSWER_PATIENCE, stream.read(answer)).await??;
+            let count = timeout(REPLY_TIMEOUT, stream.read(answer)).await??;
             if count == 0 {
                 return Err(std::io::ErrorKind::UnexpectedEof.into());
             }
@@ -245,20 +245,20 @@ impl Client {
         }
         let took = clock::since(asked).as_secs_f64() * 1_000.0;
         let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
-        served.answers.add(took);
+        served.reply_times.add(took);
         Ok(())
     }
 
     async fn trickle(&self, mut stream: TcpStream) -> std::io::Result<()> {
-        for byte in self.door.question().iter().cycle() {
+        for byte in self.gateway.request().iter().cycle() {
             stream.write_all(&[*byte]).await?;
-            sleep(AWAY).await;
+            sleep(RECONNECT_DELAY).await;
         }
         Ok(())
     }
 
     async fn flood(&self, mut stream: TcpStream) -> std::io::Result<()> {
-        let questions = self.door.question().repeat(16);
+        let questions = self.gateway.request().repeat(16);
         loop {
             stream.write_all(&questions).await?;
         }
@@ -274,7 +274,7 @@ async fn silent(mut stream: TcpStream) -> std::io::Result<()> {
 
 async fn garbage(stream: TcpStream) -> std::io::Result<()> {
     let (from, mut to) = stream.into_split();
-    let noise = crate::fleet::noise(256);
+    let noise = crate::fleet::pseudo_random_bytes(256);
     let write = async {
         loop {
             to.write_all(&noise).await?;

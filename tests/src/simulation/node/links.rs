@@ -2,16 +2,16 @@
 
 use std::rc::Rc;
 
-use swarm_shared::proto::encoded::Parcel;
+use swarm_shared::proto::encoded::EncodedFrame;
 use swarm_shared::proto::id::{Instance, PeerId};
 use swarm_shared::proto::session::Event;
-use swarm_shared::proto::stop::Carrier;
+use swarm_shared::proto::stop::ReceivedVia;
 use swarm_shared::proto::wire::{Frame, Lane};
 use turmoil::net::TcpStream;
 
-use super::super::link::{Dialing, Greeting, Peer, look};
-use super::super::world::{Died, Meddling, STATION_PORT};
-use super::{Dial, Node};
+use super::super::link::{DialFuture, Handshake, Peer, poll_once};
+use super::super::world::{FrameFault, Killed, STATION_PORT};
+use super::{DialState, Node};
 
 /// How long after a failed dial the next one comes, in milliseconds: at most; an announcement of the station's comes
 /// that often.
@@ -26,56 +26,59 @@ impl Node {
     pub(super) fn connect(&mut self) {
         let world = Rc::clone(&self.world);
         let now = world.now_ms();
-        let moves = world.controls[self.me].borrow().moves;
-        if moves != self.moves {
-            self.moves = moves;
+        let moves = world.controls[self.own_host].borrow().address_changes;
+        if moves != self.address_changes {
+            self.address_changes = moves;
             self.dials.clear();
-            self.greetings.clear();
+            self.handshakes.clear();
         }
         for station in world.members() {
             let id = world.hosts[station].id;
             let linked = self.peers.get(&id).is_some_and(Peer::is_linked);
-            let greeting = self.greetings.iter().any(|greeting| greeting.host == station);
-            let dial = self.dials.entry(station).or_insert(Dial {
-                dialing: None,
+            let greeting = self.handshakes.iter().any(|greeting| greeting.host == station);
+            let dial = self.dials.entry(station).or_insert(DialState {
+                attempt: None,
                 next_ms: now,
             });
-            if let Some((dialing, since)) = &mut dial.dialing {
-                match look(dialing.as_mut()) {
+            if let Some((dialing, since)) = &mut dial.attempt {
+                match poll_once(dialing.as_mut()) {
                     Some(Ok(stream)) => {
-                        dial.dialing = None;
-                        if let Ok(greeting) = Greeting::new(stream, station, self.instance, now) {
-                            self.greetings.push(greeting);
+                        dial.attempt = None;
+                        if let Ok(greeting) = Handshake::new(stream, station, self.instance, now) {
+                            self.handshakes.push(greeting);
                         }
                     }
-                    Some(Err(_)) => dial.dialing = None,
-                    None if now > *since + DIAL_MS_MAX => dial.dialing = None,
+                    Some(Err(_)) => dial.attempt = None,
+                    None if now > *since + DIAL_MS_MAX => dial.attempt = None,
                     None => {}
                 }
             } else if !linked && !greeting && now >= dial.next_ms {
-                let jitter = world.controls[self.me].borrow_mut().rng.between(200, REDIAL_MS);
+                let jitter = world.controls[self.own_host]
+                    .borrow_mut()
+                    .rng
+                    .between(200, REDIAL_MS);
                 dial.next_ms = now + jitter;
                 let address = world.address(station, STATION_PORT);
-                dial.dialing = address.map(|address| {
-                    let dialing: Dialing = Box::pin(TcpStream::connect(address));
+                dial.attempt = address.map(|address| {
+                    let dialing: DialFuture = Box::pin(TcpStream::connect(address));
                     (dialing, now)
                 });
             }
         }
         let mut kept = Vec::new();
-        for mut greeting in std::mem::take(&mut self.greetings) {
-            match greeting.turn(now) {
-                Ok(Some(instance)) => self.link(greeting, instance),
+        for mut greeting in std::mem::take(&mut self.handshakes) {
+            match greeting.poll_instance(now) {
+                Ok(Some(instance)) => self.attach_link(greeting, instance),
                 Ok(None) => kept.push(greeting),
                 Err(_) => {}
             }
         }
-        self.greetings = kept;
+        self.handshakes = kept;
     }
 
-    fn link(&mut self, greeting: Greeting, instance: Instance) {
+    fn attach_link(&mut self, greeting: Handshake, instance: Instance) {
         let id = self.world.hosts[greeting.host].id;
-        let now = self.world.instant(self.me);
+        let now = self.world.monotonic_now(self.own_host);
         let peer = match self.peers.entry(id) {
             std::collections::btree_map::Entry::Occupied(peer) => peer.into_mut(),
             std::collections::btree_map::Entry::Vacant(vacant) => {
@@ -89,24 +92,24 @@ impl Node {
         if peer.is_linked() {
             return;
         }
-        peer.attach(&self.world, self.me, greeting, instance);
+        peer.attach(&self.world, self.own_host, greeting, instance);
     }
 
     /// Reads datagrams.
-    pub(super) fn listen(&mut self) -> Result<(), Died> {
+    pub(super) fn receive_datagrams(&mut self) -> Result<(), Killed> {
         let mut bytes = [0; DATAGRAM_BYTES];
         while let Ok((length, from)) = self.udp.try_recv_from(&mut bytes) {
-            let own = self.world.at(from.ip()) == Some(self.me);
-            if own || self.world.is_datagram_lost(self.me) {
+            let own = self.world.host_at(from.ip()) == Some(self.own_host);
+            if own || self.world.is_datagram_lost(self.own_host) {
                 continue;
             }
-            let times = match self.world.meddle(self.me) {
-                Some(Meddling::Drop) => 0,
-                Some(Meddling::Duplicate) => 2,
-                Some(Meddling::Reorder) | None => 1,
+            let times = match self.world.draw_frame_fault(self.own_host) {
+                Some(FrameFault::Drop) => 0,
+                Some(FrameFault::Duplicate) => 2,
+                Some(FrameFault::Reorder) | None => 1,
             };
             for _ in 0..times {
-                self.hear(&bytes[..length], Carrier::Datagram, None)?;
+                self.on_stop(&bytes[..length], ReceivedVia::Datagram, None)?;
             }
         }
         Ok(())
@@ -116,16 +119,18 @@ impl Node {
         let Some(peer) = self.peers.get_mut(&to) else {
             return;
         };
-        if let Ok(parcel) = Parcel::new(frame) {
+        if let Ok(parcel) = EncodedFrame::new(frame) {
             let taken = peer.send(parcel, lane, None);
             if !taken {
-                self.world
-                    .note(self.me, format_args!("{:?} found no room", frame.header.kind));
+                self.world.log(
+                    self.own_host,
+                    format_args!("{:?} found no room", frame.header.kind),
+                );
             }
         }
     }
 
-    pub(super) fn read(&mut self) -> Result<(), Died> {
+    pub(super) fn receive_frames(&mut self) -> Result<(), Killed> {
         let world = Rc::clone(&self.world);
         let ids: Vec<PeerId> = self.peers.keys().copied().collect();
         for id in ids {
@@ -133,17 +138,20 @@ impl Node {
                 continue;
             };
             let host = peer.host;
-            for event in peer.read(&world, self.me) {
+            for event in peer.read(&world, self.own_host) {
                 match event {
-                    Event::Frame { frame, deadline } => self.take(id, host, *frame, deadline)?,
+                    Event::Frame { frame, deadline } => self.on_frame(id, host, *frame, deadline)?,
                     Event::Opened { resumed } => {
                         let name = &world.hosts[host].name;
-                        world.note(self.me, format_args!("is linked with {name}, resumed: {resumed}"));
-                        if self.stop.present().is_some() {
-                            self.report(Some(id), None);
+                        world.log(
+                            self.own_host,
+                            format_args!("is linked with {name}, resumed: {resumed}"),
+                        );
+                        if self.stop_receiver.active_stop().is_some() {
+                            self.send_stop_reports(Some(id), None);
                         }
                     }
-                    Event::Settled(..) | Event::Silent | Event::Heard => {}
+                    Event::RequestEnded(..) | Event::Silent | Event::Recovered => {}
                 }
             }
         }

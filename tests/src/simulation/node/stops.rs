@@ -6,139 +6,158 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use swarm_shared::proto::delivery::CommandId;
-use swarm_shared::proto::delivery::dedup::Ledger;
+use swarm_shared::proto::delivery::dedup::DedupTable;
 use swarm_shared::proto::delivery::record::Record;
 use swarm_shared::proto::id::PeerId;
-use swarm_shared::proto::message::{Arguments, StopCommand, Stopped};
+use swarm_shared::proto::message::{Arguments, StopCommandState, StopStatus};
 use swarm_shared::proto::outcome::Reply;
-use swarm_shared::proto::selector::Target;
-use swarm_shared::proto::stop::{Carrier, Heard, Latch, Present, StopDesk};
+use swarm_shared::proto::selector::NodeAttributes;
+use swarm_shared::proto::stop::{ActiveStop, Received, ReceivedVia, StopId, StopReceiver};
 use swarm_shared::proto::wire::{Frame, Kind, Lane};
 
-use super::super::world::{Died, STOP_PORT};
-use super::{Node, Wait};
+use super::super::world::{Killed, STOP_PORT};
+use super::{Node, WritePurpose};
 
 impl Node {
     /// Hears a stop, from `peer` if it came over its link.
-    pub(super) fn hear(&mut self, bytes: &[u8], carrier: Carrier, peer: Option<PeerId>) -> Result<(), Died> {
+    pub(super) fn on_stop(
+        &mut self,
+        bytes: &[u8],
+        carrier: ReceivedVia,
+        peer: Option<PeerId>,
+    ) -> Result<(), Killed> {
         let world = Rc::clone(&self.world);
-        let now = world.instant(self.me);
-        let host = &world.hosts[self.me];
+        let now = world.monotonic_now(self.own_host);
+        let host = &world.hosts[self.own_host];
         let tags = BTreeMap::new();
-        let target = Target {
-            name: &host.called,
+        let target = NodeAttributes {
+            name: &host.node_name,
             id: &host.id,
             tags: &tags,
         };
-        let membership = world.fleet.membership(self.me);
-        let heard = match self.stop.hear(bytes, carrier, Some(membership), &target, now) {
+        let membership = world.fleet.membership(self.own_host);
+        let heard = match self
+            .stop_receiver
+            .receive(bytes, carrier, Some(membership), &target, now)
+        {
             Ok(heard) => heard,
             Err(fault) => {
-                world.note(self.me, format_args!("heeds no stop: {fault}"));
+                world.log(self.own_host, format_args!("heeds no stop: {fault}"));
                 return Ok(());
             }
         };
-        if heard != Heard::Nothing {
-            world.note(self.me, format_args!("hears over a {carrier:?}: {heard:?}"));
+        if heard != Received::Ignored {
+            world.log(self.own_host, format_args!("hears over a {carrier:?}: {heard:?}"));
         }
         match heard {
-            Heard::New(order) => {
-                world.heard_stop(self.me, order);
-                self.desk.stopped(now);
+            Received::New(order) => {
+                world.record_stop_received(self.own_host, order);
+                self.executor.on_stop(now);
                 let record = Record::Stopped {
                     issuer: order.issuer,
                     number: order.number,
                 };
-                self.write(vec![record], Wait::Stop(order));
-                self.pass_on(bytes);
-                self.report(None, Some(order));
+                self.enqueue_write(vec![record], WritePurpose::Stop(order));
+                self.relay_stop(bytes);
+                self.send_stop_reports(None, Some(order));
             }
-            Heard::Same(order) | Heard::Old(order) => self.report(peer, Some(order)),
-            Heard::Others { order, pass_on } => {
+            Received::Duplicate(order) | Received::Stale(order) => self.send_stop_reports(peer, Some(order)),
+            Received::OtherTargets {
+                id: order,
+                forward: pass_on,
+            } => {
                 if pass_on {
-                    self.pass_on(bytes);
+                    self.relay_stop(bytes);
                 }
                 if let Some(to) = peer {
-                    let mut report = self.stop.report(&to, Some(order), now);
-                    (report.issuer, report.number, report.not_meant) = (order.issuer, order.number, true);
-                    self.send_report(to, &report);
+                    let mut report = self.stop_receiver.status(&to, Some(order), now);
+                    (report.issuer, report.number, report.not_selected) = (order.issuer, order.number, true);
+                    self.send_stop_report(to, &report);
                 }
             }
-            Heard::Counted(order) => {
+            Received::NumberRaised(order) => {
                 let record = Record::StopSeen {
                     issuer: order.issuer,
                     number: order.number,
                 };
-                self.write(vec![record], Wait::Note);
+                self.enqueue_write(vec![record], WritePurpose::Unawaited);
             }
-            Heard::Nothing => {}
+            Received::Ignored => {}
         }
         Ok(())
     }
 
     /// What was heard is broadcast once more, for whoever did not hear it.
-    fn pass_on(&self, bytes: &[u8]) {
+    fn relay_stop(&self, bytes: &[u8]) {
         let everybody = SocketAddr::from(([255, 255, 255, 255], STOP_PORT));
         self.world.broadcast(&self.udp, bytes, everybody);
     }
 
     /// Tells one station, or all, how the stop stands.
-    pub(super) fn report(&mut self, to: Option<PeerId>, about: Option<Latch>) {
-        let now = self.world.instant(self.me);
+    pub(super) fn send_stop_reports(&mut self, to: Option<PeerId>, about: Option<StopId>) {
+        let now = self.world.monotonic_now(self.own_host);
         let all: Vec<PeerId> = match to {
             Some(to) => vec![to],
             None => self.peers.keys().copied().collect(),
         };
         for to in all {
-            let report = self.stop.report(&to, about, now);
-            self.send_report(to, &report);
+            let report = self.stop_receiver.status(&to, about, now);
+            self.send_stop_report(to, &report);
         }
-        if let Some(present) = self.stop.present()
+        if let Some(present) = self.stop_receiver.active_stop()
             && present.latched
         {
-            let order = present.order;
-            self.world.truth.borrow_mut().promised_stop(self.me, order);
+            let order = present.id;
+            self.world
+                .truth
+                .borrow_mut()
+                .record_latch_reported(self.own_host, order);
         }
     }
 
-    fn send_report(&mut self, to: PeerId, report: &Stopped) {
+    fn send_stop_report(&mut self, to: PeerId, report: &StopStatus) {
         self.send(to, &Frame::json(Kind::Stopped, report), Lane::Emergency);
     }
 
     /// Carries a release out: written down first, then in force.
-    pub(super) fn release(&mut self, id: CommandId, arguments: &Arguments) {
-        let now = self.world.instant(self.me);
+    pub(super) fn release_stop(&mut self, id: CommandId, arguments: &Arguments) {
+        let now = self.world.monotonic_now(self.own_host);
         let number = arguments.kwargs.get("number").and_then(serde_json::Value::as_u64);
         let number = number.unwrap_or_default();
-        match self.stop.may_release(number, None) {
+        match self.stop_receiver.check_release(number, None) {
             Ok(order) => {
-                self.world.truth.borrow_mut().releasing(self.me, order);
+                self.world
+                    .truth
+                    .borrow_mut()
+                    .record_release_started(self.own_host, order);
                 let record = Record::Released { number: order.number };
-                self.write(vec![record], Wait::Release(order, id, number));
+                self.enqueue_write(vec![record], WritePurpose::Release(order, id, number));
             }
-            Err(refused) => self.desk.finished(id, Reply::failed(refused.to_string()), now),
+            Err(refused) => self
+                .executor
+                .on_finished(id, Reply::failed(refused.to_string()), now),
         }
     }
 }
 
-pub(super) fn restore_stop(ledger: &Ledger, now: Instant) -> StopDesk {
+pub(super) fn restore_stop(ledger: &DedupTable, now: Instant) -> StopReceiver {
     let mut seen = Vec::new();
     for record in ledger.records() {
         if let Record::StopSeen { issuer, number } = record {
-            seen.push(Latch { issuer, number });
+            seen.push(StopId { issuer, number });
         }
     }
-    let present = ledger.latch().map(|latch| Present {
-        order: Latch {
+    let present = ledger.latch().map(|latch| ActiveStop {
+        id: StopId {
             issuer: latch.issuer,
             number: latch.number,
         },
         since: now,
-        before_ms: 0,
+        earlier_ms: 0,
         latched: true,
-        unlatched_why: None,
-        command: StopCommand::None,
+        latch_error: None,
+        command: StopCommandState::None,
         command_error: None,
     });
-    StopDesk::new(false, seen, present)
+    StopReceiver::new(false, seen, present)
 }

@@ -1,13 +1,13 @@
 //! Hooks: what can be set off by a URL.
 //!
 //! ```toml
-//! [doors.platypush_http.hooks.lights]        # /hook/lights
-//! action = "led"                             # `allow` of the door has to name it too, unless it only reads
-//! target = "drone-*"                         # the door's own target unless said
+//! [gateways.platypush_http.hooks.lights]        # /hook/lights
+//! action = "led"                             # `allow` of the gateway has to name it too, unless it only reads
+//! target = "drone-*"                         # the gateway's own target unless said
 //! methods = ["POST"]                         # any unless said
 //! token = "…"                                # demanded as `X-Token: …` or `Authorization: Bearer …`
 //!
-//! [doors.platypush_http.hooks.lights.parameters.color]
+//! [gateways.platypush_http.hooks.lights.parameters.color]
 //! from = "query"                             # query, body or const
 //! key = "colour"                             # what it is called there; `color` unless said
 //! type = "string"                            # string, integer, number or boolean
@@ -34,7 +34,7 @@ use super::super::{Secret, TOKEN_BYTES_MIN, unknown};
 pub struct Hook {
     /// What it has nodes do.
     pub action: String,
-    /// Which; the door's own if there is none.
+    /// Which; the gateway's own if there is none.
     pub target: Option<Selector>,
     /// How it may be called, in capitals; any way if there is none.
     pub methods: Vec<String>,
@@ -47,7 +47,7 @@ pub struct Hook {
 /// Something that the action is given.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Parameter {
-    from: Source,
+    source: Source,
     key: String,
     kind: Type,
     pattern: Option<Pattern>,
@@ -78,13 +78,13 @@ enum Type {
 
 #[derive(Clone, Debug)]
 struct Pattern {
-    shown: String,
-    whole: Regex,
+    source: String,
+    regex: Regex,
 }
 
 impl PartialEq for Pattern {
     fn eq(&self, other: &Self) -> bool {
-        self.shown == other.shown
+        self.source == other.source
     }
 }
 
@@ -92,7 +92,7 @@ impl Eq for Pattern {}
 
 /// What came with a call.
 #[derive(Clone, Copy, Debug)]
-pub struct Given<'a> {
+pub struct HookInput<'a> {
     /// After the `?`.
     pub query: &'a BTreeMap<String, String>,
     /// The body, if it has fields.
@@ -121,7 +121,7 @@ const PARAMETER_KEYS: &[&str] = &[
 type Fault = (usize, String);
 
 impl Hook {
-    pub(super) fn read(name: &str, at: usize, table: &DeTable<'_>) -> Result<Self, Fault> {
+    pub(super) fn parse(name: &str, at: usize, table: &DeTable<'_>) -> Result<Self, Fault> {
         let mut hook = Self {
             action: String::new(),
             target: None,
@@ -142,7 +142,7 @@ impl Hook {
                     let target = Selector::parse(text()?);
                     hook.target = Some(target.map_err(|error| fault(error.to_string()))?);
                 }
-                "methods" => hook.methods = methods(value.get_ref()).map_err(fault)?,
+                "methods" => hook.methods = parse_methods(value.get_ref()).map_err(fault)?,
                 "token" => {
                     let token = text()?;
                     if token.len() < TOKEN_BYTES_MIN {
@@ -156,7 +156,7 @@ impl Hook {
                     let table = value.get_ref().as_table();
                     let table = table.ok_or_else(|| fault("parameters are tables".to_owned()))?;
                     for (name, value) in table {
-                        let parameter = Parameter::read(name.get_ref(), name.span().start, value.get_ref())?;
+                        let parameter = Parameter::parse(name.get_ref(), name.span().start, value.get_ref())?;
                         hook.parameters.insert(name.get_ref().to_string(), parameter);
                     }
                 }
@@ -173,9 +173,9 @@ impl Hook {
     ///
     /// # Errors
     /// [`BadValue`].
-    pub fn arguments(&self, given: Given<'_>) -> Result<Map<String, Value>, BadValue> {
+    pub fn arguments(&self, given: HookInput<'_>) -> Result<Map<String, Value>, BadValue> {
         let values = self.parameters.iter().filter_map(|(name, parameter)| {
-            let value = parameter.take(given).map_err(|rule| BadValue {
+            let value = parameter.extract(given).map_err(|rule| BadValue {
                 name: name.clone(),
                 rule,
             });
@@ -185,7 +185,7 @@ impl Hook {
     }
 }
 
-fn methods(value: &DeValue<'_>) -> Result<Vec<String>, String> {
+fn parse_methods(value: &DeValue<'_>) -> Result<Vec<String>, String> {
     let rule = || "methods are a list, in capitals, such as [\"POST\", \"PUT\"]".to_owned();
     let list = value.as_array().ok_or_else(rule)?;
     let method = |item: &DeValue<'_>| {
@@ -198,11 +198,11 @@ fn methods(value: &DeValue<'_>) -> Result<Vec<String>, String> {
 }
 
 impl Parameter {
-    fn read(name: &str, at: usize, value: &DeValue<'_>) -> Result<Self, Fault> {
+    fn parse(name: &str, at: usize, value: &DeValue<'_>) -> Result<Self, Fault> {
         let table = value.as_table();
         let table = table.ok_or_else(|| (at, format!("parameter {name} is a table")))?;
         let mut parameter = Self {
-            from: Source::Query,
+            source: Source::Query,
             key: name.to_owned(),
             kind: Type::String,
             pattern: None,
@@ -222,7 +222,7 @@ impl Parameter {
                     .map(str::to_owned)
                     .ok_or_else(|| fault("a text in quotes"))
             };
-            let plain = || plain(value).ok_or_else(|| fault("a text, a number, true or false"));
+            let plain = || scalar_value(value).ok_or_else(|| fault("a text, a number, true or false"));
             let number = || match plain()? {
                 Value::Number(number) => Ok(number),
                 Value::Null | Value::Bool(_) | Value::String(_) | Value::Array(_) | Value::Object(_) => {
@@ -248,7 +248,10 @@ impl Parameter {
                 "max" => parameter.max = Some(number()?),
                 "choices" => {
                     let list = value.as_array().ok_or_else(|| fault("a list"))?;
-                    let all: Option<_> = list.iter().map(|item| self::plain(item.get_ref())).collect();
+                    let all: Option<_> = list
+                        .iter()
+                        .map(|item| self::scalar_value(item.get_ref()))
+                        .collect();
                     parameter.choices = all.ok_or_else(|| fault("a list of texts or numbers"))?;
                 }
                 "default" => parameter.default = Some(plain()?),
@@ -259,7 +262,7 @@ impl Parameter {
                 }
             }
         }
-        parameter.from = match (from.as_str(), constant) {
+        parameter.source = match (from.as_str(), constant) {
             ("query", None) => Source::Query,
             ("body", None) => Source::Body,
             ("const", Some(value)) => Source::Const(value),
@@ -277,19 +280,19 @@ impl Parameter {
                 ));
             }
         };
-        parameter.check_own(name).map_err(|fault| (at, fault))?;
+        parameter.check_definition(name).map_err(|fault| (at, fault))?;
         Ok(parameter)
     }
 
     /// Whether what the configuration itself says fits.
-    fn check_own(&self, name: &str) -> Result<(), String> {
+    fn check_definition(&self, name: &str) -> Result<(), String> {
         if self.pattern.is_some() && self.kind != Type::String {
             return Err(format!("parameter {name}: a pattern is for strings"));
         }
         if (self.min.is_some() || self.max.is_some()) && !matches!(self.kind, Type::Integer | Type::Number) {
             return Err(format!("parameter {name}: min and max are for numbers"));
         }
-        let constant = match &self.from {
+        let constant = match &self.source {
             Source::Const(value) => Some(value),
             Source::Query | Source::Body => None,
         };
@@ -301,22 +304,22 @@ impl Parameter {
         Ok(())
     }
 
-    fn take(&self, given: Given<'_>) -> Result<Option<Value>, String> {
-        let value = match &self.from {
+    fn extract(&self, given: HookInput<'_>) -> Result<Option<Value>, String> {
+        let value = match &self.source {
             Source::Const(value) => return Ok(Some(value.clone())),
-            Source::Query => given.query.get(&self.key).map(|text| self.read_text(text)),
+            Source::Query => given.query.get(&self.key).map(|text| self.parse_text(text)),
             Source::Body => given.body.and_then(|body| body.get(&self.key)).map(|value| {
                 // Forms know texts only.
                 value
                     .as_str()
-                    .map_or_else(|| value.clone(), |text| self.read_text(text))
+                    .map_or_else(|| value.clone(), |text| self.parse_text(text))
             }),
         };
         match (value, &self.default) {
             (Some(value), _) => self.check(&value).map(|()| Some(value)),
             (None, Some(default)) => Ok(Some(default.clone())),
             (None, None) => {
-                let place = if self.from == Source::Query {
+                let place = if self.source == Source::Query {
                     "query"
                 } else {
                     "body"
@@ -327,7 +330,7 @@ impl Parameter {
     }
 
     /// A text as the value that it stands for; as it is, if it stands for none.
-    fn read_text(&self, text: &str) -> Value {
+    fn parse_text(&self, text: &str) -> Value {
         let read = match self.kind {
             Type::String => None,
             Type::Integer => text.parse().ok().map(|number: i64| number.into()),
@@ -352,7 +355,7 @@ impl Parameter {
                     && self
                         .pattern
                         .as_ref()
-                        .is_none_or(|pattern| pattern.whole.is_match(text))
+                        .is_none_or(|pattern| pattern.regex.is_match(text))
             }),
             Type::Integer => (value.is_i64() || value.is_u64()) && self.is_between(value),
             Type::Number => value.is_number() && self.is_between(value),
@@ -379,7 +382,7 @@ impl Parameter {
             Type::Boolean => "has to be true or false".to_owned(),
         };
         if let Some(pattern) = &self.pattern {
-            rule.push_str(&format!(" that matches {}", pattern.shown));
+            rule.push_str(&format!(" that matches {}", pattern.source));
         }
         if let Some(min) = &self.min {
             rule.push_str(&format!(", at least {min}"));
@@ -399,8 +402,8 @@ impl Pattern {
     fn parse(shown: &str) -> Result<Self, String> {
         let whole = Regex::new(&format!("^(?:{shown})$"));
         Ok(Self {
-            shown: shown.to_owned(),
-            whole: whole.map_err(|error| format!("{shown:?} is not a regular expression: {error}"))?,
+            source: shown.to_owned(),
+            regex: whole.map_err(|error| format!("{shown:?} is not a regular expression: {error}"))?,
         })
     }
 }
@@ -422,7 +425,7 @@ fn is_same(a: &Value, b: &Value) -> bool {
 }
 
 /// A value without parts.
-fn plain(value: &DeValue<'_>) -> Option<Value> {
+fn scalar_value(value: &DeValue<'_>) -> Option<Value> {
     if let Some(text) = value.as_str() {
         return Some(text.into());
     }

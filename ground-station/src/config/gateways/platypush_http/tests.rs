@@ -5,20 +5,20 @@ use serde_json::{Value, json};
 use super::*;
 use crate::config::Config;
 
-fn read(text: &str) -> Result<PlatypushHttp, String> {
+fn read(text: &str) -> Result<PlatypushHttpConfig, String> {
     let mut config = Config::for_host("pi");
     let read = config.read_file(Path::new("config.toml"), text);
     read.map_err(|error| error.to_string())?;
-    config.doors.platypush_http.ok_or_else(|| "closed".to_owned())
+    config.gateways.platypush_http.ok_or_else(|| "closed".to_owned())
 }
 
 const HOOK: &str = r##"
-    [doors.platypush_http.hooks.lights]
+    [gateways.platypush_http.hooks.lights]
     action = "led"
     target = "drone-*"
     methods = ["POST"]
     token = "0123456789abcdef"
-    [doors.platypush_http.hooks.lights.parameters]
+    [gateways.platypush_http.hooks.lights.parameters]
     color = { from = "body", key = "colour", pattern = "#[0-9a-f]{6}", default = "#ffffff" }
     level = { type = "integer", min = 0, max = 10 }
     mode = { from = "const", value = "steady" }
@@ -27,31 +27,31 @@ const HOOK: &str = r##"
 "##;
 
 #[test]
-fn every_key_of_its_own_is_read() {
+fn platypush_http_keys_are_read() {
     let text = r#"
-        [doors.platypush_http]
+        [gateways.platypush_http]
         tls = "self-made"
         ssl_cert = "a"
         ssl_key = "b"
         ssl_cafile = "c"
         ssl_capath = "d"
         websocket_port = 8009
-        [doors.platypush_http.resources]
+        [gateways.platypush_http.resources]
         music = "/srv/music"
     "#;
-    let door = read(text).expect("reads");
-    assert_eq!((door.tls, door.websocket_port), (Tls::SelfMade, Some(8009)));
-    assert_eq!(door.ssl_capath, Some("d".into()));
-    assert_eq!(door.resources["music"], Path::new("/srv/music"));
-    let plain = read("[doors.platypush_http]").expect("reads");
+    let gateway = read(text).expect("reads");
+    assert_eq!((gateway.tls, gateway.websocket_port), (Tls::SelfMade, Some(8009)));
+    assert_eq!(gateway.ssl_capath, Some("d".into()));
+    assert_eq!(gateway.resources["music"], Path::new("/srv/music"));
+    let plain = read("[gateways.platypush_http]").expect("reads");
     assert_eq!((plain.tls, plain.websocket_port), (Tls::None, None));
     assert_eq!(plain.common.listen.to_string(), "127.0.0.1:8008");
 }
 
 #[test]
-fn a_hook_takes_what_fits_its_types() {
-    let door = read(HOOK).expect("reads");
-    let hook = &door.hooks["lights"];
+fn hook_accepts_values_of_its_types() {
+    let gateway = read(HOOK).expect("reads");
+    let hook = &gateway.hooks["lights"];
     assert_eq!(
         (hook.action.as_str(), hook.methods.as_slice()),
         ("led", &["POST".to_owned()][..])
@@ -61,7 +61,7 @@ fn a_hook_takes_what_fits_its_types() {
             .iter()
             .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
             .collect();
-        let given = Given {
+        let given = HookInput {
             query: &query,
             body: body.as_object(),
         };
@@ -102,22 +102,22 @@ fn a_hook_takes_what_fits_its_types() {
 }
 
 #[test]
-fn numbers_are_compared_as_what_they_are() {
+fn integer_bounds_are_compared_exactly() {
     let text = r#"
-        [doors.platypush_http.hooks.x]
+        [gateways.platypush_http.hooks.x]
         action = "led"
-        [doors.platypush_http.hooks.x.parameters]
+        [gateways.platypush_http.hooks.x.parameters]
         speed = { type = "number", choices = [1, 2.5], default = 1 }
         number = { type = "integer", max = 9007199254740992, default = 0 }
     "#;
-    let door = read(text).expect("reads");
+    let gateway = read(text).expect("reads");
     let take = |key: &str, value: &str| {
         let query = BTreeMap::from([(key.to_owned(), value.to_owned())]);
-        let given = Given {
+        let given = HookInput {
             query: &query,
             body: None,
         };
-        door.hooks["x"].arguments(given).map(|all| all[key].clone())
+        gateway.hooks["x"].arguments(given).map(|all| all[key].clone())
     };
     assert_eq!(take("speed", "1"), Ok(json!(1.0)));
     assert_eq!(take("speed", "2.5"), Ok(json!(2.5)));
@@ -140,8 +140,8 @@ fn numbers_are_compared_as_what_they_are() {
 }
 
 #[test]
-fn what_is_wrong_with_a_hook_is_named_with_its_line() {
-    let hook = |text: &str| format!("[doors.platypush_http.hooks.x]\n{text}");
+fn hook_errors_name_the_line() {
+    let hook = |text: &str| format!("[gateways.platypush_http.hooks.x]\n{text}");
     for (text, wanted) in [
         ("", "config.toml:1: hook x says no action"),
         (
@@ -190,11 +190,11 @@ fn what_is_wrong_with_a_hook_is_named_with_its_line() {
         assert!(error.contains(wanted), "{error}");
     }
     for bad in [
-        "[doors.platypush_http.hooks.\"a/b\"]",
-        "[doors.platypush_http.resources]\n\"..\" = \"/\"",
+        "[gateways.platypush_http.hooks.\"a/b\"]",
+        "[gateways.platypush_http.resources]\n\"..\" = \"/\"",
     ] {
         let error = read(bad).expect_err(bad);
         assert!(error.contains("is no name of a"), "{error}");
     }
-    read("[doors.platypush_http.resources]\na = 1").expect_err("no directory");
+    read("[gateways.platypush_http.resources]\na = 1").expect_err("no directory");
 }

@@ -1,4 +1,6 @@
-use swarm_shared::proto::delivery::tracker::{Change, Issued, IssuedTo, Order, Standing};
+use swarm_shared::proto::delivery::tracker::{
+    Change, IssuedCommand, StoredCommand, StoredState, StoredTarget,
+};
 use swarm_shared::proto::id::NodeName;
 use swarm_shared::proto::wire::Lane;
 
@@ -7,13 +9,13 @@ use crate::store::Origin;
 use crate::store::deliveries::Record;
 
 #[tokio::test]
-async fn what_is_taken_back_without_links_is_in_the_closed_file_before_the_end_is_told() {
+async fn offline_cancel_is_stored_before_the_end_event() {
     let dir = tempfile::tempdir().expect("a directory");
     let own = identity::load_or_create(dir.path(), KeyFile::Identity).expect("a key");
     let store = Store::open(dir.path()).await.expect("a store");
     let life = Duration::from_secs(60);
-    let issued = Change::Issued(Issued {
-        order: Order {
+    let issued = Change::Issued(IssuedCommand {
+        command: StoredCommand {
             id: CommandId {
                 issuer: own.public().id(),
                 epoch: store.epoch(),
@@ -22,31 +24,31 @@ async fn what_is_taken_back_without_links_is_in_the_closed_file_before_the_end_i
             action: "led".to_owned(),
             arguments: "{\"args\":[],\"kwargs\":{}}".to_owned(),
             lane: Lane::Control,
-            life_ms: 60_000,
+            ttl_ms: 60_000,
         },
         selector: "all".to_owned(),
-        deliveries: vec![IssuedTo {
+        deliveries: vec![StoredTarget {
             to: PeerId([1; 32]),
             name: NodeName::from_host("n1"),
-            standing: Standing::Waiting,
+            state: StoredState::Waiting,
             deadline: clock::now() + life,
         }],
     });
-    let numbers = store.keep(vec![issued], [].into()).await.expect("kept");
+    let numbers = store.apply(vec![issued], [].into()).await.expect("kept");
     store.close().await;
 
-    let lock = StateLock::try_take(dir.path(), "a test").expect("free");
+    let lock = StateLock::try_acquire(dir.path(), "a test").expect("free");
     let cancel = Request::Cancel {
         number: numbers[0],
         timeout_ms: 5_000,
     };
-    let mut events = without_links(lock).perform(cancel).await;
+    let mut events = cancel_only_fleet(lock).perform(cancel).await;
     let mut states = Vec::new();
     loop {
         match events.recv().await {
-            Some(Event::Past(delivery)) => states.push(delivery.state),
+            Some(Event::HistoryDelivery(delivery)) => states.push(delivery.state),
             Some(Event::End) => break,
-            Some(Event::Note { .. } | Event::About(_)) => {}
+            Some(Event::Note { .. } | Event::CommandDetails(_)) => {}
             other => panic!("{other:?}"),
         }
     }
@@ -54,26 +56,28 @@ async fn what_is_taken_back_without_links_is_in_the_closed_file_before_the_end_i
     assert!(!wal.exists(), "the file is closed, with all that was written");
     assert_eq!(
         states,
-        [PastState::Ended(swarm_shared::proto::outcome::Outcome::Refused)]
+        [HistoryState::Ended(
+            swarm_shared::proto::outcome::Outcome::Refused
+        )]
     );
 }
 
 #[tokio::test]
-async fn what_went_to_drones_of_other_programs_is_not_taken_back_and_that_is_said() {
+async fn commands_to_bridged_devices_cannot_be_cancelled() {
     let dir = tempfile::tempdir().expect("a directory");
     let store = Store::open(dir.path()).await.expect("a store");
     let record = Record {
-        origin: Origin::of("ada".to_owned()),
+        origin: Origin::command_by("ada".to_owned()),
         action: "led".to_owned(),
         arguments: "{\"args\":[],\"kwargs\":{}}".to_owned(),
         lane: Lane::Control,
         selector: "d1".to_owned(),
-        life_ms: 60_000,
+        ttl_ms: 60_000,
         deliveries: Vec::new(),
     };
     let number = store.record(record).await.expect("kept");
     store.close().await;
-    let Err(Event::Failed { failure, message }) = find(dir.path(), number).await else {
+    let Err(Event::Failed { failure, message }) = find_command(dir.path(), number).await else {
         panic!("nothing to take back")
     };
     assert_eq!(failure, Failure::Usage);

@@ -4,14 +4,14 @@ const SOON: Duration = Duration::from_secs(5);
 
 /// A stop waits for the count, and would not end.
 #[tokio::test]
-async fn nobody_waits_for_a_withdrawal_when_the_book_has_ended() {
-    let (keeper, words) = Task::channel();
-    let before = keeper.withdraw(Vec::new(), "a stop".to_owned());
-    keeper.say(Word::Withdrawn).await;
+async fn withdrawal_count_is_dropped_when_the_task_has_ended() {
+    let (handle, inbox) = DeliveryTask::channel();
+    let before = handle.withdraw(Vec::new(), "a stop".to_owned());
+    handle.send(DeliveryCommand::ApplyWithdrawals).await;
     // The book's task does that when it ends.
-    drop(words);
-    let after = keeper.withdraw(Vec::new(), "another stop".to_owned());
-    keeper.say(Word::Withdrawn).await;
+    drop(inbox);
+    let after = handle.withdraw(Vec::new(), "another stop".to_owned());
+    handle.send(DeliveryCommand::ApplyWithdrawals).await;
     for count in [before, after] {
         let told = clock::timeout_at(clock::now() + SOON, count).await;
         assert!(told.expect("nobody waits").is_err(), "nobody has counted");

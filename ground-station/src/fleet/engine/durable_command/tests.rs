@@ -15,13 +15,13 @@ use tokio_util::task::TaskTracker;
 
 use super::super::{delivery_task, fetch, stop};
 use super::*;
-use crate::fleet::{Batch, BatchSize, NodeRef, PastQuery, PastState};
+use crate::fleet::{Batch, BatchSize, HistoryQuery, HistoryState, NodeRef};
 use crate::store::{Store, history};
 
 const SOON: Duration = Duration::from_secs(20);
 
 /// A station that is linked to nobody, and three of its nodes.
-async fn rig(store: &Store) -> (Shared, Vec<Target>) {
+async fn rig(store: &Store) -> (SharedContext, Vec<Target>) {
     let config = Config {
         kind: PeerKind::Station,
         name: NodeName::from_host("station"),
@@ -35,9 +35,10 @@ async fn rig(store: &Store) -> (Shared, Vec<Target>) {
     let identity = Identity::new(SigningKey::from_seed([1; 32])).expect("randomness");
     let (endpoint, _events) = Endpoint::start(config, Arc::new(identity)).expect("started");
     let next_id = Arc::new(AtomicU64::new(1));
-    let (keeper, words) = delivery_task::Task::channel();
-    let book = delivery_task::Task::open(store.clone(), endpoint.id(), Arc::clone(&next_id)).await;
-    tokio::spawn(book.expect("read").run(words, CancellationToken::new()));
+    let (deliveries, inbox) = delivery_task::DeliveryTask::channel();
+    let delivery_task =
+        delivery_task::DeliveryTask::open(store.clone(), endpoint.id(), Arc::clone(&next_id)).await;
+    tokio::spawn(delivery_task.expect("read").run(inbox, CancellationToken::new()));
     let mut targets = Vec::new();
     for number in 1..=3 {
         let id = PublicKey([number; 32]).id();
@@ -46,16 +47,16 @@ async fn rig(store: &Store) -> (Shared, Vec<Target>) {
                 node: NodeName::from_host(&format!("n{number}")),
                 id,
             },
-            link: endpoint.open(id).await.expect("opened"),
+            link: endpoint.open_session(id).await.expect("opened"),
             online: watch::channel(false).1,
-            offered: watch::channel(Default::default()).1,
+            action_catalog: watch::channel(Default::default()).1,
             name_is_unique: true,
             address: None,
         });
     }
-    let shared = Shared {
-        keeper,
-        stops: Arc::new(stop::Stops::new(
+    let shared = SharedContext {
+        deliveries,
+        stops: Arc::new(stop::StopCoordinator::new(
             0,
             Default::default(),
             store.clone(),
@@ -65,9 +66,9 @@ async fn rig(store: &Store) -> (Shared, Vec<Target>) {
         endpoint,
         next_id,
         epoch: store.epoch(),
-        routes: fetch::Routes::default(),
-        posts: crate::fleet::gateway_peers::Posts::default(),
-        sends: Arc::new(Semaphore::new(1)),
+        chunk_routes: fetch::ChunkRoutes::default(),
+        gateway_peers: crate::fleet::gateway_peers::GatewayPeers::default(),
+        transfer_slots: Arc::new(Semaphore::new(1)),
         started: clock::now(),
     };
     (shared, targets)
@@ -76,13 +77,13 @@ async fn rig(store: &Store) -> (Shared, Vec<Target>) {
 /// Each target has its outcome though nothing was stored in time; when that is made up for, no batch waits for a
 /// release that nobody gives.
 #[tokio::test]
-async fn a_batch_run_that_is_stored_too_late_ends_for_all_of_its_targets() {
+async fn batch_run_stored_too_late_ends_for_every_target() {
     let dir = tempfile::tempdir().expect("a directory");
     let store = Store::open(dir.path()).await.expect("a store");
     let (shared, targets) = rig(&store).await;
     let disk = rusqlite::Connection::open(store.path()).expect("opens");
     disk.execute_batch("BEGIN IMMEDIATE").expect("nobody else writes");
-    let act = Act {
+    let act = DurableCommand {
         command: Command {
             action: "led".to_owned(),
             arguments: Arguments::default(),
@@ -97,8 +98,8 @@ async fn a_batch_run_that_is_stored_too_late_ends_for_all_of_its_targets() {
             }),
         },
         selector: "all".to_owned(),
-        origin: Origin::of("pi"),
-        asked: clock::now(),
+        origin: Origin::command_by("pi"),
+        requested_at: clock::now(),
     };
     let (events, mut told) = mpsc::channel(64);
     let running = tokio::spawn(run(shared.clone(), targets, act, events));
@@ -122,13 +123,13 @@ async fn a_batch_run_that_is_stored_too_late_ends_for_all_of_its_targets() {
     stopped.expect("in time").expect("it did not panic");
     let begun = clock::now();
     loop {
-        let past = history::ask(dir.path(), |connection| {
-            history::deliveries(connection, 1, &PastQuery::default())
+        let past = history::run_query(dir.path(), |connection| {
+            history::deliveries(connection, 1, &HistoryQuery::default())
         });
         let past = past.await.expect("read").expect("a file");
-        let states: Vec<PastState> = past.iter().map(|delivery| delivery.state).collect();
-        let refused = PastState::Ended(Outcome::Refused);
-        if states == [PastState::Open, refused, refused] {
+        let states: Vec<HistoryState> = past.iter().map(|delivery| delivery.state).collect();
+        let refused = HistoryState::Ended(Outcome::Refused);
+        if states == [HistoryState::Open, refused, refused] {
             break;
         }
         assert!(clock::now() - begun < SOON, "{states:?}");
@@ -138,7 +139,7 @@ async fn a_batch_run_that_is_stored_too_late_ends_for_all_of_its_targets() {
 }
 
 #[test]
-fn no_disk_is_blamed_by_whoever_waits_for_nothing() {
+fn zero_timeout_does_not_blame_the_disk() {
     let error = |reply: Reply| reply.error.expect("says why");
     assert!(error(not_stored(Duration::from_secs(10))).contains("look whether its disk is full"));
     let nothing = error(not_stored(Duration::ZERO));
@@ -146,7 +147,7 @@ fn no_disk_is_blamed_by_whoever_waits_for_nothing() {
         nothing.starts_with("not waited for") && !nothing.contains("disk"),
         "{nothing}"
     );
-    let texts = [Duration::ZERO, Duration::from_millis(500)].map(query::unanswered);
+    let texts = [Duration::ZERO, Duration::from_millis(500)].map(query::no_answer_text);
     assert_eq!(
         texts,
         [
@@ -157,8 +158,8 @@ fn no_disk_is_blamed_by_whoever_waits_for_nothing() {
 }
 
 /// What one act on all comes to: each node's end, by name.
-async fn ends(shared: &Shared, targets: &[Target]) -> Vec<(String, Reply)> {
-    let act = Act {
+async fn final_replies(shared: &SharedContext, targets: &[Target]) -> Vec<(String, Reply)> {
+    let act = DurableCommand {
         command: Command {
             action: "led".to_owned(),
             arguments: Arguments::default(),
@@ -169,8 +170,8 @@ async fn ends(shared: &Shared, targets: &[Target]) -> Vec<(String, Reply)> {
             batch: None,
         },
         selector: "all".to_owned(),
-        origin: Origin::of("pi"),
-        asked: clock::now(),
+        origin: Origin::command_by("pi"),
+        requested_at: clock::now(),
     };
     let (events, mut told) = mpsc::channel(64);
     tokio::spawn(run(shared.clone(), targets.to_vec(), act, events));
@@ -186,26 +187,26 @@ async fn ends(shared: &Shared, targets: &[Target]) -> Vec<(String, Reply)> {
 }
 
 #[tokio::test]
-async fn nothing_that_acts_goes_to_whoever_has_not_confirmed_a_stop() {
+async fn commands_to_unconfirmed_stopped_nodes_are_refused() {
     let dir = tempfile::tempdir().expect("a directory");
     let store = Store::open(dir.path()).await.expect("a store");
     let (shared, targets) = rig(&store).await;
     let stopped = targets[1].node.id;
-    shared.stops.unconfirmed.ordered([stopped], 7);
-    let refused = ends(&shared, &targets).await;
+    shared.stops.unconfirmed.insert([stopped], 7);
+    let refused = final_replies(&shared, &targets).await;
     let states: Vec<Outcome> = refused.iter().map(|(_, reply)| reply.state).collect();
     assert_eq!(states, [Outcome::NoAnswer, Outcome::Refused, Outcome::NoAnswer]);
-    assert_eq!(refused[1].1.error, Some(unconfirmed_stops::why(7)));
-    let past = history::ask(dir.path(), |connection| {
-        history::deliveries(connection, 1, &PastQuery::default())
+    assert_eq!(refused[1].1.error, Some(unconfirmed_stops::reason(7)));
+    let past = history::run_query(dir.path(), |connection| {
+        history::deliveries(connection, 1, &HistoryQuery::default())
     });
     let past = past.await.expect("read").expect("a file");
-    let kept: Vec<PastState> = past.iter().map(|delivery| delivery.state).collect();
-    let refused = PastState::Ended(Outcome::Refused);
-    assert_eq!(kept, [PastState::Open, refused, PastState::Open]);
+    let kept: Vec<HistoryState> = past.iter().map(|delivery| delivery.state).collect();
+    let refused = HistoryState::Ended(Outcome::Refused);
+    assert_eq!(kept, [HistoryState::Open, refused, HistoryState::Open]);
     // Its word, or a release, and it is a node as any other.
-    assert!(shared.stops.unconfirmed.settle(stopped));
-    let states: Vec<Outcome> = ends(&shared, &targets)
+    assert!(shared.stops.unconfirmed.clear(stopped));
+    let states: Vec<Outcome> = final_replies(&shared, &targets)
         .await
         .iter()
         .map(|(_, reply)| reply.state)

@@ -6,8 +6,8 @@ use swarm_shared::proto::outcome::Outcome;
 use swarm_shared::proto::wire::Lane;
 
 use super::*;
-use crate::fleet::{CommandKind, Failure, NodeRef, PastQuery, PastState};
-use crate::store::deliveries::RecordTo;
+use crate::fleet::{CommandKind, Failure, HistoryQuery, HistoryState, NodeRef};
+use crate::store::deliveries::RecordTarget;
 use crate::store::{Origin, history};
 
 fn node(number: u8) -> NodeRef {
@@ -18,7 +18,7 @@ fn node(number: u8) -> NodeRef {
 }
 
 fn two_files_each() -> Record {
-    let to = |number: u8, part: u32| RecordTo {
+    let to = |number: u8, part: u32| RecordTarget {
         node: node(number),
         part,
         about: Some(format!("shows/{part}.csv")),
@@ -26,13 +26,13 @@ fn two_files_each() -> Record {
     Record {
         origin: Origin {
             kind: CommandKind::Send,
-            ..Origin::of("pi")
+            ..Origin::command_by("pi")
         },
         action: "shows/0.csv shows/1.csv".to_owned(),
         arguments: "null".to_owned(),
         lane: Lane::Bulk,
         selector: "all".to_owned(),
-        life_ms: 30_000,
+        ttl_ms: 30_000,
         deliveries: vec![to(1, 0), to(1, 1), to(2, 0), to(2, 1)],
     }
 }
@@ -41,8 +41,8 @@ fn delivery(number: u8, reply: Reply) -> Event {
     Event::Delivery(Delivery::new(node(number), reply, 1.0))
 }
 
-async fn states(dir: &std::path::Path) -> Vec<(String, PastState)> {
-    let found = history::ask(dir, |c| history::deliveries(c, 1, &PastQuery::default())).await;
+async fn states(dir: &std::path::Path) -> Vec<(String, HistoryState)> {
+    let found = history::run_query(dir, |c| history::deliveries(c, 1, &HistoryQuery::default())).await;
     let found = found.expect("read").expect("there is one");
     found
         .into_iter()
@@ -50,19 +50,19 @@ async fn states(dir: &std::path::Path) -> Vec<(String, PastState)> {
         .collect()
 }
 
-async fn assert_one_done_and_one_given_up(dir: &std::path::Path) {
+async fn assert_one_done_and_one_abandoned(dir: &std::path::Path) {
     let states = states(dir).await.into_iter().map(|(_, state)| state);
-    let ended = [Outcome::Done, Outcome::NoAnswer].map(PastState::Ended);
+    let ended = [Outcome::Done, Outcome::NoAnswer].map(HistoryState::Ended);
     assert!(states.eq(ended), "{:?}", self::states(dir).await);
 }
 
 #[tokio::test]
-async fn each_file_of_a_transfer_has_its_end_before_anybody_is_told() {
+async fn file_outcomes_are_stored_before_they_are_reported() {
     let dir = tempfile::tempdir().expect("a directory");
     let store = Store::open(dir.path()).await.expect("opens");
     let tasks = TaskTracker::new();
     let (events, mut told) = mpsc::channel(EVENTS_MAX);
-    let to = transfer(&tasks, store, two_files_each(), events);
+    let to = record_stream(&tasks, store, two_files_each(), events);
     let done = || Reply::done(json!(1));
     for event in [
         delivery(1, done()),
@@ -77,13 +77,13 @@ async fn each_file_of_a_transfer_has_its_end_before_anybody_is_told() {
     let mut last = None;
     while let Some(event) = told.recv().await {
         if event == Event::End {
-            let ended = PastState::Ended(Outcome::Done);
+            let ended = HistoryState::Ended(Outcome::Done);
             let wanted = [
                 ("drone-01 shows/0.csv".to_owned(), ended),
                 ("drone-01 shows/1.csv".to_owned(), ended),
                 (
                     "drone-02 shows/0.csv".to_owned(),
-                    PastState::Ended(Outcome::Failed),
+                    HistoryState::Ended(Outcome::Failed),
                 ),
                 ("drone-02 shows/1.csv".to_owned(), ended),
             ];
@@ -95,12 +95,12 @@ async fn each_file_of_a_transfer_has_its_end_before_anybody_is_told() {
 }
 
 #[tokio::test]
-async fn a_transfer_that_is_given_up_is_noted_so() {
+async fn abandoned_transfer_is_recorded_as_failed() {
     let dir = tempfile::tempdir().expect("a directory");
     let store = Store::open(dir.path()).await.expect("opens");
     let tasks = TaskTracker::new();
     let (events, told) = mpsc::channel(EVENTS_MAX);
-    let to = transfer(&tasks, store, two_files_each(), events);
+    let to = record_stream(&tasks, store, two_files_each(), events);
     to.send(delivery(1, Reply::done(json!(1)))).await.expect("taken");
     drop(told);
     to.closed().await;
@@ -109,13 +109,13 @@ async fn a_transfer_that_is_given_up_is_noted_so() {
     let open = states(dir.path()).await;
     assert_eq!(open.len(), 4);
     assert!(
-        open.iter().all(|(_, state)| *state != PastState::Open),
+        open.iter().all(|(_, state)| *state != HistoryState::Open),
         "{open:?}"
     );
 }
 
 #[tokio::test]
-async fn a_stop_does_not_wait_for_the_disk_and_is_noted_all_the_same() {
+async fn stop_outcomes_are_recorded_without_awaiting_the_disk() {
     let dir = tempfile::tempdir().expect("a directory");
     let store = Store::open(dir.path()).await.expect("opens");
     // A disk that stands still: somebody else writes to the same database.
@@ -125,14 +125,14 @@ async fn a_stop_does_not_wait_for_the_disk_and_is_noted_all_the_same() {
     let mut stop = two_files_each();
     stop.deliveries.retain(|to| to.part == 0);
     let given_up = Reply::ended(Outcome::NoAnswer, "given up");
-    let to = beside(&tasks, store, stop, given_up);
-    let end = PartEnd {
+    let to = record_in_background(&tasks, store, stop, given_up);
+    let end = DeliveryEnd {
         node: node(1).id,
         part: 0,
         reply: Reply::done(json!(1)),
     };
     to.try_send(end.clone()).expect("there is room");
-    to.try_send(PartEnd {
+    to.try_send(DeliveryEnd {
         node: node(3).id,
         ..end
     })
@@ -141,11 +141,11 @@ async fn a_stop_does_not_wait_for_the_disk_and_is_noted_all_the_same() {
     other.execute_batch("ROLLBACK").expect("unlocked");
     tasks.close();
     tasks.wait().await;
-    assert_one_done_and_one_given_up(dir.path()).await;
+    assert_one_done_and_one_abandoned(dir.path()).await;
 }
 
 #[tokio::test]
-async fn ends_that_the_disk_refuses_are_stored_when_it_takes_them() {
+async fn outcomes_are_retried_until_the_disk_accepts_them() {
     let dir = tempfile::tempdir().expect("a directory");
     let store = Store::open(dir.path()).await.expect("opens");
     let disk = rusqlite::Connection::open(store.path()).expect("opens");
@@ -154,10 +154,10 @@ async fn ends_that_the_disk_refuses_are_stored_when_it_takes_them() {
     let tasks = TaskTracker::new();
     let mut stop = two_files_each();
     stop.deliveries.retain(|to| to.part == 0);
-    let number = stop.origin.number.clone();
+    let number = stop.origin.history_number.clone();
     let given_up = Reply::ended(Outcome::NoAnswer, "given up");
-    let to = beside(&tasks, store.clone(), stop, given_up);
-    to.try_send(PartEnd {
+    let to = record_in_background(&tasks, store.clone(), stop, given_up);
+    to.try_send(DeliveryEnd {
         node: node(1).id,
         part: 0,
         reply: Reply::done(json!(1)),
@@ -165,7 +165,7 @@ async fn ends_that_the_disk_refuses_are_stored_when_it_takes_them() {
     .expect("there is room");
     drop(to);
     // It has been refused once all that is left is to try again.
-    number.known().await;
+    number.wait().await;
     let started = clock::now();
     while tasks.len() != 2 {
         assert!(clock::since(started) < Duration::from_secs(20), "{}", tasks.len());
@@ -175,25 +175,25 @@ async fn ends_that_the_disk_refuses_are_stored_when_it_takes_them() {
         states(dir.path())
             .await
             .iter()
-            .all(|(_, state)| *state == PastState::Open)
+            .all(|(_, state)| *state == HistoryState::Open)
     );
     disk.execute_batch("DROP TRIGGER disk_full")
         .expect("there is room");
     // A station that stops tries once more.
     tasks.close();
     tasks.wait().await;
-    assert_one_done_and_one_given_up(dir.path()).await;
+    assert_one_done_and_one_abandoned(dir.path()).await;
 }
 
 #[tokio::test]
-async fn the_audit_names_who_asked_and_how_it_ended() {
+async fn audit_records_user_and_outcome() {
     let dir = tempfile::tempdir().expect("a directory");
     let store = Store::open(dir.path()).await.expect("opens");
     let tasks = TaskTracker::new();
     for (last, outcome) in [
         (Some(Event::End), "done"),
         (
-            Some(Event::failed(Failure::NobodyMatched, "no such node")),
+            Some(Event::failed(Failure::NoMatch, "no such node")),
             "no such node",
         ),
         (None, "cut off: whoever asked went away"),
@@ -201,19 +201,19 @@ async fn the_audit_names_who_asked_and_how_it_ended() {
         let request = Request::Revoke {
             node: "drone-07".to_owned(),
         };
-        let what = audited(&request).expect("audited");
+        let what = audit_entry(&request).expect("audited");
         let (events, mut told) = mpsc::channel(EVENTS_MAX);
-        let to = audit(&tasks, store.clone(), "eva".to_owned(), what, events);
+        let to = audit_stream(&tasks, store.clone(), "eva".to_owned(), what, events);
         match last.clone() {
             Some(last) => to.send(last).await.expect("taken"),
             None => drop(to),
         }
         assert_eq!(told.recv().await, last);
-        let query = PastQuery {
+        let query = HistoryQuery {
             limit: 1,
-            ..PastQuery::default()
+            ..HistoryQuery::default()
         };
-        let found = history::ask(dir.path(), move |c| history::audit_trail(c, &query, u64::MAX)).await;
+        let found = history::run_query(dir.path(), move |c| history::audit_trail(c, &query, u64::MAX)).await;
         let found = found.expect("read").expect("there is one");
         let entry = found.first().expect("noted before it was told");
         let noted = [&entry.who, &entry.what, &entry.detail, &entry.outcome].map(String::as_str);
@@ -222,32 +222,32 @@ async fn the_audit_names_who_asked_and_how_it_ended() {
 }
 
 #[test]
-fn no_code_gets_into_the_audit() {
+fn audit_never_contains_an_invitation_code() {
     let request = Request::Join {
         code: "swarm-secret".to_owned(),
         timeout_ms: 1,
     };
-    let (_, detail) = audited(&request).expect("audited");
+    let (_, detail) = audit_entry(&request).expect("audited");
     assert!(!detail.contains("secret"), "{detail}");
 }
 
 #[test]
-fn the_audit_is_written_as_people_write() {
+fn audit_details_are_readable() {
     let token = |days, label: &str| Request::Users {
-        ask: UserAsk::MakeToken {
+        user_request: UserRequest::MakeToken {
             name: "ann".to_owned(),
             days,
             label: label.to_owned(),
         },
     };
-    let tell = |message: &[u8], peer: Option<&str>| Request::Tell {
-        door: "socktools".to_owned(),
+    let tell = |message: &[u8], peer: Option<&str>| Request::SendToPeers {
+        gateway: "socktools".to_owned(),
         peer: peer.map(str::to_owned),
         message: data_encoding::BASE64.encode(message),
     };
     for (request, what, detail) in [
-        (token(365, ""), "door token", "for ann, 365 days"),
-        (token(1, "clock"), "door token", "for ann, 1 day: clock"),
+        (token(365, ""), "gateway token", "for ann, 365 days"),
+        (token(1, "clock"), "gateway token", "for ann, 1 day: clock"),
         (tell(b"hello", None), "socktools.send", "5 bytes to all peers"),
         (
             tell(b"h", Some("10.0.0.9")),
@@ -256,19 +256,19 @@ fn the_audit_is_written_as_people_write() {
         ),
     ] {
         let wanted = (what.to_owned(), detail.to_owned());
-        assert_eq!(audited(&request), Some(wanted));
+        assert_eq!(audit_entry(&request), Some(wanted));
     }
 }
 
 #[tokio::test]
-async fn whom_it_goes_to_is_told_before_a_slow_disk_has_answered() {
+async fn targets_are_reported_before_a_slow_disk_answers() {
     let dir = tempfile::tempdir().expect("a directory");
     let store = Store::open(dir.path()).await.expect("opens");
     let disk = rusqlite::Connection::open(store.path()).expect("opens");
     disk.execute_batch("BEGIN IMMEDIATE").expect("held");
     let tasks = TaskTracker::new();
     let (events, mut told) = mpsc::channel(EVENTS_MAX);
-    let to = transfer(&tasks, store, two_files_each(), events);
+    let to = record_stream(&tasks, store, two_files_each(), events);
     let targets = Event::Targets {
         targets: vec![node(1), node(2)],
     };

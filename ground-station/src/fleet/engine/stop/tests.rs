@@ -6,7 +6,9 @@ use swarm_shared::net::handshake::Identity;
 use swarm_shared::net::identity::{self, KeyFile};
 use swarm_shared::net::socket::KeepaliveConfig;
 use swarm_shared::proto::delivery::CommandId;
-use swarm_shared::proto::delivery::tracker::{Change, Issued, IssuedTo, Order, Standing};
+use swarm_shared::proto::delivery::tracker::{
+    Change, IssuedCommand, StoredCommand, StoredState, StoredTarget,
+};
 use swarm_shared::proto::id::{NodeName, PeerKind, PublicKey};
 use swarm_shared::proto::session::Timing;
 use swarm_shared::proto::trust::Role;
@@ -14,30 +16,30 @@ use tokio::sync::Semaphore;
 
 use super::*;
 use crate::config::Config;
-use crate::fleet::engine::{Engine, Purpose, Settings, authority, delivery_task};
-use crate::fleet::{NodeRef, PastQuery, PastState, Request};
+use crate::fleet::engine::{Engine, Mode, Settings, authority, delivery_task};
+use crate::fleet::{HistoryQuery, HistoryState, NodeRef, Request};
 use crate::store::{MemberRow, history};
 
 const SOON: Duration = Duration::from_secs(20);
 
-async fn start(dir: &Path, purpose: Purpose) -> Engine {
+async fn start(dir: &Path, purpose: Mode) -> Engine {
     let mut config = Config::load(None, dir).expect("the usual");
     config.listen = ([127, 0, 0, 1], 0).into();
     (config.pings, config.mdns) = (false, false);
     let settings = Settings {
         config,
         state_dir: dir.to_owned(),
-        purpose,
+        mode: purpose,
     };
     Engine::start(settings).await.expect("started")
 }
 
 /// A fleet with one node, for which a command waits.
-async fn fleet_with_what_waits(dir: &Path) {
-    let engine = start(dir, Purpose::Once).await;
+async fn fleet_with_queued_command(dir: &Path) {
+    let engine = start(dir, Mode::OneShot).await;
     let mut made = engine.fleet().perform(Request::Init).await;
     assert!(matches!(made.recv().await, Some(Event::Membership(_))));
-    engine.stop().await;
+    engine.shut_down().await;
     let own = identity::load_or_create(dir, KeyFile::Identity).expect("a key");
     let store = Store::open(dir).await.expect("a store");
     let (key, name) = (PublicKey([9; 32]), NodeName::from_host("n1"));
@@ -53,8 +55,8 @@ async fn fleet_with_what_waits(dir: &Path) {
         revoked: false,
     };
     store.put_members(vec![member]).await.expect("kept");
-    let issued = Change::Issued(Issued {
-        order: Order {
+    let issued = Change::Issued(IssuedCommand {
+        command: StoredCommand {
             id: CommandId {
                 issuer: own.public().id(),
                 epoch: store.epoch(),
@@ -63,36 +65,36 @@ async fn fleet_with_what_waits(dir: &Path) {
             action: "led".to_owned(),
             arguments: "{\"args\":[],\"kwargs\":{}}".to_owned(),
             lane: Lane::Control,
-            life_ms: 60_000,
+            ttl_ms: 60_000,
         },
         selector: "all".to_owned(),
-        deliveries: vec![IssuedTo {
+        deliveries: vec![StoredTarget {
             to: key.id(),
             name,
-            standing: Standing::Waiting,
+            state: StoredState::Waiting,
             deadline: clock::now() + Duration::from_secs(60),
         }],
     });
-    store.keep(vec![issued], [].into()).await.expect("kept");
+    store.apply(vec![issued], [].into()).await.expect("kept");
     store.close().await;
 }
 
 #[tokio::test]
-async fn what_waits_is_withdrawn_before_the_stop_of_a_station_that_starts_for_it() {
+async fn one_shot_stop_withdraws_queued_commands_at_start() {
     let dir = tempfile::tempdir().expect("a directory");
-    fleet_with_what_waits(dir.path()).await;
-    let engine = start(dir.path(), Purpose::Stop(Selector::all())).await;
+    fleet_with_queued_command(dir.path()).await;
+    let engine = start(dir.path(), Mode::Stop(Selector::all())).await;
     // The stop has not been asked for yet.
     let begun = clock::now();
     loop {
-        let past = history::ask(dir.path(), |connection| {
-            history::deliveries(connection, 1, &PastQuery::default())
+        let past = history::run_query(dir.path(), |connection| {
+            history::deliveries(connection, 1, &HistoryQuery::default())
         });
         let past = past.await.expect("read").expect("a file");
         let [delivery] = past.as_slice() else {
             panic!("{past:?}")
         };
-        if delivery.state == PastState::Ended(Outcome::Refused) {
+        if delivery.state == HistoryState::Ended(Outcome::Refused) {
             let why = delivery.error.clone().unwrap_or_default();
             assert!(why.starts_with("withdrawn by the emergency stop of"), "{why}");
             break;
@@ -104,7 +106,7 @@ async fn what_waits_is_withdrawn_before_the_stop_of_a_station_that_starts_for_it
     let stop = Request::Stop {
         selector: Selector::all(),
         timeout_ms: Some(300),
-        beside: false,
+        also_bridged: false,
     };
     let mut events = engine.fleet().perform(stop).await;
     let mut notes = Vec::new();
@@ -119,18 +121,18 @@ async fn what_waits_is_withdrawn_before_the_stop_of_a_station_that_starts_for_it
             .any(|note| note.starts_with("1 delivery that waited")),
         "{notes:?}"
     );
-    engine.stop().await;
+    engine.shut_down().await;
 }
 
 /// What is asked for while the first datagrams are still on their way out was asked for after the stop: the withdrawal
 /// does not find it.
 #[tokio::test]
-async fn who_is_stopped_counts_as_unconfirmed_before_anything_is_waited_for() {
+async fn stop_targets_are_unconfirmed_before_the_first_await() {
     let dir = tempfile::tempdir().expect("a directory");
-    fleet_with_what_waits(dir.path()).await;
+    fleet_with_queued_command(dir.path()).await;
     let key = identity::load_or_create(dir.path(), KeyFile::Identity).expect("a key");
     let store = Store::open(dir.path()).await.expect("a store");
-    let membership = authority::stored_membership(&store, &key.public()).await;
+    let membership = authority::load_membership(&store, &key.public()).await;
     let config = endpoint::Config {
         kind: PeerKind::Station,
         name: NodeName::from_host("station"),
@@ -151,48 +153,48 @@ async fn who_is_stopped_counts_as_unconfirmed_before_anything_is_waited_for() {
             node: NodeName::from_host("n1"),
             id: node,
         },
-        link: endpoint.open(node).await.expect("opened"),
+        link: endpoint.open_session(node).await.expect("opened"),
         online: watch::channel(false).1,
-        offered: watch::channel(Default::default()).1,
+        action_catalog: watch::channel(Default::default()).1,
         name_is_unique: true,
         address: Some(address),
     };
     let nowhere: Interfaces = [].into();
     let datagrams = Some((watch::channel(nowhere).1, address.port()));
-    let (keeper, _words) = delivery_task::Task::channel();
-    let stops = Stops::new(
+    let (deliveries, _inbox) = delivery_task::DeliveryTask::channel();
+    let stops = StopCoordinator::new(
         0,
-        Unconfirmed::default(),
+        UnconfirmedStops::default(),
         store.clone(),
         datagrams,
         TaskTracker::new(),
     );
-    let shared = Shared {
+    let shared = SharedContext {
         endpoint,
         next_id: Arc::default(),
         epoch: store.epoch(),
-        keeper,
+        deliveries,
         stops: Arc::new(stops),
-        routes: Default::default(),
-        posts: Default::default(),
-        sends: Arc::new(Semaphore::new(1)),
+        chunk_routes: Default::default(),
+        gateway_peers: Default::default(),
+        transfer_slots: Arc::new(Semaphore::new(1)),
         started: clock::now(),
     };
-    let asked = Asked {
+    let request = StopRequest {
         selector: Selector::all(),
-        nobody: String::new(),
+        no_match_text: String::new(),
         note: None,
         timeout: None,
-        beside: false,
-        origin: Origin::of("pi"),
+        also_bridged: false,
+        origin: Origin::command_by("pi"),
     };
     let (events, _told) = mpsc::channel(8);
-    let mut stopping = pin!(run(shared.clone(), vec![target], asked, events));
+    let mut stopping = pin!(run(shared.clone(), vec![target], request, events));
     tokio::select! {
         biased;
         () = &mut stopping => panic!("it waits for an answer"),
         () = std::future::ready(()) => {}
     }
-    assert!(shared.stops.unconfirmed.of(node).is_some());
+    assert!(shared.stops.unconfirmed.stop_number(node).is_some());
     shared.endpoint.shutdown().await;
 }

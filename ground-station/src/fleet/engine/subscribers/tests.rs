@@ -30,21 +30,22 @@ fn command(action: &str) -> Request {
 /// Followers, and what they stand on.
 #[derive(Default)]
 struct Rig {
-    followers: Followers,
+    subscribers: Subscribers,
     tasks: TaskTracker,
-    stop: CancellationToken,
+    shutdown: CancellationToken,
 }
 
 impl Rig {
     fn follow(&mut self, telemetry: bool, room: usize) -> mpsc::Receiver<Event> {
         let (events, follower) = mpsc::channel(room);
-        self.followers.add(telemetry, &self.tasks, &self.stop, events);
+        self.subscribers
+            .subscribe(telemetry, &self.tasks, &self.shutdown, events);
         follower
     }
 
     fn ask(&self, request: &Request, origin: &Origin) -> (mpsc::Sender<Event>, mpsc::Receiver<Event>) {
         let (events, asker) = mpsc::channel(EVENTS_MAX);
-        let to = self.followers.overhear(&self.tasks, request, origin, events);
+        let to = self.subscribers.tap(&self.tasks, request, origin, events);
         (to, asker)
     }
 
@@ -52,7 +53,7 @@ impl Rig {
         let Value::Object(values) = values else {
             panic!("readings are an object")
         };
-        self.followers.take(Reading {
+        self.subscribers.on_readings(TelemetryReply {
             node: node(number),
             values: Some(values),
         });
@@ -68,37 +69,37 @@ fn delivery(output: String) -> Event {
 }
 
 #[tokio::test]
-async fn while_nobody_follows_a_request_goes_its_own_way() {
+async fn requests_are_not_tapped_without_subscribers() {
     let mut rig = Rig::default();
     let (events, _asker) = mpsc::channel(1);
     let overhear = |rig: &Rig, request: &Request| {
         let to = rig
-            .followers
-            .overhear(&rig.tasks, request, &Origin::of("eva"), events.clone());
+            .subscribers
+            .tap(&rig.tasks, request, &Origin::command_by("eva"), events.clone());
         to.same_channel(&events)
     };
     assert!(overhear(&rig, &command("led")) && rig.tasks.is_empty());
     let follower = rig.follow(true, 8);
-    assert!(!overhear(&rig, &command("led")) && rig.followers.wants_telemetry());
+    assert!(!overhear(&rig, &command("led")) && rig.subscribers.wants_telemetry());
     assert!(
         overhear(&rig, &Request::Members),
         "over as soon as it is answered"
     );
     drop(follower);
-    rig.followers.catch_up();
-    assert!(!rig.followers.wants_telemetry());
+    rig.subscribers.flush();
+    assert!(!rig.subscribers.wants_telemetry());
     // Its task has to see it first.
-    rig.stop.cancel();
+    rig.shutdown.cancel();
     rig.tasks.close();
     rig.tasks.wait().await;
     assert!(overhear(&rig, &command("led")));
 }
 
 #[tokio::test]
-async fn both_the_asker_and_the_follower_hear_all_that_becomes_of_a_request() {
+async fn caller_and_subscriber_receive_all_events() {
     let mut rig = Rig::default();
     let mut follower = rig.follow(false, 8);
-    let origin = Origin::of("eva");
+    let origin = Origin::command_by("eva");
     let (to, mut asker) = rig.ask(&command("led"), &origin);
     let long = "x".repeat(100_000);
     let said = [
@@ -112,11 +113,11 @@ async fn both_the_asker_and_the_follower_hear_all_that_becomes_of_a_request() {
     for event in said.clone() {
         to.send(event.clone()).await.expect("read");
         assert_eq!(asker.recv().await, Some(event));
-        origin.number.settle(7);
+        origin.history_number.get_or_set(7);
     }
     let mut told = Vec::new();
     for _ in 0..3 {
-        let Some(Event::Told {
+        let Some(Event::Observed {
             kind,
             what,
             who,
@@ -147,12 +148,12 @@ async fn both_the_asker_and_the_follower_hear_all_that_becomes_of_a_request() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_number_is_waited_for_as_long_as_a_disk_may_take_and_no_longer() {
+async fn tap_waits_for_the_history_number_up_to_its_timeout() {
     let mut rig = Rig::default();
     let mut follower = rig.follow(false, 8);
     let mut read = || {
         let word = follower.try_recv().ok()?;
-        let Event::Told { number, event, .. } = word else {
+        let Event::Observed { number, event, .. } = word else {
             panic!("{word:?}")
         };
         assert!(matches!(*event, Event::Targets { .. }), "{event:?}");
@@ -162,40 +163,40 @@ async fn a_number_is_waited_for_as_long_as_a_disk_may_take_and_no_longer() {
     let settled = async |to: &mpsc::Sender<Event>, asker: &mut mpsc::Receiver<Event>| {
         to.send(begins.clone()).await.expect("read");
         assert!(asker.recv().await.is_some(), "whoever asked waits for no number");
-        tokio::time::sleep(NUMBER_MAX / 2).await;
+        tokio::time::sleep(NUMBER_TIMEOUT / 2).await;
     };
     // Known by and by, with nothing else to tell.
-    let origin = Origin::of("eva");
+    let origin = Origin::command_by("eva");
     let (to, mut asker) = rig.ask(&command("led"), &origin);
     settled(&to, &mut asker).await;
     assert_eq!(read(), None);
-    origin.number.settle(7);
-    tokio::time::sleep(NUMBER_MAX / 8).await;
+    origin.history_number.get_or_set(7);
+    tokio::time::sleep(NUMBER_TIMEOUT / 8).await;
     assert_eq!(read(), Some(Some(7)));
     // Never known, and what has none.
-    let (to, mut asker) = rig.ask(&command("led"), &Origin::of("eva"));
+    let (to, mut asker) = rig.ask(&command("led"), &Origin::command_by("eva"));
     settled(&to, &mut asker).await;
     assert_eq!(read(), None);
-    tokio::time::sleep(NUMBER_MAX).await;
+    tokio::time::sleep(NUMBER_TIMEOUT).await;
     assert_eq!(read(), Some(None));
-    let (to, mut asker) = rig.ask(&command("ping"), &Origin::of("eva"));
+    let (to, mut asker) = rig.ask(&command("ping"), &Origin::command_by("eva"));
     settled(&to, &mut asker).await;
     assert_eq!(read(), Some(None));
 }
 
 #[tokio::test]
-async fn whoever_asked_can_leave_and_the_follower_learns_it() {
+async fn subscriber_learns_that_the_caller_left() {
     let mut rig = Rig::default();
     let mut follower = rig.follow(false, 8);
     let stop = Request::Stop {
         selector: Selector::all(),
         timeout_ms: None,
-        beside: false,
+        also_bridged: false,
     };
-    let (to, asker) = rig.ask(&stop, &Origin::of("eva"));
+    let (to, asker) = rig.ask(&stop, &Origin::command_by("eva"));
     drop(asker);
     to.closed().await;
-    let Some(Event::Told {
+    let Some(Event::Observed {
         kind, what, event, ..
     }) = follower.recv().await
     else {
@@ -206,7 +207,7 @@ async fn whoever_asked_can_leave_and_the_follower_learns_it() {
         matches!(
             *event,
             Event::Failed {
-                failure: Failure::Stopped,
+                failure: Failure::ShutDown,
                 ..
             }
         ),
@@ -215,11 +216,11 @@ async fn whoever_asked_can_leave_and_the_follower_learns_it() {
 }
 
 #[tokio::test]
-async fn a_slow_follower_loses_the_oldest_words_and_holds_up_nobody() {
+async fn slow_subscriber_loses_only_the_oldest_events() {
     let mut rig = Rig::default();
     let mut follower = rig.follow(false, 1);
-    let (to, mut asker) = rig.ask(&command("led"), &Origin::of("eva"));
-    let words = TOLD_MAX + 500;
+    let (to, mut asker) = rig.ask(&command("led"), &Origin::command_by("eva"));
+    let words = EVENT_BUFFER_MAX + 500;
     for number in 0..words {
         let event = Event::Progress {
             node: node(1),
@@ -233,15 +234,18 @@ async fn a_slow_follower_loses_the_oldest_words_and_holds_up_nobody() {
     let (mut heard, mut missed, mut newest) = (0, 0, None);
     while heard + missed < words as u64 {
         let event = follower.recv().await.expect("goes on");
-        if let Event::Missed { count } = event {
+        if let Event::Lagged { count } = event {
             missed += count;
-        } else if let Event::Told { event, .. } = event {
+        } else if let Event::Observed { event, .. } = event {
             (heard, newest) = (heard + 1, Some(*event));
         } else {
             panic!("{event:?}");
         }
     }
-    assert!(missed >= 400 && heard >= TOLD_MAX as u64 - 1, "{missed} {heard}");
+    assert!(
+        missed >= 400 && heard >= EVENT_BUFFER_MAX as u64 - 1,
+        "{missed} {heard}"
+    );
     assert!(newest.is_some());
 }
 
@@ -254,7 +258,7 @@ fn telemetry(follower: &mut mpsc::Receiver<Event>) -> Vec<(String, Value)> {
 }
 
 #[tokio::test]
-async fn only_readings_that_changed_are_told() {
+async fn only_changed_readings_are_sent() {
     let mut rig = Rig::default();
     let mut follower = rig.follow(true, 8);
     let mut other = rig.follow(false, 8);
@@ -277,12 +281,15 @@ async fn only_readings_that_changed_are_told() {
     );
     assert_eq!(telemetry(&mut other), []);
     drop((follower, late));
-    rig.followers.catch_up();
-    assert!(rig.followers.known.is_empty(), "nothing is kept for nobody");
+    rig.subscribers.flush();
+    assert!(
+        rig.subscribers.last_readings.is_empty(),
+        "nothing is kept for nobody"
+    );
 }
 
 #[tokio::test]
-async fn a_slow_follower_gets_the_newest_reading_of_each() {
+async fn slow_subscriber_receives_newest_reading_of_each_node() {
     let mut rig = Rig::default();
     let mut follower = rig.follow(true, 1);
     for round in 0..50 {
@@ -297,7 +304,7 @@ async fn a_slow_follower_gets_the_newest_reading_of_each() {
             break;
         }
         all.extend(some);
-        rig.followers.catch_up();
+        rig.subscribers.flush();
     }
     assert_eq!(all.len(), 3);
     assert_eq!(all["n3"], json!({"t": 49, "3": 49}));

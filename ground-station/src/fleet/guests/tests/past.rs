@@ -31,10 +31,10 @@ async fn all_told(
 }
 
 /// The deliveries of a command as the history has them.
-async fn past(store: &Store, number: u64) -> Vec<PastDelivery> {
+async fn past(store: &Store, number: u64) -> Vec<HistoryDelivery> {
     let dir = store.path().parent().expect("in a directory").to_owned();
-    let past = history::ask(&dir, move |connection| {
-        history::deliveries(connection, number, &PastQuery::default())
+    let past = history::run_query(&dir, move |connection| {
+        history::deliveries(connection, number, &HistoryQuery::default())
     });
     past.await.expect("reads").expect("a file")
 }
@@ -81,7 +81,7 @@ async fn what_is_repeated_counts_from_when_it_was_asked_and_a_stop_meanwhile_wit
         .perform(Request::Stop {
             selector: Selector::parse("d2").expect("a name"),
             timeout_ms: Some(10_000),
-            beside: false,
+            also_bridged: false,
         })
         .await;
     let stop = ended(&mut second.stops, Reply::done(Value::Null)).await;
@@ -186,7 +186,7 @@ async fn later_batches_of_whoever_went_away_in_between_do_not_go_out_though_some
     let mut heard = Vec::new();
     while !matches!(heard.last(), Some(Event::End | Event::Failed { .. })) {
         let event = tokio::time::timeout(Duration::from_secs(20), follower.recv()).await;
-        if let Event::Told { event, .. } = event.expect("in time").expect("it goes on") {
+        if let Event::Observed { event, .. } = event.expect("in time").expect("it goes on") {
             heard.push(*event);
         }
     }
@@ -195,7 +195,7 @@ async fn later_batches_of_whoever_went_away_in_between_do_not_go_out_though_some
     assert_eq!(
         heard.last(),
         Some(&Event::failed(
-            Failure::Stopped,
+            Failure::ShutDown,
             "cut off: whoever asked went away"
         ))
     );
@@ -264,7 +264,11 @@ async fn an_end_that_the_disk_refuses_is_stored_when_it_takes_it() {
     }
     let (_, _, ends) = all_told(told).await;
     assert_eq!(ends.len(), 2, "nobody waits for a disk");
-    let open = |past: &[PastDelivery]| past.iter().filter(|past| past.state == PastState::Open).count();
+    let open = |past: &[HistoryDelivery]| {
+        past.iter()
+            .filter(|past| past.state == HistoryState::Open)
+            .count()
+    };
     assert_eq!(open(&past(&store, number).await), 2);
     disk.execute_batch("DROP TRIGGER disk_full")
         .expect("there is room");
@@ -281,7 +285,7 @@ async fn a_release_that_is_stored_late_has_its_ends_in_the_history() {
     let dir = tempfile::tempdir().expect("a directory");
     let store = Store::open(dir.path()).await.expect("opens");
     let (fleet, [mut first, mut second], desk) = desk(&store).await;
-    let is_open = |past: &PastDelivery| past.state == PastState::Open;
+    let is_open = |past: &HistoryDelivery| past.state == HistoryState::Open;
     let all_ended = async |number| {
         let started = clock::now();
         loop {
@@ -314,7 +318,7 @@ async fn a_release_that_is_stored_late_has_its_ends_in_the_history() {
     assert_eq!(ends.len(), 2, "nobody waits for the disk");
     disk.execute_batch("ROLLBACK").expect("let go");
     let released = all_ended(2).await;
-    let done = |past: &PastDelivery| past.state == PastState::Ended(Outcome::Done);
+    let done = |past: &HistoryDelivery| past.state == HistoryState::Ended(Outcome::Done);
     assert!(released.iter().all(done), "{released:?}");
     desk.close().await;
 }

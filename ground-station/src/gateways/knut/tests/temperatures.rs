@@ -2,17 +2,19 @@
 
 use super::*;
 
-fn ask(board: &Board, id: i64, msg: Value) -> (i64, Value) {
-    let (_, Message { api, id, msg }) = board.answer(&Message { api: 1, id, msg });
+fn ask(temperatures: &TemperatureCache, id: i64, msg: Value) -> (i64, Value) {
+    let (_, Message { api, id, msg }) = temperatures.respond(&Message { api: 1, id, msg });
     assert_eq!(api, 1);
     (id, msg)
 }
 
 #[test]
-fn a_change_is_pushed_once_and_what_is_away_is_not_listed() {
-    let mut board = Board::new(&config(""));
-    assert_eq!(board.take(view(1, "n1", NodeState::Online)), None);
-    let push = board.take(reading(1, "n1", json!(20.04))).expect("a change");
+fn change_is_pushed_once_and_offline_nodes_are_not_listed() {
+    let mut temperatures = TemperatureCache::new(&config(""));
+    assert_eq!(temperatures.on_event(view(1, "n1", NodeState::Online)), None);
+    let push = temperatures
+        .on_event(reading(1, "n1", json!(20.04)))
+        .expect("a change");
     let status = json!({"location": "n1", "unit": "°C", "condition": "\u{f002}", "temperature": 20.0});
     let wanted = Message {
         api: 1,
@@ -21,7 +23,7 @@ fn a_change_is_pushed_once_and_what_is_away_is_not_listed() {
     };
     assert_eq!(push, wanted);
     assert_eq!(
-        board.take(reading(1, "n1", json!(19.96))),
+        temperatures.on_event(reading(1, "n1", json!(19.96))),
         None,
         "the same to a tenth"
     );
@@ -29,77 +31,86 @@ fn a_change_is_pushed_once_and_what_is_away_is_not_listed() {
         node: node(1, "n1"),
         values: serde_json::Map::new(),
     };
-    assert_eq!(board.take(other), None);
-    assert_eq!(ask(&board, 2, json!({})), (0x0102, json!({ "n1": status })));
-    assert_eq!(board.everything(), wanted);
+    assert_eq!(temperatures.on_event(other), None);
+    assert_eq!(
+        ask(&temperatures, 2, json!({})),
+        (0x0102, json!({ "n1": status }))
+    );
+    assert_eq!(temperatures.all_as_push(), wanted);
     // A sensor that is gone, or tells nonsense; a node that is away.
     for nothing in [json!(null), json!("warm"), json!({})] {
-        assert_eq!(board.take(reading(1, "n1", nothing)), None);
-        assert_eq!(ask(&board, 2, json!({})).1, json!({}));
+        assert_eq!(temperatures.on_event(reading(1, "n1", nothing)), None);
+        assert_eq!(ask(&temperatures, 2, json!({})).1, json!({}));
     }
-    assert!(board.take(reading(1, "n1", json!(20.0))).is_some());
-    board.take(view(1, "n1", NodeState::Offline));
-    assert_eq!(ask(&board, 2, json!({})).1, json!({}));
-    assert_eq!(ask(&board, 1, json!({"id": "n1"})).1, json!({ "n1": status }));
+    assert!(temperatures.on_event(reading(1, "n1", json!(20.0))).is_some());
+    temperatures.on_event(view(1, "n1", NodeState::Offline));
+    assert_eq!(ask(&temperatures, 2, json!({})).1, json!({}));
+    assert_eq!(
+        ask(&temperatures, 1, json!({"id": "n1"})).1,
+        json!({ "n1": status })
+    );
 }
 
 #[test]
-fn a_reading_that_no_node_tells_is_complained_of_once() {
+fn missing_temperature_reading_is_warned_of_once() {
     let looks_for = |name: &str| {
-        let config = Knut {
+        let config = KnutConfig {
             temperature: vec![name.to_owned()],
             ..config("")
         };
-        Board::new(&config)
+        TemperatureCache::new(&config)
     };
-    let mut board = looks_for("cpu_temprature");
+    let mut temperatures = looks_for("cpu_temprature");
     let told = |number: u8, values: Value| Event::Telemetry {
         node: node(number, &format!("n{number}")),
         values: values.as_object().expect("an object").clone(),
     };
-    let hear = |board: &mut Board, event: Event| {
-        let complaint = board.complaint(&event);
-        board.take(event);
+    let hear = |temperatures: &mut TemperatureCache, event: Event| {
+        let complaint = temperatures.missing_sensor_warning(&event);
+        temperatures.on_event(event);
         complaint
     };
     let event = told(9, json!({"load": 1}));
-    assert_eq!(hear(&mut board, event), None, "nobody who is shown");
+    assert_eq!(hear(&mut temperatures, event), None, "nobody who is shown");
     for number in [1, 2] {
-        board.take(view(number, &format!("n{number}"), NodeState::Online));
+        temperatures.on_event(view(number, &format!("n{number}"), NodeState::Online));
     }
     let event = told(1, json!({"cpu_temperature": 20.0, "load": 1}));
-    let complaint = hear(&mut board, event.clone()).expect("a slip");
+    let complaint = hear(&mut temperatures, event.clone()).expect("a slip");
     assert!(
         complaint.starts_with("n1 tells no number at \"cpu_temprature\"")
-            && complaint.contains("it tells cpu_temperature, load: set `temperature` in [doors.knut]"),
+            && complaint.contains("it tells cpu_temperature, load: set `temperature` in [gateways.knut]"),
         "{complaint}"
     );
-    assert_eq!(hear(&mut board, told(2, json!({}))), None, "once");
+    assert_eq!(hear(&mut temperatures, told(2, json!({}))), None, "once");
     // What is right, and what changes later, is no slip.
-    let mut board = looks_for("cpu_temperature");
-    board.take(view(1, "n1", NodeState::Online));
-    assert_eq!(hear(&mut board, event), None);
-    assert_eq!(hear(&mut board, told(1, json!({"load": 2}))), None);
-    assert_eq!(hear(&mut board, told(1, json!({"cpu_temperature": null}))), None);
+    let mut temperatures = looks_for("cpu_temperature");
+    temperatures.on_event(view(1, "n1", NodeState::Online));
+    assert_eq!(hear(&mut temperatures, event), None);
+    assert_eq!(hear(&mut temperatures, told(1, json!({"load": 2}))), None);
+    assert_eq!(
+        hear(&mut temperatures, told(1, json!({"cpu_temperature": null}))),
+        None
+    );
 }
 
 #[test]
-fn one_is_asked_for_by_name_and_an_unknown_one_has_not_measured() {
-    let mut board = Board::new(&config(""));
+fn temperature_of_an_unknown_node_is_absolute_zero() {
+    let mut temperatures = TemperatureCache::new(&config(""));
     for number in [1, 2] {
-        board.take(reading(number, &format!("n{number}"), json!(number)));
+        temperatures.on_event(reading(number, &format!("n{number}"), json!(number)));
     }
     for msg in [json!({"id": "n2"}), json!({"uniqueName": "n2"})] {
-        let (id, msg) = ask(&board, 1, msg);
+        let (id, msg) = ask(&temperatures, 1, msg);
         assert_eq!(
             (id, &msg["n2"]["temperature"], msg.get("n1")),
             (0x0101, &json!(2.0), None)
         );
     }
-    let (_, msg) = ask(&board, 1, json!({"id": "x"}));
+    let (_, msg) = ask(&temperatures, 1, json!({"id": "x"}));
     assert_eq!(msg["x"]["temperature"], -273.15);
     for msg in [json!({}), json!(null), json!([1])] {
-        let (_, all) = ask(&board, 1, msg);
+        let (_, all) = ask(&temperatures, 1, msg);
         assert_eq!(all.as_object().map(serde_json::Map::len), Some(2));
     }
     let unknown = Message {
@@ -107,49 +118,49 @@ fn one_is_asked_for_by_name_and_an_unknown_one_has_not_measured() {
         id: 9,
         msg: json!([1]),
     };
-    assert_eq!(board.answer(&unknown).1, unknown);
+    assert_eq!(temperatures.respond(&unknown).1, unknown);
 }
 
 #[test]
-fn past_readings_are_bounded_and_in_seconds() {
-    let mut board = Board::new(&config(""));
+fn temperature_history_is_bounded_and_in_seconds() {
+    let mut temperatures = TemperatureCache::new(&config(""));
     for (at_s, heat) in (1..=5_u32).zip([1.0, 2.0, 2.0, 4.0, 5.0]) {
-        board.take(reading(1, "n1", json!(heat)));
-        board.remember(u64::from(at_s) * 1_500);
+        temperatures.on_event(reading(1, "n1", json!(heat)));
+        temperatures.record_history(u64::from(at_s) * 1_500);
     }
-    board.take(view(1, "n1", NodeState::Offline));
-    board.remember(99_000);
+    temperatures.on_event(view(1, "n1", NodeState::Offline));
+    temperatures.record_history(99_000);
     let wanted = json!({"id": "n1", "temperature": [2.0, 4.0, 5.0], "time": [4.5, 6.0, 7.5]});
-    assert_eq!(ask(&board, 3, json!({"id": "n1"})), (0x0103, wanted));
+    assert_eq!(ask(&temperatures, 3, json!({"id": "n1"})), (0x0103, wanted));
     let nobody = json!({"id": "x", "temperature": [], "time": []});
-    assert_eq!(ask(&board, 3, json!({"id": "x"})).1, nobody);
+    assert_eq!(ask(&temperatures, 3, json!({"id": "x"})).1, nobody);
 }
 
 #[test]
-fn nodes_of_one_name_are_told_apart_and_others_than_the_doors_are_not_shown() {
-    let mut board = Board::new(&config("target = \"twin\""));
+fn only_target_nodes_are_shown_and_duplicates_get_ids() {
+    let mut temperatures = TemperatureCache::new(&config("target = \"twin\""));
     for (number, name) in [(1, "twin"), (2, "twin"), (3, "other")] {
-        board.take(view(number, name, NodeState::Online));
-        let pushed = board.take(reading(number, name, json!(number)));
+        temperatures.on_event(view(number, name, NodeState::Online));
+        let pushed = temperatures.on_event(reading(number, name, json!(number)));
         assert_eq!(pushed.is_some(), name == "twin");
     }
-    let (_, all) = ask(&board, 2, json!({}));
+    let (_, all) = ask(&temperatures, 2, json!({}));
     let names: Vec<&String> = all.as_object().expect("an object").keys().collect();
     let short = |number| format!("twin {}", PeerId([number; 32]).short());
     assert_eq!(names, [&short(1), &short(2)]);
     assert_eq!(
-        ask(&board, 1, json!({"id": short(2)})).1[short(2)]["temperature"],
+        ask(&temperatures, 1, json!({"id": short(2)})).1[short(2)]["temperature"],
         2.0
     );
-    assert_eq!(ask(&board, 3, json!({"id": "other"})).1["time"], json!([]));
+    assert_eq!(ask(&temperatures, 3, json!({"id": "other"})).1["time"], json!([]));
     // A device that was replaced is put out, and the new one has its name.
     let Event::Node(mut out) = view(1, "twin", NodeState::Offline) else {
         unreachable!()
     };
     out.warnings = vec!["put out of the fleet".to_owned()];
-    board.take(Event::Node(out));
+    temperatures.on_event(Event::Node(out));
     assert_eq!(
-        ask(&board, 1, json!({"id": "twin"})).1["twin"]["temperature"],
+        ask(&temperatures, 1, json!({"id": "twin"})).1["twin"]["temperature"],
         2.0
     );
 }

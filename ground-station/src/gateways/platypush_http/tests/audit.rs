@@ -1,28 +1,28 @@
-//! Every use of the door is in the audit, every refusal too.
+//! Every use of the gateway is in the audit, every error too.
 
 use super::*;
-use crate::store::audit::{self, Entry};
+use crate::store::audit::{self, AuditEntry};
 use crate::store::history;
 
-impl Rig {
+impl Harness {
     /// The audit, newest first, once the station has shut down.
-    pub(super) async fn closed(self) -> Vec<Entry> {
-        self.house.stop.cancel();
-        self.house.tasks.close();
-        self.house.tasks.wait().await;
+    pub(super) async fn shut_down(self) -> Vec<AuditEntry> {
+        self.context.shutdown.cancel();
+        self.context.tasks.close();
+        self.context.tasks.wait().await;
         self.audit().await
     }
 
     /// The audit so far, newest first.
-    pub(super) async fn audit(&self) -> Vec<Entry> {
-        let newest = history::ask(self.dir.path(), |connection| audit::newest(connection, 0, 1_000));
+    pub(super) async fn audit(&self) -> Vec<AuditEntry> {
+        let newest = history::run_query(self.dir.path(), |connection| audit::newest(connection, 0, 1_000));
         newest.await.expect("read").unwrap_or_default()
     }
 }
 
 const LINES: &str = r#"
 message_bytes = 256
-[doors.platypush_http.hooks.guarded]
+[gateways.platypush_http.hooks.guarded]
 action = "ping"
 token = "fedcba9876543210"
 "#;
@@ -40,8 +40,8 @@ type Case<'a> = (
 );
 
 #[tokio::test]
-async fn whatever_is_refused_is_in_the_audit() {
-    let rig = Rig::with_user(LINES).await;
+async fn every_http_refusal_is_audited() {
+    let rig = Harness::with_user(LINES).await;
     let basic = |pair: &str| format!("Basic {}", BASE64.encode(pair.as_bytes()));
     let (good, wrong) = (basic("ann:correct horse"), basic("ann:wrong"));
     let (good, wrong) = (
@@ -284,13 +284,13 @@ async fn whatever_is_refused_is_in_the_audit() {
         let answer = rig.send_from(&address(number), asked).await;
         assert_eq!(answer.status().as_u16(), *status, "{method} {path} {headers:?}");
         // A method that is not described has no answers described.
-        let described = openapi_document::says(method, path, *status);
+        let described = openapi_document::documents_status(method, path, *status);
         assert!(described || *status == 405, "{method} {path}: {status}");
     }
     // What is not there is not used.
     rig.send_from("10.0.1.1", request("GET", "/nowhere", &[], ""))
         .await;
-    let audit = rig.closed().await;
+    let audit = rig.shut_down().await;
     for (number, (method, path, headers, .., user, what, why)) in all.iter().enumerate() {
         let from = format!("platypush_http from {}", address(number));
         let who = if user.is_empty() {
@@ -298,36 +298,36 @@ async fn whatever_is_refused_is_in_the_audit() {
         } else {
             format!("{user} at {from}")
         };
-        let of: Vec<_> = audit.iter().filter(|entry| entry.who == who).collect();
+        let of: Vec<_> = audit.iter().filter(|entry| entry.user == who).collect();
         let [entry] = of.as_slice() else {
             panic!("{method} {path} {headers:?}: {who:?} is not once in {audit:#?}");
         };
-        let noted = entry.what == *what && entry.outcome.contains(why);
+        let noted = entry.action == *what && entry.outcome.contains(why);
         assert!(
             noted && entry.outcome.starts_with("not done: "),
             "{what}, {why}: {entry:?}"
         );
     }
-    let strangers = audit.iter().filter(|entry| entry.who.ends_with("10.0.1.1"));
+    let strangers = audit.iter().filter(|entry| entry.user.ends_with("10.0.1.1"));
     assert_eq!(strangers.count(), 0);
 }
 
 #[tokio::test]
-async fn whoever_guesses_tokens_does_not_fill_the_audit() {
-    let rig = Rig::with_user(LINES).await;
+async fn token_guessing_does_not_fill_the_audit() {
+    let rig = Harness::with_user(LINES).await;
     for number in 0..200 {
         let headers = [("x-token", format!("guess {number}"))];
         let headers = headers.each_ref().map(|(name, value)| (*name, value.as_str()));
         let path = ["/execute", "/ws/events"][number % 2];
         let method = ["POST", "GET"][number % 2];
-        let (status, _) = rig.ask(request(method, path, &headers, "{}")).await;
+        let (status, _) = rig.send_json(request(method, path, &headers, "{}")).await;
         assert_eq!(status, if number < 10 { 401 } else { 429 });
     }
-    let audit = rig.closed().await;
+    let audit = rig.shut_down().await;
     // At two routes: the first wrong one and all others, the first that has to wait and all others.
     assert_eq!(audit.len(), 8, "{audit:#?}");
     for times in ["4 times more", "94 times more"] {
-        let counted = |entry: &&Entry| entry.outcome.starts_with(times);
+        let counted = |entry: &&AuditEntry| entry.outcome.starts_with(times);
         assert_eq!(audit.iter().filter(counted).count(), 2, "{times}: {audit:#?}");
     }
 }

@@ -11,31 +11,37 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use super::super::events::{PREFIX, Teller};
+use super::super::events::{EventMapper, PREFIX};
 use super::*;
 use crate::fleet::{CommandKind, NodeState, NodeView};
 
 /// Enough for anything that has to happen soon.
-pub(super) const PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
-impl Rig {
-    /// Has the door listen.
+impl Harness {
+    /// Has the gateway listen.
     pub(super) fn listen(&self) -> SocketAddr {
         let mut common = self.app.config.common.clone();
         common.listen.set_port(0);
-        let hall = Hall::open(DOOR, &common, &self.house).expect("listens");
-        let (listens, router) = (hall.listens().expect("listens"), self.router.clone());
+        let listener = GatewayListener::open(GATEWAY, &common, &self.context).expect("listens");
+        let (listens, router) = (listener.local_addr().expect("listens"), self.router.clone());
         let idle = common.limits.idle;
         let tls = tls::acceptor(&self.app.config, self.dir.path(), "st").expect("a certificate");
-        self.house.tasks.spawn(hall.receive(move |stream, entrance| {
-            serve::serve(stream, entrance, router.clone(), tls.clone(), idle)
-        }));
+        self.context
+            .tasks
+            .spawn(listener.serve(move |stream, permit| {
+                serve::serve(stream, permit, router.clone(), tls.clone(), idle)
+            }));
         listens
     }
 
-    /// Says this to the door, over TLS if it speaks that; an error if it lets nobody in.
-    pub(super) async fn say(&self, to: SocketAddr, text: &str) -> std::io::Result<Box<dyn Wire>> {
-        let mut stream: Box<dyn Wire> = if tls::is_on(&self.app.config) {
+    /// Says this to the gateway, over TLS if it speaks that; an error if it lets nobody in.
+    pub(super) async fn connect_and_send(
+        &self,
+        to: SocketAddr,
+        text: &str,
+    ) -> std::io::Result<Box<dyn ByteStream>> {
+        let mut stream: Box<dyn ByteStream> = if tls::is_enabled(&self.app.config) {
             let certificate = CertificateDer::from_pem_file(self.dir.path().join("door-tls.pem"));
             let mut roots = RootCertStore::empty();
             roots.add(certificate.expect("a certificate")).expect("taken");
@@ -57,18 +63,18 @@ impl Rig {
     }
 
     /// Everything that it answers.
-    pub(super) async fn heard(&self, to: SocketAddr, text: &str) -> String {
-        match self.say(to, text).await {
-            Ok(stream) => to_the_end(stream).await,
+    pub(super) async fn exchange(&self, to: SocketAddr, text: &str) -> String {
+        match self.connect_and_send(to, text).await {
+            Ok(stream) => read_to_end(stream).await,
             Err(_closed) => String::new(),
         }
     }
 }
 
 /// A connection, with TLS or without.
-pub(super) trait Wire: AsyncRead + AsyncWrite + Unpin {}
+pub(super) trait ByteStream: AsyncRead + AsyncWrite + Unpin {}
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Wire for S {}
+impl<S: AsyncRead + AsyncWrite + Unpin> ByteStream for S {}
 
 pub(super) async fn connect(to: SocketAddr, text: &str) -> TcpStream {
     let mut stream = TcpStream::connect(to).await.expect("connects");
@@ -77,30 +83,32 @@ pub(super) async fn connect(to: SocketAddr, text: &str) -> TcpStream {
 }
 
 /// All that comes until the other side ends.
-pub(super) async fn to_the_end(mut stream: impl AsyncRead + Unpin) -> String {
+pub(super) async fn read_to_end(mut stream: impl AsyncRead + Unpin) -> String {
     let mut read = Vec::new();
     let reading = stream.read_to_end(&mut read);
     // A reset is an end too.
-    let _end = tokio::time::timeout(PATIENCE, reading).await.expect("it ends");
+    let _end = tokio::time::timeout(TEST_TIMEOUT, reading)
+        .await
+        .expect("it ends");
     String::from_utf8_lossy(&read).into_owned()
 }
 
-pub(super) const UPGRADE: &str = "GET /ws/events HTTP/1.1\r\nHost: door\r\nX-Token: 0123456789abcdef\r\nConnection: upgrade\r\n\
+pub(super) const UPGRADE_REQUEST: &str = "GET /ws/events HTTP/1.1\r\nHost: gateway\r\nX-Token: 0123456789abcdef\r\nConnection: upgrade\r\n\
     Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
 
-pub(super) struct Reader(pub(super) TcpStream);
+pub(super) struct EventReader(pub(super) TcpStream);
 
-impl Reader {
+impl EventReader {
     pub(super) async fn open(to: SocketAddr) -> Self {
         Self::open_with(to, TOKEN).await
     }
 
     pub(super) async fn open_with(to: SocketAddr, token: &str) -> Self {
-        Self::shake(connect(to, &UPGRADE.replace(TOKEN, token)).await).await
+        Self::finish_handshake(connect(to, &UPGRADE_REQUEST.replace(TOKEN, token)).await).await
     }
 
     /// Whose request is sent already.
-    pub(super) async fn shake(mut stream: TcpStream) -> Self {
+    pub(super) async fn finish_handshake(mut stream: TcpStream) -> Self {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
             head.push(stream.read_u8().await.expect("a head"));
@@ -128,7 +136,7 @@ impl Reader {
     }
 
     pub(super) async fn event(&mut self) -> Value {
-        let frame = tokio::time::timeout(PATIENCE, self.frame())
+        let frame = tokio::time::timeout(TEST_TIMEOUT, self.frame())
             .await
             .expect("in time");
         let (opcode, payload) = frame.expect("a frame");
@@ -145,8 +153,8 @@ pub(super) fn view(state: NodeState) -> NodeView {
     .expect("a view")
 }
 
-fn told(event: Event) -> Event {
-    Event::Told {
+fn observed(event: Event) -> Event {
+    Event::Observed {
         kind: CommandKind::Command,
         what: "led".to_owned(),
         who: "ann".to_owned(),
@@ -156,12 +164,12 @@ fn told(event: Event) -> Event {
 }
 
 #[test]
-fn a_stop_and_its_release_change_a_node_once_each() {
-    let mut teller = Teller::new("st");
-    let kinds = |teller: &mut Teller, views: Vec<NodeView>| -> Vec<Value> {
+fn stop_and_release_emit_one_node_change_each() {
+    let mut mapper = EventMapper::new("st");
+    let kinds = |mapper: &mut EventMapper, views: Vec<NodeView>| -> Vec<Value> {
         let texts = views
             .into_iter()
-            .filter_map(|view| teller.tell(Event::Node(view), 1));
+            .filter_map(|view| mapper.map(Event::Node(view), 1));
         let args = |text: String| serde_json::from_str::<Value>(&text).expect("JSON")["args"].clone();
         texts.map(args).collect()
     };
@@ -175,26 +183,26 @@ fn a_stop_and_its_release_change_a_node_once_each() {
         checks: vec![serde_json::from_value(json!({"name": "time", "ok": true})).expect("a check")],
         ..view(NodeState::Online)
     };
-    kinds(&mut teller, vec![view(NodeState::Online)]);
-    let told = kinds(&mut teller, vec![stopped(false), stopped(true)]);
+    kinds(&mut mapper, vec![view(NodeState::Online)]);
+    let told = kinds(&mut mapper, vec![stopped(false), stopped(true)]);
     assert_eq!(told.len(), 1, "{told:?}");
     assert_eq!(told[0]["stopped"]["number"], 9);
-    let told = kinds(&mut teller, vec![view(NodeState::Online), checked]);
+    let told = kinds(&mut mapper, vec![view(NodeState::Online), checked]);
     assert_eq!(told.len(), 1, "{told:?}");
     assert_eq!(told[0]["stopped"], Value::Null);
     let unconfirmed = NodeView {
         stop_unconfirmed: Some(10),
         ..view(NodeState::Online)
     };
-    let told = kinds(&mut teller, vec![unconfirmed]);
+    let told = kinds(&mut mapper, vec![unconfirmed]);
     assert_eq!(told[0]["stop_unconfirmed"], 10);
 }
 
 #[test]
-fn one_that_is_put_out_is_told_of_once_and_has_had_its_first_word() {
-    let mut teller = Teller::new("st");
+fn revoked_node_is_reported_once() {
+    let mut mapper = EventMapper::new("st");
     let mut tell = |view: NodeView| -> Option<Value> {
-        let text = teller.tell(Event::Node(view), 1)?;
+        let text = mapper.map(Event::Node(view), 1)?;
         Some(serde_json::from_str::<Value>(&text).expect("JSON")["args"].clone())
     };
     let out = |state| NodeView {
@@ -222,10 +230,10 @@ fn one_that_is_put_out_is_told_of_once_and_has_had_its_first_word() {
 }
 
 #[test]
-fn what_happens_has_a_name() {
-    let mut teller = Teller::new("st");
+fn each_event_kind_has_a_name() {
+    let mut mapper = EventMapper::new("st");
     let mut tell = |event| {
-        let text = teller.tell(event, 1_500)?;
+        let text = mapper.map(event, 1_500)?;
         let event: Value = serde_json::from_str(&text).expect("JSON");
         assert_eq!(
             (&event["type"], &event["origin"], &event["_timestamp"]),
@@ -256,13 +264,13 @@ fn what_happens_has_a_name() {
         (Event::Node(view(NodeState::Silent)), "NodeSilentEvent"),
         (Event::Node(view(NodeState::Offline)), "NodeOfflineEvent"),
         (
-            told(Event::Targets {
+            observed(Event::Targets {
                 targets: vec![node("n1")],
             }),
             "CommandStartEvent",
         ),
         (
-            told(Event::Progress {
+            observed(Event::Progress {
                 node: node("n1"),
                 bytes: 1,
                 total: 2,
@@ -270,19 +278,19 @@ fn what_happens_has_a_name() {
             "CommandProgressEvent",
         ),
         (
-            told(Event::Acknowledged {
+            observed(Event::Acknowledged {
                 node: node("n1"),
                 ms: 1.0,
             }),
             "CommandAcknowledgedEvent",
         ),
-        (told(Event::End), "CommandEndEvent"),
-        (told(Event::failed(Failure::Stopped, "x")), "CommandEndEvent"),
+        (observed(Event::End), "CommandEndEvent"),
+        (observed(Event::failed(Failure::ShutDown, "x")), "CommandEndEvent"),
     ] {
         let (kind, _) = tell(event).expect(wanted);
         assert_eq!(kind, wanted);
     }
-    let (kind, args) = tell(told(Event::Delivery(Delivery::new(
+    let (kind, args) = tell(observed(Event::Delivery(Delivery::new(
         node("n1"),
         Reply::done(json!(1)),
         2.0,
@@ -307,13 +315,13 @@ fn what_happens_has_a_name() {
 }
 
 /// Answers `Follow`s with what `each` says, and everything else as usual.
-pub(super) fn followed<F>(each: impl Fn(mpsc::Sender<Event>) -> F + Send + 'static) -> Fleet
+pub(super) fn fleet_with_follower<F>(each: impl Fn(mpsc::Sender<Event>) -> F + Send + 'static) -> Fleet
 where
     F: Future<Output = ()> + Send + 'static,
 {
     let (fleet, mut calls) = Fleet::local();
     let (others, rest) = mpsc::channel(8);
-    tokio::spawn(play(rest));
+    tokio::spawn(run_fake_fleet(rest));
     tokio::spawn(async move {
         while let Some(call) = calls.recv().await {
             if let Asked::Follow { telemetry: true } = call.request {
@@ -329,32 +337,32 @@ where
 pub(super) const LINES: &str = "token = \"0123456789abcdef\"";
 
 #[tokio::test]
-async fn readers_are_told_and_closed_with_the_door() {
-    let fleet = followed(async |events| {
+async fn event_readers_are_closed_at_shutdown() {
+    let fleet = fleet_with_follower(async |events| {
         events.send(Event::Node(view(NodeState::Online))).await.ok();
         events.closed().await;
     });
-    let rig = Rig::before(fleet, LINES).await;
+    let rig = Harness::with_fleet(fleet, LINES).await;
     let listens = rig.listen();
-    let mut readers = [Reader::open(listens).await, Reader::open(listens).await];
+    let mut readers = [EventReader::open(listens).await, EventReader::open(listens).await];
     for reader in &mut readers {
         assert_eq!(reader.event().await["args"]["node"], "n1");
     }
-    rig.app.stop.cancel();
+    rig.app.shutdown.cancel();
     for reader in &mut readers {
         let (opcode, payload) = reader.frame().await.expect("a frame");
         assert_eq!((opcode, &payload[2..]), (8, &b"the station is shutting down"[..]));
     }
     rig.app.tasks.close();
-    tokio::time::timeout(PATIENCE, rig.app.tasks.wait())
+    tokio::time::timeout(TEST_TIMEOUT, rig.app.tasks.wait())
         .await
         .expect("all end");
 }
 
 #[tokio::test]
-async fn a_reader_whose_token_is_taken_back_is_let_go() {
-    let fleet = followed(async |events| events.closed().await);
-    let rig = Rig::before(fleet, &format!("{LINES}\nidle = \"600ms\"")).await;
+async fn event_reader_is_closed_when_its_token_is_revoked() {
+    let fleet = fleet_with_follower(async |events| events.closed().await);
+    let rig = Harness::with_fleet(fleet, &format!("{LINES}\nidle = \"600ms\"")).await;
     let (store, (token, hash)) = (&rig.app.store, users::new_token().expect("random"));
     store
         .put_user("ann".to_owned(), "x".to_owned(), 1)
@@ -364,16 +372,16 @@ async fn a_reader_whose_token_is_taken_back_is_let_go() {
         kind: crate::store::users::TokenKind::Program,
         label: String::new(),
         hash,
-        made_ms: 1,
+        created_ms: 1,
         expires_ms: u64::MAX,
-        password: None,
+        password_hash: None,
     };
     let number = store
         .put_token("ann".to_owned(), new)
         .await
         .expect("kept")
         .expect("a user");
-    let mut reader = Reader::open_with(rig.listen(), &token).await;
+    let mut reader = EventReader::open_with(rig.listen(), &token).await;
     store.revoke_token(number).await.expect("revoked");
     let (opcode, payload) = reader.frame().await.expect("a frame");
     let why = String::from_utf8_lossy(&payload[2..]).into_owned();
@@ -387,20 +395,20 @@ async fn a_reader_whose_token_is_taken_back_is_let_go() {
 const BURST: usize = 400;
 
 #[tokio::test]
-async fn a_slow_reader_is_told_why_it_is_let_go() {
-    let fleet = followed(async |events| {
+async fn slow_event_reader_gets_the_reason_in_the_close_frame() {
+    let fleet = fleet_with_follower(async |events| {
         let large = "x".repeat(60_000);
         for _ in 0..BURST {
             let delivery = Delivery::new(node("n1"), Reply::done(json!(large)), 1.0);
-            if events.try_send(told(Event::Delivery(delivery))).is_err() {
+            if events.try_send(observed(Event::Delivery(delivery))).is_err() {
                 break;
             }
         }
-        events.send(Event::Missed { count: 17 }).await.ok();
+        events.send(Event::Lagged { count: 17 }).await.ok();
         events.closed().await;
     });
-    let rig = Rig::before(fleet, LINES).await;
-    let mut reader = Reader::open(rig.listen()).await;
+    let rig = Harness::with_fleet(fleet, LINES).await;
+    let mut reader = EventReader::open(rig.listen()).await;
     for _ in 0..BURST {
         assert_eq!(
             reader.event().await["args"]["type"],
@@ -414,77 +422,80 @@ async fn a_slow_reader_is_told_why_it_is_let_go() {
 }
 
 #[tokio::test]
-async fn a_reader_that_does_not_read_is_dropped_and_others_are_served() {
+async fn stalled_event_reader_is_closed_without_delaying_others() {
     let (gone, mut was_gone) = mpsc::channel(4);
-    let fleet = followed(move |events: mpsc::Sender<Event>| {
+    let fleet = fleet_with_follower(move |events: mpsc::Sender<Event>| {
         let gone = gone.clone();
         async move {
             let large = "x".repeat(60_000);
             for _ in 0..BURST {
                 let delivery = Delivery::new(node("n1"), Reply::done(json!(large)), 1.0);
-                events.send(told(Event::Delivery(delivery))).await.ok();
+                events.send(observed(Event::Delivery(delivery))).await.ok();
             }
             events.closed().await;
             gone.send(()).await.ok();
         }
     });
-    let rig = Rig::before(fleet, &format!("{LINES}\nidle = \"1s\"")).await;
+    let rig = Harness::with_fleet(fleet, &format!("{LINES}\nidle = \"1s\"")).await;
     let listens = rig.listen();
-    let sleeper = Reader::open(listens).await;
-    let mut reader = Reader::open(listens).await;
+    let sleeper = EventReader::open(listens).await;
+    let mut reader = EventReader::open(listens).await;
     for _ in 0..BURST {
         reader.event().await;
     }
     // The sleeper is let go, though it never says anything.
-    tokio::time::timeout(PATIENCE, was_gone.recv())
+    tokio::time::timeout(TEST_TIMEOUT, was_gone.recv())
         .await
         .expect("in time");
-    let read = to_the_end(sleeper.0).await;
+    let read = read_to_end(sleeper.0).await;
     assert!(read.len() < BURST * 60_000, "{} bytes", read.len());
 }
 
-pub(super) const ASK: &str = "POST /execute HTTP/1.1\r\nHost: door\r\nX-Token: 0123456789abcdef\r\nContent-Length: 17\r\n\
+pub(super) const EXECUTE_REQUEST: &str = "POST /execute HTTP/1.1\r\nHost: gateway\r\nX-Token: 0123456789abcdef\r\nContent-Length: 17\r\n\
     Connection: close\r\n\r\n{\"action\":\"ping\"}";
 
 #[tokio::test]
-async fn both_ports_of_the_door_have_their_places_together() {
+async fn http_and_websocket_ports_share_connection_limits() {
     let free = [(); 2].map(|()| std::net::TcpListener::bind("127.0.0.1:0").expect("a port"));
     let [port, older] = free.map(|listener| listener.local_addr().expect("bound").port());
     let lines = format!(
         "{LINES}\nconnections_per_address = 2\nlisten = \"127.0.0.1:{port}\"\nwebsocket_port = {older}"
     );
-    let fleet = followed(async |events| events.closed().await);
-    let rig = Rig::before(fleet, &lines).await;
-    open(&rig.app.config, &rig.house).await.expect("opens");
+    let fleet = fleet_with_follower(async |events| events.closed().await);
+    let rig = Harness::with_fleet(fleet, &lines).await;
+    open(&rig.app.config, &rig.context).await.expect("opens");
     let at = |port| SocketAddr::from(([127, 0, 0, 1], port));
-    let _readers = [Reader::open(at(older)).await, Reader::open(at(older)).await];
-    assert_eq!(rig.heard(at(port), ASK).await, "", "no place");
-    rig.house.stop.cancel();
+    let _readers = [
+        EventReader::open(at(older)).await,
+        EventReader::open(at(older)).await,
+    ];
+    assert_eq!(rig.exchange(at(port), EXECUTE_REQUEST).await, "", "no place");
+    rig.context.shutdown.cancel();
 }
 
 #[tokio::test]
-async fn places_are_bounded_while_events_are_read() {
-    let fleet = followed(async |events| {
+async fn event_readers_count_toward_connection_limits() {
+    let fleet = fleet_with_follower(async |events| {
         events.send(Event::Node(view(NodeState::Online))).await.ok();
         events.closed().await;
     });
-    let rig = Rig::before(fleet, &format!("{LINES}\nconnections_per_address = 2")).await;
+    let rig = Harness::with_fleet(fleet, &format!("{LINES}\nconnections_per_address = 2")).await;
     let listens = rig.listen();
-    let mut first = Reader::open(listens).await;
+    let mut first = EventReader::open(listens).await;
     first.event().await;
-    let second = Reader::open(listens).await;
-    let third = connect(listens, ASK).await;
-    assert_eq!(to_the_end(third).await, "", "no place");
+    let second = EventReader::open(listens).await;
+    let third = connect(listens, EXECUTE_REQUEST).await;
+    assert_eq!(read_to_end(third).await, "", "no place");
     drop(second);
     let served = async {
-        while !to_the_end(connect(listens, ASK).await)
+        while !read_to_end(connect(listens, EXECUTE_REQUEST).await)
             .await
             .starts_with("HTTP/1.1 200")
         {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(PATIENCE, served)
+    tokio::time::timeout(TEST_TIMEOUT, served)
         .await
         .expect("a place is free again");
 }

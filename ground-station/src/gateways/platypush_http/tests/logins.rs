@@ -2,7 +2,7 @@
 
 use super::*;
 
-async fn log_in(rig: &Rig, password: &str) -> Response<Body> {
+async fn log_in(rig: &Harness, password: &str) -> Response<Body> {
     let body = format!(
         "username=ann&password={}&redirect=/dashboard/x",
         password.replace(' ', "+")
@@ -34,17 +34,17 @@ fn auth(password: &str) -> Request<Body> {
 }
 
 #[tokio::test]
-async fn a_password_gets_a_token_that_ends_with_its_user() {
-    let rig = Rig::with_user("").await;
-    let (status, body) = rig.ask(auth(PASSWORD)).await;
+async fn auth_token_is_revoked_with_its_user() {
+    let rig = Harness::with_user("").await;
+    let (status, body) = rig.send_json(auth(PASSWORD)).await;
     assert_eq!((status, &body["user"]), (200, &json!("ann")), "{body}");
     let token = bearer(body["token"].as_str().expect("a text"));
     let ping = json!({"action": "ping"});
-    let (status, _) = rig.ask(execute(&[("authorization", &token)], &ping)).await;
+    let (status, _) = rig.send_json(execute(&[("authorization", &token)], &ping)).await;
     assert_eq!(status, 200);
     let stored = rig.app.store.tokens(0).await.expect("read");
     assert_eq!((stored.len(), stored[0].user.as_str()), (1, "ann"));
-    let days = (stored[0].expires_ms - stored[0].made_ms) / 86_400_000;
+    let days = (stored[0].expires_ms - stored[0].created_ms) / 86_400_000;
     assert_eq!(days, 30);
     assert!(
         rig.app
@@ -53,30 +53,30 @@ async fn a_password_gets_a_token_that_ends_with_its_user() {
             .await
             .expect("removed")
     );
-    let (status, _) = rig.ask(execute(&[("authorization", &token)], &ping)).await;
+    let (status, _) = rig.send_json(execute(&[("authorization", &token)], &ping)).await;
     assert_eq!(status, 412, "and nobody is left");
     for (body, wanted) in [
         ("{}", 400),
         ("x", 400),
         ("{\"username\": 1, \"password\": \"x\"}", 400),
     ] {
-        let (status, _) = rig.ask(request("POST", "/auth", &[], body)).await;
+        let (status, _) = rig.send_json(request("POST", "/auth", &[], body)).await;
         assert_eq!(status, wanted, "{body}");
     }
     for days in [json!(0), json!(4_000), json!("x"), json!(1.5)] {
         let body = json!({"username": "ann", "password": PASSWORD, "expiry_days": days}).to_string();
-        let (status, _) = rig.ask(request("POST", "/auth", &[], body)).await;
+        let (status, _) = rig.send_json(request("POST", "/auth", &[], body)).await;
         assert_eq!(status, 400, "{days}");
     }
 }
 
 #[tokio::test]
-async fn a_known_password_is_forgotten_when_it_changes() {
-    let rig = Rig::with_user("").await;
+async fn cached_password_is_invalid_after_a_change() {
+    let rig = Harness::with_user("").await;
     for _ in 0..3 {
-        assert_eq!(rig.ask(auth(PASSWORD)).await.0, 200);
+        assert_eq!(rig.send_json(auth(PASSWORD)).await.0, 200);
     }
-    let kept = users::Desk::default()
+    let kept = users::PasswordChecker::default()
         .hash(Password::new("another one"))
         .await
         .expect("hashed");
@@ -85,20 +85,22 @@ async fn a_known_password_is_forgotten_when_it_changes() {
         .put_user("ann".to_owned(), kept, 1)
         .await
         .expect("kept");
-    assert_eq!(rig.ask(auth(PASSWORD)).await.0, 401);
-    assert_eq!(rig.ask(auth("another one")).await.0, 200);
+    assert_eq!(rig.send_json(auth(PASSWORD)).await.0, 401);
+    assert_eq!(rig.send_json(auth("another one")).await.0, 200);
 }
 
 /// Two passwords are looked at at once, so that the third waits while it is changed.
 #[tokio::test]
-async fn a_password_that_changes_while_it_is_looked_at_gets_no_token() {
-    let rig = Rig::with_user("").await;
-    let other = users::Desk::default().hash(Password::new("another one")).await;
+async fn password_changed_during_login_gets_no_token() {
+    let rig = Harness::with_user("").await;
+    let other = users::PasswordChecker::default()
+        .hash(Password::new("another one"))
+        .await;
     let ask = |password: &str| {
         let (router, mut asked) = (rig.router.clone(), auth(password));
         asked
             .extensions_mut()
-            .insert(Guest::from(([10, 0, 0, 1], 1).into()));
+            .insert(ClientInfo::for_test(([10, 0, 0, 1], 1).into()));
         tokio::spawn(router.oneshot(asked))
     };
     let before: Vec<_> = (0..4).map(|_| ask("guess")).collect();
@@ -121,11 +123,11 @@ async fn a_password_that_changes_while_it_is_looked_at_gets_no_token() {
 }
 
 #[tokio::test]
-async fn whoever_guesses_is_slowed_and_others_are_not() {
-    let rig = Rig::with_user(&format!("token = \"{TOKEN}\"")).await;
+async fn password_guessing_is_throttled_per_address() {
+    let rig = Harness::with_user(&format!("token = \"{TOKEN}\"")).await;
     let mut statuses = Vec::new();
     for _ in 0..12 {
-        statuses.push(rig.ask(auth("guess")).await.0);
+        statuses.push(rig.send_json(auth("guess")).await.0);
     }
     assert_eq!(
         (&statuses[..10], &statuses[10..]),
@@ -139,11 +141,11 @@ async fn whoever_guesses_is_slowed_and_others_are_not() {
     assert_eq!(elsewhere.status(), StatusCode::OK);
     // A good token passes from the very same address.
     let ping = json!({"action": "ping"});
-    assert_eq!(rig.ask(execute(&[("x-token", TOKEN)], &ping)).await.0, 200);
-    let audit = rig.closed().await;
+    assert_eq!(rig.send_json(execute(&[("x-token", TOKEN)], &ping)).await.0, 200);
+    let audit = rig.shut_down().await;
     let refused = audit
         .iter()
-        .filter(|entry| entry.what == "login" && entry.outcome.contains("not done"));
+        .filter(|entry| entry.action == "login" && entry.outcome.contains("not done"));
     let refused: Vec<&str> = refused.map(|entry| entry.outcome.as_str()).collect();
     let count = |why: &str| refused.iter().filter(|told| told.contains(why)).count();
     assert_eq!(
@@ -158,39 +160,44 @@ async fn whoever_guesses_is_slowed_and_others_are_not() {
 }
 
 #[tokio::test]
-async fn an_address_that_waits_does_not_find_out_a_password_that_is_known() {
-    let rig = Rig::with_user("").await;
+async fn throttled_address_cannot_probe_cached_passwords() {
+    let rig = Harness::with_user("").await;
     // Known to be right, from another address: no more than a comparison from now on.
     assert_eq!(rig.send_from("10.0.0.9", auth(PASSWORD)).await.status(), 200);
     for _ in 0..10 {
-        assert_eq!(rig.ask(auth("guess")).await.0, 401);
+        assert_eq!(rig.send_json(auth("guess")).await.0, 401);
     }
     let basic = format!("Basic {}", BASE64.encode(format!("ann:{PASSWORD}").as_bytes()));
     let ping = json!({"action": "ping"});
-    assert_eq!(rig.ask(execute(&[("authorization", &basic)], &ping)).await.0, 429);
-    assert_eq!(rig.ask(auth(PASSWORD)).await.0, 429);
+    assert_eq!(
+        rig.send_json(execute(&[("authorization", &basic)], &ping))
+            .await
+            .0,
+        429
+    );
+    assert_eq!(rig.send_json(auth(PASSWORD)).await.0, 429);
     assert_eq!(rig.send_from("10.0.0.9", auth(PASSWORD)).await.status(), 200);
 }
 
 #[tokio::test]
-async fn the_token_of_a_hook_is_not_guessed_faster_than_others() {
-    let lines = "[doors.platypush_http.hooks.x]\naction = \"ping\"\ntoken = \"fedcba9876543210\"";
-    let rig = Rig::with_user(lines).await;
-    let call = |token: &str| rig.ask(request("POST", "/hook/x", &[("x-token", token)], ""));
+async fn hook_token_guessing_is_throttled() {
+    let lines = "[gateways.platypush_http.hooks.x]\naction = \"ping\"\ntoken = \"fedcba9876543210\"";
+    let rig = Harness::with_user(lines).await;
+    let call = |token: &str| rig.send_json(request("POST", "/hook/x", &[("x-token", token)], ""));
     for _ in 0..10 {
         assert_eq!(call("guess").await.0, 401);
     }
     assert_eq!(call("guess").await.0, 429);
-    assert_eq!(rig.ask(auth(PASSWORD)).await.0, 429, "it is one brake");
+    assert_eq!(rig.send_json(auth(PASSWORD)).await.0, 429, "it is one brake");
     assert_eq!(call("fedcba9876543210").await.0, 200);
 }
 
 #[tokio::test]
-async fn a_login_is_a_cookie_that_no_script_reads_and_no_other_page_uses() {
-    let rig = Rig::with_user("").await;
+async fn session_cookie_is_http_only_and_needs_csrf_token() {
+    let rig = Harness::with_user("").await;
     let page = rig.send(request("GET", "/login?redirect=//evil", &[], "")).await;
     assert!(
-        !String::from_utf8(whole(page).await)
+        !String::from_utf8(body_bytes(page).await)
             .expect("a text")
             .contains("evil")
     );
@@ -218,7 +225,10 @@ async fn a_login_is_a_cookie_that_no_script_reads_and_no_other_page_uses() {
         (&[cookie, ("x-csrf-token", "x")], 403),
         (&[cookie, ("upgrade", "websocket")], 403),
         (&[cookie, ("x-csrf-token", &csrf)], 200),
-        (&[cookie, ("x-csrf-token", &csrf), ("origin", "http://door")], 200),
+        (
+            &[cookie, ("x-csrf-token", &csrf), ("origin", "http://gateway")],
+            200,
+        ),
         (&[cookie, ("x-csrf-token", &csrf), ("origin", "http://evil")], 403),
         (&[cookie, ("x-csrf-token", &csrf), ("origin", "null")], 403),
         (
@@ -231,10 +241,14 @@ async fn a_login_is_a_cookie_that_no_script_reads_and_no_other_page_uses() {
         ),
         (&[("cookie", "session_token=x"), ("x-csrf-token", &csrf)], 401),
     ] {
-        assert_eq!(rig.ask(execute(headers, &ping)).await.0, wanted, "{headers:?}");
+        assert_eq!(
+            rig.send_json(execute(headers, &ping)).await.0,
+            wanted,
+            "{headers:?}"
+        );
     }
     // What only reads needs no more than the cookie.
-    let (status, page) = rig.ask(request("GET", "/dashboard/x", &[cookie], "")).await;
+    let (status, page) = rig.send_json(request("GET", "/dashboard/x", &[cookie], "")).await;
     assert!(
         status == 200 && page.as_str().expect("a page").contains(&csrf),
         "{page}"
@@ -242,33 +256,47 @@ async fn a_login_is_a_cookie_that_no_script_reads_and_no_other_page_uses() {
     // A login is no token for programs.
     let as_token = bearer(value(&set, "session_token"));
     assert_eq!(
-        rig.ask(execute(&[("authorization", &as_token)], &ping)).await.0,
+        rig.send_json(execute(&[("authorization", &as_token)], &ping))
+            .await
+            .0,
         401
     );
     let form = format!("csrf_token={csrf}");
-    assert_eq!(rig.ask(request("POST", "/logout", &[cookie], "")).await.0, 403);
-    assert_eq!(rig.ask(request("POST", "/logout", &[cookie], form)).await.0, 303);
     assert_eq!(
-        rig.ask(request("GET", "/dashboard/x", &[cookie], "")).await.0,
+        rig.send_json(request("POST", "/logout", &[cookie], "")).await.0,
+        403
+    );
+    assert_eq!(
+        rig.send_json(request("POST", "/logout", &[cookie], form)).await.0,
+        303
+    );
+    assert_eq!(
+        rig.send_json(request("GET", "/dashboard/x", &[cookie], ""))
+            .await
+            .0,
         401
     );
 }
 
 #[tokio::test]
-async fn a_password_that_a_browser_remembers_is_not_for_other_pages() {
-    let rig = Rig::with_user("").await;
+async fn basic_auth_from_another_site_is_refused() {
+    let rig = Harness::with_user("").await;
     let basic = format!("Basic {}", BASE64.encode(format!("ann:{PASSWORD}").as_bytes()));
     let basic = ("authorization", basic.as_str());
     let ping = json!({"action": "ping"});
-    assert_eq!(rig.ask(execute(&[basic], &ping)).await.0, 200);
+    assert_eq!(rig.send_json(execute(&[basic], &ping)).await.0, 200);
     for other in [
         ("origin", "https://evil"),
         ("sec-fetch-site", "cross-site"),
         ("sec-fetch-site", "same-site"),
     ] {
-        assert_eq!(rig.ask(execute(&[basic, other], &ping)).await.0, 403, "{other:?}");
+        assert_eq!(
+            rig.send_json(execute(&[basic, other], &ping)).await.0,
+            403,
+            "{other:?}"
+        );
         let upgrade = request("GET", "/ws/events", &[basic, other, ("upgrade", "websocket")], "");
-        assert_eq!(rig.ask(upgrade).await.0, 403, "{other:?}");
+        assert_eq!(rig.send_json(upgrade).await.0, 403, "{other:?}");
     }
     let login = request(
         "POST",
@@ -276,12 +304,12 @@ async fn a_password_that_a_browser_remembers_is_not_for_other_pages() {
         &[("origin", "https://evil")],
         "username=ann&password=x",
     );
-    assert_eq!(rig.ask(login).await.0, 403);
+    assert_eq!(rig.send_json(login).await.0, 403);
 }
 
 #[tokio::test]
-async fn whoever_uses_the_form_is_told_on_a_page() {
-    let rig = Rig::with_user("").await;
+async fn login_form_errors_are_shown_on_a_page() {
+    let rig = Harness::with_user("").await;
     for number in 0..11 {
         let answer = log_in(&rig, "wrong").await;
         let (status, why) = if number < 10 {
@@ -291,14 +319,14 @@ async fn whoever_uses_the_form_is_told_on_a_page() {
         };
         assert_eq!(answer.status(), status);
         assert!(!answer.headers().contains_key(header::WWW_AUTHENTICATE));
-        let page = String::from_utf8(whole(answer).await).expect("a text");
+        let page = String::from_utf8(body_bytes(answer).await).expect("a text");
         assert!(page.contains("<form") && page.contains(why), "{page}");
     }
 }
 
 #[tokio::test]
-async fn a_browser_is_led_to_the_form() {
-    let rig = Rig::with_user("").await;
+async fn browser_is_redirected_to_the_login_form() {
+    let rig = Harness::with_user("").await;
     let response = rig
         .send(request("GET", "/dashboard/x", &[("accept", "text/html,*/*")], ""))
         .await;
@@ -306,9 +334,14 @@ async fn a_browser_is_led_to_the_form() {
         (response.status().as_u16(), &response.headers()[header::LOCATION]),
         (303, &"/login?redirect=/dashboard/x".parse().expect("a value"))
     );
-    assert_eq!(rig.ask(request("GET", "/dashboard/x", &[], "")).await.0, 401);
     assert_eq!(
-        rig.ask(request("GET", "/dashboard/%3Cb%3E", &[], "")).await.0,
+        rig.send_json(request("GET", "/dashboard/x", &[], "")).await.0,
+        401
+    );
+    assert_eq!(
+        rig.send_json(request("GET", "/dashboard/%3Cb%3E", &[], ""))
+            .await
+            .0,
         404
     );
 }

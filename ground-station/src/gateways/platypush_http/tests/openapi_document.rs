@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use serde_json::Value;
-use swarm_shared::proto::platypush;
+use swarm_shared::proto::foreign::platypush;
 
 use super::*;
 
@@ -14,7 +14,7 @@ fn document() -> Value {
 const METHODS: [&str; 5] = ["GET", "POST", "PUT", "PATCH", "DELETE"];
 
 #[test]
-fn every_route_is_in_the_document_and_the_reverse() {
+fn openapi_lists_exactly_the_routes() {
     let routes = routes().into_iter().flat_map(|(path, methods, _)| {
         let methods = if methods == ["ANY"] { &METHODS } else { methods };
         let path = path.replace("{*", "{");
@@ -34,8 +34,8 @@ fn every_route_is_in_the_document_and_the_reverse() {
 
 /// The list beside each route is true: what is on it is taken, and nothing else.
 #[tokio::test]
-async fn every_route_takes_the_methods_that_it_lists() {
-    let rig = Rig::new("").await;
+async fn routes_accept_the_methods_they_list() {
+    let rig = Harness::new("").await;
     for (path, methods, _) in routes() {
         let path = path.replace("{name}", "x").replace("{*path}", "y");
         for method in METHODS {
@@ -48,7 +48,7 @@ async fn every_route_takes_the_methods_that_it_lists() {
 }
 
 #[test]
-fn what_it_refers_to_is_there() {
+fn openapi_references_resolve() {
     fn walk(all: &Value, at: &Value, seen: &mut usize) {
         if let Some(to) = at.get("$ref").and_then(Value::as_str) {
             let pointer = to.strip_prefix('#').expect("within the document");
@@ -78,7 +78,7 @@ fn what_it_refers_to_is_there() {
 }
 
 #[test]
-fn its_examples_are_what_the_schemas_say() {
+fn openapi_examples_match_their_schemas() {
     let document = document();
     let schema = |name: &str| document["components"]["schemas"][name].clone();
     let fits = |example: &Value, name: &str| {
@@ -135,7 +135,7 @@ fn its_examples_are_what_the_schemas_say() {
 }
 
 /// Whether the document says that such a request may be answered so.
-pub(super) fn says(method: &str, path: &str, status: u16) -> bool {
+pub(super) fn documents_status(method: &str, path: &str, status: u16) -> bool {
     let mut parts: Vec<&str> = path.split('/').collect();
     match parts.as_mut_slice() {
         ["", "hook" | "dashboard", name] => *name = "{name}",
@@ -148,10 +148,10 @@ pub(super) fn says(method: &str, path: &str, status: u16) -> bool {
 }
 
 #[tokio::test]
-async fn it_is_served_to_everybody() {
-    let rig = Rig::new("").await;
-    let (status, served) = rig.ask(request("GET", "/openapi.json", &[], "")).await;
+async fn openapi_is_served_without_authentication() {
+    let rig = Harness::new("").await;
+    let (status, served) = rig.send_json(request("GET", "/openapi.json", &[], "")).await;
     assert_eq!((status, &served), (200, &document()));
-    // Wherever the door listens, and whatever it is called there.
+    // Wherever the gateway listens, and whatever it is called there.
     assert_eq!(served["servers"], json!([{ "url": "/" }]));
 }

@@ -5,7 +5,9 @@ use std::time::Duration;
 use swarm_shared::net::clock;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::event_readers::{LINES, PATIENCE, Reader, UPGRADE, connect, followed, view};
+use super::event_readers::{
+    EventReader, LINES, TEST_TIMEOUT, UPGRADE_REQUEST, connect, fleet_with_follower, view,
+};
 use super::*;
 use crate::fleet::NodeState;
 
@@ -17,9 +19,9 @@ fn ping(payload: &[u8]) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn whoever_talks_too_much_is_rated_and_told_what_happens_all_the_same() {
+async fn websocket_input_is_throttled_while_events_flow() {
     let (happens, happening) = tokio::sync::watch::channel(false);
-    let fleet = followed(move |events: mpsc::Sender<Event>| {
+    let fleet = fleet_with_follower(move |events: mpsc::Sender<Event>| {
         let mut happening = happening.clone();
         async move {
             happening.changed().await.ok();
@@ -27,8 +29,8 @@ async fn whoever_talks_too_much_is_rated_and_told_what_happens_all_the_same() {
             events.closed().await;
         }
     });
-    let rig = Rig::before(fleet, &format!("{LINES}\nrate = 10")).await;
-    let mut reader = Reader::open(rig.listen()).await;
+    let rig = Harness::with_fleet(fleet, &format!("{LINES}\nrate = 10")).await;
+    let mut reader = EventReader::open(rig.listen()).await;
     let flood: Vec<u8> = (0..30).flat_map(|number| ping(&[number])).collect();
     let started = clock::now();
     reader.0.write_all(&flood).await.expect("written");
@@ -51,15 +53,15 @@ async fn whoever_talks_too_much_is_rated_and_told_what_happens_all_the_same() {
 }
 
 #[tokio::test]
-async fn pongs_that_nobody_reads_do_not_pile_up() {
-    let fleet = followed(async |events| events.closed().await);
-    let rig = Rig::before(fleet, &format!("{LINES}\nidle = \"3s\"")).await;
+async fn unread_pongs_are_bounded() {
+    let fleet = fleet_with_follower(async |events| events.closed().await);
+    let rig = Harness::with_fleet(fleet, &format!("{LINES}\nidle = \"3s\"")).await;
     // Little is on its way at once.
     let (mut near, far) = tokio::io::duplex(1024);
-    let guest = Guest::from(([127, 0, 0, 1], 1).into());
-    let serving = serve::converse(far, guest, rig.router.clone(), Duration::from_secs(10));
+    let client_info = ClientInfo::for_test(([127, 0, 0, 1], 1).into());
+    let serving = serve::serve_http(far, client_info, rig.router.clone(), Duration::from_secs(10));
     let serving = tokio::spawn(serving);
-    near.write_all(UPGRADE.as_bytes()).await.expect("written");
+    near.write_all(UPGRADE_REQUEST.as_bytes()).await.expect("written");
     let mut head = [0; 13];
     near.read_exact(&mut head).await.expect("a head");
     assert_eq!(&head, b"HTTP/1.1 101 ");
@@ -70,19 +72,23 @@ async fn pongs_that_nobody_reads_do_not_pile_up() {
             assert!(written < 16 * 1024, "nobody reads the answers, and it is read on");
         }
     };
-    tokio::time::timeout(PATIENCE, flood).await.expect("it is closed");
+    tokio::time::timeout(TEST_TIMEOUT, flood)
+        .await
+        .expect("it is closed");
     serving.await.expect("it ends");
 }
 
 #[tokio::test]
-async fn a_reader_with_a_password_is_let_go_when_it_changes_and_not_for_others_who_guess() {
-    let fleet = followed(async |events| {
+async fn event_reader_is_closed_when_its_password_changes() {
+    let fleet = fleet_with_follower(async |events| {
         events.send(Event::Node(view(NodeState::Online))).await.ok();
         events.closed().await;
     });
-    let rig = Rig::before(fleet, "idle = \"600ms\"").await;
+    let rig = Harness::with_fleet(fleet, "idle = \"600ms\"").await;
     let hash = async |password: &str| {
-        let kept = users::Desk::default().hash(Password::new(password)).await;
+        let kept = users::PasswordChecker::default()
+            .hash(Password::new(password))
+            .await;
         kept.expect("hashed")
     };
     let set = async |kept: String| {
@@ -95,11 +101,11 @@ async fn a_reader_with_a_password_is_let_go_when_it_changes_and_not_for_others_w
     let other = hash("another one").await;
     set(hash(PASSWORD).await).await;
     let basic = BASE64.encode(format!("ann:{PASSWORD}").as_bytes());
-    let shown = UPGRADE.replace(
+    let shown = UPGRADE_REQUEST.replace(
         &format!("X-Token: {TOKEN}"),
         &format!("Authorization: Basic {basic}"),
     );
-    let mut reader = Reader::shake(connect(rig.listen(), &shown).await).await;
+    let mut reader = EventReader::finish_handshake(connect(rig.listen(), &shown).await).await;
     assert_eq!(reader.event().await["args"]["node"], "n1");
     let guess = || rig.send(execute(&[("x-token", "guess")], &json!({"action": "ping"})));
     for _ in 0..10 {
@@ -126,9 +132,9 @@ async fn a_reader_with_a_password_is_let_go_when_it_changes_and_not_for_others_w
         (opcode, why.as_str()),
         (8, "what was shown to come in is good no more")
     );
-    let audit = rig.closed().await;
+    let audit = rig.shut_down().await;
     let noted = audit
         .iter()
-        .any(|entry| entry.what == "events" && entry.outcome.contains(&why));
+        .any(|entry| entry.action == "events" && entry.outcome.contains(&why));
     assert!(noted, "{audit:#?}");
 }

@@ -6,16 +6,16 @@ use crate::config::{Config, Origin};
 use crate::logging::LogRing;
 
 /// What is told at the start, of emergency stops.
-fn told(more: &str, has_stop: bool) -> Vec<String> {
-    let text = format!("[doors.clever_show]\nserver = \"auto\"\n{more}");
+fn stop_warnings(more: &str, has_stop: bool) -> Vec<String> {
+    let text = format!("[gateways.clever_show]\nserver = \"auto\"\n{more}");
     let config = Config::parse(&text, &Origin::Text(None)).expect("a configuration");
-    let config = config.doors.clever_show.expect("a door");
+    let config = config.gateways.clever_show.expect("a door");
     let ring = LogRing::new();
     let kept = tracing_subscriber::fmt::layer()
         .with_writer(ring.clone())
         .with_ansi(false);
     tracing::subscriber::with_default(tracing_subscriber::registry().with(kept), || {
-        super::super::warn(&config, has_stop);
+        super::super::log_warnings(&config, has_stop);
     });
     let mut told = ring.warnings(10);
     told.retain(|line| line.contains("emergency stop"));
@@ -23,9 +23,9 @@ fn told(more: &str, has_stop: bool) -> Vec<String> {
 }
 
 #[test]
-fn a_door_that_heeds_no_emergency_stop_says_so_and_what_to_do() {
+fn a_gateway_that_ignores_stops_warns_with_advice() {
     let [allow, command] = [
-        "name it in `allow` of [doors.clever_show]",
+        "name it in `allow` of [gateways.clever_show]",
         "give it a command in [actions.emergency_land]",
     ];
     let named = "allow = [\"led\", \"emergency_*\"]";
@@ -37,17 +37,17 @@ fn a_door_that_heeds_no_emergency_stop_says_so_and_what_to_do() {
         (named, false, [false, true]),
         ("allow = [\"*\"]", false, [false, true]),
     ] {
-        let told = told(more, has_stop);
+        let told = stop_warnings(more, has_stop);
         let [line] = told.as_slice() else {
             panic!("{more}: {told:?}")
         };
         assert_eq!([allow, command].map(|text| line.contains(text)), to_do, "{line}");
     }
-    let observer = told("allow = [\"*\"]\nrole = \"observer\"", true);
+    let observer = stop_warnings("allow = [\"*\"]\nrole = \"observer\"", true);
     assert!(
         observer.len() == 1 && observer[0].contains("see `role`"),
         "{observer:?}"
     );
-    assert_eq!(told(named, true), [""; 0]);
-    assert_eq!(told("allow = [\"*\"]", true), [""; 0]);
+    assert_eq!(stop_warnings(named, true), [""; 0]);
+    assert_eq!(stop_warnings("allow = [\"*\"]", true), [""; 0]);
 }

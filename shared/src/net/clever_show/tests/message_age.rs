@@ -3,7 +3,7 @@
 use super::*;
 
 #[tokio::test]
-async fn what_is_read_late_is_known_to_be_old() {
+async fn messages_read_late_keep_their_arrival_time() {
     let (listener, addr) = listener().await;
     let (connection, mut incoming) = ConnectionManager::new(Options {
         rate: 10,
@@ -14,7 +14,7 @@ async fn what_is_read_late_is_known_to_be_old() {
     let driven = connection.clone();
     tokio::spawn(async move { driven.connect(stream).await });
     let mut land = bytes::BytesMut::new();
-    let message = crate::proto::clever_show::Message::Action {
+    let message = crate::proto::foreign::clever_show::Message::Action {
         action: "land".to_owned(),
         arguments: Arguments::default(),
     };
@@ -24,7 +24,12 @@ async fn what_is_read_late_is_known_to_be_old() {
     peer.write_all(&land.repeat(20)).await.expect("written");
     let mut heard = Vec::new();
     for _ in 0..20 {
-        heard.push(soon("a message", incoming.recv()).await.expect("open").since);
+        heard.push(
+            within_timeout("a message", incoming.recv())
+                .await
+                .expect("open")
+                .earliest_arrival,
+        );
     }
     let read = crate::net::clock::now();
     assert!(read - sent >= Duration::from_millis(800), "{:?}", read - sent);
@@ -34,20 +39,27 @@ async fn what_is_read_late_is_known_to_be_old() {
             .all(|since| *since < sent + Duration::from_millis(500))
     );
     peer.write_all(&land).await.expect("written");
-    let fresh = soon("a message", incoming.recv()).await.expect("open").since;
+    let fresh = within_timeout("a message", incoming.recv())
+        .await
+        .expect("open")
+        .earliest_arrival;
     // By so much it may seem older than it is.
-    assert!(fresh >= read - stream::LOOK_EVERY, "{:?} before", read - fresh);
+    assert!(
+        fresh >= read - stream::SOCKET_POLL_INTERVAL,
+        "{:?} before",
+        read - fresh
+    );
 }
 
 #[tokio::test]
-async fn what_came_while_this_program_stood_still_is_known_to_be_old() {
+async fn messages_received_while_suspended_are_dated_before() {
     let (listener, addr) = listener().await;
     let (connection, mut incoming) = ConnectionManager::new(Options::default());
     let mut peer = std::net::TcpStream::connect(addr).expect("connected");
     let (stream, _) = listener.accept().await.expect("accepted");
     tokio::spawn(async move { connection.connect(stream).await });
     let mut land = bytes::BytesMut::new();
-    let message = crate::proto::clever_show::Message::Action {
+    let message = crate::proto::foreign::clever_show::Message::Action {
         action: "land".to_owned(),
         arguments: Arguments::default(),
     };
@@ -59,7 +71,10 @@ async fn what_came_while_this_program_stood_still_is_known_to_be_old() {
         let sent = crate::net::clock::now();
         // All tasks of this test are on this thread.
         std::thread::sleep(Duration::from_secs(1));
-        let since = soon("a message", incoming.recv()).await.expect("open").since;
+        let since = within_timeout("a message", incoming.recv())
+            .await
+            .expect("open")
+            .earliest_arrival;
         assert!(since <= sent, "{:?} after", since - sent);
         assert!(
             since + Duration::from_millis(500) >= before,
@@ -70,7 +85,7 @@ async fn what_came_while_this_program_stood_still_is_known_to_be_old() {
 }
 
 #[tokio::test]
-async fn what_comes_behind_a_long_message_is_as_young_as_it_is() {
+async fn message_after_a_skipped_one_has_its_own_age() {
     let (listener, addr) = listener().await;
     let (connection, mut incoming) = ConnectionManager::new(Options {
         content_bytes_max: 1_000,
@@ -80,11 +95,11 @@ async fn what_comes_behind_a_long_message_is_as_young_as_it_is() {
     let (stream, _) = listener.accept().await.expect("accepted");
     tokio::spawn(async move { connection.connect(stream).await });
     let parts = 10;
-    let file = crate::proto::clever_show::Message::FilePush {
+    let file = crate::proto::foreign::clever_show::Message::FilePush {
         path: "shows/take1.csv".to_owned(),
         content: vec![0; parts * 100_000].into(),
     };
-    let land = crate::proto::clever_show::Message::Action {
+    let land = crate::proto::foreign::clever_show::Message::Action {
         action: "land".to_owned(),
         arguments: Arguments::default(),
     };
@@ -103,17 +118,19 @@ async fn what_comes_behind_a_long_message_is_as_young_as_it_is() {
         .await
         .expect("written");
     let sent = crate::net::clock::now();
-    let long = soon("the file", incoming.recv()).await.expect("open");
+    let long = within_timeout("the file", incoming.recv()).await.expect("open");
     assert!(
         matches!(long.event, Event::TooLong { max: 1_000, .. }),
         "{long:?}"
     );
-    let land = soon("the landing", incoming.recv()).await.expect("open");
+    let land = within_timeout("the landing", incoming.recv())
+        .await
+        .expect("open");
     assert!(matches!(land.event, Event::Action { .. }), "{land:?}");
-    let since = land.since;
+    let since = land.earliest_arrival;
     assert!(since <= sent, "{:?} after", since - sent);
     // By so much it may seem older than it is, and by the time that this machine may take for anything.
-    let seems = 2 * stream::LOOK_EVERY;
+    let seems = 2 * stream::SOCKET_POLL_INTERVAL;
     assert!(
         since + seems >= before,
         "{:?} old of {:?}",

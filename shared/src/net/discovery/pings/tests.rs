@@ -4,17 +4,17 @@ use super::super::interfaces;
 use super::*;
 use crate::proto::id::NodeName;
 
-const PATIENCE: Duration = Duration::from_secs(5);
+const TEST_TIMEOUT: Duration = Duration::from_secs(5);
 
 fn source(number: u32) -> IpAddr {
     Ipv4Addr::from(0x0a00_0000 + number).into()
 }
 
 #[test]
-fn one_source_gets_its_burst_and_then_its_rate() {
+fn one_source_is_limited_to_its_burst_then_its_rate() {
     let start = clock::now();
-    let mut rates = Rates::new(PINGS, start);
-    let allowed = |rates: &mut Rates, now| (0..1000).filter(|_| rates.allow(source(1), now)).count();
+    let mut rates = RateLimiter::new(PING_LIMITS, start);
+    let allowed = |rates: &mut RateLimiter, now| (0..1000).filter(|_| rates.allow(source(1), now)).count();
     assert_eq!(allowed(&mut rates, start), 32);
     assert_eq!(allowed(&mut rates, start + Duration::from_secs(1)), 8);
     assert!(rates.allow(source(2), start), "others are not affected");
@@ -22,9 +22,9 @@ fn one_source_gets_its_burst_and_then_its_rate() {
 }
 
 #[test]
-fn all_sources_together_are_bounded_in_rate_and_in_memory() {
+fn all_sources_are_bounded_in_total_rate_and_memory() {
     let start = clock::now();
-    let mut rates = Rates::new(PINGS, start);
+    let mut rates = RateLimiter::new(PING_LIMITS, start);
     let many = u32::try_from(SOURCES_MAX).expect("small") * 2;
     let allowed = (0..many).filter(|n| rates.allow(source(*n), start)).count();
     assert_eq!(allowed, usize::try_from(PINGS_PER_S).expect("small"));
@@ -40,26 +40,31 @@ fn free_port() -> u16 {
 }
 
 #[tokio::test]
-async fn every_receiver_on_this_machine_hears_each_round() {
-    let stop = CancellationToken::new();
-    let _stopped_at_the_end = stop.clone().drop_guard();
+async fn every_local_receiver_gets_each_ping_round() {
+    let shutdown = CancellationToken::new();
+    let _stopped_at_the_end = shutdown.clone().drop_guard();
     let port = free_port();
-    let mut ears = Vec::new();
+    let mut receivers = Vec::new();
     for _ in 0..3 {
         let (sender, datagrams) = mpsc::channel(64);
-        tokio::spawn(receive(listen(port).expect("shared"), sender, None, stop.clone()));
-        ears.push(datagrams);
+        tokio::spawn(receive(
+            listen(port).expect("shared"),
+            sender,
+            None,
+            shutdown.clone(),
+        ));
+        receivers.push(datagrams);
     }
     let mut round = 0_u8;
-    let interfaces = interfaces::watch(stop.clone());
+    let interfaces = interfaces::watch(shutdown.clone());
     let ping = move || {
         round += 1;
         vec![round; PING_BYTES_MAX]
     };
-    tokio::spawn(send(port, interfaces, ping, stop.clone()));
-    for ear in &mut ears {
+    tokio::spawn(send(port, interfaces, ping, shutdown.clone()));
+    for ear in &mut receivers {
         for expected in 1..=2_u8 {
-            let heard = tokio::time::timeout(PATIENCE, async {
+            let heard = tokio::time::timeout(TEST_TIMEOUT, async {
                 loop {
                     let datagram = ear.recv().await.expect("still listening");
                     if datagram.bytes[0] == expected && datagram.from.ip().is_loopback() {
@@ -74,30 +79,35 @@ async fn every_receiver_on_this_machine_hears_each_round() {
 }
 
 #[tokio::test]
-async fn an_oversize_datagram_is_dropped() {
-    let stop = CancellationToken::new();
-    let _stopped_at_the_end = stop.clone().drop_guard();
+async fn oversize_datagram_is_dropped() {
+    let shutdown = CancellationToken::new();
+    let _stopped_at_the_end = shutdown.clone().drop_guard();
     let port = free_port();
     let (sender, mut datagrams) = mpsc::channel(64);
-    tokio::spawn(receive(listen(port).expect("free"), sender, None, stop));
-    let out = sending_socket(Ipv4Addr::LOCALHOST).expect("a socket");
+    tokio::spawn(receive(listen(port).expect("free"), sender, None, shutdown));
+    let out = open_send_socket(Ipv4Addr::LOCALHOST).expect("a socket");
     for length in [PING_BYTES_MAX + 1, 60_000, PING_BYTES_MAX] {
         out.send_to(&vec![0; length], ("127.0.0.1", port))
             .await
             .expect("sent");
     }
-    let heard = tokio::time::timeout(PATIENCE, datagrams.recv()).await;
+    let heard = tokio::time::timeout(TEST_TIMEOUT, datagrams.recv()).await;
     let heard = heard.expect("in time").expect("still listening");
     assert_eq!(heard.bytes.len(), PING_BYTES_MAX);
 }
 
 #[tokio::test]
-async fn an_interface_that_is_gone_does_not_end_the_others() {
-    let stop = CancellationToken::new();
-    let _stopped_at_the_end = stop.clone().drop_guard();
+async fn missing_interface_does_not_block_the_others() {
+    let shutdown = CancellationToken::new();
+    let _stopped_at_the_end = shutdown.clone().drop_guard();
     let port = free_port();
     let (sender, mut datagrams) = mpsc::channel(64);
-    tokio::spawn(receive(listen(port).expect("free"), sender, None, stop.clone()));
+    tokio::spawn(receive(
+        listen(port).expect("free"),
+        sender,
+        None,
+        shutdown.clone(),
+    ));
     let gone = InterfaceAddr {
         index: 999,
         name: "gone0".to_owned(),
@@ -111,7 +121,7 @@ async fn an_interface_that_is_gone_does_not_end_the_others() {
         broadcast: Some(Ipv4Addr::new(127, 255, 255, 255)),
     };
     let (change, interfaces) = watch::channel(Interfaces::from([gone.clone()]));
-    tokio::spawn(send(port, interfaces, || b"ping".to_vec(), stop));
+    tokio::spawn(send(port, interfaces, || b"ping".to_vec(), shutdown));
     // Later than the first round, so that only the change can bring a ping this soon.
     tokio::time::sleep(Duration::from_millis(100)).await;
     change
@@ -123,7 +133,7 @@ async fn an_interface_that_is_gone_does_not_end_the_others() {
 }
 
 #[tokio::test]
-async fn a_port_that_is_not_shared_is_named_with_the_way_out() {
+async fn exclusive_ping_port_error_names_port_and_option() {
     let taken = std::net::UdpSocket::bind("0.0.0.0:0").expect("a free port");
     let port = taken.local_addr().expect("bound").port();
     let error = listen(port).expect_err("not shared").to_string();
@@ -134,15 +144,20 @@ async fn a_port_that_is_not_shared_is_named_with_the_way_out() {
 }
 
 #[tokio::test]
-async fn a_flood_of_pings_does_not_keep_out_a_stop_and_a_repeat_costs_nothing() {
-    let stop = CancellationToken::new();
-    let _stopped_at_the_end = stop.clone().drop_guard();
+async fn ping_flood_passes_stops_and_repeats_are_dropped() {
+    let shutdown = CancellationToken::new();
+    let _stopped_at_the_end = shutdown.clone().drop_guard();
     let port = free_port();
     let (sender, _unread) = mpsc::channel(1);
     let (to, mut heard) = mpsc::channel(64);
-    let (change, stops) = judged_by(to);
-    tokio::spawn(receive(listen(port).expect("free"), sender, Some(stops), stop));
-    let out = sending_socket(Ipv4Addr::LOCALHOST).expect("a socket");
+    let (change, stops) = stop_forwarder(to);
+    tokio::spawn(receive(
+        listen(port).expect("free"),
+        sender,
+        Some(stops),
+        shutdown,
+    ));
+    let out = open_send_socket(Ipv4Addr::LOCALHOST).expect("a socket");
     for round in 0..100_u8 {
         out.send_to(&[7; PING_BYTES_MAX], ("127.0.0.1", port))
             .await
@@ -152,7 +167,7 @@ async fn a_flood_of_pings_does_not_keep_out_a_stop_and_a_repeat_costs_nothing() 
         tokio::task::yield_now().await;
     }
     for expected in 0..2 {
-        let datagram = tokio::time::timeout(PATIENCE, heard.recv()).await;
+        let datagram = tokio::time::timeout(TEST_TIMEOUT, heard.recv()).await;
         assert_eq!(datagram.expect("in time").expect("listening").bytes[4], expected);
     }
     assert!(heard.try_recv().is_err(), "each order once");
@@ -169,7 +184,7 @@ async fn a_flood_of_pings_does_not_keep_out_a_stop_and_a_repeat_costs_nothing() 
         for _repeat in 0..2 {
             out.send_to(&order, ("127.0.0.1", port)).await.expect("sent");
         }
-        let datagram = tokio::time::timeout(PATIENCE, heard.recv()).await;
+        let datagram = tokio::time::timeout(TEST_TIMEOUT, heard.recv()).await;
         assert_eq!(datagram.expect("in time").expect("listening").bytes, order);
         tokio::time::sleep(Duration::from_millis(50)).await;
         assert!(heard.try_recv().is_err(), "once for each change");
@@ -177,13 +192,13 @@ async fn a_flood_of_pings_does_not_keep_out_a_stop_and_a_repeat_costs_nothing() 
 }
 
 /// By what stops are judged.
-struct Change {
+struct StopContext {
     membership: watch::Sender<Option<Arc<Membership>>>,
     profile: watch::Sender<Profile>,
 }
 
-fn judged_by(to: mpsc::Sender<Datagram>) -> (Change, Stops) {
-    let change = Change {
+fn stop_forwarder(to: mpsc::Sender<Datagram>) -> (StopContext, StopForwarder) {
+    let change = StopContext {
         membership: watch::Sender::new(None),
         profile: watch::Sender::new(Profile {
             name: NodeName::from_host("n1"),
@@ -191,8 +206,8 @@ fn judged_by(to: mpsc::Sender<Datagram>) -> (Change, Stops) {
             port: 0,
         }),
     };
-    let stops = Stops {
-        to,
+    let stops = StopForwarder {
+        sender: to,
         membership: change.membership.subscribe(),
         profile: change.profile.subscribe(),
     };
@@ -200,11 +215,11 @@ fn judged_by(to: mpsc::Sender<Datagram>) -> (Change, Stops) {
 }
 
 #[test]
-fn forged_stops_are_bounded() {
+fn forged_stops_are_rate_limited_in_total() {
     let start = clock::now();
-    let mut rates = Rates::new(STOPS, start);
+    let mut rates = RateLimiter::new(STOP_LIMITS, start);
     let allowed = (0..5_000)
         .filter(|n| rates.allow(source(*n % 900), start))
         .count();
-    assert_eq!(allowed, usize::try_from(STOPS.all_s).expect("small"));
+    assert_eq!(allowed, usize::try_from(STOP_LIMITS.total_per_s).expect("small"));
 }

@@ -6,14 +6,14 @@ use std::time::Instant;
 use crate::proto::planted;
 
 /// Whether it has become too late while it was at hand.
-pub(super) fn is_late_by_now(deadline: Option<Instant>, now: Instant) -> bool {
+pub(super) fn is_expired_in_queue(deadline: Option<Instant>, now: Instant) -> bool {
     #[cfg(feature = "planted-bugs")]
-    if planted::is(planted::Bug::CheckLifeOnArrivalOnly) {
+    if planted::is(planted::Bug::CheckTtlOnArrivalOnly) {
         return false;
     }
-    is_late(deadline, now)
+    is_expired(deadline, now)
 }
 
-pub(super) fn is_late(deadline: Option<Instant>, now: Instant) -> bool {
+pub(super) fn is_expired(deadline: Option<Instant>, now: Instant) -> bool {
     deadline.is_some_and(|deadline| now >= deadline)
 }

@@ -4,50 +4,50 @@ use std::collections::{BTreeMap, VecDeque};
 
 use super::super::CommandId;
 use super::super::record::{Digest, Record, StoredReply};
-use super::UNSAVED_MAX;
+use super::PENDING_WRITES_MAX;
 
 /// How many answers go into one write.
-const FLUSH_MAX: usize = 64;
+const BATCH_MAX: usize = 64;
 
 #[derive(Debug, Default)]
-pub(super) struct Unsaved {
-    answers: BTreeMap<CommandId, (Digest, StoredReply)>,
+pub(super) struct PendingWrites {
+    replies: BTreeMap<CommandId, (Digest, StoredReply)>,
     /// Oldest first.
     order: VecDeque<CommandId>,
     /// Some are being written.
-    flushing: bool,
+    writing: bool,
 }
 
-impl Unsaved {
+impl PendingWrites {
     pub(super) fn get(&self, id: CommandId) -> Option<(Digest, &StoredReply)> {
-        self.answers.get(&id).map(|(digest, reply)| (*digest, reply))
+        self.replies.get(&id).map(|(digest, reply)| (*digest, reply))
     }
 
-    pub(super) fn keep(&mut self, id: CommandId, digest: Digest, reply: StoredReply) {
-        if self.answers.insert(id, (digest, reply)).is_none() {
+    pub(super) fn insert(&mut self, id: CommandId, digest: Digest, reply: StoredReply) {
+        if self.replies.insert(id, (digest, reply)).is_none() {
             self.order.push_back(id);
         }
-        while self.order.len() > UNSAVED_MAX {
+        while self.order.len() > PENDING_WRITES_MAX {
             if let Some(oldest) = self.order.pop_front() {
-                self.answers.remove(&oldest);
+                self.replies.remove(&oldest);
             }
         }
     }
 
     /// Whether there is something that nobody is writing.
     pub(super) fn is_due(&self) -> bool {
-        !self.flushing && !self.order.is_empty()
+        !self.writing && !self.order.is_empty()
     }
 
     /// The oldest answers, to be written; nothing while others are.
-    pub(super) fn take_due(&mut self) -> (Vec<CommandId>, Vec<Record>) {
+    pub(super) fn next_batch(&mut self) -> (Vec<CommandId>, Vec<Record>) {
         if !self.is_due() {
             return (Vec::new(), Vec::new());
         }
-        self.flushing = true;
-        let ids: Vec<CommandId> = self.order.iter().take(FLUSH_MAX).copied().collect();
+        self.writing = true;
+        let ids: Vec<CommandId> = self.order.iter().take(BATCH_MAX).copied().collect();
         let ended = |id: &CommandId| {
-            let (_, reply) = self.answers.get(id)?;
+            let (_, reply) = self.replies.get(id)?;
             let (id, reply) = (*id, reply.clone());
             Some(Record::Ended { id, reply })
         };
@@ -56,16 +56,16 @@ impl Unsaved {
     }
 
     /// These are in the journal now.
-    pub(super) fn saved(&mut self, ids: &[CommandId]) {
-        self.flushing = false;
+    pub(super) fn on_written(&mut self, ids: &[CommandId]) {
+        self.writing = false;
         self.order.retain(|id| !ids.contains(id));
         for id in ids {
-            self.answers.remove(id);
+            self.replies.remove(id);
         }
     }
 
     /// They are not, and stay.
-    pub(super) fn not_saved(&mut self) {
-        self.flushing = false;
+    pub(super) fn on_write_failed(&mut self) {
+        self.writing = false;
     }
 }

@@ -1,8 +1,8 @@
 //! What the desk itself answers, for people.
 
-use super::super::{CommandId, FLIGHT_LIFE_MS_MAX};
-use super::queues::Line;
-use super::{Open, WAITING_MAX};
+use super::super::{CommandId, FLIGHT_TTL_MS_MAX};
+use super::queues::Priority;
+use super::{InFlight, WAITING_MAX};
 use crate::proto::outcome::{Outcome, Reply};
 
 pub(super) fn expired() -> Reply {
@@ -18,38 +18,38 @@ pub(super) fn stopped() -> Reply {
     )
 }
 
-pub(super) fn overtaken() -> Reply {
+pub(super) fn superseded_by_landing() -> Reply {
     Reply::refused(
         "an action that ends a flight came before this one could begin; send it again if it is still meant",
     )
 }
 
-pub(super) fn journal_fails(why: &str) -> Reply {
+pub(super) fn journal_failed(why: &str) -> Reply {
     Reply::refused(format!("the node's journal cannot be written: {why}"))
 }
 
-pub(super) fn busy(line: Line) -> Reply {
-    let places = line.places();
+pub(super) fn busy(line: Priority) -> Reply {
+    let places = line.slots();
     Reply::refused(format!(
         "busy: {places} commands run and up to {WAITING_MAX} wait; try again"
     ))
 }
 
-pub(super) fn closing() -> Reply {
+pub(super) fn shutting_down() -> Reply {
     Reply::refused("the node was shutting down; it did not begin")
 }
 
-pub(super) fn too_long_a_life(life_ms: Option<u64>) -> Reply {
+pub(super) fn ttl_too_long(life_ms: Option<u64>) -> Reply {
     let has = life_ms.map_or_else(
         || "it does not say how long it lives".to_owned(),
         |life| format!("it has {life} ms"),
     );
     Reply::refused(format!(
-        "a flight action has at most {FLIGHT_LIFE_MS_MAX} ms from issue to start, and {has}"
+        "a flight action has at most {FLIGHT_TTL_MS_MAX} ms from issue to start, and {has}"
     ))
 }
 
-pub(super) fn different(id: CommandId) -> Reply {
+pub(super) fn identity_conflict(id: CommandId) -> Reply {
     Reply::refused(format!(
         "its number {id} is another command's here: the station's store went back in time, or two stations share a key"
     ))
@@ -77,7 +77,7 @@ pub(super) fn crashed() -> Reply {
 }
 
 /// Of what has ended early: why. If it had succeeded just before, it has.
-pub(super) fn ended_by(why: &str, reply: Reply) -> Reply {
+pub(super) fn interrupted_by(why: &str, reply: Reply) -> Reply {
     if reply.state != Outcome::Failed {
         return reply;
     }
@@ -88,10 +88,10 @@ pub(super) fn ended_by(why: &str, reply: Reply) -> Reply {
     }
 }
 
-impl Open {
+impl InFlight {
     /// The outcome: what began before a crash, and is not run again, has an unknown one.
-    pub(super) fn verdict(&self, ran: bool, reply: Reply) -> Reply {
-        if !self.again || ran || reply.state == Outcome::Unknown {
+    pub(super) fn final_reply(&self, ran: bool, reply: Reply) -> Reply {
+        if !self.recovered || ran || reply.state == Outcome::Unknown {
             return reply;
         }
         let why = reply.error.unwrap_or_default();

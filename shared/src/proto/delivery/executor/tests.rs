@@ -9,29 +9,29 @@ use crate::net::clock;
 use crate::proto::id::PublicKey;
 use crate::proto::outcome::Outcome;
 
-const PLAIN: Traits = Traits {
+const PLAIN: ActionProperties = ActionProperties {
     idempotent: false,
     while_stopped: false,
     flight: false,
     ends_flight: false,
 };
 
-const FLIGHT: Traits = Traits {
+const FLIGHT: ActionProperties = ActionProperties {
     flight: true,
     ..PLAIN
 };
 
 /// A desk, the disk below it, and all that it has said.
-struct Place {
-    desk: Desk,
+struct SimulatedNode {
+    executor: Executor,
     /// What is durable.
     disk: Vec<Record>,
     /// Why the disk fails; well if there is nothing.
-    fails: Option<&'static str>,
+    write_error: Option<&'static str>,
     /// Writes are not answered while this is set: see [`Place::write_on`].
-    held: Option<Vec<(Ticket, Vec<Record>)>>,
+    unanswered_writes: Option<Vec<(WriteId, Vec<Record>)>>,
     now: Instant,
-    said: Vec<Effect>,
+    effects: Vec<Effect>,
 }
 
 fn id(seq: u64) -> CommandId {
@@ -42,118 +42,130 @@ fn id(seq: u64) -> CommandId {
     }
 }
 
-fn incoming(seq: u64, now: Instant, traits: Traits) -> Incoming {
-    Incoming {
+fn incoming(seq: u64, now: Instant, traits: ActionProperties) -> IncomingCommand {
+    IncomingCommand {
         id: id(seq),
         digest: digest("led", b"{}"),
         deadline: Some(now + Duration::from_secs(10)),
-        life_ms: Some(10_000),
-        traits,
+        ttl_ms: Some(10_000),
+        properties: traits,
     }
 }
 
-impl Place {
+impl SimulatedNode {
     fn new() -> Self {
         Self {
-            desk: Desk::new(Ledger::default()),
+            executor: Executor::new(DedupTable::default()),
             disk: Vec::new(),
-            fails: None,
-            held: None,
+            write_error: None,
+            unanswered_writes: None,
             now: clock::now(),
-            said: Vec::new(),
+            effects: Vec::new(),
         }
     }
 
     /// The process dies here, and another one starts.
     fn crash(&mut self) {
-        let mut ledger = Ledger::default();
+        let mut ledger = DedupTable::default();
         for record in &self.disk {
             ledger.apply(record);
         }
-        self.desk = Desk::new(ledger);
-        self.held = self.held.is_some().then(Vec::new);
-        self.said.clear();
+        self.executor = Executor::new(ledger);
+        self.unanswered_writes = self.unanswered_writes.is_some().then(Vec::new);
+        self.effects.clear();
     }
 
-    fn carry_out(&mut self) {
+    fn apply_effects(&mut self) {
         loop {
-            let effects = self.desk.take_effects();
+            let effects = self.executor.take_effects();
             if effects.is_empty() {
                 return;
             }
             for effect in effects {
-                match (effect, &mut self.held) {
-                    (Effect::Write { ticket, records }, Some(held)) => held.push((ticket, records)),
-                    (Effect::Write { ticket, records }, None) => self.settle(ticket, records),
-                    (effect, _) => self.said.push(effect),
+                match (effect, &mut self.unanswered_writes) {
+                    (
+                        Effect::Write {
+                            write_id: ticket,
+                            records,
+                        },
+                        Some(held),
+                    ) => held.push((ticket, records)),
+                    (
+                        Effect::Write {
+                            write_id: ticket,
+                            records,
+                        },
+                        None,
+                    ) => self.finish_write(ticket, records),
+                    (effect, _) => self.effects.push(effect),
                 }
             }
         }
     }
 
-    fn settle(&mut self, ticket: Ticket, records: Vec<Record>) {
-        match self.fails {
+    fn finish_write(&mut self, ticket: WriteId, records: Vec<Record>) {
+        match self.write_error {
             None => {
                 self.disk.extend(records);
-                self.desk.written(ticket, self.now);
+                self.executor.on_written(ticket, self.now);
             }
-            Some(why) => self.desk.not_written(ticket, why, self.now),
+            Some(why) => self.executor.on_write_failed(ticket, why, self.now),
         }
     }
 
     /// The disk answers what it has held back, and holds back what follows.
-    fn write_on(&mut self) {
-        for (ticket, records) in self.held.replace(Vec::new()).unwrap_or_default() {
-            self.settle(ticket, records);
+    fn finish_held_writes(&mut self) {
+        for (ticket, records) in self.unanswered_writes.replace(Vec::new()).unwrap_or_default() {
+            self.finish_write(ticket, records);
         }
-        self.carry_out();
+        self.apply_effects();
     }
 
-    fn take(&mut self, incoming: Incoming) -> bool {
-        let taken = self.desk.command(incoming, self.now);
-        self.carry_out();
+    fn receive(&mut self, incoming: IncomingCommand) -> bool {
+        let taken = self.executor.on_command(incoming, self.now);
+        self.apply_effects();
         taken
     }
 
-    fn send(&mut self, seq: u64, traits: Traits) -> bool {
-        self.take(incoming(seq, self.now, traits))
+    fn send(&mut self, seq: u64, traits: ActionProperties) -> bool {
+        self.receive(incoming(seq, self.now, traits))
     }
 
-    fn ask(&mut self, seq: u64, traits: Traits) {
-        let question = Incoming {
+    fn query(&mut self, seq: u64, traits: ActionProperties) {
+        let question = IncomingCommand {
             deadline: Some(self.now),
             ..incoming(seq, self.now, traits)
         };
-        self.take(question);
+        self.receive(question);
     }
 
     fn finish(&mut self, seq: u64, reply: Reply) {
-        self.desk.finished(id(seq), reply, self.now);
-        self.carry_out();
+        self.executor.on_finished(id(seq), reply, self.now);
+        self.apply_effects();
     }
 
-    fn pass(&mut self, ms: u64) {
+    fn advance(&mut self, ms: u64) {
         self.now += Duration::from_millis(ms);
-        while self.desk.poll_timeout().is_some_and(|at| at <= self.now) {
-            self.desk.handle_timeout(self.now);
-            self.carry_out();
+        while self.executor.poll_timeout().is_some_and(|at| at <= self.now) {
+            self.executor.handle_timeout(self.now);
+            self.apply_effects();
         }
     }
 
     fn stop(&mut self) {
-        self.desk.stopped(self.now);
-        self.carry_out();
+        self.executor.on_stop(self.now);
+        self.apply_effects();
     }
 
-    fn said(&mut self) -> Vec<Effect> {
-        std::mem::take(&mut self.said)
+    fn take_effects(&mut self) -> Vec<Effect> {
+        std::mem::take(&mut self.effects)
     }
 
     /// The one answer said since last asked.
-    fn answer(&mut self, seq: u64) -> (Outcome, String) {
+    fn take_reply(&mut self, seq: u64) -> (Outcome, String) {
         let mut answers = Vec::new();
-        for effect in self.said() {
-            if let Effect::Answer { id: whose, reply } = effect {
+        for effect in self.take_effects() {
+            if let Effect::Reply { id: whose, reply } = effect {
                 assert_eq!(whose, id(seq));
                 answers.push(reply);
             }
@@ -163,20 +175,20 @@ impl Place {
         (reply.state, reply.error.unwrap_or_default())
     }
 
-    fn runs(&mut self) -> Vec<u64> {
+    fn take_started(&mut self) -> Vec<u64> {
         let run = |effect: &Effect| match effect {
             Effect::Run { id } => Some(id.seq),
-            Effect::Write { .. } | Effect::Stage { .. } | Effect::Kill { .. } | Effect::Answer { .. } => None,
+            Effect::Write { .. } | Effect::Stage { .. } | Effect::Kill { .. } | Effect::Reply { .. } => None,
         };
-        self.said().iter().filter_map(run).collect()
+        self.take_effects().iter().filter_map(run).collect()
     }
 
     /// So many commands, from `first` on, that run until they are told.
-    fn fill(&mut self, first: u64) {
+    fn fill_slots(&mut self, first: u64) {
         for seq in first..first + ORDINARY_MAX as u64 {
             self.send(seq, PLAIN);
         }
-        assert_eq!(self.runs().len(), ORDINARY_MAX);
+        assert_eq!(self.take_started().len(), ORDINARY_MAX);
     }
 }
 
@@ -189,92 +201,92 @@ fn done() -> Reply {
 }
 
 #[test]
-fn a_command_goes_through_its_stages_and_each_is_told() {
-    let mut place = Place::new();
-    place.held = Some(Vec::new());
-    assert!(place.send(1, PLAIN));
+fn executed_command_reports_every_stage() {
+    let mut node = SimulatedNode::new();
+    node.unanswered_writes = Some(Vec::new());
+    assert!(node.send(1, PLAIN));
     assert_eq!(
-        place.said(),
+        node.take_effects(),
         [stage(1, Stage::Received), stage(1, Stage::Accepted)]
     );
-    place.write_on();
+    node.finish_held_writes();
     assert_eq!(
-        place.said(),
+        node.take_effects(),
         [Effect::Run { id: id(1) }, stage(1, Stage::Started)]
     );
-    place.finish(1, done());
-    assert_eq!(place.said(), [], "not before it is durable");
-    place.write_on();
+    node.finish(1, done());
+    assert_eq!(node.take_effects(), [], "not before it is durable");
+    node.finish_held_writes();
     let reply = done();
-    assert_eq!(place.said(), [Effect::Answer { id: id(1), reply }]);
-    assert!(place.desk.is_idle() && !place.desk.holds(id(1)));
+    assert_eq!(node.take_effects(), [Effect::Reply { id: id(1), reply }]);
+    assert!(node.executor.is_idle() && !node.executor.contains(id(1)));
 }
 
 #[test]
-fn a_copy_at_any_state_does_not_run_again() {
-    let mut place = Place::new();
-    place.held = Some(Vec::new());
+fn duplicate_command_never_runs_again_in_any_state() {
+    let mut place = SimulatedNode::new();
+    place.unanswered_writes = Some(Vec::new());
     place.send(1, PLAIN);
-    place.said();
+    place.take_effects();
     assert!(!place.send(1, PLAIN));
-    assert_eq!(place.said(), [stage(1, Stage::Accepted)], "starting");
-    place.write_on();
-    place.said();
+    assert_eq!(place.take_effects(), [stage(1, Stage::Accepted)], "starting");
+    place.finish_held_writes();
+    place.take_effects();
     assert!(!place.send(1, PLAIN));
-    assert_eq!(place.said(), [stage(1, Stage::Started)], "running");
+    assert_eq!(place.take_effects(), [stage(1, Stage::Started)], "running");
     place.finish(1, done());
-    place.said();
+    place.take_effects();
     assert!(!place.send(1, PLAIN));
-    assert_eq!(place.said(), [stage(1, Stage::Started)], "ending");
-    place.write_on();
-    assert_eq!(place.answer(1).0, Outcome::Done);
+    assert_eq!(place.take_effects(), [stage(1, Stage::Started)], "ending");
+    place.finish_held_writes();
+    assert_eq!(place.take_reply(1).0, Outcome::Done);
     for _ in 0..3 {
         assert!(!place.send(1, PLAIN));
-        assert_eq!(place.answer(1).0, Outcome::Done, "ended");
+        assert_eq!(place.take_reply(1).0, Outcome::Done, "ended");
     }
     place.crash();
-    place.ask(1, PLAIN);
-    assert_eq!(place.answer(1).0, Outcome::Done, "ended before a crash");
+    place.query(1, PLAIN);
+    assert_eq!(place.take_reply(1).0, Outcome::Done, "ended before a crash");
 }
 
 #[test]
-fn a_copy_of_one_that_waits_gets_its_stage() {
-    let mut place = Place::new();
-    place.fill(1);
+fn duplicate_of_waiting_command_reports_its_stage() {
+    let mut place = SimulatedNode::new();
+    place.fill_slots(1);
     assert!(place.send(20, PLAIN));
     assert!(!place.send(20, PLAIN));
     let accepted = stage(20, Stage::Accepted);
     assert_eq!(
-        place.said(),
+        place.take_effects(),
         [stage(20, Stage::Received), accepted.clone(), accepted]
     );
     place.finish(1, done());
-    assert_eq!(place.runs(), [20]);
+    assert_eq!(place.take_started(), [20]);
 }
 
 #[test]
-fn a_crash_before_the_start_is_durable_leaves_it_new() {
-    let mut place = Place::new();
-    place.held = Some(Vec::new());
+fn crash_before_durable_start_leaves_command_new() {
+    let mut place = SimulatedNode::new();
+    place.unanswered_writes = Some(Vec::new());
     place.send(1, PLAIN);
     place.crash();
     assert!(place.send(1, PLAIN));
-    place.write_on();
-    assert_eq!(place.runs(), [1]);
+    place.finish_held_writes();
+    assert_eq!(place.take_started(), [1]);
 }
 
 #[test]
-fn a_crash_midway_is_unknown_for_good() {
-    let mut place = Place::new();
+fn crash_midway_is_unknown_permanently() {
+    let mut place = SimulatedNode::new();
     place.send(1, PLAIN);
-    assert_eq!(place.runs(), [1]);
+    assert_eq!(place.take_started(), [1]);
     place.crash();
     assert!(!place.send(1, PLAIN));
-    let first = place.answer(1);
+    let first = place.take_reply(1);
     assert_eq!(first.0, Outcome::Unknown);
     place.crash();
     place.send(1, PLAIN);
-    assert_eq!(place.answer(1), first, "it is in the journal");
+    assert_eq!(place.take_reply(1), first, "it is in the journal");
     assert!(
         place
             .disk
@@ -284,135 +296,139 @@ fn a_crash_midway_is_unknown_for_good() {
 }
 
 #[test]
-fn what_is_idempotent_runs_again_after_a_crash() {
-    let traits = Traits {
+fn idempotent_command_runs_again_after_a_crash() {
+    let traits = ActionProperties {
         idempotent: true,
         ..PLAIN
     };
-    let mut place = Place::new();
+    let mut place = SimulatedNode::new();
     place.send(1, traits);
     place.crash();
     assert!(place.send(1, traits));
-    assert_eq!(place.runs(), [1]);
+    assert_eq!(place.take_started(), [1]);
     place.finish(1, done());
-    assert_eq!(place.answer(1).0, Outcome::Done);
+    assert_eq!(place.take_reply(1).0, Outcome::Done);
     place.crash();
     assert!(!place.send(1, traits));
     assert_eq!(
-        place.answer(1).0,
+        place.take_reply(1).0,
         Outcome::Done,
         "once ended it does not run again"
     );
 }
 
 #[test]
-fn it_runs_again_only_if_it_was_idempotent_then_and_is_now() {
-    let idempotent = Traits {
+fn rerun_requires_idempotence_before_and_after_the_crash() {
+    let idempotent = ActionProperties {
         idempotent: true,
         ..PLAIN
     };
     for (then, today) in [(PLAIN, idempotent), (idempotent, PLAIN)] {
-        let mut place = Place::new();
+        let mut place = SimulatedNode::new();
         place.send(1, then);
         place.crash();
         assert!(!place.send(1, today));
-        assert_eq!(place.answer(1).0, Outcome::Unknown);
+        assert_eq!(place.take_reply(1).0, Outcome::Unknown);
     }
 }
 
 #[test]
-fn what_began_and_may_not_run_again_now_is_unknown_and_not_refused() {
-    let traits = Traits {
+fn begun_command_that_cannot_rerun_is_unknown_not_refused() {
+    let traits = ActionProperties {
         idempotent: true,
         ..PLAIN
     };
-    let mut place = Place::new();
+    let mut place = SimulatedNode::new();
     place.send(1, traits);
     place.crash();
     place.stop();
     assert!(!place.send(1, traits));
-    let (state, why) = place.answer(1);
+    let (state, why) = place.take_reply(1);
     assert_eq!(state, Outcome::Unknown);
     assert!(why.contains("emergency stop"), "{why}");
 
-    let mut place = Place::new();
+    let mut place = SimulatedNode::new();
     place.send(1, traits);
     place.crash();
-    place.ask(1, traits);
-    assert_eq!(place.answer(1).0, Outcome::Unknown, "too late to run again");
+    place.query(1, traits);
+    assert_eq!(place.take_reply(1).0, Outcome::Unknown, "too late to run again");
 
-    let mut place = Place::new();
+    let mut place = SimulatedNode::new();
     place.send(1, traits);
     place.crash();
-    place.fails = Some("no space left");
+    place.write_error = Some("no space left");
     place.send(1, traits);
-    assert_eq!(place.answer(1).0, Outcome::Unknown);
+    assert_eq!(place.take_reply(1).0, Outcome::Unknown);
 }
 
 #[test]
-fn a_deadline_is_looked_at_on_arrival_and_again_when_the_start_is_durable() {
-    let mut place = Place::new();
-    place.ask(1, PLAIN);
-    assert_eq!(place.answer(1).0, Outcome::Expired);
+fn deadline_is_checked_on_arrival_and_before_execution() {
+    let mut place = SimulatedNode::new();
+    place.query(1, PLAIN);
+    assert_eq!(place.take_reply(1).0, Outcome::Expired);
 
-    place.held = Some(Vec::new());
+    place.unanswered_writes = Some(Vec::new());
     place.send(2, PLAIN);
-    place.pass(9_999);
+    place.advance(9_999);
     place.send(3, PLAIN);
     place.now += Duration::from_millis(1);
-    place.write_on();
-    assert_eq!(place.runs(), [3], "2 became late while it was written");
-    place.write_on();
-    assert_eq!(place.answer(2).0, Outcome::Expired);
+    place.finish_held_writes();
+    assert_eq!(place.take_started(), [3], "2 became late while it was written");
+    place.finish_held_writes();
+    assert_eq!(place.take_reply(2).0, Outcome::Expired);
     place.crash();
-    place.held = None;
+    place.unanswered_writes = None;
     place.send(2, PLAIN);
-    assert_eq!(place.answer(2).0, Outcome::Expired, "not unknown: it never ran");
+    assert_eq!(
+        place.take_reply(2).0,
+        Outcome::Expired,
+        "not unknown: it never ran"
+    );
 }
 
 #[test]
-fn what_waits_too_long_expires_when_its_time_is_up() {
-    let mut place = Place::new();
-    place.fill(1);
+fn waiting_command_expires_at_its_deadline() {
+    let mut place = SimulatedNode::new();
+    place.fill_slots(1);
     place.send(20, PLAIN);
-    place.said();
+    place.take_effects();
     assert_eq!(
-        place.desk.poll_timeout(),
+        place.executor.poll_timeout(),
         Some(place.now + Duration::from_secs(10))
     );
-    place.pass(10_000);
-    assert_eq!(place.answer(20).0, Outcome::Expired);
+    place.advance(10_000);
+    assert_eq!(place.take_reply(20).0, Outcome::Expired);
     place.finish(1, done());
-    assert!(place.runs().is_empty());
-    assert_eq!(place.desk.poll_timeout(), None);
+    assert!(place.take_started().is_empty());
+    assert_eq!(place.executor.poll_timeout(), None);
 }
 
 #[test]
-fn a_place_that_frees_up_too_late_is_not_used() {
-    let mut place = Place::new();
-    place.fill(1);
+fn slot_freed_after_the_deadline_is_not_used() {
+    let mut place = SimulatedNode::new();
+    place.fill_slots(1);
     place.send(20, PLAIN);
     // The process was suspended: the timer comes after the place.
     place.now += Duration::from_secs(60);
     place.finish(1, done());
-    let said = place.said();
+    let said = place.take_effects();
     assert!(!said.contains(&Effect::Run { id: id(20) }));
     let started = |record: &Record| matches!(record, Record::Started { id: whose, .. } if *whose == id(20));
     assert!(!place.disk.iter().any(started), "and nothing is written for it");
-    let expired = |effect: &Effect| matches!(effect, Effect::Answer { id: whose, reply } if *whose == id(20) && reply.state == Outcome::Expired);
+    let expired = |effect: &Effect| matches!(effect, Effect::Reply { id: whose, reply } if *whose == id(20) && reply.state == Outcome::Expired);
     assert!(said.iter().any(expired));
 }
 
 #[test]
-fn a_question_never_runs_and_neither_does_a_copy_that_comes_after_it() {
-    let mut place = Place::new();
-    place.ask(1, PLAIN);
-    assert_eq!(place.answer(1).0, Outcome::Expired);
+fn status_query_and_later_duplicates_never_run() {
+    let mut place = SimulatedNode::new();
+    place.query(1, PLAIN);
+    assert_eq!(place.take_reply(1).0, Outcome::Expired);
     assert!(!place.send(1, PLAIN));
-    assert_eq!(place.answer(1).0, Outcome::Expired);
+    assert_eq!(place.take_reply(1).0, Outcome::Expired);
     place.crash();
     assert!(!place.send(1, PLAIN));
-    assert_eq!(place.answer(1).0, Outcome::Expired);
+    assert_eq!(place.take_reply(1).0, Outcome::Expired);
     assert!(
         place
             .disk
@@ -422,139 +438,139 @@ fn a_question_never_runs_and_neither_does_a_copy_that_comes_after_it() {
 }
 
 #[test]
-fn a_question_about_one_that_waits_ends_it() {
-    let mut place = Place::new();
-    place.fill(1);
+fn status_query_ends_a_waiting_command() {
+    let mut place = SimulatedNode::new();
+    place.fill_slots(1);
     place.send(20, PLAIN);
-    place.said();
-    place.ask(20, PLAIN);
-    assert_eq!(place.answer(20).0, Outcome::Expired);
+    place.take_effects();
+    place.query(20, PLAIN);
+    assert_eq!(place.take_reply(20).0, Outcome::Expired);
     place.finish(1, done());
-    assert!(place.runs().is_empty());
+    assert!(place.take_started().is_empty());
 }
 
 #[test]
-fn a_question_about_one_that_starts_keeps_it_from_running() {
-    let mut place = Place::new();
-    place.held = Some(Vec::new());
+fn status_query_prevents_a_starting_command_from_running() {
+    let mut place = SimulatedNode::new();
+    place.unanswered_writes = Some(Vec::new());
     place.send(1, PLAIN);
-    place.ask(1, PLAIN);
-    place.write_on();
-    assert!(place.runs().is_empty());
-    place.write_on();
-    assert_eq!(place.answer(1).0, Outcome::Expired);
+    place.query(1, PLAIN);
+    place.finish_held_writes();
+    assert!(place.take_started().is_empty());
+    place.finish_held_writes();
+    assert_eq!(place.take_reply(1).0, Outcome::Expired);
 }
 
 #[test]
-fn a_later_copy_never_has_more_time() {
-    let mut place = Place::new();
-    place.fill(1);
+fn duplicate_command_never_extends_the_deadline() {
+    let mut place = SimulatedNode::new();
+    place.fill_slots(1);
     place.send(20, PLAIN);
-    place.pass(9_000);
+    place.advance(9_000);
     place.send(20, PLAIN);
-    place.said();
-    place.pass(1_000);
-    assert_eq!(place.answer(20).0, Outcome::Expired);
+    place.take_effects();
+    place.advance(1_000);
+    assert_eq!(place.take_reply(20).0, Outcome::Expired);
 }
 
 #[test]
-fn a_flight_action_is_young_or_refused() {
-    let mut place = Place::new();
+fn flight_action_with_long_ttl_is_refused() {
+    let mut place = SimulatedNode::new();
     for (seq, life_ms) in [(1, Some(2_001)), (2, None)] {
-        let too_old = Incoming {
-            life_ms,
+        let too_old = IncomingCommand {
+            ttl_ms: life_ms,
             ..incoming(seq, place.now, FLIGHT)
         };
-        assert!(!place.take(too_old));
-        let (state, why) = place.answer(seq);
+        assert!(!place.receive(too_old));
+        let (state, why) = place.take_reply(seq);
         assert_eq!(state, Outcome::Refused);
         assert!(why.contains("2000 ms"), "{why}");
     }
-    let young = Incoming {
-        life_ms: Some(2_000),
+    let young = IncomingCommand {
+        ttl_ms: Some(2_000),
         ..incoming(3, place.now, FLIGHT)
     };
-    assert!(place.take(young));
-    assert_eq!(place.runs(), [3]);
+    assert!(place.receive(young));
+    assert_eq!(place.take_started(), [3]);
     // Whatever deadline it claims.
-    place.held = Some(Vec::new());
-    let claims = Incoming {
+    place.unanswered_writes = Some(Vec::new());
+    let claims = IncomingCommand {
         id: id(4),
         deadline: None,
         ..young
     };
-    place.take(claims);
+    place.receive(claims);
     place.now += Duration::from_secs(2);
-    place.write_on();
-    assert!(place.runs().is_empty());
+    place.finish_held_writes();
+    assert!(place.take_started().is_empty());
 }
 
 #[test]
-fn an_older_epoch_is_refused_unless_it_is_remembered() {
-    let mut place = Place::new();
+fn older_epoch_is_refused_unless_remembered() {
+    let mut place = SimulatedNode::new();
     place.send(1, PLAIN);
     place.finish(1, done());
-    let newer = Incoming {
+    let newer = IncomingCommand {
         id: CommandId { epoch: 6, ..id(1) },
         ..incoming(1, place.now, PLAIN)
     };
-    assert!(place.take(newer));
-    place.said();
+    assert!(place.receive(newer));
+    place.take_effects();
     place.send(1, PLAIN);
-    assert_eq!(place.answer(1).0, Outcome::Done);
+    assert_eq!(place.take_reply(1).0, Outcome::Done);
     assert!(!place.send(2, PLAIN));
-    let (state, why) = place.answer(2);
+    let (state, why) = place.take_reply(2);
     assert_eq!(state, Outcome::Refused);
     assert!(why.contains("epoch 5") && why.contains("epoch 6"), "{why}");
 }
 
 /// Whoever asks what became of a command is not told of a hindrance that it may never have met.
 #[test]
-fn a_question_of_an_older_epoch_is_answered_with_what_became_of_the_command() {
-    let mut place = Place::new();
+fn status_query_of_older_epoch_gets_the_outcome() {
+    let mut place = SimulatedNode::new();
     place.send(1, PLAIN);
     place.finish(1, done());
     place.send(2, PLAIN);
-    let newer = Incoming {
+    let newer = IncomingCommand {
         id: CommandId { epoch: 6, ..id(1) },
         ..incoming(1, place.now, PLAIN)
     };
-    assert!(place.take(newer));
+    assert!(place.receive(newer));
     for round in 0..2 {
-        place.said();
-        place.ask(1, PLAIN);
-        assert_eq!(place.answer(1).0, Outcome::Done, "it ran");
-        place.ask(3, PLAIN);
-        let (state, why) = place.answer(3);
+        place.take_effects();
+        place.query(1, PLAIN);
+        assert_eq!(place.take_reply(1).0, Outcome::Done, "it ran");
+        place.query(3, PLAIN);
+        let (state, why) = place.take_reply(3);
         assert_eq!(state, Outcome::Expired, "it never began: {why}");
         assert!(!place.send(3, PLAIN), "and never will");
-        assert_eq!(place.answer(3).0, Outcome::Refused);
+        assert_eq!(place.take_reply(3).0, Outcome::Refused);
         if round == 0 {
-            place.ask(2, PLAIN);
+            place.query(2, PLAIN);
             assert!(
                 place
-                    .said()
+                    .take_effects()
                     .iter()
-                    .all(|said| !matches!(said, Effect::Answer { .. }))
+                    .all(|said| !matches!(said, Effect::Reply { .. }))
             );
         } else {
-            place.ask(2, PLAIN);
-            assert_eq!(place.answer(2).0, Outcome::Unknown, "a crash midway");
+            place.query(2, PLAIN);
+            assert_eq!(place.take_reply(2).0, Outcome::Unknown, "a crash midway");
         }
         place.crash();
     }
 }
 
 #[test]
-fn one_that_is_forgotten_is_unknown_and_does_not_run() {
-    let mut place = Place::new();
+fn forgotten_command_is_unknown_and_does_not_run() {
+    let mut place = SimulatedNode::new();
     for seq in 1..=3_000 {
         place.send(seq, PLAIN);
         place.finish(seq, done());
     }
-    place.said();
+    place.take_effects();
     assert!(!place.send(1, PLAIN));
-    assert_eq!(place.answer(1).0, Outcome::Unknown);
+    assert_eq!(place.take_reply(1).0, Outcome::Unknown);
     place.send(3_000, PLAIN);
-    assert_eq!(place.answer(3_000).0, Outcome::Done);
+    assert_eq!(place.take_reply(3_000).0, Outcome::Done);
 }

@@ -8,12 +8,12 @@ use crate::proto::outcome::Reply;
 
 /// What an action is like.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Traits {
+pub struct ActionProperties {
     /// It does no harm to run it twice.
     pub idempotent: bool,
     /// It may run while an emergency stop is in force.
     pub while_stopped: bool,
-    /// It moves something: at most [`FLIGHT_LIFE_MS_MAX`](super::super::FLIGHT_LIFE_MS_MAX) from issue to start.
+    /// It moves something: at most [`FLIGHT_TTL_MS_MAX`](super::super::FLIGHT_TTL_MS_MAX) from issue to start.
     pub flight: bool,
     /// It ends a flight, or holds it up, whatever its class: it goes first, in places that nothing else takes.
     pub ends_flight: bool,
@@ -21,7 +21,7 @@ pub struct Traits {
 
 /// A command that has arrived, as far as it has to be judged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Incoming {
+pub struct IncomingCommand {
     /// Which one it is.
     pub id: CommandId,
     /// Of its action and arguments: what tells that two commands with one identity are not the same.
@@ -29,14 +29,14 @@ pub struct Incoming {
     /// When it must not begin any more; now, or before, if it is only asked how it ended.
     pub deadline: Option<Instant>,
     /// The time to live with which it was issued, in milliseconds.
-    pub life_ms: Option<u64>,
+    pub ttl_ms: Option<u64>,
     /// What its action is like.
-    pub traits: Traits,
+    pub properties: ActionProperties,
 }
 
 /// Names a write until its end is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Ticket(pub(super) u64);
+pub struct WriteId(pub(super) u64);
 
 /// What is to be done, in this order.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,7 +44,7 @@ pub enum Effect {
     /// Make these durable, after those before; then say [`Desk::written`](super::Desk::written) or [`Desk::not_written`](super::Desk::not_written).
     Write {
         /// For the answer.
-        ticket: Ticket,
+        write_id: WriteId,
         /// All or none.
         records: Vec<Record>,
     },
@@ -66,7 +66,7 @@ pub enum Effect {
         id: CommandId,
     },
     /// Tell the issuer how it ended.
-    Answer {
+    Reply {
         /// The command.
         id: CommandId,
         /// How.

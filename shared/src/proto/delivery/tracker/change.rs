@@ -15,7 +15,7 @@ use crate::proto::wire::{Frame, Kind, Lane, MessageType};
 
 /// What is asked of each target.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Order {
+pub struct StoredCommand {
     /// Which command it is.
     pub id: CommandId,
     /// What the nodes do.
@@ -25,12 +25,12 @@ pub struct Order {
     /// How urgent.
     pub lane: Lane,
     /// Time to live when it was issued, in milliseconds.
-    pub life_ms: u64,
+    pub ttl_ms: u64,
 }
 
-impl Order {
+impl StoredCommand {
     /// The frame of this command: always the same bytes.
-    pub fn frame(&self) -> Frame {
+    pub fn to_frame(&self) -> Frame {
         let content = Bytes::copy_from_slice(self.arguments.as_bytes());
         let mut frame = Frame::json(Kind::Command, "");
         frame.header.content_length = content.len() as u64;
@@ -40,27 +40,27 @@ impl Order {
         frame.header.lane = Some(self.lane);
         frame.header.id = Some(self.id.seq);
         frame.header.epoch = Some(self.id.epoch);
-        frame.header.life = Some(self.life_ms);
+        frame.header.life = Some(self.ttl_ms);
         frame
     }
 }
 
 /// Where a delivery that has not ended stands at the station.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Standing {
+pub enum StoredState {
     /// In a later batch of a rolling run: not to be sent yet. If the station stops now, it never is.
-    Held,
+    Deferred,
     /// To be sent as soon as its node is linked; it has never been sent.
     Waiting,
     /// Sent, or about to be: the node may have it.
     Sent,
 }
 
-impl Standing {
+impl StoredState {
     /// The word used in the store.
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::Held => "held",
+            Self::Deferred => "held",
             Self::Waiting => "waiting",
             Self::Sent => "sent",
         }
@@ -68,7 +68,7 @@ impl Standing {
 
     /// Reads that word.
     pub fn parse(text: &str) -> Option<Self> {
-        [Self::Held, Self::Waiting, Self::Sent]
+        [Self::Deferred, Self::Waiting, Self::Sent]
             .into_iter()
             .find(|standing| standing.as_str() == text)
     }
@@ -76,26 +76,26 @@ impl Standing {
 
 /// A delivery that begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct IssuedTo {
+pub struct StoredTarget {
     /// The node.
     pub to: PeerId,
     /// Its name at that time, for people.
     pub name: NodeName,
     /// Where the delivery stands.
-    pub standing: Standing,
+    pub state: StoredState,
     /// When it is too late to start. Of a held one: as if it were sent now.
     pub deadline: Instant,
 }
 
 /// A command that is issued, with all its deliveries.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Issued {
+pub struct IssuedCommand {
     /// What is asked.
-    pub order: Order,
+    pub command: StoredCommand,
     /// Of whom, as people wrote it.
     pub selector: String,
     /// One for each target.
-    pub deliveries: Vec<IssuedTo>,
+    pub deliveries: Vec<StoredTarget>,
 }
 
 /// One thing for the store to write. Changes are written in the order in which they are given; those that are given
@@ -103,15 +103,15 @@ pub struct Issued {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {
     /// A command begins. The store gives it its number in the history.
-    Issued(Issued),
+    Issued(IssuedCommand),
     /// A delivery stands elsewhere now: released from its batch, or about to be sent for the first time.
-    Moved {
+    StateChanged {
         /// The command.
         id: CommandId,
         /// The node.
         to: PeerId,
         /// Where it stands.
-        standing: Standing,
+        state: StoredState,
         /// When it is too late to start.
         deadline: Instant,
     },
@@ -141,7 +141,7 @@ pub enum Change {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OpenCommand {
     /// What was asked.
-    pub order: Order,
+    pub command: StoredCommand,
     /// Its open deliveries only; at least one.
     pub deliveries: Vec<OpenDelivery>,
 }
@@ -152,7 +152,7 @@ pub struct OpenDelivery {
     /// The node.
     pub to: PeerId,
     /// Where it stands.
-    pub standing: Standing,
+    pub state: StoredState,
     /// When it is too late to start; now, or before, if that has passed or the store cannot tell.
     pub deadline: Instant,
     /// How far it is known to have come.

@@ -3,52 +3,52 @@
 use std::time::Instant;
 
 use super::super::{CommandId, Stage};
-use super::change::{Change, Order};
-use crate::proto::encoded::Parcel;
+use super::change::{Change, StoredCommand};
+use crate::proto::encoded::EncodedFrame;
 use crate::proto::id::{NodeName, PeerId};
 use crate::proto::outcome::Reply;
 use crate::proto::wire::Lane;
 
 /// A write that has been asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Ticket(pub(super) u64);
+pub struct WriteId(pub(super) u64);
 
 /// A target of a command.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Addressee {
+pub struct DeliveryTarget {
     /// The node.
     pub to: PeerId,
     /// Its name.
     pub name: NodeName,
     /// Whether the command may wait for it while it is away.
-    pub queue: bool,
+    pub may_queue: bool,
     /// Whether it is in a later batch.
-    pub held: bool,
+    pub deferred: bool,
     /// Why it is not to be sent at all, if it is not.
-    pub refused: Option<String>,
+    pub refusal_reason: Option<String>,
 }
 
 /// A command to be issued.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Issue {
+pub struct IssueRequest {
     /// What is asked. Its identity is higher than that of any command before.
-    pub order: Order,
+    pub command: StoredCommand,
     /// Of whom, as people wrote it.
     pub selector: String,
     /// When it is too late to start.
     pub deadline: Instant,
     /// Of whom.
-    pub targets: Vec<Addressee>,
+    pub targets: Vec<DeliveryTarget>,
 }
 
 /// What has to be done, in this order.
 #[derive(Clone, Debug)]
 pub enum Effect {
     /// Write these, all or none, after all that was asked for before; then say [`Book::stored`](super::Book::stored) or
-    /// [`Book::store_failed`](super::Book::store_failed).
+    /// [`Book::on_store_failed`](super::Book::on_store_failed).
     Store {
         /// To answer with.
-        ticket: Ticket,
+        write_id: WriteId,
         /// What to write.
         changes: Vec<Change>,
     },
@@ -59,7 +59,7 @@ pub enum Effect {
         /// The command.
         id: CommandId,
         /// Its frame.
-        parcel: Parcel,
+        frame: EncodedFrame,
         /// Its lane.
         lane: Lane,
         /// When it is too late to send it. None for a question: its frame says that no time is left, and it is sent
@@ -89,6 +89,6 @@ pub enum Effect {
         /// The command.
         id: CommandId,
         /// For people.
-        why: String,
+        reason: String,
     },
 }

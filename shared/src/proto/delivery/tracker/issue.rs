@@ -4,92 +4,93 @@ use std::collections::BTreeSet;
 
 use super::super::CommandId;
 use super::{
-    Addressee, Book, Change, Command, Delivery, Effect, Issue, Issued, IssuedTo, Mark, NODE_OPEN_MAX,
-    OPEN_MAX, OpenCommand, Phase, Standing, Write, absent,
+    Change, CommandEntry, Delivery, DeliveryTarget, DeliveryTracker, Effect, IssueRequest, IssuedCommand,
+    OPEN_DELIVERIES_MAX, OPEN_PER_NODE_MAX, OpenCommand, Phase, SentMark, StoredState, StoredTarget,
+    WriteInProgress, absent_reply,
 };
-use crate::proto::encoded::Parcel;
+use crate::proto::encoded::EncodedFrame;
 use crate::proto::id::PeerId;
 use crate::proto::outcome::Reply;
 
-impl Book {
+impl DeliveryTracker {
     /// The book as the store kept it. All nodes are down.
     pub fn restore(commands: Vec<OpenCommand>) -> Self {
-        let mut book = Self::default();
-        let mut held = Vec::new();
-        for OpenCommand { order, deliveries } in commands {
-            let id = order.id;
+        let mut tracker = Self::default();
+        let mut deferred = Vec::new();
+        for OpenCommand { command, deliveries } in commands {
+            let id = command.id;
             // It was a frame before, so it is one again.
-            let Ok(parcel) = Parcel::new(&order.frame()) else {
+            let Ok(frame) = EncodedFrame::new(&command.to_frame()) else {
                 continue;
             };
             let mut open = BTreeSet::new();
             for stored in deliveries {
-                let sent = stored.standing == Standing::Sent;
+                let sent = stored.state == StoredState::Sent;
                 let delivery = Delivery {
                     phase: Phase::Open,
-                    mark: if sent { Mark::Yes } else { Mark::No },
-                    lane: order.lane,
+                    sent_mark: if sent { SentMark::Stored } else { SentMark::Unset },
+                    lane: command.lane,
                     sent,
-                    first: false,
-                    queue: true,
+                    first_send: false,
+                    may_queue: true,
                     stage: stored.stage,
                     deadline: stored.deadline,
                     timer: None,
                 };
-                let node = book.nodes.entry(stored.to).or_default();
+                let node = tracker.nodes.entry(stored.to).or_default();
                 if node.open.insert(id, delivery).is_none() {
-                    book.open += 1;
+                    tracker.open_count += 1;
                 }
                 open.insert(stored.to);
-                if stored.standing == Standing::Held {
-                    held.push((stored.to, id));
+                if stored.state == StoredState::Deferred {
+                    deferred.push((stored.to, id));
                 } else {
-                    node.unsent.insert((order.lane, id));
-                    book.set_timer(stored.to, id, stored.deadline);
+                    node.unsent.insert((command.lane, id));
+                    tracker.set_timer(stored.to, id, stored.deadline);
                 }
             }
-            let lane = order.lane;
-            book.commands.insert(id, Command { parcel, lane, open });
+            let lane = command.lane;
+            tracker.commands.insert(id, CommandEntry { frame, lane, open });
         }
-        for (to, id) in held {
+        for (to, id) in deferred {
             let why = "not sent: the station stopped before its batch had its turn";
-            book.end(to, id, Reply::refused(why));
+            tracker.end(to, id, Reply::refused(why));
         }
-        book
+        tracker
     }
 
     /// A command is to be issued to its targets.
-    pub fn issue(&mut self, issue: Issue) {
-        let Issue {
-            order,
+    pub fn issue(&mut self, issue: IssueRequest) {
+        let IssueRequest {
+            command,
             selector,
             deadline,
             targets,
         } = issue;
-        let id = order.id;
-        let refuse = |why: String| Effect::NotIssued { id, why };
-        if self.open + targets.len() > OPEN_MAX {
-            let why = format!("busy: {} deliveries have not ended yet", self.open);
+        let id = command.id;
+        let refuse = |why: String| Effect::NotIssued { id, reason: why };
+        if self.open_count + targets.len() > OPEN_DELIVERIES_MAX {
+            let why = format!("busy: {} deliveries have not ended yet", self.open_count);
             return self.effects.push(refuse(why));
         }
-        let parcel = match Parcel::new(&order.frame()) {
+        let frame = match EncodedFrame::new(&command.to_frame()) {
             Ok(parcel) => parcel,
             Err(error) => return self.effects.push(refuse(error.to_string())),
         };
-        let lane = order.lane;
+        let lane = command.lane;
         let mut open = BTreeSet::new();
-        let mut write = Write {
+        let mut write = WriteInProgress {
             issued: Some(id),
-            ..Write::default()
+            ..WriteInProgress::default()
         };
         let mut ends = Vec::new();
         let mut deliveries = Vec::new();
-        for Addressee {
+        for DeliveryTarget {
             to,
             name,
-            queue,
-            held,
-            refused,
+            may_queue: queue,
+            deferred: held,
+            refusal_reason: refused,
         } in targets
         {
             if !open.insert(to) {
@@ -98,18 +99,18 @@ impl Book {
             let node = self.nodes.entry(to).or_default();
             let end = if let Some(why) = refused {
                 Some(Reply::refused(why))
-            } else if node.open.len() >= NODE_OPEN_MAX {
-                let why = format!("busy: {NODE_OPEN_MAX} commands wait for this node already");
+            } else if node.open.len() >= OPEN_PER_NODE_MAX {
+                let why = format!("busy: {OPEN_PER_NODE_MAX} commands wait for this node already");
                 Some(Reply::refused(why))
-            } else if !held && !queue && !node.up {
-                Some(absent())
+            } else if !held && !queue && !node.connected {
+                Some(absent_reply())
             } else {
                 None
             };
-            let standing = match (held, node.up) {
-                (true, _) => Standing::Held,
-                (false, true) => Standing::Sent,
-                (false, false) => Standing::Waiting,
+            let standing = match (held, node.connected) {
+                (true, _) => StoredState::Deferred,
+                (false, true) => StoredState::Sent,
+                (false, false) => StoredState::Waiting,
             };
             let phase = match end {
                 Some(reply) => {
@@ -121,56 +122,63 @@ impl Book {
                     write.ended.push((to, id));
                     Phase::Ending {
                         reply,
-                        told: false,
+                        reported: false,
                         writing: true,
                     }
                 }
-                None => Phase::Issuing { held, withheld: None },
+                None => Phase::Issuing {
+                    deferred: held,
+                    cancel_reason: None,
+                },
             };
             let delivery = Delivery {
                 phase,
-                mark: if standing == Standing::Sent {
-                    Mark::Yes
+                sent_mark: if standing == StoredState::Sent {
+                    SentMark::Stored
                 } else {
-                    Mark::No
+                    SentMark::Unset
                 },
                 lane,
                 sent: false,
-                first: false,
-                queue,
+                first_send: false,
+                may_queue: queue,
                 stage: None,
                 deadline,
                 timer: None,
             };
             node.open.insert(id, delivery);
-            self.open += 1;
-            deliveries.push(IssuedTo {
+            self.open_count += 1;
+            deliveries.push(StoredTarget {
                 to,
                 name,
-                standing,
+                state: standing,
                 deadline,
             });
         }
-        self.commands.insert(id, Command { parcel, lane, open });
-        let mut changes = vec![Change::Issued(Issued {
-            order,
+        self.commands.insert(id, CommandEntry { frame, lane, open });
+        let mut changes = vec![Change::Issued(IssuedCommand {
+            command,
             selector,
             deliveries,
         })];
         changes.append(&mut ends);
-        self.write(write, changes);
+        self.store(write, changes);
     }
 
-    pub(super) fn issued_to(&mut self, to: PeerId, id: CommandId) {
-        let Some(delivery) = self.delivery(to, id) else {
+    pub(super) fn on_issue_stored(&mut self, to: PeerId, id: CommandId) {
+        let Some(delivery) = self.delivery_mut(to, id) else {
             return;
         };
-        let Phase::Issuing { held, withheld } = &mut delivery.phase else {
+        let Phase::Issuing {
+            deferred: held,
+            cancel_reason: withheld,
+        } = &mut delivery.phase
+        else {
             return;
         };
         let (held, withheld) = (*held, withheld.take());
         if held {
-            delivery.phase = Phase::Held;
+            delivery.phase = Phase::Deferred;
             if let Some(why) = withheld {
                 self.end(to, id, Reply::refused(why));
             }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 
-use super::tests::{named, node, order};
+use super::tests::{command, node, target};
 use super::*;
 use crate::net::clock;
 
@@ -16,7 +16,7 @@ const NODES: u8 = 3;
 enum Step {
     Issue {
         targets: u8,
-        held: u8,
+        deferred: u8,
         queue: bool,
         ttl_ms: u64,
     },
@@ -34,11 +34,11 @@ enum Step {
         node: u8,
     },
     /// The link takes nothing until this comes again.
-    Jam {
+    Block {
         node: u8,
     },
     /// The node gets on with the oldest that it has not finished.
-    Work {
+    Advance {
         node: u8,
     },
     /// The node says again what it said before.
@@ -49,17 +49,17 @@ enum Step {
     NodeRestart {
         node: u8,
     },
-    Pass {
+    Wait {
         ms: u64,
     },
     /// The station is killed; so many of the writes under way have come through.
     Crash {
         applied: usize,
     },
-    Release {
+    StartBatch {
         ttl_ms: u64,
     },
-    Withhold,
+    CancelDeferred,
     /// The nodes are stopped.
     Stop {
         targets: u8,
@@ -70,27 +70,27 @@ fn step() -> impl Strategy<Value = Step> {
     let any_node = 0..NODES;
     prop_oneof![
         4 => (1..8u8, prop_oneof![3 => Just(0u8), 1 => 0..8u8], prop::bool::weighted(0.8), 0..3_000u64).prop_map(
-            |(targets, held, queue, ttl_ms)| Step::Issue { targets, held, queue, ttl_ms }
+            |(targets, deferred, queue, ttl_ms)| Step::Issue { targets, deferred, queue, ttl_ms }
         ),
         8 => Just(Step::Write),
         1 => any::<bool>().prop_map(|applied| Step::WriteFails { applied }),
         3 => (any_node.clone(), any::<bool>()).prop_map(|(node, resumed)| Step::Up { node, resumed }),
         2 => any_node.clone().prop_map(|node| Step::Down { node }),
-        1 => any_node.clone().prop_map(|node| Step::Jam { node }),
-        6 => any_node.clone().prop_map(|node| Step::Work { node }),
+        1 => any_node.clone().prop_map(|node| Step::Block { node }),
+        6 => any_node.clone().prop_map(|node| Step::Advance { node }),
         1 => any_node.clone().prop_map(|node| Step::Repeat { node }),
         1 => any_node.prop_map(|node| Step::NodeRestart { node }),
-        3 => prop_oneof![0..500u64, 0..60_000u64].prop_map(|ms| Step::Pass { ms }),
+        3 => prop_oneof![0..500u64, 0..60_000u64].prop_map(|ms| Step::Wait { ms }),
         1 => (0..4usize).prop_map(|applied| Step::Crash { applied }),
-        1 => (0..3_000u64).prop_map(|ttl_ms| Step::Release { ttl_ms }),
-        1 => Just(Step::Withhold),
+        1 => (0..3_000u64).prop_map(|ttl_ms| Step::StartBatch { ttl_ms }),
+        1 => Just(Step::CancelDeferred),
         1 => (1..8u8).prop_map(|targets| Step::Stop { targets }),
     ]
 }
 
 #[derive(Clone, Debug)]
 struct Row {
-    standing: Standing,
+    state: StoredState,
     deadline: Instant,
     stage: Option<Stage>,
     ended: Option<Reply>,
@@ -98,7 +98,7 @@ struct Row {
 
 #[derive(Debug, Default)]
 struct Store {
-    orders: BTreeMap<CommandId, Order>,
+    commands: BTreeMap<CommandId, StoredCommand>,
     rows: BTreeMap<(CommandId, PeerId), Row>,
 }
 
@@ -107,11 +107,11 @@ impl Store {
         for change in changes {
             match change {
                 Change::Issued(issued) => {
-                    let id = issued.order.id;
-                    self.orders.insert(id, issued.order.clone());
+                    let id = issued.command.id;
+                    self.commands.insert(id, issued.command.clone());
                     for to in &issued.deliveries {
                         let row = Row {
-                            standing: to.standing,
+                            state: to.state,
                             deadline: to.deadline,
                             stage: None,
                             ended: None,
@@ -120,14 +120,14 @@ impl Store {
                         assert!(before.is_none(), "issued twice");
                     }
                 }
-                Change::Moved {
+                Change::StateChanged {
                     id,
                     to,
-                    standing,
+                    state: standing,
                     deadline,
                 } => {
                     let row = self.rows.get_mut(&(*id, *to)).expect("issued before");
-                    (row.standing, row.deadline) = (*standing, *deadline);
+                    (row.state, row.deadline) = (*standing, *deadline);
                 }
                 Change::Stage { id, to, stage, .. } => {
                     let row = self.rows.get_mut(&(*id, *to)).expect("issued before");
@@ -148,12 +148,12 @@ impl Store {
         let mut open: BTreeMap<CommandId, OpenCommand> = BTreeMap::new();
         for ((id, to), row) in self.rows.iter().filter(|(_, row)| row.ended.is_none()) {
             let command = open.entry(*id).or_insert_with(|| OpenCommand {
-                order: self.orders[id].clone(),
+                command: self.commands[id].clone(),
                 deliveries: Vec::new(),
             });
             command.deliveries.push(OpenDelivery {
                 to: *to,
-                standing: row.standing,
+                state: row.state,
                 deadline: row.deadline,
                 stage: row.stage,
             });
@@ -163,32 +163,32 @@ impl Store {
 }
 
 #[derive(Debug, Default)]
-struct Device {
-    up: bool,
-    jammed: bool,
+struct SimulatedNode {
+    connected: bool,
+    blocked: bool,
     /// Received and not begun.
     waiting: VecDeque<CommandId>,
     running: BTreeSet<CommandId>,
     ended: BTreeMap<CommandId, Reply>,
     /// Ends that have not been told over the link at hand.
-    untold: VecDeque<(CommandId, Reply)>,
+    unsent_replies: VecDeque<(CommandId, Reply)>,
 }
 
-struct World {
+struct Model {
     now: Instant,
     seq: u64,
-    book: Book,
+    tracker: DeliveryTracker,
     store: Store,
-    writes: VecDeque<(Ticket, Vec<Change>)>,
-    devices: BTreeMap<PeerId, Device>,
+    writes: VecDeque<(WriteId, Vec<Change>)>,
+    devices: BTreeMap<PeerId, SimulatedNode>,
     /// What the verbs were told.
-    told: BTreeMap<(CommandId, PeerId), Reply>,
+    reported: BTreeMap<(CommandId, PeerId), Reply>,
     not_issued: BTreeSet<CommandId>,
     /// In time, for the first time.
-    sent: BTreeSet<(PeerId, CommandId)>,
+    sent_in_time: BTreeSet<(PeerId, CommandId)>,
     /// Issued to be sent at once, in the order of issue.
-    in_order: BTreeSet<(CommandId, PeerId)>,
-    never: BTreeSet<(CommandId, PeerId)>,
+    sent_in_order: BTreeSet<(CommandId, PeerId)>,
+    never_sent: BTreeSet<(CommandId, PeerId)>,
     issued: BTreeSet<(CommandId, PeerId)>,
     /// Not sent when its node was stopped; or sent, when its node was stopped while it was away.
     withdrawn: BTreeSet<(CommandId, PeerId)>,
@@ -196,96 +196,96 @@ struct World {
     /// Issued before a stop of their nodes.
     before_stop: BTreeSet<(CommandId, PeerId)>,
     /// Issued before the last crash: nobody waits for its end any more.
-    orphans: BTreeSet<CommandId>,
+    issued_before_crash: BTreeSet<CommandId>,
     /// The write came through although it failed, and the station was killed before it could write what it then told:
     /// the one case in which a command that was refused lives.
     in_doubt: BTreeSet<CommandId>,
 }
 
-impl World {
+impl Model {
     fn new() -> Self {
-        let devices = (0..NODES).map(|n| (node(n), Device::default()));
+        let devices = (0..NODES).map(|n| (node(n), SimulatedNode::default()));
         Self {
             now: clock::now() + Duration::from_secs(3_600),
             seq: 0,
-            book: Book::default(),
+            tracker: DeliveryTracker::default(),
             store: Store::default(),
             writes: VecDeque::new(),
             devices: devices.collect(),
-            told: BTreeMap::new(),
+            reported: BTreeMap::new(),
             not_issued: BTreeSet::new(),
-            sent: BTreeSet::new(),
-            in_order: BTreeSet::new(),
-            never: BTreeSet::new(),
+            sent_in_time: BTreeSet::new(),
+            sent_in_order: BTreeSet::new(),
+            never_sent: BTreeSet::new(),
             issued: BTreeSet::new(),
             withdrawn: BTreeSet::new(),
             write_failed: false,
             before_stop: BTreeSet::new(),
-            orphans: BTreeSet::new(),
+            issued_before_crash: BTreeSet::new(),
             in_doubt: BTreeSet::new(),
         }
     }
 
-    fn take(&mut self, step: Step) {
+    fn step(&mut self, step: Step) {
         let now = self.now;
         match step {
             Step::Issue {
                 targets,
-                held,
+                deferred: held,
                 queue,
                 ttl_ms,
             } => self.issue(targets, held, queue, ttl_ms),
             Step::Write => {
                 if let Some((ticket, changes)) = self.writes.pop_front() {
                     self.store.apply(&changes);
-                    self.book.stored(ticket, now);
+                    self.tracker.on_stored(ticket, now);
                 }
             }
             Step::WriteFails { applied } => {
                 if let Some((ticket, changes)) = self.writes.pop_front() {
                     self.write_failed = true;
                     // Later writes refer to it, so that only the last can be in doubt.
-                    if applied && self.writes.is_empty() && !repeats(&self.store, &changes) {
+                    if applied && self.writes.is_empty() && !repeats_stored_stage(&self.store, &changes) {
                         self.store.apply(&changes);
                     }
-                    self.book.store_failed(ticket, "no space", now);
+                    self.tracker.on_store_failed(ticket, "no space", now);
                 }
             }
             Step::Up { node: n, resumed } => {
                 let device = self.devices.get_mut(&node(n)).expect("a device");
-                device.up = true;
-                device.untold = device.ended.clone().into_iter().collect();
-                self.book.up(node(n), resumed, now);
+                device.connected = true;
+                device.unsent_replies = device.ended.clone().into_iter().collect();
+                self.tracker.on_connected(node(n), resumed, now);
             }
             Step::Down { node: n } => {
-                self.devices.get_mut(&node(n)).expect("a device").up = false;
-                self.book.down(node(n));
+                self.devices.get_mut(&node(n)).expect("a device").connected = false;
+                self.tracker.on_disconnected(node(n));
             }
-            Step::Jam { node: n } => self.devices.get_mut(&node(n)).expect("a device").jammed ^= true,
-            Step::Work { node: n } => self.work(node(n)),
+            Step::Block { node: n } => self.devices.get_mut(&node(n)).expect("a device").blocked ^= true,
+            Step::Advance { node: n } => self.advance_node(node(n)),
             Step::Repeat { node: n } => {
                 let device = self.devices.get_mut(&node(n)).expect("a device");
-                if let (true, Some((id, _))) = (device.up, device.ended.pop_last()) {
+                if let (true, Some((id, _))) = (device.connected, device.ended.pop_last()) {
                     // Another end than before: only the first counts.
                     let other = Reply::failed("said again");
                     device.ended.insert(id, other.clone());
-                    self.book.reply(node(n), id, other, now);
+                    self.tracker.on_reply(node(n), id, other, now);
                 }
             }
             Step::NodeRestart { node: n } => {
                 let device = self.devices.get_mut(&node(n)).expect("a device");
-                device.up = false;
+                device.connected = false;
                 device.waiting.clear();
                 for id in std::mem::take(&mut device.running) {
                     device
                         .ended
                         .insert(id, Reply::ended(Outcome::Unknown, "restarted"));
                 }
-                self.book.down(node(n));
+                self.tracker.on_disconnected(node(n));
             }
-            Step::Pass { ms } => {
+            Step::Wait { ms } => {
                 self.now += Duration::from_millis(ms);
-                self.book.handle_timeout(self.now);
+                self.tracker.handle_timeout(self.now);
             }
             Step::Crash { applied } => {
                 let writes = std::mem::take(&mut self.writes);
@@ -293,7 +293,7 @@ impl World {
                     self.store.apply(&changes);
                 }
                 let ids = self.issued.iter().map(|(id, _)| *id);
-                self.orphans = ids.collect();
+                self.issued_before_crash = ids.collect();
                 let open = self.store.rows.iter().filter(|(_, row)| row.ended.is_none());
                 let open = open.map(|((id, _), _)| *id);
                 self.in_doubt
@@ -307,58 +307,58 @@ impl World {
                 });
                 self.withdrawn = kept;
                 if self.write_failed {
-                    self.in_order = self.in_order.difference(&lost).copied().collect();
+                    self.sent_in_order = self.sent_in_order.difference(&lost).copied().collect();
                 }
-                self.book = Book::restore(self.store.open());
+                self.tracker = DeliveryTracker::restore(self.store.open());
                 for device in self.devices.values_mut() {
-                    device.up = false;
+                    device.connected = false;
                 }
-                self.book.handle_timeout(now);
+                self.tracker.handle_timeout(now);
             }
-            Step::Release { ttl_ms } => {
+            Step::StartBatch { ttl_ms } => {
                 let id = CommandId {
                     seq: self.seq,
-                    ..order(1).id
+                    ..command(1).id
                 };
                 let all: Vec<PeerId> = self.devices.keys().copied().collect();
-                self.book
-                    .release(id, &all, now + Duration::from_millis(ttl_ms), now);
+                self.tracker
+                    .start_batch(id, &all, now + Duration::from_millis(ttl_ms), now);
             }
-            Step::Withhold => {
+            Step::CancelDeferred => {
                 let id = CommandId {
                     seq: self.seq,
-                    ..order(1).id
+                    ..command(1).id
                 };
-                self.book.withhold(id, "an earlier batch failed");
+                self.tracker.cancel_deferred(id, "an earlier batch failed");
             }
             Step::Stop { targets } => self.stop(targets),
         }
-        self.carry_out();
+        self.apply_effects();
     }
 
     fn issue(&mut self, targets: u8, held: u8, queue: bool, ttl_ms: u64) {
         self.seq += 1;
-        let order = order(self.seq);
+        let order = command(self.seq);
         let id = order.id;
         let meant = (0..NODES).filter(|n| targets & (1 << n) != 0);
-        let targets: Vec<Addressee> = meant
-            .map(|n| Addressee {
-                held: held & (1 << n) != 0,
-                queue,
-                ..named(n)
+        let targets: Vec<DeliveryTarget> = meant
+            .map(|n| DeliveryTarget {
+                deferred: held & (1 << n) != 0,
+                may_queue: queue,
+                ..target(n)
             })
             .collect();
         for target in &targets {
             self.issued.insert((id, target.to));
-            if !target.held {
-                self.in_order.insert((id, target.to));
-                if !queue && !self.devices[&target.to].up {
-                    self.never.insert((id, target.to));
+            if !target.deferred {
+                self.sent_in_order.insert((id, target.to));
+                if !queue && !self.devices[&target.to].connected {
+                    self.never_sent.insert((id, target.to));
                 }
             }
         }
-        self.book.issue(Issue {
-            order,
+        self.tracker.issue(IssueRequest {
+            command: order,
             selector: "all".to_owned(),
             deadline: self.now + Duration::from_millis(ttl_ms),
             targets,
@@ -370,46 +370,49 @@ impl World {
         let meant: Vec<PeerId> = meant.collect();
         for (id, to) in self.issued.iter().filter(|(_, to)| meant.contains(to)) {
             self.before_stop.insert((*id, *to));
-            let absent = !self.devices[to].up;
-            if absent || !self.sent.contains(&(*to, *id)) {
+            let absent = !self.devices[to].connected;
+            if absent || !self.sent_in_time.contains(&(*to, *id)) {
                 self.withdrawn.insert((*id, *to));
             }
         }
-        self.book.withdraw(&meant, "a stop", self.now);
+        self.tracker.withdraw(&meant, "a stop", self.now);
     }
 
-    fn work(&mut self, to: PeerId) {
+    fn advance_node(&mut self, to: PeerId) {
         let now = self.now;
         let device = self.devices.get_mut(&to).expect("a device");
-        if !device.up {
+        if !device.connected {
             return;
         }
-        if let Some((id, reply)) = device.untold.pop_front() {
-            self.book.reply(to, id, reply, now);
+        if let Some((id, reply)) = device.unsent_replies.pop_front() {
+            self.tracker.on_reply(to, id, reply, now);
         } else if let Some(id) = device.running.pop_first() {
             let reply = Reply::done(serde_json::Value::Null);
             device.ended.insert(id, reply.clone());
-            self.book.reply(to, id, reply, now);
+            self.tracker.on_reply(to, id, reply, now);
         } else if let Some(id) = device.waiting.pop_front() {
             device.running.insert(id);
-            self.book.stage(to, id, Stage::Started, now);
+            self.tracker.on_stage(to, id, Stage::Started, now);
         }
     }
 
-    fn carry_out(&mut self) {
+    fn apply_effects(&mut self) {
         loop {
-            let effects = self.book.take_effects();
+            let effects = self.tracker.take_effects();
             if effects.is_empty() {
                 break;
             }
             let mut full = BTreeSet::new();
             for effect in effects {
                 match effect {
-                    Effect::Store { ticket, changes } => self.writes.push_back((ticket, changes)),
+                    Effect::Store {
+                        write_id: ticket,
+                        changes,
+                    } => self.writes.push_back((ticket, changes)),
                     Effect::Send { to, id, deadline, .. } => {
-                        if full.contains(&to) || self.devices[&to].jammed {
+                        if full.contains(&to) || self.devices[&to].blocked {
                             full.insert(to);
-                            self.book.not_sent(to, id, self.now);
+                            self.tracker.on_send_failed(to, id, self.now);
                         } else {
                             self.send(to, id, deadline);
                         }
@@ -418,7 +421,7 @@ impl World {
                     Effect::Ended { to, id, reply } => {
                         let row = &self.store.rows[&(id, to)];
                         assert_eq!(row.ended.as_ref(), Some(&reply), "stored before it is told");
-                        assert!(self.told.insert((id, to), reply).is_none(), "ended twice");
+                        assert!(self.reported.insert((id, to), reply).is_none(), "ended twice");
                     }
                     Effect::NotIssued { id, .. } => {
                         assert!(self.not_issued.insert(id));
@@ -430,10 +433,10 @@ impl World {
 
     fn send(&mut self, to: PeerId, id: CommandId, deadline: Option<Instant>) {
         let row = self.store.rows.get(&(id, to)).expect("stored before it is sent");
-        assert_eq!(row.standing, Standing::Sent, "marked before it is sent");
+        assert_eq!(row.state, StoredState::Sent, "marked before it is sent");
         assert_eq!(row.ended, None, "not after its end");
-        assert!(self.devices[&to].up, "only over a link");
-        assert!(!self.never.contains(&(id, to)), "it may not wait");
+        assert!(self.devices[&to].connected, "only over a link");
+        assert!(!self.never_sent.contains(&(id, to)), "it may not wait");
         let device = self.devices.get_mut(&to).expect("a device");
         match deadline {
             Some(deadline) => {
@@ -442,15 +445,15 @@ impl World {
                     !self.withdrawn.contains(&(id, to)) || self.in_doubt.contains(&id),
                     "withdrawn by a stop"
                 );
-                if self.sent.insert((to, id))
-                    && self.in_order.contains(&(id, to))
+                if self.sent_in_time.insert((to, id))
+                    && self.sent_in_order.contains(&(id, to))
                     && !self.in_doubt.contains(&id)
                 {
                     let before = self
-                        .sent
+                        .sent_in_time
                         .range((to, id)..)
                         .find(|(peer, other)| *peer == to && *other > id);
-                    let before = before.filter(|(_, other)| self.in_order.contains(&(*other, to)));
+                    let before = before.filter(|(_, other)| self.sent_in_order.contains(&(*other, to)));
                     assert_eq!(before, None, "out of order");
                 }
             }
@@ -461,40 +464,40 @@ impl World {
         }
         let known = device.waiting.contains(&id) || device.running.contains(&id);
         if let Some(reply) = device.ended.get(&id) {
-            device.untold.push_back((id, reply.clone()));
+            device.unsent_replies.push_back((id, reply.clone()));
         } else if !known && deadline.is_some() {
             device.waiting.push_back(id);
-            self.book.stage(to, id, Stage::Received, self.now);
+            self.tracker.on_stage(to, id, Stage::Received, self.now);
         } else if !known {
             let reply = Reply::ended(Outcome::Expired, "too late");
             device.ended.insert(id, reply.clone());
-            device.untold.push_back((id, reply));
+            device.unsent_replies.push_back((id, reply));
         }
     }
 
     /// All is well from now on: everything ends.
-    fn heal(&mut self) {
+    fn run_to_end(&mut self) {
         for device in self.devices.values_mut() {
-            device.jammed = false;
+            device.blocked = false;
         }
         for n in 0..NODES {
-            self.take(Step::Up {
+            self.step(Step::Up {
                 node: n,
                 resumed: false,
             });
         }
         for _ in 0..200 {
             while !self.writes.is_empty() {
-                self.take(Step::Write);
+                self.step(Step::Write);
             }
             for n in 0..NODES {
                 for _ in 0..4 {
-                    self.take(Step::Work { node: n });
+                    self.step(Step::Advance { node: n });
                 }
             }
-            self.take(Step::Withhold);
-            self.take(Step::Pass { ms: 1_000 });
-            if self.book.open() == 0 && self.writes.is_empty() {
+            self.step(Step::CancelDeferred);
+            self.step(Step::Wait { ms: 1_000 });
+            if self.tracker.open_deliveries() == 0 && self.writes.is_empty() {
                 return;
             }
         }
@@ -505,47 +508,47 @@ impl World {
             assert!(row.ended.is_some(), "{id} of {to:?} is open: {row:?}");
         }
         for (id, to) in &self.issued {
-            let told = self.told.contains_key(&(*id, *to));
+            let told = self.reported.contains_key(&(*id, *to));
             let refused = self.not_issued.contains(id);
             assert!(
                 !(told && refused && !self.in_doubt.contains(id)),
                 "ended, and never issued"
             );
             assert!(
-                told || refused || self.orphans.contains(id),
+                told || refused || self.issued_before_crash.contains(id),
                 "{id} of {to:?} vanished"
             );
         }
-        assert_eq!(self.book.open(), 0);
-        assert!(self.book.commands.is_empty() && self.book.timers.is_empty());
-        assert!(self.book.writes.is_empty() && self.book.stages.is_empty());
+        assert_eq!(self.tracker.open_deliveries(), 0);
+        assert!(self.tracker.commands.is_empty() && self.tracker.timers.is_empty());
+        assert!(self.tracker.writes.is_empty() && self.tracker.unsaved_stages.is_empty());
     }
 }
 
 /// Whether a write repeats one that has come through although it failed.
-fn repeats(store: &Store, changes: &[Change]) -> bool {
+fn repeats_stored_stage(store: &Store, changes: &[Change]) -> bool {
     changes.iter().any(|change| match change {
         Change::Stage { id, to, stage, .. } => store
             .rows
             .get(&(*id, *to))
             .is_none_or(|row| row.stage >= Some(*stage)),
-        Change::Issued(_) | Change::Moved { .. } | Change::Ended { .. } => false,
+        Change::Issued(_) | Change::StateChanged { .. } | Change::Ended { .. } => false,
     })
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(500))]
     #[test]
-    fn every_delivery_ends_once_whatever_happens(steps in prop::collection::vec(step(), 0..120)) {
-        let mut world = World::new();
+    fn every_delivery_ends_exactly_once(steps in prop::collection::vec(step(), 0..120)) {
+        let mut world = Model::new();
         for step in steps {
             // Whoever issues batches sees to them: here they end before the next command.
             if matches!(step, Step::Issue { .. }) {
-                world.take(Step::Withhold);
+                world.step(Step::CancelDeferred);
             }
-            world.take(step);
+            world.step(step);
         }
-        world.heal();
+        world.run_to_end();
         world.check_ends();
     }
 }

@@ -3,13 +3,16 @@
 use std::time::Instant;
 
 use super::super::{CommandId, Stage};
-use super::{ASK_EVERY, Book, Change, Effect, GIVE_UP_AFTER, IN_FLIGHT_MAX, Mark, Phase, Standing, Write};
+use super::{
+    ABANDON_AFTER, Change, DeliveryTracker, Effect, IN_FLIGHT_MAX, Phase, QUERY_INTERVAL, SentMark,
+    StoredState, WriteInProgress,
+};
 use crate::proto::id::PeerId;
 use crate::proto::outcome::{Outcome, Reply};
 use crate::proto::wire::Lane;
 
-impl Book {
-    pub(super) fn due(&mut self, to: PeerId, id: CommandId, now: Instant) {
+impl DeliveryTracker {
+    pub(super) fn on_deadline(&mut self, to: PeerId, id: CommandId, now: Instant) {
         let Some(node) = self.nodes.get_mut(&to) else {
             return;
         };
@@ -20,33 +23,33 @@ impl Book {
         if now < deadline {
             self.set_timer(to, id, deadline);
         } else if !delivery.sent {
-            self.end(to, id, expired());
-        } else if now >= deadline + GIVE_UP_AFTER {
+            self.end(to, id, expired_reply());
+        } else if now >= deadline + ABANDON_AFTER {
             let why = "no answer until a day after its deadline; it may have run: look before you repeat";
             self.end(to, id, Reply::ended(Outcome::NoAnswer, why));
         } else {
             node.in_flight.remove(&id);
             node.unsent.remove(&(delivery.lane, id));
-            node.to_ask.insert(id);
-            self.set_timer(to, id, (now + ASK_EVERY).min(deadline + GIVE_UP_AFTER));
+            node.to_query.insert(id);
+            self.set_timer(to, id, (now + QUERY_INTERVAL).min(deadline + ABANDON_AFTER));
         }
     }
 
     /// Sends what can be sent to a node now.
-    pub(super) fn stir(&mut self, peer: PeerId, now: Instant) {
+    pub(super) fn send_ready(&mut self, peer: PeerId, now: Instant) {
         let Some(node) = self.nodes.get_mut(&peer) else {
             return;
         };
-        if node.gone {
-            return self.close(peer);
+        if node.revoked {
+            return self.end_revoked(peer);
         }
-        if !node.up {
+        if !node.connected {
             return;
         }
-        let mut late = Vec::new();
+        let mut overdue = Vec::new();
         let mut marks = Vec::new();
         let mut sends = Vec::new();
-        let mut written_first = false;
+        let mut write_pending = false;
         for (lane, id) in &node.unsent {
             let in_flight = node.in_flight.len() + marks.len() + sends.len();
             if in_flight >= IN_FLIGHT_MAX && *lane != Lane::Emergency {
@@ -56,60 +59,60 @@ impl Book {
                 continue;
             };
             if now >= delivery.deadline {
-                late.push(*id);
+                overdue.push(*id);
                 continue;
             }
-            match delivery.mark {
-                Mark::No => {
-                    delivery.mark = Mark::Writing;
+            match delivery.sent_mark {
+                SentMark::Unset => {
+                    delivery.sent_mark = SentMark::Writing;
                     marks.push((*id, delivery.deadline));
-                    written_first = true;
+                    write_pending = true;
                 }
-                Mark::Writing => written_first = true,
+                SentMark::Writing => write_pending = true,
                 // In order: not before what is still being written.
-                Mark::Yes if written_first => break,
-                Mark::Yes => sends.push(*id),
+                SentMark::Stored if write_pending => break,
+                SentMark::Stored => sends.push(*id),
             }
         }
         for id in sends {
             self.send(peer, id);
         }
         if !marks.is_empty() {
-            let write = Write {
+            let write = WriteInProgress {
                 marked: marks.iter().map(|(id, _)| (peer, *id)).collect(),
-                ..Write::default()
+                ..WriteInProgress::default()
             };
-            let mark = |(id, deadline)| Change::Moved {
+            let mark = |(id, deadline)| Change::StateChanged {
                 id,
                 to: peer,
-                standing: Standing::Sent,
+                state: StoredState::Sent,
                 deadline,
             };
-            self.write(write, marks.into_iter().map(mark).collect());
+            self.store(write, marks.into_iter().map(mark).collect());
         }
-        for id in late {
-            self.due(peer, id, now);
+        for id in overdue {
+            self.on_deadline(peer, id, now);
         }
-        self.ask(peer);
+        self.query_status(peer);
     }
 
     /// Asks what is beyond its deadline. No window holds that back: the node answers at once.
-    fn ask(&mut self, peer: PeerId) {
+    fn query_status(&mut self, peer: PeerId) {
         let Some(node) = self.nodes.get_mut(&peer) else {
             return;
         };
-        for id in std::mem::take(&mut node.to_ask) {
+        for id in std::mem::take(&mut node.to_query) {
             let Some(delivery) = node.open.get_mut(&id) else {
                 continue;
             };
             let Some(command) = self.commands.get(&id) else {
                 continue;
             };
-            delivery.first = false;
+            delivery.first_send = false;
             self.effects.push(Effect::Send {
                 to: peer,
                 id,
-                parcel: command.parcel.clone().question(),
+                frame: command.frame.clone().into_status_query(),
                 lane: command.lane,
                 deadline: None,
             });
@@ -126,7 +129,7 @@ impl Book {
         let Some(command) = self.commands.get(&id) else {
             return;
         };
-        delivery.first = !delivery.sent;
+        delivery.first_send = !delivery.sent;
         delivery.sent = true;
         node.unsent.remove(&(delivery.lane, id));
         if delivery.stage < Some(Stage::Started) {
@@ -135,17 +138,18 @@ impl Book {
         self.effects.push(Effect::Send {
             to: peer,
             id,
-            parcel: command.parcel.clone(),
+            frame: command.frame.clone(),
             lane: command.lane,
             deadline: Some(delivery.deadline),
         });
     }
 
     /// Ends all that a node that was put out had open.
-    fn close(&mut self, peer: PeerId) {
+    fn end_revoked(&mut self, peer: PeerId) {
         let Some(node) = self.nodes.get(&peer) else { return };
         let open = node.open.iter();
-        let open = open.filter(|(_, delivery)| delivery.is_open() || matches!(delivery.phase, Phase::Held));
+        let open =
+            open.filter(|(_, delivery)| delivery.is_open() || matches!(delivery.phase, Phase::Deferred));
         let open: Vec<(CommandId, bool)> = open.map(|(id, delivery)| (*id, delivery.sent)).collect();
         for (id, sent) in open {
             let reply = if sent {
@@ -159,7 +163,7 @@ impl Book {
     }
 }
 
-fn expired() -> Reply {
+fn expired_reply() -> Reply {
     Reply::ended(
         Outcome::Expired,
         "its time to live ran out before it could be sent",

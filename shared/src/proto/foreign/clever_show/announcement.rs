@@ -1,0 +1,133 @@
+//! The datagram by which a server says where it is: one frame, the action `server_ip`, and four texts.
+//!
+//! Whoever hears one may believe it or not: nobody signs it.
+
+use bytes::BytesMut;
+use serde_json::Value;
+
+use super::message::Message;
+use super::{ANNOUNCEMENT_BYTES_MAX, BadMessage};
+use crate::proto::message::Arguments;
+use crate::proto::wire::{FrameLimits, FrameReader, LENGTH_BYTES, WireError};
+
+/// The action of the datagram.
+const SERVER_IP: &str = "server_ip";
+/// Longest text of an announcement that is read, in bytes.
+const TEXT_BYTES_MAX: usize = 253;
+
+/// A server is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Announcement {
+    /// Its address, or its name.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+    /// Four digits that tell one run of a server from another.
+    pub id: String,
+    /// When it started: seconds since 1970 as text.
+    pub start_time: String,
+}
+
+/// Why a datagram is not an announcement.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadAnnouncement {
+    /// Longer than anybody reads.
+    #[error("{0} bytes are more than the {ANNOUNCEMENT_BYTES_MAX} of an announcement")]
+    TooLong(usize),
+    /// The bytes are not a frame.
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    /// It ends within a frame, or goes on behind it.
+    #[error("not one whole frame")]
+    NotOneFrame,
+    /// The frame is not a message.
+    #[error(transparent)]
+    Message(#[from] BadMessage),
+    /// It is about something else.
+    #[error("not a {SERVER_IP}")]
+    OtherAction,
+    /// One of the four texts is not there, or is none.
+    #[error("no sound {0:?}")]
+    MissingField(&'static str),
+}
+
+impl Announcement {
+    /// The datagram's bytes.
+    ///
+    /// # Errors
+    /// [`BadAnnouncement::TooLong`]; texts of a server are short.
+    pub fn to_datagram(&self) -> Result<Vec<u8>, BadAnnouncement> {
+        let mut arguments = Arguments::default();
+        let texts = [
+            ("host", self.host.clone()),
+            ("port", self.port.to_string()),
+            ("id", self.id.clone()),
+            ("start_time", self.start_time.clone()),
+        ];
+        for (key, text) in texts {
+            arguments.kwargs.insert(key.to_owned(), text.into());
+        }
+        let message = Message::Action {
+            action: SERVER_IP.to_owned(),
+            arguments,
+        };
+        let mut bytes = BytesMut::new();
+        message.to_frame().encode(&mut bytes)?;
+        if bytes.len() > ANNOUNCEMENT_BYTES_MAX {
+            return Err(BadAnnouncement::TooLong(bytes.len()));
+        }
+        Ok(bytes.to_vec())
+    }
+
+    /// Reads a datagram.
+    ///
+    /// # Errors
+    /// [`BadAnnouncement`].
+    pub fn parse(datagram: &[u8]) -> Result<Self, BadAnnouncement> {
+        if datagram.len() > ANNOUNCEMENT_BYTES_MAX {
+            return Err(BadAnnouncement::TooLong(datagram.len()));
+        }
+        let limits = FrameLimits {
+            header: ANNOUNCEMENT_BYTES_MAX - LENGTH_BYTES,
+            content: ANNOUNCEMENT_BYTES_MAX,
+        };
+        let mut bytes = BytesMut::from(datagram);
+        let frame = FrameReader::new(limits).next_frame(&mut bytes)?;
+        let frame = frame.filter(|_| bytes.is_empty());
+        let message = Message::from_frame(&frame.ok_or(BadAnnouncement::NotOneFrame)?)?;
+        let Message::Action {
+            action,
+            mut arguments,
+        } = message
+        else {
+            return Err(BadAnnouncement::OtherAction);
+        };
+        if action != SERVER_IP {
+            return Err(BadAnnouncement::OtherAction);
+        }
+        let mut text = |key: &'static str| {
+            let text = match arguments.kwargs.remove(key) {
+                Some(Value::String(text)) => text,
+                // Not written by the real program, and clear all the same.
+                Some(Value::Number(number)) => number.to_string(),
+                None | Some(Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_)) => {
+                    return Err(BadAnnouncement::MissingField(key));
+                }
+            };
+            let good = !text.is_empty() && text.len() <= TEXT_BYTES_MAX;
+            if good {
+                Ok(text)
+            } else {
+                Err(BadAnnouncement::MissingField(key))
+            }
+        };
+        let host = text("host")?;
+        let port = text("port")?.parse().ok().filter(|port| *port > 0);
+        Ok(Self {
+            host,
+            port: port.ok_or(BadAnnouncement::MissingField("port"))?,
+            id: text("id")?,
+            start_time: text("start_time")?,
+        })
+    }
+}

@@ -1,0 +1,375 @@
+//! Messages to frames and back.
+//!
+//! | message | `message-type` | header says | content |
+//! |---|---|---|---|
+//! | [`Message::Action`] | `message` | `action` | `{"args": [], "kwargs": {}}` |
+//! | [`Message::FilePush`] | `message` | `action: "filetransfer"`, `filepath` | the file |
+//! | [`Message::Request`] | `request` | | `{"requested_value", "request_id", "args", "kwargs"}` |
+//! | [`Message::Response`] | `response` | `requested_value`, `request_id` | `{"value": …}` |
+//! | [`Message::FileResponse`] | `response` | the same | the file |
+
+use bytes::Bytes;
+use serde_json::{Map, Value, json};
+
+use super::FILE_TRANSFER;
+use crate::proto::json::JsonError;
+use crate::proto::message::Arguments;
+use crate::proto::wire::{ContentEncoding, ContentType, Frame, Header, MessageType};
+
+/// Longest id of a request that is read, in bytes. The real programs write four digits.
+pub const REQUEST_ID_BYTES_MAX: usize = 64;
+/// Longest name of an action or a requested value that is read, in bytes.
+pub const NAME_BYTES_MAX: usize = 256;
+
+/// Most memory that JSON of a peer may take beside its text, in bytes: as short as it is, it may hold a great many
+/// values.
+pub const JSON_MEMORY_BYTES_MAX: usize = 2 * 1024 * 1024;
+/// What an object takes before there is anything in it, a list, and one more value in either, in bytes: the least that
+/// `serde_json` and the allocator give them, generously.
+const OBJECT_BYTES: usize = 640;
+const LIST_BYTES: usize = 128;
+const VALUE_BYTES: usize = 64;
+
+/// One message, either way.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Message {
+    /// Do this. There is no answer.
+    Action {
+        /// What.
+        action: String,
+        /// With what.
+        arguments: Arguments,
+    },
+    /// Write this file. There is no answer.
+    FilePush {
+        /// Where the receiver writes it.
+        path: String,
+        /// All of it.
+        content: Bytes,
+    },
+    /// Tell this.
+    Request {
+        /// What.
+        name: String,
+        /// Digits that the response repeats.
+        id: String,
+        /// With what.
+        arguments: Arguments,
+    },
+    /// It is this.
+    Response {
+        /// What was asked.
+        name: String,
+        /// As in the request.
+        id: String,
+        /// The answer.
+        value: Value,
+    },
+    /// The file that was asked for.
+    FileResponse {
+        /// What was asked: `filetransfer`.
+        name: String,
+        /// As in the request.
+        id: String,
+        /// All of it.
+        content: Bytes,
+    },
+}
+
+/// Why a frame is not a message. The stream goes on: the frame is passed over.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadMessage {
+    /// The content is not JSON that we read.
+    #[error(transparent)]
+    Json(#[from] JsonError),
+    /// A part of the message is not there, or is of another kind, or too long.
+    #[error("a {message} without a sound {part:?}")]
+    MissingPart {
+        /// Which message.
+        message: &'static str,
+        /// What it lacks.
+        part: &'static str,
+    },
+    /// The content is JSON of too many values; found before anything was built.
+    #[error("JSON of so many values that they take more than {JSON_MEMORY_BYTES_MAX} bytes of memory")]
+    TooManyValues,
+    /// Bytes where JSON has to be.
+    #[error("bytes as the content of something that is no file")]
+    UnexpectedBinary,
+}
+
+/// About how much memory arguments take, in bytes.
+pub fn memory_bytes(arguments: &Arguments) -> usize {
+    let values = arguments.args.iter().map(value_bytes).sum::<usize>();
+    values + fields_bytes(&arguments.kwargs)
+}
+
+fn fields_bytes(fields: &Map<String, Value>) -> usize {
+    let fields = fields.iter().map(|(key, value)| key.len() + value_bytes(value));
+    OBJECT_BYTES + fields.sum::<usize>()
+}
+
+/// No deeper than what is read is nested.
+fn value_bytes(value: &Value) -> usize {
+    let within = match value {
+        Value::Null | Value::Bool(_) | Value::Number(_) => 0,
+        Value::String(text) => text.len(),
+        Value::Array(values) => LIST_BYTES + values.iter().map(value_bytes).sum::<usize>(),
+        Value::Object(fields) => fields_bytes(fields),
+    };
+    VALUE_BYTES + within
+}
+
+/// The digits of a request: `0042`.
+pub fn request_id(number: u32) -> String {
+    format!("{number:04}")
+}
+
+impl Message {
+    /// A question for a file.
+    pub fn file_request(path: &str, id: String) -> Self {
+        let mut arguments = Arguments::default();
+        arguments.kwargs.insert("filepath".to_owned(), path.into());
+        Self::Request {
+            name: FILE_TRANSFER.to_owned(),
+            id,
+            arguments,
+        }
+    }
+
+    /// The file that a request asks for, if it asks for one.
+    pub fn requested_file(&self) -> Option<&str> {
+        match self {
+            Self::Request { name, arguments, .. } if name == FILE_TRANSFER => {
+                arguments.kwargs.get("filepath").and_then(Value::as_str)
+            }
+            Self::Request { .. }
+            | Self::Action { .. }
+            | Self::FilePush { .. }
+            | Self::Response { .. }
+            | Self::FileResponse { .. } => None,
+        }
+    }
+
+    /// Reads a frame.
+    ///
+    /// # Errors
+    /// [`BadMessage`]; the stream goes on.
+    pub fn from_frame(frame: &Frame) -> Result<Self, BadMessage> {
+        let is_file = frame.header.content_type == ContentType::Binary;
+        match (frame.header.message_type, is_file) {
+            (MessageType::Message, false) => Ok(Self::Action {
+                action: header_text(frame, "message", "action")?,
+                arguments: parse_arguments("message", json_object(frame, "message")?)?,
+            }),
+            (MessageType::Message, true) => {
+                if frame.header.action.as_deref() != Some(FILE_TRANSFER) {
+                    return Err(BadMessage::UnexpectedBinary);
+                }
+                Ok(Self::FilePush {
+                    path: header_text(frame, "message", "filepath")?,
+                    content: frame.content.clone(),
+                })
+            }
+            (MessageType::Request, true) => Err(BadMessage::UnexpectedBinary),
+            (MessageType::Request, false) => {
+                let mut content = json_object(frame, "request")?;
+                let without = |part| BadMessage::MissingPart {
+                    message: "request",
+                    part,
+                };
+                let name = content.remove("requested_value");
+                let name = name
+                    .and_then(text_or_number)
+                    .filter(|name| name.len() <= NAME_BYTES_MAX);
+                let name = name.ok_or_else(|| without("requested_value"))?;
+                let id = content.remove("request_id");
+                let id = id
+                    .and_then(text_or_number)
+                    .filter(|id| id.len() <= REQUEST_ID_BYTES_MAX);
+                let id = id.ok_or_else(|| without("request_id"))?;
+                let arguments = parse_arguments("request", content)?;
+                Ok(Self::Request { name, id, arguments })
+            }
+            (MessageType::Response, _) => {
+                let name = header_text(frame, "response", "requested_value")?;
+                let id = header_text(frame, "response", "request_id")?;
+                if is_file {
+                    let content = frame.content.clone();
+                    return Ok(Self::FileResponse { name, id, content });
+                }
+                let value = json_object(frame, "response")?.remove("value");
+                let value = value.ok_or(BadMessage::MissingPart {
+                    message: "response",
+                    part: "value",
+                })?;
+                Ok(Self::Response { name, id, value })
+            }
+        }
+    }
+
+    /// The frame that says it. Its header may come out too long to be written where a name or a path is: encoding it
+    /// tells.
+    pub fn to_frame(&self) -> Frame {
+        match self {
+            Self::Action { action, arguments } => {
+                let header = Header {
+                    action: Some(action.clone()),
+                    ..Header::default()
+                };
+                json_frame(header, &json!(arguments))
+            }
+            Self::FilePush { path, content } => {
+                let header = Header {
+                    action: Some(FILE_TRANSFER.to_owned()),
+                    filepath: Some(path.clone()),
+                    ..Header::default()
+                };
+                file_frame(header, content)
+            }
+            Self::Request { name, id, arguments } => {
+                let header = Header {
+                    message_type: MessageType::Request,
+                    ..Header::default()
+                };
+                let Arguments { args, kwargs } = arguments;
+                let content =
+                    json!({ "requested_value": name, "request_id": id, "args": args, "kwargs": kwargs });
+                json_frame(header, &content)
+            }
+            Self::Response { name, id, value } => {
+                json_frame(response_header(name, id), &json!({ "value": value }))
+            }
+            Self::FileResponse { name, id, content } => file_frame(response_header(name, id), content),
+        }
+    }
+}
+
+fn response_header(name: &str, id: &str) -> Header {
+    Header {
+        message_type: MessageType::Response,
+        requested_value: Some(name.to_owned()),
+        request_id: Some(id.to_owned()),
+        ..Header::default()
+    }
+}
+
+fn json_frame(header: Header, content: &Value) -> Frame {
+    let content = content.to_string();
+    Frame {
+        header: Header {
+            content_length: content.len() as u64,
+            ..header
+        },
+        content: content.into(),
+    }
+}
+
+fn file_frame(header: Header, content: &Bytes) -> Frame {
+    Frame {
+        header: Header {
+            content_type: ContentType::Binary,
+            content_length: content.len() as u64,
+            ..header
+        },
+        content: content.clone(),
+    }
+}
+
+fn header_text(frame: &Frame, message: &'static str, part: &'static str) -> Result<String, BadMessage> {
+    let header = &frame.header;
+    let (told, most) = match part {
+        "action" => (&header.action, NAME_BYTES_MAX),
+        // As long as a header may be.
+        "filepath" => (&header.filepath, usize::MAX),
+        "requested_value" => (&header.requested_value, NAME_BYTES_MAX),
+        _ => (&header.request_id, REQUEST_ID_BYTES_MAX),
+    };
+    let told = told.clone().filter(|told| told.len() <= most);
+    told.ok_or(BadMessage::MissingPart { message, part })
+}
+
+fn json_object(frame: &Frame, message: &'static str) -> Result<Map<String, Value>, BadMessage> {
+    if content_memory_bytes(frame) > JSON_MEMORY_BYTES_MAX {
+        return Err(BadMessage::TooManyValues);
+    }
+    match frame.json_value()? {
+        Value::Object(object) => Ok(object),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => {
+            Err(BadMessage::MissingPart {
+                message,
+                part: "object",
+            })
+        }
+    }
+}
+
+/// About how much memory the content takes as values, beside its text.
+fn content_memory_bytes(frame: &Frame) -> usize {
+    match &frame.header.content_encoding {
+        ContentEncoding::Utf16 => {
+            let big = frame.content.starts_with(&[0xfe, 0xff]);
+            let (units, _rest) = frame.content.as_chunks();
+            let units = units.iter().map(|unit| match big {
+                true => u16::from_be_bytes(*unit),
+                false => u16::from_le_bytes(*unit),
+            });
+            // All that counts is ASCII.
+            estimate_memory_bytes(units.map(|unit| u8::try_from(unit).unwrap_or(b' ')))
+        }
+        ContentEncoding::Utf8 | ContentEncoding::Other(_) => {
+            estimate_memory_bytes(frame.content.iter().copied())
+        }
+    }
+}
+
+fn estimate_memory_bytes(text: impl Iterator<Item = u8>) -> usize {
+    let (mut bytes, mut in_string, mut escaped) = (0_usize, false, false);
+    for byte in text {
+        match byte {
+            _ if escaped => escaped = false,
+            b'"' => in_string = !in_string,
+            b'\\' => escaped = in_string,
+            _ if in_string => {}
+            b'{' => bytes = bytes.saturating_add(OBJECT_BYTES),
+            b'[' => bytes = bytes.saturating_add(LIST_BYTES),
+            b',' => bytes = bytes.saturating_add(VALUE_BYTES),
+            _ => {}
+        }
+    }
+    bytes
+}
+
+/// `args` and `kwargs`; either may be absent or `null`, as real peers write after a reconnect.
+fn parse_arguments(message: &'static str, mut content: Map<String, Value>) -> Result<Arguments, BadMessage> {
+    let args = match content.remove("args") {
+        None | Some(Value::Null) => Vec::new(),
+        Some(Value::Array(args)) => args,
+        Some(Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Object(_)) => {
+            return Err(BadMessage::MissingPart {
+                message,
+                part: "args",
+            });
+        }
+    };
+    let kwargs = match content.remove("kwargs") {
+        None | Some(Value::Null) => Map::new(),
+        Some(Value::Object(kwargs)) => kwargs,
+        Some(Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_)) => {
+            return Err(BadMessage::MissingPart {
+                message,
+                part: "kwargs",
+            });
+        }
+    };
+    Ok(Arguments { args, kwargs })
+}
+
+/// Some peers write digits as a number.
+fn text_or_number(value: Value) -> Option<String> {
+    match value {
+        Value::String(text) => Some(text),
+        Value::Number(number) => Some(number.to_string()),
+        Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => None,
+    }
+}

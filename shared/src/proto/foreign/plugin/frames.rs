@@ -1,0 +1,79 @@
+//! Frames to a plug-in, as clever-show's server would send them.
+
+use serde_json::{Map, Value, json};
+
+use crate::proto::message::Arguments;
+use crate::proto::wire::{Frame, Header, MessageType};
+
+/// The action by which a program registers; also what the node's answer to it names.
+pub const REGISTER: &str = "register";
+/// The `request_id` of the answer to `register`, which has none of its own.
+const REGISTER_ID: &str = "0";
+
+fn frame(header: Header, content: &Value) -> Frame {
+    let content = content.to_string();
+    Frame {
+        header: Header {
+            content_length: content.len() as u64,
+            ..header
+        },
+        content: content.into(),
+    }
+}
+
+/// A message: an action for the other side.
+pub fn message(action: &str, kwargs: Map<String, Value>) -> Frame {
+    let header = Header {
+        action: Some(action.to_owned()),
+        ..Header::default()
+    };
+    frame(header, &json!({ "args": [], "kwargs": kwargs }))
+}
+
+/// An action that wants an answer if the plug-in gives any: clever-show's message, with our number in its header.
+pub(super) fn action(name: &str, id: &str, until: u64, arguments: &Arguments) -> Frame {
+    let header = Header {
+        action: Some(name.to_owned()),
+        request_id: Some(id.to_owned()),
+        until: Some(until),
+        ..Header::default()
+    };
+    frame(header, &json!(arguments))
+}
+
+/// A question.
+pub(super) fn request(name: &str, id: &str, until: u64, arguments: &Arguments) -> Frame {
+    let header = Header {
+        message_type: MessageType::Request,
+        until: Some(until),
+        ..Header::default()
+    };
+    let Arguments { args, kwargs } = arguments;
+    let content = json!({ "requested_value": name, "request_id": id, "args": args, "kwargs": kwargs });
+    frame(header, &content)
+}
+
+fn response(name: &str, id: &str, content: &Value) -> Frame {
+    let header = Header {
+        message_type: MessageType::Response,
+        requested_value: Some(name.to_owned()),
+        request_id: Some(id.to_owned()),
+        ..Header::default()
+    };
+    frame(header, content)
+}
+
+/// The answer to `register`: the program is a plug-in now.
+pub fn register_response(value: &Value) -> Frame {
+    response(REGISTER, REGISTER_ID, &json!({ "value": value }))
+}
+
+/// Why not, or why not any longer. `value` is there because clever-show's module reads it from every response.
+pub fn register_error(error: &str) -> Frame {
+    error_response(REGISTER, REGISTER_ID, error)
+}
+
+/// To a question that the plug-in asks.
+pub(super) fn error_response(name: &str, id: &str, error: &str) -> Frame {
+    response(name, id, &json!({ "value": null, "error": error }))
+}
