@@ -1,5 +1,5 @@
-//! What clever-show's programs may send: messages read back as they were written, announcements are sound or faults, and
-//! nothing that a drone says makes an order end twice or never.
+//! Frames and announcements from clever-show programs. Messages and announcements round-trip, and every command to a
+//! drone ends exactly once.
 #![no_main]
 
 use std::collections::BTreeSet;
@@ -8,23 +8,33 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use libfuzzer_sys::fuzz_target;
 use swarm_shared::proto::foreign::clever_show::server::{
-    CLOVER_DIR_BYTES_MAX, Drone, Event, READING_BYTES_MAX, READINGS_MAX, DroneOptions, Deadlines, parse_id_response,
+    CLOVER_DIR_BYTES_MAX, Deadlines, Drone, DroneOptions, Event, READING_BYTES_MAX, READINGS_MAX,
+    parse_id_response,
 };
-use swarm_shared::proto::foreign::clever_show::{ANNOUNCEMENT_BYTES_MAX, Announcement, ID_BYTES_MAX, Message};
+use swarm_shared::proto::foreign::clever_show::{
+    ANNOUNCEMENT_BYTES_MAX, Announcement, ID_BYTES_MAX, Message,
+};
 use swarm_shared::proto::message::Arguments;
-use swarm_shared::proto::wire::{Frame, FrameReader, Limits};
+use swarm_shared::proto::wire::{Frame, FrameLimits, FrameReader};
 
-fn messages(frame: &Frame) {
+fn check_message(frame: &Frame) {
     if let Some(Ok(id)) = parse_id_response(frame) {
         assert!((1..=ID_BYTES_MAX).contains(&id.len()));
     }
-    let Ok(message) = Message::from_frame(frame) else { return };
-    let ours = message.to_frame();
-    assert_ne!(ours.content, "null", "never finished at the real peer");
+    let Ok(message) = Message::from_frame(frame) else {
+        return;
+    };
+    let encoded = message.to_frame();
+    assert_ne!(
+        encoded.content, "null",
+        "the real peer never finishes reading `null`"
+    );
     let mut bytes = BytesMut::new();
-    // A name that was nearly too long may grow over the header's cap: escapes are written out.
-    if ours.encode(&mut bytes).is_ok() {
-        let again = FrameReader::new(Limits::BULK).next_frame(&mut bytes).expect("sound");
+    // Escapes may make a header longer than its cap.
+    if encoded.encode(&mut bytes).is_ok() {
+        let again = FrameReader::new(FrameLimits::BULK)
+            .next_frame(&mut bytes)
+            .expect("valid");
         assert_eq!(Message::from_frame(&again.expect("whole")).as_ref(), Ok(&message));
     }
 }
@@ -36,7 +46,7 @@ struct Server {
 }
 
 impl Server {
-    fn order(&mut self, now: Instant) {
+    fn send_commands(&mut self, now: Instant) {
         let deadlines = Deadlines {
             start_by: now + Duration::from_secs(1),
             respond_by: now + Duration::from_secs(2),
@@ -45,27 +55,33 @@ impl Server {
             self.last += 1;
             self.open.insert(self.last);
             match kind {
-                0 => self.drone.send_request(self.last, "time", Arguments::default(), deadlines, now),
+                0 => self
+                    .drone
+                    .send_request(self.last, "time", Arguments::default(), deadlines, now),
                 1 => self.drone.request_file(self.last, "/y", deadlines, now),
-                2 => self.drone.send_action(self.last, "led", Arguments::default(), deadlines.start_by, now),
-                _ => self.drone.send_file(self.last, "/x", Default::default(), deadlines.start_by, now),
+                2 => self
+                    .drone
+                    .send_action(self.last, "led", Arguments::default(), deadlines.start_by, now),
+                _ => self
+                    .drone
+                    .send_file(self.last, "/x", Default::default(), deadlines.start_by, now),
             }
         }
-        self.told();
+        self.check_events();
     }
 
     fn write(&mut self, now: Instant) {
         while let Some(frame) = self.drone.next_frame(now) {
-            messages(&frame);
+            check_message(&frame);
             self.drone.on_written();
         }
-        self.told();
+        self.check_events();
     }
 
-    fn told(&mut self) {
+    fn check_events(&mut self) {
         while let Some(event) = self.drone.poll_event() {
             if let Event::Completed(ticket, _) = event {
-                assert!(self.open.remove(&ticket), "ended once");
+                assert!(self.open.remove(&ticket), "each ticket ends once");
             }
         }
         assert!(self.drone.readings().len() <= READINGS_MAX);
@@ -101,28 +117,28 @@ fuzz_target!(|data: &[u8]| {
         open: BTreeSet::new(),
         last: 0,
     };
-    server.drone.connected(now);
-    server.order(now);
-    let mut reader = FrameReader::new(Limits::CONTROL);
+    server.drone.on_connected(now);
+    server.send_commands(now);
+    let mut reader = FrameReader::new(FrameLimits::CONTROL);
     let mut inbox = BytesMut::from(stream);
     while let Ok(Some(frame)) = reader.next_frame(&mut inbox) {
-        messages(&frame);
+        check_message(&frame);
         server.write(now);
         server.drone.handle_frame(&frame, now);
-        server.told();
+        server.check_events();
         now += Duration::from_millis(u64::from(*step) * 8);
         server.drone.handle_timeout(now);
-        server.told();
+        server.check_events();
         assert!(server.drone.poll_timeout().is_none_or(|due| due > now));
         if step & 4 == 4 {
             server.drone.on_disconnected(now);
-            server.drone.connected(now);
+            server.drone.on_connected(now);
         }
         if step & 8 == 8 {
-            server.order(now);
+            server.send_commands(now);
         }
     }
     server.drone.close("the end");
-    server.told();
-    assert!(server.open.is_empty(), "every order has ended");
+    server.check_events();
+    assert!(server.open.is_empty(), "every command ends");
 });

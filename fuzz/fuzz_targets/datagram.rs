@@ -1,4 +1,4 @@
-//! Any datagram to the port for pings: as a stop, as a ping. Nothing forged is heeded, and nothing panics.
+//! Datagrams to the ping port, read as a stop and as a ping. Forged ones have no effect, and none panics.
 #![no_main]
 
 use std::collections::BTreeMap;
@@ -8,8 +8,8 @@ use std::time::Instant;
 use libfuzzer_sys::fuzz_target;
 use swarm_shared::proto::id::NodeName;
 use swarm_shared::proto::ping::PingFilter;
-use swarm_shared::proto::selector::Target;
-use swarm_shared::proto::stop::{Carrier, StopDatagram, StopReceiver};
+use swarm_shared::proto::selector::NodeAttributes;
+use swarm_shared::proto::stop::{ReceivedVia, StopDatagram, StopReceiver};
 use swarm_shared::proto::trust::{FleetRoot, Membership, Role, SigningKey};
 
 static MEMBER: LazyLock<Membership> = LazyLock::new(|| {
@@ -23,25 +23,26 @@ fuzz_target!(|bytes: &[u8]| {
     let name = NodeName::parse("drone-07").expect("a name");
     let id = SigningKey::from_seed([3; 32]).public().id();
     let tags = BTreeMap::new();
-    let me = Target {
+    let me = NodeAttributes {
         name: &name,
         id: &id,
         tags: &tags,
     };
-    let mut desk = StopReceiver::new(true, Vec::new(), None);
+    let mut receiver = StopReceiver::new(true, Vec::new(), None);
     #[allow(clippy::disallowed_methods)]
     let now = Instant::now();
-    let first = desk.hear(bytes, Carrier::Datagram, Some(&MEMBER), &me, now);
-    if first.is_ok() && desk.present().is_some() {
-        // Only what the corpus holds is signed: it is heeded once.
-        let order = desk.present().expect("stopped").order;
-        desk.release(order).expect("in force");
-        desk.hear(bytes, Carrier::Datagram, Some(&MEMBER), &me, now)
+    let first = receiver.receive(bytes, ReceivedVia::Datagram, Some(&MEMBER), &me, now);
+    if first.is_ok() && receiver.active_stop().is_some() {
+        // Only the datagrams in the corpus have a valid signature: each takes effect once.
+        let id = receiver.active_stop().expect("stopped").id;
+        receiver.release(id).expect("in force");
+        receiver
+            .receive(bytes, ReceivedVia::Datagram, Some(&MEMBER), &me, now)
             .expect("sound");
-        assert!(desk.present().is_none(), "a replay after the release");
+        assert!(receiver.active_stop().is_none(), "a replay after the release");
     }
     let _ping = PingFilter::default().accept(bytes, None);
-    if let Ok(read) = StopDatagram::read(bytes) {
-        let _grant = read.grant().verify(MEMBER.root());
+    if let Ok(datagram) = StopDatagram::parse(bytes) {
+        let _grant = datagram.grant().verify(MEMBER.root());
     }
 });

@@ -1,11 +1,12 @@
-//! A stream of frames: cut anywhere, it reads the same; what was read is within its caps and writes back.
+//! A byte stream of frames. Frames do not depend on how the stream is split, stay within the caps, and encode to
+//! frames that decode equal.
 #![no_main]
 
 use bytes::BytesMut;
 use libfuzzer_sys::fuzz_target;
-use swarm_shared::proto::wire::{Frame, FrameReader, Limits, WireError};
+use swarm_shared::proto::wire::{Frame, FrameLimits, FrameReader, WireError};
 
-fn read(stream: &[u8], limits: Limits, piece: usize) -> (Vec<Frame>, Option<WireError>) {
+fn read(stream: &[u8], limits: FrameLimits, piece: usize) -> (Vec<Frame>, Option<WireError>) {
     let mut reader = FrameReader::new(limits);
     let mut buffer = BytesMut::new();
     let mut frames = Vec::new();
@@ -18,8 +19,8 @@ fn read(stream: &[u8], limits: Limits, piece: usize) -> (Vec<Frame>, Option<Wire
                 Err(error) => return (frames, Some(error)),
             }
         }
-        assert!(reader.lacking() > 0);
-        assert!(reader.lacking() <= 2 + limits.header.max(limits.content));
+        assert!(reader.missing_bytes() > 0);
+        assert!(reader.missing_bytes() <= 2 + limits.header.max(limits.content));
     }
     (frames, None)
 }
@@ -28,17 +29,17 @@ fuzz_target!(|data: &[u8]| {
     let Some((cut, stream)) = data.split_first() else {
         return;
     };
-    for limits in [Limits::PREAUTH, Limits::CONTROL, Limits::BULK] {
+    for limits in [FrameLimits::PREAUTH, FrameLimits::CONTROL, FrameLimits::BULK] {
         let whole = read(stream, limits, stream.len().max(1));
         assert_eq!(whole, read(stream, limits, usize::from(*cut) + 1));
         for frame in whole.0 {
             assert_eq!(frame.content.len() as u64, frame.header.content_length);
             assert!(frame.content.len() <= limits.content);
-            let _any = frame.value();
+            let _any = frame.json_value();
             let mut bytes = BytesMut::new();
-            // A header that was nearly too long may grow over its cap: escapes are written out.
+            // Escapes may make a header longer than its cap.
             if frame.encode(&mut bytes).is_ok() {
-                let (again, error) = read(&bytes, Limits::BULK, bytes.len());
+                let (again, error) = read(&bytes, FrameLimits::BULK, bytes.len());
                 assert_eq!((again, error), (vec![frame], None));
             }
         }

@@ -1,4 +1,4 @@
-//! A signed grant as text: read, and believed only if the root signed it.
+//! A signed grant as JSON. It is accepted only with the fleet root's signature.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -11,7 +11,10 @@ fuzz_target!(|bytes: &[u8]| {
     let root = SigningKey::from_seed([1; 32]).public();
     if let Ok(grant) = signed.verify(&root) {
         assert_eq!(grant.fleet, root);
-        let again = serde_json::to_vec(&signed).expect("it was read");
-        assert_eq!(serde_json::from_slice::<Signed<Grant>>(&again).expect("ours"), signed);
+        let again = serde_json::to_vec(&signed).expect("it was decoded");
+        assert_eq!(
+            serde_json::from_slice::<Signed<Grant>>(&again).expect("our own encoding"),
+            signed
+        );
     }
 });

@@ -1,4 +1,4 @@
-//! Invitation codes as people type them: no text does more than fail, and what was understood writes back.
+//! Invitation codes as text. Arbitrary text never panics; a parsed code prints to the same code.
 #![no_main]
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -14,7 +14,7 @@ fuzz_target!(|data: &[u8]| {
         assert_eq!(invitation.to_string().parse(), Ok(invitation));
     }
 
-    // Past the checksum: any invitation reads back.
+    // Behind the checksum: any invitation round-trips.
     let Some((fixed, addresses)) = data.split_first_chunk::<48>() else {
         return;
     };

@@ -1,11 +1,11 @@
-//! What a client of Knut may send: read the same way in any pieces, never held beyond the bound, and each message
-//! written again as it was read.
+//! A byte stream from a Knut client. Messages do not depend on how the stream is split, stay within the bound, and
+//! round-trip.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 use swarm_shared::proto::foreign::knut::{Decoder, Item, Message};
 
-fn all(max: usize, pieces: impl Iterator<Item = Vec<u8>>) -> Vec<Item> {
+fn decode_all(max: usize, pieces: impl Iterator<Item = Vec<u8>>) -> Vec<Item> {
     let mut decoder = Decoder::new(max);
     let mut items = Vec::new();
     for piece in pieces {
@@ -23,9 +23,9 @@ fuzz_target!(|data: &[u8]| {
         return;
     };
     let max = usize::from(first).max(1) * 4;
-    let whole = all(max, std::iter::once(bytes.to_vec()));
-    let cut = all(max, bytes.chunks(3).map(<[u8]>::to_vec));
-    assert_eq!(whole, cut);
+    let whole = decode_all(max, std::iter::once(bytes.to_vec()));
+    let split = decode_all(max, bytes.chunks(3).map(<[u8]>::to_vec));
+    assert_eq!(whole, split);
     for item in whole {
         if let Item::Message(message) = item {
             let written = message.encode();

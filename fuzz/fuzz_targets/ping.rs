@@ -1,4 +1,4 @@
-//! Datagrams that may be pings: none is believed that the station did not sign, none is heard twice.
+//! Ping datagrams. A ping without a valid signature is refused, and a repeated one too.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -6,14 +6,14 @@ use swarm_shared::proto::ping::{Ping, PingFilter};
 use swarm_shared::proto::trust::SigningKey;
 
 fuzz_target!(|data: &[u8]| {
-    let mut guard = PingFilter::default();
-    let heard = guard.accept(data, None);
-    assert_eq!(heard, Ping::decode(data));
-    if heard.is_ok() {
-        assert!(guard.accept(data, None).is_err(), "a repeat");
+    let mut filter = PingFilter::default();
+    let accepted = filter.accept(data, None);
+    assert_eq!(accepted, Ping::decode(data));
+    if accepted.is_ok() {
+        assert!(filter.accept(data, None).is_err(), "a repeat");
     }
 
-    // Past the signature: any fields of a good ping read back, and any change is noticed.
+    // Behind the signature check: a signed ping round-trips, and one with any changed byte is refused.
     let Some((fields, change)) = data.split_first_chunk::<18>() else {
         return;
     };

@@ -1,22 +1,24 @@
-//! What a program may send to a Platypush door: however it arrives, it is cut into the same messages, none longer than
-//! allowed, and what reads as a request reads as the same request when it is written again.
+//! A byte stream to the Platypush TCP gateway. Messages do not depend on how the stream is split, are at most as long as
+//! allowed, and a parsed request round-trips.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use swarm_shared::proto::foreign::platypush::{ACTION_BYTES_MAX, FramingError, ID_BYTES, Request, Response, MessageReader, arguments};
+use swarm_shared::proto::foreign::platypush::{
+    ACTION_BYTES_MAX, FramingError, ID_BYTES, MessageReader, Request, Response, arguments,
+};
 
-const MADE_UP: [u8; ID_BYTES] = [0xab; ID_BYTES];
+const GENERATED_ID: [u8; ID_BYTES] = [0xab; ID_BYTES];
 
 fn split(stream: &[u8], piece: usize, max: usize) -> (Vec<Vec<u8>>, Option<FramingError>) {
-    let mut splitter = MessageReader::new(max);
+    let mut reader = MessageReader::new(max);
     let mut found = Vec::new();
     for piece in stream.chunks(piece) {
-        splitter.feed(piece);
+        reader.feed(piece);
         loop {
-            match splitter.next_message() {
+            match reader.next_message() {
                 Ok(Some(message)) => found.push(message),
                 Ok(None) => break,
-                Err(cut) => return (found, Some(cut)),
+                Err(error) => return (found, Some(error)),
             }
         }
     }
@@ -26,11 +28,14 @@ fn split(stream: &[u8], piece: usize, max: usize) -> (Vec<Vec<u8>>, Option<Frami
 fuzz_target!(|data: &[u8]| {
     let [piece, max, stream @ ..] = data else { return };
     let max = usize::from(*max) * 16 + 1;
-    let (messages, cut) = split(stream, usize::from(*piece) + 1, max);
-    assert_eq!((&messages, cut), (&split(stream, 4096, max).0, split(stream, 4096, max).1));
+    let (messages, error) = split(stream, usize::from(*piece) + 1, max);
+    assert_eq!(
+        (&messages, error),
+        (&split(stream, 4096, max).0, split(stream, 4096, max).1)
+    );
     for message in messages {
         assert!(message.len() <= max);
-        let request = match Request::parse(&message, MADE_UP) {
+        let request = match Request::parse(&message, GENERATED_ID) {
             Ok(request) => request,
             Err(bad) => {
                 assert!(!bad.id.is_empty() && !bad.to_string().is_empty());
@@ -38,7 +43,10 @@ fuzz_target!(|data: &[u8]| {
             }
         };
         assert!(!request.action.is_empty() && request.action.len() <= ACTION_BYTES_MAX);
-        assert_eq!(Request::from_value(request.to_value(), MADE_UP).as_ref(), Ok(&request));
+        assert_eq!(
+            Request::from_value(request.to_value(), GENERATED_ID).as_ref(),
+            Ok(&request)
+        );
         let response = Response {
             id: request.id,
             target: request.origin,

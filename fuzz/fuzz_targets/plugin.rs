@@ -1,5 +1,5 @@
-//! What a program on the device may send to plugin.sock: nothing that it says makes a call end twice or never, leads
-//! to more than its caps allow, or has a frame written that cannot be read.
+//! Frames from a plug-in on plugin.sock. Every call ends exactly once, all caps hold, and every frame that the node
+//! sends can be decoded.
 #![no_main]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -8,40 +8,40 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use libfuzzer_sys::fuzz_target;
 use serde_json::json;
-use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::foreign::plugin::{
-    ACTIONS_MAX, CALLS_MAX, Call, PluginProtocol, Event, FIELD_VALUE_BYTES_MAX, FIELDS_MAX, LIMITS, LIMITS_UNREGISTERED,
-    REQUESTS_MAX, Registration, TEXT_BYTES_MAX, is_name,
+    ACTIONS_MAX, CALLS_MAX, Call, Event, FIELD_VALUE_BYTES_MAX, FIELDS_MAX, LIMITS, LIMITS_UNREGISTERED,
+    PluginProtocol, REQUESTS_MAX, Registration, TEXT_BYTES_MAX, is_name,
 };
+use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::wire::FrameReader;
 
-/// The node's side, as its task carries it out.
+/// The node's side of one plug-in connection.
 struct Node {
-    conversation: PluginProtocol,
+    protocol: PluginProtocol,
     registration: Option<Registration>,
     open: BTreeSet<u64>,
-    handovers: Vec<u64>,
-    begun: u64,
+    write_ids: Vec<u64>,
+    started: u64,
 }
 
 impl Node {
-    fn carry_out(&mut self) {
-        while let Some(event) = self.conversation.poll_event() {
+    fn apply_effects(&mut self) {
+        while let Some(event) = self.protocol.poll_event() {
             match event {
-                Event::Send(frame, handover) => {
+                Event::Send(frame, write_id) => {
                     let mut bytes = BytesMut::new();
-                    frame.encode(&mut bytes).expect("a frame of ours");
-                    let read = FrameReader::new(LIMITS).next_frame(&mut bytes).expect("sound");
+                    frame.encode(&mut bytes).expect("our own frame");
+                    let read = FrameReader::new(LIMITS).next_frame(&mut bytes).expect("valid");
                     assert_eq!(read.as_ref(), Some(frame.as_ref()));
-                    assert!(frame.value().expect("JSON").is_object());
-                    self.handovers.extend(handover);
+                    assert!(frame.json_value().expect("JSON").is_object());
+                    self.write_ids.extend(write_id);
                 }
                 Event::Register(registration) => {
                     assert!(is_name(&registration.name));
                     assert!(registration.callables.len() <= ACTIONS_MAX + REQUESTS_MAX);
                     assert!(registration.fields.len() <= FIELDS_MAX);
                     self.registration = Some(registration);
-                    self.conversation.finish_registration(Ok(json!({ "node": "n1" })));
+                    self.protocol.finish_registration(Ok(json!({ "node": "n1" })));
                 }
                 Event::CallEnded(number, _) => assert!(self.open.remove(&number), "ended once"),
                 Event::Telemetry(fields) => {
@@ -53,33 +53,35 @@ impl Node {
                 }
                 Event::Log(_, text) => assert!(text.len() <= TEXT_BYTES_MAX),
                 Event::Ignored(_) => {}
-                Event::Close(_) => assert!(self.conversation.is_closed() && self.open.is_empty()),
+                Event::Close(_) => assert!(self.protocol.is_closed() && self.open.is_empty()),
             }
         }
-        assert!(self.conversation.pending_calls() <= CALLS_MAX);
-        assert_eq!(self.conversation.pending_calls(), self.open.len());
+        assert!(self.protocol.pending_calls() <= CALLS_MAX);
+        assert_eq!(self.protocol.pending_calls(), self.open.len());
     }
 
-    /// Calls what is offered, in turn.
+    /// Calls the registered actions, one after the other.
     fn call(&mut self, now: Instant) {
-        let Some(registration) = &self.registration else { return };
-        let entries: BTreeMap<_, _> = registration.callables.iter().collect();
-        let count = u64::try_from(entries.len()).expect("few");
-        if count == 0 || self.conversation.is_closed() {
+        let Some(registration) = &self.registration else {
+            return;
+        };
+        let callables: BTreeMap<_, _> = registration.callables.iter().collect();
+        let count = u64::try_from(callables.len()).expect("a small number");
+        if count == 0 || self.protocol.is_closed() {
             return;
         }
-        let turn = usize::try_from(self.begun % count).expect("few");
-        let name = entries.keys().nth(turn).expect("one of them").to_string();
-        self.begun += 1;
-        self.open.insert(self.begun);
+        let index = usize::try_from(self.started % count).expect("a small number");
+        let name = callables.keys().nth(index).expect("within the count").to_string();
+        self.started += 1;
+        self.open.insert(self.started);
         let call = Call {
-            number: self.begun,
+            number: self.started,
             name,
             arguments: Arguments::default(),
             deadline: Some(now + Duration::from_secs(1)),
         };
-        self.conversation.start_call(call, now, 1_000);
-        self.carry_out();
+        self.protocol.start_call(call, now, 1_000);
+        self.apply_effects();
     }
 }
 
@@ -90,38 +92,38 @@ fuzz_target!(|data: &[u8]| {
     #[allow(clippy::disallowed_methods)]
     let mut now = Instant::now();
     let mut node = Node {
-        conversation: PluginProtocol::new(now),
+        protocol: PluginProtocol::new(now),
         registration: None,
         open: BTreeSet::new(),
-        handovers: Vec::new(),
-        begun: 0,
+        write_ids: Vec::new(),
+        started: 0,
     };
     let mut reader = FrameReader::new(LIMITS_UNREGISTERED);
     let mut inbox = BytesMut::from(stream);
     loop {
         match reader.next_frame(&mut inbox) {
-            Ok(Some(frame)) => node.conversation.handle_frame(&frame, now),
-            Ok(None) => node.conversation.on_disconnected("it closed its connection"),
-            Err(error) => node.conversation.close(&error.to_string()),
+            Ok(Some(frame)) => node.protocol.handle_frame(&frame, now),
+            Ok(None) => node.protocol.on_disconnected("connection closed"),
+            Err(error) => node.protocol.close(&error.to_string()),
         }
-        node.carry_out();
-        if node.conversation.is_closed() {
+        node.apply_effects();
+        if node.protocol.is_closed() {
             break;
         }
         reader.set_limits(LIMITS);
         node.call(now);
         node.call(now);
-        if node.begun % 3 == 0 {
-            for number in std::mem::take(&mut node.handovers) {
-                node.conversation.on_written(number);
+        if node.started % 3 == 0 {
+            for number in std::mem::take(&mut node.write_ids) {
+                node.protocol.on_written(number);
             }
         }
-        node.conversation.cancel(u64::from(*step));
-        node.carry_out();
+        node.protocol.cancel(u64::from(*step));
+        node.apply_effects();
         now += Duration::from_millis(u64::from(*step) * 8);
-        node.conversation.handle_timeout(now);
-        node.carry_out();
-        assert!(node.conversation.poll_timeout().is_none_or(|due| due > now));
+        node.protocol.handle_timeout(now);
+        node.apply_effects();
+        assert!(node.protocol.poll_timeout().is_none_or(|due| due > now));
     }
-    assert!(node.open.is_empty(), "every call has ended");
+    assert!(node.open.is_empty(), "every call ends");
 });

@@ -1,5 +1,5 @@
-//! What a peer may send to a socktools door: however it arrives, it gives the same messages, none longer than allowed,
-//! and they read as they were when they are written again.
+//! A byte stream to the socktools gateway. Messages do not depend on how the stream is split, are at most as long as
+//! allowed, and round-trip.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -25,9 +25,18 @@ fuzz_target!(|data: &[u8]| {
     let [piece, max, stream @ ..] = data else { return };
     let max = usize::from(*max);
     let (messages, fault) = read(stream, usize::from(*piece) + 1, max);
-    assert_eq!((&messages, fault), (&read(stream, 4096, max).0, read(stream, 4096, max).1));
-    let written: Vec<u8> = messages.iter().flat_map(|message| encode(message).expect("short")).collect();
-    assert!(stream.starts_with(&written), "nothing is lost and nothing made up");
+    assert_eq!(
+        (&messages, fault),
+        (&read(stream, 4096, max).0, read(stream, 4096, max).1)
+    );
+    let written: Vec<u8> = messages
+        .iter()
+        .flat_map(|message| encode(message).expect("short"))
+        .collect();
+    assert!(
+        stream.starts_with(&written),
+        "messages are exactly the bytes that came"
+    );
     assert!(messages.iter().all(|message| message.len() <= max));
     if let Some(TooLong { length, .. }) = fault {
         assert!(length > max);
