@@ -2,9 +2,10 @@
 
 use std::collections::VecDeque;
 use std::io::{self, IsTerminal, Write};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use anyhow::Context;
+use swarm_shared::net::sync::Mutex;
 use tracing::{Level, Metadata};
 use tracing_subscriber::Layer;
 use tracing_subscriber::filter::Targets;
@@ -46,7 +47,7 @@ impl LogRing {
     }
 
     fn newest(&self, count: usize, wanted: impl Fn(&LogLine) -> bool) -> Vec<String> {
-        let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let lines = self.lines.lock();
         let mut newest: Vec<String> = lines
             .iter()
             .rev()
@@ -67,7 +68,7 @@ impl LogRing {
             text: text[..end].trim_end().to_owned(),
             is_warning,
         };
-        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lines = self.lines.lock();
         if lines.len() == LOG_LINES_BURST {
             lines.pop_front();
         }

@@ -11,11 +11,12 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream as BlockingStream;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use swarm_shared::net::clock;
+use swarm_shared::net::sync::Mutex;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
@@ -115,12 +116,12 @@ impl Status {
 
     /// Changes the facts.
     pub fn update(&self, change: impl FnOnce(&mut StatusView)) {
-        change(&mut self.facts.lock().unwrap_or_else(PoisonError::into_inner));
+        change(&mut self.facts.lock());
     }
 
     /// As of now.
     pub fn view(&self) -> StatusView {
-        let mut view = self.facts.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut view = self.facts.lock().clone();
         let now = clock::now();
         for link in &mut view.links {
             if let Some(since) = link.since {

@@ -14,7 +14,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,6 +22,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use swarm_shared::net::peer::ChunkBytes;
 use swarm_shared::net::roots::{FileError, IncomingFile, OutgoingFile, Roots};
+use swarm_shared::net::sync::Mutex;
 use swarm_shared::proto::delivery::CommandId;
 use swarm_shared::proto::hex;
 use swarm_shared::proto::id::PeerId;
@@ -279,7 +280,7 @@ fn refuse(
 
 impl Inner {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<CommandId, RunningTransfer>> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+        self.running.lock()
     }
 
     fn parts(&self, id: CommandId) -> Option<SyncSender<ReceivedPart>> {

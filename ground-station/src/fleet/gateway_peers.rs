@@ -3,10 +3,11 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use swarm_shared::net::sync::Mutex;
 use tokio::sync::{mpsc, oneshot};
 
 use super::Failure;
@@ -81,7 +82,7 @@ impl GatewayPeers {
             gateway,
             table: Arc::default(),
         };
-        lock(&self.0).insert(gateway, peers.clone());
+        self.0.lock().insert(gateway, peers.clone());
         peers
     }
 
@@ -90,7 +91,7 @@ impl GatewayPeers {
     /// # Errors
     /// There is no such gateway.
     pub fn get(&self, gateway: &str) -> Result<PeerRegistry, SendError> {
-        let peers = lock(&self.0).get(gateway).cloned();
+        let peers = self.0.lock().get(gateway).cloned();
         peers.ok_or_else(|| {
             let text = format!(
                 "no gateway {gateway:?} with peers is open here; [gateways.socktools] in the station's configuration opens one"
@@ -104,7 +105,7 @@ impl PeerRegistry {
     /// A peer has connected: its place, and what it is to be sent.
     pub fn register(&self, addr: SocketAddr, dialled: bool) -> (PeerGuard, mpsc::Receiver<OutgoingMessage>) {
         let (parcels, receiver) = mpsc::channel(OUTGOING_MESSAGES_MAX);
-        let mut table = lock(&self.table);
+        let mut table = self.table.lock();
         let number = table.next_id;
         table.next_id += 1;
         let seated = ConnectedPeer {
@@ -124,7 +125,7 @@ impl PeerRegistry {
 
     /// Who is connected.
     pub fn list(&self) -> Vec<PeerView> {
-        let table = lock(&self.table);
+        let table = self.table.lock();
         table.peers.values().map(|seated| self.view(seated)).collect()
     }
 
@@ -170,7 +171,7 @@ impl PeerRegistry {
     }
 
     fn select(&self, to: Option<&str>) -> Result<Vec<ConnectedPeer>, SendError> {
-        let all: Vec<ConnectedPeer> = lock(&self.table).peers.values().cloned().collect();
+        let all: Vec<ConnectedPeer> = self.table.lock().peers.values().cloned().collect();
         let Some(to) = to else {
             if all.is_empty() {
                 let text = format!("no peer is connected at the gateway {}", self.gateway);
@@ -221,12 +222,8 @@ impl PeerGuard {
 
 impl Drop for PeerGuard {
     fn drop(&mut self) {
-        lock(&self.table).peers.remove(&self.id);
+        self.table.lock().peers.remove(&self.id);
     }
-}
-
-fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
-    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

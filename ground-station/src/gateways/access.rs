@@ -3,10 +3,11 @@
 mod audit_aggregator;
 
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 use swarm_shared::net::clock;
+use swarm_shared::net::sync::Mutex;
 use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::outcome::Outcome;
 use swarm_shared::proto::selector::{Glob, Selector};
@@ -143,7 +144,7 @@ impl AccessPolicy {
     }
 
     fn aggregator(&self) -> MutexGuard<'_, AuditAggregator> {
-        self.0.aggregator.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.aggregator.lock()
     }
 
     /// Whether an action may pass.

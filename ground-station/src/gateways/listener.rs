@@ -10,11 +10,12 @@
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use swarm_shared::net::clock;
 use swarm_shared::net::socket::{self, KeepaliveConfig, TrafficClass};
+use swarm_shared::net::sync::Mutex;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -220,7 +221,7 @@ pub struct ThrottledLog(Arc<Mutex<ConnectionTable>>);
 impl ThrottledLog {
     /// One more of this kind; how many there are to tell of, if it is time.
     pub fn count(&self, kind: &'static str) -> Option<u64> {
-        let mut connections = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut connections = self.0.lock();
         connections
             .log_throttles
             .entry(kind)
@@ -254,7 +255,7 @@ impl ConnectionPermit {
         limits: &ConnectionLimits,
     ) -> Option<Self> {
         let now = clock::now();
-        let mut table = connections.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut table = connections.lock();
         if table.total >= limits.connections {
             return None;
         }
@@ -292,7 +293,7 @@ impl ConnectionPermit {
             connections: 1,
             bucket: TokenBucket::full(limits.rate, clock::now()),
         };
-        let mut inside = connections.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut inside = connections.lock();
         inside.total = 1;
         inside.addresses.insert(addr.ip(), address);
         drop(inside);
@@ -313,7 +314,7 @@ impl ConnectionPermit {
         loop {
             let now = clock::now();
             let wait = {
-                let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut connections = self.connections.lock();
                 let address = connections.addresses.get_mut(&self.addr.ip());
                 address.and_then(|address| address.bucket.take(self.rate, now).err())
             };
@@ -325,7 +326,7 @@ impl ConnectionPermit {
 
 impl Drop for ConnectionPermit {
     fn drop(&mut self) {
-        let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut connections = self.connections.lock();
         connections.total -= 1;
         if let Some(address) = connections.addresses.get_mut(&self.addr.ip()) {
             address.connections -= 1;

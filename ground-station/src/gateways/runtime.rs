@@ -2,10 +2,10 @@
 //! so that a crowd at the gateways is felt at the gateways.
 
 use std::io;
-use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use rustix::process::{getpriority_process, setpriority_process};
+use swarm_shared::net::sync::Mutex;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::task::JoinHandle;
 
@@ -68,7 +68,7 @@ fn check_thread_limit(count: usize) -> io::Result<()> {
     let gate = Mutex::new(());
     thread::scope(|scope| {
         let held = gate.lock();
-        let wait = || drop(gate.lock().unwrap_or_else(PoisonError::into_inner));
+        let wait = || drop(gate.lock());
         let tried = (0..count).try_for_each(|_| thread::Builder::new().spawn_scoped(scope, wait).map(drop));
         drop(held);
         tried

@@ -11,12 +11,13 @@
 //! done in their order; what an operator sends goes out in between.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use data_encoding::BASE64;
 use serde_json::Value;
 use swarm_shared::net::socket::{self, KeepaliveConfig, TrafficClass};
+use swarm_shared::net::sync::Mutex;
 use swarm_shared::net::{clock, random};
 use swarm_shared::proto::foreign::platypush::{BadMessage, Request, Response, id_from_random};
 use swarm_shared::proto::foreign::socktools::{LENGTH_BYTES, MessageReader, encode};
@@ -209,7 +210,7 @@ impl Server {
         match ended {
             Ok(()) => tracing::debug!(gateway = GATEWAY, %addr, "a peer has ended"),
             Err(StreamError::ConnectionLost(why) | StreamError::ProtocolError(why)) => {
-                let mut dropped = self.drop_log.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut dropped = self.drop_log.lock();
                 if let Some(count) = dropped.count(clock::now()) {
                     tracing::info!(gateway = GATEWAY, %addr, why, count, "a peer is dropped");
                 }

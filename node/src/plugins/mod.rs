@@ -18,12 +18,13 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use serde_json::{Map, Value, json};
 use swarm_shared::net::clock;
+use swarm_shared::net::sync::Mutex;
 use swarm_shared::proto::foreign::plugin::{
     Call, Callable, CallableKind, PLUGINS_MAX, Registration, register_error,
 };
@@ -254,7 +255,7 @@ impl Plugins {
     }
 
     fn table(&self) -> MutexGuard<'_, BTreeMap<String, Plugin>> {
-        self.inner.table.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.table.lock()
     }
 }
 

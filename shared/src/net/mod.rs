@@ -16,4 +16,5 @@ pub mod random;
 pub mod roots;
 pub mod socket;
 pub mod state_file;
+pub mod sync;
 pub mod tls;

@@ -10,11 +10,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use swarm_shared::net::clock;
 use swarm_shared::net::peer::PeerLink;
+use swarm_shared::net::sync::Mutex;
 use swarm_shared::proto::delivery::tracker::{
     CancelResult, Change, DeliveryTarget, DeliveryTracker, Effect, IssueRequest, StoredCommand, WriteId,
 };
@@ -147,7 +148,7 @@ impl Drop for DeliveryInbox {
 }
 
 fn drop_withdrawals(withdrawals: &Withdrawals) {
-    withdrawals.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    withdrawals.lock().clear();
 }
 
 impl DeliveryHandle {
@@ -162,7 +163,7 @@ impl DeliveryHandle {
             ordered_at,
             reply,
         };
-        let mut all = self.withdrawals.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.withdrawals.lock();
         all.push(withdrawal);
         count
     }
@@ -310,7 +311,7 @@ impl DeliveryTask {
     }
 
     fn apply_withdrawals(&mut self, ordered: &Withdrawals) {
-        let ordered = std::mem::take(&mut *ordered.lock().unwrap_or_else(PoisonError::into_inner));
+        let ordered = std::mem::take(&mut *ordered.lock());
         for Withdrawal {
             targets,
             reason,

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -11,6 +11,7 @@ use serde_json::json;
 use swarm_shared::net::clock;
 use swarm_shared::net::peer::{PeerEvent, ReplyTo, Request};
 use swarm_shared::net::roots::{FileError, IncomingFile, Roots};
+use swarm_shared::net::sync::Mutex;
 use swarm_shared::proto::encoded::EncodedFrame;
 use swarm_shared::proto::hex;
 use swarm_shared::proto::id::PeerId;
@@ -47,10 +48,7 @@ pub(super) struct ChunkRoutes(Arc<Mutex<BTreeMap<(PeerId, u64), ChunkSender>>>);
 
 impl ChunkRoutes {
     fn register(&self, peer: PeerId, id: u64, to: ChunkSender) -> RouteGuard {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert((peer, id), to);
+        self.0.lock().insert((peer, id), to);
         RouteGuard {
             routes: self.clone(),
             key: (peer, id),
@@ -58,11 +56,7 @@ impl ChunkRoutes {
     }
 
     fn get(&self, peer: PeerId, id: u64) -> Option<ChunkSender> {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&(peer, id))
-            .cloned()
+        self.0.lock().get(&(peer, id)).cloned()
     }
 }
 
@@ -75,11 +69,7 @@ struct RouteGuard {
 
 impl Drop for RouteGuard {
     fn drop(&mut self) {
-        self.routes
-            .0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&self.key);
+        self.routes.0.lock().remove(&self.key);
     }
 }
 

@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::Instant;
 
 use swarm_shared::net::clock;
 use swarm_shared::net::endpoint::Endpoint;
 use swarm_shared::net::peer::{PeerInfo, PeerLink};
+use swarm_shared::net::sync::Mutex;
 use swarm_shared::proto::id::{NodeName, PeerId, PeerKind};
 use swarm_shared::proto::message::{ActionCatalog, LOST_LINK_CHECK, StopStatus};
 use swarm_shared::proto::selector::{NodeAttributes as Matched, Selector};
@@ -171,7 +172,7 @@ impl SharedNodeRegistry {
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, NodeRegistry> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Every member gets its session, so that commands can wait for those that are away.

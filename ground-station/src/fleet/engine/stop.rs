@@ -12,7 +12,6 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -21,6 +20,7 @@ use swarm_shared::net::clock;
 use swarm_shared::net::discovery::interfaces::Interfaces;
 use swarm_shared::net::discovery::pings::Broadcaster;
 use swarm_shared::net::peer::PeerLink;
+use swarm_shared::net::sync::Mutex;
 use swarm_shared::proto::encoded::EncodedFrame;
 use swarm_shared::proto::id::PeerId;
 use swarm_shared::proto::message::StopStatus;
@@ -95,7 +95,7 @@ impl StopCoordinator {
 
     /// A node says how its stop stands.
     pub(super) fn on_report(&self, id: PeerId, report: StopStatus) {
-        let mut reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut reports = self.reports.lock();
         if report.stopped {
             // From now on it refuses by itself.
             self.unconfirmed.clear(id);
@@ -109,7 +109,7 @@ impl StopCoordinator {
     }
 
     pub(super) fn latest_report(&self, id: PeerId) -> Option<StopStatus> {
-        let reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
+        let reports = self.reports.lock();
         reports.get(&id).cloned()
     }
 
@@ -137,11 +137,7 @@ impl StopCoordinator {
 pub(super) fn withdraw_early(shared: &SharedContext, targets: &[Target]) {
     let ids = targets.iter().map(|target| target.node.id).collect();
     let count = shared.deliveries.withdraw(ids, withdrawal_reason(None));
-    let mut early = shared
-        .stops
-        .early_withdrawal
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner);
+    let mut early = shared.stops.early_withdrawal.lock();
     *early = Some(count);
 }
 
@@ -158,11 +154,7 @@ fn withdrawal_reason(number: Option<u64>) -> String {
 /// A node is linked: it may not know yet how far this station has counted, and whatever stop is being given goes to it.
 pub(super) fn on_linked(shared: &SharedContext, link: &PeerLink) {
     let stops = &shared.stops;
-    stops
-        .reports
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .remove(&link.id());
+    stops.reports.lock().remove(&link.id());
     // Before it is looked who listens: a stop that begins in between listens too late to be counted, and with its number
     // the node would take the order for one that it has heard.
     let last_number = stops.last_number();
@@ -405,11 +397,7 @@ impl StopRun {
     /// Nothing that waits for the targets is sent from now on; how many deliveries that ends comes back.
     fn withdraw(&self) -> impl Future<Output = usize> + use<> {
         let stops = &self.shared.stops;
-        let early = stops
-            .early_withdrawal
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let early = stops.early_withdrawal.lock().take();
         let targets = self.targets.keys().copied().collect();
         let why = withdrawal_reason(Some(stops.last_number()));
         let now = self.shared.deliveries.withdraw(targets, why);

@@ -4,7 +4,7 @@
 //! each of them carries a warning.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{MutexGuard, PoisonError};
+use std::sync::MutexGuard;
 
 use swarm_shared::proto::id::{NodeName, PeerId};
 use swarm_shared::proto::selector::Selector;
@@ -107,7 +107,7 @@ impl Guests {
     }
 
     fn own(&self) -> MutexGuard<'_, OwnNames> {
-        self.0.own.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.own.lock()
     }
 
     /// Whether it is a list of names, and each is of nodes of the fleet and of no guest.

@@ -1,12 +1,13 @@
 //! Connections that have not said who they are.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
 use swarm_shared::net::clock;
 use swarm_shared::net::socket::{self, KeepaliveConfig, TrafficClass};
+use swarm_shared::net::sync::Mutex;
 use swarm_shared::proto::foreign::clever_show::LIMITS_UNIDENTIFIED;
 use swarm_shared::proto::foreign::clever_show::server::{
     BadId, Drone, DroneOptions, id_request, parse_id_response,
@@ -189,7 +190,7 @@ impl DroneRegistry {
         id: &str,
         offered: &[mpsc::Sender<Arrival>],
     ) -> Result<mpsc::Sender<Arrival>, RejectReason> {
-        let mut drone_tasks = self.drone_tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut drone_tasks = self.drone_tasks.lock();
         let known = drone_tasks
             .get(id)
             .map(|called| called.tasks.as_slice())

@@ -21,11 +21,12 @@ mod temperatures;
 #[cfg(test)]
 mod tests;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 use bytes::Bytes;
 use swarm_shared::net::clock;
+use swarm_shared::net::sync::Mutex;
 use swarm_shared::proto::foreign::knut::Message;
 use tokio::sync::{broadcast, mpsc};
 
@@ -89,7 +90,7 @@ struct ServerState {
 
 impl ServerState {
     fn temperatures(&self) -> MutexGuard<'_, TemperatureCache> {
-        self.temperatures.lock().unwrap_or_else(PoisonError::into_inner)
+        self.temperatures.lock()
     }
 
     /// Keeps the temperatures and pushes what changes, for as long as there is a station.

@@ -12,12 +12,12 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
-use std::sync::{Mutex, PoisonError};
 
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 use data_encoding::BASE64;
 use ring::hmac;
+use swarm_shared::net::sync::Mutex;
 use swarm_shared::net::{clock, random};
 use swarm_shared::proto::hex;
 
@@ -178,7 +178,7 @@ impl Authenticator {
             return Err(HttpError::unauthorized("wrong name or password"));
         };
         self.reset_throttle(from);
-        let mut known = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.verified.lock();
         if known.len() >= VERIFIED_PASSWORDS_MAX {
             known.pop_front();
         }
@@ -226,26 +226,26 @@ impl Authenticator {
     }
 
     fn check_throttle(&self, from: IpAddr) -> Result<(), HttpError> {
-        let throttle = self.throttle.lock().unwrap_or_else(PoisonError::into_inner);
+        let throttle = self.throttle.lock();
         throttle
             .check(from, clock::now())
             .map_err(HttpError::too_many_attempts)
     }
 
     fn begin_attempt(&self, from: IpAddr) -> Result<Attempt, HttpError> {
-        let mut throttle = self.throttle.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut throttle = self.throttle.lock();
         throttle
             .begin_attempt(from, clock::now())
             .map_err(HttpError::too_many_attempts)
     }
 
     fn cancel_attempt(&self, counted: Attempt) {
-        let mut throttle = self.throttle.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut throttle = self.throttle.lock();
         throttle.cancel_attempt(counted);
     }
 
     fn reset_throttle(&self, from: IpAddr) {
-        let mut throttle = self.throttle.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut throttle = self.throttle.lock();
         throttle.reset(from);
     }
 
@@ -285,7 +285,7 @@ impl Authenticator {
     }
 
     fn is_verified(&self, tag: &hmac::Tag) -> bool {
-        let known = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = self.verified.lock();
         known.iter().any(|known| known.as_ref() == tag.as_ref())
     }
 }

@@ -1,9 +1,9 @@
 //! Every use of the door in the node's log, as often as a memory card can bear: what is left out is counted.
 
 use std::net::SocketAddr;
-use std::sync::{Mutex, PoisonError};
 
 use swarm_shared::net::clock;
+use swarm_shared::net::sync::Mutex;
 use swarm_shared::proto::foreign::clever_show::TokenBucket;
 
 /// Lines in a second, in the long run; the others are counted.
@@ -34,7 +34,7 @@ impl ThrottledLog {
         outcome: Result<String, String>,
     ) {
         let left_out = {
-            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut state = self.state.lock();
             let (pace, left_out) = &mut *state;
             if pace.try_take(clock::now()).is_err() {
                 *left_out += 1;

@@ -24,7 +24,7 @@ mod translate;
 
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -35,6 +35,7 @@ use swarm_shared::net::clever_show::{
 };
 use swarm_shared::net::roots::{FileError, Roots};
 use swarm_shared::net::socket::KeepaliveConfig;
+use swarm_shared::net::sync::Mutex;
 use swarm_shared::net::{clock, random};
 use swarm_shared::proto::foreign::clever_show::FILE_TRANSFER;
 use swarm_shared::proto::message::Arguments;
@@ -199,10 +200,7 @@ impl CleverShowGateway {
             let (stream, server) = self.next_connection(&mut client).await;
             tracing::info!(target: "door", %server, "connected with a clever-show server");
             let since = |now| {
-                *self
-                    .connected_since
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner) = now;
+                *self.connected_since.lock() = now;
             };
             since(Some(clock::now()));
             update_status(ServerState::Joined, Some(server));
@@ -250,12 +248,7 @@ impl CleverShowGateway {
     }
 
     async fn send_reading(&self) {
-        let connected = || {
-            *self
-                .connected_since
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-        };
+        let connected = || *self.connected_since.lock();
         let Some(before) = connected() else { return };
         let value = translate::readings(self.actions.telemetry_sample().await, unix_time_s());
         // It takes a while, as of a disk that does not answer: what would wait now, the next server would get. Nothing

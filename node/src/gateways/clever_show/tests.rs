@@ -81,10 +81,7 @@ struct Fixture {
 
 impl CleverShowGateway {
     fn is_connected(&self) -> bool {
-        self.connected_since
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .is_some()
+        self.connected_since.lock().is_some()
     }
 }
 

@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf as _, Bytes, BytesMut};
@@ -30,6 +30,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::NotifierSock;
 use super::stream::{self, TimedReader};
 use crate::net::state_file::{self, MODE_PLAIN, StateFileError};
+use crate::net::sync::Mutex;
 use crate::net::{clock, random};
 use crate::proto::foreign::clever_show::{
     Event, PeerState, ReconnectPolicy, RequestError, ResponseBody, SendError, TokenBucket,
@@ -447,7 +448,7 @@ impl State {
 
 impl Inner {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     fn send(&self, said: impl FnOnce(&mut PeerState) -> Result<(), SendError>) -> Result<(), SendError> {

@@ -12,7 +12,9 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+
+use crate::net::sync::Mutex;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -91,7 +93,7 @@ impl Slot {
         let Self { permit, counts } = self;
         let source = Source::of(source_ip);
         if let Some(source) = source {
-            let mut counts = lock(&counts);
+            let mut counts = counts.lock();
             let count = counts.entry(source).or_default();
             if *count >= PREAUTH_PER_SOURCE_MAX {
                 return None;
@@ -109,7 +111,7 @@ impl Slot {
 impl Drop for SlotGuard {
     fn drop(&mut self) {
         let Some(source) = self.source else { return };
-        let mut counts = lock(&self.counts);
+        let mut counts = self.counts.lock();
         if let Some(count) = counts.get_mut(&source) {
             *count -= 1;
             if *count == 0 {
@@ -117,11 +119,6 @@ impl Drop for SlotGuard {
             }
         }
     }
-}
-
-/// Nothing that is done under this lock panics.
-fn lock(counts: &Mutex<BTreeMap<Source, usize>>) -> MutexGuard<'_, BTreeMap<Source, usize>> {
-    counts.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -163,7 +160,7 @@ mod tests {
         assert_eq!(held.len(), PREAUTH_PER_SOURCE_MAX);
         assert!(acquire_slot(&limiter, "192.168.1.5").await.is_none());
         drop(held);
-        assert!(lock(&limiter.counts).is_empty(), "nobody is remembered");
+        assert!(limiter.counts.lock().is_empty(), "nobody is remembered");
         assert_eq!(limiter.free.available_permits(), PREAUTH_CONNECTIONS_MAX);
     }
 

@@ -9,12 +9,13 @@
 //! | flood | questions as fast as they are taken; does not read |
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::ValueEnum;
 use serde_json::json;
 use swarm_shared::net::clock;
+use swarm_shared::net::sync::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
@@ -153,13 +154,13 @@ impl ClientLoad {
 
     /// Counts from here on.
     pub(super) fn reset(&self) {
-        *self.served.lock().unwrap_or_else(PoisonError::into_inner) = ClientStats::default();
+        *self.served.lock() = ClientStats::default();
     }
 
     /// Ends it.
     pub(super) async fn finish(mut self) -> ClientStats {
         self.tasks.shutdown().await;
-        std::mem::take(&mut *self.served.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *self.served.lock())
     }
 }
 
@@ -185,7 +186,7 @@ impl Client {
                     ClientBehaviour::Flood => self.flood(stream).await,
                 };
                 if !matches!(ClientBehaviour::of(self.number), ClientBehaviour::WellBehaved) {
-                    self.served.lock().unwrap_or_else(PoisonError::into_inner).closed += 1;
+                    self.served.lock().closed += 1;
                 }
             }
             sleep(RECONNECT_DELAY).await;
@@ -244,7 +245,7 @@ impl Client {
             }
         }
         let took = clock::since(asked).as_secs_f64() * 1_000.0;
-        let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut served = self.served.lock();
         served.reply_times.add(took);
         Ok(())
     }
