@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use libfuzzer_sys::fuzz_target;
 use swarm_shared::proto::id::NodeName;
-use swarm_shared::proto::ping::PingFilter;
+use swarm_shared::proto::discovery::ping::PingFilter;
 use swarm_shared::proto::selector::NodeAttributes;
 use swarm_shared::proto::stop::{ReceivedVia, StopDatagram, StopReceiver};
 use swarm_shared::proto::trust::{FleetRoot, Membership, Role, SigningKey};

@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use swarm_shared::proto::ping::{Ping, PingFilter};
+use swarm_shared::proto::discovery::ping::{Ping, PingFilter};
 use swarm_shared::proto::trust::SigningKey;
 
 fuzz_target!(|data: &[u8]| {

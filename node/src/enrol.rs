@@ -16,7 +16,7 @@ use swarm_shared::net::clock;
 use swarm_shared::net::endpoint::Endpoint;
 use swarm_shared::net::join::{JoinError, join, join_with_callback};
 use swarm_shared::net::socket::KeepaliveConfig;
-use swarm_shared::proto::address_book::{BACKOFF_MAX, BACKOFF_MIN, Hint, Source};
+use swarm_shared::proto::discovery::address_book::{BACKOFF_MAX, BACKOFF_MIN, Hint, Source};
 use swarm_shared::proto::id::NodeName;
 use swarm_shared::proto::message::RefusalCode;
 use swarm_shared::proto::trust::Membership;

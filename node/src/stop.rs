@@ -26,7 +26,6 @@ use swarm_shared::net::endpoint::Endpoint;
 use swarm_shared::net::peer::{PeerLink, StopReceived};
 use swarm_shared::net::random;
 use swarm_shared::proto::delivery::dedup::DedupTable;
-use swarm_shared::proto::encoded::EncodedFrame;
 use swarm_shared::proto::id::PeerId;
 use swarm_shared::proto::message::{Arguments, StopCommandState, StopStatus};
 use swarm_shared::proto::outcome::Reply;
@@ -35,6 +34,7 @@ use swarm_shared::proto::session::Outgoing;
 use swarm_shared::proto::stop::{
     ActiveStop, Received, ReceivedVia, ReleaseError, StopId, StopReceiver, StopRejection,
 };
+use swarm_shared::proto::wire::encoded::EncodedFrame;
 use swarm_shared::proto::wire::{Frame, Kind, Lane};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;

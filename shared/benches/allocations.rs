@@ -7,7 +7,7 @@ use std::hint::black_box;
 use std::io::Write as _;
 
 use bytes::BytesMut;
-use swarm_shared::proto::encoded::{EncodedFrame, OutBuffer};
+use swarm_shared::proto::wire::encoded::{EncodedFrame, OutBuffer};
 use swarm_shared::proto::wire::{FrameLimits, FrameReader};
 
 #[global_allocator]

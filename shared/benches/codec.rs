@@ -6,7 +6,7 @@ use std::hint::black_box;
 
 use bytes::BytesMut;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use swarm_shared::proto::encoded::{EncodedFrame, OutBuffer};
+use swarm_shared::proto::wire::encoded::{EncodedFrame, OutBuffer};
 use swarm_shared::proto::wire::{Frame, FrameLimits, FrameReader};
 
 /// Frames in one burst, as one read or write of a busy link holds them.

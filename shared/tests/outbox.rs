@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use proptest::prelude::*;
 use swarm_shared::net::clock;
-use swarm_shared::proto::encoded::{EncodedFrame, OutBuffer, Trailer};
-use swarm_shared::proto::outbox::{Outbox, OutboxItem, OutboxLimits};
+use swarm_shared::proto::session::outbox::{Outbox, OutboxItem, OutboxLimits};
+use swarm_shared::proto::wire::encoded::{EncodedFrame, OutBuffer, Trailer};
 use swarm_shared::proto::wire::{Frame, FrameLimits, FrameReader, Kind, Lane};
 
 const LIMITS: OutboxLimits = OutboxLimits {

@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 use bytes::{Buf as _, Bytes, BytesMut};
 use proptest::prelude::*;
 use swarm_shared::net::clock;
-use swarm_shared::proto::encoded::{EncodedFrame, OutBuffer};
 use swarm_shared::proto::id::Instance;
-use swarm_shared::proto::outbox::OutboxLimits;
+use swarm_shared::proto::session::outbox::OutboxLimits;
 use swarm_shared::proto::session::{Event, LinkFault, Outgoing, Session, Timing};
+use swarm_shared::proto::wire::encoded::{EncodedFrame, OutBuffer};
 use swarm_shared::proto::wire::{Frame, FrameLimits, FrameReader, Kind, Lane};
 
 type Side = usize;

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use swarm_shared::net::clock;
-use swarm_shared::proto::window::{Acknowledged, QUEUE_DELAY_TARGET, SENT_CHUNK_BYTES_MIN, Window};
+use swarm_shared::proto::session::window::{Acknowledged, QUEUE_DELAY_TARGET, SENT_CHUNK_BYTES_MIN, Window};
 
 const WINDOW_MIN: usize = 32 * 1024;
 const WINDOW_MAX: usize = 2 * 1024 * 1024;

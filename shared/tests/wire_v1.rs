@@ -10,13 +10,13 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
-use swarm_shared::proto::encoded::{EncodedFrame, OutBuffer, Trailer};
 use swarm_shared::proto::id::{Instance, NodeName, PeerId, PeerKind, PublicKey};
 use swarm_shared::proto::message::{
     Arguments, Channel, FleetStateMessage, Hello, Join, JoinProof, Joined, PROTOCOL_VERSIONS, RefusalCode,
     Refused, Roster, RosterPeer, Welcome,
 };
 use swarm_shared::proto::outcome::{Outcome, Reply};
+use swarm_shared::proto::wire::encoded::{EncodedFrame, OutBuffer, Trailer};
 use swarm_shared::proto::wire::{Frame, FrameLimits, FrameReader, Header, Kind, Lane, MessageType};
 
 /// What goes to the socket for a frame.

@@ -19,9 +19,9 @@ use swarm_shared::proto::delivery::executor::{
 };
 use swarm_shared::proto::delivery::record::{Record, digest};
 use swarm_shared::proto::delivery::{CommandId, Stage, StageMessage};
-use swarm_shared::proto::encoded::EncodedFrame;
 use swarm_shared::proto::outcome::Reply;
 use swarm_shared::proto::session::Outgoing;
+use swarm_shared::proto::wire::encoded::EncodedFrame;
 use swarm_shared::proto::wire::{Header, Lane};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;

@@ -6,11 +6,11 @@ use swarm_shared::net::clock;
 use swarm_shared::net::endpoint::Endpoint;
 use swarm_shared::net::peer::{ChunkBytes, PeerEvent, PeerLink};
 use swarm_shared::proto::delivery::CommandId;
-use swarm_shared::proto::encoded::EncodedFrame;
 use swarm_shared::proto::message::FileEnd;
 use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::session::Outgoing;
-use swarm_shared::proto::window::SENT_CHUNK_BYTES_MIN;
+use swarm_shared::proto::session::window::SENT_CHUNK_BYTES_MIN;
+use swarm_shared::proto::wire::encoded::EncodedFrame;
 use swarm_shared::proto::wire::{Frame, Kind, Lane};
 use tokio::sync::{mpsc, oneshot};
 

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use serde_json::from_value;
 use swarm_shared::net::peer::PeerLink;
-use swarm_shared::proto::encoded::EncodedFrame;
 use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::outcome::Reply;
 use swarm_shared::proto::session::Outgoing;
+use swarm_shared::proto::wire::encoded::EncodedFrame;
 use swarm_shared::proto::wire::{CONTENT_BYTES_MAX, Frame, Header, WireError};
 
 /// How long a reply waits for room.

@@ -1,9 +1,9 @@
 //! The frames that are measured: a command of 200 bytes and its reply.
 
 use serde_json::json;
-use swarm_shared::proto::encoded::Trailer;
 use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::outcome::Reply;
+use swarm_shared::proto::wire::encoded::Trailer;
 use swarm_shared::proto::wire::{Frame, Header, Kind, Lane, MessageType};
 
 /// About 200 bytes on the wire: nearly all of it is the header.

@@ -9,7 +9,7 @@ use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::io::poll_read_buf;
 
-use crate::proto::encoded::{EncodedFrame, OutBuffer, Trailer};
+use crate::proto::wire::encoded::{EncodedFrame, OutBuffer, Trailer};
 use crate::proto::wire::{Frame, FrameLimits, FrameReader, WireError};
 
 /// Least room that is made for a read, in bytes; a chunk of which more is known to come gets more.

@@ -22,7 +22,7 @@ use super::random::{self, NoRandomness};
 use super::tls;
 use crate::proto::id::{Instance, NodeName, PeerKind, PublicKey};
 use crate::proto::message::{Channel, Hello, PROTOCOL_VERSIONS, RefusalCode, Refused};
-use crate::proto::simultaneous_open::DialedBy;
+use crate::proto::session::simultaneous_open::DialedBy;
 use crate::proto::trust::{Grant, Membership, SigningKey};
 use crate::proto::wire::{Frame, FrameLimits, Kind, WireError};
 

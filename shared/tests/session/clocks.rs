@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use swarm_shared::proto::encoded::OutBuffer;
-use swarm_shared::proto::outbox::OutboxLimits;
 use swarm_shared::proto::session::LinkFault;
+use swarm_shared::proto::session::outbox::OutboxLimits;
+use swarm_shared::proto::wire::encoded::OutBuffer;
 use swarm_shared::proto::wire::{Frame, Kind, Lane};
 
 use super::rig::{PEER, Rig, ack, heartbeat, kinds, ms, numbered};

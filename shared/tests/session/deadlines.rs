@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use swarm_shared::net::clock;
 use swarm_shared::proto::id::Instance;
-use swarm_shared::proto::outbox::OutboxLimits;
+use swarm_shared::proto::session::outbox::OutboxLimits;
 use swarm_shared::proto::session::{Event, Session, Timing};
 use swarm_shared::proto::wire::{Frame, Kind, Lane};
 

@@ -2,8 +2,8 @@
 
 use swarm_shared::proto::id::Instance;
 use swarm_shared::proto::message::{RefusalCode, Refused, Welcome};
-use swarm_shared::proto::outbox::OutboxLimits;
-use swarm_shared::proto::pending::PendingError;
+use swarm_shared::proto::session::outbox::OutboxLimits;
+use swarm_shared::proto::session::pending::PendingError;
 use swarm_shared::proto::session::{LinkFault, SendError};
 use swarm_shared::proto::wire::{Frame, Kind, Lane};
 

@@ -1,9 +1,9 @@
 //! Lanes, windows and bounds.
 
-use swarm_shared::proto::encoded::OutBuffer;
-use swarm_shared::proto::outbox::OutboxLimits;
-use swarm_shared::proto::pending::{PENDING_REQUESTS_MAX, PendingError};
 use swarm_shared::proto::session::SendError;
+use swarm_shared::proto::session::outbox::OutboxLimits;
+use swarm_shared::proto::session::pending::{PENDING_REQUESTS_MAX, PendingError};
+use swarm_shared::proto::wire::encoded::OutBuffer;
 use swarm_shared::proto::wire::{Kind, Lane};
 
 use super::rig::{PEER, Rig, ack, frames, lanes, limits, ms, outgoing};

@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use swarm_shared::net::clock;
-use swarm_shared::proto::encoded::{EncodedFrame, OutBuffer};
 use swarm_shared::proto::id::Instance;
 use swarm_shared::proto::message::Welcome;
-use swarm_shared::proto::outbox::OutboxLimits;
+use swarm_shared::proto::session::outbox::OutboxLimits;
 use swarm_shared::proto::session::{
     Event, ExpectedReply, LinkFault, Outgoing, RequestEnd, SendError, Session, Timing,
 };
+use swarm_shared::proto::wire::encoded::{EncodedFrame, OutBuffer};
 use swarm_shared::proto::wire::{Frame, FrameLimits, FrameReader, Kind, Lane};
 
 pub(crate) const US: Instance = Instance(1);

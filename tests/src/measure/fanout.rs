@@ -12,11 +12,11 @@ use swarm_shared::net::peer::{
     CompletedRequest, PeerEvent, PeerLink, ReplyTo, Request as LinkRequest, RequestResult,
 };
 use swarm_shared::net::random;
-use swarm_shared::proto::encoded::EncodedFrame;
 use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::outcome::Outcome;
 use swarm_shared::proto::selector::Selector;
 use swarm_shared::proto::session::Outgoing;
+use swarm_shared::proto::wire::encoded::EncodedFrame;
 use swarm_shared::proto::wire::{Frame, Kind, Lane, MessageType};
 use tempfile::TempDir;
 use tokio::sync::mpsc;

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use rustix::process::{Signal, set_parent_process_death_signal};
 use swarm_shared::net::peer::{PeerEvent, PeerLink};
-use swarm_shared::proto::address_book::{Hint, Source};
-use swarm_shared::proto::encoded::EncodedFrame;
+use swarm_shared::proto::discovery::address_book::{Hint, Source};
 use swarm_shared::proto::id::PeerId;
 use swarm_shared::proto::outcome::Reply;
 use swarm_shared::proto::session::Outgoing;
+use swarm_shared::proto::wire::encoded::EncodedFrame;
 use swarm_shared::proto::wire::{Frame, Kind, Lane};
 use tempfile::TempDir;
 

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::io;
 use std::pin::pin;
 
-use swarm_shared::proto::encoded::EncodedFrame;
 use swarm_shared::proto::id::{Instance, PeerId};
 use swarm_shared::proto::session::Event;
+use swarm_shared::proto::wire::encoded::EncodedFrame;
 use swarm_shared::proto::wire::{Frame, Lane};
 use turmoil::net::TcpListener;
 

@@ -11,10 +11,10 @@ use std::time::Instant;
 
 use bytes::{Buf, BytesMut};
 use serde_json::{Value, json};
-use swarm_shared::proto::encoded::{EncodedFrame, OutBuffer};
 use swarm_shared::proto::id::Instance;
-use swarm_shared::proto::outbox::OutboxLimits;
+use swarm_shared::proto::session::outbox::OutboxLimits;
 use swarm_shared::proto::session::{Event, Outgoing, Session, Timing};
+use swarm_shared::proto::wire::encoded::{EncodedFrame, OutBuffer};
 use swarm_shared::proto::wire::{Frame, FrameLimits, FrameReader, Kind, Lane, WireError};
 use tokio::io::{AsyncRead, ReadBuf};
 use turmoil::net::TcpStream;

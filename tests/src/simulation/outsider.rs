@@ -6,12 +6,12 @@ use std::rc::Rc;
 
 use serde_json::json;
 use swarm_shared::proto::delivery::CommandId;
-use swarm_shared::proto::encoded::EncodedFrame;
 use swarm_shared::proto::id::PeerId;
 use swarm_shared::proto::message::StopStatus;
 use swarm_shared::proto::selector::Selector;
 use swarm_shared::proto::stop::{StopOrder, next_number};
 use swarm_shared::proto::trust::SigningKey;
+use swarm_shared::proto::wire::encoded::EncodedFrame;
 use swarm_shared::proto::wire::{Frame, Kind, Lane, MessageType};
 use turmoil::net::UdpSocket;
 

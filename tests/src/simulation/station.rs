@@ -10,12 +10,12 @@ use swarm_shared::proto::delivery::tracker::{
     Change, DeliveryTarget, DeliveryTracker, Effect, IssueRequest, StoredCommand as Asked, WriteId,
 };
 use swarm_shared::proto::delivery::{CommandId, StageMessage};
-use swarm_shared::proto::encoded::EncodedFrame;
 use swarm_shared::proto::id::PeerId;
 use swarm_shared::proto::message::StopStatus;
 use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::selector::Selector;
 use swarm_shared::proto::stop::{ReportResult, StopId, StopOrder, StopSender, next_number};
+use swarm_shared::proto::wire::encoded::EncodedFrame;
 use swarm_shared::proto::wire::{Frame, Kind, Lane};
 use turmoil::net::UdpSocket;
 

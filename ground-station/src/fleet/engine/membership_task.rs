@@ -11,7 +11,7 @@ use swarm_shared::net::clock;
 use swarm_shared::net::endpoint::JoinRequest;
 use swarm_shared::net::join::{JoinError, join};
 use swarm_shared::net::socket::KeepaliveConfig;
-use swarm_shared::proto::address_book::{Hint, Source};
+use swarm_shared::proto::discovery::address_book::{Hint, Source};
 use swarm_shared::proto::id::PeerId;
 use swarm_shared::proto::trust::Membership;
 use swarm_shared::proto::trust::invite::Invitation;

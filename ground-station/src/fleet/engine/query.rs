@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use swarm_shared::net::clock;
 use swarm_shared::net::peer::{PeerLink, ReplyTo, Request, RequestResult};
-use swarm_shared::proto::encoded::EncodedFrame;
 use swarm_shared::proto::id::PeerId;
 use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::session::Outgoing;
+use swarm_shared::proto::wire::encoded::EncodedFrame;
 use swarm_shared::proto::wire::{CONTENT_BYTES_MAX, Frame, Kind, Lane, MessageType, WireError};
 use tokio::sync::mpsc;
 

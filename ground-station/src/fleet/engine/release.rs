@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use swarm_shared::net::clock;
 use swarm_shared::net::peer::{ReplyTo, Request};
-use swarm_shared::proto::encoded::EncodedFrame;
 use swarm_shared::proto::message::{Arguments, StopStatus};
 use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::session::Outgoing;
 use swarm_shared::proto::wire::Lane;
+use swarm_shared::proto::wire::encoded::EncodedFrame;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 

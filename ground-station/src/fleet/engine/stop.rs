@@ -21,7 +21,6 @@ use swarm_shared::net::discovery::interfaces::Interfaces;
 use swarm_shared::net::discovery::pings::Broadcaster;
 use swarm_shared::net::peer::PeerLink;
 use swarm_shared::net::sync::Mutex;
-use swarm_shared::proto::encoded::EncodedFrame;
 use swarm_shared::proto::id::PeerId;
 use swarm_shared::proto::message::StopStatus;
 use swarm_shared::proto::outcome::{Outcome, Reply};
@@ -30,6 +29,7 @@ use swarm_shared::proto::session::Outgoing;
 use swarm_shared::proto::stop::{
     IDS_PER_SELECTOR, NO_NODES, ReportResult, SendRound, StopSender, next_number, split_selector,
 };
+use swarm_shared::proto::wire::encoded::EncodedFrame;
 use swarm_shared::proto::wire::{Frame, Kind, Lane};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio_util::task::TaskTracker;

@@ -15,9 +15,9 @@ use super::mdns::{Announcement, DiscoveredPeer, DiscoveryEvent, Mdns, MdnsSd, Pr
 use super::pings::{self, Datagram, PingError, StopForwarder};
 use crate::net::clock;
 use crate::net::endpoint::Endpoint;
-use crate::proto::address_book::{Hint, Source};
+use crate::proto::discovery::address_book::{Hint, Source};
+use crate::proto::discovery::ping::{PingFilter, PingSender};
 use crate::proto::id::PeerKind;
-use crate::proto::ping::{PingFilter, PingSender};
 use crate::proto::trust::Fingerprint;
 
 /// Pings, sightings and strangers that wait to be looked at.

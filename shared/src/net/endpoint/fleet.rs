@@ -10,7 +10,7 @@ use super::task::{EndpointTask, send_frame, should_link};
 use crate::net::clock;
 use crate::net::handshake::HandshakeError;
 use crate::net::peer::{LinkCommand, PeerInfo};
-use crate::proto::address_book::{Hint, Source};
+use crate::proto::discovery::address_book::{Hint, Source};
 use crate::proto::id::{NodeName, PeerId};
 use crate::proto::message::{FleetStateMessage, ROSTER_PEERS_MAX, RefusalCode, Refused, Roster, RosterPeer};
 use crate::proto::trust::Membership;

@@ -30,7 +30,7 @@ use super::handshake::{Identity, LocalPeer, Profile};
 use super::peer::{LinkError, PeerEvent, PeerLink, StopReceived};
 use super::socket::{self, KeepaliveConfig, SocketError};
 use super::tls::TlsError;
-use crate::proto::address_book::{Hint, Source};
+use crate::proto::discovery::address_book::{Hint, Source};
 use crate::proto::id::{NodeName, PeerId, PeerKind, PublicKey};
 use crate::proto::message::{JoinProof, Joined, Refused};
 use crate::proto::session::Timing;

@@ -12,7 +12,7 @@ use crate::net::peer::{
 };
 use crate::proto::id::PeerId;
 use crate::proto::message::Channel;
-use crate::proto::simultaneous_open::{DialedBy, LinkTieBreaker};
+use crate::proto::session::simultaneous_open::{DialedBy, LinkTieBreaker};
 use crate::proto::trust::gate::{Permission, permit};
 use crate::proto::wire::{Frame, Kind, Lane};
 

@@ -20,13 +20,13 @@ use crate::net::handshake::{AuthenticatedConn, HandshakeError, LocalPeer};
 use crate::net::peer::{Attachment, LinkCommand, LinkEvent, PeerEvent, PeerInfo, PeerLink, StopReceived};
 use crate::net::socket::KeepaliveConfig;
 use crate::net::{clock, random};
-use crate::proto::address_book::{AddressBook, Hint, Source};
-use crate::proto::encoded::EncodedFrame;
+use crate::proto::discovery::address_book::{AddressBook, Hint, Source};
 use crate::proto::id::{PeerId, PeerKind};
 use crate::proto::message::{Channel, RefusalCode, Refused, Roster};
+use crate::proto::session::simultaneous_open::{LinkDecision, LinkOrigin};
 use crate::proto::session::{Outgoing, Timing};
-use crate::proto::simultaneous_open::{LinkDecision, LinkOrigin};
 use crate::proto::trust::Membership;
+use crate::proto::wire::encoded::EncodedFrame;
 use crate::proto::wire::{Frame, FrameLimits, Kind, Lane};
 
 /// Words of links and arrivals that wait for this task.

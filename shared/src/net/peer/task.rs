@@ -21,14 +21,14 @@ use super::{
 };
 use crate::net::clock;
 use crate::net::conn::{Conn, IoProgress};
-use crate::proto::encoded::EncodedFrame;
 use crate::proto::id::{Instance, PeerId};
 use crate::proto::message::{Arguments, Channel, RefusalCode, Refused};
-use crate::proto::outbox::OutboxLimits;
 use crate::proto::outcome::Reply;
+use crate::proto::session::outbox::OutboxLimits;
 use crate::proto::session::{Event as SessionEvent, LinkFault, Outgoing, RequestEnd, Session, Timing};
 use crate::proto::trust::Role;
 use crate::proto::trust::gate::{Permission, classify, permit};
+use crate::proto::wire::encoded::EncodedFrame;
 use crate::proto::wire::{Frame, Kind, Lane, WireError};
 
 /// Messages that wait in front of a control session, beyond its outbox.

@@ -11,11 +11,11 @@ use tokio_util::task::TaskTracker;
 
 use super::*;
 use crate::net::{clock, tls};
-use crate::proto::encoded::EncodedFrame;
 use crate::proto::message::RefusalCode;
 use crate::proto::outcome::Reply;
 use crate::proto::session::Timing;
 use crate::proto::trust::SigningKey;
+use crate::proto::wire::encoded::EncodedFrame;
 use crate::proto::wire::{FrameLimits, Kind};
 
 const TEST_TIMEOUT: Duration = Duration::from_secs(20);

@@ -29,7 +29,7 @@ pub use incoming::{IncomingFile, ReceivedFile};
 pub use outgoing::{Chunk, OutgoingFile};
 
 /// How much of a file one chunk carries, in bytes; the last one carries what is left.
-pub const FILE_CHUNK_BYTES: usize = crate::proto::window::SENT_CHUNK_BYTES_MAX;
+pub const FILE_CHUNK_BYTES: usize = crate::proto::session::window::SENT_CHUNK_BYTES_MAX;
 /// Longest path, in bytes, as PATH_MAX of Linux.
 pub const PATH_BYTES_MAX: usize = 4096;
 

@@ -3,8 +3,8 @@
 use std::time::Instant;
 
 use super::super::message::Welcome;
-use super::super::outbox::{DELAY_SAMPLE_BYTES_MIN, OutboxLimits};
 use super::super::wire::{Frame, Header, Kind};
+use super::outbox::{DELAY_SAMPLE_BYTES_MIN, OutboxLimits};
 use super::{Event, LinkFault, RequestEnd, Session, State};
 
 /// After this many numbered frames an acknowledgement waits no longer.

@@ -2,12 +2,12 @@
 
 use std::time::Instant;
 
-use super::super::encoded::{EncodedFrame, OutBuffer, Trailer};
 use super::super::id::Instance;
 use super::super::message::Welcome;
 use super::super::wire::{Frame, Kind, WireError};
 use super::clock_map::millis_up;
 use super::{RequestEnd, Session, State};
+use crate::proto::wire::encoded::{EncodedFrame, OutBuffer, Trailer};
 
 impl<T> Session<T> {
     /// Writes what is to be sent now, until `room` bytes wait in `to`.
@@ -101,7 +101,7 @@ impl<T> Session<T> {
     /// The last number that was read from the peer.
     fn resume_point(&self) -> u64 {
         #[cfg(feature = "planted-bugs")]
-        if super::super::planted::is(super::super::planted::Bug::ResumeOffByOne) {
+        if super::crate::proto::planted::is(super::crate::proto::planted::Bug::ResumeOffByOne) {
             return self.received + u64::from(self.received > 0);
         }
         self.received

@@ -2,12 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use super::super::encoded::EncodedFrame;
 use super::super::json::JsonError;
 use super::super::message::Refused;
-use super::super::outbox::Busy;
-use super::super::pending::PendingError;
 use super::super::wire::{Frame, Kind, Lane, WireError};
+use super::outbox::Busy;
+use super::pending::PendingError;
+use crate::proto::wire::encoded::EncodedFrame;
 
 /// The session's clocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

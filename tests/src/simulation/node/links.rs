@@ -2,10 +2,10 @@
 
 use std::rc::Rc;
 
-use swarm_shared::proto::encoded::EncodedFrame;
 use swarm_shared::proto::id::{Instance, PeerId};
 use swarm_shared::proto::session::Event;
 use swarm_shared::proto::stop::ReceivedVia;
+use swarm_shared::proto::wire::encoded::EncodedFrame;
 use swarm_shared::proto::wire::{Frame, Lane};
 use turmoil::net::TcpStream;
 

@@ -4,10 +4,10 @@ use std::time::Instant;
 
 use super::super::{CommandId, Stage};
 use super::change::{Change, StoredCommand};
-use crate::proto::encoded::EncodedFrame;
 use crate::proto::id::{NodeName, PeerId};
 use crate::proto::outcome::Reply;
 use crate::proto::wire::Lane;
+use crate::proto::wire::encoded::EncodedFrame;
 
 /// A write that has been asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -8,9 +8,9 @@ use super::{
     OPEN_DELIVERIES_MAX, OPEN_PER_NODE_MAX, OpenCommand, Phase, SentMark, StoredState, StoredTarget,
     WriteInProgress, absent_reply,
 };
-use crate::proto::encoded::EncodedFrame;
 use crate::proto::id::PeerId;
 use crate::proto::outcome::Reply;
+use crate::proto::wire::encoded::EncodedFrame;
 
 impl DeliveryTracker {
     /// The book as the store kept it. All nodes are down.

@@ -2,8 +2,8 @@ use std::time::{Duration, Instant};
 
 use super::*;
 use crate::net::clock;
-use crate::proto::encoded::{OutBuffer, Trailer};
 use crate::proto::id::NodeName;
+use crate::proto::wire::encoded::{OutBuffer, Trailer};
 use crate::proto::wire::{Frame, FrameLimits, FrameReader};
 
 const SECOND: Duration = Duration::from_secs(1);

@@ -8,9 +8,10 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::json::{self, JSON_DEPTH_MAX};
+use crate::proto::json::{self, JSON_DEPTH_MAX};
 
-pub(super) mod header_encoder;
+pub mod encoded;
+mod header_encoder;
 mod header_parser;
 
 /// Longest header, in bytes.

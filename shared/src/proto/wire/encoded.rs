@@ -6,8 +6,8 @@ use std::io::IoSlice;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-use super::wire::header_encoder::append_number;
-use super::wire::{Frame, HEADER_BYTES_MAX, Header, LENGTH_BYTES, WireError};
+use super::header_encoder::append_number;
+use super::{Frame, HEADER_BYTES_MAX, Header, LENGTH_BYTES, WireError};
 
 /// Room kept in every header for the keys that are appended on sending: five names and five 20-digit numbers.
 const TRAILER_BYTES_MAX: usize = 144;
@@ -119,7 +119,7 @@ impl EncodedFrame {
     }
 
     /// The epoch that its frame names: a reply to it names the same.
-    pub(super) fn epoch(&self) -> Option<u64> {
+    pub(crate) fn epoch(&self) -> Option<u64> {
         self.epoch
     }
 

@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use super::hex;
-use super::id::PeerId;
+use crate::proto::hex;
+use crate::proto::id::PeerId;
 
 /// The first bound of the backoff.
 pub const BACKOFF_MIN: Duration = Duration::from_millis(200);

@@ -15,19 +15,23 @@
 //! A session never asks for the time: every call that may need it brings it.
 
 mod clock_map;
+pub mod outbox;
+pub mod pending;
 mod receive;
+pub mod simultaneous_open;
 mod transmit;
 mod types;
+pub mod window;
 
 use std::time::Instant;
 
 use self::clock_map::ClockMap;
+use self::outbox::{Outbox, OutboxItem, OutboxLimits};
+use self::pending::PendingRequests;
 pub use self::types::{Event, ExpectedReply, LinkFault, Outgoing, RequestEnd, SendError, Timing};
-use super::encoded::EncodedFrame;
-use super::id::Instance;
-use super::outbox::{Outbox, OutboxItem, OutboxLimits};
-use super::pending::PendingRequests;
-use super::wire::{Frame, Kind, Lane, WireError};
+use crate::proto::id::Instance;
+use crate::proto::wire::encoded::EncodedFrame;
+use crate::proto::wire::{Frame, Kind, Lane, WireError};
 
 /// Most runs of the peer that are remembered to have been forgotten.
 const FORGOTTEN_MAX: usize = 8;

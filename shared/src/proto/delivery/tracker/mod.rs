@@ -26,10 +26,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use super::{CommandId, Stage};
-use crate::proto::encoded::EncodedFrame;
 use crate::proto::id::PeerId;
 use crate::proto::outcome::{Outcome, Reply};
 use crate::proto::wire::Lane;
+use crate::proto::wire::encoded::EncodedFrame;
 
 mod cancel;
 mod change;

@@ -7,9 +7,9 @@ use std::borrow::Cow;
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Instant;
 
-use super::encoded::EncodedFrame;
 use super::window::{Acknowledged, Window};
-use super::wire::Lane;
+use crate::proto::wire::Lane;
+use crate::proto::wire::encoded::EncodedFrame;
 
 /// How much may wait and how much may be on the way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -165,7 +165,7 @@ impl Outbox {
         // peer that hears and never acknowledges meets the bound.
         let over_window_max = self.limits.window_max.saturating_add(self.limits.queued_max);
         #[cfg(feature = "planted-bugs")]
-        if super::planted::is(super::planted::Bug::LaneInversion)
+        if crate::proto::planted::is(crate::proto::planted::Bug::LaneInversion)
             && !window_full
             && let Some(item) = self.control.pop_front()
         {
@@ -267,7 +267,7 @@ impl Outbox {
         self.next_seq -= self.unacked.len() as u64;
         self.window.reset();
         #[cfg(feature = "planted-bugs")]
-        if super::planted::is(super::planted::Bug::DropNewestOnReconnect) {
+        if crate::proto::planted::is(crate::proto::planted::Bug::DropNewestOnReconnect) {
             self.unacked.pop_back();
         }
         while let Some(SentItem { item, .. }) = self.unacked.pop_back() {

@@ -12,7 +12,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::id::{Instance, PeerId};
+use crate::proto::id::{Instance, PeerId};
 
 /// Which side dialled a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -15,8 +15,8 @@
 //! The counter starts at the station's wall clock in milliseconds, so that it also rises over restarts: at one ping a
 //! second or fewer the clock always wins. [`PingFilter`] drops what is not newer than the last one heard.
 
-use super::id::PublicKey;
-use super::trust::{FINGERPRINT_PREFIX_BYTES, Fingerprint, SIGNATURE_BYTES, SigningKey};
+use crate::proto::id::PublicKey;
+use crate::proto::trust::{FINGERPRINT_PREFIX_BYTES, Fingerprint, SIGNATURE_BYTES, SigningKey};
 
 /// Length of a ping, in bytes.
 pub const PING_BYTES: usize = SIGNED_BYTES + SIGNATURE_BYTES;
