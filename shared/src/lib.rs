@@ -1,4 +1,4 @@
-//! The protocol of the swarm, in two halves.
+//! The protocol of the swarm, in two layers.
 //!
 //! * [`proto`] decides. Bytes, time and randomness come in as arguments; frames, events and deadlines go out.
 //!   It has no sockets, no files, no clock, and builds alone with `--no-default-features`.
@@ -9,12 +9,12 @@ pub mod proto;
 #[cfg(feature = "net")]
 pub mod net;
 
-/// The code blocks of docs/protocol.md, compiled and run as documentation tests.
+/// Compiles and runs the code blocks of docs/protocol.md as documentation tests.
 #[cfg(doctest)]
 #[doc = include_str!("../../docs/protocol.md")]
 mod protocol_page {}
 
-/// The code blocks of docs/clever-show.md likewise.
+/// Compiles and runs the code blocks of docs/clever-show.md as documentation tests.
 #[cfg(all(doctest, feature = "net"))]
 #[doc = include_str!("../../docs/clever-show.md")]
 mod clever_show_page {}

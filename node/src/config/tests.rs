@@ -178,7 +178,7 @@ fn configuration_errors_name_the_line() {
         ),
         (
             "[gateways.clever_show]\nserver = \"auto\"\nrole = \"observer\"\nallow = [\"time\", \"id\"]",
-            "line 4: [gateways.clever_show]: `allow` names \"id\", but a command that does more than look",
+            "line 4: [gateways.clever_show]: `allow` names \"id\", but a command that changes something",
         ),
         (
             "[gateways.clever_show]\nserver = \"auto\"\nallow = [\"filetransfer\"]",

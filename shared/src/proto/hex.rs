@@ -1,4 +1,4 @@
-//! Fixed-size byte arrays as lower-case hexadecimal text, in JSON and on screens.
+//! Fixed-size byte arrays as lower-case hexadecimal text, in JSON and for display.
 
 use serde::{Deserialize, Deserializer, Serializer};
 
@@ -22,7 +22,7 @@ pub fn decode<const N: usize>(text: &str) -> Option<[u8; N]> {
 /// For `#[serde(with = "hex")]`: writes the array as text.
 ///
 /// # Errors
-/// Only what the serializer itself reports.
+/// Only errors of the serializer itself.
 pub fn serialize<S: Serializer, const N: usize>(bytes: &[u8; N], to: S) -> Result<S::Ok, S::Error> {
     to.serialize_str(&encode(bytes))
 }

@@ -1,4 +1,4 @@
-//! Who is who: keys, the ids derived from them, and names that are checked once, when they are parsed.
+//! Keys, the ids derived from them, and peer names, which are checked once, when they are parsed.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::hex;
 
-/// An Ed25519 public key (RFC 8032): what a peer *is*.
+/// An Ed25519 public key (RFC 8032): a peer's identity.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct PublicKey(#[serde(with = "hex")] pub [u8; 32]);
@@ -28,19 +28,19 @@ impl fmt::Debug for PublicKey {
     }
 }
 
-/// SHA-256 of a peer's public key. Names and addresses may change or be shared; this does not.
+/// SHA-256 of a peer's public key. Names and addresses may change or be shared; the id does not change.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct PeerId(#[serde(with = "hex")] pub [u8; 32]);
 
 impl PeerId {
-    /// The first 8 bytes in groups of four digits, for people: `a1b2-c3d4-e5f6-0718`.
+    /// The first 8 bytes in groups of four hexadecimal digits, for display: `a1b2-c3d4-e5f6-0718`.
     pub fn short(&self) -> String {
         let digits = hex::encode(&self.0[..8]);
         [&digits[..4], &digits[4..8], &digits[8..12], &digits[12..]].join("-")
     }
 
-    /// Whether the id starts with these hexadecimal digits; dashes and case do not count.
+    /// Whether the id starts with these hexadecimal digits; dashes and case are ignored.
     pub fn has_prefix(&self, prefix: &str) -> bool {
         let wanted: String = prefix
             .chars()
@@ -64,8 +64,8 @@ impl fmt::Debug for PeerId {
     }
 }
 
-/// One run of one process, drawn at random at its start. A peer that comes back with another instance has
-/// restarted and remembers nothing of the old session.
+/// One run of one process: a random number drawn at its start. A peer that reconnects with another instance has
+/// restarted and has lost the old session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Instance(pub u64);
@@ -78,7 +78,7 @@ pub const NAME_BYTES_MAX: usize = 63;
 #[serde(try_from = "String", into = "String")]
 pub struct NodeName(String);
 
-/// Why a text is not a name.
+/// The text is not a valid name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{text:?} is not a name: use 1 to {NAME_BYTES_MAX} letters, digits and dashes, not starting with a dash"
@@ -91,7 +91,7 @@ impl NodeName {
     /// Parses a name.
     ///
     /// # Errors
-    /// [`BadName`], which quotes the text and says the rule.
+    /// [`BadName`], which quotes the text and states the rule.
     pub fn parse(text: &str) -> Result<Self, BadName> {
         let good = !text.is_empty()
             && text.len() <= NAME_BYTES_MAX
@@ -106,7 +106,7 @@ impl NodeName {
         }
     }
 
-    /// The nearest name to a host name: its first label, with what a name cannot hold turned into dashes.
+    /// The nearest valid name to a host name: its first label, with each invalid character replaced by a dash.
     pub fn from_host(host: &str) -> Self {
         let label = host.split('.').next().unwrap_or_default();
         let mut text: String = label
@@ -164,7 +164,7 @@ impl From<NodeName> for String {
 pub enum PeerKind {
     /// `swarm-node`, on a device.
     Node,
-    /// `ground-station`, at the operator's.
+    /// `ground-station`, on the operator's machine.
     Station,
 }
 

@@ -1,5 +1,5 @@
-//! JSON as it is met in the field: nesting is bounded, text may be UTF-16, and numbers may be the bare words
-//! `NaN`, `Infinity` and `-Infinity`, which Python writes and RFC 8259 forbids. Those are read as `null`.
+//! A lenient JSON parser: nesting is bounded, text may be UTF-16, and numbers may be the bare words `NaN`, `Infinity`
+//! and `-Infinity`, which Python writes and RFC 8259 forbids. Those are read as `null`.
 
 use std::borrow::Cow;
 
@@ -7,28 +7,28 @@ use serde_json::Value;
 
 use super::wire::ContentEncoding;
 
-/// Deepest nesting of arrays and objects that is read, in levels.
+/// Deepest nesting of arrays and objects that is parsed, in levels.
 pub const JSON_DEPTH_MAX: usize = 32;
 
-/// Why bytes are not JSON that we read. The link survives each of these.
+/// The content cannot be parsed as JSON. The link survives each of these faults.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum JsonError {
-    /// Arrays or objects nested too deeply; found before anything was built.
+    /// Arrays or objects are nested too deeply; found before anything is built.
     #[error("JSON is nested deeper than {JSON_DEPTH_MAX} levels")]
     TooDeep,
     /// The text is not JSON.
     #[error("not JSON: {0}")]
     Syntax(String),
-    /// The bytes are not text in the encoding that the frame names.
+    /// The bytes are not valid text in the encoding that the frame names.
     #[error("content is not valid {0}")]
     NotText(&'static str),
-    /// The frame names an encoding that we do not read.
+    /// The frame names an encoding that is not supported.
     #[error("content-encoding {0:?} is not known; use utf-8")]
     UnknownEncoding(String),
 }
 
-/// Whether no array or object in `text` is nested deeper than [`JSON_DEPTH_MAX`]. Text that is not JSON may
-/// pass: the parser refuses it.
+/// Whether no array or object in `text` is nested deeper than [`JSON_DEPTH_MAX`]. Text that is not JSON may pass: the
+/// parser rejects it.
 pub fn has_safe_depth(text: &[u8]) -> bool {
     let mut depth = 0_usize;
     let mut in_string = false;
@@ -61,7 +61,7 @@ pub fn has_safe_depth(text: &[u8]) -> bool {
 /// Parses content in its encoding.
 ///
 /// # Errors
-/// [`JsonError`]: what is wrong with the content; nothing else is affected.
+/// [`JsonError`]: the fault in the content. The frame and its link are not affected.
 pub fn parse(content: &[u8], encoding: &ContentEncoding) -> Result<Value, JsonError> {
     let text = to_text(content, encoding)?;
     if !has_safe_depth(text.as_bytes()) {
@@ -91,7 +91,7 @@ fn to_text<'a>(content: &'a [u8], encoding: &ContentEncoding) -> Result<Cow<'a, 
     }
 }
 
-/// UTF-16 with a byte order mark (RFC 2781); without one, little-endian, as Python on every Pi and PC writes it.
+/// UTF-16 with a byte order mark (RFC 2781); without one, little-endian, which Python writes on every Pi and PC.
 fn decode_utf16_bytes(bytes: &[u8]) -> Option<String> {
     let (big, bytes) = match bytes {
         [0xfe, 0xff, rest @ ..] => (true, rest),
@@ -112,8 +112,8 @@ fn decode_utf16_bytes(bytes: &[u8]) -> Option<String> {
     char::decode_utf16(units).collect::<Result<String, _>>().ok()
 }
 
-/// The text with each bare `NaN`, `Infinity` and `-Infinity` outside strings replaced by `null`; `None` if there
-/// is none to replace.
+/// The text with each bare `NaN`, `Infinity` and `-Infinity` outside strings replaced by `null`; `None` if there is
+/// none.
 fn replace_non_finite(text: &str) -> Option<String> {
     const WORDS: [&str; 3] = ["-Infinity", "Infinity", "NaN"];
     let mut mended = String::with_capacity(text.len());

@@ -1,4 +1,4 @@
-//! What the frames of our own links carry as content, one type for each [`Kind`](super::wire::Kind) that has JSON.
+//! The contents of frames on our own links: one type for each [`Kind`](super::wire::Kind) whose content is JSON.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -9,124 +9,125 @@ use serde_json::Value;
 use super::id::{Instance, NodeName, PeerId, PeerKind, PublicKey};
 use super::trust::{FleetState, Grant, Signed};
 
-/// The version of the link protocol that this build speaks, and the oldest that it still understands.
+/// The protocol versions that this build supports, both ends included.
 pub const PROTOCOL_VERSIONS: VersionRange = VersionRange { min: 1, max: 1 };
 
 /// A range of protocol versions, both ends included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VersionRange {
-    /// The oldest that is understood.
+    /// Oldest supported version.
     pub min: u32,
-    /// The newest that is spoken.
+    /// Newest supported version.
     pub max: u32,
 }
 
 impl VersionRange {
-    /// The newest version that both sides speak; `None` if there is none.
+    /// The newest version that both sides support; `None` if there is none.
     pub fn newest_common(self, other: Self) -> Option<u32> {
         let newest = self.max.min(other.max);
         (newest >= self.min.max(other.min)).then_some(newest)
     }
 }
 
-/// What a connection is for.
+/// The purpose of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Channel {
-    /// Commands, replies, heartbeats: every lane but bulk.
+    /// Commands, replies, heartbeats: every lane except bulk.
     Control,
-    /// Files.
+    /// File chunks.
     Bulk,
-    /// Handing in an invitation code, or waiting to be accepted by hand.
+    /// Joining a fleet: by an invitation code, or by waiting for the operator's acceptance.
     Join,
 }
 
-/// The first frame each way: who I am.
+/// The first frame in each direction: describes the sender.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Hello {
-    /// The protocol versions I speak.
+    /// Protocol versions that the sender supports.
     pub versions: VersionRange,
-    /// What this connection is for.
+    /// Purpose of this connection.
     pub channel: Channel,
-    /// What I run.
+    /// Program that the sender runs.
     pub kind: PeerKind,
-    /// My name.
+    /// The sender's name.
     pub name: NodeName,
-    /// This run of my process.
+    /// This run of the sender's process.
     pub instance: Instance,
-    /// The port I listen on; the address is the one you see.
+    /// TCP port on which the sender listens; its address is the connection's.
     pub port: u16,
-    /// My tags, for selectors.
+    /// The sender's tags, for selectors.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub tags: BTreeMap<String, String>,
-    /// The program's version, for people.
+    /// Version of the sender's program, for display.
     pub software: String,
-    /// The fleet root's word for me; absent while I belong to no fleet.
+    /// The sender's grant; absent if it belongs to no fleet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grant: Option<Signed<Grant>>,
-    /// The newest fleet state that I hold.
+    /// Number of the newest fleet state that the sender holds.
     #[serde(default)]
     pub fleet_state: u64,
 }
 
-/// You may go on; and where our session stands. The first frame each way once both hellos are good.
+/// The first session frame in each direction, once both hellos are accepted: the resume point of the session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Welcome {
-    /// My run.
+    /// This run of the sender's process.
     pub instance: Instance,
-    /// Your run as I remember it: [`Welcome::received`] counts for that one only. Any other if I have forgotten it.
+    /// The run of the receiver's process that the sender remembers: [`Welcome::received`] counts for that run only.
+    /// Any other value means that the sender remembers none.
     pub peer_instance: Instance,
-    /// The last number that I have read from you in this session; 0 if none.
+    /// The last sequence number that the sender has read from the receiver in this session; 0 if none.
     pub received: u64,
 }
 
-/// Why a connection is refused.
+/// The reason for refusing a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RefusalCode {
-    /// No protocol version in common.
+    /// The peers have no protocol version in common.
     Version,
-    /// The peer has no grant, and may not be taken in without one.
+    /// The peer has no grant, and this connection needs one.
     NoGrant,
     /// The grant is of another fleet.
     WrongFleet,
     /// The grant is not signed by the fleet root, or is for another key.
     BadGrant,
-    /// The key has been revoked.
+    /// The peer's key has been revoked.
     Revoked,
-    /// The role does not allow it.
+    /// The peer's role does not permit the request.
     NotAllowed,
-    /// Another link between the two stays.
+    /// Two links were opened between the same peers, and the other one stays.
     Duplicate,
     /// Another process with the same key is linked.
     ClonedKey,
     /// The invitation code is wrong, used up or expired.
     BadCode,
-    /// Waiting to be accepted by the operator.
+    /// The peer waits for the operator's acceptance.
     Pending,
-    /// The first frames were not what they have to be.
+    /// The first frames did not follow the protocol.
     Protocol,
-    /// Too much at once; try again.
+    /// A limit on connections is reached; the peer may retry.
     Busy,
-    /// The peer is shutting down.
+    /// The refusing peer is shutting down.
     ShuttingDown,
-    /// From a later version.
+    /// A code of a later version.
     #[serde(other)]
     Other,
 }
 
-/// The last frame of a connection: why it closes.
+/// The last frame of a refused connection.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{reason}")]
 pub struct Refused {
-    /// For programs.
+    /// The reason as a code.
     pub code: RefusalCode,
-    /// For people: what was wrong and what to do.
+    /// The reason and its remedy as text, for display.
     pub reason: String,
 }
 
 impl Refused {
-    /// A refusal with its reason.
+    /// A refusal with this code and text.
     pub fn new(code: RefusalCode, reason: impl Into<String>) -> Self {
         Self {
             code,
@@ -135,13 +136,13 @@ impl Refused {
     }
 }
 
-/// The arguments of a command: the same content as clever-show's.
+/// The arguments of a command, in clever-show's format.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Arguments {
-    /// By position. `null` counts as none, as clever-show's peers write after a reconnect.
+    /// Positional arguments. `null` counts as an empty list: clever-show's peers write it after a reconnect.
     #[serde(default, deserialize_with = "null_is_default")]
     pub args: Vec<Value>,
-    /// By name.
+    /// Named arguments. `null` counts as an empty map.
     #[serde(default, deserialize_with = "null_is_default")]
     pub kwargs: serde_json::Map<String, Value>,
 }
@@ -154,36 +155,36 @@ where
     Ok(Option::deserialize(from)?.unwrap_or_default())
 }
 
-/// Most peers that one roster may name.
+/// Most peers that one roster may list.
 pub const ROSTER_PEERS_MAX: usize = 2_000;
 
-/// Whom I know: a hint where to dial, never a reason to trust.
+/// Peers that the sender knows: hints where to dial, which carry no trust.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Roster {
-    /// Peers that I was linked with not long ago; at most [`ROSTER_PEERS_MAX`] are read.
+    /// Peers with which the sender was linked recently; at most [`ROSTER_PEERS_MAX`] are read.
     pub peers: Vec<RosterPeer>,
 }
 
 /// One peer of a [`Roster`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RosterPeer {
-    /// Its id.
+    /// The peer's id.
     pub id: PeerId,
-    /// What it runs.
+    /// The program that it runs.
     pub kind: PeerKind,
-    /// Its name, for people.
+    /// Its name, for display.
     pub name: NodeName,
-    /// Where it can be dialled, as I saw it.
+    /// Address at which the sender of the roster saw it.
     pub addr: SocketAddr,
 }
 
 /// Content of a `fleet-state` frame.
 pub type FleetStateMessage = Signed<FleetState>;
 
-/// Content of a `join` frame: the proof of an invitation code, bound to this very TLS connection.
+/// Content of a `join` frame: the proof of an invitation code, bound to this TLS connection.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Join {
-    /// Which code, without its secret; absent when the peer asks to be taken in by hand.
+    /// Proof of the code's secret; absent when the peer asks for the operator's acceptance.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proof: Option<JoinProof>,
 }
@@ -191,7 +192,7 @@ pub struct Join {
 /// Proof of knowing an invitation's secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JoinProof {
-    /// The first bytes of the SHA-256 of the secret: names the code and gives nothing away.
+    /// The first bytes of the SHA-256 of the secret: identifies the code without revealing it.
     #[serde(with = "super::hex")]
     pub code: [u8; 8],
     /// HMAC-SHA-256 with the secret over a label for the direction and the TLS exporter.
@@ -199,92 +200,92 @@ pub struct JoinProof {
     pub mac: [u8; 32],
 }
 
-/// Content of a `joined` frame: you are in.
+/// Content of a `joined` frame: the receiver is now a member of the fleet.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Joined {
     /// The fleet root's public key: its SHA-256 is the fleet's fingerprint.
     pub root: PublicKey,
     /// The grant for the peer that joined.
     pub grant: Signed<Grant>,
-    /// Who is revoked.
+    /// The newest fleet state, which lists the revoked keys.
     pub fleet_state: Signed<FleetState>,
-    /// The issuer's own proof of the same secret; absent when the peer was accepted by hand.
+    /// The inviter's own proof of the same secret; absent when the operator accepted the peer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proof: Option<JoinProof>,
 }
 
-/// Content of a `chunk-end` frame: what the file was, for whoever received it to check.
+/// Content of a `chunk-end` frame: the receiver checks the file against it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileEnd {
-    /// Of the whole content.
+    /// SHA-256 of the whole file.
     #[serde(with = "super::hex")]
     pub sha256: [u8; 32],
-    /// In bytes.
+    /// Size of the file, in bytes.
     pub size: u64,
-    /// Permission bits; absent where the command has said them.
+    /// Permission bits; absent where the command has named them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<u32>,
 }
 
-/// What became of the command that a node's owner named for the emergency stop.
+/// State of the command that a node's configuration names for the emergency stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum StopCommandState {
-    /// There is none.
+    /// The configuration names none.
     None,
-    /// It is at work.
+    /// It is running.
     Running,
-    /// It ended well.
+    /// It ended successfully.
     Done,
-    /// It did not: [`Stopped::error`] says why.
+    /// It failed: [`StopStatus::error`] holds the reason.
     Failed,
 }
 
-/// The point of a self-check that tells what a node did the last time it had lost all its links.
+/// Name of the self-check item that reports what a node did when it last lost all its links.
 pub const LOST_LINK_CHECK: &str = "lost link";
 
-/// Content of a `stopped` frame: how a node's emergency stop stands.
+/// Content of a `stopped` frame: the state of a node's emergency stop.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StopStatus {
     /// Whether the node is stopped.
     pub stopped: bool,
-    /// Who gave the order in force; if there is none, the one that this answers.
+    /// Station that issued the stop in force; without one, the issuer of the order that this frame answers.
     pub issuer: PeerId,
-    /// That order's number: what a release has to name.
+    /// Number of that order: a release has to name it.
     pub number: u64,
-    /// Whether it is in the node's journal, so that the node is still stopped after a restart.
+    /// Whether the stop is in the node's journal, so that it survives a restart.
     pub latched: bool,
-    /// What became of the node's own command.
+    /// State of the node's own stop command.
     pub command: StopCommandState,
-    /// Why it is not latched, what went wrong with the command, or why the order is not for this node.
+    /// Why the stop is not latched, why the command failed, or why the order does not apply to this node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// Milliseconds since the order was heard.
+    /// Milliseconds since the order was received.
     pub since_ms: u64,
-    /// The highest number that the node has heard of the receiver's own orders; 0 if none.
+    /// The highest number that the node has received of the receiver's own orders; 0 if none.
     #[serde(default)]
     pub seen: u64,
-    /// Whether the order was heard, and does not mean this node.
+    /// Whether the order was received and its selector does not match this node.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     #[serde(rename = "not_meant")]
     pub not_selected: bool,
 }
 
-/// Content of an `offer` frame: what this node can do, told to each station when a link comes up and when it changes.
+/// Content of an `offer` frame: the node's actions, sent to each station when a link opens and when they change.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ActionCatalog {
-    /// Its actions that act, by name.
+    /// Actions that have an effect, by name. Reading actions are not listed.
     #[serde(default)]
     pub actions: BTreeMap<String, ActionInfo>,
 }
 
-/// One action of an [`Offer`].
+/// Properties of one action of an [`ActionCatalog`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ActionInfo {
-    /// How strictly its time to live is taken.
+    /// Limits on the action's time to live.
     #[serde(default)]
     pub class: TtlClass,
-    /// Whether it may run again when nobody knows whether it has run.
+    /// Whether it may run again when it is unknown whether it has run.
     #[serde(default)]
     pub idempotent: bool,
     /// Whether it runs while the node is stopped.
@@ -292,13 +293,14 @@ pub struct ActionInfo {
     pub while_stopped: bool,
 }
 
-/// How strictly an action's time to live is taken.
+/// Limits on an action's time to live.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TtlClass {
-    /// At most [`FLIGHT_TTL_MS_MAX`](super::delivery::FLIGHT_TTL_MS_MAX), and it never waits for an absent node.
+    /// At most [`FLIGHT_TTL_MS_MAX`](super::delivery::FLIGHT_TTL_MS_MAX), and the command never waits for an absent
+    /// node.
     Flight,
-    /// As long as its issuer says.
+    /// As long as the issuer chooses.
     #[default]
     #[serde(other)]
     Ordinary,

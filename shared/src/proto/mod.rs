@@ -1,6 +1,6 @@
-//! The half that decides: pure, deterministic, without I/O.
+//! The protocol's decisions: pure, deterministic, without I/O.
 //!
-//! Nothing here reads a clock, draws a random number or touches a socket; `shared/tests/layers.rs` guards it.
+//! Nothing here reads a clock, draws a random number or opens a socket; `shared/tests/layers.rs` checks it.
 
 pub mod delivery;
 pub mod discovery;

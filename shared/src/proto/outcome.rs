@@ -1,4 +1,4 @@
-//! How things end: every delivery of every command in exactly one [`Outcome`].
+//! The outcome of a delivery, and the reply that carries it.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::wire::{Frame, Header, Kind, MessageType};
 
-/// The one way in which a delivery ended.
+/// The final state of a delivery. Each delivery gets exactly one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Outcome {
@@ -15,18 +15,18 @@ pub enum Outcome {
     Done,
     /// The action ran and failed.
     Failed,
-    /// The node would not run it: not allowed, not known, bad arguments, or too busy.
+    /// The node did not run it: not permitted, not known, bad arguments, or too busy.
     Refused,
     /// Its time to live ran out before it could run.
     Expired,
-    /// The node restarted or crashed midway; it may or may not have run.
+    /// The node restarted or crashed after the start; the action may or may not have completed.
     Unknown,
-    /// Nothing was heard within the time-out.
+    /// No answer came within the time-out.
     NoAnswer,
 }
 
 impl Outcome {
-    /// The word used on the wire, in JSON and on screens.
+    /// The word for it on the wire, in JSON and for display.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Done => "done",
@@ -45,27 +45,27 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// What an action left behind: the content of a reply frame.
+/// The result of an action: the content of a reply frame.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Reply {
-    /// How it ended.
+    /// How the delivery ended.
     pub state: Outcome,
-    /// What the action returns, for programs.
+    /// Value that the action returns, for programs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub value: Option<Value>,
-    /// What the program printed (standard output and standard error, in order, capped).
+    /// Output of the program: standard output and standard error in order, capped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output: Option<String>,
     /// The program's exit status; 128 plus the signal's number if a signal ended it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit: Option<i32>,
-    /// What went wrong and what to do about it, for people.
+    /// The fault and its remedy, for display.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
 
 impl Reply {
-    /// Success with a value; `null` is left out.
+    /// Success with a value; `null` is omitted.
     pub fn done(value: Value) -> Self {
         let value = if value.is_null() { None } else { Some(value) };
         Self {
@@ -77,7 +77,7 @@ impl Reply {
         }
     }
 
-    /// Any other end, with its reason.
+    /// Any other outcome, with its reason.
     pub fn ended(state: Outcome, error: impl Into<String>) -> Self {
         Self {
             state,
@@ -93,7 +93,7 @@ impl Reply {
         Self::ended(Outcome::Failed, error)
     }
 
-    /// The frame that brings this to whoever sent the command with this header.
+    /// The reply frame for the command that has this header.
     pub fn to_frame(&self, command: &Header) -> Frame {
         let mut frame = Frame::json(Kind::Reply, self);
         frame.header.message_type = MessageType::Response;
@@ -102,7 +102,7 @@ impl Reply {
         frame
     }
 
-    /// The node would not run it.
+    /// The node did not run it.
     pub fn refused(error: impl Into<String>) -> Self {
         Self::ended(Outcome::Refused, error)
     }

@@ -1,5 +1,5 @@
-//! Bugs to be planted, one at a time, to see that the simulator finds them. Built only with the feature
-//! `planted-bugs`, which no product has; each is planted where a programmer could have made it.
+//! Deliberate bugs, planted one at a time to prove that the simulator finds them. Built only with the feature
+//! `planted-bugs`, which no released program enables. Each is a mistake that a programmer could make at that place.
 
 use std::cell::Cell;
 
@@ -7,33 +7,33 @@ thread_local! {
     static PLANTED: Cell<Option<Bug>> = const { Cell::new(None) };
 }
 
-/// A realistic mistake.
+/// A realistic mistake. Each variant says what the code does wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bug {
-    /// A snapshot's name is not made durable.
+    /// The directory is not synced after a snapshot is renamed.
     SkipDirSync,
-    /// The journal says that a record is written before it is on the disk.
+    /// The journal confirms a record before it is on the disk.
     AckBeforeJournal,
-    /// Whether a command is too late is checked when it arrives, and not when it starts.
+    /// The deadline of a command is checked on arrival, but not at its start.
     CheckTtlOnArrivalOnly,
-    /// A repeat is told by how long ago the first one came.
+    /// A duplicate is recognised by the time since the first copy, not by its identity.
     DedupeByTime,
-    /// A station counts from the beginning after each start.
+    /// A station starts with the same epoch after each restart.
     ResetEpoch,
-    /// Of what was not acknowledged the newest is lost when a link resumes.
+    /// The newest unacknowledged frame is dropped when a link resumes.
     DropNewestOnReconnect,
-    /// A release need not name the stop in force.
+    /// A release is accepted without the number of the stop in force.
     ReleaseWithoutNumber,
-    /// Ordinary commands go out before emergencies.
+    /// Ordinary commands are sent before emergency frames.
     LaneInversion,
-    /// The resume point is one too high.
+    /// The resume point in the welcome is one too high.
     ResumeOffByOne,
-    /// A stop is not put back in force at a restart.
+    /// A stop is not restored after a restart.
     ForgetLatch,
 }
 
 impl Bug {
-    /// All of them.
+    /// All bugs, in the order of the enumeration.
     pub const ALL: [Self; 10] = [
         Self::SkipDirSync,
         Self::AckBeforeJournal,
@@ -48,12 +48,12 @@ impl Bug {
     ];
 }
 
-/// Plants this bug, and no other, in what runs on this thread.
+/// Plants this bug on the current thread, and removes any other.
 pub fn plant(bug: Option<Bug>) {
     PLANTED.set(bug);
 }
 
-/// Whether this bug is planted here.
+/// Whether this bug is planted on the current thread.
 pub fn is(bug: Bug) -> bool {
     PLANTED.get() == Some(bug)
 }

@@ -1,12 +1,13 @@
-//! What a journal amounts to: which commands a node has begun, how they ended, and whether it is stopped.
+//! The deduplication table: the state that a journal replays to. It holds which commands a node has started, how they
+//! ended, and whether the node is stopped.
 //!
 //! Invariants:
-//! * Everything above an issuer's floor is known: what is not in the window there has never begun. Nothing up to the
-//!   floor may run; whether it has run is not known any more.
-//! * The order of records is all that counts: the same records give an equal ledger, and [`Ledger::records`] gives one
-//!   that is equal too.
-//! * Bounded: [`WINDOW_COMMANDS`] for each of [`WINDOW_ISSUERS`], [`REPLY_BYTES_MAX`] of text for all, and a floor
-//!   or a number for each of [`ISSUERS_MAX`].
+//! * Every command above an issuer's floor is known: one that is not in the window has never started. A command up to
+//!   the floor must not run; whether it has run is not known any more.
+//! * Only the order of records matters: the same records give an equal table, and [`DedupTable::records`] gives
+//!   records that replay to an equal one.
+//! * Bounded: [`WINDOW_COMMANDS`] for each of [`WINDOW_ISSUERS`], [`REPLY_BYTES_MAX`] of text for all, and a floor or
+//!   a number for each of [`ISSUERS_MAX`].
 
 use std::collections::BTreeMap;
 
@@ -16,26 +17,26 @@ use super::super::planted;
 use super::CommandId;
 use super::record::{Digest, Record, StoredReply, truncate_text};
 
-/// How many of an issuer's newest commands are known one by one.
+/// Newest commands of an issuer that are known one by one.
 pub const WINDOW_COMMANDS: usize = 1024;
-/// For how many issuers that is; of those that issued longest ago only the floor stays.
+/// Issuers that have a window; of the least recent others only the floor is kept.
 pub const WINDOW_ISSUERS: usize = 64;
-/// How much text of replies is kept, in bytes; the oldest goes first, the outcome stays.
+/// Text of all stored replies, in bytes. The oldest texts are dropped first; their outcomes stay.
 pub const REPLY_BYTES_MAX: usize = 1024 * 1024;
-/// For how many issuers without a window a floor is kept, and for how many the highest number of a stop.
+/// Issuers without a window whose floor is kept; also the issuers whose highest stop number is kept.
 pub const ISSUERS_MAX: usize = 1024;
 
-/// A command's place in what its issuer issued.
+/// Epoch and sequence number of a command of one issuer.
 type SequenceKey = (u64, u64);
 
-/// What replaying a journal yields.
+/// The state that replaying a journal yields; see the module.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DedupTable {
     /// Issuers with a window, which is never empty.
     windows: BTreeMap<PeerId, IssuerWindow>,
-    /// The same issuers, the one that issued last at the end.
+    /// The same issuers, the most recent last.
     by_recency: Vec<PeerId>,
-    /// The floors of the others.
+    /// Floors of the issuers without a window.
     floors: BTreeMap<PeerId, SequenceKey>,
     text_bytes: usize,
     latch: Option<Latch>,
@@ -51,7 +52,7 @@ struct IssuerWindow {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Entry {
-    /// `None` if it ended without having begun.
+    /// `None` if it ended without having started.
     digest: Option<Digest>,
     state: State,
 }
@@ -62,42 +63,43 @@ enum State {
     Ended(StoredReply),
 }
 
-/// What is known of an identity.
+/// What the table says about an identity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DedupResult<'a> {
-    /// It has never begun.
+    /// It has never started.
     New,
-    /// It has begun, and no end is known: it runs, or a crash came in between.
+    /// It has started, and its end is not known: it is running, or a crash came between.
     Begun {
         /// Whether it may run again.
         idempotent: bool,
     },
-    /// It has ended.
+    /// It has ended with this reply.
     Ended(&'a StoredReply),
-    /// It is too old to be known; it may have run.
+    /// It is at or below the floor; it may have run.
     Evicted,
-    /// It has never begun, and its issuer has counted a later epoch since: a store put back, or a straggler.
+    /// It has never started, and its issuer has used a later epoch since: the station's store was restored from a
+    /// backup, or the frame was delayed for very long.
     OldEpoch {
-        /// The highest epoch seen from that issuer.
+        /// The highest epoch of that issuer so far.
         highest: u64,
     },
-    /// Another command has had this identity.
+    /// Another command has used this identity.
     Conflict,
 }
 
-/// The emergency stop that is in force.
+/// The emergency stop in force.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Latch {
-    /// Who ordered it.
+    /// Station that issued it.
     pub issuer: PeerId,
     /// Its number, which a release must name.
     pub number: u64,
-    /// How the node's own command for it ended; `None` while that is not known.
+    /// Result of the node's own stop command; `None` while it is not known.
     pub command_result: Option<Result<(), String>>,
 }
 
 impl DedupTable {
-    /// Takes the next record in.
+    /// Applies the next record.
     pub fn apply(&mut self, record: &Record) {
         match record {
             Record::Started {
@@ -139,7 +141,7 @@ impl DedupTable {
         }
     }
 
-    /// The fewest records that give an equal ledger: the content of a snapshot.
+    /// The fewest records that replay to an equal table: the content of a snapshot.
     pub fn records(&self) -> Vec<Record> {
         let mut records = Vec::new();
         // Floors of issuers with a window come first: each makes room for the next by becoming a window.
@@ -171,7 +173,7 @@ impl DedupTable {
         records
     }
 
-    /// What is known of a command with this identity and this digest.
+    /// What the table says about a command with this identity and this digest.
     pub fn lookup(&self, id: CommandId, digest: Digest) -> DedupResult<'_> {
         let place = (id.epoch, id.seq);
         let (floor, seen) = match self.windows.get(&id.issuer) {
@@ -195,7 +197,7 @@ impl DedupTable {
         }
     }
 
-    /// The highest epoch that is known of this issuer; 0 if none is.
+    /// The highest known epoch of this issuer; 0 if none is known.
     pub fn highest_epoch(&self, issuer: PeerId) -> u64 {
         match self.windows.get(&issuer) {
             Some(window) => window.highest_epoch(),
@@ -203,12 +205,12 @@ impl DedupTable {
         }
     }
 
-    /// The stop that is in force; `None` if the node is not stopped.
+    /// The stop in force; `None` if the node is not stopped.
     pub fn latch(&self) -> Option<&Latch> {
         self.latch.as_ref()
     }
 
-    /// The highest number of a stop that was heard from this issuer; 0 if none was.
+    /// The highest stop number of this issuer; 0 if none was received.
     pub fn highest_stop_number(&self, issuer: PeerId) -> u64 {
         self.stops.get(&issuer).copied().unwrap_or(0)
     }
@@ -234,7 +236,7 @@ impl DedupTable {
         self.evict_old_texts();
     }
 
-    /// Makes sure that the issuer has a window, and puts it last in the order.
+    /// Creates the issuer's window if there is none, and marks it as the most recent.
     fn touch_window(&mut self, issuer: PeerId) {
         self.by_recency.retain(|used| *used != issuer);
         self.by_recency.push(issuer);
@@ -246,7 +248,7 @@ impl DedupTable {
         }
     }
 
-    /// Leaves only the floor of a window, above all that it knew.
+    /// Replaces a window by its floor, above everything in it.
     fn collapse_window(&mut self, issuer: PeerId) {
         let Some(window) = self.windows.remove(&issuer) else {
             return;
@@ -328,7 +330,7 @@ impl IssuerWindow {
             state: State::Begun { idempotent: false },
         });
         entry.digest = entry.digest.or(digest);
-        // An end is an end: no later record changes what may have been answered already.
+        // An outcome is final: a later record must not change what may have been sent already.
         if matches!(entry.state, State::Begun { .. }) {
             entry.state = state;
             self.text_bytes += entry.text_bytes();
@@ -341,7 +343,7 @@ impl IssuerWindow {
         }
     }
 
-    /// Gives back how many bytes that was.
+    /// Drops the oldest text; returns its length in bytes.
     fn evict_oldest_text(&mut self) -> usize {
         for entry in self.entries.values_mut() {
             let bytes = entry.text_bytes();

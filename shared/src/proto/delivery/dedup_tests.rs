@@ -65,7 +65,7 @@ fn identity_goes_from_new_to_begun_to_ended() {
         DedupResult::Conflict
     );
     ledger.apply(&ended(id(1, 1), &Reply::failed("no motor")));
-    // Neither a second beginning nor a second end changes what was answered.
+    // Neither a second start nor a second end changes the stored answer.
     ledger.apply(&started(id(1, 1)));
     ledger.apply(&ended(id(1, 1), &Reply::refused("late")));
     let DedupResult::Ended(reply) = ledger.lookup(id(1, 1), led()) else {
@@ -73,7 +73,7 @@ fn identity_goes_from_new_to_begun_to_ended() {
     };
     assert_eq!(reply.to_reply(), Reply::failed("no motor"));
     assert_eq!(ledger.lookup(id(1, 2), led()), DedupResult::New);
-    // One that never began has no digest to compare.
+    // A command that never started has no digest to compare.
     ledger.apply(&ended(id(1, 3), &Reply::refused("late")));
     assert!(matches!(ledger.lookup(id(1, 3), led()), DedupResult::Ended(_)));
     assert_replays(&ledger);
@@ -91,7 +91,7 @@ fn evicted_identity_is_never_new_again() {
         ledger.lookup(id(1, 6), led()),
         DedupResult::Begun { .. }
     ));
-    // A record from below the floor brings nothing back.
+    // A record below the floor has no effect.
     ledger.apply(&started(id(1, 3)));
     assert_eq!(ledger.lookup(id(1, 3), led()), DedupResult::Evicted);
     // The window spans epochs.

@@ -1,65 +1,65 @@
-//! The bytes of a journal: a header, then records, each framed so that no damage is mistaken for a record.
+//! The encoding of a journal: a header, then records, each framed so that damage is not mistaken for a record.
 //!
 //! `magic 8 · version u32 · crc32 u32 · number of the first record u64`, then for each record
-//! `length of the body u32 · crc32 u32 · number u64 · body`, all big-endian. A checksum covers everything of its header
-//! or frame but itself. Numbers rise by one, and go on over snapshots, so that what is left on a disk of an older file
-//! is not taken for the end of this one. Replay stops at the first byte that is not as it must be, and says why.
+//! `length of the body u32 · crc32 u32 · number u64 · body`, all big-endian. A checksum covers its whole header or
+//! frame except itself. Numbers rise by one and continue over snapshots, so that the remains of an older file on the
+//! disk are not taken for the end of this one. Replay stops at the first invalid byte and reports the reason.
 
 use super::dedup::DedupTable;
 use super::record::{BODY_BYTES_MAX, BadRecord, Record};
 
-/// Bytes of a journal's header.
+/// Length of a journal's header, in bytes.
 pub const HEADER_BYTES: usize = 24;
 /// Bytes around a record's body.
 pub const FRAME_BYTES: usize = 16;
-/// The version of the format that this program writes, and the newest that it reads.
+/// The version of the format that is written, and the newest that can be read.
 pub const JOURNAL_VERSION: u32 = 1;
 
 const MAGIC: [u8; 8] = *b"swarmjnl";
 
-/// Why replay stopped before the end.
+/// The reason why replay stopped before the end of the file.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Damage {
-    /// The file does not begin as a journal.
+    /// The file does not begin with the header of a journal.
     #[error("it does not begin as a journal of ours")]
     BadHeader,
-    /// The file was written by a later version; it is whole.
+    /// The file was written by a later version, and is intact.
     #[error(
         "it has format {found} and this program reads up to {JOURNAL_VERSION}: install the newer swarm-node"
     )]
     NewerFormat {
-        /// The format of the file.
+        /// Version of the file's format.
         found: u32,
     },
     /// The file ends in the middle of a record, as after a power cut.
     #[error("its last record is torn")]
     Truncated,
-    /// A length that no record has.
+    /// A record's length is out of range.
     #[error("a record claims to be {0} bytes long")]
     BadLength(u32),
-    /// The checksum does not match.
+    /// A record's checksum does not match.
     #[error("a record's checksum is wrong")]
     BadChecksum,
-    /// A record of another place, or of an older file.
+    /// A record's number is not the next one: it belongs to another place or to an older file.
     #[error("record {found} stands where record {expected} belongs")]
     Sequence {
-        /// The number that is there.
+        /// Number that was found.
         found: u64,
-        /// The number that belongs there.
+        /// Number that was expected.
         expected: u64,
     },
-    /// A record is whole and yet cannot be read.
+    /// A record's checksum matches, but its content is not valid.
     #[error("record {number} cannot be read: {reason}")]
     Record {
-        /// Its number.
+        /// Number of the record.
         number: u64,
-        /// Why.
+        /// Fault in its content.
         reason: BadRecord,
     },
 }
 
 impl Damage {
-    /// Whether the file is whole and comes from a later version: it must not be replaced.
+    /// Whether the file is intact and was written by a later version: it must not be replaced.
     pub fn is_newer(&self) -> bool {
         match self {
             Self::NewerFormat { .. }
@@ -77,16 +77,16 @@ impl Damage {
     }
 }
 
-/// What replaying found.
+/// The result of a replay.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Replayed {
-    /// How many records were read.
+    /// Number of records read.
     pub records: u64,
-    /// The number that the next record gets.
+    /// Number of the next record to be written.
     pub next_number: u64,
-    /// How many bytes are sound, from the beginning.
+    /// Length of the valid part, from the start of the file, in bytes.
     pub valid_bytes: usize,
-    /// Why it stopped there; `None` at the end of a sound file.
+    /// Why replay stopped there; `None` at the end of an intact file.
     pub damage: Option<Damage>,
 }
 
@@ -118,7 +118,7 @@ pub fn append_record(out: &mut Vec<u8>, number: u64, record: &Record) {
     out[start + 4..start + 8].copy_from_slice(&crc.to_be_bytes());
 }
 
-/// A whole journal that says what the ledger knows, and the number of the record after it.
+/// A whole journal with the content of the table, and the number of the record after it.
 pub fn snapshot(ledger: &DedupTable, first: u64) -> (Vec<u8>, u64) {
     let mut bytes = encode_header(first).to_vec();
     let mut next = first;
@@ -129,7 +129,7 @@ pub fn snapshot(ledger: &DedupTable, first: u64) -> (Vec<u8>, u64) {
     (bytes, next)
 }
 
-/// Reads a journal from its beginning, and hands each record over in order.
+/// Replays a journal from its start; passes each record to `each`, in order.
 pub fn replay(bytes: &[u8], mut each: impl FnMut(Record)) -> Replayed {
     let mut replayed = Replayed {
         records: 0,

@@ -24,7 +24,7 @@ fn reply() -> impl Strategy<Value = StoredReply> {
     )
 }
 
-/// Records of few issuers, so that they meet.
+/// Records of few issuers, so that they collide.
 pub(super) fn record() -> impl Strategy<Value = Record> {
     let issuer = || (0..4_u8).prop_map(|n| PeerId([n; 32]));
     let id = move || {

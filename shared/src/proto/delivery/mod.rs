@@ -1,9 +1,9 @@
-//! Commands that survive: each runs at most once, never late, and ends in exactly one outcome.
+//! Commands that survive restarts: each runs at most once, never late, and ends in exactly one outcome.
 //!
-//! A command's identity is [`CommandId`]: whose it is, the epoch of that station's store, and its number there. The
-//! station keeps a delivery for each target until its outcome is known; the node keeps what it has begun and how it
-//! ended. Either may be killed at any instant: the station asks again with the same identity, and the node answers
-//! from what it has kept.
+//! A command's identity is its [`CommandId`]: the issuing station, the epoch of that station's store, and a number in
+//! that epoch. The station stores a delivery for each target until its outcome is known; the node stores which
+//! commands it has started and how they ended. Either may be killed at any instant: the station sends the command
+//! again with the same identity, and the node replies from what it has stored.
 
 pub mod dedup;
 #[cfg(test)]
@@ -25,19 +25,19 @@ use super::wire::{Frame, Header, Kind};
 /// The longest time to live of an action of class `flight`, in milliseconds, from issue to start.
 pub const FLIGHT_TTL_MS_MAX: u64 = 2_000;
 
-/// What makes two copies of a command the same one. The order is that of issue, for each issuer.
+/// The identity of a command, which all copies of it share. Commands of one issuer are ordered by their issue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct CommandId {
-    /// The station that issued it.
+    /// Station that issued it.
     pub issuer: PeerId,
-    /// The epoch of that station's store when it did: rises with every opening, see [`next_epoch`].
+    /// Epoch of that station's store at that time: rises each time the store is opened, see [`next_epoch`].
     pub epoch: u64,
     /// Its number in that epoch, from 1.
     pub seq: u64,
 }
 
 impl CommandId {
-    /// The identity that a frame from `issuer` names; `None` if it names none.
+    /// The identity in the header of a frame from `issuer`; `None` if there is none.
     pub fn from_header(issuer: PeerId, header: &Header) -> Option<Self> {
         Some(Self {
             issuer,
@@ -47,19 +47,19 @@ impl CommandId {
     }
 }
 
-/// `epoch-number`, as people type it; the issuer goes without saying.
+/// `epoch-number`, the form for typing; without the issuer.
 impl fmt::Display for CommandId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}-{}", self.epoch, self.seq)
     }
 }
 
-/// Random bits at the end of an epoch.
+/// Random bits at the low end of an epoch.
 const EPOCH_RANDOM_BITS: u32 = 12;
 
-/// The epoch of a store that is opened now. It is higher than `last`, the one before, and starts from the wall clock,
-/// so that a store that was put back from a backup does not count the same epochs again; should the clock have been
-/// put back as well, the random bits make it unlikely. It stays below 2^53, which every JSON reader can hold.
+/// The epoch of a store that is opened now. It is higher than `last`, the previous epoch, and starts from the wall
+/// clock, so that a store that is restored from a backup does not use the same epochs again; if the clock was set
+/// back too, the random bits make a repetition unlikely. It stays below 2^53, which every JSON parser can represent.
 pub fn next_epoch(last: u64, now_unix_ms: u64, random: u16) -> u64 {
     #[cfg(feature = "planted-bugs")]
     if super::planted::is(super::planted::Bug::ResetEpoch) {
@@ -70,22 +70,22 @@ pub fn next_epoch(last: u64, now_unix_ms: u64, random: u16) -> u64 {
     (after.max(now_unix_ms) << EPOCH_RANDOM_BITS) | random
 }
 
-/// How far a delivery has come. Each is acknowledged by the node; the order is that of time.
+/// The progress of a delivery, as the node acknowledges it; in the order of time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Stage {
-    /// It is at the node.
+    /// The node has received it.
     Received,
-    /// The node may and will run it, unless it is too late by then.
+    /// The node has checked and queued it; it may still expire.
     Accepted,
-    /// It is in the node's journal, and its action has begun.
+    /// Its start is in the node's journal, and its action has started.
     Started,
     /// Its outcome is known.
     Finished,
 }
 
 impl Stage {
-    /// The word used on the wire, in JSON and on screens.
+    /// The word for it on the wire, in JSON and for display.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Received => "received",
@@ -102,15 +102,15 @@ impl fmt::Display for Stage {
     }
 }
 
-/// Content of a `stage` frame. A reply says `finished` by itself.
+/// Content of a `stage` frame. There is none for `finished`: the reply implies it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StageMessage {
-    /// How far the command with this frame's epoch and number has come.
+    /// Stage of the command with this frame's epoch and number.
     pub stage: Stage,
 }
 
 impl StageMessage {
-    /// The frame that tells the issuer of `id`.
+    /// The frame for the issuer of `id`.
     pub fn to_frame(self, id: CommandId) -> Frame {
         let mut frame = Frame::json(Kind::Stage, &self);
         frame.header.id = Some(id.seq);

@@ -1,8 +1,8 @@
-//! What a node's journal says, record by record, and how each is written as bytes.
+//! The records of a node's journal, and their encoding.
 //!
-//! A body is one byte that says the kind, then its fields in the order of their declaration: numbers big-endian,
-//! texts with a length of two bytes. The layout of a released kind never changes; a new meaning gets a new kind, and a
-//! program that does not know a kind stops there: what it cannot read might be what forbids a second run.
+//! A body is one byte for the kind, then the fields in the order of their declaration: numbers big-endian, texts with
+//! a length of two bytes. The layout of a released kind never changes; a new meaning gets a new kind. Replay stops at
+//! a kind that is not known: the record might be the one that forbids a second run.
 
 use std::fmt;
 
@@ -10,13 +10,13 @@ use super::super::id::PeerId;
 use super::super::outcome::{Outcome, Reply};
 use super::CommandId;
 
-/// Longest text that is kept of a reply's value, of its output and of its error, in bytes each.
+/// Longest stored text of a reply's value, of its output and of its error, in bytes each.
 pub const STORED_TEXT_BYTES_MAX: usize = 1024;
-/// Longest body of a record, in bytes: an ending with three texts, and some room.
+/// Longest body of a record, in bytes: an outcome with three texts, and some reserve.
 pub const BODY_BYTES_MAX: usize = 4096;
 
-/// What a command asked for: the first 8 bytes of SHA-256 over action and content. It tells an honest repeat from a
-/// second command under the same identity; it does not keep out somebody who searches for a collision.
+/// The first 8 bytes of SHA-256 over action and content. It distinguishes a duplicate from a second command with the
+/// same identity; it is too short to resist a deliberate search for a collision.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Digest(pub [u8; 8]);
 
@@ -26,7 +26,7 @@ impl fmt::Debug for Digest {
     }
 }
 
-/// The digest of a command: its action and its content, byte for byte as it came.
+/// The digest of a command: its action and its content, byte for byte as received.
 pub fn digest(action: &str, content: &[u8]) -> Digest {
     let mut hash = ring::digest::Context::new(&ring::digest::SHA256);
     hash.update(&(action.len() as u64).to_be_bytes());
@@ -37,12 +37,12 @@ pub fn digest(action: &str, content: &[u8]) -> Digest {
     Digest(first)
 }
 
-/// What is kept of a [`Reply`]: the outcome whole, the texts up to [`STORED_TEXT_BYTES_MAX`].
+/// The stored part of a [`Reply`]: the complete outcome, and texts up to [`STORED_TEXT_BYTES_MAX`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredReply {
     state: Outcome,
     exit: Option<i32>,
-    /// As JSON text.
+    /// The value as JSON text.
     value: Option<String>,
     output: Option<String>,
     error: Option<String>,
@@ -50,7 +50,7 @@ pub struct StoredReply {
 }
 
 impl StoredReply {
-    /// What is kept of this reply.
+    /// The part of this reply that is stored.
     pub fn new(reply: &Reply) -> Self {
         let mut cut = false;
         let mut keep = |text: &Option<String>| {
@@ -63,7 +63,7 @@ impl StoredReply {
         let output = keep(&reply.output);
         let error = keep(&reply.error);
         let value = reply.value.as_ref().map(ToString::to_string);
-        // Half a value is none, and what is nested too deeply to be read again must not be written.
+        // A truncated value is not JSON, and one that is nested too deeply to be parsed again must not be stored.
         let readable = |text: &String| text.len() <= STORED_TEXT_BYTES_MAX && is_json(text);
         let kept = value.clone().filter(readable);
         cut |= kept != value;
@@ -77,17 +77,17 @@ impl StoredReply {
         }
     }
 
-    /// How it ended.
+    /// The stored outcome.
     pub fn state(&self) -> Outcome {
         self.state
     }
 
-    /// Whether something of the reply was not kept.
+    /// Whether a part of the reply was not stored.
     pub fn is_truncated(&self) -> bool {
         self.truncated
     }
 
-    /// The answer to a repeat. What was cut is said at the end of its output.
+    /// The reply to a duplicate. Truncation is marked at the end of its output.
     pub fn to_reply(&self) -> Reply {
         let mut output = self.output.clone();
         if self.truncated {
@@ -109,7 +109,7 @@ impl StoredReply {
         }
     }
 
-    /// How many bytes of text it keeps.
+    /// Length of its texts, in bytes.
     pub(super) fn text_bytes(&self) -> usize {
         [&self.value, &self.output, &self.error]
             .into_iter()
@@ -118,14 +118,14 @@ impl StoredReply {
             .sum()
     }
 
-    /// Lets go of the texts; the outcome stays.
+    /// Drops the texts; the outcome stays.
     pub(super) fn clear_texts(&mut self) {
         self.truncated |= self.text_bytes() > 0;
         (self.value, self.output, self.error) = (None, None, None);
     }
 }
 
-/// As much of a text as is kept.
+/// The part of a text that is stored.
 pub(super) fn truncate_text(text: &str) -> &str {
     &text[..text.floor_char_boundary(STORED_TEXT_BYTES_MAX)]
 }
@@ -134,75 +134,75 @@ fn is_json(text: &str) -> bool {
     serde_json::from_str::<serde_json::Value>(text).is_ok()
 }
 
-/// One thing that a node has to know after a crash.
+/// A fact that a node must know after a crash.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Record {
     /// A command is about to run: written before its first effect.
     Started {
-        /// Which.
+        /// Command.
         id: CommandId,
-        /// What it asked for.
+        /// Digest of its action and arguments.
         digest: Digest,
         /// Whether its action may run again after a crash.
         idempotent: bool,
     },
-    /// A command has ended, or will never run: written before the answer is given.
+    /// A command has ended, or will never run: written before the reply is sent.
     Ended {
-        /// Which.
+        /// Command.
         id: CommandId,
-        /// How.
+        /// Stored part of its reply.
         reply: StoredReply,
     },
     /// Nothing is known any more about this issuer's commands up to this one, and none of them may run.
     Floor {
-        /// Whose.
+        /// Issuer of the commands.
         issuer: PeerId,
-        /// The epoch of the last of them.
+        /// Epoch of the last of them.
         epoch: u64,
         /// Its number in that epoch.
         seq: u64,
     },
     /// An emergency stop is in force.
     Stopped {
-        /// Who ordered it.
+        /// Station that issued it.
         issuer: PeerId,
         /// Its number.
         number: u64,
     },
     /// The stop with this number was released.
     Released {
-        /// The stop's number.
+        /// Number of the stop.
         number: u64,
     },
     /// The node's own command for the stop with this number has ended.
     StopEnded {
-        /// The stop's number.
+        /// Number of the stop.
         number: u64,
-        /// What went wrong; `None` if it went well. Kept up to [`STORED_TEXT_BYTES_MAX`].
+        /// The command's fault, up to [`STORED_TEXT_BYTES_MAX`]; `None` if it succeeded.
         error: Option<String>,
     },
-    /// The highest number of a stop that was heard from this issuer, in force or not.
+    /// The highest stop number received from this issuer, in force or not.
     StopSeen {
-        /// Who ordered it.
+        /// Station that issued it.
         issuer: PeerId,
         /// Its number.
         number: u64,
     },
 }
 
-/// Why bytes are no record.
+/// The bytes are not a valid record.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadRecord {
-    /// A later version writes this.
+    /// A kind of a later version.
     #[error("it is of kind {0}, which this version does not know")]
     UnknownKind(u8),
     /// The body ends in the middle of a field.
     #[error("it ends too early")]
     Truncated,
-    /// The body goes on after its last field.
+    /// Bytes follow the last field.
     #[error("it has {0} bytes too many")]
     TrailingBytes(usize),
-    /// A field holds what it cannot hold.
+    /// A field has a value that is not valid for it.
     #[error("its {0} is not one")]
     InvalidField(&'static str),
 }
@@ -223,7 +223,7 @@ const IS_TRUNCATED: u8 = 16;
 const REPLY_FLAGS: u8 = HAS_VALUE | HAS_OUTPUT | HAS_ERROR | HAS_EXIT | IS_TRUNCATED;
 
 impl Record {
-    /// Appends the body; it is no longer than [`BODY_BYTES_MAX`].
+    /// Appends the body, which is at most [`BODY_BYTES_MAX`] long.
     pub fn encode(&self, out: &mut Vec<u8>) {
         match self {
             Self::Started {
@@ -267,10 +267,10 @@ impl Record {
         }
     }
 
-    /// Reads a body.
+    /// Decodes a body.
     ///
     /// # Errors
-    /// [`BadRecord`], also if there is anything after the last field.
+    /// [`BadRecord`], also if bytes follow the last field.
     pub fn decode(body: &[u8]) -> Result<Self, BadRecord> {
         let mut from = Reader(body);
         let record = match from.byte()? {

@@ -1,8 +1,8 @@
-//! Whom to dial, and when: every address that was heard of, with its own backoff.
+//! The known addresses of peers, and when to dial each, with its own backoff.
 //!
-//! A failed dial is tried again after a random time between nothing and a bound that doubles from 0.2 s to 10 s
-//! (exponential backoff with full jitter). News of the peer resets the bound and dials at once. Nobody is dialled
-//! while the peer behind the address is linked.
+//! A failed dial is repeated after a random time between zero and a bound that doubles from 0.2 s to 10 s
+//! (exponential backoff with full jitter). A new announcement of the peer resets the bound and causes a dial at once.
+//! An address is not dialled while its peer is linked.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -11,30 +11,30 @@ use std::time::{Duration, Instant};
 use crate::proto::hex;
 use crate::proto::id::PeerId;
 
-/// The first bound of the backoff.
+/// First bound of the backoff.
 pub const BACKOFF_MIN: Duration = Duration::from_millis(200);
-/// The last bound of the backoff.
+/// Last bound of the backoff.
 pub const BACKOFF_MAX: Duration = Duration::from_secs(10);
-/// Most addresses that are remembered; configured ones always are.
+/// Most addresses that are kept, not counting configured ones.
 pub const ADDRESSES_MAX: usize = 8_192;
-/// Most dials under way at once.
+/// Most dials at the same time.
 pub const DIALS_MAX: usize = 64;
 
-/// How an address was heard of, and so for how long it is worth dialling.
+/// Where an address was learned, which decides how long it is kept.
 ///
-/// In the order in which addresses are dialled when there are too many at once: whatever somebody announces who has
-/// proved nothing comes last, so that it keeps nobody from a peer that is known.
+/// The order is that of dialling when too many are due at once: an announcement by an unauthenticated sender comes
+/// last, so that it cannot keep a known peer from being dialled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Source {
-    /// Configured: always.
+    /// Configuration: kept forever.
     Static,
-    /// A peer was linked from here before: for an hour.
+    /// A former link of the peer: kept for one hour.
     Known,
-    /// A notifier ping: for 15 s.
+    /// A notifier ping: kept for 15 s.
     Ping,
-    /// Another peer's roster: for 5 min.
+    /// Another peer's roster: kept for 5 min.
     Roster,
-    /// mDNS: until it is withdrawn.
+    /// mDNS: kept until it is withdrawn.
     Mdns,
 }
 
@@ -49,19 +49,19 @@ impl Source {
     }
 }
 
-/// What is known of the peer behind an address before it is dialled. Never a reason to trust.
+/// What is known of the peer behind an address before it is dialled. It carries no trust.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hint {
-    /// Nothing.
+    /// No information.
     None,
-    /// The first bytes of its id, as mDNS tells.
+    /// The first bytes of its id, from mDNS.
     IdPrefix([u8; 8]),
     /// Its id.
     Id(PeerId),
 }
 
 impl Hint {
-    /// The hint that an announcement's 16 hexadecimal digits give.
+    /// Parses the 16 hexadecimal digits of an announcement; [`Hint::None`] if they are not.
     pub fn from_short(digits: &str) -> Self {
         hex::decode(&digits.replace('-', "")).map_or(Self::None, Self::IdPrefix)
     }
@@ -79,7 +79,7 @@ impl Hint {
 struct Entry {
     hint: Hint,
     source: Source,
-    /// The best of its sources so far.
+    /// The most trusted of its sources so far.
     best_source: Source,
     backoff: Duration,
     next_dial: Instant,
@@ -87,7 +87,7 @@ struct Entry {
     expires: Option<Instant>,
 }
 
-/// See the module.
+/// All known addresses with their dial state; see the module.
 #[derive(Debug, Default)]
 pub struct AddressBook {
     entries: BTreeMap<SocketAddr, Entry>,
@@ -96,7 +96,7 @@ pub struct AddressBook {
 }
 
 impl AddressBook {
-    /// An address was heard of: it is dialled at once unless its peer is linked.
+    /// Adds an address. It is dialled at once unless its peer is linked.
     pub fn discovered(&mut self, addr: SocketAddr, source: Source, hint: Hint, now: Instant) {
         if !self.entries.contains_key(&addr)
             && self.entries.len() >= ADDRESSES_MAX
@@ -119,7 +119,7 @@ impl AddressBook {
         };
         let entry = self.entries.entry(addr).or_insert(fresh);
         match (hint, entry.hint) {
-            // What a dial has found out says more than an announcement.
+            // The result of a dial is more reliable than an announcement.
             (Hint::None, _) | (Hint::IdPrefix(_), Hint::Id(_)) => {}
             (Hint::IdPrefix(_) | Hint::Id(_), _) => entry.hint = hint,
         }
@@ -134,7 +134,7 @@ impl AddressBook {
         }
     }
 
-    /// An announcement was withdrawn.
+    /// Removes an address whose mDNS announcement was withdrawn, unless another source named it.
     pub fn withdrawn(&mut self, addr: SocketAddr) {
         if self
             .entries
@@ -156,7 +156,7 @@ impl AddressBook {
             .retain(|_, entry| entry.dialling || entry.expires.is_none_or(|expires| now < expires));
     }
 
-    /// Makes room for an address from a better source.
+    /// Makes room for an address by removing one from a worse source; false if there is none.
     fn evict_worse_than(&mut self, source: Source) -> bool {
         let worst = self
             .entries
@@ -167,13 +167,13 @@ impl AddressBook {
         worst.is_some_and(|addr| self.entries.remove(&addr).is_some())
     }
 
-    /// A peer is linked: its addresses rest.
+    /// Records that a peer is linked: its addresses are not dialled.
     pub fn linked(&mut self, id: PeerId) {
         self.linked.insert(id);
     }
 
-    /// A peer's link is gone: its addresses are dialled within the first bound, spread by `random` so that a
-    /// fleet does not come back in one instant.
+    /// Records that a peer's link is closed: its addresses are dialled within the first bound, at a time chosen by
+    /// `random`, so that the members of a fleet do not all dial in one instant.
     pub fn unlinked(&mut self, id: PeerId, now: Instant, random: u64) {
         self.linked.remove(&id);
         for entry in self
@@ -186,20 +186,20 @@ impl AddressBook {
         }
     }
 
-    /// A connection to a peer did not become a link: its addresses are dialled again, and the backoff goes on. A
-    /// peer that answers and then refuses us is not to be pestered.
+    /// Records that a connection to a peer did not become a link: its addresses are dialled again, and the backoff
+    /// continues, so that a peer that answers and refuses is not dialled too often.
     pub fn link_rejected(&mut self, id: PeerId) {
         self.linked.remove(&id);
     }
 
-    /// A peer is out of the fleet: what is known of its addresses is forgotten, but for configured ones.
+    /// Removes the addresses of a peer that has left the fleet, except configured ones.
     pub fn remove_peer(&mut self, id: PeerId) {
         self.linked.remove(&id);
         self.entries
             .retain(|_, entry| entry.dialling || entry.source == Source::Static || !entry.hint.matches(&id));
     }
 
-    /// The network has changed: everything is worth a dial now.
+    /// Makes all addresses due now, because the network has changed.
     pub fn retry_now(&mut self, now: Instant) {
         for entry in self.entries.values_mut().filter(|entry| !entry.dialling) {
             entry.backoff = BACKOFF_MIN;
@@ -221,7 +221,8 @@ impl AddressBook {
         !entry.dialling && !linked
     }
 
-    /// The addresses to dial now. Report the end of each with [`Self::dialled`] or [`Self::failed`].
+    /// Returns the addresses to dial now. Report the end of each with [`Self::dial_succeeded`] or
+    /// [`Self::dial_failed`].
     pub fn start_due_dials(&mut self, now: Instant) -> Vec<SocketAddr> {
         self.remove_expired(now);
         let mut due: Vec<(Source, Instant, SocketAddr)> = self
@@ -241,7 +242,7 @@ impl AddressBook {
         due.into_iter().map(|(_, _, addr)| addr).collect()
     }
 
-    /// A dial reached this peer, whether or not the link stays. The next one, should it be needed, backs off.
+    /// Records that a dial reached this peer, whether or not the link stays. A further dial backs off.
     pub fn dial_succeeded(&mut self, addr: SocketAddr, id: PeerId, now: Instant, random: u64) {
         if let Some(entry) = self.entries.get_mut(&addr) {
             entry.hint = Hint::Id(id);
@@ -249,7 +250,7 @@ impl AddressBook {
         self.dial_failed(addr, now, random);
     }
 
-    /// A dial came to nothing.
+    /// Records that a dial failed.
     pub fn dial_failed(&mut self, addr: SocketAddr, now: Instant, random: u64) {
         if let Some(entry) = self.entries.get_mut(&addr)
             && entry.dialling
@@ -261,7 +262,7 @@ impl AddressBook {
         }
     }
 
-    /// When [`Self::due`] has something, if nothing else happens.
+    /// When [`Self::start_due_dials`] may return something, if nothing else happens.
     pub fn poll_timeout(&self) -> Option<Instant> {
         if self.dialling >= DIALS_MAX {
             return None;
@@ -274,7 +275,7 @@ impl AddressBook {
     }
 }
 
-/// A time between nothing and `bound`, chosen by `random`.
+/// A time between zero and `bound`, chosen by `random`.
 fn jitter(bound: Duration, random: u64) -> Duration {
     let bound_us = u64::try_from(bound.as_micros()).unwrap_or(u64::MAX);
     Duration::from_micros(random % bound_us.max(1))

@@ -1,6 +1,6 @@
-//! Which peers to dial, where, and when: what a station broadcasts, and the addresses that are known.
+//! Discovery of peers: the station's broadcast, and the addresses to dial.
 //!
-//! Nothing here is trusted: a wrong address costs a dial. The links themselves are authenticated.
+//! Nothing here is trusted: a wrong address costs one dial. The links themselves are authenticated.
 
 pub mod address_book;
 pub mod ping;

@@ -1,8 +1,8 @@
-//! The notifier ping: the small UDP datagram by which a station says that it is there.
+//! The notifier ping: a small UDP datagram by which a station announces itself.
 //!
 //! A ping can make a node dial; it can never make it trust. Layout of version 1, 119 bytes, numbers big-endian:
 //!
-//! | at | bytes | what |
+//! | offset | bytes | content |
 //! |---|---|---|
 //! | 0 | 4 | `SWNP` |
 //! | 4 | 1 | version, 1 |
@@ -13,14 +13,14 @@
 //! | 55 | 64 | Ed25519 by the station over a label and the 55 bytes before |
 //!
 //! The counter starts at the station's wall clock in milliseconds, so that it also rises over restarts: at one ping a
-//! second or fewer the clock always wins. [`PingFilter`] drops what is not newer than the last one heard.
+//! second or fewer the clock is always ahead. [`PingFilter`] drops a ping that is not newer than the last one.
 
 use crate::proto::id::PublicKey;
 use crate::proto::trust::{FINGERPRINT_PREFIX_BYTES, Fingerprint, SIGNATURE_BYTES, SigningKey};
 
 /// Length of a ping, in bytes.
 pub const PING_BYTES: usize = SIGNED_BYTES + SIGNATURE_BYTES;
-/// Most stations whose counters are remembered; the one heard longest ago is forgotten for a new one.
+/// Most stations whose counters are kept; the least recent one is evicted.
 pub const PING_STATIONS_MAX: usize = 64;
 
 const MAGIC: &[u8; 4] = b"SWNP";
@@ -28,53 +28,53 @@ const VERSION: u8 = 1;
 const LABEL: &[u8] = b"swarm ping v1\0";
 const SIGNED_BYTES: usize = 55;
 
-/// A station is there.
+/// The announcement of a station.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ping {
     /// The first bytes of its fleet's fingerprint.
     pub fleet: [u8; FINGERPRINT_PREFIX_BYTES],
-    /// Its key.
+    /// The station's public key.
     pub station: PublicKey,
-    /// Rises with every ping.
+    /// Rises with every ping of the station.
     pub counter: u64,
-    /// Its TCP port; the address is the sender's.
+    /// Its TCP port; the address is the datagram's source.
     pub port: u16,
 }
 
-/// Why a datagram is not heeded. On a shared network all of these are everyday.
+/// A datagram that is ignored. All of these are normal on a shared network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PingError {
-    /// Not the length of a ping.
+    /// It does not have the length of a ping.
     #[error("{0} bytes are no ping: it has {PING_BYTES}")]
     BadLength(usize),
-    /// Does not begin as a ping.
+    /// It does not begin with the magic bytes.
     #[error("not a ping")]
     BadMagic,
-    /// A later version.
+    /// It is of a later version.
     #[error("ping of version {0}; this program reads version {VERSION}")]
     OtherVersion(u8),
-    /// Another fleet's station.
+    /// It is from a station of another fleet.
     #[error("ping of another fleet")]
     OtherFleet,
-    /// Port 0 cannot be dialled.
+    /// Its port is 0, which cannot be dialled.
     #[error("ping without a port")]
     NoPort,
-    /// Heard before, or older than what was heard.
+    /// Its counter is not higher than the last one.
     #[error("ping {counter} is not newer than {heard}: a repeat, or the station's clock went back")]
     Replayed {
-        /// The ping's counter.
+        /// Counter of the ping.
         counter: u64,
-        /// The highest that was heard from this station.
+        /// Highest counter of this station so far.
         heard: u64,
     },
-    /// The station did not sign these bytes.
+    /// The signature does not match the bytes and the key.
     #[error("ping with a bad signature")]
     BadSignature,
 }
 
 impl Ping {
-    /// The datagram, signed by the key whose public half [`Ping::station`] is: any other makes a ping that nobody
-    /// heeds.
+    /// Encodes and signs the datagram. `key` must be the private half of [`Ping::station`]: receivers ignore any
+    /// other signature.
     pub fn encode(&self, key: &SigningKey) -> [u8; PING_BYTES] {
         let mut bytes = [0; PING_BYTES];
         bytes[..4].copy_from_slice(MAGIC);
@@ -88,7 +88,7 @@ impl Ping {
         bytes
     }
 
-    /// Reads a datagram and checks its signature; whether it is new is for [`PingFilter`].
+    /// Decodes a datagram and checks its signature. [`PingFilter`] checks that it is new.
     ///
     /// # Errors
     /// [`PingError`]: the first fault found.
@@ -138,7 +138,7 @@ fn with_label(signed: &[u8]) -> Vec<u8> {
     [LABEL, signed].concat()
 }
 
-/// Makes a station's pings, each with a higher counter than the one before.
+/// Creates a station's pings, each with a higher counter than the one before.
 #[derive(Debug)]
 pub struct PingSender {
     key: SigningKey,
@@ -149,7 +149,7 @@ pub struct PingSender {
 
 impl PingSender {
     /// A sender for the station with this key, which listens on `port`. `last` is the highest counter that this
-    /// station has used if it knows one, else 0: it matters where the wall clock may go back.
+    /// station has used, or 0 if it is not known: it matters where the wall clock may go back.
     pub fn new(key: SigningKey, fleet: &Fingerprint, port: u16, last: u64) -> Self {
         Self {
             key,
@@ -177,19 +177,20 @@ impl PingSender {
     }
 }
 
-/// Hears each ping once. It remembers [`PING_STATIONS_MAX`] stations, and looks at a signature last, for that is what
-/// costs.
+/// Accepts each ping once. It keeps the counters of [`PING_STATIONS_MAX`] stations, and checks the signature last,
+/// because that is the expensive part.
 #[derive(Debug, Default)]
 pub struct PingFilter {
-    /// The highest counter of each station, the one heard last at the end.
+    /// The highest counter of each station, the most recent station last.
     highest_counters: Vec<(PublicKey, u64)>,
 }
 
 impl PingFilter {
-    /// Reads a datagram. `fleet` is ours; without one, as when waiting to be taken in, any fleet's pings are heard.
+    /// Decodes a datagram and checks that it is new. `fleet` is ours; with `None`, as for a node that has not joined,
+    /// the pings of any fleet are accepted.
     ///
     /// # Errors
-    /// [`PingError`]: why it is not to be heeded.
+    /// [`PingError`]: why it is ignored.
     pub fn accept(&mut self, datagram: &[u8], fleet: Option<&Fingerprint>) -> Result<Ping, PingError> {
         let ping = Ping::read_unverified(datagram)?;
         if fleet.is_some_and(|fleet| fleet.prefix() != ping.fleet) {
@@ -221,8 +222,8 @@ impl PingFilter {
         Ok(ping)
     }
 
-    /// Forgets a station's counter: its next ping is heard whatever it counts. For when a link with it came up by
-    /// other means, which proves more than a counter, and its clock may have gone back.
+    /// Removes a station's counter, so that its next ping is accepted whatever its counter. For use after a link with
+    /// it opened by other means: a link proves more than a counter, and the station's clock may have gone back.
     pub fn forget(&mut self, station: &PublicKey) {
         self.highest_counters.retain(|(known, _)| known != station);
     }
@@ -316,7 +317,7 @@ mod tests {
         assert_eq!(guard.accept(&datagram(1, 3), None), Ok(ping(1, 3)));
     }
 
-    /// What was heard before it joined, of its own station and of others, is in nobody's way after it.
+    /// Pings received before joining, of its own station and of others, do not block later ones.
     #[test]
     fn pings_of_a_station_are_accepted_after_joining_its_fleet() {
         let mut guard = PingFilter::default();

@@ -1,8 +1,7 @@
-//! Patterns for names and tag values: `*` any run, `?` any one character, `[a-f]` one of, `[!a-f]` none of, and
-//! `[01-12,15]` a number from a list of ranges, as screens fold names into groups.
+//! Patterns for names and tag values: `*` any text, `?` any one character, `[a-f]` one of these, `[!a-f]` none of
+//! these, and `[01-12,15]` a number from a list of ranges, the form in which groups of names are displayed.
 //!
-//! Matching walks the set of reachable positions, so no pattern can make it take longer than its own length times
-//! the text's.
+//! Matching tracks the set of reachable positions, so that its time is bounded by the product of the two lengths.
 
 /// A parsed pattern.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,7 +24,7 @@ enum Token {
 struct NumberRange {
     from: u64,
     to: u64,
-    /// Exactly so many digits; `None`: as many as the number needs.
+    /// Exact number of digits, with leading zeros; `None` for numbers without them.
     width: Option<usize>,
 }
 
@@ -36,7 +35,7 @@ impl Glob {
     /// Parses a pattern.
     ///
     /// # Errors
-    /// The rule that it breaks.
+    /// The rule that the text breaks.
     pub fn parse(text: &str) -> Result<Self, String> {
         let mut tokens = Vec::new();
         let mut rest = text;
@@ -46,7 +45,7 @@ impl Glob {
                 '*' => Token::AnyRun,
                 '?' => Token::AnyOne,
                 '[' => {
-                    // A `]` that comes first stands for itself, as in every shell.
+                    // A leading `]` is literal, as in shells.
                     let skip = usize::from(rest.starts_with('!') || rest.starts_with('^'));
                     let skip = skip + usize::from(rest[skip..].starts_with(']'));
                     let length = rest[skip..]
@@ -62,17 +61,17 @@ impl Glob {
         Ok(Self(tokens))
     }
 
-    /// Whether it means one text only.
+    /// Whether it matches one text only.
     pub(super) fn is_literal(&self) -> bool {
         self.0.iter().all(|token| matches!(token, Token::Literal(_)))
     }
 
-    /// The text that it means, if that is one only.
+    /// The text that it matches, if there is only one.
     pub fn literal(&self) -> Option<String> {
         self.is_literal().then(|| self.literals().collect())
     }
 
-    /// The characters that stand for themselves.
+    /// The literal characters.
     pub(super) fn literals(&self) -> impl Iterator<Item = char> + '_ {
         self.0.iter().filter_map(|token| match token {
             Token::Literal(c) => Some(*c),
@@ -80,10 +79,10 @@ impl Glob {
         })
     }
 
-    /// Whether the whole text is one that the pattern means.
+    /// Whether the pattern matches the whole text.
     pub fn matches(&self, text: &str) -> bool {
-        // Names are told apart by their first characters mostly, and gateways ask thousands of times a second: no memory
-        // is taken for what stands for itself.
+        // Most names differ in their first characters, and gateways match thousands of times a second: the literal
+        // prefix is compared without allocating.
         let (mut text, mut tokens) = (text.chars(), self.0.as_slice());
         while let [Token::Literal(wanted), rest @ ..] = tokens {
             if text.next() != Some(*wanted) {
@@ -114,7 +113,7 @@ impl Glob {
 }
 
 impl Token {
-    /// Marks in `next` how many characters of `text` this token may take.
+    /// Marks in `next` the numbers of characters of `text` that this token may match.
     fn advance(&self, text: &[char], next: &mut [bool]) {
         let one = |good: &dyn Fn(char) -> bool, next: &mut [bool]| {
             if text.first().is_some_and(|c| good(*c)) {
@@ -180,7 +179,7 @@ impl NumberRange {
     }
 }
 
-/// `[01-12,15]` if it can only be meant as numbers; else a class of characters.
+/// `[01-12,15]` if it can only be a list of numbers; otherwise a class of characters.
 fn parse_brackets(inner: &str) -> Result<Token, String> {
     let numeric = inner
         .bytes()

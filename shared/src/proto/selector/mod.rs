@@ -1,7 +1,7 @@
-//! Which nodes: `drone-*,!drone-07`.
+//! Selectors of nodes: `drone-*,!drone-07`.
 //!
-//! A selector is a comma-separated list of terms. It selects whatever any term names, less whatever any `!term`
-//! names; the order of terms does not matter. A list of nothing but `!terms` selects all nodes less those.
+//! A selector is a comma-separated list of terms. It selects the nodes that any term matches, except those that any
+//! `!term` matches; the order of terms does not matter. A list of `!terms` alone selects all nodes except those.
 //!
 //! | term | selects |
 //! |---|---|
@@ -9,10 +9,10 @@
 //! | `drone-07`, `drone-*`, `drone-0[1-5]`, `drone-[01-12,15]` | by name; upper and lower case differ |
 //! | `tag:row` | nodes that have the tag `row` |
 //! | `tag:row=3`, `tag:row=[1-3]` | nodes whose tag `row` matches |
-//! | `id:a1b2-c3` | nodes whose id starts so |
-//! | `!term` | takes away |
+//! | `id:a1b2-c3` | nodes whose id starts with these digits |
+//! | `!term` | excludes the nodes that `term` matches |
 //!
-//! A comma inside `[…]` does not end a term, so a group that a screen shows can be pasted back as a selector.
+//! A comma inside `[…]` does not end a term, so that a displayed group can be pasted as a selector.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -29,18 +29,18 @@ pub use glob::Glob;
 /// Longest selector, in bytes.
 pub const SELECTOR_BYTES_MAX: usize = 64 * 1024;
 
-/// What a selector looks at.
+/// The attributes of a node that selectors match.
 #[derive(Clone, Copy, Debug)]
 pub struct NodeAttributes<'a> {
-    /// The node's name.
+    /// Name of the node.
     pub name: &'a NodeName,
-    /// The node's id.
+    /// Id of the node.
     pub id: &'a PeerId,
-    /// The node's tags.
+    /// Tags of the node, by key.
     pub tags: &'a BTreeMap<String, String>,
 }
 
-/// Which nodes; see the module's page.
+/// A parsed selector; see the module.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Selector {
@@ -49,13 +49,13 @@ pub struct Selector {
     excluded: Vec<Term>,
 }
 
-/// Why a text is not a selector.
+/// The text is not a valid selector.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{term:?} is not a selector: {rule}")]
 pub struct BadSelector {
-    /// The term at fault.
+    /// The invalid term.
     pub term: String,
-    /// What a term has to be.
+    /// The rule that it breaks.
     pub rule: String,
 }
 
@@ -68,7 +68,7 @@ enum Term {
 }
 
 impl Selector {
-    /// Every node.
+    /// Selects every node.
     pub fn all() -> Self {
         Self {
             text: "all".to_owned(),
@@ -80,7 +80,7 @@ impl Selector {
     /// Parses a selector.
     ///
     /// # Errors
-    /// [`BadSelector`], which quotes the term at fault and says the rule.
+    /// [`BadSelector`], which quotes the invalid term and states the rule.
     pub fn parse(text: &str) -> Result<Self, BadSelector> {
         if text.len() > SELECTOR_BYTES_MAX {
             return Err(bad_selector(
@@ -106,12 +106,12 @@ impl Selector {
         Ok(selector)
     }
 
-    /// How many terms are looked for: `!term`s too, and the `all` that they take away from where there is nothing else.
+    /// Number of terms that are matched: `!term`s too, and the implied `all` of a list of `!term`s alone.
     pub fn term_count(&self) -> usize {
         self.included.len() + self.excluded.len()
     }
 
-    /// Whether it looks at tags, which are known only of nodes as they are now.
+    /// Whether it has a tag term: tags are known only of nodes that are or were linked.
     pub fn has_tags(&self) -> bool {
         let mut terms = self.included.iter().chain(&self.excluded);
         terms.any(|term| matches!(term, Term::Tag { .. }))
@@ -121,7 +121,7 @@ impl Selector {
     /// colon itself is written with `?` in its place.
     ///
     /// # Errors
-    /// [`BadSelector`] if there is no such colon, or what stands before it is not a selector.
+    /// [`BadSelector`] if there is no such colon, or the part before it is not a selector.
     pub fn split_path(text: &str) -> Result<(Self, &str), BadSelector> {
         let mut term_starts = true;
         let mut in_brackets = false;
@@ -150,18 +150,17 @@ impl Selector {
         ))
     }
 
-    /// Whether this node is meant.
+    /// Whether it selects this node.
     pub fn matches(&self, target: &NodeAttributes<'_>) -> bool {
         let any = |terms: &[Term]| terms.iter().any(|term| term.matches(target));
         any(&self.included) && !any(&self.excluded)
     }
 
-    /// Each of its terms that is not `!term`, as it was written, and as a selector of its own: to find out which of them
-    /// mean nobody.
+    /// Each term without `!`, as written, as a selector of its own: the caller finds out which of them match no node.
     pub fn terms(&self) -> impl Iterator<Item = Self> {
         let written = split_terms(&self.text).map(str::trim);
         let written = written.filter(|term| !term.starts_with('!'));
-        // As many as were parsed; of `!terms` only, the one that stands for all was never written.
+        // As many as were parsed; in a list of `!terms` alone, the implied `all` was not written.
         written.zip(&self.included).map(|(text, term)| Self {
             text: text.to_owned(),
             included: vec![term.clone()],
@@ -169,8 +168,7 @@ impl Selector {
         })
     }
 
-    /// Each of its terms that is `!term`, without the `!`, as a selector of its own: to find out which of them take
-    /// nobody away.
+    /// Each `!term`, without the `!`, as a selector of its own: the caller finds out which of them exclude no node.
     pub fn exclusions(&self) -> impl Iterator<Item = Self> {
         let written = split_terms(&self.text).map(str::trim);
         let written = written.filter_map(|term| term.strip_prefix('!')).map(str::trim);
@@ -181,7 +179,7 @@ impl Selector {
         })
     }
 
-    /// Whether each of its terms is a name without a pattern, or an id: whoever writes one means somebody.
+    /// Whether each term is a name without a pattern, or an id: then each term stands for one particular node.
     pub fn is_exact(&self) -> bool {
         self.included.iter().all(|term| match term {
             Term::Name(glob) => glob.is_literal(),
@@ -190,7 +188,7 @@ impl Selector {
         })
     }
 
-    /// The names that it lists, if it is a list of nothing but names without patterns.
+    /// Its names, if it is a list of names without patterns and nothing else.
     pub fn exact_names(&self) -> Option<Vec<NodeName>> {
         let name = |term: &Term| match term {
             Term::Name(glob) => NodeName::parse(&glob.literal()?).ok(),
@@ -200,7 +198,7 @@ impl Selector {
         if self.excluded.is_empty() { names } else { None }
     }
 
-    /// Whether it means whoever is called so, whatever the id and the tags.
+    /// Whether it selects every node with this name, whatever its id and tags.
     pub fn always_matches_name(&self, name: &NodeName) -> bool {
         let by_name = |term: &Term| match term {
             Term::All => true,
@@ -210,7 +208,7 @@ impl Selector {
         self.excluded.is_empty() && self.included.iter().any(by_name)
     }
 
-    /// The same without some of its terms, `!term`s among them; `None` if none is left that is not `!term`.
+    /// The selector without the unwanted terms, including `!term`s; `None` if no term without `!` is left.
     pub fn without(&self, unwanted: impl Fn(&Self) -> bool) -> Option<Self> {
         let kept: Vec<Self> = self.terms().filter(|term| !unwanted(term)).collect();
         let taken_away: Vec<Self> = self.exclusions().filter(|term| !unwanted(term)).collect();
@@ -219,7 +217,7 @@ impl Selector {
         let text = texts.collect::<Vec<String>>().join(",");
         let all = |terms: &[Self]| terms.iter().flat_map(|term| term.included.clone()).collect();
         if self.terms().next().is_none() {
-            // `!terms` alone start from all.
+            // `!terms` alone start from all nodes.
             let text = if text.is_empty() { "all".to_owned() } else { text };
             return Some(Self {
                 text,
@@ -241,7 +239,7 @@ impl Selector {
 }
 
 impl Term {
-    /// `text` is the term without its `!`; `whole` is what errors quote.
+    /// `text` is the term without its `!`; `whole` is the text that errors quote.
     fn parse(text: &str, whole: &str) -> Result<Self, BadSelector> {
         let glob = |pattern: &str| Glob::parse(pattern).map_err(|rule| bad_selector(whole, rule));
         if text.is_empty() {
@@ -280,7 +278,7 @@ impl Term {
         if let Some(c) = name.literals().find(|c| !c.is_ascii_alphanumeric() && *c != '-') {
             return Err(bad_selector(
                 whole,
-                format!("no name holds {c:?}; use names, globs such as drone-*, tag:KEY=VALUE or id:PREFIX"),
+                format!("a name cannot hold {c:?}; use names, globs such as drone-*, tag:KEY=VALUE or id:PREFIX"),
             ));
         }
         Ok(Self::Name(name))
@@ -404,7 +402,7 @@ mod tests {
             ("tag:row=3,drone-07", true),
             ("tag:row,id:0,id:1", false),
             ("drone-08", false),
-            // Whoever it takes away may be called so.
+            // A node with this name may be excluded by its tag.
             ("drone-*,!tag:row", false),
             ("!lead", false),
         ] {
@@ -510,8 +508,8 @@ mod tests {
             ("", "a term is empty"),
             ("drone-1,,x", "a term is empty"),
             ("!", "a term is empty"),
-            ("drone_1", "no name holds '_'"),
-            ("tags:row", "no name holds ':'"),
+            ("drone_1", "a name cannot hold '_'"),
+            ("tags:row", "a name cannot hold ':'"),
             ("tag:=3", "needs a key"),
             ("id:", "hexadecimal"),
             ("id:xyz", "hexadecimal"),

@@ -1,29 +1,32 @@
-//! A deadline on the clock of the machine that has to keep it, without either machine knowing the other's clock.
+//! Converts deadlines between the clocks of two machines, without synchronising them.
 //!
-//! Each side tells its own clock as it writes: the stamp, in milliseconds since its session was made. A stamp was
-//! written before it came. So whoever wants a thing done before its own `deadline` may ask for it until
-//! `stamp + (deadline − when the stamp came)` on the other's clock: that is never later than the deadline, however long
-//! the stamp, the asking, or either process was held up, and earlier by no more than the stamp's way took. Of all
-//! stamps the one is kept that allows the most: one that was held up on its way would take that from every deadline.
+//! Each side sends its own clock with its frames: the stamp, in milliseconds since its session began. A stamp is
+//! written before it is received. So a side that wants something done before its own `deadline` may ask for it until
+//! `stamp + (deadline − time of receiving the stamp)` on the other's clock. That is never later than the deadline,
+//! however long the stamp, the request or either process was delayed, and earlier by at most the transit time of the
+//! stamp. Of all stamps the one that allows the latest deadline is kept: a stamp that was delayed would shorten every
+//! deadline by its delay.
 //!
-//! No two clocks run alike. They are taken to differ by less than [`RATE_DIFFERENCE`], and that part is given away.
+//! No two clocks run at the same rate. Their rates are assumed to differ by less than one part in
+//! [`CLOCK_DRIFT_DIVISOR`], and deadlines are shortened by that part.
 //!
-//! Invariant: what is rounded is rounded towards earlier. A peer that tells nonsense can shorten or lengthen only what
-//! it is asked itself, and can never lengthen a deadline of ours beyond the time to live that came with it.
+//! Invariant: rounding is always towards earlier. A peer that sends wrong stamps can shorten or lengthen only the
+//! deadlines of requests to itself, and can never lengthen one of ours beyond the time to live that came with it.
 
 use std::time::{Duration, Instant};
 
 use crate::proto::wire::Header;
 
-/// One part in so many: more than two kernels that are both steering their clocks differ by.
+/// The assumed rate difference is 1/1000: larger than that between two kernels that both adjust their clocks (at most
+/// 500 ppm each).
 const CLOCK_DRIFT_DIVISOR: u32 = 1_000;
 
-/// See the module.
+/// The mapping between the local clock and the peer's; see the module.
 #[derive(Debug)]
 pub(super) struct ClockMap {
-    /// Our clock's zero.
+    /// Zero of the local clock.
     start: Instant,
-    /// The best stamp of the peer on this link, and when it came.
+    /// The best stamp of the peer on this link, and the time of receiving it.
     peer_clock: Option<(u64, Instant)>,
 }
 
@@ -35,12 +38,12 @@ impl ClockMap {
         }
     }
 
-    /// Our clock, for the peer.
+    /// The local clock in milliseconds, to be sent to the peer.
     pub(super) fn local_ms(&self, now: Instant) -> u64 {
         millis_down(now.saturating_duration_since(self.start))
     }
 
-    /// The peer's clock, if the frame that came tells it.
+    /// Takes the peer's stamp from a received frame, if it has one.
     pub(super) fn observe(&mut self, header: &Header, now: Instant) {
         if let Some(stamp) = header.stamp
             && self.to_peer_clock(now).is_none_or(|known| stamp >= known)
@@ -49,12 +52,12 @@ impl ClockMap {
         }
     }
 
-    /// A new link: its welcome tells the clock of whoever is there now.
+    /// Forgets the peer's clock, for a new link: the peer's process may be another one.
     pub(super) fn reset(&mut self) {
         self.peer_clock = None;
     }
 
-    /// A deadline of ours on the peer's clock; `None` while the peer has told no clock.
+    /// A local deadline on the peer's clock; `None` while the peer has sent no stamp.
     pub(super) fn to_peer_clock(&self, deadline: Instant) -> Option<u64> {
         let (stamp, came) = self.peer_clock?;
         Some(match deadline.checked_duration_since(came) {
@@ -63,8 +66,8 @@ impl ClockMap {
         })
     }
 
-    /// The deadline of a frame that came at `now`: the earlier of what its two keys say. What lies beyond all clocks
-    /// is no deadline.
+    /// The deadline of a frame received at `now`: the earlier of what its two keys say. `None` if it has neither, or
+    /// if the deadline is beyond the range of `Instant`.
     pub(super) fn local_deadline(&self, header: &Header, now: Instant) -> Option<Instant> {
         let after = |from: Instant, ms: Option<u64>| from.checked_add(Duration::from_millis(ms?));
         let deadlines = [after(now, header.ttl), after(self.start, header.until)];

@@ -7,12 +7,12 @@
 //!    └────────────────────┴────────────────────────────────┘ detach, or an error
 //! ```
 //!
-//! Each side sends a welcome as the first frame of a link: which run of which process it is, and the last number it
-//! has read from the other. The other forgets what was read and sends the rest again, in order. So nothing is lost
-//! and nothing comes twice while both processes live. When the peer has restarted, what was sent and not
-//! acknowledged is settled as [`Settled::Lost`]: nobody knows whether the old process did it.
+//! Each side sends a welcome as the first frame of a link: the instance of its process, and the last number that it
+//! has read from the other. The other removes what was read from its outbox and sends the rest again, in order. So
+//! nothing is lost and nothing arrives twice while both processes live. When the peer has restarted, requests that
+//! were sent and not acknowledged end as [`RequestEnd::Lost`]: it is unknown whether the old process has run them.
 //!
-//! A session never asks for the time: every call that may need it brings it.
+//! A session never reads a clock: every call that needs the time takes it as an argument.
 
 mod clock_map;
 pub mod outbox;
@@ -33,32 +33,32 @@ use crate::proto::id::Instance;
 use crate::proto::wire::encoded::EncodedFrame;
 use crate::proto::wire::{Frame, Kind, Lane, WireError};
 
-/// Most runs of the peer that are remembered to have been forgotten.
+/// Most former instances of the peer that are remembered as forgotten.
 const FORGOTTEN_MAX: usize = 8;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Detached,
-    /// Our welcome is sent or about to be; the peer's is awaited.
+    /// Our welcome is sent or about to be sent; the peer's is awaited.
     AwaitingWelcome,
     Open,
 }
 
-/// See the module. `T` is what the application wants back when a request ends.
+/// The state of one session; see the module. `T` is the token that the application gets back when a request ends.
 #[derive(Debug)]
 pub struct Session<T> {
     timing: Timing,
     instance: Instance,
     state: State,
-    /// The run of the peer's process that `received` and the unacknowledged frames belong to.
+    /// The instance of the peer that `received` and the unacknowledged frames belong to.
     peer: Option<Instance>,
-    /// Whether frames have flowed with that run: only then does the application know of it.
+    /// Whether frames have been exchanged with that instance: only then does the application know of it.
     established: bool,
-    /// Runs that were forgotten for another one, and may still remember us: two processes with one key. To each is said
-    /// that nothing is known of it, until it is heard to have understood.
+    /// Instances that were replaced by another one and may still remember this session: two processes with one key.
+    /// Each of them is told that its session is forgotten, until a frame shows that it has read that.
     forgotten_instances: Vec<Instance>,
     outbox: Outbox,
     pending: PendingRequests<T>,
-    /// The last number read from the peer.
+    /// The last sequence number read from the peer.
     received: u64,
     unacked_frames: u64,
     unacked_bytes: usize,
@@ -75,11 +75,11 @@ pub struct Session<T> {
 }
 
 impl<T> Session<T> {
-    /// A session without a link. `instance` is this run of our process; a session that is made anew for the same
-    /// peer needs a new one, because the peer resumes by it.
+    /// A session without a link. `instance` is this run of our process. A new session for the same peer needs a new
+    /// instance, because the peer resumes by it.
     ///
     /// # Errors
-    /// Never in practice: [`WireError`] if the constant frames did not encode.
+    /// [`WireError`] if one of the constant frames does not encode, which does not happen.
     pub fn new(
         instance: Instance,
         timing: Timing,
@@ -112,27 +112,27 @@ impl<T> Session<T> {
         })
     }
 
-    /// Whether frames flow.
+    /// Whether frames are exchanged.
     pub fn is_open(&self) -> bool {
         self.state == State::Open
     }
 
-    /// When the peer was last heard; the session's start before that.
+    /// Time of the last bytes from the peer; the session's start before the first.
     pub fn last_heard(&self) -> Instant {
         self.last_heard
     }
 
-    /// Whether another message fits the lane now.
+    /// Whether the lane accepts another message now.
     pub fn has_room(&self, lane: Lane) -> bool {
         self.outbox.has_room(lane)
     }
 
-    /// How long a chunk of a file is best on this link now, in bytes.
+    /// Best size of a file chunk on this link now, in bytes.
     pub fn chunk_bytes(&self) -> usize {
         self.outbox.chunk_bytes()
     }
 
-    /// Whether nothing waits to be sent, acknowledged or answered.
+    /// Whether no message is queued, unacknowledged or unanswered.
     pub fn is_idle(&self) -> bool {
         self.pending.is_empty()
             && self.outbox.acknowledged() == self.outbox.sent()
@@ -140,8 +140,8 @@ impl<T> Session<T> {
             && self.ack_due.is_none()
     }
 
-    /// A new link to the peer's process `peer` takes the place of the old one, if there was one. From here on
-    /// nothing that the old link brings may be handed in.
+    /// Attaches a new link to the peer's instance `peer`, which replaces the old link. After this, nothing that the
+    /// old link received may be passed in.
     pub fn attach(&mut self, peer: Instance, now: Instant) {
         if let Some(known) = self.peer.filter(|known| *known != peer) {
             self.reset_peer();
@@ -163,15 +163,15 @@ impl<T> Session<T> {
         self.clock_map.reset();
     }
 
-    /// The link is gone. What waits, waits for the next one.
+    /// Detaches the link. Queued messages stay for the next link.
     pub fn detach(&mut self) {
         self.state = State::Detached;
         self.welcome_due = false;
         self.ack_due = None;
     }
 
-    /// The session is over, and its link gone. Requests that were sent end as [`Settled::Lost`]; the others are handed
-    /// back.
+    /// Ends the session and its link. Requests that were sent end as [`RequestEnd::Lost`]; returns the tokens of the
+    /// others.
     pub fn end(&mut self) -> Vec<T> {
         self.detach();
         let queued = self.outbox.queued_requests();
@@ -186,7 +186,7 @@ impl<T> Session<T> {
         unsent
     }
 
-    /// Queues a message, and waits for its reply if one is expected. It is sent when a link is open.
+    /// Queues a message, and registers its expected reply if there is one. It is sent while a link is open.
     ///
     /// # Errors
     /// [`SendError`]; nothing was queued, and the token is dropped.
@@ -218,7 +218,7 @@ impl<T> Session<T> {
         Ok(())
     }
 
-    /// The peer remembers nothing of us: numbering starts anew both ways.
+    /// Starts numbering anew in both directions: the peer has lost the session.
     fn reset_peer(&mut self) {
         self.established = false;
         self.received = 0;
@@ -226,7 +226,7 @@ impl<T> Session<T> {
             self.resolve_item(&item, RequestEnd::Lost);
         }
         let queued = self.outbox.queued_requests();
-        // Acknowledged, and not answered: the old process had it.
+        // These were acknowledged but not answered: the old process had them.
         for id in self.pending.ids() {
             if !queued.contains(&id) {
                 self.resolve(id, RequestEnd::Lost);
@@ -246,12 +246,12 @@ impl<T> Session<T> {
         }
     }
 
-    /// Takes out everything that has happened, oldest first.
+    /// Removes and returns all events, oldest first.
     pub fn take_events(&mut self) -> std::vec::Drain<'_, Event<T>> {
         self.events.drain(..)
     }
 
-    /// When [`Self::handle_timeout`] or [`Self::transmit`] has something to do, if nothing else happens.
+    /// When [`Self::handle_timeout`] or [`Self::transmit`] is due, if nothing else happens.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let lost = self.last_heard + self.timing.lost_after;
         let silent = self.last_heard + self.timing.silent_after;
@@ -272,10 +272,10 @@ impl<T> Session<T> {
         deadlines.into_iter().flatten().min()
     }
 
-    /// Does what is due.
+    /// Handles the timers that are due.
     ///
     /// # Errors
-    /// [`LinkFault::Silence`]: the peer is offline; the session is detached.
+    /// [`LinkFault::Silence`] if the peer is offline; the session is detached then.
     pub fn handle_timeout(&mut self, now: Instant) -> Result<(), LinkFault> {
         for item in self.outbox.expire(now) {
             self.resolve_item(&item, RequestEnd::Expired);
@@ -298,7 +298,8 @@ impl<T> Session<T> {
         Ok(())
     }
 
-    /// We were not reading for a while, by our own choice: the peer's silence meanwhile means nothing.
+    /// Restarts the silence timer. Call this after a pause in reading that we chose ourselves: the peer's silence in
+    /// that time means nothing.
     pub fn reset_silence_timer(&mut self, now: Instant) {
         self.last_heard = now;
     }

@@ -1,6 +1,6 @@
-//! What waits to be sent to one peer, and what was sent and not yet acknowledged. It outlives links.
+//! Messages to one peer that are queued, and those that were sent but not acknowledged. The outbox outlives links.
 //!
-//! Invariants: within a lane the order never changes; a parcel is in exactly one of the two places until it is
+//! Invariants: within a lane the order never changes; a message is in exactly one of the two places until it is
 //! acknowledged, has expired, or is lost with its peer; both places are bounded.
 
 use std::borrow::Cow;
@@ -11,23 +11,24 @@ use super::window::{Acknowledged, Window};
 use crate::proto::wire::Lane;
 use crate::proto::wire::encoded::EncodedFrame;
 
-/// How much may wait and how much may be on the way.
+/// Limits on queued and on unacknowledged messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutboxLimits {
-    /// Most parcels that wait, in each lane.
+    /// Most messages that are queued, for each lane.
     pub queued_max: usize,
-    /// No more is taken once this many bytes wait, over all lanes. One parcel always fits an empty lane.
+    /// No more are queued once this many bytes are queued, over all lanes. One message always fits an empty lane.
     pub queued_bytes_max: usize,
-    /// Most parcels sent and not acknowledged.
+    /// Most messages that are sent and not acknowledged.
     pub window_max: usize,
-    /// No more is sent once this many bytes are not acknowledged.
+    /// Largest window: no more is sent once this many bytes are not acknowledged.
     pub window_bytes_max: usize,
-    /// The same for a link that carries little; see [`Window`]. As much as the most, and the window never changes.
+    /// Smallest window, for a link of low throughput; see [`Window`]. If it equals the largest, the window never
+    /// changes.
     pub window_bytes_min: usize,
 }
 
 impl OutboxLimits {
-    /// For commands and replies.
+    /// Limits for commands and replies.
     pub const CONTROL: Self = Self {
         queued_max: 4_096,
         queued_bytes_max: 8 * 1024 * 1024,
@@ -35,7 +36,7 @@ impl OutboxLimits {
         window_bytes_max: 4 * 1024 * 1024,
         window_bytes_min: 4 * 1024 * 1024,
     };
-    /// For files: what is in the window is kept in memory until the receiver has it.
+    /// Limits for files. What is in the window is kept in memory until the receiver has acknowledged it.
     pub const BULK: Self = Self {
         queued_max: 16,
         queued_bytes_max: 512 * 1024,
@@ -45,54 +46,54 @@ impl OutboxLimits {
     };
 }
 
-/// The lane is full: nothing was queued; send it again later or give up.
+/// The lane is full and nothing was queued. The caller retries later or gives up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("busy: {waiting} messages wait for this peer already")]
 pub struct Busy {
-    /// How many wait in that lane.
+    /// Messages queued in that lane.
     pub waiting: usize,
 }
 
-/// One parcel with what the outbox needs to know of it.
+/// A queued message.
 #[derive(Clone, Debug)]
 pub struct OutboxItem {
-    /// The bytes.
+    /// The encoded frame.
     pub frame: EncodedFrame,
-    /// Its lane.
+    /// Its priority.
     pub lane: Lane,
-    /// When it is too late to send it.
+    /// Time after which it is not sent any more.
     pub deadline: Option<Instant>,
-    /// The request that it is, if it is one.
+    /// Number of the request, if the message is one.
     pub request: Option<u64>,
 }
 
-/// A frame of fewer bytes may be acknowledged late: it shows nothing of the link.
+/// The acknowledgement of a smaller frame may be delayed, so that it says nothing about the link's delay. In bytes.
 pub(super) const DELAY_SAMPLE_BYTES_MIN: usize = 4 * 1024;
 
 #[derive(Debug)]
 struct SentItem {
     item: OutboxItem,
     sent_at: Instant,
-    /// Whether nothing else was on its way.
+    /// Whether no other frame was unacknowledged when this one was sent.
     only_in_flight: bool,
 }
 
-/// See the module.
+/// The outbox of one session; see the module.
 #[derive(Debug)]
 pub struct Outbox {
     limits: OutboxLimits,
     emergency: VecDeque<OutboxItem>,
     control: VecDeque<OutboxItem>,
-    /// Only the newest is worth sending.
+    /// Only the newest telemetry is kept.
     telemetry: Option<OutboxItem>,
     bulk: VecDeque<OutboxItem>,
     queued_bytes: usize,
-    /// Sent, oldest first; the last has number `next_seq - 1`.
+    /// Sent items, oldest first; the last has number `next_seq - 1`.
     unacked: VecDeque<SentItem>,
     unacked_bytes: usize,
     window: Window,
     next_seq: u64,
-    /// No queued item is due before this; `None` if none has a deadline.
+    /// Lower bound of the deadlines of queued items; `None` if none has a deadline.
     earliest_deadline: Option<Instant>,
 }
 
@@ -114,10 +115,10 @@ impl Outbox {
         }
     }
 
-    /// Queues an item at the end of its lane. Telemetry replaces what waited.
+    /// Queues an item at the end of its lane. A telemetry item replaces the queued one.
     ///
     /// # Errors
-    /// [`Busy`] if the lane is full. Emergency has a bound of its own, so that nothing else can fill it.
+    /// [`Busy`] if the lane is full. The emergency lane has a limit of its own, so that other lanes cannot fill it.
     pub fn push(&mut self, item: OutboxItem) -> Result<(), Busy> {
         let bytes = item.frame.memory_bytes();
         let deadline = item.deadline;
@@ -145,7 +146,7 @@ impl Outbox {
         Ok(())
     }
 
-    /// Whether another item fits the lane now: if so, [`Self::push`] takes it.
+    /// Whether the lane accepts another item now: if so, [`Self::push`] succeeds.
     pub fn has_room(&self, lane: Lane) -> bool {
         let waiting = match lane {
             Lane::Telemetry => return true,
@@ -156,13 +157,13 @@ impl Outbox {
         waiting == 0 || (waiting < self.limits.queued_max && self.queued_bytes < self.limits.queued_bytes_max)
     }
 
-    /// The next item to send, by lane, with its sequence number (telemetry has none). Items with a number stay
-    /// here, unacknowledged, until [`Self::acknowledge`].
+    /// The next item to send, by lane, with its sequence number (telemetry has none). Items with a number are kept as
+    /// unacknowledged until [`Self::on_acknowledged`].
     pub fn next_to_send(&mut self, now: Instant) -> Option<(Option<u64>, Cow<'_, OutboxItem>)> {
         let window_full = !self.unacked.is_empty()
             && (self.unacked.len() >= self.limits.window_max || self.unacked_bytes >= self.window.bytes());
-        // An emergency goes out over a full window: it is small, and it may not wait for acknowledgements. Only a
-        // peer that hears and never acknowledges meets the bound.
+        // An emergency frame is sent although the window is full: it is small and must not wait for acknowledgements.
+        // Only a peer that reads and never acknowledges reaches this limit.
         let over_window_max = self.limits.window_max.saturating_add(self.limits.queued_max);
         #[cfg(feature = "planted-bugs")]
         if crate::proto::planted::is(crate::proto::planted::Bug::LaneInversion)
@@ -203,7 +204,7 @@ impl Outbox {
         (Some(seq), Cow::Borrowed(&self.unacked.push_back_mut(sent).item))
     }
 
-    /// Whether anything waits to be sent.
+    /// Whether any item is queued.
     pub fn has_queued(&self) -> bool {
         self.telemetry.is_some()
             || [&self.emergency, &self.control, &self.bulk]
@@ -211,7 +212,7 @@ impl Outbox {
                 .any(|q| !q.is_empty())
     }
 
-    /// The requests among what waits.
+    /// Numbers of the queued requests.
     pub fn queued_requests(&self) -> BTreeSet<u64> {
         let queued = [&self.emergency, &self.control, &self.bulk].into_iter().flatten();
         queued
@@ -230,7 +231,8 @@ impl Outbox {
         self.sent() - self.unacked.len() as u64
     }
 
-    /// Forgets what the peer has read, up to `number`, and learns from how long it took. Returns false, and does nothing, if `number` was never sent.
+    /// Removes the items that the peer has read, up to `number`, and adjusts the window by their delay. Returns
+    /// false, and changes nothing, if `number` was never sent.
     #[must_use]
     pub fn on_acknowledged(&mut self, number: u64, now: Instant) -> bool {
         if number > self.sent() {
@@ -256,13 +258,13 @@ impl Outbox {
         true
     }
 
-    /// How long a chunk of a file is best now, in bytes.
+    /// Best size of a file chunk now, in bytes.
     pub fn chunk_bytes(&self) -> usize {
         self.window.chunk_bytes()
     }
 
-    /// A new link resumes the session: what was sent and never read goes back to the front, oldest first, and will
-    /// be numbered again. Call [`Self::acknowledge`] with the peer's resume point first.
+    /// Prepares a new link of the session: what was sent and never read goes back to the front, oldest first, and is
+    /// numbered again. Call [`Self::on_acknowledged`] with the peer's resume point first.
     pub fn rewind(&mut self) {
         self.next_seq -= self.unacked.len() as u64;
         self.window.reset();
@@ -282,8 +284,8 @@ impl Outbox {
         self.unacked_bytes = 0;
     }
 
-    /// The peer has restarted: numbering starts anew. What was sent and never acknowledged is handed back, because
-    /// nobody knows whether the old process did it; what was never sent still waits.
+    /// Starts numbering anew, because the peer has restarted. Returns the items that were sent and never
+    /// acknowledged: it is unknown whether the old process has handled them. Queued items stay.
     pub fn reset(&mut self) -> Vec<OutboxItem> {
         self.next_seq = 1;
         self.unacked_bytes = 0;
@@ -291,7 +293,7 @@ impl Outbox {
         self.unacked.drain(..).map(|sent| sent.item).collect()
     }
 
-    /// Takes out what waited beyond its deadline.
+    /// Removes and returns the queued items whose deadline has passed.
     pub fn expire(&mut self, now: Instant) -> Vec<OutboxItem> {
         if self.earliest_deadline.is_none_or(|earliest| now < earliest) {
             return Vec::new();
@@ -317,7 +319,7 @@ impl Outbox {
         expired
     }
 
-    /// When [`Self::expire`] may find something.
+    /// When [`Self::expire`] may return something.
     pub fn earliest_deadline(&self) -> Option<Instant> {
         self.earliest_deadline
     }

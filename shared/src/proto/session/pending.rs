@@ -1,36 +1,36 @@
-//! Requests that wait for their replies, each until its own time.
+//! Requests that wait for their replies, each until its own deadline.
 //!
-//! Invariant: a request leaves exactly once, and whoever takes it out settles it.
+//! Invariant: a request is removed exactly once; the caller that removes it reports its end.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-/// Most requests of one session that may wait for their replies.
+/// Most requests of one session that wait for replies.
 pub const PENDING_REQUESTS_MAX: usize = 16 * 1024;
 
 #[derive(Debug)]
 struct PendingRequest<T> {
-    /// The issuer's epoch that the request was sent in.
+    /// The issuer's epoch in which the request was sent.
     epoch: Option<u64>,
     deadline: Instant,
     token: T,
 }
 
-/// See the module. `T` is what the asker wants back.
+/// The waiting requests of one session; see the module. `T` is the token that the application gets back.
 #[derive(Debug)]
 pub struct PendingRequests<T> {
     waiting: BTreeMap<u64, PendingRequest<T>>,
-    /// No request ends before this.
+    /// Lower bound of all deadlines; `None` if no request waits.
     earliest_deadline: Option<Instant>,
 }
 
-/// Why a request may not wait.
+/// The request cannot be registered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PendingError {
-    /// Too many wait.
+    /// The limit of waiting requests is reached.
     #[error("busy: {PENDING_REQUESTS_MAX} requests wait for replies of this peer already")]
     TooMany,
-    /// One with this number waits already.
+    /// A request with this number waits already.
     #[error("request {0} waits already")]
     Repeated(u64),
 }
@@ -45,12 +45,12 @@ impl<T> Default for PendingRequests<T> {
 }
 
 impl<T> PendingRequests<T> {
-    /// Whether nothing waits.
+    /// Whether no request waits.
     pub fn is_empty(&self) -> bool {
         self.waiting.is_empty()
     }
 
-    /// Whether a request with this number could wait.
+    /// Whether a request with this number can be registered.
     ///
     /// # Errors
     /// [`PendingError`].
@@ -64,7 +64,7 @@ impl<T> PendingRequests<T> {
         Ok(())
     }
 
-    /// Lets a request wait that has been [checked](Self::check).
+    /// Registers a request that has been [checked](Self::check).
     pub fn insert(&mut self, id: u64, epoch: Option<u64>, until: Instant, token: T) {
         self.earliest_deadline = Some(
             self.earliest_deadline
@@ -80,25 +80,25 @@ impl<T> PendingRequests<T> {
         );
     }
 
-    /// Whether a reply with this number and epoch is waited for. A reply of an earlier epoch answers a request of a
-    /// process that is gone, whatever its number.
+    /// Whether a reply with this number and epoch is expected. A reply of an earlier epoch answers a request of a
+    /// former process, whatever its number.
     pub fn awaits(&self, id: u64, epoch: Option<u64>) -> bool {
         self.waiting
             .get(&id)
             .is_some_and(|waiting| epoch.is_none() || epoch == waiting.epoch)
     }
 
-    /// Takes a request out.
+    /// Removes a request and returns its token.
     pub fn remove(&mut self, id: u64) -> Option<T> {
         self.waiting.remove(&id).map(|waiting| waiting.token)
     }
 
-    /// The numbers of all that wait, lowest first.
+    /// Numbers of all waiting requests, lowest first.
     pub fn ids(&self) -> Vec<u64> {
         self.waiting.keys().copied().collect()
     }
 
-    /// The numbers of those whose time is up, lowest first; take each out.
+    /// Numbers of the requests whose deadline has passed, lowest first. The caller removes each.
     pub fn timed_out(&mut self, now: Instant) -> Vec<u64> {
         if self.earliest_deadline.is_none_or(|earliest| now < earliest) {
             return Vec::new();
@@ -111,7 +111,7 @@ impl<T> PendingRequests<T> {
         late.into_iter().map(|(id, _)| *id).collect()
     }
 
-    /// When [`Self::late`] may find something.
+    /// When [`Self::timed_out`] may return something.
     pub fn earliest_deadline(&self) -> Option<Instant> {
         self.earliest_deadline
     }

@@ -1,4 +1,4 @@
-//! What a session makes of the frames that a link brings.
+//! The receiving side of a session.
 
 use std::time::Instant;
 
@@ -7,13 +7,13 @@ use super::super::wire::{Frame, Header, Kind};
 use super::outbox::{DELAY_SAMPLE_BYTES_MIN, OutboxLimits};
 use super::{Event, LinkFault, RequestEnd, Session, State};
 
-/// After this many numbered frames an acknowledgement waits no longer.
+/// After this many numbered frames an acknowledgement is sent at once.
 const ACK_FRAMES_MAX: u64 = 256;
-/// After this many bytes of content an acknowledgement waits no longer: a quarter of the bulk window.
+/// After this many bytes of content an acknowledgement is sent at once: a quarter of the bulk window.
 const ACK_BYTES_MAX: usize = OutboxLimits::BULK.window_bytes_max / 4;
 
 impl<T> Session<T> {
-    /// Takes a frame that the link brought. What follows from it is in [`Self::take_events`].
+    /// Handles a received frame. The results are in [`Self::take_events`].
     ///
     /// # Errors
     /// [`LinkFault`]: the link has to close; the session is detached and resumes on the next link.
@@ -21,8 +21,9 @@ impl<T> Session<T> {
         self.process_frame(frame, now).inspect_err(|_fault| self.detach())
     }
 
-    /// Bytes of the peer have come: it lives, even if a large frame takes longer than [`Timing::lost_after`](super::Timing::lost_after).
-    /// [`Self::handle_frame`] says so itself; call this when a read did not complete a frame.
+    /// Records that bytes of the peer have come, which shows that it is alive even while a large frame takes longer
+    /// than [`Timing::lost_after`](super::Timing::lost_after). [`Self::handle_frame`] does this itself; call this
+    /// when a read did not complete a frame.
     pub fn on_bytes_received(&mut self, now: Instant) {
         self.last_heard = now;
         if self.silent {
@@ -45,7 +46,7 @@ impl<T> Session<T> {
             }
             (_, State::Open) => {}
         }
-        // It is open, so it has read our welcome.
+        // A frame after the welcome shows that the peer has read our welcome.
         self.forgotten_instances.retain(|run| Some(*run) != self.peer);
         self.clock_map.observe(&frame.header, now);
         if let Some(ack) = frame.header.ack {

@@ -1,20 +1,22 @@
-//! Two links between the same two peers: which one stays. Both sides reach the same answer from what both know.
+//! Decides which of two links between the same two peers stays. Both sides compute the same answer from what both
+//! know.
 //!
 //! | the new link | stays |
 //! |---|---|
-//! | was dialled by the side that dialled the old one | the new one: its dialler had lost the old one |
+//! | was dialled by the side that dialled the old one | the new one: its dialler has lost the old one |
 //! | was dialled by the other side | the one dialled by the peer with the smaller id |
 //! | comes from another run of the peer's process | the old one, while it lives |
 //!
-//! After a restart the old run's link is gone as soon as its machine says so, and otherwise after a silence of
-//! `lost_after`; so the new run is asked to try again, and finds it gone. If it finds it alive after that time, then
-//! two devices hold one key (a cloned card): the first stays linked, the other is refused, and the operator is told.
+//! After a restart, the old instance's link closes as soon as its kernel resets it, and otherwise after a silence of
+//! `lost_after`; so the new instance is told to retry, and then finds it closed. If it finds the old link alive after
+//! that time, two devices hold one key (a cloned card): the first stays linked, the second is refused, and the
+//! operator gets a warning.
 
 use std::time::{Duration, Instant};
 
 use crate::proto::id::{Instance, PeerId};
 
-/// Which side dialled a link.
+/// The side that dialled a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DialedBy {
     /// This side.
@@ -23,44 +25,44 @@ pub enum DialedBy {
     Remote,
 }
 
-/// What counts about a link here.
+/// The properties of a link that the decision depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LinkOrigin {
-    /// Who dialled it.
+    /// The side that dialled it.
     pub dialler: DialedBy,
-    /// The run of the peer's process at its other end.
+    /// The instance of the peer's process at its other end.
     pub instance: Instance,
 }
 
-/// What becomes of a new link.
+/// Result of the decision about a new link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LinkDecision {
-    /// It takes the place of the old one, or there was none.
+    /// The new link replaces the old one, or there was none.
     Accept,
     /// The old one stays.
     Reject,
-    /// Another run is linked, which may be over: the new one is to try again.
+    /// Another instance is linked, which may have ended: the new one is to retry.
     RetryLater,
     /// Two processes hold the same key; the old one stays.
     ClonedKey,
 }
 
-/// The links of one peer, as far as the choice needs them.
+/// The current link of one peer, as far as the decision needs it.
 #[derive(Debug, Default)]
 pub struct LinkTieBreaker {
     current: Option<LinkOrigin>,
-    /// The first time that another run was told to wait for the current one's end.
+    /// The first time that another instance was told to retry.
     waiting_since: Option<Instant>,
 }
 
 impl LinkTieBreaker {
-    /// The link that is up.
+    /// The link that is open.
     pub fn current(&self) -> Option<LinkOrigin> {
         self.current
     }
 
-    /// Decides about a new link between `us` and `peer`, and takes it up if it stays. A link that nothing is heard
-    /// on closes after `lost_after`.
+    /// Decides about a new link between `us` and `peer`, and records it if it stays. A silent link closes after
+    /// `lost_after`.
     pub fn decide(
         &mut self,
         us: PeerId,
@@ -72,7 +74,7 @@ impl LinkTieBreaker {
         if let Some(old) = self.current {
             if old.instance != new.instance {
                 let since = *self.waiting_since.get_or_insert(now);
-                // Twice, so that a late timer does not make a clone of a restart.
+                // Twice the time, so that a late timer does not make a clone of a restarted process.
                 let alive = now >= since + lost_after * 2;
                 return if alive {
                     LinkDecision::ClonedKey
@@ -90,7 +92,7 @@ impl LinkTieBreaker {
         LinkDecision::Accept
     }
 
-    /// The link that was up is gone.
+    /// Records that the current link is closed.
     pub fn on_closed(&mut self) {
         *self = Self::default();
     }

@@ -1,4 +1,4 @@
-//! What a session sends: welcome, frames in their order, acknowledgements, heartbeats.
+//! The sending side of a session: welcome, frames in order, acknowledgements, heartbeats.
 
 use std::time::Instant;
 
@@ -10,17 +10,17 @@ use super::{RequestEnd, Session, State};
 use crate::proto::wire::encoded::{EncodedFrame, OutBuffer, Trailer};
 
 impl<T> Session<T> {
-    /// Writes what is to be sent now, until `room` bytes wait in `to`.
+    /// Appends the frames that are to be sent now to `to`, until it holds `room` bytes.
     ///
     /// # Errors
-    /// Never in practice: [`WireError`] if the welcome did not encode.
+    /// [`WireError`] if the welcome does not encode, which does not happen.
     pub fn transmit(&mut self, to: &mut OutBuffer, room: usize, now: Instant) -> Result<(), WireError> {
         let before = to.len();
         let stamp = Some(self.clock_map.local_ms(now));
         if self.welcome_due
             && let Some(peer) = self.peer
         {
-            // Of a forgotten run another one is named: then neither side resumes.
+            // A forgotten instance is sent a different number, so that neither side resumes.
             let peer_instance = if self.forgotten_instances.contains(&peer) {
                 Instance(!peer.0)
             } else {
@@ -44,7 +44,7 @@ impl<T> Session<T> {
             for item in self.outbox.expire(now) {
                 self.resolve_item(&item, RequestEnd::Expired);
             }
-            // An acknowledgement never goes without our clock.
+            // An acknowledgement always carries our clock.
             let trailer = |received| Trailer {
                 ack: Some(received),
                 stamp,
@@ -55,7 +55,7 @@ impl<T> Session<T> {
                 let Some((seq, item)) = self.outbox.next_to_send(now) else {
                     break;
                 };
-                // Rounded up, so that less than a millisecond is not told as none.
+                // Rounded up, so that less than a millisecond is not sent as 0.
                 let left = |deadline: Instant| millis_up(deadline.saturating_duration_since(now));
                 let question = item.frame.is_status_query().then_some(0);
                 let ttl = question.or(item.deadline.map(left));
@@ -80,12 +80,13 @@ impl<T> Session<T> {
                     to.push(&self.ack, trailer(self.received));
                     self.clear_pending_ack(now);
                 } else {
-                    // Behind what waits it would come no sooner, and a peer that does not read would pile them up.
+                    // Queued behind other bytes the acknowledgement would arrive no sooner, and for a peer that does
+                    // not read the acknowledgements would pile up.
                     self.ack_due = Some(now + self.timing.ack_delay);
                 }
             }
             if now >= self.last_sent + self.timing.heartbeat {
-                // What still waits in the buffer is as good a sign of life.
+                // Bytes still queued in the buffer show that we are alive as well as a heartbeat does.
                 if to.is_empty() {
                     to.push(&self.heartbeat, trailer(self.received));
                 }
@@ -107,7 +108,7 @@ impl<T> Session<T> {
         self.received
     }
 
-    /// What was owed has been told.
+    /// Resets the acknowledgement timers after one was sent.
     fn clear_pending_ack(&mut self, now: Instant) {
         self.last_ack = now;
         self.ack_due = None;

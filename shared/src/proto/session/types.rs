@@ -1,4 +1,4 @@
-//! What goes into a session and what comes out of it.
+//! The inputs and outputs of a session.
 
 use std::time::{Duration, Instant};
 
@@ -9,23 +9,23 @@ use super::outbox::Busy;
 use super::pending::PendingError;
 use crate::proto::wire::encoded::EncodedFrame;
 
-/// The session's clocks.
+/// Time-outs of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timing {
     /// A peer that has sent nothing for this long sends a heartbeat.
     pub heartbeat: Duration,
-    /// A peer that was not heard for this long is called silent.
+    /// A peer from which nothing was received for this long is reported as silent.
     pub silent_after: Duration,
-    /// A peer that was not heard for this long is offline, and its link closes.
+    /// A peer from which nothing was received for this long is offline, and its link closes.
     pub lost_after: Duration,
-    /// How long an acknowledgement may wait for a frame that carries it.
+    /// Longest delay of an acknowledgement that waits for a frame to carry it.
     pub ack_delay: Duration,
-    /// How soon after another one a large frame is acknowledged: its sender learns from it how full the link is.
+    /// Shortest time between two acknowledgements of large frames: their sender measures the link's delay by them.
     pub ack_interval: Duration,
 }
 
 impl Timing {
-    /// Silent after two heartbeats, lost after three.
+    /// Silent after two heartbeats, offline after three.
     pub const fn from_heartbeat(heartbeat: Duration) -> Self {
         Self {
             heartbeat,
@@ -43,116 +43,117 @@ impl Default for Timing {
     }
 }
 
-/// A request's end, or what the application has to know; see [`Session::handle_frame`](super::Session::handle_frame).
+/// What the application has to know; see [`Session::handle_frame`](super::Session::handle_frame).
 #[derive(Debug)]
 pub enum Event<T> {
-    /// Both welcomes are through: frames flow.
+    /// Both welcomes are read: frames are exchanged.
     Opened {
-        /// Whether the peer is the same process as when frames flowed last: a link to another one in between that
-        /// never opened counts.
+        /// Whether the peer is the instance with which frames were exchanged last. False also if a link to another
+        /// instance was attached in between and never opened.
         resumed: bool,
     },
     /// A frame for the application: each once, in order within its lane.
     Frame {
-        /// The frame.
+        /// The frame without its session keys applied: acknowledgement and numbering are handled.
         frame: Box<Frame>,
-        /// When it is too late to act on it: never later than its sender meant, however long it was on its way.
+        /// Time after which it must not be acted on: never later than its sender's deadline, however long its transit
+        /// took.
         deadline: Option<Instant>,
     },
-    /// A request that waited has ended.
+    /// A request that waited for a reply has ended.
     RequestEnded(T, RequestEnd),
-    /// Nothing was heard for [`Timing::silent_after`].
+    /// Nothing was received for [`Timing::silent_after`].
     Silent,
-    /// The silent peer was heard again.
+    /// The silent peer has sent something again.
     Recovered,
 }
 
-/// How a request ended.
+/// The end of a request.
 #[derive(Debug)]
 pub enum RequestEnd {
     /// The content of its reply.
     Reply(bytes::Bytes),
-    /// It was too late to send it.
+    /// Its deadline passed before it was sent.
     Expired,
     /// It was sent, and the peer restarted: it may or may not have run.
     Lost,
-    /// No reply came in time.
+    /// No reply came before the request's deadline.
     TimedOut,
 }
 
-/// Why a link has to close. The session survives it and resumes on the next one.
+/// A reason to close the link. The session survives it and resumes on the next link.
 #[derive(Debug, thiserror::Error)]
 pub enum LinkFault {
     /// The peer refused us.
     #[error("refused: {0}")]
     Refused(Refused),
-    /// A frame that should be JSON of ours is not.
+    /// The JSON of a frame cannot be parsed.
     #[error("unreadable {kind:?} frame: {why}")]
     Unreadable {
-        /// Which frame.
+        /// Kind of the frame.
         kind: Kind,
-        /// What is wrong with it.
+        /// Fault in its content.
         why: JsonError,
     },
     /// A frame came before the peer's welcome, or a second welcome.
     #[error("{0:?} frame out of place")]
     UnexpectedFrame(Option<Kind>),
-    /// A number is missing: the link has lost a frame.
+    /// A sequence number is missing: the link has lost a frame.
     #[error("frame {got} came where {expected} was due")]
     SequenceGap {
-        /// The number of the frame.
+        /// Number of the frame.
         got: u64,
-        /// The number that was due.
+        /// Number that was expected.
         expected: u64,
     },
-    /// An acknowledgement of something never sent.
+    /// A frame acknowledges a number that was never sent.
     #[error("acknowledges frame {ack}, but only {sent} were sent")]
     AckAhead {
-        /// What is acknowledged.
+        /// Number that is acknowledged.
         ack: u64,
-        /// What was sent.
+        /// Highest number that was sent.
         sent: u64,
     },
-    /// The peer's process is not the one that said hello.
+    /// The welcome is not from the instance that sent the hello.
     #[error("the welcome is of another process than the hello")]
     OtherInstance,
-    /// Nothing was heard for too long.
+    /// Nothing was received for [`Timing::lost_after`].
     #[error("not heard for {} ms", .0.as_millis())]
     Silence(Duration),
 }
 
-/// A message that was not taken. Nothing was queued.
+/// The message was not accepted, and nothing was queued.
 #[derive(Debug, thiserror::Error)]
 pub enum SendError {
     /// The lane is full.
     #[error(transparent)]
     Busy(#[from] Busy),
-    /// The request cannot wait for its reply.
+    /// The expected reply cannot be registered.
     #[error(transparent)]
     Pending(#[from] PendingError),
-    /// The header is too long.
+    /// The header is longer than its cap.
     #[error(transparent)]
     Wire(#[from] WireError),
 }
 
-/// A message to send.
+/// A message to be sent.
 #[derive(Clone, Debug)]
 pub struct Outgoing {
-    /// The frame, ready to send.
+    /// The encoded frame.
     pub frame: EncodedFrame,
-    /// Its lane.
+    /// Its priority.
     pub lane: Lane,
-    /// When it is too late to send it; also the time to live that the peer is told.
+    /// Time after which it is not sent any more; the peer is sent the remaining time to live.
     pub deadline: Option<Instant>,
 }
 
 /// The reply that a request waits for.
 #[derive(Debug)]
 pub struct ExpectedReply<T> {
-    /// The number of the request, in its header as [`Header::id`](super::super::wire::Header::id).
+    /// Number of the request, which its header holds as [`Header::id`](super::super::wire::Header::id).
     pub id: u64,
-    /// When to stop waiting.
+    /// When the wait ends.
     pub deadline: Instant,
-    /// Handed back with the end.
+    /// Given back with the request's end.
     pub token: T,
 }

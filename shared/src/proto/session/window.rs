@@ -1,64 +1,65 @@
-//! How much may be on its way at once: as much as the link carries without making others wait.
+//! The send window: how many bytes may be unacknowledged, so that a link is used fully and commands do not wait.
 //!
-//! A file's bytes share the link with commands. Whatever lies in the link's queue is what a command has to wait for, so
-//! the window follows the delay, as LEDBAT does: the least time that a frame ever took to be acknowledged is the empty
-//! link's; what it takes longer is queue. While that is below [`QUEUE_DELAY_TARGET`] the window grows, the faster the less
-//! queue there is; above, it shrinks.
+//! The bytes of a file share the link with commands, and a command waits for everything that is in the link's queue.
+//! So the window follows the delay, as in LEDBAT (RFC 6817): the shortest time that a frame ever took to be
+//! acknowledged is the delay of the empty link; anything above it is queueing. While the queueing delay is below
+//! [`QUEUE_DELAY_TARGET`] the window grows, and faster with less delay; above it, the window shrinks.
 //!
-//! A link that is never empty would be taken for a slow one. So every `LOOK_INTERVAL` all that is on its way is let
-//! through, and one frame sent alone shows the empty link.
+//! A link that is never empty would be measured as a slow one. So every [`PROBE_INTERVAL`] the sender waits until all
+//! frames are acknowledged, and one frame that is sent alone measures the empty link.
 //!
-//! Invariant: between the least and the most; a window whose least is its most never changes.
+//! Invariant: the window stays between its smallest and largest size; if these are equal, it never changes.
 
 use std::time::{Duration, Instant};
 
-/// How long a queue of ours may be on the link.
+/// Target for the delay that our own frames cause in the link's queue. 25 ms is below what a person notices.
 pub const QUEUE_DELAY_TARGET: Duration = Duration::from_millis(25);
-/// How often the empty link is looked at.
+/// Time between two measurements of the empty link.
 const PROBE_INTERVAL: Duration = Duration::from_secs(10);
-/// The link is not known to be empty before this share of the window is unused.
+/// The window does not grow while less than this share of it (1/2) is in use: then the sender was not held back by
+/// it.
 const USED_WINDOW_DIVISOR: usize = 2;
-/// Shortest chunk of a file that is worth a frame, in bytes.
+/// Smallest file chunk that is sent, in bytes.
 pub const SENT_CHUNK_BYTES_MIN: usize = 16 * 1024;
-/// Longest chunk of a file that we send, in bytes.
+/// Largest file chunk that is sent, in bytes.
 pub const SENT_CHUNK_BYTES_MAX: usize = 256 * 1024;
-/// Chunks in a window: one that fills it makes everything else wait for its whole length.
+/// Chunks in a full window: a chunk as large as the window would delay every other frame by its whole length.
 const CHUNKS_PER_WINDOW: usize = 4;
 
-/// See the module.
+/// The window of one link; see the module.
 #[derive(Debug)]
 pub struct Window {
     bytes: usize,
     min_bytes: usize,
     max_bytes: usize,
-    /// What the empty link takes.
+    /// Delay of the empty link.
     base_delay: Option<Duration>,
     probe: DelayProbe,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum DelayProbe {
-    /// Not before; `None` before the first frame.
+    /// Time of the next measurement; `None` before the first frame.
     Scheduled(Option<Instant>),
-    /// One frame at a time, until one that was alone has come through.
+    /// One frame at a time, until one that was sent alone is acknowledged.
     Probing,
 }
 
-/// What an acknowledgement shows.
+/// Measurements from one acknowledgement.
 #[derive(Clone, Copy, Debug)]
 pub struct Acknowledged {
-    /// How much was on its way before.
+    /// Bytes that were unacknowledged before it.
     pub in_flight_before: usize,
-    /// How much of it has come through.
+    /// Bytes that it acknowledges.
     pub bytes: usize,
-    /// How long the last frame took, from its writing on.
+    /// Time from the sending of its last frame to the acknowledgement.
     pub delay: Duration,
-    /// Whether nothing else was on its way when that was written.
+    /// Whether no other frame was unacknowledged when that frame was sent.
     pub only_in_flight: bool,
 }
 
 impl Window {
-    /// At its least.
+    /// A window at its smallest size. `least` and `most` are in bytes.
     pub fn new(least: usize, most: usize) -> Self {
         Self {
             bytes: least,
@@ -69,7 +70,7 @@ impl Window {
         }
     }
 
-    /// No more is sent once this much is on its way; one frame always is, if there is none.
+    /// Current size in bytes: no more is sent once this much is unacknowledged. One frame is always sent if none is.
     pub fn bytes(&self) -> usize {
         match self.probe {
             DelayProbe::Scheduled(_) => self.bytes,
@@ -77,17 +78,17 @@ impl Window {
         }
     }
 
-    /// How long a chunk of a file is best.
+    /// Best size of a file chunk, in bytes.
     pub fn chunk_bytes(&self) -> usize {
         (self.bytes / CHUNKS_PER_WINDOW).clamp(SENT_CHUNK_BYTES_MIN, SENT_CHUNK_BYTES_MAX)
     }
 
-    /// Another link, of which nothing is known.
+    /// Forgets all measurements, for a new link.
     pub fn reset(&mut self) {
         *self = Self::new(self.min_bytes, self.max_bytes);
     }
 
-    /// Something has come through.
+    /// Adjusts the window by an acknowledgement.
     pub fn on_acknowledged(&mut self, ack: Acknowledged, now: Instant) {
         if self.min_bytes == self.max_bytes {
             return;
@@ -102,14 +103,14 @@ impl Window {
         if alone && probing {
             self.base_delay = Some(delay);
             self.probe = DelayProbe::Scheduled(Some(now + PROBE_INTERVAL));
-            // All of it at once would be a queue that was not there before.
+            // Restoring the full window at once would create a queue that was not there before.
             self.bytes = (self.bytes / 2).max(self.min_bytes);
             return;
         }
         let empty = self.base_delay.map_or(delay, |empty| empty.min(delay));
         self.base_delay = Some(empty);
         match self.probe {
-            // What is still on its way from before the look says nothing new.
+            // Frames that were sent before the measurement began say nothing new.
             DelayProbe::Probing => return,
             DelayProbe::Scheduled(None) => self.probe = DelayProbe::Scheduled(Some(now + PROBE_INTERVAL)),
             DelayProbe::Scheduled(Some(at)) if now >= at => self.probe = DelayProbe::Probing,
@@ -122,16 +123,16 @@ impl Window {
             usize::try_from(share).unwrap_or(bytes)
         };
         let bytes = if queue >= QUEUE_DELAY_TARGET {
-            // Half of the window in the time that all of it takes, at most.
+            // Shrinks to half at most, in the time that one window takes.
             self.bytes.saturating_sub(part(queue - QUEUE_DELAY_TARGET) / 2)
         } else if before.saturating_mul(USED_WINDOW_DIVISOR) >= self.bytes {
-            // Twice the window in the time that all of it takes, at most; with care once there is a queue, because
-            // what is added now shows only when all that is on its way has come through.
+            // Doubles at most, in the time that one window takes; more slowly once there is queueing, because bytes
+            // that are added now show up only when the whole window is acknowledged.
             let more = part(QUEUE_DELAY_TARGET - queue);
             let divisor = if queue > QUEUE_DELAY_TARGET / 5 { 4 } else { 1 };
             self.bytes.saturating_add(more / divisor)
         } else {
-            // It was not the window that held the sender back.
+            // The window did not hold the sender back.
             self.bytes
         };
         self.bytes = bytes.clamp(self.min_bytes, self.max_bytes);

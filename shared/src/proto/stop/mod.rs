@@ -1,16 +1,16 @@
-//! The emergency stop: an order that anybody may carry and only an operator can give.
+//! The emergency stop: an order that any peer may forward and only an operator can issue.
 //!
-//! | part | what |
+//! | part | content |
 //! |---|---|
 //! | [`StopOrder`] | the order and its signed datagram; the same bytes are the content of a `stop` frame |
-//! | [`StopReceiver`] | the node's side: what is heard, what is in force, what it takes to release it |
-//! | [`StopSender`] | the station's side: whom to send to and when, who has answered |
+//! | [`StopReceiver`] | the node's side: which orders take effect, which stop is in force, how it is released |
+//! | [`StopSender`] | the station's side: when to send to which targets, and which have answered |
 //!
 //! Invariants:
-//! * an order counts only with its issuer's signature over every byte before it, and with the fleet root's grant for
-//!   that issuer as operator or admin; whoever carries it can change nothing, and cannot address it anew;
-//! * the numbers of one issuer only rise, and a node heeds each at most once: an order that is heard again does nothing;
-//! * a stop ends by a release that names its number, and by nothing else: neither a restart nor an old release.
+//! * an order is valid only with its issuer's signature over every byte before it, and with the fleet root's grant
+//!   for that issuer as operator or admin; a peer that forwards it can change neither its content nor its targets;
+//! * the numbers of one issuer only rise, and a node executes each at most once: a repeated order has no effect;
+//! * a stop ends by a release that names its number, and by nothing else: neither by a restart nor by an old release.
 
 mod order;
 mod receiver;

@@ -1,6 +1,6 @@
-//! The order and its bytes. Layout of version 1, at most [`STOP_BYTES_MAX`] bytes, numbers big-endian:
+//! The stop order and its encoding. Layout of version 1, at most [`STOP_BYTES_MAX`] bytes, numbers big-endian:
 //!
-//! | bytes | what |
+//! | bytes | content |
 //! |---|---|
 //! | 4 | `SWST` |
 //! | 1 | version, 1 |
@@ -20,37 +20,37 @@ use crate::proto::trust::{
     FINGERPRINT_PREFIX_BYTES, Fingerprint, Grant, SIGNATURE_BYTES, Signed, SigningKey, TrustError,
 };
 
-/// Longest stop, in bytes: it has to fit one datagram on any network.
+/// Longest stop order, in bytes: it has to fit one unfragmented datagram on any network.
 pub const STOP_BYTES_MAX: usize = 1_200;
-/// Longest selector of a stop, in bytes; [`selectors`] cuts what is longer.
+/// Longest selector of a stop, in bytes; [`split_selector`] splits a longer one.
 pub const STOP_SELECTOR_BYTES_MAX: usize = 255;
-/// No station counts beyond this because a node says so: milliseconds on the wall clock come nowhere near, and from the
-/// greatest number of all nobody could count on, so that no later stop would be heeded anywhere.
+/// Reported numbers above this are ignored. The wall clock in milliseconds stays far below it; a station that adopted
+/// the largest number of all could not count on, so that no later stop would take effect.
 pub const STOP_NUMBER_REPORTED_MAX: u64 = 1 << 53;
-/// The selector of an order that stops nobody. Over a link it says how far its issuer has counted, so that a node that
-/// was away does not heed an older order that somebody kept.
+/// A selector that matches no node. Over a link, an order with it tells the number of its issuer's last order, so
+/// that a node that was absent ignores a replay of an older order.
 pub const NO_NODES: &str = "!all";
 
 const MAGIC: &[u8; 4] = b"SWST";
 const VERSION: u8 = 1;
 const LABEL: &[u8] = b"swarm stop v1\0";
-/// Targets of one order where each is named by the first 8 bytes of its id: `id:` and 16 digits and a comma each.
+/// Targets of one order that names each by the first 8 bytes of its id: `id:`, 16 digits and a comma each.
 pub const IDS_PER_SELECTOR: usize = STOP_SELECTOR_BYTES_MAX / 20;
 
-/// Stop, whoever the selector means.
+/// An order to stop all nodes that the selector matches.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StopOrder {
     /// The first bytes of the fleet's fingerprint.
     pub fleet: [u8; FINGERPRINT_PREFIX_BYTES],
-    /// Who gives it.
+    /// Public key of the issuing station.
     pub issuer: PublicKey,
     /// Rises with every order of this issuer.
     pub number: u64,
-    /// Who is to stop.
+    /// The targets.
     pub selector: Selector,
 }
 
-/// Why an order cannot be put into a datagram.
+/// An order cannot be encoded as a datagram.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StopEncodeError {
     /// The selector is too long.
@@ -64,22 +64,22 @@ pub enum StopEncodeError {
     TooLong(usize),
 }
 
-/// Why bytes are not an order.
+/// The bytes are not a stop order.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadStop {
-    /// Longer than any.
+    /// It is longer than any order.
     #[error("{0} bytes are no stop: it has at most {STOP_BYTES_MAX}")]
     TooLong(usize),
-    /// Does not begin as one.
+    /// It does not begin with the magic bytes.
     #[error("not a stop")]
     BadMagic,
-    /// A later version.
+    /// It is of a later version.
     #[error("stop of version {0}; this program reads version {VERSION}")]
     OtherVersion(u8),
-    /// It ends too early, or goes on.
+    /// It is shorter or longer than its fields say.
     #[error("a stop of {0} bytes does not have the length that its fields say")]
     BadLength(usize),
-    /// The selector is not one.
+    /// The selector is not valid.
     #[error("a stop whose selector is not one: {0}")]
     BadSelector(#[from] BadSelector),
     /// The selector or the grant is not text.
@@ -88,7 +88,7 @@ pub enum BadStop {
 }
 
 impl StopOrder {
-    /// An order of the peer with this key.
+    /// An order issued by the peer with this key.
     pub fn new(fleet: &Fingerprint, issuer: PublicKey, number: u64, selector: Selector) -> Self {
         Self {
             fleet: fleet.prefix(),
@@ -98,11 +98,11 @@ impl StopOrder {
         }
     }
 
-    /// The datagram, signed by the key whose public half [`StopOrder::issuer`] is, with that key's grant: any other
-    /// makes an order that nobody heeds.
+    /// Encodes and signs the datagram, with the issuer's grant. `key` must be the private half of
+    /// [`StopOrder::issuer`]: receivers reject any other signature.
     ///
     /// # Errors
-    /// [`StopEncodeError`]: something is too long.
+    /// [`StopEncodeError`]: the selector or the grant is too long.
     pub fn encode(&self, key: &SigningKey, grant: &Signed<Grant>) -> Result<Vec<u8>, StopEncodeError> {
         let selector = self.selector.as_str().as_bytes();
         let selector_length =
@@ -130,22 +130,22 @@ impl StopOrder {
     }
 }
 
-/// Whether bytes begin as a stop: tells them from the pings that share their port.
+/// Whether the bytes begin as a stop order: the port is shared with pings.
 pub fn is_stop_datagram(bytes: &[u8]) -> bool {
     bytes.starts_with(MAGIC)
 }
 
-/// The number of a new order: higher than `last`, this station's one before, and at least its wall clock in
-/// milliseconds, so that it also rises where `last` was lost.
+/// The number of a new order: higher than `last`, the number of this station's previous order, and at least its wall
+/// clock in milliseconds, so that it also rises where `last` was lost.
 pub fn next_number(last: u64, now_unix_ms: u64) -> u64 {
     now_unix_ms.max(last.saturating_add(1))
 }
 
-/// The selectors of the orders that reach what `selector` means: itself if it fits an order, else the targets by id, a
-/// few in each.
+/// The selectors of the orders that reach all nodes that `selector` matches: itself if it fits an order, otherwise
+/// lists of the targets' ids, [`IDS_PER_SELECTOR`] in each.
 ///
 /// # Errors
-/// [`BadSelector`] never in fact: ids are selectors.
+/// [`BadSelector`], which does not happen: ids are valid selectors.
 pub fn split_selector(selector: &Selector, targets: &[PeerId]) -> Result<Vec<Selector>, BadSelector> {
     if selector.as_str().len() <= STOP_SELECTOR_BYTES_MAX {
         return Ok(vec![selector.clone()]);
@@ -160,16 +160,16 @@ pub fn split_selector(selector: &Selector, targets: &[PeerId]) -> Result<Vec<Sel
     targets.chunks(IDS_PER_SELECTOR).map(named).collect()
 }
 
-/// A stop as it came, its fields read and nothing of it believed yet.
+/// A received stop order, decoded but not verified.
 #[derive(Clone, Copy, Debug)]
 pub struct StopDatagram<'a> {
     /// The first bytes of the fleet's fingerprint.
     pub fleet: [u8; FINGERPRINT_PREFIX_BYTES],
-    /// Who is said to give it.
+    /// Key that claims to have issued it.
     pub issuer: PublicKey,
-    /// Its number.
+    /// Number of the order.
     pub number: u64,
-    /// Who is to stop.
+    /// The targets.
     pub selector: &'a str,
     grant_text: &'a str,
     grant_signature: &'a [u8; SIGNATURE_BYTES],
@@ -178,7 +178,7 @@ pub struct StopDatagram<'a> {
 }
 
 impl<'a> StopDatagram<'a> {
-    /// Reads the fields. Costs no signature check and allocates nothing.
+    /// Decodes the fields. Checks no signature and allocates nothing.
     ///
     /// # Errors
     /// [`BadStop`]: the first fault found.
@@ -218,20 +218,20 @@ impl<'a> StopDatagram<'a> {
         })
     }
 
-    /// The selector, parsed.
+    /// Parses the selector.
     ///
     /// # Errors
-    /// [`BadStop::Selector`].
+    /// [`BadStop::BadSelector`].
     pub fn selector(&self) -> Result<Selector, BadStop> {
         Ok(Selector::parse(self.selector)?)
     }
 
-    /// The issuer's grant as it came.
+    /// The issuer's grant as received, not verified.
     pub fn grant(&self) -> Signed<Grant> {
         Signed::from_parts(self.grant_text.to_owned(), *self.grant_signature)
     }
 
-    /// Whether the issuer signed all of it.
+    /// Verifies the issuer's signature over the whole order.
     ///
     /// # Errors
     /// [`TrustError::BadSignature`].

@@ -1,18 +1,18 @@
-//! The node's side: which orders it heeds, and what is in force.
+//! The node's side: which orders take effect, and which stop is in force.
 //!
 //! | state | event | then |
 //! |---|---|---|
-//! | any | an order for this node, newer than all heard of its issuer | stopped, by this order: [`Heard::New`] |
-//! | stopped by it | the same order | nothing; over a link it is answered: [`Heard::Same`] |
-//! | any | an order for this node that is not newer | nothing; over a link it is answered: [`Heard::Old`] |
-//! | any | an order for others | passed on once: [`Heard::Others`] |
-//! | stopped | [`StopReceiver::release`] with the number in force | going |
-//! | stopped | a restart | stopped: whoever restores it says so |
+//! | any | an order for this node, newer than all received of its issuer | stopped by this order: [`Received::New`] |
+//! | stopped by it | the same order | no change; answered over a link: [`Received::Duplicate`] |
+//! | any | an order for this node that is not newer | no change; answered over a link: [`Received::Stale`] |
+//! | any | an order for other nodes | forwarded once: [`Received::OtherTargets`] |
+//! | stopped | [`StopReceiver::release`] with the number in force | not stopped |
+//! | stopped | a restart | stopped: the stored stop is passed to [`StopReceiver::new`] |
 //!
-//! A second order on top of a first takes its place, so that a release of the first undoes nothing.
+//! A second order replaces the first, so that a release of the first has no effect.
 //!
-//! What costs comes last: an order that was heard before, or is of another fleet, or brings a grant that does not fit,
-//! costs no signature check; any other costs at most two.
+//! Expensive checks come last: an order that was received before, or is of another fleet, or has a grant that does
+//! not fit, costs no signature check; any other costs at most two.
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -27,86 +27,88 @@ use crate::proto::trust::gate::{Permission, permit};
 use crate::proto::trust::{Membership, Role, TrustError};
 use crate::proto::wire::Kind;
 
-/// Most issuers whose numbers are remembered; the one heard longest ago is forgotten for a new one.
+/// Most issuers whose numbers are kept; the least recent one is evicted.
 pub const ISSUERS_MAX: usize = 64;
-/// Most orders for others that are remembered, so that each is passed on once.
+/// Most orders for other nodes that are kept, so that each is forwarded once.
 pub const FORWARDED_MAX: usize = 64;
 
-/// How an order came.
+/// The path by which an order came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReceivedVia {
-    /// Over the link of a peer that may give one.
+    /// The link of a peer that may issue one.
     Link,
-    /// From anywhere.
+    /// A UDP datagram from any sender.
     Datagram,
 }
 
-/// Which order.
+/// Identifies an order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StopId {
-    /// Who gave it.
+    /// Station that issued it.
     pub issuer: PeerId,
     /// Its number.
     pub number: u64,
 }
 
-/// What came of hearing an order.
+/// The result of receiving an order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Received {
-    /// The node is stopped by it from now on: run the command, write it down, pass it on, tell the stations.
+    /// The node is stopped by it from now on. The caller runs the command, stores the order, forwards it and informs
+    /// the stations.
     New(StopId),
-    /// It is in force already: over a link, answer.
+    /// It is in force already. Over a link, the caller answers.
     Duplicate(StopId),
-    /// It was heard before, or is older than one that was: over a link, answer, so that the issuer counts on.
+    /// It was received before, or is older than one that was. Over a link, the caller answers, so that the issuer
+    /// raises its number.
     Stale(StopId),
-    /// It does not mean this node. To be passed on if it was not heard before; over a link, answer.
+    /// It does not match this node. Over a link, the caller answers.
     OtherTargets {
-        /// Which.
+        /// The order.
         id: StopId,
-        /// Whether it is to be passed on.
+        /// Whether the caller forwards it, because it was not received before.
         forward: bool,
     },
-    /// Its issuer has counted this far: write it down.
+    /// It tells the number of its issuer's last order, which the caller stores.
     NumberRaised(StopId),
-    /// Nothing is to be done.
+    /// There is nothing to do.
     Ignored,
 }
 
-/// Why an order is not heeded. On a shared network most of these are everyday.
+/// The order is ignored. On a shared network most of these are normal.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StopRejection {
-    /// The bytes.
+    /// The bytes are not a stop order.
     #[error(transparent)]
     Malformed(#[from] BadStop),
-    /// Nobody can stop a node without a fleet.
+    /// The node has no fleet, so that no station may stop it.
     #[error("a stop, and this node belongs to no fleet")]
     NoFleet,
-    /// Another fleet's.
+    /// It is from a station of another fleet.
     #[error("a stop of another fleet")]
     OtherFleet,
-    /// The issuer has been put out.
+    /// The issuer's key is revoked.
     #[error("a stop of key {}, which is revoked", .0.short())]
     Revoked(PeerId),
-    /// The grant is not the issuer's.
+    /// The grant is for another key than the issuer's.
     #[error("a stop of key {} with the grant of another", .0.short())]
     OtherKey(PeerId),
-    /// The issuer may not.
+    /// The issuer's role does not permit a stop.
     #[error("a stop of key {} with role {role}: it takes role operator or admin", .issuer.short())]
     NotAllowed {
-        /// Who gave it.
+        /// The issuer.
         issuer: PeerId,
-        /// What it is.
+        /// Its role.
         role: Role,
     },
-    /// The root does not vouch for the grant, or the issuer did not sign.
+    /// The root did not sign the grant, or the issuer did not sign the order.
     #[error("a forged stop: {0}")]
     Forged(#[from] TrustError),
 }
 
-/// Why a stop is not released.
+/// The stop cannot be released.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReleaseError {
-    /// It is not stopped.
+    /// The node is not stopped.
     #[error("it is not stopped")]
     NotStopped,
     /// Another stop is in force.
@@ -116,9 +118,9 @@ pub enum ReleaseError {
         .present.number, .present.issuer.short()
     )]
     OtherStop {
-        /// What the release named.
+        /// Number that the release named.
         asked: u64,
-        /// What is in force.
+        /// Stop in force.
         present: StopId,
     },
 }
@@ -126,36 +128,36 @@ pub enum ReleaseError {
 /// The stop in force.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ActiveStop {
-    /// Which order.
+    /// The order.
     pub id: StopId,
-    /// When it was heard, or restored.
+    /// When it was received, or restored after a restart.
     pub since: Instant,
-    /// How much earlier it was heard than [`Present::since`], as far as that is known, in milliseconds.
+    /// Time from its receipt to [`ActiveStop::since`], as far as it is known, in milliseconds: not 0 after a restart.
     pub earlier_ms: u64,
     /// Whether it is in the journal.
     pub latched: bool,
-    /// Why it is not.
+    /// Why it is not in the journal.
     pub latch_error: Option<String>,
-    /// What became of the command.
+    /// State of the node's stop command.
     pub command: StopCommandState,
-    /// What went wrong with it.
+    /// Why the command failed.
     pub command_error: Option<String>,
 }
 
-/// See the module.
+/// The emergency stop of one node; see the module.
 #[derive(Clone, Debug)]
 pub struct StopReceiver {
     has_command: bool,
     active: Option<ActiveStop>,
-    /// The highest number heard of each issuer, the one heard last at the end.
+    /// The highest number of each issuer, the most recent issuer last.
     highest_numbers: Vec<StopId>,
-    /// Orders for others that were heard, the newest at the end.
+    /// Received orders for other nodes, the newest last.
     forwarded: VecDeque<StopId>,
 }
 
 impl StopReceiver {
-    /// A desk that has heard up to these numbers, stopped by `present` if there is one. `has_command`: whether the node's
-    /// owner has named one.
+    /// A receiver that has received these numbers, stopped by `present` if there is one. `has_command`: whether the
+    /// node's configuration names a stop command.
     pub fn new(has_command: bool, seen: Vec<StopId>, present: Option<ActiveStop>) -> Self {
         let mut receiver = Self {
             has_command,
@@ -178,7 +180,7 @@ impl StopReceiver {
         self.active.as_ref()
     }
 
-    /// The highest number heard of each issuer.
+    /// The highest number of each issuer.
     pub fn highest_numbers(&self) -> &[StopId] {
         &self.highest_numbers
     }
@@ -188,7 +190,7 @@ impl StopReceiver {
         known.map(|known| known.number)
     }
 
-    /// Notes how far an issuer has counted.
+    /// Records the number of an issuer's order.
     fn raise_number(&mut self, order: StopId) {
         let before = self.highest_number(&order.issuer).unwrap_or(0);
         self.highest_numbers.retain(|known| known.issuer != order.issuer);
@@ -201,10 +203,10 @@ impl StopReceiver {
         });
     }
 
-    /// Hears an order. `me` is what selectors look at.
+    /// Handles an order. `me` are the attributes that its selector matches.
     ///
     /// # Errors
-    /// [`StopRejection`]: why it is not heeded; nothing has changed.
+    /// [`StopRejection`]: why it is ignored; nothing has changed.
     pub fn receive(
         &mut self,
         bytes: &[u8],
@@ -227,7 +229,7 @@ impl StopReceiver {
         let newer = self
             .highest_number(&order.issuer)
             .is_none_or(|seen| order.number > seen);
-        // What was heard before costs nothing more.
+        // A repeated order costs no signature check.
         if matches && !newer {
             let in_force = self.active.as_ref().is_some_and(|present| present.id == order);
             return Ok(match (in_force, via) {
@@ -279,7 +281,7 @@ impl StopReceiver {
             earlier_ms: 0,
             latched: false,
             latch_error: None,
-            // A command that is at work already serves this order too.
+            // A command that is running already serves this order too.
             command: if self.has_command || running {
                 StopCommandState::Running
             } else {
@@ -289,7 +291,7 @@ impl StopReceiver {
         }
     }
 
-    /// The order is in the journal; whether that is news of the stop in force.
+    /// Records that the order is in the journal; true if that changes the stop in force.
     pub fn on_written(&mut self, order: StopId) -> bool {
         self.update_active(order, |present| {
             present.latched = true;
@@ -297,7 +299,7 @@ impl StopReceiver {
         })
     }
 
-    /// The order cannot be written down; whether that is news of the stop in force.
+    /// Records that the order could not be stored; true if that changes the stop in force.
     pub fn on_write_failed(&mut self, order: StopId, why: &str) -> bool {
         self.update_active(order, |present| {
             present.latched = false;
@@ -310,7 +312,7 @@ impl StopReceiver {
         present.map(change).is_some()
     }
 
-    /// The command ended. It served whatever order is in force now; none may be.
+    /// Records the end of the command. It served the order that is in force now; returns that, if there is one.
     pub fn on_command_ended(&mut self, how: Result<(), String>) -> Option<StopId> {
         let present = self.active.as_mut()?;
         present.command = match how {
@@ -321,8 +323,8 @@ impl StopReceiver {
         Some(present.id)
     }
 
-    /// Whether a release that names this number, and this issuer if it names one, would be heeded: the order that it
-    /// releases. Write the release down, then [`StopReceiver::release`] it.
+    /// The order that a release with this number, and this issuer if it names one, would release. The caller stores
+    /// the release, then calls [`StopReceiver::release`].
     ///
     /// # Errors
     /// [`ReleaseError`].
@@ -345,14 +347,14 @@ impl StopReceiver {
     /// Releases the stop, if it is still this one.
     ///
     /// # Errors
-    /// [`ReleaseError`]: another order came meanwhile.
+    /// [`ReleaseError`]: another order was received meanwhile.
     pub fn release(&mut self, order: StopId) -> Result<(), ReleaseError> {
         self.check_release(order.number, Some(&order.issuer))?;
         self.active = None;
         Ok(())
     }
 
-    /// How things stand, for the station `to`; `about` is the order that it answers, if it answers one.
+    /// The status for the station `to`; `about` is the order that it answers, if it answers one.
     pub fn status(&self, to: &PeerId, about: Option<StopId>, now: Instant) -> StopStatus {
         let seen = self.highest_number(to).unwrap_or(0);
         match &self.active {
@@ -383,7 +385,7 @@ impl StopReceiver {
 }
 
 impl ActiveStop {
-    /// What is wrong: with writing it down, and with the command.
+    /// The faults of the stop in force: of storing it, and of its command.
     pub fn error(&self) -> Option<String> {
         let unlatched = self
             .latch_error
@@ -397,7 +399,7 @@ impl ActiveStop {
         (!faults.is_empty()).then(|| faults.join("; "))
     }
 
-    /// Milliseconds since it was heard.
+    /// Milliseconds since it was received.
     pub fn since_ms(&self, now: Instant) -> u64 {
         let here = now.saturating_duration_since(self.since).as_millis();
         u64::try_from(here)
@@ -406,7 +408,7 @@ impl ActiveStop {
     }
 }
 
-/// Whether the issuer gave the order and may.
+/// Verifies that the issuer signed the order and may issue it.
 fn verify_issuer(
     datagram: &StopDatagram<'_>,
     issuer: PeerId,
@@ -426,7 +428,7 @@ fn verify_issuer(
     let role = grant.role;
     permit(role, &Permission::Frame(Kind::Stop))
         .map_err(|_refused| StopRejection::NotAllowed { issuer, role })?;
-    // Whoever has the issuer's key is an enemy less often than whoever made up a key and its grant.
+    // The issuer's signature is checked first: most forgeries use a made-up key with a made-up grant, and fail here.
     datagram.check_signature()?;
     signed.verify(membership.root())?;
     Ok(())

@@ -229,7 +229,7 @@ fn stale_release_does_not_end_a_newer_stop() {
     )
     .expect("new");
     let first = desk.check_release(5, Some(&id(10))).expect("in force");
-    // While the release is written down, another station stops.
+    // Another station stops the node while the release is being stored.
     receive(
         &mut desk,
         &fleet,
@@ -281,7 +281,7 @@ fn stop_for_other_targets_is_forwarded_once() {
         Ok(Received::OtherTargets { id, forward: false })
     );
     assert!(desk.active_stop().is_none());
-    // An order with a lower number that is for this node is still heeded: it was on its way longer.
+    // An order with a lower number that matches this node is still executed: it took longer to arrive.
     let mine = fleet.datagram(10, 4, "drone-07");
     assert_eq!(
         receive(&mut desk, &fleet, ReceivedVia::Datagram, &mine),
@@ -387,7 +387,7 @@ fn least_recent_stop_issuer_is_evicted() {
     );
 }
 
-/// What may happen to a node, in any order.
+/// An event at a node, in any order.
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Receive(ReceivedVia, u8, u64),
@@ -404,8 +404,8 @@ fn steps() -> Vec<Step> {
     steps
 }
 
-/// Every sequence of four: stopped by exactly the newest order that was heeded and not released by its number, and
-/// none is heeded twice.
+/// Every sequence of four events: the node is stopped by exactly the newest order that was executed and not released
+/// by its number, and no order is executed twice.
 #[test]
 fn stop_state_holds_for_every_short_history() {
     let fleet = Fleet::new(1);

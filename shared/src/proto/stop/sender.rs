@@ -1,17 +1,18 @@
-//! The station's side of one stop: whom to send it to and when, and who has answered.
+//! The station's side of one stop: when to send it to which targets, and which have answered.
 //!
-//! | time | what goes out |
+//! | time | what is sent |
 //! |---|---|
-//! | at once | the order over the link of each target that is linked, and a datagram |
+//! | at once | the order over the link of each linked target, and a datagram |
 //! | [`BURST_MS`] | datagrams |
-//! | every [`REPEAT_INTERVAL`] after them | a datagram, and the order over each link, while somebody has not answered |
-//! | the link of a target that has not said all comes up | the order over it |
+//! | every [`REPEAT_INTERVAL`] after them | a datagram, and the order over each link, while a target has not answered |
+//! | the link of a target without a final answer opens | the order over it |
 //!
-//! It ends when every target has answered, or when its owner gives up. An answer counts for the order if the node has
-//! heard one of this station that is as new, and not newer than this station has given: a node that has heard a newer one
-//! has met a station that counts from an older store, and takes nothing but a higher number. Every order anew stops again
-//! those who have stopped already, so it is given anew at most once in a second and eight times: a bad node
-//! that always tells a higher number makes the others do no more than that.
+//! It ends when every target has given its final answer, or when its owner gives up. An answer counts for the order
+//! if the node has received a number of this station that is as high, and not higher than this station has issued. A
+//! node that has received a higher number was stopped by a station with a newer store, and ignores lower numbers: the
+//! order is issued again with a higher one. Every new order also stops again the nodes that are stopped already, so
+//! it is reissued at most once a second and at most eight times: a faulty node that always reports a higher number
+//! causes no more than that.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -21,39 +22,39 @@ use crate::proto::id::PeerId;
 use crate::proto::message::{StopCommandState, StopStatus};
 use crate::proto::outcome::{Outcome, Reply};
 
-/// When datagrams go out, in milliseconds since the stop: five, so that most nodes hear one where many are lost.
+/// When datagrams are sent, in milliseconds since the stop: five, so that most nodes receive one where many are lost.
 pub const BURST_MS: [u64; 5] = [0, 20, 60, 140, 300];
-/// Time between two rounds for those that have not answered.
+/// Time between two rounds for targets that have not answered.
 pub const REPEAT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Time between two orders anew of one stop.
+/// Time between two reissues of one stop.
 const REISSUE_INTERVAL: Duration = Duration::from_secs(1);
-/// Orders anew that do not wait for that: with few nodes they do, and the third counts on from all that were told.
+/// Reissues without that wait: with few nodes two are enough, and the third is numbered above all reports so far.
 const IMMEDIATE_REISSUES: u8 = 2;
-/// How often a stop is given anew.
+/// Most reissues of one stop.
 const REISSUES_MAX: u8 = 8;
 
-/// What came of a report.
+/// The result of a report.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ReportResult {
-    /// It says nothing new about this stop.
+    /// It changes nothing about this stop.
     Unchanged,
-    /// The node is stopped, which it had not said before; more is to come.
+    /// The node is stopped, which it had not reported before; its final answer is to come.
     Stopped,
-    /// The node has said all.
+    /// The node has given its final answer.
     Ended(Reply),
-    /// The node has heard a higher number of this station than this station knows: give the order anew, with a number
-    /// above this one.
+    /// The node has received a higher number of this station than this station has issued: issue the order again,
+    /// with a number above this one.
     RaiseNumber(u64),
 }
 
-/// What is to go out now.
+/// What is to be sent now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SendRound {
-    /// Targets that have not answered: the order goes over their links, where there are any, and to where they were
-    /// seen last.
+    /// Targets that have not answered: the order is sent over their links, where they have one, and as datagrams to
+    /// their last addresses.
     pub targets: Vec<PeerId>,
-    /// Whether the links get it too; else only a datagram goes out.
+    /// Whether it is also sent over links; otherwise only datagrams are sent.
     pub over_links: bool,
 }
 
@@ -64,26 +65,26 @@ enum TargetState {
     Ended,
 }
 
-/// One stop; see the module.
+/// One emergency stop; see the module.
 #[derive(Debug)]
 pub struct StopSender {
-    /// The first of its orders' numbers.
+    /// The lowest number of its orders.
     number: u64,
     targets: BTreeMap<PeerId, TargetState>,
     start: Instant,
-    /// Datagrams of the burst that went out.
+    /// Datagrams of the burst that were sent.
     burst_sent: usize,
     /// When the next round is due.
     next_round: Instant,
-    /// How often it was given anew, and when it may be again.
+    /// Number of reissues, and when the next is allowed.
     reissues: u8,
     next_reissue: Instant,
-    /// The highest number that a node has told.
+    /// The highest number that a node has reported.
     reported_max: u64,
 }
 
 impl StopSender {
-    /// A stop of these targets, by orders from `number` on.
+    /// A stop of these targets, by orders numbered `number` and higher.
     pub fn new(number: u64, targets: impl IntoIterator<Item = PeerId>, now: Instant) -> Self {
         Self {
             number,
@@ -100,17 +101,18 @@ impl StopSender {
         }
     }
 
-    /// The order is given anew, from `number` on: all who have not answered are sent to as at first.
+    /// Issues the order again, numbered `number` and higher: it is sent to all targets without an answer, as at
+    /// first.
     pub fn reissue(&mut self, number: u64, now: Instant) {
         (self.number, self.start, self.burst_sent, self.next_round) = (number, now, 0, now);
     }
 
-    /// Who has not answered.
+    /// The targets that have not answered.
     pub fn unanswered(&self) -> impl Iterator<Item = PeerId> {
         self.targets_in(TargetState::Unanswered)
     }
 
-    /// Who has answered and not said all.
+    /// The targets that have answered, but not finally.
     pub fn running(&self) -> impl Iterator<Item = PeerId> {
         self.targets_in(TargetState::Stopped)
     }
@@ -120,22 +122,22 @@ impl StopSender {
         those.map(|(id, _)| *id)
     }
 
-    /// Whether every target has said all.
+    /// Whether every target has given its final answer.
     pub fn is_finished(&self) -> bool {
         self.targets.values().all(|answer| *answer == TargetState::Ended)
     }
 
-    /// Whether the burst of datagrams goes on, whoever has answered: there may be nodes that the station does not know.
+    /// Whether the burst of datagrams continues. It does so whatever the answers: the station may not know all nodes.
     fn is_bursting(&self) -> bool {
         self.burst_sent < BURST_MS.len()
     }
 
-    /// When something is to go out next; `None` when nothing is.
+    /// When something is to be sent next; `None` if nothing is.
     pub fn poll_timeout(&self) -> Option<Instant> {
         (self.is_bursting() || self.unanswered().next().is_some()).then_some(self.next_round)
     }
 
-    /// What is to go out, if its time has come.
+    /// What is to be sent, if it is due.
     pub fn handle_timeout(&mut self, now: Instant) -> Option<SendRound> {
         if now < self.poll_timeout()? {
             return None;
@@ -146,22 +148,22 @@ impl StopSender {
         };
         self.burst_sent = (self.burst_sent + 1).min(BURST_MS.len());
         self.next_round = match BURST_MS.get(self.burst_sent) {
-            // From the start on, so that a late one does not put off the others.
+            // Counted from the start, so that one late datagram does not delay the others.
             Some(after) => now.max(self.start + Duration::from_millis(*after)),
             None => now + REPEAT_INTERVAL,
         };
         Some(round)
     }
 
-    /// Whether the order is to go over the link of `peer`, which has just come up: unless it has said all. One that
-    /// was stopped may have restarted before the order was in its journal, and then it has never heard it.
+    /// Whether the order is to be sent over the link of `peer`, which has just opened: unless its answer is final. A
+    /// node that had stopped may have restarted before the order was in its journal, and then has lost it.
     pub fn should_send_to(&self, peer: &PeerId) -> bool {
         self.targets
             .get(peer)
             .is_some_and(|answer| *answer != TargetState::Ended)
     }
 
-    /// Takes a node's report. `given` is the highest number that this station has given.
+    /// Takes a node's report. `given` is the highest number that this station has issued.
     pub fn on_report(
         &mut self,
         peer: &PeerId,
@@ -178,23 +180,24 @@ impl StopSender {
         if report.not_selected && report.number >= self.number && report.number <= highest_issued {
             *answer = TargetState::Ended;
             let error = report.error.clone();
-            let error = error.unwrap_or_else(|| "it says that the selector does not mean it".to_owned());
+            let error = error.unwrap_or_else(|| "the node reports that the selector does not match it".to_owned());
             return ReportResult::Ended(Reply::refused(error));
         }
         if report.seen < self.number {
-            // It restarted before the order was in its journal: it goes again, and has to be told again.
+            // The node restarted before the order was in its journal: the order is sent again.
             *answer = TargetState::Unanswered;
             return ReportResult::Unchanged;
         }
         if report.seen > highest_issued {
             if report.seen > STOP_NUMBER_REPORTED_MAX {
-                // Nonsense, and nothing is believed of a node that tells it.
+                // The report is not plausible, so nothing in it is used.
                 return ReportResult::Unchanged;
             }
             self.reported_max = self.reported_max.max(report.seen);
             let immediate = self.reissues < IMMEDIATE_REISSUES;
             if self.reissues >= REISSUES_MAX || (!immediate && now < self.next_reissue) {
-                // It is asked again every second, and says so again; the next order counts on from this, too.
+                // A higher number was reported already, and is reported again every second; the next order is
+                // numbered above this one too.
                 return ReportResult::Unchanged;
             }
             self.reissues += 1;
@@ -213,7 +216,7 @@ impl StopSender {
     }
 }
 
-/// How a delivery ended whose node has heard the order; `None` while something is at work there.
+/// The outcome for a node that has received the order; `None` while its command runs.
 fn final_reply(report: &StopStatus) -> Option<Reply> {
     let value = serde_json::json!({
         "stopped": report.stopped,
@@ -222,7 +225,7 @@ fn final_reply(report: &StopStatus) -> Option<Reply> {
         "command": report.command,
     });
     if !report.stopped {
-        // Whoever stops it must not take it for stopped.
+        // The operator must not take this node for stopped.
         return Some(Reply {
             value: Some(value),
             ..Reply::failed("it was released meanwhile")
@@ -432,7 +435,7 @@ mod tests {
             call.on_report(&peer(1), &report(50), 51, start()),
             ReportResult::Unchanged
         );
-        // A later order of this very station, given meanwhile.
+        // A later order of this station, issued meanwhile.
         assert_eq!(
             state(call.on_report(&peer(1), &report(52), 52, start())),
             Some(Outcome::Done)

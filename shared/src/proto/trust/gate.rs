@@ -1,52 +1,52 @@
-//! The one gate: what a linked peer may ask for, by the role that the fleet root granted it.
+//! Access control: what a linked peer may ask for, by the role that the fleet root granted it.
 //!
-//! | wish | observer | node | operator | admin |
+//! | permission | observer | node | operator | admin |
 //! |---|---|---|---|---|
 //! | link upkeep, fleet state | yes | yes | yes | yes |
-//! | roster, connection for files, reply, stage, chunk, end of a file, word of a stop, offer | | yes | yes | yes |
+//! | roster, bulk connection, reply, stage, chunk, end of a file, state of a stop, action catalog | | yes | yes | yes |
 //! | command that reads | yes | | yes | yes |
 //! | emergency stop, command that acts | | | yes | yes |
 //! | `execute` | | | | yes, where the node's configuration allows it |
-//! | joining, kinds of later versions | | | | |
+//! | joining frames, kinds of later versions | | | | |
 //!
-//! Invariants: every match below names each kind and each role, so that a new one does not compile until somebody
-//! has decided about it; an action that is not known to be harmless acts.
+//! Invariants: every match below lists each kind and each role, so that a new one does not compile until its
+//! permission is decided; an action that is not known to be harmless counts as modifying.
 
 use crate::proto::message::{Arguments, RefusalCode, Refused};
 use crate::proto::wire::Kind;
 
 use super::Role;
 
-/// How far an action reaches.
+/// The effect of an action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ActionClass {
-    /// Tells something and changes nothing.
+    /// Returns information and changes nothing.
     Read,
-    /// Changes something, in a way that the node's owner has named.
+    /// Changes something that the node's owner has allowed by configuration.
     Modify,
-    /// Runs any program.
+    /// Runs an arbitrary program.
     Execute,
 }
 
-/// What a peer asks for.
+/// A request of a peer that needs permission.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Permission {
-    /// A frame of this kind to be heard. [`Kind::Command`] counts as the furthest-reaching command: ask with
-    /// [`Wish::Command`] instead.
+    /// To have a frame of this kind handled. [`Kind::Command`] counts as [`ActionClass::Execute`]: ask with
+    /// [`Permission::Command`] instead.
     Frame(Kind),
-    /// An action of this class to be run: see [`classify`].
+    /// To run an action of this class; see [`classify`].
     Command(ActionClass),
 }
 
-/// The class of an action. Owner-defined and unknown actions act.
+/// The class of an action. Actions that the owner defines and unknown ones count as modifying.
 pub fn classify(action: &str, arguments: &Arguments) -> ActionClass {
     let Arguments { args, kwargs } = arguments;
     match action {
         "execute" => ActionClass::Execute,
         "ping" | "time" | "telemetry" | "selfcheck" => ActionClass::Read,
-        // `new_id=` renames; other programs also write the new name by position.
+        // `new_id=` renames; other programs also pass the new name by position.
         "id" if args.is_empty() && kwargs.is_empty() => ActionClass::Read,
-        // Without `mode` the configuration is read; drones of clever-show take `config` alone for what to write.
+        // Without `mode` the configuration is read; drones of clever-show take a lone `config` as the text to write.
         "config" if args.is_empty() && !kwargs.contains_key("mode") && !kwargs.contains_key("config") => {
             ActionClass::Read
         }
@@ -54,10 +54,10 @@ pub fn classify(action: &str, arguments: &Arguments) -> ActionClass {
     }
 }
 
-/// Whether a peer with this role may have its wish. A frame that is not permitted is not acted on; the link stays.
+/// Whether a peer with this role has this permission. A frame without permission is ignored; the link stays.
 ///
 /// # Errors
-/// [`Refused`] with [`RefusalCode::NotAllowed`]: which role it takes.
+/// [`Refused`] with [`RefusalCode::NotAllowed`], which names the required role.
 pub fn permit(role: Role, permission: &Permission) -> Result<(), Refused> {
     let Some(lack) = missing_role(role, permission) else {
         return Ok(());
@@ -72,8 +72,8 @@ pub fn permit(role: Role, permission: &Permission) -> Result<(), Refused> {
     Err(Refused::new(RefusalCode::NotAllowed, format!("{lack}{advice}")))
 }
 
-/// What role a wish takes, if it is not this one: for whoever has a role by other means than the fleet root's grant, and
-/// knows better how to get another.
+/// The text that names the required role, if `role` does not have the permission. For gateways, whose clients get
+/// their roles from the gateway's configuration and not by a grant.
 pub fn missing_role(role: Role, wish: &Permission) -> Option<String> {
     let need = required_role(wish);
     let missing_role = || {
@@ -93,13 +93,13 @@ fn required_role(wish: &Permission) -> RequiredRole {
     }
 }
 
-/// Who may have something.
+/// The roles that have a permission.
 #[derive(Clone, Copy)]
 enum RequiredRole {
     AnyMember,
-    /// Whoever takes part in the fleet's work.
+    /// Every member that is not an observer.
     NodeOrOperator,
-    /// A station of any role.
+    /// Every station: observer, operator or admin.
     Station,
     Operator,
     Admin,
@@ -129,14 +129,14 @@ impl RequiredRole {
             Self::Station => "it takes a station (observer, operator or admin)",
             Self::Operator => "it takes role operator or admin",
             Self::Admin => "it takes role admin",
-            Self::Never => "it has no place on a link that is up",
+            Self::Never => "it is not allowed on an open link",
         }
     }
 }
 
 fn required_role_for_frame(kind: Kind) -> RequiredRole {
     match kind {
-        // The root signed it, so it does not matter who brings it: bad news travels over every link.
+        // The root signed it, so every member may deliver it, and it spreads over every link.
         Kind::FleetState => RequiredRole::AnyMember,
         Kind::Hello | Kind::Welcome | Kind::Refused | Kind::Heartbeat | Kind::Ack => RequiredRole::AnyMember,
         Kind::Roster | Kind::OpenBulk | Kind::Reply | Kind::Chunk | Kind::ChunkEnd => {
@@ -161,22 +161,22 @@ impl Permission {
     fn description(&self) -> &'static str {
         match self {
             Self::Command(ActionClass::Read) => "a command that reads",
-            Self::Command(ActionClass::Modify) => "a command that does more than look",
+            Self::Command(ActionClass::Modify) => "a command that changes something",
             Self::Command(ActionClass::Execute) | Self::Frame(Kind::Command) => "running a program",
             Self::Frame(Kind::Hello | Kind::Welcome | Kind::Refused | Kind::Heartbeat | Kind::Ack) => {
-                "the upkeep of a link"
+                "a frame that keeps a link"
             }
             Self::Frame(Kind::FleetState) => "a fleet state",
             Self::Frame(Kind::Roster) => "a roster",
-            Self::Frame(Kind::OpenBulk) => "a connection for files",
+            Self::Frame(Kind::OpenBulk) => "a bulk connection",
             Self::Frame(Kind::Reply) => "a reply",
             Self::Frame(Kind::Chunk | Kind::ChunkEnd) => "a part of a file",
-            Self::Frame(Kind::Stage) => "word of a command",
+            Self::Frame(Kind::Stage) => "the progress of a command",
             Self::Frame(Kind::Stop) => "an emergency stop",
-            Self::Frame(Kind::Stopped) => "word of an emergency stop",
-            Self::Frame(Kind::Offer) => "word of what a peer can do",
+            Self::Frame(Kind::Stopped) => "the state of an emergency stop",
+            Self::Frame(Kind::Offer) => "an action catalog",
             Self::Frame(Kind::Join | Kind::Joined) => "joining",
-            Self::Frame(Kind::Unknown) => "a kind of frame that this version does not know",
+            Self::Frame(Kind::Unknown) => "a frame of an unknown kind",
         }
     }
 }
@@ -288,7 +288,7 @@ mod tests {
         assert_eq!(refused.code, RefusalCode::NotAllowed);
         assert_eq!(
             refused.reason,
-            "a command that does more than look may not be asked for by role observer: it takes role operator or \
+            "a command that changes something may not be asked for by role observer: it takes role operator or \
              admin; the fleet's admin can invite this key anew as one"
         );
     }

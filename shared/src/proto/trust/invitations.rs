@@ -1,11 +1,11 @@
-//! The invitations that a station has given out, and what handing one in gives.
+//! The invitations that a station has issued, and their redemption.
 //!
-//! An invitation is `open` until its last use or its hour, whichever comes first; then it is kept for a while, so that
-//! a late joiner hears `used up` or `expired` and not `wrong code`.
+//! An invitation is open until its last use or its expiry, whichever comes first; then it is kept for a while, so
+//! that a late joiner gets the error `used up` or `expired` instead of `wrong code`.
 //!
-//! Time is the station's wall clock, in milliseconds since 1970: an invitation outlives a restart of the station, which
-//! no monotonic clock does, and only the machine that issued it reads its hour. If somebody moves that clock, its
-//! open invitations end sooner or later by as much; uses and the 128-bit secret do not depend on it.
+//! Time is the station's wall clock, in milliseconds since 1970: an invitation outlives a restart of the station,
+//! which a monotonic clock does not, and only the station that issued it checks the expiry. If that clock is changed,
+//! its open invitations expire earlier or later by as much; uses and the 128-bit secret do not depend on it.
 
 use serde::{Deserialize, Serialize};
 
@@ -15,49 +15,49 @@ use crate::proto::hex;
 use crate::proto::id::PublicKey;
 use crate::proto::message::{JoinProof, RefusalCode, Refused};
 
-/// Most invitations that are remembered, open or not.
+/// Most invitations that are kept, open or not.
 pub const INVITATIONS_MAX: usize = 64;
-/// Most uses of one invitation: the keys that used it are remembered.
+/// Most uses of one invitation: the keys that used it are kept.
 pub const INVITATION_USES_MAX: u32 = 1_000;
 
-/// One invitation as its issuer keeps it.
+/// One invitation as its issuer stores it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IssuedInvitation {
-    /// Names the code without giving it away.
+    /// Identifies the code without revealing its secret.
     #[serde(with = "hex")]
     pub code: [u8; 8],
-    /// What it gives.
+    /// Role that the grant will have.
     pub role: Role,
-    /// How often it can still be used.
+    /// Remaining uses.
     pub uses_left: u32,
-    /// When it ends, by the issuer's wall clock, in milliseconds since 1970.
+    /// Expiry on the issuer's wall clock, in milliseconds since 1970.
     pub expires_unix_ms: u64,
-    /// Whom it has let in.
+    /// Keys that have used it.
     pub redeemed_by: Vec<PublicKey>,
     secret: InviteSecret,
 }
 
-/// Why no invitation could be issued.
+/// No invitation could be issued.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum InviteError {
-    /// The list is full of open ones.
+    /// All [`INVITATIONS_MAX`] entries are open.
     #[error("{INVITATIONS_MAX} invitations are open: wait until one is used or expires")]
     TooManyOpen,
-    /// The number of uses makes no sense.
+    /// The number of uses is out of range.
     #[error("{0} uses: an invitation has 1 to {INVITATION_USES_MAX}")]
     BadUses(u32),
 }
 
-/// A good code was handed in.
+/// The result of redeeming a valid code.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Admission {
-    /// The role that the joiner's grant is to have.
+    /// Role of the joiner's grant.
     pub role: Role,
-    /// The inviter's own proof, to send back.
+    /// The inviter's own proof, to be sent back.
     pub proof: JoinProof,
 }
 
-/// All invitations of one station, oldest first. Store it after every change, before anybody hears of it.
+/// All invitations of one station, oldest first. Store it after every change, before the change is made known.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Invitations {
@@ -65,7 +65,7 @@ pub struct Invitations {
 }
 
 impl Invitations {
-    /// Takes up a new invitation with this freshly drawn secret. Forgets the oldest ended one if the list is full.
+    /// Issues an invitation with this freshly drawn secret. Evicts the oldest ended one if the list is full.
     ///
     /// # Errors
     /// [`InviteError`]; nothing has changed.
@@ -95,16 +95,16 @@ impl Invitations {
         Ok(())
     }
 
-    /// All that are remembered, oldest first.
+    /// All stored invitations, oldest first.
     pub fn list(&self) -> &[IssuedInvitation] {
         &self.list
     }
 
-    /// Hands in a code: checks the proof and takes one use. The same key again takes none and is let in again, for
-    /// it may have lost the answer; that it is not revoked is for the fleet root to see.
+    /// Redeems a code: checks the proof and counts one use. A repetition by the same key succeeds and counts no use,
+    /// because the peer may have lost the answer. The caller checks that the key is not revoked.
     ///
     /// # Errors
-    /// [`Refused`] with [`RefusalCode::BadCode`]: wrong, expired or used up.
+    /// [`Refused`] with [`RefusalCode::BadCode`]: the code is wrong, expired or used up.
     pub fn redeem(
         &mut self,
         proof: &JoinProof,
@@ -145,7 +145,7 @@ impl Invitations {
 }
 
 impl IssuedInvitation {
-    /// Whether another key can still use it.
+    /// Whether another key can use it.
     pub fn is_open(&self, now_unix_ms: u64) -> bool {
         self.uses_left > 0 && now_unix_ms < self.expires_unix_ms
     }

@@ -1,18 +1,18 @@
-//! Invitation codes: what they hold, how they look, and how each side proves that it knows one.
+//! Invitation codes: their content, their text form, and the proofs of knowing one.
 //!
-//! A code is `SWARM1-` and groups of five letters and digits (Crockford's base 32: no I, L, O or U, and any case,
-//! spaces and dashes are read). It holds, in this order:
+//! A code is `SWARM1-` followed by groups of five letters and digits (Crockford's base 32, without I, L, O and U).
+//! Reading accepts either case, spaces and dashes. It holds, in this order:
 //!
-//! | bytes | what |
+//! | bytes | content |
 //! |---|---|
 //! | 32 | the fleet's fingerprint |
 //! | 16 | the secret |
 //! | 1 | number of addresses, at most 4 |
 //! | 7 or 19 each | `4` or `6`, the IP address, the port (big-endian) |
-//! | 4 | the first bytes of the SHA-256 of all that: tells a slip of the pen from a wrong code |
+//! | 4 | the first bytes of the SHA-256 of all that, so that a typing error is told from a wrong code |
 //!
-//! Each side proves the secret by an HMAC over the TLS exporter, so a proof is worth nothing on any other connection,
-//! and over a label for its side, so that it cannot be handed back to whom it came from.
+//! Each side proves the secret by an HMAC over the TLS exporter, so that a proof is valid on one connection only, and
+//! over a label for its side, so that a peer cannot return the proof that it received.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -29,7 +29,7 @@ use crate::proto::message::JoinProof;
 pub const SECRET_BYTES: usize = 16;
 /// Most addresses that a code holds.
 pub const CODE_ADDRESSES_MAX: usize = 4;
-/// Longest text that is read as a code, in bytes: the longest code with every group on its own line fits.
+/// Longest text that is parsed as a code, in bytes: the longest code with every group on its own line fits.
 pub const CODE_TEXT_BYTES_MAX: usize = 512;
 
 const PREFIX: &str = "SWARM";
@@ -40,18 +40,18 @@ const ALPHABET: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
 const IP_V4: u8 = 4;
 const IP_V6: u8 = 6;
 
-/// What makes an invitation one: 128 bits that nobody can guess. `Debug` does not show it.
+/// The secret of an invitation: 128 random bits. `Debug` does not show it.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct InviteSecret(#[serde(with = "hex")] [u8; SECRET_BYTES]);
 
 impl InviteSecret {
-    /// A secret of these bytes, which have to be drawn at random.
+    /// A secret of these bytes, which must be random.
     pub fn new(bytes: [u8; SECRET_BYTES]) -> Self {
         Self(bytes)
     }
 
-    /// Names the secret and gives nothing away: the first bytes of its SHA-256.
+    /// Identifies the secret without revealing it: the first bytes of its SHA-256.
     pub fn code_id(&self) -> [u8; 8] {
         sha256_prefix(&self.0)
     }
@@ -63,16 +63,16 @@ impl fmt::Debug for InviteSecret {
     }
 }
 
-/// Which end of the connection proves.
+/// The end of the connection that makes a proof.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum JoinSide {
-    /// Who hands the code in.
+    /// The peer that redeems the code.
     Joiner,
-    /// Who gave it out.
+    /// The station that issued it.
     Inviter,
 }
 
-/// Proves knowledge of `secret` on the connection with this TLS exporter.
+/// The proof of knowing `secret` on the connection with this TLS exporter.
 pub fn prove(secret: &InviteSecret, side: JoinSide, exporter: &[u8]) -> JoinProof {
     let tag = hmac::sign(&hmac_key(secret), &mac_input(side, exporter));
     let mut mac = [0; 32];
@@ -101,7 +101,7 @@ fn mac_input(side: JoinSide, exporter: &[u8]) -> Vec<u8> {
     [label, exporter].concat()
 }
 
-/// What an invitation code says.
+/// The content of an invitation code.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Invitation {
     fingerprint: Fingerprint,
@@ -110,9 +110,9 @@ pub struct Invitation {
 }
 
 impl Invitation {
-    /// An invitation into a fleet. Of the addresses, where the inviter can be dialled, it keeps the first
-    /// [`CODE_ADDRESSES_MAX`] that mean something to another machine: not the link-local ones of IPv6, which need
-    /// the name of an interface there.
+    /// An invitation into a fleet. Of `addresses`, where the inviter can be dialled, it keeps the first
+    /// [`CODE_ADDRESSES_MAX`] that are valid on other machines: not the link-local ones of IPv6, which need the name
+    /// of an interface there.
     pub fn new(
         fingerprint: Fingerprint,
         secret: InviteSecret,
@@ -134,17 +134,17 @@ impl Invitation {
         }
     }
 
-    /// The fleet that it invites into: whoever answers has to show the root key of this fingerprint.
+    /// Fingerprint of the fleet: the inviter has to show the root key that has it.
     pub fn fingerprint(&self) -> &Fingerprint {
         &self.fingerprint
     }
 
-    /// What both sides prove.
+    /// The secret that both sides prove.
     pub fn secret(&self) -> &InviteSecret {
         &self.secret
     }
 
-    /// Where to try first; may be empty.
+    /// Addresses to dial first; may be empty.
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
     }
@@ -168,7 +168,7 @@ impl Invitation {
         bytes
     }
 
-    /// `None` if the bytes are too few, too many or not of this form.
+    /// `None` if the bytes are too few, too many or not of this format.
     fn from_bytes(mut bytes: &[u8]) -> Option<Self> {
         let fingerprint = Fingerprint(split_array(&mut bytes)?);
         let secret = InviteSecret(split_array(&mut bytes)?);
@@ -203,7 +203,7 @@ fn sha256_prefix<const N: usize>(bytes: &[u8]) -> [u8; N] {
     first
 }
 
-/// The code as people copy it.
+/// The code in the form that is copied.
 impl fmt::Display for Invitation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut bytes = self.to_bytes();
@@ -219,32 +219,32 @@ impl fmt::Display for Invitation {
     }
 }
 
-/// Why a text is not an invitation code. None of them repeats the text: it may hold a good secret.
+/// The text is not an invitation code. No error repeats the text, because it may hold a valid secret.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InviteCodeError {
-    /// It is far too long.
+    /// It is longer than any code.
     #[error("an invitation code has at most {CODE_TEXT_BYTES_MAX} characters; copy the code alone")]
     TooLong,
-    /// It does not begin as codes do.
+    /// It does not begin with the prefix of codes.
     #[error("an invitation code begins with SWARM1-; copy all of what `ground-station fleet invite` prints")]
     NotACode,
     /// It is of another version.
     #[error("this is a code of version {0}, and this program reads version 1: update it")]
     OtherVersion(char),
-    /// A character that no code holds.
+    /// It holds a character that no code holds.
     #[error(
         "{found:?}, digit {position} after SWARM1-, is in no invitation code: check it against the original"
     )]
     BadCharacter {
-        /// The character.
+        /// The invalid character.
         found: char,
-        /// Which one after the prefix, from 1, dashes and spaces not counted.
+        /// Its position after the prefix, from 1; dashes and spaces are not counted.
         position: usize,
     },
-    /// Characters are missing, doubled, swapped or wrong.
-    #[error("the code has a slip in it, or a part is missing: check it against the original")]
+    /// Characters are missing, doubled, swapped or wrong: the checksum does not match.
+    #[error("the code has a typing error, or a part is missing: check it against the original")]
     Mistyped,
-    /// It was copied well and says nothing that this version understands.
+    /// The checksum matches, but the content is not of a known format.
     #[error("the code was copied well, but its content is not understood: update this program")]
     Malformed,
 }
@@ -276,12 +276,12 @@ impl FromStr for Invitation {
     }
 }
 
-/// What stands between digits: white space and every dash that a program may have made of ours.
+/// Separators between digits: white space and every dash that a program may have put in place of `-`.
 fn is_separator(c: char) -> bool {
     c.is_whitespace() || matches!(c, '-' | '\u{2010}'..='\u{2015}' | '\u{2212}')
 }
 
-/// The digit that is meant: capitals, and what is easily taken for 0 and 1.
+/// The canonical digit: upper case, with the letters that look like 0 and 1 replaced.
 fn normalise_digit(c: char) -> char {
     match c.to_ascii_uppercase() {
         'O' => '0',
@@ -326,7 +326,7 @@ fn from_base32(digits: impl Iterator<Item = char>) -> Result<Vec<u8>, InviteCode
             bits &= (1 << bit_count) - 1;
         }
     }
-    // What is left pads the last byte: fewer than one digit, and zero.
+    // The rest pads the last byte: fewer bits than one digit, all of them zero.
     if bit_count >= 5 || bits != 0 {
         return Err(InviteCodeError::Mistyped);
     }

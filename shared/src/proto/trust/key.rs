@@ -1,4 +1,4 @@
-//! Ed25519 keys (RFC 8032) and the two DER forms that TLS wants (RFC 8410).
+//! Ed25519 keys (RFC 8032) and the two DER encodings that TLS needs (RFC 8410).
 
 use std::fmt;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use ring::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
 use super::TrustError;
 use crate::proto::id::PublicKey;
 
-/// Length of the seed that a key is made from, in bytes.
+/// Length of the seed of a private key, in bytes.
 pub const KEY_SEED_BYTES: usize = 32;
 /// Length of a signature, in bytes.
 pub const SIGNATURE_BYTES: usize = 64;
@@ -32,10 +32,10 @@ pub struct SigningKey {
 }
 
 impl SigningKey {
-    /// The key of this seed; the same seed always gives the same key.
+    /// Derives the key from this seed; the same seed always gives the same key.
     ///
     /// # Panics
-    /// Never: ring refuses a seed for its length alone, and the type fixes that.
+    /// Never: ring rejects a seed by its length alone, which the type fixes.
     pub fn from_seed(seed: [u8; KEY_SEED_BYTES]) -> Self {
         let pair = Ed25519KeyPair::from_seed_unchecked(&seed).expect("an Ed25519 seed is 32 bytes");
         Self {
@@ -44,7 +44,7 @@ impl SigningKey {
         }
     }
 
-    /// The seed, for storing. Whoever has it has the key.
+    /// The seed, for storing. It is the private key.
     pub fn seed(&self) -> &[u8; KEY_SEED_BYTES] {
         &self.seed
     }
@@ -56,14 +56,14 @@ impl SigningKey {
         PublicKey(key)
     }
 
-    /// Signs `message`. Callers put a label in front, so that no signature can be taken for one of another kind.
+    /// Signs `message`. The caller puts a label in front, so that a signature cannot be used as one of another kind.
     pub fn sign(&self, message: &[u8]) -> [u8; SIGNATURE_BYTES] {
         let mut signature = [0; SIGNATURE_BYTES];
         signature.copy_from_slice(self.pair.sign(message).as_ref());
         signature
     }
 
-    /// The private key as PKCS#8 DER, as TLS libraries load it.
+    /// The private key as PKCS#8 DER, the form that TLS libraries load.
     pub fn pkcs8_der(&self) -> Vec<u8> {
         [PKCS8_PREFIX.as_slice(), &self.seed].concat()
     }
@@ -79,14 +79,14 @@ impl PublicKey {
     /// Checks a signature over exactly `message`.
     ///
     /// # Errors
-    /// [`TrustError::BadSignature`], for a signature of any other key, message or length.
+    /// [`TrustError::BadSignature`] for a signature of any other key, message or length.
     pub fn verify(&self, message: &[u8], signature: &[u8]) -> Result<(), TrustError> {
         UnparsedPublicKey::new(&ED25519, &self.0)
             .verify(message, signature)
             .map_err(|_unspecified| TrustError::BadSignature)
     }
 
-    /// The key as `SubjectPublicKeyInfo` DER: what a raw public key is in TLS (RFC 7250).
+    /// The key as `SubjectPublicKeyInfo` DER: a raw public key in TLS (RFC 7250).
     pub fn to_spki(&self) -> [u8; SPKI_BYTES] {
         let mut der = [0; SPKI_BYTES];
         der[..SPKI_PREFIX.len()].copy_from_slice(&SPKI_PREFIX);
@@ -94,7 +94,7 @@ impl PublicKey {
         der
     }
 
-    /// Reads a `SubjectPublicKeyInfo`. DER has one form only, so anything but the 44 known bytes is refused.
+    /// Parses a `SubjectPublicKeyInfo`. DER has one form only, so anything but the 44 known bytes is refused.
     ///
     /// # Errors
     /// [`TrustError::NotEd25519`].

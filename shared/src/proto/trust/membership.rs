@@ -1,4 +1,4 @@
-//! A peer's own place in its fleet, and its judgement of others.
+//! A peer's own membership of its fleet, and the check of other members.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,9 +6,9 @@ use super::{Fingerprint, FleetState, Grant, Role, Signed, TrustError};
 use crate::proto::id::PublicKey;
 use crate::proto::message::{RefusalCode, Refused};
 
-/// The fleet that a peer belongs to: the root it trusts, its own grant, and the newest fleet state.
+/// The membership of a peer: the fleet root that it trusts, its own grant, and the newest fleet state.
 ///
-/// It exists only verified: reading one from a file checks every signature again.
+/// A value of this type is verified: reading one from a file checks every signature again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "StoredMembership", into = "StoredMembership")]
 pub struct Membership {
@@ -19,7 +19,7 @@ pub struct Membership {
     state: FleetState,
 }
 
-/// A membership as files hold it.
+/// A membership as stored in files.
 #[derive(Serialize, Deserialize)]
 struct StoredMembership {
     root: PublicKey,
@@ -46,10 +46,10 @@ impl From<Membership> for StoredMembership {
 }
 
 impl Membership {
-    /// The membership of the peer that holds `own`, from what it was handed when it joined.
+    /// The membership of the peer that holds `own`, from the content of its `joined` frame.
     ///
     /// # Errors
-    /// [`TrustError`] if the root did not sign it all, or the grant is for another key.
+    /// [`TrustError`] if the root did not sign both statements, or the grant is for another key.
     pub fn new(
         root: PublicKey,
         own: &PublicKey,
@@ -75,10 +75,10 @@ impl Membership {
         })
     }
 
-    /// Whether this is the membership of the peer that holds `own`: after reading it from a file.
+    /// Checks that this is the membership of the peer that holds `own`. For use after reading it from a file.
     ///
     /// # Errors
-    /// [`TrustError::OtherKey`]: the file came from another device.
+    /// [`TrustError::OtherKey`] if the file was copied from another device.
     pub fn check_own(&self, own: &PublicKey) -> Result<(), TrustError> {
         if self.grant.key == *own {
             return Ok(());
@@ -94,52 +94,52 @@ impl Membership {
         &self.root
     }
 
-    /// Which fleet.
+    /// Fingerprint of the fleet.
     pub fn fingerprint(&self) -> Fingerprint {
         Fingerprint::of(&self.root)
     }
 
-    /// What this peer is in its fleet.
+    /// Role of this peer.
     pub fn own_role(&self) -> Role {
         self.grant.role
     }
 
-    /// This peer's grant, to show to others.
+    /// This peer's grant, to be sent to others.
     pub fn grant(&self) -> &Signed<Grant> {
         &self.signed_grant
     }
 
-    /// Which of the root's grants this peer's is.
+    /// Serial number of this peer's grant.
     pub fn own_serial(&self) -> u64 {
         self.grant.serial
     }
 
-    /// The newest fleet state, to pass on.
+    /// The newest fleet state, to be sent to others.
     pub fn fleet_state(&self) -> &Signed<FleetState> {
         &self.signed_state
     }
 
-    /// The newest fleet state's number.
+    /// Number of the newest fleet state.
     pub fn state_number(&self) -> u64 {
         self.state.number
     }
 
-    /// Whether `key` no longer belongs.
+    /// Whether `key` is revoked.
     pub fn is_revoked(&self, key: &PublicKey) -> bool {
         self.state.revoked.contains(key)
     }
 
-    /// Whether this peer itself has been put out: nobody will link with it until it joins anew with a new key.
+    /// Whether this peer's own key is revoked: then no member links with it until it joins again with a new key.
     pub fn is_own_key_revoked(&self) -> bool {
         self.is_revoked(&self.grant.key)
     }
 
-    /// Takes in a fleet state if it is newer; `Ok(true)` if it was. Then store this membership, close the links of
-    /// keys that are revoked now, and look at [`Membership::is_own_key_revoked`].
+    /// Adopts a fleet state if it is newer; `Ok(true)` if it was. Then the caller stores this membership, closes the
+    /// links of keys that are revoked now, and checks [`Membership::is_own_key_revoked`].
     ///
     /// # Errors
-    /// [`TrustError`] if the root did not sign it, or signed another one under the same number. The one that is
-    /// held stays.
+    /// [`TrustError`] if the root did not sign it, or signed a different one with the same number. The current state
+    /// stays then.
     pub fn adopt_state(&mut self, offered: Signed<FleetState>) -> Result<bool, TrustError> {
         if offered == self.signed_state {
             return Ok(false);
@@ -156,10 +156,10 @@ impl Membership {
         Ok(true)
     }
 
-    /// Whether the peer that proved to hold `peer_key` belongs to this fleet, by the grant in its hello.
+    /// Checks by the grant in its hello that the peer which has proved to hold `peer_key` is a member of this fleet.
     ///
     /// # Errors
-    /// [`Refused`], worded for the peer: what is wrong with it and what to do.
+    /// [`Refused`], which tells the peer the fault and the remedy.
     pub fn check_peer(
         &self,
         peer_key: &PublicKey,
@@ -202,7 +202,8 @@ impl Membership {
         }
     }
 
-    /// A grant that our root did not sign: another fleet's is an honest mistake, one in our root's name is not.
+    /// The refusal of a grant that our root did not sign. A grant of another fleet is an honest mistake; one in our
+    /// root's name is a forgery.
     fn unverified_refusal(&self, signed: &Signed<Grant>, error: &TrustError) -> Refused {
         let ours = self.fingerprint().short();
         match signed.read_unverified() {

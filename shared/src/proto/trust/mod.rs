@@ -1,12 +1,12 @@
-//! Who may do what: the fleet root's signed words, and the one gate that asks them.
+//! Trust: the statements that the fleet root signs, and the access control that uses them.
 //!
-//! A fleet is a root key and everybody whom it has granted a role. The root signs two kinds of [`Statement`]:
-//! a [`Grant`] for each member, and the numbered [`FleetState`] that says who is out. Invariants:
+//! A fleet is a root key and all keys to which it has granted a role. The root signs two kinds of [`Statement`]: a
+//! [`Grant`] for each member, and the numbered [`FleetState`] with the revoked keys. Invariants:
 //!
-//! * A statement is believed only after [`Signed::verify`] against the root that this peer joined.
+//! * A statement is used only after [`Signed::verify`] with the root of the fleet that this peer joined.
 //! * No dates are in any statement: a Pi has no clock at boot. Serials and numbers only rise.
-//! * What a linked peer may do is decided in one place, [`gate::permit`].
-//! * Nothing here draws randomness or reads a clock: seeds, secrets and times come in as arguments.
+//! * The permissions of a linked peer are decided in one place, [`gate::permit`].
+//! * Nothing here draws randomness or reads a clock: seeds, secrets and times are arguments.
 
 pub mod gate;
 pub mod invitations;
@@ -28,7 +28,7 @@ pub use signed::{FLEET_STATE_BYTES_MAX, GRANT_BYTES_MAX, Signed, Statement};
 use super::id::PublicKey;
 use super::json::JSON_DEPTH_MAX;
 
-/// What a key may be in its fleet.
+/// The role of a key in its fleet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
@@ -53,92 +53,92 @@ impl fmt::Display for Role {
     }
 }
 
-/// The fleet root's word that a key belongs to its fleet. Carries no dates: a Pi has no clock at boot.
+/// The fleet root's statement that a key is a member of its fleet. Carries no dates: a Pi has no clock at boot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Grant {
     /// The fleet root's public key.
     pub fleet: PublicKey,
-    /// The key it is for.
+    /// Key of the member.
     pub key: PublicKey,
-    /// What that key may be.
+    /// Role of the member.
     pub role: Role,
-    /// What it may do beyond its role; none are defined yet.
+    /// Permissions beyond the role; none are defined yet.
     #[serde(default)]
     pub capabilities: Vec<String>,
     /// Counts the root's grants, from 1.
     pub serial: u64,
 }
 
-/// Which keys are out. The highest number wins, is stored, and is exchanged on every link.
+/// The revoked keys. The highest number wins, is stored, and is exchanged on every link.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FleetState {
     /// The fleet root's public key.
     pub fleet: PublicKey,
     /// Counts the root's states, from 1.
     pub number: u64,
-    /// Keys that no longer belong.
+    /// Keys that are not members any more.
     pub revoked: Vec<PublicKey>,
 }
 
-/// Why a key or a signed statement is not to be believed, or could not be made. What was held before stays.
+/// A key or a signed statement is not valid, or could not be made. What was stored before stays.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TrustError {
-    /// The statement is longer than its kind may be; found before it was read.
+    /// The statement is longer than its kind allows; found before it is parsed.
     #[error("{what} of {bytes} bytes is longer than the {max} allowed")]
     TooLong {
-        /// The kind of statement.
+        /// Kind of statement.
         what: &'static str,
         /// Its length.
         bytes: usize,
-        /// What is allowed.
+        /// Length that is allowed.
         max: usize,
     },
-    /// The statement is nested too deeply; found before it was read.
+    /// The statement is nested too deeply; found before it is parsed.
     #[error("{0} is nested deeper than {JSON_DEPTH_MAX} levels")]
     TooDeep(&'static str),
-    /// The statement's text is not what its kind has to be.
+    /// The statement's text does not have the format of its kind.
     #[error("{what} cannot be read: {fault}")]
     Unreadable {
-        /// The kind of statement.
+        /// Kind of statement.
         what: &'static str,
-        /// What the parser says.
+        /// Message of the parser.
         fault: String,
     },
-    /// The signature does not belong to these bytes and this key.
+    /// The signature does not match these bytes and this key.
     #[error("bad signature: the bytes were changed on the way, or another key signed them")]
     BadSignature,
-    /// The statement speaks for another fleet.
+    /// The statement names another fleet.
     #[error("{what} is of fleet {theirs}, and this is fleet {ours}", theirs = theirs.short(), ours = ours.short())]
     OtherFleet {
-        /// The kind of statement.
+        /// Kind of statement.
         what: &'static str,
-        /// The fleet it names.
+        /// Fleet that it names.
         theirs: Fingerprint,
-        /// The fleet that was asked.
+        /// Fleet of this peer.
         ours: Fingerprint,
     },
-    /// The grant is somebody else's.
+    /// The grant is for another key.
     #[error(
         "the grant is for key {granted}, and this device holds key {held}: its state was copied from another \
          device; delete fleet.json and join again",
         granted = granted.id().short(), held = held.id().short()
     )]
     OtherKey {
-        /// The key in the grant.
+        /// Key in the grant.
         granted: PublicKey,
-        /// The key that is here.
+        /// Key of this device.
         held: PublicKey,
     },
-    /// Two different fleet states carry one number. The one that is held stays.
+    /// Two different fleet states have one number. The current one stays.
     #[error(
         "two different fleet states are numbered {0}: the fleet root's key is in use in two places; keep one, \
          and revoke there once more"
     )]
     Forked(u64),
-    /// A revoked key stays out.
+    /// A revoked key cannot be granted a role again.
     #[error("key {} is revoked and stays out: let it make a new key (delete its identity.key) and join again", .0.id().short())]
     KeyRevoked(PublicKey),
-    /// Not the DER form of an Ed25519 public key.
+    /// The bytes are not the DER form of an Ed25519 public key.
     #[error("not an Ed25519 public key as RFC 8410 writes it")]
     NotEd25519,
 }

@@ -1,4 +1,4 @@
-//! The fleet root: the key that speaks for a fleet, and what it has said so far.
+//! The fleet root: the key that signs for a fleet, and the record of its statements.
 
 use std::fmt;
 
@@ -8,12 +8,12 @@ use super::{FleetState, Grant, Role, Signed, SigningKey, TrustError};
 use crate::proto::hex;
 use crate::proto::id::PublicKey;
 
-/// SHA-256 of a fleet root's public key: which fleet.
+/// SHA-256 of a fleet root's public key: identifies the fleet.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Fingerprint(#[serde(with = "hex")] pub [u8; 32]);
 
-/// Length of the part of a fingerprint that is announced, in bytes.
+/// Length of the announced part of a fingerprint, in bytes.
 pub const FINGERPRINT_PREFIX_BYTES: usize = 8;
 
 impl Fingerprint {
@@ -22,14 +22,14 @@ impl Fingerprint {
         Self(root.id().0)
     }
 
-    /// The first 8 bytes, as announcements carry them: enough to tell fleets apart, not to prove anything.
+    /// The first 8 bytes, as announcements carry them: they distinguish fleets, but prove nothing.
     pub fn prefix(&self) -> [u8; FINGERPRINT_PREFIX_BYTES] {
         let mut prefix = [0; FINGERPRINT_PREFIX_BYTES];
         prefix.copy_from_slice(&self.0[..FINGERPRINT_PREFIX_BYTES]);
         prefix
     }
 
-    /// The first 8 bytes in groups of four digits, for people: `a1b2-c3d4-e5f6-0718`.
+    /// The first 8 bytes in groups of four hexadecimal digits, for display: `a1b2-c3d4-e5f6-0718`.
     pub fn short(&self) -> String {
         hex_groups(&self.0[..FINGERPRINT_PREFIX_BYTES])
     }
@@ -40,7 +40,7 @@ fn hex_groups(bytes: &[u8]) -> String {
     groups.join("-")
 }
 
-/// The whole fingerprint in groups of four digits, for comparing by eye.
+/// The whole fingerprint in groups of four digits, for comparison by eye.
 impl fmt::Display for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&hex_groups(&self.0))
@@ -53,10 +53,10 @@ impl fmt::Debug for Fingerprint {
     }
 }
 
-/// What a fleet root has said so far: stored beside its key, so that no serial is used twice.
+/// The last statements of a fleet root: stored beside its key, so that no serial is used twice.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RootRecord {
-    /// The serial of the newest grant; 0 if there is none.
+    /// Serial of the newest grant; 0 if there is none.
     pub grants: u64,
     /// The newest fleet state.
     pub state: Signed<FleetState>,
@@ -64,8 +64,8 @@ pub struct RootRecord {
 
 /// A fleet root's key and record.
 ///
-/// Store [`FleetRoot::record`] before handing out what an operation returned: a statement that left and is not in
-/// the record can be contradicted by a later one.
+/// Store [`FleetRoot::record`] before sending what an operation returned: a statement that is not in the record can
+/// be contradicted by a later one.
 #[derive(Debug)]
 pub struct FleetRoot {
     key: SigningKey,
@@ -74,10 +74,10 @@ pub struct FleetRoot {
 }
 
 impl FleetRoot {
-    /// A new fleet: state 1, nobody revoked, nobody granted.
+    /// A new fleet: state 1, no revoked key, no grant.
     ///
     /// # Errors
-    /// [`TrustError::TooLong`] never in fact: an empty state is short.
+    /// [`TrustError::TooLong`], which does not happen: an empty state is short.
     pub fn create(key: SigningKey) -> Result<Self, TrustError> {
         let state = FleetState {
             fleet: key.public(),
@@ -91,16 +91,16 @@ impl FleetRoot {
         Ok(Self { key, record, state })
     }
 
-    /// A fleet as it was stored.
+    /// Restores a fleet root from its stored record.
     ///
     /// # Errors
-    /// [`TrustError`] if the record is not this key's.
+    /// [`TrustError`] if the record was not signed by this key.
     pub fn restore(key: SigningKey, record: RootRecord) -> Result<Self, TrustError> {
         let state = record.state.verify(&key.public())?;
         Ok(Self { key, record, state })
     }
 
-    /// What is to be stored.
+    /// The record, to be stored.
     pub fn record(&self) -> &RootRecord {
         &self.record
     }
@@ -110,7 +110,7 @@ impl FleetRoot {
         self.key.public()
     }
 
-    /// Which fleet.
+    /// Fingerprint of the fleet.
     pub fn fingerprint(&self) -> Fingerprint {
         Fingerprint::of(&self.public())
     }
@@ -120,11 +120,12 @@ impl FleetRoot {
         &self.record.state
     }
 
-    /// Takes over what this root has said elsewhere: its key was moved here, or the record comes from an old copy. What
-    /// it signs from then on counts as newer.
+    /// Merges a state that this root has signed elsewhere: its key was moved to this machine, or the record comes
+    /// from an old backup. Later statements are numbered above it.
     ///
     /// # Errors
-    /// [`TrustError`] if this root did not sign the state, or if two of its states carry one number. Nothing has changed.
+    /// [`TrustError`] if this root did not sign the state, or if two of its states have one number. Nothing has
+    /// changed then.
     pub fn merge_state(&mut self, state: &Signed<FleetState>, grants: u64) -> Result<(), TrustError> {
         let received = state.verify(&self.public())?;
         if received.number == self.state.number && received != self.state {
@@ -138,10 +139,10 @@ impl FleetRoot {
         Ok(())
     }
 
-    /// Grants `key` a role, under a new serial.
+    /// Grants `key` a role, with a new serial.
     ///
     /// # Errors
-    /// [`TrustError::KeyRevoked`]: a revoked key stays out.
+    /// [`TrustError::KeyRevoked`] if the key is revoked.
     pub fn grant(&mut self, key: PublicKey, role: Role) -> Result<Signed<Grant>, TrustError> {
         if self.state.revoked.contains(&key) {
             return Err(TrustError::KeyRevoked(key));
@@ -159,10 +160,10 @@ impl FleetRoot {
         Ok(signed)
     }
 
-    /// Revokes `key`, under a new state number. A key that is revoked already changes nothing.
+    /// Revokes `key`, with a new state number. A key that is revoked already changes nothing.
     ///
     /// # Errors
-    /// [`TrustError::TooLong`] if the state is full: then a new fleet is due. Nothing has changed.
+    /// [`TrustError::TooLong`] if the state is full: then a new fleet is needed. Nothing has changed then.
     pub fn revoke(&mut self, key: PublicKey) -> Result<&Signed<FleetState>, TrustError> {
         if !self.state.revoked.contains(&key) {
             let mut state = self.state.clone();
@@ -207,7 +208,7 @@ mod tests {
         let (first, second) = (PublicKey([5; 32]), PublicKey([6; 32]));
         old.grant(first, Role::Node).expect("a grant");
         old.revoke(first).expect("room");
-        // Another machine, with the key alone.
+        // Another machine, which has the key but not the record.
         let mut moved = root();
         moved.merge_state(old.state(), 1).expect("its own state");
         assert_eq!(moved.grant(first, Role::Node), Err(TrustError::KeyRevoked(first)));

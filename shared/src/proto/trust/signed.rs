@@ -11,21 +11,21 @@ use crate::proto::{hex, json};
 
 /// Longest text of a grant, in bytes.
 pub const GRANT_BYTES_MAX: usize = 4 * 1024;
-/// Longest text of a fleet state, in bytes: room for some 7,800 revoked keys, and half of what a control frame
-/// may hold, because it is quoted once more there.
+/// Longest text of a fleet state, in bytes: room for about 7,800 revoked keys, and half of the content of a control
+/// frame, in which the text is escaped once more.
 pub const FLEET_STATE_BYTES_MAX: usize = 512 * 1024;
 
-/// Something that a fleet root says.
+/// A statement of a fleet root.
 pub trait Statement: Serialize + DeserializeOwned {
-    /// What it is called in errors.
+    /// Its name in errors.
     const NAME: &'static str;
-    /// Signed in front of the body, so that no statement can pass for one of another kind. Ends in a zero byte,
+    /// Prefix of the signed bytes, so that a statement cannot be used as one of another kind. Ends in a zero byte,
     /// which JSON text never holds.
     const LABEL: &'static [u8];
-    /// Longest text that is written or read, in bytes.
+    /// Longest text that is signed or accepted, in bytes.
     const BYTES_MAX: usize;
 
-    /// The fleet root that it says it comes from.
+    /// The fleet root that it names.
     fn fleet(&self) -> &PublicKey;
 }
 
@@ -52,9 +52,9 @@ impl Statement for FleetState {
 /// A statement with the fleet root's signature over its exact bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Signed<T> {
-    /// The statement as JSON text, as it was signed.
+    /// The statement as JSON text, exactly as it was signed.
     body: String,
-    /// Ed25519 over a label for the type and the body.
+    /// Ed25519 signature over the label of the type and the body.
     #[serde(with = "hex")]
     signature: [u8; 64],
     #[serde(skip)]
@@ -65,7 +65,7 @@ impl<T: Statement> Signed<T> {
     /// Signs a statement.
     ///
     /// # Errors
-    /// [`TrustError::TooLong`] if no reader would take it.
+    /// [`TrustError::TooLong`] if receivers would reject it.
     pub fn sign(statement: &T, key: &SigningKey) -> Result<Self, TrustError> {
         let body = serde_json::to_string(statement).map_err(unreadable::<T>)?;
         check_length::<T>(&body)?;
@@ -76,10 +76,10 @@ impl<T: Statement> Signed<T> {
         })
     }
 
-    /// The statement, if `root` signed it and it speaks for `root`.
+    /// The statement, if `root` signed it and it names `root`.
     ///
     /// # Errors
-    /// [`TrustError`]: what about it is not to be believed.
+    /// [`TrustError`]: why it is not valid.
     pub fn verify(&self, root: &PublicKey) -> Result<T, TrustError> {
         check_length::<T>(&self.body)?;
         root.verify(&signed_bytes::<T>(&self.body), &self.signature)?;
@@ -95,7 +95,7 @@ impl<T: Statement> Signed<T> {
         }
     }
 
-    /// Put together from what another encoding carried: believed by nobody until [`Signed::verify`].
+    /// Builds it from the fields of another encoding. Not verified until [`Signed::verify`].
     pub(in crate::proto) fn from_parts(body: String, signature: [u8; 64]) -> Self {
         Self {
             body,
@@ -104,17 +104,17 @@ impl<T: Statement> Signed<T> {
         }
     }
 
-    /// The text that was signed, for another encoding to carry.
+    /// The text that was signed, for another encoding.
     pub(in crate::proto) fn text(&self) -> &str {
         &self.body
     }
 
-    /// The root's signature, for another encoding to carry.
+    /// The root's signature, for another encoding.
     pub(in crate::proto) fn signature(&self) -> &[u8; 64] {
         &self.signature
     }
 
-    /// What it says, believed by nobody: to choose the words of a refusal, or to refuse before a signature is checked.
+    /// The statement without verification: for the text of a refusal, or to refuse before the signature is checked.
     pub(in crate::proto) fn read_unverified(&self) -> Result<T, TrustError> {
         check_length::<T>(&self.body)?;
         if !json::has_safe_depth(self.body.as_bytes()) {

@@ -1,5 +1,5 @@
-//! A frame made ready to send: encoded once, sent to a thousand peers. What differs from peer to peer (sequence
-//! number, acknowledgement, time to live) is appended to the header as it goes out.
+//! A frame that is encoded once and sent to many peers. What differs from peer to peer (sequence number,
+//! acknowledgement, time to live) is appended to the header on sending.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -9,18 +9,18 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use super::header_encoder::append_number;
 use super::{Frame, HEADER_BYTES_MAX, Header, LENGTH_BYTES, WireError};
 
-/// Room kept in every header for the keys that are appended on sending: five names and five 20-digit numbers.
+/// Bytes reserved in every header for the keys that are appended on sending: five names and five 20-digit numbers.
 const TRAILER_BYTES_MAX: usize = 144;
-/// Contents up to this many bytes are kept beside their header and copied with it, so that a small frame is one piece of
-/// memory and a burst of them one write.
+/// Contents up to this size, in bytes, are stored beside their header and copied with it, so that a small frame is
+/// one allocation and a burst of small frames one write.
 const COPY_BYTES_MAX: usize = 4 * 1024;
 
 /// An encoded frame without its trailer. Clones share the bytes.
 #[derive(Clone, Debug)]
 pub struct EncodedFrame {
-    /// The header's JSON up to, but without, its closing brace; behind it the content, if that is short.
+    /// The header's JSON without its closing brace, followed by the content if that is short.
     start: Bytes,
-    /// Where the content begins in `start`.
+    /// Offset of the content in `start`.
     header_len: usize,
     /// The content, if it is long.
     long_content: Bytes,
@@ -31,20 +31,20 @@ pub struct EncodedFrame {
 /// The header keys that belong to one transmission.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Trailer {
-    /// The frame's number in its session.
+    /// Sequence number in the session.
     pub seq: Option<u64>,
-    /// What the sender has read from the receiver.
+    /// The last sequence number that the sender has read from the receiver.
     pub ack: Option<u64>,
     /// Time to live left, in milliseconds.
     pub ttl: Option<u64>,
-    /// When that ends on the receiver's clock, in milliseconds.
+    /// The deadline on the receiver's clock, in milliseconds.
     pub until: Option<u64>,
-    /// The sender's clock, in milliseconds.
+    /// The sender's clock, in milliseconds since its session began.
     pub stamp: Option<u64>,
 }
 
 impl Header {
-    /// The keys that belong to one transmission.
+    /// The header keys that belong to one transmission.
     pub fn trailer(&self) -> Trailer {
         Trailer {
             seq: self.seq,
@@ -55,7 +55,7 @@ impl Header {
         }
     }
 
-    /// Sets the keys that belong to one transmission, as sending would.
+    /// Sets the header keys that belong to one transmission, as sending does.
     pub fn set_trailer(&mut self, trailer: Trailer) {
         let Trailer {
             seq,
@@ -70,11 +70,11 @@ impl Header {
 }
 
 impl EncodedFrame {
-    /// Encodes a frame. What a [`Trailer`] holds must be absent: the session sets it.
+    /// Encodes a frame. The keys of a [`Trailer`] must be absent: the session sets them.
     ///
     /// # Errors
-    /// [`WireError::HeaderTooLong`] if the header would not fit with its trailer, [`WireError::BadHeader`] if it tells
-    /// another length than the content has.
+    /// [`WireError::HeaderTooLong`] if the header and its trailer do not fit the cap, [`WireError::BadHeader`] if its
+    /// content length is not the content's.
     pub fn new(frame: &Frame) -> Result<Self, WireError> {
         debug_assert_eq!(frame.header.trailer(), Trailer::default());
         frame.check_length()?;
@@ -94,7 +94,7 @@ impl EncodedFrame {
             frame.content.clone()
         };
         Ok(Self {
-            // Cut to its length, `Bytes` takes it over without an allocation of its own.
+            // Cut to its length first: `Bytes` then takes it over without another allocation.
             start: start.into_boxed_slice().into(),
             header_len: head,
             long_content: rest,
@@ -103,8 +103,8 @@ impl EncodedFrame {
         })
     }
 
-    /// The same command as a question after its end: its time to live is told as 0, so that whoever has not begun it
-    /// never will, and whoever has says how it ended.
+    /// The same command as a status query after its deadline. It is sent with a time to live of 0: a node that has
+    /// not started it never will, and one that has answers with the outcome.
     #[must_use]
     pub fn into_status_query(self) -> Self {
         Self {
@@ -113,44 +113,44 @@ impl EncodedFrame {
         }
     }
 
-    /// Whether it is a question; see [`Self::question`].
+    /// Whether it is a status query; see [`Self::into_status_query`].
     pub fn is_status_query(&self) -> bool {
         self.status_query
     }
 
-    /// The epoch that its frame names: a reply to it names the same.
+    /// The epoch in its header, which a reply to it repeats.
     pub(crate) fn epoch(&self) -> Option<u64> {
         self.epoch
     }
 
-    /// Bytes that it keeps in memory while it waits.
+    /// Bytes of memory that it holds while it is queued.
     pub fn memory_bytes(&self) -> usize {
         self.start.len() + self.long_content.len()
     }
 }
 
-/// Bytes on their way to a socket: a burst of small frames becomes one slice, large contents stay where they lie.
+/// Bytes queued for a socket. A burst of small frames becomes one slice; long contents are not copied.
 #[derive(Debug, Default)]
 pub struct OutBuffer {
-    /// Finished slices, oldest first.
+    /// Complete slices, oldest first.
     slices: VecDeque<Bytes>,
-    /// Small frames being gathered, after all of `slices`.
+    /// Small frames being collected, after all of `slices`.
     tail: BytesMut,
     bytes: usize,
 }
 
 impl OutBuffer {
-    /// Bytes waiting.
+    /// Bytes queued.
     pub fn len(&self) -> usize {
         self.bytes
     }
 
-    /// Whether nothing waits.
+    /// Whether no bytes are queued.
     pub fn is_empty(&self) -> bool {
         self.bytes == 0
     }
 
-    /// Appends a parcel with its trailer.
+    /// Appends a frame with its trailer.
     pub fn push(&mut self, frame: &EncodedFrame, trailer: Trailer) {
         let (head, content) = frame.start.split_at(frame.header_len);
         self.tail
@@ -165,7 +165,7 @@ impl OutBuffer {
         append_number(&mut self.tail, b",\"stamp\":", trailer.stamp);
         self.tail.put_u8(b'}');
         let header_len = self.tail.len() - before - LENGTH_BYTES;
-        // `Parcel::new` keeps head and trailer within HEADER_BYTES_MAX, which fits a u16.
+        // `EncodedFrame::new` keeps header and trailer within HEADER_BYTES_MAX, which fits a u16.
         let length = u16::try_from(header_len).unwrap_or(u16::MAX);
         self.tail[before..before + LENGTH_BYTES].copy_from_slice(&length.to_be_bytes());
         self.tail.put_slice(content);
@@ -176,7 +176,7 @@ impl OutBuffer {
         }
     }
 
-    /// Fills `slices` with what is to be written next, oldest first; returns how many it filled.
+    /// Fills `slices` with the next bytes to write, oldest first; returns the number of slices filled.
     pub fn fill_slices<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
         let waiting = self
             .slices
@@ -191,7 +191,7 @@ impl OutBuffer {
         filled
     }
 
-    /// Takes away what has been written.
+    /// Removes bytes that have been written.
     pub fn consume(&mut self, mut written: usize) {
         self.bytes = self.bytes.saturating_sub(written);
         while let Some(front) = self.slices.front_mut() {
@@ -204,12 +204,12 @@ impl OutBuffer {
         }
         self.tail.advance(written.min(self.tail.len()));
         if self.tail.is_empty() {
-            // A quiet link keeps no buffer.
+            // An idle link keeps no buffer.
             self.tail = BytesMut::new();
         }
     }
 
-    /// Forgets everything: the link is gone.
+    /// Drops all queued bytes, when the link is closed.
     pub fn clear(&mut self) {
         *self = Self::default();
     }

@@ -1,8 +1,8 @@
 //! The frame: `u16` big-endian length of the header, the header (a JSON object in UTF-8), the content.
 //!
-//! It is the frame of clever-show, so that its programs and ours can talk; docs/protocol.md lists every key.
-//! A length is checked against its cap before anything is allocated for it, and each fault has its own error.
-//! After a [`WireError`] the position in the stream is lost: the link closes, and only that link.
+//! The format is clever-show's, so that its programs and ours interoperate; docs/protocol.md lists every key. A
+//! length is checked against its cap before anything is allocated, and each fault has its own error. After a
+//! [`WireError`] the position in the stream is lost: the link closes, and only that link.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use serde::de::Error as _;
@@ -20,56 +20,56 @@ pub const HEADER_BYTES_MAX: usize = 16 * 1024;
 pub const CONTENT_BYTES_MAX: usize = 1024 * 1024;
 /// Longest content of a file chunk, in bytes.
 pub const CHUNK_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// Longest frame of a peer that has not proved yet who it is, in bytes: a quarter for its header.
+/// Longest frame of a peer that has not authenticated yet, in bytes; a quarter of it for the header.
 pub const PREAUTH_BYTES_MAX: usize = 16 * 1024;
 
-/// Length of the header's length.
+/// Size of the length field in front of the header, in bytes.
 pub(super) const LENGTH_BYTES: usize = 2;
 
-/// How long the parts of a frame may be, in bytes.
+/// Longest allowed parts of a frame, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FrameLimits {
-    /// Longest header.
+    /// Longest header, in bytes.
     pub header: usize,
-    /// Longest content.
+    /// Longest content, in bytes.
     pub content: usize,
 }
 
 impl FrameLimits {
-    /// Before a peer has proved who it is.
+    /// Limits before a peer has authenticated.
     pub const PREAUTH: Self = Self {
         header: PREAUTH_BYTES_MAX,
         content: PREAUTH_BYTES_MAX,
     };
-    /// On a control connection.
+    /// Limits on a control connection.
     pub const CONTROL: Self = Self {
         header: HEADER_BYTES_MAX,
         content: CONTENT_BYTES_MAX,
     };
-    /// On a bulk connection.
+    /// Limits on a bulk connection.
     pub const BULK: Self = Self {
         header: HEADER_BYTES_MAX,
         content: CHUNK_BYTES_MAX,
     };
 }
 
-/// Why bytes are not a frame. The stream cannot go on after any of these.
+/// The bytes are not a valid frame. The stream cannot continue after any of these faults.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum WireError {
     /// The header is longer than allowed.
     #[error("header of {bytes} bytes is longer than the {max} allowed")]
     HeaderTooLong {
-        /// What the frame announces.
+        /// Length that the frame announces.
         bytes: usize,
-        /// What is allowed here.
+        /// Length that is allowed here.
         max: usize,
     },
     /// The content is longer than allowed.
     #[error("content of {bytes} bytes is longer than the {max} allowed")]
     ContentTooLong {
-        /// What the header announces.
+        /// Length that the header announces.
         bytes: u64,
-        /// What is allowed here.
+        /// Length that is allowed here.
         max: usize,
     },
     /// The header is not UTF-8.
@@ -78,15 +78,15 @@ pub enum WireError {
     /// The header is nested too deeply.
     #[error("header is nested deeper than {JSON_DEPTH_MAX} levels")]
     HeaderTooDeep,
-    /// The header is not a JSON object, or a key holds what it may not hold.
+    /// The header is not a JSON object, or a key has a value of the wrong type.
     #[error("bad header: {0}")]
     BadHeader(String),
-    /// A required key is not there.
+    /// A required key is missing.
     #[error("header has no {0:?}")]
     MissingKey(&'static str),
 }
 
-/// The sender's processor order. It is required and decides nothing.
+/// The sender's byte order. The key is required and has no effect.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ByteOrder {
@@ -95,31 +95,31 @@ pub enum ByteOrder {
     Little,
     /// `big`
     Big,
-    /// Anything else that a foreign program wrote.
+    /// Any other value of a foreign program.
     #[serde(other)]
     Other,
 }
 
-/// What the content is.
+/// Type of the content.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ContentType {
     /// JSON text in [`Header::content_encoding`].
     #[default]
     Json,
-    /// Bytes; the encoding means nothing.
+    /// Bytes; the encoding has no meaning.
     Binary,
 }
 
-/// The encoding of JSON content. The header itself is always UTF-8.
+/// Encoding of JSON content. The header itself is always UTF-8.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum ContentEncoding {
-    /// `utf-8`, which is all that we write.
+    /// `utf-8`, the only one that our programs write.
     #[default]
     Utf8,
-    /// `utf-16`, which is seen in the field.
+    /// `utf-16`, which some programs of others write.
     Utf16,
-    /// Another: the frame is sound, but its content cannot be read as JSON.
+    /// Any other: the frame is valid, but its content cannot be parsed as JSON.
     Other(String),
 }
 
@@ -164,133 +164,133 @@ impl<'de> Deserialize<'de> for ContentEncoding {
     }
 }
 
-/// Clever-show's three kinds of message.
+/// The message types of clever-show.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MessageType {
-    /// Needs no answer.
+    /// Expects no response.
     #[default]
     Message,
-    /// Wants a response.
+    /// Expects a response.
     Request,
     /// Answers a request.
     Response,
 }
 
-/// How urgent a frame is. The order is the order of service.
+/// Priority of a frame. The order is the order of sending.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Lane {
-    /// Jumps everything.
+    /// Before everything else.
     Emergency,
     /// Commands and replies.
     #[default]
     Control,
-    /// Only the newest value counts; may be dropped, never repeated.
+    /// Only the newest value is sent; it may be dropped, and is never repeated.
     Telemetry,
-    /// Files, on a connection of their own.
+    /// File chunks, on a connection of their own.
     Bulk,
 }
 
-/// What a frame on one of our own links means. Clever-show's frames have none.
+/// Meaning of a frame on our own links. Clever-show's frames have none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
-    /// Who I am: the first frame each way.
+    /// The first frame in each direction: describes the sender.
     Hello,
-    /// You may not: the last frame of a connection.
+    /// The last frame of a refused connection.
     Refused,
-    /// You may; and how far I had read in our session.
+    /// The peer is accepted; states the resume point of the session.
     Welcome,
-    /// I am alive.
+    /// Shows that the sender is alive.
     Heartbeat,
-    /// How far I have read, when nothing else is to be said.
+    /// An acknowledgement without another frame to carry it.
     Ack,
-    /// Do this.
+    /// An action to run.
     Command,
-    /// It ended so.
+    /// The outcome of a command.
     Reply,
-    /// Whom I know.
+    /// The peers that the sender knows.
     Roster,
-    /// Please dial me once more, for files: I cannot reach you.
+    /// Asks the receiver to dial a bulk connection, because the sender cannot reach it.
     OpenBulk,
-    /// Who is revoked, signed by the fleet root.
+    /// The revoked keys, signed by the fleet root.
     FleetState,
     /// A part of a file.
     Chunk,
     /// The end of a file, with its digest.
     ChunkEnd,
-    /// I hold an invitation.
+    /// A proof of an invitation code.
     Join,
-    /// Here is your grant.
+    /// The grant for a peer that joined.
     Joined,
-    /// Your command has come this far.
+    /// Progress of a command at the node.
     Stage,
-    /// Emergency stop: its content is the signed order, as in a datagram.
+    /// An emergency stop: the content is the signed order, as in a datagram.
     Stop,
-    /// How my emergency stop stands.
+    /// The state of a node's emergency stop.
     Stopped,
-    /// What I can do.
+    /// The actions of a node.
     Offer,
-    /// From a later version: counted and passed over.
+    /// A kind of a later version: acknowledged and ignored.
     #[serde(other)]
     Unknown,
 }
 
-/// The header's keys. What a frame does not use is left out; keys that are not known are ignored.
+/// The keys of a header. A key that a frame does not use is omitted; unknown keys are ignored.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Header {
-    /// Required; decides nothing.
+    /// The sender's byte order; required, without effect.
     pub byteorder: ByteOrder,
-    /// What the content is.
+    /// Type of the content.
     pub content_type: ContentType,
     /// The encoding of JSON content.
     pub content_encoding: ContentEncoding,
     /// Length of the content, in bytes.
     pub content_length: u64,
-    /// Message, request or response.
+    /// Whether a response is expected.
     pub message_type: MessageType,
     /// The action that a command names; also clever-show's `action`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub action: Option<String>,
-    /// Clever-show: what a file push is to be written to.
+    /// Clever-show: the path to which a pushed file is written.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub filepath: Option<String>,
-    /// Clever-show: what a response answers.
+    /// Clever-show: the value that a response answers.
     #[serde(rename = "requested_value", skip_serializing_if = "Option::is_none")]
     pub requested_value: Option<String>,
-    /// Clever-show: the digits that pair a response with its request.
+    /// Clever-show: the digits that match a response with its request.
     #[serde(rename = "request_id", skip_serializing_if = "Option::is_none")]
     pub request_id: Option<String>,
-    /// What the frame means on our own links.
+    /// Meaning of the frame on our own links.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kind: Option<Kind>,
-    /// How urgent it is.
+    /// Priority; absent on frames of other programs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lane: Option<Lane>,
-    /// The command's number, unique for its issuer within [`Header::epoch`]; a reply and a chunk repeat it.
+    /// Number of the command, unique for its issuer within [`Header::epoch`]; replies and chunks repeat it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<u64>,
     /// The issuer's persisted epoch: with its key and `id`, the command's identity.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub epoch: Option<u64>,
-    /// Where a chunk belongs in its file, in bytes.
+    /// Offset of a chunk in its file, in bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub offset: Option<u64>,
-    /// The time to live that a command was issued with, in milliseconds: how old it may ever get, wherever it waits.
+    /// Time to live with which the command was issued, in milliseconds: its largest age, wherever it waits.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub life: Option<u64>,
-    /// The frame's number in its session, from 1; frames without one are not acknowledged.
+    /// Sequence number in the session, from 1; a frame without one is not acknowledged.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seq: Option<u64>,
-    /// All frames up to this number have been read.
+    /// The sender has read all frames up to this number.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ack: Option<u64>,
-    /// Time to live left when the frame was sent, in milliseconds.
+    /// Remaining time to live when the frame was sent, in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ttl: Option<u64>,
-    /// When the time to live ends on the receiver's clock, in milliseconds, reckoned from its [`Header::stamp`]s.
+    /// The deadline on the receiver's clock, in milliseconds, computed from its [`Header::stamp`]s.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub until: Option<u64>,
     /// The sender's clock when the frame was sent, in milliseconds since its session began.
@@ -298,7 +298,7 @@ pub struct Header {
     pub stamp: Option<u64>,
 }
 
-/// As read, with every key optional, so that the error can name the one that is missing.
+/// A header as parsed, with every key optional, so that the error can name the one that is missing.
 #[derive(Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 struct RawHeader {
@@ -326,7 +326,7 @@ struct RawHeader {
     stamp: Option<u64>,
 }
 
-/// Some peers write `request_id` as a number.
+/// Some programs write `request_id` as a number.
 fn text_or_number<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
@@ -344,7 +344,7 @@ fn text_or_number<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, 
 }
 
 impl Header {
-    /// The header's bytes. They have room for what a session appends.
+    /// The header's bytes, with room for what a session appends.
     pub(super) fn to_json(&self) -> Result<Vec<u8>, WireError> {
         if let Some(text) = header_encoder::encode_header(self) {
             return Ok(text);
@@ -388,10 +388,10 @@ impl Header {
     }
 }
 
-/// One frame. Its content is shared, not copied, when it is cloned.
+/// One frame. A clone shares the content.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Frame {
-    /// What the content is and means.
+    /// Type and meaning of the content.
     pub header: Header,
     /// Exactly [`Header::content_length`] bytes.
     pub content: Bytes,
@@ -416,7 +416,7 @@ impl Frame {
         }
     }
 
-    /// A frame of one of our own links with bytes for content; an empty one has no content at all.
+    /// A frame of one of our own links with binary content, which may be empty.
     pub fn binary(kind: Kind, content: Bytes) -> Self {
         let header = Header {
             kind: Some(kind),
@@ -435,7 +435,7 @@ impl Frame {
         json::parse(&self.content, &self.header.content_encoding)
     }
 
-    /// Reads JSON content of our own programs into its type, strictly.
+    /// Parses JSON content of our own programs into its type, strictly.
     ///
     /// # Errors
     /// [`json::JsonError`]; the link survives.
@@ -449,8 +449,8 @@ impl Frame {
     /// Appends the frame's bytes.
     ///
     /// # Errors
-    /// [`WireError::HeaderTooLong`] if the header does not fit its cap, [`WireError::BadHeader`] if it tells another
-    /// length than the content has. Nothing is appended then.
+    /// [`WireError::HeaderTooLong`] if the header does not fit its cap, [`WireError::BadHeader`] if its content
+    /// length is not the content's. Nothing is appended then.
     pub fn encode(&self, to: &mut BytesMut) -> Result<(), WireError> {
         self.check_length()?;
         self.encode_header_to(to)?;
@@ -458,7 +458,7 @@ impl Frame {
         Ok(())
     }
 
-    /// A header that told another length would shift every later frame of the stream.
+    /// A header with a wrong length would shift every later frame of the stream.
     pub(super) fn check_length(&self) -> Result<(), WireError> {
         let (told, is) = (self.header.content_length, self.content.len());
         if told == is as u64 {
@@ -469,7 +469,7 @@ impl Frame {
         )))
     }
 
-    /// Appends the frame's bytes up to its content, for writers that send the content from where it lies.
+    /// Appends the frame's bytes up to its content, for writers that send the content without copying it.
     ///
     /// # Errors
     /// [`WireError::HeaderTooLong`] if the header does not fit its cap; nothing is appended then.
@@ -495,7 +495,7 @@ impl Frame {
     }
 }
 
-/// Takes frames off the front of a stream. Remembers a header that it has read while its content is on the way.
+/// Splits a stream into frames. Keeps a parsed header until its content has arrived.
 #[derive(Debug)]
 pub struct FrameReader {
     limits: FrameLimits,
@@ -513,34 +513,34 @@ impl FrameReader {
         }
     }
 
-    /// Changes the caps, from the next header on.
+    /// Changes the limits, from the next header on.
     pub fn set_limits(&mut self, limits: FrameLimits) {
         self.limits = limits;
     }
 
-    /// Whether the stream may end here: no header without its content has been taken. Bytes that still wait in the
-    /// buffer are for the caller to see.
+    /// Whether the stream may end here: no header without its content has been read. The caller checks that the
+    /// buffer is empty.
     pub fn is_between_frames(&self) -> bool {
         self.header.is_none()
     }
 
-    /// The header whose content is on the way.
+    /// The header whose content is incomplete.
     pub fn pending_header(&self) -> Option<&Header> {
         self.header.as_ref()
     }
 
-    /// How many bytes more the next frame is known to need, after [`Self::next_frame`] found none: never more
-    /// than the caps allow.
+    /// Bytes that the next frame is known to need still, after [`Self::next_frame`] returned none: never more than
+    /// the limits allow.
     pub fn missing_bytes(&self) -> usize {
         self.missing_bytes
     }
 
-    /// Takes the next whole frame from `from`; `None` until all of it is there.
+    /// Removes the next complete frame from `from`; `None` until all of it is there.
     ///
     /// # Errors
-    /// [`WireError`]: the stream cannot go on.
+    /// [`WireError`]: the stream cannot continue.
     pub fn next_frame(&mut self, from: &mut BytesMut) -> Result<Option<Frame>, WireError> {
-        // A header whose content is there already is never put down: moving it costs as much as reading a number.
+        // A header whose content has arrived already is not stored: moving it costs as much as parsing a number.
         let header = match self.header.take() {
             Some(header) => header,
             None => match self.read_header(from)? {

@@ -1,11 +1,11 @@
-//! Whether it is too late to begin: at its deadline it is.
+//! Deadline checks. A command is expired from its deadline on, not only after it.
 
 use std::time::Instant;
 
 #[cfg(feature = "planted-bugs")]
 use crate::proto::planted;
 
-/// Whether it has become too late while it was at hand.
+/// Whether its deadline has passed while it was waiting or being written.
 pub(super) fn is_expired_in_queue(deadline: Option<Instant>, now: Instant) -> bool {
     #[cfg(feature = "planted-bugs")]
     if planted::is(planted::Bug::CheckTtlOnArrivalOnly) {

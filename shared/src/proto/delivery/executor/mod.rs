@@ -1,33 +1,35 @@
-//! The node's desk: takes commands that act, has each journaled before it begins and after it has ended, and answers.
+//! The node's executor: takes commands that act, has each journaled before its start and after its end, and replies.
 //!
 //! | state | until | then |
 //! |---|---|---|
-//! | waiting | a place is free: one of [`ORDINARY_MAX`], for an action of flight, which goes first, of two more, and for what ends a flight, which goes before all, of [`ENDING_MAX`] | `started` is written: starting |
-//! | waiting | its time is up; an emergency stop; the journal cannot be written; for an action of flight, one that ends a flight has come | ending |
-//! | starting | written, in time, and no stop has come | it runs: running |
-//! | starting | written, but too late, stopped, or the node shuts down | ending |
-//! | starting | not written | answered `refused` |
+//! | waiting | a slot is free: one of [`ORDINARY_MAX`]; for a flight action, which goes first, also one of two more; for a landing action, which goes before all, one of [`LANDING_MAX`] | the record `started` is written: starting |
+//! | waiting | its deadline passes; an emergency stop comes; the journal fails; for a flight action, a landing action comes | ending |
+//! | starting | it is written, in time, and no stop has come | its action runs: running |
+//! | starting | it is written, but too late, stopped, or the node shuts down | ending |
+//! | starting | the write fails | `refused` is sent |
 //! | running | its action has ended, by itself or killed by a stop | ending |
-//! | ending | the outcome is written, or cannot be | answered |
+//! | ending | the outcome is written, or the write fails | the reply is sent |
 //!
-//! What is refused or too late on arrival begins at "ending". A copy of a command that is at hand gets its stage
-//! again, and its deadline may only come nearer. A copy of one that has been answered gets that answer again.
+//! A command that is refused or expired on arrival starts at "ending". A duplicate of a command in flight gets its
+//! stage again, and may only bring the deadline nearer. A duplicate of one that has been answered gets the same reply
+//! again.
 //!
-//! | the ledger says | the command |
+//! | the table says | the command |
 //! |---|---|
-//! | new | is taken on; without time left it is a question, and ends `expired` for good |
-//! | begun | a crash came between: runs again if it was and is idempotent and all else allows it, else ends `unknown` |
-//! | ended | gets the stored answer |
-//! | forgotten | is answered `unknown` |
-//! | of an old epoch | is answered `refused`; without time left, `expired`: it never began, and never will |
+//! | new | is accepted; without time left it is a status query, and ends `expired` for good |
+//! | begun | a crash came between: it runs again if it was idempotent, still is, and nothing else forbids it; otherwise it ends `unknown` |
+//! | ended | gets the stored reply |
+//! | evicted | gets `unknown` |
+//! | old epoch | gets `refused`; without time left, `expired`: it never started, and never will |
 //!
 //! Invariants:
-//! * An identity runs at most once, over crashes too, unless it is idempotent; and only after its start is durable.
-//! * Nothing begins at or after its deadline.
-//! * Every command is answered, and always in the same way for as long as the ledger remembers it. Where the journal
-//!   fails, memory answers, and the journal gets it as soon as it can.
-//! * What ends a flight waits for no place that anything else has, and no action of flight that waits begins after it.
-//! * Everything is bounded: [`RUNNING_MAX`], [`WAITING_MAX`], [`OPEN_MAX`], [`PENDING_WRITES_MAX`], and the ledger.
+//! * An identity runs at most once, also over crashes, unless it is idempotent; and only after its start is durable.
+//! * No action starts at or after its deadline.
+//! * Every command gets a reply, and always the same one for as long as the table has it. While the journal fails,
+//!   memory provides the reply, and the journal gets it as soon as it can be written.
+//! * A landing action waits for no slot that other actions use, and no flight action that waits starts after it.
+//! * Everything is bounded: [`RUNNING_MAX`], [`WAITING_MAX`], [`IN_FLIGHT_MAX`], [`PENDING_WRITES_MAX`], and the
+//!   table.
 
 mod deadline;
 mod pending_writes;
@@ -52,20 +54,20 @@ use crate::proto::outcome::Reply;
 #[cfg(feature = "planted-bugs")]
 use crate::proto::planted;
 
-/// Commands that are at hand at once, in any state; one more is refused as busy. Only those that end a flight take the
-/// last [`WAITING_MAX`], and only those and others of flight as many before.
+/// Most commands in flight, in any state; a further one is refused as busy. Only landing actions may use the last
+/// [`WAITING_MAX`], and only flight and landing actions the [`WAITING_MAX`] before those.
 pub const IN_FLIGHT_MAX: usize = 320;
-/// Answers that are kept in memory because the journal could not take them; the oldest goes first.
+/// Replies kept in memory because the journal could not be written; the oldest is dropped first.
 pub const PENDING_WRITES_MAX: usize = 256;
-/// After a failed write, commands are refused without another attempt for so long.
+/// Time after a failed write during which commands are refused without another attempt.
 pub const JOURNAL_RETRY: Duration = Duration::from_secs(2);
 
-/// The desk. See the module.
+/// The executor of one node; see the module.
 #[derive(Debug)]
 pub struct Executor {
     dedup: DedupTable,
     in_flight: BTreeMap<CommandId, InFlight>,
-    /// Who waits, and how many are starting or running.
+    /// The waiting commands, and the number that are starting or running.
     queues: RunQueues,
     writes: BTreeMap<WriteId, WriteInProgress>,
     last_write_id: u64,
@@ -78,13 +80,13 @@ pub struct Executor {
     last_seen: BTreeMap<CommandId, Instant>,
 }
 
-/// A command at hand.
+/// A command in flight.
 #[derive(Clone, Copy, Debug)]
 struct InFlight {
     digest: Digest,
     deadline: Option<Instant>,
     properties: ActionProperties,
-    /// It began in an earlier run of this process.
+    /// It started in an earlier run of this process.
     recovered: bool,
     state: State,
 }
@@ -93,11 +95,11 @@ struct InFlight {
 enum State {
     Waiting,
     Starting {
-        /// An emergency stop has come meanwhile.
+        /// An emergency stop has come since its arrival.
         stopped: bool,
     },
     Running {
-        /// By an emergency stop.
+        /// Whether an emergency stop killed it.
         killed: bool,
     },
     Ending {
@@ -115,18 +117,18 @@ struct WriteInProgress {
 enum WritePurpose {
     Start(CommandId),
     End(CommandId, Reply),
-    /// Answers that were in memory only.
+    /// Writing replies that were in memory only.
     Flush(Vec<CommandId>),
 }
 
 #[derive(Debug)]
 struct JournalFault {
     reason: String,
-    /// When it is worth another attempt.
+    /// When the next attempt is made.
     retry_at: Instant,
 }
 
-/// What the ledger says, without borrowing it.
+/// A [`DedupResult`] without its borrow.
 enum Lookup {
     New,
     Begun { idempotent: bool },
@@ -134,7 +136,7 @@ enum Lookup {
 }
 
 impl Executor {
-    /// A desk that knows what the journal knows; stopped, if the journal says so.
+    /// An executor with the state of the journal: stopped, if the journal says so.
     pub fn new(ledger: DedupTable) -> Self {
         Self {
             stopped: ledger.latch().is_some(),
@@ -152,26 +154,26 @@ impl Executor {
         }
     }
 
-    /// What is to be done now.
+    /// Removes and returns all effects, to be carried out in order.
     pub fn take_effects(&mut self) -> Vec<Effect> {
         std::mem::take(&mut self.effects)
     }
 
-    /// Whether this command is at hand: its arguments are still needed.
+    /// Whether this command is in flight: its arguments are still needed.
     pub fn contains(&self, id: CommandId) -> bool {
         self.in_flight.contains_key(&id)
     }
 
-    /// Whether nothing runs and nothing is being written.
+    /// Whether no command runs and no write is in progress.
     pub fn is_idle(&self) -> bool {
         self.queues.active() == 0 && self.writes.is_empty()
     }
 
-    /// A command has arrived. If this says `true`, it may have to run: its arguments are to be kept while
-    /// [`Desk::holds`] it. Otherwise they are not needed, or those that came first are.
+    /// Handles a received command. If it returns `true`, the command may have to run: keep its arguments while
+    /// [`Executor::contains`] it. Otherwise they are not needed, or those of the first copy are.
     pub fn on_command(&mut self, incoming: IncomingCommand, now: Instant) -> bool {
         if self.shutting_down {
-            // After the restart it is asked for again.
+            // The issuer sends it again after the restart.
             return false;
         }
         let id = incoming.id;
@@ -209,7 +211,7 @@ impl Executor {
         }
     }
 
-    /// A write is durable.
+    /// Records that a write is durable.
     pub fn on_written(&mut self, ticket: WriteId, now: Instant) {
         let Some(WriteInProgress {
             records,
@@ -234,7 +236,7 @@ impl Executor {
         self.start_waiting(now);
     }
 
-    /// A write is not durable, and `why`. It may be on the disk all the same.
+    /// Records that a write failed, and why. It may be on the disk all the same.
     pub fn on_write_failed(&mut self, ticket: WriteId, why: &str, now: Instant) {
         let Some(WriteInProgress { purpose: what, .. }) = self.writes.remove(&ticket) else {
             return;
@@ -256,7 +258,7 @@ impl Executor {
         }
     }
 
-    /// A command's action has ended.
+    /// Records that a command's action has ended.
     pub fn on_finished(&mut self, id: CommandId, reply: Reply, now: Instant) {
         let Some(InFlight {
             state: State::Running { killed },
@@ -277,7 +279,8 @@ impl Executor {
         self.start_waiting(now);
     }
 
-    /// An emergency stop is in force: what waits is refused, what runs is killed, unless it may go on while stopped.
+    /// An emergency stop is in force: waiting commands are refused and running ones killed, unless they may run while
+    /// stopped.
     pub fn on_stop(&mut self, now: Instant) {
         self.stopped = true;
         let ids: Vec<CommandId> = self.in_flight.keys().copied().collect();
@@ -304,17 +307,17 @@ impl Executor {
         self.start_waiting(now);
     }
 
-    /// No emergency stop is in force any more.
+    /// The emergency stop was released.
     pub fn on_release(&mut self) {
         self.stopped = false;
     }
 
-    /// The process ends: nothing begins any more. What waits is forgotten, for nothing of it is durable: its issuer
-    /// asks again. What runs is still to be [finished](Desk::finished), and to be written, until the desk
-    /// [is idle](Desk::is_idle).
+    /// Starts the shutdown: nothing starts any more. Waiting commands are dropped, since nothing of them is durable:
+    /// their issuer sends them again. Running ones still have to be [finished](Executor::on_finished) and written,
+    /// until the executor [is idle](Executor::is_idle).
     pub fn shut_down(&mut self, now: Instant) {
         self.shutting_down = true;
-        // The last chance for what is in memory only.
+        // The last attempt for the replies that are in memory only.
         self.journal_fault = None;
         self.flush(now);
         for id in self.queues.drain() {
@@ -322,7 +325,7 @@ impl Executor {
         }
     }
 
-    /// When [`Desk::handle_timeout`] has something to do.
+    /// When [`Executor::handle_timeout`] is due, if nothing else happens.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let deadlines = self
             .queues
@@ -336,7 +339,7 @@ impl Executor {
         deadlines.chain(retry).min()
     }
 
-    /// Time has passed.
+    /// Handles the deadlines that have passed.
     pub fn handle_timeout(&mut self, now: Instant) {
         let late: Vec<CommandId> = self
             .queues
@@ -354,7 +357,7 @@ impl Executor {
         self.flush(now);
     }
 
-    /// A copy of a command that is at hand.
+    /// Handles a duplicate of a command in flight.
     fn on_duplicate(&mut self, incoming: &IncomingCommand, now: Instant) {
         let id = incoming.id;
         let Some(open) = self.in_flight.get_mut(&id) else {
@@ -374,7 +377,7 @@ impl Executor {
         self.handle_timeout(now);
     }
 
-    /// What the planted bug takes for a repeat.
+    /// What the planted bug takes for a duplicate.
     #[cfg(feature = "planted-bugs")]
     fn seen_recently(&mut self, id: CommandId, now: Instant) -> bool {
         let before = self.last_seen.insert(id, now);
@@ -389,7 +392,7 @@ impl Executor {
             DedupResult::Ended(reply) => Lookup::Answered(reply.to_reply()),
             DedupResult::Conflict => Lookup::Answered(replies::identity_conflict(id)),
             DedupResult::Evicted => Lookup::Answered(replies::forgotten()),
-            // It has not begun, and whatever copy still comes is refused.
+            // It has not started, and any later copy is refused.
             DedupResult::OldEpoch { .. } if is_expired(incoming.deadline, now) => {
                 Lookup::Answered(replies::expired())
             }
@@ -397,7 +400,7 @@ impl Executor {
         }
     }
 
-    /// Takes a command on that has not run in this process, or ends it at once.
+    /// Accepts a command that has not run in this process, or ends it at once. `again`: it started before a crash.
     fn accept_command(&mut self, incoming: &IncomingCommand, again: bool, now: Instant) -> bool {
         let id = incoming.id;
         self.report_stage(id, Stage::Received);
@@ -418,7 +421,7 @@ impl Executor {
         self.queues.push(id, line);
         self.report_stage(id, Stage::Accepted);
         if line == Priority::Landing {
-            // They would begin after it.
+            // Waiting flight actions would start after the landing action.
             for flight in self.queues.drain_flight() {
                 self.end(flight, false, replies::superseded_by_landing());
             }
@@ -467,7 +470,7 @@ impl Executor {
         }
     }
 
-    /// Lets those that wait start, as far as there are places.
+    /// Starts waiting commands while slots are free.
     fn start_waiting(&mut self, now: Instant) {
         while !self.shutting_down {
             let Some(id) = self.queues.pop_next() else { return };
@@ -489,7 +492,7 @@ impl Executor {
         }
     }
 
-    /// The start of a command is durable: the last moment at which it can be kept from running.
+    /// The start of a command is durable. This is the last check before it runs.
     fn on_start_written(&mut self, id: CommandId, now: Instant) {
         let Some(open) = self.in_flight.get_mut(&id) else {
             return;
@@ -519,7 +522,7 @@ impl Executor {
         }
     }
 
-    /// Ends a command that never had a place. With `again`, its outcome is not known, whatever hinders it now.
+    /// Ends a command that never had a slot. With `again` its outcome is `unknown`, whatever the reason.
     fn end_without_slot(&mut self, incoming: &IncomingCommand, again: bool, reply: Reply, now: Instant) {
         let id = incoming.id;
         let full = self.is_full(Priority::of(incoming.properties));
@@ -528,7 +531,7 @@ impl Executor {
             InFlight::new(incoming, again, State::Ending { has_run: false }),
         );
         if self.journal_fault.is_some() || full {
-            // At once: the journal cannot take it, or would be in the way.
+            // At once: the journal fails or has too much to write.
             self.reply_unwritten(id, reply);
             self.flush(now);
         } else {
@@ -536,7 +539,7 @@ impl Executor {
         }
     }
 
-    /// Has the outcome of a command written, and then told.
+    /// Has the outcome of a command written, then replied.
     fn end(&mut self, id: CommandId, ran: bool, reply: Reply) {
         let Some(open) = self.in_flight.get_mut(&id) else {
             return;
@@ -550,7 +553,7 @@ impl Executor {
         self.write(vec![ended], WritePurpose::End(id, reply));
     }
 
-    /// Tells the outcome of a command, and keeps it in memory until the journal takes it.
+    /// Sends the reply of a command, and keeps it in memory until the journal can be written.
     fn reply_unwritten(&mut self, id: CommandId, reply: Reply) {
         let Some(open) = self.in_flight.remove(&id) else {
             return;
@@ -562,7 +565,7 @@ impl Executor {
         self.effects.push(Effect::Reply { id, reply });
     }
 
-    /// Has written what is in memory only, unless that was tried just now.
+    /// Writes the replies that are in memory only, unless an attempt failed just now.
     fn flush(&mut self, now: Instant) {
         if self
             .journal_fault

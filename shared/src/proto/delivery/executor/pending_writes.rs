@@ -1,4 +1,4 @@
-//! Answers that the journal could not take: in memory until it can.
+//! Replies that the journal could not store, kept in memory until it can.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -6,15 +6,15 @@ use super::super::CommandId;
 use super::super::record::{Digest, Record, StoredReply};
 use super::PENDING_WRITES_MAX;
 
-/// How many answers go into one write.
+/// Most replies in one write.
 const BATCH_MAX: usize = 64;
 
 #[derive(Debug, Default)]
 pub(super) struct PendingWrites {
     replies: BTreeMap<CommandId, (Digest, StoredReply)>,
-    /// Oldest first.
+    /// Identities, oldest first.
     order: VecDeque<CommandId>,
-    /// Some are being written.
+    /// Whether a batch is being written.
     writing: bool,
 }
 
@@ -34,12 +34,12 @@ impl PendingWrites {
         }
     }
 
-    /// Whether there is something that nobody is writing.
+    /// Whether there are replies and none are being written.
     pub(super) fn is_due(&self) -> bool {
         !self.writing && !self.order.is_empty()
     }
 
-    /// The oldest answers, to be written; nothing while others are.
+    /// The oldest replies, to be written; empty while others are being written.
     pub(super) fn next_batch(&mut self) -> (Vec<CommandId>, Vec<Record>) {
         if !self.is_due() {
             return (Vec::new(), Vec::new());
@@ -55,7 +55,7 @@ impl PendingWrites {
         (ids, records)
     }
 
-    /// These are in the journal now.
+    /// These replies are in the journal.
     pub(super) fn on_written(&mut self, ids: &[CommandId]) {
         self.writing = false;
         self.order.retain(|id| !ids.contains(id));
@@ -64,7 +64,7 @@ impl PendingWrites {
         }
     }
 
-    /// They are not, and stay.
+    /// The write failed; the replies are kept.
     pub(super) fn on_write_failed(&mut self) {
         self.writing = false;
     }

@@ -1,4 +1,4 @@
-//! What the desk itself answers, for people.
+//! The replies that the executor itself gives.
 
 use super::super::{CommandId, FLIGHT_TTL_MS_MAX};
 use super::queues::Priority;
@@ -76,7 +76,8 @@ pub(super) fn crashed() -> Reply {
     )
 }
 
-/// Of what has ended early: why. If it had succeeded just before, it has.
+/// The reply of an action that was interrupted, with the reason. A success just before the interruption stays a
+/// success.
 pub(super) fn interrupted_by(why: &str, reply: Reply) -> Reply {
     if reply.state != Outcome::Failed {
         return reply;
@@ -89,7 +90,7 @@ pub(super) fn interrupted_by(why: &str, reply: Reply) -> Reply {
 }
 
 impl InFlight {
-    /// The outcome: what began before a crash, and is not run again, has an unknown one.
+    /// The outcome: `unknown` for a command that started before a crash and does not run again.
     pub(super) fn final_reply(&self, ran: bool, reply: Reply) -> Reply {
         if !self.recovered || ran || reply.state == Outcome::Unknown {
             return reply;

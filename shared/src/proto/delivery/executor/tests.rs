@@ -1,4 +1,4 @@
-//! Every state and every hindrance, with time moved by hand. `shared/tests/desk_model.rs` throws everything at once.
+//! Every state and every fault, with time moved by hand. `shared/tests/executor_model.rs` combines them at random.
 
 mod refusal_tests;
 mod slot_tests;
@@ -21,14 +21,14 @@ const FLIGHT: ActionProperties = ActionProperties {
     ..PLAIN
 };
 
-/// A desk, the disk below it, and all that it has said.
+/// An executor, its journal's disk, and the effects it asked for.
 struct SimulatedNode {
     executor: Executor,
-    /// What is durable.
+    /// The durable records.
     disk: Vec<Record>,
-    /// Why the disk fails; well if there is nothing.
+    /// The disk fails with this reason; it works if `None`.
     write_error: Option<&'static str>,
-    /// Writes are not answered while this is set: see [`Place::write_on`].
+    /// While this is set, writes are not confirmed; see [`SimulatedNode::finish_held_writes`].
     unanswered_writes: Option<Vec<(WriteId, Vec<Record>)>>,
     now: Instant,
     effects: Vec<Effect>,
@@ -64,7 +64,7 @@ impl SimulatedNode {
         }
     }
 
-    /// The process dies here, and another one starts.
+    /// The process is killed, and another one starts.
     fn crash(&mut self) {
         let mut ledger = DedupTable::default();
         for record in &self.disk {
@@ -113,7 +113,7 @@ impl SimulatedNode {
         }
     }
 
-    /// The disk answers what it has held back, and holds back what follows.
+    /// Confirms the writes that were held back, and holds back the ones that follow.
     fn finish_held_writes(&mut self) {
         for (ticket, records) in self.unanswered_writes.replace(Vec::new()).unwrap_or_default() {
             self.finish_write(ticket, records);
@@ -161,7 +161,7 @@ impl SimulatedNode {
         std::mem::take(&mut self.effects)
     }
 
-    /// The one answer said since last asked.
+    /// The only reply since the last call.
     fn take_reply(&mut self, seq: u64) -> (Outcome, String) {
         let mut answers = Vec::new();
         for effect in self.take_effects() {
@@ -183,7 +183,7 @@ impl SimulatedNode {
         self.take_effects().iter().filter_map(run).collect()
     }
 
-    /// So many commands, from `first` on, that run until they are told.
+    /// Fills all slots of one kind, from command `first` on, with commands that run until they are finished.
     fn fill_slots(&mut self, first: u64) {
         for seq in first..first + ORDINARY_MAX as u64 {
             self.send(seq, PLAIN);
@@ -408,7 +408,7 @@ fn slot_freed_after_the_deadline_is_not_used() {
     let mut place = SimulatedNode::new();
     place.fill_slots(1);
     place.send(20, PLAIN);
-    // The process was suspended: the timer comes after the place.
+    // The process was suspended: the timer fires after the slot is freed.
     place.now += Duration::from_secs(60);
     place.finish(1, done());
     let said = place.take_effects();
@@ -492,7 +492,7 @@ fn flight_action_with_long_ttl_is_refused() {
     };
     assert!(place.receive(young));
     assert_eq!(place.take_started(), [3]);
-    // Whatever deadline it claims.
+    // The limit holds whatever deadline the frame claims.
     place.unanswered_writes = Some(Vec::new());
     let claims = IncomingCommand {
         id: id(4),
@@ -524,7 +524,7 @@ fn older_epoch_is_refused_unless_remembered() {
     assert!(why.contains("epoch 5") && why.contains("epoch 6"), "{why}");
 }
 
-/// Whoever asks what became of a command is not told of a hindrance that it may never have met.
+/// A status query is not answered with a refusal that the command may never have met.
 #[test]
 fn status_query_of_older_epoch_gets_the_outcome() {
     let mut place = SimulatedNode::new();

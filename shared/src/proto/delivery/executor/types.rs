@@ -1,4 +1,4 @@
-//! What goes in at the desk, and what comes out.
+//! The inputs and outputs of the executor.
 
 use std::time::Instant;
 
@@ -6,70 +6,71 @@ use super::super::record::{Digest, Record};
 use super::super::{CommandId, Stage};
 use crate::proto::outcome::Reply;
 
-/// What an action is like.
+/// Properties of an action that decide when it may run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ActionProperties {
-    /// It does no harm to run it twice.
+    /// Running it twice does no harm.
     pub idempotent: bool,
     /// It may run while an emergency stop is in force.
     pub while_stopped: bool,
-    /// It moves something: at most [`FLIGHT_TTL_MS_MAX`](super::super::FLIGHT_TTL_MS_MAX) from issue to start.
+    /// It moves a device: at most [`FLIGHT_TTL_MS_MAX`](super::super::FLIGHT_TTL_MS_MAX) from issue to start.
     pub flight: bool,
-    /// It ends a flight, or holds it up, whatever its class: it goes first, in places that nothing else takes.
+    /// It ends or interrupts a flight, whatever its class: it has slots of its own and starts first.
     pub ends_flight: bool,
 }
 
-/// A command that has arrived, as far as it has to be judged.
+/// A received command, as far as the executor needs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IncomingCommand {
-    /// Which one it is.
+    /// Identity of the command.
     pub id: CommandId,
-    /// Of its action and arguments: what tells that two commands with one identity are not the same.
+    /// Digest of its action and arguments: distinguishes two commands with one identity.
     pub digest: Digest,
-    /// When it must not begin any more; now, or before, if it is only asked how it ended.
+    /// Time from which it must not start. For a status query: now, or earlier.
     pub deadline: Option<Instant>,
-    /// The time to live with which it was issued, in milliseconds.
+    /// Time to live with which it was issued, in milliseconds; `None` if the frame does not say.
     pub ttl_ms: Option<u64>,
-    /// What its action is like.
+    /// Properties of its action.
     pub properties: ActionProperties,
 }
 
-/// Names a write until its end is known.
+/// Identifies a write until its result is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct WriteId(pub(super) u64);
 
-/// What is to be done, in this order.
+/// An effect to be carried out, in order.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Effect {
-    /// Make these durable, after those before; then say [`Desk::written`](super::Desk::written) or [`Desk::not_written`](super::Desk::not_written).
+    /// Append these to the journal, then call [`Executor::on_written`](super::Executor::on_written) or
+    /// [`Executor::on_write_failed`](super::Executor::on_write_failed).
     Write {
-        /// For the answer.
+        /// Identifies the write in that call.
         write_id: WriteId,
-        /// All or none.
+        /// The records to write: all or none.
         records: Vec<Record>,
     },
-    /// Tell the issuer how far it is.
+    /// Send the issuer this stage.
     Stage {
-        /// The command.
+        /// Command whose stage it is.
         id: CommandId,
-        /// How far.
+        /// Its stage.
         stage: Stage,
     },
-    /// Begin its action, then say [`Desk::finished`](super::Desk::finished).
+    /// Start the action, then call [`Executor::on_finished`](super::Executor::on_finished) at its end.
     Run {
-        /// The command.
+        /// Command to run.
         id: CommandId,
     },
-    /// End its action now; [`Desk::finished`](super::Desk::finished) is still to be said.
+    /// Kill the action; [`Executor::on_finished`](super::Executor::on_finished) is still to be called.
     Kill {
-        /// The command.
+        /// Command to kill.
         id: CommandId,
     },
-    /// Tell the issuer how it ended.
+    /// Send the issuer this reply.
     Reply {
-        /// The command.
+        /// Command that has ended.
         id: CommandId,
-        /// How.
+        /// Its outcome.
         reply: Reply,
     },
 }

@@ -1,4 +1,4 @@
-//! Taking back what has not been sent.
+//! Cancelling deliveries that have not been sent.
 
 use std::time::Instant;
 
@@ -7,19 +7,19 @@ use super::{DeliveryTracker, Phase};
 use crate::proto::id::PeerId;
 use crate::proto::outcome::Reply;
 
-/// What [`Book::take_back`] found. What was ending already is in neither.
+/// Result of [`DeliveryTracker::cancel`]. A delivery that was ending already is in neither list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CancelResult {
-    /// Ends as `refused`, and will never be sent.
+    /// End as `refused`, and are never sent.
     pub cancelled: Vec<(PeerId, CommandId)>,
-    /// Perhaps at its node: left as it is.
+    /// May be at their node: not changed.
     pub already_sent: Vec<(PeerId, CommandId)>,
 }
 
 impl DeliveryTracker {
-    /// Ends as `refused` whatever `which` means and no link has been given yet: what waits for its node, for its batch,
-    /// for its own write, or for room. Once this returns none of it is ever sent, whether its end is stored by then or
-    /// not, unless the station is killed before that.
+    /// Ends as `refused` all selected deliveries that no link has taken yet: those that wait for their node, for
+    /// their batch, for their own write, or for room. After this returns none of them is ever sent, even if its end
+    /// is not stored yet, unless the station is killed before that.
     pub fn cancel(
         &mut self,
         which: impl Fn(&CommandId, &PeerId) -> bool,
@@ -42,7 +42,7 @@ impl DeliveryTracker {
             self.end(*to, *id, Reply::refused(why));
         }
         for (to, _) in &found.cancelled {
-            // Others may have waited behind it.
+            // Other deliveries may have waited behind it.
             self.send_ready(*to, now);
         }
         found
@@ -110,7 +110,7 @@ mod tests {
             }
         }
 
-        /// All that waits is written.
+        /// Completes all writes that are held back.
         fn write_all(&mut self) -> Vec<String> {
             loop {
                 self.apply_effects();
@@ -122,7 +122,7 @@ mod tests {
             }
         }
 
-        /// By command and node: what was taken back, and what was sent.
+        /// By command and node: the cancelled deliveries, and those already sent.
         fn cancel(&mut self, seq: u64) -> (Vec<u8>, Vec<u8>) {
             let id = command(seq).id;
             let CancelResult {

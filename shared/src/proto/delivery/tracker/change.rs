@@ -1,8 +1,8 @@
-//! What the station's store keeps of deliveries: what the book asks it to write, and what it gives
-//! back when the station starts.
+//! What the station's store keeps of deliveries: the changes that the tracker asks it to write, and the commands that
+//! it returns at the station's start.
 //!
-//! Whatever is needed to send a command again, byte for byte but for what belongs to one transmission, is in its
-//! [`Order`]. The store adds the times: the book's instants mean nothing in another process.
+//! A [`StoredCommand`] holds everything that is needed to send a command again, byte for byte except for the keys of
+//! one transmission. The store adds the times: an `Instant` of the tracker has no meaning in another process.
 
 use std::time::Instant;
 
@@ -13,23 +13,23 @@ use crate::proto::id::{NodeName, PeerId};
 use crate::proto::outcome::Reply;
 use crate::proto::wire::{Frame, Kind, Lane, MessageType};
 
-/// What is asked of each target.
+/// A command, as sent to each target.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredCommand {
-    /// Which command it is.
+    /// Identity of the command.
     pub id: CommandId,
-    /// What the nodes do.
+    /// Action to run.
     pub action: String,
-    /// With what: the content of the frame, JSON as it was first sent.
+    /// Arguments: the content of the frame, JSON as it was first sent.
     pub arguments: String,
-    /// How urgent.
+    /// Priority of the frame.
     pub lane: Lane,
-    /// Time to live when it was issued, in milliseconds.
+    /// Time to live at issue, in milliseconds.
     pub ttl_ms: u64,
 }
 
 impl StoredCommand {
-    /// The frame of this command: always the same bytes.
+    /// The frame of this command, always the same bytes.
     pub fn to_frame(&self) -> Frame {
         let content = Bytes::copy_from_slice(self.arguments.as_bytes());
         let mut frame = Frame::json(Kind::Command, "");
@@ -45,19 +45,19 @@ impl StoredCommand {
     }
 }
 
-/// Where a delivery that has not ended stands at the station.
+/// The state of an open delivery at the station.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum StoredState {
-    /// In a later batch of a rolling run: not to be sent yet. If the station stops now, it never is.
+    /// In a later batch of a rolling command, not to be sent yet. If the station stops now, it is never sent.
     Deferred,
-    /// To be sent as soon as its node is linked; it has never been sent.
+    /// To be sent as soon as its node is linked; never sent so far.
     Waiting,
     /// Sent, or about to be: the node may have it.
     Sent,
 }
 
 impl StoredState {
-    /// The word used in the store.
+    /// The word for it in the store.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Deferred => "held",
@@ -66,7 +66,7 @@ impl StoredState {
         }
     }
 
-    /// Reads that word.
+    /// Parses the word.
     pub fn parse(text: &str) -> Option<Self> {
         [Self::Deferred, Self::Waiting, Self::Sent]
             .into_iter()
@@ -74,87 +74,87 @@ impl StoredState {
     }
 }
 
-/// A delivery that begins.
+/// A new delivery.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredTarget {
-    /// The node.
+    /// Target node.
     pub to: PeerId,
-    /// Its name at that time, for people.
+    /// Its name at that time, for display.
     pub name: NodeName,
-    /// Where the delivery stands.
+    /// First state of the delivery.
     pub state: StoredState,
-    /// When it is too late to start. Of a held one: as if it were sent now.
+    /// Time from which it must not start. For a deferred one: as if it were sent now.
     pub deadline: Instant,
 }
 
 /// A command that is issued, with all its deliveries.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IssuedCommand {
-    /// What is asked.
+    /// The command.
     pub command: StoredCommand,
-    /// Of whom, as people wrote it.
+    /// Its selector, as it was typed.
     pub selector: String,
-    /// One for each target.
+    /// One delivery for each target.
     pub deliveries: Vec<StoredTarget>,
 }
 
-/// One thing for the store to write. Changes are written in the order in which they are given; those that are given
-/// together, all or none.
+/// A change for the store to write. Changes are written in the order in which they are given; those that are given
+/// together are written all or none.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {
-    /// A command begins. The store gives it its number in the history.
+    /// A command is issued. The store assigns its number in the history.
     Issued(IssuedCommand),
-    /// A delivery stands elsewhere now: released from its batch, or about to be sent for the first time.
+    /// A delivery has another state: its batch started, or it is about to be sent for the first time.
     StateChanged {
-        /// The command.
+        /// Identity of the command.
         id: CommandId,
-        /// The node.
+        /// Target node.
         to: PeerId,
-        /// Where it stands.
+        /// New state.
         state: StoredState,
-        /// When it is too late to start.
+        /// Time from which it must not start.
         deadline: Instant,
     },
-    /// The node has acknowledged a stage, later than those before.
+    /// The node has acknowledged a later stage.
     Stage {
-        /// The command.
+        /// Identity of the command.
         id: CommandId,
-        /// The node.
+        /// Target node.
         to: PeerId,
-        /// How far it is.
+        /// Acknowledged stage.
         stage: Stage,
-        /// When that was heard: writing it may wait for more to write.
+        /// Time of the acknowledgement: writing it may be delayed until there is more to write.
         at: Instant,
     },
-    /// A delivery has ended, in the one way in which it ever will.
+    /// A delivery has ended; this is its only outcome.
     Ended {
-        /// The command.
+        /// Identity of the command.
         id: CommandId,
-        /// The node.
+        /// Target node.
         to: PeerId,
-        /// How.
+        /// Outcome.
         reply: Reply,
     },
 }
 
-/// A command of which a delivery is open, as the store gives it back.
+/// A command with open deliveries, as returned by the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OpenCommand {
-    /// What was asked.
+    /// The command.
     pub command: StoredCommand,
-    /// Its open deliveries only; at least one.
+    /// Its open deliveries; at least one.
     pub deliveries: Vec<OpenDelivery>,
 }
 
-/// An open delivery, as the store gives it back.
+/// An open delivery, as returned by the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OpenDelivery {
-    /// The node.
+    /// Target node.
     pub to: PeerId,
-    /// Where it stands.
+    /// Stored state.
     pub state: StoredState,
-    /// When it is too late to start; now, or before, if that has passed or the store cannot tell.
+    /// Time from which it must not start; now or earlier if that has passed or the store cannot tell.
     pub deadline: Instant,
-    /// How far it is known to have come.
+    /// Last acknowledged stage, if there is one.
     pub stage: Option<Stage>,
 }

@@ -1,4 +1,4 @@
-//! What goes into the book, and what it wants done.
+//! The inputs and outputs of the tracker.
 
 use std::time::Instant;
 
@@ -9,86 +9,89 @@ use crate::proto::outcome::Reply;
 use crate::proto::wire::Lane;
 use crate::proto::wire::encoded::EncodedFrame;
 
-/// A write that has been asked for.
+/// Identifies a requested write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WriteId(pub(super) u64);
 
-/// A target of a command.
+/// A target of a command to be issued.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeliveryTarget {
-    /// The node.
+    /// Target node.
     pub to: PeerId,
-    /// Its name.
+    /// Its name, for the history.
     pub name: NodeName,
-    /// Whether the command may wait for it while it is away.
+    /// Whether the command may wait for the node while it is offline.
     pub may_queue: bool,
     /// Whether it is in a later batch.
     pub deferred: bool,
-    /// Why it is not to be sent at all, if it is not.
+    /// Why the command is not to be sent to this target, if so.
     pub refusal_reason: Option<String>,
 }
 
 /// A command to be issued.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IssueRequest {
-    /// What is asked. Its identity is higher than that of any command before.
+    /// The command. Its identity is higher than that of any command before.
     pub command: StoredCommand,
-    /// Of whom, as people wrote it.
+    /// Its selector, as it was typed.
     pub selector: String,
-    /// When it is too late to start.
+    /// Time from which it must not start.
     pub deadline: Instant,
-    /// Of whom.
+    /// Its targets.
     pub targets: Vec<DeliveryTarget>,
 }
 
-/// What has to be done, in this order.
+/// An effect to be carried out, in order.
 #[derive(Clone, Debug)]
 pub enum Effect {
-    /// Write these, all or none, after all that was asked for before; then say [`Book::stored`](super::Book::stored) or
-    /// [`Book::on_store_failed`](super::Book::on_store_failed).
+    /// Write these changes, all or none, after all that were given before; then call
+    /// [`DeliveryTracker::on_stored`](super::DeliveryTracker::on_stored) or
+    /// [`DeliveryTracker::on_store_failed`](super::DeliveryTracker::on_store_failed).
     Store {
-        /// To answer with.
+        /// Identifies the write in that call.
         write_id: WriteId,
-        /// What to write.
+        /// The changes to write.
         changes: Vec<Change>,
     },
-    /// Hand this to the node's link, or say [`Book::not_sent`](super::Book::not_sent), and then of all later ones to that node, too.
+    /// Pass this frame to the node's link. If it has no room, call
+    /// [`DeliveryTracker::on_send_failed`](super::DeliveryTracker::on_send_failed) for it and for all later ones to
+    /// that node.
     Send {
-        /// The node.
+        /// Target node.
         to: PeerId,
-        /// The command.
+        /// Identity of the command.
         id: CommandId,
         /// Its frame.
         frame: EncodedFrame,
-        /// Its lane.
+        /// Its priority.
         lane: Lane,
-        /// When it is too late to send it. None for a question: its frame says that no time is left, and it is sent
-        /// whenever that is.
+        /// Time from which it must not be sent. `None` for a status query: its frame carries a time to live of 0, and
+        /// it may be sent at any time.
         deadline: Option<Instant>,
     },
     /// The node has acknowledged a stage.
     Stage {
-        /// The node.
+        /// Target node.
         to: PeerId,
-        /// The command.
+        /// Identity of the command.
         id: CommandId,
-        /// How far it is.
+        /// Acknowledged stage.
         stage: Stage,
     },
-    /// The delivery has ended, and the store has it.
+    /// The delivery has ended, and its outcome is stored.
     Ended {
-        /// The node.
+        /// Target node.
         to: PeerId,
-        /// The command.
+        /// Identity of the command.
         id: CommandId,
-        /// How.
+        /// Outcome.
         reply: Reply,
     },
-    /// The command was not issued to anybody, and never will be.
+    /// The command was not issued to any target, and never will be.
     NotIssued {
-        /// The command.
+        /// Identity of the command.
         id: CommandId,
-        /// For people.
+        /// Reason, for display.
         reason: String,
     },
 }

@@ -1,4 +1,4 @@
-//! How deliveries begin: issued here, or given back by the store.
+//! How deliveries begin: issued now, or restored from the store.
 
 use std::collections::BTreeSet;
 
@@ -13,13 +13,13 @@ use crate::proto::outcome::Reply;
 use crate::proto::wire::encoded::EncodedFrame;
 
 impl DeliveryTracker {
-    /// The book as the store kept it. All nodes are down.
+    /// A tracker with the deliveries from the store. All nodes are offline.
     pub fn restore(commands: Vec<OpenCommand>) -> Self {
         let mut tracker = Self::default();
         let mut deferred = Vec::new();
         for OpenCommand { command, deliveries } in commands {
             let id = command.id;
-            // It was a frame before, so it is one again.
+            // The stored content was a frame before, so it encodes again.
             let Ok(frame) = EncodedFrame::new(&command.to_frame()) else {
                 continue;
             };
@@ -59,7 +59,7 @@ impl DeliveryTracker {
         tracker
     }
 
-    /// A command is to be issued to its targets.
+    /// Issues a command to its targets.
     pub fn issue(&mut self, issue: IssueRequest) {
         let IssueRequest {
             command,

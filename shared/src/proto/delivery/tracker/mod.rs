@@ -1,26 +1,31 @@
-//! The station's book of deliveries: every command that acts, until each of its deliveries has ended in one outcome
-//! and the store has written it.
+//! The station's delivery tracker: follows every command that acts until each of its deliveries has ended in one
+//! outcome and the store has written it.
 //!
-//! | a delivery | is | leaves when |
+//! | a delivery | meaning | leaves when |
 //! |---|---|---|
-//! | issuing | being stored; nothing is sent | stored: held or open. Not stored: [`Effect::NotIssued`] |
-//! | held | in a later batch | [`Book::release`]: open. [`Book::withhold`], or the station restarts: ending |
-//! | open, waiting | stored, never sent | its node is up: it is marked in the store, then sent. Deadline: ending (`expired`) |
-//! | open, sent | perhaps at the node | it answers: ending. Deadline: asked |
-//! | open, asked | perhaps at the node, too late to start: the node is asked, with no time to live, at each new link and every [`ASK_EVERY`] | it answers: ending. [`ABANDON_AFTER`] beyond its deadline: ending (`no-answer`) |
-//! | ending | its outcome is being stored, again every [`RETRY_AFTER`] if need be | stored: [`Effect::Ended`], and it is gone |
+//! | issuing | being stored; nothing is sent | stored: deferred or open. Not stored: [`Effect::NotIssued`] |
+//! | deferred | in a later batch | [`DeliveryTracker::start_batch`]: open. [`DeliveryTracker::cancel_deferred`], or the station restarts: ending |
+//! | open, waiting | stored, never sent | its node is online: it is marked in the store, then sent. Deadline: ending (`expired`) |
+//! | open, sent | may be at the node | the node replies: ending. Deadline: queried |
+//! | open, queried | may be at the node, too late to start: a status query is sent on each new link and every [`QUERY_INTERVAL`] | the node replies: ending. [`ABANDON_AFTER`] beyond its deadline: ending (`no-answer`) |
+//! | ending | its outcome is being stored, again every [`STORE_RETRY_DELAY`] after a failure | stored: [`Effect::Ended`], and it is removed |
 //!
-//! Invariants: nothing is sent before the store has it, and nothing for the first time before the store knows that it
-//! may have been; nothing is first sent at or after its deadline, or once it was withdrawn; each delivery has one [`Effect::Ended`] in its life,
-//! over all restarts but for the one that falls between the write and the telling, and none before its outcome is
-//! stored; within a lane a node gets its commands in the order of their issue. So a station that is killed at any
-//! instant goes on from what was stored as if nothing had been.
+//! Invariants:
+//! * Nothing is sent before it is stored, and nothing is sent for the first time before the store has recorded that
+//!   it may have been sent.
+//! * Nothing is first sent at or after its deadline, or after it was withdrawn.
+//! * Each delivery gets one [`Effect::Ended`], over all restarts except one between the write and the effect, and
+//!   none before its outcome is stored.
+//! * Within a lane a node gets its commands in the order of their issue.
 //!
-//! [`Book::withdraw`] is the book's part of an emergency stop: whatever the nodes have not been sent is ending
-//! (`refused`), and what would be sent to them once more is only asked about from then on.
+//! So a station that is killed at any instant continues from what was stored.
 //!
-//! A link that resumes redelivers by itself what it had taken. One to a process that remembers nothing gets all that is
-//! open again, oldest first, under the same identities.
+//! [`DeliveryTracker::withdraw`] is the tracker's part of an emergency stop: deliveries that have not been sent to
+//! the stopped nodes end as `refused`, and for those that would be sent again only status queries are sent from then
+//! on.
+//!
+//! A link that resumes its session redelivers by itself what it had accepted. A link to a process that has lost the
+//! session gets all open deliveries again, oldest first, with the same identities.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -52,41 +57,41 @@ pub use effect::{DeliveryTarget, Effect, IssueRequest, WriteId};
 pub const OPEN_PER_NODE_MAX: usize = 4_096;
 /// Most open deliveries in all; further commands are not issued.
 pub const OPEN_DELIVERIES_MAX: usize = 262_144;
-/// Most deliveries that one node has been sent and has neither started nor answered, so that its own queue never
-/// overflows by what had gathered while it was away.
+/// Most deliveries that were sent to one node and that it has neither started nor answered, so that the node's own
+/// queue does not overflow by what was queued while it was offline.
 pub const IN_FLIGHT_MAX: usize = 32;
-/// How often a linked node is asked for the outcome of what is beyond its deadline.
+/// Time between two status queries to a linked node about deliveries beyond their deadline.
 pub const QUERY_INTERVAL: Duration = Duration::from_secs(30);
-/// How long after its deadline an outcome is still awaited.
+/// Time after its deadline for which an outcome is still awaited.
 pub const ABANDON_AFTER: Duration = Duration::from_secs(24 * 3_600);
-/// How soon a write that failed is tried again.
+/// Delay before a failed write is tried again.
 pub const STORE_RETRY_DELAY: Duration = Duration::from_secs(1);
-/// How soon a send that found no room is tried again.
+/// Delay before a send that found no room is tried again.
 pub const SEND_RETRY_DELAY: Duration = Duration::from_millis(100);
-/// How long a stage may wait for another write to go with.
+/// Longest time for which a stage may wait for another write.
 pub const STAGE_WRITE_DELAY: Duration = Duration::from_millis(200);
-/// Stages that wait for another write to go with.
+/// Stages that wait for another write; one more causes a write at once.
 const UNSAVED_STAGES_MAX: usize = 1_024;
 
 #[derive(Clone, Debug)]
 enum Phase {
     Issuing {
         deferred: bool,
-        /// Why it is not to go on once it is stored.
+        /// Why it ends as soon as it is stored, if so.
         cancel_reason: Option<String>,
     },
     Deferred,
     Open,
     Ending {
         reply: Reply,
-        /// Whether whoever asked has been told otherwise.
+        /// Whether its issuer has been told already, with another reason.
         reported: bool,
-        /// Whether a write is under way.
+        /// Whether its write is in progress.
         writing: bool,
     },
 }
 
-/// Whether the store knows that a delivery may have been sent.
+/// Whether the store has recorded that a delivery may have been sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum SentMark {
     Unset,
@@ -112,14 +117,14 @@ struct Delivery {
 #[derive(Debug, Default)]
 struct NodeQueue {
     connected: bool,
-    /// Put out of the fleet.
+    /// The node's key is revoked.
     revoked: bool,
     open: BTreeMap<CommandId, Delivery>,
-    /// Open, in time, and not sent over the link at hand: in the order in which they go.
+    /// Open, before the deadline, and not sent over the current link; in the order of sending.
     unsent: BTreeSet<(Lane, CommandId)>,
-    /// Open, too late, perhaps at the node, and to be asked about.
+    /// Open, beyond the deadline, may be at the node, and a status query is due.
     to_query: BTreeSet<CommandId>,
-    /// Sent over the link at hand, in time, neither started nor answered.
+    /// Sent over the current link, before the deadline, neither started nor answered.
     in_flight: BTreeSet<CommandId>,
 }
 
@@ -130,7 +135,7 @@ struct CommandEntry {
     open: BTreeSet<PeerId>,
 }
 
-/// What a write is about.
+/// The subject of a write.
 #[derive(Debug, Default)]
 struct WriteInProgress {
     issued: Option<CommandId>,
@@ -138,7 +143,7 @@ struct WriteInProgress {
     ended: Vec<(PeerId, CommandId)>,
 }
 
-/// See the module.
+/// All open deliveries of one station; see the module.
 #[derive(Debug, Default)]
 pub struct DeliveryTracker {
     commands: BTreeMap<CommandId, CommandEntry>,
@@ -153,23 +158,23 @@ pub struct DeliveryTracker {
 }
 
 impl DeliveryTracker {
-    /// Takes out what has to be done.
+    /// Removes and returns all effects, to be carried out in order.
     pub fn take_effects(&mut self) -> Vec<Effect> {
         std::mem::take(&mut self.effects)
     }
 
-    /// How many deliveries have not ended.
+    /// Number of deliveries that have not ended.
     pub fn open_deliveries(&self) -> usize {
         self.open_count
     }
 
-    /// When [`Self::handle_timeout`] has something to do.
+    /// When [`Self::handle_timeout`] is due, if nothing else happens.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let timer = self.timers.first().map(|(at, _, _)| *at);
         [timer, self.stages_due].into_iter().flatten().min()
     }
 
-    /// A write is durable.
+    /// Records that a write is durable.
     pub fn on_stored(&mut self, ticket: WriteId, now: Instant) {
         let Some(write) = self.writes.remove(&ticket) else {
             return;
@@ -200,7 +205,7 @@ impl DeliveryTracker {
         }
     }
 
-    /// A write has failed: nothing of it is stored, as far as anybody knows.
+    /// Records that a write failed: as far as is known, nothing of it is stored.
     pub fn on_store_failed(&mut self, ticket: WriteId, why: &str, now: Instant) {
         let Some(write) = self.writes.remove(&ticket) else {
             return;
@@ -210,7 +215,7 @@ impl DeliveryTracker {
             let why = format!("the station cannot store it: {why}");
             for to in self.open_targets(id) {
                 if let Some(delivery) = self.delivery_mut(to, id) {
-                    // Should the write have come through after all, its end is written behind it.
+                    // If the write has succeeded after all, its end is written after it.
                     delivery.phase = Phase::Ending {
                         reply: Reply::refused(why.clone()),
                         reported: true,
@@ -242,7 +247,7 @@ impl DeliveryTracker {
         }
     }
 
-    /// The node is linked. If its session resumed, what it was sent needs no sending again.
+    /// Records that the node is linked. If its session resumed, what was sent to it is not sent again.
     pub fn on_connected(&mut self, peer: PeerId, resumed: bool, now: Instant) {
         let node = self.nodes.entry(peer).or_default();
         node.connected = true;
@@ -261,7 +266,7 @@ impl DeliveryTracker {
         self.send_ready(peer, now);
     }
 
-    /// The node's link is gone.
+    /// Records that the node's link is closed.
     pub fn on_disconnected(&mut self, peer: PeerId) {
         if let Some(node) = self.nodes.get_mut(&peer) {
             node.connected = false;
@@ -269,7 +274,7 @@ impl DeliveryTracker {
         self.remove_if_idle(peer);
     }
 
-    /// The node has been put out of the fleet: nothing is sent to it any more.
+    /// Records that the node's key is revoked: nothing is sent to it any more.
     pub fn on_revoked(&mut self, peer: PeerId, now: Instant) {
         if let Some(node) = self.nodes.get_mut(&peer) {
             node.connected = false;
@@ -279,7 +284,7 @@ impl DeliveryTracker {
         self.remove_if_idle(peer);
     }
 
-    /// A link had no room for what [`Effect::Send`] gave it.
+    /// Records that a link had no room for the frame of an [`Effect::Send`].
     pub fn on_send_failed(&mut self, peer: PeerId, id: CommandId, now: Instant) {
         let Some(node) = self.nodes.get_mut(&peer) else {
             return;
@@ -302,7 +307,7 @@ impl DeliveryTracker {
         self.set_timer(peer, id, wake);
     }
 
-    /// The node has acknowledged a stage.
+    /// Records a stage that the node acknowledges.
     pub fn on_stage(&mut self, peer: PeerId, id: CommandId, stage: Stage, now: Instant) {
         let Some(node) = self.nodes.get_mut(&peer) else {
             return;
@@ -331,7 +336,7 @@ impl DeliveryTracker {
         self.send_ready(peer, now);
     }
 
-    /// The node says how it ended. Only the first word on it counts.
+    /// Records the reply of a node. Only the first reply of a delivery counts.
     pub fn on_reply(&mut self, peer: PeerId, id: CommandId, reply: Reply, now: Instant) {
         let may_answer = |delivery: &mut Delivery| delivery.is_open() && delivery.sent;
         if self.delivery_mut(peer, id).is_some_and(may_answer) {
@@ -340,7 +345,7 @@ impl DeliveryTracker {
         }
     }
 
-    /// The command is stored, and the turn of a later batch has come: these may start until `deadline`.
+    /// Starts a later batch of a command that is stored: these targets may start it until `deadline`.
     pub fn start_batch(&mut self, id: CommandId, targets: &[PeerId], deadline: Instant, now: Instant) {
         let mut changes = Vec::new();
         let mut released = Vec::new();
@@ -370,7 +375,7 @@ impl DeliveryTracker {
             released.push(*to);
         }
         if !changes.is_empty() {
-            // Should this not be stored, it only counts as held when the station restarts.
+            // If this is not stored, the deliveries only count as deferred after a restart.
             self.store(WriteInProgress::default(), changes);
         }
         for to in released {
@@ -379,7 +384,7 @@ impl DeliveryTracker {
         }
     }
 
-    /// What is still held never gets its turn.
+    /// Cancels all deliveries of a command that are still deferred.
     pub fn cancel_deferred(&mut self, id: CommandId, why: &str) {
         for to in self.open_targets(id) {
             let Some(delivery) = self.delivery_mut(to, id) else {
@@ -396,7 +401,7 @@ impl DeliveryTracker {
         }
     }
 
-    /// Does what is due.
+    /// Handles the timers that are due.
     pub fn handle_timeout(&mut self, now: Instant) {
         while let Some((at, to, id)) = self.timers.first().copied()
             && at <= now
@@ -456,7 +461,7 @@ impl DeliveryTracker {
         self.store(write, vec![Change::Ended { id, to, reply }]);
     }
 
-    /// Asks for a write; stages that wait go first.
+    /// Asks for a write; stages that wait are written with it, before it.
     fn store(&mut self, write: WriteInProgress, mut changes: Vec<Change>) {
         self.stages_due = None;
         let mut all = std::mem::take(&mut self.unsaved_stages);
@@ -473,7 +478,7 @@ impl DeliveryTracker {
         });
     }
 
-    /// Its end is stored: tells, and forgets it.
+    /// The outcome is stored: reports it, and removes the delivery.
     fn remove(&mut self, to: PeerId, id: CommandId) {
         self.clear_timer(to, id);
         let Some(node) = self.nodes.get_mut(&to) else {

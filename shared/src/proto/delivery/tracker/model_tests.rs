@@ -1,5 +1,5 @@
-//! Any course of events against a store and nodes that are as simple as can be: whatever happens in whatever order,
-//! the invariants of the module hold, and in the end every delivery has ended once.
+//! Random sequences of events, against simple models of the store and the nodes: in any order of events the
+//! invariants of the module hold, and in the end every delivery has ended once.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
@@ -20,9 +20,9 @@ enum Step {
         queue: bool,
         ttl_ms: u64,
     },
-    /// The oldest write is done.
+    /// The oldest write completes.
     Write,
-    /// The oldest write fails; it may have come through all the same.
+    /// The oldest write fails; it may be on the disk all the same.
     WriteFails {
         applied: bool,
     },
@@ -33,26 +33,26 @@ enum Step {
     Down {
         node: u8,
     },
-    /// The link takes nothing until this comes again.
+    /// The link has no room until this comes again.
     Block {
         node: u8,
     },
-    /// The node gets on with the oldest that it has not finished.
+    /// The node continues with the oldest command that it has not finished.
     Advance {
         node: u8,
     },
-    /// The node says again what it said before.
+    /// The node repeats its last answer.
     Repeat {
         node: u8,
     },
-    /// The node forgets what it was sent and has not begun.
+    /// The node drops the commands that it has received and not started.
     NodeRestart {
         node: u8,
     },
     Wait {
         ms: u64,
     },
-    /// The station is killed; so many of the writes under way have come through.
+    /// The station is killed; this many of the writes in progress are durable.
     Crash {
         applied: usize,
     },
@@ -60,7 +60,7 @@ enum Step {
         ttl_ms: u64,
     },
     CancelDeferred,
-    /// The nodes are stopped.
+    /// An emergency stop of these nodes.
     Stop {
         targets: u8,
     },
@@ -135,7 +135,7 @@ impl Store {
                     row.stage = Some(*stage);
                 }
                 Change::Ended { id, to, reply } => {
-                    // Of what was never stored there is nothing to end.
+                    // A delivery that was never stored cannot end.
                     if let Some(row) = self.rows.get_mut(&(*id, *to)) {
                         row.ended.get_or_insert(reply.clone());
                     }
@@ -166,11 +166,11 @@ impl Store {
 struct SimulatedNode {
     connected: bool,
     blocked: bool,
-    /// Received and not begun.
+    /// Received and not started.
     waiting: VecDeque<CommandId>,
     running: BTreeSet<CommandId>,
     ended: BTreeMap<CommandId, Reply>,
-    /// Ends that have not been told over the link at hand.
+    /// Replies that were not sent over the current link.
     unsent_replies: VecDeque<(CommandId, Reply)>,
 }
 
@@ -181,24 +181,24 @@ struct Model {
     store: Store,
     writes: VecDeque<(WriteId, Vec<Change>)>,
     devices: BTreeMap<PeerId, SimulatedNode>,
-    /// What the verbs were told.
+    /// The outcomes that were reported to the issuers.
     reported: BTreeMap<(CommandId, PeerId), Reply>,
     not_issued: BTreeSet<CommandId>,
-    /// In time, for the first time.
+    /// First sent before the deadline.
     sent_in_time: BTreeSet<(PeerId, CommandId)>,
     /// Issued to be sent at once, in the order of issue.
     sent_in_order: BTreeSet<(CommandId, PeerId)>,
     never_sent: BTreeSet<(CommandId, PeerId)>,
     issued: BTreeSet<(CommandId, PeerId)>,
-    /// Not sent when its node was stopped; or sent, when its node was stopped while it was away.
+    /// Not sent when its node was stopped; or sent, and its node was stopped while it was offline.
     withdrawn: BTreeSet<(CommandId, PeerId)>,
     write_failed: bool,
-    /// Issued before a stop of their nodes.
+    /// Issued before a stop of its target.
     before_stop: BTreeSet<(CommandId, PeerId)>,
-    /// Issued before the last crash: nobody waits for its end any more.
+    /// Issued before the last crash: its issuer does not wait for its end any more.
     issued_before_crash: BTreeSet<CommandId>,
-    /// The write came through although it failed, and the station was killed before it could write what it then told:
-    /// the one case in which a command that was refused lives.
+    /// The write is durable although it was reported as failed, and the station was killed before it could write the
+    /// outcome that it then reported: the only case in which a refused command is sent.
     in_doubt: BTreeSet<CommandId>,
 }
 
@@ -266,7 +266,7 @@ impl Model {
             Step::Repeat { node: n } => {
                 let device = self.devices.get_mut(&node(n)).expect("a device");
                 if let (true, Some((id, _))) = (device.connected, device.ended.pop_last()) {
-                    // Another end than before: only the first counts.
+                    // Another outcome than before: only the first counts.
                     let other = Reply::failed("said again");
                     device.ended.insert(id, other.clone());
                     self.tracker.on_reply(node(n), id, other, now);
@@ -298,8 +298,8 @@ impl Model {
                 let open = open.map(|((id, _), _)| *id);
                 self.in_doubt
                     .extend(open.filter(|id| self.not_issued.contains(id)));
-                // What the store has not got of a stop is as if it had not been; that is out of order only where its
-                // write has failed.
+                // The part of a stop that is not stored is lost; that is a violation only where its write has not
+                // failed.
                 let stop = std::mem::take(&mut self.withdrawn).into_iter();
                 let (kept, lost): (BTreeSet<_>, BTreeSet<_>) = stop.partition(|(id, to)| {
                     let row = self.store.rows.get(&(*id, *to));
@@ -475,7 +475,7 @@ impl Model {
         }
     }
 
-    /// All is well from now on: everything ends.
+    /// From here on there are no faults, and everything ends.
     fn run_to_end(&mut self) {
         for device in self.devices.values_mut() {
             device.blocked = false;
@@ -525,7 +525,7 @@ impl Model {
     }
 }
 
-/// Whether a write repeats one that has come through although it failed.
+/// Whether a write repeats one that is durable although it was reported as failed.
 fn repeats_stored_stage(store: &Store, changes: &[Change]) -> bool {
     changes.iter().any(|change| match change {
         Change::Stage { id, to, stage, .. } => store
@@ -542,7 +542,7 @@ proptest! {
     fn every_delivery_ends_exactly_once(steps in prop::collection::vec(step(), 0..120)) {
         let mut world = Model::new();
         for step in steps {
-            // Whoever issues batches sees to them: here they end before the next command.
+            // The issuer of batches ends them: here before the next command.
             if matches!(step, Step::Issue { .. }) {
                 world.step(Step::CancelDeferred);
             }

@@ -1,4 +1,4 @@
-//! What goes to a node, in which order, and when.
+//! Which deliveries are sent to a node, in which order, and when.
 
 use std::time::Instant;
 
@@ -69,7 +69,7 @@ impl DeliveryTracker {
                     write_pending = true;
                 }
                 SentMark::Writing => write_pending = true,
-                // In order: not before what is still being written.
+                // In order: not before the deliveries whose write is in progress.
                 SentMark::Stored if write_pending => break,
                 SentMark::Stored => sends.push(*id),
             }
@@ -96,7 +96,8 @@ impl DeliveryTracker {
         self.query_status(peer);
     }
 
-    /// Asks what is beyond its deadline. No window holds that back: the node answers at once.
+    /// Sends status queries for deliveries beyond their deadline. The in-flight limit does not apply: the node
+    /// replies at once.
     fn query_status(&mut self, peer: PeerId) {
         let Some(node) = self.nodes.get_mut(&peer) else {
             return;
@@ -144,7 +145,7 @@ impl DeliveryTracker {
         });
     }
 
-    /// Ends all that a node that was put out had open.
+    /// Ends all open deliveries of a node whose key was revoked.
     fn end_revoked(&mut self, peer: PeerId) {
         let Some(node) = self.nodes.get(&peer) else { return };
         let open = node.open.iter();

@@ -45,7 +45,7 @@ fn issue(seq: u64, deadline: Instant, targets: Vec<DeliveryTarget>) -> IssueRequ
     }
 }
 
-/// What a book wants done, in short. Writes are done at once unless they are kept.
+/// The effects of a tracker, as short texts. Writes complete at once unless they are held back.
 struct Station {
     tracker: DeliveryTracker,
     now: Instant,
@@ -65,7 +65,7 @@ impl Station {
         }
     }
 
-    /// What has been done since it was asked last: `send 1 to 0`, `ask 1 of 0`, `1 of 0: started`, `1 of 0: done`.
+    /// The effects since the last call: `send 1 to 0`, `ask 1 of 0`, `1 of 0: started`, `1 of 0: done`.
     fn take_events(&mut self) -> Vec<String> {
         loop {
             let effects = self.tracker.take_effects();
@@ -419,11 +419,11 @@ fn stop_withdraws_unsent_deliveries_of_its_targets() {
         deferred: true,
         ..target(n)
     };
-    // Sent to 0; waits for 1 and 2, held of 3.
+    // Sent to 0; waits for 1 and 2, deferred for 3.
     desk.tracker
         .issue(issue(1, deadline, vec![target(0), target(1), target(2), held(3)]));
     assert_eq!(desk.take_events(), ["send 1 of 0"]);
-    // Being stored.
+    // Its write is in progress.
     desk.unanswered_writes = Some(Vec::new());
     desk.tracker.issue(issue(2, deadline, vec![target(0), target(1)]));
     desk.take_events();
@@ -463,7 +463,7 @@ fn stop_withdraws_unsent_deliveries_of_its_targets() {
         Change::Issued(_) | Change::StateChanged { .. } | Change::Stage { .. } => None,
     };
     assert!(desk.changes.iter().filter_map(why).all(|why| why == "a stop"));
-    // What it has been sent it refuses itself; what is given later goes out.
+    // The node itself refuses what was sent before the stop; commands issued later are sent.
     assert_eq!(desk.reply_done(1, 0), ["1 of 0: done"]);
     desk.tracker.issue(issue(3, deadline, vec![target(1)]));
     assert_eq!(desk.take_events(), ["send 3 of 1"]);
@@ -491,7 +491,7 @@ fn stop_prevents_resend_after_a_lost_link() {
     let deadline = desk.now + SECOND * 100;
     desk.tracker.issue(issue(1, deadline, vec![target(0)]));
     assert_eq!(desk.take_events(), ["send 1 of 0"]);
-    // The link counts as up still.
+    // The link still counts as open.
     assert_eq!(desk.tracker.withdraw(&[node(0)], "a stop", desk.now), 0);
     assert_eq!(desk.take_events(), [""; 0], "it may be at work");
     desk.tracker.on_disconnected(node(0));

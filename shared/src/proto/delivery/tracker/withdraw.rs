@@ -1,4 +1,4 @@
-//! What an emergency stop calls back.
+//! Withdrawing deliveries at an emergency stop.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -8,10 +8,10 @@ use super::{Change, DeliveryTracker, Phase, StoredState, WriteInProgress};
 use crate::proto::id::PeerId;
 
 impl DeliveryTracker {
-    /// These nodes are being stopped: whatever they have not been sent yet never is, and ends as refused for this
-    /// reason, whatever it would do. What they may have is not sent again, also if the link that took it was dead
-    /// already: whoever has forgotten it is only asked how it ended. What has gone out over a link that lives the node
-    /// refuses itself. Returns how many are withdrawn.
+    /// Withdraws the deliveries to nodes that are being stopped: what was not sent to them is never sent, and ends as
+    /// `refused` with this reason, whatever its action. What they may have is not sent again, even if the link that
+    /// took it was dead already: a node that has lost it only gets a status query. What was sent over a live link is
+    /// refused by the node itself. Returns the number of withdrawn deliveries.
     pub fn withdraw(&mut self, targets: &[PeerId], why: &str, now: Instant) -> usize {
         let mut query_only = Vec::new();
         for to in targets {
@@ -33,7 +33,8 @@ impl DeliveryTracker {
         found.cancelled.len()
     }
 
-    /// Those that would go `again` are asked about now. The others are at work, and nobody asks them sooner than else.
+    /// Sends status queries now for the deliveries that would be sent `again`. The others run, and are queried at the
+    /// usual time.
     fn query_only(&mut self, deliveries: &[(PeerId, CommandId, bool)], now: Instant) {
         if deliveries.is_empty() {
             return;

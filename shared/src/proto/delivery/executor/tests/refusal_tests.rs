@@ -1,4 +1,4 @@
-//! What keeps a command from running: another one, too many, the disk, a stop, the end of the process.
+//! Reasons that keep a command from running: a conflicting identity, a limit, the disk, a stop, a shutdown.
 
 use super::*;
 
@@ -86,7 +86,7 @@ fn failing_journal_refuses_commands_and_recovers() {
         why.starts_with("the node's journal cannot be written: No space left on device; free space"),
         "{why}"
     );
-    // At once, and without a word of acceptance.
+    // Refused at once, without the stage `accepted`.
     assert!(!place.send(2, PLAIN));
     let refused = place.take_effects();
     assert!(matches!(
@@ -104,7 +104,7 @@ fn failing_journal_refuses_commands_and_recovers() {
     place.advance(u64::try_from(JOURNAL_RETRY.as_millis()).expect("short"));
     assert!(place.send(3, PLAIN));
     assert_eq!(place.take_started(), [3]);
-    // What was answered meanwhile is durable by now.
+    // The replies from that time are durable by now.
     place.crash();
     for seq in [1, 2] {
         assert!(!place.send(seq, PLAIN));
@@ -230,7 +230,7 @@ fn shutdown_starts_nothing_and_journals_outcomes() {
     place.take_effects();
     place.unanswered_writes = Some(Vec::new());
     place.finish(20, done());
-    // 21 is being written, 20 too.
+    // The write of 21 is in progress, and that of 20 too.
     place.send(22, PLAIN);
     place.executor.shut_down(place.now);
     place.apply_effects();

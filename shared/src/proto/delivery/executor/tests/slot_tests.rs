@@ -1,4 +1,4 @@
-//! Who has a place, however much runs and waits.
+//! Slots and priorities of commands.
 
 use super::*;
 
@@ -10,7 +10,7 @@ fn flight_action_starts_when_ordinary_slots_are_full() {
         node.send(seq, PLAIN);
     }
     node.take_effects();
-    // Two places are for them alone, and who waits goes before all others.
+    // Two slots are reserved for flight actions, and waiting ones start before all ordinary commands.
     for seq in 101..=103 {
         let land = IncomingCommand {
             ttl_ms: Some(2_000),
@@ -57,7 +57,7 @@ fn waiting_flight_action_never_starts_after_a_landing() {
         place.finish(seq, done());
     }
     assert_eq!(place.take_started(), [0; 0]);
-    // What comes after it begins.
+    // A flight action that comes after the landing action starts.
     place.receive(flight_command(105, place.now, false));
     assert_eq!(place.take_started(), [105]);
 }
@@ -66,7 +66,7 @@ fn waiting_flight_action_never_starts_after_a_landing() {
 fn landing_action_starts_when_all_other_slots_are_full() {
     let mut place = SimulatedNode::new();
     place.fill_slots(1);
-    // As many as can be, of each.
+    // As many as the limits allow, of each kind.
     for seq in 9..=400 {
         place.send(seq, PLAIN);
     }
@@ -79,12 +79,12 @@ fn landing_action_starts_when_all_other_slots_are_full() {
         assert!(place.receive(flight_command(seq, place.now, true)));
     }
     assert_eq!(place.take_started(), (801..801 + ends).collect::<Vec<_>>());
-    // They take no place of others, and wait only for one another.
+    // Landing actions use no other slots, and wait only for one another.
     place.finish(1, done());
     assert_eq!(place.take_started(), [9]);
     place.finish(801, done());
     assert_eq!(place.take_started(), [801 + ends]);
-    // Whatever its class.
+    // The TTL class does not matter.
     place.finish(802, done());
     let ordinary = ActionProperties {
         ends_flight: true,
