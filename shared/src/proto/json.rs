@@ -70,7 +70,7 @@ pub fn parse(content: &[u8], encoding: &ContentEncoding) -> Result<Value, JsonEr
     match serde_json::from_str(&text) {
         Ok(value) => Ok(value),
         Err(strict) => match replace_non_finite(&text) {
-            Some(mended) => serde_json::from_str(&mended).map_err(|e| JsonError::Syntax(e.to_string())),
+            Some(replaced) => serde_json::from_str(&replaced).map_err(|e| JsonError::Syntax(e.to_string())),
             None => Err(JsonError::Syntax(strict.to_string())),
         },
     }
@@ -116,14 +116,14 @@ fn decode_utf16_bytes(bytes: &[u8]) -> Option<String> {
 /// none.
 fn replace_non_finite(text: &str) -> Option<String> {
     const WORDS: [&str; 3] = ["-Infinity", "Infinity", "NaN"];
-    let mut mended = String::with_capacity(text.len());
+    let mut replaced = String::with_capacity(text.len());
     let mut found = false;
     let mut in_string = false;
     let mut rest = text;
     while let Some(c) = rest.chars().next() {
-        if !in_string && let Some(word) = WORDS.iter().find(|word| rest.starts_with(**word)) {
-            mended.push_str("null");
-            rest = &rest[word.len()..];
+        if !in_string && let Some(name) = WORDS.iter().find(|name| rest.starts_with(**name)) {
+            replaced.push_str("null");
+            rest = &rest[name.len()..];
             found = true;
             continue;
         }
@@ -133,10 +133,10 @@ fn replace_non_finite(text: &str) -> Option<String> {
             '\\' if in_string => taken += rest[taken..].chars().next().map_or(0, char::len_utf8),
             _ => {}
         }
-        mended.push_str(&rest[..taken]);
+        replaced.push_str(&rest[..taken]);
         rest = &rest[taken..];
     }
-    found.then_some(mended)
+    found.then_some(replaced)
 }
 
 #[cfg(test)]
@@ -190,9 +190,9 @@ mod tests {
         );
         assert!(matches!(parse_utf8("{"), Err(JsonError::Syntax(_))));
         assert!(matches!(parse_utf8("[NaN"), Err(JsonError::Syntax(_))));
-        let odd = ContentEncoding::Other("koi8-r".to_owned());
+        let encoding = ContentEncoding::Other("koi8-r".to_owned());
         assert_eq!(
-            parse(b"{}", &odd),
+            parse(b"{}", &encoding),
             Err(JsonError::UnknownEncoding("koi8-r".to_owned()))
         );
     }

@@ -175,10 +175,10 @@ impl DedupTable {
 
     /// What the table says about a command with this identity and this digest.
     pub fn lookup(&self, id: CommandId, digest: Digest) -> DedupResult<'_> {
-        let place = (id.epoch, id.seq);
+        let key = (id.epoch, id.seq);
         let (floor, seen) = match self.windows.get(&id.issuer) {
             Some(window) => {
-                if let Some(entry) = window.entries.get(&place) {
+                if let Some(entry) = window.entries.get(&key) {
                     return entry.lookup(digest);
                 }
                 (window.floor, window.highest_epoch())
@@ -188,7 +188,7 @@ impl DedupTable {
                 (floor, self.highest_epoch(id.issuer))
             }
         };
-        if floor.is_some_and(|floor| place <= floor) {
+        if floor.is_some_and(|floor| key <= floor) {
             DedupResult::Evicted
         } else if id.epoch < seen {
             DedupResult::OldEpoch { highest: seen }
@@ -216,13 +216,13 @@ impl DedupTable {
     }
 
     fn insert(&mut self, id: &CommandId, digest: Option<Digest>, state: State) {
-        let place = (id.epoch, id.seq);
+        let key = (id.epoch, id.seq);
         let window = self.windows.get(&id.issuer);
         let floor = match window {
             Some(window) => window.floor,
             None => self.floors.get(&id.issuer).copied(),
         };
-        if floor.is_some_and(|floor| place <= floor) {
+        if floor.is_some_and(|floor| key <= floor) {
             return;
         }
         self.touch_window(id.issuer);
@@ -231,7 +231,7 @@ impl DedupTable {
         };
         let before = window.text_bytes;
         window.floor = floor;
-        window.insert(place, digest, state);
+        window.insert(key, digest, state);
         self.text_bytes = self.text_bytes - before + window.text_bytes;
         self.evict_old_texts();
     }
@@ -254,7 +254,7 @@ impl DedupTable {
             return;
         };
         self.text_bytes -= window.text_bytes;
-        let newest = window.entries.last_key_value().map(|(place, _)| *place);
+        let newest = window.entries.last_key_value().map(|(key, _)| *key);
         if let Some(floor) = newest.max(window.floor) {
             self.store_floor(issuer, floor);
         }
@@ -320,12 +320,12 @@ impl DedupTable {
 
 impl IssuerWindow {
     fn highest_epoch(&self) -> u64 {
-        let newest = self.entries.last_key_value().map(|(place, _)| *place);
-        newest.max(self.floor).map_or(0, |place| place.0)
+        let newest = self.entries.last_key_value().map(|(key, _)| *key);
+        newest.max(self.floor).map_or(0, |key| key.0)
     }
 
-    fn insert(&mut self, place: SequenceKey, digest: Option<Digest>, state: State) {
-        let entry = self.entries.entry(place).or_insert_with(|| Entry {
+    fn insert(&mut self, key: SequenceKey, digest: Option<Digest>, state: State) {
+        let entry = self.entries.entry(key).or_insert_with(|| Entry {
             digest,
             state: State::Begun { idempotent: false },
         });
@@ -336,10 +336,10 @@ impl IssuerWindow {
             self.text_bytes += entry.text_bytes();
         }
         if self.entries.len() > WINDOW_COMMANDS
-            && let Some((place, entry)) = self.entries.pop_first()
+            && let Some((key, entry)) = self.entries.pop_first()
         {
             self.text_bytes -= entry.text_bytes();
-            self.floor = self.floor.max(Some(place));
+            self.floor = self.floor.max(Some(key));
         }
     }
 

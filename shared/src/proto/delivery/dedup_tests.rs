@@ -36,99 +36,90 @@ fn ended(id: CommandId, reply: &Reply) -> Record {
 }
 
 fn table(records: impl IntoIterator<Item = Record>) -> DedupTable {
-    let mut ledger = DedupTable::default();
+    let mut dedup = DedupTable::default();
     for record in records {
-        ledger.apply(&record);
+        dedup.apply(&record);
     }
-    ledger
+    dedup
 }
 
-fn assert_replays(ledger: &DedupTable) {
-    assert_eq!(self::table(ledger.records()), *ledger);
+fn assert_replays(dedup: &DedupTable) {
+    assert_eq!(self::table(dedup.records()), *dedup);
 }
 
 #[test]
 fn identity_goes_from_new_to_begun_to_ended() {
-    let mut ledger = DedupTable::default();
-    assert_eq!(ledger.lookup(id(1, 1), led()), DedupResult::New);
-    ledger.apply(&started(id(1, 1)));
+    let mut dedup = DedupTable::default();
+    assert_eq!(dedup.lookup(id(1, 1), led()), DedupResult::New);
+    dedup.apply(&started(id(1, 1)));
     assert_eq!(
-        ledger.lookup(id(1, 1), led()),
+        dedup.lookup(id(1, 1), led()),
         DedupResult::Begun { idempotent: false }
     );
     assert_eq!(
-        ledger.lookup(id(1, 1), digest("led", b"[]")),
+        dedup.lookup(id(1, 1), digest("led", b"[]")),
         DedupResult::Conflict
     );
     assert_eq!(
-        ledger.lookup(id(1, 1), digest("le", b"d{}")),
+        dedup.lookup(id(1, 1), digest("le", b"d{}")),
         DedupResult::Conflict
     );
-    ledger.apply(&ended(id(1, 1), &Reply::failed("no motor")));
+    dedup.apply(&ended(id(1, 1), &Reply::failed("no motor")));
     // Neither a second start nor a second end changes the stored answer.
-    ledger.apply(&started(id(1, 1)));
-    ledger.apply(&ended(id(1, 1), &Reply::refused("late")));
-    let DedupResult::Ended(reply) = ledger.lookup(id(1, 1), led()) else {
+    dedup.apply(&started(id(1, 1)));
+    dedup.apply(&ended(id(1, 1), &Reply::refused("late")));
+    let DedupResult::Ended(reply) = dedup.lookup(id(1, 1), led()) else {
         panic!("it has ended");
     };
     assert_eq!(reply.to_reply(), Reply::failed("no motor"));
-    assert_eq!(ledger.lookup(id(1, 2), led()), DedupResult::New);
+    assert_eq!(dedup.lookup(id(1, 2), led()), DedupResult::New);
     // A command that never started has no digest to compare.
-    ledger.apply(&ended(id(1, 3), &Reply::refused("late")));
-    assert!(matches!(ledger.lookup(id(1, 3), led()), DedupResult::Ended(_)));
-    assert_replays(&ledger);
+    dedup.apply(&ended(id(1, 3), &Reply::refused("late")));
+    assert!(matches!(dedup.lookup(id(1, 3), led()), DedupResult::Ended(_)));
+    assert_replays(&dedup);
 }
 
 #[test]
 fn evicted_identity_is_never_new_again() {
     let newest = WINDOW_COMMANDS as u64 + 5;
-    let mut ledger = table((1..=newest).map(|seq| started(id(1, seq))));
+    let mut dedup = table((1..=newest).map(|seq| started(id(1, seq))));
     for seq in 1..=5 {
-        assert_eq!(ledger.lookup(id(1, seq), led()), DedupResult::Evicted);
+        assert_eq!(dedup.lookup(id(1, seq), led()), DedupResult::Evicted);
     }
-    assert_eq!(ledger.lookup(id(0, 9), led()), DedupResult::Evicted);
-    assert!(matches!(
-        ledger.lookup(id(1, 6), led()),
-        DedupResult::Begun { .. }
-    ));
+    assert_eq!(dedup.lookup(id(0, 9), led()), DedupResult::Evicted);
+    assert!(matches!(dedup.lookup(id(1, 6), led()), DedupResult::Begun { .. }));
     // A record below the floor has no effect.
-    ledger.apply(&started(id(1, 3)));
-    assert_eq!(ledger.lookup(id(1, 3), led()), DedupResult::Evicted);
+    dedup.apply(&started(id(1, 3)));
+    assert_eq!(dedup.lookup(id(1, 3), led()), DedupResult::Evicted);
     // The window spans epochs.
-    ledger.apply(&started(id(2, 1)));
-    assert_eq!(ledger.lookup(id(1, 6), led()), DedupResult::Evicted);
-    assert!(matches!(
-        ledger.lookup(id(1, 7), led()),
-        DedupResult::Begun { .. }
-    ));
+    dedup.apply(&started(id(2, 1)));
+    assert_eq!(dedup.lookup(id(1, 6), led()), DedupResult::Evicted);
+    assert!(matches!(dedup.lookup(id(1, 7), led()), DedupResult::Begun { .. }));
     assert_eq!(
-        ledger.lookup(id(1, newest + 1), led()),
+        dedup.lookup(id(1, newest + 1), led()),
         DedupResult::OldEpoch { highest: 2 }
     );
-    assert_eq!(ledger.lookup(id(2, 2), led()), DedupResult::New);
-    assert_replays(&ledger);
+    assert_eq!(dedup.lookup(id(2, 2), led()), DedupResult::New);
+    assert_replays(&dedup);
 }
 
 #[test]
 fn floor_covers_every_identity_up_to_it() {
-    let mut ledger = table((1..=4).map(|seq| started(id(1, seq))));
+    let mut dedup = table((1..=4).map(|seq| started(id(1, seq))));
     let floor = |seq| Record::Floor {
         issuer: issuer(1),
         epoch: 1,
         seq,
     };
-    ledger.apply(&floor(2));
-    assert_eq!(ledger.lookup(id(1, 2), led()), DedupResult::Evicted);
-    assert!(matches!(
-        ledger.lookup(id(1, 3), led()),
-        DedupResult::Begun { .. }
-    ));
-    ledger.apply(&floor(9));
-    ledger.apply(&floor(8));
-    assert_eq!(ledger.lookup(id(1, 9), led()), DedupResult::Evicted);
-    assert_eq!(ledger.lookup(id(1, 10), led()), DedupResult::New);
-    assert_eq!(ledger.records(), [floor(9)]);
-    assert_replays(&ledger);
+    dedup.apply(&floor(2));
+    assert_eq!(dedup.lookup(id(1, 2), led()), DedupResult::Evicted);
+    assert!(matches!(dedup.lookup(id(1, 3), led()), DedupResult::Begun { .. }));
+    dedup.apply(&floor(9));
+    dedup.apply(&floor(8));
+    assert_eq!(dedup.lookup(id(1, 9), led()), DedupResult::Evicted);
+    assert_eq!(dedup.lookup(id(1, 10), led()), DedupResult::New);
+    assert_eq!(dedup.records(), [floor(9)]);
+    assert_replays(&dedup);
 }
 
 #[test]
@@ -138,23 +129,20 @@ fn least_recent_issuer_keeps_only_its_floor() {
         epoch: 3,
         seq,
     };
-    let mut ledger = table((0..WINDOW_ISSUERS).map(|number| started(by(number, 4))));
-    ledger.apply(&started(by(0, 5)));
-    ledger.apply(&started(by(WINDOW_ISSUERS, 4)));
-    assert!(matches!(
-        ledger.lookup(by(0, 4), led()),
-        DedupResult::Begun { .. }
-    ));
-    assert_eq!(ledger.lookup(by(1, 4), led()), DedupResult::Evicted);
-    assert_eq!(ledger.lookup(by(1, 5), led()), DedupResult::New);
-    ledger.apply(&started(by(1, 5)));
-    assert_eq!(ledger.lookup(by(1, 4), led()), DedupResult::Evicted);
-    assert_replays(&ledger);
+    let mut dedup = table((0..WINDOW_ISSUERS).map(|number| started(by(number, 4))));
+    dedup.apply(&started(by(0, 5)));
+    dedup.apply(&started(by(WINDOW_ISSUERS, 4)));
+    assert!(matches!(dedup.lookup(by(0, 4), led()), DedupResult::Begun { .. }));
+    assert_eq!(dedup.lookup(by(1, 4), led()), DedupResult::Evicted);
+    assert_eq!(dedup.lookup(by(1, 5), led()), DedupResult::New);
+    dedup.apply(&started(by(1, 5)));
+    assert_eq!(dedup.lookup(by(1, 4), led()), DedupResult::Evicted);
+    assert_replays(&dedup);
     for number in 0..WINDOW_ISSUERS + ISSUERS_MAX + 50 {
-        ledger.apply(&started(by(number, 9)));
+        dedup.apply(&started(by(number, 9)));
     }
-    assert_eq!(ledger.records().len(), WINDOW_ISSUERS + ISSUERS_MAX);
-    assert_replays(&ledger);
+    assert_eq!(dedup.records().len(), WINDOW_ISSUERS + ISSUERS_MAX);
+    assert_replays(&dedup);
 }
 
 #[test]
@@ -163,8 +151,8 @@ fn oldest_reply_texts_are_evicted_and_outcomes_kept() {
         output: Some("x".repeat(1000)),
         ..Reply::done(serde_json::Value::from("y".repeat(1000)))
     };
-    let ledger = table((1..=1000).map(|seq| ended(id(1, seq), &reply)));
-    let kept: Vec<StoredReply> = ledger
+    let dedup = table((1..=1000).map(|seq| ended(id(1, seq), &reply)));
+    let kept: Vec<StoredReply> = dedup
         .records()
         .into_iter()
         .filter_map(|record| match record {
@@ -182,7 +170,7 @@ fn oldest_reply_texts_are_evicted_and_outcomes_kept() {
     let whole = kept.iter().filter(|reply| !reply.is_truncated()).count();
     assert_eq!(whole, REPLY_BYTES_MAX / 2002);
     assert!(kept[..1000 - whole].iter().all(StoredReply::is_truncated));
-    assert_replays(&ledger);
+    assert_replays(&dedup);
 }
 
 #[test]
@@ -191,36 +179,36 @@ fn latch_ends_only_by_its_own_release() {
         issuer: issuer(1),
         number,
     };
-    let mut ledger = table([stopped(5), stopped(8)]);
-    ledger.apply(&Record::Released { number: 5 });
-    ledger.apply(&Record::StopEnded {
+    let mut dedup = table([stopped(5), stopped(8)]);
+    dedup.apply(&Record::Released { number: 5 });
+    dedup.apply(&Record::StopEnded {
         number: 5,
         error: None,
     });
-    let latch = ledger.latch().expect("stopped");
+    let latch = dedup.latch().expect("stopped");
     assert_eq!((latch.number, &latch.command_result), (8, &None));
-    ledger.apply(&Record::StopEnded {
+    dedup.apply(&Record::StopEnded {
         number: 8,
         error: Some("x".repeat(5000)),
     });
-    let ended = ledger.latch().and_then(|latch| latch.command_result.clone());
+    let ended = dedup.latch().and_then(|latch| latch.command_result.clone());
     assert_eq!(ended, Some(Err("x".repeat(1024))));
-    assert_replays(&ledger);
-    ledger.apply(&Record::Released { number: 8 });
-    assert_eq!((ledger.latch(), ledger.highest_stop_number(issuer(1))), (None, 8));
-    assert_eq!(ledger.highest_stop_number(issuer(2)), 0);
-    assert_replays(&ledger);
-    ledger.apply(&stopped(9));
+    assert_replays(&dedup);
+    dedup.apply(&Record::Released { number: 8 });
+    assert_eq!((dedup.latch(), dedup.highest_stop_number(issuer(1))), (None, 8));
+    assert_eq!(dedup.highest_stop_number(issuer(2)), 0);
+    assert_replays(&dedup);
+    dedup.apply(&stopped(9));
     for number in 0..ISSUERS_MAX + 9 {
-        ledger.apply(&Record::StopSeen {
+        dedup.apply(&Record::StopSeen {
             issuer: issuer(number + 2),
             number: 100,
         });
     }
     assert_eq!(
-        ledger.highest_stop_number(issuer(1)),
+        dedup.highest_stop_number(issuer(1)),
         9,
         "the stop in force is not forgotten"
     );
-    assert_replays(&ledger);
+    assert_replays(&dedup);
 }

@@ -119,10 +119,10 @@ pub fn append_record(out: &mut Vec<u8>, number: u64, record: &Record) {
 }
 
 /// A whole journal with the content of the table, and the number of the record after it.
-pub fn snapshot(ledger: &DedupTable, first: u64) -> (Vec<u8>, u64) {
+pub fn snapshot(table: &DedupTable, first: u64) -> (Vec<u8>, u64) {
     let mut bytes = encode_header(first).to_vec();
     let mut next = first;
-    for record in ledger.records() {
+    for record in table.records() {
         append_record(&mut bytes, next, &record);
         next = next.wrapping_add(1);
     }

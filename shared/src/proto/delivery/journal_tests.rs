@@ -104,15 +104,15 @@ proptest! {
 
     #[test]
     fn snapshot_replays_to_an_equal_dedup_table(records in vec(record(), 0..120)) {
-        let mut ledger = DedupTable::default();
+        let mut dedup = DedupTable::default();
         for record in &records {
-            ledger.apply(record);
+            dedup.apply(record);
         }
-        let (bytes, next) = snapshot(&ledger, 5);
+        let (bytes, next) = snapshot(&dedup, 5);
         let mut again = DedupTable::default();
         let replayed = replay(&bytes, |record| again.apply(&record));
         prop_assert_eq!((replayed.next_number, replayed.damage), (next, None));
-        prop_assert_eq!(again, ledger);
+        prop_assert_eq!(again, dedup);
     }
 }
 

@@ -53,24 +53,24 @@ impl StoredReply {
     /// The part of this reply that is stored.
     pub fn new(reply: &Reply) -> Self {
         let mut cut = false;
-        let mut keep = |text: &Option<String>| {
+        let mut truncate = |text: &Option<String>| {
             text.as_ref().map(|text| {
-                let kept = truncate_text(text);
-                cut |= kept.len() < text.len();
-                kept.to_owned()
+                let stored = truncate_text(text);
+                cut |= stored.len() < text.len();
+                stored.to_owned()
             })
         };
-        let output = keep(&reply.output);
-        let error = keep(&reply.error);
+        let output = truncate(&reply.output);
+        let error = truncate(&reply.error);
         let value = reply.value.as_ref().map(ToString::to_string);
         // A truncated value is not JSON, and one that is nested too deeply to be parsed again must not be stored.
         let readable = |text: &String| text.len() <= STORED_TEXT_BYTES_MAX && is_json(text);
-        let kept = value.clone().filter(readable);
-        cut |= kept != value;
+        let stored = value.clone().filter(readable);
+        cut |= stored != value;
         Self {
             state: reply.state,
             exit: reply.exit,
-            value: kept,
+            value: stored,
             output,
             error,
             truncated: cut,
@@ -375,11 +375,11 @@ impl Reader<'_> {
         self.array().map(u64::from_be_bytes)
     }
 
-    fn flag(&mut self, what: &'static str) -> Result<bool, BadRecord> {
+    fn flag(&mut self, field: &'static str) -> Result<bool, BadRecord> {
         match self.byte()? {
             0 => Ok(false),
             1 => Ok(true),
-            _ => Err(BadRecord::InvalidField(what)),
+            _ => Err(BadRecord::InvalidField(field)),
         }
     }
 
@@ -391,14 +391,14 @@ impl Reader<'_> {
         })
     }
 
-    fn text(&mut self, what: &'static str) -> Result<String, BadRecord> {
+    fn text(&mut self, field: &'static str) -> Result<String, BadRecord> {
         let length = usize::from(u16::from_be_bytes(self.array()?));
         if length > STORED_TEXT_BYTES_MAX {
-            return Err(BadRecord::InvalidField(what));
+            return Err(BadRecord::InvalidField(field));
         }
         let (text, rest) = self.0.split_at_checked(length).ok_or(BadRecord::Truncated)?;
         self.0 = rest;
-        String::from_utf8(text.to_owned()).map_err(|_bytes| BadRecord::InvalidField(what))
+        String::from_utf8(text.to_owned()).map_err(|_bytes| BadRecord::InvalidField(field))
     }
 
     fn reply(&mut self) -> Result<StoredReply, BadRecord> {
@@ -415,7 +415,7 @@ impl Reader<'_> {
         if flags & !REPLY_FLAGS != 0 {
             return Err(BadRecord::InvalidField("set of flags"));
         }
-        let mut text = |flag: u8, what| (flags & flag != 0).then(|| self.text(what)).transpose();
+        let mut text = |flag: u8, field| (flags & flag != 0).then(|| self.text(field)).transpose();
         let value = text(HAS_VALUE, "value")?;
         if !value.as_deref().is_none_or(is_json) {
             return Err(BadRecord::InvalidField("value"));

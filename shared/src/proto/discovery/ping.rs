@@ -196,11 +196,11 @@ impl PingFilter {
         if fleet.is_some_and(|fleet| fleet.prefix() != ping.fleet) {
             return Err(PingError::OtherFleet);
         }
-        let known = self
+        let index = self
             .highest_counters
             .iter()
             .position(|(station, _)| *station == ping.station);
-        if let Some((_, heard)) = known.map(|at| self.highest_counters[at])
+        if let Some((_, heard)) = index.map(|at| self.highest_counters[at])
             && ping.counter <= heard
         {
             return Err(PingError::Replayed {
@@ -209,7 +209,7 @@ impl PingFilter {
             });
         }
         ping.check_signature(datagram)?;
-        match known {
+        match index {
             Some(at) => {
                 self.highest_counters.remove(at);
             }

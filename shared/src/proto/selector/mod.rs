@@ -278,7 +278,9 @@ impl Term {
         if let Some(c) = name.literals().find(|c| !c.is_ascii_alphanumeric() && *c != '-') {
             return Err(bad_selector(
                 whole,
-                format!("a name cannot hold {c:?}; use names, globs such as drone-*, tag:KEY=VALUE or id:PREFIX"),
+                format!(
+                    "a name cannot hold {c:?}; use names, globs such as drone-*, tag:KEY=VALUE or id:PREFIX"
+                ),
             ));
         }
         Ok(Self::Name(name))
@@ -396,7 +398,7 @@ mod tests {
     #[test]
     fn always_matches_name_ignores_tags_and_ids() {
         let name = NodeName::parse("drone-07").expect("a name");
-        for (selector, meant) in [
+        for (selector, expected) in [
             ("all", true),
             ("lead,drone-0[1-9]", true),
             ("tag:row=3,drone-07", true),
@@ -407,7 +409,7 @@ mod tests {
             ("!lead", false),
         ] {
             let selector = Selector::parse(selector).expect("a selector");
-            assert_eq!(selector.always_matches_name(&name), meant, "{selector}");
+            assert_eq!(selector.always_matches_name(&name), expected, "{selector}");
         }
     }
 
@@ -504,7 +506,7 @@ mod tests {
 
     #[test]
     fn bad_selector_term_is_quoted_with_its_rule() {
-        for (text, says) in [
+        for (text, rule) in [
             ("", "a term is empty"),
             ("drone-1,,x", "a term is empty"),
             ("!", "a term is empty"),
@@ -516,7 +518,7 @@ mod tests {
             ("x,drone-[1", "needs its `]`"),
         ] {
             let error = Selector::parse(text).expect_err(text).to_string();
-            assert!(error.contains(says), "{text}: {error}");
+            assert!(error.contains(rule), "{text}: {error}");
         }
         let error = Selector::parse("ok,dr one").expect_err("a space").to_string();
         assert!(error.starts_with("\"dr one\" is not a selector"), "{error}");

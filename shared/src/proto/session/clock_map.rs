@@ -46,7 +46,7 @@ impl ClockMap {
     /// Takes the peer's stamp from a received frame, if it has one.
     pub(super) fn observe(&mut self, header: &Header, now: Instant) {
         if let Some(stamp) = header.stamp
-            && self.to_peer_clock(now).is_none_or(|known| stamp >= known)
+            && self.to_peer_clock(now).is_none_or(|latest| stamp >= latest)
         {
             self.peer_clock = Some((stamp, now));
         }
@@ -59,10 +59,10 @@ impl ClockMap {
 
     /// A local deadline on the peer's clock; `None` while the peer has sent no stamp.
     pub(super) fn to_peer_clock(&self, deadline: Instant) -> Option<u64> {
-        let (stamp, came) = self.peer_clock?;
-        Some(match deadline.checked_duration_since(came) {
-            Some(left) => stamp.saturating_add(millis_down(left - left / CLOCK_DRIFT_DIVISOR)),
-            None => stamp.saturating_sub(millis_up(came.saturating_duration_since(deadline))),
+        let (stamp, received_at) = self.peer_clock?;
+        Some(match deadline.checked_duration_since(received_at) {
+            Some(remaining) => stamp.saturating_add(millis_down(remaining - remaining / CLOCK_DRIFT_DIVISOR)),
+            None => stamp.saturating_sub(millis_up(received_at.saturating_duration_since(deadline))),
         })
     }
 

@@ -197,12 +197,12 @@ impl<T> Session<T> {
         let request = expected.as_ref().map(|expected| expected.id);
         let epoch = message.frame.epoch();
         let Outgoing {
-            frame: parcel,
+            frame,
             lane,
             deadline,
         } = message;
         self.outbox.push(OutboxItem {
-            frame: parcel,
+            frame,
             lane,
             deadline,
             request,
@@ -234,15 +234,15 @@ impl<T> Session<T> {
         }
     }
 
-    fn resolve_item(&mut self, item: &OutboxItem, how: RequestEnd) {
+    fn resolve_item(&mut self, item: &OutboxItem, end: RequestEnd) {
         if let Some(id) = item.request {
-            self.resolve(id, how);
+            self.resolve(id, end);
         }
     }
 
-    fn resolve(&mut self, id: u64, how: RequestEnd) {
+    fn resolve(&mut self, id: u64, end: RequestEnd) {
         if let Some(token) = self.pending.remove(id) {
-            self.events.push(Event::RequestEnded(token, how));
+            self.events.push(Event::RequestEnded(token, end));
         }
     }
 

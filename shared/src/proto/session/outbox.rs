@@ -247,13 +247,13 @@ impl Outbox {
             last = Some(sent);
         }
         if let Some(sent) = last.filter(|sent| sent.item.frame.memory_bytes() >= DELAY_SAMPLE_BYTES_MIN) {
-            let what = Acknowledged {
+            let ack = Acknowledged {
                 in_flight_before: before,
                 bytes: before - self.unacked_bytes,
                 delay: now.saturating_duration_since(sent.sent_at),
                 only_in_flight: sent.only_in_flight,
             };
-            self.window.on_acknowledged(what, now);
+            self.window.on_acknowledged(ack, now);
         }
         true
     }

@@ -51,14 +51,14 @@ impl<T> Session<T> {
                 ..Trailer::default()
             };
             while to.len() < room {
-                let word = self.ack_due.map(|_due| trailer(self.received));
+                let ack = self.ack_due.map(|_due| trailer(self.received));
                 let Some((seq, item)) = self.outbox.next_to_send(now) else {
                     break;
                 };
                 // Rounded up, so that less than a millisecond is not sent as 0.
-                let left = |deadline: Instant| millis_up(deadline.saturating_duration_since(now));
+                let remaining = |deadline: Instant| millis_up(deadline.saturating_duration_since(now));
                 let question = item.frame.is_status_query().then_some(0);
-                let ttl = question.or(item.deadline.map(left));
+                let ttl = question.or(item.deadline.map(remaining));
                 let until = item
                     .deadline
                     .and_then(|deadline| self.clock_map.to_peer_clock(deadline));
@@ -68,10 +68,10 @@ impl<T> Session<T> {
                         seq,
                         ttl,
                         until,
-                        ..word.unwrap_or_default()
+                        ..ack.unwrap_or_default()
                     },
                 );
-                if word.is_some() {
+                if ack.is_some() {
                     self.clear_pending_ack(now);
                 }
             }

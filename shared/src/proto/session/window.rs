@@ -60,11 +60,11 @@ pub struct Acknowledged {
 
 impl Window {
     /// A window at its smallest size. `least` and `most` are in bytes.
-    pub fn new(least: usize, most: usize) -> Self {
+    pub fn new(min_bytes: usize, max_bytes: usize) -> Self {
         Self {
-            bytes: least,
-            min_bytes: least,
-            max_bytes: most,
+            bytes: min_bytes,
+            min_bytes,
+            max_bytes,
             base_delay: None,
             probe: DelayProbe::Scheduled(None),
         }

@@ -313,13 +313,13 @@ impl StopReceiver {
     }
 
     /// Records the end of the command. It served the order that is in force now; returns that, if there is one.
-    pub fn on_command_ended(&mut self, how: Result<(), String>) -> Option<StopId> {
+    pub fn on_command_ended(&mut self, result: Result<(), String>) -> Option<StopId> {
         let present = self.active.as_mut()?;
-        present.command = match how {
+        present.command = match result {
             Ok(()) => StopCommandState::Done,
             Err(_) => StopCommandState::Failed,
         };
-        present.command_error = how.err();
+        present.command_error = result.err();
         Some(present.id)
     }
 
@@ -401,8 +401,8 @@ impl ActiveStop {
 
     /// Milliseconds since it was received.
     pub fn since_ms(&self, now: Instant) -> u64 {
-        let here = now.saturating_duration_since(self.since).as_millis();
-        u64::try_from(here)
+        let elapsed = now.saturating_duration_since(self.since).as_millis();
+        u64::try_from(elapsed)
             .unwrap_or(u64::MAX)
             .saturating_add(self.earlier_ms)
     }

@@ -78,7 +78,7 @@ fn receiver() -> StopReceiver {
 }
 
 fn receive(
-    desk: &mut StopReceiver,
+    receiver: &mut StopReceiver,
     fleet: &Fleet,
     carrier: ReceivedVia,
     bytes: &[u8],
@@ -90,7 +90,7 @@ fn receive(
         id: &OWN.id(),
         tags: &tags,
     };
-    desk.receive(bytes, carrier, Some(&fleet.membership), &me, now())
+    receiver.receive(bytes, carrier, Some(&fleet.membership), &me, now())
 }
 
 #[test]
@@ -127,10 +127,10 @@ fn stop_takes_effect_once_over_link_or_datagram() {
 fn forged_stop_has_no_effect() {
     let fleet = Fleet::new(1);
     let other = Fleet::new(2);
-    let mut desk = receiver();
+    let mut receiver = receiver();
     let mut refused = |bytes: &[u8]| {
-        let fault = receive(&mut desk, &fleet, ReceivedVia::Datagram, bytes).expect_err("refused");
-        assert!(desk.active_stop().is_none() && desk.highest_numbers().is_empty());
+        let fault = receive(&mut receiver, &fleet, ReceivedVia::Datagram, bytes).expect_err("refused");
+        assert!(receiver.active_stop().is_none() && receiver.highest_numbers().is_empty());
         fault
     };
     // Another key signed it, with the issuer's grant.
@@ -176,15 +176,15 @@ fn forged_stop_has_no_effect() {
 fn stop_with_any_bit_flipped_has_no_effect() {
     let fleet = Fleet::new(1);
     let good = fleet.datagram(10, 5, "all");
-    let mut desk = receiver();
+    let mut receiver = receiver();
     for at in 0..good.len() {
         let mut bytes = good.clone();
         bytes[at] ^= 1 << (at % 8);
         assert!(
-            receive(&mut desk, &fleet, ReceivedVia::Datagram, &bytes).is_err(),
+            receive(&mut receiver, &fleet, ReceivedVia::Datagram, &bytes).is_err(),
             "byte {at}"
         );
-        assert!(desk.active_stop().is_none());
+        assert!(receiver.active_stop().is_none());
     }
 }
 
@@ -194,12 +194,12 @@ fn stop_of_a_revoked_key_is_rejected() {
     let bytes = fleet.datagram(10, 5, "all");
     let state = fleet.root.revoke(key(10).public()).expect("room").clone();
     fleet.membership.adopt_state(state).expect("the root's");
-    let mut desk = receiver();
+    let mut receiver = receiver();
     assert_eq!(
-        receive(&mut desk, &fleet, ReceivedVia::Link, &bytes),
+        receive(&mut receiver, &fleet, ReceivedVia::Link, &bytes),
         Err(StopRejection::Revoked(id(10)))
     );
-    assert!(desk.active_stop().is_none());
+    assert!(receiver.active_stop().is_none());
 }
 
 #[test]
@@ -219,19 +219,19 @@ fn node_without_fleet_rejects_stops() {
 #[test]
 fn stale_release_does_not_end_a_newer_stop() {
     let fleet = Fleet::new(1);
-    let mut desk = receiver();
-    assert_eq!(desk.check_release(5, None), Err(ReleaseError::NotStopped));
+    let mut receiver = receiver();
+    assert_eq!(receiver.check_release(5, None), Err(ReleaseError::NotStopped));
     receive(
-        &mut desk,
+        &mut receiver,
         &fleet,
         ReceivedVia::Link,
         &fleet.datagram(10, 5, "all"),
     )
     .expect("new");
-    let first = desk.check_release(5, Some(&id(10))).expect("in force");
+    let first = receiver.check_release(5, Some(&id(10))).expect("in force");
     // Another station stops the node while the release is being stored.
     receive(
-        &mut desk,
+        &mut receiver,
         &fleet,
         ReceivedVia::Link,
         &fleet.datagram(11, 9, "all"),
@@ -241,22 +241,22 @@ fn stale_release_does_not_end_a_newer_stop() {
         asked: 5,
         present: stop_id(11, 9),
     };
-    assert_eq!(desk.release(first), Err(not.clone()));
-    assert_eq!(desk.check_release(5, None), Err(not));
+    assert_eq!(receiver.release(first), Err(not.clone()));
+    assert_eq!(receiver.check_release(5, None), Err(not));
     assert!(
-        desk.check_release(9, Some(&id(10))).is_err(),
+        receiver.check_release(9, Some(&id(10))).is_err(),
         "the number of another issuer"
     );
-    let second = desk.check_release(9, Some(&id(11))).expect("in force");
-    assert_eq!(desk.release(second), Ok(()));
-    assert!(desk.active_stop().is_none());
+    let second = receiver.check_release(9, Some(&id(11))).expect("in force");
+    assert_eq!(receiver.release(second), Ok(()));
+    assert!(receiver.active_stop().is_none());
     for replayed in [fleet.datagram(10, 5, "all"), fleet.datagram(11, 9, "all")] {
         assert_eq!(
-            receive(&mut desk, &fleet, ReceivedVia::Datagram, &replayed),
+            receive(&mut receiver, &fleet, ReceivedVia::Datagram, &replayed),
             Ok(Received::Ignored)
         );
         assert!(
-            desk.active_stop().is_none(),
+            receiver.active_stop().is_none(),
             "a replay after the release does nothing"
         );
     }
@@ -265,68 +265,72 @@ fn stale_release_does_not_end_a_newer_stop() {
 #[test]
 fn stop_for_other_targets_is_forwarded_once() {
     let fleet = Fleet::new(1);
-    let mut desk = receiver();
+    let mut receiver = receiver();
     let bytes = fleet.datagram(10, 5, "drone-08");
     let id = stop_id(10, 5);
     assert_eq!(
-        receive(&mut desk, &fleet, ReceivedVia::Datagram, &bytes),
+        receive(&mut receiver, &fleet, ReceivedVia::Datagram, &bytes),
         Ok(Received::OtherTargets { id, forward: true })
     );
     assert_eq!(
-        receive(&mut desk, &fleet, ReceivedVia::Datagram, &bytes),
+        receive(&mut receiver, &fleet, ReceivedVia::Datagram, &bytes),
         Ok(Received::Ignored)
     );
     assert_eq!(
-        receive(&mut desk, &fleet, ReceivedVia::Link, &bytes),
+        receive(&mut receiver, &fleet, ReceivedVia::Link, &bytes),
         Ok(Received::OtherTargets { id, forward: false })
     );
-    assert!(desk.active_stop().is_none());
+    assert!(receiver.active_stop().is_none());
     // An order with a lower number that matches this node is still executed: it took longer to arrive.
     let mine = fleet.datagram(10, 4, "drone-07");
     assert_eq!(
-        receive(&mut desk, &fleet, ReceivedVia::Datagram, &mine),
+        receive(&mut receiver, &fleet, ReceivedVia::Datagram, &mine),
         Ok(Received::New(stop_id(10, 4)))
     );
     for number in 0..200 {
         let bytes = fleet.datagram(11, number, "drone-08");
-        receive(&mut desk, &fleet, ReceivedVia::Datagram, &bytes).expect("sound");
+        receive(&mut receiver, &fleet, ReceivedVia::Datagram, &bytes).expect("sound");
     }
-    assert_eq!(desk.forwarded.len(), FORWARDED_MAX);
+    assert_eq!(receiver.forwarded.len(), FORWARDED_MAX);
 }
 
 #[test]
 fn raised_number_makes_a_recorded_stop_stale() {
     let fleet = Fleet::new(1);
-    let mut desk = receiver();
+    let mut receiver = receiver();
     let kept = fleet.datagram(10, 5, "all");
     let counted = fleet.datagram(10, 5, NO_NODES);
     assert_eq!(
-        receive(&mut desk, &fleet, ReceivedVia::Datagram, &counted),
+        receive(&mut receiver, &fleet, ReceivedVia::Datagram, &counted),
         Ok(Received::Ignored),
         "only over a link"
     );
     assert_eq!(
-        receive(&mut desk, &fleet, ReceivedVia::Link, &counted),
+        receive(&mut receiver, &fleet, ReceivedVia::Link, &counted),
         Ok(Received::NumberRaised(stop_id(10, 5)))
     );
     assert_eq!(
-        receive(&mut desk, &fleet, ReceivedVia::Link, &counted),
+        receive(&mut receiver, &fleet, ReceivedVia::Link, &counted),
         Ok(Received::Ignored)
     );
     assert_eq!(
-        receive(&mut desk, &fleet, ReceivedVia::Datagram, &kept),
+        receive(&mut receiver, &fleet, ReceivedVia::Datagram, &kept),
         Ok(Received::Ignored)
     );
-    assert!(desk.active_stop().is_none());
+    assert!(receiver.active_stop().is_none());
 }
 
 #[test]
 fn restart_does_not_release_the_stop() {
     let fleet = Fleet::new(1);
-    let mut desk = receiver();
+    let mut receiver = receiver();
     let bytes = fleet.datagram(10, 5, "all");
-    receive(&mut desk, &fleet, ReceivedVia::Link, &bytes).expect("new");
-    let mut again = StopReceiver::new(true, desk.highest_numbers().to_vec(), desk.active_stop().cloned());
+    receive(&mut receiver, &fleet, ReceivedVia::Link, &bytes).expect("new");
+    let mut again = StopReceiver::new(
+        true,
+        receiver.highest_numbers().to_vec(),
+        receiver.active_stop().cloned(),
+    );
     assert_eq!(
         again.active_stop().map(|present| present.id),
         Some(stop_id(10, 5))
@@ -340,36 +344,39 @@ fn restart_does_not_release_the_stop() {
 #[test]
 fn stop_status_describes_the_latch() {
     let fleet = Fleet::new(1);
-    let mut desk = receiver();
-    let calm = desk.status(&id(10), Some(stop_id(10, 5)), now());
+    let mut receiver = receiver();
+    let calm = receiver.status(&id(10), Some(stop_id(10, 5)), now());
     assert!(!calm.stopped && calm.number == 5 && calm.seen == 0);
     receive(
-        &mut desk,
+        &mut receiver,
         &fleet,
         ReceivedVia::Link,
         &fleet.datagram(10, 5, "all"),
     )
     .expect("new");
-    let stopped = desk.status(&id(10), None, now());
+    let stopped = receiver.status(&id(10), None, now());
     assert!(stopped.stopped && !stopped.latched && stopped.seen == 5);
     assert_eq!(
         (stopped.command, stopped.error),
         (StopCommandState::Running, None)
     );
-    assert_eq!(desk.status(&id(11), None, now()).seen, 0);
-    assert!(desk.on_write_failed(stop_id(10, 5), "the disk is full"));
+    assert_eq!(receiver.status(&id(11), None, now()).seen, 0);
+    assert!(receiver.on_write_failed(stop_id(10, 5), "the disk is full"));
     assert_eq!(
-        desk.on_command_ended(Err("exit status 3".to_owned())),
+        receiver.on_command_ended(Err("exit status 3".to_owned())),
         Some(stop_id(10, 5))
     );
-    let error = desk.status(&id(10), None, now()).error.expect("two faults");
+    let error = receiver.status(&id(10), None, now()).error.expect("two faults");
     assert!(
         error.contains("the disk is full") && error.contains("exit status 3"),
         "{error}"
     );
-    assert!(desk.on_written(stop_id(10, 5)));
-    assert!(!desk.on_written(stop_id(10, 4)), "of a stop that is not in force");
-    let report = desk.status(&id(10), None, now() + Duration::from_secs(3));
+    assert!(receiver.on_written(stop_id(10, 5)));
+    assert!(
+        !receiver.on_written(stop_id(10, 4)),
+        "of a stop that is not in force"
+    );
+    let report = receiver.status(&id(10), None, now() + Duration::from_secs(3));
     assert!(report.latched && report.command == StopCommandState::Failed && report.since_ms >= 3_000);
 }
 
@@ -379,10 +386,10 @@ fn least_recent_stop_issuer_is_evicted() {
         issuer: PublicKey([n; 32]).id(),
         number: 1,
     });
-    let desk = StopReceiver::new(false, seen.collect(), None);
-    assert_eq!(desk.highest_numbers().len(), ISSUERS_MAX);
+    let receiver = StopReceiver::new(false, seen.collect(), None);
+    assert_eq!(receiver.highest_numbers().len(), ISSUERS_MAX);
     assert_eq!(
-        desk.highest_numbers().last().map(|last| last.issuer),
+        receiver.highest_numbers().last().map(|last| last.issuer),
         Some(PublicKey([99; 32]).id())
     );
 }
@@ -416,12 +423,13 @@ fn stop_state_holds_for_every_short_history() {
         .collect();
     let mut histories = 0;
     for history in 0..all.len().pow(4) {
-        let mut desk = receiver();
+        let mut receiver = receiver();
         let (mut in_force, mut heeded): (Option<StopId>, Vec<StopId>) = (None, Vec::new());
         for place in 0..4_u32 {
             match all[history / all.len().pow(place) % all.len()] {
                 Step::Receive(carrier, seed, number) => {
-                    let heard = receive(&mut desk, &fleet, carrier, &orders[&(seed, number)]).expect("sound");
+                    let heard =
+                        receive(&mut receiver, &fleet, carrier, &orders[&(seed, number)]).expect("sound");
                     let order = stop_id(seed, number);
                     let newer = !heeded
                         .iter()
@@ -434,19 +442,22 @@ fn stop_state_holds_for_every_short_history() {
                 }
                 Step::Release(number) => {
                     let fits = in_force.is_some_and(|order| order.number == number);
-                    let may = desk.check_release(number, None);
+                    let may = receiver.check_release(number, None);
                     assert_eq!(may.is_ok(), fits);
                     if let Ok(order) = may {
-                        desk.release(order).expect("just asked");
+                        receiver.release(order).expect("just asked");
                         in_force = None;
                     }
                 }
                 Step::Restart => {
-                    desk =
-                        StopReceiver::new(true, desk.highest_numbers().to_vec(), desk.active_stop().cloned());
+                    receiver = StopReceiver::new(
+                        true,
+                        receiver.highest_numbers().to_vec(),
+                        receiver.active_stop().cloned(),
+                    );
                 }
             }
-            assert_eq!(desk.active_stop().map(|present| present.id), in_force);
+            assert_eq!(receiver.active_stop().map(|present| present.id), in_force);
         }
         histories += 1;
     }
@@ -458,23 +469,23 @@ proptest! {
     fn arbitrary_bytes_never_stop_a_node(bytes in prop::collection::vec(any::<u8>(), 0..600), link: bool) {
         let fleet = Fleet::new(1);
         let carrier = if link { ReceivedVia::Link } else { ReceivedVia::Datagram };
-        let mut desk = receiver();
+        let mut receiver = receiver();
         let marked = [b"SWST\x01".as_slice(), &fleet.root.fingerprint().prefix(), &bytes].concat();
         for bytes in [&bytes, &marked] {
-            prop_assert!(receive(&mut desk, &fleet, carrier, bytes).is_err());
+            prop_assert!(receive(&mut receiver, &fleet, carrier, bytes).is_err());
         }
-        prop_assert!(desk.active_stop().is_none() && desk.highest_numbers().is_empty());
+        prop_assert!(receiver.active_stop().is_none() && receiver.highest_numbers().is_empty());
     }
 
     #[test]
     fn active_stop_number_of_an_issuer_only_rises(numbers in prop::collection::vec(1_u64..6, 1..12)) {
         let fleet = Fleet::new(1);
-        let mut desk = receiver();
+        let mut receiver = receiver();
         let mut last = 0;
         for number in numbers {
             let bytes = fleet.datagram(10, number, "all");
-            receive(&mut desk, &fleet, ReceivedVia::Datagram, &bytes).expect("sound");
-            let present = desk.active_stop().expect("stopped").id.number;
+            receive(&mut receiver, &fleet, ReceivedVia::Datagram, &bytes).expect("sound");
+            let present = receiver.active_stop().expect("stopped").id.number;
             prop_assert_eq!(present, last.max(number));
             last = present;
         }

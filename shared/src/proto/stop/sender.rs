@@ -180,7 +180,8 @@ impl StopSender {
         if report.not_selected && report.number >= self.number && report.number <= highest_issued {
             *answer = TargetState::Ended;
             let error = report.error.clone();
-            let error = error.unwrap_or_else(|| "the node reports that the selector does not match it".to_owned());
+            let error =
+                error.unwrap_or_else(|| "the node reports that the selector does not match it".to_owned());
             return ReportResult::Ended(Reply::refused(error));
         }
         if report.seen < self.number {
@@ -452,13 +453,13 @@ mod tests {
             );
         }
         assert_eq!(call.unanswered().count(), 1);
-        let told = STOP_NUMBER_REPORTED_MAX;
+        let reported = STOP_NUMBER_REPORTED_MAX;
         assert_eq!(
-            call.on_report(&peer(1), &report(told), 10, start()),
-            ReportResult::RaiseNumber(told)
+            call.on_report(&peer(1), &report(reported), 10, start()),
+            ReportResult::RaiseNumber(reported)
         );
-        call.reissue(told + 1, start());
-        let answer = call.on_report(&peer(1), &report(told + 1), told + 1, start());
+        call.reissue(reported + 1, start());
+        let answer = call.on_report(&peer(1), &report(reported + 1), reported + 1, start());
         assert_eq!(state(answer), Some(Outcome::Done));
     }
 
@@ -466,20 +467,21 @@ mod tests {
     fn stop_reissues_are_limited_in_rate_and_count() {
         let start = start();
         let mut call = StopSender::new(10, [peer(1), peer(2)], start);
-        let (mut given, mut anew) = (10, Vec::new());
+        let (mut issued, mut anew) = (10, Vec::new());
         for ms in (0..60_000).step_by(10) {
             let now = after(start, ms);
-            if let ReportResult::RaiseNumber(seen) = call.on_report(&peer(1), &report(given + 1), given, now)
+            if let ReportResult::RaiseNumber(seen) =
+                call.on_report(&peer(1), &report(issued + 1), issued, now)
             {
-                given = seen + 1;
-                call.reissue(given, now);
+                issued = seen + 1;
+                call.reissue(issued, now);
                 anew.push(ms);
             }
         }
         let each_second = (1..u64::from(REISSUES_MAX)).map(|n| 10 + (n - 1) * 1_000);
         let expected: Vec<u64> = std::iter::once(0).chain(each_second).collect();
         assert_eq!(anew, expected);
-        let honest = call.on_report(&peer(2), &report(given), given, after(start, 60_000));
+        let honest = call.on_report(&peer(2), &report(issued), issued, after(start, 60_000));
         assert_eq!(state(honest), Some(Outcome::Done));
     }
 
@@ -487,20 +489,24 @@ mod tests {
     fn third_reissue_stops_nodes_with_different_numbers() {
         let begin = start();
         let mut call = StopSender::new(1, (1..=20).map(peer), begin);
-        let mut given = 1;
+        let mut issued = 1;
         let later = begin + REISSUE_INTERVAL;
         for now in [begin, later] {
             for n in 1..=20 {
-                let seen = report((u64::from(n) * 100).max(given));
-                if let ReportResult::RaiseNumber(seen) = call.on_report(&peer(n), &seen, given, now) {
-                    given = seen + 1;
-                    call.reissue(given, now);
+                let seen = report((u64::from(n) * 100).max(issued));
+                if let ReportResult::RaiseNumber(seen) = call.on_report(&peer(n), &seen, issued, now) {
+                    issued = seen + 1;
+                    call.reissue(issued, now);
                 }
             }
         }
-        assert_eq!(given, 2_001);
-        assert_eq!(call.unanswered().count(), 1, "only whoever made it count on");
-        let answer = call.on_report(&peer(3), &report(given), given, later);
+        assert_eq!(issued, 2_001);
+        assert_eq!(
+            call.unanswered().count(),
+            1,
+            "only the node that made it raise the number"
+        );
+        let answer = call.on_report(&peer(3), &report(issued), issued, later);
         assert_eq!(state(answer), Some(Outcome::Done));
         assert_eq!(call.unanswered().count(), 0);
     }

@@ -60,10 +60,10 @@ pub(super) fn encode_header(header: &Header) -> Option<Vec<u8>> {
 
 /// Appends a key, up to its opening quote, and its text; `None` if the text needs escapes.
 fn append_text(to: &mut Vec<u8>, key: &[u8], value: &str) -> Option<()> {
-    let odd = value.bytes().fold(false, |odd, byte| {
-        odd | (byte == b'\\') | (byte == b'"') | (byte < b' ')
+    let needs_escape = value.bytes().fold(false, |needs_escape, byte| {
+        needs_escape | (byte == b'\\') | (byte == b'"') | (byte < b' ')
     });
-    if odd {
+    if needs_escape {
         return None;
     }
     to.extend_from_slice(key);
@@ -74,16 +74,16 @@ fn append_text(to: &mut Vec<u8>, key: &[u8], value: &str) -> Option<()> {
 
 /// Appends a key and its number, if there is one. By hand, because `write!` takes longer than the rest of the frame.
 pub(in crate::proto) fn append_number(to: &mut impl BufMut, key: &[u8], value: Option<u64>) {
-    let Some(mut left) = value else {
+    let Some(mut rest) = value else {
         return;
     };
     let mut digits = [b'0'; DIGITS_MAX];
     let mut start = DIGITS_MAX;
     for (at, digit) in digits.iter_mut().enumerate().rev() {
-        *digit += u8::try_from(left % 10).unwrap_or_default();
-        left /= 10;
+        *digit += u8::try_from(rest % 10).unwrap_or_default();
+        rest /= 10;
         start = at;
-        if left == 0 {
+        if rest == 0 {
             break;
         }
     }
@@ -164,8 +164,8 @@ mod tests {
     fn assert_matches_serde(quick: &Header) {
         let general = serde_json::to_string(quick).expect("plain data");
         let text = encode_header(quick).map(|text| String::from_utf8(text).expect("UTF-8"));
-        let odd = general.contains('\\') || quick.byteorder == ByteOrder::Other;
-        assert_eq!(text, (!odd).then_some(general), "{quick:?}");
+        let needs_escape = general.contains('\\') || quick.byteorder == ByteOrder::Other;
+        assert_eq!(text, (!needs_escape).then_some(general), "{quick:?}");
     }
 
     #[test]

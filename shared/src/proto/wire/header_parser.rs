@@ -13,10 +13,10 @@ const OWN_PREFIX: &str = r#"{"byteorder":"little","content-type":"json","content
 /// Parses a header; `None` if serde has to parse it.
 pub(super) fn parse_header(text: &str) -> Option<RawHeader> {
     // Checked once for the whole text, so that the scan itself only looks for quotes.
-    let odd = text
+    let unusual = text
         .bytes()
-        .fold(false, |odd, byte| odd | (byte == b'\\') | (byte < b' '));
-    if odd {
+        .fold(false, |unusual, byte| unusual | (byte == b'\\') | (byte < b' '));
+    if unusual {
         return None;
     }
     let mut scan = Scanner { text, at: 0 };
@@ -99,24 +99,24 @@ fn set_once<T>(slot: &mut Option<T>, value: T) -> Option<()> {
     slot.replace(value).is_none().then_some(())
 }
 
-fn byte_order(word: &str) -> ByteOrder {
-    match word {
+fn byte_order(name: &str) -> ByteOrder {
+    match name {
         "little" => ByteOrder::Little,
         "big" => ByteOrder::Big,
         _ => ByteOrder::Other,
     }
 }
 
-fn content_type(word: &str) -> Option<ContentType> {
-    Some(match word {
+fn content_type(name: &str) -> Option<ContentType> {
+    Some(match name {
         "json" => ContentType::Json,
         "binary" => ContentType::Binary,
         _ => return None,
     })
 }
 
-fn message_type(word: &str) -> Option<MessageType> {
-    Some(match word {
+fn message_type(name: &str) -> Option<MessageType> {
+    Some(match name {
         "message" => MessageType::Message,
         "request" => MessageType::Request,
         "response" => MessageType::Response,
@@ -124,8 +124,8 @@ fn message_type(word: &str) -> Option<MessageType> {
     })
 }
 
-fn lane(word: &str) -> Option<Lane> {
-    Some(match word {
+fn lane(name: &str) -> Option<Lane> {
+    Some(match name {
         "emergency" => Lane::Emergency,
         "control" => Lane::Control,
         "telemetry" => Lane::Telemetry,
@@ -134,8 +134,8 @@ fn lane(word: &str) -> Option<Lane> {
     })
 }
 
-fn kind(word: &str) -> Kind {
-    match word {
+fn kind(name: &str) -> Kind {
+    match name {
         "command" => Kind::Command,
         "reply" => Kind::Reply,
         "chunk" => Kind::Chunk,
@@ -286,8 +286,8 @@ mod tests {
         ];
         let mut read = 0;
         for key in keys.into_iter().chain(more) {
-            for word in words {
-                let text = format!("{{\"{key}\":\"{word}\"}}");
+            for name in words {
+                let text = format!("{{\"{key}\":\"{name}\"}}");
                 if let Some(raw) = parse_header(&text) {
                     assert_eq!(Ok(raw), parse_with_serde(&text), "{text}");
                     read += 1;

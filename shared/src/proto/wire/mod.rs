@@ -125,10 +125,10 @@ pub enum ContentEncoding {
 
 impl ContentEncoding {
     fn from_name(name: &str) -> Self {
-        let is = |known: [&str; 2]| known.iter().any(|k| name.eq_ignore_ascii_case(k));
-        if is(["utf-8", "utf8"]) {
+        let actual = |known: [&str; 2]| known.iter().any(|k| name.eq_ignore_ascii_case(k));
+        if actual(["utf-8", "utf8"]) {
             Self::Utf8
-        } else if is(["utf-16", "utf16"]) {
+        } else if actual(["utf-16", "utf16"]) {
             Self::Utf16
         } else {
             Self::Other(name.to_owned())
@@ -460,12 +460,12 @@ impl Frame {
 
     /// A header with a wrong length would shift every later frame of the stream.
     pub(super) fn check_length(&self) -> Result<(), WireError> {
-        let (told, is) = (self.header.content_length, self.content.len());
-        if told == is as u64 {
+        let (announced, actual) = (self.header.content_length, self.content.len());
+        if announced == actual as u64 {
             return Ok(());
         }
         Err(WireError::BadHeader(format!(
-            "content-length is {told} for {is} bytes"
+            "content-length is {announced} for {actual} bytes"
         )))
     }
 

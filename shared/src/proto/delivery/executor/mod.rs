@@ -137,10 +137,10 @@ enum Lookup {
 
 impl Executor {
     /// An executor with the state of the journal: stopped, if the journal says so.
-    pub fn new(ledger: DedupTable) -> Self {
+    pub fn new(dedup: DedupTable) -> Self {
         Self {
-            stopped: ledger.latch().is_some(),
-            dedup: ledger,
+            stopped: dedup.latch().is_some(),
+            dedup,
             in_flight: BTreeMap::new(),
             queues: RunQueues::default(),
             writes: BTreeMap::new(),
@@ -212,19 +212,15 @@ impl Executor {
     }
 
     /// Records that a write is durable.
-    pub fn on_written(&mut self, ticket: WriteId, now: Instant) {
-        let Some(WriteInProgress {
-            records,
-            purpose: what,
-        }) = self.writes.remove(&ticket)
-        else {
+    pub fn on_written(&mut self, write_id: WriteId, now: Instant) {
+        let Some(WriteInProgress { records, purpose }) = self.writes.remove(&write_id) else {
             return;
         };
         self.journal_fault = None;
         for record in &records {
             self.dedup.apply(record);
         }
-        match what {
+        match purpose {
             WritePurpose::Start(id) => self.on_start_written(id, now),
             WritePurpose::End(id, reply) => {
                 self.in_flight.remove(&id);
@@ -237,15 +233,15 @@ impl Executor {
     }
 
     /// Records that a write failed, and why. It may be on the disk all the same.
-    pub fn on_write_failed(&mut self, ticket: WriteId, why: &str, now: Instant) {
-        let Some(WriteInProgress { purpose: what, .. }) = self.writes.remove(&ticket) else {
+    pub fn on_write_failed(&mut self, write_id: WriteId, why: &str, now: Instant) {
+        let Some(WriteInProgress { purpose, .. }) = self.writes.remove(&write_id) else {
             return;
         };
         self.journal_fault = Some(JournalFault {
             reason: why.to_owned(),
             retry_at: now + JOURNAL_RETRY,
         });
-        match what {
+        match purpose {
             WritePurpose::Start(id) => {
                 self.release_slot(id);
                 self.reply_unwritten(id, replies::journal_failed(why));
@@ -417,10 +413,10 @@ impl Executor {
             ..InFlight::new(incoming, again, State::Waiting)
         };
         self.in_flight.insert(id, open);
-        let line = Priority::of(incoming.properties);
-        self.queues.push(id, line);
+        let priority = Priority::of(incoming.properties);
+        self.queues.push(id, priority);
         self.report_stage(id, Stage::Accepted);
-        if line == Priority::Landing {
+        if priority == Priority::Landing {
             // Waiting flight actions would start after the landing action.
             for flight in self.queues.drain_flight() {
                 self.end(flight, false, replies::superseded_by_landing());
@@ -448,20 +444,20 @@ impl Executor {
         if let Some(fault) = self.journal_fault.as_ref().filter(|fault| now < fault.retry_at) {
             return Err(replies::journal_failed(&fault.reason));
         }
-        let line = Priority::of(incoming.properties);
-        if self.is_full(line) {
-            return Err(replies::busy(line));
+        let priority = Priority::of(incoming.properties);
+        if self.is_full(priority) {
+            return Err(replies::busy(priority));
         }
         Ok(())
     }
 
-    fn is_full(&self, line: Priority) -> bool {
-        let most = match line {
+    fn is_full(&self, priority: Priority) -> bool {
+        let limit = match priority {
             Priority::Landing => IN_FLIGHT_MAX,
             Priority::Flight => IN_FLIGHT_MAX - WAITING_MAX,
             Priority::Ordinary => IN_FLIGHT_MAX - 2 * WAITING_MAX,
         };
-        self.in_flight.len() >= most || self.queues.is_full(line)
+        self.in_flight.len() >= limit || self.queues.is_full(priority)
     }
 
     fn release_slot(&mut self, id: CommandId) {
@@ -581,20 +577,14 @@ impl Executor {
         self.write(records, WritePurpose::Flush(ids));
     }
 
-    fn write(&mut self, records: Vec<Record>, what: WritePurpose) {
+    fn write(&mut self, records: Vec<Record>, purpose: WritePurpose) {
         self.last_write_id += 1;
-        let ticket = WriteId(self.last_write_id);
+        let write_id = WriteId(self.last_write_id);
         self.effects.push(Effect::Write {
-            write_id: ticket,
+            write_id,
             records: records.clone(),
         });
-        self.writes.insert(
-            ticket,
-            WriteInProgress {
-                records,
-                purpose: what,
-            },
-        );
+        self.writes.insert(write_id, WriteInProgress { records, purpose });
     }
 
     fn report_stage(&mut self, id: CommandId, stage: Stage) {

@@ -83,40 +83,28 @@ impl SimulatedNode {
             }
             for effect in effects {
                 match (effect, &mut self.unanswered_writes) {
-                    (
-                        Effect::Write {
-                            write_id: ticket,
-                            records,
-                        },
-                        Some(held),
-                    ) => held.push((ticket, records)),
-                    (
-                        Effect::Write {
-                            write_id: ticket,
-                            records,
-                        },
-                        None,
-                    ) => self.finish_write(ticket, records),
+                    (Effect::Write { write_id, records }, Some(held)) => held.push((write_id, records)),
+                    (Effect::Write { write_id, records }, None) => self.finish_write(write_id, records),
                     (effect, _) => self.effects.push(effect),
                 }
             }
         }
     }
 
-    fn finish_write(&mut self, ticket: WriteId, records: Vec<Record>) {
+    fn finish_write(&mut self, write_id: WriteId, records: Vec<Record>) {
         match self.write_error {
             None => {
                 self.disk.extend(records);
-                self.executor.on_written(ticket, self.now);
+                self.executor.on_written(write_id, self.now);
             }
-            Some(why) => self.executor.on_write_failed(ticket, why, self.now),
+            Some(why) => self.executor.on_write_failed(write_id, why, self.now),
         }
     }
 
     /// Confirms the writes that were held back, and holds back the ones that follow.
     fn finish_held_writes(&mut self) {
-        for (ticket, records) in self.unanswered_writes.replace(Vec::new()).unwrap_or_default() {
-            self.finish_write(ticket, records);
+        for (write_id, records) in self.unanswered_writes.replace(Vec::new()).unwrap_or_default() {
+            self.finish_write(write_id, records);
         }
         self.apply_effects();
     }
@@ -165,8 +153,8 @@ impl SimulatedNode {
     fn take_reply(&mut self, seq: u64) -> (Outcome, String) {
         let mut answers = Vec::new();
         for effect in self.take_effects() {
-            if let Effect::Reply { id: whose, reply } = effect {
-                assert_eq!(whose, id(seq));
+            if let Effect::Reply { id: of, reply } = effect {
+                assert_eq!(of, id(seq));
                 answers.push(reply);
             }
         }
@@ -224,72 +212,71 @@ fn executed_command_reports_every_stage() {
 
 #[test]
 fn duplicate_command_never_runs_again_in_any_state() {
-    let mut place = SimulatedNode::new();
-    place.unanswered_writes = Some(Vec::new());
-    place.send(1, PLAIN);
-    place.take_effects();
-    assert!(!place.send(1, PLAIN));
-    assert_eq!(place.take_effects(), [stage(1, Stage::Accepted)], "starting");
-    place.finish_held_writes();
-    place.take_effects();
-    assert!(!place.send(1, PLAIN));
-    assert_eq!(place.take_effects(), [stage(1, Stage::Started)], "running");
-    place.finish(1, done());
-    place.take_effects();
-    assert!(!place.send(1, PLAIN));
-    assert_eq!(place.take_effects(), [stage(1, Stage::Started)], "ending");
-    place.finish_held_writes();
-    assert_eq!(place.take_reply(1).0, Outcome::Done);
+    let mut node = SimulatedNode::new();
+    node.unanswered_writes = Some(Vec::new());
+    node.send(1, PLAIN);
+    node.take_effects();
+    assert!(!node.send(1, PLAIN));
+    assert_eq!(node.take_effects(), [stage(1, Stage::Accepted)], "starting");
+    node.finish_held_writes();
+    node.take_effects();
+    assert!(!node.send(1, PLAIN));
+    assert_eq!(node.take_effects(), [stage(1, Stage::Started)], "running");
+    node.finish(1, done());
+    node.take_effects();
+    assert!(!node.send(1, PLAIN));
+    assert_eq!(node.take_effects(), [stage(1, Stage::Started)], "ending");
+    node.finish_held_writes();
+    assert_eq!(node.take_reply(1).0, Outcome::Done);
     for _ in 0..3 {
-        assert!(!place.send(1, PLAIN));
-        assert_eq!(place.take_reply(1).0, Outcome::Done, "ended");
+        assert!(!node.send(1, PLAIN));
+        assert_eq!(node.take_reply(1).0, Outcome::Done, "ended");
     }
-    place.crash();
-    place.query(1, PLAIN);
-    assert_eq!(place.take_reply(1).0, Outcome::Done, "ended before a crash");
+    node.crash();
+    node.query(1, PLAIN);
+    assert_eq!(node.take_reply(1).0, Outcome::Done, "ended before a crash");
 }
 
 #[test]
 fn duplicate_of_waiting_command_reports_its_stage() {
-    let mut place = SimulatedNode::new();
-    place.fill_slots(1);
-    assert!(place.send(20, PLAIN));
-    assert!(!place.send(20, PLAIN));
+    let mut node = SimulatedNode::new();
+    node.fill_slots(1);
+    assert!(node.send(20, PLAIN));
+    assert!(!node.send(20, PLAIN));
     let accepted = stage(20, Stage::Accepted);
     assert_eq!(
-        place.take_effects(),
+        node.take_effects(),
         [stage(20, Stage::Received), accepted.clone(), accepted]
     );
-    place.finish(1, done());
-    assert_eq!(place.take_started(), [20]);
+    node.finish(1, done());
+    assert_eq!(node.take_started(), [20]);
 }
 
 #[test]
 fn crash_before_durable_start_leaves_command_new() {
-    let mut place = SimulatedNode::new();
-    place.unanswered_writes = Some(Vec::new());
-    place.send(1, PLAIN);
-    place.crash();
-    assert!(place.send(1, PLAIN));
-    place.finish_held_writes();
-    assert_eq!(place.take_started(), [1]);
+    let mut node = SimulatedNode::new();
+    node.unanswered_writes = Some(Vec::new());
+    node.send(1, PLAIN);
+    node.crash();
+    assert!(node.send(1, PLAIN));
+    node.finish_held_writes();
+    assert_eq!(node.take_started(), [1]);
 }
 
 #[test]
 fn crash_midway_is_unknown_permanently() {
-    let mut place = SimulatedNode::new();
-    place.send(1, PLAIN);
-    assert_eq!(place.take_started(), [1]);
-    place.crash();
-    assert!(!place.send(1, PLAIN));
-    let first = place.take_reply(1);
+    let mut node = SimulatedNode::new();
+    node.send(1, PLAIN);
+    assert_eq!(node.take_started(), [1]);
+    node.crash();
+    assert!(!node.send(1, PLAIN));
+    let first = node.take_reply(1);
     assert_eq!(first.0, Outcome::Unknown);
-    place.crash();
-    place.send(1, PLAIN);
-    assert_eq!(place.take_reply(1), first, "it is in the journal");
+    node.crash();
+    node.send(1, PLAIN);
+    assert_eq!(node.take_reply(1), first, "it is in the journal");
     assert!(
-        place
-            .disk
+        node.disk
             .iter()
             .any(|record| matches!(record, Record::Ended { .. }))
     );
@@ -301,17 +288,17 @@ fn idempotent_command_runs_again_after_a_crash() {
         idempotent: true,
         ..PLAIN
     };
-    let mut place = SimulatedNode::new();
-    place.send(1, traits);
-    place.crash();
-    assert!(place.send(1, traits));
-    assert_eq!(place.take_started(), [1]);
-    place.finish(1, done());
-    assert_eq!(place.take_reply(1).0, Outcome::Done);
-    place.crash();
-    assert!(!place.send(1, traits));
+    let mut node = SimulatedNode::new();
+    node.send(1, traits);
+    node.crash();
+    assert!(node.send(1, traits));
+    assert_eq!(node.take_started(), [1]);
+    node.finish(1, done());
+    assert_eq!(node.take_reply(1).0, Outcome::Done);
+    node.crash();
+    assert!(!node.send(1, traits));
     assert_eq!(
-        place.take_reply(1).0,
+        node.take_reply(1).0,
         Outcome::Done,
         "once ended it does not run again"
     );
@@ -324,11 +311,11 @@ fn rerun_requires_idempotence_before_and_after_the_crash() {
         ..PLAIN
     };
     for (then, today) in [(PLAIN, idempotent), (idempotent, PLAIN)] {
-        let mut place = SimulatedNode::new();
-        place.send(1, then);
-        place.crash();
-        assert!(!place.send(1, today));
-        assert_eq!(place.take_reply(1).0, Outcome::Unknown);
+        let mut node = SimulatedNode::new();
+        node.send(1, then);
+        node.crash();
+        assert!(!node.send(1, today));
+        assert_eq!(node.take_reply(1).0, Outcome::Unknown);
     }
 }
 
@@ -338,49 +325,49 @@ fn begun_command_that_cannot_rerun_is_unknown_not_refused() {
         idempotent: true,
         ..PLAIN
     };
-    let mut place = SimulatedNode::new();
-    place.send(1, traits);
-    place.crash();
-    place.stop();
-    assert!(!place.send(1, traits));
-    let (state, why) = place.take_reply(1);
+    let mut node = SimulatedNode::new();
+    node.send(1, traits);
+    node.crash();
+    node.stop();
+    assert!(!node.send(1, traits));
+    let (state, why) = node.take_reply(1);
     assert_eq!(state, Outcome::Unknown);
     assert!(why.contains("emergency stop"), "{why}");
 
-    let mut place = SimulatedNode::new();
-    place.send(1, traits);
-    place.crash();
-    place.query(1, traits);
-    assert_eq!(place.take_reply(1).0, Outcome::Unknown, "too late to run again");
+    let mut node = SimulatedNode::new();
+    node.send(1, traits);
+    node.crash();
+    node.query(1, traits);
+    assert_eq!(node.take_reply(1).0, Outcome::Unknown, "too late to run again");
 
-    let mut place = SimulatedNode::new();
-    place.send(1, traits);
-    place.crash();
-    place.write_error = Some("no space left");
-    place.send(1, traits);
-    assert_eq!(place.take_reply(1).0, Outcome::Unknown);
+    let mut node = SimulatedNode::new();
+    node.send(1, traits);
+    node.crash();
+    node.write_error = Some("no space left");
+    node.send(1, traits);
+    assert_eq!(node.take_reply(1).0, Outcome::Unknown);
 }
 
 #[test]
 fn deadline_is_checked_on_arrival_and_before_execution() {
-    let mut place = SimulatedNode::new();
-    place.query(1, PLAIN);
-    assert_eq!(place.take_reply(1).0, Outcome::Expired);
+    let mut node = SimulatedNode::new();
+    node.query(1, PLAIN);
+    assert_eq!(node.take_reply(1).0, Outcome::Expired);
 
-    place.unanswered_writes = Some(Vec::new());
-    place.send(2, PLAIN);
-    place.advance(9_999);
-    place.send(3, PLAIN);
-    place.now += Duration::from_millis(1);
-    place.finish_held_writes();
-    assert_eq!(place.take_started(), [3], "2 became late while it was written");
-    place.finish_held_writes();
-    assert_eq!(place.take_reply(2).0, Outcome::Expired);
-    place.crash();
-    place.unanswered_writes = None;
-    place.send(2, PLAIN);
+    node.unanswered_writes = Some(Vec::new());
+    node.send(2, PLAIN);
+    node.advance(9_999);
+    node.send(3, PLAIN);
+    node.now += Duration::from_millis(1);
+    node.finish_held_writes();
+    assert_eq!(node.take_started(), [3], "2 became late while it was written");
+    node.finish_held_writes();
+    assert_eq!(node.take_reply(2).0, Outcome::Expired);
+    node.crash();
+    node.unanswered_writes = None;
+    node.send(2, PLAIN);
     assert_eq!(
-        place.take_reply(2).0,
+        node.take_reply(2).0,
         Outcome::Expired,
         "not unknown: it never ran"
     );
@@ -388,50 +375,49 @@ fn deadline_is_checked_on_arrival_and_before_execution() {
 
 #[test]
 fn waiting_command_expires_at_its_deadline() {
-    let mut place = SimulatedNode::new();
-    place.fill_slots(1);
-    place.send(20, PLAIN);
-    place.take_effects();
+    let mut node = SimulatedNode::new();
+    node.fill_slots(1);
+    node.send(20, PLAIN);
+    node.take_effects();
     assert_eq!(
-        place.executor.poll_timeout(),
-        Some(place.now + Duration::from_secs(10))
+        node.executor.poll_timeout(),
+        Some(node.now + Duration::from_secs(10))
     );
-    place.advance(10_000);
-    assert_eq!(place.take_reply(20).0, Outcome::Expired);
-    place.finish(1, done());
-    assert!(place.take_started().is_empty());
-    assert_eq!(place.executor.poll_timeout(), None);
+    node.advance(10_000);
+    assert_eq!(node.take_reply(20).0, Outcome::Expired);
+    node.finish(1, done());
+    assert!(node.take_started().is_empty());
+    assert_eq!(node.executor.poll_timeout(), None);
 }
 
 #[test]
 fn slot_freed_after_the_deadline_is_not_used() {
-    let mut place = SimulatedNode::new();
-    place.fill_slots(1);
-    place.send(20, PLAIN);
+    let mut node = SimulatedNode::new();
+    node.fill_slots(1);
+    node.send(20, PLAIN);
     // The process was suspended: the timer fires after the slot is freed.
-    place.now += Duration::from_secs(60);
-    place.finish(1, done());
-    let said = place.take_effects();
-    assert!(!said.contains(&Effect::Run { id: id(20) }));
-    let started = |record: &Record| matches!(record, Record::Started { id: whose, .. } if *whose == id(20));
-    assert!(!place.disk.iter().any(started), "and nothing is written for it");
-    let expired = |effect: &Effect| matches!(effect, Effect::Reply { id: whose, reply } if *whose == id(20) && reply.state == Outcome::Expired);
-    assert!(said.iter().any(expired));
+    node.now += Duration::from_secs(60);
+    node.finish(1, done());
+    let effects = node.take_effects();
+    assert!(!effects.contains(&Effect::Run { id: id(20) }));
+    let started = |record: &Record| matches!(record, Record::Started { id: of, .. } if *of == id(20));
+    assert!(!node.disk.iter().any(started), "and nothing is written for it");
+    let expired = |effect: &Effect| matches!(effect, Effect::Reply { id: of, reply } if *of == id(20) && reply.state == Outcome::Expired);
+    assert!(effects.iter().any(expired));
 }
 
 #[test]
 fn status_query_and_later_duplicates_never_run() {
-    let mut place = SimulatedNode::new();
-    place.query(1, PLAIN);
-    assert_eq!(place.take_reply(1).0, Outcome::Expired);
-    assert!(!place.send(1, PLAIN));
-    assert_eq!(place.take_reply(1).0, Outcome::Expired);
-    place.crash();
-    assert!(!place.send(1, PLAIN));
-    assert_eq!(place.take_reply(1).0, Outcome::Expired);
+    let mut node = SimulatedNode::new();
+    node.query(1, PLAIN);
+    assert_eq!(node.take_reply(1).0, Outcome::Expired);
+    assert!(!node.send(1, PLAIN));
+    assert_eq!(node.take_reply(1).0, Outcome::Expired);
+    node.crash();
+    assert!(!node.send(1, PLAIN));
+    assert_eq!(node.take_reply(1).0, Outcome::Expired);
     assert!(
-        place
-            .disk
+        node.disk
             .iter()
             .all(|record| !matches!(record, Record::Started { .. }))
     );
@@ -439,87 +425,87 @@ fn status_query_and_later_duplicates_never_run() {
 
 #[test]
 fn status_query_ends_a_waiting_command() {
-    let mut place = SimulatedNode::new();
-    place.fill_slots(1);
-    place.send(20, PLAIN);
-    place.take_effects();
-    place.query(20, PLAIN);
-    assert_eq!(place.take_reply(20).0, Outcome::Expired);
-    place.finish(1, done());
-    assert!(place.take_started().is_empty());
+    let mut node = SimulatedNode::new();
+    node.fill_slots(1);
+    node.send(20, PLAIN);
+    node.take_effects();
+    node.query(20, PLAIN);
+    assert_eq!(node.take_reply(20).0, Outcome::Expired);
+    node.finish(1, done());
+    assert!(node.take_started().is_empty());
 }
 
 #[test]
 fn status_query_prevents_a_starting_command_from_running() {
-    let mut place = SimulatedNode::new();
-    place.unanswered_writes = Some(Vec::new());
-    place.send(1, PLAIN);
-    place.query(1, PLAIN);
-    place.finish_held_writes();
-    assert!(place.take_started().is_empty());
-    place.finish_held_writes();
-    assert_eq!(place.take_reply(1).0, Outcome::Expired);
+    let mut node = SimulatedNode::new();
+    node.unanswered_writes = Some(Vec::new());
+    node.send(1, PLAIN);
+    node.query(1, PLAIN);
+    node.finish_held_writes();
+    assert!(node.take_started().is_empty());
+    node.finish_held_writes();
+    assert_eq!(node.take_reply(1).0, Outcome::Expired);
 }
 
 #[test]
 fn duplicate_command_never_extends_the_deadline() {
-    let mut place = SimulatedNode::new();
-    place.fill_slots(1);
-    place.send(20, PLAIN);
-    place.advance(9_000);
-    place.send(20, PLAIN);
-    place.take_effects();
-    place.advance(1_000);
-    assert_eq!(place.take_reply(20).0, Outcome::Expired);
+    let mut node = SimulatedNode::new();
+    node.fill_slots(1);
+    node.send(20, PLAIN);
+    node.advance(9_000);
+    node.send(20, PLAIN);
+    node.take_effects();
+    node.advance(1_000);
+    assert_eq!(node.take_reply(20).0, Outcome::Expired);
 }
 
 #[test]
 fn flight_action_with_long_ttl_is_refused() {
-    let mut place = SimulatedNode::new();
+    let mut node = SimulatedNode::new();
     for (seq, life_ms) in [(1, Some(2_001)), (2, None)] {
         let too_old = IncomingCommand {
             ttl_ms: life_ms,
-            ..incoming(seq, place.now, FLIGHT)
+            ..incoming(seq, node.now, FLIGHT)
         };
-        assert!(!place.receive(too_old));
-        let (state, why) = place.take_reply(seq);
+        assert!(!node.receive(too_old));
+        let (state, why) = node.take_reply(seq);
         assert_eq!(state, Outcome::Refused);
         assert!(why.contains("2000 ms"), "{why}");
     }
     let young = IncomingCommand {
         ttl_ms: Some(2_000),
-        ..incoming(3, place.now, FLIGHT)
+        ..incoming(3, node.now, FLIGHT)
     };
-    assert!(place.receive(young));
-    assert_eq!(place.take_started(), [3]);
+    assert!(node.receive(young));
+    assert_eq!(node.take_started(), [3]);
     // The limit holds whatever deadline the frame claims.
-    place.unanswered_writes = Some(Vec::new());
+    node.unanswered_writes = Some(Vec::new());
     let claims = IncomingCommand {
         id: id(4),
         deadline: None,
         ..young
     };
-    place.receive(claims);
-    place.now += Duration::from_secs(2);
-    place.finish_held_writes();
-    assert!(place.take_started().is_empty());
+    node.receive(claims);
+    node.now += Duration::from_secs(2);
+    node.finish_held_writes();
+    assert!(node.take_started().is_empty());
 }
 
 #[test]
 fn older_epoch_is_refused_unless_remembered() {
-    let mut place = SimulatedNode::new();
-    place.send(1, PLAIN);
-    place.finish(1, done());
+    let mut node = SimulatedNode::new();
+    node.send(1, PLAIN);
+    node.finish(1, done());
     let newer = IncomingCommand {
         id: CommandId { epoch: 6, ..id(1) },
-        ..incoming(1, place.now, PLAIN)
+        ..incoming(1, node.now, PLAIN)
     };
-    assert!(place.receive(newer));
-    place.take_effects();
-    place.send(1, PLAIN);
-    assert_eq!(place.take_reply(1).0, Outcome::Done);
-    assert!(!place.send(2, PLAIN));
-    let (state, why) = place.take_reply(2);
+    assert!(node.receive(newer));
+    node.take_effects();
+    node.send(1, PLAIN);
+    assert_eq!(node.take_reply(1).0, Outcome::Done);
+    assert!(!node.send(2, PLAIN));
+    let (state, why) = node.take_reply(2);
     assert_eq!(state, Outcome::Refused);
     assert!(why.contains("epoch 5") && why.contains("epoch 6"), "{why}");
 }
@@ -527,50 +513,49 @@ fn older_epoch_is_refused_unless_remembered() {
 /// A status query is not answered with a refusal that the command may never have met.
 #[test]
 fn status_query_of_older_epoch_gets_the_outcome() {
-    let mut place = SimulatedNode::new();
-    place.send(1, PLAIN);
-    place.finish(1, done());
-    place.send(2, PLAIN);
+    let mut node = SimulatedNode::new();
+    node.send(1, PLAIN);
+    node.finish(1, done());
+    node.send(2, PLAIN);
     let newer = IncomingCommand {
         id: CommandId { epoch: 6, ..id(1) },
-        ..incoming(1, place.now, PLAIN)
+        ..incoming(1, node.now, PLAIN)
     };
-    assert!(place.receive(newer));
+    assert!(node.receive(newer));
     for round in 0..2 {
-        place.take_effects();
-        place.query(1, PLAIN);
-        assert_eq!(place.take_reply(1).0, Outcome::Done, "it ran");
-        place.query(3, PLAIN);
-        let (state, why) = place.take_reply(3);
+        node.take_effects();
+        node.query(1, PLAIN);
+        assert_eq!(node.take_reply(1).0, Outcome::Done, "it ran");
+        node.query(3, PLAIN);
+        let (state, why) = node.take_reply(3);
         assert_eq!(state, Outcome::Expired, "it never began: {why}");
-        assert!(!place.send(3, PLAIN), "and never will");
-        assert_eq!(place.take_reply(3).0, Outcome::Refused);
+        assert!(!node.send(3, PLAIN), "and never will");
+        assert_eq!(node.take_reply(3).0, Outcome::Refused);
         if round == 0 {
-            place.query(2, PLAIN);
+            node.query(2, PLAIN);
             assert!(
-                place
-                    .take_effects()
+                node.take_effects()
                     .iter()
-                    .all(|said| !matches!(said, Effect::Reply { .. }))
+                    .all(|effects| !matches!(effects, Effect::Reply { .. }))
             );
         } else {
-            place.query(2, PLAIN);
-            assert_eq!(place.take_reply(2).0, Outcome::Unknown, "a crash midway");
+            node.query(2, PLAIN);
+            assert_eq!(node.take_reply(2).0, Outcome::Unknown, "a crash midway");
         }
-        place.crash();
+        node.crash();
     }
 }
 
 #[test]
 fn forgotten_command_is_unknown_and_does_not_run() {
-    let mut place = SimulatedNode::new();
+    let mut node = SimulatedNode::new();
     for seq in 1..=3_000 {
-        place.send(seq, PLAIN);
-        place.finish(seq, done());
+        node.send(seq, PLAIN);
+        node.finish(seq, done());
     }
-    place.take_effects();
-    assert!(!place.send(1, PLAIN));
-    assert_eq!(place.take_reply(1).0, Outcome::Unknown);
-    place.send(3_000, PLAIN);
-    assert_eq!(place.take_reply(3_000).0, Outcome::Done);
+    node.take_effects();
+    assert!(!node.send(1, PLAIN));
+    assert_eq!(node.take_reply(1).0, Outcome::Unknown);
+    node.send(3_000, PLAIN);
+    assert_eq!(node.take_reply(3_000).0, Outcome::Done);
 }

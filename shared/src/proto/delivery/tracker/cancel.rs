@@ -22,13 +22,13 @@ impl DeliveryTracker {
     /// is not stored yet, unless the station is killed before that.
     pub fn cancel(
         &mut self,
-        which: impl Fn(&CommandId, &PeerId) -> bool,
+        selected: impl Fn(&CommandId, &PeerId) -> bool,
         why: &str,
         now: Instant,
     ) -> CancelResult {
         let mut found = CancelResult::default();
         for (to, node) in &self.nodes {
-            for (id, delivery) in node.open.iter().filter(|(id, _)| which(id, to)) {
+            for (id, delivery) in node.open.iter().filter(|(id, _)| selected(id, to)) {
                 match delivery.phase {
                     Phase::Ending { .. } => {}
                     Phase::Open if delivery.sent => found.already_sent.push((*to, *id)),
@@ -91,11 +91,8 @@ mod tests {
         fn apply_effects(&mut self) {
             for effect in self.tracker.take_effects() {
                 let text = match effect {
-                    Effect::Store {
-                        write_id: ticket,
-                        changes,
-                    } => {
-                        self.writes.push((ticket, changes));
+                    Effect::Store { write_id, changes } => {
+                        self.writes.push((write_id, changes));
                         continue;
                     }
                     Effect::Send { to, id, .. } => format!("send {} to {}", id.seq, to.0[0] - 1),
@@ -117,8 +114,8 @@ mod tests {
                 if self.writes.is_empty() {
                     return std::mem::take(&mut self.events);
                 }
-                let (ticket, _) = self.writes.remove(0);
-                self.tracker.on_stored(ticket, self.now);
+                let (write_id, _) = self.writes.remove(0);
+                self.tracker.on_stored(write_id, self.now);
             }
         }
 
@@ -128,9 +125,9 @@ mod tests {
             let CancelResult {
                 cancelled: taken_back,
                 already_sent: sent,
-            } = self.tracker.cancel(|which, _| *which == id, "no", self.now);
+            } = self.tracker.cancel(|selected, _| *selected == id, "no", self.now);
             let numbers = |all: Vec<(PeerId, CommandId)>| -> Vec<u8> {
-                assert!(all.iter().all(|(_, which)| *which == id));
+                assert!(all.iter().all(|(_, selected)| *selected == id));
                 all.into_iter().map(|(to, _)| to.0[0] - 1).collect()
             };
             (numbers(taken_back), numbers(sent))
@@ -196,8 +193,8 @@ mod tests {
         station.issue(1, vec![target(0)]);
         assert_eq!(station.cancel(1), (vec![0], vec![]));
         station.apply_effects();
-        let (ticket, _) = station.writes.remove(0);
-        station.tracker.on_store_failed(ticket, "no space", station.now);
+        let (write_id, _) = station.writes.remove(0);
+        station.tracker.on_store_failed(write_id, "no space", station.now);
         assert_eq!(
             station.write_all(),
             ["1 not issued: the station cannot store it: no space"]
@@ -215,25 +212,25 @@ mod tests {
     fn cancel_ends_deliveries_waiting_for_a_free_slot() {
         let mut station = Station::new();
         station.tracker.on_connected(node(0), false, station.now);
-        let most = u64::try_from(IN_FLIGHT_MAX).expect("fits");
-        for seq in 1..=most + 2 {
+        let limit = u64::try_from(IN_FLIGHT_MAX).expect("fits");
+        for seq in 1..=limit + 2 {
             station.issue(seq, vec![target(0)]);
         }
         assert_eq!(station.write_all().len(), IN_FLIGHT_MAX);
-        assert_eq!(station.cancel(most + 1), (vec![0], vec![]));
-        assert_eq!(station.write_all(), [format!("{} of 0: refused no", most + 1)]);
+        assert_eq!(station.cancel(limit + 1), (vec![0], vec![]));
+        assert_eq!(station.write_all(), [format!("{} of 0: refused no", limit + 1)]);
         station
             .tracker
             .on_stage(node(0), command(1).id, Stage::Started, station.now);
-        assert_eq!(station.write_all(), [format!("send {} to 0", most + 2)]);
+        assert_eq!(station.write_all(), [format!("send {} to 0", limit + 2)]);
         station
             .tracker
-            .on_send_failed(node(0), command(most + 2).id, station.now);
+            .on_send_failed(node(0), command(limit + 2).id, station.now);
         assert_eq!(
-            station.cancel(most + 2),
+            station.cancel(limit + 2),
             (vec![0], vec![]),
             "the link had no room"
         );
-        assert_eq!(station.cancel(most + 1), (vec![], vec![]), "it has ended");
+        assert_eq!(station.cancel(limit + 1), (vec![], vec![]), "it has ended");
     }
 }

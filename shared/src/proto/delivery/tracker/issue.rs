@@ -53,8 +53,8 @@ impl DeliveryTracker {
             tracker.commands.insert(id, CommandEntry { frame, lane, open });
         }
         for (to, id) in deferred {
-            let why = "not sent: the station stopped before its batch had its turn";
-            tracker.end(to, id, Reply::refused(why));
+            let reason = "not sent: the station stopped before its batch had its turn";
+            tracker.end(to, id, Reply::refused(reason));
         }
         tracker
     }
@@ -68,13 +68,13 @@ impl DeliveryTracker {
             targets,
         } = issue;
         let id = command.id;
-        let refuse = |why: String| Effect::NotIssued { id, reason: why };
+        let refuse = |reason: String| Effect::NotIssued { id, reason };
         if self.open_count + targets.len() > OPEN_DELIVERIES_MAX {
-            let why = format!("busy: {} deliveries have not ended yet", self.open_count);
-            return self.effects.push(refuse(why));
+            let reason = format!("busy: {} deliveries have not ended yet", self.open_count);
+            return self.effects.push(refuse(reason));
         }
         let frame = match EncodedFrame::new(&command.to_frame()) {
-            Ok(parcel) => parcel,
+            Ok(frame) => frame,
             Err(error) => return self.effects.push(refuse(error.to_string())),
         };
         let lane = command.lane;
@@ -97,11 +97,11 @@ impl DeliveryTracker {
                 continue;
             }
             let node = self.nodes.entry(to).or_default();
-            let end = if let Some(why) = refused {
-                Some(Reply::refused(why))
+            let end = if let Some(reason) = refused {
+                Some(Reply::refused(reason))
             } else if node.open.len() >= OPEN_PER_NODE_MAX {
-                let why = format!("busy: {OPEN_PER_NODE_MAX} commands wait for this node already");
-                Some(Reply::refused(why))
+                let reason = format!("busy: {OPEN_PER_NODE_MAX} commands wait for this node already");
+                Some(Reply::refused(reason))
             } else if !held && !queue && !node.connected {
                 Some(absent_reply())
             } else {
@@ -179,8 +179,8 @@ impl DeliveryTracker {
         let (held, withheld) = (*held, withheld.take());
         if held {
             delivery.phase = Phase::Deferred;
-            if let Some(why) = withheld {
-                self.end(to, id, Reply::refused(why));
+            if let Some(reason) = withheld {
+                self.end(to, id, Reply::refused(reason));
             }
             return;
         }

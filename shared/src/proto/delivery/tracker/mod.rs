@@ -175,8 +175,8 @@ impl DeliveryTracker {
     }
 
     /// Records that a write is durable.
-    pub fn on_stored(&mut self, ticket: WriteId, now: Instant) {
-        let Some(write) = self.writes.remove(&ticket) else {
+    pub fn on_stored(&mut self, write_id: WriteId, now: Instant) {
+        let Some(write) = self.writes.remove(&write_id) else {
             return;
         };
         let WriteInProgress {
@@ -206,11 +206,11 @@ impl DeliveryTracker {
     }
 
     /// Records that a write failed: as far as is known, nothing of it is stored.
-    pub fn on_store_failed(&mut self, ticket: WriteId, why: &str, now: Instant) {
-        let Some(write) = self.writes.remove(&ticket) else {
+    pub fn on_store_failed(&mut self, write_id: WriteId, why: &str, now: Instant) {
+        let Some(write) = self.writes.remove(&write_id) else {
             return;
         };
-        let again = now + STORE_RETRY_DELAY;
+        let retry_at = now + STORE_RETRY_DELAY;
         if let Some(id) = write.issued {
             let why = format!("the station cannot store it: {why}");
             for to in self.open_targets(id) {
@@ -221,7 +221,7 @@ impl DeliveryTracker {
                         reported: true,
                         writing: false,
                     };
-                    self.set_timer(to, id, again);
+                    self.set_timer(to, id, retry_at);
                 }
             }
             self.effects.push(Effect::NotIssued { id, reason: why });
@@ -231,7 +231,7 @@ impl DeliveryTracker {
                 && delivery.sent_mark == SentMark::Writing
             {
                 delivery.sent_mark = SentMark::Unset;
-                let wake = delivery.deadline.min(again);
+                let wake = delivery.deadline.min(retry_at);
                 if matches!(delivery.phase, Phase::Open) {
                     self.set_timer(to, id, wake);
                 }
@@ -242,7 +242,7 @@ impl DeliveryTracker {
                 && let Phase::Ending { writing, .. } = &mut delivery.phase
             {
                 *writing = false;
-                self.set_timer(to, id, again);
+                self.set_timer(to, id, retry_at);
             }
         }
     }
@@ -298,11 +298,11 @@ impl DeliveryTracker {
         }
         node.in_flight.remove(&id);
         node.unsent.insert((delivery.lane, id));
-        let again = now + SEND_RETRY_DELAY;
+        let retry_at = now + SEND_RETRY_DELAY;
         let wake = if now < delivery.deadline {
-            again.min(delivery.deadline)
+            retry_at.min(delivery.deadline)
         } else {
-            again
+            retry_at
         };
         self.set_timer(peer, id, wake);
     }
@@ -470,10 +470,10 @@ impl DeliveryTracker {
             return;
         }
         self.last_write_id += 1;
-        let ticket = WriteId(self.last_write_id);
-        self.writes.insert(ticket, write);
+        let write_id = WriteId(self.last_write_id);
+        self.writes.insert(write_id, write);
         self.effects.push(Effect::Store {
-            write_id: ticket,
+            write_id,
             changes: all,
         });
     }

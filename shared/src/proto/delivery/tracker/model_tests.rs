@@ -236,19 +236,19 @@ impl Model {
                 ttl_ms,
             } => self.issue(targets, held, queue, ttl_ms),
             Step::Write => {
-                if let Some((ticket, changes)) = self.writes.pop_front() {
+                if let Some((write_id, changes)) = self.writes.pop_front() {
                     self.store.apply(&changes);
-                    self.tracker.on_stored(ticket, now);
+                    self.tracker.on_stored(write_id, now);
                 }
             }
             Step::WriteFails { applied } => {
-                if let Some((ticket, changes)) = self.writes.pop_front() {
+                if let Some((write_id, changes)) = self.writes.pop_front() {
                     self.write_failed = true;
                     // Later writes refer to it, so that only the last can be in doubt.
                     if applied && self.writes.is_empty() && !repeats_stored_stage(&self.store, &changes) {
                         self.store.apply(&changes);
                     }
-                    self.tracker.on_store_failed(ticket, "no space", now);
+                    self.tracker.on_store_failed(write_id, "no space", now);
                 }
             }
             Step::Up { node: n, resumed } => {
@@ -340,8 +340,8 @@ impl Model {
         self.seq += 1;
         let order = command(self.seq);
         let id = order.id;
-        let meant = (0..NODES).filter(|n| targets & (1 << n) != 0);
-        let targets: Vec<DeliveryTarget> = meant
+        let targets = (0..NODES).filter(|n| targets & (1 << n) != 0);
+        let targets: Vec<DeliveryTarget> = targets
             .map(|n| DeliveryTarget {
                 deferred: held & (1 << n) != 0,
                 may_queue: queue,
@@ -366,16 +366,16 @@ impl Model {
     }
 
     fn stop(&mut self, targets: u8) {
-        let meant = (0..NODES).filter(|n| targets & (1 << n) != 0).map(node);
-        let meant: Vec<PeerId> = meant.collect();
-        for (id, to) in self.issued.iter().filter(|(_, to)| meant.contains(to)) {
+        let targets = (0..NODES).filter(|n| targets & (1 << n) != 0).map(node);
+        let targets: Vec<PeerId> = targets.collect();
+        for (id, to) in self.issued.iter().filter(|(_, to)| targets.contains(to)) {
             self.before_stop.insert((*id, *to));
             let absent = !self.devices[to].connected;
             if absent || !self.sent_in_time.contains(&(*to, *id)) {
                 self.withdrawn.insert((*id, *to));
             }
         }
-        self.tracker.withdraw(&meant, "a stop", self.now);
+        self.tracker.withdraw(&targets, "a stop", self.now);
     }
 
     fn advance_node(&mut self, to: PeerId) {
@@ -405,10 +405,7 @@ impl Model {
             let mut full = BTreeSet::new();
             for effect in effects {
                 match effect {
-                    Effect::Store {
-                        write_id: ticket,
-                        changes,
-                    } => self.writes.push_back((ticket, changes)),
+                    Effect::Store { write_id, changes } => self.writes.push_back((write_id, changes)),
                     Effect::Send { to, id, deadline, .. } => {
                         if full.contains(&to) || self.devices[&to].blocked {
                             full.insert(to);
@@ -508,14 +505,14 @@ impl Model {
             assert!(row.ended.is_some(), "{id} of {to:?} is open: {row:?}");
         }
         for (id, to) in &self.issued {
-            let told = self.reported.contains_key(&(*id, *to));
+            let reported = self.reported.contains_key(&(*id, *to));
             let refused = self.not_issued.contains(id);
             assert!(
-                !(told && refused && !self.in_doubt.contains(id)),
+                !(reported && refused && !self.in_doubt.contains(id)),
                 "ended, and never issued"
             );
             assert!(
-                told || refused || self.issued_before_crash.contains(id),
+                reported || refused || self.issued_before_crash.contains(id),
                 "{id} of {to:?} vanished"
             );
         }

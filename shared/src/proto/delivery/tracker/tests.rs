@@ -81,14 +81,11 @@ impl Station {
     fn apply_effect(&mut self, effect: Effect) {
         let who = |to: PeerId, id: CommandId| format!("{} of {}", id.seq, to.0[0] - 1);
         match effect {
-            Effect::Store {
-                write_id: ticket,
-                changes,
-            } => {
+            Effect::Store { write_id, changes } => {
                 self.changes.extend(changes);
                 match &mut self.unanswered_writes {
-                    Some(kept) => kept.push(ticket),
-                    None => self.tracker.on_stored(ticket, self.now),
+                    Some(kept) => kept.push(write_id),
+                    None => self.tracker.on_stored(write_id, self.now),
                 }
             }
             Effect::Send { to, id, deadline, .. } => {
@@ -126,77 +123,82 @@ fn station(up: &[u8]) -> Station {
 
 #[test]
 fn delivery_is_stored_before_it_is_sent_or_reported() {
-    let mut desk = station(&[0]);
-    desk.unanswered_writes = Some(Vec::new());
-    let deadline = desk.now + SECOND;
-    desk.tracker.issue(issue(1, deadline, vec![target(0)]));
-    assert_eq!(desk.take_events(), [""; 0], "not before it is stored");
-    let ticket = desk
+    let mut station = station(&[0]);
+    station.unanswered_writes = Some(Vec::new());
+    let deadline = station.now + SECOND;
+    station.tracker.issue(issue(1, deadline, vec![target(0)]));
+    assert_eq!(station.take_events(), [""; 0], "not before it is stored");
+    let write_id = station
         .unanswered_writes
         .as_mut()
         .and_then(Vec::pop)
         .expect("a write");
-    desk.tracker.on_stored(ticket, desk.now);
-    assert_eq!(desk.take_events(), ["send 1 of 0"]);
-    desk.tracker
-        .on_stage(node(0), command(1).id, Stage::Received, desk.now);
+    station.tracker.on_stored(write_id, station.now);
+    assert_eq!(station.take_events(), ["send 1 of 0"]);
+    station
+        .tracker
+        .on_stage(node(0), command(1).id, Stage::Received, station.now);
     assert_eq!(
-        desk.reply_done(1, 0),
+        station.reply_done(1, 0),
         ["1 of 0: received"],
         "the end is not stored"
     );
-    let ticket = desk
+    let write_id = station
         .unanswered_writes
         .as_mut()
         .and_then(Vec::pop)
         .expect("a write");
-    desk.tracker.on_stored(ticket, desk.now);
-    assert_eq!(desk.take_events(), ["1 of 0: done"]);
+    station.tracker.on_stored(write_id, station.now);
+    assert_eq!(station.take_events(), ["1 of 0: done"]);
     assert_eq!(
-        (desk.reply_done(1, 0), desk.tracker.open_deliveries()),
+        (station.reply_done(1, 0), station.tracker.open_deliveries()),
         (Vec::new(), 0)
     );
     // One write for the issue, one for the stage with the end.
     assert!(matches!(
-        desk.changes[..],
+        station.changes[..],
         [Change::Issued(_), Change::Stage { .. }, Change::Ended { .. }]
     ));
 }
 
 #[test]
 fn queued_command_is_sent_on_connect_or_expires() {
-    let mut desk = station(&[]);
-    let deadline = desk.now + SECOND * 10;
-    desk.tracker.issue(issue(1, deadline, vec![target(0), target(1)]));
-    desk.tracker.issue(issue(2, deadline, vec![target(0)]));
-    assert_eq!(desk.take_events(), [""; 0]);
-    desk.tracker.on_connected(node(0), false, desk.now);
-    assert_eq!(desk.take_events(), ["send 1 of 0", "send 2 of 0"], "in order");
+    let mut station = station(&[]);
+    let deadline = station.now + SECOND * 10;
+    station
+        .tracker
+        .issue(issue(1, deadline, vec![target(0), target(1)]));
+    station.tracker.issue(issue(2, deadline, vec![target(0)]));
+    assert_eq!(station.take_events(), [""; 0]);
+    station.tracker.on_connected(node(0), false, station.now);
+    assert_eq!(station.take_events(), ["send 1 of 0", "send 2 of 0"], "in order");
     assert_eq!(
-        desk.advance(SECOND * 10),
+        station.advance(SECOND * 10),
         ["ask 1 of 0", "ask 2 of 0", "1 of 1: expired"]
     );
-    desk.tracker.on_connected(node(1), false, desk.now);
-    assert_eq!(desk.take_events(), [""; 0]);
+    station.tracker.on_connected(node(1), false, station.now);
+    assert_eq!(station.take_events(), [""; 0]);
 }
 
 #[test]
 fn unqueued_command_to_absent_node_ends_at_once() {
-    let mut desk = station(&[0]);
+    let mut station = station(&[0]);
     let flight = |n| DeliveryTarget {
         may_queue: false,
         ..target(n)
     };
-    let deadline = desk.now + SECOND;
-    desk.tracker.issue(issue(1, deadline, vec![flight(0), flight(1)]));
-    assert_eq!(desk.take_events(), ["1 of 1: no-answer", "send 1 of 0"]);
-    assert!(matches!(&desk.changes[1], Change::Ended { reply, .. }
+    let deadline = station.now + SECOND;
+    station
+        .tracker
+        .issue(issue(1, deadline, vec![flight(0), flight(1)]));
+    assert_eq!(station.take_events(), ["1 of 1: no-answer", "send 1 of 0"]);
+    assert!(matches!(&station.changes[1], Change::Ended { reply, .. }
             if reply.error.as_deref() == Some("offline: flight actions are never queued for an absent node")));
 }
 
 #[test]
 fn refused_delivery_is_stored_and_never_sent() {
-    let mut desk = station(&[0, 1]);
+    let mut station = station(&[0, 1]);
     let refused = |n| DeliveryTarget {
         refusal_reason: Some("it is to stand still".to_owned()),
         ..target(n)
@@ -205,63 +207,66 @@ fn refused_delivery_is_stored_and_never_sent() {
         deferred: true,
         ..refused(2)
     };
-    let deadline = desk.now + SECOND;
-    desk.tracker
+    let deadline = station.now + SECOND;
+    station
+        .tracker
         .issue(issue(1, deadline, vec![target(0), refused(1), later]));
-    let said = ["1 of 1: refused", "1 of 2: refused", "send 1 of 0"];
-    assert_eq!(desk.take_events(), said);
-    desk.tracker.on_connected(node(2), false, desk.now);
-    assert_eq!(desk.take_events(), [""; 0]);
+    let events = ["1 of 1: refused", "1 of 2: refused", "send 1 of 0"];
+    assert_eq!(station.take_events(), events);
+    station.tracker.on_connected(node(2), false, station.now);
+    assert_eq!(station.take_events(), [""; 0]);
 }
 
 #[test]
 fn overdue_delivery_is_queried_until_its_outcome_is_known() {
-    let mut desk = station(&[0]);
-    let deadline = desk.now + SECOND;
-    desk.tracker.issue(issue(1, deadline, vec![target(0)]));
-    assert_eq!(desk.take_events(), ["send 1 of 0"]);
-    assert_eq!(desk.advance(SECOND), ["ask 1 of 0"]);
-    assert_eq!(desk.advance(QUERY_INTERVAL), ["ask 1 of 0"]);
-    desk.tracker.on_disconnected(node(0));
-    assert_eq!(desk.advance(QUERY_INTERVAL), [""; 0]);
-    desk.tracker.on_connected(node(0), false, desk.now);
-    assert_eq!(desk.take_events(), ["ask 1 of 0"]);
-    assert_eq!(desk.reply_done(1, 0), ["1 of 0: done"]);
+    let mut station = station(&[0]);
+    let deadline = station.now + SECOND;
+    station.tracker.issue(issue(1, deadline, vec![target(0)]));
+    assert_eq!(station.take_events(), ["send 1 of 0"]);
+    assert_eq!(station.advance(SECOND), ["ask 1 of 0"]);
+    assert_eq!(station.advance(QUERY_INTERVAL), ["ask 1 of 0"]);
+    station.tracker.on_disconnected(node(0));
+    assert_eq!(station.advance(QUERY_INTERVAL), [""; 0]);
+    station.tracker.on_connected(node(0), false, station.now);
+    assert_eq!(station.take_events(), ["ask 1 of 0"]);
+    assert_eq!(station.reply_done(1, 0), ["1 of 0: done"]);
 
-    desk.tracker.issue(issue(2, desk.now + SECOND, vec![target(0)]));
-    desk.take_events();
-    desk.tracker.on_disconnected(node(0));
-    assert_eq!(desk.advance(SECOND + ABANDON_AFTER), ["2 of 0: no-answer"]);
-    assert_eq!(desk.tracker.poll_timeout(), None);
+    station
+        .tracker
+        .issue(issue(2, station.now + SECOND, vec![target(0)]));
+    station.take_events();
+    station.tracker.on_disconnected(node(0));
+    assert_eq!(station.advance(SECOND + ABANDON_AFTER), ["2 of 0: no-answer"]);
+    assert_eq!(station.tracker.poll_timeout(), None);
 }
 
 #[test]
 fn open_deliveries_are_resent_only_after_a_node_restart() {
-    let mut desk = station(&[0]);
-    let deadline = desk.now + SECOND * 10;
-    desk.tracker.issue(issue(1, deadline, vec![target(0)]));
-    desk.tracker.issue(issue(2, deadline, vec![target(0)]));
-    desk.take_events();
-    desk.tracker.on_disconnected(node(0));
-    desk.tracker.issue(issue(3, deadline, vec![target(0)]));
-    desk.tracker.on_connected(node(0), true, desk.now);
-    assert_eq!(desk.take_events(), ["send 3 of 0"]);
-    desk.tracker.on_disconnected(node(0));
-    desk.reply_done(1, 0);
-    desk.tracker.on_connected(node(0), false, desk.now);
-    assert_eq!(desk.take_events(), ["send 2 of 0", "send 3 of 0"]);
+    let mut station = station(&[0]);
+    let deadline = station.now + SECOND * 10;
+    station.tracker.issue(issue(1, deadline, vec![target(0)]));
+    station.tracker.issue(issue(2, deadline, vec![target(0)]));
+    station.take_events();
+    station.tracker.on_disconnected(node(0));
+    station.tracker.issue(issue(3, deadline, vec![target(0)]));
+    station.tracker.on_connected(node(0), true, station.now);
+    assert_eq!(station.take_events(), ["send 3 of 0"]);
+    station.tracker.on_disconnected(node(0));
+    station.reply_done(1, 0);
+    station.tracker.on_connected(node(0), false, station.now);
+    assert_eq!(station.take_events(), ["send 2 of 0", "send 3 of 0"]);
 }
 
 #[test]
 fn tracker_restores_from_the_stored_state() {
-    let mut desk = station(&[]);
+    let mut station = station(&[]);
     let stored = |n, standing, deadline| OpenDelivery {
         to: node(n),
         state: standing,
         deadline,
         stage: None,
     };
-    let (late, early) = (desk.now, desk.now + SECOND * 10);
+    let (late, early) = (station.now, station.now + SECOND * 10);
     let deliveries = vec![
         stored(0, StoredState::Waiting, late),
         stored(1, StoredState::Waiting, early),
@@ -269,117 +274,129 @@ fn tracker_restores_from_the_stored_state() {
         stored(3, StoredState::Sent, early),
         stored(4, StoredState::Deferred, early),
     ];
-    desk.tracker = DeliveryTracker::restore(vec![OpenCommand {
+    station.tracker = DeliveryTracker::restore(vec![OpenCommand {
         command: command(1),
         deliveries,
     }]);
     assert_eq!(
-        desk.advance(Duration::ZERO),
+        station.advance(Duration::ZERO),
         ["1 of 4: refused", "1 of 0: expired"]
     );
     for n in 0..5 {
-        desk.tracker.on_connected(node(n), false, desk.now);
+        station.tracker.on_connected(node(n), false, station.now);
     }
-    assert_eq!(desk.take_events(), ["ask 1 of 2", "send 1 of 3", "send 1 of 1"]);
+    assert_eq!(
+        station.take_events(),
+        ["ask 1 of 2", "send 1 of 3", "send 1 of 1"]
+    );
 }
 
 #[test]
 fn later_batch_is_sent_only_when_started() {
-    let mut desk = station(&[0, 1, 2]);
+    let mut station = station(&[0, 1, 2]);
     let held = |n| DeliveryTarget {
         deferred: true,
         ..target(n)
     };
-    let deadline = desk.now + SECOND;
+    let deadline = station.now + SECOND;
     let id = command(1).id;
-    desk.tracker
+    station
+        .tracker
         .issue(issue(1, deadline, vec![target(0), held(1), held(2), held(3)]));
-    assert_eq!(desk.take_events(), ["send 1 of 0"]);
+    assert_eq!(station.take_events(), ["send 1 of 0"]);
     assert_eq!(
-        desk.advance(SECOND * 5),
+        station.advance(SECOND * 5),
         ["ask 1 of 0"],
         "what is held does not age"
     );
-    let deadline = desk.now + SECOND;
-    desk.tracker
-        .start_batch(id, &[node(0), node(1), node(3)], deadline, desk.now);
-    assert_eq!(desk.take_events(), ["send 1 of 1"]);
-    assert_eq!(desk.advance(SECOND), ["ask 1 of 1", "1 of 3: expired"]);
-    desk.tracker.cancel_deferred(id, "an earlier batch failed");
-    assert_eq!(desk.take_events(), ["1 of 2: refused"]);
+    let deadline = station.now + SECOND;
+    station
+        .tracker
+        .start_batch(id, &[node(0), node(1), node(3)], deadline, station.now);
+    assert_eq!(station.take_events(), ["send 1 of 1"]);
+    assert_eq!(station.advance(SECOND), ["ask 1 of 1", "1 of 3: expired"]);
+    station.tracker.cancel_deferred(id, "an earlier batch failed");
+    assert_eq!(station.take_events(), ["1 of 2: refused"]);
 }
 
 #[test]
 fn store_failure_blocks_sending_and_retries_outcomes() {
-    let mut desk = station(&[0]);
-    desk.unanswered_writes = Some(Vec::new());
-    let deadline = desk.now + SECOND * 10;
-    desk.tracker.issue(issue(1, deadline, vec![target(0)]));
-    desk.take_events();
-    let ticket = desk
+    let mut station = station(&[0]);
+    station.unanswered_writes = Some(Vec::new());
+    let deadline = station.now + SECOND * 10;
+    station.tracker.issue(issue(1, deadline, vec![target(0)]));
+    station.take_events();
+    let write_id = station
         .unanswered_writes
         .as_mut()
         .and_then(Vec::pop)
         .expect("a write");
-    desk.tracker.on_store_failed(ticket, "no space", desk.now);
+    station.tracker.on_store_failed(write_id, "no space", station.now);
     assert_eq!(
-        desk.take_events(),
+        station.take_events(),
         ["1 not issued: the station cannot store it: no space"]
     );
-    desk.unanswered_writes = None;
-    assert_eq!(desk.advance(STORE_RETRY_DELAY), [""; 0], "told already");
-    assert_eq!(desk.tracker.open_deliveries(), 0);
+    station.unanswered_writes = None;
+    assert_eq!(station.advance(STORE_RETRY_DELAY), [""; 0], "told already");
+    assert_eq!(station.tracker.open_deliveries(), 0);
 
-    desk.tracker.issue(issue(2, deadline, vec![target(0)]));
-    desk.take_events();
-    desk.unanswered_writes = Some(Vec::new());
-    assert_eq!(desk.reply_done(2, 0), [""; 0]);
-    let ticket = desk
+    station.tracker.issue(issue(2, deadline, vec![target(0)]));
+    station.take_events();
+    station.unanswered_writes = Some(Vec::new());
+    assert_eq!(station.reply_done(2, 0), [""; 0]);
+    let write_id = station
         .unanswered_writes
         .as_mut()
         .and_then(Vec::pop)
         .expect("a write");
-    desk.tracker.on_store_failed(ticket, "no space", desk.now);
-    desk.unanswered_writes = None;
-    assert_eq!(desk.take_events(), [""; 0]);
-    assert_eq!(desk.advance(STORE_RETRY_DELAY), ["2 of 0: done"]);
+    station.tracker.on_store_failed(write_id, "no space", station.now);
+    station.unanswered_writes = None;
+    assert_eq!(station.take_events(), [""; 0]);
+    assert_eq!(station.advance(STORE_RETRY_DELAY), ["2 of 0: done"]);
 }
 
 #[test]
 fn in_flight_commands_per_node_are_bounded() {
-    let mut desk = station(&[]);
-    let deadline = desk.now + SECOND * 10;
-    let most = u64::try_from(IN_FLIGHT_MAX).expect("fits");
-    for seq in 1..=most + 2 {
-        desk.tracker.issue(issue(seq, deadline, vec![target(0)]));
+    let mut station = station(&[]);
+    let deadline = station.now + SECOND * 10;
+    let limit = u64::try_from(IN_FLIGHT_MAX).expect("fits");
+    for seq in 1..=limit + 2 {
+        station.tracker.issue(issue(seq, deadline, vec![target(0)]));
     }
-    desk.take_events();
-    desk.tracker.on_connected(node(0), false, desk.now);
-    assert_eq!(desk.take_events().len(), IN_FLIGHT_MAX);
-    let started = |desk: &mut Station, seq| {
-        desk.tracker
-            .on_stage(node(0), command(seq).id, Stage::Started, desk.now);
-        desk.take_events()
+    station.take_events();
+    station.tracker.on_connected(node(0), false, station.now);
+    assert_eq!(station.take_events().len(), IN_FLIGHT_MAX);
+    let started = |station: &mut Station, seq| {
+        station
+            .tracker
+            .on_stage(node(0), command(seq).id, Stage::Started, station.now);
+        station.take_events()
     };
-    let next = format!("send {} of 0", most + 1);
-    assert_eq!(started(&mut desk, 2), ["2 of 0: started".to_owned(), next]);
-    let next = format!("send {} of 0", most + 2);
-    assert_eq!(desk.reply_done(1, 0), ["1 of 0: done".to_owned(), next]);
+    let next = format!("send {} of 0", limit + 1);
+    assert_eq!(started(&mut station, 2), ["2 of 0: started".to_owned(), next]);
+    let next = format!("send {} of 0", limit + 2);
+    assert_eq!(station.reply_done(1, 0), ["1 of 0: done".to_owned(), next]);
 }
 
 #[test]
 fn full_outbox_is_retried_in_order() {
-    let mut desk = station(&[0]);
-    let deadline = desk.now + SECOND;
-    desk.tracker.issue(issue(1, deadline, vec![target(0)]));
-    desk.tracker.issue(issue(2, deadline, vec![target(0)]));
-    assert_eq!(desk.take_events(), ["send 1 of 0", "send 2 of 0"]);
-    desk.tracker.on_send_failed(node(0), command(1).id, desk.now);
-    desk.tracker.on_send_failed(node(0), command(2).id, desk.now);
-    assert_eq!(desk.advance(SEND_RETRY_DELAY), ["send 1 of 0", "send 2 of 0"]);
-    desk.tracker.on_send_failed(node(0), command(1).id, desk.now);
+    let mut station = station(&[0]);
+    let deadline = station.now + SECOND;
+    station.tracker.issue(issue(1, deadline, vec![target(0)]));
+    station.tracker.issue(issue(2, deadline, vec![target(0)]));
+    assert_eq!(station.take_events(), ["send 1 of 0", "send 2 of 0"]);
+    station
+        .tracker
+        .on_send_failed(node(0), command(1).id, station.now);
+    station
+        .tracker
+        .on_send_failed(node(0), command(2).id, station.now);
+    assert_eq!(station.advance(SEND_RETRY_DELAY), ["send 1 of 0", "send 2 of 0"]);
+    station
+        .tracker
+        .on_send_failed(node(0), command(1).id, station.now);
     assert_eq!(
-        desk.advance(SECOND),
+        station.advance(SECOND),
         ["ask 2 of 0", "1 of 0: expired"],
         "the first never went"
     );
@@ -387,136 +404,143 @@ fn full_outbox_is_retried_in_order() {
 
 #[test]
 fn open_delivery_limits_answer_busy() {
-    let mut desk = station(&[]);
-    let deadline = desk.now + SECOND;
-    let most = u64::try_from(OPEN_PER_NODE_MAX).expect("fits");
-    for seq in 1..=most {
-        desk.tracker.issue(issue(seq, deadline, vec![target(0)]));
+    let mut station = station(&[]);
+    let deadline = station.now + SECOND;
+    let limit = u64::try_from(OPEN_PER_NODE_MAX).expect("fits");
+    for seq in 1..=limit {
+        station.tracker.issue(issue(seq, deadline, vec![target(0)]));
     }
-    desk.take_events();
-    desk.tracker
-        .issue(issue(most + 1, deadline, vec![target(0), target(1)]));
-    assert_eq!(desk.take_events(), [format!("{} of 0: refused", most + 1)]);
-    assert_eq!(desk.tracker.open_deliveries(), OPEN_PER_NODE_MAX + 1);
+    station.take_events();
+    station
+        .tracker
+        .issue(issue(limit + 1, deadline, vec![target(0), target(1)]));
+    assert_eq!(station.take_events(), [format!("{} of 0: refused", limit + 1)]);
+    assert_eq!(station.tracker.open_deliveries(), OPEN_PER_NODE_MAX + 1);
 }
 
 #[test]
 fn revoked_node_is_sent_nothing() {
-    let mut desk = station(&[0]);
-    let deadline = desk.now + SECOND;
-    desk.tracker.issue(issue(1, deadline, vec![target(0), target(1)]));
-    desk.take_events();
-    desk.tracker.on_revoked(node(0), desk.now);
-    desk.tracker.on_revoked(node(1), desk.now);
-    assert_eq!(desk.take_events(), ["1 of 0: no-answer", "1 of 1: refused"]);
+    let mut station = station(&[0]);
+    let deadline = station.now + SECOND;
+    station
+        .tracker
+        .issue(issue(1, deadline, vec![target(0), target(1)]));
+    station.take_events();
+    station.tracker.on_revoked(node(0), station.now);
+    station.tracker.on_revoked(node(1), station.now);
+    assert_eq!(station.take_events(), ["1 of 0: no-answer", "1 of 1: refused"]);
 }
 
 #[test]
 fn stop_withdraws_unsent_deliveries_of_its_targets() {
-    let mut desk = station(&[0]);
-    let deadline = desk.now + SECOND * 100;
+    let mut station = station(&[0]);
+    let deadline = station.now + SECOND * 100;
     let held = |n| DeliveryTarget {
         deferred: true,
         ..target(n)
     };
     // Sent to 0; waits for 1 and 2, deferred for 3.
-    desk.tracker
+    station
+        .tracker
         .issue(issue(1, deadline, vec![target(0), target(1), target(2), held(3)]));
-    assert_eq!(desk.take_events(), ["send 1 of 0"]);
+    assert_eq!(station.take_events(), ["send 1 of 0"]);
     // Its write is in progress.
-    desk.unanswered_writes = Some(Vec::new());
-    desk.tracker.issue(issue(2, deadline, vec![target(0), target(1)]));
-    desk.take_events();
-    let issued = desk
+    station.unanswered_writes = Some(Vec::new());
+    station
+        .tracker
+        .issue(issue(2, deadline, vec![target(0), target(1)]));
+    station.take_events();
+    let issued = station
         .unanswered_writes
         .as_mut()
         .and_then(Vec::pop)
         .expect("a write");
     // About to be sent.
-    desk.tracker.on_connected(node(2), false, desk.now);
-    desk.take_events();
-    let marked = desk
+    station.tracker.on_connected(node(2), false, station.now);
+    station.take_events();
+    let marked = station
         .unanswered_writes
         .as_mut()
         .and_then(Vec::pop)
         .expect("a write");
     let stopped = [node(0), node(1), node(2), node(3), node(9)];
-    assert_eq!(desk.tracker.withdraw(&stopped, "a stop", desk.now), 5);
-    assert_eq!(desk.take_events(), [""; 0], "told when it is stored");
-    let ends = desk.unanswered_writes.replace(Vec::new()).expect("kept");
+    assert_eq!(station.tracker.withdraw(&stopped, "a stop", station.now), 5);
+    assert_eq!(station.take_events(), [""; 0], "told when it is stored");
+    let ends = station.unanswered_writes.replace(Vec::new()).expect("kept");
     assert_eq!(ends.len(), 6, "five ends, and that nothing is sent to 0 again");
-    for ticket in [marked, issued].into_iter().chain(ends) {
-        desk.tracker.on_stored(ticket, desk.now);
+    for write_id in [marked, issued].into_iter().chain(ends) {
+        station.tracker.on_stored(write_id, station.now);
     }
-    desk.unanswered_writes = None;
+    station.unanswered_writes = None;
     for n in 0..4 {
-        desk.tracker.on_connected(node(n), n == 0, desk.now);
-        desk.tracker
-            .start_batch(command(1).id, &[node(n)], deadline, desk.now);
+        station.tracker.on_connected(node(n), n == 0, station.now);
+        station
+            .tracker
+            .start_batch(command(1).id, &[node(n)], deadline, station.now);
     }
-    let mut said = desk.take_events();
-    said.sort();
+    let mut events = station.take_events();
+    events.sort();
     let refused = ["1 of 1", "1 of 2", "1 of 3", "2 of 0", "2 of 1"];
-    assert_eq!(said, refused.map(|which| format!("{which}: refused")));
+    assert_eq!(events, refused.map(|delivery| format!("{delivery}: refused")));
     let why = |change: &Change| match change {
         Change::Ended { reply, .. } => reply.error.clone(),
         Change::Issued(_) | Change::StateChanged { .. } | Change::Stage { .. } => None,
     };
-    assert!(desk.changes.iter().filter_map(why).all(|why| why == "a stop"));
+    assert!(station.changes.iter().filter_map(why).all(|why| why == "a stop"));
     // The node itself refuses what was sent before the stop; commands issued later are sent.
-    assert_eq!(desk.reply_done(1, 0), ["1 of 0: done"]);
-    desk.tracker.issue(issue(3, deadline, vec![target(1)]));
-    assert_eq!(desk.take_events(), ["send 3 of 1"]);
+    assert_eq!(station.reply_done(1, 0), ["1 of 0: done"]);
+    station.tracker.issue(issue(3, deadline, vec![target(1)]));
+    assert_eq!(station.take_events(), ["send 3 of 1"]);
 }
 
 #[test]
 fn stop_prevents_resend_to_an_absent_node() {
-    let mut desk = station(&[0]);
-    let deadline = desk.now + SECOND * 100;
-    desk.tracker.issue(issue(1, deadline, vec![target(0)]));
-    assert_eq!(desk.take_events(), ["send 1 of 0"]);
-    desk.tracker.on_disconnected(node(0));
-    assert_eq!(desk.tracker.withdraw(&[node(0)], "a stop", desk.now), 0);
-    assert_eq!(desk.take_events(), [""; 0]);
+    let mut station = station(&[0]);
+    let deadline = station.now + SECOND * 100;
+    station.tracker.issue(issue(1, deadline, vec![target(0)]));
+    assert_eq!(station.take_events(), ["send 1 of 0"]);
+    station.tracker.on_disconnected(node(0));
+    assert_eq!(station.tracker.withdraw(&[node(0)], "a stop", station.now), 0);
+    assert_eq!(station.take_events(), [""; 0]);
     assert!(
-        matches!(desk.changes.last(), Some(Change::StateChanged { deadline, .. }) if *deadline == desk.now)
+        matches!(station.changes.last(), Some(Change::StateChanged { deadline, .. }) if *deadline == station.now)
     );
-    desk.tracker.on_connected(node(0), false, desk.now);
-    assert_eq!(desk.take_events(), ["ask 1 of 0"], "it runs nothing");
+    station.tracker.on_connected(node(0), false, station.now);
+    assert_eq!(station.take_events(), ["ask 1 of 0"], "it runs nothing");
 }
 
 #[test]
 fn stop_prevents_resend_after_a_lost_link() {
-    let mut desk = station(&[0]);
-    let deadline = desk.now + SECOND * 100;
-    desk.tracker.issue(issue(1, deadline, vec![target(0)]));
-    assert_eq!(desk.take_events(), ["send 1 of 0"]);
+    let mut station = station(&[0]);
+    let deadline = station.now + SECOND * 100;
+    station.tracker.issue(issue(1, deadline, vec![target(0)]));
+    assert_eq!(station.take_events(), ["send 1 of 0"]);
     // The link still counts as open.
-    assert_eq!(desk.tracker.withdraw(&[node(0)], "a stop", desk.now), 0);
-    assert_eq!(desk.take_events(), [""; 0], "it may be at work");
-    desk.tracker.on_disconnected(node(0));
-    desk.tracker.on_connected(node(0), false, desk.now);
-    assert_eq!(desk.take_events(), ["ask 1 of 0"], "it runs nothing");
+    assert_eq!(station.tracker.withdraw(&[node(0)], "a stop", station.now), 0);
+    assert_eq!(station.take_events(), [""; 0], "it may be at work");
+    station.tracker.on_disconnected(node(0));
+    station.tracker.on_connected(node(0), false, station.now);
+    assert_eq!(station.take_events(), ["ask 1 of 0"], "it runs nothing");
 }
 
 #[test]
 fn withdrawal_stands_while_the_store_fails() {
-    let mut desk = station(&[]);
-    let deadline = desk.now + SECOND * 100;
-    desk.tracker.issue(issue(1, deadline, vec![target(0)]));
-    desk.take_events();
-    desk.unanswered_writes = Some(Vec::new());
-    desk.tracker.withdraw(&[node(0)], "a stop", desk.now);
-    desk.take_events();
-    let ticket = desk
+    let mut station = station(&[]);
+    let deadline = station.now + SECOND * 100;
+    station.tracker.issue(issue(1, deadline, vec![target(0)]));
+    station.take_events();
+    station.unanswered_writes = Some(Vec::new());
+    station.tracker.withdraw(&[node(0)], "a stop", station.now);
+    station.take_events();
+    let write_id = station
         .unanswered_writes
         .take()
         .and_then(|mut kept| kept.pop())
         .expect("a write");
-    desk.tracker.on_store_failed(ticket, "no space", desk.now);
-    desk.tracker.on_connected(node(0), false, desk.now);
-    assert_eq!(desk.take_events(), [""; 0], "never sent");
-    assert_eq!(desk.advance(STORE_RETRY_DELAY), ["1 of 0: refused"]);
+    station.tracker.on_store_failed(write_id, "no space", station.now);
+    station.tracker.on_connected(node(0), false, station.now);
+    assert_eq!(station.take_events(), [""; 0], "never sent");
+    assert_eq!(station.advance(STORE_RETRY_DELAY), ["1 of 0: refused"]);
 }
 
 #[test]
@@ -528,15 +552,15 @@ fn resent_frame_is_equal_and_status_query_has_zero_ttl() {
         },
         ..command(1)
     };
-    let parcel = EncodedFrame::new(&order.to_frame()).expect("a frame");
-    let read = |parcel: &EncodedFrame, ttl| {
+    let frame = EncodedFrame::new(&order.to_frame()).expect("a frame");
+    let read = |frame: &EncodedFrame, ttl| {
         let mut out = OutBuffer::default();
         let trailer = Trailer {
             seq: Some(3),
             ttl,
             ..Trailer::default()
         };
-        out.push(parcel, trailer);
+        out.push(frame, trailer);
         let mut slices = [std::io::IoSlice::new(&[]); 4];
         let filled = out.fill_slices(&mut slices);
         let mut bytes = bytes::BytesMut::new();
@@ -546,9 +570,9 @@ fn resent_frame_is_equal_and_status_query_has_zero_ttl() {
         let mut reader = FrameReader::new(FrameLimits::CONTROL);
         reader.next_frame(&mut bytes).expect("reads").expect("a frame")
     };
-    let mut sent: Frame = read(&parcel, Some(9));
-    let question = parcel.clone().into_status_query();
-    assert!(question.is_status_query() && !parcel.is_status_query());
+    let mut sent: Frame = read(&frame, Some(9));
+    let question = frame.clone().into_status_query();
+    assert!(question.is_status_query() && !frame.is_status_query());
     let mut asked: Frame = read(&question, Some(0));
     assert_eq!((sent.header.ttl, asked.header.ttl), (Some(9), Some(0)));
     assert_eq!(sent.header.life, Some(1_000));

@@ -19,11 +19,11 @@ impl DeliveryTracker {
                 continue;
             };
             for (id, delivery) in &mut node.open {
-                let again = !node.connected || node.unsent.contains(&(delivery.lane, *id));
+                let resend = !node.connected || node.unsent.contains(&(delivery.lane, *id));
                 let open = matches!(delivery.phase, Phase::Open) && delivery.sent;
                 if open && now < delivery.deadline {
                     delivery.deadline = now;
-                    query_only.push((*to, *id, again));
+                    query_only.push((*to, *id, resend));
                 }
             }
         }
@@ -46,7 +46,7 @@ impl DeliveryTracker {
             deadline: now,
         };
         self.store(WriteInProgress::default(), deliveries.iter().map(moved).collect());
-        for (to, id, _) in deliveries.iter().filter(|(.., again)| *again) {
+        for (to, id, _) in deliveries.iter().filter(|(.., resend)| *resend) {
             self.on_deadline(*to, *id, now);
         }
     }

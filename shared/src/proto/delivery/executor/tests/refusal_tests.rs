@@ -34,61 +34,61 @@ fn conflicting_identity_never_gets_the_outcome() {
 
 #[test]
 fn excess_commands_are_refused_as_busy_permanently() {
-    let mut place = SimulatedNode::new();
-    place.fill_slots(1);
+    let mut node = SimulatedNode::new();
+    node.fill_slots(1);
     let full = 100 + WAITING_MAX as u64;
     for seq in 100..full {
-        assert!(place.send(seq, PLAIN));
+        assert!(node.send(seq, PLAIN));
     }
-    place.take_effects();
-    assert!(!place.send(full, PLAIN));
-    let (state, why) = place.take_reply(full);
+    node.take_effects();
+    assert!(!node.send(full, PLAIN));
+    let (state, why) = node.take_reply(full);
     assert_eq!(state, Outcome::Refused);
     assert!(why.starts_with("busy"), "{why}");
     for seq in 1..=ORDINARY_MAX as u64 {
-        place.finish(seq, done());
+        node.finish(seq, done());
     }
     assert_eq!(
-        place.take_started().len(),
+        node.take_started().len(),
         ORDINARY_MAX,
         "the first of the line take the places"
     );
     assert!(
-        !place.send(full, PLAIN),
+        !node.send(full, PLAIN),
         "its issuer has been told that it does not run"
     );
-    assert!(place.take_reply(full).1.starts_with("busy"));
-    place.crash();
-    assert!(!place.send(full, PLAIN));
-    assert!(place.take_reply(full).1.starts_with("busy"));
+    assert!(node.take_reply(full).1.starts_with("busy"));
+    node.crash();
+    assert!(!node.send(full, PLAIN));
+    assert!(node.take_reply(full).1.starts_with("busy"));
 }
 
 #[test]
 fn in_flight_commands_are_bounded_while_the_disk_stalls() {
-    let mut place = SimulatedNode::new();
-    place.unanswered_writes = Some(Vec::new());
+    let mut node = SimulatedNode::new();
+    node.unanswered_writes = Some(Vec::new());
     for seq in 0..10 * IN_FLIGHT_MAX as u64 {
-        place.query(seq, PLAIN);
+        node.query(seq, PLAIN);
     }
-    assert!(place.executor.in_flight.len() <= IN_FLIGHT_MAX);
-    assert!(place.executor.writes.len() <= IN_FLIGHT_MAX + 1);
-    assert!(place.executor.pending_writes.next_batch().0.len() <= PENDING_WRITES_MAX);
+    assert!(node.executor.in_flight.len() <= IN_FLIGHT_MAX);
+    assert!(node.executor.writes.len() <= IN_FLIGHT_MAX + 1);
+    assert!(node.executor.pending_writes.next_batch().0.len() <= PENDING_WRITES_MAX);
 }
 
 #[test]
 fn failing_journal_refuses_commands_and_recovers() {
-    let mut place = SimulatedNode::new();
-    place.write_error = Some("No space left on device; free space below /var");
-    place.send(1, PLAIN);
-    let (state, why) = place.take_reply(1);
+    let mut node = SimulatedNode::new();
+    node.write_error = Some("No space left on device; free space below /var");
+    node.send(1, PLAIN);
+    let (state, why) = node.take_reply(1);
     assert_eq!(state, Outcome::Refused);
     assert!(
         why.starts_with("the node's journal cannot be written: No space left on device; free space"),
         "{why}"
     );
     // Refused at once, without the stage `accepted`.
-    assert!(!place.send(2, PLAIN));
-    let refused = place.take_effects();
+    assert!(!node.send(2, PLAIN));
+    let refused = node.take_effects();
     assert!(matches!(
         refused.as_slice(),
         [
@@ -100,47 +100,47 @@ fn failing_journal_refuses_commands_and_recovers() {
         ]
     ));
 
-    place.write_error = None;
-    place.advance(u64::try_from(JOURNAL_RETRY.as_millis()).expect("short"));
-    assert!(place.send(3, PLAIN));
-    assert_eq!(place.take_started(), [3]);
+    node.write_error = None;
+    node.advance(u64::try_from(JOURNAL_RETRY.as_millis()).expect("short"));
+    assert!(node.send(3, PLAIN));
+    assert_eq!(node.take_started(), [3]);
     // The replies from that time are durable by now.
-    place.crash();
+    node.crash();
     for seq in [1, 2] {
-        assert!(!place.send(seq, PLAIN));
-        assert_eq!(place.take_reply(seq).0, Outcome::Refused);
+        assert!(!node.send(seq, PLAIN));
+        assert_eq!(node.take_reply(seq).0, Outcome::Refused);
     }
 }
 
 #[test]
 fn unwritable_outcome_is_still_reported() {
-    let mut place = SimulatedNode::new();
-    place.send(1, PLAIN);
-    place.take_effects();
-    place.write_error = Some("I/O error");
-    place.finish(1, done());
-    assert_eq!(place.take_reply(1).0, Outcome::Done);
-    place.send(1, PLAIN);
-    assert_eq!(place.take_reply(1).0, Outcome::Done, "memory answers");
-    place.write_error = None;
-    place.advance(2_000);
-    place.crash();
-    place.send(1, PLAIN);
-    assert_eq!(place.take_reply(1).0, Outcome::Done, "it was made durable later");
+    let mut node = SimulatedNode::new();
+    node.send(1, PLAIN);
+    node.take_effects();
+    node.write_error = Some("I/O error");
+    node.finish(1, done());
+    assert_eq!(node.take_reply(1).0, Outcome::Done);
+    node.send(1, PLAIN);
+    assert_eq!(node.take_reply(1).0, Outcome::Done, "memory answers");
+    node.write_error = None;
+    node.advance(2_000);
+    node.crash();
+    node.send(1, PLAIN);
+    assert_eq!(node.take_reply(1).0, Outcome::Done, "it was made durable later");
 }
 
 #[test]
 fn failing_journal_is_not_retried_early() {
-    let mut place = SimulatedNode::new();
-    place.write_error = Some("I/O error");
-    place.send(1, PLAIN);
-    place.unanswered_writes = Some(Vec::new());
-    place.advance(1_999);
-    place.send(2, PLAIN);
-    assert_eq!(place.unanswered_writes.as_ref().map(Vec::len), Some(0));
-    place.advance(1);
-    assert_eq!(place.unanswered_writes.as_ref().map(Vec::len), Some(1));
-    assert_eq!(place.executor.poll_timeout(), None, "one attempt at a time");
+    let mut node = SimulatedNode::new();
+    node.write_error = Some("I/O error");
+    node.send(1, PLAIN);
+    node.unanswered_writes = Some(Vec::new());
+    node.advance(1_999);
+    node.send(2, PLAIN);
+    assert_eq!(node.unanswered_writes.as_ref().map(Vec::len), Some(0));
+    node.advance(1);
+    assert_eq!(node.unanswered_writes.as_ref().map(Vec::len), Some(1));
+    assert_eq!(node.executor.poll_timeout(), None, "one attempt at a time");
 }
 
 #[test]
@@ -149,131 +149,133 @@ fn stop_refuses_waiting_and_kills_running_commands() {
         while_stopped: true,
         ..PLAIN
     };
-    let mut place = SimulatedNode::new();
-    place.send(1, through);
+    let mut node = SimulatedNode::new();
+    node.send(1, through);
     for seq in 2..=ORDINARY_MAX as u64 {
-        place.send(seq, PLAIN);
+        node.send(seq, PLAIN);
     }
-    place.send(20, PLAIN);
-    place.send(21, through);
-    place.take_effects();
-    place.stop();
-    let said = place.take_effects();
-    let kills = said.iter().filter(|effect| matches!(effect, Effect::Kill { .. }));
+    node.send(20, PLAIN);
+    node.send(21, through);
+    node.take_effects();
+    node.stop();
+    let effects = node.take_effects();
+    let kills = effects
+        .iter()
+        .filter(|effect| matches!(effect, Effect::Kill { .. }));
     assert_eq!(kills.count(), ORDINARY_MAX - 1);
-    assert!(!said.contains(&Effect::Kill { id: id(1) }));
-    let refused = |effect: &Effect| matches!(effect, Effect::Reply { id: whose, reply } if *whose == id(20) && reply.state == Outcome::Refused);
-    assert!(said.iter().any(refused), "{said:?}");
+    assert!(!effects.contains(&Effect::Kill { id: id(1) }));
+    let refused = |effect: &Effect| matches!(effect, Effect::Reply { id: of, reply } if *of == id(20) && reply.state == Outcome::Refused);
+    assert!(effects.iter().any(refused), "{effects:?}");
 
-    place.stop();
-    assert_eq!(place.take_effects(), [], "once is enough");
+    node.stop();
+    assert_eq!(node.take_effects(), [], "once is enough");
     let ended_by_us = Reply {
         exit: Some(143),
         ..Reply::failed("it was killed")
     };
-    place.finish(2, ended_by_us);
-    let said = place.take_effects();
+    node.finish(2, ended_by_us);
+    let effects = node.take_effects();
     assert!(
-        said.contains(&Effect::Run { id: id(21) }),
+        effects.contains(&Effect::Run { id: id(21) }),
         "the place goes on to it"
     );
     let killed = Reply {
         exit: Some(143),
         ..Reply::failed("emergency stop: it was killed")
     };
-    assert!(said.contains(&Effect::Reply {
+    assert!(effects.contains(&Effect::Reply {
         id: id(2),
         reply: killed
     }));
-    place.finish(3, done());
-    assert_eq!(place.take_reply(3).0, Outcome::Done, "it was quicker");
-    place.finish(4, done());
-    place.take_effects();
+    node.finish(3, done());
+    assert_eq!(node.take_reply(3).0, Outcome::Done, "it was quicker");
+    node.finish(4, done());
+    node.take_effects();
 
-    assert!(!place.send(30, PLAIN));
-    let (state, why) = place.take_reply(30);
+    assert!(!node.send(30, PLAIN));
+    let (state, why) = node.take_reply(30);
     assert_eq!(state, Outcome::Refused);
     assert!(why.contains("emergency stop"), "{why}");
-    assert!(place.send(31, through));
-    place.executor.on_release();
-    assert!(place.send(32, PLAIN));
-    assert_eq!(place.take_started(), [31, 32]);
-    assert!(!place.send(30, PLAIN), "a release does not bring it back");
-    assert_eq!(place.take_reply(30).0, Outcome::Refused);
+    assert!(node.send(31, through));
+    node.executor.on_release();
+    assert!(node.send(32, PLAIN));
+    assert_eq!(node.take_started(), [31, 32]);
+    assert!(!node.send(30, PLAIN), "a release does not bring it back");
+    assert_eq!(node.take_reply(30).0, Outcome::Refused);
 }
 
 #[test]
 fn stop_between_write_and_start_prevents_execution() {
     for released in [false, true] {
-        let mut place = SimulatedNode::new();
-        place.unanswered_writes = Some(Vec::new());
-        place.send(1, PLAIN);
-        place.stop();
+        let mut node = SimulatedNode::new();
+        node.unanswered_writes = Some(Vec::new());
+        node.send(1, PLAIN);
+        node.stop();
         if released {
-            place.executor.on_release();
+            node.executor.on_release();
         }
-        place.finish_held_writes();
-        assert!(place.take_started().is_empty());
-        place.finish_held_writes();
-        assert_eq!(place.take_reply(1).0, Outcome::Refused);
+        node.finish_held_writes();
+        assert!(node.take_started().is_empty());
+        node.finish_held_writes();
+        assert_eq!(node.take_reply(1).0, Outcome::Refused);
     }
 }
 
 #[test]
 fn shutdown_starts_nothing_and_journals_outcomes() {
-    let mut place = SimulatedNode::new();
-    place.fill_slots(1);
-    place.send(20, PLAIN);
-    place.finish(1, done());
-    assert_eq!(place.take_started(), [20]);
-    place.send(21, PLAIN);
-    place.take_effects();
-    place.unanswered_writes = Some(Vec::new());
-    place.finish(20, done());
+    let mut node = SimulatedNode::new();
+    node.fill_slots(1);
+    node.send(20, PLAIN);
+    node.finish(1, done());
+    assert_eq!(node.take_started(), [20]);
+    node.send(21, PLAIN);
+    node.take_effects();
+    node.unanswered_writes = Some(Vec::new());
+    node.finish(20, done());
     // The write of 21 is in progress, and that of 20 too.
-    place.send(22, PLAIN);
-    place.executor.shut_down(place.now);
-    place.apply_effects();
-    place.finish_held_writes();
-    place.finish_held_writes();
-    let said = place.take_effects();
+    node.send(22, PLAIN);
+    node.executor.shut_down(node.now);
+    node.apply_effects();
+    node.finish_held_writes();
+    node.finish_held_writes();
+    let effects = node.take_effects();
     assert!(
-        !said.iter().any(|effect| matches!(effect, Effect::Run { .. })),
-        "{said:?}"
+        !effects.iter().any(|effect| matches!(effect, Effect::Run { .. })),
+        "{effects:?}"
     );
-    assert!(!place.executor.is_idle());
-    place.unanswered_writes = None;
+    assert!(!node.executor.is_idle());
+    node.unanswered_writes = None;
     for seq in 2..=ORDINARY_MAX as u64 {
-        place.finish(seq, Reply::failed("it was killed"));
+        node.finish(seq, Reply::failed("it was killed"));
     }
-    assert!(place.executor.is_idle());
-    assert!(!place.send(40, PLAIN));
-    place.crash();
+    assert!(node.executor.is_idle());
+    assert!(!node.send(40, PLAIN));
+    node.crash();
     assert!(
-        place.send(22, PLAIN),
+        node.send(22, PLAIN),
         "it waited, so it is as if it had never come"
     );
-    place.take_effects();
-    place.send(3, PLAIN);
-    let why = place.take_reply(3).1;
+    node.take_effects();
+    node.send(3, PLAIN);
+    let why = node.take_reply(3).1;
     assert_eq!(why, "the node is shutting down: it was killed");
     for (seq, state) in [(2, Outcome::Failed), (20, Outcome::Done), (21, Outcome::Refused)] {
-        assert!(!place.send(seq, PLAIN));
-        assert_eq!(place.take_reply(seq).0, state, "{seq}");
+        assert!(!node.send(seq, PLAIN));
+        assert_eq!(node.take_reply(seq).0, state, "{seq}");
     }
 }
 
 #[test]
 fn events_for_unknown_commands_change_nothing() {
-    let mut place = SimulatedNode::new();
-    place.finish(1, done());
-    place.executor.on_written(WriteId(9), place.now);
-    place.executor.on_write_failed(WriteId(9), "?", place.now);
-    place.apply_effects();
-    assert_eq!(place.take_effects(), []);
-    place.unanswered_writes = Some(Vec::new());
-    place.send(1, PLAIN);
-    place.take_effects();
-    place.finish(1, done());
-    assert_eq!(place.take_effects(), [], "it does not run yet");
+    let mut node = SimulatedNode::new();
+    node.finish(1, done());
+    node.executor.on_written(WriteId(9), node.now);
+    node.executor.on_write_failed(WriteId(9), "?", node.now);
+    node.apply_effects();
+    assert_eq!(node.take_effects(), []);
+    node.unanswered_writes = Some(Vec::new());
+    node.send(1, PLAIN);
+    node.take_effects();
+    node.finish(1, done());
+    assert_eq!(node.take_effects(), [], "it does not run yet");
 }

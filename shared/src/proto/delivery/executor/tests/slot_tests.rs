@@ -40,57 +40,57 @@ fn flight_command(seq: u64, now: Instant, ends_flight: bool) -> IncomingCommand 
 
 #[test]
 fn waiting_flight_action_never_starts_after_a_landing() {
-    let mut place = SimulatedNode::new();
-    place.fill_slots(1);
+    let mut node = SimulatedNode::new();
+    node.fill_slots(1);
     for seq in 101..=103 {
-        place.receive(flight_command(seq, place.now, false));
+        node.receive(flight_command(seq, node.now, false));
     }
-    assert_eq!(place.take_started(), [101, 102]);
-    place.receive(flight_command(104, place.now, true));
-    let said = place.take_effects();
-    assert!(said.contains(&Effect::Run { id: id(104) }), "{said:?}");
-    let refused = said.iter().any(|effect| {
-        matches!(effect, Effect::Reply { id: whose, reply } if *whose == id(103) && reply.state == Outcome::Refused)
+    assert_eq!(node.take_started(), [101, 102]);
+    node.receive(flight_command(104, node.now, true));
+    let effects = node.take_effects();
+    assert!(effects.contains(&Effect::Run { id: id(104) }), "{effects:?}");
+    let refused = effects.iter().any(|effect| {
+        matches!(effect, Effect::Reply { id: of, reply } if *of == id(103) && reply.state == Outcome::Refused)
     });
-    assert!(refused, "{said:?}");
+    assert!(refused, "{effects:?}");
     for seq in [101, 102, 104] {
-        place.finish(seq, done());
+        node.finish(seq, done());
     }
-    assert_eq!(place.take_started(), [0; 0]);
+    assert_eq!(node.take_started(), [0; 0]);
     // A flight action that comes after the landing action starts.
-    place.receive(flight_command(105, place.now, false));
-    assert_eq!(place.take_started(), [105]);
+    node.receive(flight_command(105, node.now, false));
+    assert_eq!(node.take_started(), [105]);
 }
 
 #[test]
 fn landing_action_starts_when_all_other_slots_are_full() {
-    let mut place = SimulatedNode::new();
-    place.fill_slots(1);
+    let mut node = SimulatedNode::new();
+    node.fill_slots(1);
     // As many as the limits allow, of each kind.
     for seq in 9..=400 {
-        place.send(seq, PLAIN);
+        node.send(seq, PLAIN);
     }
     for seq in 401..=800 {
-        place.receive(flight_command(seq, place.now, false));
+        node.receive(flight_command(seq, node.now, false));
     }
-    assert_eq!(place.take_started(), [401, 402]);
+    assert_eq!(node.take_started(), [401, 402]);
     let ends = LANDING_MAX as u64;
     for seq in 801..=801 + ends {
-        assert!(place.receive(flight_command(seq, place.now, true)));
+        assert!(node.receive(flight_command(seq, node.now, true)));
     }
-    assert_eq!(place.take_started(), (801..801 + ends).collect::<Vec<_>>());
+    assert_eq!(node.take_started(), (801..801 + ends).collect::<Vec<_>>());
     // Landing actions use no other slots, and wait only for one another.
-    place.finish(1, done());
-    assert_eq!(place.take_started(), [9]);
-    place.finish(801, done());
-    assert_eq!(place.take_started(), [801 + ends]);
+    node.finish(1, done());
+    assert_eq!(node.take_started(), [9]);
+    node.finish(801, done());
+    assert_eq!(node.take_started(), [801 + ends]);
     // The TTL class does not matter.
-    place.finish(802, done());
+    node.finish(802, done());
     let ordinary = ActionProperties {
         ends_flight: true,
         ..PLAIN
     };
-    place.take_effects();
-    assert!(place.send(900, ordinary));
-    assert_eq!(place.take_started(), [900]);
+    node.take_effects();
+    assert!(node.send(900, ordinary));
+    assert_eq!(node.take_started(), [900]);
 }
