@@ -17,21 +17,13 @@ use tokio::sync::mpsc;
 use crate::{control, os_user};
 
 pub mod engine;
-mod event;
 pub mod files;
 pub mod gateway_peers;
 pub mod guests;
-mod history;
 pub mod offline_history;
-mod request;
 pub mod stop_broadcast;
 
-pub use event::{
-    Check, Delivery, Event, Failure, InvitationView, MemberView, MembershipView, NodeRef, NodeState,
-    NodeView, PendingView, StopView, TokenView, UserView, round_to_microsecond,
-};
-pub use history::{AuditView, CommandKind, CommandView, HistoryDelivery, HistoryQuery, HistoryState};
-pub use request::{Batch, BatchSize, FileToSend, FilesToSend, Request, UserRequest};
+pub use swarm_shared::api::*;
 
 /// Most requests that wait for the engine.
 pub const REQUESTS_MAX: usize = 64;
@@ -78,12 +70,13 @@ impl Fleet {
     }
 
     /// Asks. Faults come as [`Event::Failed`]; dropping the receiver cancels the request.
-    pub async fn perform(&self, request: Request) -> mpsc::Receiver<Event> {
+    pub async fn perform(&self, request: impl Into<Request>) -> mpsc::Receiver<Event> {
         self.perform_as(request, os_user::current().to_owned()).await
     }
 
     /// Asks for another user of this machine. A remote fleet sees for itself who asks.
-    pub async fn perform_as(&self, request: Request, user: String) -> mpsc::Receiver<Event> {
+    pub async fn perform_as(&self, request: impl Into<Request>, user: String) -> mpsc::Receiver<Event> {
+        let request = request.into();
         let (events, receiver) = mpsc::channel(EVENTS_MAX);
         match &self.0 {
             Backend::Local(calls) => {

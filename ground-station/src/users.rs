@@ -11,14 +11,11 @@ use argon2::Argon2;
 use argon2::password_hash::phc::PasswordHash;
 use argon2::password_hash::{PasswordHasher, PasswordVerifier};
 use data_encoding::BASE64URL_NOPAD;
-use serde::{Deserialize, Serialize};
+use swarm_shared::api::PASSWORD_BYTES_MAX;
+pub use swarm_shared::api::Password;
 use swarm_shared::net::random::{self, NoRandomness};
 use tokio::sync::Semaphore;
 
-/// Shortest password, in characters.
-pub const PASSWORD_CHARS_MIN: usize = 8;
-/// Longest password, in bytes.
-pub const PASSWORD_BYTES_MAX: usize = 256;
 /// Longest name, in bytes.
 pub const NAME_BYTES_MAX: usize = 64;
 /// Longest label of a token, in bytes.
@@ -32,43 +29,6 @@ pub const PASSWORD_QUEUE_MAX: usize = 32;
 
 /// What begins every token, so that one in a log or a repository is known for what it is.
 const TOKEN_PREFIX: &str = "gst_";
-
-/// A text that no log shows.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Password(String);
-
-impl Password {
-    /// Of what somebody typed.
-    pub fn new(text: impl Into<String>) -> Self {
-        Self(text.into())
-    }
-
-    /// What it is.
-    pub(crate) fn as_str(&self) -> &str {
-        &self.0
-    }
-
-    /// Whether it is fit to be somebody's from now on.
-    ///
-    /// # Errors
-    /// The rule.
-    pub fn validate(&self) -> Result<(), String> {
-        if self.0.chars().count() < PASSWORD_CHARS_MIN {
-            return Err(format!("a password has at least {PASSWORD_CHARS_MIN} characters"));
-        }
-        if self.0.len() > PASSWORD_BYTES_MAX {
-            return Err(format!("a password has at most {PASSWORD_BYTES_MAX} bytes"));
-        }
-        Ok(())
-    }
-}
-
-impl std::fmt::Debug for Password {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Password")
-    }
-}
 
 /// Checks a user's name.
 ///
@@ -119,7 +79,7 @@ impl PasswordChecker {
     pub async fn hash(&self, password: Password) -> Result<String, PasswordError> {
         let salt: [u8; 16] = random::bytes().map_err(|error| PasswordError::Failed(error.to_string()))?;
         let work = move || {
-            let hashed = Argon2::default().hash_password_with_salt(password.0.as_bytes(), &salt);
+            let hashed = Argon2::default().hash_password_with_salt(password.as_str().as_bytes(), &salt);
             hashed.map(|hash: PasswordHash| hash.to_string())
         };
         let hashed = self.run_blocking(work).await?;
@@ -135,7 +95,7 @@ impl PasswordChecker {
         password: Password,
         stored_hash: Option<String>,
     ) -> Result<bool, PasswordError> {
-        if password.0.len() > PASSWORD_BYTES_MAX {
+        if password.as_str().len() > PASSWORD_BYTES_MAX {
             return Ok(false);
         }
         self.run_blocking(move || {
@@ -143,7 +103,7 @@ impl PasswordChecker {
             let kept = stored_hash.as_deref().unwrap_or(DUMMY_HASH);
             let same = PasswordHash::new(kept).is_ok_and(|kept| {
                 Argon2::default()
-                    .verify_password(password.0.as_bytes(), &kept)
+                    .verify_password(password.as_str().as_bytes(), &kept)
                     .is_ok()
             });
             known && same

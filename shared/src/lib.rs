@@ -4,6 +4,7 @@
 //!   It has no sockets, no files, no clock, and builds alone with `--no-default-features`.
 //! * `net` carries out what `proto` decides: sockets, TLS, mDNS, files, timers, tasks.
 
+pub mod api;
 pub mod proto;
 
 #[cfg(feature = "net")]

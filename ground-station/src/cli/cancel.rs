@@ -8,7 +8,7 @@ use super::history::number;
 use super::request::{RequestEnd, follow};
 use super::screen::{CliError, EXIT_FAILED, EXIT_INTERRUPTED, Screen};
 use crate::duration::to_ms;
-use crate::fleet::Request;
+use crate::fleet::HistoryRequest;
 use crate::view::history::HistoryReport;
 
 /// Take a command back: what has not been sent to its node yet never is
@@ -30,7 +30,7 @@ pub(super) struct Args {
 }
 
 pub(super) async fn run(args: Args, common: &CommonOptions, screen: &mut Screen) -> Result<u8, CliError> {
-    let request = Request::Cancel {
+    let request = HistoryRequest::Cancel {
         number: args.number,
         timeout_ms: to_ms(common.timeout),
     };

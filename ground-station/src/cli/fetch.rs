@@ -8,7 +8,7 @@ use super::screen::{CliError, Screen};
 use super::send::absolute;
 use super::{CommonOptions, request};
 use crate::duration::to_ms;
-use crate::fleet::{Request, files};
+use crate::fleet::{ActRequest, files};
 
 /// Collect a file from nodes; each copy is named by its node
 #[derive(Debug, clap::Args)]
@@ -30,7 +30,7 @@ pub(super) async fn run(args: Args, common: &CommonOptions, screen: &mut Screen)
     files::check_path(path)?;
     std::fs::create_dir_all(&args.dir)
         .map_err(|error| CliError::usage(format!("cannot make {:?}: {error}", args.dir)))?;
-    let request = Request::Fetch {
+    let request = ActRequest::Fetch {
         selector,
         path: path.to_owned(),
         dir: absolute(&args.dir)?,

@@ -9,7 +9,7 @@ use super::connect::Connection;
 use super::request::{RequestEnd, follow};
 use super::screen::{CliError, EXIT_INTERRUPTED, Screen};
 use crate::duration::{self, to_ms};
-use crate::fleet::{Event, Request};
+use crate::fleet::{Event, FleetRequest};
 use crate::view;
 
 /// Make a fleet, take nodes and stations in, put them out
@@ -66,7 +66,7 @@ enum RoleName {
 
 pub(super) async fn run(args: Args, common: &CommonOptions, screen: &mut Screen) -> Result<u8, CliError> {
     let request = match args.verb {
-        Verb::Init => Request::Init,
+        Verb::Init => FleetRequest::Init,
         Verb::Invite {
             role,
             uses,
@@ -78,23 +78,23 @@ pub(super) async fn run(args: Args, common: &CommonOptions, screen: &mut Screen)
                 RoleName::Operator => Role::Operator,
                 RoleName::Admin => Role::Admin,
             };
-            Request::Invite {
+            FleetRequest::Invite {
                 role,
                 uses,
                 valid_for_ms: to_ms(valid_for),
             }
         }
-        Verb::Join { code } => Request::Join {
+        Verb::Join { code } => FleetRequest::Join {
             code,
             timeout_ms: to_ms(common.timeout),
         },
-        Verb::Pending => Request::Pending,
-        Verb::Accept { node } => Request::Accept { node },
-        Verb::Revoke { node } => Request::Revoke { node },
-        Verb::Members => Request::Members,
+        Verb::Pending => FleetRequest::Pending,
+        Verb::Accept { node } => FleetRequest::Accept { node },
+        Verb::Revoke { node } => FleetRequest::Revoke { node },
+        Verb::Members => FleetRequest::Members,
     };
     let connection = Connection::open(common, "fleet", screen).await?;
-    let is_pending_query = request == Request::Pending;
+    let is_pending_query = request == FleetRequest::Pending;
     let mut members = Vec::new();
     let mut pending = Vec::new();
     let ended = follow(&connection.fleet, request, screen, |event, screen| {

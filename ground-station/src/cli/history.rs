@@ -10,7 +10,7 @@ use super::connect::Connection;
 use super::request::{RequestEnd, follow, run_request};
 use super::screen::{CliError, EXIT_INTERRUPTED, Screen};
 use crate::duration::{self, to_ms};
-use crate::fleet::{Failure, HistoryQuery, HistoryState, Request};
+use crate::fleet::{Failure, HistoryQuery, HistoryRequest, HistoryState};
 use crate::view::history::HistoryReport;
 
 /// Show what was sent and how each delivery ended; who did what; repeat what was not done
@@ -69,7 +69,7 @@ fn state(text: &str) -> Result<HistoryState, String> {
 
 pub(super) async fn run(args: Args, common: &CommonOptions, screen: &mut Screen) -> Result<u8, CliError> {
     if let (true, Some(number)) = (args.retry, args.number) {
-        let request = Request::Retry {
+        let request = HistoryRequest::Retry {
             number,
             ttl_ms: common.ttl_given.then(|| to_ms(common.ttl)),
             timeout_ms: to_ms(common.timeout),
@@ -92,9 +92,9 @@ pub(super) async fn run(args: Args, common: &CommonOptions, screen: &mut Screen)
         limit: args.limit,
     };
     let request = if args.audit {
-        Request::Audit { query }
+        HistoryRequest::Audit { query }
     } else {
-        Request::History { query }
+        HistoryRequest::Commands { query }
     };
     let connection = Connection::open_history(common).await?;
     let mut report = HistoryReport::default();

@@ -12,7 +12,7 @@ use super::connect::Connection;
 use super::request::{RequestEnd, follow};
 use super::screen::{CliError, EXIT_INTERRUPTED, EXIT_NO_MATCH, Screen};
 use crate::duration::to_ms;
-use crate::fleet::{Event, Failure, Fleet, Request};
+use crate::fleet::{Event, Failure, Fleet, NodesRequest, Request};
 use crate::view::Style;
 use crate::view::nodes::NodeTable;
 
@@ -43,7 +43,7 @@ pub(super) async fn run(args: Args, common: &CommonOptions, screen: &mut Screen)
         return outcome;
     }
     let connection = Connection::open(common, "nodes", screen).await?;
-    let request = Request::Nodes {
+    let request = NodesRequest::List {
         selector: args.selector,
         timeout_ms: to_ms(common.timeout),
     };
@@ -52,7 +52,7 @@ pub(super) async fn run(args: Args, common: &CommonOptions, screen: &mut Screen)
     outcome
 }
 
-async fn list(fleet: &Fleet, request: Request, screen: &mut Screen) -> Result<u8, CliError> {
+async fn list(fleet: &Fleet, request: impl Into<Request>, screen: &mut Screen) -> Result<u8, CliError> {
     let mut nodes = NodeTable::default();
     let style = screen.style;
     let ended = follow(fleet, request, screen, |event, _screen| {
@@ -78,7 +78,7 @@ async fn list(fleet: &Fleet, request: Request, screen: &mut Screen) -> Result<u8
 }
 
 async fn watch(fleet: &Fleet, selector: Selector, screen: &mut Screen) -> Result<u8, CliError> {
-    let mut events = fleet.perform(Request::Watch { selector }).await;
+    let mut events = fleet.perform(NodesRequest::Watch { selector }).await;
     let mut shown = LiveTable::default();
     let mut redraw = tokio::time::interval(REDRAW_MAX);
     redraw.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

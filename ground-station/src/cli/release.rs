@@ -5,7 +5,7 @@ use swarm_shared::proto::selector::Selector;
 use super::screen::{CliError, Screen};
 use super::{CommonOptions, request};
 use crate::duration::to_ms;
-use crate::fleet::Request;
+use crate::fleet::ActRequest;
 
 /// End an emergency stop: each node from the stop that is in force there now
 #[derive(Debug, clap::Args)]
@@ -15,7 +15,7 @@ pub(super) struct Args {
 }
 
 pub(super) async fn run(args: Args, common: &CommonOptions, screen: &mut Screen) -> Result<u8, CliError> {
-    let request = Request::Release {
+    let request = ActRequest::Release {
         selector: args.selector,
         timeout_ms: to_ms(common.timeout),
     };

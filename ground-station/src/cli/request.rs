@@ -12,7 +12,7 @@ use super::CommonOptions;
 use super::connect::Connection;
 use super::screen::{CliError, EXIT_INTERRUPTED, Screen};
 use crate::duration::to_ms;
-use crate::fleet::{Delivery, Event, Failure, Fleet, Request};
+use crate::fleet::{ActRequest, Delivery, Event, Failure, Fleet, Request};
 use crate::view::deliveries::DeliveryReport;
 
 /// How often progress is shown; what takes less time shows none.
@@ -32,7 +32,7 @@ pub(super) enum RequestEnd {
 /// `None`: time to show progress.
 pub(super) async fn follow(
     fleet: &Fleet,
-    request: Request,
+    request: impl Into<Request>,
     screen: &mut Screen,
     mut on: impl FnMut(Option<&Event>, &mut Screen) -> Result<(), CliError>,
 ) -> Result<RequestEnd, CliError> {
@@ -73,7 +73,7 @@ pub(super) async fn follow(
 /// Opens the fleet, follows a request that ends in deliveries, prints the report, and gives the exit status.
 pub(super) async fn run_request(
     verb: &str,
-    request: Request,
+    request: impl Into<Request>,
     common: &CommonOptions,
     screen: &mut Screen,
 ) -> Result<u8, CliError> {
@@ -83,7 +83,11 @@ pub(super) async fn run_request(
     outcome
 }
 
-async fn run_and_report(fleet: &Fleet, request: Request, screen: &mut Screen) -> Result<u8, CliError> {
+async fn run_and_report(
+    fleet: &Fleet,
+    request: impl Into<Request>,
+    screen: &mut Screen,
+) -> Result<u8, CliError> {
     let started = clock::now();
     let mut report = DeliveryReport::default();
     let mut issued = Vec::new();
@@ -150,8 +154,8 @@ pub(super) fn command_request(
     action: &str,
     arguments: Arguments,
     common: &CommonOptions,
-) -> Request {
-    Request::Command {
+) -> ActRequest {
+    ActRequest::Command {
         selector,
         action: action.to_owned(),
         arguments,

@@ -9,7 +9,7 @@ use super::connect::Connection;
 use super::request::{self, RequestEnd};
 use super::screen::{CliError, Screen};
 use crate::duration::{self, to_ms};
-use crate::fleet::{Batch, BatchSize, Event, Request};
+use crate::fleet::{ActRequest, Batch, BatchSize, Event, NodesRequest};
 
 /// Options of verbs that make many nodes act.
 #[derive(Clone, Copy, Debug, clap::Args)]
@@ -31,15 +31,15 @@ pub(super) struct RollingOptions {
 /// Carries out a command as these options say.
 pub(super) async fn run_command(
     verb: &str,
-    mut request: Request,
+    mut request: ActRequest,
     rolling: RollingOptions,
     common: &CommonOptions,
     screen: &mut Screen,
 ) -> Result<u8, CliError> {
-    if let Request::Command { selector, batch, .. } = &mut request {
+    if let ActRequest::Command { selector, batch, .. } = &mut request {
         if rolling.dry_run {
             let selector = selector.clone();
-            return list_targets(verb, Request::Targets { selector }, common, screen).await;
+            return list_targets(verb, NodesRequest::Targets { selector }, common, screen).await;
         }
         *batch = rolling.batch.map(|size| Batch {
             size,
@@ -52,7 +52,7 @@ pub(super) async fn run_command(
 
 async fn list_targets(
     verb: &str,
-    request: Request,
+    request: NodesRequest,
     common: &CommonOptions,
     screen: &mut Screen,
 ) -> Result<u8, CliError> {

@@ -7,7 +7,7 @@ use swarm_shared::proto::selector::Selector;
 use super::screen::{CliError, Screen};
 use super::{CommonOptions, request};
 use crate::duration::to_ms;
-use crate::fleet::{FileToSend, FilesToSend, Request, files};
+use crate::fleet::{ActRequest, FileToSend, FilesToSend, files};
 
 /// Send files to nodes: the same to all, or to each its own
 #[derive(Debug, clap::Args)]
@@ -36,7 +36,7 @@ pub(super) struct Args {
 
 pub(super) async fn run(args: Args, common: &CommonOptions, screen: &mut Screen) -> Result<u8, CliError> {
     let (selector, files) = plan_transfer(args)?;
-    let request = Request::SendFiles {
+    let request = ActRequest::SendFiles {
         selector,
         files,
         ttl_ms: to_ms(common.ttl),

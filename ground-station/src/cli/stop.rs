@@ -14,7 +14,7 @@ use super::connect::Connection;
 use super::request::{self, RequestEnd};
 use super::screen::{CliError, EXIT_FAILED, Screen};
 use crate::duration::to_ms;
-use crate::fleet::{Delivery, Event, Failure, Fleet, Request};
+use crate::fleet::{ActRequest, Delivery, Event, Failure, Fleet, Request};
 use crate::view::deliveries::DeliveryReport;
 use crate::view::stop::StopProgress;
 
@@ -46,7 +46,7 @@ pub(super) async fn run(args: Args, common: &CommonOptions, screen: &mut Screen)
             None => Connection::open_for_stop(common, &args.selector, screen).await?,
         };
         let left = common.timeout.saturating_sub(clock::since(started));
-        let request = Request::Stop {
+        let request = ActRequest::Stop {
             selector: args.selector.clone(),
             timeout_ms: common.timeout_given.then(|| to_ms(left)),
             also_bridged: false,
@@ -62,7 +62,7 @@ pub(super) async fn run(args: Args, common: &CommonOptions, screen: &mut Screen)
 /// The exit status; `None` if whoever has the links has said nothing, while datagrams go out.
 async fn follow(
     fleet: &Fleet,
-    request: Request,
+    request: impl Into<Request>,
     fallback: &mut Option<DatagramFallback>,
     screen: &mut Screen,
 ) -> Result<Option<u8>, CliError> {

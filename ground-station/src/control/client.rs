@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use super::{EVENT_LINE_BYTES_MAX, REQUEST_LINE_BYTES_MAX, read_line};
 use crate::duration::to_ms;
-use crate::fleet::{Event, Failure, Request};
+use crate::fleet::{AdminRequest, Event, Failure, FleetRequest, NodesRequest, Request};
 use crate::gateways::framing::WRITE_TIMEOUT;
 
 /// Whether a station answers on this socket now.
@@ -63,28 +63,16 @@ pub async fn send_request(socket: PathBuf, request: Request, events: mpsc::Sende
 /// `None` for what may rightly say nothing for as long as it lasts.
 fn first_event_timeout(request: &Request) -> Option<Duration> {
     let own = match request {
-        Request::Watch { .. } | Request::Follow { .. } => return None,
+        Request::Nodes(NodesRequest::Watch { .. } | NodesRequest::Follow { .. }) => return None,
         // A peer that does not read is given up then.
-        Request::SendToPeers { .. } => to_ms(WRITE_TIMEOUT),
-        Request::Nodes { timeout_ms, .. } | Request::Join { timeout_ms, .. } => *timeout_ms,
-        Request::Targets { .. }
-        | Request::Command { .. }
-        | Request::Stop { .. }
-        | Request::Release { .. }
-        | Request::SendFiles { .. }
-        | Request::History { .. }
-        | Request::Audit { .. }
-        | Request::Retry { .. }
-        | Request::Cancel { .. }
-        | Request::Fetch { .. }
-        | Request::Users { .. }
-        | Request::Peers { .. }
-        | Request::Init
-        | Request::Invite { .. }
-        | Request::Pending
-        | Request::Accept { .. }
-        | Request::Revoke { .. }
-        | Request::Members => 0,
+        Request::Admin(AdminRequest::SendToPeers { .. }) => to_ms(WRITE_TIMEOUT),
+        Request::Nodes(NodesRequest::List { timeout_ms, .. })
+        | Request::Fleet(FleetRequest::Join { timeout_ms, .. }) => *timeout_ms,
+        Request::Nodes(NodesRequest::Targets { .. })
+        | Request::Act(_)
+        | Request::Fleet(_)
+        | Request::History(_)
+        | Request::Admin(_) => 0,
     };
     Some(FIRST_EVENT_TIMEOUT.saturating_add(Duration::from_millis(own)))
 }

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::lock::{LockError, StateLock};
 use super::server::ControlServer;
 use super::*;
-use crate::fleet::{Event, Failure, Fleet, Request, RequestEnvelope};
+use crate::fleet::{Event, Failure, Fleet, FleetRequest, RequestEnvelope};
 
 struct Station {
     dir: tempfile::TempDir,
@@ -60,10 +60,10 @@ async fn control_socket_returns_events_in_order() {
     );
     let fleet = station.remote();
     let mut events = fleet
-        .perform_as(Request::Members, "somebody else".to_owned())
+        .perform_as(FleetRequest::Members, "somebody else".to_owned())
         .await;
     let call = station.requests.recv().await.expect("a call");
-    assert_eq!(call.request, Request::Members);
+    assert_eq!(call.request, FleetRequest::Members.into());
     assert_eq!(
         call.user,
         crate::os_user::current(),
@@ -82,7 +82,7 @@ async fn control_socket_returns_events_in_order() {
 #[tokio::test]
 async fn dropping_the_receiver_cancels_a_remote_request() {
     let mut station = Station::start();
-    let events = station.remote().perform(Request::Pending).await;
+    let events = station.remote().perform(FleetRequest::Pending).await;
     let call = station.requests.recv().await.expect("a call");
     drop(events);
     let cancelled = tokio::time::timeout(Duration::from_secs(5), call.events.closed()).await;
@@ -92,7 +92,7 @@ async fn dropping_the_receiver_cancels_a_remote_request() {
 #[tokio::test]
 async fn remote_shutdown_midway_is_reported_as_failure() {
     let mut station = Station::start();
-    let mut events = station.remote().perform(Request::Pending).await;
+    let mut events = station.remote().perform(FleetRequest::Pending).await;
     let call = station.requests.recv().await.expect("a call");
     call.events.send(Event::note("working")).await.expect("read");
     assert_eq!(events.recv().await, Some(Event::note("working")));
@@ -115,7 +115,7 @@ async fn remote_shutdown_midway_is_reported_as_failure() {
 #[tokio::test]
 async fn missing_control_socket_is_reported_as_failure() {
     let mut events = Fleet::remote("/nonexistent/control.sock".into())
-        .perform(Request::Members)
+        .perform(FleetRequest::Members)
         .await;
     assert!(matches!(
         events.recv().await,
@@ -133,7 +133,8 @@ async fn suspended_station_times_out_the_request() {
     let _asleep = std::os::unix::net::UnixListener::bind(&socket).expect("bound");
     let (events, _unread) = mpsc::channel(1);
     let patience = Some(Duration::from_millis(100));
-    let asked = client::exchange(&socket, &Request::Members, patience, &events);
+    let request = FleetRequest::Members.into();
+    let asked = client::exchange(&socket, &request, patience, &events);
     let asked = tokio::time::timeout(Duration::from_secs(5), asked).await;
     let error = asked.expect("it ends").expect_err("nobody answers");
     assert_eq!(error.kind(), io::ErrorKind::TimedOut);

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
+use swarm_shared::api::PeerView;
 use swarm_shared::net::sync::Mutex;
 use tokio::sync::{mpsc, oneshot};
 
@@ -16,20 +16,6 @@ use super::Failure;
 pub const OUTGOING_MESSAGES_MAX: usize = 64;
 /// Most peers that an error names.
 const LISTED_PEERS_MAX: usize = 8;
-
-/// A peer at a gateway, and whether what it was sent has gone; with `gateway peers --json` exactly this object, on one line.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PeerView {
-    /// Which gateway.
-    #[serde(rename = "door")]
-    pub gateway: String,
-    /// The other end of its connection.
-    pub peer: SocketAddr,
-    /// Whether this station made the connection.
-    pub dialled: bool,
-    /// Why it was not sent.
-    pub error: Option<String>,
-}
 
 /// A message on its way to a peer.
 #[derive(Debug)]

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use swarm_shared::net::clock;
 use tokio::sync::mpsc;
 
-use super::{Event, Failure, Fleet, HistoryQuery, Request, RequestEnvelope};
+use super::{Event, Failure, Fleet, HistoryQuery, HistoryRequest, Request, RequestEnvelope};
 use crate::store::{StoreError, history};
 
 /// A fleet of which only the past can be asked, from the file in a state directory.
@@ -14,9 +14,9 @@ pub fn open(state_dir: PathBuf) -> Fleet {
     let (fleet, mut requests) = Fleet::local();
     tokio::spawn(async move {
         while let Some(RequestEnvelope { request, events, .. }) = requests.recv().await {
-            if let Request::History { query } = request {
+            if let Request::History(HistoryRequest::Commands { query }) = request {
                 respond_history(&state_dir, query, events).await;
-            } else if let Request::Audit { query } = request {
+            } else if let Request::History(HistoryRequest::Audit { query }) = request {
                 respond_audit(&state_dir, query, events).await;
             } else {
                 let text = "without links only the past can be asked";

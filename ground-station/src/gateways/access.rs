@@ -20,7 +20,7 @@ use super::GatewayContext;
 use crate::config::gateways::CommonOptions;
 use crate::config::nearest::{any_of, nearest};
 use crate::duration;
-use crate::fleet::{Delivery, Event, Failure, NodeView, Request};
+use crate::fleet::{ActRequest, Delivery, Event, Failure, NodeView, NodesRequest, Request};
 use crate::store::audit::AuditEntry;
 use crate::view::pluralize;
 use audit_aggregator::AuditAggregator;
@@ -277,7 +277,7 @@ impl AccessPolicy {
         client: &Client,
         action_request: ActionRequest,
     ) -> Result<Vec<Delivery>, RequestError> {
-        let request = Request::Command {
+        let request = ActRequest::Command {
             selector: action_request.selector,
             action: action_request.action,
             arguments: action_request.arguments,
@@ -306,7 +306,7 @@ impl AccessPolicy {
             .begin_audit(client, "nodes", selector.as_str())
             .aggregate_if(true);
         let mut nodes = Vec::new();
-        let request = Request::Nodes {
+        let request = NodesRequest::List {
             selector,
             timeout_ms: 0,
         };
@@ -331,7 +331,7 @@ impl AccessPolicy {
     pub async fn request(
         &self,
         client: &Client,
-        request: Request,
+        request: impl Into<Request>,
         mut on_event: impl FnMut(Event),
     ) -> Result<(), RequestError> {
         let mut events = self

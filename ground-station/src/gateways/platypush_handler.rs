@@ -29,8 +29,9 @@ use super::GatewayContext;
 use super::access::{self, AccessPolicy, ActionRequest, Client, RequestError};
 use crate::config::gateways::CommonOptions;
 use crate::duration;
-use crate::fleet::gateway_peers::PeerView;
-use crate::fleet::{Delivery, Event, HistoryQuery, Request};
+use crate::fleet::{
+    ActRequest, AdminRequest, Delivery, Event, HistoryQuery, HistoryRequest, NodeView, PeerView, Request,
+};
 use crate::view::pluralize;
 
 mod parsed_action;
@@ -227,6 +228,7 @@ impl RequestHandler {
             }
             ParsedAction::Nodes => {
                 let nodes = self.access.nodes(client, selector).await?;
+                let nodes: Vec<_> = nodes.into_iter().map(NodeView::with_texts).collect();
                 Ok((json!(nodes), Vec::new()))
             }
             ParsedAction::History(mut query) => {
@@ -235,7 +237,7 @@ impl RequestHandler {
             }
             ParsedAction::SendToPeers { peer, message } => self.send_to_peers(client, peer, &message).await,
             ParsedAction::Stop => {
-                let request = Request::Stop {
+                let request = ActRequest::Stop {
                     selector: selector.clone(),
                     timeout_ms: Some(duration::to_ms(self.common.timeout)),
                     also_bridged: false,
@@ -244,7 +246,7 @@ impl RequestHandler {
                     .await
             }
             ParsedAction::Release => {
-                let request = Request::Release {
+                let request = ActRequest::Release {
                     selector: selector.clone(),
                     timeout_ms: duration::to_ms(self.common.timeout),
                 };
@@ -260,7 +262,7 @@ impl RequestHandler {
         client: &Client,
         what: &str,
         selector: &Selector,
-        request: Request,
+        request: impl Into<Request>,
     ) -> Result<HandlerOutput, RequestError> {
         let permitted = self.access.permit_named(what, &Permission::Frame(Kind::Stop));
         let audit_scope = self.access.begin_audit(client, what, selector.as_str());
@@ -305,7 +307,7 @@ impl RequestHandler {
             self.access.audit(client, SEND_TO_PEERS, &to, outcome).await;
             return Err(refused);
         }
-        let request = Request::SendToPeers {
+        let request = AdminRequest::SendToPeers {
             gateway: "socktools".to_owned(),
             peer,
             message: BASE64.encode(message),
@@ -327,13 +329,15 @@ impl RequestHandler {
         let one = query.number.is_some();
         let audit_scope = self.access.begin_audit(client, "history", "").aggregate_if(true);
         let (mut commands, mut deliveries) = (Vec::new(), Vec::new());
-        let asked = self.access.request(client, Request::History { query }, |event| {
-            if let Event::Command(command) | Event::CommandDetails(command) = event {
-                commands.push(json!(command));
-            } else if let Event::HistoryDelivery(delivery) = event {
-                deliveries.push(json!(delivery));
-            }
-        });
+        let asked = self
+            .access
+            .request(client, HistoryRequest::Commands { query }, |event| {
+                if let Event::Command(command) | Event::CommandDetails(command) = event {
+                    commands.push(json!(command));
+                } else if let Event::HistoryDelivery(delivery) = event {
+                    deliveries.push(json!(delivery));
+                }
+            });
         let asked = asked.await;
         let outcome = match &asked {
             Ok(()) => pluralize(commands.len(), "command"),

@@ -8,7 +8,7 @@ use crate::fleet::Event;
 pub fn line(event: &Event) -> Option<String> {
     match event {
         Event::Delivery(view) => object(view),
-        Event::Node(view) => object(view),
+        Event::Node(view) => object(&view.clone().with_texts()),
         Event::Membership(view) => object(view),
         Event::Invitation(view) => object(view),
         Event::Member(view) => object(view),

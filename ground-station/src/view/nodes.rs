@@ -97,7 +97,7 @@ impl NodeTable {
         );
         for view in &views {
             for warning in &view.warnings {
-                let text = format!("{}: {}", view.node, sanitize(warning));
+                let text = format!("{}: {}", view.node, sanitize(&warning.to_string()));
                 let text = table::truncate(&text, style.columns.unwrap_or(usize::MAX));
                 lines.push(style.paint(&text, Paint::Warning));
             }
@@ -187,7 +187,7 @@ fn change_line(view: &NodeView, style: Style) -> String {
     let warnings: String = view
         .warnings
         .iter()
-        .map(|warning| format!("  {}", sanitize(warning)))
+        .map(|warning| format!("  {}", sanitize(&warning.to_string())))
         .collect();
     let state = style.paint(&state_text(view), node_paint(view));
     format!(

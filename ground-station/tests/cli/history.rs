@@ -1,7 +1,9 @@
 //! What was sent, and how it ended.
 
 use ground_station::control::lock::StateLock;
-use ground_station::fleet::{CommandKind, CommandView, Event, HistoryDelivery, HistoryState, Request};
+use ground_station::fleet::{
+    CommandKind, CommandView, Event, HistoryDelivery, HistoryRequest, HistoryState, Request,
+};
 use insta::assert_snapshot;
 use serde_json::json;
 use swarm_shared::proto::delivery::Stage;
@@ -44,7 +46,7 @@ fn history_shows_commands_and_sets_the_exit_status() {
     };
     let station = ScriptedStation::start(move |request| {
         let mut events = Vec::new();
-        if let Request::History { query } = request
+        if let Request::History(HistoryRequest::Commands { query }) = request
             && query.number.is_some()
         {
             events.push(Event::CommandDetails(command.clone()));

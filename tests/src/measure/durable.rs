@@ -11,7 +11,7 @@ use anyhow::{Context as _, ensure};
 use clap::Args;
 use ground_station::config::Config;
 use ground_station::fleet::engine::{Engine, Mode, Settings};
-use ground_station::fleet::{Fleet, Request};
+use ground_station::fleet::{ActRequest, Fleet, FleetRequest};
 use swarm_node::state::StateDir;
 use swarm_node::status::{self, JournalView, StatusView};
 use swarm_shared::net::clock;
@@ -112,7 +112,7 @@ impl DurableFleet {
         };
         let engine = Engine::start(settings).await?;
         let fleet = engine.fleet();
-        count_done(&fleet, Request::Init).await?;
+        count_done(&fleet, FleetRequest::Init).await?;
         let mut processes = Vec::new();
         for number in 0..nodes {
             processes.push(spawn_node(&fleet, dir.path(), &node_name(number), "").await?);
@@ -210,7 +210,7 @@ fn node_name(number: usize) -> String {
 async fn run_command(fleet: &Fleet, nodes: usize) -> anyhow::Result<f64> {
     let mut arguments = Arguments::default();
     arguments.kwargs.insert("lines".to_owned(), 1.into());
-    let request = Request::Command {
+    let request = ActRequest::Command {
         selector: Selector::all(),
         action: "log".to_owned(),
         arguments,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use ground_station::config::Config;
 use ground_station::fleet::engine::{Engine, Mode, Settings};
-use ground_station::fleet::{Event, Fleet, NodeState, Request};
+use ground_station::fleet::{ActRequest, Event, Fleet, FleetRequest, NodeState, NodesRequest, Request};
 use swarm_shared::net::clock;
 use swarm_shared::net::identity::{self, KeyFile};
 use swarm_shared::net::peer::{
@@ -216,7 +216,7 @@ pub async fn engine(sizes: &[u32], runs: usize, processes: u32) -> anyhow::Resul
         };
         let engine = Engine::start(settings).await?;
         let fleet = engine.fleet();
-        count_done(&fleet, Request::Init).await?;
+        count_done(&fleet, FleetRequest::Init).await?;
         let root = identity::load(dir.path(), KeyFile::FleetRoot)?.context("no root key")?;
         let members = SeededFleet::from_seed(*root.seed())?;
         let _hosts = NodeHosts::start(&members, *nodes, processes, engine.listen_addr())?;
@@ -252,8 +252,8 @@ pub async fn engine(sizes: &[u32], runs: usize, processes: u32) -> anyhow::Resul
 }
 
 /// The command whose round trip is measured.
-pub(super) fn ping_request() -> Request {
-    Request::Command {
+pub(super) fn ping_request() -> ActRequest {
+    ActRequest::Command {
         selector: Selector::all(),
         action: "ping".to_owned(),
         arguments: Arguments::default(),
@@ -266,7 +266,7 @@ pub(super) fn ping_request() -> Request {
 }
 
 /// Reads the events of a request to the end; returns how many deliveries were done.
-pub(super) async fn count_done(fleet: &Fleet, request: Request) -> anyhow::Result<usize> {
+pub(super) async fn count_done(fleet: &Fleet, request: impl Into<Request>) -> anyhow::Result<usize> {
     let mut events = fleet.perform(request).await;
     let mut done = 0;
     while let Some(event) = events.recv().await {
@@ -303,7 +303,7 @@ pub(super) async fn count_done(fleet: &Fleet, request: Request) -> anyhow::Resul
 /// How many nodes are online, a moment from now.
 pub(super) async fn count_online(fleet: &Fleet) -> anyhow::Result<usize> {
     sleep(PAUSE).await;
-    let request = Request::Nodes {
+    let request = NodesRequest::List {
         selector: Selector::all(),
         timeout_ms: 0,
     };

@@ -5,7 +5,7 @@ use std::io::{Read as _, Write as _};
 use std::path::Path;
 
 use anyhow::ensure;
-use ground_station::fleet::{FileToSend, FilesToSend, Request};
+use ground_station::fleet::{ActRequest, FileToSend, FilesToSend};
 use swarm_shared::net::clock;
 use swarm_shared::proto::selector::Selector;
 use tempfile::TempDir;
@@ -32,7 +32,7 @@ pub async fn run(mib: u64, runs: usize, source: &Path, dests: &[std::path::PathB
         let _node = station.node("drone-1", &roots).await?;
         let mut rate = Samples::default();
         for run in 0..=runs {
-            let request = Request::SendFiles {
+            let request = ActRequest::SendFiles {
                 selector: Selector::all(),
                 files: FilesToSend::Same {
                     files: vec![FileToSend {

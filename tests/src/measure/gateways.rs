@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use clap::Args;
-use ground_station::fleet::Request;
+use ground_station::fleet::ActRequest;
 use swarm_shared::net::clock;
 use swarm_shared::net::identity::{self, KeyFile};
 use swarm_shared::proto::selector::Selector;
@@ -151,9 +151,9 @@ async fn time_pings(station: &RealStation, options: &Options) -> anyhow::Result<
 }
 
 /// To our own nodes: half of clever-show's drones here are the crowd that answers nothing.
-fn ping_own_nodes_request() -> anyhow::Result<Request> {
+fn ping_own_nodes_request() -> anyhow::Result<ActRequest> {
     let mut request = ping_request();
-    if let Request::Command { selector, .. } = &mut request {
+    if let ActRequest::Command { selector, .. } = &mut request {
         *selector = Selector::parse("all,!tag:system=clever-show")?;
     }
     Ok(request)

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use ground_station::control::CONTROL_SOCKET;
-use ground_station::fleet::{Event, Fleet, NodeState, NodeView, Request};
+use ground_station::fleet::{Event, Fleet, FleetRequest, NodeState, NodeView, NodesRequest};
 use swarm_shared::proto::selector::Selector;
 use swarm_shared::proto::trust::Role;
 use tempfile::TempDir;
@@ -64,7 +64,7 @@ impl RealStation {
         };
         station.spawn();
         let made = async {
-            while count_done(&station.fleet, Request::Init).await.is_err() {
+            while count_done(&station.fleet, FleetRequest::Init).await.is_err() {
                 sleep(RETRY).await;
             }
         };
@@ -111,7 +111,7 @@ impl RealStation {
     /// What becomes of all nodes from now on, after what they are now. Empty at once if the station is not up.
     pub async fn watch(&self) -> mpsc::Receiver<Event> {
         let selector = Selector::all();
-        self.fleet.perform(Request::Watch { selector }).await
+        self.fleet.perform(NodesRequest::Watch { selector }).await
     }
 }
 
@@ -129,7 +129,7 @@ pub async fn spawn_node(fleet: &Fleet, dir: &Path, name: &str, config: &str) -> 
 }
 
 async fn invite(fleet: &Fleet) -> anyhow::Result<String> {
-    let request = Request::Invite {
+    let request = FleetRequest::Invite {
         role: Role::Node,
         uses: 1,
         valid_for_ms: u64::try_from(CODE_VALID.as_millis())?,

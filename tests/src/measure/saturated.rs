@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use clap::ValueEnum;
 use ground_station::control::CONTROL_SOCKET;
-use ground_station::fleet::{Event, FileToSend, FilesToSend, Fleet, Request};
+use ground_station::fleet::{ActRequest, Event, FileToSend, FilesToSend, Fleet};
 use swarm_shared::net::clock;
 use swarm_shared::proto::outcome::Outcome;
 use swarm_shared::proto::selector::Selector;
@@ -76,7 +76,7 @@ pub async fn run(
         Direction::Send => {
             let source = field.path().join("film");
             write_random(&source, mib)?;
-            Request::SendFiles {
+            ActRequest::SendFiles {
                 selector: Selector::all(),
                 files: FilesToSend::Same {
                     files: vec![FileToSend {
@@ -90,7 +90,7 @@ pub async fn run(
         }
         Direction::Fetch => {
             write_random(&node.files_root.join("film"), mib)?;
-            Request::Fetch {
+            ActRequest::Fetch {
                 selector: Selector::all(),
                 path: "files/film".to_owned(),
                 dir: field.dir("fetched"),

@@ -9,7 +9,7 @@ use anyhow::{Context as _, ensure};
 use clap::Args;
 use ground_station::config::Config;
 use ground_station::fleet::engine::{Engine, Mode, Settings};
-use ground_station::fleet::{Event, Fleet, Request};
+use ground_station::fleet::{ActRequest, Event, Fleet, FleetRequest};
 use swarm_shared::net::identity::{self, KeyFile};
 use swarm_shared::proto::outcome::Outcome;
 use swarm_shared::proto::selector::Selector;
@@ -92,7 +92,7 @@ async fn measure_fleet(nodes: u32, options: &Options) -> anyhow::Result<StopTime
     let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
     let ping_port = UdpSocket::bind("127.0.0.1:0")?.local_addr()?.port();
     let engine = start_engine(&state_dir, ping_port, Vec::new()).await?;
-    count_done(&engine.fleet(), Request::Init).await?;
+    count_done(&engine.fleet(), FleetRequest::Init).await?;
     engine.shut_down().await;
     let root = identity::load(&state_dir, KeyFile::FleetRoot)?.context("no root key")?;
     let members = SeededFleet::from_seed(*root.seed())?;
@@ -148,16 +148,16 @@ async fn start_engine(state_dir: &Path, ping_port: u16, nodes: Vec<SocketAddr>) 
     Ok(Engine::start(settings).await?)
 }
 
-pub(super) fn stop_request() -> Request {
-    Request::Stop {
+pub(super) fn stop_request() -> ActRequest {
+    ActRequest::Stop {
         selector: Selector::all(),
         timeout_ms: Some(ROUND_MS),
         also_bridged: false,
     }
 }
 
-pub(super) fn release_request() -> Request {
-    Request::Release {
+pub(super) fn release_request() -> ActRequest {
+    ActRequest::Release {
         selector: Selector::all(),
         timeout_ms: ROUND_MS,
     }

@@ -16,7 +16,7 @@ impl Subscriber {
     fn connect(fleet: &Fleet) -> Self {
         let mut stream = UnixStream::connect(fleet.station.state_file("control.sock")).expect("serve runs");
         stream.set_read_timeout(Some(TEST_TIMEOUT)).expect("set");
-        writeln!(stream, "{}", json!({"request": "follow", "telemetry": true})).expect("asked");
+        writeln!(stream, "{}", json!({"nodes": {"follow": {"telemetry": true}}})).expect("asked");
         Self {
             lines: BufReader::new(stream),
         }
@@ -108,5 +108,5 @@ fn subscriber_receives_revocation_of_absent_node() {
     let view = follower.wait("it is put out", |event| {
         is_first(event) && event["warnings"] != json!([])
     });
-    assert_eq!(view["warnings"], json!(["put out of the fleet"]));
+    assert_eq!(view["warnings"], json!([{"code": "revoked"}]));
 }

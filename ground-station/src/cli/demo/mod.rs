@@ -28,7 +28,9 @@ use crate::control::lock::StateLock;
 use crate::control::server::ControlServer;
 use crate::duration::to_ms;
 use crate::fleet::engine::{Engine, Mode, Settings};
-use crate::fleet::{Event, FileToSend, FilesToSend, Fleet, NodeState, Request};
+use crate::fleet::{
+    ActRequest, Event, FileToSend, FilesToSend, Fleet, FleetRequest, NodeState, NodesRequest, Request,
+};
 use crate::view::deliveries::DeliveryReport;
 use crate::view::nodes::NodeTable;
 use crate::view::{Paint, format_ms};
@@ -164,7 +166,7 @@ impl<'a> Demo<'a> {
             .await
             .map_err(|error| CliError::failed(format!("demo: {error}")))?;
         let watch = fleet
-            .perform(Request::Watch {
+            .perform(NodesRequest::Watch {
                 selector: Selector::all(),
             })
             .await;
@@ -220,7 +222,7 @@ impl<'a> Demo<'a> {
         })
         .await?;
         self.print_step(&format!("found and linked all {}", wanted.len()), begun)?;
-        let request = Request::Nodes {
+        let request = NodesRequest::List {
             selector: Selector::all(),
             timeout_ms: to_ms(STEP_TIMEOUT),
         };
@@ -262,7 +264,7 @@ impl<'a> Demo<'a> {
             .await
             .map_err(|error| failed(error.to_string()))?
             .map_err(|error| failed(error.to_string()))?;
-        let request = Request::SendFiles {
+        let request = ActRequest::SendFiles {
             selector: Selector::all(),
             files: FilesToSend::Same {
                 files: vec![FileToSend {
@@ -324,7 +326,7 @@ impl<'a> Demo<'a> {
 
     async fn stop_all(&mut self) -> Result<(), CliError> {
         let begun = clock::now();
-        let request = Request::Stop {
+        let request = ActRequest::Stop {
             selector: Selector::all(),
             timeout_ms: Some(to_ms(STEP_TIMEOUT)),
             also_bridged: false,
@@ -357,7 +359,7 @@ impl<'a> Demo<'a> {
 
     async fn release_all(&mut self) -> Result<(), CliError> {
         let begun = clock::now();
-        let request = Request::Release {
+        let request = ActRequest::Release {
             selector: Selector::all(),
             timeout_ms: to_ms(STEP_TIMEOUT),
         };
@@ -375,7 +377,11 @@ impl<'a> Demo<'a> {
     }
 
     /// Carries a request out; anything but `done` everywhere fails the step.
-    async fn run_request(&mut self, step: &str, request: Request) -> Result<DeliveryReport, CliError> {
+    async fn run_request(
+        &mut self,
+        step: &str,
+        request: impl Into<Request>,
+    ) -> Result<DeliveryReport, CliError> {
         let report = collect(self.fleet.perform(request).await).await;
         self.require_success(step, &report)?;
         Ok(report)
@@ -446,7 +452,7 @@ impl<'a> Demo<'a> {
 }
 
 async fn invite(fleet: &Fleet, uses: u16) -> Result<String, CliError> {
-    let request = Request::Invite {
+    let request = FleetRequest::Invite {
         role: Role::Node,
         uses: u32::from(uses),
         valid_for_ms: 600_000,
@@ -495,7 +501,7 @@ async fn collect(mut events: mpsc::Receiver<Event>) -> DeliveryReport {
 }
 
 /// The action that the demo's devices define.
-fn led_request(selector: Selector, color: &str, time_limit: Duration) -> Request {
+fn led_request(selector: Selector, color: &str, time_limit: Duration) -> ActRequest {
     command_request(selector, "led", json!({ "color": color }), time_limit)
 }
 
@@ -504,8 +510,8 @@ fn command_request(
     action: &str,
     kwargs: serde_json::Value,
     time_limit: Duration,
-) -> Request {
-    Request::Command {
+) -> ActRequest {
+    ActRequest::Command {
         selector,
         action: action.to_owned(),
         arguments: Arguments {

@@ -6,7 +6,7 @@ use crate::cli::CommonOptions;
 use crate::cli::connect::Connection;
 use crate::cli::request::{RequestEnd, follow};
 use crate::cli::screen::{CliError, EXIT_FAILED, EXIT_INTERRUPTED, Screen};
-use crate::fleet::{Event, Request};
+use crate::fleet::{AdminRequest, Event};
 use crate::view;
 
 /// Arguments of `gateway send`.
@@ -50,7 +50,7 @@ pub(super) async fn send(
     } else {
         BASE64.encode(args.message.as_bytes())
     };
-    let request = Request::SendToPeers {
+    let request = AdminRequest::SendToPeers {
         gateway: args.gateway,
         peer: args.peer,
         message,
@@ -64,7 +64,7 @@ pub(super) async fn list(
     screen: &mut Screen,
 ) -> Result<u8, CliError> {
     send_request(
-        Request::Peers {
+        AdminRequest::Peers {
             gateway: args.gateway,
         },
         common,
@@ -73,8 +73,12 @@ pub(super) async fn list(
     .await
 }
 
-async fn send_request(request: Request, common: &CommonOptions, screen: &mut Screen) -> Result<u8, CliError> {
-    let told = matches!(request, Request::SendToPeers { .. });
+async fn send_request(
+    request: AdminRequest,
+    common: &CommonOptions,
+    screen: &mut Screen,
+) -> Result<u8, CliError> {
+    let told = matches!(request, AdminRequest::SendToPeers { .. });
     // Without `serve` no gateway is open, and links would be brought up for nothing.
     let Some(connection) = Connection::open_running(common).await? else {
         let text = "no station serves here, so no gateway is open: start `ground-station serve`";

@@ -8,7 +8,7 @@ use super::super::CommonOptions;
 use super::super::connect::Connection;
 use super::super::request::{RequestEnd, follow};
 use super::super::screen::{CliError, EXIT_INTERRUPTED, Screen};
-use crate::fleet::{Event, Request, UserRequest};
+use crate::fleet::{AdminRequest, Event, UserRequest};
 use crate::users::Password;
 use crate::view;
 
@@ -111,9 +111,7 @@ async fn send_request(
 ) -> Result<u8, CliError> {
     let mut users = Vec::new();
     let mut tokens = Vec::new();
-    let request = Request::Users {
-        user_request: ask.clone(),
-    };
+    let request = AdminRequest::Users(ask.clone());
     let ended = follow(&connection.fleet, request, screen, |event, _screen| {
         if let Some(Event::User(user)) = event {
             users.push(user.clone());

@@ -22,8 +22,8 @@ use super::respond::send_events;
 use super::{EngineError, history_writer};
 use crate::control::lock::StateLock;
 use crate::fleet::{
-    CommandKind, CommandView, Event, Failure, Fleet, HistoryDelivery, HistoryQuery, HistoryState, Request,
-    RequestEnvelope, offline_history,
+    CommandKind, CommandView, Event, Failure, Fleet, HistoryDelivery, HistoryQuery, HistoryRequest,
+    HistoryState, Request, RequestEnvelope, offline_history,
 };
 use crate::store::{Store, StoreError, history};
 
@@ -215,7 +215,7 @@ pub fn cancel_only_fleet(lock: StateLock) -> Fleet {
             user,
         }) = requests.recv().await
         {
-            let Request::Cancel { number, timeout_ms } = request else {
+            let Request::History(HistoryRequest::Cancel { number, timeout_ms }) = request else {
                 let text = "without links a command can only be taken back";
                 let _caller_gone = events.send(Event::failed(Failure::Usage, text)).await;
                 continue;

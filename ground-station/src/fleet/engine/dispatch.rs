@@ -13,8 +13,11 @@ use super::{
     EngineTask, NodesQuery, cancel, durable_command, fetch, history_writer, membership_task, query, release,
     retry, send_files, stop, users,
 };
-use crate::fleet::gateway_peers::{GatewayPeers, PeerView};
-use crate::fleet::{CommandKind, Event, Failure, Request, RequestEnvelope, offline_history};
+use crate::fleet::gateway_peers::GatewayPeers;
+use crate::fleet::{
+    ActRequest, AdminRequest, CommandKind, Event, Failure, HistoryRequest, NodesRequest, PeerView, Request,
+    RequestEnvelope, offline_history,
+};
 use crate::store::Origin;
 
 /// What to tell whoever means somebody in a fleet without nodes.
@@ -48,11 +51,11 @@ impl EngineTask {
             user,
         } = envelope;
         let (requested_at, origin) = (clock::now(), Origin::command_by(user.clone()));
-        let Request::Retry {
+        let Request::History(HistoryRequest::Retry {
             number,
             ttl_ms,
             timeout_ms,
-        } = request
+        }) = request
         else {
             return self.dispatch(RequestContext {
                 request,
@@ -110,7 +113,7 @@ impl EngineTask {
         };
         let events = self.subscribers.tap(&self.tasks, &request, &origin, events);
         match request {
-            Request::Nodes { selector, timeout_ms } => {
+            Request::Nodes(NodesRequest::List { selector, timeout_ms }) => {
                 let deadline = self.shared.started + Duration::from_millis(timeout_ms);
                 self.nodes_queries.push(NodesQuery {
                     selector,
@@ -119,36 +122,38 @@ impl EngineTask {
                 });
                 self.answer_nodes_queries();
             }
-            Request::Watch { selector } => self.watchers.subscribe(&self.registry.lock(), selector, events),
-            Request::Follow { telemetry } => {
+            Request::Nodes(NodesRequest::Watch { selector }) => {
+                self.watchers.subscribe(&self.registry.lock(), selector, events);
+            }
+            Request::Nodes(NodesRequest::Follow { telemetry }) => {
                 self.watchers
                     .subscribe(&self.registry.lock(), Selector::all(), events.clone());
                 self.subscribers
                     .subscribe(telemetry, &self.tasks, &self.shutdown, events);
             }
-            Request::Peers { gateway } => {
+            Request::Admin(AdminRequest::Peers { gateway }) => {
                 let peers = self.shared.gateway_peers.get(&gateway).map(|peers| peers.list());
                 send_events_or_spawn(&self.tasks, events, peer_events(peers));
             }
-            Request::SendToPeers {
+            Request::Admin(AdminRequest::SendToPeers {
                 gateway,
                 peer,
                 message,
-            } => {
+            }) => {
                 let gateway_peers = self.shared.gateway_peers.clone();
                 self.tasks.spawn(async move {
                     let sent = send_to_peers(&gateway_peers, &gateway, peer.as_deref(), &message).await;
                     send_events(&events, peer_events(sent)).await;
                 });
             }
-            Request::Targets { selector } => {
+            Request::Nodes(NodesRequest::Targets { selector }) => {
                 let Some(targets) = self.resolve_targets(&selector, &events) else {
                     return;
                 };
                 let targets = targets.into_iter().map(|target| target.node).collect();
                 respond(&self.tasks, events, Ok(vec![Event::Targets { targets }]));
             }
-            Request::Command {
+            Request::Act(ActRequest::Command {
                 selector,
                 action,
                 arguments,
@@ -157,7 +162,7 @@ impl EngineTask {
                 ttl_given,
                 timeout_ms,
                 batch,
-            } => {
+            }) => {
                 let Some(targets) = self.resolve_targets(&selector, &events) else {
                     return;
                 };
@@ -190,11 +195,11 @@ impl EngineTask {
                     ));
                 }
             }
-            Request::Stop {
+            Request::Act(ActRequest::Stop {
                 selector,
                 timeout_ms,
                 also_bridged,
-            } => {
+            }) => {
                 let targets = self.registry.lock().targets(&selector);
                 let stop_request = stop::StopRequest {
                     no_match_text: self.no_match_text(&selector),
@@ -207,7 +212,7 @@ impl EngineTask {
                 self.tasks
                     .spawn(stop::run(self.shared.clone(), targets, stop_request, events));
             }
-            Request::Release { selector, timeout_ms } => {
+            Request::Act(ActRequest::Release { selector, timeout_ms }) => {
                 let Some(targets) = self.resolve_targets(&selector, &events) else {
                     return;
                 };
@@ -222,12 +227,12 @@ impl EngineTask {
                 self.tasks
                     .spawn(release::run(self.shared.clone(), targets, deadlines, events));
             }
-            Request::SendFiles {
+            Request::Act(ActRequest::SendFiles {
                 selector,
                 files,
                 ttl_ms,
                 timeout_ms,
-            } => {
+            }) => {
                 let Some(targets) = self.resolve_targets(&selector, &events) else {
                     return;
                 };
@@ -245,12 +250,12 @@ impl EngineTask {
                     events,
                 ));
             }
-            Request::Fetch {
+            Request::Act(ActRequest::Fetch {
                 selector,
                 path,
                 dir,
                 timeout_ms,
-            } => {
+            }) => {
                 let Some(targets) = self.resolve_targets(&selector, &events) else {
                     return;
                 };
@@ -266,13 +271,7 @@ impl EngineTask {
                     events,
                 ));
             }
-            Request::Init
-            | Request::Invite { .. }
-            | Request::Join { .. }
-            | Request::Pending
-            | Request::Accept { .. }
-            | Request::Revoke { .. }
-            | Request::Members => {
+            Request::Fleet(request) => {
                 let (membership_requests, membership_request) = (
                     self.membership_requests.clone(),
                     membership_task::MembershipRequest { request, events },
@@ -285,21 +284,21 @@ impl EngineTask {
                     }
                 });
             }
-            Request::History { query } => {
+            Request::History(HistoryRequest::Commands { query }) => {
                 let state_dir = self.state_dir.clone();
                 self.tasks
                     .spawn(async move { offline_history::respond_history(&state_dir, query, events).await });
             }
-            Request::Audit { query } => {
+            Request::History(HistoryRequest::Audit { query }) => {
                 let state_dir = self.state_dir.clone();
                 self.tasks
                     .spawn(async move { offline_history::respond_audit(&state_dir, query, events).await });
             }
-            Request::Users { user_request } => {
+            Request::Admin(AdminRequest::Users(user_request)) => {
                 let store = self.store.clone();
                 self.tasks.spawn(users::respond(store, user_request, events));
             }
-            Request::Cancel { number, timeout_ms } => {
+            Request::History(HistoryRequest::Cancel { number, timeout_ms }) => {
                 let timeout = Duration::from_millis(timeout_ms);
                 let cancel_request = cancel::CancelRequest {
                     number,
@@ -313,7 +312,7 @@ impl EngineTask {
                 });
             }
             // Has become what it repeats, above.
-            Request::Retry { .. } => {}
+            Request::History(HistoryRequest::Retry { .. }) => {}
         }
     }
 

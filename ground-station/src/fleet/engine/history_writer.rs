@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::fleet::{Delivery, EVENTS_MAX, Event, Request, UserRequest};
+use crate::fleet::{AdminRequest, Delivery, EVENTS_MAX, Event, FleetRequest, Request, UserRequest};
 use crate::store::audit::AuditEntry;
 use crate::store::deliveries::Record;
 use crate::store::retention::RetentionPolicy;
@@ -245,16 +245,16 @@ fn is_permanent(error: &StoreError) -> bool {
 pub(super) fn audit_entry(request: &Request) -> Option<(String, String)> {
     let entry = |what: &str, detail: String| Some((what.to_owned(), detail));
     match request {
-        Request::Init => entry("init", "a new fleet".to_owned()),
-        Request::Invite { role, uses, .. } => {
+        Request::Fleet(FleetRequest::Init) => entry("init", "a new fleet".to_owned()),
+        Request::Fleet(FleetRequest::Invite { role, uses, .. }) => {
             let role = super::authority::role_name(*role);
             entry("invite", format!("as {role}, for {}", pluralize(uses, "use")))
         }
         // The code is a secret.
-        Request::Join { .. } => entry("join", "another station's fleet".to_owned()),
-        Request::Accept { node } => entry("accept", node.clone()),
-        Request::Revoke { node } => entry("revoke", node.clone()),
-        Request::Users { user_request: ask } => match ask {
+        Request::Fleet(FleetRequest::Join { .. }) => entry("join", "another station's fleet".to_owned()),
+        Request::Fleet(FleetRequest::Accept { node }) => entry("accept", node.clone()),
+        Request::Fleet(FleetRequest::Revoke { node }) => entry("revoke", node.clone()),
+        Request::Admin(AdminRequest::Users(request)) => match request {
             UserRequest::Add { name, .. } => entry("gateway user add", name.clone()),
             UserRequest::Remove { name } => entry("gateway user remove", name.clone()),
             UserRequest::MakeToken { name, days, label } => {
@@ -268,33 +268,22 @@ pub(super) fn audit_entry(request: &Request) -> Option<(String, String)> {
             UserRequest::Revoke { number } => entry("gateway token revoke", number.to_string()),
             UserRequest::List | UserRequest::Tokens => None,
         },
-        Request::SendToPeers {
+        Request::Admin(AdminRequest::SendToPeers {
             gateway,
             peer,
             message,
-        } => {
+        }) => {
             let peer = peer.as_deref().unwrap_or("all peers");
             let padding = message.bytes().rev().take_while(|byte| *byte == b'=').count();
             let bytes = (message.len() / 4 * 3).saturating_sub(padding);
             let bytes = pluralize(bytes, "byte");
             entry(&format!("{gateway}.send"), format!("{bytes} to {peer}"))
         }
-        Request::Nodes { .. }
-        | Request::Watch { .. }
-        | Request::Follow { .. }
-        | Request::Targets { .. }
-        | Request::Command { .. }
-        | Request::SendFiles { .. }
-        | Request::Fetch { .. }
-        | Request::Stop { .. }
-        | Request::Release { .. }
-        | Request::Pending
-        | Request::Members
-        | Request::History { .. }
-        | Request::Audit { .. }
-        | Request::Peers { .. }
-        | Request::Retry { .. }
-        | Request::Cancel { .. } => None,
+        Request::Fleet(FleetRequest::Pending | FleetRequest::Members)
+        | Request::Admin(AdminRequest::Peers { .. })
+        | Request::Nodes(_)
+        | Request::Act(_)
+        | Request::History(_) => None,
     }
 }
 

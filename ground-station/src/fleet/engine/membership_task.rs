@@ -23,7 +23,7 @@ use super::authority::{AuthorityError, FleetAuthority};
 use super::registry::{SharedNodeRegistry, member_view};
 use super::respond::respond;
 use super::{SharedContext, authority};
-use crate::fleet::{Event, Failure, MembershipView, Request};
+use crate::fleet::{Event, Failure, FleetRequest, MembershipView};
 use crate::store::{MemberRow, Store};
 
 /// Between two attempts to reach the station that gave out a code.
@@ -35,7 +35,7 @@ const NEW_MEMBER_DIAL_DELAY: Duration = Duration::from_secs(2);
 /// What the clerk is asked for.
 #[derive(Debug)]
 pub(super) struct MembershipRequest {
-    pub(super) request: Request,
+    pub(super) request: FleetRequest,
     pub(super) events: mpsc::Sender<Event>,
 }
 
@@ -111,8 +111,8 @@ impl MembershipTask {
             return;
         }
         let done = match request {
-            Request::Init => self.init().await,
-            Request::Invite {
+            FleetRequest::Init => self.init().await,
+            FleetRequest::Invite {
                 role,
                 uses,
                 valid_for_ms,
@@ -120,29 +120,11 @@ impl MembershipTask {
                 let listens = self.shared.endpoint.listen_addr();
                 self.authority.invite(role, uses, valid_for_ms, listens).await
             }
-            Request::Join { code, timeout_ms } => return self.join(code, timeout_ms, events).await,
-            Request::Pending => self.authority.pending().await,
-            Request::Accept { node } => self.accept(&node).await,
-            Request::Revoke { node } => self.revoke(&node).await,
-            Request::Members => self.members(),
-            Request::Nodes { .. }
-            | Request::Watch { .. }
-            | Request::Targets { .. }
-            | Request::Command { .. }
-            | Request::Stop { .. }
-            | Request::Release { .. }
-            | Request::SendFiles { .. }
-            | Request::Fetch { .. }
-            | Request::History { .. }
-            | Request::Audit { .. }
-            | Request::Retry { .. }
-            | Request::Follow { .. }
-            | Request::Peers { .. }
-            | Request::SendToPeers { .. }
-            | Request::Users { .. }
-            | Request::Cancel { .. } => Err(AuthorityError::Internal(
-                "this is no request about the fleet itself".to_owned(),
-            )),
+            FleetRequest::Join { code, timeout_ms } => return self.join(code, timeout_ms, events).await,
+            FleetRequest::Pending => self.authority.pending().await,
+            FleetRequest::Accept { node } => self.accept(&node).await,
+            FleetRequest::Revoke { node } => self.revoke(&node).await,
+            FleetRequest::Members => self.members(),
         };
         respond(&self.tasks, events, done);
     }
@@ -355,7 +337,7 @@ mod tests {
 
     use super::*;
     use crate::config::Config;
-    use crate::fleet::Request;
+    use crate::fleet::ActRequest;
     use crate::fleet::engine::{Engine, Mode, Settings};
 
     async fn start(dir: &std::path::Path) -> Engine {
@@ -375,11 +357,11 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let engine = start(dir.path()).await;
         let fleet = engine.fleet();
-        let mut made = fleet.perform(Request::Init).await;
+        let mut made = fleet.perform(FleetRequest::Init).await;
         assert!(matches!(made.recv().await, Some(Event::Membership(_))));
         let disk = rusqlite::Connection::open(dir.path().join("station.db")).expect("opens");
         disk.execute_batch("BEGIN IMMEDIATE").expect("nobody else writes");
-        let invite = Request::Invite {
+        let invite = FleetRequest::Invite {
             role: Role::Node,
             uses: 1,
             valid_for_ms: 60_000,
@@ -387,7 +369,7 @@ mod tests {
         let mut invited = fleet.perform(invite).await;
         tokio::time::sleep(Duration::from_millis(100)).await;
         let began = clock::now();
-        let stop = Request::Stop {
+        let stop = ActRequest::Stop {
             selector: Selector::all(),
             timeout_ms: Some(300),
             also_bridged: false,
@@ -422,7 +404,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let engine = start(dir.path()).await;
         let began = clock::now();
-        let join = Request::Join {
+        let join = FleetRequest::Join {
             code: code.to_string(),
             timeout_ms: 500,
         };

@@ -28,7 +28,7 @@ mod respond;
 pub(in crate::fleet) mod retry;
 mod send_files;
 mod stop;
-mod subscribers;
+pub(in crate::fleet) mod subscribers;
 mod unconfirmed_stops;
 mod users;
 mod watchers;
@@ -65,7 +65,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::gateway_peers::GatewayPeers;
-use super::{Event, Fleet, RequestEnvelope};
+use super::{Event, Fleet, RequestEnvelope, Warning};
 use crate::config::Config;
 use crate::store::{MemberRow, Store, StoreError};
 use authority::FleetAuthority;
@@ -559,8 +559,13 @@ impl EngineTask {
                 }
                 *id
             }
-            Notice::ClonedKey { id, .. } => {
-                self.registry.lock().set_warning(*id, text);
+            Notice::ClonedKey { id, linked, other } => {
+                let warning = Warning::ClonedKey {
+                    id: *id,
+                    linked: linked.clone(),
+                    refused: other.clone(),
+                };
+                self.registry.lock().set_warning(*id, warning);
                 *id
             }
             Notice::Refused { .. } | Notice::OwnKeyRevoked => return,

@@ -17,8 +17,7 @@ use tokio::sync::watch;
 
 use super::action_catalogs::KnownActions;
 use super::unconfirmed_stops::UnconfirmedStops;
-use crate::fleet::event::REVOKED_WARNING;
-use crate::fleet::{Check, MemberView, NodeRef, NodeState, NodeView, StopView};
+use crate::fleet::{Check, MemberView, NodeRef, NodeState, NodeView, StopView, Warning};
 use crate::store::{MemberRow, Store, StoreError};
 
 /// A node that a command goes to.
@@ -58,7 +57,7 @@ struct Member {
     online: watch::Sender<bool>,
     silent: bool,
     software: Option<String>,
-    warnings: Vec<String>,
+    warnings: Vec<Warning>,
     /// `None` until the first self-check of this link has ended, however it ended.
     checks: Option<Vec<Check>>,
     stopped: Option<StopView>,
@@ -112,38 +111,28 @@ impl Member {
             (false, _) => NodeState::Offline,
         };
         let mut warnings = self.warnings.clone();
-        warnings.extend(self.row.revoked.then(|| REVOKED_WARNING.to_owned()));
+        warnings.extend(self.row.revoked.then_some(Warning::Revoked));
         if same_name_count > 1 && !self.row.revoked {
-            let number = if same_name_count == 2 {
-                "two".to_owned()
-            } else {
-                same_name_count.to_string()
-            };
-            warnings.push(format!(
-                "{number} nodes are called {}; tell them apart by id, rename one with: \
-                 ground-station call id:{} id new_id=NAME",
-                self.row.name,
-                self.row.key.id().short()
-            ));
+            warnings.push(Warning::DuplicateName {
+                name: self.row.name.clone(),
+                id: self.row.key.id(),
+                nodes: same_name_count,
+            });
         }
-        warnings.extend(self.stopped.as_ref().map(|stop| {
-            let fault = stop
-                .error
-                .as_ref()
-                .map_or(String::new(), |error| format!(": {error}"));
-            format!(
-                "STOPPED (number {} of {}){fault}",
-                stop.number,
-                stop.issuer.short()
-            )
+        warnings.extend(self.stopped.as_ref().map(|stop| Warning::Stopped {
+            number: stop.number,
+            issuer: stop.issuer,
+            error: stop.error.clone(),
         }));
-        warnings.extend(unconfirmed.map(|number| {
-            format!("STOP NOT CONFIRMED (number {number}): it may be moving; it is sent nothing that acts until `release`")
-        }));
+        warnings.extend(unconfirmed.map(|number| Warning::StopUnconfirmed { number }));
         // What it did on its own is to be seen even if it went well.
         let lost = self.checks.iter().flatten();
         let lost = lost.filter(|check| check.ok && check.name == LOST_LINK_CHECK);
-        warnings.extend(lost.filter_map(|check| Some(format!("{}: {}", check.name, check.text.as_ref()?))));
+        warnings.extend(lost.filter_map(|check| {
+            Some(Warning::LostLink {
+                text: check.text.clone()?,
+            })
+        }));
         NodeView {
             stopped: self.stopped.clone(),
             stop_unconfirmed: unconfirmed,
@@ -311,12 +300,12 @@ impl NodeRegistry {
         }
     }
 
-    pub(super) fn set_warning(&mut self, id: PeerId, text: String) {
+    pub(super) fn set_warning(&mut self, id: PeerId, warning: Warning) {
         if let Some(member) = self.0.get_mut(&id)
-            && !member.warnings.contains(&text)
+            && !member.warnings.contains(&warning)
         {
             // One device's addresses change; the newest warning says it all.
-            member.warnings = vec![text];
+            member.warnings = vec![warning];
         }
     }
 

@@ -10,7 +10,7 @@ use swarm_shared::proto::selector::Selector;
 use swarm_shared::proto::wire::Lane;
 
 use super::fetch::FetchArguments;
-use crate::fleet::{CommandKind, CommandView, Failure, HistoryDelivery, HistoryState, Request};
+use crate::fleet::{ActRequest, CommandKind, CommandView, Failure, HistoryDelivery, HistoryState, Request};
 use crate::store::{StoreError, history};
 use crate::view::fold::fold;
 
@@ -73,7 +73,11 @@ pub(in crate::fleet) async fn plan(
         1 => format!("1 delivery is open still, and not repeated: {at}"),
         count => format!("{count} deliveries are open still, and not repeated: {at}"),
     });
-    Ok(RetryPlan { request, shown, note })
+    Ok(RetryPlan {
+        request: request.into(),
+        shown,
+        note,
+    })
 }
 
 /// Where to look at deliveries that are open: the command itself, or what has repeated it since.
@@ -131,7 +135,7 @@ fn retry_request(
     selector: Selector,
     ttl_given_ms: Option<u64>,
     timeout_ms: u64,
-) -> Result<Request, RetryError> {
+) -> Result<ActRequest, RetryError> {
     let number = command.command;
     let ttl_ms = ttl_given_ms.unwrap_or(command.ttl_ms);
     let unreadable = |error: serde_json::Error| {
@@ -139,7 +143,7 @@ fn retry_request(
         RetryError(Failure::Failed, text)
     };
     Ok(match command.kind {
-        CommandKind::Command => Request::Command {
+        CommandKind::Command => ActRequest::Command {
             selector,
             action: command.action.clone(),
             arguments: serde_json::from_value::<Arguments>(command.arguments.clone()).map_err(unreadable)?,
@@ -149,7 +153,7 @@ fn retry_request(
             timeout_ms,
             batch: None,
         },
-        CommandKind::Send => Request::SendFiles {
+        CommandKind::Send => ActRequest::SendFiles {
             selector,
             files: serde_json::from_value(command.arguments.clone()).map_err(unreadable)?,
             ttl_ms,
@@ -158,7 +162,7 @@ fn retry_request(
         CommandKind::Fetch => {
             let FetchArguments { path, dir } =
                 serde_json::from_value(command.arguments.clone()).map_err(unreadable)?;
-            Request::Fetch {
+            ActRequest::Fetch {
                 selector,
                 path,
                 dir,

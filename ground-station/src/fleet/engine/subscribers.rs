@@ -23,8 +23,7 @@ use tokio_util::task::TaskTracker;
 
 use super::registry::Target;
 use super::{SharedContext, query};
-use crate::fleet::event::CALLER_GONE;
-use crate::fleet::{CommandKind, Delivery, EVENTS_MAX, Event, Failure, NodeRef, Request};
+use crate::fleet::{ActRequest, CommandKind, Delivery, EVENTS_MAX, Event, Failure, NodeRef, Request};
 use crate::store::deliveries::truncate_reply;
 use crate::store::{HistoryNumber, Origin};
 
@@ -256,44 +255,26 @@ fn parse_readings(node: &NodeRef, ended: RequestResult) -> Option<Readings> {
     }
 }
 
+/// How a request ends for followers if its client disconnects.
+pub(in crate::fleet) const CALLER_GONE: &str = "cut off: whoever asked went away";
+
 /// What followers are told of a request: `None` for what is over as soon as it is answered.
 fn observed_action(request: &Request) -> Option<(CommandKind, &str)> {
-    let kind = match request {
-        Request::Command { action, .. } => return Some((CommandKind::Command, action)),
-        Request::Stop { .. } => CommandKind::Stop,
-        Request::Release { .. } => CommandKind::Release,
-        Request::SendFiles { .. } => CommandKind::Send,
-        Request::Fetch { .. } => CommandKind::Fetch,
-        Request::Nodes { .. }
-        | Request::Watch { .. }
-        | Request::Follow { .. }
-        | Request::Targets { .. }
-        | Request::Init
-        | Request::Invite { .. }
-        | Request::Join { .. }
-        | Request::Pending
-        | Request::Accept { .. }
-        | Request::Revoke { .. }
-        | Request::Members
-        | Request::History { .. }
-        | Request::Audit { .. }
-        | Request::Peers { .. }
-        | Request::SendToPeers { .. }
-        | Request::Retry { .. }
-        | Request::Cancel { .. }
-        | Request::Users { .. } => return None,
-    };
+    if let Request::Act(ActRequest::Command { action, .. }) = request {
+        return Some((CommandKind::Command, action));
+    }
+    let kind = request.history_kind()?;
     Some((kind, kind.as_str()))
 }
 
 /// Whether it gets a number in the history, of what followers are told of.
 fn has_history_number(request: &Request) -> bool {
-    if let Request::Command {
+    if let Request::Act(ActRequest::Command {
         action,
         arguments,
         batch: None,
         ..
-    } = request
+    }) = request
     {
         return classify(action, arguments) != ActionClass::Read;
     }

@@ -93,7 +93,7 @@ mod tests {
     use swarm_shared::proto::trust::Role;
 
     use super::*;
-    use crate::fleet::{NodeState, NodeView};
+    use crate::fleet::{NodeState, NodeView, Warning};
     use crate::store::MemberRow;
 
     fn node(number: u8, revoked: bool) -> MemberRow {
@@ -169,11 +169,11 @@ mod tests {
         let views = told(&mut seen);
         assert_eq!(views.len(), 2, "both");
         for view in &views {
-            let expected = format!(
-                "two nodes are called n1; tell them apart by id, rename one with: \
-                 ground-station call id:{} id new_id=NAME",
-                view.id.short()
-            );
+            let expected = Warning::DuplicateName {
+                name: NodeName::from_host("n1"),
+                id: view.id,
+                nodes: 2,
+            };
             assert_eq!(view.warnings, [expected]);
         }
         assert_eq!(roll.views(&Selector::all()).len(), 2);
@@ -200,7 +200,7 @@ mod tests {
         let views = told(&mut seen);
         assert_eq!(views.len(), 1);
         assert_eq!(views[0].state, NodeState::Offline);
-        assert_eq!(views[0].warnings, ["put out of the fleet"]);
+        assert_eq!(views[0].warnings, [Warning::Revoked]);
         let (events, mut seen) = mpsc::channel(8);
         watchers.subscribe(&roll, Selector::all(), events);
         assert!(told(&mut seen).is_empty(), "who comes later never sees it");

@@ -17,7 +17,7 @@ use super::Meant;
 use super::desk::Counter;
 use super::merge::Gone;
 use crate::fleet::engine::retry::{RetryError, RetryPlan, plan};
-use crate::fleet::{Event, Failure, Request, RequestEnvelope};
+use crate::fleet::{Event, Failure, HistoryRequest, NodesRequest, Request, RequestEnvelope};
 use crate::store::{Origin, history};
 use crate::view::fold::fold;
 
@@ -28,11 +28,11 @@ impl Counter {
         (known, asked_at): (Vec<Meant>, Instant),
         call: RequestEnvelope,
     ) -> Result<(), Gone> {
-        let Request::Retry {
+        let Request::History(HistoryRequest::Retry {
             number,
             ttl_ms,
             timeout_ms,
-        } = call.request
+        }) = call.request
         else {
             return Ok(());
         };
@@ -45,10 +45,7 @@ impl Counter {
                 return call.events.send(failed).await.map_err(|_gone| Gone);
             }
         };
-        let (Request::Command { selector, .. }
-        | Request::SendFiles { selector, .. }
-        | Request::Fetch { selector, .. }) = &request
-        else {
+        let Some(selector) = request.selector() else {
             self.engine.forward(call).await;
             return Ok(());
         };
@@ -92,7 +89,7 @@ impl Counter {
     /// Whether the engine knows any of these.
     async fn knows_own(&self, selector: &Selector) -> bool {
         let selector = selector.clone();
-        let mut events = self.engine.perform(Request::Targets { selector }).await;
+        let mut events = self.engine.perform(NodesRequest::Targets { selector }).await;
         while let Some(event) = events.recv().await {
             if let Event::Targets { targets } = event {
                 return !targets.is_empty();

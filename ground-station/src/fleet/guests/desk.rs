@@ -31,7 +31,8 @@ use super::standing::Standing;
 use super::work::{self, Ends, History, Job, Terms};
 use super::{Guests, Meant, Work};
 use crate::fleet::{
-    Batch, CommandKind, EVENTS_MAX, Event, Failure, FilesToSend, Fleet, NodeRef, Request, RequestEnvelope,
+    ActRequest, Batch, CommandKind, EVENTS_MAX, Event, Failure, FilesToSend, Fleet, HistoryRequest, NodeRef,
+    NodesRequest, Request, RequestEnvelope,
 };
 use crate::store::deliveries::Record;
 use crate::store::{Origin, Store, StoreError};
@@ -106,22 +107,21 @@ pub(super) struct Counter {
 
 /// Whom a request means, where the engine minds terms that mean nobody.
 fn selector(request: &mut Request) -> Option<&mut Selector> {
-    if let Request::Nodes { selector, .. }
-    | Request::Targets { selector }
-    | Request::Command { selector, .. }
-    | Request::Release { selector, .. }
-    | Request::SendFiles { selector, .. }
-    | Request::Fetch { selector, .. } = request
-    {
-        return Some(selector);
-    }
-    None
+    (!is_watch_or_stop(request)).then_some(())?;
+    request.selector_mut()
+}
+
+fn is_watch_or_stop(request: &Request) -> bool {
+    matches!(
+        request,
+        Request::Nodes(NodesRequest::Watch { .. }) | Request::Act(ActRequest::Stop { .. })
+    )
 }
 
 impl Counter {
     async fn take(&self, call: RequestEnvelope) {
         // Before it is looked who is here: whoever comes in between is stopped as it comes.
-        let stopped = if let Request::Stop { selector, .. } = &call.request {
+        let stopped = if let Request::Act(ActRequest::Stop { selector, .. }) = &call.request {
             Some(self.guests.stop(selector))
         } else {
             None
@@ -131,34 +131,17 @@ impl Counter {
         }
         let (typed_at, asked_at) = (self.guests.standing().version(), clock::now());
         let meant = match &call.request {
-            Request::Stop { selector, .. } => self.guests.meant(stopped.as_ref().unwrap_or(selector)),
-            Request::Watch { .. } | Request::Follow { .. } => {
+            Request::Act(ActRequest::Stop { selector, .. }) => {
+                self.guests.meant(stopped.as_ref().unwrap_or(selector))
+            }
+            Request::Nodes(NodesRequest::Watch { .. } | NodesRequest::Follow { .. }) => {
                 let counter = self.clone();
                 self.tasks.spawn(async move {
                     let _gone = counter.watch(call).await;
                 });
                 return;
             }
-            Request::Nodes { selector, .. }
-            | Request::Targets { selector }
-            | Request::Command { selector, .. }
-            | Request::Release { selector, .. }
-            | Request::SendFiles { selector, .. }
-            | Request::Fetch { selector, .. } => self.guests.meant(selector),
-            Request::Init
-            | Request::Invite { .. }
-            | Request::Join { .. }
-            | Request::Pending
-            | Request::Accept { .. }
-            | Request::Revoke { .. }
-            | Request::Members
-            | Request::History { .. }
-            | Request::Audit { .. }
-            | Request::Peers { .. }
-            | Request::SendToPeers { .. }
-            | Request::Users { .. }
-            | Request::Cancel { .. } => Vec::new(),
-            Request::Retry { .. } => {
+            Request::History(HistoryRequest::Retry { .. }) => {
                 // Before the history is read: a stop in between counts.
                 let known = self.guests.meant(&Selector::all());
                 let counter = self.clone();
@@ -167,9 +150,17 @@ impl Counter {
                 });
                 return;
             }
+            Request::Nodes(_)
+            | Request::Act(_)
+            | Request::Fleet(_)
+            | Request::History(_)
+            | Request::Admin(_) => {
+                let selector = call.request.selector();
+                selector.map_or_else(Vec::new, |selector| self.guests.meant(selector))
+            }
         };
         let counter = self.clone();
-        if let Request::Release { .. } = call.request
+        if let Request::Act(ActRequest::Release { .. }) = call.request
             && (!meant.is_empty() || counter.guests.standing().stands())
         {
             self.tasks.spawn(async move {
@@ -177,8 +168,8 @@ impl Counter {
             });
             return;
         }
-        let shows = matches!(call.request, Request::Nodes { .. });
-        if let (true, Request::Stop { .. }) = (meant.is_empty(), &call.request) {
+        let shows = matches!(call.request, Request::Nodes(NodesRequest::List { .. }));
+        if let (true, Request::Act(ActRequest::Stop { .. })) = (meant.is_empty(), &call.request) {
             return self.engine.forward(self.stop_those_that_come(call)).await;
         }
         if meant.is_empty() && !(shows && self.guests.has_anything_to_tell()) {
@@ -200,15 +191,13 @@ impl Counter {
     /// Whether it names nodes of the fleet and no guest: the quick way, for programs at gateways that ask thousands of times
     /// a second.
     fn is_for_own(&self, request: &Request) -> bool {
-        let (Request::Nodes { selector, .. }
-        | Request::Targets { selector }
-        | Request::Command { selector, .. }
-        | Request::SendFiles { selector, .. }
-        | Request::Fetch { selector, .. }) = request
-        else {
-            return false;
-        };
-        let shows_stops = matches!(request, Request::Nodes { .. }) && self.guests.standing().stands();
+        let is_release = matches!(request, Request::Act(ActRequest::Release { .. }));
+        let selector = request
+            .selector()
+            .filter(|_| !is_release && !is_watch_or_stop(request));
+        let Some(selector) = selector else { return false };
+        let shows_stops =
+            matches!(request, Request::Nodes(NodesRequest::List { .. })) && self.guests.standing().stands();
         !shows_stops && self.guests.are_none_of(selector)
     }
 
@@ -243,7 +232,7 @@ impl Counter {
             if term == Selector::all() || !self.guests.any(&term) {
                 continue;
             }
-            let request = Request::Targets {
+            let request = NodesRequest::Targets {
                 selector: term.clone(),
             };
             let mut events = self.engine.perform(request).await;
@@ -265,15 +254,7 @@ impl Counter {
 
     /// What to tell whoever named somebody who does not exist beside guests, where the engine knows nobody at all.
     pub(super) fn strangers(&self, asked: &Request) -> Option<String> {
-        let (Request::Nodes { selector, .. }
-        | Request::Targets { selector }
-        | Request::Command { selector, .. }
-        | Request::Release { selector, .. }
-        | Request::SendFiles { selector, .. }
-        | Request::Fetch { selector, .. }) = asked
-        else {
-            return None;
-        };
+        let selector = asked.selector().filter(|_| !is_watch_or_stop(asked))?;
         let strange = selector.terms().filter(|term| !self.guests.any(term));
         let strange: Vec<String> = strange
             .take(TERMS_SHOWN)
@@ -316,7 +297,7 @@ impl Counter {
         }
         let to_name: Vec<NodeRef> = meant.iter().map(|guest| guest.node.clone()).collect();
         let (to, told) = mpsc::channel(EVENTS_MAX);
-        if let Request::Nodes { selector, .. } = &asked {
+        if let Request::Nodes(NodesRequest::List { selector, .. }) = &asked {
             if let Some(note) = self.standing_stops() {
                 events.send(Event::note(note)).await.map_err(|_gone| Gone)?;
             }
@@ -329,10 +310,10 @@ impl Counter {
         if let Some(note) = self.ambiguous(&own.targets, &to_name) {
             events.send(Event::note(note)).await.map_err(|_gone| Gone)?;
         }
-        let parts = if let Request::SendFiles {
+        let parts = if let Request::Act(ActRequest::SendFiles {
             files: FilesToSend::Same { files },
             ..
-        } = &asked
+        }) = &asked
         {
             files.len()
         } else {
@@ -345,7 +326,7 @@ impl Counter {
         let targets = Event::Targets { targets };
         events.send(targets).await.map_err(|_gone| Gone)?;
         let (kind, what, number) = match asked {
-            Request::Command {
+            Request::Act(ActRequest::Command {
                 selector,
                 action,
                 arguments,
@@ -354,7 +335,7 @@ impl Counter {
                 timeout_ms,
                 batch,
                 ..
-            } => {
+            }) => {
                 let (ttl, timeout) = (Duration::from_millis(ttl_ms), Duration::from_millis(timeout_ms));
                 let mut started = asked_at;
                 if batch.is_some() {
@@ -392,12 +373,12 @@ impl Counter {
                 let number = self.command(meant, command, record, terms, to).await;
                 (CommandKind::Command, what, number)
             }
-            Request::SendFiles {
+            Request::Act(ActRequest::SendFiles {
                 selector,
                 files,
                 ttl_ms,
                 timeout_ms,
-            } => {
+            }) => {
                 let record = Record {
                     origin: Origin {
                         kind: CommandKind::Send,
@@ -419,12 +400,12 @@ impl Counter {
                 let number = self.hand_out(jobs, record, terms, to).await;
                 (CommandKind::Send, CommandKind::Send.as_str().to_owned(), number)
             }
-            Request::Fetch {
+            Request::Act(ActRequest::Fetch {
                 selector,
                 path,
                 dir,
                 timeout_ms,
-            } => {
+            }) => {
                 let record = Record {
                     origin: Origin {
                         kind: CommandKind::Fetch,
@@ -444,26 +425,11 @@ impl Counter {
                 (CommandKind::Fetch, CommandKind::Fetch.as_str().to_owned(), number)
             }
             // Only whom it means was asked, or it is answered elsewhere.
-            Request::Targets { .. }
-            | Request::Nodes { .. }
-            | Request::Watch { .. }
-            | Request::Stop { .. }
-            | Request::Release { .. }
-            | Request::Init
-            | Request::Invite { .. }
-            | Request::Join { .. }
-            | Request::Pending
-            | Request::Accept { .. }
-            | Request::Revoke { .. }
-            | Request::Members
-            | Request::History { .. }
-            | Request::Audit { .. }
-            | Request::Follow { .. }
-            | Request::Peers { .. }
-            | Request::SendToPeers { .. }
-            | Request::Users { .. }
-            | Request::Cancel { .. }
-            | Request::Retry { .. } => {
+            Request::Act(ActRequest::Stop { .. } | ActRequest::Release { .. })
+            | Request::Nodes(_)
+            | Request::Fleet(_)
+            | Request::History(_)
+            | Request::Admin(_) => {
                 drop(to);
                 return own.join(told, &events).await;
             }

@@ -11,9 +11,10 @@ use tokio::sync::{broadcast, mpsc};
 use super::desk::Counter;
 use super::merge::Gone;
 use super::names::Shown;
-use crate::fleet::event::{CALLER_GONE, DEVICE_LEFT_WARNING};
+use crate::fleet::engine::subscribers::CALLER_GONE;
 use crate::fleet::{
-    CommandKind, EVENTS_MAX, Event, Failure, NodeRef, NodeState, NodeView, Request, RequestEnvelope,
+    CommandKind, EVENTS_MAX, Event, Failure, NodeRef, NodeState, NodeView, NodesRequest, Request,
+    RequestEnvelope, Warning,
 };
 
 /// Shortest time between two looks at what has changed, for whoever watches.
@@ -93,14 +94,15 @@ impl Counter {
             events,
             user: who,
         } = call;
-        let (selector, telemetry) = if let Request::Watch { selector } = &request {
+        let (selector, telemetry) = if let Request::Nodes(NodesRequest::Watch { selector }) = &request {
             (selector.clone(), false)
-        } else if let Request::Follow { telemetry } = &request {
+        } else if let Request::Nodes(NodesRequest::Follow { telemetry }) = &request {
             (Selector::all(), *telemetry)
         } else {
             return Ok(());
         };
-        let mut words = matches!(request, Request::Follow { .. }).then(|| self.told.subscribe());
+        let mut words =
+            matches!(request, Request::Nodes(NodesRequest::Follow { .. })).then(|| self.told.subscribe());
         let mut changes = self.guests.changes();
         let mut own = self.engine.perform_as(request, who).await;
         let mut shown: BTreeMap<PeerId, NodeView> = BTreeMap::new();
@@ -181,7 +183,7 @@ async fn hear(words: &mut Option<broadcast::Receiver<Event>>) -> Event {
 /// The last that is told of a guest that has lost its seat.
 fn left(mut view: NodeView) -> NodeView {
     view.state = NodeState::Offline;
-    view.warnings.push(DEVICE_LEFT_WARNING.to_owned());
+    view.warnings.push(Warning::DeviceLeft);
     view
 }
 

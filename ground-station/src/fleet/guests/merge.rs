@@ -28,7 +28,7 @@ impl Own {
     /// Asks the engine, and passes on what it says up to its targets.
     pub(super) async fn begin(
         (engine, guests): (&Fleet, &Guests),
-        request: Request,
+        request: impl Into<Request>,
         who: String,
         to: &mpsc::Sender<Event>,
     ) -> Result<Self, Gone> {

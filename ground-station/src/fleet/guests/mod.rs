@@ -25,7 +25,7 @@ use swarm_shared::proto::selector::{NodeAttributes, Selector};
 use swarm_shared::proto::trust::gate::{ActionClass, classify};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::{NodeRef, NodeState, NodeView};
+use super::{NodeRef, NodeState, NodeView, Warning};
 use crate::duration::to_ms;
 
 mod again;
@@ -53,9 +53,6 @@ pub const ORDERS_MAX: usize = 256;
 const STOPS_MAX: usize = 16;
 /// [`NodeView::stop_unconfirmed`] of a guest that is stopped: stops of guests have no numbers.
 const STOP_NUMBER: u64 = 1;
-/// What to look into then.
-const STOP_UNCONFIRMED: &str = "STOP NOT CONFIRMED: a drone of another program cannot confirm one; it may be moving, and \
-                                is sent nothing that acts until `release`";
 
 /// What does not change while a guest has its seat.
 #[derive(Clone, Debug)]
@@ -85,8 +82,6 @@ pub struct Presence {
     pub kept: bool,
     /// Where it is, or was.
     pub address: Option<SocketAddr>,
-    /// What the operator should look into.
-    pub warnings: Vec<String>,
     /// What it tells of itself.
     pub telemetry: BTreeMap<String, Value>,
 }
@@ -534,8 +529,6 @@ impl Guest {
             (false, _) => NodeState::Offline,
         };
         let stopped = standing.stopped(&self.profile.target()).is_some();
-        let mut warnings = presence.warnings.clone();
-        warnings.extend(stopped.then(|| STOP_UNCONFIRMED.to_owned()));
         NodeView {
             node: self.profile.node.node.clone(),
             id: self.profile.node.id,
@@ -547,7 +540,10 @@ impl Guest {
                 .map(|heard| to_ms(now.saturating_duration_since(heard))),
             tags: self.profile.tags.clone(),
             software: self.profile.software.clone(),
-            warnings,
+            warnings: stopped
+                .then_some(Warning::DeviceStopUnconfirmed)
+                .into_iter()
+                .collect(),
             stopped: None,
             stop_unconfirmed: stopped.then_some(STOP_NUMBER),
             checks: Vec::new(),

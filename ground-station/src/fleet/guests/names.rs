@@ -12,7 +12,7 @@ use swarm_shared::proto::selector::Selector;
 use super::Guests;
 use super::desk::Counter;
 use crate::fleet::engine::{EXCLUDES_NO_NODE, NO_NODES};
-use crate::fleet::{Event, Failure, NodeRef, NodeView, Request};
+use crate::fleet::{Event, Failure, NodeRef, NodeView, NodesRequest, Warning};
 
 /// How many names are told in one note.
 const NAMES_SHOWN: usize = 8;
@@ -21,7 +21,7 @@ impl Counter {
     /// Learns how the fleet's own nodes are called, until the engine ends.
     pub(super) async fn learn_names(&self) {
         let selector = Selector::all();
-        let mut events = self.engine.perform(Request::Watch { selector }).await;
+        let mut events = self.engine.perform(NodesRequest::Watch { selector }).await;
         while let Some(event) = events.recv().await {
             if let Event::Node(view) = event {
                 self.guests.learn(&view);
@@ -154,10 +154,8 @@ impl Guests {
     pub(super) fn warn(&self, own: &mut NodeView) -> bool {
         let called_so = self.book().called.count(&own.node) > 0;
         if called_so {
-            let name = &own.node;
-            own.warnings.push(format!(
-                "a drone of another program calls itself {name}, too; tell them apart by id"
-            ));
+            let name = own.node.clone();
+            own.warnings.push(Warning::NameUsedByDevice { name });
         }
         called_so
     }
@@ -167,17 +165,12 @@ impl Guests {
         let (own, book) = (self.own(), self.book());
         for view in views {
             let name = &view.node;
-            let number = match book.called.count(name) {
-                0 | 1 => None,
-                2 => Some("two".to_owned()),
-                more => Some(more.to_string()),
-            };
-            let twins = number.map(|number| {
-                format!("{number} drones call themselves {name}: give each its own name; until then, ids tell them apart")
+            let devices = book.called.count(name);
+            let twins = (devices > 1).then(|| Warning::DuplicateDeviceName {
+                name: name.clone(),
+                devices,
             });
-            let own = (own.called.count(name) > 0).then(|| {
-                format!("a node of the fleet is called {name}, too, and this is a drone of another program; ids tell them apart")
-            });
+            let own = (own.called.count(name) > 0).then(|| Warning::NameUsedByNode { name: name.clone() });
             view.warnings.extend(own.into_iter().chain(twins));
         }
     }

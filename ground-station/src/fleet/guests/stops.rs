@@ -19,7 +19,9 @@ use super::merge::{Gone, Own};
 use super::work::{self, Ends, History, Job, Terms};
 use super::{Meant, Work};
 use crate::fleet::engine::history_writer;
-use crate::fleet::{CommandKind, EVENTS_MAX, Event, NodeRef, Request, RequestEnvelope};
+use crate::fleet::{
+    ActRequest, CommandKind, EVENTS_MAX, Event, NodeRef, NodesRequest, Request, RequestEnvelope,
+};
 use crate::store::Origin;
 use crate::store::deliveries::Record;
 
@@ -37,9 +39,9 @@ impl Counter {
         stopped: &Selector,
         call: &RequestEnvelope,
     ) -> Stopping {
-        let Request::Stop {
+        let Request::Act(ActRequest::Stop {
             selector, timeout_ms, ..
-        } = &call.request
+        }) = &call.request
         else {
             return Stopping::default();
         };
@@ -93,16 +95,16 @@ impl Counter {
         } = stopping;
         let _over = over.drop_guard();
         let Some(told) = told else { return Ok(()) };
-        let Request::Stop {
+        let Request::Act(ActRequest::Stop {
             selector,
             also_bridged: beside,
             ..
-        } = &mut request
+        }) = &mut request
         else {
             return Ok(());
         };
         *beside = true;
-        let known = Request::Targets {
+        let known = NodesRequest::Targets {
             selector: selector.clone(),
         };
         let subject = Subject {
@@ -145,11 +147,11 @@ impl Counter {
             events,
             user: who,
         } = call;
-        let Request::Release { selector, timeout_ms } = &request else {
+        let Request::Act(ActRequest::Release { selector, timeout_ms }) = &request else {
             return Ok(());
         };
         let timeout = Duration::from_millis(*timeout_ms);
-        let engines = Request::Release {
+        let engines = ActRequest::Release {
             selector: self.for_engine(selector).await,
             timeout_ms: *timeout_ms,
         };

@@ -537,7 +537,6 @@ impl DroneTask {
             heard: heard.or(self.last_presence.heard),
             kept: !self.pending_replies.is_empty(),
             address: address.or(self.last_presence.address),
-            warnings: Vec::new(),
             telemetry: self.drone.readings().clone(),
         };
         if presence != self.last_presence {

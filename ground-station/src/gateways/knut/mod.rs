@@ -34,7 +34,7 @@ use super::access::{AccessPolicy, Client};
 use super::listener::GatewayListener;
 use super::{GatewayContext, GatewayError};
 use crate::config::gateways::KnutConfig;
-use crate::fleet::{Event, Request};
+use crate::fleet::{Event, NodesRequest};
 use temperatures::TemperatureCache;
 
 /// As the configuration calls it.
@@ -62,7 +62,7 @@ pub async fn open(config: &KnutConfig, context: &GatewayContext) -> Result<(), G
         temperatures: Mutex::new(TemperatureCache::new(config)),
         pushes: broadcast::Sender::new(PUSHES_MAX),
     });
-    let follow = Request::Follow { telemetry: true };
+    let follow = NodesRequest::Follow { telemetry: true };
     let events = context
         .fleet
         .perform_as(follow, format!("{GATEWAY} gateway"))

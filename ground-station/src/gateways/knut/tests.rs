@@ -16,7 +16,9 @@ use super::*;
 use crate::config::gateways::ConnectionLimits;
 use crate::config::gateways::GatewaysConfig;
 use crate::fleet::guests::Guests;
-use crate::fleet::{Fleet, NodeRef, NodeState, NodeView, RequestEnvelope};
+use crate::fleet::{
+    ActRequest, Fleet, NodeRef, NodeState, NodeView, NodesRequest, Request, RequestEnvelope, Warning,
+};
 use crate::gateways::Gateways;
 use crate::gateways::listener::ConnectionPermit;
 use crate::gateways::tests::{test_advertisement, test_context};
@@ -95,7 +97,7 @@ impl Harness {
         let open = Gateways::open(&gateways, test_advertisement(), fleet, Guests::default(), store);
         let open = open.await.expect("opens");
         let call = calls.recv().await.expect("the gateway follows");
-        assert_eq!(call.request, Request::Follow { telemetry: true });
+        assert_eq!(call.request, NodesRequest::Follow { telemetry: true }.into());
         Self {
             gateways: open,
             calls,
@@ -170,14 +172,14 @@ async fn action_is_sent_to_the_fleet_under_the_gateway_name() {
     client.send(api::FLEET_API, 2, msg).await;
     let call = context.calls.recv().await.expect("a call");
     assert_eq!(call.user, "knut from 127.0.0.1");
-    let Request::Command {
+    let Request::Act(ActRequest::Command {
         selector,
         action,
         arguments,
         ttl_ms,
         timeout_ms,
         ..
-    } = call.request
+    }) = call.request
     else {
         panic!("{:?}", call.request)
     };

@@ -107,7 +107,7 @@ impl EventMapper {
             "software": view.software,
             "stopped": stopped,
             "stop_unconfirmed": view.stop_unconfirmed,
-            "warnings": view.warnings,
+            "warnings": view.warnings.iter().map(ToString::to_string).collect::<Vec<_>>(),
         });
         let before = if is_forgotten {
             self.nodes.remove(&view.id)

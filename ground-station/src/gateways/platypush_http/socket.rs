@@ -24,7 +24,7 @@ use super::Shared;
 use super::error::HttpError;
 use super::events::EventMapper;
 use super::serve::{ClientInfo, WRITE_TIMEOUT};
-use crate::fleet::{Event, Request};
+use crate::fleet::{Event, NodesRequest};
 use crate::gateways::access::Client;
 
 /// Longest message that a reader may send, in bytes.
@@ -75,7 +75,7 @@ async fn stream_events(
 ) {
     let access = app.handler.access();
     let who = access.client_label(client);
-    let follow = Request::Follow { telemetry: true };
+    let follow = NodesRequest::Follow { telemetry: true };
     let mut events = app.fleet.perform_as(follow, who.clone()).await;
     let mut mapper = EventMapper::new(app.name.as_str());
     let idle = app.config.common.limits.idle;

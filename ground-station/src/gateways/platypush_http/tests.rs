@@ -24,7 +24,9 @@ use tower::ServiceExt;
 
 use super::*;
 use crate::config::Config;
-use crate::fleet::{Delivery, Event, Failure, NodeRef, Request as Asked, RequestEnvelope};
+use crate::fleet::{
+    ActRequest, Delivery, Event, Failure, NodeRef, NodesRequest, Request as Asked, RequestEnvelope, Warning,
+};
 use crate::users::{self, Password};
 
 /// The gateway's own token.
@@ -144,12 +146,12 @@ fn node(name: &str) -> NodeRef {
 /// A fleet of one node, `n1`: `ping` answers what it was given, `led` too, `fail` fails.
 async fn run_fake_fleet(mut calls: mpsc::Receiver<RequestEnvelope>) {
     while let Some(RequestEnvelope { request, events, .. }) = calls.recv().await {
-        let all = if let Asked::Command {
+        let all = if let Asked::Act(ActRequest::Command {
             selector,
             action,
             arguments,
             ..
-        } = request
+        }) = request
         {
             fake_events(&selector, &action, &arguments)
         } else {

@@ -9,7 +9,7 @@ use tokio::io::AsyncWriteExt;
 
 use super::*;
 use crate::config::Config;
-use crate::fleet::{Delivery, Event, Fleet, NodeRef, Request as Asked, RequestEnvelope};
+use crate::fleet::{ActRequest, Delivery, Event, Fleet, NodeRef, Request as Asked, RequestEnvelope};
 use crate::store::audit::{self, AuditEntry};
 use crate::store::history;
 
@@ -121,7 +121,11 @@ async fn received_stop_of_a_disconnected_peer_is_executed() {
     answer_done(led).await;
     // Not the second one: it would be late.
     let press = rig.next_call().await;
-    assert!(matches!(press.request, Asked::Stop { .. }), "{:?}", press.request);
+    assert!(
+        matches!(press.request, Asked::Act(ActRequest::Stop { .. })),
+        "{:?}",
+        press.request
+    );
     answer_done(press).await;
     let audit = rig.audit_with("station.stop").await;
     let late = audit
@@ -142,7 +146,7 @@ async fn raw_message_triggers_the_raw_action() {
             .await
             .expect("written");
         let call = rig.next_call().await;
-        let Asked::Stop { selector, .. } = &call.request else {
+        let Asked::Act(ActRequest::Stop { selector, .. }) = &call.request else {
             panic!("{:?}", call.request)
         };
         assert_eq!(selector.as_str(), "all");

@@ -3,6 +3,7 @@
 use insta::assert_snapshot;
 
 use super::*;
+use crate::fleet::Warning;
 
 pub(super) fn node(number: u8, state: NodeState, heard: Option<u64>) -> NodeView {
     NodeView {
@@ -41,7 +42,9 @@ fn nodes() -> NodeTable {
             ..node(3, NodeState::Offline, None)
         },
     ];
-    views[0].warnings = vec!["the same key answers at 10.0.0.10 and 10.0.0.11; re-image one".to_owned()];
+    views[0].warnings = vec![Warning::NameUsedByDevice {
+        name: views[0].node.clone(),
+    }];
     let mut nodes = NodeTable::default();
     for view in &views {
         nodes.update(view, Style::default());
@@ -57,7 +60,7 @@ fn node_table_lists_all_columns() {
     drone-02  0202-0202-0202-0202  online   now      10.0.0.2:7420   row=3  0.1.0
     drone-03  0303-0303-0303-0303  offline  never                    row=3  0.1.0    disk: 98% full
     drone-10  0a0a-0a0a-0a0a-0a0a  silent   2 s ago  10.0.0.10:7420  row=3  0.1.0
-    drone-10: the same key answers at 10.0.0.10 and 10.0.0.11; re-image one
+    drone-10: a drone of another program calls itself drone-10, too; tell them apart by id
 
     2 online, 1 silent, 1 offline
     ");
@@ -80,7 +83,11 @@ fn stopped_nodes_are_marked_and_counted() {
         };
         let view = NodeView {
             stopped: Some(stop.clone()),
-            warnings: vec!["STOPPED (number 7 of aaaa-aaaa-aaaa-aaaa)".to_owned()],
+            warnings: vec![Warning::Stopped {
+                number: stop.number,
+                issuer: stop.issuer,
+                error: None,
+            }],
             ..node(number, state, Some(20))
         };
         let line = nodes.update(&view, Style::default()).expect("a change");
@@ -213,7 +220,7 @@ fn departed_nodes_are_reported_once_and_dropped() {
     };
     let left = NodeView {
         state: NodeState::Offline,
-        warnings: vec!["not known any more: a drone of another program that has left".to_owned()],
+        warnings: vec![Warning::DeviceLeft],
         ..here.clone()
     };
     assert!(left.has_left());

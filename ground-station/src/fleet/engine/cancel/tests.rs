@@ -38,7 +38,7 @@ async fn offline_cancel_is_stored_before_the_end_event() {
     store.close().await;
 
     let lock = StateLock::try_acquire(dir.path(), "a test").expect("free");
-    let cancel = Request::Cancel {
+    let cancel = HistoryRequest::Cancel {
         number: numbers[0],
         timeout_ms: 5_000,
     };

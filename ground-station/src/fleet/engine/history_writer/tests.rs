@@ -198,10 +198,10 @@ async fn audit_records_user_and_outcome() {
         ),
         (None, "cut off: whoever asked went away"),
     ] {
-        let request = Request::Revoke {
+        let request = FleetRequest::Revoke {
             node: "drone-07".to_owned(),
         };
-        let what = audit_entry(&request).expect("audited");
+        let what = audit_entry(&request.into()).expect("audited");
         let (events, mut told) = mpsc::channel(EVENTS_MAX);
         let to = audit_stream(&tasks, store.clone(), "eva".to_owned(), what, events);
         match last.clone() {
@@ -223,24 +223,24 @@ async fn audit_records_user_and_outcome() {
 
 #[test]
 fn audit_never_contains_an_invitation_code() {
-    let request = Request::Join {
+    let request = FleetRequest::Join {
         code: "swarm-secret".to_owned(),
         timeout_ms: 1,
     };
-    let (_, detail) = audit_entry(&request).expect("audited");
+    let (_, detail) = audit_entry(&request.into()).expect("audited");
     assert!(!detail.contains("secret"), "{detail}");
 }
 
 #[test]
 fn audit_details_are_readable() {
-    let token = |days, label: &str| Request::Users {
-        user_request: UserRequest::MakeToken {
+    let token = |days, label: &str| {
+        AdminRequest::Users(UserRequest::MakeToken {
             name: "ann".to_owned(),
             days,
             label: label.to_owned(),
-        },
+        })
     };
-    let tell = |message: &[u8], peer: Option<&str>| Request::SendToPeers {
+    let tell = |message: &[u8], peer: Option<&str>| AdminRequest::SendToPeers {
         gateway: "socktools".to_owned(),
         peer: peer.map(str::to_owned),
         message: data_encoding::BASE64.encode(message),
@@ -256,7 +256,7 @@ fn audit_details_are_readable() {
         ),
     ] {
         let wanted = (what.to_owned(), detail.to_owned());
-        assert_eq!(audit_entry(&request), Some(wanted));
+        assert_eq!(audit_entry(&request.into()), Some(wanted));
     }
 }
 

@@ -17,7 +17,7 @@ use tokio::sync::Semaphore;
 use super::*;
 use crate::config::Config;
 use crate::fleet::engine::{Engine, Mode, Settings, authority, delivery_task};
-use crate::fleet::{HistoryQuery, HistoryState, NodeRef, Request};
+use crate::fleet::{ActRequest, FleetRequest, HistoryQuery, HistoryState, NodeRef};
 use crate::store::{MemberRow, history};
 
 const SOON: Duration = Duration::from_secs(20);
@@ -37,7 +37,7 @@ async fn start(dir: &Path, purpose: Mode) -> Engine {
 /// A fleet with one node, for which a command waits.
 async fn fleet_with_queued_command(dir: &Path) {
     let engine = start(dir, Mode::OneShot).await;
-    let mut made = engine.fleet().perform(Request::Init).await;
+    let mut made = engine.fleet().perform(FleetRequest::Init).await;
     assert!(matches!(made.recv().await, Some(Event::Membership(_))));
     engine.shut_down().await;
     let own = identity::load_or_create(dir, KeyFile::Identity).expect("a key");
@@ -103,7 +103,7 @@ async fn one_shot_stop_withdraws_queued_commands_at_start() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     // And it is told how many those were.
-    let stop = Request::Stop {
+    let stop = ActRequest::Stop {
         selector: Selector::all(),
         timeout_ms: Some(300),
         also_bridged: false,

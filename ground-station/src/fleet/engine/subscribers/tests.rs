@@ -6,6 +6,7 @@ use swarm_shared::proto::selector::Selector;
 use swarm_shared::proto::wire::Lane;
 
 use super::*;
+use crate::fleet::FleetRequest;
 
 fn node(number: u8) -> NodeRef {
     NodeRef {
@@ -15,7 +16,7 @@ fn node(number: u8) -> NodeRef {
 }
 
 fn command(action: &str) -> Request {
-    Request::Command {
+    Request::Act(ActRequest::Command {
         selector: Selector::all(),
         action: action.to_owned(),
         arguments: Arguments::default(),
@@ -24,7 +25,7 @@ fn command(action: &str) -> Request {
         ttl_given: false,
         timeout_ms: 1,
         batch: None,
-    }
+    })
 }
 
 /// Followers, and what they stand on.
@@ -82,7 +83,7 @@ async fn requests_are_not_tapped_without_subscribers() {
     let follower = rig.follow(true, 8);
     assert!(!overhear(&rig, &command("led")) && rig.subscribers.wants_telemetry());
     assert!(
-        overhear(&rig, &Request::Members),
+        overhear(&rig, &FleetRequest::Members.into()),
         "over as soon as it is answered"
     );
     drop(follower);
@@ -188,12 +189,12 @@ async fn tap_waits_for_the_history_number_up_to_its_timeout() {
 async fn subscriber_learns_that_the_caller_left() {
     let mut rig = Rig::default();
     let mut follower = rig.follow(false, 8);
-    let stop = Request::Stop {
+    let stop = ActRequest::Stop {
         selector: Selector::all(),
         timeout_ms: None,
         also_bridged: false,
     };
-    let (to, asker) = rig.ask(&stop, &Origin::command_by("eva"));
+    let (to, asker) = rig.ask(&stop.into(), &Origin::command_by("eva"));
     drop(asker);
     to.closed().await;
     let Some(Event::Observed {

@@ -1,6 +1,7 @@
 //! What the history keeps of commands to guests, and what is sent again from it.
 
 use super::*;
+use crate::fleet::HistoryRequest;
 
 /// Takes the next order, and says how it ended.
 async fn ended(orders: &mut mpsc::Receiver<Order>, reply: Reply) -> Order {
@@ -61,8 +62,8 @@ async fn what_acts_on_guests_has_a_number_that_is_told() {
     desk.close().await;
 }
 
-fn again(number: u64) -> Request {
-    Request::Retry {
+fn again(number: u64) -> HistoryRequest {
+    HistoryRequest::Retry {
         number,
         ttl_ms: None,
         timeout_ms: 10_000,
@@ -78,7 +79,7 @@ async fn what_is_repeated_counts_from_when_it_was_asked_and_a_stop_meanwhile_wit
     // Both are there before the history is read.
     let told = fleet.perform(again(number)).await;
     let stopping = fleet
-        .perform(Request::Stop {
+        .perform(ActRequest::Stop {
             selector: Selector::parse("d2").expect("a name"),
             timeout_ms: Some(10_000),
             also_bridged: false,
@@ -164,7 +165,7 @@ async fn later_batches_of_whoever_went_away_in_between_do_not_go_out_though_some
     let dir = tempfile::tempdir().expect("a directory");
     let store = Store::open(dir.path()).await.expect("opens");
     let (fleet, [mut first, mut second], desk) = desk(&store).await;
-    let mut follower = fleet.perform(Request::Follow { telemetry: false }).await;
+    let mut follower = fleet.perform(NodesRequest::Follow { telemetry: false }).await;
     assert!(
         matches!(follower.recv().await, Some(Event::Node(_))),
         "it follows from now on"
@@ -306,7 +307,7 @@ async fn a_release_that_is_stored_late_has_its_ends_in_the_history() {
     // A disk that stands still for longer than the release waits for it.
     let disk = rusqlite::Connection::open(store.path()).expect("opens");
     disk.execute_batch("BEGIN IMMEDIATE").expect("held");
-    let release = Request::Release {
+    let release = ActRequest::Release {
         selector: Selector::all(),
         timeout_ms: 300,
     };

@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn send(selector: &str, files: &[(&std::path::Path, u64)], ttl_ms: u64) -> Request {
+fn send(selector: &str, files: &[(&std::path::Path, u64)], ttl_ms: u64) -> ActRequest {
     let files = files.iter().map(|(source, bytes)| {
         let file = std::fs::File::create(source).expect("made");
         file.set_len(*bytes).expect("has room");
@@ -11,7 +11,7 @@ fn send(selector: &str, files: &[(&std::path::Path, u64)], ttl_ms: u64) -> Reque
             dest: format!("shows/{}", source.file_name().expect("a name").display()),
         }
     });
-    Request::SendFiles {
+    ActRequest::SendFiles {
         selector: Selector::parse(selector).expect("a selector"),
         files: FilesToSend::Same {
             files: files.collect(),

@@ -157,7 +157,7 @@ fn only_target_nodes_are_shown_and_duplicates_get_ids() {
     let Event::Node(mut out) = view(1, "twin", NodeState::Offline) else {
         unreachable!()
     };
-    out.warnings = vec!["put out of the fleet".to_owned()];
+    out.warnings = vec![Warning::Revoked];
     temperatures.on_event(Event::Node(out));
     assert_eq!(
         ask(&temperatures, 1, json!({"id": "twin"})).1["twin"]["temperature"],

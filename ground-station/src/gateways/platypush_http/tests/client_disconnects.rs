@@ -91,7 +91,10 @@ async fn stop_continues_after_client_disconnect() {
     let (rig, mut asking) = harness_with_calls().await;
     let client = connect(rig.listen(), &post("station.stop")).await;
     let (request, go) = asking.recv().await.expect("asked");
-    assert!(matches!(request, Asked::Stop { .. }), "{request:?}");
+    assert!(
+        matches!(request, Asked::Act(ActRequest::Stop { .. })),
+        "{request:?}"
+    );
     drop(client);
     tokio::time::sleep(Duration::from_millis(200)).await;
     go.send(()).expect("awaited");
@@ -115,7 +118,10 @@ async fn hook_runs_although_client_disconnected() {
     let serving = spawn_connection(&rig, far);
     let asked = tokio::time::timeout(TEST_TIMEOUT, asking.recv()).await;
     let (request, go) = asked.expect("carried out").expect("asked");
-    assert!(matches!(request, Asked::Stop { .. }), "{request:?}");
+    assert!(
+        matches!(request, Asked::Act(ActRequest::Stop { .. })),
+        "{request:?}"
+    );
     go.send(()).expect("awaited");
     serving.await.expect("it ends");
     assert_eq!(audited_outcome(rig, "station.stop").await, "1 node, 0 not done");

@@ -206,7 +206,7 @@ fn revoked_node_is_reported_once() {
         Some(serde_json::from_str::<Value>(&text).expect("JSON")["args"].clone())
     };
     let out = |state| NodeView {
-        warnings: vec!["put out of the fleet".to_owned()],
+        warnings: vec![Warning::Revoked],
         ..view(state)
     };
     let mut words = Vec::new();
@@ -324,7 +324,7 @@ where
     tokio::spawn(run_fake_fleet(rest));
     tokio::spawn(async move {
         while let Some(call) = calls.recv().await {
-            if let Asked::Follow { telemetry: true } = call.request {
+            if let Asked::Nodes(NodesRequest::Follow { telemetry: true }) = call.request {
                 tokio::spawn(each(call.events));
             } else if others.send(call).await.is_err() {
                 return;

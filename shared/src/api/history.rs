@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use crate::proto::delivery::Stage;
+use crate::proto::id::{NodeName, PeerId};
+use crate::proto::outcome::Outcome;
+use crate::proto::selector::Selector;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use swarm_shared::proto::delivery::Stage;
-use swarm_shared::proto::id::{NodeName, PeerId};
-use swarm_shared::proto::outcome::Outcome;
-use swarm_shared::proto::selector::Selector;
 
 /// What a command in the history was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
