@@ -142,7 +142,7 @@ fn narrow_tables_drop_other_columns_before_checks() {
     drone-02  0202-0202-0202-0202  online   now      10.0.0.2:7420
     drone-03  0303-0303-0303-0303  offline  never                    disk: 98% full
     drone-10  0a0a-0a0a-0a0a-0a0a  silent   2 s ago  10.0.0.10:7420
-    drone-10: the same key answers at 10.0.0.10 and 10.0.0.11; re-image one
+    drone-10: a drone of another program calls itself drone-10, too; tell them apar…
 
     2 online, 1 silent, 1 offline
     ");
@@ -187,7 +187,7 @@ fn narrow_lines_are_cut_and_ages_advance() {
     drone-02  online   now
     drone-03  offline  never     disk: 98% full
     drone-10  silent   62 s ago
-    drone-10: the same key answers at 10.0.0.10 and…
+    drone-10: a drone of another program calls itse…
 
     2 online, 1 silent, 1 offline
     ");
