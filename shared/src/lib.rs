@@ -15,7 +15,7 @@ pub mod net;
 #[doc = include_str!("../../docs/protocol.md")]
 mod protocol_page {}
 
-/// Compiles and runs the code blocks of docs/clever-show.md as documentation tests.
+/// Compiles and runs the code blocks of docs/clever-show-library.md as documentation tests.
 #[cfg(all(doctest, feature = "net"))]
-#[doc = include_str!("../../docs/clever-show.md")]
+#[doc = include_str!("../../docs/clever-show-library.md")]
 mod clever_show_page {}

@@ -1,4 +1,4 @@
-//! Thousands of small fleets and dozens of large ones under faults: docs/reliability.md says what is simulated.
+//! Thousands of small fleets and dozens of large ones under faults: docs/testing.md says what is simulated.
 //!
 //! A violation prints the command that replays it. Other seeds: `cargo run --release -p swarm-tests --bin simulate`.
 #![allow(

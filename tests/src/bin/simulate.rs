@@ -1,4 +1,4 @@
-//! Runs the simulator: `cargo run --release -p swarm-tests --bin simulate -- --seeds 100000`. docs/reliability.md says
+//! Runs the simulator: `cargo run --release -p swarm-tests --bin simulate -- --seeds 100000`. docs/testing.md says
 //! what it simulates. Exits with 1 if a promise was broken, and says how to see it again.
 
 use std::sync::Mutex;

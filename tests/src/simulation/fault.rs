@@ -6,7 +6,7 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[expect(
     missing_docs,
-    reason = "docs/reliability.md says what each means; the names are for that table"
+    reason = "docs/testing.md says what each means; the names are for that table"
 )]
 pub enum Fault {
     Drop,

@@ -1,5 +1,5 @@
 //! Clever-show's messaging module, in Rust: what its documentation offers, under its names where Rust allows them.
-//! docs/clever-show.md maps every documented item to ours.
+//! docs/clever-show-library.md maps every documented item to ours.
 //!
 //! * [`ConnectionManager`]: one peer, over as many connections as it takes; [`Callbacks`]: what to do for it.
 //! * [`Client`]: how a drone finds its server; [`broadcast_bind`]: how it hears of one.
