@@ -8,7 +8,8 @@ use proptest::prelude::*;
 use swarm_shared::net::clock;
 use swarm_shared::proto::delivery::dedup::DedupTable;
 use swarm_shared::proto::delivery::executor::{
-    ActionProperties, Effect, Executor, IN_FLIGHT_MAX, IncomingCommand, LANDING_MAX, RUNNING_MAX, WriteId,
+    ActionProperties, AfterFile, CommandSource, Effect, Executor, IN_FLIGHT_MAX, IncomingCommand,
+    LANDING_MAX, RUNNING_MAX, WriteId,
 };
 use swarm_shared::proto::delivery::record::{Record, digest};
 use swarm_shared::proto::delivery::{CommandId, Stage};
@@ -42,6 +43,10 @@ enum Step {
     Suspend(u64),
     Stop,
     Release,
+    /// The file that commands wait for is stored, or is not.
+    EndFile {
+        stored: bool,
+    },
 }
 
 fn step(failing: bool) -> impl Strategy<Value = Step> {
@@ -55,8 +60,8 @@ fn step(failing: bool) -> impl Strategy<Value = Step> {
         2 => (0..4_usize).prop_map(|durable| Step::Crash { durable }),
         3 => (1..2_500_u64).prop_map(Step::Pass),
         1 => (1..2_500_u64).prop_map(Step::Suspend),
-        1 => Just(Step::Stop),
-        1 => Just(Step::Release),
+        2 => prop_oneof![Just(Step::Stop), Just(Step::Release)],
+        2 => any::<bool>().prop_map(|stored| Step::EndFile { stored }),
     ]
 }
 
@@ -73,6 +78,10 @@ struct Model {
     /// What each was answered; with `failing`, since the last crash.
     answers: BTreeMap<CommandId, Outcome>,
     failing: bool,
+    /// Files that have ended; they are numbered from 1.
+    files_ended: u64,
+    /// The file that each command waits for.
+    after: BTreeMap<CommandId, u64>,
 }
 
 fn id(seq: u64) -> CommandId {
@@ -106,6 +115,8 @@ impl Model {
             runs: BTreeMap::new(),
             answers: BTreeMap::new(),
             failing,
+            files_ended: 0,
+            after: BTreeMap::new(),
         }
     }
 
@@ -146,6 +157,11 @@ impl Model {
                 }
             }
             Step::Crash { durable } => self.crash(durable),
+            Step::EndFile { stored } => {
+                self.files_ended += 1;
+                let failed = (!stored).then_some((self.now, "disk full"));
+                self.executor.on_file_ended(self.files_ended, failed, self.now);
+            }
             Step::Pass(ms) => {
                 let until = self.now + Duration::from_millis(ms);
                 while let Some(at) = self.executor.poll_timeout().filter(|at| *at <= until) {
@@ -169,12 +185,25 @@ impl Model {
     }
 
     fn send(&mut self, seq: u64, what: &str) {
+        let waits = seq % 4 == 1;
+        if !self.executor.contains(id(seq)) && waits {
+            self.after.insert(id(seq), self.files_ended + 1);
+        }
         let incoming = IncomingCommand {
             id: id(seq),
             digest: digest(what, b""),
             deadline: Some(self.deadline(seq)),
             ttl_ms: Some(2_000),
             properties: traits(seq),
+            source: if waits {
+                CommandSource::Gateway
+            } else {
+                CommandSource::Peer
+            },
+            after: waits.then_some(AfterFile {
+                file: self.files_ended + 1,
+                arrived_at: self.now,
+            }),
         };
         let taken = self.executor.on_command(incoming, self.now);
         assert!(!taken || self.executor.contains(id(seq)));
@@ -271,6 +300,8 @@ impl Model {
         assert!(*runs == 1 || traits(seq).idempotent, "{id:?} runs again");
         assert!(!self.answers.contains_key(&id), "{id:?} runs after its answer");
         assert!(self.now < self.deadline(seq), "{id:?} runs late");
+        let file = self.after.get(&id).copied().unwrap_or_default();
+        assert!(file <= self.files_ended, "{id:?} runs before its file has ended");
         assert!(
             !self.stopped || traits(seq).while_stopped,
             "{id:?} runs while stopped"

@@ -1,14 +1,15 @@
-//! Gateways: programs of other systems that this node works for, each off unless the owner configures it.
+//! Gateways: servers of other systems that this node works for. Each is off unless the owner configures it.
 //!
-//! A door turns foreign messages into errands ([`crate::links::errands`]) and their ends into foreign answers. What
-//! passes is judged twice: by the door's own `allow`, and by the one gate for the role that the owner has given it.
+//! A gateway turns foreign messages into [local commands](crate::links::local_commands), and their outcomes into foreign
+//! responses. Two checks apply to each command: the gateway's own `allow`, and the permissions of the role that the owner
+//! has given to it.
 
 pub mod clever_show;
 
 use crate::links::Links;
 use crate::node::Node;
 
-/// Opens what the configuration names.
+/// Starts the configured gateways.
 pub fn open(node: &Node, links: &Links) {
     if let Some(config) = node.config.gateways.clever_show.clone() {
         clever_show::open(config, node, links.local_commands());

@@ -9,13 +9,14 @@
 //! Whoever asked may have restarted when there is something to tell: answers are kept, and it asks again.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use swarm_shared::net::clock;
 use swarm_shared::net::peer::PeerLink;
 use swarm_shared::proto::delivery::dedup::DedupTable;
 use swarm_shared::proto::delivery::executor::{
-    Effect, Executor, IN_FLIGHT_MAX, IncomingCommand, RUNNING_MAX, WriteId,
+    ActionProperties, AfterFile, CommandSource, Effect, Executor, IN_FLIGHT_MAX, IncomingCommand,
+    RUNNING_MAX, WriteId,
 };
 use swarm_shared::proto::delivery::record::{Record, digest};
 use swarm_shared::proto::delivery::{CommandId, Stage, StageMessage};
@@ -138,36 +139,65 @@ impl ExecutorDriver {
             link: link.clone(),
             lane: header.lane.unwrap_or_default(),
         };
-        self.submit(command, target, header.life, content, context);
+        let incoming = IncomingCommand {
+            id: command.id,
+            digest: digest(&command.action, content),
+            deadline: command.deadline,
+            ttl_ms: header.life,
+            properties: self.actions.properties(&command.action),
+            source: CommandSource::Peer,
+            after: None,
+        };
+        self.submit(command, incoming, target, context);
     }
 
-    /// One that has come through a door of this node, with an identity that nothing else has.
+    /// A command from a gateway of this node, with an identity of its own.
     pub(super) fn on_local_command(
         &mut self,
         command: Command,
+        properties: ActionProperties,
         ttl_ms: u64,
+        after: Option<AfterFile>,
         reply: oneshot::Sender<Reply>,
         context: &CommandContext,
     ) {
-        self.submit(command, ReplyTarget::Gateway(reply), Some(ttl_ms), &[], context);
+        let incoming = IncomingCommand {
+            id: command.id,
+            digest: digest(&command.action, &[]),
+            deadline: command.deadline,
+            ttl_ms: Some(ttl_ms),
+            properties,
+            source: CommandSource::Gateway,
+            after,
+        };
+        self.submit(command, incoming, ReplyTarget::Gateway(reply), context);
+    }
+
+    /// A file that a gateway's commands wait for has ended.
+    pub(super) fn on_file_ended(
+        &mut self,
+        file: u64,
+        failed: Option<(Instant, &str)>,
+        context: &CommandContext,
+    ) {
+        self.executor.on_file_ended(file, failed, clock::now());
+        self.apply_effects(context);
+    }
+
+    /// A landing action was refused as busy: flight actions that arrived before it do not start after it.
+    pub(super) fn cancel_waiting_flights(&mut self, context: &CommandContext) {
+        self.executor.cancel_waiting_flights();
+        self.apply_effects(context);
     }
 
     fn submit(
         &mut self,
         command: Command,
+        incoming: IncomingCommand,
         target: ReplyTarget,
-        ttl_ms: Option<u64>,
-        content: &[u8],
         context: &CommandContext,
     ) {
         let id = command.id;
-        let incoming = IncomingCommand {
-            id,
-            digest: digest(&command.action, content),
-            deadline: command.deadline,
-            ttl_ms,
-            properties: self.actions.properties(&command.action),
-        };
         self.reply_targets.insert(id, target);
         if self.executor.on_command(incoming, clock::now()) {
             self.pending.insert(id, command);

@@ -196,7 +196,7 @@ impl Links {
             node.tasks.clone(),
         );
         let drained = CancellationToken::new();
-        let (local_commands, local_command_queue) = LocalCommands::new(node.actions.clone());
+        let (local_commands, local_command_queue) = LocalCommands::new();
         let task = Task {
             context,
             driver,

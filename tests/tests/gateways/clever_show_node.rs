@@ -156,8 +156,8 @@ fn node_joins_server_and_runs_allowed_actions() {
     // Failing, unknown and disallowed: no answer, and the log says why.
     for (value, why) in [
         ("fail", "failed: exit status 7"),
-        ("dance", "\\\"dance\\\" may not pass; name it in `allow`"),
-        ("reboot", "\\\"reboot\\\" may not pass"),
+        ("dance", "\\\"dance\\\" is not allowed; name it in `allow`"),
+        ("reboot", "\\\"reboot\\\" is not allowed"),
     ] {
         server.control(&json!({"do": "request", "value": value}));
         server.send_action(value, &none);
@@ -167,7 +167,7 @@ fn node_joins_server_and_runs_allowed_actions() {
         assert_eq!(server.count_lines(&format!("\"name\": {value:?}")), 0, "{value}");
     }
     server.send_action("hang", &none);
-    node.wait_log("name=\"hang\" why=\"\\\"hang\\\" may not pass");
+    node.wait_log("name=\"hang\" why=\"\\\"hang\\\" is not allowed");
     // By clever-show's rule.
     server.send_action("id", &json!({"new_id": "-bad"}));
     node.wait_log("why=\"refused: \\\"-bad\\\" is not a name");
@@ -237,7 +237,7 @@ fn server_files_stay_below_the_roots() {
     let kept: Vec<&String> = whole.iter().filter(|name| !name.starts_with("link")).collect();
     assert_eq!(kept, ["empty", "shows/take1.csv"]);
     node.wait_log("leads out of its root or through a symbolic link");
-    node.wait_log("2000001 bytes are more than the 2000000 allowed; passed over");
+    node.wait_log("2000001 bytes are more than the 2000000 allowed; skipped");
     assert_eq!(
         server.count_lines("\"lost\"") + server.count_lines("\"bad\""),
         0,
@@ -266,7 +266,7 @@ fn server_only_reads_without_an_allow_list() {
     );
     node.wait_log("name=\"slow\" why=");
     node.wait_log("name=\"execute\" why=\"running a program may not be asked for by role operator");
-    node.wait_log("as \"emergency_land\", does nothing on this node");
+    node.wait_log("as \"emergency_land\", has no effect on this node");
     assert_eq!(server.count_lines("\"event\": \"file\""), 0);
 }
 
@@ -288,7 +288,7 @@ fn execute_requires_three_permissions() {
             "[execute]\nallowed = true\n",
             "by role operator",
         ),
-        ("role = \"admin\"", "[execute]\nallowed = true\n", "may not pass"),
+        ("role = \"admin\"", "[execute]\nallowed = true\n", "is not allowed"),
         (
             "allow = [\"exec*\"]\nrole = \"admin\"",
             "",

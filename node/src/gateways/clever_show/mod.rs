@@ -2,38 +2,35 @@
 //!
 //! | task | owns | ends |
 //! |---|---|---|
-//! | door | the connection, how often it is told of in the log | at stop |
-//! | one for each action or request at work | its end | with it |
+//! | gateway | the connection, the files that wait, the throttle of its log | at shutdown |
+//! | one for each action, request and file under way | its outcome | with the outcome, or with the gateway |
 //!
-//! The protocol is plain text and proves nothing: whoever is at the server's address, or on the way there, is the
-//! server; with `server = "auto"` whoever says so in a datagram. So it may look, and do what `allow` names, as far as
-//! `role` reaches; what may not pass is refused at once. The rest is done in the order in which it arrives, in lines:
-//! actions of flight go past what is slow. What comes after a pushed file begins when that is in its place, but for what
-//! ends a flight (`turns`). What is refused or fails gets no answer, as from the real program, for the protocol has none;
-//! the log says it.
+//! The protocol is plain text without authentication: any program at the server's address, or on the path to it, is
+//! accepted as the server; with `server = "auto"`, any program that announces itself. So the server may read, and may run
+//! what `allow` names as far as `role` permits; anything else is refused at once. Commands run in the order of their
+//! arrival, by the priorities of the node's executor: landing actions first, then flight actions, then the rest. What
+//! arrives after a pushed file starts once that is stored, landing actions excepted ([`file_queue`]). A refused or failed
+//! action has no answer in the protocol, as with the real program; the log reports it.
 //!
-//! Invariant: the task that hears the server waits for no disk.
+//! Invariant: the gateway's task never waits for a disk.
 
+mod file_queue;
 mod log;
-mod queue;
-mod scheduler;
 mod task;
 #[cfg(test)]
 mod tests;
+mod transfers;
 mod translate;
 
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use serde_json::{Map, Value};
 use swarm_shared::net::clever_show::{
-    Client, ConnectionManager, Event, Options, ReceivedEvent, ReconnectPolicy, ResponseBody, files,
-    get_ip_address,
+    Client, ConnectionManager, Event, Options, ReceivedEvent, ReconnectPolicy, ResponseBody, get_ip_address,
 };
-use swarm_shared::net::roots::{FileError, Roots};
+use swarm_shared::net::roots::Roots;
 use swarm_shared::net::socket::KeepaliveConfig;
 use swarm_shared::net::sync::Mutex;
 use swarm_shared::net::{clock, random};
@@ -43,24 +40,24 @@ use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::trust::gate::{ActionClass, Permission, classify, missing_role};
 use swarm_shared::proto::wire::CONTENT_BYTES_MAX;
 use tokio::net::TcpStream;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use self::file_queue::{FileQueue, PushedFile};
 use self::log::ThrottledLog;
-use self::queue::{TaskKind, TaskResult};
-use self::scheduler::Scheduler;
-use self::task::{PendingRequest, Task, TaskWork};
+use self::task::{Limits, PendingRequest, Reservation, Task, TaskKind, TaskWork};
 use crate::actions::Actions;
 use crate::config::{CleverShow, Server};
-use crate::links::local_commands::LocalCommands;
+use crate::links::local_commands::{LocalCommands, LocalRequest};
 use crate::node::Node;
 use crate::status::{ServerState, ServerView, Status};
 
-/// The question for the directory of programs.
+/// The request for the directory of the drone's programs.
 const CLOVER_DIR: &str = "clover_dir";
-/// What a ground station tells clever-show's drones for an emergency stop, unless its owner says otherwise.
+/// The action that a ground station sends to clever-show's drones for an emergency stop, by default.
 const STOP_ACTION: &str = "emergency_land";
-/// The action that brings readings.
+/// The action that sends readings.
 const TELEMETRY: &str = "telemetry";
 
 #[derive(Clone)]
@@ -71,15 +68,16 @@ struct CleverShowGateway {
     local_commands: LocalCommands,
     roots: Roots,
     clover_dir: Option<String>,
-    /// For one file at a time, as each is held in memory.
+    /// Held while a file is read or written: each is in memory as a whole.
     file_lock: Arc<Semaphore>,
-    /// Since when there is the connection that there is, if any.
+    /// When the present connection was made; `None` without one.
     connected_since: Arc<Mutex<Option<Instant>>>,
+    limits: Limits,
     log: Arc<ThrottledLog>,
     status: Status,
 }
 
-/// Opens the door; it closes when the node stops.
+/// Starts the gateway; it ends when the node shuts down.
 pub(super) fn open(config: CleverShow, node: &Node, local_commands: LocalCommands) {
     log_warnings(&config, node.actions.is_configured(STOP_ACTION));
     let keepalive = &node.config.keepalive;
@@ -88,7 +86,7 @@ pub(super) fn open(config: CleverShow, node: &Node, local_commands: LocalCommand
         Server::At(addr) => Client::for_server(addr),
         Server::Auto => Client::for_announcements(None, config.announce_port),
     };
-    // It has been checked where links were started.
+    // The start of the links has checked these numbers.
     let client = client.with_keepalive(keepalive.unwrap_or_default());
     let (gateway, incoming) = new_gateway(config, node, local_commands);
     node.tasks
@@ -101,7 +99,7 @@ fn new_gateway(
     local_commands: LocalCommands,
 ) -> (CleverShowGateway, mpsc::Receiver<ReceivedEvent>) {
     let (connection, incoming) = ConnectionManager::new(Options {
-        // What was for one server is not for the next, which it may be after a while.
+        // What waited for one server must not reach the next one.
         reconnect: ReconnectPolicy::default(),
         content_bytes_max: config.file_bytes.max(CONTENT_BYTES_MAX),
         rate: config.rate,
@@ -119,6 +117,7 @@ fn new_gateway(
         clover_dir,
         file_lock: Arc::new(Semaphore::new(1)),
         connected_since: Arc::default(),
+        limits: Limits::default(),
         log: Arc::new(ThrottledLog::default()),
         status: node.status.clone(),
     };
@@ -130,25 +129,25 @@ fn log_warnings(config: &CleverShow, has_stop: bool) {
     match config.server {
         Server::At(server) => tracing::warn!(
             target: "door", %server, allow, role = %config.role,
-            "this node works for a clever-show server: whoever is at that address, or on the way there, commands it"
+            "Clever-show server configured: any program at that address, or on the path to it, can command this node"
         ),
         Server::Auto => tracing::warn!(
             target: "door", port = config.announce_port, allow, role = %config.role,
-            "this node works for any clever-show server that announces itself: anybody on this network can"
+            "Clever-show server configured as \"auto\": any program on this network can announce itself and command this node"
         ),
     }
     if let Some(why) = ignored_stop_reason(config, has_stop) {
         tracing::warn!(
             target: "door", why,
-            "a ground station's emergency stop, which comes by clever-show as {STOP_ACTION:?}, does nothing on this node"
+            "Emergency stop ineffective: a ground station's stop, which arrives by clever-show as {STOP_ACTION:?}, has no effect on this node"
         );
     }
 }
 
-/// Why an emergency stop does nothing here, if it does not, and all that is to be done about it.
+/// Why an emergency stop by clever-show has no effect on this node, and what to do about each reason.
 fn ignored_stop_reason(config: &CleverShow, has_stop: bool) -> Option<String> {
     let barred = check_access(config, STOP_ACTION, &Arguments::default()).err();
-    // A plug-in's come later, if at all.
+    // The actions of plug-ins are not known yet at the start.
     let missing = (!has_stop).then(|| {
         format!(
             "the owner has no action of that name: give it a command in [actions.{STOP_ACTION}], unless a plug-in brings it"
@@ -158,18 +157,21 @@ fn ignored_stop_reason(config: &CleverShow, has_stop: bool) -> Option<String> {
     (!why.is_empty()).then(|| why.join("; "))
 }
 
-/// Whether a door so configured lets it pass: by the gate for its role, and by its list.
+/// Checks an action against `role` and `allow` of the configuration.
+///
+/// # Errors
+/// What forbids it, and the key to change.
 fn check_access(config: &CleverShow, action: &str, arguments: &Arguments) -> Result<(), String> {
     let class = classify(action, arguments);
     if let Some(lack) = missing_role(config.role, &Permission::Command(class)) {
-        // The fleet's admin cannot help here: what a server may do is the owner's word.
+        // The owner's configuration decides this, not a grant of the fleet.
         return Err(format!("{lack}; see `role` in [gateways.clever_show]"));
     }
     if class == ActionClass::Read || config.allow.iter().any(|glob| glob.matches(action)) {
         return Ok(());
     }
     Err(format!(
-        "{action:?} may not pass; name it in `allow` of [gateways.clever_show]"
+        "{action:?} is not allowed; name it in `allow` of [gateways.clever_show]"
     ))
 }
 
@@ -198,7 +200,7 @@ impl CleverShowGateway {
         );
         loop {
             let (stream, server) = self.next_connection(&mut client).await;
-            tracing::info!(target: "door", %server, "connected with a clever-show server");
+            tracing::info!(target: "door", %server, "Clever-show server connected");
             let since = |now| {
                 *self.connected_since.lock() = now;
             };
@@ -207,11 +209,11 @@ impl CleverShowGateway {
             let ended = self.connection.connect(stream).await;
             since(None);
             update_status(ServerState::Lost, Some(server));
-            tracing::info!(target: "door", %server, why = %ended, "the clever-show server is gone");
+            tracing::info!(target: "door", %server, why = %ended, "Clever-show server disconnected");
         }
     }
 
-    /// The next connection; until there is one, the status says why there is none.
+    /// Waits for the next connection; until then the status says why there is none.
     async fn next_connection(&self, client: &mut Client) -> (TcpStream, SocketAddr) {
         let mut problem = client.last_error();
         let mut connected = std::pin::pin!(client.next_connection());
@@ -222,7 +224,7 @@ impl CleverShowGateway {
                 Ok(()) = problem.changed() => {
                     let why = problem.borrow_and_update().clone();
                     if let Some(why) = &why {
-                        tracing::warn!(target: "door", why, "no clever-show server; it is tried again and again");
+                        tracing::warn!(target: "door", why, "Clever-show server not reached; retrying");
                     }
                     self.status.update(|facts| {
                         if let Some(view) = &mut facts.clever_show {
@@ -234,7 +236,7 @@ impl CleverShowGateway {
         }
     }
 
-    /// Readings, while there is somebody to read them. One that still waits is replaced by the next.
+    /// Sends readings at the configured interval. A reading that still waits is replaced by the next one.
     async fn send_readings(&self) {
         if !self.config.telemetry {
             return std::future::pending().await;
@@ -251,8 +253,8 @@ impl CleverShowGateway {
         let connected = || *self.connected_since.lock();
         let Some(before) = connected() else { return };
         let value = translate::readings(self.actions.telemetry_sample().await, unix_time_s());
-        // It takes a while, as of a disk that does not answer: what would wait now, the next server would get. Nothing
-        // comes between this look and the sending, since the connection is driven by the task that runs this.
+        // A sample may take long, as from a slow disk. If the connection has changed, the reading would go to the next
+        // server. It cannot change between this check and the send: the same task drives it.
         if connected() != Some(before) {
             return;
         }
@@ -265,105 +267,114 @@ impl CleverShowGateway {
     }
 
     async fn serve(&self, mut incoming: mpsc::Receiver<ReceivedEvent>) {
-        let mut scheduler = Scheduler::new(self.config.file_bytes);
+        let mut files = FileQueue::new(self.config.file_bytes);
+        let mut tasks = JoinSet::new();
         loop {
-            while let Some(job) = scheduler.next() {
-                let at_work = job.running();
-                scheduler.spawn(at_work, self.start_task(job).await);
+            if let Some(file) = files.next() {
+                files.store(self.clone().store_file(file));
             }
-            for (job, why) in scheduler.take_rejected() {
-                self.log.record(self.server(), job.what, &job.name, Err(why));
-            }
-            let has_room = scheduler.has_capacity();
-            let heard = tokio::select! {
+            let received = tokio::select! {
                 biased;
-                () = scheduler.wait_for_change() => continue,
-                heard = incoming.recv(), if has_room => heard,
+                Some(_ended) = tasks.join_next() => continue,
+                end = files.next_end() => {
+                    self.local_commands.file_ended(end.file, end.failed).await;
+                    continue;
+                }
+                received = incoming.recv(), if files.has_capacity() => received,
             };
             let Some(ReceivedEvent {
                 event,
-                earliest_arrival: since,
-            }) = heard
+                earliest_arrival,
+            }) = received
             else {
                 return;
             };
-            if let Some(job) = self.task(event, since) {
-                scheduler.submit(job);
+            match self.receive(event, earliest_arrival) {
+                Some(Received::File(file)) => files.push(file),
+                Some(Received::Task(task)) => {
+                    self.start(task, earliest_arrival, &files, &mut tasks).await;
+                }
+                None => {}
             }
         }
     }
 
-    /// What is to be done for it. If there is nothing, or it may not pass, that is told here, at once.
-    fn task(&self, event: Event, since: Instant) -> Option<Task> {
-        let (what, name, wanted) = match event {
+    /// What to do for an event. Requests that are answered at once and events that are refused are handled here.
+    fn receive(&self, event: Event, arrived_at: Instant) -> Option<Received> {
+        let (what, name, work) = match event {
             Event::Action { action, arguments } => {
-                let wanted = self.local_command("action", &action, arguments, None);
-                ("action", action, wanted)
+                let work = self.command("action", &action, arguments, None);
+                ("action", action, work)
             }
             Event::Request { value, id, arguments } if value == FILE_TRANSFER => {
                 let path = arguments.kwargs.get("filepath").and_then(Value::as_str);
-                let wanted = self.check_access(FILE_TRANSFER, &Arguments::default());
-                let wanted = wanted.map(|()| (TaskKind::Fetch, TaskWork::Fetch { id }));
-                ("file asked for", path.unwrap_or_default().to_owned(), wanted)
+                let allowed = self.check_access(FILE_TRANSFER, &Arguments::default());
+                let work = allowed.map(|()| (TaskKind::Fetch, TaskWork::Fetch { id }));
+                ("file requested", path.unwrap_or_default().to_owned(), work)
             }
             Event::Request { value, id, .. } if value == CLOVER_DIR => {
                 let dir = self.clover_dir.clone().map_or(Value::Null, Value::String);
-                let answered = self.respond((&value, &id), ResponseBody::Value(dir), since);
+                let answered = self.respond((&value, &id), ResponseBody::Value(dir), arrived_at);
                 let answered = answered.map(|()| "done".to_owned());
                 self.log.record(self.server(), "request", &value, answered);
                 return None;
             }
             Event::Request { value, id, arguments } => {
                 let with_spec = translate::wants_spec(&arguments);
-                let wanted = self.local_command(
+                let work = self.command(
                     "request",
                     &value,
                     arguments,
                     Some(PendingRequest { id, with_spec }),
                 );
-                ("request", value, wanted)
+                ("request", value, work)
             }
-            // Whether it may be kept is asked when it has its turn: what comes after it is to know.
+            // `store_file` checks the permission: a flight after a refused file is refused too.
             Event::File { filepath, bytes } => {
-                let push = (TaskKind::File, TaskWork::Push { bytes });
-                ("file pushed", filepath, Ok(push))
+                return Some(Received::File(PushedFile {
+                    what: "file pushed",
+                    path: filepath,
+                    content: Ok(bytes),
+                }));
             }
             Event::TooLong { bytes, max } => {
-                let passed_over = (TaskKind::File, TaskWork::Oversized { bytes, max });
-                ("message", "too long".to_owned(), Ok(passed_over))
+                return Some(Received::File(PushedFile {
+                    what: "message",
+                    path: "too long".to_owned(),
+                    content: Err(format!("{bytes} bytes are more than the {max} allowed; skipped")),
+                }));
             }
-            Event::InvalidMessage(error) => {
-                let why = error.to_string();
-                ("message", "unreadable".to_owned(), Err(why))
-            }
+            Event::InvalidMessage(error) => ("message", "invalid".to_owned(), Err(error.to_string())),
             Event::UnexpectedResponse { value, .. } => {
-                ("response", value, Err("it answers nothing".to_owned()))
+                ("response", value, Err("no request is open for it".to_owned()))
             }
-            // This door asks nothing.
+            // The gateway sends no requests.
             Event::Response { .. } | Event::RequestFailed { .. } => return None,
         };
-        match wanted {
-            Ok((kind, todo)) => Some(Task {
+        match work {
+            Ok((kind, work)) => Some(Received::Task(Task {
                 kind,
                 what,
                 name,
-                since,
-                work: todo,
-            }),
-            Err(why) => {
-                self.log.record(self.server(), what, &name, Err(why));
+                work,
+            })),
+            Err(reason) => {
+                self.log.record(self.server(), what, &name, Err(reason));
                 None
             }
         }
     }
 
-    /// What the node is to do for a word of the server's, if it may.
-    fn local_command(
+    /// The node's command for an action or request of the server.
+    ///
+    /// # Errors
+    /// Why there is none, or why it is not allowed.
+    fn command(
         &self,
         what: &str,
         name: &str,
         arguments: Arguments,
-        asked: Option<PendingRequest>,
+        request: Option<PendingRequest>,
     ) -> Result<(TaskKind, TaskWork), String> {
         let own = |name: &str| self.actions.is_configured(name);
         let names = translate::NameSources {
@@ -376,63 +387,84 @@ impl CleverShowGateway {
         }?;
         self.check_access(&action, &arguments)?;
         let kind = TaskKind::for_action(&action, &arguments, self.actions.properties(&action));
-        let errand = TaskWork::LocalCommand {
+        let work = TaskWork::Command {
             action,
             arguments,
-            request: asked,
+            request,
         };
-        Ok((kind, errand))
+        Ok((kind, work))
     }
 
-    /// Begins what has its turn; what is left of it waits for nobody else.
-    async fn start_task(&self, job: Task) -> TaskFuture {
-        let Task {
+    /// Starts a task, or logs why it is not done. Commands are submitted here, in the order of their arrival.
+    async fn start(&self, task: Task, arrived_at: Instant, files: &FileQueue, tasks: &mut JoinSet<()>) {
+        let (kind, what, name) = (task.kind, task.what, task.name.clone());
+        let after_file = files.last_unfinished();
+        let without_file = match (kind, after_file) {
+            (TaskKind::Flight, None) => files.failure_after(arrived_at),
+            _ => None,
+        };
+        let reserved = match without_file {
+            Some(failure) => Err(format!(
+                "a file that was pushed before it could not be stored: {failure}"
+            )),
+            None => self.limits.reserve(&task),
+        };
+        let reservation = match reserved {
+            Ok(reservation) => reservation,
+            Err(reason) => {
+                if kind == TaskKind::Landing {
+                    // Two of this name run: flights from before this one must not start after it all the same.
+                    self.local_commands.cancel_waiting_flights().await;
+                }
+                return self.log.record(self.server(), what, &name, Err(reason));
+            }
+        };
+        let mut pending = PendingTask {
+            gateway: self.clone(),
+            server: self.server(),
+            arrived_at,
             kind,
             what,
             name,
-            since,
-            work: todo,
-        } = job;
-        let (server, gateway) = (self.server(), self.clone());
-        let of = name.clone();
-        let ended: Pin<Box<dyn Future<Output = Result<String, String>> + Send>> = match todo {
-            TaskWork::LocalCommand {
+            last_file: files.last_ended(),
+            after_file,
+            _reservation: reservation,
+        };
+        let local_commands = self.local_commands.clone();
+        match task.work {
+            TaskWork::Fetch { id } => {
+                tasks.spawn(async move {
+                    let _slot = pending.wait_for_turn().await;
+                    let result = pending.gateway.send_file(&id, &pending.name, arrived_at).await;
+                    pending.log(result);
+                });
+            }
+            TaskWork::Command {
                 action,
                 arguments,
-                request: asked,
+                request,
             } => {
-                let role = self.config.role;
-                // Late, what moves a drone is worse than not at all. What ends a flight is not.
-                let is_flight = kind == TaskKind::Flight;
-                let end = self
-                    .local_commands
-                    .submit(role, action, arguments, since, is_flight);
-                let end = end.await;
-                Box::pin(async move {
-                    let reply = wait_for_reply(end).await;
-                    if let Some(PendingRequest { id, with_spec }) = asked
-                        && let Some(answer) = translate::response_value(&of, &reply, with_spec, unix_time_s())
-                    {
-                        gateway.respond((&of, &id), ResponseBody::Value(answer), since)?;
-                    }
-                    outcome(&reply)
-                })
+                let command = LocalRequest {
+                    role: self.config.role,
+                    action,
+                    arguments,
+                    arrived_at,
+                    // A late action that moves a drone is worse than none; a late landing action is not.
+                    is_flight: kind == TaskKind::Flight,
+                    after_file: after_file.filter(|_| kind != TaskKind::Landing),
+                };
+                if kind == TaskKind::Query {
+                    tasks.spawn(async move {
+                        let _slot = pending.wait_for_turn().await;
+                        let outcome = local_commands.submit(command).await;
+                        pending.finish(outcome, request).await;
+                    });
+                } else {
+                    let outcome = local_commands.submit(command).await;
+                    tasks.spawn(async move { pending.finish(outcome, request).await });
+                }
             }
-            TaskWork::Fetch { id } => Box::pin(async move { gateway.send_file(&id, &of, since).await }),
-            TaskWork::Push { bytes } => Box::pin(async move { gateway.save_file(&of, bytes).await }),
-            TaskWork::Oversized { bytes, max } => Box::pin(async move {
-                Err(format!(
-                    "{bytes} bytes are more than the {max} allowed; passed over"
-                ))
-            }),
-        };
-        let log = self.log.clone();
-        Box::pin(async move {
-            let ended = ended.await;
-            let result = ended.as_ref().map(drop).map_err(String::clone);
-            log.record(server, what, &name, ended);
-            result
-        })
+        }
     }
 
     fn respond(&self, (value, id): (&str, &str), answer: ResponseBody, asked: Instant) -> Result<(), String> {
@@ -441,39 +473,8 @@ impl CleverShowGateway {
             .map_err(|error| error.to_string())
     }
 
-    /// Whether this door lets it pass.
     fn check_access(&self, action: &str, arguments: &Arguments) -> Result<(), String> {
         check_access(&self.config, action, arguments)
-    }
-
-    async fn save_file(&self, path: &str, bytes: Bytes) -> Result<String, String> {
-        self.check_access(FILE_TRANSFER, &Arguments::default())?;
-        let (size, most) = (bytes.len(), self.config.file_bytes);
-        if size > most {
-            return Err(format!("it has {size} bytes, more than the {most} of file_bytes"));
-        }
-        let (roots, path) = (self.roots.clone(), path.to_owned());
-        let _alone = self
-            .file_lock
-            .acquire()
-            .await
-            .map_err(|closed| closed.to_string())?;
-        let written = run_blocking(move || files::save(&roots, &path, &bytes)).await?;
-        Ok(format!("{} bytes written", written.size))
-    }
-
-    /// Answers with a file what was asked then.
-    async fn send_file(&self, id: &str, path: &str, asked: Instant) -> Result<String, String> {
-        let (roots, path, most) = (self.roots.clone(), path.to_owned(), self.config.file_bytes);
-        let _alone = self
-            .file_lock
-            .acquire()
-            .await
-            .map_err(|closed| closed.to_string())?;
-        let bytes = run_blocking(move || files::read(&roots, &path, most)).await?;
-        let size = bytes.len();
-        self.respond((FILE_TRANSFER, id), ResponseBody::File(bytes), asked)?;
-        Ok(format!("{size} bytes"))
     }
 
     fn server(&self) -> Option<SocketAddr> {
@@ -481,21 +482,65 @@ impl CleverShowGateway {
     }
 }
 
-async fn run_blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, FileError> + Send + 'static,
-) -> Result<T, String> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(done) => done.map_err(|error| error.to_string()),
-        Err(fell_over) => Err(fell_over.to_string()),
+/// What the gateway has to do for an event.
+enum Received {
+    File(PushedFile),
+    Task(Task),
+}
+
+/// A task of the server's that has been accepted, until its outcome is logged.
+struct PendingTask {
+    gateway: CleverShowGateway,
+    /// The server's address, for the log.
+    server: Option<SocketAddr>,
+    arrived_at: Instant,
+    kind: TaskKind,
+    what: &'static str,
+    name: String,
+    last_file: watch::Receiver<u64>,
+    after_file: Option<u64>,
+    _reservation: Reservation,
+}
+
+impl PendingTask {
+    /// Waits for the file before it, and for one of the limited slots.
+    async fn wait_for_turn(&mut self) -> Option<OwnedSemaphorePermit> {
+        if let Some(file) = self.after_file {
+            // This task ends with the gateway, and so before the sender of this channel does.
+            drop(self.last_file.wait_for(|ended| *ended >= file).await);
+        }
+        self.gateway.limits.acquire_slot(self.kind).await
+    }
+
+    /// Answers the request, if there is one, with the outcome of its command.
+    async fn finish(self, outcome: oneshot::Receiver<Reply>, request: Option<PendingRequest>) {
+        let reply = wait_for_reply(outcome).await;
+        let mut result = self::outcome(&reply);
+        if let Some(PendingRequest { id, with_spec }) = request
+            && let Some(value) = translate::response_value(&self.name, &reply, with_spec, unix_time_s())
+        {
+            let request = (self.name.as_str(), id.as_str());
+            let responded = self
+                .gateway
+                .respond(request, ResponseBody::Value(value), self.arrived_at);
+            result = responded.and(result);
+        }
+        self.log(result);
+    }
+
+    fn log(&self, result: Result<String, String>) {
+        self.gateway
+            .log
+            .record(self.server, self.what, &self.name, result);
     }
 }
 
-async fn wait_for_reply(end: oneshot::Receiver<Reply>) -> Reply {
+async fn wait_for_reply(outcome: oneshot::Receiver<Reply>) -> Reply {
     let lost = |_: oneshot::error::RecvError| Reply::failed("the node is shutting down");
-    end.await.unwrap_or_else(lost)
+    outcome.await.unwrap_or_else(lost)
 }
 
-/// For the log.
+/// What the log says about a reply.
 fn outcome(reply: &Reply) -> Result<String, String> {
     match (reply.state, &reply.error) {
         (Outcome::Done, _) => Ok(reply.state.to_string()),
@@ -504,13 +549,10 @@ fn outcome(reply: &Reply) -> Result<String, String> {
     }
 }
 
-/// Seconds since 1970, as the real program counts them.
+/// Seconds since 1970, as clever-show counts time.
 fn unix_time_s() -> f64 {
     Duration::from_millis(clock::unix_time_ms()).as_secs_f64()
 }
 
-/// What is left to do for one that had its turn.
-type TaskFuture = Pin<Box<dyn Future<Output = TaskResult> + Send>>;
-
-/// What is told of a drone.
+/// A drone's readings by name.
 type Readings = Map<String, Value>;

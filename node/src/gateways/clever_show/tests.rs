@@ -1,9 +1,10 @@
-//! The door of a real node, with a disk that stands still while a test wants it to.
+//! The gateway of a real node, with a disk that a test can block.
 
 mod stops;
 
 use std::path::Path;
 
+use bytes::Bytes;
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -14,7 +15,7 @@ use crate::links::Links;
 use crate::logging::LogRing;
 use crate::node::Settings;
 
-/// Longer than any of it takes.
+/// Upper limit for each wait.
 const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 const TABLES: &str = r#"
 listen = "127.0.0.1:0"
@@ -53,23 +54,23 @@ allow = ["ALLOW"]
 file_bytes = 10
 "#;
 
-/// Where the work of disks is done by one thread only.
+/// A runtime with one thread for blocking work, so that one blocked call blocks the disk.
 fn one_blocking_thread() -> Runtime {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     let runtime = runtime.max_blocking_threads(1);
     runtime.enable_all().build().expect("a runtime")
 }
 
-/// The disk stands still until this is dropped.
+/// Blocks the disk until the returned value is dropped.
 async fn block_the_disk() -> std::sync::mpsc::Sender<()> {
-    let (hold, held) = std::sync::mpsc::channel::<()>();
-    let (begun, begins) = oneshot::channel();
+    let (release, held) = std::sync::mpsc::channel::<()>();
+    let (blocked, blocking) = oneshot::channel();
     tokio::task::spawn_blocking(move || {
-        begun.send(()).expect("waited for");
-        let _let_go = held.recv();
+        blocked.send(()).expect("the test waits");
+        let _released = held.recv();
     });
-    begins.await.expect("it stands still");
-    hold
+    blocking.await.expect("blocked");
+    release
 }
 
 struct Fixture {
@@ -108,7 +109,7 @@ impl Fixture {
         })
         .expect("a node");
         let links = Links::start(&mut node).await.expect("links");
-        let config = node.config.gateways.clever_show.clone().expect("a door");
+        let config = node.config.gateways.clever_show.clone().expect("a gateway");
         let (gateway, _incoming) = super::new_gateway(config, &node, links.local_commands());
         Self {
             dir,
@@ -118,16 +119,23 @@ impl Fixture {
         }
     }
 
-    /// The door hears what is sent from now on.
+    /// Starts the gateway; it receives what is sent to the returned channel.
     fn serve(&self) -> mpsc::Sender<ReceivedEvent> {
-        let (said, heard) = mpsc::channel(64);
+        let (events, received) = mpsc::channel(64);
         let gateway = self.gateway.clone();
         let shutdown = self.node.shutdown.clone();
-        let serving = async move { shutdown.run_until_cancelled(gateway.serve(heard)).await };
+        let serving = async move { shutdown.run_until_cancelled(gateway.serve(received)).await };
         self.node.tasks.spawn(async move {
             serving.await;
         });
-        said
+        events
+    }
+
+    fn kind_of(&self, event: Event) -> Option<TaskKind> {
+        match self.gateway.receive(event, clock::now()) {
+            Some(Received::Task(task)) => Some(task.kind),
+            Some(Received::File(_)) | None => None,
+        }
     }
 
     fn marks(&self) -> Vec<String> {
@@ -150,14 +158,15 @@ impl Fixture {
     }
 }
 
-async fn send(said: &mpsc::Sender<ReceivedEvent>, event: Event) {
+async fn send(events: &mpsc::Sender<ReceivedEvent>, event: Event) {
     let since = clock::now();
-    said.send(ReceivedEvent {
-        event,
-        earliest_arrival: since,
-    })
-    .await
-    .expect("heard");
+    events
+        .send(ReceivedEvent {
+            event,
+            earliest_arrival: since,
+        })
+        .await
+        .expect("received");
 }
 
 fn action(action: &str, kwargs: Value) -> Event {
@@ -195,146 +204,153 @@ fn has_file(dir: &Path, name: &str, bytes: &[u8]) -> bool {
 #[test]
 fn a_landing_overtakes_pushed_files() {
     one_blocking_thread().block_on(async {
-        let stage = Fixture::new().await;
-        let said = stage.serve();
+        let fixture = Fixture::new().await;
+        let events = fixture.serve();
         let disk = block_the_disk().await;
-        send(&said, push("a", b"first")).await;
-        send(&said, mark("after a")).await;
-        send(&said, action("start", json!({}))).await;
-        send(&said, push("b", b"second")).await;
-        send(&said, mark("after b")).await;
-        send(&said, action("land", json!({}))).await;
-        stage
-            .wait_until("it lands", |stage| stage.marks() == ["land"])
+        send(&events, push("a", b"first")).await;
+        send(&events, mark("after a")).await;
+        send(&events, action("start", json!({}))).await;
+        send(&events, push("b", b"second")).await;
+        send(&events, mark("after b")).await;
+        send(&events, action("land", json!({}))).await;
+        fixture
+            .wait_until("it lands", |fixture| fixture.marks() == ["land"])
             .await;
         assert!(
-            !has_file(stage.dir.path(), "a", b"first"),
-            "the disk stands still"
+            !has_file(fixture.dir.path(), "a", b"first"),
+            "the disk is blocked"
         );
         drop(disk);
-        stage
-            .wait_until("the rest", |stage| stage.marks().len() == 3)
+        fixture
+            .wait_until("the rest", |fixture| fixture.marks().len() == 3)
             .await;
-        // What is not of flight had its file; what would have flown after the landing did not.
-        let mut marks = stage.marks();
+        // Ordinary actions ran after their file; the flight action from before the landing did not.
+        let mut marks = fixture.marks();
         marks.sort();
         assert_eq!(marks, ["after a", "after b", "land"]);
-        assert!(has_file(stage.dir.path(), "a", b"first") && has_file(stage.dir.path(), "b", b"second"));
-        send(&said, action("start", json!({}))).await;
-        stage
-            .wait_until("it starts", |stage| stage.marks().len() == 4)
+        assert!(has_file(fixture.dir.path(), "a", b"first") && has_file(fixture.dir.path(), "b", b"second"));
+        send(&events, action("start", json!({}))).await;
+        fixture
+            .wait_until("it starts", |fixture| fixture.marks().len() == 4)
             .await;
-        stage.shut_down().await;
+        fixture.shut_down().await;
     });
 }
 
 #[test]
 fn a_flight_waits_for_the_file_pushed_before_it() {
     one_blocking_thread().block_on(async {
-        let stage = Fixture::new().await;
-        let said = stage.serve();
+        let fixture = Fixture::new().await;
+        let events = fixture.serve();
         let disk = block_the_disk().await;
-        send(&said, push("show", b"steps")).await;
-        send(&said, action("start", json!({}))).await;
+        send(&events, push("show", b"steps")).await;
+        send(&events, action("start", json!({}))).await;
         tokio::time::sleep(Duration::from_millis(200)).await;
-        assert_eq!(stage.marks(), [""; 0]);
+        assert_eq!(fixture.marks(), [""; 0]);
         drop(disk);
-        stage
-            .wait_until("it starts", |stage| stage.marks() == ["start"])
+        fixture
+            .wait_until("it starts", |fixture| fixture.marks() == ["start"])
             .await;
-        assert!(has_file(stage.dir.path(), "show", b"steps"));
-        stage.shut_down().await;
+        assert!(has_file(fixture.dir.path(), "show", b"steps"));
+        fixture.shut_down().await;
     });
 }
 
 #[tokio::test]
 async fn late_flight_actions_expire_whatever_their_class() {
     for tables in [TABLES.to_owned(), TABLES.replace("class = \"flight\"", "")] {
-        let stage = Fixture::with(&tables.replace("ALLOW", "*")).await;
-        let said = stage.serve();
+        let fixture = Fixture::with(&tables.replace("ALLOW", "*")).await;
+        let events = fixture.serve();
         let earliest_arrival = clock::now() - Duration::from_secs(3);
         let event = action("start", json!({}));
-        said.send(ReceivedEvent {
-            event,
-            earliest_arrival,
-        })
-        .await
-        .expect("heard");
-        send(&said, mark("next")).await;
-        stage
-            .wait_until("it has expired", |stage| stage.marks() == ["next"])
+        events
+            .send(ReceivedEvent {
+                event,
+                earliest_arrival,
+            })
+            .await
+            .expect("received");
+        send(&events, mark("next")).await;
+        fixture
+            .wait_until("it has expired", |fixture| fixture.marks() == ["next"])
             .await;
-        stage.shut_down().await;
+        fixture.shut_down().await;
     }
 }
 
 #[test]
 fn a_refused_landing_overtakes_nothing() {
     one_blocking_thread().block_on(async {
-        let stage = Fixture::allowing("[!l]*").await;
-        let said = stage.serve();
+        let fixture = Fixture::allowing("[!l]*").await;
+        let events = fixture.serve();
         let disk = block_the_disk().await;
-        send(&said, push("show", b"steps")).await;
-        send(&said, action("start", json!({}))).await;
-        send(&said, action("land", json!({}))).await;
-        send(&said, mark("last")).await;
+        send(&events, push("show", b"steps")).await;
+        send(&events, action("start", json!({}))).await;
+        send(&events, action("land", json!({}))).await;
+        send(&events, mark("last")).await;
         tokio::time::sleep(Duration::from_millis(100)).await;
         drop(disk);
-        stage
-            .wait_until("the rest", |stage| stage.marks().len() == 2)
+        fixture
+            .wait_until("the rest", |fixture| fixture.marks().len() == 2)
             .await;
-        assert!(stage.marks().contains(&"start".to_owned()), "{:?}", stage.marks());
-        stage.shut_down().await;
+        assert!(
+            fixture.marks().contains(&"start".to_owned()),
+            "{:?}",
+            fixture.marks()
+        );
+        fixture.shut_down().await;
     });
 }
 
 #[test]
 fn fetched_files_delay_no_actions() {
     one_blocking_thread().block_on(async {
-        let stage = Fixture::new().await;
-        let said = stage.serve();
+        let fixture = Fixture::new().await;
+        let events = fixture.serve();
         let disk = block_the_disk().await;
         for _ in 0..8 {
-            send(&said, fetch("log")).await;
+            send(&events, fetch("log")).await;
         }
-        send(&said, mark("beside it")).await;
-        stage
-            .wait_until("an action", |stage| stage.marks() == ["beside it"])
+        send(&events, mark("beside them")).await;
+        fixture
+            .wait_until("an action", |fixture| fixture.marks() == ["beside them"])
             .await;
-        send(&said, action("land", json!({}))).await;
-        stage
-            .wait_until("it lands", |stage| stage.marks().len() == 2)
+        send(&events, action("land", json!({}))).await;
+        fixture
+            .wait_until("it lands", |fixture| fixture.marks().len() == 2)
             .await;
         drop(disk);
-        stage.shut_down().await;
+        fixture.shut_down().await;
     });
 }
 
 #[test]
 fn an_unknown_action_cancels_no_flight() {
     one_blocking_thread().block_on(async {
-        let stage = Fixture::new().await;
-        let said = stage.serve();
+        let fixture = Fixture::new().await;
+        let events = fixture.serve();
         let disk = block_the_disk().await;
-        send(&said, push("show", b"steps")).await;
-        send(&said, action("start", json!({}))).await;
-        let pause = stage.gateway.task(action("pause", json!({})), clock::now());
-        assert_eq!(pause.map(|job| job.kind), Some(TaskKind::Flight));
-        send(&said, action("pause", json!({}))).await;
+        send(&events, push("show", b"steps")).await;
+        send(&events, action("start", json!({}))).await;
+        assert_eq!(
+            fixture.kind_of(action("pause", json!({}))),
+            Some(TaskKind::Flight)
+        );
+        send(&events, action("pause", json!({}))).await;
         tokio::time::sleep(Duration::from_millis(100)).await;
         drop(disk);
-        stage
-            .wait_until("it starts", |stage| stage.marks() == ["start"])
+        fixture
+            .wait_until("it starts", |fixture| fixture.marks() == ["start"])
             .await;
-        stage.shut_down().await;
+        fixture.shut_down().await;
     });
 }
 
 #[test]
 fn a_failed_push_rejects_the_flight_after_it() {
     one_blocking_thread().block_on(async {
-        let stage = Fixture::new().await;
-        let said = stage.serve();
+        let fixture = Fixture::new().await;
+        let events = fixture.serve();
         let start = || action("start", json!({}));
         let nowhere = || Event::File {
             filepath: "nowhere/show".to_owned(),
@@ -348,88 +364,75 @@ fn a_failed_push_rejects_the_flight_after_it() {
         {
             let disk = block_the_disk().await;
             let name = number.to_string();
-            // That the others can be kept does not help, nor that they come later.
-            send(&said, push("other", b"before")).await;
-            send(&said, failing).await;
-            send(&said, start()).await;
-            send(&said, push("other", b"after")).await;
-            send(&said, start()).await;
-            send(&said, mark(&name)).await;
+            // Other files that are stored, before or after it, make no difference.
+            send(&events, push("other", b"before")).await;
+            send(&events, failing).await;
+            send(&events, start()).await;
+            send(&events, push("other", b"after")).await;
+            send(&events, start()).await;
+            send(&events, mark(&name)).await;
             drop(disk);
             marks.push(name);
-            stage
-                .wait_until("what needs no file", |stage| stage.marks() == marks)
+            fixture
+                .wait_until("the action that needs no file", |fixture| {
+                    fixture.marks() == marks
+                })
                 .await;
-            assert!(has_file(stage.dir.path(), "other", b"after"));
+            assert!(has_file(fixture.dir.path(), "other", b"after"));
         }
-        // Come together, whatever has been read of it by when.
+        // All three arrived at one time.
         let since = clock::now();
         for event in [nowhere(), start(), mark("together")] {
-            said.send(ReceivedEvent {
-                event,
-                earliest_arrival: since,
-            })
-            .await
-            .expect("heard");
+            events
+                .send(ReceivedEvent {
+                    event,
+                    earliest_arrival: since,
+                })
+                .await
+                .expect("received");
         }
         marks.push("together".to_owned());
-        stage
-            .wait_until("what came with it", |stage| stage.marks() == marks)
+        fixture
+            .wait_until("the action after it", |fixture| fixture.marks() == marks)
             .await;
-        // The same file, once more, and right.
+        // The same file again, stored this time.
         let disk = block_the_disk().await;
-        send(&said, push("show", b"more than it may be")).await;
-        send(&said, push("show", b"steps")).await;
-        send(&said, start()).await;
+        send(&events, push("show", b"more than it may be")).await;
+        send(&events, push("show", b"steps")).await;
+        send(&events, start()).await;
         drop(disk);
         marks.push("start".to_owned());
-        stage
-            .wait_until("it starts", |stage| stage.marks() == marks)
+        fixture
+            .wait_until("it starts", |fixture| fixture.marks() == marks)
             .await;
-        assert!(has_file(stage.dir.path(), "show", b"steps"));
-        stage.shut_down().await;
+        assert!(has_file(fixture.dir.path(), "show", b"steps"));
+        fixture.shut_down().await;
     });
 }
 
-/// With all places that flights and others can have taken, by the server and by stations.
+/// Takes all slots that the server can take for other actions, and then lands.
 async fn lands_whatever_runs(tables: &str) {
-    let stage = Fixture::with(tables).await;
-    let said = stage.serve();
-    let count = |stage: &Fixture, name: &str| stage.marks().iter().filter(|mark| *mark == name).count();
+    let fixture = Fixture::with(tables).await;
+    let events = fixture.serve();
+    let count = |fixture: &Fixture, name: &str| fixture.marks().iter().filter(|mark| *mark == name).count();
     for _ in 0..10 {
-        send(&said, action("hold", json!({}))).await;
+        send(&events, action("hold", json!({}))).await;
     }
-    stage
-        .wait_until("six by the server", |stage| count(stage, "hold") == 6)
-        .await;
-    let local_commands = stage.links.local_commands();
-    for _ in 0..2 {
-        // Whoever asks does not wait for its end.
-        let _end = local_commands
-            .submit(
-                stage.gateway.config.role,
-                "hold".to_owned(),
-                Arguments::default(),
-                clock::now(),
-                false,
-            )
-            .await;
-    }
-    stage
-        .wait_until("two by others", |stage| count(stage, "hold") == 8)
+    fixture
+        .wait_until("six of them run", |fixture| count(fixture, "hold") == 6)
         .await;
     for name in ["takeoff", "disarm"] {
         for _ in 0..10 {
-            send(&said, action(name, json!({}))).await;
+            send(&events, action(name, json!({}))).await;
         }
     }
-    send(&said, action("land", json!({}))).await;
-    stage
-        .wait_until("it lands", |stage| {
-            (count(stage, "disarm"), count(stage, "land")) == (2, 1)
+    send(&events, action("land", json!({}))).await;
+    fixture
+        .wait_until("it lands", |fixture| {
+            (count(fixture, "disarm"), count(fixture, "land")) == (2, 1)
         })
         .await;
-    stage.shut_down().await;
+    fixture.shut_down().await;
 }
 
 #[test]
@@ -446,8 +449,8 @@ fn running_actions_never_block_a_landing_of_any_class() {
 #[test]
 fn readings_are_not_sent_to_a_later_server() {
     one_blocking_thread().block_on(async {
-        let stage = Fixture::new().await;
-        let gateway = &stage.gateway;
+        let fixture = Fixture::new().await;
+        let gateway = &fixture.gateway;
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
             .await
             .expect("a port");
@@ -455,21 +458,21 @@ fn readings_are_not_sent_to_a_later_server() {
         let disk = block_the_disk().await;
         let with_servers = async {
             let (first, _) = listener.accept().await.expect("joined");
-            stage
-                .wait_until("it is joined", |stage| stage.gateway.is_connected())
+            fixture
+                .wait_until("it is joined", |fixture| fixture.gateway.is_connected())
                 .await;
             let go_on = async {
                 drop(first);
-                stage
-                    .wait_until("it is lost", |stage| !stage.gateway.is_connected())
+                fixture
+                    .wait_until("it is lost", |fixture| !fixture.gateway.is_connected())
                     .await;
                 drop(disk);
             };
             tokio::join!(gateway.send_reading(), go_on);
             assert_eq!(gateway.connection.queued_messages(), 0, "for the next server");
             let (_second, _) = listener.accept().await.expect("joined again");
-            stage
-                .wait_until("it is joined again", |stage| stage.gateway.is_connected())
+            fixture
+                .wait_until("it is joined again", |fixture| fixture.gateway.is_connected())
                 .await;
             gateway.send_reading().await;
             assert_eq!(
@@ -482,144 +485,21 @@ fn readings_are_not_sent_to_a_later_server() {
             () = gateway.stay_connected(server) => {}
             () = with_servers => {}
         }
-        stage.shut_down().await;
+        fixture.shut_down().await;
     });
-}
-
-fn task(kind: TaskKind, todo: TaskWork) -> Task {
-    Task {
-        kind,
-        what: "action",
-        name: "x".to_owned(),
-        since: clock::now(),
-        work: todo,
-    }
-}
-
-fn pushed(bytes: &'static [u8]) -> Task {
-    let bytes = Bytes::from_static(bytes);
-    task(TaskKind::File, TaskWork::Push { bytes })
-}
-
-/// With arguments of so many bytes.
-fn local_command(kind: TaskKind, bytes: usize) -> Task {
-    let mut arguments = Arguments::default();
-    arguments.args.push("x".repeat(bytes).into());
-    let action = "x".to_owned();
-    let asked = None;
-    let errand = TaskWork::LocalCommand {
-        action,
-        arguments,
-        request: asked,
-    };
-    task(kind, errand)
-}
-
-/// A file that is pushed is not in its place before the test says so.
-#[tokio::test]
-async fn tasks_waiting_for_a_file_are_bounded() {
-    let mut turns = Scheduler::new(10);
-    let (_in_place, put) = oneshot::channel::<()>();
-    turns.submit(pushed(b"0123456789"));
-    let file = turns.next().expect("its turn");
-    turns.spawn(file.running(), async {
-        let _in_place = put.await;
-        Ok(())
-    });
-    assert!(turns.has_capacity());
-    for number in 0..100 {
-        turns.submit(local_command(TaskKind::Action, 1));
-        let not_done = turns.take_rejected();
-        assert_eq!(not_done.len(), usize::from(number >= queue::WAITING_MAX));
-    }
-    assert!(turns.next().is_none());
-    turns.submit(pushed(b"012345678"));
-    assert!(turns.has_capacity(), "9 bytes of 10");
-    turns.submit(pushed(b"0"));
-    assert!(!turns.has_capacity(), "10 bytes of 10");
-    assert!(turns.take_rejected().is_empty());
-}
-
-#[tokio::test]
-async fn only_flights_sent_before_a_failed_push_are_rejected() {
-    let mut turns = Scheduler::new(10);
-    turns.submit(pushed(b"steps"));
-    let file = turns.next().expect("its turn");
-    turns.spawn(file.running(), async { Err("the card is full".to_owned()) });
-    let before = clock::now();
-    let flight = |since| Task {
-        since,
-        ..local_command(TaskKind::Flight, 1)
-    };
-    turns.submit(flight(before));
-    turns.wait_for_change().await;
-    let after = clock::now();
-    // Read later, and not sent later.
-    turns.submit(flight(before));
-    assert!(turns.next().is_none());
-    let not_done = turns.take_rejected();
-    assert_eq!(not_done.len(), 2);
-    assert!(not_done.iter().all(|(_, why)| why.contains("the card is full")));
-    turns.submit(local_command(TaskKind::Action, 1));
-    turns.submit(flight(after));
-    let next = [turns.next(), turns.next()].map(|job| job.map(|job| job.kind));
-    assert_eq!(next, [Some(TaskKind::Flight), Some(TaskKind::Action)]);
-}
-
-#[tokio::test]
-async fn queued_and_running_tasks_have_a_memory_limit() {
-    const BYTES: usize = 500_000;
-    let kinds = [TaskKind::Action, TaskKind::Query, TaskKind::Flight];
-    let mut turns = Scheduler::new(10);
-    let mut heard = 0;
-    while turns.take_rejected().is_empty() {
-        turns.submit(local_command(kinds[heard % kinds.len()], BYTES));
-        heard += 1;
-        // As many at work as may be, for ever.
-        while let Some(job) = turns.next() {
-            turns.spawn(job.running(), std::future::pending());
-        }
-        assert!(heard * BYTES <= scheduler::BYTES_MAX + BYTES, "{heard}");
-    }
-    assert!((heard + 1) * BYTES >= scheduler::BYTES_MAX, "{heard}");
-    turns.submit(local_command(TaskKind::Query, BYTES));
-    assert_eq!(turns.take_rejected().len(), 1, "busy");
-    // What ends a flight takes out what waits, and has its place.
-    turns.submit(local_command(TaskKind::Landing, BYTES));
-    assert!(
-        turns
-            .take_rejected()
-            .iter()
-            .all(|(job, _)| job.kind == TaskKind::Flight)
-    );
-    assert_eq!(turns.next().map(|job| job.kind), Some(TaskKind::Landing));
-}
-
-#[tokio::test]
-async fn finished_tasks_free_their_memory_budget() {
-    const BYTES: usize = scheduler::BYTES_MAX * 3 / 4;
-    let mut turns = Scheduler::new(10);
-    for _ in 0..3 {
-        turns.submit(local_command(TaskKind::Action, BYTES));
-        assert!(turns.take_rejected().is_empty());
-        let job = turns.next().expect("its turn");
-        turns.spawn(job.running(), async { Ok(()) });
-        tokio::task::yield_now().await;
-    }
 }
 
 #[tokio::test]
 async fn refused_requests_are_not_queued() {
-    let stage = Fixture::allowing("led").await;
+    let fixture = Fixture::allowing("led").await;
     for refused in [
         mark("x"),
         action("land", json!({})),
         fetch("x"),
         action("execute", json!({})),
     ] {
-        assert!(stage.gateway.task(refused, clock::now()).is_none());
+        assert!(fixture.gateway.receive(refused, clock::now()).is_none());
     }
-    let led = stage.gateway.task(action("led", json!({})), clock::now());
-    assert_eq!(led.map(|job| job.kind), Some(TaskKind::Action));
-    stage.shut_down().await;
+    assert_eq!(fixture.kind_of(action("led", json!({}))), Some(TaskKind::Action));
+    fixture.shut_down().await;
 }

@@ -46,7 +46,7 @@ use self::deadline::{is_expired, is_expired_in_queue};
 use self::pending_writes::PendingWrites;
 pub use self::queues::{LANDING_MAX, ORDINARY_MAX, RUNNING_MAX, WAITING_MAX};
 use self::queues::{Priority, RunQueues};
-pub use self::types::{ActionProperties, Effect, IncomingCommand, WriteId};
+pub use self::types::{ActionProperties, AfterFile, CommandSource, Effect, IncomingCommand, WriteId};
 use super::dedup::{DedupResult, DedupTable};
 use super::record::{Digest, Record, StoredReply};
 use super::{CommandId, FLIGHT_TTL_MS_MAX, Stage};
@@ -86,6 +86,7 @@ struct InFlight {
     digest: Digest,
     deadline: Option<Instant>,
     properties: ActionProperties,
+    source: CommandSource,
     /// It started in an earlier run of this process.
     recovered: bool,
     state: State,
@@ -275,6 +276,26 @@ impl Executor {
         self.start_waiting(now);
     }
 
+    /// Refuses the flight actions that wait: a landing action has arrived, and they would start after it.
+    pub fn cancel_waiting_flights(&mut self) {
+        for flight in self.queues.drain_flight() {
+            self.end(flight, false, replies::superseded_by_landing());
+        }
+    }
+
+    /// A file that commands [wait for](AfterFile) is stored, or is not; `failed` says since when it is known that it or
+    /// one before it is not, and why. Flight actions that arrived by then are refused.
+    pub fn on_file_ended(&mut self, file: u64, failed: Option<(Instant, &str)>, now: Instant) {
+        for id in self.queues.on_file_ended(file, failed.map(|(at, _)| at)) {
+            self.end(
+                id,
+                false,
+                replies::file_not_stored(failed.map_or("", |(_, why)| why)),
+            );
+        }
+        self.start_waiting(now);
+    }
+
     /// An emergency stop is in force: waiting commands are refused and running ones killed, unless they may run while
     /// stopped.
     pub fn on_stop(&mut self, now: Instant) {
@@ -414,13 +435,10 @@ impl Executor {
         };
         self.in_flight.insert(id, open);
         let priority = Priority::of(incoming.properties);
-        self.queues.push(id, priority);
+        self.queues.push(id, priority, incoming.source, incoming.after);
         self.report_stage(id, Stage::Accepted);
         if priority == Priority::Landing {
-            // Waiting flight actions would start after the landing action.
-            for flight in self.queues.drain_flight() {
-                self.end(flight, false, replies::superseded_by_landing());
-            }
+            self.cancel_waiting_flights();
         }
         self.start_waiting(now);
         true
@@ -445,24 +463,25 @@ impl Executor {
             return Err(replies::journal_failed(&fault.reason));
         }
         let priority = Priority::of(incoming.properties);
-        if self.is_full(priority) {
-            return Err(replies::busy(priority));
+        if self.is_full(priority, incoming.source) {
+            return Err(replies::busy(priority.slots(incoming.source)));
         }
         Ok(())
     }
 
-    fn is_full(&self, priority: Priority) -> bool {
+    fn is_full(&self, priority: Priority, source: CommandSource) -> bool {
         let limit = match priority {
             Priority::Landing => IN_FLIGHT_MAX,
             Priority::Flight => IN_FLIGHT_MAX - WAITING_MAX,
             Priority::Ordinary => IN_FLIGHT_MAX - 2 * WAITING_MAX,
         };
-        self.in_flight.len() >= limit || self.queues.is_full(priority)
+        self.in_flight.len() >= limit || self.queues.is_full(priority, source)
     }
 
     fn release_slot(&mut self, id: CommandId) {
         if let Some(open) = self.in_flight.get(&id) {
-            self.queues.release_slot(Priority::of(open.properties));
+            self.queues
+                .release_slot(Priority::of(open.properties), open.source);
         }
     }
 
@@ -483,7 +502,8 @@ impl Executor {
                 digest: open.digest,
                 idempotent: open.properties.idempotent,
             };
-            self.queues.acquire_slot(Priority::of(open.properties));
+            self.queues
+                .acquire_slot(Priority::of(open.properties), open.source);
             self.write(vec![started], WritePurpose::Start(id));
         }
     }
@@ -521,7 +541,7 @@ impl Executor {
     /// Ends a command that never had a slot. With `again` its outcome is `unknown`, whatever the reason.
     fn end_without_slot(&mut self, incoming: &IncomingCommand, again: bool, reply: Reply, now: Instant) {
         let id = incoming.id;
-        let full = self.is_full(Priority::of(incoming.properties));
+        let full = self.is_full(Priority::of(incoming.properties), incoming.source);
         self.in_flight.insert(
             id,
             InFlight::new(incoming, again, State::Ending { has_run: false }),
@@ -598,6 +618,7 @@ impl InFlight {
             digest: incoming.digest,
             deadline: incoming.deadline,
             properties: incoming.properties,
+            source: incoming.source,
             recovered: again,
             state,
         }

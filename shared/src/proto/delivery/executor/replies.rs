@@ -1,7 +1,6 @@
 //! The replies that the executor itself gives.
 
 use super::super::{CommandId, FLIGHT_TTL_MS_MAX};
-use super::queues::Priority;
 use super::{InFlight, WAITING_MAX};
 use crate::proto::outcome::{Outcome, Reply};
 
@@ -28,10 +27,15 @@ pub(super) fn journal_failed(why: &str) -> Reply {
     Reply::refused(format!("the node's journal cannot be written: {why}"))
 }
 
-pub(super) fn busy(line: Priority) -> Reply {
-    let places = line.slots();
+pub(super) fn file_not_stored(why: &str) -> Reply {
     Reply::refused(format!(
-        "busy: {places} commands run and up to {WAITING_MAX} wait; try again"
+        "a file that was pushed before it could not be stored: {why}"
+    ))
+}
+
+pub(super) fn busy(slots: usize) -> Reply {
+    Reply::refused(format!(
+        "busy: {slots} commands run and up to {WAITING_MAX} wait; try again"
     ))
 }
 

@@ -49,6 +49,8 @@ fn incoming(seq: u64, now: Instant, traits: ActionProperties) -> IncomingCommand
         deadline: Some(now + Duration::from_secs(10)),
         ttl_ms: Some(10_000),
         properties: traits,
+        source: CommandSource::Peer,
+        after: None,
     }
 }
 

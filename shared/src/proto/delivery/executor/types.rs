@@ -32,6 +32,29 @@ pub struct IncomingCommand {
     pub ttl_ms: Option<u64>,
     /// Properties of its action.
     pub properties: ActionProperties,
+    /// Where it comes from.
+    pub source: CommandSource,
+    /// The file that it waits for, if any.
+    pub after: Option<AfterFile>,
+}
+
+/// Where a command comes from. Some slots are out of reach of gateways, so that another system cannot take them all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CommandSource {
+    /// A station, over a link.
+    #[default]
+    Peer,
+    /// A gateway of this node.
+    Gateway,
+}
+
+/// A file that has to end, stored or failed, before a command starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AfterFile {
+    /// Number of the file. Files end in the order of their numbers.
+    pub file: u64,
+    /// When the command arrived, at the earliest. A flight action is refused if a failed file becomes known after this.
+    pub arrived_at: Instant,
 }
 
 /// Identifies a write until its result is known.
