@@ -12,8 +12,8 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use swarm_shared::proto::delivery::executor::{
-    ActionProperties, CommandSource, Effect, Executor, IN_FLIGHT_MAX, IncomingCommand, LANDING_MAX, RUNNING_MAX,
-    WriteId,
+    ActionProperties, CommandSource, Effect, Executor, IN_FLIGHT_MAX, IncomingCommand, LANDING_MAX,
+    RUNNING_MAX, WriteId,
 };
 use swarm_shared::proto::delivery::record::{Record, digest};
 use swarm_shared::proto::delivery::{CommandId, StageMessage};

@@ -288,7 +288,11 @@ fn execute_requires_three_permissions() {
             "[execute]\nallowed = true\n",
             "by role operator",
         ),
-        ("role = \"admin\"", "[execute]\nallowed = true\n", "is not allowed"),
+        (
+            "role = \"admin\"",
+            "[execute]\nallowed = true\n",
+            "is not allowed",
+        ),
         (
             "allow = [\"exec*\"]\nrole = \"admin\"",
             "",
