@@ -416,9 +416,9 @@ fn slow_actions_do_not_delay_flight_actions() {
     }
     server.send_action("takeoff", &json!({}));
     node.wait_log("name=\"takeoff\" outcome=\"done\"");
-    // Who looks is answered, too, and what is too much is told of in the log.
+    // Queries are answered too, and the log names what was too much.
     server.sync();
-    node.wait_log("name=\"slow\" why=\"busy: too much waits");
+    node.wait_log("name=\"slow\" why=\"refused: busy: ");
     let begun = node.marks();
     assert!(
         begun.len() <= 6 && begun.iter().all(|mark| mark.starts_with("begin")),
@@ -500,7 +500,7 @@ fn announced_server_is_found_again_after_a_move() {
         &format!("announce_port = {port}\ntelemetry_every = \"200ms\""),
     );
     node.start(&[]);
-    node.wait_log("anybody on this network can");
+    node.wait_log("any program on this network can");
     let announce = ["--announce", &port.to_string()];
     let server = CleverShowPeer::start(field.path(), "first", &announce);
     let mut stage = JoinedNode {
@@ -545,7 +545,7 @@ fn absent_server_is_reported_until_it_connects() {
         let problem = shown["problem"].as_str().unwrap_or_default();
         shown["state"] == "looking" && problem.starts_with(&format!("nothing listens at {addr};"))
     });
-    node.wait_log("no clever-show server; it is tried again");
+    node.wait_log("Clever-show server not reached; retrying");
     let server = CleverShowPeer::start(field.path(), "late", &["--port", &addr.port().to_string()]);
     let mut stage = JoinedNode {
         server,
@@ -572,7 +572,7 @@ fn misbehaving_server_loses_only_its_connection() {
     frame.extend_from_slice(b"null");
     server.control(&json!({"do": "raw", "hex": hex(&frame)}));
     server.sync();
-    node.wait_log("name=\"unreadable\"");
+    node.wait_log("name=\"invalid\"");
     // No frame at all.
     server.control(&json!({"do": "raw", "hex": "ffff00"}));
     server.wait("the connection ends", |line| line["event"] == "lost");
