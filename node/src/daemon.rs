@@ -1,14 +1,14 @@
-//! The daemon: its parts put together, and its life from start to a clean end.
+//! The daemon: builds the node's parts, runs them, and shuts them down.
 //!
 //! | task | owns | ends |
 //! |---|---|---|
-//! | [`run`] | the parts, the signals | `SIGTERM`, `SIGINT`, or joined when that was all |
-//! | links, enrolment | see [`crate::links`] | at stop |
-//! | telemetry | the readings | at stop |
-//! | status | the status socket | at stop |
-//! | plug-ins | see [`crate::plugins`] | at stop |
-//! | gateways | see [`crate::gateways`] | at stop |
-//! | watchdog | systemd's patience | at stop |
+//! | [`run`] | the parts, the signals | `SIGTERM`, `SIGINT`, or after joining for `join` |
+//! | links, enrolment | see [`crate::links`] | at shutdown |
+//! | telemetry | the samples | at shutdown |
+//! | status | the status socket | at shutdown |
+//! | plug-ins | see [`crate::plugins`] | at shutdown |
+//! | gateways | see [`crate::gateways`] | at shutdown |
+//! | watchdog | systemd's watchdog timer | at shutdown |
 
 use std::time::Duration;
 
@@ -23,10 +23,10 @@ use crate::links::Links;
 use crate::node::{Node, Settings};
 use crate::status::{JOIN_UPDATES_MAX, JoinRequest};
 
-/// Runs the node until it is told to stop.
+/// Runs the node until a signal ends it.
 ///
 /// # Errors
-/// Why it could not start.
+/// The reason why it could not start.
 pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
@@ -45,11 +45,11 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         node.tasks.spawn(watchdog(patience, node.shutdown.clone()));
     }
     notify_systemd(&[NotifyState::Ready]);
-    tracing::info!(name = %*node.name.borrow(), id = node.key.public().id().short(), "ready");
+    tracing::info!(name = %*node.name.borrow(), id = node.key.public().id().short(), "Node is ready");
     let mut ended = Ok(());
     tokio::select! {
-        _ = terminate.recv() => tracing::info!("stopping: SIGTERM"),
-        _ = interrupt.recv() => tracing::info!("stopping: interrupted"),
+        _ = terminate.recv() => tracing::info!(signal = "SIGTERM", "Node shuts down"),
+        _ = interrupt.recv() => tracing::info!(signal = "SIGINT", "Node shuts down"),
         joined = join_with_code(code.clone().unwrap_or_default(), join_sender), if code.is_some() => ended = joined,
     }
     notify_systemd(&[NotifyState::Stopping]);
@@ -59,7 +59,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     ended
 }
 
-/// Has a code tried, for `swarm-node join`.
+/// Joins a fleet with this code, for `swarm-node join`, and logs the progress.
 async fn join_with_code(code: String, join_sender: mpsc::Sender<JoinRequest>) -> anyhow::Result<()> {
     let (reply, mut joined) = oneshot::channel();
     let (updates, mut updates_rx) = mpsc::channel(JOIN_UPDATES_MAX);
@@ -70,14 +70,14 @@ async fn join_with_code(code: String, join_sender: mpsc::Sender<JoinRequest>) ->
     let joined = loop {
         tokio::select! {
             biased;
-            // Whoever typed the verb reads the log.
-            Some(word) = updates_rx.recv() => tracing::info!("{word}"),
+            // The log is the output of the verb.
+            Some(update) = updates_rx.recv() => tracing::info!("{update}"),
             joined = &mut joined => break joined,
         }
     };
     match joined.context("the node is shutting down")? {
         Ok(fleet) => {
-            tracing::info!(fleet, "joined");
+            tracing::info!(fleet, "Node joined a fleet");
             Ok(())
         }
         Err(why) => bail!("not joined: {why}"),
@@ -86,7 +86,7 @@ async fn join_with_code(code: String, join_sender: mpsc::Sender<JoinRequest>) ->
 
 async fn watchdog(timeout: Duration, shutdown: CancellationToken) {
     let mut ticks = tokio::time::interval(timeout / 2);
-    // One word after a pause is enough; many at once would fill systemd's socket, and this task would wait for room.
+    // After a pause one notification is enough; several at once could fill systemd's socket and block this task.
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     while shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
         notify_systemd(&[NotifyState::Watchdog]);
@@ -95,6 +95,6 @@ async fn watchdog(timeout: Duration, shutdown: CancellationToken) {
 
 fn notify_systemd(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
-        tracing::debug!(%error, "systemd was not told");
+        tracing::debug!(%error, "Systemd watchdog could not be notified");
     }
 }

@@ -1,11 +1,11 @@
-//! How a node comes into a fleet: by a code from its configuration, by one that somebody on the device hands in, or,
-//! where the configuration says `adoptable`, by asking whatever station it hears of.
+//! Enrolment: how a node joins a fleet. By a code from its configuration, by a code from a user of the device, or,
+//! where the configuration says `adoptable`, by asking the discovered stations.
 //!
-//! | state | tries | until |
+//! | state | asks | until |
 //! |---|---|---|
-//! | no fleet, a code | the code's addresses, then stations heard of, with backoff | taken in, or a later code |
-//! | no fleet, adoptable | stations heard of, each for as long as it lets us wait | accepted by its operator |
-//! | in a fleet | nothing, unless a code is handed in | stop |
+//! | no fleet, a code | the code's addresses, then discovered stations, with backoff | it has joined, or another code comes |
+//! | no fleet, adoptable | discovered stations, each for as long as it keeps the connection | an operator accepts it |
+//! | in a fleet | nothing, unless a code comes | shutdown |
 
 use std::collections::{BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -27,44 +27,44 @@ use tokio_util::sync::CancellationToken;
 use crate::fleet_store::FleetStore;
 use crate::status::{JOIN_UPDATES_MAX, JoinRequest, Status};
 
-/// Most stations heard of that are asked in turn; the newest stay.
+/// Most discovered stations that are asked in turn; the oldest is dropped for a new one.
 const DISCOVERED_MAX: usize = 16;
-/// How long somebody on the device waits for a code to be tried.
+/// Time-out of a code that a user of the device handed in.
 pub(crate) const JOIN_CODE_TIMEOUT: Duration = Duration::from_secs(45);
-/// How long to wait before a code that was refused is tried again: it will not get better soon.
+/// Wait before a refused code is tried again: the refusal will hardly change soon.
 const RETRY_AFTER_REFUSAL: Duration = Duration::from_secs(60);
 
-/// What enrolment works with.
+/// Everything that enrolment uses.
 #[derive(Debug)]
 pub(crate) struct Enrolment {
     pub(crate) endpoint: Endpoint,
     pub(crate) keepalive: KeepaliveConfig,
-    /// From the configuration.
+    /// The code in the configuration.
     pub(crate) code: Option<String>,
     pub(crate) adoptable: bool,
     /// Stations that the configuration names.
     pub(crate) configured: Vec<SocketAddr>,
-    /// Stations heard of while there is no fleet.
+    /// Addresses of discovered stations.
     pub(crate) discovered: mpsc::Receiver<SocketAddr>,
-    /// Codes handed in on this device.
+    /// Codes from users of the device.
     pub(crate) requests: mpsc::Receiver<JoinRequest>,
-    /// How long each of them is tried.
+    /// Time for which each of them is tried.
     pub(crate) timeout: Duration,
     pub(crate) store: FleetStore,
     pub(crate) status: Status,
     pub(crate) shutdown: CancellationToken,
 }
 
-/// Enrols until the node stops.
+/// Runs the enrolment until shutdown.
 pub(crate) async fn run(mut enrolment: Enrolment) {
     let shutdown = enrolment.shutdown.clone();
     let invitation = enrolment.configured_code();
     let mut candidates: VecDeque<SocketAddr> = enrolment.configured.iter().copied().collect();
-    let (_none, nobody) = mpsc::channel(1);
-    let mut requests = std::mem::replace(&mut enrolment.requests, nobody);
+    let (_none, closed) = mpsc::channel(1);
+    let mut requests = std::mem::replace(&mut enrolment.requests, closed);
     let mut pause = BACKOFF_MIN;
     loop {
-        let wants = !enrolment.has_fleet() && (invitation.is_some() || enrolment.adoptable);
+        let enrolling = !enrolment.has_fleet() && (invitation.is_some() || enrolment.adoptable);
         tokio::select! {
             biased;
             () = shutdown.cancelled() => return,
@@ -74,12 +74,12 @@ pub(crate) async fn run(mut enrolment: Enrolment) {
                     pause = BACKOFF_MIN;
                 }
             }
-            () = tokio::time::sleep(pause), if wants => {
+            () = tokio::time::sleep(pause), if enrolling => {
                 let tried = enrolment.try_candidates(invitation.as_ref(), &mut candidates);
                 let tried = tokio::select! {
                     biased;
                     () = shutdown.cancelled() => return,
-                    // Whoever waits at the door of a station does not keep somebody with a code waiting.
+                    // A wait for an operator's acceptance does not delay a code.
                     Some(request) = requests.recv() => Err(request),
                     tried = tried => Ok(tried),
                 };
@@ -104,7 +104,9 @@ impl Enrolment {
         }
         let parsed = self.code.as_deref()?.parse::<Invitation>();
         parsed
-            .inspect_err(|error| self.record_refusal(&format!("the code of `join` is no code: {error}")))
+            .inspect_err(|error| {
+                self.record_refusal(&format!("the configured `join` code is not valid: {error}"))
+            })
             .ok()
     }
 
@@ -114,18 +116,18 @@ impl Enrolment {
             .update(|facts| facts.last_refusal = Some(text.to_owned()));
     }
 
-    /// Remembers a station that was heard of; the newest stay, and those that the configuration names. Says whether it
-    /// is news.
+    /// Adds a discovered station; returns whether it is new. The newest are kept, and those that the configuration
+    /// names.
     fn add_candidate(&self, candidates: &mut VecDeque<SocketAddr>, addr: SocketAddr) -> bool {
         if candidates.contains(&addr) {
             return false;
         }
         candidates.push_back(addr);
-        let strangers = candidates
+        let discovered = candidates
             .iter()
             .filter(|addr| !self.configured.contains(addr))
             .count();
-        if strangers > DISCOVERED_MAX
+        if discovered > DISCOVERED_MAX
             && let Some(oldest) = candidates.iter().position(|addr| !self.configured.contains(addr))
         {
             candidates.remove(oldest);
@@ -133,7 +135,8 @@ impl Enrolment {
         true
     }
 
-    /// Asks everybody once. Returns the fleet and who let this node in, or how long to wait if that is not for the backoff to say.
+    /// Asks every candidate once. Returns the membership and the station that granted it, or a wait that replaces the
+    /// backoff.
     async fn try_candidates(
         &self,
         invitation: Option<&Invitation>,
@@ -143,16 +146,16 @@ impl Enrolment {
         let own = invitation
             .map(|invitation| invitation.addresses().to_vec())
             .unwrap_or_default();
-        let strangers = candidates.iter().copied().filter(|addr| !own.contains(addr));
+        let discovered = candidates.iter().copied().filter(|addr| !own.contains(addr));
         let all: Vec<(SocketAddr, bool)> = own
             .iter()
             .map(|addr| (*addr, true))
-            .chain(strangers.map(|addr| (addr, false)))
+            .chain(discovered.map(|addr| (addr, false)))
             .collect();
         for (addr, is_own) in all {
             if invitation.is_none() {
                 let id = self.endpoint.id().short();
-                tracing::info!(%addr, id, "asking to be taken in: `ground-station fleet accept` there lets this node in");
+                tracing::info!(%addr, id, "Station asked for admission: accept this node there by `ground-station fleet accept`");
             }
             match join(self.endpoint.local(), &self.keepalive, addr, invitation).await {
                 Ok(membership) => return (Some((membership, addr)), None),
@@ -162,9 +165,10 @@ impl Enrolment {
                     next = Some(RETRY_AFTER_REFUSAL);
                 }
                 Err(error) => {
-                    tracing::debug!(%addr, %error, "not taken in");
+                    tracing::debug!(%addr, %error, "Station did not admit this node");
                     if !is_own {
-                        // Another fleet's station, or one that has gone: it is heard again if it is there.
+                        // A station of another fleet, or one that has gone: if it is still there, it is discovered
+                        // again.
                         candidates.retain(|known| *known != addr || self.configured.contains(known));
                     }
                 }
@@ -173,11 +177,11 @@ impl Enrolment {
         (None, next)
     }
 
-    /// Takes the fleet up, and dials the station that let this node in: it may have no way to dial back.
+    /// Adopts the membership, and dials the station that granted it: it may be unable to dial this node.
     async fn join_fleet(&self, membership: Membership, station: SocketAddr) {
         let membership = Arc::new(membership);
-        tracing::info!(fleet = membership.fingerprint().short(), "joined a fleet");
-        // Written before anybody hears that it went well.
+        tracing::info!(fleet = membership.fingerprint().short(), "Node joined a fleet");
+        // Stored before the success is reported.
         self.store.save_fleet(&membership).await;
         self.endpoint.adopt_membership(membership).await;
         self.endpoint
@@ -185,7 +189,7 @@ impl Enrolment {
             .await;
     }
 
-    /// A code handed in on this device: tried at once, and for as long as its sender waits.
+    /// Tries a code from a user of the device: at once, and for as long as its sender waits.
     async fn handle_request(&mut self, request: JoinRequest, candidates: &mut VecDeque<SocketAddr>) {
         let JoinRequest {
             code,
@@ -196,7 +200,7 @@ impl Enrolment {
         let shutdown = self.shutdown.clone();
         let tried = tokio::select! {
             biased;
-            // First: whoever has been taken in enters, whoever goes at that moment.
+            // First: a node that was admitted joins, even if the sender leaves at that moment.
             tried = self.try_code(&code, candidates, &mut progress) => tried,
             () = shutdown.cancelled() => Err("the node is shutting down".to_owned()),
             () = done.closed() => return,
@@ -215,7 +219,8 @@ impl Enrolment {
         let _sender_gone = done.send(entered);
     }
 
-    /// Returns the fleet and who let this node in. It can be dropped at any await: nothing is kept before it returns.
+    /// Returns the membership and the station that granted it. It can be dropped at any await: nothing is stored
+    /// before it returns.
     async fn try_code(
         &mut self,
         code: &str,
@@ -227,7 +232,7 @@ impl Enrolment {
         let deadline = clock::now() + timeout;
         let mut pause = BACKOFF_MIN;
         loop {
-            let mut last = "the code holds no address, and no station is heard of".to_owned();
+            let mut last = "the code holds no address, and no station was discovered".to_owned();
             let all: Vec<SocketAddr> = invitation
                 .addresses()
                 .iter()
@@ -235,9 +240,9 @@ impl Enrolment {
                 .copied()
                 .collect();
             for addr in all {
-                progress.report(format!("looking at {addr}"));
+                progress.report(format!("connecting to {addr}"));
                 let found = |name: &NodeName| {
-                    progress.report(format!("found {name} at {addr}, waiting for its word"));
+                    progress.report(format!("found {name} at {addr}, waiting for its answer"));
                 };
                 match join_with_callback(
                     self.endpoint.local(),
@@ -249,7 +254,7 @@ impl Enrolment {
                 .await
                 {
                     Ok(membership) => return Ok((membership, addr)),
-                    // The word of the station that gave the code out is final.
+                    // A refusal by a station that the code names is final.
                     Err(JoinError::Refused(refused)) if invitation.addresses().contains(&addr) => {
                         return Err(refused.to_string());
                     }
@@ -282,7 +287,7 @@ impl Enrolment {
     }
 }
 
-/// What somebody who waits has been told, each thing once.
+/// Sends progress to the waiting user, each message once.
 struct ProgressReporter {
     updates: mpsc::Sender<String>,
     sent: BTreeSet<String>,
@@ -294,10 +299,10 @@ impl ProgressReporter {
         Self { updates, sent }
     }
 
-    fn report(&mut self, word: String) {
-        if self.sent.len() < JOIN_UPDATES_MAX && self.sent.insert(word.clone()) {
-            // Without room nobody reads.
-            let _unread = self.updates.try_send(word);
+    fn report(&mut self, update: String) {
+        if self.sent.len() < JOIN_UPDATES_MAX && self.sent.insert(update.clone()) {
+            // The channel is full only if the user does not read.
+            let _unread = self.updates.try_send(update);
         }
     }
 }

@@ -1,7 +1,7 @@
-//! The node: the daemon that runs on every device of a swarm.
+//! The node's daemon, which runs on every device of a fleet.
 //!
-//! It does what its own configuration allows and nothing else: see [`config`] for what that is, [`actions`] for what
-//! a command can ask for, and [`daemon`] for how the parts are put together.
+//! It runs what its own configuration permits and nothing else: see [`config`] for the permissions, [`actions`] for
+//! the actions, and [`daemon`] for how the parts work together.
 
 pub mod actions;
 pub mod cli;

@@ -1,4 +1,4 @@
-//! What the daemon tells: on standard error, and in a ring in memory that `log` and `status` read.
+//! Logging: to standard error, and to a ring buffer in memory, which `log` and `status` read.
 
 use std::collections::VecDeque;
 use std::io::{self, IsTerminal, Write};
@@ -13,9 +13,9 @@ use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-/// How many lines are kept.
+/// Lines that the ring buffer keeps.
 pub const LOG_LINES_BURST: usize = 1000;
-/// How much of one line is kept, in bytes.
+/// Longest line that the ring buffer keeps, in bytes; a longer one is truncated.
 pub const LOG_LINE_BYTES_MAX: usize = 2048;
 
 /// The newest lines of the log. Cheap to clone.
@@ -31,7 +31,7 @@ struct LogLine {
 }
 
 impl LogRing {
-    /// An empty ring.
+    /// An empty ring buffer.
     pub fn new() -> Self {
         Self::default()
     }
@@ -76,7 +76,7 @@ impl LogRing {
     }
 }
 
-/// Takes one event.
+/// Writer of one event.
 #[derive(Debug)]
 pub struct EventWriter<'r> {
     ring: &'r LogRing,
@@ -122,20 +122,20 @@ impl<'r> MakeWriter<'r> for LogRing {
     }
 }
 
-/// Starts logging, once in a process. `level` is `error`, `warn`, `info`, `debug`, `trace`, or a filter such as
+/// Starts logging; once in a process. `level` is `error`, `warn`, `info`, `debug`, `trace`, or a filter such as
 /// `info,swarm_shared=debug`.
 ///
 /// # Errors
-/// If `level` is not a filter, or logging has been started before.
+/// `level` is not a filter, or logging has been started before.
 pub fn init(level: &str, ring: &LogRing) -> anyhow::Result<()> {
-    // Not `EnvFilter`: its regular expressions would be among the largest parts of the program.
+    // Not `EnvFilter`: its regular expressions would be one of the largest parts of the program.
     let filter: Targets = level
         .parse()
         .with_context(|| format!("--log {level:?} is not a level: use error, warn, info, debug or trace"))?;
     let screen = tracing_subscriber::fmt::layer()
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal());
-    // The journal has its own time stamps.
+    // Systemd's journal adds its own time stamps.
     let screen = if std::env::var_os("JOURNAL_STREAM").is_some() {
         screen.without_time().boxed()
     } else {

@@ -1,30 +1,31 @@
-//! The dead-man: what this node does when it has not heard any commanding station for too long.
+//! The lost-link command (dead-man switch): what this node runs when it has lost all commanding stations for too
+//! long.
 //!
 //! | state | event | then |
 //! |---|---|---|
 //! | unarmed | a station that may command is linked | armed |
-//! | armed | none of them was heard for `after` | lost: the command runs, once |
-//! | armed | the same, while an emergency stop is in force | lost, and its command is held back |
-//! | lost, held back | the stop is released | lost: the command runs, once |
-//! | lost | one of them is heard again | armed; a command that was held back never runs |
+//! | armed | nothing was received from any of them for `after` | lost: the command runs, once |
+//! | armed | the same, while an emergency stop is in force | lost, and the command is deferred |
+//! | lost, deferred | the stop is released | lost: the command runs, once |
+//! | lost | something is received from one of them | armed; a deferred command never runs |
 //!
-//! What outlives this process, but not the boot of the machine (`memory.rs`):
+//! The state that outlives this process, but not the boot of the machine:
 //!
-//! | the process ends in state | the next one, same boot, starts | after a reboot |
+//! | the process ends in state | the next one starts on the same boot | after a reboot |
 //! |---|---|---|
 //! | unarmed | unarmed | unarmed |
-//! | armed | armed, as if a station had been heard at its start | unarmed |
+//! | armed | armed, as if a station had been heard at the start | unarmed |
 //! | lost, and the command has not ended | the same: it runs again, `after` the start | unarmed |
-//! | lost, and the command has ended | lost: it does not run again before a station was heard | unarmed |
+//! | lost, and the command has ended | lost: it runs again only after a station was heard | unarmed |
 //!
-//! So a node whose program dies in flight is not left without its dead-man because the station went meanwhile, and one
-//! that is switched on in its case does nothing. What is to outlive the process is written when it changes, once for
-//! each link-up at most; where it cannot be written, the next process starts unarmed.
+//! So a node whose program crashes in flight still runs its command if its station disappears meanwhile, and a node
+//! that is switched on without a station does nothing. The state is stored when it changes, at most once for each new
+//! link; where it cannot be stored, the next process starts unarmed.
 //!
-//! A node that is stopped has been made safe, and a command for nodes that are on their way may undo that: so it is held
-//! back, and killed if a stop comes while it runs, unless the owner says `while_stopped`.
+//! A stopped node is in a safe state, and a command for nodes in motion could end that: so it is deferred, and killed
+//! if a stop comes while it runs, unless the configuration sets `while_stopped`.
 //!
-//! It counts from the last byte that was heard, on a clock that goes on while the machine is suspended.
+//! The time counts from the last received byte, on a clock that also counts while the machine is suspended.
 
 #[cfg(test)]
 mod tests;
@@ -56,29 +57,29 @@ enum State {
     },
 }
 
-/// The command of one loss.
+/// State of the command for one loss.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum CommandState {
-    /// Held back.
+    /// Not started because an emergency stop is in force.
     Deferred,
     Running,
     Ended,
 }
 
-/// What has come about.
+/// Result of [`LostLinkDetector::handle_timeout`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TimeoutAction {
-    /// Nothing.
+    /// There is nothing to do.
     Nothing,
-    /// The link is lost, and the command is held back.
+    /// The link is lost, and the command is deferred.
     Deferred,
-    /// The link is lost: the command is to run.
+    /// The link is lost: run the command.
     Run,
-    /// The link was lost before, and the command that was held back is to run.
+    /// The link was lost before: run the deferred command.
     RunDeferred,
 }
 
-/// When to act; see the module.
+/// Detects the loss of all commanding stations; see the module.
 #[derive(Debug)]
 pub struct LostLinkDetector {
     after: Duration,
@@ -86,7 +87,8 @@ pub struct LostLinkDetector {
 }
 
 impl LostLinkDetector {
-    /// As the process before this one left it, on the same boot; `now` is the start of this one.
+    /// A detector with the state of the process before this one, on the same boot; `now` is the start of this
+    /// process.
     pub fn new(after: Duration, past: Option<LossState>, now: Instant) -> Self {
         let state = match past {
             None => State::Unarmed,
@@ -99,7 +101,7 @@ impl LostLinkDetector {
         Self { after, state }
     }
 
-    /// What a process that comes after this one has to know; `None` if no station was ever linked.
+    /// The state for the next process; `None` if no commanding station was ever linked.
     pub fn persisted_state(&self) -> Option<LossState> {
         match self.state {
             State::Unarmed => None,
@@ -115,13 +117,13 @@ impl LostLinkDetector {
         }
     }
 
-    /// A station that may command was heard at this time.
+    /// Records that something was received from a commanding station at this time.
     pub fn on_heard(&mut self, at: Instant) {
         self.state = match self.state {
             State::Armed { last_heard: heard } => State::Armed {
                 last_heard: heard.max(at),
             },
-            // Old news does not end a loss.
+            // Bytes from before the loss do not end it.
             State::Lost {
                 last_heard: heard, ..
             } if at <= heard => self.state,
@@ -129,7 +131,7 @@ impl LostLinkDetector {
         };
     }
 
-    /// What is due now; `held`: whether the command may not run now.
+    /// Handles the timer; `suppressed`: whether the command may not run now.
     pub fn handle_timeout(&mut self, now: Instant, suppressed: bool) -> TimeoutAction {
         match self.state {
             State::Armed { last_heard: heard } if now >= heard + self.after => {
@@ -159,14 +161,14 @@ impl LostLinkDetector {
         }
     }
 
-    /// The command has ended, in whatever way.
+    /// Records that the command has ended, successfully or not.
     pub fn on_command_ended(&mut self) {
         if let State::Lost { command, .. } = &mut self.state {
             *command = CommandState::Ended;
         }
     }
 
-    /// When the link will be lost, if nothing more is heard.
+    /// When the link counts as lost if nothing more is received.
     pub fn poll_timeout(&self) -> Option<Instant> {
         match self.state {
             State::Armed { last_heard: heard } => Some(heard + self.after),
@@ -174,42 +176,42 @@ impl LostLinkDetector {
         }
     }
 
-    /// Whether it is lost.
+    /// Whether the link is lost.
     pub fn is_lost(&self) -> bool {
         matches!(self.state, State::Lost { .. })
     }
 }
 
-/// The sessions of stations that may command and have been linked.
+/// The links of the commanding stations that have been linked.
 pub type CommandingStations = watch::Receiver<BTreeMap<PeerId, PeerLink>>;
 
-/// How often it is looked whether a lost station is heard again; links come up rarely.
+/// Interval of checking whether a lost station is heard again; links open rarely.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
-/// What the dead-man works with.
+/// Everything that the task uses.
 #[derive(Debug)]
 pub struct Setup {
-    /// What its owner wants.
+    /// The table `[lost_link]` of the configuration.
     pub config: config::LostLink,
-    /// Whom it listens to.
+    /// The commanding stations.
     pub stations: CommandingStations,
-    /// The emergency stop.
+    /// The emergency stop in force.
     pub latch: watch::Receiver<Option<StopId>>,
-    /// What outlives this process.
+    /// Stores the state for the next process.
     pub store: FleetStore,
-    /// The id of this boot; empty if it has none.
+    /// The id of this boot; empty if the system gives none.
     pub boot: String,
-    /// What is shown on this device.
+    /// The facts of the status socket.
     pub status: Status,
-    /// Ends it.
+    /// Ends the task.
     pub shutdown: CancellationToken,
 }
 
-/// Watches until it is told to stop.
+/// Runs the detector until shutdown.
 pub async fn run(setup: Setup) {
     let past = setup.store.load_loss_state(&setup.boot);
     let (facts, to_keep) = watch::channel(past);
-    // Beside each other: a memory card may take seconds, and the command is not to wait for it.
+    // Concurrently: a memory card may take seconds, and must not delay the command.
     tokio::join!(
         save_changes(setup.store.clone(), setup.boot.clone(), to_keep),
         monitor(setup, past, facts)
@@ -230,10 +232,10 @@ async fn monitor(setup: Setup, past: Option<LossState>, facts: watch::Sender<Opt
     match past {
         None => {}
         Some(LossState::Linked) => {
-            tracing::warn!(after = ?config.after, "a station was linked before this start: the lost_link command runs unless one is heard");
+            tracing::warn!(after = ?config.after, "Lost-link command armed by a station that was linked before this start");
         }
         Some(LossState::CommandEnded) => {
-            tracing::warn!("the link was LOST before this start, and the lost_link command has run");
+            tracing::warn!("LINK LOST before this start, and the lost_link command has run");
             status.update(|facts| {
                 facts.lost_link = Some("LOST before this start; its command has run".to_owned());
             });
@@ -247,7 +249,7 @@ async fn monitor(setup: Setup, past: Option<LossState>, facts: watch::Sender<Opt
         }
         publish_state(&facts, &lost_link);
         if was_lost && !lost_link.is_lost() {
-            tracing::warn!(losses, "a station is heard again");
+            tracing::warn!(losses, "Station heard again");
             status.update(|facts| facts.lost_link = Some(format!("heard again; lost {losses} times")));
         }
         let now = clock::now();
@@ -257,7 +259,7 @@ async fn monitor(setup: Setup, past: Option<LossState>, facts: watch::Sender<Opt
         match due {
             TimeoutAction::Nothing => {}
             TimeoutAction::Deferred => {
-                tracing::error!(after = ?config.after, losses, "LINK LOST: no station was heard; stopped, so the lost_link command is held back");
+                tracing::error!(after = ?config.after, losses, "LINK LOST: no station was heard; the lost_link command is deferred by the stop");
                 update_status(&status, losses, None);
                 continue;
             }
@@ -266,12 +268,12 @@ async fn monitor(setup: Setup, past: Option<LossState>, facts: watch::Sender<Opt
                 update_status(&status, losses, None);
                 let ended = run_command(&config, &mut latch, &shutdown).await;
                 match &ended {
-                    Ok(()) => tracing::warn!("the lost_link command ended well"),
-                    Err(why) => tracing::error!(why, "the lost_link command FAILED"),
+                    Ok(()) => tracing::warn!("Lost-link command succeeded"),
+                    Err(why) => tracing::error!(why, "Lost-link command FAILED"),
                 }
                 update_status(&status, losses, Some(ended));
                 if shutdown.is_cancelled() {
-                    // It was killed: it runs again at the next start.
+                    // It was killed by the shutdown: it runs again at the next start.
                     return;
                 }
                 lost_link.on_command_ended();
@@ -292,7 +294,7 @@ async fn monitor(setup: Setup, past: Option<LossState>, facts: watch::Sender<Opt
     }
 }
 
-/// Writes down each change, the newest only if the disk is slower; ends with what tells of them.
+/// Stores each change, only the newest if the disk is slower; ends with the sender.
 async fn save_changes(store: FleetStore, boot: String, mut facts: watch::Receiver<Option<LossState>>) {
     while facts.changed().await.is_ok() {
         let state = *facts.borrow_and_update();
@@ -310,7 +312,7 @@ fn publish_state(facts: &watch::Sender<Option<LossState>>, lost_link: &LostLinkD
     });
 }
 
-/// Runs the command; a stop that comes meanwhile kills it, unless it may run while stopped.
+/// Runs the command. A stop during it kills it, unless it may run while stopped.
 async fn run_command(
     config: &config::LostLink,
     latch: &mut watch::Receiver<Option<StopId>>,
@@ -320,7 +322,7 @@ async fn run_command(
     let command = process::run(config.command.as_slice(), Stderr::Merged, config.timeout, &kill);
     tokio::pin!(command);
     let stopped = async {
-        // The stop's own task ends only when the node does.
+        // The stop's own task ends only at shutdown.
         if config.while_stopped || latch.wait_for(Option::is_some).await.is_err() {
             std::future::pending::<()>().await;
         }
@@ -341,13 +343,13 @@ async fn run_command(
 }
 
 fn update_status(status: &Status, number: u32, command: Option<Result<(), String>>) {
-    let how = match &command {
+    let result = match &command {
         None => String::new(),
-        Some(Ok(())) => "; its command ended well".to_owned(),
+        Some(Ok(())) => "; its command succeeded".to_owned(),
         Some(Err(why)) => format!("; its command FAILED: {why}"),
     };
     status.update(|facts| {
-        facts.lost_link = Some(format!("LOST, for the {number}. time{how}"));
+        facts.lost_link = Some(format!("LOST, for the {number}. time{result}"));
         facts.last_loss = Some(LinkLoss { number, command });
     });
 }

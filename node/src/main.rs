@@ -1,4 +1,4 @@
-//! `swarm-node`: see `swarm_node::cli`.
+//! The program `swarm-node`; see `swarm_node::cli`.
 
 use std::process::ExitCode;
 

@@ -1,17 +1,17 @@
-//! Running a program: its own process group, a time-out, and a cap on what is kept of its output.
+//! Runs programs: each in its own process group, with a time-out and a cap on its output.
 //!
-//! Never a shell: the program and each argument are given one by one. No input; standard output and standard error
-//! go into one pipe, so that they stay in the order in which they were written.
+//! No shell is used: the program and each argument are passed separately. Standard input is empty; standard output
+//! and standard error share one pipe, which keeps their order.
 //!
 //! | phase | until | then |
 //! |---|---|---|
 //! | running | the program ends | draining |
-//! | running | the time-out, or shutdown | `SIGTERM` to the group: terminating |
-//! | terminating | program ended and output closed | the group is killed, done |
+//! | running | the time-out, or cancelled | `SIGTERM` to the group: terminating |
+//! | terminating | the program has ended and the output is closed | the group is killed, done |
 //! | terminating | [`TERM_GRACE`] | `SIGKILL` to the group: draining |
-//! | draining | output closed, or [`DRAIN_GRACE`] | what still holds the output is killed with its group, done |
+//! | draining | the output is closed, or [`DRAIN_GRACE`] | processes that still hold the output are killed with the group, done |
 //!
-//! A caller that drops the future kills the group at once.
+//! Dropping the future kills the group at once.
 
 use std::collections::VecDeque;
 use std::io;
@@ -26,14 +26,14 @@ use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio_util::sync::CancellationToken;
 
-/// How much of a program's output is kept, in bytes: the first half and the last half of it.
+/// Output that is kept of a program, in bytes: the first half and the last half of the limit.
 pub const OUTPUT_BYTES_MAX: usize = 64 * 1024;
-/// Between asking a group to end and killing it.
+/// Time from `SIGTERM` to `SIGKILL`.
 pub const TERM_GRACE: Duration = Duration::from_secs(2);
-/// How long output is still read after the program has ended, if something else holds it open.
+/// Time for which output is read after the program has ended, if another process holds it open.
 pub const DRAIN_GRACE: Duration = Duration::from_millis(500);
 
-/// What the daemon's own environment holds and a program must not get: systemd's sockets and the invitation.
+/// Environment variables of the daemon that a program must not get: systemd's sockets and the invitation code.
 const REMOVED_VARIABLES: [&str; 7] = [
     "NOTIFY_SOCKET",
     "WATCHDOG_USEC",
@@ -47,35 +47,35 @@ const REMOVED_VARIABLES: [&str; 7] = [
 /// Why a program ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EndReason {
-    /// By itself.
+    /// It ended by itself.
     Exited,
-    /// It was killed when its time was up.
+    /// It was killed at its time-out.
     TimedOut,
-    /// It was killed because the daemon shuts down.
+    /// It was killed because its command was cancelled.
     Cancelled,
 }
 
-/// What a program left behind.
+/// The end of a program.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finished {
     /// Why it ended.
     pub reason: EndReason,
     /// Its exit status; 128 plus the signal's number if a signal ended it.
     pub exit_code: i32,
-    /// What it printed, capped at [`OUTPUT_BYTES_MAX`]; what is not UTF-8 is replaced.
+    /// Its output, capped at [`OUTPUT_BYTES_MAX`]; bytes that are not UTF-8 are replaced.
     pub output: String,
 }
 
-/// What happens to standard error.
+/// Use of standard error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stderr {
     /// It is part of the output.
     Merged,
-    /// It is thrown away, for programs whose output is read by a program.
+    /// It is dropped, for programs whose output is parsed.
     Discarded,
 }
 
-/// The program did not even start.
+/// The program could not be started.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot start {program:?}: {source}")]
 pub struct StartError {
@@ -132,7 +132,7 @@ impl RunningProgram {
             command.env_remove(name);
         }
         let child = command.spawn()?;
-        // The command holds our copies of the pipe's writing end: the output would never close.
+        // The command holds our copies of the pipe's writing end, so that the output would never close.
         drop(command);
         let group = ProcessGroup(child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)));
         Ok(Self {
@@ -185,12 +185,12 @@ impl RunningProgram {
                         after(timer.as_mut(), DRAIN_GRACE);
                     }
                     Phase::Draining if status.is_some() => break,
-                    // Killed, and not yet gone: it is inside the kernel, on a dead disk perhaps.
+                    // Killed and not ended: it is blocked in the kernel, perhaps by a faulty disk.
                     Phase::Draining => after(timer.as_mut(), DRAIN_GRACE),
                 },
             }
         }
-        // A daemon that has let go of the output of a program that ended well is left alone.
+        // A background process that does not hold the output of a successful program is left running.
         if reason != EndReason::Exited || open {
             self.group.signal(Signal::KILL);
         }
@@ -206,13 +206,13 @@ impl RunningProgram {
     }
 }
 
-/// A process group that dies with its owner.
+/// A process group that is killed when its owner is dropped.
 struct ProcessGroup(Option<Pid>);
 
 impl ProcessGroup {
     fn signal(&self, signal: Signal) {
         if let Some(pid) = self.0 {
-            // It may have ended by itself meanwhile: then there is nobody to tell.
+            // The group may have ended by itself.
             let _gone = kill_process_group(pid, signal);
         }
     }
@@ -224,7 +224,7 @@ impl Drop for ProcessGroup {
     }
 }
 
-/// The beginning and the end of an output.
+/// The first and the last part of an output.
 #[derive(Default)]
 struct OutputBuffer {
     head: Vec<u8>,
@@ -273,7 +273,7 @@ mod tests {
         .expect("sh starts")
     }
 
-    /// Whether a process is there and not a zombie.
+    /// Whether a process exists and is not a zombie.
     fn is_alive(pid: &str) -> bool {
         std::fs::read_to_string(format!("/proc/{}/stat", pid.trim()))
             .is_ok_and(|stat| !stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" Z")))

@@ -1,7 +1,7 @@
-//! The state directory: what the node remembers between runs. One daemon holds it at a time.
+//! The state directory: what the node stores between runs. One daemon locks it at a time.
 //!
-//! A directory that cannot be written to (read-only card, full disk) does not stop the daemon: it runs on with what
-//! it can read, and says so. Whoever writes here asks [`StateDir::problem`] first, or copes with the error.
+//! A directory that is not writable (read-only card, full disk) does not stop the daemon: it runs with what it can
+//! read, and reports the problem. Writers check [`StateDir::problem`] first, or handle the error.
 
 use std::fs::{DirBuilder, File};
 use std::io;
@@ -26,13 +26,13 @@ const PLUGIN_SOCKET: &str = "plugin.sock";
 pub struct StateDir {
     path: PathBuf,
     problem: Option<String>,
-    /// Held as long as the daemon lives; absent where nothing can be written.
+    /// Lock on the directory for the life of the daemon; absent if it is not writable.
     _lock: Option<File>,
 }
 
 impl StateDir {
-    /// Where the state is unless somebody says otherwise: what systemd gives, `/var/lib/swarm-node` for root and
-    /// whoever may write there, else the user's own state.
+    /// The default directory: `$STATE_DIRECTORY` from systemd; `/var/lib/swarm-node` for root and for users who may
+    /// write there; otherwise the user's own state directory.
     pub fn default_path() -> PathBuf {
         if let Some(dir) = std::env::var_os("STATE_DIRECTORY") {
             return dir.into();
@@ -47,10 +47,10 @@ impl StateDir {
             .join("swarm-node")
     }
 
-    /// Opens the directory, making it if it is missing, and holds it against other daemons.
+    /// Opens the directory, creates it if it is missing, and locks it.
     ///
     /// # Errors
-    /// If another daemon holds it.
+    /// Another daemon has locked it.
     pub fn open(path: &Path) -> anyhow::Result<Self> {
         let made = DirBuilder::new().recursive(true).mode(0o750).create(path);
         let lock = made.and_then(|()| {
@@ -72,7 +72,7 @@ impl StateDir {
                     "another swarm-node runs with the state directory {}: stop it, or choose another --state-dir",
                     path.display()
                 ),
-                // A file system without locks: better unguarded than not at all.
+                // The file system has no locks: the daemon runs without one.
                 _ => state._lock = Some(file),
             },
             Err(error) => state.problem = Some(error.to_string()),
@@ -83,20 +83,20 @@ impl StateDir {
         Ok(state)
     }
 
-    /// Where it is.
+    /// Path of the directory.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Why nothing could be written when it was opened; `None` if all is well.
+    /// Why it was not writable when it was opened; `None` if it was.
     pub fn problem(&self) -> Option<&str> {
         self.problem.as_deref()
     }
 
-    /// Tries to write, now.
+    /// Tries to write to it, now.
     ///
     /// # Errors
-    /// What the system says.
+    /// The error of the system.
     pub fn probe(&self) -> io::Result<()> {
         let path = self.path.join(".probe");
         let written = std::fs::write(&path, [0; 4096]);
@@ -104,32 +104,32 @@ impl StateDir {
         written
     }
 
-    /// Where the daemon answers `status`.
+    /// Path of the status socket.
     pub fn socket(path: &Path) -> PathBuf {
         path.join(SOCKET)
     }
 
-    /// Where plug-ins register.
+    /// Path of the socket for plug-ins.
     pub fn plugin_socket(path: &Path) -> PathBuf {
         path.join(PLUGIN_SOCKET)
     }
 
-    /// The name given by the `id` action.
+    /// The name that the `id` action has set.
     pub fn name(&self) -> Option<NodeName> {
         let text = std::fs::read_to_string(self.path.join(NAME)).ok()?;
         match NodeName::parse(text.trim()) {
             Ok(name) => Some(name),
             Err(error) => {
-                tracing::warn!(%error, "the remembered name is passed over");
+                tracing::warn!(%error, "Stored name is not valid and is ignored");
                 None
             }
         }
     }
 
-    /// Remembers a name.
+    /// Stores a name.
     ///
     /// # Errors
-    /// [`config::EditError::Io`]
+    /// [`config::EditError::Io`] if it cannot be written.
     pub fn set_name(&self, name: &NodeName) -> Result<(), config::EditError> {
         config::write_file(&self.path.join(NAME), &format!("{name}\n"))
     }

@@ -1,9 +1,9 @@
-//! The status socket: what the daemon on this device is doing, for whoever is on the device.
+//! The status socket, for users of the device: shows the daemon's status, and accepts invitation codes.
 //!
-//! One request line, one answer line, both JSON: `{"verb":"status"}` gives [`View`]; `{"verb":"join","code":"…"}`
-//! hands an invitation code to the running daemon and gives [`Joined`]; with `"progress":true`, lines `{"progress":"…"}`,
-//! for people, come before that. Somebody who writes nothing gets the status.
-//! The socket has mode 0660: the daemon's user and group.
+//! One request line and one answer line, both JSON: `{"verb":"status"}` returns a [`StatusView`];
+//! `{"verb":"join","code":"…"}` passes an invitation code to the daemon and returns [`Joined`]; with
+//! `"progress":true`, lines `{"progress":"…"}` for display come before that. An empty request counts as `status`. The
+//! socket has mode 0660: the daemon's user and group may use it.
 
 mod view;
 
@@ -26,66 +26,66 @@ pub use self::view::{JournalView, LinkLoss, LinkView, PluginView, ServerState, S
 use crate::journal::{Health, Journal};
 use crate::logging::LogRing;
 
-/// How many warnings the status shows.
+/// Warnings in the status.
 const WARNINGS_MAX: usize = 20;
 /// Longest request, in bytes.
 const REQUEST_BYTES_MAX: u64 = 4096;
-/// How long a request may take to come.
+/// Time-out for a request to be complete.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
-/// How many may ask at once.
+/// Most clients at the same time.
 const CLIENTS_MAX: usize = 8;
-/// How long the daemon may take to join before the one who asked is told that it did not.
+/// Time after which a `join` request gets an error, in case the enrolment does not answer.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(60);
-/// How many words of how a join goes may wait to be read.
+/// Progress messages that may wait to be read.
 pub const JOIN_UPDATES_MAX: usize = 64;
-/// How many codes may wait to be tried.
+/// Codes that may wait to be tried.
 pub const JOIN_REQUESTS_MAX: usize = 4;
 
-/// How a join ended.
+/// Result of a `join` request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Joined {
-    /// The fleet's fingerprint, if it went well.
+    /// Fingerprint of the joined fleet; absent if it failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fleet: Option<String>,
-    /// Why not, else.
+    /// Why it failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
 
-/// What may be asked.
+/// A request to the status socket.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", tag = "verb")]
 pub enum Request {
-    /// For a [`View`].
+    /// Returns a [`StatusView`].
     Status,
-    /// To join by a code.
+    /// Joins a fleet by a code.
     Join {
         /// The invitation code.
         code: String,
-        /// Whether to tell meanwhile how it goes.
+        /// Whether to send progress messages.
         #[serde(default)]
         progress: bool,
     },
 }
 
-/// How it goes, for people.
+/// A progress message, for display.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Progress {
     progress: String,
 }
 
-/// A code that somebody on this device wants tried.
+/// A code to be tried by the enrolment.
 #[derive(Debug)]
 pub struct JoinRequest {
     /// The invitation code.
     pub code: String,
-    /// Takes how it goes, for people; what finds no room is dropped.
+    /// Receives progress messages, for display; dropped if the channel is full.
     pub updates: mpsc::Sender<String>,
-    /// Takes the fleet's fingerprint, or why not.
+    /// Receives the fleet's fingerprint, or the reason of the failure.
     pub reply: oneshot::Sender<Result<String, String>>,
 }
 
-/// The facts behind [`View`], written by those who know them. Cheap to clone.
+/// The facts of [`StatusView`], updated by the tasks that know them. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Status {
     facts: Arc<Mutex<StatusView>>,
@@ -95,7 +95,7 @@ pub struct Status {
 }
 
 impl Status {
-    /// Starts with what is known at start; the rest is filled in by [`Self::update`].
+    /// A status with these facts; later ones are set by [`Self::update`].
     pub fn new(facts: StatusView, log: LogRing) -> Self {
         Self {
             facts: Arc::new(Mutex::new(facts)),
@@ -105,7 +105,7 @@ impl Status {
         }
     }
 
-    /// Shows this journal too.
+    /// Adds the state of this journal.
     #[must_use]
     pub fn with_journal(self, journal: &Journal) -> Self {
         Self {
@@ -119,7 +119,7 @@ impl Status {
         change(&mut self.facts.lock());
     }
 
-    /// As of now.
+    /// The current facts.
     pub fn view(&self) -> StatusView {
         let mut view = self.facts.lock().clone();
         let now = clock::now();
@@ -145,10 +145,10 @@ impl Status {
     }
 }
 
-/// Takes the place of a socket that a dead daemon left behind. The caller holds the state directory.
+/// Binds the socket, and removes one that a former daemon left. The caller has locked the state directory.
 ///
 /// # Errors
-/// What the system says.
+/// The error of the system.
 pub fn bind(path: &Path) -> io::Result<UnixListener> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -159,7 +159,7 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Answers until `stop`.
+/// Answers requests until shutdown.
 pub async fn serve(
     listener: UnixListener,
     status: Status,
@@ -177,7 +177,7 @@ pub async fn serve(
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => stream,
                 Err(error) => {
-                    tracing::warn!(%error, "the status socket");
+                    tracing::warn!(%error, "Status socket failed");
                     tokio::time::sleep(REQUEST_TIMEOUT).await;
                     continue;
                 }
@@ -189,7 +189,7 @@ pub async fn serve(
                 biased;
                 () = shutdown.cancelled() => {}
                 answered = handle_client(stream, &status, &joins) => if let Err(error) = answered {
-                    tracing::debug!(%error, "a client of the status socket went away");
+                    tracing::debug!(%error, "Status socket client disconnected");
                 }
             }
             drop(slot);
@@ -206,7 +206,7 @@ async fn handle_client(
     {
         let (reader, _) = stream.split();
         let mut reader = tokio::io::BufReader::new(reader.take(REQUEST_BYTES_MAX));
-        // Whoever writes nothing wants the status.
+        // An empty request counts as `status`.
         let _late = tokio::time::timeout(REQUEST_TIMEOUT, reader.read_line(&mut line)).await;
     }
     let request = match line.trim() {
@@ -235,7 +235,7 @@ async fn handle_client(
     stream.shutdown().await
 }
 
-/// Tells how it goes until it has ended. Whoever hangs up wants it no more.
+/// Sends progress messages until the join has ended, or the client has disconnected.
 async fn send_updates(
     stream: &mut UnixStream,
     mut updates_rx: mpsc::Receiver<String>,
@@ -284,18 +284,18 @@ async fn submit_join(
     }
 }
 
-/// Asks the daemon that holds this state directory; `None` if there is none.
+/// Sends a request to the daemon of this state directory; `None` if none is running.
 ///
 /// # Errors
-/// What the system says about an existing socket.
+/// The system's error for an existing socket.
 pub fn query(socket: &Path, request: &Request) -> io::Result<Option<String>> {
     query_with_progress(socket, request, |_word| {})
 }
 
-/// As [`ask`]; `said` gets each word of how it goes.
+/// As [`query`]; calls `said` with each progress message.
 ///
 /// # Errors
-/// As [`ask`].
+/// As [`query`].
 pub fn query_with_progress(
     socket: &Path,
     request: &Request,
@@ -402,12 +402,12 @@ mod tests {
     async fn an_empty_request_gets_status_and_garbage_an_error() {
         let served = TestServer::start();
         let socket = served.dir.path().join("s");
-        for (says, gets) in [
+        for (request_text, gets) in [
             ("", "\"name\":\"n1\""),
             ("{\"verb\":\"dance\"}\n", "not a request"),
         ] {
             let mut stream = UnixStream::connect(&socket).await.expect("there");
-            stream.write_all(says.as_bytes()).await.expect("sent");
+            stream.write_all(request_text.as_bytes()).await.expect("sent");
             let mut text = String::new();
             stream.read_to_string(&mut text).await.expect("answered");
             assert!(text.contains(gets), "{text}");
@@ -422,21 +422,21 @@ mod tests {
             progress: true,
         };
         let socket = served.dir.path().join("s");
-        let asked = tokio::task::spawn_blocking(move || {
-            let mut said = Vec::new();
-            let line = query_with_progress(&socket, &request, |word| said.push(word.to_owned()));
-            (line, said)
+        let query = tokio::task::spawn_blocking(move || {
+            let mut progress = Vec::new();
+            let line = query_with_progress(&socket, &request, |update| progress.push(update.to_owned()));
+            (line, progress)
         });
         let join = served.joins.recv().await.expect("a request");
         assert_eq!(join.code, "C");
-        for word in ["looking", "found"] {
-            join.updates.try_send(word.to_owned()).expect("room");
+        for update in ["looking", "found"] {
+            join.updates.try_send(update.to_owned()).expect("room");
         }
         join.reply.send(Err("used up".to_owned())).expect("awaited");
-        let (line, said) = asked.await.expect("no panic");
+        let (line, progress) = query.await.expect("no panic");
         let line = line.expect("asked").expect("served");
         assert_eq!(line, "{\"error\":\"used up\"}\n");
-        assert_eq!(said, ["looking", "found"]);
+        assert_eq!(progress, ["looking", "found"]);
         served.joins.close();
         assert!(
             served

@@ -106,7 +106,7 @@ fn the_daemon_runs_answers_and_shuts_down_cleanly() {
     let (code, log) = daemon.end(Signal::TERM);
     assert_eq!(code, Some(0), "{log}");
     assert!(
-        log.contains("stopping: SIGTERM") && !log.contains("outlived"),
+        log.contains("Node shuts down") && !log.contains("outlived"),
         "{log}"
     );
     assert!(!dir.join("status.sock").exists());

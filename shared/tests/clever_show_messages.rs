@@ -1,5 +1,5 @@
-//! Messages of clever-show: the frames that the real program wrote (`vectors/clever_show_frames.json`) mean what they
-//! should, ours are such as it reads, and nothing that a peer sends is misread or panics.
+//! Messages of clever-show: the frames that the real program wrote (`vectors/clever_show_frames.json`) parse to the
+//! expected messages, our frames are readable for it, and no input of a peer is misread or panics.
 
 use bytes::{Bytes, BytesMut};
 use proptest::prelude::*;
@@ -67,7 +67,7 @@ fn arguments(args: Value, kwargs: Value) -> Arguments {
     serde_json::from_value(json!({ "args": args, "kwargs": kwargs })).expect("arguments")
 }
 
-/// What each vector means.
+/// The message that each vector stands for.
 fn expected_message(name: &str) -> Message {
     let (none, no) = (json!([]), json!({}));
     let push = |path: &str, content: &'static [u8]| Message::FilePush {
@@ -141,7 +141,7 @@ fn messages_encode_to_the_recorded_frames() {
         header.content_length = ours.header.content_length;
         assert_eq!(ours.header, header, "{name}");
         match name.as_str() {
-            // Not written by us.
+            // Never written by us.
             "request, args null (sent by a real peer after a reconnect)" => {
                 assert_eq!(ours.json_value().expect("JSON")["args"], json!([]));
             }
@@ -275,7 +275,7 @@ fn json_with_too_many_values_is_refused() {
         Message::from_frame(&frame)
     };
     for encoding in [ContentEncoding::Utf8, ContentEncoding::Utf16] {
-        // A megabyte of these would take a hundred.
+        // A megabyte of these would take a hundred megabytes as values.
         for (value, times) in [
             ("{\"\":0}", 10_000),
             ("[0]", 20_000),
@@ -285,7 +285,7 @@ fn json_with_too_many_values_is_refused() {
             let read = said(value, times, encoding.clone());
             assert_eq!(read, Err(BadMessage::TooManyValues), "{value}");
         }
-        // What is within a text is no value.
+        // Brackets within a text are no values.
         let text = format!("\"{}\\\"{}\"", "[{,".repeat(20_000), "[{,".repeat(20_000));
         for (value, times) in [("0.25", 30_000), ("{\"a\":1}", 2_900), (&text, 1)] {
             said(value, times, encoding.clone()).expect("not too many");

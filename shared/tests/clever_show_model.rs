@@ -1,5 +1,5 @@
-//! Property test of a server's side of one drone (`proto/foreign/clever_show/server.rs`): whatever happens in whatever order,
-//! every ticket ends once, nothing begins once nobody waits for it, and no timer rings for ever.
+//! Property test of the server's side of one drone (`proto/foreign/clever_show/server.rs`): for any sequence of
+//! events, every ticket ends once, a cancelled ticket is never sent, and the timer always advances.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -31,12 +31,12 @@ fn deadlines(now: Instant) -> Deadlines {
     }
 }
 
-/// Says whose it is.
+/// Arguments that hold the ticket's number.
 fn ticket_arguments(ticket: u64) -> Arguments {
     serde_json::from_value(json!({ "kwargs": { "ticket": ticket } })).expect("arguments")
 }
 
-/// Whose it is, by [`of`] or by its path; nobody's if it is a stop, or a question of the drone's own side.
+/// The ticket of a frame, from its arguments or its path; `None` for a stop, or for a request of the server's own.
 fn ticket_of(frame: &Frame) -> Option<u64> {
     let by_arguments = |arguments: &Arguments| {
         let path = arguments.kwargs.get("filepath").and_then(Value::as_str);
@@ -150,11 +150,11 @@ proptest! {
                 },
                 Step::Half => drop(next_frame(&mut drone, now, &cancelled)),
                 Step::Cancel(back) => {
-                    // One of the newest.
+                    // One of the newest tickets.
                     let which = ticket - ticket.min(back % 4);
                     drone.cancel(which);
                     cancelled.insert(which);
-                    // What was ended before is told still.
+                    // Events of tickets that ended before are still reported.
                     while let Some(event) = drone.poll_event() {
                         if let Event::Completed(ended, _) = event {
                             prop_assert!(open.remove(&ended).is_some());

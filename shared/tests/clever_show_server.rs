@@ -1,5 +1,5 @@
-//! A server's side of one drone (`proto/foreign/clever_show/server.rs`): every ticket ends once, nothing begins late, and a lost
-//! connection means what the configuration says.
+//! The server's side of one drone (`proto/foreign/clever_show/server.rs`): every ticket ends once, nothing starts
+//! late, and a lost connection has the configured effect.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -27,7 +27,7 @@ fn drone(resume_queue: bool, resend_requests: bool) -> Drone {
     Drone::new("clever-1".to_owned(), rules)
 }
 
-/// Everything that it wants written now, as messages.
+/// Everything that is to be written now, as messages.
 fn write_all(drone: &mut Drone, now: Instant) -> Vec<Message> {
     let mut all = Vec::new();
     while let Some(frame) = drone.next_frame(now) {
@@ -149,7 +149,7 @@ fn oversized_clover_dir_is_not_kept() {
     }
 }
 
-/// A drone that has answered everything it was asked at first.
+/// A drone that has answered all initial requests.
 fn ready_drone(resume_queue: bool, resend_requests: bool, now: Instant) -> Drone {
     let mut drone = drone(resume_queue, resend_requests);
     drone.on_connected(now);
@@ -186,7 +186,7 @@ fn written_frames_are_sent_and_responses_are_matched() {
             Event::Completed(2, Completion::Sent)
         ]
     );
-    // Another's number, another's name, a number that is none.
+    // A number of another request, a name of another request, an unknown number.
     for (id, name) in [(2, "telemetry"), (9, "time")] {
         drone.handle_frame(&response(id, name, json!(1)), now);
         assert!(matches!(events(&mut drone).as_slice(), [Event::Ignored(_)]));
@@ -238,7 +238,7 @@ fn options_decide_what_survives_a_disconnect() {
             expected.extend([2, 3, 4]);
         }
         assert_eq!(lost, expected, "resume {resume}, resend {resend}");
-        // While it is away.
+        // While the drone is disconnected.
         drone.send_action(5, "away", no_arguments(), now + SECOND, now);
         assert_eq!(events(&mut drone).len(), usize::from(!resume));
         drone.on_connected(now);
@@ -251,7 +251,7 @@ fn options_decide_what_survives_a_disconnect() {
             expected.extend(["half", "queued", "unasked", "away"]);
         }
         assert_eq!(names(&again), expected, "resume {resume}, resend {resend}");
-        // Lost again before it was asked again: that counts as asked.
+        // Disconnected before the request was sent again: that counts as sent again.
         if resend {
             drone.on_disconnected(now);
             drone.on_connected(now);
@@ -278,7 +278,7 @@ fn nothing_starts_late_and_requests_time_out() {
     drone.send_request(3, "asked", no_arguments(), deadlines(now), now);
     assert_eq!(events(&mut drone), [Event::Completed(2, Completion::Expired)]);
     assert_eq!(drone.poll_timeout(), Some(now + SECOND));
-    // Not even if the timer rings late.
+    // Not even if the timer fires late.
     drone.on_connected(now + 2 * SECOND);
     assert_eq!(names(&write_all(&mut drone, now + 2 * SECOND)), ["asked"]);
     assert_eq!(events(&mut drone), [Event::Completed(1, Completion::Expired)]);
@@ -301,7 +301,7 @@ fn arriving_file_extends_its_deadline() {
         ..Header::default()
     };
     drone.extend_file_deadline(&file, now + 25 * SECOND);
-    // Readings put nothing off, however often they come.
+    // Readings do not extend the deadline, however often they come.
     drone.extend_file_deadline(&Header::default(), now + 90 * SECOND);
     drone.handle_timeout(now + 24 * SECOND);
     assert!(events(&mut drone).is_empty());
@@ -354,7 +354,7 @@ fn silent_drone_is_probed_and_then_times_out() {
     let asked = write_all(&mut drone, now + PROBE_AFTER);
     assert_eq!(names(&asked), ["id"]);
     assert_eq!(drone.poll_timeout(), Some(now + IDLE));
-    // It answers: all begins anew.
+    // It answers: the timers start anew.
     let later = now + PROBE_AFTER + SECOND;
     drone.handle_frame(&response(2, "id", json!("clever-1")), later);
     assert_eq!(
@@ -404,11 +404,11 @@ fn stop_goes_first_drops_actions_and_is_resent() {
         events(&mut drone).as_slice(),
         [Event::Completed(5, Completion::Refused(_))]
     ));
-    // At each new connection, before all else.
+    // On each new connection, before everything else.
     drone.on_disconnected(now);
     drone.on_connected(now);
     assert_eq!(names(&write_all(&mut drone, now)), ["emergency_land", "time"]);
-    // One that is away learns it when it is back, even if nobody waits for that any more.
+    // A drone that is disconnected gets the stop when it returns, even if no ticket waits for it any more.
     drone.on_disconnected(now);
     drone.stop(6, "emergency_land", now + SECOND);
     drone.handle_timeout(now + SECOND);
@@ -445,7 +445,7 @@ fn action_half_written_at_a_stop_is_not_resent() {
         assert_eq!(names(&write_all(&mut drone, now)), ["emergency_land"]);
         assert_eq!(events(&mut drone), [Event::Completed(2, Completion::Sent)]);
     }
-    // Written whole after all: that is what is told.
+    // It was written completely after all, and is reported so.
     let now = clock::now();
     let mut drone = ready_drone(true, true, now);
     drone.send_action(1, "takeoff", no_arguments(), now + SECOND, now);
@@ -462,7 +462,7 @@ fn stop_is_sent_although_cancelled_or_expired() {
         let mut drone = ready_drone(true, true, now);
         drone.send_file(1, "/x", Bytes::new(), now + SECOND, now);
         assert!(drone.next_frame(now).is_some(), "a file is on its way");
-        // Two at once: it is told by one of them.
+        // Two tickets at once: one frame serves both.
         for ticket in [2, 3] {
             drone.stop(ticket, "emergency_land", now + SECOND);
         }
@@ -491,7 +491,7 @@ fn stop_is_sent_although_cancelled_or_expired() {
         assert_eq!(names(&write_all(&mut drone, now)), ["emergency_land"]);
         assert_eq!(events(&mut drone), [Event::Completed(1, Completion::Sent)]);
     }
-    // Not after its release, wherever it was.
+    // Not after its release, wherever it is queued.
     for half in [false, true] {
         let now = clock::now();
         let mut drone = ready_drone(true, true, now);
@@ -579,7 +579,7 @@ fn readings_that_take_much_memory_are_ignored() {
         let action = "telemetry".to_owned();
         Message::Action { action, arguments }.to_frame()
     };
-    // A hundred times as long in memory.
+    // A hundred times as long in memory as on the wire.
     let nested = Value::Array(vec![json!({ "": 0 }); 70]);
     for name in 0..READINGS_MAX {
         drone.handle_frame(&telemetry(json!({ (format!("r{name}")): nested })), now);
@@ -589,7 +589,7 @@ fn readings_that_take_much_memory_are_ignored() {
     let told = events(&mut drone);
     let passed_over = told.iter().filter(|event| matches!(event, Event::Ignored(_)));
     assert_eq!(passed_over.count(), READINGS_MAX - kept);
-    // What takes less in its place makes room for others.
+    // A smaller value in its place makes room for others.
     drone.handle_frame(
         &telemetry(json!({ "r0": 1, "memory": { "total": 4, "free": 1 } })),
         now,

@@ -1,4 +1,4 @@
-//! Frames that the real clever-show wrote (`vectors/clever_show_frames.json`) are read and written as it does.
+//! Frames that the real clever-show wrote (`vectors/clever_show_frames.json`) are decoded and encoded as it does.
 
 use bytes::{Bytes, BytesMut};
 use serde_json::Value;
@@ -52,7 +52,7 @@ fn vectors() -> Vec<Vector> {
     vectors
 }
 
-/// Feeds `pieces` one after the other and takes out every frame as soon as it is whole.
+/// Feeds `pieces` one after the other and takes out every frame as soon as it is complete.
 fn read_in_pieces<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Vec<Frame> {
     let mut reader = FrameReader::new(FrameLimits::CONTROL);
     let mut buffer = BytesMut::new();

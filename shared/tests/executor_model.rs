@@ -1,5 +1,5 @@
-//! The node's desk under everything at once: arrivals, copies, questions, crashes at any point, writes that fail,
-//! stops and time, in random order. What may never happen is checked at each step.
+//! The node's executor under random sequences of commands, duplicates, status queries, crashes, failed writes, stops
+//! and time. The invariants are checked at each step.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -21,19 +21,19 @@ const COMMANDS: u64 = 24;
 
 #[derive(Clone, Copy, Debug)]
 enum Step {
-    /// A copy of a command arrives; late ones are questions.
+    /// A copy of a command arrives; after its deadline it is a status query.
     Send(u64),
     /// A command with the number of another one arrives.
     SendOther(u64),
-    /// The n-th of those that run ends.
+    /// The n-th of the running commands ends.
     Finish(usize),
-    /// The disk answers the oldest write.
+    /// The oldest write completes.
     Write,
-    /// The disk fails it; whether it is there all the same after a crash, nobody knows.
+    /// The oldest write fails; it may be on the disk all the same.
     Fail {
         there: bool,
     },
-    /// The process dies; so many of the writes under way are durable.
+    /// The process is killed; this many of the writes in progress are durable.
     Crash {
         durable: usize,
     },
@@ -73,9 +73,9 @@ struct Model {
     start: Instant,
     running: Vec<CommandId>,
     stopped: bool,
-    /// How often each has run.
+    /// How often each command has run.
     runs: BTreeMap<CommandId, u32>,
-    /// What each was answered; with `failing`, since the last crash.
+    /// The reply of each command; with `failing`, since the last crash.
     answers: BTreeMap<CommandId, Outcome>,
     failing: bool,
     /// Files that have ended; they are numbered from 1.
@@ -209,7 +209,7 @@ impl Model {
         assert!(!taken || self.executor.contains(id(seq)));
     }
 
-    /// Only where the first is known: else the impostor would be the first.
+    /// Only where the first command is known: otherwise the second would count as the first.
     fn send_other(&mut self, seq: u64) {
         let id = id(seq);
         if !self.executor.contains(id) {
@@ -315,7 +315,7 @@ impl Model {
         self.running.push(id);
     }
 
-    /// The disk is well, everything ends, and everybody asks.
+    /// The disk works, every action ends, and every issuer asks for its outcome.
     fn finish(&mut self) {
         for _ in 0..2 {
             for seq in 0..COMMANDS {
@@ -332,7 +332,7 @@ impl Model {
             assert!(!self.executor.contains(id(seq)));
             assert!(self.answers.contains_key(&id(seq)), "{seq} has no answer");
         }
-        // And what has been said holds after one more crash.
+        // The replies are the same after one more crash.
         let answers = self.answers.clone();
         self.apply(Step::Pass(20_000));
         while !self.pending_writes.is_empty() {
@@ -358,7 +358,7 @@ proptest! {
         world.finish();
     }
 
-    /// Where writes fail, memory answers; a crash may cost what was in it, but never makes anything run twice.
+    /// Where writes fail, memory provides the reply; a crash may lose it, but never makes a command run twice.
     #[test]
     fn commands_run_at_most_once_even_if_writes_fail(steps in prop::collection::vec(step(true), 1..300)) {
         let mut world = Model::new(true);

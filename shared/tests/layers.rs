@@ -1,10 +1,10 @@
 //! Guards the direction of dependencies: `node`, `ground-station` → `shared::net` → `shared::proto`.
 //!
-//! If this fails, move the code to the half where it belongs; the list of words is not what is wrong.
+//! If this fails, move the code to the layer where it belongs; do not change the list of words.
 
 use std::path::{Path, PathBuf};
 
-/// What the deciding half must not touch, and who does it instead.
+/// What `proto` must not use, and which layer provides it.
 const BANNED_IN_PROTO: &[(&str, &str)] = &[
     ("tokio::", "net has the tasks and the sockets"),
     ("crate::net", "net builds on proto, never the other way round"),
@@ -12,13 +12,13 @@ const BANNED_IN_PROTO: &[(&str, &str)] = &[
     ("std::net::Udp", "net has the sockets"),
     ("std::os::unix::net", "net has the sockets"),
     ("socket2", "net has the sockets"),
-    ("rustix", "net talks to the kernel"),
+    ("rustix", "net makes the system calls"),
     ("mdns_sd", "net has mDNS"),
     ("if_addrs", "net has the interfaces"),
     ("rustls", "net has TLS"),
     ("std::fs", "net has the files"),
     ("std::env", "configuration comes in as arguments"),
-    ("std::process", "programs are the node's business"),
+    ("std::process", "the node runs programs"),
     ("std::thread", "nothing in proto waits"),
     ("Instant::now", "time comes in as an argument"),
     ("SystemTime", "time comes in as an argument"),
@@ -54,7 +54,7 @@ fn source_files(below: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// The numbered lines of code, without comments and without tests, which may do what they like.
+/// The numbered lines of code, without comments and tests: tests may use anything.
 fn code_lines(path: &Path) -> Vec<(usize, String)> {
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
     if stem == "tests" || stem.ends_with("_tests") {
@@ -103,7 +103,7 @@ fn clocks_are_read_in_one_file() {
     assert!(faults.is_empty(), "\n{}\n", faults.join("\n"));
 }
 
-/// The dependencies that a package names, of whatever sort.
+/// The dependencies that a package names, of any kind.
 fn dependencies(package: &str) -> Vec<String> {
     let text =
         std::fs::read_to_string(workspace_root().join(package).join("Cargo.toml")).expect("a manifest");

@@ -1,4 +1,4 @@
-//! The outbox against a plain model of it, and the buffer of bytes on their way to a socket.
+//! The outbox against a simple model of it, and the buffer in front of a socket.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -28,11 +28,11 @@ enum Op {
         padding: usize,
     },
     Next,
-    /// Acknowledges this share of what is on the way, of 255.
+    /// Acknowledges this share of the unacknowledged frames, of 255.
     Acknowledge(u8),
     Rewind,
     Reset,
-    /// To so many ms after the last.
+    /// Expires at this many ms after the last time.
     Expire(u64),
 }
 
@@ -59,7 +59,7 @@ fn parcel(padding: usize) -> EncodedFrame {
     EncodedFrame::new(&Frame::binary(Kind::Roster, vec![0; padding].into())).expect("a short header")
 }
 
-/// Slow and plain: each place is a list of items, in order.
+/// Slow and simple: each place is a list of items, in order.
 #[derive(Default)]
 struct Model {
     emergency: VecDeque<OutboxItem>,
@@ -163,7 +163,7 @@ proptest! {
                     model.acknowledged += read as u64;
                     prop_assert!(!outbox.on_acknowledged(outbox.sent() + 1, at(now)));
                     prop_assert!(outbox.on_acknowledged(model.acknowledged, at(now)));
-                    // An older one changes nothing.
+                    // An older acknowledgement changes nothing.
                     prop_assert!(outbox.on_acknowledged(model.acknowledged.saturating_sub(1), at(now)));
                 }
                 Op::Rewind => {

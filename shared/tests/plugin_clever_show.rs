@@ -11,7 +11,7 @@ use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::outcome::Reply;
 use swarm_shared::proto::wire::{Frame, FrameReader};
 
-/// A frame that the real module wrote: as it was read, and its bytes' header and content as JSON.
+/// A frame that the real module wrote: as parsed, and its header and content as JSON.
 struct RecordedFrame {
     frame: Frame,
     header: Map<String, Value>,
@@ -33,7 +33,7 @@ fn recorded(name: &str) -> RecordedFrame {
     }
 }
 
-/// What the module finds in a frame of ours.
+/// The header and content of a frame of ours, as the module parses them.
 fn header_and_content(frame: &Frame) -> (Map<String, Value>, Value) {
     let mut bytes = BytesMut::new();
     frame.encode(&mut bytes).expect("fits");
@@ -64,7 +64,7 @@ fn copter(now: Instant) -> PluginProtocol {
     conversation
 }
 
-/// The one frame that calls an action.
+/// The only frame, which calls an action.
 fn call(conversation: &mut PluginProtocol, number: u64, name: &str, kwargs: &Value, now: Instant) -> Frame {
     let arguments = Arguments {
         args: Vec::new(),
@@ -92,7 +92,7 @@ fn real_module_can_read_the_register_response() {
     };
     let (header, content) = header_and_content(frame);
     let real = recorded("response, json value");
-    // It takes these three from each response, and fails without one.
+    // The module takes these three keys from each response, and fails without one.
     assert!(
         real.header.keys().all(|key| header.contains_key(key)),
         "{header:?}"

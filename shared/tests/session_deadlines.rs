@@ -1,9 +1,8 @@
-//! Two sessions on two clocks that show different times and do not run alike. Bytes lie anywhere for any time; a process may be
-//! stopped anywhere, also between reading its clock and using it; links break and processes restart.
+//! Two sessions on two clocks with different times and rates. Bytes may be delayed anywhere; a process may be
+//! suspended anywhere, also between reading its clock and using it; links break and processes restart.
 //!
-//! What must hold: what a receiver takes for a message's deadline is never later than what its sender meant. And it is
-//! not earlier by more than the receiver's clock reading had been on its way, and what is given away for clocks that
-//! do not run alike.
+//! Invariants: the deadline that a receiver computes is never later than the sender's. It is earlier by at most the
+//! transit time of the receiver's stamp, and the allowance for different clock rates.
 
 use std::collections::BTreeMap;
 use std::io::IoSlice;
@@ -31,12 +30,12 @@ enum Op {
         ttl_us: u64,
         lane: Lane,
     },
-    /// Reads its clock, is stopped for a while, and writes.
+    /// Reads its clock, is suspended for a while, and writes.
     Write {
         side: Side,
         stopped_us: u64,
     },
-    /// Takes bytes of the other's, reads its clock, is stopped for a while, and handles them.
+    /// Takes bytes of the other side, reads its clock, is suspended for a while, and handles them.
     Read {
         side: Side,
         bytes: usize,
@@ -70,20 +69,20 @@ struct Peer {
     run: u64,
     /// Its clock at the true time 0.
     clock: Instant,
-    /// How much faster than true its clock runs, in parts per million.
+    /// How much faster than true time its clock runs, in parts per million.
     fast_ppm: u64,
-    /// Written, and not yet with the other.
+    /// Written, and not yet received by the other side.
     wire: BytesMut,
     reader: FrameReader,
     inbox: BytesMut,
 }
 
 struct Model {
-    /// True time.
+    /// True time since the start.
     now: Duration,
     peers: [Peer; 2],
     linked: bool,
-    /// Deadlines in true time by the number of their message.
+    /// Deadlines in true time, by the number of their message.
     deadlines: BTreeMap<u64, Duration>,
     runs: u64,
     delivered: usize,
@@ -94,7 +93,7 @@ fn session(run: u64, now: Instant) -> Session<()> {
 }
 
 impl Model {
-    /// Peers whose clocks are so many milliseconds apart and run so much too fast.
+    /// Peers whose clocks differ by this many milliseconds and run too fast by these rates.
     fn new(apart_ms: u64, fast_ppm: [u64; 2]) -> Self {
         let base = clock::now();
         let peer = |run, clock, fast_ppm| Peer {
@@ -284,7 +283,7 @@ proptest! {
         }
         let (taken, meant) = (taken.expect("delivered"), peer.clock_at(meant));
         prop_assert!(taken <= meant);
-        // What the clocks differ by and what is given away for it, in four seconds, and twice a rounding.
+        // The difference of the rates and the allowance for it, in four seconds, and two roundings.
         let given = Duration::from_micros(way_us) + Duration::from_millis(4 * 2 + 2);
         prop_assert!(taken + given >= meant, "{:?} early", meant - taken);
     }

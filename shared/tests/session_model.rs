@@ -1,9 +1,9 @@
-//! Two sessions on a model link, under arbitrary sequences of sending, moving bytes, losing the link with what is in
-//! flight, reconnecting, restarting a process, and time.
+//! Two sessions on a model link, under random sequences of sending, moving bytes, losing the link with the bytes in
+//! transit, reconnecting, restarting a process, and time.
 //!
-//! What must hold, whatever happens: no message comes twice; within a lane the order stays; a message that was
-//! taken comes, unless it expired or had been sent to a process that has restarted since; every request ends exactly
-//! once; what waits is bounded; and once the link is well, both sides come to rest.
+//! Invariants: no message arrives twice; within a lane the order stays; an accepted message arrives, unless it
+//! expired or was sent to a process that has restarted since; every request ends exactly once; queues are bounded;
+//! and once the link works, both sides become idle.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::IoSlice;
@@ -36,7 +36,7 @@ enum Op {
     Send {
         side: Side,
         lane: Lane,
-        /// Time-out of a request, in ms; `None` for a message that wants no reply.
+        /// Time-out of a request, in ms; `None` for a message that expects no reply.
         request: Option<u64>,
         /// In ms.
         ttl: Option<u64>,
@@ -46,20 +46,20 @@ enum Op {
         side: Side,
         room: usize,
     },
-    /// Moves bytes of what `side` has written to the other.
+    /// Moves bytes that `side` has written to the other.
     Move {
         side: Side,
         bytes: usize,
     },
-    /// The link is lost with all that it holds; not every side notices before the next one.
+    /// The link is lost with all bytes in it; a side may notice only at the next link.
     Drop {
         noticed: [bool; 2],
     },
-    /// A new link takes the place of the old one. It is `first` who is ready first.
+    /// A new link replaces the old one. `first` is ready first.
     Dial {
         first: Side,
     },
-    /// The side that was not ready first is ready too.
+    /// The other side is ready too.
     Ready,
     Restart {
         side: Side,
@@ -95,16 +95,17 @@ fn any_op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// What the model knows of a message.
+/// The model's record of a message.
 #[derive(Debug)]
 struct Sent {
     from: Side,
     lane: Lane,
-    /// The run of the sender that took it.
+    /// Instance of the sender that accepted it.
     run: u64,
     deadline: Option<Instant>,
     request: bool,
-    /// The receiver's run that may have read it: set when it is written, taken back when that run says that it has not.
+    /// Instance of the receiver that may have read it: set when it is written, cleared when that instance says that
+    /// it has not.
     transmitted: Option<u64>,
     /// Whether it has ever been written.
     left_the_queue: bool,
@@ -118,7 +119,7 @@ struct Peer {
     attached: bool,
     /// Written and not yet moved.
     wire: BytesMut,
-    /// Sees everything that this side writes.
+    /// Parses everything that this side writes.
     tap: FrameReader,
     tapped: BytesMut,
     reader: FrameReader,
@@ -214,7 +215,7 @@ impl Model {
             Op::Dial { first } => {
                 self.linked = true;
                 for peer in &mut self.peers {
-                    // A side that is not ready yet reads nothing from the new link, and may still believe in the old.
+                    // A side that is not ready yet reads nothing from the new link, and may still use the old one.
                     peer.attached = false;
                     peer.lose_buffers();
                 }
@@ -232,7 +233,7 @@ impl Model {
                 let run = self.next_run;
                 self.next_run += 1;
                 self.peers[side] = Peer::new(run, self.now);
-                // What was delivered to the old run was delivered before; numbers go on.
+                // Messages delivered to the old instance were delivered before; numbers continue.
                 let far = &mut self.peers[1 - side];
                 far.attached = false;
                 far.session.detach();
@@ -257,7 +258,7 @@ impl Model {
             Kind::Roster
         };
         let deadline = ttl.map(|ms| self.now + Duration::from_millis(ms));
-        // A telemetry value is replaced without a word, so nobody asks for an answer to one.
+        // A telemetry value is replaced silently, so that a request on that lane would get no end.
         let request = request.filter(|_| lane != Lane::Telemetry);
         let outgoing = Outgoing {
             frame: parcel(kind, Some(id), id, lane, padding),
@@ -364,7 +365,7 @@ impl Model {
         self.check_bounds(side);
     }
 
-    /// Moves up to `bytes` from `side` to the other, which takes every whole frame.
+    /// Moves up to `bytes` from `side` to the other, which handles every complete frame.
     fn move_bytes(&mut self, side: Side, bytes: usize) {
         let [left, right] = &mut self.peers;
         let (from, to) = if side == 0 { (left, right) } else { (right, left) };
@@ -494,7 +495,7 @@ impl Model {
         );
     }
 
-    /// The link is made well and stays well until nothing more can happen.
+    /// From here on the link works, until both sides are idle.
     fn reconnect_and_drain(&mut self) {
         self.apply(&Op::Dial { first: 0 });
         self.apply(&Op::Ready);

@@ -1,4 +1,4 @@
-//! The window of files on a model link: a queue in front of a narrow place, and a way that takes its time.
+//! The window of files on a model link: a queue in front of a bottleneck, and a propagation delay.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -19,21 +19,21 @@ struct Sent {
     alone: bool,
 }
 
-/// A sender that always has something to send, and the link.
+/// A sender that always has data, and the link.
 struct Model {
     window: Window,
     start: Instant,
     now: Duration,
     /// Bytes a second.
     rate: u64,
-    /// There and back, without the queue.
+    /// Round-trip time without the queue.
     round_trip: Duration,
-    /// When the narrow place is free again.
+    /// When the bottleneck is free again.
     free_at: Duration,
     sent: VecDeque<Sent>,
     in_flight: usize,
     carried: usize,
-    /// The longest time that a frame of somebody else's would have waited.
+    /// The longest time that another frame would have waited.
     longest_queue: Duration,
 }
 
@@ -53,7 +53,7 @@ impl Model {
         }
     }
 
-    /// Sends for so long; returns how much of the link was used, in percent.
+    /// Sends for this time; returns how much of the link was used, in percent.
     fn run(&mut self, time: Duration) -> usize {
         let end = self.now + time;
         (self.carried, self.longest_queue) = (0, Duration::ZERO);
@@ -104,7 +104,7 @@ fn slow_link_is_saturated_with_a_short_queue() {
             let case = format!("{mbit} Mbit/s, {way_ms} ms");
             let ramp = model.run(Duration::from_secs(2));
             let queue = model.longest_queue;
-            // A frame that goes out waits for its own length too.
+            // A frame also waits for its own transmission.
             let frame = Duration::from_nanos(SENT_CHUNK_BYTES_MIN as u64 * 1_000_000_000 / (mbit * MBIT));
             assert!(queue <= QUEUE_DELAY_TARGET * 4, "{case}: {queue:?} to begin with");
             assert!(ramp >= 80, "{case}: {ramp} % to begin with");
@@ -136,7 +136,7 @@ fn window_follows_changes_of_rate_and_delay() {
         "{:?}",
         model.longest_queue
     );
-    // Farther away: until the next look at the empty link that is taken for queue.
+    // A longer distance: until the next measurement of the empty link it counts as queueing.
     model.round_trip = Duration::from_millis(60);
     model.run(Duration::from_secs(15));
     assert!(model.run(Duration::from_secs(30)) >= 75);

@@ -1,5 +1,5 @@
-//! Frames: each fault has its own error, nothing is allocated before its length is checked, and no bytes at all
-//! make the reader panic.
+//! Frames: each fault has its own error, nothing is allocated before its length is checked, and no input makes the
+//! reader panic.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use proptest::prelude::*;
@@ -44,7 +44,7 @@ fn oversized_header_is_refused_by_its_length_field() {
         Err(WireError::HeaderTooLong { bytes: 101, max: 100 })
     );
     assert_eq!(bytes.capacity(), capacity);
-    // The fault stays: the stream cannot go on.
+    // The fault is permanent: the stream cannot continue.
     assert!(reader.next_frame(&mut bytes).is_err());
 
     let mut bytes = BytesMut::from(&u16::MAX.to_be_bytes()[..]);
@@ -141,7 +141,7 @@ fn depth_33_is_refused_and_depth_32_is_read() {
     assert!(read(&nested(31)).is_ok());
     assert_eq!(read(&nested(32)), Err(WireError::HeaderTooDeep));
     assert_eq!(read(&"[".repeat(33)), Err(WireError::HeaderTooDeep));
-    // Brackets in text are text.
+    // Brackets in text do not count.
     assert!(read(&with(&format!("\"x\":\"\\\"{}\"", "[".repeat(40)))).is_ok());
 }
 

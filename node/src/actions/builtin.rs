@@ -1,4 +1,4 @@
-//! The built-in actions that are small.
+//! The smaller built-in actions: `id`, `time`, `log`, `execute`, `service_restart`, `reboot`, `notify`.
 
 use serde_json::{Value, json};
 use swarm_shared::net::clock;
@@ -13,13 +13,13 @@ use crate::config::{TEXT_BYTES_MAX, parse_duration};
 use crate::logging::LOG_LINES_BURST;
 use crate::telemetry::Sample;
 
-/// How many lines `log` gives if it is not told.
+/// Lines that `log` returns by default.
 const LOG_LINES_DEFAULT: u64 = 50;
-/// How much `log` gives at most, in bytes; the oldest lines are left out first.
+/// Longest output of `log`, in bytes; the oldest lines are omitted first.
 const LOG_BYTES_MAX: usize = 256 * 1024;
-/// How long `systemctl` may take.
+/// Time-out of `systemctl`.
 const SYSTEMCTL_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(90);
-/// `new_id=` that stands for the host's name.
+/// Value of `new_id=` that stands for the host's name.
 const HOSTNAME: &str = "/hostname";
 
 pub(super) fn ping(arguments: &Arguments) -> Result<Reply, String> {
@@ -32,7 +32,7 @@ pub(super) fn time(arguments: &Arguments) -> Result<Reply, String> {
     Ok(Reply::done(json!({ "unix_ms": clock::unix_time_ms() })))
 }
 
-/// The host's name as a node's.
+/// The host's name, converted to a node name.
 pub(crate) fn host_name() -> NodeName {
     NodeName::from_host(&rustix::system::uname().nodename().to_string_lossy())
 }
@@ -52,14 +52,14 @@ impl Inner {
                 Ok(Ok(())) => self
                     .setup
                     .name_fixed_by
-                    .map(|by| format!("until the next start: then {by} names the node again")),
+                    .map(|by| format!("until the next start: then {by} sets the name again")),
                 Ok(Err(error)) => Some(format!(
-                    "until the next start, for it cannot be remembered: {error}"
+                    "until the next start, because it cannot be stored: {error}"
                 )),
                 Err(error) => Some(format!("until the next start: {error}")),
             };
             let old = self.setup.name.send_replace(name.clone());
-            tracing::info!(%old, new = %name, "renamed");
+            tracing::info!(%old, new = %name, "Node renamed");
         }
         let mut value = json!({
             "name": self.setup.name.borrow().clone(),
@@ -88,19 +88,20 @@ impl Inner {
     pub(super) async fn execute(&self, command: &Command) -> Result<Reply, String> {
         let allowed = self.setup.config.execute;
         if command.role != Role::Admin {
-            return Err(format!("execute takes an admin; you are {}", command.role));
+            return Err(format!("execute needs the role admin; yours is {}", command.role));
         }
         if !allowed.allowed {
             return Err(
-                "execute is off on this node: its own configuration has to say [execute] allowed = true"
-                    .into(),
+                "execute is off on this node: its configuration must set [execute] allowed = true".into(),
             );
         }
         let params = Params::parse(&command.arguments, &["program", "args", "timeout"])?;
         let mut argv = vec![params.required_text("program")?.into_owned()];
         argv.extend(params.text_list("args")?);
         if argv[0].is_empty() || argv.iter().any(|part| part.contains('\0')) {
-            return Err("program and args must be texts without NUL, and program not empty".to_owned());
+            return Err(
+                "program and args must be texts without NUL bytes, and program must not be empty".to_owned(),
+            );
         }
         let timeout = match params.optional_text("timeout")? {
             None => allowed.timeout,
@@ -135,10 +136,10 @@ impl Inner {
         let reboot = &self.setup.config.reboot;
         if !reboot.allowed {
             return Err(
-                "reboot is off on this node: its own configuration has to say [reboot] allowed = true".into(),
+                "reboot is off on this node: its configuration must set [reboot] allowed = true".into(),
             );
         }
-        tracing::warn!(peer = command.id.issuer.short(), "rebooting");
+        tracing::warn!(peer = command.id.issuer.short(), "Node reboots");
         Ok(self
             .run_program(command, reboot.command.as_slice(), SYSTEMCTL_TIMEOUT)
             .await)
@@ -152,7 +153,7 @@ impl Inner {
                 "the text must not be empty and have at most {TEXT_BYTES_MAX} bytes and no NUL"
             ));
         }
-        tracing::info!(peer = command.id.issuer.short(), text = ?text, "notice");
+        tracing::info!(peer = command.id.issuer.short(), text = ?text, "Notification for the user");
         let notify = &self.setup.config.notify;
         let Some(program) = &notify.command else {
             return Ok(Reply::done(

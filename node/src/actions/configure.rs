@@ -1,9 +1,9 @@
-//! `config`: reading and changing the configuration file from afar.
+//! The action `config`: reads and changes the configuration file remotely.
 //!
-//! Without `mode` it is read, whole or one `section`, as it is in the file. `mode=modify` changes the keys given, in
-//! `values` or as arguments of their own (`telemetry.interval=10s`), below `section` if there is one;
-//! `mode=rewrite` replaces the file by `text`. `[private]` is neither shown nor changed, and what is wrong is not
-//! written. A change takes effect when the daemon restarts.
+//! Without `mode` it returns the file, whole or one `section`, as text. `mode=modify` changes the given keys, in
+//! `values` or as arguments of their own (`telemetry.interval=10s`), below `section` if that is given; `mode=rewrite`
+//! replaces the file by `text`. `[private]` is neither returned nor changed, and an invalid configuration is not
+//! written. A change takes effect at the next start of the daemon.
 
 use serde_json::{Map, Value, json};
 use swarm_shared::proto::message::Arguments;
@@ -14,7 +14,7 @@ use super::params::Params;
 use super::{Command, Inner};
 use crate::config::{self, EditError};
 
-/// Arguments that are not keys.
+/// Arguments that are not configuration keys.
 const CONTROL_ARGUMENTS: [&str; 3] = ["mode", "section", "values"];
 
 impl Inner {
@@ -28,7 +28,7 @@ impl Inner {
         };
         if command.role != Role::Admin {
             return Err(format!(
-                "changing the configuration takes an admin, for it says what may be run; you are {}",
+                "changing the configuration needs the role admin, because it decides what may run; yours is {}",
                 command.role
             ));
         }
@@ -93,11 +93,11 @@ impl Inner {
         match changed {
             Ok(changed) => {
                 let path = self.setup.config_path.display().to_string();
-                tracing::info!(path, changed, "the configuration file was changed from afar");
+                tracing::info!(path, changed, "Configuration file changed by a command");
                 let effect = if changed {
                     "when the daemon restarts"
                 } else {
-                    "nothing was to be changed"
+                    "nothing has changed"
                 };
                 Ok(Reply::done(
                     json!({ "path": path, "changed": changed, "takes_effect": effect }),
@@ -109,7 +109,7 @@ impl Inner {
     }
 }
 
-/// A file that is not there is empty.
+/// Reads the file; a missing file is empty.
 fn read_or_empty(path: &std::path::Path) -> Result<String, EditError> {
     match std::fs::read_to_string(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),

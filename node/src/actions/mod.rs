@@ -1,8 +1,8 @@
-//! What a command can ask of this node: the built-in actions, the owner's, and those of plug-ins, in this order.
+//! The actions of this node: the built-in ones, those of the configuration, and those of plug-ins, in this order.
 //!
-//! The gate has judged whether the issuer's role may ask for that class of action at all. Stricter rules are here,
-//! beside what they guard: `execute`, and writing the configuration, which could allow anything else, take an admin.
-//! Every command ends in exactly one [`Reply`]. A command that is late does not begin.
+//! The gate has checked that the issuer's role may ask for that class of action. Stricter rules are here, beside the
+//! actions that they protect: `execute`, and changes of the configuration, which could permit anything else, need the
+//! role admin. Every command ends in exactly one [`Reply`]. A command does not start after its deadline.
 
 mod builtin;
 mod configure;
@@ -38,47 +38,47 @@ pub(crate) use builtin::host_name;
 pub use properties::CATALOG_ACTIONS_MAX;
 pub(crate) use properties::LANDING_ACTIONS;
 
-/// One instruction for this node.
+/// A command to be run by this node.
 #[derive(Clone, Debug)]
 pub struct Command {
-    /// Which one it is, and who issued it.
+    /// Its identity, which names its issuer.
     pub id: CommandId,
-    /// What its issuer is in the fleet.
+    /// The issuer's role in the fleet.
     pub role: Role,
-    /// What to do.
+    /// Name of the action.
     pub action: String,
-    /// With what.
+    /// Arguments of the action.
     pub arguments: Arguments,
-    /// When it must not begin any more.
+    /// Time from which it must not start.
     pub deadline: Option<Instant>,
-    /// Cancelled to end it early, and when the daemon shuts down.
+    /// Cancelled to kill it, and at the shutdown of the daemon.
     pub cancel: CancellationToken,
 }
 
-/// What the actions work with.
+/// Everything that the actions use.
 #[derive(Debug)]
 pub struct Setup {
-    /// This node.
+    /// This node's id.
     pub id: PeerId,
-    /// As it is in force.
+    /// The configuration in force.
     pub config: Config,
-    /// Where it came from, and where changes go.
+    /// The configuration file, which `config` reads and changes.
     pub config_path: PathBuf,
-    /// What is remembered.
+    /// The state directory.
     pub state: Arc<StateDir>,
-    /// The roots for files.
+    /// The roots below which files are read and written.
     pub roots: Roots,
-    /// The readings.
+    /// The source of telemetry samples.
     pub telemetry: Telemetry,
-    /// The plug-ins.
+    /// The connected plug-ins.
     pub plugins: Plugins,
     /// The newest lines of the log.
     pub log: LogRing,
-    /// What is shown on this device: the stop in force, the last lost link.
+    /// The facts of the status socket: the stop in force, the last lost link.
     pub status: Status,
-    /// The name in use; whoever announces it subscribes.
+    /// The name in use; the announcements subscribe to it.
     pub name: watch::Sender<NodeName>,
-    /// Where a name comes from that a rename does not outlive: `--name` or `SWARM_NODE_NAME`.
+    /// What overrides a rename at the next start: `--name` or `SWARM_NODE_NAME`.
     pub name_fixed_by: Option<&'static str>,
 }
 
@@ -96,7 +96,7 @@ struct Inner {
 }
 
 impl Actions {
-    /// All actions, ready.
+    /// The actions for this setup.
     pub fn new(setup: Setup) -> Self {
         Self {
             inner: Arc::new(Inner {
@@ -106,31 +106,31 @@ impl Actions {
         }
     }
 
-    /// Carries a command out. Dropping the future kills what it runs.
+    /// Runs a command. Dropping the future kills the program that it runs.
     pub async fn run(&self, command: Command) -> Reply {
         let (action, id, peer) = (command.action.as_str(), command.id, command.id.issuer.short());
-        // What came through a door is told there, no more often than a log can bear.
+        // A command of a gateway is logged there, at a limited rate.
         let through_a_gateway = command.id.issuer == self.inner.setup.id;
         if through_a_gateway {
-            tracing::debug!(action, %id, role = %command.role, "command through a door");
+            tracing::debug!(action, %id, role = %command.role, "Command of a gateway started");
         } else {
-            tracing::info!(action, %id, peer, role = %command.role, "command");
+            tracing::info!(action, %id, peer, role = %command.role, "Command started");
         }
         let reply = self.inner.dispatch(&command).await;
         if let Some(error) = reply.error.as_ref().filter(|_| !through_a_gateway) {
-            tracing::info!(action, %id, peer, state = %reply.state, error, "command ended");
+            tracing::info!(action, %id, peer, state = %reply.state, error, "Command ended");
         }
         reply
     }
 }
 
 impl Actions {
-    /// Whether the owner's configuration defines an action of this name.
+    /// Whether the configuration defines an action of this name.
     pub(crate) fn is_configured(&self, name: &str) -> bool {
         self.inner.setup.config.actions.contains_key(name)
     }
 
-    /// A fresh reading of everything, without a command.
+    /// A fresh telemetry sample, without a command.
     pub(crate) async fn telemetry_sample(&self) -> crate::telemetry::Sample {
         self.inner.telemetry_sample().await
     }
@@ -185,7 +185,7 @@ impl Inner {
         Ok(self.run_program(command, &argv, action.timeout).await)
     }
 
-    /// Runs a program for a command.
+    /// Runs a program for a command, and maps its end to a reply.
     async fn run_program(&self, command: &Command, argv: &[String], timeout: Duration) -> Reply {
         let ran = match process::run(argv, Stderr::Merged, timeout, &command.cancel).await {
             Ok(ran) => ran,
@@ -196,7 +196,7 @@ impl Inner {
             (EndReason::Exited, exit) if exit > 128 => Some(format!("ended by signal {}", exit - 128)),
             (EndReason::Exited, exit) => Some(format!("exit status {exit}")),
             (EndReason::TimedOut, _) => Some(format!("ran longer than {timeout:?} and was killed")),
-            (EndReason::Cancelled, _) => Some("it was killed before its end".to_owned()),
+            (EndReason::Cancelled, _) => Some("it was killed before it ended".to_owned()),
         };
         Reply {
             state: if error.is_none() {
@@ -212,16 +212,16 @@ impl Inner {
     }
 }
 
-/// Has a plug-in do it, until it is to end: nobody can kill what runs in another program.
+/// Runs an action of a plug-in. A plug-in cannot be killed: an early end only tells it to stop.
 async fn run_plugin_action(action: PluginAction, command: &Command) -> Reply {
-    let told = format!(
+    let ended = format!(
         "ended early; the plug-in {} was told, and may go on all the same",
         action.plugin
     );
     tokio::select! {
         biased;
         reply = action.call(command.arguments.clone(), command.deadline) => reply,
-        () = command.cancel.cancelled() => Reply::failed(told),
+        () = command.cancel.cancelled() => Reply::failed(ended),
     }
 }
 

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use serde_json::Value;
 use swarm_shared::proto::message::Arguments;
 
-/// Arguments by name; those by position have the names in order.
+/// Named arguments; positional ones take the given names, in order.
 #[derive(Debug)]
 pub(crate) struct Params<'a> {
     arguments: &'a Arguments,
@@ -13,7 +13,7 @@ pub(crate) struct Params<'a> {
 }
 
 impl<'a> Params<'a> {
-    /// Refuses what is unknown, too much or given twice.
+    /// Parses the arguments; refuses unknown, repeated and surplus ones.
     pub(crate) fn parse(arguments: &'a Arguments, names: &'a [&'a str]) -> Result<Self, String> {
         let takes = || match names {
             [] => "it takes none".to_owned(),
@@ -34,7 +34,7 @@ impl<'a> Params<'a> {
         }
     }
 
-    /// The argument of this name; `null` counts as none.
+    /// The argument of this name; `null` counts as absent.
     pub(crate) fn get(&self, name: &str) -> Option<&'a Value> {
         let by_position = || {
             let at = self.names.iter().position(|known| *known == name)?;
@@ -47,7 +47,7 @@ impl<'a> Params<'a> {
             .filter(|value| !value.is_null())
     }
 
-    /// A text; a command line's number or boolean is its own text.
+    /// A text. A number or boolean from a command line counts as its text.
     pub(crate) fn optional_text(&self, name: &str) -> Result<Option<Cow<'a, str>>, String> {
         self.get(name)
             .map(|value| match value {
@@ -60,13 +60,13 @@ impl<'a> Params<'a> {
             .transpose()
     }
 
-    /// A text that has to be there.
+    /// A text that is required.
     pub(crate) fn required_text(&self, name: &str) -> Result<Cow<'a, str>, String> {
         self.optional_text(name)?
             .ok_or_else(|| format!("argument {name} is missing: it must be a text"))
     }
 
-    /// A whole number from 0.
+    /// A whole number, at least 0.
     pub(crate) fn optional_count(&self, name: &str) -> Result<Option<u64>, String> {
         self.get(name)
             .map(|value| {
@@ -114,7 +114,7 @@ mod tests {
 
     #[test]
     fn unexpected_arguments_are_refused() {
-        for (given, says) in [
+        for (given, expected) in [
             (
                 json!({"kwargs": {"x": 1}}),
                 "unknown argument \"x\"; it takes: text",
@@ -122,8 +122,8 @@ mod tests {
             (json!({"args": [1, 2]}), "too many"),
             (json!({"args": [1], "kwargs": {"text": 2}}), "given twice"),
         ] {
-            let error = Params::parse(&arguments(given), &["text"]).expect_err(says);
-            assert!(error.contains(says), "{error}");
+            let error = Params::parse(&arguments(given), &["text"]).expect_err(expected);
+            assert!(error.contains(expected), "{error}");
         }
         let given = arguments(json!({"kwargs": {"text": [1]}}));
         let params = Params::parse(&given, &["text"]).expect("known");

@@ -1,16 +1,16 @@
-//! What each action is like: what the desk has to know before it lets one run.
+//! The properties of each action: what the executor must know before it runs one.
 //!
-//! | action | runs again after a crash midway | runs while stopped |
+//! | action | runs again after a crash during it | runs while stopped |
 //! |---|---|---|
 //! | `log` | yes: it changes nothing | yes |
-//! | `notify` | no | yes: whoever stops a fleet wants to say why |
-//! | `config`, `id` (changing) | no: a later change by somebody else may have come between | yes: nothing moves by it |
+//! | `notify` | no | yes: the operator may want to explain a stop |
+//! | `config`, `id` (changing) | no: it could undo a later change | yes: it moves nothing |
 //! | `execute`, `service_restart`, `reboot` | no | no |
-//! | the owner's | if `idempotent = true` | if `while_stopped = true` |
-//! | a plug-in's | as it registered; its questions yes | as it registered; its questions yes |
+//! | of the configuration | if `idempotent = true` | if `while_stopped = true` |
+//! | of a plug-in | as registered; its requests: yes | as registered; its requests: yes |
 //!
-//! None but an owner's or a plug-in's with `class = "flight"` is a flight action, and none but one of theirs that has a name
-//! of [`ENDS_FLIGHT`] ends a flight. What is not known is refused when it runs.
+//! Only actions of the configuration and of plug-ins with `class = "flight"` are flight actions, and only those of
+//! them with a name in [`LANDING_ACTIONS`] are landing actions. An unknown action is refused when it runs.
 
 use swarm_shared::proto::delivery::executor::ActionProperties;
 use swarm_shared::proto::message::{ActionCatalog, ActionInfo, TtlClass};
@@ -20,14 +20,14 @@ use super::Actions;
 use crate::config::{Action, Class};
 use crate::plugins::PluginAction;
 
-/// How many actions an offer names at most: the owner's before those of plug-ins, in the order of their names.
+/// Most actions in a catalog: those of the configuration before those of plug-ins, in the order of their names.
 pub const CATALOG_ACTIONS_MAX: usize = 256;
 
-/// The names, which are clever-show's, of actions after which a drone does not go on with what it did.
+/// The names, which are clever-show's, of actions that interrupt or end a flight.
 pub(crate) const LANDING_ACTIONS: [&str; 5] = ["pause", "stop", "land", "emergency_land", "disarm"];
 
 impl Actions {
-    /// What this action is like.
+    /// The properties of this action.
     pub fn properties(&self, action: &str) -> ActionProperties {
         let harmless = |idempotent| ActionProperties {
             idempotent,
@@ -56,7 +56,7 @@ impl Actions {
         }
     }
 
-    /// What this node can do that its peers cannot know by themselves.
+    /// The actions whose properties a station cannot know by itself.
     pub fn catalog(&self) -> ActionCatalog {
         let own = self.inner.setup.config.actions.iter();
         let own = own.map(|(name, action)| {
@@ -77,7 +77,7 @@ impl Actions {
         }
     }
 
-    /// Changes when [`Self::offer`] does.
+    /// Changes when [`Self::catalog`] does.
     pub fn catalog_changes(&self) -> watch::Receiver<u64> {
         self.inner.setup.plugins.changes()
     }

@@ -1,4 +1,5 @@
-//! `selfcheck`: is this device fit to work? `done` if every check is, else `failed`; the list is in both.
+//! The action `selfcheck`: whether this device is fit for work. `done` if every check is good, otherwise `failed`;
+//! both hold the list of checks.
 
 use std::path::Path;
 
@@ -14,11 +15,11 @@ use crate::config::{self, Config, Origin};
 use crate::status::LinkLoss;
 use crate::telemetry;
 
-/// Less free room than this, in bytes, is too little.
+/// Least free space on a disk, in bytes.
 const FREE_BYTES_MIN: u64 = 64 * 1024 * 1024;
-/// 2025-01-01 in milliseconds since 1970: a clock before it was never set.
+/// 2025-01-01 in milliseconds since 1970: a clock before that was never set.
 const CLOCK_MIN_MS: u64 = 1_735_689_600_000;
-/// A Raspberry Pi slows down at 80 degrees Celsius.
+/// In degrees Celsius: a Raspberry Pi throttles at 80.
 const TEMPERATURE_MAX: f64 = 80.0;
 
 #[derive(Debug, Serialize)]
@@ -36,7 +37,7 @@ impl Inner {
         let (path, roots) = (self.setup.config_path.clone(), self.setup.roots.clone());
         let checked = tokio::task::spawn_blocking(move || {
             let mut checks = vec![
-                check_result("state", state.probe().map(|()| "can be written".to_owned())),
+                check_result("state", state.probe().map(|()| "writable".to_owned())),
                 check_disk_space("disk state", state.path()),
                 check_clock(),
                 check_config(&path),
@@ -114,7 +115,7 @@ fn check_disk_space(check: &str, path: &Path) -> Check {
         ok: disk.is_some_and(|disk| disk.free >= FREE_BYTES_MIN),
         detail: match disk {
             Some(disk) => format!("{} of {} MiB free", disk.free >> 20, disk.total >> 20),
-            None => "cannot be examined".to_owned(),
+            None => "cannot be read".to_owned(),
         },
     }
 }
@@ -145,19 +146,19 @@ fn check_emergency_stop(stopped: Option<String>) -> Check {
     }
 }
 
-/// Whoever asks has a link: this is about what happened while nobody had.
+/// The command that asks needs a link, so that this is about a past loss.
 fn check_lost_link(loss: LinkLoss) -> Check {
     let LinkLoss { number, command } = loss;
-    let how = match &command {
+    let result = match &command {
         None => "runs",
-        Some(Ok(())) => "ended well",
+        Some(Ok(())) => "succeeded",
         Some(Err(why)) => &format!("FAILED: {why}"),
     };
     Check {
         check: LOST_LINK_CHECK.to_owned(),
         ok: !matches!(command, Some(Err(_))),
         detail: format!(
-            "no station was heard, for the {number}. time since the node started; its command {how}"
+            "no station was heard, for the {number}. time since the node started; its command {result}"
         ),
     }
 }
@@ -168,7 +169,7 @@ fn check_config(path: &Path) -> Check {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok("no file".to_owned()),
         Err(error) => Err(error.to_string()),
         Ok(text) => Config::parse_with_variables(&text, &origin, config::variables())
-            .map(|_| "the file is right".to_owned())
+            .map(|_| "the file is valid".to_owned())
             .map_err(|error| error.to_string()),
     };
     check_result("config", checked)

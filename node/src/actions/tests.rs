@@ -1,4 +1,4 @@
-//! Every action, as a station meets it.
+//! Every action, run as by a station's command.
 
 use std::time::Duration;
 
@@ -117,11 +117,11 @@ impl TestNode {
             .await
     }
 
-    async fn refused(&self, action: &str, kwargs: Value, says: &str) {
+    async fn refused(&self, action: &str, kwargs: Value, expected: &str) {
         let reply = self.call(action, kwargs).await;
         let error = reply.error.unwrap_or_default();
         assert_eq!(reply.state, Outcome::Refused, "{action}: {error}");
-        assert!(error.contains(says), "{action}: {error}");
+        assert!(error.contains(expected), "{action}: {error}");
     }
 
     fn file(&self) -> String {
@@ -131,49 +131,45 @@ impl TestNode {
 
 #[tokio::test]
 async fn read_only_actions_answer() {
-    let place = TestNode::new(FILE);
-    assert_eq!(place.call("ping", json!({})).await, Reply::done(json!("pong")));
-    let time = place.call("time", json!({})).await.value.expect("a value");
+    let node = TestNode::new(FILE);
+    assert_eq!(node.call("ping", json!({})).await, Reply::done(json!("pong")));
+    let time = node.call("time", json!({})).await.value.expect("a value");
     assert!(time["unix_ms"].as_u64().expect("a number") > 0);
-    let telemetry = place.call("telemetry", json!({})).await.value.expect("a value");
+    let telemetry = node.call("telemetry", json!({})).await.value.expect("a value");
     assert!(telemetry["memory"]["total"].is_number());
-    let log = place.call("log", json!({"lines": 3})).await;
+    let log = node.call("log", json!({"lines": 3})).await;
     assert!(log.output.is_some());
     for action in ["ping", "time", "telemetry", "selfcheck", "reboot"] {
-        place
-            .refused(action, json!({"x": 1}), "unknown argument \"x\"; it takes none")
+        node.refused(action, json!({"x": 1}), "unknown argument \"x\"; it takes none")
             .await;
     }
-    place.refused("log", json!({"lines": -1}), "whole number").await;
-    place
-        .refused(
-            "dance",
-            json!({}),
-            "no action is called \"dance\"; this node's own: bad, hold, say, slow",
-        )
-        .await;
-    place
-        .refused("filetransfer", json!({}), "ground-station send")
+    node.refused("log", json!({"lines": -1}), "whole number").await;
+    node.refused(
+        "dance",
+        json!({}),
+        "no action is called \"dance\"; this node's own: bad, hold, say, slow",
+    )
+    .await;
+    node.refused("filetransfer", json!({}), "ground-station send")
         .await;
 }
 
 #[tokio::test]
 async fn a_rename_is_announced_and_remembered() {
-    let place = TestNode::new(FILE);
-    let value = place.call("id", json!({})).await.value.expect("a value");
+    let node = TestNode::new(FILE);
+    let value = node.call("id", json!({})).await.value.expect("a value");
     assert_eq!(value["name"], "n1");
     assert_eq!(value["id"], json!(PublicKey([1; 32]).id()));
-    let renamed = place.call("id", json!({"new_id": "drone-9"})).await;
+    let renamed = node.call("id", json!({"new_id": "drone-9"})).await;
     assert_eq!(renamed.value.expect("a value")["name"], "drone-9");
-    assert_eq!(place.name.borrow().as_str(), "drone-9");
+    assert_eq!(node.name.borrow().as_str(), "drone-9");
     assert_eq!(
-        std::fs::read_to_string(place.dir.path().join("name")).expect("there"),
+        std::fs::read_to_string(node.dir.path().join("name")).expect("there"),
         "drone-9\n"
     );
-    place
-        .refused("id", json!({"new_id": "a b"}), "is not a name")
+    node.refused("id", json!({"new_id": "a b"}), "is not a name")
         .await;
-    let host = place
+    let host = node
         .call("id", json!({"new_id": "/hostname"}))
         .await
         .value
@@ -183,25 +179,24 @@ async fn a_rename_is_announced_and_remembered() {
 
 #[tokio::test]
 async fn custom_actions_run_without_a_shell() {
-    let place = TestNode::new(FILE);
-    let reply = place.call("say", json!({"n": 3})).await;
+    let node = TestNode::new(FILE);
+    let reply = node.call("say", json!({"n": 3})).await;
     assert_eq!((reply.state, reply.exit), (Outcome::Done, Some(0)));
     assert_eq!(reply.output.as_deref(), Some("$(id) 3\n"));
-    place
-        .refused(
-            "say",
-            json!({"n": 10}),
-            "argument n must be an integer of at most 9, not 10",
-        )
-        .await;
-    place.refused("say", json!({}), "argument n is missing").await;
-    let reply = place.call("bad", json!({})).await;
+    node.refused(
+        "say",
+        json!({"n": 10}),
+        "argument n must be an integer of at most 9, not 10",
+    )
+    .await;
+    node.refused("say", json!({}), "argument n is missing").await;
+    let reply = node.call("bad", json!({})).await;
     assert_eq!((reply.state, reply.exit), (Outcome::Failed, Some(4)));
     assert_eq!(
         (reply.output.as_deref(), reply.error.as_deref()),
         (Some("oh\n"), Some("exit status 4"))
     );
-    let reply = place.call("slow", json!({})).await;
+    let reply = node.call("slow", json!({})).await;
     assert_eq!((reply.state, reply.exit), (Outcome::Failed, Some(143)));
     assert_eq!(
         reply.error.as_deref(),
@@ -211,21 +206,21 @@ async fn custom_actions_run_without_a_shell() {
 
 #[tokio::test]
 async fn shutdown_kills_a_running_program() {
-    let place = TestNode::new(FILE);
-    let mut held = Box::pin(place.call("hold", json!({})));
-    // It begins when it is first polled.
+    let node = TestNode::new(FILE);
+    let mut held = Box::pin(node.call("hold", json!({})));
+    // The future starts at its first poll.
     tokio::time::timeout(Duration::from_millis(20), &mut held)
         .await
         .expect_err("it runs on");
-    place.shutdown.cancel();
+    node.shutdown.cancel();
     let reply = held.await;
     assert_eq!(reply.state, Outcome::Failed);
-    assert_eq!(reply.error.as_deref(), Some("it was killed before its end"));
+    assert_eq!(reply.error.as_deref(), Some("it was killed before it ended"));
 }
 
 #[tokio::test]
 async fn action_properties_come_from_the_configuration() {
-    let place = TestNode::new(
+    let node = TestNode::new(
         r#"
         actions.a.command = ["true"]
         actions.b = { command = ["true"], idempotent = true }
@@ -239,7 +234,7 @@ async fn action_properties_come_from_the_configuration() {
         flight,
         ends_flight: false,
     };
-    let of = |action| place.actions.properties(action);
+    let of = |action| node.actions.properties(action);
     assert_eq!(of("a"), traits(false, false, false));
     assert_eq!(of("b"), traits(true, false, false));
     assert_eq!(of("c"), traits(false, true, true));
@@ -256,7 +251,7 @@ async fn action_properties_come_from_the_configuration() {
     for through in ["log", "notify", "config", "id"] {
         assert_eq!(of(through), traits(through == "log", true, false), "{through}");
     }
-    let offer = serde_json::to_value(place.actions.catalog()).expect("JSON");
+    let offer = serde_json::to_value(node.actions.catalog()).expect("JSON");
     let plain = json!({"class": "ordinary", "idempotent": false, "while_stopped": false});
     assert_eq!(
         offer,
@@ -271,11 +266,11 @@ async fn action_properties_come_from_the_configuration() {
 
 #[tokio::test]
 async fn plugin_actions_behave_like_configured_ones() {
-    let place = TestNode::new("");
-    let socket = place.dir.path().join("s");
+    let node = TestNode::new("");
+    let socket = node.dir.path().join("s");
     let listener = crate::status::bind(&socket).expect("bound");
-    let plugins = place.actions.inner.setup.plugins.clone();
-    let (tasks, shutdown) = (tokio_util::task::TaskTracker::new(), place.shutdown.clone());
+    let plugins = node.actions.inner.setup.plugins.clone();
+    let (tasks, shutdown) = (tokio_util::task::TaskTracker::new(), node.shutdown.clone());
     tokio::spawn(crate::plugins::serve(
         listener,
         plugins,
@@ -283,7 +278,7 @@ async fn plugin_actions_behave_like_configured_ones() {
         tasks,
         shutdown,
     ));
-    let mut changes = place.actions.catalog_changes();
+    let mut changes = node.actions.catalog_changes();
     let mut program = tokio::net::UnixStream::connect(&socket)
         .await
         .expect("it listens");
@@ -304,16 +299,16 @@ async fn plugin_actions_behave_like_configured_ones() {
         flight,
         ends_flight: false,
     };
-    assert_eq!(place.actions.properties("fly"), traits(false, false, true));
-    assert_eq!(place.actions.properties("height"), traits(true, true, false));
-    let offer = serde_json::to_value(place.actions.catalog()).expect("JSON");
+    assert_eq!(node.actions.properties("fly"), traits(false, false, true));
+    assert_eq!(node.actions.properties("height"), traits(true, true, false));
+    let offer = serde_json::to_value(node.actions.catalog()).expect("JSON");
     assert_eq!(offer["actions"]["fly"]["class"], "flight");
 
-    // Whoever ends it early is not kept waiting by another program.
-    let command = place.command(Role::Operator, "fly", json!({}));
+    // Ending it early does not wait for the other program.
+    let command = node.command(Role::Operator, "fly", json!({}));
     let cancel = command.cancel.clone();
     let running = tokio::spawn({
-        let actions = place.actions.clone();
+        let actions = node.actions.clone();
         async move { actions.run(command).await }
     });
     tokio::time::sleep(Duration::from_millis(50)).await;
@@ -329,23 +324,23 @@ async fn plugin_actions_behave_like_configured_ones() {
 
     drop(program);
     changes.changed().await.expect("it is gone");
-    assert_eq!(place.actions.properties("fly"), ActionProperties::default());
-    assert!(place.actions.catalog().actions.is_empty());
-    let says = "no action is called \"fly\"; this node's own: none";
-    place.refused("fly", json!({}), says).await;
+    assert_eq!(node.actions.properties("fly"), ActionProperties::default());
+    assert!(node.actions.catalog().actions.is_empty());
+    let expected = "no action is called \"fly\"; this node's own: none";
+    node.refused("fly", json!({}), expected).await;
 }
 
 #[tokio::test]
 async fn the_action_catalog_is_bounded() {
     let action = |n: usize| format!("actions.a{n}.command = [\"true\"]\n");
-    let place = TestNode::new(&(0..CATALOG_ACTIONS_MAX + 10).map(action).collect::<String>());
-    assert_eq!(place.actions.catalog().actions.len(), CATALOG_ACTIONS_MAX);
+    let node = TestNode::new(&(0..CATALOG_ACTIONS_MAX + 10).map(action).collect::<String>());
+    assert_eq!(node.actions.catalog().actions.len(), CATALOG_ACTIONS_MAX);
 }
 
 #[tokio::test]
 async fn an_expired_command_does_not_start() {
-    let place = TestNode::new(FILE);
-    let mark = place.dir.path().join("mark");
+    let node = TestNode::new(FILE);
+    let mark = node.dir.path().join("mark");
     let command = Command {
         id: CommandId {
             issuer: PublicKey([2; 32]).id(),
@@ -357,38 +352,35 @@ async fn an_expired_command_does_not_start() {
         arguments: serde_json::from_value(json!({"kwargs": {"program": "touch", "args": [mark]}}))
             .expect("arguments"),
         deadline: Some(clock::now()),
-        cancel: place.shutdown.clone(),
+        cancel: node.shutdown.clone(),
     };
-    assert_eq!(place.actions.run(command).await.state, Outcome::Expired);
+    assert_eq!(node.actions.run(command).await.state, Outcome::Expired);
     assert!(!mark.exists());
 }
 
 #[tokio::test]
 async fn execute_needs_an_admin_and_the_nodes_permission() {
-    let place = TestNode::new(FILE);
-    let reply = place
+    let node = TestNode::new(FILE);
+    let reply = node
         .call("execute", json!({"program": "echo", "args": ["a b", "$HOME"]}))
         .await;
     assert_eq!(reply.output.as_deref(), Some("a b $HOME\n"));
     for role in [Role::Observer, Role::Node, Role::Operator] {
         let arguments = json!({"kwargs": {"program": "true"}});
-        let reply = place.call_as(role, "execute", arguments).await;
+        let reply = node.call_as(role, "execute", arguments).await;
         assert_eq!(reply.state, Outcome::Refused, "{role}");
     }
-    place
-        .refused(
-            "execute",
-            json!({"program": "echo", "args": "x"}),
-            "list of texts",
-        )
+    node.refused(
+        "execute",
+        json!({"program": "echo", "args": "x"}),
+        "list of texts",
+    )
+    .await;
+    node.refused("execute", json!({"args": []}), "program is missing")
         .await;
-    place
-        .refused("execute", json!({"args": []}), "program is missing")
+    node.refused("execute", json!({"program": "a\u{0}"}), "without NUL")
         .await;
-    place
-        .refused("execute", json!({"program": "a\u{0}"}), "without NUL")
-        .await;
-    let reply = place
+    let reply = node
         .call(
             "execute",
             json!({"program": "sleep", "args": ["9"], "timeout": "100ms"}),
@@ -396,7 +388,7 @@ async fn execute_needs_an_admin_and_the_nodes_permission() {
         .await;
     assert_eq!(reply.state, Outcome::Failed);
     assert_eq!(
-        place.call("execute", json!({"program": "/no/such"})).await.state,
+        node.call("execute", json!({"program": "/no/such"})).await.state,
         Outcome::Failed
     );
     let closed = TestNode::new("");
@@ -407,30 +399,27 @@ async fn execute_needs_an_admin_and_the_nodes_permission() {
 
 #[tokio::test]
 async fn restricted_actions_need_the_nodes_permission() {
-    let place = TestNode::new(FILE);
+    let node = TestNode::new(FILE);
     assert_eq!(
-        place.call("reboot", json!({})).await.output.as_deref(),
+        node.call("reboot", json!({})).await.output.as_deref(),
         Some("rebooted\n")
     );
-    let notice = place.call("notify", json!({"text": "hi; there"})).await;
+    let notice = node.call("notify", json!({"text": "hi; there"})).await;
     assert_eq!(notice.output.as_deref(), Some("shown: hi; there\n"));
-    place
-        .refused("notify", json!({"text": "x".repeat(5000)}), "at most 4096")
+    node.refused("notify", json!({"text": "x".repeat(5000)}), "at most 4096")
         .await;
-    place
-        .refused(
-            "service_restart",
-            json!({"name": "sshd"}),
-            "allows ([services] allow): camera.service",
-        )
-        .await;
-    place
-        .refused(
-            "service_restart",
-            json!({"name": "--now"}),
-            "may not be restarted",
-        )
-        .await;
+    node.refused(
+        "service_restart",
+        json!({"name": "sshd"}),
+        "allows ([services] allow): camera.service",
+    )
+    .await;
+    node.refused(
+        "service_restart",
+        json!({"name": "--now"}),
+        "may not be restarted",
+    )
+    .await;
     let bare = TestNode::new("");
     bare.refused("reboot", json!({}), "[reboot] allowed = true").await;
     bare.refused("service_restart", json!({"name": "camera"}), "allow): none")
@@ -443,27 +432,24 @@ async fn restricted_actions_need_the_nodes_permission() {
 
 #[tokio::test]
 async fn the_configuration_is_read_without_its_secrets() {
-    let place = TestNode::new(FILE);
-    let whole = place.call("config", json!({})).await.value.expect("a value");
+    let node = TestNode::new(FILE);
+    let whole = node.call("config", json!({})).await.value.expect("a value");
     assert_eq!(whole["name"], "n1");
     assert!(!whole.to_string().contains("s3cret") && whole.get("private").is_none());
-    let section = place.call("config", json!({"section": "actions.slow"})).await;
+    let section = node.call("config", json!({"section": "actions.slow"})).await;
     assert_eq!(section.value.expect("a value")["timeout"], "200ms");
-    place
-        .refused("config", json!({"section": "private"}), "says nothing about")
+    node.refused("config", json!({"section": "private"}), "says nothing about")
         .await;
-    place
-        .refused("config", json!({"section": "private.key"}), "says nothing about")
+    node.refused("config", json!({"section": "private.key"}), "says nothing about")
         .await;
-    place
-        .refused("config", json!({"mode": "burn"}), "use modify or rewrite")
+    node.refused("config", json!({"mode": "burn"}), "use modify or rewrite")
         .await;
 }
 
 #[tokio::test]
 async fn configuration_changes_are_atomic() {
-    let place = TestNode::new(FILE);
-    let reply = place
+    let node = TestNode::new(FILE);
+    let reply = node
         .call(
             "config",
             json!({"mode": "modify", "tags.row": 7, "ping_port": "7000"}),
@@ -473,63 +459,57 @@ async fn configuration_changes_are_atomic() {
         reply.value.expect("a value")["takes_effect"],
         "when the daemon restarts"
     );
-    assert!(place.file().contains("row = \"7\"") && place.file().contains("ping_port = 7000"));
-    assert!(place.file().contains("key = \"s3cret\""));
-    let reply = place
+    assert!(node.file().contains("row = \"7\"") && node.file().contains("ping_port = 7000"));
+    assert!(node.file().contains("key = \"s3cret\""));
+    let reply = node
         .call(
             "config",
             json!({"mode": "modify", "section": "telemetry", "values": {"interval": "9s"}}),
         )
         .await;
     assert_eq!(reply.state, Outcome::Done, "{:?}", reply.error);
-    let before = place.file();
-    place
-        .refused(
-            "config",
-            json!({"mode": "modify", "values": {"private": {"key": 1}}}),
-            "on the device only",
-        )
+    let before = node.file();
+    node.refused(
+        "config",
+        json!({"mode": "modify", "values": {"private": {"key": 1}}}),
+        "on the device only",
+    )
+    .await;
+    node.refused(
+        "config",
+        json!({"mode": "modify", "values": {"name": 1, "x": 1}}),
+        "unknown key `x`",
+    )
+    .await;
+    node.refused("config", json!({"mode": "modify"}), "no key to change")
         .await;
-    place
-        .refused(
-            "config",
-            json!({"mode": "modify", "values": {"name": 1, "x": 1}}),
-            "unknown key `x`",
-        )
-        .await;
-    place
-        .refused("config", json!({"mode": "modify"}), "no key to change")
-        .await;
-    place
-        .refused(
-            "config",
-            json!({"mode": "rewrite", "text": "nme = 1"}),
-            "did you mean `name`?",
-        )
-        .await;
-    place
-        .refused("config", json!({"mode": "rewrite"}), "text is missing")
+    node.refused(
+        "config",
+        json!({"mode": "rewrite", "text": "nme = 1"}),
+        "did you mean `name`?",
+    )
+    .await;
+    node.refused("config", json!({"mode": "rewrite"}), "text is missing")
         .await;
     let arguments = json!({"kwargs": {"mode": "modify", "execute.allowed": true}});
-    let reply = place.call_as(Role::Operator, "config", arguments).await;
+    let reply = node.call_as(Role::Operator, "config", arguments).await;
     assert_eq!(reply.state, Outcome::Refused);
-    assert_eq!(place.file(), before);
-    place
-        .call("config", json!({"mode": "rewrite", "text": "mdns = false\n"}))
+    assert_eq!(node.file(), before);
+    node.call("config", json!({"mode": "rewrite", "text": "mdns = false\n"}))
         .await;
-    assert!(place.file().starts_with("mdns = false\n") && place.file().contains("s3cret"));
+    assert!(node.file().starts_with("mdns = false\n") && node.file().contains("s3cret"));
 }
 
 #[tokio::test]
 async fn a_missing_config_file_is_created_on_change() {
-    let place = TestNode::new("");
-    std::fs::remove_file(place.dir.path().join("config.toml")).expect("removed");
-    assert_eq!(place.call("config", json!({})).await.value, Some(json!({})));
-    let reply = place
+    let node = TestNode::new("");
+    std::fs::remove_file(node.dir.path().join("config.toml")).expect("removed");
+    assert_eq!(node.call("config", json!({})).await.value, Some(json!({})));
+    let reply = node
         .call("config", json!({"mode": "modify", "mdns": false}))
         .await;
     assert_eq!(reply.state, Outcome::Done);
-    assert_eq!(place.file(), "mdns = false\n");
+    assert_eq!(node.file(), "mdns = false\n");
 }
 
 #[tokio::test]
@@ -537,8 +517,8 @@ async fn a_selfcheck_names_each_failed_check() {
     let root = tempfile::tempdir().expect("a directory");
     let gone = root.path().join("gone");
     let text = format!("[files]\nroots = {{ a = {:?}, b = {gone:?} }}", root.path());
-    let place = TestNode::new(&text);
-    let reply = place.call("selfcheck", json!({})).await;
+    let node = TestNode::new(&text);
+    let reply = node.call("selfcheck", json!({})).await;
     assert_eq!(reply.state, Outcome::Failed);
     assert!(reply.error.unwrap_or_default().contains("root b: No such file"));
     let checks = reply.value.expect("a value");
@@ -549,29 +529,28 @@ async fn a_selfcheck_names_each_failed_check() {
     for good in ["state", "clock", "config", "root a"] {
         assert_eq!(named(good), true, "{good}");
     }
-    std::fs::write(place.dir.path().join("config.toml"), "nme = 1").expect("written");
-    let error = place.call("selfcheck", json!({})).await.error.unwrap_or_default();
+    std::fs::write(node.dir.path().join("config.toml"), "nme = 1").expect("written");
+    let error = node.call("selfcheck", json!({})).await.error.unwrap_or_default();
     assert!(error.contains("did you mean `name`?"), "{error}");
 }
 
 #[tokio::test]
 async fn selfcheck_reports_stop_and_lost_link() {
-    let place = TestNode::new("");
+    let node = TestNode::new("");
     let check = async |name: &str| {
-        let checks = place.call("selfcheck", json!({})).await.value.expect("a value");
+        let checks = node.call("selfcheck", json!({})).await.value.expect("a value");
         let all = checks.as_array().expect("a list").clone();
         all.into_iter().find(|check| check["check"] == name)
     };
-    let telemetry = place.call("telemetry", json!({})).await.value.expect("a value");
+    let telemetry = node.call("telemetry", json!({})).await.value.expect("a value");
     assert!(telemetry.get("stopped").is_none(), "{telemetry}");
     let stop = check("emergency stop").await.expect("always told");
     assert_eq!(stop["ok"], true, "{stop}");
     assert_eq!(check(LOST_LINK_CHECK).await, None);
 
-    place
-        .status
+    node.status
         .update(|facts| facts.stopped = Some("by station a1b2, number 7".to_owned()));
-    let telemetry = place.call("telemetry", json!({})).await.value.expect("a value");
+    let telemetry = node.call("telemetry", json!({})).await.value.expect("a value");
     assert_eq!(telemetry["stopped"], "by station a1b2, number 7");
     let stop = check("emergency stop").await.expect("told");
     assert_eq!(stop["ok"], false, "{stop}");
@@ -587,7 +566,7 @@ async fn selfcheck_reports_stop_and_lost_link() {
         (Some(Err("exit status 3".to_owned())), false),
     ] {
         let loss = LinkLoss { number: 2, command };
-        place.status.update(|facts| facts.last_loss = Some(loss));
+        node.status.update(|facts| facts.last_loss = Some(loss));
         let lost = check(LOST_LINK_CHECK).await.expect("told");
         assert_eq!(lost["ok"], ok, "{lost}");
         assert!(

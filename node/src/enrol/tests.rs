@@ -44,12 +44,12 @@ fn start(
     Endpoint::start(config, Arc::new(identity)).expect("started")
 }
 
-/// A station that answers codes, never answers who has none, and dials nobody.
+/// A station that answers codes, keeps requests without a code waiting, and dials no peer.
 struct TestStation {
     endpoint: Endpoint,
     invitation: Invitation,
     _events: Events,
-    _desk: JoinHandle<()>,
+    _joins_task: JoinHandle<()>,
 }
 
 impl TestStation {
@@ -67,7 +67,7 @@ impl TestStation {
         invitations
             .issue(secret, Role::Node, 1, clock::unix_time_ms(), 600_000)
             .expect("room");
-        let desk = tokio::spawn(async move {
+        let joins_task = tokio::spawn(async move {
             let mut waiting = Vec::new();
             while let Some(knock) = knocks.recv().await {
                 let Some(proof) = &knock.proof else {
@@ -92,7 +92,7 @@ impl TestStation {
             endpoint,
             invitation,
             _events: events,
-            _desk: desk,
+            _joins_task: joins_task,
         }
     }
 }
@@ -106,7 +106,7 @@ struct TestNode {
 }
 
 impl TestNode {
-    /// What comes of a code, and how it goes.
+    /// The result of a code, and the progress messages.
     async fn submit_code(
         &self,
         code: &Invitation,
@@ -115,10 +115,10 @@ impl TestNode {
         mpsc::Receiver<String>,
     ) {
         let (done, joined) = oneshot::channel();
-        let (words, told) = mpsc::channel(JOIN_UPDATES_MAX);
+        let (updates, received) = mpsc::channel(JOIN_UPDATES_MAX);
         let request = JoinRequest {
             code: code.to_string(),
-            updates: words,
+            updates,
             reply: done,
         };
         self.join_sender.send(request).await.expect("running");
@@ -126,16 +126,16 @@ impl TestNode {
             let joined = timeout(TEST_TIMEOUT, joined).await.expect("in time");
             joined.expect("answered")
         };
-        (joined, told)
+        (joined, received)
     }
 }
 
-/// A node that enrols; `change` says how it is configured.
+/// A node that enrols; `change` adapts its configuration.
 fn device(change: impl FnOnce(&mut Enrolment)) -> TestNode {
     let dir = tempfile::tempdir().expect("a directory");
     let (endpoint, events) = start(PeerKind::Node, key(), None, None);
     let (codes, requests) = mpsc::channel(1);
-    let (strangers_tx, strangers) = mpsc::channel(1);
+    let (discovered_tx, discovered) = mpsc::channel(1);
     let shutdown = CancellationToken::new();
     let mut enrolment = Enrolment {
         endpoint,
@@ -143,7 +143,7 @@ fn device(change: impl FnOnce(&mut Enrolment)) -> TestNode {
         code: None,
         adoptable: false,
         configured: Vec::new(),
-        discovered: strangers,
+        discovered,
         requests,
         timeout: TEST_TIMEOUT,
         store: FleetStore::new(dir.path()),
@@ -155,7 +155,7 @@ fn device(change: impl FnOnce(&mut Enrolment)) -> TestNode {
     TestNode {
         events,
         join_sender: codes,
-        discovered: strangers_tx,
+        discovered: discovered_tx,
         _dir: dir,
         _stop: shutdown.drop_guard(),
     }
@@ -163,89 +163,89 @@ fn device(change: impl FnOnce(&mut Enrolment)) -> TestNode {
 
 #[tokio::test]
 async fn a_node_dials_the_station_that_its_code_names() {
-    let door = TestStation::start();
-    let mut device = device(|enrolment| enrolment.code = Some(door.invitation.to_string()));
+    let station = TestStation::start();
+    let mut device = device(|enrolment| enrolment.code = Some(station.invitation.to_string()));
     let linked = timeout(TEST_TIMEOUT, device.events.peers.recv()).await;
     let event = linked
         .expect("in time, though the station never dials")
         .expect("running");
-    assert!(matches!(event, PeerEvent::Connected { peer, .. } if peer.id == door.endpoint.id()));
+    assert!(matches!(event, PeerEvent::Connected { peer, .. } if peer.id == station.endpoint.id()));
 }
 
 #[tokio::test]
 async fn a_code_is_tried_while_waiting_for_acceptance() {
-    let door = TestStation::start();
-    let addr = door.endpoint.listen_addr();
+    let station = TestStation::start();
+    let addr = station.endpoint.listen_addr();
     let device = device(|enrolment| {
         enrolment.adoptable = true;
         enrolment.configured = vec![addr];
     });
-    // By now it waits at the station's door.
+    // By now it waits for the operator's acceptance.
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let (joined, _words) = device.submit_code(&door.invitation).await;
-    assert_eq!(joined.await, Ok(door.invitation.fingerprint().short()));
+    let (joined, _words) = device.submit_code(&station.invitation).await;
+    assert_eq!(joined.await, Ok(station.invitation.fingerprint().short()));
 }
 
 #[tokio::test]
 async fn join_reports_progress_and_tries_discovered_stations() {
-    let door = TestStation::start();
-    let addr = door.endpoint.listen_addr();
+    let station = TestStation::start();
+    let addr = station.endpoint.listen_addr();
     let nowhere = Invitation::new(
-        *door.invitation.fingerprint(),
-        door.invitation.secret().clone(),
+        *station.invitation.fingerprint(),
+        station.invitation.secret().clone(),
         Vec::new(),
     );
     let device = device(|_| {});
-    let (joined, mut words) = device.submit_code(&nowhere).await;
-    let first = timeout(TEST_TIMEOUT, words.recv()).await.expect("in time");
+    let (joined, mut updates) = device.submit_code(&nowhere).await;
+    let first = timeout(TEST_TIMEOUT, updates.recv()).await.expect("in time");
     assert!(
         first
             .as_deref()
-            .is_some_and(|word| word.starts_with("no station has let this device in yet")),
+            .is_some_and(|update| update.starts_with("no station has let this device in yet")),
         "{first:?}"
     );
     device.discovered.send(addr).await.expect("running");
-    assert_eq!(joined.await, Ok(door.invitation.fingerprint().short()));
-    let mut told = Vec::new();
-    while let Some(word) = words.recv().await {
-        told.push(word);
+    assert_eq!(joined.await, Ok(station.invitation.fingerprint().short()));
+    let mut received = Vec::new();
+    while let Some(update) = updates.recv().await {
+        received.push(update);
     }
     let wanted = [
-        format!("looking at {addr}"),
-        format!("found one at {addr}, waiting for its word"),
+        format!("connecting to {addr}"),
+        format!("found one at {addr}, waiting for its answer"),
     ];
-    assert_eq!(told, wanted);
+    assert_eq!(received, wanted);
 }
 
 #[tokio::test]
 async fn an_unreachable_code_fails_with_advice() {
-    let door = TestStation::start();
+    let station = TestStation::start();
     let closed = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let addr = closed.local_addr().expect("bound");
     drop(closed);
     let lost = Invitation::new(
-        *door.invitation.fingerprint(),
-        door.invitation.secret().clone(),
+        *station.invitation.fingerprint(),
+        station.invitation.secret().clone(),
         vec![addr],
     );
     let device = device(|enrolment| enrolment.timeout = Duration::from_millis(600));
-    let (joined, mut words) = device.submit_code(&lost).await;
+    let (joined, mut updates) = device.submit_code(&lost).await;
     let why = joined.await.expect_err("nobody is there");
     assert!(why.contains(&format!("nothing listens at {addr}")), "{why}");
     assert!(
         why.contains("ground-station serve") && why.contains("--station"),
         "{why}"
     );
-    let mut told = Vec::new();
-    while let Some(word) = words.recv().await {
-        told.push(word);
+    let mut received = Vec::new();
+    while let Some(update) = updates.recv().await {
+        received.push(update);
     }
     assert_eq!(
-        told.len(),
+        received.len(),
         3,
-        "each thing once, however often it is tried: {told:?}"
+        "each thing once, however often it is tried: {received:?}"
     );
-    assert_eq!(told[0], format!("looking at {addr}"));
+    assert_eq!(received[0], format!("connecting to {addr}"));
 }
 
 #[tokio::test]
@@ -263,7 +263,7 @@ async fn newest_and_configured_stations_are_kept() {
     assert!(kept.contains(&addr(1)) && kept.contains(&addr(99)) && !kept.contains(&addr(2)));
 }
 
-/// A station that let the node in has counted it as a member: the node enters, even if nobody waits for that any more.
+/// The station has counted the node as a member: the node joins, even if the user has left.
 #[test]
 fn an_admitted_node_joins_though_the_requester_left() {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -272,22 +272,22 @@ fn an_admitted_node_joins_though_the_requester_left() {
         .build();
     let runtime = runtime.expect("a runtime");
     runtime.block_on(async {
-        let door = TestStation::start();
+        let station = TestStation::start();
         let mut device = device(|_| {});
-        // A disk that takes long: what is to be remembered waits for this thread.
+        // The disk is slow: storing waits for this thread.
         let (release, released) = std::sync::mpsc::channel::<()>();
         let busy = tokio::task::spawn_blocking(move || released.recv().is_err());
-        let (joined, mut words) = device.submit_code(&door.invitation).await;
+        let (joined, mut updates) = device.submit_code(&station.invitation).await;
         let found = async {
-            while let Some(word) = words.recv().await {
-                if word.starts_with("found") {
+            while let Some(update) = updates.recv().await {
+                if update.starts_with("found") {
                     return;
                 }
             }
             panic!("never found");
         };
         timeout(TEST_TIMEOUT, found).await.expect("in time");
-        // By now it has been let in.
+        // By now the station has admitted it.
         tokio::time::sleep(Duration::from_secs(1)).await;
         drop(joined);
         tokio::time::sleep(Duration::from_millis(200)).await;
@@ -295,6 +295,6 @@ fn an_admitted_node_joins_though_the_requester_left() {
         assert!(busy.await.expect("it ended"), "released by the drop");
         let linked = timeout(TEST_TIMEOUT, device.events.peers.recv()).await;
         let event = linked.expect("it enters its fleet").expect("running");
-        assert!(matches!(event, PeerEvent::Connected { peer, .. } if peer.id == door.endpoint.id()));
+        assert!(matches!(event, PeerEvent::Connected { peer, .. } if peer.id == station.endpoint.id()));
     });
 }

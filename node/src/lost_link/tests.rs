@@ -1,4 +1,4 @@
-//! Time is moved by hand.
+//! Time is moved by hand, except where a program runs.
 
 use super::*;
 
@@ -121,7 +121,7 @@ fn lost_link_stays_armed_across_a_restart() {
     let mut lost = restarted(&lost, at(2_000));
     assert_eq!(lost.handle_timeout(at(2_009), false), TimeoutAction::Nothing);
     assert_eq!(lost.handle_timeout(at(2_010), false), TimeoutAction::Run);
-    // Killed while the command runs: it may have done nothing yet.
+    // Killed while the command runs: the command may not have had an effect yet.
     let mut lost = restarted(&lost, at(3_000));
     assert_eq!(lost.handle_timeout(at(3_010), false), TimeoutAction::Run);
     lost.on_command_ended();
@@ -176,12 +176,12 @@ async fn persisted_loss_state_is_valid_for_one_boot() {
     }
     std::fs::write(&file, "{").expect("written");
     assert_eq!(memory.load_loss_state("a"), None);
-    // A machine that does not say which boot it is could have been rebooted any time.
+    // A machine without a boot id may have been rebooted at any time.
     std::fs::write(&file, r#"{"boot":"","state":"linked"}"#).expect("written");
     assert_eq!(memory.load_loss_state(""), None);
 }
 
-/// A change is written once, not at each look.
+/// The state is stored at a change, not at each check.
 #[tokio::test]
 async fn unchanged_loss_state_is_not_rewritten() {
     let start = clock::now();

@@ -1,4 +1,4 @@
-//! What the status says: the answer to `{"verb":"status"}`, field by field.
+//! The answer to `{"verb":"status"}`.
 
 use std::net::SocketAddr;
 use std::time::Instant;
@@ -8,27 +8,27 @@ use swarm_shared::net::clock;
 
 use crate::journal::Health;
 
-/// What `status` shows.
+/// The status of the daemon.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StatusView {
     /// The node's name.
     pub name: String,
-    /// The node's id, whole; empty until it is known.
+    /// The node's whole id; empty until it is known.
     pub id: String,
-    /// The program's version.
+    /// Version of the program.
     pub version: String,
-    /// The process.
+    /// Process id of the daemon.
     pub pid: u32,
-    /// The fleet's fingerprint; absent while the node belongs to none.
+    /// Fingerprint of the fleet; absent if the node belongs to none.
     #[serde(default)]
     pub fleet: Option<String>,
-    /// The address that is really listened on; absent until it is.
+    /// The address that is listened on; absent until then.
     #[serde(default)]
     pub listen: Option<String>,
-    /// The emergency stop in force: who gave it; absent while there is none.
+    /// The station of the emergency stop in force; absent if there is none.
     #[serde(default)]
     pub stopped: Option<String>,
-    /// How the dead-man stands, once it has acted.
+    /// The last event of the lost-link detector; absent before the first.
     #[serde(default)]
     pub lost_link: Option<String>,
     /// The newest loss of all links, for the self-check.
@@ -36,44 +36,44 @@ pub struct StatusView {
     pub last_loss: Option<LinkLoss>,
     /// Seconds since the daemon started.
     pub uptime_s: u64,
-    /// Whom it is linked with.
+    /// The open links.
     pub links: Vec<LinkView>,
-    /// The plug-ins that are connected.
+    /// The connected plug-ins.
     #[serde(default)]
     pub plugins: Vec<PluginView>,
-    /// How the node stands with its clever-show server; absent without that door.
+    /// The connection to the clever-show server; absent without that gateway.
     #[serde(default)]
     pub clever_show: Option<ServerView>,
-    /// The configuration file, whether it is there or not.
+    /// Path of the configuration file, whether it exists or not.
     pub config: String,
-    /// The state directory.
+    /// Path of the state directory.
     pub state_dir: String,
-    /// Why nothing can be remembered; absent if all is well.
+    /// Why the state directory is not writable; absent if it is.
     #[serde(default)]
     pub state_problem: Option<String>,
-    /// How the journal is; absent while there is none.
+    /// State of the journal; absent until it is open.
     #[serde(default)]
     pub journal: Option<JournalView>,
-    /// Why a peer, or this node, was refused last.
+    /// The last refusal of a peer, or of this node by a peer.
     #[serde(default)]
     pub last_refusal: Option<String>,
     /// The newest warnings of the log, oldest first.
     pub warnings: Vec<String>,
 }
 
-/// The journal, and what it has asked of the disk since the daemon started.
+/// State of the journal, and its disk writes since the start of the daemon.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JournalView {
-    /// Why nothing can be written, so that what acts is refused; absent if all is well.
+    /// Why it cannot be written, so that commands that act are refused; absent if it can.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fault: Option<String>,
-    /// Bytes written, snapshots included.
+    /// Bytes written, including snapshots.
     pub bytes_written: u64,
-    /// Flushes.
+    /// Number of fsync calls.
     pub syncs: u64,
     /// Records that are on the disk.
     pub records: u64,
-    /// How often it was written anew, with what still counts.
+    /// Number of snapshots: rewrites with the records that still matter.
     pub snapshots: u64,
 }
 
@@ -89,30 +89,30 @@ impl From<&Health> for JournalView {
     }
 }
 
-/// One link.
+/// An open link.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LinkView {
     /// The peer's name.
     pub name: String,
-    /// The peer's id, short.
+    /// The peer's id, in short form.
     pub id: String,
     /// `node` or `station`.
     pub kind: String,
-    /// Where it is.
+    /// Address of the peer.
     pub addr: String,
     /// Seconds since the link came up.
     pub up_s: u64,
-    /// When that was; [`super::Status::view`] reckons the seconds.
+    /// Time at which it opened; [`super::Status::view`] computes `up_s`.
     #[serde(skip)]
     pub since: Option<Instant>,
 }
 
-/// One plug-in.
+/// A connected plug-in.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PluginView {
     /// Its name.
     pub name: String,
-    /// Its process, if the system says so.
+    /// Its process id, if the system gives it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid: Option<i32>,
     /// The names of its actions.
@@ -123,43 +123,43 @@ pub struct PluginView {
     pub telemetry: Vec<String>,
     /// Seconds since it registered.
     pub up_s: u64,
-    /// When that was; [`super::Status::view`] reckons the seconds.
+    /// Time of its registration; [`super::Status::view`] computes `up_s`.
     #[serde(skip)]
     pub since: Option<Instant>,
 }
 
-/// How the node stands with the server of another program.
+/// The connection to the server of another program.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServerView {
-    /// Whether it is there.
+    /// Whether it is connected.
     pub state: ServerState,
-    /// Where it is, or was; absent until one that is looked for has announced itself.
+    /// Address of the server, current or last; absent until a server has announced itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub addr: Option<SocketAddr>,
-    /// Why it could not be reached the last time; absent while it is there, and before the first attempt has failed.
+    /// Why the last attempt to connect failed; absent while connected, and before the first failure.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
-    /// Seconds since it stands so.
+    /// Seconds since the last change of `state`.
     pub since_s: u64,
-    /// When that was; [`super::Status::view`] reckons the seconds.
+    /// Time of that change; [`super::Status::view`] computes `since_s`.
     #[serde(skip)]
     pub since: Option<Instant>,
 }
 
-/// See [`ServerView`].
+/// State of a [`ServerView`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ServerState {
-    /// None has been there yet.
+    /// No server has been connected yet.
     Looking,
-    /// It is there.
+    /// A server is connected.
     Joined,
-    /// It was there, and is looked for again.
+    /// The connection was lost, and the server is looked for.
     Lost,
 }
 
 impl ServerView {
-    /// From now on.
+    /// A view that begins now.
     pub fn new(state: ServerState, addr: Option<SocketAddr>) -> Self {
         Self {
             state,
@@ -171,11 +171,11 @@ impl ServerView {
     }
 }
 
-/// One time at which the dead-man acted.
+/// One loss of all links.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LinkLoss {
-    /// Counted from 1 since the daemon started.
+    /// Number of the loss, from 1 since the start of the daemon.
     pub number: u32,
-    /// How the owner's command ended; absent while it runs.
+    /// Result of the lost-link command; absent while it runs.
     pub command: Option<Result<(), String>>,
 }

@@ -1,4 +1,5 @@
-//! Readings: what the kernel gives, what the owner's command prints, and what plug-ins tell. What a device does not have is left out.
+//! Telemetry: readings from the kernel, from the configured command, and from plug-ins. Sensors that a device does
+//! not have are omitted.
 
 pub mod parse;
 
@@ -14,13 +15,13 @@ use crate::config;
 use crate::plugins::Plugins;
 use crate::process::{self, EndReason, Stderr};
 
-/// A set of readings.
+/// The readings of one time, by name.
 pub type Sample = Map<String, Value>;
 
-/// Where the firmware of a Raspberry Pi says whether it holds the processor back.
+/// File in which the firmware of a Raspberry Pi reports throttling.
 const THROTTLED_PATH: &str = "/sys/devices/platform/soc/soc:firmware/get_throttled";
 
-/// The readings of this device. Cheap to clone.
+/// The telemetry of this device. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Telemetry {
     inner: Arc<Inner>,
@@ -35,7 +36,7 @@ struct Inner {
     latest: watch::Sender<Sample>,
 }
 
-/// What the owner's command gave last.
+/// The last output of the configured command.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct CommandOutput {
     fields: Sample,
@@ -43,7 +44,7 @@ struct CommandOutput {
 }
 
 impl Telemetry {
-    /// Readings of the device, of these disks, by name, and of these plug-ins.
+    /// Telemetry of the device, of these disks, by name, and of these plug-ins.
     pub fn new(config: config::Telemetry, disks: Vec<(String, PathBuf)>, plugins: Plugins) -> Self {
         Self {
             inner: Arc::new(Inner {
@@ -56,12 +57,12 @@ impl Telemetry {
         }
     }
 
-    /// The newest sample, each time there is one; empty before the first.
+    /// The newest sample, at each change; empty before the first.
     pub fn subscribe(&self) -> watch::Receiver<Sample> {
         self.inner.latest.subscribe()
     }
 
-    /// Samples at the configured interval until `stop`.
+    /// Takes samples at the configured interval until shutdown.
     pub async fn run(&self, shutdown: &CancellationToken) {
         let mut ticks = tokio::time::interval(self.inner.config.interval);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -77,7 +78,7 @@ impl Telemetry {
         }
     }
 
-    /// A fresh sample; the owner's fields are those of the last time its command ran.
+    /// A fresh sample. The fields of the configured command are those of its last run.
     pub async fn sample(&self) -> Sample {
         let disks = self.inner.disks.clone();
         let system = tokio::task::spawn_blocking(move || system_readings(&disks)).await;
@@ -95,7 +96,7 @@ impl Telemetry {
         sample
     }
 
-    /// Why the owner's command gave nothing the last time.
+    /// Why the last run of the configured command failed.
     pub fn command_error(&self) -> Option<String> {
         self.inner.command_output.borrow().error.clone()
     }
@@ -122,7 +123,7 @@ impl Telemetry {
                 error: Some(format!("the telemetry command: {error}")),
             },
         };
-        // Once for each change, not once for each sample.
+        // Logged at each change, not for each sample.
         let error = owner.error.clone();
         let changed = self.inner.command_output.send_replace(owner).error != error;
         if let (true, Some(error)) = (changed, error) {
@@ -135,12 +136,12 @@ fn parse_command_output(output: &str) -> Result<Sample, String> {
     let utf8 = swarm_shared::proto::wire::ContentEncoding::Utf8;
     match swarm_shared::proto::json::parse(output.as_bytes(), &utf8) {
         Ok(Value::Object(fields)) => Ok(fields),
-        Ok(_) => Err("it has to print a JSON object, such as {\"battery\": 87}".to_owned()),
-        Err(error) => Err(format!("it has to print a JSON object: {error}")),
+        Ok(_) => Err("it must print a JSON object, such as {\"battery\": 87}".to_owned()),
+        Err(error) => Err(format!("it must print a JSON object: {error}")),
     }
 }
 
-/// What the kernel gives, now.
+/// The current readings of the kernel.
 fn system_readings(disks: &[(String, PathBuf)]) -> Sample {
     let mut sample = Sample::new();
     let mut put = |key: &str, value: Option<Value>| {
@@ -178,16 +179,16 @@ fn read_file<T>(path: impl AsRef<Path>, parse: impl Fn(&str) -> Option<T>) -> Op
     parse(&std::fs::read_to_string(path).ok()?)
 }
 
-/// Room on a disk, in bytes.
+/// Space on a disk, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct DiskUsage {
-    /// All of it.
+    /// Size of the disk.
     pub total: u64,
-    /// What this program could still use.
+    /// Space that this program can still use.
     pub free: u64,
 }
 
-/// Room on the disk that holds `path`.
+/// Space on the disk that holds `path`.
 pub fn disk_usage(path: &Path) -> Option<DiskUsage> {
     let disk = rustix::fs::statvfs(path).ok()?;
     Some(DiskUsage {
@@ -196,7 +197,7 @@ pub fn disk_usage(path: &Path) -> Option<DiskUsage> {
     })
 }
 
-/// The processor's temperature, or the first that there is.
+/// The processor's temperature, or the first available one, in degrees Celsius.
 pub fn cpu_temperature() -> Option<f64> {
     let mut zones: Vec<PathBuf> = std::fs::read_dir("/sys/class/thermal")
         .ok()?
@@ -217,7 +218,7 @@ pub fn cpu_temperature() -> Option<f64> {
         .find_map(|zone| read_file(zone.join("temp"), parse::temperature))
 }
 
-/// Whether the firmware holds the processor back.
+/// Whether the firmware throttles the processor.
 pub fn throttling() -> Option<parse::Throttling> {
     read_file(THROTTLED_PATH, parse::throttling)
 }
@@ -277,7 +278,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_failing_telemetry_command_is_in_the_sample() {
-        for (command, says) in [
+        for (command, expected) in [
             (["sh", "-c", "echo 7"], "JSON object"),
             (["sh", "-c", "exit 4"], "exit status 4"),
             (["sh", "-c", "sleep 9"], "was killed"),
@@ -285,7 +286,7 @@ mod tests {
         ] {
             let sample = first_with(&command, "command_error").await;
             let error = sample["command_error"].as_str().expect("a text");
-            assert!(error.contains(says), "{error}");
+            assert!(error.contains(expected), "{error}");
         }
     }
 }

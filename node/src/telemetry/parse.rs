@@ -1,29 +1,29 @@
-//! The kernel's texts, read. Each function is pure, and gives `None` for a text that it does not know.
+//! Parsers of the kernel's text files. Each function is pure, and returns `None` for a text of another format.
 
 use serde::Serialize;
 
-/// Seconds since boot, of `/proc/uptime`.
+/// Seconds since boot, from `/proc/uptime`.
 pub fn uptime(text: &str) -> Option<f64> {
     text.split_whitespace().next()?.parse().ok()
 }
 
-/// The load of 1, 5 and 15 minutes, of `/proc/loadavg`.
+/// The load averages of 1, 5 and 15 minutes, from `/proc/loadavg`.
 pub fn load(text: &str) -> Option<[f64; 3]> {
     let mut numbers = text.split_whitespace().map(str::parse);
     let mut next = || numbers.next()?.ok();
     Some([next()?, next()?, next()?])
 }
 
-/// Memory, in bytes.
+/// Memory of the machine, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Memory {
-    /// All of it.
+    /// Total size.
     pub total: u64,
-    /// What programs could still get.
+    /// Memory that programs can still allocate.
     pub available: u64,
 }
 
-/// Of `/proc/meminfo`.
+/// Parses `/proc/meminfo`.
 pub fn memory(text: &str) -> Option<Memory> {
     let bytes = |key: &str| -> Option<u64> {
         let line = text
@@ -38,18 +38,18 @@ pub fn memory(text: &str) -> Option<Memory> {
     })
 }
 
-/// A wireless interface's signal.
+/// Signal of a wireless interface.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Wifi {
-    /// Such as `wlan0`.
+    /// Name of the interface, such as `wlan0`.
     pub interface: String,
-    /// The driver's own scale, often 0 to 70.
+    /// Link quality on the driver's own scale, often 0 to 70.
     pub quality: i64,
-    /// In dBm.
+    /// Signal level in dBm.
     pub signal: i64,
 }
 
-/// The first interface of `/proc/net/wireless`.
+/// The first interface in `/proc/net/wireless`.
 pub fn wifi(text: &str) -> Option<Wifi> {
     text.lines().skip(2).find_map(|line| {
         let (interface, numbers) = line.split_once(':')?;
@@ -63,29 +63,29 @@ pub fn wifi(text: &str) -> Option<Wifi> {
     })
 }
 
-/// Degrees Celsius, of a thermal zone's `temp`.
+/// Degrees Celsius, from a thermal zone's `temp`.
 pub fn temperature(text: &str) -> Option<f64> {
     let thousandths: i32 = text.trim().parse().ok()?;
-    // A sensor that is not there reads absurdly low or high.
+    // A sensor that is not connected reads far outside this range.
     (-50_000..200_000)
         .contains(&thousandths)
         .then(|| f64::from(thousandths) / 1000.0)
 }
 
-/// What the firmware of a Raspberry Pi holds back.
+/// Throttling by the firmware of a Raspberry Pi.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Throttling {
-    /// The supply's voltage is too low, now.
+    /// The supply voltage is too low now.
     pub under_voltage: bool,
-    /// The processor is slowed down, now.
+    /// The processor is throttled now.
     pub throttled: bool,
-    /// Its voltage has been too low since boot.
+    /// The supply voltage has been too low since boot.
     pub under_voltage_seen: bool,
-    /// It has been slowed down since boot.
+    /// The processor has been throttled since boot.
     pub throttled_seen: bool,
 }
 
-/// Of the firmware's `get_throttled`, a number in hexadecimal.
+/// Parses the firmware's `get_throttled`, a hexadecimal number.
 pub fn throttling(text: &str) -> Option<Throttling> {
     let digits = text.trim();
     let bits = u32::from_str_radix(digits.strip_prefix("0x").unwrap_or(digits), 16).ok()?;

@@ -1,4 +1,4 @@
-//! The frames that are measured: a command of 200 bytes and its reply.
+//! The benchmarked frames: a command of 200 bytes and its reply.
 
 use serde_json::json;
 use swarm_shared::proto::message::Arguments;
@@ -6,7 +6,7 @@ use swarm_shared::proto::outcome::Reply;
 use swarm_shared::proto::wire::encoded::Trailer;
 use swarm_shared::proto::wire::{Frame, Header, Kind, Lane, MessageType};
 
-/// About 200 bytes on the wire: nearly all of it is the header.
+/// About 200 bytes on the wire, nearly all of them header.
 pub(crate) fn command() -> Frame {
     let frame = Frame::json(Kind::Command, &Arguments::default());
     Frame {
@@ -37,7 +37,7 @@ pub(crate) fn reply() -> Frame {
     }
 }
 
-/// What a busy session appends.
+/// The trailer of a busy session.
 pub(crate) fn trailer(seq: u64) -> Trailer {
     Trailer {
         seq: Some(1_000_000 + seq),
@@ -48,7 +48,7 @@ pub(crate) fn trailer(seq: u64) -> Trailer {
     }
 }
 
-/// The frame with what its session appends.
+/// The frame with the trailer of its session.
 pub(crate) fn number(frame: &Frame, seq: u64) -> Frame {
     let mut frame = frame.clone();
     frame.header.set_trailer(trailer(seq));

@@ -1,4 +1,4 @@
-//! The connection for files.
+//! Bulk connections.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::proxy::Proxy;
 const CHUNK_BYTES: usize = 256 * 1024;
 const CHUNKS: usize = 256;
 
-/// A chunk whose every word tells where it belongs.
+/// A chunk whose every word depends on its number.
 fn content(number: usize) -> Bytes {
     let word = u64::try_from(number).expect("small").to_be_bytes();
     Bytes::from(word.repeat(CHUNK_BYTES / word.len()))
@@ -31,7 +31,7 @@ async fn send_chunks(link: PeerLink) {
     }
 }
 
-/// Reads and checks all chunks, and tells of each; returns how often the connection came up.
+/// Reads and checks all chunks, and calls `tell` for each; returns how often the connection opened.
 async fn read_chunks(mut events: mpsc::Receiver<PeerEvent>, tell: impl Fn(usize)) -> usize {
     let (mut next, mut ups) = (0, 0);
     while next < CHUNKS {
@@ -115,7 +115,7 @@ async fn a_file_does_not_delay_a_command() {
     }
     times.sort_unstable();
     let median = times[times.len() / 2];
-    // Behind a file of 64 MiB it would be most of the file's time.
+    // Queued behind a file of 64 MiB it would take most of the file's time.
     assert!(
         median < Duration::from_millis(150),
         "a ping took {median:?} beside a file"
@@ -139,7 +139,7 @@ async fn file_resumes_after_its_connection_was_cut() {
         .await
         .expect("running");
     let sender = tokio::spawn(send_chunks(link));
-    // An application that leaves the events of a session lying holds it up, and that goes for the sender too.
+    // An application that does not read the events of a session blocks it, and this holds for the sender too.
     let (_link, mut at_station) = station.wait_for_bulk().await;
     tokio::spawn(async move { while at_station.recv().await.is_some() {} });
     let (_back, events) = node.wait_for_bulk().await;
@@ -153,7 +153,7 @@ async fn file_resumes_after_its_connection_was_cut() {
     sender.await.expect("all sent");
 }
 
-/// Asking for a session that is there already leaves its connection alone.
+/// Requesting a session that exists leaves its connection alone.
 #[tokio::test]
 async fn bulk_connection_is_opened_once() {
     let mut root = fleet();

@@ -1,4 +1,4 @@
-//! Endpoints as the tests need them.
+//! Endpoints for the tests.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -22,7 +22,7 @@ use swarm_shared::proto::wire::{Frame, Header, Kind, Lane};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-/// How long a test waits for what has to happen; the machine may be busy.
+/// Time-out for anything that has to happen; the machine may be busy.
 pub(crate) const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 pub(crate) fn key() -> SigningKey {
@@ -38,7 +38,7 @@ pub(crate) fn membership(root: &mut FleetRoot, key: &SigningKey, role: Role) -> 
     Membership::new(root.public(), &key.public(), grant, root.state().clone()).expect("good")
 }
 
-/// What a program is started with.
+/// The setup of one program.
 pub(crate) struct Setup {
     pub(crate) kind: PeerKind,
     pub(crate) name: &'static str,
@@ -123,7 +123,7 @@ impl Program {
         event.expect("an event in time").expect("running")
     }
 
-    /// The next event that is wanted; others are passed over.
+    /// The next event that `wanted` accepts; others are dropped.
     pub(crate) async fn wait_for<T>(&mut self, mut wanted: impl FnMut(PeerEvent) -> Option<T>) -> T {
         let found = async {
             loop {
@@ -166,7 +166,7 @@ impl Program {
         .await
     }
 
-    /// The session for files with a peer, once it has begun.
+    /// The bulk session with a peer, once it has begun.
     pub(crate) async fn wait_for_bulk(&mut self) -> (PeerLink, mpsc::Receiver<PeerEvent>) {
         self.wait_for(|event| {
             let PeerEvent::BulkOpened { link, events, .. } = event else {
@@ -182,7 +182,7 @@ impl Program {
         notice.expect("a notice in time").expect("running")
     }
 
-    /// The next refusal with this code, and whether it was ours.
+    /// The next refusal with this code, and whether this side refused.
     pub(crate) async fn wait_for_refusal(&mut self, wanted: RefusalCode) -> (bool, Refused) {
         let found = async {
             loop {
@@ -198,7 +198,7 @@ impl Program {
         found.unwrap_or_else(|_elapsed| panic!("no refusal with {wanted:?}"))
     }
 
-    /// Answers everything that is commanded with its own number, until the endpoint stops.
+    /// Replies to every command with its own number, until the endpoint stops.
     pub(crate) async fn reply_to_all(mut self) {
         while let Some(event) = self.events.peers.recv().await {
             if let PeerEvent::Frame { peer, frame, .. } = event
@@ -240,14 +240,14 @@ pub(crate) fn reply(reply: &Reply, to: &Header) -> Outgoing {
     outgoing(&reply.to_frame(to), Lane::Control)
 }
 
-/// A frame that any worker may send and nobody waits for.
+/// A message that any peer may send and that expects no reply.
 pub(crate) fn numbered(id: u64) -> Outgoing {
     let mut frame = Frame::json(Kind::Reply, &Reply::done(id.into()));
     frame.header.id = Some(id);
     outgoing(&frame, Lane::Control)
 }
 
-/// Sends, waiting while the link is busy.
+/// Sends; waits while the link is busy.
 pub(crate) async fn send_when_possible(link: &PeerLink, message: &Outgoing) {
     let sent = async {
         loop {

@@ -1,5 +1,5 @@
-//! Deadlines over links that hold up what they carry. Both programs of a test read one clock, so what one meant and
-//! what the other understood can be compared.
+//! Deadlines over links that delay their bytes. Both programs of a test read one clock, so that the sender's and the
+//! receiver's deadline can be compared.
 
 use std::time::{Duration, Instant};
 
@@ -11,11 +11,11 @@ use swarm_shared::proto::session::Outgoing;
 use crate::common::{Program, Setup, TEST_TIMEOUT, command, fleet, reply};
 use crate::proxy::Proxy;
 
-/// The time to live of what is sent.
+/// Time to live of the commands.
 const TTL: Duration = Duration::from_millis(400);
-/// How long the link stands still: longer than that, and not so long that it is given up.
+/// Time for which the link is paused: longer than the time to live, and too short for a time-out of the link.
 const STALL: Duration = Duration::from_millis(900);
-/// What a stamp may have been on its way on a busy machine.
+/// Longest transit of a stamp on a busy machine.
 const TRANSIT_MAX: Duration = Duration::from_millis(300);
 
 async fn received_deadline(node: &mut Program, id: u64) -> Instant {
@@ -42,7 +42,7 @@ fn short_lived_command(id: u64) -> (Outgoing, Instant) {
     )
 }
 
-/// A station and a node, linked through a stretch that can be stopped; nothing has been said yet.
+/// A station and a node, linked through a proxy that can be paused.
 async fn linked_through_proxy() -> (Program, Program, Proxy) {
     let mut root = fleet();
     let (mut station, mut node) = (Setup::station(&mut root).start(), Setup::node(&mut root).start());

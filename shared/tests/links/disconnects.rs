@@ -1,4 +1,4 @@
-//! Links that break, fall silent and come back.
+//! Links that break, become silent and return.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,22 +13,22 @@ use tokio::net::TcpListener;
 use crate::common::{Program, Requester, Setup, TEST_TIMEOUT, fleet, numbered, reply, send_when_possible};
 use crate::proxy::Proxy;
 
-/// Frames sent each way while the link is cut again and again.
+/// Frames sent in each direction while the link is cut repeatedly.
 const STREAM_FRAMES: u64 = 20_000;
-/// Frames from one cut to the next, as the station reads them.
+/// Frames between two cuts, as the station reads them.
 const CUT_INTERVAL_FRAMES: u64 = 1_500;
 
 async fn send_stream(link: PeerLink) {
     for id in 1..=STREAM_FRAMES {
         send_when_possible(&link, &numbered(id)).await;
         if id % 50 == 0 {
-            // Slowly enough to be under way when the link is cut.
+            // Slow enough to be in transit when the link is cut.
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
 }
 
-/// Reads the other side's stream, and tells of each frame; returns how often the link came up again.
+/// Reads the other side's stream, and calls `tell` for each frame; returns how often the link opened again.
 async fn read_stream(mut program: Program, tell: impl Fn(u64)) -> (Program, usize) {
     let (mut next, mut ups, mut is_up) = (1, 0, true);
     while next <= STREAM_FRAMES {
@@ -63,7 +63,7 @@ async fn linked_through(station: Setup, node: Setup) -> (Program, Program, Proxy
     (station, node, proxy)
 }
 
-/// Streams both ways while `disturb` is done to the connection again and again.
+/// Streams in both directions while `disturb` is applied to the connection repeatedly.
 async fn stream_both_ways(disturb: fn(&Proxy)) {
     let mut root = fleet();
     let beat = Duration::from_millis(300);
@@ -200,7 +200,7 @@ async fn a_half_open_link_is_replaced() {
     assert_eq!(node.next_frame().await.header.id, Some(5));
 }
 
-/// Counts what `dials` brings in three seconds.
+/// Counts the results of `dials` within three seconds.
 async fn count(mut dials: impl AsyncFnMut()) -> usize {
     let mut count = 0;
     let end = clock::now() + Duration::from_secs(3);
@@ -231,7 +231,7 @@ async fn absent_peer_is_dialled_with_backoff() {
     assert!(clock::since(started) < TEST_TIMEOUT);
 }
 
-/// The dialler believes itself linked until it is told otherwise; that may not start its backoff anew.
+/// The dialler believes itself linked until it reads the refusal; that must not reset its backoff.
 #[tokio::test]
 async fn refusing_peer_is_dialled_with_backoff() {
     let mut root = fleet();

@@ -1,4 +1,4 @@
-//! Connections that mean no good, or that nobody foresaw.
+//! Hostile and malformed connections.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
@@ -18,7 +18,7 @@ use tokio_rustls::{TlsConnector, TlsStream};
 
 use crate::common::{Program, Setup, TEST_TIMEOUT, fleet, key, linked, membership, numbered};
 
-/// A program that says what it likes.
+/// A peer that sends arbitrary frames and bytes.
 struct RawPeer {
     stream: TlsStream<TcpStream>,
     reader: FrameReader,
@@ -68,7 +68,7 @@ impl RawPeer {
         timeout(TEST_TIMEOUT, heard).await.expect("an answer in time")
     }
 
-    /// Hears until it is refused.
+    /// Reads until it is refused.
     async fn refused(&mut self) -> Refused {
         loop {
             let frame = self.receive().await.expect("a refusal before the end");
@@ -94,7 +94,7 @@ fn hello(membership: &Membership) -> Hello {
     }
 }
 
-/// A station, and the hello of a member that it would take.
+/// A station, and the hello of a member that it accepts.
 fn station_and_member() -> (Program, SigningKey, Hello) {
     let mut root = fleet();
     let station = Setup::station(&mut root).start();
@@ -103,7 +103,7 @@ fn station_and_member() -> (Program, SigningKey, Hello) {
     (station, key, hello)
 }
 
-/// Whatever happened to the station, a good peer links with it.
+/// A valid peer links with the station, whatever happened before.
 async fn check_still_links(station: &mut Program, key: &SigningKey, hello: &Hello) {
     let mut raw = RawPeer::dial(station.endpoint.listen_addr(), key).await;
     raw.send(&Frame::json(Kind::Hello, hello)).await;
@@ -183,7 +183,8 @@ async fn member_that_sends_no_welcome_is_dropped() {
     assert!(station.events.peers.try_recv().is_err(), "it was never up");
 }
 
-/// Bytes that are not TLS, TLS without a key, and no bytes at all: each closes, none disturbs.
+/// Bytes that are not TLS, TLS without a key, and no bytes at all: each connection closes, and nothing else is
+/// affected.
 #[tokio::test]
 async fn foreign_connections_are_closed_without_side_effects() {
     let (mut station, key, good) = station_and_member();
@@ -225,7 +226,7 @@ async fn silent_connection_is_closed_after_five_seconds() {
     let mut silent = TcpStream::connect(station.endpoint.listen_addr())
         .await
         .expect("connects");
-    // TLS, and then nothing.
+    // The TLS handshake, and then nothing.
     let mut half = RawPeer::dial(station.endpoint.listen_addr(), &key).await;
     let mut sink = Vec::new();
     let read = timeout(TEST_TIMEOUT, silent.read_to_end(&mut sink)).await;
@@ -238,9 +239,8 @@ async fn silent_connection_is_closed_after_five_seconds() {
     );
 }
 
-/// At most 64 strangers are greeted at once; the others wait in the kernel. So 200 that say nothing keep a good peer
-/// out for as long as it takes to tire of them, 64 every five seconds, and no longer. Peers that are linked already
-/// feel nothing.
+/// At most 64 unauthenticated connections are handled at once; the others wait in the kernel. So 200 silent ones
+/// delay a valid peer by their time-outs, 64 every five seconds, and no longer. Linked peers are not affected.
 #[tokio::test]
 async fn silent_connections_only_delay_a_good_peer() {
     let mut root = fleet();
@@ -277,15 +277,14 @@ async fn silent_connections_only_delay_a_good_peer() {
 
 /// An address of this machine that others could dial; `None` if it has no network.
 fn lan_address() -> Option<IpAddr> {
-    // Nothing is sent: this only asks which way it would go.
+    // Nothing is sent: this only asks the kernel for the route.
     let socket = UdpSocket::bind("0.0.0.0:0").expect("a port");
     socket.connect("198.51.100.1:9").ok()?;
     let ip = socket.local_addr().expect("bound").ip();
     (!ip.is_loopback()).then_some(ip)
 }
 
-/// A host of the network has eight places; what it opens beyond that is closed at once, and others are greeted as if it
-/// were not there.
+/// One host has eight slots; further connections of it are closed at once, and other hosts are served as usual.
 #[tokio::test]
 async fn one_host_cannot_exhaust_the_preauth_slots() {
     let Some(host) = lan_address() else {
@@ -318,7 +317,8 @@ async fn one_host_cannot_exhaust_the_preauth_slots() {
     assert_eq!(held, PREAUTH_PER_SOURCE_MAX);
 }
 
-/// Neither an acknowledgement of what was never sent, nor a gap, nor a broken frame costs more than the link.
+/// An acknowledgement of a frame that was never sent, a gap and a malformed frame each cost the link, and nothing
+/// else.
 #[tokio::test]
 async fn protocol_violation_costs_only_the_members_link() {
     let (mut station, key, good) = station_and_member();

@@ -1,4 +1,4 @@
-//! Being taken into a fleet, with a code and without, and every way in which that is refused.
+//! Joining a fleet, with a code and without, and every refusal.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 
 use crate::common::{Program, Setup, fleet};
 
-/// A station's memory of whom it invited.
+/// The invitations and the root of a station.
 struct Inviter {
     root: FleetRoot,
     invitations: Invitations,
@@ -44,7 +44,7 @@ impl Inviter {
     }
 }
 
-/// A station that takes others in.
+/// A station that admits others.
 struct JoinStation {
     station: Program,
     inviter: Arc<Mutex<Inviter>>,
@@ -165,12 +165,12 @@ async fn wrong_expired_and_mistyped_codes_are_told_apart() {
     assert!(slip.to_string().contains("slip"), "{slip}");
 }
 
-/// Another fleet's station answers at the address in the code: the node believes nothing that it says.
+/// A station of another fleet answers at the address in the code: the node accepts nothing from it.
 #[tokio::test]
 async fn impostor_station_is_detected() {
     let (door, impostor) = (JoinStation::start(), JoinStation::start());
     let code = door.invite(1, LONG_MS);
-    // One that never saw the secret refuses; one that was given it by a spy cannot show the fleet's root.
+    // One that never had the secret refuses; one that has stolen it cannot show the fleet's root.
     let refused = refusal(try_join(&unjoined_node(), impostor.addr(), Some(&code)).await);
     assert_eq!(refused.code, RefusalCode::BadCode);
     let now = clock::unix_time_ms();
@@ -250,7 +250,7 @@ async fn concurrent_joins_are_admitted_or_told_to_retry() {
     assert_eq!(desk.invitations.list()[0].uses_left, 0);
 }
 
-/// Whoever waits to be accepted by hand and goes away makes room for others.
+/// A request for acceptance whose sender disconnects makes room for others.
 #[tokio::test]
 async fn abandoned_join_request_is_forgotten() {
     let mut root = fleet();

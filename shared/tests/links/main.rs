@@ -1,4 +1,4 @@
-//! Links over real sockets on loopback, by theme.
+//! Links over real sockets on loopback, by topic.
 
 mod bulk;
 mod common;

@@ -1,4 +1,4 @@
-//! What two linked programs say to each other.
+//! Messages between two linked programs.
 
 use std::time::Duration;
 
@@ -54,7 +54,8 @@ async fn idle_peers_stay_linked() {
     assert!(lost.is_err(), "an idle link went down: {lost:?}");
 }
 
-/// What waits is bounded and told; what was taken is delivered, in order; and an emergency goes ahead of it.
+/// The queue is bounded and its limit is reported; accepted messages are delivered in order; an emergency overtakes
+/// them.
 #[tokio::test]
 async fn a_full_queue_answers_busy_at_once_and_loses_nothing() {
     let mut root = fleet();
@@ -63,7 +64,7 @@ async fn a_full_queue_answers_busy_at_once_and_loses_nothing() {
     let link = station.link(node.id()).await;
     let mut taken = 0;
     let started = clock::now();
-    // The session's task empties its input while there is room behind it: busy twice is full.
+    // The session's task empties its input while there is room behind it: only repeated `busy` means full.
     for _ in 0..50 {
         while link.try_send(numbered(taken)).is_ok() {
             taken += 1;
@@ -86,7 +87,7 @@ async fn a_full_queue_answers_busy_at_once_and_loses_nothing() {
     }
 }
 
-/// An application that takes nothing holds its peers back and loses neither frames nor links.
+/// An application that reads nothing slows its peers down and loses neither frames nor links.
 #[tokio::test]
 async fn slow_application_gets_backpressure_and_stays_linked() {
     let mut root = fleet();
@@ -159,7 +160,7 @@ async fn every_request_ends_at_shutdown() {
     assert_eq!(asking.request(&absent, "ping", 3), Err(LinkError::Closed));
 }
 
-/// Even with its application asleep, a peer in the middle of a dial and another that says nothing.
+/// Even if its application does not read, one peer is dialling and another one is silent.
 #[tokio::test]
 async fn shutdown_ends_within_its_grace() {
     let mut root = fleet();

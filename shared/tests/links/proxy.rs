@@ -1,4 +1,4 @@
-//! A stretch of network that can be cut, stopped and halved.
+//! A TCP proxy that can cut, pause and half-close its connections.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -9,16 +9,16 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 
-/// How connections end.
+/// How a connection ends.
 #[derive(Clone, Copy)]
 enum Ending {
     Cut,
-    /// The dialled side is told nothing.
+    /// Only the dialling side is told.
     HalfOpen,
 }
 
-/// Carries TCP connections to one address. Its own addresses are not the programs', so that what they learn of each
-/// other through it leads nowhere else.
+/// Forwards TCP connections to one address. Its own address is not the programs', so that the addresses that they
+/// learn through it lead nowhere else.
 pub(crate) struct Proxy {
     addr: SocketAddr,
     flows: watch::Sender<bool>,
@@ -60,22 +60,22 @@ impl Proxy {
         self.addr
     }
 
-    /// Ends every connection for both sides. New ones are carried.
+    /// Ends every connection for both sides. New ones are forwarded.
     pub(crate) fn cut(&self) {
         self.endings.send_replace(Ending::Cut);
     }
 
-    /// Ends every connection for the side that dialled; the other hears nothing any more.
+    /// Ends every connection for the side that dialled; the other side receives nothing any more.
     pub(crate) fn half_open(&self) {
         self.endings.send_replace(Ending::HalfOpen);
     }
 
-    /// No byte passes, and no connection ends.
+    /// While paused, no byte passes, and no connection ends.
     pub(crate) fn pause(&self, paused: bool) {
         self.flows.send_replace(!paused);
     }
 
-    /// New connections are closed at once.
+    /// While closed, new connections are closed at once.
     pub(crate) fn close(&self, closed: bool) {
         self.closed.store(closed, Ordering::Relaxed);
     }
@@ -107,7 +107,7 @@ async fn carry(
     let how = *ending.borrow();
     if let (Ending::HalfOpen, Some((to_dialler, to_dialled))) = (how, kept) {
         drop((from_dialler, to_dialler));
-        // Held, so that the kernel tells the dialled side nothing.
+        // Held open, so that the kernel tells the dialled side nothing.
         let _until = ending.changed().await;
         drop((from_dialled, to_dialled));
     }

@@ -11,10 +11,10 @@ use swarm_shared::proto::trust::{Membership, Role};
 
 use crate::common::{Program, Setup, TEST_TIMEOUT, fleet, membership, numbered};
 
-/// How often both sides dial at once.
+/// Number of simultaneous dials.
 const PAIRS: usize = 50;
 
-/// What a side thinks of its one link: the address at its other end, if it is up.
+/// One side's view of its link: the address at the other end, if it is open.
 #[derive(Default)]
 struct LinkObserver {
     up: Option<SocketAddr>,
@@ -38,7 +38,7 @@ impl LinkObserver {
     }
 }
 
-/// Takes events until the other side's frame has come, which came over the link that was up last.
+/// Handles events until the other side's frame has come, over the link that opened last.
 async fn receive_frame(program: &mut Program, seen: &mut LinkObserver) {
     let heard = async {
         loop {
@@ -70,7 +70,7 @@ async fn simultaneous_dials_leave_one_agreed_link() {
         receive_frame(&mut node, &mut by_node).await;
         pairs.push((station, by_station, node, by_node));
     }
-    // Long enough for whatever dial was still under way.
+    // Long enough for every dial that was still in progress.
     tokio::time::sleep(Duration::from_secs(2)).await;
     for (mut station, mut by_station, mut node, mut by_node) in pairs {
         while let Ok(event) = station.events.peers.try_recv() {

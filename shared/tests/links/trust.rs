@@ -1,4 +1,4 @@
-//! Who is let in, who is not, and that both sides are told why.
+//! Which peers are accepted and refused; both sides get the reason.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use swarm_shared::proto::trust::{Membership, Role};
 
 use crate::common::{Program, Requester, Setup, fleet, key, linked, membership};
 
-/// Both sides tell their operator the same; one of them refused.
+/// Both sides report the same refusal; one of them refused.
 async fn refused_on_both_sides(a: &mut Program, b: &mut Program, code: RefusalCode) -> String {
     let ((by_a, at_a), (by_b, at_b)) = tokio::join!(a.wait_for_refusal(code), b.wait_for_refusal(code));
     assert_eq!(at_a, at_b);
@@ -49,7 +49,7 @@ async fn program_of_another_fleet_is_refused() {
     }
 }
 
-/// Its own membership is never wrong where files are checked; so it lies by holding another key than it was read with.
+/// A program never loads a membership of another key; so this one is given another key after loading.
 #[tokio::test]
 async fn grant_of_another_key_is_refused() {
     for thief_dials in [true, false] {
@@ -86,7 +86,8 @@ async fn a_revoked_key_is_refused() {
     }
 }
 
-/// Station revokes; the news goes on from peer to peer; every link of the key closes, and what waits there ends.
+/// The station revokes a key; the fleet state spreads from peer to peer; every link of the key closes, and its queued
+/// requests end.
 #[tokio::test]
 async fn revoked_key_loses_its_live_links() {
     let mut root = fleet();
@@ -118,7 +119,7 @@ async fn revoked_key_loses_its_live_links() {
                 Some((id, reason))
             })
             .await;
-        // The station's own grant is new, so that its links are made anew too.
+        // The station's own grant is new, so that its links open again too.
         if gone.0 == bad.id() {
             assert!(gone.1.contains("revoked"), "{gone:?}");
         }
@@ -180,7 +181,7 @@ async fn refused_command(commander: Setup, target: Setup, action: &str) -> Reply
     let RequestResult::Reply(content) = asking.next_delivery().await.result else {
         panic!("expected a refusal")
     };
-    // The link stays, and the application never heard of it.
+    // The link stays, and the application does not get the command.
     assert!(target.events.peers.try_recv().is_err());
     asking.request(&link, action, 2).expect("room");
     assert!(matches!(
@@ -235,7 +236,7 @@ async fn only_an_admin_runs_programs() {
     assert!(refused.error.expect("a reason").contains("admin"));
 }
 
-/// An observer tells nobody whom it knows: the gate would refuse it, with a line in everybody's log.
+/// An observer sends no roster: the gate would refuse it, with a log line at each peer.
 #[tokio::test]
 async fn observer_sends_nothing_that_would_be_refused() {
     let mut root = fleet();
@@ -244,7 +245,7 @@ async fn observer_sends_nothing_that_would_be_refused() {
     let second = Setup::station(&mut root).start();
     observer.dial(second.endpoint.listen_addr()).await;
     observer.wait_for_up().await;
-    // With a roster, the node would dial the station that it has never heard of.
+    // With a roster, the node would dial the unknown station.
     let event = tokio::time::timeout(Duration::from_secs(1), first.events.peers.recv()).await;
     assert!(event.is_err(), "{event:?}");
 }

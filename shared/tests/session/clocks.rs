@@ -68,7 +68,7 @@ fn peer_is_silent_after_two_beats_and_lost_after_three() {
 fn one_lost_packet_does_not_make_a_peer_silent() {
     let mut rig = Rig::open(OutboxLimits::CONTROL);
     rig.events();
-    // A beat is retransmitted by TCP and comes 0.9 s late, again and again.
+    // A heartbeat is retransmitted by TCP and comes 0.9 s late, repeatedly.
     for _beat in 0..10 {
         rig.advance(ms(1_900));
         rig.receive(heartbeat()).expect("in place");
@@ -85,7 +85,7 @@ fn recovery_from_silence_is_reported_once() {
     rig.receive(heartbeat()).expect("in place");
     assert_eq!(rig.event_names(), ["silent", "heard"]);
     rig.advance(ms(2_500));
-    // Part of a large frame is a sign of life too.
+    // Part of a large frame also shows that the peer is alive.
     rig.session.on_bytes_received(rig.now);
     rig.advance(ms(1_900));
     assert_eq!(rig.event_names(), ["silent", "heard"]);
@@ -182,7 +182,7 @@ fn expired_messages_are_never_sent() {
     rig.advance(ms(1));
     assert_eq!(rig.event_names(), ["expired"]);
     assert_eq!(rig.session.poll_timeout(), Some(rig.start + ms(600)));
-    // Transmitting looks at the clock itself.
+    // Transmitting checks the deadlines itself.
     rig.now += ms(100);
     rig.link(PEER, 0);
     assert_eq!(rig.transmit(), []);

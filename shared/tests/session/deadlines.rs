@@ -1,4 +1,4 @@
-//! Deadlines as they come to the receiver.
+//! Deadlines on the receiver's side.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ fn with_clock(mut frame: Frame, stamp: u64) -> Frame {
     frame
 }
 
-/// What the frames that the rig writes say about their deadlines.
+/// The `until` keys of the frames that the session writes.
 fn sent_deadlines(rig: &mut Rig) -> Vec<Option<u64>> {
     rig.transmit().iter().map(|frame| frame.header.until).collect()
 }
@@ -62,13 +62,13 @@ fn deadline_is_sent_in_the_peers_clock() {
     rig.transmit();
     rig.receive(with_clock(welcome(PEER, 0), 7_000))
         .expect("a good welcome");
-    // 400 ms, and a thousandth less for clocks that do not run alike; rounded down.
+    // 400 ms, less a thousandth for different clock rates; rounded down.
     assert_eq!(sent_deadlines(&mut rig), [Some(7_399), None]);
 
     rig.now += ms(300);
     rig.receive(with_clock(heartbeat(), 7_320)).expect("in place");
     rig.now += ms(40);
-    // A frame without a clock changes nothing.
+    // A frame without a stamp changes nothing.
     rig.receive(ack(2)).expect("sent");
     let odd = Some(Duration::from_micros(10_999));
     rig.send(Lane::Telemetry, odd).expect("room");
@@ -84,11 +84,11 @@ fn least_delayed_clock_sample_is_used() {
         sent_deadlines(rig)[0].expect("told")
     };
     assert_eq!(until(&mut rig), 10_499);
-    // This one was on its way for 800 ms longer.
+    // This one was in transit for 800 ms longer.
     rig.now += ms(1_000);
     rig.receive(with_clock(heartbeat(), 10_200)).expect("in place");
     assert_eq!(until(&mut rig), 11_498);
-    // This one for a little longer; but the first has been fading since, because clocks drift.
+    // This one a little longer; but the first has become less certain since, because clocks drift.
     rig.now += ms(19_000);
     rig.receive(with_clock(heartbeat(), 29_979)).expect("in place");
     assert_eq!(until(&mut rig), 30_479);
@@ -147,7 +147,7 @@ fn the_earlier_of_both_deadlines_counts() {
             "{ttl:?} {until:?}"
         );
     }
-    // Whatever comes of it, nothing panics.
+    // For any values, nothing panics.
     received_deadline(&mut rig, 10, Some(u64::MAX), Some(u64::MAX));
 }
 
@@ -165,7 +165,7 @@ fn question_is_sent_with_zero_ttl() {
 
 #[test]
 fn undelayed_deadlines_agree_to_the_millisecond() {
-    // Two clocks that have nothing to do with each other, and sessions of different age.
+    // Two unrelated clocks, and sessions of different age.
     let base = clock::now();
     let (near, far) = (base, base + ms(86_400_123));
     let session = |run, now| {
@@ -186,7 +186,7 @@ fn undelayed_deadlines_agree_to_the_millisecond() {
     )
     .expect("room");
     here.transmit(&mut out, ROOM, near).expect("encodes");
-    // It lies somewhere for most of its time.
+    // The frame is delayed for most of its time to live.
     let arrived = far + ms(900);
     let sent = frames(&mut out);
     assert_eq!(kinds(&sent), [Kind::Welcome, Kind::Command]);

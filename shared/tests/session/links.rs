@@ -1,4 +1,4 @@
-//! Links that come and go, replies, and faults.
+//! Opening and closing of links, replies, and faults.
 
 use swarm_shared::proto::id::Instance;
 use swarm_shared::proto::message::{RefusalCode, Refused, Welcome};
@@ -49,7 +49,7 @@ fn restarted_peer_receives_only_unsent_messages() {
     for id in 1..=4 {
         rig.request(id, None, ms(10_000)).expect("room");
     }
-    // 1 is acknowledged and not answered, 2 is on the way, 3 and 4 wait.
+    // 1 is acknowledged and not answered, 2 is in transit, 3 and 4 are queued.
     assert_eq!(rig.transmit().len(), 2);
     rig.receive(ack(1)).expect("sent");
     rig.session.detach();
@@ -74,7 +74,7 @@ fn restart_is_detected_if_its_first_link_never_opened() {
     let mut rig = Rig::open(OutboxLimits::CONTROL);
     assert_eq!(rig.event_names(), ["opened"]);
     rig.session.detach();
-    // It has said hello, and its welcome was lost with the link.
+    // It has sent its hello, and its welcome was lost with the link.
     rig.session.attach(Instance(3), rig.now);
     rig.session.detach();
     assert_eq!(rig.event_names(), Vec::<&str>::new());

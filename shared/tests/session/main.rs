@@ -1,4 +1,4 @@
-//! The session's clocks, bounds and faults, with time moved by hand.
+//! The session's timers, limits and faults, with time moved by hand.
 
 mod clocks;
 mod deadlines;

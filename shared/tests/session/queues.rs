@@ -112,7 +112,7 @@ fn full_lane_is_busy_at_once_and_others_are_not() {
         assert!(rig.session.has_room(lane));
         rig.send(lane, None).expect("room");
     }
-    // Nothing of the refused request stays behind.
+    // Nothing of the refused request is kept.
     rig.advance(ms(10));
     assert_eq!(rig.event_names(), [""; 0]);
 }

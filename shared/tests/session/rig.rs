@@ -1,4 +1,4 @@
-//! One session, with the peer and the clock played by hand.
+//! One session, with a peer and a clock that the test controls.
 
 use std::io::IoSlice;
 use std::time::{Duration, Instant};
@@ -32,7 +32,7 @@ pub(crate) fn limits(queued_max: usize, window_max: usize) -> OutboxLimits {
     }
 }
 
-/// A session and what it wrote, with the peer played by hand.
+/// A session and the frames that it wrote; the test acts as the peer.
 pub(crate) struct Rig {
     pub(crate) session: Session<&'static str>,
     pub(crate) start: Instant,
@@ -75,7 +75,7 @@ impl Rig {
         self.session.handle_timeout(self.now)
     }
 
-    /// Time passes, and the peer is not lost; what is due is done, as the driver does it.
+    /// Advances the clock, and does what is due, as the driver does; the peer stays linked.
     pub(crate) fn advance(&mut self, by: Duration) -> Vec<Frame> {
         self.wait_for_timeout(by).expect("not lost");
         let written = self.transmit();
@@ -118,7 +118,7 @@ impl Rig {
         self.session.take_events().collect()
     }
 
-    /// The events as words.
+    /// The events by name.
     pub(crate) fn event_names(&mut self) -> Vec<&'static str> {
         let word = |event| match event {
             Event::Opened { resumed: true } => "resumed",
@@ -191,7 +191,7 @@ pub(crate) fn welcome(peer: Instance, received: u64) -> Frame {
     )
 }
 
-/// A frame of the peer's.
+/// A frame of the peer.
 pub(crate) fn numbered(kind: Kind, seq: u64) -> Frame {
     let mut frame = Frame::binary(kind, Bytes::from_static(b"content"));
     frame.header.seq = Some(seq);

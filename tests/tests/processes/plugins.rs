@@ -65,7 +65,7 @@ impl PluginFleet {
         let action = format!("action=\"{action}\"");
         let log = self.fleet.nodes[0].log();
         log.iter()
-            .filter(|line| line.contains(" command ") && line.contains(&action))
+            .filter(|line| line.contains(" Command started ") && line.contains(&action))
             .count()
     }
 }

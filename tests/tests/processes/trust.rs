@@ -37,7 +37,7 @@ fn join_reports_its_result() {
         let output = node.run(&["join", &code, "--no-pings", "--no-mdns"]);
         let told = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{told}");
-        for word in ["looking at ", "found st at "] {
+        for word in ["connecting to ", "found st at "] {
             assert!(told.contains(word), "{word:?} is missing: {told}");
         }
     }

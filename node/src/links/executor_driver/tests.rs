@@ -190,7 +190,7 @@ async fn emergency_stop_kills_the_process_group() {
     assert_eq!(reply.state, Outcome::Failed);
     assert_eq!(
         reply.error.as_deref(),
-        Some("emergency stop: it was killed before its end")
+        Some("emergency stop: it was killed before it ended")
     );
     counter
         .wait_until("its child dies", |counter| !is_alive(&counter.text("pid")))
