@@ -105,7 +105,7 @@ impl Enrolment {
         let parsed = self.code.as_deref()?.parse::<Invitation>();
         parsed
             .inspect_err(|error| {
-                self.record_refusal(&format!("the configured `join` code is not valid: {error}"))
+                self.record_refusal(&format!("the configured `join` code is not valid: {error}"));
             })
             .ok()
     }
