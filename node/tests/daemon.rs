@@ -1,4 +1,4 @@
-//! The real program: started, asked, stopped.
+//! The real program: started, queried, shut down.
 
 use std::io::Read;
 use std::os::unix::net::UnixDatagram;
@@ -61,7 +61,7 @@ impl Daemon {
         panic!("the daemon does not answer");
     }
 
-    /// Ends it, and gives its status and log.
+    /// Sends a signal; returns the exit status and the log.
     fn end(mut self, signal: Signal) -> (Option<i32>, String) {
         kill_process(Pid::from_child(&self.child), signal).expect("it runs");
         let mut log = String::new();
@@ -73,7 +73,7 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        // After a failed test; else it has ended.
+        // Only after a failed test: otherwise it has ended.
         let _ended = self.child.kill();
         let _ended = self.child.wait();
     }
@@ -193,7 +193,7 @@ fn systemd_is_notified_of_start_watchdog_and_end() {
     socket
         .set_read_timeout(Some(Duration::from_secs(30)))
         .expect("a time-out");
-    // Read all the while: a socket holds about ten messages, and then it is the daemon that waits.
+    // Read continuously: a socket holds about ten messages, and then the daemon would wait.
     let (heard, words) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         let mut buffer = [0; 256];

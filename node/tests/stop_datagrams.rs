@@ -1,4 +1,4 @@
-//! A real daemon that hears emergency stops by datagram, without any link; and what it does not heed.
+//! A real daemon that receives emergency stops by datagram, without any link.
 
 use std::net::UdpSocket;
 use std::path::Path;
@@ -68,7 +68,7 @@ struct Fixture {
 }
 
 impl Fixture {
-    /// The ear shares the port, as a neighbour would.
+    /// The listener shares the port, as a neighbour would.
     fn new() -> Self {
         let dir = TempDir::new().expect("a directory");
         let free = UdpSocket::bind("0.0.0.0:0").expect("a port");
@@ -113,7 +113,7 @@ impl Fixture {
         StopOrder::new(&self.root.fingerprint(), key(seed).public(), number, all)
     }
 
-    /// To the broadcast address of loopback, so that all who share the port hear it.
+    /// To the broadcast address of loopback, so that every socket on the port receives it.
     fn broadcast(&self, bytes: &[u8]) {
         let mouth = UdpSocket::bind("127.0.0.1:0").expect("a socket");
         mouth.set_broadcast(true).expect("set");
@@ -137,7 +137,7 @@ fn a_stop_datagram_latches_and_is_relayed_once() {
     place.broadcast(&stop);
     wait("it is stopped", || is_stopped(place.dir.path()));
     wait("its command runs", || place.landings() == 1);
-    // Our own words come first, then what the node passes on.
+    // Our own datagram comes first, then the node's relay.
     let mut heard = 0;
     let mut buffer = [0; 1_500];
     while heard < 2 {
@@ -150,7 +150,7 @@ fn a_stop_datagram_latches_and_is_relayed_once() {
     }
     std::thread::sleep(Duration::from_millis(300));
     assert_eq!(place.landings(), 1, "a repeat does nothing");
-    // It is in the journal before this: the command's end is written behind it.
+    // The stop is in the journal before this: the end of the command is written after it.
     drop(daemon);
     let _daemon = start(place.dir.path());
     assert!(is_stopped(place.dir.path()), "a kill does not release");
@@ -193,7 +193,7 @@ fn forged_stops_are_ignored() {
     std::thread::sleep(Duration::from_millis(500));
     assert!(!is_stopped(place.dir.path()));
     assert_eq!(place.landings(), 0);
-    // It has listened all the while.
+    // The node has received datagrams all the time.
     let sound = place.order(10, 5).encode(&key(10), &operator).expect("short");
     place.broadcast(&sound);
     wait("the sound one stops it", || is_stopped(place.dir.path()));

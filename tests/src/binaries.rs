@@ -1,4 +1,4 @@
-//! Where our own programs are, built if need be: Cargo tells only tests of a binary's own package.
+//! Finds our own programs, and builds them if needed: Cargo passes their paths only to tests of their own package.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,9 +8,9 @@ use std::time::SystemTime;
 /// The programs under test.
 #[derive(Clone, Debug)]
 pub struct Binaries {
-    /// `swarm-node`
+    /// Path of `swarm-node`.
     pub node: PathBuf,
-    /// `ground-station`
+    /// Path of `ground-station`.
     pub station: PathBuf,
 }
 

@@ -1,14 +1,16 @@
-//! Real processes killed at random instants under load, and what their journals, stores and side effects say after.
+//! Kills real processes at random instants under load, and checks their journals, stores and side effects.
 //!
-//! A station serves some nodes on loopback. Verbs are typed one after another; each has every node append a line
-//! `begin TAG MS` to a file and, a moment later, `end TAG`. Meanwhile station and nodes are killed (SIGKILL) and started
-//! again, at instants that a seed chooses. When the number of kills is reached and all is quiet, for each delivery:
+//! A station serves some nodes on loopback. Verbs run one after another; each has every node append a line `begin TAG
+//! MS` to a file and, a moment later, `end TAG`. Meanwhile the station and nodes are killed (SIGKILL) and started
+//! again, at instants that a seed chooses. After the last kill, when all is quiet, the following holds for each
+//! delivery:
 //!
-//! * nothing that may run once began twice;
-//! * `done` ran to its end, `expired` and `refused` never began, `failed` and `unknown` may have;
-//! * nothing began after its time to live;
-//! * what a verb printed as an outcome is what the history says;
-//! * nothing is left open.
+//! * a command that may run once did not start twice;
+//! * with `done` it ran to its end, with `expired` and `refused` it never started, with `failed` and `unknown` it may
+//!   have;
+//! * it did not start after its deadline;
+//! * the outcome that a verb printed is the one in the history;
+//! * it is not open any more.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -18,44 +20,45 @@ use serde_json::Value;
 use crate::fleet::{Fleet, Station, TEST_TIMEOUT, TestDir, Verb, str_field};
 use crate::process::{Signal, sleep_for, wait_until};
 
-/// How much later than its decision to begin an action may write its first line: a shell has to start.
+/// Longest delay of the first line of an action after the decision to start it, in milliseconds: a shell has to
+/// start.
 const SHELL_START_MS_MAX: u64 = 1_500;
-/// Times to live of commands here, from and to: some that a kill outlasts, some that outlast a kill.
+/// Ranges of the times to live: some shorter than a downtime, some longer.
 const TTL_RANGES_MS: [(u64, u64); 2] = [(30, 500), (500, 6_000)];
-/// Verbs at work at once.
+/// Verbs running at the same time.
 const CONCURRENT_VERBS: usize = 3;
-/// Longest time between two kills.
+/// Longest time between two kills, in milliseconds.
 const KILL_INTERVAL_MS_MAX: u64 = 250;
-/// Longest time that what was killed is away.
+/// Longest downtime of a killed process, in milliseconds.
 const DOWNTIME_MS_MAX: u64 = 400;
 
-/// What is to be done.
+/// Parameters of a run.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
-    /// How many kills.
+    /// Number of kills.
     pub kills: u32,
-    /// How many nodes.
+    /// Number of nodes.
     pub nodes: usize,
-    /// Chooses whom and when.
+    /// Seed for the victims and times.
     pub seed: u64,
 }
 
-/// What came of it.
+/// Results of a run.
 #[derive(Clone, Debug, Default)]
 pub struct KillReport {
     /// Kills of a node.
     pub node_kills: u32,
     /// Kills of the station.
     pub station_kills: u32,
-    /// Commands that the station took.
+    /// Commands that the station accepted.
     pub commands: usize,
     /// Deliveries by outcome.
     pub outcomes: BTreeMap<String, usize>,
-    /// Side effects that began.
+    /// Side effects that started.
     pub started: usize,
-    /// Of actions that may run again: how often one did.
+    /// How often an idempotent action ran again.
     pub reruns: usize,
-    /// What must not be.
+    /// Violated rules.
     pub violations: Vec<String>,
 }
 
@@ -75,7 +78,7 @@ args.time = {{ type = "number", min = 0, max = 60, default = 0 }}
     action("once", "") + &action("again", "idempotent = true")
 }
 
-/// Small, seeded, and the same everywhere.
+/// A small seeded generator with the same numbers on every machine.
 struct SplitMix64(u64);
 
 impl SplitMix64 {
@@ -88,10 +91,10 @@ impl SplitMix64 {
     }
 }
 
-/// Kills, and looks.
+/// Runs the load and the kills, then the checks.
 ///
 /// # Panics
-/// If the fleet does not come up, or does not come to rest; the processes' logs are shown then.
+/// If the fleet does not start, or does not become quiet; the processes' logs are shown then.
 pub fn run(plan: Plan) -> KillReport {
     let mut dice = SplitMix64(plan.seed);
     let mut tally = KillReport::default();
@@ -134,7 +137,7 @@ pub fn run(plan: Plan) -> KillReport {
     tally
 }
 
-/// The verbs at work, and what they printed: outcomes by tag and node.
+/// The running verbs, and the outcomes that ended ones printed, by tag and node.
 #[derive(Default)]
 struct LoadGenerator {
     issued: u64,
@@ -143,7 +146,7 @@ struct LoadGenerator {
 }
 
 impl LoadGenerator {
-    /// Types until as many verbs are at work as there should be.
+    /// Starts verbs up to the wanted number.
     fn start_verbs(&mut self, station: &Station, dice: &mut SplitMix64) {
         while self.verbs.len() < CONCURRENT_VERBS {
             self.issued += 1;
@@ -168,7 +171,7 @@ impl LoadGenerator {
         }
     }
 
-    /// Reads what ended verbs have printed; all of them, if they are waited for.
+    /// Reads the output of ended verbs; with `wait`, of all.
     fn collect_output(&mut self, wait: bool) {
         for (tag, mut verb) in std::mem::take(&mut self.verbs) {
             if !wait && verb.process().exit_status().is_none() {
@@ -184,7 +187,7 @@ impl LoadGenerator {
     }
 }
 
-/// What a node did for one tag.
+/// The side effects at a node for one tag.
 #[derive(Debug, Default)]
 struct Execution {
     started_ms: Vec<u64>,
@@ -245,7 +248,7 @@ fn check_deliveries(fleet: &Fleet, printed: &BTreeMap<(String, String), String>,
     tally.violations.extend(strays);
 }
 
-/// What one delivery broke.
+/// The rules that one delivery violates.
 fn violations_of(command: &Value, state: &str, did: &Execution, printed: Option<&str>) -> Vec<&'static str> {
     let again = str_field(command, "action") == "again";
     let begun = did.started_ms.len();
@@ -262,7 +265,7 @@ fn violations_of(command: &Value, state: &str, did: &Execution, printed: Option<
         (state == "open", "is open"),
         (did.started_ms.iter().any(|at| *at > latest), "ran too late"),
         (
-            // What a screen says when it stops waiting is not an outcome.
+            // `no-answer` is printed when a verb stops waiting; it is not an outcome in the history.
             printed.is_some_and(|printed| printed != "no-answer" && printed != state),
             "was told otherwise",
         ),

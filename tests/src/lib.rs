@@ -1,7 +1,7 @@
-//! What whole-system tests stand on: a network laboratory, processes with their logs, and our own binaries.
+//! The base of the whole-system tests: a network lab, processes with their logs, and our own programs.
 //!
-//! Everything here panics with a full sentence where a test cannot go on; a machine that cannot hold a
-//! laboratory skips, loudly.
+//! Functions here panic with a full sentence where a test cannot continue; where a machine cannot run a lab, the test
+//! is skipped with a message.
 
 mod binaries;
 pub mod fleet;

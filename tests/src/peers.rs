@@ -1,4 +1,4 @@
-//! Programs of other systems, in `tests/peers`: written against what is known of those systems, in Python with its
+//! Programs of other systems, in `tests/peers`: written from the documentation of those systems, in Python with its
 //! standard library only.
 
 use std::io::Write as _;
@@ -21,10 +21,10 @@ macro_rules! needs_python {
     };
 }
 
-/// Whether there is a Python; if not, that is said where it is seen.
+/// Whether Python is installed; if not, prints a message that is visible.
 ///
 /// # Panics
-/// If there is none and the environment has `CI`: there, nothing is to be left out.
+/// If it is not, and the environment has `CI`: there, no test may be skipped.
 pub fn python() -> bool {
     let version = Command::new("python3")
         .arg("--version")
@@ -36,17 +36,17 @@ pub fn python() -> bool {
     let why = "there is no python3, which plays the programs of other systems: install it";
     assert!(std::env::var_os("CI").is_none(), "{why}");
     let test = std::thread::current().name().unwrap_or("a test").to_owned();
-    // Written directly: what goes through `eprintln!` is hidden when a test passes.
+    // Written directly, because the output of `eprintln!` is hidden when a test passes.
     let _written = std::io::stderr().write_all(format!("skipped: {test}: {why}\n").as_bytes());
     false
 }
 
-/// Where a script is.
+/// Path of a script.
 pub fn script_path(script: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("peers").join(script)
 }
 
-/// Starts one; it writes lines of JSON to its standard output.
+/// Starts a script; it writes lines of JSON to its standard output.
 ///
 /// # Panics
 /// If there is no Python.
@@ -54,12 +54,12 @@ pub fn start(field: &TestDir, script: &str, args: &[&str]) -> Process {
     static COUNT: AtomicU32 = AtomicU32::new(1);
     let number = COUNT.fetch_add(1, Ordering::Relaxed);
     let mut command = Command::new("python3");
-    // Its log is read while it runs.
+    // Unbuffered: its log is read while it runs.
     command.arg("-u").arg(script_path(script)).args(args);
     Process::spawn(command, &format!("{script}-{number}"), field.path())
 }
 
-/// Runs one to its end; what it wrote.
+/// Runs a script to its end; returns its output.
 ///
 /// # Panics
 /// If it fails.

@@ -1,4 +1,4 @@
-//! A program under test: its output goes to files, its lines are waited for, and it never outlives the test.
+//! A program under test: its output goes to files, tests wait for its lines, and it never outlives the test.
 
 use std::fmt;
 use std::fs::File;
@@ -14,13 +14,13 @@ use swarm_shared::net::clock;
 
 pub use rustix::process::Signal;
 
-/// Time between two looks at a log or at a process.
+/// Time between two checks of a log or a process.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Lines of a log that a failure shows.
+/// Lines of a log that are shown at a failure.
 const TAIL_LINES: usize = 40;
 
-/// Which output.
+/// An output of a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stream {
     /// Standard output.
@@ -29,7 +29,7 @@ pub enum Stream {
     Err,
 }
 
-/// A running program. Dropping it kills it; if the test is failing, its last lines are shown first.
+/// A running program. Dropping it kills it; if the test fails, its last lines are shown first.
 pub struct Process {
     name: String,
     child: Child,
@@ -45,14 +45,14 @@ impl fmt::Debug for Process {
 }
 
 impl Process {
-    /// Starts a command with its output in `DIR/NAME.out` and `DIR/NAME.err` and nothing on standard input.
+    /// Starts a command with its output in `DIR/NAME.out` and `DIR/NAME.err`, and empty standard input.
     ///
     /// # Panics
     /// If it does not start.
     pub fn spawn(mut command: Command, name: &str, dir: &Path) -> Self {
         let logs = [dir.join(format!("{name}.out")), dir.join(format!("{name}.err"))];
         let file = |path: &Path| {
-            // A restarted program goes on in its log.
+            // A restarted program continues its log.
             File::options()
                 .create(true)
                 .append(true)
@@ -75,15 +75,15 @@ impl Process {
         }
     }
 
-    /// The process's number.
+    /// The process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Sends a signal; one that has ended already is left alone.
+    /// Sends a signal; does nothing if the process has ended.
     ///
     /// # Panics
-    /// If the kernel refuses.
+    /// If the kernel rejects it.
     pub fn signal(&mut self, signal: Signal) {
         if self.exit_status().is_some() {
             return;
@@ -93,10 +93,10 @@ impl Process {
         kill_process(pid, signal).unwrap_or_else(|e| panic!("cannot signal {}: {e}", self.name));
     }
 
-    /// How it ended, if it did.
+    /// The exit status, if the process has ended.
     ///
     /// # Panics
-    /// If the kernel does not say.
+    /// If the kernel gives no status.
     pub fn exit_status(&mut self) -> Option<ExitStatus> {
         if self.status.is_none() {
             self.status = self.child.try_wait().expect("a child can be waited for");
@@ -107,7 +107,7 @@ impl Process {
     /// Waits for its end.
     ///
     /// # Panics
-    /// If it does not come in time.
+    /// If it does not end in time.
     pub fn wait_exit(&mut self, patience: Duration) -> ExitStatus {
         let deadline = clock::now() + patience;
         loop {
@@ -124,10 +124,10 @@ impl Process {
         }
     }
 
-    /// Waits for a line that was not returned before and returns it; lines before it are passed over for good.
+    /// Waits for a line that was not returned before and returns it; the lines before it are dropped.
     ///
     /// # Panics
-    /// If it does not come in time, or the program ended without it.
+    /// If it does not come in time, or the program has ended without it.
     pub fn wait_line(
         &mut self,
         stream: Stream,
@@ -138,7 +138,7 @@ impl Process {
         let deadline = clock::now() + patience;
         let which = stream as usize;
         loop {
-            // In this order, so that what a program wrote before its end is still read.
+            // In this order, so that lines written just before the end are still read.
             let ended = self.exit_status();
             let late = clock::now() >= deadline;
             let lines = lines(&self.logs[which]);
@@ -184,12 +184,12 @@ impl Process {
         found
     }
 
-    /// All whole lines so far.
+    /// All complete lines so far.
     pub fn lines(&self, stream: Stream) -> Vec<String> {
         lines(&self.logs[stream as usize])
     }
 
-    /// Passes over all lines that are there now.
+    /// Drops all lines that exist now.
     pub fn skip_lines(&mut self) {
         self.lines_read = [0, 1].map(|stream: usize| lines(&self.logs[stream]).len());
     }
@@ -220,7 +220,7 @@ impl Drop for Process {
     }
 }
 
-/// Whole lines only: the last one may still be being written.
+/// Complete lines only: the last one may still be in progress.
 fn lines(path: &Path) -> Vec<String> {
     let text = std::fs::read(path).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
@@ -228,10 +228,10 @@ fn lines(path: &Path) -> Vec<String> {
     whole.lines().map(str::to_owned).collect()
 }
 
-/// Asks until the answer is yes.
+/// Repeats a check until it returns true.
 ///
 /// # Panics
-/// If it does not become yes in time.
+/// If it does not in time.
 pub fn wait_until(patience: Duration, what: &str, mut answer: impl FnMut() -> bool) {
     let deadline = clock::now() + patience;
     while !answer() {
@@ -240,7 +240,7 @@ pub fn wait_until(patience: Duration, what: &str, mut answer: impl FnMut() -> bo
     }
 }
 
-/// Lets time pass, where that nothing happens is what is tested, or where something has to be on its way for a while.
+/// Waits for a fixed time: only where a test checks that nothing happens, or that something takes its time.
 pub fn sleep_for(time: Duration) {
     thread::sleep(time);
 }

@@ -1,4 +1,4 @@
-//! The programs under test are found, wherever this test runs from.
+//! The programs under test are found, whatever the working directory of the test.
 
 use std::process::Command;
 

@@ -1,6 +1,6 @@
-//! Peers find one another on real interfaces, by either way alone, whatever the network does meanwhile.
+//! Discovery on real interfaces, by each method alone, while the network changes.
 //!
-//! Stations send pings and look for nodes by mDNS; nodes hear pings and look for stations.
+//! Stations send pings and look for nodes by mDNS; nodes receive pings and look for stations.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -9,9 +9,9 @@ use serde_json::Value;
 use swarm_tests::lab::Lab;
 use swarm_tests::process::{Process, Signal};
 
-/// Enough on a busy machine. That a change is followed by a ping at once is tested beside the sender.
+/// Enough on a busy machine. A unit test of the sender checks that a change causes a ping at once.
 const TEST_TIMEOUT: Duration = Duration::from_secs(20);
-/// Longer than a round of pings or the first mDNS queries: what is not heard by then is not on its way.
+/// Longer than an interval of pings or the first mDNS queries: an event that has not come by then will not come.
 const QUIET: Duration = Duration::from_secs(5);
 
 const STATION: usize = 0;
@@ -43,7 +43,7 @@ fn found_at(line: &Value, name: &str, ip: Ipv4Addr) -> bool {
             .is_some_and(|addrs| addrs.iter().any(|a| *a == addr))
 }
 
-/// Passes over all lines before it: what may come in another order needs [`wait_ping_and_found`].
+/// Waits for a peer; drops all lines before it. For events in any order use [`wait_ping_and_found`].
 fn wait_found(process: &mut Process, name: &str, ip: Ipv4Addr) {
     let what = format!("found {name} at {ip}");
     process.wait_json(TEST_TIMEOUT, &what, |line| found_at(line, name, ip));
@@ -58,7 +58,7 @@ fn wait_ping(process: &mut Process, from: Ipv4Addr) {
     process.wait_json(TEST_TIMEOUT, &what, |line| is_ping(line, from));
 }
 
-/// Both, in either order.
+/// Waits for both events, in either order.
 fn wait_ping_and_found(process: &mut Process, station: Ipv4Addr) {
     let (mut pinged, mut found) = (false, false);
     process.wait_json(
@@ -121,7 +121,7 @@ fn every_node_on_a_host_receives_each_ping() {
             wait_ping(node, lab.ip(STATION));
         }
     }
-    // On the station's own machine too.
+    // Also on the station's own machine.
     let mut local = start(&lab, STATION, "local", &["--no-mdns"]);
     wait_ping(&mut local, Ipv4Addr::LOCALHOST);
 }
@@ -129,7 +129,7 @@ fn every_node_on_a_host_receives_each_ping() {
 #[test]
 fn discovery_follows_interface_changes() {
     let Some(lab) = Lab::or_skip(2) else { return };
-    // Nothing is plugged in when the programs start.
+    // No cable is plugged in when the programs start.
     lab.set_carrier(STATION, false);
     lab.set_carrier(NODE, false);
     let mut station = station(&lab, &[]);
@@ -149,7 +149,7 @@ fn discovery_follows_interface_changes() {
     std::thread::sleep(QUIET);
     node.skip_lines();
     lab.link_up(NODE);
-    // The node forgot what it had heard on the interface that went away, and asks anew.
+    // The node has forgotten the peers of the removed interface, and queries again.
     wait_ping_and_found(&mut node, lab.ip(STATION));
     for process in [&mut station, &mut node] {
         assert_eq!(process.exit_status(), None);

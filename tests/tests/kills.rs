@@ -1,4 +1,4 @@
-//! A few kills of each kind; `cargo run --release -p swarm-tests --bin kills` does hundreds.
+//! A few kills of each kind; `cargo run --release -p swarm-tests --bin kills` runs hundreds.
 
 use swarm_tests::kills::{Plan, run};
 

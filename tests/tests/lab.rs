@@ -1,4 +1,4 @@
-//! The laboratory itself: if one of these fails, no other test in namespaces says anything.
+//! Tests of the lab itself: if one of these fails, the other tests in namespaces prove nothing.
 
 use std::net::Ipv4Addr;
 use std::path::Path;
@@ -9,10 +9,10 @@ use swarm_tests::lab::Lab;
 use swarm_tests::process::{Process, Signal, Stream, wait_until};
 
 const TEST_TIMEOUT: Duration = Duration::from_secs(10);
-/// What a connection attempt that cannot succeed is given.
+/// Seconds for a connection attempt that cannot succeed.
 const ATTEMPT: &str = "1";
 
-/// The test's own helper program: answers TCP connections, or makes one.
+/// A helper program: answers TCP connections, or opens one.
 const TALK: &str = env!("CARGO_BIN_EXE_talk");
 
 fn listen(lab: &Lab, host: usize) -> Process {
@@ -50,7 +50,7 @@ fn lab_partition_keeps_each_side_connected() {
         assert_eq!(reaches(&lab, from, lab.ip(to)), expected, "{from} to {to}");
     }
     lab.heal();
-    // Not at once: the kernel remembers for a moment that nobody answered its ARP requests.
+    // Not at once: the kernel remembers for a moment that its ARP requests were not answered.
     for (from, to) in [(0, 2), (3, 1)] {
         wait_until(TEST_TIMEOUT, "reachable again", || {
             reaches(&lab, from, lab.ip(to))
@@ -80,7 +80,7 @@ fn lab_rate_limit_applies_and_lifts() {
     let Some(lab) = Lab::or_skip(2) else { return };
     let _server = listen(&lab, 1);
     let to = format!("{}:9000", lab.ip(1));
-    // 1 MiB at 4 Mbit/s takes 2.1 s, the burst of 64 KiB less a little.
+    // 1 MiB at 4 Mbit/s takes 2.1 s, a little less because of the burst of 64 KiB.
     let timed = || {
         let start = clock::now();
         let sent = lab.run(0, TALK, &["send", &to, "1048576"]);
@@ -103,7 +103,7 @@ fn dropped_lab_leaves_no_namespaces() {
     assert!(alive.exists() && Path::new("/run/netns").join(&namespace).exists());
     drop(lab);
     wait_until(TEST_TIMEOUT, "the program is killed", || {
-        // It stays a zombie until its `Process` is dropped, too.
+        // It may stay a zombie until its `Process` is dropped.
         let status = std::fs::read_to_string(alive.join("status")).unwrap_or_default();
         !alive.exists() || status.contains("State:\tZ")
     });

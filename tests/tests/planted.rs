@@ -1,5 +1,5 @@
-//! Plants ten bugs, one at a time, and lets the simulator find each:
-//! `cargo test -p swarm-tests --features planted-bugs --test planted -- --nocapture`.
+//! Plants ten bugs, one at a time, and has the simulator find each: `cargo test -p swarm-tests --features
+//! planted-bugs --test planted -- --nocapture`.
 #![cfg(feature = "planted-bugs")]
 #![allow(
     clippy::print_stdout,
@@ -9,10 +9,10 @@
 use swarm_shared::proto::planted::{Bug, plant};
 use swarm_tests::simulation::{Invariant, Options, run};
 
-/// Each bug is found within this many small fleets.
+/// Small fleets within which each bug must be found.
 const SEEDS_MAX: u64 = 300;
 
-/// The first seed that finds the bug, the promise that was broken, and how.
+/// The first seed that finds the bug, the violated invariant, and the report.
 fn find_bug(bug: Bug) -> Option<(u64, Invariant, String)> {
     plant(Some(bug));
     let found = (0..SEEDS_MAX).find_map(|seed| {

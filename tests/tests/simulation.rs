@@ -13,12 +13,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use swarm_shared::proto::outcome::Outcome;
 use swarm_tests::simulation::{Fault, Options, Report, run};
 
-/// Fleets of three nodes.
+/// Number of fleets of three nodes.
 const SMALL: u64 = 2_000;
-/// Fleets of twenty.
+/// Number of fleets of twenty nodes.
 const LARGE: u64 = 50;
 const LARGE_NODES: usize = 20;
-/// Threads that run seeds at once; each simulation is one thread's.
+/// Threads that run seeds at the same time; each simulation uses one thread.
 const THREADS: usize = 2;
 /// Seeds that are run twice.
 const REPLAYED: [u64; 8] = [1, 2, 3, 7, 105, 154, 1311, 77_777];
@@ -32,7 +32,7 @@ fn simulate(seed: u64, nodes: usize) -> Report {
     run(&options).unwrap_or_else(|violation| panic!("{violation}"))
 }
 
-/// Runs these seeds, and gives the sum.
+/// Runs these seeds; returns the sum of their reports.
 fn sweep(seeds: u64, nodes: usize) -> Report {
     let next = AtomicU64::new(0);
     let sum = Mutex::new(Report::default());

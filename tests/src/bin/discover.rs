@@ -1,4 +1,4 @@
-//! The discovery modules alone, for tests in network namespaces: prints what it hears as lines of JSON.
+//! The discovery modules alone, for tests in network namespaces: prints what is discovered as lines of JSON.
 
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -13,10 +13,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-/// Announces itself, and prints who else does.
+/// Announces itself, and prints the peers that it discovers.
 #[derive(Parser)]
 struct Args {
-    /// Send pings and look for nodes, instead of hearing pings and looking for stations.
+    /// Sends pings and looks for nodes, instead of receiving pings and looking for stations.
     #[arg(long)]
     station: bool,
     #[arg(long)]

@@ -1,4 +1,4 @@
-//! Kills a station and nodes under load and judges what is left: `cargo run --release -p swarm-tests --bin kills`.
+//! Kills a station and nodes under load and checks the result: `cargo run --release -p swarm-tests --bin kills`.
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -9,13 +9,13 @@ use swarm_tests::kills::{Plan, run};
 /// SIGKILLs station and nodes at random instants under load, and checks that each delivery ended as it should.
 #[derive(Debug, Parser)]
 struct Args {
-    /// How many kills.
+    /// Number of kills.
     #[arg(long, default_value_t = 300)]
     kills: u32,
-    /// How many nodes.
+    /// Number of nodes.
     #[arg(long, default_value_t = 3)]
     nodes: usize,
-    /// Chooses whom and when; the kernel's scheduling does the rest, so that a run does not repeat exactly.
+    /// Seed for the victims and times; the kernel's scheduling differs, so that a run does not repeat exactly.
     #[arg(long, default_value_t = 1)]
     seed: u64,
 }

@@ -1,5 +1,5 @@
 //! Runs the simulator: `cargo run --release -p swarm-tests --bin simulate -- --seeds 100000`. docs/testing.md says
-//! what it simulates. Exits with 1 if a promise was broken, and says how to see it again.
+//! what it simulates. Exits with 1 if an invariant was violated, and prints the command that repeats it.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -9,28 +9,28 @@ use clap::Parser;
 use swarm_shared::net::clock;
 use swarm_tests::simulation::{Fault, Options, Report, Violation, run};
 
-/// Simulates whole fleets under faults, and checks every promise in each step.
+/// Simulates whole fleets under faults, and checks every invariant in each step.
 #[derive(Parser)]
 struct Args {
-    /// How many seeds to run.
+    /// Number of seeds to run.
     #[arg(long, default_value_t = 1_000)]
     seeds: u64,
     /// The first seed.
     #[arg(long, default_value_t = 0)]
     from: u64,
-    /// Runs this seed alone.
+    /// Runs only this seed.
     #[arg(long)]
     seed: Option<u64>,
-    /// How many nodes each fleet has; by the seed if not given: most have 3, some up to 20.
+    /// Number of nodes in each fleet; chosen by the seed if absent: most have 3, some up to 20.
     #[arg(long)]
     nodes: Option<usize>,
-    /// Prints every event; with --seed.
+    /// Prints every event; needs --seed.
     #[arg(long, requires = "seed")]
     trace: bool,
-    /// How many seeds run at once; one for each processor if not given.
+    /// Seeds that run at the same time; one for each processor if absent.
     #[arg(long)]
     threads: Option<usize>,
-    /// Goes on after a violation, and counts them.
+    /// Continues after a violation, and counts them.
     #[arg(long)]
     keep_going: bool,
 }

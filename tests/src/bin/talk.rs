@@ -1,4 +1,4 @@
-//! The least that shows whether two hosts reach one another: answers, calls, or sends bytes over TCP.
+//! A minimal program that shows whether two hosts reach one another: answers, calls, or sends bytes over TCP.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -7,16 +7,16 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::Parser;
 
-/// Bytes written at once.
+/// Bytes in one write.
 const BLOCK_BYTES: usize = 16 * 1024;
 
 #[derive(Parser)]
 enum Args {
-    /// Reads whatever comes and answers `done` at its end, one connection after the other.
+    /// Reads until the end of each connection and answers `done`, one connection after the other.
     Listen { addr: SocketAddr },
-    /// Connects within that many seconds and gets the answer.
+    /// Connects within this many seconds and reads the answer.
     Call { addr: SocketAddr, seconds: u64 },
-    /// Sends that many bytes and waits for the answer.
+    /// Sends this many bytes and waits for the answer.
     Send { addr: SocketAddr, bytes: usize },
 }
 

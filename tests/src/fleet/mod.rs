@@ -1,9 +1,9 @@
 //! A fleet of real processes: a station, nodes, and the verbs that an operator would type.
 //!
-//! On loopback every process has a port of its own that stays its own over restarts, and neither pings nor mDNS are
-//! used, so that fleets run side by side. On a [`Lab`]'s hosts the ports are the usual ones.
+//! On loopback every process has a port of its own, which it keeps over restarts, and neither pings nor mDNS are
+//! used, so that fleets run side by side. On the hosts of a [`Lab`] the default ports are used.
 //!
-//! No test sleeps and hopes: what is waited for has a deadline, and if it passes, the logs of all processes are shown.
+//! Tests do not sleep and hope: each wait has a deadline, and when it passes, the logs of all processes are shown.
 
 mod node;
 mod ports;
@@ -23,13 +23,13 @@ pub use verb::{Verb, VerbOutput};
 
 use crate::lab::Lab;
 
-/// Enough for anything that has to happen soon, on a machine that is busy with other things.
+/// Enough for anything that has to happen soon, on a busy machine.
 pub const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Where a process runs, and at which address it listens there.
+/// Where a process runs, and its address there.
 #[derive(Clone, Debug, Default)]
 pub struct Host {
-    /// The network namespace; this machine's own if there is none.
+    /// The network namespace; `None` for this machine's own.
     namespace: Option<String>,
 }
 
@@ -39,7 +39,7 @@ impl Host {
         Self::default()
     }
 
-    /// A host of a laboratory.
+    /// A host of a lab.
     pub fn in_lab(lab: &Lab, host: usize) -> Self {
         Self {
             namespace: Some(lab.namespace(host)),
@@ -55,7 +55,7 @@ impl Host {
             }
             None => Command::new(program),
         };
-        // Nobody's settings change a test.
+        // Settings in the environment of the user must not change a test.
         for (name, _) in std::env::vars_os() {
             let text = name.to_string_lossy();
             if text.starts_with("SWARM_NODE_") || text.starts_with("GROUND_STATION_") {
@@ -72,7 +72,7 @@ impl Host {
         }
     }
 
-    /// Fleets of one machine must not hear one another.
+    /// Fleets on one machine must not discover one another.
     fn isolation_flags(&self) -> &'static [&'static str] {
         match self.namespace {
             Some(_) => &[],
@@ -81,7 +81,7 @@ impl Host {
     }
 }
 
-/// State directories and logs of a test; they are kept if it fails.
+/// State directories and logs of a test; kept if it fails.
 #[derive(Debug)]
 pub struct TestDir {
     dir: TempDir,
@@ -94,22 +94,22 @@ impl Default for TestDir {
 }
 
 impl TestDir {
-    /// An empty one.
+    /// An empty directory.
     ///
     /// # Panics
     /// If there is no room for it.
     pub fn new() -> Self {
-        // Short: the path of a Unix socket in it holds 107 bytes.
+        // Short, because the path of a Unix socket in it may have 107 bytes.
         let dir = TempDir::with_prefix("swarm-").expect("a temporary directory");
         Self { dir }
     }
 
-    /// Where everything is.
+    /// Its path.
     pub fn path(&self) -> &Path {
         self.dir.path()
     }
 
-    /// A directory of this name, made if need be.
+    /// A subdirectory of this name, created if needed.
     ///
     /// # Panics
     /// If it cannot be made.
@@ -129,7 +129,7 @@ impl TestDir {
         path
     }
 
-    /// A file of this many bytes that no file system or compression makes small.
+    /// A file of this many pseudo-random bytes, which cannot be compressed.
     ///
     /// # Panics
     /// If it cannot be written.
@@ -137,17 +137,17 @@ impl TestDir {
         self.file(name, &pseudo_random_bytes(bytes))
     }
 
-    /// A port of 127.0.0.1 that nobody else is given.
+    /// A port of 127.0.0.1 that no other process of the tests gets.
     pub fn free_port(&self) -> u16 {
         ports::next_free()
     }
 
-    /// A station that does not run yet.
+    /// A station that is not running yet.
     pub fn station(&self, name: &str, place: Host) -> Station {
         Station::new(self, name, place)
     }
 
-    /// A node that does not run yet.
+    /// A node that is not running yet.
     pub fn node(&self, name: &str, place: Host) -> Node {
         Node::new(self, name, place)
     }
@@ -166,24 +166,24 @@ impl Drop for TestDir {
 /// A station and linked nodes, on loopback.
 #[derive(Debug)]
 pub struct Fleet {
-    /// The station, serving.
+    /// The serving station.
     pub station: Station,
-    /// The nodes, linked, called `n1`, `n2` and so on.
+    /// The linked nodes, named `n1`, `n2` and so on.
     pub nodes: Vec<Node>,
-    /// After the processes, which write into it.
+    /// Dropped after the processes, which write into it.
     pub test_dir: TestDir,
 }
 
 impl Fleet {
-    /// Starts them and waits until all are online.
+    /// Starts a station and nodes, and waits until all are online.
     ///
     /// # Panics
-    /// If that does not come to pass.
+    /// If they do not link.
     pub fn linked(nodes: usize) -> Self {
         Self::linked_with(nodes, |_node| {})
     }
 
-    /// The same, each node's configuration changed before its start.
+    /// As [`Self::linked`]; `change` adapts each node's configuration before its start.
     ///
     /// # Panics
     /// If they do not link.
@@ -191,7 +191,7 @@ impl Fleet {
         Self::linked_in(TestDir::new(), nodes, |node, _field| change(node))
     }
 
-    /// The same, in a field that is there already; `change` learns where it is.
+    /// As [`Self::linked`], in an existing directory; `change` gets its path.
     ///
     /// # Panics
     /// If they do not link.
@@ -199,7 +199,7 @@ impl Fleet {
         Self::linked_with_station_config(field, nodes, "", change)
     }
 
-    /// The same, with more configuration for the station.
+    /// As [`Self::linked`], with additional configuration of the station.
     ///
     /// # Panics
     /// If they do not link.
@@ -229,7 +229,7 @@ impl Fleet {
         }
     }
 
-    /// Has all nodes leave marks of this name, so many seconds apart; see [`Node::marks`].
+    /// Runs `slow` on all nodes: two marks with this tag, so many seconds apart; see [`Node::marks`].
     pub fn start_slow(&self, tag: &str, seconds: &str) -> Verb {
         let (tag, time) = (format!("tag={tag}"), format!("time={seconds}"));
         let words = [
@@ -247,7 +247,7 @@ impl Fleet {
     }
 }
 
-/// Bytes that look random and are the same each time.
+/// Pseudo-random bytes, the same in every run.
 pub fn pseudo_random_bytes(bytes: usize) -> Vec<u8> {
     let mut state: u64 = 0x9e37_79b9_7f4a_7c15;
     let mut words = Vec::with_capacity(bytes + 8);
@@ -261,7 +261,7 @@ pub fn pseudo_random_bytes(bytes: usize) -> Vec<u8> {
     words
 }
 
-/// The text of a field, or nothing.
+/// The text of a field; empty if it has none.
 pub fn str_field<'v>(value: &'v Value, key: &str) -> &'v str {
     value[key].as_str().unwrap_or_default()
 }

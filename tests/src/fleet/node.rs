@@ -1,4 +1,4 @@
-//! A node: its configuration, its process, what it has written.
+//! A node: its configuration, its process, and the marks of its actions.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -9,7 +9,7 @@ use super::{Host, TEST_TIMEOUT, TestDir};
 use crate::binaries;
 use crate::process::{Process, Signal, Stream, wait_until};
 
-/// Actions that tests use. `slow` leaves a line before and after it takes its time.
+/// Actions for tests. `slow` writes a mark before and after its wait.
 const ACTIONS: &str = r##"
 [actions.echo]
 command = ["/bin/echo", "{word} {times} {side}"]
@@ -40,11 +40,11 @@ pub struct Node {
     pub state_dir: PathBuf,
     /// The directory of its root `files`.
     pub files_root: PathBuf,
-    /// More configuration: whole tables, or keys before any table.
+    /// Additional configuration: keys before the first table.
     pub keys: String,
-    /// See [`Self::keys`].
+    /// Additional configuration: whole tables.
     pub tables: String,
-    /// Where it hears datagrams although it is on loopback; a port of its own.
+    /// Port for datagrams although it is on loopback.
     pub ping_port: Option<u16>,
     listen_addr: String,
     host: Host,
@@ -68,7 +68,7 @@ impl Node {
         }
     }
 
-    /// Where its side effects are noted.
+    /// The marks that its actions have written.
     pub fn marks(&self) -> Vec<String> {
         let text = std::fs::read_to_string(self.marks_file()).unwrap_or_default();
         text.lines().map(str::to_owned).collect()
@@ -78,12 +78,12 @@ impl Node {
         self.logs.join(format!("{}-marks", self.name))
     }
 
-    /// Makes it listen elsewhere from its next start on.
+    /// Changes its address from its next start on.
     pub fn set_listen_addr(&mut self, addr: &str) {
         addr.clone_into(&mut self.listen_addr);
     }
 
-    /// Where it listens.
+    /// Its address.
     pub fn listen_addr(&self) -> &str {
         &self.listen_addr
     }
@@ -133,7 +133,7 @@ impl Node {
         self.process.as_mut().expect("the node runs")
     }
 
-    /// Ends it with a signal and waits for that.
+    /// Sends a signal and waits for its end.
     ///
     /// # Panics
     /// If it does not end.
@@ -149,14 +149,14 @@ impl Node {
         );
     }
 
-    /// Its log, of all its runs.
+    /// The log of all its runs.
     pub fn log(&self) -> Vec<String> {
         let text = std::fs::read_to_string(self.logs.join(format!("{}.err", self.name)));
         let text = text.unwrap_or_default();
         text.lines().map(str::to_owned).collect()
     }
 
-    /// Waits for a line of its log, of any of its runs.
+    /// Waits for a line in its log, of any of its runs.
     ///
     /// # Panics
     /// If it does not come.
@@ -175,10 +175,10 @@ impl Node {
         self.command().args(words).output().expect("swarm-node runs")
     }
 
-    /// What `swarm-node status --json` says.
+    /// Output of `swarm-node status --json`.
     ///
     /// # Panics
-    /// If it says nothing.
+    /// If it prints nothing.
     pub fn status(&self) -> Value {
         let output = self.run(&["status", "--json"]);
         serde_json::from_slice(&output.stdout).unwrap_or_else(|e| {
@@ -190,7 +190,7 @@ impl Node {
         })
     }
 
-    /// Whole files in its root, by their names, and leftovers of broken transfers.
+    /// Complete files in its root, by their names, and partial files of broken transfers.
     pub fn files(&self) -> (Vec<String>, Vec<String>) {
         let mut names = Vec::new();
         collect(&self.files_root, &self.files_root, &mut names);

@@ -1,12 +1,12 @@
-//! TCP ports of 127.0.0.1 that nobody else is given: a process restarts on its own port.
+//! TCP ports of 127.0.0.1 for processes under test: a process keeps its port over restarts.
 
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicU16, Ordering};
 
-/// Below the kernel's ephemeral ports (32768 and on), so that no outgoing connection takes one.
+/// Below the kernel's ephemeral ports (32768 and up), so that no outgoing connection takes one.
 const FIRST: u16 = 10_000;
 const COUNT: u16 = 22_000;
-/// Test processes that run at once begin this far apart, as their numbers are.
+/// Distance of the first ports of concurrent test processes, by their process ids.
 const STRIDE: u32 = 61;
 
 /// The next port that is free now.

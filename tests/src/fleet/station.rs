@@ -16,19 +16,19 @@ use crate::process::{Process, Signal, Stream, wait_until};
 /// Longer than any verb of a test may take.
 const VERB_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What an invitation is for.
+/// Parameters of an invitation.
 #[derive(Clone, Debug)]
 pub struct Invite {
     /// `node`, `observer`, `operator`, `admin`.
     pub role: &'static str,
-    /// How many may join.
+    /// Number of uses.
     pub uses: usize,
-    /// How long.
+    /// Time for which it is valid.
     pub valid_for: &'static str,
 }
 
 impl Invite {
-    /// For so many nodes.
+    /// An invitation for this many nodes.
     pub fn nodes(uses: usize) -> Self {
         Self {
             role: "node",
@@ -37,7 +37,7 @@ impl Invite {
         }
     }
 
-    /// For one station of this role.
+    /// An invitation for one station of this role.
     pub fn station(role: &'static str) -> Self {
         Self {
             role,
@@ -53,7 +53,7 @@ pub struct Station {
     pub name: String,
     /// Its state directory.
     pub state_dir: PathBuf,
-    /// More flags for `serve`.
+    /// Additional flags of `serve`.
     pub serve_flags: Vec<String>,
     host: Host,
     listen_addr: String,
@@ -90,7 +90,7 @@ impl Station {
         }
     }
 
-    /// Where it listens.
+    /// Its address.
     pub fn listen_addr(&self) -> &str {
         &self.listen_addr
     }
@@ -101,7 +101,7 @@ impl Station {
         command
     }
 
-    /// Starts `serve` and waits until it does.
+    /// Starts `serve` and waits until it is ready.
     ///
     /// # Panics
     /// If it does not start.
@@ -123,7 +123,7 @@ impl Station {
         self.process.as_mut().expect("serve runs")
     }
 
-    /// Ends `serve` with a signal and waits for that.
+    /// Sends `serve` a signal and waits for its end.
     ///
     /// # Panics
     /// If it does not end.
@@ -171,7 +171,7 @@ impl Station {
         self.start(words).finish(VERB_TIMEOUT)
     }
 
-    /// Runs a verb as a person would, without `--json`.
+    /// Runs a verb without `--json`, with output for people.
     ///
     /// # Panics
     /// If it hangs.
@@ -181,7 +181,7 @@ impl Station {
         self.spawn(command, words).finish(VERB_TIMEOUT)
     }
 
-    /// Makes a code.
+    /// Issues an invitation; returns its code.
     ///
     /// # Panics
     /// If it does not.
@@ -194,19 +194,19 @@ impl Station {
         str_field(&ran.json()[0], "code").to_owned()
     }
 
-    /// Who is there, without waiting for anybody.
+    /// The lines of `nodes`, without waiting for links.
     pub fn nodes(&self) -> Vec<Value> {
         self.run(&["nodes", "--timeout", "1ms"]).json()
     }
 
-    /// A node's line in `nodes`; null if it is not there.
+    /// A node's line in `nodes`; null if there is none.
     pub fn node(&self, name: &str) -> Value {
         let mut nodes = self.nodes();
         nodes.retain(|node| node["node"] == name);
         nodes.pop().unwrap_or(Value::Null)
     }
 
-    /// Waits until so many nodes are online, and no fewer are known.
+    /// Waits until exactly this many nodes are known, all online.
     ///
     /// # Panics
     /// If they do not come.
@@ -228,7 +228,7 @@ impl Station {
         });
     }
 
-    /// Waits until what `nodes` shows meets a condition.
+    /// Waits until the lines of `nodes` meet a condition.
     ///
     /// # Panics
     /// If it never does.
@@ -247,12 +247,12 @@ impl Station {
         });
     }
 
-    /// `nodes --watch --json`, whose lines tell of changes as they come.
+    /// Starts `nodes --watch --json`, which prints changes as they come.
     pub fn watch(&self) -> Process {
         self.start(&["nodes", "--watch"]).process
     }
 
-    /// Its configuration file, to be changed before it starts.
+    /// Appends to its configuration file, before it starts.
     ///
     /// # Panics
     /// If it cannot be written.

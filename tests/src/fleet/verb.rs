@@ -1,4 +1,4 @@
-//! A verb of `ground-station`, at work or done.
+//! A verb of `ground-station`, running or ended.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use swarm_shared::net::clock;
 
 use crate::process::{Process, Signal, Stream};
 
-/// A verb at work. Dropping it kills it.
+/// A running verb. Dropping it kills it.
 #[derive(Debug)]
 pub struct Verb {
     pub(super) words: String,
@@ -33,12 +33,12 @@ impl Verb {
         }
     }
 
-    /// Ctrl-C, or worse.
+    /// Sends a signal, such as that of Ctrl-C.
     pub fn signal(&mut self, signal: Signal) {
         self.process.signal(signal);
     }
 
-    /// The process, to look at.
+    /// Its process.
     pub fn process(&mut self) -> &mut Process {
         &mut self.process
     }
@@ -50,16 +50,16 @@ pub struct VerbOutput {
     words: String,
     /// Its exit status; absent if a signal ended it.
     pub status: Option<i32>,
-    /// How long it took.
+    /// Time from start to end.
     pub duration: Duration,
     /// Lines of standard output.
     pub stdout: Vec<String>,
-    /// Standard error.
+    /// All of standard error.
     pub stderr: String,
 }
 
 impl VerbOutput {
-    /// Checks the exit status.
+    /// Checks the exit status, and returns itself.
     ///
     /// # Panics
     /// If it is another.
@@ -75,10 +75,10 @@ impl VerbOutput {
         self
     }
 
-    /// Checks that standard error says something.
+    /// Checks that standard error contains a text, and returns itself.
     ///
     /// # Panics
-    /// If it does not.
+    /// If it does not contain it.
     pub fn expect_stderr(self, what: &str) -> Self {
         assert!(
             self.stderr.contains(what),
@@ -90,10 +90,10 @@ impl VerbOutput {
         self
     }
 
-    /// The lines of standard output, which are JSON objects, all of them.
+    /// The lines of standard output, each a JSON object.
     ///
     /// # Panics
-    /// If one is not.
+    /// If a line is not one.
     pub fn json(&self) -> Vec<Value> {
         let read = |line: &String| {
             let value: Value = serde_json::from_str(line)
@@ -104,7 +104,7 @@ impl VerbOutput {
         self.stdout.iter().map(read).collect()
     }
 
-    /// The one line of JSON of this node.
+    /// The only line of this node.
     ///
     /// # Panics
     /// If there is none, or more than one.
@@ -131,7 +131,7 @@ impl VerbOutput {
     }
 }
 
-/// Where the next verb of a station writes.
+/// Names of the log files of a station's verbs.
 #[derive(Debug)]
 pub(super) struct VerbLogs {
     pub(super) dir: PathBuf,

@@ -1,4 +1,4 @@
-//! A network on this machine: hosts in network namespaces, joined by bridges in a namespace of their own.
+//! A lab network on this machine: hosts in network namespaces, joined by bridges in a namespace of their own.
 //!
 //! ```text
 //! host 0: eth0 10.77.0.1 ── p0 ┐
@@ -6,12 +6,12 @@
 //! host 2: eth0 10.77.0.3 ── p2 ┘
 //! ```
 //!
-//! As on a field there is no default route and no DNS. Nothing exists in the machine's own namespace, so
-//! laboratories run side by side, in one process or in several. Dropping one kills what still runs in it and
-//! deletes it; what a killed test left behind is swept away by the next one.
+//! As on a field there is no default route and no DNS. Nothing exists in the machine's own namespace, so that labs
+//! run side by side, in one process or in several. Dropping a lab kills the processes in it and deletes it; the
+//! remains of a killed test are deleted by the next one.
 //!
-//! It needs root and `ip`. Without them [`Lab::or_skip`] says so on standard error and returns nothing; with
-//! `SWARM_LAB=required` in the environment it fails instead.
+//! A lab needs root and `ip`. Without them [`Lab::or_skip`] prints a message on standard error and returns nothing;
+//! with `SWARM_LAB=required` in the environment it fails instead.
 
 mod namespaces;
 
@@ -25,10 +25,10 @@ use tempfile::TempDir;
 
 use crate::process::Process;
 
-/// Most hosts of one laboratory: what its addressing holds, far beyond what two cores drive.
+/// Most hosts of one lab: the limit of its addressing, far beyond the load that two cores carry.
 pub const HOSTS_MAX: usize = 250;
 
-/// Why there is no laboratory here.
+/// Why a lab is not possible on this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SkipReason(pub String);
 
@@ -38,12 +38,12 @@ impl fmt::Display for SkipReason {
     }
 }
 
-/// The laboratory. Hosts are numbered from 0.
+/// The lab. Hosts are numbered from 0.
 #[derive(Debug)]
 pub struct Lab {
     prefix: String,
     addresses: Vec<Ipv4Addr>,
-    /// Every port of the switch: host, its interface there, the bridge that it belongs to.
+    /// The ports of the switch: host, its interface there, and the bridge that it belongs to.
     ports: Vec<Port>,
     logs: TempDir,
 }
@@ -55,7 +55,7 @@ struct Port {
     name: String,
 }
 
-/// The bridge of each network, and the one for its parted hosts.
+/// The bridge of a network.
 fn bridge(network: usize) -> String {
     format!("br{network}")
 }
@@ -65,10 +65,10 @@ fn partition_bridge(network: usize) -> String {
 }
 
 impl Lab {
-    /// Builds a network of that many hosts.
+    /// Builds a network of this many hosts.
     ///
     /// # Errors
-    /// [`Skip`] if this machine cannot.
+    /// [`SkipReason`] if this machine cannot.
     pub fn new(hosts: usize) -> Result<Self, SkipReason> {
         if hosts > HOSTS_MAX {
             return Err(SkipReason(format!("{hosts} hosts are more than {HOSTS_MAX}")));
@@ -86,10 +86,10 @@ impl Lab {
         Ok(lab)
     }
 
-    /// Builds a network, or says on standard error why not: `let Some(lab) = Lab::or_skip(2) else { return };`
+    /// Builds a network, or prints why not: `let Some(lab) = Lab::or_skip(2) else { return };`
     ///
     /// # Panics
-    /// If it cannot and the environment says `SWARM_LAB=required`.
+    /// If it cannot, and the environment has `SWARM_LAB=required`.
     pub fn or_skip(hosts: usize) -> Option<Self> {
         let why = match Self::new(hosts) {
             Ok(lab) => return Some(lab),
@@ -100,7 +100,7 @@ impl Lab {
             "no laboratory: {why}"
         );
         let test = std::thread::current().name().unwrap_or("a test").to_owned();
-        // Written directly: what goes through `eprintln!` is hidden when a test passes.
+        // Written directly, because the output of `eprintln!` is hidden when a test passes.
         let _written = std::io::stderr().write_all(format!("skipped: {test}: {why}\n").as_bytes());
         None
     }
@@ -122,7 +122,7 @@ impl Lab {
     fn add_bridges(&self, network: usize) -> Result<(), SkipReason> {
         let switch = self.switch();
         for bridge in [bridge(network), partition_bridge(network)] {
-            // Snooping would need a querier; without it multicast is flooded, as by a plain switch.
+            // Snooping would need a querier; without it multicast is flooded, as by a simple switch.
             let kind = ["type", "bridge", "mcast_snooping", "0", "forward_delay", "0"];
             try_ip(&[&["-n", &switch, "link", "add", &bridge][..], &kind].concat())?;
             try_ip(&["-n", &switch, "link", "set", &bridge, "up"])?;
@@ -161,22 +161,22 @@ impl Lab {
         format!("{}sw", self.prefix)
     }
 
-    /// How many hosts there are.
+    /// Number of hosts.
     pub fn hosts(&self) -> usize {
         self.addresses.len()
     }
 
-    /// The present address of a host's first interface.
+    /// The current address of a host's first interface.
     pub fn ip(&self, host: usize) -> Ipv4Addr {
         self.addresses[host]
     }
 
-    /// Where the logs are. They are kept if the test fails.
+    /// The directory of the logs, kept if the test fails.
     pub fn logs(&self) -> &Path {
         self.logs.path()
     }
 
-    /// A command that runs on a host.
+    /// A command that will run on a host.
     pub fn command(&self, host: usize, program: impl AsRef<Path>) -> Command {
         let mut command = Command::new("ip");
         command
@@ -195,24 +195,24 @@ impl Lab {
         command.output().expect("ip netns exec runs")
     }
 
-    /// Starts a program on a host; its logs are called `NAME.out` and `NAME.err`.
+    /// Starts a program on a host; its logs are `NAME.out` and `NAME.err`.
     pub fn spawn(&self, host: usize, name: &str, program: impl AsRef<Path>, args: &[&str]) -> Process {
         let mut command = self.command(host, program);
         command.args(args);
         Process::spawn(command, name, self.logs())
     }
 
-    /// Takes a host's first interface down, as `ifdown` or a crashed driver does: routes go with it.
+    /// Sets a host's first interface down, as `ifdown` or a crashed driver does: its routes are removed.
     pub fn link_down(&self, host: usize) {
         ip(&["-n", &self.namespace(host), "link", "set", "eth0", "down"]);
     }
 
-    /// Brings it up again, with its address.
+    /// Sets it up again, with its address.
     pub fn link_up(&self, host: usize) {
         ip(&["-n", &self.namespace(host), "link", "set", "eth0", "up"]);
     }
 
-    /// Pulls a host's cable (`false`) or plugs it in again: the interface stays up, without a carrier.
+    /// Unplugs a host's cable (`false`) or plugs it in again: the interface stays up, without a carrier.
     pub fn set_carrier(&self, host: usize, plugged: bool) {
         for port in self.ports.iter().filter(|port| port.host == host) {
             let state = if plugged { "up" } else { "down" };
@@ -220,22 +220,22 @@ impl Lab {
         }
     }
 
-    /// Gives a host's first interface another address of the same network.
+    /// Changes the address of a host's first interface within its network.
     pub fn set_address(&mut self, host: usize, new: Ipv4Addr) {
         let namespace = self.namespace(host);
         let old = format!("{}/16", self.addresses[host]);
         let cidr = format!("{new}/16");
-        // In this order: the kernel takes all addresses of a network away with the first.
+        // In this order: the kernel removes all addresses of a network with the first.
         ip(&["-n", &namespace, "addr", "del", &old, "dev", "eth0"]);
         ip(&["-n", &namespace, "addr", "add", &cidr, "brd", "+", "dev", "eth0"]);
         self.addresses[host] = new;
     }
 
-    /// Joins hosts by one more network on an interface of their own, 10.78.0.0/16 and on, and returns their
-    /// addresses there.
+    /// Joins hosts by another network on an interface of their own, 10.78.0.0/16 and up, and returns their addresses
+    /// there.
     ///
     /// # Panics
-    /// If the machine refuses.
+    /// If `ip` fails.
     pub fn add_network(&mut self, hosts: &[usize]) -> Vec<Ipv4Addr> {
         let network = self.ports.iter().map(|port| port.network + 1).max().unwrap_or(1);
         self.add_bridges(network).unwrap_or_else(|why| panic!("{why}"));
@@ -246,7 +246,7 @@ impl Lab {
         hosts.iter().map(|host| address(network, *host)).collect()
     }
 
-    /// Cuts these hosts off from the others; among themselves they stay joined, and every carrier stays up.
+    /// Separates these hosts from the others; they stay joined among themselves, and every carrier stays up.
     pub fn partition(&self, hosts: &[usize]) {
         for port in self.ports.iter().filter(|port| hosts.contains(&port.host)) {
             self.move_port(port, &partition_bridge(port.network));
@@ -264,13 +264,13 @@ impl Lab {
         ip(&["-n", &self.switch(), "link", "set", &port.name, "master", bridge]);
     }
 
-    /// Whether the switch passes multicast on. Without, mDNS and IPv6 do not work.
+    /// Whether the switch forwards multicast. Without it, mDNS and IPv6 do not work.
     pub fn set_multicast(&self, passed: bool) {
         self.set_flood_flag("mcast_flood", passed);
     }
 
-    /// Whether the switch passes broadcast on. ARP is broadcast, so without it every host is told its
-    /// neighbours; an address that changes later is not reachable.
+    /// Whether the switch forwards broadcast. ARP is broadcast, so without it every host gets permanent neighbours;
+    /// an address that changes later is not reachable.
     pub fn set_broadcast(&self, passed: bool) {
         if !passed {
             self.add_permanent_neighbours();
@@ -295,11 +295,11 @@ impl Lab {
         }
     }
 
-    /// Writes every host into every other's neighbour table. The kernel's table holds 1,024 learned entries
-    /// for all namespaces together, which 33 hosts that all talk to one another overflow.
+    /// Writes every host into the neighbour table of every other. The kernel's table holds 1,024 learned entries for
+    /// all namespaces together, which 33 hosts that all talk to one another exceed.
     ///
     /// # Panics
-    /// If the machine refuses.
+    /// If `ip` fails.
     pub fn add_permanent_neighbours(&self) {
         for host in 0..self.hosts() {
             let batch: String = (0..self.hosts())
@@ -322,7 +322,8 @@ impl Lab {
         }
     }
 
-    /// Limits a host's first interface in both directions, in `tc`'s words: `10mbit`. `None` lifts the limit.
+    /// Limits the rate of a host's first interface in both directions, in the syntax of `tc`: `10mbit`. `None` lifts
+    /// the limit.
     pub fn set_rate_limit(&self, host: usize, rate: Option<&str>) {
         let (switch, namespace) = (self.switch(), self.namespace(host));
         let port = format!("p0-{host}");
@@ -341,12 +342,12 @@ impl Lab {
         }
     }
 
-    /// Leads what two hosts send each other through a third, over one queue of so many milliseconds at `rate`, as over
-    /// an access point. A host that shapes its own interface is told by its kernel not to fill the queue; a queue
-    /// elsewhere on the way is not so kind.
+    /// Routes the traffic of two hosts through a third one, over one queue of the length `queue` at `rate`, as over
+    /// an access point. A host that shapes its own interface gets backpressure from its kernel; a queue elsewhere on
+    /// the path gives none.
     ///
     /// # Panics
-    /// If the machine refuses.
+    /// If `ip` or `tc` fails.
     pub fn route_through_bottleneck(&self, ends: [usize; 2], router: usize, rate: &str, queue: &str) {
         let via = self.ip(router).to_string();
         let quiet = "for f in /proc/sys/net/ipv4/conf/*/*_redirects; do echo 0 > $f; done; \

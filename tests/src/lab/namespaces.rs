@@ -1,4 +1,4 @@
-//! Names of namespaces that are ours alone, and what becomes of namespaces whose owner is gone.
+//! Unique names for namespaces, and the removal of namespaces whose owner has ended.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -9,17 +9,17 @@ use rustix::process::{Pid, Signal, geteuid, kill_process};
 
 use super::SkipReason;
 
-/// What the names of all laboratories begin with; the number of the owning process follows.
+/// Prefix of the names of all labs; the id of the owning process follows.
 const PREFIX: &str = "swarmlab";
 
-/// A beginning of names that no other laboratory of this machine has.
+/// A prefix that no other lab of this machine has.
 pub(super) fn next_prefix() -> String {
     static COUNTER: AtomicU32 = AtomicU32::new(0);
     let number = COUNTER.fetch_add(1, Ordering::Relaxed);
     format!("{PREFIX}{}-{number}-", std::process::id())
 }
 
-/// Whether a laboratory can be tried at all.
+/// Checks that a lab is possible on this machine.
 pub(super) fn check_machine() -> Result<(), SkipReason> {
     if !geteuid().is_root() {
         return Err(SkipReason("network namespaces need root".to_owned()));
@@ -39,7 +39,7 @@ pub(super) fn check_machine() -> Result<(), SkipReason> {
     Ok(())
 }
 
-/// Deletes, once a process, the laboratories whose process is gone.
+/// Deletes, once in a process, the labs whose owner has ended.
 pub(super) fn delete_stale() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -55,7 +55,7 @@ pub(super) fn delete_stale() {
     });
 }
 
-/// Kills what runs in a namespace and deletes it.
+/// Kills the processes in a namespace and deletes it.
 pub(super) fn delete(namespace: &str) {
     for pid in first_words(&["netns", "pids", namespace]) {
         if let Some(pid) = pid.parse().ok().and_then(Pid::from_raw) {

@@ -1,4 +1,4 @@
-//! The promises that are looked at from outside, after each step and at the end.
+//! Invariants that are checked from outside, after each step and at the end.
 
 use std::collections::BTreeMap;
 
@@ -12,22 +12,22 @@ use super::ground_truth::Invariant;
 use super::plan::OUTSIDER;
 use super::world::{HostId, World};
 
-/// Over an open link a stop is heeded within this and twice the time that a message may take.
+/// Over an open link a stop is executed within this time, in milliseconds, and twice the transit time.
 const STOP_OVER_LINK_MS_MAX: u64 = 200;
-/// Without one, within this from when nothing is in the way any more.
+/// Without a link, within this time after the last obstacle, in milliseconds.
 const STOP_WITHOUT_LINK_MS_MAX: u64 = 5_000;
 
-/// A stop that somebody waits for.
+/// A stop that is expected to take effect.
 #[derive(Debug)]
 pub(super) struct ExpectedStop {
     issuer: HostId,
     latch: StopId,
-    /// Of each target: since when nothing is in the way, and whether the link was open then.
+    /// For each target: the time of the last obstacle, and whether the link was open then.
     targets: BTreeMap<HostId, (u64, bool)>,
 }
 
 impl World {
-    /// A station orders a stop. Each node that it can reach has to heed it soon.
+    /// A station orders a stop. Each node that it can reach has to execute it soon.
     pub(super) fn expect_stop(&self, by: HostId, order: StopId, targets: &[HostId], linked: &[HostId]) {
         let now = self.now_ms();
         let since = |target: &HostId| (*target, (now, linked.contains(target)));
@@ -38,7 +38,7 @@ impl World {
         });
     }
 
-    /// The station has been told that a node is stopped and cannot write it down.
+    /// The station was told that a node is stopped and cannot store the stop.
     pub(super) fn forget_expected_stop(&self, by: HostId, order: StopId, node: &PeerId) {
         let node = self.node_with_id(node);
         for watch in self.expected_stops.borrow_mut().iter_mut() {
@@ -48,7 +48,7 @@ impl World {
         }
     }
 
-    /// The station has learned that it has to count on.
+    /// The station was told to reissue the stop with a higher number.
     pub(super) fn renumber_expected_stop(&self, by: HostId, old: StopId, new: StopId) {
         let now = self.now_ms();
         for watch in self.expected_stops.borrow_mut().iter_mut() {
@@ -61,7 +61,7 @@ impl World {
         }
     }
 
-    /// Whether anything is in the way between the two, or wrong with either.
+    /// Whether a fault affects one of the two, or the path between them.
     fn is_impaired(&self, station: HostId, node: HostId) -> bool {
         let ill = |host: HostId| {
             let control = self.controls[host].borrow();
@@ -77,7 +77,7 @@ impl World {
     fn check_stops(&self) {
         let now = self.now_ms();
         let mut watches = std::mem::take(&mut *self.expected_stops.borrow_mut());
-        // A station that died does not know any more that it gave an order.
+        // A station that was killed has forgotten that it gave an order.
         watches.retain(|watch| self.controls[watch.issuer].borrow().running);
         for watch in &mut watches {
             let by = watch.issuer;
@@ -86,7 +86,7 @@ impl World {
                 if truth.has_persisted_stop(*node, watch.latch) {
                     return false;
                 }
-                // What it has heeded and not written down a crash may take from it again.
+                // A crash may undo a stop that was executed and not stored.
                 let heeded = truth.has_applied_stop(*node, watch.latch);
                 drop(truth);
                 if heeded || self.is_impaired(by, *node) {
@@ -113,7 +113,7 @@ impl World {
         *self.expected_stops.borrow_mut() = watches;
     }
 
-    /// After each step.
+    /// Checks after each step.
     pub(super) fn check_step(&self) {
         self.check_stops();
         let most = OPEN_PER_NODE_MAX * self.nodes().count();
@@ -130,8 +130,8 @@ impl World {
         }
     }
 
-    /// Some time after healing: every node is linked with every station again. Of two processes with one key a node
-    /// is linked with one.
+    /// Some time after healing, every node must be linked with every station. With two processes of one key, a node
+    /// is linked with one of them.
     pub(super) fn check_reconverged(&self) {
         let mut stations: BTreeMap<PeerId, Vec<HostId>> = BTreeMap::new();
         for station in self.members() {
@@ -157,7 +157,7 @@ impl World {
         }
     }
 
-    /// Whether nothing is open any more.
+    /// Whether no delivery is open any more.
     pub(super) fn is_quiescent(&self) -> bool {
         let gauges = self.host_stats.borrow();
         self.members()
@@ -165,7 +165,7 @@ impl World {
             .all(|host| *host == OUTSIDER || gauges.get(host).is_some_and(|gauge| gauge.open_deliveries == 0))
     }
 
-    /// Long after healing nothing may be open any more.
+    /// Long after healing no delivery may be open any more.
     pub(super) fn check_quiescent(&self) {
         for host in self.members() {
             let unended = self
@@ -173,7 +173,7 @@ impl World {
                 .borrow()
                 .get(&host)
                 .map_or(0, |gauge| gauge.open_deliveries);
-            // A node has one link for two processes with one key: the other may wait for ever.
+            // A node has one link for two processes with one key: the other process may wait forever.
             let twin = self
                 .members()
                 .into_iter()
@@ -187,7 +187,7 @@ impl World {
         }
     }
 
-    /// At the end: what the stores hold is what was told, and all that was acknowledged has its end.
+    /// At the end: the stores hold the outcomes that were reported, and all acknowledged deliveries have ended.
     pub(super) fn check_end(&self) {
         for host in self.members() {
             if host == OUTSIDER {

@@ -1,7 +1,7 @@
-//! The journal's disk: turmoil's, with the troubles of a real one.
+//! The journal's disk: that of turmoil, with the faults of a real one.
 //!
-//! turmoil loses at a crash what was not synced, whole or from some block on, and names that their directory was not
-//! synced for. Full disks, failing ones and garbage behind the end are added here.
+//! At a crash, turmoil loses unsynced data, completely or from some block on, and names whose directory was not
+//! synced. Full disks, failing disks and garbage after the end are added here.
 
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, Write};
@@ -17,14 +17,14 @@ use super::fault::Fault;
 use super::ground_truth::Invariant;
 use super::world::{DiskFault, HostId, KillPoint, Killed, World};
 
-/// How long a file is, as far as this process knows.
+/// The length of a file, as this process knows it.
 #[derive(Clone, Copy, Debug, Default)]
 struct FileLength {
     synced: u64,
     written: u64,
 }
 
-/// What is known of the files of one host; it outlives the process.
+/// The known files of one host; it outlives the process.
 #[derive(Clone, Debug, Default)]
 pub(super) struct FileLengths(BTreeMap<String, FileLength>);
 
@@ -44,7 +44,7 @@ struct SimFile {
     name: String,
 }
 
-/// What came of an append.
+/// Result of an append.
 #[derive(Debug)]
 pub(super) enum AppendResult {
     Written,
@@ -59,7 +59,7 @@ pub(super) struct SimJournal {
 }
 
 impl SimJournal {
-    /// Reads what is there.
+    /// Opens the journal and replays it.
     pub(super) fn open(world: &Rc<World>, own_host: HostId) -> Result<(Self, DedupTable), Killed> {
         let mut disk = SimDisk {
             world: Rc::clone(world),
@@ -106,13 +106,13 @@ impl SimDisk {
         PathBuf::from("/").join(name)
     }
 
-    /// turmoil takes a file for its name: what was written to the old one and not synced would go to the new one of
-    /// that name. A real system, too, may write it at any time.
+    /// turmoil identifies a file by its name: unsynced data of the old file would go to the new one of that name. So
+    /// the old file is synced before it is replaced, as a real system may do at any time.
     fn sync_before_replace(path: &Path) -> io::Result<()> {
         OpenOptions::new().append(true).open(path)?.sync_data()
     }
 
-    /// Says what the last crash has cost, and puts the garbage there that was ordered.
+    /// Logs what the last crash has destroyed, and writes the planned garbage.
     fn apply_crash_damage(&mut self) {
         let Ok(bytes) = fs::read(Self::path(JOURNAL_FILE)) else {
             return;
@@ -125,7 +125,7 @@ impl SimDisk {
                 "{} had synced {} bytes of its journal, and {found} are left",
                 self.world.hosts[self.own_host].name, length.synced
             );
-            // Only a name that was not synced can do that, and then more than this is lost.
+            // Only a name that was not synced can cause that, and then more than this is lost.
             self.world.log(self.own_host, format_args!("{what}"));
         }
         if length.written > length.synced {
@@ -161,7 +161,7 @@ impl SimDisk {
         }
     }
 
-    /// Whether the process still lives; and whether the disk takes anything now.
+    /// Fails if the process was killed; returns the disk's current fault.
     fn current_fault(&self) -> io::Result<Option<DiskFault>> {
         let control = self.world.controls[self.own_host].borrow();
         if control.killed {
@@ -231,7 +231,7 @@ impl Disk for SimDisk {
 
     fn append(&mut self, file: &mut SimFile, bytes: &[u8]) -> io::Result<()> {
         let trouble = self.current_fault()?;
-        // What does not fit is cut off in the middle.
+        // Bytes that do not fit are cut off in the middle.
         let taken = match trouble {
             Some(DiskFault::NoSpace) => bytes.len() / 2,
             Some(DiskFault::IoError) | None => bytes.len(),

@@ -1,4 +1,4 @@
-//! A station's door: nodes dial it, and it keeps a session with each.
+//! A station's endpoint: nodes dial it, and it keeps a session with each.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -22,7 +22,7 @@ pub(super) struct SimEndpoint {
     pub(super) peers: BTreeMap<PeerId, Peer>,
 }
 
-/// What happened to a node's link.
+/// A change of a node's link, or a frame.
 pub(super) enum LinkEvent {
     Up { resumed: bool },
     Down,
@@ -42,7 +42,7 @@ impl SimEndpoint {
         })
     }
 
-    /// Accepts, greets and reads; what has happened, in order.
+    /// Accepts, completes handshakes and reads; returns the events in order.
     pub(super) fn poll_events(&mut self, world: &World) -> io::Result<Vec<(PeerId, LinkEvent)>> {
         self.rebind_after_move(world)?;
         while let Some(listener) = &self.listener
@@ -65,7 +65,7 @@ impl SimEndpoint {
         Ok(happened)
     }
 
-    /// The address has changed: the old door is nowhere any more.
+    /// The address has changed: the old listener is unreachable.
     fn rebind_after_move(&mut self, world: &World) -> io::Result<()> {
         let moves = world.controls[self.own_host].borrow().address_changes;
         if moves == self.address_changes {
@@ -95,7 +95,7 @@ impl SimEndpoint {
                     let Some(peer) = self.peers.get_mut(&id) else {
                         continue;
                     };
-                    // A node that dials anew knows best that the old link is gone.
+                    // A node that dials again has lost the old link.
                     peer.close_link();
                     push_if_down(peer, id, happened);
                     peer.attach(world, self.own_host, greeting, instance);
@@ -129,7 +129,7 @@ impl SimEndpoint {
         push_if_down(peer, id, happened);
     }
 
-    /// Hands a frame to a node's session; whether there is one that takes it.
+    /// Passes a frame to a node's session; false if it is not accepted.
     pub(super) fn send(
         &mut self,
         to: &PeerId,
@@ -141,7 +141,7 @@ impl SimEndpoint {
         peer.is_some_and(|peer| peer.send(parcel, lane, deadline))
     }
 
-    /// Writes to all; the nodes whose links broke at it.
+    /// Writes to all nodes; returns those whose links broke.
     pub(super) fn write(&mut self, world: &World) -> Result<Vec<(PeerId, LinkEvent)>, Killed> {
         let mut happened = Vec::new();
         for (id, peer) in &mut self.peers {
@@ -151,7 +151,7 @@ impl SimEndpoint {
         Ok(happened)
     }
 
-    /// Whom frames flow with.
+    /// The nodes with open links.
     pub(super) fn open_links(&self) -> Vec<HostId> {
         let open = self.peers.values().filter(|peer| peer.session.is_open());
         open.map(|peer| peer.host).collect()

@@ -1,8 +1,8 @@
-//! What can go wrong, and how often it really did.
+//! The kinds of faults, and a count of each.
 
 use std::fmt;
 
-/// Every kind of fault that a run may hold. A kind that never fires in a sweep fails the sweep.
+/// A fault that a run may contain. A kind that never occurs in a sweep fails the sweep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[expect(
     missing_docs,
@@ -43,7 +43,7 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// All of them, in the order of reports.
+    /// All kinds, in the order of reports.
     pub const ALL: [Self; 31] = [
         Self::Drop,
         Self::Delay,
@@ -79,7 +79,7 @@ impl Fault {
     ];
 }
 
-/// `crash-before-journal`.
+/// In kebab case: `crash-before-journal`.
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = format!("{self:?}");
@@ -94,7 +94,7 @@ impl fmt::Display for Fault {
     }
 }
 
-/// How often each kind happened.
+/// How often each kind occurred.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FaultCounts([u64; Fault::ALL.len()]);
 
@@ -115,12 +115,12 @@ impl FaultCounts {
         }
     }
 
-    /// How often this one did.
+    /// How often this kind occurred.
     pub fn count_of(&self, fault: Fault) -> u64 {
         self.0[fault as usize]
     }
 
-    /// Those that never did.
+    /// The kinds that never occurred.
     pub fn never_counted(&self) -> Vec<Fault> {
         Fault::ALL
             .into_iter()

@@ -1,4 +1,4 @@
-//! Who takes part: keys from the seed, and what the fleet root has granted each.
+//! The members: keys from the seed, and the grants of the fleet root.
 
 use swarm_shared::proto::id::NodeName;
 use swarm_shared::proto::trust::{FleetRoot, Grant, Membership, Role, Signed, SigningKey, TrustError};
@@ -7,11 +7,11 @@ use super::plan::{FIRST_NODE, OTHER_OPERATOR, OUTSIDER, SECOND_STATION, STATION}
 use super::rng::Rng;
 use super::world::{Host, HostId, HostKind};
 
-/// What the fleet root has signed.
+/// The statements of the fleet root.
 pub(super) struct Fleet {
     memberships: Vec<Membership>,
     grants: Vec<Signed<Grant>>,
-    /// An operator that was put out.
+    /// An operator whose key was revoked.
     pub(super) revoked: SigningKey,
     pub(super) revoked_grant: Signed<Grant>,
 }
@@ -51,7 +51,7 @@ impl Fleet {
     }
 }
 
-/// All hosts, stations before nodes, and what the root has signed for them.
+/// All hosts, stations before nodes, and the root's statements about them.
 pub(super) fn create_fleet(seed: u64, nodes: usize) -> Result<(Vec<Host>, Fleet), TrustError> {
     let mut rng = Rng::stream(seed, "keys");
     let mut hosts = Vec::new();
@@ -64,7 +64,7 @@ pub(super) fn create_fleet(seed: u64, nodes: usize) -> Result<(Vec<Host>, Fleet)
             node => (format!("node-{}", node - FIRST_NODE), HostKind::Node, Role::Node),
         };
         let bytes = rng.bytes();
-        // The second has the station's key.
+        // The second station has the key of the first.
         let key = match hosts.first() {
             Some(Host { key, .. }) if host == SECOND_STATION => SigningKey::clone(key),
             Some(_) | None => SigningKey::from_seed(bytes),

@@ -1,7 +1,7 @@
-//! What really happened, and whether any of it should not have.
+//! What really happened in a run, and the invariants that it violates.
 //!
-//! Processes report here what the world could see: an action that began, an outcome that was told, a stop that was
-//! promised. Times are global: no process's own clock decides whether something was late.
+//! Processes report here what is visible from outside: an action that started, an outcome that was reported, a stop
+//! that was confirmed. Times are global: no process's own clock decides whether something was late.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -12,13 +12,13 @@ use swarm_shared::proto::stop::StopId;
 
 use super::world::{Host, HostId};
 
-/// A time to live is told in whole milliseconds, rounded up.
+/// A time to live is sent in whole milliseconds, rounded up.
 const ROUNDING_MS: u64 = 1;
 
-/// How long a command may wait for the store before it is in there, and in its copies.
+/// Longest time, in milliseconds, until a command is in the store, and in its copies.
 const COPY_SLACK_MS: u64 = 100;
 
-/// A promise that a run is judged by.
+/// An invariant that a run must keep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[expect(missing_docs, reason = "the text of each says what it is")]
 pub enum Invariant {
@@ -57,7 +57,7 @@ impl fmt::Display for Invariant {
     }
 }
 
-/// A promise that was broken.
+/// A violated invariant.
 #[derive(Clone, Debug)]
 pub(super) struct BrokenInvariant {
     pub(super) invariant: Invariant,
@@ -73,7 +73,7 @@ impl BrokenInvariant {
     }
 }
 
-/// How an action behaves.
+/// The behaviour of an action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SimActionProperties {
     pub(super) idempotent: bool,
@@ -82,33 +82,34 @@ pub(super) struct SimActionProperties {
 }
 
 pub(super) struct IssuedCommand {
-    /// The station whose store has it.
+    /// The station whose store has the command.
     pub(super) issuer: HostId,
     pub(super) issued_ms: u64,
     pub(super) ttl_ms: u64,
     pub(super) properties: SimActionProperties,
     pub(super) targets: BTreeSet<HostId>,
     pub(super) authorised: bool,
-    /// The station has said that it has it.
+    /// The station has confirmed that it stored the command.
     pub(super) acknowledged: bool,
-    /// A copy of the store that held it open has been used since: what that copy says of it may be out of date.
+    /// A copy of the store in which the command was open has been used since: its state in that copy may be out of
+    /// date.
     pub(super) in_copied_store: bool,
 }
 
 #[derive(Default)]
 struct NodeTruth {
-    /// The stop that the node has promised to stay under.
+    /// The stop that the node has confirmed to be under.
     latch: Option<StopId>,
-    /// The stop that it is about to write down the release of.
+    /// The stop whose release it is about to store.
     releasing: Option<StopId>,
-    /// The orders that it has heeded, and whether it has written them down.
+    /// The executed orders, and whether each is stored.
     applied_stops: BTreeMap<StopId, bool>,
 }
 
 pub(super) struct GroundTruth {
     pub(super) commands: BTreeMap<CommandId, IssuedCommand>,
     executions: BTreeMap<(CommandId, HostId), u32>,
-    /// What each station has said, by the number of its store.
+    /// The outcomes that each station has reported, by the number of its store.
     outcomes: BTreeMap<(usize, CommandId, HostId), Outcome>,
     nodes: BTreeMap<HostId, NodeTruth>,
     /// Stops that were really ordered.
@@ -116,7 +117,7 @@ pub(super) struct GroundTruth {
     first_violation: Option<BrokenInvariant>,
     host_names: Vec<String>,
     copied_ms: u64,
-    /// Deliveries that ended, by outcome.
+    /// Ended deliveries, by outcome.
     pub(super) outcome_counts: BTreeMap<Outcome, u64>,
     pub(super) execution_count: u64,
     pub(super) latch_count: u64,
@@ -143,7 +144,7 @@ impl GroundTruth {
         }
     }
 
-    /// The first promise that was broken counts.
+    /// Records a violation; only the first one counts.
     pub(super) fn report_violation(&mut self, invariant: Invariant, what: impl Into<String>) {
         self.first_violation
             .get_or_insert_with(|| BrokenInvariant::new(invariant, what));
@@ -159,14 +160,14 @@ impl GroundTruth {
         }
     }
 
-    /// The station has stored it, and says so.
+    /// The station has stored the command and confirmed it.
     pub(super) fn record_acknowledged(&mut self, id: CommandId) {
         if let Some(issued) = self.commands.get_mut(&id) {
             issued.acknowledged = true;
         }
     }
 
-    /// The store of this station has been copied: whatever it holds open may go on in two places.
+    /// The store of this station was copied: open deliveries in it may continue in two places.
     pub(super) fn record_store_copy(&mut self, by: HostId, now_ms: u64) {
         for issued in self.commands.values_mut() {
             issued.in_copied_store |= issued.issuer == by;
@@ -174,7 +175,7 @@ impl GroundTruth {
         self.copied_ms = now_ms;
     }
 
-    /// The station is gone for good, and its second has the copy: nobody is left to report what came after it.
+    /// The station has ended for good, and its second has the copy: nothing is reported any more about later changes.
     pub(super) fn record_replacement(&mut self, by: HostId, with: HostId) {
         for issued in self.commands.values_mut().filter(|issued| issued.issuer == by) {
             issued.issuer = with;
@@ -184,7 +185,7 @@ impl GroundTruth {
         }
     }
 
-    /// What this station has told the end of.
+    /// The deliveries whose outcome this station has reported.
     pub(super) fn reported_outcomes(&self, store: HostId) -> Vec<(CommandId, HostId)> {
         let keys = self.outcomes.keys();
         keys.filter(|(by, _, _)| *by == store)
@@ -192,7 +193,7 @@ impl GroundTruth {
             .collect()
     }
 
-    /// An action began on a node, for all to see.
+    /// An action started on a node.
     pub(super) fn record_execution(&mut self, node: HostId, id: CommandId, at_ms: u64) {
         self.execution_count += 1;
         let name = &self.host_names[node];
@@ -228,7 +229,7 @@ impl GroundTruth {
         self.executions.contains_key(&(id, node))
     }
 
-    /// A station's store holds an outcome, or its book has told one.
+    /// A station's store holds an outcome, or its tracker has reported one.
     pub(super) fn record_outcome(&mut self, store: usize, id: CommandId, node: HostId, how: Outcome) {
         let name = &self.host_names[node];
         if let Some(before) = self.outcomes.insert((store, id, node), how) {
@@ -246,7 +247,7 @@ impl GroundTruth {
             .is_some_and(|issued| issued.in_copied_store);
         let lie = match how {
             Outcome::Done => !executed,
-            // A copy of the store may not know that the command was sent.
+            // A copy of the store may not have recorded that the command was sent.
             Outcome::Refused | Outcome::Expired => executed && !copied,
             Outcome::Failed | Outcome::Unknown | Outcome::NoAnswer => false,
         };
@@ -257,7 +258,7 @@ impl GroundTruth {
         }
     }
 
-    /// A node heeds an order to stop.
+    /// A node executes a stop order.
     pub(super) fn record_stop_received(&mut self, node: HostId, order: StopId) {
         if !self.issued_stops.contains(&order) {
             let what = format!(
@@ -271,7 +272,7 @@ impl GroundTruth {
         let Some(truth) = self.nodes.get_mut(&node) else {
             return;
         };
-        // Before it is on the disk a crash may take it, and then it counts once more.
+        // A crash may undo it before it is on the disk, and then it is executed once more.
         if truth.applied_stops.insert(order, false) == Some(true) {
             let what = format!("{} heeded stop {} twice", self.host_names[node], order.number);
             self.report_violation(Invariant::StoppedStaysStopped, what);
@@ -285,7 +286,7 @@ impl GroundTruth {
         }
     }
 
-    /// Whether a node has written down an order of this issuer that is as new.
+    /// Whether a node has stored an order of this issuer that is as new.
     pub(super) fn has_persisted_stop(&self, node: HostId, order: StopId) -> bool {
         self.nodes.get(&node).is_some_and(|truth| {
             truth.applied_stops.iter().any(|(heeded, promised)| {
@@ -294,7 +295,7 @@ impl GroundTruth {
         })
     }
 
-    /// Whether a node has heeded an order of this issuer that is as new.
+    /// Whether a node has executed an order of this issuer that is as new.
     pub(super) fn has_applied_stop(&self, node: HostId, order: StopId) -> bool {
         self.nodes.get(&node).is_some_and(|truth| {
             truth
@@ -304,7 +305,7 @@ impl GroundTruth {
         })
     }
 
-    /// A node says that it is under this stop, and will be after a restart.
+    /// A node confirms that it is under this stop, and will be after a restart.
     pub(super) fn record_latch_reported(&mut self, node: HostId, latch: StopId) {
         if let Some(truth) = self.nodes.get_mut(&node)
             && truth.latch.replace(latch) != Some(latch)
@@ -314,14 +315,14 @@ impl GroundTruth {
         }
     }
 
-    /// A node is about to write down that it is released from this stop.
+    /// A node is about to store that it is released from this stop.
     pub(super) fn record_release_started(&mut self, node: HostId, order: StopId) {
         if let Some(truth) = self.nodes.get_mut(&node) {
             truth.releasing = Some(order);
         }
     }
 
-    /// A node goes again, by an order to release `named`.
+    /// A node is released, by an order that named `named`.
     pub(super) fn record_released(&mut self, node: HostId, named: u64) {
         self.release_count += 1;
         let Some(truth) = self.nodes.get_mut(&node) else {
@@ -344,7 +345,7 @@ impl GroundTruth {
         let Some(truth) = self.nodes.get_mut(&node) else {
             return;
         };
-        // What it had not written down it has never heard.
+        // It has forgotten the orders that it had not stored.
         truth.applied_stops.retain(|_, promised| *promised);
         if let Some(found) = found {
             truth.applied_stops.insert(found, true);
@@ -352,7 +353,7 @@ impl GroundTruth {
         let releasing = truth.releasing.take();
         let Some(latch) = truth.latch else { return };
         if found.is_none() && releasing == Some(latch) {
-            // It died between writing its release down and saying so.
+            // It was killed between storing its release and reporting it.
             truth.latch = None;
         } else if found.is_none() {
             let what = format!(

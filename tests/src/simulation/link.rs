@@ -1,7 +1,7 @@
 //! Frames between two simulated processes: the product's session, outbox and decoder over turmoil's TCP.
 //!
-//! There is no TLS: who somebody is follows from the host. Nothing here waits; a process looks at all its sockets
-//! once in each tick.
+//! There is no TLS: the host determines the identity. Nothing here waits; a process polls all its sockets once in
+//! each tick.
 
 use std::future::Future;
 use std::io;
@@ -23,19 +23,19 @@ use super::fault::Fault;
 use super::ground_truth::Invariant;
 use super::world::{FrameFault, HostId, KillPoint, Killed, World};
 
-/// Bytes that may wait for the socket before the session keeps its frames to itself, as in the product.
+/// Bytes that may be queued for the socket before the session keeps its frames, as in the product.
 const WRITE_AHEAD_BYTES: usize = 4 * 1024;
 const READ_BYTES: usize = 16 * 1024;
-/// What one simulated segment carries; so many fit on the way, and then the socket takes no more.
+/// Bytes of one simulated segment; the network takes a limited number of them, and then the socket accepts no more.
 const SEGMENT_BYTES: usize = 1_024;
-/// A connection whose first frame has not come by then is given up, in milliseconds: sooner than in the product,
-/// because what is lost here is never sent again.
+/// A connection whose first frame has not come within this time is closed, in milliseconds: sooner than in the
+/// product, because lost segments are not retransmitted here.
 const HELLO_MS_MAX: u64 = 2_000;
 
-/// A dial that is under way.
+/// A dial in progress.
 pub(super) type DialFuture = Pin<Box<dyn Future<Output = io::Result<TcpStream>>>>;
 
-/// Looks at a future once. What it waits for is looked at again in the next tick.
+/// Polls a future once. It is polled again in the next tick.
 pub(super) fn poll_once<F: Future + ?Sized>(future: Pin<&mut F>) -> Option<F::Output> {
     match future.poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(output) => Some(output),
@@ -43,17 +43,17 @@ pub(super) fn poll_once<F: Future + ?Sized>(future: Pin<&mut F>) -> Option<F::Ou
     }
 }
 
-/// Bytes to frames and back.
+/// Converts bytes to frames and back.
 struct FrameConnection {
     stream: TcpStream,
     reader: FrameReader,
     read_buffer: BytesMut,
-    /// Waits for the socket.
+    /// Bytes queued for the socket.
     write_buffer: BytesMut,
 }
 
 impl FrameConnection {
-    /// The next frame, if all of it is there.
+    /// The next complete frame.
     fn next_frame(&mut self) -> io::Result<Option<Frame>> {
         loop {
             if let Some(frame) = self.reader.next_frame(&mut self.read_buffer).map_err(invalid)? {
@@ -73,7 +73,7 @@ impl FrameConnection {
         }
     }
 
-    /// Writes what the socket takes; whether that was anything.
+    /// Writes what the socket accepts; returns whether that was anything.
     fn write(&mut self) -> io::Result<bool> {
         let mut any = false;
         while !self.write_buffer.is_empty() {
@@ -95,7 +95,7 @@ fn invalid(error: WireError) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, error.to_string())
 }
 
-/// A connection whose other end has not said which run of its process it is.
+/// A connection whose other end has not sent its instance yet.
 pub(super) struct Handshake {
     pub(super) host: HostId,
     conn: FrameConnection,
@@ -103,7 +103,7 @@ pub(super) struct Handshake {
 }
 
 impl Handshake {
-    /// Says hello on a new connection with `host`.
+    /// Sends the hello on a new connection with `host`.
     pub(super) fn new(stream: TcpStream, host: HostId, own: Instance, now_ms: u64) -> io::Result<Self> {
         let mut hello = BytesMut::new();
         Frame::json(Kind::Hello, &json!({ "instance": own.0 }))
@@ -122,7 +122,7 @@ impl Handshake {
         })
     }
 
-    /// Which run of its process the other end is, once it has said so.
+    /// The instance of the other end, once it has sent it.
     pub(super) fn poll_instance(&mut self, now_ms: u64) -> io::Result<Option<Instance>> {
         if now_ms > self.since_ms + HELLO_MS_MAX {
             return Err(io::ErrorKind::TimedOut.into());
@@ -140,19 +140,19 @@ impl Handshake {
 
 struct ActiveLink {
     conn: FrameConnection,
-    /// How often this end had moved when it was made.
+    /// How often this end had moved when the connection was made.
     address_changes: u16,
-    /// A frame that the middlebox keeps back.
+    /// A frame that the middlebox holds back.
     held_frame: Option<Frame>,
     tampered: bool,
 }
 
-/// A session with a peer, and the connection that carries it at present.
+/// A session with a peer, and its current connection.
 pub(super) struct Peer {
     pub(super) session: Session<()>,
     pub(super) host: HostId,
     active_link: Option<ActiveLink>,
-    /// Whether the owner has been told that frames flow.
+    /// Whether the owner was told that the link is open.
     pub(super) reported_up: bool,
 }
 
@@ -187,13 +187,13 @@ impl Peer {
         });
     }
 
-    /// Gives the link up; the session waits for the next one.
+    /// Closes the link; the session waits for the next one.
     pub(super) fn close_link(&mut self) {
         self.session.detach();
         self.active_link = None;
     }
 
-    /// Hands a frame to the session; whether it took it.
+    /// Passes a frame to the session; returns whether it was accepted.
     pub(super) fn send(&mut self, parcel: EncodedFrame, lane: Lane, deadline: Option<Instant>) -> bool {
         let outgoing = Outgoing {
             frame: parcel,
@@ -203,7 +203,7 @@ impl Peer {
         self.session.send(outgoing, None).is_ok()
     }
 
-    /// Reads what has come, and lets the session do what is due.
+    /// Reads received bytes, and runs the session's timers.
     pub(super) fn read(&mut self, world: &World, own_host: HostId) -> Vec<Event<()>> {
         let now = world.monotonic_now(own_host);
         let node = own_host.max(self.host);
@@ -233,7 +233,7 @@ impl Peer {
                 }
             }
         }
-        // A middlebox that has lost a frame for good does not live on: its connection ends with it.
+        // A middlebox that has lost a frame for good also ends the connection.
         if let Some(linked) = &self.active_link
             && linked.tampered
             && world.controls[node].borrow().frame_fault.is_none()
@@ -261,7 +261,7 @@ impl Peer {
         self.close_link();
     }
 
-    /// Sends what is to be sent.
+    /// Sends the queued frames.
     pub(super) fn write(&mut self, world: &World, own_host: HostId) -> Result<(), Killed> {
         let now = world.monotonic_now(own_host);
         let Some(linked) = &mut self.active_link else {
@@ -297,8 +297,8 @@ impl Peer {
         }
     }
 
-    /// Looks at what the session has made in one go: notes it, and judges its order. What waited in the emergency lane
-    /// goes first.
+    /// Logs the frames that the session made in one call, and checks their order: frames that waited in the emergency
+    /// lane go first.
     fn check_lane_order(&mut self, world: &World, own_host: HostId, made: &[u8]) {
         let mut bytes = BytesMut::from(made);
         let mut reader = FrameReader::new(FrameLimits::CONTROL);
@@ -347,8 +347,8 @@ fn flatten(out: &mut OutBuffer) -> Vec<u8> {
     whole
 }
 
-/// What the middlebox of the link makes of a frame. It sits in front of the node, which is the host with the higher
-/// number, and meddles with what goes either way.
+/// Applies the fault of the link's middlebox to a frame. It sits in front of the node, which is the host with the
+/// higher number, and affects both directions.
 fn apply_frame_fault(
     world: &World,
     in_front_of: HostId,

@@ -1,21 +1,21 @@
-//! Whole fleets in one thread, from a seed: stations, nodes, a network and disks that fail, and what must hold all the
-//! same.
+//! Simulates whole fleets in one thread, from a seed: stations, nodes, a network and disks that fail, and the
+//! invariants that must hold all the same.
 //!
-//! The code under test is the product's: sessions and their frames, the station's book and SQL, the node's desks,
-//! ledger and journal, the emergency stop, the gate. Simulated are sockets, disks, clocks and the processes themselves.
-//! Everything that happens follows from the seed, so that a violation can be replayed to the byte.
+//! The code under test is the product's: sessions and their frames, the station's tracker and SQL, the node's
+//! executor, deduplication table and journal, the emergency stop, the gate. Sockets, disks, clocks and processes are
+//! simulated. Everything follows from the seed, so that a violation can be replayed exactly.
 //!
-//! | module | what it holds |
+//! | module | content |
 //! |---|---|
-//! | `plan` | what is ordered and what goes wrong |
-//! | `run` | one run, from its plan to its verdict |
-//! | `world` | what is outside of every process: clocks, who is who, what was done to whom |
-//! | `truth`, `check` | what really happened, and the promises that it is held against |
-//! | `node`, `station`, `outsider` | the processes: thin drivers of the product's cores |
-//! | `link`, `door`, `disk`, `store` | what the product's sockets and files are replaced by |
+//! | `plan` | the requests and faults of a run |
+//! | `run` | one run, from its plan to its result |
+//! | `world` | everything outside of the processes: clocks, identities, the current faults |
+//! | `ground_truth`, `check` | what really happened, and the invariants |
+//! | `node`, `station`, `outsider` | the processes: thin drivers of the product's state machines |
+//! | `link`, `endpoint`, `disk`, `store` | replacements of the product's sockets and files |
 //!
-//! Invariant: nothing here reads a clock, draws a random number that is not from the seed, or goes through anything in
-//! an order that the seed does not give.
+//! Invariant: nothing here reads a clock, draws a random number that is not from the seed, or iterates in an order
+//! that the seed does not determine.
 
 mod check;
 mod disk;

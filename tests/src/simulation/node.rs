@@ -1,7 +1,6 @@
-//! A simulated node: the product's desks and journal behind simulated sockets, disk and clock.
+//! A simulated node: the product's executor, stop receiver and journal on simulated sockets, disk and clock.
 //!
-//! What it decides itself is no more than a driver may: in which order sockets are looked at, and how long an action
-//! takes.
+//! It decides only what a driver may: in which order sockets are polled, and how long an action takes.
 
 mod journal_writes;
 mod links;
@@ -50,7 +49,7 @@ struct DialState {
     next_ms: u64,
 }
 
-/// What waits for the journal's thread.
+/// The purpose of a write that waits for the journal's thread.
 enum WritePurpose {
     Executor(WriteId),
     Stop(StopId),
@@ -77,7 +76,7 @@ struct Node {
     stop_receiver: StopReceiver,
     journal: SimJournal,
     pending_writes: VecDeque<(u64, Vec<Record>, WritePurpose)>,
-    /// What the commands at hand are to do.
+    /// Actions and arguments of the commands in flight.
     pending_commands: BTreeMap<CommandId, (String, Arguments)>,
     running: BTreeMap<CommandId, RunningAction>,
     address_changes: u16,
@@ -185,7 +184,7 @@ impl Node {
         Ok(())
     }
 
-    /// Ends what has run long enough.
+    /// Ends the actions that have run long enough.
     fn finish_actions(&mut self) {
         let now_ms = self.world.now_ms();
         let now = self.world.monotonic_now(self.own_host);
@@ -208,7 +207,7 @@ impl Node {
         }
     }
 
-    /// Does what the desk wants done.
+    /// Carries out the executor's effects.
     fn apply_effects(&mut self) -> Result<(), Killed> {
         loop {
             let effects = self.executor.take_effects();
@@ -281,7 +280,7 @@ impl Node {
             open_deliveries: 0,
         };
         self.world.set_stats(self.own_host, gauge);
-        // Nothing here ends a flight.
+        // No action here is a landing action.
         if self.running.len() > RUNNING_MAX - LANDING_MAX || self.pending_commands.len() > IN_FLIGHT_MAX {
             let what = format!(
                 "{} things run and {} wait",
@@ -296,10 +295,10 @@ impl Node {
     }
 }
 
-/// What a release is called.
+/// Name of the release action.
 pub(super) const RELEASE: &str = "release";
 
-/// What an action is like is in its name here; a real node's owner says it in its configuration.
+/// The properties of an action, which its name encodes; on a real node they are in its configuration.
 fn action_properties(action: &str) -> ActionProperties {
     ActionProperties {
         idempotent: action.contains('i') && action != RELEASE,

@@ -1,4 +1,5 @@
-//! Those who may not: a station that may only look, an operator whose key was revoked, and somebody with a radio.
+//! Peers without permission: a station that is an observer, an operator whose key was revoked, and an attacker on the
+//! network.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -22,7 +23,7 @@ use super::node::RELEASE;
 use super::plan::PlannedRequest;
 use super::world::{HostId, HostStats, Killed, STOP_PORT, TICK, World};
 
-/// Time to live of what is presumed: long enough that only the role stands in its way.
+/// Time to live of the unauthorised commands, in milliseconds: long enough that only the role prevents them.
 const TTL_MS: u64 = 5_000;
 
 pub(super) async fn process(world: Rc<World>, own_host: HostId) -> turmoil::Result {
@@ -54,7 +55,7 @@ struct Outsider {
     endpoint: SimEndpoint,
     udp: UdpSocket,
     seq: u64,
-    /// The stop that each node has reported to be under.
+    /// The stop that each node has reported.
     reported_stops: BTreeMap<PeerId, u64>,
 }
 
@@ -92,7 +93,7 @@ impl Outsider {
         Ok(())
     }
 
-    /// Orders over its links what its role does not allow: a command, a release, a stop.
+    /// Sends over its links what its role does not permit: a command, a release, a stop.
     fn send_unauthorised(&mut self) {
         let world = Rc::clone(&self.world);
         world.log(self.own_host, format_args!("presumes to give orders"));
@@ -166,7 +167,7 @@ impl Outsider {
 
     fn broadcast(&self, bytes: &[u8]) {
         let everybody = SocketAddr::from(([255, 255, 255, 255], STOP_PORT));
-        // What does not go out is as good as lost on its way.
+        // A datagram that cannot be sent counts as lost in transit.
         let _lost = self.udp.try_send_to(bytes, everybody);
     }
 
@@ -180,7 +181,7 @@ impl Outsider {
         }
     }
 
-    /// Changes a stop that was overheard, or makes one up.
+    /// Changes a recorded stop, or makes one up.
     fn send_forged_stop(&self) {
         let mut rng = self.world.controls[self.own_host].borrow_mut().rng.clone();
         let heard = self.world.random_sent_datagram(self.own_host);

@@ -1,29 +1,29 @@
-//! What is ordered and what goes wrong in one run: all of it follows from the seed.
+//! The plan of a run: the requests and the faults, all of it from the seed.
 
 use super::fault::Fault;
 use super::ground_truth::SimActionProperties;
 use super::rng::Rng;
 use super::world::{DiskFault, FrameFault, HostId, KillPoint};
 
-/// Until then the fleet finds itself.
+/// Until then the peers link, without faults, in milliseconds.
 const WARM_UP_MS: u64 = 1_500;
-/// From then on nothing goes wrong any more.
+/// From then on there are no faults, in milliseconds.
 pub(super) const HEAL_MS: u64 = 9_000;
-/// What is still open so long after healing hangs.
+/// A delivery that is still open at this time, in milliseconds, hangs.
 pub(super) const SETTLE_MS: u64 = 12_000;
 
 /// The station.
 pub(super) const STATION: HostId = 0;
 /// Another machine with the station's key: its replacement, or its clone.
 pub(super) const SECOND_STATION: HostId = 1;
-/// A station of its own, which may give orders too.
+/// A station with a key of its own, which may also command.
 pub(super) const OTHER_OPERATOR: HostId = 2;
-/// A station that may only look, and somebody without any rights.
+/// A station with the role observer, and an attacker without any role.
 pub(super) const OUTSIDER: HostId = 3;
 /// The first node.
 pub(super) const FIRST_NODE: HostId = 4;
 
-/// What a station is asked to do, or somebody tries.
+/// A request to a station, or an attempt of an attacker.
 #[derive(Clone, Debug)]
 pub(super) enum PlannedRequest {
     Issue {
@@ -37,26 +37,26 @@ pub(super) enum PlannedRequest {
         issuer: HostId,
         targets: Vec<HostId>,
     },
-    /// Of whatever stop the station knows of.
+    /// Releases any stop that the station knows of.
     Release {
         issuer: HostId,
         targets: Vec<HostId>,
     },
-    /// By a station that may only look: commands, stops, releases, over its links.
+    /// Commands, stops and releases of an observer, over its links.
     SendUnauthorised,
     /// A stop of an operator whose key was revoked.
     SendRevokedStop,
-    /// A stop that nobody signed, or that somebody changed.
+    /// A stop without a valid signature.
     SendForgedStop,
-    /// A datagram that was heard before.
+    /// A datagram that was sent before.
     ReplayDatagram,
 }
 
-/// What goes wrong.
+/// A planned fault.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum PlannedFault {
     FrameFault(HostId, FrameFault, u64),
-    /// What is sent between two is kept for so long.
+    /// Messages between two hosts are delayed by this time, in milliseconds.
     Delay(HostId, HostId, u64),
     Partition(HostId, HostId, u64),
     OneWay(HostId, HostId, u64),
@@ -70,9 +70,9 @@ pub(super) enum PlannedFault {
     AddressChange(HostId),
     Crash(HostId, u64),
     Reboot(HostId, u64),
-    /// The store is copied now; the station goes for good so much later, and its second starts on the copy.
+    /// The store is copied now; the station ends for good this much later, and its second starts on the copy.
     ReplaceStation(u64),
-    /// The store is copied now, and so much later its second starts on the copy, too.
+    /// The store is copied now, and this much later its second starts on the copy while the station continues.
     CloneStation(u64),
 }
 
@@ -82,16 +82,16 @@ pub(super) enum PlanStep {
     Fault(PlannedFault),
 }
 
-/// One run.
+/// The plan of one run.
 #[derive(Debug)]
 pub(super) struct Plan {
     pub(super) nodes: usize,
     /// Hosts besides station and nodes that take part.
     pub(super) extra_hosts: Vec<HostId>,
-    /// By time.
+    /// Steps and their times, in milliseconds.
     pub(super) steps: Vec<(u64, PlanStep)>,
     pub(super) latency_ms_max: u64,
-    /// Of datagrams, in percent, always.
+    /// Share of datagrams that are lost, in percent.
     pub(super) loss_percent: u64,
 }
 
@@ -147,7 +147,7 @@ impl Plan {
 
     fn add_requests(&mut self, rng: &mut Rng) {
         let count = rng.between(8, 30);
-        // A burst fills queues and makes commands wait for a place.
+        // A burst fills queues and makes commands wait for a slot.
         let burst = rng.percent(25).then(|| rng.between(WARM_UP_MS, HEAL_MS));
         for _ in 0..count {
             let at = match burst {
@@ -237,7 +237,7 @@ impl Plan {
     }
 
     fn add_faults(&mut self, rng: &mut Rng) {
-        // A run without any mishap shows what has to hold on a good day.
+        // Some runs have no faults.
         let count = if rng.percent(5) { 0 } else { rng.between(2, 9) };
         for _ in 0..count * (1 + self.nodes as u64 / 8) {
             let node = FIRST_NODE + rng.index(self.nodes);
@@ -291,7 +291,7 @@ impl Plan {
 }
 
 impl PlannedFault {
-    /// What it counts as; those that count when they take effect count there.
+    /// The kind that it counts as; `None` if it is counted when it takes effect.
     pub(super) fn fault(self) -> Option<Fault> {
         Some(match self {
             Self::Delay(..) => Fault::Delay,

@@ -1,11 +1,11 @@
-//! The one source of chance: everything that a run does follows from its seed.
+//! The only source of randomness of a run, from its seed.
 
 /// SplitMix64: small, fast, and the same on every machine and in every version of every library.
 #[derive(Clone, Debug)]
 pub(super) struct Rng(u64);
 
 impl Rng {
-    /// A stream of its own for one purpose, so that a change in one does not shift all others.
+    /// An independent stream for one purpose, so that a change in one does not shift the others.
     pub(super) fn stream(seed: u64, purpose: &str) -> Self {
         let mut rng = Self(seed ^ u64::from(crc32fast::hash(purpose.as_bytes())).rotate_left(32));
         rng.next();
@@ -20,12 +20,12 @@ impl Rng {
         z ^ (z >> 31)
     }
 
-    /// From `low` up to, but without, `high`; `low` if that is not higher.
+    /// From `low` up to, but excluding, `high`; `low` if that is not higher.
     pub(super) fn between(&mut self, low: u64, high: u64) -> u64 {
         low + self.next() % (high.saturating_sub(low)).max(1)
     }
 
-    /// An index of something that has `len` of them.
+    /// An index below `len`.
     pub(super) fn index(&mut self, len: usize) -> usize {
         usize::try_from(self.between(0, len as u64)).unwrap_or(0)
     }
@@ -53,7 +53,7 @@ mod tests {
 
     #[test]
     fn simulation_rng_sequence_is_stable() {
-        // A change here makes every seed that anybody has written down replay something else.
+        // A change here makes every recorded seed replay another run.
         let mut rng = Rng(1);
         assert_eq!(rng.next(), 0x910a_2dec_8902_5cc1);
         assert_eq!(Rng::stream(7, "a").next(), Rng::stream(7, "a").next());

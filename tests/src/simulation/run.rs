@@ -1,4 +1,4 @@
-//! One run: the fleet, what happens to it, and the verdict.
+//! One run: the fleet, its plan, and the result.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
@@ -22,49 +22,49 @@ use super::rng::Rng;
 use super::world::{HostId, TICK, World};
 use super::{node, outsider, station};
 
-/// After healing the fleet is whole again within this.
+/// Longest time after healing until the fleet is linked again, in milliseconds.
 const RECONVERGE_MS: u64 = 5_000;
-/// A slow link's messages take up to so long.
+/// Longest delay of a slow link's messages, in milliseconds.
 const SLOW_MS_MAX: u64 = 2_500;
-/// Blocks in which a disk writes: what is torn is torn between two.
+/// Size of a disk block, in bytes: a write is torn between two blocks.
 const DISK_BLOCK_BYTES: u64 = 32;
 
-/// Which run, and how loud.
+/// Parameters of a run.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// What everything follows from.
+    /// Seed of the run.
     pub seed: u64,
-    /// How many nodes; by the seed if `None`.
+    /// Number of nodes; chosen by the seed if `None`.
     pub nodes: Option<usize>,
     /// Whether to print each event.
     pub trace: bool,
 }
 
-/// What came of a run in which every promise was kept.
+/// The result of a run without a violation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
-    /// Runs that this is the sum of.
+    /// Number of runs in this sum.
     pub runs: u64,
     /// Steps of simulated time.
     pub steps: u64,
     /// Events in the trace.
     pub events: u64,
-    /// Of the trace: two runs of a seed have the same.
+    /// Digest of the trace: equal for two runs of one seed.
     pub digest: String,
-    /// What went wrong, how often.
+    /// Faults that occurred, by kind.
     pub faults: FaultCounts,
     /// Deliveries by outcome.
     pub outcomes: BTreeMap<Outcome, u64>,
     /// Commands that were issued.
     pub issued: u64,
-    /// Actions that began.
+    /// Actions that started.
     pub executed: u64,
     /// Stops that nodes have latched, and stops that were released.
     pub stops: (u64, u64),
 }
 
 impl Report {
-    /// Adds another run's; the digest becomes that of the last.
+    /// Adds the report of another run; the digest becomes that of the other.
     pub fn add(&mut self, other: &Self) {
         self.runs += other.runs;
         self.steps += other.steps;
@@ -81,20 +81,20 @@ impl Report {
     }
 }
 
-/// A promise was broken.
+/// A violated invariant.
 #[derive(Clone, Debug)]
 pub struct Violation {
-    /// The run.
+    /// Seed of the run.
     pub seed: u64,
-    /// How many nodes it had.
+    /// Number of nodes.
     pub nodes: usize,
-    /// In which step.
+    /// Step in which it was violated.
     pub step: u64,
-    /// Which promise.
+    /// The invariant.
     pub invariant: Invariant,
     /// What happened.
     pub what: String,
-    /// What led to it.
+    /// The last lines of the trace.
     pub tail: String,
 }
 
@@ -116,7 +116,7 @@ impl fmt::Display for Violation {
 /// Runs one seed.
 ///
 /// # Errors
-/// [`Violation`]: a promise that was broken, and how to see it again.
+/// [`Violation`], which names the command that replays it.
 pub fn run(options: &Options) -> Result<Report, Box<Violation>> {
     let nodes = options.nodes.unwrap_or_else(|| fleet_size(options.seed));
     let mut runner = Runner::new(options, nodes).map_err(|error| {
@@ -150,7 +150,7 @@ pub fn run(options: &Options) -> Result<Report, Box<Violation>> {
     Ok(runner.report())
 }
 
-/// How many nodes this seed has, if nobody says: most runs are small, and therefore many.
+/// The number of nodes by the seed: most fleets are small, so that many can run.
 fn fleet_size(seed: u64) -> usize {
     let mut rng = Rng::stream(seed, "size");
     let size = match rng.between(0, 100) {
@@ -161,7 +161,7 @@ fn fleet_size(seed: u64) -> usize {
     usize::try_from(size).unwrap_or(3)
 }
 
-/// What is undone later.
+/// The end of a fault.
 #[derive(Clone, Copy, Debug)]
 enum Undo {
     Release(HostId, HostId),
@@ -175,13 +175,13 @@ struct Runner {
     sim: Sim<'static>,
     world: Rc<World>,
     steps_left: VecDeque<(u64, PlanStep)>,
-    /// By time, then by order of arrival.
+    /// By time, then by order of insertion.
     undo_queue: BTreeMap<(u64, u64), Undo>,
     undo_count: u64,
     down_hosts: BTreeSet<HostId>,
-    /// Stations that are gone for good.
+    /// Stations that have ended for good.
     retired_stations: BTreeSet<HostId>,
-    /// When the second station starts, and whether the first stays.
+    /// When the second station starts, and whether the first one stays.
     second_station_start: Option<(u64, bool)>,
     ips: BTreeMap<HostId, IpAddr>,
     latency: Duration,
@@ -233,7 +233,7 @@ impl Runner {
         }
         world.set_member(STATION, true);
         for host in plan.extra_hosts {
-            // The second one joins when its time has come.
+            // The second station joins later.
             world.set_member(host, host != SECOND_STATION);
         }
         if world.is_member(super::plan::OTHER_OPERATOR) {
@@ -294,7 +294,7 @@ impl Runner {
         Ok(())
     }
 
-    /// One tick for everybody; then the dead are taken away, and the promises are looked at.
+    /// One tick of every process; then killed processes are removed, and the invariants are checked.
     fn step(&mut self) -> Result<(), ()> {
         self.steps += 1;
         if let Err(error) = self.sim.step() {
@@ -313,7 +313,7 @@ impl Runner {
         self.verdict()
     }
 
-    /// What the plan has for this instant, and what is over.
+    /// Applies the steps of the plan that are due, and ends faults that are over.
     fn apply_plan(&mut self) {
         let now = self.now_ms();
         while self.steps_left.front().is_some_and(|(at, _)| *at <= now) {
@@ -350,7 +350,7 @@ impl Runner {
             | PlannedRequest::SendForgedStop
             | PlannedRequest::ReplayDatagram => OUTSIDER,
         };
-        // Whoever had the station goes on with the second.
+        // Requests to a station that has ended go to the second.
         let to = if self.retired_stations.contains(&to) {
             SECOND_STATION
         } else {
@@ -438,7 +438,7 @@ impl Runner {
         }
     }
 
-    /// Whether there is anything for it to happen to; links and hosts that have a trouble keep it to themselves.
+    /// Whether it can be applied now: each link and each host has at most one fault.
     fn is_applicable(&mut self, mishap: PlannedFault) -> bool {
         let pair = match mishap {
             PlannedFault::Delay(a, b, _)
@@ -469,7 +469,7 @@ impl Runner {
             PlannedFault::Crash(host, _) | PlannedFault::CorruptTail(host, _) => {
                 !self.down_hosts.contains(&host)
             }
-            // A wall clock that is put back while the machine is off cannot be told from one that is right.
+            // A wall clock that is set back while the machine is off cannot be distinguished from a correct one.
             PlannedFault::Reboot(host, _) => {
                 !self.down_hosts.contains(&host) && self.world.controls[host].borrow().wall_skew_ms >= 0
             }
@@ -495,7 +495,7 @@ impl Runner {
         }
     }
 
-    /// From here on the host is known under another address, and nothing that was sent to the old one arrives.
+    /// Changes the host's address: messages to the old one do not arrive any more.
     fn change_address(&mut self, host: HostId) {
         let others: Vec<HostId> = self.ips.keys().copied().filter(|other| *other != host).collect();
         for other in others {
@@ -507,7 +507,7 @@ impl Runner {
         self.world.controls[host].borrow_mut().address_changes += 1;
     }
 
-    /// The process is killed, and started again so much later. What it had not synced is lost, whole or in part.
+    /// Kills the process, and starts it again after this time. Unsynced data is lost, completely or in part.
     fn crash(&mut self, host: HostId, ms: u64) {
         self.world.log(host, format_args!("crashed, back in {ms} ms"));
         self.sim.crash(self.ips[&host]);
@@ -541,7 +541,7 @@ impl Runner {
         }
     }
 
-    /// A second station with the key of the first starts on the copy of its store.
+    /// Starts a second station with the key of the first on the copy of its store.
     fn start_second(&mut self, first_stays: bool) {
         if !first_stays {
             self.retired_stations.insert(STATION);
@@ -559,7 +559,7 @@ impl Runner {
         self.world.log(SECOND_STATION, format_args!("starts on the copy"));
     }
 
-    /// Everything is well from here on.
+    /// Ends all faults.
     fn heal(&mut self) {
         self.world.log_world(format_args!("healed"));
         if let Some((_, stays)) = self.second_station_start.take() {

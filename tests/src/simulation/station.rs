@@ -1,4 +1,4 @@
-//! A simulated station: the product's book and store, and its side of the emergency stop.
+//! A simulated station: the product's tracker and store, and its side of the emergency stop.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -25,15 +25,15 @@ use super::node::RELEASE;
 use super::plan::PlannedRequest;
 use super::world::{HostId, HostStats, KillPoint, Killed, STOP_PORT, TICK, World};
 
-/// The store's thread takes up to so many ticks for a write.
+/// Longest time of a store write, in ticks.
 const WRITE_TICKS_MAX: u64 = 3;
-/// How old a release's number may be, in percent of releases.
+/// Share of releases with an outdated number, in percent.
 const STALE_PERCENT: u64 = 30;
 
 /// The process of a station, from its start until it is killed.
 pub(super) async fn process(world: Rc<World>, own_host: HostId) -> turmoil::Result {
     while !world.is_member(own_host) {
-        // The second one is switched on when its time has come.
+        // The second station starts later.
         tokio::time::sleep(TICK).await;
     }
     let mut station = Station::start(&world, own_host).await?;
@@ -49,13 +49,13 @@ pub(super) async fn process(world: Rc<World>, own_host: HostId) -> turmoil::Resu
     }
 }
 
-/// What waits for the store's thread.
+/// A write that waits for the store's thread.
 enum PendingWrite {
     Deliveries(WriteId, Vec<Change>),
     StopNumber(u64),
 }
 
-/// A stop that is being given.
+/// A stop in progress.
 struct ActiveStop {
     sender: StopSender,
     bytes: Vec<u8>,
@@ -75,11 +75,11 @@ struct Station {
     last_stop_number: u64,
     pending_writes: VecDeque<(u64, PendingWrite)>,
     active_stops: Vec<ActiveStop>,
-    /// Of each node that this run of the station has stopped: the newest command before that.
+    /// For each node that this run of the station has stopped: the newest command before that.
     newest_before_stop: BTreeMap<PeerId, CommandId>,
-    /// Commands that this run of the station has sent in time.
+    /// Commands that this run of the station has sent before their deadline.
     sent_in_time: BTreeSet<(PeerId, CommandId)>,
-    /// The numbers of stops that each node has reported, the newest last.
+    /// The stop numbers that each node has reported, the newest last.
     reported_stops: BTreeMap<PeerId, Vec<u64>>,
 }
 
@@ -123,7 +123,7 @@ impl Station {
         for (peer, what) in happened {
             self.on_link_event(peer, what);
         }
-        // Nobody tells a station by datagram; what comes is read and dropped.
+        // A station gets no datagrams; any that come are dropped.
         let mut bytes = [0; 2_048];
         while self.udp.try_recv_from(&mut bytes).is_ok() {}
         while let Some(order) = world.take_request(self.own_host) {
@@ -207,7 +207,7 @@ impl Station {
             match call.sender.on_report(&peer, report, self.last_stop_number, now) {
                 ReportResult::RaiseNumber(seen) => count_on = Some((at, seen)),
                 ReportResult::Ended(reply) if reply.state == Outcome::Failed && report.stopped => {
-                    // The operator is told that a restart would undo it.
+                    // The operator is warned that a restart would undo the stop.
                     self.world.forget_expected_stop(self.own_host, call.latch, &peer);
                 }
                 ReportResult::Unchanged | ReportResult::Stopped | ReportResult::Ended(_) => {}
@@ -317,7 +317,7 @@ impl Station {
             self.last_stop_number.max(at_least),
             self.world.wall_clock_ms(self.own_host),
         );
-        // The order does not wait for this.
+        // The order does not wait for this write.
         self.enqueue_write(PendingWrite::StopNumber(self.last_stop_number));
         self.last_stop_number
     }
@@ -360,7 +360,7 @@ impl Station {
             epoch: self.epoch,
             seq: self.seq,
         };
-        // As in the product, the book's wishes are carried out before it hears the next.
+        // As in the product, the tracker's effects are carried out before its next input.
         self.apply_effects();
         self.newest_before_stop.extend(ids.iter().map(|id| (*id, newest)));
         let now = world.monotonic_now(self.own_host);
@@ -374,7 +374,7 @@ impl Station {
         });
     }
 
-    /// Releases what each node has reported to be under; now and then by a number of yesterday.
+    /// Releases the stop that each node has reported; sometimes with an outdated number.
     fn release(&mut self, targets: &[HostId]) {
         let world = Rc::clone(&self.world);
         let mut by_number: BTreeMap<u64, Vec<HostId>> = BTreeMap::new();
@@ -407,7 +407,7 @@ impl Station {
         }
     }
 
-    /// Gives the stops again that are due.
+    /// Resends the stops that are due.
     fn resend_stops(&mut self) {
         let now = self.world.monotonic_now(self.own_host);
         let mut calls = std::mem::take(&mut self.active_stops);
@@ -433,7 +433,7 @@ impl Station {
         self.pending_writes.push_back((due, write));
     }
 
-    /// What the store's thread does: in order, each in a transaction of its own.
+    /// The store writes that are due: in order, each in its own transaction.
     fn perform_store_writes(&mut self) -> Result<(), Killed> {
         let world = Rc::clone(&self.world);
         while self
@@ -497,7 +497,7 @@ impl Station {
             if effects.is_empty() {
                 return;
             }
-            // Once one did not go out, none behind it may overtake it.
+            // After a failed send, later frames to the same node must not overtake it.
             let mut stuck: Vec<PeerId> = Vec::new();
             for effect in effects {
                 match effect {
@@ -535,7 +535,7 @@ impl Station {
 }
 
 impl Station {
-    /// A command has gone out that may run.
+    /// Checks a command that was sent for execution.
     fn check_sent(&mut self, to: PeerId, id: CommandId) {
         let before_stop = self
             .newest_before_stop
@@ -551,7 +551,7 @@ impl Station {
     }
 }
 
-/// What an action is called that is like this: the node reads it from the name.
+/// The name of an action with these properties, from which the node reads them.
 pub(super) fn action_name(properties: SimActionProperties) -> String {
     let mut name = "do-".to_owned();
     for (is, letter) in [

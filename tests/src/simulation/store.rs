@@ -25,7 +25,7 @@ pub(super) struct Stores {
 
 struct StationDisk {
     connection: Connection,
-    /// The highest number of a stop, as it was written.
+    /// The highest stop number, as stored.
     last_stop_number: u64,
 }
 
@@ -40,7 +40,7 @@ impl Stores {
         }
     }
 
-    /// What a station does when it starts: its epoch, what is open, and the highest number of a stop.
+    /// Opens a station's store: returns its epoch, the open deliveries, and the highest stop number.
     pub(super) fn open(
         &mut self,
         world: &World,
@@ -97,7 +97,7 @@ impl Stores {
         Ok(())
     }
 
-    /// Every delivery that a store holds, and how it ended.
+    /// Every delivery in a store, and its outcome.
     pub(super) fn deliveries(
         &mut self,
         host: HostId,
@@ -126,7 +126,7 @@ impl Stores {
     }
 }
 
-/// Now, on all clocks of this host that a store goes by.
+/// The current time on all clocks of this host that a store uses.
 fn timestamp(world: &World, host: HostId) -> Timestamp {
     Timestamp {
         instant: world.monotonic_now(host),

@@ -1,11 +1,12 @@
-//! What happened, line by line: its digest says whether two runs were the same, its tail what led to a violation.
+//! The events of a run, as lines: their digest shows whether two runs were equal, their last lines explain a
+//! violation.
 
 use std::collections::VecDeque;
 use std::fmt::Write as _;
 
 use ring::digest::{Context, SHA256};
 
-/// Lines kept for the report of a violation.
+/// Lines that are kept for the report of a violation.
 const TAIL_LINES: usize = 60;
 
 pub(super) struct Trace {

@@ -1,6 +1,7 @@
-//! What is outside of every simulated process: clocks, the trace, what has been done to each host, who is who.
+//! Everything outside of the simulated processes: clocks, the trace, the current faults of each host, identities.
 //!
-//! A process may die at any instant; the world does not. Everything that an invariant is judged by is kept here.
+//! A process may be killed at any instant; the world stays. Everything that invariants are checked against is kept
+//! here.
 
 use std::cell::{Cell, Ref, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -27,21 +28,21 @@ use super::trace::Trace;
 /// Index of a host in [`World::hosts`].
 pub(super) type HostId = usize;
 
-/// One step of simulated time. A process looks at its sockets and timers once in it.
+/// One step of simulated time. A process polls its sockets and timers once in it.
 pub(super) const TICK: Duration = Duration::from_millis(10);
-/// Where stations listen at first; it counts up each time that one moves.
+/// First port of the stations; it increases each time that one moves.
 pub(super) const STATION_PORT: u16 = 7421;
-/// Where stops are heard.
+/// Port for stop datagrams.
 pub(super) const STOP_PORT: u16 = 7422;
-/// Datagrams kept for those who replay them.
+/// Datagrams kept for replays.
 const SENT_DATAGRAMS_MAX: usize = 8;
 
-/// The wall clock at the start of every run: some day in 2026.
+/// The wall clock at the start of every run: a day in 2026.
 const WALL_START_MS: u64 = 1_780_000_000_000;
-/// Monotonic clocks start somewhere, and nobody may rely on where.
+/// Largest start value of a monotonic clock, in milliseconds: no code may rely on it.
 const UPTIME_MAX_MS: u64 = 1_000_000_000;
 
-/// What a host is.
+/// The kind of a host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum HostKind {
     Node,
@@ -79,18 +80,18 @@ impl KillPoint {
     }
 }
 
-/// The process has been killed: unwind, and touch nothing more.
+/// The process was killed: return, and touch nothing more.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Killed;
 
-/// What the disk does instead of what it is asked.
+/// A fault of the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum DiskFault {
     NoSpace,
     IoError,
 }
 
-/// What a bad middlebox does to single messages.
+/// A fault of a middlebox on a single message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum FrameFault {
     Drop,
@@ -98,18 +99,18 @@ pub(super) enum FrameFault {
     Reorder,
 }
 
-/// What has been done to one host.
+/// The current state of one host.
 pub(super) struct HostState {
     pub(super) paused_until_ms: u64,
     pub(super) wall_skew_ms: i64,
-    /// Counts restarts of the machine, not of the process: monotonic clocks mean nothing across them.
+    /// Counts restarts of the machine, not of the process: monotonic clocks are not comparable across them.
     pub(super) boot: u64,
     uptime_ms: u64,
-    /// Where the process is to be killed: after passing this moment that many times.
+    /// Where the process is to be killed: after reaching this point that many times.
     pub(super) kill_at: Option<(KillPoint, u32)>,
-    /// For how long it stays down then.
+    /// Downtime after that, in milliseconds.
     pub(super) down_ms: u64,
-    /// Killed, and still to be taken away.
+    /// Killed, and still to be removed.
     pub(super) killed: bool,
     pub(super) running: bool,
     pub(super) disk_fault: Option<(DiskFault, u64)>,
@@ -118,15 +119,15 @@ pub(super) struct HostState {
     pub(super) frame_fault: Option<FrameFault>,
     /// How often its address has changed.
     pub(super) address_changes: u16,
-    /// Runs of its process.
+    /// Number of starts of its process.
     pub(super) starts: u64,
     pub(super) rng: Rng,
 }
 
-/// What a process tells of itself after each look at its sockets.
+/// What a process reports after each tick.
 #[derive(Clone, Debug, Default)]
 pub(super) struct HostStats {
-    /// Whom frames flow with.
+    /// Hosts with which its links are open.
     pub(super) open_links: Vec<HostId>,
     /// Deliveries that have not ended.
     pub(super) open_deliveries: usize,
@@ -145,7 +146,7 @@ pub(super) struct World {
     sent_datagrams: RefCell<VecDeque<Vec<u8>>>,
     pub(super) host_stats: RefCell<BTreeMap<HostId, HostStats>>,
     pub(super) expected_stops: RefCell<Vec<ExpectedStop>>,
-    /// Pairs whose link something is the matter with: one thing at a time.
+    /// Pairs whose link has a fault: one at a time.
     pub(super) impaired_links: RefCell<BTreeSet<(HostId, HostId)>>,
     ips: RefCell<BTreeMap<IpAddr, HostId>>,
     addresses: RefCell<BTreeMap<HostId, IpAddr>>,
@@ -218,24 +219,24 @@ impl World {
             .set(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX));
     }
 
-    /// What the monotonic clock of this host says.
+    /// The monotonic clock of this host.
     pub(super) fn monotonic_now(&self, host: HostId) -> Instant {
         self.base + Duration::from_millis(self.controls[host].borrow().uptime_ms + self.now_ms())
     }
 
-    /// What the wall clock of this host says.
+    /// The wall clock of this host, in milliseconds.
     pub(super) fn wall_clock_ms(&self, host: HostId) -> u64 {
         (WALL_START_MS + self.now_ms()).saturating_add_signed(self.controls[host].borrow().wall_skew_ms)
     }
 
-    /// The machine starts anew: its monotonic clock counts from somewhere else.
+    /// Restarts the machine: its monotonic clock starts from another value.
     pub(super) fn reboot(&self, host: HostId) {
         let mut control = self.controls[host].borrow_mut();
         control.boot += 1;
         control.uptime_ms = control.rng.between(1_000_000, UPTIME_MAX_MS);
     }
 
-    /// Which boot of this host's machine it is.
+    /// The boot id of this host's machine.
     pub(super) fn boot_id(&self, host: HostId) -> String {
         format!("{}-{}", self.hosts[host].name, self.controls[host].borrow().boot)
     }
@@ -280,7 +281,7 @@ impl World {
         self.trace.borrow()
     }
 
-    /// The process passes a moment at which it may be killed.
+    /// Called at each kill point of a process; fails if it is killed there.
     pub(super) fn reach_kill_point(&self, host: HostId, moment: KillPoint) -> Result<(), Killed> {
         let mut control = self.controls[host].borrow_mut();
         if control.killed {
@@ -306,30 +307,30 @@ impl World {
         self.now_ms() < self.controls[host].borrow().paused_until_ms
     }
 
-    /// What the middlebox in front of this host does to the message at hand.
+    /// Draws the fault of the middlebox in front of this host for the current message.
     pub(super) fn draw_frame_fault(&self, host: HostId) -> Option<FrameFault> {
         let mut control = self.controls[host].borrow_mut();
         let meddling = control.frame_fault?;
         control.rng.percent(15).then_some(meddling)
     }
 
-    /// Whether the air swallows the datagram at hand.
+    /// Whether the current datagram is lost.
     pub(super) fn is_datagram_lost(&self, host: HostId) -> bool {
         self.controls[host].borrow_mut().rng.percent(self.loss_percent)
     }
 
-    /// Sends a datagram, to all if the address says so.
+    /// Sends a datagram, to all hosts if the address is the broadcast address.
     pub(super) fn broadcast(&self, socket: &UdpSocket, bytes: &[u8], to: SocketAddr) {
         let mut overheard = self.sent_datagrams.borrow_mut();
         if overheard.len() >= SENT_DATAGRAMS_MAX {
             overheard.pop_front();
         }
         overheard.push_back(bytes.to_vec());
-        // What does not go out is as good as lost on its way.
+        // A datagram that cannot be sent counts as lost in transit.
         let _lost = socket.try_send_to(bytes, to);
     }
 
-    /// A datagram that somebody sent before.
+    /// A datagram that was sent before.
     pub(super) fn random_sent_datagram(&self, host: HostId) -> Option<Vec<u8>> {
         let overheard = self.sent_datagrams.borrow();
         if overheard.is_empty() {
@@ -339,7 +340,7 @@ impl World {
         overheard.get(at).cloned()
     }
 
-    /// Another run of a host's process begins.
+    /// Records the start of a host's process.
     pub(super) fn start_process(&self, host: HostId) -> Instance {
         let mut control = self.controls[host].borrow_mut();
         control.starts += 1;
@@ -351,13 +352,13 @@ impl World {
         self.controls[host].borrow().killed
     }
 
-    /// Whether its process has just been killed.
+    /// Takes the mark that its process was just killed.
     pub(super) fn take_killed(&self, host: HostId) -> Option<u64> {
         let mut control = self.controls[host].borrow_mut();
         std::mem::take(&mut control.killed).then_some(control.down_ms)
     }
 
-    /// Its process is gone.
+    /// Records the end of its process.
     pub(super) fn end_process(&self, host: HostId) {
         let mut control = self.controls[host].borrow_mut();
         (control.running, control.kill_at, control.killed) = (false, None, false);
@@ -366,7 +367,7 @@ impl World {
         self.host_stats.borrow_mut().remove(&host);
     }
 
-    /// Nodes look for the stations that are members.
+    /// The stations that nodes look for.
     pub(super) fn members(&self) -> Vec<HostId> {
         self.members.borrow().iter().copied().collect()
     }
@@ -384,7 +385,7 @@ impl World {
         }
     }
 
-    /// Where a host is to be found now.
+    /// The current address of a host.
     pub(super) fn address(&self, host: HostId, port: u16) -> Option<SocketAddr> {
         let ip = *self.addresses.borrow().get(&host)?;
         Some(SocketAddr::new(
@@ -393,7 +394,7 @@ impl World {
         ))
     }
 
-    /// Somebody types at a station.
+    /// Queues a request at a station.
     pub(super) fn queue_request(&self, host: HostId, order: PlannedRequest) {
         self.requests
             .borrow_mut()
@@ -414,20 +415,20 @@ impl World {
         self.truth.borrow_mut().record_execution(node, id, self.now_ms());
     }
 
-    /// A node heeds an order.
+    /// A node executes a stop order.
     pub(super) fn record_stop_received(&self, node: HostId, order: StopId) {
         self.log(node, format_args!("is stopped by {}", order.number));
         self.truth.borrow_mut().record_stop_received(node, order);
     }
 
-    /// A delivery has ended, as a station tells.
+    /// A station reports the outcome of a delivery.
     pub(super) fn record_outcome(&self, station: HostId, id: CommandId, to: PeerId, how: Outcome) {
         if let Some(node) = self.node_with_id(&to) {
             self.truth.borrow_mut().record_outcome(station, id, node, how);
         }
     }
 
-    /// Why a station's disk takes nothing now.
+    /// The current fault of a station's disk.
     pub(super) fn store_fault(&self, host: HostId) -> Option<&'static str> {
         let (trouble, until) = self.controls[host].borrow().disk_fault?;
         if self.now_ms() >= until {
@@ -441,7 +442,7 @@ impl World {
         Some(why)
     }
 
-    /// Copies one station's disk to another's. What is open there may be out of date by the time it is used.
+    /// Copies one station's store to another. Its open deliveries may be out of date when it is used.
     pub(super) fn copy_store(&self, from: HostId, to: HostId) {
         if let Err(error) = self.stores.borrow_mut().copy(from, to) {
             self.truth

@@ -1,4 +1,4 @@
-//! clever-show's drones at a real station's gateway.
+//! Drones of clever-show at the gateway of a real station.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
@@ -48,7 +48,7 @@ fn announced_drone_joins_and_answers_commands() {
         (&json!("online"), &json!("node"))
     );
     assert_eq!(view["tags"], json!({ "system": "clever-show" }));
-    // NaN and Infinity come through as nothing, and harm nobody.
+    // NaN and Infinity are read as null.
     assert_eq!(view["telemetry"]["start_position"], json!([null, 0.0, null]));
     assert_eq!(
         show.station.node("n1").get("telemetry"),
@@ -66,7 +66,7 @@ fn announced_drone_joins_and_answers_commands() {
         "{table}"
     );
 
-    // One answer of both kinds.
+    // One answer from both kinds.
     let pinged = show.station.run(&["ping", "all"]).expect_status(0).json();
     for name in ["n1", "clever-1"] {
         let delivery = by_name(&pinged, name);
@@ -99,7 +99,7 @@ fn announced_drone_joins_and_answers_commands() {
     );
     let slip = show.station.run(&["ping", "clever-7"]).expect_status(3);
     slip.expect_stderr("known drones of other programs are clever-1");
-    // Who is taken away may be a drone; a slip of that keeps all from acting.
+    // A drone may be excluded by name; an unknown name there is a mistake, and nothing acts.
     let without = show
         .station
         .run(&["ping", "all,!clever-1"])
@@ -115,7 +115,7 @@ fn announced_drone_joins_and_answers_commands() {
     let only = show.station.run(&["ping", "clever-1,!clever-1"]).expect_status(3);
     assert!(only.json().is_empty());
 
-    // Questions.
+    // Requests.
     assert_eq!(show.run_for_value(&["call", "clever-1", "id"]), "clever-1");
     assert_eq!(
         show.run_for_value(&["call", "clever-1", "batt_voltage"]),
@@ -163,7 +163,7 @@ fn announced_drone_joins_and_answers_commands() {
         json!({ "A": { "b": 1 } })
     );
 
-    // Files; `clover` is where the drone says.
+    // Files; the drone says where `clover` is.
     let content = swarm_tests::fleet::pseudo_random_bytes(3_000_000);
     let file = show.test_dir.file("take1.bin", &content);
     let file = file.to_str().expect("UTF-8");
@@ -189,7 +189,7 @@ fn announced_drone_joins_and_answers_commands() {
         std::fs::read(got.join("clever-1-take1.bin")).expect("fetched"),
         content
     );
-    // The real drone says nothing to a question that fails.
+    // The real drone does not answer a request that fails.
     let words = [
         "fetch",
         "clever-1:clover/nothing",
@@ -222,7 +222,7 @@ fn configured_queue_survives_reconnect() {
     swarm_tests::needs_python!();
     let mut show = DroneHarness::new("allow = [\"*\"]\nresume_queue = true\nresend_requests = true\n");
     let drone = show.join("clever-1", &["--deaf-once", "anim_id"]);
-    // Asked, not answered, and asked again with the same number.
+    // Sent, not answered, and sent again with the same number.
     let mut verb = show
         .station
         .start(&["call", "clever-1", "anim_id", "--timeout", "20s"]);
@@ -261,11 +261,11 @@ fn configured_queue_survives_reconnect() {
         ),
         (0, 0)
     );
-    // Asked of each connection, and once in all.
+    // Sent once on each connection, and only to this drone.
     let told = show.events(drone);
     let asked = |name: &str| told.iter().filter(|told| told["name"] == name).count();
     assert_eq!((asked("clover_dir"), asked("id") >= 2), (1, true));
-    // Nobody waited for it any more, and the history tells how it ended.
+    // No verb waited for it any more, and the history has its outcome.
     wait_until(TEST_TIMEOUT, "the history knows", || {
         let history = show.station.run(&["history"]).expect_status(0).json();
         let led = history.iter().find(|command| command["action"] == "led_test");
@@ -299,7 +299,7 @@ fn queue_is_dropped_on_disconnect_by_default() {
     assert_eq!(show.action_count(drone, "led_test"), 0);
 }
 
-/// What a connection to the gateway is told before it is closed.
+/// What a connection to the gateway receives before it is closed.
 fn read_until_closed(mut stream: TcpStream) -> Vec<u8> {
     let mut read = Vec::new();
     stream.set_read_timeout(Some(TEST_TIMEOUT)).expect("set");
@@ -337,7 +337,7 @@ fn malformed_drone_is_closed_others_are_served() {
         let told = String::from_utf8_lossy(&read_until_closed(stream)).into_owned();
         assert!(told.contains("requested_value"), "it was asked who it is: {told}");
     }
-    // One that has said who it is, and then speaks badly.
+    // A drone that has identified itself and then sends a malformed frame.
     let server = format!("127.0.0.1:{}", show.port());
     let bad = show.start(&[
         "--id",
@@ -431,7 +431,7 @@ fn drone_finds_station_at_its_new_address() {
     let before = show.port();
     show.station.signal_and_wait(Signal::TERM);
     show.wait(drone, "its connection ends", |told| told["event"] == "lost");
-    // Its port is another now: three attempts, and then the announcement.
+    // It has another port now: three attempts, and then the announcement.
     show.station.serve();
     let announced = show.wait(drone, "an announcement", |told| told["event"] == "announced");
     assert_ne!(str_field(&announced, "port"), before.to_string());
@@ -513,7 +513,7 @@ fn history_retry_repeats_undone_drone_deliveries() {
         history.iter().any(|command| command["retry_of"] == 1),
         "{history:?}"
     );
-    // Of a stop, and of a drone that this station does not know any more.
+    // Retry of a stop, and of a drone that this station does not know any more.
     show.station.run(&["stop", "clever-1", "--timeout", "2s"]);
     let stop = show
         .station

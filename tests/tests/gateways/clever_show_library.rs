@@ -1,5 +1,5 @@
-//! The library half of clever-show, `swarm_shared::net::clever_show`, with peers in Python: as the side that dials, and
-//! as the side that listens.
+//! The library half of clever-show, `swarm_shared::net::clever_show`, with peers in Python: as the dialling side and
+//! as the listening side.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -29,7 +29,7 @@ fn callbacks(field: &TestDir) -> Callbacks {
         .message_callback(
             "led_fill",
             |connection: ConnectionManager, arguments: Arguments| async move {
-                // Says back what it was told.
+                // Returns what it got.
                 connection.send_message("led", arguments).expect("room");
             },
         )
@@ -56,7 +56,7 @@ async fn library_acts_as_drone_for_python_server() {
         }
     });
     server.wait("id", |line| line["name"] == "id" && line["value"] == "clever-1");
-    // The server's own question may have been answered before the first.
+    // The server's own request may have been answered before the first one.
     server.control(&json!({"do": "request", "value": "clover_dir"}));
     server.wait("clover_dir", |line| {
         line["name"] == "clover_dir" && line["value"] == "files"
@@ -66,7 +66,7 @@ async fn library_acts_as_drone_for_python_server() {
     server.wait("led", |line| line["action"] == "led" && line["kwargs"] == red);
     server.control(&json!({"do": "push", "filepath": "files/a", "hex": hex(b"take 1")}));
     let asked = json!({"do": "request", "value": "filetransfer", "kwargs": {"filepath": "files/a"}});
-    // Pushes are not answered: what is asked for too early is not there.
+    // Pushed files are not acknowledged: a file that is requested too early is not there yet.
     swarm_tests::process::wait_until(TEST_TIMEOUT, "the file is kept", || {
         field.dir("files").join("a").exists()
     });
@@ -74,7 +74,7 @@ async fn library_acts_as_drone_for_python_server() {
     server.wait("the file", |line| {
         line["event"] == "file" && line["hex"] == hex(b"take 1")
     });
-    // And again, after the connection was lost.
+    // The same again after the connection was lost.
     server.control(&json!({"do": "drop"}));
     server.wait("id again", |line| {
         line["name"] == "id" && line["value"] == "clever-1"
@@ -133,12 +133,12 @@ async fn library_acts_as_server_for_python_drone() {
         (&got[..], std::fs::read(&copy).expect("kept")),
         (&b"log"[..], b"log".to_vec())
     );
-    // Not answered, as by the real program.
+    // Not answered, as with the real program.
     let none = drone
         .get_response("unknown", Arguments::default(), Duration::from_millis(200))
         .await;
     assert_eq!(none, Err(RequestError::TimedOut));
-    // Asked on one connection, lost, and asked again on the next; what was said in between comes as well.
+    // Requested on one connection, which is lost, and again on the next; messages sent in between arrive as well.
     let asking = drone.clone();
     let asked = tokio::spawn(async move {
         asking

@@ -1,5 +1,5 @@
-//! A real node joins a clever-show server in Python, configured or by announcement, and does for it what its owner has
-//! allowed.
+//! A real node joins a clever-show server in Python, configured or announced, and runs the actions that its
+//! configuration allows.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{TcpStream, UdpSocket};
@@ -11,7 +11,7 @@ use swarm_tests::fleet::{Fleet, Host, Node, TEST_TIMEOUT, TestDir};
 use swarm_tests::process::{Process, Signal, Stream, wait_until};
 use tokio::net::TcpSocket;
 
-/// A clever-show server, or a peer that dials: what it is told to do, and what it tells.
+/// A clever-show server, or a peer that dials: takes orders, and reports events.
 pub(crate) struct CleverShowPeer {
     process: Process,
     control: BufReader<TcpStream>,
@@ -46,7 +46,7 @@ impl CleverShowPeer {
         self.process.wait_json(TEST_TIMEOUT, what, wanted)
     }
 
-    /// The response to a request.
+    /// Sends a request; returns its response.
     fn request(&mut self, value: &str, kwargs: &Value) -> Value {
         self.control(&json!({"do": "request", "value": value, "kwargs": kwargs}));
         let answered = |line: &Value| line["event"] == "response" && line["name"] == value;
@@ -66,7 +66,7 @@ impl CleverShowPeer {
         self.control(&json!({"do": "request", "value": "filetransfer", "kwargs": kwargs}));
     }
 
-    /// Everything that was sent before this has been looked at: the node answers in order.
+    /// Waits until everything that was sent before was handled: the node answers in order.
     fn sync(&mut self) {
         self.request("time", &json!({}));
     }
@@ -145,7 +145,7 @@ fn node_joins_server_and_runs_allowed_actions() {
         "string"
     );
     assert_eq!(server.request("config", &none).get("configspec"), None);
-    // The owner's, by name, as a request and as an action.
+    // An action of the configuration, by name, as a request and as an action.
     let echoed = server.request("echo", &json!({"word": "hello"}));
     assert_eq!(echoed, "hello 1 left\n");
     server.send_action("slow", &json!({"tag": "a"}));
@@ -153,7 +153,7 @@ fn node_joins_server_and_runs_allowed_actions() {
         node.marks() == ["begin a", "end a"]
     });
     node.wait_log("what=\"action\" name=\"slow\" outcome=\"done\"");
-    // Failing, unknown and disallowed: no answer, and the log says why.
+    // Failed, unknown and forbidden actions: no answer, and the log has the reason.
     for (value, why) in [
         ("fail", "failed: exit status 7"),
         ("dance", "\\\"dance\\\" is not allowed; name it in `allow`"),
@@ -336,7 +336,7 @@ fn emergency_stop_applies_to_the_node_gateway() {
     node.wait_log("name=\"slow\" why=\"refused: ");
     let reading = server.request("telemetry", &json!({}));
     assert!(!reading["stopped"].is_null(), "looking goes on: {reading}");
-    // Only the fleet releases.
+    // Only a station of the fleet releases.
     server.send_action("release", &json!({}));
     node.wait_log("name=\"release\" why=");
     server.send_action("slow", &json!({"tag": "c"}));
@@ -349,7 +349,7 @@ fn emergency_stop_applies_to_the_node_gateway() {
     });
 }
 
-/// The plug-in that docs/plugins.md shows.
+/// Starts the plug-in of docs/plugins.md.
 fn start_plugin(field: &TestDir, node: &Node) -> Process {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/plugins.md");
     let document = std::fs::read_to_string(path).expect("the document is there");
@@ -383,7 +383,7 @@ fn plugin_request_is_answered_by_name() {
     });
     server.send_action("blink", &json!({"times": "many"}));
     node.wait_log("name=\"blink\" why=\"refused: ");
-    // A flight action is young enough when it comes.
+    // A flight action that is recent enough when it comes.
     assert_eq!(server.request("takeoff", &json!({})), "up\n");
 }
 
@@ -432,7 +432,7 @@ fn server_needs_owner_permission_for_system_actions() {
     let more = "[services]\nallow = [\"no-such-unit-of-swarm\"]\n[actions.test]\ncommand = [\"/bin/echo\", \"tested\"]\n";
     let mut stage = JoinedNode::joined_with("allow = [\"*\"]\ntelemetry = false", more);
     let JoinedNode { server, node, .. } = &mut stage;
-    // Handed to systemd, which knows no such unit, or is not there.
+    // Passed to systemd, which does not know such a unit, or is not installed.
     server.send_action("service_restart", &json!({"name": "no-such-unit-of-swarm"}));
     node.wait_log("name=\"service_restart\" why=\"failed: ");
     server.send_action("service_restart", &json!({"name": "sshd"}));
@@ -448,7 +448,7 @@ fn late_reply_is_not_sent_on_the_next_connection() {
     swarm_tests::needs_python!();
     let mut stage = JoinedNode::joined_with("allow = [\"slow\"]\ntelemetry = false", "");
     let port = stage.server.port.to_string();
-    // Once the answer comes while there is no server, once while there is another.
+    // Once the answer comes while there is no server, once while there is another one.
     for (name, seconds, none_there) in [("second", 1, true), ("third", 8, false)] {
         let kwargs = json!({ "tag": name, "time": seconds });
         let asked = json!({"do": "request", "value": "slow", "kwargs": kwargs});
@@ -518,7 +518,7 @@ fn announced_server_is_found_again_after_a_move() {
     stage
         .server
         .wait("readings again", |line| line["action"] == "telemetry");
-    // And another one, elsewhere: three attempts at the old place come first.
+    // Another server, elsewhere: three attempts at the old address come first.
     stage.server.process.signal(Signal::KILL);
     stage.server.process.wait_exit(TEST_TIMEOUT);
     stage.server = CleverShowPeer::start(stage.test_dir.path(), "third", &announce);
@@ -530,7 +530,7 @@ fn announced_server_is_found_again_after_a_move() {
 fn absent_server_is_reported_until_it_connects() {
     swarm_tests::needs_python!();
     let field = TestDir::new();
-    // Bound, so that nobody else gets it, and listened on by nobody.
+    // Bound, so that no other process gets the port, and not listening.
     let place = TcpSocket::new_v4().expect("a socket");
     place.set_reuseaddr(true).expect("set");
     place
@@ -565,7 +565,7 @@ fn misbehaving_server_loses_only_its_connection() {
     swarm_tests::needs_python!();
     let mut stage = JoinedNode::joined_with("rate = 1000", "");
     let JoinedNode { server, node, .. } = &mut stage;
-    // Means nothing, but is a frame.
+    // A valid frame without a meaning.
     let header = br#"{"byteorder":"?","content-type":"json","content-encoding":"utf-8","content-length":4,"message-type":"request"}"#;
     let mut frame = vec![0, u8::try_from(header.len()).expect("short")];
     frame.extend_from_slice(header);
@@ -577,7 +577,7 @@ fn misbehaving_server_loses_only_its_connection() {
     server.control(&json!({"do": "raw", "hex": "ffff00"}));
     server.wait("the connection ends", |line| line["event"] == "lost");
     stage.wait_joined();
-    // A flood is told of as often as a memory card can bear.
+    // A flood is logged at a limited rate, to spare the memory card.
     let JoinedNode { server, node, .. } = &mut stage;
     for _ in 0..400 {
         server.send_action("dance", &json!({}));

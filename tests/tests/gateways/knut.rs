@@ -1,4 +1,4 @@
-//! Clients of Knut at their gateway.
+//! Clients of Knut at the gateway of a real station.
 
 use serde_json::{Value, json};
 use swarm_tests::fleet::{Fleet, TEST_TIMEOUT, TestDir};
@@ -7,7 +7,7 @@ use swarm_tests::process::Signal;
 
 const CLIENT: &str = "knut_client.py";
 
-/// Nodes whose temperature is in a file; see [`warm`].
+/// Nodes whose temperature is in a file; see [`write_temperature`].
 fn fleet(nodes: usize, more: &str) -> (Fleet, String) {
     let field = TestDir::new();
     let port = field.free_port();
@@ -33,12 +33,12 @@ fn set_temperature(fleet: &Fleet, node: &str, degrees: &str) {
     write_temperature(&fleet.test_dir.path().join(format!("{node}-heat")), degrees);
 }
 
-/// A scenario of the client, to its end; what it printed.
+/// Runs a scenario of the client to its end; returns its output.
 fn client(fleet: &Fleet, words: &[&str]) -> Vec<Value> {
     peers::run(&fleet.test_dir, CLIENT, words)
 }
 
-/// The one line that it printed.
+/// The only line that a scenario printed.
 fn answer(fleet: &Fleet, words: &[&str]) -> Value {
     let mut lines = client(fleet, words);
     assert_eq!(lines.len(), 1, "{lines:?}");
@@ -80,13 +80,13 @@ fn knut_unknown_types_are_echoed_and_garbage_is_ignored() {
     for _ in 0..TIMES {
         client(&fleet, &[&port, "manners"]);
     }
-    // Of each connection as many as it likes; the log is told of them now and then.
+    // Each connection may send any number of them; the log reports them at a limited rate.
     let log = fleet.station.log();
     let told = log.iter().filter(|line| line.contains("not a message")).count();
     assert!((1..TIMES).contains(&told), "{told} lines: {log:#?}");
     let audit = fleet.station.run(&["history", "--audit"]).expect_status(0).json();
     assert!(audit.iter().any(|entry| entry["what"] == "message"), "{audit:#?}");
-    // Three messages asked for no answer: nothing was done either.
+    // Three messages expected no answer: nothing was run either.
     let history = fleet.station.run(&["history"]);
     assert!(history.stdout.is_empty(), "{history:?}");
 }
@@ -108,7 +108,7 @@ fn own_api_lists_nodes_and_runs_allowed_actions() {
     let one = answer(&fleet, &[&port, "nodes", "n2"]);
     assert_eq!(names(&one), [online("n2")]);
     let call = |fleet: &Fleet, body: Value| answer(fleet, &[&port, "call", &body.to_string()]);
-    // Whatever is asked of the whole gateway's `target`, all, without a selector.
+    // Requests go to the gateway's `target`, here all, without a selector.
     let done = call(&fleet, json!({"action": "echo", "args": {"word": "hello"}}));
     let done = done["deliveries"].as_array().expect("a list");
     assert_eq!(done.len(), 2, "{done:?}");
@@ -137,7 +137,7 @@ fn own_api_lists_nodes_and_runs_allowed_actions() {
         let usage = call(&fleet, body);
         assert_eq!(kind(&usage).as_deref(), Some("usage"), "{usage}");
     }
-    // What only reads needs no permission. A node that is away ends in an outcome too.
+    // Reading needs no permission. An offline node also ends in an outcome.
     fleet.nodes[1].signal_and_wait(Signal::KILL);
     fleet.station.wait_state("n2", "offline");
     let ping = call(&fleet, json!({"action": "ping", "timeout": "500ms"}));
@@ -189,15 +189,15 @@ fn misbehaving_knut_client_does_not_affect_others() {
     let (fleet, port) = fleet(1, more);
     let mut crowd = peers::start(&fleet.test_dir, CLIENT, &[&port, "crowd", "32"]);
     crowd.wait_json(TEST_TIMEOUT, "the crowd is there", |line| line["crowd"] == 32);
-    // Everybody else is served meanwhile, and the fleet answers.
+    // Other clients are served meanwhile, and the fleet answers.
     for _ in 0..3 {
         client(&fleet, &[&port, "heartbeat"]);
         fleet.station.run(&["ping"]).expect_status(0);
     }
-    // Silence and trickle are closed, and so is who does not read: the script says so and ends.
+    // Silent and slow clients are closed, and clients that do not read; the script reports that and ends.
     let status = crowd.wait_exit(2 * TEST_TIMEOUT);
     assert!(status.success(), "{}", crowd.log_tail());
-    // Their places are free again.
+    // Their slots are free again.
     client(&fleet, &[&port, "all_places", "40"]);
     client(&fleet, &[&port, "heartbeat"]);
 }

@@ -1,5 +1,5 @@
-//! Programs of other systems at the gateways of real stations and nodes: written against what is known of the real ones,
-//! with Python's standard library only.
+//! Programs of other systems at the gateways of real stations and nodes: written from the documentation of the real
+//! ones, with Python's standard library only.
 
 mod clever_show;
 mod clever_show_library;

@@ -1,4 +1,4 @@
-//! Platypush's HTTP at a real station with real nodes.
+//! The HTTP interface of Platypush at a real station with real nodes.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -17,7 +17,7 @@ const PASSWORD: &str = "correct horse";
 /// The gateway's own token.
 const TOKEN: &str = "token-of-the-gateway";
 
-/// A fleet with this gateway, and where it is.
+/// A fleet with this gateway, and its port.
 fn fleet(nodes: usize, gateway: &str) -> (Fleet, String) {
     let field = TestDir::new();
     let port = field.free_port();
@@ -33,7 +33,7 @@ fn fleet(nodes: usize, gateway: &str) -> (Fleet, String) {
     (fleet, format!("http://127.0.0.1:{port}"))
 }
 
-/// `gateway user add`, its password from standard input.
+/// Runs `gateway user add`, with the password on standard input.
 fn add_user(station: &Station, name: &str, password: &str) {
     let mut verb = Command::new(&binaries().station)
         .args(["gateway", "user", "add", name])
@@ -50,7 +50,7 @@ fn add_user(station: &Station, name: &str, password: &str) {
     assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
 }
 
-/// What this line of curl gets: status and body.
+/// Runs this line of curl; returns status and body.
 fn curl(fleet: &Fleet, line: &str) -> (u64, Value) {
     let answer = curl_ok(fleet, line);
     (
@@ -83,7 +83,7 @@ fn documented_curl_commands_work() {
     let auth = format!(
         r#"curl -XPOST -H 'Content-Type: application/json' -d '{{"username":"ann", "password":"{PASSWORD}"}}' {url}/auth"#
     );
-    // Nobody can come in while there is nobody.
+    // Without users no login succeeds.
     for line in [&execute("x"), &auth] {
         let (status, body) = curl(&fleet, line);
         assert_eq!((status, &body["code"]), (412, &json!(412)), "{body}");
@@ -96,7 +96,7 @@ fn documented_curl_commands_work() {
     assert_eq!(str_field(&answer, "id").len(), 32);
     let (status, body) = curl(&fleet, &auth.replace(PASSWORD, "incorrect horse"));
     assert_eq!((status, &body["error"]), (401, &json!("Unauthorized")), "{body}");
-    // Every use is in the audit, in the user's name.
+    // Every request is in the audit, with the user's name.
     let audit = fleet.station.run(&["history", "--audit"]).expect_status(0).json();
     let who = |what: &str| {
         let entry = audit.iter().find(|entry| entry["what"] == what);
@@ -113,7 +113,7 @@ fn documented_curl_commands_work() {
     );
 }
 
-/// The manual's own configuration and its lines of curl, apart from host and names.
+/// The manual's own configuration and its lines of curl, except host and names.
 #[test]
 fn platypush_manual_examples_work() {
     swarm_tests::needs_python!();
@@ -160,7 +160,7 @@ fn platypush_manual_examples_work() {
     assert_eq!(hook["output"], "#00ff00 3 steady\n");
 }
 
-/// A peer that reads events, once its connection is open.
+/// Starts a peer that reads events, and waits until its connection is open.
 fn start_event_reader(fleet: &Fleet, url: &str, mode: &str, more: &[&str]) -> Process {
     let url = url.replace("http://", "ws://");
     let mut process = peers::start(&fleet.test_dir, PEER, &[&[mode, &url, TOKEN], more].concat());
@@ -168,7 +168,7 @@ fn start_event_reader(fleet: &Fleet, url: &str, mode: &str, more: &[&str]) -> Pr
     process
 }
 
-/// The next event of this kind that meets a condition; its fields.
+/// The fields of the next event of this kind that meets a condition.
 fn wait_event(reader: &mut Process, kind: &str, wanted: impl Fn(&Value) -> bool) -> Value {
     let kind = format!("platypush.message.event.swarm.{kind}");
     let line = reader.wait_json(TEST_TIMEOUT, &kind, |line| {
@@ -187,7 +187,7 @@ fn events_are_sent_over_websocket() {
     );
     let (mut fleet, url) = fleet(2, &gateway);
     let mut events = start_event_reader(&fleet, &format!("{url}/ws/events"), "events", &[]);
-    // Older clients have a port of its own.
+    // Older clients use a port of their own.
     let mut older = start_event_reader(&fleet, &format!("http://127.0.0.1:{port}/"), "events", &["1"]);
     older.wait_json(TEST_TIMEOUT, "an event", |line| line["event"]["type"] == "event");
     let online = wait_event(&mut events, "NodeOnlineEvent", |args| args["node"] == "n2");
@@ -325,7 +325,7 @@ fn users_and_tokens_persist_with_and_without_serve() {
     };
     assert_eq!(ping(&fleet), 200);
     fleet.station.signal_and_wait(Signal::TERM);
-    // Now each verb does it by itself.
+    // Without `serve`, each verb changes the store itself.
     let users = fleet.station.run(&["gateway", "users"]).expect_status(0).json();
     assert_eq!(
         (&users[0]["user"], &users[0]["tokens"]),
@@ -421,7 +421,7 @@ fn https_uses_a_self_signed_certificate() {
         .iter()
         .any(|line| line.contains("fingerprint="));
     assert!(told, "the log shows the fingerprint");
-    // Without TLS there is nothing to be had.
+    // Plain HTTP gets no answer.
     let mut plain = TcpStream::connect(("127.0.0.1", port.parse().expect("a port"))).expect("connects");
     plain.set_read_timeout(Some(TEST_TIMEOUT)).expect("set");
     plain
@@ -432,12 +432,12 @@ fn https_uses_a_self_signed_certificate() {
     assert!(!answer.starts_with(b"HTTP/"), "{answer:?}");
 }
 
-/// A file of a test's certificates.
+/// Path of a test certificate.
 fn tls_file(name: &str) -> String {
     format!("{}/peers/tls/{name}", env!("CARGO_MANIFEST_DIR"))
 }
 
-/// A fleet whose gateway speaks TLS to clients of some authorities only, and what a client gets that shows a certificate.
+/// The answers of a gateway that accepts TLS clients of some authorities only, one for each client certificate.
 fn request_over_tls(authorities: &str, clients: &[Option<&str>]) -> Vec<Value> {
     let gateway = format!(
         "token = \"{TOKEN}\"\nssl_cert = {:?}\nssl_key = {:?}\n{authorities}",
@@ -480,7 +480,7 @@ fn only_clients_of_listed_authorities_are_accepted() {
     };
     let authorities = format!("ssl_capath = {:?}", dir.path());
     let clients = [Some("client"), Some("other-client"), None];
-    // As OpenSSL calls such files; what lies deeper is not looked at.
+    // A file name as OpenSSL gives it; subdirectories are not read.
     put("ca.crt", "5ad8a5d6.0");
     std::fs::create_dir(dir.path().join("old")).expect("made");
     put("other-ca.crt", "old/other.crt");

@@ -1,4 +1,4 @@
-//! Platypush's messages over TCP, at a real station with real nodes.
+//! Messages of Platypush over TCP, at a real station with real nodes.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpStream};
@@ -32,7 +32,7 @@ fn connect(port: u16) -> TcpStream {
     stream
 }
 
-/// What comes after these bytes, until the other side ends.
+/// Sends these bytes; returns all answers until the other side closes.
 fn exchange(port: u16, bytes: &[u8]) -> Vec<Value> {
     let mut stream = connect(port);
     stream.write_all(bytes).expect("written");
@@ -88,7 +88,7 @@ fn documented_netcat_line_prints_response_and_exits() {
         let seconds = ran[0]["seconds"].as_f64().expect("a time");
         assert!(seconds < 10.0, "{seconds} s");
     }
-    // Every use is in the audit and in the history.
+    // Every request is in the audit and in the history.
     let audit = fleet.station.run(&["history", "--audit"]).expect_status(0);
     let used = audit
         .json()
@@ -126,7 +126,7 @@ fn pipelined_platypush_requests_are_answered_in_order() {
         json!({"output": "sorry\n", "errors": ["n2: failed: exit status 7"]})
     );
 
-    // All at once, nothing between them, and the client's side closed: none is lost, even if one takes a while.
+    // All at once, without separators, and then closed for writing: none is lost, even if one takes a while.
     let ids = exchange(port, [ping, echo, fail, ping].concat().as_bytes());
     let ids: Vec<&str> = ids.iter().map(|answer| str_field(answer, "id")).collect();
     assert_eq!(ids, ["1", "2", "3", "1"]);
@@ -210,7 +210,7 @@ fn invalid_platypush_requests_get_an_error() {
     assert_eq!(output(&bad[1]), "pong", "the next one is done all the same");
     for (bytes, says) in [
         (b"hello\n".to_vec(), "a message begins with {"),
-        // What any page can have a browser send.
+        // A request that any web page can make a browser send.
         (
             b"POST / HTTP/1.1\r\nHost: x\r\n\r\n{\"action\": \"ping\"}".to_vec(),
             "a message begins with {",
@@ -230,7 +230,7 @@ fn invalid_platypush_requests_get_an_error() {
         assert_eq!(answers.len(), 1, "{says}: {answers:?}");
         assert!(error(&answers[0]).contains(says), "{answers:?}");
     }
-    // Nothing of it was done, and what was refused is in the audit.
+    // Nothing of it was run, and refused requests are in the audit.
     let audit = ["history", "--audit", "--limit", "100"];
     let audit = fleet.station.run(&audit).expect_status(0).json();
     let refused =
@@ -250,7 +250,7 @@ fn configured_token_is_required() {
     assert_eq!(output(&ask(port, &ping("0123456789abcdef"))), "pong");
     assert_eq!(error(&ask(port, &ping("0123456789abcdeX"))), "the token is wrong");
     assert!(error(&ask(port, &json!({"action": "ping"}))).contains("takes a token"));
-    // Each guess takes a connection.
+    // Each guess needs a connection of its own.
     let guesses = [ping("x"), ping("0123456789abcdef")]
         .map(|guess| guess.to_string())
         .concat();
@@ -296,7 +296,7 @@ fn platypush_queries_stops_and_releases_the_fleet() {
     assert_eq!(output(&one)["deliveries"][0]["state"], "done");
 }
 
-/// On a network of its own: what is on loopback only is not published.
+/// On a lab network: a gateway on loopback only is not announced.
 #[test]
 fn public_gateway_is_announced_and_warned_about() {
     swarm_tests::needs_python!();
@@ -342,10 +342,10 @@ fn misbehaving_tcp_client_is_closed_others_are_served() {
     }
     let started = clock::now();
     let mut slowest = Duration::ZERO;
-    // One byte of each a tenth of a second is never a whole message.
+    // One byte of each every tenth of a second is never a whole message.
     while clock::since(started) < Duration::from_secs(12) {
         for stream in &mut trickling {
-            // It may be closed by now: that is what is looked at below.
+            // It may be closed by now, which is checked below.
             let _closed = stream.write_all(b"x");
         }
         let asked = clock::now();
@@ -363,7 +363,7 @@ fn misbehaving_tcp_client_is_closed_others_are_served() {
     }
     for mut stream in trickling {
         let mut told = Vec::new();
-        // What it went on writing may have its connection reset.
+        // The bytes that it wrote after the end may cause a reset of its connection.
         let _reset = stream.read_to_end(&mut told);
         let told = String::from_utf8_lossy(&told);
         assert!(
@@ -387,7 +387,7 @@ fn platypush_client_that_does_not_read_is_closed() {
     assert_eq!(output(&ask(port, &json!({"action": "ping"}))), "pong");
     sleep_for(Duration::from_secs(12));
     let mut told = Vec::new();
-    // A connection that was given up may end in either way.
+    // A connection that was closed by the gateway may end in either way.
     let _reset = stream.read_to_end(&mut told);
     let answers = told.iter().filter(|byte| **byte == b'\n').count();
     assert!(answers > 0 && answers < MESSAGES, "{answers} answers");

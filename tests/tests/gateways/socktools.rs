@@ -1,4 +1,4 @@
-//! Peers of socktools, connecting and connected to, at a real station with real nodes.
+//! Peers of socktools, dialling and dialled, at a real station with real nodes.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -16,7 +16,7 @@ fn fleet(field: TestDir, port: u16, more: &str) -> Fleet {
     Fleet::linked_with_station_config(field, 1, &gateway, |_node, _field| {})
 }
 
-/// The messages that a peer got.
+/// The messages that a peer received.
 fn messages(said: &[Value]) -> Vec<Value> {
     said.iter()
         .filter(|line| !line["message"].is_null())
@@ -68,7 +68,7 @@ fn connecting_socktools_peer_is_answered() {
         "{got:?}"
     );
     assert!(first_error(&got[3]).contains("not JSON"), "{got:?}");
-    // A response is not answered; and whoever has closed its side still gets its answer.
+    // A response is not answered; a peer that has closed its writing side still gets its answer.
     assert_eq!(got[4]["response"]["output"], "pong");
     assert_eq!(said.last().expect("the end")["ended"], true);
 }
@@ -110,7 +110,7 @@ fn configured_socktools_peer_is_redialled() {
         (1, 1),
         "{log:#?}"
     );
-    // And an operator sends it something: to all, and by name.
+    // An operator sends it a message: to all, and by name.
     let station = &fleet.station;
     let name = format!("127.0.0.1:{peer_port}");
     let listed = station
@@ -154,7 +154,7 @@ fn configured_socktools_peer_is_redialled() {
     nobody.expect_stderr("no station serves here");
 }
 
-/// Two stations keep a link between their gateways, though nobody says anything; and they do not answer answers.
+/// Two stations keep an idle link between their gateways, and do not answer answers.
 #[test]
 fn keep_alive_holds_an_idle_socktools_link() {
     let field = TestDir::new();
@@ -191,7 +191,7 @@ fn keep_alive_holds_an_idle_socktools_link() {
     sleep_for(Duration::from_secs(4));
     assert_eq!(peers("a"), linked, "the same connection");
     assert_eq!(peers("b").len(), 1);
-    // Whoever is silent is dropped, and the log says so.
+    // A silent peer is closed, and the log has the reason.
     let _silent = TcpStream::connect(("127.0.0.1", ports[0])).expect("connects");
     wait_until(TEST_TIMEOUT, "it is dropped", || {
         stations[0]
@@ -260,7 +260,7 @@ fn silent_slow_or_oversized_peer_is_dropped() {
         "socktools.py",
         &["dial", &port_text, "raw:0000000a41", "recv", "end"],
     );
-    // One byte now and then is a message that never ends.
+    // One byte every now and then is a message that never ends.
     let mut trickle = TcpStream::connect(("127.0.0.1", port)).expect("connects");
     trickle
         .set_read_timeout(Some(Duration::from_millis(200)))

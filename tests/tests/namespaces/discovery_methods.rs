@@ -1,4 +1,4 @@
-//! Each means of finding one another, alone.
+//! Each method of discovery, alone.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::rig::Rig;
 
 const STATION: &str = "10.77.0.1:7421";
 
-/// Nodes join; then everything that anybody remembers of addresses is gone, and they find one another by what is left.
+/// Nodes join; then all stored addresses are deleted, and they link by the remaining method.
 fn check_nodes_link(station_flags: &[&str], node_flags: &[&str]) {
     let Some(mut rig) = Rig::new(3) else { return };
     rig.start_and_join(&["--no-pings", "--no-mdns"]);
@@ -19,13 +19,13 @@ fn check_nodes_link(station_flags: &[&str], node_flags: &[&str]) {
     for (number, node) in rig.nodes.iter_mut().enumerate() {
         node.signal_and_wait(Signal::TERM);
         std::fs::remove_file(node.state_dir.join("stations.json")).expect("there");
-        // The station remembers the old port, where nobody is any more.
+        // The station has stored the old port, on which nothing listens any more.
         node.set_listen_addr(&format!("0.0.0.0:{}", 7500 + number));
         node.start(node_flags);
     }
     rig.station.serve();
     rig.check_all_linked();
-    // And nodes that start after the station.
+    // Also nodes that start after the station.
     for node in &mut rig.nodes {
         node.signal_and_wait(Signal::KILL);
         std::fs::remove_file(node.state_dir.join("stations.json")).expect("there");
@@ -137,7 +137,7 @@ fn fleets_on_one_lan_stay_separate() {
     });
     let mut nodes = [2, 3].map(|host| {
         let code = stations[host - 2].invite(&Invite::nodes(1));
-        // The same name: it is the key that counts.
+        // Equal names: only the key matters.
         let dir = format!("n{host}");
         let mut node = field.node(&dir, Host::in_lab(&lab, host));
         node.start(&["--name", "drone", "--join", &code]);
@@ -146,7 +146,7 @@ fn fleets_on_one_lan_stay_separate() {
     for station in &stations {
         station.wait_online(1);
     }
-    // Everybody starts again, so that all announce themselves to all; several rounds of pings pass.
+    // All programs start again, so that each announces itself to all; several rounds of pings pass.
     for station in &mut stations {
         station.signal_and_wait(Signal::TERM);
     }

@@ -1,4 +1,4 @@
-//! The programs on real hosts: a bridge, network namespaces, broadcast and multicast, cables that are pulled.
+//! The programs on real hosts: a bridge, network namespaces, broadcast and multicast, cables that are unplugged.
 
 mod discovery_methods;
 mod network_changes;

@@ -1,4 +1,4 @@
-//! The network and the processes change under a linked fleet, and it is linked again.
+//! The network and the processes change under a linked fleet, and the links return.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -20,7 +20,7 @@ fn links_return_after_restarts() {
         rig.nodes[0].start(&[]);
         rig.check_all_linked();
     }
-    // All at once, as when the power fails.
+    // All at once, as at a power failure.
     rig.station.signal_and_wait(Signal::KILL);
     for node in &mut rig.nodes {
         node.signal_and_wait(Signal::KILL);
@@ -45,7 +45,7 @@ fn links_return_after_address_changes() {
         });
     }
     rig.check_all_linked();
-    // Two nodes change places.
+    // Two nodes swap their addresses.
     let (second, third) = (rig.lab.ip(2), rig.lab.ip(3));
     rig.lab.link_down(2);
     rig.lab.link_down(3);
@@ -74,7 +74,7 @@ fn partitioned_nodes_relink_after_healing() {
     ] {
         assert_eq!(ran.outcome_of(node), state);
     }
-    // What is asked meanwhile is done when they are back.
+    // A command that is issued meanwhile runs when they are back.
     let verb = rig
         .station
         .start(&["call", "all", "slow", "tag=parted", "--timeout", "30s"]);
@@ -93,7 +93,7 @@ fn partitioned_nodes_relink_after_healing() {
 #[test]
 fn command_survives_interface_down_and_up() {
     let Some(rig) = Rig::linked(2) else { return };
-    // While the action runs, and back before anybody is called offline.
+    // While the action runs, and up again before the node counts as offline.
     let mut watch = rig.station.watch();
     watch.wait_json(TEST_TIMEOUT, "the second node", |line| line["node"] == "n2");
     let verb = rig
@@ -108,7 +108,7 @@ fn command_survives_interface_down_and_up() {
     verb.finish(TEST_TIMEOUT).expect_status(0);
     assert_eq!(rig.nodes[0].marks(), ["begin brief", "end brief"]);
 
-    // Down before it is sent, and for longer.
+    // Down before the command is sent, and for longer.
     rig.lab.link_down(1);
     rig.station.wait_state("n1", "offline");
     let verb = rig
@@ -122,7 +122,7 @@ fn command_survives_interface_down_and_up() {
     verb.finish(TEST_TIMEOUT).expect_status(0);
     assert_eq!(rig.nodes[0].marks()[2..], ["begin long", "end long"]);
 
-    // The station's own, while the actions run.
+    // The station's own interface, while the actions run.
     let verb = rig
         .station
         .start(&["call", "all", "slow", "tag=own", "time=1", "--timeout", "25s"]);
@@ -168,19 +168,19 @@ fn transfer_survives_brief_link_loss() {
 #[test]
 fn station_finds_nodes_on_two_networks() {
     let Some(mut rig) = Rig::new(3) else { return };
-    // The third is on the second network only.
+    // The third node is on the second network only.
     let addresses = rig.lab.add_network(&[0, 3]);
     rig.lab.link_down(3);
     rig.start_and_join(&[]);
     rig.wait_address("n1", "10.77.0.2:");
     rig.wait_address("n3", &addresses[1].to_string());
-    // Found by announcements there too, not only by what it remembers.
+    // By announcements on that network too, not only by stored addresses.
     rig.nodes[2].signal_and_wait(Signal::TERM);
     std::fs::remove_file(rig.nodes[2].state_dir.join("stations.json")).expect("there");
     rig.nodes[2].set_listen_addr("0.0.0.0:7500");
     rig.nodes[2].start(&[]);
     rig.wait_address("n3", &format!("{}:7500", addresses[1]));
-    // One that has two ways keeps its link, or has another, when the one in use goes away.
+    // A node on both networks keeps a link when one interface goes down.
     rig.lab.link_up(3);
     rig.check_all_linked();
 }
@@ -192,7 +192,7 @@ fn programs_start_without_network_and_link_later() {
         rig.lab.link_down(host);
     }
     rig.station.serve();
-    // The code cannot hold an address, for there is none.
+    // The code cannot hold an address, because there is none.
     let code = rig.station.invite(&Invite::nodes(2));
     for node in &mut rig.nodes {
         node.start(&["--join", &code]);
@@ -201,7 +201,7 @@ fn programs_start_without_network_and_link_later() {
     rig.lab.link_up(0);
     rig.lab.link_up(2);
     rig.check_all_linked();
-    // The same when they know one another.
+    // The same for programs that are members already.
     rig.station.signal_and_wait(Signal::TERM);
     for node in &mut rig.nodes {
         node.signal_and_wait(Signal::TERM);

@@ -12,7 +12,7 @@ pub(crate) struct Rig {
 }
 
 impl Rig {
-    /// Nothing runs yet; the nodes are called `n1` and so on, as their hosts are numbered.
+    /// Not started; the nodes are named `n1` and so on, by the number of their hosts.
     pub(crate) fn new(nodes: usize) -> Option<Self> {
         let lab = Lab::or_skip(nodes + 1)?;
         let field = TestDir::new();
@@ -28,7 +28,7 @@ impl Rig {
         })
     }
 
-    /// All linked, by whatever means.
+    /// All linked, by any discovery method.
     pub(crate) fn linked(nodes: usize) -> Option<Self> {
         let mut rig = Self::new(nodes)?;
         rig.start_and_join(&[]);
@@ -44,7 +44,7 @@ impl Rig {
         self.check_all_linked();
     }
 
-    /// All are online, and answer.
+    /// Checks that all are online and answer.
     pub(crate) fn check_all_linked(&self) {
         self.station.wait_online(self.nodes.len());
         let ran = self.station.run(&["ping"]).expect_status(0);
@@ -61,7 +61,7 @@ impl Rig {
     }
 }
 
-/// On standard error at once: what goes through `eprintln!` is hidden when a test passes.
+/// Writes to standard error directly, because the output of `eprintln!` is hidden when a test passes.
 pub(crate) fn print_stderr(text: &str) {
     let _written = std::io::Write::write_all(&mut std::io::stderr(), format!("{text}\n").as_bytes());
 }

@@ -1,4 +1,4 @@
-//! How soon a silent node is called offline, and that a brief loss is not called so.
+//! The time until a silent node is offline; a brief loss does not make it offline.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use swarm_tests::process::{Process, Signal, Stream, sleep_for};
 
 use crate::rig::{Rig, print_stderr};
 
-/// What the product promises.
+/// The limit in docs/reliability.md.
 const OFFLINE_WITHIN: Duration = Duration::from_secs(4);
 
 fn wait_state(watch: &mut Process, node: &str, state: &str) {
@@ -37,7 +37,7 @@ fn a_silent_node_is_offline_within_four_seconds() {
     .into_iter()
     .enumerate()
     {
-        // At different moments of the heartbeat.
+        // At different phases of the heartbeat.
         seconds(0.3 * f64::from(u32::try_from(round).expect("few")));
         let begun = clock::now();
         match how {
@@ -74,13 +74,13 @@ fn brief_loss_is_not_reported_offline() {
     let mut watch = rig.station.watch();
     wait_state(&mut watch, "n1", "online");
     for _ in 0..2 {
-        // Not by the cable: the kernel takes up to a second to believe in a carrier that is back.
+        // Not by the carrier: the kernel takes up to a second to detect its return.
         rig.lab.partition(&[1]);
         seconds(1.0);
         rig.lab.heal();
         seconds(2.5);
     }
-    // A radio that stutters, out of step with what is sent.
+    // A radio with interruptions, out of phase with the traffic.
     for round in 0..8_u8 {
         rig.lab.partition(&[1]);
         seconds(0.1);

@@ -1,4 +1,4 @@
-//! The emergency stop where links fail, and what a node does when its link is lost.
+//! The emergency stop without links, and the lost-link command.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use swarm_tests::process::{Signal, sleep_for, wait_until};
 
 use crate::rig::Rig;
 
-/// What a host says by TCP goes nowhere; datagrams pass.
+/// Drops or passes the TCP packets of a host; datagrams always pass.
 fn set_tcp(lab: &Lab, host: usize, passes: bool) {
     let verb = if passes { "del" } else { "add" };
     let done = lab.run(
@@ -42,14 +42,14 @@ fn unlinked_node_stops_by_datagram() {
     let stop = rig.station.start(&["stop"]);
     wait_until(TEST_TIMEOUT, "it stops", || is_stopped(&rig.nodes[0]));
     assert!(!has_links(&rig.nodes[0]));
-    // It can say so only over a link.
+    // It can report the stop only over a link.
     set_tcp(&rig.lab, 1, true);
     let ran = stop.finish(TEST_TIMEOUT).expect_status(0);
     assert_eq!(ran.outcome_of("n1"), "done");
     rig.station.run(&["release", "n1"]).expect_status(0);
     assert!(!is_stopped(&rig.nodes[0]));
 
-    // And by a station that has only just started, and has no link yet.
+    // Also by a station that has just started and has no link yet.
     set_tcp(&rig.lab, 1, false);
     wait_unlinked(&rig, 0);
     rig.station.signal_and_wait(Signal::TERM);
@@ -69,7 +69,7 @@ fn stop_is_relayed_by_another_node() {
     rig.start_and_join(&[]);
     rig.lab.link_down(2);
     wait_unlinked(&rig, 1);
-    // While n1 is frozen nobody passes anything on.
+    // While n1 is frozen, no node relays.
     rig.nodes[0].process().signal(Signal::STOP);
     rig.station.wait_state("n1", "offline");
     rig.station.run(&["stop", "--timeout", "1s"]).expect_status(4);
@@ -77,7 +77,7 @@ fn stop_is_relayed_by_another_node() {
     rig.nodes[0].process().signal(Signal::CONT);
     wait_until(TEST_TIMEOUT, "n2 hears it from n1", || is_stopped(&rig.nodes[1]));
     assert!(is_stopped(&rig.nodes[0]) && !has_links(&rig.nodes[1]));
-    // Home again, it is what it was told to be.
+    // Back on the first network, it is still stopped.
     rig.lab.link_up(2);
     rig.station.wait_online(2);
     let ran = rig
@@ -112,7 +112,7 @@ fn lost_link_command_runs_once_per_interface_loss() {
         sleep_for(Duration::from_secs(3));
         assert_eq!(runs(), loss, "once for each loss");
     }
-    // By the cable, whose carrier the interface outlives.
+    // By the carrier, which leaves the interface up.
     rig.lab.set_carrier(1, false);
     wait_until(TEST_TIMEOUT, "its command runs", || runs() == 3);
     rig.lab.set_carrier(1, true);

@@ -1,5 +1,5 @@
-//! A node is asked for the same command again and again, over kills and restarts: what it does, it does once, and it
-//! always answers the same. The station is this test itself, so that it can say what no honest station would.
+//! A node gets the same command repeatedly, over kills and restarts: it runs it once, and always gives the same
+//! reply. The test acts as the station, so that it can send what a real station would not.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ use tokio::time::timeout;
 
 const EPOCH: u64 = 77;
 
-/// `once` and `again` leave a line and take long; `again` only the first time. `fly` leaves a line.
+/// `once` and `again` write a line and take long; `again` only the first time. `fly` writes a line.
 const ACTIONS: &str = r#"
 [actions.once]
 command = ["/bin/sh", "-c", "echo once >>DIR/once; sleep 20"]
@@ -43,7 +43,7 @@ command = ["/bin/sh", "-c", "echo fly >>DIR/fly"]
 class = "flight"
 "#;
 
-/// A station made of nothing but links, and a node that is a real process.
+/// A station that only has links, and a node that is a real process.
 struct RawStation {
     endpoint: Endpoint,
     events: Events,
@@ -96,7 +96,7 @@ impl RawStation {
         }
     }
 
-    /// Starts the node and waits for the link; what the node says of itself.
+    /// Starts the node and waits for the link; returns its action catalog.
     async fn start(&mut self) -> ActionCatalog {
         self.node.start(&[]);
         let linked = async {
@@ -114,7 +114,7 @@ impl RawStation {
             .expect("an offer")
     }
 
-    /// The next frame of this kind; others are passed over.
+    /// The next frame of this kind; others are dropped.
     async fn receive_frame(&mut self, kind: Kind) -> Frame {
         let found = async {
             loop {
@@ -144,7 +144,7 @@ impl RawStation {
         link.try_send(outgoing).expect("room");
     }
 
-    /// Sends it and waits for its end.
+    /// Sends a command and waits for its reply.
     async fn call(&mut self, seq: u64, action: &str) -> Reply {
         self.send(seq, action, json!({}), 60_000);
         self.receive_reply(seq).await
@@ -167,7 +167,7 @@ impl RawStation {
         text.lines().count()
     }
 
-    /// Has it begin, and is told of each stage.
+    /// Sends a command, and checks each stage until it has started.
     async fn start_command(&mut self, seq: u64, action: &str, lines: usize) {
         self.send(seq, action, json!({}), 60_000);
         for stage in [Stage::Received, Stage::Accepted, Stage::Started] {
@@ -231,7 +231,7 @@ async fn flight_action_ttl_is_capped_at_two_seconds() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn node_with_unwritable_journal_refuses_then_recovers() {
     let mut pair = RawStation::new().await;
-    // In the way of every snapshot, and so of the first write.
+    // Blocks every snapshot, and so the first write.
     let in_the_way = pair.node.state_dir.join("journal.new/stone");
     std::fs::create_dir_all(&in_the_way).expect("made");
     pair.start().await;
@@ -255,7 +255,7 @@ async fn node_with_unwritable_journal_refuses_then_recovers() {
         }
     };
     timeout(TEST_TIMEOUT, healed).await.expect("it recovers");
-    // And what was refused stays refused, over a restart too.
+    // A refused command stays refused, also over a restart.
     assert_eq!(pair.call(1, "log").await, refused);
     pair.node.signal_and_wait(Signal::KILL);
     pair.start().await;

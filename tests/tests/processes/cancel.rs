@@ -1,4 +1,4 @@
-//! Commands that are taken back before they are sent.
+//! Cancelling commands before they are sent.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ fn cancel_withdraws_unsent_and_names_sent_deliveries() {
         fleet.station.run(&words).expect_status(4)
     };
 
-    // One waits, one is done.
+    // One delivery waits, one is done.
     slow("x", "0");
     let ran = fleet
         .station
@@ -44,7 +44,7 @@ fn cancel_withdraws_unsent_and_names_sent_deliveries() {
         .expect_status(0)
         .expect_stderr("nothing was open");
 
-    // One waits, one is at work.
+    // One delivery waits, one is running.
     slow("y", "3");
     let ran = fleet
         .station
@@ -105,7 +105,7 @@ fn cancel_without_serve_precedes_linking() {
         fleet.station.run(&words).expect_status(4);
     }
     fleet.station.signal_and_wait(Signal::KILL);
-    // The node is there again, and would get it from whoever brings up a link.
+    // The node is back, and would get the command from any station process that links.
     fleet.nodes[0].start(&[]);
     let ran = fleet
         .station

@@ -1,12 +1,11 @@
-//! A node that stands still for longer than a command may live does not run it when it goes on.
+//! A node that is suspended for longer than a command's time to live does not run it afterwards.
 
 use std::time::Duration;
 
 use swarm_tests::fleet::{Fleet, TEST_TIMEOUT};
 use swarm_tests::process::{Signal, sleep_for, wait_until};
 
-/// Has the only node stand still for so long while a command with a time to live of 1 s is on its way to it; returns
-/// how it ended.
+/// Suspends the only node for `still` while a command with a time to live of 1 s is sent to it; returns the outcome.
 fn outcome_after_pause(fleet: &mut Fleet, tag: &str, still: Duration) -> String {
     fleet.nodes[0].process().signal(Signal::STOP);
     let tag = format!("tag={tag}");

@@ -1,4 +1,4 @@
-//! Files to nodes and from nodes, when all goes well and when it must not.
+//! Files to nodes and from nodes, valid and refused.
 
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
@@ -19,7 +19,7 @@ fn files_are_sent_and_fetched() {
     let (station, field) = (&fleet.station, &fleet.test_dir);
     let roots = [&fleet.nodes[0].files_root, &fleet.nodes[1].files_root];
 
-    // One file, whole chunks and a rest, with its mode.
+    // One file of whole chunks and a rest, with its mode.
     let content = pseudo_random_bytes(700 * 1024 + 13);
     let take = field.file("take1.csv", &content);
     std::fs::set_permissions(&take, PermissionsExt::from_mode(0o750)).expect("a mode");
@@ -35,7 +35,7 @@ fn files_are_sent_and_fetched() {
         assert_eq!(mode(&there), 0o750);
     }
 
-    // It replaces what was there; an empty one is a file too.
+    // It replaces the old file; an empty file is sent too.
     let empty = field.file("empty", b"");
     station
         .run(&["send", &path(&empty), "n1:files/shows/take1.csv"])
@@ -54,7 +54,7 @@ fn files_are_sent_and_fetched() {
     assert_eq!(std::fs::read(roots[1].join("many/b.txt")).expect("there"), b"bee");
     assert!(roots[1].join("many/take1.csv").is_file());
 
-    // To each its own.
+    // A different file to each node.
     let own = field.dir("own");
     std::fs::write(own.join("n1.csv"), "for n1").expect("written");
     std::fs::write(own.join("n2.csv"), "for n2").expect("written");
@@ -141,11 +141,11 @@ fn paths_outside_the_roots_are_refused() {
             "{from}: {line}"
         );
     }
-    // What cannot be meant is a mistake of the one who typed it.
+    // An invalid destination is a usage error.
     for dest in ["n1:files/../evil", "n1:/etc/evil", "n1:files//evil", "n1"] {
         station.run(&["send", &evil, dest]).expect_status(2);
     }
-    // The programs that do not ask the command line first meet the same at the node.
+    // Programs that do not use the command line get the same refusal from the node.
     for path in [
         "files/../evil",
         "/etc/evil",
@@ -157,7 +157,7 @@ fn paths_outside_the_roots_are_refused() {
         let line = station.run(&words).expect_status(1).line_of("n1");
         assert_eq!(line["state"], "refused", "{path}: {line}");
     }
-    // The name of a link is not followed: it is replaced, as by rename(2).
+    // A symbolic link is not followed but replaced, as by rename(2).
     let ran = station.run(&["send", &evil, "n1:files/secret-link"]);
     assert_eq!(
         std::fs::read_to_string(outside.join("secret")).expect("there"),

@@ -1,4 +1,4 @@
-//! Actions of class `flight`, as an operator gives them.
+//! Actions of class `flight`, as used by an operator.
 
 use std::time::Duration;
 
@@ -37,7 +37,7 @@ fn flight_action_without_serve_needs_no_ttl() {
         .expect_status(0);
     assert!(!ran.stderr.contains(NOTE), "{}", ran.stderr);
 
-    // An absent node is left out, whether this process has ever heard of what it can do or not.
+    // An offline node is skipped, whether or not this process knows its action catalog.
     fleet.nodes[0].signal_and_wait(Signal::KILL);
     let left_out = |fleet: &Fleet| {
         let ran = fleet.station.run(&["call", "all", "takeoff"]).expect_status(4);
@@ -55,7 +55,7 @@ fn flight_action_without_serve_needs_no_ttl() {
     fleet.station.run(&words).expect_status(0).expect_stderr(NOTE);
 }
 
-/// What flies can be told to land, whatever else it is busy with.
+/// A landing action starts, whatever else the node is running.
 #[test]
 fn flight_action_starts_while_slow_commands_fill_slots() {
     let fleet = fleet();

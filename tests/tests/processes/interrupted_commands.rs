@@ -1,17 +1,17 @@
-//! Each side of a command is killed or told to end, at each of its stages. Whatever happens: every target ends in
-//! exactly one outcome in time, what the command does is done once at most, and the fleet links again and works.
+//! Each process is killed or ended at each stage of a command. In every case: every target ends in exactly one
+//! outcome in time, the command runs at most once, and the fleet links again and works.
 
 use std::time::Duration;
 
 use swarm_tests::fleet::{Fleet, TEST_TIMEOUT, VerbOutput, str_field};
 use swarm_tests::process::{Signal, wait_until};
 
-/// What a verb may take in all: its `--timeout` and a little.
+/// Longest duration of a verb: its `--timeout` and a little.
 const VERB_DURATION_MAX: Duration = Duration::from_secs(10);
 
 const SIGNALS: [(Signal, &str); 2] = [(Signal::KILL, "kill"), (Signal::TERM, "term")];
 
-/// Checks that the verb was told of every target once, in time.
+/// Checks that the verb reported every target once, in time.
 fn check_one_outcome_each(ran: &VerbOutput, nodes: &[&str]) {
     assert!(ran.duration < VERB_DURATION_MAX, "{ran:#?}");
     assert_eq!(ran.json().len(), nodes.len(), "{ran:#?}");
@@ -38,14 +38,14 @@ fn wait_started(fleet: &Fleet, node: usize, tag: &str) {
     });
 }
 
-/// The fleet links again, everybody answers, and what was begun was begun once.
+/// The fleet links again, all nodes answer, and the command has started at most `most` times.
 fn check_fleet_works(fleet: &Fleet, tag: &str, most: usize) {
     let count = fleet.nodes.len();
     fleet.station.wait_online(count);
     let ran = fleet.station.run(&["ping"]).expect_status(0);
     assert_eq!(ran.json().len(), count);
     for node in 0..count {
-        // What was queued would have come before the ping.
+        // A queued command would have come before the ping.
         let begun = count_started(fleet, node, tag);
         assert!(begun <= most, "{tag} was begun {begun} times on n{}", node + 1);
     }
@@ -67,7 +67,7 @@ fn node_exit_midway_gives_one_outcome_each() {
         check_fleet_works(&fleet, &tag, 1);
         assert_eq!(count_started(&fleet, 0, &tag), 1);
 
-        // While the action runs: nobody knows how far it got, and it is not begun again.
+        // While the action runs: its end is unknown, and it does not start again.
         let tag = format!("during{how}");
         let verb = fleet.start_slow(&tag, "1");
         wait_started(&fleet, 0, &tag);
@@ -82,7 +82,7 @@ fn node_exit_midway_gives_one_outcome_each() {
         assert_eq!(ran.outcome_of("n2"), "done", "the other is not held up");
         check_fleet_works(&fleet, &tag, 1);
 
-        // The same, and it stays away.
+        // The same, and the node stays away.
         let tag = format!("gone{how}");
         let verb = fleet.start_slow(&tag, "1");
         wait_started(&fleet, 0, &tag);
@@ -94,7 +94,7 @@ fn node_exit_midway_gives_one_outcome_each() {
         fleet.nodes[0].start(&[]);
         check_fleet_works(&fleet, &tag, 1);
 
-        // When it is done.
+        // After its end.
         let tag = format!("after{how}");
         let ran = fleet.start_slow(&tag, "0").finish(TEST_TIMEOUT).expect_status(0);
         check_one_outcome_each(&ran, &["n1", "n2"]);
@@ -123,7 +123,7 @@ fn station_exit_midway_gives_one_outcome_each() {
         fleet.station.serve();
         check_fleet_works(&fleet, &tag, 1);
 
-        // While it runs: it is not stopped by that, and not begun again.
+        // While it runs: it continues, and does not start again.
         let tag = format!("during{how}");
         let verb = fleet.start_slow(&tag, "1");
         wait_started(&fleet, 0, &tag);
@@ -135,7 +135,7 @@ fn station_exit_midway_gives_one_outcome_each() {
         fleet.station.serve();
         check_fleet_works(&fleet, &tag, 1);
 
-        // When it is done.
+        // After its end.
         let tag = format!("after{how}");
         fleet.start_slow(&tag, "0").finish(TEST_TIMEOUT).expect_status(0);
         fleet.station.signal_and_wait(signal);

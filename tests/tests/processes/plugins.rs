@@ -1,5 +1,5 @@
-//! The plug-in that docs/plugins.md shows, as it stands there: run by Python against a real node, called from a
-//! station, killed, and made to hang.
+//! The plug-in of docs/plugins.md, unchanged: run by Python against a real node, called from a station, killed, and
+//! suspended.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use serde_json::Value;
 use swarm_tests::fleet::{Fleet, TEST_TIMEOUT, str_field};
 use swarm_tests::process::{Process, Signal, wait_until};
 
-/// The example stays short.
+/// The longest example that is still short, in lines.
 const LINES_MAX: usize = 39;
 
 /// The first block of Python in docs/plugins.md.
@@ -40,7 +40,7 @@ impl PluginFleet {
         }
     }
 
-    /// Runs the example until it is a plug-in.
+    /// Starts the example and waits until it has registered.
     fn start(&self, name: &str) -> Process {
         let mut command = Command::new("python3");
         command.arg(&self.script).arg(&self.socket);
@@ -60,7 +60,7 @@ impl PluginFleet {
         self.fleet.station.run(&words).expect_status(status).line_of("n1")
     }
 
-    /// How often the node has taken this command.
+    /// How often the node has started this command.
     fn count_commands(&self, action: &str) -> usize {
         let action = format!("action=\"{action}\"");
         let log = self.fleet.nodes[0].log();
@@ -107,7 +107,7 @@ fn documented_plugin_works() {
         (&"lamp".into(), &process.pid().into())
     );
 
-    // A second one of the same name is told so, and the first goes on.
+    // A second one with the same name is refused, and the first continues.
     let mut command = Command::new("python3");
     command.arg(&lamp.script).arg(&lamp.socket);
     let output = command.output().expect("Python runs");
@@ -132,7 +132,7 @@ fn documented_plugin_works() {
 fn plugin_crash_or_hang_fails_the_call_with_a_reason() {
     swarm_tests::needs_python!();
     let lamp = PluginFleet::new();
-    // Stopped, it takes the command and does not come to answer it.
+    // Suspended, it receives the command and does not answer.
     let mut process = lamp.start("lamp");
     process.signal(Signal::STOP);
     let dying = lamp
@@ -158,7 +158,7 @@ fn plugin_crash_or_hang_fails_the_call_with_a_reason() {
         str_field(&ended, "error"),
         "the plug-in lamp did not answer within 5s"
     );
-    // What it finds in its socket when it goes on is too late to begin, and it works again.
+    // A command that it reads from its socket after that is too old to start; then it works again.
     process.signal(Signal::CONT);
     lamp.call(&["clock"], 0);
     let told = lamp.call(&["telemetry"], 0);
@@ -170,7 +170,7 @@ fn plugin_crash_or_hang_fails_the_call_with_a_reason() {
 fn plugin_socket_is_removed_on_exit_and_can_be_disabled() {
     let mut fleet = Fleet::linked_with(1, |_node| {});
     let socket = fleet.nodes[0].state_dir.join("plugin.sock");
-    // One that a killed daemon left behind is replaced.
+    // A socket that a killed daemon left is replaced.
     fleet.nodes[0].signal_and_wait(Signal::KILL);
     assert!(socket.exists());
     fleet.nodes[0].start(&[]);

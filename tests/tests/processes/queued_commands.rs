@@ -1,4 +1,4 @@
-//! Commands for nodes that are away, while the station serves.
+//! Commands for offline nodes, while the station serves.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ fn command_waits_for_absent_node_until_its_deadline() {
             .run(&["call", "all", "slow", &tag, "--ttl", ttl, "--timeout", timeout])
     };
 
-    // It outlives the verb that gave it.
+    // It outlives the verb that issued it.
     let ran = slow("patient", "60s", "300ms").expect_status(4);
     assert_eq!(
         (ran.outcome_of("n1"), ran.outcome_of("n2")),
@@ -27,7 +27,7 @@ fn command_waits_for_absent_node_until_its_deadline() {
         str_field(&ran.line_of("n1"), "error").contains("offline"),
         "{ran:#?}"
     );
-    // It does not outlive its time.
+    // It expires at its deadline.
     let ran = slow("hasty", "300ms", "10s").expect_status(1);
     assert_eq!(
         (ran.outcome_of("n1"), ran.outcome_of("n2")),
@@ -39,7 +39,7 @@ fn command_waits_for_absent_node_until_its_deadline() {
     );
     slow("blind", "400ms", "100ms").expect_status(4);
 
-    // The last has expired as well.
+    // The last one has expired as well.
     sleep_for(Duration::from_millis(500));
     fleet.nodes[0].start(&[]);
     wait_until(TEST_TIMEOUT, "it is delivered", || {
@@ -74,7 +74,7 @@ fn queued_commands_arrive_in_order() {
     fleet.nodes[0].start(&[]);
     fleet.station.wait_online(1);
     fleet.station.run(&["call", "n1", "log"]).expect_status(0);
-    // They are begun in order; that they end in order is not said. The check of itself is the station's own.
+    // They start in order; the order of their ends is not defined. The station itself runs the self-check.
     let log = fleet.nodes[0].log();
     let begun: Vec<&str> = log
         .iter()
@@ -148,7 +148,7 @@ fn queued_commands_survive_a_station_kill() {
 #[test]
 fn unstorable_command_is_refused_and_not_sent() {
     let fleet = Fleet::linked(1);
-    // In the way of every write, as a full disk is; it is waited for a few seconds.
+    // Blocks every write, as a full disk does; the station retries for a few seconds.
     let other = rusqlite::Connection::open(fleet.station.state_file("station.db")).expect("opened");
     other.execute_batch("BEGIN IMMEDIATE").expect("held");
     let slow = |timeout| {

@@ -1,4 +1,4 @@
-//! The emergency stop as an operator uses it.
+//! The emergency stop as used by an operator.
 
 use std::net::UdpSocket;
 use std::process::Command;
@@ -9,7 +9,7 @@ use swarm_tests::binaries;
 use swarm_tests::fleet::{Fleet, TEST_TIMEOUT, str_field};
 use swarm_tests::process::{Signal, Stream, sleep_for, wait_until};
 
-/// Its own command leaves a mark; it fails on `n2`.
+/// Its stop command writes a mark; it fails on `n2`.
 fn add_stop_command(node: &mut swarm_tests::fleet::Node) {
     let file = node.state_dir.join("landed").display().to_string();
     let end = if node.name == "n2" { 7 } else { 0 };
@@ -45,7 +45,7 @@ fn stop_latch_survives_a_kill_until_release() {
     assert!(str_field(&failed, "error").contains("exit status 7"), "{failed}");
     assert!(fleet.nodes.iter().all(|node| landings(node) == 1));
 
-    // What ran was killed.
+    // The running action was killed.
     let cut = slow.finish(TEST_TIMEOUT).expect_status(1);
     assert!(
         str_field(&cut.line_of("n1"), "error").contains("emergency stop"),
@@ -53,7 +53,7 @@ fn stop_latch_survives_a_kill_until_release() {
     );
     assert_eq!(fleet.nodes[0].marks(), ["begin cut"]);
 
-    // What acts is refused, what reads or may run is not, also after a kill.
+    // Actions that act are refused, those that read or may run while stopped are not, also after a kill.
     for round in 0..2 {
         let ran = fleet
             .station
@@ -90,7 +90,7 @@ fn stop_latch_survives_a_kill_until_release() {
 
     let number = fleet.station.node("n1")["stopped"]["number"].to_string();
     fleet.station.run(&["stop", "n1"]).expect_status(0);
-    // A release of the first stop cannot undo the second.
+    // A release of the first stop does not end the second.
     let ran = fleet
         .station
         .run(&["call", "n1", "release", &format!("number={number}")])
@@ -132,7 +132,7 @@ fn stops_are_in_the_history_and_in_node_status() {
         str_field(&told, "error").contains("emergency stop: STOPPED"),
         "{told}"
     );
-    // A node that comes back says it of itself, and its release ends that.
+    // A node that returns reports its stop itself, and its release ends that.
     fleet.nodes[1].signal_and_wait(Signal::TERM);
     fleet.station.wait_state("n2", "offline");
     fleet.nodes[1].start(&[]);
@@ -226,7 +226,7 @@ fn stop_without_serve_links_and_names_missing_nodes() {
         .expect_status(0)
         .expect_stderr("all 2 answered, the last after");
     assert!(said.stdout[0].starts_with("n[1-2] (2 nodes)  done"), "{said:#?}");
-    // Each is in the history, though nobody waited for the disk.
+    // Each stop is in the history, although it was sent before it was stored.
     let rows = fleet.station.run(&["history"]).expect_status(0).json();
     let stops: Vec<_> = rows.iter().filter(|row| row["kind"] == "stop").collect();
     assert_eq!(stops.len(), 3, "{rows:?}");
@@ -237,7 +237,7 @@ fn stop_without_serve_links_and_names_missing_nodes() {
     );
     fleet.station.run(&["release", "all"]).expect_status(0);
 
-    // No slip in a file keeps a stop from going out.
+    // A mistake in the configuration does not prevent a stop.
     std::fs::write(
         fleet.station.state_file("config.toml"),
         "[gateways.knut]\nalow = []\n",
@@ -252,7 +252,7 @@ fn stop_without_serve_links_and_names_missing_nodes() {
 #[test]
 fn stop_does_not_wait_for_the_station_disk() {
     let fleet = Fleet::linked(2);
-    // What linking has left to write is written.
+    // Writes that follow the linking are complete.
     sleep_for(Duration::from_millis(1_500));
     let disk = rusqlite::Connection::open(fleet.station.state_file("station.db")).expect("opens");
     disk.execute_batch("BEGIN IMMEDIATE").expect("nobody else writes");
@@ -326,7 +326,7 @@ fn unfinished_stop_command_runs_again_after_a_kill() {
     fleet.nodes[0].start(&[]);
     wait_until(TEST_TIMEOUT, "it runs again", || landings(&fleet.nodes[0]) == 2);
 
-    // A stop goes on until the last has come back.
+    // The stop verb waits until the last node has returned.
     let stop = fleet.station.start(&["stop", "n2"]);
     std::thread::sleep(Duration::from_millis(300));
     fleet.nodes[1].start(&[]);
@@ -374,7 +374,7 @@ fn real_node_runs_lost_link_command_once_per_loss() {
                 .as_str()
                 .is_some_and(|text| text.contains("heard again"))
         });
-        // The operator sees it.
+        // The operator sees it in `nodes`.
         fleet.station.wait_nodes("the node tells of it", |nodes| {
             nodes[0]["warnings"]
                 .to_string()
@@ -394,7 +394,7 @@ fn dead_man_survives_a_restart_but_not_a_reboot() {
     let fact = fleet.nodes[0].state_dir.join("lost-link.json");
     wait_until(TEST_TIMEOUT, "it is written down", || fact.exists());
     for loss in 1..=2 {
-        // Both go while they are linked, and only the node comes back.
+        // Both are killed while linked, and only the node returns.
         fleet.nodes[0].signal_and_wait(Signal::KILL);
         fleet.station.signal_and_wait(Signal::KILL);
         fleet.nodes[0].start(&[]);
@@ -419,7 +419,7 @@ fn dead_man_survives_a_restart_but_not_a_reboot() {
             std::fs::read_to_string(&fact).is_ok_and(|text| text.contains("linked"))
         });
     }
-    // As after a reboot: what was written down is of another boot.
+    // As after a reboot: the stored state is of another boot.
     fleet.nodes[0].signal_and_wait(Signal::KILL);
     fleet.station.signal_and_wait(Signal::KILL);
     let kept = std::fs::read_to_string(&fact).expect("written");
@@ -432,7 +432,7 @@ fn dead_man_survives_a_restart_but_not_a_reboot() {
     assert_eq!(landings(&fleet.nodes[0]), 2, "it may lie in its case");
 }
 
-/// A fleet that hears datagrams, and whose station does not serve.
+/// A fleet that receives datagrams, and whose station does not serve.
 fn fleet_with_datagrams() -> Fleet {
     let free = UdpSocket::bind("0.0.0.0:0").expect("a port");
     let port = free.local_addr().expect("bound").port();
@@ -461,7 +461,7 @@ fn stop_does_not_wait_for_the_state_directory_lock() {
         .expect_stderr("stopping by datagrams meanwhile");
     assert_eq!(ran.outcome_of("n1"), "no-answer");
 
-    // It goes on, and is acknowledged once it can be.
+    // It continues, and is acknowledged as soon as links are possible.
     let mut stop = fleet.station.start(&["stop"]);
     stop.process()
         .wait_line(Stream::Err, TEST_TIMEOUT, "it says what it does", |line| {
@@ -495,7 +495,7 @@ fn stop_is_sent_although_no_file_is_writable() {
     assert!(err.contains("this station does not start"), "{err}");
     assert!(out.contains("by datagram"), "{out}");
     assert!(fleet.nodes[0].status()["stopped"].is_string());
-    // No lower number of the datagrams is in the way of the next stop.
+    // The number of the datagrams does not make the next stop stale.
     let ran = fleet.station.run(&["stop"]).expect_status(0);
     assert_eq!(ran.outcome_of("n1"), "done");
 }
@@ -534,7 +534,7 @@ fn abandoned_stop_still_withdraws_queued_commands() {
     let noted = audit.iter().find(|row| row["what"] == "stop").expect("noted");
     assert_eq!(str_field(noted, "outcome"), "command 2, 2 deliveries");
 
-    // Nor does a station run it that has restarted since.
+    // A station that has restarted since does not send it either.
     fleet.station.signal_and_wait(Signal::KILL);
     fleet.station.serve();
     fleet.nodes[1].start(&[]);
@@ -543,7 +543,8 @@ fn abandoned_stop_still_withdraws_queued_commands() {
         fleet.nodes[1].status()["stopped"].is_null(),
         "nobody stops it any more"
     );
-    // It has not confirmed the stop, so nothing that acts goes there until somebody answers for it; looking does.
+    // The node has not confirmed the stop, so that commands that act are refused until the operator decides; reading
+    // works.
     assert!(fleet.station.node("n2")["stop_unconfirmed"].is_u64());
     assert!(fleet.station.node("n1")["stop_unconfirmed"].is_null());
     let ran = fleet
@@ -576,7 +577,7 @@ fn release_does_not_wait_for_offline_nodes() {
     fleet.station.run(&["stop"]).expect_status(0);
     fleet.nodes[1].signal_and_wait(Signal::KILL);
     fleet.station.wait_state("n2", "offline");
-    // A station that has just started looks for it.
+    // A station that has just started looks for the node.
     sleep_for(Duration::from_secs(4));
     let ran = fleet
         .station

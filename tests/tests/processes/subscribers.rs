@@ -1,4 +1,4 @@
-//! What a follower hears over the control socket while an operator works.
+//! The events that a subscriber of the control socket gets while an operator works.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use swarm_tests::fleet::{Fleet, TEST_TIMEOUT};
 use swarm_tests::process::Signal;
 
-/// A follower, and what it has heard.
+/// A subscriber, and the events that it got.
 struct Subscriber {
     lines: BufReader<UnixStream>,
 }
@@ -34,7 +34,7 @@ impl Subscriber {
         }
     }
 
-    /// Waits for a word of another's request.
+    /// Waits for an event of another client's request.
     fn wait_observed(&mut self, kind: &str, what: &str, word: &str) -> Value {
         self.wait(&format!("{word} of {what}"), |event| {
             event["event"] == "told"
@@ -55,7 +55,7 @@ fn subscriber_receives_requests_and_node_states() {
         });
         assert!(readings["values"]["uptime_s"].is_number(), "{readings}");
     }
-    // Asked again, and only what changed is told: a machine's memory does not grow.
+    // Requested again, only changed readings are sent: the size of a machine's memory is not.
     let readings = follower.wait("newer readings", |event| event["event"] == "telemetry");
     assert!(readings["values"]["uptime_s"].is_number(), "{readings}");
     assert!(

@@ -1,6 +1,6 @@
-//! Each side of a file is killed or told to end, at each of its stages. Whatever happens: every target ends in exactly
-//! one outcome in time, no half of a file is seen under its name, nothing is left behind after a restart, and the
-//! fleet links again and works.
+//! Each process is killed or ended at each stage of a file transfer. In every case: every target ends in exactly one
+//! outcome in time, no partial file is visible under its name, nothing is left behind after a restart, and the fleet
+//! links again and works.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -9,13 +9,13 @@ use swarm_shared::net::clock;
 use swarm_tests::fleet::{Fleet, TEST_TIMEOUT, Verb, VerbOutput, pseudo_random_bytes, str_field};
 use swarm_tests::process::{Signal, wait_until};
 
-/// More than all buffers between two stopped processes hold.
+/// More than all buffers between two suspended processes hold.
 const FILE_BYTES: usize = 48 * 1024 * 1024;
-/// `--timeout`, and what a verb may take in all: it is the longest pause, and there may be two.
+/// The `--timeout` of verbs: the longest pause in a transfer, of which there may be two.
 const TIMEOUT: &str = "3s";
 const VERB_DURATION_MAX: Duration = Duration::from_secs(12);
 const SIGNALS: [Signal; 2] = [Signal::KILL, Signal::TERM];
-/// What the destination holds before.
+/// Content of the destination before the transfer.
 const OLD_CONTENT: &[u8] = b"the take of yesterday";
 
 struct TransferRig {
@@ -56,7 +56,7 @@ impl TransferRig {
             .start(&["fetch", "n1:files/big", &dir, "--timeout", TIMEOUT])
     }
 
-    /// Stops the node when a part of the file is there.
+    /// Suspends the node when a part of the file is there.
     fn stop_node_midway(&mut self) {
         let node = &mut self.fleet.nodes[0];
         wait_until(TEST_TIMEOUT, "a part of the file", || !node.files().1.is_empty());
@@ -76,7 +76,7 @@ impl TransferRig {
         state.to_owned()
     }
 
-    /// The old file or the new one, whole; and no leftovers.
+    /// Checks that the file is the old or the new one, complete, and that nothing is left over.
     fn check_node(&self, new: Option<bool>) {
         let there =
             std::fs::read(self.fleet.nodes[0].files_root.join("old")).expect("one of the two is there");
@@ -120,7 +120,7 @@ fn leftovers(dir: &Path) -> Vec<String> {
 fn send_has_one_outcome_when_the_node_exits() {
     let mut rig = TransferRig::new();
     for signal in SIGNALS {
-        // At the start: it has not read a byte of it.
+        // At the start: the node has not read a byte of it.
         rig.fleet.nodes[0].process().signal(Signal::STOP);
         let verb = rig.send();
         rig.fleet.station.wait_state("n1", "silent");
@@ -157,7 +157,7 @@ fn send_has_one_outcome_when_the_node_exits() {
         rig.check_node(Some(false));
         rig.check_fleet_works();
 
-        // At the end.
+        // After its end.
         let ran = rig.send().finish(TEST_TIMEOUT).expect_status(0);
         assert_eq!(TransferRig::check_one_outcome(&ran), "done");
         rig.fleet.nodes[0].signal_and_wait(signal);
@@ -171,7 +171,7 @@ fn send_has_one_outcome_when_the_node_exits() {
 fn send_has_one_outcome_when_the_station_exits() {
     let mut rig = TransferRig::new();
     for signal in SIGNALS {
-        // At the start: nothing has been read by the node.
+        // At the start: the node has not read anything.
         rig.fleet.nodes[0].process().signal(Signal::STOP);
         let verb = rig.send();
         rig.fleet.station.wait_state("n1", "silent");
@@ -193,7 +193,7 @@ fn send_has_one_outcome_when_the_station_exits() {
         rig.check_node(Some(false));
         rig.check_fleet_works();
 
-        // At the end.
+        // After its end.
         rig.send().finish(TEST_TIMEOUT).expect_status(0);
         rig.fleet.station.signal_and_wait(signal);
         rig.fleet.station.serve();
@@ -256,7 +256,7 @@ fn fetch_has_one_outcome_when_any_side_exits() {
         rig.fleet.station.serve();
         rig.check_fleet_works();
 
-        // The next one clears up what a killed station could not, and has its file.
+        // The next one removes what a killed station left, and gets its file.
         let ran = rig.fetch().finish(TEST_TIMEOUT).expect_status(0);
         assert_eq!(TransferRig::check_one_outcome(&ran), "done");
         assert!(std::fs::read(&copy).expect("there") == rig.content);
@@ -290,7 +290,7 @@ fn file_transfer_does_not_delay_commands() {
         clock::now() - begun
     );
     let _written = std::io::Write::write_all(&mut std::io::stderr(), text.as_bytes());
-    // Generous: both programs are debug builds on a machine that does other things too.
+    // Generous: both programs are debug builds on a busy machine.
     assert!(worst < 1_500.0, "{took:?}");
     assert!(
         verb.process().exit_status().is_none() || took.len() > 1,
@@ -351,7 +351,7 @@ fn full_disk_fails_the_file_not_the_node() {
         .run(&["send", &small, "all:files/small"])
         .expect_status(0);
 
-    // Its own state directory full: it says so, lives on, and restarts into the same fleet.
+    // The node's own state directory is full: it reports that, keeps running, and restarts into the same fleet.
     fleet.nodes[0].signal_and_wait(Signal::TERM);
     let state = fleet.nodes[0].state_dir.clone();
     let keep: Vec<(String, Vec<u8>)> = ["identity.key", "fleet.json"]

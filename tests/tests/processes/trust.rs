@@ -1,4 +1,4 @@
-//! Who may come in and who may not, with a reason on both screens.
+//! Which keys are accepted and which are not; both sides show the reason.
 
 use std::time::Duration;
 
@@ -83,12 +83,12 @@ fn invalid_join_codes_are_refused() {
     assert!(why.contains("used"), "{why}");
     wait_station_log(&station, "used");
 
-    // A code that a running node was started with: its log and its status say why not.
+    // A code that a running node was started with: its log and its status have the reason.
     let mut other = other;
     other.start(&["--join", &good]);
     other.wait_log("used");
     assert!(str_field(&other.status(), "last_refusal").contains("used"));
-    // And one that is handed to it now takes it in.
+    // A valid code that is passed to it now makes it join.
     join_result(&other, &station.invite(&Invite::nodes(1))).expect("joined");
     station.wait_state("n2", "online");
 }
@@ -113,7 +113,7 @@ fn revocation_closes_the_link_and_is_final() {
             .any(|member| member["node"] == "n1" && member["revoked"] == true)
     );
 
-    // Neither a restart nor a code lets that key in again.
+    // Neither a restart nor a code admits that key again.
     fleet.nodes[0].signal_and_wait(Signal::TERM);
     fleet.station.signal_and_wait(Signal::TERM);
     fleet.station.serve();
@@ -124,7 +124,7 @@ fn revocation_closes_the_link_and_is_final() {
     let why = join_result(&fleet.nodes[0], &code).expect_err("revoked");
     assert!(why.contains("revoked"), "{why}");
 
-    // As a new one it may.
+    // With a new key it may join.
     fleet.nodes[0].signal_and_wait(Signal::TERM);
     for name in ["identity.key", "fleet.json"] {
         std::fs::remove_file(fleet.nodes[0].state_dir.join(name)).expect("there");
@@ -138,7 +138,7 @@ fn revocation_closes_the_link_and_is_final() {
 fn foreign_and_forged_memberships_are_refused() {
     let ours = Fleet::linked(1);
     let theirs = Fleet::linked(1);
-    // A node of ours is told to dial their station, where nobody knows its root.
+    // A node of ours dials a station of another fleet, which does not know its root.
     let mut lost = ours.test_dir.node("lost", Host::loopback());
     lost.keys = format!("stations = [{:?}]", theirs.station.listen_addr());
     lost.start(&["--join", &ours.station.invite(&Invite::nodes(1))]);
@@ -154,7 +154,7 @@ fn foreign_and_forged_memberships_are_refused() {
     theirs.station.wait_online(1);
     ours.station.run(&["ping", "lost"]).expect_status(0);
 
-    // A membership that was made out for another key is worth nothing, and is not used.
+    // A membership of another key is not valid, and is not used.
     let mut thief = ours.test_dir.node("thief", Host::loopback());
     for name in ["fleet.json", "stations.json"] {
         std::fs::copy(lost.state_dir.join(name), thief.state_dir.join(name)).expect("copied");
@@ -165,7 +165,7 @@ fn foreign_and_forged_memberships_are_refused() {
     ours.station.wait_online(2);
 }
 
-/// A second station of the fleet, which hears of its nodes from the first.
+/// A second station of the fleet, which learns of its nodes from the first.
 fn second_station(fleet: &Fleet, role: &'static str) -> Station {
     let mut station = fleet.test_dir.station(role, Host::loopback());
     let code = fleet.station.invite(&Invite::station(role));
@@ -249,7 +249,7 @@ fn two_stations_of_one_fleet_share_its_nodes() {
     };
     assert_eq!(ids(&second), ids(&fleet.station));
     assert_eq!(fleet.nodes[0].status()["links"].as_array().map(Vec::len), Some(2));
-    // Everything but running any program.
+    // An operator may do everything except running arbitrary programs.
     let ran = second.run(&["run", "all", "--", "/bin/true"]).expect_status(1);
     assert!(
         str_field(&ran.line_of("n1"), "error").contains("admin"),
@@ -258,7 +258,7 @@ fn two_stations_of_one_fleet_share_its_nodes() {
     let small = fleet.test_dir.file("small", b"x").display().to_string();
     second.run(&["send", &small, "all:files/x"]).expect_status(0);
 
-    // Put out by the first, it is told why, and the nodes hear no more of it.
+    // Revoked by the first, it gets the reason, and the nodes refuse it.
     fleet
         .station
         .run(&["fleet", "revoke", "operator"])
@@ -291,7 +291,7 @@ fn pending_node_is_accepted_manually() {
     assert_eq!((waiting.len(), str_field(&waiting[0], "node")), (1, "n1"));
     let id = str_field(&waiting[0], "id").to_owned();
     assert_eq!(id, str_field(&node.status(), "id"), "what the device says itself");
-    // The same short form on both screens.
+    // Both programs show the same short form of the fingerprint.
     let said = station.run_plain(&["fleet", "pending"]).expect_status(0);
     let short = said
         .stdout
@@ -325,7 +325,7 @@ fn pending_node_is_accepted_manually() {
     node.start(&[]);
     station.wait_online(1);
 
-    // Without that word in its configuration, a node asks nobody.
+    // Without `adoptable` in its configuration, a node sends no request.
     let mut shy = field.node("shy", Host::loopback());
     shy.keys = format!("stations = [{:?}]", station.listen_addr());
     shy.start(&[]);

@@ -1,4 +1,4 @@
-//! Every verb once, as it should be and as it should not, with its exit status and its lines of JSON.
+//! Every verb once with success and once with a failure, with its exit status and its lines of JSON.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use swarm_tests::fleet::{Fleet, Host, Invite, TEST_TIMEOUT, TestDir, str_field};
 use swarm_tests::process::{Signal, wait_until};
 
-/// The keys of a delivery and of a node, as DESIGN and the manual fix them.
+/// The keys of a delivery and of a node, as documented.
 const DELIVERY: [&str; 8] = ["error", "exit", "id", "ms", "node", "output", "state", "value"];
 
 fn keys(value: &Value) -> Vec<&str> {
@@ -70,7 +70,7 @@ fn every_verb_reports_an_outcome_per_node() {
     station.run(&["ping", "tag:row=4"]).expect_status(3);
     station.run(&["ping", "n[1"]).expect_status(2);
 
-    // The owner's action, with arguments that are checked before anything runs.
+    // An action of the configuration, whose arguments are checked before anything runs.
     let ran = station.run(&["call", "n1", "echo", "word=hello", "times=4", "side=right"]);
     let line = ran.expect_status(0).line_of("n1");
     assert_eq!(
@@ -120,7 +120,7 @@ fn every_verb_reports_an_outcome_per_node() {
         .expect_stderr("KEY=VALUE");
     station.run(&["call", "n1"]).expect_status(2);
 
-    // Any program: only where the node's owner allows it.
+    // Any program: only where the node's configuration allows it.
     let ran = station
         .run(&["run", "n1,n2", "--", "/bin/echo", "a b", "$HOME"])
         .expect_status(1);
@@ -144,7 +144,7 @@ fn every_verb_reports_an_outcome_per_node() {
         station.run(&["call", "all", action]).expect_status(0);
     }
 
-    // A renamed node keeps its key.
+    // A renamed node keeps its id.
     let before = station.node("n3");
     station
         .run(&["call", "n3", "id", "new_id=drone-3"])
@@ -152,7 +152,7 @@ fn every_verb_reports_an_outcome_per_node() {
     station.wait_state("drone-3", "online");
     assert_eq!(station.node("drone-3")["id"], before["id"]);
 
-    // Grouped for people; all outcomes alike in one line.
+    // Grouped for people; equal outcomes in one line.
     let said = station.run_plain(&["ping"]).expect_status(0);
     assert!(
         said.stdout.iter().any(|line| line.contains("(3 nodes)")),
@@ -167,7 +167,7 @@ fn every_verb_reports_an_outcome_per_node() {
         (Some("admin"), &json!(true))
     );
 
-    // One that does not answer is said to be so, in time, and outweighed by a failure.
+    // A node that does not answer is reported in time, and a failure determines the exit status.
     fleet.nodes[1].process().signal(Signal::STOP);
     let ran = station.run(&["ping", "--timeout", "500ms"]).expect_status(4);
     assert_eq!(ran.outcome_of("n2"), "no-answer");
@@ -220,7 +220,7 @@ fn verbs_run_without_serve_one_after_another() {
     fleet.station.signal_and_wait(Signal::TERM);
     let station = &fleet.station;
 
-    // Each brings up the links itself: it dials where the nodes were last.
+    // Each verb links by itself: it dials the last addresses of the nodes.
     let ran = station.run(&["ping"]).expect_status(0);
     assert_eq!(ran.json().len(), 2);
     let nodes = station.run(&["nodes"]).expect_status(0).json();
@@ -241,7 +241,7 @@ fn verbs_run_without_serve_one_after_another() {
     marks.sort();
     assert_eq!(marks, ["begin first", "begin second", "end first", "end second"]);
 
-    // With one that serves, they go through it, side by side.
+    // With a serving station, the verbs use it, side by side.
     fleet.station.serve();
     fleet.station.wait_online(2);
     let both = [
@@ -273,7 +273,7 @@ fn interrupted_verb_prints_known_outcomes() {
     assert_eq!(ran.json().len(), 2);
     assert!(ran.duration < Duration::from_secs(20), "{:?}", ran.duration);
 
-    // The same without a station that serves.
+    // The same without a serving station.
     fleet.station.signal_and_wait(Signal::TERM);
     let mut verb = fleet.station.start(&["ping", "--timeout", "60s"]);
     for _ in 0..2 {
@@ -309,7 +309,7 @@ fn station_without_nodes_suggests_the_next_step() {
     let field = TestDir::new();
     let station = field.station("st", Host::loopback());
     let ran = station.run(&["nodes", "--timeout", "100ms"]).expect_status(3);
-    // Who only looks stays free to join another fleet.
+    // A verb that only reads creates no fleet.
     assert!(
         !ran.stderr.contains("made a new fleet") && ran.stderr.contains("fleet invite"),
         "{}",

@@ -1,4 +1,4 @@
-//! What its journal's thread does.
+//! The journal's thread of a simulated node.
 
 use swarm_shared::proto::delivery::record::Record;
 use swarm_shared::proto::outcome::Reply;
@@ -7,7 +7,7 @@ use super::super::disk::AppendResult;
 use super::super::world::{KillPoint, Killed, TICK};
 use super::{Node, WritePurpose};
 
-/// A journal's thread takes up to so many ticks for a write.
+/// Longest time of a write, in ticks.
 const WRITE_TICKS_MAX: u64 = 3;
 
 impl Node {
@@ -21,7 +21,7 @@ impl Node {
         self.pending_writes.push_back((due, records, wait));
     }
 
-    /// What the journal's thread does: in order, and each write synced before it is answered.
+    /// The writes that are due: in order, each synced before it is confirmed.
     pub(super) fn perform_journal_writes(&mut self) -> Result<(), Killed> {
         while self
             .pending_writes

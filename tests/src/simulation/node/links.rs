@@ -1,4 +1,4 @@
-//! Its links and datagrams.
+//! The links and datagrams of a simulated node.
 
 use std::rc::Rc;
 
@@ -13,16 +13,15 @@ use super::super::link::{DialFuture, Handshake, Peer, poll_once};
 use super::super::world::{FrameFault, Killed, STATION_PORT};
 use super::{DialState, Node};
 
-/// How long after a failed dial the next one comes, in milliseconds: at most; an announcement of the station's comes
-/// that often.
+/// Longest time until the next dial after a failed one, in milliseconds: the interval of the station's announcements.
 const REDIAL_MS: u64 = 1_000;
-/// How long a dial may take, in milliseconds.
+/// Time-out of a dial, in milliseconds.
 const DIAL_MS_MAX: u64 = 3_000;
-/// Longest datagram.
+/// Longest datagram, in bytes.
 const DATAGRAM_BYTES: usize = 2_048;
 
 impl Node {
-    /// Dials every station that is there and not linked; takes in who has said hello.
+    /// Dials every station that is not linked, and attaches completed handshakes.
     pub(super) fn connect(&mut self) {
         let world = Rc::clone(&self.world);
         let now = world.now_ms();
@@ -88,14 +87,14 @@ impl Node {
                 vacant.insert(peer)
             }
         };
-        // Another process with the same key is linked: the second has to wait, as at the endpoint.
+        // Another process with the same key is linked: the second has to wait, as at the real endpoint.
         if peer.is_linked() {
             return;
         }
         peer.attach(&self.world, self.own_host, greeting, instance);
     }
 
-    /// Reads datagrams.
+    /// Reads the received datagrams.
     pub(super) fn receive_datagrams(&mut self) -> Result<(), Killed> {
         let mut bytes = [0; DATAGRAM_BYTES];
         while let Ok((length, from)) = self.udp.try_recv_from(&mut bytes) {

@@ -1,4 +1,4 @@
-//! Emergency stops, as the node hears, passes on, tells and ends them.
+//! The emergency stop at a simulated node.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -19,7 +19,7 @@ use super::super::world::{Killed, STOP_PORT};
 use super::{Node, WritePurpose};
 
 impl Node {
-    /// Hears a stop, from `peer` if it came over its link.
+    /// Handles a stop order, from `peer` if it came over its link.
     pub(super) fn on_stop(
         &mut self,
         bytes: &[u8],
@@ -87,13 +87,13 @@ impl Node {
         Ok(())
     }
 
-    /// What was heard is broadcast once more, for whoever did not hear it.
+    /// Broadcasts the order once more, for nodes that did not receive it.
     fn relay_stop(&self, bytes: &[u8]) {
         let everybody = SocketAddr::from(([255, 255, 255, 255], STOP_PORT));
         self.world.broadcast(&self.udp, bytes, everybody);
     }
 
-    /// Tells one station, or all, how the stop stands.
+    /// Sends the status of the stop to one station, or to all.
     pub(super) fn send_stop_reports(&mut self, to: Option<PeerId>, about: Option<StopId>) {
         let now = self.world.monotonic_now(self.own_host);
         let all: Vec<PeerId> = match to {
@@ -119,7 +119,7 @@ impl Node {
         self.send(to, &Frame::json(Kind::Stopped, report), Lane::Emergency);
     }
 
-    /// Carries a release out: written down first, then in force.
+    /// Carries out a release: stored first, then in force.
     pub(super) fn release_stop(&mut self, id: CommandId, arguments: &Arguments) {
         let now = self.world.monotonic_now(self.own_host);
         let number = arguments.kwargs.get("number").and_then(serde_json::Value::as_u64);

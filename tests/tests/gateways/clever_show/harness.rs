@@ -1,4 +1,4 @@
-//! A station with a gateway for clever-show's drones, and drones in Python.
+//! A station with the gateway for clever-show's drones, and drones in Python.
 
 use std::net::UdpSocket;
 use std::path::PathBuf;
@@ -37,7 +37,7 @@ impl DroneHarness {
         }
     }
 
-    /// One node of our own.
+    /// Adds a node of our own.
     pub(super) fn add_node(&mut self) {
         let code = self.station.invite(&Invite::nodes(1));
         let mut node = self.test_dir.node("n1", Host::loopback());
@@ -62,7 +62,7 @@ impl DroneHarness {
         self.test_dir.path().join(format!("drone-{drone}"))
     }
 
-    /// Starts a drone; its number.
+    /// Starts a drone; returns its number.
     pub(super) fn start(&mut self, words: &[&str]) -> usize {
         let number = self.drones.len();
         let script: PathBuf = [env!("CARGO_MANIFEST_DIR"), "peers", "clever_drone.py"]
@@ -85,7 +85,7 @@ impl DroneHarness {
         number
     }
 
-    /// The same, sent to the gateway's address, and waited for.
+    /// Starts a drone that dials the gateway's address, and waits until it has joined.
     pub(super) fn join(&mut self, id: &str, words: &[&str]) -> usize {
         let server = format!("127.0.0.1:{}", self.port());
         let number = self.start(&[&["--id", id, "--server", &server], words].concat());
@@ -93,7 +93,7 @@ impl DroneHarness {
         number
     }
 
-    /// Waits for something that happens at a drone.
+    /// Waits for an event at a drone.
     pub(super) fn wait(&mut self, drone: usize, what: &str, wanted: impl FnMut(&Value) -> bool) -> Value {
         self.drones[drone].wait_json(TEST_TIMEOUT, what, wanted)
     }
@@ -104,7 +104,7 @@ impl DroneHarness {
         })
     }
 
-    /// Everything that has happened at a drone.
+    /// All events at a drone.
     pub(super) fn events(&self, drone: usize) -> Vec<Value> {
         let lines = self.drones[drone].lines(Stream::Out);
         let lines = lines.iter().map(|line| serde_json::from_str(line));
@@ -116,7 +116,7 @@ impl DroneHarness {
         told.iter().filter(|told| told["action"] == action).count()
     }
 
-    /// The only delivery of a verb.
+    /// Runs a verb that has one delivery, and returns it.
     pub(super) fn run_one(&self, words: &[&str], status: i32) -> Value {
         let mut all = self.station.run(words).expect_status(status).json();
         assert_eq!(all.len(), 1, "{words:?}: {all:?}");

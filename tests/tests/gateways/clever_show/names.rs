@@ -1,4 +1,4 @@
-//! Drones that are called alike.
+//! Drones with equal names.
 
 use serde_json::json;
 use swarm_tests::process::Signal;
@@ -12,7 +12,7 @@ fn drones_with_equal_address_or_id_stay_distinct() {
     let first = show.join("clever-1", &[]);
     show.join("clever-2", &[]);
     show.station.wait_online(2);
-    // A card that was copied: both live.
+    // A copied card: both drones are running.
     let server = format!("127.0.0.1:{}", show.port());
     let copy = show.start(&["--id", "clever-1", "--server", &server]);
     show.station.wait_online(3);
@@ -26,7 +26,7 @@ fn drones_with_equal_address_or_id_stay_distinct() {
     let pinged = show.station.run(&["ping", "clever-1"]).expect_status(0).json();
     assert_eq!(pinged.len(), 2);
     assert_ne!(pinged[0]["id"], pinged[1]["id"]);
-    // The first goes for good, and leaves no ghost that is asked and stopped for ever; the copy stays what it is.
+    // The first disappears for good, and is not listed any more; the copy keeps its name.
     let left = show.station.node("clever-2")["id"].clone();
     show.drones[first].signal(Signal::KILL);
     show.station
@@ -37,7 +37,7 @@ fn drones_with_equal_address_or_id_stay_distinct() {
         });
     let stopped = show.station.run(&["stop", "clever-1", "--timeout", "5s"]);
     assert_eq!(stopped.json().len(), 1, "{:?}", stopped.stdout);
-    // It comes back as what it was.
+    // The first returns with its old name.
     let copys = show.station.node("clever-1")["id"].clone();
     show.drones[copy].signal(Signal::USR1);
     show.station.wait_state("clever-1", "offline");
@@ -80,7 +80,7 @@ fn drone_named_like_a_node_is_reported_and_reachable() {
                 .iter()
                 .all(|node| node["warnings"].to_string().contains("tell them apart"))
     });
-    // By id, too: the other one is not asked for then.
+    // By id, too: only one of the two gets the command.
     for node in show.station.nodes() {
         let id = format!("id:{}", &node["id"].as_str().expect("an id")[..16]);
         let shown = show.station.run(&["nodes", &id]).expect_status(0).json();
@@ -90,7 +90,7 @@ fn drone_named_like_a_node_is_reported_and_reachable() {
             "{shown:?}"
         );
     }
-    // A name means both, as among nodes, and whoever types it is told.
+    // A name selects both, as among nodes, and the operator gets a warning.
     let called = show.station.run(&["ping", "n1"]).expect_status(0);
     assert_eq!(called.json().len(), 2);
     called.expect_stderr("both are meant");

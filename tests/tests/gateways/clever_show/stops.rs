@@ -27,7 +27,7 @@ fn drone_stop_overtakes_queue_and_latches_until_release() {
         (&end["state"], str_field(&end, "error")),
         (&json!("unknown"), "sent; this drone cannot confirm a stop")
     );
-    // Told again and again while the other is waited for.
+    // The stop is repeated while the verb waits for the other drone.
     show.wait_action(here, "emergency_land");
     show.drones[away].signal(Signal::USR2);
     show.wait_action(away, "emergency_land");
@@ -64,7 +64,7 @@ fn drone_stop_overtakes_queue_and_latches_until_release() {
         json!(12.1),
         "what reads goes on"
     );
-    // It comes back while it is stopped: it is told again.
+    // The drone reconnects while it is stopped: the stop is sent again.
     show.drones[here].signal(Signal::USR1);
     show.station.wait_state("clever-1", "offline");
     let before = show.action_count(here, "emergency_land");
@@ -99,7 +99,7 @@ fn drone_stop_overtakes_queue_and_latches_until_release() {
 fn drone_stop_covers_new_drones_and_survives_restart() {
     swarm_tests::needs_python!();
     let mut show = DroneHarness::new("allow = [\"*\"]\n");
-    // Nobody is there yet, and no node at all.
+    // No drone is connected yet, and there is no node.
     let stopped = show.station.run(&["stop", "all", "--timeout", "300ms"]);
     stopped
         .expect_status(1)
@@ -130,7 +130,7 @@ fn drone_stop_covers_new_drones_and_survives_restart() {
         "{refused}"
     );
 
-    // One is released, all others are not.
+    // One drone is released, all others are not.
     let released = show.run_one(&["release", "clever-1"], 0);
     assert!(str_field(&released, "value").contains("released"), "{released}");
     assert_eq!(
@@ -140,7 +140,7 @@ fn drone_stop_covers_new_drones_and_survives_restart() {
     let second = show.join("clever-2", &[]);
     show.wait_action(second, "emergency_land");
 
-    // What is released stays so.
+    // A release survives a restart.
     show.station.signal_and_wait(Signal::TERM);
     for drone in [first, second] {
         show.wait(drone, "its connection ends", |told| told["event"] == "lost");
@@ -223,7 +223,7 @@ fn release_ends_a_drone_stop_in_progress() {
     show.wait_action(here, "emergency_land");
     show.wait_action(here, "emergency_land");
     show.station.run(&["release", "all"]).expect_status(0);
-    // It is over at the other verb, too, with what it does not know any more to be stopped.
+    // The other verb ends too, and names the drones that are not stopped any more.
     let ended = verb.finish(TEST_TIMEOUT).json();
     assert_eq!(by_name(&ended, "clever-2")["state"], "refused", "{ended:?}");
     let told = show.action_count(here, "emergency_land");
