@@ -12,6 +12,7 @@ pub mod message;
 pub mod outcome;
 #[cfg(feature = "planted-bugs")]
 pub mod planted;
+pub mod rate;
 pub mod selector;
 pub mod session;
 pub mod stop;

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use swarm_shared::net::clock;
 use swarm_shared::net::sync::Mutex;
-use swarm_shared::proto::foreign::clever_show::TokenBucket;
+use swarm_shared::proto::rate::{Throttle, TokenBucket};
 
 /// Lines in a second, in the long run; the others are counted.
 const LINES_PER_SECOND: u32 = 5;
@@ -13,13 +13,16 @@ const LINES_BURST: u32 = 100;
 
 #[derive(Debug)]
 pub(super) struct ThrottledLog {
-    state: Mutex<(TokenBucket, u64)>,
+    throttle: Mutex<Throttle>,
 }
 
 impl Default for ThrottledLog {
     fn default() -> Self {
         Self {
-            state: Mutex::new((TokenBucket::with_burst(LINES_PER_SECOND, LINES_BURST), 0)),
+            throttle: Mutex::new(Throttle::new(TokenBucket::with_burst(
+                LINES_PER_SECOND,
+                LINES_BURST,
+            ))),
         }
     }
 }
@@ -33,15 +36,9 @@ impl ThrottledLog {
         name: &str,
         outcome: Result<String, String>,
     ) {
-        let left_out = {
-            let mut state = self.state.lock();
-            let (pace, left_out) = &mut *state;
-            if pace.try_take(clock::now()).is_err() {
-                *left_out += 1;
-                return;
-            }
-            std::mem::take(left_out)
-        };
+        let counted = self.throttle.lock().count(clock::now());
+        let Some(count) = counted else { return };
+        let left_out = count - 1;
         let name: String = name.chars().take(80).collect();
         let server = server.map(tracing::field::display);
         match outcome {

@@ -18,7 +18,8 @@ use tokio::sync::watch;
 
 use crate::net::socket::{self, KeepaliveConfig, TrafficClass};
 use crate::net::{clock, random};
-use crate::proto::foreign::clever_show::{ANNOUNCEMENT_BYTES_MAX, Announcement, TokenBucket};
+use crate::proto::foreign::clever_show::{ANNOUNCEMENT_BYTES_MAX, Announcement};
+use crate::proto::rate::TokenBucket;
 
 /// How long an attempt may take.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);

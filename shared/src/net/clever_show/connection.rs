@@ -33,9 +33,10 @@ use crate::net::state_file::{self, MODE_PLAIN, StateFileError};
 use crate::net::sync::Mutex;
 use crate::net::{clock, random};
 use crate::proto::foreign::clever_show::{
-    Event, PeerState, ReconnectPolicy, RequestError, ResponseBody, SendError, TokenBucket,
+    Event, PeerState, ReconnectPolicy, RequestError, ResponseBody, SendError,
 };
 use crate::proto::message::Arguments;
+use crate::proto::rate::TokenBucket;
 use crate::proto::wire::{
     CONTENT_BYTES_MAX, ContentType, Frame, FrameLimits, FrameReader, HEADER_BYTES_MAX, WireError,
 };

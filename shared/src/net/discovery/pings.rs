@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use super::interfaces::{InterfaceAddr, Interfaces};
 use crate::net::clock;
 use crate::net::handshake::Profile;
+use crate::proto::rate::{Source, SourceTable, TokenBucket};
 use crate::proto::stop::{STOP_BYTES_MAX, is_stop_datagram};
 use crate::proto::trust::Membership;
 
@@ -324,8 +325,8 @@ pub async fn receive(
     mut stop_forwarder: Option<StopForwarder>,
     shutdown: CancellationToken,
 ) {
-    let mut rates = RateLimiter::new(PING_LIMITS, clock::now());
-    let mut stop_rates = RateLimiter::new(STOP_LIMITS, clock::now());
+    let mut rates = RateLimiter::new(PING_LIMITS);
+    let mut stop_rates = RateLimiter::new(STOP_LIMITS);
     let mut recent_stops: VecDeque<Vec<u8>> = VecDeque::new();
     // One byte more than allowed tells a datagram of the greatest length from one that was cut off.
     let mut buffer = [0; DATAGRAM_BYTES_MAX + 1];
@@ -386,36 +387,6 @@ pub async fn receive(
     }
 }
 
-/// How much a source may still send: a bucket that fills with time.
-#[derive(Clone, Copy, Debug)]
-struct TokenBucket {
-    tokens: f64,
-    refilled_at: Instant,
-}
-
-impl TokenBucket {
-    fn full(burst: u32, now: Instant) -> Self {
-        Self {
-            tokens: f64::from(burst),
-            refilled_at: now,
-        }
-    }
-
-    fn refill(&mut self, per_s: u32, burst: u32, now: Instant) {
-        let passed = now.saturating_duration_since(self.refilled_at).as_secs_f64();
-        self.tokens = (self.tokens + passed * f64::from(per_s)).min(f64::from(burst));
-        self.refilled_at = now;
-    }
-
-    fn try_take(&mut self) -> bool {
-        let allowed = self.tokens >= 1.0;
-        if allowed {
-            self.tokens -= 1.0;
-        }
-        allowed
-    }
-}
-
 /// How often something is let through.
 #[derive(Clone, Copy, Debug)]
 struct RateLimits {
@@ -430,41 +401,30 @@ struct RateLimits {
 struct RateLimiter {
     limits: RateLimits,
     total: TokenBucket,
-    sources: BTreeMap<IpAddr, TokenBucket>,
+    sources: SourceTable<TokenBucket>,
 }
 
 impl RateLimiter {
-    fn new(limits: RateLimits, now: Instant) -> Self {
+    fn new(limits: RateLimits) -> Self {
         Self {
             limits,
-            total: TokenBucket::full(limits.total_per_s, now),
-            sources: BTreeMap::new(),
+            total: TokenBucket::per_second(limits.total_per_s),
+            sources: SourceTable::new(SOURCES_MAX),
         }
     }
 
     fn allow(&mut self, source: IpAddr, now: Instant) -> bool {
         let RateLimits {
-            per_source_per_s: per_source_s,
+            per_source_per_s,
             per_source_burst,
-            total_per_s: all_s,
+            ..
         } = self.limits;
-        if !self.sources.contains_key(&source) && self.sources.len() >= SOURCES_MAX {
-            // A bucket that is full again says nothing that a new one would not.
-            self.sources.retain(|_, bucket| {
-                bucket.refill(per_source_s, per_source_burst, now);
-                bucket.tokens < f64::from(per_source_burst)
-            });
-            if self.sources.len() >= SOURCES_MAX {
-                return false;
-            }
-        }
-        let bucket = self
-            .sources
-            .entry(source)
-            .or_insert_with(|| TokenBucket::full(per_source_burst, now));
-        bucket.refill(per_source_s, per_source_burst, now);
-        self.total.refill(all_s, all_s, now);
-        // One that talks too much must not use up what all share.
-        bucket.try_take() && self.total.try_take()
+        let is_idle = |bucket: &TokenBucket| bucket.is_full(now);
+        let new = || TokenBucket::with_burst(per_source_per_s, per_source_burst);
+        let Some(bucket) = self.sources.entry(Source::of(source), is_idle, new) else {
+            return false;
+        };
+        // One source that sends too much must not use up what all share.
+        bucket.try_take(now).is_ok() && self.total.try_take(now).is_ok()
     }
 }

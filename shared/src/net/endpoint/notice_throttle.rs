@@ -1,12 +1,12 @@
 //! Says a thing once: a peer that is refused, or holds a copied key, dials again and again.
 
-use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use super::Notice;
 use crate::proto::id::PeerId;
 use crate::proto::message::RefusalCode;
+use crate::proto::rate::{KeyedThrottle, TokenBucket};
 
 /// After this time the same refusal is worth a line again.
 pub const REPORT_AGAIN_AFTER: Duration = Duration::from_secs(600);
@@ -23,10 +23,15 @@ struct Refusal {
     code: RefusalCode,
 }
 
-/// What was said lately, oldest first.
-#[derive(Debug, Default)]
-pub struct NoticeThrottle {
-    reported: VecDeque<(Refusal, Instant)>,
+/// Refusals that were reported lately.
+#[derive(Debug)]
+pub struct NoticeThrottle(KeyedThrottle<Refusal>);
+
+impl Default for NoticeThrottle {
+    fn default() -> Self {
+        let bucket = TokenBucket::every(REPORT_AGAIN_AFTER, 1);
+        Self(KeyedThrottle::new(bucket, REPORTED_MAX))
+    }
 }
 
 impl NoticeThrottle {
@@ -53,16 +58,7 @@ impl NoticeThrottle {
             },
             Notice::Renamed { .. } | Notice::OwnKeyRevoked => return true,
         };
-        self.reported
-            .retain(|(_, at)| now.saturating_duration_since(*at) < REPORT_AGAIN_AFTER);
-        if self.reported.iter().any(|(said, _)| *said == refusal) {
-            return false;
-        }
-        if self.reported.len() >= REPORTED_MAX {
-            self.reported.pop_front();
-        }
-        self.reported.push_back((refusal, now));
-        true
+        self.0.count(refusal, now).is_some()
     }
 }
 
@@ -102,7 +98,6 @@ mod tests {
             assert!(throttle.should_report(&refused(None, host, RefusalCode::Protocol), now));
         }
         assert!(throttle.should_report(&refused(Some(1), 0, RefusalCode::Protocol), now));
-        assert_eq!(throttle.reported.len(), REPORTED_MAX);
         assert!(
             throttle.should_report(&refused(None, 0, RefusalCode::Protocol), now),
             "forgotten first"

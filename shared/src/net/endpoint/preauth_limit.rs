@@ -6,41 +6,22 @@
 //! | its source has [`PREAUTH_PER_SOURCE_MAX`] | it is closed at once |
 //! | otherwise | it has a [`Place`] until that is dropped: greeted, told why not, or too slow |
 //!
-//! A source is an IPv4 address, or a /64 of IPv6: whoever has one address of that has them all. Of IPv6's link-local
-//! addresses it is the whole address, for all hosts of a link share one /64. This machine's own addresses of `lo` are
+//! A source is an IPv4 address or a /64 of IPv6: see [`Source`]. This machine's own addresses of `lo` are
 //! not counted: what runs here could do worse, and a demo has its whole fleet there.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::net::sync::Mutex;
-
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::net::sync::Mutex;
+use crate::proto::rate::Source;
 
 /// Most connections at once whose other end has not proved who it is.
 pub const PREAUTH_CONNECTIONS_MAX: usize = 64;
 /// Most of them from one source, so that no host of the network can take them all.
 pub const PREAUTH_PER_SOURCE_MAX: usize = 8;
-
-/// Whom a connection is counted for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Source(IpAddr);
-
-impl Source {
-    /// `None` for this machine.
-    fn of(ip: IpAddr) -> Option<Self> {
-        let ip = ip.to_canonical();
-        match ip {
-            _ if ip.is_loopback() => None,
-            IpAddr::V6(v6) if !v6.is_unicast_link_local() => {
-                let [a, b, c, d, ..] = v6.segments();
-                Some(Self(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()))
-            }
-            IpAddr::V4(_) | IpAddr::V6(_) => Some(Self(ip)),
-        }
-    }
-}
 
 /// How many each source has; who has none is not listed, so it is no longer than there are places.
 type Counts = Arc<Mutex<BTreeMap<Source, usize>>>;
@@ -91,7 +72,7 @@ impl Slot {
     /// The place of a connection from here; `None` if its source has as many as it may.
     pub(super) fn assign_to(self, source_ip: IpAddr) -> Option<SlotGuard> {
         let Self { permit, counts } = self;
-        let source = Source::of(source_ip);
+        let source = (!source_ip.to_canonical().is_loopback()).then(|| Source::of(source_ip));
         if let Some(source) = source {
             let mut counts = counts.lock();
             let count = counts.entry(source).or_default();

@@ -13,7 +13,7 @@ fn source(number: u32) -> IpAddr {
 #[test]
 fn one_source_is_limited_to_its_burst_then_its_rate() {
     let start = clock::now();
-    let mut rates = RateLimiter::new(PING_LIMITS, start);
+    let mut rates = RateLimiter::new(PING_LIMITS);
     let allowed = |rates: &mut RateLimiter, now| (0..1000).filter(|_| rates.allow(source(1), now)).count();
     assert_eq!(allowed(&mut rates, start), 32);
     assert_eq!(allowed(&mut rates, start + Duration::from_secs(1)), 8);
@@ -24,7 +24,7 @@ fn one_source_is_limited_to_its_burst_then_its_rate() {
 #[test]
 fn all_sources_are_bounded_in_total_rate_and_memory() {
     let start = clock::now();
-    let mut rates = RateLimiter::new(PING_LIMITS, start);
+    let mut rates = RateLimiter::new(PING_LIMITS);
     let many = u32::try_from(SOURCES_MAX).expect("small") * 2;
     let allowed = (0..many).filter(|n| rates.allow(source(*n), start)).count();
     assert_eq!(allowed, usize::try_from(PINGS_PER_S).expect("small"));
@@ -217,7 +217,7 @@ fn stop_forwarder(to: mpsc::Sender<Datagram>) -> (StopContext, StopForwarder) {
 #[test]
 fn forged_stops_are_rate_limited_in_total() {
     let start = clock::now();
-    let mut rates = RateLimiter::new(STOP_LIMITS, start);
+    let mut rates = RateLimiter::new(STOP_LIMITS);
     let allowed = (0..5_000)
         .filter(|n| rates.allow(source(*n % 900), start))
         .count();

@@ -21,7 +21,6 @@ pub mod peer;
 #[cfg(test)]
 mod peer_tests;
 mod pending;
-pub mod rate;
 mod readings;
 mod send_queue;
 pub mod server;
@@ -36,7 +35,6 @@ pub use peer::{
     Event, PENDING_MAX, PeerState, QUEUE_BYTES_MAX, QUEUE_MESSAGES_MAX, ReconnectPolicy, RequestError,
     ResponseBody, SendError,
 };
-pub use rate::TokenBucket;
 
 /// Where the server listens.
 pub const SERVER_PORT: u16 = 25_000;
